@@ -1,1 +1,21 @@
-//! x
+//! The operator that takes a team through the migration of a live credit system on PostgreSQL.
+//!
+//! ```text
+//!   kubectl / Argo CD                  watch                       Job (one per step)
+//!  CreditMigration ───────┐   ┌──────────────────────┐   ┌────────────────────────────────┐
+//!  MigrationDecision ─────┼──>│ controller::observe  │   │ runner::*                      │
+//!  ConfigMap, Deployment ─┘   │        │             │   │ pg_dump, SQL, S3, HTTP probes  │
+//!                             │ machine::decide      │   └───────────────┬────────────────┘
+//!                             │        │ pure        │                   │ status
+//!                             │ persist status       │   MigrationRun <──┘
+//!                             │        │             │<──watch──┘  ^
+//!                             │ controller::execute  │─────────────┘ spec (orders)
+//!                             └──────────────────────┘
+//! ```
+//!
+//! The controller talks to the Kubernetes API and to nothing else; the runner holds the secrets and
+//! can do no more in the cluster than report on its own `MigrationRun`.
+//! [`api`], [`machine`] and [`controller::jobs`] are pure: no client, no runtime, no clock.
+
+pub mod api;
+pub mod runner;

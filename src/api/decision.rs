@@ -1,0 +1,69 @@
+//! `MigrationDecision`: one person's word on one migration. Immutable, so it is also the record.
+
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// One person's word on one migration.
+#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[kube(
+    group = "creditmigration.io",
+    version = "v1alpha1",
+    kind = "MigrationDecision",
+    plural = "migrationdecisions",
+    shortname = "cmdec",
+    category = "creditmigration",
+    namespaced,
+    derive = "PartialEq",
+    doc = "One person's word on one CreditMigration: immutable, so it is also the record.",
+    printcolumn(name = "Migration", type_ = "string", json_path = ".spec.migration"),
+    printcolumn(name = "Decision", type_ = "string", json_path = ".spec.decision"),
+    printcolumn(name = "By", type_ = "string", json_path = ".spec.by"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".spec.reason"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[x_kube(
+    validation = Rule::new("self == oldSelf").message("a decision is immutable: create another one"),
+    validation = Rule::new("!(self.decision in ['Execute', 'Ready', 'Keep']) || (has(self.digest) && self.digest.startsWith('sha256:'))")
+        .message("Execute, Ready and Keep need spec.digest: kubectl get creditmigration NAME -o jsonpath='{.status.plan.digest}'")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct MigrationDecisionSpec {
+    /// Name of the `CreditMigration` in the same namespace.
+    #[schemars(length(min = 1, max = 253))]
+    pub migration: String,
+    /// `metadata.uid` of that migration: a decision does not carry over to a new object of the same name.
+    #[serde(rename = "migrationUID")]
+    #[schemars(length(min = 1, max = 64))]
+    pub migration_uid: String,
+    /// What is decided.
+    pub decision: Decision,
+    /// User name of the person; an admission policy holds it to the name of the request.
+    #[schemars(length(min = 1, max = 253))]
+    pub by: String,
+    /// Why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub reason: Option<String>,
+    /// `status.plan.digest` of what is approved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128))]
+    pub digest: Option<String>,
+}
+
+/// What is decided.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Run this plan. Needs the digest.
+    Execute,
+    /// Present for the execution. Needs the digest.
+    Ready,
+    /// Do not run this plan.
+    Reject,
+    /// Stop. Before the window nothing was changed; inside it the change is undone.
+    Abort,
+    /// Go back to the old version. One person suffices.
+    Revert,
+    /// Keep the new version. Needs the digest.
+    Keep,
+}

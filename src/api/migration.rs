@@ -1,0 +1,449 @@
+//! `CreditMigration`: what a team wants; its status is the checklist, ticked off with evidence.
+
+use kube::{CustomResource, KubeSchema, core::Duration};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Check, CreditMigrationStatus};
+
+/// What is wanted: one change of a credit system's schema, from proven backup to monitored cut-over.
+///
+/// Everything that it refers to lives in its own namespace.
+#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[kube(
+    group = "creditmigration.io",
+    version = "v1alpha1",
+    kind = "CreditMigration",
+    plural = "creditmigrations",
+    shortname = "cmig",
+    category = "creditmigration",
+    namespaced,
+    status = "CreditMigrationStatus",
+    derive = "PartialEq",
+    doc = "A guarded migration of a live credit system on PostgreSQL, from proven backup to monitored cut-over.",
+    validation = Rule::new("self.metadata.name.size() <= 40")
+        .message("metadata.name must have at most 40 characters: names of Jobs are derived from it"),
+    validation = Rule::new("!has(oldSelf.status) || !has(oldSelf.status.phase) || !(oldSelf.status.phase in ['Executing', 'Validating', 'Monitoring', 'RollingBack', 'RollbackFailed', 'Completed', 'RolledBack', 'Cancelled']) || self.spec == oldSelf.spec")
+        .message("spec is immutable once the migration window was opened or the migration has ended; to undo it create a MigrationDecision with decision Revert, to change course create a new CreditMigration"),
+    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
+    printcolumn(name = "Step", type_ = "string", json_path = ".status.progress"),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
+    printcolumn(name = "Approvals", type_ = "string", json_path = ".status.approvals"),
+    printcolumn(name = "Writes", type_ = "string", json_path = ".status.writes"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct CreditMigrationSpec {
+    /// User name (as the API server knows it) of the author. The author's own approval does not count.
+    #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("requestedBy is immutable: the author cannot be changed after the fact"))]
+    pub requested_by: String,
+    /// The database to migrate, and how the runner reaches it.
+    pub database: Database,
+    /// Tables and columns that hold the credits.
+    #[serde(default)]
+    pub credits: Credits,
+    /// The SQL, its way back, and how both are verified.
+    pub migration: Migration,
+    /// The application and the flag that chooses its version.
+    pub application: Application,
+    /// Where the backup goes.
+    pub backup: Backup,
+    /// Where the rehearsal takes place.
+    #[serde(default)]
+    pub rehearsal: Rehearsal,
+    /// Who must agree.
+    #[serde(default)]
+    pub approval: Approval,
+    /// The read-only window.
+    #[serde(default)]
+    pub window: Window,
+    /// Checks right after the cut-over; all must pass at its end.
+    #[serde(default = "Stage::validation")]
+    pub validation: Stage,
+    /// Checks that watch the new version before the migration counts as completed.
+    #[serde(default = "Stage::monitoring")]
+    pub monitoring: Stage,
+    /// What happens when a check's limit is breached.
+    #[serde(default)]
+    pub rollback: Rollback,
+    /// The Jobs' pods.
+    #[serde(default)]
+    pub runner: Runner,
+}
+
+/// Key of a Secret in the migration's namespace.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct KeyRef {
+    /// Name of the object.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// Key in its data.
+    #[schemars(length(min = 1, max = 253))]
+    pub key: String,
+}
+
+/// Name of a Secret in the migration's namespace.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct NameRef {
+    /// Name of the object.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+}
+
+/// The database to migrate.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Database {
+    /// Name of the database; must be the one in the connection URL.
+    #[schemars(length(min = 1, max = 63))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("database.name is immutable: create a new CreditMigration for another database"))]
+    pub name: String,
+    /// How the runner connects: directly, not through a pooler.
+    pub connection: Connection,
+    /// Roles as which the application connects. Their sessions are ended when the window opens.
+    #[schemars(length(min = 1, max = 16))]
+    pub application_roles: Vec<String>,
+}
+
+/// How the runner connects to the database.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Connection {
+    /// Secret key with a URL `postgresql://role:password@host:port/database?sslmode=verify-full`.
+    pub secret_ref: KeyRef,
+    /// Secret key with the PEM certificates of the authorities to trust; the public ones when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_secret_ref: Option<KeyRef>,
+}
+
+/// Tables and columns that hold the credits. Defaults are the names of the checklist.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct Credits {
+    /// One row per user.
+    #[serde(default)]
+    pub balances: Balances,
+    /// One row per change of a balance.
+    #[serde(default)]
+    pub transactions: Transactions,
+}
+
+/// The table of balances.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Balances {
+    /// Table, optionally with its schema: `user_credits` or `billing.user_credits`.
+    #[schemars(length(min = 1, max = 127))]
+    pub table: String,
+    /// Column with the user, unique in the table.
+    #[schemars(length(min = 1, max = 63))]
+    pub user_column: String,
+    /// Column with the balance, any exact numeric type.
+    #[schemars(length(min = 1, max = 63))]
+    pub balance_column: String,
+    /// Column with the purchased credits; only read before the migration.
+    #[schemars(length(min = 1, max = 63))]
+    pub purchased_column: String,
+}
+
+impl Default for Balances {
+    fn default() -> Self {
+        Self {
+            table: "user_credits".into(),
+            user_column: "user_id".into(),
+            balance_column: "balance".into(),
+            purchased_column: "purchased_credits".into(),
+        }
+    }
+}
+
+/// The table of transactions.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Transactions {
+    /// Table, optionally with its schema.
+    #[schemars(length(min = 1, max = 127))]
+    pub table: String,
+    /// Column with the user.
+    #[schemars(length(min = 1, max = 63))]
+    pub user_column: String,
+    /// Column with the kind of transaction.
+    #[schemars(length(min = 1, max = 63))]
+    pub type_column: String,
+    /// Column with the signed amount in credits.
+    #[schemars(length(min = 1, max = 63))]
+    pub amount_column: String,
+    /// Column with the time of the transaction.
+    #[schemars(length(min = 1, max = 63))]
+    pub created_at_column: String,
+}
+
+impl Default for Transactions {
+    fn default() -> Self {
+        Self {
+            table: "credit_transactions".into(),
+            user_column: "user_id".into(),
+            type_column: "type".into(),
+            amount_column: "amount".into(),
+            created_at_column: "created_at".into(),
+        }
+    }
+}
+
+/// One file of SQL.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct SqlSource {
+    /// ConfigMap key with the SQL text.
+    pub config_map_key_ref: KeyRef,
+}
+
+/// The SQL, its way back, and how both are verified.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Migration {
+    /// The change. Runs in one transaction; may hold no `BEGIN`, `COMMIT` or psql command.
+    pub up: SqlSource,
+    /// The way back. Same rules.
+    pub down: SqlSource,
+    /// Query that proves the way back: at least one row, and no `false` in any boolean column.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verify_down: Option<String>,
+    /// Tables that must not exist in any schema after the change.
+    #[serde(default)]
+    #[schemars(length(max = 64))]
+    pub tables_gone: Vec<String>,
+    /// Further tables whose writes are blocked in the window, beside those of `credits` and `tablesGone`.
+    #[serde(default)]
+    #[schemars(length(max = 64))]
+    pub protected_tables: Vec<String>,
+    /// How long one statement may wait for a lock.
+    #[serde(default = "secs::<2>")]
+    #[x_kube(validation = Rule::new("duration(self) > duration('0s') && duration(self) <= duration('1m')").message("lockTimeout must be more than 0s and at most 1m, for example 2s"))]
+    pub lock_timeout: Duration,
+    /// How long one statement may run.
+    #[serde(default = "secs::<600>")]
+    #[x_kube(validation = Rule::new("duration(self) > duration('0s')").message("statementTimeout must be more than 0s, for example 10m"))]
+    pub statement_timeout: Duration,
+}
+
+/// The application and the flag that chooses its version.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Application {
+    /// The flag.
+    pub flag: Flag,
+    /// Workloads that read the flag and are restarted when it changes.
+    #[schemars(length(min = 1, max = 16))]
+    pub workloads: Vec<WorkloadRef>,
+    /// Asked for the running version during a switch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version_probe: Option<VersionProbe>,
+}
+
+/// ConfigMap key that chooses the version of the application.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[x_kube(validation = Rule::new("self.from != self.to").message("flag.from and flag.to must differ, for example v1 and v2"))]
+#[serde(rename_all = "camelCase")]
+pub struct Flag {
+    /// The key.
+    pub config_map_key_ref: KeyRef,
+    /// Value before the migration.
+    #[serde(default = "v1")]
+    pub from: String,
+    /// Value after the migration.
+    #[serde(default = "v2")]
+    pub to: String,
+}
+
+/// Kind of workload.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WorkloadKind {
+    /// `apps/v1` Deployment.
+    Deployment,
+}
+
+/// A workload in the migration's namespace.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkloadRef {
+    /// Its kind.
+    pub kind: WorkloadKind,
+    /// Its name.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+}
+
+/// URL that answers with the application's running version.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct VersionProbe {
+    /// Address, called from the migration's namespace without following redirects.
+    #[x_kube(validation = Rule::new("self.startsWith('http://') || self.startsWith('https://')").message("url must begin with http:// or https://"))]
+    pub url: String,
+    /// JSONPath (RFC 9535) to the version in the answer.
+    #[serde(default = "running")]
+    pub json_path: String,
+}
+
+/// Where the backup goes.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Backup {
+    /// The object store.
+    pub store: Store,
+}
+
+/// An S3-compatible object store.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Store {
+    /// Bucket and prefix: `s3://backups/credit-migration/`.
+    #[x_kube(validation = Rule::new("self.startsWith('s3://') && self.size() > 5").message("url must be s3://BUCKET/PREFIX/, for example s3://backups/credit-migration/"))]
+    pub url: String,
+    /// Address of the S3 API; the provider's own when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self.startsWith('https://') || self.startsWith('http://')").message("endpoint must begin with https:// (or http:// for a test)"))]
+    pub endpoint: Option<String>,
+    /// Region.
+    #[serde(default = "region")]
+    pub region: String,
+    /// Secret with keys `accessKeyId`, `secretAccessKey` and, for a private authority, `ca.crt`.
+    pub secret_ref: NameRef,
+}
+
+/// Where the rehearsal takes place.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Rehearsal {
+    /// Scratch database on the same server: made, used and dropped by the operator. Must not exist before.
+    #[schemars(length(min = 1, max = 63))]
+    pub database: String,
+}
+
+impl Default for Rehearsal {
+    fn default() -> Self {
+        Self { database: "test_credit_migration".into() }
+    }
+}
+
+/// Who must agree.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Approval {
+    /// Distinct people beside the author who approve the plan's digest. At least 2, by the checklist's second reminder.
+    #[schemars(range(min = 2, max = 10))]
+    pub required: u32,
+}
+
+impl Default for Approval {
+    fn default() -> Self {
+        Self { required: 2 }
+    }
+}
+
+/// The read-only window.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Window {
+    /// Longest time for which writes may stay blocked before the migration is undone.
+    #[serde(default = "secs::<300>")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('5s') && duration(self) <= duration('1h')").message("maxDuration must be between 5s and 1h, for example 5m"))]
+    pub max_duration: Duration,
+}
+
+impl Default for Window {
+    fn default() -> Self {
+        Self { max_duration: secs::<300>() }
+    }
+}
+
+/// A stretch of time with its checks.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Stage {
+    /// How long it takes.
+    #[x_kube(validation = Rule::new("duration(self) >= duration('0s')").message("duration must not be negative, for example 30m"))]
+    pub duration: Duration,
+    /// What is looked at meanwhile.
+    #[serde(default)]
+    #[schemars(length(max = 32))]
+    #[x_kube(validation = Rule::new("self.all(c, self.exists_one(d, d.name == c.name))").message("names of checks must be unique"))]
+    pub checks: Vec<Check>,
+}
+
+impl Stage {
+    /// 30 minutes, the checklist's phase 3.
+    fn validation() -> Self {
+        Self { duration: secs::<1800>(), checks: vec![] }
+    }
+    /// 2 hours, the checklist's phase 4.
+    fn monitoring() -> Self {
+        Self { duration: secs::<7200>(), checks: vec![] }
+    }
+}
+
+/// Whether the operator may go back by itself after the window.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum RollbackPolicy {
+    /// A breached check with `onBreach: Rollback` starts the rollback.
+    #[default]
+    Automatic,
+    /// A breached check only holds the migration; a person decides.
+    Manual,
+}
+
+/// What happens when a check's limit is breached.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Rollback {
+    /// Who starts it.
+    pub policy: RollbackPolicy,
+}
+
+/// The Jobs' pods.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Runner {
+    /// How often a step before the window is tried before the migration fails.
+    #[serde(default = "Runner::default_max_attempts")]
+    #[schemars(range(min = 1, max = 10))]
+    pub max_attempts: u32,
+    /// How long a step before the window may take.
+    #[serde(default = "secs::<21600>")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('10s')").message("stepTimeout must be at least 10s, for example 6h"))]
+    pub step_timeout: Duration,
+}
+
+impl Default for Runner {
+    fn default() -> Self {
+        Self { max_attempts: Self::default_max_attempts(), step_timeout: secs::<21600>() }
+    }
+}
+
+impl Runner {
+    fn default_max_attempts() -> u32 {
+        3
+    }
+}
+
+/// `N` seconds; a function for serde's defaults.
+fn secs<const N: u64>() -> Duration {
+    std::time::Duration::from_secs(N).into()
+}
+fn v1() -> String {
+    "v1".into()
+}
+fn v2() -> String {
+    "v2".into()
+}
+fn running() -> String {
+    "$.running".into()
+}
+fn region() -> String {
+    "us-east-1".into()
+}

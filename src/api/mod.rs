@@ -1,0 +1,29 @@
+//! The three kinds of group `creditmigration.io/v1alpha1`: serde types, schemas, CEL rules. Pure.
+
+mod checks;
+mod decision;
+mod migration;
+pub mod mounts;
+mod reason;
+mod run;
+mod status;
+
+pub use checks::*;
+pub use decision::*;
+pub use migration::*;
+pub use reason::*;
+pub use run::*;
+pub use status::*;
+
+/// API group of all kinds.
+pub const GROUP: &str = "creditmigration.io";
+
+/// Finalizer which keeps a `CreditMigration` until its window is closed and its guards are removed.
+pub const FINALIZER: &str = "creditmigration.io/window-closed";
+
+/// Pod template annotation that restarts a workload for one switch; its value names migration and direction,
+/// so that each pod tells which switch it was started after.
+pub const RESTARTED_FOR: &str = "creditmigration.io/restarted-for";
+
+/// Point in time, RFC 3339 in UTC.
+pub type Time = jiff::Timestamp;

@@ -1,0 +1,29 @@
+//! Where a runner's pod finds what the migration's spec names. Written by the job builder, read by the runner.
+//!
+//! Each mount is optional, so that a missing Secret or key becomes the runner's message instead of a pod that never starts.
+
+/// Folder of all mounts.
+pub const ROOT: &str = "/etc/credit-migration";
+/// Connection URL, below [`ROOT`].
+pub const DATABASE_URL: &str = "database/url";
+/// PEM certificates of the authorities to trust for the database, below [`ROOT`].
+pub const DATABASE_CA: &str = "database-ca/ca.crt";
+/// Access key of the store, below [`ROOT`].
+pub const STORE_ACCESS_KEY_ID: &str = "store/accessKeyId";
+/// Secret key of the store, below [`ROOT`].
+pub const STORE_SECRET_ACCESS_KEY: &str = "store/secretAccessKey";
+/// PEM certificates of the authorities to trust for the store, below [`ROOT`]; may be absent.
+pub const STORE_CA: &str = "store/ca.crt";
+/// Up SQL, below [`ROOT`].
+pub const UP_SQL: &str = "sql/up.sql";
+/// Down SQL, below [`ROOT`].
+pub const DOWN_SQL: &str = "sql/down.sql";
+
+/// Environment variable with the name of the `MigrationRun`.
+pub const ENV_RUN: &str = "MIGRATION_RUN";
+/// Environment variable with its namespace.
+pub const ENV_NAMESPACE: &str = "MIGRATION_NAMESPACE";
+/// Environment variable with the pod's name.
+pub const ENV_POD: &str = "POD_NAME";
+/// Environment variable that replaces [`ROOT`], for tests outside of a pod.
+pub const ENV_ROOT: &str = "CREDIT_MIGRATION_ROOT";

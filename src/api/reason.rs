@@ -1,0 +1,119 @@
+//! Why a task failed: one list for runner, machine, conditions and documentation.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+macro_rules! reasons {
+    ($($(#[doc = $doc:literal])+ $name:ident: $retry:ident,)+) => {
+        /// Why a task failed. The name is what users see in conditions and events.
+        #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Reason { $($(#[doc = $doc])+ $name,)+ }
+
+        impl Reason {
+            /// Every reason, for documentation and tests.
+            pub const ALL: &[Reason] = &[$(Reason::$name,)+];
+
+            /// Its name, CamelCase.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Reason::$name => stringify!($name),)+ }
+            }
+
+            /// What trying again can do.
+            pub fn retry(self) -> Retry {
+                match self { $(Reason::$name => Retry::$retry,)+ }
+            }
+        }
+    };
+}
+
+/// What trying the same task again can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retry {
+    /// The cause may pass by itself, or be mended outside of the spec.
+    May,
+    /// The same inputs fail again: somebody must change the SQL or the spec.
+    Never,
+}
+
+reasons! {
+    /// A Secret or one of its keys is missing.
+    SecretKeyMissing: May,
+    /// A connection URL cannot be used as it stands.
+    ConnectionInvalid: May,
+    /// The database server cannot be reached.
+    HostUnreachable: May,
+    /// The server's certificate is not trusted.
+    CertificateNotTrusted: May,
+    /// Role or password were refused.
+    AuthenticationFailed: May,
+    /// The connection leads to another database than `database.name`.
+    WrongDatabase: May,
+    /// The server is newer than pg_dump.
+    ServerTooNew: Never,
+    /// The role lacks a privilege.
+    PrivilegeMissing: May,
+    /// A role is missing.
+    RoleMissing: May,
+    /// A table is missing.
+    TableMissing: May,
+    /// A column is missing, or has a wrong type.
+    ColumnMissing: May,
+    /// Another migration holds the database.
+    DatabaseInUse: May,
+    /// The scratch database of the rehearsal exists already and is not the operator's.
+    ScratchDatabaseExists: May,
+    /// The SQL is not what the controller saw.
+    SqlChanged: May,
+    /// The SQL cannot be parsed.
+    SqlSyntaxError: Never,
+    /// The SQL holds a psql command.
+    SqlMetaCommand: Never,
+    /// The SQL begins or ends transactions by itself.
+    SqlTransactionControl: Never,
+    /// A statement needs to run outside a transaction.
+    SqlOutsideTransaction: Never,
+    /// A statement failed.
+    SqlFailed: Never,
+    /// A table of `tablesGone` is still there.
+    TablesNotGone: Never,
+    /// Balances changed that nothing explains.
+    BalancesUnexplained: Never,
+    /// The bucket is missing.
+    BucketMissing: May,
+    /// The bucket refused access.
+    BucketDenied: May,
+    /// The store cannot be reached.
+    StoreUnreachable: May,
+    /// The object is not what was uploaded.
+    BackupAltered: May,
+    /// The archive cannot be read to its end.
+    BackupUnreadable: May,
+    /// pg_dump or pg_restore failed.
+    DumpFailed: May,
+    /// The way back did not lead back.
+    RollbackNotEqual: Never,
+    /// `verifyDown` answered false, or nothing.
+    VerifyDownFailed: Never,
+    /// A lock was not to be had in time.
+    LockTimeout: May,
+    /// A write went through although the window was closed.
+    WritesNotBlocked: May,
+    /// A connection was lost in the middle.
+    ConnectionLost: May,
+    /// The window's deadline passed.
+    DeadlinePassed: May,
+    /// The task's pods ended without a report.
+    PodFailed: May,
+    /// The task took longer than allowed.
+    StepTimeout: May,
+    /// A version probe or check could not be carried out.
+    ProbeFailed: May,
+    /// A defect of the operator.
+    Internal: May,
+}
+
+impl std::fmt::Display for Reason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}

@@ -1,0 +1,235 @@
+//! Status of a `CreditMigration`: the checklist, ticked off with evidence.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    BackupEvidence, BaselineEvidence, CheckResult, Comparison, RehearsalEvidence, Task, Time, VerificationEvidence,
+};
+
+/// Where a migration stands.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
+#[serde(rename_all = "camelCase", default)]
+pub struct CreditMigrationStatus {
+    /// Generation of the spec that this status speaks of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Phase.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub phase: Option<Phase>,
+    /// Step that is under way, or was last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub step: Option<Step>,
+    /// Position and name of the step: `8/19 Approve`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub progress: Option<String>,
+    /// People who approved, of those needed: `1/2`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub approvals: Option<String>,
+    /// Whether the application can write.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub writes: Option<Writes>,
+    /// What would be run, and its digest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plan: Option<Plan>,
+    /// Image of the runner, pinned at the start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub runner_image: Option<String>,
+    /// Each step that was begun, in order.
+    pub steps: Vec<StepStatus>,
+    /// Names of those whose approval counts.
+    pub approved_by: Vec<String>,
+    /// Statistics before the migration.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub baseline: Option<BaselineEvidence>,
+    /// The backup.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backup: Option<BackupEvidence>,
+    /// The backup as it was read back.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verification: Option<VerificationEvidence>,
+    /// The rehearsal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rehearsal: Option<RehearsalEvidence>,
+    /// The window, there and back.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub window: Option<WindowStatus>,
+    /// Checks of the current or last stage.
+    pub checks: Vec<CheckResult>,
+    /// Why and by whom the way back was begun.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rollback: Option<RollbackStatus>,
+    /// Ready, BackupVerified, RehearsalPassed, WritesBlocked; Reconciling and Stalled while true.
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+}
+
+/// Phase of a migration.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Phase {
+    /// Looks, saves, rehearses. Nothing of the application is changed.
+    Preparing,
+    /// Waits for people.
+    AwaitingApproval,
+    /// The window is being opened, is open, or is being closed.
+    Executing,
+    /// The new version runs; the checks of the first half hour.
+    Validating,
+    /// The new version runs; watched for breaches.
+    Monitoring,
+    /// The new version stays.
+    Completed,
+    /// On the way back.
+    RollingBack,
+    /// The old version runs again; nothing was lost.
+    RolledBack,
+    /// The way back failed: writes stay blocked, a person is needed.
+    RollbackFailed,
+    /// Preparation failed: nothing was changed.
+    Failed,
+    /// Called off before the window: nothing was changed.
+    Cancelled,
+}
+
+/// A step of the procedure.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Step {
+    /// Everything that is referred to is there and fits.
+    Preflight,
+    /// Statistics and every user's balance.
+    Baseline,
+    /// Dump in the bucket.
+    Backup,
+    /// Dump read back to its end.
+    VerifyBackup,
+    /// Whole procedure on a copy.
+    Rehearse,
+    /// People agree.
+    Approve,
+    /// Writes blocked, with proof.
+    OpenWindow,
+    /// SQL committed.
+    Migrate,
+    /// Tables and balances checked.
+    VerifyMigration,
+    /// Flag and rollout.
+    SwitchApplication,
+    /// Writes open.
+    CloseWindow,
+    /// Checks of the validation stage.
+    Validate,
+    /// Checks of the monitoring stage.
+    Monitor,
+    /// Way back: writes blocked, with proof.
+    ReopenWindow,
+    /// Way back: flag and rollout.
+    SwitchBack,
+    /// Way back: SQL committed.
+    RollbackSql,
+    /// Way back: proven equal.
+    VerifyRollback,
+    /// Way back: writes open.
+    ReleaseWindow,
+    /// Guards removed from the database.
+    Cleanup,
+}
+
+/// Whether the application can write to the protected tables.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writes {
+    /// It can.
+    Open,
+    /// It cannot.
+    Blocked,
+}
+
+/// What would be run.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Plan {
+    /// SHA-256 over spec, SQL, image, backup and rehearsal. What people approve. Empty until the rehearsal passed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+    /// Generation of the spec.
+    pub generation: i64,
+    /// SHA-256 of the up SQL.
+    pub up_sha256: String,
+    /// SHA-256 of the down SQL.
+    pub down_sha256: String,
+}
+
+/// A step that was begun.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct StepStatus {
+    /// Which.
+    pub name: Step,
+    /// How it stands.
+    pub state: StepState,
+    /// Try, from 1.
+    pub attempt: u32,
+    /// Begin of the first try.
+    pub started_at: Time,
+    /// End.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<Time>,
+    /// When it is tried again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_at: Option<Time>,
+    /// CamelCase reason of a failure or a wait.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Evidence, or what is wrong and the next command.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+/// How a step stands.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StepState {
+    /// Under way.
+    Running,
+    /// Done, with evidence.
+    Succeeded,
+    /// Ended without success.
+    Failed,
+}
+
+/// The window, there and back.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
+#[serde(rename_all = "camelCase", default)]
+pub struct WindowStatus {
+    /// Task that carries it, `Window` or `RollbackWindow`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub task: Option<Task>,
+    /// When writes were refused for the first time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub blocked_at: Option<Time>,
+    /// When it must be over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<Time>,
+    /// When writes were allowed again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub released_at: Option<Time>,
+    /// The flag was, or may have been, set to `to`.
+    pub switched: bool,
+    /// The full comparison after the commit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub comparison: Option<Comparison>,
+}
+
+/// Why and by whom the way back was begun.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct RollbackStatus {
+    /// `TriggerFired`, `Revert`, `Abort`, `DeadlinePassed`, `MigrationFailed`, `Deleted`.
+    pub cause: String,
+    /// Details: the check and its value, or the person and the reason.
+    pub message: String,
+    /// When.
+    pub started_at: Time,
+    /// Users whose balance was written on the new version before the way back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub users_written_since: Option<u64>,
+}

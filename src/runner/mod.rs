@@ -1,0 +1,6 @@
+//! What runs in Jobs: it holds the secrets, does the work, and reports to its own `MigrationRun`.
+
+mod failure;
+pub mod postgres;
+
+pub use failure::Failure;
