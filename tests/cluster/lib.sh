@@ -1,0 +1,58 @@
+# shellcheck shell=bash
+# Sourced by the scripts of this folder: where things are, how an artefact gets into the cache.
+
+shopt -s inherit_errexit   # else a failure inside $(...) goes unseen
+
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck disable=SC2034  # used by the scripts that source this file
+PROJECT=$(cd "$HERE/../.." && pwd)
+CACHE=${CREDIT_MIGRATION_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/credit-migration-operator}
+export STATE=${STATE:-/var/tmp/credit-migration-cluster}
+
+log() { echo "$(basename "$0"): $*" >&2; }
+die() { log "$*"; exit 1; }
+
+# The key of an artefact: one hash over strings and over the contents of files (given as @path).
+key() {
+  local input
+  for input in "$@"; do
+    case $input in
+    @*) sha256sum <"${input#@}" ;;
+    *) printf '%s\n' "$input" ;;
+    esac
+  done | sha256sum | cut -c1-32
+}
+
+# cached NAME KEY BUILD: prints the folder of the artefact; if it is missing, BUILD is called with an empty folder to fill.
+# The folder gets its name only when BUILD has succeeded, so an aborted build never looks complete.
+cached() {
+  local name=$1 key=$2 build=$3 target=$CACHE/$1/$2
+  if [ ! -d "$target" ]; then
+    mkdir -p "$CACHE/$name"
+    (
+      # two callers must not both spend ten minutes on the same artefact
+      exec 9>"$CACHE/$name/lock"
+      flock 9
+      [ ! -d "$target" ] || exit 0
+      rm -rf "$CACHE/$name/"partial.*      # of builds that were killed; the lock says that none is running
+      partial=$(mktemp -d "$CACHE/$name/partial.XXXXXX")
+      trap 'rm -rf "$partial"' EXIT
+      log "building $name ($key)"
+      # not `if "$build"` or `"$build" ||`: either would switch off -e inside the function
+      "$build" "$partial" >&2 9>&-
+      chmod 755 "$partial"
+      mv -T "$partial" "$target"
+    )
+  fi
+  echo "$target"
+}
+
+# wait_until SECONDS WHAT COMMAND...: waits for a state, with a deadline
+wait_until() {
+  local deadline=$((SECONDS + $1)) what=$2
+  shift 2
+  until "$@" >/dev/null 2>&1; do
+    [ $SECONDS -lt "$deadline" ] || { log "timed out waiting for $what"; return 1; }
+    sleep 0.1
+  done
+}
