@@ -69,7 +69,9 @@ pub enum ConfigError {
     Url(tokio_postgres::Error),
     #[error("DATABASE_URL: sslmode {0} is not known")]
     SslMode(String),
-    #[error("DATABASE_URL asks for sslmode={0}: set DATABASE_CA_FILE (or sslrootcert), the server's certificate is always verified")]
+    #[error(
+        "DATABASE_URL asks for sslmode={0}: set DATABASE_CA_FILE (or sslrootcert), the server's certificate is always verified"
+    )]
     NoAuthority(String),
     #[error("DATABASE_CA_FILE is set, but DATABASE_URL says sslmode=disable")]
     Contradiction,
@@ -84,7 +86,10 @@ pub enum ConfigError {
 /// How to connect: with a file of authorities by TLS and verified in full, without one in plain text.
 ///
 /// `tokio_postgres` knows neither `verify-full` nor `sslrootcert`, so these are taken out of the URL here.
-pub fn connection(url: &str, ca_file: Option<PathBuf>) -> Result<(tokio_postgres::Config, Option<PathBuf>), ConfigError> {
+pub fn connection(
+    url: &str,
+    ca_file: Option<PathBuf>,
+) -> Result<(tokio_postgres::Config, Option<PathBuf>), ConfigError> {
     let (base, query) = url.split_once('?').unwrap_or((url, ""));
     let (mut mode, mut ca_file, mut rest) = (None, ca_file.filter(|path| !path.as_os_str().is_empty()), Vec::new());
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
@@ -94,10 +99,14 @@ pub fn connection(url: &str, ca_file: Option<PathBuf>) -> Result<(tokio_postgres
             _ => rest.push(pair),
         }
     }
-    let mut config = tokio_postgres::Config::from_str(&format!("{base}?{}", rest.join("&"))).map_err(ConfigError::Url)?;
+    let rest = rest.join("&");
+    let url = if rest.is_empty() { base.to_owned() } else { format!("{base}?{rest}") };
+    let mut config = tokio_postgres::Config::from_str(&url).map_err(ConfigError::Url)?;
     match (mode, &ca_file) {
         (Some("disable"), Some(_)) => return Err(ConfigError::Contradiction),
-        (Some(mode @ ("require" | "verify-ca" | "verify-full")), None) => return Err(ConfigError::NoAuthority(mode.to_owned())),
+        (Some(mode @ ("require" | "verify-ca" | "verify-full")), None) => {
+            return Err(ConfigError::NoAuthority(mode.to_owned()));
+        }
         (None | Some("disable" | "allow" | "prefer" | "require" | "verify-ca" | "verify-full"), _) => {}
         (Some(mode), _) => return Err(ConfigError::SslMode(mode.to_owned())),
     }
@@ -115,13 +124,18 @@ mod tests {
     #[case::plain("postgres://app@db/credits", None, Ok(None))]
     #[case::ca_file("postgres://app@db/credits", Some("/ca"), Ok(Some("/ca")))]
     #[case::ca_in_url("postgres://app@db/credits?sslmode=verify-full&sslrootcert=%2Fca", None, Ok(Some("/ca")))]
+    #[case::others_are_kept("postgres://app@db?dbname=credits&sslmode=disable", None, Ok(None))]
     #[case::file_wins("postgres://app@db/credits?sslrootcert=/other", Some("/ca"), Ok(Some("/ca")))]
     #[case::empty_file("postgres://app@db/credits?sslmode=prefer", Some(""), Ok(None))]
     #[case::no_authority("postgres://app@db/credits?sslmode=require", None, Err("DATABASE_CA_FILE"))]
     #[case::contradiction("postgres://app@db/credits?sslmode=disable", Some("/ca"), Err("sslmode=disable"))]
     #[case::unknown_mode("postgres://app@db/credits?sslmode=maybe", None, Err("maybe is not known"))]
     #[case::broken("postgres://app@db:port/credits", None, Err("DATABASE_URL"))]
-    fn tls_follows_url_and_file(#[case] url: &str, #[case] ca: Option<&str>, #[case] expected: Result<Option<&str>, &str>) {
+    fn tls_follows_url_and_file(
+        #[case] url: &str,
+        #[case] ca: Option<&str>,
+        #[case] expected: Result<Option<&str>, &str>,
+    ) {
         match (connection(url, ca.map(PathBuf::from)), expected) {
             (Ok((config, ca)), Ok(expected)) => {
                 assert_eq!(ca, expected.map(PathBuf::from));

@@ -20,9 +20,12 @@ pub fn monthly_credits(plan: &str) -> Result<i64, Failure> {
 pub async fn credits(client: &Client, user_id: i64) -> Result<Credits, Failure> {
     let query = "SELECT balance, purchased_credits FROM user_credits WHERE user_id = $1";
     match client.query_typed_opt(query, &[(&user_id, Type::INT8)]).await.map_err(Failure::from) {
-        Ok(Some(row)) => {
-            Ok(Credits { user_id, balance: row.try_get(0)?, purchased_credits: Some(row.try_get(1)?), ..Credits::default() })
-        }
+        Ok(Some(row)) => Ok(Credits {
+            user_id,
+            balance: row.try_get(0)?,
+            purchased_credits: Some(row.try_get(1)?),
+            ..Credits::default()
+        }),
         Ok(None) => Ok(Credits { user_id, purchased_credits: Some(0), ..Credits::default() }),
         Err(failure) if failure.is_other_schema() => ledger::common_credits(client, user_id).await,
         Err(failure) => Err(failure),

@@ -31,7 +31,8 @@ pub async fn upgrade(tx: &Transaction<'_>, user_id: i64, plan: &str) -> Result<B
     if !present.try_get::<_, bool>(0)? {
         return credit_service::upgrade(tx, user_id, plan).await;
     }
-    let row = tx.query_typed_opt("SELECT monthly_credits FROM credit_plans WHERE plan = $1", &[(&plan, Type::TEXT)]).await?;
+    let row =
+        tx.query_typed_opt("SELECT monthly_credits FROM credit_plans WHERE plan = $1", &[(&plan, Type::TEXT)]).await?;
     let credits: i64 = row.ok_or(Failure::BadRequest("unknown plan"))?.try_get(0)?;
     let balance = ledger::subscribe(tx, user_id, plan, credits).await?;
     tx.execute_typed(

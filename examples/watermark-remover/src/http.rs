@@ -106,7 +106,11 @@ async fn credits(State(app): State<Arc<App>>, Bearer(token): Bearer) -> Result<J
     app.database.read(&ShowCredits { version: app.version, token }).await.map(Json)
 }
 
-async fn deduct(State(app): State<Arc<App>>, Bearer(token): Bearer, Json(request): Json<DeductRequest>) -> Result<Json<Balance>, Failure> {
+async fn deduct(
+    State(app): State<Arc<App>>,
+    Bearer(token): Bearer,
+    Json(request): Json<DeductRequest>,
+) -> Result<Json<Balance>, Failure> {
     let DeductRequest { amount, reason } = request;
     if !(1..=MAX_AMOUNT).contains(&amount) {
         return Err(Failure::BadRequest("amount must be from 1 to 1000000"));
@@ -117,7 +121,11 @@ async fn deduct(State(app): State<Arc<App>>, Bearer(token): Bearer, Json(request
     app.database.write(&Deduct { token, amount, reason }).await.map(Json)
 }
 
-async fn upgrade(State(app): State<Arc<App>>, Bearer(token): Bearer, Json(request): Json<UpgradeRequest>) -> Result<Json<Balance>, Failure> {
+async fn upgrade(
+    State(app): State<Arc<App>>,
+    Bearer(token): Bearer,
+    Json(request): Json<UpgradeRequest>,
+) -> Result<Json<Balance>, Failure> {
     app.database.write(&Upgrade { version: app.version, token, plan: request.plan }).await.map(Json)
 }
 
@@ -133,12 +141,17 @@ async fn healthz(State(app): State<Arc<App>>) -> Result<&'static str, Failure> {
 
 async fn scrape(State(app): State<Arc<App>>) -> Response {
     match app.metrics.encode() {
-        Ok(text) => ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text).into_response(),
+        Ok(text) => ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
+            .into_response(),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
 }
 
-async fn fail_on_purpose(State(app): State<Arc<App>>, request: axum::extract::Request, next: middleware::Next) -> Response {
+async fn fail_on_purpose(
+    State(app): State<Arc<App>>,
+    request: axum::extract::Request,
+    next: middleware::Next,
+) -> Response {
     match app.faults.next() {
         true => Failure::Injected.into_response(),
         false => next.run(request).await,

@@ -46,7 +46,8 @@ pub struct Balance {
 
 /// Finds the user of an email. Only reads, so that logins work while writes are paused.
 pub async fn login(client: &Client, email: &str) -> Result<Login, Failure> {
-    let row = client.query_typed_opt("SELECT api_token, id FROM users WHERE email = $1", &[(&email, Type::TEXT)]).await?;
+    let row =
+        client.query_typed_opt("SELECT api_token, id FROM users WHERE email = $1", &[(&email, Type::TEXT)]).await?;
     let row = row.ok_or(Failure::Unauthorized)?;
     Ok(Login { token: row.try_get(0)?, user_id: row.try_get(1)? })
 }
@@ -59,14 +60,18 @@ pub async fn user_of(client: &impl GenericClient, token: &str) -> Result<i64, Fa
 
 /// The balance alone, from the columns that both schemas have.
 pub async fn common_credits(client: &Client, user_id: i64) -> Result<Credits, Failure> {
-    let row = client.query_typed_opt("SELECT balance FROM user_credits WHERE user_id = $1", &[(&user_id, Type::INT8)]).await?;
+    let row = client
+        .query_typed_opt("SELECT balance FROM user_credits WHERE user_id = $1", &[(&user_id, Type::INT8)])
+        .await?;
     let balance = row.map(|row| row.try_get(0)).transpose()?.unwrap_or_default();
     Ok(Credits { user_id, balance, degraded: true, ..Credits::default() })
 }
 
 /// Takes `amount` credits from the balance, or fails with [`Failure::NotEnough`] and takes nothing.
 pub async fn deduct(tx: &Transaction<'_>, user_id: i64, amount: i64, reason: &str) -> Result<Balance, Failure> {
-    let row = tx.query_typed_opt("SELECT balance FROM user_credits WHERE user_id = $1 FOR UPDATE", &[(&user_id, Type::INT8)]).await?;
+    let row = tx
+        .query_typed_opt("SELECT balance FROM user_credits WHERE user_id = $1 FOR UPDATE", &[(&user_id, Type::INT8)])
+        .await?;
     let balance: i64 = row.map(|row| row.try_get(0)).transpose()?.unwrap_or_default();
     if balance < amount {
         return Err(Failure::NotEnough { balance });
@@ -102,6 +107,10 @@ pub async fn subscribe(tx: &Transaction<'_>, user_id: i64, plan: &str, credits: 
 async fn record(tx: &Transaction<'_>, user_id: i64, kind: &str, amount: i64, description: &str) -> Result<(), Failure> {
     let values: [(&(dyn ToSql + Sync), Type); 4] =
         [(&user_id, Type::INT8), (&kind, Type::TEXT), (&amount, Type::INT8), (&description, Type::TEXT)];
-    tx.execute_typed("INSERT INTO credit_transactions (user_id, type, amount, description) VALUES ($1, $2, $3, $4)", &values).await?;
+    tx.execute_typed(
+        "INSERT INTO credit_transactions (user_id, type, amount, description) VALUES ($1, $2, $3, $4)",
+        &values,
+    )
+    .await?;
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! The service: see the library for what it does, `README.md` for its settings.
 
-use std::{error::Error, sync::Arc, time::Duration};
+use std::{error::Error, process::ExitCode, sync::Arc, time::Duration};
 
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
@@ -12,12 +12,21 @@ const KEEP_ACCEPTING: Duration = Duration::from_secs(1);
 const GIVE_UP: Duration = Duration::from_secs(6);
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
-    let settings = Settings::parse();
+async fn main() -> ExitCode {
+    match serve(&Settings::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve(settings: &Settings) -> Result<(), Box<dyn Error>> {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt().json().with_env_filter(filter).init();
 
-    let app = Arc::new(http::App::new(&settings)?);
+    let app = Arc::new(http::App::new(settings)?);
     let listener = tokio::net::TcpListener::bind(settings.listen).await?;
     tracing::info!(version = %settings.credit_system_version, listen = %settings.listen, "serving");
 

@@ -62,7 +62,8 @@ pub fn union(mut spans: Vec<Span>) -> Vec<Span> {
 /// Seconds in all spans, and in the longest.
 pub fn total_and_longest(spans: &[Span]) -> (f64, f64) {
     let length = |span: &Span| span.end - span.start;
-    (spans.iter().map(length).sum(), spans.iter().map(length).fold(0.0, f64::max))
+    // Not `sum()`: that of nothing is -0.0, which looks odd in a report.
+    spans.iter().map(length).fold((0.0, 0.0), |(total, longest), length| (total + length, f64::max(longest, length)))
 }
 
 /// The `share` quantile (0 to 1) of sorted values by nearest rank; 0 if there are none.
@@ -91,7 +92,10 @@ mod tests {
     #[case::success_begun_before_does_not_end_it(&[(0.5, 5.0, Works), (1.0, 1.1, Fails), (2.0, 2.1, Works)], &[(1.0, 2.1)])]
     #[case::overlapping_are_merged(&[(0.0, 0.1, Fails), (1.0, 3.0, Works), (2.0, 2.1, Fails), (2.5, 4.0, Works)], &[(0.0, 4.0)])]
     #[case::silent_neither_opens_nor_closes(&[(0.0, 0.1, Silent), (1.0, 1.1, Fails), (2.0, 2.1, Silent), (3.0, 3.1, Works)], &[(1.0, 3.1)])]
-    fn outages_last_from_first_failure_to_next_success(#[case] requests: &[(f64, f64, Verdict)], #[case] expected: &[(f64, f64)]) {
+    fn outages_last_from_first_failure_to_next_success(
+        #[case] requests: &[(f64, f64, Verdict)],
+        #[case] expected: &[(f64, f64)],
+    ) {
         let requests: Vec<_> = requests.iter().map(|&(start, end, verdict)| (Span { start, end }, verdict)).collect();
         assert_eq!(outages(&requests), spans(expected));
     }

@@ -100,8 +100,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
     eprintln!("{} users logged in", tokens.len());
 
     let (stop, samples) = (AtomicBool::new(false), Mutex::default());
-    let traffic: &'static Traffic = Box::leak(Box::new(Traffic { client, url, tokens, start: Instant::now(), stop, samples }));
-    let workers: Vec<_> = (0..args.workers).map(|worker| tokio::spawn(traffic.work(worker, args.workers, args.rate))).collect();
+    let traffic: &'static Traffic =
+        Box::leak(Box::new(Traffic { client, url, tokens, start: Instant::now(), stop, samples }));
+    let workers: Vec<_> =
+        (0..args.workers).map(|worker| tokio::spawn(traffic.work(worker, args.workers, args.rate))).collect();
     let progress = args.progress.then(|| tokio::spawn(traffic.print_progress()));
     let duration = args.duration.map_or(Duration::MAX, Duration::from_secs_f64);
     tokio::select! {
@@ -137,7 +139,9 @@ async fn log_in_all(client: &Client, url: &str, users: u64, workers: u64) -> Res
             let deadline = Instant::now() + LOGIN_PATIENCE;
             let body = json!({ "email": format!("user{user}@example.com") });
             loop {
-                let answer = async { client.post(&url).json(&body).send().await?.error_for_status()?.json::<Value>().await }.await;
+                let answer =
+                    async { client.post(&url).json(&body).send().await?.error_for_status()?.json::<Value>().await }
+                        .await;
                 let error = match answer.as_ref().map(|answer| answer["token"].as_str()) {
                     Ok(Some(token)) => return Ok(token.to_owned()),
                     Ok(None) => "no token in the answer".to_owned(),
@@ -197,7 +201,9 @@ impl Traffic {
         let (client, url) = (&self.client, &self.url);
         let request = match kind {
             Kind::Read => client.get(format!("{url}/credits")),
-            Kind::Deduct => client.post(format!("{url}/credits/deduct")).json(&json!({ "amount": 1, "reason": "traffic" })),
+            Kind::Deduct => {
+                client.post(format!("{url}/credits/deduct")).json(&json!({ "amount": 1, "reason": "traffic" }))
+            }
             Kind::Upgrade => client.post(format!("{url}/subscription/upgrade")).json(&json!({ "plan": "basic" })),
         };
         let start = self.start.elapsed().as_secs_f64();
@@ -207,8 +213,12 @@ impl Traffic {
         };
         let (outcome, code) = match answer.await {
             // Not enough credits is an answer as well: the credit system works.
-            Ok((status @ (StatusCode::OK | StatusCode::PAYMENT_REQUIRED), _)) => (Outcome::Ok, status.as_str().to_owned()),
-            Ok((StatusCode::SERVICE_UNAVAILABLE, body)) if kind != Kind::Read && body["error"] == "writes are paused" => {
+            Ok((status @ (StatusCode::OK | StatusCode::PAYMENT_REQUIRED), _)) => {
+                (Outcome::Ok, status.as_str().to_owned())
+            }
+            Ok((StatusCode::SERVICE_UNAVAILABLE, body))
+                if kind != Kind::Read && body["error"] == "writes are paused" =>
+            {
                 (Outcome::Blocked, "503 writes are paused".to_owned())
             }
             Ok((status, _)) => (Outcome::Failed, status.as_str().to_owned()),
@@ -229,7 +239,9 @@ impl Traffic {
             each_second.tick().await;
             let new = self.samples(seen);
             seen += new.len();
-            let count = |write: bool, outcome| new.iter().filter(|s| (s.kind != Kind::Read) == write && s.outcome == outcome).count();
+            let count = |write: bool, outcome| {
+                new.iter().filter(|s| (s.kind != Kind::Read) == write && s.outcome == outcome).count()
+            };
             println!(
                 "{:6.1} s  reads {:4} ok {:3} failed  writes {:4} ok {:3} failed {:3} paused",
                 self.start.elapsed().as_secs_f64(),
@@ -343,7 +355,8 @@ fn count(samples: &[Sample], outcome: Outcome) -> usize {
 /// Sorted, of the requests that were answered as they should be.
 fn latencies(samples: &[Sample]) -> Vec<f64> {
     let answered = samples.iter().filter(|sample| sample.outcome == Outcome::Ok);
-    let mut milliseconds: Vec<f64> = answered.map(|sample| rounded((sample.span.end - sample.span.start) * 1000.0)).collect();
+    let mut milliseconds: Vec<f64> =
+        answered.map(|sample| rounded((sample.span.end - sample.span.start) * 1000.0)).collect();
     milliseconds.sort_by(f64::total_cmp);
     milliseconds
 }
@@ -383,7 +396,12 @@ mod tests {
 
     #[test]
     fn blocked_and_failed_writes_are_told_apart() {
-        let sample = |start: f64, kind, outcome, code: &str| Sample { kind, span: Span { start, end: start + 0.5 }, outcome, code: code.to_owned() };
+        let sample = |start: f64, kind, outcome, code: &str| Sample {
+            kind,
+            span: Span { start, end: start + 0.5 },
+            outcome,
+            code: code.to_owned(),
+        };
         let summary = Summary::of(vec![
             sample(5.0, Kind::Deduct, Outcome::Ok, "200"),
             sample(1.0, Kind::Deduct, Outcome::Blocked, "503 writes are paused"),
