@@ -20,7 +20,7 @@ RUN if ! pg_dump --version 2>/dev/null | grep -q ' 17\.' || ! command -v git >/d
     fi
 # libpq and git look the user up by number and fail where there is none. The root filesystem may be mounted read-only:
 # all that is written goes to /tmp, for which a pod brings a volume.
-RUN groupadd -g 65532 nonroot && useradd -u 65532 -g 65532 -M -d /tmp -s /usr/sbin/nologin nonroot
+RUN echo 'nonroot:x:65532:' >> /etc/group && echo 'nonroot:x:65532:65532::/tmp:/usr/sbin/nologin' >> /etc/passwd
 ENV HOME=/tmp
 COPY --from=build --chmod=755 /src/dist/credit-migration-operator /usr/local/bin/credit-migration-operator
 USER 65532:65532
