@@ -5,7 +5,7 @@
 //! | Event | Answer |
 //! |---|---|
 //! | sessions are terminated (57P01) | the session is dropped; the work is done again on a session younger than the loss |
-//! | a session is lost at COMMIT | not repeated: the change may have been made |
+//! | a session is lost at COMMIT | the server is asked what became of the transaction: it is never done twice |
 //! | writes are refused (25006) | the session is dropped, the caller hears [`Failure::Paused`] |
 //! | a session was opened while the database was read-only, and would stay so for ever | it serves reads; writes replace it |
 
@@ -21,7 +21,7 @@ use deadpool::{
 };
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_postgres::{Client, Connection, NoTls, Transaction};
+use tokio_postgres::{Client, Connection, NoTls, Transaction, types::Type};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::{
@@ -33,6 +33,9 @@ use crate::{
 const RETRIES: usize = 2;
 /// How long a new session's word on "read-only" is believed. Without it, each refused write would open a connection.
 const BELIEVE: Duration = Duration::from_millis(250);
+/// How long the fate of a lost COMMIT is asked for: a second, which also covers a short restart of the server.
+const STATUS_POLLS: usize = 20;
+const STATUS_PAUSE: Duration = Duration::from_millis(50);
 const WAIT: Duration = Duration::from_secs(2);
 /// Nothing here takes long: a statement that does waits for a lock, and must not hold its session for ever.
 const SESSION_OPTIONS: &str = "-c statement_timeout=2s -c idle_in_transaction_session_timeout=5s";
@@ -91,20 +94,41 @@ impl Database {
         }
     }
 
-    /// Does `work` in one transaction and commits it; again if the session is lost before COMMIT was sent.
+    /// Does `work` in one transaction and commits it; again if the session is lost and nothing was committed.
     pub async fn write<W: Write>(&self, work: &W) -> Result<W::Output, Failure> {
         let (mut lost_at, mut retries) = (None, 0..RETRIES);
         loop {
             let mut session = self.writable_session(lost_at).await?;
-            match in_transaction(&mut session.client, work).await {
-                Err(Failure::SessionLost(_)) if retries.next().is_some() => lost_at = Some(discard(session)),
-                Err(Failure::Paused) => {
+            let failure = match in_transaction(&mut session.client, work).await {
+                Ok(Commit::Confirmed(output)) => return Ok(output),
+                Ok(Commit::Unheard { output, id, error }) => match self.was_committed(&id).await {
+                    Some(true) => return Ok(output),
+                    Some(false) => Failure::SessionLost(error),
+                    None => return Err(Failure::CommitUnknown(error)),
+                },
+                Err(failure) => failure,
+            };
+            match failure {
+                Failure::SessionLost(_) if retries.next().is_some() => lost_at = Some(discard(session)),
+                Failure::Paused => {
                     discard(session);
                     return Err(Failure::Paused);
                 }
-                result => return result,
+                failure => return Err(failure),
             }
         }
+    }
+
+    /// Asks the server what became of a transaction whose COMMIT was not answered; it may still be busy with it.
+    async fn was_committed(&self, id: &str) -> Option<bool> {
+        for _ in 0..STATUS_POLLS {
+            match self.read(&StatusOf(id)).await.as_deref() {
+                Ok("committed") => return Some(true),
+                Ok("aborted") => return Some(false),
+                Ok(_) | Err(_) => tokio::time::sleep(STATUS_PAUSE).await,
+            }
+        }
+        None
     }
 
     /// A session younger than `lost_at`: others of the pool were probably terminated at the same time.
@@ -137,13 +161,37 @@ fn discard(session: Object<Connector>) -> Instant {
     Instant::now()
 }
 
-async fn in_transaction<W: Write>(client: &mut Client, work: &W) -> Result<W::Output, Failure> {
+/// How a transaction ended whose work was done.
+enum Commit<T> {
+    Confirmed(T),
+    /// The session was lost before the answer came: the server knows, by the transaction's id.
+    Unheard {
+        output: T,
+        id: String,
+        error: tokio_postgres::Error,
+    },
+}
+
+async fn in_transaction<W: Write>(client: &mut Client, work: &W) -> Result<Commit<W::Output>, Failure> {
     let transaction = client.transaction().await?;
     let output = work.run(&transaction).await?;
+    let id = transaction.query_typed_one("SELECT pg_current_xact_id()::text", &[]).await?.try_get(0)?;
     match transaction.commit().await.map_err(Failure::from) {
-        Ok(()) => Ok(output),
-        Err(Failure::SessionLost(error)) => Err(Failure::CommitUnknown(error)),
+        Ok(()) => Ok(Commit::Confirmed(output)),
+        Err(Failure::SessionLost(error)) => Ok(Commit::Unheard { output, id, error }),
         Err(failure) => Err(failure),
+    }
+}
+
+/// `committed`, `aborted` or `in progress`.
+struct StatusOf<'a>(&'a str);
+
+impl Read for StatusOf<'_> {
+    type Output = String;
+
+    async fn run(&self, client: &Client) -> Result<String, Failure> {
+        let row = client.query_typed_one("SELECT pg_xact_status($1::text::xid8)", &[(&self.0, Type::TEXT)]).await?;
+        Ok(row.try_get(0)?)
     }
 }
 

@@ -26,7 +26,7 @@ pub enum Failure {
     /// The session was terminated or its connection broke; the same work may succeed on another.
     #[error("the session with the database was lost")]
     SessionLost(#[source] tokio_postgres::Error),
-    /// The session was lost at COMMIT: whether the change was made is not known, so it must not be repeated.
+    /// The session was lost at COMMIT, and the server can't be asked: the change may have been made, and must not be repeated.
     #[error("the session was lost at the commit; look at the balance before you try again")]
     CommitUnknown(#[source] tokio_postgres::Error),
     #[error("no connection to the database")]

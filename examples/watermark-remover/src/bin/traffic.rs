@@ -63,6 +63,8 @@ enum Kind {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Outcome {
     Ok,
+    /// 402: an answer, but nothing was written, so it says nothing about writes being possible.
+    NotEnough,
     /// 503 "writes are paused": the application's polite refusal.
     Blocked,
     Failed,
@@ -212,10 +214,8 @@ impl Traffic {
             Ok::<_, reqwest::Error>((response.status(), response.json::<Value>().await?))
         };
         let (outcome, code) = match answer.await {
-            // Not enough credits is an answer as well: the credit system works.
-            Ok((status @ (StatusCode::OK | StatusCode::PAYMENT_REQUIRED), _)) => {
-                (Outcome::Ok, status.as_str().to_owned())
-            }
+            Ok((StatusCode::OK, _)) => (Outcome::Ok, "200".to_owned()),
+            Ok((StatusCode::PAYMENT_REQUIRED, _)) if kind == Kind::Deduct => (Outcome::NotEnough, "402".to_owned()),
             Ok((StatusCode::SERVICE_UNAVAILABLE, body))
                 if kind != Kind::Read && body["error"] == "writes are paused" =>
             {
@@ -283,6 +283,7 @@ struct Reads {
 #[derive(Serialize)]
 struct Writes {
     ok: usize,
+    not_enough: usize,
     failed: usize,
     failed_seconds: f64,
     longest_failed_seconds: f64,
@@ -335,6 +336,7 @@ impl Writes {
         let (unavailable_seconds, longest_unavailable_seconds) = seconds(samples, &[Outcome::Failed, Outcome::Blocked]);
         Self {
             ok: count(samples, Outcome::Ok),
+            not_enough: count(samples, Outcome::NotEnough),
             failed: count(samples, Outcome::Failed),
             failed_seconds,
             longest_failed_seconds,
