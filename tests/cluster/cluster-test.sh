@@ -20,7 +20,7 @@ traces() {
     if [ -e "$place" ]; then find "$place" | sort; fi
   done
   ip -brief link | sed 's/@.*//'
-  find /sys/fs/cgroup -maxdepth 2 -type d -name 'credit-migration-cluster*' -o -maxdepth 2 -type d -name 'k8s.io*'
+  find /sys/fs/cgroup -maxdepth 2 -type d -name k8s.io
 }
 # pid and start time of a process and all below it: a pid alone may be used again
 tree() {
@@ -106,8 +106,12 @@ kubectl wait --for=condition=Ready pod/stays --timeout=30s >/dev/null
 step "down"
 processes=$(tree "$(cat "$STATE/unshare.pid")")
 [ "$(wc -l <<<"$processes")" -gt 15 ] || fail "the list of processes is too short to prove anything"
+containers=$(find "$STATE/containerd-run/io.containerd.runtime.v2.task/k8s.io" -mindepth 1 -maxdepth 1 -printf '%f\n')
+cgroups() { for id in $containers; do find /sys/fs/cgroup -maxdepth 3 -path "*/k8s.io/$id"; done; }
+[ -n "$(cgroups)" ] || fail "the running pod has no cgroup to look for"
 cluster down
 trap - EXIT
+[ -z "$(cgroups)" ] || fail "cgroups are left: $(cgroups)"
 while read -r pid start; do
   now=$(sed 's/.*) //' "/proc/$pid/stat" 2>/dev/null || true)
   # a zombie has ended; its parent, outside, has not looked yet
