@@ -241,3 +241,17 @@ async fn one_migration_at_a_time_and_cleanup_gives_the_database_free() {
     client.batch_execute("CREATE TABLE credit_purchases ()").await.unwrap();
     control::install(&mut client, &second).await.unwrap();
 }
+
+/// Not a property but a figure: `cargo test --test runner_window -- --ignored --nocapture cost`.
+#[tokio::test]
+#[ignore = "a measurement of half a minute"]
+async fn cost_of_an_open_gate() {
+    let (database, subject) = (Database::new().await, subject());
+    database.update_rate(2);
+    let bare = [database.update_rate(4), database.update_rate(4)];
+    let client = database.prepared(&subject).await;
+    let guarded = [database.update_rate(4), database.update_rate(4)];
+    client.batch_execute("ALTER TABLE user_credits DISABLE TRIGGER credit_migration_capture").await.unwrap();
+    let guard_only = [database.update_rate(4), database.update_rate(4)];
+    println!("updates per second: bare {bare:.0?}, guard and capture {guarded:.0?}, guard alone {guard_only:.0?}");
+}

@@ -34,8 +34,8 @@ const PATIENCE: Duration = Duration::from_secs(15);
 struct Cluster {
     port: u16,
     made: Mutex<()>,
-    // The shell waits for the end of this pipe.
-    _alive: std::process::ChildStdin,
+    // The shell waits for the end of the pipe to it.
+    _shell: std::process::Child,
 }
 
 static CLUSTER: OnceLock<Cluster> = OnceLock::new();
@@ -80,7 +80,7 @@ impl Cluster {
             .spawn()
             .unwrap();
         child.stdout.take().unwrap().read_exact(&mut [0; 7]).unwrap();
-        Self { port, made: Mutex::new(()), _alive: child.stdin.take().unwrap() }
+        Self { port, made: Mutex::new(()), _shell: child }
     }
 }
 
@@ -149,6 +149,42 @@ impl Database {
             .unwrap()
             .get::<_, Option<String>>(0)
             .unwrap_or_default()
+    }
+
+    /// Transactions per second of one balance's update, as the application, by pgbench with 2 clients for `seconds`.
+    pub fn update_rate(&self, seconds: u32) -> f64 {
+        let script = std::env::temp_dir().join(format!("{}-{}.sql", self.name, std::process::id()));
+        std::fs::write(
+            &script,
+            format!(
+                "\\set id random(1, {USERS})\nUPDATE user_credits SET balance = balance + 1 WHERE user_id = :id;\n"
+            ),
+        )
+        .unwrap();
+        let output = Command::new(newest_bin().join("pgbench"))
+            .args([
+                "-n",
+                "-M",
+                "prepared",
+                "-c",
+                "2",
+                "-T",
+                &seconds.to_string(),
+                "-h",
+                "127.0.0.1",
+                "-p",
+                &self.port.to_string(),
+                "-U",
+                "app",
+                "-f",
+            ])
+            .args([script.as_os_str(), self.name.as_ref()])
+            .output()
+            .unwrap();
+        std::fs::remove_file(&script).unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let line = text.lines().find(|line| line.starts_with("tps")).unwrap_or_else(|| panic!("{text}"));
+        line.split_whitespace().nth(2).unwrap().parse().unwrap()
     }
 
     /// All balances in one text.

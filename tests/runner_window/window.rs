@@ -270,7 +270,6 @@ async fn past_the_deadline_without_a_migration_the_gate_opens() {
     let task = desk.start(&database, &plan(Step::Up, endless, sample_down()));
     desk.order(Order::Open);
     database.until(SLEEPS).await;
-    blocked(&database).await;
     // Not a word from the controller any more, and reports that hang.
     desk.hangs();
     desk.pass_deadline();

@@ -214,7 +214,8 @@ pub async fn drain(client: &Client, subject: &Subject, closed_at: Timestamp, lim
         for (pid, role) in &sessions {
             terminated += u32::from(terminate(client, *pid, role, true).await?);
         }
-        let held: Vec<_> = holders(client, &tables).await?.into_iter().filter(|(pid, _)| at_closing.contains(pid)).collect();
+        let held: Vec<_> =
+            holders(client, &tables).await?.into_iter().filter(|(pid, _)| at_closing.contains(pid)).collect();
         if begin.elapsed() >= subject.lock_timeout.min(limit / 2) {
             for (pid, role) in &held {
                 terminate(client, *pid, role, false).await?;
@@ -224,9 +225,17 @@ pub async fn drain(client: &Client, subject: &Subject, closed_at: Timestamp, lim
             return Ok(terminated);
         }
         if begin.elapsed() >= limit {
-            let names: Vec<String> = held.iter().chain(&sessions).map(|(pid, role)| format!("pid {pid} (role {role})")).collect();
-            let who = if names.is_empty() { "a prepared transaction, see pg_prepared_xacts".to_owned() } else { names.join(", ") };
-            let message = format!("the protected tables are held by {who} for more than {:.1} s; next: end that transaction", limit.as_secs_f64());
+            let names: Vec<String> =
+                held.iter().chain(&sessions).map(|(pid, role)| format!("pid {pid} (role {role})")).collect();
+            let who = if names.is_empty() {
+                "a prepared transaction, see pg_prepared_xacts".to_owned()
+            } else {
+                names.join(", ")
+            };
+            let message = format!(
+                "the protected tables are held by {who} for more than {:.1} s; next: end that transaction",
+                limit.as_secs_f64()
+            );
             return Err(Failure::new(Reason::LockTimeout, message));
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -234,7 +243,12 @@ pub async fn drain(client: &Client, subject: &Subject, closed_at: Timestamp, lim
 }
 
 /// Sessions of the application older than `closed_at`. Where their age is not to be seen, `unknown` decides.
-async fn application(client: &Client, subject: &Subject, closed_at: Timestamp, unknown: bool) -> Result<Vec<(i32, String)>, Failure> {
+async fn application(
+    client: &Client,
+    subject: &Subject,
+    closed_at: Timestamp,
+    unknown: bool,
+) -> Result<Vec<(i32, String)>, Failure> {
     let rows = client
         .query(
             &format!("{OTHERS} AND a.usename::text = ANY ($1) AND coalesce(a.backend_start < $2, $3)"),
