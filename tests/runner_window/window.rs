@@ -106,9 +106,10 @@ async fn a_window_from_order_to_order() {
     assert_eq!(database.balances().await, balances);
     assert_eq!(ledger(&database).await, "up");
     writable(&database, true).await;
-    // The same pod once more finds it done.
-    let outcome = end(desk.start(&database, &sample())).await;
-    assert_eq!((outcome.progress.state, outcome.failure), (State::Released, None));
+    // The same pod once more finds it done, and repeats the evidence.
+    let again = end(desk.start(&database, &sample())).await;
+    assert_eq!((again.progress.state, again.failure), (State::Released, None));
+    assert_eq!((again.progress.comparison, again.progress.released_at), (outcome.progress.comparison, Some(to)));
 }
 
 #[tokio::test]
