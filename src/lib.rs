@@ -19,3 +19,4 @@
 
 pub mod api;
 pub mod runner;
+pub mod telemetry;

@@ -2,5 +2,6 @@
 
 mod failure;
 pub mod postgres;
+pub mod sqltext;
 
 pub use failure::Failure;
