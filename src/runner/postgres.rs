@@ -1,21 +1,505 @@
 //! Connections to PostgreSQL: TLS as the URL says, one connection per step, errors as [`Failure`]s.
+//!
+//! # Contract
+//! - Only `sslmode=verify-full` (the default here) and `sslmode=disable` are accepted. The modes between them encrypt
+//!   without knowing whom they talk to, and would look safer in a spec than they are. `disable` is meant for a server on
+//!   the same machine: tests, or a local proxy that does TLS itself.
+//! - Every session starts with `default_transaction_read_only=off`: with the database's default switched to read-only
+//!   for the window, a session without it could neither migrate nor switch the default back.
+//! - The password is never printed: not by `Debug`, not in a message, not as an argument of a child process.
 
-use tokio_postgres::Client;
+use std::{error::Error as _, fmt, path::Path, sync::Arc, time::Duration};
+
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::{CertificateDer, pem::PemObject};
+use tokio_postgres::{CancelToken, Client, Config, NoTls, config::ChannelBinding, config::SslMode, error::SqlState};
+use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::Failure;
+use crate::api::Reason;
+
+/// Longest time for TCP, TLS and log-in together.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long sent data may stay without an answer of the peer's kernel before the connection counts as lost.
+const USER_TIMEOUT: Duration = Duration::from_secs(20);
+/// Start-up option of every session, see the head of this file.
+const OPTIONS: &str = "-c default_transaction_read_only=off";
 
 /// Where and how to connect: the parsed URL and the authorities to trust.
 #[derive(Clone)]
-pub struct Target {}
+pub struct Target {
+    host: String,
+    port: u16,
+    user: String,
+    password: Option<String>,
+    database: String,
+    channel_binding: ChannelBinding,
+    tls: Option<Arc<Tls>>,
+}
+
+/// How the server proves who it is.
+struct Tls {
+    client: Arc<ClientConfig>,
+    private_authority: bool,
+}
+
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mode = if self.tls.is_some() { "verify-full" } else { "disable" };
+        write!(f, "postgresql://{}@{}/{}?sslmode={mode}", self.user, self.host_port(), self.database)
+    }
+}
 
 impl Target {
-    /// Same server, other database.
-    pub fn with_database(&self, _name: &str) -> Self {
-        todo!()
+    /// Reads `postgresql://role:password@host:port/database?sslmode=verify-full`.
+    ///
+    /// `ca_pem` holds the certificates of the authorities to trust, those of the system are trusted when it is `None`.
+    ///
+    /// # Errors
+    /// `ConnectionInvalid` for a URL that cannot be used as it stands, `CertificateNotTrusted` for unusable `ca_pem`.
+    pub fn parse(url: &str, ca_pem: Option<&str>) -> Result<Self, Failure> {
+        // The parser's error is not shown in full: nothing of the text but its class may come out, it holds a password.
+        let parsed =
+            url::Url::parse(url.trim()).map_err(|e| invalid(format!("the connection URL cannot be read: {e}")))?;
+        if !matches!(parsed.scheme(), "postgresql" | "postgres") {
+            return Err(invalid("the connection URL must begin with postgresql://"));
+        }
+        let host = parsed.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+        let part = |name: &str, text: &str| {
+            decode(text).ok_or_else(|| invalid(format!("{name} is not valid percent-encoding of UTF-8")))
+        };
+        let host = part("the host", host)?;
+        if host.is_empty() || host.contains(['/', ',']) {
+            return Err(invalid(
+                "the connection URL must name exactly one host; sockets and lists of hosts are not supported",
+            ));
+        }
+        let user = part("the role", parsed.username())?;
+        if user.is_empty() {
+            return Err(invalid("the connection URL names no role"));
+        }
+        let database = part("the database", parsed.path().trim_start_matches('/'))?;
+        if database.is_empty() {
+            return Err(invalid("the connection URL names no database"));
+        }
+        let password = parsed.password().map(|text| part("the password", text)).transpose()?;
+        let query = Query::read(&parsed)?;
+        let tls = if query.verify { Some(Arc::new(Tls::new(ca_pem)?)) } else { None };
+        Ok(Self {
+            host,
+            port: parsed.port().unwrap_or(5432),
+            user,
+            password,
+            database,
+            channel_binding: query.channel_binding,
+            tls,
+        })
+    }
+
+    /// Same server and role, other database.
+    pub fn with_database(&self, name: &str) -> Self {
+        Self { database: name.to_owned(), ..self.clone() }
+    }
+
+    /// Name of the database.
+    pub fn database(&self) -> &str {
+        &self.database
+    }
+
+    /// Name of the role.
+    pub fn user(&self) -> &str {
+        &self.user
+    }
+
+    /// `host:port`, for messages.
+    pub fn host_port(&self) -> String {
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
+    }
+
+    /// The environment in which `pg_dump` and `pg_restore` connect as this target does: nothing of it may stand in
+    /// their arguments, which every process of the node can read.
+    ///
+    /// `ca_file` is the file that holds what [`Target::parse`] got as `ca_pem`. Without a private authority libpq is
+    /// told to trust those of the system, which it understands from version 16 on.
+    pub fn libpq_env(&self, ca_file: Option<&Path>) -> Vec<(&'static str, String)> {
+        let mut env = vec![
+            ("PGHOST", self.host.clone()),
+            ("PGPORT", self.port.to_string()),
+            ("PGUSER", self.user.clone()),
+            ("PGDATABASE", self.database.clone()),
+            ("PGOPTIONS", OPTIONS.to_owned()),
+            ("PGAPPNAME", "credit-migration".to_owned()),
+            ("PGCONNECT_TIMEOUT", CONNECT_TIMEOUT.as_secs().to_string()),
+        ];
+        if let Some(password) = &self.password {
+            env.push(("PGPASSWORD", password.clone()));
+        }
+        let Some(tls) = &self.tls else {
+            env.push(("PGSSLMODE", "disable".to_owned()));
+            return env;
+        };
+        env.push(("PGSSLMODE", "verify-full".to_owned()));
+        match ca_file.filter(|_| tls.private_authority) {
+            Some(path) => env.push(("PGSSLROOTCERT", path.display().to_string())),
+            None => env.push(("PGSSLROOTCERT", "system".to_owned())),
+        }
+        env
     }
 
     /// Opens one connection named `credit-migration/<step>`, with `default_transaction_read_only=off` as start-up option.
-    pub async fn connect(&self, _step: &str) -> Result<Client, Failure> {
-        todo!()
+    ///
+    /// The connection is driven by a task of its own and ends when the returned client is dropped.
+    ///
+    /// # Errors
+    /// `HostUnreachable`, `CertificateNotTrusted`, `AuthenticationFailed`, `WrongDatabase`, `ConnectionInvalid`.
+    pub async fn connect(&self, step: &str) -> Result<Client, Failure> {
+        let mut config = Config::new();
+        config
+            .host(&self.host)
+            .port(self.port)
+            .user(&self.user)
+            .dbname(&self.database)
+            .application_name(format!("credit-migration/{step}"))
+            .options(OPTIONS)
+            .channel_binding(self.channel_binding)
+            .connect_timeout(CONNECT_TIMEOUT)
+            // A window must notice a dead server or network within seconds, not after the kernel's two hours.
+            .keepalives_idle(Duration::from_secs(5))
+            .keepalives_interval(Duration::from_secs(3))
+            .keepalives_retries(3)
+            .tcp_user_timeout(USER_TIMEOUT);
+        if let Some(password) = &self.password {
+            config.password(password);
+        }
+        // The crate's own time-out covers TCP only; a server that accepts and then keeps silent must not hang the step.
+        tokio::time::timeout(CONNECT_TIMEOUT, self.open(&mut config)).await.unwrap_or_else(|_| {
+            let message = format!("{} did not answer within {} s", self.host_port(), CONNECT_TIMEOUT.as_secs());
+            Err(Failure::new(Reason::HostUnreachable, message))
+        })
+    }
+
+    async fn open(&self, config: &mut Config) -> Result<Client, Failure> {
+        match &self.tls {
+            None => {
+                let (client, connection) =
+                    config.ssl_mode(SslMode::Disable).connect(NoTls).await.map_err(|e| self.refused(&e))?;
+                drive(connection);
+                Ok(client)
+            }
+            Some(tls) => {
+                let connector = MakeRustlsConnect::new(ClientConfig::clone(&tls.client));
+                let (client, connection) =
+                    config.ssl_mode(SslMode::Require).connect(connector).await.map_err(|e| self.refused(&e))?;
+                drive(connection);
+                Ok(client)
+            }
+        }
+    }
+
+    /// Asks the server to cancel what the token's session is running. An answer is not waited for: the statement itself
+    /// reports SQLSTATE 57014 if it was cancelled in time.
+    ///
+    /// # Errors
+    /// `ConnectionLost` if the request could not be sent within 5 s.
+    pub async fn cancel(&self, token: CancelToken) -> Result<(), Failure> {
+        let request = async {
+            match &self.tls {
+                None => token.cancel_query(NoTls).await,
+                Some(tls) => token.cancel_query(MakeRustlsConnect::new(ClientConfig::clone(&tls.client))).await,
+            }
+        };
+        match tokio::time::timeout(Duration::from_secs(5), request).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(e)) => Err(Failure::new(Reason::ConnectionLost, format!("the statement cannot be cancelled: {e}"))),
+            Err(_) => {
+                Err(Failure::new(Reason::ConnectionLost, "the statement cannot be cancelled: no answer within 5 s"))
+            }
+        }
+    }
+
+    /// What a refused connection means, in words that name what to mend.
+    fn refused(&self, error: &tokio_postgres::Error) -> Failure {
+        let at = self.host_port();
+        if let Some(db) = error.as_db_error() {
+            let code = db.code();
+            let (reason, next) =
+                if [SqlState::INVALID_PASSWORD, SqlState::INVALID_AUTHORIZATION_SPECIFICATION].contains(code) {
+                    (
+                        Reason::AuthenticationFailed,
+                        "next: correct the URL in the Secret of spec.database.connection.secretRef",
+                    )
+                } else if *code == SqlState::INVALID_CATALOG_NAME {
+                    (
+                        Reason::WrongDatabase,
+                        "next: correct the database's name in the URL of spec.database.connection.secretRef",
+                    )
+                } else if *code == SqlState::INSUFFICIENT_PRIVILEGE {
+                    (Reason::PrivilegeMissing, "next: GRANT CONNECT ON DATABASE to the role")
+                } else {
+                    (Reason::HostUnreachable, "it is tried again")
+                };
+            let message = format!(
+                "{at} refused role {} on database {}: {} (SQLSTATE {}); {next}",
+                self.user,
+                self.database,
+                db.message(),
+                code.code()
+            );
+            return Failure::new(reason, message);
+        }
+        if let Some(tls) = find::<rustls::Error>(error) {
+            let message = format!(
+                "the certificate of {at} is not trusted: {tls}; next: put the authority that signed it into the Secret key of spec.database.connection.caSecretRef"
+            );
+            return Failure::new(Reason::CertificateNotTrusted, message);
+        }
+        let cause = root_cause(error);
+        let text = error.to_string();
+        if text.contains("authentication") || text.contains("password missing") {
+            let message = format!(
+                "{at} cannot authenticate role {}: {cause}; next: correct the URL in the Secret of spec.database.connection.secretRef",
+                self.user
+            );
+            return Failure::new(Reason::AuthenticationFailed, message);
+        }
+        if cause.contains("does not support TLS") {
+            return invalid(format!(
+                "{at} offers no TLS, and sslmode=verify-full asks for it; next: switch TLS on in the server"
+            ));
+        }
+        Failure::new(
+            Reason::HostUnreachable,
+            format!("{at} cannot be reached: {cause}; next: check host, port and NetworkPolicy"),
+        )
+    }
+}
+
+/// Drives a connection until its client is dropped or the server goes away.
+fn drive<S, T>(connection: tokio_postgres::Connection<S, T>)
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    tokio::spawn(async move {
+        // The client's calls report the loss to whoever waits; this line is for the case that nobody does.
+        if let Err(error) = connection.await {
+            tracing::debug!(cause = root_cause(&error), "connection to PostgreSQL ended");
+        }
+    });
+}
+
+impl Tls {
+    fn new(ca_pem: Option<&str>) -> Result<Self, Failure> {
+        let mut roots = RootCertStore::empty();
+        match ca_pem {
+            Some(pem) => {
+                for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
+                    let certificate = certificate.map_err(|e| untrusted(format!("holds no readable PEM: {e}")))?;
+                    roots.add(certificate).map_err(|e| untrusted(format!("holds an unusable certificate: {e}")))?;
+                }
+                if roots.is_empty() {
+                    return Err(untrusted("holds no certificate".to_owned()));
+                }
+            }
+            None => {
+                roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+                if roots.is_empty() {
+                    return Err(untrusted("is not given, and the system knows no authority".to_owned()));
+                }
+            }
+        }
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let client = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|e| Failure::new(Reason::Internal, format!("TLS cannot be set up: {e}")))?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Ok(Self { client: Arc::new(client), private_authority: ca_pem.is_some() })
+    }
+}
+
+/// The URL's parameters that have a meaning here.
+struct Query {
+    verify: bool,
+    channel_binding: ChannelBinding,
+}
+
+impl Query {
+    fn read(url: &url::Url) -> Result<Self, Failure> {
+        let mut query = Self { verify: true, channel_binding: ChannelBinding::Prefer };
+        for (name, value) in url.query_pairs() {
+            match (&*name, &*value) {
+                ("sslmode", "verify-full") => query.verify = true,
+                ("sslmode", "disable") => query.verify = false,
+                ("sslmode", other) => {
+                    let message = format!(
+                        "sslmode={other} does not check whom it talks to; next: set sslmode=verify-full in the URL and, for a private authority, spec.database.connection.caSecretRef"
+                    );
+                    return Err(invalid(message));
+                }
+                ("channel_binding", "require") => query.channel_binding = ChannelBinding::Require,
+                ("channel_binding", "disable") => query.channel_binding = ChannelBinding::Disable,
+                ("channel_binding", "prefer") | ("sslrootcert", "system") => {}
+                ("sslrootcert", _) => {
+                    return Err(invalid(
+                        "sslrootcert names a file that the runner does not have; next: use spec.database.connection.caSecretRef",
+                    ));
+                }
+                // The runner sets these itself.
+                (
+                    "application_name" | "connect_timeout" | "keepalives" | "keepalives_idle" | "keepalives_interval",
+                    _,
+                ) => {}
+                ("target_session_attrs", "any" | "read-write" | "primary") => {}
+                (other, _) => {
+                    return Err(invalid(format!(
+                        "parameter {other} of the connection URL is not supported; next: remove it"
+                    )));
+                }
+            }
+        }
+        Ok(query)
+    }
+}
+
+/// What an error of a running session means. Never its `detail`, which quotes rows.
+pub fn classify(error: &tokio_postgres::Error) -> Failure {
+    let Some(db) = error.as_db_error() else {
+        return Failure::new(
+            Reason::ConnectionLost,
+            format!("the connection to PostgreSQL was lost: {}", root_cause(error)),
+        );
+    };
+    let code = db.code();
+    let message = format!("{} (SQLSTATE {})", told(db), code.code());
+    let reason = match code.code() {
+        "55P03" | "40P01" => Reason::LockTimeout,
+        "57P01" | "57P02" | "57P03" | "57P05" => Reason::ConnectionLost,
+        "28P01" | "28000" => Reason::AuthenticationFailed,
+        "3D000" => Reason::WrongDatabase,
+        other if other.starts_with("08") => Reason::ConnectionLost,
+        _ => Reason::SqlFailed,
+    };
+    Failure::new(reason, message)
+}
+
+/// Same as [`classify`], with the statement's number, counted from 1, in front.
+pub fn classify_statement(error: &tokio_postgres::Error, number: usize, of: usize) -> Failure {
+    let Failure { reason, message } = classify(error);
+    Failure::new(reason, format!("statement {number} of {of}: {message}"))
+}
+
+/// The server's message. Errors of class 22 (data) quote the offending value, which may be a person's: it is left out.
+fn told(error: &tokio_postgres::error::DbError) -> String {
+    if !error.code().code().starts_with("22") {
+        return error.message().to_owned();
+    }
+    let odd = |(index, piece): (usize, &str)| if index % 2 == 1 { "\"…\"".to_owned() } else { piece.to_owned() };
+    error.message().split('"').enumerate().map(odd).collect()
+}
+
+/// The innermost cause, in words.
+fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut innermost = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    innermost.to_string()
+}
+
+/// The first error of type `T` in the chain; `std::io::Error` hides what it wraps from `source`.
+fn find<T: std::error::Error + 'static>(error: &tokio_postgres::Error) -> Option<&T> {
+    let mut next: Option<&(dyn std::error::Error + 'static)> = error.source();
+    while let Some(current) = next {
+        if let Some(found) = current.downcast_ref::<T>() {
+            return Some(found);
+        }
+        let wrapped =
+            current.downcast_ref::<std::io::Error>().and_then(|io| io.get_ref()).and_then(|e| e.downcast_ref::<T>());
+        if wrapped.is_some() {
+            return wrapped;
+        }
+        next = current.source();
+    }
+    None
+}
+
+/// `text` without percent-encoding; `None` if it is none.
+fn decode(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        if byte == b'%' {
+            let high = char::from(rest.next()?).to_digit(16)?;
+            let low = char::from(rest.next()?).to_digit(16)?;
+            bytes.push(u8::try_from(high * 16 + low).ok()?);
+        } else {
+            bytes.push(byte);
+        }
+    }
+    String::from_utf8(bytes).ok()
+}
+
+fn invalid(message: impl Into<String>) -> Failure {
+    Failure::new(Reason::ConnectionInvalid, message)
+}
+
+fn untrusted(what: String) -> Failure {
+    Failure::new(Reason::CertificateNotTrusted, format!("spec.database.connection.caSecretRef {what}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(url: &str) -> Result<Target, Failure> {
+        Target::parse(url, None)
+    }
+
+    #[test]
+    fn a_url_is_taken_apart_and_its_password_never_shown() {
+        let target = parse("postgresql://mi%40grator:s%3Acret%2F1@[::1]:6543/my%20db?sslmode=disable").unwrap();
+        assert_eq!((target.user(), target.database()), ("mi@grator", "my db"));
+        assert_eq!(target.host_port(), "[::1]:6543");
+        let env = target.libpq_env(None);
+        assert!(env.contains(&("PGPASSWORD", "s:cret/1".to_owned())));
+        assert!(env.contains(&("PGSSLMODE", "disable".to_owned())));
+        assert!(!format!("{target:?}").contains("cret"), "{target:?}");
+        assert_eq!(target.with_database("other").database(), "other");
+    }
+
+    #[rstest::rstest]
+    #[case("postgresql://a:hunter2@h/d?sslmode=require", "verify-full")]
+    #[case("postgresql://a:hunter2@h/d?sslmode=prefer", "verify-full")]
+    #[case("postgresql://a:hunter2@h/d?sslrootcert=/tmp/ca", "caSecretRef")]
+    #[case("postgresql://a:hunter2@h/d?sslmode=disable&service=x", "service")]
+    #[case("mysql://a:hunter2@h/d", "postgresql://")]
+    #[case("postgresql://a:hunter2@h/", "database")]
+    #[case("postgresql://:hunter2@h/d", "role")]
+    #[case("postgresql:///d", "host")]
+    #[case("postgresql://a:hunter2@h:port/d", "port")]
+    fn what_cannot_be_used_is_refused_with_its_cause(#[case] url: &str, #[case] word: &str) {
+        let failure = parse(url).unwrap_err();
+        assert_eq!(failure.reason, Reason::ConnectionInvalid);
+        assert!(failure.message.contains(word) && !failure.message.contains("hunter2"), "{failure}");
+    }
+
+    #[test]
+    fn an_authority_that_is_none_is_refused() {
+        for pem in ["", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
+            let failure = Target::parse("postgresql://a@h/d?sslmode=verify-full", Some(pem)).unwrap_err();
+            assert_eq!(failure.reason, Reason::CertificateNotTrusted);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_port_without_a_server_is_unreachable() {
+        let failure = parse("postgresql://a@127.0.0.1:1/d?sslmode=disable").unwrap().connect("test").await.unwrap_err();
+        assert_eq!(failure.reason, Reason::HostUnreachable);
+        assert!(failure.message.contains("127.0.0.1:1"), "{failure}");
     }
 }
