@@ -2,6 +2,8 @@
 
 mod failure;
 pub mod postgres;
+pub mod settings;
 pub mod sqltext;
+pub mod store;
 
 pub use failure::Failure;
