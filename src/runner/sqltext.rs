@@ -14,6 +14,7 @@ use squawk_syntax::{
     ast::{AstNode, Stmt},
 };
 
+use super::Failure;
 use crate::api::Reason;
 
 /// One statement.
@@ -34,6 +35,29 @@ pub struct Problem {
     pub line: usize,
     /// What stands there, and what to do about it.
     pub message: String,
+    /// Whether only our own parser says so: the server's may know better.
+    pub doubtful: bool,
+}
+
+/// What is run of a text: its statements, or the whole text as one where only our own parser could not split it.
+///
+/// # Errors
+/// The first problem of the text, with its line. `name` says in the message which text it is.
+pub fn for_run(name: &str, sql: &str) -> Result<Vec<String>, Failure> {
+    match read(sql) {
+        Ok(statements) => Ok(statements.into_iter().map(|statement| statement.text).collect()),
+        Err(problems) => match problems.iter().find(|problem| !problem.doubtful) {
+            Some(problem) => Err(problem.failure(name)),
+            None => Ok(vec![sql.to_owned()]),
+        },
+    }
+}
+
+impl Problem {
+    /// As a task's failure; `name` says which text it is.
+    pub fn failure(&self, name: &str) -> Failure {
+        Failure::new(self.reason, format!("{name}, line {}: {}", self.line, self.message))
+    }
 }
 
 /// Splits SQL text into its statements.
@@ -47,6 +71,7 @@ pub fn read(sql: &str) -> Result<Vec<Statement>, Vec<Problem>> {
             reason: Reason::SqlSyntaxError,
             line: lines.of_offset(offset),
             message: "a zero byte: save the file as UTF-8 text".to_owned(),
+            doubtful: false,
         }]);
     }
     let parse: Parse<SourceFile> = SourceFile::parse(sql);
@@ -57,7 +82,7 @@ pub fn read(sql: &str) -> Result<Vec<Statement>, Vec<Problem>> {
         let Some(first) = first_word(statement.syntax()) else { continue };
         let line = lines.of_offset(usize::from(first.text_range().start()));
         if let Some((reason, message)) = refusal(&statement) {
-            problems.push(Problem { reason, line, message });
+            problems.push(Problem { reason, line, message, doubtful: false });
         }
         let end = usize::from(statement.syntax().text_range().end());
         let text = sql.get(usize::from(first.text_range().start())..end).unwrap_or_default();
@@ -71,12 +96,14 @@ pub fn read(sql: &str) -> Result<Vec<Statement>, Vec<Problem>> {
         reason: Reason::SqlSyntaxError,
         line: lines.of_offset(usize::from(error.range().start())),
         message: error.message().to_owned(),
+        doubtful: true,
     }));
     if statements.is_empty() && problems.is_empty() {
         problems.push(Problem {
             reason: Reason::SqlSyntaxError,
             line: 1,
             message: "no statement: the text is empty or holds comments only".to_owned(),
+            doubtful: false,
         });
     }
     if problems.is_empty() { Ok(statements) } else { Err(problems) }
@@ -117,6 +144,7 @@ fn meta_commands(root: &SyntaxNode, sql: &str, lines: &Lines) -> Vec<Problem> {
             reason: Reason::SqlMetaCommand,
             line,
             message: format!("`{word}` is a command of psql, not SQL; remove it (settings belong into the spec)"),
+            doubtful: false,
         });
     }
     found

@@ -20,6 +20,9 @@ pub const MIN_PART: u64 = 16 << 20;
 /// S3 takes at most 10,000 parts; some are left for a dump that is larger than its database.
 const PARTS: u64 = 5_000;
 
+/// How long a task before the window tries again: longer than a restart of a store takes.
+pub const PATIENCE: Duration = Duration::from_secs(180);
+
 /// One bucket and prefix.
 #[derive(Clone)]
 pub struct Store {
