@@ -24,6 +24,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const USER_TIMEOUT: Duration = Duration::from_secs(20);
 /// Start-up option of every session, see the head of this file.
 const OPTIONS: &str = "-c default_transaction_read_only=off";
+/// Further start-up options of the runner's own sessions: the server must notice a runner that went away without a word
+/// (its locks hold up the pod that takes over), and must not end a session that waits for the controller.
+const OWN_OPTIONS: &str = "-c default_transaction_read_only=off -c tcp_keepalives_idle=5 -c tcp_keepalives_interval=3 \
+    -c tcp_keepalives_count=3 -c idle_in_transaction_session_timeout=0";
 
 /// Where and how to connect: the parsed URL and the authorities to trust.
 #[derive(Clone)]
@@ -164,7 +168,7 @@ impl Target {
             .user(&self.user)
             .dbname(&self.database)
             .application_name(format!("credit-migration/{step}"))
-            .options(OPTIONS)
+            .options(OWN_OPTIONS)
             .channel_binding(self.channel_binding)
             .connect_timeout(CONNECT_TIMEOUT)
             // A window must notice a dead server or network within seconds, not after the kernel's two hours.

@@ -1,0 +1,124 @@
+//! Takes guards and capture down when the migration has ended and no one waits for it.
+//!
+//! # Contract
+//! - Ledger and intent stay: they are the record, and keep the SQL from running again.
+//! - Each trigger goes in a transaction of its own under `lock_timeout`, tried again after a jittered pause: `DROP TRIGGER`
+//!   waits for readers, and whoever comes after it waits for it.
+//! - Idempotent; does nothing where nothing is, or where the database belongs to another migration.
+
+use std::time::Instant;
+
+use tokio_postgres::{Client, GenericClient};
+
+use super::{
+    Failure,
+    control::{LOCK_CHANGE, LOCK_CLASS, Subject, Table, ident, jitter, millis},
+    postgres::classify,
+};
+use crate::api::Reason;
+
+/// Removes triggers, functions, gate, capture and baseline, and gives the database free for the next migration.
+///
+/// In: a connection as the migration role, outside of a transaction.
+///
+/// # Errors
+/// `DatabaseInUse` while the gate is closed; `LockTimeout` when a trigger could not be dropped within `subject.patience`:
+/// what went before is gone, and calling again goes on.
+pub async fn cleanup(client: &mut Client, subject: &Subject) -> Result<(), Failure> {
+    if !ours(client, subject).await? {
+        return Ok(());
+    }
+    let triggers = client
+        .query(
+            "SELECT n.nspname::text, c.relname::text, t.tgname::text
+             FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+             JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid JOIN pg_catalog.pg_namespace f ON f.oid = p.pronamespace
+             WHERE f.nspname = 'credit_migration' AND NOT t.tgisinternal AND t.tgparentid = 0 ORDER BY 1, 2, 3",
+            &[],
+        )
+        .await
+        .map_err(|e| classify(&e))?;
+    for row in &triggers {
+        let table = Table { schema: row.get(0), name: row.get(1) };
+        drop_trigger(client, subject, &table, row.get(2)).await?;
+    }
+    let tx = client.transaction().await.map_err(|e| classify(&e))?;
+    tx.batch_execute(&format!(
+        "SET LOCAL client_min_messages = warning; SET LOCAL lock_timeout = {};
+         SELECT pg_catalog.pg_advisory_xact_lock({LOCK_CLASS}, {LOCK_CHANGE})",
+        millis(subject.lock_timeout)
+    ))
+    .await
+    .map_err(|e| classify(&e))?;
+    // Asked again under the lock: another migration may have claimed the database meanwhile.
+    if ours(&tx, subject).await? {
+        tx.batch_execute(
+            "DROP FUNCTION IF EXISTS credit_migration.guard(); DROP FUNCTION IF EXISTS credit_migration.capture();
+             DROP TABLE IF EXISTS credit_migration.gate, credit_migration.changed, credit_migration.baseline, credit_migration.claim",
+        )
+        .await
+        .map_err(|e| classify(&e))?;
+    }
+    tx.commit().await.map_err(|e| classify(&e))
+}
+
+/// Whether there is something to clean up that is this migration's. The gate must be open.
+async fn ours(client: &impl GenericClient, subject: &Subject) -> Result<bool, Failure> {
+    let there = client
+        .query_one("SELECT to_regclass('credit_migration.claim') IS NOT NULL AND to_regclass('credit_migration.gate') IS NOT NULL", &[])
+        .await
+        .map_err(|e| classify(&e))?;
+    if !there.get::<_, bool>(0) {
+        return Ok(false);
+    }
+    let claim = client
+        .query_opt("SELECT FROM credit_migration.claim WHERE migration_uid = $1", &[&subject.uid])
+        .await
+        .map_err(|e| classify(&e))?;
+    if claim.is_none() {
+        return Ok(false);
+    }
+    let closed = client
+        .query_opt("SELECT migration_uid FROM credit_migration.gate WHERE closed", &[])
+        .await
+        .map_err(|e| classify(&e))?;
+    match closed {
+        None => Ok(true),
+        Some(row) => {
+            let message = format!(
+                "writes are blocked by migration uid {}: the guards stay; next: end its window first",
+                row.get::<_, &str>(0)
+            );
+            Err(Failure::new(Reason::DatabaseInUse, message))
+        }
+    }
+}
+
+async fn drop_trigger(client: &mut Client, subject: &Subject, table: &Table, name: &str) -> Result<(), Failure> {
+    let begin = Instant::now();
+    loop {
+        // One message, so one implicit transaction: the lock is held no longer than it takes. The table may be gone.
+        let result = client
+            .batch_execute(&format!(
+                "BEGIN; SET LOCAL client_min_messages = warning; SET LOCAL lock_timeout = {}; DROP TRIGGER IF EXISTS {} ON {}; COMMIT",
+                millis(subject.lock_timeout),
+                ident(name),
+                table.sql()
+            ))
+            .await;
+        let Err(error) = result else { return Ok(()) };
+        client.batch_execute("ROLLBACK").await.map_err(|e| classify(&e))?;
+        let Failure { reason, message } = classify(&error);
+        if reason != Reason::LockTimeout {
+            return Err(Failure::new(reason, message));
+        }
+        if begin.elapsed() >= subject.patience {
+            let message = format!(
+                "trigger {name} on {table} could not be dropped within {} s: {message}; next: end long transactions on {table}",
+                subject.patience.as_secs()
+            );
+            return Err(Failure::new(Reason::LockTimeout, message));
+        }
+        tokio::time::sleep(jitter(subject.lock_timeout)).await;
+    }
+}

@@ -1,0 +1,332 @@
+//! THE transaction: up and down SQL, exactly once, proven before it is committed.
+//!
+//! The window runs it on the database, the rehearsal on its copy; there is no other way in which the SQL is run.
+//!
+//! # Contract
+//! - All or nothing. The ledger's row is part of the transaction: after a lost connection the ledger tells which.
+//! - Nothing is run if the ledger knows the step already, or knows that the migration was undone.
+//! - Must be called outside of a transaction; leaves the session's settings, role and `search_path` as they were.
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Instant,
+};
+
+use tokio_postgres::{Client, Row, Transaction, types::Type};
+
+use super::{
+    LOCK_CHANGE, LOCK_CLASS, Sql, Step, Subject, Table, balances,
+    baseline::{compare_with, reconcile, unexplained},
+    install::{check_claim, ensure_all_in, limits},
+    protected,
+};
+use crate::{
+    api::Reason,
+    runner::{
+        Failure,
+        postgres::{classify, classify_statement},
+    },
+};
+
+/// What the ledger says of a step.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Applied {
+    /// This call ran the SQL and committed it.
+    Now {
+        /// Seconds from the first lock to the last proof.
+        seconds: f64,
+        /// Users whose baseline was brought up to date: those whose balance was written since it was taken (way back:
+        /// since the cut-over).
+        reconciled_users: u64,
+    },
+    /// An earlier call did. Nothing was run.
+    Before {
+        /// As above.
+        seconds: f64,
+        /// As above.
+        reconciled_users: u64,
+    },
+    /// Way there: the migration was undone, and is not run again. Way back: it never ran. Nothing was run.
+    Nothing,
+}
+
+/// Lets a caller stop a run between two statements, beside cancelling the statement in flight.
+#[derive(Debug, Default)]
+pub struct Stop(AtomicBool);
+
+impl Stop {
+    /// From now on no further statement is begun, and nothing is committed.
+    pub fn stop(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether [`Stop::stop`] was called.
+    pub fn stopped(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+
+    fn check(&self) -> Result<(), Failure> {
+        match self.stopped() {
+            true => Err(Failure::new(
+                Reason::DeadlinePassed,
+                "the SQL was stopped before it was done; nothing of it remains",
+            )),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Runs the up SQL.
+///
+/// # Errors
+/// `SqlFailed` with the statement's number, `LockTimeout`, `TablesNotGone`, `BalancesUnexplained`, `TableMissing`,
+/// `ColumnMissing`, `DatabaseInUse`, `SqlChanged`, `DeadlinePassed` when stopped: nothing was changed.
+/// `ConnectionLost`: the ledger knows.
+pub async fn run_up(client: &mut Client, subject: &Subject, sql: &Sql, stop: &Stop) -> Result<Applied, Failure> {
+    run(client, subject, sql, Step::Up, stop).await
+}
+
+/// Runs the down SQL, if the up SQL has run. Balances written since the cut-over must stay, and so must all others.
+///
+/// # Errors
+/// As [`run_up`]; `VerifyDownFailed` if `verifyDown` answers no row, or a boolean that is not true.
+pub async fn run_down(client: &mut Client, subject: &Subject, sql: &Sql) -> Result<Applied, Failure> {
+    run(client, subject, sql, Step::Down, &Stop::default()).await
+}
+
+async fn run(client: &mut Client, subject: &Subject, sql: &Sql, step: Step, stop: &Stop) -> Result<Applied, Failure> {
+    let result = transaction(client, subject, sql, step, stop).await;
+    // The SQL may have set what outlives its transaction; a lost connection has nothing left to reset.
+    if let Err(error) = client.batch_execute("RESET SESSION AUTHORIZATION; RESET ALL").await {
+        tracing::warn!(cause = %classify(&error), "session could not be reset after the SQL");
+    }
+    result
+}
+
+async fn transaction(
+    client: &mut Client,
+    subject: &Subject,
+    sql: &Sql,
+    step: Step,
+    stop: &Stop,
+) -> Result<Applied, Failure> {
+    let begin = Instant::now();
+    let tx = client.build_transaction().read_only(false).start().await.map_err(|e| classify(&e))?;
+    tx.batch_execute(&limits(subject)).await.map_err(|e| classify(&e))?;
+    tx.batch_execute(&format!("SELECT pg_catalog.pg_advisory_xact_lock({LOCK_CLASS}, {LOCK_CHANGE})"))
+        .await
+        .map_err(|e| classify(&e))?;
+    if let Some(known) = known(&tx, subject, sql, step).await? {
+        return Ok(known);
+    }
+    check_claim(&tx, subject).await?;
+
+    let before = Before::read(&tx, subject).await?;
+    lock(&tx, &before.tables).await?;
+    let balances_before = balances(&tx, subject, None).await?;
+    let captured = reconcile(&tx, subject, &balances_before).await?;
+
+    for (index, statement) in sql.statements.iter().enumerate() {
+        stop.check()?;
+        tx.batch_execute(statement).await.map_err(|e| classify_statement(&e, index + 1, sql.statements.len()))?;
+    }
+
+    // The SQL may have changed any of these, and what follows must not depend on it.
+    tx.execute("SELECT pg_catalog.set_config('search_path', $1, true)", &[&before.search_path])
+        .await
+        .map_err(|e| classify(&e))?;
+    tx.batch_execute(&format!("RESET SESSION AUTHORIZATION; RESET ROLE; {}", limits(subject)))
+        .await
+        .map_err(|e| classify(&e))?;
+    let xid: String =
+        tx.query_one("SELECT pg_catalog.pg_current_xact_id()::text", &[]).await.map_err(|e| classify(&e))?.get(0);
+    if xid != before.xid {
+        return Err(Failure::new(
+            Reason::SqlTransactionControl,
+            "the SQL ended the transaction it was run in; next: remove its COMMIT or ROLLBACK",
+        ));
+    }
+
+    if step == Step::Up {
+        tables_gone(&tx, subject).await?;
+    }
+    let balances_after = balances(&tx, subject, Some(&balances_before.table)).await?;
+    let differing = match step {
+        // The rest of the users is compared after the commit, beside the rollout, while the way back loses nothing.
+        Step::Up => unexplained(&tx, subject, &balances_after).await?,
+        Step::Down => compare_with(&tx, subject, &balances_after).await?.unexplained,
+    };
+    if differing > 0 {
+        let message = format!(
+            "the {} SQL changed the balances of {differing} users, limit 0; next: correct the SQL so that it leaves balances alone",
+            step.as_str()
+        );
+        return Err(Failure::new(Reason::BalancesUnexplained, message));
+    }
+    if step == Step::Down
+        && let Some(query) = &subject.verify_down
+    {
+        verify_down(&tx, query).await?;
+    }
+    let mut guarded = before.made(&tx).await?;
+    guarded.extend(before.tables.iter().cloned());
+    ensure_all_in(&tx, &guarded, &balances_after).await?;
+    // From here on the capture tells what was written on the new version (way there) or after the way back.
+    tx.batch_execute("DELETE FROM credit_migration.changed").await.map_err(|e| classify(&e))?;
+
+    let seconds = begin.elapsed().as_secs_f64();
+    tx.execute(
+        "INSERT INTO credit_migration.ledger (migration_uid, step, sql_sha256, statements, seconds, reconciled_users)
+         VALUES ($1, $2, $3, $4, $5, $6)",
+        &[
+            &subject.uid,
+            &step.as_str(),
+            &sql.sha256,
+            &i32::try_from(sql.statements.len()).unwrap_or(i32::MAX),
+            &seconds,
+            &i64::try_from(captured).unwrap_or(i64::MAX),
+        ],
+    )
+    .await
+    .map_err(|e| classify(&e))?;
+    stop.check()?;
+    tx.commit().await.map_err(|e| classify(&e))?;
+    Ok(Applied::Now { seconds, reconciled_users: captured })
+}
+
+/// What the ledger already knows, `None` if the step is to be run.
+async fn known(tx: &Transaction<'_>, subject: &Subject, sql: &Sql, step: Step) -> Result<Option<Applied>, Failure> {
+    let rows = tx
+        .query(
+            "SELECT step, sql_sha256, seconds, reconciled_users FROM credit_migration.ledger WHERE migration_uid = $1",
+            &[&subject.uid],
+        )
+        .await
+        .map_err(|e| classify(&e))?;
+    let of = |wanted: Step| rows.iter().find(|row| row.get::<_, &str>(0) == wanted.as_str());
+    let applied = |row: &Row| -> Result<Applied, Failure> {
+        let recorded: &str = row.get(1);
+        if recorded != sql.sha256 {
+            let message = format!(
+                "the {} SQL was run before with {recorded}, now it is {}; it is not run again",
+                step.as_str(),
+                sql.sha256
+            );
+            return Err(Failure::new(Reason::SqlChanged, message));
+        }
+        Ok(Applied::Before {
+            seconds: row.get(2),
+            reconciled_users: u64::try_from(row.get::<_, i64>(3)).unwrap_or_default(),
+        })
+    };
+    match (step, of(Step::Up), of(Step::Down)) {
+        (Step::Up, _, Some(_)) | (Step::Down, None, None) => Ok(Some(Applied::Nothing)),
+        (Step::Up, Some(row), None) | (Step::Down, _, Some(row)) => applied(row).map(Some),
+        (Step::Up, None, None) | (Step::Down, Some(_), None) => Ok(None),
+    }
+}
+
+/// What there was before the SQL.
+struct Before {
+    tables: Vec<Table>,
+    oids: Vec<u32>,
+    search_path: String,
+    xid: String,
+}
+
+/// Ordinary and partitioned tables of users: not the system's, not the control schema's, not temporary ones.
+const USER_TABLES: &str = "FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'credit_migration')
+      AND n.nspname NOT LIKE 'pg\\_toast%'";
+
+impl Before {
+    async fn read(tx: &Transaction<'_>, subject: &Subject) -> Result<Self, Failure> {
+        let tables = protected(tx, subject).await?;
+        let oids = tx.query(&format!("SELECT c.oid {USER_TABLES}"), &[]).await.map_err(|e| classify(&e))?;
+        let row = tx
+            .query_one("SELECT pg_catalog.current_setting('search_path'), pg_catalog.pg_current_xact_id()::text", &[])
+            .await
+            .map_err(|e| classify(&e))?;
+        Ok(Self { tables, oids: oids.iter().map(|row| row.get(0)).collect(), search_path: row.get(0), xid: row.get(1) })
+    }
+
+    /// Tables that the SQL made.
+    async fn made(&self, tx: &Transaction<'_>) -> Result<Vec<Table>, Failure> {
+        let rows = tx
+            .query(
+                &format!("SELECT n.nspname::text, c.relname::text {USER_TABLES} AND c.oid <> ALL ($1)"),
+                &[&self.oids],
+            )
+            .await
+            .map_err(|e| classify(&e))?;
+        Ok(rows.iter().map(|row| Table { schema: row.get(0), name: row.get(1) }).collect())
+    }
+}
+
+/// Locks out every writer, also one that no guard stops, and no reader: the SQL takes what more it needs by itself, and
+/// tables that it leaves alone stay readable.
+async fn lock(tx: &Transaction<'_>, tables: &[Table]) -> Result<(), Failure> {
+    if tables.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<String> = tables.iter().map(Table::sql).collect();
+    tx.batch_execute(&format!("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE", names.join(", "))).await.map_err(|e| {
+        let Failure { reason, message } = classify(&e);
+        Failure::new(reason, format!("the protected tables cannot be locked: {message}"))
+    })
+}
+
+/// The checklist's count of dropped tables must be 0, in every schema.
+async fn tables_gone(tx: &Transaction<'_>, subject: &Subject) -> Result<(), Failure> {
+    let names: Vec<&str> = subject
+        .tables_gone
+        .iter()
+        .map(|name| name.rsplit_once('.').map_or(name.as_str(), |(_, table)| table))
+        .collect();
+    let rows = tx
+        .query(
+            "SELECT n.nspname || '.' || c.relname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+             WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND c.relname::text = ANY ($1)
+               AND n.nspname NOT IN ('pg_catalog', 'information_schema') ORDER BY 1",
+            &[&names],
+        )
+        .await
+        .map_err(|e| classify(&e))?;
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let left: Vec<&str> = rows.iter().map(|row| row.get(0)).collect();
+    let message = format!(
+        "{} tables that must be gone are there: {}; limit 0; next: correct the up SQL or spec.migration.tablesGone",
+        left.len(),
+        left.join(", ")
+    );
+    Err(Failure::new(Reason::TablesNotGone, message))
+}
+
+/// `verifyDown`: at least one row, and every boolean true. NULL is no proof. Values are not shown, they may be personal.
+async fn verify_down(tx: &Transaction<'_>, query: &str) -> Result<(), Failure> {
+    let failed = |message: String| {
+        Failure::new(
+            Reason::VerifyDownFailed,
+            format!("verifyDown: {message}; next: run the query by hand and correct the down SQL"),
+        )
+    };
+    let rows = tx.query(query, &[]).await.map_err(|e| failed(classify(&e).message))?;
+    if rows.is_empty() {
+        return Err(failed("the query answered no row, at least 1 is needed".to_owned()));
+    }
+    for (number, row) in rows.iter().enumerate() {
+        for (index, column) in row.columns().iter().enumerate() {
+            if *column.type_() == Type::BOOL && row.get::<_, Option<bool>>(index) != Some(true) {
+                return Err(failed(format!(
+                    "column {} of row {} of {} is not true",
+                    column.name(),
+                    number + 1,
+                    rows.len()
+                )));
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,218 @@
+//! Every user's balance: recorded, kept current, compared.
+//!
+//! No watermark is needed to know which captured changes a snapshot already holds: a change and the row that captures it
+//! are written by one transaction, so a snapshot sees both or neither. Whoever reads balances and deletes captured rows in
+//! *one* REPEATABLE READ snapshot deletes exactly those which it has read.
+
+use tokio_postgres::{Client, GenericClient, IsolationLevel, Transaction};
+
+use super::{BalancesTable, Subject, balances};
+use crate::{
+    api::{Comparison, Reason},
+    runner::{Failure, postgres::classify},
+};
+
+/// Records every user's balance as the caller's snapshot shows it. Returns the number of users.
+///
+/// In: a READ WRITE, REPEATABLE READ transaction after [`super::install`]; the baseline counts from its commit on. An older
+/// baseline of the same migration is replaced, that of a migration which no longer holds the database goes.
+///
+/// # Errors
+/// `TableMissing`, `ColumnMissing`; `SqlFailed` if the user column is not unique.
+pub async fn take_baseline(tx: &Transaction<'_>, subject: &Subject) -> Result<u64, Failure> {
+    let balances = balances(tx, subject, None).await?;
+    tx.batch_execute("DELETE FROM credit_migration.baseline; DELETE FROM credit_migration.changed")
+        .await
+        .map_err(|e| classify(&e))?;
+    record_all(tx, subject, &balances).await
+}
+
+/// Whether the baseline of this migration has any user.
+pub(crate) async fn has_baseline(client: &impl GenericClient, subject: &Subject) -> Result<bool, Failure> {
+    let row = client
+        .query_one("SELECT EXISTS (SELECT FROM credit_migration.baseline WHERE migration_uid = $1)", &[&subject.uid])
+        .await
+        .map_err(|e| classify(&e))?;
+    Ok(row.get(0))
+}
+
+/// Brings the baseline up to date outside of the window, so that the window has little left to do. Returns the number
+/// of users brought up to date. Writers are not blocked.
+///
+/// # Errors
+/// Those of [`take_baseline`].
+pub async fn refresh_baseline(client: &mut Client, subject: &Subject) -> Result<u64, Failure> {
+    let balances = balances(client, subject, None).await?;
+    let tx = client
+        .build_transaction()
+        .isolation_level(IsolationLevel::RepeatableRead)
+        .read_only(false)
+        .start()
+        .await
+        .map_err(|e| classify(&e))?;
+    let users = reconcile(&tx, subject, &balances).await?;
+    tx.batch_execute("DELETE FROM credit_migration.changed").await.map_err(|e| classify(&e))?;
+    tx.commit().await.map_err(|e| classify(&e))?;
+    Ok(users)
+}
+
+/// Distinct users whose balance was written since the capture was last emptied: since the cut-over, once there was one.
+///
+/// # Errors
+/// Those of [`classify`].
+pub async fn users_written(client: &impl GenericClient, subject: &Subject) -> Result<u64, Failure> {
+    let balances = balances(client, subject, None).await?;
+    let row = client
+        .query_one(
+            &format!(
+                "SELECT CASE WHEN EXISTS (SELECT FROM credit_migration.changed WHERE user_id IS NULL)
+                        THEN (SELECT count(*) FROM {}) ELSE (SELECT count(DISTINCT user_id) FROM credit_migration.changed) END",
+                balances.table.sql()
+            ),
+            &[],
+        )
+        .await
+        .map_err(|e| classify(&e))?;
+    Ok(count(&row, 0))
+}
+
+/// Sets the baseline of every captured user to the balance that the transaction sees, and returns how many there are (all,
+/// after a TRUNCATE). The capture is left as it is.
+///
+/// Users are looked up by index: the work grows with the changes, not with the number of users.
+pub(crate) async fn reconcile(
+    tx: &impl GenericClient,
+    subject: &Subject,
+    balances: &BalancesTable,
+) -> Result<u64, Failure> {
+    let row = tx
+        .query_one(
+            "SELECT count(DISTINCT user_id), coalesce(bool_or(user_id IS NULL), false) FROM credit_migration.changed",
+            &[],
+        )
+        .await
+        .map_err(|e| classify(&e))?;
+    let (users, all) = (count(&row, 0), row.get::<_, bool>(1));
+    if all {
+        tx.execute("DELETE FROM credit_migration.baseline WHERE migration_uid = $1", &[&subject.uid])
+            .await
+            .map_err(|e| classify(&e))?;
+        return record_all(tx, subject, balances).await;
+    }
+    if users > 0 {
+        tx.execute(
+            "DELETE FROM credit_migration.baseline
+             WHERE migration_uid = $1 AND user_id = ANY (ARRAY (SELECT DISTINCT c.user_id FROM credit_migration.changed c))",
+            &[&subject.uid],
+        )
+        .await
+        .map_err(|e| classify(&e))?;
+        let BalancesTable { table, user, balance, user_type } = balances;
+        tx.execute(
+            &format!(
+                "INSERT INTO credit_migration.baseline (migration_uid, user_id, balance)
+                 SELECT $1, t.{user}::text, t.{balance}::numeric FROM {} t
+                 WHERE t.{user} = ANY (ARRAY (SELECT DISTINCT CAST(c.user_id AS {user_type}) FROM credit_migration.changed c))",
+                table.sql()
+            ),
+            &[&subject.uid],
+        )
+        .await
+        .map_err(|e| not_unique(&e))?;
+    }
+    Ok(users)
+}
+
+async fn record_all(tx: &impl GenericClient, subject: &Subject, balances: &BalancesTable) -> Result<u64, Failure> {
+    let BalancesTable { table, user, balance, .. } = balances;
+    tx.execute(
+        &format!(
+            "INSERT INTO credit_migration.baseline (migration_uid, user_id, balance)
+             SELECT $1, t.{user}::text, t.{balance}::numeric FROM {} t",
+            table.sql()
+        ),
+        &[&subject.uid],
+    )
+    .await
+    .map_err(|e| not_unique(&e))
+}
+
+/// Compares every user's balance with the baseline. Meaningful while writes are blocked.
+///
+/// A user without baseline, a baseline without user, and another balance each count as unexplained.
+///
+/// # Errors
+/// `TableMissing`, `ColumnMissing`, those of [`classify`].
+pub async fn compare(client: &impl GenericClient, subject: &Subject) -> Result<Comparison, Failure> {
+    let balances = balances(client, subject, None).await?;
+    compare_with(client, subject, &balances).await
+}
+
+pub(crate) async fn compare_with(
+    client: &impl GenericClient,
+    subject: &Subject,
+    balances: &BalancesTable,
+) -> Result<Comparison, Failure> {
+    let BalancesTable { table, user, balance, .. } = balances;
+    let row = client
+        .query_one(
+            &format!(
+                "SELECT count(*), count(*) FILTER (WHERE b.user_id IS NULL OR t.id IS NULL OR b.balance IS DISTINCT FROM t.balance),
+                        coalesce(sum(t.balance), 0)::text
+                 FROM (SELECT user_id, balance FROM credit_migration.baseline WHERE migration_uid = $1) b
+                 FULL JOIN (SELECT {user}::text AS id, {balance}::numeric AS balance FROM {}) t ON t.id = b.user_id",
+                table.sql()
+            ),
+            &[&subject.uid],
+        )
+        .await
+        .map_err(|e| classify(&e))?;
+    Ok(Comparison { users: count(&row, 0), unexplained: count(&row, 1), total_balance: row.get(2) })
+}
+
+/// Captured users whose balance is not that of the baseline.
+pub(crate) async fn unexplained(
+    tx: &impl GenericClient,
+    subject: &Subject,
+    balances: &BalancesTable,
+) -> Result<u64, Failure> {
+    let all = tx
+        .query_one("SELECT EXISTS (SELECT FROM credit_migration.changed WHERE user_id IS NULL)", &[])
+        .await
+        .map_err(|e| classify(&e))?;
+    if all.get(0) {
+        return Ok(compare_with(tx, subject, balances).await?.unexplained);
+    }
+    let BalancesTable { table, user, balance, user_type } = balances;
+    let row = tx
+        .query_one(
+            &format!(
+                "SELECT count(*) FROM
+                   (SELECT user_id, balance FROM credit_migration.baseline
+                    WHERE migration_uid = $1 AND user_id = ANY (ARRAY (SELECT DISTINCT c.user_id FROM credit_migration.changed c))) b
+                 FULL JOIN
+                   (SELECT {user}::text AS id, {balance}::numeric AS balance FROM {}
+                    WHERE {user} = ANY (ARRAY (SELECT DISTINCT CAST(c.user_id AS {user_type}) FROM credit_migration.changed c))) t
+                 ON t.id = b.user_id WHERE b.user_id IS NULL OR t.id IS NULL OR b.balance IS DISTINCT FROM t.balance",
+                table.sql()
+            ),
+            &[&subject.uid],
+        )
+        .await
+        .map_err(|e| classify(&e))?;
+    Ok(count(&row, 0))
+}
+
+fn count(row: &tokio_postgres::Row, index: usize) -> u64 {
+    u64::try_from(row.get::<_, i64>(index)).unwrap_or_default()
+}
+
+fn not_unique(error: &tokio_postgres::Error) -> Failure {
+    match error.code().map(|code| code.code()) {
+        Some("23505" | "23502") => Failure::new(
+            Reason::SqlFailed,
+            "a user has several balances, or a balance no user; next: name a unique column in spec.credits.balances.userColumn",
+        ),
+        _ => classify(error),
+    }
+}

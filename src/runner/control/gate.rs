@@ -1,0 +1,555 @@
+//! The gate: intent, closing, proof, opening. Each a short statement; none of them waits for readers.
+//!
+//! ```text
+//!  close    intent + ALTER DATABASE ... read_only + gate row, one transaction
+//!  drain    end the application's sessions and whoever is in the way; take the exclusive advisory lock
+//!  prove    a write as the application's role must fail with 25006
+//!  open     gate row + intent finished, one transaction; the read-only default was reset before
+//! ```
+//! Once the exclusive lock is held, no transaction that passed a guard is under way: each holds the shared side to its
+//! end. Transactions older than the closing which hold nothing of the protected tables are left alone: their first
+//! write meets the lock, whatever their snapshot says.
+
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use tokio_postgres::{Client, error::SqlState, types::Json};
+
+use super::{
+    LOCK_CLASS, LOCK_GATE, LOCK_WORKER, Step, Subject, Table, ident, install::GUARD, literal, protected, with_children,
+};
+use crate::{
+    api::{Reason, WindowProgress},
+    runner::{
+        Failure,
+        postgres::{Target, classify},
+    },
+};
+
+/// What the database says of a window: all that a second pod needs to go on.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct Snapshot {
+    /// The up SQL is committed: seconds it took, users reconciled.
+    pub up: Option<(f64, u64)>,
+    /// The down SQL is committed.
+    pub down: bool,
+    /// Since when writes are blocked, if they are.
+    pub closed_at: Option<Timestamp>,
+    /// The window that was opened last in this direction.
+    pub intent: Option<Intent>,
+}
+
+/// One opened window.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Intent {
+    /// Attempt of the run that opened it.
+    pub attempt: u32,
+    /// When it must be over.
+    pub deadline: Timestamp,
+    /// The runner took note of `Switch`.
+    pub switch_acknowledged: bool,
+    /// How it ended, if it did.
+    pub finished: Option<Finished>,
+    /// What was reported of it.
+    pub progress: WindowProgress,
+}
+
+/// How a window ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Finished {
+    /// The new schema stays; else the old one is there.
+    pub released: bool,
+    /// Why it ended without success.
+    pub failure: Option<Failure>,
+}
+
+/// Reads intent, ledger and gate.
+///
+/// # Errors
+/// `DatabaseInUse` if another migration keeps the gate closed; those of [`classify`].
+pub async fn observe(client: &Client, subject: &Subject, step: Step) -> Result<Snapshot, Failure> {
+    let mut snapshot = Snapshot::default();
+    let ledger = client
+        .query(
+            "SELECT step, seconds, reconciled_users FROM credit_migration.ledger WHERE migration_uid = $1",
+            &[&subject.uid],
+        )
+        .await
+        .map_err(|e| classify(&e))?;
+    for row in ledger {
+        match row.get::<_, &str>(0) {
+            "up" => snapshot.up = Some((row.get(1), u64::try_from(row.get::<_, i64>(2)).unwrap_or_default())),
+            _ => snapshot.down = true,
+        }
+    }
+    let gate = client
+        .query_opt("SELECT migration_uid, closed_at FROM credit_migration.gate WHERE closed", &[])
+        .await
+        .map_err(|e| classify(&e))?;
+    if let Some(row) = gate {
+        if row.get::<_, &str>(0) != subject.uid {
+            let message =
+                format!("writes are blocked by migration uid {}; next: let it end its window", row.get::<_, &str>(0));
+            return Err(Failure::new(Reason::DatabaseInUse, message));
+        }
+        snapshot.closed_at = Some(row.get(1));
+    }
+    let intent = client
+        .query_opt(
+            "SELECT attempt, deadline, switch_acknowledged_at IS NOT NULL, finished_at IS NOT NULL, outcome, reason, message, progress
+             FROM credit_migration.intent WHERE migration_uid = $1 AND direction = $2",
+            &[&subject.uid, &step.as_str()],
+        )
+        .await
+        .map_err(|e| classify(&e))?;
+    snapshot.intent = intent.map(|row| Intent {
+        attempt: u32::try_from(row.get::<_, i32>(0)).unwrap_or_default(),
+        deadline: row.get(1),
+        switch_acknowledged: row.get(2),
+        finished: row.get::<_, bool>(3).then(|| Finished {
+            released: row.get::<_, Option<&str>>(4) == Some("released"),
+            failure: row.get::<_, Option<&str>>(5).map(|reason| {
+                let reason =
+                    Reason::ALL.iter().copied().find(|known| known.as_str() == reason).unwrap_or(Reason::Internal);
+                Failure::new(reason, row.get::<_, Option<String>>(6).unwrap_or_default())
+            }),
+        }),
+        progress: row.get::<_, Option<Json<WindowProgress>>>(7).map(|Json(progress)| progress).unwrap_or_default(),
+    });
+    Ok(snapshot)
+}
+
+/// Tries to become the one task that works. The lock lives as long as the session.
+///
+/// # Errors
+/// Those of [`classify`].
+pub async fn try_work(client: &Client) -> Result<bool, Failure> {
+    try_lock(client, LOCK_WORKER).await
+}
+
+async fn try_lock(client: &Client, which: i32) -> Result<bool, Failure> {
+    let row = client
+        .query_one("SELECT pg_catalog.pg_try_advisory_lock($1, $2)", &[&LOCK_CLASS, &which])
+        .await
+        .map_err(|e| classify(&e))?;
+    Ok(row.get(0))
+}
+
+/// Records the intent, switches the database's default to read-only, and closes the gate for all but this session: one
+/// transaction. Called again (by another session, after a crash), it keeps the prior setting that was found first.
+///
+/// Returns when the gate was closed, by the server's clock.
+///
+/// # Errors
+/// Those of [`classify`]; nothing was changed.
+pub async fn close(
+    client: &mut Client,
+    subject: &Subject,
+    step: Step,
+    attempt: u32,
+    deadline: Timestamp,
+) -> Result<Timestamp, Failure> {
+    let tx = client.transaction().await.map_err(|e| classify(&e))?;
+    tx.execute(
+        "INSERT INTO credit_migration.intent AS i (migration_uid, direction, attempt, opened_at, deadline, prior_read_only)
+         SELECT $1, $2, $3, clock_timestamp(), $4,
+                (SELECT split_part(c, '=', 2) FROM pg_catalog.pg_db_role_setting s CROSS JOIN unnest(s.setconfig) AS c
+                 WHERE s.setdatabase = d.oid AND s.setrole = 0 AND c LIKE 'default_transaction_read_only=%')
+         FROM pg_catalog.pg_database d WHERE d.datname = current_database()
+         ON CONFLICT (migration_uid, direction) DO UPDATE SET
+             attempt = excluded.attempt, deadline = excluded.deadline,
+             -- Only a window that ended has put the prior setting back; in one that did not, what is found now is our own.
+             prior_read_only = CASE WHEN i.finished_at IS NULL THEN i.prior_read_only ELSE excluded.prior_read_only END,
+             opened_at = CASE WHEN i.finished_at IS NULL THEN i.opened_at ELSE excluded.opened_at END,
+             switch_acknowledged_at = CASE WHEN i.finished_at IS NULL THEN i.switch_acknowledged_at END,
+             progress = CASE WHEN i.finished_at IS NULL THEN i.progress END,
+             finished_at = NULL, outcome = NULL, reason = NULL, message = NULL",
+        &[&subject.uid, &step.as_str(), &i32::try_from(attempt).unwrap_or(i32::MAX), &deadline],
+    )
+    .await
+    .map_err(|e| classify(&e))?;
+    let database: String = tx.query_one("SELECT current_database()::text", &[]).await.map_err(|e| classify(&e))?.get(0);
+    tx.batch_execute(&format!("ALTER DATABASE {} SET default_transaction_read_only = on", ident(&database)))
+        .await
+        .map_err(|e| classify(&e))?;
+    let row = tx
+        .query_one(
+            "INSERT INTO credit_migration.gate AS g (closed, migration_uid, closed_at, deadline, pid, backend_start)
+             SELECT true, $1, clock_timestamp(), $2, a.pid, a.backend_start FROM pg_catalog.pg_stat_get_activity(pg_backend_pid()) a
+             ON CONFLICT (only_one) DO UPDATE SET
+                 closed_at = CASE WHEN g.closed THEN g.closed_at ELSE excluded.closed_at END,
+                 closed = true, migration_uid = excluded.migration_uid, deadline = excluded.deadline, pid = excluded.pid,
+                 backend_start = excluded.backend_start, opened_at = NULL
+             RETURNING closed_at",
+            &[&subject.uid, &deadline],
+        )
+        .await
+        .map_err(|e| classify(&e))?;
+    tx.commit().await.map_err(|e| classify(&e))?;
+    Ok(row.get(0))
+}
+
+/// Sessions that are in the way, with what is known of them.
+const IN_THE_WAY: &str = "SELECT a.pid, a.usename::text FROM pg_catalog.pg_stat_activity a
+    WHERE a.datname = current_database() AND a.pid <> pg_backend_pid() AND a.backend_type = 'client backend' AND a.usename <> session_user";
+
+/// Ends the application's sessions, then whoever else holds something of the protected tables since before the closing
+/// (after a grace of one lock time-out), and takes the exclusive side of the gate's lock. Returns how many of the
+/// application's sessions were ended.
+///
+/// # Errors
+/// `PrivilegeMissing` with the `GRANT`; `LockTimeout` naming who holds on, after `limit`.
+pub async fn drain(client: &Client, subject: &Subject, closed_at: Timestamp, limit: Duration) -> Result<u32, Failure> {
+    let begin = Instant::now();
+    let tables = with_children(client, &protected(client, subject).await?).await?;
+    let mut terminated = 0;
+    loop {
+        // In each round: a session that was being opened in the first may be there in the second, with an old snapshot.
+        let sessions = client
+            .query(
+                &format!("{IN_THE_WAY} AND a.usename::text = ANY ($1) AND a.backend_start < $2"),
+                &[&subject.application_roles, &closed_at],
+            )
+            .await
+            .map_err(|e| classify(&e))?;
+        for row in &sessions {
+            terminated += u32::from(terminate(client, row.get(0), row.get(1), true).await?);
+        }
+        if begin.elapsed() >= subject.lock_timeout.min(limit / 2) {
+            for (pid, role) in holders(client, &tables, closed_at).await? {
+                terminate(client, pid, &role, false).await?;
+            }
+        }
+        if sessions.is_empty()
+            && holders(client, &tables, closed_at).await?.is_empty()
+            && try_lock(client, LOCK_GATE).await?
+        {
+            return Ok(terminated);
+        }
+        if begin.elapsed() >= limit {
+            let names: Vec<String> = holders(client, &tables, closed_at)
+                .await?
+                .iter()
+                .map(|(pid, role)| format!("pid {pid} (role {role})"))
+                .collect();
+            let who = if names.is_empty() {
+                "a prepared transaction, see pg_prepared_xacts".to_owned()
+            } else {
+                names.join(", ")
+            };
+            let message = format!(
+                "the protected tables are held by {who} for more than {:.1} s; next: end that transaction",
+                limit.as_secs_f64()
+            );
+            return Err(Failure::new(Reason::LockTimeout, message));
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Other sessions' transactions, older than the closing, that hold a lock on one of the tables or the gate's shared lock.
+async fn holders(client: &Client, tables: &[Table], closed_at: Timestamp) -> Result<Vec<(i32, String)>, Failure> {
+    let names: Vec<String> = tables.iter().map(Table::sql).collect();
+    let rows = client
+        .query(
+            &format!(
+                "{IN_THE_WAY} AND a.xact_start < $2 AND EXISTS (SELECT FROM pg_catalog.pg_locks l WHERE l.pid = a.pid AND l.granted
+                   AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+                   AND (l.locktype = 'relation' AND l.relation = ANY (SELECT pg_catalog.to_regclass(name)::oid FROM unnest($1::text[]) AS name)
+                        OR l.locktype = 'advisory' AND l.classid = {LOCK_CLASS} AND l.objid = {LOCK_GATE}))"
+            ),
+            &[&names, &closed_at],
+        )
+        .await
+        .map_err(|e| classify(&e))?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get::<_, Option<String>>(1).unwrap_or_default())).collect())
+}
+
+/// Ends a session. One that may not be ended is an error for the application's, and waited for otherwise.
+async fn terminate(client: &Client, pid: i32, role: &str, must: bool) -> Result<bool, Failure> {
+    match client.query_one("SELECT pg_catalog.pg_terminate_backend($1)", &[&pid]).await {
+        Ok(row) => Ok(row.get(0)),
+        Err(e) if e.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+            if must {
+                let message = format!(
+                    "sessions of role {role} cannot be ended; next: GRANT pg_signal_backend TO the migration role (a superuser's sessions can never be ended)"
+                );
+                return Err(Failure::new(Reason::PrivilegeMissing, message));
+            }
+            Ok(false)
+        }
+        Err(e) => Err(classify(&e)),
+    }
+}
+
+/// Proves on a connection of its own that writes are refused: as each role of the application on each protected table
+/// that it may write. Returns what was tried and seen.
+///
+/// # Errors
+/// `WritesNotBlocked` if a write went through, or was refused for another cause; `PrivilegeMissing` with the `GRANT`.
+pub async fn prove(target: &Target, subject: &Subject) -> Result<String, Failure> {
+    let client = target.connect("proof").await?;
+    let tables = protected(&client, subject).await?;
+    let mut proofs = Vec::new();
+    for role in &subject.application_roles {
+        for table in &tables {
+            if let Some(write) = harmless_write(&client, role, table).await? {
+                proofs.push(refused(&client, role, table, &write).await?);
+            }
+        }
+    }
+    if proofs.is_empty() {
+        // The application may write none of them: the owner stands in, from a session that the gate does not know.
+        let role = target.user();
+        for table in &tables {
+            if let Some(write) = harmless_write(&client, role, table).await? {
+                proofs.push(refused(&client, role, table, &write).await?);
+            }
+        }
+    }
+    match proofs.first() {
+        Some(first) => Ok(format!("{} of {} writes refused; {first}", proofs.len(), proofs.len())),
+        None => Err(Failure::new(
+            Reason::WritesNotBlocked,
+            "no protected table can be written by the migration role, so nothing proves the gate",
+        )),
+    }
+}
+
+/// A write that changes no row, and that `role` has the privilege for. `None` if it has none.
+async fn harmless_write(client: &Client, role: &str, table: &Table) -> Result<Option<String>, Failure> {
+    let row = client
+        .query_one(
+            "SELECT (SELECT a.attname::text FROM pg_catalog.pg_attribute a
+                     WHERE a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' AND a.attidentity <> 'a'
+                       AND has_column_privilege($1, t.oid, a.attnum, 'UPDATE') ORDER BY a.attnum LIMIT 1),
+                    has_table_privilege($1, t.oid, 'DELETE')
+             FROM (SELECT pg_catalog.to_regclass($2)::oid AS oid) AS t",
+            &[&role, &table.sql()],
+        )
+        .await
+        .map_err(|e| classify(&e))?;
+    let column: Option<String> = row.get(0);
+    let may_delete: Option<bool> = row.get(1);
+    Ok(match (column, may_delete) {
+        (Some(column), _) => Some(format!("UPDATE {} SET {} = DEFAULT WHERE false", table.sql(), ident(&column))),
+        (None, Some(true)) => Some(format!("DELETE FROM {} WHERE false", table.sql())),
+        _ => None,
+    })
+}
+
+async fn refused(client: &Client, role: &str, table: &Table, write: &str) -> Result<String, Failure> {
+    client.batch_execute("BEGIN READ WRITE").await.map_err(|e| classify(&e))?;
+    let result = match client.batch_execute(&format!("SET LOCAL ROLE {}", ident(role))).await {
+        Err(e) if e.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+            let message =
+                format!("the proof cannot act as role {role}; next: GRANT {} TO the migration role", ident(role));
+            return Err(Failure::new(Reason::PrivilegeMissing, message));
+        }
+        Err(e) => return Err(classify(&e)),
+        Ok(()) => client.batch_execute(write).await,
+    };
+    client.batch_execute("ROLLBACK").await.map_err(|e| classify(&e))?;
+    match result {
+        Ok(()) => {
+            let message = format!(
+                "a write of role {role} to {table} went through although the gate is closed; next: check trigger {GUARD} on {table}"
+            );
+            Err(Failure::new(Reason::WritesNotBlocked, message))
+        }
+        Err(e) if e.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION) => Ok(format!(
+            "role {role} on {table}: {} (SQLSTATE 25006)",
+            e.as_db_error().map(|db| db.message()).unwrap_or_default()
+        )),
+        Err(e) if e.as_db_error().is_none() => Err(classify(&e)),
+        Err(e) => Err(Failure::new(
+            Reason::WritesNotBlocked,
+            format!("a write of role {role} to {table} failed, but not because of the gate: {}", classify(&e).message),
+        )),
+    }
+}
+
+/// Puts the database's read-only default back to what it was before the window, and ends the application's sessions that
+/// were opened meanwhile: a session keeps the default it began with, so a pool that reconnected inside the window would
+/// stay read-only for ever. The gate is not touched.
+///
+/// Returns until when such sessions may have begun, by the server's clock; `None` if no window is open.
+///
+/// # Errors
+/// Those of [`classify`].
+pub async fn restore_default(client: &Client, subject: &Subject) -> Result<Option<Timestamp>, Failure> {
+    let row = client
+        .query_opt(
+            "SELECT prior_read_only, current_database()::text FROM credit_migration.intent
+             WHERE migration_uid = $1 AND finished_at IS NULL ORDER BY opened_at LIMIT 1",
+            &[&subject.uid],
+        )
+        .await
+        .map_err(|e| classify(&e))?;
+    let Some(row) = row else { return Ok(None) };
+    let database = ident(row.get(1));
+    let sql = match row.get::<_, Option<&str>>(0) {
+        Some(prior) => format!("ALTER DATABASE {database} SET default_transaction_read_only = {}", literal(prior)),
+        None => format!("ALTER DATABASE {database} RESET default_transaction_read_only"),
+    };
+    client.batch_execute(&sql).await.map_err(|e| classify(&e))?;
+    let restored: Timestamp = client.query_one("SELECT clock_timestamp()", &[]).await.map_err(|e| classify(&e))?.get(0);
+    end_read_only_sessions(client, subject, restored).await?;
+    Ok(Some(restored))
+}
+
+/// Ends the application's sessions that began between the closing of the gate and `until`.
+///
+/// # Errors
+/// Those of [`classify`].
+pub async fn end_read_only_sessions(client: &Client, subject: &Subject, until: Timestamp) -> Result<(), Failure> {
+    let rows = client
+        .query(
+            &format!(
+                "{IN_THE_WAY} AND a.usename::text = ANY ($1) AND a.backend_start <= $2
+                      AND a.backend_start >= (SELECT max(closed_at) FROM credit_migration.gate)"
+            ),
+            &[&subject.application_roles, &until],
+        )
+        .await
+        .map_err(|e| classify(&e))?;
+    for row in &rows {
+        terminate(client, row.get(0), row.get::<_, Option<&str>>(1).unwrap_or_default(), false).await?;
+    }
+    Ok(())
+}
+
+/// Takes over a gate that another session closed: from now on it lets this session pass. The read-only default is left
+/// as it is. Returns since when the gate is closed.
+///
+/// # Errors
+/// Those of [`classify`].
+pub async fn adopt(
+    client: &mut Client,
+    subject: &Subject,
+    step: Step,
+    attempt: u32,
+) -> Result<Option<Timestamp>, Failure> {
+    let tx = client.transaction().await.map_err(|e| classify(&e))?;
+    let row = tx
+        .query_opt(
+            "UPDATE credit_migration.gate AS g SET pid = a.pid, backend_start = a.backend_start
+             FROM pg_catalog.pg_stat_get_activity(pg_backend_pid()) a WHERE g.closed AND g.migration_uid = $1 RETURNING g.closed_at",
+            &[&subject.uid],
+        )
+        .await
+        .map_err(|e| classify(&e))?;
+    // The way back may take over from the way there: what was set before the window is in that one's intent.
+    tx.execute(
+        "INSERT INTO credit_migration.intent AS i (migration_uid, direction, attempt, opened_at, deadline, prior_read_only)
+         SELECT o.migration_uid, $2, $3, o.opened_at, o.deadline, o.prior_read_only FROM credit_migration.intent o
+         WHERE o.migration_uid = $1 AND o.finished_at IS NULL ORDER BY o.opened_at LIMIT 1
+         ON CONFLICT (migration_uid, direction) DO UPDATE SET attempt = excluded.attempt, finished_at = NULL, outcome = NULL",
+        &[&subject.uid, &step.as_str(), &i32::try_from(attempt).unwrap_or(i32::MAX)],
+    )
+    .await
+    .map_err(|e| classify(&e))?;
+    tx.commit().await.map_err(|e| classify(&e))?;
+    Ok(row.map(|row| row.get(0)))
+}
+
+/// Notes in the database that the controller is about to flip the flag. Done before the controller is told so.
+///
+/// # Errors
+/// Those of [`classify`].
+pub async fn acknowledge_switch(client: &Client, subject: &Subject, step: Step) -> Result<(), Failure> {
+    client
+        .execute(
+            "UPDATE credit_migration.intent SET switch_acknowledged_at = coalesce(switch_acknowledged_at, clock_timestamp())
+             WHERE migration_uid = $1 AND direction = $2",
+            &[&subject.uid, &step.as_str()],
+        )
+        .await
+        .map_err(|e| classify(&e))?;
+    Ok(())
+}
+
+/// Keeps what is reported of the window, for the pod that may have to go on with it.
+///
+/// # Errors
+/// Those of [`classify`].
+pub async fn save_progress(
+    client: &Client,
+    subject: &Subject,
+    step: Step,
+    progress: &WindowProgress,
+) -> Result<(), Failure> {
+    client
+        .execute(
+            "UPDATE credit_migration.intent SET progress = $3 WHERE migration_uid = $1 AND direction = $2",
+            &[&subject.uid, &step.as_str(), &Json(progress)],
+        )
+        .await
+        .map_err(|e| classify(&e))?;
+    Ok(())
+}
+
+/// Opens the gate and records how the window ended, in one transaction; then gives the exclusive lock back.
+///
+/// Returns when it was opened, by the server's clock; `None` if no window was open.
+///
+/// # Errors
+/// Those of [`classify`]; the gate is as it was, or open.
+pub async fn open(
+    client: &mut Client,
+    subject: &Subject,
+    step: Step,
+    end: &Finished,
+    progress: &WindowProgress,
+) -> Result<Option<Timestamp>, Failure> {
+    let tx = client.transaction().await.map_err(|e| classify(&e))?;
+    let opened = tx
+        .query_opt(
+            "UPDATE credit_migration.gate SET closed = false, opened_at = clock_timestamp(), pid = NULL, backend_start = NULL
+             WHERE closed AND migration_uid = $1 RETURNING opened_at",
+            &[&subject.uid],
+        )
+        .await
+        .map_err(|e| classify(&e))?
+        .map(|row| row.get::<_, Timestamp>(0));
+    tx.execute(
+        "UPDATE credit_migration.intent SET finished_at = clock_timestamp(), outcome = $3, reason = $4, message = $5,
+                progress = CASE WHEN direction = $2 THEN $6 ELSE progress END
+         WHERE migration_uid = $1 AND finished_at IS NULL",
+        &[
+            &subject.uid,
+            &step.as_str(),
+            &if end.released { "released" } else { "reverted" },
+            &end.failure.as_ref().map(|failure| failure.reason.as_str()),
+            &end.failure.as_ref().map(|failure| failure.message.as_str()),
+            &Json(&WindowProgress { released_at: opened.or(progress.released_at), ..progress.clone() }),
+        ],
+    )
+    .await
+    .map_err(|e| classify(&e))?;
+    tx.commit().await.map_err(|e| classify(&e))?;
+    // Held as often as it was taken; what remained would block writes with the gate open.
+    while locked(client).await? {
+        client
+            .query_one("SELECT pg_catalog.pg_advisory_unlock($1, $2)", &[&LOCK_CLASS, &LOCK_GATE])
+            .await
+            .map_err(|e| classify(&e))?;
+    }
+    Ok(opened)
+}
+
+/// Whether this session holds the exclusive side of the gate's lock.
+///
+/// # Errors
+/// Those of [`classify`].
+pub async fn locked(client: &Client) -> Result<bool, Failure> {
+    let row = client
+        .query_one(
+            "SELECT EXISTS (SELECT FROM pg_catalog.pg_locks WHERE pid = pg_backend_pid() AND granted AND mode = 'ExclusiveLock'
+                            AND locktype = 'advisory' AND classid = $1::int4::oid AND objid = $2::int4::oid)",
+            &[&LOCK_CLASS, &LOCK_GATE],
+        )
+        .await
+        .map_err(|e| classify(&e))?;
+    Ok(row.get(0))
+}

@@ -1,0 +1,343 @@
+//! Puts up schema, functions and triggers, and claims the database for one migration.
+//!
+//! # Contract
+//! - Idempotent: what is there as it should be is neither touched nor locked.
+//! - Each trigger is put up in a transaction of its own under `lock_timeout`, tried again after a jittered pause: a long
+//!   write transaction makes other writers wait at most that long at a time.
+//! - The gate is not touched.
+
+use std::time::Instant;
+
+use tokio_postgres::{Client, GenericClient};
+
+use super::{
+    BalancesTable, LOCK_CHANGE, LOCK_CLASS, LOCK_GATE, SCHEMA, Subject, Table, balances, ident, jitter, literal,
+    millis, protected, resolve, with_children,
+};
+use crate::{
+    api::Reason,
+    runner::{Failure, postgres::classify},
+};
+
+/// Statement trigger that refuses writes while the gate is closed.
+pub(crate) const GUARD: &str = "credit_migration_guard";
+/// Row trigger that notes whose balance was written.
+pub(crate) const CAPTURE: &str = "credit_migration_capture";
+/// Statement trigger that notes a TRUNCATE of the balances.
+pub(crate) const CAPTURE_ALL: &str = "credit_migration_capture_all";
+
+const TABLES: &str = "
+CREATE SCHEMA IF NOT EXISTS credit_migration;
+-- Which migration this database belongs to: at most one row.
+CREATE TABLE IF NOT EXISTS credit_migration.claim (
+    only_one boolean PRIMARY KEY DEFAULT true CHECK (only_one),
+    migration_uid text NOT NULL, migration_name text NOT NULL, since timestamptz NOT NULL DEFAULT clock_timestamp());
+-- At most one row; none means open, so that a restored copy (its data is not in dumps) is open.
+CREATE TABLE IF NOT EXISTS credit_migration.gate (
+    only_one boolean PRIMARY KEY DEFAULT true CHECK (only_one),
+    closed boolean NOT NULL, migration_uid text NOT NULL, closed_at timestamptz, opened_at timestamptz, deadline timestamptz,
+    pid integer, backend_start timestamptz);
+-- Append-only; user_id NULL means every user (TRUNCATE). The key is there for logical replication, which wants one.
+CREATE TABLE IF NOT EXISTS credit_migration.changed (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, user_id text);
+CREATE TABLE IF NOT EXISTS credit_migration.baseline (
+    migration_uid text, user_id text, balance numeric, PRIMARY KEY (migration_uid, user_id));
+CREATE TABLE IF NOT EXISTS credit_migration.ledger (
+    migration_uid text, step text CHECK (step IN ('up', 'down')), sql_sha256 text NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT clock_timestamp(), statements integer NOT NULL, seconds double precision NOT NULL,
+    reconciled_users bigint NOT NULL, PRIMARY KEY (migration_uid, step));
+CREATE TABLE IF NOT EXISTS credit_migration.intent (
+    migration_uid text, direction text CHECK (direction IN ('up', 'down')), attempt integer NOT NULL,
+    opened_at timestamptz NOT NULL, deadline timestamptz NOT NULL, prior_read_only text, switch_acknowledged_at timestamptz,
+    finished_at timestamptz, outcome text, reason text, message text, progress jsonb, PRIMARY KEY (migration_uid, direction));
+REVOKE ALL ON SCHEMA credit_migration FROM PUBLIC;
+REVOKE ALL ON ALL TABLES IN SCHEMA credit_migration FROM PUBLIC;
+";
+
+/// The guard. Who passes a closed gate: only the server process that the gate's row names (by pid *and* start, since
+/// pids come again), logged in as the functions' owner, in a transaction that says so. Each alone could be forged or hit
+/// by accident (anybody may set a setting; a person may be logged in as the owner); a role cannot forge another
+/// process's identity. The gate is read before the lock is tried, so that refused writers never hold the lock which
+/// the window is about to take.
+fn guard_function() -> String {
+    format!(
+        "CREATE OR REPLACE FUNCTION credit_migration.guard() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $guard$
+DECLARE
+    gate record;
+BEGIN
+    SELECT g.migration_uid, g.deadline, g.pid, g.backend_start INTO gate FROM credit_migration.gate AS g WHERE g.closed;
+    IF FOUND THEN
+        IF gate.pid = pg_backend_pid() AND session_user = current_user
+           AND current_setting('credit_migration.pass', true) = gate.migration_uid
+           AND EXISTS (SELECT FROM pg_stat_get_activity(pg_backend_pid()) AS a WHERE a.backend_start = gate.backend_start) THEN
+            RETURN NULL;
+        END IF;
+        RAISE EXCEPTION USING ERRCODE = '25006', MESSAGE = format('writes to %I.%I are blocked by migration %s until at most %s',
+            TG_TABLE_SCHEMA, TG_TABLE_NAME, gate.migration_uid,
+            to_char(gate.deadline AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'));
+    END IF;
+    -- A snapshot taken before the gate was closed shows it open for ever; a lock knows no snapshots.
+    IF NOT pg_try_advisory_xact_lock_shared({LOCK_CLASS}, {LOCK_GATE}) THEN
+        RAISE EXCEPTION USING ERRCODE = '25006',
+            MESSAGE = format('writes to %I.%I are blocked by a credit migration', TG_TABLE_SCHEMA, TG_TABLE_NAME);
+    END IF;
+    RETURN NULL;
+END
+$guard$;
+REVOKE ALL ON FUNCTION credit_migration.guard() FROM PUBLIC;"
+    )
+}
+
+/// The capture. Column names are compiled in: reading them from the row at run time would cost every write much more.
+fn capture_function(balances: &BalancesTable) -> String {
+    let BalancesTable { user, balance, .. } = balances;
+    format!(
+        "CREATE OR REPLACE FUNCTION credit_migration.capture() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $capture$
+BEGIN
+    IF TG_OP = 'UPDATE' THEN
+        IF OLD.{user}::text IS DISTINCT FROM NEW.{user}::text THEN
+            INSERT INTO credit_migration.changed (user_id) VALUES (OLD.{user}::text), (NEW.{user}::text);
+        ELSIF OLD.{balance} IS DISTINCT FROM NEW.{balance} THEN
+            INSERT INTO credit_migration.changed (user_id) VALUES (NEW.{user}::text);
+        END IF;
+    ELSIF TG_OP = 'INSERT' THEN
+        INSERT INTO credit_migration.changed (user_id) VALUES (NEW.{user}::text);
+    ELSIF TG_OP = 'DELETE' THEN
+        INSERT INTO credit_migration.changed (user_id) VALUES (OLD.{user}::text);
+    ELSE
+        INSERT INTO credit_migration.changed (user_id) VALUES (NULL);
+    END IF;
+    RETURN NULL;
+END
+$capture$;
+REVOKE ALL ON FUNCTION credit_migration.capture() FROM PUBLIC;"
+    )
+}
+
+/// Claims the database, makes the schema, and puts up guards and capture.
+///
+/// In: a connection as the migration role, outside of a transaction.
+///
+/// # Errors
+/// `DatabaseInUse` names the migration that holds the database; `TableMissing`, `ColumnMissing`; `LockTimeout` when a
+/// trigger could not be put up within `subject.patience`; those of [`classify`].
+pub async fn install(client: &mut Client, subject: &Subject) -> Result<(), Failure> {
+    for name in &subject.protected {
+        // Some may be gone after the migration; the window calls this again, and then only the balances must be there.
+        if resolve(client, name).await?.is_none() && !migrated(client, subject).await? {
+            return Err(Failure::new(
+                Reason::TableMissing,
+                format!("table {name} does not exist; next: correct spec.credits or spec.migration"),
+            ));
+        }
+    }
+    let balances = balances(client, subject, None).await?;
+    prepare(client, subject, &balances).await?;
+    let tables = protected(client, subject).await?;
+    for table in with_children(client, &tables).await? {
+        ensure(client, subject, &table, Kind::Guard).await?;
+    }
+    for kind in [Kind::CaptureAll, Kind::Capture] {
+        for table in with_children(client, std::slice::from_ref(&balances.table)).await? {
+            ensure(client, subject, &table, kind).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether the ledger says that the up SQL of this migration has run.
+async fn migrated(client: &impl GenericClient, subject: &Subject) -> Result<bool, Failure> {
+    let there = client
+        .query_one("SELECT pg_catalog.to_regclass('credit_migration.ledger') IS NOT NULL", &[])
+        .await
+        .map_err(|e| classify(&e))?;
+    if !there.get::<_, bool>(0) {
+        return Ok(false);
+    }
+    let row = client
+        .query_one("SELECT EXISTS (SELECT FROM credit_migration.ledger WHERE migration_uid = $1)", &[&subject.uid])
+        .await
+        .map_err(|e| classify(&e))?;
+    Ok(row.get(0))
+}
+
+/// Schema, tables, functions, claim; one transaction.
+async fn prepare(client: &mut Client, subject: &Subject, balances: &BalancesTable) -> Result<(), Failure> {
+    let tx = client.transaction().await.map_err(|e| classify(&e))?;
+    // Two runners that create the same objects at once would fail with errors that mean nothing to anybody.
+    tx.batch_execute(&format!(
+        "SET LOCAL client_min_messages = warning; SELECT pg_catalog.pg_advisory_xact_lock({LOCK_CLASS}, {LOCK_CHANGE})"
+    ))
+    .await
+    .map_err(|e| classify(&e))?;
+    tx.batch_execute(TABLES).await.map_err(|e| classify(&e))?;
+    for role in &subject.application_roles {
+        // Default privileges of the owner may have granted it something.
+        let role = ident(role);
+        tx.batch_execute(&format!("REVOKE ALL ON SCHEMA {SCHEMA} FROM {role}; REVOKE ALL ON ALL TABLES IN SCHEMA {SCHEMA} FROM {role}; REVOKE ALL ON ALL SEQUENCES IN SCHEMA {SCHEMA} FROM {role}"))
+            .await
+            .map_err(|e| match classify(&e) {
+                failure if e.code() == Some(&tokio_postgres::error::SqlState::UNDEFINED_OBJECT) => {
+                    Failure::new(Reason::RoleMissing, format!("{}; next: correct spec.database.applicationRoles", failure.message))
+                }
+                failure => failure,
+            })?;
+    }
+    tx.execute(
+        "INSERT INTO credit_migration.claim (migration_uid, migration_name) VALUES ($1, $2) ON CONFLICT DO NOTHING",
+        &[&subject.uid, &subject.name],
+    )
+    .await
+    .map_err(|e| classify(&e))?;
+    let holder = tx
+        .query_one(
+            "SELECT migration_uid, migration_name, to_char(since AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') FROM credit_migration.claim",
+            &[],
+        )
+        .await
+        .map_err(|e| classify(&e))?;
+    if holder.get::<_, &str>(0) != subject.uid {
+        let (uid, name, since): (&str, &str, &str) = (holder.get(0), holder.get(1), holder.get(2));
+        let message = format!(
+            "the database is held by migration {name} (uid {uid}) since {since}; next: let it end, or abort it with a MigrationDecision"
+        );
+        return Err(Failure::new(Reason::DatabaseInUse, message));
+    }
+    tx.batch_execute(&guard_function()).await.map_err(|e| classify(&e))?;
+    tx.batch_execute(&capture_function(balances)).await.map_err(|e| classify(&e))?;
+    tx.commit().await.map_err(|e| classify(&e))
+}
+
+/// Which trigger.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Guard,
+    Capture,
+    CaptureAll,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Kind::Guard => GUARD,
+            Kind::Capture => CAPTURE,
+            Kind::CaptureAll => CAPTURE_ALL,
+        }
+    }
+
+    fn definition(self, table: &Table) -> String {
+        let (name, on) = (self.name(), table.sql());
+        match self {
+            Kind::Guard => format!(
+                "CREATE TRIGGER {name} BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {on} FOR EACH STATEMENT EXECUTE FUNCTION {SCHEMA}.guard()"
+            ),
+            Kind::Capture => format!(
+                "CREATE TRIGGER {name} AFTER INSERT OR UPDATE OR DELETE ON {on} FOR EACH ROW EXECUTE FUNCTION {SCHEMA}.capture()"
+            ),
+            Kind::CaptureAll => format!(
+                "CREATE TRIGGER {name} AFTER TRUNCATE ON {on} FOR EACH STATEMENT EXECUTE FUNCTION {SCHEMA}.capture()"
+            ),
+        }
+    }
+}
+
+/// Puts one trigger up, in a short transaction of its own, tried again until `subject.patience` is over.
+async fn ensure(client: &mut Client, subject: &Subject, table: &Table, kind: Kind) -> Result<(), Failure> {
+    let begin = Instant::now();
+    loop {
+        let tx = client.transaction().await.map_err(|e| classify(&e))?;
+        tx.batch_execute(&format!("SET LOCAL lock_timeout = {}", millis(subject.lock_timeout)))
+            .await
+            .map_err(|e| classify(&e))?;
+        let result = ensure_in(&tx, table, kind).await;
+        match result {
+            Ok(()) => return tx.commit().await.map_err(|e| classify(&e)),
+            Err(failure) if failure.reason == Reason::LockTimeout && begin.elapsed() < subject.patience => {
+                tx.rollback().await.map_err(|e| classify(&e))?;
+                tokio::time::sleep(jitter(subject.lock_timeout)).await;
+            }
+            Err(Failure { reason: Reason::LockTimeout, message }) => {
+                let message = format!(
+                    "trigger {} could not be put up on {table} within {} s: {message}; next: end the transactions that write to {table} for long",
+                    kind.name(),
+                    subject.patience.as_secs()
+                );
+                return Err(Failure::new(Reason::LockTimeout, message));
+            }
+            Err(failure) => return Err(failure),
+        }
+    }
+}
+
+/// Puts one trigger up inside the caller's transaction, `ENABLE ALWAYS`: replication and `session_replication_role`
+/// must not get around it.
+pub(crate) async fn ensure_in(tx: &impl GenericClient, table: &Table, kind: Kind) -> Result<(), Failure> {
+    let state = tx
+        .query_opt(
+            "SELECT t.tgenabled = 'A' FROM pg_catalog.pg_trigger t
+             WHERE t.tgrelid = pg_catalog.to_regclass($1) AND t.tgname = $2",
+            &[&table.sql(), &kind.name()],
+        )
+        .await
+        .map_err(|e| classify(&e))?
+        .map(|row| row.get::<_, bool>(0));
+    if state == Some(true) {
+        return Ok(());
+    }
+    if state.is_none() {
+        tx.batch_execute(&kind.definition(table)).await.map_err(|e| classify(&e))?;
+    }
+    tx.batch_execute(&format!("ALTER TABLE {} ENABLE ALWAYS TRIGGER {}", table.sql(), kind.name()))
+        .await
+        .map_err(|e| classify(&e))
+}
+
+/// Inside the migration's transaction, after its SQL: guards on what is new, guard and capture on the balances (the SQL
+/// may have put another table in their place).
+pub(crate) async fn ensure_all_in(
+    tx: &impl GenericClient,
+    tables: &[Table],
+    balances: &BalancesTable,
+) -> Result<(), Failure> {
+    tx.batch_execute(&capture_function(balances)).await.map_err(|e| classify(&e))?;
+    for table in with_children(tx, tables).await? {
+        ensure_in(tx, &table, Kind::Guard).await?;
+    }
+    for table in with_children(tx, std::slice::from_ref(&balances.table)).await? {
+        ensure_in(tx, &table, Kind::Guard).await?;
+        ensure_in(tx, &table, Kind::CaptureAll).await?;
+        ensure_in(tx, &table, Kind::Capture).await?;
+    }
+    Ok(())
+}
+
+/// Inside a transaction: who holds the database. `Ok` if it is `subject` (or nobody).
+pub(crate) async fn check_claim(client: &impl GenericClient, subject: &Subject) -> Result<(), Failure> {
+    let row = client
+        .query_opt(
+            "SELECT migration_uid, migration_name FROM credit_migration.claim WHERE migration_uid <> $1",
+            &[&subject.uid],
+        )
+        .await
+        .map_err(|e| classify(&e))?;
+    match row {
+        None => Ok(()),
+        Some(row) => {
+            let message =
+                format!("the database is held by migration {} (uid {})", row.get::<_, &str>(1), row.get::<_, &str>(0));
+            Err(Failure::new(Reason::DatabaseInUse, message))
+        }
+    }
+}
+
+/// `SET LOCAL` of the limits that every transaction of a migration has.
+pub(crate) fn limits(subject: &Subject) -> String {
+    format!(
+        "SET LOCAL lock_timeout = {}; SET LOCAL statement_timeout = {}; SET LOCAL idle_in_transaction_session_timeout = 0;
+         SET LOCAL client_min_messages = warning; SET LOCAL credit_migration.pass = {}",
+        millis(subject.lock_timeout),
+        millis(subject.statement_timeout),
+        literal(&subject.uid)
+    )
+}

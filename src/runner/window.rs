@@ -1,0 +1,181 @@
+//! The window task: blocks writes, runs the SQL, waits for the controller, opens the gate. Always ends, or tells.
+//!
+//! ```text
+//!             API server                                             PostgreSQL
+//!  order ──> poller ──┐                                     ┌──> session: gate, ledger, SQL
+//!                     ├─ watch ─> task (task.rs) ───────────┤
+//!  status <─ reporter ┘           never waits for the       └──> side sessions: proof, comparison
+//!                                 API server
+//! ```
+//!
+//! # Contract
+//! - A second task on the same database (a pod started twice, or again) waits until the first is gone, reads gate, intent
+//!   and ledger, and goes on from there.
+//! - The API server is asked and told on the side: a server that hangs delays no decision, not even the deadline's.
+//! - What is acknowledged (`Switch`) is in the database before it is reported.
+//! - Past the deadline, or when the `MigrationRun` is gone: the old state is restored while the switch has not been
+//!   acknowledged; else writes stay blocked (`Held`), and the task goes on obeying `Release` and `Revert`.
+
+mod task;
+
+use std::{future::Future, time::Duration};
+
+use jiff::Timestamp;
+use tokio::sync::watch;
+
+use super::{
+    Failure,
+    control::{Sql, Step, Subject},
+    postgres::Target,
+};
+use crate::api::{Reason, RunInputs, WindowCommand, WindowOrder, WindowProgress};
+
+/// How a call to the API server fails.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ChannelError {
+    /// It may work later.
+    #[error("the API server cannot be reached: {0}")]
+    Unreachable(String),
+    /// The `MigrationRun` does not exist any more, or is being deleted.
+    #[error("the MigrationRun is gone")]
+    Gone,
+}
+
+/// The way to the controller. Each call should have a time-out of its own; a call that hangs delays only the next one.
+pub trait Channel: Sync {
+    /// Reads the controller's order; `Standby` as long as there is none.
+    fn order(&self) -> impl Future<Output = Result<WindowOrder, ChannelError>> + Send;
+    /// Reports progress, and what is wrong if something is. Called again with something newer if it fails.
+    fn report(
+        &self,
+        progress: &WindowProgress,
+        note: Option<&Failure>,
+    ) -> impl Future<Output = Result<(), ChannelError>> + Send;
+    /// Asks the application for its running version; `None` without a probe or an answer. Asked every second once migrated.
+    fn probe_version(&self) -> impl Future<Output = Option<String>> + Send;
+    /// The wall clock, to which deadlines are compared.
+    fn now(&self) -> Timestamp;
+}
+
+/// What a window task is to do.
+#[derive(Clone, Debug)]
+pub struct WindowPlan {
+    /// Names and limits.
+    pub subject: Subject,
+    /// Way there (`Task::Window`) or way back (`Task::RollbackWindow`).
+    pub direction: Step,
+    /// Attempt of the run.
+    pub attempt: u32,
+    /// The up SQL as mounted.
+    pub up: Sql,
+    /// The down SQL as mounted.
+    pub down: Sql,
+    /// What the controller saw.
+    pub inputs: RunInputs,
+    /// How often the API server is asked for an order, usually 250 ms.
+    pub poll: Duration,
+}
+
+/// How a window task ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// The last progress: `Released` or `Reverted`; `Held` if writes stay blocked; anything earlier if nothing was opened.
+    pub progress: WindowProgress,
+    /// Why it is no success. `DeadlinePassed` if the task ended the window by itself.
+    pub failure: Option<Failure>,
+}
+
+/// What the controller wants, as far as it is known.
+#[derive(Clone, Debug)]
+struct Orders {
+    command: WindowCommand,
+    deadline: Option<Timestamp>,
+    gone: bool,
+}
+
+/// What is reported.
+type Report = (WindowProgress, Option<Failure>);
+
+/// Runs a window task to its end. See the head of this file.
+pub async fn run<C: Channel>(channel: &C, target: &Target, plan: &WindowPlan) -> Outcome {
+    if let Some(failure) = changed(plan) {
+        return Outcome { progress: WindowProgress::default(), failure: Some(failure) };
+    }
+    let (orders_in, orders) = watch::channel(Orders { command: WindowCommand::Standby, deadline: None, gone: false });
+    let (reports, reports_out) = watch::channel::<Report>((WindowProgress::default(), None));
+    let task = task::Task::new(channel, target, plan, orders, reports);
+    let outcome = tokio::select! {
+        outcome = task.run() => outcome,
+        never = poll(channel, plan.poll, orders_in) => match never {},
+        never = reporter(channel, plan.poll, reports_out) => match never {},
+    };
+    // The end is worth some patience; without the API server it is told by the pod's end, and by the database.
+    let last = async {
+        while channel.report(&outcome.progress, outcome.failure.as_ref()).await.is_err_and(|e| e != ChannelError::Gone)
+        {
+            tokio::time::sleep(plan.poll).await;
+        }
+    };
+    if tokio::time::timeout(Duration::from_secs(10), last).await.is_err() {
+        tracing::warn!(state = ?outcome.progress.state, "the end of the window could not be reported to the API server");
+    }
+    outcome
+}
+
+/// The SQL must be what the controller saw, people approved and the rehearsal ran.
+fn changed(plan: &WindowPlan) -> Option<Failure> {
+    for (name, mounted, seen) in
+        [("up", &plan.up, &plan.inputs.up_sha256), ("down", &plan.down, &plan.inputs.down_sha256)]
+    {
+        if mounted.sha256 != *seen {
+            let message = format!(
+                "the {name} SQL is {}, approved was {seen}; next: restore it, or approve the new plan",
+                mounted.sha256
+            );
+            return Some(Failure::new(Reason::SqlChanged, message));
+        }
+    }
+    None
+}
+
+enum Never {}
+
+/// Asks for orders for ever. Orders only move forward; one that was given stays given while the server is unreachable.
+async fn poll<C: Channel>(channel: &C, every: Duration, orders: watch::Sender<Orders>) -> Never {
+    loop {
+        match channel.order().await {
+            Ok(order) => {
+                orders.send_if_modified(|known| {
+                    let deadline = order.deadline.or(known.deadline);
+                    let command = order.command.max(known.command);
+                    let modified = command != known.command || deadline != known.deadline;
+                    (known.command, known.deadline) = (command, deadline);
+                    modified
+                });
+            }
+            Err(ChannelError::Gone) => {
+                orders.send_if_modified(|known| !std::mem::replace(&mut known.gone, true));
+            }
+            Err(error @ ChannelError::Unreachable(_)) => tracing::warn!(%error, "no order"),
+        }
+        tokio::time::sleep(every).await;
+    }
+}
+
+/// Reports the newest progress whenever there is a newer one, again after a failure.
+async fn reporter<C: Channel>(channel: &C, every: Duration, mut reports: watch::Receiver<Report>) -> Never {
+    loop {
+        if reports.changed().await.is_err() {
+            // The task is about to end; its outcome is reported by the caller.
+            std::future::pending::<()>().await;
+        }
+        loop {
+            let (progress, note) = reports.borrow_and_update().clone();
+            match channel.report(&progress, note.as_ref()).await {
+                Ok(()) | Err(ChannelError::Gone) => break,
+                Err(error) => tracing::warn!(%error, "progress not reported"),
+            }
+            tokio::time::sleep(every).await;
+        }
+    }
+}

@@ -1,0 +1,549 @@
+//! The window task's logic, from one connection to the next.
+//!
+//! ```text
+//!  session() ─> resume point from gate, intent and ledger
+//!     standby ──Open──> block ──> migrate (way there) ──> hold ──Release──> finish(new schema)
+//!        │Revert          │fails      │fails               ├──Revert───> undo ──> finish(old schema)
+//!        v                v           v                    └──deadline─> undo (way there) / finish (way back),
+//!      nothing done     finish      finish                              or Held once the switch is acknowledged
+//! ```
+//! A lost connection at any point leads back to `session()`; the gate stays closed meanwhile.
+
+use std::{
+    pin::pin,
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use tokio::sync::watch;
+use tokio_postgres::Client;
+
+use super::{Channel, Orders, Outcome, Report, WindowPlan};
+use crate::{
+    api::{Comparison, Reason, WindowCommand, WindowProgress, WindowState},
+    runner::{
+        Failure,
+        control::{
+            self, Applied, Step, Stop, Subject,
+            gate::{self, Finished, Snapshot},
+            jitter, millis,
+        },
+        postgres::{Target, classify},
+    },
+};
+
+/// How often the task looks at clock and orders when nothing wakes it.
+const TICK: Duration = Duration::from_millis(50);
+/// How often an idle session is tried, so that a lost one is noticed before it is needed.
+const PING: Duration = Duration::from_secs(1);
+/// How often the baseline is brought up to date while the task stands by.
+const REFRESH: Duration = Duration::from_secs(10);
+/// How long a task that has opened nothing looks for its database.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How often a transaction that met a lock is tried again.
+const LOCK_TRIES: u32 = 3;
+
+pub(super) struct Task<'a, C> {
+    channel: &'a C,
+    target: &'a Target,
+    plan: &'a WindowPlan,
+    orders: watch::Receiver<Orders>,
+    reports: watch::Sender<Report>,
+    progress: WindowProgress,
+    /// Of the window that is open, if the order does not say.
+    deadline: Option<Timestamp>,
+    /// The gate is closed, as far as this task knows.
+    opened: bool,
+}
+
+/// Where a session begins.
+enum Resume {
+    Done(Finished),
+    Standby,
+    Blocked,
+    Migrated,
+    /// Nothing is left to do but to open the gate on the old schema.
+    Undone,
+}
+
+impl<'a, C: Channel> Task<'a, C> {
+    pub(super) fn new(
+        channel: &'a C,
+        target: &'a Target,
+        plan: &'a WindowPlan,
+        orders: watch::Receiver<Orders>,
+        reports: watch::Sender<Report>,
+    ) -> Self {
+        Self {
+            channel,
+            target,
+            plan,
+            orders,
+            reports,
+            progress: WindowProgress::default(),
+            deadline: None,
+            opened: false,
+        }
+    }
+
+    fn subject(&self) -> &'a Subject {
+        &self.plan.subject
+    }
+
+    /// Works until the window has ended; connects again whenever the connection is lost.
+    pub(super) async fn run(mut self) -> Outcome {
+        let mut lost_since = Instant::now();
+        loop {
+            let begin = Instant::now();
+            let failure = match self.session().await {
+                Ok(outcome) => return outcome,
+                Err(failure) => failure,
+            };
+            if begin.elapsed() > PING {
+                lost_since = Instant::now();
+            }
+            let lost = matches!(failure.reason, Reason::HostUnreachable | Reason::ConnectionLost);
+            let waiting = self.orders().command == WindowCommand::Standby;
+            if !self.opened && (!lost || (waiting && lost_since.elapsed() > PATIENCE)) {
+                return Outcome { progress: self.progress, failure: Some(failure) };
+            }
+            // From here on writes may be blocked. Giving up would leave them so with nobody at work on it.
+            tracing::error!(reason = %failure.reason, message = failure.message, "window interrupted, going on");
+            if self.opened && self.overdue() {
+                (self.progress.state, self.progress.deadline_passed) = (WindowState::Held, true);
+            }
+            self.report(Some(failure));
+            tokio::time::sleep(jitter(Duration::from_millis(200))).await;
+        }
+    }
+
+    fn orders(&self) -> Orders {
+        self.orders.borrow().clone()
+    }
+
+    /// The deadline has passed, or there is nobody any more who could give an order.
+    fn overdue(&self) -> bool {
+        let orders = self.orders();
+        let deadline = orders.deadline.or(self.deadline);
+        orders.gone || deadline.is_some_and(|deadline| self.channel.now() >= deadline)
+    }
+
+    /// Why the task ends a window without an order.
+    fn overdue_failure(&self) -> Failure {
+        let orders = self.orders();
+        let message = match (orders.gone, orders.deadline.or(self.deadline)) {
+            (false, Some(deadline)) => format!("the window's deadline {deadline} passed at order {:?}", orders.command),
+            _ => format!("the MigrationRun is gone at order {:?}", orders.command),
+        };
+        Failure::new(Reason::DeadlinePassed, message)
+    }
+
+    fn report(&self, note: Option<Failure>) {
+        self.reports.send_replace((self.progress.clone(), note));
+    }
+
+    /// Reports, and keeps it in the database for whoever must go on.
+    async fn milestone(&self, client: &Client) -> Result<(), Failure> {
+        self.report(None);
+        gate::save_progress(client, self.subject(), self.plan.direction, &self.progress).await
+    }
+
+    /// One connection's work. An error is a lost connection, or one that another session may get over.
+    async fn session(&mut self) -> Result<Outcome, Failure> {
+        let mut client = self.target.connect("window").await?;
+        // A pod started twice waits here for ever, says nothing, and takes over when the first is gone.
+        while !gate::try_work(&client).await? {
+            tokio::time::sleep(self.plan.poll).await;
+        }
+        let known = client.query_one("SELECT to_regclass('credit_migration.intent') IS NOT NULL AND to_regclass('credit_migration.gate') IS NOT NULL", &[]);
+        let snapshot = match known.await.map_err(|e| classify(&e))?.get(0) {
+            true => gate::observe(&client, self.subject(), self.plan.direction).await?,
+            false => Snapshot::default(),
+        };
+        let resume = self.resume(&snapshot);
+        if snapshot.closed_at.is_some() {
+            self.take_over(&mut client, &snapshot).await?;
+        }
+        match resume {
+            Resume::Done(Finished { released, failure }) => {
+                self.progress.state = if released { WindowState::Released } else { WindowState::Reverted };
+                Ok(Outcome { progress: self.progress.clone(), failure })
+            }
+            Resume::Undone => self.finish(&mut client, false, None).await,
+            Resume::Standby => self.standby(client).await,
+            Resume::Blocked => self.blocked(client, snapshot.closed_at.unwrap_or(Timestamp::UNIX_EPOCH)).await,
+            Resume::Migrated => {
+                let up = snapshot.up.unwrap_or_default();
+                self.migrated(&mut client, up).await
+            }
+        }
+    }
+
+    fn resume(&self, snapshot: &Snapshot) -> Resume {
+        let closed = snapshot.closed_at.is_some();
+        if let Some(intent) = &snapshot.intent
+            && let Some(finished) = &intent.finished
+            && !closed
+            && intent.attempt == self.plan.attempt
+        {
+            return Resume::Done(finished.clone());
+        }
+        let old_schema =
+            || if closed { Resume::Undone } else { Resume::Done(Finished { released: false, failure: None }) };
+        match (self.plan.direction, snapshot.up, snapshot.down) {
+            (_, _, true) | (Step::Down, None, false) => old_schema(),
+            (Step::Up, Some(_), false) if closed => Resume::Migrated,
+            (Step::Up, Some(_), false) => Resume::Done(Finished { released: true, failure: None }),
+            (Step::Up, None, false) | (Step::Down, Some(_), false) if closed => Resume::Blocked,
+            (Step::Up, None, false) | (Step::Down, Some(_), false) => Resume::Standby,
+        }
+    }
+
+    /// The gate was closed by an earlier session: lets this one pass, and takes the lock again.
+    async fn take_over(&mut self, client: &mut Client, snapshot: &Snapshot) -> Result<(), Failure> {
+        self.opened = true;
+        if let Some(intent) = &snapshot.intent {
+            self.deadline = Some(intent.deadline);
+            self.progress = intent.progress.clone();
+            self.progress.switch_acknowledged = intent.switch_acknowledged;
+        }
+        let closed_at = gate::adopt(client, self.subject(), self.plan.direction, self.plan.attempt).await?;
+        self.progress.blocked_at = closed_at;
+        Ok(())
+    }
+
+    /// Everything is made ready; waits for `Open`.
+    async fn standby(&mut self, mut client: Client) -> Result<Outcome, Failure> {
+        let subject = self.subject();
+        control::install(&mut client, subject).await?;
+        if self.plan.direction == Step::Up {
+            if !control::has_baseline(&client, subject).await? && control::compare(&client, subject).await?.users > 0 {
+                return Err(Failure::new(
+                    Reason::BalancesUnexplained,
+                    "no baseline of the balances was taken; next: let the Backup step run again",
+                ));
+            }
+            control::refresh_baseline(&mut client, subject).await?;
+        }
+        self.progress.state = WindowState::Ready;
+        self.report(None);
+        let (mut pinged, mut refreshed) = (Instant::now(), Instant::now());
+        loop {
+            let orders = self.orders();
+            match orders.command {
+                _ if orders.gone => {
+                    return Ok(Outcome { progress: self.progress.clone(), failure: Some(self.overdue_failure()) });
+                }
+                WindowCommand::Standby => {}
+                WindowCommand::Revert => {
+                    self.progress.state = WindowState::Reverted;
+                    return Ok(Outcome { progress: self.progress.clone(), failure: None });
+                }
+                WindowCommand::Open | WindowCommand::Switch | WindowCommand::Release => {
+                    let Some(deadline) = orders.deadline else {
+                        return Err(Failure::new(Reason::Internal, "the order to open the window has no deadline"));
+                    };
+                    return self.open(client, deadline).await;
+                }
+            }
+            self.wait().await;
+            if pinged.elapsed() > PING {
+                ping(&client).await?;
+                pinged = Instant::now();
+            }
+            if refreshed.elapsed() > REFRESH && self.plan.direction == Step::Up {
+                control::refresh_baseline(&mut client, subject).await?;
+                refreshed = Instant::now();
+            }
+        }
+    }
+
+    /// Until an order comes in, or a tick is over.
+    async fn wait(&mut self) {
+        // An error means that the poller is gone, which ends with this task.
+        let _ = tokio::time::timeout(TICK, self.orders.changed()).await;
+    }
+
+    async fn open(&mut self, mut client: Client, deadline: Timestamp) -> Result<Outcome, Failure> {
+        if self.overdue() {
+            self.progress.deadline_passed = true;
+            self.progress.state =
+                if self.plan.direction == Step::Up { WindowState::Reverted } else { WindowState::Released };
+            return Ok(Outcome { progress: self.progress.clone(), failure: Some(self.overdue_failure()) });
+        }
+        self.progress.state = WindowState::Opening;
+        self.report(None);
+        self.deadline = Some(deadline);
+        // Set before the call: if the connection is lost in it, the gate may be closed.
+        self.opened = true;
+        let closed_at =
+            match gate::close(&mut client, self.subject(), self.plan.direction, self.plan.attempt, deadline).await {
+                Err(failure) if !lost(&failure) => {
+                    self.opened = false;
+                    return Err(failure);
+                }
+                result => result?,
+            };
+        self.progress.blocked_at = Some(closed_at);
+        self.blocked(client, closed_at).await
+    }
+
+    /// The gate is closed: makes sure that it is, and goes on to the SQL (way there) or waits (way back).
+    async fn blocked(&mut self, mut client: Client, closed_at: Timestamp) -> Result<Outcome, Failure> {
+        let released = self.plan.direction == Step::Down;
+        if self.overdue() && !self.progress.switch_acknowledged {
+            return self.overdue_end(&mut client, released).await;
+        }
+        match self.secure(&client, closed_at).await {
+            Ok(()) => {}
+            Err(failure) if lost(&failure) => return Err(failure),
+            // The flag may have been flipped on the word of an earlier session: the gate must not open by itself any more.
+            Err(failure) if self.progress.switch_acknowledged => return self.held(failure).await,
+            Err(failure) => return self.finish(&mut client, released, Some(failure)).await,
+        }
+        self.progress.state = WindowState::Blocked;
+        if self.plan.direction == Step::Up {
+            self.milestone(&client).await?;
+            return self.migrate(client).await;
+        }
+        self.progress.users_written_since = Some(control::users_written(&client, self.subject()).await?);
+        // The old version is about to be started: its sessions must be ordinary ones, the gate is what blocks.
+        gate::restore_default(&client, self.subject()).await?;
+        self.milestone(&client).await?;
+        self.hold(&mut client).await
+    }
+
+    async fn secure(&mut self, client: &Client, closed_at: Timestamp) -> Result<(), Failure> {
+        let left = self.orders().deadline.or(self.deadline).map_or(Duration::MAX, |deadline| {
+            Duration::try_from(deadline.duration_since(self.channel.now())).unwrap_or_default()
+        });
+        let limit = (self.subject().lock_timeout * 3 + Duration::from_secs(1)).min(left);
+        self.progress.terminated_sessions += gate::drain(client, self.subject(), closed_at, limit).await?;
+        self.progress.proof = Some(gate::prove(self.target, self.subject()).await?);
+        Ok(())
+    }
+
+    /// Runs the up SQL; stops it at the deadline, on `Revert`, or when the run is gone.
+    async fn migrate(&mut self, mut client: Client) -> Result<Outcome, Failure> {
+        let stop = Stop::default();
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let token = client.cancel_token();
+            let result = {
+                let mut run = pin!(control::run_up(&mut client, self.subject(), &self.plan.up, &stop));
+                loop {
+                    tokio::select! {
+                        result = &mut run => break result,
+                        () = tokio::time::sleep(TICK) => {}
+                    }
+                    if self.overdue() || self.orders().command == WindowCommand::Revert {
+                        stop.stop();
+                        // Waited for: a request still under way could hit a later statement.
+                        if let Err(failure) = self.target.cancel(token.clone()).await {
+                            tracing::warn!(message = failure.message, "statement not cancelled");
+                        }
+                    }
+                }
+            };
+            if stop.stopped() {
+                // Swallows a cancellation that came too late for the SQL; it must not hit the opening of the gate.
+                let _ = ping(&client).await;
+            }
+            match result {
+                Ok(Applied::Now { seconds, reconciled_users } | Applied::Before { seconds, reconciled_users }) => {
+                    return self.migrated(&mut client, (seconds, reconciled_users)).await;
+                }
+                Ok(Applied::Nothing) => return self.finish(&mut client, false, None).await,
+                Err(failure) if lost(&failure) => return Err(failure),
+                Err(_) if stop.stopped() && !self.overdue() => return self.finish(&mut client, false, None).await,
+                Err(_) if stop.stopped() => return self.overdue_end(&mut client, false).await,
+                Err(failure) if failure.reason == Reason::LockTimeout && tries < LOCK_TRIES => {
+                    tokio::time::sleep(jitter(Duration::from_millis(50))).await;
+                }
+                Err(failure) => return self.finish(&mut client, false, Some(failure)).await,
+            }
+        }
+    }
+
+    /// The up SQL is committed.
+    async fn migrated(&mut self, client: &mut Client, (seconds, users): (f64, u64)) -> Result<Outcome, Failure> {
+        self.progress.state = self.progress.state.max(WindowState::Migrated);
+        self.progress.migrate_seconds = Some(seconds);
+        self.progress.reconciled_users = Some(users);
+        // Sessions of the restarted application must be ordinary ones; the gate is what blocks.
+        gate::restore_default(client, self.subject()).await?;
+        self.milestone(client).await?;
+        self.hold(client).await
+    }
+
+    /// Waits for the controller with writes blocked. On the way there the full comparison runs beside.
+    async fn hold(&mut self, client: &mut Client) -> Result<Outcome, Failure> {
+        let up = self.plan.direction == Step::Up;
+        if up && !gate::locked(client).await? {
+            // Taken over from an earlier session, whose end gave the lock back.
+            let closed_at = self.progress.blocked_at.unwrap_or(Timestamp::UNIX_EPOCH);
+            gate::drain(client, self.subject(), closed_at, self.subject().lock_timeout * 3).await?;
+        }
+        let (target, subject, channel) = (self.target, self.subject(), self.channel);
+        let mut comparing = pin!(comparison(target, subject));
+        let mut probing = pin!(probe(channel));
+        let mut pinged = Instant::now();
+        loop {
+            let orders = self.orders();
+            let acknowledged = self.progress.switch_acknowledged;
+            match orders.command {
+                WindowCommand::Revert => return self.undo(client, None).await,
+                WindowCommand::Release if !up => return self.finish(client, true, None).await,
+                WindowCommand::Release => match &self.progress.comparison {
+                    Some(Comparison { unexplained: 0, .. }) => return self.finish(client, true, None).await,
+                    // Released, the way back would lose what was written since; a person or the controller must revert.
+                    Some(Comparison { unexplained, users, .. }) => {
+                        let message = format!(
+                            "{unexplained} of {users} users have a balance that nothing explains, limit 0: the gate stays closed; next: order Revert"
+                        );
+                        self.report(Some(Failure::new(Reason::BalancesUnexplained, message)));
+                    }
+                    None => {}
+                },
+                _ => {}
+            }
+            let waiting = orders.command != WindowCommand::Release
+                || self.progress.comparison.as_ref().is_some_and(|c| c.unexplained > 0);
+            if self.overdue() && waiting && self.progress.state != WindowState::Held {
+                if acknowledged || orders.command == WindowCommand::Release {
+                    self.progress.state = WindowState::Held;
+                    self.progress.deadline_passed = true;
+                    let failure = self.overdue_failure();
+                    tracing::error!(
+                        message = failure.message,
+                        "writes stay blocked: the switch of the application had begun; a person must order Release or Revert"
+                    );
+                    gate::save_progress(client, self.subject(), self.plan.direction, &self.progress).await?;
+                    self.report(Some(failure));
+                } else if up {
+                    self.progress.deadline_passed = true;
+                    let failure = self.overdue_failure();
+                    return self.undo(client, Some(failure)).await;
+                } else {
+                    return self.overdue_end(client, true).await;
+                }
+            } else if orders.command >= WindowCommand::Switch && !acknowledged && !self.overdue() {
+                gate::acknowledge_switch(client, self.subject(), self.plan.direction).await?;
+                self.progress.switch_acknowledged = true;
+                self.milestone(client).await?;
+            }
+            let compare = up && self.progress.comparison.is_none();
+            tokio::select! {
+                comparison = &mut comparing, if compare => {
+                    self.progress.comparison = Some(comparison);
+                    self.milestone(client).await?;
+                }
+                version = &mut probing => {
+                    probing.set(probe(channel));
+                    if version.is_some() && version != self.progress.observed_version {
+                        self.progress.observed_version = version;
+                        self.report(None);
+                    }
+                }
+                _ = tokio::time::timeout(TICK, self.orders.changed()) => {}
+            }
+            if pinged.elapsed() > PING {
+                ping(client).await?;
+                pinged = Instant::now();
+            }
+        }
+    }
+
+    /// The way back, whoever wants it; `cause` is why it is no success although it worked.
+    async fn undo(&mut self, client: &mut Client, cause: Option<Failure>) -> Result<Outcome, Failure> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match control::run_down(client, self.subject(), &self.plan.down).await {
+                Ok(_) => return self.finish(client, false, cause).await,
+                Err(failure) if lost(&failure) => return Err(failure),
+                Err(failure) if failure.reason == Reason::LockTimeout && tries < LOCK_TRIES => {
+                    tokio::time::sleep(jitter(Duration::from_millis(50))).await;
+                }
+                Err(failure) => {
+                    self.progress.state = WindowState::Held;
+                    gate::save_progress(client, self.subject(), self.plan.direction, &self.progress).await?;
+                    return self.held(failure).await;
+                }
+            }
+        }
+    }
+
+    /// Gives up with writes blocked: a person is needed.
+    async fn held(&mut self, failure: Failure) -> Result<Outcome, Failure> {
+        self.progress.state = WindowState::Held;
+        tracing::error!(reason = %failure.reason, message = failure.message, "writes stay blocked, a person is needed");
+        Ok(Outcome { progress: self.progress.clone(), failure: Some(failure) })
+    }
+
+    async fn overdue_end(&mut self, client: &mut Client, released: bool) -> Result<Outcome, Failure> {
+        self.progress.deadline_passed = true;
+        let failure = self.overdue_failure();
+        self.finish(client, released, Some(failure)).await
+    }
+
+    /// Puts the read-only default back and opens the gate; `released` says which schema is there.
+    async fn finish(
+        &mut self,
+        client: &mut Client,
+        released: bool,
+        failure: Option<Failure>,
+    ) -> Result<Outcome, Failure> {
+        let restored = match gate::restore_default(client, self.subject()).await {
+            Err(lost_it) if lost(&lost_it) => return Err(lost_it),
+            restored => restored,
+        };
+        // A default that cannot be put back is no reason to keep the gate closed too.
+        let failure = failure.or_else(|| restored.as_ref().err().cloned());
+        self.progress.state = if released { WindowState::Released } else { WindowState::Reverted };
+        let end = Finished { released, failure };
+        let opened = gate::open(client, self.subject(), self.plan.direction, &end, &self.progress).await?;
+        self.opened = false;
+        self.progress.released_at = opened.or(self.progress.released_at.take());
+        if let Ok(Some(until)) = restored
+            && let Err(failure) = gate::end_read_only_sessions(client, self.subject(), until).await
+        {
+            tracing::warn!(message = failure.message, "sessions opened inside the window may still be read-only");
+        }
+        Ok(Outcome { progress: self.progress.clone(), failure: end.failure })
+    }
+}
+
+/// Another session may get over it.
+fn lost(failure: &Failure) -> bool {
+    matches!(failure.reason, Reason::ConnectionLost | Reason::HostUnreachable)
+}
+
+async fn ping(client: &Client) -> Result<(), Failure> {
+    client.batch_execute("SELECT 1").await.map_err(|e| classify(&e))
+}
+
+async fn probe<C: Channel>(channel: &C) -> Option<String> {
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    channel.probe_version().await
+}
+
+/// The full comparison, on a connection of its own, again until it worked.
+async fn comparison(target: &Target, subject: &Subject) -> Comparison {
+    loop {
+        let once = async {
+            let client = target.connect("comparison").await?;
+            let limit = format!("SET statement_timeout = {}", millis(subject.statement_timeout));
+            client.batch_execute(&limit).await.map_err(|e| classify(&e))?;
+            control::compare(&client, subject).await
+        };
+        match once.await {
+            Ok(comparison) => return comparison,
+            Err(failure) => {
+                tracing::warn!(reason = %failure.reason, message = failure.message, "comparison of balances failed, tried again")
+            }
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
