@@ -18,5 +18,7 @@
 //! [`api`], [`machine`] and [`controller::jobs`] are pure: no client, no runtime, no clock.
 
 pub mod api;
+pub mod controller;
+pub mod machine;
 pub mod runner;
 pub mod telemetry;

@@ -1,7 +1,9 @@
-//! Command line of the operator's image: `controller`, `runner`, `crd`.
+//! Command line of the operator's image: `controller`, `runner`, `crd`, `check-install`. No logic.
+
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use credit_migration::api;
+use credit_migration::{api, controller, runner, telemetry};
 use kube::CustomResourceExt;
 
 #[derive(Parser)]
@@ -13,17 +15,35 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Watch CreditMigrations and carry them through.
+    Controller(controller::Options),
+    /// Carry out the task of this pod's MigrationRun.
+    Runner,
     /// Print the CustomResourceDefinitions as YAML.
     Crd,
+    /// Check that the kinds are served and decisions are guarded.
+    CheckInstall(controller::PolicyCheck),
 }
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+#[tokio::main]
+async fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
+    // A second call would be the only way to fail.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     match Cli::parse().command {
+        Command::Controller(options) => {
+            telemetry::init_logging();
+            controller::run(options).await?;
+        }
+        Command::Runner => {
+            telemetry::init_logging();
+            return Ok(runner::run().await);
+        }
         Command::Crd => {
             for crd in [api::CreditMigration::crd(), api::MigrationDecision::crd(), api::MigrationRun::crd()] {
                 println!("---\n{}", serde_yaml_ng::to_string(&crd)?.trim_end());
             }
         }
+        Command::CheckInstall(options) => println!("{}", controller::check_install(&options).await?),
     }
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }

@@ -60,7 +60,7 @@ pub enum Decision {
     Ready,
     /// Do not run this plan.
     Reject,
-    /// Stop. Before the window nothing was changed; inside it the change is undone.
+    /// Stop. Before the window nothing was changed; later the change is undone.
     Abort,
     /// Go back to the old version. One person suffices.
     Revert,

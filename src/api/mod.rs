@@ -25,5 +25,9 @@ pub const FINALIZER: &str = "creditmigration.io/window-closed";
 /// so that each pod tells which switch it was started after.
 pub const RESTARTED_FOR: &str = "creditmigration.io/restarted-for";
 
+/// Annotation on the flag's ConfigMap: migration and direction of the last switch. It is written with every switch, also
+/// when the value needs no change, so that a late write of a former leader meets another resourceVersion.
+pub const FLAG_SET_FOR: &str = "creditmigration.io/flag-set-for";
+
 /// Point in time, RFC 3339 in UTC.
 pub type Time = jiff::Timestamp;

@@ -40,6 +40,9 @@ pub struct CreditMigrationStatus {
     pub steps: Vec<StepStatus>,
     /// Names of those whose approval counts.
     pub approved_by: Vec<String>,
+    /// Approvals given before this time no longer count: a window was opened on them and ended without effect.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub approvals_after: Option<Time>,
     /// Statistics before the migration.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub baseline: Option<BaselineEvidence>,
@@ -167,8 +170,11 @@ pub struct StepStatus {
     pub name: Step,
     /// How it stands.
     pub state: StepState,
-    /// Try, from 1.
+    /// Try, from 1; names the run and never repeats.
     pub attempt: u32,
+    /// Tries that failed since the plan was last changed.
+    #[serde(default)]
+    pub failures: u32,
     /// Begin of the first try.
     pub started_at: Time,
     /// End.
@@ -212,7 +218,9 @@ pub struct WindowStatus {
     /// When writes were allowed again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub released_at: Option<Time>,
-    /// The flag was, or may have been, set to `to`.
+    /// Writes may be opened with the new schema: the order was, or may have been, given.
+    pub releasing: bool,
+    /// The flag was, or may have been, set: to `to` on the way there, to `from` on the way back.
     pub switched: bool,
     /// The full comparison after the commit.
     #[serde(skip_serializing_if = "Option::is_none")]

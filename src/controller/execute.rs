@@ -1,0 +1,239 @@
+//! The only writer: one exhaustive match over [`Effect`].
+//!
+//! An irreversible effect is fenced thrice: the Lease is checked; the target is read first, the migration re-read after it
+//! and compared with what was decided on; and the write carries the target's resourceVersion. So a leader that slept
+//! between decision and write cannot undo what its successor has done.
+
+use k8s_openapi::api::{apps::v1::Deployment, batch::v1::Job, core::v1::ConfigMap};
+use kube::{
+    Api, Resource, ResourceExt,
+    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy},
+    core::error_boundary::InvalidObject,
+    runtime::events::{Event as KubeEvent, EventType},
+};
+use serde_json::json;
+use tracing::{info, warn};
+
+use super::{Context, Error, MANAGER, jobs};
+use crate::{
+    api::{
+        CreditMigration, FINALIZER, FLAG_SET_FOR, MigrationRun, RESTARTED_FOR, Task, WindowCommand, WindowOrder,
+        WorkloadRef,
+    },
+    machine::{Effect, Event, StartRun},
+};
+
+/// Does what was decided, in order. `live` is the migration as it was persisted with the decision.
+pub(super) async fn execute(ctx: &Context, live: &CreditMigration, effects: Vec<Effect>) -> Result<(), Error> {
+    let writer = Writer { ctx, live, namespace: live.namespace().unwrap_or_default() };
+    for effect in effects {
+        ctx.lease.check()?;
+        match effect {
+            Effect::AddFinalizer => writer.set_finalizer(true).await?,
+            Effect::RemoveFinalizer => writer.set_finalizer(false).await?,
+            Effect::StartRun(start) => writer.start_run(&start).await?,
+            Effect::RemoveRun { name } => writer.remove_run(&name).await?,
+            Effect::OrderWindow { name, order } => writer.order_window(&name, &order).await?,
+            Effect::SetFlag { value, marker } => writer.set_flag(&value, &marker).await?,
+            Effect::Restart { workload, marker } => writer.restart(&workload, &marker).await?,
+            // An event that cannot be published must not hide or hold up what it tells of.
+            Effect::Event(event) => writer.publish(&event).await,
+        }
+    }
+    Ok(())
+}
+
+struct Writer<'a> {
+    ctx: &'a Context,
+    live: &'a CreditMigration,
+    namespace: String,
+}
+
+impl Writer<'_> {
+    fn api<K: Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>>(&self) -> Api<K> {
+        Api::namespaced(self.ctx.client.clone(), &self.namespace)
+    }
+
+    /// The migration is still the one that was decided on. Called after the target was read.
+    async fn still_current(&self) -> Result<(), Error> {
+        let now = self.api::<CreditMigration>().get_metadata(&self.live.name_any()).await?;
+        if now.resource_version() == self.live.resource_version() { Ok(()) } else { Err(Error::Stale) }
+    }
+
+    async fn set_finalizer(&self, wanted: bool) -> Result<(), Error> {
+        let mut finalizers = self.live.finalizers().to_vec();
+        finalizers.retain(|f| f != FINALIZER);
+        if wanted {
+            finalizers.push(FINALIZER.into());
+        }
+        let patch = json!({"metadata": {"resourceVersion": self.live.resource_version(), "finalizers": finalizers}});
+        ignore_conflict(self.merge::<CreditMigration>(&self.live.name_any(), &patch).await)
+    }
+
+    async fn merge<K>(&self, name: &str, patch: &serde_json::Value) -> Result<(), kube::Error>
+    where
+        K: Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>
+            + Clone
+            + std::fmt::Debug
+            + serde::de::DeserializeOwned,
+    {
+        let params = PatchParams { field_manager: Some(MANAGER.into()), ..Default::default() };
+        self.api::<K>().patch(name, &params, &Patch::Merge(patch)).await.map(drop)
+    }
+
+    /// Creates, or adopts what is already there if it is ours; refuses what is not.
+    async fn ensure<K>(&self, kind: &'static str, wanted: K, owner_uid: &str) -> Result<K, Error>
+    where
+        K: Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>
+            + Clone
+            + std::fmt::Debug
+            + serde::de::DeserializeOwned
+            + serde::Serialize,
+    {
+        let api = self.api::<K>();
+        match api.create(&PostParams::default(), &wanted).await {
+            Ok(made) => Ok(made),
+            Err(kube::Error::Api(e)) if e.code == 409 => {
+                let name = wanted.name_any();
+                let found = api.get(&name).await?;
+                if found.owner_references().iter().any(|o| o.uid == owner_uid) {
+                    Ok(found)
+                } else {
+                    Err(Error::Foreign { kind, name })
+                }
+            }
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    async fn start_run(&self, start: &StartRun) -> Result<(), Error> {
+        let uid = self.live.uid().unwrap_or_default();
+        self.ensure("ServiceAccount", jobs::service_account(self.live), &uid).await?;
+        self.ensure("RoleBinding", jobs::role_binding(self.live, &self.ctx.options.runner_cluster_role), &uid).await?;
+        let run = self.ensure("MigrationRun", jobs::run(self.live, start), &uid).await?;
+        self.ensure("Job", jobs::job(&run, &start.image, start.timeout_seconds), &run.uid().unwrap_or_default())
+            .await?;
+        info!(run = %start.name, namespace = %self.namespace, "started");
+        Ok(())
+    }
+
+    async fn remove_run(&self, name: &str) -> Result<(), Error> {
+        let api = self.api::<MigrationRun>();
+        let Some(run) = api.get_opt(name).await? else { return Ok(()) };
+        let in_window = matches!(run.spec.task, Task::Window | Task::RollbackWindow);
+        if in_window {
+            if run.spec.window.as_ref().is_some_and(|w| w.command > WindowCommand::Standby) {
+                return Err(Error::Stale);
+            }
+            self.still_current().await?;
+            // With the resourceVersion that still says Standby: an order to open cannot slip in between.
+            let exactly = Preconditions { resource_version: run.resource_version(), uid: run.uid() };
+            let params = DeleteParams { preconditions: Some(exactly), ..DeleteParams::background() };
+            return ignore_conflict(api.delete(name, &params).await.map(drop));
+        }
+        // The Job first, and its pods with it: what it does must have ended before the record of it is gone.
+        let jobs = self.api::<Job>();
+        match jobs.get_opt(name).await? {
+            Some(job) if job.metadata.deletion_timestamp.is_none() => {
+                let params =
+                    DeleteParams { propagation_policy: Some(PropagationPolicy::Foreground), ..Default::default() };
+                ignore_missing(jobs.delete(name, &params).await.map(drop))
+            }
+            Some(_) => Ok(()),
+            None => ignore_missing(api.delete(name, &DeleteParams::background()).await.map(drop)),
+        }
+    }
+
+    async fn order_window(&self, name: &str, order: &WindowOrder) -> Result<(), Error> {
+        let run = self.api::<MigrationRun>().get(name).await?;
+        // Orders only move forward, whoever gave the last one.
+        if run.spec.window.as_ref().is_some_and(|w| w.command >= order.command) {
+            return Ok(());
+        }
+        self.still_current().await?;
+        let patch = json!({"metadata": {"resourceVersion": run.resource_version()}, "spec": {"window": order}});
+        ignore_conflict(self.merge::<MigrationRun>(name, &patch).await)?;
+        info!(run = name, command = ?order.command, "window ordered");
+        Ok(())
+    }
+
+    async fn set_flag(&self, value: &str, marker: &str) -> Result<(), Error> {
+        let key = &self.live.spec.application.flag.config_map_key_ref;
+        let map = self.api::<ConfigMap>().get(&key.name).await?;
+        self.still_current().await?;
+        let patch = json!({
+            "metadata": {"resourceVersion": map.resource_version(), "annotations": {FLAG_SET_FOR: marker}},
+            "data": {&key.key: value},
+        });
+        ignore_conflict(self.merge::<ConfigMap>(&key.name, &patch).await)?;
+        info!(config_map = %key.name, value, "flag set");
+        Ok(())
+    }
+
+    async fn restart(&self, workload: &WorkloadRef, marker: &str) -> Result<(), Error> {
+        let deployment = self.api::<Deployment>().get(&workload.name).await?;
+        self.still_current().await?;
+        let patch = json!({
+            "metadata": {"resourceVersion": deployment.resource_version()},
+            "spec": {"template": {"metadata": {"annotations": {RESTARTED_FOR: marker}}}},
+        });
+        ignore_conflict(self.merge::<Deployment>(&workload.name, &patch).await)
+    }
+
+    async fn publish(&self, event: &Event) {
+        let action =
+            self.live.status.as_ref().and_then(|s| s.step).map_or_else(|| "Reconcile".into(), |s| format!("{s:?}"));
+        // The API server takes 1 kB.
+        let note = event.note.chars().take(1000).collect();
+        let kube_event = KubeEvent {
+            type_: if event.warning { EventType::Warning } else { EventType::Normal },
+            reason: event.reason.clone(),
+            note: Some(note),
+            action,
+            secondary: None,
+        };
+        if let Err(error) = self.ctx.recorder.publish(&kube_event, &self.live.object_ref(&())).await {
+            warn!(%error, reason = %event.reason, "cannot publish an event");
+        }
+    }
+}
+
+/// A conflict means that somebody else wrote meanwhile: the change brings its own event, and it is decided again.
+fn ignore_conflict(result: Result<(), kube::Error>) -> Result<(), Error> {
+    match result {
+        Err(kube::Error::Api(e)) if e.code == 409 => Err(Error::Stale),
+        other => ignore_missing(other),
+    }
+}
+
+fn ignore_missing(result: Result<(), kube::Error>) -> Result<(), Error> {
+    match result {
+        Err(kube::Error::Api(e)) if e.code == 404 => Ok(()),
+        other => Ok(other?),
+    }
+}
+
+/// Tells the owner of an object that it cannot be decoded.
+pub(super) async fn report_undecodable(ctx: &Context, invalid: &InvalidObject) {
+    let reference = k8s_openapi::api::core::v1::ObjectReference {
+        api_version: Some(CreditMigration::api_version(&()).into_owned()),
+        kind: Some(CreditMigration::kind(&()).into_owned()),
+        name: invalid.metadata.name.clone(),
+        namespace: invalid.metadata.namespace.clone(),
+        uid: invalid.metadata.uid.clone(),
+        ..Default::default()
+    };
+    let event = KubeEvent {
+        type_: EventType::Warning,
+        reason: "Undecodable".into(),
+        note: Some(format!(
+            "{}; next: correct the object, or update the operator and its CRDs together",
+            invalid.error
+        )),
+        action: "Decode".into(),
+        secondary: None,
+    };
+    if let Err(error) = ctx.recorder.publish(&event, &reference).await {
+        warn!(%error, "cannot publish an event");
+    }
+}

@@ -1,0 +1,253 @@
+//! Objects that a run needs, built from plain values. Pure.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::{
+    api::{
+        batch::v1::{Job, JobSpec},
+        core::v1::{
+            Capabilities, ConfigMapProjection, Container, EmptyDirVolumeSource, EnvVar, EnvVarSource, KeyToPath,
+            ObjectFieldSelector, PodSecurityContext, PodSpec, PodTemplateSpec, ProjectedVolumeSource,
+            ResourceRequirements, SeccompProfile, SecretVolumeSource, SecurityContext, ServiceAccount, Volume,
+            VolumeMount, VolumeProjection,
+        },
+        rbac::v1::{RoleBinding, RoleRef, Subject},
+    },
+    apimachinery::pkg::{
+        api::resource::Quantity,
+        apis::meta::v1::{ObjectMeta, OwnerReference},
+    },
+};
+use kube::{Resource, ResourceExt};
+
+use crate::{
+    api::{CreditMigration, CreditMigrationSpec, KeyRef, MigrationRun, MigrationRunSpec, Task, mounts},
+    machine::{StartRun, slug},
+};
+
+/// Label with the migration's name, on runs, Jobs and pods.
+pub const MIGRATION_LABEL: &str = "creditmigration.io/migration";
+/// Label with the migration's UID.
+pub const UID_LABEL: &str = "creditmigration.io/migration-uid";
+/// Label with the task.
+pub const TASK_LABEL: &str = "creditmigration.io/task";
+/// Selector for everything that the controller makes.
+pub const MANAGED_SELECTOR: &str = "app.kubernetes.io/managed-by=credit-migration-operator";
+
+/// User and group of runner pods, as in the image.
+const UID: i64 = 65532;
+/// Restarts of a preparing pod are the machine's business; those of a window pod the kubelet's, which needs no API server.
+const WINDOW_POD_RETRIES: i32 = 6;
+
+fn labels(name: &str, uid: &str, task: Option<Task>) -> BTreeMap<String, String> {
+    let mut labels = BTreeMap::from([
+        ("app.kubernetes.io/name".to_owned(), "credit-migration-runner".to_owned()),
+        ("app.kubernetes.io/managed-by".to_owned(), super::MANAGER.to_owned()),
+        (MIGRATION_LABEL.to_owned(), name.to_owned()),
+        (UID_LABEL.to_owned(), uid.to_owned()),
+    ]);
+    labels.extend(task.map(|t| (TASK_LABEL.to_owned(), slug(t).to_owned())));
+    labels
+}
+
+fn owner<K: Resource<DynamicType = ()>>(object: &K) -> Vec<OwnerReference> {
+    object.controller_owner_ref(&()).into_iter().collect()
+}
+
+/// Name of the ServiceAccount and the RoleBinding of a migration's pods.
+pub fn runner_name(migration: &str) -> String {
+    format!("{migration}-runner")
+}
+
+fn meta(name: String, migration: &CreditMigration, task: Option<Task>) -> ObjectMeta {
+    ObjectMeta {
+        name: Some(name),
+        namespace: migration.namespace(),
+        labels: Some(labels(&migration.name_any(), &migration.uid().unwrap_or_default(), task)),
+        owner_references: Some(owner(migration)),
+        ..Default::default()
+    }
+}
+
+/// ServiceAccount of a migration's pods.
+pub fn service_account(migration: &CreditMigration) -> ServiceAccount {
+    ServiceAccount { metadata: meta(runner_name(&migration.name_any()), migration, None), ..Default::default() }
+}
+
+/// Binds that ServiceAccount to the runner's ClusterRole, in this namespace only.
+pub fn role_binding(migration: &CreditMigration, cluster_role: &str) -> RoleBinding {
+    let name = runner_name(&migration.name_any());
+    RoleBinding {
+        metadata: meta(name.clone(), migration, None),
+        role_ref: RoleRef {
+            api_group: Some("rbac.authorization.k8s.io".into()),
+            kind: "ClusterRole".into(),
+            name: cluster_role.into(),
+        },
+        subjects: Some(vec![Subject {
+            kind: "ServiceAccount".into(),
+            name,
+            namespace: migration.namespace(),
+            ..Default::default()
+        }]),
+    }
+}
+
+/// The run object.
+pub fn run(migration: &CreditMigration, start: &StartRun) -> MigrationRun {
+    MigrationRun {
+        metadata: meta(start.name.clone(), migration, Some(start.spec.task)),
+        spec: start.spec.clone(),
+        status: None,
+    }
+}
+
+/// The Job of a run. It satisfies the Pod Security standard `restricted`.
+pub fn job(run: &MigrationRun, image: &str, timeout_seconds: Option<u64>) -> Job {
+    let MigrationRunSpec { migration, migration_uid, task, attempt: _, plan, inputs: _, window: _ } = &run.spec;
+    let labels = labels(migration, migration_uid, Some(*task));
+    let in_window = matches!(task, Task::Window | Task::RollbackWindow);
+    Job {
+        metadata: ObjectMeta {
+            name: run.metadata.name.clone(),
+            namespace: run.metadata.namespace.clone(),
+            labels: Some(labels.clone()),
+            owner_references: Some(owner(run)),
+            ..Default::default()
+        },
+        spec: Some(JobSpec {
+            backoff_limit: Some(if in_window { WINDOW_POD_RETRIES } else { 0 }),
+            active_deadline_seconds: timeout_seconds.and_then(|s| i64::try_from(s).ok()),
+            template: PodTemplateSpec {
+                metadata: Some(ObjectMeta { labels: Some(labels), ..Default::default() }),
+                spec: Some(pod(run, plan, image, in_window)),
+            },
+            ..Default::default()
+        }),
+        status: None,
+    }
+}
+
+fn pod(run: &MigrationRun, plan: &CreditMigrationSpec, image: &str, in_window: bool) -> PodSpec {
+    let (volumes, mounts): (Vec<_>, Vec<_>) = volumes(plan).into_iter().unzip();
+    PodSpec {
+        service_account_name: Some(runner_name(&run.spec.migration)),
+        // A crashed window container is started again in place by the kubelet: quicker than a new pod, and without the API server.
+        restart_policy: Some(if in_window { "OnFailure" } else { "Never" }.into()),
+        termination_grace_period_seconds: Some(10),
+        enable_service_links: Some(false),
+        security_context: Some(PodSecurityContext {
+            run_as_non_root: Some(true),
+            run_as_user: Some(UID),
+            run_as_group: Some(UID),
+            fs_group: Some(UID),
+            seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".into(), ..Default::default() }),
+            ..Default::default()
+        }),
+        containers: vec![Container {
+            name: "runner".into(),
+            image: Some(image.into()),
+            args: Some(vec!["runner".into()]),
+            env: Some(vec![
+                env(mounts::ENV_RUN, &run.name_any()),
+                env(mounts::ENV_NAMESPACE, &run.namespace().unwrap_or_default()),
+                EnvVar {
+                    name: mounts::ENV_POD.into(),
+                    value_from: Some(EnvVarSource {
+                        field_ref: Some(ObjectFieldSelector {
+                            field_path: "metadata.name".into(),
+                            ..Default::default()
+                        }),
+                        ..Default::default()
+                    }),
+                    ..Default::default()
+                },
+            ]),
+            resources: Some(ResourceRequirements {
+                requests: Some(BTreeMap::from([quantity("cpu", "50m"), quantity("memory", "64Mi")])),
+                limits: Some(BTreeMap::from([quantity("memory", "512Mi")])),
+                ..Default::default()
+            }),
+            security_context: Some(SecurityContext {
+                allow_privilege_escalation: Some(false),
+                read_only_root_filesystem: Some(true),
+                run_as_non_root: Some(true),
+                capabilities: Some(Capabilities { drop: Some(vec!["ALL".into()]), ..Default::default() }),
+                ..Default::default()
+            }),
+            volume_mounts: Some(mounts),
+            ..Default::default()
+        }],
+        volumes: Some(volumes),
+        ..Default::default()
+    }
+}
+
+/// What the spec names, each optional: a missing Secret becomes the runner's message instead of a pod that never starts.
+fn volumes(plan: &CreditMigrationSpec) -> Vec<(Volume, VolumeMount)> {
+    let connection = &plan.database.connection;
+    let mut all = vec![
+        secret("database", &connection.secret_ref.name, Some((&connection.secret_ref.key, mounts::DATABASE_URL))),
+        secret("store", &plan.backup.store.secret_ref.name, None),
+        sql(&plan.migration.up.config_map_key_ref, &plan.migration.down.config_map_key_ref),
+        (
+            Volume { name: "tmp".into(), empty_dir: Some(EmptyDirVolumeSource::default()), ..Default::default() },
+            VolumeMount { name: "tmp".into(), mount_path: "/tmp".into(), ..Default::default() },
+        ),
+    ];
+    if let Some(KeyRef { name, key }) = &connection.ca_secret_ref {
+        all.push(secret("database-ca", name, Some((key, mounts::DATABASE_CA))));
+    }
+    all
+}
+
+fn mount(name: &str) -> VolumeMount {
+    VolumeMount {
+        name: name.into(),
+        mount_path: format!("{}/{name}", mounts::ROOT),
+        read_only: Some(true),
+        ..Default::default()
+    }
+}
+
+/// Last part of a path below the mount's folder.
+fn file(path: &str) -> String {
+    path.rsplit('/').next().unwrap_or(path).to_owned()
+}
+
+/// A Secret, or one key of it: other keys of the same Secret are not the runner's business.
+fn secret(volume: &str, name: &str, key: Option<(&str, &str)>) -> (Volume, VolumeMount) {
+    let items = key.map(|(key, path)| vec![KeyToPath { key: key.into(), path: file(path), ..Default::default() }]);
+    let source = SecretVolumeSource {
+        secret_name: Some(name.into()),
+        optional: Some(true),
+        items,
+        // Readable by the runner's group alone.
+        default_mode: Some(0o440),
+    };
+    (Volume { name: volume.into(), secret: Some(source), ..Default::default() }, mount(volume))
+}
+
+fn sql(up: &KeyRef, down: &KeyRef) -> (Volume, VolumeMount) {
+    let part = |r: &KeyRef, path: &str| VolumeProjection {
+        config_map: Some(ConfigMapProjection {
+            name: r.name.clone(),
+            optional: Some(true),
+            items: Some(vec![KeyToPath { key: r.key.clone(), path: file(path), ..Default::default() }]),
+        }),
+        ..Default::default()
+    };
+    let source = ProjectedVolumeSource {
+        sources: Some(vec![part(up, mounts::UP_SQL), part(down, mounts::DOWN_SQL)]),
+        ..Default::default()
+    };
+    (Volume { name: "sql".into(), projected: Some(source), ..Default::default() }, mount("sql"))
+}
+
+fn env(name: &str, value: &str) -> EnvVar {
+    EnvVar { name: name.into(), value: Some(value.into()), ..Default::default() }
+}
+
+fn quantity(name: &str, value: &str) -> (String, Quantity) {
+    (name.into(), Quantity(value.into()))
+}

@@ -1,0 +1,182 @@
+//! Leadership by a Lease, with self-fencing.
+//!
+//! Expiry is judged by locally observed time, as client-go does: a candidate takes a Lease only after it has seen the same
+//! record for the whole duration by its own clock, so clocks of two nodes need not agree. The leader stops by itself well
+//! before that. Leadership saves work and noise; that nothing happens twice rests on resourceVersions and the ledger.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use k8s_openapi::{
+    api::coordination::v1::{Lease, LeaseSpec},
+    apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
+};
+use kube::{Api, Client, api::PostParams};
+use tracing::{debug, warn};
+
+use super::Error;
+use crate::telemetry;
+
+/// Share of the lease's duration after which a leader that could not renew stops.
+const FENCE: f64 = 0.66;
+/// Share of the lease's duration between two renewals.
+const RENEW: f64 = 0.2;
+
+/// Proof of leadership, to be shown before each write.
+#[derive(Clone)]
+pub(super) struct Held {
+    renewed: Arc<Mutex<Option<Instant>>>,
+    fence: Duration,
+}
+
+impl Held {
+    /// `Err(LeaseLost)` when the last renewal is too long ago.
+    pub(super) fn check(&self) -> Result<(), Error> {
+        let renewed = self.renewed.lock().map_err(|_| Error::LeaseLost)?;
+        match *renewed {
+            Some(at) if at.elapsed() < self.fence => Ok(()),
+            _ => Err(Error::LeaseLost),
+        }
+    }
+
+    fn set(&self, at: Option<Instant>) {
+        if let Ok(mut renewed) = self.renewed.lock() {
+            *renewed = at;
+        }
+    }
+}
+
+/// Candidate, then leader.
+pub(super) struct Elector {
+    api: Api<Lease>,
+    name: String,
+    identity: String,
+    duration: Duration,
+    held: Held,
+}
+
+/// The record that was last seen, and since when by the own clock.
+struct Seen {
+    version: Option<String>,
+    since: Instant,
+}
+
+impl Elector {
+    pub(super) fn new(client: Client, namespace: &str, name: &str, identity: &str, duration: Duration) -> Self {
+        let held = Held { renewed: Arc::default(), fence: duration.mul_f64(FENCE) };
+        Self { api: Api::namespaced(client, namespace), name: name.into(), identity: identity.into(), duration, held }
+    }
+
+    pub(super) fn held(&self) -> Held {
+        self.held.clone()
+    }
+
+    /// Waits until the Lease is ours.
+    pub(super) async fn acquire(&self) {
+        let mut seen: Option<Seen> = None;
+        loop {
+            match self.try_take(&mut seen).await {
+                Ok(true) => return,
+                Ok(false) => {}
+                Err(error) => debug!(%error, "cannot read the lease"),
+            }
+            tokio::time::sleep(self.duration.mul_f64(RENEW)).await;
+        }
+    }
+
+    /// Renews until that fails for so long that another may lead.
+    pub(super) async fn keep(&self) {
+        loop {
+            tokio::time::sleep(self.duration.mul_f64(RENEW)).await;
+            let begun = Instant::now();
+            match tokio::time::timeout(self.duration.mul_f64(RENEW), self.renew()).await {
+                // Counted from before the request: the API server may have stored it at any time since.
+                Ok(Ok(true)) => self.held.set(Some(begun)),
+                Ok(Ok(false)) => return self.held.set(None),
+                Ok(Err(error)) => warn!(%error, "cannot renew the lease"),
+                Err(_) => warn!("renewal of the lease timed out"),
+            }
+            if self.held.check().is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Gives the Lease back, so that the next replica need not wait for its expiry.
+    pub(super) async fn release(&self) {
+        self.held.set(None);
+        if let Ok(Some(mut lease)) = self.api.get_opt(&self.name).await
+            && lease.spec.as_ref().and_then(|s| s.holder_identity.as_deref()) == Some(&self.identity)
+        {
+            if let Some(spec) = &mut lease.spec {
+                spec.holder_identity = None;
+            }
+            // Best effort: without it the next replica waits for the expiry.
+            let _ = self.api.replace(&self.name, &PostParams::default(), &lease).await;
+        }
+    }
+
+    async fn try_take(&self, seen: &mut Option<Seen>) -> Result<bool, kube::Error> {
+        let begun = Instant::now();
+        let Some(lease) = self.api.get_opt(&self.name).await? else {
+            let fresh = Lease {
+                metadata: ObjectMeta { name: Some(self.name.clone()), ..Default::default() },
+                spec: Some(self.record(None)),
+            };
+            return self.won(begun, self.api.create(&PostParams::default(), &fresh).await);
+        };
+        let version = lease.metadata.resource_version.clone();
+        let holder = lease.spec.as_ref().and_then(|s| s.holder_identity.clone()).filter(|h| !h.is_empty());
+        if seen.as_ref().is_none_or(|s| s.version != version) {
+            *seen = Some(Seen { version, since: begun });
+        }
+        let expired = seen.as_ref().is_some_and(|s| s.since.elapsed() > self.duration);
+        if holder.is_some() && holder.as_deref() != Some(&self.identity) && !expired {
+            return Ok(false);
+        }
+        let taken = Lease { spec: Some(self.record(lease.spec.as_ref())), ..lease };
+        self.won(begun, self.api.replace(&self.name, &PostParams::default(), &taken).await)
+    }
+
+    fn won(&self, begun: Instant, result: Result<Lease, kube::Error>) -> Result<bool, kube::Error> {
+        match result {
+            Ok(_) => {
+                self.held.set(Some(begun));
+                Ok(true)
+            }
+            // Another candidate was quicker.
+            Err(kube::Error::Api(e)) if e.code == 409 => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// `false` when somebody else holds it.
+    async fn renew(&self) -> Result<bool, kube::Error> {
+        let Some(lease) = self.api.get_opt(&self.name).await? else { return Ok(false) };
+        if lease.spec.as_ref().and_then(|s| s.holder_identity.as_deref()) != Some(&self.identity) {
+            return Ok(false);
+        }
+        let renewed = Lease { spec: Some(self.record(lease.spec.as_ref())), ..lease };
+        match self.api.replace(&self.name, &PostParams::default(), &renewed).await {
+            Ok(_) => Ok(true),
+            Err(kube::Error::Api(e)) if e.code == 409 => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn record(&self, old: Option<&LeaseSpec>) -> LeaseSpec {
+        let now = MicroTime(telemetry::now());
+        let mine = old.and_then(|o| o.holder_identity.as_deref()) == Some(&self.identity);
+        let transitions = old.and_then(|o| o.lease_transitions).unwrap_or_default();
+        LeaseSpec {
+            holder_identity: Some(self.identity.clone()),
+            lease_duration_seconds: i32::try_from(self.duration.as_secs()).ok(),
+            acquire_time: if mine { old.and_then(|o| o.acquire_time.clone()) } else { Some(now.clone()) },
+            renew_time: Some(now),
+            lease_transitions: Some(if mine { transitions } else { transitions + 1 }),
+            ..Default::default()
+        }
+    }
+}

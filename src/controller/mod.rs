@@ -1,0 +1,228 @@
+//! The controller: watches, [`observe`], `decide`, persist, [`execute`]. It talks to the Kubernetes API and to nothing else.
+//!
+//! Objects are read live for each decision, not from a cache: a migration is rare and dear, so freshness is worth the
+//! requests. The watches only say when to look. See `docs/architecture.md`.
+
+pub mod jobs;
+
+mod execute;
+mod leader;
+mod observe;
+mod server;
+mod watches;
+
+use std::{sync::Arc, time::Duration};
+
+use clap::Args;
+use kube::{
+    Api, Client, ResourceExt,
+    api::PostParams,
+    core::DeserializeGuard,
+    runtime::{
+        controller::Action,
+        events::{Recorder, Reporter},
+    },
+};
+use tracing::{error, info, warn};
+
+use crate::{
+    api::CreditMigration,
+    machine::{self, Decision},
+    telemetry,
+};
+
+pub use observe::{PolicyCheck, check_install};
+
+/// Field manager of everything that the controller writes.
+pub const MANAGER: &str = "credit-migration-operator";
+
+/// Longest time for one reconciliation: a request that hangs must not hold up the next event of the same object.
+const RECONCILE_TIMEOUT: Duration = Duration::from_secs(30);
+/// A migration is looked at this often although nothing happens: what is not watched (policies, pods) is seen then.
+const RESYNC: Duration = Duration::from_secs(30);
+/// While writes are blocked pods are looked at this often: a terminating pod sends no event when it is gone.
+const WINDOW_RESYNC: Duration = Duration::from_millis(500);
+
+/// Options of `controller`.
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    /// Image of the runner's pods; new migrations are pinned to it.
+    #[arg(long, env = "RUNNER_IMAGE")]
+    pub runner_image: String,
+    /// ClusterRole that runner pods are bound to in their namespace.
+    #[arg(long, default_value = "credit-migration-runner")]
+    pub runner_cluster_role: String,
+    /// Name of the ValidatingAdmissionPolicy, and of its binding, that holds names in decisions to their authors.
+    #[arg(long, default_value = "migrationdecisions.creditmigration.io")]
+    pub decision_policy: String,
+    /// Name of the Lease.
+    #[arg(long, default_value = "credit-migration-operator")]
+    pub lease_name: String,
+    /// How long a leader that was not heard of keeps the Lease.
+    #[arg(long, default_value = "15s")]
+    pub lease_duration: kube::core::Duration,
+    /// Address of probes and metrics.
+    #[arg(long, default_value = "0.0.0.0:8080")]
+    pub listen: std::net::SocketAddr,
+    /// Namespace of the operator.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "default")]
+    pub namespace: String,
+    /// Name of this replica.
+    #[arg(long, env = "POD_NAME", default_value = "local")]
+    pub identity: String,
+}
+
+/// What ends the controller.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The API server refused or could not be reached.
+    #[error("Kubernetes API: {0}")]
+    Kube(#[from] kube::Error),
+    /// No configuration for a cluster was found.
+    #[error("no cluster configuration: {0}")]
+    Config(#[from] kube::config::InferConfigError),
+    /// The port for probes and metrics cannot be used.
+    #[error("cannot listen: {0}")]
+    Listen(#[from] std::io::Error),
+    /// Another replica leads now.
+    #[error("lost the lease; another replica leads now")]
+    LeaseLost,
+    /// An object of the name exists and is not ours.
+    #[error("{kind} {name} exists and does not belong to this migration; next: rename or delete it")]
+    Foreign {
+        /// Kind of the object.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// The live object differs from the one that was decided on.
+    #[error("the object changed meanwhile; decided again")]
+    Stale,
+    /// One reconciliation took too long.
+    #[error("reconciliation took longer than {0:?}")]
+    Timeout(Duration),
+}
+
+/// What reconciliations share.
+pub(crate) struct Context {
+    client: Client,
+    options: Options,
+    recorder: Recorder,
+    lease: leader::Held,
+    metrics: Arc<server::Metrics>,
+}
+
+/// Runs until a signal, the loss of the Lease, or an error that cannot be waited out.
+pub async fn run(options: Options) -> Result<(), Error> {
+    let client = client().await?;
+    let metrics = Arc::new(server::Metrics::default());
+    let serve = server::serve(options.listen, metrics.clone()).await?;
+    let duration = machine::span(options.lease_duration).unsigned_abs();
+    let elector =
+        leader::Elector::new(client.clone(), &options.namespace, &options.lease_name, &options.identity, duration);
+    metrics.waiting_for("the lease");
+    tokio::select! {
+        // A signal while waiting: nothing is held, nothing is to be given up.
+        () = watches::shutdown() => return Ok(()),
+        ended = serve => { ended.map_err(|e| Error::Listen(std::io::Error::other(e)))??; return Ok(()) },
+        () = elector.acquire() => {}
+    }
+    info!(lease = %options.lease_name, identity = %options.identity, "leading");
+    metrics.leading();
+    let reporter = Reporter { controller: MANAGER.into(), instance: Some(options.identity.clone()) };
+    let ctx = Arc::new(Context {
+        recorder: Recorder::new(client.clone(), reporter),
+        client: client.clone(),
+        options,
+        lease: elector.held(),
+        metrics,
+    });
+    tokio::select! {
+        () = watches::run(ctx.clone()) => elector.release().await,
+        // Fence: nothing may be written once another replica may have taken over.
+        () = elector.keep() => return Err(Error::LeaseLost),
+    }
+    Ok(())
+}
+
+/// A client whose requests end: without a read time-out a hanging API server would hang the operator with it.
+pub async fn client() -> Result<Client, Error> {
+    let mut config = kube::Config::infer().await?;
+    config.connect_timeout = Some(Duration::from_secs(5));
+    // Longer than the watch's own time-out (290 s), so that an idle watch is not cut before the server ends it.
+    config.read_timeout = Some(Duration::from_secs(295));
+    config.default_retry = false;
+    Ok(Client::try_from(config)?)
+}
+
+/// observe -> decide -> persist -> execute, once.
+async fn reconcile(object: Arc<DeserializeGuard<CreditMigration>>, ctx: Arc<Context>) -> Result<Action, Error> {
+    let migration = match &object.0 {
+        Ok(migration) => migration,
+        Err(invalid) => {
+            // One object that cannot be read is its own problem; the others go on.
+            error!(name = ?invalid.metadata.name, error = %invalid.error, "cannot decode this CreditMigration");
+            execute::report_undecodable(&ctx, invalid).await;
+            return Ok(Action::requeue(RESYNC));
+        }
+    };
+    let (namespace, name) = (migration.namespace().unwrap_or_default(), migration.name_any());
+    tokio::time::timeout(RECONCILE_TIMEOUT, reconcile_live(&ctx, &namespace, &name))
+        .await
+        .unwrap_or(Err(Error::Timeout(RECONCILE_TIMEOUT)))
+}
+
+async fn reconcile_live(ctx: &Context, namespace: &str, name: &str) -> Result<Action, Error> {
+    let api: Api<CreditMigration> = Api::namespaced(ctx.client.clone(), namespace);
+    let Some(live) = api.get_opt(name).await? else {
+        ctx.metrics.forget(namespace, name);
+        return Ok(Action::await_change());
+    };
+    let observed = observe::observe(ctx, &live).await?;
+    let now = telemetry::now();
+    let before = live.status.clone().unwrap_or_default();
+    let Decision { status, effects, wake_at } = machine::decide(&live.spec, &before, &observed, now);
+    ctx.metrics.observe(namespace, name, &status, now);
+
+    let mut live = live;
+    if status != before {
+        ctx.lease.check()?;
+        live.status = Some(status.clone());
+        // Carries the resourceVersion that was decided on: a second controller, or a stale read, meets a conflict here.
+        live = match api.replace_status(name, &PostParams::default(), &live).await {
+            Err(kube::Error::Api(e)) if e.code == 409 => return Ok(Action::requeue(Duration::from_millis(50))),
+            other => other?,
+        };
+    }
+    execute::execute(ctx, &live, effects).await?;
+
+    let in_window = status.writes == Some(crate::api::Writes::Blocked);
+    let longest = if in_window { WINDOW_RESYNC } else { RESYNC };
+    let until = wake_at.map_or(longest, |at| at.duration_since(now).try_into().unwrap_or(Duration::ZERO));
+    Ok(Action::requeue(until.clamp(Duration::from_millis(20), longest)))
+}
+
+fn error_policy(object: Arc<DeserializeGuard<CreditMigration>>, error: &Error, ctx: Arc<Context>) -> Action {
+    ctx.metrics.failed(error);
+    match error {
+        Error::Stale => Action::requeue(Duration::from_millis(50)),
+        _ => {
+            warn!(name = ?object.meta_name(), %error, "reconciliation failed; tried again");
+            Action::requeue(Duration::from_secs(1))
+        }
+    }
+}
+
+/// Name of an object that may not be decodable.
+trait MetaName {
+    fn meta_name(&self) -> Option<String>;
+}
+
+impl MetaName for DeserializeGuard<CreditMigration> {
+    fn meta_name(&self) -> Option<String> {
+        match &self.0 {
+            Ok(m) => m.metadata.name.clone(),
+            Err(invalid) => invalid.metadata.name.clone(),
+        }
+    }
+}

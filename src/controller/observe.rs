@@ -1,0 +1,278 @@
+//! Reads everything that a decision may look at into one plain value.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::{
+    admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding},
+    apps::v1::Deployment,
+    batch::v1::Job,
+    core::v1::{ConfigMap, Pod},
+};
+use kube::{
+    Api, Client, ResourceExt,
+    api::ListParams,
+    core::{DeserializeGuard, Expression, Selector},
+};
+use sha2::{Digest, Sha256};
+use tracing::warn;
+
+use super::{Context, Error, jobs};
+use crate::{
+    api::{
+        CreditMigration, FINALIZER, FLAG_SET_FOR, KeyRef, MigrationDecision, MigrationRun, RESTARTED_FOR, WorkloadKind,
+        WorkloadRef,
+    },
+    machine::{Flag, Job as JobState, Observed, ObservedDecision, ObservedRun, Sql, Workload},
+};
+
+/// Reads the world of one migration. Objects that cannot be decoded are left out, with a warning in the log.
+pub(super) async fn observe(ctx: &Context, m: &CreditMigration) -> Result<Observed, Error> {
+    let namespace = m.namespace().unwrap_or_default();
+    let (name, uid) = (m.name_any(), m.uid().unwrap_or_default());
+    let reader = Reader { client: &ctx.client, namespace: &namespace };
+    let sql = &m.spec.migration;
+    let (runs, decisions, policy, flag, up, down, workloads) = futures::try_join!(
+        reader.runs(&uid),
+        reader.decisions(&name, &uid),
+        policy_problem(&ctx.client, &ctx.options.decision_policy),
+        reader.flag(&m.spec.application.flag.config_map_key_ref),
+        reader.sql(&sql.up.config_map_key_ref),
+        reader.sql(&sql.down.config_map_key_ref),
+        reader.workloads(m),
+    )?;
+    Ok(Observed {
+        name,
+        uid,
+        generation: m.metadata.generation.unwrap_or_default(),
+        deleting: m.metadata.deletion_timestamp.is_some(),
+        finalizer: m.finalizers().iter().any(|f| f == FINALIZER),
+        runner_image: ctx.options.runner_image.clone(),
+        runs,
+        decisions,
+        policy_problem: policy,
+        flag,
+        up,
+        down,
+        workloads,
+    })
+}
+
+struct Reader<'a> {
+    client: &'a Client,
+    namespace: &'a str,
+}
+
+impl Reader<'_> {
+    fn api<K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>>(&self) -> Api<K> {
+        Api::namespaced(self.client.clone(), self.namespace)
+    }
+
+    async fn runs(&self, uid: &str) -> Result<Vec<ObservedRun>, Error> {
+        let of_uid = ListParams::default().labels(&format!("{}={uid}", jobs::UID_LABEL));
+        let runs: Api<DeserializeGuard<MigrationRun>> = Api::namespaced(self.client.clone(), self.namespace);
+        let (runs, jobs) = futures::try_join!(runs.list(&of_uid), async { self.api::<Job>().list(&of_uid).await })?;
+        let mut states: BTreeMap<String, JobState> = jobs.items.iter().map(|j| (j.name_any(), job_state(j))).collect();
+        Ok(runs
+            .items
+            .into_iter()
+            .filter_map(|guarded| match guarded.0 {
+                Ok(run) => Some(run),
+                Err(invalid) => {
+                    warn!(name = ?invalid.metadata.name, error = %invalid.error, "cannot decode this MigrationRun");
+                    None
+                }
+            })
+            // The label helps to find them, the UID in the spec is what counts.
+            .filter(|run| run.spec.migration_uid == uid)
+            .map(|run| {
+                let job = states.remove(&run.name_any()).unwrap_or(JobState::Absent);
+                ObservedRun { run, job }
+            })
+            .collect())
+    }
+
+    async fn decisions(&self, name: &str, uid: &str) -> Result<Vec<ObservedDecision>, Error> {
+        let api: Api<DeserializeGuard<MigrationDecision>> = Api::namespaced(self.client.clone(), self.namespace);
+        let mut decisions: Vec<ObservedDecision> = api
+            .list(&ListParams::default())
+            .await?
+            .items
+            .into_iter()
+            .filter_map(|guarded| guarded.0.ok())
+            .filter(|d| {
+                d.spec.migration == name && d.spec.migration_uid == uid && d.metadata.deletion_timestamp.is_none()
+            })
+            .filter_map(|d| {
+                Some(ObservedDecision {
+                    name: d.name_any(),
+                    at: d.metadata.creation_timestamp.as_ref()?.0,
+                    by: d.spec.by,
+                    decision: d.spec.decision,
+                    digest: d.spec.digest,
+                    reason: d.spec.reason,
+                })
+            })
+            .collect();
+        decisions.sort_by(|a, b| (a.at, &a.name).cmp(&(b.at, &b.name)));
+        Ok(decisions)
+    }
+
+    async fn flag(&self, key: &KeyRef) -> Result<Flag, Error> {
+        let Some(map) = self.api::<ConfigMap>().get_opt(&key.name).await? else { return Ok(Flag::ConfigMapMissing) };
+        let set_for = map.annotations().get(FLAG_SET_FOR).cloned();
+        let immutable = map.immutable.unwrap_or(false);
+        Ok(match map.data.unwrap_or_default().remove(&key.key) {
+            Some(value) => Flag::Value { value, immutable, set_for },
+            None => Flag::KeyMissing,
+        })
+    }
+
+    async fn sql(&self, key: &KeyRef) -> Result<Sql, Error> {
+        let map = self.api::<ConfigMap>().get_opt(&key.name).await?;
+        let text = map.and_then(|m| m.data).and_then(|mut d| d.remove(&key.key));
+        Ok(text.map_or(Sql::Missing, |text| {
+            let hex: String = Sha256::digest(text.as_bytes()).iter().map(|b| format!("{b:02x}")).collect();
+            Sql::Present(format!("sha256:{hex}"))
+        }))
+    }
+
+    async fn workloads(&self, m: &CreditMigration) -> Result<Vec<Workload>, Error> {
+        let mut wanted = m.spec.application.workloads.clone();
+        let checked =
+            m.spec.validation.checks.iter().chain(&m.spec.monitoring.checks).filter_map(|c| c.workload.clone());
+        for w in checked {
+            if !wanted.contains(&w) {
+                wanted.push(w);
+            }
+        }
+        let key = &m.spec.application.flag.config_map_key_ref;
+        futures::future::try_join_all(wanted.into_iter().map(|w| self.workload(w, key))).await
+    }
+
+    async fn workload(&self, reference: WorkloadRef, key: &KeyRef) -> Result<Workload, Error> {
+        let WorkloadKind::Deployment = reference.kind;
+        let Some(d) = self.api::<Deployment>().get_opt(&reference.name).await? else {
+            return Ok(Workload {
+                reference,
+                exists: false,
+                reads_flag: false,
+                restarted_for: None,
+                settled: false,
+                old_pods: 0,
+                available: (0, 0),
+            });
+        };
+        let restarted_for = restarted_for(&d);
+        let old_pods = self.old_pods(&d, restarted_for.as_deref()).await?;
+        Ok(Workload {
+            reads_flag: reads_flag(&d, key),
+            settled: settled(&d),
+            available: available(&d),
+            reference,
+            exists: true,
+            restarted_for,
+            old_pods,
+        })
+    }
+
+    /// Pods of the Deployment, terminating ones included, whose template had another annotation.
+    async fn old_pods(&self, d: &Deployment, marker: Option<&str>) -> Result<u32, Error> {
+        let Some(labels) = d.spec.as_ref().and_then(|s| s.selector.match_labels.clone()) else { return Ok(0) };
+        let selector: Selector = labels.into_iter().map(|(k, v)| Expression::Equal(k, v)).collect();
+        let pods = self.api::<Pod>().list(&ListParams::default().labels_from(&selector)).await?;
+        let old = pods
+            .items
+            .iter()
+            // A pod that has ended writes no more.
+            .filter(|p| !matches!(p.status.as_ref().and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed")))
+            .filter(|p| p.annotations().get(RESTARTED_FOR).map(String::as_str) != marker)
+            .count();
+        Ok(u32::try_from(old).unwrap_or(u32::MAX))
+    }
+}
+
+fn job_state(job: &Job) -> JobState {
+    let conditions = job.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
+    let is_true = |type_: &str| conditions.iter().find(|c| c.type_ == type_ && c.status == "True");
+    if let Some(failed) = is_true("Failed") {
+        return JobState::Failed { reason: failed.reason.clone().unwrap_or_default() };
+    }
+    if is_true("Complete").is_some() { JobState::Complete } else { JobState::Active }
+}
+
+fn restarted_for(d: &Deployment) -> Option<String> {
+    d.spec.as_ref()?.template.metadata.as_ref()?.annotations.as_ref()?.get(RESTARTED_FOR).cloned()
+}
+
+fn available(d: &Deployment) -> (i32, i32) {
+    let wanted = d.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1);
+    (d.status.as_ref().and_then(|s| s.available_replicas).unwrap_or(0), wanted)
+}
+
+fn settled(d: &Deployment) -> bool {
+    let Some(status) = &d.status else { return false };
+    let (available, wanted) = available(d);
+    status.observed_generation >= d.metadata.generation
+        && status.updated_replicas.unwrap_or(0) == wanted
+        && status.replicas.unwrap_or(0) == wanted
+        && available == wanted
+}
+
+/// Whether a container takes the key into its environment: a mounted file would change without a restart, at any time.
+fn reads_flag(d: &Deployment, key: &KeyRef) -> bool {
+    let Some(pod) = d.spec.as_ref().and_then(|s| s.template.spec.as_ref()) else { return false };
+    pod.containers.iter().any(|c| {
+        let single = c.env.iter().flatten().any(|e| {
+            e.value_from
+                .as_ref()
+                .and_then(|v| v.config_map_key_ref.as_ref())
+                .is_some_and(|r| r.name == key.name && r.key == key.key)
+        });
+        let whole = c.env_from.iter().flatten().any(|e| e.config_map_ref.as_ref().is_some_and(|r| r.name == key.name));
+        single || whole
+    })
+}
+
+/// Why decisions cannot be trusted; `None` when policy and binding are there and deny.
+async fn policy_problem(client: &Client, name: &str) -> Result<Option<String>, Error> {
+    let policies: Api<ValidatingAdmissionPolicy> = Api::all(client.clone());
+    let bindings: Api<ValidatingAdmissionPolicyBinding> = Api::all(client.clone());
+    let (policy, binding) = futures::try_join!(policies.get_opt(name), bindings.get_opt(name))?;
+    let Some(policy) = policy.and_then(|p| p.spec) else {
+        return Ok(Some(format!("ValidatingAdmissionPolicy {name} is missing")));
+    };
+    if policy.failure_policy.as_deref() == Some("Ignore") {
+        return Ok(Some(format!("ValidatingAdmissionPolicy {name} has failurePolicy Ignore")));
+    }
+    if !policy.validations.iter().flatten().any(|v| v.expression.contains("request.userInfo.username")) {
+        return Ok(Some(format!("ValidatingAdmissionPolicy {name} does not compare names")));
+    }
+    let denies = binding.map(|b| b.spec).is_some_and(|b| {
+        b.policy_name == name
+            && b.match_resources.is_none()
+            && b.validation_actions.iter().any(|a| a == "Deny")
+    });
+    Ok((!denies).then(|| format!("ValidatingAdmissionPolicyBinding {name} is missing or does not deny everywhere")))
+}
+
+/// Options of `check-install`.
+#[derive(clap::Args, Clone, Debug)]
+pub struct PolicyCheck {
+    /// Name of the ValidatingAdmissionPolicy, and of its binding.
+    #[arg(long, default_value = "migrationdecisions.creditmigration.io")]
+    pub decision_policy: String,
+    /// Namespace in which the kinds are listed.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "default")]
+    pub namespace: String,
+}
+
+/// What `helm test` runs: the kinds are served and names in decisions are held to their authors.
+pub async fn check_install(options: &PolicyCheck) -> Result<String, Error> {
+    let client = super::client().await?;
+    let migrations: Api<CreditMigration> = Api::namespaced(client.clone(), &options.namespace);
+    let n = migrations.list(&ListParams::default()).await?.items.len();
+    if let Some(problem) = policy_problem(&client, &options.decision_policy).await? {
+        return Err(Error::Listen(std::io::Error::other(problem)));
+    }
+    Ok(format!("kinds are served ({n} CreditMigrations in {}), decisions are guarded", options.namespace))
+}

@@ -1,0 +1,125 @@
+//! Probes and metrics on one port.
+//!
+//! Liveness depends on nothing outside the process. A standby replica is ready: it can take over.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+};
+
+use axum::{Router, extract::State, http::StatusCode, routing::get};
+use tokio::{net::TcpListener, task::JoinHandle};
+
+use super::Error;
+use crate::api::{CreditMigrationStatus, Time, Writes};
+
+/// What is exposed. Labels are names of migrations, never texts of errors.
+#[derive(Default)]
+pub(super) struct Metrics {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    waiting_for: Option<String>,
+    leading: bool,
+    failures: BTreeMap<&'static str, u64>,
+    migrations: BTreeMap<(String, String), Seen>,
+}
+
+struct Seen {
+    phase: String,
+    blocked_since: Option<Time>,
+}
+
+impl Metrics {
+    fn with<T>(&self, f: impl FnOnce(&mut Inner) -> T) -> T {
+        // A poisoned lock still holds counters; losing them would lose the alarm.
+        f(&mut self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+
+    pub(super) fn waiting_for(&self, what: &str) {
+        self.with(|i| i.waiting_for = Some(what.into()));
+    }
+
+    pub(super) fn leading(&self) {
+        self.with(|i| {
+            i.waiting_for = None;
+            i.leading = true;
+        });
+    }
+
+    pub(super) fn failed(&self, error: &Error) {
+        let class = match error {
+            Error::Kube(_) => "kubernetes",
+            Error::Timeout(_) => "timeout",
+            Error::Stale => "conflict",
+            Error::LeaseLost => "lease",
+            Error::Foreign { .. } => "foreign",
+            Error::Config(_) | Error::Listen(_) => "other",
+        };
+        self.with(|i| *i.failures.entry(class).or_default() += 1);
+    }
+
+    pub(super) fn observe(&self, namespace: &str, name: &str, status: &CreditMigrationStatus, now: Time) {
+        let blocked = status.writes == Some(Writes::Blocked);
+        let phase = status.phase.map(|p| format!("{p:?}")).unwrap_or_default();
+        let since = status.window.as_ref().and_then(|w| w.blocked_at).unwrap_or(now);
+        let seen = Seen { phase, blocked_since: blocked.then_some(since) };
+        self.with(|i| i.migrations.insert((namespace.into(), name.into()), seen));
+    }
+
+    pub(super) fn forget(&self, namespace: &str, name: &str) {
+        self.with(|i| i.migrations.remove(&(namespace.to_owned(), name.to_owned())));
+    }
+
+    /// Prometheus text format.
+    fn render(&self, now: Time) -> String {
+        self.with(|i| {
+            let mut out = String::from("# TYPE credit_migration_leader gauge\n");
+            out += &format!("credit_migration_leader {}\n", u8::from(i.leading));
+            out += "# TYPE credit_migration_reconcile_failures_total counter\n";
+            for (class, n) in &i.failures {
+                out += &format!("credit_migration_reconcile_failures_total{{class=\"{class}\"}} {n}\n");
+            }
+            out += "# TYPE credit_migration_phase gauge\n";
+            for ((namespace, name), seen) in &i.migrations {
+                out += &format!(
+                    "credit_migration_phase{{namespace=\"{namespace}\",name=\"{name}\",phase=\"{}\"}} 1\n",
+                    seen.phase
+                );
+            }
+            out += "# TYPE credit_migration_writes_blocked_seconds gauge\n";
+            for ((namespace, name), seen) in &i.migrations {
+                let seconds = seen.blocked_since.map_or(0.0, |t| now.duration_since(t).as_secs_f64().max(0.0));
+                out += &format!(
+                    "credit_migration_writes_blocked_seconds{{namespace=\"{namespace}\",name=\"{name}\"}} {seconds}\n"
+                );
+            }
+            out
+        })
+    }
+}
+
+/// Serves until the process ends. `Err` when the port cannot be had.
+pub(super) async fn serve(
+    address: SocketAddr,
+    metrics: Arc<Metrics>,
+) -> Result<JoinHandle<std::io::Result<()>>, Error> {
+    let listener = TcpListener::bind(address).await?;
+    let router = Router::new()
+        .route("/livez", get(|| async { "ok" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(|State(m): State<Arc<Metrics>>| async move { m.render(crate::telemetry::now()) }))
+        .with_state(metrics);
+    Ok(tokio::spawn(async move { axum::serve(listener, router).await }))
+}
+
+async fn ready(State(metrics): State<Arc<Metrics>>) -> (StatusCode, String) {
+    let text = metrics.with(|i| match &i.waiting_for {
+        Some(what) => format!("ok, standing by for {what}"),
+        None => "ok, leading".to_owned(),
+    });
+    (StatusCode::OK, text)
+}

@@ -1,0 +1,95 @@
+//! What people read, derived from the phase in the same patch: printer columns and conditions.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+
+use super::{Machine, steps};
+use crate::api::{Phase, Writes};
+
+/// Type of the condition that sums up.
+pub(super) const READY: &str = "Ready";
+
+pub(super) fn derive(m: &mut Machine<'_>) {
+    m.s.observed_generation = Some(m.o.generation);
+    m.s.progress = m.s.step.map(steps::progress);
+    let phase = m.phase();
+    let writes = writes(m);
+    m.s.writes = Some(writes);
+    let reason = m.reason.clone().unwrap_or_else(|| "Progressing".into());
+    let message = m.message.clone().unwrap_or_default();
+
+    set(m, READY, Some(phase == Phase::Completed), &reason, &message);
+    let busy = matches!(
+        phase,
+        Phase::Preparing
+            | Phase::AwaitingApproval
+            | Phase::Executing
+            | Phase::Validating
+            | Phase::Monitoring
+            | Phase::RollingBack
+    );
+    set(m, "Reconciling", busy.then_some(true), &reason, &message);
+    set(m, "Stalled", matches!(phase, Phase::Failed | Phase::RollbackFailed).then_some(true), &reason, &message);
+
+    let backup = match (&m.s.backup, &m.s.verification) {
+        (Some(b), Some(_)) => (true, "ReadThroughToEnd", format!("{} {} bytes, {}", b.object, b.bytes, b.sha256)),
+        (Some(b), None) => (false, "NotReadBack", format!("{} was uploaded, not yet read back", b.object)),
+        _ => (false, "NoBackup", "no backup of this plan yet".to_owned()),
+    };
+    set(m, "BackupVerified", Some(backup.0), backup.1, &backup.2);
+    let rehearsal = match &m.s.rehearsal {
+        Some(r) => (
+            true,
+            "RolledBackEqual",
+            format!(
+                "{} tables equal after the way back; expected window {:.1} s (limit {})",
+                r.tables_equal, r.expected_window_seconds, m.spec.window.max_duration
+            ),
+        ),
+        None => (false, "NoRehearsal", "no rehearsal of this plan yet".to_owned()),
+    };
+    set(m, "RehearsalPassed", Some(rehearsal.0), rehearsal.1, &rehearsal.2);
+    let limit = m.spec.window.max_duration;
+    // The length is not told while it grows: a status that changes each second would be written each second.
+    let (reason, message) = match (writes, m.s.window.as_ref().and_then(|w| w.deadline)) {
+        (Writes::Blocked, Some(deadline)) => {
+            ("GateClosed", format!("until {deadline:.0} at the latest (limit {limit})"))
+        }
+        (Writes::Blocked, None) => ("GateClosed", format!("limit {limit}")),
+        (Writes::Open, _) => ("GateOpen", format!("{:.1} s of {limit}", m.blocked_seconds())),
+    };
+    set(m, "WritesBlocked", Some(writes == Writes::Blocked), reason, &message);
+}
+
+/// Blocked from the moment the order to block may be out, to the moment the release is known.
+fn writes(m: &Machine<'_>) -> Writes {
+    let in_window = matches!(m.phase(), Phase::Executing | Phase::RollingBack | Phase::RollbackFailed);
+    let blocked = in_window
+        && match &m.s.window {
+            Some(w) => (w.deadline.is_some() || w.blocked_at.is_some()) && w.released_at.is_none(),
+            None => m.phase() == Phase::RollbackFailed,
+        };
+    if blocked { Writes::Blocked } else { Writes::Open }
+}
+
+/// Sets or removes (`None`) one condition; others, also those of other writers, stay as they are.
+fn set(m: &mut Machine<'_>, type_: &str, status: Option<bool>, reason: &str, message: &str) {
+    let Some(status) = status else { return m.s.conditions.retain(|c| c.type_ != type_) };
+    let status = if status { "True" } else { "False" };
+    let old = m.s.conditions.iter().position(|c| c.type_ == type_);
+    let since = old
+        .map(|i| &m.s.conditions[i])
+        .filter(|c| c.status == status)
+        .map_or(Time(m.now), |c| c.last_transition_time.clone());
+    let condition = Condition {
+        type_: type_.into(),
+        status: status.into(),
+        reason: reason.into(),
+        message: message.into(),
+        last_transition_time: since,
+        observed_generation: Some(m.o.generation),
+    };
+    match old {
+        Some(i) => m.s.conditions[i] = condition,
+        None => m.s.conditions.push(condition),
+    }
+}

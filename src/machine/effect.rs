@@ -1,0 +1,89 @@
+//! What the controller is asked to do, as data.
+
+use crate::api::{MigrationRunSpec, Time, WindowOrder, WorkloadRef};
+
+/// One thing to do. Each is safe to repeat: names are deterministic and targets are levels, not edges.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// Put the finalizer on the migration.
+    AddFinalizer,
+    /// Let the migration go.
+    RemoveFinalizer,
+    /// See that ServiceAccount, RoleBinding, `MigrationRun` and Job are there; adopt what is ours, refuse what is not.
+    StartRun(Box<StartRun>),
+    /// Delete the Job and the `MigrationRun`. A window run is deleted only while its order is `Standby`.
+    RemoveRun {
+        /// Name of both.
+        name: String,
+    },
+    /// Raise the order of a window run. Irreversible.
+    OrderWindow {
+        /// Name of the run.
+        name: String,
+        /// The order.
+        order: WindowOrder,
+    },
+    /// Set the flag and its marker. Irreversible.
+    SetFlag {
+        /// Value.
+        value: String,
+        /// Value of the annotation [`crate::api::FLAG_SET_FOR`].
+        marker: String,
+    },
+    /// Restart a workload by its pod template's annotation [`crate::api::RESTARTED_FOR`].
+    Restart {
+        /// Which.
+        workload: WorkloadRef,
+        /// Value of the annotation.
+        marker: String,
+    },
+    /// Tell people.
+    Event(Event),
+}
+
+impl Effect {
+    /// Whether a stale cache must not be able to cause it: the controller re-reads the live object first.
+    pub fn irreversible(&self) -> bool {
+        match self {
+            Effect::OrderWindow { .. } | Effect::SetFlag { .. } | Effect::Restart { .. } | Effect::RemoveFinalizer => {
+                true
+            }
+            Effect::AddFinalizer | Effect::StartRun(_) | Effect::RemoveRun { .. } | Effect::Event(_) => false,
+        }
+    }
+}
+
+/// A run to be started.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StartRun {
+    /// Name of `MigrationRun` and Job.
+    pub name: String,
+    /// Spec of the run.
+    pub spec: MigrationRunSpec,
+    /// Image of its pod.
+    pub image: String,
+    /// Seconds after which the Job is ended; `None` for tasks that end themselves.
+    pub timeout_seconds: Option<u64>,
+}
+
+/// A Kubernetes Event on the migration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// `Warning` instead of `Normal`.
+    pub warning: bool,
+    /// CamelCase reason.
+    pub reason: String,
+    /// Observed value, limit, next command.
+    pub note: String,
+}
+
+/// What is to be: the next status, what to do once it is persisted, and when to look again.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decision {
+    /// To be persisted first.
+    pub status: crate::api::CreditMigrationStatus,
+    /// To be done after that, in order.
+    pub effects: Vec<Effect>,
+    /// When to look again although nothing happens.
+    pub wake_at: Option<Time>,
+}

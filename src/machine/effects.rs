@@ -1,0 +1,189 @@
+//! From a persisted status to what has to be done. Level-based: the same status and observations give the same effects,
+//! so a crash after the status was written loses nothing.
+
+use super::{Effect, Flag, Job, Machine, ObservedRun, StartRun, executing::Direction, steps};
+use crate::api::{MigrationRunSpec, Phase, RunInputs, RunPhase, Step, StepState, Task, WindowCommand, WindowOrder};
+
+/// Longest time for the removal of the guards, in seconds.
+const CLEANUP_SECONDS: u64 = 600;
+
+impl Machine<'_> {
+    pub(super) fn effects(&mut self) -> Vec<Effect> {
+        if self.may_go() {
+            if self.o.finalizer && !self.cleaned_up() {
+                self.event(true, "GuardsLeft", "the database could not be reached; next: drop the triggers named credit_migration_* and schema credit_migration by hand");
+            }
+            return if self.o.finalizer { vec![Effect::RemoveFinalizer] } else { vec![] };
+        }
+        if !self.o.finalizer {
+            // Nothing is begun before deletion can be held up: else a window could be left closed by `kubectl delete`.
+            return if self.o.deleting { vec![] } else { vec![Effect::AddFinalizer] };
+        }
+        let mut effects: Vec<Effect> = self
+            .o
+            .runs
+            .iter()
+            .filter(|r| !self.wanted(r))
+            .map(|r| Effect::RemoveRun { name: self.o.run_name(r.run.spec.task, r.run.spec.attempt) })
+            .collect();
+        let tidy = effects.is_empty();
+        match self.phase() {
+            Phase::Preparing => effects.extend(self.start_preparing_run()),
+            Phase::Executing => effects.extend(self.window_effects(Task::Window, self.attempt(Step::OpenWindow))),
+            Phase::Validating | Phase::Monitoring => effects.extend(self.start_stage_run()),
+            Phase::RollingBack => {
+                let (task, attempt) = self.way_back_run();
+                effects.extend(self.window_effects(task, attempt));
+            }
+            // Guards are removed only when nothing is left that could put them up again.
+            Phase::Failed | Phase::Completed | Phase::RolledBack | Phase::Cancelled if tidy => {
+                effects.extend(self.start_cleanup_run());
+            }
+            _ => {}
+        }
+        effects
+    }
+
+    /// Whether a run still serves the present status, or stays as a record.
+    fn wanted(&self, r: &ObservedRun) -> bool {
+        let spec = &r.run.spec;
+        let ended = r.run.status.as_ref().is_some_and(|s| matches!(s.phase, RunPhase::Succeeded | RunPhase::Failed));
+        let opened = spec.window.as_ref().is_some_and(|w| w.command >= WindowCommand::Open);
+        let current = |step: Step| spec.attempt == self.run_attempt(step);
+        match spec.task {
+            Task::Preflight => self.preparing_or(ended) && current(Step::Preflight),
+            Task::Backup => self.preparing_or(ended) && current(Step::Backup),
+            Task::VerifyBackup => self.preparing_or(ended) && current(Step::VerifyBackup),
+            Task::Rehearse => self.preparing_or(ended) && current(Step::Rehearse),
+            // A window that was ordered open is never taken from under its pod.
+            Task::Window => opened || (self.phase() == Phase::Executing && current(Step::OpenWindow)),
+            Task::RollbackWindow => opened || (self.phase() == Phase::RollingBack && current(Step::ReopenWindow)),
+            Task::Validate => self.phase() == Phase::Validating && current(Step::Validate),
+            Task::Monitor => self.phase() == Phase::Monitoring && current(Step::Monitor),
+            Task::Cleanup => current(Step::Cleanup),
+        }
+    }
+
+    fn preparing_or(&self, ended: bool) -> bool {
+        self.phase() == Phase::Preparing || ended
+    }
+
+    fn start_preparing_run(&self) -> Option<Effect> {
+        let step = self.s.step?;
+        let task = steps::preparing_task(step)?;
+        let waiting = self.step(step).is_some_and(|x| x.retry_at.is_some());
+        let refused = step == Step::Preflight && self.cluster_violation().is_some();
+        if waiting || refused || self.s.plan.is_none() {
+            return None;
+        }
+        let timeout = std::time::Duration::from(self.spec.runner.step_timeout).as_secs();
+        self.start(task, self.run_attempt(step), Some(timeout))
+    }
+
+    fn start_stage_run(&mut self) -> Option<Effect> {
+        if let Some(at) = self.next_workload_check() {
+            self.wake_at(at);
+        }
+        let (step, task, stage) = self.stage();
+        let waiting = self.step(step).is_some_and(|x| x.retry_at.is_some());
+        if waiting || stage.checks.iter().all(|c| c.workload.is_some()) {
+            return None;
+        }
+        self.start(task, self.attempt(step), None)
+    }
+
+    fn start_cleanup_run(&self) -> Option<Effect> {
+        let x = self.step(Step::Cleanup)?;
+        if x.state != StepState::Running || x.retry_at.is_some() {
+            return None;
+        }
+        self.start(Task::Cleanup, x.attempt, Some(CLEANUP_SECONDS))
+    }
+
+    /// The run and its Job, unless both are there or the run has ended.
+    fn start(&self, task: Task, attempt: u32, timeout_seconds: Option<u64>) -> Option<Effect> {
+        if let Some(ObservedRun { run, job }) = self.o.run(task, attempt) {
+            let ended = run.status.as_ref().is_some_and(|s| matches!(s.phase, RunPhase::Succeeded | RunPhase::Failed));
+            if ended || *job != Job::Absent {
+                return None;
+            }
+        }
+        let plan = self.s.plan.as_ref();
+        let name = self.o.run_name(task, attempt);
+        let window = matches!(task, Task::Window | Task::RollbackWindow).then(|| self.wanted_order(task));
+        Some(Effect::StartRun(Box::new(StartRun {
+            name,
+            spec: MigrationRunSpec {
+                migration: self.o.name.clone(),
+                migration_uid: self.o.uid.clone(),
+                task,
+                attempt,
+                plan: self.spec.clone(),
+                inputs: RunInputs {
+                    up_sha256: plan.map(|p| p.up_sha256.clone()).unwrap_or_default(),
+                    down_sha256: plan.map(|p| p.down_sha256.clone()).unwrap_or_default(),
+                    backup_object: self.s.backup.as_ref().map(|b| b.object.clone()),
+                    backup_sha256: self.s.backup.as_ref().map(|b| b.sha256.clone()),
+                },
+                window,
+            },
+            image: self.s.runner_image.clone().unwrap_or_default(),
+            timeout_seconds,
+        })))
+    }
+
+    /// How far the persisted status lets a window run go.
+    fn wanted_order(&self, task: Task) -> WindowOrder {
+        let window = self.s.window.as_ref();
+        let deadline = window.and_then(|w| w.deadline);
+        let command = match (self.phase(), self.s.step) {
+            _ if deadline.is_none() => WindowCommand::Standby,
+            (Phase::Executing, _) if window.is_some_and(|w| w.releasing) => WindowCommand::Release,
+            (Phase::Executing, Some(Step::SwitchApplication | Step::CloseWindow)) => WindowCommand::Switch,
+            (Phase::RollingBack, Some(Step::RollbackSql)) => WindowCommand::Revert,
+            (Phase::RollingBack, Some(Step::SwitchBack)) if task == Task::RollbackWindow => WindowCommand::Switch,
+            _ => WindowCommand::Open,
+        };
+        WindowOrder { command, deadline }
+    }
+
+    fn window_effects(&mut self, task: Task, attempt: u32) -> Vec<Effect> {
+        let mut effects: Vec<Effect> = self.start(task, attempt, None).into_iter().collect();
+        let wanted = self.wanted_order(task);
+        if let Some(r) = self.o.run(task, attempt) {
+            let given = r.run.spec.window.as_ref().map_or(WindowCommand::Standby, |w| w.command);
+            // Orders only move forward: a stale cache can repeat one, never take one back.
+            if wanted.command > given {
+                effects.push(Effect::OrderWindow { name: self.o.run_name(task, attempt), order: wanted });
+            }
+        }
+        let switched = self.s.window.as_ref().is_some_and(|w| w.switched);
+        let flag = &self.spec.application.flag;
+        match (self.phase(), self.s.step) {
+            (Phase::Executing, Some(Step::SwitchApplication)) if switched => {
+                effects.extend(self.switch_effects(&flag.to, Direction::There));
+            }
+            (Phase::RollingBack, Some(Step::SwitchBack)) if switched => {
+                effects.extend(self.switch_effects(&flag.from, Direction::Back));
+            }
+            _ => {}
+        }
+        effects
+    }
+
+    /// Flag first, then the restarts: a pod started before the flag was set would read the old value.
+    fn switch_effects(&self, value: &str, direction: Direction) -> Vec<Effect> {
+        let marker = self.marker(direction);
+        let set = matches!(&self.o.flag, Flag::Value { value: v, set_for, .. } if v == value && set_for.as_deref() == Some(marker.as_str()));
+        if !set {
+            return vec![Effect::SetFlag { value: value.to_owned(), marker }];
+        }
+        self.o
+            .workloads
+            .iter()
+            .filter(|w| self.spec.application.workloads.contains(&w.reference))
+            .filter(|w| w.exists && w.restarted_for.as_deref() != Some(marker.as_str()))
+            .map(|w| Effect::Restart { workload: w.reference.clone(), marker: marker.clone() })
+            .collect()
+    }
+}

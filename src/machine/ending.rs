@@ -1,0 +1,91 @@
+//! Ends: guards are removed from the database, the finalizer is given up; a failed preparation starts again when its inputs change.
+
+use super::{Machine, Outcome};
+use crate::api::{Decision, Phase, Step, StepState};
+
+/// Tries of a clean-up for a deleted migration before its guards are left where they are.
+const DELETED_CLEANUP_TRIES: u32 = 5;
+
+impl Machine<'_> {
+    pub(super) fn advance_ended(&mut self) {
+        let inputs_changed = self.phase() == Phase::Failed && self.inputs_changed() && !self.o.deleting;
+        self.advance_cleanup();
+        // Not while guards are being removed: the next Backup puts them up again.
+        if inputs_changed && self.cleaned_up() {
+            self.restart("spec or SQL changed");
+            self.advance_preparing();
+        } else if self.phase() == Phase::Failed && self.cleaned_up() {
+            let called_off = self.stop_word(&[Decision::Abort], None);
+            if let Some(d) = called_off {
+                self.enter(Phase::Cancelled);
+                self.explain("Aborted", format!("{} called it off; nothing was changed", d.by));
+            }
+        }
+    }
+
+    /// Guards are put up by the Backup task; from then on there is something to remove.
+    fn guards_may_be_up(&self) -> bool {
+        self.step(Step::Baseline).is_some()
+    }
+
+    /// Nothing of ours is left in the database.
+    pub(super) fn cleaned_up(&self) -> bool {
+        if !self.guards_may_be_up() {
+            return true;
+        }
+        let (Some(clean), Some(up)) = (self.step(Step::Cleanup), self.step(Step::Baseline)) else { return false };
+        clean.state == StepState::Succeeded && clean.finished_at.is_some_and(|t| t >= up.started_at)
+    }
+
+    fn advance_cleanup(&mut self) {
+        if self.cleaned_up() {
+            return;
+        }
+        let step = self.s.step;
+        let (reason, message) = (self.reason.clone(), self.message.clone());
+        if self.step(Step::Cleanup).is_none_or(|x| x.state != StepState::Running) {
+            self.start_step(Step::Cleanup);
+        } else if self.retry_due(Step::Cleanup) != Some(false) {
+            match self.o.outcome(crate::api::Task::Cleanup, self.attempt(Step::Cleanup)) {
+                Outcome::Pending => {}
+                Outcome::Succeeded(_) => {
+                    self.succeed_step(Step::Cleanup, "guards removed; the record stays in schema credit_migration")
+                }
+                Outcome::Failed(reason, message) => {
+                    self.retry_later(Step::Cleanup, reason, &message, 300);
+                }
+            }
+        }
+        // What people read stays the end of the migration, not the tidying after it.
+        self.s.step = step;
+        self.reason = reason;
+        self.message = message;
+    }
+
+    /// Deletion: before the window nothing is lost; inside it the change is undone; after it the new version stays.
+    pub(super) fn advance_deletion(&mut self) {
+        match self.phase() {
+            Phase::Preparing | Phase::AwaitingApproval => self.cancel_deleted(),
+            Phase::Executing if self.s.window.as_ref().is_none_or(|w| w.deadline.is_none()) => self.cancel_deleted(),
+            Phase::Validating | Phase::Monitoring => {
+                self.enter(Phase::Completed);
+                self.explain("Deleted", "deleted while it was being watched; the new version stays");
+            }
+            // Executing goes back by itself; RollingBack ends; RollbackFailed holds the finalizer, since writes are blocked.
+            Phase::Executing | Phase::RollingBack | Phase::RollbackFailed => {}
+            Phase::Failed | Phase::Completed | Phase::RolledBack | Phase::Cancelled => {}
+        }
+    }
+
+    fn cancel_deleted(&mut self) {
+        self.enter(Phase::Cancelled);
+        self.explain("Deleted", "deleted before its window; nothing was changed");
+    }
+
+    /// The finalizer may go.
+    pub(super) fn may_go(&self) -> bool {
+        let ended = matches!(self.phase(), Phase::Failed | Phase::Completed | Phase::RolledBack | Phase::Cancelled);
+        let tries = self.step(Step::Cleanup).map_or(0, |x| x.failures);
+        self.o.deleting && ended && (self.cleaned_up() || tries >= DELETED_CLEANUP_TRIES)
+    }
+}

@@ -1,0 +1,306 @@
+//! Executing: one `Window` run, whose progress is mapped to five steps. Orders to it are raised only after the status
+//! that wants them is persisted.
+
+use super::{Machine, Outcome, preparing::because, span};
+use crate::api::{Decision, Phase, Reason, Retry, Step, Task, WindowProgress, WindowState, WorkloadRef};
+
+/// Tries of a window run whose pods end without a report, before a person is called.
+pub(super) const WINDOW_ATTEMPTS: u32 = 5;
+
+impl Machine<'_> {
+    pub(super) fn advance_executing(&mut self) {
+        let attempt = self.attempt(Step::OpenWindow);
+        let progress = self.o.progress(Task::Window, attempt).cloned().unwrap_or_default();
+        match self.o.outcome(Task::Window, attempt) {
+            Outcome::Failed(reason, message) => return self.window_failed(reason, &message, &progress),
+            Outcome::Pending | Outcome::Succeeded(_) => {}
+        }
+        self.note_window(Task::Window, &progress);
+        match progress.state {
+            // The runner went back by itself: the old schema stands and the flag never left `from`.
+            WindowState::Reverted => return self.reverted_by_itself(&progress),
+            WindowState::Released => return self.window_released(),
+            _ => {}
+        }
+        if self.s.window.as_ref().is_none_or(|w| w.deadline.is_none()) {
+            return self.before_opening(&progress);
+        }
+        if let Some((cause, message)) = self.reason_to_go_back(&progress) {
+            return self.go_back(cause, message);
+        }
+        self.inside_window(&progress);
+    }
+
+    /// The pod is being started; nothing was changed. All gates are looked at once more at the last moment.
+    fn before_opening(&mut self, progress: &WindowProgress) {
+        if self.called_off() {
+            return;
+        }
+        let digest = self.s.plan.as_ref().and_then(|p| p.digest.clone()).unwrap_or_default();
+        let (people, reject) = self.approvals(&digest);
+        let needed = self.spec.approval.required.max(2) as usize;
+        if self.inputs_changed() || reject.is_some() || people.len() < needed || self.cluster_violation().is_some() {
+            self.event(
+                true,
+                "WindowNotOpened",
+                "approvals, SQL, flag or workloads changed while the window was being prepared; nothing was changed",
+            );
+            self.enter(Phase::AwaitingApproval);
+            self.start_step(Step::Approve);
+            return self.advance_awaiting_approval();
+        }
+        if progress.state == WindowState::Ready {
+            let deadline = self.now + span(self.spec.window.max_duration);
+            let window = self.window();
+            window.task = Some(Task::Window);
+            window.deadline = Some(deadline);
+            self.wake_at(deadline);
+            self.explain("OpeningWindow", format!("writes are being blocked, until {deadline:.0} at the latest"));
+            return;
+        }
+        let Some(started) = self.step(Step::OpenWindow).map(|x| x.started_at) else { return };
+        let ready_by = self.ready_by(started);
+        if self.now >= ready_by {
+            let name = self.o.run_name(Task::Window, self.attempt(Step::OpenWindow));
+            return self.window_failed(
+                Reason::PodFailed,
+                &format!("the window's pod was not ready by {ready_by:.0}; next: kubectl describe job/{name}"),
+                progress,
+            );
+        }
+        self.wake_at(ready_by);
+        self.explain("PreparingWindow", "the window's pod is being started; writes are open");
+    }
+
+    fn inside_window(&mut self, progress: &WindowProgress) {
+        if let Some(deadline) = self.s.window.as_ref().and_then(|w| w.deadline) {
+            self.wake_at(deadline);
+        }
+        if progress.state >= WindowState::Blocked && !self.succeeded(Step::OpenWindow) {
+            let proof = progress.proof.clone().unwrap_or_default();
+            self.succeed_step(Step::OpenWindow, format!("{} sessions ended; {proof}", progress.terminated_sessions));
+            self.start_step(Step::Migrate);
+        }
+        if progress.state >= WindowState::Migrated && !self.succeeded(Step::Migrate) {
+            self.succeed_step(
+                Step::Migrate,
+                format!("committed after {:.2} s", progress.migrate_seconds.unwrap_or_default()),
+            );
+            let gone = self.spec.migration.tables_gone.len();
+            let changed = progress.reconciled_users.unwrap_or_default();
+            self.start_step(Step::VerifyMigration);
+            self.succeed_step(
+                Step::VerifyMigration,
+                format!("{gone} of {gone} tables gone; {changed} changed balances compared, 0 unexplained"),
+            );
+            self.start_step(Step::SwitchApplication);
+        }
+        if self.s.step == Some(Step::SwitchApplication) {
+            // The acknowledgement must be persisted before the flag is touched: from it on the runner does not go back by itself.
+            if progress.switch_acknowledged {
+                self.window().switched = true;
+            }
+            let to = self.spec.application.flag.to.clone();
+            if self.s.window.as_ref().is_some_and(|w| w.switched)
+                && self.running(&to, &self.marker(Direction::There), progress)
+            {
+                self.succeed_step(Step::SwitchApplication, format!("flag is {to}, rollout complete, no old pod left"));
+                self.start_step(Step::CloseWindow);
+            }
+        }
+        if self.s.step == Some(Step::CloseWindow) && progress.comparison.as_ref().is_some_and(|c| c.unexplained == 0) {
+            self.window().releasing = true;
+        }
+        self.explain("WindowOpen", self.window_message(progress));
+    }
+
+    /// Flag, workloads and probe all say `version`, made so by the switch that `marker` names.
+    pub(super) fn running(&self, version: &str, marker: &str, progress: &WindowProgress) -> bool {
+        let flag = matches!(&self.o.flag, super::Flag::Value { value, set_for, .. } if value == version && set_for.as_deref() == Some(marker));
+        let rolled_out = self.spec.application.workloads.iter().all(|w| self.rolled_out(w, marker));
+        let probed =
+            self.spec.application.version_probe.is_none() || progress.observed_version.as_deref() == Some(version);
+        flag && rolled_out && probed
+    }
+
+    fn rolled_out(&self, wanted: &WorkloadRef, marker: &str) -> bool {
+        self.o.workloads.iter().any(|w| {
+            w.reference == *wanted && w.restarted_for.as_deref() == Some(marker) && w.settled && w.old_pods == 0
+        })
+    }
+
+    fn reason_to_go_back(&mut self, progress: &WindowProgress) -> Option<(&'static str, String)> {
+        if self.s.window.as_ref().is_some_and(|w| w.releasing) {
+            // The order to open the gate is out: whatever comes is handled after the release, on the way back proper.
+            return None;
+        }
+        if let Some(c) = progress.comparison.as_ref().filter(|c| c.unexplained > 0) {
+            return Some((
+                "BalancesUnexplained",
+                format!("{} of {} balances are unexplained (limit 0)", c.unexplained, c.users),
+            ));
+        }
+        if self.o.deleting {
+            return Some(("Deleted", "the CreditMigration was deleted inside its window".into()));
+        }
+        if let Some(d) = self.stop_word(&[Decision::Abort, Decision::Revert], None) {
+            return Some(("Stopped", format!("{:?} by {}{}", d.decision, d.by, because(&d.reason))));
+        }
+        let deadline = self.s.window.as_ref()?.deadline?;
+        if self.now >= deadline {
+            let step = self.s.step.map(|s| format!("{s:?}")).unwrap_or_default();
+            return Some((
+                "DeadlinePassed",
+                format!("{step} was not done by {deadline:.0} (limit {})", self.spec.window.max_duration),
+            ));
+        }
+        None
+    }
+
+    fn window_released(&mut self) {
+        let blocked = self.blocked_seconds();
+        for step in [Step::Migrate, Step::VerifyMigration, Step::SwitchApplication] {
+            // A leader that comes back late sees the end of the window without its steps in between.
+            if !self.succeeded(step) {
+                self.succeed_step(step, "done");
+            }
+        }
+        self.succeed_step(
+            Step::CloseWindow,
+            format!("writes were blocked for {blocked:.1} s (limit {})", self.spec.window.max_duration),
+        );
+        self.enter(Phase::Validating);
+        self.start_step(Step::Validate);
+        self.advance_stage();
+    }
+
+    fn reverted_by_itself(&mut self, progress: &WindowProgress) {
+        let cause = if progress.deadline_passed { "DeadlinePassed" } else { "Reverted" };
+        self.begin_way_back(cause, "the window's runner undid the change by itself".into());
+        self.advance_rolling_back();
+    }
+
+    fn window_failed(&mut self, reason: Reason, message: &str, progress: &WindowProgress) {
+        let ordered = self.s.window.as_ref().is_some_and(|w| w.deadline.is_some());
+        if progress.state == WindowState::Held {
+            self.begin_way_back(reason.as_str(), message.into());
+            return self.rollback_failed(reason.as_str(), message);
+        }
+        if reason == Reason::PodFailed && ordered {
+            // The gate may be closed with nobody at it: the next pod reads the database and goes on from there.
+            let attempts = self.step(Step::OpenWindow).map_or(0, |x| x.failures) + 1;
+            let x = self.step_mut(Step::OpenWindow);
+            x.failures = attempts;
+            x.attempt += 1;
+            if attempts < WINDOW_ATTEMPTS {
+                return self.event(
+                    true,
+                    "WindowPodLost",
+                    format!("{message}; another pod goes on (try {attempts} of {WINDOW_ATTEMPTS})"),
+                );
+            }
+            self.begin_way_back(reason.as_str(), message.into());
+            return self.rollback_failed(reason.as_str(), message);
+        }
+        // The runner has opened the gate again: nothing was changed.
+        let step = self.s.step.unwrap_or(Step::OpenWindow);
+        self.note_window(Task::Window, progress);
+        if reason.retry() == Retry::Never {
+            self.enter(Phase::Failed);
+            return self.fail_step(
+                step,
+                reason.as_str(),
+                format!("{message}; the transaction was rolled back, nothing was changed, writes are open"),
+            );
+        }
+        let now = self.now;
+        self.fail_step(step, reason.as_str(), format!("{message}; nothing was changed, writes are open"));
+        self.s.approvals_after = Some(now);
+        self.enter(Phase::AwaitingApproval);
+        self.start_step(Step::Approve);
+        self.explain(
+            reason.as_str(),
+            format!(
+                "{message}; nothing was changed; next: kubectl creditmigration approve {} to try again",
+                self.o.name
+            ),
+        );
+    }
+
+    /// Copies what matters of a window run's progress into the status.
+    pub(super) fn note_window(&mut self, task: Task, progress: &WindowProgress) {
+        if progress.state < WindowState::Opening {
+            return;
+        }
+        let window = self.window();
+        window.task = Some(task);
+        window.blocked_at = progress.blocked_at;
+        window.released_at = progress.released_at;
+        if progress.comparison.is_some() {
+            window.comparison.clone_from(&progress.comparison);
+        }
+    }
+
+    /// Seconds for which writes were, or have been, blocked.
+    pub(super) fn blocked_seconds(&self) -> f64 {
+        let Some(w) = &self.s.window else { return 0.0 };
+        let Some(from) = w.blocked_at else { return 0.0 };
+        w.released_at.unwrap_or(self.now).duration_since(from).as_secs_f64().max(0.0)
+    }
+
+    /// Time of the first refused write, or `(soon)`. Not a duration: a status that grows each second would be written each second.
+    pub(super) fn blocked_since(&self) -> String {
+        self.s.window.as_ref().and_then(|w| w.blocked_at).map_or_else(|| "(soon)".into(), |t| format!("{t:.0}"))
+    }
+
+    fn window_message(&self, progress: &WindowProgress) -> String {
+        let step = self.s.step.map(|s| format!("{s:?}")).unwrap_or_default();
+        let waits = match self.s.step {
+            Some(Step::OpenWindow) => "waiting for the runner to block writes".to_owned(),
+            Some(Step::Migrate) => "waiting for the SQL to commit".to_owned(),
+            Some(Step::SwitchApplication) if !progress.switch_acknowledged => {
+                "waiting for the runner's acknowledgement".to_owned()
+            }
+            Some(Step::SwitchApplication) => {
+                let w: Vec<String> = self
+                    .o
+                    .workloads
+                    .iter()
+                    .filter(|w| self.spec.application.workloads.contains(&w.reference))
+                    .map(|w| {
+                        format!(
+                            "{} {}/{} available, {} old pods",
+                            w.reference.name, w.available.0, w.available.1, w.old_pods
+                        )
+                    })
+                    .collect();
+                format!("{}; version probe: {}", w.join(", "), progress.observed_version.as_deref().unwrap_or("none"))
+            }
+            Some(Step::CloseWindow) if progress.comparison.is_none() => {
+                "waiting for the full comparison of balances".to_owned()
+            }
+            _ => "waiting for the gate to open".to_owned(),
+        };
+        format!(
+            "{step}: {waits}; writes blocked since {} (limit {}); to stop: kubectl creditmigration abort {}",
+            self.blocked_since(),
+            self.spec.window.max_duration,
+            self.o.name
+        )
+    }
+
+    /// Value of the markers of one switch.
+    pub(super) fn marker(&self, direction: Direction) -> String {
+        match direction {
+            Direction::There => format!("{}.to", self.o.uid),
+            Direction::Back => format!("{}.back", self.o.uid),
+        }
+    }
+}
+
+/// Which way the application is switched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Direction {
+    There,
+    Back,
+}

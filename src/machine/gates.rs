@@ -1,0 +1,187 @@
+//! Gates: small policies over what was seen. The first violation decides, and its message is what the user reads.
+
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use super::{Flag, Machine, ObservedDecision, Sql};
+use crate::api::{CreditMigrationSpec, CreditMigrationStatus, Decision, Plan};
+
+/// What stands in the way: CamelCase reason and message with the next command.
+pub(super) type Violation = (&'static str, String);
+
+/// SHA-256 over all that people approve: UID, spec, SQL, image, backup and rehearsal. `None` until the rehearsal passed.
+pub fn plan_digest(uid: &str, spec: &CreditMigrationSpec, status: &CreditMigrationStatus) -> Option<String> {
+    let plan = status.plan.as_ref()?;
+    let backup = status.backup.as_ref()?;
+    let verification = status.verification.as_ref()?;
+    let rehearsal = status.rehearsal.as_ref()?;
+    let text = json!({
+        "uid": uid,
+        "spec": spec,
+        "up": plan.up_sha256,
+        "down": plan.down_sha256,
+        "image": status.runner_image,
+        "backup": backup.sha256,
+        "object": backup.object,
+        "verified": verification.sha256,
+        "rehearsal": rehearsal,
+    })
+    .to_string();
+    Some(sha256(text.as_bytes()))
+}
+
+/// `sha256:` and 64 hex digits.
+pub(crate) fn sha256(bytes: &[u8]) -> String {
+    let digest = Sha256::digest(bytes);
+    digest.iter().fold(String::from("sha256:"), |mut text, byte| {
+        text.push_str(&format!("{byte:02x}"));
+        text
+    })
+}
+
+impl Machine<'_> {
+    /// What is run, as far as it can be read: `None` while SQL is missing.
+    pub(super) fn observed_plan(&self) -> Option<Plan> {
+        let (Sql::Present(up), Sql::Present(down)) = (&self.o.up, &self.o.down) else { return None };
+        Some(Plan { digest: None, generation: self.o.generation, up_sha256: up.clone(), down_sha256: down.clone() })
+    }
+
+    /// Spec or SQL differ from what the present evidence was made for.
+    pub(super) fn inputs_changed(&self) -> bool {
+        let (Some(seen), Some(had)) = (self.observed_plan(), &self.s.plan) else {
+            // Evidence without its SQL is void as well; without evidence there is nothing to void.
+            return self.s.plan.is_some() && self.observed_plan().is_none();
+        };
+        (seen.generation, &seen.up_sha256, &seen.down_sha256) != (had.generation, &had.up_sha256, &had.down_sha256)
+    }
+
+    /// Objects of the cluster that everything rests on. In order; the first violation decides.
+    pub(super) fn cluster_violation(&self) -> Option<Violation> {
+        self.sql_violation()
+            .or_else(|| self.flag_violation())
+            .or_else(|| self.workload_violation())
+            .or_else(|| self.policy_violation())
+    }
+
+    fn sql_violation(&self) -> Option<Violation> {
+        let m = &self.spec.migration;
+        for (sql, source, what) in [(&self.o.up, &m.up, "up"), (&self.o.down, &m.down, "down")] {
+            if *sql == Sql::Missing {
+                let r = &source.config_map_key_ref;
+                return Some((
+                    "SqlMissing",
+                    format!(
+                        "ConfigMap {} has no key {} (spec.migration.{what}); next: kubectl create configmap {0} --from-file={1}",
+                        r.name, r.key
+                    ),
+                ));
+            }
+        }
+        None
+    }
+
+    fn flag_violation(&self) -> Option<Violation> {
+        let flag = &self.spec.application.flag;
+        let r = &flag.config_map_key_ref;
+        match &self.o.flag {
+            Flag::ConfigMapMissing => Some((
+                "FlagConfigMapMissing",
+                format!(
+                    "ConfigMap {} is missing (spec.application.flag); next: kubectl create configmap {0} --from-literal={}={}",
+                    r.name, r.key, flag.from
+                ),
+            )),
+            Flag::KeyMissing => Some((
+                "FlagKeyMissing",
+                format!(
+                    "ConfigMap {} has no key {}; next: kubectl patch configmap {0} --type=merge -p '{{\"data\":{{\"{1}\":\"{}\"}}}}'",
+                    r.name, r.key, flag.from
+                ),
+            )),
+            Flag::Value { immutable: true, .. } => Some((
+                "FlagConfigMapImmutable",
+                format!(
+                    "ConfigMap {} is immutable, the flag cannot be switched; next: delete it and create it again without immutable: true",
+                    r.name
+                ),
+            )),
+            Flag::Value { value, .. } if *value != flag.from => Some((
+                "FlagNotAtFrom",
+                format!(
+                    "key {} of ConfigMap {} is {value:?}, expected {:?} (spec.application.flag.from); next: set the key or the spec",
+                    r.key, r.name, flag.from
+                ),
+            )),
+            Flag::Value { .. } => None,
+        }
+    }
+
+    fn workload_violation(&self) -> Option<Violation> {
+        let r = &self.spec.application.flag.config_map_key_ref;
+        for wanted in &self.spec.application.workloads {
+            let seen = self.o.workloads.iter().find(|w| w.reference == *wanted);
+            let Some(seen) = seen.filter(|w| w.exists) else {
+                return Some((
+                    "WorkloadMissing",
+                    format!(
+                        "{:?} {} is missing (spec.application.workloads); next: kubectl get deployments",
+                        wanted.kind, wanted.name
+                    ),
+                ));
+            };
+            if !seen.reads_flag {
+                return Some((
+                    "WorkloadDoesNotReadFlag",
+                    format!(
+                        "no container of {:?} {} reads key {} of ConfigMap {} into its environment; next: add env.valueFrom.configMapKeyRef or envFrom.configMapRef",
+                        wanted.kind, wanted.name, r.key, r.name
+                    ),
+                ));
+            }
+        }
+        None
+    }
+
+    fn policy_violation(&self) -> Option<Violation> {
+        let problem = self.o.policy_problem.as_ref()?;
+        Some((
+            "DecisionPolicyMissing",
+            format!(
+                "{problem}; without it names in decisions are not proven; next: helm upgrade the operator with admissionPolicies.install=true"
+            ),
+        ))
+    }
+
+    /// Decisions of a kind that are younger than `after` (all when `None`).
+    pub(super) fn decisions(
+        &self,
+        kind: Decision,
+        after: Option<crate::api::Time>,
+    ) -> impl Iterator<Item = &ObservedDecision> {
+        self.o.decisions.iter().filter(move |d| d.decision == kind && after.is_none_or(|t| d.at > t))
+    }
+
+    /// Somebody's word to stop or go back, if names can be trusted.
+    pub(super) fn stop_word(&self, kinds: &[Decision], after: Option<crate::api::Time>) -> Option<ObservedDecision> {
+        if self.o.policy_problem.is_some() {
+            return None;
+        }
+        kinds.iter().find_map(|k| self.decisions(*k, after).next()).cloned()
+    }
+
+    /// Distinct people, not the author, who approved this digest; and one who rejected it.
+    pub(super) fn approvals(&self, digest: &str) -> (Vec<String>, Option<ObservedDecision>) {
+        let mut people: Vec<String> = self
+            .decisions(Decision::Execute, self.s.approvals_after)
+            .filter(|d| d.digest.as_deref() == Some(digest) && d.by != self.spec.requested_by)
+            .map(|d| d.by.clone())
+            .collect();
+        people.sort();
+        people.dedup();
+        let reject = self
+            .decisions(Decision::Reject, self.s.approvals_after)
+            .find(|d| d.digest.as_deref().is_none_or(|x| x == digest))
+            .cloned();
+        (people, reject)
+    }
+}

@@ -1,0 +1,204 @@
+//! Everything that `decide` may look at, as one plain value.
+
+use crate::api::{Decision, MigrationRun, Reason, RunPhase, Task, Time, WindowProgress, WorkloadRef};
+
+/// The world as the controller saw it. May be stale; no effect may be harmful because of that.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Observed {
+    /// Name of the `CreditMigration`.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+    /// Its `metadata.generation`.
+    pub generation: i64,
+    /// It has a deletion timestamp.
+    pub deleting: bool,
+    /// It carries the operator's finalizer.
+    pub finalizer: bool,
+    /// Image for new migrations' runners.
+    pub runner_image: String,
+    /// Runs that belong to this UID, with their Jobs.
+    pub runs: Vec<ObservedRun>,
+    /// Decisions on this UID, oldest first.
+    pub decisions: Vec<ObservedDecision>,
+    /// Why names in decisions cannot be trusted: the admission policy or its binding is missing or weak. `None` when it holds.
+    pub policy_problem: Option<String>,
+    /// The flag.
+    pub flag: Flag,
+    /// The up SQL.
+    pub up: Sql,
+    /// The down SQL.
+    pub down: Sql,
+    /// Workloads of `spec.application.workloads`, then those that only checks name.
+    pub workloads: Vec<Workload>,
+}
+
+/// A run and its Job.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ObservedRun {
+    /// The run.
+    pub run: MigrationRun,
+    /// Its Job.
+    pub job: Job,
+}
+
+/// Where a Job stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Job {
+    /// Not there.
+    Absent,
+    /// Not ended.
+    Active,
+    /// Condition `Complete` is `True`.
+    Complete,
+    /// Condition `Failed` is `True`.
+    Failed {
+        /// Its reason: `BackoffLimitExceeded`, `DeadlineExceeded`, ...
+        reason: String,
+    },
+}
+
+/// A decision on this migration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObservedDecision {
+    /// Name of the object.
+    pub name: String,
+    /// Person.
+    pub by: String,
+    /// What was decided.
+    pub decision: Decision,
+    /// On which plan.
+    pub digest: Option<String>,
+    /// Why.
+    pub reason: Option<String>,
+    /// When, by the API server's clock.
+    pub at: Time,
+}
+
+/// The flag's ConfigMap key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Flag {
+    /// No such ConfigMap.
+    ConfigMapMissing,
+    /// The ConfigMap has no such key.
+    KeyMissing,
+    /// The key's value.
+    Value {
+        /// The value.
+        value: String,
+        /// `immutable: true`.
+        immutable: bool,
+        /// Value of the annotation [`crate::api::FLAG_SET_FOR`].
+        set_for: Option<String>,
+    },
+}
+
+/// A ConfigMap key with SQL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sql {
+    /// ConfigMap or key missing.
+    Missing,
+    /// SHA-256 of the text, `sha256:` and 64 hex digits.
+    Present(String),
+}
+
+/// A workload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Workload {
+    /// Which.
+    pub reference: WorkloadRef,
+    /// It exists.
+    pub exists: bool,
+    /// Its pods read the flag's key from the environment.
+    pub reads_flag: bool,
+    /// Value of the pod template's annotation [`crate::api::RESTARTED_FOR`].
+    pub restarted_for: Option<String>,
+    /// Spec observed, every replica updated and available, none surplus.
+    pub settled: bool,
+    /// Pods, terminating ones included, that were not made from the present template's annotation.
+    pub old_pods: u32,
+    /// Available and wanted replicas.
+    pub available: (i32, i32),
+}
+
+/// How a run stands, job and report taken together.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome<'a> {
+    /// Not ended (or not yet begun).
+    Pending,
+    /// Ended well.
+    Succeeded(&'a MigrationRun),
+    /// Ended without success.
+    Failed(Reason, String),
+}
+
+impl Observed {
+    /// The run of a task and attempt, if it is there.
+    pub fn run(&self, task: Task, attempt: u32) -> Option<&ObservedRun> {
+        self.runs.iter().find(|r| r.run.spec.task == task && r.run.spec.attempt == attempt)
+    }
+
+    /// How the run of a task and attempt stands.
+    pub fn outcome(&self, task: Task, attempt: u32) -> Outcome<'_> {
+        let Some(ObservedRun { run, job }) = self.run(task, attempt) else { return Outcome::Pending };
+        let status = run.status.as_ref();
+        match status.map(|s| s.phase).unwrap_or_default() {
+            RunPhase::Succeeded => Outcome::Succeeded(run),
+            RunPhase::Failed => Outcome::Failed(
+                status.and_then(|s| s.reason).unwrap_or(Reason::Internal),
+                status.and_then(|s| s.message.clone()).unwrap_or_else(|| "no message was reported".into()),
+            ),
+            // A Job may end without a report: both conditions count, or a failed Job would hang the step.
+            RunPhase::Pending | RunPhase::Running => match job {
+                Job::Absent | Job::Active => Outcome::Pending,
+                Job::Complete => Outcome::Failed(
+                    Reason::PodFailed,
+                    format!(
+                        "Job {} completed without a report; next: kubectl logs job/{0}",
+                        self.run_name(task, attempt)
+                    ),
+                ),
+                Job::Failed { reason } => Outcome::Failed(
+                    if reason == "DeadlineExceeded" { Reason::StepTimeout } else { Reason::PodFailed },
+                    format!(
+                        "Job {} failed ({reason}) without a report; next: kubectl describe job/{0}",
+                        self.run_name(task, attempt)
+                    ),
+                ),
+            },
+        }
+    }
+
+    /// Name of the run and its Job: deterministic, so that a second creation meets the first.
+    pub fn run_name(&self, task: Task, attempt: u32) -> String {
+        format!("{}-{}-{attempt}", self.name, slug(task))
+    }
+
+    /// Progress of a window task.
+    pub fn progress(&self, task: Task, attempt: u32) -> Option<&WindowProgress> {
+        self.run(task, attempt)?.run.status.as_ref()?.window.as_ref()
+    }
+
+    /// Value of the flag, if it can be read.
+    pub fn flag_value(&self) -> Option<&str> {
+        match &self.flag {
+            Flag::Value { value, .. } => Some(value),
+            Flag::ConfigMapMissing | Flag::KeyMissing => None,
+        }
+    }
+}
+
+/// Name part of a task.
+pub fn slug(task: Task) -> &'static str {
+    match task {
+        Task::Preflight => "preflight",
+        Task::Backup => "backup",
+        Task::VerifyBackup => "verify-backup",
+        Task::Rehearse => "rehearse",
+        Task::Window => "window",
+        Task::Validate => "validate",
+        Task::Monitor => "monitor",
+        Task::RollbackWindow => "rollback-window",
+        Task::Cleanup => "cleanup",
+    }
+}

@@ -1,0 +1,305 @@
+//! Preparing and AwaitingApproval: nothing of the application is changed; every change of the inputs begins anew.
+
+use super::{Machine, Outcome, seconds, span, steps};
+use crate::api::{Decision, MigrationRun, Phase, Reason, Retry, Step, StepState, Time};
+
+/// Longest wait between two tries of Preflight: somebody is probably mending what it named.
+const PREFLIGHT_RETRY_SECONDS: i64 = 30;
+/// Longest wait between two tries of the other steps.
+const STEP_RETRY_SECONDS: i64 = 300;
+
+impl Machine<'_> {
+    /// Voids all evidence and begins again with Preflight.
+    pub(super) fn restart(&mut self, why: &str) {
+        self.event(false, "PreparationRestarted", format!("{why}; earlier evidence and approvals no longer count"));
+        self.s.plan = None;
+        self.s.baseline = None;
+        self.s.backup = None;
+        self.s.verification = None;
+        self.s.rehearsal = None;
+        self.s.window = None;
+        self.s.rollback = None;
+        self.s.checks.clear();
+        self.s.approved_by.clear();
+        self.s.approvals = None;
+        self.s.runner_image = Some(self.o.runner_image.clone());
+        let now = self.now;
+        for x in &mut self.s.steps {
+            x.failures = 0;
+            x.retry_at = None;
+            // A finished step's evidence is void, its attempt's number is not: names never repeat.
+            x.state = StepState::Failed;
+            x.finished_at.get_or_insert(now);
+            x.reason = Some("Superseded".into());
+            x.message = None;
+        }
+        self.enter(Phase::Preparing);
+        self.start_step(Step::Preflight);
+    }
+
+    pub(super) fn advance_preparing(&mut self) {
+        if self.called_off() {
+            return;
+        }
+        if self.inputs_changed() {
+            self.restart("spec or SQL changed");
+        }
+        loop {
+            let step = self.s.step.unwrap_or(Step::Preflight);
+            // Looked at in each step, not only in Preflight: what is missing later must not be found in the window.
+            if let Some((reason, message)) = self.cluster_violation() {
+                if self.message.as_deref() != Some(message.as_str()) {
+                    self.event(true, reason, message.clone());
+                }
+                self.explain(reason, message);
+                if step == Step::Preflight {
+                    return;
+                }
+            } else if self.step(step).is_none_or(|x| x.retry_at.is_none()) {
+                self.explain("Progressing", format!("{step:?} is under way"));
+            }
+            if self.s.plan.is_none() {
+                self.s.plan = self.observed_plan();
+            }
+            match self.retry_due(step) {
+                Some(false) => return,
+                Some(true) | None => {}
+            }
+            let Some(task) = steps::preparing_task(step) else { return };
+            let attempt = self.run_attempt(step);
+            let outcome = self.o.outcome(task, attempt);
+            // Baseline is a milestone of the Backup task: it is reported while the dump is still running.
+            if step == Step::Baseline
+                && let Some(b) =
+                    self.o.run(task, attempt).and_then(|r| r.run.status.as_ref()).and_then(|s| s.baseline.clone())
+            {
+                let note = format!("{} users, {} credits, {} purchased", b.users, b.total_balance, b.total_purchased);
+                self.s.baseline = Some(b);
+                self.succeed_step(Step::Baseline, note);
+                self.s.step = Some(Step::Backup);
+                self.start_step(Step::Backup);
+                continue;
+            }
+            match outcome {
+                Outcome::Pending => return,
+                Outcome::Succeeded(run) => {
+                    let run = run.clone();
+                    if !self.take_evidence(step, &run) {
+                        return;
+                    }
+                }
+                Outcome::Failed(reason, message) => {
+                    self.preparing_failed(step, reason, &message);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Attempt that names the step's run: Baseline and Backup share one, since they share a snapshot.
+    pub(super) fn run_attempt(&self, step: Step) -> u32 {
+        self.attempt(if step == Step::Backup { Step::Baseline } else { step })
+    }
+
+    fn preparing_failed(&mut self, step: Step, reason: Reason, message: &str) {
+        if reason.retry() == Retry::Never {
+            self.fail_preparation(step, reason.as_str(), message);
+            return;
+        }
+        let longest = if step == Step::Preflight { PREFLIGHT_RETRY_SECONDS } else { STEP_RETRY_SECONDS };
+        // A failed dump voids the baseline of its snapshot: both are taken again, together.
+        let retried = if step == Step::Backup { Step::Baseline } else { step };
+        if retried != step {
+            self.fail_step(step, reason.as_str(), message);
+            self.step_mut(retried).state = StepState::Running;
+            self.s.step = Some(retried);
+            self.s.baseline = None;
+        }
+        let failures = self.retry_later(retried, reason, message, longest);
+        if step != Step::Preflight && failures >= self.spec.runner.max_attempts {
+            self.fail_preparation(
+                retried,
+                reason.as_str(),
+                &format!("{message} (tried {failures} of {failures} times)"),
+            );
+        } else if let Some(at) = self.step(retried).and_then(|x| x.retry_at) {
+            self.wake_at(at);
+        }
+    }
+
+    fn fail_preparation(&mut self, step: Step, reason: &str, message: &str) {
+        self.enter(Phase::Failed);
+        self.fail_step(
+            step,
+            reason,
+            format!("{message}; nothing was changed; after spec or SQL are corrected it starts again by itself"),
+        );
+        self.step_mut(step).retry_at = None;
+    }
+
+    /// Takes a finished step's evidence into the status and begins the next step. `false` when the phase ended.
+    fn take_evidence(&mut self, step: Step, run: &MigrationRun) -> bool {
+        let status = run.status.clone().unwrap_or_default();
+        let missing = |what: &str| (Reason::Internal, format!("the run reported success without {what}"));
+        let (note, next) = match step {
+            Step::Preflight => {
+                let n = status.findings.len();
+                (Ok(format!("{n} of {n} checks")), Step::Baseline)
+            }
+            Step::Baseline | Step::Backup => match (status.baseline, status.backup) {
+                (Some(_), Some(b)) => {
+                    let note = format!("{}, {} bytes, {}", b.object, b.bytes, b.sha256);
+                    self.s.backup = Some(b);
+                    (Ok(note), Step::VerifyBackup)
+                }
+                _ => (Err(missing("baseline and backup")), Step::VerifyBackup),
+            },
+            Step::VerifyBackup => match (status.verification, &self.s.backup) {
+                (Some(v), Some(b)) if v.sha256 == b.sha256 && v.bytes == b.bytes => {
+                    let note = format!("read to the end: {} bytes, {} entries, {}", v.bytes, v.entries, v.sha256);
+                    self.s.verification = Some(v);
+                    (Ok(note), Step::Rehearse)
+                }
+                (Some(v), Some(b)) => (
+                    Err((
+                        Reason::BackupAltered,
+                        format!(
+                            "{} has {} ({} bytes), uploaded was {} ({} bytes)",
+                            b.object, v.sha256, v.bytes, b.sha256, b.bytes
+                        ),
+                    )),
+                    Step::Rehearse,
+                ),
+                _ => (Err(missing("verification")), Step::Rehearse),
+            },
+            Step::Rehearse => match status.rehearsal {
+                Some(r) => {
+                    let note = format!(
+                        "restored {} users in {:.1} s, migrated in {:.1} s, rolled back in {:.1} s, {} of {4} tables equal; expected window {:.1} s (limit {})",
+                        r.users,
+                        r.restore_seconds,
+                        r.migrate_seconds,
+                        r.rollback_seconds,
+                        r.tables_equal,
+                        r.expected_window_seconds,
+                        self.spec.window.max_duration
+                    );
+                    self.s.rehearsal = Some(r);
+                    (Ok(note), Step::Approve)
+                }
+                None => (Err(missing("rehearsal")), Step::Approve),
+            },
+            _ => return false,
+        };
+        match note {
+            Err((reason, message)) => {
+                self.preparing_failed(step, reason, &message);
+                return false;
+            }
+            Ok(note) => self.succeed_step(step, note),
+        }
+        self.reason = None;
+        self.message = None;
+        if next != Step::Approve {
+            self.start_step(next);
+            return true;
+        }
+        self.enter_approval();
+        false
+    }
+
+    fn enter_approval(&mut self) {
+        let expected = self.s.rehearsal.as_ref().map_or(f64::MAX, |r| r.expected_window_seconds);
+        let limit = std::time::Duration::from(self.spec.window.max_duration).as_secs_f64();
+        if expected > limit {
+            self.fail_preparation(
+                Step::Rehearse,
+                "WindowTooShort",
+                &format!("the rehearsal predicts a window of {expected:.1} s, spec.window.maxDuration is {limit:.1} s; next: raise it or make the SQL quicker"),
+            );
+            return;
+        }
+        let digest = plan_digest(self);
+        if let Some(plan) = &mut self.s.plan {
+            plan.digest = digest;
+        }
+        self.enter(Phase::AwaitingApproval);
+        self.start_step(Step::Approve);
+        self.advance_awaiting_approval();
+    }
+
+    pub(super) fn advance_awaiting_approval(&mut self) {
+        if self.called_off() {
+            return;
+        }
+        if self.inputs_changed() {
+            self.restart("spec or SQL changed");
+            self.advance_preparing();
+            return;
+        }
+        // Recomputed, not trusted: evidence and digest must belong together at the moment of counting.
+        let Some(digest) =
+            plan_digest(self).filter(|d| self.s.plan.as_ref().is_some_and(|p| p.digest.as_ref() == Some(d)))
+        else {
+            self.restart("the evidence does not fit the plan's digest");
+            return;
+        };
+        let needed = self.spec.approval.required.max(2) as usize;
+        let (people, reject) = self.approvals(&digest);
+        self.s.approvals = Some(format!("{}/{needed}", people.len()));
+        self.s.approved_by = people.clone();
+        if let Some((reason, message)) = self.cluster_violation() {
+            self.explain(reason, message);
+            return;
+        }
+        if let Some(r) = reject {
+            self.explain(
+                "Rejected",
+                format!("{} rejected {digest}{}; next: change the plan, or abort it", r.by, because(&r.reason)),
+            );
+            return;
+        }
+        if people.len() < needed {
+            let name = &self.o.name;
+            self.explain(
+                "ApprovalPending",
+                format!(
+                    "{} of {needed} people approved {digest}; next: kubectl creditmigration approve {name}",
+                    people.len()
+                ),
+            );
+            return;
+        }
+        self.succeed_step(Step::Approve, format!("{} approved {digest}", people.join(", ")));
+        self.enter(Phase::Executing);
+        self.s.window = None;
+        self.start_step(Step::OpenWindow);
+        self.advance_executing();
+    }
+
+    /// Abort before the window: nothing was changed.
+    pub(super) fn called_off(&mut self) -> bool {
+        let Some(d) = self.stop_word(&[Decision::Abort, Decision::Revert], None) else { return false };
+        let step = self.s.step;
+        self.enter(Phase::Cancelled);
+        let message = format!("{} called it off{}; nothing was changed", d.by, because(&d.reason));
+        if let Some(step) = step {
+            self.fail_step(step, "Aborted", message);
+        }
+        true
+    }
+
+    /// The backoff after which an unready window pod is given up, from the start of its step.
+    pub(super) fn ready_by(&self, started: Time) -> Time {
+        started + span(self.spec.runner.step_timeout).min(seconds(600))
+    }
+}
+
+/// `: <reason>` or nothing.
+pub(super) fn because(reason: &Option<String>) -> String {
+    reason.as_ref().map(|r| format!(" ({r})")).unwrap_or_default()
+}
+
+fn plan_digest(m: &Machine<'_>) -> Option<String> {
+    super::plan_digest(&m.o.uid, m.spec, &m.s)
+}

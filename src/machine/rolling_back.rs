@@ -1,0 +1,230 @@
+//! The way back. Inside the window it is the `Window` run that goes back; after it a `RollbackWindow` run opens a window again.
+
+use super::{
+    Machine, Outcome,
+    executing::{Direction, WINDOW_ATTEMPTS},
+    preparing::because,
+    span,
+};
+use crate::api::{Decision, Phase, Reason, RollbackStatus, Step, Task, WindowProgress, WindowState};
+
+impl Machine<'_> {
+    /// Records the cause and enters the phase. Runs of the forward path go on only as far as the way back needs them.
+    pub(super) fn begin_way_back(&mut self, cause: &str, message: String) {
+        let now = self.now;
+        self.s.rollback = Some(RollbackStatus {
+            cause: cause.into(),
+            message: message.clone(),
+            started_at: now,
+            users_written_since: None,
+        });
+        if let Some(step) = self.s.step
+            && self.step(step).is_some_and(|x| x.state == crate::api::StepState::Running)
+        {
+            self.fail_step(step, cause, message.clone());
+        }
+        self.enter(Phase::RollingBack);
+        self.event(true, cause, format!("{message}; rolling back"));
+    }
+
+    pub(super) fn go_back(&mut self, cause: &str, message: String) {
+        self.begin_way_back(cause, message);
+        if self.in_first_window() {
+            self.start_step(Step::SwitchBack);
+        } else {
+            self.s.window = None;
+            self.start_step(Step::ReopenWindow);
+        }
+        self.advance_rolling_back();
+    }
+
+    /// The window of the way there is not over: its own run goes back.
+    pub(super) fn in_first_window(&self) -> bool {
+        self.s
+            .window
+            .as_ref()
+            .is_some_and(|w| w.task == Some(Task::Window) && w.deadline.is_some() && w.released_at.is_none())
+    }
+
+    /// Task and attempt that carry the way back.
+    pub(super) fn way_back_run(&self) -> (Task, u32) {
+        match self.s.window.as_ref().and_then(|w| w.task) {
+            Some(Task::Window) => (Task::Window, self.attempt(Step::OpenWindow)),
+            _ => (Task::RollbackWindow, self.attempt(Step::ReopenWindow)),
+        }
+    }
+
+    pub(super) fn advance_rolling_back(&mut self) {
+        let (task, attempt) = self.way_back_run();
+        let progress = self.o.progress(task, attempt).cloned().unwrap_or_default();
+        if let Outcome::Failed(reason, message) = self.o.outcome(task, attempt) {
+            return self.way_back_failed(task, reason, &message, &progress);
+        }
+        self.note_window(task, &progress);
+        if let (Some(r), Some(n)) = (&mut self.s.rollback, progress.users_written_since) {
+            r.users_written_since = Some(n);
+        }
+        match progress.state {
+            WindowState::Reverted => return self.reverted(&progress),
+            // The gate was opened with the new schema (the deadline passed before the switch back): begin again.
+            WindowState::Released if task == Task::Window || progress.deadline_passed => {
+                self.event(
+                    true,
+                    "WindowReleased",
+                    "the gate opened before the way back had begun; a new window is opened for it",
+                );
+                self.s.window = None;
+                return self.start_step(Step::ReopenWindow);
+            }
+            _ => {}
+        }
+        if task == Task::RollbackWindow && self.s.step == Some(Step::ReopenWindow) {
+            return self.reopen(&progress);
+        }
+        if self.s.step == Some(Step::SwitchBack) {
+            self.switch_back(task, &progress);
+        }
+        self.explain("RollingBack", self.way_back_message());
+    }
+
+    fn reopen(&mut self, progress: &WindowProgress) {
+        if progress.state == WindowState::Ready && self.s.window.as_ref().is_none_or(|w| w.deadline.is_none()) {
+            let deadline = self.now + span(self.spec.window.max_duration);
+            let window = self.window();
+            window.task = Some(Task::RollbackWindow);
+            window.deadline = Some(deadline);
+        }
+        if matches!(progress.state, WindowState::Blocked | WindowState::Held) {
+            if self.s.window.as_ref().is_none_or(|w| w.deadline.is_none()) {
+                // A pod that resumes a closed gate never says Ready.
+                self.window().deadline = Some(self.now + span(self.spec.window.max_duration));
+            }
+            let n = progress.users_written_since.unwrap_or_default();
+            let proof = progress.proof.clone().unwrap_or_default();
+            self.succeed_step(
+                Step::ReopenWindow,
+                format!("{proof}; {n} users were written on the new version, their balances are kept"),
+            );
+            self.start_step(Step::SwitchBack);
+        }
+        self.explain("RollingBack", self.way_back_message());
+    }
+
+    fn switch_back(&mut self, task: Task, progress: &WindowProgress) {
+        let needed = match task {
+            // In the first window the flag may not have been touched: then there is nothing to switch back.
+            Task::Window => self.s.window.as_ref().is_some_and(|w| w.switched),
+            _ => {
+                if progress.switch_acknowledged {
+                    self.window().switched = true;
+                }
+                true
+            }
+        };
+        let from = self.spec.application.flag.from.clone();
+        if !needed {
+            self.succeed_step(Step::SwitchBack, format!("flag never left {from}"));
+            return self.start_step(Step::RollbackSql);
+        }
+        let back = self.s.window.as_ref().is_some_and(|w| w.switched)
+            && self.running(&from, &self.marker(Direction::Back), progress);
+        if back {
+            self.succeed_step(
+                Step::SwitchBack,
+                format!("flag is {from}, rollout complete, no pod of the new version left"),
+            );
+            self.start_step(Step::RollbackSql);
+        }
+    }
+
+    fn reverted(&mut self, progress: &WindowProgress) {
+        // The runner may have gone back by itself; the flag must be at `from` whoever moved it.
+        let from = self.spec.application.flag.from.clone();
+        if self.o.flag_value() != Some(from.as_str())
+            || (self.s.step == Some(Step::SwitchBack) && self.s.window.as_ref().is_some_and(|w| w.switched))
+        {
+            if self.s.step != Some(Step::SwitchBack) {
+                self.start_step(Step::SwitchBack);
+            }
+            self.window().switched = true;
+            if !self.running(&from, &self.marker(Direction::Back), progress) {
+                return self.explain("RollingBack", self.way_back_message());
+            }
+            self.succeed_step(Step::SwitchBack, format!("flag is {from}, rollout complete"));
+        }
+        let compared = progress.comparison.as_ref();
+        let users = compared.map_or(0, |c| c.users);
+        let total = compared.map(|c| c.total_balance.clone()).unwrap_or_default();
+        if progress.comparison.is_some() {
+            self.succeed_step(Step::RollbackSql, "the way back is committed");
+            self.succeed_step(
+                Step::VerifyRollback,
+                format!("{users} balances compared, 0 lost; total {total} credits"),
+            );
+        }
+        let blocked = self.blocked_seconds();
+        self.succeed_step(Step::ReleaseWindow, format!("writes were blocked for {blocked:.1} s"));
+        let cause = self.s.rollback.as_ref().map(|r| format!("{}: {}", r.cause, r.message)).unwrap_or_default();
+        self.enter(Phase::RolledBack);
+        self.s.step = Some(Step::ReleaseWindow);
+        self.explain("RolledBack", format!("the old version runs again, no credit was lost ({cause})"));
+        self.event(true, "RolledBack", format!("writes were blocked for {blocked:.1} s; {cause}"));
+        self.advance_ended();
+    }
+
+    fn way_back_failed(&mut self, task: Task, reason: Reason, message: &str, progress: &WindowProgress) {
+        let opener = if task == Task::Window { Step::OpenWindow } else { Step::ReopenWindow };
+        let failures = self.step(opener).map_or(0, |x| x.failures) + 1;
+        self.step_mut(opener).failures = failures;
+        let may_pass = matches!(
+            reason,
+            Reason::PodFailed | Reason::ConnectionLost | Reason::LockTimeout | Reason::HostUnreachable
+        );
+        // The window's own SQL failed while it was being called off: nothing was migrated, the gate is open again.
+        if task == Task::Window
+            && progress.state != WindowState::Held
+            && reason != Reason::PodFailed
+            && self.s.window.as_ref().is_none_or(|w| !w.switched)
+        {
+            self.note_window(task, progress);
+            return self.reverted(progress);
+        }
+        if may_pass && failures < WINDOW_ATTEMPTS {
+            self.event(true, reason.as_str(), format!("{message}; tried again ({failures} of {WINDOW_ATTEMPTS})"));
+            self.step_mut(opener).attempt += 1;
+            return;
+        }
+        self.rollback_failed(reason.as_str(), message);
+    }
+
+    pub(super) fn rollback_failed(&mut self, reason: &str, message: &str) {
+        let name = self.o.name.clone();
+        let text = format!(
+            "{message}; writes stay blocked, a person is needed; next: mend the cause (down SQL may be corrected in its ConfigMap), then kubectl creditmigration rollback {name} --confirm"
+        );
+        let step = self.s.step.unwrap_or(Step::RollbackSql);
+        self.fail_step(step, reason, text.clone());
+        self.enter(Phase::RollbackFailed);
+        self.explain(reason, text);
+    }
+
+    /// A new `Revert` begins the way back again, with the down SQL as it stands now.
+    pub(super) fn advance_rollback_failed(&mut self) {
+        let failed_at = self.s.steps.iter().filter(|x| x.reason.is_some()).filter_map(|x| x.finished_at).max();
+        let Some(d) = self.stop_word(&[Decision::Revert], failed_at) else { return };
+        if let (super::Sql::Present(down), Some(plan)) = (&self.o.down, &mut self.s.plan) {
+            plan.down_sha256.clone_from(down);
+        }
+        self.begin_way_back("Revert", format!("Revert by {}{}", d.by, because(&d.reason)));
+        // Whatever run was at it, a fresh one reads the database and goes on from what it finds.
+        self.s.window = None;
+        self.step_mut(Step::ReopenWindow).failures = 0;
+        self.start_step(Step::ReopenWindow);
+    }
+
+    fn way_back_message(&self) -> String {
+        let step = self.s.step.map(|s| format!("{s:?}")).unwrap_or_default();
+        let cause = self.s.rollback.as_ref().map(|r| format!("{}: {}", r.cause, r.message)).unwrap_or_default();
+        format!("{step} is under way ({cause}); writes blocked since {}", self.blocked_since())
+    }
+}

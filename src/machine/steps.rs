@@ -1,0 +1,64 @@
+//! The whole procedure on one screen.
+
+use crate::api::{Phase, Step, Task};
+
+/// One step: its place in the procedure and the task that carries it out.
+#[derive(Debug)]
+pub struct Row {
+    /// The step.
+    pub step: Step,
+    /// Phase in which it runs.
+    pub phase: Phase,
+    /// Task of the runner; `None` for what the controller does itself.
+    pub task: Option<Task>,
+}
+
+const fn row(phase: Phase, step: Step, task: Option<Task>) -> Row {
+    Row { step, phase, task }
+}
+
+/// The way there, in order.
+///
+/// Places of later steps: NotifyTeam and CodeBackup after Preflight, ExportKeyUsers after VerifyBackup, Schedule after
+/// Approve, DayCheck, WeekReview and Decide after Monitor.
+#[rustfmt::skip]
+pub const FORWARD: &[Row] = &[
+    row(Phase::Preparing,        Step::Preflight,         Some(Task::Preflight)),
+    row(Phase::Preparing,        Step::Baseline,          Some(Task::Backup)),
+    row(Phase::Preparing,        Step::Backup,            Some(Task::Backup)),
+    row(Phase::Preparing,        Step::VerifyBackup,      Some(Task::VerifyBackup)),
+    row(Phase::Preparing,        Step::Rehearse,          Some(Task::Rehearse)),
+    row(Phase::AwaitingApproval, Step::Approve,           None),
+    row(Phase::Executing,        Step::OpenWindow,        Some(Task::Window)),
+    row(Phase::Executing,        Step::Migrate,           Some(Task::Window)),
+    row(Phase::Executing,        Step::VerifyMigration,   Some(Task::Window)),
+    row(Phase::Executing,        Step::SwitchApplication, Some(Task::Window)),
+    row(Phase::Executing,        Step::CloseWindow,       Some(Task::Window)),
+    row(Phase::Validating,       Step::Validate,          Some(Task::Validate)),
+    row(Phase::Monitoring,       Step::Monitor,           Some(Task::Monitor)),
+];
+
+/// The way back, in order. Inside the window the task is the `Window` run itself and ReopenWindow is left out.
+#[rustfmt::skip]
+pub const BACK: &[Row] = &[
+    row(Phase::RollingBack, Step::ReopenWindow,   Some(Task::RollbackWindow)),
+    row(Phase::RollingBack, Step::SwitchBack,     Some(Task::RollbackWindow)),
+    row(Phase::RollingBack, Step::RollbackSql,    Some(Task::RollbackWindow)),
+    row(Phase::RollingBack, Step::VerifyRollback, Some(Task::RollbackWindow)),
+    row(Phase::RollingBack, Step::ReleaseWindow,  Some(Task::RollbackWindow)),
+];
+
+/// Position in its path and name: `6/13 Approve`.
+pub fn progress(step: Step) -> String {
+    for path in [FORWARD, BACK] {
+        if let Some(i) = path.iter().position(|r| r.step == step) {
+            return format!("{}/{} {step:?}", i + 1, path.len());
+        }
+    }
+    format!("{step:?}")
+}
+
+/// The task that carries out a preparing step.
+pub fn preparing_task(step: Step) -> Option<Task> {
+    FORWARD.iter().find(|r| r.step == step && r.phase == Phase::Preparing)?.task
+}
