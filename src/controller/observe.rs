@@ -248,9 +248,7 @@ async fn policy_problem(client: &Client, name: &str) -> Result<Option<String>, E
         return Ok(Some(format!("ValidatingAdmissionPolicy {name} does not compare names")));
     }
     let denies = binding.map(|b| b.spec).is_some_and(|b| {
-        b.policy_name == name
-            && b.match_resources.is_none()
-            && b.validation_actions.iter().any(|a| a == "Deny")
+        b.policy_name == name && b.match_resources.is_none() && b.validation_actions.iter().any(|a| a == "Deny")
     });
     Ok((!denies).then(|| format!("ValidatingAdmissionPolicyBinding {name} is missing or does not deny everywhere")))
 }

@@ -63,13 +63,16 @@ pub async fn parse(client: &Client, name: &str, sql: &str) -> Result<bool, Failu
     let _ = client.batch_execute("ROLLBACK").await;
     let Err(error) = parsed else { return Ok(true) };
     let Some(db) = error.as_db_error().filter(|db| db.code().code() == "42601") else { return Ok(false) };
-    let line = match db.position() {
-        Some(ErrorPosition::Internal { position, .. }) => {
-            let before = usize::try_from(*position).unwrap_or(1).saturating_sub(1);
-            Some(sql.chars().take(before).filter(|c| *c == '\n').count() + 1)
-        }
-        _ => None,
-    };
+    // Mostly the server says where in the statement it is: the text begins on the statement's first line, and keeps
+    // its line breaks as a literal.
+    let line = db.position().map(|position| {
+        let (text, position) = match position {
+            ErrorPosition::Original(position) => (statement.as_str(), position),
+            ErrorPosition::Internal { position, .. } => (sql, position),
+        };
+        let before = usize::try_from(*position).unwrap_or(1).saturating_sub(1);
+        text.chars().take(before).filter(|c| *c == '\n').count() + 1
+    });
     let at = line.map(|line| format!(", line {line}")).unwrap_or_default();
     Err(Failure::new(Reason::SqlSyntaxError, format!("{name}{at}: {}", db.message())))
 }
