@@ -189,11 +189,12 @@ pub async fn close(
     Ok(row.get(0))
 }
 
-/// Sessions that are in the way, with what is known of them.
-const IN_THE_WAY: &str = "SELECT a.pid, a.usename::text FROM pg_catalog.pg_stat_activity a
-    WHERE a.datname = current_database() AND a.pid <> pg_backend_pid() AND a.backend_type = 'client backend' AND a.usename <> session_user";
+/// Other roles' sessions in this database. Of a role that it is no member of, the migration role sees no more than pid and
+/// name: neither when a session or its transaction began, nor what it does.
+const OTHERS: &str = "SELECT a.pid, a.usename::text FROM pg_catalog.pg_stat_activity a
+    WHERE a.datname = current_database() AND a.pid <> pg_backend_pid() AND a.usename <> session_user";
 
-/// Ends the application's sessions, then whoever else holds something of the protected tables since before the closing
+/// Ends the application's sessions, then whoever else has held something of the protected tables since the closing
 /// (after a grace of one lock time-out), and takes the exclusive side of the gate's lock. Returns how many of the
 /// application's sessions were ended.
 ///
@@ -203,35 +204,29 @@ pub async fn drain(client: &Client, subject: &Subject, closed_at: Timestamp, lim
     let begin = Instant::now();
     let tables = with_children(client, &protected(client, subject).await?).await?;
     let mut terminated = 0;
+    for (pid, role) in application(client, subject, closed_at, true).await? {
+        terminated += u32::from(terminate(client, pid, &role, true).await?);
+    }
+    let at_closing: Vec<i32> = holders(client, &tables).await?.into_iter().map(|(pid, _)| pid).collect();
     loop {
-        // In each round: a session that was being opened in the first may be there in the second, with an old snapshot.
-        let sessions = client
-            .query(
-                &format!("{IN_THE_WAY} AND a.usename::text = ANY ($1) AND a.backend_start < $2"),
-                &[&subject.application_roles, &closed_at],
-            )
-            .await
-            .map_err(|e| classify(&e))?;
-        for row in &sessions {
-            terminated += u32::from(terminate(client, row.get(0), row.get(1), true).await?);
+        // A session that was being opened when the gate was closed may only be seen now.
+        let sessions = application(client, subject, closed_at, false).await?;
+        for (pid, role) in &sessions {
+            terminated += u32::from(terminate(client, *pid, role, true).await?);
         }
+        let held: Vec<_> =
+            holders(client, &tables).await?.into_iter().filter(|(pid, _)| at_closing.contains(pid)).collect();
         if begin.elapsed() >= subject.lock_timeout.min(limit / 2) {
-            for (pid, role) in holders(client, &tables, closed_at).await? {
-                terminate(client, pid, &role, false).await?;
+            for (pid, role) in &held {
+                terminate(client, *pid, role, false).await?;
             }
         }
-        if sessions.is_empty()
-            && holders(client, &tables, closed_at).await?.is_empty()
-            && try_lock(client, LOCK_GATE).await?
-        {
+        if sessions.is_empty() && held.is_empty() && try_lock(client, LOCK_GATE).await? {
             return Ok(terminated);
         }
         if begin.elapsed() >= limit {
-            let names: Vec<String> = holders(client, &tables, closed_at)
-                .await?
-                .iter()
-                .map(|(pid, role)| format!("pid {pid} (role {role})"))
-                .collect();
+            let names: Vec<String> =
+                held.iter().chain(&sessions).map(|(pid, role)| format!("pid {pid} (role {role})")).collect();
             let who = if names.is_empty() {
                 "a prepared transaction, see pg_prepared_xacts".to_owned()
             } else {
@@ -247,22 +242,39 @@ pub async fn drain(client: &Client, subject: &Subject, closed_at: Timestamp, lim
     }
 }
 
-/// Other sessions' transactions, older than the closing, that hold a lock on one of the tables or the gate's shared lock.
-async fn holders(client: &Client, tables: &[Table], closed_at: Timestamp) -> Result<Vec<(i32, String)>, Failure> {
+/// Sessions of the application older than `closed_at`. Where their age is not to be seen, `unknown` decides.
+async fn application(
+    client: &Client,
+    subject: &Subject,
+    closed_at: Timestamp,
+    unknown: bool,
+) -> Result<Vec<(i32, String)>, Failure> {
+    let rows = client
+        .query(
+            &format!("{OTHERS} AND a.usename::text = ANY ($1) AND coalesce(a.backend_start < $2, $3)"),
+            &[&subject.application_roles, &closed_at, &unknown],
+        )
+        .await
+        .map_err(|e| classify(&e))?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+/// Other roles' sessions that hold a lock on one of the tables, or the gate's shared lock.
+async fn holders(client: &Client, tables: &[Table]) -> Result<Vec<(i32, String)>, Failure> {
     let names: Vec<String> = tables.iter().map(Table::sql).collect();
     let rows = client
         .query(
             &format!(
-                "{IN_THE_WAY} AND a.xact_start < $2 AND EXISTS (SELECT FROM pg_catalog.pg_locks l WHERE l.pid = a.pid AND l.granted
+                "{OTHERS} AND EXISTS (SELECT FROM pg_catalog.pg_locks l WHERE l.pid = a.pid AND l.granted
                    AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
                    AND (l.locktype = 'relation' AND l.relation = ANY (SELECT pg_catalog.to_regclass(name)::oid FROM unnest($1::text[]) AS name)
                         OR l.locktype = 'advisory' AND l.classid = {LOCK_CLASS} AND l.objid = {LOCK_GATE}))"
             ),
-            &[&names, &closed_at],
+            &[&names],
         )
         .await
         .map_err(|e| classify(&e))?;
-    Ok(rows.iter().map(|row| (row.get(0), row.get::<_, Option<String>>(1).unwrap_or_default())).collect())
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
 /// Ends a session. One that may not be ended is an error for the application's, and waited for otherwise.
@@ -406,7 +418,7 @@ pub async fn end_read_only_sessions(client: &Client, subject: &Subject, until: T
     let rows = client
         .query(
             &format!(
-                "{IN_THE_WAY} AND a.usename::text = ANY ($1) AND a.backend_start <= $2
+                "{OTHERS} AND a.usename::text = ANY ($1) AND a.backend_start <= $2
                       AND a.backend_start >= (SELECT max(closed_at) FROM credit_migration.gate)"
             ),
             &[&subject.application_roles, &until],

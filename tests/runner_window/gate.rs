@@ -1,0 +1,257 @@
+//! What the gate stops, whom it lets through, and what it costs others to put it up and take it down.
+
+use std::time::{Duration, Instant};
+
+use credit_migration::{
+    api::Reason,
+    runner::{
+        cleanup::cleanup,
+        control::{
+            self, Step, Subject,
+            gate::{self, Finished},
+        },
+    },
+};
+use jiff::Timestamp;
+use tokio_postgres::Client;
+
+use crate::harness::{Database, state_of, subject};
+
+const DEADLINE: i64 = 1_790_000_300;
+
+/// Closes the gate as the window does, up to the lock.
+async fn close(client: &mut Client, subject: &Subject) -> u32 {
+    let closed_at = gate::close(client, subject, Step::Up, 1, Timestamp::from_second(DEADLINE).unwrap()).await.unwrap();
+    gate::drain(client, subject, closed_at, Duration::from_secs(3)).await.unwrap()
+}
+
+async fn open(client: &mut Client, subject: &Subject) {
+    gate::restore_default(client, subject).await.unwrap();
+    let end = Finished { released: false, failure: None };
+    assert!(gate::open(client, subject, Step::Up, &end, &Default::default()).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn a_closed_gate_stops_every_kind_of_write_and_an_open_one_none() {
+    let (database, subject) = (Database::new().await, subject());
+    let root = database.session("postgres").await;
+    // A partitioned table, and one with an inheritance child, among the protected ones.
+    root.batch_execute(
+        "SET ROLE migrator;
+         CREATE TABLE ledger (id bigint, at int) PARTITION BY RANGE (at);
+         CREATE TABLE ledger_1 PARTITION OF ledger FOR VALUES FROM (0) TO (10) PARTITION BY RANGE (at);
+         CREATE TABLE ledger_1a PARTITION OF ledger_1 FOR VALUES FROM (0) TO (5);
+         CREATE TABLE parent (id bigint); CREATE TABLE child () INHERITS (parent); RESET ROLE",
+    )
+    .await
+    .unwrap();
+    let mut subject = subject;
+    subject.protected.extend(["ledger".to_owned(), "public.parent".to_owned()]);
+    let mut client = database.prepared(&subject).await;
+    let writes = [
+        "INSERT INTO user_credits (user_id, balance) SELECT 1, 1 WHERE false",
+        "UPDATE user_credits SET balance = balance + 1 WHERE user_id = 1",
+        "DELETE FROM credit_purchases",
+        "TRUNCATE credit_purchases",
+        "INSERT INTO ledger VALUES (1, 1)",
+        "INSERT INTO ledger_1 VALUES (1, 1)",
+        "INSERT INTO ledger_1a VALUES (1, 1)",
+        "DELETE FROM child",
+        "BEGIN READ WRITE; UPDATE user_credits SET balance = balance + 1; ROLLBACK",
+        "SET session_replication_role = replica; UPDATE user_credits SET balance = balance; RESET session_replication_role",
+        "MERGE INTO user_credits c USING (SELECT 1 AS id) s ON c.user_id = s.id WHEN MATCHED THEN UPDATE SET balance = 0",
+        "COPY credit_purchases (user_id) FROM PROGRAM 'true'",
+    ];
+    for write in &writes[..9] {
+        assert_eq!(state_of(&root, write).await, "ok", "{write}");
+    }
+    close(&mut client, &subject).await;
+    // `root` is older than the closing, superuser, and owner of nothing it could not get around by right.
+    for write in writes {
+        assert_eq!(state_of(&root, write).await, "25006", "{write}");
+        state_of(&root, "ROLLBACK; RESET session_replication_role").await;
+    }
+    assert_eq!(state_of(&root, "UPDATE users SET email = email").await, "ok", "tables that nobody named stay writable");
+    let owner = database.session("migrator").await;
+    assert_eq!(
+        state_of(
+            &owner,
+            "BEGIN READ WRITE; SET LOCAL credit_migration.pass = 'uid-1'; UPDATE user_credits SET balance = 0"
+        )
+        .await,
+        "25006"
+    );
+    assert_eq!(
+        state_of(&client, "UPDATE user_credits SET balance = balance").await,
+        "25006",
+        "the window's own session needs to say so"
+    );
+    let error = owner.batch_execute("ROLLBACK; BEGIN READ WRITE; DELETE FROM user_credits").await.unwrap_err();
+    assert_eq!(
+        error.as_db_error().unwrap().message(),
+        "writes to public.user_credits are blocked by migration uid-1 until at most 2026-09-21T14:18:20Z"
+    );
+    open(&mut client, &subject).await;
+    assert_eq!(state_of(&root, "UPDATE user_credits SET balance = balance").await, "ok");
+    assert_eq!(database.read_only_default().await, "");
+}
+
+#[tokio::test]
+async fn a_snapshot_older_than_the_closing_does_not_slip_through() {
+    let (database, subject) = (Database::new().await, subject());
+    let mut client = database.prepared(&subject).await;
+    let analyst = database.session("analyst").await;
+    analyst.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM users").await.unwrap();
+    close(&mut client, &subject).await;
+    // It holds nothing of the protected tables, so it was left alone; its snapshot shows the gate open.
+    assert_eq!(state_of(&analyst, "UPDATE user_credits SET balance = 0").await, "25006");
+    open(&mut client, &subject).await;
+}
+
+#[tokio::test]
+async fn the_window_waits_for_a_writer_under_way_and_then_ends_it() {
+    let (database, subject) = (Database::new().await, subject());
+    let mut client = database.prepared(&subject).await;
+    let (app, analyst) = (database.session("app").await, database.session("analyst").await);
+    app.batch_execute("BEGIN; UPDATE user_credits SET balance = 0 WHERE user_id = 1").await.unwrap();
+    analyst.batch_execute("BEGIN; UPDATE user_credits SET balance = 0 WHERE user_id = 2").await.unwrap();
+    assert_eq!(close(&mut client, &subject).await, 1, "sessions of the application that were ended");
+    assert!(app.is_closed() || state_of(&app, "SELECT 1").await != "ok");
+    assert!(analyst.is_closed() || state_of(&analyst, "SELECT 1").await != "ok");
+    // A pool that reconnects meanwhile gets a read-only session; it must not outlive the window.
+    let reconnected = database.session("app").await;
+    assert_eq!(state_of(&reconnected, "UPDATE users SET email = email").await, "25006");
+    open(&mut client, &subject).await;
+    database
+        .until("SELECT count(*) = 0 FROM pg_stat_activity WHERE datname = current_database() AND usename = 'app'")
+        .await;
+    let app = database.session("app").await;
+    assert_eq!(state_of(&app, "UPDATE user_credits SET balance = balance WHERE user_id = 1").await, "ok");
+    assert_eq!(database.value("SELECT count(*) FROM user_credits WHERE balance = 0").await, "0");
+}
+
+#[tokio::test]
+async fn the_application_can_neither_read_nor_disable_the_guard() {
+    let (database, subject) = (Database::new().await, subject());
+    let mut client = database.prepared(&subject).await;
+    let app = database.session("app").await;
+    for forbidden in [
+        "SELECT * FROM credit_migration.gate",
+        "SELECT * FROM credit_migration.baseline",
+        "UPDATE credit_migration.gate SET closed = false",
+        "INSERT INTO credit_migration.changed (user_id) VALUES ('1')",
+        "ALTER TABLE user_credits DISABLE TRIGGER credit_migration_guard",
+        "DROP TRIGGER credit_migration_guard ON user_credits",
+        "SET session_replication_role = replica",
+        "SELECT credit_migration.guard()",
+        "CREATE TEMP TABLE t (i int); CREATE TRIGGER g BEFORE INSERT ON t EXECUTE FUNCTION credit_migration.capture()",
+    ] {
+        assert_eq!(state_of(&app, forbidden).await, "42501", "{forbidden}");
+    }
+    // Neither can it pass by name: objects of its own in its temporary schema are not what the guard looks at.
+    app.batch_execute("CREATE TEMP TABLE gate (closed boolean); SET search_path = pg_temp, public").await.unwrap();
+    close(&mut client, &subject).await;
+    let app = database.session("app").await;
+    assert_eq!(
+        state_of(
+            &app,
+            "BEGIN READ WRITE; SET LOCAL credit_migration.pass = 'uid-1'; UPDATE user_credits SET balance = 0"
+        )
+        .await,
+        "25006"
+    );
+    open(&mut client, &subject).await;
+}
+
+#[tokio::test]
+async fn guards_go_up_beside_a_long_writer_without_queueing_others_for_long() {
+    let (database, mut subject) = (Database::new().await, subject());
+    subject.lock_timeout = Duration::from_millis(200);
+    let writer = database.session("analyst").await;
+    writer.batch_execute("BEGIN; UPDATE user_credits SET balance = balance WHERE user_id = 1").await.unwrap();
+    let target = database.target();
+    let installing = tokio::spawn({
+        let subject = subject.clone();
+        async move { control::install(&mut target.connect("install").await.unwrap(), &subject).await }
+    });
+    database.until("SELECT count(*) > 0 FROM pg_locks WHERE NOT granted").await;
+    let app = database.session("app").await;
+    let mut longest = Duration::ZERO;
+    for _ in 0..20 {
+        let begin = Instant::now();
+        app.batch_execute("UPDATE user_credits SET balance = balance WHERE user_id = 2").await.unwrap();
+        longest = longest.max(begin.elapsed());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(!installing.is_finished());
+    assert!(longest < Duration::from_millis(400), "a writer waited {longest:?}, lock time-out 200 ms");
+    writer.batch_execute("COMMIT").await.unwrap();
+    installing.await.unwrap().unwrap();
+
+    // And down again beside a long reader.
+    let reader = database.session("analyst").await;
+    reader.batch_execute("BEGIN; SELECT count(*) FROM user_credits").await.unwrap();
+    let target = database.target();
+    let cleaning = tokio::spawn({
+        let subject = subject.clone();
+        async move { cleanup(&mut target.connect("cleanup").await.unwrap(), &subject).await }
+    });
+    database.until("SELECT count(*) > 0 FROM pg_locks WHERE NOT granted").await;
+    let begin = Instant::now();
+    app.batch_execute("SELECT count(*) FROM user_credits").await.unwrap();
+    assert!(
+        begin.elapsed() < Duration::from_millis(400),
+        "a reader waited {:?}, lock time-out 200 ms",
+        begin.elapsed()
+    );
+    reader.batch_execute("COMMIT").await.unwrap();
+    cleaning.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn one_migration_at_a_time_and_cleanup_gives_the_database_free() {
+    let (database, first) = (Database::new().await, subject());
+    let mut client = database.target().connect("test").await.unwrap();
+    cleanup(&mut client, &first).await.unwrap();
+    drop(client);
+    let mut client = database.prepared(&first).await;
+    control::install(&mut client, &first).await.unwrap();
+    let second = Subject { uid: "uid-2".to_owned(), name: "credit-v3".to_owned(), ..subject() };
+    let refused = control::install(&mut client, &second).await.unwrap_err();
+    assert_eq!(refused.reason, Reason::DatabaseInUse);
+    assert!(refused.message.contains("credit-v2 (uid uid-1) since "), "{refused}");
+    cleanup(&mut client, &second).await.unwrap();
+    let guards = "SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'credit_migration%'";
+    assert_eq!(database.value(guards).await, "6", "4 guards, 2 captures: cleanup of another migration touches nothing");
+
+    close(&mut client, &first).await;
+    let refused = cleanup(&mut client, &first).await.unwrap_err();
+    assert_eq!(refused.reason, Reason::DatabaseInUse, "guards stay while the gate is closed");
+    open(&mut client, &first).await;
+    client.batch_execute("DROP TABLE credit_purchases").await.unwrap();
+    for _ in 0..2 {
+        cleanup(&mut client, &first).await.unwrap();
+        assert_eq!(database.value(guards).await, "0");
+    }
+    let left = database.value("SELECT string_agg(relname, ',' ORDER BY relname) FROM pg_class WHERE relnamespace = 'credit_migration'::regnamespace AND relkind = 'r'").await;
+    assert_eq!(left, "intent,ledger");
+    assert_eq!(state_of(&client, "UPDATE user_credits SET balance = balance").await, "ok");
+    let missing = control::install(&mut client, &second).await.unwrap_err();
+    assert_eq!(missing.reason, Reason::TableMissing, "{missing}");
+    client.batch_execute("CREATE TABLE credit_purchases ()").await.unwrap();
+    control::install(&mut client, &second).await.unwrap();
+}
+
+/// Not a property but a figure: `cargo test --test runner_window -- --ignored --nocapture cost`.
+#[tokio::test]
+#[ignore = "a measurement of half a minute"]
+async fn cost_of_an_open_gate() {
+    let (database, subject) = (Database::new().await, subject());
+    database.update_rate(2);
+    let bare = [database.update_rate(4), database.update_rate(4)];
+    let client = database.prepared(&subject).await;
+    let guarded = [database.update_rate(4), database.update_rate(4)];
+    client.batch_execute("ALTER TABLE user_credits DISABLE TRIGGER credit_migration_capture").await.unwrap();
+    let guard_only = [database.update_rate(4), database.update_rate(4)];
+    println!("updates per second: bare {bare:.0?}, guard and capture {guarded:.0?}, guard alone {guard_only:.0?}");
+}

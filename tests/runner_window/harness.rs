@@ -1,0 +1,411 @@
+//! A throwaway PostgreSQL for the tests of the window, and a controller that does what a test says.
+
+use std::{
+    io::Read,
+    net::TcpListener,
+    path::PathBuf,
+    process::{Command, Stdio},
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use credit_migration::{
+    api::{CreditMigrationSpec, RunInputs, WindowCommand, WindowOrder, WindowProgress, WindowState},
+    runner::{
+        Failure,
+        control::{self, Sql, Step, Subject},
+        postgres::Target,
+        window::{self, Channel, ChannelError, Outcome, WindowPlan},
+    },
+};
+use jiff::Timestamp;
+use tokio::{sync::watch, task::JoinHandle};
+use tokio_postgres::{Client, NoTls};
+
+/// Users of the sample data.
+pub const USERS: i64 = 200;
+/// Longest wait for anything.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// The server: started by the first test of the process, ended by its own shell when this process ends, however it does.
+struct Cluster {
+    port: u16,
+    made: Mutex<()>,
+    // The shell waits for the end of the pipe to it.
+    _shell: std::process::Child,
+}
+
+static CLUSTER: OnceLock<Cluster> = OnceLock::new();
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+fn newest_bin() -> PathBuf {
+    let found = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let version = |path: &PathBuf| path.file_name().and_then(|name| name.to_str()?.parse::<u32>().ok());
+    let newest = found.map(|entry| entry.path()).filter(|path| path.join("bin/initdb").exists()).max_by_key(version);
+    newest.map(|path| path.join("bin")).unwrap_or_default()
+}
+
+const START: &str = r#"
+set -e
+dir=$(mktemp -d /tmp/credit-window-XXXXXX)
+trap 'rm -rf "$dir"' EXIT
+"$1"initdb -D "$dir/data" -U postgres -A trust --no-sync -E UTF8 --locale=C >/dev/null
+"$1"postgres -D "$dir/data" -p "$2" -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off \
+    -c max_connections=200 -c max_prepared_transactions=5 -c autovacuum=off -c deadlock_timeout=200ms >"$dir/log" 2>&1 &
+server=$!
+echo started
+cat >/dev/null
+kill -QUIT $server
+wait $server || true
+"#;
+
+impl Cluster {
+    fn start() -> Self {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let bin = newest_bin().to_str().filter(|bin| !bin.is_empty()).map(|bin| format!("{bin}/")).unwrap_or_default();
+        let root = Command::new("id").arg("-u").output().unwrap().stdout == b"0\n";
+        let mut command = if root { Command::new("setpriv") } else { Command::new("sh") };
+        if root {
+            // PostgreSQL refuses to run as root.
+            command.args(["--reuid", "postgres", "--regid", "postgres", "--clear-groups", "--", "sh"]);
+        }
+        let mut child = command
+            .args(["-c", START, "sh", &bin, &port.to_string()])
+            .current_dir("/tmp")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdout.take().unwrap().read_exact(&mut [0; 7]).unwrap();
+        Self { port, made: Mutex::new(()), _shell: child }
+    }
+}
+
+/// A database of its own, with the sample application's schema v1.
+pub struct Database {
+    pub name: String,
+    port: u16,
+}
+
+impl Database {
+    pub async fn new() -> Self {
+        let (name, port) = std::thread::spawn(|| {
+            let cluster = CLUSTER.get_or_init(Cluster::start);
+            let number = NEXT.fetch_add(1, Ordering::SeqCst);
+            let name = format!("watermark_{number}");
+            let guard = cluster.made.lock().unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let root = connect(cluster.port, "postgres", "postgres").await;
+                if root.query_opt("SELECT FROM pg_database WHERE datname = 'template_v1'", &[]).await.unwrap().is_none()
+                {
+                    make_template(cluster.port, &root).await;
+                }
+                root.batch_execute(&format!("CREATE DATABASE {name} TEMPLATE template_v1 OWNER migrator"))
+                    .await
+                    .unwrap();
+            });
+            drop(guard);
+            (name, cluster.port)
+        })
+        .join()
+        .unwrap();
+        Self { name, port }
+    }
+
+    /// A session as `role`.
+    pub async fn session(&self, role: &str) -> Client {
+        connect(self.port, role, &self.name).await
+    }
+
+    pub fn target(&self) -> Target {
+        Target::parse(&format!("postgresql://migrator@127.0.0.1:{}/{}?sslmode=disable", self.port, self.name), None)
+            .unwrap()
+    }
+
+    /// Guards up, baseline taken: as after the Backup step.
+    pub async fn prepared(&self, subject: &Subject) -> Client {
+        let mut client = self.target().connect("test").await.unwrap();
+        control::install(&mut client, subject).await.unwrap();
+        let tx = client
+            .build_transaction()
+            .isolation_level(tokio_postgres::IsolationLevel::RepeatableRead)
+            .start()
+            .await
+            .unwrap();
+        assert_eq!(control::take_baseline(&tx, subject).await.unwrap(), u64::try_from(USERS).unwrap());
+        tx.commit().await.unwrap();
+        client
+    }
+
+    /// One value of a query, as text.
+    pub async fn value(&self, query: &str) -> String {
+        let root = self.session("postgres").await;
+        root.query_one(&format!("SELECT ({query})::text"), &[])
+            .await
+            .unwrap()
+            .get::<_, Option<String>>(0)
+            .unwrap_or_default()
+    }
+
+    /// Transactions per second of one balance's update, as the application, by pgbench with 2 clients for `seconds`.
+    pub fn update_rate(&self, seconds: u32) -> f64 {
+        let script = std::env::temp_dir().join(format!("{}-{}.sql", self.name, std::process::id()));
+        std::fs::write(
+            &script,
+            format!(
+                "\\set id random(1, {USERS})\nUPDATE user_credits SET balance = balance + 1 WHERE user_id = :id;\n"
+            ),
+        )
+        .unwrap();
+        let output = Command::new(newest_bin().join("pgbench"))
+            .args([
+                "-n",
+                "-M",
+                "prepared",
+                "-c",
+                "2",
+                "-T",
+                &seconds.to_string(),
+                "-h",
+                "127.0.0.1",
+                "-p",
+                &self.port.to_string(),
+                "-U",
+                "app",
+                "-f",
+            ])
+            .args([script.as_os_str(), self.name.as_ref()])
+            .output()
+            .unwrap();
+        std::fs::remove_file(&script).unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let line = text.lines().find(|line| line.starts_with("tps")).unwrap_or_else(|| panic!("{text}"));
+        line.split_whitespace().nth(2).unwrap().parse().unwrap()
+    }
+
+    /// All balances in one text.
+    pub async fn balances(&self) -> String {
+        self.value("SELECT string_agg(user_id || ':' || balance, ',' ORDER BY user_id) FROM user_credits").await
+    }
+
+    /// The read-only default of the database, empty if there is none.
+    pub async fn read_only_default(&self) -> String {
+        self.value("SELECT string_agg(c, ',') FROM pg_db_role_setting, unnest(setconfig) AS c, pg_database d WHERE d.oid = setdatabase AND datname = current_database() AND setrole = 0")
+            .await
+    }
+
+    /// Until `query` is true.
+    pub async fn until(&self, query: &str) {
+        let root = self.session("postgres").await;
+        let begin = Instant::now();
+        while !root.query_one(&format!("SELECT coalesce(({query}), false)"), &[]).await.unwrap().get::<_, bool>(0) {
+            assert!(begin.elapsed() < PATIENCE, "not within {PATIENCE:?}: {query}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Ends the sessions of the window task, as a restart of the server or a dead network would.
+    pub async fn kill_window(&self) {
+        let killed = self.value("SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'credit-migration/window'").await;
+        assert_ne!(killed, "0");
+    }
+}
+
+async fn connect(port: u16, role: &str, database: &str) -> Client {
+    let begin = Instant::now();
+    loop {
+        let config = format!("host=127.0.0.1 port={port} user={role} dbname={database}");
+        match tokio_postgres::connect(&config, NoTls).await {
+            Ok((client, connection)) => {
+                tokio::spawn(connection);
+                return client;
+            }
+            Err(error) => assert!(begin.elapsed() < PATIENCE, "{role}@{database}: {error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn make_template(port: u16, root: &Client) {
+    root.batch_execute("CREATE ROLE migrator LOGIN CREATEDB; CREATE ROLE app LOGIN; CREATE ROLE analyst LOGIN; GRANT app TO migrator; GRANT pg_signal_backend TO migrator")
+        .await
+        .unwrap();
+    root.batch_execute("CREATE DATABASE template_v1 OWNER migrator").await.unwrap();
+    let owner = connect(port, "migrator", "template_v1").await;
+    owner.batch_execute(include_str!("../../examples/watermark-remover/db/schema_v1.sql")).await.unwrap();
+    owner
+        .batch_execute(&format!(
+            "INSERT INTO users (email, api_token) SELECT n || '@example.com', 'token ' || n FROM generate_series(1, {USERS}) n;
+             INSERT INTO user_credits (user_id, balance) SELECT n, 1000 + n FROM generate_series(1, {USERS}) n;
+             INSERT INTO credit_transactions (user_id, type, amount) SELECT n, 'bonus', 1000 + n FROM generate_series(1, {USERS}) n;
+             INSERT INTO credit_packages (name, credits, price_cents) VALUES ('small', 50, 500);
+             GRANT USAGE ON SCHEMA public TO app, analyst;
+             GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO app; GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO app;
+             GRANT SELECT, UPDATE ON ALL TABLES IN SCHEMA public TO analyst"
+        ))
+        .await
+        .unwrap();
+    drop(owner);
+    let begin = Instant::now();
+    while root
+        .query_one("SELECT count(*) FROM pg_stat_activity WHERE datname = 'template_v1'", &[])
+        .await
+        .unwrap()
+        .get::<_, i64>(0)
+        > 0
+    {
+        assert!(begin.elapsed() < PATIENCE);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// The sample's manifest, as far as the database needs it.
+pub fn subject() -> Subject {
+    let plan: CreditMigrationSpec = serde_json::from_value(serde_json::json!({
+        "requestedBy": "ann",
+        "database": {"name": "watermark", "connection": {"secretRef": {"name": "db", "key": "url"}}, "applicationRoles": ["app"]},
+        "migration": {
+            "up": {"configMapKeyRef": {"name": "sql", "key": "up.sql"}}, "down": {"configMapKeyRef": {"name": "sql", "key": "down.sql"}},
+            "verifyDown": "SELECT * FROM verify_rollback()", "tablesGone": ["credit_packages", "credit_purchases"],
+            "lockTimeout": "500ms", "statementTimeout": "20s"
+        },
+        "application": {"flag": {"configMapKeyRef": {"name": "flags", "key": "VERSION"}}, "workloads": [{"kind": "Deployment", "name": "web"}]},
+        "backup": {"store": {"url": "s3://backups/x/", "secretRef": {"name": "store"}}}
+    }))
+    .unwrap();
+    Subject { patience: Duration::from_secs(10), ..Subject::new("uid-1", "credit-v2", &plan) }
+}
+
+pub fn sql(statements: &[&str]) -> Sql {
+    let sha256 = format!("sha256:{:064x}", statements.iter().map(|text| text.len()).sum::<usize>());
+    Sql { statements: statements.iter().map(|text| (*text).to_owned()).collect(), sha256 }
+}
+
+pub fn sample_up() -> Sql {
+    sql(&[include_str!("../../examples/watermark-remover/db/0003_simplify_credit_system.sql")])
+}
+
+pub fn sample_down() -> Sql {
+    sql(&[include_str!("../../examples/watermark-remover/db/0003_rollback_credit_system.sql")])
+}
+
+pub fn plan(direction: Step, up: Sql, down: Sql) -> WindowPlan {
+    let inputs = RunInputs { up_sha256: up.sha256.clone(), down_sha256: down.sha256.clone(), ..RunInputs::default() };
+    WindowPlan { subject: subject(), direction, attempt: 1, up, down, inputs, poll: Duration::from_millis(10) }
+}
+
+/// The controller's side: orders that a test gives, reports that it waits for, a clock that it moves.
+pub struct Desk {
+    order: Mutex<Result<WindowOrder, ChannelError>>,
+    hangs: Mutex<bool>,
+    reports: watch::Sender<(WindowProgress, Option<Failure>)>,
+    version: Mutex<Option<String>>,
+    begin: Instant,
+    moved: Mutex<Duration>,
+}
+
+impl Desk {
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self {
+            order: Mutex::new(Ok(WindowOrder { command: WindowCommand::Standby, deadline: None })),
+            hangs: Mutex::new(false),
+            reports: watch::Sender::new((WindowProgress::default(), None)),
+            version: Mutex::new(None),
+            begin: Instant::now(),
+            moved: Mutex::new(Duration::ZERO),
+        })
+    }
+
+    pub fn order(&self, command: WindowCommand) {
+        let deadline = Some(Timestamp::from_second(1_790_000_300).unwrap());
+        *self.order.lock().unwrap() = Ok(WindowOrder { command, deadline });
+    }
+
+    /// The API server answers no more, or tells that the run is gone.
+    pub fn fails(&self, error: ChannelError) {
+        *self.order.lock().unwrap() = Err(error);
+    }
+
+    /// Every call from now on takes for ever.
+    pub fn hangs(&self) {
+        *self.hangs.lock().unwrap() = true;
+    }
+
+    pub fn answers(&self, version: &str) {
+        *self.version.lock().unwrap() = Some(version.to_owned());
+    }
+
+    /// Lets the deadline pass.
+    pub fn pass_deadline(&self) {
+        *self.moved.lock().unwrap() = Duration::from_secs(400);
+    }
+
+    pub async fn until(&self, what: &str, is: impl Fn(&WindowProgress, Option<&Failure>) -> bool) -> WindowProgress {
+        let mut reports = self.reports.subscribe();
+        let found =
+            tokio::time::timeout(PATIENCE, reports.wait_for(|(progress, note)| is(progress, note.as_ref()))).await;
+        match found {
+            Ok(found) => found.unwrap().0.clone(),
+            Err(_) => panic!("not within {PATIENCE:?}: {what}; last report: {:?}", self.reports.borrow()),
+        }
+    }
+
+    pub async fn state(&self, state: WindowState) -> WindowProgress {
+        self.until(&format!("{state:?}"), |progress, _| progress.state == state).await
+    }
+
+    pub fn last(&self) -> WindowProgress {
+        self.reports.borrow().0.clone()
+    }
+
+    /// Starts a window task. It dies like a killed pod when the handle is aborted.
+    pub fn start(self: &Arc<Self>, database: &Database, plan: &WindowPlan) -> JoinHandle<Outcome> {
+        let (desk, target, plan) = (self.clone(), database.target(), plan.clone());
+        tokio::spawn(async move { window::run(&*desk, &target, &plan).await })
+    }
+
+    async fn hang(&self) {
+        if *self.hangs.lock().unwrap() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+impl Channel for Desk {
+    async fn order(&self) -> Result<WindowOrder, ChannelError> {
+        self.hang().await;
+        self.order.lock().unwrap().clone()
+    }
+
+    async fn report(&self, progress: &WindowProgress, note: Option<&Failure>) -> Result<(), ChannelError> {
+        self.hang().await;
+        self.reports.send_replace((progress.clone(), note.cloned()));
+        Ok(())
+    }
+
+    async fn probe_version(&self) -> Option<String> {
+        self.version.lock().unwrap().clone()
+    }
+
+    fn now(&self) -> Timestamp {
+        let passed = self.begin.elapsed() + *self.moved.lock().unwrap();
+        Timestamp::from_second(1_790_000_000).unwrap() + passed
+    }
+}
+
+/// The end of a task.
+pub async fn end(task: JoinHandle<Outcome>) -> Outcome {
+    tokio::time::timeout(PATIENCE, task).await.expect("the window task does not end").unwrap()
+}
+
+/// SQLSTATE of a statement, "ok" if it went through.
+pub async fn state_of(client: &Client, statement: &str) -> String {
+    match client.batch_execute(statement).await {
+        Ok(()) => "ok".to_owned(),
+        Err(error) => error.code().map_or_else(|| format!("{error:?}"), |code| code.code().to_owned()),
+    }
+}

@@ -1,0 +1,8 @@
+//! The window against a real PostgreSQL: what the gate stops, what a migration may do, and how every window ends.
+
+#![allow(clippy::unwrap_used)]
+
+mod gate;
+mod harness;
+mod migration;
+mod window;

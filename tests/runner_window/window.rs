@@ -1,0 +1,499 @@
+//! The window task from order to end, and every way in which it may be interrupted.
+
+use credit_migration::{
+    api::{Reason, WindowCommand as Order, WindowState as State},
+    runner::{
+        control::{Sql, Step},
+        window::{ChannelError, WindowPlan},
+    },
+};
+
+use crate::harness::{Database, Desk, end, plan, sample_down, sample_up, sql, state_of, subject};
+
+fn sample() -> WindowPlan {
+    plan(Step::Up, sample_up(), sample_down())
+}
+
+fn back() -> WindowPlan {
+    plan(Step::Down, sample_up(), sample_down())
+}
+
+/// The sample's SQL, and a first statement that takes a while.
+fn slow() -> Sql {
+    let mut slow = sample_up();
+    slow.statements.insert(0, "SELECT pg_sleep(1)".to_owned());
+    slow
+}
+
+const SLEEPS: &str = "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'SELECT pg_sleep%' AND state = 'active'";
+
+/// Writes of the application go through, new sessions are not read-only, and the schema is the one that is expected.
+async fn writable(database: &Database, new_schema: bool) {
+    let app = database.session("app").await;
+    assert_eq!(
+        state_of(&app, "INSERT INTO credit_transactions (user_id, type, amount) VALUES (1, 'bonus', 0)").await,
+        "ok"
+    );
+    assert_eq!(state_of(&app, "UPDATE user_credits SET updated_at = now()").await, "ok");
+    assert_eq!(database.read_only_default().await, "");
+    let expected = if new_schema { "credit_plans" } else { "" };
+    assert_eq!(database.value("SELECT to_regclass('credit_plans')").await, expected);
+    assert_eq!(database.value("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ExclusiveLock' AND objid = 2 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())").await, "0");
+}
+
+async fn blocked(database: &Database) {
+    let app = database.session("app").await;
+    assert_eq!(state_of(&app, "BEGIN READ WRITE; UPDATE user_credits SET updated_at = now()").await, "25006");
+}
+
+async fn ledger(database: &Database) -> String {
+    database.value("SELECT string_agg(step, ',' ORDER BY applied_at) FROM credit_migration.ledger").await
+}
+
+/// A database that went through the window and is open on the new schema.
+async fn released() -> Database {
+    let (database, desk) = (Database::new().await, Desk::new());
+    database.prepared(&subject()).await;
+    let task = desk.start(&database, &sample());
+    desk.order(Order::Open);
+    desk.until("comparison", |progress, _| progress.comparison.is_some()).await;
+    desk.order(Order::Switch);
+    desk.until("acknowledgement", |progress, _| progress.switch_acknowledged).await;
+    desk.order(Order::Release);
+    assert_eq!(end(task).await.failure, None);
+    database
+}
+
+#[tokio::test]
+async fn a_window_from_order_to_order() {
+    let (database, desk) = (Database::new().await, Desk::new());
+    database.prepared(&subject()).await;
+    // A reader that holds no writer up, an application with an open session, a write since the baseline.
+    let app = database.session("app").await;
+    app.batch_execute("UPDATE user_credits SET balance = balance + 5 WHERE user_id = 3; INSERT INTO users (email, api_token) VALUES ('new', 'new'); INSERT INTO user_credits VALUES (201, 9)").await.unwrap();
+    let balances = database.balances().await;
+    let task = desk.start(&database, &sample());
+    desk.state(State::Ready).await;
+    app.batch_execute("UPDATE user_credits SET balance = balance - 5 WHERE user_id = 3; UPDATE user_credits SET balance = balance + 5 WHERE user_id = 3").await.unwrap();
+    desk.order(Order::Open);
+    let progress = desk.state(State::Migrated).await;
+    assert_eq!((progress.terminated_sessions, progress.reconciled_users), (1, Some(1)));
+    assert!(
+        progress.proof.as_ref().unwrap().contains("5 of 5") || progress.proof.as_ref().unwrap().contains("4 of 4"),
+        "{progress:?}"
+    );
+    assert!(progress.proof.unwrap().contains("25006"));
+    blocked(&database).await;
+    assert_eq!(database.read_only_default().await, "", "the restarted application's sessions are ordinary ones");
+    desk.answers("v2");
+    let progress = desk.until("version", |progress, _| progress.observed_version.is_some()).await;
+    let comparison = progress.comparison.unwrap();
+    assert_eq!((comparison.users, comparison.unexplained), (201, 0));
+    desk.order(Order::Switch);
+    desk.until("acknowledgement", |progress, _| progress.switch_acknowledged).await;
+    assert_eq!(database.value("SELECT switch_acknowledged_at IS NOT NULL FROM credit_migration.intent").await, "true");
+    blocked(&database).await;
+    desk.order(Order::Release);
+    let outcome = end(task).await;
+    assert_eq!((outcome.progress.state, outcome.failure), (State::Released, None));
+    assert_eq!(desk.last(), outcome.progress, "the end is reported");
+    let (from, to) = (outcome.progress.blocked_at.unwrap(), outcome.progress.released_at.unwrap());
+    println!(
+        "transaction {:?} s, blocked {} from closing to opening (with the test's own waits)",
+        outcome.progress.migrate_seconds,
+        to.duration_since(from)
+    );
+    assert_eq!(database.balances().await, balances);
+    assert_eq!(ledger(&database).await, "up");
+    writable(&database, true).await;
+    // The same pod once more finds it done.
+    let outcome = end(desk.start(&database, &sample())).await;
+    assert_eq!((outcome.progress.state, outcome.failure), (State::Released, None));
+}
+
+#[tokio::test]
+async fn how_long_writes_are_blocked_when_the_controller_answers_at_once() {
+    let (database, desk) = (Database::new().await, Desk::new());
+    database.prepared(&subject()).await;
+    let task = desk.start(&database, &sample());
+    desk.state(State::Ready).await;
+    desk.order(Order::Open);
+    desk.state(State::Migrated).await;
+    desk.order(Order::Switch);
+    desk.until("acknowledgement", |progress, _| progress.switch_acknowledged).await;
+    desk.order(Order::Release);
+    let progress = end(task).await.progress;
+    let blocked = progress.released_at.unwrap().duration_since(progress.blocked_at.unwrap());
+    println!("blocked {blocked}, transaction {:?} s", progress.migrate_seconds);
+    assert!(blocked.as_secs_f64() < 2.0, "{blocked}");
+}
+
+#[tokio::test]
+async fn sql_that_fails_leaves_nothing_but_its_reason() {
+    let (database, desk) = (Database::new().await, Desk::new());
+    let root = database.session("postgres").await;
+    root.batch_execute(&format!("ALTER DATABASE {} SET default_transaction_read_only = off", database.name))
+        .await
+        .unwrap();
+    database.prepared(&subject()).await;
+    let broken = plan(Step::Up, sql(&["DROP TABLE credit_purchases", "SELECT 1/0"]), sample_down());
+    let task = desk.start(&database, &broken);
+    desk.order(Order::Open);
+    let outcome = end(task).await;
+    assert_eq!(outcome.progress.state, State::Reverted);
+    let failure = outcome.failure.unwrap();
+    assert!(failure.reason == Reason::SqlFailed && failure.message.starts_with("statement 2 of 2"), "{failure}");
+    assert_eq!(
+        database.read_only_default().await,
+        "default_transaction_read_only=off",
+        "what was set before is set again"
+    );
+    assert_eq!(database.value("SELECT to_regclass('credit_purchases')").await, "credit_purchases");
+    let app = database.session("app").await;
+    assert_eq!(state_of(&app, "UPDATE user_credits SET updated_at = now()").await, "ok");
+    // A second pod of the same attempt does not open the window again, and knows why.
+    assert_eq!(end(desk.start(&database, &broken)).await.failure, Some(failure));
+    // The next attempt, with better SQL, does.
+    let desk = Desk::new();
+    let task = desk.start(&database, &WindowPlan { attempt: 2, ..sample() });
+    desk.state(State::Ready).await;
+    desk.order(Order::Open);
+    desk.state(State::Migrated).await;
+    desk.order(Order::Revert);
+    assert_eq!(end(task).await.progress.state, State::Reverted);
+}
+
+#[tokio::test]
+async fn a_lost_connection_at_any_point_is_got_over() {
+    for point in ["ready", "sql", "migrated", "acknowledged"] {
+        let (database, desk) = (Database::new().await, Desk::new());
+        database.prepared(&subject()).await;
+        let task =
+            desk.start(&database, &plan(Step::Up, if point == "sql" { slow() } else { sample_up() }, sample_down()));
+        desk.state(State::Ready).await;
+        if point == "ready" {
+            database.kill_window().await;
+        }
+        desk.order(Order::Open);
+        if point == "sql" {
+            database.until(SLEEPS).await;
+            database.kill_window().await;
+        }
+        desk.state(State::Migrated).await;
+        if point == "migrated" {
+            database.kill_window().await;
+            blocked(&database).await;
+        }
+        desk.order(Order::Switch);
+        desk.until("acknowledgement", |progress, _| progress.switch_acknowledged).await;
+        if point == "acknowledged" {
+            database.kill_window().await;
+            blocked(&database).await;
+        }
+        desk.order(Order::Release);
+        let outcome = end(task).await;
+        assert_eq!((outcome.progress.state, outcome.failure), (State::Released, None), "{point}");
+        assert!(
+            outcome.progress.switch_acknowledged && outcome.progress.proof.is_some(),
+            "{point}: {:?}",
+            outcome.progress
+        );
+        assert_eq!(ledger(&database).await, "up");
+        writable(&database, true).await;
+    }
+}
+
+#[tokio::test]
+async fn a_killed_pod_is_succeeded_by_the_next_one() {
+    for point in ["ready", "sql", "migrated", "acknowledged"] {
+        let (database, desk) = (Database::new().await, Desk::new());
+        database.prepared(&subject()).await;
+        let plan = plan(Step::Up, if point == "sql" { slow() } else { sample_up() }, sample_down());
+        let first = desk.start(&database, &plan);
+        desk.state(State::Ready).await;
+        if point != "ready" {
+            desk.order(Order::Open);
+        }
+        match point {
+            "sql" => database.until(SLEEPS).await,
+            "migrated" => drop(desk.state(State::Migrated).await),
+            "acknowledged" => {
+                desk.state(State::Migrated).await;
+                desk.order(Order::Switch);
+                desk.until("acknowledgement", |progress, _| progress.switch_acknowledged).await;
+            }
+            _ => {}
+        }
+        first.abort();
+        assert!(first.await.is_err());
+        let second = desk.start(&database, &plan);
+        desk.order(Order::Switch);
+        desk.until("comparison", |progress, _| progress.comparison.is_some() && progress.switch_acknowledged).await;
+        desk.order(Order::Release);
+        let outcome = end(second).await;
+        assert_eq!((outcome.progress.state, outcome.failure), (State::Released, None), "{point}");
+        assert_eq!(ledger(&database).await, "up");
+        writable(&database, true).await;
+    }
+}
+
+#[tokio::test]
+async fn of_two_pods_one_works_and_the_other_takes_over() {
+    let (database, desk) = (Database::new().await, Desk::new());
+    database.prepared(&subject()).await;
+    // Would leave a trace for each time that it takes effect.
+    let mut counted = sample_up();
+    counted.statements.push("CREATE TABLE IF NOT EXISTS effects (n int); INSERT INTO effects VALUES (1)".to_owned());
+    let plan = plan(Step::Up, counted, sample_down());
+    let (one, two) = (desk.start(&database, &plan), desk.start(&database, &plan));
+    desk.state(State::Ready).await;
+    database.until("SELECT count(*) = 2 FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'credit-migration/window'").await;
+    desk.order(Order::Open);
+    desk.state(State::Migrated).await;
+    desk.order(Order::Switch);
+    desk.until("acknowledgement", |progress, _| progress.switch_acknowledged).await;
+    desk.order(Order::Release);
+    for task in [one, two] {
+        let outcome = end(task).await;
+        assert_eq!((outcome.progress.state, outcome.failure), (State::Released, None));
+    }
+    assert_eq!(database.value("SELECT count(*) FROM effects").await, "1");
+    assert_eq!(ledger(&database).await, "up");
+}
+
+#[tokio::test]
+async fn past_the_deadline_without_a_migration_the_gate_opens() {
+    let (database, desk) = (Database::new().await, Desk::new());
+    database.prepared(&subject()).await;
+    let mut endless = sample_up();
+    endless.statements.push("SELECT pg_sleep(600)".to_owned());
+    let task = desk.start(&database, &plan(Step::Up, endless, sample_down()));
+    desk.order(Order::Open);
+    database.until(SLEEPS).await;
+    // Not a word from the controller any more, and reports that hang.
+    desk.hangs();
+    desk.pass_deadline();
+    database.until("SELECT NOT closed FROM credit_migration.gate").await;
+    writable(&database, false).await;
+    assert_eq!(
+        database.value("SELECT outcome || ' ' || reason FROM credit_migration.intent").await,
+        "reverted DeadlinePassed"
+    );
+    let outcome = end(task).await;
+    assert!(outcome.progress.deadline_passed && outcome.progress.state == State::Reverted, "{outcome:?}");
+}
+
+#[tokio::test]
+async fn past_the_deadline_with_a_migration_nobody_took_up_it_is_undone() {
+    for gone in [true, false] {
+        let (database, desk) = (Database::new().await, Desk::new());
+        database.prepared(&subject()).await;
+        let balances = database.balances().await;
+        let task = desk.start(&database, &sample());
+        desk.order(Order::Open);
+        desk.state(State::Migrated).await;
+        if gone {
+            desk.fails(ChannelError::Gone);
+        } else {
+            desk.fails(ChannelError::Unreachable("connection refused".to_owned()));
+            desk.pass_deadline();
+        }
+        let outcome = end(task).await;
+        assert!(outcome.progress.deadline_passed && outcome.progress.state == State::Reverted, "{outcome:?}");
+        assert_eq!(outcome.failure.unwrap().reason, Reason::DeadlinePassed);
+        assert_eq!((ledger(&database).await, database.balances().await), ("up,down".to_owned(), balances));
+        writable(&database, false).await;
+        // Undone is undone: the next pod, and the next attempt, leave it so.
+        let desk = Desk::new();
+        desk.order(Order::Open);
+        let outcome = end(desk.start(&database, &WindowPlan { attempt: 2, ..sample() })).await;
+        assert_eq!(outcome.progress.state, State::Reverted);
+        assert_eq!(ledger(&database).await, "up,down");
+    }
+}
+
+#[tokio::test]
+async fn past_the_deadline_of_an_acknowledged_switch_writes_are_held() {
+    for (order, state) in [(Order::Revert, State::Reverted), (Order::Release, State::Released)] {
+        let (database, desk) = (Database::new().await, Desk::new());
+        database.prepared(&subject()).await;
+        let task = desk.start(&database, &sample());
+        desk.order(Order::Open);
+        desk.state(State::Migrated).await;
+        desk.order(Order::Switch);
+        desk.until("acknowledgement", |progress, _| progress.switch_acknowledged).await;
+        desk.pass_deadline();
+        let progress = desk.state(State::Held).await;
+        assert!(progress.deadline_passed);
+        blocked(&database).await;
+        assert!(!task.is_finished(), "goes on to obey");
+        desk.order(order);
+        assert_eq!(end(task).await.progress.state, state);
+        writable(&database, state == State::Released).await;
+    }
+}
+
+#[tokio::test]
+async fn revert_before_the_sql_opens_the_gate() {
+    let (database, desk) = (Database::new().await, Desk::new());
+    database.prepared(&subject()).await;
+    let task = desk.start(&database, &plan(Step::Up, slow(), sample_down()));
+    desk.order(Order::Open);
+    database.until(SLEEPS).await;
+    desk.order(Order::Revert);
+    let outcome = end(task).await;
+    assert_eq!(
+        (outcome.progress.state, outcome.failure, outcome.progress.deadline_passed),
+        (State::Reverted, None, false)
+    );
+    assert_eq!(ledger(&database).await, "");
+    writable(&database, false).await;
+}
+
+#[tokio::test]
+async fn a_release_with_unexplained_balances_is_refused() {
+    let (database, desk) = (Database::new().await, Desk::new());
+    database.prepared(&subject()).await;
+    // A copy that loses somebody behind the capture's back: only the full comparison can see it.
+    let lossy = sql(&[
+        "DROP TABLE credit_purchases; DROP TABLE credit_packages",
+        "ALTER TABLE user_credits RENAME TO old",
+        "CREATE TABLE user_credits AS SELECT * FROM old WHERE user_id <> 9",
+    ]);
+    let down = sql(&[
+        "DROP TABLE user_credits; ALTER TABLE old RENAME TO user_credits",
+        "CREATE FUNCTION verify_rollback() RETURNS boolean LANGUAGE sql AS 'SELECT true'",
+    ]);
+    let task = desk.start(&database, &plan(Step::Up, lossy, down));
+    desk.order(Order::Open);
+    desk.until("comparison", |progress, _| progress.comparison.as_ref().is_some_and(|c| c.unexplained == 1)).await;
+    desk.order(Order::Switch);
+    desk.until("acknowledgement", |progress, _| progress.switch_acknowledged).await;
+    desk.order(Order::Release);
+    desk.until("refusal", |_, note| note.is_some_and(|note| note.reason == Reason::BalancesUnexplained)).await;
+    assert_eq!(database.value("SELECT closed FROM credit_migration.gate").await, "true");
+    desk.order(Order::Revert);
+    assert_eq!(end(task).await.progress.state, State::Reverted);
+}
+
+#[tokio::test]
+async fn a_lock_that_is_not_to_be_had_is_named() {
+    let (database, desk) = (Database::new().await, Desk::new());
+    database.prepared(&subject()).await;
+    let task = desk.start(&database, &sample());
+    desk.state(State::Ready).await;
+    // A superuser's session cannot be ended by the migration role.
+    let root = database.session("postgres").await;
+    root.batch_execute("BEGIN; SELECT count(*) FROM user_credits").await.unwrap();
+    desk.order(Order::Open);
+    let outcome = end(task).await;
+    let failure = outcome.failure.unwrap();
+    assert!(failure.reason == Reason::LockTimeout && failure.message.contains("role postgres"), "{failure}");
+    assert_eq!(outcome.progress.state, State::Reverted);
+    writable(&database, false).await;
+}
+
+#[tokio::test]
+async fn a_guard_that_does_not_bite_is_noticed() {
+    let (database, desk) = (Database::new().await, Desk::new());
+    database.prepared(&subject()).await;
+    let task = desk.start(&database, &sample());
+    desk.state(State::Ready).await;
+    database
+        .session("migrator")
+        .await
+        .batch_execute("ALTER TABLE credit_transactions DISABLE TRIGGER credit_migration_guard")
+        .await
+        .unwrap();
+    desk.order(Order::Open);
+    let outcome = end(task).await;
+    let failure = outcome.failure.unwrap();
+    assert!(failure.reason == Reason::WritesNotBlocked && failure.message.contains("credit_transactions"), "{failure}");
+    assert_eq!(ledger(&database).await, "");
+}
+
+#[tokio::test]
+async fn sql_that_is_not_what_was_approved_is_not_run() {
+    let (database, desk) = (Database::new().await, Desk::new());
+    let mut plan = sample();
+    plan.inputs.down_sha256 = "sha256:0".to_owned();
+    assert_eq!(end(desk.start(&database, &plan)).await.failure.unwrap().reason, Reason::SqlChanged);
+}
+
+#[tokio::test]
+async fn the_way_back_keeps_what_was_written_on_the_new_version() {
+    let database = released().await;
+    let app = database.session("app").await;
+    app.batch_execute(
+        "UPDATE user_credits SET balance = balance - 1 WHERE user_id IN (3, 4); UPDATE user_credits SET balance = balance + 500 WHERE user_id = 3;
+         INSERT INTO users (email, api_token) VALUES ('new', 'new'); INSERT INTO user_credits (user_id, balance) VALUES (201, 77)",
+    )
+    .await
+    .unwrap();
+    let written = database.balances().await;
+    let desk = Desk::new();
+    let task = desk.start(&database, &back());
+    desk.state(State::Ready).await;
+    desk.order(Order::Open);
+    let progress = desk.state(State::Blocked).await;
+    assert_eq!(progress.users_written_since, Some(3));
+    blocked(&database).await;
+    desk.order(Order::Switch);
+    desk.until("acknowledgement", |progress, _| progress.switch_acknowledged).await;
+    database.kill_window().await;
+    desk.order(Order::Revert);
+    let outcome = end(task).await;
+    assert_eq!((outcome.progress.state, outcome.failure), (State::Reverted, None));
+    assert_eq!((database.balances().await, ledger(&database).await), (written, "up,down".to_owned()));
+    writable(&database, false).await;
+}
+
+#[tokio::test]
+async fn a_way_back_that_alters_balances_is_refused_and_held() {
+    let database = released().await;
+    let mut plan = back();
+    plan.down.statements.push("UPDATE user_credits SET balance = 0 WHERE user_id = 3".to_owned());
+    let desk = Desk::new();
+    let task = desk.start(&database, &plan);
+    desk.order(Order::Open);
+    desk.state(State::Blocked).await;
+    desk.order(Order::Revert);
+    let outcome = end(task).await;
+    assert_eq!((outcome.progress.state, outcome.failure.unwrap().reason), (State::Held, Reason::BalancesUnexplained));
+    blocked(&database).await;
+    assert_eq!(database.value("SELECT to_regclass('credit_plans')").await, "credit_plans");
+    // The next attempt takes the closed gate over.
+    let desk = Desk::new();
+    let task = desk.start(&database, &WindowPlan { attempt: 2, ..back() });
+    desk.until("taken over", |progress, _| progress.state >= State::Blocked).await;
+    desk.order(Order::Revert);
+    let outcome = end(task).await;
+    assert_eq!((outcome.progress.state, outcome.failure), (State::Reverted, None));
+    writable(&database, false).await;
+}
+
+#[tokio::test]
+async fn past_the_deadline_of_the_way_back_the_gate_opens_or_is_held() {
+    let database = released().await;
+    let desk = Desk::new();
+    let task = desk.start(&database, &back());
+    desk.order(Order::Open);
+    desk.state(State::Blocked).await;
+    desk.pass_deadline();
+    let outcome = end(task).await;
+    assert!(outcome.progress.deadline_passed && outcome.progress.state == State::Released, "{outcome:?}");
+    writable(&database, true).await;
+
+    let desk = Desk::new();
+    let task = desk.start(&database, &WindowPlan { attempt: 2, ..back() });
+    desk.order(Order::Open);
+    desk.state(State::Blocked).await;
+    desk.order(Order::Switch);
+    desk.until("acknowledgement", |progress, _| progress.switch_acknowledged).await;
+    desk.pass_deadline();
+    desk.state(State::Held).await;
+    blocked(&database).await;
+    desk.order(Order::Revert);
+    assert_eq!(end(task).await.progress.state, State::Reverted);
+    writable(&database, false).await;
+}
