@@ -1,7 +1,9 @@
 //! Command line of the operator's image: `controller`, `runner`, `crd`, `check-install`. No logic.
 
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
-use credit_migration::{api, controller, telemetry};
+use credit_migration::{api, controller, runner, telemetry};
 use kube::CustomResourceExt;
 
 #[derive(Parser)]
@@ -15,6 +17,8 @@ struct Cli {
 enum Command {
     /// Watch CreditMigrations and carry them through.
     Controller(controller::Options),
+    /// Carry out the task of this pod's MigrationRun.
+    Runner,
     /// Print the CustomResourceDefinitions as YAML.
     Crd,
     /// Check that the kinds are served and decisions are guarded.
@@ -22,13 +26,17 @@ enum Command {
 }
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn std::error::Error>> {
+async fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
     // A second call would be the only way to fail.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     match Cli::parse().command {
         Command::Controller(options) => {
             telemetry::init_logging();
             controller::run(options).await?;
+        }
+        Command::Runner => {
+            telemetry::init_logging();
+            return Ok(runner::run().await);
         }
         Command::Crd => {
             for crd in [api::CreditMigration::crd(), api::MigrationDecision::crd(), api::MigrationRun::crd()] {
@@ -37,5 +45,5 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
         Command::CheckInstall(options) => println!("{}", controller::check_install(&options).await?),
     }
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }

@@ -1,9 +1,220 @@
 //! What runs in Jobs: it holds the secrets, does the work, and reports to its own `MigrationRun`.
+//!
+//! ```text
+//!  main ─> run ─> get MigrationRun ─> phase ended already? ─> exit 0       (a program may be started twice)
+//!                      │
+//!                      ├─ phase Running, startedAt, pod
+//!                      ├─ dispatch by spec.task ── Progress ──> status, in the middle
+//!                      └─ phase Succeeded or Failed, reason, message; repeated until the API server has it
+//! ```
+//!
+//! # Exit code
+//! 0 if the run's status tells the end, also a failed one: the status is the truth, not the Job. Other than 0 if the
+//! process ended without having told: then its pod's end is the only sign.
 
+pub mod archive;
+pub mod backup;
+pub mod channel;
+pub mod checks;
 pub mod cleanup;
 pub mod control;
 mod failure;
+pub mod fingerprint;
+pub mod judge;
 pub mod postgres;
+pub mod preflight;
+mod preflight_database;
+pub mod probe;
+pub mod rehearsal;
+pub mod report;
+pub mod scratch;
+pub mod settings;
+pub mod sqltext;
+pub mod store;
+pub mod verify;
 pub mod window;
+pub mod work;
+
+use std::{process::ExitCode, time::Duration};
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 pub use failure::Failure;
+
+use self::{
+    archive::Tools,
+    channel::ApiChannel,
+    control::Step,
+    probe::Prober,
+    report::{Progress, Reporter, Unreported},
+    settings::Settings,
+    window::WindowPlan,
+    work::Work,
+};
+use crate::{
+    api::{CheckResult, MigrationRun, MigrationRunStatus, Reason, RunPhase, Task, mounts},
+    telemetry,
+};
+
+/// How often a window task asks for orders.
+const POLL: Duration = Duration::from_millis(250);
+
+/// Exit code of a process that ended without having told how.
+const NOT_TOLD: u8 = 1;
+
+/// Carries out the task of this pod's `MigrationRun`.
+pub async fn run() -> ExitCode {
+    // More than one TLS library asks for the process's default; without one each would panic.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let stop = CancellationToken::new();
+    match signal(SignalKind::terminate()) {
+        Ok(mut signal) => {
+            let stop = stop.clone();
+            tokio::spawn(async move {
+                signal.recv().await;
+                tracing::info!("told to end");
+                stop.cancel();
+            });
+        }
+        Err(error) => tracing::warn!(%error, "SIGTERM cannot be listened for"),
+    }
+    match carry_out(&stop).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error}");
+            ExitCode::from(NOT_TOLD)
+        }
+    }
+}
+
+/// # Errors
+/// Why the run's status does not tell how the task ended.
+async fn carry_out(stop: &CancellationToken) -> Result<(), String> {
+    let env = |name: &str| std::env::var(name).map_err(|_| format!("environment variable {name} is missing"));
+    let (name, namespace) = (env(mounts::ENV_RUN)?, env(mounts::ENV_NAMESPACE)?);
+    let pod = std::env::var(mounts::ENV_POD).unwrap_or_default();
+    let reporter = Reporter::new(&namespace, &name, &pod).await.map_err(|e| e.message)?;
+    let run = tokio::select! {
+        run = reporter.get() => run,
+        () = stop.cancelled() => return Err("told to end before the task was known".to_owned()),
+    };
+    let Some(run) = run else { return gone() };
+    let status = run.status.clone().unwrap_or_default();
+    if matches!(status.phase, RunPhase::Succeeded | RunPhase::Failed) {
+        tracing::info!(phase = ?status.phase, "the task has ended before; nothing is done");
+        return Ok(());
+    }
+    tracing::info!(run = name, task = ?run.spec.task, attempt = run.spec.attempt, "begin");
+    let progress = Progress::default();
+    let told = async {
+        reporter.begun(status.started_at.unwrap_or_else(telemetry::now)).await?;
+        let following = reporter.follow(&progress);
+        let result = dispatch(&run, &namespace, &status, &reporter, &progress, stop).await;
+        following.abort();
+        // A follower that was aborted in mid-request could overwrite the end with what was before it.
+        let _ = following.await;
+        if stop.is_cancelled() {
+            return Ok(None);
+        }
+        match &result {
+            Ok(message) => tracing::info!("succeeded: {message}"),
+            Err(failure) => tracing::error!(reason = %failure.reason, "failed: {}", failure.message),
+        }
+        reporter.ended(&result, &progress).await?;
+        Ok::<_, Unreported>(Some(()))
+    };
+    match told.await {
+        Ok(Some(())) => Ok(()),
+        // Checks run until they are told to end: that is how they end.
+        Ok(None) if matches!(run.spec.task, Task::Validate | Task::Monitor) => Ok(()),
+        Ok(None) => Err("told to end before the task was done".to_owned()),
+        Err(Unreported::Gone) => gone(),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn gone() -> Result<(), String> {
+    tracing::warn!("the MigrationRun is gone; nothing is left to do");
+    Ok(())
+}
+
+async fn dispatch(
+    run: &MigrationRun,
+    namespace: &str,
+    status: &MigrationRunStatus,
+    reporter: &Reporter,
+    progress: &Progress,
+    stop: &CancellationToken,
+) -> Result<String, Failure> {
+    let spec = &run.spec;
+    let root = std::env::var(mounts::ENV_ROOT).unwrap_or_else(|_| mounts::ROOT.to_owned());
+    let work = Work {
+        spec,
+        settings: Settings::new(root, spec, namespace),
+        tools: Tools::in_path(),
+        progress: progress.clone(),
+        stop: stop.clone(),
+    };
+    match spec.task {
+        Task::Preflight => stoppable(stop, preflight::run(&work)).await,
+        Task::Backup => backup::run(&work).await,
+        Task::VerifyBackup => verify::run(&work).await,
+        Task::Rehearse => rehearsal::run(&work).await,
+        Task::Window => stoppable(stop, window(&work, reporter, Step::Up)).await,
+        Task::RollbackWindow => stoppable(stop, window(&work, reporter, Step::Down)).await,
+        Task::Validate => checks(&work, &spec.plan.validation.checks, &status.checks).await,
+        Task::Monitor => checks(&work, &spec.plan.monitoring.checks, &status.checks).await,
+        Task::Cleanup => stoppable(stop, clean_up(&work)).await,
+    }
+}
+
+/// For tasks that leave nothing behind when they are cut off, or whose next process goes on where they were.
+async fn stoppable(
+    stop: &CancellationToken,
+    task: impl Future<Output = Result<String, Failure>>,
+) -> Result<String, Failure> {
+    tokio::select! {
+        result = task => result,
+        () = stop.cancelled() => Err(Work::stopped()),
+    }
+}
+
+async fn checks(work: &Work<'_>, checks: &[crate::api::Check], before: &[CheckResult]) -> Result<String, Failure> {
+    checks::watch(checks, before, work.settings.target(), &work.progress, &work.stop).await?;
+    Ok("ended by the controller".to_owned())
+}
+
+async fn window(work: &Work<'_>, reporter: &Reporter, direction: Step) -> Result<String, Failure> {
+    let target = work.settings.target()?;
+    let sql = rehearsal::both(work)?;
+    let plan = WindowPlan {
+        subject: work.subject(),
+        direction,
+        attempt: work.spec.attempt,
+        up: sql.up,
+        down: sql.down,
+        inputs: work.spec.inputs.clone(),
+        poll: POLL,
+    };
+    let channel = ApiChannel::new(reporter.clone(), Prober::new()?, work.spec.plan.application.version_probe.clone());
+    let outcome = window::run(&channel, &target, &plan).await;
+    work.progress.note("window", &outcome.progress);
+    match outcome.failure {
+        None => Ok(format!("window ended: {:?}", outcome.progress.state)),
+        Some(failure) => Err(failure),
+    }
+}
+
+async fn clean_up(work: &Work<'_>) -> Result<String, Failure> {
+    let mut client = work.settings.target()?.connect("cleanup").await?;
+    cleanup::cleanup(&mut client, &work.subject()).await?;
+    Ok("guards removed, the database is free for the next migration".to_owned())
+}
+
+/// A task that ended without a reason of its own: a defect.
+impl From<Unreported> for Failure {
+    fn from(error: Unreported) -> Self {
+        Failure::new(Reason::Internal, error.to_string())
+    }
+}

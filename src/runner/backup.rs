@@ -1,0 +1,229 @@
+//! Task `Backup`: guards, statistics, baseline and dump, all of one snapshot, streamed into the bucket.
+//!
+//! ```text
+//!  install guards ── BEGIN REPEATABLE READ ── export snapshot ── statistics ── baseline ──────────────── COMMIT
+//!                                                   └─ pg_dump --snapshot ─ sha256 ─ parts ─ complete ──┘
+//! ```
+//!
+//! # Contract
+//! - The object appears in the bucket only after `pg_dump` has ended with 0 and without an error; until then there are
+//!   parts, and on any failure they are removed.
+//! - Nothing is written to the pod's disk; two parts are in memory.
+//! - The baseline counts only if the dump does: it is committed last.
+
+use jiff::tz::TimeZone;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use tokio::io::AsyncReadExt;
+use tokio_postgres::{IsolationLevel, Transaction};
+
+use super::{
+    Failure,
+    control::{self, ident, quoted},
+    postgres::{Target, classify},
+    settings::digest_text,
+    store::{PATIENCE, Store, Upload},
+    work::Work,
+};
+use crate::{
+    api::{BackupEvidence, BaselineEvidence, Credits, Reason, TransactionStatistics},
+    telemetry,
+};
+
+/// Kinds of transaction that get into the status; the object next to the dump has all.
+const MAX_KINDS: usize = 100;
+/// How long `pg_dump` waits for a table that somebody holds exclusively.
+const DUMP_LOCK_TIMEOUT: &str = "--lock-wait-timeout=60000";
+
+/// The object next to the dump.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Statistics<'a> {
+    migration: &'a str,
+    #[serde(rename = "migrationUID")]
+    migration_uid: &'a str,
+    database: &'a str,
+    dump: &'a str,
+    dump_sha256: &'a str,
+    dump_bytes: u64,
+    baseline: &'a BaselineEvidence,
+}
+
+/// Takes the backup. Notes `baseline` and `backup`.
+///
+/// # Errors
+/// Those of settings and connection; `DatabaseInUse`, `LockTimeout` of the guards; `DumpFailed`; those of the store.
+pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
+    let target = work.settings.target()?;
+    let store = Store::open(&work.spec.plan.backup.store, &work.settings.store_keys()?, PATIENCE)?;
+    let version = work.tools.version().await?;
+    let subject = work.subject();
+    let mut client = target.connect("backup").await?;
+    control::install(&mut client, &subject).await?;
+
+    let transaction = client
+        .build_transaction()
+        .isolation_level(IsolationLevel::RepeatableRead)
+        .read_only(false)
+        .start()
+        .await
+        .map_err(|e| classify(&e))?;
+    // The snapshot must live as long as the dump takes, whatever the role's or database's defaults say.
+    let limits = "SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0";
+    transaction.batch_execute(limits).await.map_err(|e| classify(&e))?;
+    let row = transaction
+        .query_one("SELECT pg_export_snapshot(), pg_database_size(current_database())", &[])
+        .await
+        .map_err(|e| classify(&e))?;
+    let (snapshot, size): (String, i64) = (row.get(0), row.get(1));
+    let mut baseline = statistics(&transaction, &work.spec.plan.credits).await?;
+    let complete = baseline.clone();
+    baseline.transactions.truncate(MAX_KINDS);
+    work.progress.note("baseline", &baseline);
+    control::take_baseline(&transaction, &subject).await?;
+
+    let object = store.object(&format!("{}.dump", name(work, &complete)));
+    let statistics_object = store.object(&format!("{}.statistics.json", name(work, &complete)));
+    let upload = store.upload(&object, u64::try_from(size).unwrap_or(0)).await?;
+    let dump = dump(work, &target, &snapshot, upload).await?;
+    let about = Statistics {
+        migration: &work.spec.migration,
+        migration_uid: &work.spec.migration_uid,
+        database: target.database(),
+        dump: &object,
+        dump_sha256: &dump.sha256,
+        dump_bytes: dump.bytes,
+        baseline: &complete,
+    };
+    let about = serde_json::to_vec_pretty(&about).map_err(|e| Failure::new(Reason::Internal, e.to_string()))?;
+    if let Err(failure) = store.put(&statistics_object, about).await {
+        dump.upload.abort().await;
+        return Err(failure);
+    }
+    if let Err(failure) = finish(dump.upload, transaction).await {
+        // What nobody refers to would only be paid for.
+        for left in [&statistics_object, &object] {
+            let _ = store.delete(left).await;
+        }
+        return Err(failure);
+    }
+    let message = format!("{object}, {} bytes, {} users", dump.bytes, baseline.users);
+    work.progress.note(
+        "backup",
+        &BackupEvidence {
+            object,
+            statistics_object,
+            bytes: dump.bytes,
+            sha256: dump.sha256,
+            pg_dump_version: version.text,
+            finished_at: telemetry::now(),
+        },
+    );
+    Ok(message)
+}
+
+async fn finish(upload: Upload, transaction: Transaction<'_>) -> Result<(), Failure> {
+    upload.complete().await?;
+    transaction.commit().await.map_err(|e| classify(&e))
+}
+
+/// A dump of which all parts are sent, and none is visible yet.
+struct Dump {
+    upload: Upload,
+    bytes: u64,
+    sha256: String,
+}
+
+/// Streams `pg_dump` into the upload. On any failure the upload is aborted.
+async fn dump(work: &Work<'_>, target: &Target, snapshot: &str, mut upload: Upload) -> Result<Dump, Failure> {
+    let streamed = tokio::select! {
+        streamed = stream(work, target, snapshot, &mut upload) => streamed,
+        () = work.stop.cancelled() => Err(Work::stopped()),
+    };
+    match streamed {
+        Ok((bytes, sha256)) => Ok(Dump { upload, bytes, sha256 }),
+        Err(failure) => {
+            upload.abort().await;
+            Err(failure)
+        }
+    }
+}
+
+async fn stream(
+    work: &Work<'_>,
+    target: &Target,
+    snapshot: &str,
+    upload: &mut Upload,
+) -> Result<(u64, String), Failure> {
+    let arguments = [
+        "--format=custom".to_owned(),
+        "--no-password".to_owned(),
+        format!("--snapshot={snapshot}"),
+        // The gate's row would close the gate of whatever the dump is restored into.
+        format!("--exclude-table-data={}.*", control::SCHEMA),
+        DUMP_LOCK_TIMEOUT.to_owned(),
+    ];
+    let env = target.libpq_env(work.settings.database_ca_file().as_deref());
+    let mut running = work.tools.start("pg_dump", &arguments, &env)?;
+    drop(running.stdin.take());
+    let (mut hash, mut bytes) = (Sha256::new(), 0_u64);
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        let read = running.stdout.read(&mut buffer).await;
+        let read = read.map_err(|e| Failure::new(Reason::DumpFailed, format!("pg_dump: {e}")))?;
+        if read == 0 {
+            break;
+        }
+        let data = buffer.get(..read).unwrap_or_default();
+        hash.update(data);
+        bytes += u64::try_from(read).unwrap_or(0);
+        upload.write(data).await?;
+    }
+    // The end of the stream proves nothing: a pg_dump that died ends its stream, too.
+    running.end().await?;
+    Ok((bytes, digest_text(hash)))
+}
+
+/// `<database>_<YYYYMMDD_HHMMSS>_pre_migration_<uid8>_<attempt>`, the checklist's name with what makes it unique.
+fn name(work: &Work<'_>, baseline: &BaselineEvidence) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' };
+    let database: String = work.spec.plan.database.name.chars().map(plain).collect();
+    let uid: String = work.spec.migration_uid.chars().take(8).map(plain).collect();
+    let at = baseline.taken_at.to_zoned(TimeZone::UTC).strftime("%Y%m%d_%H%M%S").to_string();
+    format!("{database}_{at}_pre_migration_{uid}_{}", work.spec.attempt)
+}
+
+/// The checklist's statistics, as the transaction's snapshot shows them.
+async fn statistics(transaction: &Transaction<'_>, credits: &Credits) -> Result<BaselineEvidence, Failure> {
+    let balances = &credits.balances;
+    let (user, balance, purchased) =
+        (ident(&balances.user_column), ident(&balances.balance_column), ident(&balances.purchased_column));
+    let query = format!(
+        "SELECT count(DISTINCT {user}), coalesce(sum({balance}), 0)::text, coalesce(sum({purchased}), 0)::text,
+                round(coalesce(avg({balance}), 0), 4)::text, coalesce(max({balance}), 0)::text, now()
+         FROM {}",
+        quoted(&balances.table)
+    );
+    let row = transaction.query_one(&query, &[]).await.map_err(|e| classify(&e))?;
+    let transactions = &credits.transactions;
+    let query = format!(
+        "SELECT coalesce({kind}::text, 'NULL'), count(*), coalesce(sum(abs({amount})), 0)::text FROM {} GROUP BY 1 ORDER BY 1",
+        quoted(&transactions.table),
+        kind = ident(&transactions.type_column),
+        amount = ident(&transactions.amount_column),
+    );
+    let kinds = transaction.query(&query, &[]).await.map_err(|e| classify(&e))?;
+    let count = |n: i64| u64::try_from(n).unwrap_or(0);
+    Ok(BaselineEvidence {
+        users: count(row.get(0)),
+        total_balance: row.get(1),
+        total_purchased: row.get(2),
+        average_balance: row.get(3),
+        max_balance: row.get(4),
+        transactions: kinds
+            .iter()
+            .map(|row| TransactionStatistics { kind: row.get(0), count: count(row.get(1)), total_amount: row.get(2) })
+            .collect(),
+        taken_at: row.get(5),
+    })
+}

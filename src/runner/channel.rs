@@ -1,0 +1,70 @@
+//! The window's way to the controller: its own `MigrationRun` at the API server.
+
+use std::time::Duration;
+
+use serde_json::{Map, json};
+
+use super::{
+    Failure,
+    probe::Prober,
+    report::Reporter,
+    window::{Channel, ChannelError},
+};
+use crate::{
+    api::{Time, VersionProbe, WindowCommand, WindowOrder, WindowProgress},
+    telemetry,
+};
+
+/// Longest wait for the API server. An order that comes later is asked for again.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Orders from `spec.window`, reports to `status.window`, versions from the application's probe.
+pub struct ApiChannel {
+    reporter: Reporter,
+    prober: Prober,
+    probe: Option<VersionProbe>,
+}
+
+impl ApiChannel {
+    /// A channel over a run's reporter.
+    pub fn new(reporter: Reporter, prober: Prober, probe: Option<VersionProbe>) -> Self {
+        Self { reporter, prober, probe }
+    }
+}
+
+/// Runs one call with a time-out: a server that accepts and keeps silent must not hold the next order back.
+async fn within<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T, ChannelError> {
+    match tokio::time::timeout(TIMEOUT, call).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(kube::Error::Api(status))) if status.code == 404 => Err(ChannelError::Gone),
+        Ok(Err(error)) => Err(ChannelError::Unreachable(error.to_string())),
+        Err(_) => Err(ChannelError::Unreachable(format!("no answer within {} s", TIMEOUT.as_secs()))),
+    }
+}
+
+impl Channel for ApiChannel {
+    async fn order(&self) -> Result<WindowOrder, ChannelError> {
+        let run = within(self.reporter.look()).await?.ok_or(ChannelError::Gone)?;
+        if run.metadata.deletion_timestamp.is_some() {
+            return Err(ChannelError::Gone);
+        }
+        Ok(run.spec.window.unwrap_or(WindowOrder { command: WindowCommand::Standby, deadline: None }))
+    }
+
+    async fn report(&self, progress: &WindowProgress, note: Option<&Failure>) -> Result<(), ChannelError> {
+        let mut fields = Map::new();
+        fields.insert("window".into(), json!(progress));
+        fields.insert("reason".into(), json!(note.map(|failure| failure.reason)));
+        fields.insert("message".into(), json!(note.map(|failure| &failure.message)));
+        within(self.reporter.patch_once(&fields)).await
+    }
+
+    async fn probe_version(&self) -> Option<String> {
+        // What goes wrong here is no news while pods are being replaced.
+        self.prober.version(self.probe.as_ref()?).await.ok().map(|answer| answer.version)
+    }
+
+    fn now(&self) -> Time {
+        telemetry::now()
+    }
+}

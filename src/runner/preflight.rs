@@ -1,0 +1,147 @@
+//! Task `Preflight`: looks at everything that later tasks need, changes nothing that stays.
+//!
+//! Each finding says what was seen and, if it is wrong, the command that mends it. All are looked at, so that a team mends
+//! everything in one go; what needs the database is left out if it cannot be reached. The first wrong finding gives the
+//! task's reason.
+
+use std::time::Duration;
+
+use futures::TryStreamExt;
+
+use super::{
+    Failure, postgres::Target, preflight_database as database, probe::Prober, sqltext, store::Store, work::Work,
+};
+use crate::api::{Finding, Reason};
+
+/// How long a request to the store is tried: a person is waiting for the answer.
+const STORE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Findings in the order in which they were made.
+#[derive(Debug, Default)]
+pub struct Findings(Vec<Finding>);
+
+impl Findings {
+    /// Adds what was found; returns whether it is as it should be.
+    pub fn add(&mut self, name: impl Into<String>, result: Result<String, Failure>) -> bool {
+        let (reason, message) = match result {
+            Ok(message) => (None, message),
+            Err(failure) => (Some(failure.reason), failure.message),
+        };
+        self.0.push(Finding { name: name.into(), reason, message });
+        reason.is_none()
+    }
+
+    /// All of them.
+    pub fn list(&self) -> &[Finding] {
+        &self.0
+    }
+
+    /// The task's result.
+    fn result(&self) -> Result<String, Failure> {
+        let wrong: Vec<&Finding> = self.0.iter().filter(|finding| finding.reason.is_some()).collect();
+        let Some((first, rest)) = wrong.split_first() else {
+            return Ok(format!("{0} of {0} findings are good", self.0.len()));
+        };
+        let more: Vec<&str> = rest.iter().map(|finding| finding.name.as_str()).collect();
+        let more = if more.is_empty() { String::new() } else { format!("; also: {}", more.join(", ")) };
+        let message =
+            format!("{}: {} ({} of {} findings are wrong{more})", first.name, first.message, wrong.len(), self.0.len());
+        Err(Failure::new(first.reason.unwrap_or(Reason::Internal), message))
+    }
+}
+
+/// Looks at everything. Notes `findings`.
+///
+/// # Errors
+/// The first finding that is wrong.
+pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
+    let mut findings = Findings::default();
+    let target = work.settings.target();
+    let client = match &target {
+        Ok(target) => target.connect("preflight").await,
+        Err(failure) => Err(failure.clone()),
+    };
+    let words = |target: &Target| format!("{} as {}", target.host_port(), target.user());
+    let connected = match (&target, &client) {
+        (Ok(target), Ok(_)) => Ok(words(target)),
+        (_, Err(failure)) | (Err(failure), _) => Err(failure.clone()),
+    };
+    findings.add("database connection", connected);
+    let client = client.ok();
+    sql(work, client.as_ref(), &mut findings).await;
+    if let (Some(client), Ok(target)) = (&client, &target) {
+        database::look(work, target, client, &mut findings).await;
+    }
+    store(work, &mut findings).await;
+    if let Some(probe) = &work.spec.plan.application.version_probe {
+        let answer = match Prober::new() {
+            Ok(prober) => prober.ready_to_switch(probe, &work.spec.plan.application.flag).await,
+            Err(failure) => Err(failure),
+        };
+        findings.add("version probe", answer.map(|version| format!("the application runs {version}")));
+    }
+    work.progress.note("findings", &findings.list());
+    findings.result()
+}
+
+/// Both SQL texts are what the controller saw, can be parsed, and hold nothing that cannot run.
+async fn sql(work: &Work<'_>, client: Option<&tokio_postgres::Client>, findings: &mut Findings) {
+    let texts = match work.settings.sql() {
+        Ok(texts) => texts,
+        Err(failure) => {
+            findings.add("SQL", Err(failure));
+            return;
+        }
+    };
+    for (name, text) in [("up SQL", &texts.up), ("down SQL", &texts.down)] {
+        // The server's grammar is the one that counts; ours is asked about what the server would accept and we may not.
+        let server = match client {
+            Some(client) => database::parse(client, name, text).await,
+            None => Ok(false),
+        };
+        let read = match (server, sqltext::read(text)) {
+            (Ok(_), Ok(statements)) => Ok(format!("{} statements", statements.len())),
+            (server, Err(problems)) => match (problems.iter().find(|problem| !problem.doubtful), server) {
+                (Some(problem), _) => Err(problem.failure(name)),
+                (None, Err(failure)) => Err(failure),
+                (None, Ok(true)) => Ok("accepted by the server's parser; runs as one statement".to_owned()),
+                (None, Ok(false)) => Err(problems.first().map_or_else(
+                    || Failure::new(Reason::SqlSyntaxError, format!("{name} cannot be parsed")),
+                    |problem| problem.failure(name),
+                )),
+            },
+            (Err(failure), Ok(_)) => Err(failure),
+        };
+        findings.add(name, read);
+    }
+}
+
+/// The bucket can be written, read and cleaned.
+async fn store(work: &Work<'_>, findings: &mut Findings) {
+    let keys = match work.settings.store_keys() {
+        Ok(keys) => keys,
+        Err(failure) => {
+            findings.add("bucket", Err(failure));
+            return;
+        }
+    };
+    let tried = async {
+        let store = Store::open(&work.spec.plan.backup.store, &keys, STORE_PATIENCE)?;
+        let object = store.object(&format!("preflight_{}_{}", work.spec.migration_uid, work.spec.attempt));
+        let data = work.spec.migration_uid.clone().into_bytes();
+        store.put(&object, data.clone()).await?;
+        let back = async { store.get(&object).await?.map_ok(|chunk| chunk.to_vec()).try_concat().await };
+        let back = back.await;
+        store.delete(&object).await?;
+        if back? != data {
+            return Err(Failure::new(
+                Reason::StoreUnreachable,
+                format!(
+                    "{object} reads back as something else than was written; next: check spec.backup.store.endpoint"
+                ),
+            ));
+        }
+        Ok(format!("{} can be written, read and deleted", store.object("")))
+    };
+    findings.add("bucket", tried.await);
+}

@@ -1,0 +1,285 @@
+//! Preflight's look at the database: versions, roles, privileges, tables, columns, claims.
+
+use tokio_postgres::{Client, Row, error::ErrorPosition, types::ToSql};
+
+use super::{
+    Failure,
+    control::{ident, literal, quoted},
+    postgres::{Target, classify},
+    preflight::Findings,
+    scratch,
+    work::Work,
+};
+use crate::api::Reason;
+
+/// Looks at the database that `client` is connected to.
+pub async fn look(work: &Work<'_>, target: &Target, client: &Client, findings: &mut Findings) {
+    let name = &work.spec.plan.rehearsal.database;
+    findings.add("server version", version(work, client).await);
+    findings.add("primary server", primary(client).await);
+    for (what, result) in role(target, client).await {
+        findings.add(what, result);
+    }
+    for application in &work.spec.plan.database.application_roles {
+        findings.add(format!("application role {application}"), application_role(target, client, application).await);
+    }
+    for table in work.subject().protected {
+        findings.add(format!("table {table}"), owned_table(target, client, &table).await);
+    }
+    for (what, result) in columns(work, client).await {
+        findings.add(what, result);
+    }
+    findings.add("other migrations", claim(work, client).await);
+    let scratch = if name == target.database() {
+        Err(Failure::new(
+            Reason::ScratchDatabaseExists,
+            format!("spec.rehearsal.database is {name}, the database itself; next: choose a name that is free"),
+        ))
+    } else {
+        scratch::leftover(client, name, &work.spec.migration_uid).await.map(|left| match left {
+            false => format!("{name} is free"),
+            true => format!("{name} is left of an earlier rehearsal and will be dropped"),
+        })
+    };
+    findings.add("scratch database", scratch);
+}
+
+/// Asks the server's own parser. Nothing is run: the text is the body of a temporary function that is rolled back, and
+/// an argument of a polymorphic type makes the server parse it without looking tables up. `false`: the server could not
+/// be asked.
+///
+/// # Errors
+/// `SqlSyntaxError` with the line.
+pub async fn parse(client: &Client, name: &str, sql: &str) -> Result<bool, Failure> {
+    let statement = format!(
+        "CREATE FUNCTION pg_temp.credit_migration_parse(anyelement) RETURNS void LANGUAGE sql AS {}",
+        literal(sql)
+    );
+    let begin = "BEGIN; SET LOCAL check_function_bodies = on";
+    if client.batch_execute(begin).await.is_err() {
+        return Ok(false);
+    }
+    let parsed = client.batch_execute(&statement).await;
+    let _ = client.batch_execute("ROLLBACK").await;
+    let Err(error) = parsed else { return Ok(true) };
+    let Some(db) = error.as_db_error().filter(|db| db.code().code() == "42601") else { return Ok(false) };
+    // Mostly the server says where in the statement it is: the text begins on the statement's first line, and keeps
+    // its line breaks as a literal.
+    let line = db.position().map(|position| {
+        let (text, position) = match position {
+            ErrorPosition::Original(position) => (statement.as_str(), position),
+            ErrorPosition::Internal { position, .. } => (sql, position),
+        };
+        let before = usize::try_from(*position).unwrap_or(1).saturating_sub(1);
+        text.chars().take(before).filter(|c| *c == '\n').count() + 1
+    });
+    let at = line.map(|line| format!(", line {line}")).unwrap_or_default();
+    Err(Failure::new(Reason::SqlSyntaxError, format!("{name}{at}: {}", db.message())))
+}
+
+async fn one(client: &Client, query: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Row, Failure> {
+    client.query_one(query, parameters).await.map_err(|e| classify(&e))
+}
+
+/// `pg_dump` refuses a server that is newer than itself.
+async fn version(work: &Work<'_>, client: &Client) -> Result<String, Failure> {
+    let tool = work.tools.version().await?;
+    let server = scratch::server_version(client).await? / 10_000;
+    if server > tool.major {
+        return Err(Failure::new(
+            Reason::ServerTooNew,
+            format!(
+                "the server is PostgreSQL {server}, pg_dump of this image is {}; next: use an image of the operator with pg_dump {server}",
+                tool.text
+            ),
+        ));
+    }
+    if server < 13 {
+        return Err(Failure::new(
+            Reason::ServerTooNew,
+            format!("the server is PostgreSQL {server}, at least 13 is needed; next: upgrade the server"),
+        ));
+    }
+    Ok(format!("PostgreSQL {server}, pg_dump {}", tool.text))
+}
+
+async fn primary(client: &Client) -> Result<String, Failure> {
+    let row = one(client, "SELECT pg_is_in_recovery()", &[]).await?;
+    if row.get(0) {
+        return Err(Failure::new(
+            Reason::ConnectionInvalid,
+            "the connection leads to a standby, which cannot be migrated; next: put the primary's address into the URL",
+        ));
+    }
+    Ok("the server is a primary".to_owned())
+}
+
+/// What the migration role itself must be.
+async fn role(target: &Target, client: &Client) -> Vec<(&'static str, Result<String, Failure>)> {
+    let query = "SELECT pg_has_role(d.datdba, 'USAGE'), pg_get_userbyid(d.datdba)::text, has_database_privilege(d.oid, 'CREATE'),
+                        r.rolcreatedb OR r.rolsuper, pg_has_role('pg_signal_backend', 'USAGE')
+                 FROM pg_database AS d, pg_roles AS r WHERE d.datname = current_database() AND r.rolname = current_user";
+    let row = match one(client, query, &[]).await {
+        Ok(row) => row,
+        Err(failure) => return vec![("privileges", Err(failure))],
+    };
+    let (me, database) = (ident(target.user()), ident(target.database()));
+    let owner = ident(row.get(1));
+    let check = |index: usize, good: &str, wrong: &str, mend: String| match row.get(index) {
+        true => Ok(good.to_owned()),
+        false => Err(Failure::new(Reason::PrivilegeMissing, format!("role {} {wrong}; next: {mend};", target.user()))),
+    };
+    vec![
+        ("owner of the database", check(0, "is owner", "does not own the database", format!("GRANT {owner} TO {me}"))),
+        (
+            "CREATE on the database",
+            check(2, "granted", "may not create schemas", format!("GRANT CREATE ON DATABASE {database} TO {me}")),
+        ),
+        ("CREATEDB", check(3, "granted", "may not create the scratch database", format!("ALTER ROLE {me} CREATEDB"))),
+        (
+            "pg_signal_backend",
+            check(4, "granted", "may not end sessions of the application", format!("GRANT pg_signal_backend TO {me}")),
+        ),
+    ]
+}
+
+/// The role exists, its sessions can be ended, and the migration role can act as it to prove that writes are blocked.
+async fn application_role(target: &Target, client: &Client, application: &str) -> Result<String, Failure> {
+    let major = scratch::server_version(client).await? / 10_000;
+    // Since 16 membership alone does not allow SET ROLE.
+    let right = if major >= 16 { "SET" } else { "MEMBER" };
+    let query = "SELECT pg_has_role(oid, $2), rolsuper FROM pg_roles WHERE rolname::text = $1";
+    let found = client.query_opt(query, &[&application, &right]).await.map_err(|e| classify(&e))?;
+    let (me, them) = (ident(target.user()), ident(application));
+    let Some(found) = found else {
+        return Err(Failure::new(
+            Reason::RoleMissing,
+            format!(
+                "role {application} does not exist; next: CREATE ROLE {them} LOGIN; or correct spec.database.applicationRoles"
+            ),
+        ));
+    };
+    if found.get(1) {
+        return Err(Failure::new(
+            Reason::PrivilegeMissing,
+            format!(
+                "role {application} is a superuser, whose sessions only a superuser can end; next: ALTER ROLE {them} NOSUPERUSER;"
+            ),
+        ));
+    }
+    if !found.get::<_, bool>(0) {
+        return Err(Failure::new(
+            Reason::PrivilegeMissing,
+            format!("role {} is no member of {application}; next: GRANT {them} TO {me};", target.user()),
+        ));
+    }
+    Ok(format!("{} is a member", target.user()))
+}
+
+/// The table exists, is an ordinary or partitioned one, and belongs to the migration role.
+async fn owned_table(target: &Target, client: &Client, name: &str) -> Result<String, Failure> {
+    let query = "SELECT c.relkind IN ('r', 'p'), pg_has_role(c.relowner, 'USAGE'), pg_get_userbyid(c.relowner)::text
+                 FROM pg_class AS c WHERE c.oid = to_regclass($1)";
+    let found = client.query_opt(query, &[&quoted(name)]).await.map_err(|e| classify(&e))?;
+    let missing = |what: &str| {
+        Failure::new(Reason::TableMissing, format!("table {name} {what}; next: correct spec.credits or spec.migration"))
+    };
+    let Some(found) = found else { return Err(missing("does not exist")) };
+    if !found.get::<_, bool>(0) {
+        return Err(missing("is not a table"));
+    }
+    if !found.get::<_, bool>(1) {
+        let owner = ident(found.get(2));
+        return Err(Failure::new(
+            Reason::PrivilegeMissing,
+            format!(
+                "role {} does not own table {name}; next: GRANT {owner} TO {};",
+                target.user(),
+                ident(target.user())
+            ),
+        ));
+    }
+    Ok("exists and is owned".to_owned())
+}
+
+/// Columns of both credit tables.
+async fn columns(work: &Work<'_>, client: &Client) -> Vec<(String, Result<String, Failure>)> {
+    let (balances, transactions) = (&work.spec.plan.credits.balances, &work.spec.plan.credits.transactions);
+    let wanted = [
+        (&balances.table, &balances.user_column, Kind::Unique),
+        (&balances.table, &balances.balance_column, Kind::Number),
+        (&balances.table, &balances.purchased_column, Kind::Number),
+        (&transactions.table, &transactions.user_column, Kind::Any),
+        (&transactions.table, &transactions.type_column, Kind::Any),
+        (&transactions.table, &transactions.amount_column, Kind::Number),
+        (&transactions.table, &transactions.created_at_column, Kind::Any),
+    ];
+    let mut found = Vec::new();
+    for (table, column, kind) in wanted {
+        // A missing table is a finding of its own.
+        let there = one(client, "SELECT to_regclass($1) IS NOT NULL", &[&quoted(table)]).await;
+        if matches!(&there, Ok(row) if !row.get::<_, bool>(0)) {
+            continue;
+        }
+        found.push((format!("column {table}.{column}"), check_column(client, table, column, kind).await));
+    }
+    found
+}
+
+/// What a column must be.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Any,
+    Number,
+    Unique,
+}
+
+async fn check_column(client: &Client, table: &str, column: &str, kind: Kind) -> Result<String, Failure> {
+    // A domain counts as the type beneath it.
+    let query = "SELECT format_type(a.atttypid, a.atttypmod),
+                        coalesce(nullif(t.typbasetype, 0), t.oid) IN ('int2'::regtype, 'int4'::regtype, 'int8'::regtype, 'numeric'::regtype),
+                        EXISTS (SELECT FROM pg_index AS i WHERE i.indrelid = a.attrelid AND i.indisunique AND i.indisvalid
+                                AND i.indpred IS NULL AND i.indnkeyatts = 1 AND i.indkey[0] = a.attnum)
+                 FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid
+                 WHERE a.attrelid = to_regclass($1) AND a.attname::text = $2 AND a.attnum > 0 AND NOT a.attisdropped";
+    let found = client.query_opt(query, &[&quoted(table), &column]).await.map_err(|e| classify(&e))?;
+    let wrong = |what: String| Failure::new(Reason::ColumnMissing, format!("column {column} of {table} {what}"));
+    let Some(found) = found else {
+        return Err(wrong("does not exist; next: correct the column's name in spec.credits".to_owned()));
+    };
+    let (kind_of, number, unique): (String, bool, bool) = (found.get(0), found.get(1), found.get(2));
+    if kind == Kind::Number && !number {
+        return Err(wrong(format!(
+            "is {kind_of}, and money must be exact: smallint, integer, bigint or numeric; next: correct the column's name in spec.credits, or change its type before the migration"
+        )));
+    }
+    if kind == Kind::Unique && !unique {
+        return Err(wrong(format!(
+            "is not unique, and each user must have one balance; next: CREATE UNIQUE INDEX CONCURRENTLY ON {} ({});",
+            quoted(table),
+            ident(column)
+        )));
+    }
+    Ok(kind_of)
+}
+
+/// No other migration holds the database.
+async fn claim(work: &Work<'_>, client: &Client) -> Result<String, Failure> {
+    if !one(client, "SELECT to_regclass('credit_migration.claim') IS NOT NULL", &[]).await?.get::<_, bool>(0) {
+        return Ok("none".to_owned());
+    }
+    let query = "SELECT migration_name, migration_uid FROM credit_migration.claim WHERE migration_uid <> $1";
+    let found = client.query_opt(query, &[&work.spec.migration_uid]).await.map_err(|e| classify(&e))?;
+    match found {
+        None => Ok("none".to_owned()),
+        Some(row) => {
+            let (name, uid): (&str, &str) = (row.get(0), row.get(1));
+            Err(Failure::new(
+                Reason::DatabaseInUse,
+                format!(
+                    "migration {name} (uid {uid}) holds the database; next: let it end, or abort it with a MigrationDecision"
+                ),
+            ))
+        }
+    }
+}

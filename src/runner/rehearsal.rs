@@ -1,0 +1,269 @@
+//! Task `Rehearse`: what will happen, on a copy that comes from the bucket.
+//!
+//! ```text
+//!  scratch database ─ pg_restore < object ─ counts as in the baseline ─ guards ─ fingerprint ─┐
+//!  drop it, always  ─ fingerprint equal?  ─ down SQL, verifyDown      ─ compare ─ up SQL  ────┘
+//! ```
+//!
+//! # Contract
+//! - Up and down run through the same code as in the window.
+//! - The copy is dropped whatever happens; one that a killed pod left is dropped by the next try.
+//! - Only one rehearsal of a database is under way at a time, even if its program is started twice.
+
+use std::time::Instant;
+
+use tokio_postgres::{Client, IsolationLevel};
+
+use super::{
+    Failure,
+    control::{self, Applied, LOCK_CLASS, Sql, Stop, Subject, quoted},
+    fingerprint::Fingerprint,
+    postgres::{Target, classify},
+    scratch,
+    settings::sha256,
+    sqltext,
+    store::{PATIENCE, Store},
+    verify,
+    work::Work,
+};
+use crate::api::{Reason, RehearsalEvidence};
+
+/// Advisory lock of the rehearsal, beside those of the control schema.
+const LOCK_REHEARSAL: i32 = 16;
+/// Differences that a message names; the log has all.
+const MAX_NAMED: usize = 10;
+/// Seconds that a rollout takes, for the expected window.
+const ROLLOUT_SECONDS: f64 = 10.0;
+
+/// Rehearses. Notes `rehearsal`.
+///
+/// # Errors
+/// `ScratchDatabaseExists`, `BackupAltered`, `DumpFailed`; whatever up and down fail with; `RollbackNotEqual`. What
+/// happened on the copy begins with `rehearsal: `.
+pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
+    let target = work.settings.target()?;
+    let store = Store::open(&work.spec.plan.backup.store, &work.settings.store_keys()?, PATIENCE)?;
+    let sql = both(work)?;
+    let name = &work.spec.plan.rehearsal.database;
+    if name == target.database() {
+        return Err(Failure::new(
+            Reason::ScratchDatabaseExists,
+            format!("spec.rehearsal.database is {name}, the database itself; next: choose a name that is free"),
+        ));
+    }
+    let admin = target.connect("rehearsal").await?;
+    let lock = format!(
+        "SET lock_timeout = 0; SET statement_timeout = 0; SELECT pg_advisory_lock({LOCK_CLASS}, {LOCK_REHEARSAL})"
+    );
+    tokio::select! {
+        locked = admin.batch_execute(&lock) => locked.map_err(|e| classify(&e))?,
+        () = work.stop.cancelled() => return Err(Work::stopped()),
+    }
+    scratch::create(&admin, &target, name, &work.spec.migration_uid).await?;
+    let copy = target.with_database(name);
+    let rehearsed = tokio::select! {
+        rehearsed = rehearse(work, &store, &admin, &copy, &sql) => rehearsed,
+        () = work.stop.cancelled() => Err(Work::stopped()),
+    };
+    drop_copy(&target, admin, name).await;
+    let evidence =
+        rehearsed.map_err(|failure| Failure::new(failure.reason, format!("rehearsal: {}", failure.message)))?;
+    let message = format!(
+        "{} users restored in {:.1} s, migrated in {:.2} s, rolled back in {:.2} s, {} tables equal; expected window {:.0} s",
+        evidence.users,
+        evidence.restore_seconds,
+        evidence.migrate_seconds,
+        evidence.rollback_seconds,
+        evidence.tables_equal,
+        evidence.expected_window_seconds
+    );
+    work.progress.note("rehearsal", &evidence);
+    Ok(message)
+}
+
+/// Up and down SQL, ready to run.
+pub struct Both {
+    /// The change.
+    pub up: Sql,
+    /// The way back.
+    pub down: Sql,
+}
+
+/// Reads both SQL texts and splits them.
+///
+/// # Errors
+/// `SqlChanged` and those of [`sqltext::for_run`].
+pub fn both(work: &Work<'_>) -> Result<Both, Failure> {
+    let texts = work.settings.sql()?;
+    let sql = |name: &str, text: &str| -> Result<Sql, Failure> {
+        Ok(Sql { statements: sqltext::for_run(name, text)?, sha256: sha256(text.as_bytes()) })
+    };
+    Ok(Both { up: sql("up SQL", &texts.up)?, down: sql("down SQL", &texts.down)? })
+}
+
+/// Everything that happens on the copy.
+async fn rehearse(
+    work: &Work<'_>,
+    store: &Store,
+    admin: &Client,
+    copy: &Target,
+    sql: &Both,
+) -> Result<RehearsalEvidence, Failure> {
+    let subject = work.subject();
+    let begun = Instant::now();
+    restore(work, store, copy).await?;
+    let restore_seconds = begun.elapsed().as_secs_f64();
+
+    let mut client = copy.connect("rehearsal-copy").await?;
+    let users = same_as_baseline(admin, &client, &subject).await?;
+    // A restored copy has no statistics; without them its times would say nothing about the real ones.
+    client
+        .batch_execute("SET statement_timeout = 0; ANALYZE; RESET statement_timeout")
+        .await
+        .map_err(|e| classify(&e))?;
+    control::install(&mut client, &subject).await?;
+    baseline(&mut client, &subject).await?;
+    let before = Fingerprint::take(&mut client).await?;
+
+    let migrate_seconds = seconds(control::run_up(&mut client, &subject, &sql.up, &Stop::default()).await?)?;
+    let begun = Instant::now();
+    let comparison = control::compare(&client, &subject).await?;
+    let compare_seconds = begun.elapsed().as_secs_f64();
+    if comparison.unexplained > 0 {
+        return Err(Failure::new(
+            Reason::BalancesUnexplained,
+            format!(
+                "the up SQL changed the balances of {} of {} users, limit 0; next: correct the up SQL",
+                comparison.unexplained, comparison.users
+            ),
+        ));
+    }
+    let rollback_seconds = seconds(control::run_down(&mut client, &subject, &sql.down).await?)?;
+
+    let differences = before.differences(&Fingerprint::take(&mut client).await?);
+    if !differences.is_empty() {
+        for difference in &differences {
+            tracing::error!("after the way back: {difference}");
+        }
+        let more = differences.len().saturating_sub(MAX_NAMED);
+        let more = if more > 0 { format!(" and {more} more, see the log") } else { String::new() };
+        let named: Vec<&str> = differences.iter().take(MAX_NAMED).map(String::as_str).collect();
+        return Err(Failure::new(
+            Reason::RollbackNotEqual,
+            format!(
+                "after the down SQL {} differences: {}{more}; next: correct the down SQL",
+                differences.len(),
+                named.join("; ")
+            ),
+        ));
+    }
+    Ok(RehearsalEvidence {
+        users,
+        restore_seconds,
+        migrate_seconds,
+        rollback_seconds,
+        tables_equal: u32::try_from(before.tables.len()).unwrap_or(u32::MAX),
+        expected_window_seconds: expected_window(migrate_seconds, compare_seconds),
+    })
+}
+
+/// Expected length of the window in seconds.
+fn expected_window(migrate_seconds: f64, compare_seconds: f64) -> f64 {
+    2.0 * (migrate_seconds + compare_seconds) + ROLLOUT_SECONDS
+}
+
+/// Restores the object as it is in the bucket, with owners and grants: the roles are the same server's.
+async fn restore(work: &Work<'_>, store: &Store, copy: &Target) -> Result<(), Failure> {
+    let (object, expected) = verify::inputs(work)?;
+    let name = copy.database().replace('\\', "\\\\").replace('\'', "\\'");
+    let arguments = [
+        format!("--dbname=dbname='{name}'"),
+        "--exit-on-error".to_owned(),
+        "--no-password".to_owned(),
+        // A copy must neither feed replicas nor be fed.
+        "--no-publications".to_owned(),
+        "--no-subscriptions".to_owned(),
+        "--no-tablespaces".to_owned(),
+    ];
+    let env = copy.libpq_env(work.settings.database_ca_file().as_deref());
+    let running = work.tools.start("pg_restore", &arguments, &env)?;
+    let fed = verify::feed(store, object, running).await?;
+    // A cut object makes pg_restore fail, too; that somebody altered it is the better explanation.
+    verify::check_digest(object, &fed, expected)?;
+    fed.ended
+}
+
+/// The copy has as many users with the same sum of balances as the baseline, which was taken in the dump's snapshot.
+async fn same_as_baseline(admin: &Client, copy: &Client, subject: &Subject) -> Result<u64, Failure> {
+    let query =
+        "SELECT count(*), coalesce(sum(balance), 0)::text FROM credit_migration.baseline WHERE migration_uid = $1";
+    let recorded = admin.query_one(query, &[&subject.uid]).await.map_err(|e| classify(&e))?;
+    let query = format!(
+        "SELECT count(*), coalesce(sum({}), 0)::numeric::text FROM {}",
+        control::ident(&subject.balances.balance_column),
+        quoted(&subject.balances.table)
+    );
+    let restored = copy.query_one(&query, &[]).await.map_err(|e| classify(&e))?;
+    let of = |row: &tokio_postgres::Row| (row.get::<_, i64>(0), row.get::<_, String>(1));
+    let (recorded, restored) = (of(&recorded), of(&restored));
+    if recorded != restored {
+        return Err(Failure::new(
+            Reason::BackupUnreadable,
+            format!(
+                "the restored copy has {} users with {} credits, the baseline {} with {}; next: take the backup again",
+                restored.0, restored.1, recorded.0, recorded.1
+            ),
+        ));
+    }
+    Ok(u64::try_from(restored.0).unwrap_or(0))
+}
+
+async fn baseline(client: &mut Client, subject: &Subject) -> Result<(), Failure> {
+    let transaction = client
+        .build_transaction()
+        .isolation_level(IsolationLevel::RepeatableRead)
+        .read_only(false)
+        .start()
+        .await
+        .map_err(|e| classify(&e))?;
+    control::take_baseline(&transaction, subject).await?;
+    transaction.commit().await.map_err(|e| classify(&e))
+}
+
+/// Seconds of SQL that must have run now: the copy is new.
+fn seconds(applied: Applied) -> Result<f64, Failure> {
+    match applied {
+        Applied::Now { seconds, .. } => Ok(seconds),
+        other => Err(Failure::new(Reason::Internal, format!("the SQL was not run on the copy: {other:?}"))),
+    }
+}
+
+/// Drops the copy, over a new connection if the old one is lost. What cannot be dropped now, the next try drops.
+async fn drop_copy(target: &Target, admin: Client, name: &str) {
+    let mut failed = match scratch::remove(&admin, name).await {
+        Ok(()) => return,
+        Err(failure) => failure,
+    };
+    drop(admin);
+    for _ in 0..3 {
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        match target.connect("rehearsal").await {
+            Ok(client) => match scratch::remove(&client, name).await {
+                Ok(()) => return,
+                Err(failure) => failed = failure,
+            },
+            Err(failure) => failed = failure,
+        }
+    }
+    tracing::error!(reason = %failed.reason, database = name, "the scratch database is left: {}", failed.message);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_expected_window_is_what_the_documentation_says() {
+        assert!((expected_window(3.0, 1.0) - 18.0).abs() < 1e-9);
+    }
+}

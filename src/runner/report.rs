@@ -1,0 +1,242 @@
+//! Reports to the run's own `MigrationRun`, the only object that a runner can see.
+//!
+//! # Contract
+//! - A report of the end is repeated until the API server has taken it: a finished task that nobody hears of would be
+//!   run again.
+//! - A report in the middle is sent when it can be, and is part of the report of the end anyway.
+//! - Only fields of the runner's own are written, by merge patch on the status subresource.
+//! - A run that is gone has nobody left to report to: its task stops.
+
+use std::time::Duration;
+
+use kube::{
+    Api, Client, Config,
+    api::{Patch, PatchParams},
+};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+use tokio::sync::watch;
+
+use super::Failure;
+use crate::{
+    api::{MigrationRun, Reason, RunPhase, Time},
+    telemetry,
+};
+
+/// Longest wait between two tries.
+const MAX_PAUSE: Duration = Duration::from_secs(10);
+/// Longest message; a status is read on a screen.
+const MAX_MESSAGE: usize = 2000;
+
+/// Why there is no use in reporting any more.
+#[derive(Debug, thiserror::Error)]
+pub enum Unreported {
+    /// The run was deleted.
+    #[error("the MigrationRun is gone")]
+    Gone,
+    /// The API server refuses the report, and would again.
+    #[error("the API server refuses the report: {0}")]
+    Refused(String),
+}
+
+/// What a task has to tell before its end: a status that grows. Cheap to clone, never waits.
+#[derive(Clone, Debug)]
+pub struct Progress(watch::Sender<Map<String, Value>>);
+
+impl Default for Progress {
+    fn default() -> Self {
+        Self(watch::Sender::new(Map::new()))
+    }
+}
+
+impl Progress {
+    /// Sets one field of the status; `field` is its name in JSON.
+    pub fn note(&self, field: &str, value: &impl Serialize) {
+        match serde_json::to_value(value) {
+            Ok(value) => self.0.send_modify(|status| {
+                status.insert(field.to_owned(), value);
+            }),
+            Err(error) => tracing::error!(field, %error, "a report cannot be written as JSON"),
+        }
+    }
+
+    /// All that was noted.
+    pub fn so_far(&self) -> Map<String, Value> {
+        self.0.borrow().clone()
+    }
+}
+
+/// The run of this process.
+#[derive(Clone)]
+pub struct Reporter {
+    api: Api<MigrationRun>,
+    name: String,
+    pod: String,
+}
+
+impl Reporter {
+    /// Connects to the API server as the pod's service account (or by kubeconfig outside of a pod).
+    ///
+    /// # Errors
+    /// `Internal` if there is no configuration.
+    pub async fn new(namespace: &str, name: &str, pod: &str) -> Result<Self, Failure> {
+        let internal = |e: &dyn std::fmt::Display| Failure::new(Reason::Internal, format!("Kubernetes client: {e}"));
+        let mut config = Config::infer().await.map_err(|e| internal(&e))?;
+        // Without these a half-open connection would hang the window's orders for ever.
+        config.connect_timeout = Some(Duration::from_secs(5));
+        config.read_timeout = Some(Duration::from_secs(15));
+        config.write_timeout = Some(Duration::from_secs(15));
+        // The loops here retry by themselves; two layers would multiply.
+        config.default_retry = false;
+        let client = Client::try_from(config).map_err(|e| internal(&e))?;
+        Ok(Self { api: Api::namespaced(client, namespace), name: name.to_owned(), pod: pod.to_owned() })
+    }
+
+    /// Name of the pod.
+    pub fn pod(&self) -> &str {
+        &self.pod
+    }
+
+    /// The run as it is now, in one try. `None` if it is gone.
+    ///
+    /// # Errors
+    /// As the client.
+    pub async fn look(&self) -> kube::Result<Option<MigrationRun>> {
+        self.api.get_opt(&self.name).await
+    }
+
+    /// The run, tried until the API server answers. `None` if it is gone.
+    pub async fn get(&self) -> Option<MigrationRun> {
+        let mut pause = Duration::from_millis(200);
+        loop {
+            match self.look().await {
+                Ok(found) => return found,
+                Err(error) => tracing::warn!(%error, "the MigrationRun cannot be read, trying again"),
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(MAX_PAUSE);
+        }
+    }
+
+    /// One try to write `fields` into the status.
+    ///
+    /// # Errors
+    /// As the client.
+    pub async fn patch_once(&self, fields: &Map<String, Value>) -> kube::Result<()> {
+        let mut fields = fields.clone();
+        fields.insert("pod".into(), json!(self.pod));
+        let patch = Patch::Merge(json!({ "status": fields }));
+        self.api.patch_status(&self.name, &PatchParams::default(), &patch).await.map(|_| ())
+    }
+
+    /// Writes `fields` into the status, tried until the API server has taken them.
+    ///
+    /// # Errors
+    /// [`Unreported`]: trying again cannot help.
+    pub async fn patch(&self, fields: &Map<String, Value>) -> Result<(), Unreported> {
+        let mut pause = Duration::from_millis(200);
+        loop {
+            match self.patch_once(fields).await {
+                Ok(()) => return Ok(()),
+                Err(kube::Error::Api(status)) if status.code == 404 => return Err(Unreported::Gone),
+                // An invalid object stays invalid; 401 and 403 may pass when tokens or bindings are renewed.
+                Err(kube::Error::Api(status)) if [400, 413, 415, 422].contains(&status.code) => {
+                    return Err(Unreported::Refused(status.message.clone()));
+                }
+                Err(error) => tracing::warn!(%error, "the report did not get through, trying again"),
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(MAX_PAUSE);
+        }
+    }
+
+    /// Reports that the task has begun.
+    ///
+    /// # Errors
+    /// [`Unreported`].
+    pub async fn begun(&self, at: Time) -> Result<(), Unreported> {
+        self.patch(&object(json!({ "phase": RunPhase::Running, "startedAt": at, "reason": null, "message": null })))
+            .await
+    }
+
+    /// Reports the end, with all that was noted on the way.
+    ///
+    /// # Errors
+    /// [`Unreported`].
+    pub async fn ended(&self, result: &Result<String, Failure>, progress: &Progress) -> Result<(), Unreported> {
+        let mut fields = progress.so_far();
+        fields.extend(end_of(result, telemetry::now()));
+        self.patch(&fields).await
+    }
+
+    /// Sends what is noted while the task is under way, at most once per second, in a task of its own.
+    pub fn follow(&self, progress: &Progress) -> tokio::task::JoinHandle<()> {
+        let (reporter, mut noted) = (self.clone(), progress.0.subscribe());
+        tokio::spawn(async move {
+            while noted.changed().await.is_ok() {
+                let fields = noted.borrow_and_update().clone();
+                match reporter.patch_once(&fields).await {
+                    Ok(()) => {}
+                    Err(kube::Error::Api(status)) if status.code == 404 => return,
+                    Err(error) => {
+                        tracing::warn!(%error, "progress did not get through, trying again");
+                        noted.mark_changed();
+                    }
+                }
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        })
+    }
+}
+
+/// The fields that tell of the end.
+fn end_of(result: &Result<String, Failure>, at: Time) -> Map<String, Value> {
+    object(match result {
+        Ok(message) => {
+            json!({ "phase": RunPhase::Succeeded, "finishedAt": at, "reason": null, "message": short(message) })
+        }
+        Err(failure) => json!({
+            "phase": RunPhase::Failed, "finishedAt": at, "reason": failure.reason, "message": short(&failure.message),
+        }),
+    })
+}
+
+fn object(value: Value) -> Map<String, Value> {
+    match value {
+        Value::Object(fields) => fields,
+        _ => Map::new(),
+    }
+}
+
+/// At most [`MAX_MESSAGE`] characters.
+fn short(message: &str) -> String {
+    match message.char_indices().nth(MAX_MESSAGE) {
+        None => message.to_owned(),
+        Some((end, _)) => format!("{}…", message.get(..end).unwrap_or_default()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_says_why() {
+        let failure = Failure::new(Reason::BucketMissing, "x".repeat(3000));
+        let fields = end_of(&Err(failure), Time::UNIX_EPOCH);
+        assert_eq!((&fields["phase"], &fields["reason"]), (&json!("Failed"), &json!("BucketMissing")));
+        assert_eq!(fields["message"].as_str().unwrap().chars().count(), MAX_MESSAGE + 1);
+        let fields = end_of(&Ok("done".into()), Time::UNIX_EPOCH);
+        assert_eq!(fields["phase"], json!("Succeeded"));
+        assert!(fields["reason"].is_null());
+    }
+
+    #[test]
+    fn progress_keeps_all_fields() {
+        let progress = Progress::default();
+        progress.note("baseline", &1);
+        progress.note("backup", &2);
+        progress.note("backup", &3);
+        assert_eq!(Value::from(progress.so_far()), json!({"baseline": 1, "backup": 3}));
+    }
+}

@@ -1,0 +1,152 @@
+//! The scratch database of the rehearsal: made like the original, marked as the operator's, dropped in any case.
+
+use tokio_postgres::Client;
+
+use super::{
+    Failure,
+    control::{ident, literal},
+    postgres::{Target, classify},
+};
+use crate::api::Reason;
+
+/// Settings whose stored value is a list that is quoted already.
+const LISTS: &[&str] = &[
+    "search_path",
+    "temp_tablespaces",
+    "session_preload_libraries",
+    "shared_preload_libraries",
+    "local_preload_libraries",
+    "unix_socket_directories",
+];
+
+/// What `COMMENT ON DATABASE` says of a scratch database of this migration.
+fn mark(uid: &str) -> String {
+    format!("credit-migration: scratch database of migration {uid}, dropped after its rehearsal")
+}
+
+/// Whether a database of that name exists and is a leftover of this migration.
+///
+/// # Errors
+/// `ScratchDatabaseExists` if it exists and is somebody else's.
+pub async fn leftover(client: &Client, name: &str, uid: &str) -> Result<bool, Failure> {
+    let row = client
+        .query_opt("SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname::text = $1", &[&name])
+        .await
+        .map_err(|e| classify(&e))?;
+    match row.map(|row| row.get::<_, Option<String>>(0)) {
+        None => Ok(false),
+        Some(Some(comment)) if comment == mark(uid) => Ok(true),
+        Some(_) => Err(Failure::new(
+            Reason::ScratchDatabaseExists,
+            format!(
+                "database {name} exists and is not of this migration; next: DROP DATABASE {}, or set spec.rehearsal.database to a name that is free",
+                ident(name)
+            ),
+        )),
+    }
+}
+
+/// Makes the database with encoding, locale and settings of the one that `client` is connected to. Nobody but its owner
+/// may connect: it will hold personal data.
+///
+/// # Errors
+/// `ScratchDatabaseExists`; `PrivilegeMissing` without `CREATEDB`; those of [`classify`].
+pub async fn create(client: &Client, target: &Target, name: &str, uid: &str) -> Result<(), Failure> {
+    if leftover(client, name, uid).await? {
+        remove(client, name).await?;
+    }
+    let major = server_version(client).await? / 10_000;
+    // The locale's columns were renamed in 17, and are there since 15.
+    let icu = match major {
+        17.. => "datlocprovider::text, datlocale",
+        15..17 => "datlocprovider::text, daticulocale",
+        _ => "'c', NULL::text",
+    };
+    let query = format!(
+        "SELECT pg_encoding_to_char(encoding)::text, datcollate::text, datctype::text, {icu} FROM pg_database WHERE datname = current_database()"
+    );
+    let row = client.query_one(&query, &[]).await.map_err(|e| classify(&e))?;
+    let text = |index: usize| literal(row.get::<_, &str>(index));
+    let mut statement = format!(
+        "CREATE DATABASE {} TEMPLATE template0 ENCODING {} LC_COLLATE {} LC_CTYPE {}",
+        ident(name),
+        text(0),
+        text(1),
+        text(2)
+    );
+    let locale = row.get::<_, Option<&str>>(4).map(literal);
+    match (row.get::<_, &str>(3), locale) {
+        ("i", Some(locale)) => statement.push_str(&format!(" LOCALE_PROVIDER icu ICU_LOCALE {locale}")),
+        ("b", Some(locale)) => statement.push_str(&format!(" LOCALE_PROVIDER builtin BUILTIN_LOCALE {locale}")),
+        _ => {}
+    }
+    let denied = |e: tokio_postgres::Error| match e.code().map(tokio_postgres::error::SqlState::code) {
+        Some("42501") => Failure::new(
+            Reason::PrivilegeMissing,
+            format!(
+                "role {user} may not create databases; next: ALTER ROLE {} CREATEDB;",
+                ident(target.user()),
+                user = target.user()
+            ),
+        ),
+        _ => classify(&e),
+    };
+    client.batch_execute(&statement).await.map_err(denied)?;
+    let protect = format!("COMMENT ON DATABASE {db} IS {}", literal(&mark(uid)), db = ident(name));
+    client.batch_execute(&protect).await.map_err(|e| classify(&e))?;
+    client
+        .batch_execute(&format!("REVOKE ALL ON DATABASE {} FROM PUBLIC", ident(name)))
+        .await
+        .map_err(|e| classify(&e))?;
+    copy_settings(client, name).await
+}
+
+/// `ALTER DATABASE ... SET` of the original, without which the SQL may see another `search_path`.
+async fn copy_settings(client: &Client, name: &str) -> Result<(), Failure> {
+    let rows = client
+        .query(
+            "SELECT unnest(s.setconfig) FROM pg_db_role_setting AS s JOIN pg_database AS d ON d.oid = s.setdatabase
+             WHERE d.datname = current_database() AND s.setrole = 0",
+            &[],
+        )
+        .await
+        .map_err(|e| classify(&e))?;
+    for row in rows {
+        let Some((setting, value)) = row.get::<_, &str>(0).split_once('=') else { continue };
+        // A window that is open, or was left so, must not make the copy read-only.
+        if setting == "default_transaction_read_only" {
+            continue;
+        }
+        let value = if LISTS.contains(&setting) && !value.is_empty() { value.to_owned() } else { literal(value) };
+        let statement = format!("ALTER DATABASE {} SET {} TO {value}", ident(name), quoted_setting(setting));
+        if let Err(error) = client.batch_execute(&statement).await {
+            // Some need a superuser; the SQL shows whether they matter.
+            tracing::warn!(setting, cause = %classify(&error), "a database setting is not copied for the rehearsal");
+        }
+    }
+    Ok(())
+}
+
+/// `name` or `extension.name`, each part quoted.
+fn quoted_setting(setting: &str) -> String {
+    setting.split('.').map(ident).collect::<Vec<_>>().join(".")
+}
+
+/// Drops the database and whoever is connected to it.
+///
+/// # Errors
+/// Those of [`classify`].
+pub async fn remove(client: &Client, name: &str) -> Result<(), Failure> {
+    let statement = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", ident(name));
+    client.batch_execute(&statement).await.map_err(|e| classify(&e))
+}
+
+/// `server_version_num`: 150014 for 15.14.
+///
+/// # Errors
+/// Those of [`classify`].
+pub async fn server_version(client: &Client) -> Result<u32, Failure> {
+    let row =
+        client.query_one("SELECT current_setting('server_version_num')::int", &[]).await.map_err(|e| classify(&e))?;
+    Ok(u32::try_from(row.get::<_, i32>(0)).unwrap_or_default())
+}

@@ -1,0 +1,195 @@
+//! What the pod has mounted: Secrets and SQL that the migration's spec names.
+//!
+//! Every mount is optional for Kubernetes, so a missing Secret or key shows here, with the command that mends it, and
+//! not as a pod that never starts.
+
+use std::{
+    io::ErrorKind,
+    path::{Path, PathBuf},
+};
+
+use sha2::{Digest, Sha256};
+
+use super::{Failure, postgres::Target};
+use crate::api::{KeyRef, MigrationRunSpec, Reason, SqlSource, mounts};
+
+/// Reads below one folder, for one run.
+pub struct Settings<'a> {
+    root: PathBuf,
+    spec: &'a MigrationRunSpec,
+    namespace: &'a str,
+}
+
+/// Keys of the object store. No `Debug`: it must not get into a log.
+pub struct StoreKeys {
+    /// Access key.
+    pub access_key_id: String,
+    /// Secret key.
+    pub secret_access_key: String,
+    /// PEM certificates of the authorities to trust; those of the system when absent.
+    pub ca: Option<String>,
+}
+
+/// Both SQL texts, as the controller saw them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SqlTexts {
+    /// The change.
+    pub up: String,
+    /// The way back.
+    pub down: String,
+}
+
+impl<'a> Settings<'a> {
+    /// Settings of a run in a namespace, below `root`.
+    pub fn new(root: impl Into<PathBuf>, spec: &'a MigrationRunSpec, namespace: &'a str) -> Self {
+        Self { root: root.into(), spec, namespace }
+    }
+
+    /// Where to connect.
+    ///
+    /// # Errors
+    /// `SecretKeyMissing`, `ConnectionInvalid`, `CertificateNotTrusted`, and `WrongDatabase` if the URL names another
+    /// database than the spec.
+    pub fn target(&self) -> Result<Target, Failure> {
+        let connection = &self.spec.plan.database.connection;
+        let url = self.secret(
+            mounts::DATABASE_URL,
+            &connection.secret_ref,
+            "postgresql://ROLE:PASSWORD@HOST:5432/DATABASE?sslmode=verify-full",
+        )?;
+        let ca = match &connection.ca_secret_ref {
+            Some(reference) => Some(self.secret_file(mounts::DATABASE_CA, reference)?),
+            None => None,
+        };
+        let target = Target::parse(url.trim(), ca.as_deref())?;
+        let name = &self.spec.plan.database.name;
+        if target.database() != name {
+            return Err(Failure::new(
+                Reason::WrongDatabase,
+                format!(
+                    "the URL in key {} of Secret {}/{} leads to database {:?}, spec.database.name is {name:?}; next: correct one of them",
+                    connection.secret_ref.key,
+                    self.namespace,
+                    connection.secret_ref.name,
+                    target.database()
+                ),
+            ));
+        }
+        Ok(target)
+    }
+
+    /// The file with the authorities to trust for the database, for programs that read it themselves.
+    pub fn database_ca_file(&self) -> Option<PathBuf> {
+        self.spec.plan.database.connection.ca_secret_ref.as_ref().map(|_| self.root.join(mounts::DATABASE_CA))
+    }
+
+    /// Keys of the object store.
+    ///
+    /// # Errors
+    /// `SecretKeyMissing`.
+    pub fn store_keys(&self) -> Result<StoreKeys, Failure> {
+        let name = &self.spec.plan.backup.store.secret_ref.name;
+        let key = |key: &str| KeyRef { name: name.clone(), key: key.to_owned() };
+        let access_key_id = self.secret(mounts::STORE_ACCESS_KEY_ID, &key("accessKeyId"), "ACCESS_KEY_ID")?;
+        let secret_access_key =
+            self.secret(mounts::STORE_SECRET_ACCESS_KEY, &key("secretAccessKey"), "SECRET_ACCESS_KEY")?;
+        let ca = self.read(mounts::STORE_CA)?;
+        Ok(StoreKeys {
+            access_key_id: access_key_id.trim().to_owned(),
+            secret_access_key: secret_access_key.trim().to_owned(),
+            ca,
+        })
+    }
+
+    /// Both SQL texts.
+    ///
+    /// # Errors
+    /// `SqlChanged` if one is missing or not the text whose digest stands in the run's inputs.
+    pub fn sql(&self) -> Result<SqlTexts, Failure> {
+        let (migration, inputs) = (&self.spec.plan.migration, &self.spec.inputs);
+        Ok(SqlTexts {
+            up: self.sql_text(mounts::UP_SQL, &migration.up, &inputs.up_sha256)?,
+            down: self.sql_text(mounts::DOWN_SQL, &migration.down, &inputs.down_sha256)?,
+        })
+    }
+
+    fn sql_text(&self, file: &str, source: &SqlSource, expected: &str) -> Result<String, Failure> {
+        let KeyRef { name, key } = &source.config_map_key_ref;
+        let object = format!("key {key} of ConfigMap {}/{name}", self.namespace);
+        let Some(text) = self.read(file)? else {
+            return Err(Failure::new(
+                Reason::SqlChanged,
+                format!(
+                    "{object} is missing; next: kubectl -n {} create configmap {name} --from-file={key}",
+                    self.namespace
+                ),
+            ));
+        };
+        let found = sha256(text.as_bytes());
+        // What was rehearsed and approved must be what runs.
+        if found != expected {
+            return Err(Failure::new(
+                Reason::SqlChanged,
+                format!(
+                    "{object} has {found}, the controller read {expected}; next: keep it unchanged while the migration is under way"
+                ),
+            ));
+        }
+        Ok(text)
+    }
+
+    /// A Secret's value, which must not be empty.
+    fn secret(&self, file: &str, reference: &KeyRef, example: &str) -> Result<String, Failure> {
+        self.required(file, reference, &format!("--from-literal={}='{example}'", reference.key))
+    }
+
+    /// A Secret's value that is a file of its own.
+    fn secret_file(&self, file: &str, reference: &KeyRef) -> Result<String, Failure> {
+        self.required(file, reference, &format!("--from-file={}=FILE", reference.key))
+    }
+
+    fn required(&self, file: &str, KeyRef { name, key }: &KeyRef, option: &str) -> Result<String, Failure> {
+        match self.read(file)? {
+            Some(text) if !text.trim().is_empty() => Ok(text),
+            found => {
+                let what = if found.is_some() { "is empty" } else { "is missing" };
+                Err(Failure::new(
+                    Reason::SecretKeyMissing,
+                    format!(
+                        "key {key} of Secret {ns}/{name} {what}; next: kubectl -n {ns} create secret generic {name} {option}",
+                        ns = self.namespace
+                    ),
+                ))
+            }
+        }
+    }
+
+    fn read(&self, file: &str) -> Result<Option<String>, Failure> {
+        read(&self.root.join(file))
+    }
+}
+
+fn read(path: &Path) -> Result<Option<String>, Failure> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
+        Err(error) => {
+            Err(Failure::new(Reason::SecretKeyMissing, format!("{} cannot be read: {error}", path.display())))
+        }
+    }
+}
+
+/// SHA-256 as it stands in every status: `sha256:` and 64 hex digits.
+pub fn sha256(data: &[u8]) -> String {
+    digest_text(Sha256::new_with_prefix(data))
+}
+
+/// A finished hash in the same form as [`sha256`].
+pub fn digest_text(hash: Sha256) -> String {
+    use std::fmt::Write as _;
+    hash.finalize().iter().fold("sha256:".to_owned(), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}

@@ -1,0 +1,320 @@
+//! Reads SQL before it is run: splits it into statements and refuses what cannot run in the window's one transaction.
+//!
+//! Pure. The grammar is that of `squawk-syntax`; where it knows less than the server, the server's own parser decides
+//! (see `preflight`), so that a statement which only our parser does not know cannot stop a migration.
+//!
+//! # Refused
+//! - psql commands: they are not SQL, and `psql` would run them on the machine of whoever calls it;
+//! - statements that begin or end a transaction: a `COMMIT` in the middle would separate the change from the ledger row
+//!   that makes it run exactly once;
+//! - statements that PostgreSQL runs only outside of a transaction, and `COPY FROM STDIN`, whose data nobody would send.
+
+use squawk_syntax::{
+    Parse, SourceFile, SyntaxKind, SyntaxNode, SyntaxToken,
+    ast::{AstNode, Stmt},
+};
+
+use super::Failure;
+use crate::api::Reason;
+
+/// One statement.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Statement {
+    /// Line of its first word, from 1.
+    pub line: usize,
+    /// Its text, without comments before it and without the semicolon.
+    pub text: String,
+}
+
+/// Why a text is refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Class.
+    pub reason: Reason,
+    /// Line, from 1.
+    pub line: usize,
+    /// What stands there, and what to do about it.
+    pub message: String,
+    /// Whether only our own parser says so: the server's may know better.
+    pub doubtful: bool,
+}
+
+/// What is run of a text: its statements, or the whole text as one where only our own parser could not split it.
+///
+/// # Errors
+/// The first problem of the text, with its line. `name` says in the message which text it is.
+pub fn for_run(name: &str, sql: &str) -> Result<Vec<String>, Failure> {
+    match read(sql) {
+        Ok(statements) => Ok(statements.into_iter().map(|statement| statement.text).collect()),
+        Err(problems) => match problems.iter().find(|problem| !problem.doubtful) {
+            Some(problem) => Err(problem.failure(name)),
+            None => Ok(vec![sql.to_owned()]),
+        },
+    }
+}
+
+impl Problem {
+    /// As a task's failure; `name` says which text it is.
+    pub fn failure(&self, name: &str) -> Failure {
+        Failure::new(self.reason, format!("{name}, line {}: {}", self.line, self.message))
+    }
+}
+
+/// Splits SQL text into its statements.
+///
+/// # Errors
+/// Every problem of the text; those that explain the others first. An empty text is a problem: `SqlSyntaxError`.
+pub fn read(sql: &str) -> Result<Vec<Statement>, Vec<Problem>> {
+    let lines = Lines::of(sql);
+    if let Some(offset) = sql.find('\0') {
+        return Err(vec![Problem {
+            reason: Reason::SqlSyntaxError,
+            line: lines.of_offset(offset),
+            message: "a zero byte: save the file as UTF-8 text".to_owned(),
+            doubtful: false,
+        }]);
+    }
+    let parse: Parse<SourceFile> = SourceFile::parse(sql);
+    let file = parse.tree();
+    let mut problems = meta_commands(file.syntax(), sql, &lines);
+    let mut statements = Vec::new();
+    for statement in file.stmts() {
+        let Some(first) = first_word(statement.syntax()) else { continue };
+        let line = lines.of_offset(usize::from(first.text_range().start()));
+        if let Some((reason, message)) = refusal(&statement) {
+            problems.push(Problem { reason, line, message, doubtful: false });
+        }
+        let end = usize::from(statement.syntax().text_range().end());
+        let text = sql.get(usize::from(first.text_range().start())..end).unwrap_or_default();
+        let text = text.trim_end().trim_end_matches(';').trim_end();
+        if !text.is_empty() {
+            statements.push(Statement { line, text: text.to_owned() });
+        }
+    }
+    // Syntax errors come last: a psql command or the data of a COPY produce them too, and say less about the cause.
+    problems.extend(parse.errors().iter().map(|error| Problem {
+        reason: Reason::SqlSyntaxError,
+        line: lines.of_offset(usize::from(error.range().start())),
+        message: error.message().to_owned(),
+        doubtful: true,
+    }));
+    if statements.is_empty() && problems.is_empty() {
+        problems.push(Problem {
+            reason: Reason::SqlSyntaxError,
+            line: 1,
+            message: "no statement: the text is empty or holds comments only".to_owned(),
+            doubtful: false,
+        });
+    }
+    if problems.is_empty() { Ok(statements) } else { Err(problems) }
+}
+
+/// First token of a statement that is neither white space nor a comment.
+fn first_word(node: &SyntaxNode) -> Option<SyntaxToken> {
+    node.descendants_with_tokens()
+        .filter_map(|element| element.into_token())
+        .find(|token| !matches!(token.kind(), SyntaxKind::WHITESPACE | SyntaxKind::COMMENT))
+}
+
+/// Lines that begin with a backslash outside of strings and comments.
+fn meta_commands(root: &SyntaxNode, sql: &str, lines: &Lines) -> Vec<Problem> {
+    let mut found: Vec<Problem> = Vec::new();
+    for token in root.descendants_with_tokens().filter_map(|element| element.into_token()) {
+        let inert = matches!(
+            token.kind(),
+            SyntaxKind::COMMENT
+                | SyntaxKind::STRING
+                | SyntaxKind::ESC_STRING
+                | SyntaxKind::UNICODE_ESC_STRING
+                | SyntaxKind::NATIONAL_STRING
+                | SyntaxKind::DOLLAR_QUOTED_STRING
+                | SyntaxKind::WHITESPACE
+        ) || token.text().starts_with('"');
+        if inert || !token.text().contains('\\') {
+            continue;
+        }
+        let start = usize::from(token.text_range().start()) + token.text().find('\\').unwrap_or(0);
+        let line = lines.of_offset(start);
+        if found.last().is_some_and(|last| last.line == line) {
+            continue;
+        }
+        let word: String =
+            sql.get(start..).unwrap_or_default().chars().take_while(|c| !c.is_whitespace()).take(20).collect();
+        found.push(Problem {
+            reason: Reason::SqlMetaCommand,
+            line,
+            message: format!("`{word}` is a command of psql, not SQL; remove it (settings belong into the spec)"),
+            doubtful: false,
+        });
+    }
+    found
+}
+
+/// Why a statement cannot run inside the one transaction; `None` if it can.
+fn refusal(statement: &Stmt) -> Option<(Reason, String)> {
+    let outside = |what: &str| {
+        let message =
+            format!("{what} cannot run inside a transaction, and the migration is one; run it before or after");
+        Some((Reason::SqlOutsideTransaction, message))
+    };
+    let control = |what: &str| {
+        let message = format!("{what} would end or change the operator's transaction; remove it, the operator commits");
+        Some((Reason::SqlTransactionControl, message))
+    };
+    let node = statement.syntax();
+    match statement {
+        Stmt::Begin(_) => control("BEGIN"),
+        Stmt::Commit(_) => control("COMMIT (or END)"),
+        Stmt::Rollback(_) => control("ROLLBACK (or ABORT)"),
+        Stmt::SavepointCreate(_) => control("SAVEPOINT"),
+        Stmt::ReleaseSavepoint(_) => control("RELEASE SAVEPOINT"),
+        Stmt::PrepareTransaction(_) => control("PREPARE TRANSACTION"),
+        Stmt::SetTransaction(_) => control("SET TRANSACTION"),
+        Stmt::CreateIndex(_) if says(node, "CONCURRENTLY") => outside("CREATE INDEX CONCURRENTLY"),
+        Stmt::DropIndex(_) if says(node, "CONCURRENTLY") => outside("DROP INDEX CONCURRENTLY"),
+        Stmt::Reindex(_) if says(node, "CONCURRENTLY") => outside("REINDEX CONCURRENTLY"),
+        Stmt::Reindex(_) if says(node, "DATABASE") || says(node, "SYSTEM") || says(node, "SCHEMA") => {
+            outside("REINDEX of a schema, database or system")
+        }
+        Stmt::AlterTable(_) if says(node, "DETACH") && says(node, "CONCURRENTLY") => {
+            outside("DETACH PARTITION CONCURRENTLY")
+        }
+        Stmt::Vacuum(_) => outside("VACUUM"),
+        Stmt::Cluster(cluster) if cluster.table_name_ref().is_none() && cluster.cluster_legacy().is_none() => {
+            outside("CLUSTER without a table")
+        }
+        Stmt::CreateDatabase(_) => outside("CREATE DATABASE"),
+        Stmt::DropDatabase(_) => outside("DROP DATABASE"),
+        Stmt::AlterDatabase(_) => {
+            // ALTER DATABASE ... SET could run, and would undo the window's own default_transaction_read_only.
+            outside("ALTER DATABASE changes more than the credit system; it")
+        }
+        Stmt::AlterSystem(_) => outside("ALTER SYSTEM"),
+        Stmt::CreateTablespace(_) => outside("CREATE TABLESPACE"),
+        Stmt::DropTablespace(_) => outside("DROP TABLESPACE"),
+        Stmt::CreateSubscription(_) => outside("CREATE SUBSCRIPTION"),
+        Stmt::AlterSubscription(_) => outside("ALTER SUBSCRIPTION"),
+        Stmt::DropSubscription(_) => outside("DROP SUBSCRIPTION"),
+        Stmt::Discard(_) => outside("DISCARD"),
+        Stmt::Copy(_) if says(node, "STDIN") => Some((
+            Reason::SqlOutsideTransaction,
+            "COPY FROM STDIN needs data that only psql would send; use INSERT ... VALUES".to_owned(),
+        )),
+        _ => None,
+    }
+}
+
+/// Whether a keyword stands in a statement as a word of its own (not quoted, not in a string).
+fn says(node: &SyntaxNode, word: &str) -> bool {
+    node.descendants_with_tokens()
+        .filter_map(|element| element.into_token())
+        .any(|token| token.text().eq_ignore_ascii_case(word))
+}
+
+/// Offsets of line starts.
+struct Lines(Vec<usize>);
+
+impl Lines {
+    fn of(text: &str) -> Self {
+        Self(std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect())
+    }
+
+    /// Line of a byte offset, from 1.
+    fn of_offset(&self, offset: usize) -> usize {
+        self.0.partition_point(|start| *start <= offset)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case::two("SELECT 1;\n-- c\nSELECT 2", &[(1, "SELECT 1"), (3, "SELECT 2")])]
+    #[case::strings("INSERT INTO t VALUES ('a;b', E'c\\';d', \"q;r\");", &[(1, "INSERT INTO t VALUES ('a;b', E'c\\';d', \"q;r\")")])]
+    #[case::dollar("\nDO $$ BEGIN PERFORM 1; END $$;\nSELECT 1;", &[(2, "DO $$ BEGIN PERFORM 1; END $$"), (3, "SELECT 1")])]
+    #[case::nested("CREATE FUNCTION f() RETURNS int LANGUAGE plpgsql AS $a$ BEGIN RETURN length($b$;$b$); END $a$", &[(1, "CREATE FUNCTION f() RETURNS int LANGUAGE plpgsql AS $a$ BEGIN RETURN length($b$;$b$); END $a$")])]
+    #[case::comment("/* a; /* b; */ */ SELECT 1 -- x;\n;", &[(1, "SELECT 1 -- x;")])]
+    #[case::body("CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT 1; SELECT 2; END;", &[(1, "CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT 1; SELECT 2; END")])]
+    fn splits(#[case] sql: &str, #[case] want: &[(usize, &str)]) {
+        let got = read(sql).unwrap();
+        let got: Vec<_> = got.iter().map(|s| (s.line, s.text.as_str())).collect();
+        assert_eq!(got, want);
+    }
+
+    #[rstest]
+    #[case::meta("\\set x 1\nSELECT 1;", Reason::SqlMetaCommand, 1)]
+    #[case::meta_later("SELECT 1;\n\\i other.sql\n", Reason::SqlMetaCommand, 2)]
+    #[case::gexec("SELECT 'x' \\gexec\n", Reason::SqlMetaCommand, 1)]
+    #[case::begin("BEGIN;\nSELECT 1;\nCOMMIT;", Reason::SqlTransactionControl, 1)]
+    #[case::start("START TRANSACTION", Reason::SqlTransactionControl, 1)]
+    #[case::commit("SELECT 1;\nCOMMIT", Reason::SqlTransactionControl, 2)]
+    #[case::end("END;", Reason::SqlTransactionControl, 1)]
+    #[case::commit_prepared("COMMIT PREPARED 'x'", Reason::SqlTransactionControl, 1)]
+    #[case::abort("ABORT", Reason::SqlTransactionControl, 1)]
+    #[case::rollback("ROLLBACK TO SAVEPOINT a", Reason::SqlTransactionControl, 1)]
+    #[case::savepoint("SAVEPOINT a", Reason::SqlTransactionControl, 1)]
+    #[case::release("RELEASE SAVEPOINT a", Reason::SqlTransactionControl, 1)]
+    #[case::prepare("PREPARE TRANSACTION 'a'", Reason::SqlTransactionControl, 1)]
+    #[case::set_transaction("SET TRANSACTION READ ONLY", Reason::SqlTransactionControl, 1)]
+    #[case::characteristics("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY", Reason::SqlTransactionControl, 1)]
+    #[case::index("SELECT 1;\n\nCREATE INDEX CONCURRENTLY i ON t (a)", Reason::SqlOutsideTransaction, 3)]
+    #[case::unique("CREATE UNIQUE INDEX CONCURRENTLY i ON t (a)", Reason::SqlOutsideTransaction, 1)]
+    #[case::drop_index("DROP INDEX CONCURRENTLY i", Reason::SqlOutsideTransaction, 1)]
+    #[case::reindex("REINDEX INDEX CONCURRENTLY i", Reason::SqlOutsideTransaction, 1)]
+    #[case::reindex_option("REINDEX (CONCURRENTLY) TABLE t", Reason::SqlOutsideTransaction, 1)]
+    #[case::reindex_database("REINDEX DATABASE d", Reason::SqlOutsideTransaction, 1)]
+    #[case::detach("ALTER TABLE t DETACH PARTITION p CONCURRENTLY", Reason::SqlOutsideTransaction, 1)]
+    #[case::vacuum("VACUUM t", Reason::SqlOutsideTransaction, 1)]
+    #[case::cluster("CLUSTER", Reason::SqlOutsideTransaction, 1)]
+    #[case::create_database("CREATE DATABASE d", Reason::SqlOutsideTransaction, 1)]
+    #[case::drop_database("DROP DATABASE d", Reason::SqlOutsideTransaction, 1)]
+    #[case::alter_database(
+        "ALTER DATABASE d SET default_transaction_read_only = off",
+        Reason::SqlOutsideTransaction,
+        1
+    )]
+    #[case::alter_system("ALTER SYSTEM SET work_mem = '1GB'", Reason::SqlOutsideTransaction, 1)]
+    #[case::tablespace("CREATE TABLESPACE s LOCATION '/x'", Reason::SqlOutsideTransaction, 1)]
+    #[case::discard("DISCARD ALL", Reason::SqlOutsideTransaction, 1)]
+    #[case::copy("COPY t FROM STDIN;\n1\ta\n\\.\n", Reason::SqlMetaCommand, 3)]
+    #[case::copy_bare("COPY t (a) FROM STDIN", Reason::SqlOutsideTransaction, 1)]
+    #[case::syntax("SELECT 1;\nALTER TABEL t ADD a int;", Reason::SqlSyntaxError, 2)]
+    #[case::open_string("SELECT 'abc", Reason::SqlSyntaxError, 1)]
+    #[case::empty("  \n-- nothing\n", Reason::SqlSyntaxError, 1)]
+    #[case::semicolons(";;", Reason::SqlSyntaxError, 1)]
+    #[case::zero("SELECT 1;\n\0", Reason::SqlSyntaxError, 2)]
+    fn refuses(#[case] sql: &str, #[case] reason: Reason, #[case] line: usize) {
+        let problems = read(sql).unwrap_err();
+        assert_eq!((problems[0].reason, problems[0].line), (reason, line), "{problems:?}");
+    }
+
+    #[rstest]
+    #[case("ALTER TABLE t DETACH PARTITION p")]
+    #[case("CLUSTER t USING i")]
+    #[case("REINDEX TABLE t")]
+    #[case("SET LOCAL lock_timeout = '1s'")]
+    #[case("SET search_path = a, b")]
+    #[case("CREATE INDEX \"CONCURRENTLY\" ON t (a)")]
+    #[case("COMMENT ON TABLE t IS 'run VACUUM; then \\x'")]
+    #[case("DO $$ BEGIN EXECUTE 'VACUUM'; END $$")]
+    #[case("REFRESH MATERIALIZED VIEW CONCURRENTLY v")]
+    #[case("COMMENT ON COLUMN t.\"a\\b\" IS N'\\x'")]
+    #[case("COPY t TO '/tmp/x'")]
+    #[case("ALTER TYPE m ADD VALUE 'x'")]
+    #[case("GRANT SELECT ON ALL TABLES IN SCHEMA public TO a")]
+    #[case("ALTER TABLE t ADD CONSTRAINT c CHECK (a > 0) NOT VALID")]
+    fn accepts(#[case] sql: &str) {
+        assert_eq!(read(sql).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn accepts_the_sample_application() {
+        let up = include_str!("../../examples/watermark-remover/db/0003_simplify_credit_system.sql");
+        let down = include_str!("../../examples/watermark-remover/db/0003_rollback_credit_system.sql");
+        assert_eq!(read(up).unwrap().len(), 9);
+        assert_eq!(read(down).unwrap().len(), 6);
+    }
+}

@@ -1,0 +1,145 @@
+//! Task `VerifyBackup`: the object in the bucket is what was uploaded, and an archive that can be read to its end.
+//!
+//! `pg_restore --list` alone would accept a dump that is cut in half: the table of contents stands at the beginning. So
+//! the whole object goes through `pg_restore`, and its digest is taken on the way. Nothing is written to disk.
+
+use futures::StreamExt;
+use sha2::{Digest, Sha256};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::{
+    Failure,
+    archive::Running,
+    settings::digest_text,
+    store::{PATIENCE, Store},
+    work::Work,
+};
+use crate::api::{Reason, VerificationEvidence};
+
+/// Reads the backup back. Notes `verification`.
+///
+/// # Errors
+/// `BackupAltered` if its digest is another, `BackupUnreadable` if it is missing or no complete archive; those of the
+/// store.
+pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
+    let (object, expected) = inputs(work)?;
+    let store = Store::open(&work.spec.plan.backup.store, &work.settings.store_keys()?, PATIENCE)?;
+    tokio::select! {
+        read = read(work, &store, object, expected) => read,
+        () = work.stop.cancelled() => Err(Work::stopped()),
+    }
+}
+
+async fn read(work: &Work<'_>, store: &Store, object: &str, expected: &str) -> Result<String, Failure> {
+    let running = work.tools.start("pg_restore", &["--file=/dev/null".to_owned()], &[])?;
+    let fed = feed(store, object, running).await?;
+    check_digest(object, &fed, expected)?;
+    fed.ended.map_err(|failure| unreadable(object, &failure))?;
+    let entries = entries(work, store, object).await?;
+    if entries == 0 {
+        return Err(Failure::new(
+            Reason::BackupUnreadable,
+            format!("{object} is an archive without entries; next: take the backup again"),
+        ));
+    }
+    let message = format!("{object}: {} bytes read to the end, {entries} entries, {}", fed.bytes, fed.sha256);
+    let evidence = VerificationEvidence { bytes: fed.bytes, sha256: fed.sha256, entries };
+    work.progress.note("verification", &evidence);
+    Ok(message)
+}
+
+/// Object and digest of the backup, which the controller hands on.
+///
+/// # Errors
+/// `Internal` if they are missing.
+pub fn inputs<'w>(work: &'w Work<'_>) -> Result<(&'w str, &'w str), Failure> {
+    match (&work.spec.inputs.backup_object, &work.spec.inputs.backup_sha256) {
+        (Some(object), Some(sha256)) => Ok((object, sha256)),
+        _ => Err(Failure::new(Reason::Internal, "the run's inputs name no backup")),
+    }
+}
+
+/// What came of sending an object through a program.
+pub struct Fed {
+    /// Bytes of the object.
+    pub bytes: u64,
+    /// Digest of the object.
+    pub sha256: String,
+    /// How the program ended.
+    pub ended: Result<(), Failure>,
+}
+
+/// Streams an object through a program's standard input, all of it even if the program ends early: the digest tells
+/// whether the object or the program is to blame.
+///
+/// # Errors
+/// Those of the store.
+pub async fn feed(store: &Store, object: &str, mut running: Running) -> Result<Fed, Failure> {
+    let mut chunks = store.get(object).await?;
+    let (mut hash, mut bytes) = (Sha256::new(), 0_u64);
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk?;
+        hash.update(&chunk);
+        bytes += u64::try_from(chunk.len()).unwrap_or(0);
+        if let Some(stdin) = &mut running.stdin
+            && stdin.write_all(&chunk).await.is_err()
+        {
+            running.stdin = None;
+        }
+    }
+    if let Some(mut stdin) = running.stdin.take() {
+        let _ = stdin.shutdown().await;
+    }
+    Ok(Fed { bytes, sha256: digest_text(hash), ended: running.end().await })
+}
+
+/// # Errors
+/// `BackupAltered`.
+pub fn check_digest(object: &str, fed: &Fed, expected: &str) -> Result<(), Failure> {
+    if fed.sha256 == expected {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Reason::BackupAltered,
+        format!(
+            "{object} has {} and {} bytes, uploaded was {expected}; next: find out who wrote to the bucket, then take the backup again",
+            fed.sha256, fed.bytes
+        ),
+    ))
+}
+
+fn unreadable(object: &str, failure: &Failure) -> Failure {
+    Failure::new(
+        Reason::BackupUnreadable,
+        format!("{object} cannot be read to its end: {}; next: take the backup again", failure.message),
+    )
+}
+
+/// Entries of the table of contents. Only the beginning of the object is read for it.
+async fn entries(work: &Work<'_>, store: &Store, object: &str) -> Result<u64, Failure> {
+    let mut running = work.tools.start("pg_restore", &["--list".to_owned()], &[])?;
+    let mut chunks = store.get(object).await?;
+    let mut stdin = running.stdin.take();
+    let mut list = String::new();
+    let send = async {
+        while let (Some(pipe), Some(chunk)) = (&mut stdin, chunks.next().await) {
+            // It closes its end when it has read the table of contents.
+            if pipe.write_all(&chunk?).await.is_err() {
+                break;
+            }
+        }
+        drop(stdin);
+        Ok::<(), Failure>(())
+    };
+    let receive = async {
+        running
+            .stdout
+            .read_to_string(&mut list)
+            .await
+            .map_err(|e| Failure::new(Reason::BackupUnreadable, format!("pg_restore --list: {e}")))
+    };
+    tokio::try_join!(send, receive)?;
+    running.end().await.map_err(|failure| unreadable(object, &failure))?;
+    let lines = list.lines().filter(|line| line.starts_with(|c: char| c.is_ascii_digit())).count();
+    Ok(u64::try_from(lines).unwrap_or(0))
+}

@@ -1,0 +1,32 @@
+//! What every task gets.
+
+use tokio_util::sync::CancellationToken;
+
+use super::{Failure, archive::Tools, control::Subject, report::Progress, settings::Settings};
+use crate::api::{MigrationRunSpec, Reason};
+
+/// One run's order, and the means to carry it out.
+pub struct Work<'a> {
+    /// The order.
+    pub spec: &'a MigrationRunSpec,
+    /// Mounted Secrets and SQL.
+    pub settings: Settings<'a>,
+    /// `pg_dump` and `pg_restore`.
+    pub tools: Tools,
+    /// Where to note what was found.
+    pub progress: Progress,
+    /// Cancelled when the process was told to end.
+    pub stop: CancellationToken,
+}
+
+impl Work<'_> {
+    /// The part of the order that the control schema needs.
+    pub fn subject(&self) -> Subject {
+        Subject::new(&self.spec.migration_uid, &self.spec.migration, &self.spec.plan)
+    }
+
+    /// The end of a task that was told to stop.
+    pub fn stopped() -> Failure {
+        Failure::new(Reason::PodFailed, "the pod was told to end before the task was done")
+    }
+}

@@ -1,0 +1,311 @@
+//! A throwaway PostgreSQL and S3 server, both with TLS, and runs of the runner's tasks against them.
+
+use std::{
+    io::{BufRead, BufReader},
+    net::{TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{ChildStdin, Command, Stdio},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use credit_migration::{
+    api::{Finding, MigrationRunSpec, RunInputs, Task, mounts},
+    runner::{
+        Failure,
+        archive::Tools,
+        backup,
+        postgres::Target,
+        preflight, rehearsal,
+        report::Progress,
+        settings::{Settings, sha256},
+        verify,
+        work::Work,
+    },
+};
+use serde_json::{Map, Value, json};
+use tokio_postgres::Client;
+use tokio_util::sync::CancellationToken;
+
+/// Users of the sample data.
+pub const USERS: u64 = 300;
+pub const UP: &str = include_str!("../../examples/watermark-remover/db/0003_simplify_credit_system.sql");
+pub const DOWN: &str = include_str!("../../examples/watermark-remover/db/0003_rollback_credit_system.sql");
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct Servers {
+    dir: PathBuf,
+    database: u16,
+    store: u16,
+    // The shell waits for the end of this pipe.
+    _alive: ChildStdin,
+}
+
+static SERVERS: OnceLock<Servers> = OnceLock::new();
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+pub fn postgresql_bin() -> PathBuf {
+    let found = std::fs::read_dir("/usr/lib/postgresql").unwrap().flatten().map(|entry| entry.path());
+    let version = |path: &PathBuf| path.file_name().and_then(|name| name.to_str()?.parse::<u32>().ok());
+    found.filter(|path| path.join("bin/initdb").exists()).max_by_key(version).unwrap().join("bin")
+}
+
+/// `VERSITYGW`, or what `tests/cluster/tools` has built.
+fn versitygw() -> PathBuf {
+    if let Some(path) = std::env::var_os("VERSITYGW") {
+        return path.into();
+    }
+    let cache = std::env::var_os("CREDIT_MIGRATION_CACHE").map_or_else(
+        || PathBuf::from(std::env::var_os("HOME").unwrap()).join(".cache/credit-migration-operator"),
+        PathBuf::from,
+    );
+    let built = std::fs::read_dir(cache.join("versitygw")).into_iter().flatten().flatten();
+    let built = built.map(|entry| entry.path().join("versitygw")).find(|path| path.exists());
+    built.expect("no versitygw: run tests/cluster/tools ensure, or set VERSITYGW")
+}
+
+fn servers() -> &'static Servers {
+    SERVERS.get_or_init(|| {
+        let port = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let (database, store) = (port(), port());
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/runner_data/start.sh");
+        let mut child = Command::new("sh")
+            .args([script.into(), postgresql_bin(), versitygw(), database.to_string().into(), store.to_string().into()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let dir = PathBuf::from(lines.next().unwrap().unwrap());
+        assert_eq!(lines.next().unwrap().unwrap(), "started");
+        let begin = Instant::now();
+        while [database, store].iter().any(|port| TcpStream::connect(("127.0.0.1", *port)).is_err()) {
+            assert!(begin.elapsed() < PATIENCE, "the servers do not start, see {}", dir.display());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Servers { dir, database, store, _alive: child.stdin.take().unwrap() }
+    })
+}
+
+/// One migration: roles, database, mounts and spec of its own.
+pub struct World {
+    pub number: u32,
+    pub spec: MigrationRunSpec,
+    pub root: PathBuf,
+    pub tools: Tools,
+}
+
+/// What a task left.
+pub struct Outcome {
+    pub result: Result<String, Failure>,
+    pub noted: Map<String, Value>,
+}
+
+impl Outcome {
+    pub fn failure(&self) -> &Failure {
+        self.result.as_ref().unwrap_err()
+    }
+    pub fn findings(&self) -> Vec<Finding> {
+        serde_json::from_value(self.noted["findings"].clone()).unwrap()
+    }
+}
+
+impl World {
+    /// The sample application's schema and some users.
+    pub async fn new() -> Self {
+        let servers = tokio::task::spawn_blocking(servers).await.unwrap();
+        let number = NEXT.fetch_add(1, Ordering::SeqCst);
+        let root = servers.dir.join(format!("mounts-{number}"));
+        let spec = spec(number, servers.store);
+        let world = Self { number, spec, root, tools: Tools::in_folder(postgresql_bin()) };
+        world.mount(mounts::DATABASE_URL, &world.url("migrator-secret"));
+        let ca = std::fs::read_to_string(servers.dir.join("tls/ca.crt")).unwrap();
+        world.mount(mounts::DATABASE_CA, &ca);
+        world.mount(mounts::STORE_CA, &ca);
+        world.mount(mounts::STORE_ACCESS_KEY_ID, "key-id");
+        world.mount(mounts::STORE_SECRET_ACCESS_KEY, "key-secret");
+        let mut world = world;
+        world.sql(UP, DOWN);
+        let root = world.root_session("postgres").await;
+        // PostgreSQL copies a template for one at a time, and roles are the whole cluster's.
+        root.batch_execute("SELECT pg_advisory_lock(1)").await.unwrap();
+        for statement in [
+            format!("CREATE ROLE migrator_{number} LOGIN CREATEDB PASSWORD 'migrator-secret'"),
+            format!("CREATE ROLE app_{number} LOGIN PASSWORD 'app-secret'"),
+            format!("GRANT app_{number}, pg_signal_backend TO migrator_{number}"),
+            format!("CREATE DATABASE shop_{number} OWNER migrator_{number}"),
+        ] {
+            root.batch_execute(&statement).await.unwrap();
+        }
+        root.batch_execute("SELECT pg_advisory_unlock(1)").await.unwrap();
+        let owner = world.target().connect("fill").await.unwrap();
+        owner.batch_execute(include_str!("../../examples/watermark-remover/db/schema_v1.sql")).await.unwrap();
+        let fill = format!(
+            "INSERT INTO users (email, api_token) SELECT n || '@example.com', 'token ' || n FROM generate_series(1, {USERS}) AS n;
+             INSERT INTO user_credits (user_id, balance, purchased_credits) SELECT n, n * 10, n % 3 * 50 FROM generate_series(1, {USERS}) AS n;
+             INSERT INTO credit_transactions (user_id, type, amount) SELECT n, 'bonus', n * 10 + 5 FROM generate_series(1, {USERS}) AS n;
+             INSERT INTO credit_transactions (user_id, type, amount) SELECT n, 'usage', -5 FROM generate_series(1, {USERS}) AS n;
+             INSERT INTO credit_packages (name, credits, price_cents) VALUES ('small', 50, 500);
+             GRANT USAGE ON SCHEMA public TO app_{number};
+             GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO app_{number};
+             GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO app_{number}"
+        );
+        owner.batch_execute(&fill).await.unwrap();
+        world
+    }
+
+    pub fn url(&self, password: &str) -> String {
+        let port = servers().database;
+        format!("postgresql://migrator_{0}:{password}@127.0.0.1:{port}/shop_{0}?sslmode=verify-full", self.number)
+    }
+
+    pub fn target(&self) -> Target {
+        let ca = std::fs::read_to_string(servers().dir.join("tls/ca.crt")).unwrap();
+        Target::parse(&self.url("migrator-secret"), Some(&ca)).unwrap()
+    }
+
+    pub async fn root_session(&self, database: &str) -> Client {
+        let ca = std::fs::read_to_string(servers().dir.join("tls/ca.crt")).unwrap();
+        let port = servers().database;
+        let url = format!("postgresql://postgres:root-secret@127.0.0.1:{port}/{database}?sslmode=verify-full");
+        let target = Target::parse(&url, Some(&ca)).unwrap();
+        let begin = Instant::now();
+        loop {
+            match target.connect("test").await {
+                Ok(client) => return client,
+                Err(failure) => assert!(begin.elapsed() < PATIENCE, "{failure}"),
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Runs SQL as superuser in this world's database.
+    pub async fn alter(&self, sql: &str) {
+        let sql = sql.replace("{n}", &self.number.to_string());
+        self.root_session(&format!("shop_{}", self.number)).await.batch_execute(&sql).await.unwrap();
+    }
+
+    pub async fn count(&self, query: &str) -> i64 {
+        let root = self.root_session(&format!("shop_{}", self.number)).await;
+        root.query_one(&query.replace("{n}", &self.number.to_string()), &[]).await.unwrap().get(0)
+    }
+
+    pub async fn has_scratch(&self) -> bool {
+        self.count("SELECT count(*) FROM pg_database WHERE datname = 'scratch_{n}'").await > 0
+    }
+
+    pub fn mount(&self, file: &str, text: &str) {
+        let path = self.root.join(file);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+
+    pub fn unmount(&self, file: &str) {
+        std::fs::remove_file(self.root.join(file)).unwrap();
+    }
+
+    /// Mounts both texts, and makes them what the controller saw.
+    pub fn sql(&mut self, up: &str, down: &str) {
+        self.mount(mounts::UP_SQL, up);
+        self.mount(mounts::DOWN_SQL, down);
+        self.spec.inputs.up_sha256 = sha256(up.as_bytes());
+        self.spec.inputs.down_sha256 = sha256(down.as_bytes());
+    }
+
+    pub async fn run(&self, task: Task) -> Outcome {
+        let progress = Progress::default();
+        let work = Work {
+            spec: &self.spec,
+            settings: Settings::new(&self.root, &self.spec, "shop"),
+            tools: self.tools.clone(),
+            progress: progress.clone(),
+            stop: CancellationToken::new(),
+        };
+        let result = match task {
+            Task::Preflight => preflight::run(&work).await,
+            Task::Backup => backup::run(&work).await,
+            Task::VerifyBackup => verify::run(&work).await,
+            Task::Rehearse => rehearsal::run(&work).await,
+            other => panic!("{other:?}"),
+        };
+        for text in [format!("{result:?}"), Value::from(progress.so_far()).to_string()] {
+            for secret in ["migrator-secret", "key-secret", "root-secret", "@example.com", "token 1"] {
+                assert!(!text.contains(secret), "{secret} in {text}");
+            }
+        }
+        Outcome { result, noted: progress.so_far() }
+    }
+
+    /// Takes a backup and hands it on as the controller does.
+    pub async fn backed_up(&mut self) -> Outcome {
+        let outcome = self.run(Task::Backup).await;
+        outcome.result.as_ref().unwrap();
+        self.spec.inputs.backup_object = Some(outcome.noted["backup"]["object"].as_str().unwrap().to_owned());
+        self.spec.inputs.backup_sha256 = Some(outcome.noted["backup"]["sha256"].as_str().unwrap().to_owned());
+        outcome
+    }
+
+    /// The object as a file of the store.
+    pub fn object_file(&self) -> PathBuf {
+        let object = self.spec.inputs.backup_object.as_ref().unwrap();
+        servers().dir.join("store").join(object.strip_prefix("s3://").unwrap())
+    }
+
+    /// Files of this world in the bucket, and parts of uploads.
+    pub fn stored(&self) -> Vec<PathBuf> {
+        let mut files = Vec::new();
+        list(&servers().dir.join(format!("store/{}", bucket(self.number))), &mut files);
+        files
+    }
+}
+
+fn list(folder: &Path, files: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        match entry.path() {
+            path if path.is_dir() => list(&path, files),
+            path => files.push(path),
+        }
+    }
+}
+
+fn bucket(number: u32) -> String {
+    format!("backups-{number}")
+}
+
+fn spec(number: u32, store: u16) -> MigrationRunSpec {
+    std::fs::create_dir_all(servers().dir.join("store").join(bucket(number))).unwrap();
+    let sql = |key: &str| json!({"configMapKeyRef": {"name": "migration-0003", "key": key}});
+    let plan = json!({
+        "requestedBy": "dba",
+        "database": {
+            "name": format!("shop_{number}"),
+            "connection": {"secretRef": {"name": "shop-db", "key": "url"}, "caSecretRef": {"name": "shop-db", "key": "ca.crt"}},
+            "applicationRoles": [format!("app_{number}")],
+        },
+        "migration": {
+            "up": sql("up.sql"), "down": sql("down.sql"), "verifyDown": "SELECT * FROM verify_rollback()",
+            "tablesGone": ["credit_packages", "credit_purchases"],
+        },
+        "application": {
+            "flag": {"configMapKeyRef": {"name": "shop", "key": "CREDIT_SYSTEM_VERSION"}},
+            "workloads": [{"kind": "Deployment", "name": "shop"}],
+        },
+        "backup": {"store": {
+            "url": format!("s3://{}/credit-migration/", bucket(number)), "endpoint": format!("https://127.0.0.1:{store}"),
+            "secretRef": {"name": "backup-bucket"},
+        }},
+        "rehearsal": {"database": format!("scratch_{number}")},
+    });
+    MigrationRunSpec {
+        migration: "simplify-credits".to_owned(),
+        migration_uid: format!("0d9f2c11-{number:04}"),
+        task: Task::Preflight,
+        attempt: 1,
+        plan: serde_json::from_value(plan).unwrap(),
+        inputs: RunInputs::default(),
+        window: None,
+    }
+}

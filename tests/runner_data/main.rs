@@ -1,0 +1,6 @@
+//! The runner's data tasks against a real PostgreSQL and a real S3 server: Preflight, Backup, VerifyBackup, Rehearse.
+
+mod backup;
+mod harness;
+mod preflight;
+mod rehearsal;

@@ -1,0 +1,197 @@
+//! Preflight: each finding, and the command that mends it.
+
+use credit_migration::api::{Reason, Task, mounts};
+
+use crate::harness::{DOWN, UP, World};
+
+#[tokio::test]
+async fn everything_is_good() {
+    let world = World::new().await;
+    let outcome = world.run(Task::Preflight).await;
+    assert!(outcome.result.is_ok(), "{:?} {:?}", outcome.result, outcome.findings());
+    assert!(outcome.findings().len() > 20, "{:?}", outcome.findings());
+    assert_eq!(world.stored(), Vec::<std::path::PathBuf>::new(), "the probe is removed");
+    assert_eq!(world.count("SELECT count(*) FROM pg_namespace WHERE nspname = 'credit_migration'").await, 0);
+}
+
+/// Finding, reason, and what the message must hold; `{n}` is the world's number.
+type Want = (&'static str, Reason, &'static str);
+
+async fn finds(world: &World, wants: &[Want]) {
+    let outcome = world.run(Task::Preflight).await;
+    let wrong: Vec<_> = outcome.findings().into_iter().filter(|f| f.reason.is_some()).collect();
+    let names: Vec<_> = wrong.iter().map(|f| (f.name.clone(), f.reason)).collect();
+    let fill = |text: &str| text.replace("{n}", &world.number.to_string());
+    let wanted: Vec<_> = wants.iter().map(|(name, reason, _)| (fill(name), Some(*reason))).collect();
+    assert_eq!(names, wanted, "{wrong:#?}");
+    for (found, (_, _, words)) in wrong.iter().zip(wants) {
+        assert!(found.message.contains(&fill(words)), "{} lacks {}", found.message, fill(words));
+    }
+    assert_eq!(outcome.failure().reason, wants[0].1);
+}
+
+#[tokio::test]
+async fn mounts_and_connection() {
+    let world = World::new().await;
+    world.unmount(mounts::DATABASE_CA);
+    world.unmount(mounts::STORE_ACCESS_KEY_ID);
+    finds(
+        &world,
+        &[
+            ("database connection", Reason::SecretKeyMissing, "key ca.crt of Secret shop/shop-db is missing; next: kubectl -n shop create secret generic shop-db --from-file=ca.crt=FILE"),
+            ("bucket", Reason::SecretKeyMissing, "kubectl -n shop create secret generic backup-bucket --from-literal=accessKeyId="),
+        ],
+    )
+    .await;
+
+    let world = World::new().await;
+    let good = world.url("migrator-secret");
+    world.mount(mounts::DATABASE_URL, &world.url("wrong"));
+    finds(&world, &[("database connection", Reason::AuthenticationFailed, "spec.database.connection.secretRef")]).await;
+    world.mount(mounts::DATABASE_URL, &good.replace("127.0.0.1:", "127.0.0.1:1"));
+    assert_ne!(world.run(Task::Preflight).await.failure().reason, Reason::AuthenticationFailed);
+    let (before, after) = good.split_once("127.0.0.1:").unwrap();
+    let rest = after.split_once('/').unwrap().1;
+    world.mount(mounts::DATABASE_URL, &format!("{before}127.0.0.1:1/{rest}"));
+    finds(&world, &[("database connection", Reason::HostUnreachable, "127.0.0.1:1")]).await;
+    world.mount(mounts::DATABASE_URL, &good.replace("/shop_", "/other_"));
+    finds(&world, &[("database connection", Reason::WrongDatabase, "spec.database.name is \"shop_{n}\"")]).await;
+    world.mount(mounts::DATABASE_URL, &good.replace("verify-full", "require"));
+    finds(&world, &[("database connection", Reason::ConnectionInvalid, "sslmode=require")]).await;
+    world.mount(mounts::DATABASE_URL, &good);
+    // A valid certificate of an authority that signed nothing here.
+    let dir = world.root.join("foreign");
+    std::fs::create_dir_all(&dir).unwrap();
+    let made = std::process::Command::new("openssl")
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+            "-subj",
+            "/CN=foreign",
+            "-keyout",
+        ])
+        .arg(dir.join("key"))
+        .arg("-out")
+        .arg(dir.join("crt"))
+        .output()
+        .unwrap();
+    assert!(made.status.success());
+    let foreign = std::fs::read_to_string(dir.join("crt")).unwrap();
+    world.mount(mounts::DATABASE_CA, &foreign);
+    world.mount(mounts::STORE_CA, &foreign);
+    finds(
+        &world,
+        &[
+            ("database connection", Reason::CertificateNotTrusted, "caSecretRef"),
+            ("bucket", Reason::StoreUnreachable, "ca.crt in Secret backup-bucket"),
+        ],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn privileges() {
+    let world = World::new().await;
+    world
+        .alter(
+            "ALTER ROLE migrator_{n} NOCREATEDB; REVOKE pg_signal_backend, app_{n} FROM migrator_{n};
+             ALTER DATABASE shop_{n} OWNER TO postgres; ALTER TABLE user_credits OWNER TO postgres",
+        )
+        .await;
+    finds(
+        &world,
+        &[
+            ("owner of the database", Reason::PrivilegeMissing, "next: GRANT \"postgres\" TO \"migrator_{n}\";"),
+            (
+                "CREATE on the database",
+                Reason::PrivilegeMissing,
+                "GRANT CREATE ON DATABASE \"shop_{n}\" TO \"migrator_{n}\";",
+            ),
+            ("CREATEDB", Reason::PrivilegeMissing, "ALTER ROLE \"migrator_{n}\" CREATEDB;"),
+            ("pg_signal_backend", Reason::PrivilegeMissing, "GRANT pg_signal_backend TO \"migrator_{n}\";"),
+            ("application role app_{n}", Reason::PrivilegeMissing, "GRANT \"app_{n}\" TO \"migrator_{n}\";"),
+            ("table user_credits", Reason::PrivilegeMissing, "does not own table user_credits"),
+        ],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn tables_columns_and_claims() {
+    let mut world = World::new().await;
+    world.spec.plan.database.application_roles.push("nobody_here".to_owned());
+    world.spec.plan.migration.protected_tables.push("billing.invoices".to_owned());
+    world.spec.plan.rehearsal.database = "postgres".to_owned();
+    world
+        .alter(
+            "ALTER TABLE user_credits RENAME COLUMN purchased_credits TO bought;
+             ALTER TABLE user_credits ALTER COLUMN balance TYPE double precision;
+             ALTER TABLE user_credits DROP CONSTRAINT user_credits_pkey;
+             CREATE SCHEMA credit_migration AUTHORIZATION migrator_{n};
+             SET ROLE migrator_{n};
+             CREATE TABLE credit_migration.claim (only_one boolean PRIMARY KEY, migration_uid text, migration_name text, since timestamptz);
+             INSERT INTO credit_migration.claim VALUES (true, 'u', 'other-migration', now())",
+        )
+        .await;
+    finds(
+        &world,
+        &[
+            ("application role nobody_here", Reason::RoleMissing, "CREATE ROLE \"nobody_here\" LOGIN;"),
+            ("table billing.invoices", Reason::TableMissing, "does not exist"),
+            (
+                "column user_credits.user_id",
+                Reason::ColumnMissing,
+                "CREATE UNIQUE INDEX CONCURRENTLY ON \"user_credits\" (\"user_id\");",
+            ),
+            ("column user_credits.balance", Reason::ColumnMissing, "is double precision"),
+            ("column user_credits.purchased_credits", Reason::ColumnMissing, "does not exist"),
+            ("other migrations", Reason::DatabaseInUse, "other-migration (uid u)"),
+            ("scratch database", Reason::ScratchDatabaseExists, "database postgres exists"),
+        ],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn sql_and_store() {
+    let mut world = World::new().await;
+    world.sql("\\set x 1\nSELECT 1;", "SELECT 1;\nALTER TABEL x;");
+    world.spec.plan.backup.store.url = "s3://no-such-bucket/".to_owned();
+    finds(
+        &world,
+        &[
+            ("up SQL", Reason::SqlMetaCommand, "up SQL, line 1: `\\set`"),
+            ("down SQL", Reason::SqlSyntaxError, "down SQL, line 2: syntax error at or near \"TABEL\""),
+            ("bucket", Reason::BucketMissing, "aws s3 mb s3://no-such-bucket"),
+        ],
+    )
+    .await;
+    world.sql("BEGIN;\nSELECT 1;\nCOMMIT;", "VACUUM;");
+    world.spec.plan.backup.store.endpoint = Some("https://127.0.0.1:1".to_owned());
+    finds(
+        &world,
+        &[
+            ("up SQL", Reason::SqlTransactionControl, "line 1"),
+            ("down SQL", Reason::SqlOutsideTransaction, "line 1"),
+            ("bucket", Reason::StoreUnreachable, "https://127.0.0.1:1 cannot be used"),
+        ],
+    )
+    .await;
+    world.sql(UP, DOWN);
+    world.mount(mounts::UP_SQL, "SELECT 2;");
+    world.spec.plan.backup.store.endpoint = World::new().await.spec.plan.backup.store.endpoint;
+    world.mount(mounts::STORE_ACCESS_KEY_ID, "nobody");
+    finds(
+        &world,
+        &[
+            ("SQL", Reason::SqlChanged, "key up.sql of ConfigMap shop/migration-0003 has sha256:"),
+            ("bucket", Reason::BucketDenied, "InvalidAccessKeyId"),
+        ],
+    )
+    .await;
+}

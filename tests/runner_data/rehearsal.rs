@@ -1,0 +1,82 @@
+//! Rehearse.
+
+use credit_migration::api::{Reason, RehearsalEvidence, Task};
+
+use crate::harness::{DOWN, UP, USERS, World};
+
+async fn ready(up: &str, down: &str) -> World {
+    let mut world = World::new().await;
+    world.sql(up, down);
+    world.backed_up().await;
+    world
+}
+
+#[tokio::test]
+async fn the_sample_application_is_rehearsed() {
+    let world = ready(UP, DOWN).await;
+    // What an earlier, killed pod left.
+    world.alter("CREATE DATABASE scratch_{n} OWNER migrator_{n}").await;
+    let refused = world.run(Task::Rehearse).await;
+    assert_eq!(refused.failure().reason, Reason::ScratchDatabaseExists);
+    assert!(refused.failure().message.contains("DROP DATABASE"), "{}", refused.failure());
+    world
+        .alter(&format!(
+            "COMMENT ON DATABASE scratch_{{n}} IS 'credit-migration: scratch database of migration {}, dropped after its rehearsal'",
+            world.spec.migration_uid
+        ))
+        .await;
+    let outcome = world.run(Task::Rehearse).await;
+    assert!(outcome.result.is_ok(), "{:?}", outcome.result);
+    let evidence: RehearsalEvidence = serde_json::from_value(outcome.noted["rehearsal"].clone()).unwrap();
+    assert_eq!((evidence.users, evidence.tables_equal), (USERS, 6));
+    assert!(evidence.expected_window_seconds > 10.0 && evidence.expected_window_seconds < 30.0, "{evidence:?}");
+    assert!(!world.has_scratch().await);
+    // The database itself was not touched.
+    assert_eq!(world.count("SELECT count(*) FROM pg_class WHERE relname = 'credit_plans'").await, 0);
+    assert_eq!(world.count("SELECT count(*) FROM credit_migration.ledger").await, 0);
+}
+
+#[tokio::test]
+async fn what_fails_is_named_and_the_copy_is_dropped() {
+    let down_forgets = DOWN.replace("DROP TABLE credit_plans;", "ALTER TABLE credit_plans RENAME TO left_over;");
+    let down_alters =
+        format!("{DOWN};\nUPDATE users SET email = 'x' || email WHERE id = 7; ALTER TABLE users ADD a int;");
+    let down_refused = DOWN.replace("count(*) > 0 OR NOT EXISTS", "false AND NOT EXISTS");
+    let cases = [
+        (format!("{UP};\nSELECT 1 / 0;"), DOWN.to_owned(), Reason::SqlFailed, "statement"),
+        (
+            format!("{UP};\nUPDATE user_credits SET balance = balance + 1 WHERE user_id = 3;"),
+            DOWN.to_owned(),
+            Reason::BalancesUnexplained,
+            "1 ",
+        ),
+        ("SELECT 1;".to_owned(), DOWN.to_owned(), Reason::TablesNotGone, "credit_packages"),
+        (UP.to_owned(), format!("{DOWN};\nDROP TABLE no_such_table;"), Reason::SqlFailed, "no_such_table"),
+        (UP.to_owned(), down_forgets, Reason::RollbackNotEqual, "table public.left_over is new"),
+        (UP.to_owned(), down_refused, Reason::VerifyDownFailed, "verifyDown"),
+        (UP.to_owned(), down_alters, Reason::RollbackNotEqual, "table public.users"),
+        (
+            UP.to_owned(),
+            "CREATE INDEX CONCURRENTLY i ON users (id);".to_owned(),
+            Reason::SqlOutsideTransaction,
+            "line 1",
+        ),
+    ];
+    for (up, down, reason, words) in cases {
+        let world = ready(&up, &down).await;
+        let outcome = world.run(Task::Rehearse).await;
+        assert_eq!(outcome.failure().reason, reason, "{}", outcome.failure());
+        assert!(outcome.failure().message.contains(words), "{}", outcome.failure());
+        assert!(!world.has_scratch().await, "{reason}");
+    }
+}
+
+#[tokio::test]
+async fn without_createdb_the_right_is_named() {
+    let world = ready(UP, DOWN).await;
+    world.alter("ALTER ROLE migrator_{n} NOCREATEDB").await;
+    let outcome = world.run(Task::Rehearse).await;
+    assert_eq!(outcome.failure().reason, Reason::PrivilegeMissing);
+    let mend = format!("ALTER ROLE \"migrator_{}\" CREATEDB;", world.number);
+    assert!(outcome.failure().message.ends_with(&mend), "{}", outcome.failure());
+}
