@@ -1,5 +1,7 @@
 //! The runner's data tasks against a real PostgreSQL and a real S3 server: Preflight, Backup, VerifyBackup, Rehearse.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod backup;
 mod harness;
 mod preflight;
