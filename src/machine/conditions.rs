@@ -66,7 +66,7 @@ fn writes(m: &Machine<'_>) -> Writes {
     let blocked = in_window
         && match &m.s.window {
             Some(w) => (w.deadline.is_some() || w.blocked_at.is_some()) && w.released_at.is_none(),
-            None => m.phase() == Phase::RollbackFailed,
+            None => false,
         };
     if blocked { Writes::Blocked } else { Writes::Open }
 }

@@ -12,16 +12,21 @@ impl Machine<'_> {
         let attempt = self.attempt(Step::OpenWindow);
         let progress = self.o.progress(Task::Window, attempt).cloned().unwrap_or_default();
         match self.o.outcome(Task::Window, attempt) {
+            // Committed, and undone by the runner itself: the ledger lets this SQL never run again under this UID.
+            Outcome::Failed(..) if progress.state == WindowState::Reverted && progress.migrate_seconds.is_some() => {
+                return self.reverted_by_itself(&progress);
+            }
             Outcome::Failed(reason, message) => return self.window_failed(reason, &message, &progress),
+            Outcome::Succeeded(_) if progress.state == WindowState::Reverted => {
+                return self.reverted_by_itself(&progress);
+            }
+            Outcome::Succeeded(_) if progress.state == WindowState::Released => {
+                self.note_window(Task::Window, &progress);
+                return self.window_released();
+            }
             Outcome::Pending | Outcome::Succeeded(_) => {}
         }
         self.note_window(Task::Window, &progress);
-        match progress.state {
-            // The runner went back by itself: the old schema stands and the flag never left `from`.
-            WindowState::Reverted => return self.reverted_by_itself(&progress),
-            WindowState::Released => return self.window_released(),
-            _ => {}
-        }
         if self.s.window.as_ref().is_none_or(|w| w.deadline.is_none()) {
             return self.before_opening(&progress);
         }
@@ -175,6 +180,7 @@ impl Machine<'_> {
     }
 
     fn reverted_by_itself(&mut self, progress: &WindowProgress) {
+        self.note_window(Task::Window, progress);
         let cause = if progress.deadline_passed { "DeadlinePassed" } else { "Reverted" };
         self.begin_way_back(cause, "the window's runner undid the change by itself".into());
         self.advance_rolling_back();

@@ -26,6 +26,11 @@ mod rolling_back;
 mod stages;
 pub mod steps;
 
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;
+
 pub use effect::*;
 pub use gates::plan_digest;
 pub use observed::*;

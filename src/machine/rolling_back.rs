@@ -6,7 +6,7 @@ use super::{
     preparing::because,
     span,
 };
-use crate::api::{Decision, Phase, Reason, RollbackStatus, Step, Task, WindowProgress, WindowState};
+use crate::api::{Decision, Phase, Reason, RollbackStatus, Step, Task, WindowProgress, WindowState, WindowStatus};
 
 impl Machine<'_> {
     /// Records the cause and enters the phase. Runs of the forward path go on only as far as the way back needs them.
@@ -60,21 +60,17 @@ impl Machine<'_> {
         if let Outcome::Failed(reason, message) = self.o.outcome(task, attempt) {
             return self.way_back_failed(task, reason, &message, &progress);
         }
+        // A run that has yet to start says nothing of the window that the last one left.
         self.note_window(task, &progress);
         if let (Some(r), Some(n)) = (&mut self.s.rollback, progress.users_written_since) {
             r.users_written_since = Some(n);
         }
+        let ended = matches!(self.o.outcome(task, attempt), Outcome::Succeeded(_));
         match progress.state {
-            WindowState::Reverted => return self.reverted(&progress),
-            // The gate was opened with the new schema (the deadline passed before the switch back): begin again.
-            WindowState::Released if task == Task::Window || progress.deadline_passed => {
-                self.event(
-                    true,
-                    "WindowReleased",
-                    "the gate opened before the way back had begun; a new window is opened for it",
-                );
-                self.s.window = None;
-                return self.start_step(Step::ReopenWindow);
+            WindowState::Reverted if ended => return self.reverted(&progress),
+            // The way there was released before it could be turned round.
+            WindowState::Released if ended => {
+                return self.reopen_window("the gate opened before the way back had begun");
             }
             _ => {}
         }
@@ -173,6 +169,13 @@ impl Machine<'_> {
     }
 
     fn way_back_failed(&mut self, task: Task, reason: Reason, message: &str, progress: &WindowProgress) {
+        self.note_window(task, progress);
+        match progress.state {
+            // Undone, or never migrated, and the gate is open: that is the way back, whatever the run was blamed for.
+            WindowState::Reverted => return self.reverted(progress),
+            WindowState::Released => return self.reopen_window(message),
+            _ => {}
+        }
         let opener = if task == Task::Window { Step::OpenWindow } else { Step::ReopenWindow };
         let failures = self.step(opener).map_or(0, |x| x.failures) + 1;
         self.step_mut(opener).failures = failures;
@@ -180,21 +183,34 @@ impl Machine<'_> {
             reason,
             Reason::PodFailed | Reason::ConnectionLost | Reason::LockTimeout | Reason::HostUnreachable
         );
-        // The window's own SQL failed while it was being called off: nothing was migrated, the gate is open again.
-        if task == Task::Window
-            && progress.state != WindowState::Held
-            && reason != Reason::PodFailed
-            && self.s.window.as_ref().is_none_or(|w| !w.switched)
-        {
-            self.note_window(task, progress);
-            return self.reverted(progress);
-        }
         if may_pass && failures < WINDOW_ATTEMPTS {
             self.event(true, reason.as_str(), format!("{message}; tried again ({failures} of {WINDOW_ATTEMPTS})"));
             self.step_mut(opener).attempt += 1;
             return;
         }
         self.rollback_failed(reason.as_str(), message);
+    }
+
+    /// The gate is open on the new schema: a window has to be opened (again) for the way back.
+    fn reopen_window(&mut self, why: &str) {
+        let failures = self.step(Step::ReopenWindow).map_or(0, |x| x.failures) + 1;
+        self.s.window = None;
+        if failures > WINDOW_ATTEMPTS {
+            let name = self.o.name.clone();
+            let text = format!(
+                "{why}; tried {failures} times; the new version runs and writes are open; next: mend the cause, then kubectl creditmigration rollback {name} --confirm"
+            );
+            self.fail_step(Step::ReopenWindow, "RollbackNotBegun", text.clone());
+            self.enter(Phase::RollbackFailed);
+            return self.explain("RollbackNotBegun", text);
+        }
+        self.event(
+            true,
+            "WindowReopening",
+            format!("{why}; a new window is opened for the way back (try {failures} of {WINDOW_ATTEMPTS})"),
+        );
+        self.start_step(Step::ReopenWindow);
+        self.step_mut(Step::ReopenWindow).failures = failures;
     }
 
     pub(super) fn rollback_failed(&mut self, reason: &str, message: &str) {
@@ -216,8 +232,12 @@ impl Machine<'_> {
             plan.down_sha256.clone_from(down);
         }
         self.begin_way_back("Revert", format!("Revert by {}{}", d.by, because(&d.reason)));
-        // Whatever run was at it, a fresh one reads the database and goes on from what it finds.
-        self.s.window = None;
+        // Whatever run was at it, a fresh one reads the database and goes on from what it finds. A closed gate stays known as closed.
+        self.s.window = self.s.window.take().filter(|w| w.released_at.is_none()).map(|w| WindowStatus {
+            task: Some(Task::RollbackWindow),
+            blocked_at: w.blocked_at,
+            ..Default::default()
+        });
         self.step_mut(Step::ReopenWindow).failures = 0;
         self.start_step(Step::ReopenWindow);
     }

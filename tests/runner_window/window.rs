@@ -106,9 +106,10 @@ async fn a_window_from_order_to_order() {
     assert_eq!(database.balances().await, balances);
     assert_eq!(ledger(&database).await, "up");
     writable(&database, true).await;
-    // The same pod once more finds it done.
-    let outcome = end(desk.start(&database, &sample())).await;
-    assert_eq!((outcome.progress.state, outcome.failure), (State::Released, None));
+    // The same pod once more finds it done, and repeats the evidence.
+    let again = end(desk.start(&database, &sample())).await;
+    assert_eq!((again.progress.state, again.failure), (State::Released, None));
+    assert_eq!((again.progress.comparison, again.progress.released_at), (outcome.progress.comparison, Some(to)));
 }
 
 #[tokio::test]
@@ -248,6 +249,7 @@ async fn of_two_pods_one_works_and_the_other_takes_over() {
     let (one, two) = (desk.start(&database, &plan), desk.start(&database, &plan));
     desk.state(State::Ready).await;
     database.until("SELECT count(*) = 2 FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'credit-migration/window'").await;
+    database.until("SELECT count(*) = 1 FROM pg_locks WHERE locktype = 'advisory' AND granted AND objid = 1 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())").await;
     desk.order(Order::Open);
     desk.state(State::Migrated).await;
     desk.order(Order::Switch);
@@ -322,7 +324,12 @@ async fn past_the_deadline_of_an_acknowledged_switch_writes_are_held() {
         desk.state(State::Migrated).await;
         desk.order(Order::Switch);
         desk.until("acknowledgement", |progress, _| progress.switch_acknowledged).await;
+        // The next pod knows of the acknowledgement from the database alone.
+        task.abort();
+        assert!(task.await.is_err());
+        desk.fails(ChannelError::Unreachable("connection refused".to_owned()));
         desk.pass_deadline();
+        let task = desk.start(&database, &sample());
         let progress = desk.state(State::Held).await;
         assert!(progress.deadline_passed);
         blocked(&database).await;

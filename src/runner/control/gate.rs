@@ -10,7 +10,10 @@
 //! end. Transactions older than the closing which hold nothing of the protected tables are left alone: their first
 //! write meets the lock, whatever their snapshot says.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use jiff::Timestamp;
 use tokio_postgres::{Client, error::SqlState, types::Json};
@@ -203,16 +206,21 @@ const OTHERS: &str = "SELECT a.pid, a.usename::text FROM pg_catalog.pg_stat_acti
 pub async fn drain(client: &Client, subject: &Subject, closed_at: Timestamp, limit: Duration) -> Result<u32, Failure> {
     let begin = Instant::now();
     let tables = with_children(client, &protected(client, subject).await?).await?;
-    let mut terminated = 0;
+    // By pid: a session that was told to end may still be there in the next round.
+    let mut terminated = BTreeSet::new();
     for (pid, role) in application(client, subject, closed_at, true).await? {
-        terminated += u32::from(terminate(client, pid, &role, true).await?);
+        if terminate(client, pid, &role, true).await? {
+            terminated.insert(pid);
+        }
     }
     let at_closing: Vec<i32> = holders(client, &tables).await?.into_iter().map(|(pid, _)| pid).collect();
     loop {
         // A session that was being opened when the gate was closed may only be seen now.
         let sessions = application(client, subject, closed_at, false).await?;
         for (pid, role) in &sessions {
-            terminated += u32::from(terminate(client, *pid, role, true).await?);
+            if terminate(client, *pid, role, true).await? {
+                terminated.insert(*pid);
+            }
         }
         let held: Vec<_> =
             holders(client, &tables).await?.into_iter().filter(|(pid, _)| at_closing.contains(pid)).collect();
@@ -222,7 +230,7 @@ pub async fn drain(client: &Client, subject: &Subject, closed_at: Timestamp, lim
             }
         }
         if sessions.is_empty() && held.is_empty() && try_lock(client, LOCK_GATE).await? {
-            return Ok(terminated);
+            return Ok(u32::try_from(terminated.len()).unwrap_or(u32::MAX));
         }
         if begin.elapsed() >= limit {
             let names: Vec<String> =

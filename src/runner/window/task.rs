@@ -166,6 +166,11 @@ impl<'a, C: Channel> Task<'a, C> {
         }
         match resume {
             Resume::Done(Finished { released, failure }) => {
+                // What the pod before reported is evidence; this one must not replace it by an empty report.
+                if let Some(intent) = snapshot.intent {
+                    self.progress = intent.progress;
+                    self.progress.switch_acknowledged = intent.switch_acknowledged;
+                }
                 self.progress.state = if released { WindowState::Released } else { WindowState::Reverted };
                 Ok(Outcome { progress: self.progress.clone(), failure })
             }
@@ -293,6 +298,9 @@ impl<'a, C: Channel> Task<'a, C> {
         let released = self.plan.direction == Step::Down;
         if self.overdue() && !self.progress.switch_acknowledged {
             return self.overdue_end(&mut client, released).await;
+        }
+        if self.plan.direction == Step::Up && self.orders().command == WindowCommand::Revert {
+            return self.finish(&mut client, false, None).await;
         }
         match self.secure(&client, closed_at).await {
             Ok(()) => {}

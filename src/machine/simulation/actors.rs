@@ -1,0 +1,496 @@
+//! Those who act in the fake world: controllers with stale caches and fences, runner pods that may die between any two acts.
+
+use fastrand::Rng;
+
+use super::{
+    fixture::SECRET,
+    world::{App, Defect, Intent, Migration, Schema, Stored, World},
+};
+use crate::{
+    api::{
+        BackupEvidence, BaselineEvidence, CheckResult, Comparison, MigrationRun, MigrationRunStatus,
+        Outcome as Measured, Reason, RehearsalEvidence, RunPhase, Task, VerificationEvidence, WindowCommand,
+        WindowProgress, WindowState,
+    },
+    machine::{Effect, Job, Observed, ObservedRun, decide},
+};
+
+/// A controller: what it read (perhaps long ago), then what it still has to do.
+#[derive(Default)]
+pub(super) struct Controller {
+    read: Option<(u64, Migration, Observed)>,
+    /// Version that the decision was persisted as, and effects left.
+    todo: Option<(u64, Vec<Effect>)>,
+    /// An irreversible effect under way: version of its target, as read.
+    target: Option<u64>,
+    pub(super) dead: bool,
+}
+
+impl Controller {
+    /// The process dies and comes back: nothing in memory is left.
+    pub(super) fn crash(&mut self) {
+        *self = Self { dead: self.dead, ..Self::default() };
+    }
+
+    /// The target of an irreversible effect is read; the write is next.
+    pub(super) fn about_to_write(&self) -> bool {
+        self.target.is_some()
+    }
+
+    /// One act: read, decide and persist, or one effect (an irreversible one takes two acts: read the target, write).
+    pub(super) fn act(&mut self, w: &mut World, rng: &mut Rng) {
+        if self.dead || !w.api_up {
+            return;
+        }
+        if rng.u8(..) < 8 {
+            w.broken_seen += 1;
+            if w.defect == Defect::StopsAtBroken {
+                self.dead = true;
+            }
+            return;
+        }
+        if let Some((version, effects)) = &mut self.todo {
+            if effects.is_empty() {
+                self.todo = None;
+                return;
+            }
+            let version = *version;
+            let effect = effects[0].clone();
+            if effect.irreversible() && self.target.is_none() {
+                self.target = Some(target_version(w, &effect));
+                return;
+            }
+            let target = self.target.take();
+            let done = apply(w, version, &effect, target);
+            match &mut self.todo {
+                // A conflict ends this round: it is read and decided again.
+                Some(_) if !done => self.todo = None,
+                Some((_, effects)) => drop(effects.remove(0)),
+                None => {}
+            }
+            return;
+        }
+        let Some((version, migration, observed)) = self.read.take() else {
+            self.read = w.observe();
+            return;
+        };
+        let decision = decide(&migration.spec, &migration.status, &observed, w.now);
+        let mut persisted = version;
+        if decision.status != migration.status {
+            let next = w.bump();
+            let Some(m) = w.migration.as_mut().filter(|m| m.version == version) else { return };
+            m.value.status = decision.status;
+            m.version = next;
+            persisted = next;
+        }
+        self.todo = Some((persisted, decision.effects));
+    }
+}
+
+fn target_version(w: &World, effect: &Effect) -> u64 {
+    match effect {
+        Effect::OrderWindow { name, .. } => w.runs.get(name).map_or(0, |r| r.version),
+        Effect::SetFlag { .. } => w.flag.version,
+        Effect::Restart { .. } => w.app.version,
+        _ => 0,
+    }
+}
+
+/// `false`: conflict.
+fn apply(w: &mut World, version: u64, effect: &Effect, target: Option<u64>) -> bool {
+    let fenced = w.defect != Defect::UnfencedWrites;
+    let current = w.migration.as_ref().is_some_and(|m| m.version == version);
+    if effect.irreversible() && fenced && !current {
+        return false;
+    }
+    let same = |now: u64| !fenced || target == Some(now);
+    match effect {
+        Effect::AddFinalizer | Effect::RemoveFinalizer => {
+            let next = w.bump();
+            let Some(m) = w.migration.as_mut().filter(|m| m.version == version) else { return false };
+            m.value.finalizer = matches!(effect, Effect::AddFinalizer);
+            m.version = next;
+            if m.value.deleting && !m.value.finalizer {
+                w.migration = None;
+            }
+            false
+        }
+        Effect::StartRun(start) => {
+            if w.migration.is_none() {
+                return false;
+            }
+            let version = w.bump();
+            let entry = w.runs.entry(start.name.clone()).or_insert_with(|| Stored {
+                version,
+                value: ObservedRun { run: MigrationRun::new(&start.name, start.spec.clone()), job: Job::Absent },
+            });
+            if entry.value.job == Job::Absent {
+                entry.value.job = Job::Active;
+            }
+            true
+        }
+        Effect::RemoveRun { name } => {
+            let Some(run) = w.runs.get(name) else { return true };
+            let window = matches!(run.value.run.spec.task, Task::Window | Task::RollbackWindow);
+            if window && (!current || w.order(name).is_some_and(|c| c > WindowCommand::Standby)) {
+                return false;
+            }
+            w.runs.remove(name);
+            true
+        }
+        Effect::OrderWindow { name, order } => {
+            let next = w.bump();
+            let Some(run) = w.runs.get_mut(name).filter(|r| same(r.version)) else { return false };
+            if run.value.run.spec.window.as_ref().is_none_or(|o| o.command < order.command) {
+                run.value.run.spec.window = Some(order.clone());
+                run.version = next;
+            }
+            true
+        }
+        Effect::SetFlag { value, marker } => {
+            if !same(w.flag.version) {
+                return false;
+            }
+            w.flag.value.value.clone_from(value);
+            w.flag.value.marker = Some(marker.clone());
+            w.flag.version = w.bump();
+            true
+        }
+        Effect::Restart { marker, .. } => {
+            if !same(w.app.version) {
+                return false;
+            }
+            w.app =
+                Stored { version: 0, value: App { template: Some(marker.clone()), pods: w.app.value.pods.clone() } };
+            w.app.version = w.bump();
+            true
+        }
+        Effect::Event(event) => {
+            w.told.push(event.note.clone());
+            true
+        }
+    }
+}
+
+/// A runner pod at work on one run. All that it knows it reads from the database again: it may die at any time.
+pub(super) struct Pod {
+    pub(super) id: u32,
+    pub(super) run: String,
+    compared: bool,
+    migrated: bool,
+}
+
+impl Pod {
+    pub(super) fn new(id: u32, run: &str) -> Self {
+        Self { id, run: run.into(), compared: false, migrated: false }
+    }
+
+    /// One act. `false` when the pod has ended.
+    pub(super) fn act(&mut self, w: &mut World, rng: &mut Rng) -> bool {
+        let gone = w.api_up && !w.runs.contains_key(&self.run);
+        let Some(run) = w.runs.get(&self.run).map(|r| r.value.run.clone()) else { return self.window_gone(w) };
+        if run.status.as_ref().is_some_and(|s| matches!(s.phase, RunPhase::Succeeded | RunPhase::Failed)) {
+            return false;
+        }
+        match run.spec.task {
+            Task::Window | Task::RollbackWindow => self.window(w, rng, &run, gone),
+            task => Self::plain(w, rng, &self.run, task),
+        }
+    }
+
+    fn plain(w: &mut World, rng: &mut Rng, name: &str, task: Task) -> bool {
+        let now = w.now;
+        let raw = w.defect == Defect::RawErrors;
+        if task == Task::Backup {
+            w.db.guards = true;
+        }
+        if !matches!(task, Task::Validate | Task::Monitor) && rng.u8(..) < 20 {
+            let message = if raw { format!("connection to {SECRET} refused") } else { "connection refused".into() };
+            return !w.report(name, |run| {
+                run.status = Some(MigrationRunStatus {
+                    phase: RunPhase::Failed,
+                    reason: Some(Reason::HostUnreachable),
+                    message: Some(message),
+                    ..Default::default()
+                });
+            });
+        }
+        let (verified, rehearsed) = (task == Task::VerifyBackup, task == Task::Rehearse);
+        if task == Task::Cleanup && w.db.closed.is_none() {
+            w.db.guards = false;
+        }
+        let breach = task == Task::Monitor && rng.u8(..) < 10;
+        let reported = w.report(name, |run| {
+            let s = run.status.get_or_insert_default();
+            s.phase = RunPhase::Succeeded;
+            match task {
+                Task::Backup => {
+                    s.baseline = Some(BaselineEvidence {
+                        users: 2,
+                        total_balance: "3".into(),
+                        total_purchased: "1".into(),
+                        average_balance: "1.5".into(),
+                        max_balance: "2".into(),
+                        transactions: vec![],
+                        taken_at: now,
+                    });
+                    s.backup = Some(BackupEvidence {
+                        object: "s3://b/o".into(),
+                        statistics_object: "s3://b/o.json".into(),
+                        bytes: 10,
+                        sha256: "sha256:dump".into(),
+                        pg_dump_version: "17".into(),
+                        finished_at: now,
+                    });
+                }
+                Task::VerifyBackup => {
+                    s.verification = Some(VerificationEvidence { bytes: 10, sha256: "sha256:dump".into(), entries: 3 });
+                }
+                Task::Rehearse => {
+                    s.rehearsal = Some(RehearsalEvidence {
+                        users: 2,
+                        restore_seconds: 1.0,
+                        migrate_seconds: 1.0,
+                        rollback_seconds: 1.0,
+                        tables_equal: 3,
+                        expected_window_seconds: 10.0,
+                    });
+                }
+                Task::Validate | Task::Monitor => {
+                    s.phase = RunPhase::Running;
+                    s.checks = vec![CheckResult {
+                        name: "errors".into(),
+                        outcome: if breach { Measured::Fail } else { Measured::Pass },
+                        failed: u32::from(breach),
+                        measured: 1,
+                        breached: breach,
+                        message: "0.21 > 0.05".into(),
+                        at: now,
+                    }];
+                }
+                _ => {}
+            }
+        });
+        if reported {
+            w.verified |= verified;
+            w.rehearsed |= rehearsed;
+        }
+        !reported || matches!(task, Task::Validate | Task::Monitor)
+    }
+
+    /// The run was deleted: what is open is closed as at the deadline.
+    fn window_gone(&mut self, w: &mut World) -> bool {
+        if !w.api_up {
+            return true;
+        }
+        if w.db.worker == Some(self.id) {
+            w.db.worker = None;
+        }
+        false
+    }
+
+    fn window(&mut self, w: &mut World, rng: &mut Rng, run: &MigrationRun, gone: bool) -> bool {
+        // The worker's lock: a second pod waits until the first one's session is gone.
+        if *w.db.worker.get_or_insert(self.id) != self.id {
+            return true;
+        }
+        let (task, attempt) = (run.spec.task, run.spec.attempt);
+        let up = task == Task::Window;
+        let order = if w.api_up { run.spec.window.clone() } else { None };
+        let command = order.as_ref().map_or(WindowCommand::Standby, |o| o.command);
+        if w.db.closed.is_some() && w.db.intents.get(&task).is_none_or(|i| i.attempt != attempt || i.finished.is_some())
+        {
+            // Takes over a gate that another run left closed; what it acknowledged binds this one too.
+            let acknowledged = w.db.intents.values().any(|i| i.acknowledged && i.finished.is_none());
+            let deadline =
+                w.db.intents.values().filter(|i| i.finished.is_none()).map(|i| i.deadline).max().unwrap_or(w.now);
+            w.db.intents.insert(task, Intent { attempt, deadline, acknowledged, finished: None, passed: false });
+        }
+        let intent = w.db.intents.get(&task).filter(|i| i.attempt == attempt).cloned();
+        let (mut has_up, has_down) = (w.db.ledger.contains("up"), w.db.ledger.contains("down"));
+        if w.defect == Defect::LedgerIgnored {
+            has_up = self.migrated;
+        }
+        let Some(intent) = intent else {
+            if has_down || (!up && !has_up) {
+                return self.end(w, run, WindowState::Reverted, None, false);
+            }
+            if up && has_up {
+                return self.end(w, run, WindowState::Released, None, false);
+            }
+            return match (command, order.and_then(|o| o.deadline)) {
+                (WindowCommand::Standby, _) | (_, None) => {
+                    self.tell(w, WindowState::Ready, false, false);
+                    true
+                }
+                (WindowCommand::Revert, _) => self.end(w, run, WindowState::Reverted, None, false),
+                (_, Some(deadline)) if w.now >= deadline => {
+                    let state = if up { WindowState::Reverted } else { WindowState::Released };
+                    self.end(w, run, state, Some(Reason::DeadlinePassed), true)
+                }
+                (_, Some(deadline)) => {
+                    w.db.intents
+                        .insert(task, Intent { attempt, deadline, acknowledged: false, finished: None, passed: false });
+                    w.db.closed = Some(w.now);
+                    true
+                }
+            };
+        };
+        if let Some((state, reason)) = intent.finished {
+            return self.end(w, run, state, reason, intent.passed);
+        }
+        if has_down {
+            return self.finish(w, task, WindowState::Reverted, None, false);
+        }
+        // Half of the acts are reports, so that what is known and what is told differ often.
+        if rng.bool() {
+            let state = match () {
+                () if w.now >= intent.deadline && intent.acknowledged => WindowState::Held,
+                () if has_up && up => WindowState::Migrated,
+                () => WindowState::Blocked,
+            };
+            self.tell(w, state, intent.acknowledged, state == WindowState::Held);
+            return true;
+        }
+        let deadline = order.as_ref().and_then(|o| o.deadline).unwrap_or(intent.deadline);
+        let overdue = gone || (w.now >= deadline && w.defect != Defect::DeadlineIgnored);
+        if up && !has_up {
+            if overdue || command == WindowCommand::Revert {
+                return self.finish(w, task, WindowState::Reverted, overdue.then_some(Reason::DeadlinePassed), overdue);
+            }
+            return match rng.u8(..) {
+                0..6 => self.finish(w, task, WindowState::Reverted, Some(Reason::SqlFailed), false),
+                6..20 => self.finish(w, task, WindowState::Reverted, Some(Reason::LockTimeout), false),
+                _ => {
+                    Self::migrate(w);
+                    self.migrated = true;
+                    true
+                }
+            };
+        }
+        self.compared |= up;
+        match command {
+            WindowCommand::Revert => self.undo(w, rng, run, None),
+            WindowCommand::Release if self.compared => self.finish(w, task, WindowState::Released, None, false),
+            _ if overdue && !intent.acknowledged && up => self.undo(w, rng, run, Some(Reason::DeadlinePassed)),
+            _ if overdue && !intent.acknowledged => {
+                self.finish(w, task, WindowState::Released, Some(Reason::DeadlinePassed), true)
+            }
+            WindowCommand::Switch if !intent.acknowledged && !overdue => {
+                if let Some(i) = w.db.intents.get_mut(&task) {
+                    i.acknowledged = true;
+                }
+                true
+            }
+            _ => true,
+        }
+    }
+
+    /// The up transaction. With the ledger ignored a second pod runs it again.
+    pub(super) fn migrate(w: &mut World) {
+        if w.db.ledger.insert("up") || w.defect == Defect::LedgerIgnored {
+            w.db.ups += 1;
+            w.db.schema = Schema::New;
+        }
+    }
+
+    fn undo(&mut self, w: &mut World, rng: &mut Rng, run: &MigrationRun, cause: Option<Reason>) -> bool {
+        if rng.u8(..) < 12 {
+            let progress = WindowProgress { state: WindowState::Held, switch_acknowledged: true, ..Default::default() };
+            // The gate stays closed, and the run's end says so.
+            if let Some(i) = w.db.intents.get_mut(&run.spec.task) {
+                i.acknowledged = true;
+            }
+            let reported = w.report(&self.run, |r| {
+                r.status = Some(MigrationRunStatus {
+                    phase: RunPhase::Failed,
+                    reason: Some(Reason::SqlFailed),
+                    message: Some("statement 3 failed".into()),
+                    window: Some(progress),
+                    ..Default::default()
+                });
+            });
+            if reported {
+                w.db.worker = None;
+            }
+            return !reported;
+        }
+        if w.db.ledger.insert("down") || w.defect == Defect::LedgerIgnored {
+            w.db.downs += 1;
+            w.db.schema = Schema::Old;
+        }
+        // A crash may come between the commit and the opening of the gate.
+        if rng.bool() {
+            return true;
+        }
+        self.finish(w, run.spec.task, WindowState::Reverted, cause, cause.is_some())
+    }
+
+    fn finish(&mut self, w: &mut World, task: Task, state: WindowState, reason: Option<Reason>, passed: bool) -> bool {
+        w.db.closed = None;
+        for (of, i) in &mut w.db.intents {
+            if i.finished.is_none() {
+                i.finished = Some((state, if *of == task { reason } else { None }));
+                i.passed = passed;
+            }
+        }
+        true
+    }
+
+    fn end(
+        &mut self,
+        w: &mut World,
+        run: &MigrationRun,
+        state: WindowState,
+        reason: Option<Reason>,
+        passed: bool,
+    ) -> bool {
+        let window = Self::progress(w, run.spec.task, state, true, passed);
+        let reported = w.report(&self.run, |r| {
+            r.status = Some(MigrationRunStatus {
+                phase: if reason.is_some() { RunPhase::Failed } else { RunPhase::Succeeded },
+                reason,
+                message: reason.map(|r| r.to_string()),
+                window: Some(window),
+                ..Default::default()
+            });
+        });
+        if reported && w.db.worker == Some(self.id) {
+            w.db.worker = None;
+        }
+        !reported
+    }
+
+    fn tell(&self, w: &mut World, state: WindowState, acknowledged: bool, passed: bool) {
+        let Some(task) = w.runs.get(&self.run).map(|r| r.value.run.spec.task) else { return };
+        let mut window = Self::progress(w, task, state, acknowledged, passed);
+        if !self.compared {
+            window.comparison = None;
+        }
+        w.report(&self.run, |r| {
+            let s = r.status.get_or_insert_default();
+            s.phase = RunPhase::Running;
+            s.window = Some(window);
+        });
+    }
+
+    fn progress(w: &World, task: Task, state: WindowState, acknowledged: bool, passed: bool) -> WindowProgress {
+        let ended = matches!(state, WindowState::Released | WindowState::Reverted);
+        WindowProgress {
+            state,
+            blocked_at: w.db.closed.or((w.db.intents.contains_key(&task) && ended).then_some(w.now)),
+            proof: Some("refused".into()),
+            migrate_seconds: w.db.ledger.contains("up").then_some(1.0),
+            comparison: w.db.ledger.contains("up").then(|| Comparison {
+                users: 2,
+                unexplained: 0,
+                total_balance: "3".into(),
+            }),
+            switch_acknowledged: acknowledged,
+            observed_version: w.app.value.pods.first().map(|p| p.1.clone()),
+            released_at: (ended && w.db.closed.is_none()).then_some(w.now),
+            deadline_passed: passed,
+            ..Default::default()
+        }
+    }
+}

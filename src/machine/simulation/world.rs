@@ -1,0 +1,343 @@
+//! The fake world: API objects with resourceVersions, a database with gate and ledger, an application, a clock.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::fixture::{SECRET, spec};
+use crate::{
+    api::{
+        CreditMigrationSpec, CreditMigrationStatus, Decision, MigrationRun, Phase, RunPhase, Task, Time, WindowCommand,
+        WindowState, WorkloadKind, WorkloadRef,
+    },
+    machine::{Flag, Job, Observed, ObservedDecision, ObservedRun, Sql, Workload, seconds},
+};
+
+pub(super) const NAME: &str = "m";
+pub(super) const UID: &str = "uid-1";
+
+/// A deliberate defect, one for each property.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Defect {
+    None,
+    /// 1: the runner does not read the ledger.
+    LedgerIgnored,
+    /// 2: the runner does nothing at the deadline.
+    DeadlineIgnored,
+    /// 3: a late leader writes without re-reading and without resourceVersions.
+    UnfencedWrites,
+    /// 4: names in decisions are not proven.
+    ForgedNames,
+    /// 5: the runner reports the database's raw error.
+    RawErrors,
+    /// 6: a controller stops at an object that it cannot decode.
+    StopsAtBroken,
+}
+
+/// Schema of the database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Schema {
+    Old,
+    New,
+}
+
+/// What the control schema remembers of an opened window, per direction.
+#[derive(Clone, Debug)]
+pub(super) struct Intent {
+    pub(super) attempt: u32,
+    pub(super) deadline: Time,
+    pub(super) acknowledged: bool,
+    /// How it ended: `Released` or `Reverted`, and why without success.
+    pub(super) finished: Option<(WindowState, Option<crate::api::Reason>)>,
+    pub(super) passed: bool,
+}
+
+/// The database.
+#[derive(Clone, Debug)]
+pub(super) struct Database {
+    pub(super) schema: Schema,
+    pub(super) closed: Option<Time>,
+    pub(super) ledger: BTreeSet<&'static str>,
+    pub(super) ups: u32,
+    pub(super) downs: u32,
+    pub(super) intents: BTreeMap<Task, Intent>,
+    /// Pod that holds the worker's lock.
+    pub(super) worker: Option<u32>,
+    pub(super) guards: bool,
+}
+
+/// An object with its version.
+#[derive(Clone, Debug)]
+pub(super) struct Stored<T> {
+    pub(super) version: u64,
+    pub(super) value: T,
+}
+
+/// The flag's ConfigMap.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct FlagMap {
+    pub(super) value: String,
+    pub(super) marker: Option<String>,
+}
+
+/// The Deployment: its template's annotation, and its pods with theirs and the version they run.
+#[derive(Clone, Debug)]
+pub(super) struct App {
+    pub(super) template: Option<String>,
+    pub(super) pods: Vec<(Option<String>, String)>,
+}
+
+/// The `CreditMigration`.
+#[derive(Clone, Debug)]
+pub(super) struct Migration {
+    pub(super) spec: CreditMigrationSpec,
+    pub(super) status: CreditMigrationStatus,
+    pub(super) generation: i64,
+    pub(super) deleting: bool,
+    pub(super) finalizer: bool,
+}
+
+/// The whole world.
+#[derive(Clone, Debug)]
+pub(super) struct World {
+    pub(super) now: Time,
+    pub(super) versions: u64,
+    pub(super) migration: Option<Stored<Migration>>,
+    pub(super) runs: BTreeMap<String, Stored<ObservedRun>>,
+    pub(super) decisions: Vec<ObservedDecision>,
+    /// People who really spoke; names in decisions may be forged.
+    pub(super) speakers: BTreeSet<String>,
+    pub(super) flag: Stored<FlagMap>,
+    pub(super) app: Stored<App>,
+    pub(super) sql: (String, String),
+    pub(super) db: Database,
+    pub(super) api_up: bool,
+    pub(super) defect: Defect,
+    /// What was observed beyond objects: events.
+    pub(super) told: Vec<String>,
+    pub(super) verified: bool,
+    pub(super) rehearsed: bool,
+    /// A broken neighbour was passed by how often.
+    pub(super) broken_seen: u32,
+}
+
+impl World {
+    pub(super) fn new(defect: Defect) -> Self {
+        let migration = Migration {
+            spec: spec(),
+            status: CreditMigrationStatus::default(),
+            generation: 1,
+            deleting: false,
+            finalizer: false,
+        };
+        Self {
+            now: Time::UNIX_EPOCH + seconds(1_000_000),
+            versions: 1,
+            migration: Some(Stored { version: 1, value: migration }),
+            runs: BTreeMap::new(),
+            decisions: vec![],
+            speakers: BTreeSet::new(),
+            flag: Stored { version: 1, value: FlagMap { value: "v1".into(), marker: None } },
+            app: Stored {
+                version: 1,
+                value: App { template: None, pods: vec![(None, "v1".into()), (None, "v1".into())] },
+            },
+            sql: ("sha256:up".into(), "sha256:down".into()),
+            db: Database {
+                schema: Schema::Old,
+                closed: None,
+                ledger: BTreeSet::new(),
+                ups: 0,
+                downs: 0,
+                intents: BTreeMap::new(),
+                worker: None,
+                guards: false,
+            },
+            api_up: true,
+            defect,
+            told: vec![],
+            verified: false,
+            rehearsed: false,
+            broken_seen: 0,
+        }
+    }
+
+    pub(super) fn bump(&mut self) -> u64 {
+        self.versions += 1;
+        self.versions
+    }
+
+    pub(super) fn phase(&self) -> Option<Phase> {
+        self.migration.as_ref()?.value.status.phase
+    }
+
+    /// What a controller reads.
+    pub(super) fn observe(&self) -> Option<(u64, Migration, Observed)> {
+        let m = self.migration.clone()?;
+        let app = &self.app.value;
+        let settled = app.pods.len() == 2 && app.pods.iter().all(|p| p.0 == app.template);
+        let observed = Observed {
+            name: NAME.into(),
+            uid: UID.into(),
+            generation: m.value.generation,
+            deleting: m.value.deleting,
+            finalizer: m.value.finalizer,
+            runner_image: "image".into(),
+            runs: self.runs.values().map(|r| r.value.clone()).collect(),
+            decisions: self.decisions.clone(),
+            policy_problem: None,
+            flag: Flag::Value {
+                value: self.flag.value.value.clone(),
+                immutable: false,
+                set_for: self.flag.value.marker.clone(),
+            },
+            up: Sql::Present(self.sql.0.clone()),
+            down: Sql::Present(self.sql.1.clone()),
+            workloads: vec![Workload {
+                reference: WorkloadRef { kind: WorkloadKind::Deployment, name: "shop".into() },
+                exists: true,
+                reads_flag: true,
+                restarted_for: app.template.clone(),
+                settled,
+                old_pods: u32::try_from(app.pods.iter().filter(|p| p.0 != app.template).count()).unwrap_or(0),
+                available: (2, 2),
+            }],
+        };
+        Some((m.version, m.value, observed))
+    }
+
+    /// One pod of the rollout is replaced; it reads the flag as it starts.
+    pub(super) fn roll(&mut self) {
+        let (template, value) = (self.app.value.template.clone(), self.flag.value.value.clone());
+        if let Some(old) = self.app.value.pods.iter_mut().find(|p| p.0 != template) {
+            *old = (template, value);
+            self.app.version = self.bump();
+        }
+    }
+
+    pub(super) fn decide(&mut self, by: &str, decision: Decision) {
+        let digest = self.migration.as_ref().and_then(|m| m.value.status.plan.as_ref()).and_then(|p| p.digest.clone());
+        if decision == Decision::Execute && digest.is_none() {
+            return;
+        }
+        self.speakers.insert(by.to_owned());
+        let n = self.decisions.len();
+        let digest = (decision == Decision::Execute).then_some(digest).flatten();
+        let mut said = vec![by.to_owned()];
+        if self.defect == Defect::ForgedNames && decision == Decision::Execute {
+            said.push("somebody-else".into());
+        }
+        for (i, by) in said.into_iter().enumerate() {
+            self.decisions.push(ObservedDecision {
+                name: format!("d{n}-{i}"),
+                by,
+                decision,
+                digest: digest.clone(),
+                reason: None,
+                at: self.now,
+            });
+        }
+    }
+
+    /// Writes a run's status, if the API server is there and the run too.
+    pub(super) fn report(&mut self, name: &str, change: impl FnOnce(&mut MigrationRun)) -> bool {
+        if !self.api_up || !self.runs.contains_key(name) {
+            return false;
+        }
+        let version = self.bump();
+        if let Some(run) = self.runs.get_mut(name) {
+            change(&mut run.value.run);
+            run.version = version;
+            let ended = run
+                .value
+                .run
+                .status
+                .as_ref()
+                .is_some_and(|s| matches!(s.phase, RunPhase::Succeeded | RunPhase::Failed));
+            if ended {
+                run.value.job = Job::Complete;
+            }
+        }
+        true
+    }
+
+    /// The six properties that hold at every moment. `Err` names the broken one.
+    pub(super) fn check(&self) -> Result<(), String> {
+        let db = &self.db;
+        if db.ups > 1 || db.downs > 1 {
+            return Err(format!("1: up took effect {} times, down {} times", db.ups, db.downs));
+        }
+        if db.closed.is_none() {
+            let flag = self.flag.value.value.as_str();
+            let wrong = if db.schema == Schema::New { "v1" } else { "v2" };
+            if flag == wrong {
+                return Err(format!("3: writes are open, schema is {:?}, flag says {flag}", db.schema));
+            }
+            if let Some(p) = self.app.value.pods.iter().find(|p| p.1 == wrong) {
+                return Err(format!("3: writes are open, schema is {:?}, a pod runs {}", db.schema, p.1));
+            }
+        }
+        if db.ups > 0
+            && (!self.verified || !self.rehearsed || self.speakers.iter().filter(|s| *s != "author").count() < 2)
+        {
+            return Err(format!(
+                "4: executed with verified={} rehearsed={} by {:?}",
+                self.verified, self.rehearsed, self.speakers
+            ));
+        }
+        Ok(())
+    }
+
+    /// Looked at once per schedule: it is the dear one.
+    pub(super) fn check_secrets(&self) -> Result<(), String> {
+        let texts = [
+            serde_json::to_string(&self.migration.as_ref().map(|m| &m.value.status)).unwrap_or_default(),
+            serde_json::to_string(&self.runs.values().map(|r| &r.value.run).collect::<Vec<_>>()).unwrap_or_default(),
+            self.told.join("\n"),
+        ];
+        if texts.iter().any(|t| t.contains(SECRET)) { Err("5: a secret is in an API object".into()) } else { Ok(()) }
+    }
+
+    /// Whether the way a window stands is told to somebody.
+    pub(super) fn check_end(&self) -> Result<(), String> {
+        let Some(m) = &self.migration else {
+            return if self.db.closed.is_none() { Ok(()) } else { Err("2: deleted with writes blocked".into()) };
+        };
+        let phase = m.value.status.phase;
+        match phase {
+            Some(Phase::Completed | Phase::RolledBack | Phase::Failed | Phase::Cancelled)
+                if self.db.closed.is_none() =>
+            {
+                Ok(())
+            }
+            Some(Phase::RollbackFailed)
+                if self.told.iter().any(|t| t.contains("a person is needed") || t.contains("writes are open")) =>
+            {
+                Ok(())
+            }
+            Some(Phase::AwaitingApproval) if self.db.closed.is_none() => Ok(()),
+            _ => {
+                let held = self.db.closed.is_some_and(|_| {
+                    self.now > m.value.status.window.as_ref().and_then(|w| w.deadline).unwrap_or(self.now)
+                });
+                Err(format!(
+                    "{}: does not end: {phase:?} {:?} {:?}, writes blocked {}",
+                    if held { 2 } else { 6 },
+                    m.value.status.step,
+                    m.value.status.conditions.first().map(|c| &c.message),
+                    self.db.closed.is_some()
+                ))
+            }
+        }
+    }
+
+    /// Writes are blocked past the deadline, and no switch was acknowledged: the runner's own business.
+    pub(super) fn overdue(&self) -> bool {
+        let mut open = self.db.intents.values().filter(|i| i.finished.is_none());
+        self.db.closed.is_some()
+            && self.db.worker.is_some()
+            && open.all(|i| self.now > i.deadline + seconds(60) && !i.acknowledged)
+    }
+
+    pub(super) fn order(&self, name: &str) -> Option<WindowCommand> {
+        Some(self.runs.get(name)?.value.run.spec.window.as_ref()?.command)
+    }
+}
