@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod backup;
+mod checks;
 mod harness;
 mod preflight;
 mod rehearsal;
