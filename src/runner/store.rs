@@ -23,6 +23,9 @@ const PARTS: u64 = 5_000;
 /// How long a task before the window tries again: longer than a restart of a store takes.
 pub const PATIENCE: Duration = Duration::from_secs(180);
 
+/// Parts of error codes that mean: not with this key. Versity's gateway answers `XAdminUserNotFound`, with status 404.
+const DENIALS: &[&str] = &["AccessDenied", "AccessKey", "Signature", "UserNotFound"];
+
 /// One bucket and prefix.
 #[derive(Clone)]
 pub struct Store {
@@ -149,8 +152,18 @@ impl Store {
         let text = chain(error);
         let code = text.split_once("<Code>").and_then(|(_, rest)| rest.split_once("</Code>")).map(|(code, _)| code);
         let (bucket, endpoint, secret) = (&self.bucket, &self.endpoint, &self.secret);
-        if code == Some("NoSuchBucket")
-            || (code.is_none() && doing != "reading" && matches!(error, object_store::Error::NotFound { .. }))
+        // First: some stores answer 404 to an unknown access key.
+        let denied =
+            matches!(error, object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. })
+                || code.is_some_and(|code| DENIALS.iter().any(|denial| code.contains(denial)));
+        if denied {
+            let code = code.unwrap_or("no error code");
+            let message = format!(
+                "{doing} {object}: {endpoint} refused the key of Secret {secret} ({code}); next: allow it s3:PutObject, s3:GetObject, s3:DeleteObject and s3:AbortMultipartUpload on {bucket}, or correct accessKeyId and secretAccessKey"
+            );
+            return Failure::new(Reason::BucketDenied, message);
+        }
+        if code == Some("NoSuchBucket") || (doing != "reading" && matches!(error, object_store::Error::NotFound { .. }))
         {
             let message = format!(
                 "{doing} {object}: bucket {bucket} does not exist at {endpoint}; next: aws s3 mb s3://{bucket}"
@@ -162,17 +175,6 @@ impl Store {
                 Reason::BackupUnreadable,
                 format!("{object} does not exist at {endpoint}; next: take the backup again"),
             );
-        }
-        let denied =
-            matches!(error, object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. })
-                || code
-                    .is_some_and(|c| c.contains("AccessDenied") || c.contains("AccessKey") || c.contains("Signature"));
-        if denied {
-            let code = code.unwrap_or("no error code");
-            let message = format!(
-                "{doing} {object}: {endpoint} refused the key of Secret {secret} ({code}); next: allow it s3:PutObject, s3:GetObject, s3:DeleteObject and s3:AbortMultipartUpload on {bucket}, or correct accessKeyId and secretAccessKey"
-            );
-            return Failure::new(Reason::BucketDenied, message);
         }
         let cause = code.map_or_else(|| root_cause(error), str::to_owned);
         let message = format!(

@@ -44,6 +44,29 @@ struct Servers {
     _alive: ChildStdin,
 }
 
+// Its shell ends by itself when this process does.
+#[allow(clippy::zombie_processes)]
+fn start() -> Servers {
+    let port = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let (database, store) = (port(), port());
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/runner_data/start.sh");
+    let mut child = Command::new("sh")
+        .args([script.into(), postgresql_bin(), versitygw(), database.to_string().into(), store.to_string().into()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let dir = PathBuf::from(lines.next().unwrap().unwrap());
+    assert_eq!(lines.next().unwrap().unwrap(), "started");
+    let begin = Instant::now();
+    while [database, store].iter().any(|port| TcpStream::connect(("127.0.0.1", *port)).is_err()) {
+        assert!(begin.elapsed() < PATIENCE, "the servers do not start, see {}", dir.display());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Servers { dir, database, store, _alive: child.stdin.take().unwrap() }
+}
+
 static SERVERS: OnceLock<Servers> = OnceLock::new();
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -68,26 +91,7 @@ fn versitygw() -> PathBuf {
 }
 
 fn servers() -> &'static Servers {
-    SERVERS.get_or_init(|| {
-        let port = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let (database, store) = (port(), port());
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/runner_data/start.sh");
-        let mut child = Command::new("sh")
-            .args([script.into(), postgresql_bin(), versitygw(), database.to_string().into(), store.to_string().into()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let dir = PathBuf::from(lines.next().unwrap().unwrap());
-        assert_eq!(lines.next().unwrap().unwrap(), "started");
-        let begin = Instant::now();
-        while [database, store].iter().any(|port| TcpStream::connect(("127.0.0.1", *port)).is_err()) {
-            assert!(begin.elapsed() < PATIENCE, "the servers do not start, see {}", dir.display());
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Servers { dir, database, store, _alive: child.stdin.take().unwrap() }
-    })
+    SERVERS.get_or_init(start)
 }
 
 /// One migration: roles, database, mounts and spec of its own.

@@ -1,6 +1,9 @@
 //! The runner's data tasks against a real PostgreSQL and a real S3 server: Preflight, Backup, VerifyBackup, Rehearse.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod backup;
+mod checks;
 mod harness;
 mod preflight;
 mod rehearsal;

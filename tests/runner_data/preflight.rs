@@ -184,13 +184,13 @@ async fn sql_and_store() {
     .await;
     world.sql(UP, DOWN);
     world.mount(mounts::UP_SQL, "SELECT 2;");
-    world.spec.plan.backup.store.endpoint = World::new().await.spec.plan.backup.store.endpoint;
+    world.spec.plan.backup.store = World::new().await.spec.plan.backup.store;
     world.mount(mounts::STORE_ACCESS_KEY_ID, "nobody");
     finds(
         &world,
         &[
             ("SQL", Reason::SqlChanged, "key up.sql of ConfigMap shop/migration-0003 has sha256:"),
-            ("bucket", Reason::BucketDenied, "InvalidAccessKeyId"),
+            ("bucket", Reason::BucketDenied, "refused the key of Secret backup-bucket (XAdminUserNotFound)"),
         ],
     )
     .await;

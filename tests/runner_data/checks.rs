@@ -1,0 +1,152 @@
+//! Checks and probes: an application and a Prometheus that answer as told, and the real database.
+
+use std::time::Duration;
+
+use axum::{
+    Router,
+    http::{StatusCode, Uri},
+    routing::get,
+};
+use credit_migration::{
+    api::{Check, CheckResult, Flag, Outcome, Reason, VersionProbe},
+    runner::{checks, probe::Prober, report::Progress},
+};
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use crate::harness::World;
+
+/// Serves on a port of its own; returns the base address.
+async fn serve() -> String {
+    let prometheus = |uri: Uri| async move {
+        let result = match uri.query().unwrap() {
+            "query=rate" => json!([{"metric": {}, "value": [1, "0.21"]}]),
+            "query=count" => json!([{"metric": {}, "value": [1, "1204"]}]),
+            "query=nan" => json!([{"metric": {}, "value": [1, "NaN"]}]),
+            "query=many" => {
+                json!([{"metric": {"a": "1"}, "value": [1, "1"]}, {"metric": {"a": "2"}, "value": [1, "1"]}])
+            }
+            _ => json!([]),
+        };
+        axum::Json(json!({"status": "success", "data": {"resultType": "vector", "result": result}}))
+    };
+    let version = || async { axum::Json(json!({"running": "v1", "contains": ["v1", "v2"], "users": 7})) };
+    let router = Router::new()
+        .route("/api/v1/query", get(prometheus))
+        .route("/version", get(version))
+        .route("/away", get(|| async { (StatusCode::FOUND, [("location", "/version")]) }))
+        .route("/slow", get(|| async { tokio::time::sleep(Duration::from_secs(5)).await }));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let base = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+    base
+}
+
+#[tokio::test]
+async fn every_source_is_measured() {
+    let (world, base) = (World::new().await, serve().await);
+    let http = |path: &str| json!({"url": format!("{base}{path}"), "timeout": "300ms"});
+    let prometheus = |query: &str| json!({"url": base, "query": query, "samplesQuery": "count"});
+    let sql = |query: &str| json!({"query": query});
+    let cases = [
+        (
+            "sum",
+            json!({"sql": sql("SELECT sum(balance) FROM user_credits"), "equals": "451500"}),
+            Outcome::Pass,
+            "451500 = 451500",
+        ),
+        ("above", json!({"sql": sql("SELECT 11"), "max": "10"}), Outcome::Fail, "11 > 10"),
+        ("null", json!({"sql": sql("SELECT NULL"), "max": "10"}), Outcome::NoData, "NULL"),
+        ("write", json!({"sql": sql("DELETE FROM user_credits RETURNING 1"), "max": "10"}), Outcome::Error, "25006"),
+        ("two", json!({"sql": sql("SELECT 1; SELECT 2"), "max": "10"}), Outcome::Error, "more than one statement"),
+        ("commit", json!({"sql": sql("COMMIT"), "max": "10"}), Outcome::Error, "COMMIT"),
+        ("answered", json!({"http": http("/version")}), Outcome::Pass, "answered"),
+        ("fast", json!({"http": http("/version"), "max": "250"}), Outcome::Pass, "<= 250"),
+        (
+            "path",
+            json!({"http": {"url": format!("{base}/version"), "jsonPath": "$.users"}, "min": "8"}),
+            Outcome::Fail,
+            "7 < 8",
+        ),
+        (
+            "no-path",
+            json!({"http": {"url": format!("{base}/version"), "jsonPath": "$.other"}, "min": "8"}),
+            Outcome::NoData,
+            "no single value",
+        ),
+        ("redirect", json!({"http": http("/away")}), Outcome::Fail, "status 302, not 200"),
+        ("slow", json!({"http": http("/slow")}), Outcome::Fail, "no answer within 300ms"),
+        ("down", json!({"http": {"url": "http://127.0.0.1:1/"}}), Outcome::Fail, "no answer"),
+        (
+            "rate",
+            json!({"prometheus": prometheus("rate"), "max": "0.05", "minimumSamples": 100}),
+            Outcome::Fail,
+            "0.21 > 0.05 (1204 samples)",
+        ),
+        (
+            "few",
+            json!({"prometheus": prometheus("rate"), "max": "0.05", "minimumSamples": 2000}),
+            Outcome::NoData,
+            "1204 samples, at least 2000",
+        ),
+        ("empty", json!({"prometheus": prometheus("empty"), "max": "1"}), Outcome::NoData, "no result"),
+        ("nan", json!({"prometheus": prometheus("nan"), "max": "1"}), Outcome::NoData, "NaN"),
+        ("many", json!({"prometheus": prometheus("many"), "max": "1"}), Outcome::Error, "2 results"),
+        (
+            "dead",
+            json!({"prometheus": {"url": "http://127.0.0.1:1", "query": "x"}, "max": "1"}),
+            Outcome::Error,
+            "no answer",
+        ),
+    ];
+    let checks: Vec<Check> = cases
+        .iter()
+        .map(|(name, rest, ..)| {
+            let mut check = rest.clone();
+            check["name"] = json!(name);
+            check["interval"] = json!("1s");
+            serde_json::from_value(check).unwrap()
+        })
+        .collect();
+    let (progress, stop) = (Progress::default(), CancellationToken::new());
+    let results = tokio::spawn({
+        let (progress, stop, checks) = (progress.clone(), stop.clone(), checks.clone());
+        let target = world.target();
+        async move { checks::watch(&checks, &[], Ok(target), &progress, &stop).await }
+    });
+    tokio::time::sleep(Duration::from_millis(3500)).await;
+    stop.cancel();
+    results.await.unwrap().unwrap();
+    let results: Vec<CheckResult> = serde_json::from_value(progress.so_far()["checks"].clone()).unwrap();
+    for (name, _, outcome, words) in cases {
+        let result = results.iter().find(|result| result.name == name).unwrap();
+        assert_eq!(result.outcome, outcome, "{result:?}");
+        assert!(result.message.contains(words), "{result:?}");
+        assert!(result.measured >= 3, "{result:?}");
+        assert_eq!(result.breached, outcome == Outcome::Fail, "{result:?}");
+    }
+    assert_eq!(world.count("SELECT count(*) FROM user_credits").await, 300);
+}
+
+#[tokio::test]
+async fn the_version_is_asked_for() {
+    let (base, prober) = (serve().await, Prober::new().unwrap());
+    let probe =
+        |path: &str, json_path: &str| VersionProbe { url: format!("{base}{path}"), json_path: json_path.to_owned() };
+    let flag = |from: &str, to: &str| -> Flag {
+        serde_json::from_value(json!({"configMapKeyRef": {"name": "a", "key": "b"}, "from": from, "to": to})).unwrap()
+    };
+    let good = probe("/version", "$.running");
+    assert_eq!(prober.ready_to_switch(&good, &flag("v1", "v2")).await.unwrap(), "v1");
+    for (probe, from, to, words) in [
+        (&good, "v0", "v2", "runs version \"v1\", spec.application.flag.from is \"v0\""),
+        (&good, "v1", "v3", "holds versions v1, v2, not v3"),
+        (&probe("/away", "$.running"), "v1", "v2", "answered 302"),
+        (&probe("/version", "$.nothing"), "v1", "v2", "no single text"),
+        (&probe("/version", "$["), "v1", "v2", "jsonPath"),
+    ] {
+        let failure = prober.ready_to_switch(probe, &flag(from, to)).await.unwrap_err();
+        assert_eq!(failure.reason, Reason::ProbeFailed);
+        assert!(failure.message.contains(words), "{failure}");
+    }
+}
