@@ -504,3 +504,29 @@ async fn past_the_deadline_of_the_way_back_the_gate_opens_or_is_held() {
     assert_eq!(end(task).await.progress.state, State::Reverted);
     writable(&database, false).await;
 }
+
+/// The flag may be back at the old value already when the way there ends with its gate closed.
+#[tokio::test]
+async fn a_way_back_that_takes_over_the_way_there_never_opens_the_gate_by_itself() {
+    let database = Database::new().await;
+    let mut plan = there();
+    plan.down.statements.push("SELECT 1/0".to_owned());
+    let desk = Desk::new();
+    let task = desk.start(&database, &plan);
+    desk.order(Order::Open);
+    desk.state(State::Migrated).await;
+    desk.order(Order::Revert);
+    assert_eq!(end(task).await.progress.state, State::Held);
+
+    let desk = Desk::new();
+    let task = desk.start(&database, &back());
+    desk.until("taken over", |progress, _| progress.state >= State::Blocked).await;
+    desk.order(Order::Open);
+    desk.pass_deadline();
+    desk.state(State::Held).await;
+    blocked(&database).await;
+    desk.order(Order::Revert);
+    let outcome = end(task).await;
+    assert_eq!((outcome.progress.state, outcome.failure), (State::Reverted, None));
+    writable(&database, false).await;
+}

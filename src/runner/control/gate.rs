@@ -459,12 +459,18 @@ pub async fn adopt(
         )
         .await
         .map_err(|e| classify(&e))?;
-    // The way back may take over from the way there: what was set before the window is in that one's intent.
+    // The way back may take over from the way there: what was set before the window is in that one's intent. It then counts
+    // as acknowledged: the flag may be at the old value already, so nobody may open the gate on the new schema by himself.
     tx.execute(
-        "INSERT INTO credit_migration.intent AS i (migration_uid, direction, attempt, opened_at, deadline, prior_read_only)
-         SELECT o.migration_uid, $2, $3, o.opened_at, o.deadline, o.prior_read_only FROM credit_migration.intent o
+        "INSERT INTO credit_migration.intent AS i
+             (migration_uid, direction, attempt, opened_at, deadline, prior_read_only, switch_acknowledged_at)
+         SELECT o.migration_uid, $2, $3, o.opened_at, o.deadline, o.prior_read_only,
+                CASE WHEN o.direction = $2 THEN o.switch_acknowledged_at ELSE coalesce(o.switch_acknowledged_at, clock_timestamp()) END
+         FROM credit_migration.intent o
          WHERE o.migration_uid = $1 AND o.finished_at IS NULL ORDER BY o.opened_at LIMIT 1
-         ON CONFLICT (migration_uid, direction) DO UPDATE SET attempt = excluded.attempt, finished_at = NULL, outcome = NULL",
+         ON CONFLICT (migration_uid, direction) DO UPDATE SET attempt = excluded.attempt, finished_at = NULL, outcome = NULL,
+             reason = NULL, message = NULL,
+             switch_acknowledged_at = coalesce(i.switch_acknowledged_at, excluded.switch_acknowledged_at)",
         &[&subject.uid, &step.as_str(), &i32::try_from(attempt).unwrap_or(i32::MAX)],
     )
     .await

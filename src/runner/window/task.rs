@@ -162,7 +162,7 @@ impl<'a, C: Channel> Task<'a, C> {
         };
         let resume = self.resume(&snapshot);
         if snapshot.closed_at.is_some() {
-            self.take_over(&mut client, &snapshot).await?;
+            self.take_over(&mut client).await?;
         }
         match resume {
             Resume::Done(Finished { released, failure }) => {
@@ -205,15 +205,19 @@ impl<'a, C: Channel> Task<'a, C> {
     }
 
     /// The gate was closed by an earlier session: lets this one pass, and takes the lock again.
-    async fn take_over(&mut self, client: &mut Client, snapshot: &Snapshot) -> Result<(), Failure> {
+    async fn take_over(&mut self, client: &mut Client) -> Result<(), Failure> {
         self.opened = true;
-        if let Some(intent) = &snapshot.intent {
+        let closed_at = gate::adopt(client, self.subject(), self.plan.direction, self.plan.attempt).await?;
+        // Read after it was adopted: what the way there has acknowledged binds the way back.
+        if let Some(intent) = gate::observe(client, self.subject(), self.plan.direction).await?.intent {
             self.deadline = Some(intent.deadline);
-            self.progress = intent.progress.clone();
+            self.progress = intent.progress;
             self.progress.switch_acknowledged = intent.switch_acknowledged;
         }
-        let closed_at = gate::adopt(client, self.subject(), self.plan.direction, self.plan.attempt).await?;
         self.progress.blocked_at = closed_at;
+        // An earlier window's end is not this one's.
+        self.progress.released_at = None;
+        self.progress.deadline_passed = false;
         Ok(())
     }
 
