@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
     kind = "MigrationDecision",
     plural = "migrationdecisions",
     shortname = "cmdec",
-    category = "creditmigration",
+    category = "credit-migrations",
     namespaced,
     derive = "PartialEq",
     doc = "One person's word on one CreditMigration: immutable, so it is also the record.",
@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 #[x_kube(
     validation = Rule::new("self == oldSelf").message("a decision is immutable: create another one"),
     validation = Rule::new("!(self.decision in ['Execute', 'Ready', 'Keep']) || (has(self.digest) && self.digest.startsWith('sha256:'))")
-        .message("Execute, Ready and Keep need spec.digest: kubectl get creditmigration NAME -o jsonpath='{.status.plan.digest}'")
+        .message("Execute, Ready and Keep need spec.digest: kubectl get creditmigrations NAME -o jsonpath='{.status.plan.digest}'")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct MigrationDecisionSpec {

@@ -16,7 +16,7 @@ use super::{Check, CreditMigrationStatus};
     kind = "CreditMigration",
     plural = "creditmigrations",
     shortname = "cmig",
-    category = "creditmigration",
+    category = "credit-migrations",
     namespaced,
     status = "CreditMigrationStatus",
     derive = "PartialEq",

@@ -29,7 +29,7 @@ use super::{CheckResult, CreditMigrationSpec, Reason, Time};
     kind = "MigrationRun",
     plural = "migrationruns",
     shortname = "cmrun",
-    category = "creditmigration",
+    category = "credit-migrations",
     namespaced,
     status = "MigrationRunStatus",
     derive = "PartialEq",
