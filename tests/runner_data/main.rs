@@ -4,6 +4,7 @@
 
 mod backup;
 mod checks;
+mod entry;
 mod harness;
 mod preflight;
 mod rehearsal;

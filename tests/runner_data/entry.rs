@@ -1,0 +1,171 @@
+//! The program itself, with an API server that fails now and then: what it reports, and how it exits.
+
+use std::{
+    process::{Output, Stdio},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    body::{Body, to_bytes},
+    http::{Request, Response, StatusCode},
+};
+use credit_migration::api::{MigrationRun, MigrationRunStatus, Reason, RunPhase, Task, mounts};
+use serde_json::{Value, json};
+
+use crate::harness::{World, postgresql_bin};
+
+/// One `MigrationRun`, `None` when deleted.
+#[derive(Default)]
+struct Server {
+    run: Option<MigrationRun>,
+    patches: Vec<Value>,
+    failures: u32,
+}
+
+type Shared = Arc<Mutex<Server>>;
+
+fn answer(code: StatusCode, body: Value) -> Response<Body> {
+    Response::builder()
+        .status(code)
+        .header("content-type", "application/json")
+        .body(Body::from(body.to_string()))
+        .unwrap()
+}
+
+async fn handle(shared: Shared, request: Request<Body>) -> Response<Body> {
+    let patch = request.method() == "PATCH";
+    let path = request.uri().path().to_owned();
+    let body = to_bytes(request.into_body(), 1 << 20).await.unwrap();
+    let mut server = shared.lock().unwrap();
+    let error = |code: u16, reason: &str| {
+        let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason, "message": reason});
+        answer(StatusCode::from_u16(code).unwrap(), status)
+    };
+    if server.failures > 0 {
+        server.failures -= 1;
+        return error(503, "ServiceUnavailable");
+    }
+    assert_eq!(path.ends_with("/status"), patch, "{path}");
+    let Some(run) = server.run.clone() else { return error(404, "NotFound") };
+    if !patch {
+        return answer(StatusCode::OK, serde_json::to_value(run).unwrap());
+    }
+    let patch: Value = serde_json::from_slice(&body).unwrap();
+    let mut status = serde_json::to_value(run.status.clone().unwrap_or_default()).unwrap();
+    for (field, value) in patch["status"].as_object().unwrap() {
+        match value {
+            Value::Null => status.as_object_mut().unwrap().remove(field),
+            value => status.as_object_mut().unwrap().insert(field.clone(), value.clone()),
+        };
+    }
+    let run = MigrationRun { status: Some(serde_json::from_value(status).unwrap()), ..run };
+    server.patches.push(patch);
+    server.run = Some(run.clone());
+    answer(StatusCode::OK, serde_json::to_value(run).unwrap())
+}
+
+/// Runs the program until it ends; SIGTERM after `term`.
+async fn program(world: &World, shared: &Shared, term: Option<Duration>) -> Output {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let config = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "c",
+        "clusters": [{"name": "c", "cluster": {"server": format!("http://{}", listener.local_addr().unwrap())}}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}], "users": [{"name": "u", "user": {}}],
+    });
+    world.mount("kubeconfig", &config.to_string());
+    let handler = shared.clone();
+    let router = Router::new().fallback(move |request| handle(handler.clone(), request));
+    let server = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+    let path = format!("{}:{}", postgresql_bin().display(), std::env::var("PATH").unwrap());
+    let child = tokio::process::Command::new(env!("CARGO_BIN_EXE_credit-migration-operator"))
+        .arg("runner")
+        .env("KUBECONFIG", world.root.join("kubeconfig"))
+        .env("PATH", path)
+        .env(mounts::ENV_RUN, "r")
+        .env(mounts::ENV_NAMESPACE, "shop")
+        .env(mounts::ENV_POD, "pod-1")
+        .env(mounts::ENV_ROOT, &world.root)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    if let Some(after) = term {
+        tokio::time::sleep(after).await;
+        let pid = child.id().unwrap().to_string();
+        assert!(std::process::Command::new("kill").arg(pid).status().unwrap().success());
+    }
+    let output = tokio::time::timeout(Duration::from_secs(30), child.wait_with_output()).await.unwrap().unwrap();
+    server.abort();
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(!log.contains("migrator-secret") && !log.contains("key-secret"), "{log}");
+    output
+}
+
+fn shared(world: &World, task: Task) -> Shared {
+    let mut run = MigrationRun::new("r", world.spec.clone());
+    run.spec.task = task;
+    Arc::new(Mutex::new(Server { run: Some(run), ..Server::default() }))
+}
+
+fn status(shared: &Shared) -> MigrationRunStatus {
+    shared.lock().unwrap().run.as_ref().unwrap().status.clone().unwrap()
+}
+
+#[tokio::test]
+async fn a_task_is_reported_through_a_flaky_api_server_and_not_done_twice() {
+    let world = World::new().await;
+    let shared = shared(&world, Task::Backup);
+    shared.lock().unwrap().failures = 3;
+    let output = program(&world, &shared, None).await;
+    assert!(output.status.success(), "{output:?}");
+    let told = status(&shared);
+    assert_eq!((told.phase, told.reason, told.pod.as_deref()), (RunPhase::Succeeded, None, Some("pod-1")));
+    assert!(
+        told.started_at.is_some() && told.finished_at.is_some() && told.baseline.is_some() && told.backup.is_some()
+    );
+    assert_eq!(shared.lock().unwrap().patches[0]["status"]["phase"], "Running");
+
+    let (patches, stored) = (shared.lock().unwrap().patches.len(), world.stored().len());
+    assert!(program(&world, &shared, None).await.status.success());
+    assert_eq!((shared.lock().unwrap().patches.len(), world.stored().len()), (patches, stored));
+}
+
+#[tokio::test]
+async fn a_failure_is_a_report_and_a_deleted_run_an_end() {
+    let world = World::new().await;
+    world.mount(mounts::DATABASE_URL, &world.url("wrong"));
+    let failing = shared(&world, Task::Cleanup);
+    assert!(program(&world, &failing, None).await.status.success());
+    assert_eq!(
+        (status(&failing).phase, status(&failing).reason),
+        (RunPhase::Failed, Some(Reason::AuthenticationFailed))
+    );
+
+    let gone = shared(&world, Task::Cleanup);
+    gone.lock().unwrap().run = None;
+    assert!(program(&world, &gone, None).await.status.success());
+}
+
+#[tokio::test]
+async fn told_to_end_it_reports_no_failure() {
+    let mut world = World::new().await;
+    world.spec.plan.monitoring = serde_json::from_value(json!({
+        "duration": "1h", "checks": [{"name": "c", "sql": {"query": "SELECT 1"}, "max": "1", "interval": "1s"}],
+    }))
+    .unwrap();
+    let monitor = shared(&world, Task::Monitor);
+    let output = program(&world, &monitor, Some(Duration::from_secs(3))).await;
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(status(&monitor).phase, RunPhase::Running);
+    assert!(status(&monitor).checks[0].measured >= 2);
+
+    world.backed_up().await;
+    let window = shared(&world, Task::Window);
+    let output = program(&world, &window, Some(Duration::from_secs(3))).await;
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert_eq!((status(&window).phase, status(&window).reason), (RunPhase::Running, None));
+    assert!(status(&window).window.is_some(), "it was ready");
+}
