@@ -20,5 +20,6 @@
 pub mod api;
 pub mod controller;
 pub mod machine;
+pub mod plugin;
 pub mod runner;
 pub mod telemetry;

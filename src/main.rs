@@ -22,7 +22,7 @@ enum Command {
     /// Print the CustomResourceDefinitions as YAML.
     Crd,
     /// Check that the kinds are served and decisions are guarded.
-    CheckInstall(controller::PolicyCheck),
+    CheckInstall(controller::InstallCheck),
 }
 
 #[tokio::main]

@@ -8,6 +8,7 @@ pub mod jobs;
 mod execute;
 mod leader;
 mod observe;
+mod policy;
 mod server;
 mod watches;
 
@@ -31,7 +32,7 @@ use crate::{
     telemetry,
 };
 
-pub use observe::{PolicyCheck, check_install};
+pub use policy::{InstallCheck, check_install};
 
 /// Field manager of everything that the controller writes.
 pub const MANAGER: &str = "credit-migration-operator";
@@ -87,6 +88,9 @@ pub enum Error {
     /// Another replica leads now.
     #[error("lost the lease; another replica leads now")]
     LeaseLost,
+    /// Names in decisions are not proven.
+    #[error("{0}; next: helm upgrade with admissionPolicies.install=true")]
+    Unguarded(String),
     /// An object of the name exists and is not ours.
     #[error("{kind} {name} exists and does not belong to this migration; next: rename or delete it")]
     Foreign {

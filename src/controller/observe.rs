@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::{
-    admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding},
     apps::v1::Deployment,
     batch::v1::Job,
     core::v1::{ConfigMap, Pod},
@@ -16,7 +15,7 @@ use kube::{
 use sha2::{Digest, Sha256};
 use tracing::warn;
 
-use super::{Context, Error, jobs};
+use super::{Context, Error, jobs, policy};
 use crate::{
     api::{
         CreditMigration, FINALIZER, FLAG_SET_FOR, KeyRef, MigrationDecision, MigrationRun, RESTARTED_FOR, WorkloadKind,
@@ -34,7 +33,7 @@ pub(super) async fn observe(ctx: &Context, m: &CreditMigration) -> Result<Observ
     let (runs, decisions, policy, flag, up, down, workloads) = futures::try_join!(
         reader.runs(&uid),
         reader.decisions(&name, &uid),
-        policy_problem(&ctx.client, &ctx.options.decision_policy),
+        policy::problem(&ctx.client, &ctx.options.decision_policy),
         reader.flag(&m.spec.application.flag.config_map_key_ref),
         reader.sql(&sql.up.config_map_key_ref),
         reader.sql(&sql.down.config_map_key_ref),
@@ -231,46 +230,4 @@ fn reads_flag(d: &Deployment, key: &KeyRef) -> bool {
         let whole = c.env_from.iter().flatten().any(|e| e.config_map_ref.as_ref().is_some_and(|r| r.name == key.name));
         single || whole
     })
-}
-
-/// Why decisions cannot be trusted; `None` when policy and binding are there and deny.
-async fn policy_problem(client: &Client, name: &str) -> Result<Option<String>, Error> {
-    let policies: Api<ValidatingAdmissionPolicy> = Api::all(client.clone());
-    let bindings: Api<ValidatingAdmissionPolicyBinding> = Api::all(client.clone());
-    let (policy, binding) = futures::try_join!(policies.get_opt(name), bindings.get_opt(name))?;
-    let Some(policy) = policy.and_then(|p| p.spec) else {
-        return Ok(Some(format!("ValidatingAdmissionPolicy {name} is missing")));
-    };
-    if policy.failure_policy.as_deref() == Some("Ignore") {
-        return Ok(Some(format!("ValidatingAdmissionPolicy {name} has failurePolicy Ignore")));
-    }
-    if !policy.validations.iter().flatten().any(|v| v.expression.contains("request.userInfo.username")) {
-        return Ok(Some(format!("ValidatingAdmissionPolicy {name} does not compare names")));
-    }
-    let denies = binding.map(|b| b.spec).is_some_and(|b| {
-        b.policy_name == name && b.match_resources.is_none() && b.validation_actions.iter().any(|a| a == "Deny")
-    });
-    Ok((!denies).then(|| format!("ValidatingAdmissionPolicyBinding {name} is missing or does not deny everywhere")))
-}
-
-/// Options of `check-install`.
-#[derive(clap::Args, Clone, Debug)]
-pub struct PolicyCheck {
-    /// Name of the ValidatingAdmissionPolicy, and of its binding.
-    #[arg(long, default_value = "migrationdecisions.creditmigration.io")]
-    pub decision_policy: String,
-    /// Namespace in which the kinds are listed.
-    #[arg(long, env = "POD_NAMESPACE", default_value = "default")]
-    pub namespace: String,
-}
-
-/// What `helm test` runs: the kinds are served and names in decisions are held to their authors.
-pub async fn check_install(options: &PolicyCheck) -> Result<String, Error> {
-    let client = super::client().await?;
-    let migrations: Api<CreditMigration> = Api::namespaced(client.clone(), &options.namespace);
-    let n = migrations.list(&ListParams::default()).await?.items.len();
-    if let Some(problem) = policy_problem(&client, &options.decision_policy).await? {
-        return Err(Error::Listen(std::io::Error::other(problem)));
-    }
-    Ok(format!("kinds are served ({n} CreditMigrations in {}), decisions are guarded", options.namespace))
 }

@@ -57,7 +57,7 @@ impl Metrics {
             Error::Stale => "conflict",
             Error::LeaseLost => "lease",
             Error::Foreign { .. } => "foreign",
-            Error::Config(_) | Error::Listen(_) => "other",
+            Error::Config(_) | Error::Listen(_) | Error::Unguarded(_) => "other",
         };
         self.with(|i| *i.failures.entry(class).or_default() += 1);
     }

@@ -62,10 +62,7 @@ pub(super) async fn run(ctx: Arc<Context>) {
 }
 
 /// The migration that a run or Job carries in its label.
-fn by_label<K: Resource>(object: PartialObjectMeta<K>) -> Option<ObjectRef<Guarded>>
-where
-    K: Clone,
-{
+fn by_label<K: Resource + Clone>(object: PartialObjectMeta<K>) -> Option<ObjectRef<Guarded>> {
     let meta = &object.metadata;
     let name = meta.labels.as_ref()?.get(super::jobs::MIGRATION_LABEL)?;
     Some(ObjectRef::new(name).within(meta.namespace.as_deref()?))

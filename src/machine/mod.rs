@@ -31,6 +31,9 @@ mod simulation;
 #[cfg(test)]
 mod tests;
 
+#[cfg(test)]
+pub(crate) use simulation::fixture;
+
 pub use effect::*;
 pub use gates::plan_digest;
 pub use observed::*;

@@ -61,9 +61,8 @@ impl Machine<'_> {
             if self.s.plan.is_none() {
                 self.s.plan = self.observed_plan();
             }
-            match self.retry_due(step) {
-                Some(false) => return,
-                Some(true) | None => {}
+            if self.retry_due(step) == Some(false) {
+                return;
             }
             let Some(task) = steps::preparing_task(step) else { return };
             let attempt = self.run_attempt(step);

@@ -509,7 +509,8 @@ async fn past_the_deadline_of_the_way_back_the_gate_opens_or_is_held() {
 #[tokio::test]
 async fn a_way_back_that_takes_over_the_way_there_never_opens_the_gate_by_itself() {
     let database = Database::new().await;
-    let mut plan = there();
+    database.prepared(&subject()).await;
+    let mut plan = sample();
     plan.down.statements.push("SELECT 1/0".to_owned());
     let desk = Desk::new();
     let task = desk.start(&database, &plan);
