@@ -1,0 +1,147 @@
+//! The test cluster from inside: clients, components, processes of pods.
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use k8s_openapi::api::{coordination::v1::Lease, core::v1::Pod};
+use kube::{Api, Client, Config, api::DeleteParams};
+
+/// Namespace of the operator's release.
+pub const SYSTEM: &str = "credit-migration-system";
+const OPERATOR: &str = "credit-migration-operator";
+
+/// Folder with the cluster's data.
+pub fn state() -> PathBuf {
+    PathBuf::from(std::env::var("KUBECONFIG").expect("run by tests/cluster/cluster exec")).parent().unwrap().into()
+}
+
+/// A file of that folder.
+pub fn state_file(name: &str) -> String {
+    fs::read_to_string(state().join(name)).unwrap_or_else(|e| panic!("{name}: {e}"))
+}
+
+/// A client as cluster administrator, or as a person.
+pub async fn client(user: Option<&str>) -> Client {
+    let mut config = Config::infer().await.unwrap();
+    config.connect_timeout = Some(Duration::from_secs(5));
+    config.read_timeout = Some(Duration::from_secs(10));
+    if let Some(user) = user {
+        config.headers.push(("impersonate-user".parse().unwrap(), user.parse().unwrap()));
+        config.headers.push(("impersonate-group".parse().unwrap(), "system:authenticated".parse().unwrap()));
+    }
+    Client::try_from(config).unwrap()
+}
+
+/// Asks every 50 ms until there is an answer. Panics after `limit` with what was last said.
+pub async fn eventually<T>(what: &str, limit: Duration, mut ask: impl AsyncFnMut() -> Result<T, String>) -> T {
+    let begun = Instant::now();
+    loop {
+        let why = match ask().await {
+            Ok(answer) => return answer,
+            Err(why) => why,
+        };
+        assert!(begun.elapsed() < limit, "waited {} s for {what}: {why}", limit.as_secs());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Name of the pod that holds the Lease; `None` if that pod is gone.
+pub async fn leader(client: &Client) -> Option<String> {
+    let lease = Api::<Lease>::namespaced(client.clone(), SYSTEM).get_opt(OPERATOR).await.ok()??;
+    let holder = lease.spec?.holder_identity?;
+    let pod = Api::<Pod>::namespaced(client.clone(), SYSTEM).get_opt(&holder).await.ok()??;
+    pod.metadata.deletion_timestamp.is_none().then_some(holder)
+}
+
+/// Waits until another replica than `old` leads.
+pub async fn other_leader(client: &Client, old: &str) -> String {
+    eventually("another leader", Duration::from_secs(60), async || match leader(client).await {
+        Some(name) if name != old => Ok(name),
+        other => Err(format!("{other:?} leads")),
+    })
+    .await
+}
+
+/// SIGKILL to the operator's process, as from the out-of-memory killer. The pod is replaced at once: a container that was
+/// killed again and again would be started again later and later.
+pub async fn kill_operator(client: &Client, pod: &str) {
+    assert!(kill("POD_NAME", pod, "controller") > 0, "no process of {pod}");
+    delete_pod(client, SYSTEM, pod).await;
+}
+
+/// Deletes a pod without grace.
+pub async fn delete_pod(client: &Client, namespace: &str, pod: &str) {
+    Api::<Pod>::namespaced(client.clone(), namespace)
+        .delete(pod, &DeleteParams::default().grace_period(0))
+        .await
+        .unwrap_or_else(|e| panic!("delete {pod}: {e}"));
+}
+
+/// SIGKILL to every process of the operator's image with this variable in its environment and this argument.
+pub fn kill(variable: &str, value: &str, argument: &str) -> usize {
+    let pids = processes(variable, value, argument);
+    for pid in &pids {
+        // One that has ended meanwhile is as good as killed.
+        let _ = Command::new("kill").args(["-KILL", pid]).status();
+    }
+    pids.len()
+}
+
+/// Processes of the operator's image with this variable in their environment and this argument.
+pub fn processes(variable: &str, value: &str, argument: &str) -> Vec<String> {
+    let entry = format!("{variable}={value}");
+    let has = |bytes: &[u8], wanted: &str| bytes.split(|b| *b == 0).any(|part| part == wanted.as_bytes());
+    let mut found = vec![];
+    for dir in fs::read_dir("/proc").unwrap().flatten() {
+        let Ok(command) = fs::read(dir.path().join("cmdline")) else { continue };
+        let Ok(environment) = fs::read(dir.path().join("environ")) else { continue };
+        if command.starts_with(b"/usr/local/bin/credit-migration-operator")
+            && has(&command, argument)
+            && has(&environment, &entry)
+        {
+            found.push(dir.file_name().into_string().unwrap());
+        }
+    }
+    found
+}
+
+/// The API server, kept down until this is dropped.
+pub struct ApiServerDown;
+
+impl ApiServerDown {
+    /// Kills it as `tests/cluster/cluster stop` does, and returns when its supervisor has acknowledged that it stays down.
+    pub async fn stop() -> Self {
+        let down = ApiServerDown;
+        fs::write(state().join("stopped/kube-apiserver"), "").unwrap();
+        eventually("the API server to stop", Duration::from_secs(20), async || {
+            if let Ok(pid) = fs::read_to_string(state().join("pids/kube-apiserver")) {
+                let command = fs::read(format!("/proc/{}/cmdline", pid.trim())).unwrap_or_default();
+                if String::from_utf8_lossy(&command).contains("kube-apiserver") {
+                    let _ = Command::new("kill").args(["-KILL", pid.trim()]).status();
+                }
+            }
+            if state().join("down/kube-apiserver").exists() { Ok(()) } else { Err("it is up".into()) }
+        })
+        .await;
+        down
+    }
+
+    /// Starts it and waits until it answers.
+    pub async fn start(self, client: &Client) {
+        drop(self);
+        eventually("the API server", Duration::from_secs(60), async || {
+            client.apiserver_version().await.map(drop).map_err(|e| e.to_string())
+        })
+        .await;
+    }
+}
+
+impl Drop for ApiServerDown {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(state().join("stopped/kube-apiserver"));
+    }
+}

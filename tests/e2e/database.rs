@@ -1,0 +1,197 @@
+//! A small database of the sample application, and what can be said of it.
+
+use std::collections::BTreeMap;
+
+use credit_migration::runner::{fingerprint::Fingerprint, postgres::Target};
+use tokio_postgres::{Client, SimpleQueryMessage};
+
+use super::cluster::state_file;
+
+/// Users of the sample data; each has five transactions.
+pub const USERS: usize = 1000;
+/// The up SQL of the sample application.
+pub const UP: &str = include_str!("../../examples/watermark-remover/db/0003_simplify_credit_system.sql");
+/// Its way back.
+pub const DOWN: &str = include_str!("../../examples/watermark-remover/db/0003_rollback_credit_system.sql");
+const SCHEMA: &str = include_str!("../../examples/watermark-remover/db/schema_v1.sql");
+const DATA: &str = include_str!("../../examples/watermark-remover/db/generate.sql");
+
+/// One database with its roles `NAME_migrator` and `NAME_app`.
+#[derive(Clone)]
+pub struct Database {
+    /// Its name.
+    pub name: String,
+    password: String,
+    admin: Target,
+}
+
+fn target(user: &str, password: &str, database: &str) -> Target {
+    let url = format!("postgresql://{user}:{password}@postgres.postgres:5432/{database}?sslmode=verify-full");
+    Target::parse(&url, Some(&state_file("pki-services/ca.crt"))).unwrap()
+}
+
+impl Database {
+    /// Makes it, as managed PostgreSQL would hand it out: no superuser anywhere.
+    pub async fn create(name: &str) -> Self {
+        let admin = target("postgres", state_file("postgres-superuser-password").trim(), name);
+        let password: String = std::iter::repeat_with(fastrand::alphanumeric).take(24).collect();
+        let db = Database { name: name.into(), password, admin };
+        let (migrator, app, password) = (db.migrator(), db.app(), &db.password);
+        let server = db.admin.with_database("postgres").connect("e2e").await.unwrap();
+        server
+            .batch_execute(&format!(
+                "CREATE ROLE {app} LOGIN PASSWORD '{password}'; CREATE ROLE {migrator} LOGIN CREATEDB PASSWORD '{password}';
+                 GRANT pg_signal_backend, {app} TO {migrator}"
+            ))
+            .await
+            .unwrap();
+        server.batch_execute(&format!("CREATE DATABASE {name} OWNER {migrator}")).await.unwrap();
+        let owner = target(&migrator, password, name).connect("e2e").await.unwrap();
+        owner.batch_execute(SCHEMA).await.unwrap();
+        owner
+            .batch_execute(&format!(
+                "ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO {app};
+                 ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT USAGE ON SEQUENCES TO {app};
+                 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {app};
+                 GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {app}"
+            ))
+            .await
+            .unwrap();
+        // What of the file only psql understands.
+        let data: Vec<&str> = DATA.lines().filter(|line| !line.starts_with('\\')).collect();
+        let data = data.join("\n").replace("\\g /dev/null", ";").replace(":users", &USERS.to_string());
+        owner.batch_execute(&data.replace(":transactions", &(5 * USERS).to_string())).await.unwrap();
+        owner.batch_execute("ANALYZE (SKIP_LOCKED)").await.unwrap();
+        db
+    }
+
+    /// Removes database, copies and roles.
+    pub async fn remove(&self) {
+        let Ok(server) = self.admin.with_database("postgres").connect("e2e").await else { return };
+        let (migrator, app) = (self.migrator(), self.app());
+        let copies = format!("SELECT datname::text FROM pg_database WHERE datdba = '{migrator}'::regrole");
+        for row in server.query(&copies, &[]).await.unwrap_or_default() {
+            let _ = server.batch_execute(&format!("DROP DATABASE {} WITH (FORCE)", row.get::<_, &str>(0))).await;
+        }
+        if let Err(error) = server.batch_execute(&format!("DROP ROLE {migrator}; DROP ROLE {app}")).await {
+            println!("roles of {} stay: {error:?}", self.name);
+        }
+    }
+
+    /// Name of the migration's role.
+    pub fn migrator(&self) -> String {
+        format!("{}_migrator", self.name)
+    }
+
+    /// Name of the application's role.
+    pub fn app(&self) -> String {
+        format!("{}_app", self.name)
+    }
+
+    /// URL of one of the two roles.
+    pub fn url(&self, role: &str) -> String {
+        self.url_at(role, "postgres.postgres:5432", &self.password)
+    }
+
+    /// URL that may lead nowhere.
+    pub fn url_at(&self, role: &str, host: &str, password: &str) -> String {
+        format!("postgresql://{role}:{password}@{host}/{}?sslmode=verify-full", self.name)
+    }
+
+    /// A session as superuser.
+    pub async fn connect(&self) -> Client {
+        self.admin.connect("e2e").await.unwrap()
+    }
+
+    /// A session as the application.
+    pub async fn connect_app(&self) -> Client {
+        target(&self.app(), &self.password, &self.name).connect("e2e").await.unwrap()
+    }
+
+    /// Runs statements as superuser.
+    pub async fn run(&self, sql: &str) {
+        self.connect().await.batch_execute(sql).await.unwrap_or_else(|e| panic!("{sql}: {e:?}"));
+    }
+
+    /// First column of the first row, as text; `None` for NULL and for no row.
+    pub async fn ask(&self, sql: &str) -> Option<String> {
+        let rows = self.connect().await.simple_query(sql).await.unwrap_or_else(|e| panic!("{sql}: {e:?}"));
+        rows.into_iter().find_map(|m| match m {
+            SimpleQueryMessage::Row(row) => Some(row.get(0).map(str::to_owned)),
+            _ => None,
+        })?
+    }
+
+    /// A number.
+    pub async fn count(&self, sql: &str) -> i64 {
+        self.ask(sql).await.unwrap_or_else(|| panic!("{sql}: no row")).parse().unwrap()
+    }
+
+    /// Everything in it that is the application's.
+    pub async fn fingerprint(&self) -> Fingerprint {
+        Fingerprint::take(&mut self.connect().await).await.unwrap()
+    }
+
+    /// Balance of each user.
+    pub async fn balances(&self) -> BTreeMap<i64, i64> {
+        let rows = self.connect().await.query("SELECT user_id, balance FROM user_credits", &[]).await.unwrap();
+        rows.iter().map(|row| (row.get(0), row.get(1))).collect()
+    }
+
+    /// Users whose balance is not the sum of their transactions.
+    pub async fn unexplained(&self) -> i64 {
+        self.count(
+            "SELECT count(*) FROM user_credits AS c LEFT JOIN (SELECT user_id, sum(amount) AS total FROM credit_transactions GROUP BY 1) AS t
+             USING (user_id) WHERE c.balance IS DISTINCT FROM coalesce(t.total, 0)",
+        )
+        .await
+    }
+
+    /// `v1` or `v2`, as the tables say.
+    pub async fn schema(&self) -> String {
+        self.ask(
+            "SELECT CASE WHEN to_regclass('credit_packages') IS NOT NULL AND to_regclass('credit_plans') IS NULL THEN 'v1'
+                         WHEN to_regclass('credit_packages') IS NULL AND to_regclass('credit_plans') IS NOT NULL THEN 'v2' ELSE 'neither' END",
+        )
+        .await
+        .unwrap()
+    }
+
+    /// Triggers of the operator.
+    pub async fn guards(&self) -> i64 {
+        self.count("SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'credit_migration_%'").await
+    }
+
+    /// Applied steps of all migrations, in order: `up,down`.
+    pub async fn ledger(&self) -> String {
+        if self.ask("SELECT to_regclass('credit_migration.ledger')").await.is_none() {
+            return String::new();
+        }
+        self.ask("SELECT coalesce(string_agg(step, ',' ORDER BY applied_at), '') FROM credit_migration.ledger")
+            .await
+            .unwrap()
+    }
+
+    /// Whether the gate's row says that writes are blocked.
+    pub async fn gate_closed(&self) -> bool {
+        self.ask("SELECT to_regclass('credit_migration.gate')").await.is_some()
+            && self.count("SELECT count(*) FROM credit_migration.gate WHERE closed").await > 0
+    }
+
+    /// The application's role can write to the credit tables in an ordinary session.
+    pub async fn writable(&self) -> Result<(), String> {
+        let url = Target::parse(&self.url(&self.app()), Some(&state_file("pki-services/ca.crt"))).unwrap();
+        let client = url.connect("e2e").await.map_err(|e| e.message)?;
+        let tried = client
+            .batch_execute(
+                "BEGIN; UPDATE user_credits SET balance = balance WHERE user_id = 1;
+                 UPDATE credit_transactions SET amount = amount WHERE id = 1; ROLLBACK",
+            )
+            .await;
+        tried.map_err(|e| format!("{e:?}"))?;
+        let setting = self
+            .ask("SELECT count(*) FROM pg_db_role_setting AS s JOIN pg_database AS d ON d.oid = s.setdatabase WHERE d.datname = current_database()")
+            .await;
+        if setting.as_deref() == Some("0") { Ok(()) } else { Err("the read-only default is still set".into()) }
+    }
+}

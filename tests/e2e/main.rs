@@ -1,0 +1,27 @@
+//! The operator in a real cluster: its chart and image, a real application, PostgreSQL and S3, and faults.
+//!
+//! ```text
+//! tests/e2e/deploy                                        the operator, as built, into the cluster
+//! CREDIT_MIGRATION_E2E=1 tests/cluster/cluster exec target/debug/deps/e2e-... --test-threads=4
+//! ```
+//! `make test` does both. Runs inside the cluster's namespaces: names of services resolve, processes of pods can be killed.
+//! Without the variable each test says that it did not run.
+//!
+//! Each test has a namespace (Pod Security `restricted`), a database, and a copy of the sample application of its own, and
+//! removes them. `CREDIT_MIGRATION_E2E=keep` leaves those of failed tests. Waiting is for a state, with a deadline; what a
+//! failed test leaves behind is printed: status, runs, decisions, events, pods and their logs.
+
+#![allow(clippy::unwrap_used)]
+
+mod api_server;
+mod bad_input;
+mod before_window;
+mod cluster;
+mod database;
+mod deletion;
+mod harness;
+mod migration;
+mod operator;
+mod way_back;
+mod way_there;
+mod window_pods;

@@ -1,0 +1,211 @@
+//! One `CreditMigration` in a test's hands.
+
+use std::{sync::Arc, time::Duration};
+
+use kube::{
+    Api, ResourceExt,
+    api::{DeleteParams, Patch, PatchParams, PostParams},
+};
+use serde_json::{Value, json};
+
+use super::{
+    cluster::{self, eventually},
+    harness::{APPROVERS, AUTHOR, World},
+};
+use credit_migration::api::{
+    CreditMigration, CreditMigrationStatus, Decision, MigrationDecision, MigrationRun, MigrationRunStatus, Phase, Step,
+    StepState, WindowProgress,
+};
+
+/// Longest wait for anything, unless a test says otherwise: several migrations share two cores.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// One migration.
+#[derive(Clone)]
+pub struct Migration {
+    /// Where it is.
+    pub world: Arc<World>,
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+}
+
+fn ended(phase: Phase) -> bool {
+    matches!(phase, Phase::Completed | Phase::RolledBack | Phase::RollbackFailed | Phase::Failed | Phase::Cancelled)
+}
+
+impl Migration {
+    pub(super) async fn create(world: Arc<World>, name: &str, spec: Value) -> kube::Result<Self> {
+        let object = json!({
+            "apiVersion": "creditmigration.io/v1alpha1", "kind": "CreditMigration", "metadata": {"name": name}, "spec": spec,
+        });
+        let kind = kube::discovery::ApiResource::erase::<CreditMigration>(&());
+        // Not through the types: a test may want what they cannot say.
+        let object: kube::api::DynamicObject = serde_json::from_value(object).unwrap();
+        let author = cluster::client(Some(AUTHOR)).await;
+        let api: Api<kube::api::DynamicObject> = Api::namespaced_with(author, &world.namespace, &kind);
+        let made = api.create(&PostParams::default(), &object).await?;
+        Ok(Self { world, name: name.into(), uid: made.uid().unwrap() })
+    }
+
+    fn api(&self) -> Api<CreditMigration> {
+        self.world.api()
+    }
+
+    /// As it is now.
+    pub async fn get(&self) -> CreditMigration {
+        self.api().get(&self.name).await.unwrap()
+    }
+
+    /// Its status.
+    pub async fn status(&self) -> CreditMigrationStatus {
+        self.get().await.status.unwrap_or_default()
+    }
+
+    /// Waits for a state.
+    pub async fn until(
+        &self,
+        what: &str,
+        limit: Duration,
+        mut good: impl FnMut(&CreditMigrationStatus) -> bool,
+    ) -> CreditMigrationStatus {
+        eventually(&format!("{what} of {}", self.name), limit, async || {
+            let status = self.api().get(&self.name).await.map_err(|e| e.to_string())?.status.unwrap_or_default();
+            if good(&status) {
+                return Ok(status);
+            }
+            Err(format!("{:?} {:?} {}", status.phase, status.step, ready(&status).1))
+        })
+        .await
+    }
+
+    /// Waits for a phase; another end is an error at once.
+    pub async fn phase(&self, phase: Phase) -> CreditMigrationStatus {
+        self.until(&format!("{phase:?}"), PATIENCE, |status| {
+            let now = status.phase.unwrap_or(Phase::Preparing);
+            // A failed one may start again, a failed way back may be tried again: those are waited for by `until`.
+            assert!(now == phase || !ended(now), "{} is {now:?}, wanted {phase:?}: {:?}", self.name, ready(status));
+            now == phase
+        })
+        .await
+    }
+
+    /// Waits until a step has begun.
+    pub async fn step(&self, step: Step) -> CreditMigrationStatus {
+        self.until(&format!("step {step:?}"), PATIENCE, |status| {
+            let now = status.phase.unwrap_or(Phase::Preparing);
+            assert!(!ended(now), "{} is {now:?}, wanted step {step:?}: {:?}", self.name, ready(status));
+            status.step == Some(step)
+        })
+        .await
+    }
+
+    /// Waits until `Ready` has this reason; returns its message.
+    pub async fn reason(&self, reason: &str) -> String {
+        let status = self.until(reason, PATIENCE, |status| ready(status).0 == reason).await;
+        ready(&status).1
+    }
+
+    /// A person decides.
+    pub async fn decide(&self, by: &str, decision: Decision, digest: Option<&str>) -> kube::Result<MigrationDecision> {
+        let object = json!({
+            "metadata": {"generateName": format!("{}-", self.name)},
+            "spec": {"migration": self.name, "migrationUID": self.uid, "decision": decision, "by": by, "digest": digest, "reason": "e2e"},
+        });
+        let api: Api<MigrationDecision> = Api::namespaced(cluster::client(Some(by)).await, &self.world.namespace);
+        let object = serde_json::from_value(object).unwrap();
+        // A policy that was installed a moment ago, or an API server that was started a moment ago, may refuse or be away.
+        api.create(&PostParams::default(), &object).await
+    }
+
+    /// Waits for the approval's turn, and has it approved by two people.
+    pub async fn approve(&self) {
+        let status = self.phase(Phase::AwaitingApproval).await;
+        let digest = status.plan.and_then(|p| p.digest).unwrap();
+        for person in APPROVERS {
+            self.decide(person, Decision::Execute, Some(&digest)).await.unwrap();
+        }
+    }
+
+    /// Digest of the present plan.
+    pub async fn digest(&self) -> String {
+        self.status().await.plan.and_then(|p| p.digest).unwrap()
+    }
+
+    /// Edits the spec as the author.
+    pub async fn edit(&self, patch: Value) -> kube::Result<CreditMigration> {
+        let api: Api<CreditMigration> = Api::namespaced(cluster::client(Some(AUTHOR)).await, &self.world.namespace);
+        api.patch(&self.name, &PatchParams::default(), &Patch::Merge(json!({"spec": patch}))).await
+    }
+
+    /// Deletes it, as `kubectl delete --wait=false` does.
+    pub async fn delete(&self) {
+        self.api().delete(&self.name, &DeleteParams::default()).await.unwrap();
+    }
+
+    /// Waits until it is gone.
+    pub async fn gone(&self) {
+        eventually(&format!("{} to go", self.name), PATIENCE, async || match self.api().get_opt(&self.name).await {
+            Ok(None) => Ok(()),
+            Ok(Some(m)) => Err(format!("{:?}", m.status.map(|s| (s.phase, s.step, ready(&s))))),
+            Err(e) => Err(e.to_string()),
+        })
+        .await;
+    }
+
+    /// Status of a run by the end of its name: `window-1`.
+    pub async fn run(&self, name: &str) -> MigrationRunStatus {
+        let run = self.world.api::<MigrationRun>().get_opt(&format!("{}-{name}", self.name)).await.ok().flatten();
+        run.and_then(|r| r.status).unwrap_or_default()
+    }
+
+    /// Waits for a state of a window run.
+    pub async fn window(&self, run: &str, what: &str, mut good: impl FnMut(&WindowProgress) -> bool) -> WindowProgress {
+        eventually(&format!("{what} of {run}"), PATIENCE, async || {
+            let progress = self.run(run).await.window.unwrap_or_default();
+            if good(&progress) { Ok(progress) } else { Err(format!("{:?}", progress.state)) }
+        })
+        .await
+    }
+
+    /// Waits until the guards are removed from the database.
+    pub async fn cleaned(&self) {
+        self.until("clean-up", PATIENCE, |s| {
+            s.steps.iter().any(|x| x.name == Step::Cleanup && x.state == StepState::Succeeded)
+        })
+        .await;
+        assert_eq!(self.world.db.guards().await, 0, "guards are left");
+    }
+
+    /// The new version runs and is there to stay.
+    pub async fn assert_new(&self) {
+        let (world, db) = (&self.world, &self.world.db);
+        assert_eq!((db.schema().await.as_str(), world.flag().await.as_str()), ("v2", "v2"));
+        assert_eq!(world.running().await, "v2");
+        assert_eq!(db.ledger().await, "up");
+        assert_eq!(db.unexplained().await, 0);
+        db.writable().await.unwrap();
+    }
+
+    /// The old version runs, and writes are open.
+    pub async fn assert_old(&self, ledger: &str) {
+        let (world, db) = (&self.world, &self.world.db);
+        assert_eq!((db.schema().await.as_str(), world.flag().await.as_str()), ("v1", "v1"));
+        assert_eq!(db.ledger().await, ledger);
+        assert_eq!(db.unexplained().await, 0);
+        db.writable().await.unwrap();
+        assert!(!db.gate_closed().await, "the gate is closed");
+    }
+}
+
+/// Reason and message of `Ready`.
+pub fn ready(status: &CreditMigrationStatus) -> (String, String) {
+    let ready = status.conditions.iter().find(|c| c.type_ == "Ready");
+    ready.map(|c| (c.reason.clone(), c.message.clone())).unwrap_or_default()
+}
+
+/// Status of a condition.
+pub fn condition(status: &CreditMigrationStatus, kind: &str) -> String {
+    status.conditions.iter().find(|c| c.type_ == kind).map(|c| format!("{} {}", c.status, c.reason)).unwrap_or_default()
+}

@@ -1,0 +1,84 @@
+//! From `kubectl apply` to Completed.
+
+use std::process::Command;
+
+use credit_migration::api::{Decision, Phase, Step, StepState, Writes};
+use serde_json::json;
+
+use super::{
+    harness::{APPROVERS, AUTHOR, Setup, e2e},
+    migration::{condition, ready},
+};
+
+#[tokio::test]
+async fn happy_path() {
+    e2e("happy", Setup { replicas: 2, ..Setup::default() }, |world| async move {
+        let before = world.db.balances().await;
+        let m = world.migrate("simplify", json!({})).await;
+
+        let status = m.phase(Phase::AwaitingApproval).await;
+        assert_eq!(ready(&status).0, "ApprovalPending");
+        assert!(ready(&status).1.contains("next: kubectl creditmigration approve simplify"), "{:?}", ready(&status));
+        assert_eq!(condition(&status, "BackupVerified"), "True ReadThroughToEnd");
+        assert_eq!(condition(&status, "RehearsalPassed"), "True RolledBackEqual");
+        let digest = m.digest().await;
+        let [alice, bob] = APPROVERS;
+        // One approval is not enough, twice the same person neither; the author and strangers have no say.
+        m.decide(alice, Decision::Execute, Some(&digest)).await.unwrap();
+        m.decide(alice, Decision::Execute, Some(&digest)).await.unwrap();
+        for person in [AUTHOR, "mallory@shop.example"] {
+            let refused = m.decide(person, Decision::Execute, Some(&digest)).await.unwrap_err();
+            assert!(matches!(&refused, kube::Error::Api(e) if e.code == 403), "{person}: {refused}");
+        }
+        let status =
+            m.until("one approval", super::migration::PATIENCE, |s| s.approvals.as_deref() == Some("1/2")).await;
+        assert_eq!(status.phase, Some(Phase::AwaitingApproval));
+        assert_eq!(world.flag().await, "v1");
+        m.decide(bob, Decision::Execute, Some(&digest)).await.unwrap();
+
+        let status = m.phase(Phase::Completed).await;
+        m.assert_new().await;
+        assert_eq!(world.db.balances().await, before, "a balance changed");
+        assert_eq!(status.approved_by, APPROVERS);
+        assert_eq!((ready(&status).0.as_str(), condition(&status, "Ready").as_str()), ("Completed", "True Completed"));
+        assert_eq!(condition(&status, "WritesBlocked"), "False GateOpen");
+        assert_eq!(status.writes, Some(Writes::Open));
+        let baseline = status.baseline.as_ref().unwrap();
+        assert_eq!((baseline.users, &baseline.total_balance), (1000, &before.values().sum::<i64>().to_string()));
+        let (backup, verified) = (status.backup.as_ref().unwrap(), status.verification.as_ref().unwrap());
+        assert!(backup.object.starts_with(&format!("s3://backups/{}/", world.namespace)), "{}", backup.object);
+        assert_eq!((backup.bytes, &backup.sha256), (verified.bytes, &verified.sha256));
+        assert_eq!(status.rehearsal.as_ref().unwrap().users, 1000);
+        let comparison = status.window.as_ref().unwrap().comparison.as_ref().unwrap();
+        assert_eq!((comparison.users, comparison.unexplained), (1000, 0));
+        let order: Vec<Step> = status.steps.iter().map(|x| x.name).collect();
+        let forward: Vec<Step> = credit_migration::machine::steps::FORWARD.iter().map(|r| r.step).collect();
+        assert_eq!(order[..forward.len()], forward);
+        assert!(status.steps[..forward.len()].iter().all(|x| x.state == StepState::Succeeded && x.attempt == 1));
+
+        m.cleaned().await;
+        let events = world.events("simplify").await;
+        for step in forward {
+            assert!(events.iter().any(|(reason, _)| *reason == format!("{step:?}Succeeded")), "no event of {step:?}");
+        }
+        assert!(events.iter().any(|(reason, _)| reason == "Completed"));
+        table(&world.namespace);
+        // What people wrote on v2 is not the operator's business any more.
+        let balance = before[&7];
+        assert_eq!(world.deduct(7, 1).await, balance - 1);
+    })
+    .await;
+}
+
+/// What `kubectl get` shows.
+fn table(namespace: &str) {
+    let output = Command::new("kubectl").args(["get", "creditmigrations", "-n", namespace]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let columns: Vec<Vec<&str>> = text.lines().map(|l| l.split_whitespace().collect()).collect();
+    assert_eq!(columns[0], ["NAME", "PHASE", "STEP", "READY", "REASON", "APPROVALS", "WRITES", "AGE"], "{text}");
+    assert_eq!(
+        columns[1][..8],
+        ["simplify", "Completed", "13/13", "Monitor", "True", "Completed", "2/2", "Open"],
+        "{text}"
+    );
+}
