@@ -1,1 +1,143 @@
-//! To be written.
+//! Before the window nothing of the application is changed, whatever happens.
+
+use credit_migration::api::{Decision, Phase};
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::api::PostParams;
+use serde_json::json;
+
+use super::{
+    database::UP,
+    harness::{APPROVERS, SQL, Setup, e2e},
+    migration::{PATIENCE, ready},
+};
+
+fn idle() -> Setup {
+    Setup { replicas: 0, ..Setup::default() }
+}
+
+#[tokio::test]
+async fn abort() {
+    e2e("abort", idle(), |world| async move {
+        let before = world.db.fingerprint().await;
+        let m = world.migrate("simplify", json!({})).await;
+        m.phase(Phase::AwaitingApproval).await;
+        assert!(world.db.guards().await > 0);
+        m.decide(APPROVERS[0], Decision::Abort, None).await.unwrap();
+        let status = m.phase(Phase::Cancelled).await;
+        assert!(ready(&status).1.contains("nothing was changed"), "{:?}", ready(&status));
+        m.cleaned().await;
+        m.assert_old("").await;
+        assert_eq!(world.db.fingerprint().await, before);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_was_approved_is_what_runs() {
+    e2e("edited", Setup::default(), |world| async move {
+        let m = world.migrate("simplify", json!({})).await;
+        m.phase(Phase::AwaitingApproval).await;
+        let first = m.digest().await;
+        m.decide(APPROVERS[0], Decision::Execute, Some(&first)).await.unwrap();
+        m.until("an approval", PATIENCE, |s| s.approvals.as_deref() == Some("1/2")).await;
+        let again = |old: String| {
+            move |s: &credit_migration::api::CreditMigrationStatus| {
+                s.phase == Some(Phase::AwaitingApproval)
+                    && s.plan.as_ref().and_then(|p| p.digest.as_ref()).is_some_and(|d| *d != old)
+            }
+        };
+
+        // The SQL is changed after an approval.
+        world.patch::<ConfigMap>(SQL, json!({"data": {"up.sql": format!("{UP}-- another\n")}})).await;
+        let status = m.until("a new plan", PATIENCE, again(first.clone())).await;
+        assert_eq!((status.approvals.as_deref(), status.approved_by.len()), (Some("0/2"), 0));
+        // An approval of the old plan counts for nothing.
+        m.decide(APPROVERS[1], Decision::Execute, Some(&first)).await.unwrap();
+        let second = m.digest().await;
+        m.decide(APPROVERS[0], Decision::Execute, Some(&second)).await.unwrap();
+        let status = m.until("an approval", PATIENCE, |s| s.approvals.as_deref() == Some("1/2")).await;
+        assert_eq!(status.approved_by, [APPROVERS[0]]);
+
+        // The spec is changed after an approval.
+        m.edit(json!({"window": {"maxDuration": "70s"}})).await.unwrap();
+        let status = m.until("a new plan", PATIENCE, again(second.clone())).await;
+        assert_eq!((status.approvals.as_deref(), status.approved_by.len()), (Some("0/2"), 0));
+        assert!(world.events("simplify").await.iter().any(|(r, _)| r == "PreparationRestarted"));
+        // What cannot be edited at any time.
+        for (patch, part) in [
+            (json!({"requestedBy": "x"}), "requestedBy"),
+            (json!({"database": {"name": "x"}}), "database.name is immutable"),
+        ] {
+            let refused = m.edit(patch).await.unwrap_err().to_string();
+            assert!(refused.contains(part), "{refused}");
+        }
+        // Edited while preparing.
+        m.edit(json!({"window": {"maxDuration": "80s"}})).await.unwrap();
+        m.until("preparation", PATIENCE, |s| s.phase == Some(Phase::Preparing)).await;
+        m.edit(json!({"window": {"maxDuration": "90s"}})).await.unwrap();
+        m.until("the last spec", PATIENCE, |s| {
+            s.plan.as_ref().is_some_and(|p| p.generation == 4 && p.digest.is_some())
+        })
+        .await;
+
+        // And it is the last one that runs.
+        m.approve().await;
+        let status = m.phase(Phase::Completed).await;
+        m.assert_new().await;
+        assert_eq!(
+            world.db.ask("SELECT sql_sha256 FROM credit_migration.ledger").await,
+            status.plan.map(|p| p.up_sha256)
+        );
+        m.cleaned().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn two_migrations_on_one_database() {
+    e2e("two", idle(), |world| async move {
+        let first = world.migrate("first", json!({})).await;
+        first.phase(Phase::AwaitingApproval).await;
+        let second = world.migrate("second", json!({})).await;
+        let message = second.reason("DatabaseInUse").await;
+        assert!(message.contains("migration first") && message.contains("next:"), "{message}");
+        assert!(world.events("second").await.iter().any(|(r, _)| r == "DatabaseInUse"));
+        assert_eq!(first.status().await.phase, Some(Phase::AwaitingApproval));
+        first.decide(APPROVERS[0], Decision::Abort, None).await.unwrap();
+        first.phase(Phase::Cancelled).await;
+        second.phase(Phase::AwaitingApproval).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_object_that_cannot_be_read_is_its_own_problem() {
+    e2e("undecodable", idle(), |world| async move {
+        // Unknown fields are pruned, and refused for whoever asks for strictness, as kubectl does.
+        let m = world.migrate("unknown-field", json!({"surprise": true})).await;
+        assert!(serde_json::to_value(m.get().await).unwrap()["spec"].get("surprise").is_none());
+        let kind = kube::discovery::ApiResource::erase::<credit_migration::api::CreditMigration>(&());
+        let api: kube::Api<kube::api::DynamicObject> = kube::Api::namespaced_with(world.client.clone(), &world.namespace, &kind);
+        let object = json!({"apiVersion": "creditmigration.io/v1alpha1", "kind": "CreditMigration", "metadata": {"name": "strict"},
+                            "spec": world.spec(json!({"surprise": true, "requestedBy": "admin"}))});
+        let strict = PostParams { field_manager: Some("e2e".into()), ..Default::default() };
+        let mut request = kube::core::Request::new(api.resource_url()).create(&strict, object.to_string().into_bytes()).unwrap();
+        let uri = format!("{}&fieldValidation=Strict", request.uri()).parse().unwrap();
+        *request.uri_mut() = uri;
+        let refused = world.client.request::<serde_json::Value>(request).await.unwrap_err().to_string();
+        assert!(refused.contains("unknown field \"spec.surprise\""), "{refused}");
+
+        // The schema takes it, the types do not.
+        let check = json!({"name": "odd", "http": {"url": "http://watermark-remover/healthz", "timeout": "soon"}});
+        world.try_migrate("undecodable", json!({"validation": {"checks": [check]}})).await.unwrap();
+        let event = super::cluster::eventually("an event on the undecodable object", PATIENCE, async || {
+            let events = world.events("undecodable").await;
+            events.into_iter().find(|(reason, _)| reason == "Undecodable").ok_or("none".to_owned())
+        })
+        .await;
+        assert!(event.1.contains("next:"), "{}", event.1);
+        // The others go on.
+        m.phase(Phase::AwaitingApproval).await;
+    })
+    .await;
+}

@@ -1,1 +1,77 @@
-//! To be written.
+//! `kubectl delete` at each phase: the gate is open afterwards, the guards are gone, and so is the object.
+
+use credit_migration::api::{Phase, Step};
+use serde_json::json;
+
+use super::harness::{Setup, World, e2e, slow};
+
+#[tokio::test]
+async fn before_the_window() {
+    e2e("deleted-early", Setup { replicas: 0, ..Setup::default() }, |world| async move {
+        let before = world.db.fingerprint().await;
+        for (n, wanted) in
+            [Step::Preflight, Step::Baseline, Step::VerifyBackup, Step::Rehearse, Step::Approve].into_iter().enumerate()
+        {
+            let m = world.migrate(&format!("simplify-{n}"), json!({})).await;
+            m.until(&format!("{wanted:?}"), super::migration::PATIENCE, |s| s.step.is_some_and(|now| now >= wanted))
+                .await;
+            m.delete().await;
+            m.gone().await;
+            assert_eq!(world.db.guards().await, 0, "guards are left after deletion in {wanted:?}");
+            assert_eq!(world.db.fingerprint().await, before, "deleted in {wanted:?}");
+            let copies = format!("SELECT count(*) FROM pg_database WHERE datname = '{}_rehearsal'", world.db.name);
+            assert_eq!(world.db.count(&copies).await, 0, "a copy is left after deletion in {wanted:?}");
+        }
+        world.db.writable().await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn while_the_sql_runs() {
+    e2e("deleted-sql", Setup { up: slow(5), ..Setup::default() }, |world| async move {
+        let before = world.db.balances().await;
+        let m = world.migrate("simplify", json!({})).await;
+        m.approve().await;
+        m.step(Step::Migrate).await;
+        m.delete().await;
+        m.gone().await;
+        // Stopped in time, or undone.
+        let ledger = world.db.ledger().await;
+        assert!(ledger.is_empty() || ledger == "up,down", "{ledger}");
+        m.assert_old(&ledger).await;
+        assert_eq!(world.db.guards().await, 0);
+        assert_eq!(world.db.balances().await, before);
+        assert_eq!(world.running().await, "v1");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn while_the_application_is_switched() {
+    e2e("deleted-switch", Setup::default(), |world| async move {
+        let m = world.migrate("simplify", World::never_switched()).await;
+        m.approve().await;
+        m.until("the flag", super::migration::PATIENCE, |s| s.window.as_ref().is_some_and(|w| w.switched)).await;
+        m.delete().await;
+        m.gone().await;
+        m.assert_old("up,down").await;
+        assert_eq!(world.db.guards().await, 0);
+        assert_eq!(world.running().await, "v1");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn while_it_is_watched() {
+    e2e("deleted-late", Setup::default(), |world| async move {
+        let m = world.migrate("simplify", json!({"monitoring": {"duration": "10m"}})).await;
+        m.approve().await;
+        m.phase(Phase::Monitoring).await;
+        m.delete().await;
+        m.gone().await;
+        m.assert_new().await;
+        assert_eq!(world.db.guards().await, 0);
+    })
+    .await;
+}

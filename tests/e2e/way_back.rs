@@ -1,1 +1,111 @@
-//! To be written.
+//! Back to the old version: by a breached check, by a person, inside the window and after it.
+
+use credit_migration::api::{Decision, Phase, Step};
+use serde_json::json;
+
+use super::{
+    harness::{APPROVERS, Setup, World, e2e},
+    migration::ready,
+};
+
+#[tokio::test]
+async fn by_a_breached_check_after_writes_on_v2() {
+    e2e("breach", Setup::default(), |world| async move {
+        let (before, purchases) = (world.db.balances().await, world.db.count("SELECT count(*) FROM credit_purchases").await);
+        let check = json!({"name": "no-breach", "sql": {"query": "SELECT count(*) FROM users WHERE email = 'breach@example.com'"},
+                           "interval": "1s", "max": "0", "failures": {"count": 2, "of": 2}, "onBreach": "Rollback"});
+        let m = world.migrate("simplify", json!({"monitoring": {"duration": "10m", "checks": [check]}})).await;
+        m.approve().await;
+        m.phase(Phase::Monitoring).await;
+        m.assert_new().await;
+        for (user, amount) in [(1, 3), (2, 5), (3, 7)] {
+            assert_eq!(world.deduct(user, amount).await, before[&user] - amount);
+        }
+        let written = world.db.balances().await;
+        world.db.run("INSERT INTO users (email, api_token) VALUES ('breach@example.com', 'breach')").await;
+
+        let status = m.phase(Phase::RolledBack).await;
+        m.assert_old("up,down").await;
+        assert_eq!(world.running().await, "v1");
+        let rollback = status.rollback.as_ref().unwrap();
+        assert_eq!(rollback.cause, "TriggerFired");
+        assert!(rollback.message.contains("no-breach") && rollback.message.contains("1 > 0"), "{}", rollback.message);
+        assert_eq!(rollback.users_written_since, Some(3));
+        assert_eq!(world.db.balances().await, written, "a balance changed on the way back");
+        assert_eq!(written.values().sum::<i64>(), before.values().sum::<i64>() - 15);
+        assert_eq!(world.db.count("SELECT count(*) FROM credit_packages").await, 3);
+        assert_eq!(world.db.count("SELECT count(*) FROM credit_purchases").await, purchases);
+        assert_eq!(ready(&status).0, "RolledBack");
+        let events = world.events("simplify").await;
+        for reason in ["TriggerFired", "RolledBack", "VerifyRollbackSucceeded"] {
+            assert!(events.iter().any(|(r, _)| r == reason), "no event {reason}: {events:?}");
+        }
+        m.cleaned().await;
+        assert_eq!(world.deduct(1, 1).await, before[&1] - 4);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn by_a_person_while_monitoring() {
+    e2e("revert", Setup::default(), |world| async move {
+        let before = world.db.fingerprint().await;
+        let m = world.migrate("simplify", json!({"monitoring": {"duration": "10m"}})).await;
+        m.approve().await;
+        m.phase(Phase::Monitoring).await;
+        // The spec is fixed by now.
+        let refused = m.edit(json!({"monitoring": {"duration": "1s"}})).await.unwrap_err().to_string();
+        assert!(refused.contains("spec is immutable once the migration window was opened"), "{refused}");
+        // One person suffices, and not everybody is one.
+        m.decide("mallory@shop.example", Decision::Revert, None).await.unwrap_err();
+        m.decide(APPROVERS[0], Decision::Revert, None).await.unwrap();
+        let status = m.phase(Phase::RolledBack).await;
+        m.assert_old("up,down").await;
+        assert_eq!(world.running().await, "v1");
+        assert_eq!(status.rollback.as_ref().unwrap().cause, "Revert");
+        m.cleaned().await;
+        assert_eq!(world.db.fingerprint().await.tables, before.tables);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn by_a_person_inside_the_window() {
+    e2e("abort-inside", Setup::default(), |world| async move {
+        let before = world.db.balances().await;
+        let m = world.migrate("simplify", World::never_switched()).await;
+        m.approve().await;
+        let status = m.step(Step::SwitchApplication).await;
+        assert_eq!(status.writes, Some(credit_migration::api::Writes::Blocked));
+        m.until("the flag", super::migration::PATIENCE, |s| s.window.as_ref().is_some_and(|w| w.switched)).await;
+        assert!(world.db.gate_closed().await);
+        assert!(world.db.writable().await.is_err(), "writes are not blocked");
+        let refused = m.edit(json!({"window": {"maxDuration": "5m"}})).await.unwrap_err().to_string();
+        assert!(refused.contains("spec is immutable"), "{refused}");
+        m.decide(APPROVERS[1], Decision::Abort, None).await.unwrap();
+        let status = m.phase(Phase::RolledBack).await;
+        m.assert_old("up,down").await;
+        assert_eq!(world.running().await, "v1");
+        assert_eq!(status.rollback.as_ref().unwrap().cause, "Stopped");
+        assert!(status.rollback.as_ref().unwrap().message.contains("bob@shop.example"));
+        assert_eq!(world.db.balances().await, before);
+        m.cleaned().await;
+        assert_eq!(world.deduct(1, 1).await, before[&1] - 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn by_the_deadline_when_the_rollout_hangs() {
+    e2e("hanging", Setup::default(), |world| async move {
+        let mut spec = World::never_switched();
+        spec["window"] = json!({"maxDuration": "20s"});
+        let m = world.migrate("simplify", spec).await;
+        m.approve().await;
+        let status = m.phase(Phase::RolledBack).await;
+        m.assert_old("up,down").await;
+        assert_eq!(status.rollback.as_ref().unwrap().cause, "DeadlinePassed");
+        m.cleaned().await;
+    })
+    .await;
+}
