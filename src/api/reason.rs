@@ -96,6 +96,8 @@ reasons! {
     VerifyDownFailed: Never,
     /// A lock was not to be had in time.
     LockTimeout: May,
+    /// The server lacks a resource, or broke the statement off: disk, memory, connections, a cancellation, a conflict.
+    DatabaseUnavailable: May,
     /// A write went through although the window was closed.
     WritesNotBlocked: May,
     /// A connection was lost in the middle.

@@ -213,6 +213,14 @@ fn ignore_missing(result: Result<(), kube::Error>) -> Result<(), Error> {
     }
 }
 
+/// Tells on the object why what was decided cannot be done.
+pub(super) async fn report_error(ctx: &Context, live: &CreditMigration, error: &Error) {
+    let writer = Writer { ctx, live, namespace: live.namespace().unwrap_or_default() };
+    writer
+        .publish(&Event { warning: true, reason: "EffectRefused".into(), note: format!("{error}; tried again") })
+        .await;
+}
+
 /// Tells the owner of an object that it cannot be decoded.
 pub(super) async fn report_undecodable(ctx: &Context, invalid: &InvalidObject) {
     let reference = k8s_openapi::api::core::v1::ObjectReference {

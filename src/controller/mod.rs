@@ -198,7 +198,13 @@ async fn reconcile_live(ctx: &Context, namespace: &str, name: &str) -> Result<Ac
             other => other?,
         };
     }
-    execute::execute(ctx, &live, effects).await?;
+    if let Err(error) = execute::execute(ctx, &live, effects).await {
+        // A refused write would be tried for ever; the one who reads the object must see why nothing moves.
+        if !matches!(error, Error::Stale | Error::LeaseLost) {
+            execute::report_error(ctx, &live, &error).await;
+        }
+        return Err(error);
+    }
 
     let in_window = status.writes == Some(crate::api::Writes::Blocked);
     let longest = if in_window { WINDOW_RESYNC } else { RESYNC };

@@ -10,7 +10,7 @@ use k8s_openapi::api::{
 use kube::{
     Api, Client, ResourceExt,
     api::ListParams,
-    core::{DeserializeGuard, Expression, Selector},
+    core::{DeserializeGuard, Selector},
 };
 use sha2::{Digest, Sha256};
 use tracing::warn;
@@ -18,8 +18,8 @@ use tracing::warn;
 use super::{Context, Error, jobs, policy};
 use crate::{
     api::{
-        CreditMigration, FINALIZER, FLAG_SET_FOR, KeyRef, MigrationDecision, MigrationRun, RESTARTED_FOR, WorkloadKind,
-        WorkloadRef,
+        CreditMigration, Decision, FINALIZER, FLAG_SET_FOR, KeyRef, MigrationDecision, MigrationRun, RESTARTED_FOR,
+        WorkloadKind, WorkloadRef,
     },
     machine::{Flag, Job as JobState, Observed, ObservedDecision, ObservedRun, Sql, Workload},
 };
@@ -30,15 +30,20 @@ pub(super) async fn observe(ctx: &Context, m: &CreditMigration) -> Result<Observ
     let (name, uid) = (m.name_any(), m.uid().unwrap_or_default());
     let reader = Reader { client: &ctx.client, namespace: &namespace };
     let sql = &m.spec.migration;
-    let (runs, decisions, policy, flag, up, down, workloads) = futures::try_join!(
+    let (runs, mut decisions, policy, flag, up, down, workloads) = futures::try_join!(
         reader.runs(&uid),
         reader.decisions(&name, &uid),
-        policy::problem(&ctx.client, &ctx.options.decision_policy),
+        policy::trust(&ctx.client, &ctx.options.decision_policy),
         reader.flag(&m.spec.application.flag.config_map_key_ref),
         reader.sql(&sql.up.config_map_key_ref),
         reader.sql(&sql.down.config_map_key_ref),
         reader.workloads(m),
     )?;
+    if let Some(since) = policy.since {
+        // What was said while no policy held names to people proves nobody's approval.
+        decisions
+            .retain(|d| d.at > since || !matches!(d.decision, Decision::Execute | Decision::Ready | Decision::Keep));
+    }
     Ok(Observed {
         name,
         uid,
@@ -48,7 +53,7 @@ pub(super) async fn observe(ctx: &Context, m: &CreditMigration) -> Result<Observ
         runner_image: ctx.options.runner_image.clone(),
         runs,
         decisions,
-        policy_problem: policy,
+        policy_problem: policy.problem,
         flag,
         up,
         down,
@@ -176,8 +181,9 @@ impl Reader<'_> {
 
     /// Pods of the Deployment, terminating ones included, whose template had another annotation.
     async fn old_pods(&self, d: &Deployment, marker: Option<&str>) -> Result<u32, Error> {
-        let Some(labels) = d.spec.as_ref().and_then(|s| s.selector.match_labels.clone()) else { return Ok(0) };
-        let selector: Selector = labels.into_iter().map(|(k, v)| Expression::Equal(k, v)).collect();
+        let Some(selector) = d.spec.as_ref().map(|s| s.selector.clone()) else { return Ok(0) };
+        // A selector that cannot be used must not look like "no old pods".
+        let Ok(selector) = Selector::try_from(selector) else { return Ok(u32::MAX) };
         let pods = self.api::<Pod>().list(&ListParams::default().labels_from(&selector)).await?;
         let old = pods
             .items

@@ -4,28 +4,41 @@ use k8s_openapi::api::admissionregistration::v1::{
     ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding, ValidatingAdmissionPolicyBindingSpec,
     ValidatingAdmissionPolicySpec,
 };
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Api, Client, api::ListParams};
 
 use super::Error;
-use crate::api::{CreditMigration, MigrationDecision, MigrationRun};
+use crate::api::{CreditMigration, MigrationDecision, MigrationRun, Time};
 
 /// What a policy must compare to hold a decision to its author.
 const NAME_RULE: &str = "object.spec.by == request.userInfo.username";
 
-/// Why decisions cannot be trusted; `None` when policy and binding are there and deny.
-pub(super) async fn problem(client: &Client, name: &str) -> Result<Option<String>, Error> {
+/// How far names in decisions can be trusted.
+pub(super) struct Trust {
+    /// Why they cannot be; `None` when policy and binding are there and deny.
+    pub(super) problem: Option<String>,
+    /// Decisions made before this time were not held to anybody.
+    pub(super) since: Option<Time>,
+}
+
+/// Looks at policy and binding of this name.
+pub(super) async fn trust(client: &Client, name: &str) -> Result<Trust, Error> {
     let policies: Api<ValidatingAdmissionPolicy> = Api::all(client.clone());
     let bindings: Api<ValidatingAdmissionPolicyBinding> = Api::all(client.clone());
     let (policy, binding) = futures::try_join!(policies.get_opt(name), bindings.get_opt(name))?;
-    let Some(policy) = policy.and_then(|p| p.spec) else {
-        return Ok(Some(format!("ValidatingAdmissionPolicy {name} is missing")));
+    let created = |m: &ObjectMeta| m.creation_timestamp.as_ref().map(|t| t.0);
+    let since =
+        policy.as_ref().map(|p| created(&p.metadata)).max(binding.as_ref().map(|b| created(&b.metadata))).flatten();
+    let problem = match (policy.and_then(|p| p.spec), binding.map(|b| b.spec)) {
+        (None, _) => Some(format!("ValidatingAdmissionPolicy {name} is missing")),
+        (_, None) => Some(format!("ValidatingAdmissionPolicyBinding {name} is missing")),
+        (Some(policy), Some(binding)) => {
+            weak_policy(&policy).map(|why| format!("ValidatingAdmissionPolicy {name} {why}")).or_else(|| {
+                weak_binding(&binding, name).map(|why| format!("ValidatingAdmissionPolicyBinding {name} {why}"))
+            })
+        }
     };
-    let Some(binding) = binding.map(|b| b.spec) else {
-        return Ok(Some(format!("ValidatingAdmissionPolicyBinding {name} is missing")));
-    };
-    Ok(weak_policy(&policy)
-        .map(|why| format!("ValidatingAdmissionPolicy {name} {why}"))
-        .or_else(|| weak_binding(&binding, name).map(|why| format!("ValidatingAdmissionPolicyBinding {name} {why}"))))
+    Ok(Trust { problem, since })
 }
 
 /// The first way round the policy, if there is one. Pure.
@@ -38,9 +51,15 @@ fn weak_policy(policy: &ValidatingAdmissionPolicySpec) -> Option<&'static str> {
     }
     let Some(matched) = &policy.match_constraints else { return Some("matches nothing") };
     let selects = |s: &Option<k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector>| {
-        s.as_ref().is_some_and(|s| s.match_labels.as_ref().is_some_and(|l| !l.is_empty()) || s.match_expressions.iter().flatten().next().is_some())
+        s.as_ref().is_some_and(|s| {
+            s.match_labels.as_ref().is_some_and(|l| !l.is_empty())
+                || s.match_expressions.iter().flatten().next().is_some()
+        })
     };
-    if selects(&matched.namespace_selector) || selects(&matched.object_selector) || matched.exclude_resource_rules.iter().flatten().next().is_some() {
+    if selects(&matched.namespace_selector)
+        || selects(&matched.object_selector)
+        || matched.exclude_resource_rules.iter().flatten().next().is_some()
+    {
         return Some("leaves objects out by a selector");
     }
     let covers = matched.resource_rules.iter().flatten().any(|rule| {
@@ -53,7 +72,8 @@ fn weak_policy(policy: &ValidatingAdmissionPolicySpec) -> Option<&'static str> {
     if !covers {
         return Some("does not cover CREATE and UPDATE of migrationdecisions");
     }
-    (!policy.validations.iter().flatten().any(|v| v.expression.contains(NAME_RULE))).then_some("does not compare spec.by with the user's name")
+    (!policy.validations.iter().flatten().any(|v| v.expression.contains(NAME_RULE)))
+        .then_some("does not compare spec.by with the user's name")
 }
 
 fn weak_binding(binding: &ValidatingAdmissionPolicyBindingSpec, policy: &str) -> Option<&'static str> {
@@ -87,7 +107,7 @@ pub async fn check_install(options: &InstallCheck) -> Result<String, Error> {
     Api::<CreditMigration>::namespaced(client.clone(), namespace).list(&one).await?;
     Api::<MigrationDecision>::namespaced(client.clone(), namespace).list(&one).await?;
     Api::<MigrationRun>::namespaced(client.clone(), namespace).list(&one).await?;
-    match problem(&client, &options.decision_policy).await? {
+    match trust(&client, &options.decision_policy).await?.problem {
         Some(problem) => Err(Error::Unguarded(problem)),
         None => Ok("the three kinds are served, decisions are guarded".into()),
     }

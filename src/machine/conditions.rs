@@ -28,7 +28,8 @@ pub(super) fn derive(m: &mut Machine<'_>) {
             | Phase::RollingBack
     );
     set(m, "Reconciling", busy.then_some(true), &reason, &message);
-    set(m, "Stalled", matches!(phase, Phase::Failed | Phase::RollbackFailed).then_some(true), &reason, &message);
+    let stalled = matches!(phase, Phase::Failed | Phase::RollbackFailed) || reason == super::OVERDUE;
+    set(m, "Stalled", stalled.then_some(true), &reason, &message);
 
     let backup = match (&m.s.backup, &m.s.verification) {
         (Some(b), Some(_)) => (true, "ReadThroughToEnd", format!("{} {} bytes, {}", b.object, b.bytes, b.sha256)),

@@ -1,7 +1,7 @@
 //! From a persisted status to what has to be done. Level-based: the same status and observations give the same effects,
 //! so a crash after the status was written loses nothing.
 
-use super::{Effect, Flag, Job, Machine, ObservedRun, StartRun, executing::Direction, steps};
+use super::{Effect, Flag, Job, Machine, ObservedRun, StartRun, executing::Direction, preparing::SUPERSEDED, steps};
 use crate::api::{MigrationRunSpec, Phase, RunInputs, RunPhase, Step, StepState, Task, WindowCommand, WindowOrder};
 
 /// Longest time for the removal of the guards, in seconds.
@@ -49,10 +49,12 @@ impl Machine<'_> {
         let spec = &r.run.spec;
         let ended = r.run.status.as_ref().is_some_and(|s| matches!(s.phase, RunPhase::Succeeded | RunPhase::Failed));
         let opened = spec.window.as_ref().is_some_and(|w| w.command >= WindowCommand::Open);
-        let current = |step: Step| spec.attempt == self.run_attempt(step);
+        // What was begun for a spec or SQL that has changed since is ended, not rehearsed on beside its successor.
+        let superseded = |step: Step| self.step(step).is_some_and(|x| x.reason.as_deref() == Some(SUPERSEDED));
+        let current = |step: Step| spec.attempt == self.run_attempt(step) && (ended || !superseded(step));
         match spec.task {
             Task::Preflight => self.preparing_or(ended) && current(Step::Preflight),
-            Task::Backup => self.preparing_or(ended) && current(Step::Backup),
+            Task::Backup => self.preparing_or(ended) && current(Step::Baseline),
             Task::VerifyBackup => self.preparing_or(ended) && current(Step::VerifyBackup),
             Task::Rehearse => self.preparing_or(ended) && current(Step::Rehearse),
             // A window that was ordered open is never taken from under its pod.

@@ -16,6 +16,12 @@ impl Machine<'_> {
             Outcome::Failed(..) if progress.state == WindowState::Reverted && progress.migrate_seconds.is_some() => {
                 return self.reverted_by_itself(&progress);
             }
+            // The gate is open on the new schema, and something beside it went wrong.
+            Outcome::Failed(reason, message) if progress.state == WindowState::Released => {
+                self.note_window(Task::Window, &progress);
+                self.event(true, reason.as_str(), format!("{message}; the window was released all the same"));
+                return self.window_released();
+            }
             Outcome::Failed(reason, message) => return self.window_failed(reason, &message, &progress),
             Outcome::Succeeded(_) if progress.state == WindowState::Reverted => {
                 return self.reverted_by_itself(&progress);
@@ -81,12 +87,13 @@ impl Machine<'_> {
         if let Some(deadline) = self.s.window.as_ref().and_then(|w| w.deadline) {
             self.wake_at(deadline);
         }
-        if progress.state >= WindowState::Blocked && !self.succeeded(Step::OpenWindow) {
+        if progress.proof.is_some() && !self.succeeded(Step::OpenWindow) {
             let proof = progress.proof.clone().unwrap_or_default();
             self.succeed_step(Step::OpenWindow, format!("{} sessions ended; {proof}", progress.terminated_sessions));
             self.start_step(Step::Migrate);
         }
-        if progress.state >= WindowState::Migrated && !self.succeeded(Step::Migrate) {
+        // By the transaction's own time: `Held` also stands above `Migrated`, and says nothing of a commit.
+        if progress.migrate_seconds.is_some() && !self.succeeded(Step::Migrate) {
             self.succeed_step(
                 Step::Migrate,
                 format!("committed after {:.2} s", progress.migrate_seconds.unwrap_or_default()),
@@ -113,8 +120,14 @@ impl Machine<'_> {
                 self.start_step(Step::CloseWindow);
             }
         }
-        if self.s.step == Some(Step::CloseWindow) && progress.comparison.as_ref().is_some_and(|c| c.unexplained == 0) {
-            self.window().releasing = true;
+        if self.s.step == Some(Step::CloseWindow) {
+            // Looked at once more: somebody may have set the flag or the workload back while balances were compared.
+            let to = self.spec.application.flag.to.clone();
+            if !self.running(&to, &self.marker(Direction::There), progress) {
+                self.start_step(Step::SwitchApplication);
+            } else if progress.comparison.as_ref().is_some_and(|c| c.unexplained == 0) {
+                self.window().releasing = true;
+            }
         }
         self.explain("WindowOpen", self.window_message(progress));
     }
@@ -192,7 +205,8 @@ impl Machine<'_> {
             self.begin_way_back(reason.as_str(), message.into());
             return self.rollback_failed(reason.as_str(), message);
         }
-        if reason == Reason::PodFailed && ordered {
+        // Only a gate that is known to be open again counts as "nothing was changed".
+        if ordered && progress.state != WindowState::Reverted {
             // The gate may be closed with nobody at it: the next pod reads the database and goes on from there.
             let attempts = self.step(Step::OpenWindow).map_or(0, |x| x.failures) + 1;
             let x = self.step_mut(Step::OpenWindow);

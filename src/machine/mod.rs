@@ -79,6 +79,9 @@ pub fn decide(spec: &CreditMigrationSpec, status: &CreditMigrationStatus, o: &Ob
     Decision { status: m.s, effects, wake_at: m.wake }
 }
 
+/// Reason of a way back whose window should have been over.
+const OVERDUE: &str = "WindowOverdue";
+
 /// One call of [`decide`] at work.
 struct Machine<'a> {
     spec: &'a CreditMigrationSpec,

@@ -188,17 +188,17 @@ impl Observed {
     }
 }
 
-/// Name part of a task.
+/// Name part of a task. None holds a dash: else run names of two migrations could be the same.
 pub fn slug(task: Task) -> &'static str {
     match task {
         Task::Preflight => "preflight",
         Task::Backup => "backup",
-        Task::VerifyBackup => "verify-backup",
+        Task::VerifyBackup => "verify",
         Task::Rehearse => "rehearse",
         Task::Window => "window",
         Task::Validate => "validate",
         Task::Monitor => "monitor",
-        Task::RollbackWindow => "rollback-window",
+        Task::RollbackWindow => "rollback",
         Task::Cleanup => "cleanup",
     }
 }

@@ -3,6 +3,8 @@
 use super::{Machine, Outcome, seconds, span, steps};
 use crate::api::{Decision, MigrationRun, Phase, Reason, Retry, Step, StepState, Time};
 
+/// Reason of steps whose evidence is void because spec or SQL have changed.
+pub(super) const SUPERSEDED: &str = "Superseded";
 /// Longest wait between two tries of Preflight: somebody is probably mending what it named.
 const PREFLIGHT_RETRY_SECONDS: i64 = 30;
 /// Longest wait between two tries of the other steps.
@@ -30,7 +32,7 @@ impl Machine<'_> {
             // A finished step's evidence is void, its attempt's number is not: names never repeat.
             x.state = StepState::Failed;
             x.finished_at.get_or_insert(now);
-            x.reason = Some("Superseded".into());
+            x.reason = Some(SUPERSEDED.into());
             x.message = None;
         }
         self.enter(Phase::Preparing);

@@ -4,9 +4,11 @@ use super::{
     Machine, Outcome,
     executing::{Direction, WINDOW_ATTEMPTS},
     preparing::because,
-    span,
+    seconds, span,
 };
-use crate::api::{Decision, Phase, Reason, RollbackStatus, Step, Task, WindowProgress, WindowState, WindowStatus};
+use crate::api::{
+    Decision, Phase, Reason, Retry, RollbackStatus, Step, Task, WindowProgress, WindowState, WindowStatus,
+};
 
 impl Machine<'_> {
     /// Records the cause and enters the phase. Runs of the forward path go on only as far as the way back needs them.
@@ -80,7 +82,30 @@ impl Machine<'_> {
         if self.s.step == Some(Step::SwitchBack) {
             self.switch_back(task, &progress);
         }
-        self.explain("RollingBack", self.way_back_message());
+        self.explain_way_back();
+    }
+
+    /// Past the deadline of its window a way back is told as stalled: nobody may have to find out by a clock.
+    fn explain_way_back(&mut self) {
+        let message = self.way_back_message();
+        let deadline = self.s.window.as_ref().and_then(|w| w.deadline);
+        match deadline {
+            Some(deadline) if self.now >= deadline => {
+                let name = self.o.name.clone();
+                let text = format!(
+                    "{message}; its window should have been over by {deadline:.0}; next: kubectl describe creditmigration {name}, and see that workloads and flag can be switched back"
+                );
+                if self.reason.as_deref() != Some(super::OVERDUE) {
+                    self.event(true, super::OVERDUE, text.clone());
+                }
+                self.explain(super::OVERDUE, text);
+            }
+            Some(deadline) => {
+                self.wake_at(deadline);
+                self.explain("RollingBack", message);
+            }
+            None => self.explain("RollingBack", message),
+        }
     }
 
     fn reopen(&mut self, progress: &WindowProgress) {
@@ -89,6 +114,21 @@ impl Machine<'_> {
             let window = self.window();
             window.task = Some(Task::RollbackWindow);
             window.deadline = Some(deadline);
+        }
+        if !matches!(
+            progress.state,
+            WindowState::Ready | WindowState::Opening | WindowState::Blocked | WindowState::Held
+        ) && let Some(started) = self.step(Step::ReopenWindow).map(|x| x.started_at)
+        {
+            let ready_by = self.ready_by(started);
+            if self.now >= ready_by {
+                let name = self.o.run_name(Task::RollbackWindow, self.attempt(Step::ReopenWindow));
+                let message = format!(
+                    "the pod of the way back was not ready by {ready_by:.0}; next: kubectl describe job/{name}"
+                );
+                return self.way_back_failed(Task::RollbackWindow, Reason::PodFailed, &message, progress);
+            }
+            self.wake_at(ready_by);
         }
         if matches!(progress.state, WindowState::Blocked | WindowState::Held) {
             if self.s.window.as_ref().is_none_or(|w| w.deadline.is_none()) {
@@ -103,7 +143,7 @@ impl Machine<'_> {
             );
             self.start_step(Step::SwitchBack);
         }
-        self.explain("RollingBack", self.way_back_message());
+        self.explain_way_back();
     }
 
     fn switch_back(&mut self, task: Task, progress: &WindowProgress) {
@@ -144,7 +184,7 @@ impl Machine<'_> {
             }
             self.window().switched = true;
             if !self.running(&from, &self.marker(Direction::Back), progress) {
-                return self.explain("RollingBack", self.way_back_message());
+                return self.explain_way_back();
             }
             self.succeed_step(Step::SwitchBack, format!("flag is {from}, rollout complete"));
         }
@@ -179,11 +219,7 @@ impl Machine<'_> {
         let opener = if task == Task::Window { Step::OpenWindow } else { Step::ReopenWindow };
         let failures = self.step(opener).map_or(0, |x| x.failures) + 1;
         self.step_mut(opener).failures = failures;
-        let may_pass = matches!(
-            reason,
-            Reason::PodFailed | Reason::ConnectionLost | Reason::LockTimeout | Reason::HostUnreachable
-        );
-        if may_pass && failures < WINDOW_ATTEMPTS {
+        if reason.retry() == Retry::May && failures < WINDOW_ATTEMPTS {
             self.event(true, reason.as_str(), format!("{message}; tried again ({failures} of {WINDOW_ATTEMPTS})"));
             self.step_mut(opener).attempt += 1;
             return;
@@ -215,8 +251,14 @@ impl Machine<'_> {
 
     pub(super) fn rollback_failed(&mut self, reason: &str, message: &str) {
         let name = self.o.name.clone();
+        let writes = match self.s.window.as_ref() {
+            Some(w) if (w.deadline.is_some() || w.blocked_at.is_some()) && w.released_at.is_none() => {
+                "writes stay blocked"
+            }
+            _ => "writes are open",
+        };
         let text = format!(
-            "{message}; writes stay blocked, a person is needed; next: mend the cause (down SQL may be corrected in its ConfigMap), then kubectl creditmigration rollback {name} --confirm"
+            "{message}; {writes}, a person is needed; next: mend the cause (down SQL may be corrected in its ConfigMap), then kubectl creditmigration rollback {name} --confirm"
         );
         let step = self.s.step.unwrap_or(Step::RollbackSql);
         self.fail_step(step, reason, text.clone());
@@ -226,7 +268,9 @@ impl Machine<'_> {
 
     /// A new `Revert` begins the way back again, with the down SQL as it stands now.
     pub(super) fn advance_rollback_failed(&mut self) {
+        // The API server's times are whole seconds: a Revert in the second of the failure counts as after it.
         let failed_at = self.s.steps.iter().filter(|x| x.reason.is_some()).filter_map(|x| x.finished_at).max();
+        let failed_at = failed_at.map(|t| t - seconds(1));
         let Some(d) = self.stop_word(&[Decision::Revert], failed_at) else { return };
         if let (super::Sql::Present(down), Some(plan)) = (&self.o.down, &mut self.s.plan) {
             plan.down_sha256.clone_from(down);

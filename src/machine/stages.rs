@@ -41,6 +41,21 @@ impl Machine<'_> {
             }
             self.warn_once(step, &check.name, &result.message);
         }
+        let flag = &self.spec.application.flag;
+        if self.o.flag_value() != Some(flag.to.as_str()) {
+            let text = format!(
+                "key {} of ConfigMap {} is {:?}, the schema is the one of {:?}; next: set the key to {3:?}, or go back: kubectl creditmigration rollback {} --confirm",
+                flag.config_map_key_ref.key,
+                flag.config_map_key_ref.name,
+                self.o.flag_value().unwrap_or("missing"),
+                flag.to,
+                self.o.name
+            );
+            if self.reason.as_deref() != Some("FlagDrifted") {
+                self.event(true, "FlagDrifted", text.clone());
+            }
+            return self.explain("FlagDrifted", text);
+        }
         let Some(started) = self.step(step).map(|x| x.started_at) else { return };
         let end = started + duration;
         if self.now < end {
@@ -98,17 +113,32 @@ impl Machine<'_> {
             .iter()
             .map(|check| match &check.workload {
                 Some(_) => self.workload_result(check),
-                None => reported.iter().find(|r| r.name == check.name).cloned().unwrap_or_else(|| CheckResult {
-                    name: check.name.clone(),
-                    outcome: Measured::NoData,
-                    failed: 0,
-                    measured: 0,
-                    breached: false,
-                    message: "not measured yet".into(),
-                    at: self.now,
-                }),
+                None => {
+                    reported.iter().find(|r| r.name == check.name).map(|r| self.fresh(check, r)).unwrap_or_else(|| {
+                        CheckResult {
+                            name: check.name.clone(),
+                            outcome: Measured::NoData,
+                            failed: 0,
+                            measured: 0,
+                            breached: false,
+                            message: "not measured yet".into(),
+                            at: self.now,
+                        }
+                    })
+                }
             })
             .collect()
+    }
+
+    /// A result that is too old says nothing of now: its pod may hang, or its node be gone. Three intervals and 30 s for
+    /// time-outs and clocks that differ.
+    fn fresh(&self, check: &Check, result: &CheckResult) -> CheckResult {
+        if self.now.duration_since(result.at) <= span(check.interval) * 3 + super::seconds(30) {
+            return result.clone();
+        }
+        let message =
+            format!("last measured at {:.0}, more than three intervals ago; next: kubectl get pods", result.at);
+        CheckResult { outcome: Measured::NoData, message, ..result.clone() }
     }
 
     /// A workload check is measured by what is observed; N of M is counted in seconds of unavailability.

@@ -15,7 +15,12 @@ use crate::api::{CreditMigration, Decision, MigrationDecision, MigrationDecision
 
 /// Command line.
 #[derive(Parser, Debug)]
-#[command(name = "kubectl-creditmigration", bin_name = "kubectl creditmigration", version, about = "Decide on credit migrations")]
+#[command(
+    name = "kubectl-creditmigration",
+    bin_name = "kubectl creditmigration",
+    version,
+    about = "Decide on credit migrations"
+)]
 pub struct Cli {
     /// Namespace; the context's own when absent.
     #[arg(short, long, global = true)]
@@ -120,7 +125,12 @@ async fn whoami(client: &Client) -> Result<String, Error> {
 }
 
 /// The decision, or why it would do nothing. Pure.
-fn plan(m: &CreditMigration, decision: Decision, by: &str, reason: Option<String>) -> Result<MigrationDecisionSpec, Error> {
+fn plan(
+    m: &CreditMigration,
+    decision: Decision,
+    by: &str,
+    reason: Option<String>,
+) -> Result<MigrationDecisionSpec, Error> {
     let status = m.status.as_ref();
     let phase = status.and_then(|s| s.phase);
     let digest = status.and_then(|s| s.plan.as_ref()).and_then(|p| p.digest.clone());
@@ -168,7 +178,8 @@ mod tests {
     };
 
     fn migration(phase: Phase) -> CreditMigration {
-        let plan = Plan { digest: Some("sha256:x".into()), generation: 1, up_sha256: "u".into(), down_sha256: "d".into() };
+        let plan =
+            Plan { digest: Some("sha256:x".into()), generation: 1, up_sha256: "u".into(), down_sha256: "d".into() };
         let mut m = CreditMigration::new("m", spec());
         m.status = Some(CreditMigrationStatus { phase: Some(phase), plan: Some(plan), ..Default::default() });
         m
@@ -180,7 +191,12 @@ mod tests {
     #[case(Decision::Abort, Phase::Preparing, "author", None)]
     #[case(Decision::Abort, Phase::Executing, "ann", None)]
     #[case(Decision::Revert, Phase::RollbackFailed, "ann", None)]
-    fn a_word_in_its_time(#[case] decision: Decision, #[case] phase: Phase, #[case] by: &str, #[case] digest: Option<&str>) {
+    fn a_word_in_its_time(
+        #[case] decision: Decision,
+        #[case] phase: Phase,
+        #[case] by: &str,
+        #[case] digest: Option<&str>,
+    ) {
         let spec = plan(&migration(phase), decision, by, None).unwrap();
         assert_eq!((spec.by.as_str(), spec.digest.as_deref()), (by, digest));
     }
@@ -191,7 +207,12 @@ mod tests {
     #[case(Decision::Reject, Phase::Monitoring, "ann", "nothing to approve")]
     #[case(Decision::Abort, Phase::Completed, "ann", "has ended")]
     #[case(Decision::Revert, Phase::RolledBack, "ann", "has ended")]
-    fn a_word_that_would_do_nothing(#[case] decision: Decision, #[case] phase: Phase, #[case] by: &str, #[case] why: &str) {
+    fn a_word_that_would_do_nothing(
+        #[case] decision: Decision,
+        #[case] phase: Phase,
+        #[case] by: &str,
+        #[case] why: &str,
+    ) {
         let error = plan(&migration(phase), decision, by, None).unwrap_err().to_string();
         assert!(error.contains(why), "{error}");
     }

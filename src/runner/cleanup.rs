@@ -12,7 +12,7 @@ use tokio_postgres::{Client, GenericClient};
 
 use super::{
     Failure,
-    control::{LOCK_CHANGE, LOCK_CLASS, Subject, Table, ident, jitter, millis},
+    control::{LOCK_CHANGE, LOCK_CLASS, Subject, Table, ident, jitter, millis, trigger_lock_timeout},
     postgres::classify,
 };
 use crate::api::Reason;
@@ -46,7 +46,7 @@ pub async fn cleanup(client: &mut Client, subject: &Subject) -> Result<(), Failu
     tx.batch_execute(&format!(
         "SET LOCAL client_min_messages = warning; SET LOCAL lock_timeout = {};
          SELECT pg_catalog.pg_advisory_xact_lock({LOCK_CLASS}, {LOCK_CHANGE})",
-        millis(subject.lock_timeout)
+        millis(trigger_lock_timeout(subject))
     ))
     .await
     .map_err(|e| classify(&e))?;
@@ -101,7 +101,7 @@ async fn drop_trigger(client: &mut Client, subject: &Subject, table: &Table, nam
         let result = client
             .batch_execute(&format!(
                 "BEGIN; SET LOCAL client_min_messages = warning; SET LOCAL lock_timeout = {}; DROP TRIGGER IF EXISTS {} ON {}; COMMIT",
-                millis(subject.lock_timeout),
+                millis(trigger_lock_timeout(subject)),
                 ident(name),
                 table.sql()
             ))
@@ -119,6 +119,6 @@ async fn drop_trigger(client: &mut Client, subject: &Subject, table: &Table, nam
             );
             return Err(Failure::new(Reason::LockTimeout, message));
         }
-        tokio::time::sleep(jitter(subject.lock_timeout)).await;
+        tokio::time::sleep(jitter(trigger_lock_timeout(subject) * 2)).await;
     }
 }

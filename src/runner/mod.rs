@@ -60,6 +60,9 @@ use crate::{
 /// How often a window task asks for orders.
 const POLL: Duration = Duration::from_millis(250);
 
+/// How long a restarted window task waits for the API server before it goes on from what it kept.
+const API_PATIENCE: Duration = Duration::from_secs(3);
+
 /// Exit code of a process that ended without having told how.
 const NOT_TOLD: u8 = 1;
 
@@ -95,11 +98,18 @@ async fn carry_out(stop: &CancellationToken) -> Result<(), String> {
     let (name, namespace) = (env(mounts::ENV_RUN)?, env(mounts::ENV_NAMESPACE)?);
     let pod = std::env::var(mounts::ENV_POD).unwrap_or_default();
     let reporter = Reporter::new(&namespace, &name, &pod).await.map_err(|e| e.message)?;
+    let kept = Kept::in_temporary_folder(&name);
     let run = tokio::select! {
-        run = reporter.get() => run,
+        run = reporter.get() => run.or_else(|| kept.read()),
+        // A window's container that was restarted while the API server is away: the database and the deadline do not wait.
+        Some(run) = kept.read_after(API_PATIENCE) => Some(run),
         () = stop.cancelled() => return Err("told to end before the task was known".to_owned()),
     };
     let Some(run) = run else { return gone() };
+    let in_window = matches!(run.spec.task, Task::Window | Task::RollbackWindow);
+    if in_window {
+        kept.write(&run);
+    }
     let status = run.status.clone().unwrap_or_default();
     if matches!(status.phase, RunPhase::Succeeded | RunPhase::Failed) {
         tracing::info!(phase = ?status.phase, "the task has ended before; nothing is done");
@@ -108,7 +118,14 @@ async fn carry_out(stop: &CancellationToken) -> Result<(), String> {
     tracing::info!(run = name, task = ?run.spec.task, attempt = run.spec.attempt, "begin");
     let progress = Progress::default();
     let told = async {
-        reporter.begun(status.started_at.unwrap_or_else(telemetry::now)).await?;
+        let started = status.started_at.unwrap_or_else(telemetry::now);
+        if in_window {
+            // Beside the window, which waits for nobody; a run that is gone is the window's own business.
+            let reporter = reporter.clone();
+            tokio::spawn(async move { reporter.begun(started).await });
+        } else {
+            reporter.begun(started).await?;
+        }
         let following = reporter.follow(&progress);
         let result = dispatch(&run, &namespace, &status, &reporter, &progress, stop).await;
         following.abort();
@@ -131,6 +148,38 @@ async fn carry_out(stop: &CancellationToken) -> Result<(), String> {
         Ok(None) => Err("told to end before the task was done".to_owned()),
         Err(Unreported::Gone) => gone(),
         Err(error) => Err(error.to_string()),
+    }
+}
+
+/// A window task's order, kept where it survives the container: the pod's own temporary folder. It holds no secret.
+struct Kept {
+    path: std::path::PathBuf,
+    name: String,
+}
+
+impl Kept {
+    fn in_temporary_folder(name: &str) -> Self {
+        Self { path: std::env::temp_dir().join(format!("{name}.json")), name: name.to_owned() }
+    }
+
+    fn read(&self) -> Option<MigrationRun> {
+        let run: MigrationRun = serde_json::from_slice(&std::fs::read(&self.path).ok()?).ok()?;
+        (run.metadata.name.as_deref() == Some(self.name.as_str())).then_some(run)
+    }
+
+    /// What was kept, after a while; `None` (at once) if nothing was.
+    async fn read_after(&self, patience: Duration) -> Option<MigrationRun> {
+        let run = self.read()?;
+        tokio::time::sleep(patience).await;
+        Some(run)
+    }
+
+    fn write(&self, run: &MigrationRun) {
+        let written =
+            serde_json::to_vec(run).map_err(std::io::Error::other).and_then(|json| std::fs::write(&self.path, json));
+        if let Err(error) = written {
+            tracing::warn!(%error, "the order is not kept; a restarted container will need the API server");
+        }
     }
 }
 

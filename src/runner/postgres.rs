@@ -386,6 +386,9 @@ pub fn classify(error: &tokio_postgres::Error) -> Failure {
         "28P01" | "28000" => Reason::AuthenticationFailed,
         "3D000" => Reason::WrongDatabase,
         other if other.starts_with("08") => Reason::ConnectionLost,
+        // Serialization, resources, system, internal: the same SQL may work the next time.
+        "40001" | "57014" => Reason::DatabaseUnavailable,
+        other if ["53", "58", "XX"].iter().any(|class| other.starts_with(class)) => Reason::DatabaseUnavailable,
         _ => Reason::SqlFailed,
     };
     Failure::new(reason, message)
@@ -402,8 +405,15 @@ fn told(error: &tokio_postgres::error::DbError) -> String {
     if !error.code().code().starts_with("22") {
         return error.message().to_owned();
     }
-    let odd = |(index, piece): (usize, &str)| if index % 2 == 1 { "\"…\"".to_owned() } else { piece.to_owned() };
-    error.message().split('"').enumerate().map(odd).collect()
+    masked(error.message())
+}
+
+/// `message` without all that stands between its first and its last quote: the value itself may hold quotes.
+fn masked(message: &str) -> String {
+    match (message.find('"'), message.rfind('"')) {
+        (Some(first), Some(last)) if first < last => format!("{}\"…\"{}", &message[..first], &message[last + 1..]),
+        _ => message.to_owned(),
+    }
 }
 
 /// The innermost cause, in words.

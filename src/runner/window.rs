@@ -30,6 +30,9 @@ use super::{
 };
 use crate::api::{Reason, RunInputs, WindowCommand, WindowOrder, WindowProgress};
 
+/// How often in a row the run must be missing before it counts as gone.
+const GONE: u32 = 3;
+
 /// How a call to the API server fails.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChannelError {
@@ -142,9 +145,11 @@ enum Never {}
 
 /// Asks for orders for ever. Orders only move forward; one that was given stays given while the server is unreachable.
 async fn poll<C: Channel>(channel: &C, every: Duration, orders: watch::Sender<Orders>) -> Never {
+    let mut missing = 0;
     loop {
         match channel.order().await {
             Ok(order) => {
+                missing = 0;
                 orders.send_if_modified(|known| {
                     let deadline = order.deadline.or(known.deadline);
                     let command = order.command.max(known.command);
@@ -153,6 +158,8 @@ async fn poll<C: Channel>(channel: &C, every: Duration, orders: watch::Sender<Or
                     modified
                 });
             }
+            // Not on a single word: what follows undoes a migration.
+            Err(ChannelError::Gone) if missing < GONE => missing += 1,
             Err(ChannelError::Gone) => {
                 orders.send_if_modified(|known| !std::mem::replace(&mut known.gone, true));
             }

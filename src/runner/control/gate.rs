@@ -479,6 +479,17 @@ pub async fn adopt(
     Ok(row.map(|row| row.get(0)))
 }
 
+/// Ends the comparison of balances that may still run beside the window.
+///
+/// # Errors
+/// Those of [`classify`].
+pub async fn end_comparison(client: &Client) -> Result<(), Failure> {
+    let own = "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity
+               WHERE application_name = 'credit-migration/comparison' AND datname = current_database() AND usename = session_user";
+    client.query(own, &[]).await.map_err(|e| classify(&e))?;
+    Ok(())
+}
+
 /// Notes in the database that the controller is about to flip the flag. Done before the controller is told so.
 ///
 /// # Errors

@@ -12,7 +12,7 @@ use tokio_postgres::{Client, GenericClient};
 
 use super::{
     BalancesTable, LOCK_CHANGE, LOCK_CLASS, LOCK_GATE, SCHEMA, Subject, Table, balances, ident, jitter, literal,
-    millis, protected, resolve, with_children,
+    millis, protected, resolve, trigger_lock_timeout, with_children,
 };
 use crate::{
     api::Reason,
@@ -247,7 +247,7 @@ async fn ensure(client: &mut Client, subject: &Subject, table: &Table, kind: Kin
     let begin = Instant::now();
     loop {
         let tx = client.transaction().await.map_err(|e| classify(&e))?;
-        tx.batch_execute(&format!("SET LOCAL lock_timeout = {}", millis(subject.lock_timeout)))
+        tx.batch_execute(&format!("SET LOCAL lock_timeout = {}", millis(trigger_lock_timeout(subject))))
             .await
             .map_err(|e| classify(&e))?;
         let result = ensure_in(&tx, table, kind).await;
@@ -255,7 +255,7 @@ async fn ensure(client: &mut Client, subject: &Subject, table: &Table, kind: Kin
             Ok(()) => return tx.commit().await.map_err(|e| classify(&e)),
             Err(failure) if failure.reason == Reason::LockTimeout && begin.elapsed() < subject.patience => {
                 tx.rollback().await.map_err(|e| classify(&e))?;
-                tokio::time::sleep(jitter(subject.lock_timeout)).await;
+                tokio::time::sleep(jitter(trigger_lock_timeout(subject) * 2)).await;
             }
             Err(Failure { reason: Reason::LockTimeout, message }) => {
                 let message = format!(

@@ -277,6 +277,11 @@ pub(crate) fn millis(duration: Duration) -> u128 {
     duration.as_millis().max(1)
 }
 
+/// Longest wait for the lock of one trigger: whoever waits queues all writers behind it, on a day without any window.
+pub(crate) fn trigger_lock_timeout(subject: &Subject) -> Duration {
+    subject.lock_timeout.min(Duration::from_millis(200))
+}
+
 /// A pause between `base` and twice `base`, so that tries do not fall into step with whatever blocks them.
 pub(crate) fn jitter(base: Duration) -> Duration {
     let noise = u32::try_from(RandomState::new().hash_one(0) % 1000).unwrap_or_default();

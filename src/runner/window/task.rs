@@ -42,6 +42,8 @@ const REFRESH: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How often a transaction that met a lock is tried again.
 const LOCK_TRIES: u32 = 3;
+/// How often the way back is: somebody who reads for long must not keep writes blocked.
+const UNDO_TRIES: u32 = 30;
 
 pub(super) struct Task<'a, C> {
     channel: &'a C,
@@ -174,7 +176,7 @@ impl<'a, C: Channel> Task<'a, C> {
                 self.progress.state = if released { WindowState::Released } else { WindowState::Reverted };
                 Ok(Outcome { progress: self.progress.clone(), failure })
             }
-            Resume::Undone => self.finish(&mut client, false, None).await,
+            Resume::Undone => self.undone(&mut client, None).await,
             Resume::Standby => self.standby(client).await,
             Resume::Blocked => self.blocked(client, snapshot.closed_at.unwrap_or(Timestamp::UNIX_EPOCH)).await,
             Resume::Migrated => {
@@ -288,7 +290,10 @@ impl<'a, C: Channel> Task<'a, C> {
         let closed_at =
             match gate::close(&mut client, self.subject(), self.plan.direction, self.plan.attempt, deadline).await {
                 Err(failure) if !lost(&failure) => {
+                    // The closing was refused: the gate is open as before.
                     self.opened = false;
+                    self.progress.state =
+                        if self.plan.direction == Step::Up { WindowState::Reverted } else { WindowState::Released };
                     return Err(failure);
                 }
                 result => result?,
@@ -395,7 +400,12 @@ impl<'a, C: Channel> Task<'a, C> {
         if up && !gate::locked(client).await? {
             // Taken over from an earlier session, whose end gave the lock back.
             let closed_at = self.progress.blocked_at.unwrap_or(Timestamp::UNIX_EPOCH);
-            gate::drain(client, self.subject(), closed_at, self.subject().lock_timeout * 3).await?;
+            match gate::drain(client, self.subject(), closed_at, self.subject().lock_timeout * 3).await {
+                Err(failure) if lost(&failure) => return Err(failure),
+                // The gate's row blocks writes all the same; orders and deadline must not wait for the lock.
+                Err(failure) => tracing::warn!(message = failure.message, "the gate's lock is not had again"),
+                Ok(_) => {}
+            }
         }
         let (target, subject, channel) = (self.target, self.subject(), self.channel);
         let mut comparing = pin!(comparison(target, subject));
@@ -470,12 +480,25 @@ impl<'a, C: Channel> Task<'a, C> {
     /// The way back, whoever wants it; `cause` is why it is no success although it worked.
     async fn undo(&mut self, client: &mut Client, cause: Option<Failure>) -> Result<Outcome, Failure> {
         let mut tries = 0;
+        // What was compared on the way there proves nothing of the way back.
+        self.progress.comparison = None;
         loop {
             tries += 1;
+            // The comparison beside may still read the tables that the SQL is about to change.
+            gate::end_comparison(client).await?;
             match control::run_down(client, self.subject(), &self.plan.down).await {
-                Ok(_) => return self.finish(client, false, cause).await,
+                Ok(Applied::Nothing) => return self.finish(client, false, cause).await,
+                Ok(Applied::Now { .. } | Applied::Before { .. }) => return self.undone(client, cause).await,
                 Err(failure) if lost(&failure) => return Err(failure),
-                Err(failure) if failure.reason == Reason::LockTimeout && tries < LOCK_TRIES => {
+                Err(failure) if failure.reason == Reason::LockTimeout && tries < UNDO_TRIES => {
+                    // Writes are blocked and the way back is wanted: whoever holds the tables is ended.
+                    self.report(Some(failure));
+                    let limit = self.subject().lock_timeout * 2;
+                    if let Err(failure) = gate::drain(client, self.subject(), self.channel.now(), limit).await
+                        && lost(&failure)
+                    {
+                        return Err(failure);
+                    }
                     tokio::time::sleep(jitter(Duration::from_millis(50))).await;
                 }
                 Err(failure) => {
@@ -485,6 +508,17 @@ impl<'a, C: Channel> Task<'a, C> {
                 }
             }
         }
+    }
+
+    /// The down SQL is committed: compares every balance once more while writes are blocked, then opens the gate.
+    async fn undone(&mut self, client: &mut Client, cause: Option<Failure>) -> Result<Outcome, Failure> {
+        match control::compare(client, self.subject()).await {
+            Ok(comparison) => self.progress.comparison = Some(comparison),
+            Err(failure) if lost(&failure) => return Err(failure),
+            // The transaction has compared them too; only the figures are missing.
+            Err(failure) => tracing::warn!(message = failure.message, "balances not compared after the way back"),
+        }
+        self.finish(client, false, cause).await
     }
 
     /// Gives up with writes blocked: a person is needed.
