@@ -243,7 +243,7 @@ mod tests {
     #[case(json!({"equals": "0"}), value("0.00"), Outcome::Pass, "0.00 = 0")]
     #[case(json!({"equals": "v2"}), value("v1"), Outcome::Fail, "another text (2 characters), not \"v2\"")]
     #[case(json!({"equals": "v2"}), value("v2"), Outcome::Pass, "\"v2\" as expected")]
-    #[case(json!({"max": "1"}), value("abc"), Outcome::Error, "\"abc\" is not a number, and max or min need one")]
+    #[case(json!({"max": "1"}), value("abc"), Outcome::Error, "a text (3 characters) is not a number, and max or min need one")]
     #[case(json!({"max": "1"}), value("NaN"), Outcome::NoData, "NaN: nothing to measure")]
     #[case(json!({"max": "1"}), value("+Inf"), Outcome::Fail, "+Inf > 1")]
     #[case(json!({"max": "9007199254740992"}), value("9007199254740993"), Outcome::Fail, "9007199254740993 > 9007199254740992")]
