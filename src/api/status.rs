@@ -231,7 +231,7 @@ pub struct WindowStatus {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct RollbackStatus {
-    /// `TriggerFired`, `Revert`, `Abort`, `DeadlinePassed`, `MigrationFailed`, `Deleted`.
+    /// `TriggerFired`, `Revert`, `Stopped`, `BalancesUnexplained`, `DeadlinePassed`, `Reverted`, `Deleted`, or the runner's reason.
     pub cause: String,
     /// Details: the check and its value, or the person and the reason.
     pub message: String,

@@ -72,11 +72,19 @@ pub enum Error {
     #[error("{0}")]
     Infer(#[from] kube::config::InferConfigError),
     /// The API server refused; its message names the rule.
-    #[error("{0}")]
+    #[error("{}", short(.0))]
     Kube(#[from] kube::Error),
     /// The verb does not fit the migration's state.
     #[error("{0}")]
     Unfit(String),
+}
+
+/// What the API server says, without the whole of its answer.
+fn short(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
+    }
 }
 
 /// Carries out one verb; returns what to print.
@@ -147,6 +155,9 @@ fn plan(
         {
             return refuse("the migration has ended");
         }
+        Decision::Abort if matches!(phase, Some(Phase::RollingBack | Phase::RollbackFailed)) => {
+            return refuse("it is on its way back already; after RollbackFailed the verb is rollback --confirm");
+        }
         _ => {}
     }
     Ok(MigrationDecisionSpec {
@@ -206,6 +217,7 @@ mod tests {
     #[case(Decision::Execute, Phase::Preparing, "ann", "nothing to approve")]
     #[case(Decision::Reject, Phase::Monitoring, "ann", "nothing to approve")]
     #[case(Decision::Abort, Phase::Completed, "ann", "has ended")]
+    #[case(Decision::Abort, Phase::RollbackFailed, "ann", "way back already")]
     #[case(Decision::Revert, Phase::RolledBack, "ann", "has ended")]
     fn a_word_that_would_do_nothing(
         #[case] decision: Decision,
