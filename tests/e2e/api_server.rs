@@ -1,1 +1,66 @@
-//! To be written.
+//! The API server is down from within the window until after its deadline: the window ends all the same.
+
+use std::time::Duration;
+
+use credit_migration::api::{Phase, WindowState};
+use serde_json::json;
+
+use super::{
+    cluster::{ApiServerDown, eventually},
+    harness::{Setup, World, e2e_many, slow},
+};
+
+#[tokio::test]
+async fn down_until_after_the_deadline() {
+    let setups =
+        vec![Setup { exclusive: true, up: slow(4), ..Setup::default() }, Setup { exclusive: true, ..Setup::default() }];
+    e2e_many("api-server", true, setups, |worlds| async move {
+        let [unswitched, switched] = &worlds[..] else { panic!() };
+        let balances = [unswitched.db.balances().await, switched.db.balances().await];
+        let mut spec = World::never_switched();
+        spec["window"] = json!({"maxDuration": "40s"});
+        let b = switched.migrate("simplify", spec).await;
+        let a = unswitched.migrate("simplify", json!({"window": {"maxDuration": "20s"}})).await;
+        for m in [&a, &b] {
+            m.phase(Phase::AwaitingApproval).await;
+        }
+        // One whose switch was acknowledged, one whose SQL is under way.
+        b.approve().await;
+        b.until("the switch", super::migration::PATIENCE, |s| s.window.as_ref().is_some_and(|w| w.switched)).await;
+        a.approve().await;
+        a.window("window-1", "the blocked gate", |p| p.state == WindowState::Blocked).await;
+        let down = ApiServerDown::stop().await;
+
+        // Not acknowledged: the runner undoes it at the deadline, and opens the gate, with nobody to ask.
+        eventually("the way back without a controller", Duration::from_secs(60), async || {
+            let ledger = unswitched.db.ledger().await;
+            if ledger == "up,down" && !unswitched.db.gate_closed().await { Ok(()) } else { Err(ledger) }
+        })
+        .await;
+        assert_eq!(unswitched.db.schema().await, "v1");
+        unswitched.db.writable().await.unwrap();
+        assert_eq!(unswitched.running().await, "v1");
+        assert_eq!(unswitched.deduct(1, 1).await, balances[0][&1] - 1);
+        // Acknowledged: the application may be on its way to v2. Writes stay blocked, and it is told.
+        eventually("the held window", Duration::from_secs(60), async || {
+            let state =
+                switched.db.ask("SELECT progress->>'state' FROM credit_migration.intent").await.unwrap_or_default();
+            if state == "Held" { Ok(()) } else { Err(state) }
+        })
+        .await;
+        assert!(switched.db.gate_closed().await && switched.db.writable().await.is_err(), "writes are open");
+        assert_eq!(switched.db.ledger().await, "up");
+        down.start(&unswitched.client).await;
+
+        // The controller learns what was done, and does what is left.
+        for m in [&a, &b] {
+            let status = m.phase(Phase::RolledBack).await;
+            assert_eq!(status.rollback.unwrap().cause, "DeadlinePassed");
+            m.assert_old("up,down").await;
+            assert_eq!(m.world.running().await, "v1");
+            m.cleaned().await;
+        }
+        assert_eq!(switched.db.balances().await, balances[1]);
+    })
+    .await;
+}

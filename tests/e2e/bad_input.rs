@@ -1,1 +1,310 @@
-//! To be written.
+//! Bad input: each case says what is wrong, names the object and the next command, and changes nothing.
+
+use credit_migration::api::{CreditMigrationStatus, Decision, Phase};
+use k8s_openapi::api::{apps::v1::Deployment, core::v1::ConfigMap};
+use serde_json::{Value, json};
+
+use super::{
+    cluster::{eventually, state_file},
+    database::{DOWN, UP},
+    harness::{APP, APPROVERS, FLAG, SQL, Setup, World, e2e, merge},
+    migration::{Migration, PATIENCE, ready},
+};
+
+fn idle() -> Setup {
+    Setup { replicas: 0, ..Setup::default() }
+}
+
+fn sql(way: &str, name: &str, key: &str) -> Value {
+    json!({"migration": {way: {"configMapKeyRef": {"name": name, "key": key}}}})
+}
+fn flag(name: &str, key: &str) -> Value {
+    json!({"application": {"flag": {"configMapKeyRef": {"name": name, "key": key}}}})
+}
+fn workload(name: &str) -> Value {
+    json!({"application": {"workloads": [{"kind": "Deployment", "name": name}]}})
+}
+fn connection(secret: &str, key: &str) -> Value {
+    json!({"database": {"connection": {"secretRef": {"name": secret, "key": key}}}})
+}
+fn store(patch: Value) -> Value {
+    json!({"backup": {"store": patch}})
+}
+
+/// Name, patch of the spec, reason, what the message must name.
+type Case = (&'static str, Value, &'static str, &'static [&'static str]);
+
+fn of_the_cluster() -> Vec<Case> {
+    vec![
+        (
+            "sql-map-missing",
+            sql("up", "nowhere", "up.sql"),
+            "SqlMissing",
+            &["ConfigMap nowhere", "up.sql", "spec.migration.up"],
+        ),
+        ("sql-key-missing", sql("up", SQL, "none.sql"), "SqlMissing", &["migration-0003", "none.sql"]),
+        ("down-missing", sql("down", SQL, "none.sql"), "SqlMissing", &["spec.migration.down", "none.sql"]),
+        ("flag-map-missing", flag("nowhere", FLAG), "FlagConfigMapMissing", &["ConfigMap nowhere"]),
+        ("flag-key-missing", flag(APP, "NONE"), "FlagKeyMissing", &["watermark-remover", "NONE"]),
+        ("flag-immutable", flag("immutable", FLAG), "FlagConfigMapImmutable", &["ConfigMap immutable"]),
+        ("flag-not-at-from", flag("at-v2", FLAG), "FlagNotAtFrom", &["at-v2", "\"v2\"", "\"v1\""]),
+        ("deployment-missing", workload("nowhere"), "WorkloadMissing", &["Deployment nowhere"]),
+        ("deployment-deaf", workload("deaf"), "WorkloadDoesNotReadFlag", &["Deployment deaf", FLAG]),
+    ]
+}
+
+fn of_preflight() -> Vec<Case> {
+    let key = |key: &str| sql("up", "bad-sql", key);
+    vec![
+        ("secret-missing", connection("nowhere", "url"), "SecretKeyMissing", &["nowhere", "url"]),
+        ("secret-key-missing", connection("watermark-db", "none"), "SecretKeyMissing", &["watermark-db", "none"]),
+        (
+            "wrong-password",
+            connection("wrong-password", "url"),
+            "AuthenticationFailed",
+            &["postgres.postgres:5432", "_migrator"],
+        ),
+        ("host-unknown", connection("host-unknown", "url"), "HostUnreachable", &["nowhere.postgres:5432"]),
+        ("port-closed", connection("port-closed", "url"), "HostUnreachable", &["postgres.postgres:5433"]),
+        (
+            "not-trusted",
+            json!({"database": {"connection": {"caSecretRef": {"name": "other-ca", "key": "ca.crt"}}}}),
+            "CertificateNotTrusted",
+            &["postgres.postgres:5432", "caSecretRef"],
+        ),
+        ("no-privileges", connection("watermark-app", "url"), "PrivilegeMissing", &["_app", "GRANT"]),
+        ("role-missing", json!({"database": {"applicationRoles": ["nobody_here"]}}), "RoleMissing", &["nobody_here"]),
+        ("table-missing", json!({"credits": {"balances": {"table": "no_credits"}}}), "TableMissing", &["no_credits"]),
+        (
+            "column-missing",
+            json!({"credits": {"balances": {"balanceColumn": "no_balance"}}}),
+            "ColumnMissing",
+            &["no_balance", "user_credits"],
+        ),
+        ("sql-syntax", key("syntax.sql"), "SqlSyntaxError", &["up SQL", "line 2"]),
+        ("sql-meta", key("meta.sql"), "SqlMetaCommand", &["up SQL", "line 2"]),
+        ("sql-commit", key("commit.sql"), "SqlTransactionControl", &["up SQL", "COMMIT"]),
+        ("sql-outside", key("outside.sql"), "SqlOutsideTransaction", &["up SQL", "CONCURRENTLY"]),
+        ("bucket-missing", store(json!({"url": "s3://nowhere/x/"})), "BucketMissing", &["nowhere"]),
+        ("bucket-denied", store(json!({"secretRef": {"name": "wrong-keys"}})), "BucketDenied", &["backups"]),
+        (
+            "store-unreachable",
+            store(json!({"endpoint": "https://s3.storage:7071"})),
+            "StoreUnreachable",
+            &["s3.storage:7071"],
+        ),
+    ]
+}
+
+async fn objects(world: &World) {
+    let (db, ca) = (&world.db, state_file("pki-services/ca.crt"));
+    let migrator = db.migrator();
+    let url = |host: &str, password: &str| json!({"url": db.url_at(&migrator, host, password), "ca.crt": ca});
+    world.secret("wrong-password", url("postgres.postgres:5432", "wrong")).await;
+    world.secret("host-unknown", url("nowhere.postgres:5432", "x")).await;
+    world.secret("port-closed", url("postgres.postgres:5433", "x")).await;
+    world.secret("other-ca", json!({"ca.crt": state_file("pki/ca.crt")})).await;
+    world.secret("wrong-keys", json!({"accessKeyId": "somebody", "secretAccessKey": "else", "ca.crt": ca})).await;
+    world
+        .config_map(
+            "bad-sql",
+            json!({
+                "syntax.sql": "SELECT 1;\nALTER TABEL user_credits ADD COLUMN x int;\n",
+                "meta.sql": "SELECT 1;\n\\i other.sql\n",
+                "commit.sql": "ALTER TABLE user_credits ADD COLUMN x int;\nCOMMIT;\n",
+                "outside.sql": "CREATE INDEX CONCURRENTLY i ON user_credits (balance);\n",
+            }),
+        )
+        .await;
+    world.config_map("at-v2", json!({FLAG: "v2"})).await;
+    world
+        .create_object::<ConfigMap>(json!({"metadata": {"name": "immutable"}, "immutable": true, "data": {FLAG: "v1"}}))
+        .await;
+    let labels = json!({"app": "deaf"});
+    world
+        .create_object::<Deployment>(json!({"metadata": {"name": "deaf"}, "spec": {
+            "replicas": 0, "selector": {"matchLabels": labels},
+            "template": {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "deaf", "image": "localhost/pause:dev"}]}},
+        }}))
+        .await;
+}
+
+/// Reason, message with object and next command, event.
+async fn told(m: &Migration, reason: &str, parts: &[&str]) -> Result<(), String> {
+    let status = m.until(reason, PATIENCE, |s| ready(s).0 == reason || s.phase == Some(Phase::AwaitingApproval)).await;
+    let (seen, message) = ready(&status);
+    let mut wrong = vec![];
+    if seen != reason {
+        wrong.push(format!("reason is {seen}"));
+    }
+    for part in parts.iter().chain(&["next:"]) {
+        if !message.contains(part) {
+            wrong.push(format!("does not name {part}"));
+        }
+    }
+    let event = eventually("its event", PATIENCE, async || {
+        let events = m.world.events(&m.name).await;
+        if events.iter().any(|(r, _)| r == reason) { Ok(()) } else { Err(format!("{events:?}")) }
+    });
+    event.await;
+    if wrong.is_empty() { Ok(()) } else { Err(format!("{}: {}: {message:?}", m.name, wrong.join(", "))) }
+}
+
+async fn all(name: &str, cases: Vec<Case>) {
+    e2e(name, idle(), |world| async move {
+        objects(&world).await;
+        let before = world.db.fingerprint().await;
+        let generation = world.api::<Deployment>().get(APP).await.unwrap().metadata.generation;
+        let mut migrations = vec![];
+        for (name, patch, ..) in &cases {
+            migrations.push(world.migrate(name, patch.clone()).await);
+        }
+        let mut wrong = vec![];
+        for (m, (.., reason, parts)) in migrations.iter().zip(&cases) {
+            wrong.extend(told(m, reason, parts).await.err());
+            // None is over: each waits for its mending, and nothing was begun.
+            assert_eq!(
+                m.status().await.phase.unwrap(),
+                if reason.starts_with("Sql") && *reason != "SqlMissing" { Phase::Failed } else { Phase::Preparing }
+            );
+            m.delete().await;
+            m.gone().await;
+        }
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+        assert_eq!(world.db.fingerprint().await, before);
+        assert_eq!(world.db.ask("SELECT to_regnamespace('credit_migration')").await, None);
+        assert_eq!(world.flag().await, "v1");
+        assert_eq!(world.api::<Deployment>().get(APP).await.unwrap().metadata.generation, generation);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_the_cluster_lacks() {
+    all("lacking", of_the_cluster()).await;
+}
+
+#[tokio::test]
+async fn what_preflight_finds() {
+    all("preflight", of_preflight()).await;
+}
+
+#[tokio::test]
+async fn what_is_mended_goes_on() {
+    e2e("mended", idle(), |world| async move {
+        let mut spec = connection("late", "url");
+        merge(&mut spec, &flag("late", FLAG));
+        merge(&mut spec, &workload("late"));
+        let m = world.migrate("simplify", spec).await;
+        m.reason("FlagConfigMapMissing").await;
+        world.config_map("late", json!({FLAG: "v1"})).await;
+        m.reason("WorkloadMissing").await;
+        let mut deployment = world.api::<Deployment>().get(APP).await.unwrap();
+        deployment.metadata = serde_json::from_value(json!({"name": "late"})).unwrap();
+        let mut deployment = serde_json::to_value(&deployment).unwrap();
+        deployment["spec"]["template"]["spec"]["containers"][0]["env"][0]["valueFrom"]["configMapKeyRef"]["name"] =
+            json!("late");
+        deployment.as_object_mut().unwrap().remove("status");
+        world.create_object::<Deployment>(deployment).await;
+        let message = m.reason("SecretKeyMissing").await;
+        assert!(message.contains("late"), "{message}");
+        world.secret("late", json!({"url": world.db.url(&world.db.migrator())})).await;
+        m.phase(Phase::AwaitingApproval).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_the_rehearsal_finds() {
+    let broken = "credit_purchases_v1_archive";
+    e2e("rehearsal", idle(), |world| async move {
+        let before = world.db.fingerprint().await;
+        world
+            .config_map(
+                "rehearsed",
+                json!({
+                    "midway.sql": UP.replace("CREATE TABLE credit_plans", "SELECT 1 / 0;\nCREATE TABLE credit_plans"),
+                    "nothing.sql": "SELECT 1;",
+                    "greedy.sql": format!("{UP}\nUPDATE user_credits SET balance = balance + 1 WHERE user_id = 5;"),
+                    "down-fails.sql": DOWN.replace(broken, "no_such_table"),
+                    "down-loses.sql": format!("{DOWN}\nDELETE FROM credit_purchases WHERE id = 1;"),
+                }),
+            )
+            .await;
+        let m = world.migrate("simplify", json!({"window": {"maxDuration": "5s"}})).await;
+        let up = |key: &str| sql("up", "rehearsed", key);
+        let down = |key: &str| {
+            let mut patch = sql("up", SQL, "up.sql");
+            merge(&mut patch, &sql("down", "rehearsed", key));
+            patch
+        };
+        let mut verify = sql("down", SQL, "down.sql");
+        merge(&mut verify, &json!({"migration": {"verifyDown": "SELECT count(*) = 0 FROM users"}}));
+        let cases: Vec<(Value, &str, &[&str])> = vec![
+            (json!({}), "WindowTooShort", &["spec.window.maxDuration is 5.0 s"]),
+            (json!({"window": {"maxDuration": "60s"}}), "", &[]),
+            (up("midway.sql"), "SqlFailed", &["division by zero"]),
+            (up("nothing.sql"), "TablesNotGone", &["credit_packages"]),
+            (up("greedy.sql"), "BalancesUnexplained", &["1 "]),
+            (down("down-fails.sql"), "SqlFailed", &["no_such_table"]),
+            (down("down-loses.sql"), "RollbackNotEqual", &["credit_purchases"]),
+            (verify, "VerifyDownFailed", &["verifyDown"]),
+        ];
+        let mut wrong = vec![];
+        for (n, (patch, reason, parts)) in cases.into_iter().enumerate() {
+            // The first is created so; the second mends it together with the third.
+            if n > 0 {
+                m.edit(patch).await.unwrap();
+            }
+            if reason.is_empty() {
+                continue;
+            }
+            let failed = |s: &CreditMigrationStatus| {
+                s.phase == Some(Phase::Failed) && s.conditions.iter().any(|c| c.type_ == "Ready" && c.reason == reason)
+            };
+            let status = m.until(reason, PATIENCE, failed).await;
+            assert_eq!(status.observed_generation, m.get().await.metadata.generation);
+            wrong.extend(told(&m, reason, parts).await.err());
+            assert!(ready(&status).1.contains("nothing was changed"), "{:?}", ready(&status));
+            m.cleaned().await;
+            assert_eq!(world.db.fingerprint().await, before, "{reason}");
+        }
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+        // Corrected, it starts again by itself.
+        m.edit(json!({"migration": {"verifyDown": "SELECT * FROM verify_rollback()"}})).await.unwrap();
+        m.until("the approval's turn", PATIENCE, |s| s.phase == Some(Phase::AwaitingApproval)).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_lock_that_is_not_to_be_had_in_the_window() {
+    e2e("lock", Setup::default(), |world| async move {
+        let m = world.migrate("simplify", json!({"migration": {"lockTimeout": "500ms"}})).await;
+        m.phase(Phase::AwaitingApproval).await;
+        // A superuser's session, which the migration's role cannot end.
+        let mut holder = world.db.connect().await;
+        let transaction = holder.transaction().await.unwrap();
+        transaction.batch_execute("LOCK TABLE user_credits IN ACCESS SHARE MODE").await.unwrap();
+        m.approve().await;
+        let message = m.reason("LockTimeout").await;
+        assert!(message.contains("next:") && message.contains("nothing was changed"), "{message}");
+        m.assert_old("").await;
+        assert!(world.events("simplify").await.iter().any(|(r, _)| r == "LockTimeout"));
+        transaction.rollback().await.unwrap();
+        // The approvals were for that window; two new ones open another. Timestamps of decisions are whole seconds.
+        let digest = m.digest().await;
+        eventually("new approvals", PATIENCE, async || {
+            for person in APPROVERS {
+                m.decide(person, Decision::Execute, Some(&digest)).await.map_err(|e| e.to_string())?;
+            }
+            let status = m.status().await;
+            if status.phase == Some(Phase::AwaitingApproval) { Err(format!("{:?}", status.approvals)) } else { Ok(()) }
+        })
+        .await;
+        m.phase(Phase::Completed).await;
+        m.assert_new().await;
+        m.cleaned().await;
+    })
+    .await;
+}

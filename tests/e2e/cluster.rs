@@ -14,6 +14,11 @@ use kube::{Api, Client, Config, api::DeleteParams};
 pub const SYSTEM: &str = "credit-migration-system";
 const OPERATOR: &str = "credit-migration-operator";
 
+/// Whether this process runs in the test cluster, and not beside a cluster that somebody needs.
+pub fn is_here() -> bool {
+    std::env::var("KUBECONFIG").is_ok() && state().join(".credit-migration-cluster").exists()
+}
+
 /// Folder with the cluster's data.
 pub fn state() -> PathBuf {
     PathBuf::from(std::env::var("KUBECONFIG").expect("run by tests/cluster/cluster exec")).parent().unwrap().into()
@@ -69,7 +74,7 @@ pub async fn other_leader(client: &Client, old: &str) -> String {
 /// SIGKILL to the operator's process, as from the out-of-memory killer. The pod is replaced at once: a container that was
 /// killed again and again would be started again later and later.
 pub async fn kill_operator(client: &Client, pod: &str) {
-    assert!(kill("POD_NAME", pod, "controller") > 0, "no process of {pod}");
+    assert!(kill(&[("POD_NAME", pod)], "controller") > 0, "no process of {pod}");
     delete_pod(client, SYSTEM, pod).await;
 }
 
@@ -81,9 +86,9 @@ pub async fn delete_pod(client: &Client, namespace: &str, pod: &str) {
         .unwrap_or_else(|e| panic!("delete {pod}: {e}"));
 }
 
-/// SIGKILL to every process of the operator's image with this variable in its environment and this argument.
-pub fn kill(variable: &str, value: &str, argument: &str) -> usize {
-    let pids = processes(variable, value, argument);
+/// SIGKILL to every process of the operator's image with these variables in its environment and this argument.
+pub fn kill(variables: &[(&str, &str)], argument: &str) -> usize {
+    let pids = processes(variables, argument);
     for pid in &pids {
         // One that has ended meanwhile is as good as killed.
         let _ = Command::new("kill").args(["-KILL", pid]).status();
@@ -91,9 +96,9 @@ pub fn kill(variable: &str, value: &str, argument: &str) -> usize {
     pids.len()
 }
 
-/// Processes of the operator's image with this variable in their environment and this argument.
-pub fn processes(variable: &str, value: &str, argument: &str) -> Vec<String> {
-    let entry = format!("{variable}={value}");
+/// Processes of the operator's image with these variables in their environment and this argument.
+fn processes(variables: &[(&str, &str)], argument: &str) -> Vec<String> {
+    let entries: Vec<String> = variables.iter().map(|(name, value)| format!("{name}={value}")).collect();
     let has = |bytes: &[u8], wanted: &str| bytes.split(|b| *b == 0).any(|part| part == wanted.as_bytes());
     let mut found = vec![];
     for dir in fs::read_dir("/proc").unwrap().flatten() {
@@ -101,7 +106,7 @@ pub fn processes(variable: &str, value: &str, argument: &str) -> Vec<String> {
         let Ok(environment) = fs::read(dir.path().join("environ")) else { continue };
         if command.starts_with(b"/usr/local/bin/credit-migration-operator")
             && has(&command, argument)
-            && has(&environment, &entry)
+            && entries.iter().all(|entry| has(&environment, entry))
         {
             found.push(dir.file_name().into_string().unwrap());
         }

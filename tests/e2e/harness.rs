@@ -84,13 +84,18 @@ pub async fn e2e_many<F>(name: &str, exclusive: bool, setups: Vec<Setup>, test: 
 where
     F: Future<Output = ()>,
 {
-    let mode = std::env::var("CREDIT_MIGRATION_E2E").unwrap_or_default();
-    if mode.is_empty() {
+    if !cluster::is_here() {
         return println!("not run: it needs the test cluster; run: make test");
     }
+    let keep = std::env::var("CREDIT_MIGRATION_E2E").is_ok_and(|value| value == "keep");
     let (_shared, _alone) =
         if exclusive { (None, Some(CLUSTER.write().await)) } else { (Some(CLUSTER.read().await), None) };
     let begun = std::time::Instant::now();
+    let client = cluster::client(None).await;
+    eventually("a leading operator (tests/e2e/deploy)", Duration::from_secs(30), async || {
+        cluster::leader(&client).await.ok_or("nobody leads".to_owned())
+    })
+    .await;
     let mut worlds = vec![];
     for setup in setups {
         worlds.push(Arc::new(World::create(name, setup).await));
@@ -101,7 +106,7 @@ where
         for world in &worlds {
             world.print().await;
         }
-        if mode == "keep" {
+        if keep {
             println!("kept: {:?}", worlds.iter().map(|w| &w.namespace).collect::<Vec<_>>());
             std::panic::resume_unwind(result.unwrap_err());
         }
@@ -328,7 +333,7 @@ impl World {
         events.items.into_iter().map(|e| (e.reason.unwrap_or_default(), e.message.unwrap_or_default())).collect()
     }
 
-    /// Running pods of a run.
+    /// Pods of a run.
     pub async fn pods_of(&self, run: &str) -> Vec<Pod> {
         let of = ListParams::default().labels(&format!("job-name={run}"));
         self.api::<Pod>().list(&of).await.map(|l| l.items).unwrap_or_default()

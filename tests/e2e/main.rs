@@ -2,10 +2,10 @@
 //!
 //! ```text
 //! tests/e2e/deploy                                        the operator, as built, into the cluster
-//! CREDIT_MIGRATION_E2E=1 tests/cluster/cluster exec target/debug/deps/e2e-... --test-threads=4
+//! tests/cluster/cluster exec target/debug/deps/e2e-... --test-threads=4
 //! ```
 //! `make test` does both. Runs inside the cluster's namespaces: names of services resolve, processes of pods can be killed.
-//! Without the variable each test says that it did not run.
+//! Anywhere else each test says that it did not run: no other cluster is touched.
 //!
 //! Each test has a namespace (Pod Security `restricted`), a database, and a copy of the sample application of its own, and
 //! removes them. `CREDIT_MIGRATION_E2E=keep` leaves those of failed tests. Waiting is for a state, with a deadline; what a

@@ -1,1 +1,166 @@
-//! To be written.
+//! Window pods that die, and one that is started twice: the SQL takes effect once.
+
+use std::time::Duration;
+
+use credit_migration::api::{Decision, Phase, WindowState};
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
+use serde_json::{Value, json};
+
+use super::{
+    cluster::{self, eventually},
+    harness::{APPROVERS, Setup, World, e2e, slow},
+    migration::PATIENCE,
+};
+
+/// SIGKILL to a run's process, as soon as there is one.
+async fn kill(world: &World, run: &str) {
+    eventually(&format!("a process of {run}"), PATIENCE, async || {
+        let killed = cluster::kill(&[("MIGRATION_RUN", run), ("MIGRATION_NAMESPACE", &world.namespace)], "runner");
+        if killed > 0 { Ok(()) } else { Err("none".into()) }
+    })
+    .await;
+}
+
+/// Waits until the up SQL is being run in the window.
+async fn sql_runs(world: &World) {
+    eventually("the SQL", PATIENCE, async || {
+        let query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'credit-migration/window'
+                     AND state = 'active' AND wait_event = 'PgSleep'";
+        if world.db.count(query).await > 0 { Ok(()) } else { Err("not yet".into()) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn killed_before_its_transaction() {
+    e2e("killed-before", Setup::default(), |world| async move {
+        let before = world.db.balances().await;
+        let m = world.migrate("simplify", json!({})).await;
+        m.approve().await;
+        kill(&world, "simplify-window-1").await;
+        assert_eq!(world.db.ledger().await, "", "killed too late");
+        m.phase(Phase::Completed).await;
+        m.assert_new().await;
+        assert_eq!(world.db.balances().await, before);
+        m.cleaned().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn killed_during_its_transaction() {
+    e2e("killed-during", Setup { up: slow(4), ..Setup::default() }, |world| async move {
+        let before = world.db.balances().await;
+        let m = world.migrate("simplify", json!({"window": {"maxDuration": "120s"}})).await;
+        m.approve().await;
+        sql_runs(&world).await;
+        kill(&world, "simplify-window-1").await;
+        // The server goes on with the statement of a client that is gone; what it does must not count.
+        assert_eq!(world.db.ledger().await, "");
+        m.phase(Phase::Completed).await;
+        m.assert_new().await;
+        assert_eq!(world.db.balances().await, before);
+        m.cleaned().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn deleted_after_its_transaction() {
+    e2e("killed-after", Setup::default(), |world| async move {
+        let before = world.db.balances().await;
+        let m = world.migrate("simplify", json!({"window": {"maxDuration": "120s"}})).await;
+        m.approve().await;
+        eventually("the commit", PATIENCE, async || match world.db.ledger().await.as_str() {
+            "up" => Ok(()),
+            other => Err(format!("ledger: {other:?}")),
+        })
+        .await;
+        let pods = world.pods_of("simplify-window-1").await;
+        assert!(world.db.gate_closed().await, "deleted too late");
+        cluster::delete_pod(&world.client, &world.namespace, &pods[0].name_any()).await;
+        m.phase(Phase::Completed).await;
+        m.assert_new().await;
+        assert_eq!(world.db.balances().await, before);
+        m.cleaned().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn killed_on_the_way_back() {
+    e2e("killed-back", Setup::default(), |world| async move {
+        let m = world
+            .migrate("simplify", json!({"monitoring": {"duration": "10m"}, "window": {"maxDuration": "120s"}}))
+            .await;
+        m.approve().await;
+        m.phase(Phase::Monitoring).await;
+        let balance = world.deduct(1, 1).await;
+        m.decide(APPROVERS[0], Decision::Revert, None).await.unwrap();
+        m.window("rollback-window-1", "the blocked gate", |p| p.state >= WindowState::Blocked).await;
+        kill(&world, "simplify-rollback-window-1").await;
+        m.phase(Phase::RolledBack).await;
+        m.assert_old("up,down").await;
+        assert_eq!(world.running().await, "v1");
+        assert_eq!(world.db.balances().await[&1], balance);
+        m.cleaned().await;
+    })
+    .await;
+}
+
+/// The same pod once more, as a cluster may start it although the first one lives; unknown to the Job.
+async fn twin(world: &World, pod: &Pod) -> String {
+    let copy = serde_json::to_value(pod).unwrap();
+    let mut labels = copy["metadata"]["labels"].as_object().unwrap().clone();
+    labels.retain(|name, _| !name.contains("job-name") && !name.contains("controller-uid"));
+    let name = format!("{}-twin", pod.name_any());
+    let env: Vec<Value> = copy["spec"]["containers"][0]["env"].as_array().unwrap().clone();
+    assert!(env.iter().any(|e| e["name"] == "MIGRATION_RUN"), "{env:?}");
+    let twin = json!({"metadata": {"name": name, "labels": labels}, "spec": copy["spec"]});
+    let mut twin: Pod = serde_json::from_value(twin).unwrap();
+    let spec = twin.spec.as_mut().unwrap();
+    spec.node_name = None;
+    // The token is mounted by the API server, which also chooses the volume's name.
+    spec.volumes.as_mut().unwrap().retain(|v| !v.name.starts_with("kube-api-access"));
+    for mount in spec.containers.iter_mut().filter_map(|c| c.volume_mounts.as_mut()) {
+        mount.retain(|m| !m.name.starts_with("kube-api-access"));
+    }
+    world.create_object::<Pod>(serde_json::to_value(twin).unwrap()).await;
+    name
+}
+
+#[tokio::test]
+async fn started_twice() {
+    e2e("twice", Setup { up: slow(4), ..Setup::default() }, |world| async move {
+        let before = world.db.balances().await;
+        let m = world.migrate("simplify", json!({})).await;
+        m.approve().await;
+        sql_runs(&world).await;
+        let pods = world.pods_of("simplify-window-1").await;
+        let name = twin(&world, &pods[0]).await;
+        eventually("the twin", Duration::from_secs(30), async || {
+            let pod = world.api::<Pod>().get(&name).await.map_err(|e| e.to_string())?;
+            let phase = pod.status.and_then(|s| s.phase).unwrap_or_default();
+            if phase == "Running" { Ok(()) } else { Err(phase) }
+        })
+        .await;
+        assert!(world.db.gate_closed().await, "the twin came too late");
+        m.phase(Phase::Completed).await;
+        m.assert_new().await;
+        assert_eq!(world.db.balances().await, before);
+        // It waited for the first, found all done, and said so.
+        eventually("the twin's end", Duration::from_secs(60), async || {
+            let pod = world.api::<Pod>().get(&name).await.map_err(|e| e.to_string())?;
+            let phase = pod.status.and_then(|s| s.phase).unwrap_or_default();
+            if phase == "Succeeded" { Ok(()) } else { Err(phase) }
+        })
+        .await;
+        let progress = m.run("window-1").await.window.unwrap();
+        assert_eq!(progress.state, WindowState::Released);
+        assert_eq!(progress.comparison.map(|c| c.unexplained), Some(0), "the twin's report replaced the evidence");
+        m.cleaned().await;
+        m.assert_new().await;
+    })
+    .await;
+}
