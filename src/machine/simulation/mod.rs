@@ -15,10 +15,16 @@ use crate::api::{Decision, Phase};
 
 /// Schedules of the main test; `SIMULATION_SCHEDULES` sets another number.
 const SCHEDULES: u64 = 10_000;
-/// Wild acts per schedule, before everyone is let work in peace.
-const WILD: u32 = 400;
+/// Wild acts per schedule, before everyone is let work in peace: fewest and most.
+const WILD: std::ops::Range<u32> = 200..900;
 /// Acts in peace, within which each schedule must have ended.
 const PEACE: u32 = 6_000;
+/// Acts after the end, in which leaders that fell asleep wake up and finish what they had begun.
+const AFTERMATH: u32 = 120;
+/// How often a leader falls asleep between reading a target and writing it, per schedule.
+const LATE_LEADERS: u32 = 3;
+/// How often the API server goes away, per schedule.
+const OUTAGES: u32 = 4;
 
 /// Acts of pods after which a window past its deadline must have been ended, or a person told.
 const IDLE: u32 = 40;
@@ -32,19 +38,26 @@ fn schedule(seed: u64, defect: Defect, trace: bool) -> Result<Option<Phase>, Str
     let mut next_pod = 0;
     let mut asleep = [0; 2];
     let mut idle = 0;
+    let (mut late, mut outages, mut outage_ends) = (0, 0, 0);
+    let mut ended: Option<u32> = None;
     // What this schedule's people and troubles are like.
     let (trouble, stop, delete) = (rng.u8(..), rng.u8(..) < 60, rng.u8(..) < 30);
-    for act in 0..WILD + PEACE {
-        let wild = act < WILD;
+    let wild_acts = rng.u32(WILD);
+    for act in 0..wild_acts + PEACE {
+        let wild = act < wild_acts;
+        w.api_up = act >= outage_ends;
         match rng.u8(..100) {
             0..40 => {
                 let i = rng.usize(..2);
                 if asleep[i] <= act {
                     controllers[i].act(&mut w, &mut rng);
                 }
-                // The worst moment to fall asleep: the target is read, the write is next.
-                if wild && controllers[i].about_to_write() && rng.u8(..) < 25 {
-                    asleep[i] = act + rng.u32(200..1500);
+                // The worst moment to fall asleep: the target is read, the write is next. Most windows open when the wild
+                // acts are over, so it happens later too; some sleep until all is decided and over.
+                let may_sleep = late < LATE_LEADERS && ended.is_none() && asleep[1 - i] <= act;
+                if may_sleep && controllers[i].about_to_write() && rng.u8(..) < 50 {
+                    late += 1;
+                    asleep[i] = if rng.bool() { u32::MAX } else { act + rng.u32(100..1500) };
                 }
             }
             40..75 if !pods.is_empty() => {
@@ -64,7 +77,13 @@ fn schedule(seed: u64, defect: Defect, trace: bool) -> Result<Option<Phase>, Str
             80..88 => w.roll(),
             88..92 => w.now += seconds(if wild { rng.i64(1..15) } else { 5 }),
             92..94 => people(&mut w, &mut rng, wild && stop, wild && delete),
-            _ if !wild => w.api_up = true,
+            // Now and then for longer than any window may last.
+            97 if trouble < 100 && w.api_up && outages < OUTAGES && ended.is_none() => {
+                outages += 1;
+                let longest = if rng.bool() { 150 } else { 1000 };
+                outage_ends = act + rng.u32(20..longest);
+            }
+            _ if !wild => {}
             94 => asleep[rng.usize(..2)] = act + rng.u32(20..200),
             95 => controllers[rng.usize(..2)].crash(),
             96 if !pods.is_empty() => {
@@ -85,7 +104,6 @@ fn schedule(seed: u64, defect: Defect, trace: bool) -> Result<Option<Phase>, Str
                     }
                 }
             }
-            97 if trouble < 100 => w.api_up = !w.api_up,
             98 if trouble < 40 => w.sql.0 = format!("sha256:up{}", rng.u8(..3)),
             99 if trouble < 20 => w.now += seconds(90),
             _ => {}
@@ -111,14 +129,19 @@ fn schedule(seed: u64, defect: Defect, trace: bool) -> Result<Option<Phase>, Str
                     .collect::<Vec<_>>()
             );
         }
-        if !wild
-            && w.check_end().is_ok()
-            && matches!(
-                w.phase(),
-                None | Some(Phase::Completed | Phase::RolledBack | Phase::Cancelled | Phase::RollbackFailed)
-            )
-        {
-            break;
+        let over = matches!(
+            w.phase(),
+            None | Some(Phase::Completed | Phase::RolledBack | Phase::Cancelled | Phase::RollbackFailed)
+        );
+        match ended {
+            Some(since) if act >= since + AFTERMATH => break,
+            Some(_) => {}
+            // The end is judged when nobody is left who could still write.
+            None if !wild && over && w.check_end().is_ok() => {
+                ended = Some(act);
+                asleep = [0; 2];
+            }
+            None => {}
         }
     }
     w.check_secrets().map_err(|e| format!("seed {seed}: {e}"))?;
@@ -215,6 +238,7 @@ fn each_deliberate_defect_is_found(#[case] defect: Defect, #[case] property: &st
     let (_, broken) = many(defect, 2_000);
     let found =
         broken.iter().filter(|e| e.split_once(": ").is_some_and(|(_, what)| what.starts_with(property))).count();
+    println!("{defect:?}: {found} of {} broken schedules are {property}", broken.len());
     assert!(found > 0, "{defect:?} was not found as {property} {:#?}", &broken[..broken.len().min(5)]);
 }
 

@@ -308,8 +308,12 @@ impl World {
             {
                 Ok(())
             }
+            // By the condition: an Event may be lost with the process that was about to publish it.
             Some(Phase::RollbackFailed)
-                if self.told.iter().any(|t| t.contains("a person is needed") || t.contains("writes are open")) =>
+                if m.value.status.conditions.iter().any(|c| {
+                    c.type_ == "Stalled"
+                        && (c.message.contains("a person is needed") || c.message.contains("writes are open"))
+                }) =>
             {
                 Ok(())
             }

@@ -1,0 +1,216 @@
+//! Approvals: who counts, what for, and what calls them off.
+
+use super::*;
+
+fn waits(name: &'static str, when: fn(&mut Story), reason: &'static str) -> Case {
+    Case {
+        name,
+        given: awaiting,
+        when,
+        phase: Phase::AwaitingApproval,
+        step: Step::Approve,
+        reason,
+        effects: &[],
+        wake: None,
+    }
+}
+
+#[test]
+fn approvals_that_do_not_suffice() {
+    hold(&[
+        waits("nobody", nothing, "ApprovalPending"),
+        waits("one", |s| done(s.say("ann", Word::Execute)), "ApprovalPending"),
+        waits("one, twice", |s| done(s.say("ann", Word::Execute).say("ann", Word::Execute)), "ApprovalPending"),
+        waits(
+            "the author and one",
+            |s| done(s.say("author", Word::Execute).say("ann", Word::Execute)),
+            "ApprovalPending",
+        ),
+        waits(
+            "another digest",
+            |s| done(s.say("ann", Word::Execute).say_on("bob", Word::Execute, Some("sha256:x"))),
+            "ApprovalPending",
+        ),
+        waits("no digest", |s| done(s.say("ann", Word::Execute).say_on("bob", Word::Execute, None)), "ApprovalPending"),
+        waits(
+            "present, not approving",
+            |s| {
+                let digest = s.status.plan.as_ref().unwrap().digest.clone();
+                s.say("ann", Word::Execute).say_on("bob", Word::Ready, digest.as_deref());
+            },
+            "ApprovalPending",
+        ),
+        waits(
+            "three are needed",
+            |s| {
+                s.spec.approval.required = 3;
+                // A new spec has a new digest; here it is as if the evidence had been made for it.
+                let digest = super::super::plan_digest("uid-1", &s.spec, &s.status);
+                s.status.plan.as_mut().unwrap().digest = digest;
+                s.say("ann", Word::Execute).say("bob", Word::Execute);
+            },
+            "ApprovalPending",
+        ),
+        waits(
+            "rejected",
+            |s| {
+                let digest = s.status.plan.as_ref().unwrap().digest.clone();
+                s.say("ann", Word::Execute).say("bob", Word::Execute).say_on("eve", Word::Reject, digest.as_deref());
+            },
+            "Rejected",
+        ),
+        waits(
+            "rejected without a digest",
+            |s| {
+                s.say("ann", Word::Execute).say("bob", Word::Execute).say("eve", Word::Reject);
+            },
+            "Rejected",
+        ),
+        waits(
+            "names are not proven",
+            |s| {
+                s.say("ann", Word::Execute).say("bob", Word::Execute);
+                s.seen.policy_problem = Some("policy gone".into());
+            },
+            "DecisionPolicyMissing",
+        ),
+        waits(
+            "the flag is not at from",
+            |s| {
+                s.say("ann", Word::Execute).say("bob", Word::Execute);
+                s.flag("v2", None);
+            },
+            "FlagNotAtFrom",
+        ),
+    ]);
+}
+
+#[test]
+fn two_people_suffice() {
+    let executing = |name, when| Case {
+        name,
+        given: awaiting,
+        when,
+        phase: Phase::Executing,
+        step: Step::OpenWindow,
+        reason: "PreparingWindow",
+        effects: &["start m-window-1"],
+        wake: Some(600),
+    };
+    hold(&[
+        executing("two", |s| done(s.say("ann", Word::Execute).say("bob", Word::Execute))),
+        executing("two and the author", |s| {
+            s.say("author", Word::Execute).say("ann", Word::Execute).say("bob", Word::Execute);
+        }),
+        executing("another plan was rejected", |s| {
+            s.say("ann", Word::Execute).say("bob", Word::Execute).say_on("eve", Word::Reject, Some("sha256:x"));
+        }),
+    ]);
+    let mut s = awaiting();
+    s.say("bob", Word::Execute).say("ann", Word::Execute).settle();
+    assert_eq!(s.status.approvals.as_deref(), Some("2/2"));
+    assert_eq!(s.status.approved_by, ["ann", "bob"]);
+    let window = s.run(Task::Window).run.spec.window.clone().unwrap();
+    assert_eq!(window.command, crate::api::WindowCommand::Standby, "the pod is started before the window opens");
+    assert_eq!(s.status.window, None);
+}
+
+#[test]
+fn approvals_are_counted_and_the_next_command_is_told() {
+    let mut s = awaiting();
+    s.say("ann", Word::Execute).say("author", Word::Execute).settle();
+    assert_eq!(s.status.approvals.as_deref(), Some("1/2"));
+    let digest = s.status.plan.as_ref().unwrap().digest.clone().unwrap();
+    let (_, message) = ready(&s.status);
+    assert_eq!(message, format!("1 of 2 people approved {digest}; next: kubectl creditmigration approve m"));
+    assert!(digest.starts_with("sha256:") && digest.len() == 71, "{digest}");
+}
+
+#[test]
+fn whatever_people_approve_is_in_the_digest() {
+    let s = awaiting();
+    let digest = |s: &Story, uid: &str| super::super::plan_digest(uid, &s.spec, &s.status);
+    let first = digest(&s, "uid-1");
+    assert!(first.is_some());
+    let changes: [(&str, fn(&mut Story)); 9] = [
+        ("spec", |s| s.spec.approval.required = 3),
+        ("up", |s| s.status.plan.as_mut().unwrap().up_sha256 = "x".into()),
+        ("down", |s| s.status.plan.as_mut().unwrap().down_sha256 = "x".into()),
+        ("image", |s| s.status.runner_image = Some("image:2".into())),
+        ("backup", |s| s.status.backup.as_mut().unwrap().sha256 = "x".into()),
+        ("object", |s| s.status.backup.as_mut().unwrap().object = "x".into()),
+        ("verification", |s| s.status.verification.as_mut().unwrap().sha256 = "x".into()),
+        ("rehearsal", |s| s.status.rehearsal.as_mut().unwrap().tables_equal = 4),
+        ("no rehearsal", |s| s.status.rehearsal = None),
+    ];
+    for (what, change) in changes {
+        let mut s = awaiting();
+        change(&mut s);
+        assert_ne!(digest(&s, "uid-1"), first, "{what}");
+    }
+    assert_ne!(digest(&s, "uid-2"), first, "UID");
+    assert_eq!(digest(&awaiting(), "uid-1"), first, "the same evidence gives the same digest");
+}
+
+#[test]
+fn evidence_that_does_not_fit_its_digest_begins_anew() {
+    let mut s = awaiting();
+    s.say("ann", Word::Execute).say("bob", Word::Execute);
+    s.status.rehearsal.as_mut().unwrap().tables_equal = 4;
+    let d = s.look();
+    assert_eq!((d.status.phase, d.status.step), (Some(Phase::Preparing), Some(Step::Preflight)));
+    assert!(events(&d).contains(&"PreparationRestarted"));
+}
+
+#[test]
+fn called_off_before_the_window() {
+    let cancelled = |name, given: fn() -> Story, word: fn(&mut Story), step, effects| Case {
+        name,
+        given,
+        when: word,
+        phase: Phase::Cancelled,
+        step,
+        reason: "Aborted",
+        effects,
+        wake: None,
+    };
+    hold(&[
+        cancelled(
+            "in Preflight",
+            preflight,
+            |s| done(s.say("author", Word::Abort)),
+            Step::Preflight,
+            &["remove m-preflight-1"],
+        ),
+        cancelled(
+            "in Rehearse",
+            rehearsing,
+            |s| done(s.say("ann", Word::Abort)),
+            Step::Rehearse,
+            &["remove m-rehearse-1"],
+        ),
+        cancelled("waiting for approval", awaiting, |s| done(s.say("ann", Word::Abort)), Step::Approve, &[]),
+        cancelled(
+            "in an unproven name: a forged stop is the lesser harm",
+            awaiting,
+            |s| s.say("ann", Word::Abort).seen.policy_problem = Some("gone".into()),
+            Step::Approve,
+            &[],
+        ),
+        cancelled("Revert means the same here", awaiting, |s| done(s.say("ann", Word::Revert)), Step::Approve, &[]),
+        cancelled(
+            "approved, the pod is being started",
+            approved,
+            |s| done(s.say("ann", Word::Abort)),
+            Step::OpenWindow,
+            &["remove m-window-1"],
+        ),
+        cancelled(
+            "approved, the pod is ready in the same moment",
+            approved,
+            |s| done(s.state(Task::Window, WindowState::Ready).say("ann", Word::Abort)),
+            Step::OpenWindow,
+            &["remove m-window-1"],
+        ),
+    ]);
+}

@@ -1,0 +1,124 @@
+//! What people read: conditions and printer columns, derived from the phase in the same patch.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time as MetaTime};
+
+use super::*;
+use crate::api::Writes;
+
+/// Conditions as `Ready=False Reconciling=True ...`, in a fixed order.
+fn conditions(s: &Story) -> String {
+    let order = ["Ready", "Reconciling", "Stalled", "BackupVerified", "RehearsalPassed", "WritesBlocked"];
+    let found = |type_: &str| s.status.conditions.iter().find(|c| c.type_ == type_);
+    order.iter().filter_map(|t| found(t).map(|c| format!("{t}={}", c.status))).collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn columns_and_conditions_of_each_phase() {
+    const BUSY: &str = "Ready=False Reconciling=True";
+    const STALLED: &str = "Ready=False Stalled=True";
+    const NONE: &str = "BackupVerified=False RehearsalPassed=False";
+    const BOTH: &str = "BackupVerified=True RehearsalPassed=True";
+    let table: &[(fn() -> Story, &str, Writes, String)] = &[
+        (preflight, "1/13 Preflight", Writes::Open, format!("{BUSY} {NONE}")),
+        (|| at(Step::VerifyBackup), "4/13 VerifyBackup", Writes::Open, format!("{BUSY} {NONE}")),
+        (rehearsing, "5/13 Rehearse", Writes::Open, format!("{BUSY} BackupVerified=True RehearsalPassed=False")),
+        (awaiting, "6/13 Approve", Writes::Open, format!("{BUSY} {BOTH}")),
+        (approved, "7/13 OpenWindow", Writes::Open, format!("{BUSY} {BOTH}")),
+        (opened, "7/13 OpenWindow", Writes::Blocked, format!("{BUSY} {BOTH}")),
+        (migrated, "10/13 SwitchApplication", Writes::Blocked, format!("{BUSY} {BOTH}")),
+        (releasing, "11/13 CloseWindow", Writes::Blocked, format!("{BUSY} {BOTH}")),
+        (validating, "12/13 Validate", Writes::Open, format!("{BUSY} {BOTH}")),
+        (monitoring, "13/13 Monitor", Writes::Open, format!("{BUSY} {BOTH}")),
+        (completed, "13/13 Monitor", Writes::Open, format!("Ready=True {BOTH}")),
+        (reopening, "1/5 ReopenWindow", Writes::Blocked, format!("{BUSY} {BOTH}")),
+        (reopened, "2/5 SwitchBack", Writes::Blocked, format!("{BUSY} {BOTH}")),
+        (reverting, "3/5 RollbackSql", Writes::Blocked, format!("{BUSY} {BOTH}")),
+        (rolled_back, "5/5 ReleaseWindow", Writes::Open, format!("Ready=False {BOTH}")),
+        (rollback_failed, "3/5 RollbackSql", Writes::Blocked, format!("{STALLED} {BOTH}")),
+        (failed, "5/13 Rehearse", Writes::Open, format!("{STALLED} BackupVerified=True RehearsalPassed=False")),
+        (cancelled, "6/13 Approve", Writes::Open, format!("Ready=False {BOTH}")),
+    ];
+    let mut wrong = vec![];
+    for (given, progress, writes, expected) in table {
+        let s = given();
+        let expected =
+            format!("{expected} WritesBlocked={}", if *writes == Writes::Blocked { "True" } else { "False" });
+        let found = (s.status.progress.clone().unwrap(), s.status.writes.unwrap(), conditions(&s));
+        if found != ((*progress).to_owned(), *writes, expected.clone()) {
+            wrong.push(format!(
+                "{:?}:\n  expected {progress} {writes:?} {expected}\n  found    {found:?}",
+                s.status.phase
+            ));
+        }
+        assert_eq!(s.status.observed_generation, Some(1));
+        for c in &s.status.conditions {
+            assert!(!c.reason.is_empty() && c.reason.chars().all(char::is_alphanumeric), "{c:?}");
+            assert!(!c.message.is_empty(), "{c:?}");
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_status_that_has_settled_stays_as_it_is() {
+    for s in each_phase() {
+        let again = s.look();
+        assert_eq!(again.status, s.status, "{:?}", s.status.phase);
+        assert!(events(&again).is_empty(), "{:?}: {:?}", s.status.phase, events(&again));
+        assert_eq!(s.look(), again, "the same in, the same out");
+    }
+    // Nor does it change because time goes by, or the object would be written each second.
+    for mut s in each_phase() {
+        s.wait(1);
+        assert_eq!(s.look().status, s.status, "{:?} a second later", s.status.phase);
+    }
+}
+
+#[test]
+fn conditions_of_others_are_kept_and_transition_times_too() {
+    let mut s = awaiting();
+    let theirs = Condition {
+        type_: "ArgoSynced".into(),
+        status: "True".into(),
+        reason: "Synced".into(),
+        message: "by somebody else".into(),
+        last_transition_time: MetaTime(time(-100)),
+        observed_generation: None,
+    };
+    s.status.conditions.insert(0, theirs.clone());
+    s.wait(100).say("ann", Word::Execute);
+    let d = s.look();
+    assert_eq!(d.status.conditions[0], theirs);
+    let since = |type_: &str| &d.status.conditions.iter().find(|c| c.type_ == type_).unwrap().last_transition_time;
+    assert_eq!(since("Ready").0, time(0), "still False: the message changed, the state did not");
+    let mut s = opened();
+    s.settle();
+    let c = s.status.conditions.iter().find(|c| c.type_ == "WritesBlocked").unwrap();
+    assert!(c.last_transition_time.0 > time(0), "{c:?}");
+    assert!(c.message.contains("at the latest (limit 60s)") || c.message.contains("limit"), "{c:?}");
+}
+
+#[test]
+fn one_decision_in_each_phase_survives_a_crash_before_its_effects() {
+    // The status was written, then the process died: the same effects come again from the status alone.
+    let steps: &[(&str, fn() -> Story, fn(&mut Story))] = &[
+        ("start", Story::new, nothing),
+        ("next step", preflight, |s| done(s.succeed(Task::Preflight))),
+        ("approved", awaiting, |s| done(s.say("ann", Word::Execute).say("bob", Word::Execute))),
+        ("ready", approved, |s| done(s.state(Task::Window, WindowState::Ready))),
+        ("migrated", opened, |s| done(s.state(Task::Window, WindowState::Migrated))),
+        ("acknowledged", migrated, |s| done(s.acknowledge(Task::Window))),
+        ("release", switched, |s| done(s.compared(Task::Window, 0))),
+        ("go back", switching, |s| done(s.wait(50))),
+        ("reopen", monitoring, |s| done(s.say("ann", Word::Revert))),
+        ("revert", reopened, |s| done(s.acknowledge(Task::RollbackWindow))),
+    ];
+    for (name, given, when) in steps {
+        let mut s = given();
+        when(&mut s);
+        let first = s.look();
+        assert!(!acts(&first).is_empty(), "{name}");
+        s.status = first.status.clone();
+        assert_eq!(acts(&s.look()), acts(&first), "{name}");
+    }
+}

@@ -1,0 +1,147 @@
+//! Clean-up, and deletion in each phase.
+
+use super::*;
+
+fn ended(
+    name: &'static str,
+    given: fn() -> Story,
+    when: fn(&mut Story),
+    effects: &'static [&'static str],
+    wake: Option<i64>,
+) -> Case {
+    Case { name, given, when, phase: Phase::Completed, step: Step::Monitor, reason: "Completed", effects, wake }
+}
+
+#[test]
+fn guards_are_removed_at_the_end() {
+    hold(&[
+        ended("under way", completed, nothing, &[], None),
+        ended("done", completed, |s| done(s.succeed(Task::Cleanup)), &[], None),
+        ended("failed: tried again", completed, |s| done(s.fail(Task::Cleanup, Reason::HostUnreachable)), &[], None),
+        ended(
+            "... not yet",
+            completed,
+            |s| done(s.fail(Task::Cleanup, Reason::HostUnreachable).settle().wait(1)),
+            &[],
+            Some(1),
+        ),
+        ended(
+            "... now: first the old run goes",
+            completed,
+            |s| done(s.fail(Task::Cleanup, Reason::HostUnreachable).settle().wait(2)),
+            &["remove m-cleanup-1"],
+            None,
+        ),
+        ended("a Revert comes too late", completed, |s| done(s.say("ann", Word::Revert)), &[], None),
+    ]);
+    for given in [completed as fn() -> Story, rolled_back, failed, cancelled] {
+        let mut s = given();
+        assert!(s.seen.runs.iter().any(|r| r.run.spec.task == Task::Cleanup), "{:?}", s.status.phase);
+        let before = ready(&s.status);
+        s.succeed(Task::Cleanup).settle();
+        assert_eq!(ready(&s.status), before, "tidying is not the news");
+        assert_eq!(acts(&s.look()), Vec::<String>::new());
+    }
+    // Failed before any guard was put up: nothing to remove.
+    let mut s = preflight();
+    s.fail(Task::Preflight, Reason::SqlSyntaxError).settle();
+    assert!(s.seen.runs.iter().all(|r| r.run.spec.task != Task::Cleanup));
+}
+
+#[test]
+fn a_failed_preparation_starts_again_when_its_inputs_change() {
+    let mut s = failed();
+    s.seen.up = Sql::Present("sha256:mended".into());
+    assert_eq!(s.look().status.phase, Some(Phase::Failed), "not while guards are being removed");
+    s.succeed(Task::Cleanup);
+    let d = s.turn();
+    assert_eq!((d.status.phase, d.status.step), (Some(Phase::Preparing), Some(Step::Preflight)));
+    assert!(acts(&d).contains(&"start m-preflight-2".to_owned()), "{:?}", acts(&d));
+    // Without guards at once.
+    let mut s = preflight();
+    s.fail(Task::Preflight, Reason::SqlSyntaxError).settle();
+    s.seen.generation = 2;
+    assert_eq!(s.look().status.phase, Some(Phase::Preparing));
+    // And unchanged inputs are not tried again.
+    let mut s = failed();
+    s.succeed(Task::Cleanup).settle().wait(86_400);
+    assert_eq!(s.look().status.phase, Some(Phase::Failed));
+    s.say("ann", Word::Abort);
+    assert_eq!(s.look().status.phase, Some(Phase::Cancelled));
+}
+
+#[test]
+fn deleted_in_each_phase() {
+    // Phase before, phase after, and whether the finalizer goes at once.
+    let cases: &[(&str, fn() -> Story, Phase, bool)] = &[
+        ("Preparing, nothing put up", preflight, Phase::Cancelled, true),
+        ("Preparing, guards are up", rehearsing, Phase::Cancelled, false),
+        ("AwaitingApproval", awaiting, Phase::Cancelled, false),
+        ("Executing, not opened", approved, Phase::Cancelled, false),
+        ("Executing, opened", opened, Phase::RollingBack, false),
+        ("Executing, committed", migrated, Phase::RollingBack, false),
+        ("Executing, being released", releasing, Phase::Executing, false),
+        ("Validating", validating, Phase::Completed, false),
+        ("Monitoring", monitoring, Phase::Completed, false),
+        ("Completed, not cleaned up", completed, Phase::Completed, false),
+        ("RollingBack", reverting, Phase::RollingBack, false),
+        ("RolledBack, not cleaned up", rolled_back, Phase::RolledBack, false),
+        ("RollbackFailed", rollback_failed, Phase::RollbackFailed, false),
+        ("Failed, not cleaned up", failed, Phase::Failed, false),
+        ("Cancelled, not cleaned up", cancelled, Phase::Cancelled, false),
+    ];
+    for (name, given, phase, goes) in cases {
+        let mut s = given();
+        s.seen.deleting = true;
+        let d = s.turn();
+        assert_eq!(d.status.phase, Some(*phase), "{name}");
+        assert_eq!(acts(&d).contains(&"let go".to_owned()), *goes, "{name}: {:?}", acts(&d));
+        if matches!(phase, Phase::Executing | Phase::RollingBack | Phase::RollbackFailed) || *goes {
+            continue;
+        }
+        // The finalizer goes when the guards are removed, and only then.
+        for _ in 0..5 {
+            s.turn();
+        }
+        assert!(s.seen.finalizer, "{name}: gone before the clean-up");
+        s.succeed(Task::Cleanup);
+        assert_eq!(acts(&s.turn()), ["let go"], "{name}");
+        assert_eq!(acts(&s.turn()), Vec::<String>::new(), "{name}");
+    }
+}
+
+#[test]
+fn deleted_inside_the_window_is_undone_and_then_gone() {
+    let mut s = migrated();
+    s.seen.deleting = true;
+    s.settle();
+    s.state(Task::Window, WindowState::Reverted).succeed(Task::Window).settle();
+    assert_eq!(s.status.phase, Some(Phase::RolledBack));
+    assert!(s.seen.finalizer);
+    s.succeed(Task::Cleanup).settle();
+    assert!(!s.seen.finalizer);
+}
+
+#[test]
+fn a_database_that_is_gone_does_not_hold_a_deletion_for_ever() {
+    let mut s = completed();
+    s.seen.deleting = true;
+    for _ in 0..4 {
+        s.fail(Task::Cleanup, Reason::HostUnreachable).settle().wait(300).settle();
+        assert!(s.seen.finalizer);
+    }
+    s.fail(Task::Cleanup, Reason::HostUnreachable);
+    let d = s.turn();
+    assert_eq!(acts(&d), ["let go"]);
+    assert!(events(&d).contains(&"GuardsLeft"), "{:?}", events(&d));
+}
+
+#[test]
+fn nothing_is_begun_for_what_is_deleted() {
+    let mut s = Story::new();
+    s.seen.deleting = true;
+    let d = s.look();
+    assert_eq!((d.status.phase, acts(&d)), (Some(Phase::Cancelled), vec!["let go".to_owned()]));
+    s.seen.finalizer = false;
+    assert_eq!(acts(&s.look()), Vec::<String>::new());
+}

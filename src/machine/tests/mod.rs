@@ -1,0 +1,534 @@
+//! Tables over `decide`: given a migration that has come so far, when this is seen, then that is decided.
+//!
+//! What is given comes about by deciding, too: a [`Story`] obeys each decision, so that no test starts from a status that
+//! the machine would never write.
+
+mod approving;
+mod conditions;
+mod ending;
+mod preparing;
+mod rolling_back;
+mod stages;
+mod window;
+
+use super::{
+    Decision, Effect, Flag, Job, Observed, ObservedDecision, ObservedRun, Sql, Workload, decide, seconds,
+    simulation::fixture,
+};
+use crate::api::{
+    BackupEvidence, BaselineEvidence, CheckResult, Comparison, CreditMigrationSpec, CreditMigrationStatus,
+    Decision as Word, MigrationRun, MigrationRunStatus, Outcome, Phase, Reason, RehearsalEvidence, RunPhase, Step,
+    Task, Time, VerificationEvidence, WindowProgress, WindowState, WorkloadKind, WorkloadRef,
+};
+
+/// A migration, what is seen of it, and the time.
+struct Story {
+    spec: CreditMigrationSpec,
+    status: CreditMigrationStatus,
+    seen: Observed,
+    now: Time,
+}
+
+/// One case: what is given, what happens, what must follow.
+struct Case {
+    name: &'static str,
+    given: fn() -> Story,
+    when: fn(&mut Story),
+    phase: Phase,
+    step: Step,
+    /// Reason of the condition `Ready`.
+    reason: &'static str,
+    /// All effects but events, in order, as [`short`] writes them.
+    effects: &'static [&'static str],
+    /// Seconds until the wake-up.
+    wake: Option<i64>,
+}
+
+/// Tries all cases and tells of each that does not hold.
+fn hold(cases: &[Case]) {
+    let mut wrong = vec![];
+    for case in cases {
+        let mut story = (case.given)();
+        (case.when)(&mut story);
+        let d = story.look();
+        let expected = (
+            Some(case.phase),
+            Some(case.step),
+            case.reason.to_owned(),
+            case.effects.iter().map(|e| (*e).to_owned()).collect::<Vec<_>>(),
+            case.wake,
+        );
+        let wake = d.wake_at.map(|t| t.duration_since(story.now).as_secs());
+        let found = (d.status.phase, d.status.step, ready(&d.status).0, acts(&d), wake);
+        if expected != found {
+            wrong.push(format!("{}:\n  expected {expected:?}\n  found    {found:?}", case.name));
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {} cases:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
+}
+
+fn nothing(_: &mut Story) {}
+
+/// Ends a chain of events.
+fn done(_: &mut Story) {}
+
+/// Effects without events.
+fn acts(d: &Decision) -> Vec<String> {
+    d.effects.iter().filter(|e| !matches!(e, Effect::Event(_))).map(short).collect()
+}
+
+fn short(effect: &Effect) -> String {
+    match effect {
+        Effect::AddFinalizer => "finalizer".into(),
+        Effect::RemoveFinalizer => "let go".into(),
+        Effect::StartRun(start) => format!("start {}", start.name),
+        Effect::RemoveRun { name } => format!("remove {name}"),
+        Effect::OrderWindow { name, order } => format!("order {name} {:?}", order.command),
+        Effect::SetFlag { value, marker } => format!("flag {value} {marker}"),
+        Effect::Restart { workload, marker } => format!("restart {} {marker}", workload.name),
+        Effect::Event(event) => format!("event {}", event.reason),
+    }
+}
+
+/// Reasons of the events.
+fn events(d: &Decision) -> Vec<&str> {
+    fn reason(effect: &Effect) -> Option<&str> {
+        if let Effect::Event(event) = effect { Some(&event.reason) } else { None }
+    }
+    d.effects.iter().filter_map(reason).collect()
+}
+
+/// Reason and message of the condition `Ready`.
+fn ready(status: &CreditMigrationStatus) -> (String, String) {
+    let c = status.conditions.iter().find(|c| c.type_ == "Ready").unwrap();
+    (c.reason.clone(), c.message.clone())
+}
+
+fn time(s: i64) -> Time {
+    Time::UNIX_EPOCH + seconds(1_000_000 + s)
+}
+
+fn shop() -> WorkloadRef {
+    WorkloadRef { kind: WorkloadKind::Deployment, name: "shop".into() }
+}
+
+impl Story {
+    /// A new migration in a world where all is as it should be.
+    fn new() -> Self {
+        let seen = Observed {
+            name: "m".into(),
+            uid: "uid-1".into(),
+            generation: 1,
+            deleting: false,
+            finalizer: true,
+            runner_image: "image:1".into(),
+            runs: vec![],
+            decisions: vec![],
+            policy_problem: None,
+            flag: Flag::Value { value: "v1".into(), immutable: false, set_for: None },
+            up: Sql::Present("sha256:up".into()),
+            down: Sql::Present("sha256:down".into()),
+            workloads: vec![Workload {
+                reference: shop(),
+                exists: true,
+                reads_flag: true,
+                restarted_for: None,
+                settled: true,
+                old_pods: 0,
+                available: (2, 2),
+            }],
+        };
+        Self { spec: fixture::spec(), status: CreditMigrationStatus::default(), seen, now: time(0) }
+    }
+
+    /// What would be decided.
+    fn look(&self) -> Decision {
+        decide(&self.spec, &self.status, &self.seen, self.now)
+    }
+
+    /// Decides, persists and obeys.
+    fn turn(&mut self) -> Decision {
+        let d = self.look();
+        self.status = d.status.clone();
+        for effect in &d.effects {
+            self.obey(effect);
+        }
+        d
+    }
+
+    fn obey(&mut self, effect: &Effect) {
+        match effect {
+            Effect::AddFinalizer => self.seen.finalizer = true,
+            Effect::RemoveFinalizer => self.seen.finalizer = false,
+            Effect::StartRun(start) => self
+                .seen
+                .runs
+                .push(ObservedRun { run: MigrationRun::new(&start.name, start.spec.clone()), job: Job::Active }),
+            Effect::RemoveRun { name } => self.seen.runs.retain(|r| r.run.metadata.name.as_ref() != Some(name)),
+            Effect::OrderWindow { name, order } => {
+                let run = self.seen.runs.iter_mut().find(|r| r.run.metadata.name.as_ref() == Some(name)).unwrap();
+                run.run.spec.window = Some(order.clone());
+            }
+            Effect::SetFlag { value, marker } => self.flag(value, Some(marker)),
+            Effect::Restart { marker, .. } => {
+                self.seen.workloads[0].restarted_for = Some(marker.clone());
+                self.rollout(false, 2);
+            }
+            Effect::Event(_) => {}
+        }
+    }
+
+    /// Decides and obeys until nothing changes.
+    fn settle(&mut self) -> &mut Self {
+        for _ in 0..20 {
+            let before = self.status.clone();
+            if acts(&self.turn()).is_empty() && self.status == before {
+                return self;
+            }
+        }
+        panic!("does not settle: {:#?}", self.status);
+    }
+
+    fn wait(&mut self, s: i64) -> &mut Self {
+        self.now += seconds(s);
+        self
+    }
+
+    /// Run of a task with the highest attempt.
+    fn run(&mut self, task: Task) -> &mut ObservedRun {
+        let mut runs: Vec<_> = self.seen.runs.iter_mut().filter(|r| r.run.spec.task == task).collect();
+        runs.sort_by_key(|r| r.run.spec.attempt);
+        runs.pop().unwrap()
+    }
+
+    fn report(&mut self, task: Task, change: impl FnOnce(&mut MigrationRunStatus)) -> &mut Self {
+        change(self.run(task).run.status.get_or_insert_default());
+        self
+    }
+
+    fn succeed(&mut self, task: Task) -> &mut Self {
+        self.report(task, |s| {
+            s.phase = RunPhase::Succeeded;
+            match task {
+                Task::Backup => (s.baseline, s.backup) = (Some(baseline()), Some(backup())),
+                Task::VerifyBackup => {
+                    s.verification = Some(VerificationEvidence { bytes: 10, sha256: "sha256:dump".into(), entries: 3 });
+                }
+                Task::Rehearse => s.rehearsal = Some(rehearsal(20.0)),
+                _ => {}
+            }
+        })
+    }
+
+    fn fail(&mut self, task: Task, reason: Reason) -> &mut Self {
+        self.report(task, |s| {
+            s.phase = RunPhase::Failed;
+            s.reason = Some(reason);
+            s.message = Some("what was seen".into());
+        })
+    }
+
+    /// The Job ends without a word from its pod.
+    fn lose(&mut self, task: Task) -> &mut Self {
+        self.run(task).job = Job::Failed { reason: "BackoffLimitExceeded".into() };
+        self
+    }
+
+    fn progress(&mut self, task: Task, change: impl FnOnce(&mut WindowProgress)) -> &mut Self {
+        self.report(task, |s| {
+            if s.phase == RunPhase::Pending {
+                s.phase = RunPhase::Running;
+            }
+            change(s.window.get_or_insert_default());
+        })
+    }
+
+    fn state(&mut self, task: Task, state: WindowState) -> &mut Self {
+        let now = self.now;
+        self.progress(task, |w| {
+            w.state = state;
+            if state >= WindowState::Blocked {
+                w.blocked_at.get_or_insert(now);
+                w.proof = Some("UPDATE was refused (55000)".into());
+            }
+            if state == WindowState::Migrated {
+                w.migrate_seconds = Some(1.5);
+            }
+            if matches!(state, WindowState::Released | WindowState::Reverted) {
+                w.released_at = Some(now);
+            }
+        })
+    }
+
+    fn compared(&mut self, task: Task, unexplained: u64) -> &mut Self {
+        self.progress(task, |w| {
+            w.comparison = Some(Comparison { users: 2, unexplained, total_balance: "3".into() });
+        })
+    }
+
+    fn acknowledge(&mut self, task: Task) -> &mut Self {
+        self.progress(task, |w| w.switch_acknowledged = true)
+    }
+
+    fn probe(&mut self, task: Task, version: &str) -> &mut Self {
+        self.progress(task, |w| w.observed_version = Some(version.into()))
+    }
+
+    fn flag(&mut self, value: &str, set_for: Option<&str>) {
+        self.seen.flag = Flag::Value { value: value.into(), immutable: false, set_for: set_for.map(Into::into) };
+    }
+
+    fn rollout(&mut self, settled: bool, old_pods: u32) -> &mut Self {
+        let w = &mut self.seen.workloads[0];
+        (w.settled, w.old_pods) = (settled, old_pods);
+        self
+    }
+
+    fn say(&mut self, by: &str, word: Word) -> &mut Self {
+        let digest =
+            matches!(word, Word::Execute).then(|| self.status.plan.as_ref().and_then(|p| p.digest.clone())).flatten();
+        self.say_on(by, word, digest.as_deref())
+    }
+
+    fn say_on(&mut self, by: &str, word: Word, digest: Option<&str>) -> &mut Self {
+        self.seen.decisions.push(ObservedDecision {
+            name: format!("d-{}", self.seen.decisions.len()),
+            by: by.into(),
+            decision: word,
+            digest: digest.map(Into::into),
+            reason: None,
+            at: self.now,
+        });
+        self
+    }
+
+    fn measure(&mut self, task: Task, outcome: Outcome, breached: bool) -> &mut Self {
+        let at = self.now;
+        self.report(task, |s| {
+            s.phase = RunPhase::Running;
+            s.checks = vec![CheckResult {
+                name: "errors".into(),
+                outcome,
+                failed: u32::from(breached) * 3,
+                measured: 3,
+                breached,
+                message: "0.21 > 0.05".into(),
+                at,
+            }];
+        })
+    }
+}
+
+fn baseline() -> BaselineEvidence {
+    BaselineEvidence {
+        users: 2,
+        total_balance: "3".into(),
+        total_purchased: "1".into(),
+        average_balance: "1.5".into(),
+        max_balance: "2".into(),
+        transactions: vec![],
+        taken_at: time(0),
+    }
+}
+
+fn backup() -> BackupEvidence {
+    BackupEvidence {
+        object: "s3://b/o".into(),
+        statistics_object: "s3://b/o.json".into(),
+        bytes: 10,
+        sha256: "sha256:dump".into(),
+        pg_dump_version: "17".into(),
+        finished_at: time(0),
+    }
+}
+
+fn rehearsal(expected_window_seconds: f64) -> RehearsalEvidence {
+    RehearsalEvidence {
+        users: 2,
+        restore_seconds: 1.0,
+        migrate_seconds: 1.0,
+        rollback_seconds: 1.0,
+        tables_equal: 3,
+        expected_window_seconds,
+    }
+}
+
+/// Preparing: the step's run has been started.
+fn at(step: Step) -> Story {
+    let mut s = Story::new();
+    s.settle();
+    for (task, next) in [
+        (Task::Preflight, Step::Baseline),
+        (Task::Backup, Step::VerifyBackup),
+        (Task::VerifyBackup, Step::Rehearse),
+        (Task::Rehearse, Step::Approve),
+    ] {
+        if s.status.step == Some(step) {
+            return s;
+        }
+        if task == Task::Backup && step == Step::Backup {
+            s.report(Task::Backup, |s| (s.phase, s.baseline) = (RunPhase::Running, Some(baseline()))).settle();
+            return s;
+        }
+        s.wait(1).succeed(task).settle();
+        assert_eq!(s.status.step, Some(next));
+    }
+    s
+}
+
+fn preflight() -> Story {
+    at(Step::Preflight)
+}
+fn rehearsing() -> Story {
+    at(Step::Rehearse)
+}
+fn awaiting() -> Story {
+    at(Step::Approve)
+}
+
+/// Executing: approved, the window's pod is being started.
+fn approved() -> Story {
+    let mut s = awaiting();
+    s.wait(1).say("ann", Word::Execute).say("bob", Word::Execute).settle();
+    assert_eq!(s.status.phase, Some(Phase::Executing));
+    s
+}
+
+/// Executing: the order to open was given 10 s ago, nothing was heard since.
+fn opened() -> Story {
+    let mut s = approved();
+    s.wait(1).state(Task::Window, WindowState::Ready).settle();
+    s.wait(10);
+    s
+}
+
+/// Executing: committed, order Switch given, not acknowledged.
+fn migrated() -> Story {
+    let mut s = opened();
+    s.state(Task::Window, WindowState::Migrated).settle();
+    assert_eq!(s.status.step, Some(Step::SwitchApplication));
+    s
+}
+
+/// Executing: flag set, restart ordered, rollout under way.
+fn switching() -> Story {
+    let mut s = migrated();
+    s.acknowledge(Task::Window).settle();
+    assert_eq!(s.seen.flag_value(), Some("v2"));
+    s
+}
+
+/// Executing: rollout complete, balances not yet compared.
+fn switched() -> Story {
+    let mut s = switching();
+    s.rollout(true, 0).probe(Task::Window, "v2").settle();
+    assert_eq!(s.status.step, Some(Step::CloseWindow));
+    s
+}
+
+/// Executing: the release is ordered, not yet reported.
+fn releasing() -> Story {
+    let mut s = switched();
+    s.compared(Task::Window, 0).settle();
+    assert!(s.status.window.as_ref().unwrap().releasing);
+    s
+}
+
+fn validating() -> Story {
+    let mut s = releasing();
+    s.wait(1).state(Task::Window, WindowState::Released).succeed(Task::Window).settle();
+    assert_eq!(s.status.phase, Some(Phase::Validating));
+    s
+}
+
+/// Monitoring, with a first good measurement.
+fn monitoring() -> Story {
+    let mut s = validating();
+    s.wait(20).settle();
+    s.measure(Task::Monitor, Outcome::Pass, false).settle();
+    assert_eq!(s.status.phase, Some(Phase::Monitoring));
+    s
+}
+
+/// Completed; the clean-up is under way.
+fn completed() -> Story {
+    let mut s = monitoring();
+    s.wait(30).measure(Task::Monitor, Outcome::Pass, false).settle();
+    assert_eq!(s.status.phase, Some(Phase::Completed));
+    s
+}
+
+/// RollingBack after the window: the order to open it again was given.
+fn reopening() -> Story {
+    let mut s = monitoring();
+    s.wait(1).say("ann", Word::Revert).settle();
+    assert_eq!((s.status.phase, s.status.step), (Some(Phase::RollingBack), Some(Step::ReopenWindow)));
+    s.state(Task::RollbackWindow, WindowState::Ready).settle();
+    s
+}
+
+/// RollingBack after the window: writes are blocked, the order Switch is given.
+fn reopened() -> Story {
+    let mut s = reopening();
+    s.wait(1).state(Task::RollbackWindow, WindowState::Blocked).settle();
+    assert_eq!(s.status.step, Some(Step::SwitchBack));
+    s
+}
+
+/// RollingBack after the window: the old version runs, the down SQL is ordered.
+fn reverting() -> Story {
+    let mut s = reopened();
+    s.acknowledge(Task::RollbackWindow).settle();
+    s.rollout(true, 0).probe(Task::RollbackWindow, "v1").settle();
+    assert_eq!(s.status.step, Some(Step::RollbackSql));
+    s
+}
+
+/// RolledBack; the clean-up is under way.
+fn rolled_back() -> Story {
+    let mut s = reverting();
+    s.wait(1).compared(Task::RollbackWindow, 0).state(Task::RollbackWindow, WindowState::Reverted);
+    s.succeed(Task::RollbackWindow).settle();
+    assert_eq!(s.status.phase, Some(Phase::RolledBack));
+    s
+}
+
+/// RollbackFailed: the down SQL failed, writes stay blocked.
+fn rollback_failed() -> Story {
+    let mut s = reverting();
+    s.wait(1).state(Task::RollbackWindow, WindowState::Held).fail(Task::RollbackWindow, Reason::SqlFailed).settle();
+    assert_eq!(s.status.phase, Some(Phase::RollbackFailed));
+    s
+}
+
+/// Failed before the window, with guards in the database; the clean-up is under way.
+fn failed() -> Story {
+    let mut s = rehearsing();
+    s.fail(Task::Rehearse, Reason::SqlFailed).settle();
+    assert_eq!(s.status.phase, Some(Phase::Failed));
+    s
+}
+
+fn cancelled() -> Story {
+    let mut s = awaiting();
+    s.say("ann", Word::Abort).settle();
+    assert_eq!(s.status.phase, Some(Phase::Cancelled));
+    s
+}
+
+/// Each phase once, as it comes about.
+fn each_phase() -> Vec<Story> {
+    vec![
+        preflight(),
+        awaiting(),
+        opened(),
+        validating(),
+        monitoring(),
+        completed(),
+        reverting(),
+        rolled_back(),
+        rollback_failed(),
+        failed(),
+        cancelled(),
+    ]
+}

@@ -1,0 +1,464 @@
+//! Start, the preparing steps, what stands in the way in the cluster, and beginning anew.
+
+use super::*;
+
+fn case(
+    name: &'static str,
+    given: fn() -> Story,
+    when: fn(&mut Story),
+    step: Step,
+    reason: &'static str,
+    effects: &'static [&'static str],
+    wake: Option<i64>,
+) -> Case {
+    Case { name, given, when, phase: Phase::Preparing, step, reason, effects, wake }
+}
+
+#[test]
+fn steps_follow_each_other() {
+    hold(&[
+        case("new", Story::new, nothing, Step::Preflight, "Progressing", &["start m-preflight-1"], None),
+        case(
+            "nothing is begun before deletion can be held up",
+            Story::new,
+            |s| s.seen.finalizer = false,
+            Step::Preflight,
+            "Progressing",
+            &["finalizer"],
+            None,
+        ),
+        case("Preflight is under way", preflight, nothing, Step::Preflight, "Progressing", &[], None),
+        case(
+            "the run is there, its Job is not",
+            preflight,
+            |s| s.run(Task::Preflight).job = Job::Absent,
+            Step::Preflight,
+            "Progressing",
+            &["start m-preflight-1"],
+            None,
+        ),
+        case(
+            "Preflight succeeded",
+            preflight,
+            |s| done(s.succeed(Task::Preflight)),
+            Step::Baseline,
+            "Progressing",
+            &["start m-backup-1"],
+            None,
+        ),
+        case(
+            "the baseline is told while the dump is running",
+            || at(Step::Baseline),
+            |s| done(s.report(Task::Backup, |s| (s.phase, s.baseline) = (RunPhase::Running, Some(baseline())))),
+            Step::Backup,
+            "Progressing",
+            &[],
+            None,
+        ),
+        case(
+            "baseline and backup are told at once",
+            || at(Step::Baseline),
+            |s| done(s.succeed(Task::Backup)),
+            Step::VerifyBackup,
+            "Progressing",
+            &["start m-verify-1"],
+            None,
+        ),
+        case(
+            "Backup succeeded",
+            || at(Step::Backup),
+            |s| done(s.succeed(Task::Backup)),
+            Step::VerifyBackup,
+            "Progressing",
+            &["start m-verify-1"],
+            None,
+        ),
+        case(
+            "VerifyBackup succeeded",
+            || at(Step::VerifyBackup),
+            |s| done(s.succeed(Task::VerifyBackup)),
+            Step::Rehearse,
+            "Progressing",
+            &["start m-rehearse-1"],
+            None,
+        ),
+        Case {
+            name: "Rehearse succeeded",
+            given: rehearsing,
+            when: |s| done(s.succeed(Task::Rehearse)),
+            phase: Phase::AwaitingApproval,
+            step: Step::Approve,
+            reason: "ApprovalPending",
+            effects: &[],
+            wake: None,
+        },
+    ]);
+}
+
+#[test]
+fn failures_that_may_pass_are_tried_again() {
+    hold(&[
+        case(
+            "Preflight failed",
+            preflight,
+            |s| done(s.fail(Task::Preflight, Reason::SecretKeyMissing)),
+            Step::Preflight,
+            "SecretKeyMissing",
+            &[],
+            Some(2),
+        ),
+        case(
+            "... and it is not yet time",
+            preflight,
+            |s| done(s.fail(Task::Preflight, Reason::SecretKeyMissing).settle().wait(1)),
+            Step::Preflight,
+            "SecretKeyMissing",
+            &[],
+            Some(1),
+        ),
+        case(
+            "... and it is time: a fresh run in the place of the old one",
+            preflight,
+            |s| done(s.fail(Task::Preflight, Reason::SecretKeyMissing).settle().wait(2)),
+            Step::Preflight,
+            "SecretKeyMissing",
+            &["remove m-preflight-1", "start m-preflight-2"],
+            None,
+        ),
+        case(
+            "Preflight is tried for ever, each half minute",
+            preflight,
+            |s| {
+                for _ in 0..20 {
+                    s.fail(Task::Preflight, Reason::SecretKeyMissing).settle().wait(30).settle();
+                }
+                s.fail(Task::Preflight, Reason::SecretKeyMissing);
+            },
+            Step::Preflight,
+            "SecretKeyMissing",
+            &[],
+            Some(30),
+        ),
+        case(
+            "its Job failed without a report",
+            preflight,
+            |s| done(s.lose(Task::Preflight)),
+            Step::Preflight,
+            "PodFailed",
+            &[],
+            Some(2),
+        ),
+        case(
+            "its Job completed without a report",
+            preflight,
+            |s| s.run(Task::Preflight).job = Job::Complete,
+            Step::Preflight,
+            "PodFailed",
+            &[],
+            Some(2),
+        ),
+        case(
+            "its Job took too long",
+            rehearsing,
+            |s| s.run(Task::Rehearse).job = Job::Failed { reason: "DeadlineExceeded".into() },
+            Step::Rehearse,
+            "StepTimeout",
+            &[],
+            Some(2),
+        ),
+        case(
+            "a failed dump voids the baseline of its snapshot",
+            || at(Step::Backup),
+            |s| done(s.fail(Task::Backup, Reason::DumpFailed)),
+            Step::Baseline,
+            "DumpFailed",
+            &[],
+            Some(2),
+        ),
+        case(
+            "... both are taken again",
+            || at(Step::Backup),
+            |s| done(s.fail(Task::Backup, Reason::DumpFailed).settle().wait(2)),
+            Step::Baseline,
+            "DumpFailed",
+            &["remove m-backup-1", "start m-backup-2"],
+            None,
+        ),
+        case(
+            "the object is not what was uploaded",
+            || at(Step::VerifyBackup),
+            |s| {
+                s.succeed(Task::VerifyBackup).report(Task::VerifyBackup, |s| {
+                    s.verification = Some(VerificationEvidence { bytes: 10, sha256: "sha256:x".into(), entries: 3 });
+                });
+            },
+            Step::VerifyBackup,
+            "BackupAltered",
+            &[],
+            Some(2),
+        ),
+        case(
+            "the object is cut",
+            || at(Step::VerifyBackup),
+            |s| {
+                s.succeed(Task::VerifyBackup).report(Task::VerifyBackup, |s| {
+                    s.verification = Some(VerificationEvidence { bytes: 9, sha256: "sha256:dump".into(), entries: 3 });
+                });
+            },
+            Step::VerifyBackup,
+            "BackupAltered",
+            &[],
+            Some(2),
+        ),
+        case(
+            "success without evidence is none",
+            rehearsing,
+            |s| done(s.report(Task::Rehearse, |s| s.phase = RunPhase::Succeeded)),
+            Step::Rehearse,
+            "Internal",
+            &[],
+            Some(2),
+        ),
+    ]);
+}
+
+fn exhaust(s: &mut Story, task: Task, reason: Reason) {
+    for _ in 0..2 {
+        s.fail(task, reason).settle().wait(300).settle();
+    }
+    s.fail(task, reason);
+}
+
+#[test]
+fn preparation_fails_for_good() {
+    let case = |name, given, when, step, reason| Case {
+        name,
+        given,
+        when,
+        phase: Phase::Failed,
+        step,
+        reason,
+        effects: &[],
+        wake: None,
+    };
+    hold(&[
+        case(
+            "SQL that cannot be parsed",
+            preflight,
+            |s| done(s.fail(Task::Preflight, Reason::SqlSyntaxError)),
+            Step::Preflight,
+            "SqlSyntaxError",
+        ),
+        case(
+            "SQL that fails on the copy",
+            rehearsing,
+            |s| done(s.fail(Task::Rehearse, Reason::SqlFailed)),
+            Step::Rehearse,
+            "SqlFailed",
+        ),
+        case(
+            "a way back that does not lead back",
+            rehearsing,
+            |s| done(s.fail(Task::Rehearse, Reason::RollbackNotEqual)),
+            Step::Rehearse,
+            "RollbackNotEqual",
+        ),
+        case(
+            "the third dump fails",
+            || at(Step::Baseline),
+            |s| exhaust(s, Task::Backup, Reason::BucketDenied),
+            Step::Baseline,
+            "BucketDenied",
+        ),
+        case(
+            "the backup is altered for the third time",
+            || at(Step::VerifyBackup),
+            |s| exhaust(s, Task::VerifyBackup, Reason::BackupAltered),
+            Step::VerifyBackup,
+            "BackupAltered",
+        ),
+        case(
+            "the third rehearsal fails",
+            rehearsing,
+            |s| exhaust(s, Task::Rehearse, Reason::ConnectionLost),
+            Step::Rehearse,
+            "ConnectionLost",
+        ),
+        case(
+            "the rehearsal predicts a longer window than allowed",
+            rehearsing,
+            |s| done(s.succeed(Task::Rehearse).report(Task::Rehearse, |s| s.rehearsal = Some(rehearsal(60.1)))),
+            Step::Rehearse,
+            "WindowTooShort",
+        ),
+    ]);
+    let mut s = rehearsing();
+    s.succeed(Task::Rehearse).report(Task::Rehearse, |s| s.rehearsal = Some(rehearsal(60.0))).settle();
+    assert_eq!(s.status.phase, Some(Phase::AwaitingApproval), "a window exactly as long as allowed is allowed");
+    let mut s = rehearsing();
+    s.fail(Task::Rehearse, Reason::SqlFailed);
+    let d = s.look();
+    let (_, message) = ready(&d.status);
+    assert!(message.contains("what was seen") && message.contains("nothing was changed"), "{message}");
+    assert_eq!(events(&d), ["SqlFailed"]);
+}
+
+/// Each thing that can stand in the way, and what its message must name.
+const VIOLATIONS: &[(&str, fn(&mut Story), &str)] = &[
+    ("SqlMissing", |s| s.seen.up = Sql::Missing, "ConfigMap sql has no key up (spec.migration.up)"),
+    ("SqlMissing", |s| s.seen.down = Sql::Missing, "ConfigMap sql has no key down (spec.migration.down)"),
+    (
+        "FlagConfigMapMissing",
+        |s| s.seen.flag = Flag::ConfigMapMissing,
+        "kubectl create configmap shop --from-literal=VERSION=v1",
+    ),
+    ("FlagKeyMissing", |s| s.seen.flag = Flag::KeyMissing, "ConfigMap shop has no key VERSION"),
+    (
+        "FlagConfigMapImmutable",
+        |s| s.seen.flag = Flag::Value { value: "v1".into(), immutable: true, set_for: None },
+        "ConfigMap shop is immutable",
+    ),
+    ("FlagNotAtFrom", |s| s.flag("v2", None), "key VERSION of ConfigMap shop is \"v2\", expected \"v1\""),
+    ("WorkloadMissing", |s| s.seen.workloads[0].exists = false, "Deployment shop is missing"),
+    ("WorkloadMissing", |s| s.seen.workloads.clear(), "Deployment shop is missing"),
+    (
+        "WorkloadDoesNotReadFlag",
+        |s| s.seen.workloads[0].reads_flag = false,
+        "no container of Deployment shop reads key VERSION",
+    ),
+    (
+        "DecisionPolicyMissing",
+        |s| s.seen.policy_problem = Some("ValidatingAdmissionPolicy x is missing".into()),
+        "ValidatingAdmissionPolicy x is missing; without it names in decisions are not proven; next: helm upgrade",
+    ),
+];
+
+#[test]
+fn what_stands_in_the_way_is_named_and_nothing_begins() {
+    for (reason, harm, text) in VIOLATIONS {
+        let mut s = Story::new();
+        harm(&mut s);
+        let first = s.turn();
+        let (found, message) = ready(&first.status);
+        assert_eq!(
+            (found.as_str(), s.status.phase, s.status.step),
+            (*reason, Some(Phase::Preparing), Some(Step::Preflight))
+        );
+        assert!(message.contains(text), "{reason}: {message}");
+        assert!(message.contains("next: "), "{reason}: no next command in {message}");
+        assert_eq!(acts(&first), Vec::<String>::new(), "{reason}");
+        assert_eq!(events(&first), [*reason]);
+        assert!(events(&s.turn()).is_empty(), "{reason}: told once, not each time");
+        // Mended, it goes on by itself.
+        let healthy = Story::new().seen;
+        s.seen = healthy;
+        assert_eq!(acts(&s.turn()), ["start m-preflight-1"], "{reason}");
+    }
+}
+
+#[test]
+fn what_stands_in_the_way_later_is_named_in_each_step() {
+    for (reason, harm, text) in VIOLATIONS.iter().filter(|v| v.0 != "SqlMissing") {
+        for step in [Step::Baseline, Step::Backup, Step::VerifyBackup, Step::Rehearse, Step::Approve] {
+            let mut s = at(step);
+            harm(&mut s);
+            let d = s.look();
+            let (found, message) = ready(&d.status);
+            assert_eq!((found.as_str(), d.status.step), (*reason, Some(step)));
+            assert!(message.contains(text), "{reason}: {message}");
+        }
+    }
+}
+
+#[test]
+fn changed_inputs_begin_anew() {
+    let changes: [(&str, fn(&mut Story)); 3] = [
+        ("up", |s| s.seen.up = Sql::Present("sha256:other".into())),
+        ("down", |s| s.seen.down = Sql::Present("sha256:other".into())),
+        ("spec", |s| s.seen.generation = 2),
+    ];
+    for (what, change) in changes {
+        for given in [|| at(Step::Baseline), || at(Step::VerifyBackup), rehearsing, awaiting] {
+            let mut s = given();
+            let step = s.status.step;
+            s.say("ann", Word::Execute).settle();
+            s.seen.runner_image = "image:2".into();
+            change(&mut s);
+            let d = s.turn();
+            let st = &d.status;
+            assert_eq!((st.phase, st.step), (Some(Phase::Preparing), Some(Step::Preflight)), "{what} in {step:?}");
+            assert!(acts(&d).contains(&"start m-preflight-2".to_owned()), "{what} in {step:?}: {:?}", acts(&d));
+            assert!(
+                st.baseline.is_none() && st.backup.is_none() && st.verification.is_none() && st.rehearsal.is_none(),
+                "{what} in {step:?}: old evidence stays"
+            );
+            assert!(st.approved_by.is_empty() && st.approvals.is_none(), "{what} in {step:?}: old approvals stay");
+            assert_eq!(st.plan.as_ref().unwrap().digest, None);
+            assert_eq!(st.runner_image.as_deref(), Some("image:2"), "a new start takes the present image");
+            assert!(events(&d).contains(&"PreparationRestarted"));
+        }
+    }
+    // Not in Preflight's first moments: there is no evidence to void.
+    let mut s = Story::new();
+    s.seen.up = Sql::Missing;
+    s.settle();
+    s.seen.up = Sql::Present("sha256:up".into());
+    assert!(!events(&s.look()).contains(&"PreparationRestarted"));
+    // SQL that is gone voids too: the rehearsal was of something that is no longer there.
+    let mut s = rehearsing();
+    s.seen.down = Sql::Missing;
+    let d = s.look();
+    assert_eq!((d.status.step, ready(&d.status).0.as_str()), (Some(Step::Preflight), "SqlMissing"));
+}
+
+#[test]
+fn runs_of_superseded_evidence_are_ended() {
+    for (step, run) in [
+        (Step::Baseline, "remove m-backup-1"),
+        (Step::Backup, "remove m-backup-1"),
+        (Step::VerifyBackup, "remove m-verify-1"),
+        (Step::Rehearse, "remove m-rehearse-1"),
+    ] {
+        let mut s = at(step);
+        s.seen.up = Sql::Present("sha256:other".into());
+        let d = s.turn();
+        assert!(acts(&d).contains(&run.to_owned()), "{step:?} goes on with the old plan: {:?}", acts(&d));
+    }
+    // The second time round nothing takes the new runs for the old ones.
+    let mut s = awaiting();
+    s.seen.up = Sql::Present("sha256:other".into());
+    s.settle();
+    for task in [Task::Preflight, Task::Backup, Task::VerifyBackup, Task::Rehearse] {
+        assert_eq!((s.run(task).run.spec.attempt, s.run(task).job.clone()), (2, Job::Active), "{task:?}");
+        s.succeed(task).settle();
+    }
+    assert_eq!(s.status.phase, Some(Phase::AwaitingApproval));
+}
+
+#[test]
+fn the_runners_image_is_pinned() {
+    let mut s = preflight();
+    s.seen.runner_image = "image:2".into();
+    s.succeed(Task::Preflight);
+    let d = s.turn();
+    let image = d.effects.iter().find_map(|e| if let Effect::StartRun(r) = e { Some(r.image.clone()) } else { None });
+    assert_eq!(image.as_deref(), Some("image:1"));
+}
+
+#[test]
+fn a_run_carries_what_earlier_ones_found() {
+    let mut s = at(Step::VerifyBackup);
+    s.succeed(Task::VerifyBackup);
+    let d = s.look();
+    let Some(Effect::StartRun(start)) = d.effects.iter().find(|e| matches!(e, Effect::StartRun(_))) else {
+        panic!("{:?}", d.effects)
+    };
+    assert_eq!(start.timeout_seconds, Some(21_600));
+    assert_eq!((start.spec.migration.as_str(), start.spec.migration_uid.as_str()), ("m", "uid-1"));
+    assert_eq!((start.spec.task, start.spec.attempt, &start.spec.plan), (Task::Rehearse, 1, &s.spec));
+    assert_eq!(start.spec.inputs.up_sha256, "sha256:up");
+    assert_eq!(start.spec.inputs.down_sha256, "sha256:down");
+    assert_eq!(start.spec.inputs.backup_object.as_deref(), Some("s3://b/o"));
+    assert_eq!(start.spec.inputs.backup_sha256.as_deref(), Some("sha256:dump"));
+    assert_eq!(start.spec.window, None);
+}

@@ -1,0 +1,280 @@
+//! The way back after the window, and what follows when it fails.
+
+use super::*;
+
+const BACK: Task = Task::RollbackWindow;
+
+fn case(
+    name: &'static str,
+    given: fn() -> Story,
+    when: fn(&mut Story),
+    step: Step,
+    effects: &'static [&'static str],
+    wake: i64,
+) -> Case {
+    Case { name, given, when, phase: Phase::RollingBack, step, reason: "RollingBack", effects, wake: Some(wake) }
+}
+
+#[test]
+fn the_way_back_goes_its_way() {
+    use WindowState::{Blocked, Opening, Ready, Reverted};
+    let standing_by: fn() -> Story = || {
+        let mut s = monitoring();
+        s.wait(1).say("ann", Word::Revert).settle();
+        s
+    };
+    hold(&[
+        case(
+            "begins",
+            monitoring,
+            |s| done(s.say("ann", Word::Revert)),
+            Step::ReopenWindow,
+            &["remove m-monitor-1", "start m-rollback-1"],
+            600,
+        ),
+        case("the pod is not ready", standing_by, nothing, Step::ReopenWindow, &[], 600),
+        case(
+            "ready",
+            standing_by,
+            |s| done(s.state(BACK, Ready)),
+            Step::ReopenWindow,
+            &["order m-rollback-1 Open"],
+            60,
+        ),
+        case("opening", reopening, |s| done(s.state(BACK, Opening)), Step::ReopenWindow, &[], 60),
+        case(
+            "blocked",
+            reopening,
+            |s| done(s.state(BACK, Blocked)),
+            Step::SwitchBack,
+            &["order m-rollback-1 Switch"],
+            60,
+        ),
+        case("no flag before the acknowledgement", reopened, nothing, Step::SwitchBack, &[], 59),
+        case("acknowledged", reopened, |s| done(s.acknowledge(BACK)), Step::SwitchBack, &["flag v1 uid-1.back"], 59),
+        case(
+            "restart only after the flag",
+            reopened,
+            |s| {
+                s.acknowledge(BACK);
+                s.flag("v1", Some("uid-1.back"));
+            },
+            Step::SwitchBack,
+            &["restart shop uid-1.back"],
+            59,
+        ),
+        case(
+            "a pod of the new version is left",
+            reopened,
+            |s| done(s.acknowledge(BACK).settle().rollout(true, 1).probe(BACK, "v1")),
+            Step::SwitchBack,
+            &[],
+            59,
+        ),
+        case(
+            "the probe answers the new version",
+            reopened,
+            |s| done(s.acknowledge(BACK).settle().rollout(true, 0).probe(BACK, "v2")),
+            Step::SwitchBack,
+            &[],
+            59,
+        ),
+        case(
+            "the old version runs",
+            reopened,
+            |s| done(s.acknowledge(BACK).settle().rollout(true, 0).probe(BACK, "v1")),
+            Step::RollbackSql,
+            &["order m-rollback-1 Revert"],
+            59,
+        ),
+        case("the SQL is under way", reverting, nothing, Step::RollbackSql, &[], 59),
+        case(
+            "the report of the end is not yet the end",
+            reverting,
+            |s| done(s.state(BACK, Reverted)),
+            Step::RollbackSql,
+            &[],
+            59,
+        ),
+        case(
+            "deleted on the way: it is ended all the same",
+            reverting,
+            |s| s.seen.deleting = true,
+            Step::RollbackSql,
+            &[],
+            59,
+        ),
+        case("Keep does not stop it", reverting, |s| done(s.say("ann", Word::Keep)), Step::RollbackSql, &[], 59),
+        Case {
+            name: "reverted",
+            given: reverting,
+            when: |s| done(s.compared(BACK, 0).state(BACK, Reverted).succeed(BACK)),
+            phase: Phase::RolledBack,
+            step: Step::ReleaseWindow,
+            reason: "RolledBack",
+            effects: &["start m-cleanup-1"],
+            wake: None,
+        },
+    ]);
+}
+
+#[test]
+fn a_way_back_that_takes_too_long_is_told() {
+    for given in [reopening as fn() -> Story, reopened, reverting] {
+        let mut s = given();
+        s.wait(60);
+        let d = s.turn();
+        let (reason, message) = ready(&d.status);
+        assert_eq!((d.status.phase, reason.as_str()), (Some(Phase::RollingBack), "WindowOverdue"));
+        assert!(message.contains("should have been over by") && message.contains("next: "), "{message}");
+        assert!(d.status.conditions.iter().any(|c| c.type_ == "Stalled" && c.status == "True"));
+        assert_eq!(events(&d), ["WindowOverdue"]);
+        assert_eq!(events(&s.turn()), Vec::<&str>::new(), "told once");
+    }
+    // And it still ends.
+    let mut s = reverting();
+    s.wait(60).settle();
+    s.compared(BACK, 0).state(BACK, WindowState::Reverted).succeed(BACK).settle();
+    assert_eq!(s.status.phase, Some(Phase::RolledBack));
+    assert!(s.status.conditions.iter().all(|c| c.type_ != "Stalled"));
+}
+
+#[test]
+fn the_end_of_the_way_back_tells_what_was_proven() {
+    let mut s = reverting();
+    s.wait(4).progress(BACK, |w| w.users_written_since = Some(7));
+    s.compared(BACK, 0).state(BACK, WindowState::Reverted).succeed(BACK);
+    let d = s.look();
+    let step = |n: Step| d.status.steps.iter().find(|x| x.name == n).unwrap().message.clone().unwrap();
+    assert_eq!(step(Step::VerifyRollback), "2 balances compared, 0 lost; total 3 credits");
+    assert_eq!(step(Step::ReleaseWindow), "writes were blocked for 4.0 s");
+    assert_eq!(d.status.rollback.as_ref().unwrap().users_written_since, Some(7));
+    assert_eq!(d.status.writes, Some(crate::api::Writes::Open));
+    assert!(ready(&d.status).1.contains("Revert by ann"), "{}", ready(&d.status).1);
+}
+
+#[test]
+fn the_flag_is_at_from_before_the_end() {
+    // The runner went back by itself, but somebody left the flag at v2.
+    let mut s = migrated();
+    s.wait(60).flag("v2", None);
+    s.state(Task::Window, WindowState::Reverted).fail(Task::Window, Reason::DeadlinePassed);
+    let d = s.turn();
+    assert_eq!((d.status.phase, d.status.step), (Some(Phase::RollingBack), Some(Step::SwitchBack)));
+    assert_eq!(acts(&d), ["flag v1 uid-1.back"]);
+    s.settle();
+    assert_eq!(s.status.phase, Some(Phase::RollingBack), "not before the rollout");
+    s.rollout(true, 0).probe(Task::Window, "v1").settle();
+    assert_eq!(s.status.phase, Some(Phase::RolledBack));
+}
+
+#[test]
+fn what_may_pass_is_tried_again() {
+    for reason in [Reason::PodFailed, Reason::ConnectionLost, Reason::LockTimeout, Reason::HostUnreachable] {
+        let mut s = reverting();
+        for attempt in 2..6 {
+            s.fail(BACK, reason).settle();
+            assert_eq!((s.status.phase, s.run(BACK).run.spec.attempt), (Some(Phase::RollingBack), attempt), "{reason}");
+        }
+        s.fail(BACK, reason).settle();
+        assert_eq!((s.status.phase, ready(&s.status).0.as_str()), (Some(Phase::RollbackFailed), reason.as_str()));
+    }
+}
+
+#[test]
+fn a_gate_that_opened_on_the_new_schema_is_closed_again() {
+    let mut s = reopened();
+    s.state(BACK, WindowState::Released).fail(BACK, Reason::DeadlinePassed);
+    let d = s.turn();
+    assert_eq!((d.status.phase, d.status.step), (Some(Phase::RollingBack), Some(Step::ReopenWindow)));
+    assert!(events(&d).contains(&"WindowReopening"));
+    s.settle();
+    assert_eq!(s.run(BACK).run.spec.attempt, 2);
+    for _ in 0..5 {
+        s.state(BACK, WindowState::Released).fail(BACK, Reason::DeadlinePassed).settle();
+    }
+    let (reason, message) = ready(&s.status);
+    assert_eq!((s.status.phase, reason.as_str()), (Some(Phase::RollbackFailed), "RollbackNotBegun"));
+    assert!(message.contains("the new version runs and writes are open; next:"), "{message}");
+    assert_eq!(s.status.writes, Some(crate::api::Writes::Open));
+}
+
+#[test]
+fn released_before_it_could_be_turned_round() {
+    let mut s = releasing();
+    // The way back was begun by a reader of an older status; the release was quicker.
+    s.status.window.as_mut().unwrap().releasing = false;
+    s.say("ann", Word::Abort).settle();
+    assert_eq!(s.status.phase, Some(Phase::RollingBack));
+    s.state(Task::Window, WindowState::Released).succeed(Task::Window);
+    let d = s.turn();
+    assert_eq!((d.status.phase, d.status.step), (Some(Phase::RollingBack), Some(Step::ReopenWindow)));
+    s.settle();
+    assert_eq!(s.run(BACK).run.spec.attempt, 1);
+}
+
+#[test]
+fn a_failed_way_back_waits_for_a_person() {
+    let s = rollback_failed();
+    let (reason, message) = ready(&s.status);
+    assert_eq!(reason, "SqlFailed");
+    assert_eq!(
+        message,
+        "what was seen; writes stay blocked, a person is needed; next: mend the cause (down SQL may be corrected in its ConfigMap), then kubectl creditmigration rollback m --confirm"
+    );
+    assert_eq!(s.status.writes, Some(crate::api::Writes::Blocked));
+    hold(&[
+        Case {
+            name: "nothing happens by itself",
+            given: rollback_failed,
+            when: |s| done(s.wait(86_400)),
+            phase: Phase::RollbackFailed,
+            step: Step::RollbackSql,
+            reason: "SqlFailed",
+            effects: &[],
+            wake: None,
+        },
+        Case {
+            name: "the old Revert does not count again; Execute is none",
+            given: rollback_failed,
+            when: |s| done(s.wait(1).say("bob", Word::Execute)),
+            phase: Phase::RollbackFailed,
+            step: Step::RollbackSql,
+            reason: "SqlFailed",
+            effects: &[],
+            wake: None,
+        },
+        Case {
+            name: "deletion does not let go: writes are blocked",
+            given: rollback_failed,
+            when: |s| s.seen.deleting = true,
+            phase: Phase::RollbackFailed,
+            step: Step::RollbackSql,
+            reason: "SqlFailed",
+            effects: &[],
+            wake: None,
+        },
+    ]);
+}
+
+#[test]
+fn a_new_revert_begins_the_way_back_again() {
+    let mut s = rollback_failed();
+    s.seen.down = Sql::Present("sha256:mended".into());
+    s.wait(1).say("bob", Word::Revert);
+    let d = s.turn();
+    assert_eq!((d.status.phase, d.status.step), (Some(Phase::RollingBack), Some(Step::ReopenWindow)));
+    assert_eq!(d.status.rollback.as_ref().unwrap().message, "Revert by bob");
+    assert_eq!(d.status.plan.as_ref().unwrap().down_sha256, "sha256:mended", "with the SQL as it stands now");
+    assert_eq!(d.status.writes, Some(crate::api::Writes::Blocked), "the gate is still closed");
+    s.settle();
+    assert_eq!(s.run(BACK).run.spec.inputs.down_sha256, "sha256:mended");
+    // The pod resumes a closed gate and never says Ready.
+    s.state(BACK, WindowState::Blocked).settle();
+    assert_eq!(s.status.step, Some(Step::SwitchBack));
+    assert!(s.status.window.as_ref().unwrap().deadline.is_some());
+    s.acknowledge(BACK).rollout(true, 0).probe(BACK, "v1").settle();
+    assert_eq!(s.status.step, Some(Step::RollbackSql));
+    s.compared(BACK, 0).state(BACK, WindowState::Reverted).succeed(BACK).settle();
+    assert_eq!(s.status.phase, Some(Phase::RolledBack));
+}

@@ -1,0 +1,227 @@
+//! Validating and Monitoring.
+
+use super::*;
+use crate::api::{OnBreach, RollbackPolicy};
+
+fn monitors(
+    name: &'static str,
+    when: fn(&mut Story),
+    reason: &'static str,
+    effects: &'static [&'static str],
+    wake: Option<i64>,
+) -> Case {
+    Case { name, given: monitoring, when, phase: Phase::Monitoring, step: Step::Monitor, reason, effects, wake }
+}
+
+fn on_breach(s: &mut Story, what: OnBreach) -> &mut Story {
+    s.spec.monitoring.checks[0].on_breach = what;
+    s
+}
+
+const BACK: &[&str] = &["remove m-monitor-1", "start m-rollback-1"];
+
+#[test]
+fn stages() {
+    let ends = |name, when| Case {
+        phase: Phase::Completed,
+        reason: "Completed",
+        effects: &["remove m-monitor-1"],
+        ..monitors(name, when, "", &[], None)
+    };
+    let back = |name, when| Case {
+        phase: Phase::RollingBack,
+        step: Step::ReopenWindow,
+        reason: "RollingBack",
+        effects: BACK,
+        ..monitors(name, when, "", &[], Some(600))
+    };
+    hold(&[
+        Case {
+            name: "validation without checks lasts its time",
+            given: validating,
+            when: nothing,
+            phase: Phase::Validating,
+            step: Step::Validate,
+            reason: "Progressing",
+            effects: &[],
+            wake: Some(20),
+        },
+        Case {
+            name: "... and monitoring follows",
+            given: validating,
+            when: |s| done(s.wait(20)),
+            phase: Phase::Monitoring,
+            step: Step::Monitor,
+            reason: "Progressing",
+            effects: &["start m-monitor-1"],
+            wake: Some(30),
+        },
+        monitors("passes, not yet over", |s| done(s.wait(29)), "Progressing", &[], Some(1)),
+        ends("passes to the end", |s| done(s.wait(30))),
+        monitors(
+            "never measured",
+            |s| done(s.wait(30).report(Task::Monitor, |s| s.checks.clear())),
+            "ChecksNotPassing",
+            &[],
+            None,
+        ),
+        monitors(
+            "NoData at the end",
+            |s| done(s.wait(30).measure(Task::Monitor, Outcome::NoData, false)),
+            "ChecksNotPassing",
+            &[],
+            None,
+        ),
+        monitors(
+            "NoData, long after",
+            |s| done(s.wait(9000).measure(Task::Monitor, Outcome::NoData, false)),
+            "ChecksNotPassing",
+            &[],
+            None,
+        ),
+        monitors(
+            "Error at the end",
+            |s| done(s.wait(30).measure(Task::Monitor, Outcome::Error, false)),
+            "ChecksNotPassing",
+            &[],
+            None,
+        ),
+        monitors(
+            "Fail at the end, not breached",
+            |s| done(s.wait(30).measure(Task::Monitor, Outcome::Fail, false)),
+            "ChecksNotPassing",
+            &[],
+            None,
+        ),
+        monitors(
+            "Fail before the end, not breached",
+            |s| done(s.measure(Task::Monitor, Outcome::Fail, false)),
+            "Progressing",
+            &[],
+            Some(30),
+        ),
+        back("breached", |s| done(s.measure(Task::Monitor, Outcome::Fail, true))),
+        back("breached once, passes again", |s| done(s.measure(Task::Monitor, Outcome::Pass, true))),
+        back("breached when the time is over", |s| done(s.wait(30).measure(Task::Monitor, Outcome::Fail, true))),
+        back("Revert", |s| done(s.say("ann", Word::Revert))),
+        back("Abort", |s| done(s.say("author", Word::Abort))),
+        back("Revert in an unproven name: a forged stop is the lesser harm", |s| {
+            s.say("ann", Word::Revert).seen.policy_problem = Some("gone".into());
+        }),
+        monitors(
+            "breached, a person decides",
+            |s| {
+                s.spec.rollback.policy = RollbackPolicy::Manual;
+                s.measure(Task::Monitor, Outcome::Fail, true);
+            },
+            "Progressing",
+            &[],
+            Some(30),
+        ),
+        monitors(
+            "... and it does not end by itself",
+            |s| {
+                s.spec.rollback.policy = RollbackPolicy::Manual;
+                s.wait(30).measure(Task::Monitor, Outcome::Fail, true);
+            },
+            "ChecksNotPassing",
+            &[],
+            None,
+        ),
+        monitors(
+            "Hold holds",
+            |s| {
+                on_breach(s, OnBreach::Hold).wait(30).measure(Task::Monitor, Outcome::Fail, true);
+            },
+            "ChecksNotPassing",
+            &[],
+            None,
+        ),
+        ends("... until it passes again", |s| {
+            on_breach(s, OnBreach::Hold).wait(30).measure(Task::Monitor, Outcome::Pass, true);
+        }),
+        ends("Warn does not hold", |s| {
+            on_breach(s, OnBreach::Warn).wait(30).measure(Task::Monitor, Outcome::Fail, true);
+        }),
+        monitors("the pod was lost: measured anew", |s| done(s.wait(10).lose(Task::Monitor)), "PodFailed", &[], None),
+        monitors(
+            "... the stage does not end meanwhile",
+            |s| done(s.wait(30).lose(Task::Monitor)),
+            "PodFailed",
+            &[],
+            None,
+        ),
+        monitors(
+            "... by a fresh pod",
+            |s| done(s.wait(10).lose(Task::Monitor).settle().wait(2)),
+            "PodFailed",
+            &["remove m-monitor-1", "start m-monitor-2"],
+            None,
+        ),
+        monitors("the new SQL is edited now", |s| s.seen.up = Sql::Missing, "Progressing", &[], Some(30)),
+    ]);
+}
+
+#[test]
+fn a_breach_tells_value_and_limit() {
+    let mut s = monitoring();
+    s.measure(Task::Monitor, Outcome::Fail, true);
+    let d = s.look();
+    let rollback = d.status.rollback.unwrap();
+    assert_eq!((rollback.cause.as_str(), rollback.message.as_str()), ("TriggerFired", "errors: 0.21 > 0.05"));
+
+    let mut s = monitoring();
+    on_breach(&mut s, OnBreach::Hold).measure(Task::Monitor, Outcome::Fail, true);
+    assert_eq!(events(&s.turn()), ["CheckBreached"]);
+    assert_eq!(events(&s.turn()), Vec::<&str>::new(), "told once");
+    s.wait(30);
+    let (_, message) = ready(&s.look().status);
+    assert!(message.contains("errors Fail (0.21 > 0.05)") && message.contains("to go back: kubectl"), "{message}");
+}
+
+/// Monitoring with a check of the workload alone.
+fn watching_workload() -> Story {
+    let mut s = validating();
+    let check = &mut s.spec.monitoring.checks[0];
+    (check.sql, check.workload) = (None, Some(shop()));
+    s.wait(20).settle();
+    assert_eq!(s.status.phase, Some(Phase::Monitoring));
+    s
+}
+
+#[test]
+fn workloads_are_measured_by_what_is_seen() {
+    let mut s = watching_workload();
+    assert!(s.seen.runs.iter().all(|r| r.run.spec.task != Task::Monitor), "no pod is needed for it");
+    assert_eq!(s.status.checks[0].outcome, Outcome::Pass);
+    // 3 of 3, five seconds apart; looking more often does not count more.
+    s.seen.workloads[0].available = (1, 2);
+    s.wait(1).settle();
+    assert_eq!((s.status.checks[0].outcome, s.status.checks[0].failed), (Outcome::Fail, 1));
+    assert_eq!(s.status.checks[0].message, "1 of 2 replicas available");
+    assert_eq!(s.look().wake_at, Some(s.now + seconds(5)), "it is looked at again although nothing happens");
+    s.wait(1).settle();
+    assert_eq!(s.status.checks[0].failed, 1);
+    s.wait(5).settle();
+    assert_eq!((s.status.checks[0].failed, s.status.checks[0].breached), (2, false));
+    s.wait(5);
+    let d = s.look();
+    assert_eq!(d.status.phase, Some(Phase::RollingBack));
+    assert_eq!(d.status.rollback.unwrap().message, "errors: 1 of 2 replicas available");
+
+    for (name, harm) in
+        [("gone", (|w| w.exists = false) as fn(&mut Workload)), ("scaled to nothing", |w| w.available = (0, 0))]
+    {
+        let mut s = watching_workload();
+        harm(&mut s.seen.workloads[0]);
+        s.wait(1).settle();
+        assert_eq!(s.status.checks[0].outcome, Outcome::Fail, "{name}");
+    }
+    // Back in between: the row begins anew.
+    let mut s = watching_workload();
+    s.seen.workloads[0].available = (1, 2);
+    s.wait(1).settle().wait(5).settle();
+    s.seen.workloads[0].available = (2, 2);
+    s.wait(1).settle();
+    assert_eq!((s.status.checks[0].outcome, s.status.checks[0].failed), (Outcome::Pass, 0));
+}

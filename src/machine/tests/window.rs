@@ -1,0 +1,491 @@
+//! Executing: from the pod that stands by to the release, and every way out of the window.
+
+use super::*;
+
+const WINDOW: Task = Task::Window;
+
+fn case(
+    name: &'static str,
+    given: fn() -> Story,
+    when: fn(&mut Story),
+    step: Step,
+    effects: &'static [&'static str],
+    wake: Option<i64>,
+) -> Case {
+    let reason = if step == Step::OpenWindow && wake == Some(599) { "PreparingWindow" } else { "WindowOpen" };
+    Case { name, given, when, phase: Phase::Executing, step, reason, effects, wake }
+}
+
+#[test]
+fn the_window_goes_its_way() {
+    use WindowState::{Blocked, Migrated, Opening};
+    hold(&[
+        case("the pod is not ready", approved, |s| done(s.wait(1)), Step::OpenWindow, &[], Some(599)),
+        case("opening", opened, |s| done(s.state(WINDOW, Opening)), Step::OpenWindow, &[], Some(50)),
+        case("blocked", opened, |s| done(s.state(WINDOW, Blocked)), Step::Migrate, &[], Some(50)),
+        case(
+            "committed",
+            opened,
+            |s| done(s.state(WINDOW, Migrated)),
+            Step::SwitchApplication,
+            &["order m-window-1 Switch"],
+            Some(50),
+        ),
+        case("no flag before the acknowledgement", migrated, nothing, Step::SwitchApplication, &[], Some(50)),
+        case(
+            "acknowledged: the flag, and nothing before it",
+            migrated,
+            |s| done(s.acknowledge(WINDOW)),
+            Step::SwitchApplication,
+            &["flag v2 uid-1.to"],
+            Some(50),
+        ),
+        case(
+            "the flag has the value, but from another hand",
+            migrated,
+            |s| {
+                s.acknowledge(WINDOW);
+                s.flag("v2", Some("uid-0.to"));
+            },
+            Step::SwitchApplication,
+            &["flag v2 uid-1.to"],
+            Some(50),
+        ),
+        case(
+            "restart only after the flag",
+            migrated,
+            |s| {
+                s.acknowledge(WINDOW);
+                s.flag("v2", Some("uid-1.to"));
+            },
+            Step::SwitchApplication,
+            &["restart shop uid-1.to"],
+            Some(50),
+        ),
+        case("rollout under way", switching, nothing, Step::SwitchApplication, &[], Some(50)),
+        case(
+            "rolled out, an old pod is left",
+            switching,
+            |s| done(s.rollout(true, 1).probe(WINDOW, "v2")),
+            Step::SwitchApplication,
+            &[],
+            Some(50),
+        ),
+        case(
+            "no old pod, not settled",
+            switching,
+            |s| done(s.rollout(false, 0).probe(WINDOW, "v2")),
+            Step::SwitchApplication,
+            &[],
+            Some(50),
+        ),
+        case(
+            "rolled out, the probe answers the old version",
+            switching,
+            |s| done(s.rollout(true, 0).probe(WINDOW, "v1")),
+            Step::SwitchApplication,
+            &[],
+            Some(50),
+        ),
+        case(
+            "rolled out, the probe does not answer",
+            switching,
+            |s| done(s.rollout(true, 0)),
+            Step::SwitchApplication,
+            &[],
+            Some(50),
+        ),
+        case(
+            "rolled out, no probe wanted",
+            switching,
+            |s| {
+                s.rollout(true, 0);
+                s.spec.application.version_probe = None;
+            },
+            Step::CloseWindow,
+            &[],
+            Some(50),
+        ),
+        case(
+            "somebody restarted it for something else",
+            switching,
+            |s| {
+                s.rollout(true, 0).probe(WINDOW, "v2").seen.workloads[0].restarted_for = Some("other".into());
+            },
+            Step::SwitchApplication,
+            &["restart shop uid-1.to"],
+            Some(50),
+        ),
+        case(
+            "somebody set the flag back",
+            switching,
+            |s| {
+                s.rollout(true, 0).probe(WINDOW, "v2").flag("v1", Some("uid-1.to"));
+            },
+            Step::SwitchApplication,
+            &["flag v2 uid-1.to"],
+            Some(50),
+        ),
+        case(
+            "all run v2, balances not compared",
+            switching,
+            |s| done(s.rollout(true, 0).probe(WINDOW, "v2")),
+            Step::CloseWindow,
+            &[],
+            Some(50),
+        ),
+        case(
+            "compared before the rollout ends",
+            switching,
+            |s| done(s.compared(WINDOW, 0)),
+            Step::SwitchApplication,
+            &[],
+            Some(50),
+        ),
+        case(
+            "all run v2, all balances equal",
+            switched,
+            |s| done(s.compared(WINDOW, 0)),
+            Step::CloseWindow,
+            &["order m-window-1 Release"],
+            Some(50),
+        ),
+        case(
+            "release is on its way: no way back in between",
+            releasing,
+            |s| done(s.wait(100).say("ann", Word::Abort)),
+            Step::CloseWindow,
+            &[],
+            Some(-50),
+        ),
+        case(
+            "the report of the end is not yet the end",
+            releasing,
+            |s| done(s.state(WINDOW, WindowState::Released)),
+            Step::CloseWindow,
+            &[],
+            Some(50),
+        ),
+        case(
+            "the Job is gone, the run is not",
+            opened,
+            |s| s.run(WINDOW).job = Job::Absent,
+            Step::OpenWindow,
+            &["start m-window-1"],
+            Some(50),
+        ),
+    ]);
+}
+
+#[test]
+fn the_deadline_is_persisted_before_the_order_is_given() {
+    let mut s = approved();
+    s.wait(1).state(WINDOW, WindowState::Ready);
+    let first = s.look();
+    let deadline = first.status.window.as_ref().unwrap().deadline;
+    assert_eq!(deadline, Some(s.now + seconds(60)));
+    assert_eq!(ready(&first.status).0, "OpeningWindow");
+    assert_eq!(first.wake_at, deadline);
+    let order = |d: &Decision| {
+        d.effects
+            .iter()
+            .find_map(|e| if let Effect::OrderWindow { order, .. } = e { Some(order.clone()) } else { None })
+    };
+    // The order carries what is persisted with it ...
+    assert_eq!(order(&first).unwrap().deadline, deadline);
+    // ... a crash before it was given repeats it, with the same deadline ...
+    s.status = first.status.clone();
+    s.wait(7);
+    let second = s.look();
+    assert_eq!(order(&second), order(&first));
+    assert_eq!(second.status.window.as_ref().unwrap().deadline, deadline);
+    // ... and without it in the status nothing is ordered, whatever was decided in memory.
+    s.status.window = None;
+    s.progress(WINDOW, |w| w.state = WindowState::Starting);
+    assert_eq!(order(&s.look()), None);
+}
+
+#[test]
+fn the_acknowledgement_is_persisted_before_the_flag_is_set() {
+    let mut s = migrated();
+    s.acknowledge(WINDOW);
+    let d = s.look();
+    assert!(d.status.window.as_ref().unwrap().switched);
+    // A late report without it takes nothing back.
+    s.status = d.status;
+    s.progress(WINDOW, |w| w.switch_acknowledged = false);
+    assert_eq!(acts(&s.look()), ["flag v2 uid-1.to"]);
+}
+
+#[test]
+fn gates_are_looked_at_once_more_before_the_window() {
+    let back = |name, when| Case {
+        name,
+        given: approved,
+        when,
+        phase: Phase::AwaitingApproval,
+        step: Step::Approve,
+        reason: "",
+        effects: &["remove m-window-1"],
+        wake: None,
+    };
+    let cases = [
+        Case { reason: "FlagNotAtFrom", ..back("flag", |s| s.flag("v2", None)) },
+        Case { reason: "WorkloadMissing", ..back("workload", |s| s.seen.workloads[0].exists = false) },
+        Case { reason: "DecisionPolicyMissing", ..back("policy", |s| s.seen.policy_problem = Some("gone".into())) },
+        Case { reason: "Rejected", ..back("rejected", |s| done(s.say("eve", Word::Reject))) },
+        Case {
+            reason: "ApprovalPending",
+            ..back("an approval was deleted", |s| {
+                s.seen.decisions.pop();
+            })
+        },
+        Case {
+            phase: Phase::Preparing,
+            step: Step::Preflight,
+            reason: "Progressing",
+            effects: &["remove m-preflight-1", "remove m-window-1", "start m-preflight-2"],
+            ..back("SQL", |s| s.seen.up = Sql::Present("sha256:x".into()))
+        },
+        Case {
+            phase: Phase::Preparing,
+            step: Step::Preflight,
+            reason: "Progressing",
+            effects: &["remove m-preflight-1", "remove m-window-1", "start m-preflight-2"],
+            ..back("spec", |s| s.seen.generation = 2)
+        },
+        Case { reason: "PodFailed", ..back("the pod was not ready in time", |s| done(s.wait(600))) },
+        Case { reason: "PodFailed", ..back("the Job failed without a report", |s| done(s.lose(WINDOW))) },
+        Case {
+            reason: "HostUnreachable",
+            ..back("the pod cannot reach the database", |s| done(s.fail(WINDOW, Reason::HostUnreachable)))
+        },
+    ];
+    hold(&cases);
+    for case in cases {
+        // And also when the pod is ready in the same moment.
+        let mut s = approved();
+        (case.when)(&mut s);
+        if case.reason != "PodFailed" && case.reason != "HostUnreachable" {
+            s.state(WINDOW, WindowState::Ready);
+        }
+        let d = s.look();
+        assert_eq!(d.status.phase, Some(case.phase), "{}", case.name);
+        assert!(!acts(&d).iter().any(|e| e.starts_with("order")), "{}: {:?}", case.name, acts(&d));
+    }
+}
+
+#[test]
+fn a_window_without_effect_needs_new_approvals() {
+    for reason in [Reason::LockTimeout, Reason::WritesNotBlocked, Reason::ConnectionLost, Reason::DeadlinePassed] {
+        let mut s = opened();
+        s.state(WINDOW, WindowState::Reverted).fail(WINDOW, reason);
+        let d = s.turn();
+        assert_eq!((d.status.phase, d.status.step), (Some(Phase::AwaitingApproval), Some(Step::Approve)), "{reason}");
+        assert_eq!(d.status.approvals_after, Some(s.now), "{reason}");
+        let (found, message) = ready(&d.status);
+        assert_eq!(found, reason.as_str());
+        assert!(
+            message.contains("what was seen; nothing was changed; next: kubectl creditmigration approve m"),
+            "{message}"
+        );
+        s.settle();
+        assert_eq!(
+            (s.status.phase, s.status.approvals.as_deref()),
+            (Some(Phase::AwaitingApproval), Some("0/2")),
+            "{reason}"
+        );
+        s.wait(1).say("ann", Word::Execute).settle();
+        assert_eq!(s.status.approvals.as_deref(), Some("1/2"), "{reason}: one new word, none of the old");
+        s.say("bob", Word::Execute);
+        let d = s.turn();
+        assert_eq!(d.status.phase, Some(Phase::Executing));
+        assert!(acts(&d).contains(&"start m-window-2".to_owned()), "{reason}: {:?}", acts(&d));
+        assert_eq!(d.status.window, None, "{reason}: the new window has no deadline of the old one");
+    }
+}
+
+#[test]
+fn sql_that_fails_in_the_window_fails_the_migration() {
+    for reason in [Reason::SqlFailed, Reason::TablesNotGone, Reason::BalancesUnexplained] {
+        let mut s = opened();
+        s.state(WINDOW, WindowState::Blocked).settle();
+        s.state(WINDOW, WindowState::Reverted).fail(WINDOW, reason);
+        let d = s.look();
+        assert_eq!((d.status.phase, d.status.step), (Some(Phase::Failed), Some(Step::Migrate)), "{reason}");
+        let (found, message) = ready(&d.status);
+        assert_eq!(found, reason.as_str());
+        assert!(message.contains("rolled back, nothing was changed, writes are open"), "{message}");
+        assert_eq!(d.status.writes, Some(crate::api::Writes::Open));
+        assert_eq!(s.seen.flag_value(), Some("v1"));
+    }
+}
+
+/// Given, when, cause, step and effects of the way back.
+type WayBack = (&'static str, fn() -> Story, fn(&mut Story), &'static str, Step, &'static [&'static str]);
+
+#[test]
+fn inside_the_window_it_goes_back() {
+    let revert: &[&str] = &["order m-window-1 Revert"];
+    let flag: &[&str] = &["flag v1 uid-1.back"];
+    let cases: &[WayBack] = &[
+        ("deadline before the commit", opened, |s| done(s.wait(50)), "DeadlinePassed", Step::RollbackSql, revert),
+        ("deadline after the commit", migrated, |s| done(s.wait(50)), "DeadlinePassed", Step::RollbackSql, revert),
+        ("deadline in the rollout", switching, |s| done(s.wait(50)), "DeadlinePassed", Step::SwitchBack, flag),
+        ("deadline before the comparison", switched, |s| done(s.wait(50)), "DeadlinePassed", Step::SwitchBack, flag),
+        ("Abort", opened, |s| done(s.say("ann", Word::Abort)), "Stopped", Step::RollbackSql, revert),
+        ("Revert", migrated, |s| done(s.say("ann", Word::Revert)), "Stopped", Step::RollbackSql, revert),
+        ("Abort by the author", switching, |s| done(s.say("author", Word::Abort)), "Stopped", Step::SwitchBack, flag),
+        ("balances", migrated, |s| done(s.compared(WINDOW, 1)), "BalancesUnexplained", Step::RollbackSql, revert),
+        (
+            "balances, switched",
+            switched,
+            |s| done(s.compared(WINDOW, 1)),
+            "BalancesUnexplained",
+            Step::SwitchBack,
+            flag,
+        ),
+        ("deleted", opened, |s| s.seen.deleting = true, "Deleted", Step::RollbackSql, revert),
+        ("deleted, switched", switched, |s| s.seen.deleting = true, "Deleted", Step::SwitchBack, flag),
+    ];
+    for (name, given, when, cause, step, effects) in cases {
+        let mut s = given();
+        when(&mut s);
+        let d = s.look();
+        let rollback = d.status.rollback.clone().unwrap_or_else(|| panic!("{name}: stays"));
+        assert_eq!((d.status.phase, d.status.step), (Some(Phase::RollingBack), Some(*step)), "{name}");
+        assert_eq!((rollback.cause.as_str(), rollback.started_at), (*cause, s.now), "{name}");
+        assert_eq!(acts(&d), *effects, "{name}");
+        assert!(events(&d).contains(cause), "{name}: {:?}", events(&d));
+        assert_eq!(d.status.window.as_ref().unwrap().released_at, None, "{name}: writes stay blocked meanwhile");
+    }
+    let stays: &[(&str, fn() -> Story, fn(&mut Story))] = &[
+        ("a second before the deadline", opened, |s| done(s.wait(49))),
+        ("Reject is too late", opened, |s| done(s.say("ann", Word::Reject))),
+        ("SQL edited inside", migrated, |s| s.seen.up = Sql::Missing),
+        ("spec edited inside", migrated, |s| s.seen.generation = 2),
+        ("deleted while it is being released", releasing, |s| s.seen.deleting = true),
+        ("deadline while it is being released", releasing, |s| done(s.wait(500))),
+    ];
+    for (name, given, when) in stays {
+        let mut s = given();
+        let step = s.status.step;
+        when(&mut s);
+        let d = s.look();
+        assert_eq!((d.status.phase, d.status.step), (Some(Phase::Executing), step), "{name}");
+        assert_eq!(d.status.rollback, None, "{name}");
+    }
+}
+
+#[test]
+fn going_back_inside_the_window_ends_it() {
+    // Not switched: the down SQL at once. Switched: first flag and rollout, then the SQL.
+    let mut s = migrated();
+    s.wait(50).settle();
+    s.wait(1).state(WINDOW, WindowState::Reverted).succeed(WINDOW);
+    assert_eq!(s.turn().status.phase, Some(Phase::RolledBack));
+
+    let mut s = switching();
+    s.wait(50).settle();
+    assert_eq!(s.seen.flag_value(), Some("v1"));
+    assert_eq!(s.seen.workloads[0].restarted_for.as_deref(), Some("uid-1.back"));
+    assert_eq!(acts(&s.look()), Vec::<String>::new(), "no down SQL before the old version runs");
+    s.rollout(true, 1).probe(WINDOW, "v1");
+    assert_eq!(acts(&s.look()), Vec::<String>::new(), "no down SQL while a new pod is left");
+    s.rollout(true, 0).probe(WINDOW, "v2");
+    assert_eq!(acts(&s.look()), Vec::<String>::new(), "no down SQL while the probe answers the new version");
+    s.probe(WINDOW, "v1");
+    assert_eq!(acts(&s.turn()), ["order m-window-1 Revert"]);
+    s.state(WINDOW, WindowState::Reverted).succeed(WINDOW);
+    let d = s.turn();
+    assert_eq!((d.status.phase, ready(&d.status).0.as_str()), (Some(Phase::RolledBack), "RolledBack"));
+}
+
+#[test]
+fn the_runner_ended_the_window_by_itself() {
+    // Committed, then undone at the deadline, controller away: nothing is left but to say so.
+    let mut s = opened();
+    s.wait(60).state(WINDOW, WindowState::Reverted).fail(WINDOW, Reason::DeadlinePassed);
+    s.progress(WINDOW, |w| (w.migrate_seconds, w.deadline_passed) = (Some(1.0), true));
+    let d = s.look();
+    assert_eq!(d.status.phase, Some(Phase::RolledBack));
+    assert_eq!(d.status.rollback.as_ref().unwrap().cause, "DeadlinePassed");
+    // Released while no controller looked: the steps in between count as done.
+    let mut s = opened();
+    s.state(WINDOW, WindowState::Released).succeed(WINDOW);
+    let d = s.look();
+    assert_eq!((d.status.phase, d.status.step), (Some(Phase::Validating), Some(Step::Validate)));
+    for step in [Step::Migrate, Step::VerifyMigration, Step::SwitchApplication, Step::CloseWindow] {
+        let x = d.status.steps.iter().find(|x| x.name == step).unwrap();
+        assert_eq!(x.state, crate::api::StepState::Succeeded, "{step:?}");
+    }
+}
+
+#[test]
+fn a_lost_pod_is_replaced_and_then_a_person_called() {
+    let mut s = migrated();
+    for attempt in 2..6 {
+        s.lose(WINDOW);
+        let d = s.turn();
+        assert_eq!(d.status.phase, Some(Phase::Executing));
+        assert_eq!(events(&d), ["WindowPodLost"]);
+        s.settle();
+        assert_eq!(s.run(WINDOW).run.spec.attempt, attempt, "the next pod");
+        let order = s.run(WINDOW).run.spec.window.clone().unwrap();
+        assert_eq!(order.command, crate::api::WindowCommand::Switch, "it is told at once how far it may go");
+        assert_eq!(order.deadline, s.status.window.as_ref().unwrap().deadline, "the deadline stays");
+    }
+    s.lose(WINDOW);
+    let d = s.look();
+    assert_eq!((d.status.phase, ready(&d.status).0.as_str()), (Some(Phase::RollbackFailed), "PodFailed"));
+    assert!(ready(&d.status).1.contains("a person is needed; next:"), "{}", ready(&d.status).1);
+    assert_eq!(d.status.writes, Some(crate::api::Writes::Blocked));
+}
+
+#[test]
+fn only_a_gate_known_to_be_open_counts_as_nothing_changed() {
+    for reason in [Reason::ConnectionLost, Reason::SqlFailed, Reason::Internal] {
+        for state in [WindowState::Opening, WindowState::Blocked, WindowState::Migrated] {
+            let mut s = opened();
+            s.state(WINDOW, state).fail(WINDOW, reason);
+            let d = s.turn();
+            assert_eq!(
+                d.status.phase,
+                Some(Phase::Executing),
+                "{reason} in {state:?}: the next pod reads the database"
+            );
+            s.settle();
+            assert_eq!(s.run(WINDOW).run.spec.attempt, 2, "{reason} in {state:?}");
+        }
+    }
+    // Open on the new schema, and something beside it went wrong: the new version runs.
+    let mut s = releasing();
+    s.state(WINDOW, WindowState::Released).fail(WINDOW, Reason::ConnectionLost);
+    let d = s.look();
+    assert_eq!(d.status.phase, Some(Phase::Validating));
+    assert!(events(&d).contains(&"ConnectionLost"), "{:?}", events(&d));
+}
+
+#[test]
+fn what_was_switched_is_looked_at_until_the_release() {
+    let mut s = switched();
+    s.flag("v1", None);
+    let d = s.turn();
+    assert_eq!((d.status.step, acts(&d)), (Some(Step::SwitchApplication), vec!["flag v2 uid-1.to".to_owned()]));
+    s.compared(WINDOW, 0).rollout(true, 1).settle();
+    assert!(!s.status.window.as_ref().unwrap().releasing, "an old pod is back");
+    s.rollout(true, 0).settle();
+    assert!(s.status.window.as_ref().unwrap().releasing);
+}
+
+#[test]
+fn a_held_window_needs_a_person() {
+    for given in [migrated as fn() -> Story, switching, switched] {
+        let mut s = given();
+        s.state(WINDOW, WindowState::Held).fail(WINDOW, Reason::SqlFailed);
+        let d = s.look();
+        assert_eq!((d.status.phase, ready(&d.status).0.as_str()), (Some(Phase::RollbackFailed), "SqlFailed"));
+        assert_eq!(d.status.writes, Some(crate::api::Writes::Blocked));
+        assert_eq!(acts(&d), Vec::<String>::new());
+    }
+}
