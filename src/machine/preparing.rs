@@ -129,12 +129,14 @@ impl Machine<'_> {
     }
 
     fn fail_preparation(&mut self, step: Step, reason: &str, message: &str) {
+        let sql = &self.spec.migration;
+        let [up, down] = [&sql.up, &sql.down].map(|source| source.config_map_key_ref.name.as_str());
+        let maps = if up == down { format!("ConfigMap {up}") } else { format!("ConfigMap {up} or {down}") };
+        // What went wrong may have named what to do already.
+        let next =
+            if message.contains("next: ") { String::new() } else { format!("next: correct {maps}, or the spec; ") };
         self.enter(Phase::Failed);
-        self.fail_step(
-            step,
-            reason,
-            format!("{message}; nothing was changed; after spec or SQL are corrected it starts again by itself"),
-        );
+        self.fail_step(step, reason, format!("{message}; nothing was changed; {next}it then starts again by itself"));
         self.step_mut(step).retry_at = None;
     }
 
