@@ -4,7 +4,6 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use credit_migration::{api, controller, runner, telemetry};
-use kube::CustomResourceExt;
 
 #[derive(Parser)]
 #[command(version, about)]
@@ -38,11 +37,7 @@ async fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
             telemetry::init_logging();
             return Ok(runner::run().await);
         }
-        Command::Crd => {
-            for crd in [api::CreditMigration::crd(), api::MigrationDecision::crd(), api::MigrationRun::crd()] {
-                println!("---\n{}", serde_yaml_ng::to_string(&crd)?.trim_end());
-            }
-        }
+        Command::Crd => print!("{}", api::crds_yaml()?),
         Command::CheckInstall(options) => println!("{}", controller::check_install(&options).await?),
     }
     Ok(ExitCode::SUCCESS)

@@ -1,6 +1,7 @@
 //! The three kinds of group `creditmigration.io/v1alpha1`: serde types, schemas, CEL rules. Pure.
 
 mod checks;
+mod crds;
 mod decision;
 mod migration;
 pub mod mounts;
@@ -9,6 +10,7 @@ mod run;
 mod status;
 
 pub use checks::*;
+pub use crds::{crds, crds_yaml};
 pub use decision::*;
 pub use migration::*;
 pub use reason::*;

@@ -1,0 +1,46 @@
+//! The CustomResourceDefinitions as they are installed.
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::CustomResourceExt;
+use serde_json::Value;
+
+use super::{CreditMigration, MigrationDecision, MigrationRun};
+
+/// Formats of Rust's types that the API server does not know: it ignores them, and warns of each at every installation.
+/// What limits a field is its `minimum` and `maximum`.
+const UNKNOWN_FORMATS: &[&str] = &["uint", "uint8", "uint16", "uint32", "uint64", "int8", "int16"];
+
+/// The three kinds, in the order in which they are installed.
+pub fn crds() -> Result<Vec<CustomResourceDefinition>, serde_json::Error> {
+    [CreditMigration::crd(), MigrationDecision::crd(), MigrationRun::crd()]
+        .into_iter()
+        .map(|crd| {
+            let mut value = serde_json::to_value(crd)?;
+            remove_unknown_formats(&mut value);
+            serde_json::from_value(value)
+        })
+        .collect()
+}
+
+/// `crds/creditmigration.io.yaml`.
+pub fn crds_yaml() -> Result<String, Box<dyn std::error::Error>> {
+    let mut text = String::new();
+    for crd in crds()? {
+        text.push_str(&format!("---\n{}\n", serde_yaml_ng::to_string(&crd)?.trim_end()));
+    }
+    Ok(text)
+}
+
+fn remove_unknown_formats(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            // A property that is called `format` has a schema, not a text.
+            if map.get("format").and_then(Value::as_str).is_some_and(|f| UNKNOWN_FORMATS.contains(&f)) {
+                map.remove("format");
+            }
+            map.values_mut().for_each(remove_unknown_formats);
+        }
+        Value::Array(items) => items.iter_mut().for_each(remove_unknown_formats),
+        _ => {}
+    }
+}
