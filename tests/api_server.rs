@@ -1,0 +1,18 @@
+//! The three kinds on a real API server: schema, CEL rules, defaults, transitions, columns, and what the ServiceAccounts can't do.
+//!
+//! ```text
+//! tests/e2e/deploy          CRDs, roles and policies come with the chart: the precondition
+//! tests/cluster/cluster exec target/debug/deps/api_server-...
+//! ```
+//! Anywhere else each test says that it did not run: no other cluster is touched. Each has a namespace of its own.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "api_server/cluster.rs"]
+mod cluster;
+#[path = "api_server/roles.rs"]
+mod roles;
+#[path = "api_server/schema.rs"]
+mod schema;
+#[path = "api_server/transitions.rs"]
+mod transitions;

@@ -1,0 +1,242 @@
+//! Schema, CEL rules and defaults.
+
+use serde_json::{Value, json};
+
+use super::cluster::{Person, set, try_crd, with_cluster};
+
+#[tokio::test]
+async fn crds_are_taken_without_warning() {
+    with_cluster("crds", async |w| {
+        for crd in credit_migration::api::crds().unwrap() {
+            let answer = try_crd(&w.admin, &crd).await;
+            assert!(answer.ok(), "{}", answer.message());
+            assert!(answer.warnings.is_empty(), "{:?}", answer.warnings);
+        }
+    })
+    .await;
+}
+
+/// Bad value at a path, and what the refusal must say.
+type Bad = (&'static str, Value, &'static str);
+
+async fn refused(person: &Person, plural: &str, good: &Value, cases: Vec<Bad>) {
+    let mut wrong = vec![];
+    let answer = person.create(plural, good, true).await;
+    assert!(answer.ok(), "the good one is refused: {}", answer.message());
+    let n = cases.len();
+    for (path, value, text) in cases {
+        let mut object = good.clone();
+        set(&mut object, path, value.clone());
+        let answer = person.create(plural, &object, true).await;
+        if answer.ok() || !answer.message().contains(text) {
+            wrong.push(format!("{path} = {value}: {} {:?}, expected {text:?}", answer.code, answer.message()));
+        }
+    }
+    println!("{n} bad {plural} refused");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+fn check() -> Value {
+    json!({"name": "errors", "sql": {"query": "SELECT 0"}, "max": "0"})
+}
+
+#[tokio::test]
+async fn migrations_that_are_refused() {
+    with_cluster("migrations", async |w| {
+        let mut good = w.migration("m");
+        set(&mut good, "spec/monitoring", json!({"duration": "2h", "checks": [check()]}));
+        set(&mut good, "spec/application/versionProbe", json!({"url": "http://shop/version"}));
+        set(&mut good, "spec/window", json!({"maxDuration": "5m"}));
+        set(&mut good, "spec/runner", json!({}));
+        set(&mut good, "spec/credits", json!({"balances": {}, "transactions": {}}));
+        let long = "x".repeat(64);
+        refused(&w.admin, "creditmigrations", &good, vec![
+            ("metadata/name", "m".repeat(41).into(), "metadata.name must have at most 40 characters: names of Jobs are derived from it"),
+            ("spec/requestedBy", Value::Null, "spec.requestedBy: Required value"),
+            ("spec/requestedBy", "".into(), "spec.requestedBy: Invalid value"),
+            ("spec/database", Value::Null, "spec.database: Required value"),
+            ("spec/database/name", "".into(), "spec.database.name: Invalid value"),
+            ("spec/database/name", long.clone().into(), "spec.database.name: Too long: may not be more than 63"),
+            ("spec/database/connection", Value::Null, "spec.database.connection: Required value"),
+            ("spec/database/connection/secretRef/key", Value::Null, "spec.database.connection.secretRef.key: Required value"),
+            ("spec/database/connection/secretRef/name", "".into(), "spec.database.connection.secretRef.name: Invalid value"),
+            ("spec/database/applicationRoles", json!([]), "spec.database.applicationRoles: Invalid value"),
+            ("spec/database/applicationRoles", Value::Null, "spec.database.applicationRoles: Required value"),
+            ("spec/credits/balances/table", "".into(), "spec.credits.balances.table: Invalid value"),
+            ("spec/credits/balances/userColumn", long.clone().into(), "spec.credits.balances.userColumn: Too long"),
+            ("spec/migration/up", Value::Null, "spec.migration.up: Required value"),
+            ("spec/migration/down", Value::Null, "spec.migration.down: Required value"),
+            ("spec/migration/lockTimeout", "0s".into(), "lockTimeout must be more than 0s and at most 1m, for example 2s"),
+            ("spec/migration/lockTimeout", "61s".into(), "lockTimeout must be more than 0s and at most 1m, for example 2s"),
+            ("spec/migration/lockTimeout", "soon".into(), "spec.migration.lockTimeout"),
+            ("spec/migration/statementTimeout", "0s".into(), "statementTimeout must be more than 0s, for example 10m"),
+            ("spec/migration/tablesGone", vec!["t"; 65].into(), "spec.migration.tablesGone: Too many: 65: must have at most 64 items"),
+            ("spec/migration/protectedTables", vec!["t"; 65].into(), "spec.migration.protectedTables: Too many: 65: must have at most 64 items"),
+            ("spec/application/flag/to", "v1".into(), "flag.from and flag.to must differ, for example v1 and v2"),
+            ("spec/application/flag/configMapKeyRef", Value::Null, "spec.application.flag.configMapKeyRef: Required value"),
+            ("spec/application/workloads", json!([]), "spec.application.workloads: Invalid value"),
+            ("spec/application/workloads/0/kind", "StatefulSet".into(), "Unsupported value: \"StatefulSet\": supported values: \"Deployment\""),
+            ("spec/application/versionProbe/url", "ftp://shop".into(), "url must begin with http:// or https://"),
+            ("spec/backup/store/url", "https://x/".into(), "url must be s3://BUCKET/PREFIX/, for example s3://backups/credit-migration/"),
+            ("spec/backup/store/url", "s3://".into(), "url must be s3://BUCKET/PREFIX/"),
+            ("spec/backup/store/endpoint", "ftp://x".into(), "endpoint must begin with https:// (or http:// for a test)"),
+            ("spec/backup/store/secretRef", Value::Null, "spec.backup.store.secretRef: Required value"),
+            ("spec/rehearsal", json!({"database": ""}), "spec.rehearsal.database: Invalid value"),
+            ("spec/rehearsal", json!({"database": long}), "spec.rehearsal.database: Too long"),
+            ("spec/approval", json!({"required": 1}), "spec.approval.required: Invalid value: 1: spec.approval.required in body should be greater than or equal to 2"),
+            ("spec/approval", json!({"required": 11}), "should be less than or equal to 10"),
+            ("spec/window/maxDuration", "4s".into(), "maxDuration must be between 5s and 1h, for example 5m"),
+            ("spec/window/maxDuration", "61m".into(), "maxDuration must be between 5s and 1h, for example 5m"),
+            ("spec/window/maxDuration", json!(300), "spec.window.maxDuration: Invalid value: \"integer\""),
+            ("spec/validation", json!({"duration": "-1s"}), "duration must not be negative, for example 30m"),
+            ("spec/validation", json!({"checks": []}), "spec.validation.duration: Required value"),
+            ("spec/monitoring/checks", json!([check(), check()]), "names of checks must be unique"),
+            ("spec/monitoring/checks/0/name", "Bad_Name".into(), "spec.monitoring.checks[0].name: Invalid value"),
+            ("spec/monitoring/checks/0/sql", Value::Null, "exactly one of sql, http, prometheus and workload must be set"),
+            ("spec/monitoring/checks/0/workload", json!({"kind": "Deployment", "name": "shop"}), "exactly one of sql, http, prometheus and workload must be set"),
+            ("spec/monitoring/checks/0/max", Value::Null, "a limit is missing: set max, min or equals, for example max: \"0.05\""),
+            ("spec/monitoring/checks/0/max", "much".into(), "spec.monitoring.checks[0].max: Invalid value"),
+            ("spec/monitoring/checks/0/max", json!(0.05), "spec.monitoring.checks[0].max: Invalid value: \"number\""),
+            ("spec/monitoring/checks/0/minimumSamples", json!(5), "minimumSamples needs prometheus.samplesQuery, the query that counts the samples"),
+            ("spec/monitoring/checks/0/failures", json!({"count": 4, "of": 3}), "failures.count must be at most failures.of"),
+            ("spec/monitoring/checks/0/failures", json!({"count": 0, "of": 3}), "should be greater than or equal to 1"),
+            ("spec/monitoring/checks/0/interval", "0s".into(), "interval must be at least 1s, for example 30s"),
+            ("spec/monitoring/checks/0/onBreach", "Panic".into(), "Unsupported value: \"Panic\": supported values: \"Rollback\", \"Hold\", \"Warn\""),
+            ("spec/monitoring/checks/0", json!({"name": "a", "http": {"url": "shop"}}), "url must begin with http:// or https://"),
+            ("spec/monitoring/checks/0", json!({"name": "a", "http": {"url": "http://shop", "method": "PUT"}}), "Unsupported value: \"PUT\""),
+            ("spec/monitoring/checks/0", json!({"name": "a", "prometheus": {"url": "x", "query": "q"}, "max": "1"}), "url must begin with http:// or https://"),
+            ("spec/monitoring/checks/0", json!({"name": "a", "prometheus": {"url": "http://x", "query": "q"}, "max": "1", "minimumSamples": 5}), "minimumSamples needs prometheus.samplesQuery"),
+            ("spec/monitoring/checks", (0..33).map(|i| { let mut c = check(); c["name"] = format!("c{i}").into(); c }).collect(), "must have at most 32 items"),
+            ("spec/rollback", json!({"policy": "Never"}), "Unsupported value: \"Never\": supported values: \"Automatic\", \"Manual\""),
+            ("spec/runner/maxAttempts", json!(0), "should be greater than or equal to 1"),
+            ("spec/runner/maxAttempts", json!(11), "should be less than or equal to 10"),
+            ("spec/runner/stepTimeout", "9s".into(), "stepTimeout must be at least 10s, for example 6h"),
+            ("spec/windoww", json!({}), "unknown field \"spec.windoww\""),
+            ("spec/window/length", "5m".into(), "unknown field \"spec.window.length\""),
+            ("spec/monitoring/checks/0/limit", "1".into(), "unknown field \"spec.monitoring.checks[0].limit\""),
+        ])
+        .await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn decisions_that_are_refused() {
+    with_cluster("decisions", async |w| {
+        let good = w.decision("d", "Execute", Some("sha256:0"));
+        let digest = "need spec.digest: kubectl get creditmigrations NAME -o jsonpath='{.status.plan.digest}'";
+        refused(&w.admin, "migrationdecisions", &good, vec![
+            ("spec/digest", Value::Null, digest),
+            ("spec/digest", "abc".into(), digest),
+            ("spec/digest", "x".repeat(129).into(), "spec.digest: Too long"),
+            ("spec/decision", "Maybe".into(), "Unsupported value: \"Maybe\": supported values: \"Execute\", \"Ready\", \"Reject\", \"Abort\", \"Revert\", \"Keep\""),
+            ("spec/decision", Value::Null, "spec.decision: Required value"),
+            ("spec/migration", "".into(), "spec.migration: Invalid value"),
+            ("spec/migrationUID", Value::Null, "spec.migrationUID: Required value"),
+            ("spec/by", "".into(), "spec.by: Invalid value"),
+            ("spec/by", "somebody-else".into(), "spec.by must be your own name"),
+            ("spec/reason", "x".repeat(1025).into(), "spec.reason: Too long"),
+            ("spec/why", "x".into(), "unknown field \"spec.why\""),
+        ])
+        .await;
+        for word in ["Ready", "Keep"] {
+            let answer = w.admin.create("migrationdecisions", &w.decision("d", word, None), true).await;
+            assert!(answer.message().contains(digest), "{word}: {}", answer.message());
+        }
+        for word in ["Reject", "Abort", "Revert"] {
+            let answer = w.admin.create("migrationdecisions", &w.decision("d", word, None), true).await;
+            assert!(answer.ok(), "{word} at night, without a hash: {}", answer.message());
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_minimal_manifest_comes_back_with_the_checklists_values() {
+    with_cluster("defaults", async |w| {
+        let made = w.admin.create("creditmigrations", &w.migration("m"), true).await.object();
+        let spec = &made["spec"];
+        let columns =
+            |names: &[(&str, &str)]| names.iter().map(|(k, v)| ((*k).to_owned(), json!(v))).collect::<Value>();
+        let expected = [
+            (
+                "credits/balances",
+                columns(&[
+                    ("table", "user_credits"),
+                    ("userColumn", "user_id"),
+                    ("balanceColumn", "balance"),
+                    ("purchasedColumn", "purchased_credits"),
+                ]),
+            ),
+            (
+                "credits/transactions",
+                columns(&[
+                    ("table", "credit_transactions"),
+                    ("userColumn", "user_id"),
+                    ("typeColumn", "type"),
+                    ("amountColumn", "amount"),
+                    ("createdAtColumn", "created_at"),
+                ]),
+            ),
+            ("migration/tablesGone", json!([])),
+            ("migration/protectedTables", json!([])),
+            ("migration/lockTimeout", json!("2s")),
+            ("migration/statementTimeout", json!("600s")),
+            ("application/flag/from", json!("v1")),
+            ("application/flag/to", json!("v2")),
+            ("backup/store/region", json!("us-east-1")),
+            ("rehearsal", json!({"database": "test_credit_migration"})),
+            ("approval", json!({"required": 2})),
+            ("window", json!({"maxDuration": "300s"})),
+            ("validation", json!({"duration": "1800s", "checks": []})),
+            ("monitoring", json!({"duration": "7200s", "checks": []})),
+            ("rollback", json!({"policy": "Automatic"})),
+            ("runner", json!({"maxAttempts": 3, "stepTimeout": "21600s"})),
+        ];
+        let mut wrong = vec![];
+        for (path, value) in expected {
+            let found = spec.pointer(&format!("/{path}")).unwrap_or(&Value::Null);
+            if *found != value {
+                wrong.push(format!("{path}: {found}, expected {value}"));
+            }
+        }
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+        // What the API server completed is what the types read, and they complete it in the same way.
+        let by_server: credit_migration::api::CreditMigrationSpec = serde_json::from_value(spec.clone()).unwrap();
+        let by_types: credit_migration::api::CreditMigrationSpec =
+            serde_json::from_value(w.migration("m")["spec"].clone()).unwrap();
+        assert_eq!(by_server, by_types);
+
+        // Defaults of what is there in part.
+        let mut partial = w.migration("m");
+        set(&mut partial, "spec/application/versionProbe", json!({"url": "http://shop"}));
+        set(
+            &mut partial,
+            "spec/monitoring",
+            json!({"duration": "1m", "checks": [
+                {"name": "answers", "http": {"url": "http://shop"}},
+                {"name": "errors", "sql": {"query": "SELECT 0"}, "max": "0", "failures": {"of": 5}},
+            ]}),
+        );
+        let spec = w.admin.create("creditmigrations", &partial, true).await.object()["spec"].take();
+        assert_eq!(spec["application"]["versionProbe"]["jsonPath"], "$.running");
+        let checks = &spec["monitoring"]["checks"];
+        assert_eq!(checks[0]["interval"], "30s");
+        assert_eq!(checks[0]["onBreach"], "Hold");
+        assert_eq!(checks[0]["failures"], json!({"count": 3, "of": 3}));
+        assert_eq!(
+            checks[0]["http"],
+            json!({"url": "http://shop", "method": "GET", "expectedStatus": 200, "timeout": "5s"})
+        );
+        assert_eq!(checks[1]["failures"], json!({"count": 3, "of": 5}));
+        // Durations in any notation that people use.
+        for (text, seconds) in [("90s", 90), ("1m30s", 90), ("5m", 300), ("0h5m0s", 300), ("1h", 3600)] {
+            let mut m = w.migration("m");
+            set(&mut m, "spec/window", json!({"maxDuration": text}));
+            let object = w.admin.create("creditmigrations", &m, true).await.object();
+            let m: credit_migration::api::CreditMigration = serde_json::from_value(object).unwrap();
+            assert_eq!(std::time::Duration::from(m.spec.window.max_duration).as_secs(), seconds, "{text}");
+        }
+    })
+    .await;
+}
