@@ -1,5 +1,7 @@
 //! What must stay pure stays pure, files stay small, and generated files are those of the types.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::{Path, PathBuf};
 
 /// Longest source file, in lines.

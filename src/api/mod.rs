@@ -1,4 +1,8 @@
 //! The three kinds of group `creditmigration.io/v1alpha1`: serde types, schemas, CEL rules. Pure.
+#![allow(
+    clippy::duplicated_attributes,
+    reason = "kube takes each printer column and each rule as an attribute of one name"
+)]
 
 mod checks;
 mod crds;

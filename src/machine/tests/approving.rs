@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn waits(name: &'static str, when: fn(&mut Story), reason: &'static str) -> Case {
+fn waits(name: &'static str, when: When, reason: &'static str) -> Case {
     Case {
         name,
         given: awaiting,
@@ -132,7 +132,7 @@ fn whatever_people_approve_is_in_the_digest() {
     let digest = |s: &Story, uid: &str| super::super::plan_digest(uid, &s.spec, &s.status);
     let first = digest(&s, "uid-1");
     assert!(first.is_some());
-    let changes: [(&str, fn(&mut Story)); 9] = [
+    let changes: [(&str, When); 9] = [
         ("spec", |s| s.spec.approval.required = 3),
         ("up", |s| s.status.plan.as_mut().unwrap().up_sha256 = "x".into()),
         ("down", |s| s.status.plan.as_mut().unwrap().down_sha256 = "x".into()),
@@ -164,7 +164,7 @@ fn evidence_that_does_not_fit_its_digest_begins_anew() {
 
 #[test]
 fn called_off_before_the_window() {
-    let cancelled = |name, given: fn() -> Story, word: fn(&mut Story), step, effects| Case {
+    let cancelled = |name, given: Given, word: When, step, effects| Case {
         name,
         given,
         when: word,

@@ -18,7 +18,7 @@ fn columns_and_conditions_of_each_phase() {
     const STALLED: &str = "Ready=False Stalled=True";
     const NONE: &str = "BackupVerified=False RehearsalPassed=False";
     const BOTH: &str = "BackupVerified=True RehearsalPassed=True";
-    let table: &[(fn() -> Story, &str, Writes, String)] = &[
+    let table: &[(Given, &str, Writes, String)] = &[
         (preflight, "1/13 Preflight", Writes::Open, format!("{BUSY} {NONE}")),
         (|| at(Step::VerifyBackup), "4/13 VerifyBackup", Writes::Open, format!("{BUSY} {NONE}")),
         (rehearsing, "5/13 Rehearse", Writes::Open, format!("{BUSY} BackupVerified=True RehearsalPassed=False")),
@@ -101,7 +101,7 @@ fn conditions_of_others_are_kept_and_transition_times_too() {
 #[test]
 fn one_decision_in_each_phase_survives_a_crash_before_its_effects() {
     // The status was written, then the process died: the same effects come again from the status alone.
-    let steps: &[(&str, fn() -> Story, fn(&mut Story))] = &[
+    let steps: &[(&str, Given, When)] = &[
         ("start", Story::new, nothing),
         ("next step", preflight, |s| done(s.succeed(Task::Preflight))),
         ("approved", awaiting, |s| done(s.say("ann", Word::Execute).say("bob", Word::Execute))),

@@ -2,13 +2,7 @@
 
 use super::*;
 
-fn ended(
-    name: &'static str,
-    given: fn() -> Story,
-    when: fn(&mut Story),
-    effects: &'static [&'static str],
-    wake: Option<i64>,
-) -> Case {
+fn ended(name: &'static str, given: Given, when: When, effects: &'static [&'static str], wake: Option<i64>) -> Case {
     Case { name, given, when, phase: Phase::Completed, step: Step::Monitor, reason: "Completed", effects, wake }
 }
 
@@ -34,7 +28,7 @@ fn guards_are_removed_at_the_end() {
         ),
         ended("a Revert comes too late", completed, |s| done(s.say("ann", Word::Revert)), &[], None),
     ]);
-    for given in [completed as fn() -> Story, rolled_back, failed, cancelled] {
+    for given in [completed as Given, rolled_back, failed, cancelled] {
         let mut s = given();
         assert!(s.seen.runs.iter().any(|r| r.run.spec.task == Task::Cleanup), "{:?}", s.status.phase);
         let before = ready(&s.status);
@@ -73,7 +67,7 @@ fn a_failed_preparation_starts_again_when_its_inputs_change() {
 #[test]
 fn deleted_in_each_phase() {
     // Phase before, phase after, and whether the finalizer goes at once.
-    let cases: &[(&str, fn() -> Story, Phase, bool)] = &[
+    let cases: &[(&str, Given, Phase, bool)] = &[
         ("Preparing, nothing put up", preflight, Phase::Cancelled, true),
         ("Preparing, guards are up", rehearsing, Phase::Cancelled, false),
         ("AwaitingApproval", awaiting, Phase::Cancelled, false),

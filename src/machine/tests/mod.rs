@@ -29,11 +29,16 @@ struct Story {
     now: Time,
 }
 
+/// Makes what is given.
+type Given = fn() -> Story;
+/// What happens.
+type When = fn(&mut Story);
+
 /// One case: what is given, what happens, what must follow.
 struct Case {
     name: &'static str,
-    given: fn() -> Story,
-    when: fn(&mut Story),
+    given: Given,
+    when: When,
     phase: Phase,
     step: Step,
     /// Reason of the condition `Ready`.

@@ -4,8 +4,8 @@ use super::*;
 
 fn case(
     name: &'static str,
-    given: fn() -> Story,
-    when: fn(&mut Story),
+    given: Given,
+    when: When,
     step: Step,
     reason: &'static str,
     effects: &'static [&'static str],
@@ -304,7 +304,7 @@ fn preparation_fails_for_good() {
 }
 
 /// Each thing that can stand in the way, and what its message must name.
-const VIOLATIONS: &[(&str, fn(&mut Story), &str)] = &[
+const VIOLATIONS: &[(&str, When, &str)] = &[
     ("SqlMissing", |s| s.seen.up = Sql::Missing, "ConfigMap sql has no key up (spec.migration.up)"),
     ("SqlMissing", |s| s.seen.down = Sql::Missing, "ConfigMap sql has no key down (spec.migration.down)"),
     (
@@ -372,7 +372,7 @@ fn what_stands_in_the_way_later_is_named_in_each_step() {
 
 #[test]
 fn changed_inputs_begin_anew() {
-    let changes: [(&str, fn(&mut Story)); 3] = [
+    let changes: [(&str, When); 3] = [
         ("up", |s| s.seen.up = Sql::Present("sha256:other".into())),
         ("down", |s| s.seen.down = Sql::Present("sha256:other".into())),
         ("spec", |s| s.seen.generation = 2),

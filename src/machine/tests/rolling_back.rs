@@ -4,21 +4,14 @@ use super::*;
 
 const BACK: Task = Task::RollbackWindow;
 
-fn case(
-    name: &'static str,
-    given: fn() -> Story,
-    when: fn(&mut Story),
-    step: Step,
-    effects: &'static [&'static str],
-    wake: i64,
-) -> Case {
+fn case(name: &'static str, given: Given, when: When, step: Step, effects: &'static [&'static str], wake: i64) -> Case {
     Case { name, given, when, phase: Phase::RollingBack, step, reason: "RollingBack", effects, wake: Some(wake) }
 }
 
 #[test]
 fn the_way_back_goes_its_way() {
     use WindowState::{Blocked, Opening, Ready, Reverted};
-    let standing_by: fn() -> Story = || {
+    let standing_by: Given = || {
         let mut s = monitoring();
         s.wait(1).say("ann", Word::Revert).settle();
         s
@@ -120,7 +113,7 @@ fn the_way_back_goes_its_way() {
 
 #[test]
 fn a_way_back_that_takes_too_long_is_told() {
-    for given in [reopening as fn() -> Story, reopened, reverting] {
+    for given in [reopening as Given, reopened, reverting] {
         let mut s = given();
         s.wait(60);
         let d = s.turn();

@@ -5,7 +5,7 @@ use crate::api::{OnBreach, RollbackPolicy};
 
 fn monitors(
     name: &'static str,
-    when: fn(&mut Story),
+    when: When,
     reason: &'static str,
     effects: &'static [&'static str],
     wake: Option<i64>,

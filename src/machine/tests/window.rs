@@ -6,8 +6,8 @@ const WINDOW: Task = Task::Window;
 
 fn case(
     name: &'static str,
-    given: fn() -> Story,
-    when: fn(&mut Story),
+    given: Given,
+    when: When,
     step: Step,
     effects: &'static [&'static str],
     wake: Option<i64>,
@@ -322,7 +322,7 @@ fn sql_that_fails_in_the_window_fails_the_migration() {
 }
 
 /// Given, when, cause, step and effects of the way back.
-type WayBack = (&'static str, fn() -> Story, fn(&mut Story), &'static str, Step, &'static [&'static str]);
+type WayBack = (&'static str, Given, When, &'static str, Step, &'static [&'static str]);
 
 #[test]
 fn inside_the_window_it_goes_back() {
@@ -359,7 +359,7 @@ fn inside_the_window_it_goes_back() {
         assert!(events(&d).contains(cause), "{name}: {:?}", events(&d));
         assert_eq!(d.status.window.as_ref().unwrap().released_at, None, "{name}: writes stay blocked meanwhile");
     }
-    let stays: &[(&str, fn() -> Story, fn(&mut Story))] = &[
+    let stays: &[(&str, Given, When)] = &[
         ("a second before the deadline", opened, |s| done(s.wait(49))),
         ("Reject is too late", opened, |s| done(s.say("ann", Word::Reject))),
         ("SQL edited inside", migrated, |s| s.seen.up = Sql::Missing),
@@ -480,7 +480,7 @@ fn what_was_switched_is_looked_at_until_the_release() {
 
 #[test]
 fn a_held_window_needs_a_person() {
-    for given in [migrated as fn() -> Story, switching, switched] {
+    for given in [migrated as Given, switching, switched] {
         let mut s = given();
         s.state(WINDOW, WindowState::Held).fail(WINDOW, Reason::SqlFailed);
         let d = s.look();
