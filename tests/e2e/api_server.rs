@@ -18,9 +18,9 @@ async fn down_until_after_the_deadline() {
         let [unswitched, switched] = &worlds[..] else { panic!() };
         let balances = [unswitched.db.balances().await, switched.db.balances().await];
         let mut spec = World::never_switched();
-        spec["window"] = json!({"maxDuration": "40s"});
+        spec["window"] = json!({"maxDuration": "28s"});
         let b = switched.migrate("simplify", spec).await;
-        let a = unswitched.migrate("simplify", json!({"window": {"maxDuration": "20s"}})).await;
+        let a = unswitched.migrate("simplify", json!({"window": {"maxDuration": "16s"}})).await;
         for m in [&a, &b] {
             m.phase(Phase::AwaitingApproval).await;
         }

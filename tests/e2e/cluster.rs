@@ -114,6 +114,16 @@ fn processes(variables: &[(&str, &str)], argument: &str) -> Vec<String> {
     found
 }
 
+/// SIGKILL to a component, which its supervisor starts again unless it is to stay down.
+fn kill_component(name: &str) {
+    let Ok(pid) = fs::read_to_string(state().join("pids").join(name)) else { return };
+    let command = fs::read(format!("/proc/{}/cmdline", pid.trim())).unwrap_or_default();
+    // Pids come again.
+    if String::from_utf8_lossy(&command).contains(name) {
+        let _ = Command::new("kill").args(["-KILL", pid.trim()]).status();
+    }
+}
+
 /// The API server, kept down until this is dropped.
 pub struct ApiServerDown;
 
@@ -123,12 +133,7 @@ impl ApiServerDown {
         let down = ApiServerDown;
         fs::write(state().join("stopped/kube-apiserver"), "").unwrap();
         eventually("the API server to stop", Duration::from_secs(20), async || {
-            if let Ok(pid) = fs::read_to_string(state().join("pids/kube-apiserver")) {
-                let command = fs::read(format!("/proc/{}/cmdline", pid.trim())).unwrap_or_default();
-                if String::from_utf8_lossy(&command).contains("kube-apiserver") {
-                    let _ = Command::new("kill").args(["-KILL", pid.trim()]).status();
-                }
-            }
+            kill_component("kube-apiserver");
             if state().join("down/kube-apiserver").exists() { Ok(()) } else { Err("it is up".into()) }
         })
         .await;
@@ -136,12 +141,18 @@ impl ApiServerDown {
     }
 
     /// Starts it and waits until it answers.
+    ///
+    /// Kubernetes' own components try again later and later, up to once in a minute or two, and the kubelet starts pods with the
+    /// ConfigMap that it knew before: they are started anew too, so that the test is not about them.
     pub async fn start(self, client: &Client) {
         drop(self);
         eventually("the API server", Duration::from_secs(60), async || {
             client.apiserver_version().await.map(drop).map_err(|e| e.to_string())
         })
         .await;
+        for component in ["kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "coredns"] {
+            kill_component(component);
+        }
     }
 }
 
