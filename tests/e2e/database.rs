@@ -103,11 +103,6 @@ impl Database {
         self.admin.connect("e2e").await.unwrap()
     }
 
-    /// A session as the application.
-    pub async fn connect_app(&self) -> Client {
-        target(&self.app(), &self.password, &self.name).connect("e2e").await.unwrap()
-    }
-
     /// Runs statements as superuser.
     pub async fn run(&self, sql: &str) {
         self.connect().await.batch_execute(sql).await.unwrap_or_else(|e| panic!("{sql}: {e:?}"));

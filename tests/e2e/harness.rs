@@ -102,14 +102,18 @@ where
     }
     let result = AssertUnwindSafe(test(worlds.clone())).catch_unwind().await;
     println!("{name}: {:.1} s", begun.elapsed().as_secs_f64());
-    if result.is_err() {
+    let failed = result.is_err();
+    if failed {
         for world in &worlds {
             world.print().await;
         }
-        if keep {
-            println!("kept: {:?}", worlds.iter().map(|w| &w.namespace).collect::<Vec<_>>());
-            std::panic::resume_unwind(result.unwrap_err());
+    }
+    if failed && keep {
+        println!("kept: {:?}", worlds.iter().map(|w| &w.namespace).collect::<Vec<_>>());
+        if let Err(error) = result {
+            std::panic::resume_unwind(error);
         }
+        return;
     }
     let mut left = vec![];
     for world in &worlds {
