@@ -214,10 +214,12 @@ async fn what_is_mended_goes_on() {
     .await;
 }
 
-#[tokio::test]
-async fn what_the_rehearsal_finds() {
-    let broken = "credit_purchases_v1_archive";
-    e2e("rehearsal", idle(), |world| async move {
+/// Patch of the spec, reason, what the message must name.
+type Rehearsed = (Value, &'static str, &'static [&'static str]);
+
+/// One migration, edited from one fault to the next; corrected, it goes on to the approval.
+async fn rehearsed(name: &str, cases: Vec<Rehearsed>) {
+    e2e(name, idle(), |world| async move {
         let before = world.db.fingerprint().await;
         world
             .config_map(
@@ -226,54 +228,70 @@ async fn what_the_rehearsal_finds() {
                     "midway.sql": UP.replace("CREATE TABLE credit_plans", "SELECT 1 / 0;\nCREATE TABLE credit_plans"),
                     "nothing.sql": "SELECT 1;",
                     "greedy.sql": format!("{UP}\nUPDATE user_credits SET balance = balance + 1 WHERE user_id = 5;"),
-                    "down-fails.sql": DOWN.replace(broken, "no_such_table"),
+                    "down-fails.sql": DOWN.replace("credit_purchases_v1_archive", "no_such_table"),
                     "down-loses.sql": format!("{DOWN}\nDELETE FROM credit_purchases WHERE id = 1;"),
                 }),
             )
             .await;
-        let m = world.migrate("simplify", json!({"window": {"maxDuration": "5s"}})).await;
-        let up = |key: &str| sql("up", "rehearsed", key);
-        let down = |key: &str| {
-            let mut patch = sql("up", SQL, "up.sql");
-            merge(&mut patch, &sql("down", "rehearsed", key));
-            patch
-        };
-        let mut verify = sql("down", SQL, "down.sql");
-        merge(&mut verify, &json!({"migration": {"verifyDown": "SELECT count(*) = 0 FROM users"}}));
-        let cases: Vec<(Value, &str, &[&str])> = vec![
-            (json!({}), "WindowTooShort", &["spec.window.maxDuration is 5.0 s"]),
-            (json!({"window": {"maxDuration": "60s"}}), "", &[]),
-            (up("midway.sql"), "SqlFailed", &["division by zero"]),
-            (up("nothing.sql"), "TablesNotGone", &["credit_packages"]),
-            (up("greedy.sql"), "BalancesUnexplained", &["1 "]),
-            (down("down-fails.sql"), "SqlFailed", &["no_such_table"]),
-            (down("down-loses.sql"), "RollbackNotEqual", &["credit_purchases"]),
-            (verify, "VerifyDownFailed", &["verifyDown"]),
-        ];
+        // What the case before has broken is mended with the next fault.
+        let good = world.spec(json!({}));
+        let mut first = None;
         let mut wrong = vec![];
-        for (n, (patch, reason, parts)) in cases.into_iter().enumerate() {
-            // The first is created so; the second mends it together with the third.
-            if n > 0 {
-                m.edit(patch).await.unwrap();
-            }
-            if reason.is_empty() {
-                continue;
-            }
-            let failed = |s: &CreditMigrationStatus| {
-                s.phase == Some(Phase::Failed) && s.conditions.iter().any(|c| c.type_ == "Ready" && c.reason == reason)
+        for (patch, reason, parts) in cases {
+            let mut spec = good.clone();
+            merge(&mut spec, &patch);
+            let m: Migration = match first.take() {
+                None => world.migrate("simplify", patch).await,
+                Some(m) => m,
             };
-            let status = m.until(reason, PATIENCE, failed).await;
-            assert_eq!(status.observed_generation, m.get().await.metadata.generation);
+            m.edit(spec).await.unwrap();
+            let failed = |s: &CreditMigrationStatus| s.phase == Some(Phase::Failed) && ready(s).0 == reason;
+            m.until(reason, PATIENCE, failed).await;
             wrong.extend(told(&m, reason, parts).await.err());
-            assert!(ready(&status).1.contains("nothing was changed"), "{:?}", ready(&status));
+            let message = ready(&m.status().await).1;
+            assert!(message.contains("nothing was changed"), "{message}");
             m.cleaned().await;
             assert_eq!(world.db.fingerprint().await, before, "{reason}");
+            first = Some(m);
         }
         assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-        // Corrected, it starts again by itself.
-        m.edit(json!({"migration": {"verifyDown": "SELECT * FROM verify_rollback()"}})).await.unwrap();
+        let m = first.unwrap();
+        m.edit(good).await.unwrap();
         m.until("the approval's turn", PATIENCE, |s| s.phase == Some(Phase::AwaitingApproval)).await;
     })
+    .await;
+}
+
+#[tokio::test]
+async fn what_the_rehearsal_finds_in_the_up_sql() {
+    let up = |key: &str| sql("up", "rehearsed", key);
+    rehearsed(
+        "rehearsal-up",
+        vec![
+            (json!({"window": {"maxDuration": "5s"}}), "WindowTooShort", &["spec.window.maxDuration is 5.0 s"]),
+            (up("midway.sql"), "SqlFailed", &["division by zero", "ConfigMap rehearsed"]),
+            (up("nothing.sql"), "TablesNotGone", &["credit_packages"]),
+            (up("greedy.sql"), "BalancesUnexplained", &["1 users"]),
+        ],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn what_the_rehearsal_finds_in_the_down_sql() {
+    let down = |key: &str| sql("down", "rehearsed", key);
+    rehearsed(
+        "rehearsal-down",
+        vec![
+            (down("down-fails.sql"), "SqlFailed", &["no_such_table", "rehearsed"]),
+            (down("down-loses.sql"), "RollbackNotEqual", &["credit_purchases"]),
+            (
+                json!({"migration": {"verifyDown": "SELECT count(*) = 0 FROM users"}}),
+                "VerifyDownFailed",
+                &["verifyDown"],
+            ),
+        ],
+    )
     .await;
 }
 

@@ -13,7 +13,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod api_server;
+mod alone;
 mod bad_input;
 mod before_window;
 mod cluster;
@@ -21,7 +21,6 @@ mod database;
 mod deletion;
 mod harness;
 mod migration;
-mod operator;
 mod way_back;
 mod way_there;
 mod window_pods;

@@ -11,7 +11,7 @@ use credit_migration::{
 };
 use serde_json::json;
 
-use super::{
+use crate::{
     cluster::{self, delete_pod, eventually, kill_operator, leader, other_leader},
     harness::{Setup, e2e, slow},
     migration::PATIENCE,

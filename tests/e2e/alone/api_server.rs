@@ -5,7 +5,7 @@ use std::time::Duration;
 use credit_migration::api::{Phase, WindowState};
 use serde_json::json;
 
-use super::{
+use crate::{
     cluster::{ApiServerDown, eventually},
     harness::{Setup, World, e2e_many, slow},
 };
@@ -26,7 +26,7 @@ async fn down_until_after_the_deadline() {
         }
         // One whose switch was acknowledged, one whose SQL is under way.
         b.approve().await;
-        b.until("the switch", super::migration::PATIENCE, |s| s.window.as_ref().is_some_and(|w| w.switched)).await;
+        b.until("the switch", crate::migration::PATIENCE, |s| s.window.as_ref().is_some_and(|w| w.switched)).await;
         a.approve().await;
         a.window("window-1", "the blocked gate", |p| p.state == WindowState::Blocked).await;
         let down = ApiServerDown::stop().await;
