@@ -98,8 +98,8 @@ async fn killed_on_the_way_back() {
         m.phase(Phase::Monitoring).await;
         let balance = world.deduct(1, 1).await;
         m.decide(APPROVERS[0], Decision::Revert, None).await.unwrap();
-        m.window("rollback-window-1", "the blocked gate", |p| p.state >= WindowState::Blocked).await;
-        kill(&world, "simplify-rollback-window-1").await;
+        m.window("rollback-1", "the blocked gate", |p| p.state >= WindowState::Blocked).await;
+        kill(&world, "simplify-rollback-1").await;
         m.phase(Phase::RolledBack).await;
         m.assert_old("up,down").await;
         assert_eq!(world.running().await, "v1");
