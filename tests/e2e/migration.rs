@@ -12,9 +12,12 @@ use super::{
     cluster::{self, eventually},
     harness::{APPROVERS, AUTHOR, World},
 };
-use credit_migration::api::{
-    CreditMigration, CreditMigrationStatus, Decision, MigrationDecision, MigrationRun, MigrationRunStatus, Phase, Step,
-    StepState, WindowProgress,
+use credit_migration::{
+    api::{
+        CreditMigration, CreditMigrationStatus, Decision, MigrationDecision, MigrationRun, MigrationRunStatus, Phase,
+        Step, StepState, Task, WindowProgress,
+    },
+    machine::slug,
 };
 
 /// Longest wait for anything, unless a test says otherwise: several migrations share two cores.
@@ -154,16 +157,26 @@ impl Migration {
         .await;
     }
 
-    /// Status of a run by the end of its name: `window-1`.
-    pub async fn run(&self, name: &str) -> MigrationRunStatus {
-        let run = self.world.api::<MigrationRun>().get_opt(&format!("{}-{name}", self.name)).await.ok().flatten();
+    /// Name of a task's first run, and of its Job.
+    pub fn run_name(&self, task: Task) -> String {
+        format!("{}-{}-1", self.name, slug(task))
+    }
+
+    /// Status of a task's first run.
+    pub async fn run(&self, task: Task) -> MigrationRunStatus {
+        let run = self.world.api::<MigrationRun>().get_opt(&self.run_name(task)).await.ok().flatten();
         run.and_then(|r| r.status).unwrap_or_default()
     }
 
     /// Waits for a state of a window run.
-    pub async fn window(&self, run: &str, what: &str, mut good: impl FnMut(&WindowProgress) -> bool) -> WindowProgress {
-        eventually(&format!("{what} of {run}"), PATIENCE, async || {
-            let progress = self.run(run).await.window.unwrap_or_default();
+    pub async fn window(
+        &self,
+        task: Task,
+        what: &str,
+        mut good: impl FnMut(&WindowProgress) -> bool,
+    ) -> WindowProgress {
+        eventually(&format!("{what} of {}", self.run_name(task)), PATIENCE, async || {
+            let progress = self.run(task).await.window.unwrap_or_default();
             if good(&progress) { Ok(progress) } else { Err(format!("{:?}", progress.state)) }
         })
         .await

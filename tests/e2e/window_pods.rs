@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use credit_migration::api::{Decision, Phase, WindowState};
+use credit_migration::api::{Decision, Phase, Task, WindowState};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use serde_json::{Value, json};
@@ -38,7 +38,7 @@ async fn killed_before_its_transaction() {
         let before = world.db.balances().await;
         let m = world.migrate("simplify", json!({})).await;
         m.approve().await;
-        kill(&world, "simplify-window-1").await;
+        kill(&world, &m.run_name(Task::Window)).await;
         assert_eq!(world.db.ledger().await, "", "killed too late");
         m.phase(Phase::Completed).await;
         m.assert_new().await;
@@ -55,7 +55,7 @@ async fn killed_during_its_transaction() {
         let m = world.migrate("simplify", json!({"window": {"maxDuration": "120s"}})).await;
         m.approve().await;
         sql_runs(&world).await;
-        kill(&world, "simplify-window-1").await;
+        kill(&world, &m.run_name(Task::Window)).await;
         // The server goes on with the statement of a client that is gone; what it does must not count.
         assert_eq!(world.db.ledger().await, "");
         m.phase(Phase::Completed).await;
@@ -77,7 +77,7 @@ async fn deleted_after_its_transaction() {
             other => Err(format!("ledger: {other:?}")),
         })
         .await;
-        let pods = world.pods_of("simplify-window-1").await;
+        let pods = world.pods_of(&m.run_name(Task::Window)).await;
         assert!(world.db.gate_closed().await, "deleted too late");
         cluster::delete_pod(&world.client, &world.namespace, &pods[0].name_any()).await;
         m.phase(Phase::Completed).await;
@@ -98,8 +98,8 @@ async fn killed_on_the_way_back() {
         m.phase(Phase::Monitoring).await;
         let balance = world.deduct(1, 1).await;
         m.decide(APPROVERS[0], Decision::Revert, None).await.unwrap();
-        m.window("rollback-1", "the blocked gate", |p| p.state >= WindowState::Blocked).await;
-        kill(&world, "simplify-rollback-1").await;
+        m.window(Task::RollbackWindow, "the blocked gate", |p| p.state >= WindowState::Blocked).await;
+        kill(&world, &m.run_name(Task::RollbackWindow)).await;
         m.phase(Phase::RolledBack).await;
         m.assert_old("up,down").await;
         assert_eq!(world.running().await, "v1");
@@ -137,7 +137,7 @@ async fn started_twice() {
         let m = world.migrate("simplify", json!({})).await;
         m.approve().await;
         sql_runs(&world).await;
-        let pods = world.pods_of("simplify-window-1").await;
+        let pods = world.pods_of(&m.run_name(Task::Window)).await;
         let name = twin(&world, &pods[0]).await;
         eventually("the twin", Duration::from_secs(30), async || {
             let pod = world.api::<Pod>().get(&name).await.map_err(|e| e.to_string())?;
@@ -156,7 +156,7 @@ async fn started_twice() {
             if phase == "Succeeded" { Ok(()) } else { Err(phase) }
         })
         .await;
-        let progress = m.run("window-1").await.window.unwrap();
+        let progress = m.run(Task::Window).await.window.unwrap();
         assert_eq!(progress.state, WindowState::Released);
         assert_eq!(progress.comparison.map(|c| c.unexplained), Some(0), "the twin's report replaced the evidence");
         m.cleaned().await;

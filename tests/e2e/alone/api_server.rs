@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use credit_migration::api::{Phase, WindowState};
+use credit_migration::api::{Phase, Task, WindowState};
 use serde_json::json;
 
 use crate::{
@@ -28,7 +28,7 @@ async fn down_until_after_the_deadline() {
         b.approve().await;
         b.until("the switch", crate::migration::PATIENCE, |s| s.window.as_ref().is_some_and(|w| w.switched)).await;
         a.approve().await;
-        a.window("window-1", "the blocked gate", |p| p.state == WindowState::Blocked).await;
+        a.window(Task::Window, "the blocked gate", |p| p.state == WindowState::Blocked).await;
         let down = ApiServerDown::stop().await;
 
         // Not acknowledged: the runner undoes it at the deadline, and opens the gate, with nobody to ask.
