@@ -26,21 +26,14 @@ use crate::{
 /// Does what was decided, in order. `live` is the migration as it was persisted with the decision.
 pub(super) async fn execute(ctx: &Context, live: &CreditMigration, effects: Vec<Effect>) -> Result<(), Error> {
     let writer = Writer { ctx, live, namespace: live.namespace().unwrap_or_default() };
+    let mut done = Ok(());
     for effect in effects {
-        ctx.lease.check()?;
-        match effect {
-            Effect::AddFinalizer => writer.set_finalizer(true).await?,
-            Effect::RemoveFinalizer => writer.set_finalizer(false).await?,
-            Effect::StartRun(start) => writer.start_run(&start).await?,
-            Effect::RemoveRun { name } => writer.remove_run(&name).await?,
-            Effect::OrderWindow { name, order } => writer.order_window(&name, &order).await?,
-            Effect::SetFlag { value, marker } => writer.set_flag(&value, &marker).await?,
-            Effect::Restart { workload, marker } => writer.restart(&workload, &marker).await?,
-            // An event that cannot be published must not hide or hold up what it tells of.
-            Effect::Event(event) => writer.publish(&event).await,
+        // The status that an event tells of is persisted: it is told also when an effect before it was refused.
+        if done.is_ok() || matches!(effect, Effect::Event(_)) {
+            done = done.and(writer.carry_out(effect).await);
         }
     }
-    Ok(())
+    done
 }
 
 struct Writer<'a> {
@@ -58,6 +51,26 @@ impl Writer<'_> {
     async fn still_current(&self) -> Result<(), Error> {
         let now = self.api::<CreditMigration>().get_metadata(&self.live.name_any()).await?;
         if now.resource_version() == self.live.resource_version() { Ok(()) } else { Err(Error::Stale) }
+    }
+
+    async fn carry_out(&self, effect: Effect) -> Result<(), Error> {
+        if !matches!(effect, Effect::Event(_)) {
+            self.ctx.lease.check()?;
+        }
+        match effect {
+            Effect::AddFinalizer => self.set_finalizer(true).await,
+            Effect::RemoveFinalizer => self.set_finalizer(false).await,
+            Effect::StartRun(start) => self.start_run(&start).await,
+            Effect::RemoveRun { name } => self.remove_run(&name).await,
+            Effect::OrderWindow { name, order } => self.order_window(&name, &order).await,
+            Effect::SetFlag { value, marker } => self.set_flag(&value, &marker).await,
+            Effect::Restart { workload, marker } => self.restart(&workload, &marker).await,
+            Effect::Event(event) => {
+                // One that cannot be published must not hide or hold up what it tells of.
+                self.publish(&event).await;
+                Ok(())
+            }
+        }
     }
 
     async fn set_finalizer(&self, wanted: bool) -> Result<(), Error> {
