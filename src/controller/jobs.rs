@@ -261,6 +261,18 @@ mod tests {
     use super::*;
     use crate::api::{RunInputs, WindowCommand, WindowOrder};
 
+    const TASKS: [Task; 9] = [
+        Task::Preflight,
+        Task::Backup,
+        Task::VerifyBackup,
+        Task::Rehearse,
+        Task::Window,
+        Task::Validate,
+        Task::Monitor,
+        Task::RollbackWindow,
+        Task::Cleanup,
+    ];
+
     /// As the API server would give it back.
     fn migration() -> CreditMigration {
         serde_json::from_value(json!({
@@ -397,17 +409,7 @@ mod tests {
 
     #[test]
     fn pods_satisfy_the_restricted_standard() {
-        for task in [
-            Task::Preflight,
-            Task::Backup,
-            Task::VerifyBackup,
-            Task::Rehearse,
-            Task::Window,
-            Task::Validate,
-            Task::Monitor,
-            Task::RollbackWindow,
-            Task::Cleanup,
-        ] {
+        for task in TASKS {
             let pod = serde_json::to_value(made(task, None).spec.unwrap().template.spec.unwrap()).unwrap();
             assert_eq!(refused(&pod), Vec::<String>::new(), "{task:?}");
             // Beyond the standard: nothing can be written but /tmp.
@@ -449,6 +451,15 @@ mod tests {
         for s in secrets {
             // A missing one must become the runner's message, not a pod that never starts.
             assert_eq!((s.optional, s.default_mode), (Some(true), Some(0o440)), "{s:?}");
+        }
+    }
+
+    /// The API server cuts a generated name to 63 characters; the policy knows a run's pod by the whole name of its Job.
+    #[test]
+    fn names_of_pods_are_not_cut() {
+        for task in TASKS {
+            let longest = format!("{}-{}-999999-", "m".repeat(40), slug(task));
+            assert!(longest.len() + 5 <= 63, "{longest}");
         }
     }
 
