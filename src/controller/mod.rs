@@ -88,7 +88,7 @@ pub enum Error {
     /// Another replica leads now.
     #[error("lost the lease; another replica leads now")]
     LeaseLost,
-    /// Names in decisions are not proven.
+    /// Neither names nor reports are proven.
     #[error("{0}; next: helm upgrade with admissionPolicies.install=true")]
     Unguarded(String),
     /// An object of the name exists and is not ours.
