@@ -166,7 +166,7 @@ async fn reconcile(object: Arc<DeserializeGuard<CreditMigration>>, ctx: Arc<Cont
         Err(invalid) => {
             // One object that cannot be read is its own problem; the others go on.
             error!(name = ?invalid.metadata.name, error = %invalid.error, "cannot decode this CreditMigration");
-            execute::report_undecodable(&ctx, invalid).await;
+            execute::report_undecodable::<CreditMigration>(&ctx, invalid).await;
             return Ok(Action::requeue(RESYNC));
         }
     };
