@@ -417,11 +417,16 @@ pub struct Runner {
     #[serde(default = "secs::<21600>")]
     #[x_kube(validation = Rule::new("duration(self) >= duration('10s')").message("stepTimeout must be at least 10s, for example 6h"))]
     pub step_timeout: Duration,
+    /// Secrets for pulling the runner's image, in the migration's namespace.
+    // Left out while empty: digests of plans made before stay as they are.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    pub image_pull_secrets: Vec<NameRef>,
 }
 
 impl Default for Runner {
     fn default() -> Self {
-        Self { max_attempts: Self::default_max_attempts(), step_timeout: secs::<21600>() }
+        Self { max_attempts: Self::default_max_attempts(), step_timeout: secs::<21600>(), image_pull_secrets: vec![] }
     }
 }
 

@@ -4,7 +4,11 @@
 //! and compared with what was decided on; and the write carries the target's resourceVersion. So a leader that slept
 //! between decision and write cannot undo what its successor has done.
 
-use k8s_openapi::api::{apps::v1::Deployment, batch::v1::Job, core::v1::ConfigMap};
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    batch::v1::Job,
+    core::v1::{ConfigMap, ObjectReference},
+};
 use kube::{
     Api, Resource, ResourceExt,
     api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy},
@@ -234,16 +238,20 @@ pub(super) async fn report_error(ctx: &Context, live: &CreditMigration, error: &
         .await;
 }
 
-/// Tells the owner of an object that it cannot be decoded.
-pub(super) async fn report_undecodable(ctx: &Context, invalid: &InvalidObject) {
-    let reference = k8s_openapi::api::core::v1::ObjectReference {
-        api_version: Some(CreditMigration::api_version(&()).into_owned()),
-        kind: Some(CreditMigration::kind(&()).into_owned()),
+/// An object that cannot be decoded, as an event names it.
+pub(super) fn reference<K: Resource<DynamicType = ()>>(invalid: &InvalidObject) -> ObjectReference {
+    ObjectReference {
+        api_version: Some(K::api_version(&()).into_owned()),
+        kind: Some(K::kind(&()).into_owned()),
         name: invalid.metadata.name.clone(),
         namespace: invalid.metadata.namespace.clone(),
         uid: invalid.metadata.uid.clone(),
         ..Default::default()
-    };
+    }
+}
+
+/// Tells the owner of an object that it cannot be decoded.
+pub(super) async fn report_undecodable<K: Resource<DynamicType = ()>>(ctx: &Context, invalid: &InvalidObject) {
     let event = KubeEvent {
         type_: EventType::Warning,
         reason: "Undecodable".into(),
@@ -254,7 +262,7 @@ pub(super) async fn report_undecodable(ctx: &Context, invalid: &InvalidObject) {
         action: "Decode".into(),
         secondary: None,
     };
-    if let Err(error) = ctx.recorder.publish(&event, &reference).await {
+    if let Err(error) = ctx.recorder.publish(&event, &reference::<K>(invalid)).await {
         warn!(%error, "cannot publish an event");
     }
 }

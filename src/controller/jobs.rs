@@ -7,9 +7,9 @@ use k8s_openapi::{
         batch::v1::{Job, JobSpec},
         core::v1::{
             Capabilities, ConfigMapProjection, Container, EmptyDirVolumeSource, EnvVar, EnvVarSource, KeyToPath,
-            ObjectFieldSelector, PodSecurityContext, PodSpec, PodTemplateSpec, ProjectedVolumeSource,
-            ResourceRequirements, SeccompProfile, SecretVolumeSource, SecurityContext, ServiceAccount, Volume,
-            VolumeMount, VolumeProjection,
+            LocalObjectReference, ObjectFieldSelector, PodSecurityContext, PodSpec, PodTemplateSpec,
+            ProjectedVolumeSource, ResourceRequirements, SeccompProfile, SecretVolumeSource, SecurityContext,
+            ServiceAccount, Volume, VolumeMount, VolumeProjection,
         },
         rbac::v1::{RoleBinding, RoleRef, Subject},
     },
@@ -130,8 +130,11 @@ pub fn job(run: &MigrationRun, image: &str, timeout_seconds: Option<u64>) -> Job
 
 fn pod(run: &MigrationRun, plan: &CreditMigrationSpec, image: &str, in_window: bool) -> PodSpec {
     let (volumes, mounts): (Vec<_>, Vec<_>) = volumes(plan).into_iter().unzip();
+    let pull = &plan.runner.image_pull_secrets;
     PodSpec {
         service_account_name: Some(runner_name(&run.spec.migration)),
+        image_pull_secrets: (!pull.is_empty())
+            .then(|| pull.iter().map(|s| LocalObjectReference { name: s.name.clone() }).collect()),
         // A crashed window container is started again in place by the kubelet: quicker than a new pod, and without the API server.
         restart_policy: Some(if in_window { "OnFailure" } else { "Never" }.into()),
         termination_grace_period_seconds: Some(10),
@@ -261,6 +264,18 @@ mod tests {
     use super::*;
     use crate::api::{RunInputs, WindowCommand, WindowOrder};
 
+    const TASKS: [Task; 9] = [
+        Task::Preflight,
+        Task::Backup,
+        Task::VerifyBackup,
+        Task::Rehearse,
+        Task::Window,
+        Task::Validate,
+        Task::Monitor,
+        Task::RollbackWindow,
+        Task::Cleanup,
+    ];
+
     /// As the API server would give it back.
     fn migration() -> CreditMigration {
         serde_json::from_value(json!({
@@ -286,6 +301,7 @@ mod tests {
                     "workloads": [{"kind": "Deployment", "name": "shop"}],
                 },
                 "backup": {"store": {"url": "s3://backups/credit-migration/", "secretRef": {"name": "backup-bucket"}}},
+                "runner": {"imagePullSecrets": [{"name": "registry"}]},
             },
         }))
         .unwrap()
@@ -293,7 +309,10 @@ mod tests {
 
     /// Run and Job, as they are made for a task.
     fn made(task: Task, timeout_seconds: Option<u64>) -> Job {
-        let migration = migration();
+        made_for(&migration(), task, timeout_seconds)
+    }
+
+    fn made_for(migration: &CreditMigration, task: Task, timeout_seconds: Option<u64>) -> Job {
         let in_window = matches!(task, Task::Window | Task::RollbackWindow);
         let start = StartRun {
             name: format!("credit-v2-{}-1", slug(task)),
@@ -313,7 +332,7 @@ mod tests {
             image: "registry.example/credit-migration-operator:1.2.3".into(),
             timeout_seconds,
         };
-        let mut run = run(&migration, &start);
+        let mut run = run(migration, &start);
         run.metadata.uid = Some("66666666-7777-8888-9999-000000000000".into());
         job(&run, &start.image, start.timeout_seconds)
     }
@@ -397,17 +416,7 @@ mod tests {
 
     #[test]
     fn pods_satisfy_the_restricted_standard() {
-        for task in [
-            Task::Preflight,
-            Task::Backup,
-            Task::VerifyBackup,
-            Task::Rehearse,
-            Task::Window,
-            Task::Validate,
-            Task::Monitor,
-            Task::RollbackWindow,
-            Task::Cleanup,
-        ] {
+        for task in TASKS {
             let pod = serde_json::to_value(made(task, None).spec.unwrap().template.spec.unwrap()).unwrap();
             assert_eq!(refused(&pod), Vec::<String>::new(), "{task:?}");
             // Beyond the standard: nothing can be written but /tmp.
@@ -450,6 +459,25 @@ mod tests {
             // A missing one must become the runner's message, not a pod that never starts.
             assert_eq!((s.optional, s.default_mode), (Some(true), Some(0o440)), "{s:?}");
         }
+    }
+
+    /// The API server cuts a generated name to 63 characters; the policy knows a run's pod by the whole name of its Job.
+    #[test]
+    fn names_of_pods_are_not_cut() {
+        for task in TASKS {
+            let longest = format!("{}-{}-999999-", "m".repeat(40), slug(task));
+            assert!(longest.len() + 5 <= 63, "{longest}");
+        }
+    }
+
+    #[test]
+    fn without_pull_secrets_the_field_is_left_out() {
+        let mut migration = migration();
+        migration.spec.runner.image_pull_secrets.clear();
+        let pod = made_for(&migration, Task::Backup, None).spec.unwrap().template.spec.unwrap();
+        assert_eq!(pod.image_pull_secrets, None);
+        let spec = serde_json::to_value(&migration.spec).unwrap();
+        assert!(spec["runner"].get("imagePullSecrets").is_none(), "{spec}");
     }
 
     #[test]

@@ -88,7 +88,7 @@ pub enum Error {
     /// Another replica leads now.
     #[error("lost the lease; another replica leads now")]
     LeaseLost,
-    /// Names in decisions are not proven.
+    /// Neither names nor reports are proven.
     #[error("{0}; next: helm upgrade with admissionPolicies.install=true")]
     Unguarded(String),
     /// An object of the name exists and is not ours.
@@ -166,7 +166,7 @@ async fn reconcile(object: Arc<DeserializeGuard<CreditMigration>>, ctx: Arc<Cont
         Err(invalid) => {
             // One object that cannot be read is its own problem; the others go on.
             error!(name = ?invalid.metadata.name, error = %invalid.error, "cannot decode this CreditMigration");
-            execute::report_undecodable(&ctx, invalid).await;
+            execute::report_undecodable::<CreditMigration>(&ctx, invalid).await;
             return Ok(Action::requeue(RESYNC));
         }
     };

@@ -19,7 +19,7 @@ use super::{Context, Error, jobs, policy};
 use crate::{
     api::{
         CreditMigration, Decision, FINALIZER, FLAG_SET_FOR, KeyRef, MigrationDecision, MigrationRun, RESTARTED_FOR,
-        WorkloadKind, WorkloadRef,
+        Time, WorkloadKind, WorkloadRef,
     },
     machine::{Flag, Job as JobState, Observed, ObservedDecision, ObservedRun, Sql, Workload},
 };
@@ -39,11 +39,7 @@ pub(super) async fn observe(ctx: &Context, m: &CreditMigration) -> Result<Observ
         reader.sql(&sql.down.config_map_key_ref),
         reader.workloads(m),
     )?;
-    if let Some(since) = policy.since {
-        // What was said while no policy held names to people proves nobody's approval.
-        decisions
-            .retain(|d| d.at > since || !matches!(d.decision, Decision::Execute | Decision::Ready | Decision::Keep));
-    }
+    decisions.retain(|d| is_proven(d, policy.since));
     Ok(Observed {
         name,
         uid,
@@ -103,19 +99,7 @@ impl Reader<'_> {
             .items
             .into_iter()
             .filter_map(|guarded| guarded.0.ok())
-            .filter(|d| {
-                d.spec.migration == name && d.spec.migration_uid == uid && d.metadata.deletion_timestamp.is_none()
-            })
-            .filter_map(|d| {
-                Some(ObservedDecision {
-                    name: d.name_any(),
-                    at: d.metadata.creation_timestamp.as_ref()?.0,
-                    by: d.spec.by,
-                    decision: d.spec.decision,
-                    digest: d.spec.digest,
-                    reason: d.spec.reason,
-                })
-            })
+            .filter_map(|d| heard(d, name, uid))
             .collect();
         decisions.sort_by(|a, b| (a.at, &a.name).cmp(&(b.at, &b.name)));
         Ok(decisions)
@@ -196,6 +180,25 @@ impl Reader<'_> {
     }
 }
 
+/// A decision as it counts for this very migration: not one on a predecessor of the same name.
+fn heard(d: MigrationDecision, name: &str, uid: &str) -> Option<ObservedDecision> {
+    let ours = d.spec.migration == name && d.spec.migration_uid == uid && d.metadata.deletion_timestamp.is_none();
+    ours.then_some(ObservedDecision {
+        name: d.name_any(),
+        at: d.metadata.creation_timestamp?.0,
+        by: d.spec.by,
+        decision: d.spec.decision,
+        digest: d.spec.digest,
+        reason: d.spec.reason,
+    })
+}
+
+/// What was said while no policy held names to people proves nobody's approval. A word to stop counts all the same.
+fn is_proven(d: &ObservedDecision, since: Option<Time>) -> bool {
+    since.is_none_or(|since| d.at > since)
+        || !matches!(d.decision, Decision::Execute | Decision::Ready | Decision::Keep)
+}
+
 fn job_state(job: &Job) -> JobState {
     let conditions = job.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
     let is_true = |type_: &str| conditions.iter().find(|c| c.type_ == type_ && c.status == "True");
@@ -236,4 +239,55 @@ fn reads_flag(d: &Deployment, key: &KeyRef) -> bool {
         let whole = c.env_from.iter().flatten().any(|e| e.config_map_ref.as_ref().is_some_and(|r| r.name == key.name));
         single || whole
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn decision(word: &str, change: impl FnOnce(&mut Value)) -> MigrationDecision {
+        let mut value = json!({
+            "apiVersion": "creditmigration.io/v1alpha1",
+            "kind": "MigrationDecision",
+            "metadata": {"name": "d", "namespace": "shop", "creationTimestamp": "2030-01-01T00:00:00Z"},
+            "spec": {"migration": "m", "migrationUID": "1", "decision": word, "digest": "sha256:0", "by": "ann"},
+        });
+        change(&mut value);
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[rstest::rstest]
+    #[case::on_this_migration("/spec/migrationUID", json!("1"), true)]
+    #[case::on_its_deleted_predecessor("/spec/migrationUID", json!("0"), false)]
+    #[case::on_another_one("/spec/migration", json!("n"), false)]
+    #[case::withdrawn("/metadata/deletionTimestamp", json!("2030-01-02T00:00:00Z"), false)]
+    #[case::never_stored("/metadata/creationTimestamp", Value::Null, false)]
+    fn only_decisions_on_this_very_migration_are_heard(
+        #[case] path: &str,
+        #[case] value: Value,
+        #[case] counts: bool,
+        #[values("Execute", "Reject", "Abort", "Revert")] word: &str,
+    ) {
+        let (parent, key) = path.rsplit_once('/').unwrap();
+        let d = decision(word, |d| d.pointer_mut(parent).unwrap()[key] = value);
+        assert_eq!(heard(d, "m", "1").is_some(), counts);
+    }
+
+    #[rstest::rstest]
+    #[case("Execute", false)]
+    #[case("Ready", false)]
+    #[case("Keep", false)]
+    #[case("Reject", true)]
+    #[case("Abort", true)]
+    #[case("Revert", true)]
+    fn what_is_older_than_the_policy_approves_nothing(#[case] word: &str, #[case] counts: bool) {
+        let d = heard(decision(word, |_| {}), "m", "1").unwrap();
+        let second = jiff::SignedDuration::from_secs(1);
+        assert!(is_proven(&d, None), "without a policy the window stays shut anyway");
+        assert!(is_proven(&d, Some(d.at - second)));
+        assert_eq!(is_proven(&d, Some(d.at)), counts);
+        assert_eq!(is_proven(&d, Some(d.at + second)), counts);
+    }
 }

@@ -1,12 +1,15 @@
 //! When to look: watches on what a migration owns and refers to. Objects are read live by `observe`, so only metadata is watched.
 
-use std::sync::Arc;
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use futures::StreamExt;
 use k8s_openapi::api::{apps::v1::Deployment, batch::v1::Job, core::v1::ConfigMap};
 use kube::{
     Api, Resource, ResourceExt,
-    core::{DeserializeGuard, PartialObjectMeta},
+    core::{DeserializeGuard, PartialObjectMeta, error_boundary::InvalidObject},
     runtime::{
         Controller,
         controller::Config,
@@ -14,9 +17,9 @@ use kube::{
         watcher,
     },
 };
-use tracing::debug;
+use tracing::{debug, error};
 
-use super::{Context, error_policy, reconcile};
+use super::{Context, error_policy, execute, reconcile};
 use crate::api::{CreditMigration, MigrationDecision, MigrationRun};
 
 type Guarded = DeserializeGuard<CreditMigration>;
@@ -34,17 +37,13 @@ pub(super) async fn run(ctx: Arc<Context>) {
 
     let jobs = watcher::Config::default().labels(super::jobs::MANAGED_SELECTOR);
     let (by_config_map, by_deployment) = (store.clone(), store);
+    let (told, teller) = (Told::default(), ctx.clone());
     controller
         .watches(Api::<PartialObjectMeta<MigrationRun>>::all(client.clone()), all.clone(), by_label)
         .watches(Api::<PartialObjectMeta<Job>>::all(client.clone()), jobs, by_label)
-        .watches(
-            Api::<DeserializeGuard<MigrationDecision>>::all(client.clone()),
-            all.clone(),
-            |d: DeserializeGuard<MigrationDecision>| {
-                let namespace = d.namespace().unwrap_or_default();
-                d.0.ok().map(|d| ObjectRef::new(&d.spec.migration).within(&namespace))
-            },
-        )
+        .watches(Api::<DeserializeGuard<MigrationDecision>>::all(client.clone()), all.clone(), move |d| {
+            decided(&teller, &told, d)
+        })
         .watches(Api::<PartialObjectMeta<ConfigMap>>::all(client.clone()), all.clone(), move |m| {
             naming(&by_config_map, &m, refers_to_config_map)
         })
@@ -59,6 +58,37 @@ pub(super) async fn run(ctx: Arc<Context>) {
             }
         })
         .await;
+}
+
+/// The migration that a decision names. Of one that cannot be decoded its author hears: it counts for nothing.
+fn decided(
+    ctx: &Arc<Context>,
+    told: &Told,
+    decision: DeserializeGuard<MigrationDecision>,
+) -> Option<ObjectRef<Guarded>> {
+    let namespace = decision.namespace().unwrap_or_default();
+    match decision.0 {
+        Ok(decision) => Some(ObjectRef::new(&decision.spec.migration).within(&namespace)),
+        Err(invalid) => {
+            if told.first(&invalid) {
+                error!(name = ?invalid.metadata.name, namespace, error = %invalid.error, "cannot decode this MigrationDecision");
+                let ctx = ctx.clone();
+                tokio::spawn(async move { execute::report_undecodable::<MigrationDecision>(&ctx, &invalid).await });
+            }
+            None
+        }
+    }
+}
+
+/// UIDs of objects whose authors were told: the watch shows an object again with each change and each reconnection.
+#[derive(Default)]
+struct Told(Mutex<HashSet<String>>);
+
+impl Told {
+    fn first(&self, invalid: &InvalidObject) -> bool {
+        let uid = invalid.metadata.uid.clone().unwrap_or_default();
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(uid)
+    }
 }
 
 /// The migration that a run or Job carries in its label.
@@ -107,5 +137,40 @@ pub(super) async fn shutdown() {
         }
         // Without handlers the default action ends the process, which is what is wanted.
         _ => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn decision(uid: &str, word: &str) -> Value {
+        json!({
+            "apiVersion": "creditmigration.io/v1alpha1",
+            "kind": "MigrationDecision",
+            "metadata": {"name": "d", "namespace": "shop", "uid": uid},
+            "spec": {"migration": "m", "migrationUID": "1", "decision": word, "by": "ann"},
+        })
+    }
+
+    #[test]
+    fn of_an_undecodable_decision_is_told_once() {
+        let told = Told::default();
+        let invalid = |uid: &str| {
+            let guarded: DeserializeGuard<MigrationDecision> =
+                serde_json::from_value(decision(uid, "Postpone")).unwrap();
+            guarded.0.unwrap_err()
+        };
+        assert_eq!(
+            [told.first(&invalid("a")), told.first(&invalid("a")), told.first(&invalid("b"))],
+            [true, false, true]
+        );
+        let about = execute::reference::<MigrationDecision>(&invalid("a"));
+        assert_eq!(
+            serde_json::to_value(about).unwrap(),
+            json!({"apiVersion": "creditmigration.io/v1alpha1", "kind": "MigrationDecision", "name": "d", "namespace": "shop", "uid": "a"})
+        );
     }
 }

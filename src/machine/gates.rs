@@ -147,7 +147,7 @@ impl Machine<'_> {
         Some((
             "DecisionPolicyMissing",
             format!(
-                "{problem}; without it names in decisions are not proven; next: helm upgrade the operator with admissionPolicies.install=true"
+                "{problem}; without it neither names nor reports are proven; next: helm upgrade the operator with admissionPolicies.install=true"
             ),
         ))
     }

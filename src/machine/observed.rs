@@ -21,7 +21,7 @@ pub struct Observed {
     pub runs: Vec<ObservedRun>,
     /// Decisions on this UID, oldest first.
     pub decisions: Vec<ObservedDecision>,
-    /// Why names in decisions cannot be trusted: the admission policy or its binding is missing or weak. `None` when it holds.
+    /// Why names and reports cannot be trusted: an admission policy or its binding is missing or weak. `None` when all hold.
     pub policy_problem: Option<String>,
     /// The flag.
     pub flag: Flag,

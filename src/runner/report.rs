@@ -1,4 +1,5 @@
-//! Reports to the run's own `MigrationRun`, the only object that a runner can see.
+//! Reports to the run's own `MigrationRun`. A runner may read those of its namespace and nothing else, and write the
+//! status of its own alone: the admission policy knows its pod by the token.
 //!
 //! # Contract
 //! - A report of the end is repeated until the API server has taken it: a finished task that nobody hears of would be

@@ -100,8 +100,18 @@ pub struct World {
 impl World {
     /// The same namespace as somebody else.
     pub async fn person(&self, user: &str) -> Person {
+        self.impersonate(&[("impersonate-user", user)]).await
+    }
+
+    /// A ServiceAccount by the token of its pod.
+    pub async fn pod(&self, user: &str, pod: &str) -> Person {
+        let extra = "impersonate-extra-authentication.kubernetes.io%2fpod-name";
+        self.impersonate(&[("impersonate-user", user), (extra, pod)]).await
+    }
+
+    async fn impersonate(&self, headers: &[(&str, &str)]) -> Person {
         let mut config = Config::infer().await.unwrap();
-        config.headers.push(("impersonate-user".parse().unwrap(), user.parse().unwrap()));
+        config.headers.extend(headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())));
         Person { client: Client::try_from(config).unwrap(), namespace: self.admin.namespace.clone() }
     }
 

@@ -194,7 +194,10 @@ async fn a_runner_can_report_and_no_more() {
         .await;
 
         w.person(OPERATOR).await.create("migrationruns", &w.run("r"), false).await.object();
-        let runner = w.person(&user).await;
+        let nobody = w.person(&user).await;
+        let refused = nobody.patch("migrationruns/r/status", &json!({"status": {"phase": "Running"}})).await;
+        assert!(refused.code == 403 && refused.message().contains("only a pod of r"), "{}", refused.message());
+        let runner = w.pod(&user, "r-x7k2p").await;
         let report = runner.patch("migrationruns/r/status", &json!({"status": {"phase": "Running"}})).await;
         assert_eq!(report.object()["status"]["phase"], "Running");
         let order = runner.patch("migrationruns/r", &json!({"spec": {"window": {"command": "Release"}}})).await;

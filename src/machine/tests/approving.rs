@@ -27,7 +27,7 @@ fn approvals_that_do_not_suffice() {
             "ApprovalPending",
         ),
         waits(
-            "another digest",
+            "a replayed digest, of an older plan",
             |s| done(s.say("ann", Word::Execute).say_on("bob", Word::Execute, Some("sha256:x"))),
             "ApprovalPending",
         ),

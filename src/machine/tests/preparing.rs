@@ -329,7 +329,7 @@ const VIOLATIONS: &[(&str, When, &str)] = &[
     (
         "DecisionPolicyMissing",
         |s| s.seen.policy_problem = Some("ValidatingAdmissionPolicy x is missing".into()),
-        "ValidatingAdmissionPolicy x is missing; without it names in decisions are not proven; next: helm upgrade",
+        "ValidatingAdmissionPolicy x is missing; without it neither names nor reports are proven; next: helm upgrade",
     ),
 ];
 
