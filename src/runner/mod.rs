@@ -218,7 +218,7 @@ async fn dispatch(
         Task::RollbackWindow => window(&work, reporter, Step::Down).await,
         Task::Validate => checks(&work, &spec.plan.validation.checks, &status.checks).await,
         Task::Monitor => checks(&work, &spec.plan.monitoring.checks, &status.checks).await,
-        Task::Cleanup => stoppable(stop, clean_up(&work)).await,
+        Task::Cleanup => stoppable(stop, cleanup::run(&work)).await,
     }
 }
 
@@ -257,12 +257,6 @@ async fn window(work: &Work<'_>, reporter: &Reporter, direction: Step) -> Result
         None => Ok(format!("window ended: {:?}", outcome.progress.state)),
         Some(failure) => Err(failure),
     }
-}
-
-async fn clean_up(work: &Work<'_>) -> Result<String, Failure> {
-    let mut client = work.settings.target()?.connect("cleanup").await?;
-    cleanup::cleanup(&mut client, &work.subject()).await?;
-    Ok("guards removed, the database is free for the next migration".to_owned())
 }
 
 /// A task that ended without a reason of its own: a defect.
