@@ -4,6 +4,7 @@ use tokio_postgres::{Client, Row, error::ErrorPosition, types::ToSql};
 
 use super::{
     Failure,
+    archive::Version,
     control::{ident, literal, quoted},
     postgres::{Target, classify},
     preflight::Findings,
@@ -11,6 +12,9 @@ use super::{
     work::Work,
 };
 use crate::api::Reason;
+
+/// Oldest version of the server.
+const OLDEST: u32 = 13;
 
 /// Looks at the database that `client` is connected to.
 pub async fn look(work: &Work<'_>, target: &Target, client: &Client, findings: &mut Findings) {
@@ -81,10 +85,12 @@ async fn one(client: &Client, query: &str, parameters: &[&(dyn ToSql + Sync)]) -
     client.query_one(query, parameters).await.map_err(|e| classify(&e))
 }
 
-/// `pg_dump` refuses a server that is newer than itself.
 async fn version(work: &Work<'_>, client: &Client) -> Result<String, Failure> {
-    let tool = work.tools.version().await?;
-    let server = scratch::server_version(client).await? / 10_000;
+    fits(scratch::server_version(client).await? / 10_000, &work.tools.version().await?)
+}
+
+/// `pg_dump` refuses a server that is newer than itself.
+fn fits(server: u32, tool: &Version) -> Result<String, Failure> {
     if server > tool.major {
         return Err(Failure::new(
             Reason::ServerTooNew,
@@ -94,10 +100,10 @@ async fn version(work: &Work<'_>, client: &Client) -> Result<String, Failure> {
             ),
         ));
     }
-    if server < 13 {
+    if server < OLDEST {
         return Err(Failure::new(
-            Reason::ServerTooNew,
-            format!("the server is PostgreSQL {server}, at least 13 is needed; next: upgrade the server"),
+            Reason::ServerTooOld,
+            format!("the server is PostgreSQL {server}, at least {OLDEST} is needed; next: upgrade the server"),
         ));
     }
     Ok(format!("PostgreSQL {server}, pg_dump {}", tool.text))
@@ -281,5 +287,17 @@ async fn claim(work: &Work<'_>, client: &Client) -> Result<String, Failure> {
                 ),
             ))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_that_fit_and_that_do_not() {
+        let tool = Version { text: "15.14".to_owned(), major: 15 };
+        let reason = |server| fits(server, &tool).err().map(|failure| failure.reason);
+        assert_eq!([12, 13, 15, 16].map(reason), [Some(Reason::ServerTooOld), None, None, Some(Reason::ServerTooNew)]);
     }
 }

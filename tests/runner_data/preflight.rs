@@ -1,6 +1,9 @@
 //! Preflight: each finding, and the command that mends it.
 
-use credit_migration::api::{Reason, Task, mounts};
+use credit_migration::{
+    api::{Reason, Task, mounts},
+    runner::archive::Tools,
+};
 
 use crate::harness::{DOWN, UP, World};
 
@@ -194,4 +197,16 @@ async fn sql_and_store() {
         ],
     )
     .await;
+}
+
+#[tokio::test]
+async fn a_server_newer_than_pg_dump() {
+    let mut world = World::new().await;
+    let folder = world.root.join("old");
+    // Written by a process of its own: one that was forked off here meanwhile would hold the file open, and it could not be run.
+    let script = r#"mkdir "$0" && printf '#!/bin/sh\necho "pg_dump (PostgreSQL) 12.22"\n' >"$0/pg_dump" && chmod 755 "$0/pg_dump""#;
+    assert!(std::process::Command::new("sh").args(["-c", script]).arg(&folder).status().unwrap().success());
+    world.tools = Tools::in_folder(folder);
+    let wanted = "pg_dump of this image is 12.22; next: use an image of the operator with pg_dump ";
+    finds(&world, &[("server version", Reason::ServerTooNew, wanted)]).await;
 }
