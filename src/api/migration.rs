@@ -73,11 +73,11 @@ pub struct CreditMigrationSpec {
     pub runner: Runner,
 }
 
-/// Key of a Secret or ConfigMap in the migration's namespace.
+/// Key of a Secret (`secretRef`, `caSecretRef`) or of a ConfigMap (`configMapKeyRef`) in the migration's namespace.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct KeyRef {
-    /// Name of the object.
+    /// Name of the Secret or ConfigMap.
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
     /// Key in its data.
@@ -89,7 +89,7 @@ pub struct KeyRef {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct NameRef {
-    /// Name of the object.
+    /// Name of the Secret.
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
 }

@@ -50,6 +50,8 @@ reasons! {
     WrongDatabase: May,
     /// The server is newer than pg_dump.
     ServerTooNew: Never,
+    /// The server is older than 13.
+    ServerTooOld: Never,
     /// The role lacks a privilege.
     PrivilegeMissing: May,
     /// A role is missing.

@@ -38,6 +38,10 @@ pub const MANAGED_SELECTOR: &str = "app.kubernetes.io/managed-by=credit-migratio
 const UID: i64 = 65532;
 /// Restarts of a preparing pod are the machine's business; those of a window pod the kubelet's, which needs no API server.
 const WINDOW_POD_RETRIES: i32 = 6;
+/// Seconds from SIGTERM to SIGKILL.
+const GRACE: i64 = 10;
+/// The same of a window pod: one that nobody succeeds, as in a namespace that is being deleted, runs the down SQL meanwhile.
+const WINDOW_GRACE: i64 = 120;
 
 fn labels(name: &str, uid: &str, task: Option<Task>) -> BTreeMap<String, String> {
     let mut labels = BTreeMap::from([
@@ -137,7 +141,7 @@ fn pod(run: &MigrationRun, plan: &CreditMigrationSpec, image: &str, in_window: b
             .then(|| pull.iter().map(|s| LocalObjectReference { name: s.name.clone() }).collect()),
         // A crashed window container is started again in place by the kubelet: quicker than a new pod, and without the API server.
         restart_policy: Some(if in_window { "OnFailure" } else { "Never" }.into()),
-        termination_grace_period_seconds: Some(10),
+        termination_grace_period_seconds: Some(if in_window { WINDOW_GRACE } else { GRACE }),
         enable_service_links: Some(false),
         security_context: Some(PodSecurityContext {
             run_as_non_root: Some(true),

@@ -37,6 +37,9 @@ async fn within<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T, Cha
     match tokio::time::timeout(TIMEOUT, call).await {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(kube::Error::Api(status))) if status.code == 404 => Err(ChannelError::Gone),
+        Ok(Err(kube::Error::Api(status))) if [401, 403].contains(&status.code) => {
+            Err(ChannelError::Denied(status.message.clone()))
+        }
         Ok(Err(error)) => Err(ChannelError::Unreachable(error.to_string())),
         Err(_) => Err(ChannelError::Unreachable(format!("no answer within {} s", TIMEOUT.as_secs()))),
     }

@@ -1,4 +1,5 @@
-//! Takes guards and capture down when the migration has ended and no one waits for it.
+//! Task `Cleanup`: takes guards and capture down when the migration has ended and no one waits for it, and drops what
+//! rehearsals that were killed have left.
 //!
 //! # Contract
 //! - Ledger and intent stay: they are the record, and keep the SQL from running again.
@@ -14,8 +15,33 @@ use super::{
     Failure,
     control::{LOCK_CHANGE, LOCK_CLASS, Subject, Table, ident, jitter, millis, trigger_lock_timeout},
     postgres::classify,
+    rehearsal::LOCK_REHEARSAL,
+    scratch,
+    work::Work,
 };
 use crate::api::Reason;
+
+/// Cleans up.
+///
+/// # Errors
+/// Those of [`cleanup`]; `LockTimeout` while a rehearsal is under way.
+pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
+    let mut client = work.settings.target()?.connect("cleanup").await?;
+    let subject = work.subject();
+    cleanup(&mut client, &subject).await?;
+    // The server may still be at work for a pod that was killed: what it is about to make must not come after this.
+    let lock = format!(
+        "SET lock_timeout = {}; SET statement_timeout = 0; SELECT pg_catalog.pg_advisory_lock({LOCK_CLASS}, {LOCK_REHEARSAL})",
+        millis(subject.patience)
+    );
+    client.batch_execute(&lock).await.map_err(|e| {
+        let Failure { reason, message } = classify(&e);
+        let next = "end the sessions named credit-migration/rehearsal";
+        Failure::new(reason, format!("a rehearsal of this database is under way: {message}; next: {next}"))
+    })?;
+    let dropped = scratch::sweep(&client, &subject.uid).await?;
+    Ok(format!("guards removed, {dropped} scratch databases dropped, the database is free for the next migration"))
+}
 
 /// Removes triggers, functions, gate, capture and baseline, and gives the database free for the next migration.
 ///

@@ -103,7 +103,11 @@ async fn carry_out(stop: &CancellationToken) -> Result<(), String> {
         run = reporter.get() => run.or_else(|| kept.read()),
         // A window's container that was restarted while the API server is away: the database and the deadline do not wait.
         Some(run) = kept.read_after(API_PATIENCE) => Some(run),
-        () = stop.cancelled() => return Err("told to end before the task was known".to_owned()),
+        // A window's restarted container: writes may be blocked, and it must find out whether another pod will come.
+        () = stop.cancelled() => match kept.read() {
+            Some(run) => Some(run),
+            None => return Err("told to end before the task was known".to_owned()),
+        },
     };
     let Some(run) = run else { return gone() };
     let in_window = matches!(run.spec.task, Task::Window | Task::RollbackWindow);
@@ -210,11 +214,11 @@ async fn dispatch(
         Task::Backup => backup::run(&work).await,
         Task::VerifyBackup => verify::run(&work).await,
         Task::Rehearse => rehearsal::run(&work).await,
-        Task::Window => stoppable(stop, window(&work, reporter, Step::Up)).await,
-        Task::RollbackWindow => stoppable(stop, window(&work, reporter, Step::Down)).await,
+        Task::Window => window(&work, reporter, Step::Up).await,
+        Task::RollbackWindow => window(&work, reporter, Step::Down).await,
         Task::Validate => checks(&work, &spec.plan.validation.checks, &status.checks).await,
         Task::Monitor => checks(&work, &spec.plan.monitoring.checks, &status.checks).await,
-        Task::Cleanup => stoppable(stop, clean_up(&work)).await,
+        Task::Cleanup => stoppable(stop, cleanup::run(&work)).await,
     }
 }
 
@@ -247,18 +251,12 @@ async fn window(work: &Work<'_>, reporter: &Reporter, direction: Step) -> Result
         poll: POLL,
     };
     let channel = ApiChannel::new(reporter.clone(), Prober::new()?, work.spec.plan.application.version_probe.clone());
-    let outcome = window::run(&channel, &target, &plan).await;
+    let outcome = window::run(&channel, &target, &plan, &work.stop).await;
     work.progress.note("window", &outcome.progress);
     match outcome.failure {
         None => Ok(format!("window ended: {:?}", outcome.progress.state)),
         Some(failure) => Err(failure),
     }
-}
-
-async fn clean_up(work: &Work<'_>) -> Result<String, Failure> {
-    let mut client = work.settings.target()?.connect("cleanup").await?;
-    cleanup::cleanup(&mut client, &work.subject()).await?;
-    Ok("guards removed, the database is free for the next migration".to_owned())
 }
 
 /// A task that ended without a reason of its own: a defect.

@@ -4,6 +4,7 @@ use tokio_postgres::{Client, Row, error::ErrorPosition, types::ToSql};
 
 use super::{
     Failure,
+    archive::Version,
     control::{ident, literal, quoted},
     postgres::{Target, classify},
     preflight::Findings,
@@ -11,6 +12,11 @@ use super::{
     work::Work,
 };
 use crate::api::Reason;
+
+/// Oldest version of the server.
+const OLDEST: u32 = 13;
+/// How much of what cannot be dumped is named.
+const MAX_NAMED: usize = 5;
 
 /// Looks at the database that `client` is connected to.
 pub async fn look(work: &Work<'_>, target: &Target, client: &Client, findings: &mut Findings) {
@@ -26,6 +32,7 @@ pub async fn look(work: &Work<'_>, target: &Target, client: &Client, findings: &
     for table in work.subject().protected {
         findings.add(format!("table {table}"), owned_table(target, client, &table).await);
     }
+    findings.add("rights to dump", dumpable(target, client).await);
     for (what, result) in columns(work, client).await {
         findings.add(what, result);
     }
@@ -81,10 +88,12 @@ async fn one(client: &Client, query: &str, parameters: &[&(dyn ToSql + Sync)]) -
     client.query_one(query, parameters).await.map_err(|e| classify(&e))
 }
 
-/// `pg_dump` refuses a server that is newer than itself.
 async fn version(work: &Work<'_>, client: &Client) -> Result<String, Failure> {
-    let tool = work.tools.version().await?;
-    let server = scratch::server_version(client).await? / 10_000;
+    fits(scratch::server_version(client).await? / 10_000, &work.tools.version().await?)
+}
+
+/// `pg_dump` refuses a server that is newer than itself.
+fn fits(server: u32, tool: &Version) -> Result<String, Failure> {
     if server > tool.major {
         return Err(Failure::new(
             Reason::ServerTooNew,
@@ -94,10 +103,10 @@ async fn version(work: &Work<'_>, client: &Client) -> Result<String, Failure> {
             ),
         ));
     }
-    if server < 13 {
+    if server < OLDEST {
         return Err(Failure::new(
-            Reason::ServerTooNew,
-            format!("the server is PostgreSQL {server}, at least 13 is needed; next: upgrade the server"),
+            Reason::ServerTooOld,
+            format!("the server is PostgreSQL {server}, at least {OLDEST} is needed; next: upgrade the server"),
         ));
     }
     Ok(format!("PostgreSQL {server}, pg_dump {}", tool.text))
@@ -117,20 +126,21 @@ async fn primary(client: &Client) -> Result<String, Failure> {
 /// What the migration role itself must be.
 async fn role(target: &Target, client: &Client) -> Vec<(&'static str, Result<String, Failure>)> {
     let query = "SELECT pg_has_role(d.datdba, 'USAGE'), pg_get_userbyid(d.datdba)::text, has_database_privilege(d.oid, 'CREATE'),
-                        r.rolcreatedb OR r.rolsuper, pg_has_role('pg_signal_backend', 'USAGE')
+                        r.rolcreatedb OR r.rolsuper, pg_has_role('pg_signal_backend', 'USAGE'),
+                        (SELECT rolsuper FROM pg_roles AS o WHERE o.oid = d.datdba)
                  FROM pg_database AS d, pg_roles AS r WHERE d.datname = current_database() AND r.rolname = current_user";
     let row = match one(client, query, &[]).await {
         Ok(row) => row,
         Err(failure) => return vec![("privileges", Err(failure))],
     };
     let (me, database) = (ident(target.user()), ident(target.database()));
-    let owner = ident(row.get(1));
+    let own = own(&format!("DATABASE {database}"), row.get(1), row.get(5), &me);
     let check = |index: usize, good: &str, wrong: &str, mend: String| match row.get(index) {
         true => Ok(good.to_owned()),
         false => Err(Failure::new(Reason::PrivilegeMissing, format!("role {} {wrong}; next: {mend};", target.user()))),
     };
     vec![
-        ("owner of the database", check(0, "is owner", "does not own the database", format!("GRANT {owner} TO {me}"))),
+        ("owner of the database", check(0, "is owner", "does not own the database", own)),
         (
             "CREATE on the database",
             check(2, "granted", "may not create schemas", format!("GRANT CREATE ON DATABASE {database} TO {me}")),
@@ -141,6 +151,14 @@ async fn role(target: &Target, client: &Client) -> Vec<(&'static str, Result<Str
             check(4, "granted", "may not end sessions of the application", format!("GRANT pg_signal_backend TO {me}")),
         ),
     ]
+}
+
+/// How `me` gets to own `what`. Membership in a superuser would make it one.
+fn own(what: &str, owner: &str, superuser: bool, me: &str) -> String {
+    match superuser {
+        true => format!("ALTER {what} OWNER TO {me}"),
+        false => format!("GRANT {} TO {me}", ident(owner)),
+    }
 }
 
 /// The role exists, its sessions can be ended, and the migration role can act as it to prove that writes are blocked.
@@ -178,7 +196,8 @@ async fn application_role(target: &Target, client: &Client, application: &str) -
 
 /// The table exists, is an ordinary or partitioned one, and belongs to the migration role.
 async fn owned_table(target: &Target, client: &Client, name: &str) -> Result<String, Failure> {
-    let query = "SELECT c.relkind IN ('r', 'p'), pg_has_role(c.relowner, 'USAGE'), pg_get_userbyid(c.relowner)::text
+    let query = "SELECT c.relkind IN ('r', 'p'), pg_has_role(c.relowner, 'USAGE'), pg_get_userbyid(c.relowner)::text,
+                        (SELECT rolsuper FROM pg_roles AS o WHERE o.oid = c.relowner)
                  FROM pg_class AS c WHERE c.oid = to_regclass($1)";
     let found = client.query_opt(query, &[&quoted(name)]).await.map_err(|e| classify(&e))?;
     let missing = |what: &str| {
@@ -189,17 +208,49 @@ async fn owned_table(target: &Target, client: &Client, name: &str) -> Result<Str
         return Err(missing("is not a table"));
     }
     if !found.get::<_, bool>(1) {
-        let owner = ident(found.get(2));
+        let own = own(&format!("TABLE {}", quoted(name)), found.get(2), found.get(3), &ident(target.user()));
         return Err(Failure::new(
             Reason::PrivilegeMissing,
-            format!(
-                "role {} does not own table {name}; next: GRANT {owner} TO {};",
-                target.user(),
-                ident(target.user())
-            ),
+            format!("role {} does not own table {name}; next: {own};", target.user()),
         ));
     }
     Ok("exists and is owned".to_owned())
+}
+
+/// `pg_dump` locks and reads every table, and reads every sequence, also those that the migration leaves alone. What belongs
+/// to an extension it leaves out.
+async fn dumpable(target: &Target, client: &Client) -> Result<String, Failure> {
+    let query = "SELECT n.nspname::text, c.relname::text, c.relkind = 'S', has_schema_privilege(n.oid, 'USAGE'),
+                        has_table_privilege(c.oid, 'SELECT')
+                 FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+                 WHERE c.relkind IN ('r', 'p', 'S') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+                   AND NOT EXISTS (SELECT FROM pg_depend AS d
+                                   WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
+                 ORDER BY 1, 2";
+    let rows = client.query(query, &[]).await.map_err(|e| classify(&e))?;
+    let mut missing = Vec::new();
+    for row in &rows {
+        let (schema, name): (&str, &str) = (row.get(0), row.get(1));
+        let usage = (format!("schema {schema}"), format!("USAGE ON SCHEMA {}", ident(schema)));
+        if !row.get::<_, bool>(3) && !missing.contains(&usage) {
+            missing.push(usage);
+        }
+        if !row.get::<_, bool>(4) {
+            let (kind, on) = if row.get(2) { ("sequence", "SEQUENCE") } else { ("table", "TABLE") };
+            let select = format!("SELECT ON {on} {}.{}", ident(schema), ident(name));
+            missing.push((format!("{kind} {schema}.{name}"), select));
+        }
+    }
+    if missing.is_empty() {
+        return Ok(format!("{} tables and sequences can be read", rows.len()));
+    }
+    let (user, more) = (target.user(), missing.len().saturating_sub(MAX_NAMED));
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    missing.truncate(MAX_NAMED);
+    let (names, rights): (Vec<_>, Vec<_>) = missing.into_iter().unzip();
+    let grants: Vec<_> = rights.iter().map(|right| format!("GRANT {right} TO {};", ident(user))).collect();
+    let message = format!("role {user} may not dump {}{more}; next: {}", names.join(", "), grants.join(" "));
+    Err(Failure::new(Reason::PrivilegeMissing, message))
 }
 
 /// Columns of both credit tables.
@@ -281,5 +332,17 @@ async fn claim(work: &Work<'_>, client: &Client) -> Result<String, Failure> {
                 ),
             ))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_that_fit_and_that_do_not() {
+        let tool = Version { text: "15.14".to_owned(), major: 15 };
+        let reason = |server| fits(server, &tool).err().map(|failure| failure.reason);
+        assert_eq!([12, 13, 15, 16].map(reason), [Some(Reason::ServerTooOld), None, None, Some(Reason::ServerTooNew)]);
     }
 }

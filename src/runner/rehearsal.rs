@@ -7,7 +7,7 @@
 //!
 //! # Contract
 //! - Up and down run through the same code as in the window.
-//! - The copy is dropped whatever happens; one that a killed pod left is dropped by the next try.
+//! - The copy is dropped whatever happens; one that a killed pod left is dropped by the next try, or by Cleanup.
 //! - Only one rehearsal of a database is under way at a time, even if its program is started twice.
 
 use std::time::Instant;
@@ -29,7 +29,7 @@ use super::{
 use crate::api::{Reason, RehearsalEvidence};
 
 /// Advisory lock of the rehearsal, beside those of the control schema.
-const LOCK_REHEARSAL: i32 = 16;
+pub(super) const LOCK_REHEARSAL: i32 = 16;
 /// Differences that a message names; the log has all.
 const MAX_NAMED: usize = 10;
 /// Seconds that a rollout takes, for the expected window.

@@ -1,4 +1,10 @@
 //! The scratch database of the rehearsal: made like the original, marked as the operator's, dropped in any case.
+//!
+//! ```text
+//!  CREATE DATABASE credit_migration_scratch_<uid>, no connections ─ mark ─ rights, settings ─ RENAME ─ connections
+//! ```
+//! So whoever is killed on the way leaves a database that is known as the operator's by its mark or, before it has one, by
+//! its name and because nobody may connect to it. Whatever else has no mark is a person's, and is left alone.
 
 use tokio_postgres::Client;
 
@@ -22,6 +28,27 @@ const LISTS: &[&str] = &[
 /// What `COMMENT ON DATABASE` says of a scratch database of this migration.
 fn mark(uid: &str) -> String {
     format!("credit-migration: scratch database of migration {uid}, dropped after its rehearsal")
+}
+
+/// Name of a database that has no mark yet; 61 bytes with a UID of the API server, and names are cut at 63.
+fn unmarked(uid: &str) -> String {
+    format!("credit_migration_scratch_{uid}")
+}
+
+/// All that rehearsals of this migration have left, under whatever name.
+const LEFTOVERS: &str = "SELECT datname::text FROM pg_database
+    WHERE shobj_description(oid, 'pg_database') = $1 OR datname::text = $2 AND NOT datallowconn";
+
+/// Drops all that rehearsals of this migration have left. Returns how many databases.
+///
+/// # Errors
+/// Those of [`classify`].
+pub async fn sweep(client: &Client, uid: &str) -> Result<usize, Failure> {
+    let left = client.query(LEFTOVERS, &[&mark(uid), &unmarked(uid)]).await.map_err(|e| classify(&e))?;
+    for row in &left {
+        remove(client, row.get(0)).await?;
+    }
+    Ok(left.len())
 }
 
 /// Whether a database of that name exists and is a leftover of this migration.
@@ -52,8 +79,11 @@ pub async fn leftover(client: &Client, name: &str, uid: &str) -> Result<bool, Fa
 /// # Errors
 /// `ScratchDatabaseExists`; `PrivilegeMissing` without `CREATEDB`; those of [`classify`].
 pub async fn create(client: &Client, target: &Target, name: &str, uid: &str) -> Result<(), Failure> {
-    if leftover(client, name, uid).await? {
-        remove(client, name).await?;
+    sweep(client, uid).await?;
+    let made = unmarked(uid);
+    for name in [name, made.as_str()] {
+        // Whatever is there now is somebody else's.
+        leftover(client, name, uid).await?;
     }
     let major = server_version(client).await? / 10_000;
     // The locale's columns were renamed in 17, and are there since 15.
@@ -68,8 +98,8 @@ pub async fn create(client: &Client, target: &Target, name: &str, uid: &str) -> 
     let row = client.query_one(&query, &[]).await.map_err(|e| classify(&e))?;
     let text = |index: usize| literal(row.get::<_, &str>(index));
     let mut statement = format!(
-        "CREATE DATABASE {} TEMPLATE template0 ENCODING {} LC_COLLATE {} LC_CTYPE {}",
-        ident(name),
+        "CREATE DATABASE {} TEMPLATE template0 ALLOW_CONNECTIONS false ENCODING {} LC_COLLATE {} LC_CTYPE {}",
+        ident(&made),
         text(0),
         text(1),
         text(2)
@@ -92,13 +122,12 @@ pub async fn create(client: &Client, target: &Target, name: &str, uid: &str) -> 
         _ => classify(&e),
     };
     client.batch_execute(&statement).await.map_err(denied)?;
-    let protect = format!("COMMENT ON DATABASE {db} IS {}", literal(&mark(uid)), db = ident(name));
-    client.batch_execute(&protect).await.map_err(|e| classify(&e))?;
-    client
-        .batch_execute(&format!("REVOKE ALL ON DATABASE {} FROM PUBLIC", ident(name)))
-        .await
-        .map_err(|e| classify(&e))?;
-    copy_settings(client, name).await
+    let execute = async |sql: String| client.batch_execute(&sql).await.map_err(|e| classify(&e));
+    execute(format!("COMMENT ON DATABASE {} IS {}", ident(&made), literal(&mark(uid)))).await?;
+    execute(format!("REVOKE ALL ON DATABASE {} FROM PUBLIC", ident(&made))).await?;
+    copy_settings(client, &made).await?;
+    execute(format!("ALTER DATABASE {} RENAME TO {}", ident(&made), ident(name))).await?;
+    execute(format!("ALTER DATABASE {} ALLOW_CONNECTIONS true", ident(name))).await
 }
 
 /// `ALTER DATABASE ... SET` of the original, without which the SQL may see another `search_path`.

@@ -15,6 +15,8 @@
 //! - What is acknowledged (`Switch`) is in the database before it is reported.
 //! - Past the deadline, or when the `MigrationRun` is gone: the old state is restored while the switch has not been
 //!   acknowledged; else writes stay blocked (`Held`), and the task goes on obeying `Release` and `Revert`.
+//! - Told to end, it asks at once whether its `MigrationRun` is there. If so, or without an answer, it stops where it is: the
+//!   next pod goes on. If not, no other pod will come: it ends the window as above, and ends itself even if it is `Held`.
 
 mod task;
 
@@ -22,16 +24,23 @@ use std::{future::Future, time::Duration};
 
 use jiff::Timestamp;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     Failure,
     control::{Sql, Step, Subject},
     postgres::Target,
+    work::Work,
 };
 use crate::api::{Reason, RunInputs, WindowCommand, WindowOrder, WindowProgress};
 
 /// How often in a row the run must be missing before it counts as gone.
 const GONE: u32 = 3;
+/// How often in a row the API server must refuse a task that was told to end: one that has just been started may refuse
+/// for a moment.
+const DENIED: u32 = 12;
+/// How long a task that was told to end asks for its run. It works on meanwhile.
+const LAST_WORD: Duration = Duration::from_secs(10);
 
 /// How a call to the API server fails.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -39,6 +48,9 @@ pub enum ChannelError {
     /// It may work later.
     #[error("the API server cannot be reached: {0}")]
     Unreachable(String),
+    /// The pod's account, or its right to read the run, is not there (401, 403).
+    #[error("the API server refuses this pod: {0}")]
+    Denied(String),
     /// The `MigrationRun` does not exist any more, or is being deleted.
     #[error("the MigrationRun is gone")]
     Gone,
@@ -84,7 +96,7 @@ pub struct WindowPlan {
 pub struct Outcome {
     /// The last progress: `Released` or `Reverted`; `Held` if writes stay blocked; anything earlier if nothing was opened.
     pub progress: WindowProgress,
-    /// Why it is no success. `DeadlinePassed` if the task ended the window by itself.
+    /// Why it is no success. `DeadlinePassed` if the task ended the window by itself, `PodFailed` if another pod is to go on.
     pub failure: Option<Failure>,
 }
 
@@ -94,23 +106,33 @@ struct Orders {
     command: WindowCommand,
     deadline: Option<Timestamp>,
     gone: bool,
+    /// Told to end, and nobody comes after.
+    last_pod: bool,
 }
 
 /// What is reported.
 type Report = (WindowProgress, Option<Failure>);
 
 /// Runs a window task to its end. See the head of this file.
-pub async fn run<C: Channel>(channel: &C, target: &Target, plan: &WindowPlan) -> Outcome {
+///
+/// `stop` is cancelled when the process is told to end.
+pub async fn run<C: Channel>(channel: &C, target: &Target, plan: &WindowPlan, stop: &CancellationToken) -> Outcome {
     if let Some(failure) = changed(plan) {
         return Outcome { progress: WindowProgress::default(), failure: Some(failure) };
     }
-    let (orders_in, orders) = watch::channel(Orders { command: WindowCommand::Standby, deadline: None, gone: false });
+    let (orders_in, orders) =
+        watch::channel(Orders { command: WindowCommand::Standby, deadline: None, gone: false, last_pod: false });
     let (reports, reports_out) = watch::channel::<Report>((WindowProgress::default(), None));
+    let reported = reports_out.clone();
     let task = task::Task::new(channel, target, plan, orders, reports);
     let outcome = tokio::select! {
         outcome = task.run() => outcome,
-        never = poll(channel, plan.poll, orders_in) => match never {},
+        never = poll(channel, plan.poll, &orders_in) => match never {},
         never = reporter(channel, plan.poll, reports_out) => match never {},
+        () = handed_over(channel, plan.poll, &orders_in, stop) => {
+            let progress = reported.borrow().0.clone();
+            return Outcome { progress, failure: Some(Work::stopped()) };
+        }
     };
     // The end is worth some patience; without the API server it is told by the pod's end, and by the database.
     let last = async {
@@ -122,6 +144,7 @@ pub async fn run<C: Channel>(channel: &C, target: &Target, plan: &WindowPlan) ->
     if tokio::time::timeout(Duration::from_secs(10), last).await.is_err() {
         tracing::warn!(state = ?outcome.progress.state, "the end of the window could not be reported to the API server");
     }
+    tracing::info!(state = ?outcome.progress.state, failure = ?outcome.failure, "the window task ends");
     outcome
 }
 
@@ -144,7 +167,7 @@ fn changed(plan: &WindowPlan) -> Option<Failure> {
 enum Never {}
 
 /// Asks for orders for ever. Orders only move forward; one that was given stays given while the server is unreachable.
-async fn poll<C: Channel>(channel: &C, every: Duration, orders: watch::Sender<Orders>) -> Never {
+async fn poll<C: Channel>(channel: &C, every: Duration, orders: &watch::Sender<Orders>) -> Never {
     let mut missing = 0;
     loop {
         match channel.order().await {
@@ -163,7 +186,43 @@ async fn poll<C: Channel>(channel: &C, every: Duration, orders: watch::Sender<Or
             Err(ChannelError::Gone) => {
                 orders.send_if_modified(|known| !std::mem::replace(&mut known.gone, true));
             }
-            Err(error @ ChannelError::Unreachable(_)) => tracing::warn!(%error, "no order"),
+            Err(error) => tracing::warn!(%error, "no order"),
+        }
+        tokio::time::sleep(every).await;
+    }
+}
+
+/// Ends when the task was told to end and another pod will go on. When none will, the run counts as gone and the task ends
+/// the window by itself.
+async fn handed_over<C: Channel>(
+    channel: &C,
+    every: Duration,
+    orders: &watch::Sender<Orders>,
+    stop: &CancellationToken,
+) {
+    stop.cancelled().await;
+    let orphaned = tokio::time::timeout(LAST_WORD, orphaned(channel, every)).await.unwrap_or(false);
+    if orphaned || orders.borrow().gone {
+        tracing::warn!("told to end, and no pod will come after this one: the window is ended");
+        orders.send_modify(|known| (known.gone, known.last_pod) = (true, true));
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Whether nobody will come after this pod. In a namespace that is being deleted the pod's own account and rights go as the
+/// run does, so a lasting refusal counts, too. Were it wrong, the old state would be back a little early: the next pod reads
+/// so in the database.
+async fn orphaned<C: Channel>(channel: &C, every: Duration) -> bool {
+    let (mut missing, mut denied) = (0, 0);
+    loop {
+        match channel.order().await {
+            Ok(_) => return false,
+            Err(ChannelError::Gone) => missing += 1,
+            Err(ChannelError::Denied(_)) => denied += 1,
+            Err(ChannelError::Unreachable(_)) => (missing, denied) = (0, 0),
+        }
+        if missing > GONE || denied > DENIED {
+            return true;
         }
         tokio::time::sleep(every).await;
     }

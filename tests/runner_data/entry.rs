@@ -1,6 +1,8 @@
 //! The program itself, with an API server that fails now and then: what it reports, and how it exits.
 
 use std::{
+    future::pending,
+    pin::pin,
     process::{Output, Stdio},
     sync::{Arc, Mutex},
     time::Duration,
@@ -11,7 +13,9 @@ use axum::{
     body::{Body, to_bytes},
     http::{Request, Response, StatusCode},
 };
-use credit_migration::api::{MigrationRun, MigrationRunStatus, Reason, RunPhase, Task, mounts};
+use credit_migration::api::{
+    MigrationRun, MigrationRunStatus, Reason, RunPhase, Task, WindowCommand, WindowOrder, WindowState, mounts,
+};
 use serde_json::{Value, json};
 
 use crate::harness::{World, postgresql_bin};
@@ -22,6 +26,8 @@ struct Server {
     run: Option<MigrationRun>,
     patches: Vec<Value>,
     failures: u32,
+    /// Every request is refused: the pod's rights are gone.
+    denied: bool,
 }
 
 type Shared = Arc<Mutex<Server>>;
@@ -47,6 +53,9 @@ async fn handle(shared: Shared, request: Request<Body>) -> Response<Body> {
         server.failures -= 1;
         return error(503, "ServiceUnavailable");
     }
+    if server.denied {
+        return error(403, "Forbidden");
+    }
     assert_eq!(path.ends_with("/status"), patch, "{path}");
     let Some(run) = server.run.clone() else { return error(404, "NotFound") };
     if !patch {
@@ -66,8 +75,8 @@ async fn handle(shared: Shared, request: Request<Body>) -> Response<Body> {
     answer(StatusCode::OK, serde_json::to_value(run).unwrap())
 }
 
-/// Runs the program until it ends; SIGTERM after `term`.
-async fn program(world: &World, shared: &Shared, term: Option<Duration>) -> Output {
+/// Runs the program until it ends; SIGTERM when `term` does.
+async fn program(world: &World, shared: &Shared, term: impl Future<Output = ()>) -> Output {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let config = json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "c",
@@ -92,12 +101,16 @@ async fn program(world: &World, shared: &Shared, term: Option<Duration>) -> Outp
         .kill_on_drop(true)
         .spawn()
         .unwrap();
-    if let Some(after) = term {
-        tokio::time::sleep(after).await;
-        let pid = child.id().unwrap().to_string();
-        assert!(std::process::Command::new("kill").arg(pid).status().unwrap().success());
-    }
-    let output = tokio::time::timeout(Duration::from_secs(30), child.wait_with_output()).await.unwrap().unwrap();
+    let pid = child.id().unwrap().to_string();
+    let mut end = pin!(tokio::time::timeout(Duration::from_secs(30), child.wait_with_output()));
+    let ended = tokio::select! {
+        ended = &mut end => ended,
+        () = term => {
+            assert!(std::process::Command::new("kill").arg(pid).status().unwrap().success());
+            end.await
+        }
+    };
+    let output = ended.unwrap().unwrap();
     server.abort();
     let log = String::from_utf8_lossy(&output.stderr);
     assert!(!log.contains("migrator-secret") && !log.contains("key-secret"), "{log}");
@@ -111,7 +124,7 @@ fn shared(world: &World, task: Task) -> Shared {
 }
 
 fn status(shared: &Shared) -> MigrationRunStatus {
-    shared.lock().unwrap().run.as_ref().unwrap().status.clone().unwrap()
+    shared.lock().unwrap().run.as_ref().unwrap().status.clone().unwrap_or_default()
 }
 
 #[tokio::test]
@@ -119,7 +132,7 @@ async fn a_task_is_reported_through_a_flaky_api_server_and_not_done_twice() {
     let world = World::new().await;
     let shared = shared(&world, Task::Backup);
     shared.lock().unwrap().failures = 3;
-    let output = program(&world, &shared, None).await;
+    let output = program(&world, &shared, pending()).await;
     assert!(output.status.success(), "{output:?}");
     let told = status(&shared);
     assert_eq!((told.phase, told.reason, told.pod.as_deref()), (RunPhase::Succeeded, None, Some("pod-1")));
@@ -129,7 +142,7 @@ async fn a_task_is_reported_through_a_flaky_api_server_and_not_done_twice() {
     assert_eq!(shared.lock().unwrap().patches[0]["status"]["phase"], "Running");
 
     let (patches, stored) = (shared.lock().unwrap().patches.len(), world.stored().len());
-    assert!(program(&world, &shared, None).await.status.success());
+    assert!(program(&world, &shared, pending()).await.status.success());
     assert_eq!((shared.lock().unwrap().patches.len(), world.stored().len()), (patches, stored));
 }
 
@@ -138,7 +151,7 @@ async fn a_failure_is_a_report_and_a_deleted_run_an_end() {
     let world = World::new().await;
     world.mount(mounts::DATABASE_URL, &world.url("wrong"));
     let failing = shared(&world, Task::Cleanup);
-    assert!(program(&world, &failing, None).await.status.success());
+    assert!(program(&world, &failing, pending()).await.status.success());
     assert_eq!(
         (status(&failing).phase, status(&failing).reason),
         (RunPhase::Failed, Some(Reason::AuthenticationFailed))
@@ -146,7 +159,7 @@ async fn a_failure_is_a_report_and_a_deleted_run_an_end() {
 
     let gone = shared(&world, Task::Cleanup);
     gone.lock().unwrap().run = None;
-    assert!(program(&world, &gone, None).await.status.success());
+    assert!(program(&world, &gone, pending()).await.status.success());
 }
 
 #[tokio::test]
@@ -157,15 +170,43 @@ async fn told_to_end_it_reports_no_failure() {
     }))
     .unwrap();
     let monitor = shared(&world, Task::Monitor);
-    let output = program(&world, &monitor, Some(Duration::from_secs(3))).await;
+    let output = program(&world, &monitor, tokio::time::sleep(Duration::from_secs(3))).await;
     assert!(output.status.success(), "{output:?}");
     assert_eq!(status(&monitor).phase, RunPhase::Running);
     assert!(status(&monitor).checks[0].measured >= 2);
 
     world.backed_up().await;
     let window = shared(&world, Task::Window);
-    let output = program(&world, &window, Some(Duration::from_secs(3))).await;
+    let output = program(&world, &window, tokio::time::sleep(Duration::from_secs(3))).await;
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert_eq!((status(&window).phase, status(&window).reason), (RunPhase::Running, None));
     assert!(status(&window).window.is_some(), "it was ready");
+}
+
+/// As in a namespace that is being deleted.
+#[tokio::test]
+async fn told_to_end_without_a_run_it_restores_the_old_state() {
+    for denied in [false, true] {
+        let mut world = World::new().await;
+        world.backed_up().await;
+        let window = shared(&world, Task::Window);
+        let deadline = Some(jiff::Timestamp::now() + Duration::from_secs(300));
+        window.lock().unwrap().run.as_mut().unwrap().spec.window =
+            Some(WindowOrder { command: WindowCommand::Open, deadline });
+        let output = program(&world, &window, async {
+            while status(&window).window.is_none_or(|progress| progress.state < WindowState::Migrated) {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            let mut server = window.lock().unwrap();
+            if denied {
+                server.denied = true;
+            } else {
+                server.run = None;
+            }
+        })
+        .await;
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert_eq!(world.count("SELECT count(*) FROM credit_migration.gate WHERE closed").await, 0, "{output:?}");
+        assert_eq!(world.count("SELECT count(*) FROM credit_migration.ledger").await, 2);
+    }
 }

@@ -17,7 +17,7 @@ use credit_migration::{
     runner::{
         Failure,
         archive::Tools,
-        backup,
+        backup, cleanup,
         postgres::Target,
         preflight, rehearsal,
         report::Progress,
@@ -233,6 +233,7 @@ impl World {
             Task::Backup => backup::run(&work).await,
             Task::VerifyBackup => verify::run(&work).await,
             Task::Rehearse => rehearsal::run(&work).await,
+            Task::Cleanup => cleanup::run(&work).await,
             other => panic!("{other:?}"),
         };
         for text in [format!("{result:?}"), Value::from(progress.so_far()).to_string()] {

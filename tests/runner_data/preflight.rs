@@ -1,6 +1,9 @@
 //! Preflight: each finding, and the command that mends it.
 
-use credit_migration::api::{Reason, Task, mounts};
+use credit_migration::{
+    api::{Reason, Task, mounts},
+    runner::archive::Tools,
+};
 
 use crate::harness::{DOWN, UP, World};
 
@@ -106,7 +109,7 @@ async fn privileges() {
     finds(
         &world,
         &[
-            ("owner of the database", Reason::PrivilegeMissing, "next: GRANT \"postgres\" TO \"migrator_{n}\";"),
+            ("owner of the database", Reason::PrivilegeMissing, "next: ALTER DATABASE \"shop_{n}\" OWNER TO \"migrator_{n}\";"),
             (
                 "CREATE on the database",
                 Reason::PrivilegeMissing,
@@ -115,7 +118,16 @@ async fn privileges() {
             ("CREATEDB", Reason::PrivilegeMissing, "ALTER ROLE \"migrator_{n}\" CREATEDB;"),
             ("pg_signal_backend", Reason::PrivilegeMissing, "GRANT pg_signal_backend TO \"migrator_{n}\";"),
             ("application role app_{n}", Reason::PrivilegeMissing, "GRANT \"app_{n}\" TO \"migrator_{n}\";"),
-            ("table user_credits", Reason::PrivilegeMissing, "does not own table user_credits"),
+            (
+                "table user_credits",
+                Reason::PrivilegeMissing,
+                "does not own table user_credits; next: ALTER TABLE \"user_credits\" OWNER TO \"migrator_{n}\";",
+            ),
+            (
+                "rights to dump",
+                Reason::PrivilegeMissing,
+                "may not dump table public.user_credits; next: GRANT SELECT ON TABLE \"public\".\"user_credits\" TO \"migrator_{n}\";",
+            ),
         ],
     )
     .await;
@@ -194,4 +206,71 @@ async fn sql_and_store() {
         ],
     )
     .await;
+}
+
+#[tokio::test]
+async fn a_server_newer_than_pg_dump() {
+    let mut world = World::new().await;
+    let folder = world.root.join("old");
+    // Written by a process of its own: one that was forked off here meanwhile would hold the file open, and it could not be run.
+    let script = r#"mkdir "$0" && printf '#!/bin/sh\necho "pg_dump (PostgreSQL) 12.22"\n' >"$0/pg_dump" && chmod 755 "$0/pg_dump""#;
+    assert!(std::process::Command::new("sh").args(["-c", script]).arg(&folder).status().unwrap().success());
+    world.tools = Tools::in_folder(folder);
+    let wanted = "pg_dump of this image is 12.22; next: use an image of the operator with pg_dump ";
+    finds(&world, &[("server version", Reason::ServerTooNew, wanted)]).await;
+}
+
+#[tokio::test]
+async fn an_owner_that_is_no_superuser_is_granted() {
+    let world = World::new().await;
+    world
+        .alter(
+            "CREATE ROLE owner_{n}; ALTER DATABASE shop_{n} OWNER TO owner_{n}; ALTER TABLE user_credits OWNER TO owner_{n};
+             GRANT SELECT ON user_credits TO migrator_{n}; GRANT CREATE ON DATABASE shop_{n} TO migrator_{n}",
+        )
+        .await;
+    let next = "next: GRANT \"owner_{n}\" TO \"migrator_{n}\";";
+    finds(
+        &world,
+        &[
+            ("owner of the database", Reason::PrivilegeMissing, next),
+            ("table user_credits", Reason::PrivilegeMissing, next),
+        ],
+    )
+    .await;
+}
+
+/// What Preflight names is what `pg_dump` misses, no more and no less.
+#[tokio::test]
+async fn rights_to_dump() {
+    let world = World::new().await;
+    // An empty schema and a view need no right.
+    world
+        .alter(
+            "CREATE SCHEMA hidden; CREATE TABLE hidden.a (id serial); CREATE TABLE hidden.\"B\" (id int);
+             CREATE SEQUENCE hidden.s; CREATE VIEW hidden.v AS SELECT 1; CREATE SCHEMA nothing;
+             CREATE TABLE hidden.p (id int) PARTITION BY LIST (id); CREATE TABLE hidden.p1 PARTITION OF hidden.p FOR VALUES IN (1)",
+        )
+        .await;
+    finds(
+        &world,
+        &[(
+            "rights to dump",
+            Reason::PrivilegeMissing,
+            "role migrator_{n} may not dump schema hidden, table hidden.B, table hidden.a, sequence hidden.a_id_seq, \
+             table hidden.p and 2 more; next: GRANT USAGE ON SCHEMA \"hidden\" TO \"migrator_{n}\"; \
+             GRANT SELECT ON TABLE \"hidden\".\"B\" TO \"migrator_{n}\";",
+        )],
+    )
+    .await;
+    assert_eq!(world.run(Task::Backup).await.failure().reason, Reason::DumpFailed);
+    // What it says is run, until it has nothing to say.
+    for _ in 0..2 {
+        let found = world.run(Task::Preflight).await;
+        world.alter(found.failure().message.split_once("next: ").unwrap().1.rsplit_once(';').unwrap().0).await;
+    }
+    let found = world.run(Task::Preflight).await;
+    assert!(found.result.is_ok(), "{:?}", found.result);
+    let dumped = world.run(Task::Backup).await;
+    assert!(dumped.result.is_ok(), "{:?}", dumped.result);
 }

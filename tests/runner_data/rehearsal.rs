@@ -80,3 +80,59 @@ async fn without_createdb_the_right_is_named() {
     let mend = format!("ALTER ROLE \"migrator_{}\" CREATEDB;", world.number);
     assert!(outcome.failure().message.ends_with(&mend), "{}", outcome.failure());
 }
+
+/// Databases of the server whose name has the world's number or UID in it.
+async fn databases(world: &World) -> String {
+    let root = world.root_session("postgres").await;
+    let like = [format!("%\\_{}", world.number), format!("%{}", world.spec.migration_uid)];
+    let query = "SELECT coalesce(string_agg(datname, ',' ORDER BY datname), '') FROM pg_database WHERE datname::text LIKE ANY ($1)";
+    root.query_one(query, &[&like.as_slice()]).await.unwrap().get(0)
+}
+
+#[tokio::test]
+async fn what_killed_rehearsals_left_is_dropped_and_nothing_else() {
+    let mut world = ready(UP, DOWN).await;
+    let (number, uid) = (world.number, world.spec.migration_uid.clone());
+    let mark =
+        |uid: &str| format!("credit-migration: scratch database of migration {uid}, dropped after its rehearsal");
+    let unmarked = format!("credit_migration_scratch_{uid}");
+    // A person's, another migration's, and one that was made by hand under the name that only the operator uses.
+    for statement in [
+        format!("CREATE DATABASE mine_{number} TEMPLATE template0 OWNER migrator_{number}"),
+        format!("CREATE DATABASE other_{number} TEMPLATE template0 OWNER migrator_{number}"),
+        format!("COMMENT ON DATABASE other_{number} IS '{}'", mark("another-uid")),
+        format!("CREATE DATABASE \"{unmarked}\" TEMPLATE template0 OWNER migrator_{number}"),
+    ] {
+        world.alter(&statement).await;
+    }
+    let refused = world.run(Task::Rehearse).await;
+    assert_eq!(refused.failure().reason, Reason::ScratchDatabaseExists, "{}", refused.failure());
+    let cleaned = world.run(Task::Cleanup).await;
+    assert!(cleaned.result.is_ok(), "{:?}", cleaned.result);
+    let others = format!("mine_{number},other_{number},shop_{number}");
+    assert_eq!(databases(&world).await, format!("{unmarked},{others}"));
+
+    world.alter(&format!("DROP DATABASE \"{unmarked}\"")).await;
+    tokio::select! {
+        outcome = world.run(Task::Rehearse) => panic!("not killed in time: {:?}", outcome.result),
+        () = async { while !world.has_scratch().await {} } => {}
+    }
+    // The next one is killed before it has a mark; the spec has another name by then.
+    world
+        .alter(&format!(
+            "CREATE DATABASE \"{unmarked}\" TEMPLATE template0 ALLOW_CONNECTIONS false OWNER migrator_{number}"
+        ))
+        .await;
+    world.spec.plan.rehearsal.database = format!("renamed_{number}");
+    assert_eq!(
+        databases(&world).await,
+        format!("{unmarked},mine_{number},other_{number},scratch_{number},shop_{number}")
+    );
+    let cleaned = world.run(Task::Cleanup).await;
+    assert!(
+        cleaned.result.as_ref().is_ok_and(|message| message.contains("2 scratch databases")),
+        "{:?}",
+        cleaned.result
+    );
+    assert_eq!(databases(&world).await, others);
+}

@@ -24,6 +24,7 @@ use credit_migration::{
 use jiff::Timestamp;
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_postgres::{Client, NoTls};
+use tokio_util::sync::CancellationToken;
 
 /// Users of the sample data.
 pub const USERS: i64 = 200;
@@ -306,6 +307,8 @@ pub struct Desk {
     version: Mutex<Option<String>>,
     begin: Instant,
     moved: Mutex<Duration>,
+    /// SIGTERM.
+    pub stop: CancellationToken,
 }
 
 impl Desk {
@@ -317,6 +320,7 @@ impl Desk {
             version: Mutex::new(None),
             begin: Instant::now(),
             moved: Mutex::new(Duration::ZERO),
+            stop: CancellationToken::new(),
         })
     }
 
@@ -365,7 +369,7 @@ impl Desk {
     /// Starts a window task. It dies like a killed pod when the handle is aborted.
     pub fn start(self: &Arc<Self>, database: &Database, plan: &WindowPlan) -> JoinHandle<Outcome> {
         let (desk, target, plan) = (self.clone(), database.target(), plan.clone());
-        tokio::spawn(async move { window::run(&*desk, &target, &plan).await })
+        tokio::spawn(async move { window::run(&*desk, &target, &plan, &desk.stop).await })
     }
 
     async fn hang(&self) {

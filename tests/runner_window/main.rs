@@ -5,4 +5,5 @@
 mod gate;
 mod harness;
 mod migration;
+mod told_to_end;
 mod window;

@@ -10,25 +10,25 @@ use credit_migration::{
 
 use crate::harness::{Database, Desk, end, plan, sample_down, sample_up, sql, state_of, subject};
 
-fn sample() -> WindowPlan {
+pub fn sample() -> WindowPlan {
     plan(Step::Up, sample_up(), sample_down())
 }
 
-fn back() -> WindowPlan {
+pub fn back() -> WindowPlan {
     plan(Step::Down, sample_up(), sample_down())
 }
 
 /// The sample's SQL, and a first statement that takes a while.
-fn slow() -> Sql {
+pub fn slow() -> Sql {
     let mut slow = sample_up();
     slow.statements.insert(0, "SELECT pg_sleep(1)".to_owned());
     slow
 }
 
-const SLEEPS: &str = "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'SELECT pg_sleep%' AND state = 'active'";
+pub const SLEEPS: &str = "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'SELECT pg_sleep%' AND state = 'active'";
 
 /// Writes of the application go through, new sessions are not read-only, and the schema is the one that is expected.
-async fn writable(database: &Database, new_schema: bool) {
+pub async fn writable(database: &Database, new_schema: bool) {
     let app = database.session("app").await;
     assert_eq!(
         state_of(&app, "INSERT INTO credit_transactions (user_id, type, amount) VALUES (1, 'bonus', 0)").await,
@@ -41,17 +41,17 @@ async fn writable(database: &Database, new_schema: bool) {
     assert_eq!(database.value("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ExclusiveLock' AND objid = 2 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())").await, "0");
 }
 
-async fn blocked(database: &Database) {
+pub async fn blocked(database: &Database) {
     let app = database.session("app").await;
     assert_eq!(state_of(&app, "BEGIN READ WRITE; UPDATE user_credits SET updated_at = now()").await, "25006");
 }
 
-async fn ledger(database: &Database) -> String {
+pub async fn ledger(database: &Database) -> String {
     database.value("SELECT string_agg(step, ',' ORDER BY applied_at) FROM credit_migration.ledger").await
 }
 
 /// A database that went through the window and is open on the new schema.
-async fn released() -> Database {
+pub async fn released() -> Database {
     let (database, desk) = (Database::new().await, Desk::new());
     database.prepared(&subject()).await;
     let task = desk.start(&database, &sample());

@@ -455,6 +455,10 @@ impl<'a, C: Channel> Task<'a, C> {
                 self.progress.switch_acknowledged = true;
                 self.milestone(client).await?;
             }
+            if self.progress.state == WindowState::Held && orders.last_pod {
+                // No order can come any more, and the session would keep whoever goes on waiting.
+                return self.held(self.overdue_failure()).await;
+            }
             let compare = up && self.progress.comparison.is_none();
             tokio::select! {
                 comparison = &mut comparing, if compare => {
