@@ -1,7 +1,7 @@
 //! From a persisted status to what has to be done. Level-based: the same status and observations give the same effects,
 //! so a crash after the status was written loses nothing.
 
-use super::{Effect, Flag, Job, Machine, ObservedRun, StartRun, executing::Direction, preparing::SUPERSEDED, steps};
+use super::{Effect, Job, Machine, ObservedRun, StartRun, preparing::SUPERSEDED, steps, switching::Direction};
 use crate::api::{MigrationRunSpec, Phase, RunInputs, RunPhase, Step, StepState, Task, WindowCommand, WindowOrder};
 
 /// Longest time for the removal of the guards, in seconds.
@@ -171,21 +171,5 @@ impl Machine<'_> {
             _ => {}
         }
         effects
-    }
-
-    /// Flag first, then the restarts: a pod started before the flag was set would read the old value.
-    fn switch_effects(&self, value: &str, direction: Direction) -> Vec<Effect> {
-        let marker = self.marker(direction);
-        let set = matches!(&self.o.flag, Flag::Value { value: v, set_for, .. } if v == value && set_for.as_deref() == Some(marker.as_str()));
-        if !set {
-            return vec![Effect::SetFlag { value: value.to_owned(), marker }];
-        }
-        self.o
-            .workloads
-            .iter()
-            .filter(|w| self.spec.application.workloads.contains(&w.reference))
-            .filter(|w| w.exists && w.restarted_for.as_deref() != Some(marker.as_str()))
-            .map(|w| Effect::Restart { workload: w.reference.clone(), marker: marker.clone() })
-            .collect()
     }
 }

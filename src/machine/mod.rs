@@ -25,6 +25,7 @@ mod preparing;
 mod rolling_back;
 mod stages;
 pub mod steps;
+mod switching;
 
 #[cfg(test)]
 mod simulation;

@@ -2,9 +2,10 @@
 
 use super::{
     Machine, Outcome,
-    executing::{Direction, WINDOW_ATTEMPTS},
+    executing::WINDOW_ATTEMPTS,
     preparing::because,
     seconds, span,
+    switching::Direction,
 };
 use crate::api::{
     Decision, Phase, Reason, Retry, RollbackStatus, Step, Task, WindowProgress, WindowState, WindowStatus,
@@ -163,7 +164,7 @@ impl Machine<'_> {
             return self.start_step(Step::RollbackSql);
         }
         let back = self.s.window.as_ref().is_some_and(|w| w.switched)
-            && self.running(&from, &self.marker(Direction::Back), progress);
+            && self.running(&from, Direction::Back, progress);
         if back {
             self.succeed_step(
                 Step::SwitchBack,
@@ -183,7 +184,8 @@ impl Machine<'_> {
                 self.start_step(Step::SwitchBack);
             }
             self.window().switched = true;
-            if !self.running(&from, &self.marker(Direction::Back), progress) {
+            // The run has ended: nobody asks the probe any more, and writes are open.
+            if !self.rolled_out(&from, Direction::Back) {
                 return self.explain_way_back();
             }
             self.succeed_step(Step::SwitchBack, format!("flag is {from}, rollout complete"));
@@ -280,6 +282,7 @@ impl Machine<'_> {
         self.s.window = self.s.window.take().filter(|w| w.released_at.is_none()).map(|w| WindowStatus {
             task: Some(Task::RollbackWindow),
             blocked_at: w.blocked_at,
+            restarts: w.restarts,
             ..Default::default()
         });
         self.step_mut(Step::ReopenWindow).failures = 0;

@@ -16,6 +16,7 @@
 //! - Past the deadline, or when the `MigrationRun` is gone: the old state is restored while the switch has not been
 //!   acknowledged; else writes stay blocked (`Held`), and the task goes on obeying `Release` and `Revert`.
 
+mod beside;
 mod task;
 
 use std::{future::Future, time::Duration};
@@ -54,7 +55,8 @@ pub trait Channel: Sync {
         progress: &WindowProgress,
         note: Option<&Failure>,
     ) -> impl Future<Output = Result<(), ChannelError>> + Send;
-    /// Asks the application for its running version; `None` without a probe or an answer. Asked every second once migrated.
+    /// Asks the application for its running version; `None` without a probe or an answer. Asked a few times a second while writes are
+    /// blocked and the controller is waited for.
     fn probe_version(&self) -> impl Future<Output = Option<String>> + Send;
     /// The wall clock, to which deadlines are compared.
     fn now(&self) -> Timestamp;

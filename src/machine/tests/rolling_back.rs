@@ -70,7 +70,7 @@ fn the_way_back_goes_its_way() {
             |s| done(s.acknowledge(BACK).settle().rollout(true, 0).probe(BACK, "v2")),
             Step::SwitchBack,
             &[],
-            59,
+            10,
         ),
         case(
             "the old version runs",

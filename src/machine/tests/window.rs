@@ -85,7 +85,7 @@ fn the_window_goes_its_way() {
             |s| done(s.rollout(true, 0).probe(WINDOW, "v1")),
             Step::SwitchApplication,
             &[],
-            Some(50),
+            Some(10),
         ),
         case(
             "rolled out, the probe does not answer",
