@@ -64,12 +64,7 @@ pub(super) fn derive(m: &mut Machine<'_>) {
 /// Blocked from the moment the order to block may be out, to the moment the release is known.
 fn writes(m: &Machine<'_>) -> Writes {
     let in_window = matches!(m.phase(), Phase::Executing | Phase::RollingBack | Phase::RollbackFailed);
-    let blocked = in_window
-        && match &m.s.window {
-            Some(w) => (w.deadline.is_some() || w.blocked_at.is_some()) && w.released_at.is_none(),
-            None => false,
-        };
-    if blocked { Writes::Blocked } else { Writes::Open }
+    if in_window && m.may_be_blocked() { Writes::Blocked } else { Writes::Open }
 }
 
 /// Sets or removes (`None`) one condition; others, also those of other writers, stay as they are.

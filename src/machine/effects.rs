@@ -31,6 +31,7 @@ impl Machine<'_> {
             Phase::Preparing => effects.extend(self.start_preparing_run()),
             Phase::Executing => effects.extend(self.window_effects(Task::Window, self.attempt(Step::OpenWindow))),
             Phase::Validating | Phase::Monitoring => effects.extend(self.start_stage_run()),
+            Phase::RollingBack if self.s.step == Some(Step::ReopenWindow) && self.waiting(Step::ReopenWindow) => {}
             Phase::RollingBack => {
                 let (task, attempt) = self.way_back_run();
                 effects.extend(self.window_effects(task, attempt));
@@ -73,9 +74,8 @@ impl Machine<'_> {
     fn start_preparing_run(&self) -> Option<Effect> {
         let step = self.s.step?;
         let task = steps::preparing_task(step)?;
-        let waiting = self.step(step).is_some_and(|x| x.retry_at.is_some());
         let refused = step == Step::Preflight && self.cluster_violation().is_some();
-        if waiting || refused || self.s.plan.is_none() {
+        if self.waiting(step) || refused || self.s.plan.is_none() {
             return None;
         }
         let timeout = std::time::Duration::from(self.spec.runner.step_timeout).as_secs();
@@ -87,8 +87,7 @@ impl Machine<'_> {
             self.wake_at(at);
         }
         let (step, task, stage) = self.stage();
-        let waiting = self.step(step).is_some_and(|x| x.retry_at.is_some());
-        if waiting || stage.checks.iter().all(|c| c.workload.is_some()) {
+        if self.waiting(step) || stage.checks.iter().all(|c| c.workload.is_some()) {
             return None;
         }
         self.start(task, self.attempt(step), None)

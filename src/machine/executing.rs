@@ -84,9 +84,6 @@ impl Machine<'_> {
     }
 
     fn inside_window(&mut self, progress: &WindowProgress) {
-        if let Some(deadline) = self.s.window.as_ref().and_then(|w| w.deadline) {
-            self.wake_at(deadline);
-        }
         if progress.proof.is_some() && !self.succeeded(Step::OpenWindow) {
             let proof = progress.proof.clone().unwrap_or_default();
             self.succeed_step(Step::OpenWindow, format!("{} sessions ended; {proof}", progress.terminated_sessions));
@@ -120,7 +117,8 @@ impl Machine<'_> {
                 self.start_step(Step::CloseWindow);
             }
         }
-        if self.s.step == Some(Step::CloseWindow) {
+        let releasing = self.s.window.as_ref().is_some_and(|w| w.releasing);
+        if self.s.step == Some(Step::CloseWindow) && !releasing {
             // Looked at once more: somebody may have set the flag or the workload back while balances were compared.
             let to = self.spec.application.flag.to.clone();
             if !self.running(&to, Direction::There, progress) {
@@ -129,7 +127,8 @@ impl Machine<'_> {
                 self.window().releasing = true;
             }
         }
-        self.explain("WindowOpen", self.window_message(progress));
+        // Past the deadline only if the release is ordered, and nobody says that it was carried out.
+        self.explain_window("WindowOpen", self.window_message(progress));
     }
 
     fn reason_to_go_back(&mut self, progress: &WindowProgress) -> Option<(&'static str, String)> {
@@ -193,10 +192,8 @@ impl Machine<'_> {
         // Only a gate that is known to be open again counts as "nothing was changed".
         if ordered && progress.state != WindowState::Reverted {
             // The gate may be closed with nobody at it: the next pod reads the database and goes on from there.
-            let attempts = self.step(Step::OpenWindow).map_or(0, |x| x.failures) + 1;
-            let x = self.step_mut(Step::OpenWindow);
-            x.failures = attempts;
-            x.attempt += 1;
+            self.retry_now(Step::OpenWindow);
+            let attempts = self.step(Step::OpenWindow).map_or(0, |x| x.failures);
             if attempts < WINDOW_ATTEMPTS {
                 return self.event(
                     true,

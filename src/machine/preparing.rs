@@ -116,7 +116,7 @@ impl Machine<'_> {
             self.s.step = Some(retried);
             self.s.baseline = None;
         }
-        let failures = self.retry_later(retried, reason, message, longest);
+        let failures = self.retry_later(retried, reason.as_str(), message, longest);
         if step != Step::Preflight && failures >= self.spec.runner.max_attempts {
             self.fail_preparation(
                 retried,

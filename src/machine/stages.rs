@@ -24,7 +24,7 @@ impl Machine<'_> {
             // Without its run a stage has no data: it is measured anew, and the stage does not end meanwhile.
             let started = self.step(step).map(|x| x.started_at);
             if self.retry_due(step).is_none() {
-                self.retry_later(step, reason, &message, 60);
+                self.retry_later(step, reason.as_str(), &message, 60);
             }
             if let (Some(started), x) = (started, self.step_mut(step)) {
                 x.started_at = started;

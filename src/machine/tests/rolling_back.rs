@@ -181,11 +181,19 @@ fn a_gate_that_opened_on_the_new_schema_is_closed_again() {
     let d = s.turn();
     assert_eq!((d.status.phase, d.status.step), (Some(Phase::RollingBack), Some(Step::ReopenWindow)));
     assert!(events(&d).contains(&"WindowReopening"));
-    s.settle();
-    assert_eq!(s.run(BACK).run.spec.attempt, 2);
-    for _ in 0..5 {
-        s.state(BACK, WindowState::Released).fail(BACK, Reason::DeadlinePassed).settle();
+    for (attempt, wait) in [(2, 2), (3, 4), (4, 8), (5, 16), (6, 32)] {
+        // Writes are open: each try comes later than the one before.
+        s.settle().wait(wait - 1).settle();
+        assert_eq!(s.run(BACK).run.spec.attempt, attempt - 1);
+        assert_eq!(ready(&s.status).0, "WindowReopening");
+        assert_eq!(s.status.writes, Some(crate::api::Writes::Open));
+        let d = s.look();
+        assert_eq!((acts(&d), d.wake_at), (vec![], Some(s.now + seconds(1))));
+        s.wait(1).settle();
+        assert_eq!(s.run(BACK).run.spec.attempt, attempt);
+        s.state(BACK, WindowState::Released).fail(BACK, Reason::DeadlinePassed);
     }
+    s.settle();
     let (reason, message) = ready(&s.status);
     assert_eq!((s.status.phase, reason.as_str()), (Some(Phase::RollbackFailed), "RollbackNotBegun"));
     assert!(message.contains("the new version runs and writes are open; next:"), "{message}");
@@ -203,7 +211,49 @@ fn released_before_it_could_be_turned_round() {
     let d = s.turn();
     assert_eq!((d.status.phase, d.status.step), (Some(Phase::RollingBack), Some(Step::ReopenWindow)));
     s.settle();
+    assert!(s.seen.runs.iter().all(|r| r.run.spec.task != BACK), "not at once");
+    s.wait(2).settle();
     assert_eq!(s.run(BACK).run.spec.attempt, 1);
+}
+
+#[test]
+fn before_writes_are_blocked_a_lost_pod_is_replaced_with_a_backoff() {
+    let standing_by = || {
+        let mut s = monitoring();
+        s.say("ann", Word::Revert).settle();
+        s
+    };
+    let mut s = standing_by();
+    for (attempt, wait) in [(2, 2), (3, 4), (4, 8), (5, 16)] {
+        s.lose(BACK).settle();
+        assert_eq!(s.run(BACK).run.spec.attempt, attempt - 1, "not at once");
+        assert_eq!(ready(&s.status).0, "PodFailed");
+        s.wait(wait).settle();
+        assert_eq!(s.run(BACK).run.spec.attempt, attempt);
+        // The time to get ready begins anew.
+        assert_eq!(s.look().wake_at, Some(s.now + seconds(600)));
+    }
+    s.lose(BACK).settle();
+    assert_eq!(s.status.phase, Some(Phase::RollbackFailed));
+    assert!(ready(&s.status).1.contains("writes are open, a person is needed"), "{}", ready(&s.status).1);
+    // A pod that is never ready counts as lost, and its run goes before the next one comes.
+    let mut s = standing_by();
+    s.wait(600).settle().wait(2);
+    assert_eq!(acts(&s.turn()), ["remove m-rollback-1", "start m-rollback-2"]);
+    // Once the order to block may be out nothing is waited for.
+    let mut s = reopening();
+    s.lose(BACK);
+    assert_eq!(acts(&s.turn()), ["start m-rollback-2"]);
+}
+
+#[test]
+fn a_window_left_closed_counts_from_its_beginning() {
+    let mut s = rollback_failed();
+    s.wait(600).say("bob", Word::Revert).settle();
+    // The new pod never says a word.
+    let (reason, message) = ready(&s.status);
+    assert_eq!((s.status.phase, reason.as_str()), (Some(Phase::RollingBack), "WindowOverdue"));
+    assert!(message.contains("job/m-rollback-2"), "{message}");
 }
 
 #[test]
