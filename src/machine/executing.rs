@@ -215,9 +215,10 @@ impl Machine<'_> {
                 format!("{message}; the transaction was rolled back, nothing was changed, writes are open"),
             );
         }
-        let now = self.now;
         self.fail_step(step, reason.as_str(), format!("{message}; nothing was changed, writes are open"));
-        self.s.approvals_after = Some(now);
+        // Whatever was said so far, also by a clock that runs before this one.
+        let said = self.o.decisions.iter().map(|d| d.at).max();
+        self.s.approvals_after = said.max(Some(self.now));
         self.enter(Phase::AwaitingApproval);
         self.start_step(Step::Approve);
         self.explain(

@@ -263,11 +263,11 @@ impl Machine<'_> {
             return;
         }
         if people.len() < needed {
-            let name = &self.o.name;
+            let (name, void) = (&self.o.name, self.void_approvals(&digest));
             self.explain(
                 "ApprovalPending",
                 format!(
-                    "{} of {needed} people approved {digest}; next: kubectl creditmigration approve {name}",
+                    "{} of {needed} people approved {digest}{void}; next: kubectl creditmigration approve {name}",
                     people.len()
                 ),
             );

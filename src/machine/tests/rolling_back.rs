@@ -301,6 +301,22 @@ fn a_failed_way_back_waits_for_a_person() {
 }
 
 #[test]
+fn a_revert_in_the_second_of_the_failure_counts() {
+    // Writes are blocked: one try too many on an old word is the lesser harm. The ledger lets nothing run twice.
+    for (millis, counts) in [(-1500, false), (-700, false), (-300, true), (0, true), (300, true), (2000, true)] {
+        let mut s = reverting();
+        s.now += jiff::SignedDuration::from_millis(2500);
+        s.seen.decisions.clear();
+        s.state(BACK, WindowState::Held).fail(BACK, Reason::SqlFailed).settle();
+        let said = s.now + jiff::SignedDuration::from_millis(millis);
+        s.say("bob", Word::Revert).seen.decisions[0].at = Time::from_second(said.as_second()).unwrap();
+        s.wait(5).settle();
+        let phase = if counts { Phase::RollingBack } else { Phase::RollbackFailed };
+        assert_eq!(s.status.phase, Some(phase), "{millis} ms after the failure");
+    }
+}
+
+#[test]
 fn a_new_revert_begins_the_way_back_again() {
     let mut s = rollback_failed();
     s.seen.down = Sql::Present("sha256:mended".into());
