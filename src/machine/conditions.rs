@@ -52,6 +52,13 @@ pub(super) fn derive(m: &mut Machine<'_>) {
     let limit = m.spec.window.max_duration;
     // The length is not told while it grows: a status that changes each second would be written each second.
     let (reason, message) = match (writes, m.s.window.as_ref().and_then(|w| w.deadline)) {
+        // Nothing opens it by itself.
+        (Writes::Blocked, Some(deadline)) if m.phase() == Phase::RollbackFailed => {
+            ("GateClosed", format!("until a person has mended it; should be over by {deadline:.0} (limit {limit})"))
+        }
+        (Writes::Blocked, Some(deadline)) if m.now >= deadline => {
+            ("GateClosed", format!("should have been over at {deadline:.0} (limit {limit})"))
+        }
         (Writes::Blocked, Some(deadline)) => {
             ("GateClosed", format!("until {deadline:.0} at the latest (limit {limit})"))
         }

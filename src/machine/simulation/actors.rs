@@ -262,6 +262,7 @@ impl Pod {
                         name: "errors".into(),
                         outcome: if breach { Measured::Fail } else { Measured::Pass },
                         failed: u32::from(breach),
+                        recent: String::new(),
                         measured: 1,
                         breached: breach,
                         message: "0.21 > 0.05".into(),

@@ -318,6 +318,7 @@ impl Story {
                 name: "errors".into(),
                 outcome,
                 failed: u32::from(breached) * 3,
+                recent: String::new(),
                 measured: 3,
                 breached,
                 message: "0.21 > 0.05".into(),
