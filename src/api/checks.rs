@@ -171,6 +171,9 @@ pub struct CheckResult {
     pub outcome: Outcome,
     /// Failed measurements among the last `failures.of`.
     pub failed: u32,
+    /// The last `failures.of` measurements of a `workload` check, oldest first: `.` good, `x` failed.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub recent: String,
     /// Measurements so far.
     pub measured: u64,
     /// Whether `failures.count` was reached at any time.

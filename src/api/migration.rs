@@ -352,7 +352,7 @@ impl Default for Approval {
 pub struct Window {
     /// Longest time for which writes may stay blocked before the migration is undone.
     #[serde(default = "secs::<300>")]
-    #[x_kube(validation = Rule::new("duration(self) >= duration('5s') && duration(self) <= duration('1h')").message("maxDuration must be between 5s and 1h, for example 5m"))]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('15s') && duration(self) <= duration('1h')").message("maxDuration must be between 15s and 1h, for example 5m"))]
     pub max_duration: Duration,
 }
 

@@ -311,9 +311,12 @@ pub struct WindowProgress {
     pub users_written_since: Option<u64>,
     /// The runner took note of `Switch`.
     pub switch_acknowledged: bool,
-    /// Version that the probe answered last.
+    /// Version that the probe answered, several times in a row; `v1, v2` if the answers differ, for each is one pod's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_version: Option<String>,
+    /// When the first of these answers was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observed_at: Option<Time>,
     /// When writes were allowed again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub released_at: Option<Time>,

@@ -222,9 +222,19 @@ pub struct WindowStatus {
     pub releasing: bool,
     /// The flag was, or may have been, set: to `to` on the way there, to `from` on the way back.
     pub switched: bool,
+    /// How often the workloads were restarted once more because the version probe answered another version.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub restarts: u32,
+    /// When flag and rollout were first seen as wanted since the last restart.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub settled_at: Option<Time>,
     /// The full comparison after the commit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub comparison: Option<Comparison>,
+}
+
+fn is_zero(n: &u32) -> bool {
+    *n == 0
 }
 
 /// Why and by whom the way back was begun.

@@ -52,6 +52,13 @@ pub(super) fn derive(m: &mut Machine<'_>) {
     let limit = m.spec.window.max_duration;
     // The length is not told while it grows: a status that changes each second would be written each second.
     let (reason, message) = match (writes, m.s.window.as_ref().and_then(|w| w.deadline)) {
+        // Nothing opens it by itself.
+        (Writes::Blocked, Some(deadline)) if m.phase() == Phase::RollbackFailed => {
+            ("GateClosed", format!("until a person has mended it; should be over by {deadline:.0} (limit {limit})"))
+        }
+        (Writes::Blocked, Some(deadline)) if m.now >= deadline => {
+            ("GateClosed", format!("should have been over at {deadline:.0} (limit {limit})"))
+        }
         (Writes::Blocked, Some(deadline)) => {
             ("GateClosed", format!("until {deadline:.0} at the latest (limit {limit})"))
         }
@@ -64,12 +71,7 @@ pub(super) fn derive(m: &mut Machine<'_>) {
 /// Blocked from the moment the order to block may be out, to the moment the release is known.
 fn writes(m: &Machine<'_>) -> Writes {
     let in_window = matches!(m.phase(), Phase::Executing | Phase::RollingBack | Phase::RollbackFailed);
-    let blocked = in_window
-        && match &m.s.window {
-            Some(w) => (w.deadline.is_some() || w.blocked_at.is_some()) && w.released_at.is_none(),
-            None => false,
-        };
-    if blocked { Writes::Blocked } else { Writes::Open }
+    if in_window && m.may_be_blocked() { Writes::Blocked } else { Writes::Open }
 }
 
 /// Sets or removes (`None`) one condition; others, also those of other writers, stay as they are.

@@ -1,7 +1,7 @@
 //! From a persisted status to what has to be done. Level-based: the same status and observations give the same effects,
 //! so a crash after the status was written loses nothing.
 
-use super::{Effect, Flag, Job, Machine, ObservedRun, StartRun, executing::Direction, preparing::SUPERSEDED, steps};
+use super::{Effect, Job, Machine, ObservedRun, StartRun, preparing::SUPERSEDED, steps, switching::Direction};
 use crate::api::{MigrationRunSpec, Phase, RunInputs, RunPhase, Step, StepState, Task, WindowCommand, WindowOrder};
 
 /// Longest time for the removal of the guards, in seconds.
@@ -31,6 +31,7 @@ impl Machine<'_> {
             Phase::Preparing => effects.extend(self.start_preparing_run()),
             Phase::Executing => effects.extend(self.window_effects(Task::Window, self.attempt(Step::OpenWindow))),
             Phase::Validating | Phase::Monitoring => effects.extend(self.start_stage_run()),
+            Phase::RollingBack if self.s.step == Some(Step::ReopenWindow) && self.waiting(Step::ReopenWindow) => {}
             Phase::RollingBack => {
                 let (task, attempt) = self.way_back_run();
                 effects.extend(self.window_effects(task, attempt));
@@ -73,9 +74,8 @@ impl Machine<'_> {
     fn start_preparing_run(&self) -> Option<Effect> {
         let step = self.s.step?;
         let task = steps::preparing_task(step)?;
-        let waiting = self.step(step).is_some_and(|x| x.retry_at.is_some());
         let refused = step == Step::Preflight && self.cluster_violation().is_some();
-        if waiting || refused || self.s.plan.is_none() {
+        if self.waiting(step) || refused || self.s.plan.is_none() {
             return None;
         }
         let timeout = std::time::Duration::from(self.spec.runner.step_timeout).as_secs();
@@ -87,8 +87,7 @@ impl Machine<'_> {
             self.wake_at(at);
         }
         let (step, task, stage) = self.stage();
-        let waiting = self.step(step).is_some_and(|x| x.retry_at.is_some());
-        if waiting || stage.checks.iter().all(|c| c.workload.is_some()) {
+        if self.waiting(step) || stage.checks.iter().all(|c| c.workload.is_some()) {
             return None;
         }
         self.start(task, self.attempt(step), None)
@@ -171,21 +170,5 @@ impl Machine<'_> {
             _ => {}
         }
         effects
-    }
-
-    /// Flag first, then the restarts: a pod started before the flag was set would read the old value.
-    fn switch_effects(&self, value: &str, direction: Direction) -> Vec<Effect> {
-        let marker = self.marker(direction);
-        let set = matches!(&self.o.flag, Flag::Value { value: v, set_for, .. } if v == value && set_for.as_deref() == Some(marker.as_str()));
-        if !set {
-            return vec![Effect::SetFlag { value: value.to_owned(), marker }];
-        }
-        self.o
-            .workloads
-            .iter()
-            .filter(|w| self.spec.application.workloads.contains(&w.reference))
-            .filter(|w| w.exists && w.restarted_for.as_deref() != Some(marker.as_str()))
-            .map(|w| Effect::Restart { workload: w.reference.clone(), marker: marker.clone() })
-            .collect()
     }
 }

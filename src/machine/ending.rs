@@ -52,7 +52,7 @@ impl Machine<'_> {
                     self.succeed_step(Step::Cleanup, "guards removed; the record stays in schema credit_migration")
                 }
                 Outcome::Failed(reason, message) => {
-                    self.retry_later(Step::Cleanup, reason, &message, 300);
+                    self.retry_later(Step::Cleanup, reason.as_str(), &message, 300);
                 }
             }
         }

@@ -1,8 +1,8 @@
 //! Executing: one `Window` run, whose progress is mapped to five steps. Orders to it are raised only after the status
 //! that wants them is persisted.
 
-use super::{Machine, Outcome, preparing::because, span};
-use crate::api::{Decision, Phase, Reason, Retry, Step, Task, WindowProgress, WindowState, WorkloadRef};
+use super::{Machine, Outcome, preparing::because, span, switching::Direction};
+use crate::api::{Decision, Phase, Reason, Retry, Step, Task, WindowProgress, WindowState};
 
 /// Tries of a window run whose pods end without a report, before a person is called.
 pub(super) const WINDOW_ATTEMPTS: u32 = 5;
@@ -84,9 +84,6 @@ impl Machine<'_> {
     }
 
     fn inside_window(&mut self, progress: &WindowProgress) {
-        if let Some(deadline) = self.s.window.as_ref().and_then(|w| w.deadline) {
-            self.wake_at(deadline);
-        }
         if progress.proof.is_some() && !self.succeeded(Step::OpenWindow) {
             let proof = progress.proof.clone().unwrap_or_default();
             self.succeed_step(Step::OpenWindow, format!("{} sessions ended; {proof}", progress.terminated_sessions));
@@ -114,37 +111,24 @@ impl Machine<'_> {
             }
             let to = self.spec.application.flag.to.clone();
             if self.s.window.as_ref().is_some_and(|w| w.switched)
-                && self.running(&to, &self.marker(Direction::There), progress)
+                && self.running(&to, Direction::There, progress)
             {
                 self.succeed_step(Step::SwitchApplication, format!("flag is {to}, rollout complete, no old pod left"));
                 self.start_step(Step::CloseWindow);
             }
         }
-        if self.s.step == Some(Step::CloseWindow) {
+        let releasing = self.s.window.as_ref().is_some_and(|w| w.releasing);
+        if self.s.step == Some(Step::CloseWindow) && !releasing {
             // Looked at once more: somebody may have set the flag or the workload back while balances were compared.
             let to = self.spec.application.flag.to.clone();
-            if !self.running(&to, &self.marker(Direction::There), progress) {
+            if !self.running(&to, Direction::There, progress) {
                 self.start_step(Step::SwitchApplication);
             } else if progress.comparison.as_ref().is_some_and(|c| c.unexplained == 0) {
                 self.window().releasing = true;
             }
         }
-        self.explain("WindowOpen", self.window_message(progress));
-    }
-
-    /// Flag, workloads and probe all say `version`, made so by the switch that `marker` names.
-    pub(super) fn running(&self, version: &str, marker: &str, progress: &WindowProgress) -> bool {
-        let flag = matches!(&self.o.flag, super::Flag::Value { value, set_for, .. } if value == version && set_for.as_deref() == Some(marker));
-        let rolled_out = self.spec.application.workloads.iter().all(|w| self.rolled_out(w, marker));
-        let probed =
-            self.spec.application.version_probe.is_none() || progress.observed_version.as_deref() == Some(version);
-        flag && rolled_out && probed
-    }
-
-    fn rolled_out(&self, wanted: &WorkloadRef, marker: &str) -> bool {
-        self.o.workloads.iter().any(|w| {
-            w.reference == *wanted && w.restarted_for.as_deref() == Some(marker) && w.settled && w.old_pods == 0
-        })
+        // Past the deadline only if the release is ordered, and nobody says that it was carried out.
+        self.explain_window("WindowOpen", self.window_message(progress));
     }
 
     fn reason_to_go_back(&mut self, progress: &WindowProgress) -> Option<(&'static str, String)> {
@@ -208,10 +192,8 @@ impl Machine<'_> {
         // Only a gate that is known to be open again counts as "nothing was changed".
         if ordered && progress.state != WindowState::Reverted {
             // The gate may be closed with nobody at it: the next pod reads the database and goes on from there.
-            let attempts = self.step(Step::OpenWindow).map_or(0, |x| x.failures) + 1;
-            let x = self.step_mut(Step::OpenWindow);
-            x.failures = attempts;
-            x.attempt += 1;
+            self.retry_now(Step::OpenWindow);
+            let attempts = self.step(Step::OpenWindow).map_or(0, |x| x.failures);
             if attempts < WINDOW_ATTEMPTS {
                 return self.event(
                     true,
@@ -233,9 +215,10 @@ impl Machine<'_> {
                 format!("{message}; the transaction was rolled back, nothing was changed, writes are open"),
             );
         }
-        let now = self.now;
         self.fail_step(step, reason.as_str(), format!("{message}; nothing was changed, writes are open"));
-        self.s.approvals_after = Some(now);
+        // Whatever was said so far, also by a clock that runs before this one.
+        let said = self.o.decisions.iter().map(|d| d.at).max();
+        self.s.approvals_after = said.max(Some(self.now));
         self.enter(Phase::AwaitingApproval);
         self.start_step(Step::Approve);
         self.explain(
@@ -308,19 +291,4 @@ impl Machine<'_> {
             self.o.name
         )
     }
-
-    /// Value of the markers of one switch.
-    pub(super) fn marker(&self, direction: Direction) -> String {
-        match direction {
-            Direction::There => format!("{}.to", self.o.uid),
-            Direction::Back => format!("{}.back", self.o.uid),
-        }
-    }
-}
-
-/// Which way the application is switched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Direction {
-    There,
-    Back,
 }

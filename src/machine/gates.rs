@@ -4,7 +4,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::{Flag, Machine, ObservedDecision, Sql};
-use crate::api::{CreditMigrationSpec, CreditMigrationStatus, Decision, Plan};
+use crate::api::{CreditMigrationSpec, CreditMigrationStatus, Decision, Plan, Time};
 
 /// What stands in the way: CamelCase reason and message with the next command.
 pub(super) type Violation = (&'static str, String);
@@ -156,25 +156,44 @@ impl Machine<'_> {
     pub(super) fn decisions(
         &self,
         kind: Decision,
-        after: Option<crate::api::Time>,
+        after: Option<Time>,
     ) -> impl Iterator<Item = &ObservedDecision> {
         self.o.decisions.iter().filter(move |d| d.decision == kind && after.is_none_or(|t| d.at > t))
     }
 
     /// Somebody's word to stop or go back. It counts without the admission policy too: a forged stop is the lesser harm.
-    pub(super) fn stop_word(&self, kinds: &[Decision], after: Option<crate::api::Time>) -> Option<ObservedDecision> {
+    pub(super) fn stop_word(&self, kinds: &[Decision], after: Option<Time>) -> Option<ObservedDecision> {
         kinds.iter().find_map(|k| self.decisions(*k, after).next()).cloned()
     }
 
-    /// Distinct people, not the author, who approved this digest; and one who rejected it.
-    pub(super) fn approvals(&self, digest: &str) -> (Vec<String>, Option<ObservedDecision>) {
+    /// Distinct people, not the author, who approved this digest after that time.
+    fn approvers(&self, digest: &str, after: Option<Time>) -> Vec<String> {
         let mut people: Vec<String> = self
-            .decisions(Decision::Execute, self.s.approvals_after)
+            .decisions(Decision::Execute, after)
             .filter(|d| d.digest.as_deref() == Some(digest) && d.by != self.spec.requested_by)
             .map(|d| d.by.clone())
             .collect();
         people.sort();
         people.dedup();
+        people
+    }
+
+    /// Who must approve again, and why; nothing if nobody must. Times of decisions are whole seconds, cut off: one of the
+    /// second in which the last window ended may be from before its end, and does not count.
+    pub(super) fn void_approvals(&self, digest: &str) -> String {
+        let Some(after) = self.s.approvals_after else { return String::new() };
+        let counted = self.approvers(digest, Some(after));
+        let mut void = self.approvers(digest, None);
+        void.retain(|by| !counted.contains(by));
+        if void.is_empty() {
+            return String::new();
+        }
+        format!("; approvals given until {after:.0}, when the last window ended, no longer count ({}): approve again", void.join(", "))
+    }
+
+    /// Distinct people, not the author, who approved this digest; and one who rejected it.
+    pub(super) fn approvals(&self, digest: &str) -> (Vec<String>, Option<ObservedDecision>) {
+        let people = self.approvers(digest, self.s.approvals_after);
         let reject = self
             .decisions(Decision::Reject, self.s.approvals_after)
             .find(|d| d.digest.as_deref().is_none_or(|x| x == digest))

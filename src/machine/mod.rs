@@ -25,6 +25,7 @@ mod preparing;
 mod rolling_back;
 mod stages;
 pub mod steps;
+mod switching;
 
 #[cfg(test)]
 mod simulation;
@@ -39,7 +40,7 @@ pub use gates::plan_digest;
 pub use observed::*;
 
 use crate::api::{
-    CreditMigrationSpec, CreditMigrationStatus, Phase, Reason, Step, StepState, StepStatus, Time, WindowStatus,
+    CreditMigrationSpec, CreditMigrationStatus, Phase, Step, StepState, StepStatus, Time, WindowStatus,
 };
 
 /// Says what is to be.
@@ -79,7 +80,7 @@ pub fn decide(spec: &CreditMigrationSpec, status: &CreditMigrationStatus, o: &Ob
     Decision { status: m.s, effects, wake_at: m.wake }
 }
 
-/// Reason of a way back whose window should have been over.
+/// Reason of a window that should have been over.
 const OVERDUE: &str = "WindowOverdue";
 
 /// One call of [`decide`] at work.
@@ -192,19 +193,35 @@ impl Machine<'_> {
     }
 
     /// Plans another try of a running step after a failure that may pass. Returns how often it failed.
-    fn retry_later(&mut self, step: Step, reason: Reason, message: &str, longest_seconds: i64) -> u32 {
+    fn retry_later(&mut self, step: Step, reason: &str, message: &str, longest_seconds: i64) -> u32 {
         let now = self.now;
         let x = self.step_mut(step);
         x.failures += 1;
         let failures = x.failures;
         // 2, 4, 8 ... seconds: soon enough for a slip, rare enough not to flood a server that is down.
         let wait = (1i64 << failures.min(10)).min(longest_seconds);
+        x.state = StepState::Running;
         x.retry_at = Some(now + seconds(wait));
-        x.reason = Some(reason.as_str().into());
+        x.reason = Some(reason.into());
         x.message = Some(message.into());
-        self.explain(reason.as_str(), message);
-        self.event(true, reason.as_str(), format!("{message} (try {failures}; next try in {wait} s)"));
+        self.explain(reason, message);
+        self.event(true, reason, format!("{message} (try {failures}; next try in {wait} s)"));
         failures
+    }
+
+    /// Has the run of a step followed by another one at once.
+    fn retry_now(&mut self, step: Step) {
+        let now = self.now;
+        let x = self.step_mut(step);
+        x.failures += 1;
+        x.attempt += 1;
+        // Or the next one would be late from its beginning.
+        x.started_at = now;
+    }
+
+    /// A retry of this step is planned.
+    fn waiting(&self, step: Step) -> bool {
+        self.step(step).is_some_and(|x| x.retry_at.is_some())
     }
 
     /// Whether a planned retry is due; begins it. `None` when none is planned.
@@ -224,6 +241,49 @@ impl Machine<'_> {
 
     fn window(&mut self) -> &mut WindowStatus {
         self.s.window.get_or_insert_default()
+    }
+
+    /// The order to block writes may be out, and the release is not known.
+    fn may_be_blocked(&self) -> bool {
+        let window = self.s.window.as_ref();
+        window.is_some_and(|w| (w.deadline.is_some() || w.blocked_at.is_some()) && w.released_at.is_none())
+    }
+
+    /// When the present window should be, or should have been, over. One that a failed way back left closed counts from
+    /// its beginning.
+    fn window_due(&self) -> Option<Time> {
+        let w = self.s.window.as_ref()?;
+        let closed_since = w.blocked_at.filter(|_| w.released_at.is_none());
+        w.deadline.or_else(|| Some(closed_since? + span(self.spec.window.max_duration)))
+    }
+
+    /// Explains an open window. Past its time that is told as stalled: nobody may have to find out by a clock.
+    fn explain_window(&mut self, reason: &str, message: String) {
+        match self.window_due() {
+            Some(due) if self.now >= due => {
+                let (task, attempt) = self.way_back_run();
+                let next = match self.s.step {
+                    Some(Step::SwitchBack) => {
+                        format!(
+                            "kubectl describe creditmigration {}, and see that workloads and flag can be switched back",
+                            self.o.name
+                        )
+                    }
+                    _ => format!("kubectl describe job/{}, and see that its pod runs", self.o.run_name(task, attempt)),
+                };
+                let text = format!("{message}; its window should have been over by {due:.0}; next: {next}");
+                if self.reason.as_deref() != Some(OVERDUE) {
+                    self.event(true, OVERDUE, text.clone());
+                }
+                self.explain(OVERDUE, text);
+            }
+            due => {
+                if let Some(due) = due {
+                    self.wake_at(due);
+                }
+                self.explain(reason, message);
+            }
+        }
     }
 }
 

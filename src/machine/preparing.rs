@@ -116,7 +116,7 @@ impl Machine<'_> {
             self.s.step = Some(retried);
             self.s.baseline = None;
         }
-        let failures = self.retry_later(retried, reason, message, longest);
+        let failures = self.retry_later(retried, reason.as_str(), message, longest);
         if step != Step::Preflight && failures >= self.spec.runner.max_attempts {
             self.fail_preparation(
                 retried,
@@ -263,11 +263,11 @@ impl Machine<'_> {
             return;
         }
         if people.len() < needed {
-            let name = &self.o.name;
+            let (name, void) = (&self.o.name, self.void_approvals(&digest));
             self.explain(
                 "ApprovalPending",
                 format!(
-                    "{} of {needed} people approved {digest}; next: kubectl creditmigration approve {name}",
+                    "{} of {needed} people approved {digest}{void}; next: kubectl creditmigration approve {name}",
                     people.len()
                 ),
             );

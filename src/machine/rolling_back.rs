@@ -2,13 +2,17 @@
 
 use super::{
     Machine, Outcome,
-    executing::{Direction, WINDOW_ATTEMPTS},
+    executing::WINDOW_ATTEMPTS,
     preparing::because,
     seconds, span,
+    switching::Direction,
 };
 use crate::api::{
     Decision, Phase, Reason, Retry, RollbackStatus, Step, Task, WindowProgress, WindowState, WindowStatus,
 };
+
+/// Longest wait before a window for the way back is opened again, while writes are open.
+const REOPEN_RETRY_SECONDS: i64 = 60;
 
 impl Machine<'_> {
     /// Records the cause and enters the phase. Runs of the forward path go on only as far as the way back needs them.
@@ -57,6 +61,10 @@ impl Machine<'_> {
     }
 
     pub(super) fn advance_rolling_back(&mut self) {
+        // Begins a planned try, whose run is another one.
+        if self.s.step == Some(Step::ReopenWindow) && self.retry_due(Step::ReopenWindow) == Some(false) {
+            return;
+        }
         let (task, attempt) = self.way_back_run();
         let progress = self.o.progress(task, attempt).cloned().unwrap_or_default();
         if let Outcome::Failed(reason, message) = self.o.outcome(task, attempt) {
@@ -85,27 +93,8 @@ impl Machine<'_> {
         self.explain_way_back();
     }
 
-    /// Past the deadline of its window a way back is told as stalled: nobody may have to find out by a clock.
     fn explain_way_back(&mut self) {
-        let message = self.way_back_message();
-        let deadline = self.s.window.as_ref().and_then(|w| w.deadline);
-        match deadline {
-            Some(deadline) if self.now >= deadline => {
-                let name = self.o.name.clone();
-                let text = format!(
-                    "{message}; its window should have been over by {deadline:.0}; next: kubectl describe creditmigration {name}, and see that workloads and flag can be switched back"
-                );
-                if self.reason.as_deref() != Some(super::OVERDUE) {
-                    self.event(true, super::OVERDUE, text.clone());
-                }
-                self.explain(super::OVERDUE, text);
-            }
-            Some(deadline) => {
-                self.wake_at(deadline);
-                self.explain("RollingBack", message);
-            }
-            None => self.explain("RollingBack", message),
-        }
+        self.explain_window("RollingBack", self.way_back_message());
     }
 
     fn reopen(&mut self, progress: &WindowProgress) {
@@ -163,7 +152,7 @@ impl Machine<'_> {
             return self.start_step(Step::RollbackSql);
         }
         let back = self.s.window.as_ref().is_some_and(|w| w.switched)
-            && self.running(&from, &self.marker(Direction::Back), progress);
+            && self.running(&from, Direction::Back, progress);
         if back {
             self.succeed_step(
                 Step::SwitchBack,
@@ -183,7 +172,8 @@ impl Machine<'_> {
                 self.start_step(Step::SwitchBack);
             }
             self.window().switched = true;
-            if !self.running(&from, &self.marker(Direction::Back), progress) {
+            // The run has ended: nobody asks the probe any more, and writes are open.
+            if !self.rolled_out(&from, Direction::Back) {
                 return self.explain_way_back();
             }
             self.succeed_step(Step::SwitchBack, format!("flag is {from}, rollout complete"));
@@ -218,13 +208,17 @@ impl Machine<'_> {
         }
         let opener = if task == Task::Window { Step::OpenWindow } else { Step::ReopenWindow };
         let failures = self.step(opener).map_or(0, |x| x.failures) + 1;
-        self.step_mut(opener).failures = failures;
-        if reason.retry() == Retry::May && failures < WINDOW_ATTEMPTS {
-            self.event(true, reason.as_str(), format!("{message}; tried again ({failures} of {WINDOW_ATTEMPTS})"));
-            self.step_mut(opener).attempt += 1;
+        if reason.retry() == Retry::Never || failures >= WINDOW_ATTEMPTS {
+            self.step_mut(opener).failures = failures;
+            return self.rollback_failed(reason.as_str(), message);
+        }
+        if self.s.step == Some(opener) && !self.may_be_blocked() {
+            self.retry_later(opener, reason.as_str(), message, REOPEN_RETRY_SECONDS);
             return;
         }
-        self.rollback_failed(reason.as_str(), message);
+        // At once: writes are blocked.
+        self.retry_now(opener);
+        self.event(true, reason.as_str(), format!("{message}; tried again ({failures} of {WINDOW_ATTEMPTS})"));
     }
 
     /// The gate is open on the new schema: a window has to be opened (again) for the way back.
@@ -240,23 +234,14 @@ impl Machine<'_> {
             self.enter(Phase::RollbackFailed);
             return self.explain("RollbackNotBegun", text);
         }
-        self.event(
-            true,
-            "WindowReopening",
-            format!("{why}; a new window is opened for the way back (try {failures} of {WINDOW_ATTEMPTS})"),
-        );
-        self.start_step(Step::ReopenWindow);
-        self.step_mut(Step::ReopenWindow).failures = failures;
+        self.s.step = Some(Step::ReopenWindow);
+        let text = format!("{why}; a new window is opened for the way back, writes are open meanwhile");
+        self.retry_later(Step::ReopenWindow, "WindowReopening", &text, REOPEN_RETRY_SECONDS);
     }
 
     pub(super) fn rollback_failed(&mut self, reason: &str, message: &str) {
         let name = self.o.name.clone();
-        let writes = match self.s.window.as_ref() {
-            Some(w) if (w.deadline.is_some() || w.blocked_at.is_some()) && w.released_at.is_none() => {
-                "writes stay blocked"
-            }
-            _ => "writes are open",
-        };
+        let writes = if self.may_be_blocked() { "writes stay blocked" } else { "writes are open" };
         let text = format!(
             "{message}; {writes}, a person is needed; next: mend the cause (down SQL may be corrected in its ConfigMap), then kubectl creditmigration rollback {name} --confirm"
         );
@@ -280,6 +265,7 @@ impl Machine<'_> {
         self.s.window = self.s.window.take().filter(|w| w.released_at.is_none()).map(|w| WindowStatus {
             task: Some(Task::RollbackWindow),
             blocked_at: w.blocked_at,
+            restarts: w.restarts,
             ..Default::default()
         });
         self.step_mut(Step::ReopenWindow).failures = 0;

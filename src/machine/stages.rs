@@ -24,7 +24,7 @@ impl Machine<'_> {
             // Without its run a stage has no data: it is measured anew, and the stage does not end meanwhile.
             let started = self.step(step).map(|x| x.started_at);
             if self.retry_due(step).is_none() {
-                self.retry_later(step, reason, &message, 60);
+                self.retry_later(step, reason.as_str(), &message, 60);
             }
             if let (Some(started), x) = (started, self.step_mut(step)) {
                 x.started_at = started;
@@ -119,6 +119,7 @@ impl Machine<'_> {
                             name: check.name.clone(),
                             outcome: Measured::NoData,
                             failed: 0,
+                            recent: String::new(),
                             measured: 0,
                             breached: false,
                             message: "not measured yet".into(),
@@ -141,7 +142,7 @@ impl Machine<'_> {
         CheckResult { outcome: Measured::NoData, message, ..result.clone() }
     }
 
-    /// A workload check is measured by what is observed; N of M is counted in seconds of unavailability.
+    /// A workload check is measured by what is observed, at each interval and when it changes.
     fn workload_result(&self, check: &Check) -> CheckResult {
         let previous = self.s.checks.iter().find(|r| r.name == check.name);
         let seen = check.workload.as_ref().and_then(|w| self.o.workloads.iter().find(|x| x.reference == *w));
@@ -158,13 +159,18 @@ impl Machine<'_> {
         if let (false, Some(p)) = (due, previous) {
             return p.clone();
         }
-        let failed = if good { 0 } else { previous.map_or(0, |p| p.failed) + 1 };
+        let mut recent = previous.map_or_else(String::new, |p| p.recent.clone());
+        recent.push(if good { '.' } else { 'x' });
+        let surplus = recent.len().saturating_sub(check.failures.of.max(1) as usize);
+        recent.drain(..surplus);
+        let failed = u32::try_from(recent.matches('x').count()).unwrap_or(u32::MAX);
         CheckResult {
             name: check.name.clone(),
             outcome: if good { Measured::Pass } else { Measured::Fail },
             failed,
+            recent,
             measured: previous.map_or(0, |p| p.measured) + 1,
-            breached: previous.is_some_and(|p| p.breached) || failed >= check.failures.count,
+            breached: previous.is_some_and(|p| p.breached) || (!good && failed >= check.failures.count.max(1)),
             message,
             at: self.now,
         }

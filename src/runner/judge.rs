@@ -94,6 +94,7 @@ impl<'a> Judge<'a> {
             name: self.check.name.clone(),
             outcome,
             failed,
+            recent: String::new(),
             measured: self.measured,
             breached: self.breached,
             message,

@@ -18,6 +18,7 @@
 //! - Told to end, it asks at once whether its `MigrationRun` is there. If so, or without an answer, it stops where it is: the
 //!   next pod goes on. If not, no other pod will come: it ends the window as above, and ends itself even if it is `Held`.
 
+mod beside;
 mod task;
 
 use std::{future::Future, time::Duration};
@@ -66,7 +67,8 @@ pub trait Channel: Sync {
         progress: &WindowProgress,
         note: Option<&Failure>,
     ) -> impl Future<Output = Result<(), ChannelError>> + Send;
-    /// Asks the application for its running version; `None` without a probe or an answer. Asked every second once migrated.
+    /// Asks the application for its running version; `None` without a probe or an answer. Asked a few times a second while writes are
+    /// blocked and the controller is waited for.
     fn probe_version(&self) -> impl Future<Output = Option<String>> + Send;
     /// The wall clock, to which deadlines are compared.
     fn now(&self) -> Timestamp;

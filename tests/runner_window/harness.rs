@@ -1,6 +1,7 @@
 //! A throwaway PostgreSQL for the tests of the window, and a controller that does what a test says.
 
 use std::{
+    collections::VecDeque,
     io::Read,
     net::TcpListener,
     path::PathBuf,
@@ -304,7 +305,7 @@ pub struct Desk {
     order: Mutex<Result<WindowOrder, ChannelError>>,
     hangs: Mutex<bool>,
     reports: watch::Sender<(WindowProgress, Option<Failure>)>,
-    version: Mutex<Option<String>>,
+    versions: Mutex<VecDeque<String>>,
     begin: Instant,
     moved: Mutex<Duration>,
     /// SIGTERM.
@@ -317,7 +318,7 @@ impl Desk {
             order: Mutex::new(Ok(WindowOrder { command: WindowCommand::Standby, deadline: None })),
             hangs: Mutex::new(false),
             reports: watch::Sender::new((WindowProgress::default(), None)),
-            version: Mutex::new(None),
+            versions: Mutex::new(VecDeque::new()),
             begin: Instant::now(),
             moved: Mutex::new(Duration::ZERO),
             stop: CancellationToken::new(),
@@ -339,8 +340,9 @@ impl Desk {
         *self.hangs.lock().unwrap() = true;
     }
 
-    pub fn answers(&self, version: &str) {
-        *self.version.lock().unwrap() = Some(version.to_owned());
+    /// The application's pods run these versions and answer in turn; none answers if it is empty.
+    pub fn answers(&self, versions: &str) {
+        *self.versions.lock().unwrap() = versions.split_whitespace().map(str::to_owned).collect();
     }
 
     /// Lets the deadline pass.
@@ -392,7 +394,10 @@ impl Channel for Desk {
     }
 
     async fn probe_version(&self) -> Option<String> {
-        self.version.lock().unwrap().clone()
+        let mut versions = self.versions.lock().unwrap();
+        let answer = versions.pop_front()?;
+        versions.push_back(answer.clone());
+        Some(answer)
     }
 
     fn now(&self) -> Timestamp {

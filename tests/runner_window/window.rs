@@ -113,6 +113,32 @@ async fn a_window_from_order_to_order() {
 }
 
 #[tokio::test]
+async fn one_answer_of_one_pod_is_not_the_versions_word() {
+    let (database, desk) = (Database::new().await, Desk::new());
+    database.prepared(&subject()).await;
+    let task = desk.start(&database, &sample());
+    desk.order(Order::Open);
+    desk.state(State::Migrated).await;
+    desk.answers("v2 v2 v1");
+    let mixed = desk.until("version", |progress, _| progress.observed_version.is_some()).await;
+    assert_eq!(mixed.observed_version.as_deref(), Some("v1, v2"));
+    desk.answers("v2");
+    let asked = desk.until("v2", |progress, _| progress.observed_version.as_deref() == Some("v2")).await.observed_at;
+    assert!(asked > mixed.observed_at);
+    // The same answer is told again, with its time ...
+    let later = desk.until("v2 again", |progress, _| progress.observed_at > asked).await;
+    assert_eq!(later.observed_version.as_deref(), Some("v2"));
+    // ... and none is no answer.
+    desk.answers("");
+    tokio::time::sleep(std::time::Duration::from_millis(1300)).await;
+    let silent = desk.last().observed_at;
+    tokio::time::sleep(std::time::Duration::from_millis(1300)).await;
+    assert_eq!(desk.last().observed_at, silent);
+    desk.order(Order::Revert);
+    assert_eq!(end(task).await.progress.state, State::Reverted);
+}
+
+#[tokio::test]
 async fn how_long_writes_are_blocked_when_the_controller_answers_at_once() {
     let (database, desk) = (Database::new().await, Desk::new());
     database.prepared(&subject()).await;

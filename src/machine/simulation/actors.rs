@@ -151,7 +151,7 @@ fn apply(w: &mut World, version: u64, effect: &Effect, target: Option<u64>) -> b
             if !same(w.flag.version) {
                 return false;
             }
-            w.flag.value.value.clone_from(value);
+            w.flag.value.before = std::mem::replace(&mut w.flag.value.value, value.clone());
             w.flag.value.marker = Some(marker.clone());
             w.flag.version = w.bump();
             true
@@ -262,6 +262,7 @@ impl Pod {
                         name: "errors".into(),
                         outcome: if breach { Measured::Fail } else { Measured::Pass },
                         failed: u32::from(breach),
+                        recent: String::new(),
                         measured: 1,
                         breached: breach,
                         message: "0.21 > 0.05".into(),
@@ -487,7 +488,9 @@ impl Pod {
                 total_balance: "3".into(),
             }),
             switch_acknowledged: acknowledged,
-            observed_version: w.app.value.pods.first().map(|p| p.1.clone()),
+            // As if every pod had been asked.
+            observed_version: Some(w.versions_run()),
+            observed_at: Some(w.now),
             released_at: (ended && w.db.closed.is_none()).then_some(w.now),
             deadline_passed: passed,
             ..Default::default()

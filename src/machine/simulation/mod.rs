@@ -43,6 +43,8 @@ fn schedule(seed: u64, defect: Defect, trace: bool) -> Result<Option<Phase>, Str
     // What this schedule's people and troubles are like.
     let (trouble, stop, delete) = (rng.u8(..), rng.u8(..) < 60, rng.u8(..) < 30);
     let wild_acts = rng.u32(WILD);
+    // Of 256 pods so many read the flag's old value.
+    let lag = if rng.bool() { rng.u8(1..80) } else { 0 };
     for act in 0..wild_acts + PEACE {
         let wild = act < wild_acts;
         w.api_up = act >= outage_ends;
@@ -74,7 +76,7 @@ fn schedule(seed: u64, defect: Defect, trace: bool) -> Result<Option<Phase>, Str
                 }
             }
             75..80 => start_pods(&mut w, &mut pods, &mut next_pod, wild && rng.u8(..) < 20),
-            80..88 => w.roll(),
+            80..88 => w.roll(&mut rng, lag),
             88..92 => w.now += seconds(if wild { rng.i64(1..15) } else { 5 }),
             92..94 => people(&mut w, &mut rng, wild && stop, wild && delete),
             // Now and then for longer than any window may last.

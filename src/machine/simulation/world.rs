@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use fastrand::Rng;
+
 use super::fixture::{SECRET, spec};
 use crate::{
     api::{
@@ -76,6 +78,8 @@ pub(super) struct Stored<T> {
 pub(super) struct FlagMap {
     pub(super) value: String,
     pub(super) marker: Option<String>,
+    /// The value before the last write, which a lagging node still hands out.
+    pub(super) before: String,
 }
 
 /// The Deployment: its template's annotation, and its pods with theirs and the version they run.
@@ -135,7 +139,7 @@ impl World {
             runs: BTreeMap::new(),
             decisions: vec![],
             speakers: BTreeSet::new(),
-            flag: Stored { version: 1, value: FlagMap { value: "v1".into(), marker: None } },
+            flag: Stored { version: 1, value: FlagMap { value: "v1".into(), marker: None, before: "v1".into() } },
             app: Stored {
                 version: 1,
                 value: App { template: None, pods: vec![(None, "v1".into()), (None, "v1".into())] },
@@ -204,13 +208,21 @@ impl World {
         Some((m.version, m.value, observed))
     }
 
-    /// One pod of the rollout is replaced; it reads the flag as it starts.
-    pub(super) fn roll(&mut self) {
-        let (template, value) = (self.app.value.template.clone(), self.flag.value.value.clone());
+    /// One pod of the rollout is replaced; it reads the flag as it starts, from a node that may lag.
+    pub(super) fn roll(&mut self, rng: &mut Rng, lag: u8) {
+        let flag = &self.flag.value;
+        let value = if rng.u8(..) < lag { flag.before.clone() } else { flag.value.clone() };
+        let template = self.app.value.template.clone();
         if let Some(old) = self.app.value.pods.iter_mut().find(|p| p.0 != template) {
             *old = (template, value);
             self.app.version = self.bump();
         }
+    }
+
+    /// The versions that the pods run: `v1`, or `v1, v2`.
+    pub(super) fn versions_run(&self) -> String {
+        let versions: BTreeSet<&str> = self.app.value.pods.iter().map(|p| p.1.as_str()).collect();
+        versions.into_iter().collect::<Vec<_>>().join(", ")
     }
 
     pub(super) fn decide(&mut self, by: &str, decision: Decision) {

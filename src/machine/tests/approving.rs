@@ -126,6 +126,52 @@ fn approvals_are_counted_and_the_next_command_is_told() {
     assert!(digest.starts_with("sha256:") && digest.len() == 71, "{digest}");
 }
 
+/// A window was opened on the approvals of ann and bob, and ended without effect 0.5 s after a full second.
+fn in_vain() -> Story {
+    let mut s = opened();
+    s.now += jiff::SignedDuration::from_millis(500);
+    s.state(Task::Window, WindowState::Reverted).fail(Task::Window, Reason::LockTimeout).settle();
+    assert_eq!(s.status.phase, Some(Phase::AwaitingApproval));
+    s
+}
+
+/// A decision as the API server dates it: whole seconds, cut off.
+fn say_at(s: &mut Story, by: &str, millis: i64) {
+    s.now += jiff::SignedDuration::from_millis(millis);
+    s.say(by, Word::Execute);
+    s.seen.decisions.last_mut().unwrap().at = Time::from_second(s.now.as_second()).unwrap();
+}
+
+#[test]
+fn approvals_around_the_end_of_a_window_without_effect() {
+    let cases: &[(&str, i64, &str)] = &[
+        ("before it, in its second", -300, "0/2"),
+        ("in the same moment", 0, "0/2"),
+        ("after it, in its second: in doubt it does not count", 300, "0/2"),
+        ("in the next second", 500, "1/2"),
+        ("later", 1700, "1/2"),
+    ];
+    for (name, millis, counted) in cases {
+        let mut s = in_vain();
+        say_at(&mut s, "eve", *millis);
+        s.wait(5).settle();
+        assert_eq!(s.status.approvals.as_deref(), Some(*counted), "{name}");
+        let (_, message) = ready(&s.status);
+        let void = if *counted == "0/2" { "(ann, bob, eve)" } else { "(ann, bob)" };
+        assert!(message.contains(&format!("no longer count {void}: approve again; next:")), "{name}: {message}");
+        // Nobody is left out for ever.
+        s.say("eve", Word::Execute).say("ann", Word::Execute).settle();
+        assert_eq!(s.status.phase, Some(Phase::Executing), "{name}");
+    }
+    // The API server's clock is ahead: what was said before is known by having been seen.
+    let mut s = opened();
+    for d in &mut s.seen.decisions {
+        d.at = s.now + seconds(30);
+    }
+    s.state(Task::Window, WindowState::Reverted).fail(Task::Window, Reason::LockTimeout).settle();
+    assert_eq!(s.status.approvals.as_deref(), Some("0/2"));
+}
+
 #[test]
 fn whatever_people_approve_is_in_the_digest() {
     let s = awaiting();

@@ -99,6 +99,27 @@ fn conditions_of_others_are_kept_and_transition_times_too() {
 }
 
 #[test]
+fn blocked_writes_say_until_when() {
+    let cases: &[(&str, Given, i64, &str)] = &[
+        ("open", opened, 49, "until 1970-01-12T13:47:46Z at the latest (limit 60s)"),
+        ("released, not reported", releasing, 49, "at the latest (limit 60s)"),
+        ("released, not reported, past the deadline", releasing, 50, "should have been over at 1970-01-12T13:47:46Z (limit 60s)"),
+        ("way back", reverting, 58, "at the latest (limit 60s)"),
+        ("way back past its deadline", reverting, 60, "should have been over at"),
+        ("failed", rollback_failed, 1, "until a person has mended it; should be over by"),
+        ("failed, long since", rollback_failed, 3600, "until a person has mended it; should be over by"),
+    ];
+    for (name, given, wait, expected) in cases {
+        let mut s = given();
+        s.settle().wait(*wait).settle();
+        let c = s.status.conditions.iter().find(|c| c.type_ == "WritesBlocked").unwrap();
+        assert_eq!(c.status, "True", "{name}");
+        assert!(c.message.contains(expected), "{name}: {}", c.message);
+        assert_eq!(c.message.contains("at the latest"), expected.contains("at the latest"), "{name}");
+    }
+}
+
+#[test]
 fn one_decision_in_each_phase_survives_a_crash_before_its_effects() {
     // The status was written, then the process died: the same effects come again from the status alone.
     let steps: &[(&str, Given, When)] = &[

@@ -9,6 +9,7 @@ mod ending;
 mod preparing;
 mod rolling_back;
 mod stages;
+mod switching;
 mod window;
 
 use super::{
@@ -276,7 +277,9 @@ impl Story {
     }
 
     fn probe(&mut self, task: Task, version: &str) -> &mut Self {
-        self.progress(task, |w| w.observed_version = Some(version.into()))
+        // Asked a moment after whatever was seen last.
+        let asked = self.now + jiff::SignedDuration::from_millis(1);
+        self.progress(task, |w| (w.observed_version, w.observed_at) = (Some(version.into()), Some(asked)))
     }
 
     fn flag(&mut self, value: &str, set_for: Option<&str>) {
@@ -315,6 +318,7 @@ impl Story {
                 name: "errors".into(),
                 outcome,
                 failed: u32::from(breached) * 3,
+                recent: String::new(),
                 measured: 3,
                 breached,
                 message: "0.21 > 0.05".into(),

@@ -70,7 +70,7 @@ fn the_way_back_goes_its_way() {
             |s| done(s.acknowledge(BACK).settle().rollout(true, 0).probe(BACK, "v2")),
             Step::SwitchBack,
             &[],
-            59,
+            10,
         ),
         case(
             "the old version runs",
@@ -181,11 +181,19 @@ fn a_gate_that_opened_on_the_new_schema_is_closed_again() {
     let d = s.turn();
     assert_eq!((d.status.phase, d.status.step), (Some(Phase::RollingBack), Some(Step::ReopenWindow)));
     assert!(events(&d).contains(&"WindowReopening"));
-    s.settle();
-    assert_eq!(s.run(BACK).run.spec.attempt, 2);
-    for _ in 0..5 {
-        s.state(BACK, WindowState::Released).fail(BACK, Reason::DeadlinePassed).settle();
+    for (attempt, wait) in [(2, 2), (3, 4), (4, 8), (5, 16), (6, 32)] {
+        // Writes are open: each try comes later than the one before.
+        s.settle().wait(wait - 1).settle();
+        assert_eq!(s.run(BACK).run.spec.attempt, attempt - 1);
+        assert_eq!(ready(&s.status).0, "WindowReopening");
+        assert_eq!(s.status.writes, Some(crate::api::Writes::Open));
+        let d = s.look();
+        assert_eq!((acts(&d), d.wake_at), (vec![], Some(s.now + seconds(1))));
+        s.wait(1).settle();
+        assert_eq!(s.run(BACK).run.spec.attempt, attempt);
+        s.state(BACK, WindowState::Released).fail(BACK, Reason::DeadlinePassed);
     }
+    s.settle();
     let (reason, message) = ready(&s.status);
     assert_eq!((s.status.phase, reason.as_str()), (Some(Phase::RollbackFailed), "RollbackNotBegun"));
     assert!(message.contains("the new version runs and writes are open; next:"), "{message}");
@@ -203,7 +211,49 @@ fn released_before_it_could_be_turned_round() {
     let d = s.turn();
     assert_eq!((d.status.phase, d.status.step), (Some(Phase::RollingBack), Some(Step::ReopenWindow)));
     s.settle();
+    assert!(s.seen.runs.iter().all(|r| r.run.spec.task != BACK), "not at once");
+    s.wait(2).settle();
     assert_eq!(s.run(BACK).run.spec.attempt, 1);
+}
+
+#[test]
+fn before_writes_are_blocked_a_lost_pod_is_replaced_with_a_backoff() {
+    let standing_by = || {
+        let mut s = monitoring();
+        s.say("ann", Word::Revert).settle();
+        s
+    };
+    let mut s = standing_by();
+    for (attempt, wait) in [(2, 2), (3, 4), (4, 8), (5, 16)] {
+        s.lose(BACK).settle();
+        assert_eq!(s.run(BACK).run.spec.attempt, attempt - 1, "not at once");
+        assert_eq!(ready(&s.status).0, "PodFailed");
+        s.wait(wait).settle();
+        assert_eq!(s.run(BACK).run.spec.attempt, attempt);
+        // The time to get ready begins anew.
+        assert_eq!(s.look().wake_at, Some(s.now + seconds(600)));
+    }
+    s.lose(BACK).settle();
+    assert_eq!(s.status.phase, Some(Phase::RollbackFailed));
+    assert!(ready(&s.status).1.contains("writes are open, a person is needed"), "{}", ready(&s.status).1);
+    // A pod that is never ready counts as lost, and its run goes before the next one comes.
+    let mut s = standing_by();
+    s.wait(600).settle().wait(2);
+    assert_eq!(acts(&s.turn()), ["remove m-rollback-1", "start m-rollback-2"]);
+    // Once the order to block may be out nothing is waited for.
+    let mut s = reopening();
+    s.lose(BACK);
+    assert_eq!(acts(&s.turn()), ["start m-rollback-2"]);
+}
+
+#[test]
+fn a_window_left_closed_counts_from_its_beginning() {
+    let mut s = rollback_failed();
+    s.wait(600).say("bob", Word::Revert).settle();
+    // The new pod never says a word.
+    let (reason, message) = ready(&s.status);
+    assert_eq!((s.status.phase, reason.as_str()), (Some(Phase::RollingBack), "WindowOverdue"));
+    assert!(message.contains("job/m-rollback-2"), "{message}");
 }
 
 #[test]
@@ -248,6 +298,22 @@ fn a_failed_way_back_waits_for_a_person() {
             wake: None,
         },
     ]);
+}
+
+#[test]
+fn a_revert_in_the_second_of_the_failure_counts() {
+    // Writes are blocked: one try too many on an old word is the lesser harm. The ledger lets nothing run twice.
+    for (millis, counts) in [(-1500, false), (-700, false), (-300, true), (0, true), (300, true), (2000, true)] {
+        let mut s = reverting();
+        s.now += jiff::SignedDuration::from_millis(2500);
+        s.seen.decisions.clear();
+        s.state(BACK, WindowState::Held).fail(BACK, Reason::SqlFailed).settle();
+        let said = s.now + jiff::SignedDuration::from_millis(millis);
+        s.say("bob", Word::Revert).seen.decisions[0].at = Time::from_second(said.as_second()).unwrap();
+        s.wait(5).settle();
+        let phase = if counts { Phase::RollingBack } else { Phase::RollbackFailed };
+        assert_eq!(s.status.phase, Some(phase), "{millis} ms after the failure");
+    }
 }
 
 #[test]

@@ -217,11 +217,37 @@ fn workloads_are_measured_by_what_is_seen() {
         s.wait(1).settle();
         assert_eq!(s.status.checks[0].outcome, Outcome::Fail, "{name}");
     }
-    // Back in between: the row begins anew.
-    let mut s = watching_workload();
-    s.seen.workloads[0].available = (1, 2);
-    s.wait(1).settle().wait(5).settle();
-    s.seen.workloads[0].available = (2, 2);
-    s.wait(1).settle();
-    assert_eq!((s.status.checks[0].outcome, s.status.checks[0].failed), (Outcome::Pass, 0));
+}
+
+#[test]
+fn failures_of_a_workload_are_counted_among_the_last_measurements() {
+    // One letter for each interval; whether the migration goes back with the last one.
+    let cases: &[(&str, u32, u32, bool)] = &[
+        ("xx", 3, 3, false),
+        ("xxx", 3, 3, true),
+        ("xx.x", 3, 3, false),
+        ("xx.x", 3, 4, true),
+        ("x.x", 2, 3, true),
+        ("x..x", 2, 3, false),
+        ("x..x", 2, 4, true),
+        ("x.x.x", 3, 4, false),
+        ("x.x.x", 3, 5, true),
+        ("x", 1, 1, true),
+    ];
+    for (row, count, of, breached) in cases {
+        let mut s = watching_workload();
+        s.spec.monitoring.duration = std::time::Duration::from_secs(600).into();
+        s.spec.monitoring.checks[0].failures = crate::api::Failures { count: *count, of: *of };
+        for (i, letter) in row.chars().enumerate() {
+            assert_eq!(s.status.phase, Some(Phase::Monitoring), "{row} {count}/{of} at {i}");
+            s.seen.workloads[0].available = if letter == 'x' { (1, 2) } else { (2, 2) };
+            s.wait(5).settle();
+        }
+        assert_eq!(s.status.phase == Some(Phase::RollingBack), *breached, "{row} {count}/{of}");
+        if !breached {
+            let c = &s.status.checks[0];
+            assert!(c.recent.len() <= *of as usize && row.ends_with(c.recent.trim_start_matches('.')), "{row}: {c:?}");
+            assert_eq!(c.failed as usize, c.recent.matches('x').count());
+        }
+    }
 }

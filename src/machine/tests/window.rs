@@ -85,7 +85,7 @@ fn the_window_goes_its_way() {
             |s| done(s.rollout(true, 0).probe(WINDOW, "v1")),
             Step::SwitchApplication,
             &[],
-            Some(50),
+            Some(10),
         ),
         case(
             "rolled out, the probe does not answer",
@@ -153,11 +153,22 @@ fn the_window_goes_its_way() {
         case(
             "release is on its way: no way back in between",
             releasing,
-            |s| done(s.wait(100).say("ann", Word::Abort)),
+            |s| done(s.wait(49).say("ann", Word::Abort)),
             Step::CloseWindow,
             &[],
-            Some(-50),
+            Some(1),
         ),
+        Case {
+            reason: "WindowOverdue",
+            ..case(
+                "release is on its way, long since: that is told, and not looked at all the time",
+                releasing,
+                |s| done(s.wait(50).say("ann", Word::Abort)),
+                Step::CloseWindow,
+                &[],
+                None,
+            )
+        },
         case(
             "the report of the end is not yet the end",
             releasing,
@@ -440,6 +451,49 @@ fn a_lost_pod_is_replaced_and_then_a_person_called() {
     assert_eq!((d.status.phase, ready(&d.status).0.as_str()), (Some(Phase::RollbackFailed), "PodFailed"));
     assert!(ready(&d.status).1.contains("a person is needed; next:"), "{}", ready(&d.status).1);
     assert_eq!(d.status.writes, Some(crate::api::Writes::Blocked));
+}
+
+/// The run's pod has never said a word: its image is gone, or it is killed as soon as it starts.
+fn silent(s: &mut Story) -> &mut Story {
+    s.run(WINDOW).run.status = None;
+    s
+}
+
+#[test]
+fn a_pod_that_never_answers_does_not_hide_the_deadline() {
+    let revert: &[&str] = &["order m-window-1 Revert"];
+    let cases: &[(&str, Given, Phase, Step, &[&str], &str)] = &[
+        ("opened", opened, Phase::RollingBack, Step::RollbackSql, revert, "job/m-window-1"),
+        ("committed", migrated, Phase::RollingBack, Step::RollbackSql, revert, "job/m-window-1"),
+        ("switching", switching, Phase::RollingBack, Step::SwitchBack, &["flag v1 uid-1.back"], "can be switched back"),
+        ("being released", releasing, Phase::Executing, Step::CloseWindow, &[], "job/m-window-1"),
+    ];
+    for (name, given, phase, step, effects, next) in cases {
+        let mut s = given();
+        silent(&mut s).settle().wait(49);
+        assert_eq!(s.look().status.phase, Some(Phase::Executing), "{name}");
+        assert_eq!(s.look().wake_at, Some(s.now + seconds(1)), "{name}");
+        s.wait(1);
+        let d = s.turn();
+        assert_eq!((d.status.phase, d.status.step), (Some(*phase), Some(*step)), "{name}");
+        assert_eq!(acts(&d), *effects, "{name}");
+        for _ in 0..2 {
+            let (reason, message) = ready(&s.status);
+            assert_eq!(reason, "WindowOverdue", "{name}");
+            assert!(message.contains("should have been over by") && message.contains(next), "{name}: {message}");
+            assert!(s.status.conditions.iter().any(|c| c.type_ == "Stalled" && c.status == "True"), "{name}");
+            assert_eq!(s.status.writes, Some(crate::api::Writes::Blocked), "{name}");
+            // And an hour later it is the same.
+            s.settle().wait(3600);
+            assert!(!events(&s.turn()).contains(&"WindowOverdue"), "{name}: told once");
+        }
+    }
+    // An answer at last ends it.
+    let mut s = opened();
+    silent(&mut s).wait(50).settle();
+    s.state(WINDOW, WindowState::Reverted).succeed(WINDOW).settle();
+    assert_eq!(s.status.phase, Some(Phase::RolledBack));
+    assert!(s.status.conditions.iter().all(|c| c.type_ != "Stalled"));
 }
 
 #[test]

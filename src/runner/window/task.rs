@@ -18,7 +18,10 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio_postgres::Client;
 
-use super::{Channel, Orders, Outcome, Report, WindowPlan};
+use super::{
+    Channel, Orders, Outcome, Report, WindowPlan,
+    beside::{comparison, probe},
+};
 use crate::{
     api::{Comparison, Reason, WindowCommand, WindowProgress, WindowState},
     runner::{
@@ -26,7 +29,7 @@ use crate::{
         control::{
             self, Applied, Step, Stop, Subject,
             gate::{self, Finished, Snapshot},
-            jitter, millis,
+            jitter,
         },
         postgres::{Target, classify},
     },
@@ -465,11 +468,12 @@ impl<'a, C: Channel> Task<'a, C> {
                     self.progress.comparison = Some(comparison);
                     self.milestone(client).await?;
                 }
-                version = &mut probing => {
+                answers = &mut probing => {
                     probing.set(probe(channel));
-                    if version.is_some() && version != self.progress.observed_version {
-                        self.progress.observed_version = version;
-                        self.report(None);
+                    if let Some((version, asked)) = answers {
+                        (self.progress.observed_version, self.progress.observed_at) = (Some(version), Some(asked));
+                        // What is wrong, if something is, stays told.
+                        self.reports.send_modify(|(progress, _)| progress.clone_from(&self.progress));
                     }
                 }
                 _ = tokio::time::timeout(TICK, self.orders.changed()) => {}
@@ -572,28 +576,4 @@ fn lost(failure: &Failure) -> bool {
 
 async fn ping(client: &Client) -> Result<(), Failure> {
     client.batch_execute("SELECT 1").await.map_err(|e| classify(&e))
-}
-
-async fn probe<C: Channel>(channel: &C) -> Option<String> {
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    channel.probe_version().await
-}
-
-/// The full comparison, on a connection of its own, again until it worked.
-async fn comparison(target: &Target, subject: &Subject) -> Comparison {
-    loop {
-        let once = async {
-            let client = target.connect("comparison").await?;
-            let limit = format!("SET statement_timeout = {}", millis(subject.statement_timeout));
-            client.batch_execute(&limit).await.map_err(|e| classify(&e))?;
-            control::compare(&client, subject).await
-        };
-        match once.await {
-            Ok(comparison) => return comparison,
-            Err(failure) => {
-                tracing::warn!(reason = %failure.reason, message = failure.message, "comparison of balances failed, tried again")
-            }
-        }
-        tokio::time::sleep(Duration::from_secs(1)).await;
-    }
 }

@@ -1,0 +1,112 @@
+//! The switch of the application: flag, restarts, and what shows that the wanted version runs.
+
+use super::{Effect, Flag, Machine, seconds};
+use crate::api::{Time, WindowProgress};
+
+/// How long a settled rollout may answer with another version before its workloads are restarted again, in seconds.
+const PATIENCE: i64 = 10;
+/// The same after a restart that did not help.
+const PATIENCE_AGAIN: i64 = 15;
+
+/// Which way the application is switched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Direction {
+    There,
+    Back,
+}
+
+impl Machine<'_> {
+    /// Value of the flag's marker: which switch of which migration.
+    fn marker(&self, direction: Direction) -> String {
+        match direction {
+            Direction::There => format!("{}.to", self.o.uid),
+            Direction::Back => format!("{}.back", self.o.uid),
+        }
+    }
+
+    /// Value of the workloads' marker: the switch, and from the second restart on its number. No number comes twice, or
+    /// pods of an earlier restart would pass as new ones.
+    fn restart_marker(&self, direction: Direction) -> String {
+        match self.s.window.as_ref().map_or(0, |w| w.restarts) {
+            0 => self.marker(direction),
+            n => format!("{}.{}", self.marker(direction), n + 1),
+        }
+    }
+
+    /// Flag first, then the restarts: a pod started before the flag was set would read the old value.
+    pub(super) fn switch_effects(&self, value: &str, direction: Direction) -> Vec<Effect> {
+        if !self.flag_set(value, direction) {
+            return vec![Effect::SetFlag { value: value.to_owned(), marker: self.marker(direction) }];
+        }
+        let marker = self.restart_marker(direction);
+        self.o
+            .workloads
+            .iter()
+            .filter(|w| self.spec.application.workloads.contains(&w.reference))
+            .filter(|w| w.exists && w.restarted_for.as_deref() != Some(marker.as_str()))
+            .map(|w| Effect::Restart { workload: w.reference.clone(), marker: marker.clone() })
+            .collect()
+    }
+
+    fn flag_set(&self, wanted: &str, direction: Direction) -> bool {
+        matches!(&self.o.flag, Flag::Value { value, set_for, .. }
+            if value == wanted && set_for.as_deref() == Some(self.marker(direction).as_str()))
+    }
+
+    /// Flag and workloads are as wanted, made so by this very switch, and no old pod is left.
+    pub(super) fn rolled_out(&self, version: &str, direction: Direction) -> bool {
+        let marker = self.restart_marker(direction);
+        self.flag_set(version, direction)
+            && self.spec.application.workloads.iter().all(|wanted| {
+                self.o.workloads.iter().any(|w| {
+                    w.reference == *wanted
+                        && w.restarted_for.as_deref() == Some(marker.as_str())
+                        && w.settled
+                        && w.old_pods == 0
+                })
+            })
+    }
+
+    /// Flag, workloads and probe all say `version`. The probe's word counts only if it was asked after the rollout was
+    /// seen settled: an earlier answer may be that of a pod which is gone, and a pod not yet asked may have read the
+    /// flag's old value from its node.
+    pub(super) fn running(&mut self, version: &str, direction: Direction, progress: &WindowProgress) -> bool {
+        if !self.rolled_out(version, direction) {
+            self.window().settled_at = None;
+            return false;
+        }
+        if self.spec.application.version_probe.is_none() {
+            return true;
+        }
+        let now = self.now;
+        let settled_at = *self.window().settled_at.get_or_insert(now);
+        let fresh = progress.observed_at.is_some_and(|asked| asked > settled_at);
+        match progress.observed_version.as_deref().filter(|_| fresh) {
+            Some(answer) if answer == version => true,
+            Some(answer) => {
+                self.restart_again(version, answer, settled_at);
+                false
+            }
+            None => false,
+        }
+    }
+
+    /// Every pod is of this switch, and some run another version: they are made anew, under a marker that is persisted first.
+    fn restart_again(&mut self, version: &str, answer: &str, settled_at: Time) {
+        let window = self.window();
+        let due = settled_at + seconds(if window.restarts == 0 { PATIENCE } else { PATIENCE_AGAIN });
+        if self.now < due {
+            return self.wake_at(due);
+        }
+        let window = self.window();
+        window.restarts += 1;
+        window.settled_at = None;
+        self.event(
+            true,
+            "RestartedAgain",
+            format!(
+                "the version probe answers {answer:?}, wanted is {version:?}, though flag and rollout are as wanted since {settled_at:.0}; a pod may have read the flag's old value from its node; the workloads are restarted again"
+            ),
+        );
+    }
+}

@@ -1,0 +1,157 @@
+//! The switch of the application, when pods do not read what was set.
+
+use super::*;
+
+const WINDOW: Task = Task::Window;
+const BACK: Task = Task::RollbackWindow;
+
+/// Rolled out on the way there.
+fn settled() -> Story {
+    let mut s = switching();
+    s.rollout(true, 0).settle();
+    s
+}
+
+/// Rolled out on the way back.
+fn settled_back() -> Story {
+    let mut s = reopened();
+    s.acknowledge(BACK).settle().rollout(true, 0).settle();
+    s
+}
+
+#[test]
+fn what_the_probe_says_of_a_settled_rollout() {
+    let case = |name, given, when, effects, wake| Case {
+        name,
+        given,
+        when,
+        phase: Phase::Executing,
+        step: Step::SwitchApplication,
+        reason: "WindowOpen",
+        effects,
+        wake: Some(wake),
+    };
+    let back = |name, given, when, effects, wake| Case {
+        phase: Phase::RollingBack,
+        step: Step::SwitchBack,
+        reason: "RollingBack",
+        ..case(name, given, when, effects, wake)
+    };
+    let again: &[&str] = &["restart shop uid-1.to.2"];
+    hold(&[
+        case("wrong for 9 s", settled, |s| done(s.probe(WINDOW, "v1").wait(9)), &[], 1),
+        case("wrong for 10 s", settled, |s| done(s.probe(WINDOW, "v1").wait(10)), again, 40),
+        case("some pods", settled, |s| done(s.probe(WINDOW, "v1, v2").wait(10)), again, 40),
+        case("some pods, not for long", settled, |s| done(s.probe(WINDOW, "v1, v2").wait(1)), &[], 9),
+        case("right, then wrong", settled, |s| done(s.probe(WINDOW, "v2").wait(10).probe(WINDOW, "v1")), again, 40),
+        case("never answered", settled, |s| done(s.wait(30)), &[], 20),
+        case("not asked since: right", switching, |s| done(s.probe(WINDOW, "v2").wait(1).rollout(true, 0)), &[], 49),
+        case(
+            "not asked since: wrong",
+            || {
+                let mut s = switching();
+                s.probe(WINDOW, "v1").wait(1).rollout(true, 0).settle();
+                s
+            },
+            |s| done(s.wait(30)),
+            &[],
+            19,
+        ),
+        case(
+            "the rollout has yet to settle",
+            settled,
+            |s| done(s.probe(WINDOW, "v1").rollout(false, 0).settle().wait(30)),
+            &[],
+            20,
+        ),
+        case(
+            "an old pod is back",
+            settled,
+            |s| done(s.probe(WINDOW, "v1").rollout(true, 1).settle().wait(30)),
+            &[],
+            20,
+        ),
+        case(
+            "the flag is another's: first the flag",
+            settled,
+            |s| s.probe(WINDOW, "v1").wait(30).flag("v2", Some("uid-0.to")),
+            &["flag v2 uid-1.to"],
+            20,
+        ),
+        back("back, wrong for 9 s", settled_back, |s| done(s.probe(BACK, "v2").wait(9)), &[], 1),
+        back(
+            "back, wrong for 10 s",
+            settled_back,
+            |s| done(s.probe(BACK, "v2").wait(10)),
+            &["restart shop uid-1.back.2"],
+            49,
+        ),
+        back("back, never answered", settled_back, |s| done(s.wait(30)), &[], 29),
+    ]);
+}
+
+#[test]
+fn workloads_are_restarted_again_until_the_probe_is_content() {
+    let mut s = settled();
+    s.probe(WINDOW, "v1").wait(10);
+    let d = s.look();
+    assert_eq!(d.status.window.as_ref().unwrap().restarts, 1, "persisted with the effect");
+    assert_eq!(events(&d), ["RestartedAgain"]);
+    let told = format!("{:?}", d.effects);
+    assert!(told.contains("answers \\\"v1\\\", wanted is \\\"v2\\\""), "{told}");
+    // A crash before the effect: it comes again, the number does not rise.
+    s.status = d.status.clone();
+    assert_eq!(acts(&s.look()), ["restart shop uid-1.to.2"]);
+    assert_eq!(s.look().status.window.unwrap().restarts, 1);
+    s.settle();
+    assert_eq!(s.seen.flag, Flag::Value { value: "v2".into(), immutable: false, set_for: Some("uid-1.to".into()) });
+
+    // The next one is allowed more time, from the end of its rollout.
+    s.wait(3).rollout(true, 0).settle();
+    s.wait(1).probe(WINDOW, "v1, v2").settle().wait(13);
+    assert_eq!(acts(&s.turn()), Vec::<String>::new());
+    s.wait(1);
+    assert_eq!(acts(&s.turn()), ["restart shop uid-1.to.3"]);
+    s.rollout(true, 0).settle();
+    assert_eq!(s.status.step, Some(Step::SwitchApplication), "answers of the pods before do not count");
+    s.wait(1).probe(WINDOW, "v2").settle();
+    assert_eq!(s.status.step, Some(Step::CloseWindow));
+}
+
+#[test]
+fn no_restart_has_the_number_of_an_earlier_one() {
+    // Stopped after a second restart: the way back in the same window goes on counting ...
+    let mut s = settled();
+    s.probe(WINDOW, "v1").wait(10).settle().say("ann", Word::Abort).settle();
+    assert_eq!(s.seen.workloads[0].restarted_for.as_deref(), Some("uid-1.back.2"));
+    // ... and so does a way back that is begun again.
+    let mut s = settled_back();
+    s.probe(BACK, "v2").wait(10).settle();
+    s.fail(BACK, Reason::SqlFailed).settle();
+    assert_eq!(s.status.phase, Some(Phase::RollbackFailed));
+    s.wait(1).say("bob", Word::Revert).settle().state(BACK, WindowState::Blocked).settle();
+    s.acknowledge(BACK).settle().rollout(true, 0).settle();
+    assert_eq!(s.seen.workloads[0].restarted_for.as_deref(), Some("uid-1.back.2"));
+    s.probe(BACK, "v2").wait(15).settle();
+    assert_eq!(s.seen.workloads[0].restarted_for.as_deref(), Some("uid-1.back.3"));
+}
+
+#[test]
+fn without_a_probe_the_rollout_decides() {
+    let mut s = switching();
+    s.spec.application.version_probe = None;
+    s.rollout(true, 0).settle();
+    assert_eq!(s.status.step, Some(Step::CloseWindow));
+    assert_eq!(s.status.window.unwrap().restarts, 0);
+}
+
+#[test]
+fn what_was_released_on_is_looked_at_again() {
+    // While balances are compared a pod of the old version answers.
+    let mut s = switched();
+    s.wait(1).probe(WINDOW, "v1, v2").compared(WINDOW, 0).settle();
+    assert_eq!(s.status.step, Some(Step::SwitchApplication));
+    assert!(!s.status.window.as_ref().unwrap().releasing);
+    s.wait(1).probe(WINDOW, "v2").settle();
+    assert!(s.status.window.as_ref().unwrap().releasing);
+}

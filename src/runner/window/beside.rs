@@ -1,0 +1,50 @@
+//! What goes on beside the session that holds the gate: the version probe, the full comparison.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use jiff::Timestamp;
+
+use super::Channel;
+use crate::{
+    api::Comparison,
+    runner::{
+        control::{self, Subject, millis},
+        postgres::{Target, classify},
+    },
+};
+
+/// How often the version probe is asked.
+const ASKED: Duration = Duration::from_millis(250);
+/// Answers that make one observation: each is that of one pod behind the Service.
+const ANSWERS: u32 = 4;
+
+/// Asks for the version several times in a row. All that was answered, `v1, v2` if it differs, and when the asking began;
+/// `None` if an answer is missing.
+pub(super) async fn probe<C: Channel>(channel: &C) -> Option<(String, Timestamp)> {
+    let begin = channel.now();
+    let mut versions = BTreeSet::new();
+    for _ in 0..ANSWERS {
+        tokio::time::sleep(ASKED).await;
+        versions.insert(channel.probe_version().await?);
+    }
+    Some((versions.into_iter().collect::<Vec<_>>().join(", "), begin))
+}
+
+/// The full comparison, on a connection of its own, again until it worked.
+pub(super) async fn comparison(target: &Target, subject: &Subject) -> Comparison {
+    loop {
+        let once = async {
+            let client = target.connect("comparison").await?;
+            let limit = format!("SET statement_timeout = {}", millis(subject.statement_timeout));
+            client.batch_execute(&limit).await.map_err(|e| classify(&e))?;
+            control::compare(&client, subject).await
+        };
+        match once.await {
+            Ok(comparison) => return comparison,
+            Err(failure) => {
+                tracing::warn!(reason = %failure.reason, message = failure.message, "comparison of balances failed, tried again")
+            }
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
