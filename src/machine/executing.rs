@@ -110,9 +110,7 @@ impl Machine<'_> {
                 self.window().switched = true;
             }
             let to = self.spec.application.flag.to.clone();
-            if self.s.window.as_ref().is_some_and(|w| w.switched)
-                && self.running(&to, Direction::There, progress)
-            {
+            if self.s.window.as_ref().is_some_and(|w| w.switched) && self.running(&to, Direction::There, progress) {
                 self.succeed_step(Step::SwitchApplication, format!("flag is {to}, rollout complete, no old pod left"));
                 self.start_step(Step::CloseWindow);
             }

@@ -153,11 +153,7 @@ impl Machine<'_> {
     }
 
     /// Decisions of a kind that are younger than `after` (all when `None`).
-    pub(super) fn decisions(
-        &self,
-        kind: Decision,
-        after: Option<Time>,
-    ) -> impl Iterator<Item = &ObservedDecision> {
+    pub(super) fn decisions(&self, kind: Decision, after: Option<Time>) -> impl Iterator<Item = &ObservedDecision> {
         self.o.decisions.iter().filter(move |d| d.decision == kind && after.is_none_or(|t| d.at > t))
     }
 
@@ -188,7 +184,10 @@ impl Machine<'_> {
         if void.is_empty() {
             return String::new();
         }
-        format!("; approvals given until {after:.0}, when the last window ended, no longer count ({}): approve again", void.join(", "))
+        format!(
+            "; approvals given until {after:.0}, when the last window ended, no longer count ({}): approve again",
+            void.join(", ")
+        )
     }
 
     /// Distinct people, not the author, who approved this digest; and one who rejected it.

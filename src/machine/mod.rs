@@ -39,9 +39,7 @@ pub use effect::*;
 pub use gates::plan_digest;
 pub use observed::*;
 
-use crate::api::{
-    CreditMigrationSpec, CreditMigrationStatus, Phase, Step, StepState, StepStatus, Time, WindowStatus,
-};
+use crate::api::{CreditMigrationSpec, CreditMigrationStatus, Phase, Step, StepState, StepStatus, Time, WindowStatus};
 
 /// Says what is to be.
 ///
