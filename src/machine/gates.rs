@@ -3,7 +3,10 @@
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::{Flag, Machine, ObservedDecision, Sql};
+use super::{
+    Flag, Machine, ObservedDecision, Sql,
+    defects::{Defect, defect},
+};
 use crate::api::{CreditMigrationSpec, CreditMigrationStatus, Decision, Plan, Time};
 
 /// What stands in the way: CamelCase reason and message with the next command.
@@ -153,11 +156,7 @@ impl Machine<'_> {
     }
 
     /// Decisions of a kind that are younger than `after` (all when `None`).
-    pub(super) fn decisions(
-        &self,
-        kind: Decision,
-        after: Option<Time>,
-    ) -> impl Iterator<Item = &ObservedDecision> {
+    pub(super) fn decisions(&self, kind: Decision, after: Option<Time>) -> impl Iterator<Item = &ObservedDecision> {
         self.o.decisions.iter().filter(move |d| d.decision == kind && after.is_none_or(|t| d.at > t))
     }
 
@@ -174,7 +173,7 @@ impl Machine<'_> {
             .map(|d| d.by.clone())
             .collect();
         people.sort();
-        people.dedup();
+        people.dedup_by(|a, b| a == b && !defect(Defect::OnePersonTwice));
         people
     }
 
@@ -188,7 +187,10 @@ impl Machine<'_> {
         if void.is_empty() {
             return String::new();
         }
-        format!("; approvals given until {after:.0}, when the last window ended, no longer count ({}): approve again", void.join(", "))
+        format!(
+            "; approvals given until {after:.0}, when the last window ended, no longer count ({}): approve again",
+            void.join(", ")
+        )
     }
 
     /// Distinct people, not the author, who approved this digest; and one who rejected it.

@@ -15,6 +15,7 @@
 //! effects again. The guarantees rest on that order; see `docs/architecture.md`.
 
 mod conditions;
+mod defects;
 mod effect;
 mod effects;
 mod ending;
@@ -39,9 +40,7 @@ pub use effect::*;
 pub use gates::plan_digest;
 pub use observed::*;
 
-use crate::api::{
-    CreditMigrationSpec, CreditMigrationStatus, Phase, Step, StepState, StepStatus, Time, WindowStatus,
-};
+use crate::api::{CreditMigrationSpec, CreditMigrationStatus, Phase, Step, StepState, StepStatus, Time, WindowStatus};
 
 /// Says what is to be.
 ///

@@ -1,12 +1,6 @@
 //! The way back. Inside the window it is the `Window` run that goes back; after it a `RollbackWindow` run opens a window again.
 
-use super::{
-    Machine, Outcome,
-    executing::WINDOW_ATTEMPTS,
-    preparing::because,
-    seconds, span,
-    switching::Direction,
-};
+use super::{Machine, Outcome, executing::WINDOW_ATTEMPTS, preparing::because, seconds, span, switching::Direction};
 use crate::api::{
     Decision, Phase, Reason, Retry, RollbackStatus, Step, Task, WindowProgress, WindowState, WindowStatus,
 };
@@ -151,8 +145,7 @@ impl Machine<'_> {
             self.succeed_step(Step::SwitchBack, format!("flag never left {from}"));
             return self.start_step(Step::RollbackSql);
         }
-        let back = self.s.window.as_ref().is_some_and(|w| w.switched)
-            && self.running(&from, Direction::Back, progress);
+        let back = self.s.window.as_ref().is_some_and(|w| w.switched) && self.running(&from, Direction::Back, progress);
         if back {
             self.succeed_step(
                 Step::SwitchBack,

@@ -103,7 +103,12 @@ fn blocked_writes_say_until_when() {
     let cases: &[(&str, Given, i64, &str)] = &[
         ("open", opened, 49, "until 1970-01-12T13:47:46Z at the latest (limit 60s)"),
         ("released, not reported", releasing, 49, "at the latest (limit 60s)"),
-        ("released, not reported, past the deadline", releasing, 50, "should have been over at 1970-01-12T13:47:46Z (limit 60s)"),
+        (
+            "released, not reported, past the deadline",
+            releasing,
+            50,
+            "should have been over at 1970-01-12T13:47:46Z (limit 60s)",
+        ),
         ("way back", reverting, 58, "at the latest (limit 60s)"),
         ("way back past its deadline", reverting, 60, "should have been over at"),
         ("failed", rollback_failed, 1, "until a person has mended it; should be over by"),
