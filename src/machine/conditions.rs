@@ -2,7 +2,11 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
-use super::{Machine, steps};
+use super::{
+    Machine,
+    defects::{Defect, defect},
+    steps,
+};
 use crate::api::{Phase, Writes};
 
 /// Type of the condition that sums up.
@@ -28,7 +32,8 @@ pub(super) fn derive(m: &mut Machine<'_>) {
             | Phase::RollingBack
     );
     set(m, "Reconciling", busy.then_some(true), &reason, &message);
-    let stalled = matches!(phase, Phase::Failed | Phase::RollbackFailed) || reason == super::OVERDUE;
+    let failed = matches!(phase, Phase::Failed | Phase::RollbackFailed) && !defect(Defect::SilentFailure);
+    let stalled = failed || reason == super::OVERDUE;
     set(m, "Stalled", stalled.then_some(true), &reason, &message);
 
     let backup = match (&m.s.backup, &m.s.verification) {

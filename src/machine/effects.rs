@@ -1,7 +1,13 @@
 //! From a persisted status to what has to be done. Level-based: the same status and observations give the same effects,
 //! so a crash after the status was written loses nothing.
 
-use super::{Effect, Job, Machine, ObservedRun, StartRun, preparing::SUPERSEDED, steps, switching::Direction};
+use super::{
+    Effect, Job, Machine, ObservedRun, StartRun,
+    defects::{Defect, defect},
+    preparing::SUPERSEDED,
+    steps,
+    switching::Direction,
+};
 use crate::api::{MigrationRunSpec, Phase, RunInputs, RunPhase, Step, StepState, Task, WindowCommand, WindowOrder};
 
 /// Longest time for the removal of the guards, in seconds.
@@ -113,10 +119,13 @@ impl Machine<'_> {
         let name = self.o.run_name(task, attempt);
         let window = matches!(task, Task::Window | Task::RollbackWindow).then(|| self.wanted_order(task));
         Some(Effect::StartRun(Box::new(StartRun {
-            name,
+            name: name.clone(),
             spec: MigrationRunSpec {
                 migration: self.o.name.clone(),
-                migration_uid: self.o.uid.clone(),
+                migration_uid: match defect(Defect::UidOfAttempt) {
+                    false => self.o.uid.clone(),
+                    true => name.clone(),
+                },
                 task,
                 attempt,
                 plan: self.spec.clone(),

@@ -1,7 +1,13 @@
 //! Executing: one `Window` run, whose progress is mapped to five steps. Orders to it are raised only after the status
 //! that wants them is persisted.
 
-use super::{Machine, Outcome, preparing::because, span, switching::Direction};
+use super::{
+    Machine, Outcome,
+    defects::{Defect, defect},
+    preparing::because,
+    span,
+    switching::Direction,
+};
 use crate::api::{Decision, Phase, Reason, Retry, Step, Task, WindowProgress, WindowState};
 
 /// Tries of a window run whose pods end without a report, before a person is called.
@@ -106,7 +112,7 @@ impl Machine<'_> {
         }
         if self.s.step == Some(Step::SwitchApplication) {
             // The acknowledgement must be persisted before the flag is touched: from it on the runner does not go back by itself.
-            if progress.switch_acknowledged {
+            if progress.switch_acknowledged || defect(Defect::UnacknowledgedSwitch) {
                 self.window().switched = true;
             }
             let to = self.spec.application.flag.to.clone();

@@ -15,6 +15,7 @@
 //! effects again. The guarantees rest on that order; see `docs/architecture.md`.
 
 mod conditions;
+mod defects;
 mod effect;
 mod effects;
 mod ending;

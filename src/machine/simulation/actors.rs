@@ -308,7 +308,8 @@ impl Pod {
             w.db.intents.insert(task, Intent { attempt, deadline, acknowledged, finished: None, passed: false });
         }
         let intent = w.db.intents.get(&task).filter(|i| i.attempt == attempt).cloned();
-        let (mut has_up, has_down) = (w.db.ledger.contains("up"), w.db.ledger.contains("down"));
+        let uid = &run.spec.migration_uid;
+        let (mut has_up, has_down) = (w.db.applied(uid, "up"), w.db.applied(uid, "down"));
         if w.defect == Defect::LedgerIgnored {
             has_up = self.migrated;
         }
@@ -363,7 +364,7 @@ impl Pod {
                 0..6 => self.finish(w, task, WindowState::Reverted, Some(Reason::SqlFailed), false),
                 6..20 => self.finish(w, task, WindowState::Reverted, Some(Reason::LockTimeout), false),
                 _ => {
-                    Self::migrate(w);
+                    Self::migrate(w, uid);
                     self.migrated = true;
                     true
                 }
@@ -388,8 +389,8 @@ impl Pod {
     }
 
     /// The up transaction. With the ledger ignored a second pod runs it again.
-    pub(super) fn migrate(w: &mut World) {
-        if w.db.ledger.insert("up") || w.defect == Defect::LedgerIgnored {
+    fn migrate(w: &mut World, uid: &str) {
+        if w.db.ledger.insert((uid.to_owned(), "up")) || w.defect == Defect::LedgerIgnored {
             w.db.ups += 1;
             w.db.schema = Schema::New;
         }
@@ -416,7 +417,7 @@ impl Pod {
             }
             return !reported;
         }
-        if w.db.ledger.insert("down") || w.defect == Defect::LedgerIgnored {
+        if w.db.ledger.insert((run.spec.migration_uid.clone(), "down")) || w.defect == Defect::LedgerIgnored {
             w.db.downs += 1;
             w.db.schema = Schema::Old;
         }
@@ -477,16 +478,13 @@ impl Pod {
 
     fn progress(w: &World, task: Task, state: WindowState, acknowledged: bool, passed: bool) -> WindowProgress {
         let ended = matches!(state, WindowState::Released | WindowState::Reverted);
+        let migrated = w.db.ledger.iter().any(|(_, direction)| *direction == "up");
         WindowProgress {
             state,
             blocked_at: w.db.closed.or((w.db.intents.contains_key(&task) && ended).then_some(w.now)),
             proof: Some("refused".into()),
-            migrate_seconds: w.db.ledger.contains("up").then_some(1.0),
-            comparison: w.db.ledger.contains("up").then(|| Comparison {
-                users: 2,
-                unexplained: 0,
-                total_balance: "3".into(),
-            }),
+            migrate_seconds: migrated.then_some(1.0),
+            comparison: migrated.then(|| Comparison { users: 2, unexplained: 0, total_balance: "3".into() }),
             switch_acknowledged: acknowledged,
             // As if every pod had been asked.
             observed_version: Some(w.versions_run()),

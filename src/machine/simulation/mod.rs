@@ -10,7 +10,7 @@ use actors::{Controller, Pod};
 use fastrand::Rng;
 use world::{Defect, World};
 
-use super::{Job, seconds};
+use super::{Job, defects, seconds};
 use crate::api::{Decision, Phase};
 
 /// Schedules of the main test; `SIMULATION_SCHEDULES` sets another number.
@@ -29,8 +29,9 @@ const OUTAGES: u32 = 4;
 /// Acts of pods after which a window past its deadline must have been ended, or a person told.
 const IDLE: u32 = 40;
 
-/// One schedule. `Err` says which property broke, and when.
-fn schedule(seed: u64, defect: Defect, trace: bool) -> Result<Option<Phase>, String> {
+/// One schedule, in a world with a defect or with a machine that has one of its `own`. `Err` says which property broke, and when.
+fn schedule(seed: u64, defect: Defect, own: Option<defects::Defect>, trace: bool) -> Result<Option<Phase>, String> {
+    defects::build_in(own);
     let mut rng = Rng::with_seed(seed);
     let mut w = World::new(defect);
     let mut controllers = [Controller::default(), Controller::default()];
@@ -187,7 +188,11 @@ fn people(w: &mut World, rng: &mut Rng, stop: bool, delete: bool) {
     }
 }
 
-fn many(defect: Defect, schedules: u64) -> (std::collections::BTreeMap<String, u64>, Vec<String>) {
+fn many(
+    defect: Defect,
+    own: Option<defects::Defect>,
+    schedules: u64,
+) -> (std::collections::BTreeMap<String, u64>, Vec<String>) {
     let threads = std::thread::available_parallelism().map_or(2, usize::from) as u64;
     let parts: Vec<_> = std::thread::scope(|scope| {
         let handles: Vec<_> = (0..threads)
@@ -196,7 +201,7 @@ fn many(defect: Defect, schedules: u64) -> (std::collections::BTreeMap<String, u
                     let mut ends = std::collections::BTreeMap::<String, u64>::new();
                     let mut broken = vec![];
                     for seed in (0..schedules).filter(|s| s % threads == t) {
-                        match schedule(seed, defect, false) {
+                        match schedule(seed, defect, own, false) {
                             Ok(phase) => *ends.entry(format!("{phase:?}")).or_default() += 1,
                             Err(e) => broken.push(e),
                         }
@@ -220,7 +225,7 @@ fn many(defect: Defect, schedules: u64) -> (std::collections::BTreeMap<String, u
 #[test]
 fn what_must_never_happen_never_happens() {
     let n = std::env::var("SIMULATION_SCHEDULES").ok().and_then(|s| s.parse().ok()).unwrap_or(SCHEDULES);
-    let (ends, broken) = many(Defect::None, n);
+    let (ends, broken) = many(Defect::None, None, n);
     println!("{n} schedules ended {ends:?}");
     assert!(broken.is_empty(), "{} of {n} schedules broke, first: {:#?}", broken.len(), &broken[..broken.len().min(8)]);
     // Each way to end was really taken, or the schedules would show little.
@@ -237,16 +242,31 @@ fn what_must_never_happen_never_happens() {
 #[case(Defect::RawErrors, "5:")]
 #[case(Defect::StopsAtBroken, "6:")]
 fn each_deliberate_defect_is_found(#[case] defect: Defect, #[case] property: &str) {
-    let (_, broken) = many(defect, 2_000);
-    let found =
-        broken.iter().filter(|e| e.split_once(": ").is_some_and(|(_, what)| what.starts_with(property))).count();
-    println!("{defect:?}: {found} of {} broken schedules are {property}", broken.len());
-    assert!(found > 0, "{defect:?} was not found as {property} {:#?}", &broken[..broken.len().min(5)]);
+    let (_, broken) = many(defect, None, 2_000);
+    found(&broken, property, &format!("{defect:?}"));
+}
+
+#[rstest::rstest]
+#[case(defects::Defect::UidOfAttempt, "1:")]
+#[case(defects::Defect::SilentFailure, "2:")]
+#[case(defects::Defect::UnacknowledgedSwitch, "3:")]
+#[case(defects::Defect::OnePersonTwice, "4:")]
+#[case(defects::Defect::LostJobAwaited, "6:")]
+fn each_deliberate_defect_of_the_machine_is_found(#[case] defect: defects::Defect, #[case] property: &str) {
+    let (_, broken) = many(Defect::None, Some(defect), 2_000);
+    found(&broken, property, &format!("{defect:?}"));
+}
+
+/// That `property` is among what broke.
+fn found(broken: &[String], property: &str, defect: &str) {
+    let hits = broken.iter().filter(|e| e.split_once(": ").is_some_and(|(_, what)| what.starts_with(property))).count();
+    println!("{defect}: {hits} of {} broken schedules are {property}", broken.len());
+    assert!(hits > 0, "{defect} was not found as {property} {:#?}", &broken[..broken.len().min(5)]);
 }
 
 #[test]
 #[ignore = "replays one schedule with its trace"]
 fn replay() {
     let seed = std::env::var("SIMULATION_SEED").unwrap().parse().unwrap();
-    println!("{:?}", schedule(seed, Defect::None, true));
+    println!("{:?}", schedule(seed, Defect::None, None, true));
 }

@@ -16,7 +16,7 @@ use crate::{
 pub(super) const NAME: &str = "m";
 pub(super) const UID: &str = "uid-1";
 
-/// A deliberate defect, one for each property.
+/// A deliberate defect of the world around the machine, one for each property. The machine's own are in `machine::defects`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Defect {
     None,
@@ -57,13 +57,21 @@ pub(super) struct Intent {
 pub(super) struct Database {
     pub(super) schema: Schema,
     pub(super) closed: Option<Time>,
-    pub(super) ledger: BTreeSet<&'static str>,
+    /// Migration UID and direction.
+    pub(super) ledger: BTreeSet<(String, &'static str)>,
     pub(super) ups: u32,
     pub(super) downs: u32,
     pub(super) intents: BTreeMap<Task, Intent>,
     /// Pod that holds the worker's lock.
     pub(super) worker: Option<u32>,
     pub(super) guards: bool,
+}
+
+impl Database {
+    /// Whether the ledger has a row for this direction of this migration.
+    pub(super) fn applied(&self, uid: &str, direction: &'static str) -> bool {
+        self.ledger.contains(&(uid.to_owned(), direction))
+    }
 }
 
 /// An object with its version.
