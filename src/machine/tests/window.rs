@@ -462,7 +462,8 @@ fn silent(s: &mut Story) -> &mut Story {
 #[test]
 fn a_pod_that_never_answers_does_not_hide_the_deadline() {
     let revert: &[&str] = &["order m-window-1 Revert"];
-    let cases: &[(&str, Given, Phase, Step, &[&str], &str)] = &[
+    type Expected = (&'static str, Given, Phase, Step, &'static [&'static str], &'static str);
+    let cases: &[Expected] = &[
         ("opened", opened, Phase::RollingBack, Step::RollbackSql, revert, "job/m-window-1"),
         ("committed", migrated, Phase::RollingBack, Step::RollbackSql, revert, "job/m-window-1"),
         ("switching", switching, Phase::RollingBack, Step::SwitchBack, &["flag v1 uid-1.back"], "can be switched back"),
