@@ -190,7 +190,7 @@ async fn told_to_end_without_a_run_it_restores_the_old_state() {
         let mut world = World::new().await;
         world.backed_up().await;
         let window = shared(&world, Task::Window);
-        let deadline = Some(jiff::Timestamp::now() + Duration::from_secs(300));
+        let deadline = Some(credit_migration::telemetry::now() + Duration::from_secs(300));
         window.lock().unwrap().run.as_mut().unwrap().spec.window =
             Some(WindowOrder { command: WindowCommand::Open, deadline });
         let output = program(&world, &window, async {
