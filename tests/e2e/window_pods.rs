@@ -114,7 +114,8 @@ async fn twin(world: &World, pod: &Pod) -> String {
     let copy = serde_json::to_value(pod).unwrap();
     let mut labels = copy["metadata"]["labels"].as_object().unwrap().clone();
     labels.retain(|name, _| !name.contains("job-name") && !name.contains("controller-uid"));
-    let name = format!("{}-twin", pod.name_any());
+    // Named as the Job controller names its pods: the admission policy lets no other report on the run.
+    let name = format!("{}-twin2", pod.name_any().rsplit_once('-').unwrap().0);
     let env: Vec<Value> = copy["spec"]["containers"][0]["env"].as_array().unwrap().clone();
     assert!(env.iter().any(|e| e["name"] == "MIGRATION_RUN"), "{env:?}");
     let twin = json!({"metadata": {"name": name, "labels": labels}, "spec": copy["spec"]});
