@@ -256,7 +256,7 @@ pub(super) async fn report_undecodable<K: Resource<DynamicType = ()>>(ctx: &Cont
         type_: EventType::Warning,
         reason: "Undecodable".into(),
         note: Some(format!(
-            "{}; next: correct the object, or update the operator and its CRDs together",
+            "{}; next: correct it (a decision: create another one), or update the operator and its CRDs together",
             invalid.error
         )),
         action: "Decode".into(),
