@@ -228,6 +228,9 @@ pub struct WindowStatus {
     /// When flag and rollout were first seen as wanted since the last restart.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub settled_at: Option<Time>,
+    /// `observedAt` of the probe's answer that was known then, by the runner's clock: only a later one tells of now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub probed_before: Option<Time>,
     /// The full comparison after the commit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub comparison: Option<Comparison>,
@@ -250,4 +253,7 @@ pub struct RollbackStatus {
     /// Users whose balance was written on the new version before the way back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub users_written_since: Option<u64>,
+    /// The newest decision that was known when the way back failed: only a later `Revert` begins it again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heard_until: Option<Time>,
 }

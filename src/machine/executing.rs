@@ -260,6 +260,21 @@ impl Machine<'_> {
         self.s.window.as_ref().and_then(|w| w.blocked_at).map_or_else(|| "(soon)".into(), |t| format!("{t:.0}"))
     }
 
+    /// How far flag and workloads are.
+    pub(super) fn rollout_message(&self, progress: &WindowProgress) -> String {
+        let w: Vec<String> = self
+            .o
+            .workloads
+            .iter()
+            .filter(|w| self.spec.application.workloads.contains(&w.reference))
+            .map(|w| {
+                format!("{} {}/{} available, {} old pods", w.reference.name, w.available.0, w.available.1, w.old_pods)
+            })
+            .collect();
+        let probe = progress.observed_version.as_deref().unwrap_or("none");
+        format!("flag is {}; {}; version probe: {probe}", self.o.flag_value().unwrap_or("missing"), w.join(", "))
+    }
+
     fn window_message(&self, progress: &WindowProgress) -> String {
         let step = self.s.step.map(|s| format!("{s:?}")).unwrap_or_default();
         let waits = match self.s.step {
@@ -268,21 +283,7 @@ impl Machine<'_> {
             Some(Step::SwitchApplication) if !progress.switch_acknowledged => {
                 "waiting for the runner's acknowledgement".to_owned()
             }
-            Some(Step::SwitchApplication) => {
-                let w: Vec<String> = self
-                    .o
-                    .workloads
-                    .iter()
-                    .filter(|w| self.spec.application.workloads.contains(&w.reference))
-                    .map(|w| {
-                        format!(
-                            "{} {}/{} available, {} old pods",
-                            w.reference.name, w.available.0, w.available.1, w.old_pods
-                        )
-                    })
-                    .collect();
-                format!("{}; version probe: {}", w.join(", "), progress.observed_version.as_deref().unwrap_or("none"))
-            }
+            Some(Step::SwitchApplication) => self.rollout_message(progress),
             Some(Step::CloseWindow) if progress.comparison.is_none() => {
                 "waiting for the full comparison of balances".to_owned()
             }

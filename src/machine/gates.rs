@@ -196,10 +196,9 @@ impl Machine<'_> {
     /// Distinct people, not the author, who approved this digest; and one who rejected it.
     pub(super) fn approvals(&self, digest: &str) -> (Vec<String>, Option<ObservedDecision>) {
         let people = self.approvers(digest, self.s.approvals_after);
-        let reject = self
-            .decisions(Decision::Reject, self.s.approvals_after)
-            .find(|d| d.digest.as_deref().is_none_or(|x| x == digest))
-            .cloned();
+        // A "no" to this plan stays one, however many windows were tried since.
+        let reject =
+            self.decisions(Decision::Reject, None).find(|d| d.digest.as_deref().is_none_or(|x| x == digest)).cloned();
         (people, reject)
     }
 }

@@ -263,9 +263,9 @@ impl Machine<'_> {
                 let (task, attempt) = self.way_back_run();
                 let next = match self.s.step {
                     Some(Step::SwitchBack) => {
+                        let workload = self.spec.application.workloads.first().map_or("", |w| w.name.as_str());
                         format!(
-                            "kubectl describe creditmigration {}, and see that workloads and flag can be switched back",
-                            self.o.name
+                            "kubectl rollout status deployment/{workload}, and see that workloads and flag can be switched back"
                         )
                     }
                     _ => format!("kubectl describe job/{}, and see that its pod runs", self.o.run_name(task, attempt)),

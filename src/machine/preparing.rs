@@ -276,6 +276,8 @@ impl Machine<'_> {
         self.succeed_step(Step::Approve, format!("{} approved {digest}", people.join(", ")));
         self.enter(Phase::Executing);
         self.s.window = None;
+        // Lost pods of an earlier window do not count against this one.
+        self.step_mut(Step::OpenWindow).failures = 0;
         self.start_step(Step::OpenWindow);
         self.advance_executing();
     }

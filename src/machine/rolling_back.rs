@@ -17,6 +17,7 @@ impl Machine<'_> {
             message: message.clone(),
             started_at: now,
             users_written_since: None,
+            heard_until: None,
         });
         if let Some(step) = self.s.step
             && self.step(step).is_some_and(|x| x.state == crate::api::StepState::Running)
@@ -239,6 +240,10 @@ impl Machine<'_> {
             "{message}; {writes}, a person is needed; next: mend the cause (down SQL may be corrected in its ConfigMap), then kubectl creditmigration rollback {name} --confirm"
         );
         let step = self.s.step.unwrap_or(Step::RollbackSql);
+        let heard_until = self.o.decisions.iter().map(|d| d.at).max();
+        if let Some(r) = &mut self.s.rollback {
+            r.heard_until = heard_until;
+        }
         self.fail_step(step, reason, text.clone());
         self.enter(Phase::RollbackFailed);
         self.explain(reason, text);
@@ -249,7 +254,9 @@ impl Machine<'_> {
         // The API server's times are whole seconds: a Revert in the second of the failure counts as after it.
         let failed_at = self.s.steps.iter().filter(|x| x.reason.is_some()).filter_map(|x| x.finished_at).max();
         let failed_at = failed_at.map(|t| t - seconds(1));
-        let Some(d) = self.stop_word(&[Decision::Revert], failed_at) else { return };
+        // What was heard before is not heard again, however much the two clocks differ.
+        let after = failed_at.max(self.s.rollback.as_ref().and_then(|r| r.heard_until));
+        let Some(d) = self.stop_word(&[Decision::Revert], after) else { return };
         if let (super::Sql::Present(down), Some(plan)) = (&self.o.down, &mut self.s.plan) {
             plan.down_sha256.clone_from(down);
         }
@@ -267,7 +274,17 @@ impl Machine<'_> {
 
     fn way_back_message(&self) -> String {
         let step = self.s.step.map(|s| format!("{s:?}")).unwrap_or_default();
+        let (task, attempt) = self.way_back_run();
+        let progress = self.o.progress(task, attempt).cloned().unwrap_or_default();
+        let waits = match self.s.step {
+            Some(Step::SwitchBack) if !self.s.window.as_ref().is_some_and(|w| w.switched) => {
+                "waiting for the runner's acknowledgement".to_owned()
+            }
+            Some(Step::SwitchBack) => self.rollout_message(&progress),
+            Some(Step::RollbackSql) => "waiting for the down SQL to commit".to_owned(),
+            _ => "under way".to_owned(),
+        };
         let cause = self.s.rollback.as_ref().map(|r| format!("{}: {}", r.cause, r.message)).unwrap_or_default();
-        format!("{step} is under way ({cause}); writes blocked since {}", self.blocked_since())
+        format!("{step}: {waits} ({cause}); writes blocked since {}", self.blocked_since())
     }
 }

@@ -67,8 +67,8 @@ impl Machine<'_> {
             })
     }
 
-    /// Flag, workloads and probe all say `version`. The probe's word counts only if it was asked after the rollout was
-    /// seen settled: an earlier answer may be that of a pod which is gone, and a pod not yet asked may have read the
+    /// Flag, workloads and probe all say `version`. The probe's word counts only if it was asked after the one that was
+    /// known when the rollout was seen settled: an earlier answer may be that of a pod which is gone, and a pod not yet asked may have read the
     /// flag's old value from its node.
     pub(super) fn running(&mut self, version: &str, direction: Direction, progress: &WindowProgress) -> bool {
         if !self.rolled_out(version, direction) {
@@ -79,8 +79,13 @@ impl Machine<'_> {
             return true;
         }
         let now = self.now;
-        let settled_at = *self.window().settled_at.get_or_insert(now);
-        let fresh = progress.observed_at.is_some_and(|asked| asked > settled_at);
+        let window = self.window();
+        if window.settled_at.is_none() {
+            window.probed_before = progress.observed_at;
+        }
+        let settled_at = *window.settled_at.get_or_insert(now);
+        // Compared with the runner's clock alone: two hosts' clocks differ.
+        let fresh = progress.observed_at > window.probed_before;
         match progress.observed_version.as_deref().filter(|_| fresh) {
             Some(answer) if answer == version => true,
             Some(answer) => {

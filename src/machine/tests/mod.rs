@@ -276,6 +276,12 @@ impl Story {
         self.progress(task, |w| w.switch_acknowledged = true)
     }
 
+    /// One decision, obeyed.
+    fn noticed(&mut self) -> &mut Self {
+        self.turn();
+        self
+    }
+
     fn probe(&mut self, task: Task, version: &str) -> &mut Self {
         // Asked a moment after whatever was seen last.
         let asked = self.now + jiff::SignedDuration::from_millis(1);
@@ -430,7 +436,7 @@ fn switching() -> Story {
 /// Executing: rollout complete, balances not yet compared.
 fn switched() -> Story {
     let mut s = switching();
-    s.rollout(true, 0).probe(Task::Window, "v2").settle();
+    s.rollout(true, 0).noticed().probe(Task::Window, "v2").settle();
     assert_eq!(s.status.step, Some(Step::CloseWindow));
     s
 }
@@ -488,7 +494,7 @@ fn reopened() -> Story {
 fn reverting() -> Story {
     let mut s = reopened();
     s.acknowledge(Task::RollbackWindow).settle();
-    s.rollout(true, 0).probe(Task::RollbackWindow, "v1").settle();
+    s.rollout(true, 0).noticed().probe(Task::RollbackWindow, "v1").settle();
     assert_eq!(s.status.step, Some(Step::RollbackSql));
     s
 }

@@ -67,7 +67,7 @@ fn the_way_back_goes_its_way() {
         case(
             "the probe answers the new version",
             reopened,
-            |s| done(s.acknowledge(BACK).settle().rollout(true, 0).probe(BACK, "v2")),
+            |s| done(s.acknowledge(BACK).settle().rollout(true, 0).noticed().probe(BACK, "v2")),
             Step::SwitchBack,
             &[],
             10,
@@ -75,7 +75,7 @@ fn the_way_back_goes_its_way() {
         case(
             "the old version runs",
             reopened,
-            |s| done(s.acknowledge(BACK).settle().rollout(true, 0).probe(BACK, "v1")),
+            |s| done(s.acknowledge(BACK).settle().rollout(true, 0).noticed().probe(BACK, "v1")),
             Step::RollbackSql,
             &["order m-rollback-1 Revert"],
             59,
@@ -157,7 +157,7 @@ fn the_flag_is_at_from_before_the_end() {
     assert_eq!(acts(&d), ["flag v1 uid-1.back"]);
     s.settle();
     assert_eq!(s.status.phase, Some(Phase::RollingBack), "not before the rollout");
-    s.rollout(true, 0).probe(Task::Window, "v1").settle();
+    s.rollout(true, 0).noticed().probe(Task::Window, "v1").settle();
     assert_eq!(s.status.phase, Some(Phase::RolledBack));
 }
 
@@ -332,8 +332,19 @@ fn a_new_revert_begins_the_way_back_again() {
     s.state(BACK, WindowState::Blocked).settle();
     assert_eq!(s.status.step, Some(Step::SwitchBack));
     assert!(s.status.window.as_ref().unwrap().deadline.is_some());
-    s.acknowledge(BACK).rollout(true, 0).probe(BACK, "v1").settle();
+    s.acknowledge(BACK).rollout(true, 0).noticed().probe(BACK, "v1").settle();
     assert_eq!(s.status.step, Some(Step::RollbackSql));
     s.compared(BACK, 0).state(BACK, WindowState::Reverted).succeed(BACK).settle();
     assert_eq!(s.status.phase, Some(Phase::RolledBack));
+}
+
+#[test]
+fn a_revert_is_heard_once_however_much_the_clocks_differ() {
+    let mut s = reverting();
+    // Said by an API server that is a minute ahead, before the way back failed.
+    s.wait(60).say("ann", Word::Revert).wait(-59);
+    s.state(Task::RollbackWindow, WindowState::Held).fail(Task::RollbackWindow, Reason::SqlFailed).settle();
+    assert_eq!(s.status.phase, Some(Phase::RollbackFailed));
+    s.wait(120).say("ann", Word::Revert).settle();
+    assert_eq!(s.status.phase, Some(Phase::RollingBack));
 }

@@ -251,3 +251,24 @@ fn failures_of_a_workload_are_counted_among_the_last_measurements() {
         }
     }
 }
+
+#[test]
+fn a_check_of_the_same_name_in_the_next_stage_is_another_one() {
+    let check = |on_breach: &str| {
+        serde_json::from_value(serde_json::json!({
+            "name": "ready", "workload": {"kind": "Deployment", "name": "shop"}, "interval": "5s",
+            "failures": {"count": 1, "of": 1}, "onBreach": on_breach,
+        }))
+        .unwrap()
+    };
+    let mut s = validating();
+    s.spec.validation.checks = vec![check("Hold")];
+    s.spec.monitoring.checks.push(check("Rollback"));
+    // Breached once, good again by the end of the stage.
+    s.seen.workloads[0].available = (1, 2);
+    s.wait(5).settle();
+    assert!(s.status.checks[0].breached);
+    s.seen.workloads[0].available = (2, 2);
+    s.wait(20).settle();
+    assert_eq!((s.status.phase, s.status.rollback.clone()), (Some(Phase::Monitoring), None));
+}

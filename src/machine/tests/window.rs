@@ -82,7 +82,7 @@ fn the_window_goes_its_way() {
         case(
             "rolled out, the probe answers the old version",
             switching,
-            |s| done(s.rollout(true, 0).probe(WINDOW, "v1")),
+            |s| done(s.rollout(true, 0).noticed().probe(WINDOW, "v1")),
             Step::SwitchApplication,
             &[],
             Some(10),
@@ -110,7 +110,7 @@ fn the_window_goes_its_way() {
             "somebody restarted it for something else",
             switching,
             |s| {
-                s.rollout(true, 0).probe(WINDOW, "v2").seen.workloads[0].restarted_for = Some("other".into());
+                s.rollout(true, 0).noticed().probe(WINDOW, "v2").seen.workloads[0].restarted_for = Some("other".into());
             },
             Step::SwitchApplication,
             &["restart shop uid-1.to"],
@@ -120,7 +120,7 @@ fn the_window_goes_its_way() {
             "somebody set the flag back",
             switching,
             |s| {
-                s.rollout(true, 0).probe(WINDOW, "v2").flag("v1", Some("uid-1.to"));
+                s.rollout(true, 0).noticed().probe(WINDOW, "v2").flag("v1", Some("uid-1.to"));
             },
             Step::SwitchApplication,
             &["flag v2 uid-1.to"],
@@ -129,7 +129,7 @@ fn the_window_goes_its_way() {
         case(
             "all run v2, balances not compared",
             switching,
-            |s| done(s.rollout(true, 0).probe(WINDOW, "v2")),
+            |s| done(s.rollout(true, 0).noticed().probe(WINDOW, "v2")),
             Step::CloseWindow,
             &[],
             Some(50),
@@ -403,7 +403,7 @@ fn going_back_inside_the_window_ends_it() {
     assert_eq!(acts(&s.look()), Vec::<String>::new(), "no down SQL before the old version runs");
     s.rollout(true, 1).probe(WINDOW, "v1");
     assert_eq!(acts(&s.look()), Vec::<String>::new(), "no down SQL while a new pod is left");
-    s.rollout(true, 0).probe(WINDOW, "v2");
+    s.rollout(true, 0).noticed().wait(1).probe(WINDOW, "v2");
     assert_eq!(acts(&s.look()), Vec::<String>::new(), "no down SQL while the probe answers the new version");
     s.probe(WINDOW, "v1");
     assert_eq!(acts(&s.turn()), ["order m-window-1 Revert"]);
@@ -529,7 +529,7 @@ fn what_was_switched_is_looked_at_until_the_release() {
     assert_eq!((d.status.step, acts(&d)), (Some(Step::SwitchApplication), vec!["flag v2 uid-1.to".to_owned()]));
     s.compared(WINDOW, 0).rollout(true, 1).settle();
     assert!(!s.status.window.as_ref().unwrap().releasing, "an old pod is back");
-    s.rollout(true, 0).settle();
+    s.rollout(true, 0).settle().wait(1).probe(WINDOW, "v2").settle();
     assert!(s.status.window.as_ref().unwrap().releasing);
 }
 
@@ -543,4 +543,40 @@ fn a_held_window_needs_a_person() {
         assert_eq!(d.status.writes, Some(crate::api::Writes::Blocked));
         assert_eq!(acts(&d), Vec::<String>::new());
     }
+}
+
+#[test]
+fn lost_pods_of_an_earlier_window_do_not_count() {
+    let mut s = opened();
+    for _ in 0..4 {
+        s.lose(WINDOW).settle();
+    }
+    s.state(WINDOW, WindowState::Reverted).fail(WINDOW, Reason::LockTimeout).settle();
+    assert_eq!(s.status.phase, Some(Phase::AwaitingApproval));
+    s.wait(2).say("ann", Word::Execute).say("bob", Word::Execute).settle();
+    s.wait(1).state(WINDOW, WindowState::Ready).settle();
+    s.lose(WINDOW).settle();
+    assert_eq!(s.status.phase, Some(Phase::Executing));
+}
+
+#[test]
+fn a_rejected_plan_stays_rejected() {
+    let mut s = opened();
+    let digest = s.status.plan.as_ref().unwrap().digest.clone();
+    s.say_on("eve", Word::Reject, digest.as_deref());
+    s.wait(1).state(WINDOW, WindowState::Reverted).fail(WINDOW, Reason::LockTimeout).settle();
+    s.wait(2).say("ann", Word::Execute).say("bob", Word::Execute).settle();
+    assert_eq!((s.status.phase, ready(&s.status).0.as_str()), (Some(Phase::AwaitingApproval), "Rejected"));
+}
+
+#[test]
+fn the_probes_word_is_dated_by_the_runners_clock_alone() {
+    let mut s = switching();
+    // A runner whose clock is an hour ahead, and whose last answer is from before the rollout.
+    let ahead = s.now + seconds(3_600);
+    s.progress(WINDOW, |w| (w.observed_version, w.observed_at) = (Some("v2".into()), Some(ahead)));
+    s.rollout(true, 0).settle();
+    assert_eq!(s.status.step, Some(Step::SwitchApplication));
+    s.progress(WINDOW, |w| w.observed_at = Some(ahead + seconds(1))).settle();
+    assert_eq!(s.status.step, Some(Step::CloseWindow));
 }
