@@ -52,7 +52,7 @@ pub enum ChannelError {
     /// The pod's account, or its right to read the run, is not there (401, 403).
     #[error("the API server refuses this pod: {0}")]
     Denied(String),
-    /// The `MigrationRun` does not exist any more, or is being deleted.
+    /// The `MigrationRun` does not exist any more, or it or its namespace is being deleted.
     #[error("the MigrationRun is gone")]
     Gone,
 }
@@ -211,8 +211,8 @@ async fn handed_over<C: Channel>(
     }
 }
 
-/// Whether nobody will come after this pod. In a namespace that is being deleted the pod's own account and rights go as the
-/// run does, so a lasting refusal counts, too. Were it wrong, the old state would be back a little early: the next pod reads
+/// Whether nobody will come after this pod. In a namespace that is being deleted the pod's own account and rights may go
+/// before it, so a lasting refusal counts, too. Were it wrong, the old state would be back a little early: the next pod reads
 /// so in the database.
 async fn orphaned<C: Channel>(channel: &C, every: Duration) -> bool {
     let (mut missing, mut denied) = (0, 0);

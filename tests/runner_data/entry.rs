@@ -28,6 +28,10 @@ struct Server {
     failures: u32,
     /// Every request is refused: the pod's rights are gone.
     denied: bool,
+    /// The namespace is being deleted.
+    terminating: bool,
+    /// The report of the begin hangs until the end was reported, and is then carried out.
+    late_begin: bool,
 }
 
 type Shared = Arc<Mutex<Server>>;
@@ -77,6 +81,12 @@ async fn handle(shared: Shared, request: Request<Body>) -> Response<Body> {
 
 /// Runs the program until it ends; SIGTERM when `term` does.
 async fn program(world: &World, shared: &Shared, term: impl Future<Output = ()>) -> Output {
+    if path == "/api/v1/namespaces/shop" {
+        let phase = if server.terminating { "Terminating" } else { "Active" };
+        let namespace =
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}, "status": {"phase": phase}});
+        return answer(StatusCode::OK, namespace);
+    }
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let config = json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "c",
@@ -148,6 +158,13 @@ async fn a_task_is_reported_through_a_flaky_api_server_and_not_done_twice() {
 
 #[tokio::test]
 async fn a_failure_is_a_report_and_a_deleted_run_an_end() {
+/// Until the run's status is so; the program's own end is the deadline.
+async fn until(shared: &Shared, is: impl Fn(&MigrationRunStatus) -> bool) {
+    while !is(&status(shared)) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
     let world = World::new().await;
     world.mount(mounts::DATABASE_URL, &world.url("wrong"));
     let failing = shared(&world, Task::Cleanup);
@@ -186,7 +203,7 @@ async fn told_to_end_it_reports_no_failure() {
 /// As in a namespace that is being deleted.
 #[tokio::test]
 async fn told_to_end_without_a_run_it_restores_the_old_state() {
-    for denied in [false, true] {
+    for sign in ["run", "rights", "namespace"] {
         let mut world = World::new().await;
         world.backed_up().await;
         let window = shared(&world, Task::Window);
@@ -194,14 +211,13 @@ async fn told_to_end_without_a_run_it_restores_the_old_state() {
         window.lock().unwrap().run.as_mut().unwrap().spec.window =
             Some(WindowOrder { command: WindowCommand::Open, deadline });
         let output = program(&world, &window, async {
-            while status(&window).window.is_none_or(|progress| progress.state < WindowState::Migrated) {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
+            until(&window, |status| status.window.as_ref().is_some_and(|w| w.state >= WindowState::Migrated)).await;
             let mut server = window.lock().unwrap();
-            if denied {
-                server.denied = true;
-            } else {
-                server.run = None;
+            match sign {
+                "run" => server.run = None,
+                "rights" => server.denied = true,
+                // Its pods go first: run and rights are still there.
+                _ => server.terminating = true,
             }
         })
         .await;
