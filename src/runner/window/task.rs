@@ -334,7 +334,10 @@ impl<'a, C: Channel> Task<'a, C> {
     }
 
     async fn secure(&mut self, client: &Client, closed_at: Timestamp) -> Result<(), Failure> {
-        let left = self.orders().deadline.or(self.deadline).map_or(Duration::MAX, |deadline| {
+        // Past an acknowledged switch the deadline ends nothing any more: one that has passed would leave no time to drain, and
+        // each way back would fail at once.
+        let deadline = self.orders().deadline.or(self.deadline).filter(|_| !self.progress.switch_acknowledged);
+        let left = deadline.map_or(Duration::MAX, |deadline| {
             Duration::try_from(deadline.duration_since(self.channel.now())).unwrap_or_default()
         });
         let limit = (self.subject().lock_timeout * 3 + Duration::from_secs(1)).min(left);
