@@ -328,9 +328,20 @@ impl<'a, C: Channel> Task<'a, C> {
         }
         self.progress.users_written_since = Some(control::users_written(&client, self.subject()).await?);
         // The old version is about to be started: its sessions must be ordinary ones, the gate is what blocks.
-        gate::restore_default(&client, self.subject()).await?;
+        self.restore_default(&client).await?;
         self.milestone(&client).await?;
         self.hold(&mut client).await
+    }
+
+    /// A default that cannot be put back (the SQL gave the database another owner) must not keep the task from its orders:
+    /// `finish` tries again, and tells.
+    async fn restore_default(&self, client: &Client) -> Result<(), Failure> {
+        match gate::restore_default(client, self.subject()).await {
+            Err(failure) if lost(&failure) => return Err(failure),
+            Err(failure) => tracing::error!(message = failure.message, "the read-only default is not put back"),
+            Ok(_) => {}
+        }
+        Ok(())
     }
 
     async fn secure(&mut self, client: &Client, closed_at: Timestamp) -> Result<(), Failure> {
@@ -395,7 +406,7 @@ impl<'a, C: Channel> Task<'a, C> {
         self.progress.migrate_seconds = Some(seconds);
         self.progress.reconciled_users = Some(users);
         // Sessions of the restarted application must be ordinary ones; the gate is what blocks.
-        gate::restore_default(client, self.subject()).await?;
+        self.restore_default(client).await?;
         self.milestone(client).await?;
         self.hold(client).await
     }
