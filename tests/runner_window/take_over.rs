@@ -2,7 +2,7 @@
 
 use credit_migration::{
     api::{Reason, WindowCommand as Order, WindowState as State},
-    runner::control::Step,
+    runner::{cleanup::cleanup, control::Step},
 };
 
 use crate::{
@@ -73,4 +73,24 @@ async fn a_read_only_default_that_stays_keeps_nobody_from_going_back() {
     assert_eq!(ledger(&database).await, "up,down");
     assert_eq!(database.value("SELECT closed FROM credit_migration.gate").await, "false");
     assert_eq!(database.read_only_default().await, "default_transaction_read_only=on");
+}
+
+/// A run that is deleted in `Standby` is followed by Cleanup; its pod may still be on its way.
+#[tokio::test]
+async fn what_cleanup_has_taken_down_stays_down() {
+    for direction in [Step::Up, Step::Down] {
+        let database = match direction {
+            Step::Up => Database::new().await,
+            Step::Down => crate::window::released().await,
+        };
+        let mut client = match direction {
+            Step::Up => database.prepared(&subject()).await,
+            Step::Down => database.target().connect("test").await.unwrap(),
+        };
+        cleanup(&mut client, &subject()).await.unwrap();
+        let outcome = end(Desk::new().start(&database, &plan(direction, sample_up(), sample_down()))).await;
+        assert!(outcome.failure.unwrap().message.contains("not there any more"));
+        assert_eq!(database.value("SELECT to_regclass('credit_migration.claim')").await, "");
+        assert_eq!(database.value("SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'credit_migration%'").await, "0");
+    }
 }

@@ -229,7 +229,7 @@ impl<'a, C: Channel> Task<'a, C> {
     /// Everything is made ready; waits for `Open`.
     async fn standby(&mut self, mut client: Client) -> Result<Outcome, Failure> {
         let subject = self.subject();
-        control::install(&mut client, subject).await?;
+        control::reinstall(&mut client, subject).await?;
         if self.plan.direction == Step::Up {
             if !control::has_baseline(&client, subject).await? && control::compare(&client, subject).await?.users > 0 {
                 return Err(Failure::new(
