@@ -48,6 +48,27 @@ async fn handle(shared: Shared, request: Request<Body>) -> Response<Body> {
     let patch = request.method() == "PATCH";
     let path = request.uri().path().to_owned();
     let body = to_bytes(request.into_body(), 1 << 20).await.unwrap();
+    let late = shared.lock().unwrap().late_begin;
+    let phase = serde_json::from_slice::<Value>(&body).ok().map(|patch| patch["status"]["phase"].clone());
+    if late && phase == Some(json!("Running")) {
+        // Dropped here when the program has hung up.
+        ended(&shared).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    let answer = answer_to(&shared, patch, &path, &body);
+    if late && phase == Some(json!("Failed")) {
+        tokio::time::sleep(Duration::from_millis(1000)).await;
+    }
+    answer
+}
+
+async fn ended(shared: &Shared) {
+    while !matches!(status(shared).phase, RunPhase::Succeeded | RunPhase::Failed) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+fn answer_to(shared: &Shared, patch: bool, path: &str, body: &[u8]) -> Response<Body> {
     let mut server = shared.lock().unwrap();
     let error = |code: u16, reason: &str| {
         let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason, "message": reason});
@@ -225,4 +246,14 @@ async fn told_to_end_without_a_run_it_restores_the_old_state() {
         assert_eq!(world.count("SELECT count(*) FROM credit_migration.gate WHERE closed").await, 0, "{output:?}");
         assert_eq!(world.count("SELECT count(*) FROM credit_migration.ledger").await, 2);
     }
+}
+
+#[tokio::test]
+async fn a_late_report_of_the_begin_does_not_overwrite_the_end() {
+    let mut world = World::new().await;
+    world.spec.inputs.up_sha256 = "sha256:0".to_owned();
+    let window = shared(&world, Task::Window);
+    window.lock().unwrap().late_begin = true;
+    assert!(program(&world, &window, pending()).await.status.success());
+    assert_eq!((status(&window).phase, status(&window).reason), (RunPhase::Failed, Some(Reason::SqlChanged)));
 }
