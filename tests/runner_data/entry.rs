@@ -81,12 +81,18 @@ fn answer_to(shared: &Shared, patch: bool, path: &str, body: &[u8]) -> Response<
     if server.denied {
         return error(403, "Forbidden");
     }
+    if path == "/api/v1/namespaces/shop" {
+        let phase = if server.terminating { "Terminating" } else { "Active" };
+        let namespace =
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}, "status": {"phase": phase}});
+        return answer(StatusCode::OK, namespace);
+    }
     assert_eq!(path.ends_with("/status"), patch, "{path}");
     let Some(run) = server.run.clone() else { return error(404, "NotFound") };
     if !patch {
         return answer(StatusCode::OK, serde_json::to_value(run).unwrap());
     }
-    let patch: Value = serde_json::from_slice(&body).unwrap();
+    let patch: Value = serde_json::from_slice(body).unwrap();
     let mut status = serde_json::to_value(run.status.clone().unwrap_or_default()).unwrap();
     for (field, value) in patch["status"].as_object().unwrap() {
         match value {
@@ -102,12 +108,6 @@ fn answer_to(shared: &Shared, patch: bool, path: &str, body: &[u8]) -> Response<
 
 /// Runs the program until it ends; SIGTERM when `term` does.
 async fn program(world: &World, shared: &Shared, term: impl Future<Output = ()>) -> Output {
-    if path == "/api/v1/namespaces/shop" {
-        let phase = if server.terminating { "Terminating" } else { "Active" };
-        let namespace =
-            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}, "status": {"phase": phase}});
-        return answer(StatusCode::OK, namespace);
-    }
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let config = json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "c",
@@ -158,6 +158,13 @@ fn status(shared: &Shared) -> MigrationRunStatus {
     shared.lock().unwrap().run.as_ref().unwrap().status.clone().unwrap_or_default()
 }
 
+/// Until the run's status is so; the program's own end is the deadline.
+async fn until(shared: &Shared, is: impl Fn(&MigrationRunStatus) -> bool) {
+    while !is(&status(shared)) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 #[tokio::test]
 async fn a_task_is_reported_through_a_flaky_api_server_and_not_done_twice() {
     let world = World::new().await;
@@ -179,13 +186,6 @@ async fn a_task_is_reported_through_a_flaky_api_server_and_not_done_twice() {
 
 #[tokio::test]
 async fn a_failure_is_a_report_and_a_deleted_run_an_end() {
-/// Until the run's status is so; the program's own end is the deadline.
-async fn until(shared: &Shared, is: impl Fn(&MigrationRunStatus) -> bool) {
-    while !is(&status(shared)) {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
     let world = World::new().await;
     world.mount(mounts::DATABASE_URL, &world.url("wrong"));
     let failing = shared(&world, Task::Cleanup);
@@ -208,14 +208,18 @@ async fn told_to_end_it_reports_no_failure() {
     }))
     .unwrap();
     let monitor = shared(&world, Task::Monitor);
-    let output = program(&world, &monitor, tokio::time::sleep(Duration::from_secs(3))).await;
+    let measured = until(&monitor, |status| status.checks.iter().any(|check| check.measured >= 2));
+    let output = program(&world, &monitor, measured).await;
     assert!(output.status.success(), "{output:?}");
     assert_eq!(status(&monitor).phase, RunPhase::Running);
     assert!(status(&monitor).checks[0].measured >= 2);
 
     world.backed_up().await;
     let window = shared(&world, Task::Window);
-    let output = program(&world, &window, tokio::time::sleep(Duration::from_secs(3))).await;
+    let ready = until(&window, |status| {
+        status.phase == RunPhase::Running && status.window.as_ref().is_some_and(|w| w.state == WindowState::Ready)
+    });
+    let output = program(&world, &window, ready).await;
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert_eq!((status(&window).phase, status(&window).reason), (RunPhase::Running, None));
     assert!(status(&window).window.is_some(), "it was ready");
