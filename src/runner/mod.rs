@@ -123,18 +123,23 @@ async fn carry_out(stop: &CancellationToken) -> Result<(), String> {
     let progress = Progress::default();
     let told = async {
         let started = status.started_at.unwrap_or_else(telemetry::now);
-        if in_window {
+        let beside = if in_window {
             // Beside the window, which waits for nobody; a run that is gone is the window's own business.
             let reporter = reporter.clone();
-            tokio::spawn(async move { reporter.begun(started).await });
+            Some(tokio::spawn(async move { reporter.begun(started).await }))
         } else {
             reporter.begun(started).await?;
-        }
+            None
+        };
         let following = reporter.follow(&progress);
         let result = dispatch(&run, &namespace, &status, &reporter, &progress, stop).await;
+        // One that is still in mid-request could overwrite the end with what was before it.
         following.abort();
-        // A follower that was aborted in mid-request could overwrite the end with what was before it.
         let _ = following.await;
+        if let Some(begun) = beside {
+            begun.abort();
+            let _ = begun.await;
+        }
         if stop.is_cancelled() {
             return Ok(None);
         }

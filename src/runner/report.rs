@@ -1,5 +1,5 @@
-//! Reports to the run's own `MigrationRun`. A runner may read those of its namespace and nothing else, and write the
-//! status of its own alone: the admission policy knows its pod by the token.
+//! Reports to the run's own `MigrationRun`. A runner may read those of its namespace and the namespace itself, nothing else,
+//! and write the status of its own run alone: the admission policy knows its pod by the token.
 //!
 //! # Contract
 //! - A report of the end is repeated until the API server has taken it: a finished task that nobody hears of would be
@@ -10,6 +10,7 @@
 
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::Namespace;
 use kube::{
     Api, Client, Config,
     api::{Patch, PatchParams},
@@ -71,6 +72,8 @@ impl Progress {
 #[derive(Clone)]
 pub struct Reporter {
     api: Api<MigrationRun>,
+    namespaces: Api<Namespace>,
+    namespace: String,
     name: String,
     pod: String,
 }
@@ -90,7 +93,13 @@ impl Reporter {
         // The loops here retry by themselves; two layers would multiply.
         config.default_retry = false;
         let client = Client::try_from(config).map_err(|e| internal(&e))?;
-        Ok(Self { api: Api::namespaced(client, namespace), name: name.to_owned(), pod: pod.to_owned() })
+        Ok(Self {
+            api: Api::namespaced(client.clone(), namespace),
+            namespaces: Api::all(client),
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            pod: pod.to_owned(),
+        })
     }
 
     /// Name of the pod.
@@ -104,6 +113,16 @@ impl Reporter {
     /// As the client.
     pub async fn look(&self) -> kube::Result<Option<MigrationRun>> {
         self.api.get_opt(&self.name).await
+    }
+
+    /// Whether the namespace is being deleted, in one try.
+    ///
+    /// # Errors
+    /// As the client.
+    pub async fn namespace_ends(&self) -> kube::Result<bool> {
+        let namespace = self.namespaces.get(&self.namespace).await?;
+        let phase = namespace.status.and_then(|status| status.phase);
+        Ok(namespace.metadata.deletion_timestamp.is_some() || phase.as_deref() == Some("Terminating"))
     }
 
     /// The run, tried until the API server answers. `None` if it is gone.

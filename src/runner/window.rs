@@ -52,7 +52,7 @@ pub enum ChannelError {
     /// The pod's account, or its right to read the run, is not there (401, 403).
     #[error("the API server refuses this pod: {0}")]
     Denied(String),
-    /// The `MigrationRun` does not exist any more, or is being deleted.
+    /// The `MigrationRun` does not exist any more, or it or its namespace is being deleted.
     #[error("the MigrationRun is gone")]
     Gone,
 }
@@ -188,7 +188,11 @@ async fn poll<C: Channel>(channel: &C, every: Duration, orders: &watch::Sender<O
             Err(ChannelError::Gone) => {
                 orders.send_if_modified(|known| !std::mem::replace(&mut known.gone, true));
             }
-            Err(error) => tracing::warn!(%error, "no order"),
+            Err(error) => {
+                // What is not an answer says nothing of the run: the row is broken.
+                missing = 0;
+                tracing::warn!(%error, "no order");
+            }
         }
         tokio::time::sleep(every).await;
     }
@@ -211,8 +215,8 @@ async fn handed_over<C: Channel>(
     }
 }
 
-/// Whether nobody will come after this pod. In a namespace that is being deleted the pod's own account and rights go as the
-/// run does, so a lasting refusal counts, too. Were it wrong, the old state would be back a little early: the next pod reads
+/// Whether nobody will come after this pod. In a namespace that is being deleted the pod's own account and rights may go
+/// before it, so a lasting refusal counts, too. Were it wrong, the old state would be back a little early: the next pod reads
 /// so in the database.
 async fn orphaned<C: Channel>(channel: &C, every: Duration) -> bool {
     let (mut missing, mut denied) = (0, 0);
@@ -245,5 +249,65 @@ async fn reporter<C: Channel>(channel: &C, every: Duration, mut reports: watch::
             }
             tokio::time::sleep(every).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::VecDeque, sync::Mutex};
+
+    use tokio::sync::Notify;
+
+    use super::*;
+
+    /// Gives these answers, then none.
+    struct Script {
+        answers: Mutex<VecDeque<ChannelError>>,
+        over: Notify,
+    }
+
+    impl Channel for Script {
+        async fn order(&self) -> Result<WindowOrder, ChannelError> {
+            let next = self.answers.lock().unwrap().pop_front();
+            match next {
+                Some(error) => Err(error),
+                None => {
+                    self.over.notify_one();
+                    std::future::pending().await
+                }
+            }
+        }
+
+        async fn report(&self, _: &WindowProgress, _: Option<&Failure>) -> Result<(), ChannelError> {
+            Ok(())
+        }
+
+        async fn probe_version(&self) -> Option<String> {
+            None
+        }
+
+        fn now(&self) -> Timestamp {
+            Timestamp::UNIX_EPOCH
+        }
+    }
+
+    async fn gone_after(answers: impl IntoIterator<Item = ChannelError>) -> bool {
+        let script = Script { answers: Mutex::new(answers.into_iter().collect()), over: Notify::new() };
+        let known = Orders { command: WindowCommand::Standby, deadline: None, gone: false, last_pod: false };
+        let (orders, seen) = watch::channel(known);
+        tokio::select! {
+            _ = poll(&script, Duration::ZERO, &orders) => {}
+            () = script.over.notified() => {}
+        }
+        seen.borrow().gone
+    }
+
+    #[tokio::test]
+    async fn a_run_is_gone_only_when_it_is_missing_several_times_in_a_row() {
+        let missing = || (0..GONE).map(|_| ChannelError::Gone);
+        for between in [ChannelError::Unreachable("503".to_owned()), ChannelError::Denied("403".to_owned())] {
+            assert!(!gone_after(missing().chain([between]).chain(missing())).await);
+        }
+        assert!(gone_after(missing().chain([ChannelError::Gone])).await);
     }
 }

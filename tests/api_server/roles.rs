@@ -169,6 +169,8 @@ async fn a_runner_can_report_and_no_more() {
                 ("create", OURS, "migrationruns", "", false),
                 ("delete", OURS, "migrationruns", "", false),
                 ("update", OURS, "migrationruns/status", "", false),
+                ("patch", "", "namespaces", "", false),
+                ("delete", "", "namespaces", "", false),
                 ("get", OURS, "creditmigrations", "", false),
                 ("patch", OURS, "creditmigrations/status", "", false),
                 ("create", OURS, "migrationdecisions", "", false),
@@ -195,6 +197,12 @@ async fn a_runner_can_report_and_no_more() {
 
         w.person(OPERATOR).await.create("migrationruns", &w.run("r"), false).await.object();
         let nobody = w.person(&user).await;
+        // Not by review: of a namespace the API server itself says in which one the right must be bound.
+        let own = nobody.get(&format!("/api/v1/namespaces/{ns}")).await;
+        assert_eq!(own.object()["metadata"]["name"], json!(ns));
+        for other in ["/api/v1/namespaces/default", "/api/v1/namespaces"] {
+            assert_eq!(nobody.get(other).await.code, 403, "{other}");
+        }
         let refused = nobody.patch("migrationruns/r/status", &json!({"status": {"phase": "Running"}})).await;
         assert!(refused.code == 403 && refused.message().contains("only a pod of r"), "{}", refused.message());
         let runner = w.pod(&user, "r-x7k2p").await;

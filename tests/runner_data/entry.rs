@@ -28,6 +28,10 @@ struct Server {
     failures: u32,
     /// Every request is refused: the pod's rights are gone.
     denied: bool,
+    /// The namespace is being deleted.
+    terminating: bool,
+    /// The report of the begin hangs until the end was reported, and is then carried out.
+    late_begin: bool,
 }
 
 type Shared = Arc<Mutex<Server>>;
@@ -44,6 +48,27 @@ async fn handle(shared: Shared, request: Request<Body>) -> Response<Body> {
     let patch = request.method() == "PATCH";
     let path = request.uri().path().to_owned();
     let body = to_bytes(request.into_body(), 1 << 20).await.unwrap();
+    let late = shared.lock().unwrap().late_begin;
+    let phase = serde_json::from_slice::<Value>(&body).ok().map(|patch| patch["status"]["phase"].clone());
+    if late && phase == Some(json!("Running")) {
+        // Dropped here when the program has hung up.
+        ended(&shared).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    let answer = answer_to(&shared, patch, &path, &body);
+    if late && phase == Some(json!("Failed")) {
+        tokio::time::sleep(Duration::from_millis(1000)).await;
+    }
+    answer
+}
+
+async fn ended(shared: &Shared) {
+    while !matches!(status(shared).phase, RunPhase::Succeeded | RunPhase::Failed) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+fn answer_to(shared: &Shared, patch: bool, path: &str, body: &[u8]) -> Response<Body> {
     let mut server = shared.lock().unwrap();
     let error = |code: u16, reason: &str| {
         let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason, "message": reason});
@@ -56,12 +81,18 @@ async fn handle(shared: Shared, request: Request<Body>) -> Response<Body> {
     if server.denied {
         return error(403, "Forbidden");
     }
+    if path == "/api/v1/namespaces/shop" {
+        let phase = if server.terminating { "Terminating" } else { "Active" };
+        let namespace =
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}, "status": {"phase": phase}});
+        return answer(StatusCode::OK, namespace);
+    }
     assert_eq!(path.ends_with("/status"), patch, "{path}");
     let Some(run) = server.run.clone() else { return error(404, "NotFound") };
     if !patch {
         return answer(StatusCode::OK, serde_json::to_value(run).unwrap());
     }
-    let patch: Value = serde_json::from_slice(&body).unwrap();
+    let patch: Value = serde_json::from_slice(body).unwrap();
     let mut status = serde_json::to_value(run.status.clone().unwrap_or_default()).unwrap();
     for (field, value) in patch["status"].as_object().unwrap() {
         match value {
@@ -127,6 +158,13 @@ fn status(shared: &Shared) -> MigrationRunStatus {
     shared.lock().unwrap().run.as_ref().unwrap().status.clone().unwrap_or_default()
 }
 
+/// Until the run's status is so; the program's own end is the deadline.
+async fn until(shared: &Shared, is: impl Fn(&MigrationRunStatus) -> bool) {
+    while !is(&status(shared)) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 #[tokio::test]
 async fn a_task_is_reported_through_a_flaky_api_server_and_not_done_twice() {
     let world = World::new().await;
@@ -170,14 +208,18 @@ async fn told_to_end_it_reports_no_failure() {
     }))
     .unwrap();
     let monitor = shared(&world, Task::Monitor);
-    let output = program(&world, &monitor, tokio::time::sleep(Duration::from_secs(3))).await;
+    let measured = until(&monitor, |status| status.checks.iter().any(|check| check.measured >= 2));
+    let output = program(&world, &monitor, measured).await;
     assert!(output.status.success(), "{output:?}");
     assert_eq!(status(&monitor).phase, RunPhase::Running);
     assert!(status(&monitor).checks[0].measured >= 2);
 
     world.backed_up().await;
     let window = shared(&world, Task::Window);
-    let output = program(&world, &window, tokio::time::sleep(Duration::from_secs(3))).await;
+    let ready = until(&window, |status| {
+        status.phase == RunPhase::Running && status.window.as_ref().is_some_and(|w| w.state == WindowState::Ready)
+    });
+    let output = program(&world, &window, ready).await;
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert_eq!((status(&window).phase, status(&window).reason), (RunPhase::Running, None));
     assert!(status(&window).window.is_some(), "it was ready");
@@ -186,7 +228,7 @@ async fn told_to_end_it_reports_no_failure() {
 /// As in a namespace that is being deleted.
 #[tokio::test]
 async fn told_to_end_without_a_run_it_restores_the_old_state() {
-    for denied in [false, true] {
+    for sign in ["run", "rights", "namespace"] {
         let mut world = World::new().await;
         world.backed_up().await;
         let window = shared(&world, Task::Window);
@@ -194,14 +236,13 @@ async fn told_to_end_without_a_run_it_restores_the_old_state() {
         window.lock().unwrap().run.as_mut().unwrap().spec.window =
             Some(WindowOrder { command: WindowCommand::Open, deadline });
         let output = program(&world, &window, async {
-            while status(&window).window.is_none_or(|progress| progress.state < WindowState::Migrated) {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
+            until(&window, |status| status.window.as_ref().is_some_and(|w| w.state >= WindowState::Migrated)).await;
             let mut server = window.lock().unwrap();
-            if denied {
-                server.denied = true;
-            } else {
-                server.run = None;
+            match sign {
+                "run" => server.run = None,
+                "rights" => server.denied = true,
+                // Its pods go first: run and rights are still there.
+                _ => server.terminating = true,
             }
         })
         .await;
@@ -209,4 +250,14 @@ async fn told_to_end_without_a_run_it_restores_the_old_state() {
         assert_eq!(world.count("SELECT count(*) FROM credit_migration.gate WHERE closed").await, 0, "{output:?}");
         assert_eq!(world.count("SELECT count(*) FROM credit_migration.ledger").await, 2);
     }
+}
+
+#[tokio::test]
+async fn a_late_report_of_the_begin_does_not_overwrite_the_end() {
+    let mut world = World::new().await;
+    world.spec.inputs.up_sha256 = "sha256:0".to_owned();
+    let window = shared(&world, Task::Window);
+    window.lock().unwrap().late_begin = true;
+    assert!(program(&world, &window, pending()).await.status.success());
+    assert_eq!((status(&window).phase, status(&window).reason), (RunPhase::Failed, Some(Reason::SqlChanged)));
 }

@@ -306,6 +306,7 @@ pub struct Desk {
     hangs: Mutex<bool>,
     reports: watch::Sender<(WindowProgress, Option<Failure>)>,
     versions: Mutex<VecDeque<String>>,
+    in_vain: watch::Sender<u32>,
     begin: Instant,
     moved: Mutex<Duration>,
     /// SIGTERM.
@@ -319,6 +320,7 @@ impl Desk {
             hangs: Mutex::new(false),
             reports: watch::Sender::new((WindowProgress::default(), None)),
             versions: Mutex::new(VecDeque::new()),
+            in_vain: watch::Sender::new(0),
             begin: Instant::now(),
             moved: Mutex::new(Duration::ZERO),
             stop: CancellationToken::new(),
@@ -343,6 +345,14 @@ impl Desk {
     /// The application's pods run these versions and answer in turn; none answers if it is empty.
     pub fn answers(&self, versions: &str) {
         *self.versions.lock().unwrap() = versions.split_whitespace().map(str::to_owned).collect();
+    }
+
+    /// Until the version was asked for so many times more, and nobody answered.
+    pub async fn asked_in_vain(&self, times: u32) {
+        let wanted = *self.in_vain.borrow() + times;
+        let mut asked = self.in_vain.subscribe();
+        let found = tokio::time::timeout(PATIENCE, asked.wait_for(|count| *count >= wanted)).await;
+        assert!(found.is_ok(), "not within {PATIENCE:?}: the version asked for {times} times");
     }
 
     /// Lets the deadline pass.
@@ -395,7 +405,10 @@ impl Channel for Desk {
 
     async fn probe_version(&self) -> Option<String> {
         let mut versions = self.versions.lock().unwrap();
-        let answer = versions.pop_front()?;
+        let Some(answer) = versions.pop_front() else {
+            self.in_vain.send_modify(|count| *count += 1);
+            return None;
+        };
         versions.push_back(answer.clone());
         Some(answer)
     }

@@ -5,5 +5,6 @@
 mod gate;
 mod harness;
 mod migration;
+mod take_over;
 mod told_to_end;
 mod window;

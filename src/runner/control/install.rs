@@ -123,6 +123,19 @@ REVOKE ALL ON FUNCTION credit_migration.capture() FROM PUBLIC;"
 /// `DatabaseInUse` names the migration that holds the database; `TableMissing`, `ColumnMissing`; `LockTimeout` when a
 /// trigger could not be put up within `subject.patience`; those of [`classify`].
 pub async fn install(client: &mut Client, subject: &Subject) -> Result<(), Failure> {
+    put_up(client, subject, true).await
+}
+
+/// As [`install`], in a database that is claimed already: a pod of a run that was deleted must not put back what Cleanup has
+/// taken down meanwhile.
+///
+/// # Errors
+/// `BalancesUnexplained` without the claim: the baseline goes with it; those of [`install`].
+pub async fn reinstall(client: &mut Client, subject: &Subject) -> Result<(), Failure> {
+    put_up(client, subject, false).await
+}
+
+async fn put_up(client: &mut Client, subject: &Subject, claim: bool) -> Result<(), Failure> {
     for name in &subject.protected {
         // Some may be gone after the migration; the window calls this again, and then only the balances must be there.
         if resolve(client, name).await?.is_none() && !migrated(client, subject).await? {
@@ -133,7 +146,7 @@ pub async fn install(client: &mut Client, subject: &Subject) -> Result<(), Failu
         }
     }
     let balances = balances(client, subject, None).await?;
-    prepare(client, subject, &balances).await?;
+    prepare(client, subject, &balances, claim).await?;
     let tables = protected(client, subject).await?;
     for table in with_children(client, &tables).await? {
         ensure(client, subject, &table, Kind::Guard).await?;
@@ -162,8 +175,25 @@ async fn migrated(client: &impl GenericClient, subject: &Subject) -> Result<bool
     Ok(row.get(0))
 }
 
-/// Schema, tables, functions, claim; one transaction.
-async fn prepare(client: &mut Client, subject: &Subject, balances: &BalancesTable) -> Result<(), Failure> {
+/// Whether this migration holds the database. An error if another does.
+async fn claimed(client: &impl GenericClient, subject: &Subject) -> Result<bool, Failure> {
+    let there = client
+        .query_one("SELECT pg_catalog.to_regclass('credit_migration.claim') IS NOT NULL", &[])
+        .await
+        .map_err(|e| classify(&e))?;
+    if !there.get::<_, bool>(0) {
+        return Ok(false);
+    }
+    check_claim(client, subject).await?;
+    let row = client
+        .query_one("SELECT EXISTS (SELECT FROM credit_migration.claim WHERE migration_uid = $1)", &[&subject.uid])
+        .await
+        .map_err(|e| classify(&e))?;
+    Ok(row.get(0))
+}
+
+/// Schema, tables, functions, and the claim if it is to be made; one transaction.
+async fn prepare(client: &mut Client, subject: &Subject, balances: &BalancesTable, claim: bool) -> Result<(), Failure> {
     let tx = client.transaction().await.map_err(|e| classify(&e))?;
     // Two runners that create the same objects at once would fail with errors that mean nothing to anybody.
     tx.batch_execute(&format!(
@@ -171,6 +201,12 @@ async fn prepare(client: &mut Client, subject: &Subject, balances: &BalancesTabl
     ))
     .await
     .map_err(|e| classify(&e))?;
+    // Under the lock under which Cleanup gives the claim back.
+    if !claim && !claimed(&tx, subject).await? {
+        let message =
+            "guards and baseline of this migration are not there any more; next: let the Backup step run again";
+        return Err(Failure::new(Reason::BalancesUnexplained, message));
+    }
     tx.batch_execute(TABLES).await.map_err(|e| classify(&e))?;
     for role in &subject.application_roles {
         // Default privileges of the owner may have granted it something.

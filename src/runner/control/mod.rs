@@ -32,7 +32,7 @@ use tokio_postgres::GenericClient;
 pub use apply::{Applied, Stop, run_down, run_up};
 pub(crate) use baseline::has_baseline;
 pub use baseline::{compare, refresh_baseline, take_baseline, users_written};
-pub use install::install;
+pub use install::{install, reinstall};
 
 use super::{Failure, postgres::classify};
 use crate::api::{Balances, CreditMigrationSpec, Reason};

@@ -229,7 +229,7 @@ impl<'a, C: Channel> Task<'a, C> {
     /// Everything is made ready; waits for `Open`.
     async fn standby(&mut self, mut client: Client) -> Result<Outcome, Failure> {
         let subject = self.subject();
-        control::install(&mut client, subject).await?;
+        control::reinstall(&mut client, subject).await?;
         if self.plan.direction == Step::Up {
             if !control::has_baseline(&client, subject).await? && control::compare(&client, subject).await?.users > 0 {
                 return Err(Failure::new(
@@ -328,13 +328,27 @@ impl<'a, C: Channel> Task<'a, C> {
         }
         self.progress.users_written_since = Some(control::users_written(&client, self.subject()).await?);
         // The old version is about to be started: its sessions must be ordinary ones, the gate is what blocks.
-        gate::restore_default(&client, self.subject()).await?;
+        self.restore_default(&client).await?;
         self.milestone(&client).await?;
         self.hold(&mut client).await
     }
 
+    /// A default that cannot be put back (the SQL gave the database another owner) must not keep the task from its orders:
+    /// `finish` tries again, and tells.
+    async fn restore_default(&self, client: &Client) -> Result<(), Failure> {
+        match gate::restore_default(client, self.subject()).await {
+            Err(failure) if lost(&failure) => return Err(failure),
+            Err(failure) => tracing::error!(message = failure.message, "the read-only default is not put back"),
+            Ok(_) => {}
+        }
+        Ok(())
+    }
+
     async fn secure(&mut self, client: &Client, closed_at: Timestamp) -> Result<(), Failure> {
-        let left = self.orders().deadline.or(self.deadline).map_or(Duration::MAX, |deadline| {
+        // Past an acknowledged switch the deadline ends nothing any more: one that has passed would leave no time to drain, and
+        // each way back would fail at once.
+        let deadline = self.orders().deadline.or(self.deadline).filter(|_| !self.progress.switch_acknowledged);
+        let left = deadline.map_or(Duration::MAX, |deadline| {
             Duration::try_from(deadline.duration_since(self.channel.now())).unwrap_or_default()
         });
         let limit = (self.subject().lock_timeout * 3 + Duration::from_secs(1)).min(left);
@@ -392,7 +406,7 @@ impl<'a, C: Channel> Task<'a, C> {
         self.progress.migrate_seconds = Some(seconds);
         self.progress.reconciled_users = Some(users);
         // Sessions of the restarted application must be ordinary ones; the gate is what blocks.
-        gate::restore_default(client, self.subject()).await?;
+        self.restore_default(client).await?;
         self.milestone(client).await?;
         self.hold(client).await
     }
