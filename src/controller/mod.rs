@@ -54,7 +54,7 @@ pub struct Options {
     #[arg(long, default_value = "credit-migration-runner")]
     pub runner_cluster_role: String,
     /// Name of the ValidatingAdmissionPolicy, and of its binding, that holds names in decisions to their authors.
-    #[arg(long, default_value = "migrationdecisions.creditmigration.io")]
+    #[arg(long, default_value = policy::DECISIONS)]
     pub decision_policy: String,
     /// Name of the Lease.
     #[arg(long, default_value = "credit-migration-operator")]

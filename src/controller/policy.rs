@@ -1,47 +1,50 @@
-//! Whether names and reports can be trusted: the admission policies and their bindings must be there, and strong enough.
+//! Whether names and reports can be trusted: the admission policies and their bindings must be there, and no weaker than
+//! the chart's. A policy that only looks like it would let somebody approve in another's name.
+
+use std::sync::LazyLock;
 
 use futures::future::try_join_all;
 use k8s_openapi::api::admissionregistration::v1::{
-    ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding, ValidatingAdmissionPolicyBindingSpec,
-    ValidatingAdmissionPolicySpec,
+    NamedRuleWithOperations, ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
+    ValidatingAdmissionPolicyBindingSpec, ValidatingAdmissionPolicySpec,
 };
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use kube::{Api, Client, api::ListParams};
 
 use super::Error;
 use crate::api::{CreditMigration, MigrationDecision, MigrationRun, Time};
 
-/// What a policy must cover, and what it must compare. Its binding has the same name.
-struct Guard<'a> {
-    name: &'a str,
-    resources: &'static [&'static str],
-    rule: &'static str,
-    without_rule: &'static str,
+/// Default name of the policy on decisions.
+pub(super) const DECISIONS: &str = "migrationdecisions.creditmigration.io";
+
+/// A policy of the chart. Its binding has the same name.
+struct Guard {
+    name: &'static str,
+    wanted: ValidatingAdmissionPolicySpec,
 }
 
-/// Who decides comes first.
-fn guards(decision_policy: &str) -> [Guard<'_>; 3] {
-    [
+macro_rules! guard {
+    ($name:literal) => {
         Guard {
-            name: decision_policy,
-            resources: &["migrationdecisions"],
-            rule: "object.spec.by == request.userInfo.username",
-            without_rule: "does not compare spec.by with the user's name",
-        },
-        Guard {
-            name: "creditmigrations.creditmigration.io",
-            resources: &["creditmigrations"],
-            rule: "object.spec.requestedBy == request.userInfo.username",
-            without_rule: "does not compare spec.requestedBy with the user's name",
-        },
-        Guard {
-            name: "migrationruns.creditmigration.io",
-            resources: &["migrationruns", "migrationruns/status"],
-            rule: "variables.pod.startsWith(object.metadata.name + '-')",
-            without_rule: "does not compare the run's name with that of the pod which reports",
-        },
-    ]
+            name: $name,
+            wanted: serde_yaml_ng::from_str(include_str!(concat!(
+                "../../charts/credit-migration-operator/files/admissionpolicies/",
+                $name,
+                ".yaml"
+            )))
+            .expect("a policy of the chart is one"),
+        }
+    };
 }
+
+/// Who decides, who is the author, who orders and reports.
+static GUARDS: LazyLock<[Guard; 3]> = LazyLock::new(|| {
+    [
+        guard!("migrationdecisions.creditmigration.io"),
+        guard!("creditmigrations.creditmigration.io"),
+        guard!("migrationruns.creditmigration.io"),
+    ]
+});
 
 /// How far names and reports can be trusted.
 pub(super) struct Trust {
@@ -53,49 +56,62 @@ pub(super) struct Trust {
 
 /// Looks at policies and bindings.
 pub(super) async fn trust(client: &Client, decision_policy: &str) -> Result<Trust, Error> {
-    let guards = guards(decision_policy);
-    let seen = try_join_all(guards.iter().map(|guard| look(client, guard))).await?;
+    let [decisions, migrations, runs] = &*GUARDS;
+    let looks = [(decision_policy, decisions), (migrations.name, migrations), (runs.name, runs)];
+    let seen = try_join_all(looks.map(|(name, guard)| look(client, name, &guard.wanted))).await?;
     let since = seen.first().and_then(|decisions| decisions.since);
     Ok(Trust { problem: seen.into_iter().find_map(|t| t.problem), since })
 }
 
-async fn look(client: &Client, guard: &Guard<'_>) -> Result<Trust, Error> {
-    let name = guard.name;
+async fn look(client: &Client, name: &str, wanted: &ValidatingAdmissionPolicySpec) -> Result<Trust, Error> {
     let policies: Api<ValidatingAdmissionPolicy> = Api::all(client.clone());
     let bindings: Api<ValidatingAdmissionPolicyBinding> = Api::all(client.clone());
     let (policy, binding) = futures::try_join!(policies.get_opt(name), bindings.get_opt(name))?;
-    let created = |m: &ObjectMeta| m.creation_timestamp.as_ref().map(|t| t.0);
-    let since =
-        policy.as_ref().map(|p| created(&p.metadata)).max(binding.as_ref().map(|b| created(&b.metadata))).flatten();
-    Ok(Trust { problem: problem(guard, policy.and_then(|p| p.spec).as_ref(), binding.map(|b| b.spec).as_ref()), since })
+    let written = [policy.as_ref().map(|p| &p.metadata), binding.as_ref().map(|b| &b.metadata)];
+    let since = written.into_iter().flatten().filter_map(last_written).max();
+    let problem = problem(name, wanted, policy.and_then(|p| p.spec).as_ref(), binding.map(|b| b.spec).as_ref());
+    Ok(Trust { problem, since })
+}
+
+/// When an object was made or last changed, its status aside. The creation alone would not tell of a binding that only
+/// warned for an hour, in which anybody approved in anybody's name.
+fn last_written(m: &ObjectMeta) -> Option<Time> {
+    let changes = m.managed_fields.iter().flatten().filter(|f| f.subresource.as_deref().is_none_or(str::is_empty));
+    changes.filter_map(|f| f.time.as_ref()).chain(&m.creation_timestamp).map(|t| t.0).max()
 }
 
 /// The first way round a policy and its binding. Pure.
 fn problem(
-    guard: &Guard<'_>,
+    name: &str,
+    wanted: &ValidatingAdmissionPolicySpec,
     policy: Option<&ValidatingAdmissionPolicySpec>,
     binding: Option<&ValidatingAdmissionPolicyBindingSpec>,
 ) -> Option<String> {
     let (kind, why) = match (policy, binding) {
-        (None, _) => ("ValidatingAdmissionPolicy", "is missing"),
-        (_, None) => ("ValidatingAdmissionPolicyBinding", "is missing"),
+        (None, _) => ("ValidatingAdmissionPolicy", "is missing".into()),
+        (_, None) => ("ValidatingAdmissionPolicyBinding", "is missing".into()),
         (Some(policy), Some(binding)) => {
-            let weak = weak_policy(policy, guard).map(|why| ("ValidatingAdmissionPolicy", why));
-            weak.or_else(|| weak_binding(binding, guard.name).map(|why| ("ValidatingAdmissionPolicyBinding", why)))?
+            let weak = weak_policy(policy, wanted).map(|why| ("ValidatingAdmissionPolicy", why));
+            weak.or_else(|| weak_binding(binding, name).map(|why| ("ValidatingAdmissionPolicyBinding", why.into())))?
         }
     };
-    Some(format!("{kind} {} {why}", guard.name))
+    Some(format!("{kind} {name} {why}"))
 }
 
-fn weak_policy(policy: &ValidatingAdmissionPolicySpec, guard: &Guard<'_>) -> Option<&'static str> {
+/// What the policy lets through that the wanted one does not. More of rules, validations and variables is no harm.
+fn weak_policy(policy: &ValidatingAdmissionPolicySpec, wanted: &ValidatingAdmissionPolicySpec) -> Option<String> {
     if policy.failure_policy.as_deref() == Some("Ignore") {
-        return Some("has failurePolicy Ignore");
+        return Some("has failurePolicy Ignore".into());
     }
     if policy.match_conditions.iter().flatten().next().is_some() {
-        return Some("has matchConditions");
+        return Some("has matchConditions".into());
     }
-    let Some(matched) = &policy.match_constraints else { return Some("matches nothing") };
-    let selects = |s: &Option<k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector>| {
+    if policy.param_kind.is_some() {
+        // A binding may allow everything when its parameters are missing.
+        return Some("has a paramKind".into());
+    }
+    let Some(matched) = &policy.match_constraints else { return Some("matches nothing".into()) };
+    let selects = |s: &Option<LabelSelector>| {
         s.as_ref().is_some_and(|s| {
             s.match_labels.as_ref().is_some_and(|l| !l.is_empty())
                 || s.match_expressions.iter().flatten().next().is_some()
@@ -105,24 +121,60 @@ fn weak_policy(policy: &ValidatingAdmissionPolicySpec, guard: &Guard<'_>) -> Opt
         || selects(&matched.object_selector)
         || matched.exclude_resource_rules.iter().flatten().next().is_some()
     {
-        return Some("leaves objects out by a selector");
+        return Some("leaves objects out by a selector".into());
     }
-    let covers = |resource: &&str| {
-        matched.resource_rules.iter().flatten().any(|rule| {
-            let has = |list: &Option<Vec<String>>, wanted: &str, all: &str| {
-                list.iter().flatten().any(|x| x == wanted || x == all)
-            };
-            // `*` stands for no subresource
-            has(&rule.resources, resource, if resource.contains('/') { "*/*" } else { "*" })
-                && has(&rule.operations, "CREATE", "*")
-                && has(&rule.operations, "UPDATE", "*")
-                && rule.resource_names.iter().flatten().next().is_none()
-        })
-    };
-    if !guard.resources.iter().all(covers) {
-        return Some("does not cover CREATE and UPDATE of what it is named after");
+    let rules = matched.resource_rules.as_deref().unwrap_or_default();
+    let wanted_rules = wanted.match_constraints.iter().flat_map(|m| m.resource_rules.iter().flatten());
+    for (resource, operation) in wanted_rules.flat_map(asked) {
+        if !rules.iter().any(|rule| covers(rule, resource, operation)) {
+            return Some(format!("does not cover {operation} of {resource}"));
+        }
     }
-    (!policy.validations.iter().flatten().any(|v| v.expression.contains(guard.rule))).then_some(guard.without_rule)
+    for variable in wanted.variables.iter().flatten() {
+        let found = policy.variables.iter().flatten().find(|v| v.name == variable.name);
+        let same = found.is_some_and(|found| match variable.expression.as_str() {
+            "$(gitOps)" => lists_accounts(&found.expression),
+            "$(operator)" => is_account(&found.expression),
+            expression => found.expression == expression,
+        });
+        if !same {
+            return Some(format!("has not the chart's variable {}", variable.name));
+        }
+    }
+    let has = |expression: &str| policy.validations.iter().flatten().any(|v| v.expression == expression);
+    let missing = wanted.validations.iter().flatten().find(|v| !has(&v.expression))?;
+    Some(format!("has not the chart's validation `{}`", missing.expression))
+}
+
+/// Each resource of a rule with each operation.
+fn asked(rule: &NamedRuleWithOperations) -> impl Iterator<Item = (&String, &String)> {
+    let operations = rule.operations.iter().flatten();
+    rule.resources.iter().flatten().flat_map(move |resource| operations.clone().map(move |o| (resource, o)))
+}
+
+fn covers(rule: &NamedRuleWithOperations, resource: &str, operation: &str) -> bool {
+    let has =
+        |list: &Option<Vec<String>>, wanted: &str, all: &str| list.iter().flatten().any(|x| x == wanted || x == all);
+    has(&rule.api_groups, "creditmigration.io", "*")
+        // Of one version named here, requests in another would pass.
+        && has(&rule.api_versions, "*", "*")
+        // `*` stands for no subresource
+        && has(&rule.resources, resource, if resource.contains('/') { "*/*" } else { "*" })
+        && has(&rule.operations, operation, "*")
+        && rule.resource_names.iter().flatten().next().is_none()
+        && rule.scope.as_deref() != Some("Cluster")
+}
+
+/// `['...', '...']`: any other expression could be true for anybody.
+fn lists_accounts(expression: &str) -> bool {
+    let list = expression.strip_prefix('[').and_then(|e| e.strip_suffix(']'));
+    list.is_some_and(|list| list.is_empty() || list.split(',').all(|account| is_account(account.trim())))
+}
+
+/// The name of one ServiceAccount in quotes.
+fn is_account(expression: &str) -> bool {
+    let name = expression.strip_prefix("'system:serviceaccount:").and_then(|e| e.strip_suffix('\''));
+    name.is_some_and(|name| name.chars().all(|c| c.is_ascii_alphanumeric() || "-.:".contains(c)))
 }
 
 fn weak_binding(binding: &ValidatingAdmissionPolicyBindingSpec, policy: &str) -> Option<&'static str> {
@@ -132,6 +184,9 @@ fn weak_binding(binding: &ValidatingAdmissionPolicyBindingSpec, policy: &str) ->
     if binding.match_resources.is_some() {
         return Some("leaves objects out by matchResources");
     }
+    if binding.param_ref.is_some() {
+        return Some("has a paramRef");
+    }
     (!binding.validation_actions.iter().any(|a| a == "Deny")).then_some("does not deny")
 }
 
@@ -139,7 +194,7 @@ fn weak_binding(binding: &ValidatingAdmissionPolicyBindingSpec, policy: &str) ->
 #[derive(clap::Args, Clone, Debug)]
 pub struct InstallCheck {
     /// Name of the ValidatingAdmissionPolicy, and of its binding, that holds names in decisions to their authors.
-    #[arg(long, default_value = "migrationdecisions.creditmigration.io")]
+    #[arg(long, default_value = DECISIONS)]
     pub decision_policy: String,
     /// Namespace in which the kinds are listed.
     #[arg(long, env = "POD_NAMESPACE", default_value = "default")]
@@ -179,54 +234,108 @@ mod tests {
     }
 
     /// What stands in the way of a policy of the chart after a change.
-    fn weakness(name: &str, change: impl FnOnce(&mut Value)) -> Option<String> {
-        let mut policy = rendered().into_iter().find(|p| p["metadata"]["name"] == name).unwrap();
+    fn weakness(guard: &Guard, change: impl FnOnce(&mut Value)) -> Option<String> {
+        let mut policy = rendered().into_iter().find(|p| p["metadata"]["name"] == guard.name).unwrap();
         change(&mut policy["spec"]);
-        let guard = guards("migrationdecisions.creditmigration.io").into_iter().find(|g| g.name == name).unwrap();
-        let binding = serde_json::from_value(json!({"policyName": name, "validationActions": ["Deny"]})).unwrap();
-        problem(&guard, Some(&serde_json::from_value(policy["spec"].take()).unwrap()), Some(&binding))
+        let live = serde_json::from_value(policy["spec"].take()).unwrap();
+        let binding = json!({"policyName": guard.name, "validationActions": ["Deny"]});
+        problem(guard.name, &guard.wanted, Some(&live), Some(&serde_json::from_value(binding).unwrap()))
     }
-
-    const DECISIONS: &str = "migrationdecisions.creditmigration.io";
-    const MIGRATIONS: &str = "creditmigrations.creditmigration.io";
-    const RUNS: &str = "migrationruns.creditmigration.io";
 
     #[test]
     fn the_policies_of_the_chart_are_trusted() {
-        assert_eq!(rendered().len(), guards("").len());
-        for name in [DECISIONS, MIGRATIONS, RUNS] {
-            assert_eq!(weakness(name, |_| {}), None);
+        assert_eq!(rendered().len(), GUARDS.len());
+        assert_eq!(GUARDS[0].name, DECISIONS);
+        for guard in &*GUARDS {
+            assert_eq!(weakness(guard, |_| {}), None);
         }
     }
 
     #[rstest::rstest]
+    #[case("/failurePolicy", json!("Ignore"), "failurePolicy")]
+    #[case("/matchConditions", json!([{"name": "n", "expression": "false"}]), "matchConditions")]
+    #[case("/paramKind", json!({"apiVersion": "v1", "kind": "ConfigMap"}), "paramKind")]
+    #[case("/matchConstraints", Value::Null, "matches nothing")]
+    #[case("/matchConstraints/namespaceSelector", json!({"matchLabels": {"a": "b"}}), "selector")]
+    #[case("/matchConstraints/objectSelector", json!({"matchExpressions": [{"key": "a", "operator": "Exists"}]}), "selector")]
+    #[case("/matchConstraints/excludeResourceRules", json!([{"resources": ["*"]}]), "selector")]
+    #[case("/matchConstraints/resourceRules/0/apiGroups", json!(["example.com"]), "cover CREATE")]
+    #[case("/matchConstraints/resourceRules/0/apiVersions", json!(["v1"]), "cover CREATE")]
+    #[case("/matchConstraints/resourceRules/0/operations", json!(["UPDATE", "DELETE"]), "cover CREATE")]
+    #[case("/matchConstraints/resourceRules/0/operations", json!(["CREATE", "DELETE"]), "cover UPDATE")]
+    #[case("/matchConstraints/resourceRules/0/resources", json!(["configmaps"]), "cover CREATE")]
+    #[case("/matchConstraints/resourceRules/0/resourceNames", json!(["one"]), "cover CREATE")]
+    #[case("/matchConstraints/resourceRules/0/scope", json!("Cluster"), "cover CREATE")]
+    #[case("/variables", json!([]), "variable")]
+    #[case("/validations", json!([{"expression": "true"}]), "validation")]
     fn a_weak_policy_is_not(
-        #[values(DECISIONS, MIGRATIONS, RUNS)] name: &str,
-        #[values(
-            ("/failurePolicy", json!("Ignore"), "failurePolicy"),
-            ("/matchConditions", json!([{"name": "n", "expression": "false"}]), "matchConditions"),
-            ("/matchConstraints", Value::Null, "matches nothing"),
-            ("/matchConstraints/namespaceSelector", json!({"matchLabels": {"a": "b"}}), "selector"),
-            ("/matchConstraints/resourceRules/0/operations", json!(["UPDATE"]), "cover"),
-            ("/matchConstraints/resourceRules/0/resources", json!(["*"]), "cover"),
-            ("/matchConstraints/resourceRules/0/resourceNames", json!(["one"]), "cover"),
-            ("/validations", json!([{"expression": "true"}]), "does not compare"),
-        )]
-        (path, value, why): (&str, Value, &str),
+        #[values(0, 1, 2)] guard: usize,
+        #[case] path: &str,
+        #[case] value: Value,
+        #[case] why: &str,
     ) {
         let (parent, key) = path.rsplit_once('/').unwrap();
-        // A wildcard covers a kind, not its status.
-        let covered = name != RUNS && value == json!(["*"]);
-        let found = weakness(name, |spec| spec.pointer_mut(parent).unwrap()[key] = value);
-        assert_eq!(found.as_ref().is_some_and(|w| w.contains(why)), !covered, "{found:?}");
+        let found = weakness(&GUARDS[guard], |spec| spec.pointer_mut(parent).unwrap()[key] = value);
+        assert!(found.as_ref().is_some_and(|w| w.contains(why)), "{found:?}");
+    }
+
+    #[rstest::rstest]
+    #[case("resources", json!(["*"]), Some("cover CREATE of migrationruns/status"))]
+    #[case("resources", json!(["*", "*/*"]), None)]
+    #[case("operations", json!(["CREATE", "UPDATE"]), Some("cover DELETE of migrationruns"))]
+    #[case("operations", json!(["*"]), None)]
+    fn runs_are_guarded_with_their_status_and_to_their_end(
+        #[case] key: &str,
+        #[case] value: Value,
+        #[case] why: Option<&str>,
+    ) {
+        let found = weakness(&GUARDS[2], |spec| spec["matchConstraints"]["resourceRules"][0][key] = value);
+        assert_eq!(found.is_some(), why.is_some(), "{found:?}");
+        assert!(found.unwrap_or_default().contains(why.unwrap_or_default()));
+    }
+
+    /// Each expression of the chart counts, and what only contains it is another one.
+    #[rstest::rstest]
+    fn an_expression_that_is_missing_or_changed_is_noticed(
+        #[values(0, 1, 2)] guard: usize,
+        #[values("validations", "variables")] list: &str,
+    ) {
+        let guard = &GUARDS[guard];
+        let wanted = serde_json::to_value(&guard.wanted).unwrap()[list].as_array().unwrap().len();
+        for i in 0..wanted {
+            let removed = weakness(guard, |spec| drop(spec[list].as_array_mut().unwrap().remove(i)));
+            let weakened = weakness(guard, |spec| {
+                let expression = &mut spec[list][i]["expression"];
+                *expression = json!(format!("true || {}", expression.as_str().unwrap()));
+            });
+            for found in [removed, weakened] {
+                assert!(found.as_ref().is_some_and(|w| w.contains(list.trim_end_matches('s'))), "{i}: {found:?}");
+            }
+        }
+    }
+
+    #[rstest::rstest]
+    #[case("[]", true)]
+    #[case(
+        "['system:serviceaccount:argocd:application-controller', 'system:serviceaccount:flux:kustomize.controller']",
+        true
+    )]
+    #[case("['system:serviceaccount:a:b','system:serviceaccount:a:c']", true)]
+    #[case("[request.userInfo.username]", false)]
+    #[case("['mallory']", false)]
+    #[case("['system:serviceaccount:a:b' + request.userInfo.username, 'system:serviceaccount:a:c']", false)]
+    #[case("['system:serviceaccount:a:b'] + [request.userInfo.username]", false)]
+    fn only_service_accounts_may_name_another_author(#[case] expression: &str, #[case] trusted: bool) {
+        let found = weakness(&GUARDS[1], |spec| spec["variables"][0]["expression"] = json!(expression));
+        assert_eq!(found.is_none(), trusted, "{found:?}");
     }
 
     #[test]
     fn a_missing_policy_or_binding_is_not() {
-        let [guard, ..] = guards("p");
         let policy = ValidatingAdmissionPolicySpec::default();
-        assert_eq!(problem(&guard, None, None).unwrap(), "ValidatingAdmissionPolicy p is missing");
-        assert_eq!(problem(&guard, Some(&policy), None).unwrap(), "ValidatingAdmissionPolicyBinding p is missing");
+        let problem = |policy| problem("p", &GUARDS[0].wanted, policy, None).unwrap();
+        assert_eq!(problem(None), "ValidatingAdmissionPolicy p is missing");
+        assert_eq!(problem(Some(&policy)), "ValidatingAdmissionPolicyBinding p is missing");
     }
 
     #[rstest::rstest]
@@ -234,7 +343,22 @@ mod tests {
     #[case(json!({"policyName": "p", "validationActions": ["Warn"]}), Some("does not deny"))]
     #[case(json!({"policyName": "q", "validationActions": ["Deny"]}), Some("binds another policy"))]
     #[case(json!({"policyName": "p", "validationActions": ["Deny"], "matchResources": {}}), Some("leaves objects out by matchResources"))]
+    #[case(json!({"policyName": "p", "validationActions": ["Deny"], "paramRef": {"name": "x"}}), Some("has a paramRef"))]
     fn a_binding_must_deny_everywhere(#[case] binding: Value, #[case] weak: Option<&str>) {
         assert_eq!(weak_binding(&serde_json::from_value(binding).unwrap(), "p"), weak);
+    }
+
+    #[rstest::rstest]
+    #[case::never_changed(json!([{"manager": "helm", "time": "2030-01-01T00:00:00Z"}]), "2030-01-01T00:00:00Z")]
+    #[case::warned_for_an_hour(
+        json!([{"manager": "helm", "time": "2030-01-01T00:00:00Z"}, {"manager": "kubectl", "time": "2030-01-05T00:00:00Z"}]),
+        "2030-01-05T00:00:00Z"
+    )]
+    #[case::type_check(json!([{"subresource": "status", "time": "2030-01-05T00:00:00Z"}]), "2030-01-01T00:00:00Z")]
+    #[case::not_told(Value::Null, "2030-01-01T00:00:00Z")]
+    fn a_policy_holds_since_its_last_change(#[case] fields: Value, #[case] since: &str) {
+        let meta = json!({"creationTimestamp": "2030-01-01T00:00:00Z", "managedFields": fields});
+        let meta: ObjectMeta = serde_json::from_value(meta).unwrap();
+        assert_eq!(last_written(&meta), Some(since.parse().unwrap()));
     }
 }
