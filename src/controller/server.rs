@@ -143,12 +143,12 @@ mod tests {
     }
 
     #[rstest::rstest]
-    #[case::said_by_the_runner(Some(1100), Some(1360), 60.0)]
-    #[case::the_runner_is_silent(None, Some(1360), 100.0)]
+    #[case::said_by_the_runner(Some(1100), Some(1150), 60.0)]
+    #[case::the_runner_is_silent(None, Some(1120), 100.0)]
     #[case::no_window(None, None, 0.0)]
     fn blocked_writes_grow_older(#[case] blocked: Option<i64>, #[case] deadline: Option<i64>, #[case] seconds: f64) {
         let spec = machine::fixture::spec();
-        assert_eq!(machine::span(spec.window.max_duration).as_secs(), 300);
+        assert_eq!(machine::span(spec.window.max_duration).as_secs(), 60);
         let window =
             WindowStatus { blocked_at: blocked.map(at), deadline: deadline.map(at), ..WindowStatus::default() };
         let status = CreditMigrationStatus {
