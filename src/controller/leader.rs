@@ -77,10 +77,12 @@ impl Elector {
     pub(super) async fn acquire(&self) {
         let mut seen: Option<Seen> = None;
         loop {
-            match self.try_take(&mut seen).await {
-                Ok(true) => return,
-                Ok(false) => {}
-                Err(error) => debug!(%error, "cannot read the lease"),
+            // A request that hangs until the client gives it up would leave nobody to lead for minutes.
+            match tokio::time::timeout(self.duration.mul_f64(RENEW), self.try_take(&mut seen)).await {
+                Ok(Ok(true)) => return,
+                Ok(Ok(false)) => {}
+                Ok(Err(error)) => debug!(%error, "cannot read the lease"),
+                Err(_) => debug!("reading the lease timed out"),
             }
             tokio::time::sleep(self.duration.mul_f64(RENEW)).await;
         }

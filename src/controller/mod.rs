@@ -186,7 +186,7 @@ async fn reconcile_live(ctx: &Context, namespace: &str, name: &str) -> Result<Ac
     let now = telemetry::now();
     let before = live.status.clone().unwrap_or_default();
     let Decision { status, effects, wake_at } = machine::decide(&live.spec, &before, &observed, now);
-    ctx.metrics.observe(namespace, name, &status, now);
+    ctx.metrics.observe(namespace, &live, &status, now);
 
     let mut live = live;
     if status != before {

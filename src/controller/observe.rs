@@ -12,7 +12,6 @@ use kube::{
     api::ListParams,
     core::{DeserializeGuard, Selector},
 };
-use sha2::{Digest, Sha256};
 use tracing::warn;
 
 use super::{Context, Error, jobs, policy};
@@ -21,7 +20,7 @@ use crate::{
         CreditMigration, Decision, FINALIZER, FLAG_SET_FOR, KeyRef, MigrationDecision, MigrationRun, RESTARTED_FOR,
         Time, WorkloadKind, WorkloadRef,
     },
-    machine::{Flag, Job as JobState, Observed, ObservedDecision, ObservedRun, Sql, Workload},
+    machine::{Flag, Job as JobState, Observed, ObservedDecision, ObservedRun, Sql, Workload, sha256},
 };
 
 /// Reads the world of one migration. Objects that cannot be decoded are left out, with a warning in the log.
@@ -118,10 +117,7 @@ impl Reader<'_> {
     async fn sql(&self, key: &KeyRef) -> Result<Sql, Error> {
         let map = self.api::<ConfigMap>().get_opt(&key.name).await?;
         let text = map.and_then(|m| m.data).and_then(|mut d| d.remove(&key.key));
-        Ok(text.map_or(Sql::Missing, |text| {
-            let hex: String = Sha256::digest(text.as_bytes()).iter().map(|b| format!("{b:02x}")).collect();
-            Sql::Present(format!("sha256:{hex}"))
-        }))
+        Ok(text.map_or(Sql::Missing, |text| Sql::Present(sha256(text.as_bytes()))))
     }
 
     async fn workloads(&self, m: &CreditMigration) -> Result<Vec<Workload>, Error> {

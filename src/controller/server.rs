@@ -9,10 +9,14 @@ use std::{
 };
 
 use axum::{Router, extract::State, http::StatusCode, routing::get};
+use kube::ResourceExt;
 use tokio::{net::TcpListener, task::JoinHandle};
 
 use super::Error;
-use crate::api::{CreditMigrationStatus, Time, Writes};
+use crate::{
+    api::{CreditMigration, CreditMigrationStatus, Time, Writes},
+    machine,
+};
 
 /// What is exposed. Labels are names of migrations, never texts of errors.
 #[derive(Default)]
@@ -62,12 +66,17 @@ impl Metrics {
         self.with(|i| *i.failures.entry(class).or_default() += 1);
     }
 
-    pub(super) fn observe(&self, namespace: &str, name: &str, status: &CreditMigrationStatus, now: Time) {
+    pub(super) fn observe(&self, namespace: &str, live: &CreditMigration, status: &CreditMigrationStatus, now: Time) {
+        let (name, spec) = (live.name_any(), &live.spec);
         let blocked = status.writes == Some(Writes::Blocked);
         let phase = status.phase.map(|p| format!("{p:?}")).unwrap_or_default();
-        let since = status.window.as_ref().and_then(|w| w.blocked_at).unwrap_or(now);
+        // Without the runner's word they may be blocked since the order was given. Counted from now on, at each look anew, a
+        // runner that cannot report would never set off the alarm.
+        let window = status.window.as_ref();
+        let ordered = || window.and_then(|w| w.deadline).map(|at| at - machine::span(spec.window.max_duration));
+        let since = window.and_then(|w| w.blocked_at).or_else(ordered).unwrap_or(now);
         let seen = Seen { phase, blocked_since: blocked.then_some(since) };
-        self.with(|i| i.migrations.insert((namespace.into(), name.into()), seen));
+        self.with(|i| i.migrations.insert((namespace.into(), name), seen));
     }
 
     pub(super) fn forget(&self, namespace: &str, name: &str) {
@@ -122,4 +131,37 @@ async fn ready(State(metrics): State<Arc<Metrics>>) -> (StatusCode, String) {
         None => "ok, leading".to_owned(),
     });
     (StatusCode::OK, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::WindowStatus;
+
+    fn at(seconds: i64) -> Time {
+        Time::from_second(seconds).unwrap()
+    }
+
+    #[rstest::rstest]
+    #[case::said_by_the_runner(Some(1100), Some(1150), 60.0)]
+    #[case::the_runner_is_silent(None, Some(1120), 100.0)]
+    #[case::no_window(None, None, 0.0)]
+    fn blocked_writes_grow_older(#[case] blocked: Option<i64>, #[case] deadline: Option<i64>, #[case] seconds: f64) {
+        let spec = machine::fixture::spec();
+        assert_eq!(machine::span(spec.window.max_duration).as_secs(), 60);
+        let window =
+            WindowStatus { blocked_at: blocked.map(at), deadline: deadline.map(at), ..WindowStatus::default() };
+        let status = CreditMigrationStatus {
+            writes: Some(Writes::Blocked),
+            window: Some(window),
+            ..CreditMigrationStatus::default()
+        };
+        let metrics = Metrics::default();
+        // However often it is looked at.
+        for now in [1100, 1160] {
+            metrics.observe("shop", &CreditMigration::new("m", spec.clone()), &status, at(now));
+        }
+        let line = format!("credit_migration_writes_blocked_seconds{{namespace=\"shop\",name=\"m\"}} {seconds}\n");
+        assert!(metrics.render(at(1160)).contains(&line), "{}", metrics.render(at(1160)));
+    }
 }

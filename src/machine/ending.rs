@@ -71,7 +71,7 @@ impl Machine<'_> {
                 self.enter(Phase::Completed);
                 self.explain("Deleted", "deleted while it was being watched; the new version stays");
             }
-            // Executing goes back by itself; RollingBack ends; RollbackFailed holds the finalizer, since writes are blocked.
+            // Executing goes back by itself; RollingBack ends; RollbackFailed holds the finalizer, since writes may be blocked.
             Phase::Executing | Phase::RollingBack | Phase::RollbackFailed => {}
             Phase::Failed | Phase::Completed | Phase::RolledBack | Phase::Cancelled => {}
         }

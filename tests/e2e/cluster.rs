@@ -7,7 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use k8s_openapi::api::{coordination::v1::Lease, core::v1::Pod};
+use k8s_openapi::api::{
+    coordination::v1::{Lease, LeaseSpec},
+    core::v1::Pod,
+};
 use kube::{Api, Client, Config, api::DeleteParams};
 
 /// Namespace of the operator's release.
@@ -54,10 +57,14 @@ pub async fn eventually<T>(what: &str, limit: Duration, mut ask: impl AsyncFnMut
     }
 }
 
+/// The operator's Lease.
+pub async fn lease(client: &Client) -> Option<LeaseSpec> {
+    Api::<Lease>::namespaced(client.clone(), SYSTEM).get_opt(OPERATOR).await.ok()??.spec
+}
+
 /// Name of the pod that holds the Lease; `None` if that pod is gone.
 pub async fn leader(client: &Client) -> Option<String> {
-    let lease = Api::<Lease>::namespaced(client.clone(), SYSTEM).get_opt(OPERATOR).await.ok()??;
-    let holder = lease.spec?.holder_identity?;
+    let holder = lease(client).await?.holder_identity?;
     let pod = Api::<Pod>::namespaced(client.clone(), SYSTEM).get_opt(&holder).await.ok()??;
     pod.metadata.deletion_timestamp.is_none().then_some(holder)
 }
