@@ -85,10 +85,15 @@ pub async fn observe(client: &Client, subject: &Subject, step: Step) -> Result<S
             _ => snapshot.down = true,
         }
     }
-    let gate = client
-        .query_opt("SELECT migration_uid, closed_at FROM credit_migration.gate WHERE closed", &[])
-        .await
-        .map_err(|e| classify(&e))?;
+    // Cleanup takes the gate and leaves ledger and intent: what is migrated must not look as if it were not.
+    let there = client.query_one("SELECT to_regclass('credit_migration.gate') IS NOT NULL", &[]);
+    let gate = match there.await.map_err(|e| classify(&e))?.get(0) {
+        true => client
+            .query_opt("SELECT migration_uid, closed_at FROM credit_migration.gate WHERE closed", &[])
+            .await
+            .map_err(|e| classify(&e))?,
+        false => None,
+    };
     if let Some(row) = gate {
         if row.get::<_, &str>(0) != subject.uid {
             let message =
@@ -412,7 +417,16 @@ pub async fn restore_default(client: &Client, subject: &Subject) -> Result<Optio
         Some(prior) => format!("ALTER DATABASE {database} SET default_transaction_read_only = {}", literal(prior)),
         None => format!("ALTER DATABASE {database} RESET default_transaction_read_only"),
     };
-    client.batch_execute(&sql).await.map_err(|e| classify(&e))?;
+    client.batch_execute(&sql).await.map_err(|e| match e.code() {
+        Some(&SqlState::INSUFFICIENT_PRIVILEGE) => Failure::new(
+            Reason::PrivilegeMissing,
+            format!(
+                "the read-only default is still set: {}; next, as the owner of the database: {sql}",
+                classify(&e).message
+            ),
+        ),
+        _ => classify(&e),
+    })?;
     let restored: Timestamp = client.query_one("SELECT clock_timestamp()", &[]).await.map_err(|e| classify(&e))?.get(0);
     end_read_only_sessions(client, subject, restored).await?;
     Ok(Some(restored))
