@@ -56,6 +56,11 @@ async fn deleted_after_the_commit() {
         assert_eq!(world.db.balances().await, before);
 
         // The finalizer keeps the namespace: no pod can be made for what is left to do (docs/emergency.md).
+        // Not before it is being deleted itself, which comes after the pods: until then the operator puts the finalizer back.
+        eventually("its deletion", PATIENCE, async || {
+            m.get().await.metadata.deletion_timestamp.map(drop).ok_or("not yet".to_owned())
+        })
+        .await;
         let free = json!({"metadata": {"finalizers": null}});
         let migrations = world.api::<CreditMigration>();
         migrations.patch(&m.get().await.name_any(), &PatchParams::default(), &Patch::Merge(&free)).await.unwrap();
