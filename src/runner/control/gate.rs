@@ -3,7 +3,7 @@
 //! ```text
 //!  close    intent + ALTER DATABASE ... read_only + gate row, one transaction
 //!  drain    end the application's sessions and whoever is in the way; take the exclusive advisory lock
-//!  prove    a write as the application's role must fail with 25006
+//!  prove    a write as the application's role must fail with 25006 (proof.rs)
 //!  open     gate row + intent finished, one transaction; the read-only default was reset before
 //! ```
 //! Once the exclusive lock is held, no transaction that passed a guard is under way: each holds the shared side to its
@@ -18,15 +18,10 @@ use std::{
 use jiff::Timestamp;
 use tokio_postgres::{Client, error::SqlState, types::Json};
 
-use super::{
-    LOCK_CLASS, LOCK_GATE, LOCK_WORKER, Step, Subject, Table, ident, install::GUARD, literal, protected, with_children,
-};
+use super::{LOCK_CLASS, LOCK_GATE, LOCK_WORKER, Step, Subject, Table, ident, literal, protected, with_children};
 use crate::{
     api::{Reason, WindowProgress},
-    runner::{
-        Failure,
-        postgres::{Target, classify},
-    },
+    runner::{Failure, postgres::classify},
 };
 
 /// What the database says of a window: all that a second pod needs to go on.
@@ -304,93 +299,6 @@ async fn terminate(client: &Client, pid: i32, role: &str, must: bool) -> Result<
             Ok(false)
         }
         Err(e) => Err(classify(&e)),
-    }
-}
-
-/// Proves on a connection of its own that writes are refused: as each role of the application on each protected table
-/// that it may write. Returns what was tried and seen.
-///
-/// # Errors
-/// `WritesNotBlocked` if a write went through, or was refused for another cause; `PrivilegeMissing` with the `GRANT`.
-pub async fn prove(target: &Target, subject: &Subject) -> Result<String, Failure> {
-    let client = target.connect("proof").await?;
-    let tables = protected(&client, subject).await?;
-    let mut proofs = Vec::new();
-    for role in &subject.application_roles {
-        for table in &tables {
-            if let Some(write) = harmless_write(&client, role, table).await? {
-                proofs.push(refused(&client, role, table, &write).await?);
-            }
-        }
-    }
-    if proofs.is_empty() {
-        // The application may write none of them: the owner stands in, from a session that the gate does not know.
-        let role = target.user();
-        for table in &tables {
-            if let Some(write) = harmless_write(&client, role, table).await? {
-                proofs.push(refused(&client, role, table, &write).await?);
-            }
-        }
-    }
-    match proofs.first() {
-        Some(first) => Ok(format!("{} of {} writes refused; {first}", proofs.len(), proofs.len())),
-        None => Err(Failure::new(
-            Reason::WritesNotBlocked,
-            "no protected table can be written by the migration role, so nothing proves the gate",
-        )),
-    }
-}
-
-/// A write that changes no row, and that `role` has the privilege for. `None` if it has none.
-async fn harmless_write(client: &Client, role: &str, table: &Table) -> Result<Option<String>, Failure> {
-    let row = client
-        .query_one(
-            "SELECT (SELECT a.attname::text FROM pg_catalog.pg_attribute a
-                     WHERE a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' AND a.attidentity <> 'a'
-                       AND has_column_privilege($1, t.oid, a.attnum, 'UPDATE') ORDER BY a.attnum LIMIT 1),
-                    has_table_privilege($1, t.oid, 'DELETE')
-             FROM (SELECT pg_catalog.to_regclass($2)::oid AS oid) AS t",
-            &[&role, &table.sql()],
-        )
-        .await
-        .map_err(|e| classify(&e))?;
-    let column: Option<String> = row.get(0);
-    let may_delete: Option<bool> = row.get(1);
-    Ok(match (column, may_delete) {
-        (Some(column), _) => Some(format!("UPDATE {} SET {} = DEFAULT WHERE false", table.sql(), ident(&column))),
-        (None, Some(true)) => Some(format!("DELETE FROM {} WHERE false", table.sql())),
-        _ => None,
-    })
-}
-
-async fn refused(client: &Client, role: &str, table: &Table, write: &str) -> Result<String, Failure> {
-    client.batch_execute("BEGIN READ WRITE").await.map_err(|e| classify(&e))?;
-    let result = match client.batch_execute(&format!("SET LOCAL ROLE {}", ident(role))).await {
-        Err(e) if e.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
-            let message =
-                format!("the proof cannot act as role {role}; next: GRANT {} TO the migration role", ident(role));
-            return Err(Failure::new(Reason::PrivilegeMissing, message));
-        }
-        Err(e) => return Err(classify(&e)),
-        Ok(()) => client.batch_execute(write).await,
-    };
-    client.batch_execute("ROLLBACK").await.map_err(|e| classify(&e))?;
-    match result {
-        Ok(()) => {
-            let message = format!(
-                "a write of role {role} to {table} went through although the gate is closed; next: check trigger {GUARD} on {table}"
-            );
-            Err(Failure::new(Reason::WritesNotBlocked, message))
-        }
-        Err(e) if e.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION) => Ok(format!(
-            "role {role} on {table}: {} (SQLSTATE 25006)",
-            e.as_db_error().map(|db| db.message()).unwrap_or_default()
-        )),
-        Err(e) if e.as_db_error().is_none() => Err(classify(&e)),
-        Err(e) => Err(Failure::new(
-            Reason::WritesNotBlocked,
-            format!("a write of role {role} to {table} failed, but not because of the gate: {}", classify(&e).message),
-        )),
     }
 }
 

@@ -20,6 +20,7 @@ mod apply;
 mod baseline;
 pub mod gate;
 mod install;
+mod proof;
 
 use std::{
     fmt,
@@ -33,6 +34,7 @@ pub use apply::{Applied, Stop, run_down, run_up};
 pub(crate) use baseline::has_baseline;
 pub use baseline::{compare, refresh_baseline, take_baseline, users_written};
 pub use install::{install, reinstall};
+pub use proof::prove;
 
 use super::{Failure, postgres::classify};
 use crate::api::{Balances, CreditMigrationSpec, Reason};

@@ -353,7 +353,7 @@ impl<'a, C: Channel> Task<'a, C> {
         });
         let limit = (self.subject().lock_timeout * 3 + Duration::from_secs(1)).min(left);
         self.progress.terminated_sessions += gate::drain(client, self.subject(), closed_at, limit).await?;
-        self.progress.proof = Some(gate::prove(self.target, self.subject()).await?);
+        self.progress.proof = Some(control::prove(self.target, self.subject()).await?);
         Ok(())
     }
 
