@@ -1,11 +1,11 @@
 //! A small database of the sample application, and what can be said of it.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use credit_migration::runner::{fingerprint::Fingerprint, postgres::Target};
 use tokio_postgres::{Client, SimpleQueryMessage};
 
-use super::cluster::state_file;
+use super::cluster::{eventually, state_file};
 
 /// Users of the sample data; each has five transactions.
 pub const USERS: usize = 1000;
@@ -100,7 +100,12 @@ impl Database {
 
     /// A session as superuser.
     pub async fn connect(&self) -> Client {
-        self.admin.connect("e2e").await.unwrap()
+        // The cluster's DNS answers late while the API server is away, or the machine is busy: a name that is not known yet
+        // is waited for, and says nothing of what is tried.
+        eventually("a connection to PostgreSQL", Duration::from_secs(30), async || {
+            self.admin.connect("e2e").await.map_err(|failure| failure.message)
+        })
+        .await
     }
 
     /// Runs statements as superuser.
