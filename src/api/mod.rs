@@ -7,6 +7,7 @@
 mod checks;
 mod crds;
 mod decision;
+mod digest;
 mod migration;
 pub mod mounts;
 mod reason;
@@ -16,6 +17,7 @@ mod status;
 pub use checks::*;
 pub use crds::{crds, crds_yaml};
 pub use decision::*;
+pub use digest::*;
 pub use migration::*;
 pub use reason::*;
 pub use run::*;

@@ -18,9 +18,9 @@ use super::{Context, Error, jobs, policy};
 use crate::{
     api::{
         CreditMigration, Decision, FINALIZER, FLAG_SET_FOR, KeyRef, MigrationDecision, MigrationRun, RESTARTED_FOR,
-        Time, WorkloadKind, WorkloadRef,
+        Time, WorkloadKind, WorkloadRef, sha256,
     },
-    machine::{Flag, Job as JobState, Observed, ObservedDecision, ObservedRun, Sql, Workload, sha256},
+    machine::{Flag, Job as JobState, Observed, ObservedDecision, ObservedRun, Sql, Workload},
 };
 
 /// Reads the world of one migration. Objects that cannot be decoded are left out, with a warning in the log.

@@ -1,13 +1,12 @@
 //! Gates: small policies over what was seen. The first violation decides, and its message is what the user reads.
 
 use serde_json::json;
-use sha2::{Digest, Sha256};
 
 use super::{
     Flag, Machine, ObservedDecision, Sql,
     defects::{Defect, defect},
 };
-use crate::api::{CreditMigrationSpec, CreditMigrationStatus, Decision, Plan, Time};
+use crate::api::{CreditMigrationSpec, CreditMigrationStatus, Decision, Plan, Time, sha256};
 
 /// What stands in the way: CamelCase reason and message with the next command.
 pub(super) type Violation = (&'static str, String);
@@ -31,15 +30,6 @@ pub fn plan_digest(uid: &str, spec: &CreditMigrationSpec, status: &CreditMigrati
     })
     .to_string();
     Some(sha256(text.as_bytes()))
-}
-
-/// `sha256:` and 64 hex digits.
-pub(crate) fn sha256(bytes: &[u8]) -> String {
-    let digest = Sha256::digest(bytes);
-    digest.iter().fold(String::from("sha256:"), |mut text, byte| {
-        text.push_str(&format!("{byte:02x}"));
-        text
-    })
 }
 
 impl Machine<'_> {

@@ -38,7 +38,6 @@ pub(crate) use simulation::fixture;
 
 pub use effect::*;
 pub use gates::plan_digest;
-pub(crate) use gates::sha256;
 pub use observed::*;
 
 use crate::api::{CreditMigrationSpec, CreditMigrationStatus, Phase, Step, StepState, StepStatus, Time, WindowStatus};

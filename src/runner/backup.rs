@@ -21,12 +21,11 @@ use super::{
     Failure,
     control::{self, ident, quoted},
     postgres::{Target, classify},
-    settings::digest_text,
     store::{PATIENCE, Store, Upload},
     work::Work,
 };
 use crate::{
-    api::{BackupEvidence, BaselineEvidence, Credits, Reason, TransactionStatistics},
+    api::{BackupEvidence, BaselineEvidence, Credits, Reason, TransactionStatistics, digest_text},
     telemetry,
 };
 

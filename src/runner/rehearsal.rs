@@ -19,14 +19,12 @@ use super::{
     control::{self, Applied, LOCK_CLASS, Sql, Stop, Subject, quoted},
     fingerprint::Fingerprint,
     postgres::{Target, classify},
-    scratch,
-    settings::sha256,
-    sqltext,
+    scratch, sqltext,
     store::{PATIENCE, Store},
     verify,
     work::Work,
 };
-use crate::api::{Reason, RehearsalEvidence};
+use crate::api::{Reason, RehearsalEvidence, sha256};
 
 /// Advisory lock of the rehearsal, beside those of the control schema.
 pub(super) const LOCK_REHEARSAL: i32 = 16;

@@ -8,10 +8,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use sha2::{Digest, Sha256};
-
 use super::{Failure, postgres::Target};
-use crate::api::{KeyRef, MigrationRunSpec, Reason, SqlSource, mounts};
+use crate::api::{KeyRef, MigrationRunSpec, Reason, SqlSource, mounts, sha256};
 
 /// Reads below one folder, for one run.
 pub struct Settings<'a> {
@@ -177,19 +175,4 @@ fn read(path: &Path) -> Result<Option<String>, Failure> {
             Err(Failure::new(Reason::SecretKeyMissing, format!("{} cannot be read: {error}", path.display())))
         }
     }
-}
-
-/// SHA-256 as it stands in every status: `sha256:` and 64 hex digits.
-pub fn sha256(data: &[u8]) -> String {
-    digest_text(Sha256::new_with_prefix(data))
-}
-
-/// A finished hash in the same form as [`sha256`].
-pub fn digest_text(hash: Sha256) -> String {
-    use std::fmt::Write as _;
-    hash.finalize().iter().fold("sha256:".to_owned(), |mut text, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

@@ -10,11 +10,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::{
     Failure,
     archive::Running,
-    settings::digest_text,
     store::{PATIENCE, Store},
     work::Work,
 };
-use crate::api::{Reason, VerificationEvidence};
+use crate::api::{Reason, VerificationEvidence, digest_text};
 
 /// Reads the backup back. Notes `verification`.
 ///

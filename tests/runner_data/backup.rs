@@ -3,8 +3,8 @@
 use std::os::unix::fs::PermissionsExt;
 
 use credit_migration::{
-    api::{Reason, Task, mounts},
-    runner::{archive::Tools, settings::sha256},
+    api::{Reason, Task, mounts, sha256},
+    runner::archive::Tools,
 };
 use serde_json::Value;
 

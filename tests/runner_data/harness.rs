@@ -13,17 +13,10 @@ use std::{
 };
 
 use credit_migration::{
-    api::{Finding, MigrationRunSpec, RunInputs, Task, mounts},
+    api::{Finding, MigrationRunSpec, RunInputs, Task, mounts, sha256},
     runner::{
-        Failure,
-        archive::Tools,
-        backup, cleanup,
-        postgres::Target,
-        preflight, rehearsal,
-        report::Progress,
-        settings::{Settings, sha256},
-        verify,
-        work::Work,
+        Failure, archive::Tools, backup, cleanup, postgres::Target, preflight, rehearsal, report::Progress,
+        settings::Settings, verify, work::Work,
     },
 };
 use serde_json::{Map, Value, json};
