@@ -3,14 +3,13 @@
 use fastrand::Rng;
 
 use super::{
-    fixture::SECRET,
+    fixture::{self, SECRET},
     world::{App, Defect, Intent, Migration, Schema, Stored, World},
 };
 use crate::{
     api::{
-        BackupEvidence, BaselineEvidence, CheckResult, Comparison, MigrationRun, MigrationRunStatus,
-        Outcome as Measured, Reason, RehearsalEvidence, RunPhase, Task, VerificationEvidence, WindowCommand,
-        WindowProgress, WindowState,
+        CheckResult, Comparison, MigrationRun, MigrationRunStatus, Outcome as Measured, Reason, RunPhase, Task,
+        WindowCommand, WindowProgress, WindowState,
     },
     machine::{Effect, Job, Observed, ObservedRun, decide},
 };
@@ -223,38 +222,9 @@ impl Pod {
             let s = run.status.get_or_insert_default();
             s.phase = RunPhase::Succeeded;
             match task {
-                Task::Backup => {
-                    s.baseline = Some(BaselineEvidence {
-                        users: 2,
-                        total_balance: "3".into(),
-                        total_purchased: "1".into(),
-                        average_balance: "1.5".into(),
-                        max_balance: "2".into(),
-                        transactions: vec![],
-                        taken_at: now,
-                    });
-                    s.backup = Some(BackupEvidence {
-                        object: "s3://b/o".into(),
-                        statistics_object: "s3://b/o.json".into(),
-                        bytes: 10,
-                        sha256: "sha256:dump".into(),
-                        pg_dump_version: "17".into(),
-                        finished_at: now,
-                    });
-                }
-                Task::VerifyBackup => {
-                    s.verification = Some(VerificationEvidence { bytes: 10, sha256: "sha256:dump".into(), entries: 3 });
-                }
-                Task::Rehearse => {
-                    s.rehearsal = Some(RehearsalEvidence {
-                        users: 2,
-                        restore_seconds: 1.0,
-                        migrate_seconds: 1.0,
-                        rollback_seconds: 1.0,
-                        tables_equal: 3,
-                        expected_window_seconds: 10.0,
-                    });
-                }
+                Task::Backup => (s.baseline, s.backup) = (Some(fixture::baseline(now)), Some(fixture::backup(now))),
+                Task::VerifyBackup => s.verification = Some(fixture::verification()),
+                Task::Rehearse => s.rehearsal = Some(fixture::rehearsal(10.0)),
                 Task::Validate | Task::Monitor => {
                     s.phase = RunPhase::Running;
                     s.checks = vec![CheckResult {

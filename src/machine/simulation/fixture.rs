@@ -2,7 +2,9 @@
 
 use serde_json::json;
 
-use crate::api::CreditMigrationSpec;
+use crate::api::{
+    BackupEvidence, BaselineEvidence, CreditMigrationSpec, RehearsalEvidence, Time, VerificationEvidence,
+};
 
 /// Stands in for what only the runner may know; it must never be seen in an API object.
 pub(crate) const SECRET: &str = "postgresql://migrator:s3cr3t@db/shop";
@@ -35,4 +37,46 @@ pub(crate) fn spec() -> CreditMigrationSpec {
         }]},
     }))
     .expect("the fixture fits the types")
+}
+
+/// Statistics of two users.
+pub(crate) fn baseline(taken_at: Time) -> BaselineEvidence {
+    BaselineEvidence {
+        users: 2,
+        total_balance: "3".into(),
+        total_purchased: "1".into(),
+        average_balance: "1.5".into(),
+        max_balance: "2".into(),
+        transactions: vec![],
+        taken_at,
+    }
+}
+
+/// A dump.
+pub(crate) fn backup(finished_at: Time) -> BackupEvidence {
+    BackupEvidence {
+        object: "s3://b/o".into(),
+        statistics_object: "s3://b/o.json".into(),
+        bytes: 10,
+        sha256: "sha256:dump".into(),
+        pg_dump_version: "17".into(),
+        finished_at,
+    }
+}
+
+/// That dump, read back.
+pub(crate) fn verification() -> VerificationEvidence {
+    VerificationEvidence { bytes: 10, sha256: "sha256:dump".into(), entries: 3 }
+}
+
+/// A rehearsal that predicts a window of so many seconds.
+pub(crate) fn rehearsal(expected_window_seconds: f64) -> RehearsalEvidence {
+    RehearsalEvidence {
+        users: 2,
+        restore_seconds: 1.0,
+        migrate_seconds: 1.0,
+        rollback_seconds: 1.0,
+        tables_equal: 3,
+        expected_window_seconds,
+    }
 }

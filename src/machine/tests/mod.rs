@@ -17,9 +17,9 @@ use super::{
     simulation::fixture,
 };
 use crate::api::{
-    BackupEvidence, BaselineEvidence, CheckResult, Comparison, CreditMigrationSpec, CreditMigrationStatus,
-    Decision as Word, MigrationRun, MigrationRunStatus, Outcome, Phase, Reason, RehearsalEvidence, RunPhase, Step,
-    Task, Time, VerificationEvidence, WindowProgress, WindowState, WorkloadKind, WorkloadRef,
+    BaselineEvidence, CheckResult, Comparison, CreditMigrationSpec, CreditMigrationStatus, Decision as Word,
+    MigrationRun, MigrationRunStatus, Outcome, Phase, Reason, RunPhase, Step, Task, Time, VerificationEvidence,
+    WindowProgress, WindowState, WorkloadKind, WorkloadRef,
 };
 
 /// A migration, what is seen of it, and the time.
@@ -216,11 +216,9 @@ impl Story {
         self.report(task, |s| {
             s.phase = RunPhase::Succeeded;
             match task {
-                Task::Backup => (s.baseline, s.backup) = (Some(baseline()), Some(backup())),
-                Task::VerifyBackup => {
-                    s.verification = Some(VerificationEvidence { bytes: 10, sha256: "sha256:dump".into(), entries: 3 });
-                }
-                Task::Rehearse => s.rehearsal = Some(rehearsal(20.0)),
+                Task::Backup => (s.baseline, s.backup) = (Some(baseline()), Some(fixture::backup(time(0)))),
+                Task::VerifyBackup => s.verification = Some(fixture::verification()),
+                Task::Rehearse => s.rehearsal = Some(fixture::rehearsal(20.0)),
                 _ => {}
             }
         })
@@ -335,37 +333,7 @@ impl Story {
 }
 
 fn baseline() -> BaselineEvidence {
-    BaselineEvidence {
-        users: 2,
-        total_balance: "3".into(),
-        total_purchased: "1".into(),
-        average_balance: "1.5".into(),
-        max_balance: "2".into(),
-        transactions: vec![],
-        taken_at: time(0),
-    }
-}
-
-fn backup() -> BackupEvidence {
-    BackupEvidence {
-        object: "s3://b/o".into(),
-        statistics_object: "s3://b/o.json".into(),
-        bytes: 10,
-        sha256: "sha256:dump".into(),
-        pg_dump_version: "17".into(),
-        finished_at: time(0),
-    }
-}
-
-fn rehearsal(expected_window_seconds: f64) -> RehearsalEvidence {
-    RehearsalEvidence {
-        users: 2,
-        restore_seconds: 1.0,
-        migrate_seconds: 1.0,
-        rollback_seconds: 1.0,
-        tables_equal: 3,
-        expected_window_seconds,
-    }
+    fixture::baseline(time(0))
 }
 
 /// Preparing: the step's run has been started.
