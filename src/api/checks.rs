@@ -4,17 +4,24 @@ use kube::{KubeSchema, core::Duration};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Time, WorkloadRef};
+use super::{
+    BalancesCheck, ConnectionCheck, HttpCheck, JobCheck, LogsCheck, PrometheusCheck, SequenceCheck, SqlCheck,
+    StatementsCheck, Time, WorkloadRef,
+};
 
 /// One measurement, repeated, with a limit. Exactly one source is set.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[x_kube(
-    validation = Rule::new("[has(self.sql), has(self.http), has(self.prometheus), has(self.workload)].filter(x, x).size() == 1")
-        .message("exactly one of sql, http, prometheus and workload must be set"),
-    validation = Rule::new("has(self.http) || has(self.workload) || has(self.max) || has(self.min) || has(self.equals)")
+    validation = Rule::new("[has(self.sql), has(self.http), has(self.sequence), has(self.prometheus), has(self.balances), has(self.logs), has(self.connection), has(self.statements), has(self.workload), has(self.job)].filter(x, x).size() == 1")
+        .message("exactly one of sql, http, sequence, prometheus, balances, logs, connection, statements, workload and job must be set"),
+    validation = Rule::new("has(self.http) || has(self.sequence) || has(self.workload) || has(self.job) || has(self.max) || has(self.min) || has(self.equals)")
         .message("a limit is missing: set max, min or equals, for example max: \"0.05\""),
-    validation = Rule::new("!has(self.minimumSamples) || (has(self.prometheus) && has(self.prometheus.samplesQuery))")
-        .message("minimumSamples needs prometheus.samplesQuery, the query that counts the samples"),
+    validation = Rule::new("!(has(self.workload) || has(self.job)) || !(has(self.max) || has(self.min) || has(self.equals))")
+        .message("workload and job checks take no limit: a workload is available or not, a job succeeds or fails"),
+    validation = Rule::new("!has(self.minimumSamples) || (has(self.prometheus) && has(self.prometheus.samplesQuery)) || (has(self.http) && has(self.http.percentile)) || has(self.statements) || has(self.logs)")
+        .message("minimumSamples needs prometheus.samplesQuery, http.percentile, statements or logs: other sources count no samples"),
+    validation = Rule::new("!has(self.job) || duration(self.interval) >= duration('10s')")
+        .message("interval of a job check must be at least 10s: each measurement is a pod"),
     validation = Rule::new("!has(self.failures) || self.failures.count <= self.failures.of")
         .message("failures.count must be at most failures.of")
 )]
@@ -29,12 +36,30 @@ pub struct Check {
     /// A request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<HttpCheck>,
+    /// Requests one after another, with values carried from step to step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sequence: Option<SequenceCheck>,
     /// An instant query.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prometheus: Option<PrometheusCheck>,
+    /// Balances of users against the cut-over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balances: Option<BalancesCheck>,
+    /// Lines in the logs of a workload's pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logs: Option<LogsCheck>,
+    /// A new connection to the database.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connection: Option<ConnectionCheck>,
+    /// Time of statements, by `pg_stat_statements`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub statements: Option<StatementsCheck>,
     /// A workload whose replicas must all be available.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workload: Option<WorkloadRef>,
+    /// The team's own image: a Job that succeeds or fails.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<JobCheck>,
     /// Time between two measurements.
     #[serde(default = "thirty_seconds")]
     #[x_kube(validation = Rule::new("duration(self) >= duration('1s')").message("interval must be at least 1s, for example 30s"))]
@@ -59,6 +84,37 @@ pub struct Check {
     /// What a breach does.
     #[serde(default)]
     pub on_breach: OnBreach,
+}
+
+impl Check {
+    /// A check with nothing but a name: source and limit are to be set.
+    pub fn named(name: &str) -> Self {
+        Self {
+            name: name.into(),
+            sql: None,
+            http: None,
+            sequence: None,
+            prometheus: None,
+            balances: None,
+            logs: None,
+            connection: None,
+            statements: None,
+            workload: None,
+            job: None,
+            interval: thirty_seconds(),
+            max: None,
+            min: None,
+            equals: None,
+            failures: Failures::default(),
+            minimum_samples: None,
+            on_breach: OnBreach::default(),
+        }
+    }
+
+    /// Measured by the controller, which sees Deployments and Jobs; all others by the runner.
+    pub fn by_controller(&self) -> bool {
+        self.workload.is_some() || self.job.is_some()
+    }
 }
 
 /// N of M.
@@ -91,63 +147,6 @@ pub enum OnBreach {
     Warn,
 }
 
-/// A query on the migrated database, run read-only.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
-#[serde(rename_all = "camelCase")]
-pub struct SqlCheck {
-    /// The query.
-    pub query: String,
-}
-
-/// A request to the application.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
-#[serde(rename_all = "camelCase")]
-pub struct HttpCheck {
-    /// Address, called from the migration's namespace without following redirects.
-    #[x_kube(validation = Rule::new("self.startsWith('http://') || self.startsWith('https://')").message("url must begin with http:// or https://"))]
-    pub url: String,
-    /// Method.
-    #[serde(default)]
-    pub method: HttpMethod,
-    /// JSON body.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub body: Option<String>,
-    /// Status code that counts as an answer; any other fails.
-    #[serde(default = "ok")]
-    pub expected_status: u16,
-    /// JSONPath to the value in the answer; without it the value is the time to the answer in milliseconds.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub json_path: Option<String>,
-    /// No answer within this time fails.
-    #[serde(default = "five_seconds")]
-    pub timeout: Duration,
-}
-
-/// HTTP method of a check.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Default)]
-#[serde(rename_all = "UPPERCASE")]
-pub enum HttpMethod {
-    /// GET.
-    #[default]
-    Get,
-    /// POST.
-    Post,
-}
-
-/// An instant query to a Prometheus server.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
-#[serde(rename_all = "camelCase")]
-pub struct PrometheusCheck {
-    /// Base address of the server.
-    #[x_kube(validation = Rule::new("self.startsWith('http://') || self.startsWith('https://')").message("url must begin with http:// or https://"))]
-    pub url: String,
-    /// Query whose result is one number; an empty result is NoData.
-    pub query: String,
-    /// Query that counts the samples behind it, for `minimumSamples`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub samples_query: Option<String>,
-}
-
 /// Outcome of one measurement.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -171,7 +170,7 @@ pub struct CheckResult {
     pub outcome: Outcome,
     /// Failed measurements among the last `failures.of`.
     pub failed: u32,
-    /// The last `failures.of` measurements of a `workload` check, oldest first: `.` good, `x` failed.
+    /// The last `failures.of` measurements of a `workload` or `job` check, oldest first: `.` good, `x` failed.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub recent: String,
     /// Measurements so far.
@@ -184,12 +183,6 @@ pub struct CheckResult {
     pub at: Time,
 }
 
-fn ok() -> u16 {
-    200
-}
-fn five_seconds() -> Duration {
-    std::time::Duration::from_secs(5).into()
-}
 fn thirty_seconds() -> Duration {
     std::time::Duration::from_secs(30).into()
 }

@@ -4,7 +4,7 @@ use kube::{CustomResource, KubeSchema, core::Duration};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Check, CreditMigrationStatus};
+use super::{Check, CodeBackup, CreditMigrationStatus, FollowUps, Notifications, Schedule, Triggers};
 
 /// What is wanted: one change of a credit system's schema, from proven backup to monitored cut-over.
 ///
@@ -23,7 +23,7 @@ use super::{Check, CreditMigrationStatus};
     doc = "A guarded migration of a live credit system on PostgreSQL, from proven backup to monitored cut-over.",
     validation = Rule::new("self.metadata.name.size() <= 40")
         .message("metadata.name must have at most 40 characters: names of Jobs are derived from it"),
-    validation = Rule::new("!has(oldSelf.status) || !has(oldSelf.status.phase) || !(oldSelf.status.phase in ['Executing', 'Validating', 'Monitoring', 'RollingBack', 'RollbackFailed', 'Completed', 'RolledBack', 'Cancelled']) || self.spec == oldSelf.spec")
+    validation = Rule::new("!has(oldSelf.status) || !has(oldSelf.status.phase) || !(oldSelf.status.phase in ['Executing', 'Validating', 'Monitoring', 'Observing', 'RollingBack', 'RollbackFailed', 'Completed', 'RolledBack', 'Cancelled']) || self.spec == oldSelf.spec")
         .message("spec is immutable once the migration window was opened or the migration has ended; to undo it before it is Completed create a MigrationDecision with decision Revert, to change course create a new CreditMigration"),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
     printcolumn(name = "Step", type_ = "string", json_path = ".status.progress"),
@@ -50,12 +50,21 @@ pub struct CreditMigrationSpec {
     pub application: Application,
     /// Where the backup goes.
     pub backup: Backup,
+    /// Tag and branch for the application's code; the step is skipped, and said to be, when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<CodeBackup>,
     /// Where the rehearsal takes place.
     #[serde(default)]
     pub rehearsal: Rehearsal,
     /// Who must agree.
     #[serde(default)]
     pub approval: Approval,
+    /// When the window may be opened.
+    #[serde(default)]
+    pub schedule: Schedule,
+    /// Who is told.
+    #[serde(default)]
+    pub notifications: Notifications,
     /// The read-only window.
     #[serde(default)]
     pub window: Window,
@@ -65,6 +74,9 @@ pub struct CreditMigrationSpec {
     /// Checks that watch the new version before the migration counts as completed.
     #[serde(default = "Stage::monitoring")]
     pub monitoring: Stage,
+    /// The checks after a day and after a week.
+    #[serde(default)]
+    pub follow_ups: FollowUps,
     /// What happens when a check's limit is breached.
     #[serde(default)]
     pub rollback: Rollback,
@@ -258,6 +270,10 @@ pub struct Flag {
     /// Value after the migration.
     #[serde(default = "v2")]
     pub to: String,
+    /// Key of the same ConfigMap that must be `true`: the application is prepared for the way back.
+    #[serde(default = "enable_rollback")]
+    #[schemars(length(min = 1, max = 253))]
+    pub rollback_key: String,
 }
 
 /// Kind of workload.
@@ -296,6 +312,27 @@ pub struct VersionProbe {
 pub struct Backup {
     /// The object store.
     pub store: Store,
+    /// Which users' rows are exported besides, as CSV.
+    #[serde(default)]
+    pub key_users: KeyUsers,
+}
+
+/// Users whose rows of the balances table are exported into the bucket: those above either limit.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct KeyUsers {
+    /// Balance above which a user is one, a decimal text in credits. 1000, the checklist's value.
+    #[schemars(regex(pattern = r"^-?[0-9]+(\.[0-9]+)?$"))]
+    pub balance_over: String,
+    /// Purchased credits above which a user is one, a decimal text in credits. 0, the checklist's value.
+    #[schemars(regex(pattern = r"^-?[0-9]+(\.[0-9]+)?$"))]
+    pub purchased_over: String,
+}
+
+impl Default for KeyUsers {
+    fn default() -> Self {
+        Self { balance_over: "1000".into(), purchased_over: "0".into() }
+    }
 }
 
 /// An S3-compatible object store.
@@ -373,6 +410,7 @@ pub struct Stage {
     #[serde(default)]
     #[schemars(length(max = 32))]
     #[x_kube(validation = Rule::new("self.all(c, self.exists_one(d, d.name == c.name))").message("names of checks must be unique"))]
+    #[x_kube(validation = Rule::new("self.all(c, !(c.name in ['balance-errors', 'payment-processing', 'core-function', 'database-connection', 'error-rate']))").message("balance-errors, payment-processing, core-function, database-connection and error-rate are the names of spec.rollback.triggers: configure them there, or choose another name"))]
     pub checks: Vec<Check>,
 }
 
@@ -403,6 +441,8 @@ pub enum RollbackPolicy {
 pub struct Rollback {
     /// Who starts it.
     pub policy: RollbackPolicy,
+    /// The checklist's five triggers.
+    pub triggers: Triggers,
 }
 
 /// The Jobs' pods.
@@ -445,6 +485,9 @@ fn v1() -> String {
 }
 fn v2() -> String {
     "v2".into()
+}
+fn enable_rollback() -> String {
+    "ENABLE_ROLLBACK".into()
 }
 fn running() -> String {
     "$.running".into()

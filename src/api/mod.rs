@@ -5,23 +5,35 @@
 )]
 
 mod checks;
+mod code;
 mod crds;
 mod decision;
 mod digest;
+mod follow_ups;
 mod migration;
 pub mod mounts;
+mod notifications;
 mod reason;
 mod run;
+mod schedule;
+mod sources;
 mod status;
+mod triggers;
 
 pub use checks::*;
+pub use code::*;
 pub use crds::{crds, crds_yaml};
 pub use decision::*;
 pub use digest::*;
+pub use follow_ups::*;
 pub use migration::*;
+pub use notifications::*;
 pub use reason::*;
 pub use run::*;
+pub use schedule::*;
+pub use sources::*;
 pub use status::*;
+pub use triggers::*;
 
 /// API group of all kinds.
 pub const GROUP: &str = "creditmigration.io";

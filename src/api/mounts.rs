@@ -18,6 +18,15 @@ pub const STORE_CA: &str = "store/ca.crt";
 pub const UP_SQL: &str = "sql/up.sql";
 /// Down SQL, below [`ROOT`].
 pub const DOWN_SQL: &str = "sql/down.sql";
+/// Folder with a folder for each further Secret that a task needs, below [`ROOT`]: see [`secret`].
+pub const SECRETS: &str = "secrets";
+/// Folder with the templates of notices, one file per key, below [`ROOT`]; may be absent.
+pub const TEMPLATES: &str = "templates";
+
+/// File of a key of a further Secret, below [`ROOT`].
+pub fn secret(name: &str, key: &str) -> String {
+    format!("{SECRETS}/{name}/{key}")
+}
 
 /// Environment variable with the name of the `MigrationRun`.
 pub const ENV_RUN: &str = "MIGRATION_RUN";

@@ -106,6 +106,18 @@ reasons! {
     ConnectionLost: May,
     /// The window's deadline passed.
     DeadlinePassed: May,
+    /// The code repository cannot be reached.
+    RepositoryUnreachable: May,
+    /// The code repository refused key, user or push.
+    RepositoryDenied: May,
+    /// The commit is not in the code repository.
+    CommitMissing: May,
+    /// The tag or branch is there on another commit.
+    RefElsewhere: Never,
+    /// A template of a notice cannot be rendered.
+    TemplateInvalid: May,
+    /// No channel, or not every channel, took a notice.
+    NoticeUndelivered: May,
     /// The task's pods ended without a report.
     PodFailed: May,
     /// The task took longer than allowed.

@@ -19,7 +19,9 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{CheckResult, CreditMigrationSpec, Reason, Time};
+use super::{
+    CheckResult, CodeBackupEvidence, CreditMigrationSpec, Delivery, Notice, Reason, ReportEvidence, Time,
+};
 
 /// One task of a migration, carried out by one Job.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -71,10 +73,14 @@ pub struct MigrationRunSpec {
 pub enum Task {
     /// Looks at everything, changes nothing.
     Preflight,
+    /// Pushes tag and branch.
+    CodeBackup,
     /// Puts up the guards; takes baseline and dump from one snapshot; uploads.
     Backup,
     /// Downloads the object and reads it to its end.
     VerifyBackup,
+    /// Streams the rows of key users into the bucket.
+    ExportKeyUsers,
     /// Restores the object, migrates, verifies, rolls back, compares.
     Rehearse,
     /// The window, way there.
@@ -83,8 +89,14 @@ pub enum Task {
     Validate,
     /// Runs `monitoring.checks`.
     Monitor,
+    /// Runs `followUps.day.checks` for a while and writes a report.
+    DayCheck,
+    /// Runs `followUps.week.checks` for a while and writes a report.
+    WeekReview,
     /// The window, way back.
     RollbackWindow,
+    /// Tells people.
+    Notify,
     /// Removes the guards and gives the database free for the next migration.
     Cleanup,
 }
@@ -103,6 +115,12 @@ pub struct RunInputs {
     /// SHA-256 of that object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backup_sha256: Option<String>,
+    /// What task `Notify` tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub notice: Option<Notice>,
+    /// When writes were opened on the new version; for the follow-ups.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cut_over_at: Option<Time>,
 }
 
 /// The controller's order to a window task.
@@ -155,6 +173,9 @@ pub struct MigrationRunStatus {
     /// Findings of Preflight.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub findings: Vec<Finding>,
+    /// Tag and branch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub code_backup: Option<CodeBackupEvidence>,
     /// Statistics of the Backup's snapshot.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub baseline: Option<BaselineEvidence>,
@@ -164,15 +185,24 @@ pub struct MigrationRunStatus {
     /// The object as it was read back.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verification: Option<VerificationEvidence>,
+    /// The export of key users.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_users: Option<KeyUsersEvidence>,
     /// The rehearsal.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rehearsal: Option<RehearsalEvidence>,
     /// A window task's progress.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub window: Option<WindowProgress>,
-    /// Checks of Validate and Monitor.
+    /// Checks of Validate, Monitor, DayCheck and WeekReview.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub checks: Vec<CheckResult>,
+    /// Report of DayCheck and WeekReview.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub report: Option<ReportEvidence>,
+    /// What became of the notice, by channel.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub deliveries: Vec<Delivery>,
 }
 
 /// Where a task stands.
@@ -263,6 +293,22 @@ pub struct VerificationEvidence {
     pub sha256: String,
     /// Entries in the archive's table of contents.
     pub entries: u64,
+}
+
+/// The rows of key users in the bucket. Never a row of them anywhere else.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct KeyUsersEvidence {
+    /// `s3://bucket/key` of the CSV, with a header.
+    pub object: String,
+    /// Users in it.
+    pub users: u64,
+    /// Size in bytes.
+    pub bytes: u64,
+    /// `sha256:` and 64 hex digits, taken while streaming.
+    pub sha256: String,
+    /// Time of the snapshot.
+    pub taken_at: Time,
 }
 
 /// What the rehearsal showed.

@@ -5,7 +5,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    BackupEvidence, BaselineEvidence, CheckResult, Comparison, RehearsalEvidence, Task, Time, VerificationEvidence,
+    BackupEvidence, BaselineEvidence, CheckResult, CodeBackupEvidence, Comparison, KeyUsersEvidence, NoticeStatus,
+    RehearsalEvidence, ReportEvidence, ScheduleStatus, Task, Time, VerificationEvidence,
 };
 
 /// Where a migration stands.
@@ -43,6 +44,9 @@ pub struct CreditMigrationStatus {
     /// Approvals given before this time no longer count: a window was opened on them and ended without effect.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub approvals_after: Option<Time>,
+    /// Tag and branch for the application's code.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub code_backup: Option<CodeBackupEvidence>,
     /// Statistics before the migration.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub baseline: Option<BaselineEvidence>,
@@ -52,17 +56,37 @@ pub struct CreditMigrationStatus {
     /// The backup as it was read back.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verification: Option<VerificationEvidence>,
+    /// The export of key users.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_users: Option<KeyUsersEvidence>,
     /// The rehearsal.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rehearsal: Option<RehearsalEvidence>,
+    /// When the window is opened, and who is there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<ScheduleStatus>,
     /// The window, there and back.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub window: Option<WindowStatus>,
     /// Checks of the current or last stage.
     pub checks: Vec<CheckResult>,
+    /// The report after a day.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub day_report: Option<ReportEvidence>,
+    /// The report after a week.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub week_report: Option<ReportEvidence>,
+    /// When it was last asked whether to keep or to revert.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reminded_at: Option<Time>,
     /// Why and by whom the way back was begun.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rollback: Option<RollbackStatus>,
+    /// The latest notices, and what became of them.
+    pub notices: Vec<NoticeStatus>,
+    /// Runs of task Notify so far; their numbers never repeat.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub notice_runs: u32,
     /// Ready, BackupVerified, RehearsalPassed, WritesBlocked; Reconciling and Stalled while true.
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
@@ -81,6 +105,8 @@ pub enum Phase {
     Validating,
     /// The new version runs; watched for breaches.
     Monitoring,
+    /// The new version runs; looked at after a day and after a week, then a person decides whether it stays.
+    Observing,
     /// The new version stays.
     Completed,
     /// On the way back.
@@ -100,16 +126,24 @@ pub enum Phase {
 pub enum Step {
     /// Everything that is referred to is there and fits.
     Preflight,
+    /// The team knows what is planned.
+    NotifyTeam,
+    /// Tag and branch pushed.
+    CodeBackup,
     /// Statistics and every user's balance.
     Baseline,
     /// Dump in the bucket.
     Backup,
     /// Dump read back to its end.
     VerifyBackup,
+    /// Rows of key users in the bucket.
+    ExportKeyUsers,
     /// Whole procedure on a copy.
     Rehearse,
     /// People agree.
     Approve,
+    /// The time has come, people are there, the maintenance notice is out.
+    Schedule,
     /// Writes blocked, with proof.
     OpenWindow,
     /// SQL committed.
@@ -124,6 +158,12 @@ pub enum Step {
     Validate,
     /// Checks of the monitoring stage.
     Monitor,
+    /// Checks after a day, with a report.
+    DayCheck,
+    /// Checks after a week, with a report.
+    WeekReview,
+    /// A person decides to keep or to revert.
+    Decide,
     /// Way back: writes blocked, with proof.
     ReopenWindow,
     /// Way back: flag and rollout.
@@ -200,6 +240,8 @@ pub enum StepState {
     Succeeded,
     /// Ended without success.
     Failed,
+    /// Not configured: nothing was done, and nothing is claimed.
+    Skipped,
 }
 
 /// The window, there and back.

@@ -65,6 +65,10 @@ impl Writer<'_> {
             Effect::AddFinalizer => self.set_finalizer(true).await,
             Effect::RemoveFinalizer => self.set_finalizer(false).await,
             Effect::StartRun(start) => self.start_run(&start).await,
+            Effect::StartCheckJob(start) => {
+                let job = jobs::check_job(self.live, &start);
+                self.ensure("Job", job, &self.live.uid().unwrap_or_default()).await.map(drop)
+            }
             Effect::RemoveRun { name } => self.remove_run(&name).await,
             Effect::OrderWindow { name, order } => self.order_window(&name, &order).await,
             Effect::SetFlag { value, marker } => self.set_flag(&value, &marker).await,
@@ -126,7 +130,13 @@ impl Writer<'_> {
     async fn start_run(&self, start: &StartRun) -> Result<(), Error> {
         let uid = self.live.uid().unwrap_or_default();
         self.ensure("ServiceAccount", jobs::service_account(self.live), &uid).await?;
-        self.ensure("RoleBinding", jobs::role_binding(self.live, &self.ctx.options.runner_cluster_role), &uid).await?;
+        let options = &self.ctx.options;
+        self.ensure("RoleBinding", jobs::role_binding(self.live, &options.runner_cluster_role, ""), &uid).await?;
+        // Logs may hold anything: the right to read them is given only where a check does.
+        if start.spec.plan.checks_of(start.spec.task).iter().any(|c| c.logs.is_some()) {
+            let binding = jobs::role_binding(self.live, &options.runner_logs_cluster_role, "-logs");
+            self.ensure("RoleBinding", binding, &uid).await?;
+        }
         let run = self.ensure("MigrationRun", jobs::run(self.live, start), &uid).await?;
         self.ensure("Job", jobs::job(&run, &start.image, start.timeout_seconds), &run.uid().unwrap_or_default())
             .await?;

@@ -1,15 +1,17 @@
 //! Objects that a run needs, built from plain values. Pure.
 
+mod check;
+mod volumes;
+
 use std::collections::BTreeMap;
 
 use k8s_openapi::{
     api::{
         batch::v1::{Job, JobSpec},
         core::v1::{
-            Capabilities, ConfigMapProjection, Container, EmptyDirVolumeSource, EnvVar, EnvVarSource, KeyToPath,
-            LocalObjectReference, ObjectFieldSelector, PodSecurityContext, PodSpec, PodTemplateSpec,
-            ProjectedVolumeSource, ResourceRequirements, SeccompProfile, SecretVolumeSource, SecurityContext,
-            ServiceAccount, Volume, VolumeMount, VolumeProjection,
+            Capabilities, Container, EnvVar, EnvVarSource, LocalObjectReference, ObjectFieldSelector,
+            PodSecurityContext, PodSpec, PodTemplateSpec, ResourceRequirements, SeccompProfile, SecurityContext,
+            ServiceAccount,
         },
         rbac::v1::{RoleBinding, RoleRef, Subject},
     },
@@ -21,7 +23,7 @@ use k8s_openapi::{
 use kube::{Resource, ResourceExt};
 
 use crate::{
-    api::{CreditMigration, CreditMigrationSpec, KeyRef, MigrationRun, MigrationRunSpec, Task, mounts},
+    api::{CreditMigration, CreditMigrationSpec, MigrationRun, MigrationRunSpec, Task, mounts},
     machine::{StartRun, slug},
 };
 
@@ -31,6 +33,8 @@ pub const MIGRATION_LABEL: &str = "creditmigration.io/migration";
 pub const UID_LABEL: &str = "creditmigration.io/migration-uid";
 /// Label with the task.
 pub const TASK_LABEL: &str = "creditmigration.io/task";
+/// Label with the name of a `job` check, on its Jobs and their pods.
+pub const CHECK_LABEL: &str = "creditmigration.io/check";
 /// Selector for everything that the controller makes.
 pub const MANAGED_SELECTOR: &str = "app.kubernetes.io/managed-by=credit-migration-operator";
 
@@ -42,6 +46,8 @@ const WINDOW_POD_RETRIES: i32 = 6;
 const GRACE: i64 = 10;
 /// The same of a window pod: one that nobody succeeds, as in a namespace that is being deleted, runs the down SQL meanwhile.
 const WINDOW_GRACE: i64 = 120;
+
+pub use check::check_job;
 
 fn labels(name: &str, uid: &str, task: Option<Task>) -> BTreeMap<String, String> {
     let mut labels = BTreeMap::from([
@@ -78,11 +84,12 @@ pub fn service_account(migration: &CreditMigration) -> ServiceAccount {
     ServiceAccount { metadata: meta(runner_name(&migration.name_any()), migration, None), ..Default::default() }
 }
 
-/// Binds that ServiceAccount to the runner's ClusterRole, in this namespace only.
-pub fn role_binding(migration: &CreditMigration, cluster_role: &str) -> RoleBinding {
+/// Binds that ServiceAccount to one of the runner's ClusterRoles, in this namespace only. `suffix` tells bindings apart:
+/// empty for the role that every task needs.
+pub fn role_binding(migration: &CreditMigration, cluster_role: &str, suffix: &str) -> RoleBinding {
     let name = runner_name(&migration.name_any());
     RoleBinding {
-        metadata: meta(name.clone(), migration, None),
+        metadata: meta(format!("{name}{suffix}"), migration, None),
         role_ref: RoleRef {
             api_group: Some("rbac.authorization.k8s.io".into()),
             kind: "ClusterRole".into(),
@@ -133,7 +140,7 @@ pub fn job(run: &MigrationRun, image: &str, timeout_seconds: Option<u64>) -> Job
 }
 
 fn pod(run: &MigrationRun, plan: &CreditMigrationSpec, image: &str, in_window: bool) -> PodSpec {
-    let (volumes, mounts): (Vec<_>, Vec<_>) = volumes(plan).into_iter().unzip();
+    let (volumes, mounts): (Vec<_>, Vec<_>) = volumes::of(plan, run.spec.task).into_iter().unzip();
     let pull = &plan.runner.image_pull_secrets;
     PodSpec {
         service_account_name: Some(runner_name(&run.spec.migration)),
@@ -190,67 +197,6 @@ fn pod(run: &MigrationRun, plan: &CreditMigrationSpec, image: &str, in_window: b
     }
 }
 
-/// What the spec names, each optional: a missing Secret becomes the runner's message instead of a pod that never starts.
-fn volumes(plan: &CreditMigrationSpec) -> Vec<(Volume, VolumeMount)> {
-    let connection = &plan.database.connection;
-    let mut all = vec![
-        secret("database", &connection.secret_ref.name, Some((&connection.secret_ref.key, mounts::DATABASE_URL))),
-        secret("store", &plan.backup.store.secret_ref.name, None),
-        sql(&plan.migration.up.config_map_key_ref, &plan.migration.down.config_map_key_ref),
-        (
-            Volume { name: "tmp".into(), empty_dir: Some(EmptyDirVolumeSource::default()), ..Default::default() },
-            VolumeMount { name: "tmp".into(), mount_path: "/tmp".into(), ..Default::default() },
-        ),
-    ];
-    if let Some(KeyRef { name, key }) = &connection.ca_secret_ref {
-        all.push(secret("database-ca", name, Some((key, mounts::DATABASE_CA))));
-    }
-    all
-}
-
-fn mount(name: &str) -> VolumeMount {
-    VolumeMount {
-        name: name.into(),
-        mount_path: format!("{}/{name}", mounts::ROOT),
-        read_only: Some(true),
-        ..Default::default()
-    }
-}
-
-/// Last part of a path below the mount's folder.
-fn file(path: &str) -> String {
-    path.rsplit('/').next().unwrap_or(path).to_owned()
-}
-
-/// A Secret, or one key of it: other keys of the same Secret are not the runner's business.
-fn secret(volume: &str, name: &str, key: Option<(&str, &str)>) -> (Volume, VolumeMount) {
-    let items = key.map(|(key, path)| vec![KeyToPath { key: key.into(), path: file(path), ..Default::default() }]);
-    let source = SecretVolumeSource {
-        secret_name: Some(name.into()),
-        optional: Some(true),
-        items,
-        // Readable by the runner's group alone.
-        default_mode: Some(0o440),
-    };
-    (Volume { name: volume.into(), secret: Some(source), ..Default::default() }, mount(volume))
-}
-
-fn sql(up: &KeyRef, down: &KeyRef) -> (Volume, VolumeMount) {
-    let part = |r: &KeyRef, path: &str| VolumeProjection {
-        config_map: Some(ConfigMapProjection {
-            name: r.name.clone(),
-            optional: Some(true),
-            items: Some(vec![KeyToPath { key: r.key.clone(), path: file(path), ..Default::default() }]),
-        }),
-        ..Default::default()
-    };
-    let source = ProjectedVolumeSource {
-        sources: Some(vec![part(up, mounts::UP_SQL), part(down, mounts::DOWN_SQL)]),
-        ..Default::default()
-    };
-    (Volume { name: "sql".into(), projected: Some(source), ..Default::default() }, mount("sql"))
-}
-
 fn env(name: &str, value: &str) -> EnvVar {
     EnvVar { name: name.into(), value: Some(value.into()), ..Default::default() }
 }
@@ -268,8 +214,13 @@ mod tests {
     use super::*;
     use crate::api::{RunInputs, WindowCommand, WindowOrder};
 
-    const TASKS: [Task; 9] = [
+    const TASKS: [Task; 14] = [
         Task::Preflight,
+        Task::CodeBackup,
+        Task::ExportKeyUsers,
+        Task::DayCheck,
+        Task::WeekReview,
+        Task::Notify,
         Task::Backup,
         Task::VerifyBackup,
         Task::Rehearse,
@@ -358,7 +309,7 @@ mod tests {
         golden("job-preparing", &made(Task::Backup, Some(21_600)));
         golden("job-window", &made(Task::Window, None));
         golden("service-account", &service_account(&migration()));
-        golden("role-binding", &role_binding(&migration(), "credit-migration-runner"));
+        golden("role-binding", &role_binding(&migration(), "credit-migration-runner", ""));
     }
 
     /// What the Pod Security standard `restricted` refuses, as `path: value`.

@@ -53,6 +53,9 @@ pub struct Options {
     /// ClusterRole that runner pods are bound to in their namespace.
     #[arg(long, default_value = "credit-migration-runner")]
     pub runner_cluster_role: String,
+    /// ClusterRole that they are bound to besides where a check reads logs.
+    #[arg(long, default_value = "credit-migration-runner-logs")]
+    pub runner_logs_cluster_role: String,
     /// Name of the ValidatingAdmissionPolicy, and of its binding, that holds names in decisions to their authors.
     #[arg(long, default_value = policy::DECISIONS)]
     pub decision_policy: String,

@@ -20,7 +20,7 @@ use crate::{
         CreditMigration, Decision, FINALIZER, FLAG_SET_FOR, KeyRef, MigrationDecision, MigrationRun, RESTARTED_FOR,
         Time, WorkloadKind, WorkloadRef, sha256,
     },
-    machine::{Flag, Job as JobState, Observed, ObservedDecision, ObservedRun, Sql, Workload},
+    machine::{CheckJob, Flag, Job as JobState, Observed, ObservedDecision, ObservedRun, Sql, Workload},
 };
 
 /// Reads the world of one migration. Objects that cannot be decoded are left out, with a warning in the log.
@@ -29,11 +29,13 @@ pub(super) async fn observe(ctx: &Context, m: &CreditMigration) -> Result<Observ
     let (name, uid) = (m.name_any(), m.uid().unwrap_or_default());
     let reader = Reader { client: &ctx.client, namespace: &namespace };
     let sql = &m.spec.migration;
-    let (runs, mut decisions, policy, flag, up, down, workloads) = futures::try_join!(
+    let flag_ref = &m.spec.application.flag;
+    let (runs, check_jobs, mut decisions, policy, (flag, rollback_enabled), up, down, workloads) = futures::try_join!(
         reader.runs(&uid),
+        reader.check_jobs(&uid),
         reader.decisions(&name, &uid),
         policy::trust(&ctx.client, &ctx.options.decision_policy),
-        reader.flag(&m.spec.application.flag.config_map_key_ref),
+        reader.flag(&flag_ref.config_map_key_ref, &flag_ref.rollback_key),
         reader.sql(&sql.up.config_map_key_ref),
         reader.sql(&sql.down.config_map_key_ref),
         reader.workloads(m),
@@ -50,6 +52,8 @@ pub(super) async fn observe(ctx: &Context, m: &CreditMigration) -> Result<Observ
         decisions,
         policy_problem: policy.problem,
         flag,
+        rollback_enabled,
+        check_jobs,
         up,
         down,
         workloads,
@@ -104,14 +108,27 @@ impl Reader<'_> {
         Ok(decisions)
     }
 
-    async fn flag(&self, key: &KeyRef) -> Result<Flag, Error> {
-        let Some(map) = self.api::<ConfigMap>().get_opt(&key.name).await? else { return Ok(Flag::ConfigMapMissing) };
+    /// Jobs of `job` checks: they have the migration's UID, and a check's name.
+    async fn check_jobs(&self, uid: &str) -> Result<Vec<CheckJob>, Error> {
+        let of_uid = ListParams::default().labels(&format!("{}={uid},{}", jobs::UID_LABEL, jobs::CHECK_LABEL));
+        let jobs = self.api::<Job>().list(&of_uid).await?;
+        Ok(jobs.items.iter().map(|j| CheckJob { name: j.name_any(), job: job_state(j) }).collect())
+    }
+
+    /// The flag, and the value of the key that must be `true`.
+    async fn flag(&self, key: &KeyRef, rollback_key: &str) -> Result<(Flag, Option<String>), Error> {
+        let Some(map) = self.api::<ConfigMap>().get_opt(&key.name).await? else {
+            return Ok((Flag::ConfigMapMissing, None));
+        };
         let set_for = map.annotations().get(FLAG_SET_FOR).cloned();
         let immutable = map.immutable.unwrap_or(false);
-        Ok(match map.data.unwrap_or_default().remove(&key.key) {
+        let mut data = map.data.unwrap_or_default();
+        let rollback_enabled = data.get(rollback_key).cloned();
+        let flag = match data.remove(&key.key) {
             Some(value) => Flag::Value { value, immutable, set_for },
             None => Flag::KeyMissing,
-        })
+        };
+        Ok((flag, rollback_enabled))
     }
 
     async fn sql(&self, key: &KeyRef) -> Result<Sql, Error> {

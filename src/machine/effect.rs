@@ -1,6 +1,6 @@
 //! What the controller is asked to do, as data.
 
-use crate::api::{MigrationRunSpec, Time, WindowOrder, WorkloadRef};
+use crate::api::{JobCheck, MigrationRunSpec, Time, WindowOrder, WorkloadRef};
 
 /// One thing to do. Each is safe to repeat: names are deterministic and targets are levels, not edges.
 #[derive(Clone, Debug, PartialEq)]
@@ -11,6 +11,8 @@ pub enum Effect {
     RemoveFinalizer,
     /// See that ServiceAccount, RoleBinding, `MigrationRun` and Job are there; adopt what is ours, refuse what is not.
     StartRun(Box<StartRun>),
+    /// See that the Job of a `job` check's measurement is there.
+    StartCheckJob(Box<CheckJobStart>),
     /// Delete the Job and the `MigrationRun`. A window run is deleted only while its order is `Standby`.
     RemoveRun {
         /// Name of both.
@@ -48,7 +50,11 @@ impl Effect {
             Effect::OrderWindow { .. } | Effect::SetFlag { .. } | Effect::Restart { .. } | Effect::RemoveFinalizer => {
                 true
             }
-            Effect::AddFinalizer | Effect::StartRun(_) | Effect::RemoveRun { .. } | Effect::Event(_) => false,
+            Effect::AddFinalizer
+            | Effect::StartRun(_)
+            | Effect::StartCheckJob(_)
+            | Effect::RemoveRun { .. }
+            | Effect::Event(_) => false,
         }
     }
 }
@@ -64,6 +70,17 @@ pub struct StartRun {
     pub image: String,
     /// Seconds after which the Job is ended; `None` for tasks that end themselves.
     pub timeout_seconds: Option<u64>,
+}
+
+/// One measurement of a `job` check.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CheckJobStart {
+    /// Name of the Job.
+    pub name: String,
+    /// Name of the check.
+    pub check: String,
+    /// What it runs.
+    pub job: JobCheck,
 }
 
 /// A Kubernetes Event on the migration.

@@ -61,6 +61,11 @@ impl Machine<'_> {
         let current = |step: Step| spec.attempt == self.run_attempt(step) && (ended || !superseded(step));
         match spec.task {
             Task::Preflight => self.preparing_or(ended) && current(Step::Preflight),
+            Task::CodeBackup => self.preparing_or(ended) && current(Step::CodeBackup),
+            Task::ExportKeyUsers => self.preparing_or(ended) && current(Step::ExportKeyUsers),
+            Task::DayCheck => current(Step::DayCheck),
+            Task::WeekReview => current(Step::WeekReview),
+            Task::Notify => true,
             Task::Backup => self.preparing_or(ended) && current(Step::Baseline),
             Task::VerifyBackup => self.preparing_or(ended) && current(Step::VerifyBackup),
             Task::Rehearse => self.preparing_or(ended) && current(Step::Rehearse),
@@ -134,6 +139,8 @@ impl Machine<'_> {
                     down_sha256: plan.map(|p| p.down_sha256.clone()).unwrap_or_default(),
                     backup_object: self.s.backup.as_ref().map(|b| b.object.clone()),
                     backup_sha256: self.s.backup.as_ref().map(|b| b.sha256.clone()),
+                    notice: None,
+                    cut_over_at: None,
                 },
                 window,
             },

@@ -67,7 +67,7 @@ impl Machine<'_> {
         match self.phase() {
             Phase::Preparing | Phase::AwaitingApproval => self.cancel_deleted(),
             Phase::Executing if self.s.window.as_ref().is_none_or(|w| w.deadline.is_none()) => self.cancel_deleted(),
-            Phase::Validating | Phase::Monitoring => {
+            Phase::Validating | Phase::Monitoring | Phase::Observing => {
                 self.enter(Phase::Completed);
                 self.explain("Deleted", "deleted while it was being watched; the new version stays");
             }

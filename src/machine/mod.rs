@@ -68,7 +68,7 @@ pub fn decide(spec: &CreditMigrationSpec, status: &CreditMigrationStatus, o: &Ob
         Phase::Preparing => m.advance_preparing(),
         Phase::AwaitingApproval => m.advance_awaiting_approval(),
         Phase::Executing => m.advance_executing(),
-        Phase::Validating | Phase::Monitoring => m.advance_stage(),
+        Phase::Validating | Phase::Monitoring | Phase::Observing => m.advance_stage(),
         Phase::RollingBack => m.advance_rolling_back(),
         Phase::RollbackFailed => m.advance_rollback_failed(),
         Phase::Failed | Phase::Completed | Phase::RolledBack | Phase::Cancelled => m.advance_ended(),

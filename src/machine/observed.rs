@@ -26,6 +26,10 @@ pub struct Observed {
     pub policy_problem: Option<String>,
     /// The flag.
     pub flag: Flag,
+    /// Value of `spec.application.flag.rollbackKey` in the flag's ConfigMap; `None` if it is not there.
+    pub rollback_enabled: Option<String>,
+    /// Jobs of `job` checks, of this UID.
+    pub check_jobs: Vec<CheckJob>,
     /// The up SQL.
     pub up: Sql,
     /// The down SQL.
@@ -57,6 +61,15 @@ pub enum Job {
         /// Its reason: `BackoffLimitExceeded`, `DeadlineExceeded`, ...
         reason: String,
     },
+}
+
+/// A Job of a `job` check.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckJob {
+    /// Its name: see [`Observed::check_job_name`].
+    pub name: String,
+    /// How it stands.
+    pub job: Job,
 }
 
 /// A decision on this migration.
@@ -176,6 +189,11 @@ impl Observed {
         format!("{}-{}-{attempt}", self.name, slug(task))
     }
 
+    /// Name of the Job of a `job` check's measurement: deterministic, as those of runs. `measurement` counts from 1.
+    pub fn check_job_name(&self, task: Task, attempt: u32, check: usize, measurement: u64) -> String {
+        format!("{}-{}-{attempt}-check{check}-{measurement}", self.name, slug(task))
+    }
+
     /// Progress of a window task.
     pub fn progress(&self, task: Task, attempt: u32) -> Option<&WindowProgress> {
         self.run(task, attempt)?.run.status.as_ref()?.window.as_ref()
@@ -194,12 +212,17 @@ impl Observed {
 pub fn slug(task: Task) -> &'static str {
     match task {
         Task::Preflight => "preflight",
+        Task::CodeBackup => "code",
         Task::Backup => "backup",
         Task::VerifyBackup => "verify",
+        Task::ExportKeyUsers => "keyusers",
         Task::Rehearse => "rehearse",
         Task::Window => "window",
         Task::Validate => "validate",
         Task::Monitor => "monitor",
+        Task::DayCheck => "day",
+        Task::WeekReview => "week",
+        Task::Notify => "notify",
         Task::RollbackWindow => "rollback",
         Task::Cleanup => "cleanup",
     }

@@ -47,18 +47,22 @@ async fn within<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T, Cha
 
 impl Channel for ApiChannel {
     async fn order(&self) -> Result<WindowOrder, ChannelError> {
-        let (run, ends) = tokio::join!(within(self.reporter.look()), within(self.reporter.namespace_ends()));
-        let run = run?.ok_or(ChannelError::Gone)?;
-        // Of a namespace that is being deleted the pods go first: the run is still there, but no other pod can be made for it.
-        // Without the right to look (an older chart) the run's own word must do: a refusal here must not read as the run's.
-        let ends = match ends {
-            Err(ChannelError::Denied(_)) => false,
-            ends => ends?,
-        };
-        if ends || run.metadata.deletion_timestamp.is_some() {
+        let run = within(self.reporter.look()).await?.ok_or(ChannelError::Gone)?;
+        if run.metadata.deletion_timestamp.is_some() {
             return Err(ChannelError::Gone);
         }
         Ok(run.spec.window.unwrap_or(WindowOrder { command: WindowCommand::Standby, deadline: None }))
+    }
+
+    async fn successor(&self) -> Result<(), ChannelError> {
+        self.order().await?;
+        // Of a namespace that is being deleted the pods go first: the run is still there, but no other pod can be made for it.
+        // Without the right to look (an older chart) the run's own word must do: a refusal here must not read as the run's.
+        match within(self.reporter.namespace_ends()).await {
+            Ok(true) => Err(ChannelError::Gone),
+            Ok(false) | Err(ChannelError::Denied(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     async fn report(&self, progress: &WindowProgress, note: Option<&Failure>) -> Result<(), ChannelError> {

@@ -13,7 +13,7 @@ use tokio_postgres::{Client, GenericClient};
 
 use super::{
     Failure,
-    control::{LOCK_CHANGE, LOCK_CLASS, Subject, Table, ident, jitter, millis, trigger_lock_timeout},
+    control::{LOCK_CHANGE, LOCK_CLASS, Subject, Table, exists, ident, jitter, millis, trigger_lock_timeout},
     postgres::classify,
     rehearsal::LOCK_REHEARSAL,
     scratch,
@@ -90,11 +90,7 @@ pub async fn cleanup(client: &mut Client, subject: &Subject) -> Result<(), Failu
 
 /// Whether there is something to clean up that is this migration's. The gate must be open.
 async fn ours(client: &impl GenericClient, subject: &Subject) -> Result<bool, Failure> {
-    let there = client
-        .query_one("SELECT to_regclass('credit_migration.claim') IS NOT NULL AND to_regclass('credit_migration.gate') IS NOT NULL", &[])
-        .await
-        .map_err(|e| classify(&e))?;
-    if !there.get::<_, bool>(0) {
+    if !exists(client, "claim").await? || !exists(client, "gate").await? {
         return Ok(false);
     }
     let claim = client

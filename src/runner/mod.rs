@@ -17,10 +17,14 @@ pub mod backup;
 pub mod channel;
 pub mod checks;
 pub mod cleanup;
+pub mod code_backup;
 pub mod control;
 mod failure;
 pub mod fingerprint;
+pub mod follow_up;
 pub mod judge;
+pub mod key_users;
+pub mod notify;
 pub mod postgres;
 pub mod preflight;
 mod preflight_database;
@@ -216,13 +220,16 @@ async fn dispatch(
     };
     match spec.task {
         Task::Preflight => stoppable(stop, preflight::run(&work)).await,
+        Task::CodeBackup => code_backup::run(&work).await,
         Task::Backup => backup::run(&work).await,
         Task::VerifyBackup => verify::run(&work).await,
+        Task::ExportKeyUsers => key_users::run(&work).await,
         Task::Rehearse => rehearsal::run(&work).await,
         Task::Window => window(&work, reporter, Step::Up).await,
         Task::RollbackWindow => window(&work, reporter, Step::Down).await,
-        Task::Validate => checks(&work, &spec.plan.validation.checks, &status.checks).await,
-        Task::Monitor => checks(&work, &spec.plan.monitoring.checks, &status.checks).await,
+        Task::Validate | Task::Monitor => checks(&work, &spec.plan.checks_of(spec.task), &status.checks).await,
+        Task::DayCheck | Task::WeekReview => follow_up::run(&work, &status.checks).await,
+        Task::Notify => stoppable(stop, notify::run(&work)).await,
         Task::Cleanup => stoppable(stop, cleanup::run(&work)).await,
     }
 }

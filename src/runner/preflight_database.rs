@@ -5,7 +5,7 @@ use tokio_postgres::{Client, Row, error::ErrorPosition, types::ToSql};
 use super::{
     Failure,
     archive::Version,
-    control::{ident, literal, quoted},
+    control::{exists, ident, literal, quoted},
     postgres::{Target, classify},
     preflight::Findings,
     scratch,
@@ -316,7 +316,7 @@ async fn check_column(client: &Client, table: &str, column: &str, kind: Kind) ->
 
 /// No other migration holds the database.
 async fn claim(work: &Work<'_>, client: &Client) -> Result<String, Failure> {
-    if !one(client, "SELECT to_regclass('credit_migration.claim') IS NOT NULL", &[]).await?.get::<_, bool>(0) {
+    if !exists(client, "claim").await? {
         return Ok("none".to_owned());
     }
     let query = "SELECT migration_name, migration_uid FROM credit_migration.claim WHERE migration_uid <> $1";

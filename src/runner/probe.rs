@@ -130,6 +130,9 @@ impl Prober {
         let mut request = match check.method {
             HttpMethod::Get => self.client.get(&check.url),
             HttpMethod::Post => self.client.post(&check.url),
+            HttpMethod::Put => self.client.put(&check.url),
+            HttpMethod::Patch => self.client.patch(&check.url),
+            HttpMethod::Delete => self.client.delete(&check.url),
         };
         let limit = Duration::from(check.timeout);
         if let Some(text) = &check.body {

@@ -61,6 +61,10 @@ pub enum ChannelError {
 pub trait Channel: Sync {
     /// Reads the controller's order; `Standby` as long as there is none.
     fn order(&self) -> impl Future<Output = Result<WindowOrder, ChannelError>> + Send;
+    /// Whether another pod can come after this one, `Gone` if not. Asked when the task was told to end.
+    fn successor(&self) -> impl Future<Output = Result<(), ChannelError>> + Send {
+        async { self.order().await.map(drop) }
+    }
     /// Reports progress, and what is wrong if something is. Called again with something newer if it fails.
     fn report(
         &self,
@@ -221,8 +225,8 @@ async fn handed_over<C: Channel>(
 async fn orphaned<C: Channel>(channel: &C, every: Duration) -> bool {
     let (mut missing, mut denied) = (0, 0);
     loop {
-        match channel.order().await {
-            Ok(_) => return false,
+        match channel.successor().await {
+            Ok(()) => return false,
             Err(ChannelError::Gone) => missing += 1,
             Err(ChannelError::Denied(_)) => denied += 1,
             Err(ChannelError::Unreachable(_)) => (missing, denied) = (0, 0),

@@ -128,6 +128,8 @@ fn apply(w: &mut World, version: u64, effect: &Effect, target: Option<u64>) -> b
             }
             true
         }
+        // The simulated migration has no check of that kind.
+        Effect::StartCheckJob(_) => true,
         Effect::RemoveRun { name } => {
             let Some(run) = w.runs.get(name) else { return true };
             let window = matches!(run.value.run.spec.task, Task::Window | Task::RollbackWindow);

@@ -30,11 +30,14 @@ pub(crate) fn spec() -> CreditMigrationSpec {
             "versionProbe": {"url": "http://shop/version", "jsonPath": "$.running"},
         },
         "backup": {"store": {"url": "s3://backups/x/", "secretRef": {"name": "bucket"}}},
+        "schedule": {"leadTime": "0s"},
         "window": {"maxDuration": "60s"},
         "validation": {"duration": "20s", "checks": []},
         "monitoring": {"duration": "30s", "checks": [{
             "name": "errors", "sql": {"query": "SELECT 0"}, "interval": "5s", "max": "0", "onBreach": "Rollback",
         }]},
+        // Those that need no source would be in each stage of each table.
+        "rollback": {"triggers": {"balanceErrors": {"mode": "Off"}, "databaseConnection": {"mode": "Off"}}},
     }))
     .expect("the fixture fits the types")
 }

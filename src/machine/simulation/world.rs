@@ -201,6 +201,8 @@ impl World {
                 immutable: false,
                 set_for: self.flag.value.marker.clone(),
             },
+            rollback_enabled: Some("true".into()),
+            check_jobs: vec![],
             up: Sql::Present(self.sql.0.clone()),
             down: Sql::Present(self.sql.1.clone()),
             workloads: vec![Workload {

@@ -13,7 +13,7 @@ mod switching;
 mod window;
 
 use super::{
-    Decision, Effect, Flag, Job, Observed, ObservedDecision, ObservedRun, Sql, Workload, decide, seconds,
+    CheckJob, Decision, Effect, Flag, Job, Observed, ObservedDecision, ObservedRun, Sql, Workload, decide, seconds,
     simulation::fixture,
 };
 use crate::api::{
@@ -88,6 +88,7 @@ fn short(effect: &Effect) -> String {
         Effect::AddFinalizer => "finalizer".into(),
         Effect::RemoveFinalizer => "let go".into(),
         Effect::StartRun(start) => format!("start {}", start.name),
+        Effect::StartCheckJob(start) => format!("check {}", start.name),
         Effect::RemoveRun { name } => format!("remove {name}"),
         Effect::OrderWindow { name, order } => format!("order {name} {:?}", order.command),
         Effect::SetFlag { value, marker } => format!("flag {value} {marker}"),
@@ -132,6 +133,8 @@ impl Story {
             decisions: vec![],
             policy_problem: None,
             flag: Flag::Value { value: "v1".into(), immutable: false, set_for: None },
+            rollback_enabled: Some("true".into()),
+            check_jobs: vec![],
             up: Sql::Present("sha256:up".into()),
             down: Sql::Present("sha256:down".into()),
             workloads: vec![Workload {
@@ -174,6 +177,9 @@ impl Story {
             Effect::OrderWindow { name, order } => {
                 let run = self.seen.runs.iter_mut().find(|r| r.run.metadata.name.as_ref() == Some(name)).unwrap();
                 run.run.spec.window = Some(order.clone());
+            }
+            Effect::StartCheckJob(start) => {
+                self.seen.check_jobs.push(CheckJob { name: start.name.clone(), job: Job::Active });
             }
             Effect::SetFlag { value, marker } => self.flag(value, Some(marker)),
             Effect::Restart { marker, .. } => {

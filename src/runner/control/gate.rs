@@ -18,7 +18,9 @@ use std::{
 use jiff::Timestamp;
 use tokio_postgres::{Client, error::SqlState, types::Json};
 
-use super::{LOCK_CLASS, LOCK_GATE, LOCK_WORKER, Step, Subject, Table, ident, literal, protected, with_children};
+use super::{
+    LOCK_CLASS, LOCK_GATE, LOCK_WORKER, Step, Subject, Table, exists, ident, literal, protected, with_children,
+};
 use crate::{
     api::{Reason, WindowProgress},
     runner::{Failure, postgres::classify},
@@ -81,8 +83,7 @@ pub async fn observe(client: &Client, subject: &Subject, step: Step) -> Result<S
         }
     }
     // Cleanup takes the gate and leaves ledger and intent: what is migrated must not look as if it were not.
-    let there = client.query_one("SELECT to_regclass('credit_migration.gate') IS NOT NULL", &[]);
-    let gate = match there.await.map_err(|e| classify(&e))?.get(0) {
+    let gate = match exists(client, "gate").await? {
         true => client
             .query_opt("SELECT migration_uid, closed_at FROM credit_migration.gate WHERE closed", &[])
             .await

@@ -11,8 +11,8 @@ use std::time::Instant;
 use tokio_postgres::{Client, GenericClient};
 
 use super::{
-    BalancesTable, LOCK_CHANGE, LOCK_CLASS, LOCK_GATE, SCHEMA, Subject, Table, balances, ident, jitter, literal,
-    millis, protected, resolve, trigger_lock_timeout, with_children,
+    BalancesTable, LOCK_CHANGE, LOCK_CLASS, LOCK_GATE, SCHEMA, Subject, Table, balances, exists, ident, jitter,
+    literal, millis, protected, resolve, trigger_lock_timeout, with_children,
 };
 use crate::{
     api::Reason,
@@ -161,11 +161,7 @@ async fn put_up(client: &mut Client, subject: &Subject, claim: bool) -> Result<(
 
 /// Whether the ledger says that the up SQL of this migration has run.
 async fn migrated(client: &impl GenericClient, subject: &Subject) -> Result<bool, Failure> {
-    let there = client
-        .query_one("SELECT pg_catalog.to_regclass('credit_migration.ledger') IS NOT NULL", &[])
-        .await
-        .map_err(|e| classify(&e))?;
-    if !there.get::<_, bool>(0) {
+    if !exists(client, "ledger").await? {
         return Ok(false);
     }
     let row = client
@@ -177,11 +173,7 @@ async fn migrated(client: &impl GenericClient, subject: &Subject) -> Result<bool
 
 /// Whether this migration holds the database. An error if another does.
 async fn claimed(client: &impl GenericClient, subject: &Subject) -> Result<bool, Failure> {
-    let there = client
-        .query_one("SELECT pg_catalog.to_regclass('credit_migration.claim') IS NOT NULL", &[])
-        .await
-        .map_err(|e| classify(&e))?;
-    if !there.get::<_, bool>(0) {
+    if !exists(client, "claim").await? {
         return Ok(false);
     }
     check_claim(client, subject).await?;

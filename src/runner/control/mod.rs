@@ -290,6 +290,13 @@ pub(crate) fn jitter(base: Duration) -> Duration {
     base + base * noise / 1000
 }
 
+/// Whether a table of the control schema is there: the schema is made by Backup, and part of it goes with Cleanup.
+pub(crate) async fn exists(client: &impl GenericClient, table: &str) -> Result<bool, Failure> {
+    let name = format!("{SCHEMA}.{table}");
+    let row = client.query_one("SELECT pg_catalog.to_regclass($1) IS NOT NULL", &[&name]).await;
+    Ok(row.map_err(|e| classify(&e))?.get(0))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

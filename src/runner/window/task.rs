@@ -160,8 +160,7 @@ impl<'a, C: Channel> Task<'a, C> {
         while !gate::try_work(&client).await? {
             tokio::time::sleep(self.plan.poll).await;
         }
-        let known = client.query_one("SELECT to_regclass('credit_migration.intent') IS NOT NULL", &[]);
-        let snapshot = match known.await.map_err(|e| classify(&e))?.get(0) {
+        let snapshot = match control::exists(&client, "intent").await? {
             true => gate::observe(&client, self.subject(), self.plan.direction).await?,
             false => Snapshot::default(),
         };

@@ -1,0 +1,94 @@
+//! What is looked at after a day and after a week, and the decision to keep or to revert.
+
+use kube::{KubeSchema, core::Duration};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Check, Time};
+
+/// The checks after a day and after a week. A breach there is told; nothing goes back by itself any more.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct FollowUps {
+    /// After 24 hours.
+    #[serde(default)]
+    pub day: FollowUp,
+    /// After one week.
+    #[serde(default)]
+    pub week: FollowUp,
+    /// How often it is asked again whether to keep or to revert.
+    #[serde(default = "one_day")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1m')").message("reminderInterval must be at least 1m, for example 24h"))]
+    pub reminder_interval: Duration,
+}
+
+impl Default for FollowUps {
+    fn default() -> Self {
+        Self { day: FollowUp::default(), week: FollowUp::default(), reminder_interval: one_day() }
+    }
+}
+
+impl FollowUps {
+    /// Time from the cut-over to the day check.
+    pub fn day_after(&self) -> Duration {
+        self.day.after.unwrap_or_else(one_day)
+    }
+
+    /// Time from the cut-over to the week review.
+    pub fn week_after(&self) -> Duration {
+        self.week.after.unwrap_or_else(|| std::time::Duration::from_secs(7 * 24 * 3600).into())
+    }
+}
+
+/// Checks at one time after the cut-over. Each is measured at its interval for a while; a report is written.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct FollowUp {
+    /// Time since writes were opened on the new version: 24h for the day check, 168h for the week review when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('0s')").message("after must not be negative, for example 24h"))]
+    pub after: Option<Duration>,
+    /// How long is measured.
+    #[serde(default = "five_minutes")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('6h')").message("duration must be between 1s and 6h, for example 5m"))]
+    pub duration: Duration,
+    /// What is measured.
+    #[serde(default)]
+    #[schemars(length(max = 32))]
+    #[x_kube(validation = Rule::new("self.all(c, self.exists_one(d, d.name == c.name))").message("names of checks must be unique"))]
+    #[x_kube(validation = Rule::new("self.all(c, !has(c.workload) && !has(c.job))").message("workload and job checks belong into validation and monitoring: a follow-up is measured by one pod"))]
+    pub checks: Vec<Check>,
+}
+
+impl Default for FollowUp {
+    fn default() -> Self {
+        Self { after: None, duration: five_minutes(), checks: vec![] }
+    }
+}
+
+/// A report in the bucket.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct ReportEvidence {
+    /// `s3://bucket/key` of the report, JSON.
+    pub object: String,
+    /// Size in bytes.
+    pub bytes: u64,
+    /// `sha256:` and 64 hex digits.
+    pub sha256: String,
+    /// Checks that passed.
+    pub passed: u32,
+    /// Checks.
+    pub checks: u32,
+    /// Findings in one line: which checks did not pass, users, sum of balances and transactions since the cut-over.
+    pub summary: String,
+    /// Time of the figures.
+    pub taken_at: Time,
+}
+
+fn one_day() -> Duration {
+    std::time::Duration::from_secs(24 * 3600).into()
+}
+fn five_minutes() -> Duration {
+    std::time::Duration::from_secs(300).into()
+}

@@ -1,0 +1,127 @@
+//! When the window may be opened, and what must be so an hour before.
+
+use kube::{KubeSchema, core::Duration};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::Time;
+
+/// When the window may be opened. Without `startAt` and `allowedHours` that is at any time after the lead time.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Schedule {
+    /// Not before this time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_at: Option<Time>,
+    /// Only in these hours; at any hour when empty.
+    #[serde(default)]
+    #[schemars(length(max = 16))]
+    pub allowed_hours: Vec<AllowedHours>,
+    /// How long before the start the maintenance notice is sent. One hour, the checklist's phase 1.
+    #[serde(default = "hours::<1>")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('0s') && duration(self) <= duration('168h')").message("leadTime must be between 0s and 168h, for example 1h"))]
+    pub lead_time: Duration,
+    /// Oldest backup with which the window is opened; with an older one preparation begins anew.
+    #[serde(default = "hours::<24>")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1m')").message("backupMaxAge must be at least 1m, for example 24h"))]
+    pub backup_max_age: Duration,
+    /// Who must be there.
+    #[serde(default)]
+    pub presence: Presence,
+}
+
+impl Default for Schedule {
+    fn default() -> Self {
+        Self {
+            start_at: None,
+            allowed_hours: vec![],
+            lead_time: hours::<1>(),
+            backup_max_age: hours::<24>(),
+            presence: Presence::default(),
+        }
+    }
+}
+
+/// Hours in which the window may be opened.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[x_kube(validation = Rule::new("self.from != self.to").message("from and to must differ; for a whole day write from: \"00:00\", to: \"24:00\""))]
+#[serde(rename_all = "camelCase")]
+pub struct AllowedHours {
+    /// Days on which the hours begin; every day when empty.
+    #[serde(default)]
+    #[schemars(length(max = 7))]
+    pub days: Vec<Weekday>,
+    /// Begin, `HH:MM`.
+    #[schemars(regex(pattern = r"^([01][0-9]|2[0-3]):[0-5][0-9]$"))]
+    pub from: String,
+    /// End, `HH:MM`, not part of it; one that is not later than `from` is on the next day.
+    #[schemars(regex(pattern = r"^(([01][0-9]|2[0-3]):[0-5][0-9]|24:00)$"))]
+    pub to: String,
+    /// IANA name: `Europe/Berlin`.
+    #[serde(default = "utc")]
+    #[schemars(length(min = 1, max = 64))]
+    pub time_zone: String,
+}
+
+/// Day of the week.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Weekday {
+    Monday,
+    Tuesday,
+    Wednesday,
+    Thursday,
+    Friday,
+    Saturday,
+    Sunday,
+}
+
+/// Who must be there when the window opens: people whose `Ready` is fresh.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Presence {
+    /// Distinct people. At least 2, by the checklist's second reminder.
+    #[serde(default = "two")]
+    #[schemars(range(min = 2, max = 10))]
+    pub required: u32,
+    /// How long a `Ready` holds. One hour, the checklist's phase 1.
+    #[serde(default = "hours::<1>")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1m') && duration(self) <= duration('24h')").message("within must be between 1m and 24h, for example 1h"))]
+    pub within: Duration,
+}
+
+impl Default for Presence {
+    fn default() -> Self {
+        Self { required: 2, within: hours::<1>() }
+    }
+}
+
+/// The start as it is planned.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Default)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ScheduleStatus {
+    /// First time at which the window may be opened.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub starts_at: Option<Time>,
+    /// Last time of these hours; none when they have no end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ends_at: Option<Time>,
+    /// Id of the maintenance notice for this start, once it was made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub notice: Option<String>,
+    /// People who are present, by their `Ready`.
+    pub present: Vec<String>,
+    /// People present, of those needed: `1/2`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub presence: Option<String>,
+}
+
+fn hours<const N: u64>() -> Duration {
+    std::time::Duration::from_secs(N * 3600).into()
+}
+fn utc() -> String {
+    "UTC".into()
+}
+fn two() -> u32 {
+    2
+}

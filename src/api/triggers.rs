@@ -1,0 +1,226 @@
+//! The checklist's five rollback triggers, each a check by another name; and which checks a stage has.
+
+use kube::{KubeSchema, core::Duration};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    BalancesCheck, Check, ConnectionCheck, CreditMigrationSpec, Failures, HttpCheck, OnBreach, PrometheusCheck,
+    SequenceCheck, SqlCheck, Task,
+};
+
+/// What starts the way back, beside checks with `onBreach: Rollback`. Measured in the validation and the monitoring stage.
+///
+/// At the default interval of 3 s and 3 of 3 failures the way back begins within 15 s.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Triggers {
+    /// Time between two measurements.
+    #[serde(default = "three_seconds")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1s')").message("interval must be at least 1s, for example 3s"))]
+    pub interval: Duration,
+    /// How many of the last measurements must fail.
+    #[serde(default)]
+    pub failures: Failures,
+    /// Balances of more users than these are not explained. On by default: the database is there.
+    #[serde(default)]
+    pub balance_errors: BalanceErrors,
+    /// Payments fail. On when it has a source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub payment_processing: Option<TriggerSource>,
+    /// The application cannot be used. On when it has a source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub core_function: Option<TriggerSource>,
+    /// The database takes no connection, or nearly no more. On by default.
+    #[serde(default)]
+    pub database_connection: DatabaseConnection,
+    /// Too many requests fail. On when it has a source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error_rate: Option<ErrorRate>,
+}
+
+impl Default for Triggers {
+    fn default() -> Self {
+        Self {
+            interval: three_seconds(),
+            failures: Failures::default(),
+            balance_errors: BalanceErrors::default(),
+            payment_processing: None,
+            core_function: None,
+            database_connection: DatabaseConnection::default(),
+            error_rate: None,
+        }
+    }
+}
+
+/// Whether a trigger that needs no source is measured.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum TriggerMode {
+    /// Measured.
+    #[default]
+    On,
+    /// Not measured.
+    Off,
+}
+
+/// Balances of too many users are not explained.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct BalanceErrors {
+    /// Whether it is measured.
+    pub mode: TriggerMode,
+    /// Most users whose balance may be unexplained. 10, the checklist's value.
+    pub max_users: u32,
+}
+
+impl Default for BalanceErrors {
+    fn default() -> Self {
+        Self { mode: TriggerMode::On, max_users: 10 }
+    }
+}
+
+/// The database takes no connection, or nearly no more.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct DatabaseConnection {
+    /// Whether it is measured.
+    pub mode: TriggerMode,
+    /// Largest good part of `max_connections` in use, 0 to 1.
+    #[schemars(regex(pattern = r"^(0(\.[0-9]+)?|1(\.0+)?)$"))]
+    pub max_used: String,
+}
+
+impl Default for DatabaseConnection {
+    fn default() -> Self {
+        Self { mode: TriggerMode::On, max_used: "0.95".into() }
+    }
+}
+
+/// What a trigger measures. Exactly one source is set.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[x_kube(
+    validation = Rule::new("[has(self.sql), has(self.http), has(self.sequence), has(self.prometheus)].filter(x, x).size() == 1")
+        .message("exactly one of sql, http, sequence and prometheus must be set"),
+    validation = Rule::new("has(self.http) || has(self.sequence) || has(self.max) || has(self.min) || has(self.equals)")
+        .message("a limit is missing: set max, min or equals, for example min: \"1\"")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct TriggerSource {
+    /// A query whose first column of its first row is the value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sql: Option<SqlCheck>,
+    /// A request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<HttpCheck>,
+    /// Requests one after another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sequence: Option<SequenceCheck>,
+    /// An instant query.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prometheus: Option<PrometheusCheck>,
+    /// Largest good value, a decimal number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^-?[0-9]+(\.[0-9]+)?$"))]
+    pub max: Option<String>,
+    /// Smallest good value, a decimal number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^-?[0-9]+(\.[0-9]+)?$"))]
+    pub min: Option<String>,
+    /// The only good value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub equals: Option<String>,
+}
+
+/// Too many requests fail.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[x_kube(validation = Rule::new("has(self.prometheus.samplesQuery)").message("errorRate.prometheus needs samplesQuery, the query that counts the requests"))]
+#[serde(rename_all = "camelCase")]
+pub struct ErrorRate {
+    /// Query whose result is failed requests by all requests, 0 to 1.
+    pub prometheus: PrometheusCheck,
+    /// Largest good part. 0.05, the checklist's value.
+    #[serde(default = "five_percent")]
+    #[schemars(regex(pattern = r"^(0(\.[0-9]+)?|1(\.0+)?)$"))]
+    pub max: String,
+    /// With fewer requests than these nothing is said.
+    #[serde(default = "hundred")]
+    pub minimum_samples: u64,
+}
+
+/// Names of the triggers' checks, in the checklist's order. No other check may have one of them.
+pub const TRIGGERS: [&str; 5] =
+    ["balance-errors", "payment-processing", "core-function", "database-connection", "error-rate"];
+
+impl Triggers {
+    /// The checks of those that are on.
+    pub fn checks(&self) -> Vec<Check> {
+        let Self { interval, failures, balance_errors, payment_processing, core_function, database_connection, error_rate } =
+            self;
+        let [balance, payment, core, connection, rate] = TRIGGERS.map(|name| Check {
+            interval: *interval,
+            failures: failures.clone(),
+            on_breach: OnBreach::Rollback,
+            ..Check::named(name)
+        });
+        let sourced = |check: Check, source: &Option<TriggerSource>| {
+            source.clone().map(|TriggerSource { sql, http, sequence, prometheus, max, min, equals }| Check {
+                sql,
+                http,
+                sequence,
+                prometheus,
+                max,
+                min,
+                equals,
+                ..check
+            })
+        };
+        [
+            (balance_errors.mode == TriggerMode::On).then(|| Check {
+                balances: Some(BalancesCheck { compare: super::BalancesComparison::Users }),
+                max: Some(balance_errors.max_users.to_string()),
+                ..balance
+            }),
+            sourced(payment, payment_processing),
+            sourced(core, core_function),
+            (database_connection.mode == TriggerMode::On).then(|| Check {
+                connection: Some(ConnectionCheck {}),
+                max: Some(database_connection.max_used.clone()),
+                ..connection
+            }),
+            error_rate.as_ref().map(|e| Check {
+                prometheus: Some(e.prometheus.clone()),
+                max: Some(e.max.clone()),
+                minimum_samples: Some(e.minimum_samples),
+                ..rate
+            }),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
+    }
+}
+
+impl CreditMigrationSpec {
+    /// Checks of a stage, by the task that measures them: the triggers' first, then its own.
+    pub fn checks_of(&self, task: Task) -> Vec<Check> {
+        let own = match task {
+            Task::Validate => &self.validation.checks,
+            Task::Monitor => &self.monitoring.checks,
+            // A person decides then: a breach is told, and nothing goes back by itself.
+            Task::DayCheck => return self.follow_ups.day.checks.clone(),
+            Task::WeekReview => return self.follow_ups.week.checks.clone(),
+            _ => return vec![],
+        };
+        self.rollback.triggers.checks().into_iter().chain(own.iter().cloned()).collect()
+    }
+}
+
+fn three_seconds() -> Duration {
+    std::time::Duration::from_secs(3).into()
+}
+fn five_percent() -> String {
+    "0.05".into()
+}
+fn hundred() -> u64 {
+    100
+}

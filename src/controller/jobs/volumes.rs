@@ -1,0 +1,123 @@
+//! What a run's pod has mounted. Pure.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::core::v1::{
+    ConfigMapProjection, ConfigMapVolumeSource, EmptyDirVolumeSource, KeyToPath, ProjectedVolumeSource,
+    SecretVolumeSource, Volume, VolumeMount, VolumeProjection,
+};
+
+use crate::api::{CreditMigrationSpec, KeyRef, NotificationChannel, SlackChannel, Task, WebhookChannel, mounts};
+
+/// What the spec names, each optional: a missing Secret becomes the runner's message instead of a pod that never starts.
+pub(super) fn of(plan: &CreditMigrationSpec, task: Task) -> Vec<(Volume, VolumeMount)> {
+    let connection = &plan.database.connection;
+    let mut all = vec![
+        secret("database", &connection.secret_ref.name, Some((&connection.secret_ref.key, mounts::DATABASE_URL))),
+        secret("store", &plan.backup.store.secret_ref.name, None),
+        sql(&plan.migration.up.config_map_key_ref, &plan.migration.down.config_map_key_ref),
+        (
+            Volume { name: "tmp".into(), empty_dir: Some(EmptyDirVolumeSource::default()), ..Default::default() },
+            VolumeMount { name: "tmp".into(), mount_path: "/tmp".into(), ..Default::default() },
+        ),
+    ];
+    if let Some(KeyRef { name, key }) = &connection.ca_secret_ref {
+        all.push(secret("database-ca", name, Some((key, mounts::DATABASE_CA))));
+    }
+    for (n, name) in further_secrets(plan, task).into_iter().enumerate() {
+        let (volume, mount) = secret(&format!("secret-{n}"), &name, None);
+        let path = format!("{}/{}/{name}", mounts::ROOT, mounts::SECRETS);
+        all.push((volume, VolumeMount { mount_path: path, ..mount }));
+    }
+    if tells(task)
+        && let Some(templates) = &plan.notifications.templates_config_map_ref
+    {
+        let source =
+            ConfigMapVolumeSource { name: templates.name.clone(), optional: Some(true), ..Default::default() };
+        let volume = Volume { name: mounts::TEMPLATES.into(), config_map: Some(source), ..Default::default() };
+        all.push((volume, mount(mounts::TEMPLATES)));
+    }
+    all
+}
+
+/// Tasks that send notices, or look whether they could. A window tells by itself when it is held without a controller.
+fn tells(task: Task) -> bool {
+    matches!(task, Task::Preflight | Task::Notify | Task::Window | Task::RollbackWindow)
+}
+
+/// Names of the Secrets that only this task needs. No task gets what is another's.
+fn further_secrets(plan: &CreditMigrationSpec, task: Task) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    if let (Some(code), Task::Preflight | Task::CodeBackup) = (&plan.code, task) {
+        names.insert(code.secret_ref.name.clone());
+    }
+    if tells(task) {
+        for channel in &plan.notifications.channels {
+            let NotificationChannel { name: _, audiences: _, slack, webhook, email } = channel;
+            if let Some(SlackChannel { url_secret_ref, ca_secret_ref }) = slack {
+                names.extend([Some(url_secret_ref), ca_secret_ref.as_ref()].into_iter().flatten().map(key_of));
+            }
+            if let Some(WebhookChannel { url_secret_ref, authorization_secret_ref, ca_secret_ref }) = webhook {
+                let keys = [Some(url_secret_ref), authorization_secret_ref.as_ref(), ca_secret_ref.as_ref()];
+                names.extend(keys.into_iter().flatten().map(key_of));
+            }
+            if let Some(email) = email {
+                names.extend(email.secret_ref.as_ref().map(|s| s.name.clone()));
+                names.extend(email.ca_secret_ref.as_ref().map(key_of));
+            }
+        }
+    }
+    let checks = match task {
+        Task::Preflight => [Task::Validate, Task::Monitor, Task::DayCheck, Task::WeekReview].map(|t| plan.checks_of(t)).concat(),
+        task => plan.checks_of(task),
+    };
+    names.extend(checks.into_iter().filter_map(|c| Some(c.sequence?.secret_ref?.name)));
+    names
+}
+
+fn key_of(reference: &KeyRef) -> String {
+    reference.name.clone()
+}
+
+fn mount(name: &str) -> VolumeMount {
+    VolumeMount {
+        name: name.into(),
+        mount_path: format!("{}/{name}", mounts::ROOT),
+        read_only: Some(true),
+        ..Default::default()
+    }
+}
+
+/// Last part of a path below the mount's folder.
+fn file(path: &str) -> String {
+    path.rsplit('/').next().unwrap_or(path).to_owned()
+}
+
+/// A Secret, or one key of it: other keys of the same Secret are not the runner's business.
+fn secret(volume: &str, name: &str, key: Option<(&str, &str)>) -> (Volume, VolumeMount) {
+    let items = key.map(|(key, path)| vec![KeyToPath { key: key.into(), path: file(path), ..Default::default() }]);
+    let source = SecretVolumeSource {
+        secret_name: Some(name.into()),
+        optional: Some(true),
+        items,
+        // Readable by the runner's group alone.
+        default_mode: Some(0o440),
+    };
+    (Volume { name: volume.into(), secret: Some(source), ..Default::default() }, mount(volume))
+}
+
+fn sql(up: &KeyRef, down: &KeyRef) -> (Volume, VolumeMount) {
+    let part = |r: &KeyRef, path: &str| VolumeProjection {
+        config_map: Some(ConfigMapProjection {
+            name: r.name.clone(),
+            optional: Some(true),
+            items: Some(vec![KeyToPath { key: r.key.clone(), path: file(path), ..Default::default() }]),
+        }),
+        ..Default::default()
+    };
+    let source = ProjectedVolumeSource {
+        sources: Some(vec![part(up, mounts::UP_SQL), part(down, mounts::DOWN_SQL)]),
+        ..Default::default()
+    };
+    (Volume { name: "sql".into(), projected: Some(source), ..Default::default() }, mount("sql"))
+}
