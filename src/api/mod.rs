@@ -6,6 +6,7 @@
 
 mod checks;
 mod code;
+mod coverage;
 mod crds;
 mod decision;
 mod digest;

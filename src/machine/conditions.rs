@@ -29,6 +29,7 @@ pub(super) fn derive(m: &mut Machine<'_>) {
             | Phase::Executing
             | Phase::Validating
             | Phase::Monitoring
+            | Phase::Observing
             | Phase::RollingBack
     );
     set(m, "Reconciling", busy.then_some(true), &reason, &message);
@@ -54,6 +55,12 @@ pub(super) fn derive(m: &mut Machine<'_>) {
         None => (false, "NoRehearsal", "no rehearsal of this plan yet".to_owned()),
     };
     set(m, "RehearsalPassed", Some(rehearsal.0), rehearsal.1, &rehearsal.2);
+    let open = m.spec.not_covered();
+    let (reason, message) = match open.as_slice() {
+        [] => ("AllLines", "every line of the checklist is configured".to_owned()),
+        open => ("NotConfigured", format!("the team's own business: {}", open.join("; "))),
+    };
+    set(m, "ChecklistCovered", Some(open.is_empty()), reason, &message);
     let limit = m.spec.window.max_duration;
     // The length is not told while it grows: a status that changes each second would be written each second.
     let (reason, message) = match (writes, m.s.window.as_ref().and_then(|w| w.deadline)) {

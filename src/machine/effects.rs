@@ -8,8 +8,14 @@ use super::{
     steps,
     switching::Direction,
 };
-use crate::api::{MigrationRunSpec, Phase, RunInputs, RunPhase, Step, StepState, Task, WindowCommand, WindowOrder};
+use crate::api::{
+    Check, MigrationRunSpec, Phase, RunInputs, RunPhase, Step, StepState, Task, WindowCommand, WindowOrder,
+};
 
+/// Longest time for the channels of one notice, in seconds.
+const NOTIFY_SECONDS: u64 = 120;
+/// Longest time of a follow-up beyond its measurements, in seconds.
+const FOLLOW_UP_SECONDS: u64 = 900;
 /// Longest time for the removal of the guards, in seconds.
 const CLEANUP_SECONDS: u64 = 600;
 
@@ -36,7 +42,11 @@ impl Machine<'_> {
         match self.phase() {
             Phase::Preparing => effects.extend(self.start_preparing_run()),
             Phase::Executing => effects.extend(self.window_effects(Task::Window, self.attempt(Step::OpenWindow))),
-            Phase::Validating | Phase::Monitoring => effects.extend(self.start_stage_run()),
+            Phase::Validating | Phase::Monitoring => {
+                effects.extend(self.start_stage_run());
+                effects.extend(self.job_checks());
+            }
+            Phase::Observing => effects.extend(self.start_follow_up_run()),
             Phase::RollingBack if self.s.step == Some(Step::ReopenWindow) && self.waiting(Step::ReopenWindow) => {}
             Phase::RollingBack => {
                 let (task, attempt) = self.way_back_run();
@@ -47,6 +57,9 @@ impl Machine<'_> {
                 effects.extend(self.start_cleanup_run());
             }
             _ => {}
+        }
+        for attempt in self.notices_to_send() {
+            effects.extend(self.start(Task::Notify, attempt, Some(NOTIFY_SECONDS)));
         }
         effects
     }
@@ -63,9 +76,10 @@ impl Machine<'_> {
             Task::Preflight => self.preparing_or(ended) && current(Step::Preflight),
             Task::CodeBackup => self.preparing_or(ended) && current(Step::CodeBackup),
             Task::ExportKeyUsers => self.preparing_or(ended) && current(Step::ExportKeyUsers),
-            Task::DayCheck => current(Step::DayCheck),
-            Task::WeekReview => current(Step::WeekReview),
-            Task::Notify => true,
+            Task::DayCheck => ended || (self.phase() == Phase::Observing && current(Step::DayCheck)),
+            Task::WeekReview => ended || (self.phase() == Phase::Observing && current(Step::WeekReview)),
+            // What became of it is in the status.
+            Task::Notify => self.notice_of(spec.attempt).is_some(),
             Task::Backup => self.preparing_or(ended) && current(Step::Baseline),
             Task::VerifyBackup => self.preparing_or(ended) && current(Step::VerifyBackup),
             Task::Rehearse => self.preparing_or(ended) && current(Step::Rehearse),
@@ -97,11 +111,25 @@ impl Machine<'_> {
         if let Some(at) = self.next_workload_check() {
             self.wake_at(at);
         }
-        let (step, task, stage) = self.stage();
-        if self.waiting(step) || stage.checks.iter().all(|c| c.workload.is_some()) {
+        let (step, task, _) = self.stage();
+        if self.waiting(step) || self.spec.checks_of(task).iter().all(Check::by_controller) {
             return None;
         }
         self.start(task, self.attempt(step), None)
+    }
+
+    fn start_follow_up_run(&self) -> Option<Effect> {
+        let follow_ups = &self.spec.follow_ups;
+        let (step, task, follow_up) = match self.s.step? {
+            Step::DayCheck => (Step::DayCheck, Task::DayCheck, &follow_ups.day),
+            Step::WeekReview => (Step::WeekReview, Task::WeekReview, &follow_ups.week),
+            _ => return None,
+        };
+        if self.waiting(step) {
+            return None;
+        }
+        let measured = std::time::Duration::from(follow_up.duration).as_secs();
+        self.start(task, self.attempt(step), Some(measured + FOLLOW_UP_SECONDS))
     }
 
     fn start_cleanup_run(&self) -> Option<Effect> {
@@ -139,8 +167,8 @@ impl Machine<'_> {
                     down_sha256: plan.map(|p| p.down_sha256.clone()).unwrap_or_default(),
                     backup_object: self.s.backup.as_ref().map(|b| b.object.clone()),
                     backup_sha256: self.s.backup.as_ref().map(|b| b.sha256.clone()),
-                    notice: None,
-                    cut_over_at: None,
+                    notice: (task == Task::Notify).then(|| self.notice_of(attempt).cloned()).flatten(),
+                    cut_over_at: self.cut_over_at(),
                 },
                 window,
             },

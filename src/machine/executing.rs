@@ -8,7 +8,7 @@ use super::{
     span,
     switching::Direction,
 };
-use crate::api::{Decision, Phase, Reason, Retry, Step, Task, WindowProgress, WindowState};
+use crate::api::{Decision, Occasion, Phase, Reason, Retry, Step, Task, WindowProgress, WindowState};
 
 /// Tries of a window run whose pods end without a report, before a person is called.
 pub(super) const WINDOW_ATTEMPTS: u32 = 5;
@@ -56,11 +56,12 @@ impl Machine<'_> {
         let digest = self.s.plan.as_ref().and_then(|p| p.digest.clone()).unwrap_or_default();
         let (people, reject) = self.approvals(&digest);
         let needed = self.spec.approval.required.max(2) as usize;
-        if self.inputs_changed() || reject.is_some() || people.len() < needed || self.cluster_violation().is_some() {
+        let still = people.len() >= needed && reject.is_none() && self.in_allowed_hours();
+        if !still || self.inputs_changed() || self.cluster_violation().is_some() {
             self.event(
                 true,
                 "WindowNotOpened",
-                "approvals, SQL, flag or workloads changed while the window was being prepared; nothing was changed",
+                "approvals, SQL, flag or workloads changed while the window was being prepared, or its hours are over; nothing was changed",
             );
             self.enter(Phase::AwaitingApproval);
             self.start_step(Step::Approve);
@@ -175,6 +176,8 @@ impl Machine<'_> {
             Step::CloseWindow,
             format!("writes were blocked for {blocked:.1} s (limit {})", self.spec.window.max_duration),
         );
+        let text = format!("the new version runs; writes were blocked for {blocked:.0} s");
+        self.tell(Occasion::Finished, &format!("finished.{}", self.attempt(Step::OpenWindow)), &text);
         self.enter(Phase::Validating);
         self.start_step(Step::Validate);
         self.advance_stage();

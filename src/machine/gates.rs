@@ -26,6 +26,8 @@ pub fn plan_digest(uid: &str, spec: &CreditMigrationSpec, status: &CreditMigrati
         "backup": backup.sha256,
         "object": backup.object,
         "verified": verification.sha256,
+        "code": status.code_backup.as_ref().map(|c| (&c.commit, &c.tag, &c.branch)),
+        "keyUsers": status.key_users.as_ref().map(|k| (&k.object, &k.sha256)),
         "rehearsal": rehearsal,
     })
     .to_string();
@@ -52,6 +54,8 @@ impl Machine<'_> {
     pub(super) fn cluster_violation(&self) -> Option<Violation> {
         self.sql_violation()
             .or_else(|| self.flag_violation())
+            .or_else(|| self.rollback_violation())
+            .or_else(|| self.schedule_violation())
             .or_else(|| self.workload_violation())
             .or_else(|| self.policy_violation())
     }
@@ -107,6 +111,23 @@ impl Machine<'_> {
             )),
             Flag::Value { .. } => None,
         }
+    }
+
+    /// The checklist's `ENABLE_ROLLBACK=true`: whoever deployed the application says that it can go back.
+    fn rollback_violation(&self) -> Option<Violation> {
+        let flag = &self.spec.application.flag;
+        let (map, key) = (&flag.config_map_key_ref.name, &flag.rollback_key);
+        let seen = match self.o.rollback_enabled.as_deref() {
+            Some("true") => return None,
+            Some(value) => format!("is {value:?}"),
+            None => "is missing".to_owned(),
+        };
+        Some((
+            "RollbackNotEnabled",
+            format!(
+                "key {key} of ConfigMap {map} {seen}, expected \"true\" (spec.application.flag.rollbackKey); next: kubectl patch configmap {map} --type=merge -p '{{\"data\":{{\"{key}\":\"true\"}}}}'"
+            ),
+        ))
     }
 
     fn workload_violation(&self) -> Option<Violation> {

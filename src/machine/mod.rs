@@ -1,12 +1,12 @@
 //! The machine: [`decide`] says what is to be, from what was seen. No client, no runtime, no clock, no randomness.
 //!
 //! ```text
-//!  Preparing -> AwaitingApproval -> Executing -> Validating -> Monitoring -> Completed
-//!   |    ^        |       ^   |      |   |   |       |            |
-//!   |    | inputs |       |   |      |   |   +-------+------------+--> RollingBack -> RolledBack
-//!   v    | change |       +---|------+   |  breach, Revert, Abort,     ^    |
-//!  Failed<--------+   Abort   |  no lock |  deadline                   |    v
-//!   ^    (nothing changed)    v          |                    Revert  RollbackFailed
+//!  Preparing -> AwaitingApproval -> Executing -> Validating -> Monitoring -> Observing -> Completed
+//!   |    ^        |       ^   |      |   |   |       |            |             |     Keep
+//!   |    | inputs |       |   |      |   |   +-------+------------+-------------+--> RollingBack -> RolledBack
+//!   v    | change |       +---|------+   |  breach (not when observing),           ^    |
+//!  Failed<--------+   Abort   |  no lock |  Revert, Abort, deadline                |    v
+//!   ^    (nothing changed)    v          |                                Revert  RollbackFailed
 //!   +----------------------Cancelled     +--> Failed (SQL refused, nothing changed)
 //! ```
 //!
@@ -21,9 +21,12 @@ mod effects;
 mod ending;
 mod executing;
 mod gates;
+mod notices;
 mod observed;
+mod observing;
 mod preparing;
 mod rolling_back;
+mod scheduling;
 mod stages;
 pub mod steps;
 mod switching;
@@ -39,8 +42,11 @@ pub(crate) use simulation::fixture;
 pub use effect::*;
 pub use gates::plan_digest;
 pub use observed::*;
+pub use scheduling::next_hours;
 
-use crate::api::{CreditMigrationSpec, CreditMigrationStatus, Phase, Step, StepState, StepStatus, Time, WindowStatus};
+use crate::api::{
+    CreditMigrationSpec, CreditMigrationStatus, Occasion, Phase, Step, StepState, StepStatus, Time, WindowStatus,
+};
 
 /// Says what is to be.
 ///
@@ -64,11 +70,13 @@ pub fn decide(spec: &CreditMigrationSpec, status: &CreditMigrationStatus, o: &Ob
     if o.deleting {
         m.advance_deletion();
     }
+    m.advance_notices();
     match m.phase() {
         Phase::Preparing => m.advance_preparing(),
         Phase::AwaitingApproval => m.advance_awaiting_approval(),
         Phase::Executing => m.advance_executing(),
-        Phase::Validating | Phase::Monitoring | Phase::Observing => m.advance_stage(),
+        Phase::Validating | Phase::Monitoring => m.advance_stage(),
+        Phase::Observing => m.advance_observing(),
         Phase::RollingBack => m.advance_rolling_back(),
         Phase::RollbackFailed => m.advance_rollback_failed(),
         Phase::Failed | Phase::Completed | Phase::RolledBack | Phase::Cancelled => m.advance_ended(),
@@ -180,6 +188,19 @@ impl Machine<'_> {
         self.event(false, format!("{step:?}Succeeded"), message);
     }
 
+    /// What the spec does not ask for: said, and not claimed.
+    fn skip_step(&mut self, step: Step, message: impl Into<String>) {
+        let now = self.now;
+        self.s.step = Some(step);
+        let x = self.step_mut(step);
+        x.state = StepState::Skipped;
+        x.attempt = x.attempt.max(1);
+        x.finished_at = Some(now);
+        x.retry_at = None;
+        x.reason = Some("NotConfigured".into());
+        x.message = Some(message.into());
+    }
+
     fn fail_step(&mut self, step: Step, reason: impl Into<String>, message: impl Into<String>) {
         let (now, reason, message) = (self.now, reason.into(), message.into());
         let x = self.step_mut(step);
@@ -273,6 +294,7 @@ impl Machine<'_> {
                 let text = format!("{message}; its window should have been over by {due:.0}; next: {next}");
                 if self.reason.as_deref() != Some(OVERDUE) {
                     self.event(true, OVERDUE, text.clone());
+                    self.tell(Occasion::PersonNeeded, &format!("overdue.{}", due.as_second()), &text);
                 }
                 self.explain(OVERDUE, text);
             }

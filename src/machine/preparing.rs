@@ -1,7 +1,7 @@
 //! Preparing and AwaitingApproval: nothing of the application is changed; every change of the inputs begins anew.
 
 use super::{Machine, Outcome, seconds, span, steps};
-use crate::api::{Decision, MigrationRun, Phase, Reason, Retry, Step, StepState, Time};
+use crate::api::{Decision, MigrationRun, NoticeState, Occasion, Phase, Reason, Retry, Step, StepState, Time};
 
 /// Reason of steps whose evidence is void because spec or SQL have changed.
 pub(super) const SUPERSEDED: &str = "Superseded";
@@ -18,7 +18,10 @@ impl Machine<'_> {
         self.s.baseline = None;
         self.s.backup = None;
         self.s.verification = None;
+        self.s.code_backup = None;
+        self.s.key_users = None;
         self.s.rehearsal = None;
+        self.s.schedule = None;
         self.s.window = None;
         self.s.rollback = None;
         self.s.checks.clear();
@@ -66,6 +69,18 @@ impl Machine<'_> {
             if self.retry_due(step) == Some(false) {
                 return;
             }
+            match step {
+                Step::NotifyTeam if !self.team_told() => return,
+                Step::CodeBackup if self.spec.code.is_none() => {
+                    self.skip_step(step, "spec.code is not set: tag and branch are the team's own business");
+                }
+                _ => {}
+            }
+            if matches!(self.step(step).map(|x| (x.name, x.state)), Some((Step::NotifyTeam | Step::CodeBackup, state)) if state != StepState::Running)
+            {
+                self.begin_next(step);
+                continue;
+            }
             let Some(task) = steps::preparing_task(step) else { return };
             let attempt = self.run_attempt(step);
             let outcome = self.o.outcome(task, attempt);
@@ -88,6 +103,10 @@ impl Machine<'_> {
                     if !self.take_evidence(step, &run) {
                         return;
                     }
+                    if steps::next(step) == Some(Step::Approve) {
+                        return self.enter_approval();
+                    }
+                    self.begin_next(step);
                 }
                 Outcome::Failed(reason, message) => {
                     self.preparing_failed(step, reason, &message);
@@ -95,6 +114,54 @@ impl Machine<'_> {
                 }
             }
         }
+    }
+
+    fn begin_next(&mut self, step: Step) {
+        self.reason = None;
+        self.message = None;
+        if let Some(next) = steps::next(step) {
+            self.start_step(next);
+        }
+    }
+
+    /// The team is told what is planned. `true` when the first try is over: nothing waits for a channel that is away.
+    fn team_told(&mut self) -> bool {
+        let s = &self.spec.schedule;
+        let hours: Vec<String> =
+            s.allowed_hours.iter().map(|h| format!("{}-{} {}", h.from, h.to, h.time_zone)).collect();
+        let when = match (s.start_at, hours.is_empty()) {
+            (Some(at), true) => format!("not before {at:.0}"),
+            (Some(at), false) => format!("not before {at:.0}, in the hours {}", hours.join(", ")),
+            (None, false) => format!("in the hours {}", hours.join(", ")),
+            (None, true) => "as soon as it is approved".to_owned(),
+        };
+        let text = format!("migration {} is being prepared; it may start {when}", self.o.name);
+        let key = format!("planned.{}", self.attempt(Step::NotifyTeam));
+        let Some(id) = self.tell(Occasion::Planned, &key, &text) else {
+            self.skip_step(
+                Step::NotifyTeam,
+                "no channel in spec.notifications.channels has audience Team or Support: tell them yourself",
+            );
+            return true;
+        };
+        let Some(n) = self.notice(&id) else { return true };
+        if n.state == NoticeState::Pending && n.failures == 0 {
+            return false;
+        }
+        let (all, taken) = (self.channels_for(Occasion::Planned).len(), n.notice.delivered.join(", "));
+        let evidence = format!("told by {} of {all} channels: {taken}", n.notice.delivered.len());
+        if n.reached() {
+            self.succeed_step(Step::NotifyTeam, evidence);
+        } else {
+            self.fail_step(
+                Step::NotifyTeam,
+                "NoticeUndelivered",
+                format!(
+                    "no channel has taken it yet, it is tried again; the migration goes on; next: see status.notices"
+                ),
+            );
+        }
+        true
     }
 
     /// Attempt that names the step's run: Baseline and Backup share one, since they share a snapshot.
@@ -140,40 +207,53 @@ impl Machine<'_> {
         self.step_mut(step).retry_at = None;
     }
 
-    /// Takes a finished step's evidence into the status and begins the next step. `false` when the phase ended.
+    /// Takes a finished step's evidence into the status. `false` when it does not do.
     fn take_evidence(&mut self, step: Step, run: &MigrationRun) -> bool {
         let status = run.status.clone().unwrap_or_default();
         let missing = |what: &str| (Reason::Internal, format!("the run reported success without {what}"));
-        let (note, next) = match step {
+        let note = match step {
             Step::Preflight => {
                 let n = status.findings.len();
-                (Ok(format!("{n} of {n} checks")), Step::Baseline)
+                Ok(format!("{n} of {n} checks"))
             }
+            Step::CodeBackup => match (status.code_backup, &self.spec.code) {
+                (Some(c), Some(wanted)) if c.commit == wanted.commit => {
+                    let note = format!("tag {} and branch {} lead to commit {}", c.tag, c.branch, c.commit);
+                    self.s.code_backup = Some(c);
+                    Ok(note)
+                }
+                _ => Err(missing("tag and branch on the commit of spec.code")),
+            },
             Step::Baseline | Step::Backup => match (status.baseline, status.backup) {
                 (Some(_), Some(b)) => {
                     let note = format!("{}, {} bytes, {}", b.object, b.bytes, b.sha256);
                     self.s.backup = Some(b);
-                    (Ok(note), Step::VerifyBackup)
+                    Ok(note)
                 }
-                _ => (Err(missing("baseline and backup")), Step::VerifyBackup),
+                _ => Err(missing("baseline and backup")),
             },
             Step::VerifyBackup => match (status.verification, &self.s.backup) {
                 (Some(v), Some(b)) if v.sha256 == b.sha256 && v.bytes == b.bytes => {
                     let note = format!("read to the end: {} bytes, {} entries, {}", v.bytes, v.entries, v.sha256);
                     self.s.verification = Some(v);
-                    (Ok(note), Step::Rehearse)
+                    Ok(note)
                 }
-                (Some(v), Some(b)) => (
-                    Err((
-                        Reason::BackupAltered,
-                        format!(
-                            "{} has {} ({} bytes), uploaded was {} ({} bytes)",
-                            b.object, v.sha256, v.bytes, b.sha256, b.bytes
-                        ),
-                    )),
-                    Step::Rehearse,
-                ),
-                _ => (Err(missing("verification")), Step::Rehearse),
+                (Some(v), Some(b)) => Err((
+                    Reason::BackupAltered,
+                    format!(
+                        "{} has {} ({} bytes), uploaded was {} ({} bytes)",
+                        b.object, v.sha256, v.bytes, b.sha256, b.bytes
+                    ),
+                )),
+                _ => Err(missing("verification")),
+            },
+            Step::ExportKeyUsers => match status.key_users {
+                Some(k) => {
+                    let note = format!("{} users, {}, {} bytes, {}", k.users, k.object, k.bytes, k.sha256);
+                    self.s.key_users = Some(k);
+                    Ok(note)
+                }
+                None => Err(missing("an export")),
             },
             Step::Rehearse => match status.rehearsal {
                 Some(r) => {
@@ -188,27 +268,22 @@ impl Machine<'_> {
                         self.spec.window.max_duration
                     );
                     self.s.rehearsal = Some(r);
-                    (Ok(note), Step::Approve)
+                    Ok(note)
                 }
-                None => (Err(missing("rehearsal")), Step::Approve),
+                None => Err(missing("rehearsal")),
             },
             _ => return false,
         };
         match note {
             Err((reason, message)) => {
                 self.preparing_failed(step, reason, &message);
-                return false;
+                false
             }
-            Ok(note) => self.succeed_step(step, note),
+            Ok(note) => {
+                self.succeed_step(step, note);
+                true
+            }
         }
-        self.reason = None;
-        self.message = None;
-        if next != Step::Approve {
-            self.start_step(next);
-            return true;
-        }
-        self.enter_approval();
-        false
     }
 
     fn enter_approval(&mut self) {
@@ -251,6 +326,7 @@ impl Machine<'_> {
         let (people, reject) = self.approvals(&digest);
         self.s.approvals = Some(format!("{}/{needed}", people.len()));
         self.s.approved_by = people.clone();
+        self.note_presence(&digest);
         if let Some((reason, message)) = self.cluster_violation() {
             self.explain(reason, message);
             return;
@@ -263,6 +339,9 @@ impl Machine<'_> {
             return;
         }
         if people.len() < needed {
+            if self.s.step != Some(Step::Approve) {
+                self.start_step(Step::Approve);
+            }
             let (name, void) = (&self.o.name, self.void_approvals(&digest));
             self.explain(
                 "ApprovalPending",
@@ -273,7 +352,16 @@ impl Machine<'_> {
             );
             return;
         }
-        self.succeed_step(Step::Approve, format!("{} approved {digest}", people.join(", ")));
+        self.approved(&people, &digest);
+        if !self.advance_schedule(&digest) {
+            // A backup that is too old has begun the preparation anew.
+            if self.phase() == Phase::Preparing {
+                self.advance_preparing();
+            }
+            return;
+        }
+        let evidence = self.started_by();
+        self.succeed_step(Step::Schedule, evidence);
         self.enter(Phase::Executing);
         self.s.window = None;
         // Lost pods of an earlier window do not count against this one.

@@ -1,8 +1,10 @@
 //! The way back. Inside the window it is the `Window` run that goes back; after it a `RollbackWindow` run opens a window again.
 
-use super::{Machine, Outcome, executing::WINDOW_ATTEMPTS, preparing::because, seconds, span, switching::Direction};
+use super::{
+    Machine, Outcome, executing::WINDOW_ATTEMPTS, notices::at, preparing::because, seconds, span, switching::Direction,
+};
 use crate::api::{
-    Decision, Phase, Reason, Retry, RollbackStatus, Step, Task, WindowProgress, WindowState, WindowStatus,
+    Decision, Occasion, Phase, Reason, Retry, RollbackStatus, Step, Task, WindowProgress, WindowState, WindowStatus,
 };
 
 /// Longest wait before a window for the way back is opened again, while writes are open.
@@ -26,6 +28,8 @@ impl Machine<'_> {
         }
         self.enter(Phase::RollingBack);
         self.event(true, cause, format!("{message}; rolling back"));
+        let text = format!("{cause}: {message}; the old version is being brought back");
+        self.tell(Occasion::TriggerFired, &at("way-back", now), &text);
     }
 
     pub(super) fn go_back(&mut self, cause: &str, message: String) {
@@ -189,6 +193,9 @@ impl Machine<'_> {
         self.s.step = Some(Step::ReleaseWindow);
         self.explain("RolledBack", format!("the old version runs again, no credit was lost ({cause})"));
         self.event(true, "RolledBack", format!("writes were blocked for {blocked:.1} s; {cause}"));
+        let began = self.s.rollback.as_ref().map_or(self.now, |r| r.started_at);
+        let text = format!("the old version runs again, no credit was lost; {cause}");
+        self.tell(Occasion::RolledBack, &at("rolled-back", began), &text);
         self.advance_ended();
     }
 
@@ -225,6 +232,7 @@ impl Machine<'_> {
                 "{why}; tried {failures} times; the new version runs and writes are open; next: mend the cause, then kubectl creditmigration rollback {name} --confirm"
             );
             self.fail_step(Step::ReopenWindow, "RollbackNotBegun", text.clone());
+            self.tell(Occasion::PersonNeeded, &at("person", self.now), &text);
             self.enter(Phase::RollbackFailed);
             return self.explain("RollbackNotBegun", text);
         }
@@ -246,6 +254,7 @@ impl Machine<'_> {
         }
         self.fail_step(step, reason, text.clone());
         self.enter(Phase::RollbackFailed);
+        self.tell(Occasion::PersonNeeded, &at("person", self.now), &text);
         self.explain(reason, text);
     }
 

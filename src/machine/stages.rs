@@ -1,12 +1,12 @@
 //! Validating and Monitoring: the new version runs; checks decide whether it stays.
 
-use super::{Machine, Outcome, preparing::because, span};
+use super::{CheckJobStart, Effect, Job, Machine, Outcome, notices::at, preparing::because, span};
 use crate::api::{
-    Check, CheckResult, Decision, OnBreach, Outcome as Measured, Phase, RollbackPolicy, Stage, Step, Task,
+    Check, CheckResult, Decision, Occasion, OnBreach, Outcome as Measured, Phase, RollbackPolicy, Stage, Step, Task,
 };
 
 impl Machine<'_> {
-    /// Step, task and checks of the present stage.
+    /// Step, task and length of the present stage.
     pub(super) fn stage(&self) -> (Step, Task, &Stage) {
         match self.phase() {
             Phase::Monitoring => (Step::Monitor, Task::Monitor, &self.spec.monitoring),
@@ -14,9 +14,30 @@ impl Machine<'_> {
         }
     }
 
+    /// Whether somebody has moved the flag since; told once.
+    pub(super) fn flag_drifted(&mut self) -> bool {
+        let flag = &self.spec.application.flag;
+        if self.o.flag_value() == Some(flag.to.as_str()) {
+            return false;
+        }
+        let text = format!(
+            "key {} of ConfigMap {} is {:?}, the schema is the one of {:?}; next: set the key to {3:?}, or go back: kubectl creditmigration rollback {} --confirm",
+            flag.config_map_key_ref.key,
+            flag.config_map_key_ref.name,
+            self.o.flag_value().unwrap_or("missing"),
+            flag.to,
+            self.o.name
+        );
+        if self.reason.as_deref() != Some("FlagDrifted") {
+            self.event(true, "FlagDrifted", text.clone());
+        }
+        self.explain("FlagDrifted", text);
+        true
+    }
+
     pub(super) fn advance_stage(&mut self) {
         let (step, task, stage) = self.stage();
-        let (checks, duration) = (stage.checks.clone(), span(stage.duration));
+        let (checks, duration) = (self.spec.checks_of(task), span(stage.duration));
         if let Some(d) = self.stop_word(&[Decision::Revert, Decision::Abort], None) {
             return self.go_back("Revert", format!("{:?} by {}{}", d.decision, d.by, because(&d.reason)));
         }
@@ -41,20 +62,8 @@ impl Machine<'_> {
             }
             self.warn_once(step, &check.name, &result.message);
         }
-        let flag = &self.spec.application.flag;
-        if self.o.flag_value() != Some(flag.to.as_str()) {
-            let text = format!(
-                "key {} of ConfigMap {} is {:?}, the schema is the one of {:?}; next: set the key to {3:?}, or go back: kubectl creditmigration rollback {} --confirm",
-                flag.config_map_key_ref.key,
-                flag.config_map_key_ref.name,
-                self.o.flag_value().unwrap_or("missing"),
-                flag.to,
-                self.o.name
-            );
-            if self.reason.as_deref() != Some("FlagDrifted") {
-                self.event(true, "FlagDrifted", text.clone());
-            }
-            return self.explain("FlagDrifted", text);
+        if self.flag_drifted() {
+            return;
         }
         let Some(started) = self.step(step).map(|x| x.started_at) else { return };
         let end = started + duration;
@@ -74,14 +83,13 @@ impl Machine<'_> {
             .map(|(_, r)| format!("{} {:?} ({})", r.name, r.outcome, r.message))
             .collect();
         if !open.is_empty() {
-            return self.explain(
-                "ChecksNotPassing",
-                format!(
-                    "{}; {step:?} ends when they pass; to go back: kubectl creditmigration rollback {} --confirm",
-                    open.join("; "),
-                    self.o.name
-                ),
+            let text = format!(
+                "{}; {step:?} ends when they pass; to go back: kubectl creditmigration rollback {} --confirm",
+                open.join("; "),
+                self.o.name
             );
+            self.tell(Occasion::PersonNeeded, &at("held", end), &text);
+            return self.explain("ChecksNotPassing", text);
         }
         self.succeed_step(step, format!("{} of {0} checks pass", checks.len()));
         if step == Step::Validate {
@@ -91,10 +99,7 @@ impl Machine<'_> {
             self.start_step(Step::Monitor);
             return self.advance_stage();
         }
-        self.enter(Phase::Completed);
-        self.explain("Completed", "the new version stays");
-        self.event(false, "Completed", "the new version stays");
-        self.advance_ended();
+        self.begin_observing();
     }
 
     fn warn_once(&mut self, step: Step, check: &str, message: &str) {
@@ -113,24 +118,31 @@ impl Machine<'_> {
         let reported = run.and_then(|r| r.run.status.as_ref()).map(|s| s.checks.as_slice()).unwrap_or_default();
         checks
             .iter()
-            .map(|check| match &check.workload {
-                Some(_) => self.workload_result(check),
-                None => {
-                    reported.iter().find(|r| r.name == check.name).map(|r| self.fresh(check, r)).unwrap_or_else(|| {
-                        CheckResult {
-                            name: check.name.clone(),
-                            outcome: Measured::NoData,
-                            failed: 0,
-                            recent: String::new(),
-                            measured: 0,
-                            breached: false,
-                            message: "not measured yet".into(),
-                            at: self.now,
-                        }
-                    })
+            .enumerate()
+            .map(|(i, check)| {
+                if check.workload.is_some() {
+                    return self.workload_result(check);
                 }
+                if check.job.is_some() {
+                    return self.job_result(check, i);
+                }
+                let known = reported.iter().find(|r| r.name == check.name);
+                known.map_or_else(|| self.unmeasured(check), |r| self.fresh(check, r))
             })
             .collect()
+    }
+
+    fn unmeasured(&self, check: &Check) -> CheckResult {
+        CheckResult {
+            name: check.name.clone(),
+            outcome: Measured::NoData,
+            failed: 0,
+            recent: String::new(),
+            measured: 0,
+            breached: false,
+            message: "not measured yet".into(),
+            at: self.now,
+        }
     }
 
     /// A result that is too old says nothing of now: its pod may hang, or its node be gone. Three intervals and 30 s for
@@ -161,6 +173,33 @@ impl Machine<'_> {
         if let (false, Some(p)) = (due, previous) {
             return p.clone();
         }
+        self.counted(check, previous, good, message)
+    }
+
+    /// A job check is measured by its Job: exit code 0 or not. The measurement under way is the one after those that are known.
+    fn job_result(&self, check: &Check, i: usize) -> CheckResult {
+        let previous = self.s.checks.iter().find(|r| r.name == check.name);
+        let known = previous.map_or(0, |p| p.measured);
+        let name = self.check_job(i, known + 1);
+        let (good, message) = match self.o.check_jobs.iter().find(|j| j.name == name).map(|j| &j.job) {
+            Some(Job::Complete) => (true, format!("Job {name} succeeded")),
+            Some(Job::Failed { reason }) => {
+                (false, format!("Job {name} failed ({reason}); next: kubectl logs job/{name}"))
+            }
+            Some(Job::Active | Job::Absent) | None => {
+                return previous.map_or_else(|| self.unmeasured(check), |p| self.fresh(check, p));
+            }
+        };
+        self.counted(check, previous, good, message)
+    }
+
+    fn check_job(&self, i: usize, measurement: u64) -> String {
+        let (step, task, _) = self.stage();
+        self.o.check_job_name(task, self.attempt(step), i, measurement)
+    }
+
+    /// One more measurement of a check that the controller measures.
+    fn counted(&self, check: &Check, previous: Option<&CheckResult>, good: bool, message: String) -> CheckResult {
         let mut recent = previous.map_or_else(String::new, |p| p.recent.clone());
         recent.push(if good { '.' } else { 'x' });
         let surplus = recent.len().saturating_sub(check.failures.of.max(1) as usize);
@@ -178,11 +217,29 @@ impl Machine<'_> {
         }
     }
 
+    /// Jobs of job checks that are due, and the time of the next one.
+    pub(super) fn job_checks(&mut self) -> Vec<Effect> {
+        let (_, task, _) = self.stage();
+        let mut effects = vec![];
+        for (i, check) in self.spec.checks_of(task).into_iter().enumerate() {
+            let Some(job) = check.job else { continue };
+            let known = self.s.checks.iter().find(|r| r.name == check.name).filter(|r| r.measured > 0);
+            let due = known.map(|r| r.at + span(check.interval)).filter(|due| self.now < *due);
+            let name = self.check_job(i, known.map_or(0, |r| r.measured) + 1);
+            match due {
+                Some(due) => self.wake_at(due),
+                None if self.o.check_jobs.iter().any(|j| j.name == name) => {}
+                None => effects.push(Effect::StartCheckJob(Box::new(CheckJobStart { name, check: check.name, job }))),
+            }
+        }
+        effects
+    }
+
     /// When the next workload check is due.
     pub(super) fn next_workload_check(&self) -> Option<crate::api::Time> {
-        let (.., stage) = self.stage();
-        stage
-            .checks
+        let (_, task, _) = self.stage();
+        self.spec
+            .checks_of(task)
             .iter()
             .filter(|c| c.workload.is_some())
             .filter_map(|c| Some(self.s.checks.iter().find(|r| r.name == c.name)?.at + span(c.interval)))

@@ -18,17 +18,18 @@ const fn row(phase: Phase, step: Step, task: Option<Task>) -> Row {
 }
 
 /// The way there, in order.
-///
-/// Places of later steps: NotifyTeam and CodeBackup after Preflight, ExportKeyUsers after VerifyBackup, Schedule after
-/// Approve, DayCheck, WeekReview and Decide after Monitor.
 #[rustfmt::skip]
 pub const FORWARD: &[Row] = &[
     row(Phase::Preparing,        Step::Preflight,         Some(Task::Preflight)),
+    row(Phase::Preparing,        Step::NotifyTeam,        None),
+    row(Phase::Preparing,        Step::CodeBackup,        Some(Task::CodeBackup)),
     row(Phase::Preparing,        Step::Baseline,          Some(Task::Backup)),
     row(Phase::Preparing,        Step::Backup,            Some(Task::Backup)),
     row(Phase::Preparing,        Step::VerifyBackup,      Some(Task::VerifyBackup)),
+    row(Phase::Preparing,        Step::ExportKeyUsers,    Some(Task::ExportKeyUsers)),
     row(Phase::Preparing,        Step::Rehearse,          Some(Task::Rehearse)),
     row(Phase::AwaitingApproval, Step::Approve,           None),
+    row(Phase::AwaitingApproval, Step::Schedule,          None),
     row(Phase::Executing,        Step::OpenWindow,        Some(Task::Window)),
     row(Phase::Executing,        Step::Migrate,           Some(Task::Window)),
     row(Phase::Executing,        Step::VerifyMigration,   Some(Task::Window)),
@@ -36,6 +37,9 @@ pub const FORWARD: &[Row] = &[
     row(Phase::Executing,        Step::CloseWindow,       Some(Task::Window)),
     row(Phase::Validating,       Step::Validate,          Some(Task::Validate)),
     row(Phase::Monitoring,       Step::Monitor,           Some(Task::Monitor)),
+    row(Phase::Observing,        Step::DayCheck,          Some(Task::DayCheck)),
+    row(Phase::Observing,        Step::WeekReview,        Some(Task::WeekReview)),
+    row(Phase::Observing,        Step::Decide,            None),
 ];
 
 /// The way back, in order. Inside the window the task is the `Window` run itself and ReopenWindow is left out.
@@ -48,7 +52,13 @@ pub const BACK: &[Row] = &[
     row(Phase::RollingBack, Step::ReleaseWindow,  Some(Task::RollbackWindow)),
 ];
 
-/// Position in its path and name: `6/13 Approve`.
+/// The step after this one on the way there.
+pub fn next(step: Step) -> Option<Step> {
+    let i = FORWARD.iter().position(|r| r.step == step)?;
+    FORWARD.get(i + 1).map(|r| r.step)
+}
+
+/// Position in its path and name: `9/20 Approve`.
 pub fn progress(step: Step) -> String {
     for path in [FORWARD, BACK] {
         if let Some(i) = path.iter().position(|r| r.step == step) {

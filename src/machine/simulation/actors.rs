@@ -8,8 +8,8 @@ use super::{
 };
 use crate::{
     api::{
-        CheckResult, Comparison, MigrationRun, MigrationRunStatus, Outcome as Measured, Reason, RunPhase, Task,
-        WindowCommand, WindowProgress, WindowState,
+        CheckResult, Comparison, Delivery, DeliveryState, MigrationRun, MigrationRunStatus, Occasion,
+        Outcome as Measured, Reason, RunPhase, Task, WindowCommand, WindowProgress, WindowState,
     },
     machine::{Effect, Job, Observed, ObservedRun, decide},
 };
@@ -226,7 +226,13 @@ impl Pod {
             match task {
                 Task::Backup => (s.baseline, s.backup) = (Some(fixture::baseline(now)), Some(fixture::backup(now))),
                 Task::VerifyBackup => s.verification = Some(fixture::verification()),
+                Task::ExportKeyUsers => s.key_users = Some(fixture::key_users(now)),
+                Task::DayCheck | Task::WeekReview => s.report = Some(fixture::report(now)),
                 Task::Rehearse => s.rehearsal = Some(fixture::rehearsal(10.0)),
+                Task::Notify => {
+                    let state = DeliveryState::Delivered;
+                    s.deliveries = vec![Delivery { channel: "chat".into(), state, message: "200".into(), at: now }];
+                }
                 Task::Validate | Task::Monitor => {
                     s.phase = RunPhase::Running;
                     s.checks = vec![CheckResult {
@@ -243,7 +249,9 @@ impl Pod {
                 _ => {}
             }
         });
+        let occasion = w.runs.get(name).and_then(|r| r.value.run.spec.inputs.notice.as_ref()).map(|n| n.occasion);
         if reported {
+            w.warned |= occasion == Some(Occasion::MaintenanceStarts);
             w.verified |= verified;
             w.rehearsed |= rehearsed;
         }

@@ -3,7 +3,8 @@
 use serde_json::json;
 
 use crate::api::{
-    BackupEvidence, BaselineEvidence, CreditMigrationSpec, RehearsalEvidence, Time, VerificationEvidence,
+    BackupEvidence, BaselineEvidence, CreditMigrationSpec, KeyUsersEvidence, RehearsalEvidence, ReportEvidence, Time,
+    VerificationEvidence,
 };
 
 /// Stands in for what only the runner may know; it must never be seen in an API object.
@@ -37,6 +38,7 @@ pub(crate) fn spec() -> CreditMigrationSpec {
             "name": "errors", "sql": {"query": "SELECT 0"}, "interval": "5s", "max": "0", "onBreach": "Rollback",
         }]},
         // Those that need no source would be in each stage of each table.
+        "followUps": {"day": {"after": "60s", "duration": "1s"}, "week": {"after": "70s", "duration": "1s"}, "reminderInterval": "10m"},
         "rollback": {"triggers": {"balanceErrors": {"mode": "Off"}, "databaseConnection": {"mode": "Off"}}},
     }))
     .expect("the fixture fits the types")
@@ -81,5 +83,29 @@ pub(crate) fn rehearsal(expected_window_seconds: f64) -> RehearsalEvidence {
         rollback_seconds: 1.0,
         tables_equal: 3,
         expected_window_seconds,
+    }
+}
+
+/// One key user.
+pub(crate) fn key_users(taken_at: Time) -> KeyUsersEvidence {
+    KeyUsersEvidence {
+        object: "s3://b/o.key-users.csv".into(),
+        users: 1,
+        bytes: 40,
+        sha256: "sha256:csv".into(),
+        taken_at,
+    }
+}
+
+/// A report in which all checks pass.
+pub(crate) fn report(taken_at: Time) -> ReportEvidence {
+    ReportEvidence {
+        object: "s3://b/o.report.json".into(),
+        bytes: 100,
+        sha256: "sha256:report".into(),
+        passed: 0,
+        checks: 0,
+        summary: "2 users, 3 credits".into(),
+        taken_at,
     }
 }

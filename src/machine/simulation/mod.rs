@@ -165,7 +165,9 @@ fn start_pods(w: &mut World, pods: &mut Vec<Pod>, next: &mut u32, twice: bool) {
 }
 
 fn people(w: &mut World, rng: &mut Rng, stop: bool, delete: bool) {
-    match rng.u8(..20) {
+    match rng.u8(..26) {
+        16..22 => w.decide(if rng.bool() { "ann" } else { "eve" }, Decision::Ready),
+        22..24 => w.decide("ann", Decision::Keep),
         0..6 => w.decide("ann", Decision::Execute),
         6..12 => {
             let who = if w.defect == Defect::ForgedNames { "ann" } else { "bob" };

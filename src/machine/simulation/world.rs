@@ -7,8 +7,8 @@ use fastrand::Rng;
 use super::fixture::{SECRET, spec};
 use crate::{
     api::{
-        CreditMigrationSpec, CreditMigrationStatus, Decision, MigrationRun, Phase, RunPhase, Task, Time, WindowCommand,
-        WindowState, WorkloadKind, WorkloadRef,
+        Audience, CreditMigrationSpec, CreditMigrationStatus, Decision, KeyRef, MigrationRun, NotificationChannel,
+        Phase, RunPhase, SlackChannel, Task, Time, WindowCommand, WindowState, WorkloadKind, WorkloadRef,
     },
     machine::{Flag, Job, Observed, ObservedDecision, ObservedRun, Sql, Workload, seconds},
 };
@@ -32,6 +32,19 @@ pub(super) enum Defect {
     RawErrors,
     /// 6: a controller stops at an object that it cannot decode.
     StopsAtBroken,
+}
+
+/// With one channel for all, so that there is something to tell.
+fn told(mut spec: CreditMigrationSpec) -> CreditMigrationSpec {
+    let url_secret_ref = KeyRef { name: "chat".into(), key: "url".into() };
+    spec.notifications.channels = vec![NotificationChannel {
+        name: "chat".into(),
+        audiences: vec![Audience::Team, Audience::Users],
+        slack: Some(SlackChannel { url_secret_ref, ca_secret_ref: None }),
+        webhook: None,
+        email: None,
+    }];
+    spec
 }
 
 /// Schema of the database.
@@ -125,6 +138,10 @@ pub(super) struct World {
     pub(super) defect: Defect,
     /// What was observed beyond objects: events.
     pub(super) told: Vec<String>,
+    /// People who really said that they are there.
+    pub(super) present: BTreeSet<String>,
+    /// The maintenance notice was taken.
+    pub(super) warned: bool,
     pub(super) verified: bool,
     pub(super) rehearsed: bool,
     /// A broken neighbour was passed by how often.
@@ -134,7 +151,7 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(defect: Defect) -> Self {
         let migration = Migration {
-            spec: spec(),
+            spec: told(spec()),
             status: CreditMigrationStatus::default(),
             generation: 1,
             deleting: false,
@@ -166,6 +183,8 @@ impl World {
             api_up: true,
             defect,
             told: vec![],
+            present: BTreeSet::new(),
+            warned: false,
             verified: false,
             rehearsed: false,
             broken_seen: 0,
@@ -237,12 +256,19 @@ impl World {
 
     pub(super) fn decide(&mut self, by: &str, decision: Decision) {
         let digest = self.migration.as_ref().and_then(|m| m.value.status.plan.as_ref()).and_then(|p| p.digest.clone());
-        if decision == Decision::Execute && digest.is_none() {
+        let of_plan = matches!(decision, Decision::Execute | Decision::Ready | Decision::Keep);
+        if of_plan && digest.is_none() {
             return;
         }
-        self.speakers.insert(by.to_owned());
+        if decision == Decision::Ready {
+            self.present.insert(by.to_owned());
+        }
+        // Of those who approve: to be present, or to keep what is there, lets nothing begin.
+        if !matches!(decision, Decision::Ready | Decision::Keep) {
+            self.speakers.insert(by.to_owned());
+        }
         let n = self.decisions.len();
-        let digest = (decision == Decision::Execute).then_some(digest).flatten();
+        let digest = of_plan.then_some(digest).flatten();
         let mut said = vec![by.to_owned()];
         if self.defect == Defect::ForgedNames && decision == Decision::Execute {
             said.push("somebody-else".into());
@@ -303,6 +329,12 @@ impl World {
             return Err(format!(
                 "4: executed with verified={} rehearsed={} by {:?}",
                 self.verified, self.rehearsed, self.speakers
+            ));
+        }
+        if db.ups > 0 && (self.present.len() < 2 || !self.warned) {
+            return Err(format!(
+                "4: executed with {:?} present, maintenance notice taken: {}",
+                self.present, self.warned
             ));
         }
         Ok(())

@@ -11,7 +11,8 @@ fn waits(name: &'static str, when: When, reason: &'static str) -> Case {
         step: Step::Approve,
         reason,
         effects: &[],
-        wake: None,
+        // Then nobody is present any more.
+        wake: Some(3600),
     }
 }
 
@@ -40,17 +41,20 @@ fn approvals_that_do_not_suffice() {
             },
             "ApprovalPending",
         ),
-        waits(
-            "three are needed",
-            |s| {
-                s.spec.approval.required = 3;
-                // A new spec has a new digest; here it is as if the evidence had been made for it.
-                let digest = super::super::plan_digest("uid-1", &s.spec, &s.status);
-                s.status.plan.as_mut().unwrap().digest = digest;
-                s.say("ann", Word::Execute).say("bob", Word::Execute);
-            },
-            "ApprovalPending",
-        ),
+        Case {
+            wake: None,
+            ..waits(
+                "three are needed",
+                |s| {
+                    s.spec.approval.required = 3;
+                    // A new spec has a new digest; here it is as if the evidence had been made for it.
+                    let digest = super::super::plan_digest("uid-1", &s.spec, &s.status);
+                    s.status.plan.as_mut().unwrap().digest = digest;
+                    s.say("ann", Word::Execute).say("bob", Word::Execute);
+                },
+                "ApprovalPending",
+            )
+        },
         waits(
             "rejected",
             |s| {
@@ -161,6 +165,8 @@ fn approvals_around_the_end_of_a_window_without_effect() {
         assert!(message.contains(&format!("no longer count {void}: approve again; next:")), "{name}: {message}");
         // Nobody is left out for ever.
         s.say("eve", Word::Execute).say("ann", Word::Execute).settle();
+        assert_eq!((s.status.step, ready(&s.status).0.as_str()), (Some(Step::Schedule), "PresencePending"), "{name}");
+        s.present().settle();
         assert_eq!(s.status.phase, Some(Phase::Executing), "{name}");
     }
     // The API server's clock is ahead: what was said before is known by having been seen.

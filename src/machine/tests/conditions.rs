@@ -19,24 +19,25 @@ fn columns_and_conditions_of_each_phase() {
     const NONE: &str = "BackupVerified=False RehearsalPassed=False";
     const BOTH: &str = "BackupVerified=True RehearsalPassed=True";
     let table: &[(Given, &str, Writes, String)] = &[
-        (preflight, "1/13 Preflight", Writes::Open, format!("{BUSY} {NONE}")),
-        (|| at(Step::VerifyBackup), "4/13 VerifyBackup", Writes::Open, format!("{BUSY} {NONE}")),
-        (rehearsing, "5/13 Rehearse", Writes::Open, format!("{BUSY} BackupVerified=True RehearsalPassed=False")),
-        (awaiting, "6/13 Approve", Writes::Open, format!("{BUSY} {BOTH}")),
-        (approved, "7/13 OpenWindow", Writes::Open, format!("{BUSY} {BOTH}")),
-        (opened, "7/13 OpenWindow", Writes::Blocked, format!("{BUSY} {BOTH}")),
-        (migrated, "10/13 SwitchApplication", Writes::Blocked, format!("{BUSY} {BOTH}")),
-        (releasing, "11/13 CloseWindow", Writes::Blocked, format!("{BUSY} {BOTH}")),
-        (validating, "12/13 Validate", Writes::Open, format!("{BUSY} {BOTH}")),
-        (monitoring, "13/13 Monitor", Writes::Open, format!("{BUSY} {BOTH}")),
-        (completed, "13/13 Monitor", Writes::Open, format!("Ready=True {BOTH}")),
+        (preflight, "1/20 Preflight", Writes::Open, format!("{BUSY} {NONE}")),
+        (|| at(Step::VerifyBackup), "6/20 VerifyBackup", Writes::Open, format!("{BUSY} {NONE}")),
+        (rehearsing, "8/20 Rehearse", Writes::Open, format!("{BUSY} BackupVerified=True RehearsalPassed=False")),
+        (awaiting, "9/20 Approve", Writes::Open, format!("{BUSY} {BOTH}")),
+        (approved, "11/20 OpenWindow", Writes::Open, format!("{BUSY} {BOTH}")),
+        (opened, "11/20 OpenWindow", Writes::Blocked, format!("{BUSY} {BOTH}")),
+        (migrated, "14/20 SwitchApplication", Writes::Blocked, format!("{BUSY} {BOTH}")),
+        (releasing, "15/20 CloseWindow", Writes::Blocked, format!("{BUSY} {BOTH}")),
+        (validating, "16/20 Validate", Writes::Open, format!("{BUSY} {BOTH}")),
+        (monitoring, "17/20 Monitor", Writes::Open, format!("{BUSY} {BOTH}")),
+        (deciding, "20/20 Decide", Writes::Open, format!("{BUSY} {BOTH}")),
+        (completed, "20/20 Decide", Writes::Open, format!("Ready=True {BOTH}")),
         (reopening, "1/5 ReopenWindow", Writes::Blocked, format!("{BUSY} {BOTH}")),
         (reopened, "2/5 SwitchBack", Writes::Blocked, format!("{BUSY} {BOTH}")),
         (reverting, "3/5 RollbackSql", Writes::Blocked, format!("{BUSY} {BOTH}")),
         (rolled_back, "5/5 ReleaseWindow", Writes::Open, format!("Ready=False {BOTH}")),
         (rollback_failed, "3/5 RollbackSql", Writes::Blocked, format!("{STALLED} {BOTH}")),
-        (failed, "5/13 Rehearse", Writes::Open, format!("{STALLED} BackupVerified=True RehearsalPassed=False")),
-        (cancelled, "6/13 Approve", Writes::Open, format!("Ready=False {BOTH}")),
+        (failed, "8/20 Rehearse", Writes::Open, format!("{STALLED} BackupVerified=True RehearsalPassed=False")),
+        (cancelled, "9/20 Approve", Writes::Open, format!("Ready=False {BOTH}")),
     ];
     let mut wrong = vec![];
     for (given, progress, writes, expected) in table {
@@ -101,13 +102,13 @@ fn conditions_of_others_are_kept_and_transition_times_too() {
 #[test]
 fn blocked_writes_say_until_when() {
     let cases: &[(&str, Given, i64, &str)] = &[
-        ("open", opened, 49, "until 1970-01-12T13:47:46Z at the latest (limit 60s)"),
+        ("open", opened, 49, "until 1970-01-12T13:47:47Z at the latest (limit 60s)"),
         ("released, not reported", releasing, 49, "at the latest (limit 60s)"),
         (
             "released, not reported, past the deadline",
             releasing,
             50,
-            "should have been over at 1970-01-12T13:47:46Z (limit 60s)",
+            "should have been over at 1970-01-12T13:47:47Z (limit 60s)",
         ),
         ("way back", reverting, 58, "at the latest (limit 60s)"),
         ("way back past its deadline", reverting, 60, "should have been over at"),

@@ -3,7 +3,7 @@
 use super::*;
 
 fn ended(name: &'static str, given: Given, when: When, effects: &'static [&'static str], wake: Option<i64>) -> Case {
-    Case { name, given, when, phase: Phase::Completed, step: Step::Monitor, reason: "Completed", effects, wake }
+    Case { name, given, when, phase: Phase::Completed, step: Step::Decide, reason: "Completed", effects, wake }
 }
 
 #[test]

@@ -6,8 +6,11 @@
 mod approving;
 mod conditions;
 mod ending;
+mod notices;
+mod observing;
 mod preparing;
 mod rolling_back;
+mod scheduling;
 mod stages;
 mod switching;
 mod window;
@@ -17,9 +20,9 @@ use super::{
     simulation::fixture,
 };
 use crate::api::{
-    BaselineEvidence, CheckResult, Comparison, CreditMigrationSpec, CreditMigrationStatus, Decision as Word,
-    MigrationRun, MigrationRunStatus, Outcome, Phase, Reason, RunPhase, Step, Task, Time, VerificationEvidence,
-    WindowProgress, WindowState, WorkloadKind, WorkloadRef,
+    BaselineEvidence, CheckResult, Comparison, CreditMigrationSpec, CreditMigrationStatus, Decision as Word, Delivery,
+    DeliveryState, MigrationRun, MigrationRunStatus, Outcome, Phase, Reason, RunPhase, Step, StepState, Task, Time,
+    VerificationEvidence, WindowProgress, WindowState, WorkloadKind, WorkloadRef,
 };
 
 /// A migration, what is seen of it, and the time.
@@ -224,6 +227,8 @@ impl Story {
             match task {
                 Task::Backup => (s.baseline, s.backup) = (Some(baseline()), Some(fixture::backup(time(0)))),
                 Task::VerifyBackup => s.verification = Some(fixture::verification()),
+                Task::ExportKeyUsers => s.key_users = Some(fixture::key_users(time(0))),
+                Task::DayCheck | Task::WeekReview => s.report = Some(fixture::report(time(0))),
                 Task::Rehearse => s.rehearsal = Some(fixture::rehearsal(20.0)),
                 _ => {}
             }
@@ -303,9 +308,31 @@ impl Story {
     }
 
     fn say(&mut self, by: &str, word: Word) -> &mut Self {
-        let digest =
-            matches!(word, Word::Execute).then(|| self.status.plan.as_ref().and_then(|p| p.digest.clone())).flatten();
+        let digest = matches!(word, Word::Execute | Word::Ready | Word::Keep)
+            .then(|| self.status.plan.as_ref().and_then(|p| p.digest.clone()))
+            .flatten();
         self.say_on(by, word, digest.as_deref())
+    }
+
+    /// The notice that is being sent was taken by some channels, and not by others.
+    fn deliver(&mut self, taken: &[&str], open: &[&str]) -> &mut Self {
+        let at = self.now;
+        let delivery = |state| move |c: &&str| Delivery { channel: (*c).into(), state, message: "answer".into(), at };
+        let deliveries: Vec<_> = taken
+            .iter()
+            .map(delivery(DeliveryState::Delivered))
+            .chain(open.iter().map(delivery(DeliveryState::Failed)))
+            .collect();
+        self.report(Task::Notify, |s| {
+            s.phase = if open.is_empty() { RunPhase::Succeeded } else { RunPhase::Failed };
+            s.reason = (!open.is_empty()).then_some(Reason::NoticeUndelivered);
+            s.deliveries = deliveries;
+        })
+    }
+
+    /// Two people say that they are there.
+    fn present(&mut self) -> &mut Self {
+        self.say("dan", Word::Ready).say("eve", Word::Ready)
     }
 
     fn say_on(&mut self, by: &str, word: Word, digest: Option<&str>) -> &mut Self {
@@ -349,7 +376,8 @@ fn at(step: Step) -> Story {
     for (task, next) in [
         (Task::Preflight, Step::Baseline),
         (Task::Backup, Step::VerifyBackup),
-        (Task::VerifyBackup, Step::Rehearse),
+        (Task::VerifyBackup, Step::ExportKeyUsers),
+        (Task::ExportKeyUsers, Step::Rehearse),
         (Task::Rehearse, Step::Approve),
     ] {
         if s.status.step == Some(step) {
@@ -371,8 +399,11 @@ fn preflight() -> Story {
 fn rehearsing() -> Story {
     at(Step::Rehearse)
 }
+/// AwaitingApproval: nobody has approved; dan and eve are present.
 fn awaiting() -> Story {
-    at(Step::Approve)
+    let mut s = at(Step::Approve);
+    s.present().settle();
+    s
 }
 
 /// Executing: approved, the window's pod is being started.
@@ -439,10 +470,29 @@ fn monitoring() -> Story {
     s
 }
 
-/// Completed; the clean-up is under way.
-fn completed() -> Story {
+/// Observing: the day check is not yet due.
+fn observing() -> Story {
     let mut s = monitoring();
     s.wait(30).measure(Task::Monitor, Outcome::Pass, false).settle();
+    assert_eq!((s.status.phase, s.status.step), (Some(Phase::Observing), Some(Step::DayCheck)));
+    s
+}
+
+/// Observing: both follow-ups are over, a person has to decide.
+fn deciding() -> Story {
+    let mut s = observing();
+    for task in [Task::DayCheck, Task::WeekReview] {
+        s.wait(10).settle();
+        s.succeed(task).settle();
+    }
+    assert_eq!((s.status.phase, s.status.step), (Some(Phase::Observing), Some(Step::Decide)));
+    s
+}
+
+/// Completed; the clean-up is under way.
+fn completed() -> Story {
+    let mut s = deciding();
+    s.wait(1).say("ann", Word::Keep).settle();
     assert_eq!(s.status.phase, Some(Phase::Completed));
     s
 }
@@ -513,6 +563,7 @@ fn each_phase() -> Vec<Story> {
         opened(),
         validating(),
         monitoring(),
+        deciding(),
         completed(),
         reverting(),
         rolled_back(),

@@ -77,6 +77,15 @@ fn steps_follow_each_other() {
             "VerifyBackup succeeded",
             || at(Step::VerifyBackup),
             |s| done(s.succeed(Task::VerifyBackup)),
+            Step::ExportKeyUsers,
+            "Progressing",
+            &["start m-keyusers-1"],
+            None,
+        ),
+        case(
+            "ExportKeyUsers succeeded",
+            || at(Step::ExportKeyUsers),
+            |s| done(s.succeed(Task::ExportKeyUsers)),
             Step::Rehearse,
             "Progressing",
             &["start m-rehearse-1"],
@@ -419,6 +428,7 @@ fn runs_of_superseded_evidence_are_ended() {
         (Step::Baseline, "remove m-backup-1"),
         (Step::Backup, "remove m-backup-1"),
         (Step::VerifyBackup, "remove m-verify-1"),
+        (Step::ExportKeyUsers, "remove m-keyusers-1"),
         (Step::Rehearse, "remove m-rehearse-1"),
     ] {
         let mut s = at(step);
@@ -430,7 +440,7 @@ fn runs_of_superseded_evidence_are_ended() {
     let mut s = awaiting();
     s.seen.up = Sql::Present("sha256:other".into());
     s.settle();
-    for task in [Task::Preflight, Task::Backup, Task::VerifyBackup, Task::Rehearse] {
+    for task in [Task::Preflight, Task::Backup, Task::VerifyBackup, Task::ExportKeyUsers, Task::Rehearse] {
         assert_eq!((s.run(task).run.spec.attempt, s.run(task).job.clone()), (2, Job::Active), "{task:?}");
         s.succeed(task).settle();
     }
@@ -449,8 +459,8 @@ fn the_runners_image_is_pinned() {
 
 #[test]
 fn a_run_carries_what_earlier_ones_found() {
-    let mut s = at(Step::VerifyBackup);
-    s.succeed(Task::VerifyBackup);
+    let mut s = at(Step::ExportKeyUsers);
+    s.succeed(Task::ExportKeyUsers);
     let d = s.look();
     let Some(Effect::StartRun(start)) = d.effects.iter().find(|e| matches!(e, Effect::StartRun(_))) else {
         panic!("{:?}", d.effects)

@@ -23,10 +23,11 @@ const BACK: &[&str] = &["remove m-monitor-1", "start m-rollback-1"];
 #[test]
 fn stages() {
     let ends = |name, when| Case {
-        phase: Phase::Completed,
-        reason: "Completed",
+        phase: Phase::Observing,
+        step: Step::DayCheck,
+        reason: "Observing",
         effects: &["remove m-monitor-1"],
-        ..monitors(name, when, "", &[], None)
+        ..monitors(name, when, "", &[], Some(10))
     };
     let back = |name, when| Case {
         phase: Phase::RollingBack,

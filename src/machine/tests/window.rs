@@ -238,7 +238,8 @@ fn gates_are_looked_at_once_more_before_the_window() {
         step: Step::Approve,
         reason: "",
         effects: &["remove m-window-1"],
-        wake: None,
+        // Then those who are present are not any more.
+        wake: Some(3599),
     };
     let cases = [
         Case { reason: "FlagNotAtFrom", ..back("flag", |s| s.flag("v2", None)) },
@@ -256,6 +257,7 @@ fn gates_are_looked_at_once_more_before_the_window() {
             step: Step::Preflight,
             reason: "Progressing",
             effects: &["remove m-preflight-1", "remove m-window-1", "start m-preflight-2"],
+            wake: None,
             ..back("SQL", |s| s.seen.up = Sql::Present("sha256:x".into()))
         },
         Case {
@@ -263,12 +265,14 @@ fn gates_are_looked_at_once_more_before_the_window() {
             step: Step::Preflight,
             reason: "Progressing",
             effects: &["remove m-preflight-1", "remove m-window-1", "start m-preflight-2"],
+            wake: None,
             ..back("spec", |s| s.seen.generation = 2)
         },
-        Case { reason: "PodFailed", ..back("the pod was not ready in time", |s| done(s.wait(600))) },
-        Case { reason: "PodFailed", ..back("the Job failed without a report", |s| done(s.lose(WINDOW))) },
+        Case { reason: "PodFailed", wake: None, ..back("the pod was not ready in time", |s| done(s.wait(600))) },
+        Case { reason: "PodFailed", wake: None, ..back("the Job failed without a report", |s| done(s.lose(WINDOW))) },
         Case {
             reason: "HostUnreachable",
+            wake: None,
             ..back("the pod cannot reach the database", |s| done(s.fail(WINDOW, Reason::HostUnreachable)))
         },
     ];
@@ -308,7 +312,7 @@ fn a_window_without_effect_needs_new_approvals() {
         );
         s.wait(1).say("ann", Word::Execute).settle();
         assert_eq!(s.status.approvals.as_deref(), Some("1/2"), "{reason}: one new word, none of the old");
-        s.say("bob", Word::Execute);
+        s.say("bob", Word::Execute).present();
         let d = s.turn();
         assert_eq!(d.status.phase, Some(Phase::Executing));
         assert!(acts(&d).contains(&"start m-window-2".to_owned()), "{reason}: {:?}", acts(&d));
@@ -553,7 +557,7 @@ fn lost_pods_of_an_earlier_window_do_not_count() {
     }
     s.state(WINDOW, WindowState::Reverted).fail(WINDOW, Reason::LockTimeout).settle();
     assert_eq!(s.status.phase, Some(Phase::AwaitingApproval));
-    s.wait(2).say("ann", Word::Execute).say("bob", Word::Execute).settle();
+    s.wait(2).say("ann", Word::Execute).say("bob", Word::Execute).present().settle();
     s.wait(1).state(WINDOW, WindowState::Ready).settle();
     s.lose(WINDOW).settle();
     assert_eq!(s.status.phase, Some(Phase::Executing));

@@ -1,0 +1,166 @@
+//! Notices: made when something happens, sent by runs of their own, tried again, and given up with a word. Nothing waits for
+//! them but the steps that are there to tell somebody.
+//!
+//! A notice is persisted before its run is made and keeps its id in each repetition: it is told at least once, and a receiver can
+//! drop what it has seen.
+
+use std::collections::BTreeSet;
+
+use super::{Machine, Outcome, seconds};
+use crate::api::{DeliveryState, Notice, NoticeState, NoticeStatus, Occasion, RunPhase, Task, Time};
+
+/// Tries after which a channel is given up: about an hour with [`RETRY_SECONDS`].
+const TRIES: u32 = 16;
+/// Longest wait between two tries.
+const RETRY_SECONDS: i64 = 300;
+/// Notices that are kept in the status, those still to be sent besides.
+const KEPT: usize = 16;
+
+impl Machine<'_> {
+    /// Names of the channels in which an occasion is told.
+    pub(super) fn channels_for(&self, occasion: Occasion) -> BTreeSet<&str> {
+        let told = occasion.audiences();
+        let channels = &self.spec.notifications.channels;
+        channels.iter().filter(|c| c.audiences.iter().any(|a| told.contains(a))).map(|c| c.name.as_str()).collect()
+    }
+
+    /// Makes a notice, once for each `key`. Gives its id; `None` if there is no channel to tell it in.
+    pub(super) fn tell(&mut self, occasion: Occasion, key: &str, message: &str) -> Option<String> {
+        if self.channels_for(occasion).is_empty() {
+            return None;
+        }
+        let id = format!("{}.{key}", self.o.uid);
+        if self.s.notices.iter().any(|n| n.notice.id == id) {
+            return Some(id);
+        }
+        self.s.notice_runs += 1;
+        let report = match occasion {
+            Occasion::DayReport => self.s.day_report.as_ref(),
+            Occasion::WeekReport | Occasion::DecisionDue => self.s.week_report.as_ref(),
+            _ => None,
+        };
+        let notice = Notice {
+            id: id.clone(),
+            occasion,
+            at: self.now,
+            message: message.into(),
+            phase: self.phase(),
+            starts_at: self.s.schedule.as_ref().and_then(|s| s.starts_at).or(self.spec.schedule.start_at),
+            expected_window_seconds: self.s.rehearsal.as_ref().map(|r| whole_seconds(r.expected_window_seconds)),
+            report_object: report.map(|r| r.object.clone()),
+            delivered: vec![],
+        };
+        self.s.notices.push(NoticeStatus {
+            notice,
+            state: NoticeState::Pending,
+            attempt: self.s.notice_runs,
+            failures: 0,
+            retry_at: None,
+            deliveries: vec![],
+        });
+        // The oldest that are over go: a status must not grow without end.
+        let mut surplus = self.s.notices.len().saturating_sub(KEPT);
+        self.s.notices.retain(|n| {
+            let goes = surplus > 0 && n.state != NoticeState::Pending;
+            surplus -= usize::from(goes);
+            !goes
+        });
+        Some(id)
+    }
+
+    /// The notice of an id, if it was made.
+    pub(super) fn notice(&self, id: &str) -> Option<&NoticeStatus> {
+        self.s.notices.iter().find(|n| n.notice.id == id)
+    }
+
+    /// Takes in what runs of task Notify have reported, and plans repetitions.
+    pub(super) fn advance_notices(&mut self) {
+        for i in 0..self.s.notices.len() {
+            if self.s.notices[i].state == NoticeState::Pending {
+                self.advance_notice(i);
+            }
+        }
+    }
+
+    fn advance_notice(&mut self, i: usize) {
+        let now = self.now;
+        if let Some(at) = self.s.notices[i].retry_at {
+            if now < at {
+                return self.wake_at(at);
+            }
+            self.s.notice_runs += 1;
+            let n = &mut self.s.notices[i];
+            (n.retry_at, n.attempt) = (None, self.s.notice_runs);
+            return;
+        }
+        let attempt = self.s.notices[i].attempt;
+        let answer = match self.o.outcome(Task::Notify, attempt) {
+            Outcome::Pending => return,
+            Outcome::Succeeded(_) => String::new(),
+            Outcome::Failed(_, message) => message,
+        };
+        let run = self.o.run(Task::Notify, attempt).and_then(|r| r.run.status.as_ref());
+        let reported = run.filter(|s| matches!(s.phase, RunPhase::Succeeded | RunPhase::Failed));
+        let deliveries = reported.map(|s| s.deliveries.clone()).unwrap_or_default();
+        let n = &mut self.s.notices[i];
+        for d in deliveries {
+            n.deliveries.retain(|known| known.channel != d.channel);
+            n.deliveries.push(d);
+        }
+        let taken = n.deliveries.iter().filter(|d| d.state == DeliveryState::Delivered);
+        n.notice.delivered = taken.map(|d| d.channel.clone()).collect();
+        let occasion = n.notice.occasion;
+        let delivered: BTreeSet<String> = n.notice.delivered.iter().cloned().collect();
+        let wanted = self.channels_for(occasion);
+        let open: Vec<String> = wanted.iter().filter(|c| !delivered.contains(**c)).map(|c| (*c).to_owned()).collect();
+        let all = wanted.len();
+        let n = &mut self.s.notices[i];
+        if open.is_empty() {
+            n.state = NoticeState::Delivered;
+            return self.event(false, "NoticeDelivered", format!("{occasion:?}: {all} of {all} channels took it"));
+        }
+        n.failures += 1;
+        let failures = n.failures;
+        // Nothing starts without a maintenance notice, so it is never given up while nobody has it.
+        let needed = occasion == Occasion::MaintenanceStarts && !n.reached();
+        let text =
+            format!("{occasion:?} was not taken by {} of {all} channels ({}): {answer}", open.len(), open.join(", "));
+        if failures >= TRIES && !needed {
+            n.state = NoticeState::Undelivered;
+            return self.event(
+                true,
+                "NoticeGivenUp",
+                format!("{text}; tried {failures} times; next: tell them yourself"),
+            );
+        }
+        // 2, 4, 8 ... seconds.
+        n.retry_at = Some(now + seconds((1i64 << failures.min(10)).min(RETRY_SECONDS)));
+        if failures == 1 {
+            self.event(true, "NoticeUndelivered", format!("{text}; it is tried again, nothing waits for it"));
+        }
+        if let Some(at) = self.s.notices[i].retry_at {
+            self.wake_at(at);
+        }
+    }
+
+    /// The notice that a run of this number sends.
+    pub(super) fn notice_of(&self, attempt: u32) -> Option<&Notice> {
+        self.s.notices.iter().find(|n| n.attempt == attempt && n.state == NoticeState::Pending).map(|n| &n.notice)
+    }
+
+    /// Numbers of the runs that are to send something now.
+    pub(super) fn notices_to_send(&self) -> Vec<u32> {
+        let pending = self.s.notices.iter().filter(|n| n.state == NoticeState::Pending && n.retry_at.is_none());
+        pending.map(|n| n.attempt).collect()
+    }
+}
+
+/// Key of a notice that comes about once at a time.
+pub(super) fn at(what: &str, time: Time) -> String {
+    format!("{what}.{}", time.as_second())
+}
+
+/// Whole seconds, rounded up; never negative.
+fn whole_seconds(s: f64) -> u64 {
+    std::time::Duration::try_from_secs_f64(s.ceil().max(0.0)).map_or(0, |d| d.as_secs())
+}

@@ -1,0 +1,263 @@
+//! The step Schedule: an hour before the start (`schedule.leadTime`) the maintenance notice goes out; at the start people are
+//! present, and the backup is fresh. Else it does not start, says why, and waits for the next allowed time.
+//!
+//! ```text
+//!   approved        startsAt - leadTime         startsAt                endsAt
+//!      |  Scheduled       |  notice, Ready         |  starts as soon as    |  missed: the next hours
+//!      +------------------+------------------------+---- all is so --------+-----------------------> time
+//! ```
+
+use jiff::{
+    ToSpan, Zoned,
+    civil::{Date, Time as Clock, Weekday as Day},
+    tz::TimeZone,
+};
+
+use super::{Machine, gates::Violation, notices::at, seconds, span};
+use crate::api::{AllowedHours, Decision, NoticeState, Occasion, Schedule, ScheduleStatus, Step, Time, Weekday};
+
+/// Days in which the next allowed hours must begin: one day of each name, and those that began yesterday.
+const DAYS: i32 = 9;
+
+/// The first allowed hours that end after `from`: their begin, not before `startAt`, and their end if they have one.
+/// `None` if a time zone or a time cannot be used.
+pub fn next_hours(schedule: &Schedule, from: Time) -> Option<(Time, Option<Time>)> {
+    let from = schedule.start_at.map_or(from, |start| start.max(from));
+    if schedule.allowed_hours.is_empty() {
+        return Some((from, None));
+    }
+    let mut next: Option<(Time, Time)> = None;
+    for hours in &schedule.allowed_hours {
+        let zone = TimeZone::get(&hours.time_zone).ok()?;
+        let today = from.to_zoned(zone.clone()).date();
+        for day in -1..DAYS {
+            let date = today.checked_add(day.days()).ok()?;
+            if !hours.days.is_empty() && !hours.days.iter().any(|d| weekday(*d) == date.weekday()) {
+                continue;
+            }
+            let (begin, end) = hours_of(hours, date, &zone)?;
+            if end <= from {
+                continue;
+            }
+            // Of hours that overlap those that end last: they are one stretch.
+            let better =
+                next.is_none_or(|(b, e)| (begin.max(from), std::cmp::Reverse(end)) < (b, std::cmp::Reverse(e)));
+            if better {
+                next = Some((begin.max(from), end));
+            }
+        }
+    }
+    next.map(|(begin, end)| (begin, Some(end)))
+}
+
+fn hours_of(hours: &AllowedHours, date: Date, zone: &TimeZone) -> Option<(Time, Time)> {
+    let at = |date: Date, text: &str| -> Option<Time> {
+        let (date, text) = if text == "24:00" { (date.tomorrow().ok()?, "00:00") } else { (date, text) };
+        let clock: Clock = format!("{text}:00").parse().ok()?;
+        // Of an hour that a change of clocks leaves out the moment after it; of one that it repeats the first.
+        let zoned: Zoned = date.to_datetime(clock).to_zoned(zone.clone()).ok()?;
+        Some(zoned.timestamp())
+    };
+    let next_day = hours.to <= hours.from;
+    Some((at(date, &hours.from)?, at(if next_day { date.tomorrow().ok()? } else { date }, &hours.to)?))
+}
+
+fn weekday(day: Weekday) -> Day {
+    match day {
+        Weekday::Monday => Day::Monday,
+        Weekday::Tuesday => Day::Tuesday,
+        Weekday::Wednesday => Day::Wednesday,
+        Weekday::Thursday => Day::Thursday,
+        Weekday::Friday => Day::Friday,
+        Weekday::Saturday => Day::Saturday,
+        Weekday::Sunday => Day::Sunday,
+    }
+}
+
+impl Machine<'_> {
+    /// Hours that cannot be computed.
+    pub(super) fn schedule_violation(&self) -> Option<Violation> {
+        if next_hours(&self.spec.schedule, self.now).is_some() {
+            return None;
+        }
+        let zones: Vec<&str> = self.spec.schedule.allowed_hours.iter().map(|h| h.time_zone.as_str()).collect();
+        Some((
+            "ScheduleInvalid",
+            format!(
+                "spec.schedule.allowedHours cannot be computed with time zones {}; next: write IANA names, for example Europe/Berlin",
+                zones.join(", ")
+            ),
+        ))
+    }
+
+    /// Distinct people whose `Ready` on this digest is fresh, and when the first of these runs out.
+    pub(super) fn present(&self, digest: &str) -> (Vec<String>, Option<Time>) {
+        let within = span(self.spec.schedule.presence.within);
+        let mut last: std::collections::BTreeMap<&str, Time> = std::collections::BTreeMap::new();
+        for d in self.decisions(Decision::Ready, self.s.approvals_after) {
+            if d.digest.as_deref() == Some(digest) && self.now < d.at + within {
+                let at = last.entry(d.by.as_str()).or_insert(d.at);
+                *at = d.at.max(*at);
+            }
+        }
+        let runs_out = last.values().min().map(|t| *t + within);
+        (last.into_keys().map(str::to_owned).collect(), runs_out)
+    }
+
+    /// Keeps `status.schedule` up to date with who is present.
+    pub(super) fn note_presence(&mut self, digest: &str) {
+        let (people, runs_out) = self.present(digest);
+        let needed = self.presence_needed();
+        let schedule = self.s.schedule.get_or_insert_default();
+        schedule.presence = Some(format!("{}/{needed}", people.len()));
+        schedule.present = people;
+        if let Some(at) = runs_out {
+            self.wake_at(at);
+        }
+    }
+
+    fn presence_needed(&self) -> usize {
+        self.spec.schedule.presence.required.max(2) as usize
+    }
+
+    /// Whether the hours of the planned start are not over.
+    pub(super) fn in_allowed_hours(&self) -> bool {
+        self.s.schedule.as_ref().is_none_or(|s| s.ends_at.is_none_or(|end| self.now < end))
+    }
+
+    /// `true` when the window may be opened now.
+    pub(super) fn advance_schedule(&mut self, digest: &str) -> bool {
+        self.note_presence(digest);
+        let Some(starts_at) = self.plan_start() else { return false };
+        let lead = starts_at - self.lead_time();
+        if self.now < lead {
+            self.wake_at(lead);
+            let text = format!(
+                "starts at {starts_at:.0}; people say that they are present in the hour before: {}",
+                self.ready_command()
+            );
+            self.explain("Scheduled", text);
+            return false;
+        }
+        if self.backup_is_old() {
+            return false;
+        }
+        let message = format!("maintenance of {} starts at {starts_at:.0}", self.o.name);
+        let id = self.tell(Occasion::MaintenanceStarts, &at("maintenance", starts_at), &message);
+        self.s.schedule.get_or_insert_default().notice.clone_from(&id);
+        if self.now < starts_at {
+            self.wake_at(starts_at);
+            let text = format!("starts at {starts_at:.0}; {}", self.presence_text());
+            self.explain("Scheduled", text);
+            return false;
+        }
+        // One channel that took it is enough: the others hold nothing up, and are seen in status.notices.
+        if let Some(n) = id.and_then(|id| self.notice(&id)).filter(|n| !n.reached()) {
+            let next = match n.state {
+                NoticeState::Pending if n.failures == 0 => "it is being sent".to_owned(),
+                _ => format!(
+                    "tried {} times, again until one takes it; next: see status.notices, and mend a channel",
+                    n.failures
+                ),
+            };
+            let text = format!("no channel has taken the maintenance notice yet; {next}");
+            self.explain("NoticePending", text);
+            return false;
+        }
+        if self.s.schedule.as_ref().map_or(0, |s| s.present.len()) < self.presence_needed() {
+            let text = self.presence_text();
+            self.explain("PresencePending", text);
+            return false;
+        }
+        true
+    }
+
+    /// The planned start; a new one when there is none, or its hours are over.
+    fn plan_start(&mut self) -> Option<Time> {
+        let planned = self.s.schedule.clone().unwrap_or_default();
+        let missed = planned.ends_at.filter(|end| self.now >= *end);
+        if let (Some(start), None) = (planned.starts_at, missed) {
+            if let Some(end) = planned.ends_at {
+                self.wake_at(end);
+            }
+            return Some(start);
+        }
+        if let Some(end) = missed {
+            let why = self.message.clone().unwrap_or_default();
+            self.event(
+                true,
+                "StartMissed",
+                format!("the hours until {end:.0} are over: {why}; it waits for the next allowed time"),
+            );
+        }
+        // Whoever is told has the lead time to get ready.
+        let earliest = self.now + self.lead_time();
+        let (start, end) = next_hours(&self.spec.schedule, earliest)?;
+        let kept = self.s.schedule.take().unwrap_or_default();
+        self.s.schedule = Some(ScheduleStatus { starts_at: Some(start), ends_at: end, notice: None, ..kept });
+        if let Some(end) = end {
+            self.wake_at(end);
+        }
+        Some(start)
+    }
+
+    /// Time between notice and start; none when there is nobody to tell.
+    fn lead_time(&self) -> jiff::SignedDuration {
+        match self.channels_for(Occasion::MaintenanceStarts).is_empty() {
+            true => seconds(0),
+            false => span(self.spec.schedule.lead_time),
+        }
+    }
+
+    /// A backup that is too old is taken anew, with all that rests on it. `true` when that was begun.
+    fn backup_is_old(&mut self) -> bool {
+        let limit = span(self.spec.schedule.backup_max_age);
+        let Some(taken) = self.s.backup.as_ref().map(|b| b.finished_at) else { return false };
+        if self.now.duration_since(taken) <= limit {
+            return false;
+        }
+        self.restart(&format!(
+            "the backup is of {taken:.0}, older than {} (spec.schedule.backupMaxAge)",
+            self.spec.schedule.backup_max_age
+        ));
+        true
+    }
+
+    fn ready_command(&self) -> String {
+        format!("kubectl creditmigration ready {}", self.o.name)
+    }
+
+    fn presence_text(&self) -> String {
+        let schedule = self.s.schedule.clone().unwrap_or_default();
+        let who =
+            if schedule.present.is_empty() { String::new() } else { format!(" ({})", schedule.present.join(", ")) };
+        format!(
+            "{} of {} people present{who}, by a Ready of the last {}; next: {}",
+            schedule.present.len(),
+            self.presence_needed(),
+            self.spec.schedule.presence.within,
+            self.ready_command()
+        )
+    }
+
+    /// The step Approve is done: who, and on what.
+    pub(super) fn approved(&mut self, people: &[String], digest: &str) {
+        if self.s.step == Some(Step::Schedule) {
+            return;
+        }
+        self.succeed_step(Step::Approve, format!("{} approved {digest}", people.join(", ")));
+        // A start that was planned for an earlier try is planned anew.
+        self.s.schedule = None;
+        self.start_step(Step::Schedule);
+    }
+
+    /// What Schedule leaves as evidence.
+    pub(super) fn started_by(&self) -> String {
+        let schedule = self.s.schedule.clone().unwrap_or_default();
+        let notice = match schedule.notice.as_deref().and_then(|id| self.notice(id)) {
+            Some(n) => format!("maintenance notice taken by {}", n.notice.delivered.join(", ")),
+            None => "no channel for a maintenance notice (spec.notifications.channels)".to_owned(),
+        };
+        format!("present: {}; {notice}", schedule.present.join(", "))
+    }
+}

@@ -1,0 +1,145 @@
+//! Notices: what is told on which occasion, and what becomes of it.
+
+use super::*;
+use crate::api::{Audience, KeyRef, NoticeState, NotificationChannel, Occasion, SlackChannel};
+
+fn channel(name: &str, audience: Audience) -> NotificationChannel {
+    let url_secret_ref = KeyRef { name: name.into(), key: "url".into() };
+    NotificationChannel {
+        name: name.into(),
+        audiences: vec![audience],
+        slack: Some(SlackChannel { url_secret_ref, ca_secret_ref: None }),
+        webhook: None,
+        email: None,
+    }
+}
+
+/// A new migration with a channel for the team.
+fn told() -> Story {
+    let mut s = Story::new();
+    s.spec.notifications.channels = vec![channel("chat", Audience::Team)];
+    s
+}
+
+/// Carries a story through, taking each notice in the channel.
+fn take(s: &mut Story) -> &mut Story {
+    for _ in 0..5 {
+        if s.status.notices.iter().any(|n| n.state == NoticeState::Pending) {
+            s.deliver(&["chat"], &[]).settle();
+        }
+    }
+    s
+}
+
+fn occasions(s: &Story) -> Vec<Occasion> {
+    s.status.notices.iter().map(|n| n.notice.occasion).collect()
+}
+
+#[test]
+fn the_team_hears_first_and_nothing_waits_for_a_channel_that_is_away() {
+    let mut s = told();
+    s.settle();
+    s.succeed(Task::Preflight).settle();
+    assert_eq!(s.status.step, Some(Step::NotifyTeam));
+    s.deliver(&[], &["chat"]);
+    let d = s.turn();
+    assert!(events(&d).contains(&"NoticeUndelivered"), "{:?}", events(&d));
+    s.settle();
+    let step = s.status.steps.iter().find(|x| x.name == Step::NotifyTeam).unwrap();
+    assert_eq!(
+        (step.state, step.reason.as_deref()),
+        (StepState::Failed, Some("NoticeUndelivered")),
+        "no box ticks itself"
+    );
+    assert_eq!(s.status.step, Some(Step::Baseline), "the migration goes on");
+    // It is tried again, with the same id, and taken.
+    let id = s.status.notices[0].notice.id.clone();
+    s.wait(2).settle();
+    assert_eq!(s.run(Task::Notify).run.spec.inputs.notice.as_ref().unwrap().id, id);
+    assert_eq!(s.run(Task::Notify).run.spec.attempt, 2);
+    s.deliver(&["chat"], &[]).settle();
+    assert_eq!(s.status.notices[0].state, NoticeState::Delivered);
+    assert!(s.seen.runs.iter().all(|r| r.run.spec.task != Task::Notify), "what became of it is in the status");
+}
+
+#[test]
+fn a_channel_that_stays_away_is_given_up_with_a_word() {
+    let mut s = told();
+    s.settle();
+    s.succeed(Task::Preflight).settle();
+    for _ in 0..15 {
+        s.deliver(&[], &["chat"]).settle().wait(300).settle();
+    }
+    assert_eq!(s.status.notices[0].state, NoticeState::Pending);
+    s.deliver(&[], &["chat"]);
+    let d = s.turn();
+    assert!(events(&d).contains(&"NoticeGivenUp"), "{:?}", events(&d));
+    assert_eq!(s.settle().status.notices[0].state, NoticeState::Undelivered);
+}
+
+#[test]
+fn a_run_that_dies_without_a_word_counts_as_a_try() {
+    let mut s = told();
+    s.settle();
+    s.succeed(Task::Preflight).settle();
+    s.lose(Task::Notify).settle();
+    assert_eq!((s.status.notices[0].failures, s.status.notices[0].state), (1, NoticeState::Pending));
+}
+
+#[test]
+fn what_is_told_on_the_way() {
+    let channels = || vec![channel("chat", Audience::Team)];
+    let mut s = deciding();
+    // As if the channel had been there from the beginning: each occasion is looked at by itself.
+    s.spec.notifications.channels = channels();
+    s.wait(600).settle();
+    take(&mut s);
+    assert_eq!(occasions(&s), [Occasion::DecisionDue]);
+    s.say("ann", Word::Revert).settle();
+    take(&mut s);
+    assert_eq!(occasions(&s), [Occasion::DecisionDue, Occasion::TriggerFired]);
+
+    let mut s = releasing();
+    s.spec.notifications.channels = channels();
+    s.wait(1).state(Task::Window, WindowState::Released).succeed(Task::Window).settle();
+    assert_eq!(occasions(&s), [Occasion::Finished]);
+
+    let mut s = reverting();
+    s.spec.notifications.channels = channels();
+    s.wait(1).state(Task::RollbackWindow, WindowState::Held).fail(Task::RollbackWindow, Reason::SqlFailed).settle();
+    assert_eq!(occasions(&s), [Occasion::PersonNeeded]);
+    assert!(s.status.notices[0].notice.message.contains("next: mend the cause"));
+
+    let mut s = reverting();
+    s.spec.notifications.channels = channels();
+    s.wait(1).compared(Task::RollbackWindow, 0).state(Task::RollbackWindow, WindowState::Reverted);
+    s.succeed(Task::RollbackWindow).settle();
+    assert_eq!(occasions(&s), [Occasion::RolledBack]);
+
+    let mut s = monitoring();
+    s.spec.notifications.channels = channels();
+    s.measure(Task::Monitor, Outcome::Fail, true).settle();
+    assert_eq!(occasions(&s), [Occasion::TriggerFired]);
+    assert!(s.status.notices[0].notice.message.contains("0.21 > 0.05"));
+
+    let mut s = observing();
+    s.spec.notifications.channels = channels();
+    for task in [Task::DayCheck, Task::WeekReview] {
+        s.wait(10).settle();
+        s.succeed(task).settle();
+    }
+    assert_eq!(occasions(&s), [Occasion::DayReport, Occasion::WeekReport, Occasion::DecisionDue]);
+    assert_eq!(s.status.notices[0].notice.report_object.as_deref(), Some("s3://b/o.report.json"));
+}
+
+#[test]
+fn the_status_does_not_grow_without_end() {
+    let mut s = deciding();
+    s.spec.notifications.channels = vec![channel("chat", Audience::Team)];
+    for _ in 0..40 {
+        s.wait(600).settle();
+        take(&mut s);
+    }
+    assert_eq!(s.status.notices.len(), 16);
+    assert_eq!(s.status.notice_runs, 40);
+}

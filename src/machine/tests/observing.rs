@@ -1,0 +1,99 @@
+//! The follow-ups, and the decision to keep or to revert.
+
+use super::*;
+
+#[test]
+fn after_a_day_and_after_a_week() {
+    let mut s = observing();
+    let released = s.status.window.as_ref().unwrap().released_at.unwrap();
+    assert_eq!(s.look().wake_at, Some(released + seconds(60)));
+    assert!(acts(&s.look()).is_empty(), "not before its time");
+    s.wait(10).settle();
+    let run = s.run(Task::DayCheck).run.spec.clone();
+    assert_eq!((run.attempt, run.inputs.cut_over_at), (1, Some(released)));
+    // A follow-up that cannot be carried out is tried again, and is not left out.
+    s.fail(Task::DayCheck, Reason::StoreUnreachable).settle();
+    assert_eq!(ready(&s.status).0, "StoreUnreachable");
+    s.wait(2).settle();
+    s.succeed(Task::DayCheck).settle();
+    assert_eq!(s.status.step, Some(Step::WeekReview));
+    assert!(s.status.day_report.is_some() && s.status.week_report.is_none());
+    s.wait(10).settle();
+    s.succeed(Task::WeekReview).settle();
+    let (reason, message) = ready(&s.status);
+    assert_eq!((s.status.step, reason.as_str()), (Some(Step::Decide), "DecisionDue"));
+    assert!(message.contains("s3://b/o.report.json") && message.contains("keep m"), "{message}");
+}
+
+#[test]
+fn a_breach_is_told_and_nothing_goes_back_by_itself() {
+    let mut s = observing();
+    s.wait(10).settle();
+    s.measure(Task::DayCheck, Outcome::Fail, true).succeed(Task::DayCheck);
+    let d = s.turn();
+    assert_eq!(d.status.phase, Some(Phase::Observing));
+    assert!(events(&d).contains(&"CheckBreached"), "{:?}", events(&d));
+}
+
+#[test]
+fn who_decides() {
+    let keeps = |name, when: When, phase| (name, when, phase);
+    let cases: &[(&str, When, Phase)] = &[
+        keeps("nobody", nothing, Phase::Observing),
+        keeps("the author", |s| done(s.say("author", Word::Keep)), Phase::Observing),
+        keeps("another plan", |s| done(s.say_on("ann", Word::Keep, Some("sha256:x"))), Phase::Observing),
+        keeps("no plan", |s| done(s.say_on("ann", Word::Keep, None)), Phase::Observing),
+        keeps(
+            "before the review was there",
+            |s| {
+                s.say("ann", Word::Keep);
+                s.seen.decisions.last_mut().unwrap().at = s.now - seconds(60);
+            },
+            Phase::Observing,
+        ),
+        keeps("one person", |s| done(s.say("ann", Word::Keep)), Phase::Completed),
+        keeps("Revert", |s| done(s.say("ann", Word::Revert)), Phase::RollingBack),
+        keeps(
+            "both: the word to go back wins",
+            |s| done(s.say("ann", Word::Keep).say("bob", Word::Revert)),
+            Phase::RollingBack,
+        ),
+        keeps(
+            "keep, while somebody has moved the flag",
+            |s| {
+                s.say("ann", Word::Keep);
+                s.flag("v1", None);
+            },
+            Phase::Observing,
+        ),
+    ];
+    for (name, when, phase) in cases {
+        let mut s = deciding();
+        when(&mut s);
+        assert_eq!(s.settle().status.phase, Some(*phase), "{name}");
+    }
+}
+
+#[test]
+fn without_a_decision_it_stays_and_reminds() {
+    let mut s = deciding();
+    for _ in 0..3 {
+        assert!(!events(&s.look()).contains(&"DecisionDue"), "asked a moment ago");
+        s.wait(600);
+        let d = s.turn();
+        assert!(events(&d).contains(&"DecisionDue"));
+        assert_eq!(d.status.phase, Some(Phase::Observing));
+        s.settle();
+    }
+}
+
+#[test]
+fn a_revert_works_at_every_moment_of_observing() {
+    for given in [observing as Given, deciding] {
+        let mut s = given();
+        s.say("ann", Word::Revert).settle();
+        assert_eq!((s.status.phase, s.status.step), (Some(Phase::RollingBack), Some(Step::ReopenWindow)));
+        assert_eq!(s.status.rollback.as_ref().unwrap().message, "Revert by ann");
+        assert!(s.seen.runs.iter().any(|r| r.run.spec.task == Task::RollbackWindow));
+    }
+}

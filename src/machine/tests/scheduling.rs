@@ -1,0 +1,254 @@
+//! When the window may be opened, who is there, and what is told before.
+
+use rstest::rstest;
+
+use super::*;
+use crate::{
+    api::{Audience, KeyRef, NotificationChannel, Occasion, Schedule, SlackChannel},
+    machine::scheduling::next_hours,
+};
+
+fn schedule(value: serde_json::Value) -> Schedule {
+    serde_json::from_value(value).unwrap()
+}
+
+fn utc(text: &str) -> Time {
+    text.parse().unwrap()
+}
+
+// 2026-03-02 is a Monday. In Berlin clocks go forward on 2026-03-29 at 02:00, and back on 2026-10-25 at 03:00.
+#[rstest]
+#[case::any_time("{}", "2026-03-02T10:00:00Z", "2026-03-02T10:00:00Z", None)]
+#[case::start_at(r#"{"startAt": "2026-03-03T02:00:00Z"}"#, "2026-03-02T10:00:00Z", "2026-03-03T02:00:00Z", None)]
+#[case::start_at_is_over(
+    r#"{"startAt": "2026-03-01T02:00:00Z"}"#,
+    "2026-03-02T10:00:00Z",
+    "2026-03-02T10:00:00Z",
+    None
+)]
+#[case::later_today(
+    r#"{"allowedHours": [{"from": "22:00", "to": "23:00"}]}"#,
+    "2026-03-02T10:00:00Z",
+    "2026-03-02T22:00:00Z",
+    Some("2026-03-02T23:00:00Z")
+)]
+#[case::inside(
+    r#"{"allowedHours": [{"from": "09:00", "to": "11:00"}]}"#,
+    "2026-03-02T10:00:00Z",
+    "2026-03-02T10:00:00Z",
+    Some("2026-03-02T11:00:00Z")
+)]
+#[case::the_end_is_not_part_of_it(
+    r#"{"allowedHours": [{"from": "09:00", "to": "10:00"}]}"#,
+    "2026-03-02T10:00:00Z",
+    "2026-03-03T09:00:00Z",
+    Some("2026-03-03T10:00:00Z")
+)]
+#[case::past_midnight_begun_yesterday(
+    r#"{"allowedHours": [{"days": ["Sunday"], "from": "23:00", "to": "02:00"}]}"#,
+    "2026-03-02T01:00:00Z",
+    "2026-03-02T01:00:00Z",
+    Some("2026-03-02T02:00:00Z")
+)]
+#[case::next_week(
+    r#"{"allowedHours": [{"days": ["Monday"], "from": "02:00", "to": "04:00"}]}"#,
+    "2026-03-02T10:00:00Z",
+    "2026-03-09T02:00:00Z",
+    Some("2026-03-09T04:00:00Z")
+)]
+#[case::the_earlier_of_two(
+    r#"{"allowedHours": [{"days": ["Friday"], "from": "02:00", "to": "04:00"}, {"days": ["Tuesday"], "from": "02:00", "to": "04:00"}]}"#,
+    "2026-03-02T10:00:00Z", "2026-03-03T02:00:00Z", Some("2026-03-03T04:00:00Z")
+)]
+#[case::whole_day(
+    r#"{"allowedHours": [{"days": ["Wednesday"], "from": "00:00", "to": "24:00"}]}"#,
+    "2026-03-02T10:00:00Z",
+    "2026-03-04T00:00:00Z",
+    Some("2026-03-05T00:00:00Z")
+)]
+#[case::start_at_inside_hours(
+    r#"{"startAt": "2026-03-03T02:30:00Z", "allowedHours": [{"from": "02:00", "to": "04:00"}]}"#,
+    "2026-03-02T10:00:00Z",
+    "2026-03-03T02:30:00Z",
+    Some("2026-03-03T04:00:00Z")
+)]
+#[case::a_zone(
+    r#"{"allowedHours": [{"from": "02:00", "to": "04:00", "timeZone": "Europe/Berlin"}]}"#,
+    "2026-03-02T10:00:00Z",
+    "2026-03-03T01:00:00Z",
+    Some("2026-03-03T03:00:00Z")
+)]
+#[case::an_hour_that_clocks_leave_out(
+    r#"{"allowedHours": [{"from": "02:30", "to": "04:00", "timeZone": "Europe/Berlin"}]}"#,
+    "2026-03-28T10:00:00Z",
+    "2026-03-29T01:30:00Z",
+    Some("2026-03-29T02:00:00Z")
+)]
+#[case::an_hour_that_clocks_repeat(
+    r#"{"allowedHours": [{"from": "02:30", "to": "04:00", "timeZone": "Europe/Berlin"}]}"#,
+    "2026-10-24T10:00:00Z",
+    "2026-10-25T00:30:00Z",
+    Some("2026-10-25T03:00:00Z")
+)]
+fn allowed_hours(#[case] spec: &str, #[case] from: &str, #[case] start: &str, #[case] end: Option<&str>) {
+    let spec = schedule(serde_json::from_str(spec).unwrap());
+    assert_eq!(next_hours(&spec, utc(from)), Some((utc(start), end.map(utc))));
+}
+
+#[test]
+fn an_unknown_time_zone_is_named_in_preflight() {
+    let mut s = Story::new();
+    s.spec.schedule = schedule(serde_json::json!({
+        "allowedHours": [{"from": "02:00", "to": "04:00", "timeZone": "Europe/Atlantis"}]
+    }));
+    let d = s.settle().look();
+    let (reason, message) = ready(&d.status);
+    assert_eq!(reason, "ScheduleInvalid");
+    assert!(message.contains("Europe/Atlantis") && message.contains("next: "), "{message}");
+    assert!(s.seen.runs.is_empty(), "nothing is begun");
+}
+
+fn channel(name: &str, audiences: &[Audience]) -> NotificationChannel {
+    let url_secret_ref = KeyRef { name: name.into(), key: "url".into() };
+    NotificationChannel {
+        name: name.into(),
+        audiences: audiences.to_vec(),
+        slack: Some(SlackChannel { url_secret_ref, ca_secret_ref: None }),
+        webhook: None,
+        email: None,
+    }
+}
+
+/// AwaitingApproval with one channel for users, a start an hour ahead; nobody has approved or is present.
+fn scheduled() -> Story {
+    let mut s = at(Step::Approve);
+    s.spec.schedule = schedule(serde_json::json!({"leadTime": "1h"}));
+    s.spec.notifications.channels = vec![channel("status", &[Audience::StatusPage])];
+    s.status.plan.as_mut().unwrap().digest = crate::machine::plan_digest("uid-1", &s.spec, &s.status);
+    s.settle();
+    s
+}
+
+fn agreed() -> Story {
+    let mut s = scheduled();
+    s.say("ann", Word::Execute).say("bob", Word::Execute).settle();
+    assert_eq!(s.status.step, Some(Step::Schedule));
+    s
+}
+
+#[test]
+fn an_hour_before_the_notice_goes_out_and_people_come() {
+    let mut s = agreed();
+    let start = s.now + seconds(3600);
+    assert_eq!(s.status.schedule.as_ref().unwrap().starts_at, Some(start));
+    // Nobody knew of a start before: the notice goes out at once.
+    assert_eq!(s.run(Task::Notify).run.spec.inputs.notice.as_ref().unwrap().occasion, Occasion::MaintenanceStarts);
+    assert_eq!(s.run(Task::Notify).run.spec.inputs.notice.as_ref().unwrap().starts_at, Some(start));
+    s.deliver(&["status"], &[]).settle();
+    s.present().settle();
+    assert_eq!(s.status.phase, Some(Phase::AwaitingApproval), "not before its time");
+    assert_eq!(ready(&s.status).0, "Scheduled");
+    // Those who were there an hour ago may have gone.
+    s.wait(3600).settle();
+    let (reason, message) = ready(&s.status);
+    assert_eq!(reason, "PresencePending");
+    assert!(
+        message.contains("0 of 2 people present") && message.contains("next: kubectl creditmigration ready m"),
+        "{message}"
+    );
+    s.say("dan", Word::Ready).settle();
+    assert_eq!(s.status.schedule.as_ref().unwrap().presence.as_deref(), Some("1/2"));
+    s.say("dan", Word::Ready).settle();
+    assert_eq!(s.status.phase, Some(Phase::AwaitingApproval), "one person twice is one person");
+    s.say_on("eve", Word::Ready, Some("sha256:other")).settle();
+    assert_eq!(s.status.phase, Some(Phase::AwaitingApproval), "present for another plan");
+    s.say("author", Word::Ready).settle();
+    assert_eq!(s.status.phase, Some(Phase::Executing), "the author may be one of those present");
+    let step = s.status.steps.iter().find(|x| x.name == Step::Schedule).unwrap();
+    assert_eq!(step.message.as_deref(), Some("present: author, dan; maintenance notice taken by status"));
+}
+
+#[test]
+fn without_the_maintenance_notice_it_does_not_start() {
+    let mut s = agreed();
+    s.wait(3600).present().settle();
+    assert_eq!(ready(&s.status).0, "NoticePending");
+    // However often the channel is away.
+    for _ in 0..30 {
+        s.deliver(&[], &["status"]).settle().wait(300).settle();
+        s.present();
+    }
+    let (reason, message) = ready(&s.status);
+    assert_eq!((s.status.phase, reason.as_str()), (Some(Phase::AwaitingApproval), "NoticePending"));
+    assert!(message.contains("tried 30 times"), "{message}");
+    s.deliver(&["status"], &[]).settle();
+    assert_eq!(s.status.phase, Some(Phase::Executing));
+}
+
+#[test]
+fn one_unreachable_channel_holds_nothing_up_but_is_seen() {
+    let mut s = scheduled();
+    s.spec.notifications.channels.push(channel("social", &[Audience::Social]));
+    s.status.plan.as_mut().unwrap().digest = crate::machine::plan_digest("uid-1", &s.spec, &s.status);
+    s.say("ann", Word::Execute).say("bob", Word::Execute).settle();
+    s.deliver(&["status"], &["social"]).settle();
+    s.wait(3600).present().settle();
+    assert_eq!(s.status.phase, Some(Phase::Executing));
+    // The repetition has the same id, and leaves out who has it.
+    let notice = s.run(Task::Notify).run.spec.inputs.notice.clone().unwrap();
+    assert_eq!((notice.delivered, s.status.notices[0].failures), (vec!["status".to_owned()], 1));
+    assert_eq!(notice.id, s.status.notices[0].notice.id);
+}
+
+#[test]
+fn missed_hours_wait_for_the_next_ones() {
+    let mut s = scheduled();
+    let clock = |t: Time| t.strftime("%H:%M").to_string();
+    s.spec.schedule = schedule(serde_json::json!({
+        "leadTime": "10m",
+        "allowedHours": [{"from": clock(s.now + seconds(1800)), "to": clock(s.now + seconds(3600))}],
+    }));
+    s.status.plan.as_mut().unwrap().digest = crate::machine::plan_digest("uid-1", &s.spec, &s.status);
+    s.say("ann", Word::Execute).say("bob", Word::Execute).settle();
+    let first = s.status.schedule.clone().unwrap();
+    assert!(first.notice.is_none() && s.seen.runs.iter().all(|r| r.run.spec.task != Task::Notify), "not yet");
+    let lead = first.starts_at.unwrap() - seconds(600);
+    assert_eq!(s.look().wake_at, Some(lead));
+    s.now = lead;
+    s.settle().deliver(&["status"], &[]).settle();
+    s.now = first.ends_at.unwrap();
+    let d = s.turn();
+    assert!(events(&d).contains(&"StartMissed"), "{:?}", events(&d));
+    let told = d.effects.iter().find_map(|e| match e {
+        Effect::Event(e) if e.reason == "StartMissed" => Some(e.note.clone()),
+        _ => None,
+    });
+    assert!(told.unwrap().contains("0 of 2 people present"));
+    let next = s.settle().status.schedule.clone().unwrap();
+    assert_eq!(next.starts_at, Some(first.starts_at.unwrap() + seconds(86_400)));
+    // And the new start has a notice of its own.
+    s.now = next.starts_at.unwrap();
+    s.status.backup.as_mut().unwrap().finished_at = s.now;
+    s.status.plan.as_mut().unwrap().digest = crate::machine::plan_digest("uid-1", &s.spec, &s.status);
+    s.settle();
+    assert_eq!(s.status.notices.len(), 2);
+    assert_ne!(s.status.notices[0].notice.id, s.status.notices[1].notice.id);
+}
+
+#[test]
+fn an_old_backup_is_taken_anew() {
+    let mut s = scheduled();
+    s.wait(86_401).say("ann", Word::Execute).say("bob", Word::Execute);
+    let d = s.turn();
+    assert_eq!((d.status.phase, d.status.step), (Some(Phase::Preparing), Some(Step::Preflight)));
+    assert!(events(&d).contains(&"PreparationRestarted"));
+    assert!(acts(&d).contains(&"start m-preflight-2".to_owned()), "{:?}", acts(&d));
+}
+
+#[test]
+fn an_approval_that_is_gone_takes_the_start_back() {
+    let mut s = agreed();
+    s.seen.decisions.retain(|d| d.by != "bob");
+    s.settle();
+    assert_eq!((s.status.step, ready(&s.status).0.as_str()), (Some(Step::Approve), "ApprovalPending"));
+}
