@@ -79,6 +79,7 @@ fn schedule(seed: u64, defect: Defect, own: Option<defects::Defect>, trace: bool
             75..80 => start_pods(&mut w, &mut pods, &mut next_pod, wild && rng.u8(..) < 20),
             80..88 => w.roll(&mut rng, lag),
             88..92 => w.now += seconds(if wild { rng.i64(1..15) } else { 5 }),
+            92..95 if !wild => people(&mut w, &mut rng, false, false),
             92..94 => people(&mut w, &mut rng, wild && stop, wild && delete),
             // Now and then for longer than any window may last.
             97 if trouble < 100 && w.api_up && outages < OUTAGES && ended.is_none() => {
@@ -165,9 +166,11 @@ fn start_pods(w: &mut World, pods: &mut Vec<Pod>, next: &mut u32, twice: bool) {
 }
 
 fn people(w: &mut World, rng: &mut Rng, stop: bool, delete: bool) {
+    // Mostly they answer what they are asked.
+    let asked = w.phase();
     match rng.u8(..26) {
+        16..22 if asked == Some(Phase::Observing) => w.decide("ann", Decision::Keep),
         16..22 => w.decide(if rng.bool() { "ann" } else { "eve" }, Decision::Ready),
-        22..24 => w.decide("ann", Decision::Keep),
         0..6 => w.decide("ann", Decision::Execute),
         6..12 => {
             let who = if w.defect == Defect::ForgedNames { "ann" } else { "bob" };
