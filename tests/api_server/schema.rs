@@ -17,9 +17,9 @@ async fn crds_are_taken_without_warning() {
 }
 
 /// Bad value at a path, and what the refusal must say.
-type Bad = (&'static str, Value, &'static str);
+pub(super) type Bad = (&'static str, Value, &'static str);
 
-async fn refused(person: &Person, plural: &str, good: &Value, cases: Vec<Bad>) {
+pub(super) async fn refused(person: &Person, plural: &str, good: &Value, cases: Vec<Bad>) {
     let mut wrong = vec![];
     let answer = person.create(plural, good, true).await;
     assert!(answer.ok(), "the good one is refused: {}", answer.message());
@@ -92,18 +92,18 @@ async fn migrations_that_are_refused() {
             ("spec/validation", json!({"checks": []}), "spec.validation.duration: Required value"),
             ("spec/monitoring/checks", json!([check(), check()]), "names of checks must be unique"),
             ("spec/monitoring/checks/0/name", "Bad_Name".into(), "spec.monitoring.checks[0].name: Invalid value"),
-            ("spec/monitoring/checks/0/sql", Value::Null, "exactly one of sql, http, prometheus and workload must be set"),
-            ("spec/monitoring/checks/0/workload", json!({"kind": "Deployment", "name": "shop"}), "exactly one of sql, http, prometheus and workload must be set"),
+            ("spec/monitoring/checks/0/sql", Value::Null, "exactly one of sql, http, sequence, prometheus, balances, logs, connection, statements, workload and job must be set"),
+            ("spec/monitoring/checks/0/workload", json!({"kind": "Deployment", "name": "shop"}), "exactly one of sql, http, sequence, prometheus, balances, logs, connection, statements, workload and job must be set"),
             ("spec/monitoring/checks/0/max", Value::Null, "a limit is missing: set max, min or equals, for example max: \"0.05\""),
             ("spec/monitoring/checks/0/max", "much".into(), "spec.monitoring.checks[0].max: Invalid value"),
             ("spec/monitoring/checks/0/max", json!(0.05), "spec.monitoring.checks[0].max: Invalid value: \"number\""),
-            ("spec/monitoring/checks/0/minimumSamples", json!(5), "minimumSamples needs prometheus.samplesQuery, the query that counts the samples"),
+            ("spec/monitoring/checks/0/minimumSamples", json!(5), "minimumSamples needs prometheus.samplesQuery, http.percentile, statements or logs: other sources count no samples"),
             ("spec/monitoring/checks/0/failures", json!({"count": 4, "of": 3}), "failures.count must be at most failures.of"),
             ("spec/monitoring/checks/0/failures", json!({"count": 0, "of": 3}), "should be greater than or equal to 1"),
             ("spec/monitoring/checks/0/interval", "0s".into(), "interval must be at least 1s, for example 30s"),
             ("spec/monitoring/checks/0/onBreach", "Panic".into(), "Unsupported value: \"Panic\": supported values: \"Rollback\", \"Hold\", \"Warn\""),
             ("spec/monitoring/checks/0", json!({"name": "a", "http": {"url": "shop"}}), "url must begin with http:// or https://"),
-            ("spec/monitoring/checks/0", json!({"name": "a", "http": {"url": "http://shop", "method": "PUT"}}), "Unsupported value: \"PUT\""),
+            ("spec/monitoring/checks/0", json!({"name": "a", "http": {"url": "http://shop", "method": "HEAD"}}), "Unsupported value: \"HEAD\""),
             ("spec/monitoring/checks/0", json!({"name": "a", "prometheus": {"url": "x", "query": "q"}, "max": "1"}), "url must begin with http:// or https://"),
             ("spec/monitoring/checks/0", json!({"name": "a", "prometheus": {"url": "http://x", "query": "q"}, "max": "1", "minimumSamples": 5}), "minimumSamples needs prometheus.samplesQuery"),
             ("spec/monitoring/checks", (0..33).map(|i| { let mut c = check(); c["name"] = format!("c{i}").into(); c }).collect(), "must have at most 32 items"),
@@ -190,7 +190,31 @@ async fn the_minimal_manifest_comes_back_with_the_checklists_values() {
             ("window", json!({"maxDuration": "300s"})),
             ("validation", json!({"duration": "1800s", "checks": []})),
             ("monitoring", json!({"duration": "7200s", "checks": []})),
-            ("rollback", json!({"policy": "Automatic"})),
+            ("application/flag/rollbackKey", json!("ENABLE_ROLLBACK")),
+            ("backup/keyUsers", json!({"balanceOver": "1000", "purchasedOver": "0"})),
+            (
+                "schedule",
+                json!({
+                    "leadTime": "3600s", "backupMaxAge": "86400s", "allowedHours": [],
+                    "presence": {"required": 2, "within": "3600s"},
+                }),
+            ),
+            ("notifications", json!({"channels": [], "contacts": []})),
+            (
+                "followUps",
+                json!({
+                    "day": {"duration": "300s", "checks": []}, "week": {"duration": "300s", "checks": []},
+                    "reminderInterval": "86400s",
+                }),
+            ),
+            ("rollback/policy", json!("Automatic")),
+            (
+                "rollback/triggers",
+                json!({
+                    "interval": "3s", "failures": {"count": 3, "of": 3}, "balanceErrors": {"mode": "On", "maxUsers": 10},
+                    "databaseConnection": {"mode": "On", "maxUsed": "0.95"},
+                }),
+            ),
             ("runner", json!({"maxAttempts": 3, "stepTimeout": "21600s"})),
         ];
         let mut wrong = vec![];

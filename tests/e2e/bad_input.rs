@@ -47,6 +47,7 @@ fn of_the_cluster() -> Vec<Case> {
         ("flag-map-missing", flag("nowhere", FLAG), "FlagConfigMapMissing", &["ConfigMap nowhere"]),
         ("flag-key-missing", flag(APP, "NONE"), "FlagKeyMissing", &["watermark-remover", "NONE"]),
         ("flag-immutable", flag("immutable", FLAG), "FlagConfigMapImmutable", &["ConfigMap immutable"]),
+        ("rollback-not-enabled", flag("no-way-back", FLAG), "RollbackNotEnabled", &["no-way-back", "ENABLE_ROLLBACK", "is missing", "\"true\""]),
         ("flag-not-at-from", flag("at-v2", FLAG), "FlagNotAtFrom", &["at-v2", "\"v2\"", "\"v1\""]),
         ("deployment-missing", workload("nowhere"), "WorkloadMissing", &["Deployment nowhere"]),
         ("deployment-deaf", workload("deaf"), "WorkloadDoesNotReadFlag", &["Deployment deaf", FLAG]),
@@ -117,6 +118,7 @@ async fn objects(world: &World) {
         )
         .await;
     world.config_map("at-v2", json!({FLAG: "v2"})).await;
+    world.config_map("no-way-back", json!({FLAG: "v1"})).await;
     world
         .create_object::<ConfigMap>(json!({"metadata": {"name": "immutable"}, "immutable": true, "data": {FLAG: "v1"}}))
         .await;
@@ -197,7 +199,7 @@ async fn what_is_mended_goes_on() {
         merge(&mut spec, &workload("late"));
         let m = world.migrate("simplify", spec).await;
         m.reason("FlagConfigMapMissing").await;
-        world.config_map("late", json!({FLAG: "v1"})).await;
+        world.config_map("late", json!({FLAG: "v1", "ENABLE_ROLLBACK": "true"})).await;
         m.reason("WorkloadMissing").await;
         let mut deployment = world.api::<Deployment>().get(APP).await.unwrap();
         deployment.metadata = serde_json::from_value(json!({"name": "late"})).unwrap();
@@ -316,14 +318,14 @@ async fn a_lock_that_is_not_to_be_had_in_the_window() {
         // The approvals were for that window; two new ones open another. Timestamps of decisions are whole seconds.
         let digest = m.digest().await;
         eventually("new approvals", PATIENCE, async || {
-            for person in APPROVERS {
-                m.decide(person, Decision::Execute, Some(&digest)).await.map_err(|e| e.to_string())?;
+            for (person, word) in APPROVERS.iter().flat_map(|p| [(p, Decision::Execute), (p, Decision::Ready)]) {
+                m.decide(person, word, Some(&digest)).await.map_err(|e| e.to_string())?;
             }
             let status = m.status().await;
             if status.phase == Some(Phase::AwaitingApproval) { Err(format!("{:?}", status.approvals)) } else { Ok(()) }
         })
         .await;
-        m.phase(Phase::Completed).await;
+        m.completed().await;
         m.assert_new().await;
         m.cleaned().await;
     })

@@ -82,7 +82,7 @@ async fn what_was_approved_is_what_runs() {
 
         // And it is the last one that runs.
         m.approve().await;
-        let status = m.phase(Phase::Completed).await;
+        let status = m.completed().await;
         m.assert_new().await;
         assert_eq!(
             world.db.ask("SELECT sql_sha256 FROM credit_migration.ledger").await,

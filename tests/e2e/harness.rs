@@ -267,6 +267,7 @@ impl World {
             "window": {"maxDuration": "60s"},
             "validation": {"duration": "2s", "checks": [{"name": "available", "workload": {"kind": "Deployment", "name": APP}, "interval": "1s"}]},
             "monitoring": {"duration": "3s", "checks": [{"name": "negative-balances", "sql": {"query": "SELECT count(*) FROM user_credits WHERE balance < 0"}, "interval": "1s", "max": "0"}]},
+            "followUps": {"day": {"after": "1s", "duration": "1s"}, "week": {"after": "2s", "duration": "1s"}},
         });
         if self.replicas > 0 {
             spec["application"]["versionProbe"] = json!({"url": format!("http://{APP}/version")});

@@ -122,13 +122,23 @@ impl Migration {
         api.create(&PostParams::default(), &object).await
     }
 
-    /// Waits for the approval's turn, and has it approved by two people.
+    /// Waits for the approval's turn, and has it approved by two people, who are present.
     pub async fn approve(&self) {
         let status = self.phase(Phase::AwaitingApproval).await;
         let digest = status.plan.and_then(|p| p.digest).unwrap();
         for person in APPROVERS {
-            self.decide(person, Decision::Execute, Some(&digest)).await.unwrap();
+            for word in [Decision::Execute, Decision::Ready] {
+                self.decide(person, word, Some(&digest)).await.unwrap();
+            }
         }
+    }
+
+    /// Waits until somebody has to decide, and has the new version kept.
+    pub async fn completed(&self) -> CreditMigrationStatus {
+        let status = self.step(Step::Decide).await;
+        let digest = status.plan.and_then(|p| p.digest).unwrap();
+        self.decide(APPROVERS[0], Decision::Keep, Some(&digest)).await.unwrap();
+        self.phase(Phase::Completed).await
     }
 
     /// Digest of the present plan.

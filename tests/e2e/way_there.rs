@@ -35,8 +35,19 @@ async fn happy_path() {
         assert_eq!(status.phase, Some(Phase::AwaitingApproval));
         assert_eq!(world.flag().await, "v1");
         m.decide(bob, Decision::Execute, Some(&digest)).await.unwrap();
+        // Approved, and nobody is there: it waits, and says for whom.
+        let message = m.reason("PresencePending").await;
+        assert!(message.contains("0 of 2 people present") && message.contains("ready simplify"), "{message}");
+        m.decide(alice, Decision::Ready, Some(&digest)).await.unwrap();
+        m.decide(alice, Decision::Ready, Some(&digest)).await.unwrap();
+        m.until("one present", super::migration::PATIENCE, |s| {
+            s.schedule.as_ref().is_some_and(|x| x.presence.as_deref() == Some("1/2"))
+        })
+        .await;
+        assert_eq!(world.flag().await, "v1");
+        m.decide(bob, Decision::Ready, Some(&digest)).await.unwrap();
 
-        let status = m.phase(Phase::Completed).await;
+        let status = m.completed().await;
         m.assert_new().await;
         assert_eq!(world.db.balances().await, before, "a balance changed");
         assert_eq!(status.approved_by, APPROVERS);
@@ -54,11 +65,23 @@ async fn happy_path() {
         let order: Vec<Step> = status.steps.iter().map(|x| x.name).collect();
         let forward: Vec<Step> = credit_migration::machine::steps::FORWARD.iter().map(|r| r.step).collect();
         assert_eq!(order[..forward.len()], forward);
-        assert!(status.steps[..forward.len()].iter().all(|x| x.state == StepState::Succeeded && x.attempt == 1));
+        // What is not configured says so.
+        let state = |s: Step| match s {
+            Step::NotifyTeam | Step::CodeBackup => StepState::Skipped,
+            _ => StepState::Succeeded,
+        };
+        assert!(status.steps[..forward.len()].iter().all(|x| x.state == state(x.name) && x.attempt == 1));
+        let covered = status.conditions.iter().find(|c| c.type_ == "ChecklistCovered").unwrap();
+        assert!(covered.status == "False" && covered.message.contains("tag and branch"), "{covered:?}");
+        let users = status.key_users.as_ref().unwrap().users;
+        let wanted = world.db.count("SELECT count(*) FROM user_credits WHERE balance > 1000").await;
+        assert!(users >= u64::try_from(wanted).unwrap() && users > 0, "{users} key users, {wanted} by balance alone");
+        let (day, week) = (status.day_report.as_ref().unwrap(), status.week_report.as_ref().unwrap());
+        assert!(day.object.ends_with(".day-report.json") && week.object.ends_with(".week-report.json"), "{day:?} {week:?}");
 
         m.cleaned().await;
         let events = world.events("simplify").await;
-        for step in forward {
+        for step in forward.into_iter().filter(|s| state(*s) == StepState::Succeeded) {
             assert!(events.iter().any(|(reason, _)| *reason == format!("{step:?}Succeeded")), "no event of {step:?}");
         }
         assert!(events.iter().any(|(reason, _)| reason == "Completed"));
@@ -78,7 +101,7 @@ fn table(namespace: &str) {
     assert_eq!(columns[0], ["NAME", "PHASE", "STEP", "READY", "REASON", "APPROVALS", "WRITES", "AGE"], "{text}");
     assert_eq!(
         columns[1][..8],
-        ["simplify", "Completed", "13/13", "Monitor", "True", "Completed", "2/2", "Open"],
+        ["simplify", "Completed", "20/20", "Decide", "True", "Completed", "2/2", "Open"],
         "{text}"
     );
 }

@@ -40,7 +40,7 @@ async fn killed_before_its_transaction() {
         m.approve().await;
         kill(&world, &m.run_name(Task::Window)).await;
         assert_eq!(world.db.ledger().await, "", "killed too late");
-        m.phase(Phase::Completed).await;
+        m.completed().await;
         m.assert_new().await;
         assert_eq!(world.db.balances().await, before);
         m.cleaned().await;
@@ -58,7 +58,7 @@ async fn killed_during_its_transaction() {
         kill(&world, &m.run_name(Task::Window)).await;
         // The server goes on with the statement of a client that is gone; what it does must not count.
         assert_eq!(world.db.ledger().await, "");
-        m.phase(Phase::Completed).await;
+        m.completed().await;
         m.assert_new().await;
         assert_eq!(world.db.balances().await, before);
         m.cleaned().await;
@@ -80,7 +80,7 @@ async fn deleted_after_its_transaction() {
         let pods = world.pods_of(&m.run_name(Task::Window)).await;
         assert!(world.db.gate_closed().await, "deleted too late");
         cluster::delete_pod(&world.client, &world.namespace, &pods[0].name_any()).await;
-        m.phase(Phase::Completed).await;
+        m.completed().await;
         m.assert_new().await;
         assert_eq!(world.db.balances().await, before);
         m.cleaned().await;
@@ -147,7 +147,7 @@ async fn started_twice() {
         })
         .await;
         assert!(world.db.gate_closed().await, "the twin came too late");
-        m.phase(Phase::Completed).await;
+        m.completed().await;
         m.assert_new().await;
         assert_eq!(world.db.balances().await, before);
         // It waited for the first, found all done, and said so.
