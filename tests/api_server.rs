@@ -8,6 +8,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "api_server/checklist.rs"]
+mod checklist;
 #[path = "api_server/cluster.rs"]
 mod cluster;
 #[path = "api_server/roles.rs"]

@@ -110,7 +110,7 @@ async fn checks_triggers_and_follow_ups() {
             ("spec/validation/checks/5/logs/workload", Value::Null, "spec.validation.checks[5].logs.workload: Required value"),
             ("spec/validation/checks/5/name", "error-rate".into(), "are the names of spec.rollback.triggers: configure them there, or choose another name"),
             ("spec/rollback/triggers/interval", "0s".into(), "interval must be at least 1s, for example 3s"),
-            ("spec/rollback/triggers/balanceErrors/mode", "Maybe".into(), "Unsupported value: \"Maybe\": supported values: \"On\", \"Off\""),
+            ("spec/rollback/triggers/balanceErrors/mode", "Maybe".into(), "Unsupported value: \"Maybe\": supported values: \"Enabled\", \"Disabled\""),
             ("spec/rollback/triggers/databaseConnection/maxUsed", "95".into(), "spec.rollback.triggers.databaseConnection.maxUsed: Invalid value"),
             ("spec/rollback/triggers/coreFunction/sequence", Value::Null, "exactly one of sql, http, sequence and prometheus must be set"),
             ("spec/rollback/triggers/paymentProcessing/min", Value::Null, limit),

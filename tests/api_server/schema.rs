@@ -211,8 +211,8 @@ async fn the_minimal_manifest_comes_back_with_the_checklists_values() {
             (
                 "rollback/triggers",
                 json!({
-                    "interval": "3s", "failures": {"count": 3, "of": 3}, "balanceErrors": {"mode": "On", "maxUsers": 10},
-                    "databaseConnection": {"mode": "On", "maxUsed": "0.95"},
+                    "interval": "3s", "failures": {"count": 3, "of": 3}, "balanceErrors": {"mode": "Enabled", "maxUsers": 10},
+                    "databaseConnection": {"mode": "Enabled", "maxUsed": "0.95"},
                 }),
             ),
             ("runner", json!({"maxAttempts": 3, "stepTimeout": "21600s"})),

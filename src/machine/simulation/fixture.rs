@@ -39,7 +39,7 @@ pub(crate) fn spec() -> CreditMigrationSpec {
         }]},
         // Those that need no source would be in each stage of each table.
         "followUps": {"day": {"after": "60s", "duration": "1s"}, "week": {"after": "70s", "duration": "1s"}, "reminderInterval": "10m"},
-        "rollback": {"triggers": {"balanceErrors": {"mode": "Off"}, "databaseConnection": {"mode": "Off"}}},
+        "rollback": {"triggers": {"balanceErrors": {"mode": "Disabled"}, "databaseConnection": {"mode": "Disabled"}}},
     }))
     .expect("the fixture fits the types")
 }
