@@ -50,3 +50,68 @@ impl CreditMigrationSpec {
         open
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_is_not_configured_is_named_with_its_field() {
+        let bare = crate::machine::fixture::spec().not_covered();
+        assert_eq!(bare.len(), 22, "{bare:#?}");
+        assert!(bare.iter().all(|line| line.ends_with(')') && line.contains(" (")), "{bare:#?}");
+        assert!(bare.contains(&"tag and branch of the code (code)".to_owned()));
+    }
+
+    #[test]
+    fn nothing_is_left_when_all_is_there() {
+        let mut spec = serde_json::to_value(crate::machine::fixture::spec()).unwrap();
+        let step = json!({"name": "a", "url": "http://shop"});
+        let source = json!({"sequence": {"steps": [step]}});
+        let audiences = ["Team", "Support", "Users", "Social", "StatusPage"];
+        let roles = ["DBA", "BackendLead", "DevOps", "ProductManager", "CTO"];
+        let contacts: Vec<_> =
+            roles.iter().map(|r| json!({"role": r, "name": "a", "phone": "1", "duty": "b"})).collect();
+        let any = json!([{"name": "a", "sql": {"query": "SELECT 0"}, "max": "0"}]);
+        for (path, value) in [
+            ("code", json!({"repository": "ssh://git/x", "commit": "0", "secretRef": {"name": "git"}})),
+            (
+                "notifications",
+                json!({
+                    "channels": [{"name": "chat", "audiences": audiences, "slack": {"urlSecretRef": {"name": "a", "key": "b"}}}],
+                    "contacts": contacts,
+                }),
+            ),
+            (
+                "rollback",
+                json!({"triggers": {
+                    "paymentProcessing": source, "coreFunction": source,
+                    "errorRate": {"prometheus": {"url": "http://p", "query": "a", "samplesQuery": "b"}},
+                }}),
+            ),
+            (
+                "validation",
+                json!({"duration": "1m", "checks": [
+                    {"name": "functions", "sequence": {"steps": [step]}},
+                    {"name": "p95", "http": {"url": "http://shop", "percentile": 95}, "max": "100"},
+                    {"name": "queries", "statements": {}, "max": "50"},
+                    {"name": "balances", "balances": {}, "max": "0"},
+                ]}),
+            ),
+            (
+                "monitoring",
+                json!({"duration": "1m", "checks": [
+                    {"name": "errors", "logs": {"workload": {"kind": "Deployment", "name": "shop"}}, "max": "0"},
+                ]}),
+            ),
+            ("followUps", json!({"day": {"checks": any}, "week": {"checks": any}})),
+        ] {
+            spec[path] = value;
+        }
+        spec["migration"]["verifyDown"] = json!("SELECT true");
+        let spec: CreditMigrationSpec = serde_json::from_value(spec).unwrap();
+        assert_eq!(spec.not_covered(), Vec::<String>::new());
+    }
+}

@@ -231,3 +231,61 @@ fn five_percent() -> String {
 fn hundred() -> u64 {
     100
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn triggers(value: Value) -> Triggers {
+        serde_json::from_value(value).unwrap()
+    }
+
+    fn names(checks: &[Check]) -> Vec<&str> {
+        checks.iter().map(|c| c.name.as_str()).collect()
+    }
+
+    #[test]
+    fn on_by_default_where_the_source_is_there() {
+        let checks = triggers(json!({})).checks();
+        assert_eq!(names(&checks), ["balance-errors", "database-connection"]);
+        assert_eq!(checks[0].max.as_deref(), Some("10"), "the checklist's ten users");
+        for c in &checks {
+            assert_eq!((c.on_breach, &c.failures), (OnBreach::Rollback, &Failures { count: 3, of: 3 }), "{}", c.name);
+        }
+        let off = json!({"balanceErrors": {"mode": "Disabled"}, "databaseConnection": {"mode": "Disabled"}});
+        assert_eq!(triggers(off).checks(), []);
+    }
+
+    #[test]
+    fn all_five_of_the_checklist() {
+        let http = json!({"http": {"url": "http://shop/pay"}});
+        let query = json!({"url": "http://prometheus", "query": "a", "samplesQuery": "b"});
+        let all = json!({"interval": "1s", "paymentProcessing": http, "coreFunction": http, "errorRate": {"prometheus": query}});
+        let checks = triggers(all).checks();
+        assert_eq!(names(&checks), TRIGGERS);
+        let rate = &checks[4];
+        assert_eq!((rate.max.as_deref(), rate.minimum_samples), (Some("0.05"), Some(100)));
+        assert!(checks.iter().all(|c| std::time::Duration::from(c.interval).as_secs() == 1));
+    }
+
+    /// Three measurements, each with the longest answer that counts (2 s), the report's second, and one for the controller.
+    #[test]
+    fn fifteen_seconds_suffice_at_default_intervals() {
+        let t = triggers(json!({}));
+        let interval = std::time::Duration::from(t.interval).as_secs();
+        assert!(interval * u64::from(t.failures.count) + 2 + 1 + 1 <= 15);
+    }
+
+    #[test]
+    fn they_are_measured_in_two_stages() {
+        let mut spec = crate::machine::fixture::spec();
+        spec.rollback.triggers = Triggers::default();
+        let both = ["balance-errors", "database-connection"];
+        assert_eq!(names(&spec.checks_of(Task::Validate)), both);
+        assert_eq!(names(&spec.checks_of(Task::Monitor)), ["balance-errors", "database-connection", "errors"]);
+        assert_eq!(spec.checks_of(Task::DayCheck), []);
+        assert_eq!(spec.checks_of(Task::Backup), []);
+    }
+}

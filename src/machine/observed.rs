@@ -189,9 +189,10 @@ impl Observed {
         format!("{}-{}-{attempt}", self.name, slug(task))
     }
 
-    /// Name of the Job of a `job` check's measurement: deterministic, as those of runs. `measurement` counts from 1.
+    /// Name of the Job of a `job` check's measurement: deterministic, as those of runs, and short enough for the label that
+    /// Kubernetes makes of it. `measurement` counts from 1.
     pub fn check_job_name(&self, task: Task, attempt: u32, check: usize, measurement: u64) -> String {
-        format!("{}-{}-{attempt}-check{check}-{measurement}", self.name, slug(task))
+        format!("{}-{}{attempt}c{check}n{measurement}", self.name, slug(task))
     }
 
     /// Progress of a window task.

@@ -79,48 +79,133 @@ async fn checks_triggers_and_follow_ups() {
     with_cluster("checks", async |w| {
         let mut good = w.migration("m");
         let query = json!({"url": "http://prometheus", "query": "a", "samplesQuery": "b"});
-        set(&mut good, "spec/validation", json!({"duration": "1m", "checks": [
-            {"name": "functions", "sequence": {"secretRef": {"name": "probe"}, "steps": [step()]}},
-            {"name": "p95", "http": {"url": "http://shop", "percentile": 95}, "max": "100", "minimumSamples": 20},
-            {"name": "balances", "balances": {}, "max": "0"},
-            {"name": "queries", "statements": {}, "max": "50"},
-            {"name": "own", "job": {"image": "shop:1"}, "interval": "30s"},
-            {"name": "errors", "logs": {"workload": {"kind": "Deployment", "name": "shop"}}, "max": "0"},
-        ]}));
-        set(&mut good, "spec/rollback", json!({"triggers": {
-            "balanceErrors": {}, "databaseConnection": {}, "coreFunction": {"sequence": {"steps": [step()]}},
-            "paymentProcessing": {"sql": {"query": "SELECT 1"}, "min": "1"}, "errorRate": {"prometheus": query},
-        }}));
-        set(&mut good, "spec/followUps", json!({"day": {"checks": [{"name": "a", "sql": {"query": "SELECT 0"}, "max": "0"}]}, "week": {}}));
+        set(
+            &mut good,
+            "spec/validation",
+            json!({"duration": "1m", "checks": [
+                {"name": "functions", "sequence": {"secretRef": {"name": "probe"}, "steps": [step()]}},
+                {"name": "p95", "http": {"url": "http://shop", "percentile": 95}, "max": "100", "minimumSamples": 20},
+                {"name": "balances", "balances": {}, "max": "0"},
+                {"name": "queries", "statements": {}, "max": "50"},
+                {"name": "own", "job": {"image": "shop:1"}, "interval": "30s"},
+                {"name": "errors", "logs": {"workload": {"kind": "Deployment", "name": "shop"}}, "max": "0"},
+            ]}),
+        );
+        set(
+            &mut good,
+            "spec/rollback",
+            json!({"triggers": {
+                "balanceErrors": {}, "databaseConnection": {}, "coreFunction": {"sequence": {"steps": [step()]}},
+                "paymentProcessing": {"sql": {"query": "SELECT 1"}, "min": "1"}, "errorRate": {"prometheus": query},
+            }}),
+        );
+        set(
+            &mut good,
+            "spec/followUps",
+            json!({"day": {"checks": [{"name": "a", "sql": {"query": "SELECT 0"}, "max": "0"}]}, "week": {}}),
+        );
         let limit = "a limit is missing: set max, min or equals";
-        refused(&w.admin, "creditmigrations", &good, vec![
-            ("spec/validation/checks/0/sequence/steps", json!([]), "spec.validation.checks[0].sequence.steps: Invalid value"),
-            ("spec/validation/checks/0/sequence/steps/0/url", "/login".into(), "url must begin with http:// or https://"),
-            ("spec/validation/checks/0/sequence/steps/0/capture/0/name", "a-b".into(), "capture[0].name: Invalid value"),
-            ("spec/validation/checks/1/http/percentile", json!(0), "should be greater than or equal to 1"),
-            ("spec/validation/checks/1/http/jsonPath", "$.a".into(), "percentile is one of times, jsonPath a value of the answer: set one of them"),
-            ("spec/validation/checks/1/http/percentile", Value::Null, "minimumSamples needs prometheus.samplesQuery, http.percentile, statements or logs"),
-            ("spec/validation/checks/2/balances", json!({"compare": "Some"}), "Unsupported value: \"Some\": supported values: \"Users\", \"Total\""),
-            ("spec/validation/checks/2/max", Value::Null, limit),
-            ("spec/validation/checks/3/max", Value::Null, limit),
-            ("spec/validation/checks/4/interval", "9s".into(), "interval of a job check must be at least 10s: each measurement is a pod"),
-            ("spec/validation/checks/4/max", "1".into(), "workload and job checks take no limit"),
-            ("spec/validation/checks/4/job/image", "".into(), "spec.validation.checks[4].job.image: Invalid value"),
-            ("spec/validation/checks/4/job", json!({"image": "a", "timeout": "2h"}), "timeout must be between 1s and 1h, for example 1m"),
-            ("spec/validation/checks/5/logs/workload", Value::Null, "spec.validation.checks[5].logs.workload: Required value"),
-            ("spec/validation/checks/5/name", "error-rate".into(), "are the names of spec.rollback.triggers: configure them there, or choose another name"),
-            ("spec/rollback/triggers/interval", "0s".into(), "interval must be at least 1s, for example 3s"),
-            ("spec/rollback/triggers/balanceErrors/mode", "Maybe".into(), "Unsupported value: \"Maybe\": supported values: \"Enabled\", \"Disabled\""),
-            ("spec/rollback/triggers/databaseConnection/maxUsed", "95".into(), "spec.rollback.triggers.databaseConnection.maxUsed: Invalid value"),
-            ("spec/rollback/triggers/coreFunction/sequence", Value::Null, "exactly one of sql, http, sequence and prometheus must be set"),
-            ("spec/rollback/triggers/paymentProcessing/min", Value::Null, limit),
-            ("spec/rollback/triggers/errorRate/max", "5%".into(), "spec.rollback.triggers.errorRate.max: Invalid value"),
-            ("spec/rollback/triggers/errorRate/prometheus/samplesQuery", Value::Null, "errorRate.prometheus needs samplesQuery, the query that counts the requests"),
-            ("spec/followUps/day/after", "-1s".into(), "after must not be negative, for example 24h"),
-            ("spec/followUps/day/duration", "7h".into(), "duration must be between 1s and 6h, for example 5m"),
-            ("spec/followUps/day/checks/0", json!({"name": "a", "job": {"image": "a"}}), "workload and job checks belong into validation and monitoring: a follow-up is measured by one pod"),
-            ("spec/followUps/reminderInterval", "1s".into(), "reminderInterval must be at least 1m, for example 24h"),
-        ])
+        refused(
+            &w.admin,
+            "creditmigrations",
+            &good,
+            vec![
+                (
+                    "spec/validation/checks/0/sequence/steps",
+                    json!([]),
+                    "spec.validation.checks[0].sequence.steps: Invalid value",
+                ),
+                (
+                    "spec/validation/checks/0/sequence/steps/0/url",
+                    "/login".into(),
+                    "url must begin with http:// or https://",
+                ),
+                (
+                    "spec/validation/checks/0/sequence/steps/0/capture/0/name",
+                    "a-b".into(),
+                    "capture[0].name: Invalid value",
+                ),
+                ("spec/validation/checks/1/http/percentile", json!(0), "should be greater than or equal to 1"),
+                (
+                    "spec/validation/checks/1/http/jsonPath",
+                    "$.a".into(),
+                    "percentile is one of times, jsonPath a value of the answer: set one of them",
+                ),
+                (
+                    "spec/validation/checks/1/http/percentile",
+                    Value::Null,
+                    "minimumSamples needs prometheus.samplesQuery, http.percentile, statements or logs",
+                ),
+                (
+                    "spec/validation/checks/2/balances",
+                    json!({"compare": "Some"}),
+                    "Unsupported value: \"Some\": supported values: \"Users\", \"Total\"",
+                ),
+                ("spec/validation/checks/2/max", Value::Null, limit),
+                ("spec/validation/checks/3/max", Value::Null, limit),
+                (
+                    "spec/validation/checks/4/interval",
+                    "9s".into(),
+                    "interval of a job check must be at least 10s: each measurement is a pod",
+                ),
+                ("spec/validation/checks/4/max", "1".into(), "workload and job checks take no limit"),
+                ("spec/validation/checks/4/job/image", "".into(), "spec.validation.checks[4].job.image: Invalid value"),
+                (
+                    "spec/validation/checks/4/job",
+                    json!({"image": "a", "timeout": "2h"}),
+                    "timeout must be between 1s and 1h, for example 1m",
+                ),
+                (
+                    "spec/validation/checks/5/logs/workload",
+                    Value::Null,
+                    "spec.validation.checks[5].logs.workload: Required value",
+                ),
+                (
+                    "spec/validation/checks/5/name",
+                    "error-rate".into(),
+                    "are the names of spec.rollback.triggers: configure them there, or choose another name",
+                ),
+                ("spec/rollback/triggers/interval", "0s".into(), "interval must be at least 1s, for example 3s"),
+                (
+                    "spec/rollback/triggers/balanceErrors/mode",
+                    "Maybe".into(),
+                    "Unsupported value: \"Maybe\": supported values: \"Enabled\", \"Disabled\"",
+                ),
+                (
+                    "spec/rollback/triggers/databaseConnection/maxUsed",
+                    "95".into(),
+                    "spec.rollback.triggers.databaseConnection.maxUsed: Invalid value",
+                ),
+                (
+                    "spec/rollback/triggers/coreFunction/sequence",
+                    Value::Null,
+                    "exactly one of sql, http, sequence and prometheus must be set",
+                ),
+                ("spec/rollback/triggers/paymentProcessing/min", Value::Null, limit),
+                (
+                    "spec/rollback/triggers/errorRate/max",
+                    "5%".into(),
+                    "spec.rollback.triggers.errorRate.max: Invalid value",
+                ),
+                (
+                    "spec/rollback/triggers/errorRate/prometheus/samplesQuery",
+                    Value::Null,
+                    "errorRate.prometheus needs samplesQuery, the query that counts the requests",
+                ),
+                ("spec/followUps/day/after", "-1s".into(), "after must not be negative, for example 24h"),
+                ("spec/followUps/day/duration", "7h".into(), "duration must be between 1s and 6h, for example 5m"),
+                (
+                    "spec/followUps/day/checks/0",
+                    json!({"name": "a", "job": {"image": "a"}}),
+                    "workload and job checks belong into validation and monitoring: a follow-up is measured by one pod",
+                ),
+                (
+                    "spec/followUps/reminderInterval",
+                    "1s".into(),
+                    "reminderInterval must be at least 1m, for example 24h",
+                ),
+            ],
+        )
         .await;
     })
     .await;

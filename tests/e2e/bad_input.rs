@@ -47,7 +47,12 @@ fn of_the_cluster() -> Vec<Case> {
         ("flag-map-missing", flag("nowhere", FLAG), "FlagConfigMapMissing", &["ConfigMap nowhere"]),
         ("flag-key-missing", flag(APP, "NONE"), "FlagKeyMissing", &["watermark-remover", "NONE"]),
         ("flag-immutable", flag("immutable", FLAG), "FlagConfigMapImmutable", &["ConfigMap immutable"]),
-        ("rollback-not-enabled", flag("no-way-back", FLAG), "RollbackNotEnabled", &["no-way-back", "ENABLE_ROLLBACK", "is missing", "\"true\""]),
+        (
+            "rollback-not-enabled",
+            flag("no-way-back", FLAG),
+            "RollbackNotEnabled",
+            &["no-way-back", "ENABLE_ROLLBACK", "is missing", "\"true\""],
+        ),
         ("flag-not-at-from", flag("at-v2", FLAG), "FlagNotAtFrom", &["at-v2", "\"v2\"", "\"v1\""]),
         ("deployment-missing", workload("nowhere"), "WorkloadMissing", &["Deployment nowhere"]),
         ("deployment-deaf", workload("deaf"), "WorkloadDoesNotReadFlag", &["Deployment deaf", FLAG]),

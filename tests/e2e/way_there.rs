@@ -77,7 +77,10 @@ async fn happy_path() {
         let wanted = world.db.count("SELECT count(*) FROM user_credits WHERE balance > 1000").await;
         assert!(users >= u64::try_from(wanted).unwrap() && users > 0, "{users} key users, {wanted} by balance alone");
         let (day, week) = (status.day_report.as_ref().unwrap(), status.week_report.as_ref().unwrap());
-        assert!(day.object.ends_with(".day-report.json") && week.object.ends_with(".week-report.json"), "{day:?} {week:?}");
+        assert!(
+            day.object.ends_with(".day-report.json") && week.object.ends_with(".week-report.json"),
+            "{day:?} {week:?}"
+        );
 
         m.cleaned().await;
         let events = world.events("simplify").await;

@@ -122,3 +122,59 @@ fn sql(up: &KeyRef, down: &KeyRef) -> (Volume, VolumeMount) {
     };
     (Volume { name: "sql".into(), projected: Some(source), ..Default::default() }, mount("sql"))
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn plan() -> CreditMigrationSpec {
+        let mut plan = serde_json::to_value(crate::machine::fixture::spec()).unwrap();
+        let key = |name: &str| json!({"name": name, "key": "k"});
+        let sequence =
+            |secret: &str| json!({"steps": [{"name": "a", "url": "http://shop"}], "secretRef": {"name": secret}});
+        plan["code"] = json!({"repository": "ssh://git/x", "commit": "0", "secretRef": {"name": "git"}});
+        plan["notifications"] = json!({"templatesConfigMapRef": {"name": "words"}, "channels": [
+            {"name": "a", "audiences": ["Team"], "slack": {"urlSecretRef": key("chat"), "caSecretRef": key("ca")}},
+            {"name": "b", "audiences": ["Team"], "webhook": {"urlSecretRef": key("hook"), "authorizationSecretRef": key("token")}},
+            {"name": "c", "audiences": ["Team"], "email": {
+                "host": "mail", "from": "a@b", "to": ["c@d"], "secretRef": {"name": "smtp"}, "caSecretRef": key("ca")}},
+        ]});
+        plan["validation"]["checks"] = json!([{"name": "x", "sequence": sequence("probe")}]);
+        plan["rollback"]["triggers"] = json!({"coreFunction": {"sequence": sequence("core")}});
+        serde_json::from_value(plan).unwrap()
+    }
+
+    #[test]
+    fn no_task_gets_what_is_anothers() {
+        let (plan, none): (_, &[&str]) = (plan(), &[]);
+        let channels: &[&str] = &["ca", "chat", "hook", "smtp", "token"];
+        for (task, wanted) in [
+            (Task::CodeBackup, &["git"] as &[&str]),
+            (Task::Backup, none),
+            (Task::Rehearse, none),
+            (Task::Notify, channels),
+            (Task::Window, channels),
+            (Task::Validate, &["core", "probe"]),
+            (Task::Monitor, &["core"]),
+            (Task::DayCheck, none),
+            (Task::Cleanup, none),
+            (Task::Preflight, &["ca", "chat", "core", "git", "hook", "probe", "smtp", "token"]),
+        ] {
+            let found: Vec<String> = further_secrets(&plan, task).into_iter().collect();
+            assert_eq!(found, wanted, "{task:?}");
+        }
+    }
+
+    #[test]
+    fn mounts_lie_where_the_runner_looks() {
+        let paths = |task| of(&plan(), task).into_iter().map(|(_, m)| m.mount_path).collect::<Vec<_>>();
+        assert!(paths(Task::Notify).contains(&format!("{}/{}/chat", mounts::ROOT, mounts::SECRETS)));
+        assert!(paths(Task::Notify).contains(&format!("{}/{}", mounts::ROOT, mounts::TEMPLATES)));
+        assert!(!paths(Task::Backup).contains(&format!("{}/{}", mounts::ROOT, mounts::TEMPLATES)));
+        assert_eq!(mounts::secret("chat", "url"), "secrets/chat/url");
+        // Names of volumes are labels: that of a Secret may be too long for one.
+        assert!(of(&plan(), Task::Preflight).iter().all(|(v, _)| v.name.len() <= 63));
+    }
+}

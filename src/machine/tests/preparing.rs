@@ -330,6 +330,16 @@ const VIOLATIONS: &[(&str, When, &str)] = &[
         "ConfigMap shop is immutable",
     ),
     ("FlagNotAtFrom", |s| s.flag("v2", None), "key VERSION of ConfigMap shop is \"v2\", expected \"v1\""),
+    (
+        "RollbackNotEnabled",
+        |s| s.seen.rollback_enabled = None,
+        "key ENABLE_ROLLBACK of ConfigMap shop is missing, expected \"true\"",
+    ),
+    (
+        "RollbackNotEnabled",
+        |s| s.seen.rollback_enabled = Some("false".into()),
+        "key ENABLE_ROLLBACK of ConfigMap shop is \"false\", expected \"true\"",
+    ),
     ("WorkloadMissing", |s| s.seen.workloads[0].exists = false, "Deployment shop is missing"),
     ("WorkloadMissing", |s| s.seen.workloads.clear(), "Deployment shop is missing"),
     (
@@ -473,4 +483,38 @@ fn a_run_carries_what_earlier_ones_found() {
     assert_eq!(start.spec.inputs.backup_object.as_deref(), Some("s3://b/o"));
     assert_eq!(start.spec.inputs.backup_sha256.as_deref(), Some("sha256:dump"));
     assert_eq!(start.spec.window, None);
+}
+
+#[test]
+fn tag_and_branch_of_the_code() {
+    let coded = || {
+        let mut s = Story::new();
+        s.spec.code = serde_json::from_value(serde_json::json!({
+            "repository": "ssh://git@git/shop.git", "commit": "c0ffee", "secretRef": {"name": "git"},
+        }))
+        .unwrap();
+        s.settle();
+        s.succeed(Task::Preflight).settle();
+        assert_eq!(s.status.step, Some(Step::CodeBackup));
+        s
+    };
+    let evidence = |commit: &str| crate::api::CodeBackupEvidence {
+        repository: "ssh://git@git/shop.git".into(),
+        commit: commit.into(),
+        tag: "pre-credit-migration-v1".into(),
+        branch: "backup/pre-credit-migration".into(),
+        verified_at: time(0),
+    };
+    let mut s = coded();
+    s.succeed(Task::CodeBackup).report(Task::CodeBackup, |r| r.code_backup = Some(evidence("c0ffee"))).settle();
+    assert_eq!(s.status.step, Some(Step::Baseline));
+    assert_eq!(s.status.code_backup, Some(evidence("c0ffee")));
+    // Of another commit it is no evidence.
+    let mut s = coded();
+    s.succeed(Task::CodeBackup).report(Task::CodeBackup, |r| r.code_backup = Some(evidence("other"))).settle();
+    assert_eq!((s.status.step, s.status.code_backup.clone()), (Some(Step::CodeBackup), None));
+    // The tag is there on another commit: somebody must decide.
+    let mut s = coded();
+    s.fail(Task::CodeBackup, Reason::RefElsewhere).settle();
+    assert_eq!((s.status.phase, ready(&s.status).0.as_str()), (Some(Phase::Failed), "RefElsewhere"));
 }

@@ -273,3 +273,52 @@ fn a_check_of_the_same_name_in_the_next_stage_is_another_one() {
     s.wait(20).settle();
     assert_eq!((s.status.phase, s.status.rollback.clone()), (Some(Phase::Monitoring), None));
 }
+
+/// Monitoring with a check that runs the team's own image each 10 s.
+fn own_image() -> Story {
+    let mut s = validating();
+    s.spec.monitoring.checks = vec![crate::api::Check {
+        job: serde_json::from_value(serde_json::json!({"image": "shop-check:1"})).unwrap(),
+        interval: std::time::Duration::from_secs(10).into(),
+        failures: crate::api::Failures { count: 2, of: 2 },
+        on_breach: OnBreach::Rollback,
+        ..crate::api::Check::named("own")
+    }];
+    s.wait(20);
+    s
+}
+
+#[test]
+fn a_job_check_is_a_job_for_each_measurement() {
+    let mut s = own_image();
+    let d = s.turn();
+    assert_eq!(acts(&d), ["check m-monitor1c0n1"], "no runner is needed for it");
+    assert!(acts(&s.look()).is_empty(), "it is under way");
+    let check = |s: &Story| s.status.checks[0].clone();
+    assert_eq!(check(&s).outcome, Outcome::NoData);
+    s.seen.check_jobs[0].job = Job::Complete;
+    s.settle();
+    assert_eq!((check(&s).outcome, check(&s).measured), (Outcome::Pass, 1));
+    assert!(s.seen.check_jobs.len() == 1 && s.look().wake_at == Some(s.now + seconds(10)), "not before its interval");
+    for (n, phase) in [(2, Phase::Monitoring), (3, Phase::RollingBack)] {
+        s.wait(10).settle();
+        let job = s.seen.check_jobs.last_mut().unwrap();
+        assert_eq!(job.name, format!("m-monitor1c0n{n}"));
+        job.job = Job::Failed { reason: "BackoffLimitExceeded".into() };
+        s.settle();
+        assert_eq!(s.status.phase, Some(phase));
+    }
+    let message = &s.status.rollback.as_ref().unwrap().message;
+    assert!(
+        message.contains("own: Job m-monitor1c0n3 failed") && message.contains("kubectl logs job/m-monitor1c0n3"),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_job_that_hangs_is_no_data() {
+    let mut s = own_image();
+    s.settle();
+    s.wait(30).settle();
+    assert_eq!((s.status.phase, ready(&s.status).0.as_str()), (Some(Phase::Monitoring), "ChecksNotPassing"));
+}
