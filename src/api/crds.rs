@@ -53,9 +53,11 @@ mod tests {
     #[test]
     fn no_value_is_a_boolean_of_yaml_1_1() {
         let text = crds_yaml().unwrap();
-        let values = text.lines().map(|line| line.trim().trim_start_matches("- ").rsplit(": ").next().unwrap_or_default());
-        let booleans: Vec<&str> =
-            values.filter(|value| ["on", "off", "yes", "no", "y", "n"].contains(&value.to_lowercase().as_str())).collect();
+        let values =
+            text.lines().map(|line| line.trim().trim_start_matches("- ").rsplit(": ").next().unwrap_or_default());
+        let booleans: Vec<&str> = values
+            .filter(|value| ["on", "off", "yes", "no", "y", "n"].contains(&value.to_lowercase().as_str()))
+            .collect();
         assert_eq!(booleans, Vec::<&str>::new());
     }
 }
