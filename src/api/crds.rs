@@ -70,3 +70,20 @@ fn remove_unknown_formats(value: &mut Value) {
         _ => {}
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::crds_yaml;
+
+    // kubectl reads YAML 1.1, where these are booleans; what writes the CRDs knows 1.2 and does not quote them.
+    #[test]
+    fn no_value_is_a_boolean_of_yaml_1_1() {
+        let text = crds_yaml().unwrap();
+        let values =
+            text.lines().map(|line| line.trim().trim_start_matches("- ").rsplit(": ").next().unwrap_or_default());
+        let booleans: Vec<&str> = values
+            .filter(|value| ["on", "off", "yes", "no", "y", "n"].contains(&value.to_lowercase().as_str()))
+            .collect();
+        assert_eq!(booleans, Vec::<&str>::new());
+    }
+}

@@ -35,6 +35,9 @@ echo "generate $users users, $transactions transactions"
 time sql owner -1 -v users="$users" -v transactions="$transactions" -f "$here/generate.sql" | tee "$dir/generated"
 equal 'balances which do not fit' "$(cut -d'|' -f5 "$dir/generated" | tail -1)" 0
 sql owner -v app_role=watermark -f "$here/grant_app.sql"
+for _ in first again; do sql owner -v email=probe@example.com -f "$here/probe_user.sql"; done
+equal 'probe user, balance and transactions' \
+    "$(sql owner -c "SELECT count(*), sum(balance), sum(amount) FROM users AS u JOIN user_credits AS c ON c.user_id = u.id JOIN credit_transactions AS t ON t.user_id = u.id WHERE email = 'probe@example.com'")" '1|1000|1000'
 
 # What an operator may have put on the tables: neither SQL may stumble over it, nor lose it.
 sql owner <<'SQL'

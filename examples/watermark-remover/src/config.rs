@@ -26,9 +26,55 @@ pub struct Settings {
     /// Whether the team keeps the way back to v1 open; shown by `/version`.
     #[arg(long, env, default_value_t = true, action = clap::ArgAction::Set)]
     pub enable_rollback: bool,
+    /// Email of the user whom probes log in as. His login needs `PROBE_PASSWORD`; all other users are test data without one.
+    #[arg(long, env)]
+    pub probe_email: Option<String>,
+    /// The password of `PROBE_EMAIL`; without it nobody logs in as him.
+    #[arg(long, env, hide_env_values = true)]
+    pub probe_password: Option<String>,
     /// Share (0 to 1) of requests to v2's credit endpoints that fail with 500 before they touch the database.
     #[arg(long, env, default_value = "0", value_parser = share)]
     pub v2_failure_rate: f64,
+    /// What v2 does wrong on purpose: none or more, with commas between them.
+    #[arg(long, env, default_value = "", value_parser = faults)]
+    pub v2_faults: Faults,
+    /// Sessions that v2 takes from the database besides its pool, and never uses.
+    #[arg(long, env, default_value_t = 0)]
+    pub v2_idle_sessions: u16,
+}
+
+impl Settings {
+    /// What this version does wrong on purpose: nothing on v1, which must be what one can go back to.
+    pub fn faults(&self) -> Faults {
+        match self.credit_system_version {
+            Version::V1 => Faults::default(),
+            Version::V2 => self.v2_faults,
+        }
+    }
+}
+
+/// Faults that can be switched on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Faults {
+    /// `balances`: a deduction takes one credit less from the balance than it says, and nobody is told.
+    pub balances: bool,
+    /// `payments`: the payment provider refuses every charge, so there are no upgrades.
+    pub payments: bool,
+    /// `login`: nobody can log in.
+    pub login: bool,
+}
+
+fn faults(text: &str) -> Result<Faults, String> {
+    let mut faults = Faults::default();
+    for name in text.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+        match name {
+            "balances" => faults.balances = true,
+            "payments" => faults.payments = true,
+            "login" => faults.login = true,
+            other => return Err(format!("{other}: must be balances, payments or login")),
+        }
+    }
+    Ok(faults)
 }
 
 /// The two credit systems.
@@ -145,6 +191,25 @@ mod tests {
             (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{error}"),
             (got, _) => panic!("{:?}", got.map(|(_, ca)| ca)),
         }
+    }
+
+    #[rstest]
+    #[case("", Some((false, false, false)))]
+    #[case("balances", Some((true, false, false)))]
+    #[case("login, payments", Some((false, true, true)))]
+    #[case("logins", None)]
+    fn faults_are_named(#[case] text: &str, #[case] expected: Option<(bool, bool, bool)>) {
+        assert_eq!(faults(text).ok().map(|f| (f.balances, f.payments, f.login)), expected);
+    }
+
+    #[rstest]
+    #[case("v1", Faults::default())]
+    #[case("v2", Faults { login: true, ..Faults::default() })]
+    fn v1_has_no_faults(#[case] version: &str, #[case] expected: Faults) {
+        let arguments =
+            ["test", "--database-url=postgres://db/credits", "--v2-faults=login", "--credit-system-version"];
+        let settings = <Settings as clap::Parser>::parse_from(arguments.into_iter().chain([version]));
+        assert_eq!(settings.faults(), expected);
     }
 
     #[rstest]

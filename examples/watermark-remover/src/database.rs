@@ -119,6 +119,22 @@ impl Database {
         }
     }
 
+    /// Takes `count` sessions besides the pool, uses none, and replaces those that are terminated. Takes none while the
+    /// database is read-only: what is tried out with this is a new version that is open for writes. Never returns.
+    pub async fn hold_idle(&self, count: usize) {
+        let mut held: Vec<Session> = Vec::new();
+        loop {
+            held.retain(|session| !session.client.is_closed());
+            while held.len() < count {
+                match self.pool.manager().create().await {
+                    Ok(session) if !session.read_only => held.push(session),
+                    Ok(_) | Err(_) => break,
+                }
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+
     /// Asks the server what became of a transaction whose COMMIT was not answered; it may still be busy with it.
     async fn was_committed(&self, id: &str) -> Option<bool> {
         for _ in 0..STATUS_POLLS {

@@ -16,7 +16,7 @@ use tokio_postgres::error::SqlState;
 pub enum Failure {
     #[error("{0}")]
     BadRequest(&'static str),
-    #[error("unknown email or token")]
+    #[error("unknown email, password or token")]
     Unauthorized,
     #[error("not enough credits")]
     NotEnough { balance: i64 },
@@ -33,7 +33,9 @@ pub enum Failure {
     NoConnection(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("the database refused the statement")]
     Database(#[source] tokio_postgres::Error),
-    /// `V2_FAILURE_RATE`
+    #[error("the payment provider refused the charge")]
+    PaymentRefused,
+    /// `V2_FAILURE_RATE`, or `V2_FAULTS` with `login`
     #[error("v2 fails on purpose")]
     Injected,
 }
@@ -65,6 +67,7 @@ impl Failure {
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::NotEnough { .. } => StatusCode::PAYMENT_REQUIRED,
+            Self::PaymentRefused => StatusCode::BAD_GATEWAY,
             Self::Paused | Self::NoConnection(_) | Self::SessionLost(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::CommitUnknown(_) | Self::Database(_) | Self::Injected => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -74,7 +77,8 @@ impl Failure {
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         let status = self.status();
-        if status.is_server_error() && !matches!(self, Self::Paused | Self::Injected) {
+        // Paused writes are what a migration's window is: no error, and there are many of them.
+        if status.is_server_error() && !matches!(self, Self::Paused) {
             tracing::error!(error = %self, cause = causes(&self));
         }
         let mut body = json!({ "error": self.to_string() });

@@ -68,7 +68,15 @@ pub async fn common_credits(client: &Client, user_id: i64) -> Result<Credits, Fa
 }
 
 /// Takes `amount` credits from the balance, or fails with [`Failure::NotEnough`] and takes nothing.
-pub async fn deduct(tx: &Transaction<'_>, user_id: i64, amount: i64, reason: &str) -> Result<Balance, Failure> {
+///
+/// `spared` is 0 but for a fault on purpose: so many credits less are taken from the balance than the ledger says.
+pub async fn deduct(
+    tx: &Transaction<'_>,
+    user_id: i64,
+    amount: i64,
+    reason: &str,
+    spared: i64,
+) -> Result<Balance, Failure> {
     let row = tx
         .query_typed_opt("SELECT balance FROM user_credits WHERE user_id = $1 FOR UPDATE", &[(&user_id, Type::INT8)])
         .await?;
@@ -78,11 +86,11 @@ pub async fn deduct(tx: &Transaction<'_>, user_id: i64, amount: i64, reason: &st
     }
     tx.execute_typed(
         "UPDATE user_credits SET balance = balance - $2, updated_at = now() WHERE user_id = $1",
-        &[(&user_id, Type::INT8), (&amount, Type::INT8)],
+        &[(&user_id, Type::INT8), (&(amount - spared), Type::INT8)],
     )
     .await?;
     record(tx, user_id, "usage", -amount, reason).await?;
-    Ok(Balance { user_id, balance: balance - amount })
+    Ok(Balance { user_id, balance: balance - amount + spared })
 }
 
 /// Puts the user on `plan` and grants its credits.

@@ -24,9 +24,12 @@ async fn main() -> ExitCode {
 
 async fn serve(settings: &Settings) -> Result<(), Box<dyn Error>> {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt().json().with_env_filter(filter).init();
+    // The level first, so that `grep ^ERROR` finds errors; the time is noted by whoever keeps the log.
+    tracing_subscriber::fmt().without_time().with_ansi(false).with_env_filter(filter).init();
 
     let app = Arc::new(http::App::new(settings)?);
+    let holding = app.clone();
+    tokio::spawn(async move { holding.hold_idle_sessions().await });
     let listener = tokio::net::TcpListener::bind(settings.listen).await?;
     tracing::info!(version = %settings.credit_system_version, listen = %settings.listen, "serving");
 

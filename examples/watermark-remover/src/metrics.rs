@@ -21,9 +21,15 @@ struct Labels {
     code: u16,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Payment {
+    result: &'static str,
+}
+
 /// The metrics of this process.
 pub struct Metrics {
     registry: Registry,
+    payments: Family<Payment, Counter>,
     requests: Family<Labels, Counter>,
     duration: Family<Labels, Histogram>,
 }
@@ -34,13 +40,24 @@ impl Default for Metrics {
         let mut registry = Registry::default();
         let requests = Family::<Labels, Counter>::default();
         let duration = Family::<Labels, Histogram>::new_with_constructor(|| Histogram::new(SECONDS));
+        let payments = Family::<Payment, Counter>::default();
+        // There from the start: a rate over a series that does not exist yet is nothing, and not 0.
+        for result in ["paid", "refused"] {
+            drop(payments.get_or_create(&Payment { result }));
+        }
+        registry.register("payments", "Charges by what the payment provider answered", payments.clone());
         registry.register("http_requests", "Requests by path, method and code", requests.clone());
         registry.register("http_request_duration_seconds", "Time to answer a request", duration.clone());
-        Self { registry, requests, duration }
+        Self { registry, payments, requests, duration }
     }
 }
 
 impl Metrics {
+    /// Counts a charge.
+    pub fn count_payment(&self, paid: bool) {
+        self.payments.get_or_create(&Payment { result: if paid { "paid" } else { "refused" } }).inc();
+    }
+
     /// All metrics in Prometheus' text format.
     pub fn encode(&self) -> Result<String, std::fmt::Error> {
         let mut text = String::new();

@@ -36,6 +36,8 @@ pub struct Deduct {
     pub amount: i64,
     /// What for.
     pub reason: String,
+    /// 0 but for a fault on purpose, see [`ledger::deduct`].
+    pub spared: i64,
 }
 
 /// Put a user on a plan.
@@ -82,7 +84,7 @@ impl Write for Deduct {
 
     async fn run(&self, tx: &Transaction<'_>) -> Result<Balance, Failure> {
         let user_id = ledger::user_of(tx, &self.token).await?;
-        ledger::deduct(tx, user_id, self.amount, &self.reason).await
+        ledger::deduct(tx, user_id, self.amount, &self.reason, self.spared).await
     }
 }
 

@@ -12,5 +12,6 @@ ALTER ROLE :"app" RESET ALL;
 ALTER ROLE :"migrator" RESET ALL;
 ALTER ROLE :"app" LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE PASSWORD :'app_password';
 ALTER ROLE :"migrator" LOGIN NOSUPERUSER CREATEDB NOCREATEROLE PASSWORD :'migrator_password';
-GRANT pg_signal_backend, :"app" TO :"migrator";
+-- pg_read_all_stats: else pg_stat_statements hides the texts of the application's statements
+GRANT pg_signal_backend, pg_read_all_stats, :"app" TO :"migrator";
 CREATE DATABASE :"name" OWNER :"migrator";
