@@ -11,7 +11,7 @@ use k8s_openapi::api::{
     coordination::v1::{Lease, LeaseSpec},
     core::v1::Pod,
 };
-use kube::{Api, Client, Config, api::DeleteParams};
+use kube::{Api, Client, Config, api::DeleteParams, config::AuthInfo};
 
 /// Namespace of the operator's release.
 pub const SYSTEM: &str = "credit-migration-system";
@@ -41,6 +41,18 @@ pub async fn client(user: Option<&str>) -> Client {
         config.headers.push(("impersonate-user".parse().unwrap(), user.parse().unwrap()));
         config.headers.push(("impersonate-group".parse().unwrap(), "system:authenticated".parse().unwrap()));
     }
+    Client::try_from(config).unwrap()
+}
+
+/// A client with a token, and maybe in another's name.
+pub async fn client_with(token: &str, impersonate: Option<&str>) -> Client {
+    let mut config = Config::infer().await.unwrap();
+    // Without the certificate of the kubeconfig, which would win over a token.
+    config.auth_info = AuthInfo {
+        token: Some(token.to_owned().into()),
+        impersonate: impersonate.map(str::to_owned),
+        ..AuthInfo::default()
+    };
     Client::try_from(config).unwrap()
 }
 
