@@ -81,6 +81,15 @@ pub async fn leader(client: &Client) -> Option<String> {
     pod.metadata.deletion_timestamp.is_none().then_some(holder)
 }
 
+/// What the leading replica exposes.
+pub async fn metrics(client: &Client) -> Result<String, String> {
+    let leader = leader(client).await.ok_or("nobody leads")?;
+    let pod = Api::<Pod>::namespaced(client.clone(), SYSTEM).get(&leader).await.map_err(|e| e.to_string())?;
+    let ip = pod.status.and_then(|s| s.pod_ip).ok_or("no address")?;
+    let answer = reqwest::get(format!("http://{ip}:8080/metrics")).await.map_err(|e| e.to_string())?;
+    answer.text().await.map_err(|e| e.to_string())
+}
+
 /// Waits until another replica than `old` leads.
 pub async fn other_leader(client: &Client, old: &str) -> String {
     eventually("another leader", Duration::from_secs(60), async || match leader(client).await {

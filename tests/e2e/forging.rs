@@ -327,7 +327,8 @@ async fn a_keep_that_nobody_said() {
         assert_eq!(status.phase, Some(Phase::Observing), "{:?}", ready(&status));
 
         m.decide(alice, Decision::Keep, Some(&digest)).await.unwrap();
-        m.phase(Phase::Completed).await;
+        let status = m.phase(Phase::Completed).await;
+        assert!(ready(&status).1.contains(alice), "{:?}", ready(&status));
         m.assert_new().await;
         m.cleaned().await;
     })
