@@ -7,6 +7,7 @@ pub mod jobs;
 
 mod execute;
 mod leader;
+mod metrics;
 mod observe;
 mod policy;
 mod server;
@@ -116,13 +117,13 @@ pub(crate) struct Context {
     options: Options,
     recorder: Recorder,
     lease: leader::Held,
-    metrics: Arc<server::Metrics>,
+    metrics: Arc<metrics::Metrics>,
 }
 
 /// Runs until a signal, the loss of the Lease, or an error that cannot be waited out.
 pub async fn run(options: Options) -> Result<(), Error> {
     let client = client().await?;
-    let metrics = Arc::new(server::Metrics::default());
+    let metrics = Arc::new(metrics::Metrics::default());
     let serve = server::serve(options.listen, metrics.clone()).await?;
     let duration = machine::span(options.lease_duration).unsigned_abs();
     let elector =
@@ -189,7 +190,6 @@ async fn reconcile_live(ctx: &Context, namespace: &str, name: &str) -> Result<Ac
     let now = telemetry::now();
     let before = live.status.clone().unwrap_or_default();
     let Decision { status, effects, wake_at } = machine::decide(&live.spec, &before, &observed, now);
-    ctx.metrics.observe(namespace, &live, &status, now);
 
     let mut live = live;
     if status != before {
@@ -201,6 +201,7 @@ async fn reconcile_live(ctx: &Context, namespace: &str, name: &str) -> Result<Ac
             other => other?,
         };
     }
+    ctx.metrics.observe(namespace, &live, &status, now);
     if let Err(error) = execute::execute(ctx, &live, effects).await {
         // A refused write would be tried for ever; the one who reads the object must see why nothing moves.
         if !matches!(error, Error::Stale | Error::LeaseLost) {
@@ -209,6 +210,7 @@ async fn reconcile_live(ctx: &Context, namespace: &str, name: &str) -> Result<Ac
         return Err(error);
     }
 
+    ctx.metrics.reconciled();
     let in_window = status.writes == Some(crate::api::Writes::Blocked);
     let longest = if in_window { WINDOW_RESYNC } else { RESYNC };
     let until = wake_at.map_or(longest, |at| at.duration_since(now).try_into().unwrap_or(Duration::ZERO));

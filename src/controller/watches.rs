@@ -12,7 +12,7 @@ use kube::{
     core::{DeserializeGuard, PartialObjectMeta, error_boundary::InvalidObject},
     runtime::{
         Controller,
-        controller::Config,
+        controller::{Config, Error},
         reflector::{ObjectRef, Store},
         watcher,
     },
@@ -37,7 +37,7 @@ pub(super) async fn run(ctx: Arc<Context>) {
 
     let jobs = watcher::Config::default().labels(super::jobs::MANAGED_SELECTOR);
     let (by_config_map, by_deployment) = (store.clone(), store);
-    let (told, teller) = (Told::default(), ctx.clone());
+    let (told, teller, metrics) = (Told::default(), ctx.clone(), ctx.metrics.clone());
     controller
         .watches(Api::<PartialObjectMeta<MigrationRun>>::all(client.clone()), all.clone(), by_label)
         .watches(Api::<PartialObjectMeta<Job>>::all(client.clone()), jobs, by_label)
@@ -52,10 +52,15 @@ pub(super) async fn run(ctx: Arc<Context>) {
         })
         .shutdown_on_signal()
         .run(reconcile, error_policy, ctx)
-        .for_each(|result| async move {
+        .for_each(|result| {
+            // Deleted: the next look, at the latest by its timer, does not find it. An alarm on it would never end.
+            if let Err(Error::ObjectNotFound(gone)) = &result {
+                metrics.forget(gone.namespace.as_deref().unwrap_or_default(), &gone.name);
+            }
             if let Err(error) = result {
                 debug!(%error, "reconciler");
             }
+            std::future::ready(())
         })
         .await;
 }

@@ -11,7 +11,7 @@ use k8s_openapi::api::{
     coordination::v1::{Lease, LeaseSpec},
     core::v1::Pod,
 };
-use kube::{Api, Client, Config, api::DeleteParams};
+use kube::{Api, Client, Config, api::DeleteParams, config::AuthInfo};
 
 /// Namespace of the operator's release.
 pub const SYSTEM: &str = "credit-migration-system";
@@ -44,6 +44,18 @@ pub async fn client(user: Option<&str>) -> Client {
     Client::try_from(config).unwrap()
 }
 
+/// A client with a token, and maybe in another's name.
+pub async fn client_with(token: &str, impersonate: Option<&str>) -> Client {
+    let mut config = Config::infer().await.unwrap();
+    // Without the certificate of the kubeconfig, which would win over a token.
+    config.auth_info = AuthInfo {
+        token: Some(token.to_owned().into()),
+        impersonate: impersonate.map(str::to_owned),
+        ..AuthInfo::default()
+    };
+    Client::try_from(config).unwrap()
+}
+
 /// Asks every 50 ms until there is an answer. Panics after `limit` with what was last said.
 pub async fn eventually<T>(what: &str, limit: Duration, mut ask: impl AsyncFnMut() -> Result<T, String>) -> T {
     let begun = Instant::now();
@@ -67,6 +79,15 @@ pub async fn leader(client: &Client) -> Option<String> {
     let holder = lease(client).await?.holder_identity?;
     let pod = Api::<Pod>::namespaced(client.clone(), SYSTEM).get_opt(&holder).await.ok()??;
     pod.metadata.deletion_timestamp.is_none().then_some(holder)
+}
+
+/// What the leading replica exposes.
+pub async fn metrics(client: &Client) -> Result<String, String> {
+    let leader = leader(client).await.ok_or("nobody leads")?;
+    let pod = Api::<Pod>::namespaced(client.clone(), SYSTEM).get(&leader).await.map_err(|e| e.to_string())?;
+    let ip = pod.status.and_then(|s| s.pod_ip).ok_or("no address")?;
+    let answer = reqwest::get(format!("http://{ip}:8080/metrics")).await.map_err(|e| e.to_string())?;
+    answer.text().await.map_err(|e| e.to_string())
 }
 
 /// Waits until another replica than `old` leads.

@@ -2,7 +2,8 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use credit_migration::runner::{fingerprint::Fingerprint, postgres::Target};
+pub use credit_migration::runner::fingerprint::Fingerprint;
+use credit_migration::runner::postgres::Target;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
 use super::cluster::{eventually, state_file};

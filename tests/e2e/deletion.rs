@@ -1,9 +1,14 @@
 //! `kubectl delete` at each phase: the gate is open afterwards, the guards are gone, and so is the object.
 
+use std::time::Duration;
+
 use credit_migration::api::{Phase, Step};
 use serde_json::json;
 
-use super::harness::{Setup, World, e2e, slow};
+use super::{
+    cluster::{self, eventually},
+    harness::{Setup, World, e2e, slow},
+};
 
 #[tokio::test]
 async fn before_the_window() {
@@ -15,6 +20,8 @@ async fn before_the_window() {
             let m = world.migrate(&format!("simplify-{n}"), json!({})).await;
             m.until(&format!("{wanted:?}"), super::migration::PATIENCE, |s| s.step.is_some_and(|now| now >= wanted))
                 .await;
+            let exposed = cluster::metrics(&world.client).await.unwrap();
+            assert!(exposed.contains(&format!("namespace=\"{}\",name=\"{}\"", world.namespace, m.name)), "{exposed}");
             m.delete().await;
             m.gone().await;
             assert_eq!(world.db.guards().await, 0, "guards are left after deletion in {wanted:?}");
@@ -23,6 +30,13 @@ async fn before_the_window() {
             assert_eq!(world.db.count(&copies).await, 0, "a copy is left after deletion in {wanted:?}");
         }
         world.db.writable().await.unwrap();
+        // Or an alarm on what is gone would never end.
+        let series = format!("namespace=\"{}\"", world.namespace);
+        eventually("its metrics to go", Duration::from_secs(60), async || {
+            let exposed = cluster::metrics(&world.client).await?;
+            exposed.lines().find(|l| l.contains(&series)).map_or(Ok(()), |l| Err(l.to_owned()))
+        })
+        .await;
     })
     .await;
 }

@@ -19,6 +19,7 @@ mod before_window;
 mod cluster;
 mod database;
 mod deletion;
+mod forging;
 mod harness;
 mod migration;
 mod way_back;

@@ -1,6 +1,7 @@
-{{/* Fixed names; see the head of values.yaml. The ClusterRole of the runner and the policies are also named to the operator by its flags. */}}
+{{/* Fixed names; see the head of values.yaml. The ClusterRoles of the runner and the policies are also named to the operator by its flags. */}}
 {{- define "operator.name" -}}credit-migration-operator{{- end }}
 {{- define "operator.runnerClusterRole" -}}credit-migration-runner{{- end }}
+{{- define "operator.runnerLogsClusterRole" -}}credit-migration-runner-logs{{- end }}
 {{- define "operator.decisionPolicy" -}}migrationdecisions.creditmigration.io{{- end }}
 {{- define "operator.migrationPolicy" -}}creditmigrations.creditmigration.io{{- end }}
 {{- define "operator.runPolicy" -}}migrationruns.creditmigration.io{{- end }}

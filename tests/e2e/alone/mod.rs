@@ -3,3 +3,4 @@
 mod api_server;
 mod namespace;
 mod operator;
+mod policy;
