@@ -1,4 +1,4 @@
-# The operator's image: controller and runner in one binary, with what the runner calls (pg_dump, pg_restore, psql, git).
+# The operator's image: controller and runner in one binary, with what the runner calls (pg_dump, pg_restore, psql, git, ssh).
 ARG BUILD_IMAGE=rust:1.95-trixie
 ARG RUNTIME_IMAGE=debian:trixie-slim
 
@@ -13,12 +13,12 @@ RUN if [ ! -f dist/credit-migration-operator ]; then \
 
 FROM ${RUNTIME_IMAGE}
 # pg_dump refuses a server newer than itself: 17 serves all versions up to 17.
-RUN if ! pg_dump --version 2>/dev/null | grep -q ' 17\.' || ! command -v git >/dev/null || [ ! -e /etc/ssl/certs/ca-certificates.crt ]; then \
+RUN if ! pg_dump --version 2>/dev/null | grep -q ' 17\.' || ! command -v git >/dev/null || ! command -v ssh >/dev/null || [ ! -e /etc/ssl/certs/ca-certificates.crt ]; then \
       apt-get update \
-      && apt-get install -y --no-install-recommends ca-certificates git postgresql-client-17 \
+      && apt-get install -y --no-install-recommends ca-certificates git openssh-client postgresql-client-17 \
       && rm -rf /var/lib/apt/lists/*; \
     fi
-# libpq and git look the user up by number and fail where there is none. The root filesystem may be mounted read-only:
+# libpq, git and ssh look the user up by number and fail where there is none. The root filesystem may be mounted read-only:
 # all that is written goes to /tmp, for which a pod brings a volume.
 RUN echo 'nonroot:x:65532:' >> /etc/group && echo 'nonroot:x:65532:65532::/tmp:/usr/sbin/nologin' >> /etc/passwd
 ENV HOME=/tmp
