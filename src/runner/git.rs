@@ -131,8 +131,7 @@ impl Git {
             env.push((format!("GIT_CONFIG_VALUE_{n}"), value));
         }
         let stop = work.stop.clone();
-        let git =
-            Self { repository: url, secret: secret.clone(), folder, _keys: keys, env, credentials, stop };
+        let git = Self { repository: url, secret: secret.clone(), folder, _keys: keys, env, credentials, stop };
         git.here(&["init", "--quiet", "--bare", "--template="]).await?;
         git.here(&["config", "remote.origin.url", &git.repository]).await?;
         Ok(git)
@@ -337,15 +336,28 @@ fn meaning(said: &str) -> (Reason, &'static str) {
         return (Reason::RepositoryUnreachable, next);
     }
     if any(&["certificate"]) {
-        return (Reason::RepositoryUnreachable, "put the authority that signed the certificate into key ca.crt of Secret SECRET");
+        return (
+            Reason::RepositoryUnreachable,
+            "put the authority that signed the certificate into key ca.crt of Secret SECRET",
+        );
     }
     if any(&["no user exists for uid"]) {
         return (Reason::Internal, "run the pod as the image's user 65532");
     }
     if any(&["error in libcrypto", "invalid format"]) {
-        return (Reason::RepositoryDenied, "put a private key without passphrase into key ssh-privatekey of Secret SECRET");
+        return (
+            Reason::RepositoryDenied,
+            "put a private key without passphrase into key ssh-privatekey of Secret SECRET",
+        );
     }
-    if any(&["permission denied", "authentication failed", "access denied", "could not read username", "error: 401", "error: 403"]) {
+    if any(&[
+        "permission denied",
+        "authentication failed",
+        "access denied",
+        "could not read username",
+        "error: 401",
+        "error: 403",
+    ]) {
         return (Reason::RepositoryDenied, "correct Secret SECRET, and let its user read and push");
     }
     if any(&["rejected]", "declined", "not allowed", "read-only", "read only", "denied"]) {
@@ -419,7 +431,11 @@ mod tests {
 
     #[rstest]
     #[case("Host key verification failed.", Reason::RepositoryUnreachable, "known_hosts")]
-    #[case("fatal: unable to access 'x': server certificate verification failed. CAfile: none", Reason::RepositoryUnreachable, "ca.crt")]
+    #[case(
+        "fatal: unable to access 'x': server certificate verification failed. CAfile: none",
+        Reason::RepositoryUnreachable,
+        "ca.crt"
+    )]
     #[case("git@h: Permission denied (publickey).", Reason::RepositoryDenied, "read and push")]
     #[case("fatal: Authentication failed for 'https://h/'", Reason::RepositoryDenied, "read and push")]
     #[case("!\ta:b\t[remote rejected] (pre-receive hook declined)", Reason::RepositoryDenied, "create this tag")]

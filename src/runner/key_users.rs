@@ -97,7 +97,8 @@ async fn export(transaction: Transaction<'_>, copy: &str, upload: &mut Upload) -
 fn condition(limits: &KeyUsers, balances: &Balances) -> Result<String, Failure> {
     let over = |column: &str, field: &str, limit: &str| {
         if !is_decimal(limit) {
-            let message = format!("spec.backup.keyUsers.{field} {limit:?} is no decimal number; next: write it as 1000");
+            let message =
+                format!("spec.backup.keyUsers.{field} {limit:?} is no decimal number; next: write it as 1000");
             return Err(Failure::new(Reason::Internal, message));
         }
         Ok(format!("{} > {}::pg_catalog.numeric", ident(column), literal(limit)))

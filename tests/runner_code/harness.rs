@@ -127,7 +127,8 @@ impl World {
             done
             git update-ref refs/heads/main "$commit""#;
         world.commits = world.shell(seed).lines().map(str::to_owned).collect();
-        world.code(|code| code["commit"] = json!(world.commits[1]));
+        let commit = json!(world.commits[1]);
+        world.code(|code| code["commit"] = commit);
         let file = |name: &str| std::fs::read_to_string(servers.dir.join(name)).unwrap();
         match by {
             By::Ssh => {
@@ -189,7 +190,7 @@ impl World {
         self.git("cat-file --batch-all-objects --batch-check").lines().count()
     }
 
-    /// Puts a hook into the server's repository.
+    /// Puts a hook into the server's repository. Beside git's own, `before-push` runs before a push by ssh is answered.
     pub fn hook(&self, name: &str, script: &str) {
         std::fs::write(self.root.join("hook"), format!("#!/bin/sh\n{script}\n")).unwrap();
         let hook = self.root.join("hook");
@@ -257,8 +258,8 @@ pub fn command_lines() -> Vec<String> {
         .collect()
 }
 
-/// Folders of the task's that are left.
-pub fn folders_left() -> Vec<PathBuf> {
+/// The task's folders, of all tests.
+pub fn folders() -> Vec<PathBuf> {
     let mine = format!("code-{}-", std::process::id());
     let entries = ["/dev/shm", "/tmp"].iter().filter_map(|folder| std::fs::read_dir(Path::new(folder)).ok()).flatten();
     entries.flatten().filter(|e| e.file_name().to_string_lossy().starts_with(&mine)).map(|e| e.path()).collect()

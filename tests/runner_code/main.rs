@@ -10,7 +10,7 @@ use credit_migration::api::Reason;
 use rstest::rstest;
 use serde_json::json;
 
-use harness::{By, PASSWORD, World, command_lines, folders_left, servers, wait_for};
+use harness::{By, PASSWORD, World, command_lines, folders, servers, wait_for};
 
 const TAG: &str = "refs/tags/pre-credit-migration-v1";
 const BRANCH: &str = "refs/heads/backup/pre-credit-migration";
@@ -94,6 +94,16 @@ async fn a_ref_that_appears_meanwhile_is_not_moved(#[values(0, 1)] at: usize) {
         world.hook("pre-receive", "");
         assert!(world.run().await.result.is_ok(), "the next attempt adds the tag");
     }
+}
+
+/// Between the look at the server and the push: git alone would move the branch forward.
+#[tokio::test]
+async fn a_branch_that_appears_before_the_push_is_not_moved_forward() {
+    let world = World::new(By::Ssh);
+    world.hook("before-push", &format!("git -C \"$1\" update-ref {BRANCH} {}", world.commits[0]));
+    world.run().await.failed(Reason::RefElsewhere, &[&world.commits[0], &world.commits[1]]);
+    assert_eq!(world.git(&format!("rev-parse {BRANCH}")), world.commits[0]);
+    assert!(!world.refs().contains(TAG), "one alone: {}", world.refs());
 }
 
 #[tokio::test]
@@ -271,7 +281,10 @@ async fn a_push_that_is_cut_off_leaves_nothing(#[values(By::Ssh, By::Https)] by:
     let world = World::new(by);
     let before = world.refs();
     let here = format!("{}/here", world.repository.display());
-    world.hook("pre-receive", &format!("touch {here}; i=0; while [ -e {here} ] && [ $i -lt 600 ]; do sleep 0.1; i=$((i+1)); done; exit 1"));
+    world.hook(
+        "pre-receive",
+        &format!("touch {here}; i=0; while [ -e {here} ] && [ $i -lt 600 ]; do sleep 0.1; i=$((i+1)); done; exit 1"),
+    );
     let watched = async {
         tokio::task::spawn_blocking({
             let here = here.clone();
@@ -284,9 +297,13 @@ async fn a_push_that_is_cut_off_leaves_nothing(#[values(By::Ssh, By::Https)] by:
         for secret in world.secrets() {
             assert!(!lines.iter().any(|line| line.contains(&secret)), "{secret} in {lines:?}");
         }
+        // Those of other tests, too; they end by themselves.
+        let folders = folders();
+        assert!(folders.len() >= 2, "{folders:?}");
         world.stop.cancel();
+        folders
     };
-    let (outcome, ()) = tokio::join!(world.run(), watched);
+    let (outcome, folders) = tokio::join!(world.run(), watched);
     assert_eq!(outcome.result.unwrap_err().reason, Reason::PodFailed);
     let mine = match by {
         By::Ssh => world.repository.display().to_string(),
@@ -296,6 +313,5 @@ async fn a_push_that_is_cut_off_leaves_nothing(#[values(By::Ssh, By::Https)] by:
     wait_for("the end of git's children", || !command_lines().iter().any(client));
     world.shell("rm \"$0/here\"");
     assert_eq!(world.refs(), before);
-    // Other tests have theirs at the same time.
-    wait_for("the end of all folders", || folders_left().is_empty());
+    wait_for("the end of all folders", || !folders.iter().any(|folder| folder.exists()));
 }

@@ -37,8 +37,15 @@ AuthorizedKeysFile $dir/ssh/authorized_keys
 PasswordAuthentication no
 KbdInteractiveAuthentication no
 MaxStartups 100
-ForceCommand git-shell -c "\$SSH_ORIGINAL_COMMAND"
+ForceCommand $dir/ssh/serve
 END
+cat >ssh/serve <<'END'
+#!/bin/sh
+eval "set -- $SSH_ORIGINAL_COMMAND"
+if [ "$1" = git-receive-pack ] && [ -x "$2/hooks/before-push" ]; then "$2/hooks/before-push" "$2"; fi
+exec git-shell -c "$SSH_ORIGINAL_COMMAND"
+END
+chmod 755 ssh/serve
 cat >apache/config <<END
 ServerRoot /usr/lib/apache2
 $(for module in mpm_prefork authn_core authn_file authz_core authz_user auth_basic alias cgi env setenvif ssl; do

@@ -74,7 +74,10 @@ async fn nobody_above_the_limits_leaves_a_header() {
     let world = limited("(1001, 5, 5, 'x')").await;
     let outcome = world.run(Task::ExportKeyUsers).await;
     let file = std::fs::read_to_string(world.file_of(object(&outcome))).unwrap();
-    assert_eq!((file.as_str(), &outcome.noted["keyUsers"]["users"]), ("user_id,balance,purchased_credits,note\n", &0.into()));
+    assert_eq!(
+        (file.as_str(), &outcome.noted["keyUsers"]["users"]),
+        ("user_id,balance,purchased_credits,note\n", &0.into())
+    );
     // Without a backup's object: named as one.
     let name = object(&outcome).rsplit('/').next().unwrap();
     assert!(name.starts_with("shop_") && name.ends_with("_pre_migration_0d9f2c11_1.key-users.csv"), "{name}");
