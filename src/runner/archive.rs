@@ -137,7 +137,8 @@ fn failed(message: String) -> Failure {
     Failure::new(Reason::DumpFailed, message)
 }
 
-async fn keep_beginning(mut stderr: impl AsyncRead + Unpin) -> String {
+/// Reads to the end and keeps the first 16 KiB.
+pub(super) async fn keep_beginning(mut stderr: impl AsyncRead + Unpin) -> String {
     let (mut kept, mut buffer) = (Vec::new(), [0; 4096]);
     while let Ok(read @ 1..) = stderr.read(&mut buffer).await {
         let room = STDERR_KEPT - kept.len();

@@ -25,7 +25,7 @@ use super::{
     work::Work,
 };
 use crate::{
-    api::{BackupEvidence, BaselineEvidence, Credits, Reason, TransactionStatistics, digest_text},
+    api::{BackupEvidence, BaselineEvidence, Credits, Reason, Time, TransactionStatistics, digest_text},
     telemetry,
 };
 
@@ -81,8 +81,8 @@ pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
     work.progress.note("baseline", &baseline);
     control::take_baseline(&transaction, &subject).await?;
 
-    let object = store.object(&format!("{}.dump", name(work, &complete)));
-    let statistics_object = store.object(&format!("{}.statistics.json", name(work, &complete)));
+    let object = store.object(&format!("{}.dump", name(work, complete.taken_at)));
+    let statistics_object = store.object(&format!("{}.statistics.json", name(work, complete.taken_at)));
     let upload = store.upload(&object, u64::try_from(size).unwrap_or(0)).await?;
     let dump = dump(work, &target, &snapshot, upload).await?;
     let about = Statistics {
@@ -184,11 +184,12 @@ async fn stream(
 }
 
 /// `<database>_<YYYYMMDD_HHMMSS>_pre_migration_<uid8>_<attempt>`, the checklist's name with what makes it unique.
-fn name(work: &Work<'_>, baseline: &BaselineEvidence) -> String {
+/// `taken_at` is the time of the snapshot.
+pub(super) fn name(work: &Work<'_>, taken_at: Time) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' };
     let database: String = work.spec.plan.database.name.chars().map(plain).collect();
     let uid: String = work.spec.migration_uid.chars().take(8).map(plain).collect();
-    let at = baseline.taken_at.to_zoned(TimeZone::UTC).strftime("%Y%m%d_%H%M%S").to_string();
+    let at = taken_at.to_zoned(TimeZone::UTC).strftime("%Y%m%d_%H%M%S").to_string();
     format!("{database}_{at}_pre_migration_{uid}_{}", work.spec.attempt)
 }
 

@@ -22,6 +22,7 @@ pub mod control;
 mod failure;
 pub mod fingerprint;
 pub mod follow_up;
+pub mod git;
 pub mod judge;
 pub mod key_users;
 pub mod notify;

@@ -9,7 +9,8 @@ use std::time::Duration;
 use futures::TryStreamExt;
 
 use super::{
-    Failure, postgres::Target, preflight_database as database, probe::Prober, sqltext, store::Store, work::Work,
+    Failure, code_backup, postgres::Target, preflight_database as database, probe::Prober, sqltext, store::Store,
+    work::Work,
 };
 use crate::api::{Finding, Reason};
 
@@ -73,6 +74,9 @@ pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
         database::look(work, target, client, &mut findings).await;
     }
     store(work, &mut findings).await;
+    if work.spec.plan.code.is_some() {
+        findings.add("code repository", code_backup::look(work).await);
+    }
     if let Some(probe) = &work.spec.plan.application.version_probe {
         let answer = match Prober::new() {
             Ok(prober) => prober.ready_to_switch(probe, &work.spec.plan.application.flag).await,

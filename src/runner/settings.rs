@@ -99,6 +99,22 @@ impl<'a> Settings<'a> {
         })
     }
 
+    /// A key of one of the further Secrets that a task needs, `None` if it is not there.
+    ///
+    /// # Errors
+    /// `SecretKeyMissing` if it cannot be read.
+    pub fn further(&self, name: &str, key: &str) -> Result<Option<String>, Failure> {
+        self.read(&mounts::secret(name, key))
+    }
+
+    /// A key of one of the further Secrets, which must be there and not empty.
+    ///
+    /// # Errors
+    /// `SecretKeyMissing`.
+    pub fn further_required(&self, reference: &KeyRef) -> Result<String, Failure> {
+        self.secret_file(&mounts::secret(&reference.name, &reference.key), reference)
+    }
+
     /// Both SQL texts.
     ///
     /// # Errors

@@ -15,7 +15,7 @@ use std::{
 use credit_migration::{
     api::{Finding, MigrationRunSpec, RunInputs, Task, mounts, sha256},
     runner::{
-        Failure, archive::Tools, backup, cleanup, postgres::Target, preflight, rehearsal, report::Progress,
+        Failure, archive::Tools, backup, cleanup, key_users, postgres::Target, preflight, rehearsal, report::Progress,
         settings::Settings, verify, work::Work,
     },
 };
@@ -225,6 +225,7 @@ impl World {
             Task::Preflight => preflight::run(&work).await,
             Task::Backup => backup::run(&work).await,
             Task::VerifyBackup => verify::run(&work).await,
+            Task::ExportKeyUsers => key_users::run(&work).await,
             Task::Rehearse => rehearsal::run(&work).await,
             Task::Cleanup => cleanup::run(&work).await,
             other => panic!("{other:?}"),
@@ -246,9 +247,13 @@ impl World {
         outcome
     }
 
-    /// The object as a file of the store.
+    /// The backup's object as a file of the store.
     pub fn object_file(&self) -> PathBuf {
-        let object = self.spec.inputs.backup_object.as_ref().unwrap();
+        self.file_of(self.spec.inputs.backup_object.as_ref().unwrap())
+    }
+
+    /// `s3://bucket/key` as a file of the store.
+    pub fn file_of(&self, object: &str) -> PathBuf {
         servers().dir.join("store").join(object.strip_prefix("s3://").unwrap())
     }
 

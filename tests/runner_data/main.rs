@@ -1,4 +1,5 @@
-//! The runner's data tasks against a real PostgreSQL and a real S3 server: Preflight, Backup, VerifyBackup, Rehearse.
+//! The runner's data tasks against a real PostgreSQL and a real S3 server: Preflight, Backup, VerifyBackup, ExportKeyUsers,
+//! Rehearse.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -6,5 +7,6 @@ mod backup;
 mod checks;
 mod entry;
 mod harness;
+mod key_users;
 mod preflight;
 mod rehearsal;
