@@ -33,6 +33,7 @@ pub mod rehearsal;
 pub mod report;
 pub mod scratch;
 pub mod settings;
+pub mod sources;
 pub mod sqltext;
 pub mod store;
 pub mod verify;
@@ -246,7 +247,7 @@ async fn stoppable(
 }
 
 async fn checks(work: &Work<'_>, checks: &[crate::api::Check], before: &[CheckResult]) -> Result<String, Failure> {
-    checks::watch(checks, before, work.settings.target(), &work.progress, &work.stop).await?;
+    checks::watch(work, checks, before, &work.stop).await?;
     Ok("ended by the controller".to_owned())
 }
 
