@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures::TryStreamExt;
 
 use super::{
-    Failure, postgres::Target, preflight_database as database, probe::Prober, sqltext, store::Store, work::Work,
+    Failure, postgres::Target, preflight_checks, preflight_database as database, probe::Prober, sqltext, store::Store, work::Work,
 };
 use crate::api::{Finding, Reason};
 
@@ -72,6 +72,7 @@ pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
     if let (Some(client), Ok(target)) = (&client, &target) {
         database::look(work, target, client, &mut findings).await;
     }
+    preflight_checks::look(work, client.as_ref(), &mut findings).await;
     store(work, &mut findings).await;
     if let Some(probe) = &work.spec.plan.application.version_probe {
         let answer = match Prober::new() {

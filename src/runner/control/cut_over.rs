@@ -22,6 +22,13 @@ pub struct CutOver {
     pub(crate) xmin: String,
 }
 
+impl CutOver {
+    /// One that no ledger knows.
+    pub(crate) fn at(since: Timestamp) -> Self {
+        Self { since, xmin: String::new() }
+    }
+}
+
 /// When the up SQL was committed. `None` if it never was, or was undone.
 ///
 /// # Errors

@@ -176,7 +176,12 @@ fn judge(json: &Json, expectation: &Expectation, wanted: Option<&str>) -> Result
 }
 
 /// In words what keeps a sequence from being measured: its templates, paths and Secret. Nothing is sent.
-pub(in crate::runner) fn invalid(check: &SequenceCheck, secret: Option<&Secret>, secret_name: &str) -> Option<String> {
+pub(in crate::runner) fn invalid(
+    check: &SequenceCheck,
+    secret: Option<&Secret>,
+    secret_name: &str,
+    namespace: &str,
+) -> Option<String> {
     let environment = environment();
     let mut known: Vec<&str> = environment.globals().map(|(name, _)| name).collect();
     for step in &check.steps {
@@ -204,7 +209,7 @@ pub(in crate::runner) fn invalid(check: &SequenceCheck, secret: Option<&Secret>,
                     return at(format!("{what}: secret is used without secretRef; next: set sequence.secretRef"));
                 };
                 if !key.is_empty() && secret.read(key).is_none() {
-                    return at(format!("{what}: key {key} of Secret {secret_name} is missing; next: kubectl create secret generic {secret_name} --from-literal={key}='VALUE'"));
+                    return at(format!("{what}: key {key} of Secret {namespace}/{secret_name} is missing; next: kubectl -n {namespace} create secret generic {secret_name} --from-literal={key}='VALUE'"));
                 }
             }
         }
@@ -301,12 +306,12 @@ mod tests {
         Some("step \"a\": url: x is captured by no earlier step"))]
     #[case(json!([{"name": "a", "url": "http://h/", "body": "{{"}]), Some("template of body, line 1: syntax error"))]
     #[case(json!([{"name": "a", "url": "http://h/", "headers": {"A": "{{ secret.password }}"}}]),
-        Some("header A: key password of Secret login is missing; next: kubectl create secret generic login"))]
+        Some("header A: key password of Secret shop/login is missing; next: kubectl -n shop create secret generic login"))]
     #[case(json!([{"name": "a", "url": "http://h/", "expect": [{"jsonPath": "$["}]}]), Some("jsonPath $["))]
     fn sequences_that_cannot_be_measured(#[case] steps: Json, #[case] words: Option<&str>) {
         let (root, secret) = mounted();
         let check: SequenceCheck = serde_json::from_value(json!({"steps": steps})).unwrap();
-        let found = invalid(&check, Some(&secret), "login");
+        let found = invalid(&check, Some(&secret), "login", "shop");
         std::fs::remove_dir_all(root).unwrap();
         match words {
             None => assert_eq!(found, None),
@@ -317,7 +322,7 @@ mod tests {
     #[test]
     fn a_secret_needs_its_reference() {
         let steps = json!({"steps": [{"name": "a", "url": "http://h/{{ secret.user }}"}]});
-        let found = invalid(&serde_json::from_value(steps).unwrap(), None, "").unwrap();
+        let found = invalid(&serde_json::from_value(steps).unwrap(), None, "", "shop").unwrap();
         assert!(found.contains("next: set sequence.secretRef"), "{found}");
     }
 }
