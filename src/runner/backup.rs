@@ -18,8 +18,7 @@ use tokio::io::AsyncReadExt;
 use tokio_postgres::{IsolationLevel, Transaction};
 
 use super::{
-    Failure,
-    control,
+    Failure, control,
     postgres::{Target, classify},
     statistics::{Present, Statistics, statistics},
     store::{PATIENCE, Store, Upload},
@@ -195,7 +194,8 @@ fn name(work: &Work<'_>, baseline: &BaselineEvidence) -> String {
 
 /// What goes into the status.
 fn evidence(statistics: Statistics) -> BaselineEvidence {
-    let Statistics { users, total_balance, total_purchased, average_balance, max_balance, transactions, taken_at } = statistics;
+    let Statistics { users, total_balance, total_purchased, average_balance, max_balance, transactions, taken_at } =
+        statistics;
     BaselineEvidence {
         users,
         total_balance,

@@ -9,7 +9,8 @@ use std::time::Duration;
 use futures::TryStreamExt;
 
 use super::{
-    Failure, postgres::Target, preflight_checks, preflight_database as database, probe::Prober, sqltext, store::Store, work::Work,
+    Failure, postgres::Target, preflight_checks, preflight_database as database, probe::Prober, sqltext, store::Store,
+    work::Work,
 };
 use crate::api::{Finding, Reason};
 

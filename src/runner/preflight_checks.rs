@@ -4,7 +4,9 @@ use serde_json_path::JsonPath;
 use tokio_postgres::Client;
 
 use super::{
-    Failure, preflight::Findings, preflight_database as database,
+    Failure,
+    preflight::Findings,
+    preflight_database as database,
     sources::{
         sequence::{self, Secret},
         sql, statements,

@@ -92,7 +92,8 @@ pub async fn statistics(
             let transactions = &credits.transactions;
             let (kind, amount) = (ident(&transactions.type_column), ident(&transactions.amount_column));
             let from = quoted(&transactions.table);
-            let query = format!("SELECT coalesce({kind}::text, 'NULL'), {} FROM {from} GROUP BY 1 ORDER BY 1", sums(&amount));
+            let query =
+                format!("SELECT coalesce({kind}::text, 'NULL'), {} FROM {from} GROUP BY 1 ORDER BY 1", sums(&amount));
             let kinds = client.query(&query, &[]).await.map_err(|e| classify(&e))?;
             Some(kinds.iter().map(kind_of).collect())
         }

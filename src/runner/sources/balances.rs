@@ -132,16 +132,19 @@ impl Compare {
         }
         for table in ["baseline", "changed"] {
             if !control::exists(&tx, table).await? {
-                return Err(Lack::Nothing(format!("credit_migration.{table} is not there any more: the migration has ended")));
+                return Err(Lack::Nothing(format!(
+                    "credit_migration.{table} is not there any more: the migration has ended"
+                )));
             }
         }
         let balances = control::balances(&tx, subject, None).await?;
         let value = match comparison {
             BalancesComparison::Users => {
-                let transactions =
-                    control::transactions(&tx, &credits.transactions).await?.map_err(|lacks| {
-                        Lack::Nothing(format!("{lacks}: nothing explains balances; next: watch this schema with a sql check"))
-                    })?;
+                let transactions = control::transactions(&tx, &credits.transactions).await?.map_err(|lacks| {
+                    Lack::Nothing(format!(
+                        "{lacks}: nothing explains balances; next: watch this schema with a sql check"
+                    ))
+                })?;
                 let query = Query { tx: &tx, subject, cut_over, balances, transactions };
                 users.measure(&query).await?.to_string()
             }
@@ -169,7 +172,8 @@ async fn percent(
     let before = match total {
         Some(before) => before.clone(),
         None => {
-            let query = "SELECT coalesce(sum(balance), 0)::text FROM credit_migration.baseline WHERE migration_uid = $1";
+            let query =
+                "SELECT coalesce(sum(balance), 0)::text FROM credit_migration.baseline WHERE migration_uid = $1";
             let row = tx.query_one(query, &[&subject.uid]).await?;
             total.insert(row.get(0)).clone()
         }
@@ -181,7 +185,8 @@ async fn percent(
         balances.table.sql()
     );
     let row = tx.query_one(&query, &[&before]).await?;
-    row.get::<_, Option<String>>(0).ok_or_else(|| Lack::Nothing("the sum was 0 at the cut-over: there is no percentage of it".to_owned()))
+    row.get::<_, Option<String>>(0)
+        .ok_or_else(|| Lack::Nothing("the sum was 0 at the cut-over: there is no percentage of it".to_owned()))
 }
 
 /// What a look at users needs.
@@ -226,18 +231,25 @@ impl Users {
         if full || too_many {
             self.seen = last;
         }
-        self.age = if too_many { None } else if full { Some(0) } else { self.age.map(|age| age + 1) };
+        self.age = if too_many {
+            None
+        } else if full {
+            Some(0)
+        } else {
+            self.age.map(|age| age + 1)
+        };
         self.unexplained = if too_many { Vec::new() } else { unexplained };
         Ok(count)
     }
 }
 
 impl Query<'_> {
-    /// Every user before and now. `$2` is not used, and named all the same: each query has the same parameters.
+    /// Every user before, meanwhile and now. `$2` is not used, and named all the same: each query has the same parameters.
     fn everyone(&self) -> String {
         let BalancesTable { table, user, .. } = &self.balances;
         format!(
             "SELECT b.user_id FROM credit_migration.baseline b WHERE b.migration_uid = $1 AND $2::text[] IS NOT NULL
+             UNION SELECT c.user_id FROM credit_migration.changed c WHERE c.user_id IS NOT NULL
              UNION SELECT t.{user}::text FROM {} t",
             table.sql()
         )

@@ -83,11 +83,12 @@ impl Counting {
 
 /// Time and text of a line as the API server gives it: `2026-01-02T03:04:05.000000006Z text`.
 fn timed(line: &[u8]) -> Option<(Time, &[u8])> {
-    let space = line.iter().position(|byte| *byte == b' ')?;
-    let (at, rest) = line.split_at(space);
+    let line = line.strip_suffix(b"\n").unwrap_or(line);
+    // An empty line may be its time alone.
+    let end = line.iter().position(|byte| *byte == b' ').unwrap_or(line.len());
+    let (at, rest) = line.split_at(end);
     let at = std::str::from_utf8(at).ok()?.parse().ok()?;
-    let text = rest.get(1..).unwrap_or_default();
-    Some((at, text.strip_suffix(b"\n").unwrap_or(text)))
+    Some((at, rest.get(1..).unwrap_or_default()))
 }
 
 /// The positions in all containers.
@@ -118,7 +119,10 @@ impl Logs {
         let lines = match tokio::time::timeout(LIMIT, self.collect()).await {
             Ok(Ok(Some(lines))) => lines,
             Ok(Ok(None)) => {
-                return Measurement::Nothing(format!("Deployment {} has no pod that has begun", self.check.workload.name));
+                return Measurement::Nothing(format!(
+                    "Deployment {} has no pod that has begun",
+                    self.check.workload.name
+                ));
             }
             Ok(Err(words)) => return Measurement::Error(words),
             Err(_) => return Measurement::Error(format!("the logs were not read to their end within {LIMIT:?}")),
@@ -243,7 +247,11 @@ fn container(pod: &Pod, named: Option<&str>) -> Result<Option<String>, String> {
         (None, [one]) => Ok(Some(one.name.clone())),
         (None, all) => {
             let names: Vec<&str> = all.iter().map(|c| c.name.as_str()).collect();
-            Err(format!("the pods have {} containers; next: set logs.container to one of {}", all.len(), names.join(", ")))
+            Err(format!(
+                "the pods have {} containers; next: set logs.container to one of {}",
+                all.len(),
+                names.join(", ")
+            ))
         }
     }
 }
@@ -316,7 +324,7 @@ unable to retrieve container logs
     #[case::the_only_one(&["app"], None, None, Ok(Some("app")))]
     #[case::the_default_one(&["proxy", "app"], Some("app"), None, Ok(Some("app")))]
     #[case::unclear(&["proxy", "app"], None, None, Err("the pods have 2 containers; next: set logs.container to one of proxy, app"))]
-    fn containers(
+    fn the_container_that_is_meant(
         #[case] containers: &[&str],
         #[case] annotated: Option<&str>,
         #[case] named: Option<&str>,
@@ -331,7 +339,8 @@ unable to retrieve container logs
 
     #[test]
     fn a_denial_names_the_command() {
-        let told = "pods is forbidden: User \"system:serviceaccount:shop:credit-migration-runner\" cannot list resource";
+        let told =
+            "pods is forbidden: User \"system:serviceaccount:shop:credit-migration-runner\" cannot list resource";
         let words = denied("pods of Deployment shop", "shop", told);
         assert!(words.ends_with("kubectl -n shop create rolebinding credit-migration-runner-logs --clusterrole=credit-migration-runner-logs --serviceaccount=shop:credit-migration-runner"), "{words}");
     }

@@ -75,12 +75,7 @@ pub(in crate::runner) fn environment() -> Environment<'static> {
 }
 
 /// Sends all requests. The value is the milliseconds of all together if `wants_time`, else that all answered as expected.
-pub async fn measure(
-    prober: &Prober,
-    check: &SequenceCheck,
-    secret: Option<Secret>,
-    wants_time: bool,
-) -> Measurement {
+pub async fn measure(prober: &Prober, check: &SequenceCheck, secret: Option<Secret>, wants_time: bool) -> Measurement {
     let environment = environment();
     let mut known = BTreeMap::new();
     if let Some(secret) = secret {
@@ -110,7 +105,8 @@ async fn run(
         environment.render_str(text, &*known).map_err(|e| Measurement::Error(template_error(what, &e)))
     };
     let url = render("url", &step.url)?;
-    let headers = step.headers.iter().map(|(name, value)| Ok((name.clone(), render(&format!("header {name}"), value)?)));
+    let headers =
+        step.headers.iter().map(|(name, value)| Ok((name.clone(), render(&format!("header {name}"), value)?)));
     let headers = headers.collect::<Result<Vec<_>, Measurement>>()?;
     let body = step.body.as_deref().map(|text| render("body", text)).transpose()?;
     // Before the request: what cannot be judged must not be sent, it may change something.
@@ -119,8 +115,7 @@ async fn run(
         .iter()
         .map(|e| e.equals.as_deref().map(|text| render(&format!("equals of {}", e.json_path), text)).transpose())
         .collect::<Result<_, _>>()?;
-    let request =
-        Request { method: step.method, url: &url, headers: &headers, body, timeout: step.timeout.into() };
+    let request = Request { method: step.method, url: &url, headers: &headers, body, timeout: step.timeout.into() };
     let answer = send(prober, request).await?;
     if answer.status != step.expected_status {
         return Err(Measurement::Bad(format!("status {}, not {}", answer.status, step.expected_status)));
@@ -201,7 +196,9 @@ pub(in crate::runner) fn invalid(
                 let (first, key) = name.split_once('.').unwrap_or((&name, ""));
                 if first != "secret" {
                     if !known.contains(&first) {
-                        return at(format!("{what}: {first} is captured by no earlier step; next: capture it there, or correct the name"));
+                        return at(format!(
+                            "{what}: {first} is captured by no earlier step; next: capture it there, or correct the name"
+                        ));
                     }
                     continue;
                 }
@@ -209,14 +206,18 @@ pub(in crate::runner) fn invalid(
                     return at(format!("{what}: secret is used without secretRef; next: set sequence.secretRef"));
                 };
                 if !key.is_empty() && secret.read(key).is_none() {
-                    return at(format!("{what}: key {key} of Secret {namespace}/{secret_name} is missing; next: kubectl -n {namespace} create secret generic {secret_name} --from-literal={key}='VALUE'"));
+                    return at(format!(
+                        "{what}: key {key} of Secret {namespace}/{secret_name} is missing; next: kubectl -n {namespace} create secret generic {secret_name} --from-literal={key}='VALUE'"
+                    ));
                 }
             }
         }
         let paths = step.expect.iter().map(|e| &e.json_path).chain(step.capture.iter().map(|c| &c.json_path));
         for path in paths {
             if let Err(error) = JsonPath::parse(path) {
-                return at(format!("jsonPath {path}: {error}; next: write it as RFC 9535 has it, for example $.balance"));
+                return at(format!(
+                    "jsonPath {path}: {error}; next: write it as RFC 9535 has it, for example $.balance"
+                ));
             }
         }
         known.extend(step.capture.iter().map(|c| c.name.as_str()));
@@ -275,8 +276,14 @@ mod tests {
     }
 
     fn mounted() -> (PathBuf, Secret) {
-        let root = std::env::temp_dir().join(format!("credit-secret-{}-{:?}", std::process::id(), std::thread::current().id()));
-        for (file, text) in [("secrets/login/user", "ann\n"), ("secrets/other/user", "bob"), ("database/url", "postgresql://")] {
+        let root = std::env::temp_dir().join(format!(
+            "credit-secret-{}-{:?}",
+            std::process::id(),
+            std::thread::current().id()
+        ));
+        for (file, text) in
+            [("secrets/login/user", "ann\n"), ("secrets/other/user", "bob"), ("database/url", "postgresql://")]
+        {
             let path = root.join(file);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, text).unwrap();

@@ -97,10 +97,7 @@ pub(in crate::runner) async fn ready(client: &Client) -> Result<Option<String>, 
         let role: &str = row.get(2);
         return Err(Failure::new(
             Reason::PrivilegeMissing,
-            format!(
-                "role {role} may not see statements of others; next: GRANT pg_read_all_stats TO {};",
-                ident(role)
-            ),
+            format!("role {role} may not see statements of others; next: GRANT pg_read_all_stats TO {};", ident(role)),
         ));
     }
     Ok(Some(row.get(0)))
@@ -146,7 +143,9 @@ mod tests {
     use super::*;
 
     fn totals(list: &[(i64, i64, f64)]) -> Totals {
-        list.iter().map(|(query, calls, milliseconds)| ((1, *query), Counted { calls: *calls, milliseconds: *milliseconds })).collect()
+        list.iter()
+            .map(|(query, calls, milliseconds)| ((1, *query), Counted { calls: *calls, milliseconds: *milliseconds }))
+            .collect()
     }
 
     #[rstest]
