@@ -106,6 +106,8 @@ reasons! {
     ConnectionLost: May,
     /// The window's deadline passed.
     DeadlinePassed: May,
+    /// A check cannot be measured as it is written.
+    CheckInvalid: May,
     /// The code repository cannot be reached.
     RepositoryUnreachable: May,
     /// The code repository refused key, user or push.

@@ -18,14 +18,14 @@ use tokio::io::AsyncReadExt;
 use tokio_postgres::{IsolationLevel, Transaction};
 
 use super::{
-    Failure,
-    control::{self, ident, quoted},
+    Failure, control,
     postgres::{Target, classify},
+    statistics::{Present, Statistics, statistics},
     store::{PATIENCE, Store, Upload},
     work::Work,
 };
 use crate::{
-    api::{BackupEvidence, BaselineEvidence, Credits, Reason, Time, TransactionStatistics, digest_text},
+    api::{BackupEvidence, BaselineEvidence, Reason, Time, digest_text},
     telemetry,
 };
 
@@ -37,7 +37,7 @@ const DUMP_LOCK_TIMEOUT: &str = "--lock-wait-timeout=60000";
 /// The object next to the dump.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Statistics<'a> {
+struct About<'a> {
     migration: &'a str,
     #[serde(rename = "migrationUID")]
     migration_uid: &'a str,
@@ -75,7 +75,7 @@ pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
         .await
         .map_err(|e| classify(&e))?;
     let (snapshot, size): (String, i64) = (row.get(0), row.get(1));
-    let mut baseline = statistics(&transaction, &work.spec.plan.credits).await?;
+    let mut baseline = evidence(statistics(&transaction, &work.spec.plan.credits, Present::ALL).await?);
     let complete = baseline.clone();
     baseline.transactions.truncate(MAX_KINDS);
     work.progress.note("baseline", &baseline);
@@ -85,7 +85,7 @@ pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
     let statistics_object = store.object(&format!("{}.statistics.json", name(work, complete.taken_at)));
     let upload = store.upload(&object, u64::try_from(size).unwrap_or(0)).await?;
     let dump = dump(work, &target, &snapshot, upload).await?;
-    let about = Statistics {
+    let about = About {
         migration: &work.spec.migration,
         migration_uid: &work.spec.migration_uid,
         database: target.database(),
@@ -193,37 +193,17 @@ pub(super) fn name(work: &Work<'_>, taken_at: Time) -> String {
     format!("{database}_{at}_pre_migration_{uid}_{}", work.spec.attempt)
 }
 
-/// The checklist's statistics, as the transaction's snapshot shows them.
-async fn statistics(transaction: &Transaction<'_>, credits: &Credits) -> Result<BaselineEvidence, Failure> {
-    let balances = &credits.balances;
-    let (user, balance, purchased) =
-        (ident(&balances.user_column), ident(&balances.balance_column), ident(&balances.purchased_column));
-    let query = format!(
-        "SELECT count(DISTINCT {user}), coalesce(sum({balance}), 0)::text, coalesce(sum({purchased}), 0)::text,
-                round(coalesce(avg({balance}), 0), 4)::text, coalesce(max({balance}), 0)::text, now()
-         FROM {}",
-        quoted(&balances.table)
-    );
-    let row = transaction.query_one(&query, &[]).await.map_err(|e| classify(&e))?;
-    let transactions = &credits.transactions;
-    let query = format!(
-        "SELECT coalesce({kind}::text, 'NULL'), count(*), coalesce(sum(abs({amount})), 0)::text FROM {} GROUP BY 1 ORDER BY 1",
-        quoted(&transactions.table),
-        kind = ident(&transactions.type_column),
-        amount = ident(&transactions.amount_column),
-    );
-    let kinds = transaction.query(&query, &[]).await.map_err(|e| classify(&e))?;
-    let count = |n: i64| u64::try_from(n).unwrap_or(0);
-    Ok(BaselineEvidence {
-        users: count(row.get(0)),
-        total_balance: row.get(1),
-        total_purchased: row.get(2),
-        average_balance: row.get(3),
-        max_balance: row.get(4),
-        transactions: kinds
-            .iter()
-            .map(|row| TransactionStatistics { kind: row.get(0), count: count(row.get(1)), total_amount: row.get(2) })
-            .collect(),
-        taken_at: row.get(5),
-    })
+/// What goes into the status.
+fn evidence(statistics: Statistics) -> BaselineEvidence {
+    let Statistics { users, total_balance, total_purchased, average_balance, max_balance, transactions, taken_at } =
+        statistics;
+    BaselineEvidence {
+        users,
+        total_balance,
+        total_purchased: total_purchased.unwrap_or_default(),
+        average_balance,
+        max_balance,
+        transactions: transactions.unwrap_or_default(),
+        taken_at,
+    }
 }

@@ -1,11 +1,222 @@
-//! Task `DayCheck`: measures for a while and writes a report.
-use super::{Failure, work::Work};
-use crate::api::Reason;
+//! Tasks `DayCheck` and `WeekReview`: measure for a while, and write a report into the bucket beside the backup.
+//!
+//! # Contract
+//! - A check that does not pass is in the report, and the task succeeds: a person decides then.
+//! - Started again, it measures again and writes the same object anew.
+//! - The report has figures, and no row of anybody.
 
-/// measures for a while and writes a report.
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio_postgres::{IsolationLevel, Transaction};
+
+use super::{
+    Failure, checks,
+    control::{self, CutOver},
+    postgres::classify,
+    statistics::{Present, Statistics, Usage, statistics, usage},
+    store::{PATIENCE, Store},
+    work::Work,
+};
+use crate::api::{Check, CheckResult, Outcome, Reason, ReportEvidence, Task, Time, sha256};
+
+/// The object in the bucket.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Report<'a> {
+    migration: &'a str,
+    #[serde(rename = "migrationUID")]
+    migration_uid: &'a str,
+    database: &'a str,
+    task: Task,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cut_over_at: Option<Time>,
+    taken_at: Time,
+    statistics: &'a Statistics,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<&'a Usage>,
+    checks: &'a [CheckResult],
+    /// Names of checks that were never measured.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    not_measured: Vec<&'a str>,
+}
+
+/// Measures, then writes the report. Notes `checks` and `report`. `before` is what an earlier process reported.
 ///
 /// # Errors
-/// Not written yet.
-pub async fn run(_work: &Work<'_>, _before: &[crate::api::CheckResult]) -> Result<String, Failure> {
-    Err(Failure::new(Reason::Internal, "not written yet"))
+/// Those of settings, connection and store; `Internal` without the inputs.
+pub async fn run(work: &Work<'_>, before: &[CheckResult]) -> Result<String, Failure> {
+    let plan = &work.spec.plan;
+    let (follow_up, ending) = match work.spec.task {
+        Task::WeekReview => (&plan.follow_ups.week, "week-report.json"),
+        _ => (&plan.follow_ups.day, "day-report.json"),
+    };
+    let backup = work.spec.inputs.backup_object.as_deref();
+    let backup = backup.ok_or_else(|| Failure::new(Reason::Internal, "the run has no input backupObject"))?;
+    let object = format!("{}.{ending}", backup.strip_suffix(".dump").unwrap_or(backup));
+    let store = Store::open(&plan.backup.store, &work.settings.store_keys()?, PATIENCE)?;
+
+    let checks = plan.checks_of(work.spec.task);
+    let results = measured(work, &checks, before, follow_up.duration.into()).await?;
+    let (statistics, usage) = tokio::select! {
+        figures = figures(work) => figures?,
+        () = work.stop.cancelled() => return Err(Work::stopped()),
+    };
+    let verdict = Verdict::of(&checks, &results);
+    let report = Report {
+        migration: &work.spec.migration,
+        migration_uid: &work.spec.migration_uid,
+        database: &plan.database.name,
+        task: work.spec.task,
+        cut_over_at: work.spec.inputs.cut_over_at,
+        taken_at: statistics.taken_at,
+        statistics: &statistics,
+        usage: usage.as_ref(),
+        checks: &results,
+        not_measured: verdict.not_measured.clone(),
+    };
+    let report = serde_json::to_vec_pretty(&report).map_err(|e| Failure::new(Reason::Internal, e.to_string()))?;
+    let evidence = ReportEvidence {
+        object,
+        bytes: u64::try_from(report.len()).unwrap_or(0),
+        sha256: sha256(&report),
+        passed: verdict.passed,
+        checks: u32::try_from(checks.len()).unwrap_or(u32::MAX),
+        summary: summary(&verdict, checks.len(), &statistics, usage.as_ref()),
+        taken_at: statistics.taken_at,
+    };
+    store.put(&evidence.object, report).await?;
+    work.progress.note("report", &evidence);
+    Ok(format!("{}; {}", evidence.summary, evidence.object))
+}
+
+/// The last result of each check after `duration`.
+async fn measured(
+    work: &Work<'_>,
+    checks: &[Check],
+    before: &[CheckResult],
+    duration: Duration,
+) -> Result<Vec<CheckResult>, Failure> {
+    if checks.is_empty() {
+        return Ok(vec![]);
+    }
+    let stop = work.stop.child_token();
+    let over = async {
+        tokio::time::sleep(duration).await;
+        stop.cancel();
+        // The measurements end by themselves.
+        std::future::pending::<()>().await;
+    };
+    let results = tokio::select! {
+        results = checks::watch(work, checks, before, &stop) => results?,
+        () = over => vec![],
+    };
+    if work.stop.is_cancelled() {
+        return Err(Work::stopped());
+    }
+    Ok(results)
+}
+
+/// Figures of one snapshot.
+async fn figures(work: &Work<'_>) -> Result<(Statistics, Option<Usage>), Failure> {
+    let mut client = work.settings.target()?.connect("follow-up").await?;
+    let tx = client
+        .build_transaction()
+        .isolation_level(IsolationLevel::RepeatableRead)
+        .read_only(true)
+        .start()
+        .await
+        .map_err(|e| classify(&e))?;
+    let (credits, subject) = (&work.spec.plan.credits, work.subject());
+    let limit = format!("SET LOCAL statement_timeout = {}", control::millis(subject.statement_timeout));
+    tx.batch_execute(&limit).await.map_err(|e| classify(&e))?;
+    let statistics = statistics(&tx, credits, Present::now(&tx, credits).await?).await?;
+    let mut usage = match cut_over(work, &tx).await? {
+        Some(cut_over) => usage(&tx, credits, &cut_over).await?,
+        None => None,
+    };
+    if let Some(usage) = &mut usage
+        && control::exists(&tx, "changed").await?
+    {
+        usage.users_written = Some(control::users_written(&tx, &subject).await?);
+    }
+    Ok((statistics, usage))
+}
+
+/// That of the ledger; without it the time at which writes were opened.
+async fn cut_over(work: &Work<'_>, tx: &Transaction<'_>) -> Result<Option<CutOver>, Failure> {
+    let known = control::cut_over(tx, &work.subject()).await?;
+    Ok(known.or_else(|| work.spec.inputs.cut_over_at.map(CutOver::at)))
+}
+
+/// Which checks passed.
+#[derive(Debug, PartialEq, Eq)]
+struct Verdict<'a> {
+    passed: u32,
+    /// Name and outcome of those that did not.
+    failed: Vec<String>,
+    not_measured: Vec<&'a str>,
+}
+
+impl<'a> Verdict<'a> {
+    fn of(checks: &'a [Check], results: &[CheckResult]) -> Self {
+        let mut verdict = Self { passed: 0, failed: vec![], not_measured: vec![] };
+        for check in checks {
+            match results.iter().find(|result| result.name == check.name) {
+                None => verdict.not_measured.push(&check.name),
+                Some(result) if result.breached => verdict.failed.push(format!("{} breached its limit", check.name)),
+                Some(result) if result.outcome == Outcome::Pass => verdict.passed += 1,
+                Some(result) => verdict.failed.push(format!("{} {:?}", check.name, result.outcome)),
+            }
+        }
+        verdict
+    }
+}
+
+fn summary(verdict: &Verdict<'_>, checks: usize, statistics: &Statistics, usage: Option<&Usage>) -> String {
+    let mut not: Vec<String> = verdict.failed.clone();
+    not.extend(verdict.not_measured.iter().map(|name| format!("{name} not measured")));
+    let not = if not.is_empty() { String::new() } else { format!(" ({})", not.join(", ")) };
+    let Statistics { users, total_balance, .. } = statistics;
+    let since = usage.map_or_else(
+        || "transactions since the cut-over unknown".to_owned(),
+        |usage| format!("{} transactions since {:.0}", usage.count(), usage.since),
+    );
+    format!("{} of {checks} checks passed{not}; {users} users, balances {total_balance}, {since}", verdict.passed)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_a_check_that_passed_and_never_breached_counts() {
+        let checks = ["good", "breached", "silent", "never"].map(Check::named);
+        let result = |name: &str, outcome: Outcome, breached: bool| -> CheckResult {
+            serde_json::from_value(json!({"name": name, "outcome": outcome, "failed": 0, "measured": 3,
+                "breached": breached, "message": "", "at": Time::UNIX_EPOCH}))
+            .unwrap()
+        };
+        let results = [
+            result("good", Outcome::Pass, false),
+            result("breached", Outcome::Pass, true),
+            result("silent", Outcome::NoData, false),
+        ];
+        let verdict = Verdict::of(&checks, &results);
+        let statistics = Statistics {
+            users: 7,
+            total_balance: "12.5".to_owned(),
+            total_purchased: None,
+            average_balance: "1".to_owned(),
+            max_balance: "2".to_owned(),
+            transactions: None,
+            taken_at: Time::UNIX_EPOCH,
+        };
+        assert_eq!(
+            summary(&verdict, checks.len(), &statistics, None),
+            "1 of 4 checks passed (breached breached its limit, silent NoData, never not measured); 7 users, balances 12.5, transactions since the cut-over unknown"
+        );
+    }
 }

@@ -161,7 +161,7 @@ fn number(check: &Check, text: &str, behind: &str) -> (Outcome, String) {
 }
 
 /// Compares two decimal numbers exactly where both are plain decimals (sums of money exceed a float's digits).
-fn compare(a: &str, b: &str) -> Option<Ordering> {
+pub(super) fn compare(a: &str, b: &str) -> Option<Ordering> {
     if let (Some(a), Some(b)) = (Decimal::parse(a), Decimal::parse(b)) {
         return Some(a.cmp(&b));
     }

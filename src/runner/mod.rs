@@ -28,13 +28,16 @@ pub mod key_users;
 pub mod notify;
 pub mod postgres;
 pub mod preflight;
+mod preflight_checks;
 mod preflight_database;
 pub mod probe;
 pub mod rehearsal;
 pub mod report;
 pub mod scratch;
 pub mod settings;
+pub mod sources;
 pub mod sqltext;
+pub mod statistics;
 pub mod store;
 pub mod verify;
 pub mod window;
@@ -247,7 +250,7 @@ async fn stoppable(
 }
 
 async fn checks(work: &Work<'_>, checks: &[crate::api::Check], before: &[CheckResult]) -> Result<String, Failure> {
-    checks::watch(checks, before, work.settings.target(), &work.progress, &work.stop).await?;
+    checks::watch(work, checks, before, &work.stop).await?;
     Ok("ended by the controller".to_owned())
 }
 

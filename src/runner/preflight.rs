@@ -9,7 +9,8 @@ use std::time::Duration;
 use futures::TryStreamExt;
 
 use super::{
-    Failure, code_backup, postgres::Target, preflight_database as database, probe::Prober, sqltext, store::Store,
+    Failure, code_backup, postgres::Target, preflight_checks, preflight_database as database, probe::Prober, sqltext,
+    store::Store,
     work::Work,
 };
 use crate::api::{Finding, Reason};
@@ -73,6 +74,7 @@ pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
     if let (Some(client), Ok(target)) = (&client, &target) {
         database::look(work, target, client, &mut findings).await;
     }
+    preflight_checks::look(work, client.as_ref(), &mut findings).await;
     store(work, &mut findings).await;
     if work.spec.plan.code.is_some() {
         findings.add("code repository", code_backup::look(work).await);

@@ -1,13 +1,10 @@
-//! Measurements: requests to the application, queries to Prometheus and to the migrated database.
+//! The client of probes and checks: the application's version, and queries to Prometheus.
 //!
-//! An application that cannot be reached is a bad measurement; a Prometheus or a database that cannot be reached is no
+//! An application that cannot be reached is a bad measurement; a Prometheus that cannot be reached is no
 //! measurement at all. Redirects are not followed: they would lead to an address that nobody named. Texts of errors
 //! never hold the URL, which may carry a key in its query.
 
-use std::{
-    error::Error as _,
-    time::{Duration, Instant},
-};
+use std::{error::Error as _, time::Duration};
 
 use reqwest::{Client, Response, redirect::Policy};
 use serde_json::Value as Json;
@@ -16,20 +13,18 @@ use serde_json_path::JsonPath;
 use super::{
     Failure,
     judge::{Measurement, Value},
-    postgres::{Target, classify},
-    sqltext,
 };
-use crate::api::{Flag, HttpCheck, HttpMethod, PrometheusCheck, Reason, SqlCheck, VersionProbe};
+use crate::api::{Flag, PrometheusCheck, Reason, VersionProbe};
 
 /// Longest answer that is read.
 const MAX_BODY: usize = 1 << 20;
 /// Longest wait for Prometheus and for a version.
-const TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Sends the requests of probes and checks.
 #[derive(Clone)]
 pub struct Prober {
-    client: Client,
+    pub(super) client: Client,
 }
 
 /// What the application says of itself.
@@ -121,60 +116,6 @@ impl Prober {
         Ok(answer.version)
     }
 
-    /// One request to the application. The value is what `jsonPath` finds, or the milliseconds to the answer.
-    pub async fn http(&self, check: &HttpCheck, wants_time: bool) -> Measurement {
-        let path = match check.json_path.as_deref().map(JsonPath::parse).transpose() {
-            Ok(path) => path,
-            Err(error) => return Measurement::Error(format!("jsonPath: {error}")),
-        };
-        let mut request = match check.method {
-            HttpMethod::Get => self.client.get(&check.url),
-            HttpMethod::Post => self.client.post(&check.url),
-            HttpMethod::Put => self.client.put(&check.url),
-            HttpMethod::Patch => self.client.patch(&check.url),
-            HttpMethod::Delete => self.client.delete(&check.url),
-        };
-        let limit = Duration::from(check.timeout);
-        if let Some(text) = &check.body {
-            request = request.header("content-type", "application/json").body(text.clone());
-        }
-        let request = match request.timeout(limit).build() {
-            Ok(request) => request,
-            Err(error) => return Measurement::Error(format!("the request cannot be made: {}", cause(&error))),
-        };
-        let begun = Instant::now();
-        let answer = match self.client.execute(request).await {
-            Ok(answer) => answer,
-            Err(error) if error.is_timeout() => return Measurement::Bad(format!("no answer within {limit:?}")),
-            Err(error) => return Measurement::Bad(format!("no answer: {}", cause(&error))),
-        };
-        let status = answer.status().as_u16();
-        // The answer counts when it is there as a whole.
-        let bytes = match body(answer).await {
-            Ok(bytes) => bytes,
-            Err(words) => return Measurement::Bad(words),
-        };
-        let milliseconds = begun.elapsed().as_secs_f64() * 1000.0;
-        if status != check.expected_status {
-            return Measurement::Bad(format!("status {status}, not {}", check.expected_status));
-        }
-        let Some(path) = path else {
-            let value = if wants_time { Value::Number(format!("{milliseconds:.1}")) } else { Value::Answered };
-            return Measurement::Value { value, samples: None };
-        };
-        let json = match parse(&bytes) {
-            Ok(json) => json,
-            Err(words) => return Measurement::Bad(words),
-        };
-        match path.query(&json).exactly_one() {
-            Ok(Json::String(text)) => Measurement::Value { value: Value::of_text(text), samples: None },
-            Ok(value @ (Json::Number(_) | Json::Bool(_))) => {
-                Measurement::Value { value: Value::of_text(&value.to_string()), samples: None }
-            }
-            _ => Measurement::Nothing("jsonPath finds no single value in the answer".to_owned()),
-        }
-    }
-
     /// One instant query, and the one that counts its samples.
     pub async fn prometheus(&self, check: &PrometheusCheck) -> Measurement {
         let samples = match &check.samples_query {
@@ -221,68 +162,7 @@ impl Prober {
     }
 }
 
-/// Runs queries of checks, each in a read-only transaction, over one connection that is made again when it is lost.
-pub struct SqlProber {
-    target: Result<Target, Failure>,
-    client: Option<tokio_postgres::Client>,
-}
-
-impl SqlProber {
-    /// Connects at the first query.
-    pub fn new(target: Result<Target, Failure>) -> Self {
-        Self { target, client: None }
-    }
-
-    /// First column of the first row.
-    pub async fn measure(&mut self, check: &SqlCheck, limit: Duration) -> Measurement {
-        match tokio::time::timeout(limit + TIMEOUT, self.first_value(check, limit)).await {
-            Ok(Ok(Some(text))) => Measurement::Value { value: Value::of_text(&text), samples: None },
-            Ok(Ok(None)) => Measurement::Nothing("the query has no row, or NULL in its first column".to_owned()),
-            Ok(Err(failure)) => {
-                self.client = None;
-                Measurement::Error(failure.message)
-            }
-            Err(_) => {
-                self.client = None;
-                Measurement::Error(format!("no answer of the database within {:?}", limit + TIMEOUT))
-            }
-        }
-    }
-
-    async fn first_value(&mut self, check: &SqlCheck, limit: Duration) -> Result<Option<String>, Failure> {
-        let refused = |what: &str| Failure::new(Reason::SqlSyntaxError, format!("query: {what}"));
-        match sqltext::read(&check.query) {
-            Ok(statements) if statements.len() == 1 => {}
-            Ok(_) => return Err(refused("more than one statement")),
-            // What only our parser does not know may still be good; the server will tell.
-            Err(problems) => {
-                if let Some(problem) = problems.iter().find(|p| p.reason != Reason::SqlSyntaxError) {
-                    return Err(refused(&problem.message));
-                }
-            }
-        }
-        if self.client.as_ref().is_none_or(tokio_postgres::Client::is_closed) {
-            self.client = Some(self.target.clone()?.connect("checks").await?);
-        }
-        let Some(client) = &self.client else { return Ok(None) };
-        let begin = format!(
-            "BEGIN READ ONLY; SET LOCAL statement_timeout = {}; SET LOCAL lock_timeout = 1000",
-            limit.as_millis()
-        );
-        client.batch_execute(&begin).await.map_err(|e| classify(&e))?;
-        let rows = client.simple_query(&check.query).await.map_err(|e| classify(&e))?;
-        client.batch_execute("ROLLBACK").await.map_err(|e| classify(&e))?;
-        Ok(rows
-            .iter()
-            .find_map(|message| match message {
-                tokio_postgres::SimpleQueryMessage::Row(row) => Some(row.try_get(0).ok().flatten().map(str::to_owned)),
-                _ => None,
-            })
-            .flatten())
-    }
-}
-
-async fn body(mut answer: Response) -> Result<Vec<u8>, String> {
+pub(super) async fn body(mut answer: Response) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
     while let Some(chunk) = answer.chunk().await.map_err(|e| format!("the answer broke off: {}", cause(&e)))? {
         if bytes.len() + chunk.len() > MAX_BODY {
@@ -293,12 +173,12 @@ async fn body(mut answer: Response) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
-fn parse(bytes: &[u8]) -> Result<Json, String> {
+pub(super) fn parse(bytes: &[u8]) -> Result<Json, String> {
     serde_json::from_slice(bytes).map_err(|_| "the answer is no JSON".to_owned())
 }
 
 /// The innermost cause. The outer ones repeat the URL.
-fn cause(error: &reqwest::Error) -> String {
+pub(super) fn cause(error: &reqwest::Error) -> String {
     let mut innermost: Option<&(dyn std::error::Error + 'static)> = error.source();
     while let Some(next) = innermost.and_then(std::error::Error::source) {
         innermost = Some(next);

@@ -43,6 +43,16 @@ impl<'a> Settings<'a> {
         Self { root: root.into(), spec, namespace }
     }
 
+    /// Folder of the further Secrets.
+    pub fn secrets(&self) -> PathBuf {
+        self.root.join(mounts::SECRETS)
+    }
+
+    /// Namespace of the run.
+    pub fn namespace(&self) -> &'a str {
+        self.namespace
+    }
+
     /// Where to connect.
     ///
     /// # Errors

@@ -8,11 +8,10 @@ use axum::{
     routing::get,
 };
 use credit_migration::{
-    api::{Check, CheckResult, Flag, Outcome, Reason, VersionProbe},
-    runner::{checks, probe::Prober, report::Progress},
+    api::{Check, Flag, Outcome, Reason, VersionProbe},
+    runner::probe::Prober,
 };
 use serde_json::json;
-use tokio_util::sync::CancellationToken;
 
 use crate::harness::World;
 
@@ -75,6 +74,32 @@ async fn every_source_is_measured() {
             "no single value",
         ),
         ("redirect", json!({"http": http("/away")}), Outcome::Fail, "status 302, not 200"),
+        (
+            "p95",
+            json!({"http": {"url": format!("{base}/version"), "percentile": 95}, "max": "250", "minimumSamples": 3}),
+            Outcome::Pass,
+            "(3 samples)",
+        ),
+        (
+            "p95-few",
+            json!({"http": {"url": format!("{base}/version"), "percentile": 95}, "max": "250", "minimumSamples": 100}),
+            Outcome::NoData,
+            "samples, at least 100 needed",
+        ),
+        (
+            "p95-wrong",
+            json!({"http": {"url": format!("{base}/away"), "percentile": 95}, "max": "250"}),
+            Outcome::Fail,
+            "status 302, not 200",
+        ),
+        ("connection", json!({"connection": {}, "max": "0.95"}), Outcome::Pass, "<= 0.95"),
+        ("balances", json!({"balances": {}, "max": "10"}), Outcome::NoData, "knows no cut-over"),
+        (
+            "statements",
+            json!({"statements": {}, "max": "50"}),
+            Outcome::NoData,
+            "next: put it into shared_preload_libraries",
+        ),
         ("slow", json!({"http": http("/slow")}), Outcome::Fail, "no answer within 300ms"),
         ("down", json!({"http": {"url": "http://127.0.0.1:1/"}}), Outcome::Fail, "no answer"),
         (
@@ -108,26 +133,10 @@ async fn every_source_is_measured() {
             serde_json::from_value(check).unwrap()
         })
         .collect();
-    let (progress, stop) = (Progress::default(), CancellationToken::new());
-    let results = tokio::spawn({
-        let (progress, stop, checks) = (progress.clone(), stop.clone(), checks.clone());
-        let target = world.target();
-        async move { checks::watch(&checks, &[], Ok(target), &progress, &stop).await }
-    });
-    let measured = async {
-        loop {
-            let noted = progress.so_far().get("checks").cloned().unwrap_or_default();
-            let results: Vec<CheckResult> = serde_json::from_value(noted).unwrap_or_default();
-            if results.len() == cases.len() && results.iter().all(|result| result.measured >= 3) {
-                return results;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    let measured = tokio::time::timeout(Duration::from_secs(30), measured).await.expect("not measured three times");
-    stop.cancel();
-    results.await.unwrap().unwrap();
-    let results = measured;
+    let mut with_the_controllers = checks.clone();
+    with_the_controllers.push(serde_json::from_value(json!({"name": "job", "job": {"image": "i"}})).unwrap());
+    let results = world.watched(&with_the_controllers, 3).await;
+    assert_eq!(results.len(), cases.len());
     for (name, _, outcome, words) in cases {
         let result = results.iter().find(|result| result.name == name).unwrap();
         assert_eq!(result.outcome, outcome, "{result:?}");

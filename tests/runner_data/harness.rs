@@ -13,10 +13,19 @@ use std::{
 };
 
 use credit_migration::{
-    api::{Finding, MigrationRunSpec, RunInputs, Task, mounts, sha256},
+    api::{Check, CheckResult, Finding, MigrationRunSpec, RunInputs, Task, mounts, sha256},
     runner::{
-        Failure, archive::Tools, backup, cleanup, key_users, postgres::Target, preflight, rehearsal, report::Progress,
-        settings::Settings, verify, work::Work,
+        Failure,
+        archive::Tools,
+        backup, checks, cleanup,
+        control::{self, Applied, Sql, Stop, Subject},
+        follow_up, key_users,
+        postgres::Target,
+        preflight, rehearsal,
+        report::Progress,
+        settings::Settings,
+        sqltext, verify,
+        work::Work,
     },
 };
 use serde_json::{Map, Value, json};
@@ -212,15 +221,58 @@ impl World {
         self.spec.inputs.down_sha256 = sha256(down.as_bytes());
     }
 
-    pub async fn run(&self, task: Task) -> Outcome {
-        let progress = Progress::default();
-        let work = Work {
+    fn work(&self, progress: &Progress) -> Work<'_> {
+        Work {
             spec: &self.spec,
             settings: Settings::new(&self.root, &self.spec, "shop"),
             tools: self.tools.clone(),
             progress: progress.clone(),
             stop: CancellationToken::new(),
+        }
+    }
+
+    pub fn subject(&self) -> Subject {
+        self.work(&Progress::default()).subject()
+    }
+
+    /// Takes the backup, and runs an up SQL as the window does.
+    pub async fn cut_over(&mut self, up: &str) {
+        self.backed_up().await;
+        let sql = Sql { statements: sqltext::for_run("up SQL", up).unwrap(), sha256: sha256(up.as_bytes()) };
+        let mut client = self.target().connect("window").await.unwrap();
+        let applied = control::run_up(&mut client, &self.subject(), &sql, &Stop::default()).await.unwrap();
+        assert!(matches!(applied, Applied::Now { .. }), "{applied:?}");
+    }
+
+    /// Measures until each check that is the runner's was measured so often; the last results.
+    pub async fn watched(&self, checks: &[Check], times: u64) -> Vec<CheckResult> {
+        let (progress, stop) = (Progress::default(), CancellationToken::new());
+        let work = self.work(&progress);
+        let wanted = checks.iter().filter(|check| !check.by_controller()).count();
+        let measured = async {
+            loop {
+                let noted = progress.so_far().get("checks").cloned().unwrap_or_default();
+                let results: Vec<CheckResult> = serde_json::from_value(noted).unwrap_or_default();
+                if results.len() == wanted && results.iter().all(|result| result.measured >= times) {
+                    stop.cancel();
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
         };
+        let both = async { tokio::join!(checks::watch(&work, checks, &[], &stop), measured) };
+        let results =
+            tokio::time::timeout(Duration::from_secs(60), both).await.expect("not measured so often").0.unwrap();
+        let text = serde_json::to_string(&results).unwrap();
+        for secret in ["migrator-secret", "key-secret", "root-secret", "@example.com", "token 1"] {
+            assert!(!text.contains(secret), "{secret} in {text}");
+        }
+        results
+    }
+
+    pub async fn run(&self, task: Task) -> Outcome {
+        let progress = Progress::default();
+        let work = self.work(&progress);
         let result = match task {
             Task::Preflight => preflight::run(&work).await,
             Task::Backup => backup::run(&work).await,
@@ -228,6 +280,10 @@ impl World {
             Task::ExportKeyUsers => key_users::run(&work).await,
             Task::Rehearse => rehearsal::run(&work).await,
             Task::Cleanup => cleanup::run(&work).await,
+            Task::DayCheck | Task::WeekReview => {
+                assert_eq!(self.spec.task, task);
+                follow_up::run(&work, &[]).await
+            }
             other => panic!("{other:?}"),
         };
         for text in [format!("{result:?}"), Value::from(progress.so_far()).to_string()] {

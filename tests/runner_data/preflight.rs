@@ -5,6 +5,8 @@ use credit_migration::{
     runner::archive::Tools,
 };
 
+use serde_json::json;
+
 use crate::harness::{DOWN, UP, World};
 
 #[tokio::test]
@@ -273,4 +275,41 @@ async fn rights_to_dump() {
     assert!(found.result.is_ok(), "{:?}", found.result);
     let dumped = world.run(Task::Backup).await;
     assert!(dumped.result.is_ok(), "{:?}", dumped.result);
+}
+
+#[tokio::test]
+async fn checks_that_cannot_be_measured() {
+    let mut world = World::new().await;
+    world.mount(&mounts::secret("login", "user"), "ann");
+    let sequence = |url: &str| json!({"secretRef": {"name": "login"}, "steps": [{"name": "in", "url": url}]});
+    let checks = json!([
+        {"name": "good", "sequence": sequence("http://127.0.0.1:1/{{ secret.user }}")},
+        {"name": "sql", "sql": {"query": "SELEC 1"}, "max": "1"},
+        {"name": "two", "sql": {"query": "SELECT 1; SELECT 2"}, "max": "1"},
+        {"name": "path", "http": {"url": "http://127.0.0.1:1/", "jsonPath": "$["}, "max": "1"},
+        {"name": "template", "sequence": sequence("http://127.0.0.1:1/{{ token }}")},
+        {"name": "secret", "sequence": sequence("http://127.0.0.1:1/{{ secret.password }}")},
+        {"name": "pattern", "logs": {"workload": {"kind": "Deployment", "name": "shop"}, "pattern": "("}, "max": "1"},
+    ]);
+    world.spec.plan.validation.checks = serde_json::from_value(checks).unwrap();
+    let later = json!([{"name": "slow", "statements": {}, "max": "50"}]);
+    world.spec.plan.follow_ups.week.checks = serde_json::from_value(later).unwrap();
+    let invalid = Reason::CheckInvalid;
+    finds(
+        &world,
+        &[
+            ("check sql", invalid, "query, line 1: syntax error at or near \"SELEC\"; next: write one SELECT"),
+            ("check two", invalid, "query: more than one statement; next: write one SELECT"),
+            ("check path", invalid, "next: write it as RFC 9535 has it"),
+            ("check template", invalid, "step \"in\": url: token is captured by no earlier step; next: "),
+            (
+                "check secret",
+                invalid,
+                "key password of Secret shop/login is missing; next: kubectl -n shop create secret generic login",
+            ),
+            ("check pattern", invalid, "unclosed group; next: "),
+            ("check slow", invalid, "CREATE EXTENSION pg_stat_statements"),
+        ],
+    )
+    .await;
 }

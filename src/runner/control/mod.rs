@@ -18,6 +18,7 @@
 
 mod apply;
 mod baseline;
+mod cut_over;
 pub mod gate;
 mod install;
 mod proof;
@@ -33,6 +34,8 @@ use tokio_postgres::GenericClient;
 pub use apply::{Applied, Stop, run_down, run_up};
 pub(crate) use baseline::has_baseline;
 pub use baseline::{compare, refresh_baseline, take_baseline, users_written};
+pub use cut_over::{CutOver, cut_over};
+pub(crate) use cut_over::{TransactionsTable, columns, transactions};
 pub use install::{install, reinstall};
 pub use proof::prove;
 

@@ -1,0 +1,107 @@
+//! The cut-over, as the database knows it, and the table of transactions that explains what came after.
+
+use jiff::Timestamp;
+use tokio_postgres::GenericClient;
+
+use super::{Subject, exists, ident, resolve};
+use crate::{
+    api::Transactions,
+    runner::{Failure, postgres::classify},
+};
+
+/// The commit of the up SQL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CutOver {
+    /// Begin of the transaction that ran the SQL, by the server's clock. Whatever bears a later time was written after the
+    /// cut-over, or by that transaction itself.
+    ///
+    /// Why not its end: `now()` is a transaction's begin. One that began while the SQL was running and wrote when the gate
+    /// was open bears a time between both. Nobody else committed a write between both: the gate was closed and drained.
+    pub since: Timestamp,
+    /// What `xmin` shows of rows that the SQL itself wrote: they belong to the time before.
+    pub(crate) xmin: String,
+}
+
+impl CutOver {
+    /// One that no ledger knows.
+    pub(crate) fn at(since: Timestamp) -> Self {
+        Self { since, xmin: String::new() }
+    }
+}
+
+/// When the up SQL was committed. `None` if it never was, or was undone.
+///
+/// # Errors
+/// Those of [`classify`].
+pub async fn cut_over(client: &impl GenericClient, subject: &Subject) -> Result<Option<CutOver>, Failure> {
+    if !exists(client, "ledger").await? {
+        return Ok(None);
+    }
+    let row = client
+        .query_opt(
+            "SELECT u.applied_at - pg_catalog.make_interval(secs => u.seconds), u.xmin::text FROM credit_migration.ledger u
+             WHERE u.migration_uid = $1 AND u.step = 'up'
+               AND NOT EXISTS (SELECT FROM credit_migration.ledger d WHERE d.migration_uid = $1 AND d.step = 'down')",
+            &[&subject.uid],
+        )
+        .await
+        .map_err(|e| classify(&e))?;
+    Ok(row.map(|row| CutOver { since: row.get(0), xmin: row.get(1) }))
+}
+
+/// Columns of a table of the spec that are there now, with their types. `None` if there is no such table.
+///
+/// # Errors
+/// `TableMissing` if the name is not a table's; those of [`classify`].
+pub(crate) async fn columns(
+    client: &impl GenericClient,
+    name: &str,
+) -> Result<Option<(super::Table, Vec<(String, String)>)>, Failure> {
+    let Some(table) = resolve(client, name).await? else { return Ok(None) };
+    let rows = client
+        .query(
+            "SELECT a.attname::text, pg_catalog.format_type(a.atttypid, a.atttypmod) FROM pg_catalog.pg_attribute a
+             WHERE a.attrelid = pg_catalog.to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped",
+            &[&table.sql()],
+        )
+        .await
+        .map_err(|e| classify(&e))?;
+    Ok(Some((table, rows.iter().map(|row| (row.get(0), row.get(1))).collect())))
+}
+
+/// The table of transactions as it is now. Names are quoted.
+pub(crate) struct TransactionsTable {
+    pub table: String,
+    pub user: String,
+    pub amount: String,
+    pub created_at: String,
+    pub user_type: String,
+    /// The column with the kind, if it is there.
+    pub kind: Option<String>,
+}
+
+/// The table of transactions, or in words what it lacks: a new schema may have given it up.
+///
+/// # Errors
+/// Those of [`columns`].
+pub(crate) async fn transactions(
+    client: &impl GenericClient,
+    spec: &Transactions,
+) -> Result<Result<TransactionsTable, String>, Failure> {
+    let Some((table, columns)) = columns(client, &spec.table).await? else {
+        return Ok(Err(format!("table {} is not there any more", spec.table)));
+    };
+    let type_of = |name: &str| columns.iter().find(|(column, _)| column == name).map(|(_, kind)| kind.clone());
+    let lacking = [&spec.user_column, &spec.amount_column, &spec.created_at_column];
+    if let Some(column) = lacking.into_iter().find(|column| type_of(column).is_none()) {
+        return Ok(Err(format!("table {table} has no column {column} any more")));
+    }
+    Ok(Ok(TransactionsTable {
+        table: table.sql(),
+        user: ident(&spec.user_column),
+        amount: ident(&spec.amount_column),
+        created_at: ident(&spec.created_at_column),
+        user_type: type_of(&spec.user_column).unwrap_or_default(),
+        kind: type_of(&spec.type_column).map(|_| ident(&spec.type_column)),
+    }))
+}

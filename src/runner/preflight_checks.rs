@@ -1,0 +1,76 @@
+//! Preflight's look at the checks of all stages: that each can be measured as it is written. No request is sent.
+
+use serde_json_path::JsonPath;
+use tokio_postgres::Client;
+
+use super::{
+    Failure,
+    preflight::Findings,
+    preflight_database as database,
+    sources::{
+        sequence::{self, Secret},
+        sql, statements,
+    },
+    work::Work,
+};
+use crate::api::{Check, Reason, Task};
+
+/// The tasks that measure checks, in the order in which they come.
+const STAGES: [Task; 4] = [Task::Validate, Task::Monitor, Task::DayCheck, Task::WeekReview];
+
+/// Looks at each check once; `client` is `None` if the database cannot be reached.
+pub async fn look(work: &Work<'_>, client: Option<&Client>, findings: &mut Findings) {
+    let mut checks: Vec<Check> = Vec::new();
+    for check in STAGES.into_iter().flat_map(|task| work.spec.plan.checks_of(task)) {
+        // The triggers' are those of two stages.
+        if !checks.contains(&check) {
+            checks.push(check);
+        }
+    }
+    let mut good = 0;
+    for check in &checks {
+        match invalid(work, client, check).await {
+            None => good += 1,
+            Some(words) => {
+                findings.add(format!("check {}", check.name), Err(Failure::new(Reason::CheckInvalid, words)));
+            }
+        }
+    }
+    if good == checks.len() {
+        findings.add("checks", Ok(format!("{good} can be measured as they are written")));
+    }
+}
+
+/// In words what keeps a check from being measured, and what to write instead.
+async fn invalid(work: &Work<'_>, client: Option<&Client>, check: &Check) -> Option<String> {
+    if let Some(source) = &check.sql {
+        let one = "write one SELECT";
+        if let Err(failure) = sql::single(&source.query) {
+            return Some(format!("{}; next: {one}", failure.message));
+        }
+        let parsed = match client {
+            Some(client) => database::parse(client, "query", &source.query).await,
+            None => Ok(true),
+        };
+        return parsed.err().map(|failure| format!("{}; next: {one} that the server can parse", failure.message));
+    }
+    if let Some(source) = &check.http {
+        let path = source.json_path.as_deref().map(JsonPath::parse)?;
+        return path.err().map(|e| format!("jsonPath: {e}; next: write it as RFC 9535 has it, for example $.balance"));
+    }
+    if let Some(source) = &check.sequence {
+        let name = source.secret_ref.as_ref().map(|secret| secret.name.as_str());
+        let secret = name.map(|name| Secret::new(&work.settings.secrets(), name));
+        return sequence::invalid(source, secret.as_ref(), name.unwrap_or_default(), work.settings.namespace());
+    }
+    if let Some(source) = &check.logs {
+        let pattern = regex::bytes::Regex::new(&source.pattern).err()?;
+        // The last line says what is wrong; those before it draw where.
+        let last = pattern.to_string().lines().last().unwrap_or_default().to_owned();
+        return Some(format!("pattern: {last}; next: write a regular expression, for example \\bERROR\\b"));
+    }
+    if check.statements.is_some() {
+        return statements::unready(client?).await;
+    }
+    None
+}

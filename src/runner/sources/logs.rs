@@ -1,0 +1,347 @@
+//! Lines in the logs of a workload's pods.
+//!
+//! # Contract
+//! - Each line is counted once: by the time that the kubelet gave it, and by how many lines of that time were counted.
+//! - Lines older than the source are not counted: before it, writes were blocked, and the application said so.
+//! - A line of a container that ended is counted if its pod is still there. No line gets into a message.
+
+use std::{collections::HashMap, time::Duration};
+
+use futures::{AsyncBufRead, AsyncBufReadExt};
+use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
+use kube::{
+    Api, Client,
+    api::{ListParams, LogParams},
+    core::Selector,
+};
+use regex::bytes::Regex;
+
+use crate::{
+    api::{LogsCheck, Time, WorkloadRef},
+    runner::{
+        judge::{Measurement, Value},
+        report,
+    },
+};
+
+/// Longest time for all logs of one measurement.
+const LIMIT: Duration = Duration::from_secs(60);
+/// Annotation with the container that is meant when none is named.
+const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
+
+/// How far the log of one container was counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Position {
+    /// Time of the last counted line.
+    last: Time,
+    /// Lines of that time that were counted.
+    same: u64,
+    /// Restarts of the container so far.
+    restarts: i32,
+}
+
+/// Lines that were counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Lines {
+    all: u64,
+    matching: u64,
+}
+
+/// Reads one log after a position: what the position has counted is skipped.
+struct Counting {
+    from: Position,
+    skip: u64,
+    to: Position,
+    lines: Lines,
+}
+
+impl Counting {
+    fn after(from: Position) -> Self {
+        Self { from, skip: from.same, to: from, lines: Lines::default() }
+    }
+
+    /// Takes a line with the time before it. What has no time is no line of the application.
+    fn take(&mut self, line: &[u8], pattern: &Regex) {
+        let Some((at, text)) = timed(line) else { return };
+        if at < self.from.last {
+            return;
+        }
+        if at == self.from.last && self.skip > 0 {
+            self.skip -= 1;
+            return;
+        }
+        self.lines.all += 1;
+        self.lines.matching += u64::from(pattern.is_match(text));
+        // Standard output and error are not quite in order: the position never goes back.
+        if at > self.to.last {
+            (self.to.last, self.to.same) = (at, 1);
+        } else if at == self.to.last {
+            self.to.same += 1;
+        }
+    }
+}
+
+/// Time and text of a line as the API server gives it: `2026-01-02T03:04:05.000000006Z text`.
+fn timed(line: &[u8]) -> Option<(Time, &[u8])> {
+    let line = line.strip_suffix(b"\n").unwrap_or(line);
+    // An empty line may be its time alone.
+    let end = line.iter().position(|byte| *byte == b' ').unwrap_or(line.len());
+    let (at, rest) = line.split_at(end);
+    let at = std::str::from_utf8(at).ok()?.parse().ok()?;
+    Some((at, rest.get(1..).unwrap_or_default()))
+}
+
+/// The positions in all containers.
+pub struct Logs {
+    check: LogsCheck,
+    namespace: String,
+    begin: Time,
+    positions: HashMap<(String, String), Position>,
+    first: bool,
+    client: Option<Client>,
+}
+
+impl Logs {
+    /// Counts from `begin` on.
+    pub fn new(check: &LogsCheck, namespace: &str, begin: Time) -> Self {
+        Self {
+            check: check.clone(),
+            namespace: namespace.to_owned(),
+            begin,
+            positions: HashMap::new(),
+            first: true,
+            client: None,
+        }
+    }
+
+    /// Lines that match since the last measurement; the samples are all lines.
+    pub async fn measure(&mut self) -> Measurement {
+        let lines = match tokio::time::timeout(LIMIT, self.collect()).await {
+            Ok(Ok(Some(lines))) => lines,
+            Ok(Ok(None)) => {
+                return Measurement::Nothing(format!(
+                    "Deployment {} has no pod that has begun",
+                    self.check.workload.name
+                ));
+            }
+            Ok(Err(words)) => return Measurement::Error(words),
+            Err(_) => return Measurement::Error(format!("the logs were not read to their end within {LIMIT:?}")),
+        };
+        if std::mem::take(&mut self.first) {
+            return Measurement::Nothing("the first measurement: lines are counted from here on".to_owned());
+        }
+        let samples = f64::from(u32::try_from(lines.all).unwrap_or(u32::MAX));
+        Measurement::Value { value: Value::Number(lines.matching.to_string()), samples: Some(samples) }
+    }
+
+    /// `None` if there is no log to read.
+    async fn collect(&mut self) -> Result<Option<Lines>, String> {
+        let pattern = Regex::new(&self.check.pattern).map_err(|e| format!("pattern: {e}"))?;
+        let client = match &self.client {
+            Some(client) => client.clone(),
+            None => self.client.insert(report::client().await.map_err(|e| e.message)?).clone(),
+        };
+        let pods: Api<Pod> = Api::namespaced(client.clone(), &self.namespace);
+        let list = self.pods(&client, &pods).await?;
+        let mut total: Option<Lines> = None;
+        let mut present = Vec::new();
+        for pod in &list {
+            let name = pod.metadata.name.clone().unwrap_or_default();
+            let Some(container) = container(pod, self.check.container.as_deref())? else { continue };
+            let restarts = restarts(pod, &container);
+            let key = (name, container);
+            let known = self.positions.get(&key).copied();
+            let start = known.unwrap_or(Position { last: self.begin, same: 0, restarts });
+            let mut position = start;
+            let mut read = false;
+            // What a container said before it ended is in the log of its last instance.
+            let instances: &[bool] = if restarts > start.restarts { &[true, false] } else { &[false] };
+            for previous in instances {
+                let Some(counted) = self.read(&pods, &key, position, *previous, &pattern).await? else { continue };
+                read = true;
+                position = counted.to;
+                let lines = total.get_or_insert_default();
+                lines.all += counted.lines.all;
+                lines.matching += counted.lines.matching;
+            }
+            if read {
+                self.positions.insert(key.clone(), Position { restarts, ..position });
+            }
+            present.push(key);
+        }
+        self.positions.retain(|key, _| present.contains(key));
+        Ok(total)
+    }
+
+    async fn pods(&self, client: &Client, pods: &Api<Pod>) -> Result<Vec<Pod>, String> {
+        let WorkloadRef { name, .. } = &self.check.workload;
+        let deployments: Api<Deployment> = Api::namespaced(client.clone(), &self.namespace);
+        let deployment = deployments.get(name).await.map_err(|e| self.refused(&format!("Deployment {name}"), &e))?;
+        let selector = deployment.spec.map(|spec| spec.selector).unwrap_or_default();
+        let selector = Selector::try_from(selector).map_err(|e| format!("selector of Deployment {name}: {e}"))?;
+        let list = pods.list(&ListParams::default().labels_from(&selector)).await;
+        Ok(list.map_err(|e| self.refused(&format!("pods of Deployment {name}"), &e))?.items)
+    }
+
+    /// The lines of one container after a position. `None` if it has no log (yet, or any more).
+    async fn read(
+        &self,
+        pods: &Api<Pod>,
+        (pod, container): &(String, String),
+        from: Position,
+        previous: bool,
+        pattern: &Regex,
+    ) -> Result<Option<Counting>, String> {
+        let parameters = LogParams {
+            container: Some(container.clone()),
+            // The API server takes whole seconds; what is too much is skipped line by line.
+            since_time: Some(from.last),
+            timestamps: true,
+            previous,
+            ..LogParams::default()
+        };
+        let log = match pods.log_stream(pod, &parameters).await {
+            Ok(log) => log,
+            // A container that waits for its start, a last instance that was cleaned up, a pod that is gone.
+            Err(kube::Error::Api(status)) if [400, 404].contains(&status.code) => return Ok(None),
+            Err(error) => return Err(self.refused(&format!("log of pod {pod}"), &error)),
+        };
+        count(log, from, pattern).await.map(Some).map_err(|e| format!("log of pod {pod} broke off: {e}"))
+    }
+
+    /// What an answer means, and what to do about it.
+    fn refused(&self, what: &str, error: &kube::Error) -> String {
+        match error {
+            kube::Error::Api(status) if status.code == 403 => denied(what, &self.namespace, &status.message),
+            kube::Error::Api(status) => format!("{what}: {} ({})", status.message, status.code),
+            other => format!("{what}: {other}"),
+        }
+    }
+}
+
+async fn count(log: impl AsyncBufRead, from: Position, pattern: &Regex) -> std::io::Result<Counting> {
+    let mut log = std::pin::pin!(log);
+    let (mut counting, mut line) = (Counting::after(from), Vec::new());
+    while log.read_until(b'\n', &mut line).await? > 0 {
+        counting.take(&line, pattern);
+        line.clear();
+    }
+    Ok(counting)
+}
+
+fn denied(what: &str, namespace: &str, told: &str) -> String {
+    // `pods is forbidden: User "system:serviceaccount:NAMESPACE:NAME" cannot list ...`
+    let account = told.split_once("system:serviceaccount:").and_then(|(_, rest)| rest.split_once('"'));
+    let account = account.map_or_else(|| format!("{namespace}:SERVICEACCOUNT"), |(account, _)| account.to_owned());
+    format!(
+        "{what} may not be read (403); next: kubectl -n {namespace} create rolebinding credit-migration-runner-logs --clusterrole=credit-migration-runner-logs --serviceaccount={account}"
+    )
+}
+
+/// The container that is meant. `None` if the pod has none of that name.
+fn container(pod: &Pod, named: Option<&str>) -> Result<Option<String>, String> {
+    let containers = pod.spec.as_ref().map(|spec| spec.containers.as_slice()).unwrap_or_default();
+    let annotated = pod.metadata.annotations.as_ref().and_then(|all| all.get(DEFAULT_CONTAINER)).map(String::as_str);
+    match (named.or(annotated), containers) {
+        (Some(name), all) => Ok(all.iter().find(|c| c.name == name).map(|c| c.name.clone())),
+        (None, [one]) => Ok(Some(one.name.clone())),
+        (None, all) => {
+            let names: Vec<&str> = all.iter().map(|c| c.name.as_str()).collect();
+            Err(format!(
+                "the pods have {} containers; next: set logs.container to one of {}",
+                all.len(),
+                names.join(", ")
+            ))
+        }
+    }
+}
+
+fn restarts(pod: &Pod, container: &str) -> i32 {
+    let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.as_deref()).unwrap_or_default();
+    statuses.iter().find(|status| status.name == container).map_or(0, |status| status.restart_count)
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+    use serde_json::json;
+
+    use super::*;
+
+    fn position(last: &str, same: u64) -> Position {
+        Position { last: last.parse().unwrap(), same, restarts: 0 }
+    }
+
+    fn counted(log: &str, from: Position) -> Counting {
+        let pattern = Regex::new(r"\b(ERROR|FATAL|PANIC)\b").unwrap();
+        futures::executor::block_on(count(log.as_bytes(), from, &pattern)).unwrap()
+    }
+
+    const LOG: &str = "2026-01-02T03:04:05.000000001Z INFO begin
+2026-01-02T03:04:05.000000002Z ERROR first
+2026-01-02T03:04:05.000000002Z ERROR second
+unable to retrieve container logs
+2026-01-02T03:04:06Z TERROR is no error
+2026-01-02T03:04:07Z
+2026-01-02T03:04:08Z PANIC without line break";
+
+    #[rstest]
+    #[case::all("2026-01-02T03:04:00Z", 0, 6, 3)]
+    #[case::after_the_first("2026-01-02T03:04:05.000000001Z", 1, 5, 3)]
+    #[case::between_lines_of_one_time("2026-01-02T03:04:05.000000002Z", 1, 4, 2)]
+    #[case::nothing_more("2026-01-02T03:04:08Z", 1, 0, 0)]
+    fn only_what_is_new(#[case] last: &str, #[case] same: u64, #[case] all: u64, #[case] matching: u64) {
+        assert_eq!(counted(LOG, position(last, same)).lines, Lines { all, matching });
+    }
+
+    #[test]
+    fn each_line_once_however_the_log_grows() {
+        let mut at = position("2026-01-02T03:04:00Z", 0);
+        let mut lines = Lines::default();
+        let ends: Vec<usize> = LOG.match_indices('\n').map(|(n, _)| n + 1).chain([LOG.len(), LOG.len()]).collect();
+        for end in ends {
+            // The API server answers from the whole second on: what is known comes again.
+            let counted = counted(&LOG[..end], at);
+            at = counted.to;
+            lines.all += counted.lines.all;
+            lines.matching += counted.lines.matching;
+        }
+        assert_eq!(lines, Lines { all: 6, matching: 3 });
+        assert_eq!(at, position("2026-01-02T03:04:08Z", 1));
+    }
+
+    #[test]
+    fn a_line_out_of_order_does_not_bring_others_back() {
+        let log = "2026-01-02T03:04:09Z a\n2026-01-02T03:04:08.5Z ERROR b\n";
+        let first = counted(log, position("2026-01-02T03:04:08Z", 1));
+        assert_eq!((first.lines, first.to), (Lines { all: 2, matching: 1 }, position("2026-01-02T03:04:09Z", 1)));
+        assert_eq!(counted(log, first.to).lines, Lines::default());
+    }
+
+    #[rstest]
+    #[case::named(&["app", "proxy"], None, Some("proxy"), Ok(Some("proxy")))]
+    #[case::named_but_not_there(&["app"], None, Some("proxy"), Ok(None))]
+    #[case::the_only_one(&["app"], None, None, Ok(Some("app")))]
+    #[case::the_default_one(&["proxy", "app"], Some("app"), None, Ok(Some("app")))]
+    #[case::unclear(&["proxy", "app"], None, None, Err("the pods have 2 containers; next: set logs.container to one of proxy, app"))]
+    fn the_container_that_is_meant(
+        #[case] containers: &[&str],
+        #[case] annotated: Option<&str>,
+        #[case] named: Option<&str>,
+        #[case] want: Result<Option<&str>, &str>,
+    ) {
+        let annotations = annotated.map(|name| json!({DEFAULT_CONTAINER: name})).unwrap_or(json!({}));
+        let containers: Vec<_> = containers.iter().map(|name| json!({"name": name})).collect();
+        let pod = json!({"metadata": {"annotations": annotations}, "spec": {"containers": containers}});
+        let found = container(&serde_json::from_value(pod).unwrap(), named);
+        assert_eq!(found, want.map(|name| name.map(str::to_owned)).map_err(str::to_owned));
+    }
+
+    #[test]
+    fn a_denial_names_the_command() {
+        let told =
+            "pods is forbidden: User \"system:serviceaccount:shop:credit-migration-runner\" cannot list resource";
+        let words = denied("pods of Deployment shop", "shop", told);
+        assert!(words.ends_with("kubectl -n shop create rolebinding credit-migration-runner-logs --clusterrole=credit-migration-runner-logs --serviceaccount=shop:credit-migration-runner"), "{words}");
+    }
+}

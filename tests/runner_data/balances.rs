@@ -1,0 +1,208 @@
+//! Balances against the cut-over: what explains a balance, what does not, and what it costs to look.
+
+use std::time::{Duration, Instant};
+
+use credit_migration::{
+    api::{BalancesCheck, BalancesComparison},
+    runner::{
+        judge::{Measurement, Value},
+        sources::balances::Compare,
+    },
+};
+use tokio_postgres::Client;
+
+use crate::harness::{UP, World};
+
+fn compare(world: &World, compare: BalancesComparison) -> Compare {
+    Compare::new(&BalancesCheck { compare }, &world.subject(), &world.spec.plan.credits, Ok(world.target()))
+}
+
+fn users(world: &World) -> Compare {
+    self::compare(world, BalancesComparison::Users)
+}
+
+fn number(text: &str) -> Measurement {
+    Measurement::Value { value: Value::Number(text.to_owned()), samples: None }
+}
+
+async fn owner(world: &World) -> Client {
+    world.target().connect("application").await.unwrap()
+}
+
+/// As the application does it: balance and transaction in one.
+async fn change(client: &Client, user: i64, amount: i64) {
+    let sql = format!(
+        "BEGIN; UPDATE user_credits SET balance = balance + {amount} WHERE user_id = {user};
+         INSERT INTO credit_transactions (user_id, type, amount) VALUES ({user}, 'bonus', {amount}); COMMIT"
+    );
+    client.batch_execute(&sql).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_transactions_explain_passes_and_nothing_else() {
+    let mut world = World::new().await;
+    let mut users = users(&world);
+    assert!(matches!(users.measure().await, Measurement::Nothing(words) if words.contains("no cut-over")));
+    // Written before the cut-over, and not in the baseline of the backup.
+    world.backed_up().await;
+    let app = owner(&world).await;
+    change(&app, 1, 7).await;
+    world.cut_over(UP).await;
+    assert_eq!(users.measure().await, number("0"));
+
+    change(&app, 1, -3).await;
+    change(&app, 2, 30).await;
+    change(&app, 2, -5).await;
+    assert_eq!(users.measure().await, number("0"), "explained changes");
+
+    // Without a transaction; with one of another amount; the other way round.
+    app.batch_execute("UPDATE user_credits SET balance = balance + 1 WHERE user_id = 3").await.unwrap();
+    assert_eq!(users.measure().await, number("1"), "a silently changed balance");
+    // What is wrong stays wrong, though nothing new was captured.
+    assert_eq!(users.measure().await, number("1"));
+    app.batch_execute("INSERT INTO credit_transactions (user_id, type, amount) VALUES (3, 'bonus', 1)").await.unwrap();
+    assert_eq!(users.measure().await, number("0"), "explained afterwards");
+    let swap = "UPDATE user_credits SET balance = CASE user_id WHEN 10 THEN 110 ELSE 100 END WHERE user_id IN (10, 11)";
+    app.batch_execute(swap).await.unwrap();
+    assert_eq!(users.measure().await, number("2"), "a swap between two users");
+    app.batch_execute("UPDATE user_credits SET balance = user_id * 10 WHERE user_id IN (10, 11)").await.unwrap();
+    assert_eq!(users.measure().await, number("0"));
+    // Only once: a user who was measured as good, and goes wrong later.
+    app.batch_execute("UPDATE user_credits SET balance = balance + 5 WHERE user_id = 1").await.unwrap();
+    assert_eq!(users.measure().await, number("1"));
+    // Another process of the same run sees the same.
+    assert_eq!(self::users(&world).measure().await, number("1"));
+}
+
+#[tokio::test]
+async fn users_who_come_and_go() {
+    let mut world = World::new().await;
+    world.cut_over(UP).await;
+    let (app, mut users) = (owner(&world).await, users(&world));
+    let come = "INSERT INTO users (id, email, api_token) VALUES (1001, 'new@example.com', 'x'), (1002, 'other@example.com', 'y');
+        INSERT INTO user_credits (user_id, balance) VALUES (1001, 20), (1002, 20);
+        INSERT INTO credit_transactions (user_id, type, amount) VALUES (1001, 'bonus', 20)";
+    app.batch_execute(come).await.unwrap();
+    assert_eq!(users.measure().await, number("1"), "a new user is explained by transactions alone");
+    app.batch_execute("INSERT INTO credit_transactions (user_id, type, amount) VALUES (1002, 'bonus', 20)")
+        .await
+        .unwrap();
+    assert_eq!(users.measure().await, number("0"));
+    // Led to 0, then deleted; deleted with a balance.
+    change(&app, 5, -50).await;
+    app.batch_execute("DELETE FROM user_credits WHERE user_id IN (5, 6)").await.unwrap();
+    assert_eq!(users.measure().await, number("1"));
+    app.batch_execute("UPDATE user_credits SET user_id = 6 WHERE user_id = 1002").await.unwrap();
+    assert_eq!(users.measure().await, number("2"), "a balance that went to another user");
+    world.alter("TRUNCATE user_credits CASCADE").await;
+    // All of before but user 5, who is at 0 as transactions say, and the two that came.
+    assert_eq!(users.measure().await, number("301"));
+}
+
+/// A transaction that began while the SQL was running, and wrote when writes were open again, bears an earlier time than the
+/// ledger's row. And what the SQL itself wrote bears a later time than its own begin.
+#[tokio::test]
+async fn both_edges_of_the_cut_over() {
+    let mut world = World::new().await;
+    let holder = owner(&world).await;
+    holder.batch_execute("SELECT pg_advisory_lock(77)").await.unwrap();
+    let up = format!(
+        "{UP}; SELECT pg_advisory_xact_lock(77);
+         INSERT INTO credit_transactions (user_id, type, amount, created_at) SELECT user_id, 'refund', balance, clock_timestamp() FROM user_credits"
+    );
+    let (early, watching) = (owner(&world).await, owner(&world).await);
+    let meanwhile = async {
+        let begin = Instant::now();
+        let waits = "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = 77 AND NOT granted)";
+        while !watching.query_one(waits, &[]).await.unwrap().get::<_, bool>(0) {
+            assert!(begin.elapsed() < Duration::from_secs(30), "the SQL does not wait");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        early.batch_execute("BEGIN; SELECT now()").await.unwrap();
+        holder.batch_execute("SELECT pg_advisory_unlock(77)").await.unwrap();
+    };
+    tokio::join!(world.cut_over(&up), meanwhile);
+    let write = "UPDATE user_credits SET balance = balance - 4 WHERE user_id = 8;
+        INSERT INTO credit_transactions (user_id, type, amount) VALUES (8, 'usage', -4); COMMIT";
+    early.batch_execute(write).await.unwrap();
+    let order = "SELECT count(*) FROM credit_transactions t, credit_migration.ledger l
+        WHERE t.user_id = 8 AND t.amount = -4 AND t.created_at < l.applied_at";
+    assert_eq!(world.count(order).await, 1, "the case is not the one that is meant");
+    let by_the_sql = "SELECT count(*) FROM credit_transactions t, credit_migration.ledger l
+        WHERE t.type = 'refund' AND t.created_at > l.applied_at - make_interval(secs => l.seconds)";
+    assert_eq!(world.count(by_the_sql).await, 300, "the case is not the one that is meant");
+    let mut users = users(&world);
+    assert_eq!(users.measure().await, number("0"));
+    early.batch_execute("UPDATE user_credits SET balance = balance - 1 WHERE user_id = 8").await.unwrap();
+    assert_eq!(users.measure().await, number("1"));
+}
+
+#[tokio::test]
+async fn a_schema_without_transactions_says_so() {
+    let mut world = World::new().await;
+    world.cut_over(&format!("{UP}; ALTER TABLE credit_transactions RENAME amount TO delta")).await;
+    let (app, mut users) = (owner(&world).await, users(&world));
+    app.batch_execute("UPDATE user_credits SET balance = 0").await.unwrap();
+    let measured = users.measure().await;
+    assert!(
+        matches!(&measured, Measurement::Nothing(words) if words.contains("no column amount any more") && words.contains("next: ")),
+        "{measured:?}"
+    );
+    app.batch_execute("DROP TABLE credit_transactions").await.unwrap();
+    let measured = users.measure().await;
+    assert!(
+        matches!(&measured, Measurement::Nothing(words) if words.contains("is not there any more")),
+        "{measured:?}"
+    );
+    // The sum needs none of it.
+    let mut total = compare(&world, BalancesComparison::Total);
+    assert_eq!(total.measure().await, number("100"));
+}
+
+#[tokio::test]
+async fn the_sum_in_percent() {
+    let mut world = World::new().await;
+    world.cut_over(UP).await;
+    let (app, mut total) = (owner(&world).await, compare(&world, BalancesComparison::Total));
+    assert_eq!(total.measure().await, number("0"));
+    // 451500 credits in all.
+    change(&app, 300, 4515).await;
+    assert_eq!(total.measure().await, number("1"));
+    change(&app, 300, -4515 - 903).await;
+    assert_eq!(total.measure().await, number("0.2"));
+}
+
+/// Polled every few seconds beside a million users: what is read must depend on what changed, not on what there is.
+#[tokio::test]
+async fn a_measurement_costs_what_changed() {
+    let mut world = World::new().await;
+    let app = owner(&world).await;
+    let many = "INSERT INTO users (id, email, api_token) SELECT n, n || '@many.example', 'many ' || n FROM generate_series(1001, 101000) n;
+        INSERT INTO user_credits (user_id, balance) SELECT n, n FROM generate_series(1001, 101000) n;
+        INSERT INTO credit_transactions (user_id, type, amount) SELECT n, 'bonus', n FROM generate_series(1001, 101000) n;
+        ANALYZE";
+    app.batch_execute(many).await.unwrap();
+    world.cut_over(UP).await;
+    let mut users = users(&world);
+    for user in 1001..1021 {
+        change(&app, user, 3).await;
+    }
+    app.batch_execute("UPDATE user_credits SET balance = balance + 1 WHERE user_id = 2000").await.unwrap();
+    // The counters come with a delay; the index scans of the measurements are the sign that they have come.
+    let scans = "SELECT coalesce(sum(idx_scan), 0)::bigint FROM pg_stat_user_tables WHERE relname = 'baseline'";
+    let read = "SELECT coalesce(sum(seq_tup_read), 0)::bigint FROM pg_stat_user_tables WHERE relname IN ('user_credits', 'credit_transactions', 'baseline')";
+    let mut settled = async |from: i64| {
+        let begin = Instant::now();
+        while world.count(scans).await < from {
+            assert!(begin.elapsed() < Duration::from_secs(30), "{} index scans", world.count(scans).await);
+            users.measure().await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    settled(1).await;
+    let (before, scanned) = (world.count(read).await, world.count(scans).await);
+    // A full one looks at 21 users, 19 others at the one that is unexplained: two full ones are among them.
+    settled(scanned + 2 * 40 + 20).await;
+    assert_eq!(world.count(read).await - before, 0, "rows were read that no index led to");
+    assert_eq!(users.measure().await, number("1"));
+}

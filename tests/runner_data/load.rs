@@ -1,0 +1,83 @@
+//! What the server says of itself: connections and statements.
+
+use std::time::{Duration, Instant};
+
+use credit_migration::{
+    api::StatementsCheck,
+    runner::{
+        judge::{Measurement, Value},
+        postgres::Target,
+        sources::{connection, statements::Statements},
+    },
+};
+
+use crate::harness::World;
+
+#[tokio::test]
+async fn a_connection_is_to_be_had_or_not() {
+    let world = World::new().await;
+    let good = Ok(world.target());
+    let Measurement::Value { value: Value::Number(part), .. } = connection::measure(&good).await else {
+        panic!("no value")
+    };
+    let part: f64 = part.parse().unwrap();
+    assert!(part > 0.0 && part < 0.9, "{part}");
+    let ca = std::fs::read_to_string(world.root.join(credit_migration::api::mounts::DATABASE_CA)).unwrap();
+    let measured = connection::measure(&Target::parse(&world.url("wrong"), Some(&ca))).await;
+    assert!(matches!(&measured, Measurement::Bad(words) if words.contains("refused role")), "{measured:?}");
+    let nowhere = Target::parse("postgresql://a:b@127.0.0.1:1/shop?sslmode=disable", None);
+    let measured = connection::measure(&nowhere).await;
+    assert!(matches!(&measured, Measurement::Bad(words) if words.contains("127.0.0.1:1")), "{measured:?}");
+    // Accepts and keeps silent.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("postgresql://a:b@{}/shop?sslmode=disable", silent.local_addr().unwrap());
+    let begin = Instant::now();
+    let measured = connection::measure(&Target::parse(&url, None)).await;
+    assert!(matches!(&measured, Measurement::Bad(words) if words.contains("within 2s")), "{measured:?}");
+    assert!(begin.elapsed() < Duration::from_secs(8));
+    let closed = format!("ALTER DATABASE shop_{} ALLOW_CONNECTIONS false", world.number);
+    world.root_session("postgres").await.batch_execute(&closed).await.unwrap();
+    let measured = connection::measure(&good).await;
+    assert!(matches!(measured, Measurement::Bad(_)), "{measured:?}");
+}
+
+#[tokio::test]
+async fn statements_are_timed_from_one_measurement_to_the_next() {
+    let world = World::new().await;
+    let mut statements =
+        Statements::new(&StatementsCheck { containing: None }, &world.spec.plan.credits.balances, Ok(world.target()));
+    let missing = statements.measure().await;
+    assert!(matches!(&missing, Measurement::Nothing(words) if words.contains("CREATE EXTENSION")), "{missing:?}");
+    world.alter("CREATE EXTENSION pg_stat_statements").await;
+    let hidden = statements.measure().await;
+    assert!(
+        matches!(&hidden, Measurement::Error(words) if words.contains(&format!("GRANT pg_read_all_stats TO \"migrator_{}\"", world.number))),
+        "{hidden:?}"
+    );
+    world.alter("GRANT pg_read_all_stats TO migrator_{n}").await;
+    assert!(matches!(statements.measure().await, Measurement::Nothing(words) if words.contains("first measurement")));
+    assert!(matches!(statements.measure().await, Measurement::Nothing(words) if words.contains("no call")));
+
+    let app = world.root_session(&format!("shop_{}", world.number)).await;
+    let slow = "SELECT pg_sleep(0.02), balance FROM user_credits WHERE user_id = 1";
+    for _ in 0..3 {
+        app.query(slow, &[]).await.unwrap();
+    }
+    app.query("SELECT count(*) FROM users", &[]).await.unwrap();
+    // The operator's own does not count.
+    let own = world.target().connect("own").await.unwrap();
+    own.query("SELECT count(*) FROM user_credits", &[]).await.unwrap();
+    let Measurement::Value { value: Value::Number(mean), samples } = statements.measure().await else {
+        panic!("no value")
+    };
+    assert_eq!(samples, Some(3.0));
+    assert!((20.0..1000.0).contains(&mean.parse::<f64>().unwrap()), "{mean}");
+    assert!(matches!(statements.measure().await, Measurement::Nothing(_)));
+
+    app.query(slow, &[]).await.unwrap();
+    let reset = "SELECT pg_stat_statements_reset(0, (SELECT oid FROM pg_database WHERE datname = current_database()))";
+    app.query(reset, &[]).await.unwrap();
+    app.query(slow, &[]).await.unwrap();
+    app.query(slow, &[]).await.unwrap();
+    assert!(matches!(statements.measure().await, Measurement::Value { samples: Some(2.0), .. }));
+}
