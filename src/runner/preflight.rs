@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures::TryStreamExt;
 
 use super::{
-    Failure, postgres::Target, preflight_database as database, probe::Prober, sqltext, store::Store, work::Work,
+    Failure, notify, postgres::Target, preflight_database as database, probe::Prober, sqltext, store::Store, work::Work,
 };
 use crate::api::{Finding, Reason};
 
@@ -80,6 +80,7 @@ pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
         };
         findings.add("version probe", answer.map(|version| format!("the application runs {version}")));
     }
+    notify::look(work, &mut findings);
     work.progress.note("findings", &findings.list());
     findings.result()
 }
