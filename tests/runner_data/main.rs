@@ -1,4 +1,5 @@
-//! The runner's data tasks against a real PostgreSQL and a real S3 server: Preflight, Backup, VerifyBackup, Rehearse.
+//! The runner's data tasks against a real PostgreSQL, a real S3 server, and real servers of mail and web:
+//! Preflight, Backup, VerifyBackup, Rehearse, Notify.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -6,5 +7,6 @@ mod backup;
 mod checks;
 mod entry;
 mod harness;
+mod notify;
 mod preflight;
 mod rehearsal;

@@ -7,6 +7,7 @@ Web: the path's first part says what is answered: `ok`, `created`, `error`, `mov
 import http.server
 import json
 import os
+import socket
 import ssl
 import sys
 import threading
@@ -53,6 +54,11 @@ class StartTls(Controller):
         return SMTP(Mailbox(), tls_context=tls, require_starttls=True, auth_required=True, authenticator=authenticate)
 
 
+class Plain(Controller):
+    def factory(self):
+        return SMTP(Mailbox())
+
+
 class Implicit(Controller):
     def factory(self):
         return SMTP(Mailbox(), auth_required=True, auth_require_tls=False, authenticator=authenticate)
@@ -91,13 +97,13 @@ class Server(http.server.ThreadingHTTPServer):
         pass
 
 
+# Controller takes no port 0.
 def port_of(controller):
     controller.start()
     return controller.server.sockets[0].getsockname()[1]
 
 
 def free_port():
-    import socket
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
@@ -105,8 +111,9 @@ def free_port():
 
 start_tls = port_of(StartTls(Mailbox(), hostname="127.0.0.1", port=free_port()))
 implicit = port_of(Implicit(Mailbox(), hostname="127.0.0.1", port=free_port(), ssl_context=tls))
+plain = port_of(Plain(Mailbox(), hostname="127.0.0.1", port=free_port()))
 web = Server(("127.0.0.1", 0), Web)
 threading.Thread(target=web.serve_forever, daemon=True).start()
-print(start_tls, implicit, web.server_address[1], flush=True)
+print(start_tls, implicit, plain, web.server_address[1], flush=True)
 sys.stdin.read()
 os._exit(0)

@@ -1,7 +1,8 @@
 # Starts a mail server and a web server, both with a certificate of an authority of their own, and ends them when standard
 # input is closed, however the test process ends.
 #   notify.sh SERVERS.PY
-# Prints the folder in which everything is, then the ports of SMTP with STARTTLS, of SMTP with TLS from the first byte, and of HTTPS.
+# Prints the folder in which everything is, then the ports of SMTP with STARTTLS, of SMTP with TLS from the first byte,
+# of SMTP without TLS, and of HTTPS.
 set -e
 dir=$(mktemp -d /tmp/credit-notify-XXXXXX)
 trap 'rm -rf "$dir"' EXIT

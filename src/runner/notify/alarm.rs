@@ -86,8 +86,9 @@ impl Alarm {
                     until_taken(&Settings::new(root, &spec, &namespace), &spec, &notice).await;
                 };
                 tokio::select! {
-                    () = told => {}
+                    biased;
                     () = off.cancelled() => tracing::info!("the alarm is called off: the window is being ended"),
+                    () = told => {}
                 }
             }));
         }
