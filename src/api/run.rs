@@ -19,9 +19,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    CheckResult, CodeBackupEvidence, CreditMigrationSpec, Delivery, Notice, Reason, ReportEvidence, Time,
-};
+use super::{CheckResult, CodeBackupEvidence, CreditMigrationSpec, Delivery, Notice, Reason, ReportEvidence, Time};
 
 /// One task of a migration, carried out by one Job.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]

@@ -154,8 +154,15 @@ pub const TRIGGERS: [&str; 5] =
 impl Triggers {
     /// The checks of those that are on.
     pub fn checks(&self) -> Vec<Check> {
-        let Self { interval, failures, balance_errors, payment_processing, core_function, database_connection, error_rate } =
-            self;
+        let Self {
+            interval,
+            failures,
+            balance_errors,
+            payment_processing,
+            core_function,
+            database_connection,
+            error_rate,
+        } = self;
         let [balance, payment, core, connection, rate] = TRIGGERS.map(|name| Check {
             interval: *interval,
             failures: failures.clone(),

@@ -23,19 +23,15 @@ pub(super) fn authorities(pem: &str) -> Result<Vec<CertificateDer<'static>>, Str
     Ok(all)
 }
 
-/// The first error of type `T` behind `error`; `std::io::Error` hides what it wraps from `source`.
+/// The first error of type `T` behind `error`. An `std::io::Error` hides what it wraps from `source`; some wrap another one.
 pub(super) fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
     let mut next = error.source();
     while let Some(current) = next {
         if let Some(found) = current.downcast_ref::<T>() {
             return Some(found);
         }
-        let wrapped =
-            current.downcast_ref::<std::io::Error>().and_then(|io| io.get_ref()).and_then(|e| e.downcast_ref::<T>());
-        if wrapped.is_some() {
-            return wrapped;
-        }
-        next = current.source();
+        let wrapped = current.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        next = wrapped.map(|inner| inner as &(dyn Error + 'static)).or_else(|| current.source());
     }
     None
 }

@@ -32,7 +32,8 @@ use tokio_util::sync::CancellationToken;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 /// None of them may stand in a message.
-const SECRETS: &[&str] = &["mail-secret", "wrong-secret", "hook-secret", "127.0.0.1", "@example.com", "+49", "operator"];
+const SECRETS: &[&str] =
+    &["mail-secret", "wrong-secret", "hook-secret", "127.0.0.1", "@example.com", "+49", "operator"];
 
 /// The servers: ended by their shell when this process ends, however it does.
 pub struct Office {
@@ -294,7 +295,8 @@ async fn an_alarm_arrives_by_every_channel_and_is_the_same_when_repeated() {
     ] {
         assert!(head.contains(&field), "{field} is not in {head:?}");
     }
-    for words in ["errors <5%> & more; next: kubectl get cmig", "CTO: Zoë Müller, +49 30 000000 (has the last word)"] {
+    for words in ["errors <5%> & more; next: kubectl get cmig", "CTO: Zoë Müller, +49 30 000000 (has the last word)"]
+    {
         assert!(body.contains(words), "{words} is not in {body}");
     }
 
@@ -367,6 +369,7 @@ async fn what_fails_is_told_and_keeps_nothing_from_the_others() {
         slack("archived", "Team", "archived"),
         slack("error-chat", "Team", "error"),
         strange,
+        slack("web-other-host", "Team", "elsewhere"),
         slack("missing", "Team", "missing"),
         slack("closed", "Team", "closed"),
         slack("good", "StatusPage", "created"),
@@ -377,11 +380,13 @@ async fn what_fails_is_told_and_keeps_nothing_from_the_others() {
         desk.hook(key);
     }
     let good = desk.hook("created");
+    desk.mount("hook", "elsewhere", &format!("https://localhost:{}/ok/hook-secret", office.web));
     desk.mount("hook", "closed", &format!("https://127.0.0.1:{closed}/hook-secret"));
     let (begin, progress) = (Instant::now(), Progress::default());
     let work = desk.work(&progress);
     let early = async {
-        while !["good: Delivered", "good-mail: Delivered"].iter().all(|d| deliveries(&progress).iter().any(|e| e == d)) {
+        while !["good: Delivered", "good-mail: Delivered"].iter().all(|d| deliveries(&progress).iter().any(|e| e == d))
+        {
             assert!(begin.elapsed() < PATIENCE, "{:?}", deliveries(&progress));
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -394,7 +399,7 @@ async fn what_fails_is_told_and_keeps_nothing_from_the_others() {
     let failure = result.unwrap_err();
     clean(&format!("{failure:?} {:?}", progress.so_far()));
     assert_eq!(failure.reason, Reason::NoticeUndelivered);
-    assert!(failure.message.starts_with("19 of 21 channels did not take it: hang: no answer within 10 s; silent: "));
+    assert!(failure.message.starts_with("20 of 22 channels did not take it: hang: no answer within 10 s; silent: "));
     assert_eq!(
         deliveries(&progress),
         [
@@ -415,6 +420,7 @@ async fn what_fails_is_told_and_keeps_nothing_from_the_others() {
             "archived: answered 410 (channel_is_archived)",
             "error-chat: answered 500",
             "web-strange: the certificate is of no trusted authority",
+            "web-other-host: the certificate is for another host",
             "missing: key missing of Secret shop/hook is missing; next: kubectl -n shop create secret generic hook --from-literal=missing='https://hooks.slack.com/services/...'",
             "closed: no answer: Connection refused (os error 111)",
             "good: Delivered",
@@ -430,7 +436,8 @@ async fn what_fails_is_told_and_keeps_nothing_from_the_others() {
 
 #[tokio::test]
 async fn own_templates_are_used_and_a_bad_one_loses_no_alarm() {
-    let desk = Desk::new("PersonNeeded", json!([event("events", "Team", "ok"), slack("chat", "Support", "created")])).await;
+    let desk =
+        Desk::new("PersonNeeded", json!([event("events", "Team", "ok"), slack("chat", "Support", "created")])).await;
     let (ok, created) = (desk.hook("ok"), desk.hook("created"));
     desk.template("PersonNeeded.Team.subject", "{{ migration }} braucht jemanden");
     desk.template("PersonNeeded.body", "{{ startsAt }}");
@@ -481,7 +488,8 @@ async fn preflight_finds_what_keeps_a_channel_from_telling_and_sends_nothing() {
     desk.mount("tls", "ca", &office.authority("ca"));
     desk.mount("hook", "authorization", "Bearer hook-secret\nX: y");
     let found = wrong(&desk);
-    let words: Vec<_> = found.iter().map(|(name, reason, message)| (name.as_str(), *reason, message.as_str())).collect();
+    let words: Vec<_> =
+        found.iter().map(|(name, reason, message)| (name.as_str(), *reason, message.as_str())).collect();
     let next = "next: kubectl -n shop edit secret hook";
     assert_eq!(
         words,
@@ -493,7 +501,8 @@ async fn preflight_finds_what_keeps_a_channel_from_telling_and_sends_nothing() {
 
     desk.hook("ok");
     desk.mount("hook", "authorization", "Bearer hook-secret");
-    desk.spec.plan.notifications.templates_config_map_ref = Some(serde_json::from_value(json!({"name": "texts"})).unwrap());
+    desk.spec.plan.notifications.templates_config_map_ref =
+        Some(serde_json::from_value(json!({"name": "texts"})).unwrap());
     assert!(wrong(&desk)[0].2.starts_with("ConfigMap shop/texts is missing or empty; next: kubectl"));
     desk.template("Finished.Users.body", "{{ startsAt|time('Asia/Shanghai') if startsAt else 'now' }}");
     assert_eq!(wrong(&desk), []);
@@ -502,7 +511,11 @@ async fn preflight_finds_what_keeps_a_channel_from_telling_and_sends_nothing() {
     desk.template("Finshed.body", "x");
     let found = wrong(&desk);
     assert_eq!((found.len(), found[0].0.as_str(), found[0].1), (1, "notification templates", Reason::TemplateInvalid));
-    for key in ["Finished.body: for Team: undefined", "Finished.Users.subject: for Users: undefined", "Finshed.body names no template"] {
+    for key in [
+        "Finished.body: for Team: undefined",
+        "Finished.Users.subject: for Users: undefined",
+        "Finshed.body names no template",
+    ] {
         assert!(found[0].2.contains(key), "{key} is not in {found:?}");
     }
     assert_eq!((office.web(&ok).len(), office.web(&created).len()), (0, 0));

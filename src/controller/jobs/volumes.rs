@@ -32,8 +32,7 @@ pub(super) fn of(plan: &CreditMigrationSpec, task: Task) -> Vec<(Volume, VolumeM
     if tells(task)
         && let Some(templates) = &plan.notifications.templates_config_map_ref
     {
-        let source =
-            ConfigMapVolumeSource { name: templates.name.clone(), optional: Some(true), ..Default::default() };
+        let source = ConfigMapVolumeSource { name: templates.name.clone(), optional: Some(true), ..Default::default() };
         let volume = Volume { name: mounts::TEMPLATES.into(), config_map: Some(source), ..Default::default() };
         all.push((volume, mount(mounts::TEMPLATES)));
     }
@@ -68,7 +67,9 @@ fn further_secrets(plan: &CreditMigrationSpec, task: Task) -> BTreeSet<String> {
         }
     }
     let checks = match task {
-        Task::Preflight => [Task::Validate, Task::Monitor, Task::DayCheck, Task::WeekReview].map(|t| plan.checks_of(t)).concat(),
+        Task::Preflight => {
+            [Task::Validate, Task::Monitor, Task::DayCheck, Task::WeekReview].map(|t| plan.checks_of(t)).concat()
+        }
         task => plan.checks_of(task),
     };
     names.extend(checks.into_iter().filter_map(|c| Some(c.sequence?.secret_ref?.name)));

@@ -50,7 +50,9 @@ fn team(occasion: Occasion) -> (&'static str, &'static str) {
         ),
         Occasion::MaintenanceStarts => (
             "[{{ namespace }}/{{ migration }}] Maintenance starts{% if startsAt %} {{ startsAt|time }}{% endif %}",
-            facts!("{{ message }}\n\nBe there when it starts: it does not start with fewer people present than wanted."),
+            facts!(
+                "{{ message }}\n\nBe there when it starts: it does not start with fewer people present than wanted."
+            ),
         ),
         Occasion::Finished => (
             "[{{ namespace }}/{{ migration }}] Migrated: the new version runs, writes are open",

@@ -118,10 +118,7 @@ impl Mailer {
             if !connection.can_starttls() {
                 return Err("the server offers no STARTTLS".to_owned());
             }
-            connection
-                .starttls(self.parameters.clone(), &hello)
-                .await
-                .map_err(|e| words("STARTTLS failed", &e))?;
+            connection.starttls(self.parameters.clone(), &hello).await.map_err(|e| words("STARTTLS failed", &e))?;
         }
         if let Some(login) = &self.login {
             connection

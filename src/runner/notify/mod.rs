@@ -32,9 +32,7 @@ use self::{
 };
 use super::{Failure, preflight::Findings, settings::Settings, work::Work};
 use crate::{
-    api::{
-        Audience, Delivery, DeliveryState, KeyRef, MigrationRunSpec, NotificationChannel, Notice, Occasion, Reason,
-    },
+    api::{Audience, Delivery, DeliveryState, KeyRef, MigrationRunSpec, Notice, NotificationChannel, Occasion, Reason},
     telemetry,
 };
 
@@ -71,8 +69,7 @@ pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
 fn result(deliveries: &[Delivery], notice: &Notice) -> Result<String, Failure> {
     let all = deliveries.len();
     let answer = |delivery: &Delivery| format!("{}: {}", delivery.channel, delivery.message);
-    let failed: Vec<String> =
-        deliveries.iter().filter(|d| d.state == DeliveryState::Failed).map(answer).collect();
+    let failed: Vec<String> = deliveries.iter().filter(|d| d.state == DeliveryState::Failed).map(answer).collect();
     if failed.is_empty() {
         let before = match notice.delivered.len() {
             0 => String::new(),
@@ -205,8 +202,7 @@ fn check_templates(
         )));
     }
     let audiences: Vec<Audience> = notifications.channels.iter().flat_map(|c| c.audiences.iter().copied()).collect();
-    let about =
-        About { migration: &work.spec.migration, namespace, contacts: &notifications.contacts };
+    let about = About { migration: &work.spec.migration, namespace, contacts: &notifications.contacts };
     let count = own.len();
     let problems = Templates::new(own).problems(&audiences, about);
     if problems.is_empty() {

@@ -191,13 +191,7 @@ pub(super) fn samples(occasion: Occasion) -> [Notice; 2] {
     [full, bare]
 }
 
-fn render(
-    key: &str,
-    source: &str,
-    notice: &Notice,
-    audience: Audience,
-    about: About<'_>,
-) -> Result<String, String> {
+fn render(key: &str, source: &str, notice: &Notice, audience: Audience, about: About<'_>) -> Result<String, String> {
     let rendered = environment().render_named_str(key, source, values(notice, audience, about));
     let text = rendered.map_err(|error| error.to_string())?;
     match text.trim() {
@@ -330,9 +324,21 @@ mod tests {
                 assert_eq!(text.body.contains("s3://"), notice.report_object.is_some(), "{at}");
             } else {
                 let all = format!("{} {}", text.subject, text.body).to_lowercase();
-                for internal in
-                    ["simplify", "shop", "kubectl", "what has happened", "s3:", "sql", "database", "monitoring", "rollback", "version", "migrat", "alarm", "+49"]
-                {
+                for internal in [
+                    "simplify",
+                    "shop",
+                    "kubectl",
+                    "what has happened",
+                    "s3:",
+                    "sql",
+                    "database",
+                    "monitoring",
+                    "rollback",
+                    "version",
+                    "migrat",
+                    "alarm",
+                    "+49",
+                ] {
                     assert!(!all.contains(internal), "{internal} is in {at}");
                 }
             }
@@ -359,7 +365,10 @@ mod tests {
         let team = own.render(&notice, Audience::Team, about(&[]));
         assert_eq!(team.subject, "general Team");
         assert!(team.body.contains("describe cmig"), "{team:?}");
-        assert_eq!(own.problems(&[Audience::Team, Audience::Users, Audience::Social], about(&[])), Vec::<String>::new());
+        assert_eq!(
+            own.problems(&[Audience::Team, Audience::Users, Audience::Social], about(&[])),
+            Vec::<String>::new()
+        );
     }
 
     #[test]
@@ -392,19 +401,30 @@ mod tests {
         for source in ["{{ message }}", "{{ migration }}", "{{ contacts[0].phone }}", "{{ reportObject or 'x' }}"] {
             let own = templates(&[("RolledBack.body", source)]);
             let problems = own.problems(&[Audience::Team, Audience::StatusPage], about(&[]));
-            assert!(problems.iter().any(|p| p.contains("undefined") || p.contains("StatusPage")), "{source}: {problems:?}");
+            assert!(
+                problems.iter().any(|p| p.contains("undefined") || p.contains("StatusPage")),
+                "{source}: {problems:?}"
+            );
             let [notice, _] = samples(Occasion::RolledBack);
             let contacts = contacts();
             let text = own.render(&notice, Audience::Users, about(&contacts));
             assert!(!text.body.contains("kubectl") && !text.body.contains("+49"), "{text:?}");
         }
-        let own = templates(&[("RolledBack.body", "{% if audience == 'Team' %}{{ message }}{% else %}over{% endif %}")]);
+        let own =
+            templates(&[("RolledBack.body", "{% if audience == 'Team' %}{{ message }}{% else %}over{% endif %}")]);
         assert_eq!(own.problems(&[Audience::Team, Audience::Users], about(&[])), Vec::<String>::new());
     }
 
     #[test]
     fn keys_that_no_notice_would_use_are_found() {
-        for key in ["Finshed.body", "Finished.Users.text", "Finished.Everybody.body", "DayReport.Users.body", "README", "a.b.c.d"] {
+        for key in [
+            "Finshed.body",
+            "Finished.Users.text",
+            "Finished.Everybody.body",
+            "DayReport.Users.body",
+            "README",
+            "a.b.c.d",
+        ] {
             let problems = templates(&[(key, "x")]).problems(&[Audience::Team], about(&[]));
             assert!(problems.len() == 1 && problems[0].contains("names no template"), "{problems:?}");
         }
