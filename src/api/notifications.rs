@@ -34,7 +34,7 @@ pub struct NotificationChannel {
     /// Name, unique among the channels.
     #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub name: String,
-    /// Who reads it.
+    /// Who reads it. A notice comes once, in the words for the first of them that is told.
     #[schemars(length(min = 1, max = 5))]
     pub audiences: Vec<Audience>,
     /// Incoming webhook of Slack, or of what understands the same.

@@ -6,6 +6,7 @@ use serde_json::{Map, json};
 
 use super::{
     Failure,
+    notify::Alarm,
     probe::Prober,
     report::Reporter,
     window::{Channel, ChannelError},
@@ -23,12 +24,18 @@ pub struct ApiChannel {
     reporter: Reporter,
     prober: Prober,
     probe: Option<VersionProbe>,
+    alarm: Alarm,
 }
 
 impl ApiChannel {
-    /// A channel over a run's reporter.
-    pub fn new(reporter: Reporter, prober: Prober, probe: Option<VersionProbe>) -> Self {
-        Self { reporter, prober, probe }
+    /// A channel over a run's reporter. `alarm` hears what is ordered and reported.
+    pub fn new(reporter: Reporter, prober: Prober, probe: Option<VersionProbe>, alarm: Alarm) -> Self {
+        Self { reporter, prober, probe, alarm }
+    }
+
+    /// The alarm, at the window's end.
+    pub fn into_alarm(self) -> Alarm {
+        self.alarm
     }
 }
 
@@ -51,7 +58,9 @@ impl Channel for ApiChannel {
         if run.metadata.deletion_timestamp.is_some() {
             return Err(ChannelError::Gone);
         }
-        Ok(run.spec.window.unwrap_or(WindowOrder { command: WindowCommand::Standby, deadline: None }))
+        let order = run.spec.window.unwrap_or(WindowOrder { command: WindowCommand::Standby, deadline: None });
+        self.alarm.ordered(&order);
+        Ok(order)
     }
 
     async fn successor(&self) -> Result<(), ChannelError> {
@@ -66,6 +75,8 @@ impl Channel for ApiChannel {
     }
 
     async fn report(&self, progress: &WindowProgress, note: Option<&Failure>) -> Result<(), ChannelError> {
+        // Before the API server is told: it may hang.
+        self.alarm.reported(progress, note);
         let mut fields = Map::new();
         fields.insert("window".into(), json!(progress));
         fields.insert("reason".into(), json!(note.map(|failure| failure.reason)));

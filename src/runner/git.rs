@@ -115,8 +115,8 @@ impl Git {
                 vec![password, username]
             }
             None => {
-                let key = work.settings.further_required(&reference(secret, "ssh-privatekey"))?;
-                let known = work.settings.further_required(&reference(secret, "known_hosts"))?;
+                let key = work.settings.further_file(&reference(secret, "ssh-privatekey"))?;
+                let known = work.settings.further_file(&reference(secret, "known_hosts"))?;
                 // ssh refuses a key without its last line break, which many ways of making a Secret strip.
                 let key = keys.write("key", &format!("{}\n", key.replace('\r', "").trim_end()))?;
                 let known = keys.write("known_hosts", &format!("{}\n", known.trim_end()))?;
@@ -297,7 +297,7 @@ fn reference(name: &str, key: &str) -> KeyRef {
 
 /// A key of the Secret that must be one line: a second one would be an order to git.
 fn line(settings: &Settings<'_>, secret: &str, key: &str) -> Result<String, Failure> {
-    let text = settings.further_required(&reference(secret, key))?;
+    let text = settings.further_file(&reference(secret, key))?;
     let text = text.trim();
     if text.contains(char::is_control) {
         let message = format!("key {key} of Secret {secret} has more than one line; next: store the bare value");

@@ -39,6 +39,7 @@ pub mod sources;
 pub mod sqltext;
 pub mod statistics;
 pub mod store;
+mod tls;
 pub mod verify;
 pub mod window;
 pub mod work;
@@ -54,6 +55,7 @@ use self::{
     archive::Tools,
     channel::ApiChannel,
     control::Step,
+    notify::Alarm,
     probe::Prober,
     report::{Progress, Reporter, Unreported},
     settings::Settings,
@@ -61,7 +63,7 @@ use self::{
     work::Work,
 };
 use crate::{
-    api::{CheckResult, MigrationRun, MigrationRunStatus, Reason, RunPhase, Task, mounts},
+    api::{CheckResult, MigrationRun, MigrationRunStatus, Reason, RunPhase, Task, WindowState, mounts},
     telemetry,
 };
 
@@ -266,8 +268,14 @@ async fn window(work: &Work<'_>, reporter: &Reporter, direction: Step) -> Result
         inputs: work.spec.inputs.clone(),
         poll: POLL,
     };
-    let channel = ApiChannel::new(reporter.clone(), Prober::new()?, work.spec.plan.application.version_probe.clone());
+    let (probe, alarm) = (work.spec.plan.application.version_probe.clone(), Alarm::new(work, notify::GRACE));
+    let channel = ApiChannel::new(reporter.clone(), Prober::new()?, probe, alarm);
     let outcome = window::run(&channel, &target, &plan, &work.stop).await;
+    let handed_over = outcome.failure.as_ref().is_some_and(|failure| failure.reason == Reason::PodFailed);
+    if outcome.progress.state == WindowState::Held && work.stop.is_cancelled() && !handed_over {
+        // No pod comes after this one. In all other cases the process lives on until its end was reported.
+        channel.into_alarm().settle(notify::TIMEOUT).await;
+    }
     work.progress.note("window", &outcome.progress);
     match outcome.failure {
         None => Ok(format!("window ended: {:?}", outcome.progress.state)),

@@ -8,14 +8,13 @@
 //!   for the window, a session without it could neither migrate nor switch the default back.
 //! - The password is never printed: not by `Debug`, not in a message, not as an argument of a child process.
 
-use std::{error::Error as _, fmt, path::Path, sync::Arc, time::Duration};
+use std::{fmt, path::Path, sync::Arc, time::Duration};
 
 use rustls::{ClientConfig, RootCertStore};
-use rustls_pki_types::{CertificateDer, pem::PemObject};
 use tokio_postgres::{CancelToken, Client, Config, NoTls, config::ChannelBinding, config::SslMode, error::SqlState};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::Failure;
+use super::{Failure, tls};
 use crate::api::Reason;
 
 /// Longest time for TCP, TLS and log-in together.
@@ -255,7 +254,7 @@ impl Target {
             );
             return Failure::new(reason, message);
         }
-        if let Some(tls) = find::<rustls::Error>(error) {
+        if let Some(tls) = tls::find::<rustls::Error>(error) {
             let message = format!(
                 "the certificate of {at} is not trusted: {tls}; next: put the authority that signed it into the Secret key of spec.database.connection.caSecretRef"
             );
@@ -301,12 +300,8 @@ impl Tls {
         let mut roots = RootCertStore::empty();
         match ca_pem {
             Some(pem) => {
-                for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
-                    let certificate = certificate.map_err(|e| untrusted(format!("holds no readable PEM: {e}")))?;
+                for certificate in tls::authorities(pem).map_err(untrusted)? {
                     roots.add(certificate).map_err(|e| untrusted(format!("holds an unusable certificate: {e}")))?;
-                }
-                if roots.is_empty() {
-                    return Err(untrusted("holds no certificate".to_owned()));
                 }
             }
             None => {
@@ -423,23 +418,6 @@ fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
         innermost = source;
     }
     innermost.to_string()
-}
-
-/// The first error of type `T` in the chain; `std::io::Error` hides what it wraps from `source`.
-fn find<T: std::error::Error + 'static>(error: &tokio_postgres::Error) -> Option<&T> {
-    let mut next: Option<&(dyn std::error::Error + 'static)> = error.source();
-    while let Some(current) = next {
-        if let Some(found) = current.downcast_ref::<T>() {
-            return Some(found);
-        }
-        let wrapped =
-            current.downcast_ref::<std::io::Error>().and_then(|io| io.get_ref()).and_then(|e| e.downcast_ref::<T>());
-        if wrapped.is_some() {
-            return wrapped;
-        }
-        next = current.source();
-    }
-    None
 }
 
 /// `text` without percent-encoding; `None` if it is none.

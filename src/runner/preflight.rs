@@ -9,9 +9,8 @@ use std::time::Duration;
 use futures::TryStreamExt;
 
 use super::{
-    Failure, code_backup, postgres::Target, preflight_checks, preflight_database as database, probe::Prober, sqltext,
-    store::Store,
-    work::Work,
+    Failure, code_backup, notify, postgres::Target, preflight_checks, preflight_database as database, probe::Prober, sqltext,
+    store::Store, work::Work,
 };
 use crate::api::{Finding, Reason};
 
@@ -86,6 +85,7 @@ pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
         };
         findings.add("version probe", answer.map(|version| format!("the application runs {version}")));
     }
+    notify::look(work, &mut findings);
     work.progress.note("findings", &findings.list());
     findings.result()
 }

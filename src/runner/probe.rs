@@ -6,7 +6,7 @@
 
 use std::{error::Error as _, time::Duration};
 
-use reqwest::{Client, Response, redirect::Policy};
+use reqwest::{Certificate, Client, Response, redirect::Policy};
 use serde_json::Value as Json;
 use serde_json_path::JsonPath;
 
@@ -42,16 +42,7 @@ impl Prober {
     /// # Errors
     /// `Internal` if TLS cannot be set up.
     pub fn new() -> Result<Self, Failure> {
-        let client = Client::builder()
-            .redirect(Policy::none())
-            .no_proxy()
-            .connect_timeout(TIMEOUT)
-            // A kept connection would go on to an old pod after a switch.
-            .pool_max_idle_per_host(0)
-            .user_agent("credit-migration")
-            .build()
-            .map_err(|e| Failure::new(Reason::Internal, format!("HTTP client: {}", cause(&e))))?;
-        Ok(Self { client })
+        Ok(Self { client: client(None)? })
     }
 
     /// Asks the application for its version.
@@ -175,6 +166,24 @@ pub(super) async fn body(mut answer: Response) -> Result<Vec<u8>, String> {
 
 pub(super) fn parse(bytes: &[u8]) -> Result<Json, String> {
     serde_json::from_slice(bytes).map_err(|_| "the answer is no JSON".to_owned())
+}
+
+/// A client without redirects and proxies, which trusts `authorities`, or those of the system.
+///
+/// # Errors
+/// `Internal` if TLS cannot be set up.
+pub(super) fn client(authorities: Option<Vec<Certificate>>) -> Result<Client, Failure> {
+    let mut builder = Client::builder()
+        .redirect(Policy::none())
+        .no_proxy()
+        .connect_timeout(TIMEOUT)
+        // A kept connection would go on to an old pod after a switch.
+        .pool_max_idle_per_host(0)
+        .user_agent("credit-migration");
+    if let Some(authorities) = authorities {
+        builder = builder.tls_certs_only(authorities);
+    }
+    builder.build().map_err(|e| Failure::new(Reason::Internal, format!("HTTP client: {}", cause(&e))))
 }
 
 /// The innermost cause. The outer ones repeat the URL.

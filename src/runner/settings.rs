@@ -4,6 +4,7 @@
 //! not as a pod that never starts.
 
 use std::{
+    collections::BTreeMap,
     io::ErrorKind,
     path::{Path, PathBuf},
 };
@@ -117,12 +118,55 @@ impl<'a> Settings<'a> {
         self.read(&mounts::secret(name, key))
     }
 
-    /// A key of one of the further Secrets, which must be there and not empty.
+    /// A value of a further Secret: see [`mounts::secret`]. `example` stands in the command that makes it.
     ///
     /// # Errors
     /// `SecretKeyMissing`.
-    pub fn further_required(&self, reference: &KeyRef) -> Result<String, Failure> {
+    pub fn further_secret(&self, reference: &KeyRef, example: &str) -> Result<String, Failure> {
+        self.secret(&mounts::secret(&reference.name, &reference.key), reference, example)
+    }
+
+    /// The same for a value that is a file of its own, such as PEM.
+    ///
+    /// # Errors
+    /// `SecretKeyMissing`.
+    pub fn further_file(&self, reference: &KeyRef) -> Result<String, Failure> {
         self.secret_file(&mounts::secret(&reference.name, &reference.key), reference)
+    }
+
+    /// Templates of notices by key; none when their ConfigMap is missing.
+    ///
+    /// # Errors
+    /// `TemplateInvalid` if the mount cannot be read, or a template is no UTF-8.
+    pub fn templates(&self) -> Result<BTreeMap<String, String>, Failure> {
+        let unreadable = |e: std::io::Error| {
+            Failure::new(Reason::TemplateInvalid, format!("the templates' ConfigMap cannot be read: {e}"))
+        };
+        let entries = match std::fs::read_dir(self.root.join(mounts::TEMPLATES)) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(BTreeMap::new()),
+            Err(error) => return Err(unreadable(error)),
+        };
+        let mut all = BTreeMap::new();
+        for entry in entries {
+            let entry = entry.map_err(unreadable)?;
+            let key = entry.file_name().to_string_lossy().into_owned();
+            // The kubelet's own: `..data` and what it points to.
+            if !key.starts_with("..") {
+                all.insert(key, std::fs::read_to_string(entry.path()).map_err(unreadable)?);
+            }
+        }
+        Ok(all)
+    }
+
+    /// The run's namespace.
+    pub fn namespace(&self) -> &'a str {
+        self.namespace
+    }
+
+    /// Folder of all mounts.
+    pub fn root(&self) -> &Path {
+        &self.root
     }
 
     /// Both SQL texts.

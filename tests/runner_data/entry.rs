@@ -18,7 +18,10 @@ use credit_migration::api::{
 };
 use serde_json::{Value, json};
 
-use crate::harness::{World, postgresql_bin};
+use crate::{
+    harness::{World, postgresql_bin},
+    notify::Office,
+};
 
 /// One `MigrationRun`, `None` when deleted.
 #[derive(Default)]
@@ -260,4 +263,50 @@ async fn a_late_report_of_the_begin_does_not_overwrite_the_end() {
     window.lock().unwrap().late_begin = true;
     assert!(program(&world, &window, pending()).await.status.success());
     assert_eq!((status(&window).phase, status(&window).reason), (RunPhase::Failed, Some(Reason::SqlChanged)));
+}
+
+/// Nobody orders anything any more: neither the operator, nor a person by way of the API server.
+#[tokio::test]
+async fn a_window_that_is_held_without_the_api_server_tells_people() {
+    let office = Office::open().await;
+    let mut world = World::new().await;
+    let path = format!("/ok/held-{}", world.number);
+    world.spec.plan.notifications = serde_json::from_value(json!({
+        "channels": [{"name": "chat", "audiences": ["Team"], "slack": {
+            "urlSecretRef": {"name": "chat", "key": "url"}, "caSecretRef": {"name": "chat", "key": "ca.crt"}}}],
+        "contacts": [{"role": "DBA", "name": "Ada Example", "phone": "+49 30 000000", "duty": "the database"}],
+    }))
+    .unwrap();
+    world.mount(&mounts::secret("chat", "url"), &office.url(&path));
+    world.mount(&mounts::secret("chat", "ca.crt"), &office.authority("ca"));
+    world.backed_up().await;
+    let window = shared(&world, Task::Window);
+    let deadline = Some(credit_migration::telemetry::now() + Duration::from_secs(8));
+    let order = |command| {
+        window.lock().unwrap().run.as_mut().unwrap().spec.window = Some(WindowOrder { command, deadline });
+    };
+    order(WindowCommand::Open);
+    let output = program(&world, &window, async {
+        until(&window, |status| status.window.as_ref().is_some_and(|w| w.state >= WindowState::Migrated)).await;
+        order(WindowCommand::Switch);
+        until(&window, |status| status.window.as_ref().is_some_and(|w| w.switch_acknowledged)).await;
+        window.lock().unwrap().denied = true;
+        office.web_until(&path, 1).await;
+        // The window itself goes on as before: it still obeys.
+        window.lock().unwrap().denied = false;
+        order(WindowCommand::Revert);
+        pending::<()>().await;
+    })
+    .await;
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(status(&window).window.unwrap().state, WindowState::Reverted);
+    let told = office.web(&path);
+    assert_eq!(told.len(), 1, "once: {told:?}");
+    let id = format!("{}-Window-1-held", world.spec.migration_uid);
+    assert_eq!(told[0]["headers"]["idempotency-key"], json!(id));
+    let text = told[0]["body"]["text"].as_str().unwrap();
+    for words in ["stay blocked", "deadline", "rollback simplify-credits --confirm", "+49 30 000000", "emergency.md"] {
+        assert!(text.contains(words), "{words} is not in {text}");
+    }
+    assert!(!String::from_utf8_lossy(&output.stderr).contains(&path));
 }

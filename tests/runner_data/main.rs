@@ -1,5 +1,5 @@
-//! The runner's data tasks against a real PostgreSQL and a real S3 server: Preflight, Backup, VerifyBackup, ExportKeyUsers,
-//! Rehearse, checks and follow-ups.
+//! The runner's data tasks against a real PostgreSQL, a real S3 server, and real servers of mail and web: Preflight, Backup,
+//! VerifyBackup, ExportKeyUsers, Rehearse, checks, follow-ups, Notify.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -11,6 +11,7 @@ mod follow_up;
 mod harness;
 mod key_users;
 mod load;
+mod notify;
 mod preflight;
 mod rehearsal;
 mod sequence;

@@ -1,0 +1,251 @@
+//! Task `Notify`: tells people, by every channel that one of their audiences reads.
+//!
+//! ```text
+//!  notice ─> channels whose audience is told, not told before ─┬─> text for it ─> Slack ──────┐
+//!                                                              ├─> text for it ─> webhook ────┼─> deliveries
+//!                                                              └─> text for it ─> mail ───────┘
+//! ```
+//!
+//! # Contract
+//! - A channel gets one message, even if it has several audiences that are told: that of the first of `audiences`.
+//! - Each channel has [`TIMEOUT`], and none waits for another.
+//! - Each delivery is noted when it is known: a pod that dies leaves few that are repeated. What is repeated has the same id
+//!   (`id` of the event, `Idempotency-Key`, `Message-ID`), so that a receiver can drop it.
+//! - URLs, logins and addresses stand in no message.
+
+mod alarm;
+mod defaults;
+mod email;
+mod http;
+mod templates;
+
+use std::time::Duration;
+
+use futures::{StreamExt, stream::FuturesUnordered};
+
+pub use alarm::{Alarm, GRACE};
+
+use self::{
+    email::Mailer,
+    http::Hook,
+    templates::{About, Templates, Text},
+};
+use super::{Failure, preflight::Findings, settings::Settings, work::Work};
+use crate::{
+    api::{Audience, Delivery, DeliveryState, KeyRef, MigrationRunSpec, Notice, NotificationChannel, Occasion, Reason},
+    telemetry,
+};
+
+/// Longest wait for one channel.
+pub const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// One notice to one audience.
+struct Letter<'a> {
+    notice: &'a Notice,
+    audience: Audience,
+    text: Text,
+    about: About<'a>,
+}
+
+/// How a channel is reached.
+enum Way {
+    Hook(Hook),
+    Mail(Box<Mailer>),
+}
+
+/// Tells what `inputs.notice` says. Notes `deliveries`, one for each channel that was tried.
+///
+/// # Errors
+/// `NoticeUndelivered` if not every channel took it, with what each answered.
+pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
+    let Some(notice) = &work.spec.inputs.notice else {
+        return Err(Failure::new(Reason::Internal, "the run has no notice to tell"));
+    };
+    let deliveries = tell(&work.settings, work.spec, notice, |so_far| work.progress.note("deliveries", &so_far)).await;
+    result(&deliveries, notice)
+}
+
+/// The task's result.
+fn result(deliveries: &[Delivery], notice: &Notice) -> Result<String, Failure> {
+    let all = deliveries.len();
+    let answer = |delivery: &Delivery| format!("{}: {}", delivery.channel, delivery.message);
+    let failed: Vec<String> = deliveries.iter().filter(|d| d.state == DeliveryState::Failed).map(answer).collect();
+    if failed.is_empty() {
+        let before = match notice.delivered.len() {
+            0 => String::new(),
+            before => format!("; {before} had it before"),
+        };
+        let told: String = deliveries.iter().map(|delivery| format!("; {}", answer(delivery))).collect();
+        return Ok(format!("{all} of {all} channels took it{before}{told}"));
+    }
+    let message = format!(
+        "{} of {all} channels did not take it: {}; next: correct spec.notifications.channels or the Secrets that it names, and look at NetworkPolicy",
+        failed.len(),
+        failed.join("; ")
+    );
+    Err(Failure::new(Reason::NoticeUndelivered, message))
+}
+
+/// The channels that are told of an occasion, each with the audience whose message it gets.
+fn told<'a>(
+    channels: &'a [NotificationChannel],
+    occasion: Occasion,
+    delivered: &[String],
+) -> Vec<(&'a NotificationChannel, Audience)> {
+    let audience = |channel: &NotificationChannel| {
+        channel.audiences.iter().copied().find(|audience| occasion.audiences().contains(audience))
+    };
+    let due = channels.iter().filter(|channel| !delivered.contains(&channel.name));
+    due.filter_map(|channel| Some((channel, audience(channel)?))).collect()
+}
+
+/// Sends a notice by every channel that is told; `so_far` gets all deliveries whenever there is one more. Returns them in the
+/// order of the channels.
+async fn tell(
+    settings: &Settings<'_>,
+    spec: &MigrationRunSpec,
+    notice: &Notice,
+    mut so_far: impl FnMut(&[Delivery]),
+) -> Vec<Delivery> {
+    let notifications = &spec.plan.notifications;
+    let about =
+        About { migration: &spec.migration, namespace: settings.namespace(), contacts: &notifications.contacts };
+    let (templates, unreadable) = match settings.templates() {
+        Ok(own) => (Templates::new(own), None),
+        Err(failure) => (Templates::new(std::collections::BTreeMap::new()), Some(failure.message)),
+    };
+    let channels = told(&notifications.channels, notice.occasion, &notice.delivered);
+    let mut sending: FuturesUnordered<_> = channels
+        .iter()
+        .enumerate()
+        .map(|(n, (channel, audience))| {
+            let mut text = templates.render(notice, *audience, about);
+            text.unusable.extend(unreadable.clone());
+            let letter = Letter { notice, audience: *audience, text, about };
+            async move { (n, deliver(settings, channel, &letter).await) }
+        })
+        .collect();
+    let mut done: Vec<(usize, Delivery)> = Vec::new();
+    while let Some(one) = sending.next().await {
+        done.push(one);
+        done.sort_by_key(|(n, _)| *n);
+        so_far(&done.iter().map(|(_, delivery)| delivery.clone()).collect::<Vec<_>>());
+    }
+    done.into_iter().map(|(_, delivery)| delivery).collect()
+}
+
+async fn deliver(settings: &Settings<'_>, channel: &NotificationChannel, letter: &Letter<'_>) -> Delivery {
+    let sent = async {
+        match way(settings, channel).map_err(|failure| failure.message)? {
+            Way::Hook(hook) => hook.send(letter).await,
+            Way::Mail(mailer) => mailer.send(letter).await,
+        }
+    };
+    let sent = tokio::time::timeout(TIMEOUT, sent).await.unwrap_or_else(|_| Err(too_late()));
+    let (state, mut message) = match sent {
+        Ok(()) => (DeliveryState::Delivered, "taken".to_owned()),
+        Err(why) => (DeliveryState::Failed, why),
+    };
+    for why in &letter.text.unusable {
+        message = format!("{message}; {why}");
+    }
+    let name = &channel.name;
+    match state {
+        DeliveryState::Delivered => tracing::info!(channel = name, message, "delivered"),
+        DeliveryState::Failed => tracing::warn!(channel = name, message, "not delivered"),
+    }
+    Delivery { channel: name.clone(), state, message, at: telemetry::now() }
+}
+
+/// Reads a channel's Secrets and makes everything ready, without a connection.
+fn way(settings: &Settings<'_>, channel: &NotificationChannel) -> Result<Way, Failure> {
+    let NotificationChannel { name, audiences: _, slack, webhook, email } = channel;
+    match (slack, webhook, email) {
+        (Some(slack), None, None) => Ok(Way::Hook(Hook::slack(settings, slack)?)),
+        (None, Some(webhook), None) => Ok(Way::Hook(Hook::events(settings, webhook)?)),
+        (None, None, Some(email)) => Ok(Way::Mail(Box::new(Mailer::new(settings, email)?))),
+        // The schema lets none of them through.
+        _ => Err(Failure::new(Reason::Internal, format!("channel {name} has not exactly one way"))),
+    }
+}
+
+/// Preflight's part: the Secrets of each channel, and the templates. Sends nothing.
+pub fn look(work: &Work<'_>, findings: &mut Findings) {
+    let (settings, notifications) = (&work.settings, &work.spec.plan.notifications);
+    for channel in &notifications.channels {
+        let words = way(settings, channel).map(|way| match way {
+            Way::Hook(hook) => hook.words(),
+            Way::Mail(mailer) => mailer.words(),
+        });
+        let audiences = channel.audiences.iter().map(|a| format!("{a:?}")).collect::<Vec<_>>().join(", ");
+        findings.add(
+            format!("notification channel {}", channel.name),
+            words.map(|words| format!("{words}, for {audiences}; nothing was sent")),
+        );
+    }
+    if let Some(reference) = &notifications.templates_config_map_ref {
+        let found = settings.templates().and_then(|own| check_templates(work, &reference.name, own));
+        findings.add("notification templates", found);
+    }
+}
+
+fn check_templates(
+    work: &Work<'_>,
+    name: &str,
+    own: std::collections::BTreeMap<String, String>,
+) -> Result<String, Failure> {
+    let (namespace, notifications) = (work.settings.namespace(), &work.spec.plan.notifications);
+    let invalid = |what: String| Failure::new(Reason::TemplateInvalid, what);
+    if own.is_empty() {
+        return Err(invalid(format!(
+            "ConfigMap {namespace}/{name} is missing or empty; next: kubectl -n {namespace} create configmap {name} --from-file=Finished.Users.body=FILE"
+        )));
+    }
+    let audiences: Vec<Audience> = notifications.channels.iter().flat_map(|c| c.audiences.iter().copied()).collect();
+    let about = About { migration: &work.spec.migration, namespace, contacts: &notifications.contacts };
+    let count = own.len();
+    let problems = Templates::new(own).problems(&audiences, about);
+    if problems.is_empty() {
+        return Ok(format!("{count} of {count} templates of ConfigMap {namespace}/{name} render"));
+    }
+    Err(invalid(format!(
+        "ConfigMap {namespace}/{name}: {}; next: kubectl -n {namespace} edit configmap {name}",
+        problems.join("; ")
+    )))
+}
+
+fn untrusted(settings: &Settings<'_>, KeyRef { name, key }: &KeyRef, what: &str) -> Failure {
+    let namespace = settings.namespace();
+    Failure::new(
+        Reason::CertificateNotTrusted,
+        format!("key {key} of Secret {namespace}/{name} {what}; next: put the authority's PEM certificate there"),
+    )
+}
+
+fn too_late() -> String {
+    format!("no answer within {} s", TIMEOUT.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_channel_gets_the_message_of_its_first_audience_that_is_told() {
+        let channels: Vec<NotificationChannel> = serde_json::from_value(json!([
+            {"name": "a", "audiences": ["Users", "Support", "Team"]},
+            {"name": "b", "audiences": ["StatusPage"]},
+            {"name": "c", "audiences": ["Team"]},
+        ]))
+        .unwrap();
+        let names = |occasion, delivered: &[String]| {
+            let told = told(&channels, occasion, delivered);
+            told.iter().map(|(channel, audience)| format!("{} {audience:?}", channel.name)).collect::<Vec<_>>()
+        };
+        assert_eq!(names(Occasion::Finished, &[]), ["a Users", "b StatusPage", "c Team"]);
+        assert_eq!(names(Occasion::PersonNeeded, &[]), ["a Support", "c Team"]);
+        assert_eq!(names(Occasion::DayReport, &["a".to_owned()]), ["c Team"]);
+    }
+}
