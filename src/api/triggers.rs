@@ -54,13 +54,14 @@ impl Default for Triggers {
 }
 
 /// Whether a trigger that needs no source is measured.
+// Not `On` and `Off`: YAML 1.1, which kubectl reads, takes them for booleans, and the API server refuses the schema's default.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum TriggerMode {
     /// Measured.
     #[default]
-    On,
+    Enabled,
     /// Not measured.
-    Off,
+    Disabled,
 }
 
 /// Balances of too many users are not explained.
@@ -75,7 +76,7 @@ pub struct BalanceErrors {
 
 impl Default for BalanceErrors {
     fn default() -> Self {
-        Self { mode: TriggerMode::On, max_users: 10 }
+        Self { mode: TriggerMode::Enabled, max_users: 10 }
     }
 }
 
@@ -92,7 +93,7 @@ pub struct DatabaseConnection {
 
 impl Default for DatabaseConnection {
     fn default() -> Self {
-        Self { mode: TriggerMode::On, max_used: "0.95".into() }
+        Self { mode: TriggerMode::Enabled, max_used: "0.95".into() }
     }
 }
 
@@ -175,14 +176,14 @@ impl Triggers {
             })
         };
         [
-            (balance_errors.mode == TriggerMode::On).then(|| Check {
+            (balance_errors.mode == TriggerMode::Enabled).then(|| Check {
                 balances: Some(BalancesCheck { compare: super::BalancesComparison::Users }),
                 max: Some(balance_errors.max_users.to_string()),
                 ..balance
             }),
             sourced(payment, payment_processing),
             sourced(core, core_function),
-            (database_connection.mode == TriggerMode::On).then(|| Check {
+            (database_connection.mode == TriggerMode::Enabled).then(|| Check {
                 connection: Some(ConnectionCheck {}),
                 max: Some(database_connection.max_used.clone()),
                 ..connection

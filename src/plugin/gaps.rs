@@ -58,7 +58,7 @@ impl Gaps {
             "set spec.rollback.policy: Automatic",
         );
         for (missing, what, field) in [
-            (t.balance_errors.mode == TriggerMode::Off, "trigger: wrong balances", "balanceErrors.mode: On"),
+            (t.balance_errors.mode == TriggerMode::Disabled, "trigger: wrong balances", "balanceErrors.mode: Enabled"),
             (
                 t.payment_processing.is_none(),
                 "trigger: payments fail",
@@ -70,9 +70,9 @@ impl Gaps {
                 "coreFunction, with one of sql, http, sequence, prometheus",
             ),
             (
-                t.database_connection.mode == TriggerMode::Off,
+                t.database_connection.mode == TriggerMode::Disabled,
                 "trigger: no connection to the database",
-                "databaseConnection.mode: On",
+                "databaseConnection.mode: Enabled",
             ),
             (t.error_rate.is_none(), "trigger: error rate over 5%", "errorRate.prometheus"),
         ] {
@@ -185,7 +185,7 @@ mod tests {
 
     #[rstest::rstest]
     #[case("/code", json!({"repository": "https://git.example.com/a.git", "commit": "a".repeat(40), "secretRef": {"name": "git"}}), "tag and branch of the code")]
-    #[case("/rollback/triggers/balanceErrors/mode", json!("On"), "trigger: wrong balances")]
+    #[case("/rollback/triggers/balanceErrors/mode", json!("Enabled"), "trigger: wrong balances")]
     #[case("/rollback/triggers/coreFunction", json!({"http": {"url": "http://shop/"}}), "trigger: the application cannot be used")]
     #[case("/validation/checks", json!([{"name": "total", "balances": {"compare": "Total"}, "max": "1"}]), "validation: sum of balances")]
     #[case("/validation/checks", json!([{"name": "p95", "http": {"url": "http://shop/", "percentile": 95}, "max": "100"}]), "validation: time to the answer below 100 ms")]

@@ -150,7 +150,9 @@ pub(super) fn look(spec: &CreditMigrationSpec, world: &World) -> Vec<Finding> {
     let sql = &spec.migration;
     for (what, source) in [("up SQL", &sql.up), ("down SQL", &sql.down)] {
         let r = &source.config_map_key_ref;
-        found.extend(config_map_key(what, r, world, |text| sql_problem(&r.key, text)));
+        found.extend(config_map_key(what, r, world, &format!("--from-file={}=FILE", r.key), |text| {
+            sql_problem(&r.key, text)
+        }));
     }
     found.extend(flag(spec, world));
     if let Some(r) = &spec.notifications.templates_config_map_ref
@@ -211,15 +213,16 @@ fn told(what: &str, object: &str, unseen: Option<&str>, next: String) -> Finding
     }
 }
 
-/// A key of a ConfigMap, and what its text is worth. Nothing if nobody looked for the map.
+/// A key of a ConfigMap, and what its text is worth; `from` is the option that creates it. Nothing if nobody looked for the map.
 fn config_map_key(
     what: &str,
     r: &KeyRef,
     world: &World,
+    from: &str,
     problem: impl Fn(&str) -> Option<(State, String)>,
 ) -> Option<Finding> {
     let look = world.config_maps.get(&r.name)?;
-    let create = format!("kubectl create configmap {} --from-file={}=FILE", r.name, r.key);
+    let create = format!("kubectl create configmap {} {from}", r.name);
     let map = match seen(look) {
         Ok(map) => map,
         Err(unseen) => return Some(told(what, &format!("ConfigMap {}", r.name), unseen, create)),
@@ -253,7 +256,8 @@ fn flag(spec: &CreditMigrationSpec, world: &World) -> Vec<Finding> {
     let set = |key: &str, value: &str| {
         format!("kubectl patch configmap {} --type=merge -p '{{\"data\":{{\"{key}\":\"{value}\"}}}}'", r.name)
     };
-    let mut found: Vec<Finding> = config_map_key("flag", r, world, |value| {
+    let literals = format!("--from-literal={}={} --from-literal={}=true", r.key, flag.from, flag.rollback_key);
+    let mut found: Vec<Finding> = config_map_key("flag", r, world, &literals, |value| {
         (value != flag.from).then(|| {
             let text = format!(
                 "key {} of ConfigMap {} is {value:?}, expected {:?}; next: {}",
@@ -274,7 +278,7 @@ fn flag(spec: &CreditMigrationSpec, world: &World) -> Vec<Finding> {
         found.push(finding("flag", State::Wrong, text));
     }
     let key = KeyRef { name: r.name.clone(), key: flag.rollback_key.clone() };
-    found.extend(config_map_key("application is prepared for the way back", &key, world, |value| {
+    found.extend(config_map_key("application is prepared for the way back", &key, world, &literals, |value| {
         (value != "true").then(|| {
             let text = format!(
                 "key {} of ConfigMap {} is {value:?}, expected \"true\"; next: {}",

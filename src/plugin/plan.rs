@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     api::{CreditMigration, CreditMigrationSpec, Phase, Time},
-    controller::policy_problem,
+    controller::{self, policy_problem},
     telemetry,
 };
 
@@ -165,6 +165,11 @@ async fn dry_run(
             found.push(finding(what, State::Ok, "schema, rules and admission: a dry run was accepted"));
             Ok(made)
         }
+        // The kind is not served: that is told already.
+        Err(kube::Error::Api(status)) if status.code == 404 && status.message.contains("page not found") => {
+            found.push(finding(what, State::NotLooked, "its kind is not served"));
+            local()
+        }
         Err(kube::Error::Api(status)) if status.code == 403 && !status.message.contains("denied request") => {
             found.push(finding(what, State::NotLooked, status.message.clone()));
             local()
@@ -204,7 +209,8 @@ async fn installed(connection: &Connection) -> Vec<Finding> {
             let next = "helm upgrade the operator with admissionPolicies.install=true";
             finding(what, State::Wrong, format!("{problem}; next: {next}"))
         }
-        Err(error) => finding(what, State::NotLooked, format!("you may not get them: {error}")),
+        Err(controller::Error::Kube(error)) => finding(what, State::NotLooked, Error::from(error).to_string()),
+        Err(error) => finding(what, State::NotLooked, error.to_string()),
     });
     let name = &connection.namespace;
     let what = format!("namespace/{name}");

@@ -37,7 +37,7 @@ pub(crate) fn spec() -> CreditMigrationSpec {
             "name": "errors", "sql": {"query": "SELECT 0"}, "interval": "5s", "max": "0", "onBreach": "Rollback",
         }]},
         // Those that need no source would be in each stage of each table.
-        "rollback": {"triggers": {"balanceErrors": {"mode": "Off"}, "databaseConnection": {"mode": "Off"}}},
+        "rollback": {"triggers": {"balanceErrors": {"mode": "Disabled"}, "databaseConnection": {"mode": "Disabled"}}},
     }))
     .expect("the fixture fits the types")
 }

@@ -141,6 +141,8 @@ fn lint(texts: &[(String, String)], now: Time) -> Result<Report, Error> {
         } else {
             report.objects.push(d.title());
             object(d, &crds, &documents, now, &mut found);
+            let text = texts.iter().find(|(file, _)| *file == d.file).map_or("", |(_, text)| text.as_str());
+            booleans(d, text, &mut found);
         }
         report.problems.extend(found.into_iter().map(|p| Problem {
             file: d.file.clone(),
@@ -221,38 +223,44 @@ fn typed<T: DeserializeOwned>(spec: &Value, found: &mut Vec<Problem>) -> Option<
         Err(error) => error,
     };
     'next: loop {
-        let (stand_in, example) = if is_of_duration(&error) {
-            ("1s", "a duration such as 30s, 5m or 1h30m")
+        let duration = is_of_duration(&error);
+        let (bad, stand_in, example) = if duration {
+            (["5", "1q"], "1s", "a duration such as 30s, 5m or 1h30m")
         } else {
-            ("2030-01-31T03:00:00Z", "a time such as 2030-01-31T03:00:00Z")
+            (["q", "2030-q"], "2030-01-31T03:00:00Z", "a time such as 2030-01-31T03:00:00Z")
         };
-        // The text that, made good, changes the error is the one that it speaks of.
         for leaf in texts(&value, "") {
-            let Some(was) = value.pointer(&leaf).and_then(Value::as_str).map(str::to_owned) else { continue };
-            let (duration, time) = (was.parse::<kube::core::Duration>().is_ok(), was.parse::<Time>().is_ok());
-            if time || (duration && is_of_duration(&error)) {
+            let with = |text: &str| {
+                let mut changed = value.clone();
+                if let Some(place) = changed.pointer_mut(&leaf) {
+                    *place = text.into();
+                }
+                changed
+            };
+            // The text that the error speaks of is the one whose defects change it. Others of its type may stand before it.
+            let told = bad.map(|text| read(&with(text)).err().unwrap_or_default());
+            let of_its_type = |e: &String| is_of_duration(e) == duration && !e.starts_with("unknown variant");
+            if told[0] == told[1] || !told.iter().all(of_its_type) || reads_as(&value, &leaf, duration) {
                 continue;
             }
-            let mut changed = value.clone();
-            if let Some(place) = changed.pointer_mut(&leaf) {
-                *place = stand_in.into();
-            }
-            let after = read(&changed).err();
-            let worse = |e: &String| e.starts_with("unknown variant") || (duration && is_of_duration(e));
-            if after.as_ref() == Some(&error) || after.as_ref().is_some_and(worse) {
-                continue;
-            }
-            found.push(Problem::error(&dotted(&leaf), format!("is {was:?}: {error}; write {example}")));
-            value = changed;
-            match after {
-                Some(next) => error = next,
-                None => return None,
+            let was = value.pointer(&leaf).cloned().unwrap_or_default();
+            found.push(Problem::error(&dotted(&leaf), format!("is {was}: {error}; write {example}")));
+            value = with(stand_in);
+            match read(&value) {
+                Ok(_) => return None,
+                Err(next) => error = next,
             }
             continue 'next;
         }
         found.push(Problem::error("spec", error));
         return None;
     }
+}
+
+/// Whether a text is a good duration, or a good time.
+fn reads_as(value: &Value, leaf: &str, duration: bool) -> bool {
+    let text = value.pointer(leaf).and_then(Value::as_str).unwrap_or_default();
+    if duration { text.parse::<kube::core::Duration>().is_ok() } else { text.parse::<Time>().is_ok() }
 }
 
 /// What kube says of a duration that cannot be read.
@@ -279,6 +287,21 @@ fn dotted(pointer: &str) -> String {
         Ok(n) => format!("{path}[{n}]"),
         Err(_) => format!("{path}.{part}"),
     })
+}
+
+/// Words that kubectl, which reads YAML 1.1, sends as booleans when they are not quoted. Here they are texts.
+fn booleans(d: &Document, text: &str, found: &mut Vec<Problem>) {
+    for leaf in self::texts(&d.value["spec"], "") {
+        let word = d.value["spec"].pointer(&leaf).and_then(Value::as_str).unwrap_or_default();
+        if !["y", "yes", "on", "n", "no", "off"].contains(&word.to_lowercase().as_str()) {
+            continue;
+        }
+        let unquoted = regex::Regex::new(&format!(r"(?m)[-:,\[{{][ \t]+{word}[ \t\r]*(?:$|[,}}\]#])"));
+        if unquoted.is_ok_and(|r| r.is_match(text)) {
+            let text = format!("is {word}, which kubectl takes for a boolean; write it in quotes: \"{word}\"");
+            found.push(Problem::error(&dotted(&leaf), text));
+        }
+    }
 }
 
 /// Objects in the same files that the spec names.

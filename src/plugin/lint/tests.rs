@@ -166,6 +166,7 @@ fn our_examples_are_clean(#[case] file: &str) {
 #[case::psql("DROP TABLE a;", "\\\\i x", "", "SqlMetaCommand")]
 #[case::outside("CREATE TABLE a ();", "CREATE INDEX CONCURRENTLY i ON a (b)", "", "SqlOutsideTransaction: down.sql")]
 #[case::no_key("down.sql: \"", "back.sql: \"", "", "ConfigMap sql has no key down.sql")]
+#[case::boolean("VERSION}", "VERSION}, from: off", "spec.application.flag.from", "write it in quotes: \"off\"")]
 #[case::version("v1alpha1\nkind: Cred", "v1\nkind: Cred", "apiVersion", "write creditmigration.io/v1alpha1")]
 #[case::kind("kind: CreditMigration", "kind: CreditsMigration", "kind", "write one of CreditMigration")]
 #[case::group("creditmigration.io/v1alpha1", "apps/v1", "apiVersion", "write creditmigration.io/v1alpha1")]
@@ -187,6 +188,11 @@ fn every_duration_that_cannot_be_read_is_told() {
     );
     let paths: Vec<String> = found(&bad).into_iter().map(|p| p.path).collect();
     assert_eq!(paths, ["spec.validation.duration", "spec.window.maxDuration"]);
+}
+
+#[test]
+fn a_word_in_quotes_is_a_text() {
+    assert_eq!(found(&GOOD.replacen("VERSION}", "VERSION}, from: \"off\", to: 'on'", 1)), vec![]);
 }
 
 #[test]
