@@ -1,6 +1,6 @@
-//! `kubectl creditmigration`: a person's word on a migration, from the command line.
+//! `kubectl creditmigration`: plan, decide on and follow credit migrations, from the command line.
 
-use std::process::ExitCode;
+use std::{io::Write as _, process::ExitCode};
 
 use clap::Parser;
 use credit_migration::plugin;
@@ -9,14 +9,18 @@ use credit_migration::plugin;
 async fn main() -> ExitCode {
     // A second call would be the only way to fail.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    match plugin::run(plugin::Cli::parse()).await {
-        Ok(text) => {
-            println!("{text}");
-            ExitCode::SUCCESS
+    let exit = match plugin::run(plugin::Cli::parse()).await {
+        Ok(answer) => {
+            if !answer.text.is_empty() {
+                // `println!` would panic when whoever reads has ended, as `head` does.
+                let _ = writeln!(std::io::stdout(), "{}", answer.text);
+            }
+            answer.exit
         }
         Err(error) => {
             eprintln!("error: {error}");
-            ExitCode::FAILURE
+            error.exit()
         }
-    }
+    };
+    ExitCode::from(exit as u8)
 }

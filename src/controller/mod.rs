@@ -33,6 +33,8 @@ use crate::{
     telemetry,
 };
 
+pub(crate) use observe::reads_flag;
+pub(crate) use policy::policy_problem;
 pub use policy::{InstallCheck, check_install};
 
 /// Field manager of everything that the controller writes.

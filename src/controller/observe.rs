@@ -240,7 +240,7 @@ fn settled(d: &Deployment) -> bool {
 }
 
 /// Whether a container takes the key into its environment: a mounted file would change without a restart, at any time.
-fn reads_flag(d: &Deployment, key: &KeyRef) -> bool {
+pub(crate) fn reads_flag(d: &Deployment, key: &KeyRef) -> bool {
     let Some(pod) = d.spec.as_ref().and_then(|s| s.template.spec.as_ref()) else { return false };
     pod.containers.iter().any(|c| {
         let single = c.env.iter().flatten().any(|e| {

@@ -190,6 +190,14 @@ fn weak_binding(binding: &ValidatingAdmissionPolicyBindingSpec, policy: &str) ->
     (!binding.validation_actions.iter().any(|a| a == "Deny")).then_some("does not deny")
 }
 
+/// Why neither names nor reports can be trusted, by the default names of the policies; `None` when they can.
+///
+/// # Errors
+/// `Kube` when policies or bindings cannot be read.
+pub(crate) async fn policy_problem(client: &Client) -> Result<Option<String>, Error> {
+    Ok(trust(client, DECISIONS).await?.problem)
+}
+
 /// Options of `check-install`.
 #[derive(clap::Args, Clone, Debug)]
 pub struct InstallCheck {

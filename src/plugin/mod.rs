@@ -1,17 +1,51 @@
-//! The kubectl plugin: writes `MigrationDecision`s, so that nobody hunts for a UID or a digest at night.
+//! The kubectl plugin: says what would happen, where a migration stands and what its evidence is worth, and writes
+//! `MigrationDecision`s, so that nobody hunts for a UID or a digest at night.
 //!
-//! Each verb reads the migration, says what it is about to decide on, and creates one decision in the name under which the
-//! API server knows the caller.
+//! ```text
+//!  Cli ─> verb ─> read (client) ─> plain values ─> pure part: findings, view, decision ─> Answer { text, exit }
+//! ```
+//!
+//! Nothing is changed but by `approve`, `ready`, `reject`, `abort`, `rollback --confirm` and `keep`, each of which creates one
+//! decision in the name under which the API server knows the caller.
 
-use clap::{Args, Parser, Subcommand};
-use k8s_openapi::{api::authentication::v1::SelfSubjectReview, apimachinery::pkg::apis::meta::v1::ObjectMeta};
-use kube::{
-    Api, Client, Config, ResourceExt,
-    api::PostParams,
-    config::{KubeConfigOptions, KubeconfigError},
-};
+mod answer;
+mod connect;
+mod decide;
+mod gaps;
+mod lint;
+mod logs;
+mod look;
+mod plan;
+mod procedure;
+mod report;
+mod status;
+mod verify;
+mod watch;
 
-use crate::api::{CreditMigration, Decision, MigrationDecision, MigrationDecisionSpec, Phase};
+use clap::{CommandFactory, Parser, Subcommand};
+use kube::config::KubeconfigError;
+
+pub use answer::{Answer, Exit};
+
+use self::connect::Connection;
+
+/// What each exit code means; part of `--help`.
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done, and all is as it should be
+  1  it could not be done: no connection, no right, no such object
+  2  the command line is wrong
+  3  not as it should be: plan found something missing, lint found errors, verify lacks evidence, status or watch met
+     Failed or RollbackFailed, watch met an end that was not waited for
+  4  the verb does not fit the migration's state; nothing was done
+  5  watch --timeout is over
+
+Examples:
+  kubectl creditmigration lint -f migration.yaml
+  kubectl creditmigration plan -f migration.yaml
+  kubectl creditmigration status simplify-credits
+  kubectl creditmigration approve simplify-credits --reason \"rehearsal looked at\"
+  kubectl creditmigration rollback simplify-credits --confirm --reason \"payments fail\"";
 
 /// Command line.
 #[derive(Parser, Debug)]
@@ -19,48 +53,71 @@ use crate::api::{CreditMigration, Decision, MigrationDecision, MigrationDecision
     name = "kubectl-creditmigration",
     bin_name = "kubectl creditmigration",
     version,
-    about = "Decide on credit migrations"
+    about = "Plan credit migrations, decide on them, follow them",
+    after_help = EXIT_CODES
 )]
 pub struct Cli {
-    /// Namespace; the context's own when absent.
-    #[arg(short, long, global = true)]
-    namespace: Option<String>,
-    /// Context of the kubeconfig.
-    #[arg(long, global = true)]
-    context: Option<String>,
-    /// User to impersonate.
-    #[arg(long = "as", global = true)]
-    impersonate: Option<String>,
+    #[command(flatten)]
+    connection: connect::Options,
     #[command(subcommand)]
     verb: Verb,
 }
 
 #[derive(Subcommand, Debug)]
 enum Verb {
-    /// Approve the plan as it stands: `kubectl creditmigration approve simplify-credits`.
-    Approve(Target),
+    /// Say what would happen and what is missing, without changing anything.
+    #[command(after_help = plan::EXAMPLES)]
+    Plan(plan::Args),
+    /// Check files without a cluster: schema, rules, SQL, templates, time zones.
+    #[command(after_help = lint::EXAMPLES)]
+    Lint(lint::Args),
+    /// Show where a migration stands; all of the namespace without a name.
+    #[command(after_help = status::EXAMPLES)]
+    Status(status::Args),
+    /// Show where a migration stands until it ends.
+    #[command(after_help = watch::EXAMPLES)]
+    Watch(watch::Args),
+    /// Approve the plan as it stands.
+    #[command(after_help = decide::APPROVE)]
+    Approve(decide::Target),
+    /// Say that you are present for the execution.
+    #[command(after_help = decide::READY)]
+    Ready(decide::Target),
     /// Refuse the plan as it stands.
-    Reject(Target),
+    #[command(after_help = decide::REJECT)]
+    Reject(decide::Target),
     /// Stop: before the window nothing was changed, later the change is undone.
-    Abort(Target),
-    /// Go back to the old version: `kubectl creditmigration rollback simplify-credits --confirm --reason "..."`.
-    Rollback {
-        #[command(flatten)]
-        target: Target,
-        /// Without it nothing is done but to say what would be.
-        #[arg(long)]
-        confirm: bool,
+    #[command(after_help = decide::ABORT)]
+    Abort(decide::Target),
+    /// Go back to the old version. Without --confirm: say what would be undone.
+    #[command(after_help = decide::ROLLBACK)]
+    Rollback(decide::Rollback),
+    /// Keep the new version.
+    #[command(after_help = decide::KEEP)]
+    Keep(decide::Target),
+    /// Check that the evidence is there and hangs together.
+    #[command(after_help = verify::EXAMPLES)]
+    Verify(verify::Args),
+    /// Write the whole record of a migration: the checklist, ticked off with evidence.
+    #[command(after_help = report::EXAMPLES)]
+    Report(report::Args),
+    /// Print the logs of a migration's pods, those of its newest run by default.
+    #[command(after_help = logs::EXAMPLES)]
+    Logs(logs::Args),
+    /// Print a completion script for a shell.
+    #[command(after_help = COMPLETION)]
+    Completion {
+        /// The shell.
+        shell: clap_complete::Shell,
     },
 }
 
-#[derive(Args, Debug)]
-struct Target {
-    /// Name of the CreditMigration.
-    name: String,
-    /// Why; it is kept with the decision.
-    #[arg(long)]
-    reason: Option<String>,
-}
+const COMPLETION: &str = "\
+The script completes the plugin's own name, kubectl-creditmigration.
+
+Examples:
+  source <(kubectl creditmigration completion bash)
+  kubectl creditmigration completion zsh >\"${fpath[1]}/_kubectl-creditmigration\"";
 
 /// What keeps a verb from being carried out.
 #[derive(Debug, thiserror::Error)]
@@ -77,155 +134,171 @@ pub enum Error {
     /// The verb does not fit the migration's state.
     #[error("{0}")]
     Unfit(String),
+    /// What is asked for is not there.
+    #[error("{0}")]
+    Absent(String),
+    /// A file cannot be read.
+    #[error("{0}: {1}")]
+    File(String, std::io::Error),
+    /// A file holds something else than it should.
+    #[error("{0}")]
+    Content(String),
+    /// The answer cannot be written.
+    #[error("cannot write the answer: {0}")]
+    Output(String),
+}
+
+impl Error {
+    /// Exit code of the program.
+    pub fn exit(&self) -> Exit {
+        match self {
+            Error::Unfit(_) => Exit::Unfit,
+            Error::Kubeconfig(_)
+            | Error::Infer(_)
+            | Error::Kube(_)
+            | Error::Absent(_)
+            | Error::File(..)
+            | Error::Content(_)
+            | Error::Output(_) => Exit::Error,
+        }
+    }
 }
 
 /// What the API server says, without the whole of its answer.
 fn short(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) => status.message.clone(),
-        other => other.to_string(),
+        other => {
+            // The cause of a failed connection stands at the end of the chain.
+            let mut text = other.to_string();
+            let mut source = std::error::Error::source(other);
+            while let Some(cause) = source {
+                let cause_text = cause.to_string();
+                if !text.contains(&cause_text) {
+                    text.push_str(&format!(": {cause_text}"));
+                }
+                source = cause.source();
+            }
+            text
+        }
     }
 }
 
-/// Carries out one verb; returns what to print.
-pub async fn run(cli: Cli) -> Result<String, Error> {
-    let mut config = match &cli.context {
-        Some(context) => {
-            let options = KubeConfigOptions { context: Some(context.clone()), ..Default::default() };
-            Config::from_kubeconfig(&options).await?
-        }
-        None => Config::infer().await?,
-    };
-    if cli.impersonate.is_some() {
-        config.auth_info.impersonate = cli.impersonate;
+/// Carries out one verb; returns what to print, and the exit code.
+///
+/// # Errors
+/// [`Error`], whose [`Error::exit`] is the exit code.
+pub async fn run(cli: Cli) -> Result<Answer, Error> {
+    let Cli { connection: options, verb } = cli;
+    let streams = matches!(verb, Verb::Watch(_) | Verb::Logs(_));
+    let connect = || Connection::new(&options, streams);
+    match verb {
+        Verb::Lint(args) => lint::run(&args),
+        Verb::Completion { shell } => Ok(Answer::fine(completion(shell))),
+        Verb::Plan(args) => plan::run(connect().await?, options.namespace.as_deref(), &args).await,
+        Verb::Status(args) => status::run(&connect().await?, &args).await,
+        Verb::Watch(args) => watch::run(&connect().await?, &args).await,
+        Verb::Approve(target) => decide::decide(&connect().await?, crate::api::Decision::Execute, target).await,
+        Verb::Ready(target) => decide::decide(&connect().await?, crate::api::Decision::Ready, target).await,
+        Verb::Reject(target) => decide::decide(&connect().await?, crate::api::Decision::Reject, target).await,
+        Verb::Abort(target) => decide::decide(&connect().await?, crate::api::Decision::Abort, target).await,
+        Verb::Keep(target) => decide::decide(&connect().await?, crate::api::Decision::Keep, target).await,
+        Verb::Rollback(args) => decide::rollback(&connect().await?, args).await,
+        Verb::Verify(args) => verify::run(&connect().await?, &args).await,
+        Verb::Report(args) => report::run(&connect().await?, &args).await,
+        Verb::Logs(args) => logs::run(&connect().await?, &args).await,
     }
-    let namespace = cli.namespace.unwrap_or_else(|| config.default_namespace.clone());
-    let client = Client::try_from(config)?;
-    let (decision, target, confirmed) = match cli.verb {
-        Verb::Approve(target) => (Decision::Execute, target, true),
-        Verb::Reject(target) => (Decision::Reject, target, true),
-        Verb::Abort(target) => (Decision::Abort, target, true),
-        Verb::Rollback { target, confirm } => (Decision::Revert, target, confirm),
-    };
-    let migration = Api::<CreditMigration>::namespaced(client.clone(), &namespace).get(&target.name).await?;
-    let by = whoami(&client).await?;
-    let wanted = plan(&migration, decision, &by, target.reason)?;
-    if !confirmed {
-        return Err(Error::Unfit(format!("{}; nothing was done; next: the same with --confirm", standing(&migration))));
-    }
-    let object = MigrationDecision {
-        metadata: ObjectMeta { generate_name: Some(format!("{}-", target.name)), ..Default::default() },
-        spec: wanted,
-    };
-    let made = Api::<MigrationDecision>::namespaced(client, &namespace).create(&PostParams::default(), &object).await?;
-    Ok(format!("migrationdecision/{} created: {decision:?} by {by} on {}", made.name_any(), standing(&migration)))
 }
 
-async fn whoami(client: &Client) -> Result<String, Error> {
-    let review = Api::<SelfSubjectReview>::all(client.clone())
-        .create(&PostParams::default(), &SelfSubjectReview::default())
-        .await?;
-    review
-        .status
-        .and_then(|s| s.user_info)
-        .and_then(|u| u.username)
-        .ok_or_else(|| Error::Unfit("the API server does not tell who you are".into()))
-}
-
-/// The decision, or why it would do nothing. Pure.
-fn plan(
-    m: &CreditMigration,
-    decision: Decision,
-    by: &str,
-    reason: Option<String>,
-) -> Result<MigrationDecisionSpec, Error> {
-    let status = m.status.as_ref();
-    let phase = status.and_then(|s| s.phase);
-    let digest = status.and_then(|s| s.plan.as_ref()).and_then(|p| p.digest.clone());
-    let refuse = |why: &str| Err(Error::Unfit(format!("{why}; {}", standing(m))));
-    match decision {
-        Decision::Execute | Decision::Reject if phase != Some(Phase::AwaitingApproval) => {
-            return refuse("there is nothing to approve or reject now");
-        }
-        Decision::Execute if m.spec.requested_by == by => {
-            return refuse("the author's own approval does not count: ask another person");
-        }
-        Decision::Abort | Decision::Revert
-            if matches!(phase, Some(Phase::Completed | Phase::RolledBack | Phase::Cancelled)) =>
-        {
-            return refuse("the migration has ended");
-        }
-        Decision::Abort if matches!(phase, Some(Phase::RollingBack | Phase::RollbackFailed)) => {
-            return refuse("it is on its way back already; after RollbackFailed the verb is rollback --confirm");
-        }
-        _ => {}
-    }
-    Ok(MigrationDecisionSpec {
-        migration: m.name_any(),
-        migration_uid: m.uid().unwrap_or_default(),
-        decision,
-        by: by.into(),
-        reason,
-        // Who stops must not be refused because of a plan that changed meanwhile.
-        digest: if matches!(decision, Decision::Execute | Decision::Reject) { digest } else { None },
-    })
-}
-
-/// Where the migration stands, in one line.
-fn standing(m: &CreditMigration) -> String {
-    let status = m.status.clone().unwrap_or_default();
-    let phase = status.phase.map_or_else(|| "not begun".into(), |p| format!("{p:?}"));
-    let writes = status.writes.map_or_else(String::new, |w| format!(", writes {w:?}"));
-    let message = status.conditions.iter().find(|c| c.type_ == "Ready").map(|c| c.message.clone()).unwrap_or_default();
-    format!("{}: {phase} ({}){writes}: {message}", m.name_any(), status.progress.unwrap_or_default())
+fn completion(shell: clap_complete::Shell) -> String {
+    let mut script = vec![];
+    clap_complete::generate(shell, &mut Cli::command(), "kubectl-creditmigration", &mut script);
+    String::from_utf8_lossy(&script).trim_end().to_owned()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        api::{CreditMigrationStatus, Plan},
-        machine::fixture::spec,
-    };
 
-    fn migration(phase: Phase) -> CreditMigration {
-        let plan =
-            Plan { digest: Some("sha256:x".into()), generation: 1, up_sha256: "u".into(), down_sha256: "d".into() };
-        let mut m = CreditMigration::new("m", spec());
-        m.status = Some(CreditMigrationStatus { phase: Some(phase), plan: Some(plan), ..Default::default() });
-        m
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_verb_has_an_example() {
+        let mut command = Cli::command();
+        assert!(command.render_help().to_string().contains("Examples:"));
+        let verbs: Vec<String> =
+            command.get_subcommands().map(|c| c.get_name().to_owned()).filter(|verb| verb != "help").collect();
+        assert_eq!(
+            verbs,
+            [
+                "plan",
+                "lint",
+                "status",
+                "watch",
+                "approve",
+                "ready",
+                "reject",
+                "abort",
+                "rollback",
+                "keep",
+                "verify",
+                "report",
+                "logs",
+                "completion"
+            ]
+        );
+        for verb in verbs {
+            let help = command.find_subcommand_mut(&verb).unwrap().render_help().to_string();
+            let example = format!("kubectl creditmigration {verb}");
+            assert!(help.contains("Examples:") && help.contains(&example), "{verb}:\n{help}");
+        }
+    }
+
+    #[test]
+    fn exit_codes_are_told() {
+        let help = Cli::command().render_help().to_string();
+        for exit in [Exit::Fine, Exit::Error, Exit::Usage, Exit::NotAsItShouldBe, Exit::Unfit, Exit::TimedOut] {
+            assert!(help.contains(&format!("\n  {}  ", exit as u8)), "{exit:?}:\n{help}");
+        }
+        assert_eq!(Error::Unfit(String::new()).exit(), Exit::Unfit);
+        assert_eq!(Error::Absent(String::new()).exit(), Exit::Error);
     }
 
     #[rstest::rstest]
-    #[case(Decision::Execute, Phase::AwaitingApproval, "ann", Some("sha256:x"))]
-    #[case(Decision::Reject, Phase::AwaitingApproval, "author", Some("sha256:x"))]
-    #[case(Decision::Abort, Phase::Preparing, "author", None)]
-    #[case(Decision::Abort, Phase::Executing, "ann", None)]
-    #[case(Decision::Revert, Phase::RollbackFailed, "ann", None)]
-    fn a_word_in_its_time(
-        #[case] decision: Decision,
-        #[case] phase: Phase,
-        #[case] by: &str,
-        #[case] digest: Option<&str>,
-    ) {
-        let spec = plan(&migration(phase), decision, by, None).unwrap();
-        assert_eq!((spec.by.as_str(), spec.digest.as_deref()), (by, digest));
+    #[case(&["rollback", "m", "--confirm"], false)]
+    #[case(&["rollback", "m", "--confirm", "--reason", "r"], true)]
+    #[case(&["rollback", "m"], true)]
+    #[case(&["abort", "m"], true)]
+    #[case(&["plan"], false)]
+    #[case(&["plan", "m"], true)]
+    #[case(&["plan", "-f", "x.yaml"], true)]
+    #[case(&["plan", "m", "-f", "x.yaml"], false)]
+    #[case(&["lint"], false)]
+    #[case(&["lint", "-f", "a", "-f", "b"], true)]
+    #[case(&["status", "-o", "json"], true)]
+    #[case(&["status", "-o", "wide"], false)]
+    #[case(&["watch", "m", "--until", "Completed", "--timeout", "5m"], true)]
+    #[case(&["watch", "m", "--until", "Done"], false)]
+    #[case(&["watch", "m", "--timeout", "5"], false)]
+    #[case(&["logs", "m", "--task", "window", "-f"], true)]
+    #[case(&["logs", "m", "--task", "Window"], true)]
+    #[case(&["logs", "m", "--task", "x"], false)]
+    #[case(&["approve", "m", "--as-group", "g"], false)]
+    fn command_lines(#[case] line: &[&str], #[case] good: bool) {
+        let parsed = Cli::try_parse_from([&["kubectl-creditmigration"], line].concat());
+        assert_eq!(parsed.is_ok(), good, "{parsed:?}");
+        if let Err(error) = parsed {
+            assert_eq!(error.exit_code(), Exit::Usage as i32);
+        }
     }
 
-    #[rstest::rstest]
-    #[case(Decision::Execute, Phase::AwaitingApproval, "author", "own approval does not count")]
-    #[case(Decision::Execute, Phase::Preparing, "ann", "nothing to approve")]
-    #[case(Decision::Reject, Phase::Monitoring, "ann", "nothing to approve")]
-    #[case(Decision::Abort, Phase::Completed, "ann", "has ended")]
-    #[case(Decision::Abort, Phase::RollbackFailed, "ann", "way back already")]
-    #[case(Decision::Revert, Phase::RolledBack, "ann", "has ended")]
-    fn a_word_that_would_do_nothing(
-        #[case] decision: Decision,
-        #[case] phase: Phase,
-        #[case] by: &str,
-        #[case] why: &str,
-    ) {
-        let error = plan(&migration(phase), decision, by, None).unwrap_err().to_string();
-        assert!(error.contains(why), "{error}");
+    #[test]
+    fn completion_knows_the_verbs() {
+        for shell in [clap_complete::Shell::Bash, clap_complete::Shell::Zsh, clap_complete::Shell::Fish] {
+            assert!(completion(shell).contains("rollback"), "{shell}");
+        }
     }
 }

@@ -1,0 +1,225 @@
+//! What a verb answers: text, exit code, tables. Pure.
+
+use clap::ValueEnum;
+use comfy_table::{ContentArrangement, Table, presets};
+use kube::core::Duration;
+use serde::Serialize;
+
+use super::Error;
+
+/// Exit code of the program. Each has one meaning for all verbs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// Done, and all is as it should be.
+    Fine = 0,
+    /// It could not be done: no connection, no right, no such object.
+    Error = 1,
+    /// The command line is wrong; clap's own.
+    Usage = 2,
+    /// Done, and something is not as it should be.
+    NotAsItShouldBe = 3,
+    /// The verb does not fit the migration's state; nothing was done.
+    Unfit = 4,
+    /// `watch --timeout` is over.
+    TimedOut = 5,
+}
+
+/// What is printed, and the exit code.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// For standard output, without the last line feed. Empty: nothing is printed.
+    pub text: String,
+    /// Exit code.
+    pub exit: Exit,
+}
+
+impl Answer {
+    /// All is well.
+    pub(super) fn fine(text: impl Into<String>) -> Self {
+        Self { text: text.into(), exit: Exit::Fine }
+    }
+}
+
+/// How an answer is written.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub(super) enum Format {
+    /// For people: tables.
+    #[default]
+    Text,
+    /// For programs.
+    Json,
+    /// For programs, and for people.
+    Yaml,
+}
+
+impl Format {
+    /// `value` as JSON or YAML, or the text.
+    pub(super) fn write(self, value: &impl Serialize, text: impl FnOnce() -> String) -> Result<String, Error> {
+        match self {
+            Format::Text => Ok(text()),
+            Format::Json => serde_json::to_string_pretty(value).map_err(|e| Error::Output(e.to_string())),
+            Format::Yaml => serde_yaml_ng::to_string(value)
+                .map(|t| t.trim_end().to_owned())
+                .map_err(|e| Error::Output(e.to_string())),
+        }
+    }
+}
+
+/// How one thing that was looked at stands.
+#[derive(Serialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// As it should be.
+    Ok,
+    /// Not there.
+    Missing,
+    /// There, and not as it should be.
+    Wrong,
+    /// Its time has not come.
+    NotYet,
+    /// Could not be looked at.
+    NotLooked,
+    /// Not asked for by the spec.
+    NotCovered,
+    /// No defect, but worth a thought.
+    Note,
+}
+
+impl State {
+    /// Something that has to be mended.
+    pub(super) fn bad(self) -> bool {
+        matches!(self, State::Missing | State::Wrong)
+    }
+
+    /// As people read it.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            State::Ok => "ok",
+            State::Missing => "missing",
+            State::Wrong => "wrong",
+            State::NotYet => "not yet",
+            State::NotLooked => "not looked at",
+            State::NotCovered => "not covered",
+            State::Note => "note",
+        }
+    }
+}
+
+/// One thing that was looked at.
+#[derive(Serialize, Clone, Debug, PartialEq, Eq)]
+pub(super) struct Finding {
+    /// What.
+    pub(super) what: String,
+    /// How it stands.
+    pub(super) state: State,
+    /// Observed value, and the next command where there is one.
+    pub(super) message: String,
+}
+
+/// A finding.
+pub(super) fn finding(what: impl Into<String>, state: State, message: impl Into<String>) -> Finding {
+    Finding { what: what.into(), state, message: message.into() }
+}
+
+/// Exit code of findings: something bad is not as it should be.
+pub(super) fn exit_of(findings: &[Finding]) -> Exit {
+    if findings.iter().any(|f| f.state.bad()) { Exit::NotAsItShouldBe } else { Exit::Fine }
+}
+
+/// Findings as a table.
+pub(super) fn findings_table(findings: &[Finding]) -> String {
+    table(
+        &["STATE", "WHAT", "MESSAGE"],
+        findings.iter().map(|f| vec![f.state.word().to_owned(), f.what.clone(), f.message.clone()]),
+    )
+}
+
+/// A table as kubectl writes it: no lines, two spaces between columns, no wrapping.
+pub(super) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled).set_header(header);
+    table.add_rows(rows.into_iter().map(|row| row.into_iter().map(one_line).collect::<Vec<_>>()));
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table.trim_fmt()
+}
+
+/// A message of several lines would break its row.
+pub(super) fn one_line(text: String) -> String {
+    if text.contains('\n') { text.split_whitespace().collect::<Vec<_>>().join(" ") } else { text }
+}
+
+/// `1h30m`, `5m`, `2.5s`: as it can be written into a spec.
+pub(super) fn duration(d: Duration) -> String {
+    let sign = if d.is_negative() { "-" } else { "" };
+    format!("{sign}{}", seconds(std::time::Duration::from(d).as_secs_f64()))
+}
+
+/// Seconds as `1h30m`, `5m`, `2.5s`. Below a minute with one decimal where there is one.
+pub(super) fn seconds(n: f64) -> String {
+    if n < 60.0 {
+        let text = format!("{n:.1}");
+        return format!("{}s", text.strip_suffix(".0").unwrap_or(&text));
+    }
+    let mut rest = n.round() as u64;
+    let mut text = String::new();
+    for (unit, size) in [("d", 86_400), ("h", 3600), ("m", 60), ("s", 1)] {
+        // A spec knows no days: only what is longer than two of them is told so.
+        if unit == "d" && rest < 2 * size {
+            continue;
+        }
+        if rest >= size {
+            text.push_str(&format!("{}{unit}", rest / size));
+            rest %= size;
+        }
+    }
+    text
+}
+
+/// The next command of a message, if it names one: what stands behind the last `next: `.
+pub(super) fn next_of(message: &str) -> Option<&str> {
+    message.rsplit_once("next: ").map(|(_, next)| next.trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[rstest::rstest]
+    #[case(0.0, "0s")]
+    #[case(2.54, "2.5s")]
+    #[case(59.94, "59.9s")]
+    #[case(60.0, "1m")]
+    #[case(5400.0, "1h30m")]
+    #[case(86_400.0, "24h")]
+    #[case(7.0 * 86_400.0, "7d")]
+    #[case(3661.0, "1h1m1s")]
+    fn spans(#[case] n: f64, #[case] text: &str) {
+        assert_eq!(seconds(n), text);
+    }
+
+    #[test]
+    fn a_table_is_kubectls() {
+        let text = table(&["A", "B"], [vec!["x y".into(), "1\n 2".into()], vec!["z".into(), String::new()]]);
+        assert_eq!(text.lines().map(str::trim_end).collect::<Vec<_>>(), ["A    B", "x y  1 2", "z"]);
+    }
+
+    #[test]
+    fn only_what_is_to_be_mended_is_bad() {
+        let exit = |state| exit_of(&[finding("a", State::Ok, ""), finding("b", state, "")]);
+        for fine in [State::Ok, State::NotYet, State::NotLooked, State::NotCovered, State::Note] {
+            assert_eq!(exit(fine), Exit::Fine, "{fine:?}");
+        }
+        for bad in [State::Missing, State::Wrong] {
+            assert_eq!(exit(bad), Exit::NotAsItShouldBe, "{bad:?}");
+        }
+    }
+
+    #[rstest::rstest]
+    #[case("1/2; next: kubectl x", Some("kubectl x"))]
+    #[case("a; next: mend; b; next: kubectl y ", Some("kubectl y"))]
+    #[case("nothing", None)]
+    fn the_next_command(#[case] message: &str, #[case] next: Option<&str>) {
+        assert_eq!(next_of(message), next);
+    }
+}

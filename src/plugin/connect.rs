@@ -1,0 +1,91 @@
+//! The connection to the API server, as kubectl would make it.
+
+use std::time::Duration;
+
+use clap::Args;
+use k8s_openapi::api::authentication::v1::SelfSubjectReview;
+use kube::{
+    Api, Client, Config,
+    api::PostParams,
+    config::{KubeConfigOptions, Kubeconfig},
+};
+
+use super::Error;
+use crate::api::CreditMigration;
+
+/// An answer that takes longer than this is none.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Options of kubectl that hold for every verb.
+#[derive(Args, Debug, Default)]
+pub(super) struct Options {
+    /// Namespace; the context's own when absent.
+    #[arg(short, long, global = true)]
+    pub(super) namespace: Option<String>,
+    /// Path of the kubeconfig; as kubectl finds it when absent.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(super) kubeconfig: Option<std::path::PathBuf>,
+    /// Context of the kubeconfig.
+    #[arg(long, global = true)]
+    pub(super) context: Option<String>,
+    /// User to impersonate.
+    #[arg(long = "as", global = true, value_name = "USER")]
+    pub(super) impersonate: Option<String>,
+    /// Group to impersonate; may be repeated.
+    #[arg(long = "as-group", global = true, value_name = "GROUP", requires = "impersonate")]
+    pub(super) impersonate_groups: Vec<String>,
+}
+
+/// Client and namespace.
+#[derive(Clone)]
+pub(super) struct Connection {
+    /// The client.
+    pub(super) client: Client,
+    /// Namespace of the options, else that of the context.
+    pub(super) namespace: String,
+}
+
+impl Connection {
+    /// Connects. `streams`: answers may take as long as they like.
+    pub(super) async fn new(options: &Options, streams: bool) -> Result<Self, Error> {
+        let chosen = KubeConfigOptions { context: options.context.clone(), ..Default::default() };
+        let mut config = match (&options.kubeconfig, &options.context) {
+            (Some(path), _) => Config::from_custom_kubeconfig(Kubeconfig::read_from(path)?, &chosen).await?,
+            (None, Some(_)) => Config::from_kubeconfig(&chosen).await?,
+            (None, None) => Config::infer().await?,
+        };
+        if options.impersonate.is_some() {
+            config.auth_info.impersonate.clone_from(&options.impersonate);
+            config.auth_info.impersonate_groups =
+                Some(options.impersonate_groups.clone()).filter(|groups| !groups.is_empty());
+        }
+        config.read_timeout = (!streams).then_some(READ_TIMEOUT);
+        let namespace = options.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
+        Ok(Self { client: Client::try_from(config)?, namespace })
+    }
+
+    /// An API of the namespace.
+    pub(super) fn api<K>(&self) -> Api<K>
+    where
+        K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>,
+    {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    /// The migration.
+    pub(super) async fn migration(&self, name: &str) -> Result<CreditMigration, Error> {
+        Ok(self.api::<CreditMigration>().get(name).await?)
+    }
+
+    /// The caller's name, as the API server knows it.
+    pub(super) async fn whoami(&self) -> Result<String, Error> {
+        let review = Api::<SelfSubjectReview>::all(self.client.clone())
+            .create(&PostParams::default(), &SelfSubjectReview::default())
+            .await?;
+        review
+            .status
+            .and_then(|s| s.user_info)
+            .and_then(|u| u.username)
+            .ok_or_else(|| Error::Unfit("the API server does not tell who you are".into()))
+    }
+}

@@ -1,0 +1,391 @@
+//! A person's word: one verb, one `MigrationDecision`.
+//!
+//! Each verb reads the migration, refuses what would do nothing, and creates one decision in the name under which the API
+//! server knows the caller.
+
+use clap::Args;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::{Api, ResourceExt, api::PostParams};
+use serde::Serialize;
+
+use super::{
+    Error,
+    answer::{Answer, Format, duration, seconds},
+    connect::Connection,
+};
+use crate::api::{CreditMigration, Decision, MigrationDecision, MigrationDecisionSpec, Phase, Step, Task};
+
+pub(super) const APPROVE: &str = "\
+Counts for the plan whose digest status.plan.digest is now: spec, SQL, image, backup and rehearsal. The author's own
+approval does not count.
+
+Examples:
+  kubectl creditmigration verify simplify-credits
+  kubectl creditmigration approve simplify-credits --reason \"rehearsal looked at\"";
+pub(super) const READY: &str = "\
+The window opens only while enough people are present: spec.schedule.presence. A word holds for presence.within.
+
+Examples:
+  kubectl creditmigration ready simplify-credits
+  kubectl creditmigration ready simplify-credits --reason \"on call until 04:00\"";
+pub(super) const REJECT: &str = "\
+Stops this plan; a new one begins when spec or SQL change.
+
+Examples:
+  kubectl creditmigration reject simplify-credits --reason \"not before the holidays\"";
+pub(super) const ABORT: &str = "\
+One person suffices. Heeded in every phase but the ends, RollingBack and RollbackFailed.
+
+Examples:
+  kubectl creditmigration abort simplify-credits --reason \"wrong night\"";
+pub(super) const ROLLBACK: &str = "\
+Without --confirm nothing is done but to say what would be undone. With it, and a reason, one person suffices, from the
+opening of the window until the new version is kept, and after RollbackFailed.
+
+Examples:
+  kubectl creditmigration rollback simplify-credits
+  kubectl creditmigration rollback simplify-credits --confirm --reason \"payments fail\"";
+pub(super) const KEEP: &str = "\
+Ends the migration: the new version stays. Only after the week review, and not by the author.
+
+Examples:
+  kubectl creditmigration report simplify-credits
+  kubectl creditmigration keep simplify-credits --reason \"goals are met\"";
+
+/// A migration, and why.
+#[derive(Args, Debug)]
+pub(super) struct Target {
+    /// Name of the CreditMigration.
+    name: String,
+    /// Why; it is kept with the decision.
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+    /// How the created decision is written.
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    output: Format,
+}
+
+/// The way back.
+#[derive(Args, Debug)]
+pub(super) struct Rollback {
+    #[command(flatten)]
+    target: Target,
+    /// Do it. Without it nothing is done but to say what would be undone.
+    #[arg(long, requires = "reason")]
+    confirm: bool,
+}
+
+/// Creates a decision.
+pub(super) async fn decide(connection: &Connection, decision: Decision, target: Target) -> Result<Answer, Error> {
+    let migration = connection.migration(&target.name).await?;
+    let by = connection.whoami().await?;
+    let wanted = decision_on(&migration, decision, &by, target.reason)?;
+    let object = MigrationDecision {
+        metadata: ObjectMeta { generate_name: Some(format!("{}-", target.name)), ..Default::default() },
+        spec: wanted,
+    };
+    let api: Api<MigrationDecision> = connection.api();
+    let made = api.create(&PostParams::default(), &object).await?;
+    let text =
+        || format!("migrationdecision/{} created: {decision:?} by {by} on {}", made.name_any(), standing(&migration));
+    Ok(Answer::fine(target.output.write(&made, text)?))
+}
+
+/// Creates a `Revert`, or says what one would undo.
+pub(super) async fn rollback(connection: &Connection, args: Rollback) -> Result<Answer, Error> {
+    if args.confirm {
+        return decide(connection, Decision::Revert, args.target).await;
+    }
+    let migration = connection.migration(&args.target.name).await?;
+    fits(&migration, Decision::Revert, "")?;
+    let preview = preview(&migration);
+    Ok(Answer::fine(args.target.output.write(&preview, || preview_text(&migration, &preview))?))
+}
+
+/// The decision, or why it would do nothing. Pure.
+fn decision_on(
+    m: &CreditMigration,
+    decision: Decision,
+    by: &str,
+    reason: Option<String>,
+) -> Result<MigrationDecisionSpec, Error> {
+    fits(m, decision, by)?;
+    let digest = m.status.as_ref().and_then(|s| s.plan.as_ref()).and_then(|p| p.digest.clone());
+    Ok(MigrationDecisionSpec {
+        migration: m.name_any(),
+        migration_uid: m.uid().unwrap_or_default(),
+        decision,
+        by: by.into(),
+        reason,
+        // Who stops must not be refused because of a plan that changed meanwhile.
+        digest: if matches!(decision, Decision::Abort | Decision::Revert) { None } else { digest },
+    })
+}
+
+/// Whether the decision would do something now.
+///
+/// # Errors
+/// `Unfit` with why not, where the migration stands, and the verb that fits.
+fn fits(m: &CreditMigration, decision: Decision, by: &str) -> Result<(), Error> {
+    let status = m.status.as_ref();
+    let phase = status.and_then(|s| s.phase);
+    let has_digest = status.and_then(|s| s.plan.as_ref()).is_some_and(|p| p.digest.is_some());
+    let author = m.spec.requested_by == by;
+    let name = m.name_any();
+    let refuse = |why: &str| Err(Error::Unfit(format!("{why}; {}", standing(m))));
+    match decision {
+        Decision::Execute | Decision::Reject if phase != Some(Phase::AwaitingApproval) => {
+            refuse("there is nothing to approve or reject now")
+        }
+        Decision::Execute if author => refuse("the author's own approval does not count: ask another person"),
+        Decision::Ready if phase != Some(Phase::AwaitingApproval) => {
+            refuse("nobody waits for people to be present now")
+        }
+        Decision::Keep if phase != Some(Phase::Observing) => {
+            refuse("there is nothing to keep yet: that is asked after the week review, in phase Observing")
+        }
+        Decision::Keep if status.and_then(|s| s.step) != Some(Step::Decide) => {
+            refuse("it is too early to keep: the day check and the week review come first")
+        }
+        Decision::Keep if author => refuse("the author does not decide to keep: ask another person"),
+        Decision::Execute | Decision::Ready | Decision::Keep if !has_digest => {
+            refuse("the plan has no digest: the rehearsal has not passed")
+        }
+        Decision::Abort | Decision::Revert
+            if matches!(phase, Some(Phase::Completed | Phase::RolledBack | Phase::Cancelled)) =>
+        {
+            refuse("the migration has ended")
+        }
+        Decision::Abort if matches!(phase, Some(Phase::RollingBack | Phase::RollbackFailed)) => {
+            refuse("it is on its way back already; after RollbackFailed the verb is rollback --confirm --reason")
+        }
+        Decision::Revert if phase == Some(Phase::RollingBack) => {
+            refuse(&format!("it is on its way back already; next: kubectl creditmigration watch {name}"))
+        }
+        Decision::Revert
+            if matches!(phase, None | Some(Phase::Preparing | Phase::AwaitingApproval | Phase::Failed)) =>
+        {
+            refuse(&format!(
+                "the window was not opened, nothing was changed; to stop it: kubectl creditmigration abort {name}"
+            ))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Where the migration stands, in one line.
+pub(super) fn standing(m: &CreditMigration) -> String {
+    let status = m.status.clone().unwrap_or_default();
+    let phase = status.phase.map_or_else(|| "not begun".into(), |p| format!("{p:?}"));
+    let writes = status.writes.map_or_else(String::new, |w| format!(", writes {w:?}"));
+    let message = status.conditions.iter().find(|c| c.type_ == "Ready").map(|c| c.message.clone()).unwrap_or_default();
+    format!("{}: {phase} ({}){writes}: {message}", m.name_any(), status.progress.unwrap_or_default())
+}
+
+/// What a rollback would undo.
+#[derive(Serialize, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+struct Preview {
+    /// Always false: a preview does nothing.
+    done: bool,
+    /// What would be undone, in order.
+    undone: Vec<String>,
+    /// What is at stake.
+    writes_since_cut_over: String,
+    /// How long writes would be blocked.
+    window: String,
+    /// The command that does it.
+    next: String,
+}
+
+fn preview(m: &CreditMigration) -> Preview {
+    let status = m.status.clone().unwrap_or_default();
+    let (flag, sql) = (&m.spec.application.flag, &m.spec.migration);
+    let window = status.window.clone().unwrap_or_default();
+    let in_first_window = window.task == Some(Task::Window) && window.released_at.is_none();
+    let workloads: Vec<String> =
+        m.spec.application.workloads.iter().map(|w| format!("deployment/{}", w.name)).collect();
+    let down = &sql.down.config_map_key_ref;
+    let mut undone = vec![];
+    if in_first_window && !window.switched {
+        undone.push(format!("flag: stays {}, it was not switched", flag.from));
+    } else {
+        undone.push(format!(
+            "flag: key {} of ConfigMap {} from {} to {}; {} restarted",
+            flag.config_map_key_ref.key,
+            flag.config_map_key_ref.name,
+            flag.to,
+            flag.from,
+            workloads.join(", ")
+        ));
+    }
+    let sha = status.plan.as_ref().map_or("not known", |p| p.down_sha256.as_str());
+    // After RollbackFailed the down SQL is read anew.
+    let which = match status.phase {
+        Some(Phase::RollbackFailed) => "as it stands there now".to_owned(),
+        _ => sha.to_owned(),
+    };
+    undone.push(format!("schema: key {} of ConfigMap {} is run ({which})", down.key, down.name));
+    let written = status.rollback.as_ref().and_then(|r| r.users_written_since);
+    let writes_since_cut_over = match written {
+        _ if in_first_window => "none: writes have been blocked since before the change".to_owned(),
+        Some(n) => format!("{n} users were written on the new version; their balances are kept"),
+        None => "not known yet: the runner counts the users that were written on the new version once writes are blocked for \
+                 the way back (status.rollback.usersWrittenSince); their balances are kept"
+            .to_owned(),
+    };
+    let at_most = duration(m.spec.window.max_duration);
+    let expected = match &status.rehearsal {
+        Some(r) => format!(
+            "writes are blocked for about {} (the way back took {} in the rehearsal), {at_most} at most before a person is called",
+            seconds(r.expected_window_seconds),
+            seconds(r.rollback_seconds)
+        ),
+        None => format!("writes are blocked for {at_most} at most before a person is called"),
+    };
+    Preview {
+        done: false,
+        undone,
+        writes_since_cut_over,
+        window: if in_first_window { "the window is open: its own run goes back".into() } else { expected },
+        next: format!("kubectl creditmigration rollback {} --confirm --reason \"...\"", m.name_any()),
+    }
+}
+
+fn preview_text(m: &CreditMigration, preview: &Preview) -> String {
+    let Preview { done: _, undone, writes_since_cut_over, window, next } = preview;
+    format!(
+        "{}\nwould undo\n  {}\nat stake\n  {writes_since_cut_over}\nwindow\n  {window}\nnothing was done; next: {next}",
+        standing(m),
+        undone.join("\n  ")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        api::{CreditMigrationStatus, Plan, RollbackStatus, Time, WindowStatus},
+        machine::fixture::{rehearsal, spec},
+    };
+
+    fn migration(phase: Phase) -> CreditMigration {
+        let plan =
+            Plan { digest: Some("sha256:x".into()), generation: 1, up_sha256: "u".into(), down_sha256: "d".into() };
+        let mut m = CreditMigration::new("m", spec());
+        m.status = Some(CreditMigrationStatus { phase: Some(phase), plan: Some(plan), ..Default::default() });
+        m
+    }
+
+    fn at_step(phase: Phase, step: Step) -> CreditMigration {
+        let mut m = migration(phase);
+        m.status.as_mut().unwrap().step = Some(step);
+        m
+    }
+
+    #[rstest::rstest]
+    #[case(Decision::Execute, Phase::AwaitingApproval, "ann", Some("sha256:x"))]
+    #[case(Decision::Reject, Phase::AwaitingApproval, "author", Some("sha256:x"))]
+    #[case(Decision::Ready, Phase::AwaitingApproval, "author", Some("sha256:x"))]
+    #[case(Decision::Abort, Phase::Preparing, "author", None)]
+    #[case(Decision::Abort, Phase::Executing, "ann", None)]
+    #[case(Decision::Revert, Phase::Executing, "ann", None)]
+    #[case(Decision::Revert, Phase::Validating, "author", None)]
+    #[case(Decision::Revert, Phase::Monitoring, "ann", None)]
+    #[case(Decision::Revert, Phase::Observing, "ann", None)]
+    #[case(Decision::Revert, Phase::RollbackFailed, "ann", None)]
+    fn a_word_in_its_time(
+        #[case] decision: Decision,
+        #[case] phase: Phase,
+        #[case] by: &str,
+        #[case] digest: Option<&str>,
+    ) {
+        let spec = decision_on(&migration(phase), decision, by, None).unwrap();
+        assert_eq!((spec.by.as_str(), spec.digest.as_deref()), (by, digest));
+    }
+
+    #[rstest::rstest]
+    #[case(Decision::Execute, Phase::AwaitingApproval, "author", "own approval does not count")]
+    #[case(Decision::Execute, Phase::Preparing, "ann", "nothing to approve")]
+    #[case(Decision::Reject, Phase::Monitoring, "ann", "nothing to approve")]
+    #[case(Decision::Ready, Phase::Executing, "ann", "nobody waits")]
+    #[case(Decision::Ready, Phase::Preparing, "ann", "nobody waits")]
+    #[case(Decision::Keep, Phase::Monitoring, "ann", "nothing to keep yet")]
+    #[case(Decision::Keep, Phase::Observing, "ann", "too early")]
+    #[case(Decision::Abort, Phase::Completed, "ann", "has ended")]
+    #[case(Decision::Abort, Phase::RollbackFailed, "ann", "way back already")]
+    #[case(Decision::Revert, Phase::RolledBack, "ann", "has ended")]
+    #[case(Decision::Revert, Phase::RollingBack, "ann", "creditmigration watch m")]
+    #[case(Decision::Revert, Phase::AwaitingApproval, "ann", "creditmigration abort m")]
+    #[case(Decision::Revert, Phase::Failed, "ann", "nothing was changed")]
+    fn a_word_that_would_do_nothing(
+        #[case] decision: Decision,
+        #[case] phase: Phase,
+        #[case] by: &str,
+        #[case] why: &str,
+    ) {
+        let error = decision_on(&migration(phase), decision, by, None).unwrap_err();
+        assert!(error.to_string().contains(why), "{error}");
+        assert_eq!(error.exit(), super::super::Exit::Unfit);
+    }
+
+    #[test]
+    fn keeping_is_for_another_person_at_its_step() {
+        let m = at_step(Phase::Observing, Step::Decide);
+        let spec = decision_on(&m, Decision::Keep, "ann", Some("good".into())).unwrap();
+        assert_eq!((spec.digest.as_deref(), spec.reason.as_deref()), (Some("sha256:x"), Some("good")));
+        for (m, by, why) in [
+            (&at_step(Phase::Observing, Step::WeekReview), "ann", "too early"),
+            (&m, "author", "author does not decide"),
+        ] {
+            let error = decision_on(m, Decision::Keep, by, None).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+        }
+    }
+
+    #[rstest::rstest]
+    fn without_a_digest_nothing_is_said(#[values(Decision::Execute, Decision::Ready)] decision: Decision) {
+        let mut m = migration(Phase::AwaitingApproval);
+        m.status.as_mut().unwrap().plan.as_mut().unwrap().digest = None;
+        let error = decision_on(&m, decision, "ann", None).unwrap_err().to_string();
+        assert!(error.contains("no digest"), "{error}");
+    }
+
+    #[test]
+    fn a_preview_says_what_is_at_stake() {
+        let mut m = migration(Phase::Monitoring);
+        let status = m.status.as_mut().unwrap();
+        status.rehearsal = Some(rehearsal(12.0));
+        let text = preview_text(&m, &preview(&m));
+        for part in [
+            "key VERSION of ConfigMap shop from v2 to v1; deployment/shop restarted",
+            "key down of ConfigMap sql is run (d)",
+            "not known yet",
+            "about 12s",
+            "1m at most",
+            "nothing was done; next: kubectl creditmigration rollback m --confirm --reason",
+        ] {
+            assert!(text.contains(part), "{part}:\n{text}");
+        }
+        m.status.as_mut().unwrap().rollback = Some(RollbackStatus {
+            cause: "Revert".into(),
+            message: String::new(),
+            started_at: Time::UNIX_EPOCH,
+            users_written_since: Some(7),
+            heard_until: None,
+        });
+        m.status.as_mut().unwrap().phase = Some(Phase::RollbackFailed);
+        let text = preview_text(&m, &preview(&m));
+        assert!(text.contains("7 users were written") && text.contains("as it stands there now"), "{text}");
+    }
+
+    #[test]
+    fn inside_the_window_nothing_was_written() {
+        let mut m = migration(Phase::Executing);
+        m.status.as_mut().unwrap().window = Some(WindowStatus { task: Some(Task::Window), ..Default::default() });
+        let text = preview_text(&m, &preview(&m));
+        assert!(text.contains("stays v1") && text.contains("none: writes have been blocked"), "{text}");
+        m.status.as_mut().unwrap().window.as_mut().unwrap().switched = true;
+        assert!(preview_text(&m, &preview(&m)).contains("from v2 to v1"));
+    }
+}

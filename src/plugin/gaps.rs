@@ -1,0 +1,202 @@
+//! Lines of the checklist that a spec leaves out. Pure.
+
+use super::answer::{Finding, State, finding};
+use crate::api::{Audience, Check, ContactRole, CreditMigrationSpec, OnBreach, RollbackPolicy, Task, TriggerMode};
+
+/// What is not covered, and the field that covers it. Nothing of it is an error: somebody may do it by hand.
+pub(super) fn gaps(spec: &CreditMigrationSpec) -> Vec<Finding> {
+    let mut found = Gaps(vec![]);
+    found.code_and_notices(spec);
+    found.triggers(spec);
+    found.checks(spec);
+    found.0
+}
+
+struct Gaps(Vec<Finding>);
+
+impl Gaps {
+    fn add(&mut self, missing: bool, what: &str, next: impl Into<String>) {
+        if missing {
+            self.0.push(finding(what, State::NotCovered, format!("next: {}", next.into())));
+        }
+    }
+
+    fn code_and_notices(&mut self, spec: &CreditMigrationSpec) {
+        self.add(spec.code.is_none(), "tag and branch of the code", "set spec.code.repository, commit and secretRef");
+        for audience in [Audience::Team, Audience::Support, Audience::Users, Audience::Social, Audience::StatusPage] {
+            let reached = spec.notifications.channels.iter().any(|c| c.audiences.contains(&audience));
+            self.add(
+                !reached,
+                &format!("notices to {audience:?}"),
+                format!("add a channel with audience {audience:?} to spec.notifications.channels"),
+            );
+        }
+        let roles = [
+            (ContactRole::Dba, "DBA"),
+            (ContactRole::BackendLead, "BackendLead"),
+            (ContactRole::DevOps, "DevOps"),
+            (ContactRole::ProductManager, "ProductManager"),
+            (ContactRole::Cto, "CTO"),
+        ];
+        let absent: Vec<&str> = roles
+            .into_iter()
+            .filter(|(role, _)| !spec.notifications.contacts.iter().any(|c| c.role == *role))
+            .map(|(_, name)| name)
+            .collect();
+        self.add(
+            !absent.is_empty(),
+            &format!("emergency contacts: {}", absent.join(", ")),
+            "add them to spec.notifications.contacts",
+        );
+    }
+
+    fn triggers(&mut self, spec: &CreditMigrationSpec) {
+        let t = &spec.rollback.triggers;
+        self.add(
+            spec.rollback.policy == RollbackPolicy::Manual,
+            "going back without a person",
+            "set spec.rollback.policy: Automatic",
+        );
+        for (missing, what, field) in [
+            (t.balance_errors.mode == TriggerMode::Disabled, "trigger: wrong balances", "balanceErrors.mode: Enabled"),
+            (
+                t.payment_processing.is_none(),
+                "trigger: payments fail",
+                "paymentProcessing, with one of sql, http, sequence, prometheus",
+            ),
+            (
+                t.core_function.is_none(),
+                "trigger: the application cannot be used",
+                "coreFunction, with one of sql, http, sequence, prometheus",
+            ),
+            (
+                t.database_connection.mode == TriggerMode::Disabled,
+                "trigger: no connection to the database",
+                "databaseConnection.mode: Enabled",
+            ),
+            (t.error_rate.is_none(), "trigger: error rate over 5%", "errorRate.prometheus"),
+        ] {
+            self.add(missing, what, format!("set spec.rollback.triggers.{field}"));
+        }
+    }
+
+    fn checks(&mut self, spec: &CreditMigrationSpec) {
+        let (validate, monitor) = (spec.checks_of(Task::Validate), spec.checks_of(Task::Monitor));
+        self.add(
+            spec.application.version_probe.is_none(),
+            "the application's own word on its version",
+            "set spec.application.versionProbe.url",
+        );
+        self.add(
+            spec.migration.verify_down.is_none(),
+            "a query that proves the way back",
+            "set spec.migration.verifyDown",
+        );
+        let own = |checks: &[Check], of: fn(&Check) -> bool| checks.iter().any(of);
+        let in_validation = [
+            (
+                own(&spec.validation.checks, |c| c.sequence.is_some() || c.job.is_some()),
+                "validation: login, display, deduction, upgrade",
+                "a check with sequence or job",
+            ),
+            (
+                own(&validate, |c| c.http.as_ref().is_some_and(|h| h.percentile.is_some()) || timed(c)),
+                "validation: time to the answer below 100 ms",
+                "a check with http.percentile: 95 and max: \"100\"",
+            ),
+            (
+                own(&validate, |c| c.statements.is_some()),
+                "validation: time of statements below 50 ms",
+                "a check with statements and max: \"50\"",
+            ),
+            (
+                own(&validate, |c| c.prometheus.is_some()),
+                "validation: error rate below 0.1%",
+                "a check with prometheus and max: \"0.001\"",
+            ),
+            (own(&validate, |c| c.balances.is_some()), "validation: sum of balances", "a check with balances"),
+        ];
+        for (there, what, check) in in_validation {
+            self.add(!there, what, format!("add {check} to spec.validation.checks"));
+        }
+        let in_monitoring = [
+            (own(&monitor, |c| c.logs.is_some()), "monitoring: errors in the logs", "a check with logs and max: \"0\""),
+            (
+                own(&spec.monitoring.checks, |c| c.sql.is_some() || c.prometheus.is_some() || c.http.is_some()),
+                "monitoring: key figures",
+                "a check with sql, prometheus or http",
+            ),
+            (
+                own(&monitor, |c| c.on_breach == OnBreach::Rollback),
+                "monitoring: a breach that goes back",
+                "a check with onBreach: Rollback",
+            ),
+        ];
+        for (there, what, check) in in_monitoring {
+            self.add(!there, what, format!("add {check} to spec.monitoring.checks"));
+        }
+        for (empty, what, field) in [
+            (spec.follow_ups.day.checks.is_empty(), "after a day: complaints, conversion, performance, use", "day"),
+            (spec.follow_ups.week.checks.is_empty(), "after a week: goals, satisfaction, stability", "week"),
+        ] {
+            self.add(empty, what, format!("add checks to spec.followUps.{field}.checks; without them the report has users, balances and transactions"));
+        }
+    }
+}
+
+/// An http check without a value of its own measures time.
+fn timed(c: &Check) -> bool {
+    c.http.as_ref().is_some_and(|h| h.json_path.is_none()) && c.max.is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::machine::fixture::spec;
+
+    fn names(spec: &CreditMigrationSpec) -> Vec<String> {
+        gaps(spec).into_iter().map(|g| g.what).collect()
+    }
+
+    #[test]
+    fn a_bare_spec_leaves_out_what_needs_a_source() {
+        let all = gaps(&spec());
+        for what in [
+            "tag and branch of the code",
+            "notices to StatusPage",
+            "emergency contacts: DBA, BackendLead, DevOps, ProductManager, CTO",
+            "trigger: wrong balances",
+            "trigger: payments fail",
+            "a query that proves the way back",
+            "validation: sum of balances",
+            "monitoring: errors in the logs",
+            "after a week: goals, satisfaction, stability",
+        ] {
+            assert!(all.iter().any(|g| g.what == what), "{what}: {all:?}");
+        }
+        assert!(all.iter().all(|g| g.message.starts_with("next: ") && g.state == State::NotCovered));
+        // Those that are there are not named.
+        for what in ["monitoring: key figures", "monitoring: a breach that goes back", "going back without a person"] {
+            assert!(all.iter().all(|g| g.what != what), "{what}");
+        }
+    }
+
+    #[rstest::rstest]
+    #[case("/code", json!({"repository": "https://git.example.com/a.git", "commit": "a".repeat(40), "secretRef": {"name": "git"}}), "tag and branch of the code")]
+    #[case("/rollback/triggers/balanceErrors/mode", json!("Enabled"), "trigger: wrong balances")]
+    #[case("/rollback/triggers/coreFunction", json!({"http": {"url": "http://shop/"}}), "trigger: the application cannot be used")]
+    #[case("/validation/checks", json!([{"name": "total", "balances": {"compare": "Total"}, "max": "1"}]), "validation: sum of balances")]
+    #[case("/validation/checks", json!([{"name": "p95", "http": {"url": "http://shop/", "percentile": 95}, "max": "100"}]), "validation: time to the answer below 100 ms")]
+    #[case("/migration/verifyDown", json!("SELECT true"), "a query that proves the way back")]
+    #[case("/notifications/channels", json!([{"name": "t", "audiences": ["Team"], "slack": {"urlSecretRef": {"name": "s", "key": "url"}}}]), "notices to Team")]
+    fn what_is_configured_is_covered(#[case] path: &str, #[case] value: serde_json::Value, #[case] what: &str) {
+        assert!(names(&spec()).iter().any(|w| w == what));
+        let mut object = serde_json::to_value(spec()).unwrap();
+        let (parent, key) = path.rsplit_once('/').unwrap();
+        object.pointer_mut(parent).unwrap()[key] = value;
+        let changed = serde_json::from_value(object).unwrap();
+        assert!(names(&changed).iter().all(|w| w != what), "{:?}", names(&changed));
+    }
+}

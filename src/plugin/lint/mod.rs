@@ -1,0 +1,329 @@
+//! `lint`: files without a cluster. Pure but for the reading of the files.
+//!
+//! In order, and only as far as the step before found nothing that would make the next one guess:
+//! YAML; the CRD's schema, unknown fields among it; its CEL rules; durations and times; what only the operator knows: SQL,
+//! templates, JSONPaths, time zones, patterns; objects in the same files against each other.
+
+pub(super) mod documents;
+mod schema;
+mod values;
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
+
+use self::documents::Document;
+use super::{
+    Error, Exit,
+    answer::{Answer, Format, State},
+    look::{World, look},
+    plan::overlay,
+};
+use crate::{
+    api::{CreditMigrationSpec, GROUP, MigrationDecisionSpec, Time, crds},
+    telemetry,
+};
+
+pub(super) const EXAMPLES: &str = "\
+Needs no cluster. ConfigMaps, Deployments and Secrets in the same files are looked at as far as the migration names them; other
+kinds are left alone. What needs the server (rights, admission, what exists there) is told by `plan`.
+Exit code 3: at least one error.
+
+Examples:
+  kubectl creditmigration lint -f migration.yaml
+  kubectl creditmigration lint -f migration.yaml -f sql.yaml -o json
+  kustomize build . | kubectl creditmigration lint -f -";
+
+/// What is looked at.
+#[derive(clap::Args, Debug)]
+pub(super) struct Args {
+    /// File; `-` is standard input. May be repeated.
+    #[arg(short, long, value_name = "FILE", required = true)]
+    filename: Vec<String>,
+    /// How it is written.
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    output: Format,
+}
+
+/// How bad it is.
+#[derive(Serialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Severity {
+    /// The API server or the operator would refuse it.
+    Error,
+    /// It may be meant so.
+    Warning,
+}
+
+/// One problem.
+#[derive(Serialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Problem {
+    /// File.
+    file: String,
+    /// `CreditMigration simplify-credits`.
+    object: String,
+    /// `spec.window.maxDuration`.
+    path: String,
+    /// How bad it is.
+    severity: Severity,
+    /// What is there, and what to write instead.
+    message: String,
+}
+
+impl Problem {
+    fn new(path: &str, severity: Severity, message: impl Into<String>) -> Self {
+        Self { file: String::new(), object: String::new(), path: path.into(), severity, message: message.into() }
+    }
+
+    fn error(path: &str, message: impl Into<String>) -> Self {
+        Self::new(path, Severity::Error, message)
+    }
+
+    fn warning(path: &str, message: impl Into<String>) -> Self {
+        Self::new(path, Severity::Warning, message)
+    }
+
+    /// `file: CreditMigration x: spec.a: message`.
+    fn line(&self) -> String {
+        let word = if self.severity == Severity::Error { "error" } else { "warning" };
+        let parts = [self.file.as_str(), word, &self.object, &self.path];
+        format!("{}: {}", parts.into_iter().filter(|p| !p.is_empty()).collect::<Vec<_>>().join(": "), self.message)
+    }
+}
+
+/// What was found in some files.
+#[derive(Serialize, Debug, PartialEq)]
+struct Report {
+    /// Objects of our kinds.
+    objects: Vec<String>,
+    /// Problems, in the order of the files.
+    problems: Vec<Problem>,
+}
+
+/// Looks at the files.
+pub(super) fn run(args: &Args) -> Result<Answer, Error> {
+    let texts: Vec<(String, String)> =
+        args.filename.iter().map(|f| Ok((f.clone(), documents::read(f)?))).collect::<Result<_, Error>>()?;
+    let report = lint(&texts, telemetry::now())?;
+    let errors = report.problems.iter().filter(|p| p.severity == Severity::Error).count();
+    let text = args.output.write(&report, || {
+        let mut lines: Vec<String> = report.problems.iter().map(Problem::line).collect();
+        let warnings = report.problems.len() - errors;
+        lines.push(format!("{} objects, {errors} errors, {warnings} warnings", report.objects.len()));
+        lines.join("\n")
+    })?;
+    Ok(Answer { text, exit: if errors > 0 { Exit::NotAsItShouldBe } else { Exit::Fine } })
+}
+
+/// Looks at texts, each with the name of its file.
+///
+/// # Errors
+/// `Output` if the schemas of our own kinds cannot be made.
+fn lint(texts: &[(String, String)], now: Time) -> Result<Report, Error> {
+    let crds = crds().map_err(|e| Error::Output(e.to_string()))?;
+    let mut report = Report { objects: vec![], problems: vec![] };
+    let mut documents = vec![];
+    for (file, text) in texts {
+        match Document::parse(file, text) {
+            Ok(found) => documents.extend(found),
+            Err(why) => report.problems.push(Problem { file: file.clone(), ..Problem::error("", why) }),
+        }
+    }
+    for d in &documents {
+        let mut found = vec![];
+        if !d.value["apiVersion"].as_str().is_some_and(|v| v.starts_with(GROUP)) {
+            if crds.iter().any(|crd| crd.spec.names.kind == d.kind()) {
+                found.push(Problem::error(
+                    "apiVersion",
+                    format!("is {}; write {GROUP}/v1alpha1", d.value["apiVersion"]),
+                ));
+            }
+        } else {
+            report.objects.push(d.title());
+            object(d, &crds, &documents, now, &mut found);
+            let text = texts.iter().find(|(file, _)| *file == d.file).map_or("", |(_, text)| text.as_str());
+            booleans(d, text, &mut found);
+        }
+        report.problems.extend(found.into_iter().map(|p| Problem {
+            file: d.file.clone(),
+            object: d.title().trim().to_owned(),
+            ..p
+        }));
+    }
+    if report.objects.is_empty() && report.problems.is_empty() {
+        let files: Vec<&str> = texts.iter().map(|(file, _)| file.as_str()).collect();
+        let text = format!("no object of {GROUP} in it; next: give the file of the CreditMigration");
+        report.problems.push(Problem { file: files.join(", "), ..Problem::error("", text) });
+    }
+    Ok(report)
+}
+
+/// Problems of one of our objects.
+fn object(
+    d: &Document,
+    crds: &[CustomResourceDefinition],
+    documents: &[Document],
+    now: Time,
+    found: &mut Vec<Problem>,
+) {
+    let kinds = || crds.iter().map(|c| c.spec.names.kind.as_str()).collect::<Vec<_>>().join(", ");
+    let Some(crd) = crds.iter().find(|crd| crd.spec.names.kind == d.kind()) else {
+        found.push(Problem::error("kind", format!("is {}; write one of {}", d.value["kind"], kinds())));
+        return;
+    };
+    let version = crd.spec.versions.iter().find(|v| d.value["apiVersion"] == format!("{GROUP}/{}", v.name));
+    let schema = version.and_then(|v| v.schema.as_ref()?.open_api_v3_schema.as_ref());
+    let Some(schema) = schema.and_then(|s| serde_json::to_value(s).ok()) else {
+        found.push(Problem::error("apiVersion", format!("is {}; write {GROUP}/v1alpha1", d.value["apiVersion"])));
+        return;
+    };
+    let own = d.value.as_object().into_iter().flatten();
+    for (key, _) in own.filter(|(k, _)| !["apiVersion", "kind", "metadata", "spec", "status"].contains(&k.as_str())) {
+        found.push(Problem::error(key, "is not a field; the parts of an object are metadata and spec"));
+    }
+    if d.name().is_empty() {
+        found.push(Problem::error("metadata.name", "is missing"));
+        return;
+    }
+    if d.value["spec"].is_null() {
+        found.push(Problem::error("spec", "is missing"));
+        return;
+    }
+    schema::check(&schema["properties"]["spec"], &d.value["spec"], "spec", found);
+    if !found.is_empty() {
+        return;
+    }
+    // With a wrong type rules would fail for another reason than they tell.
+    schema::rules(&schema, &with_name(d), found);
+    match d.kind() {
+        "CreditMigration" => {
+            if let Some(spec) = typed::<CreditMigrationSpec>(&d.value["spec"], found) {
+                values::check(&spec, documents, now, found);
+                beside(d, &spec, documents, found);
+            }
+        }
+        "MigrationDecision" => drop(typed::<MigrationDecisionSpec>(&d.value["spec"], found)),
+        _ => found.push(Problem::warning("kind", "is written by the operator and its runner only")),
+    }
+}
+
+/// The object as the rules see it: a name is there, if only its beginning.
+fn with_name(d: &Document) -> Value {
+    let mut value = d.value.clone();
+    value["metadata"]["name"] = d.name().into();
+    value
+}
+
+/// The typed spec; else the paths of the durations and times that cannot be read, which serde does not tell.
+fn typed<T: DeserializeOwned>(spec: &Value, found: &mut Vec<Problem>) -> Option<T> {
+    let mut value = spec.clone();
+    let read = |v: &Value| serde_json::from_value::<T>(v.clone()).map_err(|e| e.to_string());
+    let mut error = match read(&value) {
+        Ok(typed) => return Some(typed),
+        Err(error) => error,
+    };
+    'next: loop {
+        let duration = is_of_duration(&error);
+        let (bad, stand_in, example) = if duration {
+            (["5", "1q"], "1s", "a duration such as 30s, 5m or 1h30m")
+        } else {
+            (["q", "2030-q"], "2030-01-31T03:00:00Z", "a time such as 2030-01-31T03:00:00Z")
+        };
+        for leaf in texts(&value, "") {
+            let with = |text: &str| {
+                let mut changed = value.clone();
+                if let Some(place) = changed.pointer_mut(&leaf) {
+                    *place = text.into();
+                }
+                changed
+            };
+            // The text that the error speaks of is the one whose defects change it. Others of its type may stand before it.
+            let told = bad.map(|text| read(&with(text)).err().unwrap_or_default());
+            let of_its_type = |e: &String| is_of_duration(e) == duration && !e.starts_with("unknown variant");
+            if told[0] == told[1] || !told.iter().all(of_its_type) || reads_as(&value, &leaf, duration) {
+                continue;
+            }
+            let was = value.pointer(&leaf).cloned().unwrap_or_default();
+            found.push(Problem::error(&dotted(&leaf), format!("is {was}: {error}; write {example}")));
+            value = with(stand_in);
+            match read(&value) {
+                Ok(_) => return None,
+                Err(next) => error = next,
+            }
+            continue 'next;
+        }
+        found.push(Problem::error("spec", error));
+        return None;
+    }
+}
+
+/// Whether a text is a good duration, or a good time.
+fn reads_as(value: &Value, leaf: &str, duration: bool) -> bool {
+    let text = value.pointer(leaf).and_then(Value::as_str).unwrap_or_default();
+    if duration { text.parse::<kube::core::Duration>().is_ok() } else { text.parse::<Time>().is_ok() }
+}
+
+/// What kube says of a duration that cannot be read.
+fn is_of_duration(error: &str) -> bool {
+    ["invalid unit", "missing a unit", "invalid floating-point number"].iter().any(|e| error.starts_with(e))
+}
+
+/// JSON pointers of all texts.
+fn texts(value: &Value, at: &str) -> Vec<String> {
+    match value {
+        Value::String(_) => vec![at.to_owned()],
+        Value::Array(items) => items.iter().enumerate().flat_map(|(i, v)| texts(v, &format!("{at}/{i}"))).collect(),
+        Value::Object(map) => map
+            .iter()
+            .flat_map(|(k, v)| texts(v, &format!("{at}/{}", k.replace('~', "~0").replace('/', "~1"))))
+            .collect(),
+        _ => vec![],
+    }
+}
+
+/// `/checks/0/interval` as `spec.checks[0].interval`.
+fn dotted(pointer: &str) -> String {
+    pointer.split('/').skip(1).fold("spec".to_owned(), |path, part| match part.parse::<usize>() {
+        Ok(n) => format!("{path}[{n}]"),
+        Err(_) => format!("{path}.{part}"),
+    })
+}
+
+/// Words that kubectl, which reads YAML 1.1, sends as booleans when they are not quoted. Here they are texts.
+fn booleans(d: &Document, text: &str, found: &mut Vec<Problem>) {
+    for leaf in self::texts(&d.value["spec"], "") {
+        let word = d.value["spec"].pointer(&leaf).and_then(Value::as_str).unwrap_or_default();
+        if !["y", "yes", "on", "n", "no", "off"].contains(&word.to_lowercase().as_str()) {
+            continue;
+        }
+        let unquoted = regex::Regex::new(&format!(r"(?m)[-:,\[{{][ \t]+{word}[ \t\r]*(?:$|[,}}\]#])"));
+        if unquoted.is_ok_and(|r| r.is_match(text)) {
+            let text = format!("is {word}, which kubectl takes for a boolean; write it in quotes: \"{word}\"");
+            found.push(Problem::error(&dotted(&leaf), text));
+        }
+    }
+}
+
+/// Objects in the same files that the spec names.
+fn beside(d: &Document, spec: &CreditMigrationSpec, documents: &[Document], found: &mut Vec<Problem>) {
+    let mut world = World::default();
+    let namespace = d.value.pointer("/metadata/namespace").and_then(Value::as_str);
+    // Without a namespace of its own any other is a guess: then all in the files are of one.
+    match namespace {
+        Some(namespace) => overlay(&mut world, documents, namespace),
+        None => documents.iter().for_each(|d| {
+            let own = d.value.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or_default();
+            overlay(&mut world, std::slice::from_ref(d), own);
+        }),
+    }
+    for f in look(spec, &world) {
+        if f.state.bad() {
+            found.push(Problem::error("", format!("{}: {}", f.what, f.message)));
+        } else if f.state == State::Note {
+            found.push(Problem::warning("", format!("{}: {}", f.what, f.message)));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,219 @@
+//! Good and bad files.
+
+use std::path::Path;
+
+use rstest::rstest;
+
+use super::*;
+
+const GOOD: &str = r#"
+apiVersion: creditmigration.io/v1alpha1
+kind: CreditMigration
+metadata: {name: credit-v2, namespace: shop}
+spec:
+  requestedBy: alice
+  database:
+    name: shop
+    connection: {secretRef: {name: shop-db, key: url}}
+    applicationRoles: [shop]
+  migration:
+    up: {configMapKeyRef: {name: sql, key: up.sql}}
+    down: {configMapKeyRef: {name: sql, key: down.sql}}
+  application:
+    flag: {configMapKeyRef: {name: shop, key: VERSION}}
+    workloads: [{kind: Deployment, name: shop}]
+  backup: {store: {url: "s3://backups/", secretRef: {name: bucket}}}
+  schedule:
+    startAt: 2031-01-01T00:00:00Z
+    allowedHours: [{days: [Sunday], from: "02:00", to: "04:00", timeZone: Europe/Berlin}]
+  notifications: {templatesConfigMapRef: {name: templates}}
+  validation:
+    duration: 30m
+    checks:
+    - name: buy
+      sequence:
+        secretRef: {name: login}
+        steps:
+        - {name: in, url: "http://shop/in", headers: {Authorization: "{{ secret.token }}"}, capture: [{name: id, jsonPath: $.id}]}
+        - {name: buy, url: "http://shop/{{ id }}", expect: [{jsonPath: $.ok, equals: "true"}]}
+    - {name: errors, logs: {workload: {kind: Deployment, name: shop}}, max: "0"}
+    - {name: negative, sql: {query: SELECT count(*) FROM user_credits WHERE balance < 0}, max: "0"}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: sql, namespace: shop}
+data: {up.sql: "DROP TABLE a;", down.sql: "CREATE TABLE a ();"}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: templates, namespace: shop}
+data: {MaintenanceStarts.Users.body: "at {{ startsAt }}"}
+"#;
+
+fn now() -> Time {
+    "2030-01-01T00:00:00Z".parse().unwrap()
+}
+
+fn found(text: &str) -> Vec<Problem> {
+    lint(&[("a.yaml".into(), text.into())], now()).unwrap().problems
+}
+
+#[test]
+fn a_good_file_is_clean() {
+    assert_eq!(found(GOOD), vec![]);
+}
+
+/// Each file of ours that people copy.
+#[rstest]
+#[case("examples/minimal/creditmigration.yaml")]
+#[case("examples/minimal/decision.yaml")]
+fn our_examples_are_clean(#[case] file: &str) {
+    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
+    let report = lint(&[(file.into(), text)], now()).unwrap();
+    assert_eq!(report.problems, vec![]);
+    assert_eq!(report.objects.len(), 1);
+}
+
+/// One change of the good file each: what is replaced, by what, path and part of the message.
+#[rstest]
+#[case::unknown_field("duration: 30m", "durations: 30m", "spec.validation.durations", "did you mean duration?")]
+#[case::missing("requestedBy: alice", "approval: {required: 2}", "spec.requestedBy", "is missing")]
+#[case::range(
+    "requestedBy: alice",
+    "requestedBy: alice\n  approval: {required: 1}",
+    "spec.approval.required",
+    "is 1, expected 2 to 10"
+)]
+#[case::number_for_text("max: \"0\"", "max: 0", "spec.validation.checks[1].max", "write it in quotes: \"0\"")]
+#[case::enumeration(
+    "kind: Deployment, name: shop}]",
+    "kind: StatefulSet, name: shop}]",
+    "spec.application.workloads[0].kind",
+    "write one of Deployment"
+)]
+#[case::rule("VERSION}", "VERSION}, from: v2", "spec.application.flag", "flag.from and flag.to must differ")]
+#[case::rule_of_a_range(
+    "requestedBy: alice",
+    "requestedBy: alice\n  window: {maxDuration: 2h}",
+    "spec.window.maxDuration",
+    "between 15s and 1h"
+)]
+#[case::two_sources(
+    "logs: {workload",
+    "http: {url: \"http://x\"}, logs: {workload",
+    "spec.validation.checks[1]",
+    "exactly one of sql, http"
+)]
+#[case::long_name(
+    "name: credit-v2",
+    "name: a-very-long-name-that-has-more-than-forty-characters",
+    "",
+    "at most 40 characters"
+)]
+#[case::duration("duration: 30m", "duration: 30 minutes", "spec.validation.duration", "write a duration such as 30s")]
+#[case::time("2031-01-01T00:00:00Z", "tomorrow", "spec.schedule.startAt", "write a time such as")]
+#[case::past("2031", "2029", "spec.schedule.startAt", "which has passed")]
+#[case::time_zone("Europe/Berlin", "Europe/Bonn", "spec.schedule.allowedHours[0].timeZone", "write an IANA name")]
+#[case::json_path(
+    "jsonPath: $.ok",
+    "jsonPath: ok",
+    "spec.validation.checks[0].sequence.steps[1].expect[0].jsonPath",
+    "write a JSONPath"
+)]
+#[case::template(
+    "shop/{{ id }}",
+    "shop/{{ id",
+    "spec.validation.checks[0].sequence.steps[1]",
+    "a template cannot be parsed"
+)]
+#[case::not_captured(
+    "shop/{{ id }}",
+    "shop/{{ user }}",
+    "spec.validation.checks[0].sequence.steps[1]",
+    "which no earlier step captures (id is)"
+)]
+#[case::no_secret(
+    "secretRef: {name: login}",
+    "",
+    "spec.validation.checks[0].sequence.steps[0]",
+    "set secretRef of the sequence"
+)]
+#[case::pattern(
+    "name: shop}}, max",
+    "name: shop}, pattern: \"(\"}, max",
+    "spec.validation.checks[1].logs.pattern",
+    "no regular expression"
+)]
+#[case::two_statements(
+    "balance < 0}",
+    "balance < 0; SELECT 1}",
+    "spec.validation.checks[2].sql.query",
+    "holds 2 statements"
+)]
+#[case::notice_key(
+    "MaintenanceStarts.Users.body",
+    "MaintenanceStarts.users.body",
+    "ConfigMap templates data.MaintenanceStarts.users.body",
+    "is no key of a template"
+)]
+#[case::notice_template(
+    "at {{ startsAt }}",
+    "at {{ startsAt",
+    "ConfigMap templates data.MaintenanceStarts.Users.body",
+    "cannot be parsed"
+)]
+#[case::commit("DROP TABLE a;", "DROP TABLE a; COMMIT;", "", "SqlTransactionControl: up.sql, line 1: COMMIT")]
+#[case::psql("DROP TABLE a;", "\\\\i x", "", "SqlMetaCommand")]
+#[case::outside("CREATE TABLE a ();", "CREATE INDEX CONCURRENTLY i ON a (b)", "", "SqlOutsideTransaction: down.sql")]
+#[case::no_key("down.sql: \"", "back.sql: \"", "", "ConfigMap sql has no key down.sql")]
+#[case::boolean("VERSION}", "VERSION}, from: off", "spec.application.flag.from", "write it in quotes: \"off\"")]
+#[case::version("v1alpha1\nkind: Cred", "v1\nkind: Cred", "apiVersion", "write creditmigration.io/v1alpha1")]
+#[case::kind("kind: CreditMigration", "kind: CreditsMigration", "kind", "write one of CreditMigration")]
+#[case::group("creditmigration.io/v1alpha1", "apps/v1", "apiVersion", "write creditmigration.io/v1alpha1")]
+#[case::part_of_the_object("spec:\n  requested", "specs: {}\nspec:\n  requested", "specs", "is not a field")]
+#[case::yaml("spec:\n  requested", "spec: [\n  requested", "", "line")]
+fn a_bad_file_is_told(#[case] good: &str, #[case] bad: &str, #[case] path: &str, #[case] part: &str) {
+    assert!(GOOD.contains(good), "{good}");
+    let found = found(&GOOD.replacen(good, bad, 1));
+    assert!(found.iter().any(|p| p.path == path && p.message.contains(part)), "{found:#?}");
+    assert!(found.iter().all(|p| p.file == "a.yaml"));
+}
+
+#[test]
+fn every_duration_that_cannot_be_read_is_told() {
+    let bad = GOOD.replacen("duration: 30m", "duration: x", 1).replacen(
+        "requestedBy: alice",
+        "requestedBy: alice\n  window: {maxDuration: y}",
+        1,
+    );
+    let paths: Vec<String> = found(&bad).into_iter().map(|p| p.path).collect();
+    assert_eq!(paths, ["spec.validation.duration", "spec.window.maxDuration"]);
+}
+
+#[test]
+fn a_word_in_quotes_is_a_text() {
+    assert_eq!(found(&GOOD.replacen("VERSION}", "VERSION}, from: \"off\", to: 'on'", 1)), vec![]);
+}
+
+#[test]
+fn files_without_an_object_of_ours_are_told() {
+    let found = found("kind: ConfigMap\napiVersion: v1\nmetadata: {name: x}\n");
+    assert!(found.len() == 1 && found[0].message.contains("no object of creditmigration.io"), "{found:?}");
+}
+
+#[test]
+fn a_decision_without_its_digest_is_told() {
+    let text = "apiVersion: creditmigration.io/v1alpha1\nkind: MigrationDecision\nmetadata: {generateName: a-}\n\
+                spec: {migration: a, migrationUID: '1', decision: Keep, by: bob}\n";
+    let found = found(text);
+    assert!(found.len() == 1 && found[0].message.contains("need spec.digest"), "{found:?}");
+}
+
+#[test]
+fn a_line_names_file_object_and_path() {
+    let found = found(&GOOD.replacen("requestedBy: alice", "requestedBy: ''", 1));
+    assert_eq!(
+        found[0].line(),
+        "a.yaml: error: CreditMigration credit-v2: spec.requestedBy: has 0 characters, expected 1 to 253"
+    );
+}

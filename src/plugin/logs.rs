@@ -1,0 +1,153 @@
+//! `logs`: of the pods of a migration's runs.
+
+use std::{io::Write as _, str::FromStr};
+
+use futures::{AsyncBufReadExt as _, TryStreamExt as _};
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api, ResourceExt,
+    api::{ListParams, LogParams},
+};
+
+use super::{Error, answer::Answer, connect::Connection};
+use crate::{
+    api::Task,
+    controller::jobs::{CHECK_LABEL, MIGRATION_LABEL, TASK_LABEL, UID_LABEL},
+    machine::slug,
+};
+
+pub(super) const EXAMPLES: &str = "\
+Tasks: preflight, code, backup, verify, keyusers, rehearse, window, validate, monitor, day, week, rollback, notify, cleanup;
+or as `kubectl get cmrun` has them.
+
+Examples:
+  kubectl creditmigration logs simplify-credits
+  kubectl creditmigration logs simplify-credits --task window -f";
+
+/// Label with the name of a pod's Job, which is that of its run.
+const JOB_LABEL: &str = "batch.kubernetes.io/job-name";
+
+/// Whose logs.
+#[derive(clap::Args, Debug)]
+pub(super) struct Args {
+    /// Name of the CreditMigration.
+    name: String,
+    /// Task; that of the newest run when absent.
+    #[arg(long, value_name = "TASK")]
+    task: Option<TaskName>,
+    /// Go on until the pod ends.
+    #[arg(short, long)]
+    follow: bool,
+}
+
+/// A task by its name, or by its part of the names of runs.
+#[derive(Clone, Copy, Debug)]
+struct TaskName(Task);
+
+const TASKS: [Task; 14] = [
+    Task::Preflight,
+    Task::CodeBackup,
+    Task::Backup,
+    Task::VerifyBackup,
+    Task::ExportKeyUsers,
+    Task::Rehearse,
+    Task::Window,
+    Task::Validate,
+    Task::Monitor,
+    Task::DayCheck,
+    Task::WeekReview,
+    Task::RollbackWindow,
+    Task::Notify,
+    Task::Cleanup,
+];
+
+impl FromStr for TaskName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let is = |t: &&Task| slug(**t) == text || format!("{t:?}").eq_ignore_ascii_case(text);
+        TASKS.iter().find(is).copied().map(TaskName).ok_or_else(|| {
+            let all: Vec<&str> = TASKS.iter().map(|t| slug(*t)).collect();
+            format!("no task; those are {}", all.join(", "))
+        })
+    }
+}
+
+/// Prints them.
+pub(super) async fn run(connection: &Connection, args: &Args) -> Result<Answer, Error> {
+    let uid = connection.migration(&args.name).await?.uid().unwrap_or_default();
+    let task = args.task.map(|t| format!(",{TASK_LABEL}={}", slug(t.0))).unwrap_or_default();
+    // Pods of a `job` check are the team's own.
+    let labels = format!("{MIGRATION_LABEL}={},{UID_LABEL}={uid}{task},!{CHECK_LABEL}", args.name);
+    let api: Api<Pod> = connection.api();
+    let pods = newest_run(api.list(&ListParams::default().labels(&labels)).await?.items);
+    if pods.is_empty() {
+        return Err(Error::Absent(format!(
+            "no pod of {}{}; next: kubectl -n {} get cmrun,jobs -l {MIGRATION_LABEL}={0}",
+            args.name,
+            args.task.map(|t| format!(" for task {}", slug(t.0))).unwrap_or_default(),
+            connection.namespace
+        )));
+    }
+    let last = pods.len() - 1;
+    for (i, pod) in pods.iter().enumerate() {
+        let name = pod.name_any();
+        // On standard error: the log itself is for programs.
+        eprintln!("==> pod/{name}");
+        let params =
+            LogParams { container: Some("runner".into()), follow: args.follow && i == last, ..Default::default() };
+        let mut lines = api.log_stream(&name, &params).await?.lines();
+        while let Some(line) = lines.try_next().await.map_err(|e| Error::Output(e.to_string()))? {
+            if writeln!(std::io::stdout(), "{line}").is_err() {
+                // Whoever read has ended.
+                return Ok(Answer::fine(""));
+            }
+        }
+    }
+    Ok(Answer::fine(""))
+}
+
+/// Pods of the run that was made last, oldest first.
+fn newest_run(mut pods: Vec<Pod>) -> Vec<Pod> {
+    pods.sort_by_key(|p| (p.metadata.creation_timestamp.as_ref().map(|t| t.0), p.name_any()));
+    let job = |p: &Pod| p.labels().get(JOB_LABEL).cloned();
+    let Some(newest) = pods.last().map(job) else { return pods };
+    pods.retain(|p| job(p) == newest);
+    pods
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_newest_run_with_all_of_its_pods() {
+        let pod = |name: &str, job: &str, at: &str| -> Pod {
+            serde_json::from_value(
+                json!({"metadata": {"name": name, "labels": {JOB_LABEL: job}, "creationTimestamp": at}}),
+            )
+            .unwrap()
+        };
+        let pods = vec![
+            pod("w-b", "m-window-2", "2030-01-01T00:02:00Z"),
+            pod("v", "m-verify-1", "2030-01-01T00:00:00Z"),
+            pod("w-a", "m-window-2", "2030-01-01T00:01:00Z"),
+        ];
+        let names: Vec<String> = newest_run(pods).iter().map(ResourceExt::name_any).collect();
+        assert_eq!(names, ["w-a", "w-b"]);
+        assert!(newest_run(vec![]).is_empty());
+    }
+
+    #[test]
+    fn tasks_have_two_names() {
+        for task in TASKS {
+            for name in [slug(task).to_owned(), format!("{task:?}")] {
+                assert_eq!(name.parse::<TaskName>().unwrap().0, task);
+            }
+            assert!(EXAMPLES.contains(slug(task)), "{task:?}");
+        }
+        assert!("x".parse::<TaskName>().unwrap_err().contains("keyusers"));
+    }
+}

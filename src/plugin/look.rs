@@ -1,0 +1,425 @@
+//! What a spec names, and whether it is there and fits. Pure: the objects come in as plain values, from the API server or
+//! from files.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::api::{apps::v1::Deployment, core::v1::ConfigMap};
+
+use super::answer::{Finding, State, finding};
+use crate::{
+    api::{Check, CreditMigrationSpec, KeyRef, Task},
+    controller::reads_flag,
+    runner::sqltext,
+};
+
+/// One object that was looked for.
+#[derive(Clone, Debug)]
+pub(super) enum Look<T> {
+    /// It is there.
+    Found(T),
+    /// It is in the given files only.
+    InFile(T),
+    /// It is not there.
+    Missing,
+    /// Nobody could look: why.
+    Unseen(String),
+}
+
+/// Objects of a namespace, by name. What is not in it was not looked for.
+#[derive(Clone, Debug, Default)]
+pub(super) struct World {
+    /// ConfigMaps.
+    pub(super) config_maps: BTreeMap<String, Look<ConfigMap>>,
+    /// Deployments.
+    pub(super) deployments: BTreeMap<String, Look<Deployment>>,
+    /// Keys of Secrets; never their values.
+    pub(super) secrets: BTreeMap<String, Look<BTreeSet<String>>>,
+}
+
+/// Names of what a spec needs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Needs {
+    /// ConfigMaps.
+    pub(super) config_maps: BTreeSet<String>,
+    /// Deployments.
+    pub(super) deployments: BTreeSet<String>,
+    /// Secrets with the keys that are read, and the field that names them.
+    pub(super) secrets: BTreeMap<String, BTreeMap<String, String>>,
+}
+
+/// All checks of a spec, those of triggers once.
+pub(super) fn all_checks(spec: &CreditMigrationSpec) -> Vec<(&'static str, Check)> {
+    let own = |stage, checks: &[Check]| checks.iter().map(|c| (stage, c.clone())).collect::<Vec<_>>();
+    let mut all = own("spec.rollback.triggers", &spec.rollback.triggers.checks());
+    all.extend(own("spec.validation.checks", &spec.validation.checks));
+    all.extend(own("spec.monitoring.checks", &spec.monitoring.checks));
+    all.extend(own("spec.followUps.day.checks", &spec.checks_of(Task::DayCheck)));
+    all.extend(own("spec.followUps.week.checks", &spec.checks_of(Task::WeekReview)));
+    all
+}
+
+/// Variables of a template, `secret.KEY` among them. A template that cannot be parsed has none: it is told elsewhere.
+pub(super) fn variables(template: &str) -> BTreeSet<String> {
+    let environment = minijinja::Environment::new();
+    let parsed = environment.template_from_str(template);
+    parsed.map(|t| t.undeclared_variables(true).into_iter().collect()).unwrap_or_default()
+}
+
+/// Names of what a spec needs.
+pub(super) fn needs(spec: &CreditMigrationSpec) -> Needs {
+    let mut n = Needs::default();
+    let mut secret = |name: &str, keys: &[&str], field: &str| {
+        let of = n.secrets.entry(name.to_owned()).or_default();
+        for key in keys {
+            of.entry((*key).to_owned()).or_insert_with(|| field.to_owned());
+        }
+    };
+    let connection = &spec.database.connection;
+    let key = |r: &KeyRef| (r.name.clone(), r.key.clone());
+    let mut keyed = vec![(key(&connection.secret_ref), "spec.database.connection.secretRef")];
+    keyed.extend(connection.ca_secret_ref.as_ref().map(|r| (key(r), "spec.database.connection.caSecretRef")));
+    for channel in &spec.notifications.channels {
+        let field = "spec.notifications.channels";
+        if let Some(slack) = &channel.slack {
+            keyed.push((key(&slack.url_secret_ref), field));
+            keyed.extend(slack.ca_secret_ref.as_ref().map(|r| (key(r), field)));
+        }
+        if let Some(webhook) = &channel.webhook {
+            keyed.push((key(&webhook.url_secret_ref), field));
+            keyed.extend(webhook.authorization_secret_ref.as_ref().map(|r| (key(r), field)));
+            keyed.extend(webhook.ca_secret_ref.as_ref().map(|r| (key(r), field)));
+        }
+        if let Some(email) = &channel.email {
+            keyed.extend(email.ca_secret_ref.as_ref().map(|r| (key(r), field)));
+            if let Some(r) = &email.secret_ref {
+                secret(&r.name, &["username", "password"], field);
+            }
+        }
+    }
+    for ((name, key), field) in keyed {
+        secret(&name, &[&key], field);
+    }
+    secret(&spec.backup.store.secret_ref.name, &["accessKeyId", "secretAccessKey"], "spec.backup.store.secretRef");
+    if let Some(code) = &spec.code {
+        let keys: &[&str] = if code.repository.starts_with("ssh://") {
+            &["ssh-privatekey", "known_hosts"]
+        } else {
+            &["username", "password"]
+        };
+        secret(&code.secret_ref.name, keys, "spec.code.secretRef");
+    }
+    for r in &spec.runner.image_pull_secrets {
+        secret(&r.name, &[".dockerconfigjson"], "spec.runner.imagePullSecrets");
+    }
+    n.deployments.extend(spec.application.workloads.iter().map(|w| w.name.clone()));
+    for (field, check) in all_checks(spec) {
+        n.deployments.extend(check.workload.iter().map(|w| w.name.clone()));
+        n.deployments.extend(check.logs.iter().map(|l| l.workload.name.clone()));
+        for r in check.job.iter().flat_map(|j| &j.env_from_secrets) {
+            n.secrets.entry(r.name.clone()).or_default();
+        }
+        let Some((r, sequence)) = check.sequence.as_ref().and_then(|s| Some((s.secret_ref.as_ref()?, s))) else {
+            continue;
+        };
+        let of = n.secrets.entry(r.name.clone()).or_default();
+        for text in sequence.steps.iter().flat_map(templates_of) {
+            for key in variables(text).iter().filter_map(|v| v.strip_prefix("secret.")) {
+                of.entry(key.to_owned()).or_insert_with(|| field.to_owned());
+            }
+        }
+    }
+    let flag = &spec.application.flag.config_map_key_ref;
+    let sql = &spec.migration;
+    n.config_maps.extend([flag, &sql.up.config_map_key_ref, &sql.down.config_map_key_ref].map(|r| r.name.clone()));
+    n.config_maps.extend(spec.notifications.templates_config_map_ref.as_ref().map(|r| r.name.clone()));
+    n
+}
+
+/// Texts of a request that are templates.
+pub(super) fn templates_of(step: &crate::api::HttpStep) -> Vec<&str> {
+    let mut all = vec![step.url.as_str()];
+    all.extend(step.headers.values().map(String::as_str));
+    all.extend(step.body.as_deref());
+    all.extend(step.expect.iter().filter_map(|e| e.equals.as_deref()));
+    all
+}
+
+/// Each thing that a spec names: whether it is there and fits.
+pub(super) fn look(spec: &CreditMigrationSpec, world: &World) -> Vec<Finding> {
+    let mut found = vec![];
+    let sql = &spec.migration;
+    for (what, source) in [("up SQL", &sql.up), ("down SQL", &sql.down)] {
+        let r = &source.config_map_key_ref;
+        found.extend(config_map_key(what, r, world, &format!("--from-file={}=FILE", r.key), |text| {
+            sql_problem(&r.key, text)
+        }));
+    }
+    found.extend(flag(spec, world));
+    if let Some(r) = &spec.notifications.templates_config_map_ref
+        && let Some(look) = world.config_maps.get(&r.name)
+    {
+        found.push(match seen(look) {
+            Ok(_) => finding("templates", State::Ok, format!("ConfigMap {}", r.name)),
+            Err(unseen) => told(
+                "templates",
+                &format!("ConfigMap {}", r.name),
+                unseen,
+                format!("kubectl create configmap {} --from-file=FOLDER", r.name),
+            ),
+        });
+    }
+    let reads = &spec.application.workloads;
+    for name in needs(spec).deployments {
+        let Some(look) = world.deployments.get(&name) else { continue };
+        let what = format!("deployment/{name}");
+        let key = &spec.application.flag.config_map_key_ref;
+        found.push(match seen(look) {
+            Err(unseen) => told(&what, &what, unseen, "kubectl get deployments".into()),
+            Ok(d) if reads.iter().any(|w| w.name == name) && !reads_flag(d, key) => finding(
+                &what,
+                State::Wrong,
+                format!(
+                    "no container reads key {} of ConfigMap {} into its environment; next: add env.valueFrom.configMapKeyRef or envFrom.configMapRef",
+                    key.key, key.name
+                ),
+            ),
+            Ok(d) => {
+                let wanted = d.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1);
+                let ready = d.status.as_ref().and_then(|s| s.available_replicas).unwrap_or(0);
+                finding(&what, State::Ok, format!("{ready} of {wanted} replicas available"))
+            }
+        });
+    }
+    for (name, keys) in needs(spec).secrets {
+        let Some(look) = world.secrets.get(&name) else { continue };
+        found.push(secret(&name, &keys, look));
+    }
+    found
+}
+
+/// The object, or why there is none.
+fn seen<T>(look: &Look<T>) -> Result<&T, Option<&str>> {
+    match look {
+        Look::Found(x) | Look::InFile(x) => Ok(x),
+        Look::Missing => Err(None),
+        Look::Unseen(why) => Err(Some(why)),
+    }
+}
+
+fn told(what: &str, object: &str, unseen: Option<&str>, next: String) -> Finding {
+    match unseen {
+        Some(why) => finding(what, State::NotLooked, why),
+        None => finding(what, State::Missing, format!("{object} is missing; next: {next}")),
+    }
+}
+
+/// A key of a ConfigMap, and what its text is worth; `from` is the option that creates it. Nothing if nobody looked for the map.
+fn config_map_key(
+    what: &str,
+    r: &KeyRef,
+    world: &World,
+    from: &str,
+    problem: impl Fn(&str) -> Option<(State, String)>,
+) -> Option<Finding> {
+    let look = world.config_maps.get(&r.name)?;
+    let create = format!("kubectl create configmap {} {from}", r.name);
+    let map = match seen(look) {
+        Ok(map) => map,
+        Err(unseen) => return Some(told(what, &format!("ConfigMap {}", r.name), unseen, create)),
+    };
+    let Some(text) = map.data.as_ref().and_then(|d| d.get(&r.key)) else {
+        let text = format!("ConfigMap {} has no key {}; next: add it", r.name, r.key);
+        return Some(finding(what, State::Missing, text));
+    };
+    let place = if matches!(look, Look::InFile(_)) { ", in the given files" } else { "" };
+    Some(match problem(text) {
+        Some((state, message)) => finding(what, state, message),
+        None => finding(what, State::Ok, format!("key {} of ConfigMap {}{place}", r.key, r.name)),
+    })
+}
+
+/// What stands in the way of running this SQL. What only this parser does not know is left to the server's.
+fn sql_problem(name: &str, text: &str) -> Option<(State, String)> {
+    let problems = sqltext::read(text).err()?;
+    let certain = problems.iter().find(|p| !p.doubtful);
+    let problem = certain.or(problems.first())?;
+    let message = format!("{}: {name}, line {}: {}", problem.reason, problem.line, problem.message);
+    Some(match certain {
+        Some(_) => (State::Wrong, message),
+        None => (State::Note, format!("{message}; the server's parser decides in Preflight")),
+    })
+}
+
+fn flag(spec: &CreditMigrationSpec, world: &World) -> Vec<Finding> {
+    let flag = &spec.application.flag;
+    let r = &flag.config_map_key_ref;
+    let set = |key: &str, value: &str| {
+        format!("kubectl patch configmap {} --type=merge -p '{{\"data\":{{\"{key}\":\"{value}\"}}}}'", r.name)
+    };
+    let literals = format!("--from-literal={}={} --from-literal={}=true", r.key, flag.from, flag.rollback_key);
+    let mut found: Vec<Finding> = config_map_key("flag", r, world, &literals, |value| {
+        (value != flag.from).then(|| {
+            let text = format!(
+                "key {} of ConfigMap {} is {value:?}, expected {:?}; next: {}",
+                r.key,
+                r.name,
+                flag.from,
+                set(&r.key, &flag.from)
+            );
+            (State::Wrong, text)
+        })
+    })
+    .into_iter()
+    .collect();
+    let Some(Look::Found(map) | Look::InFile(map)) = world.config_maps.get(&r.name) else { return found };
+    if map.immutable == Some(true) {
+        let text =
+            format!("ConfigMap {} is immutable; next: delete it and create it again without immutable: true", r.name);
+        found.push(finding("flag", State::Wrong, text));
+    }
+    let key = KeyRef { name: r.name.clone(), key: flag.rollback_key.clone() };
+    found.extend(config_map_key("application is prepared for the way back", &key, world, &literals, |value| {
+        (value != "true").then(|| {
+            let text = format!(
+                "key {} of ConfigMap {} is {value:?}, expected \"true\"; next: {}",
+                key.key,
+                r.name,
+                set(&key.key, "true")
+            );
+            (State::Wrong, text)
+        })
+    }));
+    found
+}
+
+fn secret(name: &str, keys: &BTreeMap<String, String>, look: &Look<BTreeSet<String>>) -> Finding {
+    let what = format!("secret/{name}");
+    let literals: Vec<String> = keys.keys().map(|k| format!("--from-literal={k}=...")).collect();
+    match seen(look) {
+        Err(unseen) => {
+            let next = format!("kubectl create secret generic {name} {}", literals.join(" "));
+            told(&what, &what, unseen, next.trim_end().to_owned())
+        }
+        Ok(there) => {
+            let absent: Vec<String> =
+                keys.iter().filter(|(k, _)| !there.contains(*k)).map(|(k, field)| format!("{k} ({field})")).collect();
+            if absent.is_empty() {
+                let names: Vec<&str> = keys.keys().map(String::as_str).collect();
+                let text = if names.is_empty() { "there".to_owned() } else { format!("keys {}", names.join(", ")) };
+                return finding(&what, State::Ok, text);
+            }
+            finding(&what, State::Missing, format!("has no key {}; next: add it", absent.join(", ")))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::machine::fixture::spec;
+
+    fn config_map(data: Value) -> Look<ConfigMap> {
+        Look::Found(serde_json::from_value(json!({"data": data})).unwrap())
+    }
+
+    /// All that the fixture's spec names, as it should be.
+    fn good() -> World {
+        let deployment = json!({"spec": {"selector": {}, "template": {"spec": {"containers": [
+            {"name": "c", "envFrom": [{"configMapRef": {"name": "shop"}}]}]}}}, "status": {"availableReplicas": 1}});
+        let keys = |keys: &[&str]| Look::Found(keys.iter().map(|k| (*k).to_owned()).collect());
+        World {
+            config_maps: [
+                ("sql".to_owned(), config_map(json!({"up": "SELECT 1", "down": "SELECT 2;"}))),
+                ("shop".to_owned(), config_map(json!({"VERSION": "v1", "ENABLE_ROLLBACK": "true"}))),
+            ]
+            .into(),
+            deployments: [("shop".to_owned(), Look::Found(serde_json::from_value(deployment).unwrap()))].into(),
+            secrets: [
+                ("db".to_owned(), keys(&["url"])),
+                ("bucket".to_owned(), keys(&["accessKeyId", "secretAccessKey", "ca.crt"])),
+            ]
+            .into(),
+        }
+    }
+
+    fn bad(world: &World) -> Vec<Finding> {
+        look(&spec(), world).into_iter().filter(|f| f.state != State::Ok).collect()
+    }
+
+    #[test]
+    fn what_is_as_it_should_be_is_ok() {
+        let found = look(&spec(), &good());
+        assert_eq!(bad(&good()), vec![]);
+        let whats: Vec<&str> = found.iter().map(|f| f.what.as_str()).collect();
+        assert_eq!(
+            whats,
+            [
+                "up SQL",
+                "down SQL",
+                "flag",
+                "application is prepared for the way back",
+                "deployment/shop",
+                "secret/bucket",
+                "secret/db"
+            ]
+        );
+    }
+
+    #[rstest::rstest]
+    #[case::no_map("sql", None, State::Missing, "kubectl create configmap sql --from-file=up=FILE")]
+    #[case::no_key("sql", Some(json!({"up": "SELECT 1"})), State::Missing, "has no key down")]
+    #[case::commit("sql", Some(json!({"up": "SELECT 1;\nCOMMIT", "down": "SELECT 1"})), State::Wrong, "SqlTransactionControl: up, line 2")]
+    #[case::doubtful("sql", Some(json!({"up": "ALTER TABEL t", "down": "SELECT 1"})), State::Note, "the server's parser decides")]
+    #[case::flag_elsewhere("shop", Some(json!({"VERSION": "v2", "ENABLE_ROLLBACK": "true"})), State::Wrong, "is \"v2\", expected \"v1\"")]
+    #[case::not_prepared("shop", Some(json!({"VERSION": "v1", "ENABLE_ROLLBACK": "false"})), State::Wrong, "is \"false\", expected \"true\"")]
+    #[case::no_rollback_key("shop", Some(json!({"VERSION": "v1"})), State::Missing, "no key ENABLE_ROLLBACK")]
+    fn a_config_map_that_does_not_fit(
+        #[case] name: &str,
+        #[case] data: Option<Value>,
+        #[case] state: State,
+        #[case] part: &str,
+    ) {
+        let mut world = good();
+        world.config_maps.insert(name.into(), data.map_or(Look::Missing, config_map));
+        let found = bad(&world);
+        assert!(found.iter().any(|f| f.state == state && f.message.contains(part)), "{found:?}");
+    }
+
+    #[test]
+    fn an_immutable_flag_a_blind_deployment_and_a_secret_without_its_key_are_told() {
+        let mut world = good();
+        let map = json!({"immutable": true, "data": {"VERSION": "v1", "ENABLE_ROLLBACK": "true"}});
+        world.config_maps.insert("shop".into(), Look::InFile(serde_json::from_value(map).unwrap()));
+        world.deployments.insert("shop".into(), Look::Found(Deployment::default()));
+        world.secrets.insert("bucket".into(), Look::Found(["accessKeyId".to_owned()].into()));
+        world.secrets.insert("db".into(), Look::Unseen("you may not get secrets".into()));
+        let found = bad(&world);
+        for (state, part) in [
+            (State::Wrong, "is immutable"),
+            (State::Wrong, "no container reads key VERSION"),
+            (State::Missing, "has no key secretAccessKey (spec.backup.store.secretRef)"),
+            (State::NotLooked, "you may not get secrets"),
+        ] {
+            assert!(found.iter().any(|f| f.state == state && f.message.contains(part)), "{part}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn a_sequence_needs_the_keys_of_its_templates() {
+        let mut spec = spec();
+        spec.validation.checks =
+            serde_json::from_value(json!([{"name": "buy", "sequence": {"secretRef": {"name": "login"}, "steps": [
+            {"name": "in", "url": "http://shop/in", "headers": {"Authorization": "Bearer {{ secret.token }}"},
+             "body": "{\"user\": \"{{ secret.user }}\"}"}]}}]))
+            .unwrap();
+        let keys: Vec<String> = needs(&spec).secrets["login"].keys().cloned().collect();
+        assert_eq!(keys, ["token", "user"]);
+    }
+
+    #[test]
+    fn what_nobody_looked_for_is_not_told() {
+        assert_eq!(look(&spec(), &World::default()), vec![]);
+    }
+}

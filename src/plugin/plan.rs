@@ -1,0 +1,406 @@
+//! `plan`: what would happen and what is missing, against the server, without changing anything.
+//!
+//! A file is applied with `dryRun=All`, so that schema, rules and admission policies speak; then each thing that the spec
+//! names is looked at. Nothing is written.
+
+use std::{collections::BTreeSet, fmt::Write as _, future::Future};
+
+use k8s_openapi::{
+    api::{
+        apps::v1::Deployment,
+        core::v1::{ConfigMap, Namespace, Secret},
+    },
+    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+};
+use kube::{
+    Api, ResourceExt,
+    api::{ListParams, Patch, PatchParams, ValidationDirective},
+};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::{
+    Error,
+    answer::{Answer, Finding, Format, State, exit_of, finding, findings_table, table},
+    connect::Connection,
+    decide::standing,
+    gaps::gaps,
+    lint::documents::{Document, read_files},
+    look::{Look, World, look, needs},
+    procedure::{Planned, procedure},
+};
+use crate::{
+    api::{CreditMigration, CreditMigrationSpec, Phase, Time},
+    controller::{self, policy_problem},
+    telemetry,
+};
+
+pub(super) const EXAMPLES: &str = "\
+Nothing is changed: a file is applied with dryRun=All only. ConfigMaps in the same files count as if they were there.
+Exit code 3: something is missing or wrong. What is not covered or could not be looked at is told, and is no error.
+
+Examples:
+  kubectl creditmigration plan -f migration.yaml
+  kustomize build . | kubectl creditmigration plan -f -
+  kubectl creditmigration plan simplify-credits -o yaml";
+
+/// Name of the field manager of the dry run.
+const MANAGER: &str = "kubectl-creditmigration";
+
+/// What is planned.
+#[derive(clap::Args, Debug)]
+#[group(skip)]
+pub(super) struct Args {
+    /// Name of a CreditMigration on the server.
+    #[arg(required_unless_present = "filename", conflicts_with = "filename")]
+    name: Option<String>,
+    /// File with a CreditMigration, and what belongs to it; `-` is standard input. May be repeated.
+    #[arg(short, long, value_name = "FILE")]
+    filename: Vec<String>,
+    /// How it is written.
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    output: Format,
+}
+
+/// What would happen, and what is missing.
+#[derive(Serialize, Debug)]
+#[serde(rename_all = "camelCase")]
+struct PlanView {
+    name: String,
+    namespace: String,
+    /// Where it stands, for one that is there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    standing: Option<String>,
+    steps: Vec<Planned>,
+    /// What was looked at.
+    found: Vec<Finding>,
+    /// What the spec leaves out.
+    not_covered: Vec<Finding>,
+}
+
+/// Plans it.
+pub(super) async fn run(mut connection: Connection, namespace: Option<&str>, args: &Args) -> Result<Answer, Error> {
+    let mut found = vec![];
+    let (migration, documents) = match &args.name {
+        Some(name) => (connection.migration(name).await?, vec![]),
+        None => {
+            let documents = read_files(&args.filename)?;
+            let wanted = the_migration(&documents)?;
+            if let Some(own) = wanted.value.pointer("/metadata/namespace").and_then(Value::as_str) {
+                if namespace.is_some_and(|n| n != own) {
+                    return Err(Error::Content(format!(
+                        "{} is of namespace {own}, the option says {}; next: leave one of them out",
+                        wanted.title(),
+                        namespace.unwrap_or_default()
+                    )));
+                }
+                own.clone_into(&mut connection.namespace);
+            }
+            found.extend(installed(&connection).await);
+            let planned = dry_run(&connection, wanted, &mut found).await?;
+            (planned, documents)
+        }
+    };
+    if args.name.is_some() {
+        found.extend(installed(&connection).await);
+    }
+    if before_the_window(&migration) {
+        let mut world = fetch(&connection, &migration.spec).await?;
+        overlay(&mut world, &documents, &connection.namespace);
+        found.extend(look(&migration.spec, &world));
+        found.extend(start(&migration.spec, telemetry::now()));
+    }
+    let view = PlanView {
+        name: migration.name_any(),
+        namespace: connection.namespace.clone(),
+        standing: migration.status.is_some().then(|| standing(&migration)),
+        steps: stands(procedure(&migration.spec), &migration),
+        not_covered: gaps(&migration.spec),
+        found,
+    };
+    Ok(Answer { text: args.output.write(&view, || screen(&view))?, exit: exit_of(&view.found) })
+}
+
+/// Later flag and schema are those of the new version, and what a beginning needs is no longer needed.
+fn before_the_window(migration: &CreditMigration) -> bool {
+    matches!(
+        migration.status.as_ref().and_then(|s| s.phase),
+        None | Some(Phase::Preparing | Phase::AwaitingApproval | Phase::Failed)
+    )
+}
+
+fn the_migration(documents: &[Document]) -> Result<&Document, Error> {
+    let mut all = documents.iter().filter(|d| d.kind() == "CreditMigration");
+    match (all.next(), all.next()) {
+        (Some(one), None) => Ok(one),
+        (None, _) => Err(Error::Content("no CreditMigration in the files; next: kubectl creditmigration lint".into())),
+        _ => Err(Error::Content("more than one CreditMigration in the files; next: plan them one by one".into())),
+    }
+}
+
+/// What the API server would make of it; as it stands in the file where the server refuses it.
+async fn dry_run(
+    connection: &Connection,
+    wanted: &Document,
+    found: &mut Vec<Finding>,
+) -> Result<CreditMigration, Error> {
+    let local = || {
+        serde_json::from_value::<CreditMigration>(wanted.value.clone()).map_err(|e| {
+            Error::Content(format!("{}: {e}; next: kubectl creditmigration lint -f {}", wanted.title(), wanted.file))
+        })
+    };
+    let Some(name) = wanted.value.pointer("/metadata/name").and_then(Value::as_str) else {
+        return Err(Error::Content(format!("{} has no metadata.name", wanted.title())));
+    };
+    let params = PatchParams {
+        dry_run: true,
+        force: true,
+        field_manager: Some(MANAGER.into()),
+        field_validation: Some(ValidationDirective::Strict),
+    };
+    let api: Api<CreditMigration> = connection.api();
+    let what = "the API server takes it";
+    match api.patch(name, &params, &Patch::Apply(&wanted.value)).await {
+        Ok(made) => {
+            found.push(finding(what, State::Ok, "schema, rules and admission: a dry run was accepted"));
+            Ok(made)
+        }
+        // The kind is not served: that is told already.
+        Err(kube::Error::Api(status)) if status.code == 404 && status.message.contains("page not found") => {
+            found.push(finding(what, State::NotLooked, "its kind is not served"));
+            local()
+        }
+        Err(kube::Error::Api(status)) if status.code == 403 && !status.message.contains("denied request") => {
+            found.push(finding(what, State::NotLooked, status.message.clone()));
+            local()
+        }
+        Err(kube::Error::Api(status)) => {
+            found.push(finding(what, State::Wrong, status.message.clone()));
+            local()
+        }
+        Err(other) => Err(other.into()),
+    }
+}
+
+/// Whether the operator's kinds are served and its policies are there.
+async fn installed(connection: &Connection) -> Vec<Finding> {
+    let client = &connection.client;
+    let mut found = vec![];
+    let what = "the operator's kinds";
+    let next = "helm install credit-migration-operator";
+    let listed = connection.api::<CreditMigration>().list(&ListParams::default().limit(1)).await;
+    let crd: Look<CustomResourceDefinition> = look_at(
+        Api::<CustomResourceDefinition>::all(client.clone()).get_opt("creditmigrations.creditmigration.io"),
+        "customresourcedefinitions",
+    )
+    .await;
+    found.push(match (listed, crd) {
+        (Ok(_), _) => finding(what, State::Ok, "creditmigration.io/v1alpha1 is served"),
+        (Err(kube::Error::Api(s)), _) if s.code == 404 => {
+            finding(what, State::Missing, format!("creditmigration.io/v1alpha1 is not served; next: {next}"))
+        }
+        (_, Look::Found(_)) => finding(what, State::Ok, "creditmigration.io/v1alpha1 is there"),
+        (Err(e), _) => finding(what, State::NotLooked, Error::from(e).to_string()),
+    });
+    let what = "admission policies";
+    found.push(match policy_problem(client).await {
+        Ok(None) => finding(what, State::Ok, "names of authors and of those who decide are proven"),
+        Ok(Some(problem)) => {
+            let next = "helm upgrade the operator with admissionPolicies.install=true";
+            finding(what, State::Wrong, format!("{problem}; next: {next}"))
+        }
+        Err(controller::Error::Kube(error)) => finding(what, State::NotLooked, Error::from(error).to_string()),
+        Err(error) => finding(what, State::NotLooked, error.to_string()),
+    });
+    let name = &connection.namespace;
+    let what = format!("namespace/{name}");
+    found.push(match look_at(Api::<Namespace>::all(client.clone()).get_opt(name), "namespaces").await {
+        Look::Missing => finding(&what, State::Missing, format!("next: kubectl create namespace {name}")),
+        Look::Unseen(why) => finding(&what, State::NotLooked, why),
+        Look::Found(_) | Look::InFile(_) => finding(&what, State::Ok, "there"),
+    });
+    found
+}
+
+async fn look_at<T>(get: impl Future<Output = kube::Result<Option<T>>>, plural: &str) -> Look<T> {
+    match get.await {
+        Ok(Some(x)) => Look::Found(x),
+        Ok(None) => Look::Missing,
+        Err(kube::Error::Api(status)) if status.code == 403 => Look::Unseen(format!("you may not get {plural}")),
+        Err(error) => Look::Unseen(Error::from(error).to_string()),
+    }
+}
+
+/// Everything that the spec names, from the API server. Of a Secret the names of the keys are kept.
+async fn fetch(connection: &Connection, spec: &CreditMigrationSpec) -> Result<World, Error> {
+    let needs = needs(spec);
+    let mut world = World::default();
+    for name in needs.config_maps {
+        let seen = look_at(connection.api::<ConfigMap>().get_opt(&name), "configmaps").await;
+        world.config_maps.insert(name, seen);
+    }
+    for name in needs.deployments {
+        let seen = look_at(connection.api::<Deployment>().get_opt(&name), "deployments").await;
+        world.deployments.insert(name, seen);
+    }
+    for name in needs.secrets.into_keys() {
+        let seen = match look_at(connection.api::<Secret>().get_opt(&name), "secrets").await {
+            Look::Found(secret) | Look::InFile(secret) => Look::Found(
+                secret.data.into_iter().flatten().filter(|(_, v)| !v.0.is_empty()).map(|(k, _)| k).collect(),
+            ),
+            Look::Missing => Look::Missing,
+            Look::Unseen(why) => Look::Unseen(why),
+        };
+        world.secrets.insert(name, seen);
+    }
+    Ok(world)
+}
+
+/// What the files bring along counts as if it were there: it would be applied together.
+pub(super) fn overlay(world: &mut World, documents: &[Document], namespace: &str) {
+    for d in documents {
+        let own = d.value.pointer("/metadata/namespace").and_then(Value::as_str);
+        let Some(name) = d.value.pointer("/metadata/name").and_then(Value::as_str) else { continue };
+        if own.is_some_and(|own| own != namespace) {
+            continue;
+        }
+        match d.kind() {
+            "ConfigMap" => {
+                if let Ok(map) = serde_json::from_value(d.value.clone()) {
+                    world.config_maps.insert(name.to_owned(), Look::InFile(map));
+                }
+            }
+            "Deployment" => {
+                if let Ok(deployment) = serde_json::from_value(d.value.clone()) {
+                    world.deployments.insert(name.to_owned(), Look::InFile(deployment));
+                }
+            }
+            "Secret" => {
+                let keys = ["data", "stringData"].iter().filter_map(|part| d.value[part].as_object());
+                let keys: BTreeSet<String> = keys.flat_map(|map| map.keys().cloned()).collect();
+                world.secrets.insert(name.to_owned(), Look::InFile(keys));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// A start that has passed would be at once.
+pub(super) fn start(spec: &CreditMigrationSpec, now: Time) -> Option<Finding> {
+    let at = spec.schedule.start_at?;
+    Some(if at < now {
+        let text = format!("{at:.0} has passed: the window may open at once; next: set spec.schedule.startAt");
+        finding("start", State::Note, text)
+    } else {
+        finding("start", State::Ok, format!("{at:.0}"))
+    })
+}
+
+/// Each step's state beside what it does.
+fn stands(mut steps: Vec<Planned>, migration: &CreditMigration) -> Vec<Planned> {
+    for planned in &mut steps {
+        let of = migration.status.iter().flat_map(|s| &s.steps).find(|s| s.name == planned.step);
+        planned.state = of.map(|s| format!("{:?}", s.state));
+    }
+    steps
+}
+
+fn screen(view: &PlanView) -> String {
+    let PlanView { name, namespace, standing, steps, found, not_covered } = view;
+    let mut text = match standing {
+        Some(standing) => format!("{namespace}/{standing}"),
+        None => format!("{namespace}/{name}: not on the server, nothing was changed"),
+    };
+    let begun = steps.iter().any(|s| s.state.is_some());
+    let header: &[&str] = if begun { &["", "STEP", "STATE", "WHAT"] } else { &["", "STEP", "WHAT"] };
+    let rows = steps.iter().map(|s| {
+        let mut row = vec![s.number.to_string(), format!("{:?}", s.step)];
+        if begun {
+            row.push(s.state.clone().unwrap_or_default());
+        }
+        row.push(s.what.clone());
+        row
+    });
+    // Writing to a String cannot fail.
+    let _ = write!(text, "\n\n{}\n\n{}", table(header, rows), findings_table(found));
+    for gap in not_covered {
+        let _ = write!(text, "\nnot covered: {}; {}", gap.what, gap.message);
+    }
+    let bad = found.iter().filter(|f| f.state.bad()).count();
+    let unseen = found.iter().filter(|f| f.state == State::NotLooked).count();
+    let _ = write!(
+        text,
+        "\n\n{bad} missing or wrong, {unseen} not looked at, {} not covered, of {} looked at",
+        not_covered.len(),
+        found.len()
+    );
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        machine::fixture::spec,
+        plugin::{Exit, status::tests::time},
+    };
+
+    fn view(found: Vec<Finding>) -> PlanView {
+        PlanView {
+            name: "m".into(),
+            namespace: "shop".into(),
+            standing: None,
+            steps: procedure(&spec()),
+            found,
+            not_covered: gaps(&spec()),
+        }
+    }
+
+    #[test]
+    fn the_screen_holds_steps_findings_and_gaps() {
+        let view =
+            view(vec![finding("flag", State::Wrong, "is v2"), finding("secret/db", State::NotLooked, "you may not")]);
+        let text = screen(&view);
+        for part in [
+            "shop/m: not on the server",
+            "9   Approve",
+            "wrong          flag       is v2",
+            "not covered: tag and branch of the code; next: set spec.code",
+            "1 missing or wrong, 1 not looked at,",
+        ] {
+            assert!(text.contains(part), "{part}:\n{text}");
+        }
+        assert_eq!(exit_of(&view.found), Exit::NotAsItShouldBe);
+    }
+
+    #[test]
+    fn what_is_not_covered_is_no_error() {
+        assert_eq!(exit_of(&view(vec![finding("a", State::Ok, "")]).found), Exit::Fine);
+    }
+
+    #[test]
+    fn files_count_in_their_namespace() {
+        let document = |text: &str| Document::parse("x.yaml", text).unwrap().remove(0);
+        let all = [
+            document("kind: ConfigMap\nmetadata: {name: a, namespace: shop}\ndata: {k: v}"),
+            document("kind: ConfigMap\nmetadata: {name: b, namespace: other}\ndata: {k: v}"),
+            document("kind: Secret\nmetadata: {name: s}\nstringData: {k: v}\ndata: {l: dg==}"),
+        ];
+        let mut world = World::default();
+        overlay(&mut world, &all, "shop");
+        assert_eq!(world.config_maps.keys().collect::<Vec<_>>(), ["a"]);
+        let Some(Look::InFile(keys)) = world.secrets.get("s") else { panic!("{world:?}") };
+        assert_eq!(keys.iter().collect::<Vec<_>>(), ["k", "l"]);
+    }
+
+    #[test]
+    fn a_start_in_the_past_is_told() {
+        let mut spec = spec();
+        let now = time("2030-01-01T00:00:00Z");
+        assert_eq!(start(&spec, now), None);
+        for (at, state) in [("2029-12-31T00:00:00Z", State::Note), ("2030-01-02T00:00:00Z", State::Ok)] {
+            spec.schedule.start_at = Some(time(at));
+            assert_eq!(start(&spec, now).unwrap().state, state);
+        }
+    }
+}

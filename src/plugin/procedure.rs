@@ -1,0 +1,255 @@
+//! The procedure of one spec, step by step, in words. Pure.
+
+use serde::Serialize;
+
+use super::answer::duration;
+use crate::api::{AllowedHours, Audience, Check, CreditMigrationSpec, OnBreach, RollbackPolicy, Step, Task};
+
+/// The way there, in order, as people see it: also what the spec leaves out.
+pub(super) const STEPS: &[Step] = &[
+    Step::Preflight,
+    Step::NotifyTeam,
+    Step::CodeBackup,
+    Step::Baseline,
+    Step::Backup,
+    Step::VerifyBackup,
+    Step::ExportKeyUsers,
+    Step::Rehearse,
+    Step::Approve,
+    Step::Schedule,
+    Step::OpenWindow,
+    Step::Migrate,
+    Step::VerifyMigration,
+    Step::SwitchApplication,
+    Step::CloseWindow,
+    Step::Validate,
+    Step::Monitor,
+    Step::DayCheck,
+    Step::WeekReview,
+    Step::Decide,
+];
+
+/// One step and what it will do.
+#[derive(Serialize, Clone, Debug, PartialEq, Eq)]
+pub(super) struct Planned {
+    /// Position, from 1.
+    pub(super) number: usize,
+    /// The step.
+    pub(super) step: Step,
+    /// What it will do, with the spec's values.
+    pub(super) what: String,
+    /// How it stands; none for a migration that has not begun it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) state: Option<String>,
+}
+
+/// All steps of the way there.
+pub(super) fn procedure(spec: &CreditMigrationSpec) -> Vec<Planned> {
+    STEPS
+        .iter()
+        .enumerate()
+        .map(|(i, step)| Planned { number: i + 1, step: *step, what: what(*step, spec), state: None })
+        .collect()
+}
+
+/// What a step will do.
+fn what(step: Step, spec: &CreditMigrationSpec) -> String {
+    let (flag, migration) = (&spec.application.flag, &spec.migration);
+    let attempts = spec.runner.max_attempts;
+    match step {
+        Step::Preflight => format!(
+            "looks at database {}, SQL, flag, workloads, store; each step before the window is tried {attempts} times, {} at most each",
+            spec.database.name,
+            duration(spec.runner.step_timeout)
+        ),
+        Step::NotifyTeam => match channels(spec, &[Audience::Team, Audience::Support]).as_slice() {
+            [] => "skipped: no channel for Team or Support".into(),
+            names => format!("tells Team and Support by {}", names.join(", ")),
+        },
+        Step::CodeBackup => match &spec.code {
+            None => "skipped: spec.code is not set".into(),
+            Some(code) => format!(
+                "pushes tag {} and branch {} at {:.12} to {}",
+                code.tag, code.branch, code.commit, code.repository
+            ),
+        },
+        Step::Baseline => format!(
+            "takes users, sums and each balance of {}.{}, and transactions by type of {}",
+            spec.credits.balances.table, spec.credits.balances.balance_column, spec.credits.transactions.table
+        ),
+        Step::Backup => format!("dumps the database of the same snapshot to {}", spec.backup.store.url),
+        Step::VerifyBackup => "downloads the dump, compares its SHA-256, reads it to its end".into(),
+        Step::ExportKeyUsers => format!(
+            "writes rows with a balance over {} or more than {} purchased credits to the store as CSV",
+            spec.backup.key_users.balance_over, spec.backup.key_users.purchased_over
+        ),
+        Step::Rehearse => format!(
+            "restores the dump into {}, migrates, rolls back, compares every table, drops it",
+            spec.rehearsal.database
+        ),
+        Step::Approve => format!("waits for {} people beside {}", spec.approval.required, spec.requested_by),
+        Step::Schedule => schedule(spec),
+        Step::OpenWindow => format!(
+            "ends sessions of {}, blocks writes for {} at most, proves it by a refused write",
+            spec.database.application_roles.join(", "),
+            duration(spec.window.max_duration)
+        ),
+        Step::Migrate => format!(
+            "runs key {} of ConfigMap {} in one transaction; a lock is waited for {} at most, a statement runs {} at most",
+            migration.up.config_map_key_ref.key,
+            migration.up.config_map_key_ref.name,
+            duration(migration.lock_timeout),
+            duration(migration.statement_timeout)
+        ),
+        Step::VerifyMigration => match migration.tables_gone.as_slice() {
+            [] => "compares every balance with the baseline".into(),
+            gone => format!("sees that {} are gone, compares every balance with the baseline", gone.join(", ")),
+        },
+        Step::SwitchApplication => {
+            let names: Vec<&str> = spec.application.workloads.iter().map(|w| w.name.as_str()).collect();
+            let probe = match &spec.application.version_probe {
+                Some(probe) => format!("; waits until {} says {}", probe.url, flag.to),
+                None => String::new(),
+            };
+            format!(
+                "sets key {} of ConfigMap {} from {} to {}, restarts {}{probe}",
+                flag.config_map_key_ref.key,
+                flag.config_map_key_ref.name,
+                flag.from,
+                flag.to,
+                names.join(", ")
+            )
+        }
+        Step::CloseWindow => {
+            "opens writes when no balance is unexplained; past the deadline the change is undone".into()
+        }
+        Step::Validate => stage(spec, Task::Validate, duration(spec.validation.duration)),
+        Step::Monitor => stage(spec, Task::Monitor, duration(spec.monitoring.duration)),
+        Step::DayCheck => follow_up(spec, Task::DayCheck, duration(spec.follow_ups.day_after())),
+        Step::WeekReview => follow_up(spec, Task::WeekReview, duration(spec.follow_ups.week_after())),
+        Step::Decide => format!(
+            "asks to keep or to go back, every {}; not by {}",
+            duration(spec.follow_ups.reminder_interval),
+            spec.requested_by
+        ),
+        Step::ReopenWindow => "blocks writes again, with proof".into(),
+        Step::SwitchBack => format!("sets the flag to {}, restarts the workloads", flag.from),
+        Step::RollbackSql => format!(
+            "runs key {} of ConfigMap {}",
+            migration.down.config_map_key_ref.key, migration.down.config_map_key_ref.name
+        ),
+        Step::VerifyRollback => "proves that no credit was lost".into(),
+        Step::ReleaseWindow => "opens writes on the old version".into(),
+        Step::Cleanup => "removes the guards from the database".into(),
+    }
+}
+
+/// Names of the channels that reach one of these audiences.
+fn channels(spec: &CreditMigrationSpec, audiences: &[Audience]) -> Vec<String> {
+    let reaches = |c: &&crate::api::NotificationChannel| c.audiences.iter().any(|a| audiences.contains(a));
+    spec.notifications.channels.iter().filter(reaches).map(|c| c.name.clone()).collect()
+}
+
+fn schedule(spec: &CreditMigrationSpec) -> String {
+    let s = &spec.schedule;
+    let start = s.start_at.map_or_else(String::new, |t| format!("not before {t:.0}; "));
+    let hours = match s.allowed_hours.as_slice() {
+        [] if s.start_at.is_none() => "at any time; ".to_owned(),
+        [] => String::new(),
+        hours => format!("only {}; ", hours.iter().map(hours_text).collect::<Vec<_>>().join(" or ")),
+    };
+    let everybody = channels(spec, &[Audience::Users, Audience::Social, Audience::StatusPage]);
+    let notice = if everybody.is_empty() { " (no channel for users)" } else { "" };
+    format!(
+        "{start}{hours}maintenance is told {} before{notice}; waits for {} people present within {}; backup not older than {}",
+        duration(s.lead_time),
+        s.presence.required,
+        duration(s.presence.within),
+        duration(s.backup_max_age)
+    )
+}
+
+fn hours_text(h: &AllowedHours) -> String {
+    let days: Vec<String> = h.days.iter().map(|d| format!("{d:?} ")).collect();
+    format!("{}{}-{} {}", days.concat(), h.from, h.to, h.time_zone)
+}
+
+fn names(checks: &[Check], of: impl Fn(&Check) -> bool) -> String {
+    checks.iter().filter(|c| of(c)).map(|c| c.name.clone()).collect::<Vec<_>>().join(", ")
+}
+
+fn stage(spec: &CreditMigrationSpec, task: Task, length: String) -> String {
+    let checks = spec.checks_of(task);
+    if checks.is_empty() {
+        return format!("waits {length}; nothing is measured");
+    }
+    let back = names(&checks, |c| c.on_breach == OnBreach::Rollback);
+    let others = names(&checks, |c| c.on_breach != OnBreach::Rollback);
+    let by = match spec.rollback.policy {
+        RollbackPolicy::Automatic => "go back by themselves",
+        RollbackPolicy::Manual => "hold until a person decides",
+    };
+    let mut text = format!("measures for {length}");
+    if !back.is_empty() {
+        text.push_str(&format!("; {by}: {back}"));
+    }
+    if !others.is_empty() {
+        text.push_str(&format!("; others: {others}"));
+    }
+    text
+}
+
+fn follow_up(spec: &CreditMigrationSpec, task: Task, after: String) -> String {
+    let checks = spec.checks_of(task);
+    let measured = if checks.is_empty() { "nothing is measured".into() } else { names(&checks, |_| true) };
+    format!("{after} after the cut-over: {measured}; a report with users, balances and transactions is written")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::{fixture::spec, steps::FORWARD};
+
+    #[test]
+    fn the_machines_steps_are_in_this_order() {
+        let mut rest = STEPS.iter();
+        for row in FORWARD {
+            assert!(rest.any(|s| *s == row.step), "{:?} is missing, or at another place", row.step);
+        }
+    }
+
+    #[test]
+    fn steps_say_the_specs_values() {
+        let mut spec = spec();
+        let of = |spec: &CreditMigrationSpec, step| procedure(spec).into_iter().find(|p| p.step == step).unwrap().what;
+        for (step, part) in [
+            (Step::CodeBackup, "skipped: spec.code"),
+            (Step::NotifyTeam, "skipped: no channel"),
+            (Step::Approve, "2 people beside author"),
+            (Step::Schedule, "at any time; maintenance is told 0s before (no channel for users); waits for 2 people"),
+            (Step::OpenWindow, "for 1m at most"),
+            (Step::SwitchApplication, "from v1 to v2, restarts shop; waits until http://shop/version says v2"),
+            (Step::Validate, "waits 20s; nothing is measured"),
+            (Step::Monitor, "measures for 30s; go back by themselves: errors"),
+            (Step::DayCheck, "24h after the cut-over: nothing is measured"),
+            (Step::WeekReview, "7d after"),
+        ] {
+            let text = of(&spec, step);
+            assert!(text.contains(part), "{step:?}: {text}");
+        }
+        spec.schedule = serde_json::from_value(serde_json::json!({
+            "startAt": "2030-01-01T03:00:00Z",
+            "allowedHours": [{"days": ["Sunday"], "from": "02:00", "to": "04:00", "timeZone": "Europe/Berlin"}],
+        }))
+        .unwrap();
+        let text = of(&spec, Step::Schedule);
+        assert!(
+            text.contains(
+                "not before 2030-01-01T03:00:00Z; only Sunday 02:00-04:00 Europe/Berlin; maintenance is told 1h"
+            ),
+            "{text}"
+        );
+        spec.rollback.policy = RollbackPolicy::Manual;
+        assert!(of(&spec, Step::Monitor).contains("hold until a person decides: errors"));
+    }
+}

@@ -1,0 +1,419 @@
+//! `status`: where a migration stands, on one screen.
+
+use std::fmt::Write as _;
+
+use kube::{ResourceExt, api::ListParams};
+use serde::Serialize;
+
+use super::{
+    Error, Exit,
+    answer::{Answer, Format, next_of, seconds, table},
+    connect::Connection,
+};
+use crate::{
+    api::{CreditMigration, DeliveryState, NoticeState, Outcome, Phase, StepState, Time},
+    telemetry,
+};
+
+pub(super) const EXAMPLES: &str = "\
+Exit code 3: a migration is Failed or RollbackFailed.
+
+Examples:
+  kubectl creditmigration status
+  kubectl creditmigration status simplify-credits
+  kubectl creditmigration status simplify-credits -o json";
+
+/// What is shown.
+#[derive(clap::Args, Debug)]
+pub(super) struct Args {
+    /// Name of the CreditMigration; all of the namespace when absent.
+    name: Option<String>,
+    /// How it is written.
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    output: Format,
+}
+
+/// Shows it.
+pub(super) async fn run(connection: &Connection, args: &Args) -> Result<Answer, Error> {
+    let now = telemetry::now();
+    let (text, views) = if let Some(name) = &args.name {
+        let view = View::of(&connection.migration(name).await?, now);
+        (args.output.write(&view, || view.screen())?, vec![view])
+    } else {
+        let list = connection.api::<CreditMigration>().list(&ListParams::default()).await?;
+        let views: Vec<View> = list.items.iter().map(|m| View::of(m, now)).collect();
+        let none = || format!("no CreditMigration in namespace {}", connection.namespace);
+        let text = args.output.write(&views, || if views.is_empty() { none() } else { overview(&views) })?;
+        (text, views)
+    };
+    let failed = views.iter().any(View::failed);
+    Ok(Answer { text, exit: if failed { Exit::NotAsItShouldBe } else { Exit::Fine } })
+}
+
+/// Where a migration stands.
+#[derive(Serialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct View {
+    /// Name.
+    pub(super) name: String,
+    /// Namespace.
+    pub(super) namespace: String,
+    /// Phase; none before the operator has seen it.
+    pub(super) phase: Option<Phase>,
+    /// `8/20 Approve`.
+    pub(super) progress: String,
+    /// `Open` or `Blocked`.
+    pub(super) writes: Option<String>,
+    /// `1/2`.
+    pub(super) approvals: Option<String>,
+    /// `1/2`.
+    pub(super) presence: Option<String>,
+    /// First time at which the window may be opened.
+    pub(super) starts_at: Option<Time>,
+    /// When the open window must be over.
+    pub(super) deadline: Option<Time>,
+    /// Digest of the plan.
+    pub(super) digest: Option<String>,
+    /// Reason of `Ready`.
+    pub(super) reason: String,
+    /// Message of `Ready`.
+    pub(super) message: String,
+    /// The next command.
+    pub(super) next: Option<String>,
+    /// Steps that were begun.
+    pub(super) steps: Vec<StepView>,
+    /// Conditions.
+    pub(super) conditions: Vec<ConditionView>,
+    /// The latest notices.
+    pub(super) notices: Vec<NoticeView>,
+    /// Checks of the current or last stage.
+    pub(super) checks: Vec<CheckView>,
+}
+
+/// A step.
+#[derive(Serialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct StepView {
+    /// Name.
+    pub(super) name: String,
+    /// State.
+    pub(super) state: StepState,
+    /// Seconds from its begin to its end, or to now.
+    pub(super) took_seconds: f64,
+    /// Evidence, or what is wrong.
+    pub(super) evidence: String,
+}
+
+/// A condition.
+#[derive(Serialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct ConditionView {
+    /// Type.
+    #[serde(rename = "type")]
+    pub(super) kind: String,
+    /// Status.
+    pub(super) status: String,
+    /// Reason.
+    pub(super) reason: String,
+    /// Message.
+    pub(super) message: String,
+    /// Seconds since it has had this status.
+    pub(super) since_seconds: f64,
+}
+
+/// A notice.
+#[derive(Serialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct NoticeView {
+    /// Why somebody is told.
+    pub(super) occasion: String,
+    /// When it came about.
+    pub(super) at: Time,
+    /// How it stands.
+    pub(super) state: NoticeState,
+    /// Channels that took it.
+    pub(super) delivered: Vec<String>,
+    /// Channels that did not, with what they answered.
+    pub(super) failed: Vec<String>,
+}
+
+/// A check.
+#[derive(Serialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct CheckView {
+    /// Name.
+    pub(super) name: String,
+    /// Last outcome.
+    pub(super) outcome: Outcome,
+    /// Measurements so far.
+    pub(super) measured: u64,
+    /// Whether the limit was breached at any time.
+    pub(super) breached: bool,
+    /// Observed value and limit.
+    pub(super) message: String,
+}
+
+impl View {
+    /// Of a migration, at a time.
+    pub(super) fn of(m: &CreditMigration, now: Time) -> Self {
+        let status = m.status.clone().unwrap_or_default();
+        let ready = status.conditions.iter().find(|c| c.type_ == "Ready");
+        let message = ready.map_or_else(|| "the operator has not seen it yet".to_owned(), |c| c.message.clone());
+        let window = status.window.as_ref().filter(|w| w.released_at.is_none());
+        Self {
+            name: m.name_any(),
+            namespace: m.namespace().unwrap_or_default(),
+            phase: status.phase,
+            progress: status.progress.clone().unwrap_or_default(),
+            writes: status.writes.map(|w| format!("{w:?}")),
+            approvals: status.approvals.clone(),
+            presence: status.schedule.as_ref().and_then(|s| s.presence.clone()),
+            starts_at: status.schedule.as_ref().and_then(|s| s.starts_at),
+            deadline: window.and_then(|w| w.deadline),
+            digest: status.plan.as_ref().and_then(|p| p.digest.clone()),
+            reason: ready.map(|c| c.reason.clone()).unwrap_or_default(),
+            next: next_of(&message).map(str::to_owned),
+            message,
+            steps: status
+                .steps
+                .iter()
+                .map(|s| StepView {
+                    name: format!("{:?}", s.name),
+                    state: s.state,
+                    took_seconds: (s.finished_at.unwrap_or(now) - s.started_at)
+                        .total(jiff::Unit::Second)
+                        .unwrap_or(0.0),
+                    evidence: match (&s.reason, &s.message) {
+                        (Some(reason), Some(message)) => format!("{reason}: {message}"),
+                        (Some(one), None) | (None, Some(one)) => one.clone(),
+                        (None, None) => String::new(),
+                    },
+                })
+                .collect(),
+            conditions: status
+                .conditions
+                .iter()
+                .map(|c| ConditionView {
+                    kind: c.type_.clone(),
+                    status: c.status.clone(),
+                    reason: c.reason.clone(),
+                    message: c.message.clone(),
+                    since_seconds: (now - c.last_transition_time.0).total(jiff::Unit::Second).unwrap_or(0.0),
+                })
+                .collect(),
+            notices: status
+                .notices
+                .iter()
+                .map(|n| {
+                    let of = |state| n.deliveries.iter().filter(move |d| d.state == state);
+                    NoticeView {
+                        occasion: format!("{:?}", n.notice.occasion),
+                        at: n.notice.at,
+                        state: n.state,
+                        delivered: of(DeliveryState::Delivered).map(|d| d.channel.clone()).collect(),
+                        failed: of(DeliveryState::Failed).map(|d| format!("{} ({})", d.channel, d.message)).collect(),
+                    }
+                })
+                .collect(),
+            checks: status
+                .checks
+                .iter()
+                .map(|c| CheckView {
+                    name: c.name.clone(),
+                    outcome: c.outcome,
+                    measured: c.measured,
+                    breached: c.breached,
+                    message: c.message.clone(),
+                })
+                .collect(),
+        }
+    }
+
+    /// A person is needed, or nothing goes on.
+    pub(super) fn failed(&self) -> bool {
+        matches!(self.phase, Some(Phase::Failed | Phase::RollbackFailed))
+    }
+
+    /// `AwaitingApproval`, or `not begun`.
+    pub(super) fn phase_text(&self) -> String {
+        self.phase.map_or_else(|| "not begun".into(), |p| format!("{p:?}"))
+    }
+
+    /// All of it, for people.
+    pub(super) fn screen(&self) -> String {
+        let mut text = format!("{}/{}: {}", self.namespace, self.name, self.phase_text());
+        let mut line = |name: &str, value: Option<String>| {
+            if let Some(value) = value.filter(|v| !v.is_empty()) {
+                // Writing to a String cannot fail.
+                let _ = write!(text, "\n  {:<10} {value}", format!("{name}:"));
+            }
+        };
+        line("step", Some(self.progress.clone()));
+        line(
+            "writes",
+            self.writes.clone().map(|w| match self.deadline {
+                Some(deadline) if w == "Blocked" => format!("{w}, until {deadline:.0} at the latest"),
+                _ => w,
+            }),
+        );
+        line("approvals", self.approvals.clone());
+        line("presence", self.presence.clone());
+        line("starts", self.starts_at.map(|t| format!("{t:.0} at the earliest")));
+        line("plan", self.digest.clone());
+        line("now", Some(self.message.clone()));
+        line("next", self.next.clone());
+        let mut part = |header: &[&str], rows: Vec<Vec<String>>| {
+            if !rows.is_empty() {
+                let _ = write!(text, "\n\n{}", table(header, rows));
+            }
+        };
+        part(
+            &["STEP", "STATE", "TOOK", "EVIDENCE"],
+            self.steps
+                .iter()
+                .map(|s| {
+                    vec![s.name.clone(), format!("{:?}", s.state), seconds(s.took_seconds.max(0.0)), s.evidence.clone()]
+                })
+                .collect(),
+        );
+        part(
+            &["CONDITION", "STATUS", "FOR", "REASON", "MESSAGE"],
+            self.conditions
+                .iter()
+                .map(|c| {
+                    let since = seconds(c.since_seconds.max(0.0));
+                    vec![c.kind.clone(), c.status.clone(), since, c.reason.clone(), c.message.clone()]
+                })
+                .collect(),
+        );
+        part(
+            &["CHECK", "OUTCOME", "MEASURED", "BREACHED", "MESSAGE"],
+            self.checks
+                .iter()
+                .map(|c| {
+                    let breached = if c.breached { "yes" } else { "no" };
+                    vec![
+                        c.name.clone(),
+                        format!("{:?}", c.outcome),
+                        c.measured.to_string(),
+                        breached.to_owned(),
+                        c.message.clone(),
+                    ]
+                })
+                .collect(),
+        );
+        part(
+            &["NOTICE", "AT", "STATE", "DELIVERED", "FAILED"],
+            self.notices
+                .iter()
+                .map(|n| {
+                    vec![
+                        n.occasion.clone(),
+                        format!("{:.0}", n.at),
+                        format!("{:?}", n.state),
+                        n.delivered.join(", "),
+                        n.failed.join(", "),
+                    ]
+                })
+                .collect(),
+        );
+        text
+    }
+}
+
+/// One line per migration.
+fn overview(views: &[View]) -> String {
+    table(
+        &["NAME", "PHASE", "STEP", "APPROVALS", "PRESENT", "WRITES", "NOW"],
+        views.iter().map(|v| {
+            vec![
+                v.name.clone(),
+                v.phase_text(),
+                v.progress.clone(),
+                v.approvals.clone().unwrap_or_default(),
+                v.presence.clone().unwrap_or_default(),
+                v.writes.clone().unwrap_or_default(),
+                v.message.clone(),
+            ]
+        }),
+    )
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::machine::fixture::spec;
+
+    pub(crate) fn time(text: &str) -> Time {
+        text.parse().unwrap()
+    }
+
+    /// A migration that waits for people, with a step done, a check and a notice.
+    pub(crate) fn waiting() -> CreditMigration {
+        let mut m = CreditMigration::new("m", spec());
+        m.metadata.namespace = Some("shop".into());
+        m.metadata.uid = Some("1".into());
+        m.status = Some(
+            serde_json::from_value(json!({
+                "phase": "AwaitingApproval", "step": "Approve", "progress": "9/20 Approve", "approvals": "1/2", "writes": "Open",
+                "schedule": {"startsAt": "2030-01-01T03:00:00Z", "presence": "0/2"},
+                "steps": [
+                    {"name": "Preflight", "state": "Succeeded", "attempt": 1, "startedAt": "2030-01-01T00:00:00Z",
+                     "finishedAt": "2030-01-01T00:01:30Z", "message": "12 of 12\nas they should be"},
+                    {"name": "Approve", "state": "Running", "attempt": 1, "startedAt": "2030-01-01T00:10:00Z",
+                     "reason": "AwaitingApproval"},
+                ],
+                "conditions": [{"type": "Ready", "status": "False", "reason": "AwaitingApproval",
+                    "message": "1/2 for sha256:9c; next: kubectl creditmigration approve m",
+                    "lastTransitionTime": "2030-01-01T00:10:00Z"}],
+                "checks": [{"name": "errors", "outcome": "Pass", "failed": 0, "measured": 3, "breached": false,
+                    "message": "0 <= 0", "at": "2030-01-01T00:10:00Z"}],
+                "notices": [{"state": "Pending", "attempt": 1,
+                    "notice": {"id": "1", "occasion": "Planned", "at": "2030-01-01T00:00:00Z", "message": "x", "phase": "Preparing"},
+                    "deliveries": [{"channel": "team", "state": "Delivered", "message": "200", "at": "2030-01-01T00:00:01Z"},
+                                   {"channel": "support", "state": "Failed", "message": "503", "at": "2030-01-01T00:00:01Z"}]}],
+            }))
+            .unwrap(),
+        );
+        m
+    }
+
+    #[test]
+    fn one_screen_holds_what_counts() {
+        let view = View::of(&waiting(), time("2030-01-01T00:12:00Z"));
+        let screen = view.screen();
+        for part in [
+            "shop/m: AwaitingApproval",
+            "step:      9/20 Approve",
+            "approvals: 1/2",
+            "presence:  0/2",
+            "starts:    2030-01-01T03:00:00Z at the earliest",
+            "next:      kubectl creditmigration approve m",
+            "Preflight  Succeeded  1m30s  12 of 12 as they should be",
+            "Approve    Running    2m     AwaitingApproval",
+            "errors  Pass     3         no        0 <= 0",
+            "Planned  2030-01-01T00:00:00Z  Pending  team       support (503)",
+        ] {
+            assert!(screen.contains(part), "{part}:\n{screen}");
+        }
+        assert!(!view.failed());
+    }
+
+    #[test]
+    fn a_failure_is_seen() {
+        for (phase, failed) in [(Phase::Failed, true), (Phase::RollbackFailed, true), (Phase::RolledBack, false)] {
+            let mut m = waiting();
+            m.status.as_mut().unwrap().phase = Some(phase);
+            assert_eq!(View::of(&m, time("2030-01-01T00:12:00Z")).failed(), failed, "{phase:?}");
+        }
+    }
+
+    #[test]
+    fn a_migration_that_nobody_has_seen_is_told() {
+        let m = CreditMigration::new("m", spec());
+        let screen = View::of(&m, time("2030-01-01T00:12:00Z")).screen();
+        assert!(screen.contains("not begun") && screen.contains("has not seen it"), "{screen}");
+    }
+}

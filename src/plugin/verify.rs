@@ -1,0 +1,582 @@
+//! `verify`: whether the evidence in the status is there and hangs together.
+//!
+//! It believes no summary: the digest is computed again, approvals are counted in the decisions themselves, facts of the window
+//! are read from its run.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::{Api, ResourceExt, api::ListParams};
+use serde::Serialize;
+
+use super::{
+    Error,
+    answer::{Answer, Finding, Format, State, exit_of, finding, findings_table, seconds},
+    connect::Connection,
+};
+use crate::{
+    api::{
+        CreditMigration, CreditMigrationStatus, Decision, KeyRef, MigrationDecision, MigrationRun, Phase,
+        ReportEvidence, Step, StepState, Task, Time, WindowProgress, WindowState, sha256,
+    },
+    machine::{plan_digest, span},
+};
+
+pub(super) const EXAMPLES: &str = "\
+Exit code 3: evidence is missing that should be there by now, or does not fit. What approval rests on is always asked for.
+
+Examples:
+  kubectl creditmigration verify simplify-credits
+  kubectl creditmigration verify simplify-credits -o json";
+
+/// What is looked at.
+#[derive(clap::Args, Debug)]
+pub(super) struct Args {
+    /// Name of the CreditMigration.
+    name: String,
+    /// How it is written.
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    output: Format,
+}
+
+/// Everything that evidence is read from.
+#[derive(Clone, Debug)]
+pub(super) struct Record {
+    /// The migration.
+    pub(super) migration: CreditMigration,
+    /// Decisions on this very migration, oldest first.
+    pub(super) decisions: Vec<MigrationDecision>,
+    /// Its runs.
+    pub(super) runs: Vec<MigrationRun>,
+    /// SHA-256 of up and down SQL as their ConfigMaps have it now; none where it cannot be read.
+    pub(super) sql: [Option<String>; 2],
+}
+
+#[derive(Serialize)]
+struct Verified<'a> {
+    name: &'a str,
+    evidence: &'a [Finding],
+}
+
+/// Verifies it.
+pub(super) async fn run(connection: &Connection, args: &Args) -> Result<Answer, Error> {
+    let record = fetch(connection, &args.name).await?;
+    let evidence = verify(&record);
+    let text = args.output.write(&Verified { name: &args.name, evidence: &evidence }, || findings_table(&evidence))?;
+    Ok(Answer { text, exit: exit_of(&evidence) })
+}
+
+/// Reads everything that evidence is read from.
+pub(super) async fn fetch(connection: &Connection, name: &str) -> Result<Record, Error> {
+    let migration = connection.migration(name).await?;
+    let uid = migration.uid().unwrap_or_default();
+    let all = ListParams::default();
+    let (decisions, runs): (Api<MigrationDecision>, Api<MigrationRun>) = (connection.api(), connection.api());
+    let mut decisions = decisions.list(&all).await?.items;
+    decisions.retain(|d| d.spec.migration == name && d.spec.migration_uid == uid);
+    decisions.sort_by_key(|d| (d.metadata.creation_timestamp.as_ref().map(|t| t.0), d.name_any()));
+    let mut runs = runs.list(&all).await?.items;
+    runs.retain(|r| r.spec.migration_uid == uid);
+    let sql = &migration.spec.migration;
+    let sql =
+        [sha_of(connection, &sql.up.config_map_key_ref).await, sha_of(connection, &sql.down.config_map_key_ref).await];
+    Ok(Record { migration, decisions, runs, sql })
+}
+
+async fn sha_of(connection: &Connection, key: &KeyRef) -> Option<String> {
+    let map = connection.api::<ConfigMap>().get_opt(&key.name).await.ok()??;
+    map.data?.get(&key.key).map(|text| sha256(text.as_bytes()))
+}
+
+impl Record {
+    fn status(&self) -> CreditMigrationStatus {
+        self.migration.status.clone().unwrap_or_default()
+    }
+
+    /// People who approved a digest, the author aside.
+    pub(super) fn approvers(&self, digest: &str, after: Option<Time>) -> BTreeSet<String> {
+        self.words(Decision::Execute, digest)
+            .filter(|d| after.is_none_or(|t| d.metadata.creation_timestamp.as_ref().is_some_and(|c| c.0 > t)))
+            .map(|d| d.spec.by.clone())
+            .filter(|by| *by != self.migration.spec.requested_by)
+            .collect()
+    }
+
+    fn words<'a>(&'a self, kind: Decision, digest: &'a str) -> impl Iterator<Item = &'a MigrationDecision> {
+        self.decisions.iter().filter(move |d| d.spec.decision == kind && d.spec.digest.as_deref() == Some(digest))
+    }
+
+    /// The last run of a task that has something to say of a window.
+    pub(super) fn window(&self, task: Task) -> Option<(&MigrationRun, &WindowProgress)> {
+        let of_task = self.runs.iter().filter(|r| r.spec.task == task);
+        let told = of_task.filter_map(|r| Some((r, r.status.as_ref()?.window.as_ref()?)));
+        told.max_by_key(|(r, _)| r.spec.attempt)
+    }
+}
+
+/// The phases in which writes have been, or are, blocked: approvals were needed by then.
+fn window_begun(phase: Option<Phase>) -> bool {
+    !matches!(phase, None | Some(Phase::Preparing | Phase::AwaitingApproval | Phase::Failed | Phase::Cancelled))
+}
+
+/// The phases in which the new version has run with writes open.
+fn cut_over(status: &CreditMigrationStatus) -> bool {
+    matches!(status.phase, Some(Phase::Validating | Phase::Monitoring | Phase::Observing | Phase::Completed))
+}
+
+/// One line for each piece of evidence.
+pub(super) fn verify(record: &Record) -> Vec<Finding> {
+    let status = record.status();
+    let mut found = vec![];
+    found.extend(configured(record, &status));
+    found.extend(backup(&status));
+    found.extend(plan(record, &status));
+    found.extend(people(record, &status));
+    found.extend(window(record, &status));
+    found.extend(way_back(record, &status));
+    found.extend(reports(record, &status));
+    found
+}
+
+/// Steps that a spec may leave out.
+fn configured(record: &Record, status: &CreditMigrationStatus) -> Vec<Finding> {
+    let what = "tag and branch of the code";
+    let code = match (&record.migration.spec.code, &status.code_backup) {
+        (None, _) => finding(what, State::NotCovered, "spec.code is not set"),
+        (Some(_), None) => finding(what, due(window_begun(status.phase)), "no evidence in status.codeBackup"),
+        (Some(wanted), Some(seen))
+            if (&wanted.commit, &wanted.tag, &wanted.branch) != (&seen.commit, &seen.tag, &seen.branch) =>
+        {
+            finding(
+                what,
+                State::Wrong,
+                format!("{} and {} at {}, the spec says {}", seen.tag, seen.branch, seen.commit, wanted.commit),
+            )
+        }
+        (Some(_), Some(seen)) => finding(
+            what,
+            State::Ok,
+            format!("{} and {} at {}, read back at {:.0}", seen.tag, seen.branch, seen.commit, seen.verified_at),
+        ),
+    };
+    let what = "export of key users";
+    let asked = status.steps.iter().any(|s| s.name == Step::ExportKeyUsers && s.state != StepState::Skipped);
+    let users = match &status.key_users {
+        Some(k) => finding(
+            what,
+            shaped(&k.sha256),
+            format!("{} users in {}, {} bytes, {}", k.users, k.object, k.bytes, k.sha256),
+        ),
+        None => finding(what, due(asked && window_begun(status.phase)), "no evidence in status.keyUsers"),
+    };
+    vec![code, users]
+}
+
+/// Missing when it should be there by now.
+fn due(now: bool) -> State {
+    if now { State::Missing } else { State::NotYet }
+}
+
+/// A digest as all of ours are written.
+fn shaped(sha: &str) -> State {
+    let hex = sha.strip_prefix("sha256:");
+    let good = hex.is_some_and(|h| h.len() == 64 && h.chars().all(|c| c.is_ascii_hexdigit()));
+    if good { State::Ok } else { State::Wrong }
+}
+
+fn backup(status: &CreditMigrationStatus) -> Vec<Finding> {
+    let mut found = vec![];
+    found.push(match &status.baseline {
+        None => finding("baseline", State::Missing, "no evidence in status.baseline"),
+        Some(b) => finding(
+            "baseline",
+            State::Ok,
+            format!(
+                "{} users, {} credits, {} purchased, at {:.0}",
+                b.users, b.total_balance, b.total_purchased, b.taken_at
+            ),
+        ),
+    });
+    let what = "backup, read back";
+    found.push(match (&status.backup, &status.verification) {
+        (None, _) => finding(what, State::Missing, "no evidence in status.backup"),
+        (_, None) => finding(what, State::Missing, "no evidence in status.verification"),
+        (Some(b), Some(v)) if (b.bytes, &b.sha256) != (v.bytes, &v.sha256) => finding(
+            what,
+            State::Wrong,
+            format!("{} bytes {} were uploaded, {} bytes {} read back", b.bytes, b.sha256, v.bytes, v.sha256),
+        ),
+        (Some(_), Some(v)) if v.entries == 0 => finding(what, State::Wrong, "the archive has no entry"),
+        (Some(b), Some(v)) => {
+            finding(what, State::Ok, format!("{}: {} bytes, {}, {} entries", b.object, b.bytes, b.sha256, v.entries))
+        }
+    });
+    let what = "rehearsal";
+    found.push(match (&status.rehearsal, &status.baseline) {
+        (None, _) => finding(what, State::Missing, "no evidence in status.rehearsal"),
+        (Some(r), _) if r.tables_equal == 0 => finding(what, State::Wrong, "no table was compared after the way back"),
+        (Some(r), Some(b)) if r.users != b.users => {
+            finding(what, State::Wrong, format!("{} users restored, the baseline has {}", r.users, b.users))
+        }
+        (Some(r), _) => finding(
+            what,
+            State::Ok,
+            format!(
+                "{} users; {} tables equal after the way back; there {}, back {}",
+                r.users,
+                r.tables_equal,
+                seconds(r.migrate_seconds),
+                seconds(r.rollback_seconds)
+            ),
+        ),
+    });
+    found
+}
+
+fn plan(record: &Record, status: &CreditMigrationStatus) -> Vec<Finding> {
+    let mut found = vec![];
+    let what = "digest of the plan";
+    let uid = record.migration.uid().unwrap_or_default();
+    let computed = plan_digest(&uid, &record.migration.spec, status);
+    let plan = status.plan.as_ref();
+    found.push(match (plan.and_then(|p| p.digest.as_ref()), computed) {
+        (None, _) => finding(what, State::Missing, "status.plan has none: the rehearsal has not passed"),
+        (Some(told), Some(computed)) if *told == computed => {
+            finding(what, State::Ok, format!("{told}, computed again"))
+        }
+        (Some(told), computed) => {
+            let computed = computed.unwrap_or_else(|| "none: evidence is missing".into());
+            // After RollbackFailed the down SQL may have been corrected: it is read anew, the approvals were for the old one.
+            let hint =
+                if status.rollback.is_some() { "; the down SQL may have been corrected for the way back" } else { "" };
+            finding(what, State::Wrong, format!("status says {told}, computed is {computed}{hint}"))
+        }
+    });
+    for (i, which) in ["up SQL", "down SQL"].into_iter().enumerate() {
+        let Some(plan) = plan else {
+            found.push(finding(which, State::Missing, "no evidence in status.plan"));
+            continue;
+        };
+        let planned = if i == 0 { &plan.up_sha256 } else { &plan.down_sha256 };
+        found.push(match &record.sql[i] {
+            Some(now) if now == planned => finding(which, State::Ok, format!("{planned}, as its ConfigMap has it")),
+            Some(now) => finding(which, State::Wrong, format!("planned {planned}, its ConfigMap has {now}")),
+            None => finding(which, State::NotLooked, format!("planned {planned}; its ConfigMap cannot be read")),
+        });
+    }
+    found
+}
+
+fn people(record: &Record, status: &CreditMigrationStatus) -> Vec<Finding> {
+    let spec = &record.migration.spec;
+    let Some(digest) = status.plan.as_ref().and_then(|p| p.digest.clone()) else {
+        return vec![finding("approvals", State::Missing, "there is no digest to approve")];
+    };
+    let begun = window_begun(status.phase);
+    // A window that ended without effect voids what came before it; one that took effect was opened on what is counted here.
+    let after = status.approvals_after;
+    let people = record.approvers(&digest, after);
+    let (needed, names) = (spec.approval.required as usize, list(&people));
+    let next = format!("next: kubectl creditmigration approve {}", record.migration.name_any());
+    let mut found = vec![match people.len() {
+        n if n >= needed => finding("approvals", State::Ok, format!("{n} of {needed}, not the author: {names}")),
+        n if begun => finding("approvals", State::Missing, format!("{n} of {needed} decisions for {digest}: {names}")),
+        n => finding("approvals", State::NotYet, format!("{n} of {needed}: {names}; {next}")),
+    }];
+    let told: BTreeSet<String> = status.approved_by.iter().cloned().collect();
+    if let Some(unfounded) = told.iter().find(|by| !people.contains(*by)) {
+        let text = format!("status.approvedBy names {unfounded}, of whom there is no decision for {digest}");
+        found.push(finding("approvals", State::Wrong, text));
+    }
+    let present: BTreeSet<String> = record.words(Decision::Ready, &digest).map(|d| d.spec.by.clone()).collect();
+    let needed = spec.schedule.presence.required as usize;
+    found.push(match present.len() {
+        n if n >= needed => finding("presence", State::Ok, format!("{n} of {needed}: {}", list(&present))),
+        n => finding("presence", due(begun), format!("{n} of {needed}: {}", list(&present))),
+    });
+    found
+}
+
+fn list(people: &BTreeSet<String>) -> String {
+    if people.is_empty() { "nobody".into() } else { people.iter().cloned().collect::<Vec<_>>().join(", ") }
+}
+
+/// Facts of the window on the way there, as its run reported them.
+fn window(record: &Record, status: &CreditMigrationStatus) -> Vec<Finding> {
+    let run = record.window(Task::Window);
+    let kept = cut_over(status);
+    let Some((run, w)) = run else {
+        return vec![finding("window", due(window_begun(status.phase)), "no run of the window has reported")];
+    };
+    let name = run.name_any();
+    let mut found = vec![match &w.proof {
+        Some(proof) => {
+            finding("writes were blocked", State::Ok, format!("{proof}; {} sessions ended", w.terminated_sessions))
+        }
+        None => finding("writes were blocked", due(kept), format!("{name} has no proof")),
+    }];
+    found.push(match w.migrate_seconds {
+        Some(s) => {
+            finding("SQL committed, once", State::Ok, format!("ledger row and SQL in one transaction, {}", seconds(s)))
+        }
+        None => finding("SQL committed, once", due(kept), format!("{name} has not committed")),
+    });
+    let comparison = w.comparison.as_ref().or(status.window.as_ref().and_then(|w| w.comparison.as_ref()));
+    found.push(balances("balances after the change", comparison, kept));
+    if let (Some(blocked), Some(released)) = (w.blocked_at, w.released_at) {
+        found.push(blocked_time("window", blocked, released, record));
+    } else {
+        let open =
+            if w.state == WindowState::Starting || w.state == WindowState::Ready { "not begun" } else { "not over" };
+        found.push(finding("window", due(kept), format!("{open}: {:?}", w.state)));
+    }
+    found
+}
+
+fn balances(what: &str, comparison: Option<&crate::api::Comparison>, due_now: bool) -> Finding {
+    match comparison {
+        Some(c) if c.unexplained == 0 => {
+            finding(what, State::Ok, format!("{} users compared, 0 unexplained, {} credits", c.users, c.total_balance))
+        }
+        Some(c) => {
+            finding(what, State::Wrong, format!("{} of {} users unexplained, at most 0", c.unexplained, c.users))
+        }
+        None => finding(what, due(due_now), "no comparison was reported"),
+    }
+}
+
+fn blocked_time(what: &str, blocked: Time, released: Time, record: &Record) -> Finding {
+    let took = (released - blocked).total(jiff::Unit::Second).unwrap_or_default();
+    let limit = span(record.migration.spec.window.max_duration).as_secs_f64();
+    let text = format!("writes were blocked for {}, at most {}", seconds(took), seconds(limit));
+    finding(what, if took > limit { State::Wrong } else { State::Ok }, text)
+}
+
+/// The way back, if there was one.
+fn way_back(record: &Record, status: &CreditMigrationStatus) -> Vec<Finding> {
+    let Some(rollback) = &status.rollback else { return vec![] };
+    let back = status.phase == Some(Phase::RolledBack);
+    let mut found =
+        vec![finding("cause of the way back", State::Ok, format!("{}: {}", rollback.cause, rollback.message))];
+    let run = record.window(Task::RollbackWindow).or_else(|| record.window(Task::Window));
+    match run {
+        Some((_, w)) if w.state == WindowState::Reverted => {
+            found.push(finding("old schema", State::Ok, "the down SQL is committed, or the up SQL never was"));
+            if w.comparison.is_some() || w.users_written_since.is_some() {
+                found.push(balances("balances after the way back", w.comparison.as_ref(), back));
+            }
+            if let (Task::RollbackWindow, Some(blocked), Some(released)) =
+                (run.map_or(Task::Window, |r| r.0.spec.task), w.blocked_at, w.released_at)
+            {
+                found.push(blocked_time("window of the way back", blocked, released, record));
+            }
+        }
+        Some((run, w)) => found.push(finding("old schema", due(back), format!("{} is {:?}", run.name_any(), w.state))),
+        None => found.push(finding("old schema", due(back), "no run of the way back has reported")),
+    }
+    found
+}
+
+fn reports(record: &Record, status: &CreditMigrationStatus) -> Vec<Finding> {
+    let done = |step| status.steps.iter().any(|s| s.name == step && s.state == StepState::Succeeded);
+    let of = |what: &str, step, report: &Option<ReportEvidence>| match report {
+        Some(r) => finding(
+            what,
+            shaped(&r.sha256),
+            format!("{}: {} of {} checks passed; {}", r.object, r.passed, r.checks, r.summary),
+        ),
+        None => finding(what, due(done(step)), "no report yet"),
+    };
+    let mut found = vec![
+        of("report after a day", Step::DayCheck, &status.day_report),
+        of("report after a week", Step::WeekReview, &status.week_report),
+    ];
+    if status.phase == Some(Phase::Completed) {
+        let digest = status.plan.as_ref().and_then(|p| p.digest.clone()).unwrap_or_default();
+        let kept = record.words(Decision::Keep, &digest).find(|d| d.spec.by != record.migration.spec.requested_by);
+        found.push(match kept {
+            Some(d) => finding("decision to keep", State::Ok, format!("{} by {}", d.name_any(), d.spec.by)),
+            None => {
+                finding("decision to keep", State::Missing, format!("no Keep for {digest} by another than the author"))
+            }
+        });
+    }
+    found
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        api::{MigrationDecisionSpec, MigrationRunSpec, Plan, RunInputs},
+        machine::fixture::{backup as dump, baseline, rehearsal, spec, verification},
+        plugin::{Exit, status::tests::time},
+    };
+
+    fn at(text: &str) -> Time {
+        time(text)
+    }
+
+    fn word(decision: Decision, by: &str, digest: &str) -> MigrationDecision {
+        let mut d = MigrationDecision::new(
+            &format!("{decision:?}-{by}").to_lowercase(),
+            MigrationDecisionSpec {
+                migration: "m".into(),
+                migration_uid: "1".into(),
+                decision,
+                by: by.into(),
+                reason: Some("looked at".into()),
+                digest: Some(digest.into()),
+            },
+        );
+        d.metadata.creation_timestamp =
+            Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at("2030-01-01T01:00:00Z")));
+        d
+    }
+
+    fn run(task: Task, progress: serde_json::Value) -> MigrationRun {
+        let mut run = MigrationRun::new(
+            "m-window-1",
+            MigrationRunSpec {
+                migration: "m".into(),
+                migration_uid: "1".into(),
+                task,
+                attempt: 1,
+                plan: spec(),
+                inputs: RunInputs::default(),
+                window: None,
+            },
+        );
+        run.status = Some(serde_json::from_value(json!({"phase": "Succeeded", "window": progress})).unwrap());
+        run
+    }
+
+    /// A migration that ended well, with all of its evidence.
+    pub(crate) fn completed() -> Record {
+        let mut m = CreditMigration::new("m", spec());
+        m.metadata.uid = Some("1".into());
+        m.metadata.namespace = Some("shop".into());
+        let now = at("2030-01-01T00:00:00Z");
+        let mut status = CreditMigrationStatus {
+            phase: Some(Phase::Completed),
+            plan: Some(Plan { digest: None, generation: 1, up_sha256: "u".into(), down_sha256: "d".into() }),
+            baseline: Some(baseline(now)),
+            backup: Some(dump(now)),
+            verification: Some(verification()),
+            rehearsal: Some(rehearsal(12.0)),
+            approved_by: vec!["ann".into(), "bob".into()],
+            ..Default::default()
+        };
+        let digest = plan_digest("1", &m.spec, &status).unwrap();
+        status.plan.as_mut().unwrap().digest = Some(digest.clone());
+        m.status = Some(status);
+        let mut decisions = vec![];
+        for by in ["ann", "bob"] {
+            decisions.push(word(Decision::Execute, by, &digest));
+            decisions.push(word(Decision::Ready, by, &digest));
+        }
+        decisions.push(word(Decision::Keep, "ann", &digest));
+        let progress = json!({
+            "state": "Released", "blockedAt": "2030-01-01T02:00:00Z", "releasedAt": "2030-01-01T02:00:09Z", "proof": "25006",
+            "migrateSeconds": 0.5, "comparison": {"users": 2, "unexplained": 0, "totalBalance": "3"},
+        });
+        Record {
+            migration: m,
+            decisions,
+            runs: vec![run(Task::Window, progress)],
+            sql: [Some("u".into()), Some("d".into())],
+        }
+    }
+
+    fn bad(record: &Record) -> Vec<Finding> {
+        verify(record).into_iter().filter(|f| f.state.bad()).collect()
+    }
+
+    #[test]
+    fn evidence_that_hangs_together_is_fine() {
+        let found = verify(&completed());
+        assert_eq!(bad(&completed()), vec![]);
+        assert_eq!(exit_of(&found), Exit::Fine);
+        for what in ["backup, read back", "digest of the plan", "approvals", "writes were blocked", "decision to keep"]
+        {
+            assert!(found.iter().any(|f| f.what == what && f.state == State::Ok), "{what}: {found:#?}");
+        }
+    }
+
+    /// One piece each that is missing or does not fit.
+    #[rstest::rstest]
+    #[case::altered_backup("backup, read back", |r: &mut Record| status(r).verification.as_mut().unwrap().sha256 = "sha256:x".into())]
+    #[case::shorter_backup("backup, read back", |r: &mut Record| status(r).verification.as_mut().unwrap().bytes = 9)]
+    #[case::not_read_back("backup, read back", |r: &mut Record| status(r).verification = None)]
+    #[case::no_table_compared("rehearsal", |r: &mut Record| status(r).rehearsal.as_mut().unwrap().tables_equal = 0)]
+    #[case::other_users("rehearsal", |r: &mut Record| status(r).rehearsal.as_mut().unwrap().users = 1)]
+    #[case::another_spec("digest of the plan", |r: &mut Record| r.migration.spec.approval.required = 3)]
+    #[case::another_image("digest of the plan", |r: &mut Record| status(r).runner_image = Some("x".into()))]
+    #[case::edited_sql("up SQL", |r: &mut Record| r.sql[0] = Some("x".into()))]
+    #[case::one_approval("approvals", |r: &mut Record| r.decisions.retain(|d| d.spec.by != "bob" || d.spec.decision != Decision::Execute))]
+    #[case::one_twice("approvals", |r: &mut Record| r.decisions.iter_mut().for_each(|d| d.spec.by = "ann".into()))]
+    #[case::by_the_author("approvals", |r: &mut Record| r.decisions[0].spec.by = "author".into())]
+    #[case::of_another_plan("approvals", |r: &mut Record| r.decisions[0].spec.digest = Some("sha256:old".into()))]
+    #[case::before_the_last_window("approvals", |r: &mut Record| status(r).approvals_after = Some(at("2030-01-01T01:30:00Z")))]
+    #[case::nobody_present("presence", |r: &mut Record| r.decisions.retain(|d| d.spec.decision != Decision::Ready))]
+    #[case::no_proof("writes were blocked", |r: &mut Record| progress(r).proof = None)]
+    #[case::not_committed("SQL committed, once", |r: &mut Record| progress(r).migrate_seconds = None)]
+    #[case::unexplained("balances after the change", |r: &mut Record| progress(r).comparison.as_mut().unwrap().unexplained = 1)]
+    #[case::too_long("window", |r: &mut Record| progress(r).released_at = Some(at("2030-01-01T02:01:01Z")))]
+    #[case::no_run("window", |r: &mut Record| r.runs.clear())]
+    #[case::kept_by_the_author("decision to keep", |r: &mut Record| r.decisions.last_mut().unwrap().spec.by = "author".into())]
+    fn what_does_not_fit_is_told(#[case] what: &str, #[case] change: fn(&mut Record)) {
+        let mut record = completed();
+        change(&mut record);
+        let found = bad(&record);
+        assert!(found.iter().any(|f| f.what == what), "{what}: {found:#?}");
+    }
+
+    fn status(r: &mut Record) -> &mut CreditMigrationStatus {
+        r.migration.status.as_mut().unwrap()
+    }
+
+    fn progress(r: &mut Record) -> &mut WindowProgress {
+        r.runs[0].status.as_mut().unwrap().window.as_mut().unwrap()
+    }
+
+    #[test]
+    fn before_the_window_only_what_approval_rests_on_is_due() {
+        let mut record = completed();
+        record.decisions.clear();
+        record.runs.clear();
+        status(&mut record).phase = Some(Phase::AwaitingApproval);
+        status(&mut record).approved_by.clear();
+        assert_eq!(bad(&record), vec![]);
+        let found = verify(&record);
+        assert!(
+            found
+                .iter()
+                .any(|f| f.what == "approvals" && f.message.contains("next: kubectl creditmigration approve m"))
+        );
+        status(&mut record).rehearsal = None;
+        assert!(bad(&record).iter().any(|f| f.what == "rehearsal"));
+    }
+
+    #[test]
+    fn a_way_back_is_looked_at_too() {
+        let mut record = completed();
+        status(&mut record).phase = Some(Phase::RolledBack);
+        status(&mut record).rollback = Some(
+            serde_json::from_value(
+                json!({"cause": "TriggerFired", "message": "errors", "startedAt": "2030-01-01T03:00:00Z"}),
+            )
+            .unwrap(),
+        );
+        assert!(bad(&record).iter().any(|f| f.what == "old schema"), "{:?}", bad(&record));
+        record.runs.push(run(
+            Task::RollbackWindow,
+            json!({"state": "Reverted", "blockedAt": "2030-01-01T03:00:00Z", "releasedAt": "2030-01-01T03:00:05Z", "usersWrittenSince": 1,
+                   "comparison": {"users": 2, "unexplained": 0, "totalBalance": "3"}}),
+        ));
+        assert_eq!(bad(&record), vec![]);
+        assert!(verify(&record).iter().any(|f| f.what == "window of the way back" && f.state == State::Ok));
+    }
+}

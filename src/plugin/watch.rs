@@ -1,0 +1,272 @@
+//! `watch`: the status, live, until the migration ends.
+
+use std::{
+    io::{IsTerminal as _, Write as _},
+    pin::pin,
+};
+
+use clap::ValueEnum;
+use futures::TryStreamExt as _;
+use kube::{
+    core::Duration,
+    runtime::watcher::{self, Event, watcher},
+};
+
+use super::{
+    Error, Exit,
+    answer::{Answer, one_line},
+    connect::Connection,
+    status::View,
+};
+use crate::{
+    api::{CreditMigration, Phase},
+    machine::span,
+    telemetry,
+};
+
+pub(super) const EXAMPLES: &str = "\
+On a terminal the screen of `status` is drawn anew with each change; elsewhere each change is a line.
+Exit code 0: Completed, or the phase of --until was reached. 3: another end, or RollbackFailed. 5: --timeout is over.
+
+Examples:
+  kubectl creditmigration watch simplify-credits
+  kubectl creditmigration watch simplify-credits --until AwaitingApproval --timeout 2h";
+
+/// What is watched, and how long.
+#[derive(clap::Args, Debug)]
+pub(super) struct Args {
+    /// Name of the CreditMigration.
+    name: String,
+    /// End when this phase is reached.
+    #[arg(long, value_enum, value_name = "PHASE")]
+    until: Option<Until>,
+    /// End after this time, such as 30m.
+    #[arg(long, value_name = "DURATION")]
+    timeout: Option<Duration>,
+}
+
+/// A phase, as it is written in the status.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+#[value(rename_all = "PascalCase")]
+enum Until {
+    Preparing,
+    AwaitingApproval,
+    Executing,
+    Validating,
+    Monitoring,
+    Observing,
+    Completed,
+    RollingBack,
+    RolledBack,
+    RollbackFailed,
+    Failed,
+    Cancelled,
+}
+
+impl Until {
+    fn phase(self) -> Phase {
+        match self {
+            Until::Preparing => Phase::Preparing,
+            Until::AwaitingApproval => Phase::AwaitingApproval,
+            Until::Executing => Phase::Executing,
+            Until::Validating => Phase::Validating,
+            Until::Monitoring => Phase::Monitoring,
+            Until::Observing => Phase::Observing,
+            Until::Completed => Phase::Completed,
+            Until::RollingBack => Phase::RollingBack,
+            Until::RolledBack => Phase::RolledBack,
+            Until::RollbackFailed => Phase::RollbackFailed,
+            Until::Failed => Phase::Failed,
+            Until::Cancelled => Phase::Cancelled,
+        }
+    }
+}
+
+/// Watches it.
+pub(super) async fn run(connection: &Connection, args: &Args) -> Result<Answer, Error> {
+    // A name that is not there would be watched for ever.
+    connection.migration(&args.name).await?;
+    let follow = follow(connection, args);
+    match args.timeout {
+        None => follow.await,
+        Some(timeout) => match tokio::time::timeout(span(timeout).unsigned_abs(), follow).await {
+            Ok(answer) => answer,
+            Err(_) => Ok(Answer { text: format!("{timeout} are over"), exit: Exit::TimedOut }),
+        },
+    }
+}
+
+async fn follow(connection: &Connection, args: &Args) -> Result<Answer, Error> {
+    let config = watcher::Config::default().fields(&format!("metadata.name={}", args.name));
+    let mut events = pin!(watcher(connection.api::<CreditMigration>(), config));
+    let terminal = std::io::stdout().is_terminal();
+    let (mut last, mut seen) = (None::<View>, false);
+    loop {
+        let event = match events.try_next().await {
+            Ok(Some(event)) => event,
+            Ok(None) => return Err(Error::Absent("the API server ended the watch".into())),
+            Err(error) if gone_for_good(&error) => return Err(Error::Content(error.to_string())),
+            // The API server may be away for a while; the watcher lists again.
+            Err(error) => {
+                eprintln!("{error}; trying again");
+                tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+                continue;
+            }
+        };
+        let migration = match event {
+            Event::Apply(m) | Event::InitApply(m) => m,
+            Event::Init => {
+                seen = false;
+                continue;
+            }
+            Event::InitDone if seen => continue,
+            Event::Delete(_) | Event::InitDone => {
+                return Ok(Answer { text: format!("{} was deleted", args.name), exit: Exit::NotAsItShouldBe });
+            }
+        };
+        seen = true;
+        let view = View::of(&migration, telemetry::now());
+        let text = if terminal {
+            // Clear, and begin at the top.
+            format!("\x1b[H\x1b[2J{}\n", view.screen())
+        } else {
+            let now = telemetry::now();
+            changes(last.as_ref(), &view).into_iter().map(|line| format!("{now:.0} {line}\n")).collect()
+        };
+        let mut out = std::io::stdout();
+        if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
+            // Whoever read has ended.
+            return Ok(Answer::fine(""));
+        }
+        if let Some(exit) = end(view.phase, args.until.map(Until::phase)) {
+            return Ok(Answer { text: String::new(), exit });
+        }
+        last = Some(view);
+    }
+}
+
+/// Refused for good: trying again cannot help.
+fn gone_for_good(error: &watcher::Error) -> bool {
+    let refused = |e: &kube::Error| matches!(e, kube::Error::Api(status) if [401, 403, 404].contains(&status.code));
+    match error {
+        watcher::Error::InitialListFailed(e) | watcher::Error::WatchStartFailed(e) => refused(e),
+        _ => false,
+    }
+}
+
+/// Exit code when this phase ends the watch.
+fn end(phase: Option<Phase>, until: Option<Phase>) -> Option<Exit> {
+    let phase = phase?;
+    if Some(phase) == until {
+        return Some(Exit::Fine);
+    }
+    match phase {
+        Phase::Completed if until.is_none() => Some(Exit::Fine),
+        Phase::Completed | Phase::RolledBack | Phase::Cancelled | Phase::Failed | Phase::RollbackFailed => {
+            Some(Exit::NotAsItShouldBe)
+        }
+        Phase::Preparing
+        | Phase::AwaitingApproval
+        | Phase::Executing
+        | Phase::Validating
+        | Phase::Monitoring
+        | Phase::Observing
+        | Phase::RollingBack => None,
+    }
+}
+
+/// What is new, a line for each. Times that pass are no change.
+fn changes(old: Option<&View>, new: &View) -> Vec<String> {
+    let mut lines = vec![];
+    if old.is_none_or(|o| o.phase != new.phase) {
+        lines.push(format!("phase {}", new.phase_text()));
+    }
+    if old.and_then(|o| o.writes.as_ref()) != new.writes.as_ref()
+        && let Some(writes) = &new.writes
+    {
+        lines.push(format!("writes {writes}"));
+    }
+    for step in &new.steps {
+        let before = old.and_then(|o| o.steps.iter().find(|s| s.name == step.name));
+        if before.is_none_or(|b| (b.state, &b.evidence) != (step.state, &step.evidence)) {
+            lines.push(format!("step {} {:?} {}", step.name, step.state, step.evidence).trim_end().to_owned());
+        }
+    }
+    for (what, before, now) in [
+        ("approvals", old.and_then(|o| o.approvals.as_ref()), &new.approvals),
+        ("presence", old.and_then(|o| o.presence.as_ref()), &new.presence),
+    ] {
+        if let Some(now) = now
+            && before != Some(now)
+        {
+            lines.push(format!("{what} {now}"));
+        }
+    }
+    for check in &new.checks {
+        let before = old.and_then(|o| o.checks.iter().find(|c| c.name == check.name));
+        if before.is_none_or(|b| (b.outcome, b.breached) != (check.outcome, check.breached)) {
+            let breached = if check.breached { " (breached)" } else { "" };
+            lines.push(format!("check {} {:?}{breached} {}", check.name, check.outcome, check.message));
+        }
+    }
+    for notice in &new.notices {
+        let before = old.and_then(|o| o.notices.iter().find(|n| (&n.occasion, n.at) == (&notice.occasion, notice.at)));
+        if before.is_none_or(|b| b.state != notice.state) {
+            lines.push(format!("notice {} {:?}", notice.occasion, notice.state));
+        }
+    }
+    if old.is_none_or(|o| (&o.reason, &o.message) != (&new.reason, &new.message)) {
+        lines.push(format!("now {}: {}", new.reason, new.message));
+    }
+    lines.into_iter().map(one_line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        api::{StepState, Writes},
+        plugin::status::tests::{time, waiting},
+    };
+
+    #[rstest::rstest]
+    #[case(Phase::Completed, None, Some(Exit::Fine))]
+    #[case(Phase::Completed, Some(Phase::Monitoring), Some(Exit::NotAsItShouldBe))]
+    #[case(Phase::RolledBack, None, Some(Exit::NotAsItShouldBe))]
+    #[case(Phase::RolledBack, Some(Phase::RolledBack), Some(Exit::Fine))]
+    #[case(Phase::RollbackFailed, None, Some(Exit::NotAsItShouldBe))]
+    #[case(Phase::Monitoring, Some(Phase::Monitoring), Some(Exit::Fine))]
+    #[case(Phase::Monitoring, None, None)]
+    fn ends(#[case] phase: Phase, #[case] until: Option<Phase>, #[case] exit: Option<Exit>) {
+        assert_eq!(end(Some(phase), until), exit);
+        assert_eq!(end(None, until), None);
+    }
+
+    #[test]
+    fn a_line_per_change() {
+        let (mut m, now) = (waiting(), time("2030-01-01T00:12:00Z"));
+        let first = View::of(&m, now);
+        let lines = changes(None, &first);
+        assert_eq!(lines.first().map(String::as_str), Some("phase AwaitingApproval"));
+        assert!(lines.contains(&"step Preflight Succeeded 12 of 12 as they should be".to_owned()), "{lines:?}");
+        // Time that passes is no change.
+        assert_eq!(changes(Some(&first), &View::of(&m, time("2030-01-01T00:13:00Z"))), Vec::<String>::new());
+        let status = m.status.as_mut().unwrap();
+        status.approvals = Some("2/2".into());
+        status.writes = Some(Writes::Blocked);
+        status.steps[1].state = StepState::Succeeded;
+        let second = View::of(&m, now);
+        assert_eq!(
+            changes(Some(&first), &second),
+            ["writes Blocked", "step Approve Succeeded AwaitingApproval", "approvals 2/2"]
+        );
+    }
+
+    #[test]
+    fn every_phase_can_be_waited_for() {
+        for until in Until::value_variants() {
+            let name = until.to_possible_value().unwrap().get_name().to_owned();
+            assert_eq!(format!("{:?}", until.phase()), name);
+        }
+    }
+}
