@@ -22,7 +22,7 @@ pub struct CreditMigrationStatus {
     /// Step that is under way, or was last.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub step: Option<Step>,
-    /// Position and name of the step: `8/19 Approve`.
+    /// Position and name of the step: `9/20 Approve`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub progress: Option<String>,
     /// People who approved, of those needed: `1/2`.

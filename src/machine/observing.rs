@@ -46,7 +46,7 @@ impl Machine<'_> {
             let due = self.step(step).and_then(|x| x.retry_at).unwrap_or(self.now);
             if !drifted && self.step(step).is_none_or(|x| x.failures == 0) {
                 let text = format!(
-                    "{step:?} at {due:.0}; to go back: kubectl creditmigration rollback {} --confirm",
+                    "{step:?} at {due:.0}; to go back: kubectl creditmigration rollback {} --confirm --reason WHY",
                     self.o.name
                 );
                 self.explain("Observing", text);
@@ -115,7 +115,7 @@ impl Machine<'_> {
         let report = self.s.week_report.as_ref().map(|r| r.object.clone()).unwrap_or_default();
         let name = self.o.name.clone();
         let text = format!(
-            "keep or revert? asked since {asked:.0}, report: {report}; next: kubectl creditmigration keep {name}, or kubectl creditmigration rollback {name} --confirm"
+            "keep or revert? asked since {asked:.0}, report: {report}; next: kubectl creditmigration keep {name}, or kubectl creditmigration rollback {name} --confirm --reason WHY"
         );
         if self.s.reminded_at.is_none_or(|t| self.now >= t + interval) {
             self.s.reminded_at = Some(self.now);

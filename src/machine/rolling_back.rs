@@ -229,7 +229,7 @@ impl Machine<'_> {
         if failures > WINDOW_ATTEMPTS {
             let name = self.o.name.clone();
             let text = format!(
-                "{why}; tried {failures} times; the new version runs and writes are open; next: mend the cause, then kubectl creditmigration rollback {name} --confirm"
+                "{why}; tried {failures} times; the new version runs and writes are open; next: mend the cause, then kubectl creditmigration rollback {name} --confirm --reason WHY"
             );
             self.fail_step(Step::ReopenWindow, "RollbackNotBegun", text.clone());
             self.tell(Occasion::PersonNeeded, &at("person", self.now), &text);
@@ -245,7 +245,7 @@ impl Machine<'_> {
         let name = self.o.name.clone();
         let writes = if self.may_be_blocked() { "writes stay blocked" } else { "writes are open" };
         let text = format!(
-            "{message}; {writes}, a person is needed; next: mend the cause (down SQL may be corrected in its ConfigMap), then kubectl creditmigration rollback {name} --confirm"
+            "{message}; {writes}, a person is needed; next: mend the cause (down SQL may be corrected in its ConfigMap), then kubectl creditmigration rollback {name} --confirm --reason WHY"
         );
         let step = self.s.step.unwrap_or(Step::RollbackSql);
         let heard_until = self.o.decisions.iter().map(|d| d.at).max();

@@ -21,7 +21,7 @@ impl Machine<'_> {
             return false;
         }
         let text = format!(
-            "key {} of ConfigMap {} is {:?}, the schema is the one of {:?}; next: set the key to {3:?}, or go back: kubectl creditmigration rollback {} --confirm",
+            "key {} of ConfigMap {} is {:?}, the schema is the one of {:?}; next: set the key to {3:?}, or go back: kubectl creditmigration rollback {} --confirm --reason WHY",
             flag.config_map_key_ref.key,
             flag.config_map_key_ref.name,
             self.o.flag_value().unwrap_or("missing"),
@@ -70,7 +70,7 @@ impl Machine<'_> {
         if self.now < end {
             self.wake_at(end);
             let next = format!(
-                "{} checks, until {end:.0}; to go back: kubectl creditmigration rollback {} --confirm",
+                "{} checks, until {end:.0}; to go back: kubectl creditmigration rollback {} --confirm --reason WHY",
                 checks.len(),
                 self.o.name
             );
@@ -84,7 +84,7 @@ impl Machine<'_> {
             .collect();
         if !open.is_empty() {
             let text = format!(
-                "{}; {step:?} ends when they pass; to go back: kubectl creditmigration rollback {} --confirm",
+                "{}; {step:?} ends when they pass; to go back: kubectl creditmigration rollback {} --confirm --reason WHY",
                 open.join("; "),
                 self.o.name
             );

@@ -159,11 +159,6 @@ impl<'a> Settings<'a> {
         Ok(all)
     }
 
-    /// The run's namespace.
-    pub fn namespace(&self) -> &'a str {
-        self.namespace
-    }
-
     /// Folder of all mounts.
     pub fn root(&self) -> &Path {
         &self.root

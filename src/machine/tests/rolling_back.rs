@@ -263,7 +263,7 @@ fn a_failed_way_back_waits_for_a_person() {
     assert_eq!(reason, "SqlFailed");
     assert_eq!(
         message,
-        "what was seen; writes stay blocked, a person is needed; next: mend the cause (down SQL may be corrected in its ConfigMap), then kubectl creditmigration rollback m --confirm"
+        "what was seen; writes stay blocked, a person is needed; next: mend the cause (down SQL may be corrected in its ConfigMap), then kubectl creditmigration rollback m --confirm --reason WHY"
     );
     assert_eq!(s.status.writes, Some(crate::api::Writes::Blocked));
     hold(&[

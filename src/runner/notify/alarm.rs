@@ -115,7 +115,7 @@ impl Alarm {
             occasion: Occasion::PersonNeeded,
             at: telemetry::now(),
             message: format!(
-                "writes to the credits stay blocked{why}. The switch of the application had begun, and no order came from the controller since; next: kubectl creditmigration -n {namespace} rollback {migration} --confirm; if the API server does not answer: docs/emergency.md, \"API server down\""
+                "writes to the credits stay blocked{why}. The switch of the application had begun, and no order came from the controller since; next: kubectl creditmigration -n {namespace} rollback {migration} --confirm --reason WHY; if the API server does not answer: docs/emergency.md, \"API server down\""
             ),
             phase: if *task == Task::RollbackWindow { Phase::RollingBack } else { Phase::Executing },
             starts_at: None,
