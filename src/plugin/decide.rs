@@ -85,7 +85,9 @@ pub(super) async fn decide(connection: &Connection, decision: Decision, target: 
         spec: wanted,
     };
     let api: Api<MigrationDecision> = connection.api();
-    let made = api.create(&PostParams::default(), &object).await?;
+    let mut made = api.create(&PostParams::default(), &object).await?;
+    // As kubectl shows an object.
+    made.metadata.managed_fields = None;
     let text =
         || format!("migrationdecision/{} created: {decision:?} by {by} on {}", made.name_any(), standing(&migration));
     Ok(Answer::fine(target.output.write(&made, text)?))
@@ -179,7 +181,9 @@ pub(super) fn standing(m: &CreditMigration) -> String {
     let phase = status.phase.map_or_else(|| "not begun".into(), |p| format!("{p:?}"));
     let writes = status.writes.map_or_else(String::new, |w| format!(", writes {w:?}"));
     let message = status.conditions.iter().find(|c| c.type_ == "Ready").map(|c| c.message.clone()).unwrap_or_default();
-    format!("{}: {phase} ({}){writes}: {message}", m.name_any(), status.progress.unwrap_or_default())
+    let step = status.progress.map_or_else(String::new, |p| format!(" ({p})"));
+    let message = if message.is_empty() { message } else { format!(": {message}") };
+    format!("{}: {phase}{step}{writes}{message}", m.name_any())
 }
 
 /// What a rollback would undo.

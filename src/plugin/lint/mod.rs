@@ -193,16 +193,20 @@ fn object(
     if !found.is_empty() {
         return;
     }
-    // With a wrong type rules would fail for another reason than they tell.
-    schema::rules(&schema, &with_name(d), found);
+    // With a wrong type, or a duration that cannot be read, rules would fail for another reason than they tell.
     match d.kind() {
         "CreditMigration" => {
             if let Some(spec) = typed::<CreditMigrationSpec>(&d.value["spec"], found) {
+                schema::rules(&schema, &with_name(d), found);
                 values::check(&spec, documents, now, found);
                 beside(d, &spec, documents, found);
             }
         }
-        "MigrationDecision" => drop(typed::<MigrationDecisionSpec>(&d.value["spec"], found)),
+        "MigrationDecision" => {
+            if typed::<MigrationDecisionSpec>(&d.value["spec"], found).is_some() {
+                schema::rules(&schema, &with_name(d), found);
+            }
+        }
         _ => found.push(Problem::warning("kind", "is written by the operator and its runner only")),
     }
 }

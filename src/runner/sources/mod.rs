@@ -87,10 +87,11 @@ impl Source {
     pub async fn measure(&mut self, check: &Check, interval: Duration, means: &Means) -> Measurement {
         let wants_time = check.max.is_some() || check.min.is_some() || check.equals.is_some();
         match self {
-            Self::Http(times) => match &check.http {
-                Some(source) => return http::measure(&means.prober, source, wants_time, times).await,
-                None => {}
-            },
+            Self::Http(times) => {
+                if let Some(source) = &check.http {
+                    return http::measure(&means.prober, source, wants_time, times).await;
+                }
+            }
             Self::Balances(compare) => return compare.measure().await,
             Self::Logs(logs) => return logs.measure().await,
             Self::Statements(statements) => return statements.measure().await,
