@@ -231,8 +231,8 @@ mod tests {
             (Step::SwitchApplication, "from v1 to v2, restarts shop; waits until http://shop/version says v2"),
             (Step::Validate, "waits 20s; nothing is measured"),
             (Step::Monitor, "measures for 30s; go back by themselves: errors"),
-            (Step::DayCheck, "24h after the cut-over: nothing is measured"),
-            (Step::WeekReview, "7d after"),
+            (Step::DayCheck, "1m after the cut-over: nothing is measured"),
+            (Step::WeekReview, "1m10s after the cut-over"),
         ] {
             let text = of(&spec, step);
             assert!(text.contains(part), "{step:?}: {text}");

@@ -16,12 +16,14 @@
 mod alone;
 mod bad_input;
 mod before_window;
+mod checklist;
 mod cluster;
 mod database;
 mod deletion;
 mod forging;
 mod harness;
 mod migration;
+mod triggers;
 mod way_back;
 mod way_there;
 mod window_pods;

@@ -183,7 +183,7 @@ fn a_bad_file_is_told(#[case] good: &str, #[case] bad: &str, #[case] path: &str,
 fn every_duration_that_cannot_be_read_is_told() {
     let bad = GOOD.replacen("duration: 30m", "duration: x", 1).replacen(
         "requestedBy: alice",
-        "requestedBy: alice\n  window: {maxDuration: y}",
+        "requestedBy: alice\n  window: {maxDuration: z}",
         1,
     );
     let paths: Vec<String> = found(&bad).into_iter().map(|p| p.path).collect();

@@ -1,0 +1,199 @@
+//! The checklist's further lines with everything configured, against the real git server, mail server and web server: what others
+//! have of it in the end is what counts.
+
+use std::{process::Command, time::Duration};
+
+use credit_migration::api::{CheckResult, DeliveryState, NoticeState, Occasion, Outcome, Phase, Step, StepState};
+use k8s_openapi::api::rbac::v1::RoleBinding;
+use kube::Api;
+use serde_json::{Value, json};
+
+use super::{
+    cluster::{eventually, state, state_file},
+    harness::{APP, APPROVERS, Setup, World, e2e},
+    migration::{PATIENCE, condition},
+};
+
+/// Makes a repository with one commit; gives its hash.
+fn repository(name: &str) -> String {
+    let script = r#"export GIT_AUTHOR_NAME=carol GIT_AUTHOR_EMAIL=carol@example.com GIT_COMMITTER_NAME=carol GIT_COMMITTER_EMAIL=carol@example.com GIT_DIR=/srv/$1.git
+        git init --quiet --bare --initial-branch=main
+        commit=$(git commit-tree "$(git mktree </dev/null)" -m "Credit system v1")
+        git update-ref refs/heads/main "$commit"; echo "$commit""#;
+    git(&["bash", "-euc", script, "-", name])
+}
+
+/// Runs a command beside the git server.
+fn git(command: &[&str]) -> String {
+    let output =
+        Command::new("kubectl").args(["exec", "-n", "git", "deployment/git", "--"]).args(command).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+/// What came to the inbox below a path.
+async fn inbox(prefix: &str) -> Vec<Value> {
+    let ca = reqwest::Certificate::from_pem(state_file("pki-services/ca.crt").as_bytes()).unwrap();
+    let http = reqwest::Client::builder().add_root_certificate(ca).build().unwrap();
+    http.get(format!("https://inbox.inbox{prefix}")).send().await.unwrap().json().await.unwrap()
+}
+
+impl World {
+    /// Secrets of git and channels, as `tests/cluster/services connect` makes them.
+    async fn further_secrets(&self) {
+        let ca = state_file("pki-services/ca.crt");
+        let read = |name: &str| std::fs::read_to_string(state().join("git-keys").join(name)).unwrap();
+        self.secret("code-repository", json!({"ssh-privatekey": read("client"), "known_hosts": read("known_hosts")}))
+            .await;
+        let env = state_file("inbox.env");
+        let value = |key: &str| env.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix('=')).unwrap().to_owned();
+        let url = |path: &str| format!("https://inbox.inbox/{}/{path}", self.namespace);
+        self.secret(
+            "notices",
+            json!({"username": value("mail_username"), "password": value("mail_password"), "slack-url": url("slack"),
+                   "events-url": url("events"), "events-authorization": "Bearer e2e", "away-url": "https://nowhere.inbox/x", "ca.crt": ca}),
+        )
+        .await;
+    }
+
+    fn everything(&self, commit: &str) -> Value {
+        let key = |key: &str| json!({"name": "notices", "key": key});
+        let contact = |role: &str| json!({"role": role, "name": format!("{role} Example"), "phone": "+49 30 0000001", "duty": "to be called"});
+        let url = |path: &str| format!("http://{APP}{path}");
+        let auth = json!({"Authorization": "Bearer {{ token }}"});
+        json!({
+            "code": {"repository": format!("ssh://git@git.git/srv/{}.git", self.namespace), "commit": commit, "secretRef": {"name": "code-repository"}},
+            "schedule": {"leadTime": "3s"},
+            "notifications": {
+                "channels": [
+                    {"name": "mail", "audiences": ["Team", "Support", "Users"], "email": {
+                        "host": "inbox.inbox", "from": "migration@example.com", "to": [format!("list@{}.example.com", self.namespace)],
+                        "secretRef": {"name": "notices"}, "caSecretRef": key("ca.crt")}},
+                    {"name": "slack", "audiences": ["Team"], "slack": {"urlSecretRef": key("slack-url"), "caSecretRef": key("ca.crt")}},
+                    {"name": "status-page", "audiences": ["StatusPage"], "webhook": {
+                        "urlSecretRef": key("events-url"), "authorizationSecretRef": key("events-authorization"), "caSecretRef": key("ca.crt")}},
+                    {"name": "away", "audiences": ["Social"], "webhook": {"urlSecretRef": key("away-url")}},
+                ],
+                "contacts": ["DBA", "BackendLead", "DevOps", "ProductManager", "CTO"].map(contact),
+            },
+            "validation": {"duration": "12s", "checks": [
+                {"name": "functional", "interval": "2s", "sequence": {"steps": [
+                    {"name": "log in", "url": url("/login"), "method": "POST", "body": "{\"email\": \"user9@example.com\"}",
+                     "capture": [{"name": "token", "jsonPath": "$.token"}]},
+                    {"name": "credits are shown", "url": url("/credits"), "headers": auth, "capture": [{"name": "before", "jsonPath": "$.balance"}]},
+                    {"name": "a credit is taken", "url": url("/credits/deduct"), "method": "POST", "headers": auth,
+                     "body": "{\"amount\": 1, \"reason\": \"probe\"}", "expect": [{"jsonPath": "$.balance", "equals": "{{ before - 1 }}"}]},
+                ]}},
+                {"name": "response-time", "interval": "1s", "http": {"url": url("/healthz"), "percentile": 95}, "max": "2000", "minimumSamples": 3},
+                {"name": "balances", "interval": "1s", "balances": {}, "max": "0"},
+                {"name": "total", "interval": "1s", "balances": {"compare": "Total"}, "max": "1"},
+                {"name": "connection", "interval": "1s", "connection": {}, "max": "1"},
+                {"name": "error-lines", "interval": "1s", "logs": {"workload": {"kind": "Deployment", "name": APP}}, "max": "0"},
+                {"name": "own-image", "interval": "10s", "job": {"image": "localhost/credit-migration-operator:dev", "command": ["git", "--version"]}},
+                {"name": "own-image-fails", "interval": "10s", "onBreach": "Warn",
+                 "job": {"image": "localhost/credit-migration-operator:dev", "command": ["git", "--no-such-option"]}},
+            ]},
+            "followUps": {"day": {"after": "1s", "duration": "2s", "checks": [
+                {"name": "complaints", "interval": "1s", "sql": {"query": "SELECT count(*) FROM user_credits WHERE balance < 0"}, "max": "0"},
+                {"name": "conversion", "interval": "1s", "sql": {"query": "SELECT 0"}, "min": "1"},
+            ]}},
+        })
+    }
+}
+
+#[tokio::test]
+async fn everything_configured() {
+    e2e("everything", Setup::default(), |world| async move {
+        world.further_secrets().await;
+        let commit = repository(&world.namespace);
+        let m = world.migrate("simplify", world.everything(&commit)).await;
+
+        // One channel is away: it is seen, and nothing waits for it.
+        m.approve().await;
+        let status = m.until("validation", PATIENCE, |s| s.phase == Some(Phase::Validating)).await;
+        let step = |s: &credit_migration::api::CreditMigrationStatus, name| {
+            s.steps.iter().find(|x| x.name == name).cloned().unwrap()
+        };
+        assert_eq!(step(&status, Step::NotifyTeam).state, StepState::Succeeded);
+        let evidence = step(&status, Step::Schedule).message.unwrap();
+        assert!(
+            evidence.starts_with(&format!("present: {}; maintenance notice taken by ", APPROVERS.join(", "))),
+            "{evidence}"
+        );
+        let maintenance = status.notices.iter().find(|n| n.notice.occasion == Occasion::MaintenanceStarts).unwrap();
+        assert!(maintenance.state == NoticeState::Pending && maintenance.failures > 0, "{maintenance:?}");
+        let away = maintenance.deliveries.iter().find(|d| d.channel == "away").unwrap();
+        assert_eq!(away.state, DeliveryState::Failed);
+        assert!(!away.message.contains("https://"), "an address in the status: {away:?}");
+
+        // Code: what the server has.
+        assert_eq!(step(&status, Step::CodeBackup).state, StepState::Succeeded);
+        let of = |name: &str| git(&["git", "-C", &format!("/srv/{}.git", world.namespace), "rev-parse", name]);
+        assert_eq!(of("pre-credit-migration-v1^{commit}"), commit);
+        assert_eq!(of("refs/heads/backup/pre-credit-migration"), commit);
+        let kind =
+            git(&["git", "-C", &format!("/srv/{}.git", world.namespace), "cat-file", "-t", "pre-credit-migration-v1"]);
+        assert_eq!(kind, "tag", "annotated");
+
+        // Each source of a check has measured in the cluster.
+        let status = m
+            .until("all measured", PATIENCE, |s| {
+                let done = |c: &CheckResult| {
+                    c.outcome == Outcome::Pass || (c.name == "own-image-fails" && c.outcome == Outcome::Fail)
+                };
+                s.phase == Some(Phase::Validating) && s.checks.len() == 10 && s.checks.iter().all(done)
+            })
+            .await;
+        let failed = status.checks.iter().find(|c| c.name == "own-image-fails").unwrap();
+        assert!(
+            failed.message.contains("failed") && failed.message.contains("kubectl logs job/"),
+            "{}",
+            failed.message
+        );
+        let logs: Api<RoleBinding> = world.api();
+        assert!(logs.get_opt("simplify-runner-logs").await.unwrap().is_some(), "the right to read logs");
+        assert!(
+            condition(&status, "ChecklistCovered").starts_with("False"),
+            "{}",
+            condition(&status, "ChecklistCovered")
+        );
+
+        let status = m.completed().await;
+        let day = status.day_report.unwrap();
+        assert_eq!((day.passed, day.checks), (1, 2), "{day:?}");
+        assert!(world.events("simplify").await.iter().any(|(r, n)| r == "CheckBreached" && n.contains("conversion")));
+
+        // What people have of it.
+        let mails = eventually("the last mail", Duration::from_secs(60), async || {
+            let mails = inbox(&format!("/mail/list@{}.example.com", world.namespace)).await;
+            if mails.len() >= 6 { Ok(mails) } else { Err(format!("{} mails", mails.len())) }
+        })
+        .await;
+        let text = json!(mails).to_string();
+        assert!(!text.contains("postgresql://") && !text.contains("user9@example.com"), "{text}");
+        let (slack, events) =
+            (inbox(&format!("/{}/slack", world.namespace)).await, inbox(&format!("/{}/events", world.namespace)).await);
+        // Planned, MaintenanceStarts, Finished, both reports, DecisionDue; the status page hears of the second and the third.
+        assert!(slack.len() >= 6 && events.len() >= 2, "{} {}", slack.len(), events.len());
+        m.cleaned().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_tag_on_another_commit_is_left_alone() {
+    e2e("tag-elsewhere", Setup { replicas: 0, ..Setup::default() }, |world| async move {
+        world.further_secrets().await;
+        let commit = repository(&world.namespace);
+        let folder = format!("/srv/{}.git", world.namespace);
+        let other = git(&["bash", "-euc", "export GIT_AUTHOR_NAME=a GIT_AUTHOR_EMAIL=a@b GIT_COMMITTER_NAME=a GIT_COMMITTER_EMAIL=a@b GIT_DIR=$1
+            other=$(git commit-tree \"$(git mktree </dev/null)\" -m other); git tag -a -m old pre-credit-migration-v1 $other; echo $other", "-", &folder]);
+        let code = world.everything(&commit)["code"].take();
+        let m = world.migrate("simplify", json!({ "code": code })).await;
+        let message = m.reason("RefElsewhere").await;
+        assert!(message.contains(&other[..8]) && message.contains("next: "), "{message}");
+        assert_eq!(git(&["git", "-C", &folder, "rev-parse", "pre-credit-migration-v1^{commit}"]), other);
+        m.assert_old("").await;
+    })
+    .await;
+}

@@ -1,0 +1,124 @@
+//! The checklist's five rollback triggers: each fires by itself when v2 does what it is there for, and the old version comes back.
+
+use std::{sync::Arc, time::Duration};
+
+use credit_migration::api::{Phase, Task};
+use k8s_openapi::api::core::v1::ConfigMap;
+use serde_json::{Value, json};
+
+use super::{
+    cluster::eventually,
+    harness::{APP, Setup, World, e2e},
+    migration::Migration,
+};
+
+/// v2 gets a fault, the migration is carried out with this trigger alone; it goes back because of it. `provoke` runs while v2
+/// is being watched.
+async fn fires<F>(name: &'static str, fault: Value, trigger: Value, provoke: impl FnOnce(Arc<World>) -> F)
+where
+    F: Future<Output = ()>,
+{
+    e2e(name, Setup::default(), |world| async move {
+        world.patch::<ConfigMap>(APP, json!({ "data": fault })).await;
+        let mut triggers = json!({"balanceErrors": {"mode": "Disabled"}, "databaseConnection": {"mode": "Disabled"}});
+        super::harness::merge(&mut triggers, &trigger);
+        let spec = json!({"validation": {"duration": "10m", "checks": []}, "rollback": {"triggers": triggers}});
+        let m = world.migrate("simplify", spec).await;
+        m.approve().await;
+        m.phase(Phase::Validating).await;
+        provoke(world.clone()).await;
+        let status = m.phase(Phase::RolledBack).await;
+        let rollback = status.rollback.unwrap();
+        assert_eq!(rollback.cause, "TriggerFired");
+        assert!(rollback.message.starts_with(&format!("{name}: ")), "{}", rollback.message);
+        assert_eq!((world.flag().await.as_str(), world.running().await.as_str()), ("v1", "v1"));
+        assert_eq!(world.db.schema().await, "v1");
+        report(name, &m, rollback.started_at).await;
+    })
+    .await;
+}
+
+/// How long it took from the first bad measurement's breach to the start of the way back: measured, not asserted.
+async fn report(name: &str, m: &Migration, started: credit_migration::api::Time) {
+    let checks = m.run(Task::Validate).await.checks;
+    let at = checks.iter().find(|c| c.name == name).map(|c| c.at);
+    println!("{name}: the way back began {started}, last measured {at:?}, interval 3 s, 3 of 3");
+}
+
+#[tokio::test]
+async fn balance_errors() {
+    let trigger = json!({"balanceErrors": {"mode": "Enabled"}});
+    fires("balance-errors", json!({"V2_FAULTS": "balances"}), trigger, |world| async move {
+        // Ten users are the limit: it takes one more.
+        for user in 1..=11 {
+            world.deduct(user, 2).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn payment_processing() {
+    let url = |path: &str| format!("http://{APP}{path}");
+    let steps = json!([
+        {"name": "log in", "url": url("/login"), "method": "POST", "body": "{\"email\": \"user5@example.com\"}",
+         "capture": [{"name": "token", "jsonPath": "$.token"}]},
+        {"name": "pay", "url": url("/subscription/upgrade"), "method": "POST", "body": "{\"plan\": \"basic\"}",
+         "headers": {"Authorization": "Bearer {{ token }}"}},
+    ]);
+    let trigger = json!({"paymentProcessing": {"sequence": {"steps": steps}}});
+    fires("payment-processing", json!({"V2_FAULTS": "payments"}), trigger, |_| async {}).await;
+}
+
+#[tokio::test]
+async fn core_function() {
+    let login =
+        json!({"url": format!("http://{APP}/login"), "method": "POST", "body": "{\"email\": \"user5@example.com\"}"});
+    fires("core-function", json!({"V2_FAULTS": "login"}), json!({"coreFunction": {"http": login}}), |_| async {}).await;
+}
+
+/// That no connection is to be had is tried in `runner_data`: here one server serves all tests, so the limit is what is low.
+#[tokio::test]
+async fn database_connection() {
+    let trigger = json!({"databaseConnection": {"mode": "Enabled", "maxUsed": "0.001"}});
+    fires("database-connection", json!({}), trigger, |_| async {}).await;
+}
+
+#[tokio::test]
+async fn error_rate() {
+    let sum = |of: &str| format!("sum(rate(http_requests_total{{NAMESPACE{of}}}[10s]))");
+    let query = json!({
+        "url": "http://prometheus.monitoring:9090",
+        "query": format!("{} / {}", sum(", code=\"500\""), sum("")),
+        "samplesQuery": "sum(increase(http_requests_total{NAMESPACE}[10s]))",
+    });
+    e2e("error-rate", Setup::default(), |world| async move {
+        world.patch::<ConfigMap>(APP, json!({"data": {"V2_FAILURE_RATE": "0.5"}})).await;
+        let query = query.to_string().replace("NAMESPACE", &format!("namespace=\\\"{}\\\"", world.namespace));
+        let prometheus: Value = serde_json::from_str(&query).unwrap();
+        let triggers = json!({"databaseConnection": {"mode": "Disabled"}, "errorRate": {"prometheus": prometheus, "minimumSamples": 50}});
+        let spec = json!({"validation": {"duration": "10m", "checks": []}, "rollback": {"triggers": triggers}});
+        let m = world.migrate("simplify", spec).await;
+        m.approve().await;
+        m.phase(Phase::Validating).await;
+        let http = reqwest::Client::new();
+        let url = format!("http://{APP}.{}/credits", world.namespace);
+        // Asked until it goes back: each batch of requests takes a moment, and there is a deadline.
+        let status = eventually("the way back", Duration::from_secs(90), async || {
+            for _ in 0..20 {
+                let _ = http.get(&url).bearer_auth("demo-token-1").send().await;
+            }
+            let status = m.status().await;
+            match status.phase {
+                Some(Phase::RollingBack | Phase::RolledBack) => Ok(status),
+                phase => Err(format!("{phase:?} {:?}", m.run(Task::Validate).await.checks)),
+            }
+        })
+        .await;
+        let rollback = status.rollback.unwrap();
+        assert!(rollback.cause == "TriggerFired" && rollback.message.starts_with("error-rate: 0."), "{rollback:?}");
+        m.phase(Phase::RolledBack).await;
+        m.assert_old("up,down").await;
+    })
+    .await;
+}
