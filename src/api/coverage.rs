@@ -1,54 +1,162 @@
-//! Which lines of the checklist a spec leaves to the team: said in a condition, so that those who approve know.
+//! Lines of the checklist that a spec leaves to the team: those who approve are told, in a condition and by `plan`. Pure.
 
-use super::{Audience, Check, ContactRole, CreditMigrationSpec, Task};
+use super::{Audience, Check, ContactRole, CreditMigrationSpec, OnBreach, RollbackPolicy, Task, TriggerMode};
+
+/// A line of the checklist that is not configured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// The line.
+    pub what: String,
+    /// What to configure for it.
+    pub next: String,
+}
 
 impl CreditMigrationSpec {
-    /// Lines of the checklist that are not configured, each with the field that would.
-    pub fn not_covered(&self) -> Vec<String> {
-        let mut open = vec![];
-        let mut demand = |there: bool, what: &str| {
-            if !there {
-                open.push(what.to_owned());
-            }
-        };
-        demand(self.code.is_some(), "tag and branch of the code (code)");
-        demand(self.migration.verify_down.is_some(), "proof of the way back (migration.verifyDown)");
-        demand(self.application.version_probe.is_some(), "both versions exist (application.versionProbe)");
-        let told = |a: Audience| self.notifications.channels.iter().any(|c| c.audiences.contains(&a));
+    /// What is not covered. Nothing of it is an error: somebody may do it by hand.
+    pub fn not_covered(&self) -> Vec<Gap> {
+        let mut found = Gaps(vec![]);
+        found.code_and_notices(self);
+        found.triggers(self);
+        found.checks(self);
+        found.0
+    }
+}
+
+struct Gaps(Vec<Gap>);
+
+impl Gaps {
+    fn add(&mut self, missing: bool, what: &str, next: impl Into<String>) {
+        if missing {
+            self.0.push(Gap { what: what.to_owned(), next: next.into() });
+        }
+    }
+
+    fn code_and_notices(&mut self, spec: &CreditMigrationSpec) {
+        self.add(spec.code.is_none(), "tag and branch of the code", "set spec.code.repository, commit and secretRef");
         for audience in [Audience::Team, Audience::Support, Audience::Users, Audience::Social, Audience::StatusPage] {
-            demand(told(audience), &format!("notice to {audience:?} (notifications.channels)"));
+            let reached = spec.notifications.channels.iter().any(|c| c.audiences.contains(&audience));
+            self.add(
+                !reached,
+                &format!("notices to {audience:?}"),
+                format!("add a channel with audience {audience:?} to spec.notifications.channels"),
+            );
         }
         let roles = [
-            ContactRole::Dba,
-            ContactRole::BackendLead,
-            ContactRole::DevOps,
-            ContactRole::ProductManager,
-            ContactRole::Cto,
+            (ContactRole::Dba, "DBA"),
+            (ContactRole::BackendLead, "BackendLead"),
+            (ContactRole::DevOps, "DevOps"),
+            (ContactRole::ProductManager, "ProductManager"),
+            (ContactRole::Cto, "CTO"),
         ];
-        for role in roles {
-            let there = self.notifications.contacts.iter().any(|c| c.role == role);
-            demand(there, &format!("contact {role:?} (notifications.contacts)"));
-        }
-        let triggers = &self.rollback.triggers;
-        demand(triggers.payment_processing.is_some(), "trigger paymentProcessing (rollback.triggers)");
-        demand(triggers.core_function.is_some(), "trigger coreFunction (rollback.triggers)");
-        demand(triggers.error_rate.is_some(), "trigger errorRate (rollback.triggers)");
-        let any = |task: Task, is: fn(&Check) -> bool| self.checks_of(task).iter().any(is);
-        demand(
-            self.validation.checks.iter().any(|c| c.sequence.is_some() || c.job.is_some()),
-            "functional test (validation.checks: sequence or job)",
+        let absent: Vec<&str> = roles
+            .into_iter()
+            .filter(|(role, _)| !spec.notifications.contacts.iter().any(|c| c.role == *role))
+            .map(|(_, name)| name)
+            .collect();
+        self.add(
+            !absent.is_empty(),
+            &format!("emergency contacts: {}", absent.join(", ")),
+            "add them to spec.notifications.contacts",
         );
-        demand(
-            any(Task::Validate, |c| c.http.as_ref().is_some_and(|h| h.percentile.is_some()) || c.prometheus.is_some()),
-            "response times (validation.checks: http.percentile or prometheus)",
-        );
-        demand(any(Task::Validate, |c| c.statements.is_some()), "query times (validation.checks: statements)");
-        demand(any(Task::Validate, |c| c.balances.is_some()), "balances (validation.checks: balances)");
-        demand(any(Task::Monitor, |c| c.logs.is_some()), "error lines (monitoring.checks: logs)");
-        demand(any(Task::DayCheck, |_| true), "checks after a day (followUps.day.checks)");
-        demand(any(Task::WeekReview, |_| true), "checks after a week (followUps.week.checks)");
-        open
     }
+
+    fn triggers(&mut self, spec: &CreditMigrationSpec) {
+        let t = &spec.rollback.triggers;
+        self.add(
+            spec.rollback.policy == RollbackPolicy::Manual,
+            "going back without a person",
+            "set spec.rollback.policy: Automatic",
+        );
+        for (missing, what, field) in [
+            (t.balance_errors.mode == TriggerMode::Disabled, "trigger: wrong balances", "balanceErrors.mode: Enabled"),
+            (
+                t.payment_processing.is_none(),
+                "trigger: payments fail",
+                "paymentProcessing, with one of sql, http, sequence, prometheus",
+            ),
+            (
+                t.core_function.is_none(),
+                "trigger: the application cannot be used",
+                "coreFunction, with one of sql, http, sequence, prometheus",
+            ),
+            (
+                t.database_connection.mode == TriggerMode::Disabled,
+                "trigger: no connection to the database",
+                "databaseConnection.mode: Enabled",
+            ),
+            (t.error_rate.is_none(), "trigger: error rate over 5%", "errorRate.prometheus"),
+        ] {
+            self.add(missing, what, format!("set spec.rollback.triggers.{field}"));
+        }
+    }
+
+    fn checks(&mut self, spec: &CreditMigrationSpec) {
+        let (validate, monitor) = (spec.checks_of(Task::Validate), spec.checks_of(Task::Monitor));
+        self.add(
+            spec.application.version_probe.is_none(),
+            "the application's own word on its version",
+            "set spec.application.versionProbe.url",
+        );
+        self.add(
+            spec.migration.verify_down.is_none(),
+            "a query that proves the way back",
+            "set spec.migration.verifyDown",
+        );
+        let own = |checks: &[Check], of: fn(&Check) -> bool| checks.iter().any(of);
+        let in_validation = [
+            (
+                own(&spec.validation.checks, |c| c.sequence.is_some() || c.job.is_some()),
+                "validation: login, display, deduction, upgrade",
+                "a check with sequence or job",
+            ),
+            (
+                own(&validate, |c| c.http.as_ref().is_some_and(|h| h.percentile.is_some()) || timed(c)),
+                "validation: time to the answer below 100 ms",
+                "a check with http.percentile: 95 and max: \"100\"",
+            ),
+            (
+                own(&validate, |c| c.statements.is_some()),
+                "validation: time of statements below 50 ms",
+                "a check with statements and max: \"50\"",
+            ),
+            (
+                own(&validate, |c| c.prometheus.is_some()),
+                "validation: error rate below 0.1%",
+                "a check with prometheus and max: \"0.001\"",
+            ),
+            (own(&validate, |c| c.balances.is_some()), "validation: sum of balances", "a check with balances"),
+        ];
+        for (there, what, check) in in_validation {
+            self.add(!there, what, format!("add {check} to spec.validation.checks"));
+        }
+        let in_monitoring = [
+            (own(&monitor, |c| c.logs.is_some()), "monitoring: errors in the logs", "a check with logs and max: \"0\""),
+            (
+                own(&spec.monitoring.checks, |c| c.sql.is_some() || c.prometheus.is_some() || c.http.is_some()),
+                "monitoring: key figures",
+                "a check with sql, prometheus or http",
+            ),
+            (
+                own(&monitor, |c| c.on_breach == OnBreach::Rollback),
+                "monitoring: a breach that goes back",
+                "a check with onBreach: Rollback",
+            ),
+        ];
+        for (there, what, check) in in_monitoring {
+            self.add(!there, what, format!("add {check} to spec.monitoring.checks"));
+        }
+        for (empty, what, field) in [
+            (spec.follow_ups.day.checks.is_empty(), "after a day: complaints, conversion, performance, use", "day"),
+            (spec.follow_ups.week.checks.is_empty(), "after a week: goals, satisfaction, stability", "week"),
+        ] {
+            self.add(empty, what, format!("add checks to spec.followUps.{field}.checks; without them the report has users, balances and transactions"));
+        }
+    }
+}
+
+/// An http check without a value of its own measures time.
+fn timed(c: &Check) -> bool {
+    c.http.as_ref().is_some_and(|h| h.json_path.is_none()) && c.max.is_some()
 }
 
 #[cfg(test)]
@@ -56,13 +164,50 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::machine::fixture::spec;
+
+    fn names(spec: &CreditMigrationSpec) -> Vec<String> {
+        spec.not_covered().into_iter().map(|g| g.what).collect()
+    }
 
     #[test]
-    fn what_is_not_configured_is_named_with_its_field() {
-        let bare = crate::machine::fixture::spec().not_covered();
-        assert_eq!(bare.len(), 22, "{bare:#?}");
-        assert!(bare.iter().all(|line| line.ends_with(')') && line.contains(" (")), "{bare:#?}");
-        assert!(bare.contains(&"tag and branch of the code (code)".to_owned()));
+    fn a_bare_spec_leaves_out_what_needs_a_source() {
+        let all = spec().not_covered();
+        for what in [
+            "tag and branch of the code",
+            "notices to StatusPage",
+            "emergency contacts: DBA, BackendLead, DevOps, ProductManager, CTO",
+            "trigger: wrong balances",
+            "trigger: payments fail",
+            "a query that proves the way back",
+            "validation: sum of balances",
+            "monitoring: errors in the logs",
+            "after a week: goals, satisfaction, stability",
+        ] {
+            assert!(all.iter().any(|g| g.what == what), "{what}: {all:?}");
+        }
+        assert!(all.iter().all(|g| g.next.contains("spec.")), "{all:?}");
+        // Those that are there are not named.
+        for what in ["monitoring: key figures", "monitoring: a breach that goes back", "going back without a person"] {
+            assert!(all.iter().all(|g| g.what != what), "{what}");
+        }
+    }
+
+    #[rstest::rstest]
+    #[case("/code", json!({"repository": "https://git.example.com/a.git", "commit": "a".repeat(40), "secretRef": {"name": "git"}}), "tag and branch of the code")]
+    #[case("/rollback/triggers/balanceErrors/mode", json!("Enabled"), "trigger: wrong balances")]
+    #[case("/rollback/triggers/coreFunction", json!({"http": {"url": "http://shop/"}}), "trigger: the application cannot be used")]
+    #[case("/validation/checks", json!([{"name": "total", "balances": {"compare": "Total"}, "max": "1"}]), "validation: sum of balances")]
+    #[case("/validation/checks", json!([{"name": "p95", "http": {"url": "http://shop/", "percentile": 95}, "max": "100"}]), "validation: time to the answer below 100 ms")]
+    #[case("/migration/verifyDown", json!("SELECT true"), "a query that proves the way back")]
+    #[case("/notifications/channels", json!([{"name": "t", "audiences": ["Team"], "slack": {"urlSecretRef": {"name": "s", "key": "url"}}}]), "notices to Team")]
+    fn what_is_configured_is_covered(#[case] path: &str, #[case] value: serde_json::Value, #[case] what: &str) {
+        assert!(names(&spec()).iter().any(|w| w == what));
+        let mut object = serde_json::to_value(spec()).unwrap();
+        let (parent, key) = path.rsplit_once('/').unwrap();
+        object.pointer_mut(parent).unwrap()[key] = value;
+        let changed = serde_json::from_value(object).unwrap();
+        assert!(names(&changed).iter().all(|w| w != what), "{:?}", names(&changed));
     }
 
     #[test]
@@ -112,6 +257,6 @@ mod tests {
         }
         spec["migration"]["verifyDown"] = json!("SELECT true");
         let spec: CreditMigrationSpec = serde_json::from_value(spec).unwrap();
-        assert_eq!(spec.not_covered(), Vec::<String>::new());
+        assert_eq!(spec.not_covered(), []);
     }
 }

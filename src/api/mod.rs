@@ -23,6 +23,7 @@ mod triggers;
 
 pub use checks::*;
 pub use code::*;
+pub use coverage::Gap;
 pub use crds::{crds, crds_yaml};
 pub use decision::*;
 pub use digest::*;

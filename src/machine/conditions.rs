@@ -58,7 +58,11 @@ pub(super) fn derive(m: &mut Machine<'_>) {
     let open = m.spec.not_covered();
     let (reason, message) = match open.as_slice() {
         [] => ("AllLines", "every line of the checklist is configured".to_owned()),
-        open => ("NotConfigured", format!("the team's own business: {}", open.join("; "))),
+        open => {
+            let lines: Vec<&str> = open.iter().map(|gap| gap.what.as_str()).collect();
+            let next = format!("next: kubectl creditmigration plan {}", m.o.name);
+            ("NotConfigured", format!("the team's own business: {}; {next}", lines.join("; ")))
+        }
     };
     set(m, "ChecklistCovered", Some(open.is_empty()), reason, &message);
     let limit = m.spec.window.max_duration;

@@ -156,9 +156,7 @@ impl Machine<'_> {
             self.fail_step(
                 Step::NotifyTeam,
                 "NoticeUndelivered",
-                format!(
-                    "no channel has taken it yet, it is tried again; the migration goes on; next: see status.notices"
-                ),
+                "no channel has taken it yet, it is tried again; the migration goes on; next: see status.notices",
             );
         }
         true

@@ -11,7 +11,6 @@
 mod answer;
 mod connect;
 mod decide;
-mod gaps;
 mod lint;
 mod logs;
 mod look;

@@ -24,13 +24,12 @@ use super::{
     answer::{Answer, Finding, Format, State, exit_of, finding, findings_table, table},
     connect::Connection,
     decide::standing,
-    gaps::gaps,
     lint::documents::{Document, read_files},
     look::{Look, World, look, needs},
     procedure::{Planned, procedure},
 };
 use crate::{
-    api::{CreditMigration, CreditMigrationSpec, Phase, Time},
+    api::{CreditMigration, CreditMigrationSpec, Gap, Phase, Time},
     controller::{self, policy_problem},
     telemetry,
 };
@@ -114,7 +113,7 @@ pub(super) async fn run(mut connection: Connection, namespace: Option<&str>, arg
         name: migration.name_any(),
         namespace: connection.namespace.clone(),
         standing: migration.status.is_some().then(|| standing(&migration)),
-        steps: stands(procedure(&migration.spec), &migration),
+        steps: stands(procedure(&migration.spec, telemetry::now()), &migration),
         not_covered: gaps(&migration.spec),
         found,
     };
@@ -337,6 +336,12 @@ fn screen(view: &PlanView) -> String {
     text
 }
 
+/// Lines of the checklist that are not configured.
+fn gaps(spec: &CreditMigrationSpec) -> Vec<Finding> {
+    let finding = |gap: Gap| finding(gap.what, State::NotCovered, format!("next: {}", gap.next));
+    spec.not_covered().into_iter().map(finding).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -350,7 +355,7 @@ mod tests {
             name: "m".into(),
             namespace: "shop".into(),
             standing: None,
-            steps: procedure(&spec()),
+            steps: procedure(&spec(), Time::UNIX_EPOCH),
             found,
             not_covered: gaps(&spec()),
         }

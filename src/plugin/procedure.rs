@@ -3,7 +3,10 @@
 use serde::Serialize;
 
 use super::answer::duration;
-use crate::api::{AllowedHours, Audience, Check, CreditMigrationSpec, OnBreach, RollbackPolicy, Step, Task};
+use crate::{
+    api::{AllowedHours, Audience, Check, CreditMigrationSpec, OnBreach, RollbackPolicy, Step, Task, Time},
+    machine::next_hours,
+};
 
 /// The way there, in order, as people see it: also what the spec leaves out.
 pub(super) const STEPS: &[Step] = &[
@@ -43,17 +46,17 @@ pub(super) struct Planned {
     pub(super) state: Option<String>,
 }
 
-/// All steps of the way there.
-pub(super) fn procedure(spec: &CreditMigrationSpec) -> Vec<Planned> {
+/// All steps of the way there, as they would be from `now` on.
+pub(super) fn procedure(spec: &CreditMigrationSpec, now: Time) -> Vec<Planned> {
     STEPS
         .iter()
         .enumerate()
-        .map(|(i, step)| Planned { number: i + 1, step: *step, what: what(*step, spec), state: None })
+        .map(|(i, step)| Planned { number: i + 1, step: *step, what: what(*step, spec, now), state: None })
         .collect()
 }
 
 /// What a step will do.
-fn what(step: Step, spec: &CreditMigrationSpec) -> String {
+fn what(step: Step, spec: &CreditMigrationSpec, now: Time) -> String {
     let (flag, migration) = (&spec.application.flag, &spec.migration);
     let attempts = spec.runner.max_attempts;
     match step {
@@ -88,7 +91,7 @@ fn what(step: Step, spec: &CreditMigrationSpec) -> String {
             spec.rehearsal.database
         ),
         Step::Approve => format!("waits for {} people beside {}", spec.approval.required, spec.requested_by),
-        Step::Schedule => schedule(spec),
+        Step::Schedule => schedule(spec, now),
         Step::OpenWindow => format!(
             "ends sessions of {}, blocks writes for {} at most, proves it by a refused write",
             spec.database.application_roles.join(", "),
@@ -150,7 +153,7 @@ fn channels(spec: &CreditMigrationSpec, audiences: &[Audience]) -> Vec<String> {
     spec.notifications.channels.iter().filter(reaches).map(|c| c.name.clone()).collect()
 }
 
-fn schedule(spec: &CreditMigrationSpec) -> String {
+fn schedule(spec: &CreditMigrationSpec, now: Time) -> String {
     let s = &spec.schedule;
     let start = s.start_at.map_or_else(String::new, |t| format!("not before {t:.0}; "));
     let hours = match s.allowed_hours.as_slice() {
@@ -158,10 +161,16 @@ fn schedule(spec: &CreditMigrationSpec) -> String {
         [] => String::new(),
         hours => format!("only {}; ", hours.iter().map(hours_text).collect::<Vec<_>>().join(" or ")),
     };
+    // As if it were approved now; the real start is the first of these that is the lead time ahead then.
+    let next = match next_hours(s, now) {
+        Some((begin, Some(end))) => format!("next hours {begin:.0} to {end:.0}; "),
+        Some((_, None)) => String::new(),
+        None => "allowedHours cannot be computed: write IANA names as time zones; ".to_owned(),
+    };
     let everybody = channels(spec, &[Audience::Users, Audience::Social, Audience::StatusPage]);
     let notice = if everybody.is_empty() { " (no channel for users)" } else { "" };
     format!(
-        "{start}{hours}maintenance is told {} before{notice}; waits for {} people present within {}; backup not older than {}",
+        "{start}{hours}{next}maintenance is told {} before{notice}; waits for {} people present within {}; backup not older than {}",
         duration(s.lead_time),
         s.presence.required,
         duration(s.presence.within),
@@ -221,7 +230,9 @@ mod tests {
     #[test]
     fn steps_say_the_specs_values() {
         let mut spec = spec();
-        let of = |spec: &CreditMigrationSpec, step| procedure(spec).into_iter().find(|p| p.step == step).unwrap().what;
+        let of = |spec: &CreditMigrationSpec, step| {
+            procedure(spec, Time::UNIX_EPOCH).into_iter().find(|p| p.step == step).unwrap().what
+        };
         for (step, part) in [
             (Step::CodeBackup, "skipped: spec.code"),
             (Step::NotifyTeam, "skipped: no channel"),

@@ -366,7 +366,7 @@ fn markdown(report: &Report) -> String {
         let _ = write!(text, "\n## {}\n", section.title);
         for line in &section.lines {
             let tick = if line.done { "x" } else { " " };
-            let _ = write!(text, "- [{tick}] {}: {}\n", line.what, one_line(line.evidence.clone()));
+            let _ = writeln!(text, "- [{tick}] {}: {}", line.what, one_line(line.evidence.clone()));
         }
     }
     let time = |t: &Option<Time>| t.map(|t| format!("{t:.0}")).unwrap_or_default();

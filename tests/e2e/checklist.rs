@@ -59,6 +59,7 @@ impl World {
     fn everything(&self, commit: &str) -> Value {
         let key = |key: &str| json!({"name": "notices", "key": key});
         let contact = |role: &str| json!({"role": role, "name": format!("{role} Example"), "phone": "+49 30 0000001", "duty": "to be called"});
+        let contacts = ["DBA", "BackendLead", "DevOps", "ProductManager", "CTO"].map(contact);
         let url = |path: &str| format!("http://{APP}{path}");
         let auth = json!({"Authorization": "Bearer {{ token }}"});
         json!({
@@ -74,7 +75,7 @@ impl World {
                         "urlSecretRef": key("events-url"), "authorizationSecretRef": key("events-authorization"), "caSecretRef": key("ca.crt")}},
                     {"name": "away", "audiences": ["Social"], "webhook": {"urlSecretRef": key("away-url")}},
                 ],
-                "contacts": ["DBA", "BackendLead", "DevOps", "ProductManager", "CTO"].map(contact),
+                "contacts": contacts,
             },
             "validation": {"duration": "12s", "checks": [
                 {"name": "functional", "interval": "2s", "sequence": {"steps": [
