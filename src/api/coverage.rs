@@ -249,6 +249,7 @@ mod tests {
                 "monitoring",
                 json!({"duration": "1m", "checks": [
                     {"name": "errors", "logs": {"workload": {"kind": "Deployment", "name": "shop"}}, "max": "0"},
+                    {"name": "negative", "sql": {"query": "SELECT 0"}, "max": "0", "onBreach": "Rollback"},
                 ]}),
             ),
             ("followUps", json!({"day": {"checks": any}, "week": {"checks": any}})),
