@@ -76,10 +76,7 @@ impl Machine<'_> {
             self.event(true, "CheckBreached", format!("{step:?}: {}: {:?}, {}", r.name, r.outcome, r.message));
         }
         self.s.checks = status.checks;
-        let text = format!(
-            "{} of {} checks pass; {}; report: {}",
-            report.passed, report.checks, report.summary, report.object
-        );
+        let text = format!("{}; report: {}", report.summary, report.object);
         self.succeed_step(step, text.clone());
         let attempt = self.attempt(step);
         if step == Step::DayCheck {

@@ -2,14 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use credit_migration::api::{Phase, Task};
+use credit_migration::api::{Phase, Step, Task};
 use k8s_openapi::api::core::v1::ConfigMap;
 use serde_json::{Value, json};
 
 use super::{
     cluster::eventually,
     harness::{APP, Setup, World, e2e},
-    migration::Migration,
 };
 
 /// v2 gets a fault, the migration is carried out with this trigger alone; it goes back because of it. `provoke` runs while v2
@@ -33,16 +32,11 @@ where
         assert!(rollback.message.starts_with(&format!("{name}: ")), "{}", rollback.message);
         assert_eq!((world.flag().await.as_str(), world.running().await.as_str()), ("v1", "v1"));
         assert_eq!(world.db.schema().await, "v1");
-        report(name, &m, rollback.started_at).await;
+        // Measured, not asserted. For a fault that is there from the beginning it is the time from the first measurement on.
+        let watched = status.steps.iter().find(|x| x.name == Step::Validate).unwrap().started_at;
+        println!("{name}: went back after {:.1} s", rollback.started_at.duration_since(watched).as_secs_f64());
     })
     .await;
-}
-
-/// How long it took from the first bad measurement's breach to the start of the way back: measured, not asserted.
-async fn report(name: &str, m: &Migration, started: credit_migration::api::Time) {
-    let checks = m.run(Task::Validate).await.checks;
-    let at = checks.iter().find(|c| c.name == name).map(|c| c.at);
-    println!("{name}: the way back began {started}, last measured {at:?}, interval 3 s, 3 of 3");
 }
 
 #[tokio::test]

@@ -322,3 +322,20 @@ fn a_job_that_hangs_is_no_data() {
     s.wait(30).settle();
     assert_eq!((s.status.phase, ready(&s.status).0.as_str()), (Some(Phase::Monitoring), "ChecksNotPassing"));
 }
+
+#[test]
+fn a_trigger_without_data_holds_nothing_and_a_check_does() {
+    for (outcome, phase) in
+        [(Outcome::NoData, Phase::Observing), (Outcome::Error, Phase::Monitoring), (Outcome::Fail, Phase::Monitoring)]
+    {
+        let mut s = monitoring();
+        s.spec.rollback.triggers.balance_errors.mode = crate::api::TriggerMode::Enabled;
+        s.wait(30).measure(Task::Monitor, Outcome::Pass, false);
+        s.report(Task::Monitor, |r| {
+            let trigger =
+                CheckResult { name: "balance-errors".into(), outcome, breached: false, ..r.checks[0].clone() };
+            r.checks.push(trigger);
+        });
+        assert_eq!(s.settle().status.phase, Some(phase), "{outcome:?}");
+    }
+}

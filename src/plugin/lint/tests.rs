@@ -65,6 +65,7 @@ fn a_good_file_is_clean() {
 
 /// Each file of ours that people copy.
 #[rstest]
+#[case("examples/complete/creditmigration.yaml")]
 #[case("examples/minimal/creditmigration.yaml")]
 #[case("examples/minimal/decision.yaml")]
 fn our_examples_are_clean(#[case] file: &str) {
