@@ -14,7 +14,8 @@
 //! ```
 //!
 //! The controller talks to the Kubernetes API and to nothing else; the runner holds the secrets and can do no more in
-//! the cluster than read the `MigrationRun`s of its namespace and report on its own.
+//! the cluster than read the `MigrationRun`s of its namespace and report on its own; where a check counts lines of logs, also read
+//! pods' logs.
 //! [`api`], [`machine`] and [`controller::jobs`] are pure: no client, no runtime, no clock.
 
 pub mod api;

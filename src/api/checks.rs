@@ -21,9 +21,7 @@ use super::{
     validation = Rule::new("!has(self.minimumSamples) || (has(self.prometheus) && has(self.prometheus.samplesQuery)) || (has(self.http) && has(self.http.percentile)) || has(self.statements) || has(self.logs)")
         .message("minimumSamples needs prometheus.samplesQuery, http.percentile, statements or logs: other sources count no samples"),
     validation = Rule::new("!has(self.job) || duration(self.interval) >= duration('10s')")
-        .message("interval of a job check must be at least 10s: each measurement is a pod"),
-    validation = Rule::new("!has(self.failures) || self.failures.count <= self.failures.of")
-        .message("failures.count must be at most failures.of")
+        .message("interval of a job check must be at least 10s: each measurement is a pod")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct Check {
@@ -118,13 +116,16 @@ impl Check {
 }
 
 /// N of M.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
-#[serde(rename_all = "camelCase", default)]
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[x_kube(validation = Rule::new("self.count <= self.of").message("failures.count must be at most failures.of"))]
+#[serde(rename_all = "camelCase")]
 pub struct Failures {
     /// Failed measurements that make a breach.
+    #[serde(default = "three")]
     #[schemars(range(min = 1, max = 100))]
     pub count: u32,
     /// Out of this many last measurements.
+    #[serde(default = "three")]
     #[schemars(range(min = 1, max = 100))]
     pub of: u32,
 }
@@ -185,4 +186,7 @@ pub struct CheckResult {
 
 fn thirty_seconds() -> Duration {
     std::time::Duration::from_secs(30).into()
+}
+fn three() -> u32 {
+    3
 }

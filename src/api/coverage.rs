@@ -1,6 +1,6 @@
 //! Lines of the checklist that a spec leaves to the team: those who approve are told, in a condition and by `plan`. Pure.
 
-use super::{Audience, Check, ContactRole, CreditMigrationSpec, OnBreach, RollbackPolicy, Task, TriggerMode};
+use super::{Audience, Check, ContactRole, CreditMigrationSpec, OnBreach, RollbackPolicy, TriggerMode};
 
 /// A line of the checklist that is not configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,7 +91,8 @@ impl Gaps {
     }
 
     fn checks(&mut self, spec: &CreditMigrationSpec) {
-        let (validate, monitor) = (spec.checks_of(Task::Validate), spec.checks_of(Task::Monitor));
+        // The team's own: a trigger says when to go back, not when all is well.
+        let (validate, monitor) = (&spec.validation.checks, &spec.monitoring.checks);
         self.add(
             spec.application.version_probe.is_none(),
             "the application's own word on its version",
@@ -105,39 +106,39 @@ impl Gaps {
         let own = |checks: &[Check], of: fn(&Check) -> bool| checks.iter().any(of);
         let in_validation = [
             (
-                own(&spec.validation.checks, |c| c.sequence.is_some() || c.job.is_some()),
+                own(validate, |c| c.sequence.is_some() || c.job.is_some()),
                 "validation: login, display, deduction, upgrade",
                 "a check with sequence or job",
             ),
             (
-                own(&validate, |c| c.http.as_ref().is_some_and(|h| h.percentile.is_some()) || timed(c)),
+                own(validate, |c| c.http.as_ref().is_some_and(|h| h.percentile.is_some()) || timed(c)),
                 "validation: time to the answer below 100 ms",
                 "a check with http.percentile: 95 and max: \"100\"",
             ),
             (
-                own(&validate, |c| c.statements.is_some()),
+                own(validate, |c| c.statements.is_some()),
                 "validation: time of statements below 50 ms",
                 "a check with statements and max: \"50\"",
             ),
             (
-                own(&validate, |c| c.prometheus.is_some()),
+                own(validate, |c| c.prometheus.is_some()),
                 "validation: error rate below 0.1%",
                 "a check with prometheus and max: \"0.001\"",
             ),
-            (own(&validate, |c| c.balances.is_some()), "validation: sum of balances", "a check with balances"),
+            (own(validate, |c| c.balances.is_some()), "validation: sum of balances", "a check with balances"),
         ];
         for (there, what, check) in in_validation {
             self.add(!there, what, format!("add {check} to spec.validation.checks"));
         }
         let in_monitoring = [
-            (own(&monitor, |c| c.logs.is_some()), "monitoring: errors in the logs", "a check with logs and max: \"0\""),
+            (own(monitor, |c| c.logs.is_some()), "monitoring: errors in the logs", "a check with logs and max: \"0\""),
             (
-                own(&spec.monitoring.checks, |c| c.sql.is_some() || c.prometheus.is_some() || c.http.is_some()),
+                own(monitor, |c| c.sql.is_some() || c.prometheus.is_some() || c.http.is_some()),
                 "monitoring: key figures",
                 "a check with sql, prometheus or http",
             ),
             (
-                own(&monitor, |c| c.on_breach == OnBreach::Rollback),
+                own(monitor, |c| c.on_breach == OnBreach::Rollback),
                 "monitoring: a breach that goes back",
                 "a check with onBreach: Rollback",
             ),
@@ -243,6 +244,7 @@ mod tests {
                     {"name": "p95", "http": {"url": "http://shop", "percentile": 95}, "max": "100"},
                     {"name": "queries", "statements": {}, "max": "50"},
                     {"name": "balances", "balances": {}, "max": "0"},
+                    {"name": "rate", "prometheus": {"url": "http://p", "query": "a"}, "max": "0.001"},
                 ]}),
             ),
             (

@@ -8,6 +8,7 @@ use super::Time;
 
 /// When the window may be opened. Without `startAt` and `allowedHours` that is at any time after the lead time.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[x_kube(validation = Rule::new("duration(self.leadTime) < duration(self.backupMaxAge)").message("leadTime must be less than backupMaxAge: else the backup is too old when the lead time is over"))]
 #[serde(rename_all = "camelCase")]
 pub struct Schedule {
     /// Not before this time.

@@ -32,12 +32,14 @@ pub struct HttpCheck {
     pub body: Option<String>,
     /// Status code that counts as an answer; any other fails.
     #[serde(default = "ok")]
+    #[schemars(range(min = 100, max = 599))]
     pub expected_status: u16,
     /// JSONPath to the value in the answer; without it the value is the time to the answer in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub json_path: Option<String>,
     /// No answer within this time fails.
     #[serde(default = "five_seconds")]
+    #[x_kube(validation = Rule::new("duration(self) > duration('0s') && duration(self) <= duration('1m')").message("timeout must be more than 0s and at most 1m, for example 5s"))]
     pub timeout: Duration,
     /// The value is this percentile of the last 100 times to the answer, in milliseconds: 95 for p95. Without `jsonPath`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -100,6 +102,7 @@ pub struct HttpStep {
     pub body: Option<String>,
     /// Status code of a good answer.
     #[serde(default = "ok")]
+    #[schemars(range(min = 100, max = 599))]
     pub expected_status: u16,
     /// What must be in the answer.
     #[serde(default)]
@@ -111,6 +114,7 @@ pub struct HttpStep {
     pub capture: Vec<Capture>,
     /// No answer within this time fails.
     #[serde(default = "five_seconds")]
+    #[x_kube(validation = Rule::new("duration(self) > duration('0s') && duration(self) <= duration('1m')").message("timeout must be more than 0s and at most 1m, for example 5s"))]
     pub timeout: Duration,
 }
 

@@ -87,7 +87,7 @@ pub struct CreditMigrationStatus {
     /// Runs of task Notify so far; their numbers never repeat.
     #[serde(skip_serializing_if = "is_zero")]
     pub notice_runs: u32,
-    /// Ready, BackupVerified, RehearsalPassed, WritesBlocked; Reconciling and Stalled while true.
+    /// Ready, BackupVerified, RehearsalPassed, ChecklistCovered, WritesBlocked; Reconciling and Stalled while true.
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
 }
@@ -113,7 +113,7 @@ pub enum Phase {
     RollingBack,
     /// The old version runs again; nothing was lost.
     RolledBack,
-    /// The way back failed: writes stay blocked, a person is needed.
+    /// The way back failed, a person is needed; `status.writes` says whether writes are blocked.
     RollbackFailed,
     /// Preparation failed: nothing was changed.
     Failed,

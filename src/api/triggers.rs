@@ -147,6 +147,9 @@ pub struct ErrorRate {
     pub minimum_samples: u64,
 }
 
+/// Longest wait for an answer in a trigger, however long its `timeout` is.
+const LONGEST_ANSWER: std::time::Duration = std::time::Duration::from_secs(2);
+
 /// Names of the triggers' checks, in the checklist's order. No other check may have one of them.
 pub const TRIGGERS: [&str; 5] =
     ["balance-errors", "payment-processing", "core-function", "database-connection", "error-rate"];
@@ -170,15 +173,13 @@ impl Triggers {
             ..Check::named(name)
         });
         let sourced = |check: Check, source: &Option<TriggerSource>| {
-            source.clone().map(|TriggerSource { sql, http, sequence, prometheus, max, min, equals }| Check {
-                sql,
-                http,
-                sequence,
-                prometheus,
-                max,
-                min,
-                equals,
-                ..check
+            source.clone().map(|TriggerSource { sql, mut http, mut sequence, prometheus, max, min, equals }| {
+                // An application that hangs must be noticed as soon as one that fails.
+                let steps = sequence.iter_mut().flat_map(|s| &mut s.steps).map(|step| &mut step.timeout);
+                for timeout in http.iter_mut().map(|http| &mut http.timeout).chain(steps) {
+                    *timeout = (*timeout).min(LONGEST_ANSWER.into());
+                }
+                Check { sql, http, sequence, prometheus, max, min, equals, ..check }
             })
         };
         [
@@ -275,7 +276,16 @@ mod tests {
     fn fifteen_seconds_suffice_at_default_intervals() {
         let t = triggers(json!({}));
         let interval = std::time::Duration::from(t.interval).as_secs();
-        assert!(interval * u64::from(t.failures.count) + 2 + 1 < 15);
+        assert!(interval * u64::from(t.failures.count) + LONGEST_ANSWER.as_secs() + 1 < 15);
+        // Whatever the timeouts say.
+        let slow = json!({"url": "http://shop", "timeout": "30s"});
+        let step = json!({"name": "a", "url": "http://shop", "timeout": "30s"});
+        let hangs = json!({"coreFunction": {"http": slow}, "paymentProcessing": {"sequence": {"steps": [step]}}});
+        let checks = triggers(hangs).checks();
+        let of = |name: &str| checks.iter().find(|c| c.name == name).unwrap().clone();
+        let waits =
+            [of("core-function").http.unwrap().timeout, of("payment-processing").sequence.unwrap().steps[0].timeout];
+        assert!(waits.into_iter().all(|t| std::time::Duration::from(t) == LONGEST_ANSWER));
     }
 
     #[test]

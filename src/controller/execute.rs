@@ -32,8 +32,13 @@ pub(super) async fn execute(ctx: &Context, live: &CreditMigration, effects: Vec<
     let writer = Writer { ctx, live, namespace: live.namespace().unwrap_or_default() };
     let mut done = Ok(());
     for effect in effects {
-        // The status that an event tells of is persisted: it is told also when an effect before it was refused.
-        if done.is_ok() || matches!(effect, Effect::Event(_)) {
+        // The status that an event or a notice tells of is persisted: it is told also when an effect before it was refused.
+        let tells = match &effect {
+            Effect::Event(_) => true,
+            Effect::StartRun(start) => start.spec.task == Task::Notify,
+            _ => false,
+        };
+        if done.is_ok() || tells {
             done = done.and(writer.carry_out(effect).await);
         }
     }

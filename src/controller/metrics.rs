@@ -270,7 +270,11 @@ fn samples(spec: &CreditMigrationSpec, status: &CreditMigrationStatus) -> Vec<Sa
     ];
     for (follow_up, after, report) in follow_ups {
         if let (Some(at), None) = (cut_over, report) {
-            add("follow_up_due_timestamp_seconds", &[("follow_up", follow_up)], moment(at + machine::span(after)));
+            add(
+                "follow_up_due_timestamp_seconds",
+                &[("follow_up", follow_up)],
+                moment(machine::later(at, machine::span(after))),
+            );
         }
     }
     if let Some(decide) = step.filter(|x| phase == Phase::Observing && x.name == Step::Decide) {

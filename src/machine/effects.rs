@@ -172,9 +172,20 @@ impl Machine<'_> {
                 },
                 window,
             },
-            image: self.s.runner_image.clone().unwrap_or_default(),
+            image: self.image_of(task),
             timeout_seconds,
         })))
+    }
+
+    /// The image that people approved carries what is before the window and the windows themselves, also the way back a week later.
+    /// What comes after needs the tasks that this operator knows.
+    fn image_of(&self, task: Task) -> String {
+        match task {
+            Task::Validate | Task::Monitor | Task::DayCheck | Task::WeekReview | Task::Notify | Task::Cleanup => {
+                self.o.runner_image.clone()
+            }
+            _ => self.s.runner_image.clone().unwrap_or_default(),
+        }
     }
 
     /// How far the persisted status lets a window run go.

@@ -56,12 +56,13 @@ impl Machine<'_> {
         let digest = self.s.plan.as_ref().and_then(|p| p.digest.clone()).unwrap_or_default();
         let (people, reject) = self.approvals(&digest);
         let needed = self.spec.approval.required.max(2) as usize;
-        let still = people.len() >= needed && reject.is_none() && self.in_allowed_hours();
+        // People, hours and backup too: the operator may have been away for hours, with the pod standing by.
+        let still = people.len() >= needed && reject.is_none() && self.still_scheduled(&digest);
         if !still || self.inputs_changed() || self.cluster_violation().is_some() {
             self.event(
                 true,
                 "WindowNotOpened",
-                "approvals, SQL, flag or workloads changed while the window was being prepared, or its hours are over; nothing was changed",
+                "approvals, presence, backup, hours, SQL, flag or workloads are not what they were when the window was prepared; nothing was changed",
             );
             self.enter(Phase::AwaitingApproval);
             self.start_step(Step::Approve);

@@ -274,7 +274,7 @@ impl Machine<'_> {
     fn window_due(&self) -> Option<Time> {
         let w = self.s.window.as_ref()?;
         let closed_since = w.blocked_at.filter(|_| w.released_at.is_none());
-        w.deadline.or_else(|| Some(closed_since? + span(self.spec.window.max_duration)))
+        w.deadline.or_else(|| Some(later(closed_since?, span(self.spec.window.max_duration))))
     }
 
     /// Explains an open window. Past its time that is told as stalled: nobody may have to find out by a clock.
@@ -306,6 +306,12 @@ impl Machine<'_> {
             }
         }
     }
+}
+
+/// `from` and a span more; the end of time if that is later. What a runner reports may be any time: the operator must not end over
+/// one migration's clock.
+pub fn later(from: Time, by: jiff::SignedDuration) -> Time {
+    from.checked_add(by).unwrap_or(Time::MAX)
 }
 
 /// A span of whole seconds.

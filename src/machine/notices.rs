@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 
 use super::{Machine, Outcome, seconds};
-use crate::api::{DeliveryState, Notice, NoticeState, NoticeStatus, Occasion, RunPhase, Task, Time};
+use crate::api::{DeliveryState, Notice, NoticeState, NoticeStatus, Occasion, Phase, RunPhase, Task, Time};
 
 /// Tries after which a channel is given up: about an hour with [`RETRY_SECONDS`].
 const TRIES: u32 = 16;
@@ -84,6 +84,13 @@ impl Machine<'_> {
 
     fn advance_notice(&mut self, i: usize) {
         let now = self.now;
+        let notice = &self.s.notices[i].notice;
+        // "Maintenance starts" must not be told after it was called off, or is over.
+        if notice.occasion == Occasion::MaintenanceStarts && !self.is_awaited(&notice.id) {
+            self.s.notices[i].state = NoticeState::Undelivered;
+            self.s.notices[i].retry_at = None;
+            return;
+        }
         if let Some(at) = self.s.notices[i].retry_at {
             if now < at {
                 return self.wake_at(at);
@@ -121,8 +128,9 @@ impl Machine<'_> {
         }
         n.failures += 1;
         let failures = n.failures;
-        // Nothing starts without a maintenance notice, so it is never given up while nobody has it.
-        let needed = occasion == Occasion::MaintenanceStarts && !n.reached();
+        // Nothing starts without a maintenance notice, so it is never given up while nobody has it and the start waits for it.
+        let maintenance = occasion == Occasion::MaintenanceStarts;
+        let needed = maintenance && !n.reached();
         let text =
             format!("{occasion:?} was not taken by {} of {all} channels ({}): {answer}", open.len(), open.join(", "));
         if failures >= TRIES && !needed {
@@ -141,6 +149,12 @@ impl Machine<'_> {
         if let Some(at) = self.s.notices[i].retry_at {
             self.wake_at(at);
         }
+    }
+
+    /// A maintenance notice of the start that is planned now.
+    fn is_awaited(&self, id: &str) -> bool {
+        let planned = self.s.schedule.as_ref().and_then(|s| s.notice.as_deref());
+        matches!(self.phase(), Phase::AwaitingApproval | Phase::Executing) && planned == Some(id)
     }
 
     /// The notice that a run of this number sends.

@@ -2,7 +2,7 @@
 //!
 //! Nothing goes back by itself any more: after so long that is a decision about everything written since. A breach is told.
 
-use super::{Machine, Outcome, notices::at, preparing::because, seconds, span};
+use super::{Machine, Outcome, later, notices::at, preparing::because, seconds, span};
 use crate::api::{Decision, MigrationRun, Occasion, Outcome as Measured, Phase, Step, Task, Time};
 
 /// Longest wait between two tries of a follow-up.
@@ -25,7 +25,7 @@ impl Machine<'_> {
     fn await_follow_up(&mut self, step: Step) {
         let after =
             if step == Step::DayCheck { self.spec.follow_ups.day_after() } else { self.spec.follow_ups.week_after() };
-        let due = self.cut_over_at().unwrap_or(self.now) + span(after);
+        let due = later(self.cut_over_at().unwrap_or(self.now), span(after));
         self.s.step = Some(step);
         let x = self.step_mut(step);
         x.state = crate::api::StepState::Running;

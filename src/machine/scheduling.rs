@@ -13,7 +13,7 @@ use jiff::{
     tz::TimeZone,
 };
 
-use super::{Machine, gates::Violation, notices::at, seconds, span};
+use super::{Machine, gates::Violation, later, notices::at, seconds, span};
 use crate::api::{AllowedHours, Decision, NoticeState, Occasion, Schedule, ScheduleStatus, Step, Time, Weekday};
 
 /// Days in which the next allowed hours must begin: one day of each name, and those that began yesterday.
@@ -95,7 +95,7 @@ impl Machine<'_> {
         let within = span(self.spec.schedule.presence.within);
         let mut last: std::collections::BTreeMap<&str, Time> = std::collections::BTreeMap::new();
         for d in self.decisions(Decision::Ready, self.s.approvals_after) {
-            if d.digest.as_deref() == Some(digest) && self.now < d.at + within {
+            if d.digest.as_deref() == Some(digest) && self.now < later(d.at, within) {
                 let at = last.entry(d.by.as_str()).or_insert(d.at);
                 *at = d.at.max(*at);
             }
@@ -120,9 +120,15 @@ impl Machine<'_> {
         self.spec.schedule.presence.required.max(2) as usize
     }
 
-    /// Whether the hours of the planned start are not over.
-    pub(super) fn in_allowed_hours(&self) -> bool {
-        self.s.schedule.as_ref().is_none_or(|s| s.ends_at.is_none_or(|end| self.now < end))
+    /// Whether what let the start begin still holds: its hours, the people, the age of the backup.
+    pub(super) fn still_scheduled(&self, digest: &str) -> bool {
+        let in_hours = self.s.schedule.as_ref().is_none_or(|s| s.ends_at.is_none_or(|end| self.now < end));
+        in_hours && self.present(digest).0.len() >= self.presence_needed() && !self.is_backup_old()
+    }
+
+    fn is_backup_old(&self) -> bool {
+        let limit = span(self.spec.schedule.backup_max_age);
+        self.s.backup.as_ref().is_some_and(|b| self.now.duration_since(b.finished_at) > limit)
     }
 
     /// `true` when the window may be opened now.
@@ -211,11 +217,9 @@ impl Machine<'_> {
 
     /// A backup that is too old is taken anew, with all that rests on it. `true` when that was begun.
     fn backup_is_old(&mut self) -> bool {
-        let limit = span(self.spec.schedule.backup_max_age);
-        let Some(taken) = self.s.backup.as_ref().map(|b| b.finished_at) else { return false };
-        if self.now.duration_since(taken) <= limit {
+        let Some(taken) = self.s.backup.as_ref().map(|b| b.finished_at).filter(|_| self.is_backup_old()) else {
             return false;
-        }
+        };
         self.restart(&format!(
             "the backup is of {taken:.0}, older than {} (spec.schedule.backupMaxAge)",
             self.spec.schedule.backup_max_age

@@ -81,9 +81,7 @@ impl Machine<'_> {
             .iter()
             .zip(&self.s.checks)
             .filter(|(c, r)| c.on_breach != OnBreach::Warn && r.outcome != Measured::Pass)
-            // A trigger says when to go back, not when all is well: with nothing to measure (no traffic at night, a schema without
-            // transactions) it would hold a stage that nobody can let go, for the spec is immutable by now.
-            .filter(|(c, r)| r.outcome != Measured::NoData || !TRIGGERS.contains(&c.name.as_str()))
+            .filter(|(c, r)| !self.idle_trigger(c, r))
             .map(|(_, r)| format!("{} {:?} ({})", r.name, r.outcome, r.message))
             .collect();
         if !open.is_empty() {
@@ -95,7 +93,16 @@ impl Machine<'_> {
             self.tell(Occasion::PersonNeeded, &at("held", end), &text);
             return self.explain("ChecksNotPassing", text);
         }
-        self.succeed_step(step, format!("{} of {0} checks pass", checks.len()));
+        let idle: Vec<&str> = checks
+            .iter()
+            .zip(&self.s.checks)
+            .filter(|(c, r)| self.idle_trigger(c, r))
+            .map(|(c, _)| c.name.as_str())
+            .collect();
+        let passed = self.s.checks.iter().filter(|r| r.outcome == Measured::Pass).count();
+        let without =
+            if idle.is_empty() { String::new() } else { format!("; nothing to measure: {}", idle.join(", ")) };
+        self.succeed_step(step, format!("{passed} of {} checks pass{without}", checks.len()));
         if step == Step::Validate {
             self.enter(Phase::Monitoring);
             // A check of the same name is another check: its breach here is no breach there.
@@ -149,10 +156,23 @@ impl Machine<'_> {
         }
     }
 
+    /// A trigger that is measured, and finds nothing to measure (no traffic at night, a schema without transactions). It says when to
+    /// go back, not when all is well: it would hold a stage that nobody can let go, for the spec is immutable by now.
+    fn idle_trigger(&self, check: &Check, result: &CheckResult) -> bool {
+        TRIGGERS.contains(&check.name.as_str())
+            && result.outcome == Measured::NoData
+            && result.measured > 0
+            && !self.is_old(check, result)
+    }
+
+    fn is_old(&self, check: &Check, result: &CheckResult) -> bool {
+        self.now.duration_since(result.at) > span(check.interval) * 3 + super::seconds(30)
+    }
+
     /// A result that is too old says nothing of now: its pod may hang, or its node be gone. Three intervals and 30 s for
     /// time-outs and clocks that differ.
     fn fresh(&self, check: &Check, result: &CheckResult) -> CheckResult {
-        if self.now.duration_since(result.at) <= span(check.interval) * 3 + super::seconds(30) {
+        if !self.is_old(check, result) {
             return result.clone();
         }
         let message =

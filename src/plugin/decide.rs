@@ -34,7 +34,7 @@ Stops this plan; a new one begins when spec or SQL change.
 Examples:
   kubectl creditmigration reject simplify-credits --reason \"not before the holidays\"";
 pub(super) const ABORT: &str = "\
-One person suffices. Heeded in every phase but the ends, RollingBack and RollbackFailed.
+One person suffices. Heeded in every phase but Completed, RolledBack, Cancelled, RollingBack and RollbackFailed.
 
 Examples:
   kubectl creditmigration abort simplify-credits --reason \"wrong night\"";

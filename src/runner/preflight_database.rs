@@ -263,7 +263,7 @@ async fn columns(work: &Work<'_>, client: &Client) -> Vec<(String, Result<String
         (&transactions.table, &transactions.user_column, Kind::Any),
         (&transactions.table, &transactions.type_column, Kind::Any),
         (&transactions.table, &transactions.amount_column, Kind::Number),
-        (&transactions.table, &transactions.created_at_column, Kind::Any),
+        (&transactions.table, &transactions.created_at_column, Kind::Time),
     ];
     let mut found = Vec::new();
     for (table, column, kind) in wanted {
@@ -283,6 +283,7 @@ enum Kind {
     Any,
     Number,
     Unique,
+    Time,
 }
 
 async fn check_column(client: &Client, table: &str, column: &str, kind: Kind) -> Result<String, Failure> {
@@ -290,7 +291,8 @@ async fn check_column(client: &Client, table: &str, column: &str, kind: Kind) ->
     let query = "SELECT format_type(a.atttypid, a.atttypmod),
                         coalesce(nullif(t.typbasetype, 0), t.oid) IN ('int2'::regtype, 'int4'::regtype, 'int8'::regtype, 'numeric'::regtype),
                         EXISTS (SELECT FROM pg_index AS i WHERE i.indrelid = a.attrelid AND i.indisunique AND i.indisvalid
-                                AND i.indpred IS NULL AND i.indnkeyatts = 1 AND i.indkey[0] = a.attnum)
+                                AND i.indpred IS NULL AND i.indnkeyatts = 1 AND i.indkey[0] = a.attnum),
+                        coalesce(nullif(t.typbasetype, 0), t.oid) IN ('timestamptz'::regtype, 'timestamp'::regtype)
                  FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid
                  WHERE a.attrelid = to_regclass($1) AND a.attname::text = $2 AND a.attnum > 0 AND NOT a.attisdropped";
     let found = client.query_opt(query, &[&quoted(table), &column]).await.map_err(|e| classify(&e))?;
@@ -299,6 +301,12 @@ async fn check_column(client: &Client, table: &str, column: &str, kind: Kind) ->
         return Err(wrong("does not exist; next: correct the column's name in spec.credits".to_owned()));
     };
     let (kind_of, number, unique): (String, bool, bool) = (found.get(0), found.get(1), found.get(2));
+    // Later checks explain balances by the transactions since the cut-over: to the moment, not to the day.
+    if kind == Kind::Time && !found.get::<_, bool>(3) {
+        return Err(wrong(format!(
+            "is {kind_of}, not timestamptz or timestamp; next: name the column with the time of a transaction in spec.credits.transactions.createdAtColumn"
+        )));
+    }
     if kind == Kind::Number && !number {
         return Err(wrong(format!(
             "is {kind_of}, and money must be exact: smallint, integer, bigint or numeric; next: correct the column's name in spec.credits, or change its type before the migration"

@@ -156,7 +156,8 @@ pub async fn usage(
     let control::TransactionsTable { table, amount, created_at, kind, .. } = &found;
     let kind = kind.as_deref().map_or_else(|| "'all'".to_owned(), |kind| format!("coalesce(x.{kind}::text, 'NULL')"));
     let sums = sums(&format!("x.{amount}"));
-    let from = format!("FROM {table} x WHERE x.{created_at} > $1 AND x.xmin::text <> $2 GROUP BY 1 ORDER BY 1");
+    let from =
+        format!("FROM {table} x WHERE x.{created_at}::timestamptz > $1 AND x.xmin::text <> $2 GROUP BY 1 ORDER BY 1");
     let rows = async |first: &str| {
         let query = format!("SELECT {first}, {sums} {from}");
         client.query(&query, &[&cut_over.since, &cut_over.xmin]).await.map_err(|e| classify(&e))

@@ -53,6 +53,7 @@ async fn code_schedule_and_notices() {
             ("spec/schedule/allowedHours/0/to", "4".into(), "spec.schedule.allowedHours[0].to: Invalid value"),
             ("spec/schedule/allowedHours/0/to", "02:00".into(), "from and to must differ; for a whole day write from: \"00:00\", to: \"24:00\""),
             ("spec/schedule/leadTime", "-1s".into(), "leadTime must be between 0s and 168h, for example 1h"),
+            ("spec/schedule/leadTime", "24h".into(), "leadTime must be less than backupMaxAge"),
             ("spec/schedule/backupMaxAge", "1s".into(), "backupMaxAge must be at least 1m, for example 24h"),
             ("spec/schedule/presence/required", json!(1), presence),
             ("spec/schedule/presence/within", "25h".into(), "within must be between 1m and 24h, for example 1h"),
@@ -164,6 +165,22 @@ async fn checks_triggers_and_follow_ups() {
                     "spec/validation/checks/5/name",
                     "error-rate".into(),
                     "are the names of spec.rollback.triggers: configure them there, or choose another name",
+                ),
+                (
+                    "spec/validation/checks/0/sequence/steps/0/timeout",
+                    "0s".into(),
+                    "timeout must be more than 0s and at most 1m, for example 5s",
+                ),
+                (
+                    "spec/validation/checks/1/http/timeout",
+                    "999999999999999999999h".into(),
+                    "spec.validation.checks[1].http.timeout",
+                ),
+                ("spec/validation/checks/1/http/expectedStatus", json!(9999), "should be less than or equal to 599"),
+                (
+                    "spec/rollback/triggers/failures",
+                    json!({"count": 5, "of": 3}),
+                    "failures.count must be at most failures.of",
                 ),
                 ("spec/rollback/triggers/interval", "0s".into(), "interval must be at least 1s, for example 3s"),
                 (

@@ -122,7 +122,7 @@ async fn everything_configured() {
             "{evidence}"
         );
         let maintenance = status.notices.iter().find(|n| n.notice.occasion == Occasion::MaintenanceStarts).unwrap();
-        assert!(maintenance.state == NoticeState::Pending && maintenance.failures > 0, "{maintenance:?}");
+        assert!(maintenance.state != NoticeState::Delivered && maintenance.failures > 0, "{maintenance:?}");
         let away = maintenance.deliveries.iter().find(|d| d.channel == "away").unwrap();
         assert_eq!(away.state, DeliveryState::Failed);
         assert!(!away.message.contains("https://"), "an address in the status: {away:?}");

@@ -105,6 +105,11 @@ async fn a_window_from_order_to_order() {
     );
     assert_eq!(database.balances().await, balances);
     assert_eq!(ledger(&database).await, "up");
+    // Each statement is in it, with how it begins and how long it took.
+    let texts =
+        "SELECT count(*) FROM credit_migration.ledger WHERE statements > 0 AND jsonb_array_length(texts) = statements
+                 AND texts->0->>'text' <> '' AND texts->0->>'seconds' IS NOT NULL";
+    assert_eq!(database.value(texts).await, "1");
     writable(&database, true).await;
     // The same pod once more finds it done, and repeats the evidence.
     let again = end(desk.start(&database, &sample())).await;

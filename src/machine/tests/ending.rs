@@ -139,3 +139,13 @@ fn nothing_is_begun_for_what_is_deleted() {
     s.seen.finalizer = false;
     assert_eq!(acts(&s.look()), Vec::<String>::new());
 }
+
+#[test]
+fn a_reported_time_far_off_ends_nobody() {
+    let mut s = releasing();
+    s.wait(1).state(Task::Window, WindowState::Released);
+    s.progress(Task::Window, |w| w.released_at = Some(Time::MAX)).succeed(Task::Window).settle();
+    s.wait(20).settle();
+    s.wait(30).measure(Task::Monitor, Outcome::Pass, false).settle();
+    assert_eq!((s.status.phase, s.status.step), (Some(Phase::Observing), Some(Step::DayCheck)));
+}

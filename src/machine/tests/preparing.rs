@@ -465,6 +465,17 @@ fn the_runners_image_is_pinned() {
     let d = s.turn();
     let image = d.effects.iter().find_map(|e| if let Effect::StartRun(r) = e { Some(r.image.clone()) } else { None });
     assert_eq!(image.as_deref(), Some("image:1"));
+    // What comes after the window needs tasks that the present operator knows; the way back is as it was approved.
+    let mut s = releasing();
+    s.seen.runner_image = "image:2".into();
+    s.wait(1).state(Task::Window, WindowState::Released).succeed(Task::Window).settle();
+    s.wait(20);
+    let image = |d: Decision| {
+        d.effects.iter().find_map(|e| if let Effect::StartRun(r) = e { Some(r.image.clone()) } else { None })
+    };
+    assert_eq!(image(s.look()).as_deref(), Some("image:2"));
+    s.say("ann", Word::Revert);
+    assert_eq!(image(s.look()).as_deref(), Some("image:1"));
 }
 
 #[test]

@@ -252,3 +252,32 @@ fn an_approval_that_is_gone_takes_the_start_back() {
     s.settle();
     assert_eq!((s.status.step, ready(&s.status).0.as_str()), (Some(Step::Approve), "ApprovalPending"));
 }
+
+#[test]
+fn whoever_was_there_hours_ago_lets_no_window_open() {
+    // The operator was away for hours, and the window's pod stood by all the time.
+    let mut s = approved();
+    s.state(Task::Window, WindowState::Ready);
+    s.wait(3_601);
+    let d = s.turn();
+    assert!(events(&d).contains(&"WindowNotOpened"), "{:?}", events(&d));
+    s.settle();
+    assert_eq!((s.status.step, ready(&s.status).0.as_str()), (Some(Step::Schedule), "PresencePending"));
+    assert!(s.status.window.as_ref().is_none_or(|w| w.deadline.is_none()));
+    // Nor does a backup that has become too old meanwhile.
+    let mut s = approved();
+    s.state(Task::Window, WindowState::Ready);
+    s.wait(86_401).present().settle();
+    assert_eq!((s.status.phase, s.status.step), (Some(Phase::Preparing), Some(Step::Preflight)));
+}
+
+#[test]
+fn what_was_called_off_is_not_announced_any_more() {
+    let mut s = agreed();
+    s.deliver(&[], &["status"]).settle();
+    s.say("ann", Word::Abort).settle();
+    assert_eq!(s.status.phase, Some(Phase::Cancelled));
+    s.wait(300).settle();
+    assert!(s.seen.runs.iter().all(|r| r.run.spec.task != Task::Notify), "maintenance is told after it was called off");
+    assert_eq!(s.status.notices[0].state, crate::api::NoticeState::Undelivered);
+}

@@ -338,4 +338,19 @@ fn a_trigger_without_data_holds_nothing_and_a_check_does() {
         });
         assert_eq!(s.settle().status.phase, Some(phase), "{outcome:?}");
     }
+    // Never measured, or long ago: that is not the same as nothing to measure.
+    let unmeasured = |measured: u64, age: i64| {
+        let mut s = monitoring();
+        s.spec.rollback.triggers.balance_errors.mode = crate::api::TriggerMode::Enabled;
+        s.wait(30).measure(Task::Monitor, Outcome::Pass, false);
+        let at = s.now - seconds(age);
+        s.report(Task::Monitor, |r| {
+            let outcome = Outcome::NoData;
+            r.checks.push(CheckResult { name: "balance-errors".into(), outcome, measured, at, ..r.checks[0].clone() });
+        });
+        s.settle().status.phase
+    };
+    assert_eq!(unmeasured(1, 0), Some(Phase::Observing));
+    assert_eq!(unmeasured(0, 0), Some(Phase::Monitoring));
+    assert_eq!(unmeasured(1, 60), Some(Phase::Monitoring));
 }

@@ -12,7 +12,11 @@ use std::{
     time::Instant,
 };
 
-use tokio_postgres::{Client, Row, Transaction, types::Type};
+use serde_json::json;
+use tokio_postgres::{
+    Client, Row, Transaction,
+    types::{Json, Type},
+};
 
 use super::{
     LOCK_CHANGE, LOCK_CLASS, Sql, Step, Subject, Table, balances,
@@ -27,6 +31,9 @@ use crate::{
         postgres::{classify, classify_statement},
     },
 };
+
+/// Characters of a statement that the ledger keeps.
+const LEDGER_TEXT: usize = 200;
 
 /// What the ledger says of a step.
 #[derive(Clone, Debug, PartialEq)]
@@ -126,9 +133,13 @@ async fn transaction(
     let balances_before = balances(&tx, subject, None).await?;
     let captured = reconcile(&tx, subject, &balances_before).await?;
 
+    let mut texts = Vec::with_capacity(sql.statements.len());
     for (index, statement) in sql.statements.iter().enumerate() {
         stop.check()?;
+        let begun = Instant::now();
         tx.batch_execute(statement).await.map_err(|e| classify_statement(&e, index + 1, sql.statements.len()))?;
+        let text: String = statement.trim().chars().take(LEDGER_TEXT).collect();
+        texts.push(json!({"number": index + 1, "text": text, "seconds": begun.elapsed().as_secs_f64()}));
     }
 
     // The SQL may have changed any of these, and what follows must not depend on it.
@@ -176,8 +187,8 @@ async fn transaction(
 
     let seconds = begin.elapsed().as_secs_f64();
     tx.execute(
-        "INSERT INTO credit_migration.ledger (migration_uid, step, sql_sha256, statements, seconds, reconciled_users)
-         VALUES ($1, $2, $3, $4, $5, $6)",
+        "INSERT INTO credit_migration.ledger (migration_uid, step, sql_sha256, statements, seconds, reconciled_users, texts)
+         VALUES ($1, $2, $3, $4, $5, $6, $7)",
         &[
             &subject.uid,
             &step.as_str(),
@@ -185,6 +196,7 @@ async fn transaction(
             &i32::try_from(sql.statements.len()).unwrap_or(i32::MAX),
             &seconds,
             &i64::try_from(captured).unwrap_or(i64::MAX),
+            &Json(texts),
         ],
     )
     .await

@@ -45,6 +45,8 @@ CREATE TABLE IF NOT EXISTS credit_migration.ledger (
     migration_uid text, step text CHECK (step IN ('up', 'down')), sql_sha256 text NOT NULL,
     applied_at timestamptz NOT NULL DEFAULT clock_timestamp(), statements integer NOT NULL, seconds double precision NOT NULL,
     reconciled_users bigint NOT NULL, PRIMARY KEY (migration_uid, step));
+-- Each statement: its number, how it begins, and how long it took.
+ALTER TABLE credit_migration.ledger ADD COLUMN IF NOT EXISTS texts jsonb;
 CREATE TABLE IF NOT EXISTS credit_migration.intent (
     migration_uid text, direction text CHECK (direction IN ('up', 'down')), attempt integer NOT NULL,
     opened_at timestamptz NOT NULL, deadline timestamptz NOT NULL, prior_read_only text, switch_acknowledged_at timestamptz,

@@ -68,9 +68,12 @@ impl Mailer {
         format!("mail by {}:{} to {} addresses, {login}", self.host, self.port, self.to.len())
     }
 
+    /// What the server took. Somebody has it if one address was taken: else one that is wrong would hold a start up, and have the
+    /// others get the mail again and again.
+    ///
     /// # Errors
     /// What the server answered, without addresses and text.
-    pub(super) async fn send(&self, letter: &Letter<'_>) -> Result<(), String> {
+    pub(super) async fn send(&self, letter: &Letter<'_>) -> Result<String, String> {
         let mail = self.mail(letter)?;
         let mut connection = self.connect().await?;
         let mut parameters = Vec::new();
@@ -100,9 +103,10 @@ impl Mailer {
         // The mail is the server's now, whatever becomes of the connection.
         let _ = tokio::time::timeout(GOODBYE, connection.quit()).await;
         if refused.is_empty() {
-            return Ok(());
+            return Ok("taken".to_owned());
         }
-        Err(format!("taken for {taken} of {} addresses; refused: {}", self.to.len(), refused.join(", ")))
+        let words = format!("taken for {taken} of {} addresses; refused: {}", self.to.len(), refused.join(", "));
+        if taken > 0 { Ok(words) } else { Err(words) }
     }
 
     /// A session that is encrypted, and logged in if there is a login.

@@ -137,13 +137,13 @@ async fn tell(
 async fn deliver(settings: &Settings<'_>, channel: &NotificationChannel, letter: &Letter<'_>) -> Delivery {
     let sent = async {
         match way(settings, channel).map_err(|failure| failure.message)? {
-            Way::Hook(hook) => hook.send(letter).await,
+            Way::Hook(hook) => hook.send(letter).await.map(|()| "taken".to_owned()),
             Way::Mail(mailer) => mailer.send(letter).await,
         }
     };
     let sent = tokio::time::timeout(TIMEOUT, sent).await.unwrap_or_else(|_| Err(too_late()));
     let (state, mut message) = match sent {
-        Ok(()) => (DeliveryState::Delivered, "taken".to_owned()),
+        Ok(words) => (DeliveryState::Delivered, words),
         Err(why) => (DeliveryState::Failed, why),
     };
     for why in &letter.text.unusable {

@@ -265,7 +265,7 @@ impl Query<'_> {
             "WITH ids AS MATERIALIZED ({ids}),
                   sums AS (SELECT x.{xuser}::text AS user_id, sum(x.{amount})::numeric AS amount
                            FROM {xtable} x JOIN ids ON x.{xuser} = CAST(ids.user_id AS {xtype})
-                           WHERE x.{created_at} > $3 AND x.xmin::text <> $4 GROUP BY 1),
+                           WHERE x.{created_at}::timestamptz > $3 AND x.xmin::text <> $4 GROUP BY 1),
                   wrong AS (SELECT ids.user_id FROM ids
                             LEFT JOIN credit_migration.baseline b ON b.migration_uid = $1 AND b.user_id = ids.user_id
                             LEFT JOIN {table} t ON t.{user} = CAST(ids.user_id AS {user_type})
