@@ -195,6 +195,9 @@ pub struct MigrationRunStatus {
     /// Checks of Validate, Monitor, DayCheck and WeekReview.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub checks: Vec<CheckResult>,
+    /// Users whose balance was written on the new version since the cut-over (Validate, Monitor, DayCheck, WeekReview).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub users_written: Option<u64>,
     /// Report of DayCheck and WeekReview.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub report: Option<ReportEvidence>,

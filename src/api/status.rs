@@ -70,6 +70,9 @@ pub struct CreditMigrationStatus {
     pub window: Option<WindowStatus>,
     /// Checks of the current or last stage.
     pub checks: Vec<CheckResult>,
+    /// Users whose balance was written on the new version since the cut-over, as last counted: what is at stake in a way back.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub users_written: Option<u64>,
     /// The report after a day.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub day_report: Option<ReportEvidence>,

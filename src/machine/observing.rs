@@ -76,6 +76,7 @@ impl Machine<'_> {
             self.event(true, "CheckBreached", format!("{step:?}: {}: {:?}, {}", r.name, r.outcome, r.message));
         }
         self.s.checks = status.checks;
+        self.s.users_written = status.users_written.or(self.s.users_written);
         let text = format!("{}; report: {}", report.summary, report.object);
         self.succeed_step(step, text.clone());
         let attempt = self.attempt(step);

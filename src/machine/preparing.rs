@@ -22,6 +22,7 @@ impl Machine<'_> {
         self.s.key_users = None;
         self.s.rehearsal = None;
         self.s.schedule = None;
+        self.s.users_written = None;
         self.s.window = None;
         self.s.rollback = None;
         self.s.checks.clear();

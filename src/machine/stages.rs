@@ -54,6 +54,8 @@ impl Machine<'_> {
             return;
         }
         self.s.checks = self.results(task, &checks);
+        let run = self.o.run(task, self.attempt(step)).and_then(|r| r.run.status.as_ref());
+        self.s.users_written = run.and_then(|s| s.users_written).or(self.s.users_written);
         for (check, result) in checks.iter().zip(self.s.checks.clone()) {
             if !result.breached {
                 continue;

@@ -230,12 +230,12 @@ fn preview(m: &CreditMigration) -> Preview {
         _ => sha.to_owned(),
     };
     undone.push(format!("schema: key {} of ConfigMap {} is run ({which})", down.key, down.name));
-    let written = status.rollback.as_ref().and_then(|r| r.users_written_since);
+    let written = status.rollback.as_ref().and_then(|r| r.users_written_since).or(status.users_written);
     let writes_since_cut_over = match written {
         _ if in_first_window => "none: writes have been blocked since before the change".to_owned(),
         Some(n) => format!("{n} users were written on the new version; their balances are kept"),
-        None => "not known yet: the runner counts the users that were written on the new version once writes are blocked for \
-                 the way back (status.rollback.usersWrittenSince); their balances are kept"
+        None => "not known yet: the runner counts the users that were written on the new version while it is watched, and once more \
+                 when writes are blocked for the way back (status.usersWritten, status.rollback.usersWrittenSince); their balances are kept"
             .to_owned(),
     };
     let at_most = duration(m.spec.window.max_duration);
@@ -371,6 +371,9 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part}:\n{text}");
         }
+        m.status.as_mut().unwrap().users_written = Some(3);
+        let text = preview_text(&m, &preview(&m));
+        assert!(text.contains("3 users were written on the new version"), "{text}");
         m.status.as_mut().unwrap().rollback = Some(RollbackStatus {
             cause: "Revert".into(),
             message: String::new(),

@@ -10,7 +10,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Failure,
+    control::{self, Subject},
     judge::Judge,
+    postgres::Target,
+    report::Progress,
     sources::{Means, Source},
     work::Work,
 };
@@ -18,6 +21,9 @@ use crate::{
     api::{Check, CheckResult},
     telemetry,
 };
+
+/// Time between two counts of written users.
+const TALLY: Duration = Duration::from_secs(10);
 
 /// Measures `checks` at their intervals until `stop`; returns the last result of each that was measured.
 ///
@@ -39,6 +45,10 @@ pub async fn watch(
         tasks.spawn(repeat(check, known, means.clone(), sender.clone()));
     }
     drop(sender);
+    match work.settings.target() {
+        Ok(target) => drop(tasks.spawn(tally(target, work.subject(), work.progress.clone()))),
+        Err(failure) => tracing::warn!(reason = %failure.reason, "written users are not counted: {}", failure.message),
+    }
     let mut latest: Vec<CheckResult> = Vec::new();
     loop {
         let result = tokio::select! {
@@ -55,6 +65,32 @@ pub async fn watch(
             None => latest.push(result),
         }
         work.progress.note("checks", &latest);
+    }
+}
+
+/// Counts the users whose balance was written since the cut-over, for whoever thinks of going back. Beside the checks: a count that
+/// fails is tried again, and holds nothing up.
+async fn tally(target: Target, subject: Subject, progress: Progress) {
+    let mut ticks = tokio::time::interval(TALLY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut client = None;
+    loop {
+        ticks.tick().await;
+        let counted = async {
+            let connected = match client.take() {
+                Some(connected) => connected,
+                None => target.connect("checks").await?,
+            };
+            let users = control::users_written(&connected, &subject).await?;
+            client = Some(connected);
+            Ok::<_, Failure>(users)
+        };
+        match counted.await {
+            Ok(users) => progress.note("usersWritten", &users),
+            Err(failure) => {
+                tracing::warn!(reason = %failure.reason, "written users are not counted: {}", failure.message)
+            }
+        }
     }
 }
 

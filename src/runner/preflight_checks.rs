@@ -1,12 +1,15 @@
-//! Preflight's look at the checks of all stages: that each can be measured as it is written. No request is sent.
+//! Preflight's look at the checks of all stages: that each can be measured as it is written. Prometheus is asked once; no request
+//! goes to the application.
 
 use serde_json_path::JsonPath;
 use tokio_postgres::Client;
 
 use super::{
     Failure,
+    judge::Measurement,
     preflight::Findings,
     preflight_database as database,
+    probe::Prober,
     sources::{
         sequence::{self, Secret},
         sql, statements,
@@ -68,6 +71,13 @@ async fn invalid(work: &Work<'_>, client: Option<&Client>, check: &Check) -> Opt
         // The last line says what is wrong; those before it draw where.
         let last = pattern.to_string().lines().last().unwrap_or_default().to_owned();
         return Some(format!("pattern: {last}; next: write a regular expression, for example \\bERROR\\b"));
+    }
+    if let Some(source) = &check.prometheus {
+        // Else a slip in the query is found when the new version is live, by a trigger that never fires. That there is no data yet is
+        // no slip.
+        let answer = Prober::new().ok()?.prometheus(source).await;
+        let Measurement::Error(words) = answer else { return None };
+        return Some(format!("{words}; next: correct url and query, and let this namespace's pods reach the server"));
     }
     if check.statements.is_some() {
         return statements::unready(client?).await;

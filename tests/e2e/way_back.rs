@@ -22,6 +22,8 @@ async fn by_a_breached_check_after_writes_on_v2() {
             assert_eq!(world.deduct(user, amount).await, before[&user] - amount);
         }
         let written = world.db.balances().await;
+        // Whoever thinks of going back is told what is at stake.
+        m.until("written users", super::migration::PATIENCE, |s| s.users_written == Some(3)).await;
         world.db.run("INSERT INTO users (email, api_token) VALUES ('breach@example.com', 'breach')").await;
 
         let status = m.phase(Phase::RolledBack).await;

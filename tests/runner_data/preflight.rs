@@ -290,6 +290,7 @@ async fn checks_that_cannot_be_measured() {
         {"name": "template", "sequence": sequence("http://127.0.0.1:1/{{ token }}")},
         {"name": "secret", "sequence": sequence("http://127.0.0.1:1/{{ secret.password }}")},
         {"name": "pattern", "logs": {"workload": {"kind": "Deployment", "name": "shop"}, "pattern": "("}, "max": "1"},
+        {"name": "rate", "prometheus": {"url": "http://127.0.0.1:1", "query": "up"}, "max": "1"},
     ]);
     world.spec.plan.validation.checks = serde_json::from_value(checks).unwrap();
     let later = json!([{"name": "slow", "statements": {}, "max": "50"}]);
@@ -308,6 +309,7 @@ async fn checks_that_cannot_be_measured() {
                 "key password of Secret shop/login is missing; next: kubectl -n shop create secret generic login",
             ),
             ("check pattern", invalid, "unclosed group; next: "),
+            ("check rate", invalid, "Prometheus gave no answer"),
             ("check slow", invalid, "CREATE EXTENSION pg_stat_statements"),
         ],
     )

@@ -354,3 +354,13 @@ fn a_trigger_without_data_holds_nothing_and_a_check_does() {
     assert_eq!(unmeasured(0, 0), Some(Phase::Monitoring));
     assert_eq!(unmeasured(1, 60), Some(Phase::Monitoring));
 }
+
+#[test]
+fn what_a_way_back_would_undo_is_known_before() {
+    let mut s = monitoring();
+    s.report(Task::Monitor, |r| r.users_written = Some(3)).settle();
+    assert_eq!(s.status.users_written, Some(3));
+    // A run that has yet to count says nothing of the last one's.
+    s.report(Task::Monitor, |r| r.users_written = None).settle();
+    assert_eq!(s.status.users_written, Some(3));
+}
