@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Starts two throwaway git servers, sshd and Apache with git-http-backend, and ends them when standard input is closed,
 # however the test process ends.
 #   start.sh SSH-PORT HTTPS-PORT
