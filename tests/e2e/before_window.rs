@@ -101,7 +101,12 @@ async fn two_migrations_on_one_database() {
         let second = world.migrate("second", json!({})).await;
         let message = second.reason("DatabaseInUse").await;
         assert!(message.contains("migration first") && message.contains("next:"), "{message}");
-        assert!(world.events("second").await.iter().any(|(r, _)| r == "DatabaseInUse"));
+        // It is published once the status is there, by which the reason was seen.
+        super::cluster::eventually("the event", PATIENCE, async || {
+            let events = world.events("second").await;
+            if events.iter().any(|(r, _)| r == "DatabaseInUse") { Ok(()) } else { Err(format!("{events:?}")) }
+        })
+        .await;
         assert_eq!(first.status().await.phase, Some(Phase::AwaitingApproval));
         first.decide(APPROVERS[0], Decision::Abort, None).await.unwrap();
         first.phase(Phase::Cancelled).await;
@@ -128,8 +133,8 @@ async fn an_object_that_cannot_be_read_is_its_own_problem() {
         assert!(refused.contains("unknown field \"spec.surprise\""), "{refused}");
 
         // The schema takes it, the types do not.
-        let check = json!({"name": "odd", "http": {"url": "http://watermark-remover/healthz", "timeout": "soon"}});
-        world.try_migrate("undecodable", json!({"validation": {"checks": [check]}})).await.unwrap();
+        let odd = json!({"rollback": {"triggers": {"balanceErrors": {"maxUsers": u64::from(u32::MAX) + 1}}}});
+        world.try_migrate("undecodable", odd).await.unwrap();
         let event = super::cluster::eventually("an event on the undecodable object", PATIENCE, async || {
             let events = world.events("undecodable").await;
             events.into_iter().find(|(reason, _)| reason == "Undecodable").ok_or("none".to_owned())
