@@ -129,8 +129,7 @@ impl Machine<'_> {
         n.failures += 1;
         let failures = n.failures;
         // Nothing starts without a maintenance notice, so it is never given up while nobody has it and the start waits for it.
-        let maintenance = occasion == Occasion::MaintenanceStarts;
-        let needed = maintenance && !n.reached();
+        let needed = occasion == Occasion::MaintenanceStarts && !n.reached();
         let text =
             format!("{occasion:?} was not taken by {} of {all} channels ({}): {answer}", open.len(), open.join(", "));
         if failures >= TRIES && !needed {
@@ -142,12 +141,11 @@ impl Machine<'_> {
             );
         }
         // 2, 4, 8 ... seconds.
-        n.retry_at = Some(now + seconds((1i64 << failures.min(10)).min(RETRY_SECONDS)));
+        let at = now + seconds((1i64 << failures.min(10)).min(RETRY_SECONDS));
+        n.retry_at = Some(at);
+        self.wake_at(at);
         if failures == 1 {
             self.event(true, "NoticeUndelivered", format!("{text}; it is tried again, nothing waits for it"));
-        }
-        if let Some(at) = self.s.notices[i].retry_at {
-            self.wake_at(at);
         }
     }
 

@@ -15,11 +15,11 @@ use jiff::tz::TimeZone;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncReadExt;
-use tokio_postgres::{IsolationLevel, Transaction};
+use tokio_postgres::Transaction;
 
 use super::{
     Failure, control,
-    postgres::{Target, classify},
+    postgres::{self, Access, Target, classify},
     statistics::{Present, Statistics, statistics},
     store::{PATIENCE, Store, Upload},
     work::Work,
@@ -60,13 +60,7 @@ pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
     let mut client = target.connect("backup").await?;
     control::install(&mut client, &subject).await?;
 
-    let transaction = client
-        .build_transaction()
-        .isolation_level(IsolationLevel::RepeatableRead)
-        .read_only(false)
-        .start()
-        .await
-        .map_err(|e| classify(&e))?;
+    let transaction = postgres::snapshot(&mut client, Access::Write).await?;
     // The snapshot must live as long as the dump takes, whatever the role's or database's defaults say.
     let limits = "SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0";
     transaction.batch_execute(limits).await.map_err(|e| classify(&e))?;

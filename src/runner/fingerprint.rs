@@ -12,9 +12,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use tokio_postgres::{Client, IsolationLevel};
+use tokio_postgres::Client;
 
-use super::{Failure, postgres::classify};
+use super::{
+    Failure,
+    postgres::{Access, classify, snapshot},
+};
 
 /// A database at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -127,13 +130,7 @@ impl Fingerprint {
     /// # Errors
     /// As `classify`: mostly `ConnectionLost`, or `SqlFailed` for a table that cannot be read.
     pub async fn take(client: &mut Client) -> Result<Self, Failure> {
-        let transaction = client
-            .build_transaction()
-            .isolation_level(IsolationLevel::RepeatableRead)
-            .read_only(true)
-            .start()
-            .await
-            .map_err(|e| classify(&e))?;
+        let transaction = snapshot(client, Access::Read).await?;
         // Texts of dates, floats and names depend on these; both fingerprints must be made alike.
         let settings =
             "SET LOCAL search_path = pg_catalog; SET LOCAL timezone = 'UTC'; SET LOCAL datestyle = 'ISO, YMD';

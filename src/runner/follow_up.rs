@@ -8,12 +8,12 @@
 use std::time::Duration;
 
 use serde::Serialize;
-use tokio_postgres::{IsolationLevel, Transaction};
+use tokio_postgres::Transaction;
 
 use super::{
     Failure, checks,
     control::{self, CutOver},
-    postgres::classify,
+    postgres::{Access, classify, snapshot},
     statistics::{Present, Statistics, Usage, statistics, usage},
     store::{PATIENCE, Store},
     work::Work,
@@ -120,13 +120,7 @@ async fn measured(
 /// Figures of one snapshot.
 async fn figures(work: &Work<'_>) -> Result<(Statistics, Option<Usage>), Failure> {
     let mut client = work.settings.target()?.connect("follow-up").await?;
-    let tx = client
-        .build_transaction()
-        .isolation_level(IsolationLevel::RepeatableRead)
-        .read_only(true)
-        .start()
-        .await
-        .map_err(|e| classify(&e))?;
+    let tx = snapshot(&mut client, Access::Read).await?;
     let (credits, subject) = (&work.spec.plan.credits, work.subject());
     let limit = format!("SET LOCAL statement_timeout = {}", control::millis(subject.statement_timeout));
     tx.batch_execute(&limit).await.map_err(|e| classify(&e))?;

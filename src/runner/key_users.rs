@@ -13,12 +13,12 @@
 
 use futures::StreamExt;
 use sha2::{Digest, Sha256};
-use tokio_postgres::{IsolationLevel, Transaction};
+use tokio_postgres::Transaction;
 
 use super::{
     Failure, backup,
     control::{ident, literal, quoted},
-    postgres::classify,
+    postgres::{Access, classify, snapshot},
     store::{PATIENCE, Store, Upload},
     work::Work,
 };
@@ -38,13 +38,7 @@ pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
     let (table, condition) =
         (quoted(&plan.credits.balances.table), condition(&plan.backup.key_users, &plan.credits.balances)?);
     let mut client = target.connect("export-key-users").await?;
-    let transaction = client
-        .build_transaction()
-        .isolation_level(IsolationLevel::RepeatableRead)
-        .read_only(true)
-        .start()
-        .await
-        .map_err(|e| classify(&e))?;
+    let transaction = snapshot(&mut client, Access::Read).await?;
     // The export takes as long as it takes; a policy of row security must be an error and not a shorter list.
     let settings = "SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0;
                     SET LOCAL lock_timeout = '60s'; SET LOCAL row_security = off";

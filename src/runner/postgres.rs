@@ -11,11 +11,32 @@
 use std::{fmt, path::Path, sync::Arc, time::Duration};
 
 use rustls::{ClientConfig, RootCertStore};
-use tokio_postgres::{CancelToken, Client, Config, NoTls, config::ChannelBinding, config::SslMode, error::SqlState};
+use tokio_postgres::{
+    CancelToken, Client, Config, IsolationLevel, NoTls, Transaction, config::ChannelBinding, config::SslMode,
+    error::SqlState,
+};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::{Failure, tls};
 use crate::api::Reason;
+
+/// Whether a transaction may write, whatever the database's default says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// READ ONLY.
+    Read,
+    /// READ WRITE.
+    Write,
+}
+
+/// A REPEATABLE READ transaction: all that it reads is of one moment.
+///
+/// # Errors
+/// Those of [`classify`].
+pub async fn snapshot(client: &mut Client, access: Access) -> Result<Transaction<'_>, Failure> {
+    let transaction = client.build_transaction().isolation_level(IsolationLevel::RepeatableRead);
+    transaction.read_only(access == Access::Read).start().await.map_err(|e| classify(&e))
+}
 
 /// Longest time for TCP, TLS and log-in together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);

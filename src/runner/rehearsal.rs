@@ -12,13 +12,13 @@
 
 use std::time::Instant;
 
-use tokio_postgres::{Client, IsolationLevel};
+use tokio_postgres::Client;
 
 use super::{
     Failure,
     control::{self, Applied, LOCK_CLASS, Sql, Stop, Subject, quoted},
     fingerprint::Fingerprint,
-    postgres::{Target, classify},
+    postgres::{Access, Target, classify, snapshot},
     scratch, sqltext,
     store::{PATIENCE, Store},
     verify,
@@ -217,13 +217,7 @@ async fn same_as_baseline(admin: &Client, copy: &Client, subject: &Subject) -> R
 }
 
 async fn baseline(client: &mut Client, subject: &Subject) -> Result<(), Failure> {
-    let transaction = client
-        .build_transaction()
-        .isolation_level(IsolationLevel::RepeatableRead)
-        .read_only(false)
-        .start()
-        .await
-        .map_err(|e| classify(&e))?;
+    let transaction = snapshot(client, Access::Write).await?;
     control::take_baseline(&transaction, subject).await?;
     transaction.commit().await.map_err(|e| classify(&e))
 }

@@ -4,12 +4,15 @@
 //! are written by one transaction, so a snapshot sees both or neither. Whoever reads balances and deletes captured rows in
 //! *one* REPEATABLE READ snapshot deletes exactly those which it has read.
 
-use tokio_postgres::{Client, GenericClient, IsolationLevel, Transaction};
+use tokio_postgres::{Client, GenericClient, Transaction};
 
 use super::{BalancesTable, Subject, balances};
 use crate::{
     api::{Comparison, Reason},
-    runner::{Failure, postgres::classify},
+    runner::{
+        Failure,
+        postgres::{Access, classify, snapshot},
+    },
 };
 
 /// Records every user's balance as the caller's snapshot shows it. Returns the number of users.
@@ -43,13 +46,7 @@ pub(crate) async fn has_baseline(client: &impl GenericClient, subject: &Subject)
 /// Those of [`take_baseline`].
 pub async fn refresh_baseline(client: &mut Client, subject: &Subject) -> Result<u64, Failure> {
     let balances = balances(client, subject, None).await?;
-    let tx = client
-        .build_transaction()
-        .isolation_level(IsolationLevel::RepeatableRead)
-        .read_only(false)
-        .start()
-        .await
-        .map_err(|e| classify(&e))?;
+    let tx = snapshot(client, Access::Write).await?;
     let users = reconcile(&tx, subject, &balances).await?;
     tx.batch_execute("DELETE FROM credit_migration.changed").await.map_err(|e| classify(&e))?;
     tx.commit().await.map_err(|e| classify(&e))?;
