@@ -25,7 +25,7 @@ use crate::{
 /// Time between two counts of written users.
 const TALLY: Duration = Duration::from_secs(10);
 
-/// Measures `checks` at their intervals until `stop`; returns the last result of each that was measured.
+/// Measures `checks` at their intervals until `stop`; returns the last result of each that was measured, in the order of `checks`.
 ///
 /// `before` is what an earlier process of the same run reported; breaches in it stay.
 ///
@@ -62,7 +62,11 @@ pub async fn watch(
         }
         match latest.iter_mut().find(|known| known.name == result.name) {
             Some(known) => *known = result,
-            None => latest.push(result),
+            None => {
+                latest.push(result);
+                // As they stand in the manifest, whichever answered first: a list that changes its order is hard to read.
+                latest.sort_by_key(|known| checks.iter().position(|check| check.name == known.name));
+            }
         }
         work.progress.note("checks", &latest);
     }

@@ -136,9 +136,9 @@ async fn every_source_is_measured() {
     let mut with_the_controllers = checks.clone();
     with_the_controllers.push(serde_json::from_value(json!({"name": "job", "job": {"image": "i"}})).unwrap());
     let results = world.watched(&with_the_controllers, 3).await;
-    assert_eq!(results.len(), cases.len());
-    for (name, _, outcome, words) in cases {
-        let result = results.iter().find(|result| result.name == name).unwrap();
+    let measured: Vec<_> = results.iter().map(|result| &result.name).collect();
+    assert_eq!(measured, checks.iter().map(|check| &check.name).collect::<Vec<_>>(), "in the manifest's order");
+    for ((_, _, outcome, words), result) in cases.into_iter().zip(&results) {
         assert_eq!(result.outcome, outcome, "{result:?}");
         assert!(result.message.contains(words), "{result:?}");
         assert_eq!(result.breached, outcome == Outcome::Fail, "{result:?}");
