@@ -12,6 +12,8 @@
 mod checklist;
 #[path = "api_server/cluster.rs"]
 mod cluster;
+#[path = "api_server/plugin.rs"]
+mod plugin;
 #[path = "api_server/roles.rs"]
 mod roles;
 #[path = "api_server/schema.rs"]

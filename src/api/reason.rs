@@ -94,6 +94,8 @@ reasons! {
     DumpFailed: May,
     /// The way back did not lead back.
     RollbackNotEqual: Never,
+    /// A check cannot be measured on the migrated copy.
+    CheckNotMeasurable: Never,
     /// `verifyDown` answered false, or nothing.
     VerifyDownFailed: Never,
     /// A lock was not to be had in time.

@@ -326,8 +326,39 @@ pub struct RehearsalEvidence {
     pub rollback_seconds: f64,
     /// Tables that were equal after the way back; all of them, else the rehearsal fails.
     pub tables_equal: u32,
+    /// `sql` and `balances` checks that were measured on the migrated copy, before the way back.
+    #[serde(default)]
+    pub checks_measured: u32,
+    /// Those among them that did not pass there, with observed value and limit. The copy has no traffic: people judge it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checks_not_passing: Vec<String>,
     /// Expected length of the window in seconds: twice the SQL's and the comparison's time, plus 10 s for the rollout.
     pub expected_window_seconds: f64,
+}
+
+impl RehearsalEvidence {
+    /// All of it in one line.
+    pub fn in_words(&self) -> String {
+        format!(
+            "restored {} users in {:.1} s, migrated in {:.1} s, rolled back in {:.1} s, {} of {4} tables equal; {}; expected window {:.1} s",
+            self.users,
+            self.restore_seconds,
+            self.migrate_seconds,
+            self.rollback_seconds,
+            self.tables_equal,
+            self.checks_in_words(),
+            self.expected_window_seconds,
+        )
+    }
+
+    /// What the checks showed on the migrated copy.
+    pub fn checks_in_words(&self) -> String {
+        let measured = format!("{} checks measured on the migrated copy", self.checks_measured);
+        match self.checks_not_passing.as_slice() {
+            [] => measured,
+            not => format!("{measured}, {} did not pass there: {}", not.len(), not.join("; ")),
+        }
+    }
 }
 
 /// Progress of a window task.

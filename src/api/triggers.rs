@@ -221,6 +221,21 @@ impl CreditMigrationSpec {
         };
         self.rollback.triggers.checks().into_iter().chain(own.iter().cloned()).collect()
     }
+
+    /// The checks of all stages, each with the field that it stands in; the triggers', which two stages measure, once.
+    pub fn all_checks(&self) -> Vec<(&'static str, Check)> {
+        let triggers = self.rollback.triggers.checks();
+        [
+            ("spec.rollback.triggers", &triggers),
+            ("spec.validation.checks", &self.validation.checks),
+            ("spec.monitoring.checks", &self.monitoring.checks),
+            ("spec.followUps.day.checks", &self.follow_ups.day.checks),
+            ("spec.followUps.week.checks", &self.follow_ups.week.checks),
+        ]
+        .into_iter()
+        .flat_map(|(field, checks)| checks.iter().map(move |check| (field, check.clone())))
+        .collect()
+    }
 }
 
 fn three_seconds() -> Duration {

@@ -5,10 +5,19 @@ use std::{io::Write as _, process::ExitCode};
 use clap::Parser;
 use credit_migration::plugin;
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     // A second call would be the only way to fail.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let mut words = std::env::args();
+    if words.next().is_some_and(|name| name.ends_with(plugin::completion::ASKED_AS)) {
+        let _ = writeln!(std::io::stdout(), "{}", plugin::completion::answer(&words.collect::<Vec<_>>()));
+        return ExitCode::SUCCESS;
+    }
+    carry_out()
+}
+
+#[tokio::main]
+async fn carry_out() -> ExitCode {
     let exit = match plugin::run(plugin::Cli::parse()).await {
         Ok(answer) => {
             if !answer.text.is_empty() {

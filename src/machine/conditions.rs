@@ -48,8 +48,11 @@ pub(super) fn derive(m: &mut Machine<'_>) {
             true,
             "RolledBackEqual",
             format!(
-                "{} tables equal after the way back; expected window {:.1} s (limit {})",
-                r.tables_equal, r.expected_window_seconds, m.spec.window.max_duration
+                "{} tables equal after the way back; {}; expected window {:.1} s (limit {})",
+                r.tables_equal,
+                r.checks_in_words(),
+                r.expected_window_seconds,
+                m.spec.window.max_duration
             ),
         ),
         None => (false, "NoRehearsal", "no rehearsal of this plan yet".to_owned()),

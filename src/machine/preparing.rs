@@ -256,16 +256,7 @@ impl Machine<'_> {
             },
             Step::Rehearse => match status.rehearsal {
                 Some(r) => {
-                    let note = format!(
-                        "restored {} users in {:.1} s, migrated in {:.1} s, rolled back in {:.1} s, {} of {4} tables equal; expected window {:.1} s (limit {})",
-                        r.users,
-                        r.restore_seconds,
-                        r.migrate_seconds,
-                        r.rollback_seconds,
-                        r.tables_equal,
-                        r.expected_window_seconds,
-                        self.spec.window.max_duration
-                    );
+                    let note = format!("{} (limit {})", r.in_words(), self.spec.window.max_duration);
                     self.s.rehearsal = Some(r);
                     Ok(note)
                 }

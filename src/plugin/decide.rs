@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::{
     Error,
     answer::{Answer, Format, duration, seconds},
+    completion,
     connect::Connection,
 };
 use crate::api::{CreditMigration, Decision, MigrationDecision, MigrationDecisionSpec, Phase, Step, Task};
@@ -56,6 +57,7 @@ Examples:
 #[derive(Args, Debug)]
 pub(super) struct Target {
     /// Name of the CreditMigration.
+    #[arg(add = completion::names())]
     name: String,
     /// Why; it is kept with the decision.
     #[arg(long, value_name = "TEXT")]

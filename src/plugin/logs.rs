@@ -9,7 +9,7 @@ use kube::{
     api::{ListParams, LogParams},
 };
 
-use super::{Error, answer::Answer, connect::Connection};
+use super::{Error, answer::Answer, completion, connect::Connection};
 use crate::{
     api::Task,
     controller::jobs::{CHECK_LABEL, MIGRATION_LABEL, TASK_LABEL, UID_LABEL},
@@ -31,6 +31,7 @@ const JOB_LABEL: &str = "batch.kubernetes.io/job-name";
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
     /// Name of the CreditMigration.
+    #[arg(add = completion::names())]
     name: String,
     /// Task; that of the newest run when absent.
     #[arg(long, value_name = "TASK")]

@@ -7,7 +7,7 @@ use k8s_openapi::api::{apps::v1::Deployment, core::v1::ConfigMap};
 
 use super::answer::{Finding, State, finding};
 use crate::{
-    api::{Check, CreditMigrationSpec, KeyRef, Task},
+    api::{CreditMigrationSpec, KeyRef},
     controller::reads_flag,
     runner::sqltext,
 };
@@ -45,17 +45,6 @@ pub(super) struct Needs {
     pub(super) deployments: BTreeSet<String>,
     /// Secrets with the keys that are read, and the field that names them.
     pub(super) secrets: BTreeMap<String, BTreeMap<String, String>>,
-}
-
-/// All checks of a spec, those of triggers once.
-pub(super) fn all_checks(spec: &CreditMigrationSpec) -> Vec<(&'static str, Check)> {
-    let own = |stage, checks: &[Check]| checks.iter().map(|c| (stage, c.clone())).collect::<Vec<_>>();
-    let mut all = own("spec.rollback.triggers", &spec.rollback.triggers.checks());
-    all.extend(own("spec.validation.checks", &spec.validation.checks));
-    all.extend(own("spec.monitoring.checks", &spec.monitoring.checks));
-    all.extend(own("spec.followUps.day.checks", &spec.checks_of(Task::DayCheck)));
-    all.extend(own("spec.followUps.week.checks", &spec.checks_of(Task::WeekReview)));
-    all
 }
 
 /// Variables of a template, `secret.KEY` among them. A template that cannot be parsed has none: it is told elsewhere.
@@ -112,7 +101,7 @@ pub(super) fn needs(spec: &CreditMigrationSpec) -> Needs {
         secret(&r.name, &[".dockerconfigjson"], "spec.runner.imagePullSecrets");
     }
     n.deployments.extend(spec.application.workloads.iter().map(|w| w.name.clone()));
-    for (field, check) in all_checks(spec) {
+    for (field, check) in spec.all_checks() {
         n.deployments.extend(check.workload.iter().map(|w| w.name.clone()));
         n.deployments.extend(check.logs.iter().map(|l| l.workload.name.clone()));
         for r in check.job.iter().flat_map(|j| &j.env_from_secrets) {

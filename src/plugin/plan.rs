@@ -22,6 +22,7 @@ use serde_json::Value;
 use super::{
     Error,
     answer::{Answer, Finding, Format, State, exit_of, finding, findings_table, table},
+    completion,
     connect::Connection,
     decide::standing,
     lint::documents::{Document, read_files},
@@ -51,7 +52,7 @@ const MANAGER: &str = "kubectl-creditmigration";
 #[group(skip)]
 pub(super) struct Args {
     /// Name of a CreditMigration on the server.
-    #[arg(required_unless_present = "filename", conflicts_with = "filename")]
+    #[arg(required_unless_present = "filename", conflicts_with = "filename", add = completion::names())]
     name: Option<String>,
     /// File with a CreditMigration, and what belongs to it; `-` is standard input. May be repeated.
     #[arg(short, long, value_name = "FILE")]

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::{
     Error,
     answer::{Answer, Finding, Format, State, one_line, seconds},
+    completion,
     connect::Connection,
     decide::standing,
     verify::{Record, fetch, verify},
@@ -27,6 +28,7 @@ Examples:
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
     /// Name of the CreditMigration.
+    #[arg(add = completion::names())]
     name: String,
     /// How it is written.
     #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]

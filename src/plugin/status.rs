@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::{
     Error, Exit,
     answer::{Answer, Format, next_of, seconds, table},
+    completion,
     connect::Connection,
 };
 use crate::{
@@ -27,6 +28,7 @@ Examples:
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
     /// Name of the CreditMigration; all of the namespace when absent.
+    #[arg(add = completion::names())]
     name: Option<String>,
     /// How it is written.
     #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]

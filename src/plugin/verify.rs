@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::{
     Error,
     answer::{Answer, Finding, Format, State, exit_of, finding, findings_table, seconds},
+    completion,
     connect::Connection,
 };
 use crate::{
@@ -33,6 +34,7 @@ Examples:
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
     /// Name of the CreditMigration.
+    #[arg(add = completion::names())]
     name: String,
     /// How it is written.
     #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
@@ -222,11 +224,12 @@ fn backup(status: &CreditMigrationStatus) -> Vec<Finding> {
             what,
             State::Ok,
             format!(
-                "{} users; {} tables equal after the way back; there {}, back {}",
+                "{} users; {} tables equal after the way back; there {}, back {}; {}",
                 r.users,
                 r.tables_equal,
                 seconds(r.migrate_seconds),
-                seconds(r.rollback_seconds)
+                seconds(r.rollback_seconds),
+                r.checks_in_words()
             ),
         ),
     });

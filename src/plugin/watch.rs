@@ -15,6 +15,7 @@ use kube::{
 use super::{
     Error, Exit,
     answer::{Answer, one_line},
+    completion,
     connect::Connection,
     status::View,
 };
@@ -36,6 +37,7 @@ Examples:
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
     /// Name of the CreditMigration.
+    #[arg(add = completion::names())]
     name: String,
     /// End when this phase is reached.
     #[arg(long, value_enum, value_name = "PHASE")]

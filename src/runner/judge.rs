@@ -104,7 +104,7 @@ impl<'a> Judge<'a> {
 }
 
 /// Outcome of one measurement, and observed value and limit in words.
-fn assess(check: &Check, measurement: &Measurement) -> (Outcome, String) {
+pub(super) fn assess(check: &Check, measurement: &Measurement) -> (Outcome, String) {
     let (value, samples) = match measurement {
         Measurement::Value { value, samples } => (value, *samples),
         Measurement::Bad(words) => return (Outcome::Fail, words.clone()),

@@ -32,6 +32,7 @@ mod preflight_checks;
 mod preflight_database;
 pub mod probe;
 pub mod rehearsal;
+mod rehearsal_checks;
 pub mod report;
 pub mod scratch;
 pub mod settings;

@@ -16,22 +16,13 @@ use super::{
     },
     work::Work,
 };
-use crate::api::{Check, Reason, Task};
-
-/// The tasks that measure checks, in the order in which they come.
-const STAGES: [Task; 4] = [Task::Validate, Task::Monitor, Task::DayCheck, Task::WeekReview];
+use crate::api::{Check, Reason};
 
 /// Looks at each check once; `client` is `None` if the database cannot be reached.
 pub async fn look(work: &Work<'_>, client: Option<&Client>, findings: &mut Findings) {
-    let mut checks: Vec<Check> = Vec::new();
-    for check in STAGES.into_iter().flat_map(|task| work.spec.plan.checks_of(task)) {
-        // The triggers' are those of two stages.
-        if !checks.contains(&check) {
-            checks.push(check);
-        }
-    }
+    let checks = work.spec.plan.all_checks();
     let mut good = 0;
-    for check in &checks {
+    for (_, check) in &checks {
         match invalid(work, client, check).await {
             None => good += 1,
             Some(words) => {

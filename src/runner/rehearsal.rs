@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  scratch database ─ pg_restore < object ─ counts as in the baseline ─ guards ─ fingerprint ─┐
-//!  drop it, always  ─ fingerprint equal?  ─ down SQL, verifyDown      ─ compare ─ up SQL  ────┘
+//!  drop it, always ─ fingerprint equal? ─ down SQL, verifyDown ─ checks ─ compare ─ up SQL ───┘
 //! ```
 //!
 //! # Contract
@@ -19,7 +19,7 @@ use super::{
     control::{self, Applied, LOCK_CLASS, Sql, Stop, Subject, quoted},
     fingerprint::Fingerprint,
     postgres::{Access, Target, classify, snapshot},
-    scratch, sqltext,
+    rehearsal_checks, scratch, sqltext,
     store::{PATIENCE, Store},
     verify,
     work::Work,
@@ -36,8 +36,8 @@ const ROLLOUT_SECONDS: f64 = 10.0;
 /// Rehearses. Notes `rehearsal`.
 ///
 /// # Errors
-/// `ScratchDatabaseExists`, `BackupAltered`, `DumpFailed`; whatever up and down fail with; `RollbackNotEqual`. What
-/// happened on the copy begins with `rehearsal: `.
+/// `ScratchDatabaseExists`, `BackupAltered`, `DumpFailed`; whatever up and down fail with; `CheckNotMeasurable`;
+/// `RollbackNotEqual`. What happened on the copy begins with `rehearsal: `.
 pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
     let target = work.settings.target()?;
     let store = Store::open(&work.spec.plan.backup.store, &work.settings.store_keys()?, PATIENCE)?;
@@ -66,15 +66,7 @@ pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
     drop_copy(&target, admin, name).await;
     let evidence =
         rehearsed.map_err(|failure| Failure::new(failure.reason, format!("rehearsal: {}", failure.message)))?;
-    let message = format!(
-        "{} users restored in {:.1} s, migrated in {:.2} s, rolled back in {:.2} s, {} tables equal; expected window {:.0} s",
-        evidence.users,
-        evidence.restore_seconds,
-        evidence.migrate_seconds,
-        evidence.rollback_seconds,
-        evidence.tables_equal,
-        evidence.expected_window_seconds
-    );
+    let message = evidence.in_words();
     work.progress.note("rehearsal", &evidence);
     Ok(message)
 }
@@ -136,6 +128,7 @@ async fn rehearse(
             ),
         ));
     }
+    let measured = rehearsal_checks::measure(work, copy).await?;
     let rollback_seconds = seconds(control::run_down(&mut client, &subject, &sql.down).await?)?;
 
     let differences = before.differences(&Fingerprint::take(&mut client).await?);
@@ -161,6 +154,8 @@ async fn rehearse(
         migrate_seconds,
         rollback_seconds,
         tables_equal: u32::try_from(before.tables.len()).unwrap_or(u32::MAX),
+        checks_measured: measured.checks,
+        checks_not_passing: measured.not_passing,
         expected_window_seconds: expected_window(migrate_seconds, compare_seconds),
     })
 }

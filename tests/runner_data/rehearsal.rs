@@ -2,6 +2,8 @@
 
 use credit_migration::api::{Reason, RehearsalEvidence, Task};
 
+use serde_json::{Value, json};
+
 use crate::harness::{DOWN, UP, USERS, World};
 
 async fn ready(up: &str, down: &str) -> World {
@@ -68,6 +70,55 @@ async fn what_fails_is_named_and_the_copy_is_dropped() {
         assert_eq!(outcome.failure().reason, reason, "{}", outcome.failure());
         assert!(outcome.failure().message.contains(words), "{}", outcome.failure());
         assert!(!world.has_scratch().await, "{reason}");
+    }
+}
+
+/// The stage in which a check stands, and the check.
+fn checks(world: &mut World, validation: Value, monitoring: Value) {
+    world.spec.plan.validation.checks = serde_json::from_value(validation).unwrap();
+    world.spec.plan.monitoring.checks = serde_json::from_value(monitoring).unwrap();
+}
+
+#[tokio::test]
+async fn checks_are_measured_on_the_migrated_copy() {
+    let mut world = ready(UP, DOWN).await;
+    let plans = json!({"name": "plans", "sql": {"query": "SELECT count(*) FROM credit_plans"}, "equals": "3"});
+    let busy = json!({"name": "busy", "sql": {"query": "SELECT count(*) FROM subscription_credits"}, "min": "1"});
+    let users = json!({"name": "users", "balances": {"compare": "Users"}, "max": "0"});
+    checks(&mut world, json!([plans, users]), json!([busy]));
+    let outcome = world.run(Task::Rehearse).await;
+    assert!(outcome.result.is_ok(), "{:?}", outcome.result);
+    let evidence: RehearsalEvidence = serde_json::from_value(outcome.noted["rehearsal"].clone()).unwrap();
+    // With the trigger that is on by default.
+    assert_eq!((evidence.checks_measured, evidence.checks_not_passing), (4, vec!["busy: 0 < 1".to_owned()]));
+}
+
+#[tokio::test]
+async fn a_check_that_does_not_fit_the_new_schema_is_found() {
+    let up = format!("{UP};\nALTER TABLE credit_transactions RENAME TO moved;");
+    let down = format!("ALTER TABLE moved RENAME TO credit_transactions;\n{DOWN}");
+    let mut world = ready(&up, &down).await;
+    let users = json!({"name": "users", "balances": {"compare": "Users"}, "max": "0"});
+    let old = json!({"name": "old", "sql": {"query": "SELECT count(*) FROM credit_transactions"}, "max": "9"});
+    for (check, words) in [
+        (&old, "spec.validation.checks on the migrated copy: old: relation \"credit_transactions\" does not exist"),
+        (&users, "users: table credit_transactions is not there any more: nothing explains balances; next: watch"),
+    ] {
+        checks(&mut world, json!([check]), json!([]));
+        let outcome = world.run(Task::Rehearse).await;
+        assert_eq!(outcome.failure().reason, Reason::CheckNotMeasurable);
+        assert!(outcome.failure().message.contains(words), "{}", outcome.failure());
+        assert!(!world.has_scratch().await);
+    }
+    // A trigger that watches nothing is told, and so is what only warns.
+    let mut warns = users;
+    warns["onBreach"] = json!("Warn");
+    checks(&mut world, json!([]), json!([warns]));
+    let outcome = world.run(Task::Rehearse).await;
+    let evidence: RehearsalEvidence = serde_json::from_value(outcome.noted["rehearsal"].clone()).unwrap();
+    assert_eq!(evidence.checks_measured, 2);
+    for (told, name) in evidence.checks_not_passing.iter().zip(["balance-errors: ", "users: "]) {
+        assert!(told.starts_with(name) && told.contains("nothing explains balances"), "{told}");
     }
 }
 

@@ -82,6 +82,8 @@ pub(crate) fn rehearsal(expected_window_seconds: f64) -> RehearsalEvidence {
         migrate_seconds: 1.0,
         rollback_seconds: 1.0,
         tables_equal: 3,
+        checks_measured: 0,
+        checks_not_passing: vec![],
         expected_window_seconds,
     }
 }

@@ -34,12 +34,19 @@ pub struct Means {
 }
 
 impl Means {
-    /// Nothing is connected before the first measurement.
+    /// For the database of the order; why it cannot be connected to is each measurement's own answer.
+    ///
+    /// # Errors
+    /// As [`Means::on`].
+    pub fn new(work: &Work<'_>) -> Result<Self, Failure> {
+        Self::on(work, work.settings.target())
+    }
+
+    /// For a database. Nothing is connected before the first measurement.
     ///
     /// # Errors
     /// `Internal` if no client can be set up.
-    pub fn new(work: &Work<'_>) -> Result<Self, Failure> {
-        let target = work.settings.target();
+    pub fn on(work: &Work<'_>, target: Result<Target, Failure>) -> Result<Self, Failure> {
         Ok(Self {
             prober: Prober::new()?,
             sql: Mutex::new(SqlProber::new(target.clone())),

@@ -1,0 +1,123 @@
+//! Completion: scripts for the plugin's own name, and answers to kubectl, which asks for words after `kubectl creditmigration`.
+//!
+//! kubectl runs the program [`ASKED_AS`] with the words that stand there, the last of them the one to complete (KEP-2379, "Shell
+//! completion support"). The answer is cobra's: a line per candidate, its description behind a tab, then a line with what the shell
+//! is to do beside.
+
+use std::time::Duration;
+
+use clap::{ArgMatches, CommandFactory, FromArgMatches};
+use clap_complete::{
+    CompletionCandidate,
+    engine::{self, ArgValueCandidates},
+};
+use kube::{ResourceExt, api::ListParams};
+
+use super::{
+    Cli,
+    connect::{Connection, Options},
+};
+use crate::api::CreditMigration;
+
+/// Name under which kubectl looks for the program that completes: a link to the plugin.
+pub const ASKED_AS: &str = "kubectl_complete-creditmigration";
+
+/// Longest wait for names: nobody waits longer for a word.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Options whose value is a file: the shell knows them best.
+const FILES: [&str; 3] = ["-f", "--filename", "--kubeconfig"];
+/// Cobra's `ShellCompDirective`: no files beside the candidates, and the shell's own default.
+const NO_FILES: &str = ":4";
+const DEFAULT: &str = ":0";
+
+/// The script for a shell.
+pub(super) fn script(shell: clap_complete::Shell) -> String {
+    let mut script = vec![];
+    clap_complete::generate(shell, &mut Cli::command(), "kubectl-creditmigration", &mut script);
+    String::from_utf8_lossy(&script).trim_end().to_owned()
+}
+
+/// What could stand for the last of `words`, as kubectl wants to have it.
+pub fn answer(words: &[String]) -> String {
+    if matches!(words, [.., before, _] if FILES.contains(&before.as_str())) {
+        return DEFAULT.to_owned();
+    }
+    let line = line(words);
+    let last = line.len().saturating_sub(1);
+    let found = engine::complete(&mut Cli::command(), line, last, None).unwrap_or_default();
+    let candidates = found.iter().filter(|candidate| !candidate.is_hide_set()).map(|candidate| {
+        let value = candidate.get_value().to_string_lossy();
+        let help = candidate.get_help().map(|help| format!("\t{help}")).unwrap_or_default();
+        format!("{value}{help}")
+    });
+    candidates.chain([NO_FILES.to_owned()]).collect::<Vec<_>>().join("\n")
+}
+
+/// The command line as the parser wants to have it.
+fn line(words: &[String]) -> Vec<std::ffi::OsString> {
+    [ASKED_AS].into_iter().chain(words.iter().map(String::as_str)).map(Into::into).collect()
+}
+
+/// Names of migrations, for an argument that is one.
+pub(super) fn names() -> ArgValueCandidates {
+    ArgValueCandidates::new(ask)
+}
+
+/// The migrations in the namespace that this program's command line is about; none if the API server does not tell.
+fn ask() -> Vec<CompletionCandidate> {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let names = async {
+        let connection = Connection::new(&options(&words), false).await.ok()?;
+        connection.api::<CreditMigration>().list(&ListParams::default()).await.ok()
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let list = runtime
+        .ok()
+        .and_then(|runtime| runtime.block_on(async { tokio::time::timeout(PATIENCE, names).await.ok().flatten() }));
+    list.map(|list| list.items).unwrap_or_default().iter().map(candidate).collect()
+}
+
+/// With the phase behind it: of several, mostly one is under way.
+fn candidate(migration: &CreditMigration) -> CompletionCandidate {
+    let phase = migration.status.as_ref().and_then(|status| status.phase);
+    CompletionCandidate::new(migration.name_any()).help(phase.map(|phase| format!("{phase:?}").into()))
+}
+
+/// Namespace, context and so on of an unfinished command line.
+fn options(words: &[String]) -> Options {
+    let parsed = Cli::command().ignore_errors(true).try_get_matches_from(line(words));
+    parsed.ok().and_then(|matches: ArgMatches| Options::from_arg_matches(&matches).ok()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scripts_know_the_verbs() {
+        for shell in [clap_complete::Shell::Bash, clap_complete::Shell::Zsh, clap_complete::Shell::Fish] {
+            assert!(script(shell).contains("rollback"), "{shell}");
+        }
+    }
+
+    #[rstest::rstest]
+    #[case::verb(&["ro"], "rollback\tGo back to the old version. Without --confirm: say what would be undone\n:4")]
+    #[case::option(&["rollback", "m", "--conf"], "--confirm\tDo it. Without it nothing is done but to say what would be undone\n:4")]
+    #[case::value(&["watch", "m", "--until", "Mon"], "Monitoring\n:4")]
+    #[case::file(&["lint", "-f", "mig"], ":0")]
+    #[case::nothing(&["no-such-verb", "m", "x"], ":4")]
+    fn kubectl_is_told(#[case] words: &[&str], #[case] told: &str) {
+        let words: Vec<String> = words.iter().map(|&word| word.to_owned()).collect();
+        assert_eq!(answer(&words), told);
+    }
+
+    #[test]
+    fn the_namespace_of_an_unfinished_line_is_heeded() {
+        let words = ["-n", "shop", "approve", "--reason"].map(str::to_owned);
+        assert_eq!(options(&words).namespace.as_deref(), Some("shop"));
+        assert_eq!(
+            options(&["status".to_owned(), "--context=prod".to_owned(), String::new()]).context.as_deref(),
+            Some("prod")
+        );
+    }
+}

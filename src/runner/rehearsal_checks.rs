@@ -1,0 +1,62 @@
+//! The rehearsal's look at checks that read the database: each is measured once on the migrated copy, before the way back. Else a query
+//! that does not fit the new schema is found when the new version is live, by a stage that cannot end or a trigger that never fires.
+
+use std::time::Duration;
+
+use super::{
+    Failure,
+    judge::{Measurement, assess},
+    postgres::Target,
+    sources::{Means, Source},
+    work::Work,
+};
+use crate::api::{Check, CreditMigrationSpec, OnBreach, Outcome, Reason};
+
+/// What was measured on the copy.
+#[derive(Debug, Default)]
+pub struct Measured {
+    /// Checks that were measured.
+    pub checks: u32,
+    /// Those among them that do not pass there, with name, observed value and limit.
+    pub not_passing: Vec<String>,
+}
+
+/// Measures the `sql` and `balances` checks of all stages once on `copy`.
+///
+/// A check beyond its limit is told, not refused: the copy has no traffic.
+///
+/// # Errors
+/// `CheckNotMeasurable` for a check that can be measured on no copy of this schema; whatever connecting to `copy` fails with.
+pub async fn measure(work: &Work<'_>, copy: &Target) -> Result<Measured, Failure> {
+    let means = Means::on(work, Ok(copy.clone()))?;
+    let mut measured = Measured::default();
+    for (field, check) in work.spec.plan.all_checks() {
+        if check.sql.is_none() && check.balances.is_none() {
+            continue;
+        }
+        let measurement = Source::new(&check, &means).measure(&check, Duration::from(check.interval), &means).await;
+        let (outcome, words) = assess(&check, &measurement);
+        let told = format!("{}: {words}", check.name);
+        if outcome == Outcome::Error || outcome == Outcome::NoData && never_ends(&work.spec.plan, &check) {
+            if matches!(measurement, Measurement::Error(_)) {
+                // A database that is away says nothing about the check.
+                copy.connect("rehearsal-copy").await?;
+            }
+            let next = if told.contains("next: ") { "" } else { "; next: write it for the new schema" };
+            let message = format!("{field} on the migrated copy: {told}{next}");
+            return Err(Failure::new(Reason::CheckNotMeasurable, message));
+        }
+        measured.checks += 1;
+        if outcome != Outcome::Pass {
+            measured.not_passing.push(told);
+        }
+    }
+    Ok(measured)
+}
+
+/// Whether a check without data would hold its stage for ever. That a query has no row may change with traffic, and what a trigger does
+/// not find it does not watch.
+fn never_ends(plan: &CreditMigrationSpec, check: &Check) -> bool {
+    let of_a_stage = plan.validation.checks.contains(check) || plan.monitoring.checks.contains(check);
+    of_a_stage && check.balances.is_some() && check.on_breach != OnBreach::Warn
+}
