@@ -4,7 +4,7 @@
 use std::{process::Command, time::Duration};
 
 use credit_migration::api::{CheckResult, DeliveryState, NoticeState, Occasion, Outcome, Phase, Step, StepState};
-use k8s_openapi::api::rbac::v1::RoleBinding;
+use k8s_openapi::api::{core::v1::ConfigMap, rbac::v1::RoleBinding};
 use kube::Api;
 use serde_json::{Value, json};
 
@@ -177,6 +177,42 @@ async fn everything_configured() {
         // Planned, MaintenanceStarts, Finished, both reports, DecisionDue; the status page hears of the second and the third.
         assert!(slack.len() >= 6 && events.len() >= 2, "{} {}", slack.len(), events.len());
         m.cleaned().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_alarm_names_whom_to_call() {
+    e2e("alarm", Setup::default(), |world| async move {
+        world.further_secrets().await;
+        let commit = repository(&world.namespace);
+        world.patch::<ConfigMap>(APP, json!({"data": {"V2_FAULTS": "login"}})).await;
+        let login = json!({"url": format!("http://{APP}/login"), "method": "POST", "body": "{\"email\": \"user5@example.com\"}"});
+        let mut spec = world.everything(&commit);
+        spec["rollback"] = json!({"triggers": {"coreFunction": {"http": login}}});
+        let m = world.migrate("simplify", spec).await;
+        m.approve().await;
+        m.phase(Phase::RolledBack).await;
+
+        // To the team by both channels; customers hear of no name and no system.
+        let recipient = format!("/mail/list@{}.example.com", world.namespace);
+        let mails = eventually("mails of both alarms", PATIENCE, async || {
+            let mails = inbox(&recipient).await;
+            let of = |words: &str| mails.iter().any(|mail| mail["subject"].as_str().unwrap().contains(words));
+            if of("a trigger fired") && of("rolled back") { Ok(mails) } else { Err(format!("{} mails", mails.len())) }
+        })
+        .await;
+        let slack = inbox(&format!("/{}/slack", world.namespace)).await;
+        let alarm = |all: &[Value], words: &str| all.iter().map(Value::to_string).find(|text| text.contains(words)).unwrap();
+        for text in [alarm(&mails, "a trigger fired"), alarm(&slack, "a trigger fired"), alarm(&mails, "rolled back")] {
+            assert!(text.contains("core-function: "), "{text}");
+            for role in ["DBA", "BackendLead", "DevOps", "ProductManager", "CTO"] {
+                assert!(text.contains(&format!("{role} Example, +49 30 0000001 (to be called)")), "{text}");
+            }
+        }
+        let events = json!(inbox(&format!("/{}/events", world.namespace)).await).to_string();
+        assert!(!events.contains("Example") && !events.contains("core-function"), "{events}");
+        m.assert_old("up,down").await;
     })
     .await;
 }

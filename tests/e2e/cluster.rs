@@ -106,6 +106,26 @@ pub async fn kill_operator(client: &Client, pod: &str) {
     delete_pod(client, SYSTEM, pod).await;
 }
 
+/// Gives the operator's image another tag.
+pub fn tag_operator(tag: &str) {
+    let socket = state().join("containerd.sock");
+    let [old, new] = ["dev", tag].map(|tag| format!("localhost/{OPERATOR}:{tag}"));
+    run(Command::new("ctr").arg("-a").arg(socket).args(["-n", "k8s.io", "images", "tag", "--force", &old, &new]));
+}
+
+/// Upgrades the operator's release to an image of that tag, and waits until its new pods are ready.
+pub fn upgrade_operator(tag: &str) {
+    let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/credit-migration-operator");
+    let image = format!("image.tag={tag}");
+    let options = ["--namespace", SYSTEM, "--reuse-values", "--set", &image, "--wait", "--timeout", "120s"];
+    run(Command::new("helm").args(["upgrade", OPERATOR, chart]).args(options));
+}
+
+fn run(command: &mut Command) {
+    let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
 /// Deletes a pod without grace.
 pub async fn delete_pod(client: &Client, namespace: &str, pod: &str) {
     Api::<Pod>::namespaced(client.clone(), namespace)

@@ -1,20 +1,22 @@
-//! The operator dies: another replica leads, and the migration goes on as if nothing had been.
+//! The operator dies, or is upgraded: another replica leads, and the migration goes on as if nothing had been.
 
 use std::{
     collections::BTreeSet,
+    panic::AssertUnwindSafe,
     time::{Duration, Instant},
 };
 
 use credit_migration::{
-    api::{Phase, Step, StepState},
+    api::{Decision, Phase, Step, StepState, Task},
     machine::steps::FORWARD,
 };
+use futures::FutureExt;
 use serde_json::json;
 
 use crate::{
     cluster::{self, delete_pod, eventually, kill_operator, leader, other_leader},
-    harness::{Setup, e2e, slow},
-    migration::PATIENCE,
+    harness::{APPROVERS, Setup, e2e, slow},
+    migration::{Migration, PATIENCE},
 };
 
 #[tokio::test]
@@ -109,6 +111,58 @@ async fn a_leader_that_goes_hands_over_at_once() {
         // The loss of a standby is no loss.
         delete_pod(&world.client, cluster::SYSTEM, &other).await;
         assert_eq!(leader(&world.client).await.as_deref(), Some(now.as_str()));
+    })
+    .await;
+}
+
+/// Image of a task's pod.
+async fn image(m: &Migration, task: Task) -> String {
+    eventually(&format!("a pod of {task:?}"), PATIENCE, async || {
+        let pods = m.world.pods_of(&m.run_name(task)).await;
+        let image = pods.into_iter().find_map(|pod| pod.spec?.containers.into_iter().next()?.image);
+        image.ok_or_else(|| "none".to_owned())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn upgraded_with_a_migration_under_way() {
+    let setup = Setup { exclusive: true, up: slow(8), ..Setup::default() };
+    e2e("operator-upgraded", setup, |world| async move {
+        for tag in ["second", "third"] {
+            cluster::tag_operator(tag);
+        }
+        let balances = world.db.balances().await;
+        let m = world.migrate("simplify", json!({"window": {"maxDuration": "120s"}})).await;
+        m.phase(Phase::AwaitingApproval).await;
+        let digest = m.digest().await;
+        m.decide(APPROVERS[0], Decision::Execute, Some(&digest)).await.unwrap();
+        m.until("the first approval", PATIENCE, |status| status.approvals.as_deref() == Some("1/2")).await;
+        let upgraded = async {
+            tokio::task::spawn_blocking(|| cluster::upgrade_operator("second")).await.unwrap();
+            // What people approved is still the plan, and the words on it count.
+            assert_eq!(m.digest().await, digest);
+            m.decide(APPROVERS[1], Decision::Execute, Some(&digest)).await.unwrap();
+            for person in APPROVERS {
+                m.decide(person, Decision::Ready, Some(&digest)).await.unwrap();
+            }
+            m.step(Step::Migrate).await;
+            let window = image(&m, Task::Window).await;
+            tokio::task::spawn_blocking(|| cluster::upgrade_operator("third")).await.unwrap();
+            let watched = image(&m, Task::Validate).await;
+            // The image that was approved in the window, that of the present operator after it.
+            assert!(window.ends_with(":dev") && watched.ends_with(":third"), "{window}, {watched}");
+            let status = m.completed().await;
+            for step in status.steps.iter().filter(|step| step.state != StepState::Skipped) {
+                assert_eq!((step.state, step.attempt), (StepState::Succeeded, 1), "{:?}", step.name);
+            }
+        };
+        let upgraded = AssertUnwindSafe(upgraded).catch_unwind().await;
+        // Before anything can fail: the other tests have the image as built.
+        tokio::task::spawn_blocking(|| cluster::upgrade_operator("dev")).await.unwrap();
+        upgraded.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        m.assert_new().await;
+        assert_eq!(world.db.balances().await, balances);
     })
     .await;
 }
