@@ -152,8 +152,9 @@ async fn upgraded_with_a_migration_under_way() {
             let watched = image(&m, Task::Validate).await;
             // The image that was approved in the window, that of the present operator after it.
             assert!(window.ends_with(":dev") && watched.ends_with(":third"), "{window}, {watched}");
-            let status = m.completed().await;
-            for step in status.steps.iter().filter(|step| step.state != StepState::Skipped) {
+            m.completed().await;
+            m.cleaned().await;
+            for step in m.status().await.steps.iter().filter(|step| step.state != StepState::Skipped) {
                 assert_eq!((step.state, step.attempt), (StepState::Succeeded, 1), "{:?}", step.name);
             }
         };
