@@ -74,8 +74,12 @@ async fn look(client: &Client, name: &str, wanted: &ValidatingAdmissionPolicySpe
 }
 
 /// When an object was made or last changed, its status aside. The creation alone would not tell of a binding that only
-/// warned for an hour, in which anybody approved in anybody's name.
+/// warned for an hour, in which anybody approved in anybody's name; the last write alone would void approvals at an upgrade
+/// that writes the same spec again, whose generation stays.
 fn last_written(m: &ObjectMeta) -> Option<Time> {
+    if m.generation == Some(1) {
+        return m.creation_timestamp.as_ref().map(|t| t.0);
+    }
     let changes = m.managed_fields.iter().flatten().filter(|f| f.subresource.as_deref().is_none_or(str::is_empty));
     changes.filter_map(|f| f.time.as_ref()).chain(&m.creation_timestamp).map(|t| t.0).max()
 }
@@ -365,8 +369,11 @@ mod tests {
     #[case::type_check(json!([{"subresource": "status", "time": "2030-01-05T00:00:00Z"}]), "2030-01-01T00:00:00Z")]
     #[case::not_told(Value::Null, "2030-01-01T00:00:00Z")]
     fn a_policy_holds_since_its_last_change(#[case] fields: Value, #[case] since: &str) {
-        let meta = json!({"creationTimestamp": "2030-01-01T00:00:00Z", "managedFields": fields});
-        let meta: ObjectMeta = serde_json::from_value(meta).unwrap();
+        let meta = json!({"creationTimestamp": "2030-01-01T00:00:00Z", "generation": 2, "managedFields": fields});
+        let mut meta: ObjectMeta = serde_json::from_value(meta).unwrap();
         assert_eq!(last_written(&meta), Some(since.parse().unwrap()));
+        // Another field manager, the same spec.
+        meta.generation = Some(1);
+        assert_eq!(last_written(&meta), Some("2030-01-01T00:00:00Z".parse().unwrap()));
     }
 }
