@@ -14,7 +14,8 @@ use super::{
     verify::{Record, fetch, verify},
 };
 use crate::api::{
-    Audience, CreditMigrationStatus, DeliveryState, Occasion, ReportEvidence, Step, StepState, Task, Time,
+    Audience, CreditMigrationStatus, DeliveryState, Finding as Said, Occasion, ReportEvidence, Step, StepState, Task,
+    Time,
 };
 
 pub(super) const EXAMPLES: &str = "\
@@ -220,14 +221,11 @@ const SECTIONS: &[(&str, &[(&str, Step)])] = &[
         "Test and application",
         &[
             ("Migration and way back on a copy", Step::Rehearse),
-            ("Both versions, flag and ENABLE_ROLLBACK are prepared", Step::Preflight),
+            ("Flag and ENABLE_ROLLBACK are prepared", Step::Preflight),
         ],
     ),
     ("Communication", &[("The technical team knows", Step::NotifyTeam)]),
-    (
-        "Phase 1: preparation",
-        &[("People agree", Step::Approve), ("Time, presence, maintenance notice", Step::Schedule)],
-    ),
+    ("Phase 1: preparation", &[("People agree", Step::Approve), ("Time and presence", Step::Schedule)]),
     (
         "Phase 2: execution",
         &[
@@ -265,9 +263,12 @@ fn checklist(record: &Record, status: &CreditMigrationStatus) -> Vec<Section> {
         .iter()
         .map(|(title, lines)| Section {
             title,
-            lines: lines.iter().map(|(what, step)| of_step(what, *step, status)).collect(),
+            lines: lines.iter().flat_map(|(what, step)| of_step(what, *step, record, status)).collect(),
         })
         .collect();
+    if let Some(s) = sections.iter_mut().find(|s| s.title == "Test and application") {
+        s.lines.push(both_versions(record));
+    }
     if status.rollback.is_none() {
         sections.retain(|s| s.title != "Way back");
     }
@@ -297,7 +298,66 @@ fn checklist(record: &Record, status: &CreditMigrationStatus) -> Vec<Section> {
     sections
 }
 
-fn of_step(what: &str, step: Step, status: &CreditMigrationStatus) -> Line {
+/// What a stage looks at, by the words that [`not_covered`](crate::api::CreditMigrationSpec::not_covered) has for it when no check does.
+type Parts = &'static [(&'static str, &'static [&'static str])];
+
+/// A stage's lines: that its time went by proves nothing of what no check looked at.
+fn parts(step: Step) -> Option<Parts> {
+    Some(match step {
+        Step::Validate => &[
+            ("Functions", &["validation: login"]),
+            ("Performance", &["validation: time", "validation: error rate"]),
+            ("Data", &["validation: sum"]),
+        ],
+        Step::Monitor => &[
+            ("Logs", &["monitoring: errors"]),
+            ("Figures", &["monitoring: key figures"]),
+            ("Triggers", &["trigger: "]),
+        ],
+        Step::DayCheck => &[("After 24 hours", &["after a day"])],
+        Step::WeekReview => &[("After one week", &["after a week"])],
+        _ => return None,
+    })
+}
+
+/// The lines of a step: one, or for a stage one for each part of what it looks at.
+fn of_step(what: &str, step: Step, record: &Record, status: &CreditMigrationStatus) -> Vec<Line> {
+    let line = step_line(what, step, status);
+    let Some(parts) = parts(step) else { return vec![line] };
+    let gaps = record.migration.spec.not_covered();
+    let part = |(what, words): &(&str, &[&str])| {
+        let open = gaps.iter().filter(|gap| words.iter().any(|word| gap.what.starts_with(word)));
+        let open: Vec<&str> = open.map(|gap| gap.what.as_str()).collect();
+        let without = if open.is_empty() { String::new() } else { format!("; no check of: {}", open.join(", ")) };
+        Line {
+            what: (*what).to_owned(),
+            done: line.done && open.is_empty(),
+            evidence: format!("{}{without}", line.evidence),
+        }
+    };
+    parts.iter().map(part).collect()
+}
+
+/// The application's own word that it can run both versions: Preflight has asked for it.
+fn both_versions(record: &Record) -> Line {
+    let runs = record.runs.iter().filter(|r| r.spec.task == Task::Preflight);
+    let last = runs.filter_map(|r| Some((r.spec.attempt, r.status.as_ref()?))).max_by_key(|(attempt, _)| *attempt);
+    let finding = last.and_then(|(_, s)| s.findings.iter().find(|f| f.name == Said::VERSION_PROBE));
+    let evidence = match finding {
+        Some(finding) => finding.message.clone(),
+        None if record.migration.spec.application.version_probe.is_none() => {
+            "nobody asked: spec.application.versionProbe is not set".to_owned()
+        }
+        None => "no answer is recorded".to_owned(),
+    };
+    Line {
+        what: "Both versions are in the application".into(),
+        done: finding.is_some_and(|f| f.reason.is_none() && f.message.contains(Said::HOLDS_BOTH)),
+        evidence,
+    }
+}
+
+fn step_line(what: &str, step: Step, status: &CreditMigrationStatus) -> Line {
     let of = status.steps.iter().find(|s| s.name == step);
     let evidence = match of {
         None => "not begun".to_owned(),
@@ -342,7 +402,7 @@ fn contacts(record: &Record) -> Line {
     let roles: Vec<String> = notifications.contacts.iter().map(|c| format!("{:?}", c.role)).collect();
     let reached: Vec<String> = [Audience::Support, Audience::Users, Audience::Social, Audience::StatusPage]
         .into_iter()
-        .filter(|a| notifications.channels.iter().any(|c| c.audiences.contains(a)))
+        .filter(|a| notifications.reaches(*a))
         .map(|a| format!("{a:?}"))
         .collect();
     let evidence = format!(
@@ -497,6 +557,54 @@ mod tests {
         assert!(!text.contains("## Way back"));
         let json = serde_json::to_value(of(&record)).unwrap();
         assert_eq!(json["windows"][0]["blockedSeconds"], 9.0);
+    }
+
+    /// All steps succeeded, by a spec without checks, channels and probe: a box that nobody looked into stays empty.
+    #[test]
+    fn what_nobody_did_is_not_ticked() {
+        let mut record = completed();
+        let done: Vec<_> = STEPS
+            .iter()
+            .map(|step| json!({"name": step, "state": "Succeeded", "attempt": 1, "startedAt": "2030-01-01T00:00:00Z", "message": "done"}))
+            .collect();
+        record.migration.status.as_mut().unwrap().steps = serde_json::from_value(json!(done)).unwrap();
+        record.migration.spec.application.version_probe = None;
+        record.migration.spec.validation.checks.clear();
+        record.migration.spec.monitoring.checks.clear();
+        let text = markdown(&of(&record));
+        for part in [
+            "- [x] Flag and ENABLE_ROLLBACK are prepared: Succeeded: done",
+            "- [ ] Both versions are in the application: nobody asked: spec.application.versionProbe is not set",
+            "- [x] Time and presence: ",
+            "- [ ] Maintenance notice: not sent",
+            "- [ ] Functions: Succeeded: done; no check of: validation: login, display, deduction, upgrade",
+            "- [ ] Performance: Succeeded: done; no check of: validation: time to the answer below 100 ms, ",
+            "- [ ] Data: ",
+            "- [ ] Logs: ",
+            "- [ ] Figures: ",
+            "- [ ] Triggers: ",
+            "- [ ] After 24 hours: ",
+            "- [x] Decision to keep the new system: ",
+        ] {
+            assert!(text.contains(part), "{part}:\n{text}");
+        }
+        let checks = json!([{"name": "total", "balances": {"compare": "Total"}, "max": "1"}]);
+        record.migration.spec.validation.checks = serde_json::from_value(checks).unwrap();
+        assert!(markdown(&of(&record)).contains("- [x] Data: Succeeded: done\n"));
+    }
+
+    #[rstest::rstest]
+    #[case(json!({"name": "version probe", "message": "the application runs v1; it holds both versions"}), true)]
+    #[case(json!({"name": "version probe", "message": "the application runs v1; it does not say which versions it holds"}), false)]
+    #[case(json!({"name": "version probe", "reason": "ProbeFailed", "message": "no answer"}), false)]
+    #[case(json!({"name": "bucket", "message": "it holds both versions"}), false)]
+    fn both_versions_by_the_applications_own_word(#[case] finding: serde_json::Value, #[case] done: bool) {
+        let mut record = completed();
+        let mut run = record.runs[0].clone();
+        run.spec.task = Task::Preflight;
+        run.status = Some(serde_json::from_value(json!({"phase": "Succeeded", "findings": [finding]})).unwrap());
+        record.runs.push(run);
+        assert_eq!(both_versions(&record).done, done, "{:?}", both_versions(&record));
     }
 
     #[test]
