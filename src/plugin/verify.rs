@@ -14,6 +14,7 @@ use super::{
     answer::{Answer, Finding, Format, State, exit_of, finding, findings_table, seconds},
     completion,
     connect::Connection,
+    printed::plugin,
 };
 use crate::{
     api::{
@@ -21,6 +22,7 @@ use crate::{
         ReportEvidence, Step, StepState, Task, Time, WindowProgress, WindowState, sha256,
     },
     machine::{plan_digest, span},
+    telemetry,
 };
 
 pub(super) const EXAMPLES: &str = "\
@@ -44,6 +46,8 @@ pub(super) struct Args {
 /// Everything that evidence is read from.
 #[derive(Clone, Debug)]
 pub(super) struct Record {
+    /// When it was read.
+    pub(super) at: Time,
     /// The migration.
     pub(super) migration: CreditMigration,
     /// Decisions on this very migration, oldest first.
@@ -82,7 +86,7 @@ pub(super) async fn fetch(connection: &Connection, name: &str) -> Result<Record,
     let sql = &migration.spec.migration;
     let sql =
         [sha_of(connection, &sql.up.config_map_key_ref).await, sha_of(connection, &sql.down.config_map_key_ref).await];
-    Ok(Record { migration, decisions, runs, sql })
+    Ok(Record { at: telemetry::now(), migration, decisions, runs, sql })
 }
 
 async fn sha_of(connection: &Connection, key: &KeyRef) -> Option<String> {
@@ -98,9 +102,19 @@ impl Record {
     /// People who approved a digest, the author aside.
     pub(super) fn approvers(&self, digest: &str, after: Option<Time>) -> BTreeSet<String> {
         self.words(Decision::Execute, digest)
-            .filter(|d| after.is_none_or(|t| d.metadata.creation_timestamp.as_ref().is_some_and(|c| c.0 > t)))
+            .filter(|d| is_after(d, after))
             .map(|d| d.spec.by.clone())
             .filter(|by| *by != self.migration.spec.requested_by)
+            .collect()
+    }
+
+    /// People who said that they are present for a digest. `fresh`: only who said so within `presence.within`.
+    fn present(&self, digest: &str, after: Option<Time>, fresh: bool) -> BTreeSet<String> {
+        let within = span(self.migration.spec.schedule.presence.within);
+        let since = fresh.then(|| self.at.checked_sub(within).unwrap_or(Time::MIN));
+        self.words(Decision::Ready, digest)
+            .filter(|d| is_after(d, after) && is_after(d, since))
+            .map(|d| d.spec.by.clone())
             .collect()
     }
 
@@ -114,6 +128,11 @@ impl Record {
         let told = of_task.filter_map(|r| Some((r, r.status.as_ref()?.window.as_ref()?)));
         told.max_by_key(|(r, _)| r.spec.attempt)
     }
+}
+
+/// Whether a decision was made after a time. One without a time of its own was not.
+fn is_after(decision: &MigrationDecision, after: Option<Time>) -> bool {
+    after.is_none_or(|t| decision.metadata.creation_timestamp.as_ref().is_some_and(|c| c.0 > t))
 }
 
 /// The phases in which writes have been, or are, blocked: approvals were needed by then.
@@ -280,7 +299,8 @@ fn people(record: &Record, status: &CreditMigrationStatus) -> Vec<Finding> {
     let after = status.approvals_after;
     let people = record.approvers(&digest, after);
     let (needed, names) = (spec.approval.required as usize, list(&people));
-    let next = format!("next: kubectl creditmigration approve {}", record.migration.name_any());
+    let (namespace, name) = (record.migration.namespace().unwrap_or_default(), record.migration.name_any());
+    let next = format!("next: {}", plugin(&namespace, format!("approve {name}")));
     let mut found = vec![match people.len() {
         n if n >= needed => finding("approvals", State::Ok, format!("{n} of {needed}, not the author: {names}")),
         n if begun => finding("approvals", State::Missing, format!("{n} of {needed} decisions for {digest}: {names}")),
@@ -291,11 +311,21 @@ fn people(record: &Record, status: &CreditMigrationStatus) -> Vec<Finding> {
         let text = format!("status.approvedBy names {unfounded}, of whom there is no decision for {digest}");
         found.push(finding("approvals", State::Wrong, text));
     }
-    let present: BTreeSet<String> = record.words(Decision::Ready, &digest).map(|d| d.spec.by.clone()).collect();
-    let needed = spec.schedule.presence.required as usize;
+    // Until the window opens, who was there yesterday is not: the machine counts the same.
+    let present = record.present(&digest, after, !begun);
+    let needed = spec.schedule.presence.required.max(2) as usize;
     found.push(match present.len() {
         n if n >= needed => finding("presence", State::Ok, format!("{n} of {needed}: {}", list(&present))),
-        n => finding("presence", due(begun), format!("{n} of {needed}: {}", list(&present))),
+        n if begun => finding("presence", State::Missing, format!("{n} of {needed}: {}", list(&present))),
+        n => {
+            let next = plugin(&namespace, format!("ready {name}"));
+            let within = seconds(span(spec.schedule.presence.within).as_secs_f64());
+            finding(
+                "presence",
+                State::NotYet,
+                format!("{n} of {needed} within {within}: {}; next: {next}", list(&present)),
+            )
+        }
     });
     found
 }
@@ -415,7 +445,7 @@ pub(super) mod tests {
     use crate::{
         api::{MigrationDecisionSpec, MigrationRunSpec, Plan, RunInputs},
         machine::fixture::{backup as dump, baseline, rehearsal, spec, verification},
-        plugin::{Exit, status::tests::time},
+        plugin::{Exit, printed::tests::sound, status::tests::time},
     };
 
     fn at(text: &str) -> Time {
@@ -486,6 +516,7 @@ pub(super) mod tests {
             "migrateSeconds": 0.5, "comparison": {"users": 2, "unexplained": 0, "totalBalance": "3"},
         });
         Record {
+            at: at("2030-01-01T01:30:00Z"),
             migration: m,
             decisions,
             runs: vec![run(Task::Window, progress)],
@@ -523,6 +554,7 @@ pub(super) mod tests {
     #[case::by_the_author("approvals", |r: &mut Record| r.decisions[0].spec.by = "author".into())]
     #[case::of_another_plan("approvals", |r: &mut Record| r.decisions[0].spec.digest = Some("sha256:old".into()))]
     #[case::before_the_last_window("approvals", |r: &mut Record| status(r).approvals_after = Some(at("2030-01-01T01:30:00Z")))]
+    #[case::present_for_an_earlier_window("presence", |r: &mut Record| status(r).approvals_after = Some(at("2030-01-01T01:30:00Z")))]
     #[case::nobody_present("presence", |r: &mut Record| r.decisions.retain(|d| d.spec.decision != Decision::Ready))]
     #[case::no_proof("writes were blocked", |r: &mut Record| progress(r).proof = None)]
     #[case::not_committed("SQL committed, once", |r: &mut Record| progress(r).migrate_seconds = None)]
@@ -557,10 +589,30 @@ pub(super) mod tests {
         assert!(
             found
                 .iter()
-                .any(|f| f.what == "approvals" && f.message.contains("next: kubectl creditmigration approve m"))
+                .any(|f| f.what == "approvals" && f.message.contains("next: kubectl creditmigration -n shop approve m"))
         );
         status(&mut record).rehearsal = None;
         assert!(bad(&record).iter().any(|f| f.what == "rehearsal"));
+        let commands: usize = found.iter().map(|f| sound(&f.message, "shop")).sum();
+        assert_eq!(commands, 2, "approve and ready: {found:#?}");
+    }
+
+    /// As the operator counts them: who said so yesterday is not there now.
+    #[rstest::rstest]
+    #[case::now("2030-01-01T01:30:00Z", None, State::Ok)]
+    #[case::just_not("2030-01-01T01:59:59Z", None, State::Ok)]
+    #[case::stale("2030-01-01T02:00:00Z", None, State::NotYet)]
+    #[case::yesterday("2030-01-02T01:30:00Z", None, State::NotYet)]
+    #[case::of_a_window_without_effect("2030-01-01T01:30:00Z", Some("2030-01-01T01:10:00Z"), State::NotYet)]
+    fn presence_before_the_window(#[case] now: &str, #[case] after: Option<&str>, #[case] state: State) {
+        let mut record = completed();
+        record.at = at(now);
+        record.runs.clear();
+        status(&mut record).phase = Some(Phase::AwaitingApproval);
+        status(&mut record).approvals_after = after.map(at);
+        let found = verify(&record);
+        let presence = found.iter().find(|f| f.what == "presence").unwrap();
+        assert_eq!(presence.state, state, "{presence:?}");
     }
 
     #[test]
