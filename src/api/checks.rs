@@ -36,7 +36,8 @@ pub struct Check {
     /// A query on the migrated database. The value is the first column of its first row; NULL, or no row, is NoData.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sql: Option<SqlCheck>,
-    /// A request to the application. The value is its time in milliseconds, or what `jsonPath` finds in the answer.
+    /// A request to the application. The value is its time in milliseconds; with `percentile` that percentile of the last 100 times; with
+    /// `jsonPath` what it finds in the answer. Without a limit it passes when `expectedStatus` comes within `timeout`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<HttpCheck>,
     /// Requests one after another, with values carried from step to step, such as a login's token.

@@ -25,16 +25,18 @@ pub struct Triggers {
     /// Balances of more users than these are not explained. On by default: the database is there.
     #[serde(default)]
     pub balance_errors: BalanceErrors,
-    /// Payments fail. On when it has a source.
+    /// Payments fail. On when it has a source: exactly one of `sql`, `http`, `sequence` and `prometheus`. Measure the part of the attempts
+    /// that is paid, and no value (NoData) when there were few: it goes back by itself, at night too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub payment_processing: Option<TriggerSource>,
-    /// The application cannot be used. On when it has a source.
+    /// The application cannot be used. On when it has a source: exactly one of `sql`, `http`, `sequence` and `prometheus`. For example a
+    /// `sequence` that logs in and reads the credits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub core_function: Option<TriggerSource>,
     /// The database takes no connection, or nearly no more. On by default.
     #[serde(default)]
     pub database_connection: DatabaseConnection,
-    /// Too many requests fail. On when it has a source.
+    /// Too many requests fail. On when it has a source: `prometheus`, with the query of failed requests by all requests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error_rate: Option<ErrorRate>,
 }
@@ -120,7 +122,8 @@ pub struct TriggerSource {
     /// back: give NULL when nothing was attempted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sql: Option<SqlCheck>,
-    /// A request to the application. The value is its time in milliseconds, or what `jsonPath` finds in the answer.
+    /// A request to the application. The value is its time in milliseconds; with `percentile` that percentile of the last 100 times; with
+    /// `jsonPath` what it finds in the answer. Without a limit it passes when `expectedStatus` comes within `timeout`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<HttpCheck>,
     /// Requests one after another, with values carried from step to step, such as a login's token.
