@@ -75,6 +75,20 @@ fn our_examples_are_clean(#[case] file: &str) {
     assert_eq!(report.objects.len(), 1);
 }
 
+/// The example with every section in use, and the demo's migration, leave no line of the checklist to somebody else.
+#[rstest]
+#[case("examples/complete/creditmigration.yaml")]
+#[case("examples/demo/migration.yaml")]
+fn our_whole_examples_cover_the_checklist(#[case] file: &str) {
+    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
+    let text =
+        text.replace("${NAMESPACE}", "shop").replace("${DATABASE}", "shop").replace("${COMMIT}", &"0".repeat(40));
+    assert_eq!(found(&text), vec![]);
+    let document = Document::parse(file, &text).unwrap().remove(0);
+    let spec: CreditMigrationSpec = serde_json::from_value(document.value["spec"].clone()).unwrap();
+    assert_eq!(spec.not_covered(), vec![]);
+}
+
 /// One change of the good file each: what is replaced, by what, path and part of the message.
 #[rstest]
 #[case::unknown_field("duration: 30m", "durations: 30m", "spec.validation.durations", "did you mean duration?")]
