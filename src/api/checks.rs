@@ -9,13 +9,18 @@ use super::{
     StatementsCheck, Time, WorkloadRef,
 };
 
-/// One measurement, repeated, with a limit. Exactly one source is set.
+/// One measurement, repeated, with a limit: what is measured (exactly one of `sql`, `http`, `sequence`, `prometheus`, `balances`,
+/// `logs`, `connection`, `statements`, `workload` and `job`), which values are good (`max`, `min`, `equals`), and what a breach does.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[x_kube(
     validation = Rule::new("[has(self.sql), has(self.http), has(self.sequence), has(self.prometheus), has(self.balances), has(self.logs), has(self.connection), has(self.statements), has(self.workload), has(self.job)].filter(x, x).size() == 1")
         .message("exactly one of sql, http, sequence, prometheus, balances, logs, connection, statements, workload and job must be set"),
-    validation = Rule::new("has(self.http) || has(self.sequence) || has(self.workload) || has(self.job) || has(self.max) || has(self.min) || has(self.equals)")
-        .message("a limit is missing: set max, min or equals, for example max: \"0.05\""),
+    validation = Rule::new("(has(self.http) && !has(self.http.jsonPath) && !has(self.http.percentile)) || has(self.sequence) || has(self.workload) || has(self.job) || has(self.max) || has(self.min) || has(self.equals)")
+        .message("a limit is missing: set max, min or equals, for example max: \"0.05\"; without it any value of http.jsonPath or http.percentile would do"),
+    validation = Rule::new("!has(self.max) || !has(self.min) || double(self.min) <= double(self.max)")
+        .message("min must be at most max: no value would be good"),
+    validation = Rule::new("!has(self.equals) || has(self.sql) || (has(self.http) && has(self.http.jsonPath)) || self.equals.matches('^-?[0-9]+([.][0-9]+)?$')")
+        .message("equals must be a decimal number, for example \"0\": only sql and http.jsonPath give texts"),
     validation = Rule::new("!(has(self.workload) || has(self.job)) || !(has(self.max) || has(self.min) || has(self.equals))")
         .message("workload and job checks take no limit: a workload is available or not, a job succeeds or fails"),
     validation = Rule::new("!has(self.minimumSamples) || (has(self.prometheus) && has(self.prometheus.samplesQuery)) || (has(self.http) && has(self.http.percentile)) || has(self.statements) || has(self.logs)")
@@ -28,28 +33,30 @@ pub struct Check {
     /// Name, unique in its stage; appears in conditions, events and metrics.
     #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub name: String,
-    /// A query whose first column of its first row is the value.
+    /// A query on the migrated database. The value is the first column of its first row; NULL, or no row, is NoData.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sql: Option<SqlCheck>,
-    /// A request.
+    /// A request to the application. The value is its time in milliseconds; with `percentile` that percentile of the last 100 times; with
+    /// `jsonPath` what it finds in the answer. Without a limit it passes when `expectedStatus` comes within `timeout`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<HttpCheck>,
-    /// Requests one after another, with values carried from step to step.
+    /// Requests one after another, with values carried from step to step, such as a login's token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sequence: Option<SequenceCheck>,
-    /// An instant query.
+    /// An instant query to Prometheus, whose result is the value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prometheus: Option<PrometheusCheck>,
-    /// Balances of users against the cut-over.
+    /// Balances against those of the cut-over. The value is the number of users that nothing explains, or the sum's distance in
+    /// percent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balances: Option<BalancesCheck>,
-    /// Lines in the logs of a workload's pods.
+    /// Lines in the logs of a workload's pods. The value is the number of those that match since the last measurement.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logs: Option<LogsCheck>,
-    /// A new connection to the database.
+    /// A new connection to the database. The value is the used part of `max_connections`, 0 to 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connection: Option<ConnectionCheck>,
-    /// Time of statements, by `pg_stat_statements`.
+    /// Time of statements, by `pg_stat_statements`. The value is their mean in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub statements: Option<StatementsCheck>,
     /// A workload whose replicas must all be available.
@@ -62,21 +69,23 @@ pub struct Check {
     #[serde(default = "thirty_seconds")]
     #[x_kube(validation = Rule::new("duration(self) >= duration('1s')").message("interval must be at least 1s, for example 30s"))]
     pub interval: Duration,
-    /// Largest good value, a decimal number.
+    /// Largest good value, a decimal number in quotes, in the unit of the source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(regex(pattern = r"^-?[0-9]+(\.[0-9]+)?$"))]
+    #[schemars(length(max = 40), regex(pattern = r"^-?[0-9]+(\.[0-9]+)?$"))]
     pub max: Option<String>,
-    /// Smallest good value, a decimal number.
+    /// Smallest good value, a decimal number in quotes, in the unit of the source. At most `max`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(regex(pattern = r"^-?[0-9]+(\.[0-9]+)?$"))]
+    #[schemars(length(max = 40), regex(pattern = r"^-?[0-9]+(\.[0-9]+)?$"))]
     pub min: Option<String>,
-    /// The only good value: a decimal number, or a text for `sql` and `http` with `jsonPath`.
+    /// The only good value: a decimal number in quotes, or a text for `sql` and `http` with `jsonPath`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256))]
     pub equals: Option<String>,
     /// How many of the last measurements must fail before the limit counts as breached.
     #[serde(default)]
     pub failures: Failures,
-    /// Fewer samples than this are NoData, which is never success.
+    /// Fewer samples than this are NoData, which is never success. Samples are what `prometheus.samplesQuery` counts, the times behind
+    /// `http.percentile`, the calls of `statements`, the lines of `logs`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub minimum_samples: Option<u64>,
     /// What a breach does.

@@ -34,11 +34,10 @@ impl Gaps {
     fn code_and_notices(&mut self, spec: &CreditMigrationSpec) {
         self.add(spec.code.is_none(), "tag and branch of the code", "set spec.code.repository, commit and secretRef");
         for audience in [Audience::Team, Audience::Support, Audience::Users, Audience::Social, Audience::StatusPage] {
-            let reached = spec.notifications.channels.iter().any(|c| c.audiences.contains(&audience));
             self.add(
-                !reached,
+                !spec.notifications.reaches(audience),
                 &format!("notices to {audience:?}"),
-                format!("add a channel with audience {audience:?} to spec.notifications.channels"),
+                format!("add a channel with audiences: [{audience:?}] to spec.notifications.channels"),
             );
         }
         let roles = [
@@ -111,20 +110,16 @@ impl Gaps {
                 "a check with sequence or job",
             ),
             (
-                own(validate, |c| c.http.as_ref().is_some_and(|h| h.percentile.is_some()) || timed(c)),
+                own(validate, timed),
                 "validation: time to the answer below 100 ms",
                 "a check with http.percentile: 95 and max: \"100\"",
             ),
             (
-                own(validate, |c| c.statements.is_some()),
+                own(validate, |c| c.statements.is_some() && c.max.is_some()),
                 "validation: time of statements below 50 ms",
                 "a check with statements and max: \"50\"",
             ),
-            (
-                own(validate, |c| c.prometheus.is_some()),
-                "validation: error rate below 0.1%",
-                "a check with prometheus and max: \"0.001\"",
-            ),
+            (own(validate, rated), "validation: error rate below 0.1%", "a check with prometheus and max: \"0.001\""),
             (own(validate, |c| c.balances.is_some()), "validation: sum of balances", "a check with balances"),
         ];
         for (there, what, check) in in_validation {
@@ -155,9 +150,20 @@ impl Gaps {
     }
 }
 
-/// An http check without a value of its own measures time.
+/// Limits the time to the answer: an http check without a value of its own, or a quantile that Prometheus has.
 fn timed(c: &Check) -> bool {
-    c.http.as_ref().is_some_and(|h| h.json_path.is_none()) && c.max.is_some()
+    let time = c.http.as_ref().is_some_and(|h| h.json_path.is_none())
+        || c.prometheus.as_ref().is_some_and(|p| p.query.contains("quantile"));
+    time && c.max.is_some()
+}
+
+/// Largest limit of what can be an error rate, as a part or in percent: the checklist's is 0.1 %.
+const LARGEST_RATE: f64 = 0.1;
+
+/// Limits a part of the requests: not a time, and not a number of something.
+fn rated(c: &Check) -> bool {
+    let max = c.max.as_ref().and_then(|max| max.parse::<f64>().ok());
+    c.prometheus.as_ref().is_some_and(|p| !p.query.contains("quantile")) && max.is_some_and(|max| max <= LARGEST_RATE)
 }
 
 #[cfg(test)]
@@ -200,6 +206,9 @@ mod tests {
     #[case("/rollback/triggers/coreFunction", json!({"http": {"url": "http://shop/"}}), "trigger: the application cannot be used")]
     #[case("/validation/checks", json!([{"name": "total", "balances": {"compare": "Total"}, "max": "1"}]), "validation: sum of balances")]
     #[case("/validation/checks", json!([{"name": "p95", "http": {"url": "http://shop/", "percentile": 95}, "max": "100"}]), "validation: time to the answer below 100 ms")]
+    #[case("/validation/checks", json!([{"name": "p95", "prometheus": {"url": "http://p", "query": "histogram_quantile(0.95, a)"}, "max": "100"}]), "validation: time to the answer below 100 ms")]
+    #[case("/validation/checks", json!([{"name": "rate", "prometheus": {"url": "http://p", "query": "a / b"}, "max": "0.001"}]), "validation: error rate below 0.1%")]
+    #[case("/notifications/channels", json!([{"name": "t", "audiences": ["Support", "Team"], "slack": {"urlSecretRef": {"name": "s", "key": "url"}}}]), "notices to Team")]
     #[case("/migration/verifyDown", json!("SELECT true"), "a query that proves the way back")]
     #[case("/notifications/channels", json!([{"name": "t", "audiences": ["Team"], "slack": {"urlSecretRef": {"name": "s", "key": "url"}}}]), "notices to Team")]
     fn what_is_configured_is_covered(#[case] path: &str, #[case] value: serde_json::Value, #[case] what: &str) {
@@ -211,12 +220,33 @@ mod tests {
         assert!(names(&changed).iter().all(|w| w != what), "{:?}", names(&changed));
     }
 
+    /// What looks like it and does not do it.
+    #[rstest::rstest]
+    #[case("/validation/checks", json!([{"name": "p95", "http": {"url": "http://shop/", "percentile": 95}}]), "validation: time to the answer below 100 ms")]
+    #[case("/validation/checks", json!([{"name": "pods", "prometheus": {"url": "http://p", "query": "count(up)"}, "min": "3"}]), "validation: error rate below 0.1%")]
+    #[case("/validation/checks", json!([{"name": "p95", "prometheus": {"url": "http://p", "query": "histogram_quantile(0.95, a)"}, "max": "0.1"}]), "validation: error rate below 0.1%")]
+    #[case("/validation/checks", json!([{"name": "queue", "prometheus": {"url": "http://p", "query": "sum(a)"}, "max": "100"}]), "validation: error rate below 0.1%")]
+    #[case("/notifications/channels", json!([{"name": "t", "audiences": ["Team", "Support"], "slack": {"urlSecretRef": {"name": "s", "key": "url"}}}]), "notices to Support")]
+    fn what_only_looks_like_it_is_not_covered(
+        #[case] path: &str,
+        #[case] value: serde_json::Value,
+        #[case] what: &str,
+    ) {
+        let mut object = serde_json::to_value(spec()).unwrap();
+        let (parent, key) = path.rsplit_once('/').unwrap();
+        object.pointer_mut(parent).unwrap()[key] = value;
+        let changed = serde_json::from_value(object).unwrap();
+        assert!(names(&changed).iter().any(|w| w == what), "{:?}", names(&changed));
+    }
+
     #[test]
     fn nothing_is_left_when_all_is_there() {
         let mut spec = serde_json::to_value(crate::machine::fixture::spec()).unwrap();
         let step = json!({"name": "a", "url": "http://shop"});
         let source = json!({"sequence": {"steps": [step]}});
+        let channel = |n: usize, audience: &str| json!({"name": format!("c{n}"), "audiences": [audience], "slack": {"urlSecretRef": {"name": "a", "key": "b"}}});
         let audiences = ["Team", "Support", "Users", "Social", "StatusPage"];
+        let channels: Vec<_> = audiences.iter().enumerate().map(|(n, audience)| channel(n, audience)).collect();
         let roles = ["DBA", "BackendLead", "DevOps", "ProductManager", "CTO"];
         let contacts: Vec<_> =
             roles.iter().map(|r| json!({"role": r, "name": "a", "phone": "1", "duty": "b"})).collect();
@@ -226,7 +256,7 @@ mod tests {
             (
                 "notifications",
                 json!({
-                    "channels": [{"name": "chat", "audiences": audiences, "slack": {"urlSecretRef": {"name": "a", "key": "b"}}}],
+                    "channels": channels,
                     "contacts": contacts,
                 }),
             ),

@@ -222,7 +222,8 @@ pub struct Migration {
     pub up: SqlSource,
     /// The way back. Same rules.
     pub down: SqlSource,
-    /// Query that proves the way back: at least one row, and no `false` in any boolean column.
+    /// Query that proves the way back: at least one row, at least one boolean column, and nothing but `true` in every boolean column.
+    /// For example `SELECT * FROM verify_rollback()`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verify_down: Option<String>,
     /// Tables that must not exist in any schema after the change.

@@ -27,14 +27,20 @@ pub struct Notifications {
 
 /// One way to reach one or more audiences. Exactly one of `slack`, `webhook` and `email` is set.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
-#[x_kube(validation = Rule::new("[has(self.slack), has(self.webhook), has(self.email)].filter(x, x).size() == 1")
-    .message("exactly one of slack, webhook and email must be set"))]
+#[x_kube(
+    validation = Rule::new("[has(self.slack), has(self.webhook), has(self.email)].filter(x, x).size() == 1")
+        .message("exactly one of slack, webhook and email must be set"),
+    // Else customers would get the alarms, with the contacts' phone numbers.
+    validation = Rule::new("!self.audiences.exists(a, a in ['Team', 'Support']) || !self.audiences.exists(a, a in ['Users', 'Social', 'StatusPage'])")
+        .message("audiences mix Team or Support, who get alarms with phone numbers, with Users, Social or StatusPage: make two channels")
+)]
 #[serde(rename_all = "camelCase")]
 pub struct NotificationChannel {
     /// Name, unique among the channels.
     #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub name: String,
-    /// Who reads it. A notice comes once, in the words for the first of them that is told.
+    /// Who reads it: Team and Support, or Users, Social and StatusPage, not both. A notice comes once, in the words for the first of
+    /// them that is told; who wants words of their own needs a channel of their own.
     #[schemars(length(min = 1, max = 5))]
     pub audiences: Vec<Audience>,
     /// Incoming webhook of Slack, or of what understands the same.
@@ -46,6 +52,20 @@ pub struct NotificationChannel {
     /// Mail by SMTP with TLS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub email: Option<EmailChannel>,
+}
+
+impl Notifications {
+    /// Whether an audience gets notices in its own words: behind another that is always told, it does not.
+    pub fn reaches(&self, audience: Audience) -> bool {
+        Occasion::ALL.iter().any(|occasion| self.channels.iter().any(|c| c.words_for(*occasion) == Some(audience)))
+    }
+}
+
+impl NotificationChannel {
+    /// The audience in whose words a notice comes by this channel: the first of `audiences` that is told. `None` if none is.
+    pub fn words_for(&self, occasion: Occasion) -> Option<Audience> {
+        self.audiences.iter().copied().find(|audience| occasion.audiences().contains(audience))
+    }
 }
 
 /// Who reads a notice.

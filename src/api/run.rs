@@ -233,6 +233,13 @@ pub struct Finding {
     pub message: String,
 }
 
+impl Finding {
+    /// Name of the finding on the application's own word on its versions.
+    pub const VERSION_PROBE: &str = "version probe";
+    /// In its message if the application has said that it holds the old and the new version.
+    pub const HOLDS_BOTH: &str = "holds both versions";
+}
+
 /// Statistics of the credit system, from one snapshot. Amounts are decimal texts in credits.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]

@@ -16,7 +16,10 @@ pub struct SqlCheck {
     pub query: String,
 }
 
-/// A request to the application.
+/// A request to the application. Another status than `expectedStatus`, or no answer within `timeout`, fails.
+///
+/// The value is what `jsonPath` finds in the answer; with `percentile` that percentile of the last times to the answer, in
+/// milliseconds; else the milliseconds to the whole answer, if there is a limit. Without any of them it passes when it is answered.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[x_kube(validation = Rule::new("!has(self.percentile) || !has(self.jsonPath)").message("percentile is one of times, jsonPath a value of the answer: set one of them"))]
 #[serde(rename_all = "camelCase")]
@@ -30,18 +33,20 @@ pub struct HttpCheck {
     /// JSON body.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub body: Option<String>,
-    /// Status code that counts as an answer; any other fails.
+    /// The good status code; any other fails.
     #[serde(default = "ok")]
     #[schemars(range(min = 100, max = 599))]
     pub expected_status: u16,
-    /// JSONPath to the value in the answer; without it the value is the time to the answer in milliseconds.
+    /// JSONPath (RFC 9535) to the value in the answer, for example `$.balance`. Needs `max`, `min` or `equals`. Without it the value is
+    /// the time to the answer in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub json_path: Option<String>,
     /// No answer within this time fails.
     #[serde(default = "five_seconds")]
     #[x_kube(validation = Rule::new("duration(self) > duration('0s') && duration(self) <= duration('1m')").message("timeout must be more than 0s and at most 1m, for example 5s"))]
     pub timeout: Duration,
-    /// The value is this percentile of the last 100 times to the answer, in milliseconds: 95 for p95. Without `jsonPath`.
+    /// The value is this percentile of the last 100 times to the answer, in milliseconds: 95 for p95. Needs a limit, for example
+    /// `max: "100"`. Not with `jsonPath`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 100))]
     pub percentile: Option<u8>,
@@ -225,9 +230,9 @@ pub struct PrometheusCheck {
     /// Base address of the server.
     #[x_kube(validation = Rule::new("self.startsWith('http://') || self.startsWith('https://')").message("url must begin with http:// or https://"))]
     pub url: String,
-    /// Query whose result is one number; an empty result is NoData.
+    /// Query whose result is one number; an empty result and NaN are NoData.
     pub query: String,
-    /// Query that counts the samples behind it, for `minimumSamples`.
+    /// Query that counts the samples behind it, for `minimumSamples`: for example `sum(increase(http_requests_total[1m]))`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub samples_query: Option<String>,
 }

@@ -25,16 +25,18 @@ pub struct Triggers {
     /// Balances of more users than these are not explained. On by default: the database is there.
     #[serde(default)]
     pub balance_errors: BalanceErrors,
-    /// Payments fail. On when it has a source.
+    /// Payments fail. On when it has a source: exactly one of `sql`, `http`, `sequence` and `prometheus`. Measure the part of the attempts
+    /// that is paid, and no value (NoData) when there were few: it goes back by itself, at night too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub payment_processing: Option<TriggerSource>,
-    /// The application cannot be used. On when it has a source.
+    /// The application cannot be used. On when it has a source: exactly one of `sql`, `http`, `sequence` and `prometheus`. For example a
+    /// `sequence` that logs in and reads the credits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub core_function: Option<TriggerSource>,
     /// The database takes no connection, or nearly no more. On by default.
     #[serde(default)]
     pub database_connection: DatabaseConnection,
-    /// Too many requests fail. On when it has a source.
+    /// Too many requests fail. On when it has a source: `prometheus`, with the query of failed requests by all requests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error_rate: Option<ErrorRate>,
 }
@@ -96,39 +98,57 @@ impl Default for DatabaseConnection {
     }
 }
 
-/// What a trigger measures. Exactly one source is set.
+/// What a trigger measures (exactly one of `sql`, `http`, `sequence` and `prometheus`), and which values are good.
+///
+/// It goes back by itself, at night too: where nothing was attempted it must have no value (NoData) rather than a bad one.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[x_kube(
     validation = Rule::new("[has(self.sql), has(self.http), has(self.sequence), has(self.prometheus)].filter(x, x).size() == 1")
         .message("exactly one of sql, http, sequence and prometheus must be set"),
-    validation = Rule::new("has(self.http) || has(self.sequence) || has(self.max) || has(self.min) || has(self.equals)")
-        .message("a limit is missing: set max, min or equals, for example min: \"1\"")
+    validation = Rule::new("(has(self.http) && !has(self.http.jsonPath) && !has(self.http.percentile)) || has(self.sequence) || has(self.max) || has(self.min) || has(self.equals)")
+        .message("a limit is missing: set max, min or equals, for example min: \"0.5\"; without it any value of http.jsonPath or http.percentile would do"),
+    validation = Rule::new("!has(self.max) || !has(self.min) || double(self.min) <= double(self.max)")
+        .message("min must be at most max: no value would be good"),
+    validation = Rule::new("!has(self.equals) || has(self.sql) || (has(self.http) && has(self.http.jsonPath)) || self.equals.matches('^-?[0-9]+([.][0-9]+)?$')")
+        .message("equals must be a decimal number, for example \"0\": only sql and http.jsonPath give texts"),
+    validation = Rule::new("!has(self.prometheus) || (has(self.prometheus.samplesQuery) && has(self.minimumSamples))")
+        .message("a trigger with prometheus needs samplesQuery, the query that counts the attempts, and minimumSamples, for example 20: else one failed attempt at night goes back"),
+    validation = Rule::new("!has(self.minimumSamples) || has(self.prometheus) || (has(self.http) && has(self.http.percentile))")
+        .message("minimumSamples needs prometheus or http.percentile: other sources count no samples; let a query of sql give NULL when there are too few")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct TriggerSource {
-    /// A query whose first column of its first row is the value.
+    /// A query on the migrated database. The value is the first column of its first row; NULL, or no row, is NoData, which never goes
+    /// back: give NULL when nothing was attempted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sql: Option<SqlCheck>,
-    /// A request.
+    /// A request to the application. The value is its time in milliseconds; with `percentile` that percentile of the last 100 times; with
+    /// `jsonPath` what it finds in the answer. Without a limit it passes when `expectedStatus` comes within `timeout`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<HttpCheck>,
-    /// Requests one after another.
+    /// Requests one after another, with values carried from step to step, such as a login's token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sequence: Option<SequenceCheck>,
-    /// An instant query.
+    /// An instant query to Prometheus, whose result is the value. Needs `samplesQuery` and `minimumSamples`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prometheus: Option<PrometheusCheck>,
-    /// Largest good value, a decimal number.
+    /// Largest good value, a decimal number in quotes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(regex(pattern = r"^-?[0-9]+(\.[0-9]+)?$"))]
+    #[schemars(length(max = 40), regex(pattern = r"^-?[0-9]+(\.[0-9]+)?$"))]
     pub max: Option<String>,
-    /// Smallest good value, a decimal number.
+    /// Smallest good value, a decimal number in quotes. At most `max`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(regex(pattern = r"^-?[0-9]+(\.[0-9]+)?$"))]
+    #[schemars(length(max = 40), regex(pattern = r"^-?[0-9]+(\.[0-9]+)?$"))]
     pub min: Option<String>,
-    /// The only good value.
+    /// The only good value: a decimal number in quotes, or a text for `sql` and `http` with `jsonPath`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256))]
     pub equals: Option<String>,
+    /// With fewer samples nothing is said (NoData). Samples are what `prometheus.samplesQuery` counts, or the times behind
+    /// `http.percentile`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub minimum_samples: Option<u64>,
 }
 
 /// Too many requests fail.
@@ -136,7 +156,8 @@ pub struct TriggerSource {
 #[x_kube(validation = Rule::new("has(self.prometheus.samplesQuery)").message("errorRate.prometheus needs samplesQuery, the query that counts the requests"))]
 #[serde(rename_all = "camelCase")]
 pub struct ErrorRate {
-    /// Query whose result is failed requests by all requests, 0 to 1.
+    /// Query whose result is failed requests by all requests, 0 to 1. A 503 for writes that are paused in the window is no failure:
+    /// leave it out, for example `code=~"5..", code!="503"`.
     pub prometheus: PrometheusCheck,
     /// Largest good part. 0.05, the checklist's value.
     #[serde(default = "five_percent")]
@@ -173,13 +194,15 @@ impl Triggers {
             ..Check::named(name)
         });
         let sourced = |check: Check, source: &Option<TriggerSource>| {
-            source.clone().map(|TriggerSource { sql, mut http, mut sequence, prometheus, max, min, equals }| {
+            source.clone().map(|source| {
+                let TriggerSource { sql, mut http, mut sequence, prometheus, max, min, equals, minimum_samples } =
+                    source;
                 // An application that hangs must be noticed as soon as one that fails.
                 let steps = sequence.iter_mut().flat_map(|s| &mut s.steps).map(|step| &mut step.timeout);
                 for timeout in http.iter_mut().map(|http| &mut http.timeout).chain(steps) {
                     *timeout = (*timeout).min(LONGEST_ANSWER.into());
                 }
-                Check { sql, http, sequence, prometheus, max, min, equals, ..check }
+                Check { sql, http, sequence, prometheus, max, min, equals, minimum_samples, ..check }
             })
         };
         [
@@ -284,6 +307,18 @@ mod tests {
         let rate = &checks[4];
         assert_eq!((rate.max.as_deref(), rate.minimum_samples), (Some("0.05"), Some(100)));
         assert!(checks.iter().all(|c| std::time::Duration::from(c.interval).as_secs() == 1));
+    }
+
+    /// At night, or right after the window, few or none may be attempted: that is no value, and never a bad one.
+    #[test]
+    fn a_trigger_says_nothing_without_enough_samples() {
+        let query = json!({"url": "http://prometheus", "query": "a", "samplesQuery": "b"});
+        let source = json!({"prometheus": query, "min": "0.5", "minimumSamples": 20});
+        let p95 = json!({"http": {"url": "http://shop", "percentile": 95}, "max": "500", "minimumSamples": 10});
+        let checks = triggers(json!({"paymentProcessing": source, "coreFunction": p95})).checks();
+        let of = |name: &str| checks.iter().find(|c| c.name == name).unwrap();
+        assert_eq!(of("payment-processing").minimum_samples, Some(20));
+        assert_eq!(of("core-function").minimum_samples, Some(10));
     }
 
     /// Three measurements, an answer that takes 2 s, and the report's second, with one left for the controller.

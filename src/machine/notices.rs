@@ -58,10 +58,15 @@ impl Machine<'_> {
             retry_at: None,
             deliveries: vec![],
         });
-        // The oldest that are over go: a status must not grow without end.
+        // The oldest that are over go: a status must not grow without end. The last that told of the plan and of the maintenance stay: else
+        // reminders, one a day, would leave the record without them.
+        let last =
+            |occasion| self.s.notices.iter().rfind(|n| n.notice.occasion == occasion).map(|n| n.notice.id.clone());
+        let stay = [last(Occasion::Planned), last(Occasion::MaintenanceStarts)];
         let mut surplus = self.s.notices.len().saturating_sub(KEPT);
         self.s.notices.retain(|n| {
-            let goes = surplus > 0 && n.state != NoticeState::Pending;
+            let stays = n.state == NoticeState::Pending || stay.iter().flatten().any(|id| *id == n.notice.id);
+            let goes = surplus > 0 && !stays;
             surplus -= usize::from(goes);
             !goes
         });

@@ -13,6 +13,7 @@ use super::{
     answer::{Answer, Format, duration, seconds},
     completion,
     connect::Connection,
+    printed::plugin,
 };
 use crate::api::{CreditMigration, Decision, MigrationDecision, MigrationDecisionSpec, Phase, Step, Task};
 
@@ -135,7 +136,7 @@ fn fits(m: &CreditMigration, decision: Decision, by: &str) -> Result<(), Error> 
     let phase = status.and_then(|s| s.phase);
     let has_digest = status.and_then(|s| s.plan.as_ref()).is_some_and(|p| p.digest.is_some());
     let author = m.spec.requested_by == by;
-    let name = m.name_any();
+    let (namespace, name) = (m.namespace().unwrap_or_default(), m.name_any());
     let refuse = |why: &str| Err(Error::Unfit(format!("{why}; {}", standing(m))));
     match decision {
         Decision::Execute | Decision::Reject if phase != Some(Phase::AwaitingApproval) => {
@@ -161,17 +162,18 @@ fn fits(m: &CreditMigration, decision: Decision, by: &str) -> Result<(), Error> 
             refuse("the migration has ended")
         }
         Decision::Abort if matches!(phase, Some(Phase::RollingBack | Phase::RollbackFailed)) => {
-            refuse("it is on its way back already; after RollbackFailed the verb is rollback --confirm --reason")
+            let again = plugin(&namespace, format!("rollback {name} --confirm --reason \"...\""));
+            refuse(&format!("it is on its way back already; after RollbackFailed: {again}"))
         }
         Decision::Revert if phase == Some(Phase::RollingBack) => {
-            refuse(&format!("it is on its way back already; next: kubectl creditmigration watch {name}"))
+            let next = plugin(&namespace, format!("watch {name}"));
+            refuse(&format!("it is on its way back already; next: {next}"))
         }
         Decision::Revert
             if matches!(phase, None | Some(Phase::Preparing | Phase::AwaitingApproval | Phase::Failed)) =>
         {
-            refuse(&format!(
-                "the window was not opened, nothing was changed; to stop it: kubectl creditmigration abort {name}"
-            ))
+            let next = plugin(&namespace, format!("abort {name}"));
+            refuse(&format!("the window was not opened, nothing was changed; to stop it: {next}"))
         }
         _ => Ok(()),
     }
@@ -254,7 +256,10 @@ fn preview(m: &CreditMigration) -> Preview {
         undone,
         writes_since_cut_over,
         window: if in_first_window { "the window is open: its own run goes back".into() } else { expected },
-        next: format!("kubectl creditmigration rollback {} --confirm --reason \"...\"", m.name_any()),
+        next: plugin(
+            &m.namespace().unwrap_or_default(),
+            format!("rollback {} --confirm --reason \"...\"", m.name_any()),
+        ),
     }
 }
 
@@ -273,12 +278,14 @@ mod tests {
     use crate::{
         api::{CreditMigrationStatus, Plan, RollbackStatus, Time, WindowStatus},
         machine::fixture::{rehearsal, spec},
+        plugin::printed::tests::sound,
     };
 
     fn migration(phase: Phase) -> CreditMigration {
         let plan =
             Plan { digest: Some("sha256:x".into()), generation: 1, up_sha256: "u".into(), down_sha256: "d".into() };
         let mut m = CreditMigration::new("m", spec());
+        m.metadata.namespace = Some("shop".into());
         m.status = Some(CreditMigrationStatus { phase: Some(phase), plan: Some(plan), ..Default::default() });
         m
     }
@@ -321,8 +328,8 @@ mod tests {
     #[case(Decision::Abort, Phase::Completed, "ann", "has ended")]
     #[case(Decision::Abort, Phase::RollbackFailed, "ann", "way back already")]
     #[case(Decision::Revert, Phase::RolledBack, "ann", "has ended")]
-    #[case(Decision::Revert, Phase::RollingBack, "ann", "creditmigration watch m")]
-    #[case(Decision::Revert, Phase::AwaitingApproval, "ann", "creditmigration abort m")]
+    #[case(Decision::Revert, Phase::RollingBack, "ann", "creditmigration -n shop watch m")]
+    #[case(Decision::Revert, Phase::AwaitingApproval, "ann", "creditmigration -n shop abort m")]
     #[case(Decision::Revert, Phase::Failed, "ann", "nothing was changed")]
     fn a_word_that_would_do_nothing(
         #[case] decision: Decision,
@@ -332,6 +339,8 @@ mod tests {
     ) {
         let error = decision_on(&migration(phase), decision, by, None).unwrap_err();
         assert!(error.to_string().contains(why), "{error}");
+        let printed = error.to_string().matches("kubectl ").count();
+        assert_eq!(sound(&error.to_string(), "shop"), printed);
         assert_eq!(error.exit(), super::super::Exit::Unfit);
     }
 
@@ -369,10 +378,11 @@ mod tests {
             "not known yet",
             "about 12s",
             "1m at most",
-            "nothing was done; next: kubectl creditmigration rollback m --confirm --reason",
+            "nothing was done; next: kubectl creditmigration -n shop rollback m --confirm --reason",
         ] {
             assert!(text.contains(part), "{part}:\n{text}");
         }
+        assert_eq!(sound(&text, "shop"), 1);
         m.status.as_mut().unwrap().users_written = Some(3);
         let text = preview_text(&m, &preview(&m));
         assert!(text.contains("3 users were written on the new version"), "{text}");

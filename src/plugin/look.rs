@@ -5,7 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::ConfigMap};
 
-use super::answer::{Finding, State, finding};
+use super::{
+    answer::{Finding, State, finding},
+    printed::kubectl,
+};
 use crate::{
     api::{CreditMigrationSpec, KeyRef},
     controller::reads_flag,
@@ -28,6 +31,8 @@ pub(super) enum Look<T> {
 /// Objects of a namespace, by name. What is not in it was not looked for.
 #[derive(Clone, Debug, Default)]
 pub(super) struct World {
+    /// The namespace; empty if it is not known.
+    pub(super) namespace: String,
     /// ConfigMaps.
     pub(super) config_maps: BTreeMap<String, Look<ConfigMap>>,
     /// Deployments.
@@ -47,11 +52,13 @@ pub(super) struct Needs {
     pub(super) secrets: BTreeMap<String, BTreeMap<String, String>>,
 }
 
-/// Variables of a template, `secret.KEY` among them. A template that cannot be parsed has none: it is told elsewhere.
+/// Variables of a template, `secret.KEY` among them; functions that every template has, such as `range`, are none. A template that
+/// cannot be parsed has none: it is told elsewhere.
 pub(super) fn variables(template: &str) -> BTreeSet<String> {
     let environment = minijinja::Environment::new();
-    let parsed = environment.template_from_str(template);
-    parsed.map(|t| t.undeclared_variables(true).into_iter().collect()).unwrap_or_default()
+    let Ok(parsed) = environment.template_from_str(template) else { return BTreeSet::new() };
+    let is_function = |variable: &String| environment.globals().any(|(name, _)| variable == name);
+    parsed.undeclared_variables(true).into_iter().filter(|variable| !is_function(variable)).collect()
 }
 
 /// Names of what a spec needs.
@@ -139,7 +146,8 @@ pub(super) fn look(spec: &CreditMigrationSpec, world: &World) -> Vec<Finding> {
     let sql = &spec.migration;
     for (what, source) in [("up SQL", &sql.up), ("down SQL", &sql.down)] {
         let r = &source.config_map_key_ref;
-        found.extend(config_map_key(what, r, world, &format!("--from-file={}=FILE", r.key), |text| {
+        let edit = kubectl(&world.namespace, format!("edit configmap {}", r.name));
+        found.extend(config_map_key(what, r, world, [&format!("--from-file={}=FILE", r.key), &edit], |text| {
             sql_problem(&r.key, text)
         }));
     }
@@ -153,7 +161,7 @@ pub(super) fn look(spec: &CreditMigrationSpec, world: &World) -> Vec<Finding> {
                 "templates",
                 &format!("ConfigMap {}", r.name),
                 unseen,
-                format!("kubectl create configmap {} --from-file=FOLDER", r.name),
+                kubectl(&world.namespace, format!("create configmap {} --from-file=FOLDER", r.name)),
             ),
         });
     }
@@ -163,7 +171,7 @@ pub(super) fn look(spec: &CreditMigrationSpec, world: &World) -> Vec<Finding> {
         let what = format!("deployment/{name}");
         let key = &spec.application.flag.config_map_key_ref;
         found.push(match seen(look) {
-            Err(unseen) => told(&what, &what, unseen, "kubectl get deployments".into()),
+            Err(unseen) => told(&what, &what, unseen, kubectl(&world.namespace, "get deployments")),
             Ok(d) if reads.iter().any(|w| w.name == name) && !reads_flag(d, key) => finding(
                 &what,
                 State::Wrong,
@@ -181,7 +189,7 @@ pub(super) fn look(spec: &CreditMigrationSpec, world: &World) -> Vec<Finding> {
     }
     for (name, keys) in needs(spec).secrets {
         let Some(look) = world.secrets.get(&name) else { continue };
-        found.push(secret(&name, &keys, look));
+        found.push(secret(&name, &keys, look, &world.namespace));
     }
     found
 }
@@ -202,22 +210,24 @@ fn told(what: &str, object: &str, unseen: Option<&str>, next: String) -> Finding
     }
 }
 
-/// A key of a ConfigMap, and what its text is worth; `from` is the option that creates it. Nothing if nobody looked for the map.
+/// A key of a ConfigMap, and what its text is worth; `from` are the options that create the map with it, `add` the command that adds it
+/// to a map that is there. Nothing if nobody looked for the map.
 fn config_map_key(
     what: &str,
     r: &KeyRef,
     world: &World,
-    from: &str,
+    [from, add]: [&str; 2],
     problem: impl Fn(&str) -> Option<(State, String)>,
 ) -> Option<Finding> {
     let look = world.config_maps.get(&r.name)?;
-    let create = format!("kubectl create configmap {} {from}", r.name);
+    let create = kubectl(&world.namespace, format!("create configmap {} {from}", r.name));
     let map = match seen(look) {
         Ok(map) => map,
         Err(unseen) => return Some(told(what, &format!("ConfigMap {}", r.name), unseen, create)),
     };
     let Some(text) = map.data.as_ref().and_then(|d| d.get(&r.key)) else {
-        let text = format!("ConfigMap {} has no key {}; next: add it", r.name, r.key);
+        let add = if matches!(look, Look::InFile(_)) { "add it in the file" } else { add };
+        let text = format!("ConfigMap {} has no key {}; next: {add}", r.name, r.key);
         return Some(finding(what, State::Missing, text));
     };
     let place = if matches!(look, Look::InFile(_)) { ", in the given files" } else { "" };
@@ -243,10 +253,11 @@ fn flag(spec: &CreditMigrationSpec, world: &World) -> Vec<Finding> {
     let flag = &spec.application.flag;
     let r = &flag.config_map_key_ref;
     let set = |key: &str, value: &str| {
-        format!("kubectl patch configmap {} --type=merge -p '{{\"data\":{{\"{key}\":\"{value}\"}}}}'", r.name)
+        let patch = format!("patch configmap {} --type=merge -p '{{\"data\":{{\"{key}\":\"{value}\"}}}}'", r.name);
+        kubectl(&world.namespace, patch)
     };
     let literals = format!("--from-literal={}={} --from-literal={}=true", r.key, flag.from, flag.rollback_key);
-    let mut found: Vec<Finding> = config_map_key("flag", r, world, &literals, |value| {
+    let mut found: Vec<Finding> = config_map_key("flag", r, world, [&literals, &set(&r.key, &flag.from)], |value| {
         (value != flag.from).then(|| {
             let text = format!(
                 "key {} of ConfigMap {} is {value:?}, expected {:?}; next: {}",
@@ -267,7 +278,8 @@ fn flag(spec: &CreditMigrationSpec, world: &World) -> Vec<Finding> {
         found.push(finding("flag", State::Wrong, text));
     }
     let key = KeyRef { name: r.name.clone(), key: flag.rollback_key.clone() };
-    found.extend(config_map_key("application is prepared for the way back", &key, world, &literals, |value| {
+    let add = set(&key.key, "true");
+    found.extend(config_map_key("application is prepared for the way back", &key, world, [&literals, &add], |value| {
         (value != "true").then(|| {
             let text = format!(
                 "key {} of ConfigMap {} is {value:?}, expected \"true\"; next: {}",
@@ -281,12 +293,12 @@ fn flag(spec: &CreditMigrationSpec, world: &World) -> Vec<Finding> {
     found
 }
 
-fn secret(name: &str, keys: &BTreeMap<String, String>, look: &Look<BTreeSet<String>>) -> Finding {
+fn secret(name: &str, keys: &BTreeMap<String, String>, look: &Look<BTreeSet<String>>, namespace: &str) -> Finding {
     let what = format!("secret/{name}");
     let literals: Vec<String> = keys.keys().map(|k| format!("--from-literal={k}=...")).collect();
     match seen(look) {
         Err(unseen) => {
-            let next = format!("kubectl create secret generic {name} {}", literals.join(" "));
+            let next = kubectl(namespace, format!("create secret generic {name} {}", literals.join(" ")));
             told(&what, &what, unseen, next.trim_end().to_owned())
         }
         Ok(there) => {
@@ -297,7 +309,15 @@ fn secret(name: &str, keys: &BTreeMap<String, String>, look: &Look<BTreeSet<Stri
                 let text = if names.is_empty() { "there".to_owned() } else { format!("keys {}", names.join(", ")) };
                 return finding(&what, State::Ok, text);
             }
-            finding(&what, State::Missing, format!("has no key {}; next: add it", absent.join(", ")))
+            let next = match look {
+                Look::InFile(_) => "add it in the file".to_owned(),
+                Look::Found(_) | Look::Missing | Look::Unseen(_) => {
+                    let data = keys.keys().filter(|k| !there.contains(*k)).map(|k| format!("\"{k}\":\"...\""));
+                    let data = data.collect::<Vec<_>>().join(",");
+                    kubectl(namespace, format!("patch secret {name} --type=merge -p '{{\"stringData\":{{{data}}}}}'"))
+                }
+            };
+            finding(&what, State::Missing, format!("has no key {}; next: {next}", absent.join(", ")))
         }
     }
 }
@@ -307,7 +327,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::machine::fixture::spec;
+    use crate::{machine::fixture::spec, plugin::printed::tests::sound};
 
     fn config_map(data: Value) -> Look<ConfigMap> {
         Look::Found(serde_json::from_value(json!({"data": data})).unwrap())
@@ -319,6 +339,7 @@ mod tests {
             {"name": "c", "envFrom": [{"configMapRef": {"name": "shop"}}]}]}}}, "status": {"availableReplicas": 1}});
         let keys = |keys: &[&str]| Look::Found(keys.iter().map(|k| (*k).to_owned()).collect());
         World {
+            namespace: "shop".into(),
             config_maps: [
                 ("sql".to_owned(), config_map(json!({"up": "SELECT 1", "down": "SELECT 2;"}))),
                 ("shop".to_owned(), config_map(json!({"VERSION": "v1", "ENABLE_ROLLBACK": "true"}))),
@@ -357,13 +378,13 @@ mod tests {
     }
 
     #[rstest::rstest]
-    #[case::no_map("sql", None, State::Missing, "kubectl create configmap sql --from-file=up=FILE")]
-    #[case::no_key("sql", Some(json!({"up": "SELECT 1"})), State::Missing, "has no key down")]
+    #[case::no_map("sql", None, State::Missing, "kubectl -n shop create configmap sql --from-file=up=FILE")]
+    #[case::no_key("sql", Some(json!({"up": "SELECT 1"})), State::Missing, "has no key down; next: kubectl -n shop edit configmap sql")]
     #[case::commit("sql", Some(json!({"up": "SELECT 1;\nCOMMIT", "down": "SELECT 1"})), State::Wrong, "SqlTransactionControl: up, line 2")]
     #[case::doubtful("sql", Some(json!({"up": "ALTER TABEL t", "down": "SELECT 1"})), State::Note, "the server's parser decides")]
     #[case::flag_elsewhere("shop", Some(json!({"VERSION": "v2", "ENABLE_ROLLBACK": "true"})), State::Wrong, "is \"v2\", expected \"v1\"")]
     #[case::not_prepared("shop", Some(json!({"VERSION": "v1", "ENABLE_ROLLBACK": "false"})), State::Wrong, "is \"false\", expected \"true\"")]
-    #[case::no_rollback_key("shop", Some(json!({"VERSION": "v1"})), State::Missing, "no key ENABLE_ROLLBACK")]
+    #[case::no_rollback_key("shop", Some(json!({"VERSION": "v1"})), State::Missing, "no key ENABLE_ROLLBACK; next: kubectl -n shop patch configmap shop --type=merge -p '{\"data\":{\"ENABLE_ROLLBACK\":\"true\"}}'")]
     fn a_config_map_that_does_not_fit(
         #[case] name: &str,
         #[case] data: Option<Value>,
@@ -374,6 +395,29 @@ mod tests {
         world.config_maps.insert(name.into(), data.map_or(Look::Missing, config_map));
         let found = bad(&world);
         assert!(found.iter().any(|f| f.state == state && f.message.contains(part)), "{found:?}");
+        found.iter().for_each(|f| assert!(sound(&f.message, "shop") <= 1, "{f:?}"));
+    }
+
+    /// What is there cannot be created.
+    #[test]
+    fn a_command_fits_what_is_there() {
+        let mut world = good();
+        world.config_maps.insert("shop".into(), Look::Missing);
+        world.deployments.insert("shop".into(), Look::Missing);
+        world.secrets.insert("bucket".into(), Look::Found(["accessKeyId".to_owned()].into()));
+        world.secrets.insert("db".into(), Look::Missing);
+        let found = bad(&world);
+        let commands: usize = found.iter().map(|f| sound(&f.message, "shop")).sum();
+        assert_eq!(commands, found.len(), "{found:?}");
+        for part in [
+            "next: kubectl -n shop create configmap shop --from-literal=VERSION=v1 --from-literal=ENABLE_ROLLBACK=true",
+            "next: kubectl -n shop patch secret bucket --type=merge -p '{\"stringData\":{\"secretAccessKey\":\"...\"}}'",
+            "next: kubectl -n shop create secret generic db --from-literal=url=...",
+        ] {
+            assert!(found.iter().any(|f| f.message.contains(part)), "{part}: {found:?}");
+        }
+        world.secrets.insert("bucket".into(), Look::InFile(["accessKeyId".to_owned()].into()));
+        assert!(bad(&world).iter().any(|f| f.message.ends_with("next: add it in the file")), "{:?}", bad(&world));
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod lint;
 mod logs;
 mod look;
 mod plan;
+mod printed;
 mod procedure;
 mod report;
 mod status;

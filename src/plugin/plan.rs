@@ -1,6 +1,6 @@
 //! `plan`: what would happen and what is missing, against the server, without changing anything.
 //!
-//! A file is applied with `dryRun=All`, so that schema, rules and admission policies speak; then each thing that the spec
+//! A file is written with `dryRun=All`, so that schema, rules and admission policies speak; then each thing that the spec
 //! names is looked at. Nothing is written.
 
 use std::{collections::BTreeSet, fmt::Write as _, future::Future};
@@ -14,7 +14,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, ResourceExt,
-    api::{ListParams, Patch, PatchParams, ValidationDirective},
+    api::{ListParams, PostParams},
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -36,7 +36,7 @@ use crate::{
 };
 
 pub(super) const EXAMPLES: &str = "\
-Nothing is changed: a file is applied with dryRun=All only. ConfigMaps in the same files count as if they were there.
+Nothing is changed: a file is written with dryRun=All only. ConfigMaps in the same files count as if they were there.
 Exit code 3: something is missing or wrong. What is not covered or could not be looked at is told, and is no error.
 
 Examples:
@@ -133,7 +133,9 @@ fn the_migration(documents: &[Document]) -> Result<&Document, Error> {
     let mut all = documents.iter().filter(|d| d.kind() == "CreditMigration");
     match (all.next(), all.next()) {
         (Some(one), None) => Ok(one),
-        (None, _) => Err(Error::Content("no CreditMigration in the files; next: kubectl creditmigration lint".into())),
+        (None, _) => {
+            Err(Error::Content("no CreditMigration in the files; next: kubectl creditmigration lint -f FILE".into()))
+        }
         _ => Err(Error::Content("more than one CreditMigration in the files; next: plan them one by one".into())),
     }
 }
@@ -152,15 +154,8 @@ async fn dry_run(
     let Some(name) = wanted.value.pointer("/metadata/name").and_then(Value::as_str) else {
         return Err(Error::Content(format!("{} has no metadata.name", wanted.title())));
     };
-    let params = PatchParams {
-        dry_run: true,
-        force: true,
-        field_manager: Some(MANAGER.into()),
-        field_validation: Some(ValidationDirective::Strict),
-    };
-    let api: Api<CreditMigration> = connection.api();
     let what = "the API server takes it";
-    match api.patch(name, &params, &Patch::Apply(&wanted.value)).await {
+    match try_to_write(connection, name, &wanted.value).await {
         Ok(made) => {
             found.push(finding(what, State::Ok, "schema, rules and admission: a dry run was accepted"));
             Ok(made)
@@ -170,7 +165,7 @@ async fn dry_run(
             found.push(finding(what, State::NotLooked, "its kind is not served"));
             local()
         }
-        Err(kube::Error::Api(status)) if status.code == 403 && !status.message.contains("denied request") => {
+        Err(kube::Error::Api(status)) if is_without_right(status.code, &status.message) => {
             found.push(finding(what, State::NotLooked, status.message.clone()));
             local()
         }
@@ -180,6 +175,46 @@ async fn dry_run(
         }
         Err(other) => Err(other.into()),
     }
+}
+
+/// Creates the object, or replaces the one that is there, on trial. A server-side apply would not do: under a manager of its own it keeps
+/// the fields that the file no longer has.
+async fn try_to_write(connection: &Connection, name: &str, wanted: &Value) -> kube::Result<CreditMigration> {
+    let live = connection.api::<CreditMigration>().get_opt(name).await?;
+    let url = <CreditMigration as kube::Resource>::url_path(&(), Some(&connection.namespace));
+    let request = kube::core::Request::new(url);
+    let params = PostParams { dry_run: true, field_manager: Some(MANAGER.into()) };
+    let body = serde_json::to_vec(&as_written(wanted, live.as_ref())).map_err(kube::Error::SerdeError)?;
+    let request = match live {
+        Some(_) => request.replace(name, &params, body),
+        None => request.create(&params, body),
+    };
+    let mut request = request.map_err(kube::Error::BuildRequest)?;
+    // An unknown field is refused, as kubectl has it.
+    if let Ok(strict) = format!("{}&fieldValidation=Strict", request.uri()).parse() {
+        *request.uri_mut() = strict;
+    }
+    connection.client.request(request).await
+}
+
+/// What is sent: the file; over an object that is there, the file's spec with the metadata that others gave it.
+fn as_written(wanted: &Value, live: Option<&CreditMigration>) -> Value {
+    let mut sent = wanted.clone();
+    let Some(live) = live else { return sent };
+    let mut metadata = serde_json::to_value(&live.metadata).unwrap_or_default();
+    for part in ["labels", "annotations"] {
+        for (key, value) in wanted["metadata"][part].as_object().into_iter().flatten() {
+            metadata[part][key] = value.clone();
+        }
+    }
+    sent["metadata"] = metadata;
+    sent
+}
+
+/// Whether the API server's answer says that this user lacks the right. Any other refusal, such as that of a policy or a webhook, is one of
+/// the object.
+fn is_without_right(code: u16, message: &str) -> bool {
+    code == 403 && message.contains(" cannot ") && !message.contains("denied")
 }
 
 /// Whether the operator's kinds are served and its policies are there.
@@ -234,7 +269,7 @@ async fn look_at<T>(get: impl Future<Output = kube::Result<Option<T>>>, plural: 
 /// Everything that the spec names, from the API server. Of a Secret the names of the keys are kept.
 async fn fetch(connection: &Connection, spec: &CreditMigrationSpec) -> Result<World, Error> {
     let needs = needs(spec);
-    let mut world = World::default();
+    let mut world = World { namespace: connection.namespace.clone(), ..World::default() };
     for name in needs.config_maps {
         let seen = look_at(connection.api::<ConfigMap>().get_opt(&name), "configmaps").await;
         world.config_maps.insert(name, seen);
@@ -397,6 +432,44 @@ mod tests {
         assert_eq!(world.config_maps.keys().collect::<Vec<_>>(), ["a"]);
         let Some(Look::InFile(keys)) = world.secrets.get("s") else { panic!("{world:?}") };
         assert_eq!(keys.iter().collect::<Vec<_>>(), ["k", "l"]);
+    }
+
+    /// What the file no longer has is gone, what others have put into the metadata stays.
+    #[test]
+    fn what_is_written_over_an_object_is_the_files_spec() {
+        let mut live = CreditMigration::new("m", spec());
+        live.spec.schedule.start_at = Some(time("2031-01-01T00:00:00Z"));
+        live.metadata.resource_version = Some("7".into());
+        live.metadata.finalizers = Some(vec!["creditmigration.io/window".into()]);
+        live.metadata.labels = Some([("by".to_owned(), "argo".to_owned())].into());
+        let mut wanted = serde_json::to_value(CreditMigration::new("m", spec())).unwrap();
+        wanted["metadata"]["annotations"] = serde_json::json!({"why": "later"});
+        assert_eq!(as_written(&wanted, None), wanted);
+        let sent = as_written(&wanted, Some(&live));
+        assert_eq!(sent["spec"], wanted["spec"]);
+        assert!(sent["spec"]["schedule"].get("startAt").is_none());
+        let metadata = &sent["metadata"];
+        assert_eq!(metadata["resourceVersion"], "7", "nothing that came meanwhile is passed over");
+        assert_eq!(metadata["finalizers"][0], "creditmigration.io/window");
+        assert_eq!((&metadata["labels"]["by"], &metadata["annotations"]["why"]), (&"argo".into(), &"later".into()));
+    }
+
+    #[rstest::rstest]
+    #[case(
+        403,
+        "creditmigrations.creditmigration.io \"m\" is forbidden: User \"bob\" cannot update resource \"creditmigrations\" in API group \"creditmigration.io\" in the namespace \"shop\"",
+        true
+    )]
+    #[case(403, "admission webhook \"a.example.com\" denied the request: migrations cannot start in December", false)]
+    #[case(
+        403,
+        "creditmigrations.creditmigration.io \"m\" is forbidden: ValidatingAdmissionPolicy 'a' with binding 'b' denied request: requestedBy",
+        false
+    )]
+    #[case(403, "creditmigrations.creditmigration.io \"m\" is forbidden: exceeded quota: q", false)]
+    #[case(422, "CreditMigration is invalid: it cannot be", false)]
+    fn only_a_lacking_right_is_no_refusal(#[case] code: u16, #[case] message: &str, #[case] lacking: bool) {
+        assert_eq!(is_without_right(code, message), lacking);
     }
 
     #[test]

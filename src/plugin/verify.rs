@@ -14,6 +14,7 @@ use super::{
     answer::{Answer, Finding, Format, State, exit_of, finding, findings_table, seconds},
     completion,
     connect::Connection,
+    printed::plugin,
 };
 use crate::{
     api::{
@@ -21,6 +22,7 @@ use crate::{
         ReportEvidence, Step, StepState, Task, Time, WindowProgress, WindowState, sha256,
     },
     machine::{plan_digest, span},
+    telemetry,
 };
 
 pub(super) const EXAMPLES: &str = "\
@@ -44,6 +46,8 @@ pub(super) struct Args {
 /// Everything that evidence is read from.
 #[derive(Clone, Debug)]
 pub(super) struct Record {
+    /// When it was read.
+    pub(super) at: Time,
     /// The migration.
     pub(super) migration: CreditMigration,
     /// Decisions on this very migration, oldest first.
@@ -82,7 +86,7 @@ pub(super) async fn fetch(connection: &Connection, name: &str) -> Result<Record,
     let sql = &migration.spec.migration;
     let sql =
         [sha_of(connection, &sql.up.config_map_key_ref).await, sha_of(connection, &sql.down.config_map_key_ref).await];
-    Ok(Record { migration, decisions, runs, sql })
+    Ok(Record { at: telemetry::now(), migration, decisions, runs, sql })
 }
 
 async fn sha_of(connection: &Connection, key: &KeyRef) -> Option<String> {
@@ -98,9 +102,19 @@ impl Record {
     /// People who approved a digest, the author aside.
     pub(super) fn approvers(&self, digest: &str, after: Option<Time>) -> BTreeSet<String> {
         self.words(Decision::Execute, digest)
-            .filter(|d| after.is_none_or(|t| d.metadata.creation_timestamp.as_ref().is_some_and(|c| c.0 > t)))
+            .filter(|d| is_after(d, after))
             .map(|d| d.spec.by.clone())
             .filter(|by| *by != self.migration.spec.requested_by)
+            .collect()
+    }
+
+    /// People who said that they are present for a digest. `fresh`: only who said so within `presence.within`.
+    fn present(&self, digest: &str, after: Option<Time>, fresh: bool) -> BTreeSet<String> {
+        let within = span(self.migration.spec.schedule.presence.within);
+        let since = fresh.then(|| self.at.checked_sub(within).unwrap_or(Time::MIN));
+        self.words(Decision::Ready, digest)
+            .filter(|d| is_after(d, after) && is_after(d, since))
+            .map(|d| d.spec.by.clone())
             .collect()
     }
 
@@ -114,6 +128,11 @@ impl Record {
         let told = of_task.filter_map(|r| Some((r, r.status.as_ref()?.window.as_ref()?)));
         told.max_by_key(|(r, _)| r.spec.attempt)
     }
+}
+
+/// Whether a decision was made after a time. One without a time of its own was not.
+fn is_after(decision: &MigrationDecision, after: Option<Time>) -> bool {
+    after.is_none_or(|t| decision.metadata.creation_timestamp.as_ref().is_some_and(|c| c.0 > t))
 }
 
 /// The phases in which writes have been, or are, blocked: approvals were needed by then.
@@ -280,7 +299,8 @@ fn people(record: &Record, status: &CreditMigrationStatus) -> Vec<Finding> {
     let after = status.approvals_after;
     let people = record.approvers(&digest, after);
     let (needed, names) = (spec.approval.required as usize, list(&people));
-    let next = format!("next: kubectl creditmigration approve {}", record.migration.name_any());
+    let (namespace, name) = (record.migration.namespace().unwrap_or_default(), record.migration.name_any());
+    let next = format!("next: {}", plugin(&namespace, format!("approve {name}")));
     let mut found = vec![match people.len() {
         n if n >= needed => finding("approvals", State::Ok, format!("{n} of {needed}, not the author: {names}")),
         n if begun => finding("approvals", State::Missing, format!("{n} of {needed} decisions for {digest}: {names}")),
@@ -291,11 +311,21 @@ fn people(record: &Record, status: &CreditMigrationStatus) -> Vec<Finding> {
         let text = format!("status.approvedBy names {unfounded}, of whom there is no decision for {digest}");
         found.push(finding("approvals", State::Wrong, text));
     }
-    let present: BTreeSet<String> = record.words(Decision::Ready, &digest).map(|d| d.spec.by.clone()).collect();
-    let needed = spec.schedule.presence.required as usize;
+    // Until the window opens, who was there yesterday is not: the machine counts the same.
+    let present = record.present(&digest, after, !begun);
+    let needed = spec.schedule.presence.required.max(2) as usize;
     found.push(match present.len() {
         n if n >= needed => finding("presence", State::Ok, format!("{n} of {needed}: {}", list(&present))),
-        n => finding("presence", due(begun), format!("{n} of {needed}: {}", list(&present))),
+        n if begun => finding("presence", State::Missing, format!("{n} of {needed}: {}", list(&present))),
+        n => {
+            let next = plugin(&namespace, format!("ready {name}"));
+            let within = seconds(span(spec.schedule.presence.within).as_secs_f64());
+            finding(
+                "presence",
+                State::NotYet,
+                format!("{n} of {needed} within {within}: {}; next: {next}", list(&present)),
+            )
+        }
     });
     found
 }
@@ -408,178 +438,4 @@ fn reports(record: &Record, status: &CreditMigrationStatus) -> Vec<Finding> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
-    use serde_json::json;
-
-    use super::*;
-    use crate::{
-        api::{MigrationDecisionSpec, MigrationRunSpec, Plan, RunInputs},
-        machine::fixture::{backup as dump, baseline, rehearsal, spec, verification},
-        plugin::{Exit, status::tests::time},
-    };
-
-    fn at(text: &str) -> Time {
-        time(text)
-    }
-
-    fn word(decision: Decision, by: &str, digest: &str) -> MigrationDecision {
-        let mut d = MigrationDecision::new(
-            &format!("{decision:?}-{by}").to_lowercase(),
-            MigrationDecisionSpec {
-                migration: "m".into(),
-                migration_uid: "1".into(),
-                decision,
-                by: by.into(),
-                reason: Some("looked at".into()),
-                digest: Some(digest.into()),
-            },
-        );
-        d.metadata.creation_timestamp =
-            Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at("2030-01-01T01:00:00Z")));
-        d
-    }
-
-    fn run(task: Task, progress: serde_json::Value) -> MigrationRun {
-        let mut run = MigrationRun::new(
-            "m-window-1",
-            MigrationRunSpec {
-                migration: "m".into(),
-                migration_uid: "1".into(),
-                task,
-                attempt: 1,
-                plan: spec(),
-                inputs: RunInputs::default(),
-                window: None,
-            },
-        );
-        run.status = Some(serde_json::from_value(json!({"phase": "Succeeded", "window": progress})).unwrap());
-        run
-    }
-
-    /// A migration that ended well, with all of its evidence.
-    pub(crate) fn completed() -> Record {
-        let mut m = CreditMigration::new("m", spec());
-        m.metadata.uid = Some("1".into());
-        m.metadata.namespace = Some("shop".into());
-        let now = at("2030-01-01T00:00:00Z");
-        let mut status = CreditMigrationStatus {
-            phase: Some(Phase::Completed),
-            plan: Some(Plan { digest: None, generation: 1, up_sha256: "u".into(), down_sha256: "d".into() }),
-            baseline: Some(baseline(now)),
-            backup: Some(dump(now)),
-            verification: Some(verification()),
-            rehearsal: Some(rehearsal(12.0)),
-            approved_by: vec!["ann".into(), "bob".into()],
-            ..Default::default()
-        };
-        let digest = plan_digest("1", &m.spec, &status).unwrap();
-        status.plan.as_mut().unwrap().digest = Some(digest.clone());
-        m.status = Some(status);
-        let mut decisions = vec![];
-        for by in ["ann", "bob"] {
-            decisions.push(word(Decision::Execute, by, &digest));
-            decisions.push(word(Decision::Ready, by, &digest));
-        }
-        decisions.push(word(Decision::Keep, "ann", &digest));
-        let progress = json!({
-            "state": "Released", "blockedAt": "2030-01-01T02:00:00Z", "releasedAt": "2030-01-01T02:00:09Z", "proof": "25006",
-            "migrateSeconds": 0.5, "comparison": {"users": 2, "unexplained": 0, "totalBalance": "3"},
-        });
-        Record {
-            migration: m,
-            decisions,
-            runs: vec![run(Task::Window, progress)],
-            sql: [Some("u".into()), Some("d".into())],
-        }
-    }
-
-    fn bad(record: &Record) -> Vec<Finding> {
-        verify(record).into_iter().filter(|f| f.state.bad()).collect()
-    }
-
-    #[test]
-    fn evidence_that_hangs_together_is_fine() {
-        let found = verify(&completed());
-        assert_eq!(bad(&completed()), vec![]);
-        assert_eq!(exit_of(&found), Exit::Fine);
-        for what in ["backup, read back", "digest of the plan", "approvals", "writes were blocked", "decision to keep"]
-        {
-            assert!(found.iter().any(|f| f.what == what && f.state == State::Ok), "{what}: {found:#?}");
-        }
-    }
-
-    /// One piece each that is missing or does not fit.
-    #[rstest::rstest]
-    #[case::altered_backup("backup, read back", |r: &mut Record| status(r).verification.as_mut().unwrap().sha256 = "sha256:x".into())]
-    #[case::shorter_backup("backup, read back", |r: &mut Record| status(r).verification.as_mut().unwrap().bytes = 9)]
-    #[case::not_read_back("backup, read back", |r: &mut Record| status(r).verification = None)]
-    #[case::no_table_compared("rehearsal", |r: &mut Record| status(r).rehearsal.as_mut().unwrap().tables_equal = 0)]
-    #[case::other_users("rehearsal", |r: &mut Record| status(r).rehearsal.as_mut().unwrap().users = 1)]
-    #[case::another_spec("digest of the plan", |r: &mut Record| r.migration.spec.approval.required = 3)]
-    #[case::another_image("digest of the plan", |r: &mut Record| status(r).runner_image = Some("x".into()))]
-    #[case::edited_sql("up SQL", |r: &mut Record| r.sql[0] = Some("x".into()))]
-    #[case::one_approval("approvals", |r: &mut Record| r.decisions.retain(|d| d.spec.by != "bob" || d.spec.decision != Decision::Execute))]
-    #[case::one_twice("approvals", |r: &mut Record| r.decisions.iter_mut().for_each(|d| d.spec.by = "ann".into()))]
-    #[case::by_the_author("approvals", |r: &mut Record| r.decisions[0].spec.by = "author".into())]
-    #[case::of_another_plan("approvals", |r: &mut Record| r.decisions[0].spec.digest = Some("sha256:old".into()))]
-    #[case::before_the_last_window("approvals", |r: &mut Record| status(r).approvals_after = Some(at("2030-01-01T01:30:00Z")))]
-    #[case::nobody_present("presence", |r: &mut Record| r.decisions.retain(|d| d.spec.decision != Decision::Ready))]
-    #[case::no_proof("writes were blocked", |r: &mut Record| progress(r).proof = None)]
-    #[case::not_committed("SQL committed, once", |r: &mut Record| progress(r).migrate_seconds = None)]
-    #[case::unexplained("balances after the change", |r: &mut Record| progress(r).comparison.as_mut().unwrap().unexplained = 1)]
-    #[case::too_long("window", |r: &mut Record| progress(r).released_at = Some(at("2030-01-01T02:01:01Z")))]
-    #[case::no_run("window", |r: &mut Record| r.runs.clear())]
-    #[case::kept_by_the_author("decision to keep", |r: &mut Record| r.decisions.last_mut().unwrap().spec.by = "author".into())]
-    fn what_does_not_fit_is_told(#[case] what: &str, #[case] change: fn(&mut Record)) {
-        let mut record = completed();
-        change(&mut record);
-        let found = bad(&record);
-        assert!(found.iter().any(|f| f.what == what), "{what}: {found:#?}");
-    }
-
-    fn status(r: &mut Record) -> &mut CreditMigrationStatus {
-        r.migration.status.as_mut().unwrap()
-    }
-
-    fn progress(r: &mut Record) -> &mut WindowProgress {
-        r.runs[0].status.as_mut().unwrap().window.as_mut().unwrap()
-    }
-
-    #[test]
-    fn before_the_window_only_what_approval_rests_on_is_due() {
-        let mut record = completed();
-        record.decisions.clear();
-        record.runs.clear();
-        status(&mut record).phase = Some(Phase::AwaitingApproval);
-        status(&mut record).approved_by.clear();
-        assert_eq!(bad(&record), vec![]);
-        let found = verify(&record);
-        assert!(
-            found
-                .iter()
-                .any(|f| f.what == "approvals" && f.message.contains("next: kubectl creditmigration approve m"))
-        );
-        status(&mut record).rehearsal = None;
-        assert!(bad(&record).iter().any(|f| f.what == "rehearsal"));
-    }
-
-    #[test]
-    fn a_way_back_is_looked_at_too() {
-        let mut record = completed();
-        status(&mut record).phase = Some(Phase::RolledBack);
-        status(&mut record).rollback = Some(
-            serde_json::from_value(
-                json!({"cause": "TriggerFired", "message": "errors", "startedAt": "2030-01-01T03:00:00Z"}),
-            )
-            .unwrap(),
-        );
-        assert!(bad(&record).iter().any(|f| f.what == "old schema"), "{:?}", bad(&record));
-        record.runs.push(run(
-            Task::RollbackWindow,
-            json!({"state": "Reverted", "blockedAt": "2030-01-01T03:00:00Z", "releasedAt": "2030-01-01T03:00:05Z", "usersWrittenSince": 1,
-                   "comparison": {"users": 2, "unexplained": 0, "totalBalance": "3"}}),
-        ));
-        assert_eq!(bad(&record), vec![]);
-        assert!(verify(&record).iter().any(|f| f.what == "window of the way back" && f.state == State::Ok));
-    }
-}
+pub(super) mod tests;

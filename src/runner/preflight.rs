@@ -83,7 +83,7 @@ pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
             Ok(prober) => prober.ready_to_switch(probe, &work.spec.plan.application.flag).await,
             Err(failure) => Err(failure),
         };
-        findings.add("version probe", answer.map(|version| format!("the application runs {version}")));
+        findings.add(Finding::VERSION_PROBE, answer);
     }
     notify::look(work, &mut findings);
     work.progress.note("findings", &findings.list());

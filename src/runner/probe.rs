@@ -14,7 +14,7 @@ use super::{
     Failure,
     judge::{Measurement, Value},
 };
-use crate::api::{Flag, PrometheusCheck, Reason, VersionProbe};
+use crate::api::{Finding, Flag, PrometheusCheck, Reason, VersionProbe};
 
 /// Longest answer that is read.
 const MAX_BODY: usize = 1 << 20;
@@ -78,7 +78,7 @@ impl Prober {
         Ok(VersionAnswer { version: version.chars().take(100).collect(), contains })
     }
 
-    /// Whether the application runs the flag's old version and, if it says what it holds, can run the new one.
+    /// Whether the application runs the flag's old version and, if it says what it holds, can run the new one. In words.
     ///
     /// # Errors
     /// `ProbeFailed`.
@@ -104,7 +104,11 @@ impl Prober {
                 ),
             ));
         }
-        Ok(answer.version)
+        let held = match &answer.contains {
+            Some(_) => format!("it {}", Finding::HOLDS_BOTH),
+            None => "it does not say which versions it holds (list `contains` of its answer)".to_owned(),
+        };
+        Ok(format!("the application runs {}; {held}", answer.version))
     }
 
     /// One instant query, and the one that counts its samples.

@@ -59,6 +59,8 @@ async fn code_schedule_and_notices() {
             ("spec/schedule/presence/within", "25h".into(), "within must be between 1m and 24h, for example 1h"),
             ("spec/notifications/channels/0/audiences", json!(["Everybody"]), "Unsupported value: \"Everybody\""),
             ("spec/notifications/channels/0/audiences", json!([]), "spec.notifications.channels[0].audiences: Invalid value"),
+            ("spec/notifications/channels/0/audiences", json!(["Users", "Support"]), "audiences mix Team or Support, who get alarms with phone numbers, with Users, Social or StatusPage: make two channels"),
+            ("spec/notifications/channels/1/audiences", json!(["Team", "StatusPage"]), "make two channels"),
             ("spec/notifications/channels/0/slack", Value::Null, "exactly one of slack, webhook and email must be set"),
             ("spec/notifications/channels/0/webhook", json!({"urlSecretRef": {"name": "a", "key": "b"}}), "exactly one of slack, webhook and email must be set"),
             ("spec/notifications/channels/1/name", "chat".into(), "names of channels must be unique"),
@@ -97,7 +99,7 @@ async fn checks_triggers_and_follow_ups() {
             "spec/rollback",
             json!({"triggers": {
                 "balanceErrors": {}, "databaseConnection": {}, "coreFunction": {"sequence": {"steps": [step()]}},
-                "paymentProcessing": {"sql": {"query": "SELECT 1"}, "min": "1"}, "errorRate": {"prometheus": query},
+                "paymentProcessing": {"prometheus": query, "min": "1", "minimumSamples": 20}, "errorRate": {"prometheus": query},
             }}),
         );
         set(
@@ -105,6 +107,7 @@ async fn checks_triggers_and_follow_ups() {
             "spec/followUps",
             json!({"day": {"checks": [{"name": "a", "sql": {"query": "SELECT 0"}, "max": "0"}]}, "week": {}}),
         );
+        let samples = "a trigger with prometheus needs samplesQuery, the query that counts the attempts, and minimumSamples";
         let limit = "a limit is missing: set max, min or equals";
         refused(
             &w.admin,
@@ -142,6 +145,11 @@ async fn checks_triggers_and_follow_ups() {
                     json!({"compare": "Some"}),
                     "Unsupported value: \"Some\": supported values: \"Users\", \"Total\"",
                 ),
+                ("spec/validation/checks/1", json!({"name": "a", "http": {"url": "http://shop", "percentile": 95}}), limit),
+                ("spec/validation/checks/1", json!({"name": "a", "http": {"url": "http://shop", "jsonPath": "$.a"}}), limit),
+                ("spec/validation/checks/1/min", "100.5".into(), "min must be at most max: no value would be good"),
+                ("spec/validation/checks/1/equals", "ok".into(), "equals must be a decimal number"),
+                ("spec/validation/checks/1/max", "1".repeat(41).into(), "spec.validation.checks[1].max: Too long"),
                 ("spec/validation/checks/2/max", Value::Null, limit),
                 ("spec/validation/checks/3/max", Value::Null, limit),
                 (
@@ -199,6 +207,21 @@ async fn checks_triggers_and_follow_ups() {
                     "exactly one of sql, http, sequence and prometheus must be set",
                 ),
                 ("spec/rollback/triggers/paymentProcessing/min", Value::Null, limit),
+                ("spec/rollback/triggers/paymentProcessing/minimumSamples", Value::Null, samples),
+                ("spec/rollback/triggers/paymentProcessing/prometheus/samplesQuery", Value::Null, samples),
+                ("spec/rollback/triggers/paymentProcessing/minimumSamples", json!(0), "should be greater than or equal to 1"),
+                ("spec/rollback/triggers/paymentProcessing/max", "0.5".into(), "min must be at most max"),
+                ("spec/rollback/triggers/paymentProcessing/equals", "ok".into(), "equals must be a decimal number"),
+                (
+                    "spec/rollback/triggers/paymentProcessing",
+                    json!({"sql": {"query": "SELECT 1"}, "min": "1", "minimumSamples": 20}),
+                    "minimumSamples needs prometheus or http.percentile: other sources count no samples",
+                ),
+                (
+                    "spec/rollback/triggers/coreFunction",
+                    json!({"http": {"url": "http://shop", "jsonPath": "$.status"}}),
+                    limit,
+                ),
                 (
                     "spec/rollback/triggers/errorRate/max",
                     "5%".into(),

@@ -2,7 +2,9 @@
 
 use std::{os::unix::fs::symlink, process::Command};
 
-use super::cluster::with_cluster;
+use serde_json::{Value, json};
+
+use super::cluster::{set, with_cluster};
 
 #[tokio::test]
 async fn kubectl_completes_verbs_and_names() {
@@ -28,6 +30,42 @@ async fn kubectl_completes_verbs_and_names() {
         std::fs::remove_dir_all(&folder).unwrap();
         assert!(verbs.starts_with("rollback\t"), "{verbs}");
         assert!(names.starts_with("simplify-credits") && !names.contains("other"), "{names}");
+    })
+    .await;
+}
+
+/// What the file no longer has is gone, as with `kubectl apply`; what the server refuses is told, and exits with 3.
+#[tokio::test]
+async fn a_plan_of_a_file_is_what_would_be_applied() {
+    with_cluster("plan", async |w| {
+        let mut live = w.migration("m");
+        set(&mut live, "spec/schedule", json!({"startAt": "2031-03-04T01:00:00Z"}));
+        let before = w.admin.create("creditmigrations", &live, false).await.object();
+        let file = std::env::temp_dir().join(format!("{}.yaml", w.admin.namespace));
+        let plan = |object: &Value| {
+            std::fs::write(&file, object.to_string()).unwrap();
+            let mut plugin = Command::new(env!("CARGO_BIN_EXE_kubectl-creditmigration"));
+            let output = plugin.args(["plan", "-n", &w.admin.namespace, "-f"]).arg(&file).output().unwrap();
+            (String::from_utf8(output.stdout).unwrap(), output.status.code())
+        };
+        let (text, _) = plan(&live);
+        assert!(text.contains("not before 2031-03-04") && text.contains("a dry run was accepted"), "{text}");
+        let (text, _) = plan(&w.migration("m"));
+        assert!(!text.contains("not before") && text.contains("a dry run was accepted"), "{text}");
+        let (text, _) = plan(&w.migration("another"));
+        assert!(text.contains("not on the server") && text.contains("a dry run was accepted"), "{text}");
+        for (path, value, words) in [
+            ("spec/requestedBy", json!("somebody"), "requestedBy is immutable"),
+            ("spec/windoww", json!({}), "unknown field \"spec.windoww\""),
+        ] {
+            let mut wrong = w.migration("m");
+            set(&mut wrong, path, value);
+            let (text, code) = plan(&wrong);
+            assert!(text.contains(words) && code == Some(3), "{code:?} {text}");
+        }
+        std::fs::remove_file(&file).unwrap();
+        let after = w.admin.get("creditmigrations/m").await.object();
+        assert_eq!(after["metadata"]["resourceVersion"], before["metadata"]["resourceVersion"], "nothing was changed");
     })
     .await;
 }

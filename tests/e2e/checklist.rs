@@ -61,15 +61,19 @@ impl World {
         let contact = |role: &str| json!({"role": role, "name": format!("{role} Example"), "phone": "+49 30 0000001", "duty": "to be called"});
         let contacts = ["DBA", "BackendLead", "DevOps", "ProductManager", "CTO"].map(contact);
         let url = |path: &str| format!("http://{APP}{path}");
+        let mail = |to: &str| {
+            json!({
+            "host": "inbox.inbox", "from": "migration@example.com", "to": [format!("{to}@{}.example.com", self.namespace)],
+            "secretRef": {"name": "notices"}, "caSecretRef": key("ca.crt")})
+        };
         let auth = json!({"Authorization": "Bearer {{ token }}"});
         json!({
             "code": {"repository": format!("ssh://git@git.git/srv/{}.git", self.namespace), "commit": commit, "secretRef": {"name": "code-repository"}},
             "schedule": {"leadTime": "3s"},
             "notifications": {
                 "channels": [
-                    {"name": "mail", "audiences": ["Team", "Support", "Users"], "email": {
-                        "host": "inbox.inbox", "from": "migration@example.com", "to": [format!("list@{}.example.com", self.namespace)],
-                        "secretRef": {"name": "notices"}, "caSecretRef": key("ca.crt")}},
+                    {"name": "mail", "audiences": ["Team", "Support"], "email": mail("list")},
+                    {"name": "customers", "audiences": ["Users"], "email": mail("customers")},
                     {"name": "slack", "audiences": ["Team"], "slack": {"urlSecretRef": key("slack-url"), "caSecretRef": key("ca.crt")}},
                     {"name": "status-page", "audiences": ["StatusPage"], "webhook": {
                         "urlSecretRef": key("events-url"), "authorizationSecretRef": key("events-authorization"), "caSecretRef": key("ca.crt")}},
@@ -170,6 +174,13 @@ async fn everything_configured() {
             if mails.len() >= 6 { Ok(mails) } else { Err(format!("{} mails", mails.len())) }
         })
         .await;
+        let customers = eventually("the customers' mails", Duration::from_secs(60), async || {
+            let mails = inbox(&format!("/mail/customers@{}.example.com", world.namespace)).await;
+            let of = |words: &str| mails.iter().any(|mail| mail["subject"].as_str().unwrap().contains(words));
+            if of("Scheduled maintenance") && of("Maintenance is done") { Ok(mails) } else { Err(format!("{mails:?}")) }
+        })
+        .await;
+        assert!(!json!(customers).to_string().contains("simplify"), "customers hear of no system: {customers:?}");
         let text = json!(mails).to_string();
         assert!(!text.contains("postgresql://") && !text.contains("user9@example.com"), "{text}");
         let (slack, events) =
@@ -211,7 +222,10 @@ async fn an_alarm_names_whom_to_call() {
             }
         }
         let events = json!(inbox(&format!("/{}/events", world.namespace)).await).to_string();
-        assert!(!events.contains("Example") && !events.contains("core-function"), "{events}");
+        let customers = json!(inbox(&format!("/mail/customers@{}.example.com", world.namespace)).await).to_string();
+        for public in [events, customers] {
+            assert!(!public.contains("Example") && !public.contains("core-function"), "{public}");
+        }
         m.assert_old("up,down").await;
     })
     .await;

@@ -1,5 +1,7 @@
 //! Notices: what is told on which occasion, and what becomes of it.
 
+use serde_json::json;
+
 use super::*;
 use crate::api::{Audience, KeyRef, NoticeState, NotificationChannel, Occasion, SlackChannel};
 
@@ -142,4 +144,27 @@ fn the_status_does_not_grow_without_end() {
     }
     assert_eq!(s.status.notices.len(), 16);
     assert_eq!(s.status.notice_runs, 40);
+}
+
+/// Reminders come every day until somebody decides: the record still says that people were told of the maintenance.
+#[test]
+fn reminders_do_not_push_out_who_was_told_of_the_maintenance() {
+    let mut s = deciding();
+    s.spec.notifications.channels = vec![channel("chat", Audience::Team)];
+    let told = |occasion: &str, n: u32| {
+        json!({"state": "Delivered", "attempt": n, "deliveries": [],
+               "notice": {"id": format!("{occasion}.{n}"), "occasion": occasion, "at": "2030-01-01T01:00:00Z", "message": "x", "phase": "Preparing"}})
+    };
+    // The maintenance was planned twice: the last one counts.
+    let before = [told("Planned", 1), told("MaintenanceStarts", 2), told("MaintenanceStarts", 3), told("Finished", 4)];
+    s.status.notices = serde_json::from_value(json!(before)).unwrap();
+    s.status.notice_runs = 4;
+    for _ in 0..20 {
+        s.wait(600).settle();
+        take(&mut s);
+    }
+    assert_eq!(s.status.notices.len(), 16);
+    let ids: Vec<&str> = s.status.notices.iter().take(2).map(|n| n.notice.id.as_str()).collect();
+    assert_eq!(ids, ["Planned.1", "MaintenanceStarts.3"]);
+    assert!(occasions(&s)[2..].iter().all(|o| *o == Occasion::DecisionDue), "{:?}", occasions(&s));
 }

@@ -310,8 +310,8 @@ fn booleans(d: &Document, text: &str, found: &mut Vec<Problem>) {
 
 /// Objects in the same files that the spec names.
 fn beside(d: &Document, spec: &CreditMigrationSpec, documents: &[Document], found: &mut Vec<Problem>) {
-    let mut world = World::default();
     let namespace = d.value.pointer("/metadata/namespace").and_then(Value::as_str);
+    let mut world = World { namespace: namespace.unwrap_or_default().to_owned(), ..World::default() };
     // Without a namespace of its own any other is a guess: then all in the files are of one.
     match namespace {
         Some(namespace) => overlay(&mut world, documents, namespace),

@@ -75,6 +75,20 @@ fn our_examples_are_clean(#[case] file: &str) {
     assert_eq!(report.objects.len(), 1);
 }
 
+/// The example with every section in use, and the demo's migration, leave no line of the checklist to somebody else.
+#[rstest]
+#[case("examples/complete/creditmigration.yaml")]
+#[case("examples/demo/migration.yaml")]
+fn our_whole_examples_cover_the_checklist(#[case] file: &str) {
+    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
+    let text =
+        text.replace("${NAMESPACE}", "shop").replace("${DATABASE}", "shop").replace("${COMMIT}", &"0".repeat(40));
+    assert_eq!(found(&text), vec![]);
+    let document = Document::parse(file, &text).unwrap().remove(0);
+    let spec: CreditMigrationSpec = serde_json::from_value(document.value["spec"].clone()).unwrap();
+    assert_eq!(spec.not_covered(), vec![]);
+}
+
 /// One change of the good file each: what is replaced, by what, path and part of the message.
 #[rstest]
 #[case::unknown_field("duration: 30m", "durations: 30m", "spec.validation.durations", "did you mean duration?")]
@@ -104,6 +118,48 @@ fn our_examples_are_clean(#[case] file: &str) {
     "http: {url: \"http://x\"}, logs: {workload",
     "spec.validation.checks[1]",
     "exactly one of sql, http"
+)]
+#[case::any_percentile(
+    "logs: {workload: {kind: Deployment, name: shop}}, max: \"0\"",
+    "http: {url: \"http://x\", percentile: 95}",
+    "spec.validation.checks[1]",
+    "a limit is missing"
+)]
+#[case::any_value_of_the_answer(
+    "logs: {workload: {kind: Deployment, name: shop}}, max: \"0\"",
+    "http: {url: \"http://x\", jsonPath: $.status}",
+    "spec.validation.checks[1]",
+    "a limit is missing"
+)]
+#[case::no_good_value(
+    "balance < 0}, max: \"0\"",
+    "balance < 0}, min: \"10\", max: \"9.5\"",
+    "spec.validation.checks[2]",
+    "min must be at most max"
+)]
+#[case::a_text_of_a_source_of_numbers(
+    "name: shop}}, max: \"0\"",
+    "name: shop}}, equals: none",
+    "spec.validation.checks[1]",
+    "equals must be a decimal number"
+)]
+#[case::trigger_without_samples(
+    "requestedBy: alice",
+    "requestedBy: alice\n  rollback: {triggers: {paymentProcessing: {prometheus: {url: \"http://p\", query: a, samplesQuery: b}, min: \"1\"}}}",
+    "spec.rollback.triggers.paymentProcessing",
+    "needs samplesQuery, the query that counts the attempts, and minimumSamples"
+)]
+#[case::trigger_of_a_text(
+    "requestedBy: alice",
+    "requestedBy: alice\n  rollback: {triggers: {coreFunction: {http: {url: \"http://p\", jsonPath: $.status}}}}",
+    "spec.rollback.triggers.coreFunction",
+    "a limit is missing"
+)]
+#[case::customers_and_team(
+    "notifications: {",
+    "notifications: {channels: [{name: all, audiences: [Users, Support], slack: {urlSecretRef: {name: a, key: b}}}], ",
+    "spec.notifications.channels[0]",
+    "make two channels"
 )]
 #[case::long_name(
     "name: credit-v2",
@@ -194,6 +250,12 @@ fn every_duration_that_cannot_be_read_is_told() {
 #[test]
 fn a_word_in_quotes_is_a_text() {
     assert_eq!(found(&GOOD.replacen("VERSION}", "VERSION}, from: \"off\", to: 'on'", 1)), vec![]);
+}
+
+#[test]
+fn functions_that_every_template_has_need_no_capture() {
+    let text = "shop/{% for i in range(2) %}{{ dict(a=id).a }}{% endfor %}";
+    assert_eq!(found(&GOOD.replacen("shop/{{ id }}", text, 1)), vec![]);
 }
 
 #[test]

@@ -92,11 +92,8 @@ fn told<'a>(
     occasion: Occasion,
     delivered: &[String],
 ) -> Vec<(&'a NotificationChannel, Audience)> {
-    let audience = |channel: &NotificationChannel| {
-        channel.audiences.iter().copied().find(|audience| occasion.audiences().contains(audience))
-    };
     let due = channels.iter().filter(|channel| !delivered.contains(&channel.name));
-    due.filter_map(|channel| Some((channel, audience(channel)?))).collect()
+    due.filter_map(|channel| Some((channel, channel.words_for(occasion)?))).collect()
 }
 
 /// Sends a notice by every channel that is told; `so_far` gets all deliveries whenever there is one more. Returns them in the
@@ -235,7 +232,7 @@ mod tests {
     #[test]
     fn a_channel_gets_the_message_of_its_first_audience_that_is_told() {
         let channels: Vec<NotificationChannel> = serde_json::from_value(json!([
-            {"name": "a", "audiences": ["Users", "Support", "Team"]},
+            {"name": "a", "audiences": ["Support", "Team"]},
             {"name": "b", "audiences": ["StatusPage"]},
             {"name": "c", "audiences": ["Team"]},
         ]))
@@ -244,8 +241,9 @@ mod tests {
             let told = told(&channels, occasion, delivered);
             told.iter().map(|(channel, audience)| format!("{} {audience:?}", channel.name)).collect::<Vec<_>>()
         };
-        assert_eq!(names(Occasion::Finished, &[]), ["a Users", "b StatusPage", "c Team"]);
+        assert_eq!(names(Occasion::Finished, &[]), ["a Support", "b StatusPage", "c Team"]);
         assert_eq!(names(Occasion::PersonNeeded, &[]), ["a Support", "c Team"]);
+        assert_eq!(names(Occasion::DayReport, &[]), ["a Team", "c Team"]);
         assert_eq!(names(Occasion::DayReport, &["a".to_owned()]), ["c Team"]);
     }
 }

@@ -1,0 +1,266 @@
+//! The checklist's sections, each line ticked off by the evidence that somebody did it.
+
+use serde::Serialize;
+
+use crate::{
+    api::{Audience, CreditMigrationStatus, DeliveryState, Finding, Occasion, Step, StepState, Task},
+    plugin::verify::Record,
+};
+
+#[derive(Serialize, Debug)]
+pub(super) struct Section {
+    pub(super) title: &'static str,
+    pub(super) lines: Vec<Line>,
+}
+
+#[derive(Serialize, Debug)]
+pub(super) struct Line {
+    pub(super) what: String,
+    pub(super) done: bool,
+    pub(super) evidence: String,
+}
+
+/// Sections of the checklist, and the steps that tick its lines off.
+const SECTIONS: &[(&str, &[(&str, Step)])] = &[
+    (
+        "Backup and safety",
+        &[
+            ("Full backup of the database, in the bucket", Step::Backup),
+            ("The backup is whole: downloaded and read to its end", Step::VerifyBackup),
+            ("Tag and branch of the code", Step::CodeBackup),
+        ],
+    ),
+    (
+        "Data",
+        &[("Statistics of users and transactions", Step::Baseline), ("Export of key users", Step::ExportKeyUsers)],
+    ),
+    (
+        "Test and application",
+        &[
+            ("Migration and way back on a copy", Step::Rehearse),
+            ("Flag and ENABLE_ROLLBACK are prepared", Step::Preflight),
+        ],
+    ),
+    ("Communication", &[("The technical team knows", Step::NotifyTeam)]),
+    ("Phase 1: preparation", &[("People agree", Step::Approve), ("Time and presence", Step::Schedule)]),
+    (
+        "Phase 2: execution",
+        &[
+            ("Read-only mode, with proof", Step::OpenWindow),
+            ("Migration script", Step::Migrate),
+            ("Its result", Step::VerifyMigration),
+            ("Application switched", Step::SwitchApplication),
+            ("Read-only mode ended", Step::CloseWindow),
+        ],
+    ),
+    ("Phase 3: validation", &[("Functions, performance, data", Step::Validate)]),
+    ("Phase 4: monitoring", &[("Logs, figures, triggers", Step::Monitor)]),
+    (
+        "Afterwards",
+        &[
+            ("After 24 hours", Step::DayCheck),
+            ("After one week", Step::WeekReview),
+            ("Decision to keep the new system", Step::Decide),
+        ],
+    ),
+    (
+        "Way back",
+        &[
+            ("Read-only mode, with proof", Step::ReopenWindow),
+            ("Application switched back", Step::SwitchBack),
+            ("Rollback script", Step::RollbackSql),
+            ("Its result", Step::VerifyRollback),
+            ("Read-only mode ended", Step::ReleaseWindow),
+        ],
+    ),
+];
+
+/// The checklist, section by section.
+pub(super) fn checklist(record: &Record, status: &CreditMigrationStatus) -> Vec<Section> {
+    let mut sections: Vec<Section> = SECTIONS
+        .iter()
+        .map(|(title, lines)| Section {
+            title,
+            lines: lines.iter().flat_map(|(what, step)| of_step(what, *step, record, status)).collect(),
+        })
+        .collect();
+    if let Some(s) = sections.iter_mut().find(|s| s.title == "Test and application") {
+        s.lines.push(both_versions(record));
+    }
+    if status.rollback.is_none() {
+        sections.retain(|s| s.title != "Way back");
+    }
+    if let Some(s) = sections.iter_mut().find(|s| s.title == "Communication") {
+        s.lines.extend(told(status));
+        s.lines.push(contacts(record));
+    }
+    // Triggers and checks one by one, as they were measured last.
+    let measured: Vec<Line> = status
+        .checks
+        .iter()
+        .map(|c| Line {
+            what: format!("Check {}", c.name),
+            done: c.outcome == crate::api::Outcome::Pass && !c.breached,
+            evidence: format!(
+                "{:?}, {} measurements{}: {}",
+                c.outcome,
+                c.measured,
+                if c.breached { ", breached" } else { "" },
+                c.message
+            ),
+        })
+        .collect();
+    if !measured.is_empty() {
+        sections.push(Section { title: "Checks of the last stage", lines: measured });
+    }
+    sections
+}
+
+/// What a stage looks at, by the words that [`not_covered`](crate::api::CreditMigrationSpec::not_covered) has for it when no check does.
+type Parts = &'static [(&'static str, &'static [&'static str])];
+
+/// A stage's lines: that its time went by proves nothing of what no check looked at.
+fn parts(step: Step) -> Option<Parts> {
+    Some(match step {
+        Step::Validate => &[
+            ("Functions", &["validation: login"]),
+            ("Performance", &["validation: time", "validation: error rate"]),
+            ("Data", &["validation: sum"]),
+        ],
+        Step::Monitor => &[
+            ("Logs", &["monitoring: errors"]),
+            ("Figures", &["monitoring: key figures"]),
+            ("Triggers", &["trigger: "]),
+        ],
+        Step::DayCheck => &[("After 24 hours", &["after a day"])],
+        Step::WeekReview => &[("After one week", &["after a week"])],
+        _ => return None,
+    })
+}
+
+/// The lines of a step: one, or for a stage one for each part of what it looks at.
+fn of_step(what: &str, step: Step, record: &Record, status: &CreditMigrationStatus) -> Vec<Line> {
+    let line = step_line(what, step, status);
+    let Some(parts) = parts(step) else { return vec![line] };
+    let gaps = record.migration.spec.not_covered();
+    let part = |(what, words): &(&str, &[&str])| {
+        let open = gaps.iter().filter(|gap| words.iter().any(|word| gap.what.starts_with(word)));
+        let open: Vec<&str> = open.map(|gap| gap.what.as_str()).collect();
+        let without = if open.is_empty() { String::new() } else { format!("; no check of: {}", open.join(", ")) };
+        Line {
+            what: (*what).to_owned(),
+            done: line.done && open.is_empty(),
+            evidence: format!("{}{without}", line.evidence),
+        }
+    };
+    parts.iter().map(part).collect()
+}
+
+/// The application's own word that it can run both versions: Preflight has asked for it.
+fn both_versions(record: &Record) -> Line {
+    let runs = record.runs.iter().filter(|r| r.spec.task == Task::Preflight);
+    let last = runs.filter_map(|r| Some((r.spec.attempt, r.status.as_ref()?))).max_by_key(|(attempt, _)| *attempt);
+    let finding = last.and_then(|(_, s)| s.findings.iter().find(|f| f.name == Finding::VERSION_PROBE));
+    let evidence = match finding {
+        Some(finding) => finding.message.clone(),
+        None if record.migration.spec.application.version_probe.is_none() => {
+            "nobody asked: spec.application.versionProbe is not set".to_owned()
+        }
+        None => "no answer is recorded".to_owned(),
+    };
+    Line {
+        what: "Both versions are in the application".into(),
+        done: finding.is_some_and(|f| f.reason.is_none() && f.message.contains(Finding::HOLDS_BOTH)),
+        evidence,
+    }
+}
+
+fn step_line(what: &str, step: Step, status: &CreditMigrationStatus) -> Line {
+    let of = status.steps.iter().find(|s| s.name == step);
+    let evidence = match of {
+        None => "not begun".to_owned(),
+        Some(s) => {
+            let message = s.message.clone().or(s.reason.clone()).unwrap_or_default();
+            let when = s.finished_at.map(|t| format!(", {t:.0}")).unwrap_or_default();
+            match s.state {
+                StepState::Skipped => format!("not configured: {message}"),
+                state => format!("{state:?}{when}: {message}"),
+            }
+        }
+    };
+    Line { what: what.into(), done: of.is_some_and(|s| s.state == StepState::Succeeded), evidence }
+}
+
+/// Each audience of the maintenance notice.
+fn told(status: &CreditMigrationStatus) -> Vec<Line> {
+    let notice = status.notices.iter().rev().find(|n| n.notice.occasion == Occasion::MaintenanceStarts);
+    let taken: Vec<String> = notice
+        .iter()
+        .flat_map(|n| &n.deliveries)
+        .filter(|d| d.state == DeliveryState::Delivered)
+        .map(|d| d.channel.clone())
+        .collect();
+    let evidence = match notice {
+        None => "not sent".to_owned(),
+        Some(n) => format!(
+            "{:?}, {:.0}, by {}",
+            n.state,
+            n.notice.at,
+            if taken.is_empty() { "none".into() } else { taken.join(", ") }
+        ),
+    };
+    vec![Line { what: "Maintenance notice".into(), done: !taken.is_empty(), evidence }]
+}
+
+/// Roles only: names and numbers stay in the spec.
+fn contacts(record: &Record) -> Line {
+    let notifications = &record.migration.spec.notifications;
+    let gaps = record.migration.spec.not_covered();
+    let roles_missing = gaps.iter().any(|gap| gap.what.starts_with("emergency contacts"));
+    let roles: Vec<String> = notifications.contacts.iter().map(|c| format!("{:?}", c.role)).collect();
+    let reached: Vec<String> = [Audience::Support, Audience::Users, Audience::Social, Audience::StatusPage]
+        .into_iter()
+        .filter(|a| notifications.reaches(*a))
+        .map(|a| format!("{a:?}"))
+        .collect();
+    let evidence = format!(
+        "contacts: {}; channels reach: {}",
+        if roles.is_empty() { "none".into() } else { roles.join(", ") },
+        if reached.is_empty() { "the team at most".into() } else { reached.join(", ") }
+    );
+    Line {
+        what: "Emergency contacts, support, users, status page".into(),
+        done: !roles_missing && reached.len() == 4,
+        evidence,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::plugin::{procedure::STEPS, verify::tests::completed};
+
+    #[test]
+    fn every_step_is_a_line_of_the_checklist() {
+        let lines: Vec<Step> = SECTIONS.iter().flat_map(|(_, lines)| lines.iter().map(|(_, step)| *step)).collect();
+        for step in STEPS {
+            assert_eq!(lines.iter().filter(|s| *s == step).count(), 1, "{step:?}");
+        }
+    }
+
+    #[rstest::rstest]
+    #[case(json!({"name": "version probe", "message": "the application runs v1; it holds both versions"}), true)]
+    #[case(json!({"name": "version probe", "message": "the application runs v1; it does not say which versions it holds"}), false)]
+    #[case(json!({"name": "version probe", "reason": "ProbeFailed", "message": "no answer"}), false)]
+    #[case(json!({"name": "bucket", "message": "it holds both versions"}), false)]
+    fn both_versions_by_the_applications_own_word(#[case] finding: serde_json::Value, #[case] done: bool) {
+        let mut record = completed();
+        let mut run = record.runs[0].clone();
+        run.spec.task = Task::Preflight;
+        run.status = Some(serde_json::from_value(json!({"phase": "Succeeded", "findings": [finding]})).unwrap());
+        record.runs.push(run);
+        assert_eq!(both_versions(&record).done, done, "{:?}", both_versions(&record));
+    }
+}
