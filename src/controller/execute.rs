@@ -215,12 +215,10 @@ impl Writer<'_> {
     async fn publish(&self, event: &Event) {
         let action =
             self.live.status.as_ref().and_then(|s| s.step).map_or_else(|| "Reconcile".into(), |s| format!("{s:?}"));
-        // The API server takes 1 kB.
-        let note = event.note.chars().take(1000).collect();
         let kube_event = KubeEvent {
             type_: if event.warning { EventType::Warning } else { EventType::Normal },
             reason: event.reason.clone(),
-            note: Some(note),
+            note: Some(note(&event.note)),
             action,
             secondary: None,
         };
@@ -228,6 +226,17 @@ impl Writer<'_> {
             warn!(%error, reason = %event.reason, "cannot publish an event");
         }
     }
+}
+
+/// The note of an event, no longer than the API server takes. It counts bytes, and refuses a longer one with the whole event.
+fn note(text: &str) -> String {
+    const LIMIT: usize = 1024;
+    const CUT: &str = "...";
+    if text.len() <= LIMIT {
+        return text.to_owned();
+    }
+    let end = (0..=LIMIT - CUT.len()).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+    format!("{}{CUT}", text.get(..end).unwrap_or_default())
 }
 
 /// A conflict means that somebody else wrote meanwhile: the change brings its own event, and it is decided again.
@@ -270,14 +279,32 @@ pub(super) async fn report_undecodable<K: Resource<DynamicType = ()>>(ctx: &Cont
     let event = KubeEvent {
         type_: EventType::Warning,
         reason: "Undecodable".into(),
-        note: Some(format!(
+        note: Some(note(&format!(
             "{}; next: correct it (a decision: create another one), or update the operator and its CRDs together",
             invalid.error
-        )),
+        ))),
         action: "Decode".into(),
         secondary: None,
     };
     if let Err(error) = ctx.recorder.publish(&event, &reference::<K>(invalid)).await {
         warn!(%error, "cannot publish an event");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[rstest::rstest]
+    #[case::short("aborted", 1, 7)]
+    #[case::full("a", 1024, 1024)]
+    #[case::ascii("a", 1025, 1024)]
+    #[case::cyrillic("\u{43f}", 600, 1023)]
+    #[case::four_bytes("\u{1f4b3}", 300, 1023)]
+    fn a_note_fits_into_an_event(#[case] letter: &str, #[case] times: usize, #[case] bytes: usize) {
+        let text = letter.repeat(times);
+        let cut = note(&text);
+        assert_eq!(cut.len(), bytes);
+        assert!(text.starts_with(cut.trim_end_matches("...")) && (cut == text || cut.ends_with("...")), "{cut}");
     }
 }

@@ -11,7 +11,7 @@ use k8s_openapi::{
         core::v1::{
             Capabilities, Container, EnvVar, EnvVarSource, LocalObjectReference, ObjectFieldSelector,
             PodSecurityContext, PodSpec, PodTemplateSpec, ResourceRequirements, SeccompProfile, SecurityContext,
-            ServiceAccount,
+            ServiceAccount, Toleration,
         },
         rbac::v1::{RoleBinding, RoleRef, Subject},
     },
@@ -44,8 +44,15 @@ const UID: i64 = 65532;
 const WINDOW_POD_RETRIES: i32 = 6;
 /// Seconds from SIGTERM to SIGKILL.
 const GRACE: i64 = 10;
+/// The same of a pod that uploads: parts of an upload that is not aborted are kept, and paid for, until somebody finds them.
+const UPLOAD_GRACE: i64 = 60;
 /// The same of a window pod: one that nobody succeeds, as in a namespace that is being deleted, runs the down SQL meanwhile.
 const WINDOW_GRACE: i64 = 120;
+
+/// Seconds after which the pod of a window whose node is lost is given up.
+const LOST_NODE: i64 = 10;
+/// Annotation that the cluster autoscaler heeds.
+const SAFE_TO_EVICT: &str = "cluster-autoscaler.kubernetes.io/safe-to-evict";
 
 pub use check::check_job;
 
@@ -130,12 +137,44 @@ pub fn job(run: &MigrationRun, image: &str, timeout_seconds: Option<u64>) -> Job
             backoff_limit: Some(if in_window { WINDOW_POD_RETRIES } else { 0 }),
             active_deadline_seconds: timeout_seconds.and_then(|s| i64::try_from(s).ok()),
             template: PodTemplateSpec {
-                metadata: Some(ObjectMeta { labels: Some(labels), ..Default::default() }),
+                metadata: Some(ObjectMeta {
+                    labels: Some(labels),
+                    annotations: keeps_its_node(*task)
+                        .then(|| BTreeMap::from([(SAFE_TO_EVICT.to_owned(), "false".to_owned())])),
+                    ..Default::default()
+                }),
                 spec: Some(pod(run, plan, image, in_window)),
             },
             ..Default::default()
         }),
         status: None,
+    }
+}
+
+/// Pods that the cluster autoscaler must not move: those of windows, and those that have counted failures of checks.
+fn keeps_its_node(task: Task) -> bool {
+    matches!(task, Task::Window | Task::RollbackWindow | Task::Validate | Task::Monitor)
+}
+
+/// A lost node's pod is given up after [`LOST_NODE`] instead of the 300 s that Kubernetes adds by itself: until then no other one
+/// comes, and that is as long as a window by default may last.
+fn tolerations() -> Vec<Toleration> {
+    ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"]
+        .map(|taint| Toleration {
+            key: Some(taint.into()),
+            operator: Some("Exists".into()),
+            effect: Some("NoExecute".into()),
+            toleration_seconds: Some(LOST_NODE),
+            ..Default::default()
+        })
+        .into()
+}
+
+fn grace(task: Task) -> i64 {
+    match task {
+        Task::Window | Task::RollbackWindow => WINDOW_GRACE,
+        Task::Backup | Task::ExportKeyUsers => UPLOAD_GRACE,
+        _ => GRACE,
     }
 }
 
@@ -148,7 +187,8 @@ fn pod(run: &MigrationRun, plan: &CreditMigrationSpec, image: &str, in_window: b
             .then(|| pull.iter().map(|s| LocalObjectReference { name: s.name.clone() }).collect()),
         // A crashed window container is started again in place by the kubelet: quicker than a new pod, and without the API server.
         restart_policy: Some(if in_window { "OnFailure" } else { "Never" }.into()),
-        termination_grace_period_seconds: Some(if in_window { WINDOW_GRACE } else { GRACE }),
+        termination_grace_period_seconds: Some(grace(run.spec.task)),
+        tolerations: in_window.then(tolerations),
         enable_service_links: Some(false),
         security_context: Some(PodSecurityContext {
             run_as_non_root: Some(true),
@@ -212,7 +252,10 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::api::{RunInputs, WindowCommand, WindowOrder};
+    use crate::{
+        api::{RunInputs, WindowCommand, WindowOrder},
+        machine::CheckJobStart,
+    };
 
     const TASKS: [Task; 14] = [
         Task::Preflight,
@@ -308,6 +351,12 @@ mod tests {
     fn objects_of_a_run() {
         golden("job-preparing", &made(Task::Backup, Some(21_600)));
         golden("job-window", &made(Task::Window, None));
+        let start = CheckJobStart {
+            name: "credit-v2-monitor-c0n1".into(),
+            check: "own".into(),
+            job: serde_json::from_value(json!({"image": "shop-check:1", "timeout": "90s"})).unwrap(),
+        };
+        golden("job-check", &check_job(&migration(), &start));
         golden("service-account", &service_account(&migration()));
         golden("role-binding", &role_binding(&migration(), "credit-migration-runner", ""));
     }
@@ -433,6 +482,30 @@ mod tests {
         assert_eq!(pod.image_pull_secrets, None);
         let spec = serde_json::to_value(&migration.spec).unwrap();
         assert!(spec["runner"].get("imagePullSecrets").is_none(), "{spec}");
+    }
+
+    #[test]
+    fn a_window_does_not_wait_for_a_lost_node() {
+        for task in TASKS {
+            let template = made(task, None).spec.unwrap().template;
+            let window = matches!(task, Task::Window | Task::RollbackWindow);
+            let pod = template.spec.unwrap();
+            let patience: Vec<_> = pod.tolerations.iter().flatten().map(|t| t.toleration_seconds).collect();
+            assert_eq!(patience, if window { vec![Some(10); 2] } else { vec![] }, "{task:?}");
+            let stays = template.metadata.unwrap().annotations.unwrap_or_default();
+            let stage = matches!(task, Task::Validate | Task::Monitor);
+            assert_eq!(stays.get(SAFE_TO_EVICT).map(String::as_str), (window || stage).then_some("false"), "{task:?}");
+            // An upload is aborted, a window's way back runs: both need their time.
+            let grace = pod.termination_grace_period_seconds.unwrap();
+            let wanted = if window {
+                120
+            } else if matches!(task, Task::Backup | Task::ExportKeyUsers) {
+                60
+            } else {
+                10
+            };
+            assert_eq!(grace, wanted, "{task:?}");
+        }
     }
 
     #[test]

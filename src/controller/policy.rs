@@ -306,6 +306,19 @@ mod tests {
         assert!(found.unwrap_or_default().contains(why.unwrap_or_default()));
     }
 
+    #[test]
+    fn the_status_of_migrations_is_guarded() {
+        let unguarded = weakness(&GUARDS[1], |spec| {
+            spec["matchConstraints"]["resourceRules"][0]["resources"] = json!(["creditmigrations"])
+        });
+        assert!(unguarded.is_some_and(|why| why.contains("of creditmigrations/status")));
+        let anybody = weakness(&GUARDS[1], |spec| {
+            let expression = |v: &Value| v["expression"].as_str().unwrap().contains("request.subResource");
+            spec["validations"].as_array_mut().unwrap().retain(|v| !expression(v));
+        });
+        assert!(anybody.is_some_and(|why| why.contains("validation")));
+    }
+
     /// Each expression of the chart counts, and what only contains it is another one.
     #[rstest::rstest]
     fn an_expression_that_is_missing_or_changed_is_noticed(

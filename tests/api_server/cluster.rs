@@ -93,6 +93,8 @@ impl Person {
 pub struct World {
     /// Cluster administrator.
     pub admin: Person,
+    /// The operator's ServiceAccount: it alone writes the status of a migration.
+    pub operator: Person,
     /// User name of the administrator: only in one's own name can one author and decide.
     pub name: String,
 }
@@ -100,19 +102,13 @@ pub struct World {
 impl World {
     /// The same namespace as somebody else.
     pub async fn person(&self, user: &str) -> Person {
-        self.impersonate(&[("impersonate-user", user)]).await
+        impersonate(&self.admin.namespace, &[("impersonate-user", user)]).await
     }
 
     /// A ServiceAccount by the token of its pod.
     pub async fn pod(&self, user: &str, pod: &str) -> Person {
         let extra = "impersonate-extra-authentication.kubernetes.io%2fpod-name";
-        self.impersonate(&[("impersonate-user", user), (extra, pod)]).await
-    }
-
-    async fn impersonate(&self, headers: &[(&str, &str)]) -> Person {
-        let mut config = Config::infer().await.unwrap();
-        config.headers.extend(headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())));
-        Person { client: Client::try_from(config).unwrap(), namespace: self.admin.namespace.clone() }
+        impersonate(&self.admin.namespace, &[("impersonate-user", user), (extra, pod)]).await
     }
 
     /// The minimal manifest, authored by the administrator.
@@ -172,6 +168,12 @@ impl World {
     }
 }
 
+async fn impersonate(namespace: &str, headers: &[(&str, &str)]) -> Person {
+    let mut config = Config::infer().await.unwrap();
+    config.headers.extend(headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())));
+    Person { client: Client::try_from(config).unwrap(), namespace: namespace.to_owned() }
+}
+
 /// Sets what lies at a path of keys and indices, `spec/database/name`; `null` removes it.
 pub fn set(object: &mut Value, path: &str, value: Value) {
     let (parents, last) = path.rsplit_once('/').unwrap_or(("", path));
@@ -211,9 +213,10 @@ pub async fn with_cluster(name: &str, test: impl AsyncFnOnce(&World)) {
         .await
         .unwrap();
     let name = me.status.and_then(|s| s.user_info).and_then(|u| u.username).unwrap();
-    let world = World { admin: Person { client, namespace: namespace.clone() }, name };
+    let operator = impersonate(&namespace, &[("impersonate-user", OPERATOR)]).await;
+    let world = World { admin: Person { client, namespace: namespace.clone() }, operator, name };
     let result = AssertUnwindSafe(test(&world)).catch_unwind().await;
-    let left = remove_migrations(&world.admin).await;
+    let left = remove_migrations(&world).await;
     namespaces.delete(&namespace, &DeleteParams::default()).await.unwrap();
     if let Err(panic) = result {
         std::panic::resume_unwind(panic);
@@ -222,7 +225,7 @@ pub async fn with_cluster(name: &str, test: impl AsyncFnOnce(&World)) {
 }
 
 /// The operator of the cluster holds what looks as if its window were open, and would hold the namespace with it.
-async fn remove_migrations(admin: &Person) -> Vec<String> {
+async fn remove_migrations(World { admin, operator, .. }: &World) -> Vec<String> {
     let mut left = vec![];
     for _ in 0..100 {
         let list = admin.get("creditmigrations").await.object();
@@ -234,7 +237,7 @@ async fn remove_migrations(admin: &Person) -> Vec<String> {
             let path = format!("creditmigrations/{}", name.trim_matches('"'));
             let ended = json!({"status": {"phase": "Cancelled", "steps": [], "window": null}});
             // Each of these may meet that it is already gone.
-            admin.patch(&format!("{path}/status"), &ended).await;
+            operator.patch(&format!("{path}/status"), &ended).await;
             admin.send("DELETE", &path, &[], None).await;
             admin.patch(&path, &json!({"metadata": {"finalizers": null}})).await;
         }

@@ -53,7 +53,8 @@ async fn in_phase(w: &super::cluster::World, phase: &str, sub: &str, patch: &Val
         w.admin.create("creditmigrations", &w.migration(&name), false).await.object();
     }
     for _ in 0..20 {
-        let set = w.admin.patch(&format!("creditmigrations/{name}/status"), &json!({"status": {"phase": phase}})).await;
+        let set =
+            w.operator.patch(&format!("creditmigrations/{name}/status"), &json!({"status": {"phase": phase}})).await;
         let version = set.object()["metadata"]["resourceVersion"].take();
         let mut patch = patch.clone();
         patch["metadata"]["resourceVersion"] = version;
@@ -144,12 +145,15 @@ async fn only_the_order_of_a_run_changes() {
 async fn status_has_its_own_door() {
     with_cluster("status", async |w| {
         w.admin.create("creditmigrations", &w.migration("m"), false).await.object();
-        // Through the front door a status is not written, ...
+        // Nobody else has a key to it, also who may do everything, ...
+        let answer = w.admin.patch("creditmigrations/m/status", &json!({"status": {"phase": "Executing"}})).await;
+        assert!(!answer.ok() && answer.message().contains("only the operator"), "{} {}", answer.code, answer.message());
+        // ... through the front door a status is not written, ...
         let object = w.admin.patch("creditmigrations/m", &json!({"status": {"phase": "Completed"}})).await.object();
         assert_ne!(object["status"]["phase"], "Completed");
         // ... and through its own nothing else is.
         let patch = json!({"spec": {"window": {"maxDuration": "4m"}}, "status": {"approvals": "1/2"}});
-        let object = w.admin.patch("creditmigrations/m/status", &patch).await.object();
+        let object = w.operator.patch("creditmigrations/m/status", &patch).await.object();
         assert_eq!(object["spec"]["window"]["maxDuration"], "300s");
         assert_eq!(object["status"]["approvals"], "1/2");
         for (status, text) in [
@@ -158,7 +162,7 @@ async fn status_has_its_own_door() {
             (json!({"progres": "x"}), "unknown field \"status.progres\""),
             (json!({"approvalsAfter": "yesterday"}), "status.approvalsAfter"),
         ] {
-            let answer = w.admin.patch("creditmigrations/m/status", &json!({"status": status})).await;
+            let answer = w.operator.patch("creditmigrations/m/status", &json!({"status": status})).await;
             assert!(!answer.ok() && answer.message().contains(text), "{status}: {} {}", answer.code, answer.message());
         }
     })
@@ -190,7 +194,7 @@ async fn columns_tell_the_story() {
         // The operator of the cluster may look at any time: until it was not quicker.
         let mut seen = vec![];
         for _ in 0..20 {
-            w.admin.patch("creditmigrations/m/status", &status).await.object();
+            w.operator.patch("creditmigrations/m/status", &status).await.object();
             seen = table(w, "creditmigrations").await;
             if seen[1].1 == "AwaitingApproval" {
                 break;

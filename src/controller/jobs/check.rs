@@ -2,7 +2,7 @@
 
 use k8s_openapi::{
     api::{
-        batch::v1::{Job, JobSpec},
+        batch::v1::{Job, JobSpec, PodFailurePolicy, PodFailurePolicyOnPodConditionsPattern, PodFailurePolicyRule},
         core::v1::{
             Capabilities, Container, EnvFromSource, LocalObjectReference, PodSecurityContext, PodSpec, PodTemplateSpec,
             SeccompProfile, SecretEnvSource, SecurityContext,
@@ -17,6 +17,10 @@ use crate::{api::CreditMigration, machine::CheckJobStart};
 
 /// How long a Job that has ended is kept, in seconds: its result is in the status, its logs are for people.
 const KEPT: i32 = 3600;
+
+/// Seconds beyond the check's own time-out in which its pod must have come to a node. The pod has the check's time-out itself, so
+/// a Job that ends by its own had no pod that could have answered: that is no measurement.
+const PLACING: u64 = 60;
 
 /// The Job of one measurement.
 pub fn check_job(migration: &CreditMigration, start: &CheckJobStart) -> Job {
@@ -37,12 +41,24 @@ pub fn check_job(migration: &CreditMigration, start: &CheckJobStart) -> Job {
         },
         spec: Some(JobSpec {
             backoff_limit: Some(0),
-            active_deadline_seconds: i64::try_from(seconds).ok(),
+            active_deadline_seconds: i64::try_from(seconds + PLACING).ok(),
+            // A drained node says nothing of the application: the measurement is made on another one.
+            pod_failure_policy: Some(PodFailurePolicy {
+                rules: vec![PodFailurePolicyRule {
+                    action: "Ignore".into(),
+                    on_pod_conditions: Some(vec![PodFailurePolicyOnPodConditionsPattern {
+                        type_: "DisruptionTarget".into(),
+                        status: Some("True".into()),
+                    }]),
+                    ..Default::default()
+                }],
+            }),
             ttl_seconds_after_finished: Some(KEPT),
             template: PodTemplateSpec {
                 metadata: Some(ObjectMeta { labels: Some(labels), ..Default::default() }),
                 spec: Some(PodSpec {
                     restart_policy: Some("Never".into()),
+                    active_deadline_seconds: i64::try_from(seconds).ok(),
                     // An image of the team's must not act in the cluster in anybody's name.
                     automount_service_account_token: Some(false),
                     enable_service_links: Some(false),
