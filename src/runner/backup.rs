@@ -11,11 +11,12 @@
 //! - Nothing is written to the pod's disk; two parts are in memory.
 //! - The baseline counts only if the dump does: it is committed last.
 
+use std::time::Duration;
+
 use jiff::tz::TimeZone;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncReadExt;
-use tokio_postgres::Transaction;
 
 use super::{
     Failure, control,
@@ -33,6 +34,8 @@ use crate::{
 const MAX_KINDS: usize = 100;
 /// How long `pg_dump` waits for a table that somebody holds exclusively.
 const DUMP_LOCK_TIMEOUT: &str = "--lock-wait-timeout=60000";
+/// How long removing objects of a failed backup may take: whoever is told to end has not more.
+const DELETE: Duration = Duration::from_secs(10);
 
 /// The object next to the dump.
 #[derive(Serialize)]
@@ -78,7 +81,7 @@ pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
     let object = store.object(&format!("{}.dump", name(work, complete.taken_at)));
     let statistics_object = store.object(&format!("{}.statistics.json", name(work, complete.taken_at)));
     let upload = store.upload(&object, u64::try_from(size).unwrap_or(0)).await?;
-    let dump = dump(work, &target, &snapshot, upload).await?;
+    let mut dump = dump(work, &target, &snapshot, upload).await?;
     let about = About {
         migration: &work.spec.migration,
         migration_uid: &work.spec.migration_uid,
@@ -89,15 +92,28 @@ pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
         baseline: &complete,
     };
     let about = serde_json::to_vec_pretty(&about).map_err(|e| Failure::new(Reason::Internal, e.to_string()))?;
-    if let Err(failure) = store.put(&statistics_object, about).await {
+    let finish = async {
+        store.put(&statistics_object, about).await?;
+        dump.upload.complete().await
+    };
+    let finished = tokio::select! {
+        finished = finish => finished,
+        () = work.stop.cancelled() => Err(Work::stopped()),
+    };
+    // Not to be broken off: a baseline must not be committed without its dump.
+    let finished = match finished {
+        Ok(()) => transaction.commit().await.map_err(|e| classify(&e)),
+        Err(failure) => Err(failure),
+    };
+    if let Err(failure) = finished {
         dump.upload.abort().await;
-        return Err(failure);
-    }
-    if let Err(failure) = finish(dump.upload, transaction).await {
         // What nobody refers to would only be paid for.
-        for left in [&statistics_object, &object] {
-            let _ = store.delete(left).await;
-        }
+        let delete = async {
+            for left in [&statistics_object, &object] {
+                let _ = store.delete(left).await;
+            }
+        };
+        let _ = tokio::time::timeout(DELETE, delete).await;
         return Err(failure);
     }
     let message = format!("{object}, {} bytes, {} users", dump.bytes, baseline.users);
@@ -113,11 +129,6 @@ pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
         },
     );
     Ok(message)
-}
-
-async fn finish(upload: Upload, transaction: Transaction<'_>) -> Result<(), Failure> {
-    upload.complete().await?;
-    transaction.commit().await.map_err(|e| classify(&e))
 }
 
 /// A dump of which all parts are sent, and none is visible yet.

@@ -232,11 +232,11 @@ impl Drop for Group {
 }
 
 /// A folder of this user alone, removed when dropped.
-struct Folder(PathBuf);
+pub(super) struct Folder(PathBuf);
 
 impl Folder {
     /// In the first of `places` that takes one.
-    fn make(places: &[&Path]) -> Result<Self, Failure> {
+    pub(super) fn make(places: &[&Path]) -> Result<Self, Failure> {
         let mut problem = String::new();
         for place in places {
             let path = place.join(format!("code-{}-{:x}", std::process::id(), RandomState::new().hash_one(0)));
@@ -253,7 +253,7 @@ impl Folder {
     }
 
     /// Writes a file that nobody else may read; its path.
-    fn write(&self, name: &str, text: &str) -> Result<String, Failure> {
+    pub(super) fn write(&self, name: &str, text: &str) -> Result<String, Failure> {
         let path = self.0.join(name);
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
         file.and_then(|mut file| file.write_all(text.as_bytes()))

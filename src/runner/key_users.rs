@@ -54,8 +54,13 @@ pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
     };
     let mut upload = store.upload(&object, 0).await?;
     let copy = format!("COPY (SELECT * FROM {table} WHERE {condition}) TO STDOUT WITH (FORMAT csv, HEADER true)");
+    let export = async {
+        let exported = export(transaction, &copy, &mut upload).await?;
+        upload.complete().await?;
+        Ok(exported)
+    };
     let exported = tokio::select! {
-        exported = export(transaction, &copy, &mut upload) => exported,
+        exported = export => exported,
         () = work.stop.cancelled() => Err(Work::stopped()),
     };
     let (bytes, sha256) = match exported {
@@ -65,7 +70,6 @@ pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
             return Err(failure);
         }
     };
-    upload.complete().await?;
     let message = format!("{object}, {bytes} bytes, {users} users");
     work.progress.note("keyUsers", &KeyUsersEvidence { object, users, bytes, sha256, taken_at });
     Ok(message)

@@ -10,7 +10,9 @@
 //! - The copy is dropped whatever happens; one that a killed pod left is dropped by the next try, or by Cleanup.
 //! - Only one rehearsal of a database is under way at a time, even if its program is started twice.
 
-use std::time::Instant;
+mod extensions;
+
+use std::{path::Path, time::Instant};
 
 use tokio_postgres::Client;
 
@@ -18,6 +20,7 @@ use super::{
     Failure,
     control::{self, Applied, LOCK_CLASS, Sql, Stop, Subject, quoted},
     fingerprint::Fingerprint,
+    git::Folder,
     postgres::{Access, Target, classify, snapshot},
     rehearsal_checks, scratch, sqltext,
     store::{PATIENCE, Store},
@@ -165,11 +168,20 @@ fn expected_window(migrate_seconds: f64, compare_seconds: f64) -> f64 {
     2.0 * (migrate_seconds + compare_seconds) + ROLLOUT_SECONDS
 }
 
-/// Restores the object as it is in the bucket, with owners and grants: the roles are the same server's.
+/// Restores the object as it is in the bucket, with owners and grants: the roles are the same server's. Extensions that the
+/// role may not create are left out.
 async fn restore(work: &Work<'_>, store: &Store, copy: &Target) -> Result<(), Failure> {
     let (object, expected) = verify::inputs(work)?;
+    let list = match verify::list(work, store, object).await {
+        Ok(list) => list,
+        // The whole object is read below, and tells whether somebody altered it.
+        Err(failure) if failure.reason == Reason::BackupUnreadable => String::new(),
+        Err(failure) => return Err(failure),
+    };
+    let left_out = extensions::refused(&copy.connect("rehearsal-copy").await?, &list).await?;
+    let folder = Folder::make(&[Path::new("/dev/shm"), &std::env::temp_dir()])?;
     let name = copy.database().replace('\\', "\\\\").replace('\'', "\\'");
-    let arguments = [
+    let mut arguments = vec![
         format!("--dbname=dbname='{name}'"),
         "--exit-on-error".to_owned(),
         "--no-password".to_owned(),
@@ -178,12 +190,28 @@ async fn restore(work: &Work<'_>, store: &Store, copy: &Target) -> Result<(), Fa
         "--no-subscriptions".to_owned(),
         "--no-tablespaces".to_owned(),
     ];
+    if !left_out.is_empty() {
+        tracing::warn!(extensions = left_out.join(", "), "the role may not create these extensions: the copy goes without");
+        let list = folder.write("list", &extensions::without(&list, &left_out))?;
+        arguments.push(format!("--use-list={list}"));
+    }
     let env = copy.libpq_env(work.settings.database_ca_file().as_deref());
     let running = work.tools.start("pg_restore", &arguments, &env)?;
     let fed = verify::feed(store, object, running).await?;
     // A cut object makes pg_restore fail, too; that somebody altered it is the better explanation.
     verify::check_digest(object, &fed, expected)?;
-    fed.ended
+    fed.ended.map_err(|failure| match left_out.is_empty() {
+        true => failure,
+        false => {
+            let message = format!(
+                "{}; role {} may not create {}, without which the copy was made; next: if what failed needs it, mark it as trusted (trusted = true in its control file on the server)",
+                failure.message,
+                copy.user(),
+                left_out.join(", ")
+            );
+            Failure::new(failure.reason, message)
+        }
+    })
 }
 
 /// The copy has as many users with the same sum of balances as the baseline, which was taken in the dump's snapshot.

@@ -3,25 +3,42 @@
 //! Errors are told apart by what mends them: a missing bucket, a refused key, a store that does not answer. Of an
 //! answer's body only the error code is repeated: some stores put the access key into the rest.
 
+mod reading;
+mod upload;
+
 use std::{error::Error as _, sync::Arc, time::Duration};
 
-use futures::{StreamExt, TryStreamExt, stream::BoxStream};
+use futures::stream::BoxStream;
 use object_store::{
-    BackoffConfig, Certificate, ClientOptions, MultipartUpload, ObjectStoreExt, PutPayload, RetryConfig,
+    BackoffConfig, Certificate, ClientOptions, ObjectStoreExt, PutPayload, RetryConfig,
     aws::{AmazonS3, AmazonS3Builder},
     path::Path,
 };
 
+pub use self::upload::Upload;
 use super::{Failure, settings::StoreKeys};
 use crate::api::{Reason, Store as StoreSpec};
 
-/// Smallest part of a multipart upload.
-pub const MIN_PART: u64 = 16 << 20;
-/// S3 takes at most 10,000 parts; some are left for a dump that is larger than its database.
-const PARTS: u64 = 5_000;
-
 /// How long a task before the window tries again: longer than a restart of a store takes.
 pub const PATIENCE: Duration = Duration::from_secs(180);
+
+/// What is waited for, and for how long.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// How long a request is tried again.
+    pub patience: Duration,
+    /// How long the store may send nothing while something is waited for.
+    pub silence: Duration,
+    /// How long one part of an upload may take, on a slow line: its bytes go out in silence.
+    pub part: Duration,
+}
+
+impl Limits {
+    /// Those of a task, which differ in their patience.
+    pub fn new(patience: Duration) -> Self {
+        Self { patience, silence: Duration::from_secs(30), part: Duration::from_secs(600) }
+    }
+}
 
 /// Parts of error codes that mean: not with this key. Versity's gateway answers `XAdminUserNotFound`, with status 404.
 const DENIALS: &[&str] = &["AccessDenied", "AccessKey", "Signature", "UserNotFound"];
@@ -29,7 +46,10 @@ const DENIALS: &[&str] = &["AccessDenied", "AccessKey", "Signature", "UserNotFou
 /// One bucket and prefix.
 #[derive(Clone)]
 pub struct Store {
+    /// For all but parts: no limit but on silence, else a large object could not be read.
     client: Arc<AmazonS3>,
+    /// For parts: a limit on the whole, since who sends hears nothing.
+    sender: Arc<AmazonS3>,
     bucket: String,
     prefix: String,
     endpoint: String,
@@ -42,15 +62,20 @@ impl Store {
     /// # Errors
     /// `StoreUnreachable` for a spec or certificate that cannot be used.
     pub fn open(spec: &StoreSpec, keys: &StoreKeys, patience: Duration) -> Result<Self, Failure> {
+        Self::within(spec, keys, &Limits::new(patience))
+    }
+
+    /// Opens the store of a spec with other limits.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn within(spec: &StoreSpec, keys: &StoreKeys, limits: &Limits) -> Result<Self, Failure> {
         let unusable = |what: String| Failure::new(Reason::StoreUnreachable, what);
         let (bucket, prefix) = location(&spec.url)
             .ok_or_else(|| unusable(format!("spec.backup.store.url {:?} must be s3://BUCKET/PREFIX/", spec.url)))?;
         let mut options = ClientOptions::new()
             .with_allow_http(spec.endpoint.as_deref().is_some_and(|e| e.starts_with("http://")))
-            .with_connect_timeout(Duration::from_secs(5))
-            // A part of a large dump may take long on a slow line; silence may not.
-            .with_timeout(Duration::from_secs(600))
-            .with_read_timeout(Duration::from_secs(30));
+            .with_connect_timeout(Duration::from_secs(5));
         if let Some(pem) = &keys.ca {
             let certificates = Certificate::from_pem_bundle(pem.as_bytes()).map_err(|e| {
                 unusable(format!("key ca.crt of Secret {} holds no usable PEM: {e}", spec.secret_ref.name))
@@ -67,22 +92,28 @@ impl Store {
                 base: 2.,
             },
             max_retries: 10,
-            retry_timeout: patience,
+            retry_timeout: limits.patience,
         };
         let mut builder = AmazonS3Builder::new()
             .with_bucket_name(&bucket)
             .with_region(&spec.region)
             .with_access_key_id(&keys.access_key_id)
             .with_secret_access_key(&keys.secret_access_key)
-            .with_client_options(options)
             .with_retry(retry);
         if let Some(endpoint) = &spec.endpoint {
             builder = builder.with_endpoint(endpoint.trim_end_matches('/'));
         }
-        let client =
-            builder.build().map_err(|e| unusable(format!("spec.backup.store cannot be used: {}", root_cause(&e))))?;
+        let client = |options: ClientOptions| {
+            let built = builder.clone().with_client_options(options).build();
+            built
+                .map(Arc::new)
+                .map_err(|e| unusable(format!("spec.backup.store cannot be used: {}", root_cause(&e))))
+        };
         Ok(Self {
-            client: Arc::new(client),
+            // A limit on the whole would end the reading of a large object, and a rehearsal that builds indexes meanwhile.
+            client: client(options.clone().with_timeout_disabled().with_read_timeout(limits.silence))?,
+            // Silence is no sign here: until a part is sent as a whole the store says nothing.
+            sender: client(options.with_timeout(limits.part))?,
             endpoint: spec.endpoint.clone().unwrap_or_else(|| format!("the S3 API of region {}", spec.region)),
             secret: spec.secret_ref.name.clone(),
             bucket,
@@ -117,15 +148,13 @@ impl Store {
         self.client.delete(&path).await.map_err(|e| self.failure("deleting", object, &e))
     }
 
-    /// Reads an object as a stream of chunks.
+    /// Reads an object as a stream of chunks. A body that breaks off is read on from its last byte.
     ///
     /// # Errors
-    /// `BackupUnreadable` if it is not there; `BucketDenied`, `StoreUnreachable`, also in mid-stream.
+    /// `BackupUnreadable` if it is not there; `BackupAltered` if it was replaced meanwhile; `BucketDenied`,
+    /// `StoreUnreachable`, also in mid-stream.
     pub async fn get(&self, object: &str) -> Result<BoxStream<'static, Result<bytes::Bytes, Failure>>, Failure> {
-        let path = self.path(object)?;
-        let answer = self.client.get(&path).await.map_err(|e| self.failure("reading", object, &e))?;
-        let (store, name) = (self.clone(), object.to_owned());
-        Ok(answer.into_stream().map_err(move |e| store.failure("reading", &name, &e)).boxed())
+        reading::begin(self.clone(), object).await
     }
 
     /// Begins a multipart upload for something of about `expected` bytes.
@@ -133,11 +162,7 @@ impl Store {
     /// # Errors
     /// `BucketMissing`, `BucketDenied`, `StoreUnreachable`.
     pub async fn upload(&self, object: &str, expected: u64) -> Result<Upload, Failure> {
-        let path = self.path(object)?;
-        let upload = self.client.put_multipart(&path).await.map_err(|e| self.failure("writing", object, &e))?;
-        // All parts have one size: some stores insist on it.
-        let part = usize::try_from(MIN_PART.max(expected / PARTS)).unwrap_or(usize::MAX);
-        Ok(Upload { upload, store: self.clone(), object: object.to_owned(), part, buffer: Vec::new(), pending: None })
+        Upload::begin(self.clone(), object, expected).await
     }
 
     fn path(&self, object: &str) -> Result<Path, Failure> {
@@ -181,84 +206,6 @@ impl Store {
             "{doing} {object}: {endpoint} cannot be used: {cause}; next: check spec.backup.store.endpoint and NetworkPolicy, and ca.crt in Secret {secret} if its certificate has a private authority"
         );
         Failure::new(Reason::StoreUnreachable, message)
-    }
-}
-
-/// A multipart upload. It must be ended by [`Upload::complete`] or [`Upload::abort`]: parts of one that is only dropped
-/// stay in the bucket and cost money.
-pub struct Upload {
-    upload: Box<dyn MultipartUpload>,
-    store: Store,
-    object: String,
-    part: usize,
-    buffer: Vec<u8>,
-    pending: Option<tokio::task::JoinHandle<object_store::Result<()>>>,
-}
-
-impl Upload {
-    /// Adds data. At most two parts are in memory: one that is filled, one that is sent.
-    ///
-    /// # Errors
-    /// `BucketMissing`, `BucketDenied`, `StoreUnreachable`.
-    pub async fn write(&mut self, mut data: &[u8]) -> Result<(), Failure> {
-        while !data.is_empty() {
-            let (now, later) = data.split_at(data.len().min(self.part - self.buffer.len()));
-            self.buffer.extend_from_slice(now);
-            data = later;
-            if self.buffer.len() == self.part {
-                self.flush().await?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn flush(&mut self) -> Result<(), Failure> {
-        self.settle().await?;
-        if !self.buffer.is_empty() {
-            let part = self.upload.put_part(PutPayload::from(std::mem::take(&mut self.buffer)));
-            self.pending = Some(tokio::spawn(part));
-        }
-        Ok(())
-    }
-
-    /// Waits for the part that is being sent.
-    async fn settle(&mut self) -> Result<(), Failure> {
-        let Some(part) = self.pending.take() else { return Ok(()) };
-        match part.await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(self.store.failure("writing", &self.object, &error)),
-            Err(error) => Err(Failure::new(Reason::Internal, format!("writing {}: {error}", self.object))),
-        }
-    }
-
-    /// Makes the object appear.
-    ///
-    /// # Errors
-    /// `BucketMissing`, `BucketDenied`, `StoreUnreachable`; the upload is aborted then.
-    pub async fn complete(mut self) -> Result<(), Failure> {
-        let ended = match self.finish().await {
-            Ok(()) => return Ok(()),
-            Err(failure) => failure,
-        };
-        self.abort().await;
-        Err(ended)
-    }
-
-    async fn finish(&mut self) -> Result<(), Failure> {
-        self.flush().await?;
-        self.settle().await?;
-        let ended = self.upload.complete().await;
-        ended.map(|_| ()).map_err(|e| self.store.failure("writing", &self.object, &e))
-    }
-
-    /// Gives the upload up and removes its parts.
-    pub async fn abort(mut self) {
-        // A part that is still being sent would arrive after the abort and stay.
-        let _ = self.settle().await;
-        if let Err(error) = self.upload.abort().await {
-            let failure = self.store.failure("aborting", &self.object, &error);
-            tracing::warn!(reason = %failure.reason, "parts of an aborted upload may be left: {}", failure.message);
-        }
     }
 }
 

@@ -34,7 +34,9 @@ async fn read(work: &Work<'_>, store: &Store, object: &str, expected: &str) -> R
     let fed = feed(store, object, running).await?;
     check_digest(object, &fed, expected)?;
     fed.ended.map_err(|failure| unreadable(object, &failure))?;
-    let entries = entries(work, store, object).await?;
+    let list = list(work, store, object).await?;
+    let entries = list.lines().filter(|line| line.starts_with(|c: char| c.is_ascii_digit())).count();
+    let entries = u64::try_from(entries).unwrap_or(0);
     if entries == 0 {
         return Err(Failure::new(
             Reason::BackupUnreadable,
@@ -114,8 +116,11 @@ fn unreadable(object: &str, failure: &Failure) -> Failure {
     )
 }
 
-/// Entries of the table of contents. Only the beginning of the object is read for it.
-async fn entries(work: &Work<'_>, store: &Store, object: &str) -> Result<u64, Failure> {
+/// The table of contents as `pg_restore --list` prints it. Only the beginning of the object is read for it.
+///
+/// # Errors
+/// `BackupUnreadable` if it is no archive; those of the store.
+pub(super) async fn list(work: &Work<'_>, store: &Store, object: &str) -> Result<String, Failure> {
     let mut running = work.tools.start("pg_restore", &["--list".to_owned()], &[])?;
     let mut chunks = store.get(object).await?;
     let mut stdin = running.stdin.take();
@@ -139,6 +144,5 @@ async fn entries(work: &Work<'_>, store: &Store, object: &str) -> Result<u64, Fa
     };
     tokio::try_join!(send, receive)?;
     running.end().await.map_err(|failure| unreadable(object, &failure))?;
-    let lines = list.lines().filter(|line| line.starts_with(|c: char| c.is_ascii_digit())).count();
-    Ok(u64::try_from(lines).unwrap_or(0))
+    Ok(list)
 }

@@ -70,7 +70,7 @@ async fn a_cut_or_altered_object_is_noticed() {
 }
 
 /// A folder with a `pg_dump` that does what a script says.
-fn fake_pg_dump(world: &World, script: &str) -> Tools {
+pub fn fake_pg_dump(world: &World, script: &str) -> Tools {
     let folder = world.root.join("bin");
     std::fs::create_dir_all(&folder).unwrap();
     let real = postgresql_bin().join("pg_dump");

@@ -15,3 +15,4 @@ mod notify;
 mod preflight;
 mod rehearsal;
 mod sequence;
+mod store;

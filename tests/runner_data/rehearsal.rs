@@ -73,6 +73,25 @@ async fn what_fails_is_named_and_the_copy_is_dropped() {
     }
 }
 
+#[tokio::test]
+async fn an_extension_that_the_role_may_not_create_is_left_out() {
+    let mut world = World::new().await;
+    world.alter("CREATE EXTENSION pg_stat_statements; CREATE EXTENSION pgcrypto").await;
+    world.backed_up().await;
+    let outcome = world.run(Task::Rehearse).await;
+    assert!(outcome.result.is_ok(), "{:?}", outcome.result);
+
+    // What needs it says so.
+    world.alter("CREATE VIEW slow AS SELECT query FROM pg_stat_statements; GRANT SELECT ON slow TO migrator_{n}").await;
+    world.backed_up().await;
+    let outcome = world.run(Task::Rehearse).await;
+    assert_eq!(outcome.failure().reason, Reason::DumpFailed);
+    for words in ["pg_stat_statements\" does not exist", "may not create pg_stat_statements", "next: if what failed needs it, mark it as trusted"] {
+        assert!(outcome.failure().message.contains(words), "{}", outcome.failure());
+    }
+    assert!(!world.has_scratch().await);
+}
+
 /// The stage in which a check stands, and the check.
 fn checks(world: &mut World, validation: Value, monitoring: Value) {
     world.spec.plan.validation.checks = serde_json::from_value(validation).unwrap();
