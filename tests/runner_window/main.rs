@@ -4,6 +4,7 @@
 
 mod capture;
 mod gate;
+mod hang;
 mod harness;
 mod migration;
 mod take_over;

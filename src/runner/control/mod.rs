@@ -22,6 +22,8 @@ mod cut_over;
 pub mod gate;
 mod install;
 mod proof;
+mod read_only;
+pub mod worker;
 
 use std::{
     fmt,
