@@ -1,18 +1,22 @@
 //! The window's way to the controller: its own `MigrationRun` at the API server.
 
-use std::time::Duration;
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
-use serde_json::{Map, json};
+use serde_json::{Map, Value, json};
 
 use super::{
     Failure,
+    kept::Kept,
     notify::Alarm,
     probe::Prober,
     report::Reporter,
     window::{Channel, ChannelError},
 };
 use crate::{
-    api::{Time, VersionProbe, WindowCommand, WindowOrder, WindowProgress},
+    api::{MigrationRun, Time, VersionProbe, WindowCommand, WindowOrder, WindowProgress},
     telemetry,
 };
 
@@ -20,23 +24,91 @@ use crate::{
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Orders from `spec.window`, reports to `status.window`, versions from the application's probe.
-pub struct ApiChannel {
+pub(super) struct ApiChannel {
     reporter: Reporter,
     prober: Prober,
     probe: Option<VersionProbe>,
     alarm: Alarm,
+    kept: Kept,
+    /// The newest order that was seen.
+    known: Mutex<WindowOrder>,
 }
 
 impl ApiChannel {
-    /// A channel over a run's reporter. `alarm` hears what is ordered and reported.
-    pub fn new(reporter: Reporter, prober: Prober, probe: Option<VersionProbe>, alarm: Alarm) -> Self {
-        Self { reporter, prober, probe, alarm }
+    /// A channel over a run's reporter. `alarm` hears what is ordered and reported, `kept` has each new order; `known` is the order
+    /// that the process began with.
+    pub fn new(
+        reporter: Reporter,
+        prober: Prober,
+        probe: Option<VersionProbe>,
+        alarm: Alarm,
+        kept: Kept,
+        known: WindowOrder,
+    ) -> Self {
+        alarm.ordered(&known);
+        Self { reporter, prober, probe, alarm, kept, known: Mutex::new(known) }
     }
 
-    /// The alarm, at the window's end.
+    /// The alarm, at the process's end.
     pub fn into_alarm(self) -> Alarm {
         self.alarm
     }
+
+    /// After a window that ended as `Held`: until people were told, or the controller shows by a new order that it is at it; then
+    /// it tells. At most `patience`; the alarm goes on after it, for as long as the process lives.
+    pub async fn until_heard(&self, every: Duration, patience: Duration) {
+        let begin = self.known();
+        let ordered = async {
+            while self.order().await.is_err() || self.known() == begin {
+                tokio::time::sleep(every).await;
+            }
+        };
+        tokio::select! {
+            () = self.alarm.heard() => {}
+            () = ordered => {}
+            () = tokio::time::sleep(patience) => {}
+        }
+    }
+
+    fn known(&self) -> WindowOrder {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Keeps an order that is new.
+    fn note(&self, run: &MigrationRun, order: &WindowOrder) {
+        let known = std::mem::replace(&mut *self.known.lock().unwrap_or_else(PoisonError::into_inner), order.clone());
+        if known != *order {
+            self.kept.write(run);
+        }
+    }
+}
+
+/// What stands in `spec.window`; `Standby` as long as there is no order.
+pub(super) fn order_of(window: &Option<WindowOrder>) -> WindowOrder {
+    window.clone().unwrap_or(WindowOrder { command: WindowCommand::Standby, deadline: None })
+}
+
+/// A window's progress with all of its fields, those that are absent as null: a merge patch leaves alone what it does not name, and
+/// a comparison of the way there would stand as evidence of the way back.
+pub(super) fn whole(progress: &WindowProgress) -> Value {
+    const OPTIONAL: [&str; 9] = [
+        "blockedAt",
+        "proof",
+        "migrateSeconds",
+        "reconciledUsers",
+        "comparison",
+        "usersWrittenSince",
+        "observedVersion",
+        "observedAt",
+        "releasedAt",
+    ];
+    let mut all = json!(progress);
+    if let Some(fields) = all.as_object_mut() {
+        for field in OPTIONAL {
+            fields.entry(field).or_insert(Value::Null);
+        }
+    }
+    all
 }
 
 /// Runs one call with a time-out: a server that accepts and keeps silent must not hold the next order back.
@@ -58,8 +130,9 @@ impl Channel for ApiChannel {
         if run.metadata.deletion_timestamp.is_some() {
             return Err(ChannelError::Gone);
         }
-        let order = run.spec.window.unwrap_or(WindowOrder { command: WindowCommand::Standby, deadline: None });
+        let order = order_of(&run.spec.window);
         self.alarm.ordered(&order);
+        self.note(&run, &order);
         Ok(order)
     }
 
@@ -78,7 +151,7 @@ impl Channel for ApiChannel {
         // Before the API server is told: it may hang.
         self.alarm.reported(progress, note);
         let mut fields = Map::new();
-        fields.insert("window".into(), json!(progress));
+        fields.insert("window".into(), whole(progress));
         fields.insert("reason".into(), json!(note.map(|failure| failure.reason)));
         fields.insert("message".into(), json!(note.map(|failure| &failure.message)));
         within(self.reporter.patch_once(&fields)).await
@@ -91,5 +164,41 @@ impl Channel for ApiChannel {
 
     fn now(&self) -> Time {
         telemetry::now()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::{Comparison, WindowState};
+
+    #[test]
+    fn what_is_absent_clears_what_was_reported_before() {
+        let now = Some(Time::UNIX_EPOCH);
+        // Without `..`: a new field has to be thought of here, and in `whole`.
+        let full = WindowProgress {
+            state: WindowState::Held,
+            blocked_at: now,
+            proof: Some("p".into()),
+            terminated_sessions: 1,
+            migrate_seconds: Some(1.0),
+            reconciled_users: Some(1),
+            comparison: Some(Comparison { users: 1, unexplained: 0, total_balance: "1".into() }),
+            users_written_since: Some(1),
+            switch_acknowledged: true,
+            observed_version: Some("v1".into()),
+            observed_at: now,
+            released_at: now,
+            deadline_passed: true,
+        };
+        let mut status = whole(&full);
+        // As the API server merges it.
+        for (field, value) in whole(&WindowProgress::default()).as_object().unwrap() {
+            match value {
+                Value::Null => status.as_object_mut().unwrap().remove(field),
+                value => status.as_object_mut().unwrap().insert(field.clone(), value.clone()),
+            };
+        }
+        assert_eq!(serde_json::from_value::<WindowProgress>(status).unwrap(), WindowProgress::default());
     }
 }

@@ -24,6 +24,7 @@ pub mod fingerprint;
 pub mod follow_up;
 pub mod git;
 pub mod judge;
+mod kept;
 pub mod key_users;
 pub mod notify;
 pub mod postgres;
@@ -54,8 +55,9 @@ pub use failure::Failure;
 
 use self::{
     archive::Tools,
-    channel::ApiChannel,
+    channel::{ApiChannel, order_of, whole},
     control::Step,
+    kept::Kept,
     notify::Alarm,
     probe::Prober,
     report::{Progress, Reporter, Unreported},
@@ -143,7 +145,7 @@ async fn carry_out(stop: &CancellationToken) -> Result<(), String> {
             None
         };
         let following = reporter.follow(&progress);
-        let result = dispatch(&run, &namespace, &status, &reporter, &progress, stop).await;
+        let result = dispatch(&run, &namespace, &status, &reporter, kept, &progress, stop).await;
         // One that is still in mid-request could overwrite the end with what was before it.
         following.abort();
         let _ = following.await;
@@ -171,38 +173,6 @@ async fn carry_out(stop: &CancellationToken) -> Result<(), String> {
     }
 }
 
-/// A window task's order, kept where it survives the container: the pod's own temporary folder. It holds no secret.
-struct Kept {
-    path: std::path::PathBuf,
-    name: String,
-}
-
-impl Kept {
-    fn in_temporary_folder(name: &str) -> Self {
-        Self { path: std::env::temp_dir().join(format!("{name}.json")), name: name.to_owned() }
-    }
-
-    fn read(&self) -> Option<MigrationRun> {
-        let run: MigrationRun = serde_json::from_slice(&std::fs::read(&self.path).ok()?).ok()?;
-        (run.metadata.name.as_deref() == Some(self.name.as_str())).then_some(run)
-    }
-
-    /// What was kept, after a while; `None` (at once) if nothing was.
-    async fn read_after(&self, patience: Duration) -> Option<MigrationRun> {
-        let run = self.read()?;
-        tokio::time::sleep(patience).await;
-        Some(run)
-    }
-
-    fn write(&self, run: &MigrationRun) {
-        let written =
-            serde_json::to_vec(run).map_err(std::io::Error::other).and_then(|json| std::fs::write(&self.path, json));
-        if let Err(error) = written {
-            tracing::warn!(%error, "the order is not kept; a restarted container will need the API server");
-        }
-    }
-}
-
 fn gone() -> Result<(), String> {
     tracing::warn!("the MigrationRun is gone; nothing is left to do");
     Ok(())
@@ -213,6 +183,7 @@ async fn dispatch(
     namespace: &str,
     status: &MigrationRunStatus,
     reporter: &Reporter,
+    kept: Kept,
     progress: &Progress,
     stop: &CancellationToken,
 ) -> Result<String, Failure> {
@@ -232,8 +203,8 @@ async fn dispatch(
         Task::VerifyBackup => verify::run(&work).await,
         Task::ExportKeyUsers => key_users::run(&work).await,
         Task::Rehearse => rehearsal::run(&work).await,
-        Task::Window => window(&work, reporter, Step::Up).await,
-        Task::RollbackWindow => window(&work, reporter, Step::Down).await,
+        Task::Window => window(&work, reporter, kept, Step::Up).await,
+        Task::RollbackWindow => window(&work, reporter, kept, Step::Down).await,
         Task::Validate | Task::Monitor => checks(&work, &spec.plan.checks_of(spec.task), &status.checks).await,
         Task::DayCheck | Task::WeekReview => follow_up::run(&work, &status.checks).await,
         Task::Notify => stoppable(stop, notify::run(&work)).await,
@@ -257,9 +228,10 @@ async fn checks(work: &Work<'_>, checks: &[crate::api::Check], before: &[CheckRe
     Ok("ended by the controller".to_owned())
 }
 
-async fn window(work: &Work<'_>, reporter: &Reporter, direction: Step) -> Result<String, Failure> {
+async fn window(work: &Work<'_>, reporter: &Reporter, kept: Kept, direction: Step) -> Result<String, Failure> {
     let target = work.settings.target()?;
-    let sql = rehearsal::both(work)?;
+    let sql = rehearsal::for_window(work)?;
+    let order = order_of(&work.spec.window);
     let plan = WindowPlan {
         subject: work.subject(),
         direction,
@@ -267,17 +239,25 @@ async fn window(work: &Work<'_>, reporter: &Reporter, direction: Step) -> Result
         up: sql.up,
         down: sql.down,
         inputs: work.spec.inputs.clone(),
+        order: order.clone(),
         poll: POLL,
     };
     let (probe, alarm) = (work.spec.plan.application.version_probe.clone(), Alarm::new(work, notify::GRACE));
-    let channel = ApiChannel::new(reporter.clone(), Prober::new()?, probe, alarm);
+    let channel = ApiChannel::new(reporter.clone(), Prober::new()?, probe, alarm, kept, order);
     let outcome = window::run(&channel, &target, &plan, &work.stop).await;
     let handed_over = outcome.failure.as_ref().is_some_and(|failure| failure.reason == Reason::PodFailed);
-    if outcome.progress.state == WindowState::Held && work.stop.is_cancelled() && !handed_over {
-        // No pod comes after this one. In all other cases the process lives on until its end was reported.
-        channel.into_alarm().settle(notify::TIMEOUT).await;
+    if outcome.progress.state == WindowState::Held && !handed_over {
+        // The report of the end would end the process, within the grace in which nobody is told yet.
+        tokio::select! {
+            () = channel.until_heard(POLL, notify::GRACE + notify::TIMEOUT) => {}
+            () = work.stop.cancelled() => {}
+        }
+        if work.stop.is_cancelled() {
+            // No pod comes after this one. In all other cases the process lives on until its end was reported.
+            channel.into_alarm().settle(notify::TIMEOUT).await;
+        }
     }
-    work.progress.note("window", &outcome.progress);
+    work.progress.note("window", &whole(&outcome.progress));
     match outcome.failure {
         None => Ok(format!("window ended: {:?}", outcome.progress.state)),
         Some(failure) => Err(failure),

@@ -47,7 +47,19 @@ const OPTIONS: &str = "-c default_transaction_read_only=off";
 /// Further start-up options of the runner's own sessions: the server must notice a runner that went away without a word
 /// (its locks hold up the pod that takes over), and must not end a session that waits for the controller.
 const OWN_OPTIONS: &str = "-c default_transaction_read_only=off -c tcp_keepalives_idle=5 -c tcp_keepalives_interval=3 \
-    -c tcp_keepalives_count=3 -c idle_in_transaction_session_timeout=0";
+    -c tcp_keepalives_count=3 -c tcp_user_timeout=20000 -c idle_in_transaction_session_timeout=0";
+/// A server that is in the middle of a statement looks for its client only if it is told to: from version 14 on, and not on every
+/// platform. No start-up option: an older server would refuse the connection.
+const WATCH_CLIENT: &str = "SELECT pg_catalog.set_config(name, '1000', false) FROM pg_catalog.pg_settings
+    WHERE name = 'client_connection_check_interval'";
+
+/// Lets the server notice in the middle of a statement that this session's client is gone: its locks hold up whoever takes over.
+/// Where it cannot, it stays as it is. To be called again after `RESET ALL`.
+pub(crate) async fn watch_client(client: &Client) {
+    if let Err(error) = client.batch_execute(WATCH_CLIENT).await {
+        tracing::debug!(cause = %classify(&error), "the server does not look for its client during a statement");
+    }
+}
 
 /// Where and how to connect: the parsed URL and the authorities to trust.
 #[derive(Clone)]
@@ -200,7 +212,12 @@ impl Target {
             config.password(password);
         }
         // The crate's own time-out covers TCP only; a server that accepts and then keeps silent must not hang the step.
-        tokio::time::timeout(CONNECT_TIMEOUT, self.open(&mut config)).await.unwrap_or_else(|_| {
+        let opened = async {
+            let client = self.open(&mut config).await?;
+            watch_client(&client).await;
+            Ok(client)
+        };
+        tokio::time::timeout(CONNECT_TIMEOUT, opened).await.unwrap_or_else(|_| {
             let message = format!("{} did not answer within {} s", self.host_port(), CONNECT_TIMEOUT.as_secs());
             Err(Failure::new(Reason::HostUnreachable, message))
         })

@@ -87,11 +87,29 @@ pub struct Both {
 /// # Errors
 /// `SqlChanged` and those of [`sqltext::for_run`].
 pub fn both(work: &Work<'_>) -> Result<Both, Failure> {
-    let texts = work.settings.sql()?;
-    let sql = |name: &str, text: &str| -> Result<Sql, Failure> {
-        Ok(Sql { statements: sqltext::for_run(name, text)?, sha256: sha256(text.as_bytes()) })
+    let ForWindow { up, down } = for_window(work)?;
+    Ok(Both { up: up?, down })
+}
+
+/// What a window needs. The up SQL is not needed any more once it is committed, and by then may have changed or be gone: why it
+/// cannot be used is an error only for whoever wants to run it.
+pub struct ForWindow {
+    /// The change.
+    pub up: Result<Sql, Failure>,
+    /// The way back.
+    pub down: Sql,
+}
+
+/// Reads what a window needs.
+///
+/// # Errors
+/// Of the down SQL: `SqlChanged` and those of [`sqltext::for_run`].
+pub fn for_window(work: &Work<'_>) -> Result<ForWindow, Failure> {
+    let sql = |name: &str, text: String| -> Result<Sql, Failure> {
+        Ok(Sql { statements: sqltext::for_run(name, &text)?, sha256: sha256(text.as_bytes()) })
     };
-    Ok(Both { up: sql("up SQL", &texts.up)?, down: sql("down SQL", &texts.down)? })
+    let up = work.settings.up_sql().and_then(|text| sql("up SQL", text));
+    Ok(ForWindow { up, down: sql("down SQL", work.settings.down_sql()?)? })
 }
 
 /// Everything that happens on the copy.

@@ -167,13 +167,25 @@ impl<'a> Settings<'a> {
     /// Both SQL texts.
     ///
     /// # Errors
-    /// `SqlChanged` if one is missing or not the text whose digest stands in the run's inputs.
+    /// Those of [`Settings::up_sql`].
     pub fn sql(&self) -> Result<SqlTexts, Failure> {
-        let (migration, inputs) = (&self.spec.plan.migration, &self.spec.inputs);
-        Ok(SqlTexts {
-            up: self.sql_text(mounts::UP_SQL, &migration.up, &inputs.up_sha256)?,
-            down: self.sql_text(mounts::DOWN_SQL, &migration.down, &inputs.down_sha256)?,
-        })
+        Ok(SqlTexts { up: self.up_sql()?, down: self.down_sql()? })
+    }
+
+    /// The up SQL.
+    ///
+    /// # Errors
+    /// `SqlChanged` if it is missing or not the text whose digest stands in the run's inputs.
+    pub fn up_sql(&self) -> Result<String, Failure> {
+        self.sql_text(mounts::UP_SQL, &self.spec.plan.migration.up, &self.spec.inputs.up_sha256)
+    }
+
+    /// The down SQL.
+    ///
+    /// # Errors
+    /// As of the up SQL.
+    pub fn down_sql(&self) -> Result<String, Failure> {
+        self.sql_text(mounts::DOWN_SQL, &self.spec.plan.migration.down, &self.spec.inputs.down_sha256)
     }
 
     fn sql_text(&self, file: &str, source: &SqlSource, expected: &str) -> Result<String, Failure> {

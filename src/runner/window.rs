@@ -10,7 +10,7 @@
 //!
 //! # Contract
 //! - A second task on the same database (a pod started twice, or again) waits until the first is gone, reads gate, intent
-//!   and ledger, and goes on from there.
+//!   and ledger, and goes on from there. Past the deadline, or on `Revert`, it ends the first one's session if that hangs.
 //! - The API server is asked and told on the side: a server that hangs delays no decision, not even the deadline's.
 //! - What is acknowledged (`Switch`) is in the database before it is reported.
 //! - Past the deadline, or when the `MigrationRun` is gone: the old state is restored while the switch has not been
@@ -21,10 +21,15 @@
 mod beside;
 mod task;
 
-use std::{future::Future, time::Duration};
+use std::{
+    future::Future,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use tokio::sync::watch;
+use tokio_postgres::CancelToken;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -87,12 +92,14 @@ pub struct WindowPlan {
     pub direction: Step,
     /// Attempt of the run.
     pub attempt: u32,
-    /// The up SQL as mounted.
-    pub up: Sql,
+    /// The up SQL as mounted, or why it cannot be used: of no interest on the way back, and once it is committed.
+    pub up: Result<Sql, Failure>,
     /// The down SQL as mounted.
     pub down: Sql,
     /// What the controller saw.
     pub inputs: RunInputs,
+    /// The order that is known already: that of the run as it was read, or as an earlier container of this pod kept it.
+    pub order: WindowOrder,
     /// How often the API server is asked for an order, usually 250 ms.
     pub poll: Duration,
 }
@@ -126,17 +133,19 @@ pub async fn run<C: Channel>(channel: &C, target: &Target, plan: &WindowPlan, st
     if let Some(failure) = changed(plan) {
         return Outcome { progress: WindowProgress::default(), failure: Some(failure) };
     }
-    let (orders_in, orders) =
-        watch::channel(Orders { command: WindowCommand::Standby, deadline: None, gone: false, last_pod: false });
+    let WindowOrder { command, deadline } = plan.order;
+    let (orders_in, orders) = watch::channel(Orders { command, deadline, gone: false, last_pod: false });
+    let running = Running::default();
     let (reports, reports_out) = watch::channel::<Report>((WindowProgress::default(), None));
     let reported = reports_out.clone();
-    let task = task::Task::new(channel, target, plan, orders, reports);
+    let task = task::Task::new(channel, target, plan, &running, orders, reports);
     let outcome = tokio::select! {
         outcome = task.run() => outcome,
         never = poll(channel, plan.poll, &orders_in) => match never {},
         never = reporter(channel, plan.poll, reports_out) => match never {},
         () = handed_over(channel, plan.poll, &orders_in, stop) => {
             let progress = reported.borrow().0.clone();
+            running.cancel(target).await;
             return Outcome { progress, failure: Some(Work::stopped()) };
         }
     };
@@ -154,20 +163,41 @@ pub async fn run<C: Channel>(channel: &C, target: &Target, plan: &WindowPlan, st
     outcome
 }
 
-/// The SQL must be what the controller saw, people approved and the rehearsal ran.
-fn changed(plan: &WindowPlan) -> Option<Failure> {
-    for (name, mounted, seen) in
-        [("up", &plan.up, &plan.inputs.up_sha256), ("down", &plan.down, &plan.inputs.down_sha256)]
-    {
-        if mounted.sha256 != *seen {
-            let message = format!(
-                "the {name} SQL is {}, approved was {seen}; next: restore it, or approve the new plan",
-                mounted.sha256
-            );
-            return Some(Failure::new(Reason::SqlChanged, message));
+/// The session of the task, for whoever ends the task in the middle.
+#[derive(Default)]
+struct Running(Mutex<Option<CancelToken>>);
+
+impl Running {
+    /// From now on the task works by this session.
+    fn is(&self, token: CancelToken) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(token);
+    }
+
+    /// Cancels what the session is at. A server that is in the middle of a statement does not see that its client went away: it
+    /// would keep its locks, and the next pod waiting, for as long as the statement takes.
+    async fn cancel(&self, target: &Target) {
+        let token = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(token) = token
+            && let Err(failure) = target.cancel(token).await
+        {
+            tracing::warn!(message = failure.message, "statement not cancelled");
         }
     }
-    None
+}
+
+/// The down SQL must be what the controller saw, people approved and the rehearsal ran. The up SQL is looked at when it is wanted.
+fn changed(plan: &WindowPlan) -> Option<Failure> {
+    as_approved("down", &plan.down, &plan.inputs.down_sha256).err()
+}
+
+fn as_approved(name: &str, mounted: &Sql, approved: &str) -> Result<(), Failure> {
+    if mounted.sha256 == approved {
+        return Ok(());
+    }
+    let found = &mounted.sha256;
+    let message =
+        format!("the {name} SQL is {found}, approved was {approved}; next: restore it, or approve the new plan");
+    Err(Failure::new(Reason::SqlChanged, message))
 }
 
 enum Never {}
@@ -258,7 +288,7 @@ async fn reporter<C: Channel>(channel: &C, every: Duration, mut reports: watch::
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::VecDeque, sync::Mutex};
+    use std::collections::VecDeque;
 
     use tokio::sync::Notify;
 

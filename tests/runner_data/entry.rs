@@ -19,7 +19,7 @@ use credit_migration::api::{
 use serde_json::{Value, json};
 
 use crate::{
-    harness::{World, postgresql_bin},
+    harness::{UP, World, postgresql_bin},
     notify::Office,
 };
 
@@ -267,11 +267,8 @@ async fn a_late_report_of_the_begin_does_not_overwrite_the_end() {
     assert_eq!((status(&window).phase, status(&window).reason), (RunPhase::Failed, Some(Reason::SqlChanged)));
 }
 
-/// Nobody orders anything any more: neither the operator, nor a person by way of the API server.
-#[tokio::test]
-async fn a_window_that_is_held_without_the_api_server_tells_people() {
-    let office = Office::open().await;
-    let mut world = World::new().await;
+/// A chat that the team reads; its path.
+fn chat(office: &Office, world: &mut World) -> String {
     let path = format!("/ok/held-{}", world.number);
     world.spec.plan.notifications = serde_json::from_value(json!({
         "channels": [{"name": "chat", "audiences": ["Team"], "slack": {
@@ -281,6 +278,46 @@ async fn a_window_that_is_held_without_the_api_server_tells_people() {
     .unwrap();
     world.mount(&mounts::secret("chat", "url"), &office.url(&path));
     world.mount(&mounts::secret("chat", "ca.crt"), &office.authority("ca"));
+    path
+}
+
+/// The operator is away, the API server is there: its report is taken at once, and must not end the process before people know.
+#[tokio::test]
+async fn a_way_back_that_fails_by_itself_tells_people_unless_somebody_orders_it() {
+    for ordered in [false, true] {
+        let (office, mut world) = (Office::open().await, World::new().await);
+        let path = chat(&office, &mut world);
+        world.sql(UP, "SELECT 1/0;");
+        world.backed_up().await;
+        let window = shared(&world, Task::Window);
+        let deadline = Some(credit_migration::telemetry::now() + Duration::from_secs(6));
+        let order = |command| {
+            window.lock().unwrap().run.as_mut().unwrap().spec.window = Some(WindowOrder { command, deadline });
+        };
+        order(WindowCommand::Open);
+        let output = program(&world, &window, async {
+            until(&window, |status| status.window.as_ref().is_some_and(|w| w.state == WindowState::Held)).await;
+            if ordered {
+                order(WindowCommand::Revert);
+            }
+            pending::<()>().await;
+        })
+        .await;
+        assert!(output.status.success(), "{output:?}");
+        let told = status(&window);
+        assert_eq!((told.phase, told.reason), (RunPhase::Failed, Some(Reason::SqlFailed)));
+        let window = told.window.unwrap();
+        assert_eq!((window.state, window.switch_acknowledged), (WindowState::Held, false));
+        let told = office.web(&path);
+        assert_eq!(told.len(), usize::from(!ordered), "{told:?}");
+    }
+}
+
+/// Nobody orders anything any more: neither the operator, nor a person by way of the API server.
+#[tokio::test]
+async fn a_window_that_is_held_without_the_api_server_tells_people() {
+    let (office, mut world) = (Office::open().await, World::new().await);
+    let path = chat(&office, &mut world);
     world.backed_up().await;
     let window = shared(&world, Task::Window);
     let deadline = Some(credit_migration::telemetry::now() + Duration::from_secs(8));

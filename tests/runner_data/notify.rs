@@ -553,10 +553,16 @@ async fn no_alarm_while_the_controller_is_at_it() {
     let alarm = |grace| Alarm::new(&desk.work(&Progress::default()), grace);
     let order = |command| WindowOrder { command, deadline: None };
     let calm = alarm(Duration::ZERO);
-    // Held, but the switch was not acknowledged; not held.
-    calm.reported(&WindowProgress { switch_acknowledged: false, ..held() }, None);
+    // Not held.
     calm.reported(&WindowProgress { state: WindowState::Migrated, ..held() }, None);
+    calm.heard().await;
     calm.settle(PATIENCE).await;
+    // The way back that was ordered failed: whoever ordered it tells.
+    let ordered = alarm(Duration::ZERO);
+    ordered.ordered(&order(WindowCommand::Revert));
+    ordered.reported(&held(), None);
+    ordered.heard().await;
+    ordered.settle(PATIENCE).await;
     let called_off = alarm(PATIENCE);
     called_off.reported(&held(), None);
     called_off.ordered(&order(WindowCommand::Revert));
@@ -572,4 +578,14 @@ async fn no_alarm_while_the_controller_is_at_it() {
     raised.reported(&held(), None);
     raised.settle(PATIENCE).await;
     assert_eq!(desk.office.web(&ok).len(), 1);
+    // Neither does it matter whether the switch was acknowledged: writes are blocked.
+    let raised = alarm(Duration::ZERO);
+    raised.reported(&WindowProgress { switch_acknowledged: false, ..held() }, None);
+    raised.heard().await;
+    let told = desk.office.web(&ok);
+    assert_eq!(told.len(), 2);
+    let not_begun = |told: &Value| {
+        told["body"]["text"].as_str().unwrap().contains("stay blocked. The switch of the application had not begun")
+    };
+    assert_eq!(told.iter().filter(|told| not_begun(told)).count(), 1, "{told:?}");
 }

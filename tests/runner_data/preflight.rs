@@ -135,6 +135,45 @@ async fn privileges() {
     .await;
 }
 
+/// What an apply worker of logical replication writes, no statement trigger stops.
+#[tokio::test]
+async fn a_subscription_to_a_protected_table() {
+    let world = World::new().await;
+    world
+        .alter(
+            "CREATE SUBSCRIPTION copy_{n} CONNECTION 'host=127.0.0.1 port=1 dbname=nowhere' PUBLICATION p WITH (connect = false);
+             INSERT INTO pg_subscription_rel (srsubid, srrelid, srsubstate)
+             SELECT oid, 'user_credits'::regclass, 'r' FROM pg_subscription WHERE subname = 'copy_{n}'",
+        )
+        .await;
+    // It is not enabled.
+    finds_nothing(&world).await;
+    world.alter("UPDATE pg_subscription SET subenabled = true WHERE subname = 'copy_{n}'").await;
+    let next = "subscription copy_{n} writes to user_credits, and the gate does not stop what logical replication applies; next: ALTER SUBSCRIPTION \"copy_{n}\" DISABLE;";
+    finds(&world, &[("subscriptions", Reason::WritesNotBlocked, next)]).await;
+    world.alter("ALTER SUBSCRIPTION \"copy_{n}\" DISABLE").await;
+    finds_nothing(&world).await;
+}
+
+async fn finds_nothing(world: &World) {
+    let outcome = world.run(Task::Preflight).await;
+    assert!(outcome.result.is_ok(), "{:?} {:?}", outcome.result, outcome.findings());
+}
+
+#[tokio::test]
+async fn a_member_that_inherits_nothing() {
+    let world = World::new().await;
+    world
+        .alter(
+            "REVOKE app_{n} FROM migrator_{n}; CREATE ROLE bridge_{n} NOINHERIT; GRANT app_{n} TO bridge_{n}; GRANT bridge_{n} TO migrator_{n}",
+        )
+        .await;
+    let next = "does not see when sessions of app_{n} began; next: GRANT pg_read_all_stats TO \"migrator_{n}\";";
+    finds(&world, &[("application role app_{n}", Reason::PrivilegeMissing, next)]).await;
+    world.alter("GRANT pg_read_all_stats TO migrator_{n}").await;
+    finds_nothing(&world).await;
+}
+
 #[tokio::test]
 async fn tables_columns_and_claims() {
     let mut world = World::new().await;

@@ -134,6 +134,57 @@ async fn the_window_waits_for_a_writer_under_way_and_then_ends_it() {
     assert_eq!(database.value("SELECT count(*) FROM user_credits WHERE balance = 0").await, "0");
 }
 
+/// Whatever role a session has, and whether or not its begin is to be seen: who began inside the window is ended, nobody else.
+#[tokio::test]
+async fn no_session_stays_read_only_and_none_is_ended_twice() {
+    let (database, mut subject) = (Database::new().await, subject());
+    // The migration role may act as the application, and inherits nothing of it.
+    let (hidden, bridge) = (format!("hidden_{}", database.name), format!("bridge_{}", database.name));
+    let root = database.session("postgres").await;
+    root.batch_execute(&format!(
+        "CREATE ROLE {hidden} LOGIN; CREATE ROLE {bridge} NOINHERIT; GRANT {hidden} TO {bridge}; GRANT {bridge} TO migrator;
+         GRANT SELECT, UPDATE ON ALL TABLES IN SCHEMA public TO {hidden}"
+    ))
+    .await
+    .unwrap();
+    subject.application_roles = vec![hidden.clone()];
+    let mut client = database.prepared(&subject).await;
+    let pid =
+        async |session: &Client| session.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get::<_, i32>(0);
+    // Neither role's begin is seen by the migration role.
+    let before = database.session("analyst").await;
+    let before_pid = pid(&before).await;
+    close(&mut client, &subject).await;
+    let mut inside = Vec::new();
+    for role in ["app", "analyst", &hidden, "migrator"] {
+        let session = database.session(role).await;
+        assert_eq!(state_of(&session, "UPDATE users SET email = email WHERE false").await, "25006", "{role}");
+        inside.push((role.to_owned(), pid(&session).await, session));
+    }
+    let root_inside = database.session("postgres").await;
+    gate::restore_default(&client, &subject).await.unwrap();
+    for (_, pid, _) in &inside {
+        database.until(&format!("SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = {pid}")).await;
+    }
+    // The new version's, which begin while the gate is still closed.
+    let mut after = Vec::new();
+    for role in ["app", "analyst", &hidden] {
+        let session = database.session(role).await;
+        after.push((role.to_owned(), pid(&session).await, session));
+    }
+    let until = gate::restore_default(&client, &subject).await.unwrap().unwrap();
+    open(&mut client, &subject).await;
+    gate::end_read_only_sessions(&client, until).await.unwrap();
+    for (role, _, session) in &after {
+        assert_eq!(
+            state_of(session, "UPDATE user_credits SET balance = balance WHERE user_id = 1").await,
+            "ok",
+            "{role}"
+        );
+    }
+    assert_eq!((pid(&before).await, state_of(&root_inside, "SELECT 1").await.as_str()), (before_pid, "ok"));
+}
+
 #[tokio::test]
 async fn the_application_can_neither_read_nor_disable_the_guard() {
     let (database, subject) = (Database::new().await, subject());

@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod capture;
 mod gate;
+mod hang;
 mod harness;
 mod migration;
 mod take_over;

@@ -28,7 +28,7 @@ use crate::{
     api::Reason,
     runner::{
         Failure,
-        postgres::{classify, classify_statement},
+        postgres::{classify, classify_statement, watch_client},
     },
 };
 
@@ -107,6 +107,7 @@ async fn run(client: &mut Client, subject: &Subject, sql: &Sql, step: Step, stop
     if let Err(error) = client.batch_execute("RESET SESSION AUTHORIZATION; RESET ALL").await {
         tracing::warn!(cause = %classify(&error), "session could not be reset after the SQL");
     }
+    watch_client(client).await;
     result
 }
 

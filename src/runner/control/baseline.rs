@@ -1,12 +1,17 @@
 //! Every user's balance: recorded, kept current, compared.
 //!
+//! The capture has one row for each user whose balance was written since it was last emptied; each further write gives it a new,
+//! higher number. (A table that an earlier version made has one row for each write.)
+//!
 //! No watermark is needed to know which captured changes a snapshot already holds: a change and the row that captures it
-//! are written by one transaction, so a snapshot sees both or neither. Whoever reads balances and deletes captured rows in
-//! *one* REPEATABLE READ snapshot deletes exactly those which it has read.
+//! are written by one transaction, so a snapshot sees both or neither. Whoever reads balances in *one* REPEATABLE READ snapshot,
+//! and then deletes captured rows by the numbers that it has read there, deletes none that was written since.
+
+use std::time::Duration;
 
 use tokio_postgres::{Client, GenericClient, Transaction};
 
-use super::{BalancesTable, Subject, balances};
+use super::{BalancesTable, Subject, balances, millis};
 use crate::{
     api::{Comparison, Reason},
     runner::{
@@ -14,6 +19,11 @@ use crate::{
         postgres::{Access, classify, snapshot},
     },
 };
+
+/// Captured rows that one refresh deletes at most: what is left is there for the next one.
+const MAX_FORGOTTEN: i64 = 500_000;
+/// How long the window waits for a figure that is for people.
+const COUNT: Duration = Duration::from_secs(2);
 
 /// Records every user's balance as the caller's snapshot shows it. Returns the number of users.
 ///
@@ -24,9 +34,9 @@ use crate::{
 /// `TableMissing`, `ColumnMissing`; `SqlFailed` if the user column is not unique.
 pub async fn take_baseline(tx: &Transaction<'_>, subject: &Subject) -> Result<u64, Failure> {
     let balances = balances(tx, subject, None).await?;
-    tx.batch_execute("DELETE FROM credit_migration.baseline; DELETE FROM credit_migration.changed")
-        .await
-        .map_err(|e| classify(&e))?;
+    // The capture is left as it is: deleted in a transaction as long as a dump it would hold up every writer of those users. What it
+    // has too much is brought up to date once more.
+    tx.batch_execute("DELETE FROM credit_migration.baseline").await.map_err(|e| classify(&e))?;
     record_all(tx, subject, &balances).await
 }
 
@@ -48,9 +58,37 @@ pub async fn refresh_baseline(client: &mut Client, subject: &Subject) -> Result<
     let balances = balances(client, subject, None).await?;
     let tx = snapshot(client, Access::Write).await?;
     let users = reconcile(&tx, subject, &balances).await?;
-    tx.batch_execute("DELETE FROM credit_migration.changed").await.map_err(|e| classify(&e))?;
+    let seen: Vec<i64> = tx
+        .query("SELECT id FROM credit_migration.changed LIMIT $1", &[&MAX_FORGOTTEN])
+        .await
+        .map_err(|e| classify(&e))?
+        .iter()
+        .map(|row| row.get(0))
+        .collect();
     tx.commit().await.map_err(|e| classify(&e))?;
+    // A row that was written since has another number. One that is being written is left alone: a writer waits for this statement
+    // at most, and this one for nobody, so that neither can be the victim of a deadlock.
+    client
+        .execute(
+            "DELETE FROM credit_migration.changed WHERE id IN
+                 (SELECT id FROM credit_migration.changed WHERE id = ANY ($1) FOR UPDATE SKIP LOCKED)",
+            &[&seen],
+        )
+        .await
+        .map_err(|e| classify(&e))?;
     Ok(users)
+}
+
+/// As [`users_written`], for a window, which has no time for it: at most [`COUNT`].
+///
+/// # Errors
+/// `DatabaseUnavailable` if it takes longer; those of [`classify`].
+pub async fn users_written_within(client: &mut Client, subject: &Subject) -> Result<u64, Failure> {
+    let tx = client.build_transaction().read_only(true).start().await.map_err(|e| classify(&e))?;
+    let limits = format!("SET LOCAL statement_timeout = {0}; SET LOCAL lock_timeout = {0}", millis(COUNT));
+    tx.batch_execute(&limits).await.map_err(|e| classify(&e))?;
+    // Rolled back when it is dropped.
+    users_written(&tx, subject).await
 }
 
 /// Distinct users whose balance was written since the capture was last emptied: since the cut-over, once there was one.

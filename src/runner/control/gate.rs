@@ -18,9 +18,8 @@ use std::{
 use jiff::Timestamp;
 use tokio_postgres::{Client, error::SqlState, types::Json};
 
-use super::{
-    LOCK_CLASS, LOCK_GATE, LOCK_WORKER, Step, Subject, Table, exists, ident, literal, protected, with_children,
-};
+pub use super::read_only::{end_read_only_sessions, restore_default};
+use super::{LOCK_CLASS, LOCK_GATE, Step, Subject, Table, exists, ident, protected, with_children, worker::try_lock};
 use crate::{
     api::{Reason, WindowProgress},
     runner::{Failure, postgres::classify},
@@ -123,22 +122,6 @@ pub async fn observe(client: &Client, subject: &Subject, step: Step) -> Result<S
     Ok(snapshot)
 }
 
-/// Tries to become the one task that works. The lock lives as long as the session.
-///
-/// # Errors
-/// Those of [`classify`].
-pub async fn try_work(client: &Client) -> Result<bool, Failure> {
-    try_lock(client, LOCK_WORKER).await
-}
-
-async fn try_lock(client: &Client, which: i32) -> Result<bool, Failure> {
-    let row = client
-        .query_one("SELECT pg_catalog.pg_try_advisory_lock($1, $2)", &[&LOCK_CLASS, &which])
-        .await
-        .map_err(|e| classify(&e))?;
-    Ok(row.get(0))
-}
-
 /// Records the intent, switches the database's default to read-only, and closes the gate for all but this session: one
 /// transaction. Called again (by another session, after a crash), it keeps the prior setting that was found first.
 ///
@@ -155,8 +138,9 @@ pub async fn close(
 ) -> Result<Timestamp, Failure> {
     let tx = client.transaction().await.map_err(|e| classify(&e))?;
     tx.execute(
-        "INSERT INTO credit_migration.intent AS i (migration_uid, direction, attempt, opened_at, deadline, prior_read_only)
+        "INSERT INTO credit_migration.intent AS i (migration_uid, direction, attempt, opened_at, deadline, sessions, prior_read_only)
          SELECT $1, $2, $3, clock_timestamp(), $4,
+                ARRAY (SELECT a.pid FROM pg_catalog.pg_stat_activity a WHERE a.datname = current_database()),
                 (SELECT split_part(c, '=', 2) FROM pg_catalog.pg_db_role_setting s CROSS JOIN unnest(s.setconfig) AS c
                  WHERE s.setdatabase = d.oid AND s.setrole = 0 AND c LIKE 'default_transaction_read_only=%')
          FROM pg_catalog.pg_database d WHERE d.datname = current_database()
@@ -165,6 +149,9 @@ pub async fn close(
              -- Only a window that ended has put the prior setting back; in one that did not, what is found now is our own.
              prior_read_only = CASE WHEN i.finished_at IS NULL THEN i.prior_read_only ELSE excluded.prior_read_only END,
              opened_at = CASE WHEN i.finished_at IS NULL THEN i.opened_at ELSE excluded.opened_at END,
+             sessions = CASE WHEN i.finished_at IS NULL THEN i.sessions ELSE excluded.sessions END,
+             -- The default is about to be switched, also if an earlier session had put it back.
+             restored_at = NULL,
              switch_acknowledged_at = CASE WHEN i.finished_at IS NULL THEN i.switch_acknowledged_at END,
              progress = CASE WHEN i.finished_at IS NULL THEN i.progress END,
              finished_at = NULL, outcome = NULL, reason = NULL, message = NULL",
@@ -237,7 +224,8 @@ pub async fn drain(client: &Client, subject: &Subject, closed_at: Timestamp, lim
             let names: Vec<String> =
                 held.iter().chain(&sessions).map(|(pid, role)| format!("pid {pid} (role {role})")).collect();
             let who = if names.is_empty() {
-                "a prepared transaction, see pg_prepared_xacts".to_owned()
+                // Neither is among the sessions of other roles.
+                "a prepared transaction (see pg_prepared_xacts), or by another session of the migration role (see pg_locks)".to_owned()
             } else {
                 names.join(", ")
             };
@@ -287,7 +275,7 @@ async fn holders(client: &Client, tables: &[Table]) -> Result<Vec<(i32, String)>
 }
 
 /// Ends a session. One that may not be ended is an error for the application's, and waited for otherwise.
-async fn terminate(client: &Client, pid: i32, role: &str, must: bool) -> Result<bool, Failure> {
+pub(super) async fn terminate(client: &Client, pid: i32, role: &str, must: bool) -> Result<bool, Failure> {
     match client.query_one("SELECT pg_catalog.pg_terminate_backend($1)", &[&pid]).await {
         Ok(row) => Ok(row.get(0)),
         Err(e) if e.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
@@ -301,65 +289,6 @@ async fn terminate(client: &Client, pid: i32, role: &str, must: bool) -> Result<
         }
         Err(e) => Err(classify(&e)),
     }
-}
-
-/// Puts the database's read-only default back to what it was before the window, and ends the application's sessions that
-/// were opened meanwhile: a session keeps the default it began with, so a pool that reconnected inside the window would
-/// stay read-only for ever. The gate is not touched.
-///
-/// Returns until when such sessions may have begun, by the server's clock; `None` if no window is open.
-///
-/// # Errors
-/// Those of [`classify`].
-pub async fn restore_default(client: &Client, subject: &Subject) -> Result<Option<Timestamp>, Failure> {
-    let row = client
-        .query_opt(
-            "SELECT prior_read_only, current_database()::text FROM credit_migration.intent
-             WHERE migration_uid = $1 AND finished_at IS NULL ORDER BY opened_at LIMIT 1",
-            &[&subject.uid],
-        )
-        .await
-        .map_err(|e| classify(&e))?;
-    let Some(row) = row else { return Ok(None) };
-    let database = ident(row.get(1));
-    let sql = match row.get::<_, Option<&str>>(0) {
-        Some(prior) => format!("ALTER DATABASE {database} SET default_transaction_read_only = {}", literal(prior)),
-        None => format!("ALTER DATABASE {database} RESET default_transaction_read_only"),
-    };
-    client.batch_execute(&sql).await.map_err(|e| match e.code() {
-        Some(&SqlState::INSUFFICIENT_PRIVILEGE) => Failure::new(
-            Reason::PrivilegeMissing,
-            format!(
-                "the read-only default is still set: {}; next, as the owner of the database: {sql}",
-                classify(&e).message
-            ),
-        ),
-        _ => classify(&e),
-    })?;
-    let restored: Timestamp = client.query_one("SELECT clock_timestamp()", &[]).await.map_err(|e| classify(&e))?.get(0);
-    end_read_only_sessions(client, subject, restored).await?;
-    Ok(Some(restored))
-}
-
-/// Ends the application's sessions that began between the closing of the gate and `until`.
-///
-/// # Errors
-/// Those of [`classify`].
-pub async fn end_read_only_sessions(client: &Client, subject: &Subject, until: Timestamp) -> Result<(), Failure> {
-    let rows = client
-        .query(
-            &format!(
-                "{OTHERS} AND a.usename::text = ANY ($1) AND a.backend_start <= $2
-                      AND a.backend_start >= (SELECT max(closed_at) FROM credit_migration.gate)"
-            ),
-            &[&subject.application_roles, &until],
-        )
-        .await
-        .map_err(|e| classify(&e))?;
-    for row in &rows {
-        terminate(client, row.get(0), row.get::<_, Option<&str>>(1).unwrap_or_default(), false).await?;
-    }
-    Ok(())
 }
 
 /// Takes over a gate that another session closed: from now on it lets this session pass. The read-only default is left
@@ -386,13 +315,15 @@ pub async fn adopt(
     // as acknowledged: the flag may be at the old value already, so nobody may open the gate on the new schema by himself.
     tx.execute(
         "INSERT INTO credit_migration.intent AS i
-             (migration_uid, direction, attempt, opened_at, deadline, prior_read_only, switch_acknowledged_at)
-         SELECT o.migration_uid, $2, $3, o.opened_at, o.deadline, o.prior_read_only,
+             (migration_uid, direction, attempt, opened_at, deadline, prior_read_only, sessions, restored_at, switch_acknowledged_at)
+         SELECT o.migration_uid, $2, $3, o.opened_at, o.deadline, o.prior_read_only, o.sessions, o.restored_at,
                 CASE WHEN o.direction = $2 THEN o.switch_acknowledged_at ELSE coalesce(o.switch_acknowledged_at, clock_timestamp()) END
          FROM credit_migration.intent o
          WHERE o.migration_uid = $1 AND o.finished_at IS NULL ORDER BY o.opened_at LIMIT 1
          ON CONFLICT (migration_uid, direction) DO UPDATE SET attempt = excluded.attempt, finished_at = NULL, outcome = NULL,
              reason = NULL, message = NULL,
+             sessions = CASE WHEN i.finished_at IS NULL THEN i.sessions ELSE excluded.sessions END,
+             restored_at = CASE WHEN i.finished_at IS NULL THEN i.restored_at ELSE excluded.restored_at END,
              switch_acknowledged_at = coalesce(i.switch_acknowledged_at, excluded.switch_acknowledged_at)",
         &[&subject.uid, &step.as_str(), &i32::try_from(attempt).unwrap_or(i32::MAX)],
     )

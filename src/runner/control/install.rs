@@ -37,8 +37,9 @@ CREATE TABLE IF NOT EXISTS credit_migration.gate (
     only_one boolean PRIMARY KEY DEFAULT true CHECK (only_one),
     closed boolean NOT NULL, migration_uid text NOT NULL, closed_at timestamptz, opened_at timestamptz, deadline timestamptz,
     pid integer, backend_start timestamptz);
--- Append-only; user_id NULL means every user (TRUNCATE). The key is there for logical replication, which wants one.
-CREATE TABLE IF NOT EXISTS credit_migration.changed (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, user_id text);
+-- One row for each user, with a new number at each write; user_id NULL means every user (TRUNCATE). The key is there for logical
+-- replication, which wants one.
+CREATE TABLE IF NOT EXISTS credit_migration.changed (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, user_id text UNIQUE);
 CREATE TABLE IF NOT EXISTS credit_migration.baseline (
     migration_uid text, user_id text, balance numeric, PRIMARY KEY (migration_uid, user_id));
 CREATE TABLE IF NOT EXISTS credit_migration.ledger (
@@ -51,6 +52,9 @@ CREATE TABLE IF NOT EXISTS credit_migration.intent (
     migration_uid text, direction text CHECK (direction IN ('up', 'down')), attempt integer NOT NULL,
     opened_at timestamptz NOT NULL, deadline timestamptz NOT NULL, prior_read_only text, switch_acknowledged_at timestamptz,
     finished_at timestamptz, outcome text, reason text, message text, progress jsonb, PRIMARY KEY (migration_uid, direction));
+-- Sessions that were there at the closing; since when the read-only default is as it was before. Only runners read this table: the
+-- lock that this takes waits for nobody else.
+ALTER TABLE credit_migration.intent ADD COLUMN IF NOT EXISTS sessions integer[], ADD COLUMN IF NOT EXISTS restored_at timestamptz;
 REVOKE ALL ON SCHEMA credit_migration FROM PUBLIC;
 REVOKE ALL ON ALL TABLES IN SCHEMA credit_migration FROM PUBLIC;
 ";
@@ -91,22 +95,34 @@ REVOKE ALL ON FUNCTION credit_migration.guard() FROM PUBLIC;"
 }
 
 /// The capture. Column names are compiled in: reading them from the row at run time would cost every write much more.
-fn capture_function(balances: &BalancesTable) -> String {
+///
+/// One row for each user, however often it is written: the window may be followed by weeks. Nobody waits for it who does not wait
+/// already: the same transaction has locked the user's balance before. A user that is in twice in one statement (its number was
+/// changed) takes two statements, since one may not meet its own row again.
+///
+/// A table of an earlier version has no unique index; there each write gets a row, as then. Making the index would block writers.
+fn capture_function(balances: &BalancesTable, unique: bool) -> String {
     let BalancesTable { user, balance, .. } = balances;
+    let note = |user: String| {
+        let conflict = if unique { " ON CONFLICT (user_id) DO UPDATE SET id = DEFAULT" } else { "" };
+        format!("INSERT INTO credit_migration.changed (user_id) VALUES ({user}::text){conflict};")
+    };
+    let (old, new) = (note(format!("OLD.{user}")), note(format!("NEW.{user}")));
     format!(
         "CREATE OR REPLACE FUNCTION credit_migration.capture() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $capture$
 BEGIN
     IF TG_OP = 'UPDATE' THEN
         IF OLD.{user}::text IS DISTINCT FROM NEW.{user}::text THEN
-            INSERT INTO credit_migration.changed (user_id) VALUES (OLD.{user}::text), (NEW.{user}::text);
+            {old}
+            {new}
         ELSIF OLD.{balance} IS DISTINCT FROM NEW.{balance} THEN
-            INSERT INTO credit_migration.changed (user_id) VALUES (NEW.{user}::text);
+            {new}
         END IF;
     ELSIF TG_OP = 'INSERT' THEN
-        INSERT INTO credit_migration.changed (user_id) VALUES (NEW.{user}::text);
+        {new}
     ELSIF TG_OP = 'DELETE' THEN
-        INSERT INTO credit_migration.changed (user_id) VALUES (OLD.{user}::text);
+        {old}
     ELSE
         INSERT INTO credit_migration.changed (user_id) VALUES (NULL);
     END IF;
@@ -115,6 +131,20 @@ END
 $capture$;
 REVOKE ALL ON FUNCTION credit_migration.capture() FROM PUBLIC;"
     )
+}
+
+/// Makes the capture's function, as its table is.
+async fn put_up_capture(tx: &impl GenericClient, balances: &BalancesTable) -> Result<(), Failure> {
+    let row = tx
+        .query_one(
+            "SELECT EXISTS (SELECT FROM pg_catalog.pg_index i JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+                            WHERE i.indrelid = pg_catalog.to_regclass('credit_migration.changed') AND i.indisunique AND i.indisvalid
+                              AND i.indpred IS NULL AND i.indnkeyatts = 1 AND a.attname = 'user_id')",
+            &[],
+        )
+        .await
+        .map_err(|e| classify(&e))?;
+    tx.batch_execute(&capture_function(balances, row.get(0))).await.map_err(|e| classify(&e))
 }
 
 /// Claims the database, makes the schema, and puts up guards and capture.
@@ -235,7 +265,7 @@ async fn prepare(client: &mut Client, subject: &Subject, balances: &BalancesTabl
         return Err(Failure::new(Reason::DatabaseInUse, message));
     }
     tx.batch_execute(&guard_function()).await.map_err(|e| classify(&e))?;
-    tx.batch_execute(&capture_function(balances)).await.map_err(|e| classify(&e))?;
+    put_up_capture(&tx, balances).await?;
     tx.commit().await.map_err(|e| classify(&e))
 }
 
@@ -300,8 +330,9 @@ async fn ensure(client: &mut Client, subject: &Subject, table: &Table, kind: Kin
     }
 }
 
-/// Puts one trigger up inside the caller's transaction, `ENABLE ALWAYS`: replication and `session_replication_role`
-/// must not get around it.
+/// Puts one trigger up inside the caller's transaction, `ENABLE ALWAYS`: `session_replication_role` must not get around it. What a
+/// subscription of logical replication applies does get around the guard (an apply worker fires row triggers only), so Preflight
+/// refuses protected tables that a subscription writes to.
 pub(crate) async fn ensure_in(tx: &impl GenericClient, table: &Table, kind: Kind) -> Result<(), Failure> {
     let state = tx
         .query_opt(
@@ -330,7 +361,7 @@ pub(crate) async fn ensure_all_in(
     tables: &[Table],
     balances: &BalancesTable,
 ) -> Result<(), Failure> {
-    tx.batch_execute(&capture_function(balances)).await.map_err(|e| classify(&e))?;
+    put_up_capture(tx, balances).await?;
     for table in with_children(tx, tables).await? {
         ensure_in(tx, &table, Kind::Guard).await?;
     }

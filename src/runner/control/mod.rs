@@ -22,6 +22,8 @@ mod cut_over;
 pub mod gate;
 mod install;
 mod proof;
+mod read_only;
+pub mod worker;
 
 use std::{
     fmt,
@@ -33,7 +35,7 @@ use tokio_postgres::GenericClient;
 
 pub use apply::{Applied, Stop, run_down, run_up};
 pub(crate) use baseline::has_baseline;
-pub use baseline::{compare, refresh_baseline, take_baseline, users_written};
+pub use baseline::{compare, refresh_baseline, take_baseline, users_written, users_written_within};
 pub use cut_over::{CutOver, cut_over};
 pub(crate) use cut_over::{TransactionsTable, columns, transactions};
 pub use install::{install, reinstall};

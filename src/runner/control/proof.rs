@@ -2,7 +2,7 @@
 
 use tokio_postgres::{Client, error::SqlState};
 
-use super::{Subject, Table, ident, install::GUARD, protected};
+use super::{Subject, Table, ident, install::GUARD, millis, protected};
 use crate::{
     api::Reason,
     runner::{
@@ -15,9 +15,17 @@ use crate::{
 /// that it may write. Returns what was tried and seen.
 ///
 /// # Errors
-/// `WritesNotBlocked` if a write went through, or was refused for another cause; `PrivilegeMissing` with the `GRANT`.
+/// `WritesNotBlocked` if a write went through, or was refused for another cause; `PrivilegeMissing` with the `GRANT`; `LockTimeout`
+/// if a table is not to be had for a write: somebody changes or indexes it.
 pub async fn prove(target: &Target, subject: &Subject) -> Result<String, Failure> {
     let client = target.connect("proof").await?;
+    // The write meets the lock of the table before it meets the guard; an index that is being built would hold it up for minutes.
+    let limits = format!(
+        "SET lock_timeout = {}; SET statement_timeout = {}",
+        millis(subject.lock_timeout),
+        millis(subject.lock_timeout * 2)
+    );
+    client.batch_execute(&limits).await.map_err(|e| classify(&e))?;
     let tables = protected(&client, subject).await?;
     let mut proofs = Vec::new();
     for role in &subject.application_roles {
@@ -91,6 +99,15 @@ async fn refused(client: &Client, role: &str, table: &Table, write: &str) -> Res
             e.as_db_error().map(|db| db.message()).unwrap_or_default()
         )),
         Err(e) if e.as_db_error().is_none() => Err(classify(&e)),
+        Err(e) if [&SqlState::LOCK_NOT_AVAILABLE, &SqlState::QUERY_CANCELED].map(Some).contains(&e.code()) => {
+            Err(Failure::new(
+                Reason::LockTimeout,
+                format!(
+                    "{table} is held against writes by another session, so nothing proves the gate: {}; next: end the statement that changes or indexes it",
+                    classify(&e).message
+                ),
+            ))
+        }
         Err(e) => Err(Failure::new(
             Reason::WritesNotBlocked,
             format!("a write of role {role} to {table} failed, but not because of the gate: {}", classify(&e).message),

@@ -1,8 +1,9 @@
 //! The alarm of a window that is held: told by the window's own pod, because nobody else may be there to tell.
 //!
 //! # Contract
-//! - Raised once per process, however often the window reports that it is held. Its id is that of the window's run: a pod that
-//!   goes on, and raises it again, is one that receivers can drop.
+//! - Raised for every window that is held: past an acknowledged switch, by a way back that failed, without a database. Once per
+//!   process, however often the window reports it. Its id is that of the window's run: a pod that goes on, and raises it again, is
+//!   one that receivers can drop.
 //! - It is called off by the controller's order to end the window, or by the window's end: then the controller tells.
 //! - It goes on beside the window until one channel has taken it. Nothing of it reaches the window: no delay, no failure, no
 //!   panic.
@@ -41,6 +42,8 @@ pub struct Alarm {
     off: CancellationToken,
     /// Nobody will come: no grace.
     now: CancellationToken,
+    /// What was raised has come to an end: taken, called off, or nobody to tell.
+    settled: CancellationToken,
     raised: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -54,6 +57,7 @@ impl Alarm {
             grace,
             off: CancellationToken::new(),
             now: CancellationToken::new(),
+            settled: CancellationToken::new(),
             raised: Mutex::new(None),
         }
     }
@@ -65,19 +69,22 @@ impl Alarm {
         }
     }
 
-    /// What the window reports: raises the alarm if it is held past an acknowledged switch.
+    /// What the window reports: raises the alarm if it is held.
     pub fn reported(&self, progress: &WindowProgress, note: Option<&Failure>) {
         match progress.state {
-            WindowState::Held if progress.switch_acknowledged => {}
+            WindowState::Held => {}
             WindowState::Released | WindowState::Reverted => return self.off.cancel(),
             _ => return,
         }
         let mut raised = self.raised.lock().unwrap_or_else(PoisonError::into_inner);
         if raised.is_none() && !self.off.is_cancelled() {
-            let notice = self.notice(note);
+            let notice = self.notice(progress, note);
+            let settled = self.settled.clone().drop_guard();
             let (spec, namespace, root) = (self.spec.clone(), self.namespace.clone(), self.root.clone());
             let (off, now, grace) = (self.off.clone(), self.now.clone(), self.grace);
             *raised = Some(tokio::spawn(async move {
+                // Also if the task panics: nobody may wait for it.
+                let _settled = settled;
                 let told = async {
                     tokio::select! {
                         () = now.cancelled() => {}
@@ -94,7 +101,15 @@ impl Alarm {
         }
     }
 
-    /// The window's task has ended: what was raised has `patience` for one more try.
+    /// Until nothing is left to wait for: the alarm was taken, called off, or never raised. It goes on if this is dropped.
+    pub async fn heard(&self) {
+        let raised = self.raised.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+        if raised && !self.off.is_cancelled() {
+            self.settled.cancelled().await;
+        }
+    }
+
+    /// The process is about to end: what was raised has `patience` for one more try.
     pub async fn settle(self, patience: Duration) {
         self.now.cancel();
         let raised = self.raised.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -106,16 +121,17 @@ impl Alarm {
         }
     }
 
-    fn notice(&self, note: Option<&Failure>) -> Notice {
+    fn notice(&self, progress: &WindowProgress, note: Option<&Failure>) -> Notice {
         let MigrationRunSpec { migration, migration_uid, task, attempt, .. } = &*self.spec;
         let namespace = &self.namespace;
         let why = note.map_or_else(String::new, |failure| format!(": {}", failure.message));
+        let begun = if progress.switch_acknowledged { "had begun" } else { "had not begun" };
         Notice {
             id: format!("{migration_uid}-{task:?}-{attempt}-held"),
             occasion: Occasion::PersonNeeded,
             at: telemetry::now(),
             message: format!(
-                "writes to the credits stay blocked{why}. The switch of the application had begun, and no order came from the controller since; next: kubectl creditmigration -n {namespace} rollback {migration} --confirm --reason WHY; if the API server does not answer: docs/emergency.md, \"API server down\""
+                "writes to the credits stay blocked{why}. The switch of the application {begun}, and no order came from the controller since; next: kubectl creditmigration -n {namespace} rollback {migration} --confirm --reason WHY; if the API server does not answer: docs/emergency.md, \"API server down\""
             ),
             phase: if *task == Task::RollbackWindow { Phase::RollingBack } else { Phase::Executing },
             starts_at: None,

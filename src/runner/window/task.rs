@@ -9,6 +9,9 @@
 //! ```
 //! A lost connection at any point leads back to `session()`; the gate stays closed meanwhile.
 
+mod end;
+mod worker;
+
 use std::{
     pin::pin,
     time::{Duration, Instant},
@@ -19,7 +22,7 @@ use tokio::sync::watch;
 use tokio_postgres::Client;
 
 use super::{
-    Channel, Orders, Outcome, Report, WindowPlan,
+    Channel, Orders, Outcome, Report, Running, WindowPlan, as_approved,
     beside::{comparison, probe},
 };
 use crate::{
@@ -27,7 +30,7 @@ use crate::{
     runner::{
         Failure,
         control::{
-            self, Applied, Step, Stop, Subject,
+            self, Applied, Sql, Step, Stop, Subject,
             gate::{self, Finished, Snapshot},
             jitter,
         },
@@ -45,13 +48,14 @@ const REFRESH: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How often a transaction that met a lock is tried again.
 const LOCK_TRIES: u32 = 3;
-/// How often the way back is: somebody who reads for long must not keep writes blocked.
-const UNDO_TRIES: u32 = 30;
+/// How long another task's session is silent before it is ended, the first time.
+const STALE: Duration = Duration::from_secs(10);
 
 pub(super) struct Task<'a, C> {
     channel: &'a C,
     target: &'a Target,
     plan: &'a WindowPlan,
+    running: &'a Running,
     orders: watch::Receiver<Orders>,
     reports: watch::Sender<Report>,
     progress: WindowProgress,
@@ -59,6 +63,8 @@ pub(super) struct Task<'a, C> {
     deadline: Option<Timestamp>,
     /// The gate is closed, as far as this task knows.
     opened: bool,
+    /// How long another task's session must have been silent before it is ended.
+    stale: Duration,
 }
 
 /// Where a session begins.
@@ -76,6 +82,7 @@ impl<'a, C: Channel> Task<'a, C> {
         channel: &'a C,
         target: &'a Target,
         plan: &'a WindowPlan,
+        running: &'a Running,
         orders: watch::Receiver<Orders>,
         reports: watch::Sender<Report>,
     ) -> Self {
@@ -83,11 +90,13 @@ impl<'a, C: Channel> Task<'a, C> {
             channel,
             target,
             plan,
+            running,
             orders,
             reports,
             progress: WindowProgress::default(),
             deadline: None,
             opened: false,
+            stale: STALE,
         }
     }
 
@@ -114,7 +123,9 @@ impl<'a, C: Channel> Task<'a, C> {
             }
             // From here on writes may be blocked. Giving up would leave them so with nobody at work on it.
             tracing::error!(reason = %failure.reason, message = failure.message, "window interrupted, going on");
-            if self.opened && self.overdue() {
+            // One that began with an order beyond `Standby` may have been preceded by one that closed the gate.
+            let closed = self.opened || self.plan.order.command > WindowCommand::Standby;
+            if closed && self.overdue() {
                 (self.progress.state, self.progress.deadline_passed) = (WindowState::Held, true);
             }
             self.report(Some(failure));
@@ -156,15 +167,16 @@ impl<'a, C: Channel> Task<'a, C> {
     /// One connection's work. An error is a lost connection, or one that another session may get over.
     async fn session(&mut self) -> Result<Outcome, Failure> {
         let mut client = self.target.connect("window").await?;
-        // A pod started twice waits here for ever, says nothing, and takes over when the first is gone.
-        while !gate::try_work(&client).await? {
-            tokio::time::sleep(self.plan.poll).await;
-        }
+        self.running.is(client.cancel_token());
+        self.take_the_work(&client).await?;
         let snapshot = match control::exists(&client, "intent").await? {
             true => gate::observe(&client, self.subject(), self.plan.direction).await?,
             false => Snapshot::default(),
         };
         let resume = self.resume(&snapshot);
+        if matches!(resume, Resume::Standby) {
+            self.up()?;
+        }
         if snapshot.closed_at.is_some() {
             self.take_over(&mut client).await?;
         }
@@ -186,6 +198,16 @@ impl<'a, C: Channel> Task<'a, C> {
                 self.migrated(&mut client, up).await
             }
         }
+    }
+
+    /// The SQL that is to be run. Nothing on the way back, which runs none of it.
+    fn up(&self) -> Result<Option<&'a Sql>, Failure> {
+        if self.plan.direction == Step::Down {
+            return Ok(None);
+        }
+        let up = self.plan.up.as_ref().map_err(Failure::clone)?;
+        as_approved("up", up, &self.plan.inputs.up_sha256)?;
+        Ok(Some(up))
     }
 
     fn resume(&self, snapshot: &Snapshot) -> Resume {
@@ -307,25 +329,51 @@ impl<'a, C: Channel> Task<'a, C> {
     /// The gate is closed: makes sure that it is, and goes on to the SQL (way there) or waits (way back).
     async fn blocked(&mut self, mut client: Client, closed_at: Timestamp) -> Result<Outcome, Failure> {
         let released = self.plan.direction == Step::Down;
-        if self.overdue() && !self.progress.switch_acknowledged {
-            return self.overdue_end(&mut client, released).await;
-        }
-        if self.plan.direction == Step::Up && self.orders().command == WindowCommand::Revert {
-            return self.finish(&mut client, false, None).await;
-        }
-        match self.secure(&client, closed_at).await {
-            Ok(()) => {}
-            Err(failure) if lost(&failure) => return Err(failure),
+        let secured = if self.called_off() {
+            None
+        } else {
+            let mut secure = pin!(self.secure(&client, closed_at));
+            loop {
+                tokio::select! {
+                    secured = &mut secure => break Some(secured),
+                    () = tokio::time::sleep(TICK) => {}
+                }
+                if self.called_off() {
+                    break None;
+                }
+            }
+        };
+        match secured {
+            Some(Ok((ended, proof))) => {
+                self.progress.terminated_sessions += ended;
+                self.progress.proof = Some(proof);
+            }
+            // Whoever holds the tables holds up neither the deadline nor an order.
+            None if released || self.overdue() => return self.overdue_end(&mut client, released).await,
+            None => return self.finish(&mut client, false, None).await,
+            Some(Err(failure)) if lost(&failure) => return Err(failure),
             // The flag may have been flipped on the word of an earlier session: the gate must not open by itself any more.
-            Err(failure) if self.progress.switch_acknowledged => return self.held(failure).await,
-            Err(failure) => return self.finish(&mut client, released, Some(failure)).await,
+            Some(Err(failure)) if self.progress.switch_acknowledged => return self.held(failure).await,
+            Some(Err(failure)) => return self.finish(&mut client, released, Some(failure)).await,
         }
         self.progress.state = WindowState::Blocked;
         if self.plan.direction == Step::Up {
             self.milestone(&client).await?;
-            return self.migrate(client).await;
+            return match self.up() {
+                Ok(Some(up)) => self.migrate(client, up).await,
+                Ok(None) => self.finish(&mut client, false, None).await,
+                Err(failure) => self.finish(&mut client, false, Some(failure)).await,
+            };
         }
-        self.progress.users_written_since = Some(control::users_written(&client, self.subject()).await?);
+        self.progress.users_written_since = match control::users_written_within(&mut client, self.subject()).await {
+            Ok(users) => Some(users),
+            Err(failure) if lost(&failure) => return Err(failure),
+            // A figure for people: not to be had in time, it is unknown.
+            Err(failure) => {
+                tracing::warn!(message = failure.message, "written users are not counted");
+                None
+            }
+        };
         // The old version is about to be started: its sessions must be ordinary ones, the gate is what blocks.
         self.restore_default(&client).await?;
         self.milestone(&client).await?;
@@ -343,7 +391,14 @@ impl<'a, C: Channel> Task<'a, C> {
         Ok(())
     }
 
-    async fn secure(&mut self, client: &Client, closed_at: Timestamp) -> Result<(), Failure> {
+    /// What is begun before the SQL ends at once: by the deadline, while the switch is not acknowledged, or on the way there by `Revert`.
+    fn called_off(&self) -> bool {
+        (self.overdue() && !self.progress.switch_acknowledged)
+            || (self.plan.direction == Step::Up && self.orders().command == WindowCommand::Revert)
+    }
+
+    /// Drains and proves. The number of sessions that were ended, and the proof.
+    async fn secure(&self, client: &Client, closed_at: Timestamp) -> Result<(u32, String), Failure> {
         // Past an acknowledged switch the deadline ends nothing any more: one that has passed would leave no time to drain, and
         // each way back would fail at once.
         let deadline = self.orders().deadline.or(self.deadline).filter(|_| !self.progress.switch_acknowledged);
@@ -351,20 +406,19 @@ impl<'a, C: Channel> Task<'a, C> {
             Duration::try_from(deadline.duration_since(self.channel.now())).unwrap_or_default()
         });
         let limit = (self.subject().lock_timeout * 3 + Duration::from_secs(1)).min(left);
-        self.progress.terminated_sessions += gate::drain(client, self.subject(), closed_at, limit).await?;
-        self.progress.proof = Some(control::prove(self.target, self.subject()).await?);
-        Ok(())
+        let ended = gate::drain(client, self.subject(), closed_at, limit).await?;
+        Ok((ended, control::prove(self.target, self.subject()).await?))
     }
 
     /// Runs the up SQL; stops it at the deadline, on `Revert`, or when the run is gone.
-    async fn migrate(&mut self, mut client: Client) -> Result<Outcome, Failure> {
+    async fn migrate(&mut self, mut client: Client, up: &Sql) -> Result<Outcome, Failure> {
         let stop = Stop::default();
         let mut tries = 0;
         loop {
             tries += 1;
             let token = client.cancel_token();
             let result = {
-                let mut run = pin!(control::run_up(&mut client, self.subject(), &self.plan.up, &stop));
+                let mut run = pin!(control::run_up(&mut client, self.subject(), up, &stop));
                 loop {
                     tokio::select! {
                         result = &mut run => break result,
@@ -496,89 +550,6 @@ impl<'a, C: Channel> Task<'a, C> {
                 pinged = Instant::now();
             }
         }
-    }
-
-    /// The way back, whoever wants it; `cause` is why it is no success although it worked.
-    async fn undo(&mut self, client: &mut Client, cause: Option<Failure>) -> Result<Outcome, Failure> {
-        let mut tries = 0;
-        // What was compared on the way there proves nothing of the way back.
-        self.progress.comparison = None;
-        loop {
-            tries += 1;
-            // The comparison beside may still read the tables that the SQL is about to change.
-            gate::end_comparison(client).await?;
-            match control::run_down(client, self.subject(), &self.plan.down).await {
-                Ok(Applied::Nothing) => return self.finish(client, false, cause).await,
-                Ok(Applied::Now { .. } | Applied::Before { .. }) => return self.undone(client, cause).await,
-                Err(failure) if lost(&failure) => return Err(failure),
-                Err(failure) if failure.reason == Reason::LockTimeout && tries < UNDO_TRIES => {
-                    // Writes are blocked and the way back is wanted: whoever holds the tables is ended.
-                    self.report(Some(failure));
-                    let limit = self.subject().lock_timeout * 2;
-                    if let Err(failure) = gate::drain(client, self.subject(), self.channel.now(), limit).await
-                        && lost(&failure)
-                    {
-                        return Err(failure);
-                    }
-                    tokio::time::sleep(jitter(Duration::from_millis(50))).await;
-                }
-                Err(failure) => {
-                    self.progress.state = WindowState::Held;
-                    gate::save_progress(client, self.subject(), self.plan.direction, &self.progress).await?;
-                    return self.held(failure).await;
-                }
-            }
-        }
-    }
-
-    /// The down SQL is committed: compares every balance once more while writes are blocked, then opens the gate.
-    async fn undone(&mut self, client: &mut Client, cause: Option<Failure>) -> Result<Outcome, Failure> {
-        match control::compare(client, self.subject()).await {
-            Ok(comparison) => self.progress.comparison = Some(comparison),
-            Err(failure) if lost(&failure) => return Err(failure),
-            // The transaction has compared them too; only the figures are missing.
-            Err(failure) => tracing::warn!(message = failure.message, "balances not compared after the way back"),
-        }
-        self.finish(client, false, cause).await
-    }
-
-    /// Gives up with writes blocked: a person is needed.
-    async fn held(&mut self, failure: Failure) -> Result<Outcome, Failure> {
-        self.progress.state = WindowState::Held;
-        tracing::error!(reason = %failure.reason, message = failure.message, "writes stay blocked, a person is needed");
-        Ok(Outcome { progress: self.progress.clone(), failure: Some(failure) })
-    }
-
-    async fn overdue_end(&mut self, client: &mut Client, released: bool) -> Result<Outcome, Failure> {
-        self.progress.deadline_passed = true;
-        let failure = self.overdue_failure();
-        self.finish(client, released, Some(failure)).await
-    }
-
-    /// Puts the read-only default back and opens the gate; `released` says which schema is there.
-    async fn finish(
-        &mut self,
-        client: &mut Client,
-        released: bool,
-        failure: Option<Failure>,
-    ) -> Result<Outcome, Failure> {
-        let restored = match gate::restore_default(client, self.subject()).await {
-            Err(lost_it) if lost(&lost_it) => return Err(lost_it),
-            restored => restored,
-        };
-        // A default that cannot be put back is no reason to keep the gate closed too.
-        let failure = failure.or_else(|| restored.as_ref().err().cloned());
-        self.progress.state = if released { WindowState::Released } else { WindowState::Reverted };
-        let end = Finished { released, failure };
-        let opened = gate::open(client, self.subject(), self.plan.direction, &end, &self.progress).await?;
-        self.opened = false;
-        self.progress.released_at = opened.or(self.progress.released_at.take());
-        if let Ok(Some(until)) = restored
-            && let Err(failure) = gate::end_read_only_sessions(client, self.subject(), until).await
-        {
-            tracing::warn!(message = failure.message, "sessions opened inside the window may still be read-only");
-        }
-        Ok(Outcome { progress: self.progress.clone(), failure: end.failure })
     }
 }
 

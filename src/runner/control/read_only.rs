@@ -1,0 +1,107 @@
+//! The database's read-only default, and the sessions that began with it.
+//!
+//! The default binds every role, and a session keeps the one it began with: a pool that reconnected inside the window would stay
+//! read-only for ever. So whoever began between closing and restoring is ended, of whatever role.
+//!
+//! # Caveats
+//! - Of a role that it is no member of (with inheritance), the migration role does not see when a session began. Then it counts as
+//!   inside if its pid was not there at the closing, once: when the default is put back.
+//! - A superuser's sessions can never be ended; they are named in the log.
+
+use jiff::Timestamp;
+use tokio_postgres::{Client, error::SqlState};
+
+use super::{Subject, gate::terminate, ident, literal};
+use crate::{
+    api::Reason,
+    runner::{Failure, postgres::classify},
+};
+
+/// Puts the database's read-only default back to what it was before the window, and ends the sessions that were opened meanwhile.
+/// Called again, it ends what is left of those. The gate is not touched.
+///
+/// Returns until when such sessions may have begun, by the server's clock; `None` if no window is open.
+///
+/// # Errors
+/// Those of [`classify`]; `PrivilegeMissing` with the statement.
+pub async fn restore_default(client: &Client, subject: &Subject) -> Result<Option<Timestamp>, Failure> {
+    let row = client
+        .query_opt(
+            "SELECT prior_read_only, current_database()::text, restored_at, sessions FROM credit_migration.intent
+             WHERE migration_uid = $1 AND finished_at IS NULL ORDER BY opened_at LIMIT 1",
+            &[&subject.uid],
+        )
+        .await
+        .map_err(|e| classify(&e))?;
+    let Some(row) = row else { return Ok(None) };
+    if let Some(restored) = row.get(2) {
+        // Sessions that began since then are ordinary ones: of the new version, as a rule.
+        return Ok(Some(restored));
+    }
+    let database = ident(row.get(1));
+    let sql = match row.get::<_, Option<&str>>(0) {
+        Some(prior) => format!("ALTER DATABASE {database} SET default_transaction_read_only = {}", literal(prior)),
+        None => format!("ALTER DATABASE {database} RESET default_transaction_read_only"),
+    };
+    client.batch_execute(&sql).await.map_err(|e| match e.code() {
+        Some(&SqlState::INSUFFICIENT_PRIVILEGE) => Failure::new(
+            Reason::PrivilegeMissing,
+            format!(
+                "the read-only default is still set: {}; next, as the owner of the database: {sql}",
+                classify(&e).message
+            ),
+        ),
+        _ => classify(&e),
+    })?;
+    // After the commit: a session that begins before it has the old default.
+    let restored: Timestamp = client.query_one("SELECT clock_timestamp()", &[]).await.map_err(|e| classify(&e))?.get(0);
+    end_sessions(client, restored, Some(row.get::<_, Option<Vec<i32>>>(3).unwrap_or_default())).await?;
+    // After they were ended: whoever is interrupted here does it all once more.
+    client
+        .execute(
+            "UPDATE credit_migration.intent SET restored_at = $2 WHERE migration_uid = $1 AND finished_at IS NULL",
+            &[&subject.uid, &restored],
+        )
+        .await
+        .map_err(|e| classify(&e))?;
+    Ok(Some(restored))
+}
+
+/// Ends the sessions that are seen to have begun between the closing of the gate and `until`: one that was being opened may not
+/// have been seen the first time.
+///
+/// # Errors
+/// Those of [`classify`].
+pub async fn end_read_only_sessions(client: &Client, until: Timestamp) -> Result<(), Failure> {
+    end_sessions(client, until, None).await
+}
+
+/// With `at_closing`, the pids of the sessions that were there then: also those whose begin is not to be seen, and that were not.
+async fn end_sessions(client: &Client, until: Timestamp, at_closing: Option<Vec<i32>>) -> Result<(), Failure> {
+    // The runner's own sessions are writable by their start-up options. Other programs that log in as the migration role are not.
+    let rows = client
+        .query(
+            "SELECT a.pid, coalesce(a.usename::text, ''), coalesce(r.rolsuper, false)
+             FROM pg_catalog.pg_stat_activity a CROSS JOIN credit_migration.gate g
+             LEFT JOIN pg_catalog.pg_roles r ON r.oid = a.usesysid
+             WHERE a.datname = current_database() AND a.pid <> pg_backend_pid()
+               AND coalesce(a.backend_type, 'client backend') = 'client backend'
+               AND NOT (a.usename = session_user AND a.application_name LIKE 'credit-migration%')
+               AND CASE WHEN a.backend_start IS NULL THEN coalesce(a.pid <> ALL ($2::integer[]), false)
+                        ELSE a.backend_start BETWEEN g.closed_at AND $1 END",
+            &[&until, &at_closing],
+        )
+        .await
+        .map_err(|e| classify(&e))?;
+    for row in &rows {
+        let (pid, role): (i32, &str) = (row.get(0), row.get(1));
+        if row.get(2) || !terminate(client, pid, role, false).await? {
+            tracing::warn!(
+                pid,
+                role,
+                "a session that began inside the window was not ended: read-only, unless it is gone"
+            );
+        }
+    }
+    Ok(())
+}

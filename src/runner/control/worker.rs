@@ -1,0 +1,102 @@
+//! The lock of the one window task that works on a database, and who holds it.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio_postgres::{Client, error::SqlState};
+
+use super::{LOCK_CLASS, LOCK_WORKER, Subject, exists};
+use crate::runner::{Failure, postgres::classify};
+
+/// A session that holds the lock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// Its server process.
+    pub pid: i32,
+    /// Its role.
+    pub role: String,
+    /// For how long it has been at the same statement, or idle. A task that is well asks something every second.
+    pub silent: Duration,
+}
+
+/// What came of ending a session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It was told to end, or is gone.
+    Told,
+    /// It may not be ended; the server's words.
+    Refused(String),
+}
+
+/// Tries to become the one task that works. The lock lives as long as the session.
+///
+/// # Errors
+/// Those of [`classify`].
+pub async fn try_work(client: &Client) -> Result<bool, Failure> {
+    try_lock(client, LOCK_WORKER).await
+}
+
+/// Tries to take one of this program's locks, exclusively, until the session ends.
+pub(super) async fn try_lock(client: &Client, which: i32) -> Result<bool, Failure> {
+    let row = client
+        .query_one("SELECT pg_catalog.pg_try_advisory_lock($1, $2)", &[&LOCK_CLASS, &which])
+        .await
+        .map_err(|e| classify(&e))?;
+    Ok(row.get(0))
+}
+
+/// Until when writes are to be blocked by this migration at most, whoever closed the gate; `None` if they are not.
+///
+/// # Errors
+/// Those of [`classify`].
+pub async fn closed_until(client: &Client, subject: &Subject) -> Result<Option<Timestamp>, Failure> {
+    if !exists(client, "gate").await? || !exists(client, "intent").await? {
+        return Ok(None);
+    }
+    let row = client
+        .query_opt(
+            "SELECT coalesce((SELECT max(i.deadline) FROM credit_migration.intent i
+                              WHERE i.migration_uid = g.migration_uid AND i.finished_at IS NULL), g.deadline)
+             FROM credit_migration.gate g WHERE g.closed AND g.migration_uid = $1",
+            &[&subject.uid],
+        )
+        .await
+        .map_err(|e| classify(&e))?;
+    Ok(row.and_then(|row| row.get(0)))
+}
+
+/// Who holds the lock.
+///
+/// # Errors
+/// Those of [`classify`].
+pub async fn holder(client: &Client) -> Result<Option<Holder>, Failure> {
+    let row = client
+        .query_opt(
+            "SELECT a.pid, coalesce(a.usename::text, ''), extract(epoch FROM clock_timestamp() - a.state_change)::float8
+             FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+             WHERE l.locktype = 'advisory' AND l.granted AND l.classid = $1::int4::oid AND l.objid = $2::int4::oid
+               AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+               AND a.pid <> pg_backend_pid() LIMIT 1",
+            &[&LOCK_CLASS, &LOCK_WORKER],
+        )
+        .await
+        .map_err(|e| classify(&e))?;
+    Ok(row.map(|row| Holder {
+        pid: row.get(0),
+        role: row.get(1),
+        // Of another role's session it is not to be seen: no reason to wait for longer.
+        silent: row.get::<_, Option<f64>>(2).map_or(Duration::MAX, |s| Duration::from_secs_f64(s.max(0.0))),
+    }))
+}
+
+/// Ends a session that holds the lock.
+///
+/// # Errors
+/// Those of [`classify`], but for a missing right.
+pub async fn end(client: &Client, holder: &Holder) -> Result<Ended, Failure> {
+    match client.query_one("SELECT pg_catalog.pg_terminate_backend($1)", &[&holder.pid]).await {
+        Ok(_) => Ok(Ended::Told),
+        Err(e) if e.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => Ok(Ended::Refused(classify(&e).message)),
+        Err(e) => Err(classify(&e)),
+    }
+}

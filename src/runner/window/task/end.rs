@@ -1,0 +1,106 @@
+//! How a window ends: undone, held, or opened.
+
+use std::time::Duration;
+
+use tokio_postgres::Client;
+
+use super::{Channel, Outcome, Task, lost};
+use crate::{
+    api::{Reason, WindowState},
+    runner::{
+        Failure,
+        control::{
+            self, Applied,
+            gate::{self, Finished},
+            jitter,
+        },
+    },
+};
+
+/// How often the way back is tried that met a lock: somebody who reads for long must not keep writes blocked.
+const UNDO_TRIES: u32 = 30;
+
+impl<C: Channel> Task<'_, C> {
+    /// The way back, whoever wants it; `cause` is why it is no success although it worked.
+    pub(super) async fn undo(&mut self, client: &mut Client, cause: Option<Failure>) -> Result<Outcome, Failure> {
+        let mut tries = 0;
+        // What was compared on the way there proves nothing of the way back.
+        self.progress.comparison = None;
+        loop {
+            tries += 1;
+            // The comparison beside may still read the tables that the SQL is about to change.
+            gate::end_comparison(client).await?;
+            match control::run_down(client, self.subject(), &self.plan.down).await {
+                Ok(Applied::Nothing) => return self.finish(client, false, cause).await,
+                Ok(Applied::Now { .. } | Applied::Before { .. }) => return self.undone(client, cause).await,
+                Err(failure) if lost(&failure) => return Err(failure),
+                Err(failure) if failure.reason == Reason::LockTimeout && tries < UNDO_TRIES => {
+                    // Writes are blocked and the way back is wanted: whoever holds the tables is ended.
+                    self.report(Some(failure));
+                    let limit = self.subject().lock_timeout * 2;
+                    if let Err(failure) = gate::drain(client, self.subject(), self.channel.now(), limit).await
+                        && lost(&failure)
+                    {
+                        return Err(failure);
+                    }
+                    tokio::time::sleep(jitter(Duration::from_millis(50))).await;
+                }
+                Err(failure) => {
+                    self.progress.state = WindowState::Held;
+                    gate::save_progress(client, self.subject(), self.plan.direction, &self.progress).await?;
+                    return self.held(failure).await;
+                }
+            }
+        }
+    }
+
+    /// The down SQL is committed: compares every balance once more while writes are blocked, then opens the gate.
+    pub(super) async fn undone(&mut self, client: &mut Client, cause: Option<Failure>) -> Result<Outcome, Failure> {
+        match control::compare(client, self.subject()).await {
+            Ok(comparison) => self.progress.comparison = Some(comparison),
+            Err(failure) if lost(&failure) => return Err(failure),
+            // The transaction has compared them too; only the figures are missing.
+            Err(failure) => tracing::warn!(message = failure.message, "balances not compared after the way back"),
+        }
+        self.finish(client, false, cause).await
+    }
+
+    /// Gives up with writes blocked: a person is needed.
+    pub(super) async fn held(&mut self, failure: Failure) -> Result<Outcome, Failure> {
+        self.progress.state = WindowState::Held;
+        tracing::error!(reason = %failure.reason, message = failure.message, "writes stay blocked, a person is needed");
+        Ok(Outcome { progress: self.progress.clone(), failure: Some(failure) })
+    }
+
+    pub(super) async fn overdue_end(&mut self, client: &mut Client, released: bool) -> Result<Outcome, Failure> {
+        self.progress.deadline_passed = true;
+        let failure = self.overdue_failure();
+        self.finish(client, released, Some(failure)).await
+    }
+
+    /// Puts the read-only default back and opens the gate; `released` says which schema is there.
+    pub(super) async fn finish(
+        &mut self,
+        client: &mut Client,
+        released: bool,
+        failure: Option<Failure>,
+    ) -> Result<Outcome, Failure> {
+        let restored = match gate::restore_default(client, self.subject()).await {
+            Err(lost_it) if lost(&lost_it) => return Err(lost_it),
+            restored => restored,
+        };
+        // A default that cannot be put back is no reason to keep the gate closed too.
+        let failure = failure.or_else(|| restored.as_ref().err().cloned());
+        self.progress.state = if released { WindowState::Released } else { WindowState::Reverted };
+        let end = Finished { released, failure };
+        let opened = gate::open(client, self.subject(), self.plan.direction, &end, &self.progress).await?;
+        self.opened = false;
+        self.progress.released_at = opened.or(self.progress.released_at.take());
+        if let Ok(Some(until)) = restored
+            && let Err(failure) = gate::end_read_only_sessions(client, until).await
+        {
+            tracing::warn!(message = failure.message, "sessions opened inside the window may still be read-only");
+        }
+        Ok(Outcome { progress: self.progress.clone(), failure: end.failure })
+    }
+}

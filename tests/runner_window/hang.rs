@@ -1,0 +1,235 @@
+//! What hangs: the session of a pod that is gone, a table that is held against the proof, a way back that fails with nobody there.
+
+use std::time::{Duration, Instant};
+
+use credit_migration::{
+    api::{Reason, WindowCommand as Order, WindowOrder, WindowState as State},
+    runner::{
+        Failure,
+        control::{Sql, Step},
+        window::{ChannelError, WindowPlan},
+    },
+};
+use jiff::Timestamp;
+
+use crate::{
+    harness::{Database, Desk, end, plan, sample_down, sample_up, state_of, subject},
+    window::{SLEEPS, back, blocked, ledger, released, sample, writable},
+};
+
+/// The sample's SQL, and a statement for ever.
+fn endless(watched: bool) -> Sql {
+    let mut endless = sample_up();
+    if !watched {
+        // As a server that does not look for its client: an older one, or on another platform.
+        endless.statements.push("SET client_connection_check_interval = 0".to_owned());
+    }
+    endless.statements.push("SELECT pg_sleep(600)".to_owned());
+    endless
+}
+
+fn away() -> ChannelError {
+    ChannelError::Unreachable("connection refused".to_owned())
+}
+
+#[tokio::test]
+async fn a_statement_of_a_killed_pod_keeps_nobody_waiting() {
+    for watched in [true, false] {
+        let (database, desk) = (Database::new().await, Desk::new());
+        database.prepared(&subject()).await;
+        let plan = plan(Step::Up, endless(watched), sample_down());
+        // A runtime of its own: an aborted task's connection would wait for its answer, that of a killed process is closed.
+        let pod = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let first = {
+            let _in_pod = pod.enter();
+            desk.start(&database, &plan)
+        };
+        desk.order(Order::Open);
+        database.until(SLEEPS).await;
+        pod.shutdown_background();
+        assert!(first.await.is_err());
+        let begin = Instant::now();
+        desk.fails(away());
+        desk.pass_deadline();
+        // It knows the deadline from the database alone.
+        let outcome = end(desk.start(&database, &plan)).await;
+        assert!(outcome.progress.deadline_passed && outcome.progress.state == State::Reverted, "{outcome:?}");
+        assert!(!watched || begin.elapsed() < Duration::from_secs(8), "{:?}", begin.elapsed());
+        assert_eq!(ledger(&database).await, "");
+        writable(&database, false).await;
+    }
+}
+
+#[tokio::test]
+async fn a_pod_that_is_told_to_end_cancels_its_statement() {
+    let (database, desk) = (Database::new().await, Desk::new());
+    database.prepared(&subject()).await;
+    let task = desk.start(&database, &plan(Step::Up, endless(false), sample_down()));
+    desk.order(Order::Open);
+    database.until(SLEEPS).await;
+    desk.stop.cancel();
+    assert_eq!(end(task).await.failure.unwrap().reason, Reason::PodFailed);
+    let desk = Desk::new();
+    let begin = Instant::now();
+    let task = desk.start(&database, &sample());
+    desk.order(Order::Switch);
+    desk.until("acknowledgement", |progress, _| progress.switch_acknowledged).await;
+    assert!(begin.elapsed() < Duration::from_secs(8), "{:?}", begin.elapsed());
+    desk.order(Order::Revert);
+    assert_eq!(end(task).await.progress.state, State::Reverted);
+}
+
+#[tokio::test]
+async fn a_session_that_may_not_be_ended_is_told() {
+    let (database, desk) = (Database::new().await, Desk::new());
+    database.prepared(&subject()).await;
+    let first = desk.start(&database, &sample());
+    desk.order(Order::Open);
+    desk.state(State::Migrated).await;
+    first.abort();
+    assert!(first.await.is_err());
+    let root = database.session("postgres").await;
+    root.batch_execute("SELECT pg_advisory_lock(1668114791, 1)").await.unwrap();
+    let desk = Desk::new();
+    let task = desk.start(&database, &sample());
+    desk.order(Order::Revert);
+    let refused = |note: Option<&Failure>| {
+        note.is_some_and(|n| n.reason == Reason::PrivilegeMissing && n.message.contains("of role postgres"))
+    };
+    desk.until("refusal", |progress, note| progress.state == State::Held && refused(note)).await;
+    blocked(&database).await;
+    drop(root);
+    let outcome = end(task).await;
+    assert_eq!((outcome.progress.state, outcome.failure), (State::Reverted, None));
+    writable(&database, false).await;
+}
+
+/// The owner's own session: it is not among those that are ended.
+#[tokio::test]
+async fn a_table_that_is_held_against_the_proof_holds_up_neither_deadline_nor_order() {
+    for (cause, reason) in
+        [("limit", Some(Reason::LockTimeout)), ("deadline", Some(Reason::DeadlinePassed)), ("order", None)]
+    {
+        let (database, desk) = (Database::new().await, Desk::new());
+        database.prepared(&subject()).await;
+        let mut plan = sample();
+        if cause != "limit" {
+            plan.subject.lock_timeout = Duration::from_secs(600);
+        }
+        let task = desk.start(&database, &plan);
+        desk.state(State::Ready).await;
+        // As CREATE INDEX does for as long as it takes.
+        let owner = database.session("migrator").await;
+        owner.batch_execute("BEGIN; LOCK TABLE credit_purchases IN SHARE MODE").await.unwrap();
+        desk.order(Order::Open);
+        if cause != "limit" {
+            database.until("SELECT count(*) > 0 FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE NOT l.granted AND a.datname = current_database() AND a.application_name = 'credit-migration/proof'").await;
+        }
+        match cause {
+            "deadline" => desk.pass_deadline(),
+            "order" => desk.order(Order::Revert),
+            _ => {}
+        }
+        let outcome = end(task).await;
+        assert_eq!(outcome.progress.state, State::Reverted, "{cause}: {outcome:?}");
+        assert_eq!(outcome.failure.as_ref().map(|failure| failure.reason), reason, "{cause}: {outcome:?}");
+        owner.batch_execute("ROLLBACK").await.unwrap();
+        writable(&database, false).await;
+    }
+}
+
+/// Written users are a figure for people; balances that are locked must not keep the way back from its orders.
+#[tokio::test]
+async fn a_count_that_takes_too_long_is_unknown() {
+    let (database, desk) = (released().await, Desk::new());
+    let task = desk.start(&database, &back());
+    desk.state(State::Ready).await;
+    // The capture only, as nobody does: the proof meets it neither.
+    let owner = database.session("migrator").await;
+    owner.batch_execute("BEGIN; LOCK TABLE credit_migration.changed").await.unwrap();
+    desk.order(Order::Open);
+    let progress = desk.state(State::Blocked).await;
+    assert_eq!(progress.users_written_since, None);
+    owner.batch_execute("ROLLBACK").await.unwrap();
+    desk.order(Order::Release);
+    assert_eq!(end(task).await.progress.state, State::Released);
+}
+
+#[tokio::test]
+async fn a_way_back_that_fails_at_the_deadline_is_told_as_held() {
+    let (database, desk) = (Database::new().await, Desk::new());
+    database.prepared(&subject()).await;
+    let mut plan = sample();
+    plan.down.statements.push("UPDATE user_credits SET balance = 0 WHERE user_id = 3".to_owned());
+    let task = desk.start(&database, &plan);
+    desk.order(Order::Open);
+    desk.state(State::Migrated).await;
+    desk.fails(away());
+    desk.pass_deadline();
+    let outcome = end(task).await;
+    assert_eq!((outcome.progress.state, outcome.failure.unwrap().reason), (State::Held, Reason::BalancesUnexplained));
+    // What the alarm hears, which is raised by this alone.
+    desk.until("report", |progress, note| {
+        progress.state == State::Held && !progress.switch_acknowledged && note.is_some()
+    })
+    .await;
+    blocked(&database).await;
+    assert_eq!(ledger(&database).await, "up");
+}
+
+/// As a container that is restarted while the API server is away.
+#[tokio::test]
+async fn an_order_that_was_kept_is_obeyed() {
+    let (database, desk) = (Database::new().await, Desk::new());
+    database.prepared(&subject()).await;
+    desk.fails(away());
+    let deadline = Some(Timestamp::from_second(1_790_000_300).unwrap());
+    let kept = WindowOrder { command: Order::Open, deadline };
+    let task = desk.start(&database, &WindowPlan { order: kept, ..sample() });
+    desk.state(State::Migrated).await;
+    desk.pass_deadline();
+    assert_eq!(end(task).await.progress.state, State::Reverted);
+    writable(&database, false).await;
+}
+
+#[tokio::test]
+async fn the_up_sql_is_not_needed_any_more_once_it_is_committed() {
+    let gone = || Err(Failure::new(Reason::SqlChanged, "key up.sql is missing"));
+    // Before that it is.
+    let (database, desk) = (Database::new().await, Desk::new());
+    database.prepared(&subject()).await;
+    let mut changed = sample();
+    changed.inputs.up_sha256 = "sha256:0".to_owned();
+    for plan in [WindowPlan { up: gone(), ..sample() }, changed.clone()] {
+        desk.order(Order::Open);
+        let outcome = end(desk.start(&database, &plan)).await;
+        assert_eq!(outcome.failure.unwrap().reason, Reason::SqlChanged);
+        assert_eq!(database.value("SELECT count(*) FROM credit_migration.gate").await, "0");
+    }
+    // The next pod of the way there.
+    let desk = Desk::new();
+    let first = desk.start(&database, &sample());
+    desk.order(Order::Open);
+    desk.state(State::Migrated).await;
+    first.abort();
+    assert!(first.await.is_err());
+    let task = desk.start(&database, &WindowPlan { up: gone(), ..sample() });
+    desk.order(Order::Switch);
+    desk.until("comparison", |progress, _| progress.comparison.is_some() && progress.switch_acknowledged).await;
+    desk.order(Order::Release);
+    assert_eq!(end(task).await.progress.state, State::Released);
+    writable(&database, true).await;
+    // The way back.
+    let desk = Desk::new();
+    let mut plan = WindowPlan { up: gone(), ..back() };
+    plan.inputs.up_sha256 = "sha256:0".to_owned();
+    let task = desk.start(&database, &plan);
+    desk.state(State::Ready).await;
+    desk.order(Order::Open);
+    desk.state(State::Blocked).await;
+    desk.order(Order::Revert);
+    let outcome = end(task).await;
+    assert_eq!((outcome.progress.state, outcome.failure), (State::Reverted, None));
+    writable(&database, false).await;
+    assert_eq!(state_of(&database.session("app").await, "SELECT 1").await, "ok");
+}
