@@ -63,7 +63,7 @@ pub(super) fn derive(m: &mut Machine<'_>) {
         [] => ("AllLines", "every line of the checklist is configured".to_owned()),
         open => {
             let lines: Vec<&str> = open.iter().map(|gap| gap.what.as_str()).collect();
-            let next = format!("next: kubectl creditmigration plan {}", m.o.name);
+            let next = format!("next: {}", m.o.plugin("plan", ""));
             ("NotConfigured", format!("the team's own business: {}; {next}", lines.join("; ")))
         }
     };

@@ -68,8 +68,10 @@ impl Machine<'_> {
                 return Some((
                     "SqlMissing",
                     format!(
-                        "ConfigMap {} has no key {} (spec.migration.{what}); next: kubectl create configmap {0} --from-file={1}",
-                        r.name, r.key
+                        "ConfigMap {} has no key {} (spec.migration.{what}); next: {}",
+                        r.name,
+                        r.key,
+                        self.o.kubectl(&format!("create configmap {} --from-file={}", r.name, r.key))
                     ),
                 ));
             }
@@ -84,15 +86,18 @@ impl Machine<'_> {
             Flag::ConfigMapMissing => Some((
                 "FlagConfigMapMissing",
                 format!(
-                    "ConfigMap {} is missing (spec.application.flag); next: kubectl create configmap {0} --from-literal={}={}",
-                    r.name, r.key, flag.from
+                    "ConfigMap {} is missing (spec.application.flag); next: {}",
+                    r.name,
+                    self.o.kubectl(&format!("create configmap {} --from-literal={}={}", r.name, r.key, flag.from))
                 ),
             )),
             Flag::KeyMissing => Some((
                 "FlagKeyMissing",
                 format!(
-                    "ConfigMap {} has no key {}; next: kubectl patch configmap {0} --type=merge -p '{{\"data\":{{\"{1}\":\"{}\"}}}}'",
-                    r.name, r.key, flag.from
+                    "ConfigMap {} has no key {}; next: {}",
+                    r.name,
+                    r.key,
+                    self.set_key(&r.name, &r.key, &flag.from)
                 ),
             )),
             Flag::Value { immutable: true, .. } => Some((
@@ -125,9 +130,15 @@ impl Machine<'_> {
         Some((
             "RollbackNotEnabled",
             format!(
-                "key {key} of ConfigMap {map} {seen}, expected \"true\" (spec.application.flag.rollbackKey); next: kubectl patch configmap {map} --type=merge -p '{{\"data\":{{\"{key}\":\"true\"}}}}'"
+                "key {key} of ConfigMap {map} {seen}, expected \"true\" (spec.application.flag.rollbackKey); next: {}",
+                self.set_key(map, key, "true")
             ),
         ))
+    }
+
+    /// The command that sets a key of a ConfigMap.
+    fn set_key(&self, map: &str, key: &str, value: &str) -> String {
+        self.o.kubectl(&format!("patch configmap {map} --type=merge -p '{{\"data\":{{\"{key}\":\"{value}\"}}}}'"))
     }
 
     fn workload_violation(&self) -> Option<Violation> {
@@ -138,8 +149,10 @@ impl Machine<'_> {
                 return Some((
                     "WorkloadMissing",
                     format!(
-                        "{:?} {} is missing (spec.application.workloads); next: kubectl get deployments",
-                        wanted.kind, wanted.name
+                        "{:?} {} is missing (spec.application.workloads); next: {}",
+                        wanted.kind,
+                        wanted.name,
+                        self.o.kubectl("get deployments")
                     ),
                 ));
             };

@@ -112,7 +112,8 @@ impl Machine<'_> {
             if self.now >= ready_by {
                 let name = self.o.run_name(Task::RollbackWindow, self.attempt(Step::ReopenWindow));
                 let message = format!(
-                    "the pod of the way back was not ready by {ready_by:.0}; next: kubectl describe job/{name}"
+                    "the pod of the way back was not ready by {ready_by:.0}; next: {}",
+                    self.o.kubectl(&format!("describe job/{name}"))
                 );
                 return self.way_back_failed(Task::RollbackWindow, Reason::PodFailed, &message, progress);
             }
@@ -227,9 +228,9 @@ impl Machine<'_> {
         let failures = self.step(Step::ReopenWindow).map_or(0, |x| x.failures) + 1;
         self.s.window = None;
         if failures > WINDOW_ATTEMPTS {
-            let name = self.o.name.clone();
             let text = format!(
-                "{why}; tried {failures} times; the new version runs and writes are open; next: mend the cause, then kubectl creditmigration rollback {name} --confirm --reason WHY"
+                "{why}; tried {failures} times; the new version runs and writes are open; mend the cause; next: {}",
+                self.o.go_back()
             );
             self.fail_step(Step::ReopenWindow, "RollbackNotBegun", text.clone());
             self.tell(Occasion::PersonNeeded, &at("person", self.now), &text);
@@ -242,10 +243,10 @@ impl Machine<'_> {
     }
 
     pub(super) fn rollback_failed(&mut self, reason: &str, message: &str) {
-        let name = self.o.name.clone();
         let writes = if self.may_be_blocked() { "writes stay blocked" } else { "writes are open" };
         let text = format!(
-            "{message}; {writes}, a person is needed; next: mend the cause (down SQL may be corrected in its ConfigMap), then kubectl creditmigration rollback {name} --confirm --reason WHY"
+            "{message}; {writes}, a person is needed; mend the cause (down SQL may be corrected in its ConfigMap); next: {}",
+            self.o.go_back()
         );
         let step = self.s.step.unwrap_or(Step::RollbackSql);
         let heard_until = self.o.decisions.iter().map(|d| d.at).max();

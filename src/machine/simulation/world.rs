@@ -210,6 +210,7 @@ impl World {
         let app = &self.app.value;
         let settled = app.pods.len() == 2 && app.pods.iter().all(|p| p.0 == app.template);
         let observed = Observed {
+            namespace: "shop".into(),
             name: NAME.into(),
             uid: UID.into(),
             generation: m.value.generation,

@@ -196,7 +196,7 @@ fn a_gate_that_opened_on_the_new_schema_is_closed_again() {
     s.settle();
     let (reason, message) = ready(&s.status);
     assert_eq!((s.status.phase, reason.as_str()), (Some(Phase::RollbackFailed), "RollbackNotBegun"));
-    assert!(message.contains("the new version runs and writes are open; next:"), "{message}");
+    assert!(message.contains("the new version runs and writes are open; mend the cause; next: kubectl"), "{message}");
     assert_eq!(s.status.writes, Some(crate::api::Writes::Open));
 }
 
@@ -263,7 +263,7 @@ fn a_failed_way_back_waits_for_a_person() {
     assert_eq!(reason, "SqlFailed");
     assert_eq!(
         message,
-        "what was seen; writes stay blocked, a person is needed; next: mend the cause (down SQL may be corrected in its ConfigMap), then kubectl creditmigration rollback m --confirm --reason WHY"
+        "what was seen; writes stay blocked, a person is needed; mend the cause (down SQL may be corrected in its ConfigMap); next: kubectl creditmigration -n shop rollback m --confirm --reason WHY"
     );
     assert_eq!(s.status.writes, Some(crate::api::Writes::Blocked));
     hold(&[
