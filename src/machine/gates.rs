@@ -6,7 +6,7 @@ use super::{
     Flag, Machine, ObservedDecision, Sql,
     defects::{Defect, defect},
 };
-use crate::api::{CreditMigrationSpec, CreditMigrationStatus, Decision, Plan, Time, sha256};
+use crate::api::{CreditMigrationSpec, CreditMigrationStatus, Decision, Phase, Plan, Time, sha256};
 
 /// What stands in the way: CamelCase reason and message with the next command.
 pub(super) type Violation = (&'static str, String);
@@ -48,6 +48,26 @@ impl Machine<'_> {
             return self.s.plan.is_some() && self.observed_plan().is_none();
         };
         (seen.generation, &seen.up_sha256, &seen.down_sha256) != (had.generation, &had.up_sha256, &had.down_sha256)
+    }
+
+    /// How the down SQL differs from what was approved, while a way back would need it.
+    pub(super) fn down_drift(&self) -> Option<String> {
+        if !matches!(self.phase(), Phase::Validating | Phase::Monitoring | Phase::Observing) {
+            return None;
+        }
+        let approved = &self.s.plan.as_ref()?.down_sha256;
+        let seen = match &self.o.down {
+            Sql::Present(seen) if seen == approved => return None,
+            Sql::Present(seen) => seen.as_str(),
+            Sql::Missing => "missing",
+        };
+        let r = &self.spec.migration.down.config_map_key_ref;
+        Some(format!(
+            "key {} of ConfigMap {} (spec.migration.down) is {seen}, approved was {approved}: a way back would be refused; put the approved SQL back, next: {}",
+            r.key,
+            r.name,
+            self.o.kubectl(&format!("edit configmap {}", r.name))
+        ))
     }
 
     /// Objects of the cluster that everything rests on. In order; the first violation decides.

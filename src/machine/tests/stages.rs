@@ -271,6 +271,26 @@ fn a_lost_run_takes_no_measurement_of_another_kind_with_it() {
 }
 
 #[test]
+fn down_sql_that_nobody_approved_is_told_before_it_is_needed() {
+    for given in [validating as Given, monitoring, observing, deciding] {
+        for (sql, what) in [(Sql::Present("sha256:other".into()), "sha256:other"), (Sql::Missing, "missing")] {
+            let mut s = given();
+            let reason = ready(&s.status).0;
+            s.seen.down = sql;
+            let d = s.turn();
+            assert_eq!(events(&d), ["DownSqlChanged"]);
+            let c = d.status.conditions.iter().find(|c| c.type_ == "DownSqlChanged").unwrap();
+            assert!(c.status == "True" && c.message.contains(&format!("is {what}, approved was sha256:down")), "{c:?}");
+            assert!(c.message.ends_with("next: kubectl -n shop edit configmap sql"), "{}", c.message);
+            assert_eq!(ready(&d.status).0, reason, "it holds nothing");
+            assert_eq!(events(&s.turn()), Vec::<&str>::new(), "told once");
+            s.seen.down = Sql::Present("sha256:down".into());
+            assert!(s.look().status.conditions.iter().all(|c| c.type_ != "DownSqlChanged"));
+        }
+    }
+}
+
+#[test]
 fn a_breach_tells_value_and_limit() {
     let mut s = monitoring();
     s.measure(Task::Monitor, Outcome::Fail, true);
