@@ -28,7 +28,7 @@ use kube::{
 use tracing::{error, info, warn};
 
 use crate::{
-    api::CreditMigration,
+    api::{CreditMigration, Time},
     machine::{self, Decision},
     telemetry,
 };
@@ -46,6 +46,8 @@ const RECONCILE_TIMEOUT: Duration = Duration::from_secs(30);
 const RESYNC: Duration = Duration::from_secs(30);
 /// While writes are blocked pods are looked at this often: a terminating pod sends no event when it is gone.
 const WINDOW_RESYNC: Duration = Duration::from_millis(500);
+/// The next look when it should have been already.
+const PAST_WAKE: Duration = Duration::from_secs(1);
 
 /// Options of `controller`.
 #[derive(Args, Clone, Debug)]
@@ -215,8 +217,18 @@ async fn reconcile_live(ctx: &Context, namespace: &str, name: &str) -> Result<Ac
     ctx.metrics.reconciled();
     let in_window = status.writes == Some(crate::api::Writes::Blocked);
     let longest = if in_window { WINDOW_RESYNC } else { RESYNC };
-    let until = wake_at.map_or(longest, |at| at.duration_since(now).try_into().unwrap_or(Duration::ZERO));
-    Ok(Action::requeue(until.clamp(Duration::from_millis(20), longest)))
+    Ok(Action::requeue(until(wake_at, now, longest)))
+}
+
+/// Time until the next look. A wake-up that is not in the future would come again with each look, and each look costs some twenty
+/// requests: it waits for [`PAST_WAKE`].
+fn until(wake_at: Option<Time>, now: Time, longest: Duration) -> Duration {
+    let wait = match wake_at {
+        None => longest,
+        Some(at) if at <= now => PAST_WAKE,
+        Some(at) => at.duration_since(now).try_into().unwrap_or(longest),
+    };
+    wait.clamp(Duration::from_millis(20), longest)
 }
 
 fn error_policy(object: Arc<DeserializeGuard<CreditMigration>>, error: &Error, ctx: Arc<Context>) -> Action {
@@ -241,5 +253,24 @@ impl MetaName for DeserializeGuard<CreditMigration> {
             Ok(m) => m.metadata.name.clone(),
             Err(invalid) => invalid.metadata.name.clone(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[rstest::rstest]
+    #[case::nothing_planned(None, 30_000)]
+    #[case::planned(Some(7_000), 7_000)]
+    #[case::long_away(Some(90_000), 30_000)]
+    #[case::in_a_moment(Some(1), 20)]
+    #[case::now(Some(0), 1_000)]
+    #[case::past(Some(-5_000), 1_000)]
+    fn the_next_look(#[case] wake_millis: Option<i64>, #[case] millis: u64) {
+        let now = Time::UNIX_EPOCH;
+        let at = wake_millis.map(|ms| now + jiff::SignedDuration::from_millis(ms));
+        assert_eq!(until(at, now, RESYNC), Duration::from_millis(millis));
+        assert!(until(at, now, WINDOW_RESYNC) <= WINDOW_RESYNC);
     }
 }

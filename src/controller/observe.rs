@@ -20,7 +20,9 @@ use crate::{
         CreditMigration, Decision, FINALIZER, FLAG_SET_FOR, KeyRef, MigrationDecision, MigrationRun, RESTARTED_FOR,
         Time, WorkloadKind, WorkloadRef, sha256,
     },
-    machine::{CheckJob, Flag, Job as JobState, Observed, ObservedDecision, ObservedRun, Sql, Workload},
+    machine::{
+        CheckJob, CheckPod, DEADLINE, Flag, Job as JobState, Observed, ObservedDecision, ObservedRun, Sql, Workload,
+    },
 };
 
 /// Reads the world of one migration. Objects that cannot be decoded are left out, with a warning in the log.
@@ -42,6 +44,7 @@ pub(super) async fn observe(ctx: &Context, m: &CreditMigration) -> Result<Observ
     )?;
     decisions.retain(|d| is_proven(d, policy.since));
     Ok(Observed {
+        namespace: namespace.clone(),
         name,
         uid,
         generation: m.metadata.generation.unwrap_or_default(),
@@ -112,7 +115,13 @@ impl Reader<'_> {
     async fn check_jobs(&self, uid: &str) -> Result<Vec<CheckJob>, Error> {
         let of_uid = ListParams::default().labels(&format!("{}={uid},{}", jobs::UID_LABEL, jobs::CHECK_LABEL));
         let jobs = self.api::<Job>().list(&of_uid).await?;
-        Ok(jobs.items.iter().map(|j| CheckJob { name: j.name_any(), job: job_state(j) }).collect())
+        if jobs.items.is_empty() {
+            return Ok(vec![]);
+        }
+        // After the Jobs: the pod of a Job that has ended is seen as it ended.
+        let pods = self.api::<Pod>().list(&of_uid).await?.items;
+        let seen = |j: &Job| CheckJob { name: j.name_any(), job: job_state(j), pod: check_pod(&pods, &j.name_any()) };
+        Ok(jobs.items.iter().map(seen).collect())
     }
 
     /// The flag, and the value of the key that must be `true`.
@@ -221,6 +230,25 @@ fn job_state(job: &Job) -> JobState {
     if is_true("Complete").is_some() { JobState::Complete } else { JobState::Active }
 }
 
+/// How far the newest pod of a check's Job has come.
+fn check_pod(pods: &[Pod], job: &str) -> CheckPod {
+    let of_job = pods.iter().filter(|p| p.owner_references().iter().any(|o| o.kind == "Job" && o.name == job));
+    let Some(pod) = of_job.max_by_key(|p| p.creation_timestamp().map(|t| t.0)) else { return CheckPod::Absent };
+    let status = pod.status.clone().unwrap_or_default();
+    let containers = status.container_statuses.unwrap_or_default();
+    // A container that never was has no id, also where the kubelet writes at the pod's time-out that it was "terminated".
+    if containers.iter().any(|c| c.container_id.as_deref().is_some_and(|id| !id.is_empty())) {
+        return CheckPod::Started;
+    }
+    let waits = containers.into_iter().filter_map(|c| c.state?.waiting?.reason);
+    let unscheduled =
+        status.conditions.into_iter().flatten().filter(|c| c.type_ == "PodScheduled" && c.status == "False");
+    let why = waits.chain(unscheduled.filter_map(|c| c.reason)).chain(status.reason);
+    // What every pod goes through, and the time-out itself, say nothing.
+    let why = why.into_iter().find(|why| !["ContainerCreating", "PodInitializing", DEADLINE].contains(&why.as_str()));
+    CheckPod::Waiting(why.unwrap_or_default())
+}
+
 fn restarted_for(d: &Deployment) -> Option<String> {
     d.spec.as_ref()?.template.metadata.as_ref()?.annotations.as_ref()?.get(RESTARTED_FOR).cloned()
 }
@@ -286,6 +314,49 @@ mod tests {
         let (parent, key) = path.rsplit_once('/').unwrap();
         let d = decision(word, |d| d.pointer_mut(parent).unwrap()[key] = value);
         assert_eq!(heard(d, "m", "1").is_some(), counts);
+    }
+
+    #[rstest::rstest]
+    #[case::none_yet(json!([]), CheckPod::Absent)]
+    #[case::of_another_job(json!([{"job": "k"}]), CheckPod::Absent)]
+    #[case::just_made(json!([{}]), CheckPod::Waiting(String::new()))]
+    #[case::on_its_way(json!([{"state": {"waiting": {"reason": "ContainerCreating"}}}]), CheckPod::Waiting(String::new()))]
+    #[case::no_image(json!([{"state": {"waiting": {"reason": "ImagePullBackOff"}}}]), CheckPod::Waiting("ImagePullBackOff".into()))]
+    #[case::no_node(
+        json!([{"status": {"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}]}}]),
+        CheckPod::Waiting("Unschedulable".into())
+    )]
+    #[case::ended_without_a_container(
+        json!([{"state": {"terminated": {"exitCode": 137, "reason": "ContainerStatusUnknown"}}, "status": {"reason": "DeadlineExceeded"}}]),
+        CheckPod::Waiting(String::new())
+    )]
+    #[case::refused_by_its_node(json!([{"status": {"reason": "OutOfcpu"}}]), CheckPod::Waiting("OutOfcpu".into()))]
+    #[case::runs(json!([{"id": "containerd://1", "state": {"running": {}}}]), CheckPod::Started)]
+    #[case::failed(json!([{"id": "containerd://1", "state": {"terminated": {"exitCode": 1}}}]), CheckPod::Started)]
+    #[case::the_newest_counts(
+        json!([{"id": "containerd://1", "made": "2030-01-01T00:00:01Z"}, {"made": "2030-01-01T00:00:02Z"}]),
+        CheckPod::Waiting(String::new())
+    )]
+    fn a_pod_whose_container_never_started_is_told_from_one_that_failed(#[case] pods: Value, #[case] seen: CheckPod) {
+        let pod = |p: &Value| {
+            let mut status = if p["status"].is_null() { json!({}) } else { p["status"].clone() };
+            if !p["id"].is_null() || !p["state"].is_null() {
+                let id = p["id"].as_str().unwrap_or_default();
+                let container = json!({
+                    "name": "check", "image": "i", "imageID": "", "ready": false, "restartCount": 0,
+                    "containerID": id, "state": p["state"],
+                });
+                status["containerStatuses"] = json!([container]);
+            }
+            let owner = json!({
+                "apiVersion": "batch/v1", "kind": "Job", "name": p["job"].as_str().unwrap_or("j"), "uid": "1",
+            });
+            let made = p["made"].as_str().unwrap_or("2030-01-01T00:00:00Z");
+            let meta = json!({"ownerReferences": [owner], "creationTimestamp": made});
+            serde_json::from_value(json!({"metadata": meta, "status": status})).unwrap()
+        };
+        let pods: Vec<Pod> = pods.as_array().unwrap().iter().map(pod).collect();
+        assert_eq!(check_pod(&pods, "j"), seen);
     }
 
     #[rstest::rstest]

@@ -12,6 +12,9 @@ use crate::api::{Phase, Writes};
 /// Type of the condition that sums up.
 pub(super) const READY: &str = "Ready";
 
+/// Type of the condition, and reason of the event, that tell of down SQL which nobody approved.
+pub(super) const DOWN_CHANGED: &str = "DownSqlChanged";
+
 pub(super) fn derive(m: &mut Machine<'_>) {
     m.s.observed_generation = Some(m.o.generation);
     m.s.progress = m.s.step.map(steps::progress);
@@ -36,6 +39,14 @@ pub(super) fn derive(m: &mut Machine<'_>) {
     let failed = matches!(phase, Phase::Failed | Phase::RollbackFailed) && !defect(Defect::SilentFailure);
     let stalled = failed || reason == super::OVERDUE;
     set(m, "Stalled", stalled.then_some(true), &reason, &message);
+
+    let drift = m.down_drift();
+    if let Some(text) = &drift
+        && m.s.conditions.iter().all(|c| c.type_ != DOWN_CHANGED)
+    {
+        m.event(true, DOWN_CHANGED, text.clone());
+    }
+    set(m, DOWN_CHANGED, drift.is_some().then_some(true), "NotApproved", &drift.unwrap_or_default());
 
     let backup = match (&m.s.backup, &m.s.verification) {
         (Some(b), Some(_)) => (true, "ReadThroughToEnd", format!("{} {} bytes, {}", b.object, b.bytes, b.sha256)),
@@ -63,7 +74,7 @@ pub(super) fn derive(m: &mut Machine<'_>) {
         [] => ("AllLines", "every line of the checklist is configured".to_owned()),
         open => {
             let lines: Vec<&str> = open.iter().map(|gap| gap.what.as_str()).collect();
-            let next = format!("next: kubectl creditmigration plan {}", m.o.name);
+            let next = format!("next: {}", m.o.plugin("plan", ""));
             ("NotConfigured", format!("the team's own business: {}; {next}", lines.join("; ")))
         }
     };

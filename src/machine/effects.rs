@@ -76,8 +76,9 @@ impl Machine<'_> {
             Task::Preflight => self.preparing_or(ended) && current(Step::Preflight),
             Task::CodeBackup => self.preparing_or(ended) && current(Step::CodeBackup),
             Task::ExportKeyUsers => self.preparing_or(ended) && current(Step::ExportKeyUsers),
-            Task::DayCheck => ended || (self.phase() == Phase::Observing && current(Step::DayCheck)),
-            Task::WeekReview => ended || (self.phase() == Phase::Observing && current(Step::WeekReview)),
+            // Of those that failed only the last: one that fails for days would leave a run and a pod each few minutes.
+            Task::DayCheck => self.observing_or(ended) && current(Step::DayCheck),
+            Task::WeekReview => self.observing_or(ended) && current(Step::WeekReview),
             // What became of it is in the status.
             Task::Notify => self.notice_of(spec.attempt).is_some(),
             Task::Backup => self.preparing_or(ended) && current(Step::Baseline),
@@ -94,6 +95,10 @@ impl Machine<'_> {
 
     fn preparing_or(&self, ended: bool) -> bool {
         self.phase() == Phase::Preparing || ended
+    }
+
+    fn observing_or(&self, ended: bool) -> bool {
+        self.phase() == Phase::Observing || ended
     }
 
     fn start_preparing_run(&self) -> Option<Effect> {

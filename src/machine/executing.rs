@@ -81,9 +81,10 @@ impl Machine<'_> {
         let ready_by = self.ready_by(started);
         if self.now >= ready_by {
             let name = self.o.run_name(Task::Window, self.attempt(Step::OpenWindow));
+            let next = self.o.kubectl(&format!("describe job/{name}"));
             return self.window_failed(
                 Reason::PodFailed,
-                &format!("the window's pod was not ready by {ready_by:.0}; next: kubectl describe job/{name}"),
+                &format!("the window's pod was not ready by {ready_by:.0}; next: {next}"),
                 progress,
             );
         }
@@ -206,7 +207,7 @@ impl Machine<'_> {
                 return self.event(
                     true,
                     "WindowPodLost",
-                    format!("{message}; another pod goes on (try {attempts} of {WINDOW_ATTEMPTS})"),
+                    format!("{message}; another pod goes on, try {attempts} of {WINDOW_ATTEMPTS}"),
                 );
             }
             self.begin_way_back(reason.as_str(), message.into());
@@ -231,10 +232,7 @@ impl Machine<'_> {
         self.start_step(Step::Approve);
         self.explain(
             reason.as_str(),
-            format!(
-                "{message}; nothing was changed; next: kubectl creditmigration approve {} to try again",
-                self.o.name
-            ),
+            format!("{message}; nothing was changed; to try again, next: {}", self.o.plugin("approve", "")),
         );
     }
 
@@ -294,10 +292,10 @@ impl Machine<'_> {
             _ => "waiting for the gate to open".to_owned(),
         };
         format!(
-            "{step}: {waits}; writes blocked since {} (limit {}); to stop: kubectl creditmigration abort {}",
+            "{step}: {waits}; writes blocked since {} (limit {}); to stop: {}",
             self.blocked_since(),
             self.spec.window.max_duration,
-            self.o.name
+            self.o.plugin("abort", "")
         )
     }
 }

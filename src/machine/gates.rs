@@ -6,7 +6,7 @@ use super::{
     Flag, Machine, ObservedDecision, Sql,
     defects::{Defect, defect},
 };
-use crate::api::{CreditMigrationSpec, CreditMigrationStatus, Decision, Plan, Time, sha256};
+use crate::api::{CreditMigrationSpec, CreditMigrationStatus, Decision, Phase, Plan, Time, sha256};
 
 /// What stands in the way: CamelCase reason and message with the next command.
 pub(super) type Violation = (&'static str, String);
@@ -50,6 +50,26 @@ impl Machine<'_> {
         (seen.generation, &seen.up_sha256, &seen.down_sha256) != (had.generation, &had.up_sha256, &had.down_sha256)
     }
 
+    /// How the down SQL differs from what was approved, while a way back would need it.
+    pub(super) fn down_drift(&self) -> Option<String> {
+        if !matches!(self.phase(), Phase::Validating | Phase::Monitoring | Phase::Observing) {
+            return None;
+        }
+        let approved = &self.s.plan.as_ref()?.down_sha256;
+        let seen = match &self.o.down {
+            Sql::Present(seen) if seen == approved => return None,
+            Sql::Present(seen) => seen.as_str(),
+            Sql::Missing => "missing",
+        };
+        let r = &self.spec.migration.down.config_map_key_ref;
+        Some(format!(
+            "key {} of ConfigMap {} (spec.migration.down) is {seen}, approved was {approved}: a way back would be refused; put the approved SQL back, next: {}",
+            r.key,
+            r.name,
+            self.o.kubectl(&format!("edit configmap {}", r.name))
+        ))
+    }
+
     /// Objects of the cluster that everything rests on. In order; the first violation decides.
     pub(super) fn cluster_violation(&self) -> Option<Violation> {
         self.sql_violation()
@@ -68,8 +88,10 @@ impl Machine<'_> {
                 return Some((
                     "SqlMissing",
                     format!(
-                        "ConfigMap {} has no key {} (spec.migration.{what}); next: kubectl create configmap {0} --from-file={1}",
-                        r.name, r.key
+                        "ConfigMap {} has no key {} (spec.migration.{what}); next: {}",
+                        r.name,
+                        r.key,
+                        self.o.kubectl(&format!("create configmap {} --from-file={}", r.name, r.key))
                     ),
                 ));
             }
@@ -84,15 +106,18 @@ impl Machine<'_> {
             Flag::ConfigMapMissing => Some((
                 "FlagConfigMapMissing",
                 format!(
-                    "ConfigMap {} is missing (spec.application.flag); next: kubectl create configmap {0} --from-literal={}={}",
-                    r.name, r.key, flag.from
+                    "ConfigMap {} is missing (spec.application.flag); next: {}",
+                    r.name,
+                    self.o.kubectl(&format!("create configmap {} --from-literal={}={}", r.name, r.key, flag.from))
                 ),
             )),
             Flag::KeyMissing => Some((
                 "FlagKeyMissing",
                 format!(
-                    "ConfigMap {} has no key {}; next: kubectl patch configmap {0} --type=merge -p '{{\"data\":{{\"{1}\":\"{}\"}}}}'",
-                    r.name, r.key, flag.from
+                    "ConfigMap {} has no key {}; next: {}",
+                    r.name,
+                    r.key,
+                    self.set_key(&r.name, &r.key, &flag.from)
                 ),
             )),
             Flag::Value { immutable: true, .. } => Some((
@@ -125,9 +150,15 @@ impl Machine<'_> {
         Some((
             "RollbackNotEnabled",
             format!(
-                "key {key} of ConfigMap {map} {seen}, expected \"true\" (spec.application.flag.rollbackKey); next: kubectl patch configmap {map} --type=merge -p '{{\"data\":{{\"{key}\":\"true\"}}}}'"
+                "key {key} of ConfigMap {map} {seen}, expected \"true\" (spec.application.flag.rollbackKey); next: {}",
+                self.set_key(map, key, "true")
             ),
         ))
+    }
+
+    /// The command that sets a key of a ConfigMap.
+    fn set_key(&self, map: &str, key: &str, value: &str) -> String {
+        self.o.kubectl(&format!("patch configmap {map} --type=merge -p '{{\"data\":{{\"{key}\":\"{value}\"}}}}'"))
     }
 
     fn workload_violation(&self) -> Option<Violation> {
@@ -138,8 +169,10 @@ impl Machine<'_> {
                 return Some((
                     "WorkloadMissing",
                     format!(
-                        "{:?} {} is missing (spec.application.workloads); next: kubectl get deployments",
-                        wanted.kind, wanted.name
+                        "{:?} {} is missing (spec.application.workloads); next: {}",
+                        wanted.kind,
+                        wanted.name,
+                        self.o.kubectl("get deployments")
                     ),
                 ));
             };

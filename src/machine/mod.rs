@@ -14,6 +14,7 @@
 //! what has to be done. The caller persists the status before it acts, so a crash at any point is followed by the same
 //! effects again. The guarantees rest on that order; see `docs/architecture.md`.
 
+mod commands;
 mod conditions;
 mod defects;
 mod effect;
@@ -225,7 +226,7 @@ impl Machine<'_> {
         x.reason = Some(reason.into());
         x.message = Some(message.into());
         self.explain(reason, message);
-        self.event(true, reason, format!("{message} (try {failures}; next try in {wait} s)"));
+        self.event(true, reason, format!("{message}; failed {failures} times, tried again in {wait} s"));
         failures
     }
 
@@ -285,11 +286,13 @@ impl Machine<'_> {
                 let next = match self.s.step {
                     Some(Step::SwitchBack) => {
                         let workload = self.spec.application.workloads.first().map_or("", |w| w.name.as_str());
-                        format!(
-                            "kubectl rollout status deployment/{workload}, and see that workloads and flag can be switched back"
-                        )
+                        let command = self.o.kubectl(&format!("rollout status deployment/{workload}"));
+                        format!("{command}; see that workloads and flag can be switched back")
                     }
-                    _ => format!("kubectl describe job/{}, and see that its pod runs", self.o.run_name(task, attempt)),
+                    _ => {
+                        let command = self.o.kubectl(&format!("describe job/{}", self.o.run_name(task, attempt)));
+                        format!("{command}; see that its pod runs")
+                    }
                 };
                 let text = format!("{message}; its window should have been over by {due:.0}; next: {next}");
                 if self.reason.as_deref() != Some(OVERDUE) {

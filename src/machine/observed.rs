@@ -6,6 +6,8 @@ use crate::api::{Decision, MigrationRun, Reason, RunPhase, Task, Time, WindowPro
 /// The world as the controller saw it. May be stale; no effect may be harmful because of that.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Observed {
+    /// Namespace of the `CreditMigration`, and of all that it names.
+    pub namespace: String,
     /// Name of the `CreditMigration`.
     pub name: String,
     /// Its UID.
@@ -70,6 +72,22 @@ pub struct CheckJob {
     pub name: String,
     /// How it stands.
     pub job: Job,
+    /// Its newest pod.
+    pub pod: CheckPod,
+}
+
+/// Reason of a Job, or a pod, that was ended by its time-out.
+pub const DEADLINE: &str = "DeadlineExceeded";
+
+/// The pod of a `job` check's measurement.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CheckPod {
+    /// Not there: not made yet, refused, or removed.
+    Absent,
+    /// Its container was never started, and why (`ImagePullBackOff`, `Unschedulable`, ...); empty while it is on its way.
+    Waiting(String),
+    /// Its container runs, or has run.
+    Started,
 }
 
 /// A decision on this migration.
@@ -169,15 +187,17 @@ impl Observed {
                 Job::Complete => Outcome::Failed(
                     Reason::PodFailed,
                     format!(
-                        "Job {} completed without a report; next: kubectl logs job/{0}",
-                        self.run_name(task, attempt)
+                        "Job {} completed without a report; next: {}",
+                        self.run_name(task, attempt),
+                        self.kubectl(&format!("logs job/{}", self.run_name(task, attempt)))
                     ),
                 ),
                 Job::Failed { reason } => Outcome::Failed(
-                    if reason == "DeadlineExceeded" { Reason::StepTimeout } else { Reason::PodFailed },
+                    if reason == DEADLINE { Reason::StepTimeout } else { Reason::PodFailed },
                     format!(
-                        "Job {} failed ({reason}) without a report; next: kubectl describe job/{0}",
-                        self.run_name(task, attempt)
+                        "Job {} failed ({reason}) without a report; next: {}",
+                        self.run_name(task, attempt),
+                        self.kubectl(&format!("describe job/{}", self.run_name(task, attempt)))
                     ),
                 ),
             },
@@ -190,9 +210,10 @@ impl Observed {
     }
 
     /// Name of the Job of a `job` check's measurement: deterministic, as those of runs, and short enough for the label that
-    /// Kubernetes makes of it. `measurement` counts from 1.
-    pub fn check_job_name(&self, task: Task, attempt: u32, check: usize, measurement: u64) -> String {
-        format!("{}-{}{attempt}c{check}n{measurement}", self.name, slug(task))
+    /// Kubernetes makes of it. `measurement` counts from 1. No attempt of the stage's run is in it: else each lost run would take
+    /// the measurements under way with it.
+    pub fn check_job_name(&self, task: Task, check: usize, measurement: u64) -> String {
+        format!("{}-{}-c{check}n{measurement}", self.name, slug(task))
     }
 
     /// Progress of a window task.

@@ -45,10 +45,7 @@ impl Machine<'_> {
         if self.retry_due(step) == Some(false) {
             let due = self.step(step).and_then(|x| x.retry_at).unwrap_or(self.now);
             if !drifted && self.step(step).is_none_or(|x| x.failures == 0) {
-                let text = format!(
-                    "{step:?} at {due:.0}; to go back: kubectl creditmigration rollback {} --confirm --reason WHY",
-                    self.o.name
-                );
+                let text = format!("{step:?} at {due:.0}; to go back: {}", self.o.go_back());
                 self.explain("Observing", text);
             }
             return;
@@ -111,9 +108,10 @@ impl Machine<'_> {
         }
         let interval = span(self.spec.follow_ups.reminder_interval);
         let report = self.s.week_report.as_ref().map(|r| r.object.clone()).unwrap_or_default();
-        let name = self.o.name.clone();
         let text = format!(
-            "keep or revert? asked since {asked:.0}, report: {report}; next: kubectl creditmigration keep {name}, or kubectl creditmigration rollback {name} --confirm --reason WHY"
+            "keep or revert? asked since {asked:.0}, report: {report}; next: {}; or, to go back: {}",
+            self.o.plugin("keep", ""),
+            self.o.go_back()
         );
         if self.s.reminded_at.is_none_or(|t| self.now >= t + interval) {
             self.s.reminded_at = Some(self.now);

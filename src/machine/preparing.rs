@@ -187,7 +187,7 @@ impl Machine<'_> {
             self.fail_preparation(
                 retried,
                 reason.as_str(),
-                &format!("{message} (tried {failures} of {failures} times)"),
+                &format!("{message}; tried {failures} of {failures} times"),
             );
         } else if let Some(at) = self.step(retried).and_then(|x| x.retry_at) {
             self.wake_at(at);
@@ -332,13 +332,10 @@ impl Machine<'_> {
             if self.s.step != Some(Step::Approve) {
                 self.start_step(Step::Approve);
             }
-            let (name, void) = (&self.o.name, self.void_approvals(&digest));
+            let (next, void) = (self.o.plugin("approve", ""), self.void_approvals(&digest));
             self.explain(
                 "ApprovalPending",
-                format!(
-                    "{} of {needed} people approved {digest}{void}; next: kubectl creditmigration approve {name}",
-                    people.len()
-                ),
+                format!("{} of {needed} people approved {digest}{void}; next: {next}", people.len()),
             );
             return;
         }

@@ -112,7 +112,8 @@ impl Machine<'_> {
             if self.now >= ready_by {
                 let name = self.o.run_name(Task::RollbackWindow, self.attempt(Step::ReopenWindow));
                 let message = format!(
-                    "the pod of the way back was not ready by {ready_by:.0}; next: kubectl describe job/{name}"
+                    "the pod of the way back was not ready by {ready_by:.0}; next: {}",
+                    self.o.kubectl(&format!("describe job/{name}"))
                 );
                 return self.way_back_failed(Task::RollbackWindow, Reason::PodFailed, &message, progress);
             }
@@ -176,27 +177,43 @@ impl Machine<'_> {
             }
             self.succeed_step(Step::SwitchBack, format!("flag is {from}, rollout complete"));
         }
-        let compared = progress.comparison.as_ref();
-        let users = compared.map_or(0, |c| c.users);
-        let total = compared.map(|c| c.total_balance.clone()).unwrap_or_default();
-        if progress.comparison.is_some() {
-            self.succeed_step(Step::RollbackSql, "the way back is committed");
-            self.succeed_step(
-                Step::VerifyRollback,
-                format!("{users} balances compared, 0 lost; total {total} credits"),
-            );
-        }
+        let (proof, next) = self.verify_rollback(progress);
+        let next = next.map(|next| format!("; next: {next}")).unwrap_or_default();
         let blocked = self.blocked_seconds();
         self.succeed_step(Step::ReleaseWindow, format!("writes were blocked for {blocked:.1} s"));
         let cause = self.s.rollback.as_ref().map(|r| format!("{}: {}", r.cause, r.message)).unwrap_or_default();
         self.enter(Phase::RolledBack);
         self.s.step = Some(Step::ReleaseWindow);
-        self.explain("RolledBack", format!("the old version runs again, no credit was lost ({cause})"));
-        self.event(true, "RolledBack", format!("writes were blocked for {blocked:.1} s; {cause}"));
+        self.explain("RolledBack", format!("the old version runs again, {proof} ({cause}){next}"));
+        self.event(true, "RolledBack", format!("writes were blocked for {blocked:.1} s; {proof}; {cause}{next}"));
         let began = self.s.rollback.as_ref().map_or(self.now, |r| r.started_at);
-        let text = format!("the old version runs again, no credit was lost; {cause}");
+        let text = format!("the old version runs again, {proof}; {cause}{next}");
         self.tell(Occasion::RolledBack, &at("rolled-back", began), &text);
         self.advance_ended();
+    }
+
+    /// Ticks off what the way back's own run has measured. Says it in words, and what to do if that is not that all is well.
+    fn verify_rollback(&mut self, progress: &WindowProgress) -> (String, Option<String>) {
+        // The run drops what was compared on the way there before it runs the down SQL.
+        let Some(c) = progress.comparison.clone() else {
+            let first = self.s.window.as_ref().is_some_and(|w| w.task == Some(Task::Window));
+            if first && !self.succeeded(Step::Migrate) && progress.migrate_seconds.is_none() {
+                return ("nothing was changed".into(), None);
+            }
+            self.succeed_step(Step::RollbackSql, "the way back is committed");
+            return ("balances were not compared after the way back".into(), Some(self.o.plugin("report", "")));
+        };
+        self.succeed_step(Step::RollbackSql, "the way back is committed");
+        let compared = format!("{} balances compared, {} unexplained (limit 0)", c.users, c.unexplained);
+        if c.unexplained == 0 {
+            self.succeed_step(Step::VerifyRollback, format!("{compared}; total {} credits", c.total_balance));
+            return ("no credit was lost".into(), None);
+        }
+        let next = self.o.plugin("report", "");
+        let text = format!("{compared}; next: {next}");
+        self.fail_step(Step::VerifyRollback, "BalancesUnexplained", text.clone());
+        self.tell(Occasion::PersonNeeded, &at("unexplained", self.now), &text);
+        (format!("{} of {} balances are unexplained (limit 0)", c.unexplained, c.users), Some(next))
     }
 
     fn way_back_failed(&mut self, task: Task, reason: Reason, message: &str, progress: &WindowProgress) {
@@ -227,9 +244,9 @@ impl Machine<'_> {
         let failures = self.step(Step::ReopenWindow).map_or(0, |x| x.failures) + 1;
         self.s.window = None;
         if failures > WINDOW_ATTEMPTS {
-            let name = self.o.name.clone();
             let text = format!(
-                "{why}; tried {failures} times; the new version runs and writes are open; next: mend the cause, then kubectl creditmigration rollback {name} --confirm --reason WHY"
+                "{why}; tried {failures} times; the new version runs and writes are open; mend the cause; next: {}",
+                self.o.go_back()
             );
             self.fail_step(Step::ReopenWindow, "RollbackNotBegun", text.clone());
             self.tell(Occasion::PersonNeeded, &at("person", self.now), &text);
@@ -242,10 +259,10 @@ impl Machine<'_> {
     }
 
     pub(super) fn rollback_failed(&mut self, reason: &str, message: &str) {
-        let name = self.o.name.clone();
         let writes = if self.may_be_blocked() { "writes stay blocked" } else { "writes are open" };
         let text = format!(
-            "{message}; {writes}, a person is needed; next: mend the cause (down SQL may be corrected in its ConfigMap), then kubectl creditmigration rollback {name} --confirm --reason WHY"
+            "{message}; {writes}, a person is needed; mend the cause (down SQL may be corrected in its ConfigMap); next: {}",
+            self.o.go_back()
         );
         let step = self.s.step.unwrap_or(Step::RollbackSql);
         let heard_until = self.o.decisions.iter().map(|d| d.at).max();

@@ -228,7 +228,7 @@ impl Machine<'_> {
     }
 
     fn ready_command(&self) -> String {
-        format!("kubectl creditmigration ready {}", self.o.name)
+        self.o.plugin("ready", "")
     }
 
     fn presence_text(&self) -> String {

@@ -1,10 +1,15 @@
 //! Validating and Monitoring: the new version runs; checks decide whether it stays.
 
-use super::{CheckJobStart, Effect, Job, Machine, Outcome, notices::at, preparing::because, span};
+use super::{
+    CheckJobStart, CheckPod, DEADLINE, Effect, Job, Machine, Outcome, later, notices::at, preparing::because, span,
+};
 use crate::api::{
     Check, CheckResult, Decision, Occasion, OnBreach, Outcome as Measured, Phase, RollbackPolicy, Stage, Step,
     TRIGGERS, Task,
 };
+
+/// Begin of what is said of a Job whose container does not start.
+const WAITS: &str = "waits for Job ";
 
 impl Machine<'_> {
     /// Step, task and length of the present stage.
@@ -22,12 +27,12 @@ impl Machine<'_> {
             return false;
         }
         let text = format!(
-            "key {} of ConfigMap {} is {:?}, the schema is the one of {:?}; next: set the key to {3:?}, or go back: kubectl creditmigration rollback {} --confirm --reason WHY",
+            "key {} of ConfigMap {} is {:?}, the schema is the one of {:?}; set the key to {3:?}; or, to go back, next: {}",
             flag.config_map_key_ref.key,
             flag.config_map_key_ref.name,
             self.o.flag_value().unwrap_or("missing"),
             flag.to,
-            self.o.name
+            self.o.go_back()
         );
         if self.reason.as_deref() != Some("FlagDrifted") {
             self.event(true, "FlagDrifted", text.clone());
@@ -42,17 +47,7 @@ impl Machine<'_> {
         if let Some(d) = self.stop_word(&[Decision::Revert, Decision::Abort], None) {
             return self.go_back("Revert", format!("{:?} by {}{}", d.decision, d.by, because(&d.reason)));
         }
-        if let Outcome::Failed(reason, message) = self.o.outcome(task, self.attempt(step)) {
-            // Without its run a stage has no data: it is measured anew, and the stage does not end meanwhile.
-            let started = self.step(step).map(|x| x.started_at);
-            if self.retry_due(step).is_none() {
-                self.retry_later(step, reason.as_str(), &message, 60);
-            }
-            if let (Some(started), x) = (started, self.step_mut(step)) {
-                x.started_at = started;
-            }
-            return;
-        }
+        // Before the run's failure is looked at: what it reported last counts, and what the controller measures needs no run.
         self.s.checks = self.results(task, &checks);
         let run = self.o.run(task, self.attempt(step)).and_then(|r| r.run.status.as_ref());
         self.s.users_written = run.and_then(|s| s.users_written).or(self.s.users_written);
@@ -65,6 +60,14 @@ impl Machine<'_> {
             }
             self.warn_once(step, &check.name, &result.message);
         }
+        if let Outcome::Failed(reason, message) = self.o.outcome(task, self.attempt(step)) {
+            self.measure_anew(step, reason.as_str(), &message);
+            // A flag that drifts does not wait for the run: it outweighs what keeps it from measuring.
+            if !self.flag_drifted() {
+                self.explain(reason.as_str(), message);
+            }
+            return;
+        }
         if self.flag_drifted() {
             return;
         }
@@ -72,11 +75,7 @@ impl Machine<'_> {
         let end = started + duration;
         if self.now < end {
             self.wake_at(end);
-            let next = format!(
-                "{} checks, until {end:.0}; to go back: kubectl creditmigration rollback {} --confirm --reason WHY",
-                checks.len(),
-                self.o.name
-            );
+            let next = format!("{} checks, until {end:.0}; to go back: {}", checks.len(), self.o.go_back());
             return self.explain("Progressing", next);
         }
         let open: Vec<String> = checks
@@ -87,11 +86,7 @@ impl Machine<'_> {
             .map(|(_, r)| format!("{} {:?} ({})", r.name, r.outcome, r.message))
             .collect();
         if !open.is_empty() {
-            let text = format!(
-                "{}; {step:?} ends when they pass; to go back: kubectl creditmigration rollback {} --confirm --reason WHY",
-                open.join("; "),
-                self.o.name
-            );
+            let text = format!("{}; {step:?} ends when they pass; to go back: {}", open.join("; "), self.o.go_back());
             self.tell(Occasion::PersonNeeded, &at("held", end), &text);
             return self.explain("ChecksNotPassing", text);
         }
@@ -113,6 +108,17 @@ impl Machine<'_> {
             return self.advance_stage();
         }
         self.begin_observing();
+    }
+
+    /// Without its run a stage has no data: another one follows, and the stage does not end meanwhile.
+    fn measure_anew(&mut self, step: Step, reason: &str, message: &str) {
+        let started = self.step(step).map(|x| x.started_at);
+        if self.retry_due(step).is_none() {
+            self.retry_later(step, reason, message, 60);
+        }
+        if let (Some(started), x) = (started, self.step_mut(step)) {
+            x.started_at = started;
+        }
     }
 
     fn warn_once(&mut self, step: Step, check: &str, message: &str) {
@@ -140,12 +146,23 @@ impl Machine<'_> {
                     return self.job_result(check, i);
                 }
                 let known = reported.iter().find(|r| r.name == check.name);
-                known.map_or_else(|| self.unmeasured(check), |r| self.fresh(check, r))
+                let mut result = known.map_or_else(|| self.unmeasured(check), |r| self.fresh(check, r));
+                // The judge of a lost run is gone with it; its breach is not.
+                result.breached |= self.known(check).is_some_and(|p| p.breached);
+                result
             })
             .collect()
     }
 
+    fn known(&self, check: &Check) -> Option<&CheckResult> {
+        self.s.checks.iter().find(|r| r.name == check.name)
+    }
+
     fn unmeasured(&self, check: &Check) -> CheckResult {
+        // As it was: a time that moves on with each look would be written, and looked at again, without end.
+        if let Some(known) = self.known(check).filter(|p| p.measured == 0) {
+            return known.clone();
+        }
         CheckResult {
             name: check.name.clone(),
             outcome: Measured::NoData,
@@ -177,14 +194,17 @@ impl Machine<'_> {
         if !self.is_old(check, result) {
             return result.clone();
         }
-        let message =
-            format!("last measured at {:.0}, more than three intervals ago; next: kubectl get pods", result.at);
+        let message = format!(
+            "last measured at {:.0}, more than three intervals ago; next: {}",
+            result.at,
+            self.o.kubectl("get pods")
+        );
         CheckResult { outcome: Measured::NoData, message, ..result.clone() }
     }
 
     /// A workload check is measured by what is observed, at each interval and when it changes.
     fn workload_result(&self, check: &Check) -> CheckResult {
-        let previous = self.s.checks.iter().find(|r| r.name == check.name);
+        let previous = self.known(check);
         let seen = check.workload.as_ref().and_then(|w| self.o.workloads.iter().find(|x| x.reference == *w));
         let (good, message) = match seen {
             Some(w) if w.exists => (
@@ -204,24 +224,64 @@ impl Machine<'_> {
 
     /// A job check is measured by its Job: exit code 0 or not. The measurement under way is the one after those that are known.
     fn job_result(&self, check: &Check, i: usize) -> CheckResult {
-        let previous = self.s.checks.iter().find(|r| r.name == check.name);
+        let previous = self.known(check);
         let known = previous.map_or(0, |p| p.measured);
         let name = self.check_job(i, known + 1);
-        let (good, message) = match self.o.check_jobs.iter().find(|j| j.name == name).map(|j| &j.job) {
-            Some(Job::Complete) => (true, format!("Job {name} succeeded")),
-            Some(Job::Failed { reason }) => {
-                (false, format!("Job {name} failed ({reason}); next: kubectl logs job/{name}"))
-            }
-            Some(Job::Active | Job::Absent) | None => {
-                return previous.map_or_else(|| self.unmeasured(check), |p| self.fresh(check, p));
-            }
+        let seen = self.o.check_jobs.iter().find(|j| j.name == name);
+        let describe = || {
+            let pods = self.o.kubectl(&format!("describe pods -l job-name={name}"));
+            format!("{}; {pods}", self.o.kubectl(&format!("describe job/{name}")))
         };
-        self.counted(check, previous, good, message)
+        match seen.map(|j| (&j.job, &j.pod)) {
+            Some((Job::Complete, _)) => self.counted(check, previous, true, format!("Job {name} succeeded")),
+            // The pod's own time-out is shorter: at the Job's there was no pod that could have answered.
+            Some((Job::Failed { reason }, pod)) if reason == DEADLINE || matches!(pod, CheckPod::Waiting(_)) => {
+                let why = match pod {
+                    CheckPod::Waiting(why) if !why.is_empty() => format!(", {why}"),
+                    _ => self.said_of(previous, &name).map(|why| format!(", {why}")).unwrap_or_default(),
+                };
+                let message = format!(
+                    "could not be measured: the container of Job {name} was not started ({reason}{why}); next: {}",
+                    describe()
+                );
+                self.uncounted(check, previous, message)
+            }
+            Some((Job::Failed { reason }, _)) => {
+                let next = self.o.kubectl(&format!("logs job/{name}"));
+                self.counted(check, previous, false, format!("Job {name} failed ({reason}); next: {next}"))
+            }
+            Some((Job::Active | Job::Absent, pod)) => {
+                let result = previous.map_or_else(|| self.unmeasured(check), |p| self.fresh(check, p));
+                match pod {
+                    // Kept for the end: the kubelet forgets what a container waited for when it ends its pod.
+                    CheckPod::Waiting(why) if !why.is_empty() => {
+                        CheckResult { message: format!("{WAITS}{name} {why}; next: {}", describe()), ..result }
+                    }
+                    CheckPod::Started if result.message.starts_with(WAITS) => {
+                        CheckResult { message: format!("Job {name} is under way"), ..result }
+                    }
+                    _ => result,
+                }
+            }
+            None => previous.map_or_else(|| self.unmeasured(check), |p| self.fresh(check, p)),
+        }
+    }
+
+    /// What was last said of a Job whose container did not start.
+    fn said_of(&self, previous: Option<&CheckResult>, name: &str) -> Option<String> {
+        let why = previous?.message.strip_prefix(WAITS)?.strip_prefix(name)?;
+        why.split_once("; next: ").map(|(why, _)| why.trim().to_owned())
     }
 
     fn check_job(&self, i: usize, measurement: u64) -> String {
-        let (step, task, _) = self.stage();
-        self.o.check_job_name(task, self.attempt(step), i, measurement)
+        let (_, task, _) = self.stage();
+        self.o.check_job_name(task, i, measurement)
+    }
+
+    /// One more try that brought no measurement: it counts as neither, for it says nothing of the application.
+    fn uncounted(&self, check: &Check, previous: Option<&CheckResult>, message: String) -> CheckResult {
+        let previous = previous.cloned().unwrap_or_else(|| self.unmeasured(check));
+        CheckResult { outcome: Measured::Error, measured: previous.measured + 1, message, at: self.now, ..previous }
     }
 
     /// One more measurement of a check that the controller measures.
@@ -248,8 +308,8 @@ impl Machine<'_> {
         let (_, task, _) = self.stage();
         let mut effects = vec![];
         for (i, check) in self.spec.checks_of(task).into_iter().enumerate() {
-            let Some(job) = check.job else { continue };
-            let known = self.s.checks.iter().find(|r| r.name == check.name).filter(|r| r.measured > 0);
+            let Some(job) = check.job.clone() else { continue };
+            let known = self.known(&check).filter(|r| r.measured > 0);
             let due = known.map(|r| r.at + span(check.interval)).filter(|due| self.now < *due);
             let name = self.check_job(i, known.map_or(0, |r| r.measured) + 1);
             match due {
@@ -261,14 +321,15 @@ impl Machine<'_> {
         effects
     }
 
-    /// When the next workload check is due.
+    /// When the next workload check is due; never in the past, for each look costs requests.
     pub(super) fn next_workload_check(&self) -> Option<crate::api::Time> {
         let (_, task, _) = self.stage();
         self.spec
             .checks_of(task)
             .iter()
             .filter(|c| c.workload.is_some())
-            .filter_map(|c| Some(self.s.checks.iter().find(|r| r.name == c.name)?.at + span(c.interval)))
+            .filter_map(|c| Some(later(self.known(c)?.at, span(c.interval))))
+            .filter(|due| *due > self.now)
             .min()
     }
 }

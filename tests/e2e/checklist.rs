@@ -150,11 +150,7 @@ async fn everything_configured() {
             })
             .await;
         let failed = status.checks.iter().find(|c| c.name == "own-image-fails").unwrap();
-        assert!(
-            failed.message.contains("failed") && failed.message.contains("kubectl logs job/"),
-            "{}",
-            failed.message
-        );
+        assert!(failed.message.contains("failed") && failed.message.contains(" logs job/"), "{}", failed.message);
         let logs: Api<RoleBinding> = world.api();
         assert!(logs.get_opt("simplify-runner-logs").await.unwrap().is_some(), "the right to read logs");
         assert!(

@@ -18,7 +18,8 @@ async fn happy_path() {
 
         let status = m.phase(Phase::AwaitingApproval).await;
         assert_eq!(ready(&status).0, "ApprovalPending");
-        assert!(ready(&status).1.contains("next: kubectl creditmigration approve simplify"), "{:?}", ready(&status));
+        let next = format!("next: kubectl creditmigration -n {} approve simplify", world.namespace);
+        assert!(ready(&status).1.contains(&next), "{:?}", ready(&status));
         assert_eq!(condition(&status, "BackupVerified"), "True ReadThroughToEnd");
         assert_eq!(condition(&status, "RehearsalPassed"), "True RolledBackEqual");
         let digest = m.digest().await;

@@ -284,7 +284,8 @@ impl Pod {
             let acknowledged = w.db.intents.values().any(|i| i.acknowledged && i.finished.is_none());
             let deadline =
                 w.db.intents.values().filter(|i| i.finished.is_none()).map(|i| i.deadline).max().unwrap_or(w.now);
-            w.db.intents.insert(task, Intent { attempt, deadline, acknowledged, finished: None, passed: false });
+            w.db.intents
+                .insert(task, Intent { attempt, deadline, acknowledged, told: false, finished: None, passed: false });
         }
         let intent = w.db.intents.get(&task).filter(|i| i.attempt == attempt).cloned();
         let uid = &run.spec.migration_uid;
@@ -310,8 +311,10 @@ impl Pod {
                     self.end(w, run, state, Some(Reason::DeadlinePassed), true)
                 }
                 (_, Some(deadline)) => {
-                    w.db.intents
-                        .insert(task, Intent { attempt, deadline, acknowledged: false, finished: None, passed: false });
+                    w.db.intents.insert(
+                        task,
+                        Intent { attempt, deadline, acknowledged: false, told: false, finished: None, passed: false },
+                    );
                     w.db.closed = Some(w.now);
                     true
                 }
@@ -330,6 +333,9 @@ impl Pod {
                 () if has_up && up => WindowState::Migrated,
                 () => WindowState::Blocked,
             };
+            if state == WindowState::Held {
+                Self::alarm(w, task);
+            }
             self.tell(w, state, intent.acknowledged, state == WindowState::Held);
             return true;
         }
@@ -375,13 +381,22 @@ impl Pod {
         }
     }
 
+    /// Each gate that is held is told by the channels, which need no API server.
+    fn alarm(w: &mut World, task: Task) {
+        let told = w.defect != Defect::SilentHold;
+        if let Some(i) = w.db.intents.get_mut(&task) {
+            i.told |= told;
+        }
+    }
+
     fn undo(&mut self, w: &mut World, rng: &mut Rng, run: &MigrationRun, cause: Option<Reason>) -> bool {
         if rng.u8(..) < 12 {
             let progress = WindowProgress { state: WindowState::Held, switch_acknowledged: true, ..Default::default() };
-            // The gate stays closed, and the run's end says so.
+            // The gate stays closed whoever takes it over, and the run's end says so.
             if let Some(i) = w.db.intents.get_mut(&run.spec.task) {
                 i.acknowledged = true;
             }
+            Self::alarm(w, run.spec.task);
             let reported = w.report(&self.run, |r| {
                 r.status = Some(MigrationRunStatus {
                     phase: RunPhase::Failed,

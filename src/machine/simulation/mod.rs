@@ -242,6 +242,7 @@ fn what_must_never_happen_never_happens() {
 #[rstest::rstest]
 #[case(Defect::LedgerIgnored, "1:")]
 #[case(Defect::DeadlineIgnored, "2:")]
+#[case(Defect::SilentHold, "2:")]
 #[case(Defect::UnfencedWrites, "3:")]
 #[case(Defect::ForgedNames, "4:")]
 #[case(Defect::RawErrors, "5:")]

@@ -24,6 +24,8 @@ pub(super) enum Defect {
     LedgerIgnored,
     /// 2: the runner does nothing at the deadline.
     DeadlineIgnored,
+    /// 2: a runner that holds the gate closed tells nobody.
+    SilentHold,
     /// 3: a late leader writes without re-reading and without resourceVersions.
     UnfencedWrites,
     /// 4: names in decisions are not proven.
@@ -60,6 +62,8 @@ pub(super) struct Intent {
     pub(super) attempt: u32,
     pub(super) deadline: Time,
     pub(super) acknowledged: bool,
+    /// The runner's alarm was raised: it holds the gate closed past the deadline, and has told so by the channels.
+    pub(super) told: bool,
     /// How it ended: `Released` or `Reverted`, and why without success.
     pub(super) finished: Option<(WindowState, Option<crate::api::Reason>)>,
     pub(super) passed: bool,
@@ -206,6 +210,7 @@ impl World {
         let app = &self.app.value;
         let settled = app.pods.len() == 2 && app.pods.iter().all(|p| p.0 == app.template);
         let observed = Observed {
+            namespace: "shop".into(),
             name: NAME.into(),
             uid: UID.into(),
             generation: m.value.generation,
@@ -387,12 +392,12 @@ impl World {
         }
     }
 
-    /// Writes are blocked past the deadline, and no switch was acknowledged: the runner's own business.
+    /// Writes are blocked past the deadline, a runner is there, and it has told nobody: it has to go back by itself or to tell.
     pub(super) fn overdue(&self) -> bool {
         let mut open = self.db.intents.values().filter(|i| i.finished.is_none());
         self.db.closed.is_some()
             && self.db.worker.is_some()
-            && open.all(|i| self.now > i.deadline + seconds(60) && !i.acknowledged)
+            && open.all(|i| self.now > i.deadline + seconds(60) && !i.told)
     }
 
     pub(super) fn order(&self, name: &str) -> Option<WindowCommand> {

@@ -126,7 +126,7 @@ fn approvals_are_counted_and_the_next_command_is_told() {
     assert_eq!(s.status.approvals.as_deref(), Some("1/2"));
     let digest = s.status.plan.as_ref().unwrap().digest.clone().unwrap();
     let (_, message) = ready(&s.status);
-    assert_eq!(message, format!("1 of 2 people approved {digest}; next: kubectl creditmigration approve m"));
+    assert_eq!(message, format!("1 of 2 people approved {digest}; next: kubectl creditmigration -n shop approve m"));
     assert!(digest.starts_with("sha256:") && digest.len() == 71, "{digest}");
 }
 

@@ -4,6 +4,7 @@
 //! the machine would never write.
 
 mod approving;
+mod commands;
 mod conditions;
 mod ending;
 mod notices;
@@ -16,8 +17,8 @@ mod switching;
 mod window;
 
 use super::{
-    CheckJob, Decision, Effect, Flag, Job, Observed, ObservedDecision, ObservedRun, Sql, Workload, decide, seconds,
-    simulation::fixture,
+    CheckJob, CheckPod, Decision, Effect, Flag, Job, Observed, ObservedDecision, ObservedRun, Sql, Workload, decide,
+    seconds, simulation::fixture,
 };
 use crate::api::{
     BaselineEvidence, CheckResult, Comparison, CreditMigrationSpec, CreditMigrationStatus, Decision as Word, Delivery,
@@ -126,6 +127,7 @@ impl Story {
     /// A new migration in a world where all is as it should be.
     fn new() -> Self {
         let seen = Observed {
+            namespace: "shop".into(),
             name: "m".into(),
             uid: "uid-1".into(),
             generation: 1,
@@ -155,7 +157,9 @@ impl Story {
 
     /// What would be decided.
     fn look(&self) -> Decision {
-        decide(&self.spec, &self.status, &self.seen, self.now)
+        let d = decide(&self.spec, &self.status, &self.seen, self.now);
+        commands::can_be_copied(&d);
+        d
     }
 
     /// Decides, persists and obeys.
@@ -182,7 +186,11 @@ impl Story {
                 run.run.spec.window = Some(order.clone());
             }
             Effect::StartCheckJob(start) => {
-                self.seen.check_jobs.push(CheckJob { name: start.name.clone(), job: Job::Active });
+                self.seen.check_jobs.push(CheckJob {
+                    name: start.name.clone(),
+                    job: Job::Active,
+                    pod: CheckPod::Started,
+                });
             }
             Effect::SetFlag { value, marker } => self.flag(value, Some(marker)),
             Effect::Restart { marker, .. } => {

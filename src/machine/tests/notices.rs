@@ -110,7 +110,12 @@ fn what_is_told_on_the_way() {
     s.spec.notifications.channels = channels();
     s.wait(1).state(Task::RollbackWindow, WindowState::Held).fail(Task::RollbackWindow, Reason::SqlFailed).settle();
     assert_eq!(occasions(&s), [Occasion::PersonNeeded]);
-    assert!(s.status.notices[0].notice.message.contains("next: mend the cause"));
+    assert!(
+        s.status.notices[0]
+            .notice
+            .message
+            .contains("mend the cause (down SQL may be corrected in its ConfigMap); next: kubectl")
+    );
 
     let mut s = reverting();
     s.spec.notifications.channels = channels();

@@ -22,7 +22,41 @@ fn after_a_day_and_after_a_week() {
     s.succeed(Task::WeekReview).settle();
     let (reason, message) = ready(&s.status);
     assert_eq!((s.status.step, reason.as_str()), (Some(Step::Decide), "DecisionDue"));
-    assert!(message.contains("s3://b/o.report.json") && message.contains("keep m"), "{message}");
+    assert!(
+        message.contains("s3://b/o.report.json")
+            && message.contains("next: kubectl creditmigration -n shop keep m; or, to go back: "),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_follow_up_that_fails_for_days_leaves_one_run() {
+    for (given, task) in [
+        (observing as Given, Task::DayCheck),
+        (
+            || {
+                let mut s = observing();
+                s.wait(10).settle();
+                s.succeed(Task::DayCheck).settle();
+                s
+            },
+            Task::WeekReview,
+        ),
+    ] {
+        let mut s = given();
+        s.wait(10).settle();
+        for attempt in 1..20 {
+            let runs: Vec<_> = s.seen.runs.iter().filter(|r| r.run.spec.task == task).collect();
+            assert_eq!(runs.len(), 1, "{task:?}");
+            assert_eq!(runs[0].run.spec.attempt, attempt);
+            s.fail(task, Reason::StoreUnreachable).settle();
+            s.wait(300).settle();
+        }
+        // The last one stays as a record.
+        s.succeed(task).settle();
+        s.say("ann", Word::Revert).settle();
+        assert_eq!(s.seen.runs.iter().filter(|r| r.run.spec.task == task).count(), 1);
+    }
 }
 
 #[test]

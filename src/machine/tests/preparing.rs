@@ -321,7 +321,7 @@ const VIOLATIONS: &[(&str, When, &str)] = &[
     (
         "FlagConfigMapMissing",
         |s| s.seen.flag = Flag::ConfigMapMissing,
-        "kubectl create configmap shop --from-literal=VERSION=v1",
+        "kubectl -n shop create configmap shop --from-literal=VERSION=v1",
     ),
     ("FlagKeyMissing", |s| s.seen.flag = Flag::KeyMissing, "ConfigMap shop has no key VERSION"),
     (

@@ -139,11 +139,44 @@ fn the_end_of_the_way_back_tells_what_was_proven() {
     s.compared(BACK, 0).state(BACK, WindowState::Reverted).succeed(BACK);
     let d = s.look();
     let step = |n: Step| d.status.steps.iter().find(|x| x.name == n).unwrap().message.clone().unwrap();
-    assert_eq!(step(Step::VerifyRollback), "2 balances compared, 0 lost; total 3 credits");
+    assert_eq!(step(Step::VerifyRollback), "2 balances compared, 0 unexplained (limit 0); total 3 credits");
     assert_eq!(step(Step::ReleaseWindow), "writes were blocked for 4.0 s");
     assert_eq!(d.status.rollback.as_ref().unwrap().users_written_since, Some(7));
     assert_eq!(d.status.writes, Some(crate::api::Writes::Open));
     assert!(ready(&d.status).1.contains("Revert by ann"), "{}", ready(&d.status).1);
+}
+
+#[test]
+fn balances_that_the_way_back_left_unexplained_are_said() {
+    let mut s = reverting();
+    s.compared(BACK, 2).state(BACK, WindowState::Reverted).succeed(BACK);
+    let d = s.look();
+    let verified = d.status.steps.iter().find(|x| x.name == Step::VerifyRollback).unwrap();
+    assert_eq!((verified.state, verified.reason.as_deref()), (StepState::Failed, Some("BalancesUnexplained")));
+    let text = "2 balances compared, 2 unexplained (limit 0); next: kubectl creditmigration -n shop report m";
+    assert_eq!(verified.message.as_deref(), Some(text));
+    let (reason, message) = ready(&d.status);
+    assert_eq!((d.status.phase, reason.as_str()), (Some(Phase::RolledBack), "RolledBack"));
+    assert!(
+        message.contains("2 of 2 balances are unexplained") && !message.contains("no credit was lost"),
+        "{message}"
+    );
+    assert!(events(&d).contains(&"BalancesUnexplained"), "{:?}", events(&d));
+}
+
+#[test]
+fn what_was_not_compared_on_the_way_back_is_not_ticked_off() {
+    let mut s = reverting();
+    s.state(BACK, WindowState::Reverted).succeed(BACK);
+    let d = s.look();
+    assert!(d.status.steps.iter().all(|x| x.name != Step::VerifyRollback));
+    assert!(ready(&d.status).1.contains("balances were not compared"), "{}", ready(&d.status).1);
+    // In the first window, before the SQL: there was nothing to compare.
+    let mut s = opened();
+    s.wait(60).state(Task::Window, WindowState::Reverted).succeed(Task::Window);
+    let d = s.look();
+    assert_eq!(d.status.phase, Some(Phase::RolledBack));
+    assert!(ready(&d.status).1.contains("the old version runs again, nothing was changed"), "{}", ready(&d.status).1);
 }
 
 #[test]
@@ -196,7 +229,7 @@ fn a_gate_that_opened_on_the_new_schema_is_closed_again() {
     s.settle();
     let (reason, message) = ready(&s.status);
     assert_eq!((s.status.phase, reason.as_str()), (Some(Phase::RollbackFailed), "RollbackNotBegun"));
-    assert!(message.contains("the new version runs and writes are open; next:"), "{message}");
+    assert!(message.contains("the new version runs and writes are open; mend the cause; next: kubectl"), "{message}");
     assert_eq!(s.status.writes, Some(crate::api::Writes::Open));
 }
 
@@ -263,7 +296,7 @@ fn a_failed_way_back_waits_for_a_person() {
     assert_eq!(reason, "SqlFailed");
     assert_eq!(
         message,
-        "what was seen; writes stay blocked, a person is needed; next: mend the cause (down SQL may be corrected in its ConfigMap), then kubectl creditmigration rollback m --confirm --reason WHY"
+        "what was seen; writes stay blocked, a person is needed; mend the cause (down SQL may be corrected in its ConfigMap); next: kubectl creditmigration -n shop rollback m --confirm --reason WHY"
     );
     assert_eq!(s.status.writes, Some(crate::api::Writes::Blocked));
     hold(&[

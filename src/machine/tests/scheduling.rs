@@ -153,7 +153,7 @@ fn an_hour_before_the_notice_goes_out_and_people_come() {
     let (reason, message) = ready(&s.status);
     assert_eq!(reason, "PresencePending");
     assert!(
-        message.contains("0 of 2 people present") && message.contains("next: kubectl creditmigration ready m"),
+        message.contains("0 of 2 people present") && message.contains("next: kubectl creditmigration -n shop ready m"),
         "{message}"
     );
     s.say("dan", Word::Ready).settle();

@@ -159,8 +159,135 @@ fn stages() {
             &["remove m-monitor-1", "start m-monitor-2"],
             None,
         ),
-        monitors("the new SQL is edited now", |s| s.seen.up = Sql::Missing, "Progressing", &[], Some(30)),
+        monitors(
+            "... and what it had reported counts: it goes on",
+            |s| done(s.measure(Task::Monitor, Outcome::Pass, false).lose(Task::Monitor)),
+            "PodFailed",
+            &[],
+            None,
+        ),
+        back("breached, and the pod was lost before anybody looked", |s| {
+            done(s.measure(Task::Monitor, Outcome::Fail, true).lose(Task::Monitor));
+        }),
+        back("breached, and the run reported a failure", |s| {
+            done(s.measure(Task::Monitor, Outcome::Fail, true).fail(Task::Monitor, Reason::ConnectionLost));
+        }),
+        monitors("the up SQL is edited now", |s| s.seen.up = Sql::Missing, "Progressing", &[], Some(30)),
     ]);
+}
+
+#[test]
+fn a_breach_outlives_the_run_that_reported_it() {
+    let mut s = monitoring();
+    s.spec.rollback.policy = RollbackPolicy::Manual;
+    s.measure(Task::Monitor, Outcome::Fail, true).lose(Task::Monitor).settle();
+    s.wait(2).settle();
+    assert_eq!(s.run(Task::Monitor).run.spec.attempt, 2);
+    assert!(s.status.checks[0].breached, "before the new run's first word");
+    s.measure(Task::Monitor, Outcome::Pass, false).settle();
+    assert!(s.status.checks[0].breached && s.status.checks[0].outcome == Outcome::Pass, "{:?}", s.status.checks[0]);
+}
+
+/// Monitoring with a check of the runner's and one of the workload, whose run has failed.
+fn half_blind() -> Story {
+    let mut s = validating();
+    s.spec.monitoring.duration = std::time::Duration::from_secs(600).into();
+    let workload = crate::api::Check {
+        workload: Some(shop()),
+        interval: std::time::Duration::from_secs(5).into(),
+        on_breach: OnBreach::Rollback,
+        ..crate::api::Check::named("ready")
+    };
+    s.spec.monitoring.checks.push(workload);
+    s.wait(20).settle();
+    s.lose(Task::Monitor).settle();
+    assert_eq!(ready(&s.status).0, "PodFailed");
+    s
+}
+
+#[test]
+fn what_the_controller_sees_needs_no_run() {
+    let mut s = half_blind();
+    s.seen.workloads[0].available = (0, 2);
+    for _ in 0..3 {
+        // Each run fails as soon as it is there.
+        s.wait(5).settle();
+        if s.status.phase == Some(Phase::Monitoring) && s.run(Task::Monitor).job == Job::Active {
+            s.lose(Task::Monitor).settle();
+        }
+    }
+    assert_eq!(s.status.phase, Some(Phase::RollingBack));
+    assert_eq!(s.status.rollback.as_ref().unwrap().message, "ready: 0 of 2 replicas available");
+}
+
+#[test]
+fn a_failing_run_is_not_looked_at_all_the_time() {
+    let mut s = half_blind();
+    for _ in 0..100 {
+        s.wait(1).settle();
+        let d = s.look();
+        assert!(d.wake_at.is_none_or(|at| at > s.now), "{:?} at {}", d.wake_at, s.now);
+        let moment = Story {
+            now: s.now + jiff::SignedDuration::from_millis(1),
+            spec: s.spec.clone(),
+            status: s.status.clone(),
+            seen: s.seen.clone(),
+        };
+        assert_eq!(
+            moment.look().status,
+            s.status,
+            "a status that moves with the clock is written and looked at without end"
+        );
+        if s.run(Task::Monitor).job == Job::Active {
+            s.lose(Task::Monitor);
+        }
+    }
+}
+
+#[test]
+fn a_flag_that_drifts_is_told_while_the_run_fails() {
+    let mut s = half_blind();
+    s.flag("v1", None);
+    assert!(events(&s.turn()).contains(&"FlagDrifted"));
+    assert_eq!(ready(&s.status).0, "FlagDrifted");
+    assert!(!events(&s.turn()).contains(&"FlagDrifted"), "told once");
+    s.flag("v2", None);
+    s.turn();
+    assert_eq!(ready(&s.status).0, "PodFailed");
+}
+
+#[test]
+fn a_lost_run_takes_no_measurement_of_another_kind_with_it() {
+    let mut s = own_image();
+    s.spec
+        .monitoring
+        .checks
+        .push(crate::api::Check { max: Some("0".into()), ..monitoring().spec.monitoring.checks[0].clone() });
+    s.settle();
+    s.lose(Task::Monitor).settle();
+    s.wait(2).settle();
+    assert_eq!(s.run(Task::Monitor).run.spec.attempt, 2);
+    assert_eq!(s.seen.check_jobs.len(), 1, "the one under way is waited for");
+}
+
+#[test]
+fn down_sql_that_nobody_approved_is_told_before_it_is_needed() {
+    for given in [validating as Given, monitoring, observing, deciding] {
+        for (sql, what) in [(Sql::Present("sha256:other".into()), "sha256:other"), (Sql::Missing, "missing")] {
+            let mut s = given();
+            let reason = ready(&s.status).0;
+            s.seen.down = sql;
+            let d = s.turn();
+            assert_eq!(events(&d), ["DownSqlChanged"]);
+            let c = d.status.conditions.iter().find(|c| c.type_ == "DownSqlChanged").unwrap();
+            assert!(c.status == "True" && c.message.contains(&format!("is {what}, approved was sha256:down")), "{c:?}");
+            assert!(c.message.ends_with("next: kubectl -n shop edit configmap sql"), "{}", c.message);
+            assert_eq!(ready(&d.status).0, reason, "it holds nothing");
+            assert_eq!(events(&s.turn()), Vec::<&str>::new(), "told once");
+            s.seen.down = Sql::Present("sha256:down".into());
+            assert!(s.look().status.conditions.iter().all(|c| c.type_ != "DownSqlChanged"));
+        }
+    }
 }
 
 #[test]
@@ -292,7 +419,7 @@ fn own_image() -> Story {
 fn a_job_check_is_a_job_for_each_measurement() {
     let mut s = own_image();
     let d = s.turn();
-    assert_eq!(acts(&d), ["check m-monitor1c0n1"], "no runner is needed for it");
+    assert_eq!(acts(&d), ["check m-monitor-c0n1"], "no runner is needed for it");
     assert!(acts(&s.look()).is_empty(), "it is under way");
     let check = |s: &Story| s.status.checks[0].clone();
     assert_eq!(check(&s).outcome, Outcome::NoData);
@@ -303,16 +430,70 @@ fn a_job_check_is_a_job_for_each_measurement() {
     for (n, phase) in [(2, Phase::Monitoring), (3, Phase::RollingBack)] {
         s.wait(10).settle();
         let job = s.seen.check_jobs.last_mut().unwrap();
-        assert_eq!(job.name, format!("m-monitor1c0n{n}"));
+        assert_eq!(job.name, format!("m-monitor-c0n{n}"));
         job.job = Job::Failed { reason: "BackoffLimitExceeded".into() };
         s.settle();
         assert_eq!(s.status.phase, Some(phase));
     }
     let message = &s.status.rollback.as_ref().unwrap().message;
     assert!(
-        message.contains("own: Job m-monitor1c0n3 failed") && message.contains("kubectl logs job/m-monitor1c0n3"),
+        message.contains("own: Job m-monitor-c0n3 failed")
+            && message.contains("kubectl -n shop logs job/m-monitor-c0n3"),
         "{message}"
     );
+}
+
+#[test]
+fn a_job_whose_container_never_started_is_no_measurement() {
+    let (failed, started) = (|reason: &str| Job::Failed { reason: reason.into() }, || CheckPod::Started);
+    let waiting = |why: &str| CheckPod::Waiting(why.into());
+    let (timeout, limit) = ("DeadlineExceeded", "BackoffLimitExceeded");
+    // Job, pod, and what the check of 2 of 2 has to say of two such measurements.
+    let cases: &[(Job, CheckPod, Outcome, &str)] = &[
+        (failed(limit), started(), Outcome::Fail, "failed (BackoffLimitExceeded)"),
+        (failed(limit), CheckPod::Absent, Outcome::Fail, "failed (BackoffLimitExceeded)"),
+        (failed(limit), waiting(""), Outcome::Error, "was not started (BackoffLimitExceeded)"),
+        (failed(limit), waiting("OutOfcpu"), Outcome::Error, "(BackoffLimitExceeded, OutOfcpu)"),
+        (failed(timeout), CheckPod::Absent, Outcome::Error, "was not started (DeadlineExceeded)"),
+        (failed(timeout), waiting("ImagePullBackOff"), Outcome::Error, "(DeadlineExceeded, ImagePullBackOff)"),
+        (failed(timeout), started(), Outcome::Error, "(DeadlineExceeded)"),
+    ];
+    for (job, pod, outcome, text) in cases {
+        let mut s = own_image();
+        s.spec.monitoring.duration = std::time::Duration::from_secs(600).into();
+        for _ in 0..2 {
+            s.settle();
+            let last = s.seen.check_jobs.last_mut().unwrap();
+            (last.job, last.pod) = (job.clone(), pod.clone());
+            s.settle().wait(10);
+        }
+        let phase = if *outcome == Outcome::Fail { Phase::RollingBack } else { Phase::Monitoring };
+        assert_eq!(s.status.phase, Some(phase), "{job:?} {pod:?}");
+        if phase == Phase::Monitoring {
+            let c = &s.status.checks[0];
+            assert_eq!((c.outcome, c.failed, c.measured, c.recent.as_str(), c.breached), (*outcome, 0, 2, "", false));
+            assert!(c.message.contains(text) && c.message.contains("next: kubectl -n shop describe job/"), "{c:?}");
+        }
+    }
+}
+
+#[test]
+fn what_keeps_a_container_from_starting_is_said_at_once_and_remembered() {
+    let mut s = own_image();
+    s.settle();
+    s.seen.check_jobs[0].pod = CheckPod::Waiting("ImagePullBackOff".into());
+    s.settle();
+    let c = s.status.checks[0].clone();
+    assert_eq!((c.outcome, c.measured), (Outcome::NoData, 0));
+    assert!(c.message.starts_with("waits for Job m-monitor-c0n1 ImagePullBackOff; next: kubectl"), "{}", c.message);
+    s.seen.check_jobs[0].pod = CheckPod::Started;
+    assert_eq!(s.look().status.checks[0].message, "Job m-monitor-c0n1 is under way");
+    // At its time-out the kubelet calls the container terminated, and the reason is gone.
+    s.seen.check_jobs[0].job = Job::Failed { reason: "BackoffLimitExceeded".into() };
+    s.seen.check_jobs[0].pod = CheckPod::Waiting(String::new());
+    s.settle();
+    let c = &s.status.checks[0];
+    assert!(c.message.contains("(BackoffLimitExceeded, ImagePullBackOff)"), "{}", c.message);
 }
 
 #[test]

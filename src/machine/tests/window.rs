@@ -301,7 +301,9 @@ fn a_window_without_effect_needs_new_approvals() {
         let (found, message) = ready(&d.status);
         assert_eq!(found, reason.as_str());
         assert!(
-            message.contains("what was seen; nothing was changed; next: kubectl creditmigration approve m"),
+            message.contains(
+                "what was seen; nothing was changed; to try again, next: kubectl creditmigration -n shop approve m"
+            ),
             "{message}"
         );
         s.settle();
@@ -453,7 +455,13 @@ fn a_lost_pod_is_replaced_and_then_a_person_called() {
     s.lose(WINDOW);
     let d = s.look();
     assert_eq!((d.status.phase, ready(&d.status).0.as_str()), (Some(Phase::RollbackFailed), "PodFailed"));
-    assert!(ready(&d.status).1.contains("a person is needed; next:"), "{}", ready(&d.status).1);
+    assert!(
+        ready(&d.status)
+            .1
+            .contains("a person is needed; mend the cause (down SQL may be corrected in its ConfigMap); next:"),
+        "{}",
+        ready(&d.status).1
+    );
     assert_eq!(d.status.writes, Some(crate::api::Writes::Blocked));
 }
 

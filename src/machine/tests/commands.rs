@@ -1,0 +1,89 @@
+//! Commands in messages: whoever is woken by one copies it. Every decision of every table comes by here.
+
+use std::{cell::RefCell, collections::HashSet};
+
+use clap::Parser;
+
+use super::*;
+use crate::plugin::Cli;
+
+thread_local! {
+    /// What was tried already: a message stands in many decisions.
+    static TRIED: RefCell<HashSet<String>> = RefCell::default();
+}
+
+/// Panics if a message of the decision has a command that cannot be copied as it stands.
+pub(super) fn can_be_copied(d: &Decision) {
+    let conditions = d.status.conditions.iter().map(|c| &c.message);
+    let steps = d.status.steps.iter().filter_map(|x| x.message.as_ref());
+    let notices = d.status.notices.iter().map(|n| &n.notice.message);
+    let checks = d.status.checks.iter().map(|c| &c.message);
+    let events = d.effects.iter().filter_map(|e| if let Effect::Event(event) = e { Some(&event.note) } else { None });
+    for text in conditions.chain(steps).chain(notices).chain(checks).chain(events) {
+        if TRIED.with_borrow_mut(|tried| tried.insert(text.clone()))
+            && let Err(why) = wrong(text)
+        {
+            panic!("{why} in: {text}");
+        }
+    }
+}
+
+/// Number of the plugin's commands in a text; `Err` says what is wrong with one.
+fn wrong(text: &str) -> Result<usize, String> {
+    let mut found = 0;
+    for (at, _) in text.match_indices("kubectl ") {
+        // It ends where prose begins again.
+        let command = text[at..].split([';', ')']).next().unwrap_or_default();
+        let words: Vec<&str> = command.split_whitespace().collect();
+        if words.iter().any(|word| word.starts_with('(')) {
+            return Err(format!("prose in: {command}"));
+        }
+        if words.get(1) != Some(&"creditmigration") {
+            if words.get(1..3) != Some(&["-n", "shop"]) {
+                return Err(format!("no namespace: {command}"));
+            }
+            continue;
+        }
+        if words.get(2..4) != Some(&["-n", "shop"]) {
+            return Err(format!("no namespace: {command}"));
+        }
+        Cli::try_parse_from(&words[1..]).map_err(|e| format!("{command}: {e}"))?;
+        found += 1;
+    }
+    Ok(found)
+}
+
+#[rstest::rstest]
+#[case("1 of 2; next: kubectl creditmigration -n shop approve m", Ok(1))]
+#[case(
+    "next: kubectl creditmigration -n shop keep m; or, to go back: kubectl creditmigration -n shop rollback m --confirm --reason WHY",
+    Ok(2)
+)]
+#[case("next: kubectl -n shop get pods; see them", Ok(0))]
+#[case("no command", Ok(0))]
+#[case("next: kubectl creditmigration -n shop approve m to try again", Err("to try again"))]
+#[case("next: kubectl creditmigration approve m", Err("no namespace"))]
+#[case("next: kubectl creditmigration -n shop aprove m", Err("aprove"))]
+#[case("next: kubectl get pods", Err("no namespace"))]
+#[case("next: kubectl -n shop get pods (try 1)", Err("prose"))]
+fn what_cannot_be_copied_is_found(#[case] text: &str, #[case] expected: Result<usize, &str>) {
+    match (wrong(text), expected) {
+        (Ok(found), Ok(expected)) => assert_eq!(found, expected),
+        (Err(why), Err(part)) => assert!(why.contains(part), "{why}"),
+        (found, expected) => panic!("{found:?}, expected {expected:?}"),
+    }
+}
+
+#[test]
+fn each_phase_has_commands_that_can_be_copied() {
+    // `look` panics on one that cannot. What waits for a person names one.
+    for s in each_phase() {
+        let (reason, message) = ready(&s.look().status);
+        if ["ApprovalPending", "WindowOpen", "Progressing", "DecisionDue", "SqlFailed"].contains(&reason.as_str())
+            && s.status.phase != Some(Phase::Preparing)
+            && s.status.phase != Some(Phase::Failed)
+        {
+            assert!(wrong(&message).unwrap() > 0, "{reason}: {message}");
+        }
+    }
+}
