@@ -192,6 +192,9 @@ pub struct Transactions {
     /// Column with the time of the transaction.
     #[schemars(length(min = 1, max = 63))]
     pub created_at_column: String,
+    /// IANA name of the zone in which a `timestamp` column holds its times: `Europe/Berlin`. A `timestamptz` column needs none.
+    #[schemars(length(min = 1, max = 64), regex(pattern = r"^[A-Za-z][A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+)*$"))]
+    pub created_at_time_zone: String,
 }
 
 impl Default for Transactions {
@@ -202,6 +205,7 @@ impl Default for Transactions {
             type_column: "type".into(),
             amount_column: "amount".into(),
             created_at_column: "created_at".into(),
+            created_at_time_zone: "UTC".into(),
         }
     }
 }

@@ -169,7 +169,7 @@ pub struct ErrorRate {
 }
 
 /// Longest wait for an answer in a trigger, however long its `timeout` is.
-const LONGEST_ANSWER: std::time::Duration = std::time::Duration::from_secs(2);
+pub const LONGEST_ANSWER: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// Names of the triggers' checks, in the checklist's order. No other check may have one of them.
 pub const TRIGGERS: [&str; 5] =

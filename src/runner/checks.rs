@@ -12,9 +12,8 @@ use super::{
     Failure,
     control::{self, Subject},
     judge::Judge,
-    postgres::Target,
     report::Progress,
-    sources::{Means, Source},
+    sources::{Address, Means, Source},
     work::Work,
 };
 use crate::{
@@ -45,10 +44,7 @@ pub async fn watch(
         tasks.spawn(repeat(check, known, means.clone(), sender.clone()));
     }
     drop(sender);
-    match work.settings.target() {
-        Ok(target) => drop(tasks.spawn(tally(target, work.subject(), work.progress.clone()))),
-        Err(failure) => tracing::warn!(reason = %failure.reason, "written users are not counted: {}", failure.message),
-    }
+    tasks.spawn(tally(Address::of(work), work.subject(), work.progress.clone()));
     let mut latest: Vec<CheckResult> = Vec::new();
     loop {
         let result = tokio::select! {
@@ -74,7 +70,7 @@ pub async fn watch(
 
 /// Counts the users whose balance was written since the cut-over, for whoever thinks of going back. Beside the checks: a count that
 /// fails is tried again, and holds nothing up.
-async fn tally(target: Target, subject: Subject, progress: Progress) {
+async fn tally(address: Address, subject: Subject, progress: Progress) {
     let mut ticks = tokio::time::interval(TALLY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut client = None;
@@ -83,7 +79,7 @@ async fn tally(target: Target, subject: Subject, progress: Progress) {
         let counted = async {
             let connected = match client.take() {
                 Some(connected) => connected,
-                None => target.connect("checks").await?,
+                None => address.target()?.connect("checks").await?,
             };
             let users = control::users_written(&connected, &subject).await?;
             client = Some(connected);

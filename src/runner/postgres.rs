@@ -38,6 +38,8 @@ pub async fn snapshot(client: &mut Client, access: Access) -> Result<Transaction
     transaction.read_only(access == Access::Read).start().await.map_err(|e| classify(&e))
 }
 
+/// What is said where the role itself, and nobody else, gets no more connections.
+pub(super) const OWN_LIMIT: &str = "next: raise the CONNECTION LIMIT of the role (ALTER ROLE); it is tried again";
 /// Longest time for TCP, TLS and log-in together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long sent data may stay without an answer of the peer's kernel before the connection counts as lost.
@@ -280,6 +282,9 @@ impl Target {
                     )
                 } else if *code == SqlState::INSUFFICIENT_PRIVILEGE {
                     (Reason::PrivilegeMissing, "next: GRANT CONNECT ON DATABASE to the role")
+                } else if *code == SqlState::TOO_MANY_CONNECTIONS && db.routine() == Some("InitializeSessionUserId") {
+                    // The routine: the message is in the server's language.
+                    (Reason::HostUnreachable, OWN_LIMIT)
                 } else {
                     (Reason::HostUnreachable, "it is tried again")
                 };

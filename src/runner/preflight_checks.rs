@@ -9,7 +9,7 @@ use super::{
     judge::Measurement,
     preflight::Findings,
     preflight_database as database,
-    probe::Prober,
+    probe::{Prober, TIMEOUT},
     sources::{
         sequence::{self, Secret},
         sql, statements,
@@ -66,7 +66,7 @@ async fn invalid(work: &Work<'_>, client: Option<&Client>, check: &Check) -> Opt
     if let Some(source) = &check.prometheus {
         // Else a slip in the query is found when the new version is live, by a trigger that never fires. That there is no data yet is
         // no slip.
-        let answer = Prober::new().ok()?.prometheus(source).await;
+        let answer = Prober::new().ok()?.prometheus(source, TIMEOUT).await;
         let Measurement::Error(words) = answer else { return None };
         return Some(format!("{words}; next: correct url and query, and let this namespace's pods reach the server"));
     }

@@ -312,9 +312,32 @@ async fn columns(work: &Work<'_>, client: &Client) -> Vec<(String, Result<String
         if matches!(&there, Ok(row) if !row.get::<_, bool>(0)) {
             continue;
         }
-        found.push((format!("column {table}.{column}"), check_column(client, table, column, kind).await));
+        let mut checked = check_column(client, table, column, kind).await;
+        if kind == Kind::Time && matches!(&checked, Ok(kind_of) if !kind_of.ends_with(" with time zone")) {
+            checked = time_zone(client, table, column, &transactions.created_at_time_zone).await;
+        }
+        found.push((format!("column {table}.{column}"), checked));
     }
     found
+}
+
+/// How the times of a column are read; what a `timestamp` column does not say the spec must.
+async fn time_zone(client: &Client, table: &str, column: &str, zone: &str) -> Result<String, Failure> {
+    let query = "SELECT coalesce(nullif(t.typbasetype, 0), t.oid) = 'timestamptz'::regtype,
+                        EXISTS (SELECT FROM pg_timezone_names WHERE lower(name) = lower($3))
+                 FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid
+                 WHERE a.attrelid = to_regclass($1) AND a.attname::text = $2";
+    let row = client.query_one(query, &[&quoted(table), &column, &zone]).await.map_err(|e| classify(&e))?;
+    match (row.get(0), row.get(1)) {
+        (true, _) => Ok("timestamp with time zone".to_owned()),
+        (false, true) => Ok(format!("timestamp without time zone, read as {zone}")),
+        (false, false) => Err(Failure::new(
+            Reason::ColumnMissing,
+            format!(
+                "column {column} of {table} is timestamp without time zone, and the server knows no zone {zone:?}; next: set spec.credits.transactions.createdAtTimeZone to an IANA name, for example Europe/Berlin"
+            ),
+        )),
+    }
 }
 
 /// What a column must be.

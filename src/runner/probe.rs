@@ -64,8 +64,8 @@ impl Prober {
         if status != 200 {
             return Err(failed(format!("the version probe answered {status}, not 200")));
         }
-        let json =
-            body(answer).await.and_then(|bytes| parse(&bytes)).map_err(|e| failed(format!("the version probe {e}")))?;
+        let json = body(answer).await.map_err(|e| e.to_string()).and_then(|bytes| parse(&bytes));
+        let json = json.map_err(|e| failed(format!("the version probe {e}")))?;
         let version = match path.query(&json).exactly_one() {
             Ok(Json::String(text)) => text.clone(),
             Ok(value @ (Json::Number(_) | Json::Bool(_))) => value.to_string(),
@@ -111,8 +111,13 @@ impl Prober {
         Ok(format!("the application runs {}; {held}", answer.version))
     }
 
-    /// One instant query, and the one that counts its samples.
-    pub async fn prometheus(&self, check: &PrometheusCheck) -> Measurement {
+    /// One instant query, and the one that counts its samples, both within `limit`.
+    pub async fn prometheus(&self, check: &PrometheusCheck, limit: Duration) -> Measurement {
+        let answered = tokio::time::timeout(limit, self.both(check)).await;
+        answered.unwrap_or_else(|_| Measurement::Error(format!("Prometheus gave no answer within {limit:?}")))
+    }
+
+    async fn both(&self, check: &PrometheusCheck) -> Measurement {
         let samples = match &check.samples_query {
             None => None,
             Some(query) => match self.instant(&check.url, query).await {
@@ -131,10 +136,10 @@ impl Prober {
         let url = format!("{}/api/v1/query", base.trim_end_matches('/'));
         let error = |words: String| Measurement::Error(format!("Prometheus {words}"));
         let url = reqwest::Url::parse_with_params(&url, [("query", query)]).map_err(|e| error(format!("url: {e}")))?;
-        let answer = self.client.get(url).timeout(TIMEOUT).send().await;
+        let answer = self.client.get(url).send().await;
         let answer = answer.map_err(|e| error(format!("gave no answer: {}", cause(&e))))?;
         let status = answer.status().as_u16();
-        let json = body(answer).await.and_then(|bytes| parse(&bytes));
+        let json = body(answer).await.map_err(|e| e.to_string()).and_then(|bytes| parse(&bytes));
         let json = json.map_err(|e| error(format!("status {status}: {e}")))?;
         if json["status"] != "success" {
             let told: String = json["error"].as_str().unwrap_or("no error text").chars().take(200).collect();
@@ -157,15 +162,33 @@ impl Prober {
     }
 }
 
-pub(super) async fn body(mut answer: Response) -> Result<Vec<u8>, String> {
+/// Why a body is not there.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unread {
+    /// The application's doing.
+    #[error("the answer broke off: {0}")]
+    Broken(String),
+    /// More than is read.
+    #[error("the answer is longer than {MAX_BODY} bytes")]
+    TooLong,
+}
+
+/// The body of an answer.
+pub(super) async fn body(mut answer: Response) -> Result<Vec<u8>, Unread> {
     let mut bytes = Vec::new();
-    while let Some(chunk) = answer.chunk().await.map_err(|e| format!("the answer broke off: {}", cause(&e)))? {
+    while let Some(chunk) = answer.chunk().await.map_err(|e| Unread::Broken(cause(&e)))? {
         if bytes.len() + chunk.len() > MAX_BODY {
-            return Err(format!("the answer is longer than {MAX_BODY} bytes"));
+            return Err(Unread::TooLong);
         }
         bytes.extend_from_slice(&chunk);
     }
     Ok(bytes)
+}
+
+/// Reads a body to its end and keeps nothing of it, however long it is.
+pub(super) async fn passed_by(mut answer: Response) -> Result<(), Unread> {
+    while answer.chunk().await.map_err(|e| Unread::Broken(cause(&e)))?.is_some() {}
+    Ok(())
 }
 
 pub(super) fn parse(bytes: &[u8]) -> Result<Json, String> {

@@ -209,7 +209,10 @@ async fn restore(work: &Work<'_>, store: &Store, copy: &Target) -> Result<(), Fa
         "--no-tablespaces".to_owned(),
     ];
     if !left_out.is_empty() {
-        tracing::warn!(extensions = left_out.join(", "), "the role may not create these extensions: the copy goes without");
+        tracing::warn!(
+            extensions = left_out.join(", "),
+            "the role may not create these extensions: the copy goes without"
+        );
         let list = folder.write("list", &extensions::without(&list, &left_out))?;
         arguments.push(format!("--use-list={list}"));
     }

@@ -28,7 +28,7 @@ pub struct Measured {
 /// # Errors
 /// `CheckNotMeasurable` for a check that can be measured on no copy of this schema; whatever connecting to `copy` fails with.
 pub async fn measure(work: &Work<'_>, copy: &Target) -> Result<Measured, Failure> {
-    let means = Means::on(work, Ok(copy.clone()))?;
+    let means = Means::on(work, copy.clone().into())?;
     let mut measured = Measured::default();
     for (field, check) in work.spec.plan.all_checks() {
         if check.sql.is_none() && check.balances.is_none() {

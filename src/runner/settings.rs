@@ -195,8 +195,8 @@ impl<'a> Settings<'a> {
             return Err(Failure::new(
                 Reason::SqlChanged,
                 format!(
-                    "{object} is missing; next: kubectl -n {} create configmap {name} --from-file={key}",
-                    self.namespace
+                    "{object} is missing; next: kubectl -n {ns} create configmap {name} --from-file={key}; if it exists, kubectl -n {ns} edit configmap {name}",
+                    ns = self.namespace
                 ),
             ));
         };
@@ -215,25 +215,23 @@ impl<'a> Settings<'a> {
 
     /// A Secret's value, which must not be empty.
     fn secret(&self, file: &str, reference: &KeyRef, example: &str) -> Result<String, Failure> {
-        self.required(file, reference, &format!("--from-literal={}='{example}'", reference.key))
+        self.required(file, reference, Example::Value(example))
     }
 
     /// A Secret's value that is a file of its own.
     fn secret_file(&self, file: &str, reference: &KeyRef) -> Result<String, Failure> {
-        self.required(file, reference, &format!("--from-file={}=FILE", reference.key))
+        self.required(file, reference, Example::File)
     }
 
-    fn required(&self, file: &str, KeyRef { name, key }: &KeyRef, option: &str) -> Result<String, Failure> {
+    fn required(&self, file: &str, KeyRef { name, key }: &KeyRef, example: Example<'_>) -> Result<String, Failure> {
         match self.read(file)? {
             Some(text) if !text.trim().is_empty() => Ok(text),
             found => {
                 let what = if found.is_some() { "is empty" } else { "is missing" };
+                let next = set_key(self.namespace, name, key, example, found.is_some());
                 Err(Failure::new(
                     Reason::SecretKeyMissing,
-                    format!(
-                        "key {key} of Secret {ns}/{name} {what}; next: kubectl -n {ns} create secret generic {name} {option}",
-                        ns = self.namespace
-                    ),
+                    format!("key {key} of Secret {}/{name} {what}; {next}", self.namespace),
                 ))
             }
         }
@@ -244,6 +242,35 @@ impl<'a> Settings<'a> {
     }
 }
 
+/// What stands for a value in a command.
+#[derive(Clone, Copy)]
+pub(super) enum Example<'a> {
+    /// Itself.
+    Value(&'a str),
+    /// A file.
+    File,
+}
+
+/// The commands that give a Secret a key: whether there is a Secret without it, or none at all, a pod cannot tell unless it has seen it
+/// (`exists`). One that exists is patched: its other keys stay.
+pub(super) fn set_key(namespace: &str, name: &str, key: &str, example: Example<'_>, exists: bool) -> String {
+    let (option, patch) = match example {
+        Example::Value(value) => {
+            (format!("--from-literal={key}='{value}'"), format!(r#"'{{"stringData": {{"{key}": "{value}"}}}}'"#))
+        }
+        Example::File => {
+            (format!("--from-file={key}=FILE"), format!(r#""{{\"data\": {{\"{key}\": \"$(base64 -w0 FILE)\"}}}}""#))
+        }
+    };
+    let patch = format!("kubectl -n {namespace} patch secret {name} -p {patch}");
+    match exists {
+        true => format!("next: {patch}"),
+        false => {
+            format!("next: kubectl -n {namespace} create secret generic {name} {option}; if it exists, {patch}")
+        }
+    }
+}
+
 fn read(path: &Path) -> Result<Option<String>, Failure> {
     match std::fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
@@ -251,5 +278,33 @@ fn read(path: &Path) -> Result<Option<String>, Failure> {
         Err(error) => {
             Err(Failure::new(Reason::SecretKeyMissing, format!("{} cannot be read: {error}", path.display())))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case::unknown(Example::Value("VALUE"), false,
+        r#"next: kubectl -n shop create secret generic db --from-literal=url='VALUE'; if it exists, kubectl -n shop patch secret db -p '{"stringData": {"url": "VALUE"}}'"#)]
+    #[case::empty(
+        Example::Value("VALUE"),
+        true,
+        r#"next: kubectl -n shop patch secret db -p '{"stringData": {"url": "VALUE"}}'"#
+    )]
+    #[case::a_file(
+        Example::File,
+        true,
+        r#"next: kubectl -n shop patch secret db -p "{\"data\": {\"url\": \"$(base64 -w0 FILE)\"}}""#
+    )]
+    fn a_key_is_set_whether_the_secret_exists_or_not(
+        #[case] example: Example<'_>,
+        #[case] exists: bool,
+        #[case] want: &str,
+    ) {
+        assert_eq!(set_key("shop", "db", "url", example, exists), want);
     }
 }

@@ -153,17 +153,17 @@ pub async fn usage(
     cut_over: &CutOver,
 ) -> Result<Option<Usage>, Failure> {
     let Ok(found) = control::transactions(client, &credits.transactions).await? else { return Ok(None) };
-    let control::TransactionsTable { table, amount, created_at, kind, .. } = &found;
+    let control::TransactionsTable { table, amount, kind, .. } = &found;
     let kind = kind.as_deref().map_or_else(|| "'all'".to_owned(), |kind| format!("coalesce(x.{kind}::text, 'NULL')"));
     let sums = sums(&format!("x.{amount}"));
-    let from =
-        format!("FROM {table} x WHERE x.{created_at}::timestamptz > $1 AND x.xmin::text <> $2 GROUP BY 1 ORDER BY 1");
+    let later = found.later("x", "$1");
+    let from = format!("FROM {table} x WHERE {later} AND x.xmin::text <> $2 GROUP BY 1 ORDER BY 1");
     let rows = async |first: &str| {
         let query = format!("SELECT {first}, {sums} {from}");
         client.query(&query, &[&cut_over.since, &cut_over.xmin]).await.map_err(|e| classify(&e))
     };
     let transactions = rows(&kind).await?.iter().map(kind_of).collect();
-    let days = rows(&format!("(x.{created_at}::timestamptz AT TIME ZONE 'UTC')::date::text")).await?;
+    let days = rows(&found.day("x")).await?;
     let day = |TransactionStatistics { kind, count, total_amount }| Day { day: kind, count, total_amount };
     Ok(Some(Usage {
         since: cut_over.since,

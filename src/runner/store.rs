@@ -105,9 +105,7 @@ impl Store {
         }
         let client = |options: ClientOptions| {
             let built = builder.clone().with_client_options(options).build();
-            built
-                .map(Arc::new)
-                .map_err(|e| unusable(format!("spec.backup.store cannot be used: {}", root_cause(&e))))
+            built.map(Arc::new).map_err(|e| unusable(format!("spec.backup.store cannot be used: {}", root_cause(&e))))
         };
         Ok(Self {
             // A limit on the whole would end the reading of a large object, and a rehearsal that builds indexes meanwhile.

@@ -14,7 +14,7 @@ use tokio_postgres::Client;
 use crate::harness::{UP, World};
 
 fn compare(world: &World, compare: BalancesComparison) -> Compare {
-    Compare::new(&BalancesCheck { compare }, &world.subject(), &world.spec.plan.credits, Ok(world.target()))
+    Compare::new(&BalancesCheck { compare }, &world.subject(), &world.spec.plan.credits, world.target())
 }
 
 fn users(world: &World) -> Compare {
@@ -72,6 +72,35 @@ async fn what_transactions_explain_passes_and_nothing_else() {
     assert_eq!(users.measure().await, number("1"));
     // Another process of the same run sees the same.
     assert_eq!(self::users(&world).measure().await, number("1"));
+}
+
+/// What most applications write into a column without time zone is UTC, whatever the server's zone is.
+#[tokio::test]
+async fn times_without_zone_are_read_in_the_zone_of_the_spec() {
+    for zone in ["UTC", "America/New_York"] {
+        let mut world = World::new().await;
+        world.spec.plan.credits.transactions.created_at_time_zone = zone.to_owned();
+        world
+            .alter(&format!(
+                "ALTER TABLE credit_transactions ALTER created_at TYPE timestamp USING created_at AT TIME ZONE '{zone}';
+                 ALTER DATABASE shop_{{n}} SET timezone = 'Europe/Berlin'"
+            ))
+            .await;
+        world.cut_over(UP).await;
+        let (app, mut users) = (owner(&world).await, users(&world));
+        let change = |user: i64, ago: &str| {
+            format!(
+                "UPDATE user_credits SET balance = balance + 3 WHERE user_id = {user};
+                 INSERT INTO credit_transactions (user_id, type, amount, created_at)
+                 VALUES ({user}, 'bonus', 3, now() AT TIME ZONE '{zone}' - interval '{ago}')"
+            )
+        };
+        app.batch_execute(&change(1, "0")).await.unwrap();
+        assert_eq!(users.measure().await, number("0"), "{zone}: written since");
+        // Thirty minutes before the cut-over: read in the server's zone or another one it would be after it, or all would be before.
+        app.batch_execute(&change(2, "30 min")).await.unwrap();
+        assert_eq!(users.measure().await, number("1"), "{zone}: written before");
+    }
 }
 
 #[tokio::test]

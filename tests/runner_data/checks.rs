@@ -1,6 +1,9 @@
 //! Checks and probes: an application and a Prometheus that answer as told, and the real database.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, Instant},
+};
 
 use axum::{
     Router,
@@ -8,12 +11,25 @@ use axum::{
     routing::get,
 };
 use credit_migration::{
-    api::{Check, Flag, Outcome, Reason, VersionProbe},
-    runner::probe::Prober,
+    api::{Check, Flag, Outcome, Reason, Time, VersionProbe},
+    runner::{
+        judge::Judge,
+        probe::Prober,
+        report::Progress,
+        sources::{Means, Source},
+    },
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::harness::World;
+
+/// Every tenth request is not answered.
+async fn hangs_now_and_then() {
+    static REQUESTS: AtomicU64 = AtomicU64::new(0);
+    if REQUESTS.fetch_add(1, Ordering::SeqCst) % 10 == 0 {
+        std::future::pending().await
+    }
+}
 
 /// Serves on a port of its own; returns the base address.
 async fn serve() -> String {
@@ -34,6 +50,8 @@ async fn serve() -> String {
         .route("/api/v1/query", get(prometheus))
         .route("/version", get(version))
         .route("/away", get(|| async { (StatusCode::FOUND, [("location", "/version")]) }))
+        .route("/long", get(|| async { "x".repeat(2 << 20) }))
+        .route("/hangs-now-and-then", get(hangs_now_and_then))
         .route("/slow", get(|| async { tokio::time::sleep(Duration::from_secs(5)).await }));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let base = format!("http://{}", listener.local_addr().unwrap());
@@ -58,6 +76,12 @@ async fn every_source_is_measured() {
         ("null", json!({"sql": sql("SELECT NULL"), "max": "10"}), Outcome::NoData, "NULL"),
         ("write", json!({"sql": sql("DELETE FROM user_credits RETURNING 1"), "max": "10"}), Outcome::Error, "25006"),
         ("two", json!({"sql": sql("SELECT 1; SELECT 2"), "max": "10"}), Outcome::Error, "more than one statement"),
+        (
+            "rows",
+            json!({"sql": sql("SELECT 5, repeat('x', 1000), generate_series(1, 100000000)"), "max": "5"}),
+            Outcome::Pass,
+            "5 <= 5",
+        ),
         ("commit", json!({"sql": sql("COMMIT"), "max": "10"}), Outcome::Error, "COMMIT"),
         ("answered", json!({"http": http("/version")}), Outcome::Pass, "answered"),
         ("fast", json!({"http": http("/version"), "max": "250"}), Outcome::Pass, "<= 250"),
@@ -72,6 +96,13 @@ async fn every_source_is_measured() {
             json!({"http": {"url": format!("{base}/version"), "jsonPath": "$.other"}, "min": "8"}),
             Outcome::NoData,
             "no single value",
+        ),
+        ("long", json!({"http": http("/long")}), Outcome::Pass, "answered"),
+        (
+            "long-path",
+            json!({"http": {"url": format!("{base}/long"), "jsonPath": "$.a"}, "min": "8"}),
+            Outcome::Error,
+            "longer than 1048576 bytes",
         ),
         ("redirect", json!({"http": http("/away")}), Outcome::Fail, "status 302, not 200"),
         (
@@ -144,6 +175,45 @@ async fn every_source_is_measured() {
         assert_eq!(result.breached, outcome == Outcome::Fail, "{result:?}");
     }
     assert_eq!(world.count("SELECT count(*) FROM user_credits").await, 300);
+}
+
+fn check(value: Value) -> Check {
+    serde_json::from_value(value).unwrap()
+}
+
+#[tokio::test]
+async fn what_was_not_answered_is_in_the_percentile() {
+    let (world, base) = (World::new().await, serve().await);
+    let http = json!({"url": format!("{base}/hangs-now-and-then"), "timeout": "300ms", "percentile": 95});
+    let p95 = check(json!({"name": "p95", "http": http, "max": "250", "interval": "10ms", "minimumSamples": 15}));
+    // The last one is answered.
+    let results = world.watched(&[p95], 15).await;
+    assert_eq!(results[0].outcome, Outcome::Fail, "{results:?}");
+    assert!(results[0].message.contains(" > 250 (1"), "{results:?}");
+}
+
+#[tokio::test]
+async fn a_query_that_takes_long_holds_no_trigger_up() {
+    let world = World::new().await;
+    let work = world.work(&Progress::default());
+    let means = Means::new(&work).unwrap();
+    let interval = Duration::from_secs(25);
+    let long = check(json!({"name": "long", "sql": {"query": "SELECT pg_sleep(20)"}, "equals": ""}));
+    let mut long_source = Source::new(&long, &means);
+    let mut under_way = std::pin::pin!(long_source.measure(&long, interval, &means));
+    for (query, outcome) in [("SELECT 1", Outcome::Pass), ("SELECT 1 FROM pg_sleep(20)", Outcome::Error)] {
+        let trigger = check(json!({"name": "payment-processing", "sql": {"query": query}, "max": "1"}));
+        let mut source = Source::new(&trigger, &means);
+        for _ in 0..2 {
+            let begin = Instant::now();
+            let measured = tokio::select! {
+                measured = source.measure(&trigger, interval, &means) => measured,
+                other = &mut under_way => panic!("{other:?} first"),
+            };
+            assert_eq!(Judge::new(&trigger, None).add(&measured, Time::UNIX_EPOCH).outcome, outcome, "{measured:?}");
+            assert!(begin.elapsed() < Duration::from_secs(4), "{:?}", begin.elapsed());
+        }
+    }
 }
 
 #[tokio::test]

@@ -341,7 +341,7 @@ async fn a_window_that_is_held_without_the_api_server_tells_people() {
     assert_eq!(status(&window).window.unwrap().state, WindowState::Reverted);
     let told = office.web(&path);
     assert_eq!(told.len(), 1, "once: {told:?}");
-    let id = format!("{}-Window-1-held", world.spec.migration_uid);
+    let id = format!("{}-Window-1-held.Team.chat", world.spec.migration_uid);
     assert_eq!(told[0]["headers"]["idempotency-key"], json!(id));
     let text = told[0]["body"]["text"].as_str().unwrap();
     for words in ["stay blocked", "deadline", "rollback simplify-credits --confirm", "+49 30 000000", "emergency.md"] {

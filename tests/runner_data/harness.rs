@@ -221,7 +221,8 @@ impl World {
         self.spec.inputs.down_sha256 = sha256(down.as_bytes());
     }
 
-    fn work(&self, progress: &Progress) -> Work<'_> {
+    /// What a task gets.
+    pub fn work(&self, progress: &Progress) -> Work<'_> {
         Work {
             spec: &self.spec,
             settings: Settings::new(&self.root, &self.spec, "shop"),

@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use credit_migration::{
-    api::StatementsCheck,
+    api::{SqlCheck, StatementsCheck, mounts},
     runner::{
         judge::{Measurement, Value},
         postgres::Target,
-        sources::{connection, statements::Statements},
+        sources::{Address, connection, sql::SqlProber, statements::Statements},
     },
 };
 
@@ -16,23 +16,20 @@ use crate::harness::World;
 #[tokio::test]
 async fn a_connection_is_to_be_had_or_not() {
     let world = World::new().await;
-    let good = Ok(world.target());
+    let good = Address::from(world.target());
     let Measurement::Value { value: Value::Number(part), .. } = connection::measure(&good).await else {
         panic!("no value")
     };
     let part: f64 = part.parse().unwrap();
     assert!(part > 0.0 && part < 0.9, "{part}");
-    let ca = std::fs::read_to_string(world.root.join(credit_migration::api::mounts::DATABASE_CA)).unwrap();
-    let measured = connection::measure(&Target::parse(&world.url("wrong"), Some(&ca))).await;
-    assert!(matches!(&measured, Measurement::Bad(words) if words.contains("refused role")), "{measured:?}");
-    let nowhere = Target::parse("postgresql://a:b@127.0.0.1:1/shop?sslmode=disable", None);
-    let measured = connection::measure(&nowhere).await;
+    let at = |url: &str| Address::from(Target::parse(url, None).unwrap());
+    let measured = connection::measure(&at("postgresql://a:b@127.0.0.1:1/shop?sslmode=disable")).await;
     assert!(matches!(&measured, Measurement::Bad(words) if words.contains("127.0.0.1:1")), "{measured:?}");
     // Accepts and keeps silent.
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("postgresql://a:b@{}/shop?sslmode=disable", silent.local_addr().unwrap());
     let begin = Instant::now();
-    let measured = connection::measure(&Target::parse(&url, None)).await;
+    let measured = connection::measure(&at(&url)).await;
     assert!(matches!(&measured, Measurement::Bad(words) if words.contains("within 2s")), "{measured:?}");
     assert!(begin.elapsed() < Duration::from_secs(8));
     let closed = format!("ALTER DATABASE shop_{} ALLOW_CONNECTIONS false", world.number);
@@ -41,11 +38,53 @@ async fn a_connection_is_to_be_had_or_not() {
     assert!(matches!(measured, Measurement::Bad(_)), "{measured:?}");
 }
 
+/// What is wrong with the migration role alone must not start a way back.
+#[tokio::test]
+async fn what_only_the_own_role_is_refused_for_is_no_measurement() {
+    let world = World::new().await;
+    let address = Address::mounted(world.root.clone(), world.spec.clone(), "shop".to_owned());
+    let (mut sql, second) = (SqlProber::new(address.clone()), Duration::from_secs(1));
+    let query = SqlCheck { query: "SELECT 7".to_owned() };
+    let error = async |words: &str| {
+        let measured = connection::measure(&address).await;
+        assert!(matches!(&measured, Measurement::Error(text) if text.contains(words)), "{measured:?}");
+    };
+    let good = async || {
+        let measured = connection::measure(&address).await;
+        assert!(matches!(&measured, Measurement::Value { .. }), "{measured:?}");
+    };
+    good().await;
+    assert!(matches!(sql.measure(&query, second, second).await, Measurement::Value { .. }));
+
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'migrator_{n}'";
+    world.alter(&format!("ALTER ROLE migrator_{{n}} PASSWORD 'migrator-secret-2'; {end}")).await;
+    error("next: correct the URL in the Secret").await;
+    assert!(matches!(sql.measure(&query, second, second).await, Measurement::Error(_)));
+    // The kubelet brings the new one later.
+    world.mount(mounts::DATABASE_URL, &world.url("migrator-secret-2"));
+    good().await;
+    assert!(matches!(sql.measure(&query, second, second).await, Measurement::Value { .. }));
+
+    world.alter("ALTER ROLE migrator_{n} CONNECTION LIMIT 0").await;
+    error("raise the CONNECTION LIMIT of the role").await;
+    world.alter("ALTER ROLE migrator_{n} CONNECTION LIMIT -1").await;
+    world
+        .alter("ALTER DATABASE shop_{n} OWNER TO postgres; REVOKE ALL ON DATABASE shop_{n} FROM PUBLIC, migrator_{n}")
+        .await;
+    error("GRANT CONNECT").await;
+    let ca = std::fs::read_to_string(world.root.join(mounts::DATABASE_CA)).unwrap();
+    world.mount(mounts::DATABASE_CA, "no PEM");
+    error("").await;
+    world.mount(mounts::DATABASE_CA, &ca);
+    world.mount(mounts::DATABASE_URL, &world.url("migrator-secret-2").replace("shop_", "other_"));
+    error("spec.database.name").await;
+}
+
 #[tokio::test]
 async fn statements_are_timed_from_one_measurement_to_the_next() {
     let world = World::new().await;
     let mut statements =
-        Statements::new(&StatementsCheck { containing: None }, &world.spec.plan.credits.balances, Ok(world.target()));
+        Statements::new(&StatementsCheck { containing: None }, &world.spec.plan.credits.balances, world.target());
     let missing = statements.measure().await;
     assert!(matches!(&missing, Measurement::Nothing(words) if words.contains("CREATE EXTENSION")), "{missing:?}");
     world.alter("CREATE EXTENSION pg_stat_statements").await;

@@ -308,6 +308,8 @@ async fn an_alarm_arrives_by_every_channel_and_is_the_same_when_repeated() {
     let data = &events[0]["body"]["data"];
     assert_eq!(events[0]["headers"]["content-type"], "application/cloudevents+json; charset=utf-8");
     assert_eq!(events[0]["headers"]["authorization"], "Bearer hook-secret");
+    let keys = [chat, &events[0]].map(|request| request["headers"]["idempotency-key"].clone());
+    assert_eq!(keys, ["Team.chat", "Support.events"].map(|of| json!(format!("0d9f2c11-{number}-notice.{of}"))));
     let mut envelope = events[0]["body"].clone();
     envelope.as_object_mut().unwrap().remove("data");
     assert_eq!(
@@ -421,7 +423,7 @@ async fn what_fails_is_told_and_keeps_nothing_from_the_others() {
             "error-chat: answered 500",
             "web-strange: the certificate is of no trusted authority",
             "web-other-host: the certificate is for another host",
-            "missing: key missing of Secret shop/hook is missing; next: kubectl -n shop create secret generic hook --from-literal=missing='https://hooks.slack.com/services/...'",
+            "missing: key missing of Secret shop/hook is missing; next: kubectl -n shop create secret generic hook --from-literal=missing='https://hooks.slack.com/services/...'; if it exists, kubectl -n shop patch secret hook -p '{\"stringData\": {\"missing\": \"https://hooks.slack.com/services/...\"}}'",
             "closed: no answer: Connection refused (os error 111)",
             "good: Delivered",
             "good-mail: Delivered",
@@ -483,7 +485,7 @@ async fn preflight_finds_what_keeps_a_channel_from_telling_and_sends_nothing() {
             ("notification channel events", Reason::CertificateNotTrusted),
         ]
     );
-    assert!(found[0].2.contains("kubectl -n shop create secret generic mail --from-literal=password="), "{found:?}");
+    assert!(found[0].2.contains("kubectl -n shop patch secret mail -p '{\"stringData\": {\"password\": "), "{found:?}");
     desk.mount("mail", "password", "mail-secret");
     desk.mount("tls", "ca", &office.authority("ca"));
     desk.mount("hook", "authorization", "Bearer hook-secret\nX: y");
@@ -543,7 +545,8 @@ async fn the_alarm_of_a_held_window_is_repeated_until_it_is_taken() {
     let told = desk.office.web(&ok);
     assert_eq!((told.len(), desk.office.web(&error).len()), (1, 2));
     let ids = [&told[0], &desk.office.web(&error)[0]].map(|r| r["headers"]["idempotency-key"].clone());
-    assert_eq!(ids, [(); 2].map(|()| json!(format!("{}-RollbackWindow-1-held", desk.spec.migration_uid))));
+    let id = |channel: &str| json!(format!("{}-RollbackWindow-1-held.Team.{channel}", desk.spec.migration_uid));
+    assert_eq!(ids, [id("chat"), id("down")]);
 }
 
 #[tokio::test]

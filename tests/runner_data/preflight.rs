@@ -317,6 +317,21 @@ async fn rights_to_dump() {
 }
 
 #[tokio::test]
+async fn times_without_a_zone_need_one_that_the_server_knows() {
+    let mut world = World::new().await;
+    world.alter("ALTER TABLE credit_transactions ALTER created_at TYPE timestamp").await;
+    let column = "column credit_transactions.created_at";
+    let found = world.run(Task::Preflight).await;
+    assert!(found.result.is_ok(), "{:?}", found.result);
+    let told = serde_json::to_string(&found.noted).unwrap();
+    assert!(told.contains("timestamp without time zone, read as UTC"), "{told}");
+    world.spec.plan.credits.transactions.created_at_time_zone = "Europe/Berlim".to_owned();
+    let wanted =
+        "and the server knows no zone \"Europe/Berlim\"; next: set spec.credits.transactions.createdAtTimeZone";
+    finds(&world, &[(column, Reason::ColumnMissing, wanted)]).await;
+}
+
+#[tokio::test]
 async fn checks_that_cannot_be_measured() {
     let mut world = World::new().await;
     world.mount(&mounts::secret("login", "user"), "ann");

@@ -86,7 +86,11 @@ async fn an_extension_that_the_role_may_not_create_is_left_out() {
     world.backed_up().await;
     let outcome = world.run(Task::Rehearse).await;
     assert_eq!(outcome.failure().reason, Reason::DumpFailed);
-    for words in ["pg_stat_statements\" does not exist", "may not create pg_stat_statements", "next: if what failed needs it, mark it as trusted"] {
+    for words in [
+        "pg_stat_statements\" does not exist",
+        "may not create pg_stat_statements",
+        "next: if what failed needs it, mark it as trusted",
+    ] {
         assert!(outcome.failure().message.contains(words), "{}", outcome.failure());
     }
     assert!(!world.has_scratch().await);

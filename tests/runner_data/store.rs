@@ -15,7 +15,6 @@ use credit_migration::{
         report::Progress,
         settings::Settings,
         store::{Limits, Store},
-        work::Work,
     },
 };
 use futures::TryStreamExt;
@@ -23,7 +22,6 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
 };
-use tokio_util::sync::CancellationToken;
 
 use crate::{backup::fake_pg_dump, harness::World};
 
@@ -63,7 +61,8 @@ impl Line {
                 let total = total.clone();
                 tokio::spawn(async move {
                     let server = TcpStream::connect(("127.0.0.1", server)).await.unwrap();
-                    let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
+                    let ((from_client, to_client), (from_server, to_server)) =
+                        (client.into_split(), server.into_split());
                     let ignored = AtomicU64::new(0);
                     // Whichever ends first takes both sockets with it.
                     tokio::select! {
@@ -184,13 +183,7 @@ async fn a_backup_that_is_told_to_end_while_its_last_part_is_sent_ends_and_leave
     let mut world = World::new().await;
     world.tools = fake_pg_dump(&world, "head -c 20000000 /dev/urandom");
     let (_, _, line) = stores(&mut world, |_| (Fault::Stall(8 * MIB), Fault::None)).await;
-    let work = Work {
-        spec: &world.spec,
-        settings: Settings::new(&world.root, &world.spec, "shop"),
-        tools: world.tools.clone(),
-        progress: Progress::default(),
-        stop: CancellationToken::new(),
-    };
+    let work = world.work(&Progress::default());
     let told = async {
         line.has_sent(8 * MIB).await;
         work.stop.cancel();

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use tokio_postgres::GenericClient;
 
-use super::{Subject, exists, ident, resolve};
+use super::{Subject, exists, ident, literal, resolve};
 use crate::{
     api::Transactions,
     runner::{Failure, postgres::classify},
@@ -74,10 +74,32 @@ pub(crate) struct TransactionsTable {
     pub table: String,
     pub user: String,
     pub amount: String,
-    pub created_at: String,
+    created_at: String,
+    /// Zone of the times in a column without one, as a literal.
+    zone: Option<String>,
     pub user_type: String,
     /// The column with the kind, if it is there.
     pub kind: Option<String>,
+}
+
+impl TransactionsTable {
+    /// SQL: a row of `alias` is of later than `moment`, an expression of type `timestamptz`. The column stays as it is, so that its
+    /// index can be used.
+    pub(crate) fn later(&self, alias: &str, moment: &str) -> String {
+        match &self.zone {
+            Some(zone) => format!("{alias}.{} > (({moment})::timestamptz AT TIME ZONE {zone})", self.created_at),
+            None => format!("{alias}.{}::timestamptz > {moment}", self.created_at),
+        }
+    }
+
+    /// SQL: the day of a row of `alias`, in UTC.
+    pub(crate) fn day(&self, alias: &str) -> String {
+        let moment = match &self.zone {
+            Some(zone) => format!("({alias}.{} AT TIME ZONE {zone})", self.created_at),
+            None => format!("{alias}.{}::timestamptz", self.created_at),
+        };
+        format!("({moment} AT TIME ZONE 'UTC')::date::text")
+    }
 }
 
 /// The table of transactions, or in words what it lacks: a new schema may have given it up.
@@ -96,11 +118,19 @@ pub(crate) async fn transactions(
     if let Some(column) = lacking.into_iter().find(|column| type_of(column).is_none()) {
         return Ok(Err(format!("table {table} has no column {column} any more")));
     }
+    // Without its zone such a time would be read in that of this session, which nobody chose. A domain counts as the type beneath it.
+    let without_zone = "SELECT coalesce(nullif(t.typbasetype, 0), t.oid) = 'pg_catalog.timestamp'::pg_catalog.regtype
+        FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
+        WHERE a.attrelid = pg_catalog.to_regclass($1) AND a.attname::text = $2 AND NOT a.attisdropped";
+    let found =
+        client.query_opt(without_zone, &[&table.sql(), &spec.created_at_column]).await.map_err(|e| classify(&e))?;
+    let without_zone = found.is_some_and(|row| row.get(0));
     Ok(Ok(TransactionsTable {
         table: table.sql(),
         user: ident(&spec.user_column),
         amount: ident(&spec.amount_column),
         created_at: ident(&spec.created_at_column),
+        zone: without_zone.then(|| literal(&spec.created_at_time_zone)),
         user_type: type_of(&spec.user_column).unwrap_or_default(),
         kind: type_of(&spec.type_column).map(|_| ident(&spec.type_column)),
     }))

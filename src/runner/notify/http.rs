@@ -79,8 +79,9 @@ impl Hook {
             .post(self.url.clone())
             .timeout(TIMEOUT)
             .header(CONTENT_TYPE, kind)
-            // The body for Slack has no field for the id.
-            .header("Idempotency-Key", letter.notice.id.as_str())
+            // The body for Slack has no field for the id. One notice is a message for each audience and channel: a gateway that
+            // takes several of them must not drop all but the first.
+            .header("Idempotency-Key", format!("{}.{:?}.{}", letter.notice.id, letter.audience, letter.channel))
             .body(body.to_string());
         if let Some(authorization) = &self.authorization {
             request = request.header("Authorization", authorization.clone());
@@ -165,7 +166,7 @@ fn slack(letter: &Letter<'_>) -> Value {
 
 /// An event for each notice and audience: `source` and `id` together name it, in each repetition the same.
 fn event(letter: &Letter<'_>) -> Value {
-    let Letter { notice, audience, text, about } = letter;
+    let Letter { notice, channel: _, audience, text, about } = letter;
     let (namespace, migration) = (about.namespace, about.migration);
     let mut data = json!({
         "occasion": notice.occasion, "audience": audience, "subject": text.subject, "body": text.body,

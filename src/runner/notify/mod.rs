@@ -42,6 +42,8 @@ pub const TIMEOUT: Duration = Duration::from_secs(10);
 /// One notice to one audience.
 struct Letter<'a> {
     notice: &'a Notice,
+    /// Name of the channel.
+    channel: &'a str,
     audience: Audience,
     text: Text,
     about: About<'a>,
@@ -118,7 +120,7 @@ async fn tell(
         .map(|(n, (channel, audience))| {
             let mut text = templates.render(notice, *audience, about);
             text.unusable.extend(unreadable.clone());
-            let letter = Letter { notice, audience: *audience, text, about };
+            let letter = Letter { notice, channel: &channel.name, audience: *audience, text, about };
             async move { (n, deliver(settings, channel, &letter).await) }
         })
         .collect();
@@ -195,7 +197,7 @@ fn check_templates(
     let invalid = |what: String| Failure::new(Reason::TemplateInvalid, what);
     if own.is_empty() {
         return Err(invalid(format!(
-            "ConfigMap {namespace}/{name} is missing or empty; next: kubectl -n {namespace} create configmap {name} --from-file=Finished.Users.body=FILE"
+            "ConfigMap {namespace}/{name} is missing or empty; next: kubectl -n {namespace} create configmap {name} --from-file=Finished.Users.body=FILE; if it exists, kubectl -n {namespace} edit configmap {name}"
         )));
     }
     let audiences: Vec<Audience> = notifications.channels.iter().flat_map(|c| c.audiences.iter().copied()).collect();

@@ -23,14 +23,14 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio_postgres::{Client, IsolationLevel, Transaction};
 
-use super::Session;
+use super::{Address, Session};
 use crate::{
     api::{BalancesCheck, BalancesComparison, Credits, Reason},
     runner::{
         Failure,
         control::{self, BalancesTable, CutOver, Subject, TransactionsTable},
         judge::{Measurement, Value},
-        postgres::{Target, classify},
+        postgres::classify,
     },
 };
 
@@ -92,9 +92,9 @@ impl From<tokio_postgres::Error> for Lack {
 
 impl Compare {
     /// Nothing measured yet.
-    pub fn new(check: &BalancesCheck, subject: &Subject, credits: &Credits, target: Result<Target, Failure>) -> Self {
+    pub fn new(check: &BalancesCheck, subject: &Subject, credits: &Credits, address: impl Into<Address>) -> Self {
         Self {
-            session: Session::new(target, "balances"),
+            session: Session::new(address.into(), "balances"),
             subject: subject.clone(),
             credits: credits.clone(),
             comparison: check.compare,
@@ -265,7 +265,7 @@ impl Query<'_> {
             "WITH ids AS MATERIALIZED ({ids}),
                   sums AS (SELECT x.{xuser}::text AS user_id, sum(x.{amount})::numeric AS amount
                            FROM {xtable} x JOIN ids ON x.{xuser} = CAST(ids.user_id AS {xtype})
-                           WHERE x.{created_at}::timestamptz > $3 AND x.xmin::text <> $4 GROUP BY 1),
+                           WHERE {later} AND x.xmin::text <> $4 GROUP BY 1),
                   wrong AS (SELECT ids.user_id FROM ids
                             LEFT JOIN credit_migration.baseline b ON b.migration_uid = $1 AND b.user_id = ids.user_id
                             LEFT JOIN {table} t ON t.{user} = CAST(ids.user_id AS {user_type})
@@ -276,7 +276,7 @@ impl Query<'_> {
             xtable = x.table,
             xtype = x.user_type,
             amount = x.amount,
-            created_at = x.created_at,
+            later = x.later("x", "$3"),
             table = table.sql(),
             limit = MAX_LISTED + 1,
         );

@@ -2,27 +2,38 @@
 
 use std::time::Duration;
 
-use crate::runner::{
-    Failure,
-    judge::{Measurement, Value},
-    postgres::{Target, classify},
+use super::Address;
+use crate::{
+    api::Reason,
+    runner::{
+        Failure,
+        judge::{Measurement, Value},
+        postgres::{OWN_LIMIT, Target, classify},
+    },
 };
 
 /// Longest time for connecting and one query.
 const LIMIT: Duration = Duration::from_secs(2);
 
-/// Connects anew. The value is the used part of `max_connections`, 0 to 1; that no connection is to be had is bad.
-pub async fn measure(target: &Result<Target, Failure>) -> Measurement {
-    let target = match target {
+/// Connects anew. The value is the used part of `max_connections`, 0 to 1; that no connection is to be had is bad. That this role
+/// gets none says nothing about the application's: a changed password must not start a way back.
+pub async fn measure(address: &Address) -> Measurement {
+    let target = match address.target() {
         Ok(target) => target,
         // Without an address nothing is said about the database.
-        Err(failure) => return Measurement::Error(failure.message.clone()),
+        Err(failure) => return Measurement::Error(failure.message),
     };
-    match tokio::time::timeout(LIMIT, used(target)).await {
+    match tokio::time::timeout(LIMIT, used(&target)).await {
         Ok(Ok(part)) => Measurement::Value { value: Value::Number(part), samples: None },
-        Ok(Err(failure)) => Measurement::Bad(failure.message),
+        Ok(Err(failure)) if of_the_server(&failure) => Measurement::Bad(failure.message),
+        Ok(Err(failure)) => Measurement::Error(failure.message),
         Err(_) => Measurement::Bad(format!("{} gave no connection within {LIMIT:?}", target.host_port())),
     }
+}
+
+/// Whether everybody has this trouble: not reached, not answered, no connection left.
+fn of_the_server(failure: &Failure) -> bool {
+    matches!(failure.reason, Reason::HostUnreachable | Reason::ConnectionLost) && !failure.message.contains(OWN_LIMIT)
 }
 
 async fn used(target: &Target) -> Result<String, Failure> {

@@ -12,7 +12,7 @@ use crate::{
     api::{HttpCheck, HttpMethod},
     runner::{
         judge::{Measurement, Value},
-        probe::{Prober, body, cause, parse},
+        probe::{Prober, Unread, body, cause, parse, passed_by},
     },
 };
 
@@ -53,9 +53,11 @@ pub(super) struct Request<'a> {
     pub headers: &'a [(String, String)],
     pub body: Option<String>,
     pub timeout: Duration,
+    /// Whether somebody looks at the answer's body.
+    pub wants_body: bool,
 }
 
-/// The whole answer.
+/// The whole answer; without a body if nobody wants it.
 pub(super) struct Answer {
     pub status: u16,
     pub bytes: Vec<u8>,
@@ -64,7 +66,7 @@ pub(super) struct Answer {
 
 /// Sends a request and reads the answer to its end. `Err` is `Bad` without an answer, `Error` if there is nothing to send.
 pub(super) async fn send(prober: &Prober, request: Request<'_>) -> Result<Answer, Measurement> {
-    let Request { method, url, headers, body: text, timeout } = request;
+    let Request { method, url, headers, body: text, timeout, wants_body } = request;
     let client = &prober.client;
     let mut builder = match method {
         HttpMethod::Get => client.get(url),
@@ -91,7 +93,12 @@ pub(super) async fn send(prober: &Prober, request: Request<'_>) -> Result<Answer
     })?;
     let status = answer.status().as_u16();
     // The answer counts when it is there as a whole.
-    let bytes = body(answer).await.map_err(Measurement::Bad)?;
+    let read = if wants_body { body(answer).await } else { passed_by(answer).await.map(|()| Vec::new()) };
+    let bytes = read.map_err(|why| match why {
+        Unread::Broken(_) => Measurement::Bad(why.to_string()),
+        // That we do not read as much is not the application's fault.
+        Unread::TooLong => Measurement::Error(why.to_string()),
+    })?;
     Ok(Answer { status, bytes, milliseconds: begun.elapsed().as_secs_f64() * 1000.0 })
 }
 
@@ -108,10 +115,18 @@ pub async fn measure(prober: &Prober, check: &HttpCheck, wants_time: bool, times
         headers: &[],
         body: check.body.clone(),
         timeout: check.timeout.into(),
+        wants_body: path.is_some(),
     };
     let answer = match send(prober, request).await {
         Ok(answer) => answer,
-        Err(other) => return other,
+        Err(other) => {
+            if matches!(other, Measurement::Bad(_)) {
+                // Else the percentile would be that of the requests that went well. A refused connection, which takes no time, is
+                // no fast answer.
+                times.add(Duration::from(check.timeout).as_secs_f64() * 1000.0);
+            }
+            return other;
+        }
     };
     if answer.status != check.expected_status {
         return Measurement::Bad(format!("status {}, not {}", answer.status, check.expected_status));

@@ -3,6 +3,7 @@
 //! # Contract
 //! - Each line is counted once: by the time that the kubelet gave it, and by how many lines of that time were counted.
 //! - Lines older than the source are not counted: before it, writes were blocked, and the application said so.
+//! - What was read when a measurement failed, of another pod's log, is part of the next one that succeeds.
 //! - A line of a container that ended is counted if its pod is still there. No line gets into a message.
 
 use std::{collections::HashMap, time::Duration};
@@ -26,6 +27,8 @@ use crate::{
 
 /// Longest time for all logs of one measurement.
 const LIMIT: Duration = Duration::from_secs(60);
+/// Bytes of a line that are looked at; the rest is passed by.
+const LONGEST_LINE: usize = 64 << 10;
 /// Annotation with the container that is meant when none is named.
 const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
 
@@ -97,6 +100,8 @@ pub struct Logs {
     namespace: String,
     begin: Time,
     positions: HashMap<(String, String), Position>,
+    /// Lines up to the positions that no measurement has told of.
+    untold: Lines,
     first: bool,
     client: Option<Client>,
 }
@@ -109,6 +114,7 @@ impl Logs {
             namespace: namespace.to_owned(),
             begin,
             positions: HashMap::new(),
+            untold: Lines::default(),
             first: true,
             client: None,
         }
@@ -117,8 +123,8 @@ impl Logs {
     /// Lines that match since the last measurement; the samples are all lines.
     pub async fn measure(&mut self) -> Measurement {
         let lines = match tokio::time::timeout(LIMIT, self.collect()).await {
-            Ok(Ok(Some(lines))) => lines,
-            Ok(Ok(None)) => {
+            Ok(Ok(read)) if read || self.untold.all > 0 => std::mem::take(&mut self.untold),
+            Ok(Ok(_)) => {
                 return Measurement::Nothing(format!(
                     "Deployment {} has no pod that has begun",
                     self.check.workload.name
@@ -134,8 +140,8 @@ impl Logs {
         Measurement::Value { value: Value::Number(lines.matching.to_string()), samples: Some(samples) }
     }
 
-    /// `None` if there is no log to read.
-    async fn collect(&mut self) -> Result<Option<Lines>, String> {
+    /// Adds to the lines that are untold, with the positions pod by pod. Whether there was a log to read.
+    async fn collect(&mut self) -> Result<bool, String> {
         let pattern = Regex::new(&self.check.pattern).map_err(|e| format!("pattern: {e}"))?;
         let client = match &self.client {
             Some(client) => client.clone(),
@@ -143,7 +149,7 @@ impl Logs {
         };
         let pods: Api<Pod> = Api::namespaced(client.clone(), &self.namespace);
         let list = self.pods(&client, &pods).await?;
-        let mut total: Option<Lines> = None;
+        let mut any = false;
         let mut present = Vec::new();
         for pod in &list {
             let name = pod.metadata.name.clone().unwrap_or_default();
@@ -153,24 +159,27 @@ impl Logs {
             let known = self.positions.get(&key).copied();
             let start = known.unwrap_or(Position { last: self.begin, same: 0, restarts });
             let mut position = start;
-            let mut read = false;
+            let (mut read, mut lines) = (false, Lines::default());
             // What a container said before it ended is in the log of its last instance.
             let instances: &[bool] = if restarts > start.restarts { &[true, false] } else { &[false] };
             for previous in instances {
                 let Some(counted) = self.read(&pods, &key, position, *previous, &pattern).await? else { continue };
                 read = true;
                 position = counted.to;
-                let lines = total.get_or_insert_default();
                 lines.all += counted.lines.all;
                 lines.matching += counted.lines.matching;
             }
             if read {
+                // Both or neither: the next pod's log may fail, or the time be over.
                 self.positions.insert(key.clone(), Position { restarts, ..position });
+                self.untold.all += lines.all;
+                self.untold.matching += lines.matching;
+                any = true;
             }
             present.push(key);
         }
         self.positions.retain(|key, _| present.contains(key));
-        Ok(total)
+        Ok(any)
     }
 
     async fn pods(&self, client: &Client, pods: &Api<Pod>) -> Result<Vec<Pod>, String> {
@@ -222,9 +231,23 @@ impl Logs {
 async fn count(log: impl AsyncBufRead, from: Position, pattern: &Regex) -> std::io::Result<Counting> {
     let mut log = std::pin::pin!(log);
     let (mut counting, mut line) = (Counting::after(from), Vec::new());
-    while log.read_until(b'\n', &mut line).await? > 0 {
+    loop {
+        let chunk = log.fill_buf().await?;
+        if chunk.is_empty() {
+            break;
+        }
+        let end = chunk.iter().position(|byte| *byte == b'\n');
+        let used = end.map_or(chunk.len(), |at| at + 1);
+        let room = LONGEST_LINE.saturating_sub(line.len());
+        line.extend_from_slice(chunk.get(..used.min(room)).unwrap_or_default());
+        log.consume_unpin(used);
+        if end.is_some() {
+            counting.take(&line, pattern);
+            line.clear();
+        }
+    }
+    if !line.is_empty() {
         counting.take(&line, pattern);
-        line.clear();
     }
     Ok(counting)
 }
@@ -263,6 +286,12 @@ fn restarts(pod: &Pod, container: &str) -> i32 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    };
+
+    use axum::http::StatusCode;
     use rstest::rstest;
     use serde_json::json;
 
@@ -308,6 +337,73 @@ unable to retrieve container logs
         }
         assert_eq!(lines, Lines { all: 6, matching: 3 });
         assert_eq!(at, position("2026-01-02T03:04:08Z", 1));
+    }
+
+    #[test]
+    fn of_a_line_without_end_the_beginning_is_looked_at() {
+        let long = "x".repeat(200_000);
+        let log = format!(
+            "2026-01-02T03:04:06Z ERROR {long} ERROR\n2026-01-02T03:04:07Z {long} ERROR\n2026-01-02T03:04:08Z ERROR\n"
+        );
+        let counted = counted(&log, position("2026-01-02T03:04:00Z", 0));
+        assert_eq!((counted.lines, counted.to), (Lines { all: 3, matching: 2 }, position("2026-01-02T03:04:08Z", 1)));
+    }
+
+    /// An API server with a Deployment of two pods; the log of the second cannot be read while `fails` says so.
+    async fn api_server(logs: Arc<Mutex<[String; 2]>>, fails: Arc<AtomicBool>) -> Client {
+        let handle = move |uri: axum::http::Uri| async move {
+            let path = uri.path();
+            let pod = |name: &str| json!({"metadata": {"name": name}, "spec": {"containers": [{"name": "app"}]}});
+            if path.ends_with("/b/log") && fails.load(Ordering::SeqCst) {
+                return (StatusCode::INTERNAL_SERVER_ERROR, "{}".to_owned());
+            }
+            let logs = logs.lock().unwrap().clone();
+            let body = match path {
+                "/apis/apps/v1/namespaces/shop/deployments/shop" => {
+                    json!({"metadata": {"name": "shop"}, "spec": {"selector": {"matchLabels": {"app": "shop"}}, "template": {}}}).to_string()
+                }
+                "/api/v1/namespaces/shop/pods" => json!({"metadata": {}, "items": [pod("a"), pod("b")]}).to_string(),
+                "/api/v1/namespaces/shop/pods/a/log" => logs[0].clone(),
+                "/api/v1/namespaces/shop/pods/b/log" => logs[1].clone(),
+                other => panic!("{other}"),
+            };
+            (StatusCode::OK, body)
+        };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let uri = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(handle)).await.unwrap() });
+        let mut config = kube::Config::new(uri);
+        config.default_retry = false;
+        Client::try_from(config).unwrap()
+    }
+
+    #[tokio::test]
+    async fn lines_of_a_measurement_that_failed_are_told_by_the_next() {
+        let check: LogsCheck =
+            serde_json::from_value(json!({"workload": {"kind": "Deployment", "name": "shop"}, "pattern": "ERROR"}))
+                .unwrap();
+        let (lines, fails) = (Arc::new(Mutex::new([(); 2].map(|()| String::new()))), Arc::new(AtomicBool::new(false)));
+        let mut logs = Logs::new(&check, "shop", "2026-01-02T03:00:00Z".parse().unwrap());
+        logs.client = Some(api_server(lines.clone(), fails.clone()).await);
+        assert!(matches!(logs.measure().await, Measurement::Nothing(words) if words.contains("first measurement")));
+
+        let add = |pod: usize, second: u32| {
+            lines.lock().unwrap()[pod]
+                .push_str(&format!("2026-01-02T03:04:{second:02}Z ERROR\n2026-01-02T03:04:{second:02}Z fine\n"));
+        };
+        let value = |matching: &str, all: f64| Measurement::Value {
+            value: Value::Number(matching.to_owned()),
+            samples: Some(all),
+        };
+        add(0, 1);
+        add(1, 1);
+        fails.store(true, Ordering::SeqCst);
+        assert!(matches!(logs.measure().await, Measurement::Error(words) if words.contains("log of pod b")));
+        add(0, 2);
+        assert!(matches!(logs.measure().await, Measurement::Error(_)));
+        fails.store(false, Ordering::SeqCst);
+        assert_eq!(logs.measure().await, value("3", 6.0), "a's first and second, b's first");
+        assert_eq!(logs.measure().await, value("0", 0.0), "each once");
     }
 
     #[test]

@@ -10,23 +10,57 @@ pub mod sequence;
 pub mod sql;
 pub mod statements;
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use tokio::sync::Mutex;
 use tokio_postgres::Client;
 
 use self::{balances::Compare, http::Times, logs::Logs, sequence::Secret, sql::SqlProber, statements::Statements};
-use super::{Failure, control::Subject, judge::Measurement, postgres::Target, probe::Prober, work::Work};
-use crate::api::{Check, Credits};
+use super::{
+    Failure,
+    control::Subject,
+    judge::Measurement,
+    postgres::Target,
+    probe::{Prober, TIMEOUT},
+    settings::Settings,
+    work::Work,
+};
+use crate::api::{Check, Credits, LONGEST_ANSWER, MigrationRunSpec, TRIGGERS};
 
 /// Longest time for the query of a check.
 const MAX_QUERY: Duration = Duration::from_secs(30);
 
+/// Where the database is, asked anew for each connection: a password may be changed while a stage lasts.
+#[derive(Clone)]
+pub struct Address(Arc<dyn Fn() -> Result<Target, Failure> + Send + Sync>);
+
+impl Address {
+    /// As the mounted Secret says at that time.
+    pub fn mounted(root: PathBuf, spec: MigrationRunSpec, namespace: String) -> Self {
+        Self(Arc::new(move || Settings::new(&root, &spec, &namespace).target()))
+    }
+
+    /// That of an order.
+    pub fn of(work: &Work<'_>) -> Self {
+        Self::mounted(work.settings.root().to_owned(), work.spec.clone(), work.settings.namespace().to_owned())
+    }
+
+    /// # Errors
+    /// As [`Settings::target`].
+    pub fn target(&self) -> Result<Target, Failure> {
+        (self.0)()
+    }
+}
+
+impl From<Target> for Address {
+    fn from(target: Target) -> Self {
+        Self(Arc::new(move || Ok(target.clone())))
+    }
+}
+
 /// What all sources of a run share.
 pub struct Means {
     prober: Prober,
-    target: Result<Target, Failure>,
-    sql: Mutex<SqlProber>,
+    address: Address,
     subject: Subject,
     credits: Credits,
     secrets: PathBuf,
@@ -39,18 +73,17 @@ impl Means {
     /// # Errors
     /// As [`Means::on`].
     pub fn new(work: &Work<'_>) -> Result<Self, Failure> {
-        Self::on(work, work.settings.target())
+        Self::on(work, Address::of(work))
     }
 
     /// For a database. Nothing is connected before the first measurement.
     ///
     /// # Errors
     /// `Internal` if no client can be set up.
-    pub fn on(work: &Work<'_>, target: Result<Target, Failure>) -> Result<Self, Failure> {
+    pub fn on(work: &Work<'_>, address: Address) -> Result<Self, Failure> {
         Ok(Self {
             prober: Prober::new()?,
-            sql: Mutex::new(SqlProber::new(target.clone())),
-            target,
+            address,
             subject: work.subject(),
             credits: work.spec.plan.credits.clone(),
             secrets: work.settings.secrets(),
@@ -65,6 +98,8 @@ pub enum Source {
     Stateless,
     /// `http`.
     Http(Times),
+    /// `sql`, with a connection of its own: a query that takes long must not hold a trigger up.
+    Sql(Box<SqlProber>),
     /// `balances`.
     Balances(Box<Compare>),
     /// `logs`.
@@ -76,15 +111,17 @@ pub enum Source {
 impl Source {
     /// That of a check, before its first measurement.
     pub fn new(check: &Check, means: &Means) -> Self {
-        let target = || means.target.clone();
+        let address = || means.address.clone();
         if check.http.is_some() {
             Self::Http(Times::default())
+        } else if check.sql.is_some() {
+            Self::Sql(Box::new(SqlProber::new(address())))
         } else if let Some(source) = &check.balances {
-            Self::Balances(Box::new(Compare::new(source, &means.subject, &means.credits, target())))
+            Self::Balances(Box::new(Compare::new(source, &means.subject, &means.credits, address())))
         } else if let Some(source) = &check.logs {
             Self::Logs(Box::new(Logs::new(source, &means.namespace, crate::telemetry::now())))
         } else if let Some(source) = &check.statements {
-            Self::Statements(Box::new(Statements::new(source, &means.credits.balances, target())))
+            Self::Statements(Box::new(Statements::new(source, &means.credits.balances, address())))
         } else {
             Self::Stateless
         }
@@ -93,10 +130,20 @@ impl Source {
     /// One measurement. `interval` is the time to the next.
     pub async fn measure(&mut self, check: &Check, interval: Duration, means: &Means) -> Measurement {
         let wants_time = check.max.is_some() || check.min.is_some() || check.equals.is_some();
+        // A trigger that waits is a way back that comes late.
+        let trigger = TRIGGERS.contains(&check.name.as_str());
         match self {
             Self::Http(times) => {
                 if let Some(source) = &check.http {
                     return http::measure(&means.prober, source, wants_time, times).await;
+                }
+            }
+            Self::Sql(prober) => {
+                if let Some(source) = &check.sql {
+                    return match trigger {
+                        true => prober.measure(source, LONGEST_ANSWER, Duration::ZERO).await,
+                        false => prober.measure(source, interval.clamp(TIMEOUT, MAX_QUERY), TIMEOUT).await,
+                    };
                 }
             }
             Self::Balances(compare) => return compare.measure().await,
@@ -104,19 +151,15 @@ impl Source {
             Self::Statements(statements) => return statements.measure().await,
             Self::Stateless => {}
         }
-        if let Some(source) = &check.sql {
-            let limit = interval.clamp(Duration::from_secs(5), MAX_QUERY);
-            return means.sql.lock().await.measure(source, limit).await;
-        }
         if let Some(source) = &check.sequence {
             let secret = source.secret_ref.as_ref().map(|secret| Secret::new(&means.secrets, &secret.name));
             return sequence::measure(&means.prober, source, secret, wants_time).await;
         }
         if check.connection.is_some() {
-            return connection::measure(&means.target).await;
+            return connection::measure(&means.address).await;
         }
         match &check.prometheus {
-            Some(source) => means.prober.prometheus(source).await,
+            Some(source) => means.prober.prometheus(source, if trigger { LONGEST_ANSWER } else { TIMEOUT }).await,
             None => Measurement::Error("the check has no source".to_owned()),
         }
     }
@@ -124,20 +167,20 @@ impl Source {
 
 /// One connection to the database, made again when it was lost.
 pub(super) struct Session {
-    target: Result<Target, Failure>,
+    address: Address,
     step: &'static str,
     client: Option<Client>,
 }
 
 impl Session {
-    fn new(target: Result<Target, Failure>, step: &'static str) -> Self {
-        Self { target, step, client: None }
+    fn new(address: Address, step: &'static str) -> Self {
+        Self { address, step, client: None }
     }
 
     async fn client(&mut self) -> Result<&mut Client, Failure> {
         let client = match self.client.take().filter(|client| !client.is_closed()) {
             Some(client) => client,
-            None => self.target.clone()?.connect(self.step).await?,
+            None => self.address.target()?.connect(self.step).await?,
         };
         Ok(self.client.insert(client))
     }
@@ -145,5 +188,16 @@ impl Session {
     /// The next use connects anew: what was begun on this connection may still be under way.
     fn lose(&mut self) {
         self.client = None;
+    }
+    /// The same, and the server need not go on with what is under way.
+    async fn give_up(&mut self) {
+        let Some(client) = self.client.take() else { return };
+        let cancelled = match self.address.target() {
+            Ok(target) => target.cancel(client.cancel_token()).await,
+            Err(failure) => Err(failure),
+        };
+        if let Err(failure) = cancelled {
+            tracing::debug!(reason = %failure.reason, "{}", failure.message);
+        }
     }
 }

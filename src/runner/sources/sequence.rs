@@ -12,7 +12,7 @@ use std::{
 };
 
 use minijinja::{
-    AutoEscape, Environment, UndefinedBehavior,
+    AutoEscape, Environment, ErrorKind, UndefinedBehavior,
     value::{Object, Value as Captured},
 };
 use serde_json::Value as Json;
@@ -24,8 +24,14 @@ use crate::{
     runner::{
         judge::{Measurement, Value, compare},
         probe::{Prober, parse},
+        settings::{Example, set_key},
     },
 };
+
+/// Steps of a template's program: a loop in a loop would otherwise hold the stage for ever.
+const FUEL: u64 = 100_000;
+/// Longest text that a template may give.
+const LONGEST_TEXT: usize = 1 << 20;
 
 /// A mounted Secret; templates read its keys.
 #[derive(Clone, Debug)]
@@ -67,11 +73,28 @@ pub(in crate::runner) fn environment() -> Environment<'static> {
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_debug(false);
+    environment.set_fuel(Some(FUEL));
     environment.add_filter("tojson", |value: Captured| {
-        serde_json::to_string(&value)
-            .map_err(|_| minijinja::Error::new(minijinja::ErrorKind::BadSerialization, "no JSON"))
+        serde_json::to_string(&value).map_err(|_| minijinja::Error::new(ErrorKind::BadSerialization, "no JSON"))
     });
     environment
+}
+
+/// A template's text.
+///
+/// # Errors
+/// In words, without a value.
+fn rendered<C: serde::Serialize>(
+    environment: &Environment<'_>,
+    what: &str,
+    text: &str,
+    context: C,
+) -> Result<String, String> {
+    let text = environment.render_str(text, context).map_err(|e| template_error(what, &e))?;
+    if text.len() > LONGEST_TEXT {
+        return Err(format!("template of {what} gives {} bytes, limit {LONGEST_TEXT}", text.len()));
+    }
+    Ok(text)
 }
 
 /// Sends all requests. The value is the milliseconds of all together if `wants_time`, else that all answered as expected.
@@ -101,9 +124,7 @@ async fn run(
     step: &HttpStep,
     known: &mut BTreeMap<String, Captured>,
 ) -> Result<f64, Measurement> {
-    let render = |what: &str, text: &str| {
-        environment.render_str(text, &*known).map_err(|e| Measurement::Error(template_error(what, &e)))
-    };
+    let render = |what: &str, text: &str| rendered(environment, what, text, &*known).map_err(Measurement::Error);
     let url = render("url", &step.url)?;
     let headers =
         step.headers.iter().map(|(name, value)| Ok((name.clone(), render(&format!("header {name}"), value)?)));
@@ -115,12 +136,14 @@ async fn run(
         .iter()
         .map(|e| e.equals.as_deref().map(|text| render(&format!("equals of {}", e.json_path), text)).transpose())
         .collect::<Result<_, _>>()?;
-    let request = Request { method: step.method, url: &url, headers: &headers, body, timeout: step.timeout.into() };
+    let wants_body = !step.expect.is_empty() || !step.capture.is_empty();
+    let timeout = step.timeout.into();
+    let request = Request { method: step.method, url: &url, headers: &headers, body, timeout, wants_body };
     let answer = send(prober, request).await?;
     if answer.status != step.expected_status {
         return Err(Measurement::Bad(format!("status {}, not {}", answer.status, step.expected_status)));
     }
-    if step.expect.is_empty() && step.capture.is_empty() {
+    if !wants_body {
         return Ok(answer.milliseconds);
     }
     let json = parse(&answer.bytes).map_err(Measurement::Bad)?;
@@ -179,6 +202,7 @@ pub(in crate::runner) fn invalid(
 ) -> Option<String> {
     let environment = environment();
     let mut known: Vec<&str> = environment.globals().map(|(name, _)| name).collect();
+    let mut captured: Vec<&str> = Vec::new();
     for step in &check.steps {
         let at = |words: String| Some(format!("step {:?}: {words}", step.name));
         let mut templates = vec![("url".to_owned(), step.url.as_str())];
@@ -206,10 +230,14 @@ pub(in crate::runner) fn invalid(
                     return at(format!("{what}: secret is used without secretRef; next: set sequence.secretRef"));
                 };
                 if !key.is_empty() && secret.read(key).is_none() {
-                    return at(format!(
-                        "{what}: key {key} of Secret {namespace}/{secret_name} is missing; next: kubectl -n {namespace} create secret generic {secret_name} --from-literal={key}='VALUE'"
-                    ));
+                    let next = set_key(namespace, secret_name, key, Example::Value("VALUE"), false);
+                    return at(format!("{what}: key {key} of Secret {namespace}/{secret_name} is missing; {next}"));
                 }
+            }
+            let used = template.undeclared_variables(false);
+            let unknown: Vec<&str> = captured.iter().copied().filter(|name| used.contains(*name)).collect();
+            if let Some(words) = fails(&environment, &what, text, secret, &unknown) {
+                return at(format!("{words}; next: correct the template"));
             }
         }
         let paths = step.expect.iter().map(|e| &e.json_path).chain(step.capture.iter().map(|c| &c.json_path));
@@ -221,8 +249,35 @@ pub(in crate::runner) fn invalid(
             }
         }
         known.extend(step.capture.iter().map(|c| c.name.as_str()));
+        captured.extend(step.capture.iter().map(|c| c.name.as_str()));
     }
     None
+}
+
+/// In words what is wrong with a template that compiles: a filter that there is not, a loop without end. What is captured is not
+/// known yet (`unknown`, if the template uses any): it is tried with a number and with a text in its place, and what may be due to
+/// that is passed by.
+fn fails(
+    environment: &Environment<'_>,
+    what: &str,
+    text: &str,
+    secret: Option<&Secret>,
+    unknown: &[&str],
+) -> Option<String> {
+    let secret = secret.map(|secret| ("secret", Captured::from_object(secret.clone())));
+    if unknown.is_empty() {
+        return rendered(environment, what, text, secret.into_iter().collect::<BTreeMap<_, _>>()).err();
+    }
+    [Captured::from(1), Captured::from("1")].into_iter().find_map(|stand_in| {
+        let stand_ins = unknown.iter().map(|name| (*name, stand_in.clone()));
+        let context: BTreeMap<_, _> = stand_ins.chain(secret.clone()).collect();
+        let error = environment.render_str(text, context).err()?;
+        let certain = matches!(
+            error.kind(),
+            ErrorKind::UnknownFilter | ErrorKind::UnknownTest | ErrorKind::UnknownFunction | ErrorKind::OutOfFuel
+        );
+        certain.then(|| template_error(what, &error))
+    })
 }
 
 #[cfg(test)]
@@ -315,6 +370,15 @@ mod tests {
     #[case(json!([{"name": "a", "url": "http://h/", "headers": {"A": "{{ secret.password }}"}}]),
         Some("header A: key password of Secret shop/login is missing; next: kubectl -n shop create secret generic login"))]
     #[case(json!([{"name": "a", "url": "http://h/", "expect": [{"jsonPath": "$["}]}]), Some("jsonPath $["))]
+    #[case(json!([{"name": "a", "url": "http://h/{{ secret.user | upcase }}"}]),
+        Some("step \"a\": template of url, line 1: unknown filter; next: correct the template"))]
+    #[case(json!([{"name": "a", "url": "http://h/", "capture": [{"name": "x", "jsonPath": "$.x"}]},
+        {"name": "b", "url": "http://h/", "body": "{{ x | upcase }}"}]), Some("step \"b\": template of body, line 1: unknown filter"))]
+    #[case(json!([{"name": "a", "url": "http://h/", "body": "{% for a in range(9999) %}{% for b in range(9999) %}x{% endfor %}{% endfor %}"}]),
+        Some("ran out of fuel"))]
+    #[case(json!([{"name": "a", "url": "http://h/", "body": "{{ 'x' * 2000000 }}"}]), Some("template of body gives 2000000 bytes, limit 1048576"))]
+    #[case::a_text_or_a_number(json!([{"name": "a", "url": "http://h/", "capture": [{"name": "x", "jsonPath": "$.x"}]},
+        {"name": "b", "url": "http://h/{{ x | upper }}/{{ x.y }}"}, {"name": "c", "url": "http://h/{{ x - 1 }}"}]), None)]
     fn sequences_that_cannot_be_measured(#[case] steps: Json, #[case] words: Option<&str>) {
         let (root, secret) = mounted();
         let check: SequenceCheck = serde_json::from_value(json!({"steps": steps})).unwrap();

@@ -1,31 +1,36 @@
 //! Queries of checks on the migrated database.
 
-use std::time::Duration;
+use std::{pin::pin, time::Duration};
 
-use super::Session;
+use futures::TryStreamExt;
+use tokio_postgres::SimpleQueryMessage;
+
+use super::{Address, Session};
 use crate::{
     api::{Reason, SqlCheck},
     runner::{
         Failure,
         judge::{Measurement, Value},
-        postgres::{Target, classify},
-        probe::TIMEOUT,
+        postgres::classify,
         sqltext,
     },
 };
 
-/// Runs queries of checks, each in a read-only transaction, over one connection that is made again when it is lost.
+/// Rows after the first that are passed by; a query with more is ended.
+const PASSED_BY: usize = 1000;
+
+/// Runs the query of a check in a read-only transaction, over a connection that is made again when it is lost.
 pub struct SqlProber(Session);
 
 impl SqlProber {
     /// Connects at the first query.
-    pub fn new(target: Result<Target, Failure>) -> Self {
-        Self(Session::new(target, "checks"))
+    pub fn new(address: Address) -> Self {
+        Self(Session::new(address, "checks"))
     }
 
-    /// First column of the first row.
-    pub async fn measure(&mut self, check: &SqlCheck, limit: Duration) -> Measurement {
-        match tokio::time::timeout(limit + TIMEOUT, self.first_value(check, limit)).await {
+    /// First column of the first row. The query has `limit`; `more` is left for connecting and the way.
+    pub async fn measure(&mut self, check: &SqlCheck, limit: Duration, more: Duration) -> Measurement {
+        match tokio::time::timeout(limit + more, self.first_value(check, limit)).await {
             Ok(Ok(Some(text))) => Measurement::Value { value: Value::of_text(&text), samples: None },
             Ok(Ok(None)) => Measurement::Nothing("the query has no row, or NULL in its first column".to_owned()),
             Ok(Err(failure)) => {
@@ -34,7 +39,7 @@ impl SqlProber {
             }
             Err(_) => {
                 self.0.lose();
-                Measurement::Error(format!("no answer of the database within {:?}", limit + TIMEOUT))
+                Measurement::Error(format!("no answer of the database within {:?}", limit + more))
             }
         }
     }
@@ -47,15 +52,28 @@ impl SqlProber {
             limit.as_millis()
         );
         client.batch_execute(&begin).await.map_err(|e| classify(&e))?;
-        let rows = client.simple_query(&check.query).await.map_err(|e| classify(&e))?;
-        client.batch_execute("ROLLBACK").await.map_err(|e| classify(&e))?;
-        Ok(rows
-            .iter()
-            .find_map(|message| match message {
-                tokio_postgres::SimpleQueryMessage::Row(row) => Some(row.try_get(0).ok().flatten().map(str::to_owned)),
-                _ => None,
-            })
-            .flatten())
+        let mut first = None;
+        let mut rows = 0;
+        {
+            // Row by row: the whole result of a query that forgot its WHERE would not fit into the pod.
+            let mut messages = pin!(client.simple_query_raw(&check.query).await.map_err(|e| classify(&e))?);
+            while let Some(message) = messages.try_next().await.map_err(|e| classify(&e))? {
+                let SimpleQueryMessage::Row(row) = message else { continue };
+                if rows == 0 {
+                    first = row.try_get(0).ok().flatten().map(str::to_owned);
+                }
+                rows += 1;
+                if rows > PASSED_BY {
+                    break;
+                }
+            }
+        }
+        if rows > PASSED_BY {
+            self.0.give_up().await;
+        } else {
+            client.batch_execute("ROLLBACK").await.map_err(|e| classify(&e))?;
+        }
+        Ok(first)
     }
 }
 

@@ -4,14 +4,14 @@ use std::collections::HashMap;
 
 use tokio_postgres::Client;
 
-use super::Session;
+use super::{Address, Session};
 use crate::{
     api::{Balances, Reason, StatementsCheck},
     runner::{
         Failure,
         control::ident,
         judge::{Measurement, Value},
-        postgres::{Target, classify},
+        postgres::classify,
         probe::TIMEOUT,
     },
 };
@@ -35,11 +35,11 @@ pub struct Statements {
 
 impl Statements {
     /// Nothing counted yet.
-    pub fn new(check: &StatementsCheck, balances: &Balances, target: Result<Target, Failure>) -> Self {
+    pub fn new(check: &StatementsCheck, balances: &Balances, address: impl Into<Address>) -> Self {
         // Without its schema: statements mostly leave it to the search path.
         let table = balances.table.rsplit_once('.').map_or(balances.table.as_str(), |(_, table)| table);
         let containing = check.containing.clone().unwrap_or_else(|| table.to_owned());
-        Self { session: Session::new(target, "statements"), containing, before: None }
+        Self { session: Session::new(address.into(), "statements"), containing, before: None }
     }
 
     /// Mean milliseconds since the last measurement; the samples are the calls.
