@@ -25,6 +25,9 @@ use super::{
         .message("workload and job checks take no limit: a workload is available or not, a job succeeds or fails"),
     validation = Rule::new("!has(self.minimumSamples) || (has(self.prometheus) && has(self.prometheus.samplesQuery)) || (has(self.http) && has(self.http.percentile)) || has(self.statements) || has(self.logs)")
         .message("minimumSamples needs prometheus.samplesQuery, http.percentile, statements or logs: other sources count no samples"),
+    // More times are not kept: it would never have enough.
+    validation = Rule::new("!has(self.minimumSamples) || !has(self.http) || self.minimumSamples <= 100")
+        .message("minimumSamples of http.percentile must be at most 100: the percentile is that of the last 100 times"),
     validation = Rule::new("!has(self.job) || duration(self.interval) >= duration('10s')")
         .message("interval of a job check must be at least 10s: each measurement is a pod")
 )]
@@ -40,7 +43,8 @@ pub struct Check {
     /// `jsonPath` what it finds in the answer. Without a limit it passes when `expectedStatus` comes within `timeout`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<HttpCheck>,
-    /// Requests one after another, with values carried from step to step, such as a login's token.
+    /// Requests one after another, with values carried from step to step, such as a login's token. All must answer as expected; the value
+    /// is the time of all of them in milliseconds. Without a limit it passes when they do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sequence: Option<SequenceCheck>,
     /// An instant query to Prometheus, whose result is the value.
@@ -59,10 +63,10 @@ pub struct Check {
     /// Time of statements, by `pg_stat_statements`. The value is their mean in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub statements: Option<StatementsCheck>,
-    /// A workload whose replicas must all be available.
+    /// A Deployment whose replicas must all be available. Takes no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workload: Option<WorkloadRef>,
-    /// The team's own image: a Job that succeeds or fails.
+    /// The team's own image, run as a Job at each measurement: exit code 0 passes, any other fails. Takes no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job: Option<JobCheck>,
     /// Time between two measurements.
@@ -81,14 +85,15 @@ pub struct Check {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]
     pub equals: Option<String>,
-    /// How many of the last measurements must fail before the limit counts as breached.
+    /// How many of the last measurements must fail before the limit counts as breached: `count` out of `of`, by default 3 out of 3.
     #[serde(default)]
     pub failures: Failures,
     /// Fewer samples than this are NoData, which is never success. Samples are what `prometheus.samplesQuery` counts, the times behind
     /// `http.percentile`, the calls of `statements`, the lines of `logs`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub minimum_samples: Option<u64>,
-    /// What a breach does.
+    /// What a breach does. `Rollback`: the way back begins. `Hold`: the stage does not end before the check passes, or a person decides.
+    /// `Warn`: an event only.
     #[serde(default)]
     pub on_breach: OnBreach,
 }

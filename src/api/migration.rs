@@ -411,7 +411,8 @@ pub struct Stage {
     /// How long it takes.
     #[x_kube(validation = Rule::new("duration(self) >= duration('0s')").message("duration must not be negative, for example 30m"))]
     pub duration: Duration,
-    /// What is looked at meanwhile.
+    /// What is looked at meanwhile, beside the triggers of `rollback`. The stage ends when its time is over and each check that is not
+    /// `Warn` passes.
     #[serde(default)]
     #[schemars(length(max = 32))]
     #[x_kube(validation = Rule::new("self.all(c, self.exists_one(d, d.name == c.name))").message("names of checks must be unique"))]
@@ -444,9 +445,10 @@ pub enum RollbackPolicy {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Rollback {
-    /// Who starts it.
+    /// Who starts the way back. `Automatic`: a breached trigger, or check with `onBreach: Rollback`. `Manual`: a person only; a breach is
+    /// told, and holds the stage.
     pub policy: RollbackPolicy,
-    /// The checklist's five triggers.
+    /// The checklist's five triggers, measured in the validation and the monitoring stage. Each goes back by itself, if `policy` lets it.
     pub triggers: Triggers,
 }
 

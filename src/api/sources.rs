@@ -79,7 +79,8 @@ pub struct SequenceCheck {
     /// Secret with credentials, for `{{ secret.KEY }}`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_ref: Option<NameRef>,
-    /// The requests.
+    /// The requests. `url`, `headers`, `body` and `equals` are MiniJinja templates: `{{ NAME }}` is a value that an earlier step captured,
+    /// `{{ secret.KEY }}` a key of `secretRef`.
     #[schemars(length(min = 1, max = 16))]
     pub steps: Vec<HttpStep>,
 }
@@ -105,7 +106,7 @@ pub struct HttpStep {
     /// JSON body.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub body: Option<String>,
-    /// Status code of a good answer.
+    /// Status code of a good answer; any other fails.
     #[serde(default = "ok")]
     #[schemars(range(min = 100, max = 599))]
     pub expected_status: u16,
@@ -113,7 +114,7 @@ pub struct HttpStep {
     #[serde(default)]
     #[schemars(length(max = 16))]
     pub expect: Vec<Expectation>,
-    /// What later steps use.
+    /// Values that later steps use, as `{{ NAME }}`.
     #[serde(default)]
     #[schemars(length(max = 16))]
     pub capture: Vec<Capture>,
@@ -152,7 +153,8 @@ pub struct Capture {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct BalancesCheck {
-    /// What is compared.
+    /// `Users`: the value is the number of users whose balance is not that of the cut-over plus their transactions since. `Total`: how far
+    /// the sum of balances is from that of the cut-over, in percent.
     #[serde(default)]
     pub compare: BalancesComparison,
 }
@@ -177,7 +179,7 @@ pub struct LogsCheck {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     pub container: Option<String>,
-    /// Regular expression of a line that counts.
+    /// Regular expression of a line that counts. By default lines with the word ERROR, FATAL or PANIC.
     #[serde(default = "error")]
     #[schemars(length(min = 1, max = 256))]
     pub pattern: String,

@@ -19,7 +19,7 @@ pub struct Triggers {
     #[serde(default = "three_seconds")]
     #[x_kube(validation = Rule::new("duration(self) >= duration('1s')").message("interval must be at least 1s, for example 3s"))]
     pub interval: Duration,
-    /// How many of the last measurements must fail.
+    /// How many of the last measurements must fail: `count` out of `of`, by default 3 out of 3.
     #[serde(default)]
     pub failures: Failures,
     /// Balances of more users than these are not explained. On by default: the database is there.
@@ -111,6 +111,9 @@ impl Default for DatabaseConnection {
         .message("min must be at most max: no value would be good"),
     validation = Rule::new("!has(self.equals) || has(self.sql) || (has(self.http) && has(self.http.jsonPath)) || self.equals.matches('^-?[0-9]+([.][0-9]+)?$')")
         .message("equals must be a decimal number, for example \"0\": only sql and http.jsonPath give texts"),
+    // More times are not kept: it would never have enough.
+    validation = Rule::new("!has(self.minimumSamples) || !has(self.http) || self.minimumSamples <= 100")
+        .message("minimumSamples of http.percentile must be at most 100: the percentile is that of the last 100 times"),
     validation = Rule::new("!has(self.prometheus) || (has(self.prometheus.samplesQuery) && has(self.minimumSamples))")
         .message("a trigger with prometheus needs samplesQuery, the query that counts the attempts, and minimumSamples, for example 20: else one failed attempt at night goes back"),
     validation = Rule::new("!has(self.minimumSamples) || has(self.prometheus) || (has(self.http) && has(self.http.percentile))")
@@ -126,7 +129,8 @@ pub struct TriggerSource {
     /// `jsonPath` what it finds in the answer. Without a limit it passes when `expectedStatus` comes within `timeout`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<HttpCheck>,
-    /// Requests one after another, with values carried from step to step, such as a login's token.
+    /// Requests one after another, with values carried from step to step, such as a login's token. All must answer as expected; the value
+    /// is the time of all of them in milliseconds. Without a limit it passes when they do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sequence: Option<SequenceCheck>,
     /// An instant query to Prometheus, whose result is the value. Needs `samplesQuery` and `minimumSamples`.
@@ -165,6 +169,7 @@ pub struct ErrorRate {
     pub max: String,
     /// With fewer requests than these nothing is said.
     #[serde(default = "hundred")]
+    #[schemars(range(min = 1))]
     pub minimum_samples: u64,
 }
 

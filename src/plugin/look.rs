@@ -15,6 +15,9 @@ use crate::{
     runner::sqltext,
 };
 
+/// Key of a Secret for pulling images, which is of a type of its own.
+const PULL_KEY: &str = ".dockerconfigjson";
+
 /// One object that was looked for.
 #[derive(Clone, Debug)]
 pub(super) enum Look<T> {
@@ -105,7 +108,7 @@ pub(super) fn needs(spec: &CreditMigrationSpec) -> Needs {
         secret(&code.secret_ref.name, keys, "spec.code.secretRef");
     }
     for r in &spec.runner.image_pull_secrets {
-        secret(&r.name, &[".dockerconfigjson"], "spec.runner.imagePullSecrets");
+        secret(&r.name, &[PULL_KEY], "spec.runner.imagePullSecrets");
     }
     n.deployments.extend(spec.application.workloads.iter().map(|w| w.name.clone()));
     for (field, check) in spec.all_checks() {
@@ -147,9 +150,11 @@ pub(super) fn look(spec: &CreditMigrationSpec, world: &World) -> Vec<Finding> {
     for (what, source) in [("up SQL", &sql.up), ("down SQL", &sql.down)] {
         let r = &source.config_map_key_ref;
         let edit = kubectl(&world.namespace, format!("edit configmap {}", r.name));
-        found.extend(config_map_key(what, r, world, [&format!("--from-file={}=FILE", r.key), &edit], |text| {
-            sql_problem(&r.key, text)
-        }));
+        // Both keys, if one map has them: what was created cannot be created once more.
+        let keys = [&sql.up, &sql.down].map(|s| &s.config_map_key_ref);
+        let keys: BTreeSet<&str> = keys.into_iter().filter(|k| k.name == r.name).map(|k| k.key.as_str()).collect();
+        let files: Vec<String> = keys.iter().map(|key| format!("--from-file={key}=FILE")).collect();
+        found.extend(config_map_key(what, r, world, [&files.join(" "), &edit], |text| sql_problem(&r.key, text)));
     }
     found.extend(flag(spec, world));
     if let Some(r) = &spec.notifications.templates_config_map_ref
@@ -298,7 +303,14 @@ fn secret(name: &str, keys: &BTreeMap<String, String>, look: &Look<BTreeSet<Stri
     let literals: Vec<String> = keys.keys().map(|k| format!("--from-literal={k}=...")).collect();
     match seen(look) {
         Err(unseen) => {
-            let next = kubectl(namespace, format!("create secret generic {name} {}", literals.join(" ")));
+            let create = if keys.contains_key(PULL_KEY) {
+                format!(
+                    "create secret docker-registry {name} --docker-server=... --docker-username=... --docker-password=..."
+                )
+            } else {
+                format!("create secret generic {name} {}", literals.join(" "))
+            };
+            let next = kubectl(namespace, create);
             told(&what, &what, unseen, next.trim_end().to_owned())
         }
         Ok(there) => {
@@ -378,7 +390,12 @@ mod tests {
     }
 
     #[rstest::rstest]
-    #[case::no_map("sql", None, State::Missing, "kubectl -n shop create configmap sql --from-file=up=FILE")]
+    #[case::no_map(
+        "sql",
+        None,
+        State::Missing,
+        "kubectl -n shop create configmap sql --from-file=down=FILE --from-file=up=FILE"
+    )]
     #[case::no_key("sql", Some(json!({"up": "SELECT 1"})), State::Missing, "has no key down; next: kubectl -n shop edit configmap sql")]
     #[case::commit("sql", Some(json!({"up": "SELECT 1;\nCOMMIT", "down": "SELECT 1"})), State::Wrong, "SqlTransactionControl: up, line 2")]
     #[case::doubtful("sql", Some(json!({"up": "ALTER TABEL t", "down": "SELECT 1"})), State::Note, "the server's parser decides")]
@@ -416,6 +433,8 @@ mod tests {
         ] {
             assert!(found.iter().any(|f| f.message.contains(part)), "{part}: {found:?}");
         }
+        let pull = secret("registry", &[(PULL_KEY.to_owned(), String::new())].into(), &Look::Missing, "shop");
+        assert!(pull.message.contains("create secret docker-registry registry --docker-server=..."), "{pull:?}");
         world.secrets.insert("bucket".into(), Look::InFile(["accessKeyId".to_owned()].into()));
         assert!(bad(&world).iter().any(|f| f.message.ends_with("next: add it in the file")), "{:?}", bad(&world));
     }

@@ -148,6 +148,7 @@ async fn checks_triggers_and_follow_ups() {
                 ("spec/validation/checks/1", json!({"name": "a", "http": {"url": "http://shop", "percentile": 95}}), limit),
                 ("spec/validation/checks/1", json!({"name": "a", "http": {"url": "http://shop", "jsonPath": "$.a"}}), limit),
                 ("spec/validation/checks/1/min", "100.5".into(), "min must be at most max: no value would be good"),
+                ("spec/validation/checks/1/minimumSamples", json!(101), "must be at most 100: the percentile is that of the last 100 times"),
                 ("spec/validation/checks/1/equals", "ok".into(), "equals must be a decimal number"),
                 ("spec/validation/checks/1/max", "1".repeat(41).into(), "spec.validation.checks[1].max: Too long"),
                 ("spec/validation/checks/2/max", Value::Null, limit),
@@ -222,6 +223,12 @@ async fn checks_triggers_and_follow_ups() {
                     json!({"http": {"url": "http://shop", "jsonPath": "$.status"}}),
                     limit,
                 ),
+                (
+                    "spec/rollback/triggers/coreFunction",
+                    json!({"http": {"url": "http://shop", "percentile": 95}, "max": "500", "minimumSamples": 101}),
+                    "must be at most 100",
+                ),
+                ("spec/rollback/triggers/errorRate/minimumSamples", json!(0), "should be greater than or equal to 1"),
                 (
                     "spec/rollback/triggers/errorRate/max",
                     "5%".into(),

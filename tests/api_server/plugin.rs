@@ -65,7 +65,8 @@ async fn a_plan_of_a_file_is_what_would_be_applied() {
         }
         std::fs::remove_file(&file).unwrap();
         let after = w.admin.get("creditmigrations/m").await.object();
-        assert_eq!(after["metadata"]["resourceVersion"], before["metadata"]["resourceVersion"], "nothing was changed");
+        // The cluster's operator writes its status meanwhile.
+        assert_eq!(after["spec"], before["spec"], "nothing was changed");
     })
     .await;
 }
