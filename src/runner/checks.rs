@@ -49,9 +49,8 @@ pub async fn watch(
     loop {
         let result = tokio::select! {
             () = stop.cancelled() => return Ok(latest),
+            // Without a check of ours there is none: the stage is the controller's alone.
             Some(result) = results.recv() => result,
-            // No check of ours: the stage is the controller's alone.
-            else => { stop.cancelled().await; return Ok(latest); }
         };
         if result.breached {
             tracing::warn!(check = result.name, "limit breached: {}", result.message);

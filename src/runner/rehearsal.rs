@@ -14,7 +14,7 @@ mod extensions;
 
 use std::{path::Path, time::Instant};
 
-use tokio_postgres::Client;
+use tokio_postgres::{Client, types::Type};
 
 use super::{
     Failure,
@@ -151,6 +151,7 @@ async fn rehearse(
     }
     let measured = rehearsal_checks::measure(work, copy).await?;
     let rollback_seconds = seconds(control::run_down(&mut client, &subject, &sql.down).await?)?;
+    proves(&client, &subject).await?;
 
     let differences = before.differences(&Fingerprint::take(&mut client).await?);
     if !differences.is_empty() {
@@ -179,6 +180,19 @@ async fn rehearse(
         checks_not_passing: measured.not_passing,
         expected_window_seconds: expected_window(migrate_seconds, compare_seconds),
     })
+}
+
+/// `verifyDown` can fail: a query without a boolean passes whatever it finds. Asked after the way back, which may make what the query calls.
+async fn proves(client: &Client, subject: &Subject) -> Result<(), Failure> {
+    let Some(query) = &subject.verify_down else { return Ok(()) };
+    let statement = client.prepare(query).await.map_err(|e| classify(&e))?;
+    if statement.columns().iter().any(|column| *column.type_() == Type::BOOL) {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Reason::VerifyDownFailed,
+        "verifyDown: the query has no boolean column, at least 1 is needed: it passes whatever it finds; next: write it as SELECT count(*) = 0 AS good FROM ...",
+    ))
 }
 
 /// Expected length of the window in seconds.

@@ -110,11 +110,6 @@ impl Reporter {
         })
     }
 
-    /// Name of the pod.
-    pub fn pod(&self) -> &str {
-        &self.pod
-    }
-
     /// The run as it is now, in one try. `None` if it is gone.
     ///
     /// # Errors

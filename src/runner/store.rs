@@ -48,7 +48,7 @@ const DENIALS: &[&str] = &["AccessDenied", "AccessKey", "Signature", "UserNotFou
 pub struct Store {
     /// For all but parts: no limit but on silence, else a large object could not be read.
     client: Arc<AmazonS3>,
-    /// For parts: a limit on the whole, since who sends hears nothing.
+    /// For parts and the end of an upload: a limit on the whole, since who sends hears nothing.
     sender: Arc<AmazonS3>,
     bucket: String,
     prefix: String,

@@ -74,6 +74,24 @@ async fn what_fails_is_named_and_the_copy_is_dropped() {
 }
 
 #[tokio::test]
+async fn a_proof_that_cannot_fail_is_none() {
+    let mut world = ready(UP, DOWN).await;
+    for (query, good) in [
+        ("SELECT count(*) FROM user_credits WHERE balance < 0", false),
+        ("SELECT count(*), count(*) = 0 FROM user_credits WHERE balance < 0", true),
+    ] {
+        world.spec.plan.migration.verify_down = Some(query.to_owned());
+        let outcome = world.run(Task::Rehearse).await;
+        assert_eq!(outcome.result.is_ok(), good, "{:?}", outcome.result);
+        if !good {
+            assert_eq!(outcome.failure().reason, Reason::VerifyDownFailed);
+            assert!(outcome.failure().message.contains("no boolean column"), "{}", outcome.failure());
+        }
+        assert!(!world.has_scratch().await);
+    }
+}
+
+#[tokio::test]
 async fn an_extension_that_the_role_may_not_create_is_left_out() {
     let mut world = World::new().await;
     world.alter("CREATE EXTENSION pg_stat_statements; CREATE EXTENSION pgcrypto").await;

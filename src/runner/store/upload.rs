@@ -121,7 +121,8 @@ impl Upload {
     pub async fn complete(&mut self) -> Result<(), Failure> {
         self.flush().await?;
         self.settle().await?;
-        let ended = self.store.client.complete_multipart(&self.path, &self.id, self.sent.clone()).await;
+        // Some stores put the parts together only now, in silence.
+        let ended = self.store.sender.complete_multipart(&self.path, &self.id, self.sent.clone()).await;
         ended.map(|_| ()).map_err(|e| self.store.failure("writing", &self.object, &e))
     }
 
