@@ -222,7 +222,7 @@ impl Writer<'_> {
             action,
             secondary: None,
         };
-        if let Err(error) = self.ctx.recorder.publish(&kube_event, &self.live.object_ref(&())).await {
+        if let Err(error) = self.ctx.events.publish(&kube_event, &self.live.object_ref(&())).await {
             warn!(%error, reason = %event.reason, "cannot publish an event");
         }
     }
@@ -286,7 +286,7 @@ pub(super) async fn report_undecodable<K: Resource<DynamicType = ()>>(ctx: &Cont
         action: "Decode".into(),
         secondary: None,
     };
-    if let Err(error) = ctx.recorder.publish(&event, &reference::<K>(invalid)).await {
+    if let Err(error) = ctx.events.publish(&event, &reference::<K>(invalid)).await {
         warn!(%error, "cannot publish an event");
     }
 }

@@ -5,6 +5,7 @@
 
 pub mod jobs;
 
+mod events;
 mod execute;
 mod leader;
 mod metrics;
@@ -20,10 +21,7 @@ use kube::{
     Api, Client, ResourceExt,
     api::PostParams,
     core::DeserializeGuard,
-    runtime::{
-        controller::Action,
-        events::{Recorder, Reporter},
-    },
+    runtime::{controller::Action, events::Reporter},
 };
 use tracing::{error, info, warn};
 
@@ -119,7 +117,7 @@ pub enum Error {
 pub(crate) struct Context {
     client: Client,
     options: Options,
-    recorder: Recorder,
+    events: events::Events,
     lease: leader::Held,
     metrics: Arc<metrics::Metrics>,
 }
@@ -143,7 +141,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
     metrics.leading();
     let reporter = Reporter { controller: MANAGER.into(), instance: Some(options.identity.clone()) };
     let ctx = Arc::new(Context {
-        recorder: Recorder::new(client.clone(), reporter),
+        events: events::Events::new(client.clone(), reporter),
         client: client.clone(),
         options,
         lease: elector.held(),

@@ -270,7 +270,10 @@ impl Machine<'_> {
             .iter()
             .filter(|w| self.spec.application.workloads.contains(&w.reference))
             .map(|w| {
-                format!("{} {}/{} available, {} old pods", w.reference.name, w.available.0, w.available.1, w.old_pods)
+                format!(
+                    "{} {}/{} available, {} pods to be replaced",
+                    w.reference.name, w.available.0, w.available.1, w.old_pods
+                )
             })
             .collect();
         let probe = progress.observed_version.as_deref().unwrap_or("none");

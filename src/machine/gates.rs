@@ -63,7 +63,7 @@ impl Machine<'_> {
         };
         let r = &self.spec.migration.down.config_map_key_ref;
         Some(format!(
-            "key {} of ConfigMap {} (spec.migration.down) is {seen}, approved was {approved}: a way back would be refused; put the approved SQL back, next: {}",
+            "key {} of ConfigMap {} (spec.migration.down) is {seen}, approved was {approved}: a way back runs the approved one, which the database keeps; put it back, next: {}",
             r.key,
             r.name,
             self.o.kubectl(&format!("edit configmap {}", r.name))
@@ -130,7 +130,7 @@ impl Machine<'_> {
             Flag::Value { value, .. } if *value != flag.from => Some((
                 "FlagNotAtFrom",
                 format!(
-                    "key {} of ConfigMap {} is {value:?}, expected {:?} (spec.application.flag.from); next: set the key or the spec",
+                    "key {} of ConfigMap {} is {value:?}, expected {:?} (spec.application.flag.from); next: see which version runs. If it is the new one this migration is done already; else correct the spec, or the key",
                     r.key, r.name, flag.from
                 ),
             )),

@@ -43,6 +43,7 @@ pub(crate) use simulation::fixture;
 pub use effect::*;
 pub use gates::plan_digest;
 pub use observed::*;
+pub use preparing::SUPERSEDED;
 pub use scheduling::next_hours;
 
 use crate::api::{
@@ -252,7 +253,13 @@ impl Machine<'_> {
             self.wake_at(at);
             return Some(false);
         }
+        let failed = self.step(step).map(|x| (x.reason.clone(), x.message.clone()));
         self.start_step(step);
+        // What went wrong is told until it goes right: between two tries of a few seconds nobody would see it.
+        if let Some((reason, message)) = failed {
+            let x = self.step_mut(step);
+            (x.reason, x.message) = (reason, message);
+        }
         Some(true)
     }
 
@@ -287,7 +294,9 @@ impl Machine<'_> {
                     Some(Step::SwitchBack) => {
                         let workload = self.spec.application.workloads.first().map_or("", |w| w.name.as_str());
                         let command = self.o.kubectl(&format!("rollout status deployment/{workload}"));
-                        format!("{command}; see that workloads and flag can be switched back")
+                        format!(
+                            "{command}; pods of the old version must become ready on the new schema, and nobody may set the flag again"
+                        )
                     }
                     _ => {
                         let command = self.o.kubectl(&format!("describe job/{}", self.o.run_name(task, attempt)));

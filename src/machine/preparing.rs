@@ -4,7 +4,8 @@ use super::{Machine, Outcome, seconds, span, steps};
 use crate::api::{Decision, MigrationRun, NoticeState, Occasion, Phase, Reason, Retry, Step, StepState, Time};
 
 /// Reason of steps whose evidence is void because spec or SQL have changed.
-pub(super) const SUPERSEDED: &str = "Superseded";
+/// Reason of a step that a changed plan made void.
+pub const SUPERSEDED: &str = "Superseded";
 /// Longest wait between two tries of Preflight: somebody is probably mending what it named.
 const PREFLIGHT_RETRY_SECONDS: i64 = 30;
 /// Longest wait between two tries of the other steps.
@@ -62,7 +63,7 @@ impl Machine<'_> {
                     return;
                 }
             } else if self.step(step).is_none_or(|x| x.retry_at.is_none()) {
-                self.explain("Progressing", format!("{step:?} is under way"));
+                self.explain_try(step);
             }
             if self.s.plan.is_none() {
                 self.s.plan = self.observed_plan();
@@ -191,6 +192,19 @@ impl Machine<'_> {
             );
         } else if let Some(at) = self.step(retried).and_then(|x| x.retry_at) {
             self.wake_at(at);
+        }
+    }
+
+    /// That a step is under way, and what went wrong in it the last time.
+    fn explain_try(&mut self, step: Step) {
+        let failed = self.step(step).filter(|x| x.failures > 0);
+        match failed
+            .map(|x| (x.failures + 1, x.reason.clone().unwrap_or_default(), x.message.clone().unwrap_or_default()))
+        {
+            Some((number, reason, message)) if !reason.is_empty() => {
+                self.explain(reason, format!("try {number} of {step:?} is under way, the last one failed: {message}"));
+            }
+            _ => self.explain("Progressing", format!("{step:?} is under way")),
         }
     }
 

@@ -235,12 +235,11 @@ impl Machine<'_> {
         let schedule = self.s.schedule.clone().unwrap_or_default();
         let who =
             if schedule.present.is_empty() { String::new() } else { format!(" ({})", schedule.present.join(", ")) };
+        let (present, needed) = (schedule.present.len(), self.presence_needed());
+        let next = if present < needed { format!("; next: {}", self.ready_command()) } else { String::new() };
         format!(
-            "{} of {} people present{who}, by a Ready of the last {}; next: {}",
-            schedule.present.len(),
-            self.presence_needed(),
-            self.spec.schedule.presence.within,
-            self.ready_command()
+            "{present} of {needed} people present{who}, by a Ready of the last {}{next}",
+            self.spec.schedule.presence.within
         )
     }
 

@@ -88,11 +88,14 @@ pub(super) async fn decide(connection: &Connection, decision: Decision, target: 
         spec: wanted,
     };
     let api: Api<MigrationDecision> = connection.api();
-    let mut made = api.create(&PostParams::default(), &object).await?;
+    let mut made = api.create(&PostParams::default(), &object).await.map_err(|error| may_not(error, &by, decision))?;
     // As kubectl shows an object.
     made.metadata.managed_fields = None;
-    let text =
-        || format!("migrationdecision/{} created: {decision:?} by {by} on {}", made.name_any(), standing(&migration));
+    // Not where the migration stood: that reads as if the word did not count.
+    let text = || {
+        let next = plugin(&connection.namespace, format!("status {}", target.name));
+        format!("migrationdecision/{} created: {decision:?} by {by}; to see what it does: {next}", made.name_any())
+    };
     Ok(Answer::fine(target.output.write(&made, text)?))
 }
 
@@ -105,6 +108,23 @@ pub(super) async fn rollback(connection: &Connection, args: Rollback) -> Result<
     fits(&migration, Decision::Revert, "")?;
     let preview = preview(&migration);
     Ok(Answer::fine(args.target.output.write(&preview, || preview_text(&migration, &preview))?))
+}
+
+/// A refusal for want of a right, with who gives it.
+fn may_not(error: kube::Error, by: &str, decision: Decision) -> Error {
+    match error {
+        kube::Error::Api(status) if status.code == 403 && status.message.contains(" cannot ") => {
+            let role = match decision {
+                Decision::Abort | Decision::Revert => "credit-migration-responder",
+                _ => "credit-migration-approver",
+            };
+            Error::Refused(format!(
+                "{}; next: ask a cluster administrator for a RoleBinding of {by} to ClusterRole {role} in this namespace",
+                status.message
+            ))
+        }
+        other => other.into(),
+    }
 }
 
 /// The decision, or why it would do nothing. Pure.
@@ -142,6 +162,12 @@ fn fits(m: &CreditMigration, decision: Decision, by: &str) -> Result<(), Error> 
         Decision::Execute | Decision::Reject if phase != Some(Phase::AwaitingApproval) => {
             refuse("there is nothing to approve or reject now")
         }
+        Decision::Execute | Decision::Ready if rejected(m) => {
+            refuse("the plan was rejected: its author changes it, and people approve the new one")
+        }
+        Decision::Execute if status.is_some_and(|s| s.approved_by.iter().any(|name| name == by)) => {
+            refuse("you have approved this plan already, and it counts")
+        }
         Decision::Execute if author => refuse("the author's own approval does not count: ask another person"),
         Decision::Ready if phase != Some(Phase::AwaitingApproval) => {
             refuse("nobody waits for people to be present now")
@@ -177,6 +203,12 @@ fn fits(m: &CreditMigration, decision: Decision, by: &str) -> Result<(), Error> 
         }
         _ => Ok(()),
     }
+}
+
+/// Whether somebody's Reject holds the plan.
+fn rejected(m: &CreditMigration) -> bool {
+    let conditions = m.status.iter().flat_map(|s| &s.conditions);
+    conditions.filter(|c| c.type_ == "Ready").any(|c| c.reason == "Rejected")
 }
 
 /// Where the migration stands, in one line.
@@ -342,6 +374,37 @@ mod tests {
         let printed = error.to_string().matches("kubectl ").count();
         assert_eq!(sound(&error.to_string(), "shop"), printed);
         assert_eq!(error.exit(), super::super::Exit::Unfit);
+    }
+
+    #[test]
+    fn a_word_that_counts_already_or_no_more_is_not_repeated() {
+        let mut m = migration(Phase::AwaitingApproval);
+        m.status.as_mut().unwrap().approved_by = vec!["ann".into()];
+        let again = decision_on(&m, Decision::Execute, "ann", None).unwrap_err().to_string();
+        assert!(again.contains("you have approved this plan already"), "{again}");
+        assert!(decision_on(&m, Decision::Execute, "bob", None).is_ok());
+        assert!(decision_on(&m, Decision::Reject, "ann", None).is_ok(), "a change of mind");
+        let rejected = serde_json::json!({"type": "Ready", "status": "False", "reason": "Rejected", "message": "bob rejected it",
+            "lastTransitionTime": "2030-01-01T00:00:00Z"});
+        m.status.as_mut().unwrap().conditions = vec![serde_json::from_value(rejected).unwrap()];
+        for decision in [Decision::Execute, Decision::Ready] {
+            let refused = decision_on(&m, decision, "cid", None).unwrap_err().to_string();
+            assert!(refused.contains("its author changes it") && refused.contains("bob rejected it"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn whoever_may_not_decide_learns_who_gives_the_right() {
+        let status = |code, message: &str| {
+            kube::Error::Api(Box::new(kube::core::Status::failure(message, "Forbidden").with_code(code)))
+        };
+        let refusal = may_not(status(403, "User \"dave\" cannot create resource"), "dave", Decision::Execute);
+        assert!(
+            refusal.to_string().ends_with("dave to ClusterRole credit-migration-approver in this namespace"),
+            "{refusal}"
+        );
+        let other = may_not(status(403, "admission policy denied the request"), "dave", Decision::Execute);
+        assert!(!other.to_string().contains("ClusterRole"), "{other}");
     }
 
     #[test]

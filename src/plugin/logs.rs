@@ -2,6 +2,7 @@
 
 use std::{io::Write as _, str::FromStr};
 
+use clap_complete::{CompletionCandidate, engine::ArgValueCandidates};
 use futures::{AsyncBufReadExt as _, TryStreamExt as _};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
@@ -34,7 +35,7 @@ pub(super) struct Args {
     #[arg(add = completion::names())]
     name: String,
     /// Task; that of the newest run when absent.
-    #[arg(long, value_name = "TASK")]
+    #[arg(long, value_name = "TASK", add = tasks())]
     task: Option<TaskName>,
     /// Go on until the pod ends.
     #[arg(short, long)]
@@ -61,6 +62,10 @@ const TASKS: [Task; 14] = [
     Task::Notify,
     Task::Cleanup,
 ];
+
+fn tasks() -> ArgValueCandidates {
+    ArgValueCandidates::new(|| TASKS.iter().map(|t| CompletionCandidate::new(slug(*t))).collect())
+}
 
 impl FromStr for TaskName {
     type Err = String;

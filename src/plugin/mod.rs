@@ -134,6 +134,9 @@ pub enum Error {
     /// The API server refused; its message names the rule.
     #[error("{}", short(.0))]
     Kube(#[from] kube::Error),
+    /// The API server refused, and there is more to say.
+    #[error("{0}")]
+    Refused(String),
     /// The verb does not fit the migration's state.
     #[error("{0}")]
     Unfit(String),
@@ -159,6 +162,7 @@ impl Error {
             Error::Kubeconfig(_)
             | Error::Infer(_)
             | Error::Kube(_)
+            | Error::Refused(_)
             | Error::Absent(_)
             | Error::File(..)
             | Error::Content(_)

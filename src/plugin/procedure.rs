@@ -169,9 +169,12 @@ fn schedule(spec: &CreditMigrationSpec, now: Time) -> String {
     };
     let everybody = channels(spec, &[Audience::Users, Audience::Social, Audience::StatusPage]);
     let notice = if everybody.is_empty() { " (no channel for users)" } else { "" };
+    let told = match spec.notifications.channels.as_slice() {
+        [] => "nobody is told: no channel".to_owned(),
+        _ => format!("maintenance is told {} before{notice}", duration(s.lead_time)),
+    };
     format!(
-        "{start}{hours}{next}maintenance is told {} before{notice}; waits for {} people present within {}; backup not older than {}",
-        duration(s.lead_time),
+        "{start}{hours}{next}{told}; waits for {} people present within {}; backup not older than {}",
         s.presence.required,
         duration(s.presence.within),
         duration(s.backup_max_age)
@@ -237,7 +240,7 @@ mod tests {
             (Step::CodeBackup, "skipped: spec.code"),
             (Step::NotifyTeam, "skipped: no channel"),
             (Step::Approve, "2 people beside author"),
-            (Step::Schedule, "at any time; maintenance is told 0s before (no channel for users); waits for 2 people"),
+            (Step::Schedule, "at any time; nobody is told: no channel; waits for 2 people"),
             (Step::OpenWindow, "for 1m at most"),
             (Step::SwitchApplication, "from v1 to v2, restarts shop; waits until http://shop/version says v2"),
             (Step::Validate, "waits 20s; nothing is measured"),

@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     api::{CreditMigration, DeliveryState, NoticeState, Outcome, Phase, StepState, Time},
+    machine::SUPERSEDED,
     telemetry,
 };
 
@@ -104,6 +105,16 @@ pub(super) struct StepView {
     pub(super) took_seconds: f64,
     /// Evidence, or what is wrong.
     pub(super) evidence: String,
+}
+
+impl StepView {
+    /// State as people read it: what a changed plan made void did not fail.
+    fn state_in_words(&self) -> String {
+        match self.state {
+            StepState::Failed if self.evidence == SUPERSEDED => SUPERSEDED.to_owned(),
+            state => format!("{state:?}"),
+        }
+    }
 }
 
 /// A condition.
@@ -273,9 +284,7 @@ impl View {
             &["STEP", "STATE", "TOOK", "EVIDENCE"],
             self.steps
                 .iter()
-                .map(|s| {
-                    vec![s.name.clone(), format!("{:?}", s.state), seconds(s.took_seconds.max(0.0)), s.evidence.clone()]
-                })
+                .map(|s| vec![s.name.clone(), s.state_in_words(), seconds(s.took_seconds.max(0.0)), s.evidence.clone()])
                 .collect(),
         );
         part(

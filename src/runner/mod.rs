@@ -230,7 +230,7 @@ async fn checks(work: &Work<'_>, checks: &[crate::api::Check], before: &[CheckRe
 
 async fn window(work: &Work<'_>, reporter: &Reporter, kept: Kept, direction: Step) -> Result<String, Failure> {
     let target = work.settings.target()?;
-    let sql = rehearsal::for_window(work)?;
+    let sql = rehearsal::for_window(work);
     let order = order_of(&work.spec.window);
     let plan = WindowPlan {
         subject: work.subject(),

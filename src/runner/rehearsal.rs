@@ -87,29 +87,28 @@ pub struct Both {
 /// # Errors
 /// `SqlChanged` and those of [`sqltext::for_run`].
 pub fn both(work: &Work<'_>) -> Result<Both, Failure> {
-    let ForWindow { up, down } = for_window(work)?;
-    Ok(Both { up: up?, down })
+    let ForWindow { up, down } = for_window(work);
+    Ok(Both { up: up?, down: down? })
 }
 
-/// What a window needs. The up SQL is not needed any more once it is committed, and by then may have changed or be gone: why it
-/// cannot be used is an error only for whoever wants to run it.
+/// What a window needs, as [`both`]. Weeks after the up SQL was committed it may have changed or be gone, and so may the down SQL,
+/// which the database keeps: why one cannot be used is an error only for whoever has to run it.
 pub struct ForWindow {
     /// The change.
     pub up: Result<Sql, Failure>,
     /// The way back.
-    pub down: Sql,
+    pub down: Result<Sql, Failure>,
 }
 
 /// Reads what a window needs.
-///
-/// # Errors
-/// Of the down SQL: `SqlChanged` and those of [`sqltext::for_run`].
-pub fn for_window(work: &Work<'_>) -> Result<ForWindow, Failure> {
+pub fn for_window(work: &Work<'_>) -> ForWindow {
     let sql = |name: &str, text: String| -> Result<Sql, Failure> {
         Ok(Sql { statements: sqltext::for_run(name, &text)?, sha256: sha256(text.as_bytes()) })
     };
-    let up = work.settings.up_sql().and_then(|text| sql("up SQL", text));
-    Ok(ForWindow { up, down: sql("down SQL", work.settings.down_sql()?)? })
+    ForWindow {
+        up: work.settings.up_sql().and_then(|text| sql("up SQL", text)),
+        down: work.settings.down_sql().and_then(|text| sql("down SQL", text)),
+    }
 }
 
 /// Everything that happens on the copy.

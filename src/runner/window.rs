@@ -94,8 +94,8 @@ pub struct WindowPlan {
     pub attempt: u32,
     /// The up SQL as mounted, or why it cannot be used: of no interest on the way back, and once it is committed.
     pub up: Result<Sql, Failure>,
-    /// The down SQL as mounted.
-    pub down: Sql,
+    /// The down SQL as mounted, or why it cannot be used: once the up SQL is committed the database has it, too.
+    pub down: Result<Sql, Failure>,
     /// What the controller saw.
     pub inputs: RunInputs,
     /// The order that is known already: that of the run as it was read, or as an earlier container of this pod kept it.
@@ -130,9 +130,6 @@ type Report = (WindowProgress, Option<Failure>);
 ///
 /// `stop` is cancelled when the process is told to end.
 pub async fn run<C: Channel>(channel: &C, target: &Target, plan: &WindowPlan, stop: &CancellationToken) -> Outcome {
-    if let Some(failure) = changed(plan) {
-        return Outcome { progress: WindowProgress::default(), failure: Some(failure) };
-    }
     let WindowOrder { command, deadline } = plan.order;
     let (orders_in, orders) = watch::channel(Orders { command, deadline, gone: false, last_pod: false });
     let running = Running::default();
@@ -185,14 +182,11 @@ impl Running {
     }
 }
 
-/// The down SQL must be what the controller saw, people approved and the rehearsal ran. The up SQL is looked at when it is wanted.
-fn changed(plan: &WindowPlan) -> Option<Failure> {
-    as_approved("down", &plan.down, &plan.inputs.down_sha256).err()
-}
-
-fn as_approved(name: &str, mounted: &Sql, approved: &str) -> Result<(), Failure> {
+/// The SQL must be what the controller saw, people approved and the rehearsal ran.
+fn as_approved<'a>(name: &str, mounted: &'a Result<Sql, Failure>, approved: &str) -> Result<&'a Sql, Failure> {
+    let mounted = mounted.as_ref().map_err(Failure::clone)?;
     if mounted.sha256 == approved {
-        return Ok(());
+        return Ok(mounted);
     }
     let found = &mounted.sha256;
     let message =

@@ -13,7 +13,7 @@ use credit_migration::{
 use jiff::Timestamp;
 
 use crate::{
-    harness::{Database, Desk, end, plan, sample_down, sample_up, state_of, subject},
+    harness::{Database, Desk, end, plan, sample_down, sample_up, subject},
     window::{SLEEPS, back, blocked, ledger, released, sample, writable},
 };
 
@@ -160,7 +160,7 @@ async fn a_way_back_that_fails_at_the_deadline_is_told_as_held() {
     let (database, desk) = (Database::new().await, Desk::new());
     database.prepared(&subject()).await;
     let mut plan = sample();
-    plan.down.statements.push("UPDATE user_credits SET balance = 0 WHERE user_id = 3".to_owned());
+    plan.down.as_mut().unwrap().statements.push("UPDATE user_credits SET balance = 0 WHERE user_id = 3".to_owned());
     let task = desk.start(&database, &plan);
     desk.order(Order::Open);
     desk.state(State::Migrated).await;
@@ -192,15 +192,17 @@ async fn an_order_that_was_kept_is_obeyed() {
     writable(&database, false).await;
 }
 
+fn gone() -> Result<Sql, Failure> {
+    Err(Failure::new(Reason::SqlChanged, "the key is missing"))
+}
+
 #[tokio::test]
-async fn the_up_sql_is_not_needed_any_more_once_it_is_committed() {
-    let gone = || Err(Failure::new(Reason::SqlChanged, "key up.sql is missing"));
-    // Before that it is.
+async fn the_up_sql_is_needed_until_it_is_committed() {
     let (database, desk) = (Database::new().await, Desk::new());
     database.prepared(&subject()).await;
     let mut changed = sample();
     changed.inputs.up_sha256 = "sha256:0".to_owned();
-    for plan in [WindowPlan { up: gone(), ..sample() }, changed.clone()] {
+    for plan in [WindowPlan { up: gone(), ..sample() }, changed, WindowPlan { down: gone(), ..sample() }] {
         desk.order(Order::Open);
         let outcome = end(desk.start(&database, &plan)).await;
         assert_eq!(outcome.failure.unwrap().reason, Reason::SqlChanged);
@@ -213,23 +215,39 @@ async fn the_up_sql_is_not_needed_any_more_once_it_is_committed() {
     desk.state(State::Migrated).await;
     first.abort();
     assert!(first.await.is_err());
-    let task = desk.start(&database, &WindowPlan { up: gone(), ..sample() });
+    let task = desk.start(&database, &WindowPlan { up: gone(), down: gone(), ..sample() });
     desk.order(Order::Switch);
     desk.until("comparison", |progress, _| progress.comparison.is_some() && progress.switch_acknowledged).await;
     desk.order(Order::Release);
     assert_eq!(end(task).await.progress.state, State::Released);
     writable(&database, true).await;
-    // The way back.
-    let desk = Desk::new();
-    let mut plan = WindowPlan { up: gone(), ..back() };
-    plan.inputs.up_sha256 = "sha256:0".to_owned();
-    let task = desk.start(&database, &plan);
-    desk.state(State::Ready).await;
-    desk.order(Order::Open);
-    desk.state(State::Blocked).await;
-    desk.order(Order::Revert);
-    let outcome = end(task).await;
-    assert_eq!((outcome.progress.state, outcome.failure), (State::Reverted, None));
-    writable(&database, false).await;
-    assert_eq!(state_of(&database.session("app").await, "SELECT 1").await, "ok");
+}
+
+/// The next release prunes the ConfigMap, or edits it, while somebody may still want to go back.
+#[tokio::test]
+async fn the_way_back_needs_no_config_map() {
+    for down in ["mounted", "gone", "edited"] {
+        let database = released().await;
+        let mut plan = WindowPlan { up: gone(), ..back() };
+        plan.inputs.up_sha256 = "sha256:0".to_owned();
+        match down {
+            "gone" => plan.down = gone(),
+            "edited" => plan.down = Ok(Sql { sha256: "sha256:0".to_owned(), ..sample_up() }),
+            _ => {}
+        }
+        let desk = Desk::new();
+        let task = desk.start(&database, &plan);
+        desk.state(State::Ready).await;
+        desk.order(Order::Open);
+        desk.state(State::Blocked).await;
+        desk.order(Order::Revert);
+        let outcome = end(task).await;
+        assert_eq!((outcome.progress.state, outcome.failure), (State::Reverted, None), "{down}");
+        writable(&database, false).await;
+    }
+    // Another one than was kept is approved, and is not there.
+    let database = released().await;
+    let mut plan = WindowPlan { down: gone(), ..back() };
+    plan.inputs.down_sha256 = "sha256:0".to_owned();
+    assert_eq!(end(Desk::new().start(&database, &plan)).await.failure.unwrap().reason, Reason::SqlChanged);
 }

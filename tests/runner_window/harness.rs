@@ -299,7 +299,7 @@ pub fn plan(direction: Step, up: Sql, down: Sql) -> WindowPlan {
     let inputs = RunInputs { up_sha256: up.sha256.clone(), down_sha256: down.sha256.clone(), ..RunInputs::default() };
     let order = WindowOrder { command: WindowCommand::Standby, deadline: None };
     let poll = Duration::from_millis(10);
-    WindowPlan { subject: subject(), direction, attempt: 1, up: Ok(up), down, inputs, order, poll }
+    WindowPlan { subject: subject(), direction, attempt: 1, up: Ok(up), down: Ok(down), inputs, order, poll }
 }
 
 /// The controller's side: orders that a test gives, reports that it waits for, a clock that it moves.

@@ -16,7 +16,7 @@ async fn past_the_deadline_a_reader_is_waited_for_and_then_ended() {
     let database = Database::new().await;
     database.prepared(&subject()).await;
     let mut plan = sample();
-    plan.down.statements.push("SELECT 1/0".to_owned());
+    plan.down.as_mut().unwrap().statements.push("SELECT 1/0".to_owned());
     let desk = Desk::new();
     let task = desk.start(&database, &plan);
     desk.order(Order::Open);

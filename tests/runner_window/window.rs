@@ -491,7 +491,7 @@ async fn the_way_back_keeps_what_was_written_on_the_new_version() {
 async fn a_way_back_that_alters_balances_is_refused_and_held() {
     let database = released().await;
     let mut plan = back();
-    plan.down.statements.push("UPDATE user_credits SET balance = 0 WHERE user_id = 3".to_owned());
+    plan.down.as_mut().unwrap().statements.push("UPDATE user_credits SET balance = 0 WHERE user_id = 3".to_owned());
     let desk = Desk::new();
     let task = desk.start(&database, &plan);
     desk.order(Order::Open);
@@ -543,7 +543,7 @@ async fn a_way_back_that_takes_over_the_way_there_never_opens_the_gate_by_itself
     let database = Database::new().await;
     database.prepared(&subject()).await;
     let mut plan = sample();
-    plan.down.statements.push("SELECT 1/0".to_owned());
+    plan.down.as_mut().unwrap().statements.push("SELECT 1/0".to_owned());
     let desk = Desk::new();
     let task = desk.start(&database, &plan);
     desk.order(Order::Open);

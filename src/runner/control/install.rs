@@ -48,6 +48,8 @@ CREATE TABLE IF NOT EXISTS credit_migration.ledger (
     reconciled_users bigint NOT NULL, PRIMARY KEY (migration_uid, step));
 -- Each statement: its number, how it begins, and how long it took.
 ALTER TABLE credit_migration.ledger ADD COLUMN IF NOT EXISTS texts jsonb;
+-- The way back as it was approved, beside the up SQL.
+ALTER TABLE credit_migration.ledger ADD COLUMN IF NOT EXISTS down_sha256 text, ADD COLUMN IF NOT EXISTS down_statements jsonb;
 CREATE TABLE IF NOT EXISTS credit_migration.intent (
     migration_uid text, direction text CHECK (direction IN ('up', 'down')), attempt integer NOT NULL,
     opened_at timestamptz NOT NULL, deadline timestamptz NOT NULL, prior_read_only text, switch_acknowledged_at timestamptz,

@@ -23,6 +23,7 @@ pub mod gate;
 mod install;
 mod proof;
 mod read_only;
+mod way_back;
 pub mod worker;
 
 use std::{
@@ -40,6 +41,7 @@ pub use cut_over::{CutOver, cut_over};
 pub(crate) use cut_over::{TransactionsTable, columns, transactions};
 pub use install::{install, reinstall};
 pub use proof::prove;
+pub use way_back::{keep_down, kept_down};
 
 use super::{Failure, postgres::classify};
 use crate::api::{Balances, CreditMigrationSpec, Reason};

@@ -1,5 +1,7 @@
 //! The proof that writes are blocked: a write of no row, as the application's role, must be refused.
 
+use std::time::Duration;
+
 use tokio_postgres::{Client, error::SqlState};
 
 use super::{Subject, Table, ident, install::GUARD, millis, protected};
@@ -23,7 +25,7 @@ pub async fn prove(target: &Target, subject: &Subject) -> Result<String, Failure
     let limits = format!(
         "SET lock_timeout = {}; SET statement_timeout = {}",
         millis(subject.lock_timeout),
-        millis(subject.lock_timeout * 2)
+        millis(subject.lock_timeout + Duration::from_secs(5))
     );
     client.batch_execute(&limits).await.map_err(|e| classify(&e))?;
     let tables = protected(&client, subject).await?;

@@ -10,6 +10,7 @@
 //! A lost connection at any point leads back to `session()`; the gate stays closed meanwhile.
 
 mod end;
+mod texts;
 mod worker;
 
 use std::{
@@ -22,7 +23,7 @@ use tokio::sync::watch;
 use tokio_postgres::Client;
 
 use super::{
-    Channel, Orders, Outcome, Report, Running, WindowPlan, as_approved,
+    Channel, Orders, Outcome, Report, Running, WindowPlan,
     beside::{comparison, probe},
 };
 use crate::{
@@ -63,6 +64,8 @@ pub(super) struct Task<'a, C> {
     deadline: Option<Timestamp>,
     /// The gate is closed, as far as this task knows.
     opened: bool,
+    /// The SQL of the way back.
+    down: Sql,
     /// How long another task's session must have been silent before it is ended.
     stale: Duration,
 }
@@ -96,6 +99,7 @@ impl<'a, C: Channel> Task<'a, C> {
             progress: WindowProgress::default(),
             deadline: None,
             opened: false,
+            down: Sql { statements: vec![], sha256: String::new() },
             stale: STALE,
         }
     }
@@ -117,8 +121,7 @@ impl<'a, C: Channel> Task<'a, C> {
                 lost_since = Instant::now();
             }
             let lost = matches!(failure.reason, Reason::HostUnreachable | Reason::ConnectionLost);
-            let waiting = self.orders().command == WindowCommand::Standby;
-            if !self.opened && (!lost || (waiting && lost_since.elapsed() > PATIENCE)) {
+            if gives_up(self.opened, lost, self.orders().command, lost_since.elapsed()) {
                 return Outcome { progress: self.progress, failure: Some(failure) };
             }
             // From here on writes may be blocked. Giving up would leave them so with nobody at work on it.
@@ -177,6 +180,9 @@ impl<'a, C: Channel> Task<'a, C> {
         if matches!(resume, Resume::Standby) {
             self.up()?;
         }
+        if !matches!(resume, Resume::Done(_)) {
+            self.down = self.down(&client).await?;
+        }
         if snapshot.closed_at.is_some() {
             self.take_over(&mut client).await?;
         }
@@ -198,16 +204,6 @@ impl<'a, C: Channel> Task<'a, C> {
                 self.migrated(&mut client, up).await
             }
         }
-    }
-
-    /// The SQL that is to be run. Nothing on the way back, which runs none of it.
-    fn up(&self) -> Result<Option<&'a Sql>, Failure> {
-        if self.plan.direction == Step::Down {
-            return Ok(None);
-        }
-        let up = self.plan.up.as_ref().map_err(Failure::clone)?;
-        as_approved("up", up, &self.plan.inputs.up_sha256)?;
-        Ok(Some(up))
     }
 
     fn resume(&self, snapshot: &Snapshot) -> Resume {
@@ -458,6 +454,7 @@ impl<'a, C: Channel> Task<'a, C> {
         self.progress.state = self.progress.state.max(WindowState::Migrated);
         self.progress.migrate_seconds = Some(seconds);
         self.progress.reconciled_users = Some(users);
+        self.keep_down(client).await?;
         // Sessions of the restarted application must be ordinary ones; the gate is what blocks.
         self.restore_default(client).await?;
         self.milestone(client).await?;
@@ -553,6 +550,11 @@ impl<'a, C: Channel> Task<'a, C> {
     }
 }
 
+/// Whether a task that met a failure ends: only one behind which nobody can have closed the gate.
+fn gives_up(opened: bool, lost: bool, order: WindowCommand, since: Duration) -> bool {
+    !opened && (!lost || (order == WindowCommand::Standby && since > PATIENCE))
+}
+
 /// Another session may get over it.
 fn lost(failure: &Failure) -> bool {
     matches!(failure.reason, Reason::ConnectionLost | Reason::HostUnreachable)
@@ -560,4 +562,26 @@ fn lost(failure: &Failure) -> bool {
 
 async fn ping(client: &Client) -> Result<(), Failure> {
     client.batch_execute("SELECT 1").await.map_err(|e| classify(&e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_may_have_closed_the_gate_does_not_give_up_its_database() {
+        let (soon, late) = (PATIENCE / 2, PATIENCE * 2);
+        for (opened, lost, order, since, ends) in [
+            (false, true, WindowCommand::Standby, soon, false),
+            (false, true, WindowCommand::Standby, late, true),
+            // As a restarted container keeps it.
+            (false, true, WindowCommand::Open, late, false),
+            (false, true, WindowCommand::Revert, late, false),
+            (false, false, WindowCommand::Open, soon, true),
+            (true, false, WindowCommand::Standby, late, false),
+            (true, true, WindowCommand::Standby, late, false),
+        ] {
+            assert_eq!(gives_up(opened, lost, order, since), ends, "{opened} {lost} {order:?} {since:?}");
+        }
+    }
 }

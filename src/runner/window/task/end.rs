@@ -30,7 +30,7 @@ impl<C: Channel> Task<'_, C> {
             tries += 1;
             // The comparison beside may still read the tables that the SQL is about to change.
             gate::end_comparison(client).await?;
-            match control::run_down(client, self.subject(), &self.plan.down).await {
+            match control::run_down(client, self.subject(), &self.down).await {
                 Ok(Applied::Nothing) => return self.finish(client, false, cause).await,
                 Ok(Applied::Now { .. } | Applied::Before { .. }) => return self.undone(client, cause).await,
                 Err(failure) if lost(&failure) => return Err(failure),

@@ -1,0 +1,53 @@
+//! Events on migrations. The library counts those of one reason as one and keeps the first note: what people read would be the
+//! evidence of an earlier try. Here only events with the same note are one.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+};
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::{
+    Client,
+    runtime::events::{Event, Recorder, Reporter},
+};
+
+/// Objects and reasons whose last note is kept; beyond it all are forgotten, and what is repeated then is an Event of its own.
+const KEPT: usize = 1000;
+
+/// Publishes events.
+pub(crate) struct Events {
+    client: Client,
+    reporter: Reporter,
+    /// By UID and reason: the last note, and who counts its repetitions.
+    last: Mutex<HashMap<(String, String), (Option<String>, Recorder)>>,
+}
+
+impl Events {
+    /// None published yet.
+    pub(super) fn new(client: Client, reporter: Reporter) -> Self {
+        Self { client, reporter, last: Mutex::default() }
+    }
+
+    /// Publishes one, or counts it as a repetition.
+    ///
+    /// # Errors
+    /// As the client.
+    pub(super) async fn publish(&self, event: &Event, about: &ObjectReference) -> kube::Result<()> {
+        self.recorder(about.uid.clone().unwrap_or_default(), event).publish(event, about).await
+    }
+
+    /// That of the same reason and note on the same object, else a new one.
+    fn recorder(&self, uid: String, event: &Event) -> Recorder {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.len() >= KEPT {
+            last.clear();
+        }
+        let fresh = || (event.note.clone(), Recorder::new(self.client.clone(), self.reporter.clone()));
+        let known = last.entry((uid, event.reason.clone())).or_insert_with(fresh);
+        if known.0 != event.note {
+            *known = fresh();
+        }
+        known.1.clone()
+    }
+}

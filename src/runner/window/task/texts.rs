@@ -1,0 +1,52 @@
+//! Which SQL is run: as approved, from the ConfigMap or from the database.
+
+use tokio_postgres::Client;
+
+use super::{Channel, Task, lost};
+use crate::runner::{
+    Failure,
+    control::{self, Sql, Step},
+    window::as_approved,
+};
+
+impl<'a, C: Channel> Task<'a, C> {
+    /// The SQL that is to be run. Nothing on the way back, which runs none of it.
+    pub(super) fn up(&self) -> Result<Option<&'a Sql>, Failure> {
+        if self.plan.direction == Step::Down {
+            return Ok(None);
+        }
+        as_approved("up", &self.plan.up, &self.plan.inputs.up_sha256).map(Some)
+    }
+
+    /// The SQL of the way back: as mounted, or as the database has kept it.
+    pub(super) async fn down(&self, client: &Client) -> Result<Sql, Failure> {
+        let approved = &self.plan.inputs.down_sha256;
+        let failure = match as_approved("down", &self.plan.down, approved) {
+            Ok(mounted) => return Ok(mounted.clone()),
+            Err(failure) => failure,
+        };
+        match control::kept_down(client, self.subject(), approved).await {
+            Ok(Some(kept)) => {
+                tracing::warn!(
+                    message = failure.message,
+                    "the down SQL is run as it was when the up SQL was committed"
+                );
+                Ok(kept)
+            }
+            Err(lost_it) if lost(&lost_it) => Err(lost_it),
+            _ => Err(failure),
+        }
+    }
+
+    /// Keeps the way back in the database: it may be weeks away, and its ConfigMap gone by then. No reason to stop if it cannot.
+    pub(super) async fn keep_down(&self, client: &Client) -> Result<(), Failure> {
+        match control::keep_down(client, self.subject(), &self.down).await {
+            Err(failure) if lost(&failure) => Err(failure),
+            Err(failure) => {
+                tracing::warn!(message = failure.message, "the down SQL is not kept");
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+}
