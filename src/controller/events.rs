@@ -19,8 +19,14 @@ const KEPT: usize = 1000;
 pub(crate) struct Events {
     client: Client,
     reporter: Reporter,
-    /// By UID and reason: the last note, and who counts its repetitions.
-    last: Mutex<HashMap<(String, String), (Option<String>, Recorder)>>,
+    /// By UID and reason.
+    last: Mutex<HashMap<(String, String), Last>>,
+}
+
+/// The last note, and who counts its repetitions.
+struct Last {
+    note: Option<String>,
+    recorder: Recorder,
 }
 
 impl Events {
@@ -43,11 +49,12 @@ impl Events {
         if last.len() >= KEPT {
             last.clear();
         }
-        let fresh = || (event.note.clone(), Recorder::new(self.client.clone(), self.reporter.clone()));
+        let fresh =
+            || Last { note: event.note.clone(), recorder: Recorder::new(self.client.clone(), self.reporter.clone()) };
         let known = last.entry((uid, event.reason.clone())).or_insert_with(fresh);
-        if known.0 != event.note {
+        if known.note != event.note {
             *known = fresh();
         }
-        known.1.clone()
+        known.recorder.clone()
     }
 }

@@ -227,7 +227,8 @@ impl Machine<'_> {
         x.reason = Some(reason.into());
         x.message = Some(message.into());
         self.explain(reason, message);
-        self.event(true, reason, format!("{message}; failed {failures} times, tried again in {wait} s"));
+        // Without numbers that change: the same event again is counted, another one would be one more object for each try.
+        self.event(true, reason, format!("{message}; tried again"));
         failures
     }
 

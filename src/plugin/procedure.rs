@@ -259,7 +259,7 @@ mod tests {
         let text = of(&spec, Step::Schedule);
         assert!(
             text.contains(
-                "not before 2030-01-01T03:00:00Z; only Sunday 02:00-04:00 Europe/Berlin; next hours 2030-01-06T01:00:00Z to 2030-01-06T03:00:00Z; maintenance is told 1h"
+                "not before 2030-01-01T03:00:00Z; only Sunday 02:00-04:00 Europe/Berlin; next hours 2030-01-06T01:00:00Z to 2030-01-06T03:00:00Z; nobody is told: no channel"
             ),
             "{text}"
         );

@@ -6,6 +6,7 @@ use kube::api::PostParams;
 use serde_json::json;
 
 use super::{
+    cluster::eventually,
     database::UP,
     harness::{APPROVERS, SQL, Setup, e2e},
     migration::{PATIENCE, ready},
@@ -75,8 +76,17 @@ async fn what_was_approved_is_what_runs() {
         m.edit(json!({"window": {"maxDuration": "80s"}})).await.unwrap();
         m.until("preparation", PATIENCE, |s| s.phase == Some(Phase::Preparing)).await;
         m.edit(json!({"window": {"maxDuration": "90s"}})).await.unwrap();
-        m.until("the last spec", PATIENCE, |s| {
-            s.plan.as_ref().is_some_and(|p| p.generation == 4 && p.digest.is_some())
+        let status = m
+            .until("the last spec", PATIENCE, |s| {
+                s.plan.as_ref().is_some_and(|p| p.generation == 4 && p.digest.is_some())
+            })
+            .await;
+        // The events tell of this backup, not of the first with a count.
+        let backup = status.backup.unwrap().object;
+        eventually("an event of this backup", PATIENCE, async || {
+            let events = world.events("simplify").await;
+            let told = events.iter().any(|(r, n)| r == "BackupSucceeded" && n.contains(&backup));
+            if told { Ok(()) } else { Err(format!("{events:?}")) }
         })
         .await;
 

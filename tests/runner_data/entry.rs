@@ -286,7 +286,7 @@ fn chat(office: &Office, world: &mut World) -> String {
 async fn a_way_back_that_fails_by_itself_tells_people_unless_somebody_orders_it() {
     for ordered in [false, true] {
         let (office, mut world) = (Office::open().await, World::new().await);
-        let path = chat(&office, &mut world);
+        let path = chat(office, &mut world);
         world.sql(UP, "SELECT 1/0;");
         world.backed_up().await;
         let window = shared(&world, Task::Window);
@@ -317,7 +317,7 @@ async fn a_way_back_that_fails_by_itself_tells_people_unless_somebody_orders_it(
 #[tokio::test]
 async fn a_window_that_is_held_without_the_api_server_tells_people() {
     let (office, mut world) = (Office::open().await, World::new().await);
-    let path = chat(&office, &mut world);
+    let path = chat(office, &mut world);
     world.backed_up().await;
     let window = shared(&world, Task::Window);
     let deadline = Some(credit_migration::telemetry::now() + Duration::from_secs(8));
