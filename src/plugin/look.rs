@@ -264,13 +264,13 @@ fn flag(spec: &CreditMigrationSpec, world: &World) -> Vec<Finding> {
     let literals = format!("--from-literal={}={} --from-literal={}=true", r.key, flag.from, flag.rollback_key);
     let mut found: Vec<Finding> = config_map_key("flag", r, world, [&literals, &set(&r.key, &flag.from)], |value| {
         (value != flag.from).then(|| {
-            let text = format!(
-                "key {} of ConfigMap {} is {value:?}, expected {:?}; next: {}",
-                r.key,
-                r.name,
-                flag.from,
-                set(&r.key, &flag.from)
-            );
+            // Whoever sets the key of a migrated system back breaks it.
+            let next = if value == flag.to {
+                "if the new version runs, this migration is done already; else correct spec.application.flag".to_owned()
+            } else {
+                format!("next: {}", set(&r.key, &flag.from))
+            };
+            let text = format!("key {} of ConfigMap {} is {value:?}, expected {:?}; {next}", r.key, r.name, flag.from);
             (State::Wrong, text)
         })
     })
@@ -399,7 +399,8 @@ mod tests {
     #[case::no_key("sql", Some(json!({"up": "SELECT 1"})), State::Missing, "has no key down; next: kubectl -n shop edit configmap sql")]
     #[case::commit("sql", Some(json!({"up": "SELECT 1;\nCOMMIT", "down": "SELECT 1"})), State::Wrong, "SqlTransactionControl: up, line 2")]
     #[case::doubtful("sql", Some(json!({"up": "ALTER TABEL t", "down": "SELECT 1"})), State::Note, "the server's parser decides")]
-    #[case::flag_elsewhere("shop", Some(json!({"VERSION": "v2", "ENABLE_ROLLBACK": "true"})), State::Wrong, "is \"v2\", expected \"v1\"")]
+    #[case::flag_elsewhere("shop", Some(json!({"VERSION": "v0", "ENABLE_ROLLBACK": "true"})), State::Wrong, "is \"v0\", expected \"v1\"; next: kubectl -n")]
+    #[case::flag_done("shop", Some(json!({"VERSION": "v2", "ENABLE_ROLLBACK": "true"})), State::Wrong, "this migration is done already")]
     #[case::not_prepared("shop", Some(json!({"VERSION": "v1", "ENABLE_ROLLBACK": "false"})), State::Wrong, "is \"false\", expected \"true\"")]
     #[case::no_rollback_key("shop", Some(json!({"VERSION": "v1"})), State::Missing, "no key ENABLE_ROLLBACK; next: kubectl -n shop patch configmap shop --type=merge -p '{\"data\":{\"ENABLE_ROLLBACK\":\"true\"}}'")]
     fn a_config_map_that_does_not_fit(

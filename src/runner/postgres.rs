@@ -98,7 +98,7 @@ impl Target {
     pub fn parse(url: &str, ca_pem: Option<&str>) -> Result<Self, Failure> {
         // The parser's error is not shown in full: nothing of the text but its class may come out, it holds a password.
         let parsed =
-            url::Url::parse(url.trim()).map_err(|e| invalid(format!("the connection URL cannot be read: {e}")))?;
+            url::Url::parse(url.trim()).map_err(|e| invalid(format!("the connection URL cannot be read: {e}; next: percent-encode what is special in user and password, / is %2F, @ is %40")))?;
         if !matches!(parsed.scheme(), "postgresql" | "postgres") {
             return Err(invalid("the connection URL must begin with postgresql://"));
         }

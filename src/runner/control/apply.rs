@@ -322,7 +322,9 @@ async fn verify_down(tx: &Transaction<'_>, query: &str) -> Result<(), Failure> {
     let failed = |message: String| {
         Failure::new(
             Reason::VerifyDownFailed,
-            format!("verifyDown: {message}; next: run the query by hand and correct the down SQL"),
+            format!(
+                "verifyDown: {message}; next: run the query by hand; correct the down SQL, or spec.migration.verifyDown"
+            ),
         )
     };
     let rows = tx.query(query, &[]).await.map_err(|e| failed(classify(&e).message))?;
