@@ -478,14 +478,7 @@ fn a_pod_that_never_answers_does_not_hide_the_deadline() {
     let cases: &[Expected] = &[
         ("opened", opened, Phase::RollingBack, Step::RollbackSql, revert, "job/m-window-1"),
         ("committed", migrated, Phase::RollingBack, Step::RollbackSql, revert, "job/m-window-1"),
-        (
-            "switching",
-            switching,
-            Phase::RollingBack,
-            Step::SwitchBack,
-            &["flag v1 uid-1.back"],
-            "become ready on the new schema",
-        ),
+        ("switching", switching, Phase::RollingBack, Step::SwitchBack, &["flag v1 uid-1.back"], "on the new schema"),
         ("being released", releasing, Phase::Executing, Step::CloseWindow, &[], "job/m-window-1"),
     ];
     for (name, given, phase, step, effects, next) in cases {
