@@ -176,6 +176,7 @@ async fn the_minimal_manifest_comes_back_with_the_checklists_values() {
                     ("typeColumn", "type"),
                     ("amountColumn", "amount"),
                     ("createdAtColumn", "created_at"),
+                    ("createdAtTimeZone", "UTC"),
                 ]),
             ),
             ("migration/tablesGone", json!([])),
