@@ -3,13 +3,25 @@
 //!
 //! What is no part of a command stands before it, or behind a `;`: it is copied as it stands.
 
+use std::fmt::Display;
+
 use super::Observed;
+
+/// `kubectl creditmigration -n NAMESPACE REST`; `rest` is the verb, the name and options.
+pub fn plugin(namespace: &str, rest: impl Display) -> String {
+    format!("kubectl creditmigration -n {namespace} {rest}")
+}
+
+/// `kubectl -n NAMESPACE REST`.
+pub fn kubectl(namespace: &str, rest: impl Display) -> String {
+    format!("kubectl -n {namespace} {rest}")
+}
 
 impl Observed {
     /// `kubectl creditmigration -n NAMESPACE VERB NAME OPTIONS`, about this migration.
     pub(super) fn plugin(&self, verb: &str, options: &str) -> String {
         let gap = if options.is_empty() { "" } else { " " };
-        format!("kubectl creditmigration -n {} {verb} {}{gap}{options}", self.namespace, self.name)
+        plugin(&self.namespace, format_args!("{verb} {}{gap}{options}", self.name))
     }
 
     /// The command that brings the old version back.
@@ -19,6 +31,6 @@ impl Observed {
 
     /// `kubectl -n NAMESPACE ARGUMENTS`, about other objects of the migration's namespace.
     pub(super) fn kubectl(&self, arguments: &str) -> String {
-        format!("kubectl -n {} {arguments}", self.namespace)
+        kubectl(&self.namespace, arguments)
     }
 }

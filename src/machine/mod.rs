@@ -14,7 +14,7 @@
 //! what has to be done. The caller persists the status before it acts, so a crash at any point is followed by the same
 //! effects again. The guarantees rest on that order; see `docs/architecture.md`.
 
-mod commands;
+pub mod commands;
 mod conditions;
 mod defects;
 mod effect;

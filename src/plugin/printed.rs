@@ -2,17 +2,19 @@
 
 use std::fmt::Display;
 
+use crate::machine::commands;
+
 /// Stands where no namespace is known.
 pub(super) const UNKNOWN: &str = "NAMESPACE";
 
 /// A command of this plugin; `rest` is the verb, the name and options.
 pub(super) fn plugin(namespace: &str, rest: impl Display) -> String {
-    format!("kubectl creditmigration -n {} {rest}", known(namespace))
+    commands::plugin(known(namespace), rest)
 }
 
 /// A command of kubectl itself; `rest` is what follows the namespace.
 pub(super) fn kubectl(namespace: &str, rest: impl Display) -> String {
-    format!("kubectl -n {} {rest}", known(namespace))
+    commands::kubectl(known(namespace), rest)
 }
 
 fn known(namespace: &str) -> &str {

@@ -13,7 +13,7 @@ use super::{
     control::{self, Subject},
     judge::Judge,
     report::Progress,
-    sources::{Address, Means, Source},
+    sources::{Address, Means, Session, Source},
     work::Work,
 };
 use crate::{
@@ -72,22 +72,15 @@ pub async fn watch(
 async fn tally(address: Address, subject: Subject, progress: Progress) {
     let mut ticks = tokio::time::interval(TALLY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut client = None;
+    let mut session = Session::new(address, "checks");
     loop {
         ticks.tick().await;
-        let counted = async {
-            let connected = match client.take() {
-                Some(connected) => connected,
-                None => address.target()?.connect("checks").await?,
-            };
-            let users = control::users_written(&connected, &subject).await?;
-            client = Some(connected);
-            Ok::<_, Failure>(users)
-        };
+        let counted = async { control::users_written(&*session.client().await?, &subject).await };
         match counted.await {
             Ok(users) => progress.note("usersWritten", &users),
             Err(failure) => {
-                tracing::warn!(reason = %failure.reason, "written users are not counted: {}", failure.message)
+                session.lose();
+                tracing::warn!(reason = %failure.reason, "written users are not counted: {}", failure.message);
             }
         }
     }

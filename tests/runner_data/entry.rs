@@ -281,6 +281,12 @@ fn chat(office: &Office, world: &mut World) -> String {
     path
 }
 
+/// Gives the window's run orders, all with the same deadline: so long from now on.
+fn orders(window: &Shared, limit: Duration) -> impl Fn(WindowCommand) {
+    let (window, deadline) = (window.clone(), Some(credit_migration::telemetry::now() + limit));
+    move |command| window.lock().unwrap().run.as_mut().unwrap().spec.window = Some(WindowOrder { command, deadline })
+}
+
 /// The operator is away, the API server is there: its report is taken at once, and must not end the process before people know.
 #[tokio::test]
 async fn a_way_back_that_fails_by_itself_tells_people_unless_somebody_orders_it() {
@@ -290,10 +296,7 @@ async fn a_way_back_that_fails_by_itself_tells_people_unless_somebody_orders_it(
         world.sql(UP, "SELECT 1/0;");
         world.backed_up().await;
         let window = shared(&world, Task::Window);
-        let deadline = Some(credit_migration::telemetry::now() + Duration::from_secs(6));
-        let order = |command| {
-            window.lock().unwrap().run.as_mut().unwrap().spec.window = Some(WindowOrder { command, deadline });
-        };
+        let order = orders(&window, Duration::from_secs(6));
         order(WindowCommand::Open);
         let output = program(&world, &window, async {
             until(&window, |status| status.window.as_ref().is_some_and(|w| w.state == WindowState::Held)).await;
@@ -320,10 +323,7 @@ async fn a_window_that_is_held_without_the_api_server_tells_people() {
     let path = chat(office, &mut world);
     world.backed_up().await;
     let window = shared(&world, Task::Window);
-    let deadline = Some(credit_migration::telemetry::now() + Duration::from_secs(8));
-    let order = |command| {
-        window.lock().unwrap().run.as_mut().unwrap().spec.window = Some(WindowOrder { command, deadline });
-    };
+    let order = orders(&window, Duration::from_secs(8));
     order(WindowCommand::Open);
     let output = program(&world, &window, async {
         until(&window, |status| status.window.as_ref().is_some_and(|w| w.state >= WindowState::Migrated)).await;

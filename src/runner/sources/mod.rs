@@ -173,11 +173,11 @@ pub(super) struct Session {
 }
 
 impl Session {
-    fn new(address: Address, step: &'static str) -> Self {
+    pub(super) fn new(address: Address, step: &'static str) -> Self {
         Self { address, step, client: None }
     }
 
-    async fn client(&mut self) -> Result<&mut Client, Failure> {
+    pub(super) async fn client(&mut self) -> Result<&mut Client, Failure> {
         let client = match self.client.take().filter(|client| !client.is_closed()) {
             Some(client) => client,
             None => self.address.target()?.connect(self.step).await?,
@@ -186,7 +186,7 @@ impl Session {
     }
 
     /// The next use connects anew: what was begun on this connection may still be under way.
-    fn lose(&mut self) {
+    pub(super) fn lose(&mut self) {
         self.client = None;
     }
     /// The same, and the server need not go on with what is under way.
