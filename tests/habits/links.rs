@@ -1,0 +1,122 @@
+//! Documents lead to what is there: links, headings, files and tests.
+
+use std::path::Path;
+
+use regex::Regex;
+
+use crate::{
+    File, assert_none, root,
+    source::{pieces_of_rust, prose_of_markdown},
+    tree,
+};
+
+/// Anchor of a heading, as forges make it.
+fn anchor(heading: &str) -> String {
+    heading
+        .to_lowercase()
+        .chars()
+        .filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'))
+        .map(|c| if c == ' ' { '-' } else { c })
+        .collect()
+}
+
+fn anchors(text: &str) -> Vec<String> {
+    prose_of_markdown(text)
+        .lines()
+        .filter(|l| l.starts_with('#'))
+        .map(|l| anchor(l.trim_start_matches('#').trim()))
+        .collect()
+}
+
+/// Links of a document that lead nowhere.
+fn dead_links(file: &File) -> Vec<String> {
+    let link = Regex::new(r"\]\(([^)\s]+)\)").unwrap();
+    let folder = root().join(&file.path).parent().unwrap().to_owned();
+    let prose = prose_of_markdown(&file.text);
+    let targets = link.captures_iter(&prose).map(|c| c[1].to_owned());
+    targets
+        .filter(|t| !t.contains("://"))
+        .filter(|target| {
+            let (path, heading) = target.split_once('#').unwrap_or((target, ""));
+            let text = match path {
+                "" => Some(file.text.clone()),
+                _ if folder.join(path).is_dir() => Some(String::new()),
+                _ => std::fs::read_to_string(folder.join(path)).ok(),
+            };
+            !text.is_some_and(|t| heading.is_empty() || anchors(&t).iter().any(|a| a == heading))
+        })
+        .map(|target| format!("{}: {target}", file.path))
+        .collect()
+}
+
+/// What is named between backticks and looks like a file of this project: `machine/notices.rs`, `tests/run`.
+fn named_files(text: &str) -> Vec<String> {
+    let path =
+        Regex::new(r"`((?:src|tests|docs|charts|examples|crds|manifests|\.ci)/[A-Za-z0-9_./-]*|[a-z0-9_/-]+\.rs)`");
+    path.unwrap().captures_iter(text).map(|c| c[1].to_owned()).collect()
+}
+
+fn is_there(name: &str, files: &[File]) -> bool {
+    let wanted = format!("/{}", name.trim_end_matches('/'));
+    root().join(name).exists()
+        || files.iter().any(|f| {
+            let path = format!("/{}", f.path);
+            path.ends_with(&wanted) || (!name.ends_with(".rs") && path.contains(&format!("{wanted}/")))
+        })
+}
+
+fn comments_of(file: &File) -> String {
+    match file.extension() {
+        "md" => prose_of_markdown(&file.text),
+        _ => pieces_of_rust(&file.text).iter().filter(|p| !p.is_code).map(|p| format!("{}\n", p.text)).collect(),
+    }
+}
+
+#[test]
+fn links_lead_somewhere() {
+    let dead: Vec<String> = tree().iter().filter(|f| f.extension() == "md").flat_map(dead_links).collect();
+    assert_none("links are dead", &dead);
+}
+
+#[test]
+#[ignore = "until all files are in their final folders"]
+fn files_that_are_named_are_there() {
+    let files = tree();
+    let mut gone = vec![];
+    for file in files.iter().filter(|f| matches!(f.extension(), "md" | "rs") && !f.path.starts_with("tests/habits/")) {
+        let names = named_files(&comments_of(file)).into_iter().filter(|n| !is_there(n, &files));
+        gone.extend(names.map(|n| format!("{}: {n}", file.path)));
+    }
+    assert_none("files are named that are not there", &gone);
+}
+
+/// docs/architecture.md says for each guarantee which tests show it.
+#[test]
+#[ignore = "until all files are in their final folders"]
+fn tests_of_the_guarantees_are_there() {
+    let files = tree();
+    let text = std::fs::read_to_string(root().join("docs/architecture.md")).unwrap();
+    let name = Regex::new("`([a-z0-9]+(?:_[a-z0-9]+){3,})`").unwrap();
+    let mut named: Vec<String> = name.captures_iter(&text).map(|c| c[1].to_owned()).collect();
+    named.retain(|n| !n.starts_with("pg_"));
+    assert!(named.len() > 20, "{named:?}");
+    let is_test = |n: &str| files.iter().any(|f| f.extension() == "rs" && f.text.contains(&format!("fn {n}(")));
+    let gone: Vec<String> = named.into_iter().filter(|n| !is_test(n)).collect();
+    assert_none("tests of docs/architecture.md are not there", &gone);
+}
+
+/// The compiler is named in three places.
+#[test]
+fn the_compiler_is_the_same_everywhere() {
+    let read = |path: &str| std::fs::read_to_string(root().join(path)).unwrap();
+    let manifest = read("Cargo.toml");
+    let version =
+        manifest.lines().find_map(|l| l.strip_prefix("rust-version = ")).unwrap().trim_matches('"').to_owned();
+    for (path, named) in [
+        ("rust-toolchain.toml", format!("channel = \"{version}.")),
+        ("Dockerfile", format!("BUILD_IMAGE=rust:{version}-")),
+        ("README.md", format!("Rust {version}")),
+    ] {
+        assert!(Path::new(&root().join(path)).exists() && read(path).contains(&named), "{path} does not say {named}");
+    }
+}
