@@ -23,4 +23,5 @@ pub mod controller;
 pub mod machine;
 pub mod plugin;
 pub mod runner;
+pub mod shared;
 pub mod telemetry;

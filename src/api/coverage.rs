@@ -171,7 +171,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::machine::fixture::spec;
+    use crate::api::fixtures::spec;
 
     fn names(spec: &CreditMigrationSpec) -> Vec<String> {
         spec.not_covered().into_iter().map(|g| g.what).collect()
@@ -241,7 +241,7 @@ mod tests {
 
     #[test]
     fn nothing_is_left_when_all_is_there() {
-        let mut spec = serde_json::to_value(crate::machine::fixture::spec()).unwrap();
+        let mut spec = serde_json::to_value(crate::api::fixtures::spec()).unwrap();
         let step = json!({"name": "a", "url": "http://shop"});
         let source = json!({"sequence": {"steps": [step]}});
         let channel = |n: usize, audience: &str| json!({"name": format!("c{n}"), "audiences": [audience], "slack": {"urlSecretRef": {"name": "a", "key": "b"}}});

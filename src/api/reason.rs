@@ -3,6 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::shared::sql;
+
 macro_rules! reasons {
     ($($(#[doc = $doc:literal])+ $name:ident: $retry:ident,)+) => {
         /// Why a task failed. The name is what users see in conditions and events.
@@ -24,6 +26,17 @@ macro_rules! reasons {
             }
         }
     };
+}
+
+impl From<sql::ProblemKind> for Reason {
+    fn from(kind: sql::ProblemKind) -> Self {
+        match kind {
+            sql::ProblemKind::SyntaxError => Reason::SqlSyntaxError,
+            sql::ProblemKind::MetaCommand => Reason::SqlMetaCommand,
+            sql::ProblemKind::TransactionControl => Reason::SqlTransactionControl,
+            sql::ProblemKind::OutsideTransaction => Reason::SqlOutsideTransaction,
+        }
+    }
 }
 
 /// What trying the same task again can do.

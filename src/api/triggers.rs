@@ -345,7 +345,7 @@ mod tests {
 
     #[test]
     fn they_are_measured_in_two_stages() {
-        let mut spec = crate::machine::fixture::spec();
+        let mut spec = crate::api::fixtures::spec();
         spec.rollback.triggers = Triggers::default();
         let both = ["balance-errors", "database-connection"];
         assert_eq!(names(&spec.checks_of(Task::Validate)), both);

@@ -23,18 +23,13 @@ use k8s_openapi::{
 use kube::{Resource, ResourceExt};
 
 use crate::{
-    api::{CreditMigration, CreditMigrationSpec, MigrationRun, MigrationRunSpec, Task, mounts},
-    machine::{StartRun, slug},
+    api::{
+        CreditMigration, CreditMigrationSpec, MIGRATION_LABEL, MigrationRun, MigrationRunSpec, TASK_LABEL, Task,
+        UID_LABEL, mounts,
+    },
+    machine::StartRun,
 };
 
-/// Label with the migration's name, on runs, Jobs and pods.
-pub const MIGRATION_LABEL: &str = "creditmigration.io/migration";
-/// Label with the migration's UID.
-pub const UID_LABEL: &str = "creditmigration.io/migration-uid";
-/// Label with the task.
-pub const TASK_LABEL: &str = "creditmigration.io/task";
-/// Label with the name of a `job` check, on its Jobs and their pods.
-pub const CHECK_LABEL: &str = "creditmigration.io/check";
 /// Selector for everything that the controller makes.
 pub const MANAGED_SELECTOR: &str = "app.kubernetes.io/managed-by=credit-migration-operator";
 
@@ -63,7 +58,7 @@ fn labels(name: &str, uid: &str, task: Option<Task>) -> BTreeMap<String, String>
         (MIGRATION_LABEL.to_owned(), name.to_owned()),
         (UID_LABEL.to_owned(), uid.to_owned()),
     ]);
-    labels.extend(task.map(|t| (TASK_LABEL.to_owned(), slug(t).to_owned())));
+    labels.extend(task.map(|t| (TASK_LABEL.to_owned(), t.slug().to_owned())));
     labels
 }
 
@@ -313,7 +308,7 @@ mod tests {
     fn made_for(migration: &CreditMigration, task: Task, timeout_seconds: Option<u64>) -> Job {
         let in_window = matches!(task, Task::Window | Task::RollbackWindow);
         let start = StartRun {
-            name: format!("credit-v2-{}-1", slug(task)),
+            name: format!("credit-v2-{}-1", task.slug()),
             spec: MigrationRunSpec {
                 migration: migration.name_any(),
                 migration_uid: migration.uid().unwrap(),
@@ -469,7 +464,7 @@ mod tests {
     #[test]
     fn names_of_pods_are_not_cut() {
         for task in TASKS {
-            let longest = format!("{}-{}-999999-", "m".repeat(40), slug(task));
+            let longest = format!("{}-{}-999999-", "m".repeat(40), task.slug());
             assert!(longest.len() + 5 <= 63, "{longest}");
         }
     }

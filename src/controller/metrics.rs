@@ -10,7 +10,7 @@ use kube::ResourceExt;
 use super::Error;
 use crate::{
     api::{CreditMigration, CreditMigrationSpec, CreditMigrationStatus, Outcome, Phase, Step, Task, Time, Writes},
-    machine,
+    shared::time::{saturating_add, to_signed},
 };
 
 /// Name (without its prefix), type and meaning of each family of a migration. Each has the labels `namespace` and `name`.
@@ -189,7 +189,7 @@ fn blocked_since(spec: &CreditMigrationSpec, status: &CreditMigrationStatus, now
     // Without the runner's word they may be blocked since the order was given. Counted from now on, at each look anew, a
     // runner that cannot report would never set off the alarm.
     let window = status.window.as_ref();
-    let ordered = || window.and_then(|w| w.deadline).map(|at| at - machine::span(spec.window.max_duration));
+    let ordered = || window.and_then(|w| w.deadline).map(|at| at - to_signed(spec.window.max_duration));
     let since = window.and_then(|w| w.blocked_at).or_else(ordered).unwrap_or(now);
     (status.writes == Some(Writes::Blocked)).then_some(since)
 }
@@ -273,7 +273,7 @@ fn samples(spec: &CreditMigrationSpec, status: &CreditMigrationStatus) -> Vec<Sa
             add(
                 "follow_up_due_timestamp_seconds",
                 &[("follow_up", follow_up)],
-                moment(machine::later(at, machine::span(after))),
+                moment(saturating_add(at, to_signed(after))),
             );
         }
     }
@@ -309,7 +309,7 @@ mod tests {
     }
 
     fn spec() -> CreditMigrationSpec {
-        let mut spec = machine::fixture::spec();
+        let mut spec = crate::api::fixtures::spec();
         spec.follow_ups = Default::default();
         spec
     }
@@ -359,8 +359,8 @@ mod tests {
     #[case::the_runner_is_silent(None, Some(1120), 100.0)]
     #[case::no_window(None, None, 0.0)]
     fn blocked_writes_grow_older(#[case] blocked: Option<i64>, #[case] deadline: Option<i64>, #[case] seconds: f64) {
-        let spec = machine::fixture::spec();
-        assert_eq!(machine::span(spec.window.max_duration).as_secs(), 60);
+        let spec = crate::api::fixtures::spec();
+        assert_eq!(to_signed(spec.window.max_duration).as_secs(), 60);
         let window =
             WindowStatus { blocked_at: blocked.map(at), deadline: deadline.map(at), ..WindowStatus::default() };
         let status = CreditMigrationStatus {

@@ -28,10 +28,10 @@ use tracing::{error, info, warn};
 use crate::{
     api::{CreditMigration, Time},
     machine::{self, Decision},
+    shared::time::to_signed,
     telemetry,
 };
 
-pub(crate) use observe::reads_flag;
 pub(crate) use policy::policy_problem;
 pub use policy::{InstallCheck, check_install};
 
@@ -127,7 +127,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
     let client = client().await?;
     let metrics = Arc::new(metrics::Metrics::default());
     let serve = server::serve(options.listen, metrics.clone()).await?;
-    let duration = machine::span(options.lease_duration).unsigned_abs();
+    let duration = to_signed(options.lease_duration).unsigned_abs();
     let elector =
         leader::Elector::new(client.clone(), &options.namespace, &options.lease_name, &options.identity, duration);
     metrics.waiting_for("the lease");

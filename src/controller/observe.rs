@@ -14,15 +14,16 @@ use kube::{
 };
 use tracing::warn;
 
-use super::{Context, Error, jobs, policy};
+use super::{Context, Error, policy};
 use crate::{
     api::{
-        CreditMigration, Decision, FINALIZER, FLAG_SET_FOR, KeyRef, MigrationDecision, MigrationRun, RESTARTED_FOR,
-        Time, WorkloadKind, WorkloadRef, sha256,
+        CHECK_LABEL, CreditMigration, Decision, FINALIZER, FLAG_SET_FOR, KeyRef, MigrationDecision, MigrationRun,
+        RESTARTED_FOR, Time, UID_LABEL, WorkloadKind, WorkloadRef, sha256,
     },
     machine::{
         CheckJob, CheckPod, DEADLINE, Flag, Job as JobState, Observed, ObservedDecision, ObservedRun, Sql, Workload,
     },
+    shared::deployment,
 };
 
 /// Reads the world of one migration. Objects that cannot be decoded are left out, with a warning in the log.
@@ -74,7 +75,7 @@ impl Reader<'_> {
     }
 
     async fn runs(&self, uid: &str) -> Result<Vec<ObservedRun>, Error> {
-        let of_uid = ListParams::default().labels(&format!("{}={uid}", jobs::UID_LABEL));
+        let of_uid = ListParams::default().labels(&format!("{}={uid}", UID_LABEL));
         let runs: Api<DeserializeGuard<MigrationRun>> = Api::namespaced(self.client.clone(), self.namespace);
         let (runs, jobs) = futures::try_join!(runs.list(&of_uid), async { self.api::<Job>().list(&of_uid).await })?;
         let mut states: BTreeMap<String, JobState> = jobs.items.iter().map(|j| (j.name_any(), job_state(j))).collect();
@@ -113,7 +114,7 @@ impl Reader<'_> {
 
     /// Jobs of `job` checks: they have the migration's UID, and a check's name.
     async fn check_jobs(&self, uid: &str) -> Result<Vec<CheckJob>, Error> {
-        let of_uid = ListParams::default().labels(&format!("{}={uid},{}", jobs::UID_LABEL, jobs::CHECK_LABEL));
+        let of_uid = ListParams::default().labels(&format!("{}={uid},{}", UID_LABEL, CHECK_LABEL));
         let jobs = self.api::<Job>().list(&of_uid).await?;
         if jobs.items.is_empty() {
             return Ok(vec![]);
@@ -175,9 +176,9 @@ impl Reader<'_> {
         let restarted_for = restarted_for(&d);
         let old_pods = self.old_pods(&d, restarted_for.as_deref()).await?;
         Ok(Workload {
-            reads_flag: reads_flag(&d, key),
-            settled: settled(&d),
-            available: available(&d),
+            reads_flag: deployment::reads_flag(&d, &key.name, &key.key),
+            settled: deployment::settled(&d),
+            available: deployment::available(&d),
             reference,
             exists: true,
             restarted_for,
@@ -251,35 +252,6 @@ fn check_pod(pods: &[Pod], job: &str) -> CheckPod {
 
 fn restarted_for(d: &Deployment) -> Option<String> {
     d.spec.as_ref()?.template.metadata.as_ref()?.annotations.as_ref()?.get(RESTARTED_FOR).cloned()
-}
-
-fn available(d: &Deployment) -> (i32, i32) {
-    let wanted = d.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1);
-    (d.status.as_ref().and_then(|s| s.available_replicas).unwrap_or(0), wanted)
-}
-
-fn settled(d: &Deployment) -> bool {
-    let Some(status) = &d.status else { return false };
-    let (available, wanted) = available(d);
-    status.observed_generation >= d.metadata.generation
-        && status.updated_replicas.unwrap_or(0) == wanted
-        && status.replicas.unwrap_or(0) == wanted
-        && available == wanted
-}
-
-/// Whether a container takes the key into its environment: a mounted file would change without a restart, at any time.
-pub(crate) fn reads_flag(d: &Deployment, key: &KeyRef) -> bool {
-    let Some(pod) = d.spec.as_ref().and_then(|s| s.template.spec.as_ref()) else { return false };
-    pod.containers.iter().any(|c| {
-        let single = c.env.iter().flatten().any(|e| {
-            e.value_from
-                .as_ref()
-                .and_then(|v| v.config_map_key_ref.as_ref())
-                .is_some_and(|r| r.name == key.name && r.key == key.key)
-        });
-        let whole = c.env_from.iter().flatten().any(|e| e.config_map_ref.as_ref().is_some_and(|r| r.name == key.name));
-        single || whole
-    })
 }
 
 #[cfg(test)]

@@ -99,7 +99,7 @@ impl Told {
 /// The migration that a run or Job carries in its label.
 fn by_label<K: Resource + Clone>(object: PartialObjectMeta<K>) -> Option<ObjectRef<Guarded>> {
     let meta = &object.metadata;
-    let name = meta.labels.as_ref()?.get(super::jobs::MIGRATION_LABEL)?;
+    let name = meta.labels.as_ref()?.get(crate::api::MIGRATION_LABEL)?;
     Some(ObjectRef::new(name).within(meta.namespace.as_deref()?))
 }
 

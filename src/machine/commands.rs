@@ -1,21 +1,7 @@
-//! The commands that messages name. Each says its namespace: messages go out in notices, and the context of who reads them may
-//! be one in which another migration has the same name.
-//!
-//! What is no part of a command stands before it, or behind a `;`: it is copied as it stands.
-
-use std::fmt::Display;
+//! The commands that messages about this migration name: see [`crate::shared::command`].
 
 use super::Observed;
-
-/// `kubectl creditmigration -n NAMESPACE REST`; `rest` is the verb, the name and options.
-pub fn plugin(namespace: &str, rest: impl Display) -> String {
-    format!("kubectl creditmigration -n {namespace} {rest}")
-}
-
-/// `kubectl -n NAMESPACE REST`.
-pub fn kubectl(namespace: &str, rest: impl Display) -> String {
-    format!("kubectl -n {namespace} {rest}")
-}
+use crate::shared::command::{kubectl, plugin};
 
 impl Observed {
     /// `kubectl creditmigration -n NAMESPACE VERB NAME OPTIONS`, about this migration.

@@ -5,10 +5,12 @@ use super::{
     Machine, Outcome,
     defects::{Defect, defect},
     preparing::because,
-    span,
     switching::Direction,
 };
-use crate::api::{Decision, Occasion, Phase, Reason, Retry, Step, Task, WindowProgress, WindowState};
+use crate::{
+    api::{Decision, Occasion, Phase, Reason, Retry, Step, Task, WindowProgress, WindowState},
+    shared::time::to_signed,
+};
 
 /// Tries of a window run whose pods end without a report, before a person is called.
 pub(super) const WINDOW_ATTEMPTS: u32 = 5;
@@ -69,7 +71,7 @@ impl Machine<'_> {
             return self.advance_awaiting_approval();
         }
         if progress.state == WindowState::Ready {
-            let deadline = self.now + span(self.spec.window.max_duration);
+            let deadline = self.now + to_signed(self.spec.window.max_duration);
             let window = self.window();
             window.task = Some(Task::Window);
             window.deadline = Some(deadline);

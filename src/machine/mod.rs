@@ -14,7 +14,7 @@
 //! what has to be done. The caller persists the status before it acts, so a crash at any point is followed by the same
 //! effects again. The guarantees rest on that order; see `docs/architecture.md`.
 
-pub mod commands;
+mod commands;
 mod conditions;
 mod defects;
 mod effect;
@@ -37,17 +37,17 @@ mod simulation;
 #[cfg(test)]
 mod tests;
 
-#[cfg(test)]
-pub(crate) use simulation::fixture;
-
 pub use effect::*;
 pub use gates::plan_digest;
 pub use observed::*;
 pub use preparing::SUPERSEDED;
 pub use scheduling::next_hours;
 
-use crate::api::{
-    CreditMigrationSpec, CreditMigrationStatus, Occasion, Phase, Step, StepState, StepStatus, Time, WindowStatus,
+use crate::{
+    api::{
+        CreditMigrationSpec, CreditMigrationStatus, Occasion, Phase, Step, StepState, StepStatus, Time, WindowStatus,
+    },
+    shared::time::{saturating_add, seconds, to_signed},
 };
 
 /// Says what is to be.
@@ -283,7 +283,7 @@ impl Machine<'_> {
     fn window_due(&self) -> Option<Time> {
         let w = self.s.window.as_ref()?;
         let closed_since = w.blocked_at.filter(|_| w.released_at.is_none());
-        w.deadline.or_else(|| Some(later(closed_since?, span(self.spec.window.max_duration))))
+        w.deadline.or_else(|| Some(saturating_add(closed_since?, to_signed(self.spec.window.max_duration))))
     }
 
     /// Explains an open window. Past its time that is told as stalled: nobody may have to find out by a clock.
@@ -319,23 +319,4 @@ impl Machine<'_> {
             }
         }
     }
-}
-
-/// `from` and a span more; the end of time if that is later. What a runner reports may be any time: the operator must not end over
-/// one migration's clock.
-pub fn later(from: Time, by: jiff::SignedDuration) -> Time {
-    from.checked_add(by).unwrap_or(Time::MAX)
-}
-
-/// A span of whole seconds.
-pub(crate) fn seconds(n: i64) -> jiff::SignedDuration {
-    jiff::SignedDuration::from_secs(n)
-}
-
-/// A spec's duration as a span; negative ones count as zero.
-pub fn span(d: kube::core::Duration) -> jiff::SignedDuration {
-    if d.is_negative() {
-        return jiff::SignedDuration::ZERO;
-    }
-    jiff::SignedDuration::try_from(std::time::Duration::from(d)).unwrap_or(jiff::SignedDuration::MAX)
 }

@@ -6,8 +6,11 @@
 
 use std::collections::BTreeSet;
 
-use super::{Machine, Outcome, seconds};
-use crate::api::{DeliveryState, Notice, NoticeState, NoticeStatus, Occasion, Phase, RunPhase, Task, Time};
+use super::{Machine, Outcome};
+use crate::{
+    api::{DeliveryState, Notice, NoticeState, NoticeStatus, Occasion, Phase, RunPhase, Task, Time},
+    shared::time::seconds,
+};
 
 /// Tries after which a channel is given up: about an hour with [`RETRY_SECONDS`].
 const TRIES: u32 = 16;

@@ -204,16 +204,14 @@ impl Observed {
         }
     }
 
-    /// Name of the run and its Job: deterministic, so that a second creation meets the first.
+    /// Name of a run of this migration and of its Job: see [`Task::run_name`].
     pub fn run_name(&self, task: Task, attempt: u32) -> String {
-        format!("{}-{}-{attempt}", self.name, slug(task))
+        task.run_name(&self.name, attempt)
     }
 
-    /// Name of the Job of a `job` check's measurement: deterministic, as those of runs, and short enough for the label that
-    /// Kubernetes makes of it. `measurement` counts from 1. No attempt of the stage's run is in it: else each lost run would take
-    /// the measurements under way with it.
+    /// Name of the Job of a `job` check's measurement: see [`Task::check_job_name`].
     pub fn check_job_name(&self, task: Task, check: usize, measurement: u64) -> String {
-        format!("{}-{}-c{check}n{measurement}", self.name, slug(task))
+        task.check_job_name(&self.name, check, measurement)
     }
 
     /// Progress of a window task.
@@ -227,25 +225,5 @@ impl Observed {
             Flag::Value { value, .. } => Some(value),
             Flag::ConfigMapMissing | Flag::KeyMissing => None,
         }
-    }
-}
-
-/// Name part of a task. None holds a dash: else run names of two migrations could be the same.
-pub fn slug(task: Task) -> &'static str {
-    match task {
-        Task::Preflight => "preflight",
-        Task::CodeBackup => "code",
-        Task::Backup => "backup",
-        Task::VerifyBackup => "verify",
-        Task::ExportKeyUsers => "keyusers",
-        Task::Rehearse => "rehearse",
-        Task::Window => "window",
-        Task::Validate => "validate",
-        Task::Monitor => "monitor",
-        Task::DayCheck => "day",
-        Task::WeekReview => "week",
-        Task::Notify => "notify",
-        Task::RollbackWindow => "rollback",
-        Task::Cleanup => "cleanup",
     }
 }

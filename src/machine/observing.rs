@@ -2,8 +2,11 @@
 //!
 //! Nothing goes back by itself any more: after so long that is a decision about everything written since. A breach is told.
 
-use super::{Machine, Outcome, later, notices::at, preparing::because, seconds, span};
-use crate::api::{Decision, MigrationRun, Occasion, Outcome as Measured, Phase, Step, Task, Time};
+use super::{Machine, Outcome, notices::at, preparing::because};
+use crate::{
+    api::{Decision, MigrationRun, Occasion, Outcome as Measured, Phase, Step, Task, Time},
+    shared::time::{saturating_add, seconds, to_signed},
+};
 
 /// Longest wait between two tries of a follow-up.
 const RETRY_SECONDS: i64 = 300;
@@ -25,7 +28,7 @@ impl Machine<'_> {
     fn await_follow_up(&mut self, step: Step) {
         let after =
             if step == Step::DayCheck { self.spec.follow_ups.day_after() } else { self.spec.follow_ups.week_after() };
-        let due = later(self.cut_over_at().unwrap_or(self.now), span(after));
+        let due = saturating_add(self.cut_over_at().unwrap_or(self.now), to_signed(after));
         self.s.step = Some(step);
         let x = self.step_mut(step);
         x.state = crate::api::StepState::Running;
@@ -106,7 +109,7 @@ impl Machine<'_> {
             self.explain("Completed", text);
             return self.advance_ended();
         }
-        let interval = span(self.spec.follow_ups.reminder_interval);
+        let interval = to_signed(self.spec.follow_ups.reminder_interval);
         let report = self.s.week_report.as_ref().map(|r| r.object.clone()).unwrap_or_default();
         let text = format!(
             "keep or revert? asked since {asked:.0}, report: {report}; next: {}; or, to go back: {}",

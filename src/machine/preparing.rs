@@ -1,7 +1,10 @@
 //! Preparing and AwaitingApproval: nothing of the application is changed; every change of the inputs begins anew.
 
-use super::{Machine, Outcome, seconds, span, steps};
-use crate::api::{Decision, MigrationRun, NoticeState, Occasion, Phase, Reason, Retry, Step, StepState, Time};
+use super::{Machine, Outcome, steps};
+use crate::{
+    api::{Decision, MigrationRun, NoticeState, Occasion, Phase, Reason, Retry, Step, StepState, Time},
+    shared::time::{seconds, to_signed},
+};
 
 /// Reason of steps whose evidence is void because spec or SQL have changed.
 /// Reason of a step that a changed plan made void.
@@ -385,7 +388,7 @@ impl Machine<'_> {
 
     /// The backoff after which an unready window pod is given up, from the start of its step.
     pub(super) fn ready_by(&self, started: Time) -> Time {
-        started + span(self.spec.runner.step_timeout).min(seconds(600))
+        started + to_signed(self.spec.runner.step_timeout).min(seconds(600))
     }
 }
 

@@ -1,10 +1,11 @@
 //! The way back. Inside the window it is the `Window` run that goes back; after it a `RollbackWindow` run opens a window again.
 
-use super::{
-    Machine, Outcome, executing::WINDOW_ATTEMPTS, notices::at, preparing::because, seconds, span, switching::Direction,
-};
-use crate::api::{
-    Decision, Occasion, Phase, Reason, Retry, RollbackStatus, Step, Task, WindowProgress, WindowState, WindowStatus,
+use super::{Machine, Outcome, executing::WINDOW_ATTEMPTS, notices::at, preparing::because, switching::Direction};
+use crate::{
+    api::{
+        Decision, Occasion, Phase, Reason, Retry, RollbackStatus, Step, Task, WindowProgress, WindowState, WindowStatus,
+    },
+    shared::time::{seconds, to_signed},
 };
 
 /// Longest wait before a window for the way back is opened again, while writes are open.
@@ -98,7 +99,7 @@ impl Machine<'_> {
 
     fn reopen(&mut self, progress: &WindowProgress) {
         if progress.state == WindowState::Ready && self.s.window.as_ref().is_none_or(|w| w.deadline.is_none()) {
-            let deadline = self.now + span(self.spec.window.max_duration);
+            let deadline = self.now + to_signed(self.spec.window.max_duration);
             let window = self.window();
             window.task = Some(Task::RollbackWindow);
             window.deadline = Some(deadline);
@@ -122,7 +123,7 @@ impl Machine<'_> {
         if matches!(progress.state, WindowState::Blocked | WindowState::Held) {
             if self.s.window.as_ref().is_none_or(|w| w.deadline.is_none()) {
                 // A pod that resumes a closed gate never says Ready.
-                self.window().deadline = Some(self.now + span(self.spec.window.max_duration));
+                self.window().deadline = Some(self.now + to_signed(self.spec.window.max_duration));
             }
             let n = progress.users_written_since.unwrap_or_default();
             let proof = progress.proof.clone().unwrap_or_default();

@@ -13,8 +13,11 @@ use jiff::{
     tz::TimeZone,
 };
 
-use super::{Machine, gates::Violation, later, notices::at, seconds, span};
-use crate::api::{AllowedHours, Decision, NoticeState, Occasion, Schedule, ScheduleStatus, Step, Time, Weekday};
+use super::{Machine, gates::Violation, notices::at};
+use crate::{
+    api::{AllowedHours, Decision, NoticeState, Occasion, Schedule, ScheduleStatus, Step, Time, Weekday},
+    shared::time::{saturating_add, seconds, to_signed},
+};
 
 /// Days in which the next allowed hours must begin: one day of each name, and those that began yesterday.
 const DAYS: i32 = 9;
@@ -92,10 +95,10 @@ impl Machine<'_> {
 
     /// Distinct people whose `Ready` on this digest is fresh, and when the first of these runs out.
     pub(super) fn present(&self, digest: &str) -> (Vec<String>, Option<Time>) {
-        let within = span(self.spec.schedule.presence.within);
+        let within = to_signed(self.spec.schedule.presence.within);
         let mut last: std::collections::BTreeMap<&str, Time> = std::collections::BTreeMap::new();
         for d in self.decisions(Decision::Ready, self.s.approvals_after) {
-            if d.digest.as_deref() == Some(digest) && self.now < later(d.at, within) {
+            if d.digest.as_deref() == Some(digest) && self.now < saturating_add(d.at, within) {
                 let at = last.entry(d.by.as_str()).or_insert(d.at);
                 *at = d.at.max(*at);
             }
@@ -127,7 +130,7 @@ impl Machine<'_> {
     }
 
     fn is_backup_old(&self) -> bool {
-        let limit = span(self.spec.schedule.backup_max_age);
+        let limit = to_signed(self.spec.schedule.backup_max_age);
         self.s.backup.as_ref().is_some_and(|b| self.now.duration_since(b.finished_at) > limit)
     }
 
@@ -211,7 +214,7 @@ impl Machine<'_> {
     fn lead_time(&self) -> jiff::SignedDuration {
         match self.channels_for(Occasion::MaintenanceStarts).is_empty() {
             true => seconds(0),
-            false => span(self.spec.schedule.lead_time),
+            false => to_signed(self.spec.schedule.lead_time),
         }
     }
 

@@ -1,11 +1,12 @@
 //! Validating and Monitoring: the new version runs; checks decide whether it stays.
 
-use super::{
-    CheckJobStart, CheckPod, DEADLINE, Effect, Job, Machine, Outcome, later, notices::at, preparing::because, span,
-};
-use crate::api::{
-    Check, CheckResult, Decision, Occasion, OnBreach, Outcome as Measured, Phase, RollbackPolicy, Stage, Step,
-    TRIGGERS, Task,
+use super::{CheckJobStart, CheckPod, DEADLINE, Effect, Job, Machine, Outcome, notices::at, preparing::because};
+use crate::{
+    api::{
+        Check, CheckResult, Decision, Occasion, OnBreach, Outcome as Measured, Phase, RollbackPolicy, Stage, Step,
+        TRIGGERS, Task,
+    },
+    shared::time::{saturating_add, seconds, to_signed},
 };
 
 /// Begin of what is said of a Job whose container does not start.
@@ -43,7 +44,7 @@ impl Machine<'_> {
 
     pub(super) fn advance_stage(&mut self) {
         let (step, task, stage) = self.stage();
-        let (checks, duration) = (self.spec.checks_of(task), span(stage.duration));
+        let (checks, duration) = (self.spec.checks_of(task), to_signed(stage.duration));
         if let Some(d) = self.stop_word(&[Decision::Revert, Decision::Abort], None) {
             return self.go_back("Revert", format!("{:?} by {}{}", d.decision, d.by, because(&d.reason)));
         }
@@ -185,7 +186,7 @@ impl Machine<'_> {
     }
 
     fn is_old(&self, check: &Check, result: &CheckResult) -> bool {
-        self.now.duration_since(result.at) > span(check.interval) * 3 + super::seconds(30)
+        self.now.duration_since(result.at) > to_signed(check.interval) * 3 + seconds(30)
     }
 
     /// A result that is too old says nothing of now: its pod may hang, or its node be gone. Three intervals and 30 s for
@@ -213,7 +214,7 @@ impl Machine<'_> {
             ),
             _ => (false, "the workload is missing".into()),
         };
-        let interval = span(check.interval);
+        let interval = to_signed(check.interval);
         let due =
             previous.is_none_or(|p| self.now.duration_since(p.at) >= interval || (p.outcome == Measured::Pass) != good);
         if let (false, Some(p)) = (due, previous) {
@@ -310,7 +311,7 @@ impl Machine<'_> {
         for (i, check) in self.spec.checks_of(task).into_iter().enumerate() {
             let Some(job) = check.job.clone() else { continue };
             let known = self.known(&check).filter(|r| r.measured > 0);
-            let due = known.map(|r| r.at + span(check.interval)).filter(|due| self.now < *due);
+            let due = known.map(|r| r.at + to_signed(check.interval)).filter(|due| self.now < *due);
             let name = self.check_job(i, known.map_or(0, |r| r.measured) + 1);
             match due {
                 Some(due) => self.wake_at(due),
@@ -328,7 +329,7 @@ impl Machine<'_> {
             .checks_of(task)
             .iter()
             .filter(|c| c.workload.is_some())
-            .filter_map(|c| Some(later(self.known(c)?.at, span(c.interval))))
+            .filter_map(|c| Some(saturating_add(self.known(c)?.at, to_signed(c.interval))))
             .filter(|due| *due > self.now)
             .min()
     }

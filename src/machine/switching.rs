@@ -1,7 +1,10 @@
 //! The switch of the application: flag, restarts, and what shows that the wanted version runs.
 
-use super::{Effect, Flag, Machine, seconds};
-use crate::api::{Time, WindowProgress};
+use super::{Effect, Flag, Machine};
+use crate::{
+    api::{Time, WindowProgress},
+    shared::time::seconds,
+};
 
 /// How long a settled rollout may answer with another version before its workloads are restarted again, in seconds.
 const PATIENCE: i64 = 10;

@@ -13,9 +13,11 @@ use super::{
     answer::{Answer, Format, duration, seconds},
     completion,
     connect::Connection,
-    printed::plugin,
 };
-use crate::api::{CreditMigration, Decision, MigrationDecision, MigrationDecisionSpec, Phase, Step, Task};
+use crate::{
+    api::{CreditMigration, Decision, MigrationDecision, MigrationDecisionSpec, Phase, Step, Task},
+    shared::command::plugin,
+};
 
 pub(super) const APPROVE: &str = "\
 Counts for the plan whose digest status.plan.digest is now: spec, SQL, image, backup and rehearsal. The author's own
@@ -308,9 +310,11 @@ fn preview_text(m: &CreditMigration, preview: &Preview) -> String {
 mod tests {
     use super::*;
     use crate::{
-        api::{CreditMigrationStatus, Plan, RollbackStatus, Time, WindowStatus},
-        machine::fixture::{rehearsal, spec},
-        plugin::printed::tests::sound,
+        api::{
+            CreditMigrationStatus, Plan, RollbackStatus, Time, WindowStatus,
+            fixtures::{rehearsal, spec},
+        },
+        plugin::commands::sound,
     };
 
     fn migration(phase: Phase) -> CreditMigration {

@@ -11,11 +11,7 @@ use kube::{
 };
 
 use super::{Error, answer::Answer, completion, connect::Connection};
-use crate::{
-    api::Task,
-    controller::jobs::{CHECK_LABEL, MIGRATION_LABEL, TASK_LABEL, UID_LABEL},
-    machine::slug,
-};
+use crate::api::{CHECK_LABEL, MIGRATION_LABEL, TASK_LABEL, Task, UID_LABEL};
 
 pub(super) const EXAMPLES: &str = "\
 Tasks: preflight, code, backup, verify, keyusers, rehearse, window, validate, monitor, day, week, rollback, notify, cleanup;
@@ -64,16 +60,16 @@ const TASKS: [Task; 14] = [
 ];
 
 fn tasks() -> ArgValueCandidates {
-    ArgValueCandidates::new(|| TASKS.iter().map(|t| CompletionCandidate::new(slug(*t))).collect())
+    ArgValueCandidates::new(|| TASKS.iter().map(|t| CompletionCandidate::new(t.slug())).collect())
 }
 
 impl FromStr for TaskName {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let is = |t: &&Task| slug(**t) == text || format!("{t:?}").eq_ignore_ascii_case(text);
+        let is = |t: &&Task| t.slug() == text || format!("{t:?}").eq_ignore_ascii_case(text);
         TASKS.iter().find(is).copied().map(TaskName).ok_or_else(|| {
-            let all: Vec<&str> = TASKS.iter().map(|t| slug(*t)).collect();
+            let all: Vec<&str> = TASKS.iter().map(|t| t.slug()).collect();
             format!("no task; those are {}", all.join(", "))
         })
     }
@@ -82,7 +78,7 @@ impl FromStr for TaskName {
 /// Prints them.
 pub(super) async fn run(connection: &Connection, args: &Args) -> Result<Answer, Error> {
     let uid = connection.migration(&args.name).await?.uid().unwrap_or_default();
-    let task = args.task.map(|t| format!(",{TASK_LABEL}={}", slug(t.0))).unwrap_or_default();
+    let task = args.task.map(|t| format!(",{TASK_LABEL}={}", t.0.slug())).unwrap_or_default();
     // Pods of a `job` check are the team's own.
     let labels = format!("{MIGRATION_LABEL}={},{UID_LABEL}={uid}{task},!{CHECK_LABEL}", args.name);
     let api: Api<Pod> = connection.api();
@@ -91,7 +87,7 @@ pub(super) async fn run(connection: &Connection, args: &Args) -> Result<Answer, 
         return Err(Error::Absent(format!(
             "no pod of {}{}; next: kubectl -n {} get cmrun,jobs -l {MIGRATION_LABEL}={0}",
             args.name,
-            args.task.map(|t| format!(" for task {}", slug(t.0))).unwrap_or_default(),
+            args.task.map(|t| format!(" for task {}", t.0.slug())).unwrap_or_default(),
             connection.namespace
         )));
     }
@@ -149,10 +145,10 @@ mod tests {
     #[test]
     fn tasks_have_two_names() {
         for task in TASKS {
-            for name in [slug(task).to_owned(), format!("{task:?}")] {
+            for name in [task.slug().to_owned(), format!("{task:?}")] {
                 assert_eq!(name.parse::<TaskName>().unwrap().0, task);
             }
-            assert!(EXAMPLES.contains(slug(task)), "{task:?}");
+            assert!(EXAMPLES.contains(task.slug()), "{task:?}");
         }
         assert!("x".parse::<TaskName>().unwrap_err().contains("keyusers"));
     }

@@ -5,14 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::ConfigMap};
 
-use super::{
-    answer::{Finding, State, finding},
-    printed::kubectl,
-};
+use super::answer::{Finding, State, finding};
 use crate::{
-    api::{CreditMigrationSpec, KeyRef},
-    controller::reads_flag,
-    runner::sqltext,
+    api::{CreditMigrationSpec, KeyRef, Reason},
+    shared::{command::kubectl, deployment, sql},
 };
 
 /// Key of a Secret for pulling images, which is of a type of its own.
@@ -177,7 +173,7 @@ pub(super) fn look(spec: &CreditMigrationSpec, world: &World) -> Vec<Finding> {
         let key = &spec.application.flag.config_map_key_ref;
         found.push(match seen(look) {
             Err(unseen) => told(&what, &what, unseen, kubectl(&world.namespace, "get deployments")),
-            Ok(d) if reads.iter().any(|w| w.name == name) && !reads_flag(d, key) => finding(
+            Ok(d) if reads.iter().any(|w| w.name == name) && !deployment::reads_flag(d, &key.name, &key.key) => finding(
                 &what,
                 State::Wrong,
                 format!(
@@ -244,10 +240,10 @@ fn config_map_key(
 
 /// What stands in the way of running this SQL. What only this parser does not know is left to the server's.
 fn sql_problem(name: &str, text: &str) -> Option<(State, String)> {
-    let problems = sqltext::read(text).err()?;
+    let problems = sql::read(text).err()?;
     let certain = problems.iter().find(|p| !p.doubtful);
     let problem = certain.or(problems.first())?;
-    let message = format!("{}: {name}, line {}: {}", problem.reason, problem.line, problem.message);
+    let message = format!("{}: {name}, line {}: {}", Reason::from(problem.kind), problem.line, problem.message);
     Some(match certain {
         Some(_) => (State::Wrong, message),
         None => (State::Note, format!("{message}; the server's parser decides in Preflight")),
@@ -339,7 +335,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::{machine::fixture::spec, plugin::printed::tests::sound};
+    use crate::{api::fixtures::spec, plugin::commands::sound};
 
     fn config_map(data: Value) -> Look<ConfigMap> {
         Look::Found(serde_json::from_value(json!({"data": data})).unwrap())

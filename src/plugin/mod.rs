@@ -9,6 +9,8 @@
 //! decision in the name under which the API server knows the caller.
 
 mod answer;
+#[cfg(test)]
+mod commands;
 pub mod completion;
 mod connect;
 mod decide;
@@ -16,7 +18,6 @@ mod lint;
 mod logs;
 mod look;
 mod plan;
-mod printed;
 mod procedure;
 mod report;
 mod status;

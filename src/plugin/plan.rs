@@ -382,7 +382,7 @@ fn gaps(spec: &CreditMigrationSpec) -> Vec<Finding> {
 mod tests {
     use super::*;
     use crate::{
-        machine::fixture::spec,
+        api::fixtures::spec,
         plugin::{Exit, status::tests::time},
     };
 

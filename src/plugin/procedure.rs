@@ -220,7 +220,7 @@ fn follow_up(spec: &CreditMigrationSpec, task: Task, after: String) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::{fixture::spec, steps::FORWARD};
+    use crate::{api::fixtures::spec, machine::steps::FORWARD};
 
     #[test]
     fn the_machines_steps_are_in_this_order() {

@@ -355,7 +355,7 @@ pub(super) mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::machine::fixture::spec;
+    use crate::api::fixtures::spec;
 
     pub(crate) fn time(text: &str) -> Time {
         text.parse().unwrap()

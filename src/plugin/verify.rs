@@ -14,14 +14,14 @@ use super::{
     answer::{Answer, Finding, Format, State, exit_of, finding, findings_table, seconds},
     completion,
     connect::Connection,
-    printed::plugin,
 };
 use crate::{
     api::{
         CreditMigration, CreditMigrationStatus, Decision, KeyRef, MigrationDecision, MigrationRun, Phase,
         ReportEvidence, Step, StepState, Task, Time, WindowProgress, WindowState, sha256,
     },
-    machine::{plan_digest, span},
+    machine::plan_digest,
+    shared::{command::plugin, time::to_signed},
     telemetry,
 };
 
@@ -110,7 +110,7 @@ impl Record {
 
     /// People who said that they are present for a digest. `fresh`: only who said so within `presence.within`.
     fn present(&self, digest: &str, after: Option<Time>, fresh: bool) -> BTreeSet<String> {
-        let within = span(self.migration.spec.schedule.presence.within);
+        let within = to_signed(self.migration.spec.schedule.presence.within);
         let since = fresh.then(|| self.at.checked_sub(within).unwrap_or(Time::MIN));
         self.words(Decision::Ready, digest)
             .filter(|d| is_after(d, after) && is_after(d, since))
@@ -320,7 +320,7 @@ fn people(record: &Record, status: &CreditMigrationStatus) -> Vec<Finding> {
         n if begun => finding("presence", State::Missing, format!("{n} of {needed}: {}", list(&present))),
         n => {
             let next = plugin(&namespace, format!("ready {name}"));
-            let within = seconds(span(spec.schedule.presence.within).as_secs_f64());
+            let within = seconds(to_signed(spec.schedule.presence.within).as_secs_f64());
             finding(
                 "presence",
                 State::NotYet,
@@ -381,7 +381,7 @@ fn balances(what: &str, comparison: Option<&crate::api::Comparison>, due_now: bo
 
 fn blocked_time(what: &str, blocked: Time, released: Time, record: &Record) -> Finding {
     let took = (released - blocked).total(jiff::Unit::Second).unwrap_or_default();
-    let limit = span(record.migration.spec.window.max_duration).as_secs_f64();
+    let limit = to_signed(record.migration.spec.window.max_duration).as_secs_f64();
     let text = format!("writes were blocked for {}, at most {}", seconds(took), seconds(limit));
     finding(what, if took > limit { State::Wrong } else { State::Ok }, text)
 }

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     api::{CreditMigration, Phase},
-    machine::span,
+    shared::time::to_signed,
     telemetry,
 };
 
@@ -91,7 +91,7 @@ pub(super) async fn run(connection: &Connection, args: &Args) -> Result<Answer, 
     let follow = follow(connection, args);
     match args.timeout {
         None => follow.await,
-        Some(timeout) => match tokio::time::timeout(span(timeout).unsigned_abs(), follow).await {
+        Some(timeout) => match tokio::time::timeout(to_signed(timeout).unsigned_abs(), follow).await {
             Ok(answer) => answer,
             Err(_) => Ok(Answer { text: format!("{timeout} are over"), exit: Exit::TimedOut }),
         },

@@ -55,7 +55,7 @@ mod tests {
 
     fn run(command: WindowCommand) -> MigrationRun {
         let spec: MigrationRunSpec = serde_json::from_value(serde_json::json!({
-            "migration": "m", "migrationUID": "u", "task": "Window", "attempt": 1, "plan": crate::machine::fixture::spec(),
+            "migration": "m", "migrationUID": "u", "task": "Window", "attempt": 1, "plan": crate::api::fixtures::spec(),
             "inputs": {"upSha256": "sha256:up", "downSha256": "sha256:down"},
         }))
         .unwrap();

@@ -38,7 +38,6 @@ pub mod report;
 pub mod scratch;
 pub mod settings;
 pub mod sources;
-pub mod sqltext;
 pub mod statistics;
 pub mod store;
 mod tls;

@@ -10,9 +10,12 @@ use futures::TryStreamExt;
 
 use super::{
     Failure, code_backup, notify, postgres::Target, preflight_checks, preflight_database as database, probe::Prober,
-    sqltext, store::Store, work::Work,
+    store::Store, work::Work,
 };
-use crate::api::{Finding, Reason};
+use crate::{
+    api::{Finding, Reason},
+    shared::sql,
+};
 
 /// How long a request to the store is tried: a person is waiting for the answer.
 const STORE_PATIENCE: Duration = Duration::from_secs(10);
@@ -105,15 +108,15 @@ async fn sql(work: &Work<'_>, client: Option<&tokio_postgres::Client>, findings:
             Some(client) => database::parse(client, name, text).await,
             None => Ok(false),
         };
-        let read = match (server, sqltext::read(text)) {
+        let read = match (server, sql::read(text)) {
             (Ok(_), Ok(statements)) => Ok(format!("{} statements", statements.len())),
             (server, Err(problems)) => match (problems.iter().find(|problem| !problem.doubtful), server) {
-                (Some(problem), _) => Err(problem.failure(name)),
+                (Some(problem), _) => Err(Failure::of_sql(name, problem)),
                 (None, Err(failure)) => Err(failure),
                 (None, Ok(true)) => Ok("accepted by the server's parser; runs as one statement".to_owned()),
                 (None, Ok(false)) => Err(problems.first().map_or_else(
                     || Failure::new(Reason::SqlSyntaxError, format!("{name} cannot be parsed")),
-                    |problem| problem.failure(name),
+                    |problem| Failure::of_sql(name, problem),
                 )),
             },
             (Err(failure), Ok(_)) => Err(failure),

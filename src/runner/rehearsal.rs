@@ -22,12 +22,15 @@ use super::{
     fingerprint::Fingerprint,
     git::Folder,
     postgres::{Access, Target, classify, snapshot},
-    rehearsal_checks, scratch, sqltext,
+    rehearsal_checks, scratch,
     store::{PATIENCE, Store},
     verify,
     work::Work,
 };
-use crate::api::{Reason, RehearsalEvidence, sha256};
+use crate::{
+    api::{Reason, RehearsalEvidence, sha256},
+    shared::sql,
+};
 
 /// Advisory lock of the rehearsal, beside those of the control schema.
 pub(super) const LOCK_REHEARSAL: i32 = 16;
@@ -85,7 +88,7 @@ pub struct Both {
 /// Reads both SQL texts and splits them.
 ///
 /// # Errors
-/// `SqlChanged` and those of [`sqltext::for_run`].
+/// `SqlChanged` and those of [`sql::for_run`].
 pub fn both(work: &Work<'_>) -> Result<Both, Failure> {
     let ForWindow { up, down } = for_window(work);
     Ok(Both { up: up?, down: down? })
@@ -102,12 +105,13 @@ pub struct ForWindow {
 
 /// Reads what a window needs.
 pub fn for_window(work: &Work<'_>) -> ForWindow {
-    let sql = |name: &str, text: String| -> Result<Sql, Failure> {
-        Ok(Sql { statements: sqltext::for_run(name, &text)?, sha256: sha256(text.as_bytes()) })
+    let read = |name: &str, text: String| -> Result<Sql, Failure> {
+        let statements = sql::for_run(&text).map_err(|problem| Failure::of_sql(name, &problem))?;
+        Ok(Sql { statements, sha256: sha256(text.as_bytes()) })
     };
     ForWindow {
-        up: work.settings.up_sql().and_then(|text| sql("up SQL", text)),
-        down: work.settings.down_sql().and_then(|text| sql("down SQL", text)),
+        up: work.settings.up_sql().and_then(|text| read("up SQL", text)),
+        down: work.settings.down_sql().and_then(|text| read("down SQL", text)),
     }
 }
 

@@ -12,12 +12,9 @@ use super::{
     cluster::{self, eventually},
     harness::{APPROVERS, AUTHOR, World},
 };
-use credit_migration::{
-    api::{
-        CreditMigration, CreditMigrationStatus, Decision, MigrationDecision, MigrationRun, MigrationRunStatus, Phase,
-        Step, StepState, Task, WindowProgress,
-    },
-    machine::slug,
+use credit_migration::api::{
+    CreditMigration, CreditMigrationStatus, Decision, MigrationDecision, MigrationRun, MigrationRunStatus, Phase, Step,
+    StepState, Task, WindowProgress,
 };
 
 /// Longest wait for anything, unless a test says otherwise: several migrations share two cores.
@@ -169,7 +166,7 @@ impl Migration {
 
     /// Name of a task's first run, and of its Job.
     pub fn run_name(&self, task: Task) -> String {
-        format!("{}-{}-1", self.name, slug(task))
+        format!("{}-{}-1", self.name, task.slug())
     }
 
     /// Status of a task's first run.

@@ -24,9 +24,10 @@ use credit_migration::{
         preflight, rehearsal,
         report::Progress,
         settings::Settings,
-        sqltext, verify,
+        verify,
         work::Work,
     },
+    shared::sql,
 };
 use serde_json::{Map, Value, json};
 use tokio_postgres::Client;
@@ -239,7 +240,7 @@ impl World {
     /// Takes the backup, and runs an up SQL as the window does.
     pub async fn cut_over(&mut self, up: &str) {
         self.backed_up().await;
-        let sql = Sql { statements: sqltext::for_run("up SQL", up).unwrap(), sha256: sha256(up.as_bytes()) };
+        let sql = Sql { statements: sql::for_run(up).unwrap(), sha256: sha256(up.as_bytes()) };
         let mut client = self.target().connect("window").await.unwrap();
         let applied = control::run_up(&mut client, &self.subject(), &sql, &Stop::default()).await.unwrap();
         assert!(matches!(applied, Applied::Now { .. }), "{applied:?}");

@@ -12,8 +12,11 @@ use k8s_openapi::{
 };
 use kube::ResourceExt;
 
-use super::{CHECK_LABEL, labels, owner};
-use crate::{api::CreditMigration, machine::CheckJobStart};
+use super::{labels, owner};
+use crate::{
+    api::{CHECK_LABEL, CreditMigration},
+    machine::CheckJobStart,
+};
 
 /// How long a Job that has ended is kept, in seconds: its result is in the status, its logs are for people.
 const KEPT: i32 = 3600;

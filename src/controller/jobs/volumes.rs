@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     fn plan() -> CreditMigrationSpec {
-        let mut plan = serde_json::to_value(crate::machine::fixture::spec()).unwrap();
+        let mut plan = serde_json::to_value(crate::api::fixtures::spec()).unwrap();
         let key = |name: &str| json!({"name": name, "key": "k"});
         let sequence =
             |secret: &str| json!({"steps": [{"name": "a", "url": "http://shop"}], "secretRef": {"name": secret}});

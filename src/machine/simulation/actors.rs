@@ -2,14 +2,12 @@
 
 use fastrand::Rng;
 
-use super::{
-    fixture::{self, SECRET},
-    world::{App, Defect, Intent, Migration, Schema, Stored, World},
-};
+use super::world::{App, Defect, Intent, Migration, Schema, Stored, World};
 use crate::{
     api::{
         CheckResult, Comparison, Delivery, DeliveryState, MigrationRun, MigrationRunStatus, Occasion,
         Outcome as Measured, Reason, RunPhase, Task, WindowCommand, WindowProgress, WindowState,
+        fixtures::{self, SECRET},
     },
     machine::{Effect, Job, Observed, ObservedRun, decide},
 };
@@ -224,11 +222,11 @@ impl Pod {
             let s = run.status.get_or_insert_default();
             s.phase = RunPhase::Succeeded;
             match task {
-                Task::Backup => (s.baseline, s.backup) = (Some(fixture::baseline(now)), Some(fixture::backup(now))),
-                Task::VerifyBackup => s.verification = Some(fixture::verification()),
-                Task::ExportKeyUsers => s.key_users = Some(fixture::key_users(now)),
-                Task::DayCheck | Task::WeekReview => s.report = Some(fixture::report(now)),
-                Task::Rehearse => s.rehearsal = Some(fixture::rehearsal(10.0)),
+                Task::Backup => (s.baseline, s.backup) = (Some(fixtures::baseline(now)), Some(fixtures::backup(now))),
+                Task::VerifyBackup => s.verification = Some(fixtures::verification()),
+                Task::ExportKeyUsers => s.key_users = Some(fixtures::key_users(now)),
+                Task::DayCheck | Task::WeekReview => s.report = Some(fixtures::report(now)),
+                Task::Rehearse => s.rehearsal = Some(fixtures::rehearsal(10.0)),
                 Task::Notify => {
                     let state = DeliveryState::Delivered;
                     s.deliveries = vec![Delivery { channel: "chat".into(), state, message: "200".into(), at: now }];

@@ -3,15 +3,17 @@
 //! `SIMULATION_SEED=42 cargo test simulation::replay -- --nocapture --ignored`.
 
 mod actors;
-pub(crate) mod fixture;
 mod world;
 
 use actors::{Controller, Pod};
 use fastrand::Rng;
 use world::{Defect, World};
 
-use super::{Job, defects, seconds};
-use crate::api::{Decision, Phase};
+use super::{Job, defects};
+use crate::{
+    api::{Decision, Phase},
+    shared::time::seconds,
+};
 
 /// Schedules of the main test; `SIMULATION_SCHEDULES` sets another number.
 const SCHEDULES: u64 = 10_000;

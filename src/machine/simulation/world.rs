@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use fastrand::Rng;
 
-use super::fixture::{SECRET, spec};
 use crate::{
     api::{
         Audience, CreditMigrationSpec, CreditMigrationStatus, Decision, KeyRef, MigrationRun, NotificationChannel,
         Phase, RunPhase, SlackChannel, Task, Time, WindowCommand, WindowState, WorkloadKind, WorkloadRef,
+        fixtures::{SECRET, spec},
     },
-    machine::{Flag, Job, Observed, ObservedDecision, ObservedRun, Sql, Workload, seconds},
+    machine::{Flag, Job, Observed, ObservedDecision, ObservedRun, Sql, Workload},
+    shared::time::seconds,
 };
 
 pub(super) const NAME: &str = "m";

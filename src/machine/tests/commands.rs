@@ -2,10 +2,8 @@
 
 use std::{cell::RefCell, collections::HashSet};
 
-use clap::Parser;
-
 use super::*;
-use crate::plugin::Cli;
+use crate::shared::command::PLUGIN_COMMANDS;
 
 thread_local! {
     /// What was tried already: a message stands in many decisions.
@@ -47,7 +45,11 @@ fn wrong(text: &str) -> Result<usize, String> {
         if words.get(2..4) != Some(&["-n", "shop"]) {
             return Err(format!("no namespace: {command}"));
         }
-        Cli::try_parse_from(&words[1..]).map_err(|e| format!("{command}: {e}"))?;
+        // `PLUGIN_COMMANDS` are parsed by the plugin's own tests.
+        let rest = words[4..].join(" ");
+        if !PLUGIN_COMMANDS.iter().any(|known| known.replace("NAME", "m") == rest) {
+            return Err(format!("not one of the plugin's: {command}"));
+        }
         found += 1;
     }
     Ok(found)

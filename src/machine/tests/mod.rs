@@ -18,12 +18,14 @@ mod window;
 
 use super::{
     CheckJob, CheckPod, Decision, Effect, Flag, Job, Observed, ObservedDecision, ObservedRun, Sql, Workload, decide,
-    seconds, simulation::fixture,
 };
-use crate::api::{
-    BaselineEvidence, CheckResult, Comparison, CreditMigrationSpec, CreditMigrationStatus, Decision as Word, Delivery,
-    DeliveryState, MigrationRun, MigrationRunStatus, Outcome, Phase, Reason, RunPhase, Step, StepState, Task, Time,
-    VerificationEvidence, WindowProgress, WindowState, WorkloadKind, WorkloadRef,
+use crate::{
+    api::{
+        BaselineEvidence, CheckResult, Comparison, CreditMigrationSpec, CreditMigrationStatus, Decision as Word,
+        Delivery, DeliveryState, MigrationRun, MigrationRunStatus, Outcome, Phase, Reason, RunPhase, Step, StepState,
+        Task, Time, VerificationEvidence, WindowProgress, WindowState, WorkloadKind, WorkloadRef, fixtures,
+    },
+    shared::time::seconds,
 };
 
 /// A migration, what is seen of it, and the time.
@@ -152,7 +154,7 @@ impl Story {
                 available: (2, 2),
             }],
         };
-        Self { spec: fixture::spec(), status: CreditMigrationStatus::default(), seen, now: time(0) }
+        Self { spec: fixtures::spec(), status: CreditMigrationStatus::default(), seen, now: time(0) }
     }
 
     /// What would be decided.
@@ -233,11 +235,11 @@ impl Story {
         self.report(task, |s| {
             s.phase = RunPhase::Succeeded;
             match task {
-                Task::Backup => (s.baseline, s.backup) = (Some(baseline()), Some(fixture::backup(time(0)))),
-                Task::VerifyBackup => s.verification = Some(fixture::verification()),
-                Task::ExportKeyUsers => s.key_users = Some(fixture::key_users(time(0))),
-                Task::DayCheck | Task::WeekReview => s.report = Some(fixture::report(time(0))),
-                Task::Rehearse => s.rehearsal = Some(fixture::rehearsal(20.0)),
+                Task::Backup => (s.baseline, s.backup) = (Some(baseline()), Some(fixtures::backup(time(0)))),
+                Task::VerifyBackup => s.verification = Some(fixtures::verification()),
+                Task::ExportKeyUsers => s.key_users = Some(fixtures::key_users(time(0))),
+                Task::DayCheck | Task::WeekReview => s.report = Some(fixtures::report(time(0))),
+                Task::Rehearse => s.rehearsal = Some(fixtures::rehearsal(20.0)),
                 _ => {}
             }
         })
@@ -374,7 +376,7 @@ impl Story {
 }
 
 fn baseline() -> BaselineEvidence {
-    fixture::baseline(time(0))
+    fixtures::baseline(time(0))
 }
 
 /// Preparing: the step's run has been started.

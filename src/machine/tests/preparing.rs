@@ -297,14 +297,16 @@ fn preparation_fails_for_good() {
             "the rehearsal predicts a longer window than allowed",
             rehearsing,
             |s| {
-                done(s.succeed(Task::Rehearse).report(Task::Rehearse, |s| s.rehearsal = Some(fixture::rehearsal(60.1))))
+                done(
+                    s.succeed(Task::Rehearse).report(Task::Rehearse, |s| s.rehearsal = Some(fixtures::rehearsal(60.1))),
+                )
             },
             Step::Rehearse,
             "WindowTooShort",
         ),
     ]);
     let mut s = rehearsing();
-    s.succeed(Task::Rehearse).report(Task::Rehearse, |s| s.rehearsal = Some(fixture::rehearsal(60.0))).settle();
+    s.succeed(Task::Rehearse).report(Task::Rehearse, |s| s.rehearsal = Some(fixtures::rehearsal(60.0))).settle();
     assert_eq!(s.status.phase, Some(Phase::AwaitingApproval), "a window exactly as long as allowed is allowed");
     let mut s = rehearsing();
     s.fail(Task::Rehearse, Reason::SqlFailed);

@@ -9,7 +9,7 @@ use super::{Document, Problem};
 use crate::{
     api::{Check, CreditMigrationSpec, HttpStep, Occasion, SequenceCheck, Time, TriggerSource},
     plugin::look::{templates_of, variables},
-    runner::sqltext,
+    shared::sql,
 };
 
 /// Problems of the values.
@@ -172,8 +172,8 @@ fn json_body(path: &str, text: &str, found: &mut Vec<Problem>) {
 }
 
 /// One statement that could be run in a transaction.
-fn one_query(path: &str, sql: &str, found: &mut Vec<Problem>) {
-    match sqltext::read(sql) {
+fn one_query(path: &str, text: &str, found: &mut Vec<Problem>) {
+    match sql::read(text) {
         Ok(statements) if statements.len() == 1 => {}
         Ok(statements) => {
             found.push(Problem::error(path, format!("holds {} statements; write one query", statements.len())));

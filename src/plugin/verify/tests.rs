@@ -4,9 +4,11 @@ use serde_json::json;
 
 use super::*;
 use crate::{
-    api::{MigrationDecisionSpec, MigrationRunSpec, Plan, RunInputs},
-    machine::fixture::{backup as dump, baseline, rehearsal, spec, verification},
-    plugin::{Exit, printed::tests::sound, status::tests::time},
+    api::{
+        MigrationDecisionSpec, MigrationRunSpec, Plan, RunInputs,
+        fixtures::{backup as dump, baseline, rehearsal, spec, verification},
+    },
+    plugin::{Exit, commands::sound, status::tests::time},
 };
 
 fn at(text: &str) -> Time {

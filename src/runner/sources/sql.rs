@@ -12,8 +12,8 @@ use crate::{
         Failure,
         judge::{Measurement, Value},
         postgres::classify,
-        sqltext,
     },
+    shared::{self, sql::ProblemKind},
 };
 
 /// Rows after the first that are passed by; a query with more is ended.
@@ -83,11 +83,11 @@ impl SqlProber {
 /// `SqlSyntaxError` with what it is instead.
 pub(in crate::runner) fn single(query: &str) -> Result<(), Failure> {
     let refused = |what: &str| Failure::new(Reason::SqlSyntaxError, format!("query: {what}"));
-    match sqltext::read(query) {
+    match shared::sql::read(query) {
         Ok(statements) if statements.len() == 1 => Ok(()),
         Ok(_) => Err(refused("more than one statement")),
         // What only our parser does not know may still be good; the server will tell.
-        Err(problems) => match problems.iter().find(|p| p.reason != Reason::SqlSyntaxError) {
+        Err(problems) => match problems.iter().find(|p| p.kind != ProblemKind::SyntaxError) {
             Some(problem) => Err(refused(&problem.message)),
             None => Ok(()),
         },

@@ -14,9 +14,6 @@ use squawk_syntax::{
     ast::{AstNode, Stmt},
 };
 
-use super::Failure;
-use crate::api::Reason;
-
 /// One statement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Statement {
@@ -26,11 +23,24 @@ pub struct Statement {
     pub text: String,
 }
 
+/// Class of a [`Problem`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProblemKind {
+    /// No SQL, or none that our parser knows.
+    SyntaxError,
+    /// A command of psql.
+    MetaCommand,
+    /// A statement that begins, ends or changes the transaction.
+    TransactionControl,
+    /// A statement that cannot run inside a transaction.
+    OutsideTransaction,
+}
+
 /// Why a text is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// Class.
-    pub reason: Reason,
+    pub kind: ProblemKind,
     /// Line, from 1.
     pub line: usize,
     /// What stands there, and what to do about it.
@@ -42,33 +52,26 @@ pub struct Problem {
 /// What is run of a text: its statements, or the whole text as one where only our own parser could not split it.
 ///
 /// # Errors
-/// The first problem of the text, with its line. `name` says in the message which text it is.
-pub fn for_run(name: &str, sql: &str) -> Result<Vec<String>, Failure> {
+/// The first problem of the text that is certain.
+pub fn for_run(sql: &str) -> Result<Vec<String>, Problem> {
     match read(sql) {
         Ok(statements) => Ok(statements.into_iter().map(|statement| statement.text).collect()),
-        Err(problems) => match problems.iter().find(|problem| !problem.doubtful) {
-            Some(problem) => Err(problem.failure(name)),
+        Err(problems) => match problems.into_iter().find(|problem| !problem.doubtful) {
+            Some(problem) => Err(problem),
             None => Ok(vec![sql.to_owned()]),
         },
-    }
-}
-
-impl Problem {
-    /// As a task's failure; `name` says which text it is.
-    pub fn failure(&self, name: &str) -> Failure {
-        Failure::new(self.reason, format!("{name}, line {}: {}", self.line, self.message))
     }
 }
 
 /// Splits SQL text into its statements.
 ///
 /// # Errors
-/// Every problem of the text; those that explain the others first. An empty text is a problem: `SqlSyntaxError`.
+/// Every problem of the text; those that explain the others first. An empty text is a problem: `SyntaxError`.
 pub fn read(sql: &str) -> Result<Vec<Statement>, Vec<Problem>> {
     let lines = Lines::of(sql);
     if let Some(offset) = sql.find('\0') {
         return Err(vec![Problem {
-            reason: Reason::SqlSyntaxError,
+            kind: ProblemKind::SyntaxError,
             line: lines.of_offset(offset),
             message: "a zero byte: save the file as UTF-8 text".to_owned(),
             doubtful: false,
@@ -81,8 +84,8 @@ pub fn read(sql: &str) -> Result<Vec<Statement>, Vec<Problem>> {
     for statement in file.stmts() {
         let Some(first) = first_word(statement.syntax()) else { continue };
         let line = lines.of_offset(usize::from(first.text_range().start()));
-        if let Some((reason, message)) = refusal(&statement) {
-            problems.push(Problem { reason, line, message, doubtful: false });
+        if let Some((kind, message)) = refusal(&statement) {
+            problems.push(Problem { kind, line, message, doubtful: false });
         }
         let end = usize::from(statement.syntax().text_range().end());
         let text = sql.get(usize::from(first.text_range().start())..end).unwrap_or_default();
@@ -93,14 +96,14 @@ pub fn read(sql: &str) -> Result<Vec<Statement>, Vec<Problem>> {
     }
     // Syntax errors come last: a psql command or the data of a COPY produce them too, and say less about the cause.
     problems.extend(parse.errors().iter().map(|error| Problem {
-        reason: Reason::SqlSyntaxError,
+        kind: ProblemKind::SyntaxError,
         line: lines.of_offset(usize::from(error.range().start())),
         message: error.message().to_owned(),
         doubtful: true,
     }));
     if statements.is_empty() && problems.is_empty() {
         problems.push(Problem {
-            reason: Reason::SqlSyntaxError,
+            kind: ProblemKind::SyntaxError,
             line: 1,
             message: "no statement: the text is empty or holds comments only".to_owned(),
             doubtful: false,
@@ -141,7 +144,7 @@ fn meta_commands(root: &SyntaxNode, sql: &str, lines: &Lines) -> Vec<Problem> {
         let word: String =
             sql.get(start..).unwrap_or_default().chars().take_while(|c| !c.is_whitespace()).take(20).collect();
         found.push(Problem {
-            reason: Reason::SqlMetaCommand,
+            kind: ProblemKind::MetaCommand,
             line,
             message: format!("`{word}` is a command of psql, not SQL; remove it (settings belong into the spec)"),
             doubtful: false,
@@ -151,15 +154,15 @@ fn meta_commands(root: &SyntaxNode, sql: &str, lines: &Lines) -> Vec<Problem> {
 }
 
 /// Why a statement cannot run inside the one transaction; `None` if it can.
-fn refusal(statement: &Stmt) -> Option<(Reason, String)> {
+fn refusal(statement: &Stmt) -> Option<(ProblemKind, String)> {
     let outside = |what: &str| {
         let message =
             format!("{what} cannot run inside a transaction, and the migration is one; run it before or after");
-        Some((Reason::SqlOutsideTransaction, message))
+        Some((ProblemKind::OutsideTransaction, message))
     };
     let control = |what: &str| {
         let message = format!("{what} would end or change the operator's transaction; remove it, the operator commits");
-        Some((Reason::SqlTransactionControl, message))
+        Some((ProblemKind::TransactionControl, message))
     };
     let node = statement.syntax();
     match statement {
@@ -197,7 +200,7 @@ fn refusal(statement: &Stmt) -> Option<(Reason, String)> {
         Stmt::DropSubscription(_) => outside("DROP SUBSCRIPTION"),
         Stmt::Discard(_) => outside("DISCARD"),
         Stmt::Copy(_) if says(node, "STDIN") => Some((
-            Reason::SqlOutsideTransaction,
+            ProblemKind::OutsideTransaction,
             "COPY FROM STDIN needs data that only psql would send; use INSERT ... VALUES".to_owned(),
         )),
         _ => None,
@@ -245,50 +248,50 @@ mod tests {
     }
 
     #[rstest]
-    #[case::meta("\\set x 1\nSELECT 1;", Reason::SqlMetaCommand, 1)]
-    #[case::meta_later("SELECT 1;\n\\i other.sql\n", Reason::SqlMetaCommand, 2)]
-    #[case::gexec("SELECT 'x' \\gexec\n", Reason::SqlMetaCommand, 1)]
-    #[case::begin("BEGIN;\nSELECT 1;\nCOMMIT;", Reason::SqlTransactionControl, 1)]
-    #[case::start("START TRANSACTION", Reason::SqlTransactionControl, 1)]
-    #[case::commit("SELECT 1;\nCOMMIT", Reason::SqlTransactionControl, 2)]
-    #[case::end("END;", Reason::SqlTransactionControl, 1)]
-    #[case::commit_prepared("COMMIT PREPARED 'x'", Reason::SqlTransactionControl, 1)]
-    #[case::abort("ABORT", Reason::SqlTransactionControl, 1)]
-    #[case::rollback("ROLLBACK TO SAVEPOINT a", Reason::SqlTransactionControl, 1)]
-    #[case::savepoint("SAVEPOINT a", Reason::SqlTransactionControl, 1)]
-    #[case::release("RELEASE SAVEPOINT a", Reason::SqlTransactionControl, 1)]
-    #[case::prepare("PREPARE TRANSACTION 'a'", Reason::SqlTransactionControl, 1)]
-    #[case::set_transaction("SET TRANSACTION READ ONLY", Reason::SqlTransactionControl, 1)]
-    #[case::characteristics("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY", Reason::SqlTransactionControl, 1)]
-    #[case::index("SELECT 1;\n\nCREATE INDEX CONCURRENTLY i ON t (a)", Reason::SqlOutsideTransaction, 3)]
-    #[case::unique("CREATE UNIQUE INDEX CONCURRENTLY i ON t (a)", Reason::SqlOutsideTransaction, 1)]
-    #[case::drop_index("DROP INDEX CONCURRENTLY i", Reason::SqlOutsideTransaction, 1)]
-    #[case::reindex("REINDEX INDEX CONCURRENTLY i", Reason::SqlOutsideTransaction, 1)]
-    #[case::reindex_option("REINDEX (CONCURRENTLY) TABLE t", Reason::SqlOutsideTransaction, 1)]
-    #[case::reindex_database("REINDEX DATABASE d", Reason::SqlOutsideTransaction, 1)]
-    #[case::detach("ALTER TABLE t DETACH PARTITION p CONCURRENTLY", Reason::SqlOutsideTransaction, 1)]
-    #[case::vacuum("VACUUM t", Reason::SqlOutsideTransaction, 1)]
-    #[case::cluster("CLUSTER", Reason::SqlOutsideTransaction, 1)]
-    #[case::create_database("CREATE DATABASE d", Reason::SqlOutsideTransaction, 1)]
-    #[case::drop_database("DROP DATABASE d", Reason::SqlOutsideTransaction, 1)]
+    #[case::meta("\\set x 1\nSELECT 1;", ProblemKind::MetaCommand, 1)]
+    #[case::meta_later("SELECT 1;\n\\i other.sql\n", ProblemKind::MetaCommand, 2)]
+    #[case::gexec("SELECT 'x' \\gexec\n", ProblemKind::MetaCommand, 1)]
+    #[case::begin("BEGIN;\nSELECT 1;\nCOMMIT;", ProblemKind::TransactionControl, 1)]
+    #[case::start("START TRANSACTION", ProblemKind::TransactionControl, 1)]
+    #[case::commit("SELECT 1;\nCOMMIT", ProblemKind::TransactionControl, 2)]
+    #[case::end("END;", ProblemKind::TransactionControl, 1)]
+    #[case::commit_prepared("COMMIT PREPARED 'x'", ProblemKind::TransactionControl, 1)]
+    #[case::abort("ABORT", ProblemKind::TransactionControl, 1)]
+    #[case::rollback("ROLLBACK TO SAVEPOINT a", ProblemKind::TransactionControl, 1)]
+    #[case::savepoint("SAVEPOINT a", ProblemKind::TransactionControl, 1)]
+    #[case::release("RELEASE SAVEPOINT a", ProblemKind::TransactionControl, 1)]
+    #[case::prepare("PREPARE TRANSACTION 'a'", ProblemKind::TransactionControl, 1)]
+    #[case::set_transaction("SET TRANSACTION READ ONLY", ProblemKind::TransactionControl, 1)]
+    #[case::characteristics("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY", ProblemKind::TransactionControl, 1)]
+    #[case::index("SELECT 1;\n\nCREATE INDEX CONCURRENTLY i ON t (a)", ProblemKind::OutsideTransaction, 3)]
+    #[case::unique("CREATE UNIQUE INDEX CONCURRENTLY i ON t (a)", ProblemKind::OutsideTransaction, 1)]
+    #[case::drop_index("DROP INDEX CONCURRENTLY i", ProblemKind::OutsideTransaction, 1)]
+    #[case::reindex("REINDEX INDEX CONCURRENTLY i", ProblemKind::OutsideTransaction, 1)]
+    #[case::reindex_option("REINDEX (CONCURRENTLY) TABLE t", ProblemKind::OutsideTransaction, 1)]
+    #[case::reindex_database("REINDEX DATABASE d", ProblemKind::OutsideTransaction, 1)]
+    #[case::detach("ALTER TABLE t DETACH PARTITION p CONCURRENTLY", ProblemKind::OutsideTransaction, 1)]
+    #[case::vacuum("VACUUM t", ProblemKind::OutsideTransaction, 1)]
+    #[case::cluster("CLUSTER", ProblemKind::OutsideTransaction, 1)]
+    #[case::create_database("CREATE DATABASE d", ProblemKind::OutsideTransaction, 1)]
+    #[case::drop_database("DROP DATABASE d", ProblemKind::OutsideTransaction, 1)]
     #[case::alter_database(
         "ALTER DATABASE d SET default_transaction_read_only = off",
-        Reason::SqlOutsideTransaction,
+        ProblemKind::OutsideTransaction,
         1
     )]
-    #[case::alter_system("ALTER SYSTEM SET work_mem = '1GB'", Reason::SqlOutsideTransaction, 1)]
-    #[case::tablespace("CREATE TABLESPACE s LOCATION '/x'", Reason::SqlOutsideTransaction, 1)]
-    #[case::discard("DISCARD ALL", Reason::SqlOutsideTransaction, 1)]
-    #[case::copy("COPY t FROM STDIN;\n1\ta\n\\.\n", Reason::SqlMetaCommand, 3)]
-    #[case::copy_bare("COPY t (a) FROM STDIN", Reason::SqlOutsideTransaction, 1)]
-    #[case::syntax("SELECT 1;\nALTER TABEL t ADD a int;", Reason::SqlSyntaxError, 2)]
-    #[case::open_string("SELECT 'abc", Reason::SqlSyntaxError, 1)]
-    #[case::empty("  \n-- nothing\n", Reason::SqlSyntaxError, 1)]
-    #[case::semicolons(";;", Reason::SqlSyntaxError, 1)]
-    #[case::zero("SELECT 1;\n\0", Reason::SqlSyntaxError, 2)]
-    fn refuses(#[case] sql: &str, #[case] reason: Reason, #[case] line: usize) {
+    #[case::alter_system("ALTER SYSTEM SET work_mem = '1GB'", ProblemKind::OutsideTransaction, 1)]
+    #[case::tablespace("CREATE TABLESPACE s LOCATION '/x'", ProblemKind::OutsideTransaction, 1)]
+    #[case::discard("DISCARD ALL", ProblemKind::OutsideTransaction, 1)]
+    #[case::copy("COPY t FROM STDIN;\n1\ta\n\\.\n", ProblemKind::MetaCommand, 3)]
+    #[case::copy_bare("COPY t (a) FROM STDIN", ProblemKind::OutsideTransaction, 1)]
+    #[case::syntax("SELECT 1;\nALTER TABEL t ADD a int;", ProblemKind::SyntaxError, 2)]
+    #[case::open_string("SELECT 'abc", ProblemKind::SyntaxError, 1)]
+    #[case::empty("  \n-- nothing\n", ProblemKind::SyntaxError, 1)]
+    #[case::semicolons(";;", ProblemKind::SyntaxError, 1)]
+    #[case::zero("SELECT 1;\n\0", ProblemKind::SyntaxError, 2)]
+    fn refuses(#[case] sql: &str, #[case] kind: ProblemKind, #[case] line: usize) {
         let problems = read(sql).unwrap_err();
-        assert_eq!((problems[0].reason, problems[0].line), (reason, line), "{problems:?}");
+        assert_eq!((problems[0].kind, problems[0].line), (kind, line), "{problems:?}");
     }
 
     #[rstest]

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::api::{
+use super::{
     BackupEvidence, BaselineEvidence, CreditMigrationSpec, KeyUsersEvidence, RehearsalEvidence, ReportEvidence, Time,
     VerificationEvidence,
 };

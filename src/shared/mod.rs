@@ -1,0 +1,8 @@
+//! Pure helpers without a domain type: time arithmetic, printed command lines, SQL text, readings of Deployments.
+//!
+//! Called by every other module; imports nothing of this crate.
+
+pub mod command;
+pub mod deployment;
+pub mod sql;
+pub mod time;
