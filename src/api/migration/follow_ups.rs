@@ -4,7 +4,7 @@ use kube::{KubeSchema, core::Duration};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Check, Time};
+use crate::api::{Check, Time};
 
 /// The checks after a day and after a week. A breach there is told; nothing goes back by itself any more.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]

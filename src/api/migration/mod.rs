@@ -1,10 +1,28 @@
 //! `CreditMigration`: what a team wants; its status is the checklist, ticked off with evidence.
 
+mod checks;
+mod code;
+mod coverage;
+mod follow_ups;
+mod notifications;
+mod schedule;
+mod sources;
+mod triggers;
+
+pub use checks::*;
+pub use code::*;
+pub use coverage::Gap;
+pub use follow_ups::*;
+pub use notifications::*;
+pub use schedule::*;
+pub use sources::*;
+pub use triggers::*;
+
 use kube::{CustomResource, KubeSchema, core::Duration};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Check, CodeBackup, CreditMigrationStatus, FollowUps, Notifications, Schedule, Triggers};
+use crate::api::CreditMigrationStatus;
 
 /// What is wanted: one change of a credit system's schema, from proven backup to monitored cut-over.
 ///

@@ -6,7 +6,7 @@ use kube::{KubeSchema, core::Duration};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{NameRef, WorkloadRef};
+use crate::api::{NameRef, WorkloadRef};
 
 /// A query on the migrated database, run read-only.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]

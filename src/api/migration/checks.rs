@@ -4,7 +4,7 @@ use kube::{KubeSchema, core::Duration};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{
+use crate::api::{
     BalancesCheck, ConnectionCheck, HttpCheck, JobCheck, LogsCheck, PrometheusCheck, SequenceCheck, SqlCheck,
     StatementsCheck, Time, WorkloadRef,
 };

@@ -4,8 +4,8 @@ use kube::{KubeSchema, core::Duration};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    BalancesCheck, Check, ConnectionCheck, CreditMigrationSpec, Failures, HttpCheck, OnBreach, PrometheusCheck,
+use crate::api::{
+    BalancesCheck, BalancesComparison, Check, ConnectionCheck, CreditMigrationSpec, Failures, HttpCheck, OnBreach, PrometheusCheck,
     SequenceCheck, SqlCheck, Task,
 };
 
@@ -212,7 +212,7 @@ impl Triggers {
         };
         [
             (balance_errors.mode == TriggerMode::Enabled).then(|| Check {
-                balances: Some(BalancesCheck { compare: super::BalancesComparison::Users }),
+                balances: Some(BalancesCheck { compare: BalancesComparison::Users }),
                 max: Some(balance_errors.max_users.to_string()),
                 ..balance
             }),

@@ -1,6 +1,6 @@
 //! Lines of the checklist that a spec leaves to the team: those who approve are told, in a condition and by `plan`. Pure.
 
-use super::{Audience, Check, ContactRole, CreditMigrationSpec, OnBreach, RollbackPolicy, TriggerMode};
+use crate::api::{Audience, Check, ContactRole, CreditMigrationSpec, OnBreach, RollbackPolicy, TriggerMode};
 
 /// A line of the checklist that is not configured.
 #[derive(Clone, Debug, PartialEq, Eq)]

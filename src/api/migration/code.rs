@@ -4,7 +4,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{NameRef, Time};
+use crate::api::{NameRef, Time};
 
 /// Tag and branch to be pushed before anything is changed.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]

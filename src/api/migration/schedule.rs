@@ -4,7 +4,7 @@ use kube::{KubeSchema, core::Duration};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Time;
+use crate::api::Time;
 
 /// When the window may be opened. Without `startAt` and `allowedHours` that is at any time after the lead time.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]

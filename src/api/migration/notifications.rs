@@ -4,7 +4,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{KeyRef, NameRef, Phase, Time};
+use crate::api::{KeyRef, NameRef, Phase, Time};
 
 /// Who is told, and by which channels.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
