@@ -7,11 +7,15 @@
 mod crds;
 mod decision;
 mod digest;
+mod direction;
+mod evidence;
 #[cfg(test)]
 pub(crate) mod fixtures;
 mod migration;
 pub mod mounts;
 mod names;
+mod notice;
+mod procedure;
 mod reason;
 mod run;
 mod status;
@@ -19,8 +23,12 @@ mod status;
 pub use crds::{crds, crds_yaml};
 pub use decision::*;
 pub use digest::*;
+pub use direction::*;
+pub use evidence::*;
 pub use migration::*;
 pub use names::*;
+pub use notice::*;
+pub use procedure::*;
 pub use reason::*;
 pub use run::*;
 pub use status::*;

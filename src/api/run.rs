@@ -19,7 +19,10 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{CheckResult, CodeBackupEvidence, CreditMigrationSpec, Delivery, Notice, Reason, ReportEvidence, Time};
+use super::{
+    BackupEvidence, BaselineEvidence, CheckResult, CodeBackupEvidence, Comparison, CreditMigrationSpec, Delivery,
+    Finding, KeyUsersEvidence, Notice, Reason, RehearsalEvidence, ReportEvidence, Task, Time, VerificationEvidence,
+};
 
 /// One task of a migration, carried out by one Job.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -64,39 +67,6 @@ pub struct MigrationRunSpec {
     /// The controller's order to a window task.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<WindowOrder>,
-}
-
-/// What a Job does.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Task {
-    /// Looks at everything, changes nothing.
-    Preflight,
-    /// Pushes tag and branch.
-    CodeBackup,
-    /// Puts up the guards; takes baseline and dump from one snapshot; uploads.
-    Backup,
-    /// Downloads the object and reads it to its end.
-    VerifyBackup,
-    /// Streams the rows of key users into the bucket.
-    ExportKeyUsers,
-    /// Restores the object, migrates, verifies, rolls back, compares.
-    Rehearse,
-    /// The window, way there.
-    Window,
-    /// Runs `validation.checks`.
-    Validate,
-    /// Runs `monitoring.checks`.
-    Monitor,
-    /// Runs `followUps.day.checks` for a while and writes a report.
-    DayCheck,
-    /// Runs `followUps.week.checks` for a while and writes a report.
-    WeekReview,
-    /// The window, way back.
-    RollbackWindow,
-    /// Tells people.
-    Notify,
-    /// Removes the guards and gives the database free for the next migration.
-    Cleanup,
 }
 
 /// What earlier tasks found.
@@ -220,154 +190,6 @@ pub enum RunPhase {
     Failed,
 }
 
-/// One line of Preflight.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
-#[serde(rename_all = "camelCase")]
-pub struct Finding {
-    /// What was looked at.
-    pub name: String,
-    /// Absent when it is as it should be.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reason: Option<Reason>,
-    /// What was seen, and the command that mends it.
-    pub message: String,
-}
-
-impl Finding {
-    /// Name of the finding on the application's own word on its versions.
-    pub const VERSION_PROBE: &str = "version probe";
-    /// In its message if the application has said that it holds the old and the new version.
-    pub const HOLDS_BOTH: &str = "holds both versions";
-}
-
-/// Statistics of the credit system, from one snapshot. Amounts are decimal texts in credits.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
-#[serde(rename_all = "camelCase")]
-pub struct BaselineEvidence {
-    /// Distinct users.
-    pub users: u64,
-    /// Sum of balances.
-    pub total_balance: String,
-    /// Sum of purchased credits.
-    pub total_purchased: String,
-    /// Average balance.
-    pub average_balance: String,
-    /// Largest balance.
-    pub max_balance: String,
-    /// Transactions by type.
-    pub transactions: Vec<TransactionStatistics>,
-    /// Time of the snapshot.
-    pub taken_at: Time,
-}
-
-/// Transactions of one type.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
-#[serde(rename_all = "camelCase")]
-pub struct TransactionStatistics {
-    /// The type.
-    #[serde(rename = "type")]
-    pub kind: String,
-    /// How many.
-    pub count: u64,
-    /// Sum of absolute amounts in credits, a decimal text.
-    pub total_amount: String,
-}
-
-/// The uploaded dump.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
-#[serde(rename_all = "camelCase")]
-pub struct BackupEvidence {
-    /// `s3://bucket/key` of the dump.
-    pub object: String,
-    /// `s3://bucket/key` of the statistics of the same snapshot, as JSON.
-    pub statistics_object: String,
-    /// Size in bytes.
-    pub bytes: u64,
-    /// `sha256:` and 64 hex digits, taken while streaming.
-    pub sha256: String,
-    /// Version of pg_dump.
-    pub pg_dump_version: String,
-    /// End of the upload.
-    pub finished_at: Time,
-}
-
-/// The object as it was read back.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
-#[serde(rename_all = "camelCase")]
-pub struct VerificationEvidence {
-    /// Size in bytes as downloaded.
-    pub bytes: u64,
-    /// SHA-256 as downloaded.
-    pub sha256: String,
-    /// Entries in the archive's table of contents.
-    pub entries: u64,
-}
-
-/// The rows of key users in the bucket. Never a row of them anywhere else.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
-#[serde(rename_all = "camelCase")]
-pub struct KeyUsersEvidence {
-    /// `s3://bucket/key` of the CSV, with a header.
-    pub object: String,
-    /// Users in it.
-    pub users: u64,
-    /// Size in bytes.
-    pub bytes: u64,
-    /// `sha256:` and 64 hex digits, taken while streaming.
-    pub sha256: String,
-    /// Time of the snapshot.
-    pub taken_at: Time,
-}
-
-/// What the rehearsal showed.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
-#[serde(rename_all = "camelCase")]
-pub struct RehearsalEvidence {
-    /// Users restored.
-    pub users: u64,
-    /// Seconds to restore.
-    pub restore_seconds: f64,
-    /// Seconds for the up SQL with its verification.
-    pub migrate_seconds: f64,
-    /// Seconds for the down SQL with its verification.
-    pub rollback_seconds: f64,
-    /// Tables that were equal after the way back; all of them, else the rehearsal fails.
-    pub tables_equal: u32,
-    /// `sql` and `balances` checks that were measured on the migrated copy, before the way back.
-    #[serde(default)]
-    pub checks_measured: u32,
-    /// Those among them that did not pass there, with observed value and limit. The copy has no traffic: people judge it.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub checks_not_passing: Vec<String>,
-    /// Expected length of the window in seconds: twice the SQL's and the comparison's time, plus 10 s for the rollout.
-    pub expected_window_seconds: f64,
-}
-
-impl RehearsalEvidence {
-    /// All of it in one line.
-    pub fn in_words(&self) -> String {
-        format!(
-            "restored {} users in {:.1} s, migrated in {:.1} s, rolled back in {:.1} s, {} of {4} tables equal; {}; expected window {:.1} s",
-            self.users,
-            self.restore_seconds,
-            self.migrate_seconds,
-            self.rollback_seconds,
-            self.tables_equal,
-            self.checks_in_words(),
-            self.expected_window_seconds,
-        )
-    }
-
-    /// What the checks showed on the migrated copy.
-    pub fn checks_in_words(&self) -> String {
-        let measured = format!("{} checks measured on the migrated copy", self.checks_measured);
-        match self.checks_not_passing.as_slice() {
-            [] => measured,
-            not => format!("{measured}, {} did not pass there: {}", not.len(), not.join("; ")),
-        }
-    }
-}
-
 /// Progress of a window task.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
 #[serde(rename_all = "camelCase", default)]
@@ -407,18 +229,6 @@ pub struct WindowProgress {
     pub released_at: Option<Time>,
     /// The runner ended the window itself because the deadline had passed.
     pub deadline_passed: bool,
-}
-
-/// The full comparison of every user's balance with the baseline.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
-#[serde(rename_all = "camelCase")]
-pub struct Comparison {
-    /// Users compared.
-    pub users: u64,
-    /// Users whose balance nothing explains. Must be 0.
-    pub unexplained: u64,
-    /// Sum of balances, a decimal text in credits.
-    pub total_balance: String,
 }
 
 /// How far a window task is.

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     BackupEvidence, BaselineEvidence, CheckResult, CodeBackupEvidence, Comparison, KeyUsersEvidence, NoticeStatus,
-    RehearsalEvidence, ReportEvidence, ScheduleStatus, Task, Time, VerificationEvidence,
+    Phase, RehearsalEvidence, ReportEvidence, Step, Task, Time, VerificationEvidence,
 };
 
 /// Where a migration stands.
@@ -93,92 +93,6 @@ pub struct CreditMigrationStatus {
     /// Ready, BackupVerified, RehearsalPassed, ChecklistCovered, WritesBlocked; Reconciling and Stalled while true.
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
-}
-
-/// Phase of a migration.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Phase {
-    /// Looks, saves, rehearses. Nothing of the application is changed.
-    Preparing,
-    /// Waits for people.
-    AwaitingApproval,
-    /// The window is being opened, is open, or is being closed.
-    Executing,
-    /// The new version runs; the checks of the first half hour.
-    Validating,
-    /// The new version runs; watched for breaches.
-    Monitoring,
-    /// The new version runs; looked at after a day and after a week, then a person decides whether it stays.
-    Observing,
-    /// The new version stays.
-    Completed,
-    /// On the way back.
-    RollingBack,
-    /// The old version runs again; nothing was lost.
-    RolledBack,
-    /// The way back failed, a person is needed; `status.writes` says whether writes are blocked.
-    RollbackFailed,
-    /// Preparation failed: nothing was changed.
-    Failed,
-    /// Called off before the window: nothing was changed.
-    Cancelled,
-}
-
-/// A step of the procedure.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Step {
-    /// Everything that is referred to is there and fits.
-    Preflight,
-    /// The team knows what is planned.
-    NotifyTeam,
-    /// Tag and branch pushed.
-    CodeBackup,
-    /// Statistics and every user's balance.
-    Baseline,
-    /// Dump in the bucket.
-    Backup,
-    /// Dump read back to its end.
-    VerifyBackup,
-    /// Rows of key users in the bucket.
-    ExportKeyUsers,
-    /// Whole procedure on a copy.
-    Rehearse,
-    /// People agree.
-    Approve,
-    /// The time has come, people are there, the maintenance notice is out.
-    Schedule,
-    /// Writes blocked, with proof.
-    OpenWindow,
-    /// SQL committed.
-    Migrate,
-    /// Tables and balances checked.
-    VerifyMigration,
-    /// Flag and rollout.
-    SwitchApplication,
-    /// Writes open.
-    CloseWindow,
-    /// Checks of the validation stage.
-    Validate,
-    /// Checks of the monitoring stage.
-    Monitor,
-    /// Checks after a day, with a report.
-    DayCheck,
-    /// Checks after a week, with a report.
-    WeekReview,
-    /// A person decides to keep or to revert.
-    Decide,
-    /// Way back: writes blocked, with proof.
-    ReopenWindow,
-    /// Way back: flag and rollout.
-    SwitchBack,
-    /// Way back: SQL committed.
-    RollbackSql,
-    /// Way back: proven equal.
-    VerifyRollback,
-    /// Way back: writes open.
-    ReleaseWindow,
-    /// Guards removed from the database.
-    Cleanup,
 }
 
 /// Whether the application can write to the protected tables.
@@ -301,4 +215,24 @@ pub struct RollbackStatus {
     /// The newest decision that was known when the way back failed: only a later `Revert` begins it again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub heard_until: Option<Time>,
+}
+
+/// The start as it is planned.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Default)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ScheduleStatus {
+    /// First time at which the window may be opened.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub starts_at: Option<Time>,
+    /// Last time of these hours; none when they have no end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ends_at: Option<Time>,
+    /// Id of the maintenance notice for this start, once it was made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub notice: Option<String>,
+    /// People who are present, by their `Ready`.
+    pub present: Vec<String>,
+    /// People present, of those needed: `1/2`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub presence: Option<String>,
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::{
     BalancesCheck, ConnectionCheck, HttpCheck, JobCheck, LogsCheck, PrometheusCheck, SequenceCheck, SqlCheck,
-    StatementsCheck, Time, WorkloadRef,
+    StatementsCheck, WorkloadRef,
 };
 
 /// One measurement, repeated, with a limit: what is measured (exactly one of `sql`, `http`, `sequence`, `prometheus`, `balances`,
@@ -160,42 +160,6 @@ pub enum OnBreach {
     Hold,
     /// An event only.
     Warn,
-}
-
-/// Outcome of one measurement.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// Within the limit.
-    Pass,
-    /// Beyond the limit.
-    Fail,
-    /// Could not be measured.
-    Error,
-    /// Measured, but there was nothing, or too few samples. Never success.
-    NoData,
-}
-
-/// Where a check stands.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
-#[serde(rename_all = "camelCase")]
-pub struct CheckResult {
-    /// Name of the check.
-    pub name: String,
-    /// Last outcome.
-    pub outcome: Outcome,
-    /// Failed measurements among the last `failures.of`.
-    pub failed: u32,
-    /// The last `failures.of` measurements of a `workload` or `job` check, oldest first: `.` good, `x` failed.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub recent: String,
-    /// Measurements so far.
-    pub measured: u64,
-    /// Whether `failures.count` was reached at any time.
-    pub breached: bool,
-    /// Observed value and limit in words: `0.21 > 0.05, 3 of 3 samples (1204 requests)`.
-    pub message: String,
-    /// Time of the last measurement.
-    pub at: Time,
 }
 
 fn thirty_seconds() -> Duration {

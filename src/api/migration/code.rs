@@ -1,10 +1,9 @@
 //! Backup of the code: a tag and a branch that stay where the application's old version was.
 
 use kube::KubeSchema;
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::api::{NameRef, Time};
+use crate::api::NameRef;
 
 /// Tag and branch to be pushed before anything is changed.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -33,22 +32,6 @@ pub struct CodeBackup {
     /// Secret with `ssh-privatekey` and `known_hosts` for ssh; `username`, `password` and, for a private authority,
     /// `ca.crt` for https.
     pub secret_ref: NameRef,
-}
-
-/// Tag and branch as the server has them.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
-#[serde(rename_all = "camelCase")]
-pub struct CodeBackupEvidence {
-    /// Repository, as in the spec.
-    pub repository: String,
-    /// Commit to which both lead, read back from the server.
-    pub commit: String,
-    /// Name of the tag.
-    pub tag: String,
-    /// Name of the branch.
-    pub branch: String,
-    /// When it was read back.
-    pub verified_at: Time,
 }
 
 fn tag() -> String {

@@ -1,10 +1,9 @@
 //! What is looked at after a day and after a week, and the decision to keep or to revert.
 
 use kube::{KubeSchema, core::Duration};
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::api::{Check, Time};
+use crate::api::Check;
 
 /// The checks after a day and after a week. A breach there is told; nothing goes back by itself any more.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -64,26 +63,6 @@ impl Default for FollowUp {
     fn default() -> Self {
         Self { after: None, duration: five_minutes(), checks: vec![] }
     }
-}
-
-/// A report in the bucket.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
-#[serde(rename_all = "camelCase")]
-pub struct ReportEvidence {
-    /// `s3://bucket/key` of the report, JSON.
-    pub object: String,
-    /// Size in bytes.
-    pub bytes: u64,
-    /// `sha256:` and 64 hex digits.
-    pub sha256: String,
-    /// Checks that passed.
-    pub passed: u32,
-    /// Checks.
-    pub checks: u32,
-    /// Findings in one line: which checks did not pass, users, sum of balances and transactions since the cut-over.
-    pub summary: String,
-    /// Time of the figures.
-    pub taken_at: Time,
 }
 
 fn one_day() -> Duration {

@@ -97,26 +97,6 @@ impl Default for Presence {
     }
 }
 
-/// The start as it is planned.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Default)]
-#[serde(rename_all = "camelCase", default)]
-pub struct ScheduleStatus {
-    /// First time at which the window may be opened.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub starts_at: Option<Time>,
-    /// Last time of these hours; none when they have no end.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub ends_at: Option<Time>,
-    /// Id of the maintenance notice for this start, once it was made.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub notice: Option<String>,
-    /// People who are present, by their `Ready`.
-    pub present: Vec<String>,
-    /// People present, of those needed: `1/2`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub presence: Option<String>,
-}
-
 fn hours<const N: u64>() -> Duration {
     std::time::Duration::from_secs(N * 3600).into()
 }

@@ -5,8 +5,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::api::{
-    BalancesCheck, BalancesComparison, Check, ConnectionCheck, CreditMigrationSpec, Failures, HttpCheck, OnBreach, PrometheusCheck,
-    SequenceCheck, SqlCheck, Task,
+    BalancesCheck, BalancesComparison, Check, ConnectionCheck, CreditMigrationSpec, Failures, HttpCheck, OnBreach,
+    PrometheusCheck, SequenceCheck, SqlCheck, Task,
 };
 
 /// What starts the way back, beside checks with `onBreach: Rollback`. Measured in the validation and the monitoring stage.

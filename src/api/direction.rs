@@ -1,0 +1,29 @@
+//! The two directions of a migration, and the schema that each leaves behind.
+
+/// Direction in which the window applies the SQL and switches the application.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// From the old version to the new one: task `Window`, up SQL.
+    Forward,
+    /// Back to the old version: task `RollbackWindow`, down SQL.
+    Rollback,
+}
+
+impl Direction {
+    /// Name of its SQL, also in the database's ledger: `up` or `down`.
+    pub fn sql_name(self) -> &'static str {
+        match self {
+            Direction::Forward => "up",
+            Direction::Rollback => "down",
+        }
+    }
+}
+
+/// Which schema the application's tables have when writes are allowed again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SchemaInPlace {
+    /// The one before the migration.
+    Old,
+    /// The one that the up SQL made.
+    New,
+}

@@ -1,0 +1,238 @@
+//! Evidence: what tasks found and made, as runs report it and the status keeps it.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Reason, Time};
+
+/// Tag and branch as the server has them.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct CodeBackupEvidence {
+    /// Repository, as in the spec.
+    pub repository: String,
+    /// Commit to which both lead, read back from the server.
+    pub commit: String,
+    /// Name of the tag.
+    pub tag: String,
+    /// Name of the branch.
+    pub branch: String,
+    /// When it was read back.
+    pub verified_at: Time,
+}
+
+/// One line of Preflight.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Finding {
+    /// What was looked at.
+    pub name: String,
+    /// Absent when it is as it should be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
+    /// What was seen, and the command that mends it.
+    pub message: String,
+}
+
+impl Finding {
+    /// Name of the finding on the application's own word on its versions.
+    pub const VERSION_PROBE: &str = "version probe";
+    /// In its message if the application has said that it holds the old and the new version.
+    pub const HOLDS_BOTH: &str = "holds both versions";
+}
+
+/// Statistics of the credit system, from one snapshot. Amounts are decimal texts in credits.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct BaselineEvidence {
+    /// Distinct users.
+    pub users: u64,
+    /// Sum of balances.
+    pub total_balance: String,
+    /// Sum of purchased credits.
+    pub total_purchased: String,
+    /// Average balance.
+    pub average_balance: String,
+    /// Largest balance.
+    pub max_balance: String,
+    /// Transactions by type.
+    pub transactions: Vec<TransactionStatistics>,
+    /// Time of the snapshot.
+    pub taken_at: Time,
+}
+
+/// Transactions of one type.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct TransactionStatistics {
+    /// The type.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// How many.
+    pub count: u64,
+    /// Sum of absolute amounts in credits, a decimal text.
+    pub total_amount: String,
+}
+
+/// The uploaded dump.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct BackupEvidence {
+    /// `s3://bucket/key` of the dump.
+    pub object: String,
+    /// `s3://bucket/key` of the statistics of the same snapshot, as JSON.
+    pub statistics_object: String,
+    /// Size in bytes.
+    pub bytes: u64,
+    /// `sha256:` and 64 hex digits, taken while streaming.
+    pub sha256: String,
+    /// Version of pg_dump.
+    pub pg_dump_version: String,
+    /// End of the upload.
+    pub finished_at: Time,
+}
+
+/// The object as it was read back.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct VerificationEvidence {
+    /// Size in bytes as downloaded.
+    pub bytes: u64,
+    /// SHA-256 as downloaded.
+    pub sha256: String,
+    /// Entries in the archive's table of contents.
+    pub entries: u64,
+}
+
+/// The rows of key users in the bucket. Never a row of them anywhere else.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct KeyUsersEvidence {
+    /// `s3://bucket/key` of the CSV, with a header.
+    pub object: String,
+    /// Users in it.
+    pub users: u64,
+    /// Size in bytes.
+    pub bytes: u64,
+    /// `sha256:` and 64 hex digits, taken while streaming.
+    pub sha256: String,
+    /// Time of the snapshot.
+    pub taken_at: Time,
+}
+
+/// What the rehearsal showed.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct RehearsalEvidence {
+    /// Users restored.
+    pub users: u64,
+    /// Seconds to restore.
+    pub restore_seconds: f64,
+    /// Seconds for the up SQL with its verification.
+    pub migrate_seconds: f64,
+    /// Seconds for the down SQL with its verification.
+    pub rollback_seconds: f64,
+    /// Tables that were equal after the way back; all of them, else the rehearsal fails.
+    pub tables_equal: u32,
+    /// `sql` and `balances` checks that were measured on the migrated copy, before the way back.
+    #[serde(default)]
+    pub checks_measured: u32,
+    /// Those among them that did not pass there, with observed value and limit. The copy has no traffic: people judge it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checks_not_passing: Vec<String>,
+    /// Expected length of the window in seconds: twice the SQL's and the comparison's time, plus 10 s for the rollout.
+    pub expected_window_seconds: f64,
+}
+
+impl RehearsalEvidence {
+    /// All of it in one line.
+    pub fn in_words(&self) -> String {
+        format!(
+            "restored {} users in {:.1} s, migrated in {:.1} s, rolled back in {:.1} s, {} of {4} tables equal; {}; expected window {:.1} s",
+            self.users,
+            self.restore_seconds,
+            self.migrate_seconds,
+            self.rollback_seconds,
+            self.tables_equal,
+            self.checks_in_words(),
+            self.expected_window_seconds,
+        )
+    }
+
+    /// What the checks showed on the migrated copy.
+    pub fn checks_in_words(&self) -> String {
+        let measured = format!("{} checks measured on the migrated copy", self.checks_measured);
+        match self.checks_not_passing.as_slice() {
+            [] => measured,
+            not => format!("{measured}, {} did not pass there: {}", not.len(), not.join("; ")),
+        }
+    }
+}
+
+/// The full comparison of every user's balance with the baseline.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Comparison {
+    /// Users compared.
+    pub users: u64,
+    /// Users whose balance nothing explains. Must be 0.
+    pub unexplained: u64,
+    /// Sum of balances, a decimal text in credits.
+    pub total_balance: String,
+}
+
+/// Outcome of one measurement.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Within the limit.
+    Pass,
+    /// Beyond the limit.
+    Fail,
+    /// Could not be measured.
+    Error,
+    /// Measured, but there was nothing, or too few samples. Never success.
+    NoData,
+}
+
+/// Where a check stands.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct CheckResult {
+    /// Name of the check.
+    pub name: String,
+    /// Last outcome.
+    pub outcome: Outcome,
+    /// Failed measurements among the last `failures.of`.
+    pub failed: u32,
+    /// The last `failures.of` measurements of a `workload` or `job` check, oldest first: `.` good, `x` failed.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub recent: String,
+    /// Measurements so far.
+    pub measured: u64,
+    /// Whether `failures.count` was reached at any time.
+    pub breached: bool,
+    /// Observed value and limit in words: `0.21 > 0.05, 3 of 3 samples (1204 requests)`.
+    pub message: String,
+    /// Time of the last measurement.
+    pub at: Time,
+}
+
+/// A report in the bucket.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct ReportEvidence {
+    /// `s3://bucket/key` of the report, JSON.
+    pub object: String,
+    /// Size in bytes.
+    pub bytes: u64,
+    /// `sha256:` and 64 hex digits.
+    pub sha256: String,
+    /// Checks that passed.
+    pub passed: u32,
+    /// Checks.
+    pub checks: u32,
+    /// Findings in one line: which checks did not pass, users, sum of balances and transactions since the cut-over.
+    pub summary: String,
+    /// Time of the figures.
+    pub taken_at: Time,
+}
