@@ -2,7 +2,7 @@
 
 use tracing_subscriber::EnvFilter;
 
-use crate::api::Time;
+use crate::shared::time::Time;
 
 /// The time now. Everything else gets time as a parameter, so that tests can set it.
 #[allow(clippy::disallowed_methods)]
