@@ -37,7 +37,7 @@ pub struct MigrationDecisionSpec {
     #[schemars(length(min = 1, max = 64))]
     pub migration_uid: String,
     /// What is decided.
-    pub decision: Decision,
+    pub decision: DecisionKind,
     /// User name of the person; an admission policy holds it to the name of the request.
     #[schemars(length(min = 1, max = 253))]
     pub by: String,
@@ -53,7 +53,7 @@ pub struct MigrationDecisionSpec {
 
 /// What is decided.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Decision {
+pub enum DecisionKind {
     /// Run this plan. Needs the digest.
     Execute,
     /// Present for the execution. Needs the digest.

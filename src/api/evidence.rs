@@ -183,7 +183,7 @@ pub struct Comparison {
 
 /// Outcome of one measurement.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum CheckOutcome {
     /// Within the limit.
     Pass,
     /// Beyond the limit.
@@ -201,7 +201,7 @@ pub struct CheckResult {
     /// Name of the check.
     pub name: String,
     /// Last outcome.
-    pub outcome: Outcome,
+    pub outcome: CheckOutcome,
     /// Failed measurements among the last `failures.of`.
     pub failed: u32,
     /// The last `failures.of` measurements of a `workload` or `job` check, oldest first: `.` good, `x` failed.

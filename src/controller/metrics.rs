@@ -9,7 +9,7 @@ use kube::ResourceExt;
 
 use super::Error;
 use crate::{
-    api::{CreditMigration, CreditMigrationSpec, CreditMigrationStatus, Outcome, Phase, Step, Task, Time, Writes},
+    api::{CheckOutcome, CreditMigration, CreditMigrationSpec, CreditMigrationStatus, Phase, Step, Task, Time, Writes},
     shared::time::{saturating_add, to_signed},
 };
 
@@ -247,10 +247,10 @@ fn samples(spec: &CreditMigrationSpec, status: &CreditMigrationStatus) -> Vec<Sa
     // The status keeps the last stage's results for ever; an alarm on them would last as long.
     for result in status.checks.iter().filter(|r| watched && is_of_spec(spec, &r.name)) {
         let outcome = match result.outcome {
-            Outcome::Pass => "Pass",
-            Outcome::Fail => "Fail",
-            Outcome::Error => "Error",
-            Outcome::NoData => "NoData",
+            CheckOutcome::Pass => "Pass",
+            CheckOutcome::Fail => "Fail",
+            CheckOutcome::Error => "Error",
+            CheckOutcome::NoData => "NoData",
         };
         add("check_outcome", &[("check", &result.name), ("outcome", outcome)], 1.0);
         add("check_breached", &[("check", &result.name)], f64::from(u8::from(result.breached)));

@@ -17,7 +17,7 @@ use tracing::warn;
 use super::{Context, Error, policy};
 use crate::{
     api::{
-        CHECK_LABEL, CreditMigration, Decision, FINALIZER, FLAG_SET_FOR, KeyRef, MigrationDecision, MigrationRun,
+        CHECK_LABEL, CreditMigration, DecisionKind, FINALIZER, FLAG_SET_FOR, KeyRef, MigrationDecision, MigrationRun,
         RESTARTED_FOR, Time, UID_LABEL, WorkloadKind, WorkloadRef, sha256,
     },
     machine::{
@@ -219,7 +219,7 @@ fn heard(d: MigrationDecision, name: &str, uid: &str) -> Option<ObservedDecision
 /// What was said while no policy held names to people proves nobody's approval. A word to stop counts all the same.
 fn is_proven(d: &ObservedDecision, since: Option<Time>) -> bool {
     since.is_none_or(|since| d.at > since)
-        || !matches!(d.decision, Decision::Execute | Decision::Ready | Decision::Keep)
+        || !matches!(d.decision, DecisionKind::Execute | DecisionKind::Ready | DecisionKind::Keep)
 }
 
 fn job_state(job: &Job) -> JobState {

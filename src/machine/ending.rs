@@ -1,7 +1,7 @@
 //! Ends: guards are removed from the database, the finalizer is given up; a failed preparation starts again when its inputs change.
 
 use super::{Machine, Outcome};
-use crate::api::{Decision, Phase, Step, StepState};
+use crate::api::{DecisionKind, Phase, Step, StepState};
 
 /// Tries of a clean-up for a deleted migration before its guards are left where they are.
 const DELETED_CLEANUP_TRIES: u32 = 5;
@@ -15,7 +15,7 @@ impl Machine<'_> {
             self.restart("spec or SQL changed");
             self.advance_preparing();
         } else if self.phase() == Phase::Failed && self.cleaned_up() {
-            let called_off = self.stop_word(&[Decision::Abort], None);
+            let called_off = self.stop_word(&[DecisionKind::Abort], None);
             if let Some(d) = called_off {
                 self.enter(Phase::Cancelled);
                 self.explain("Aborted", format!("{} called it off; nothing was changed", d.by));

@@ -8,7 +8,7 @@ use super::{
     switching::Direction,
 };
 use crate::{
-    api::{Decision, Occasion, Phase, Reason, Retry, Step, Task, WindowProgress, WindowState},
+    api::{DecisionKind, Occasion, Phase, Reason, Retry, Step, Task, WindowProgress, WindowState},
     shared::time::to_signed,
 };
 
@@ -154,7 +154,7 @@ impl Machine<'_> {
         if self.o.deleting {
             return Some(("Deleted", "the CreditMigration was deleted inside its window".into()));
         }
-        if let Some(d) = self.stop_word(&[Decision::Abort, Decision::Revert], None) {
+        if let Some(d) = self.stop_word(&[DecisionKind::Abort, DecisionKind::Revert], None) {
             return Some(("Stopped", format!("{:?} by {}{}", d.decision, d.by, because(&d.reason))));
         }
         let deadline = self.s.window.as_ref()?.deadline?;

@@ -6,7 +6,7 @@ use super::{
     Flag, Machine, ObservedDecision, Sql,
     defects::{Defect, defect},
 };
-use crate::api::{CreditMigrationSpec, CreditMigrationStatus, Decision, Phase, Plan, Time, sha256};
+use crate::api::{CreditMigrationSpec, CreditMigrationStatus, DecisionKind, Phase, Plan, Time, sha256};
 
 /// What stands in the way: CamelCase reason and message with the next command.
 pub(super) type Violation = (&'static str, String);
@@ -200,19 +200,19 @@ impl Machine<'_> {
     }
 
     /// Decisions of a kind that are younger than `after` (all when `None`).
-    pub(super) fn decisions(&self, kind: Decision, after: Option<Time>) -> impl Iterator<Item = &ObservedDecision> {
+    pub(super) fn decisions(&self, kind: DecisionKind, after: Option<Time>) -> impl Iterator<Item = &ObservedDecision> {
         self.o.decisions.iter().filter(move |d| d.decision == kind && after.is_none_or(|t| d.at > t))
     }
 
     /// Somebody's word to stop or go back. It counts without the admission policy too: a forged stop is the lesser harm.
-    pub(super) fn stop_word(&self, kinds: &[Decision], after: Option<Time>) -> Option<ObservedDecision> {
+    pub(super) fn stop_word(&self, kinds: &[DecisionKind], after: Option<Time>) -> Option<ObservedDecision> {
         kinds.iter().find_map(|k| self.decisions(*k, after).next()).cloned()
     }
 
     /// Distinct people, not the author, who approved this digest after that time.
     fn approvers(&self, digest: &str, after: Option<Time>) -> Vec<String> {
         let mut people: Vec<String> = self
-            .decisions(Decision::Execute, after)
+            .decisions(DecisionKind::Execute, after)
             .filter(|d| d.digest.as_deref() == Some(digest) && d.by != self.spec.requested_by)
             .map(|d| d.by.clone())
             .collect();
@@ -241,8 +241,10 @@ impl Machine<'_> {
     pub(super) fn approvals(&self, digest: &str) -> (Vec<String>, Option<ObservedDecision>) {
         let people = self.approvers(digest, self.s.approvals_after);
         // A "no" to this plan stays one, however many windows were tried since.
-        let reject =
-            self.decisions(Decision::Reject, None).find(|d| d.digest.as_deref().is_none_or(|x| x == digest)).cloned();
+        let reject = self
+            .decisions(DecisionKind::Reject, None)
+            .find(|d| d.digest.as_deref().is_none_or(|x| x == digest))
+            .cloned();
         (people, reject)
     }
 }

@@ -1,7 +1,7 @@
 //! Everything that `decide` may look at, as one plain value.
 
 use super::defects::{Defect, defect};
-use crate::api::{Decision, MigrationRun, Reason, RunPhase, Task, Time, WindowProgress, WorkloadRef};
+use crate::api::{DecisionKind, MigrationRun, Reason, RunPhase, Task, Time, WindowProgress, WorkloadRef};
 
 /// The world as the controller saw it. May be stale; no effect may be harmful because of that.
 #[derive(Clone, Debug, PartialEq)]
@@ -98,7 +98,7 @@ pub struct ObservedDecision {
     /// Person.
     pub by: String,
     /// What was decided.
-    pub decision: Decision,
+    pub decision: DecisionKind,
     /// On which plan.
     pub digest: Option<String>,
     /// Why.

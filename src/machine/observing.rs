@@ -4,7 +4,7 @@
 
 use super::{Machine, Outcome, notices::at, preparing::because};
 use crate::{
-    api::{Decision, MigrationRun, Occasion, Outcome as Measured, Phase, Step, Task, Time},
+    api::{CheckOutcome, DecisionKind, MigrationRun, Occasion, Phase, Step, Task, Time},
     shared::time::{saturating_add, seconds, to_signed},
 };
 
@@ -36,7 +36,7 @@ impl Machine<'_> {
     }
 
     pub(super) fn advance_observing(&mut self) {
-        if let Some(d) = self.stop_word(&[Decision::Revert, Decision::Abort], None) {
+        if let Some(d) = self.stop_word(&[DecisionKind::Revert, DecisionKind::Abort], None) {
             return self.go_back("Revert", format!("{:?} by {}{}", d.decision, d.by, because(&d.reason)));
         }
         let drifted = self.flag_drifted();
@@ -72,7 +72,7 @@ impl Machine<'_> {
             self.retry_later(step, "Internal", "the run reported success without a report", RETRY_SECONDS);
             return;
         };
-        for r in status.checks.iter().filter(|r| r.outcome != Measured::Pass || r.breached) {
+        for r in status.checks.iter().filter(|r| r.outcome != CheckOutcome::Pass || r.breached) {
             self.event(true, "CheckBreached", format!("{step:?}: {}: {:?}, {}", r.name, r.outcome, r.message));
         }
         self.s.checks = status.checks;
@@ -98,7 +98,7 @@ impl Machine<'_> {
         let digest = self.s.plan.as_ref().and_then(|p| p.digest.clone());
         // What was said before the week was over was said without its report. Times of decisions are whole seconds, cut off.
         let word = self
-            .decisions(Decision::Keep, Some(asked - seconds(1)))
+            .decisions(DecisionKind::Keep, Some(asked - seconds(1)))
             .find(|d| d.digest == digest && d.by != self.spec.requested_by)
             .cloned();
         if let (Some(d), false) = (word, drifted) {

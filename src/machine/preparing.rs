@@ -2,7 +2,7 @@
 
 use super::{Machine, Outcome, steps};
 use crate::{
-    api::{Decision, MigrationRun, NoticeState, Occasion, Phase, Reason, Retry, Step, StepState, Time},
+    api::{DecisionKind, MigrationRun, NoticeState, Occasion, Phase, Reason, Retry, Step, StepState, Time},
     shared::time::{seconds, to_signed},
 };
 
@@ -376,7 +376,7 @@ impl Machine<'_> {
 
     /// Abort before the window: nothing was changed.
     pub(super) fn called_off(&mut self) -> bool {
-        let Some(d) = self.stop_word(&[Decision::Abort, Decision::Revert], None) else { return false };
+        let Some(d) = self.stop_word(&[DecisionKind::Abort, DecisionKind::Revert], None) else { return false };
         let step = self.s.step;
         self.enter(Phase::Cancelled);
         let message = format!("{} called it off{}; nothing was changed", d.by, because(&d.reason));

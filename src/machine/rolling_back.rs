@@ -3,7 +3,8 @@
 use super::{Machine, Outcome, executing::WINDOW_ATTEMPTS, notices::at, preparing::because, switching::Direction};
 use crate::{
     api::{
-        Decision, Occasion, Phase, Reason, Retry, RollbackStatus, Step, Task, WindowProgress, WindowState, WindowStatus,
+        DecisionKind, Occasion, Phase, Reason, Retry, RollbackStatus, Step, Task, WindowProgress, WindowState,
+        WindowStatus,
     },
     shared::time::{seconds, to_signed},
 };
@@ -283,7 +284,7 @@ impl Machine<'_> {
         let failed_at = failed_at.map(|t| t - seconds(1));
         // What was heard before is not heard again, however much the two clocks differ.
         let after = failed_at.max(self.s.rollback.as_ref().and_then(|r| r.heard_until));
-        let Some(d) = self.stop_word(&[Decision::Revert], after) else { return };
+        let Some(d) = self.stop_word(&[DecisionKind::Revert], after) else { return };
         if let (super::Sql::Present(down), Some(plan)) = (&self.o.down, &mut self.s.plan) {
             plan.down_sha256.clone_from(down);
         }

@@ -15,7 +15,7 @@ use jiff::{
 
 use super::{Machine, gates::Violation, notices::at};
 use crate::{
-    api::{AllowedHours, Decision, NoticeState, Occasion, Schedule, ScheduleStatus, Step, Time, Weekday},
+    api::{AllowedHours, DecisionKind, NoticeState, Occasion, Schedule, ScheduleStatus, Step, Time, Weekday},
     shared::time::{saturating_add, seconds, to_signed},
 };
 
@@ -97,7 +97,7 @@ impl Machine<'_> {
     pub(super) fn present(&self, digest: &str) -> (Vec<String>, Option<Time>) {
         let within = to_signed(self.spec.schedule.presence.within);
         let mut last: std::collections::BTreeMap<&str, Time> = std::collections::BTreeMap::new();
-        for d in self.decisions(Decision::Ready, self.s.approvals_after) {
+        for d in self.decisions(DecisionKind::Ready, self.s.approvals_after) {
             if d.digest.as_deref() == Some(digest) && self.now < saturating_add(d.at, within) {
                 let at = last.entry(d.by.as_str()).or_insert(d.at);
                 *at = d.at.max(*at);

@@ -3,7 +3,7 @@
 use super::{CheckJobStart, CheckPod, DEADLINE, Effect, Job, Machine, Outcome, notices::at, preparing::because};
 use crate::{
     api::{
-        Check, CheckResult, Decision, Occasion, OnBreach, Outcome as Measured, Phase, RollbackPolicy, Stage, Step,
+        Check, CheckOutcome, CheckResult, DecisionKind, Occasion, OnBreach, Phase, RollbackPolicy, Stage, Step,
         TRIGGERS, Task,
     },
     shared::time::{saturating_add, seconds, to_signed},
@@ -45,7 +45,7 @@ impl Machine<'_> {
     pub(super) fn advance_stage(&mut self) {
         let (step, task, stage) = self.stage();
         let (checks, duration) = (self.spec.checks_of(task), to_signed(stage.duration));
-        if let Some(d) = self.stop_word(&[Decision::Revert, Decision::Abort], None) {
+        if let Some(d) = self.stop_word(&[DecisionKind::Revert, DecisionKind::Abort], None) {
             return self.go_back("Revert", format!("{:?} by {}{}", d.decision, d.by, because(&d.reason)));
         }
         // Before the run's failure is looked at: what it reported last counts, and what the controller measures needs no run.
@@ -82,7 +82,7 @@ impl Machine<'_> {
         let open: Vec<String> = checks
             .iter()
             .zip(&self.s.checks)
-            .filter(|(c, r)| c.on_breach != OnBreach::Warn && r.outcome != Measured::Pass)
+            .filter(|(c, r)| c.on_breach != OnBreach::Warn && r.outcome != CheckOutcome::Pass)
             .filter(|(c, r)| !self.idle_trigger(c, r))
             .map(|(_, r)| format!("{} {:?} ({})", r.name, r.outcome, r.message))
             .collect();
@@ -97,7 +97,7 @@ impl Machine<'_> {
             .filter(|(c, r)| self.idle_trigger(c, r))
             .map(|(c, _)| c.name.as_str())
             .collect();
-        let passed = self.s.checks.iter().filter(|r| r.outcome == Measured::Pass).count();
+        let passed = self.s.checks.iter().filter(|r| r.outcome == CheckOutcome::Pass).count();
         let without =
             if idle.is_empty() { String::new() } else { format!("; nothing to measure: {}", idle.join(", ")) };
         self.succeed_step(step, format!("{passed} of {} checks pass{without}", checks.len()));
@@ -166,7 +166,7 @@ impl Machine<'_> {
         }
         CheckResult {
             name: check.name.clone(),
-            outcome: Measured::NoData,
+            outcome: CheckOutcome::NoData,
             failed: 0,
             recent: String::new(),
             measured: 0,
@@ -180,7 +180,7 @@ impl Machine<'_> {
     /// go back, not when all is well: it would hold a stage that nobody can let go, for the spec is immutable by now.
     fn idle_trigger(&self, check: &Check, result: &CheckResult) -> bool {
         TRIGGERS.contains(&check.name.as_str())
-            && result.outcome == Measured::NoData
+            && result.outcome == CheckOutcome::NoData
             && result.measured > 0
             && !self.is_old(check, result)
     }
@@ -200,7 +200,7 @@ impl Machine<'_> {
             result.at,
             self.o.kubectl("get pods")
         );
-        CheckResult { outcome: Measured::NoData, message, ..result.clone() }
+        CheckResult { outcome: CheckOutcome::NoData, message, ..result.clone() }
     }
 
     /// A workload check is measured by what is observed, at each interval and when it changes.
@@ -215,8 +215,8 @@ impl Machine<'_> {
             _ => (false, "the workload is missing".into()),
         };
         let interval = to_signed(check.interval);
-        let due =
-            previous.is_none_or(|p| self.now.duration_since(p.at) >= interval || (p.outcome == Measured::Pass) != good);
+        let due = previous
+            .is_none_or(|p| self.now.duration_since(p.at) >= interval || (p.outcome == CheckOutcome::Pass) != good);
         if let (false, Some(p)) = (due, previous) {
             return p.clone();
         }
@@ -282,7 +282,7 @@ impl Machine<'_> {
     /// One more try that brought no measurement: it counts as neither, for it says nothing of the application.
     fn uncounted(&self, check: &Check, previous: Option<&CheckResult>, message: String) -> CheckResult {
         let previous = previous.cloned().unwrap_or_else(|| self.unmeasured(check));
-        CheckResult { outcome: Measured::Error, measured: previous.measured + 1, message, at: self.now, ..previous }
+        CheckResult { outcome: CheckOutcome::Error, measured: previous.measured + 1, message, at: self.now, ..previous }
     }
 
     /// One more measurement of a check that the controller measures.
@@ -294,7 +294,7 @@ impl Machine<'_> {
         let failed = u32::try_from(recent.matches('x').count()).unwrap_or(u32::MAX);
         CheckResult {
             name: check.name.clone(),
-            outcome: if good { Measured::Pass } else { Measured::Fail },
+            outcome: if good { CheckOutcome::Pass } else { CheckOutcome::Fail },
             failed,
             recent,
             measured: previous.map_or(0, |p| p.measured) + 1,

@@ -15,7 +15,7 @@ use super::{
     connect::Connection,
 };
 use crate::{
-    api::{CreditMigration, Decision, MigrationDecision, MigrationDecisionSpec, Phase, Step, Task},
+    api::{CreditMigration, DecisionKind, MigrationDecision, MigrationDecisionSpec, Phase, Step, Task},
     shared::command::plugin,
 };
 
@@ -81,7 +81,7 @@ pub(super) struct Rollback {
 }
 
 /// Creates a decision.
-pub(super) async fn decide(connection: &Connection, decision: Decision, target: Target) -> Result<Answer, Error> {
+pub(super) async fn decide(connection: &Connection, decision: DecisionKind, target: Target) -> Result<Answer, Error> {
     let migration = connection.migration(&target.name).await?;
     let by = connection.whoami().await?;
     let wanted = decision_on(&migration, decision, &by, target.reason)?;
@@ -104,20 +104,20 @@ pub(super) async fn decide(connection: &Connection, decision: Decision, target: 
 /// Creates a `Revert`, or says what one would undo.
 pub(super) async fn rollback(connection: &Connection, args: Rollback) -> Result<Answer, Error> {
     if args.confirm {
-        return decide(connection, Decision::Revert, args.target).await;
+        return decide(connection, DecisionKind::Revert, args.target).await;
     }
     let migration = connection.migration(&args.target.name).await?;
-    fits(&migration, Decision::Revert, "")?;
+    fits(&migration, DecisionKind::Revert, "")?;
     let preview = preview(&migration);
     Ok(Answer::fine(args.target.output.write(&preview, || preview_text(&migration, &preview))?))
 }
 
 /// A refusal for want of a right, with who gives it.
-fn may_not(error: kube::Error, by: &str, decision: Decision) -> Error {
+fn may_not(error: kube::Error, by: &str, decision: DecisionKind) -> Error {
     match error {
         kube::Error::Api(status) if status.code == 403 && status.message.contains(" cannot ") => {
             let role = match decision {
-                Decision::Abort | Decision::Revert => "credit-migration-responder",
+                DecisionKind::Abort | DecisionKind::Revert => "credit-migration-responder",
                 _ => "credit-migration-approver",
             };
             Error::Refused(format!(
@@ -132,7 +132,7 @@ fn may_not(error: kube::Error, by: &str, decision: Decision) -> Error {
 /// The decision, or why it would do nothing. Pure.
 fn decision_on(
     m: &CreditMigration,
-    decision: Decision,
+    decision: DecisionKind,
     by: &str,
     reason: Option<String>,
 ) -> Result<MigrationDecisionSpec, Error> {
@@ -145,7 +145,7 @@ fn decision_on(
         by: by.into(),
         reason,
         // Who stops must not be refused because of a plan that changed meanwhile.
-        digest: if matches!(decision, Decision::Abort | Decision::Revert) { None } else { digest },
+        digest: if matches!(decision, DecisionKind::Abort | DecisionKind::Revert) { None } else { digest },
     })
 }
 
@@ -153,7 +153,7 @@ fn decision_on(
 ///
 /// # Errors
 /// `Unfit` with why not, where the migration stands, and the verb that fits.
-fn fits(m: &CreditMigration, decision: Decision, by: &str) -> Result<(), Error> {
+fn fits(m: &CreditMigration, decision: DecisionKind, by: &str) -> Result<(), Error> {
     let status = m.status.as_ref();
     let phase = status.and_then(|s| s.phase);
     let has_digest = status.and_then(|s| s.plan.as_ref()).is_some_and(|p| p.digest.is_some());
@@ -161,43 +161,43 @@ fn fits(m: &CreditMigration, decision: Decision, by: &str) -> Result<(), Error> 
     let (namespace, name) = (m.namespace().unwrap_or_default(), m.name_any());
     let refuse = |why: &str| Err(Error::Unfit(format!("{why}; {}", standing(m))));
     match decision {
-        Decision::Execute | Decision::Reject if phase != Some(Phase::AwaitingApproval) => {
+        DecisionKind::Execute | DecisionKind::Reject if phase != Some(Phase::AwaitingApproval) => {
             refuse("there is nothing to approve or reject now")
         }
-        Decision::Execute | Decision::Ready if rejected(m) => {
+        DecisionKind::Execute | DecisionKind::Ready if rejected(m) => {
             refuse("the plan was rejected: its author changes it, and people approve the new one")
         }
-        Decision::Execute if status.is_some_and(|s| s.approved_by.iter().any(|name| name == by)) => {
+        DecisionKind::Execute if status.is_some_and(|s| s.approved_by.iter().any(|name| name == by)) => {
             refuse("you have approved this plan already, and it counts")
         }
-        Decision::Execute if author => refuse("the author's own approval does not count: ask another person"),
-        Decision::Ready if phase != Some(Phase::AwaitingApproval) => {
+        DecisionKind::Execute if author => refuse("the author's own approval does not count: ask another person"),
+        DecisionKind::Ready if phase != Some(Phase::AwaitingApproval) => {
             refuse("nobody waits for people to be present now")
         }
-        Decision::Keep if phase != Some(Phase::Observing) => {
+        DecisionKind::Keep if phase != Some(Phase::Observing) => {
             refuse("there is nothing to keep yet: that is asked after the week review, in phase Observing")
         }
-        Decision::Keep if status.and_then(|s| s.step) != Some(Step::Decide) => {
+        DecisionKind::Keep if status.and_then(|s| s.step) != Some(Step::Decide) => {
             refuse("it is too early to keep: the day check and the week review come first")
         }
-        Decision::Keep if author => refuse("the author does not decide to keep: ask another person"),
-        Decision::Execute | Decision::Ready | Decision::Keep if !has_digest => {
+        DecisionKind::Keep if author => refuse("the author does not decide to keep: ask another person"),
+        DecisionKind::Execute | DecisionKind::Ready | DecisionKind::Keep if !has_digest => {
             refuse("the plan has no digest: the rehearsal has not passed")
         }
-        Decision::Abort | Decision::Revert
+        DecisionKind::Abort | DecisionKind::Revert
             if matches!(phase, Some(Phase::Completed | Phase::RolledBack | Phase::Cancelled)) =>
         {
             refuse("the migration has ended")
         }
-        Decision::Abort if matches!(phase, Some(Phase::RollingBack | Phase::RollbackFailed)) => {
+        DecisionKind::Abort if matches!(phase, Some(Phase::RollingBack | Phase::RollbackFailed)) => {
             let again = plugin(&namespace, format!("rollback {name} --confirm --reason \"...\""));
             refuse(&format!("it is on its way back already; after RollbackFailed: {again}"))
         }
-        Decision::Revert if phase == Some(Phase::RollingBack) => {
+        DecisionKind::Revert if phase == Some(Phase::RollingBack) => {
             let next = plugin(&namespace, format!("watch {name}"));
             refuse(&format!("it is on its way back already; next: {next}"))
         }
-        Decision::Revert
+        DecisionKind::Revert
             if matches!(phase, None | Some(Phase::Preparing | Phase::AwaitingApproval | Phase::Failed)) =>
         {
             let next = plugin(&namespace, format!("abort {name}"));
@@ -333,18 +333,18 @@ mod tests {
     }
 
     #[rstest::rstest]
-    #[case(Decision::Execute, Phase::AwaitingApproval, "ann", Some("sha256:x"))]
-    #[case(Decision::Reject, Phase::AwaitingApproval, "author", Some("sha256:x"))]
-    #[case(Decision::Ready, Phase::AwaitingApproval, "author", Some("sha256:x"))]
-    #[case(Decision::Abort, Phase::Preparing, "author", None)]
-    #[case(Decision::Abort, Phase::Executing, "ann", None)]
-    #[case(Decision::Revert, Phase::Executing, "ann", None)]
-    #[case(Decision::Revert, Phase::Validating, "author", None)]
-    #[case(Decision::Revert, Phase::Monitoring, "ann", None)]
-    #[case(Decision::Revert, Phase::Observing, "ann", None)]
-    #[case(Decision::Revert, Phase::RollbackFailed, "ann", None)]
+    #[case(DecisionKind::Execute, Phase::AwaitingApproval, "ann", Some("sha256:x"))]
+    #[case(DecisionKind::Reject, Phase::AwaitingApproval, "author", Some("sha256:x"))]
+    #[case(DecisionKind::Ready, Phase::AwaitingApproval, "author", Some("sha256:x"))]
+    #[case(DecisionKind::Abort, Phase::Preparing, "author", None)]
+    #[case(DecisionKind::Abort, Phase::Executing, "ann", None)]
+    #[case(DecisionKind::Revert, Phase::Executing, "ann", None)]
+    #[case(DecisionKind::Revert, Phase::Validating, "author", None)]
+    #[case(DecisionKind::Revert, Phase::Monitoring, "ann", None)]
+    #[case(DecisionKind::Revert, Phase::Observing, "ann", None)]
+    #[case(DecisionKind::Revert, Phase::RollbackFailed, "ann", None)]
     fn a_word_in_its_time(
-        #[case] decision: Decision,
+        #[case] decision: DecisionKind,
         #[case] phase: Phase,
         #[case] by: &str,
         #[case] digest: Option<&str>,
@@ -354,21 +354,21 @@ mod tests {
     }
 
     #[rstest::rstest]
-    #[case(Decision::Execute, Phase::AwaitingApproval, "author", "own approval does not count")]
-    #[case(Decision::Execute, Phase::Preparing, "ann", "nothing to approve")]
-    #[case(Decision::Reject, Phase::Monitoring, "ann", "nothing to approve")]
-    #[case(Decision::Ready, Phase::Executing, "ann", "nobody waits")]
-    #[case(Decision::Ready, Phase::Preparing, "ann", "nobody waits")]
-    #[case(Decision::Keep, Phase::Monitoring, "ann", "nothing to keep yet")]
-    #[case(Decision::Keep, Phase::Observing, "ann", "too early")]
-    #[case(Decision::Abort, Phase::Completed, "ann", "has ended")]
-    #[case(Decision::Abort, Phase::RollbackFailed, "ann", "way back already")]
-    #[case(Decision::Revert, Phase::RolledBack, "ann", "has ended")]
-    #[case(Decision::Revert, Phase::RollingBack, "ann", "creditmigration -n shop watch m")]
-    #[case(Decision::Revert, Phase::AwaitingApproval, "ann", "creditmigration -n shop abort m")]
-    #[case(Decision::Revert, Phase::Failed, "ann", "nothing was changed")]
+    #[case(DecisionKind::Execute, Phase::AwaitingApproval, "author", "own approval does not count")]
+    #[case(DecisionKind::Execute, Phase::Preparing, "ann", "nothing to approve")]
+    #[case(DecisionKind::Reject, Phase::Monitoring, "ann", "nothing to approve")]
+    #[case(DecisionKind::Ready, Phase::Executing, "ann", "nobody waits")]
+    #[case(DecisionKind::Ready, Phase::Preparing, "ann", "nobody waits")]
+    #[case(DecisionKind::Keep, Phase::Monitoring, "ann", "nothing to keep yet")]
+    #[case(DecisionKind::Keep, Phase::Observing, "ann", "too early")]
+    #[case(DecisionKind::Abort, Phase::Completed, "ann", "has ended")]
+    #[case(DecisionKind::Abort, Phase::RollbackFailed, "ann", "way back already")]
+    #[case(DecisionKind::Revert, Phase::RolledBack, "ann", "has ended")]
+    #[case(DecisionKind::Revert, Phase::RollingBack, "ann", "creditmigration -n shop watch m")]
+    #[case(DecisionKind::Revert, Phase::AwaitingApproval, "ann", "creditmigration -n shop abort m")]
+    #[case(DecisionKind::Revert, Phase::Failed, "ann", "nothing was changed")]
     fn a_word_that_would_do_nothing(
-        #[case] decision: Decision,
+        #[case] decision: DecisionKind,
         #[case] phase: Phase,
         #[case] by: &str,
         #[case] why: &str,
@@ -384,14 +384,14 @@ mod tests {
     fn a_word_that_counts_already_or_no_more_is_not_repeated() {
         let mut m = migration(Phase::AwaitingApproval);
         m.status.as_mut().unwrap().approved_by = vec!["ann".into()];
-        let again = decision_on(&m, Decision::Execute, "ann", None).unwrap_err().to_string();
+        let again = decision_on(&m, DecisionKind::Execute, "ann", None).unwrap_err().to_string();
         assert!(again.contains("you have approved this plan already"), "{again}");
-        assert!(decision_on(&m, Decision::Execute, "bob", None).is_ok());
-        assert!(decision_on(&m, Decision::Reject, "ann", None).is_ok(), "a change of mind");
+        assert!(decision_on(&m, DecisionKind::Execute, "bob", None).is_ok());
+        assert!(decision_on(&m, DecisionKind::Reject, "ann", None).is_ok(), "a change of mind");
         let rejected = serde_json::json!({"type": "Ready", "status": "False", "reason": "Rejected", "message": "bob rejected it",
             "lastTransitionTime": "2030-01-01T00:00:00Z"});
         m.status.as_mut().unwrap().conditions = vec![serde_json::from_value(rejected).unwrap()];
-        for decision in [Decision::Execute, Decision::Ready] {
+        for decision in [DecisionKind::Execute, DecisionKind::Ready] {
             let refused = decision_on(&m, decision, "cid", None).unwrap_err().to_string();
             assert!(refused.contains("its author changes it") && refused.contains("bob rejected it"), "{refused}");
         }
@@ -402,31 +402,31 @@ mod tests {
         let status = |code, message: &str| {
             kube::Error::Api(Box::new(kube::core::Status::failure(message, "Forbidden").with_code(code)))
         };
-        let refusal = may_not(status(403, "User \"dave\" cannot create resource"), "dave", Decision::Execute);
+        let refusal = may_not(status(403, "User \"dave\" cannot create resource"), "dave", DecisionKind::Execute);
         assert!(
             refusal.to_string().ends_with("dave to ClusterRole credit-migration-approver in this namespace"),
             "{refusal}"
         );
-        let other = may_not(status(403, "admission policy denied the request"), "dave", Decision::Execute);
+        let other = may_not(status(403, "admission policy denied the request"), "dave", DecisionKind::Execute);
         assert!(!other.to_string().contains("ClusterRole"), "{other}");
     }
 
     #[test]
     fn keeping_is_for_another_person_at_its_step() {
         let m = at_step(Phase::Observing, Step::Decide);
-        let spec = decision_on(&m, Decision::Keep, "ann", Some("good".into())).unwrap();
+        let spec = decision_on(&m, DecisionKind::Keep, "ann", Some("good".into())).unwrap();
         assert_eq!((spec.digest.as_deref(), spec.reason.as_deref()), (Some("sha256:x"), Some("good")));
         for (m, by, why) in [
             (&at_step(Phase::Observing, Step::WeekReview), "ann", "too early"),
             (&m, "author", "author does not decide"),
         ] {
-            let error = decision_on(m, Decision::Keep, by, None).unwrap_err().to_string();
+            let error = decision_on(m, DecisionKind::Keep, by, None).unwrap_err().to_string();
             assert!(error.contains(why), "{error}");
         }
     }
 
     #[rstest::rstest]
-    fn without_a_digest_nothing_is_said(#[values(Decision::Execute, Decision::Ready)] decision: Decision) {
+    fn without_a_digest_nothing_is_said(#[values(DecisionKind::Execute, DecisionKind::Ready)] decision: DecisionKind) {
         let mut m = migration(Phase::AwaitingApproval);
         m.status.as_mut().unwrap().plan.as_mut().unwrap().digest = None;
         let error = decision_on(&m, decision, "ann", None).unwrap_err().to_string();

@@ -12,7 +12,7 @@ use super::{
     connect::Connection,
 };
 use crate::{
-    api::{CreditMigration, DeliveryState, NoticeState, Outcome, Phase, StepState, Time},
+    api::{CheckOutcome, CreditMigration, DeliveryState, NoticeState, Phase, StepState, Time},
     machine::SUPERSEDED,
     telemetry,
 };
@@ -157,7 +157,7 @@ pub(super) struct CheckView {
     /// Name.
     pub(super) name: String,
     /// Last outcome.
-    pub(super) outcome: Outcome,
+    pub(super) outcome: CheckOutcome,
     /// Measurements so far.
     pub(super) measured: u64,
     /// Whether the limit was breached at any time.

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     api::{
-        CreditMigration, CreditMigrationStatus, Decision, KeyRef, MigrationDecision, MigrationRun, Phase,
+        CreditMigration, CreditMigrationStatus, DecisionKind, KeyRef, MigrationDecision, MigrationRun, Phase,
         ReportEvidence, Step, StepState, Task, Time, WindowProgress, WindowState, sha256,
     },
     machine::plan_digest,
@@ -101,7 +101,7 @@ impl Record {
 
     /// People who approved a digest, the author aside.
     pub(super) fn approvers(&self, digest: &str, after: Option<Time>) -> BTreeSet<String> {
-        self.words(Decision::Execute, digest)
+        self.words(DecisionKind::Execute, digest)
             .filter(|d| is_after(d, after))
             .map(|d| d.spec.by.clone())
             .filter(|by| *by != self.migration.spec.requested_by)
@@ -112,13 +112,13 @@ impl Record {
     fn present(&self, digest: &str, after: Option<Time>, fresh: bool) -> BTreeSet<String> {
         let within = to_signed(self.migration.spec.schedule.presence.within);
         let since = fresh.then(|| self.at.checked_sub(within).unwrap_or(Time::MIN));
-        self.words(Decision::Ready, digest)
+        self.words(DecisionKind::Ready, digest)
             .filter(|d| is_after(d, after) && is_after(d, since))
             .map(|d| d.spec.by.clone())
             .collect()
     }
 
-    fn words<'a>(&'a self, kind: Decision, digest: &'a str) -> impl Iterator<Item = &'a MigrationDecision> {
+    fn words<'a>(&'a self, kind: DecisionKind, digest: &'a str) -> impl Iterator<Item = &'a MigrationDecision> {
         self.decisions.iter().filter(move |d| d.spec.decision == kind && d.spec.digest.as_deref() == Some(digest))
     }
 
@@ -427,7 +427,7 @@ fn reports(record: &Record, status: &CreditMigrationStatus) -> Vec<Finding> {
     ];
     if status.phase == Some(Phase::Completed) {
         let digest = status.plan.as_ref().and_then(|p| p.digest.clone()).unwrap_or_default();
-        let kept = record.words(Decision::Keep, &digest).find(|d| d.spec.by != record.migration.spec.requested_by);
+        let kept = record.words(DecisionKind::Keep, &digest).find(|d| d.spec.by != record.migration.spec.requested_by);
         found.push(match kept {
             Some(d) => finding("decision to keep", State::Ok, format!("{} by {}", d.name_any(), d.spec.by)),
             None => {

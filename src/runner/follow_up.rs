@@ -18,7 +18,7 @@ use super::{
     store::{PATIENCE, Store},
     work::Work,
 };
-use crate::api::{Check, CheckResult, Outcome, Reason, ReportEvidence, Task, Time, sha256};
+use crate::api::{Check, CheckOutcome, CheckResult, Reason, ReportEvidence, Task, Time, sha256};
 
 /// The object in the bucket.
 #[derive(Serialize)]
@@ -159,7 +159,7 @@ impl<'a> Verdict<'a> {
             match results.iter().find(|result| result.name == check.name) {
                 None => verdict.not_measured.push(&check.name),
                 Some(result) if result.breached => verdict.failed.push(format!("{} breached its limit", check.name)),
-                Some(result) if result.outcome == Outcome::Pass => verdict.passed += 1,
+                Some(result) if result.outcome == CheckOutcome::Pass => verdict.passed += 1,
                 Some(result) => verdict.failed.push(format!("{} {:?}", check.name, result.outcome)),
             }
         }
@@ -188,15 +188,15 @@ mod tests {
     #[test]
     fn only_a_check_that_passed_and_never_breached_counts() {
         let checks = ["good", "breached", "silent", "never"].map(Check::named);
-        let result = |name: &str, outcome: Outcome, breached: bool| -> CheckResult {
+        let result = |name: &str, outcome: CheckOutcome, breached: bool| -> CheckResult {
             serde_json::from_value(json!({"name": name, "outcome": outcome, "failed": 0, "measured": 3,
                 "breached": breached, "message": "", "at": Time::UNIX_EPOCH}))
             .unwrap()
         };
         let results = [
-            result("good", Outcome::Pass, false),
-            result("breached", Outcome::Pass, true),
-            result("silent", Outcome::NoData, false),
+            result("good", CheckOutcome::Pass, false),
+            result("breached", CheckOutcome::Pass, true),
+            result("silent", CheckOutcome::NoData, false),
         ];
         let verdict = Verdict::of(&checks, &results);
         let statistics = Statistics {

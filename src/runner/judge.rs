@@ -10,7 +10,7 @@
 
 use std::{cmp::Ordering, collections::VecDeque};
 
-use crate::api::{Check, CheckResult, Outcome, Time};
+use crate::api::{Check, CheckOutcome, CheckResult, Time};
 
 /// What one attempt to measure brought.
 #[derive(Clone, Debug, PartialEq)]
@@ -76,14 +76,14 @@ impl<'a> Judge<'a> {
     pub fn add(&mut self, measurement: &Measurement, at: Time) -> CheckResult {
         let (outcome, words) = assess(self.check, measurement);
         self.measured += 1;
-        if matches!(outcome, Outcome::Pass | Outcome::Fail) {
-            self.last.push_back(outcome == Outcome::Fail);
+        if matches!(outcome, CheckOutcome::Pass | CheckOutcome::Fail) {
+            self.last.push_back(outcome == CheckOutcome::Fail);
             while self.last.len() > usize::try_from(self.check.failures.of.max(1)).unwrap_or(1) {
                 self.last.pop_front();
             }
         }
         let failed = u32::try_from(self.last.iter().filter(|failed| **failed).count()).unwrap_or(u32::MAX);
-        self.breached |= outcome == Outcome::Fail && failed >= self.check.failures.count.max(1);
+        self.breached |= outcome == CheckOutcome::Fail && failed >= self.check.failures.count.max(1);
         let message = match failed {
             0 => words,
             _ => {
@@ -104,60 +104,61 @@ impl<'a> Judge<'a> {
 }
 
 /// Outcome of one measurement, and observed value and limit in words.
-pub(super) fn assess(check: &Check, measurement: &Measurement) -> (Outcome, String) {
+pub(super) fn assess(check: &Check, measurement: &Measurement) -> (CheckOutcome, String) {
     let (value, samples) = match measurement {
         Measurement::Value { value, samples } => (value, *samples),
-        Measurement::Bad(words) => return (Outcome::Fail, words.clone()),
-        Measurement::Nothing(words) => return (Outcome::NoData, words.clone()),
-        Measurement::Error(words) => return (Outcome::Error, words.clone()),
+        Measurement::Bad(words) => return (CheckOutcome::Fail, words.clone()),
+        Measurement::Nothing(words) => return (CheckOutcome::NoData, words.clone()),
+        Measurement::Error(words) => return (CheckOutcome::Error, words.clone()),
     };
     let behind = samples.map(|n| format!(" ({n:.0} samples)")).unwrap_or_default();
     if let Some(minimum) = check.minimum_samples {
         let enough = samples.is_some_and(|n| n >= f64_of(minimum));
         if !enough {
             let seen = samples.map_or_else(|| "an unknown number of".to_owned(), |n| format!("{n:.0}"));
-            return (Outcome::NoData, format!("{seen} samples, at least {minimum} needed"));
+            return (CheckOutcome::NoData, format!("{seen} samples, at least {minimum} needed"));
         }
     }
     match value {
-        Value::Answered => (Outcome::Pass, "answered as expected".to_owned()),
+        Value::Answered => (CheckOutcome::Pass, "answered as expected".to_owned()),
         Value::Number(text) => number(check, text, &behind),
         Value::Text(text) => {
             // An unexpected text may be anything, also a person's data: its length must do.
             let length = text.chars().count();
             match &check.equals {
-                Some(want) if want == text => (Outcome::Pass, format!("{want:?} as expected")),
-                Some(want) => (Outcome::Fail, format!("another text ({length} characters), not {want:?}")),
-                None => {
-                    (Outcome::Error, format!("a text ({length} characters) is not a number, and max or min need one"))
-                }
+                Some(want) if want == text => (CheckOutcome::Pass, format!("{want:?} as expected")),
+                Some(want) => (CheckOutcome::Fail, format!("another text ({length} characters), not {want:?}")),
+                None => (
+                    CheckOutcome::Error,
+                    format!("a text ({length} characters) is not a number, and max or min need one"),
+                ),
             }
         }
     }
 }
 
-fn number(check: &Check, text: &str, behind: &str) -> (Outcome, String) {
+fn number(check: &Check, text: &str, behind: &str) -> (CheckOutcome, String) {
     // A NaN is what a rate over no requests gives: comparing it with a limit would always come out as good.
     if text.parse::<f64>().map_or(true, f64::is_nan) {
-        return (Outcome::NoData, format!("{text}: nothing to measure{behind}"));
+        return (CheckOutcome::NoData, format!("{text}: nothing to measure{behind}"));
     }
     let mut passed = Vec::new();
     let limits = [(&check.max, Ordering::Greater, "<=", ">"), (&check.min, Ordering::Less, ">=", "<")];
     for (limit, beyond, good, bad) in limits {
         let Some(limit) = limit else { continue };
         match compare(text, limit) {
-            None => return (Outcome::Error, format!("{text} cannot be compared with {limit}")),
-            Some(order) if order == beyond => return (Outcome::Fail, format!("{text} {bad} {limit}{behind}")),
+            None => return (CheckOutcome::Error, format!("{text} cannot be compared with {limit}")),
+            Some(order) if order == beyond => return (CheckOutcome::Fail, format!("{text} {bad} {limit}{behind}")),
             Some(_) => passed.push(format!("{text} {good} {limit}")),
         }
     }
     if let Some(want) = &check.equals {
         if text != want && compare(text, want) != Some(Ordering::Equal) {
-            return (Outcome::Fail, format!("{text}, not {want}{behind}"));
+            return (CheckOutcome::Fail, format!("{text}, not {want}{behind}"));
         }
         passed.push(format!("{text} = {want}"));
     }
-    (Outcome::Pass, format!("{}{behind}", if passed.is_empty() { text.to_owned() } else { passed.join(", ") }))
+    (CheckOutcome::Pass, format!("{}{behind}", if passed.is_empty() { text.to_owned() } else { passed.join(", ") }))
 }
 
 /// Compares two decimal numbers exactly where both are plain decimals (sums of money exceed a float's digits).
@@ -236,30 +237,30 @@ mod tests {
     }
 
     #[rstest]
-    #[case(json!({"max": "0.05"}), value("0.05"), Outcome::Pass, "0.05 <= 0.05")]
-    #[case(json!({"max": "0.05"}), value("0.0500001"), Outcome::Fail, "0.0500001 > 0.05")]
-    #[case(json!({"max": "10"}), value("9"), Outcome::Pass, "9 <= 10")]
-    #[case(json!({"min": "-1"}), value("-2"), Outcome::Fail, "-2 < -1")]
-    #[case(json!({"min": "1", "max": "2"}), value("1.5"), Outcome::Pass, "1.5 <= 2, 1.5 >= 1")]
-    #[case(json!({"equals": "0"}), value("0.00"), Outcome::Pass, "0.00 = 0")]
-    #[case(json!({"equals": "v2"}), value("v1"), Outcome::Fail, "another text (2 characters), not \"v2\"")]
-    #[case(json!({"equals": "v2"}), value("v2"), Outcome::Pass, "\"v2\" as expected")]
-    #[case(json!({"max": "1"}), value("abc"), Outcome::Error, "a text (3 characters) is not a number, and max or min need one")]
-    #[case(json!({"max": "1"}), value("NaN"), Outcome::NoData, "NaN: nothing to measure")]
-    #[case(json!({"max": "1"}), value("+Inf"), Outcome::Fail, "+Inf > 1")]
-    #[case(json!({"max": "9007199254740992"}), value("9007199254740993"), Outcome::Fail, "9007199254740993 > 9007199254740992")]
-    #[case(json!({"max": "1"}), value("1e-3"), Outcome::Pass, "1e-3 <= 1")]
-    #[case(json!({"max": "1", "minimumSamples": 100}), sampled("0.5", 99.0), Outcome::NoData, "99 samples, at least 100 needed")]
-    #[case(json!({"max": "1", "minimumSamples": 100}), value("0.5"), Outcome::NoData, "an unknown number of samples, at least 100 needed")]
-    #[case(json!({"max": "1", "minimumSamples": 100}), sampled("5", 1204.0), Outcome::Fail, "5 > 1 (1204 samples)")]
-    #[case(json!({}), Measurement::Value { value: Value::Answered, samples: None }, Outcome::Pass, "answered as expected")]
-    #[case(json!({"max": "1"}), Measurement::Error("e".into()), Outcome::Error, "e")]
-    #[case(json!({"max": "1"}), Measurement::Nothing("n".into()), Outcome::NoData, "n")]
-    #[case(json!({"max": "1"}), Measurement::Bad("b".into()), Outcome::Fail, "b")]
+    #[case(json!({"max": "0.05"}), value("0.05"), CheckOutcome::Pass, "0.05 <= 0.05")]
+    #[case(json!({"max": "0.05"}), value("0.0500001"), CheckOutcome::Fail, "0.0500001 > 0.05")]
+    #[case(json!({"max": "10"}), value("9"), CheckOutcome::Pass, "9 <= 10")]
+    #[case(json!({"min": "-1"}), value("-2"), CheckOutcome::Fail, "-2 < -1")]
+    #[case(json!({"min": "1", "max": "2"}), value("1.5"), CheckOutcome::Pass, "1.5 <= 2, 1.5 >= 1")]
+    #[case(json!({"equals": "0"}), value("0.00"), CheckOutcome::Pass, "0.00 = 0")]
+    #[case(json!({"equals": "v2"}), value("v1"), CheckOutcome::Fail, "another text (2 characters), not \"v2\"")]
+    #[case(json!({"equals": "v2"}), value("v2"), CheckOutcome::Pass, "\"v2\" as expected")]
+    #[case(json!({"max": "1"}), value("abc"), CheckOutcome::Error, "a text (3 characters) is not a number, and max or min need one")]
+    #[case(json!({"max": "1"}), value("NaN"), CheckOutcome::NoData, "NaN: nothing to measure")]
+    #[case(json!({"max": "1"}), value("+Inf"), CheckOutcome::Fail, "+Inf > 1")]
+    #[case(json!({"max": "9007199254740992"}), value("9007199254740993"), CheckOutcome::Fail, "9007199254740993 > 9007199254740992")]
+    #[case(json!({"max": "1"}), value("1e-3"), CheckOutcome::Pass, "1e-3 <= 1")]
+    #[case(json!({"max": "1", "minimumSamples": 100}), sampled("0.5", 99.0), CheckOutcome::NoData, "99 samples, at least 100 needed")]
+    #[case(json!({"max": "1", "minimumSamples": 100}), value("0.5"), CheckOutcome::NoData, "an unknown number of samples, at least 100 needed")]
+    #[case(json!({"max": "1", "minimumSamples": 100}), sampled("5", 1204.0), CheckOutcome::Fail, "5 > 1 (1204 samples)")]
+    #[case(json!({}), Measurement::Value { value: Value::Answered, samples: None }, CheckOutcome::Pass, "answered as expected")]
+    #[case(json!({"max": "1"}), Measurement::Error("e".into()), CheckOutcome::Error, "e")]
+    #[case(json!({"max": "1"}), Measurement::Nothing("n".into()), CheckOutcome::NoData, "n")]
+    #[case(json!({"max": "1"}), Measurement::Bad("b".into()), CheckOutcome::Fail, "b")]
     fn assesses(
         #[case] extra: serde_json::Value,
         #[case] m: Measurement,
-        #[case] outcome: Outcome,
+        #[case] outcome: CheckOutcome,
         #[case] words: &str,
     ) {
         assert_eq!(assess(&check(extra), &m), (outcome, words.to_owned()));

@@ -10,7 +10,7 @@ use super::{
     sources::{Means, Source},
     work::Work,
 };
-use crate::api::{Check, CreditMigrationSpec, OnBreach, Outcome, Reason};
+use crate::api::{Check, CheckOutcome, CreditMigrationSpec, OnBreach, Reason};
 
 /// What was measured on the copy.
 #[derive(Debug, Default)]
@@ -37,7 +37,7 @@ pub async fn measure(work: &Work<'_>, copy: &Target) -> Result<Measured, Failure
         let measurement = Source::new(&check, &means).measure(&check, Duration::from(check.interval), &means).await;
         let (outcome, words) = assess(&check, &measurement);
         let told = format!("{}: {words}", check.name);
-        if outcome == Outcome::Error || outcome == Outcome::NoData && never_ends(&work.spec.plan, &check) {
+        if outcome == CheckOutcome::Error || outcome == CheckOutcome::NoData && never_ends(&work.spec.plan, &check) {
             if matches!(measurement, Measurement::Error(_)) {
                 // A database that is away says nothing about the check.
                 copy.connect("rehearsal-copy").await?;
@@ -47,7 +47,7 @@ pub async fn measure(work: &Work<'_>, copy: &Target) -> Result<Measured, Failure
             return Err(Failure::new(Reason::CheckNotMeasurable, message));
         }
         measured.checks += 1;
-        if outcome != Outcome::Pass {
+        if outcome != CheckOutcome::Pass {
             measured.not_passing.push(told);
         }
     }

@@ -1,6 +1,6 @@
 //! Bad input: each case says what is wrong, names the object and the next command, and changes nothing.
 
-use credit_migration::api::{CreditMigrationStatus, Decision, Phase};
+use credit_migration::api::{CreditMigrationStatus, DecisionKind, Phase};
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::ConfigMap};
 use serde_json::{Value, json};
 
@@ -323,7 +323,8 @@ async fn a_lock_that_is_not_to_be_had_in_the_window() {
         // The approvals were for that window; two new ones open another. Timestamps of decisions are whole seconds.
         let digest = m.digest().await;
         eventually("new approvals", PATIENCE, async || {
-            for (person, word) in APPROVERS.iter().flat_map(|p| [(p, Decision::Execute), (p, Decision::Ready)]) {
+            for (person, word) in APPROVERS.iter().flat_map(|p| [(p, DecisionKind::Execute), (p, DecisionKind::Ready)])
+            {
                 m.decide(person, word, Some(&digest)).await.map_err(|e| e.to_string())?;
             }
             let status = m.status().await;

@@ -1,6 +1,6 @@
 //! Before the window nothing of the application is changed, whatever happens.
 
-use credit_migration::api::{Decision, Phase};
+use credit_migration::api::{DecisionKind, Phase};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::PostParams;
 use serde_json::json;
@@ -23,7 +23,7 @@ async fn abort() {
         let m = world.migrate("simplify", json!({})).await;
         m.phase(Phase::AwaitingApproval).await;
         assert!(world.db.guards().await > 0);
-        m.decide(APPROVERS[0], Decision::Abort, None).await.unwrap();
+        m.decide(APPROVERS[0], DecisionKind::Abort, None).await.unwrap();
         let status = m.phase(Phase::Cancelled).await;
         assert!(ready(&status).1.contains("nothing was changed"), "{:?}", ready(&status));
         m.cleaned().await;
@@ -39,7 +39,7 @@ async fn what_was_approved_is_what_runs() {
         let m = world.migrate("simplify", json!({})).await;
         m.phase(Phase::AwaitingApproval).await;
         let first = m.digest().await;
-        m.decide(APPROVERS[0], Decision::Execute, Some(&first)).await.unwrap();
+        m.decide(APPROVERS[0], DecisionKind::Execute, Some(&first)).await.unwrap();
         m.until("an approval", PATIENCE, |s| s.approvals.as_deref() == Some("1/2")).await;
         let again = |old: String| {
             move |s: &credit_migration::api::CreditMigrationStatus| {
@@ -53,9 +53,9 @@ async fn what_was_approved_is_what_runs() {
         let status = m.until("a new plan", PATIENCE, again(first.clone())).await;
         assert_eq!((status.approvals.as_deref(), status.approved_by.len()), (Some("0/2"), 0));
         // An approval of the old plan counts for nothing.
-        m.decide(APPROVERS[1], Decision::Execute, Some(&first)).await.unwrap();
+        m.decide(APPROVERS[1], DecisionKind::Execute, Some(&first)).await.unwrap();
         let second = m.digest().await;
-        m.decide(APPROVERS[0], Decision::Execute, Some(&second)).await.unwrap();
+        m.decide(APPROVERS[0], DecisionKind::Execute, Some(&second)).await.unwrap();
         let status = m.until("an approval", PATIENCE, |s| s.approvals.as_deref() == Some("1/2")).await;
         assert_eq!(status.approved_by, [APPROVERS[0]]);
 
@@ -118,7 +118,7 @@ async fn two_migrations_on_one_database() {
         })
         .await;
         assert_eq!(first.status().await.phase, Some(Phase::AwaitingApproval));
-        first.decide(APPROVERS[0], Decision::Abort, None).await.unwrap();
+        first.decide(APPROVERS[0], DecisionKind::Abort, None).await.unwrap();
         first.phase(Phase::Cancelled).await;
         second.phase(Phase::AwaitingApproval).await;
     })

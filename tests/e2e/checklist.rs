@@ -3,7 +3,7 @@
 
 use std::{process::Command, time::Duration};
 
-use credit_migration::api::{CheckResult, DeliveryState, NoticeState, Occasion, Outcome, Phase, Step, StepState};
+use credit_migration::api::{CheckOutcome, CheckResult, DeliveryState, NoticeState, Occasion, Phase, Step, StepState};
 use k8s_openapi::api::{core::v1::ConfigMap, rbac::v1::RoleBinding};
 use kube::Api;
 use serde_json::{Value, json};
@@ -144,7 +144,7 @@ async fn everything_configured() {
         let status = m
             .until("all measured", PATIENCE, |s| {
                 let done = |c: &CheckResult| {
-                    c.outcome == Outcome::Pass || (c.name == "own-image-fails" && c.outcome == Outcome::Fail)
+                    c.outcome == CheckOutcome::Pass || (c.name == "own-image-fails" && c.outcome == CheckOutcome::Fail)
                 };
                 s.phase == Some(Phase::Validating) && s.checks.len() == 10 && s.checks.iter().all(done)
             })

@@ -11,7 +11,7 @@ use k8s_openapi::api::{
 use kube::{Api, Client, ResourceExt, api::PostParams};
 use serde_json::json;
 
-use credit_migration::api::{CreditMigrationStatus, Decision, MigrationDecision, MigrationRun, Phase, Task};
+use credit_migration::api::{CreditMigrationStatus, DecisionKind, MigrationDecision, MigrationRun, Phase, Task};
 
 use super::{
     cluster,
@@ -23,7 +23,7 @@ use super::{
 /// May create decisions, and neither approve nor revert.
 const STRANGER: &str = "mallory@shop.example";
 /// The words that a migration waits for, each on a digest.
-const WORDS: [Decision; 3] = [Decision::Execute, Decision::Ready, Decision::Keep];
+const WORDS: [DecisionKind; 3] = [DecisionKind::Execute, DecisionKind::Ready, DecisionKind::Keep];
 
 fn idle() -> Setup {
     Setup { replicas: 0, ..Setup::default() }
@@ -40,7 +40,7 @@ pub async fn say(
     client: &Client,
     by: &str,
     uid: &str,
-    decision: Decision,
+    decision: DecisionKind,
     digest: &str,
 ) -> Result<(), String> {
     let object = json!({
@@ -55,7 +55,7 @@ pub async fn say(
 /// All that two people have to say on the present plan, in their own names.
 pub async fn agree(m: &Migration) -> Result<(), String> {
     let digest = m.digest().await;
-    for decision in [Decision::Execute, Decision::Ready] {
+    for decision in [DecisionKind::Execute, DecisionKind::Ready] {
         for person in APPROVERS {
             m.decide(person, decision, Some(&digest)).await.map_err(|e| e.to_string())?;
         }
@@ -180,7 +180,7 @@ async fn in_anothers_name() {
         counts(&m, &[alice]).await;
         assert_shut(&m, &before).await;
 
-        for decision in [Decision::Ready, Decision::Execute] {
+        for decision in [DecisionKind::Ready, DecisionKind::Execute] {
             m.decide(bob, decision, Some(&digest)).await.unwrap();
         }
         assert_opens(&m).await;
@@ -220,9 +220,9 @@ async fn words_on_another_plan() {
         }
         // Neither does a part of the digest count, or more than it.
         for digest in [&second[..second.len() - 1], &format!("{second}0")] {
-            m.decide(alice, Decision::Execute, Some(digest)).await.unwrap();
+            m.decide(alice, DecisionKind::Execute, Some(digest)).await.unwrap();
         }
-        m.decide(bob, Decision::Execute, Some(&second)).await.unwrap();
+        m.decide(bob, DecisionKind::Execute, Some(&second)).await.unwrap();
         counts(&m, &[bob]).await;
         assert_shut(&m, &before).await;
 
@@ -259,7 +259,7 @@ async fn words_on_a_predecessor_of_the_same_name() {
                 say(&m, &client, bob, uid, decision, digest).await.unwrap();
             }
         }
-        m.decide(alice, Decision::Execute, Some(&digest)).await.unwrap();
+        m.decide(alice, DecisionKind::Execute, Some(&digest)).await.unwrap();
         counts(&m, &[alice]).await;
         assert_shut(&m, &before).await;
 
@@ -278,24 +278,24 @@ async fn presence_that_nobody_said() {
         let (before, digest) = (world.db.fingerprint().await, m.digest().await);
         let [alice, bob] = APPROVERS;
         for person in APPROVERS {
-            m.decide(person, Decision::Execute, Some(&digest)).await.unwrap();
+            m.decide(person, DecisionKind::Execute, Some(&digest)).await.unwrap();
         }
         // Approved; from here on only people are missing.
         m.reason("PresencePending").await;
         let stranger = cluster::client(Some(STRANGER)).await;
         for (client, by) in [(&stranger, STRANGER), (&stranger, bob), (&world.client, bob)] {
-            say(&m, client, by, &m.uid, Decision::Ready, &digest).await.unwrap_err();
+            say(&m, client, by, &m.uid, DecisionKind::Ready, &digest).await.unwrap_err();
         }
-        m.decide(bob, Decision::Ready, Some("sha256:0")).await.unwrap();
+        m.decide(bob, DecisionKind::Ready, Some("sha256:0")).await.unwrap();
         for _ in 0..2 {
-            m.decide(alice, Decision::Ready, Some(&digest)).await.unwrap();
+            m.decide(alice, DecisionKind::Ready, Some(&digest)).await.unwrap();
         }
         let one = |s: &CreditMigrationStatus| s.schedule.as_ref().is_some_and(|x| x.presence.as_deref() == Some("1/2"));
         let status = m.until("one person", PATIENCE, one).await;
         assert_eq!(status.schedule.unwrap().present, [alice]);
         assert_shut(&m, &before).await;
 
-        m.decide(bob, Decision::Ready, Some(&digest)).await.unwrap();
+        m.decide(bob, DecisionKind::Ready, Some(&digest)).await.unwrap();
         assert_opens(&m).await;
     })
     .await;
@@ -313,20 +313,20 @@ async fn a_keep_that_nobody_said() {
         let digest = m.digest().await;
         // Said before there was anything to keep.
         for person in APPROVERS {
-            m.decide(person, Decision::Keep, Some(&digest)).await.unwrap();
+            m.decide(person, DecisionKind::Keep, Some(&digest)).await.unwrap();
         }
         agree(&m).await.unwrap();
         m.reason("DecisionDue").await;
         let [alice, bob] = APPROVERS;
         let stranger = cluster::client(Some(STRANGER)).await;
         for (client, by) in [(&stranger, STRANGER), (&stranger, bob), (&world.client, bob)] {
-            say(&m, client, by, &m.uid, Decision::Keep, &digest).await.unwrap_err();
+            say(&m, client, by, &m.uid, DecisionKind::Keep, &digest).await.unwrap_err();
         }
-        m.decide(bob, Decision::Keep, Some("sha256:0")).await.unwrap();
+        m.decide(bob, DecisionKind::Keep, Some("sha256:0")).await.unwrap();
         let status = m.status().await;
         assert_eq!(status.phase, Some(Phase::Observing), "{:?}", ready(&status));
 
-        m.decide(alice, Decision::Keep, Some(&digest)).await.unwrap();
+        m.decide(alice, DecisionKind::Keep, Some(&digest)).await.unwrap();
         let status = m.phase(Phase::Completed).await;
         assert!(ready(&status).1.contains(alice), "{:?}", ready(&status));
         m.assert_new().await;

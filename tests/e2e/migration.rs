@@ -13,8 +13,8 @@ use super::{
     harness::{APPROVERS, AUTHOR, World},
 };
 use credit_migration::api::{
-    CreditMigration, CreditMigrationStatus, Decision, MigrationDecision, MigrationRun, MigrationRunStatus, Phase, Step,
-    StepState, Task, WindowProgress,
+    CreditMigration, CreditMigrationStatus, DecisionKind, MigrationDecision, MigrationRun, MigrationRunStatus, Phase,
+    Step, StepState, Task, WindowProgress,
 };
 
 /// Longest wait for anything, unless a test says otherwise: several migrations share two cores.
@@ -108,7 +108,12 @@ impl Migration {
     }
 
     /// A person decides.
-    pub async fn decide(&self, by: &str, decision: Decision, digest: Option<&str>) -> kube::Result<MigrationDecision> {
+    pub async fn decide(
+        &self,
+        by: &str,
+        decision: DecisionKind,
+        digest: Option<&str>,
+    ) -> kube::Result<MigrationDecision> {
         let object = json!({
             "metadata": {"generateName": format!("{}-", self.name)},
             "spec": {"migration": self.name, "migrationUID": self.uid, "decision": decision, "by": by, "digest": digest, "reason": "e2e"},
@@ -124,7 +129,7 @@ impl Migration {
         let status = self.phase(Phase::AwaitingApproval).await;
         let digest = status.plan.and_then(|p| p.digest).unwrap();
         for person in APPROVERS {
-            for word in [Decision::Execute, Decision::Ready] {
+            for word in [DecisionKind::Execute, DecisionKind::Ready] {
                 self.decide(person, word, Some(&digest)).await.unwrap();
             }
         }
@@ -134,7 +139,7 @@ impl Migration {
     pub async fn completed(&self) -> CreditMigrationStatus {
         let status = self.step(Step::Decide).await;
         let digest = status.plan.and_then(|p| p.digest).unwrap();
-        self.decide(APPROVERS[0], Decision::Keep, Some(&digest)).await.unwrap();
+        self.decide(APPROVERS[0], DecisionKind::Keep, Some(&digest)).await.unwrap();
         self.phase(Phase::Completed).await
     }
 

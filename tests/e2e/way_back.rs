@@ -1,6 +1,6 @@
 //! Back to the old version: by a breached check, by a person, inside the window and after it.
 
-use credit_migration::api::{Decision, Phase, Step};
+use credit_migration::api::{DecisionKind, Phase, Step};
 use serde_json::json;
 
 use super::{
@@ -59,8 +59,8 @@ async fn by_a_person_while_monitoring() {
         let refused = m.edit(json!({"monitoring": {"duration": "1s"}})).await.unwrap_err().to_string();
         assert!(refused.contains("spec is immutable once the migration window was opened"), "{refused}");
         // One person suffices, and not everybody is one.
-        m.decide("mallory@shop.example", Decision::Revert, None).await.unwrap_err();
-        m.decide(APPROVERS[0], Decision::Revert, None).await.unwrap();
+        m.decide("mallory@shop.example", DecisionKind::Revert, None).await.unwrap_err();
+        m.decide(APPROVERS[0], DecisionKind::Revert, None).await.unwrap();
         let status = m.phase(Phase::RolledBack).await;
         m.assert_old("up,down").await;
         assert_eq!(world.running().await, "v1");
@@ -84,7 +84,7 @@ async fn by_a_person_inside_the_window() {
         assert!(world.db.writable().await.is_err(), "writes are not blocked");
         let refused = m.edit(json!({"window": {"maxDuration": "5m"}})).await.unwrap_err().to_string();
         assert!(refused.contains("spec is immutable"), "{refused}");
-        m.decide(APPROVERS[1], Decision::Abort, None).await.unwrap();
+        m.decide(APPROVERS[1], DecisionKind::Abort, None).await.unwrap();
         let status = m.phase(Phase::RolledBack).await;
         m.assert_old("up,down").await;
         assert_eq!(world.running().await, "v1");

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use credit_migration::api::{Decision, Phase, Step, StepState, Writes};
+use credit_migration::api::{DecisionKind, Phase, Step, StepState, Writes};
 use serde_json::json;
 
 use super::{
@@ -25,28 +25,28 @@ async fn happy_path() {
         let digest = m.digest().await;
         let [alice, bob] = APPROVERS;
         // One approval is not enough, twice the same person neither; the author and strangers have no say.
-        m.decide(alice, Decision::Execute, Some(&digest)).await.unwrap();
-        m.decide(alice, Decision::Execute, Some(&digest)).await.unwrap();
+        m.decide(alice, DecisionKind::Execute, Some(&digest)).await.unwrap();
+        m.decide(alice, DecisionKind::Execute, Some(&digest)).await.unwrap();
         for person in [AUTHOR, "mallory@shop.example"] {
-            let refused = m.decide(person, Decision::Execute, Some(&digest)).await.unwrap_err();
+            let refused = m.decide(person, DecisionKind::Execute, Some(&digest)).await.unwrap_err();
             assert!(matches!(&refused, kube::Error::Api(e) if e.code == 403), "{person}: {refused}");
         }
         let status =
             m.until("one approval", super::migration::PATIENCE, |s| s.approvals.as_deref() == Some("1/2")).await;
         assert_eq!(status.phase, Some(Phase::AwaitingApproval));
         assert_eq!(world.flag().await, "v1");
-        m.decide(bob, Decision::Execute, Some(&digest)).await.unwrap();
+        m.decide(bob, DecisionKind::Execute, Some(&digest)).await.unwrap();
         // Approved, and nobody is there: it waits, and says for whom.
         let message = m.reason("PresencePending").await;
         assert!(message.contains("0 of 2 people present") && message.contains("ready simplify"), "{message}");
-        m.decide(alice, Decision::Ready, Some(&digest)).await.unwrap();
-        m.decide(alice, Decision::Ready, Some(&digest)).await.unwrap();
+        m.decide(alice, DecisionKind::Ready, Some(&digest)).await.unwrap();
+        m.decide(alice, DecisionKind::Ready, Some(&digest)).await.unwrap();
         m.until("one present", super::migration::PATIENCE, |s| {
             s.schedule.as_ref().is_some_and(|x| x.presence.as_deref() == Some("1/2"))
         })
         .await;
         assert_eq!(world.flag().await, "v1");
-        m.decide(bob, Decision::Ready, Some(&digest)).await.unwrap();
+        m.decide(bob, DecisionKind::Ready, Some(&digest)).await.unwrap();
 
         let status = m.completed().await;
         m.assert_new().await;

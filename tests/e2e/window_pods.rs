@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use credit_migration::api::{Decision, Phase, Task, WindowState};
+use credit_migration::api::{DecisionKind, Phase, Task, WindowState};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use serde_json::{Value, json};
@@ -97,7 +97,7 @@ async fn killed_on_the_way_back() {
         m.approve().await;
         m.phase(Phase::Monitoring).await;
         let balance = world.deduct(1, 1).await;
-        m.decide(APPROVERS[0], Decision::Revert, None).await.unwrap();
+        m.decide(APPROVERS[0], DecisionKind::Revert, None).await.unwrap();
         m.window(Task::RollbackWindow, "the blocked gate", |p| p.state >= WindowState::Blocked).await;
         kill(&world, &m.run_name(Task::RollbackWindow)).await;
         m.phase(Phase::RolledBack).await;

@@ -11,7 +11,7 @@ use axum::{
     routing::get,
 };
 use credit_migration::{
-    api::{Check, Flag, Outcome, Reason, Time, VersionProbe},
+    api::{Check, CheckOutcome, Flag, Reason, Time, VersionProbe},
     runner::{
         judge::Judge,
         probe::Prober,
@@ -69,89 +69,94 @@ async fn every_source_is_measured() {
         (
             "sum",
             json!({"sql": sql("SELECT sum(balance) FROM user_credits"), "equals": "451500"}),
-            Outcome::Pass,
+            CheckOutcome::Pass,
             "451500 = 451500",
         ),
-        ("above", json!({"sql": sql("SELECT 11"), "max": "10"}), Outcome::Fail, "11 > 10"),
-        ("null", json!({"sql": sql("SELECT NULL"), "max": "10"}), Outcome::NoData, "NULL"),
-        ("write", json!({"sql": sql("DELETE FROM user_credits RETURNING 1"), "max": "10"}), Outcome::Error, "25006"),
-        ("two", json!({"sql": sql("SELECT 1; SELECT 2"), "max": "10"}), Outcome::Error, "more than one statement"),
+        ("above", json!({"sql": sql("SELECT 11"), "max": "10"}), CheckOutcome::Fail, "11 > 10"),
+        ("null", json!({"sql": sql("SELECT NULL"), "max": "10"}), CheckOutcome::NoData, "NULL"),
+        (
+            "write",
+            json!({"sql": sql("DELETE FROM user_credits RETURNING 1"), "max": "10"}),
+            CheckOutcome::Error,
+            "25006",
+        ),
+        ("two", json!({"sql": sql("SELECT 1; SELECT 2"), "max": "10"}), CheckOutcome::Error, "more than one statement"),
         (
             "rows",
             json!({"sql": sql("SELECT 5, repeat('x', 1000), generate_series(1, 100000000)"), "max": "5"}),
-            Outcome::Pass,
+            CheckOutcome::Pass,
             "5 <= 5",
         ),
-        ("commit", json!({"sql": sql("COMMIT"), "max": "10"}), Outcome::Error, "COMMIT"),
-        ("answered", json!({"http": http("/version")}), Outcome::Pass, "answered"),
-        ("fast", json!({"http": http("/version"), "max": "250"}), Outcome::Pass, "<= 250"),
+        ("commit", json!({"sql": sql("COMMIT"), "max": "10"}), CheckOutcome::Error, "COMMIT"),
+        ("answered", json!({"http": http("/version")}), CheckOutcome::Pass, "answered"),
+        ("fast", json!({"http": http("/version"), "max": "250"}), CheckOutcome::Pass, "<= 250"),
         (
             "path",
             json!({"http": {"url": format!("{base}/version"), "jsonPath": "$.users"}, "min": "8"}),
-            Outcome::Fail,
+            CheckOutcome::Fail,
             "7 < 8",
         ),
         (
             "no-path",
             json!({"http": {"url": format!("{base}/version"), "jsonPath": "$.other"}, "min": "8"}),
-            Outcome::NoData,
+            CheckOutcome::NoData,
             "no single value",
         ),
-        ("long", json!({"http": http("/long")}), Outcome::Pass, "answered"),
+        ("long", json!({"http": http("/long")}), CheckOutcome::Pass, "answered"),
         (
             "long-path",
             json!({"http": {"url": format!("{base}/long"), "jsonPath": "$.a"}, "min": "8"}),
-            Outcome::Error,
+            CheckOutcome::Error,
             "longer than 1048576 bytes",
         ),
-        ("redirect", json!({"http": http("/away")}), Outcome::Fail, "status 302, not 200"),
+        ("redirect", json!({"http": http("/away")}), CheckOutcome::Fail, "status 302, not 200"),
         (
             "p95",
             json!({"http": {"url": format!("{base}/version"), "percentile": 95}, "max": "250", "minimumSamples": 3}),
-            Outcome::Pass,
+            CheckOutcome::Pass,
             "(3 samples)",
         ),
         (
             "p95-few",
             json!({"http": {"url": format!("{base}/version"), "percentile": 95}, "max": "250", "minimumSamples": 100}),
-            Outcome::NoData,
+            CheckOutcome::NoData,
             "samples, at least 100 needed",
         ),
         (
             "p95-wrong",
             json!({"http": {"url": format!("{base}/away"), "percentile": 95}, "max": "250"}),
-            Outcome::Fail,
+            CheckOutcome::Fail,
             "status 302, not 200",
         ),
-        ("connection", json!({"connection": {}, "max": "0.95"}), Outcome::Pass, "<= 0.95"),
-        ("balances", json!({"balances": {}, "max": "10"}), Outcome::NoData, "knows no cut-over"),
+        ("connection", json!({"connection": {}, "max": "0.95"}), CheckOutcome::Pass, "<= 0.95"),
+        ("balances", json!({"balances": {}, "max": "10"}), CheckOutcome::NoData, "knows no cut-over"),
         (
             "statements",
             json!({"statements": {}, "max": "50"}),
-            Outcome::NoData,
+            CheckOutcome::NoData,
             "next: put it into shared_preload_libraries",
         ),
-        ("slow", json!({"http": http("/slow")}), Outcome::Fail, "no answer within 300ms"),
-        ("down", json!({"http": {"url": "http://127.0.0.1:1/"}}), Outcome::Fail, "no answer"),
+        ("slow", json!({"http": http("/slow")}), CheckOutcome::Fail, "no answer within 300ms"),
+        ("down", json!({"http": {"url": "http://127.0.0.1:1/"}}), CheckOutcome::Fail, "no answer"),
         (
             "rate",
             json!({"prometheus": prometheus("rate"), "max": "0.05", "minimumSamples": 100}),
-            Outcome::Fail,
+            CheckOutcome::Fail,
             "0.21 > 0.05 (1204 samples)",
         ),
         (
             "few",
             json!({"prometheus": prometheus("rate"), "max": "0.05", "minimumSamples": 2000}),
-            Outcome::NoData,
+            CheckOutcome::NoData,
             "1204 samples, at least 2000",
         ),
-        ("empty", json!({"prometheus": prometheus("empty"), "max": "1"}), Outcome::NoData, "no result"),
-        ("nan", json!({"prometheus": prometheus("nan"), "max": "1"}), Outcome::NoData, "NaN"),
-        ("many", json!({"prometheus": prometheus("many"), "max": "1"}), Outcome::Error, "2 results"),
+        ("empty", json!({"prometheus": prometheus("empty"), "max": "1"}), CheckOutcome::NoData, "no result"),
+        ("nan", json!({"prometheus": prometheus("nan"), "max": "1"}), CheckOutcome::NoData, "NaN"),
+        ("many", json!({"prometheus": prometheus("many"), "max": "1"}), CheckOutcome::Error, "2 results"),
         (
             "dead",
             json!({"prometheus": {"url": "http://127.0.0.1:1", "query": "x"}, "max": "1"}),
-            Outcome::Error,
+            CheckOutcome::Error,
             "no answer",
         ),
     ];
@@ -172,7 +177,7 @@ async fn every_source_is_measured() {
     for ((_, _, outcome, words), result) in cases.into_iter().zip(&results) {
         assert_eq!(result.outcome, outcome, "{result:?}");
         assert!(result.message.contains(words), "{result:?}");
-        assert_eq!(result.breached, outcome == Outcome::Fail, "{result:?}");
+        assert_eq!(result.breached, outcome == CheckOutcome::Fail, "{result:?}");
     }
     assert_eq!(world.count("SELECT count(*) FROM user_credits").await, 300);
 }
@@ -188,7 +193,7 @@ async fn what_was_not_answered_is_in_the_percentile() {
     let p95 = check(json!({"name": "p95", "http": http, "max": "250", "interval": "10ms", "minimumSamples": 15}));
     // The last one is answered.
     let results = world.watched(&[p95], 15).await;
-    assert_eq!(results[0].outcome, Outcome::Fail, "{results:?}");
+    assert_eq!(results[0].outcome, CheckOutcome::Fail, "{results:?}");
     assert!(results[0].message.contains(" > 250 (1"), "{results:?}");
 }
 
@@ -201,7 +206,7 @@ async fn a_query_that_takes_long_holds_no_trigger_up() {
     let long = check(json!({"name": "long", "sql": {"query": "SELECT pg_sleep(20)"}, "equals": ""}));
     let mut long_source = Source::new(&long, &means);
     let mut under_way = std::pin::pin!(long_source.measure(&long, interval, &means));
-    for (query, outcome) in [("SELECT 1", Outcome::Pass), ("SELECT 1 FROM pg_sleep(20)", Outcome::Error)] {
+    for (query, outcome) in [("SELECT 1", CheckOutcome::Pass), ("SELECT 1 FROM pg_sleep(20)", CheckOutcome::Error)] {
         let trigger = check(json!({"name": "payment-processing", "sql": {"query": query}, "max": "1"}));
         let mut source = Source::new(&trigger, &means);
         for _ in 0..2 {

@@ -11,7 +11,7 @@ use axum::{
     http::{HeaderMap, StatusCode},
     routing::{get, post},
 };
-use credit_migration::api::{Check, CheckResult, Outcome, mounts};
+use credit_migration::api::{Check, CheckOutcome, CheckResult, mounts};
 use serde_json::{Value, json};
 
 use crate::harness::World;
@@ -91,13 +91,13 @@ async fn values_go_from_step_to_step() {
     let (world, (base, credits)) = (World::new().await, serve().await);
     world.mount(&mounts::secret("probe-user", "password"), "pass\"word\n");
     let result = measured(&world, purchase(&base, "ann"), json!({})).await;
-    assert_eq!((result.outcome, result.message.as_str()), (Outcome::Pass, "answered as expected"));
+    assert_eq!((result.outcome, result.message.as_str()), (CheckOutcome::Pass, "answered as expected"));
     assert_eq!(credits.lock().unwrap()["ann-token"], 38);
     // With a limit the value is the time.
     let result = measured(&world, purchase(&base, "bob"), json!({"max": "5000"})).await;
-    assert!(result.outcome == Outcome::Pass && result.message.contains("<= 5000"), "{result:?}");
+    assert!(result.outcome == CheckOutcome::Pass && result.message.contains("<= 5000"), "{result:?}");
     let result = measured(&world, purchase(&base, "bob"), json!({"max": "0"})).await;
-    assert!(result.outcome == Outcome::Fail && result.message.contains("> 0"), "{result:?}");
+    assert!(result.outcome == CheckOutcome::Fail && result.message.contains("> 0"), "{result:?}");
 }
 
 #[tokio::test]
@@ -112,34 +112,34 @@ async fn the_step_that_failed_is_named_and_nothing_else() {
     let cases = [
         (
             edited(0, json!({})),
-            Outcome::Fail,
+            CheckOutcome::Fail,
             "step \"after\": $.balance is another value (2 characters), not what was wanted (2 characters)",
         ),
-        (edited(0, json!({"expectedStatus": 201})), Outcome::Fail, "step \"login\": status 200, not 201"),
+        (edited(0, json!({"expectedStatus": 201})), CheckOutcome::Fail, "step \"login\": status 200, not 201"),
         (
             edited(0, json!({"body": "{\"user\": \"greedy\", \"password\": \"wrong\"}"})),
-            Outcome::Fail,
+            CheckOutcome::Fail,
             "step \"login\": status 401, not 200",
         ),
         (
             edited(1, json!({"capture": [{"name": "before", "jsonPath": "$.credits"}]})),
-            Outcome::Fail,
+            CheckOutcome::Fail,
             "step \"before\": $.credits finds no single value",
         ),
         (
             edited(1, json!({"expect": [{"jsonPath": "$.balance", "equals": "-1000"}]})),
-            Outcome::Fail,
+            CheckOutcome::Fail,
             "characters), not \"-1000\"",
         ),
-        (edited(2, json!({"url": "http://127.0.0.1:1/"})), Outcome::Fail, "step \"deduct\": no answer"),
+        (edited(2, json!({"url": "http://127.0.0.1:1/"})), CheckOutcome::Fail, "step \"deduct\": no answer"),
         (
             edited(2, json!({"body": "{{ nobody }}"})),
-            Outcome::Error,
+            CheckOutcome::Error,
             "step \"deduct\": template of body, line 1: undefined value",
         ),
         (
             edited(0, json!({"body": "{{ secret.other }}"})),
-            Outcome::Error,
+            CheckOutcome::Error,
             "step \"login\": template of body, line 1: undefined value",
         ),
     ];
@@ -166,6 +166,6 @@ async fn what_cannot_be_judged_is_not_sent() {
     let mut sequence = purchase(&base, "carl");
     sequence["steps"][2]["expect"] = json!([{"jsonPath": "$.balance", "equals": "{{ befor - 1 }}"}]);
     let result = measured(&world, sequence, json!({})).await;
-    assert_eq!(result.outcome, Outcome::Error, "{result:?}");
+    assert_eq!(result.outcome, CheckOutcome::Error, "{result:?}");
     assert_eq!(credits.lock().unwrap()["carl-token"], 40);
 }

@@ -5,8 +5,8 @@ use fastrand::Rng;
 use super::world::{App, Defect, Intent, Migration, Schema, Stored, World};
 use crate::{
     api::{
-        CheckResult, Comparison, Delivery, DeliveryState, MigrationRun, MigrationRunStatus, Occasion,
-        Outcome as Measured, Reason, RunPhase, Task, WindowCommand, WindowProgress, WindowState,
+        CheckOutcome, CheckResult, Comparison, Delivery, DeliveryState, MigrationRun, MigrationRunStatus, Occasion,
+        Reason, RunPhase, Task, WindowCommand, WindowProgress, WindowState,
         fixtures::{self, SECRET},
     },
     machine::{Effect, Job, Observed, ObservedRun, decide},
@@ -235,7 +235,7 @@ impl Pod {
                     s.phase = RunPhase::Running;
                     s.checks = vec![CheckResult {
                         name: "errors".into(),
-                        outcome: if breach { Measured::Fail } else { Measured::Pass },
+                        outcome: if breach { CheckOutcome::Fail } else { CheckOutcome::Pass },
                         failed: u32::from(breach),
                         recent: String::new(),
                         measured: 1,

@@ -11,7 +11,7 @@ use world::{Defect, World};
 
 use super::{Job, defects};
 use crate::{
-    api::{Decision, Phase},
+    api::{DecisionKind, Phase},
     shared::time::seconds,
 };
 
@@ -171,16 +171,16 @@ fn people(w: &mut World, rng: &mut Rng, stop: bool, delete: bool) {
     // Mostly they answer what they are asked.
     let asked = w.phase();
     match rng.u8(..26) {
-        16..22 if asked == Some(Phase::Observing) => w.decide("ann", Decision::Keep),
-        16..22 => w.decide(if rng.bool() { "ann" } else { "eve" }, Decision::Ready),
-        0..6 => w.decide("ann", Decision::Execute),
+        16..22 if asked == Some(Phase::Observing) => w.decide("ann", DecisionKind::Keep),
+        16..22 => w.decide(if rng.bool() { "ann" } else { "eve" }, DecisionKind::Ready),
+        0..6 => w.decide("ann", DecisionKind::Execute),
         6..12 => {
             let who = if w.defect == Defect::ForgedNames { "ann" } else { "bob" };
-            w.decide(who, Decision::Execute);
+            w.decide(who, DecisionKind::Execute);
         }
-        12 => w.decide("author", Decision::Execute),
-        13 if stop => w.decide("ann", Decision::Abort),
-        14 if stop => w.decide("bob", Decision::Revert),
+        12 => w.decide("author", DecisionKind::Execute),
+        13 if stop => w.decide("ann", DecisionKind::Abort),
+        14 if stop => w.decide("bob", DecisionKind::Revert),
         15 if delete => {
             let version = w.bump();
             if let Some(m) = &mut w.migration {

@@ -6,7 +6,7 @@ use fastrand::Rng;
 
 use crate::{
     api::{
-        Audience, CreditMigrationSpec, CreditMigrationStatus, Decision, KeyRef, MigrationRun, NotificationChannel,
+        Audience, CreditMigrationSpec, CreditMigrationStatus, DecisionKind, KeyRef, MigrationRun, NotificationChannel,
         Phase, RunPhase, SlackChannel, Task, Time, WindowCommand, WindowState, WorkloadKind, WorkloadRef,
         fixtures::{SECRET, spec},
     },
@@ -260,23 +260,23 @@ impl World {
         versions.into_iter().collect::<Vec<_>>().join(", ")
     }
 
-    pub(super) fn decide(&mut self, by: &str, decision: Decision) {
+    pub(super) fn decide(&mut self, by: &str, decision: DecisionKind) {
         let digest = self.migration.as_ref().and_then(|m| m.value.status.plan.as_ref()).and_then(|p| p.digest.clone());
-        let of_plan = matches!(decision, Decision::Execute | Decision::Ready | Decision::Keep);
+        let of_plan = matches!(decision, DecisionKind::Execute | DecisionKind::Ready | DecisionKind::Keep);
         if of_plan && digest.is_none() {
             return;
         }
-        if decision == Decision::Ready {
+        if decision == DecisionKind::Ready {
             self.present.insert(by.to_owned());
         }
         // Of those who approve: to be present, or to keep what is there, lets nothing begin.
-        if !matches!(decision, Decision::Ready | Decision::Keep) {
+        if !matches!(decision, DecisionKind::Ready | DecisionKind::Keep) {
             self.speakers.insert(by.to_owned());
         }
         let n = self.decisions.len();
         let digest = of_plan.then_some(digest).flatten();
         let mut said = vec![by.to_owned()];
-        if self.defect == Defect::ForgedNames && decision == Decision::Execute {
+        if self.defect == Defect::ForgedNames && decision == DecisionKind::Execute {
             said.push("somebody-else".into());
         }
         for (i, by) in said.into_iter().enumerate() {

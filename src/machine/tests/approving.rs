@@ -20,24 +20,32 @@ fn waits(name: &'static str, when: When, reason: &'static str) -> Case {
 fn approvals_that_do_not_suffice() {
     hold(&[
         waits("nobody", nothing, "ApprovalPending"),
-        waits("one", |s| done(s.say("ann", Word::Execute)), "ApprovalPending"),
-        waits("one, twice", |s| done(s.say("ann", Word::Execute).say("ann", Word::Execute)), "ApprovalPending"),
+        waits("one", |s| done(s.say("ann", DecisionKind::Execute)), "ApprovalPending"),
+        waits(
+            "one, twice",
+            |s| done(s.say("ann", DecisionKind::Execute).say("ann", DecisionKind::Execute)),
+            "ApprovalPending",
+        ),
         waits(
             "the author and one",
-            |s| done(s.say("author", Word::Execute).say("ann", Word::Execute)),
+            |s| done(s.say("author", DecisionKind::Execute).say("ann", DecisionKind::Execute)),
             "ApprovalPending",
         ),
         waits(
             "a replayed digest, of an older plan",
-            |s| done(s.say("ann", Word::Execute).say_on("bob", Word::Execute, Some("sha256:x"))),
+            |s| done(s.say("ann", DecisionKind::Execute).say_on("bob", DecisionKind::Execute, Some("sha256:x"))),
             "ApprovalPending",
         ),
-        waits("no digest", |s| done(s.say("ann", Word::Execute).say_on("bob", Word::Execute, None)), "ApprovalPending"),
+        waits(
+            "no digest",
+            |s| done(s.say("ann", DecisionKind::Execute).say_on("bob", DecisionKind::Execute, None)),
+            "ApprovalPending",
+        ),
         waits(
             "present, not approving",
             |s| {
                 let digest = s.status.plan.as_ref().unwrap().digest.clone();
-                s.say("ann", Word::Execute).say_on("bob", Word::Ready, digest.as_deref());
+                s.say("ann", DecisionKind::Execute).say_on("bob", DecisionKind::Ready, digest.as_deref());
             },
             "ApprovalPending",
         ),
@@ -50,7 +58,7 @@ fn approvals_that_do_not_suffice() {
                     // A new spec has a new digest; here it is as if the evidence had been made for it.
                     let digest = super::super::plan_digest("uid-1", &s.spec, &s.status);
                     s.status.plan.as_mut().unwrap().digest = digest;
-                    s.say("ann", Word::Execute).say("bob", Word::Execute);
+                    s.say("ann", DecisionKind::Execute).say("bob", DecisionKind::Execute);
                 },
                 "ApprovalPending",
             )
@@ -59,21 +67,25 @@ fn approvals_that_do_not_suffice() {
             "rejected",
             |s| {
                 let digest = s.status.plan.as_ref().unwrap().digest.clone();
-                s.say("ann", Word::Execute).say("bob", Word::Execute).say_on("eve", Word::Reject, digest.as_deref());
+                s.say("ann", DecisionKind::Execute).say("bob", DecisionKind::Execute).say_on(
+                    "eve",
+                    DecisionKind::Reject,
+                    digest.as_deref(),
+                );
             },
             "Rejected",
         ),
         waits(
             "rejected without a digest",
             |s| {
-                s.say("ann", Word::Execute).say("bob", Word::Execute).say("eve", Word::Reject);
+                s.say("ann", DecisionKind::Execute).say("bob", DecisionKind::Execute).say("eve", DecisionKind::Reject);
             },
             "Rejected",
         ),
         waits(
             "names are not proven",
             |s| {
-                s.say("ann", Word::Execute).say("bob", Word::Execute);
+                s.say("ann", DecisionKind::Execute).say("bob", DecisionKind::Execute);
                 s.seen.policy_problem = Some("policy gone".into());
             },
             "DecisionPolicyMissing",
@@ -81,7 +93,7 @@ fn approvals_that_do_not_suffice() {
         waits(
             "the flag is not at from",
             |s| {
-                s.say("ann", Word::Execute).say("bob", Word::Execute);
+                s.say("ann", DecisionKind::Execute).say("bob", DecisionKind::Execute);
                 s.flag("v2", None);
             },
             "FlagNotAtFrom",
@@ -102,16 +114,20 @@ fn two_people_suffice() {
         wake: Some(600),
     };
     hold(&[
-        executing("two", |s| done(s.say("ann", Word::Execute).say("bob", Word::Execute))),
+        executing("two", |s| done(s.say("ann", DecisionKind::Execute).say("bob", DecisionKind::Execute))),
         executing("two and the author", |s| {
-            s.say("author", Word::Execute).say("ann", Word::Execute).say("bob", Word::Execute);
+            s.say("author", DecisionKind::Execute).say("ann", DecisionKind::Execute).say("bob", DecisionKind::Execute);
         }),
         executing("another plan was rejected", |s| {
-            s.say("ann", Word::Execute).say("bob", Word::Execute).say_on("eve", Word::Reject, Some("sha256:x"));
+            s.say("ann", DecisionKind::Execute).say("bob", DecisionKind::Execute).say_on(
+                "eve",
+                DecisionKind::Reject,
+                Some("sha256:x"),
+            );
         }),
     ]);
     let mut s = awaiting();
-    s.say("bob", Word::Execute).say("ann", Word::Execute).settle();
+    s.say("bob", DecisionKind::Execute).say("ann", DecisionKind::Execute).settle();
     assert_eq!(s.status.approvals.as_deref(), Some("2/2"));
     assert_eq!(s.status.approved_by, ["ann", "bob"]);
     let window = s.run(Task::Window).run.spec.window.clone().unwrap();
@@ -122,7 +138,7 @@ fn two_people_suffice() {
 #[test]
 fn approvals_are_counted_and_the_next_command_is_told() {
     let mut s = awaiting();
-    s.say("ann", Word::Execute).say("author", Word::Execute).settle();
+    s.say("ann", DecisionKind::Execute).say("author", DecisionKind::Execute).settle();
     assert_eq!(s.status.approvals.as_deref(), Some("1/2"));
     let digest = s.status.plan.as_ref().unwrap().digest.clone().unwrap();
     let (_, message) = ready(&s.status);
@@ -142,7 +158,7 @@ fn in_vain() -> Story {
 /// A decision as the API server dates it: whole seconds, cut off.
 fn say_at(s: &mut Story, by: &str, millis: i64) {
     s.now += jiff::SignedDuration::from_millis(millis);
-    s.say(by, Word::Execute);
+    s.say(by, DecisionKind::Execute);
     s.seen.decisions.last_mut().unwrap().at = Time::from_second(s.now.as_second()).unwrap();
 }
 
@@ -164,7 +180,7 @@ fn approvals_around_the_end_of_a_window_without_effect() {
         let void = if *counted == "0/2" { "(ann, bob, eve)" } else { "(ann, bob)" };
         assert!(message.contains(&format!("no longer count {void}: approve again; next:")), "{name}: {message}");
         // Nobody is left out for ever.
-        s.say("eve", Word::Execute).say("ann", Word::Execute).settle();
+        s.say("eve", DecisionKind::Execute).say("ann", DecisionKind::Execute).settle();
         assert_eq!((s.status.step, ready(&s.status).0.as_str()), (Some(Step::Schedule), "PresencePending"), "{name}");
         s.present().settle();
         assert_eq!(s.status.phase, Some(Phase::Executing), "{name}");
@@ -207,7 +223,7 @@ fn whatever_people_approve_is_in_the_digest() {
 #[test]
 fn evidence_that_does_not_fit_its_digest_begins_anew() {
     let mut s = awaiting();
-    s.say("ann", Word::Execute).say("bob", Word::Execute);
+    s.say("ann", DecisionKind::Execute).say("bob", DecisionKind::Execute);
     s.status.rehearsal.as_mut().unwrap().tables_equal = 4;
     let d = s.look();
     assert_eq!((d.status.phase, d.status.step), (Some(Phase::Preparing), Some(Step::Preflight)));
@@ -230,37 +246,43 @@ fn called_off_before_the_window() {
         cancelled(
             "in Preflight",
             preflight,
-            |s| done(s.say("author", Word::Abort)),
+            |s| done(s.say("author", DecisionKind::Abort)),
             Step::Preflight,
             &["remove m-preflight-1"],
         ),
         cancelled(
             "in Rehearse",
             rehearsing,
-            |s| done(s.say("ann", Word::Abort)),
+            |s| done(s.say("ann", DecisionKind::Abort)),
             Step::Rehearse,
             &["remove m-rehearse-1"],
         ),
-        cancelled("waiting for approval", awaiting, |s| done(s.say("ann", Word::Abort)), Step::Approve, &[]),
+        cancelled("waiting for approval", awaiting, |s| done(s.say("ann", DecisionKind::Abort)), Step::Approve, &[]),
         cancelled(
             "in an unproven name: a forged stop is the lesser harm",
             awaiting,
-            |s| s.say("ann", Word::Abort).seen.policy_problem = Some("gone".into()),
+            |s| s.say("ann", DecisionKind::Abort).seen.policy_problem = Some("gone".into()),
             Step::Approve,
             &[],
         ),
-        cancelled("Revert means the same here", awaiting, |s| done(s.say("ann", Word::Revert)), Step::Approve, &[]),
+        cancelled(
+            "Revert means the same here",
+            awaiting,
+            |s| done(s.say("ann", DecisionKind::Revert)),
+            Step::Approve,
+            &[],
+        ),
         cancelled(
             "approved, the pod is being started",
             approved,
-            |s| done(s.say("ann", Word::Abort)),
+            |s| done(s.say("ann", DecisionKind::Abort)),
             Step::OpenWindow,
             &["remove m-window-1"],
         ),
         cancelled(
             "approved, the pod is ready in the same moment",
             approved,
-            |s| done(s.state(Task::Window, WindowState::Ready).say("ann", Word::Abort)),
+            |s| done(s.state(Task::Window, WindowState::Ready).say("ann", DecisionKind::Abort)),
             Step::OpenWindow,
             &["remove m-window-1"],
         ),

@@ -87,7 +87,7 @@ fn conditions_of_others_are_kept_and_transition_times_too() {
         observed_generation: None,
     };
     s.status.conditions.insert(0, theirs.clone());
-    s.wait(100).say("ann", Word::Execute);
+    s.wait(100).say("ann", DecisionKind::Execute);
     let d = s.look();
     assert_eq!(d.status.conditions[0], theirs);
     let since = |type_: &str| &d.status.conditions.iter().find(|c| c.type_ == type_).unwrap().last_transition_time;
@@ -131,13 +131,13 @@ fn one_decision_in_each_phase_survives_a_crash_before_its_effects() {
     let steps: &[(&str, Given, When)] = &[
         ("start", Story::new, nothing),
         ("next step", preflight, |s| done(s.succeed(Task::Preflight))),
-        ("approved", awaiting, |s| done(s.say("ann", Word::Execute).say("bob", Word::Execute))),
+        ("approved", awaiting, |s| done(s.say("ann", DecisionKind::Execute).say("bob", DecisionKind::Execute))),
         ("ready", approved, |s| done(s.state(Task::Window, WindowState::Ready))),
         ("migrated", opened, |s| done(s.state(Task::Window, WindowState::Migrated))),
         ("acknowledged", migrated, |s| done(s.acknowledge(Task::Window))),
         ("release", switched, |s| done(s.compared(Task::Window, 0))),
         ("go back", switching, |s| done(s.wait(50))),
-        ("reopen", monitoring, |s| done(s.say("ann", Word::Revert))),
+        ("reopen", monitoring, |s| done(s.say("ann", DecisionKind::Revert))),
         ("revert", reopened, |s| done(s.acknowledge(Task::RollbackWindow))),
     ];
     for (name, given, when) in steps {

@@ -26,7 +26,7 @@ fn guards_are_removed_at_the_end() {
             &["remove m-cleanup-1"],
             None,
         ),
-        ended("a Revert comes too late", completed, |s| done(s.say("ann", Word::Revert)), &[], None),
+        ended("a Revert comes too late", completed, |s| done(s.say("ann", DecisionKind::Revert)), &[], None),
     ]);
     for given in [completed as Given, rolled_back, failed, cancelled] {
         let mut s = given();
@@ -60,7 +60,7 @@ fn a_failed_preparation_starts_again_when_its_inputs_change() {
     let mut s = failed();
     s.succeed(Task::Cleanup).settle().wait(86_400);
     assert_eq!(s.look().status.phase, Some(Phase::Failed));
-    s.say("ann", Word::Abort);
+    s.say("ann", DecisionKind::Abort);
     assert_eq!(s.look().status.phase, Some(Phase::Cancelled));
 }
 
@@ -146,6 +146,6 @@ fn a_reported_time_far_off_ends_nobody() {
     s.wait(1).state(Task::Window, WindowState::Released);
     s.progress(Task::Window, |w| w.released_at = Some(Time::MAX)).succeed(Task::Window).settle();
     s.wait(20).settle();
-    s.wait(30).measure(Task::Monitor, Outcome::Pass, false).settle();
+    s.wait(30).measure(Task::Monitor, CheckOutcome::Pass, false).settle();
     assert_eq!((s.status.phase, s.status.step), (Some(Phase::Observing), Some(Step::DayCheck)));
 }

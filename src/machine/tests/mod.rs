@@ -21,9 +21,9 @@ use super::{
 };
 use crate::{
     api::{
-        BaselineEvidence, CheckResult, Comparison, CreditMigrationSpec, CreditMigrationStatus, Decision as Word,
-        Delivery, DeliveryState, MigrationRun, MigrationRunStatus, Outcome, Phase, Reason, RunPhase, Step, StepState,
-        Task, Time, VerificationEvidence, WindowProgress, WindowState, WorkloadKind, WorkloadRef, fixtures,
+        BaselineEvidence, CheckOutcome, CheckResult, Comparison, CreditMigrationSpec, CreditMigrationStatus,
+        DecisionKind, Delivery, DeliveryState, MigrationRun, MigrationRunStatus, Phase, Reason, RunPhase, Step,
+        StepState, Task, Time, VerificationEvidence, WindowProgress, WindowState, WorkloadKind, WorkloadRef, fixtures,
     },
     shared::time::seconds,
 };
@@ -317,8 +317,8 @@ impl Story {
         self
     }
 
-    fn say(&mut self, by: &str, word: Word) -> &mut Self {
-        let digest = matches!(word, Word::Execute | Word::Ready | Word::Keep)
+    fn say(&mut self, by: &str, word: DecisionKind) -> &mut Self {
+        let digest = matches!(word, DecisionKind::Execute | DecisionKind::Ready | DecisionKind::Keep)
             .then(|| self.status.plan.as_ref().and_then(|p| p.digest.clone()))
             .flatten();
         self.say_on(by, word, digest.as_deref())
@@ -342,10 +342,10 @@ impl Story {
 
     /// Two people say that they are there.
     fn present(&mut self) -> &mut Self {
-        self.say("dan", Word::Ready).say("eve", Word::Ready)
+        self.say("dan", DecisionKind::Ready).say("eve", DecisionKind::Ready)
     }
 
-    fn say_on(&mut self, by: &str, word: Word, digest: Option<&str>) -> &mut Self {
+    fn say_on(&mut self, by: &str, word: DecisionKind, digest: Option<&str>) -> &mut Self {
         self.seen.decisions.push(ObservedDecision {
             name: format!("d-{}", self.seen.decisions.len()),
             by: by.into(),
@@ -357,7 +357,7 @@ impl Story {
         self
     }
 
-    fn measure(&mut self, task: Task, outcome: Outcome, breached: bool) -> &mut Self {
+    fn measure(&mut self, task: Task, outcome: CheckOutcome, breached: bool) -> &mut Self {
         let at = self.now;
         self.report(task, |s| {
             s.phase = RunPhase::Running;
@@ -419,7 +419,7 @@ fn awaiting() -> Story {
 /// Executing: approved, the window's pod is being started.
 fn approved() -> Story {
     let mut s = awaiting();
-    s.wait(1).say("ann", Word::Execute).say("bob", Word::Execute).settle();
+    s.wait(1).say("ann", DecisionKind::Execute).say("bob", DecisionKind::Execute).settle();
     assert_eq!(s.status.phase, Some(Phase::Executing));
     s
 }
@@ -475,7 +475,7 @@ fn validating() -> Story {
 fn monitoring() -> Story {
     let mut s = validating();
     s.wait(20).settle();
-    s.measure(Task::Monitor, Outcome::Pass, false).settle();
+    s.measure(Task::Monitor, CheckOutcome::Pass, false).settle();
     assert_eq!(s.status.phase, Some(Phase::Monitoring));
     s
 }
@@ -483,7 +483,7 @@ fn monitoring() -> Story {
 /// Observing: the day check is not yet due.
 fn observing() -> Story {
     let mut s = monitoring();
-    s.wait(30).measure(Task::Monitor, Outcome::Pass, false).settle();
+    s.wait(30).measure(Task::Monitor, CheckOutcome::Pass, false).settle();
     assert_eq!((s.status.phase, s.status.step), (Some(Phase::Observing), Some(Step::DayCheck)));
     s
 }
@@ -502,7 +502,7 @@ fn deciding() -> Story {
 /// Completed; the clean-up is under way.
 fn completed() -> Story {
     let mut s = deciding();
-    s.wait(1).say("ann", Word::Keep).settle();
+    s.wait(1).say("ann", DecisionKind::Keep).settle();
     assert_eq!(s.status.phase, Some(Phase::Completed));
     s
 }
@@ -510,7 +510,7 @@ fn completed() -> Story {
 /// RollingBack after the window: the order to open it again was given.
 fn reopening() -> Story {
     let mut s = monitoring();
-    s.wait(1).say("ann", Word::Revert).settle();
+    s.wait(1).say("ann", DecisionKind::Revert).settle();
     assert_eq!((s.status.phase, s.status.step), (Some(Phase::RollingBack), Some(Step::ReopenWindow)));
     s.state(Task::RollbackWindow, WindowState::Ready).settle();
     s
@@ -560,7 +560,7 @@ fn failed() -> Story {
 
 fn cancelled() -> Story {
     let mut s = awaiting();
-    s.say("ann", Word::Abort).settle();
+    s.say("ann", DecisionKind::Abort).settle();
     assert_eq!(s.status.phase, Some(Phase::Cancelled));
     s
 }

@@ -97,7 +97,7 @@ fn what_is_told_on_the_way() {
     s.wait(600).settle();
     take(&mut s);
     assert_eq!(occasions(&s), [Occasion::DecisionDue]);
-    s.say("ann", Word::Revert).settle();
+    s.say("ann", DecisionKind::Revert).settle();
     take(&mut s);
     assert_eq!(occasions(&s), [Occasion::DecisionDue, Occasion::TriggerFired]);
 
@@ -125,7 +125,7 @@ fn what_is_told_on_the_way() {
 
     let mut s = monitoring();
     s.spec.notifications.channels = channels();
-    s.measure(Task::Monitor, Outcome::Fail, true).settle();
+    s.measure(Task::Monitor, CheckOutcome::Fail, true).settle();
     assert_eq!(occasions(&s), [Occasion::TriggerFired]);
     assert!(s.status.notices[0].notice.message.contains("0.21 > 0.05"));
 

@@ -54,7 +54,7 @@ fn a_follow_up_that_fails_for_days_leaves_one_run() {
         }
         // The last one stays as a record.
         s.succeed(task).settle();
-        s.say("ann", Word::Revert).settle();
+        s.say("ann", DecisionKind::Revert).settle();
         assert_eq!(s.seen.runs.iter().filter(|r| r.run.spec.task == task).count(), 1);
     }
 }
@@ -63,7 +63,7 @@ fn a_follow_up_that_fails_for_days_leaves_one_run() {
 fn a_breach_is_told_and_nothing_goes_back_by_itself() {
     let mut s = observing();
     s.wait(10).settle();
-    s.measure(Task::DayCheck, Outcome::Fail, true).succeed(Task::DayCheck);
+    s.measure(Task::DayCheck, CheckOutcome::Fail, true).succeed(Task::DayCheck);
     let d = s.turn();
     assert_eq!(d.status.phase, Some(Phase::Observing));
     assert!(events(&d).contains(&"CheckBreached"), "{:?}", events(&d));
@@ -74,28 +74,28 @@ fn who_decides() {
     let keeps = |name, when: When, phase| (name, when, phase);
     let cases: &[(&str, When, Phase)] = &[
         keeps("nobody", nothing, Phase::Observing),
-        keeps("the author", |s| done(s.say("author", Word::Keep)), Phase::Observing),
-        keeps("another plan", |s| done(s.say_on("ann", Word::Keep, Some("sha256:x"))), Phase::Observing),
-        keeps("no plan", |s| done(s.say_on("ann", Word::Keep, None)), Phase::Observing),
+        keeps("the author", |s| done(s.say("author", DecisionKind::Keep)), Phase::Observing),
+        keeps("another plan", |s| done(s.say_on("ann", DecisionKind::Keep, Some("sha256:x"))), Phase::Observing),
+        keeps("no plan", |s| done(s.say_on("ann", DecisionKind::Keep, None)), Phase::Observing),
         keeps(
             "before the review was there",
             |s| {
-                s.say("ann", Word::Keep);
+                s.say("ann", DecisionKind::Keep);
                 s.seen.decisions.last_mut().unwrap().at = s.now - seconds(60);
             },
             Phase::Observing,
         ),
-        keeps("one person", |s| done(s.say("ann", Word::Keep)), Phase::Completed),
-        keeps("Revert", |s| done(s.say("ann", Word::Revert)), Phase::RollingBack),
+        keeps("one person", |s| done(s.say("ann", DecisionKind::Keep)), Phase::Completed),
+        keeps("Revert", |s| done(s.say("ann", DecisionKind::Revert)), Phase::RollingBack),
         keeps(
             "both: the word to go back wins",
-            |s| done(s.say("ann", Word::Keep).say("bob", Word::Revert)),
+            |s| done(s.say("ann", DecisionKind::Keep).say("bob", DecisionKind::Revert)),
             Phase::RollingBack,
         ),
         keeps(
             "keep, while somebody has moved the flag",
             |s| {
-                s.say("ann", Word::Keep);
+                s.say("ann", DecisionKind::Keep);
                 s.flag("v1", None);
             },
             Phase::Observing,
@@ -125,7 +125,7 @@ fn without_a_decision_it_stays_and_reminds() {
 fn a_revert_works_at_every_moment_of_observing() {
     for given in [observing as Given, deciding] {
         let mut s = given();
-        s.say("ann", Word::Revert).settle();
+        s.say("ann", DecisionKind::Revert).settle();
         assert_eq!((s.status.phase, s.status.step), (Some(Phase::RollingBack), Some(Step::ReopenWindow)));
         assert_eq!(s.status.rollback.as_ref().unwrap().message, "Revert by ann");
         assert!(s.seen.runs.iter().any(|r| r.run.spec.task == Task::RollbackWindow));

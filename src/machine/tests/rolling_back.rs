@@ -13,14 +13,14 @@ fn the_way_back_goes_its_way() {
     use WindowState::{Blocked, Opening, Ready, Reverted};
     let standing_by: Given = || {
         let mut s = monitoring();
-        s.wait(1).say("ann", Word::Revert).settle();
+        s.wait(1).say("ann", DecisionKind::Revert).settle();
         s
     };
     hold(&[
         case(
             "begins",
             monitoring,
-            |s| done(s.say("ann", Word::Revert)),
+            |s| done(s.say("ann", DecisionKind::Revert)),
             Step::ReopenWindow,
             &["remove m-monitor-1", "start m-rollback-1"],
             600,
@@ -97,7 +97,14 @@ fn the_way_back_goes_its_way() {
             &[],
             59,
         ),
-        case("Keep does not stop it", reverting, |s| done(s.say("ann", Word::Keep)), Step::RollbackSql, &[], 59),
+        case(
+            "Keep does not stop it",
+            reverting,
+            |s| done(s.say("ann", DecisionKind::Keep)),
+            Step::RollbackSql,
+            &[],
+            59,
+        ),
         Case {
             name: "reverted",
             given: reverting,
@@ -238,7 +245,7 @@ fn released_before_it_could_be_turned_round() {
     let mut s = releasing();
     // The way back was begun by a reader of an older status; the release was quicker.
     s.status.window.as_mut().unwrap().releasing = false;
-    s.say("ann", Word::Abort).settle();
+    s.say("ann", DecisionKind::Abort).settle();
     assert_eq!(s.status.phase, Some(Phase::RollingBack));
     s.state(Task::Window, WindowState::Released).succeed(Task::Window);
     let d = s.turn();
@@ -253,7 +260,7 @@ fn released_before_it_could_be_turned_round() {
 fn before_writes_are_blocked_a_lost_pod_is_replaced_with_a_backoff() {
     let standing_by = || {
         let mut s = monitoring();
-        s.say("ann", Word::Revert).settle();
+        s.say("ann", DecisionKind::Revert).settle();
         s
     };
     let mut s = standing_by();
@@ -282,7 +289,7 @@ fn before_writes_are_blocked_a_lost_pod_is_replaced_with_a_backoff() {
 #[test]
 fn a_window_left_closed_counts_from_its_beginning() {
     let mut s = rollback_failed();
-    s.wait(600).say("bob", Word::Revert).settle();
+    s.wait(600).say("bob", DecisionKind::Revert).settle();
     // The new pod never says a word.
     let (reason, message) = ready(&s.status);
     assert_eq!((s.status.phase, reason.as_str()), (Some(Phase::RollingBack), "WindowOverdue"));
@@ -313,7 +320,7 @@ fn a_failed_way_back_waits_for_a_person() {
         Case {
             name: "the old Revert does not count again; Execute is none",
             given: rollback_failed,
-            when: |s| done(s.wait(1).say("bob", Word::Execute)),
+            when: |s| done(s.wait(1).say("bob", DecisionKind::Execute)),
             phase: Phase::RollbackFailed,
             step: Step::RollbackSql,
             reason: "SqlFailed",
@@ -342,7 +349,7 @@ fn a_revert_in_the_second_of_the_failure_counts() {
         s.seen.decisions.clear();
         s.state(BACK, WindowState::Held).fail(BACK, Reason::SqlFailed).settle();
         let said = s.now + jiff::SignedDuration::from_millis(millis);
-        s.say("bob", Word::Revert).seen.decisions[0].at = Time::from_second(said.as_second()).unwrap();
+        s.say("bob", DecisionKind::Revert).seen.decisions[0].at = Time::from_second(said.as_second()).unwrap();
         s.wait(5).settle();
         let phase = if counts { Phase::RollingBack } else { Phase::RollbackFailed };
         assert_eq!(s.status.phase, Some(phase), "{millis} ms after the failure");
@@ -353,7 +360,7 @@ fn a_revert_in_the_second_of_the_failure_counts() {
 fn a_new_revert_begins_the_way_back_again() {
     let mut s = rollback_failed();
     s.seen.down = Sql::Present("sha256:mended".into());
-    s.wait(1).say("bob", Word::Revert);
+    s.wait(1).say("bob", DecisionKind::Revert);
     let d = s.turn();
     assert_eq!((d.status.phase, d.status.step), (Some(Phase::RollingBack), Some(Step::ReopenWindow)));
     assert_eq!(d.status.rollback.as_ref().unwrap().message, "Revert by bob");
@@ -375,9 +382,9 @@ fn a_new_revert_begins_the_way_back_again() {
 fn a_revert_is_heard_once_however_much_the_clocks_differ() {
     let mut s = reverting();
     // Said by an API server that is a minute ahead, before the way back failed.
-    s.wait(60).say("ann", Word::Revert).wait(-59);
+    s.wait(60).say("ann", DecisionKind::Revert).wait(-59);
     s.state(Task::RollbackWindow, WindowState::Held).fail(Task::RollbackWindow, Reason::SqlFailed).settle();
     assert_eq!(s.status.phase, Some(Phase::RollbackFailed));
-    s.wait(120).say("ann", Word::Revert).settle();
+    s.wait(120).say("ann", DecisionKind::Revert).settle();
     assert_eq!(s.status.phase, Some(Phase::RollingBack));
 }

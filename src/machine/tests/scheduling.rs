@@ -131,7 +131,7 @@ fn scheduled() -> Story {
 
 fn agreed() -> Story {
     let mut s = scheduled();
-    s.say("ann", Word::Execute).say("bob", Word::Execute).settle();
+    s.say("ann", DecisionKind::Execute).say("bob", DecisionKind::Execute).settle();
     assert_eq!(s.status.step, Some(Step::Schedule));
     s
 }
@@ -156,13 +156,13 @@ fn an_hour_before_the_notice_goes_out_and_people_come() {
         message.contains("0 of 2 people present") && message.contains("next: kubectl creditmigration -n shop ready m"),
         "{message}"
     );
-    s.say("dan", Word::Ready).settle();
+    s.say("dan", DecisionKind::Ready).settle();
     assert_eq!(s.status.schedule.as_ref().unwrap().presence.as_deref(), Some("1/2"));
-    s.say("dan", Word::Ready).settle();
+    s.say("dan", DecisionKind::Ready).settle();
     assert_eq!(s.status.phase, Some(Phase::AwaitingApproval), "one person twice is one person");
-    s.say_on("eve", Word::Ready, Some("sha256:other")).settle();
+    s.say_on("eve", DecisionKind::Ready, Some("sha256:other")).settle();
     assert_eq!(s.status.phase, Some(Phase::AwaitingApproval), "present for another plan");
-    s.say("author", Word::Ready).settle();
+    s.say("author", DecisionKind::Ready).settle();
     assert_eq!(s.status.phase, Some(Phase::Executing), "the author may be one of those present");
     let step = s.status.steps.iter().find(|x| x.name == Step::Schedule).unwrap();
     assert_eq!(step.message.as_deref(), Some("present: author, dan; maintenance notice taken by status"));
@@ -190,7 +190,7 @@ fn one_unreachable_channel_holds_nothing_up_but_is_seen() {
     let mut s = scheduled();
     s.spec.notifications.channels.push(channel("social", &[Audience::Social]));
     s.status.plan.as_mut().unwrap().digest = crate::machine::plan_digest("uid-1", &s.spec, &s.status);
-    s.say("ann", Word::Execute).say("bob", Word::Execute).settle();
+    s.say("ann", DecisionKind::Execute).say("bob", DecisionKind::Execute).settle();
     s.deliver(&["status"], &["social"]).settle();
     s.wait(3600).present().settle();
     assert_eq!(s.status.phase, Some(Phase::Executing));
@@ -209,7 +209,7 @@ fn missed_hours_wait_for_the_next_ones() {
         "allowedHours": [{"from": clock(s.now + seconds(1800)), "to": clock(s.now + seconds(3600))}],
     }));
     s.status.plan.as_mut().unwrap().digest = crate::machine::plan_digest("uid-1", &s.spec, &s.status);
-    s.say("ann", Word::Execute).say("bob", Word::Execute).settle();
+    s.say("ann", DecisionKind::Execute).say("bob", DecisionKind::Execute).settle();
     let first = s.status.schedule.clone().unwrap();
     assert!(first.notice.is_none() && s.seen.runs.iter().all(|r| r.run.spec.task != Task::Notify), "not yet");
     let lead = first.starts_at.unwrap() - seconds(600);
@@ -238,7 +238,7 @@ fn missed_hours_wait_for_the_next_ones() {
 #[test]
 fn an_old_backup_is_taken_anew() {
     let mut s = scheduled();
-    s.wait(86_401).say("ann", Word::Execute).say("bob", Word::Execute);
+    s.wait(86_401).say("ann", DecisionKind::Execute).say("bob", DecisionKind::Execute);
     let d = s.turn();
     assert_eq!((d.status.phase, d.status.step), (Some(Phase::Preparing), Some(Step::Preflight)));
     assert!(events(&d).contains(&"PreparationRestarted"));
@@ -275,7 +275,7 @@ fn whoever_was_there_hours_ago_lets_no_window_open() {
 fn what_was_called_off_is_not_announced_any_more() {
     let mut s = agreed();
     s.deliver(&[], &["status"]).settle();
-    s.say("ann", Word::Abort).settle();
+    s.say("ann", DecisionKind::Abort).settle();
     assert_eq!(s.status.phase, Some(Phase::Cancelled));
     s.wait(300).settle();
     assert!(s.seen.runs.iter().all(|r| r.run.spec.task != Task::Notify), "maintenance is told after it was called off");

@@ -68,52 +68,52 @@ fn stages() {
         ),
         monitors(
             "NoData at the end",
-            |s| done(s.wait(30).measure(Task::Monitor, Outcome::NoData, false)),
+            |s| done(s.wait(30).measure(Task::Monitor, CheckOutcome::NoData, false)),
             "ChecksNotPassing",
             &[],
             None,
         ),
         monitors(
             "NoData, long after",
-            |s| done(s.wait(9000).measure(Task::Monitor, Outcome::NoData, false)),
+            |s| done(s.wait(9000).measure(Task::Monitor, CheckOutcome::NoData, false)),
             "ChecksNotPassing",
             &[],
             None,
         ),
         monitors(
             "Error at the end",
-            |s| done(s.wait(30).measure(Task::Monitor, Outcome::Error, false)),
+            |s| done(s.wait(30).measure(Task::Monitor, CheckOutcome::Error, false)),
             "ChecksNotPassing",
             &[],
             None,
         ),
         monitors(
             "Fail at the end, not breached",
-            |s| done(s.wait(30).measure(Task::Monitor, Outcome::Fail, false)),
+            |s| done(s.wait(30).measure(Task::Monitor, CheckOutcome::Fail, false)),
             "ChecksNotPassing",
             &[],
             None,
         ),
         monitors(
             "Fail before the end, not breached",
-            |s| done(s.measure(Task::Monitor, Outcome::Fail, false)),
+            |s| done(s.measure(Task::Monitor, CheckOutcome::Fail, false)),
             "Progressing",
             &[],
             Some(30),
         ),
-        back("breached", |s| done(s.measure(Task::Monitor, Outcome::Fail, true))),
-        back("breached once, passes again", |s| done(s.measure(Task::Monitor, Outcome::Pass, true))),
-        back("breached when the time is over", |s| done(s.wait(30).measure(Task::Monitor, Outcome::Fail, true))),
-        back("Revert", |s| done(s.say("ann", Word::Revert))),
-        back("Abort", |s| done(s.say("author", Word::Abort))),
+        back("breached", |s| done(s.measure(Task::Monitor, CheckOutcome::Fail, true))),
+        back("breached once, passes again", |s| done(s.measure(Task::Monitor, CheckOutcome::Pass, true))),
+        back("breached when the time is over", |s| done(s.wait(30).measure(Task::Monitor, CheckOutcome::Fail, true))),
+        back("Revert", |s| done(s.say("ann", DecisionKind::Revert))),
+        back("Abort", |s| done(s.say("author", DecisionKind::Abort))),
         back("Revert in an unproven name: a forged stop is the lesser harm", |s| {
-            s.say("ann", Word::Revert).seen.policy_problem = Some("gone".into());
+            s.say("ann", DecisionKind::Revert).seen.policy_problem = Some("gone".into());
         }),
         monitors(
             "breached, a person decides",
             |s| {
                 s.spec.rollback.policy = RollbackPolicy::Manual;
-                s.measure(Task::Monitor, Outcome::Fail, true);
+                s.measure(Task::Monitor, CheckOutcome::Fail, true);
             },
             "Progressing",
             &[],
@@ -123,7 +123,7 @@ fn stages() {
             "... and it does not end by itself",
             |s| {
                 s.spec.rollback.policy = RollbackPolicy::Manual;
-                s.wait(30).measure(Task::Monitor, Outcome::Fail, true);
+                s.wait(30).measure(Task::Monitor, CheckOutcome::Fail, true);
             },
             "ChecksNotPassing",
             &[],
@@ -132,17 +132,17 @@ fn stages() {
         monitors(
             "Hold holds",
             |s| {
-                on_breach(s, OnBreach::Hold).wait(30).measure(Task::Monitor, Outcome::Fail, true);
+                on_breach(s, OnBreach::Hold).wait(30).measure(Task::Monitor, CheckOutcome::Fail, true);
             },
             "ChecksNotPassing",
             &[],
             None,
         ),
         ends("... until it passes again", |s| {
-            on_breach(s, OnBreach::Hold).wait(30).measure(Task::Monitor, Outcome::Pass, true);
+            on_breach(s, OnBreach::Hold).wait(30).measure(Task::Monitor, CheckOutcome::Pass, true);
         }),
         ends("Warn does not hold", |s| {
-            on_breach(s, OnBreach::Warn).wait(30).measure(Task::Monitor, Outcome::Fail, true);
+            on_breach(s, OnBreach::Warn).wait(30).measure(Task::Monitor, CheckOutcome::Fail, true);
         }),
         monitors("the pod was lost: measured anew", |s| done(s.wait(10).lose(Task::Monitor)), "PodFailed", &[], None),
         monitors(
@@ -161,16 +161,16 @@ fn stages() {
         ),
         monitors(
             "... and what it had reported counts: it goes on",
-            |s| done(s.measure(Task::Monitor, Outcome::Pass, false).lose(Task::Monitor)),
+            |s| done(s.measure(Task::Monitor, CheckOutcome::Pass, false).lose(Task::Monitor)),
             "PodFailed",
             &[],
             None,
         ),
         back("breached, and the pod was lost before anybody looked", |s| {
-            done(s.measure(Task::Monitor, Outcome::Fail, true).lose(Task::Monitor));
+            done(s.measure(Task::Monitor, CheckOutcome::Fail, true).lose(Task::Monitor));
         }),
         back("breached, and the run reported a failure", |s| {
-            done(s.measure(Task::Monitor, Outcome::Fail, true).fail(Task::Monitor, Reason::ConnectionLost));
+            done(s.measure(Task::Monitor, CheckOutcome::Fail, true).fail(Task::Monitor, Reason::ConnectionLost));
         }),
         monitors("the up SQL is edited now", |s| s.seen.up = Sql::Missing, "Progressing", &[], Some(30)),
     ]);
@@ -180,12 +180,16 @@ fn stages() {
 fn a_breach_outlives_the_run_that_reported_it() {
     let mut s = monitoring();
     s.spec.rollback.policy = RollbackPolicy::Manual;
-    s.measure(Task::Monitor, Outcome::Fail, true).lose(Task::Monitor).settle();
+    s.measure(Task::Monitor, CheckOutcome::Fail, true).lose(Task::Monitor).settle();
     s.wait(2).settle();
     assert_eq!(s.run(Task::Monitor).run.spec.attempt, 2);
     assert!(s.status.checks[0].breached, "before the new run's first word");
-    s.measure(Task::Monitor, Outcome::Pass, false).settle();
-    assert!(s.status.checks[0].breached && s.status.checks[0].outcome == Outcome::Pass, "{:?}", s.status.checks[0]);
+    s.measure(Task::Monitor, CheckOutcome::Pass, false).settle();
+    assert!(
+        s.status.checks[0].breached && s.status.checks[0].outcome == CheckOutcome::Pass,
+        "{:?}",
+        s.status.checks[0]
+    );
 }
 
 /// Monitoring with a check of the runner's and one of the workload, whose run has failed.
@@ -293,13 +297,13 @@ fn down_sql_that_nobody_approved_is_told_before_it_is_needed() {
 #[test]
 fn a_breach_tells_value_and_limit() {
     let mut s = monitoring();
-    s.measure(Task::Monitor, Outcome::Fail, true);
+    s.measure(Task::Monitor, CheckOutcome::Fail, true);
     let d = s.look();
     let rollback = d.status.rollback.unwrap();
     assert_eq!((rollback.cause.as_str(), rollback.message.as_str()), ("TriggerFired", "errors: 0.21 > 0.05"));
 
     let mut s = monitoring();
-    on_breach(&mut s, OnBreach::Hold).measure(Task::Monitor, Outcome::Fail, true);
+    on_breach(&mut s, OnBreach::Hold).measure(Task::Monitor, CheckOutcome::Fail, true);
     assert_eq!(events(&s.turn()), ["CheckBreached"]);
     assert_eq!(events(&s.turn()), Vec::<&str>::new(), "told once");
     s.wait(30);
@@ -321,11 +325,11 @@ fn watching_workload() -> Story {
 fn workloads_are_measured_by_what_is_seen() {
     let mut s = watching_workload();
     assert!(s.seen.runs.iter().all(|r| r.run.spec.task != Task::Monitor), "no pod is needed for it");
-    assert_eq!(s.status.checks[0].outcome, Outcome::Pass);
+    assert_eq!(s.status.checks[0].outcome, CheckOutcome::Pass);
     // 3 of 3, five seconds apart; looking more often does not count more.
     s.seen.workloads[0].available = (1, 2);
     s.wait(1).settle();
-    assert_eq!((s.status.checks[0].outcome, s.status.checks[0].failed), (Outcome::Fail, 1));
+    assert_eq!((s.status.checks[0].outcome, s.status.checks[0].failed), (CheckOutcome::Fail, 1));
     assert_eq!(s.status.checks[0].message, "1 of 2 replicas available");
     assert_eq!(s.look().wake_at, Some(s.now + seconds(5)), "it is looked at again although nothing happens");
     s.wait(1).settle();
@@ -343,7 +347,7 @@ fn workloads_are_measured_by_what_is_seen() {
         let mut s = watching_workload();
         harm(&mut s.seen.workloads[0]);
         s.wait(1).settle();
-        assert_eq!(s.status.checks[0].outcome, Outcome::Fail, "{name}");
+        assert_eq!(s.status.checks[0].outcome, CheckOutcome::Fail, "{name}");
     }
 }
 
@@ -422,10 +426,10 @@ fn a_job_check_is_a_job_for_each_measurement() {
     assert_eq!(acts(&d), ["check m-monitor-c0n1"], "no runner is needed for it");
     assert!(acts(&s.look()).is_empty(), "it is under way");
     let check = |s: &Story| s.status.checks[0].clone();
-    assert_eq!(check(&s).outcome, Outcome::NoData);
+    assert_eq!(check(&s).outcome, CheckOutcome::NoData);
     s.seen.check_jobs[0].job = Job::Complete;
     s.settle();
-    assert_eq!((check(&s).outcome, check(&s).measured), (Outcome::Pass, 1));
+    assert_eq!((check(&s).outcome, check(&s).measured), (CheckOutcome::Pass, 1));
     assert!(s.seen.check_jobs.len() == 1 && s.look().wake_at == Some(s.now + seconds(10)), "not before its interval");
     for (n, phase) in [(2, Phase::Monitoring), (3, Phase::RollingBack)] {
         s.wait(10).settle();
@@ -449,14 +453,14 @@ fn a_job_whose_container_never_started_is_no_measurement() {
     let waiting = |why: &str| CheckPod::Waiting(why.into());
     let (timeout, limit) = ("DeadlineExceeded", "BackoffLimitExceeded");
     // Job, pod, and what the check of 2 of 2 has to say of two such measurements.
-    let cases: &[(Job, CheckPod, Outcome, &str)] = &[
-        (failed(limit), started(), Outcome::Fail, "failed (BackoffLimitExceeded)"),
-        (failed(limit), CheckPod::Absent, Outcome::Fail, "failed (BackoffLimitExceeded)"),
-        (failed(limit), waiting(""), Outcome::Error, "was not started (BackoffLimitExceeded)"),
-        (failed(limit), waiting("OutOfcpu"), Outcome::Error, "(BackoffLimitExceeded, OutOfcpu)"),
-        (failed(timeout), CheckPod::Absent, Outcome::Error, "was not started (DeadlineExceeded)"),
-        (failed(timeout), waiting("ImagePullBackOff"), Outcome::Error, "(DeadlineExceeded, ImagePullBackOff)"),
-        (failed(timeout), started(), Outcome::Error, "(DeadlineExceeded)"),
+    let cases: &[(Job, CheckPod, CheckOutcome, &str)] = &[
+        (failed(limit), started(), CheckOutcome::Fail, "failed (BackoffLimitExceeded)"),
+        (failed(limit), CheckPod::Absent, CheckOutcome::Fail, "failed (BackoffLimitExceeded)"),
+        (failed(limit), waiting(""), CheckOutcome::Error, "was not started (BackoffLimitExceeded)"),
+        (failed(limit), waiting("OutOfcpu"), CheckOutcome::Error, "(BackoffLimitExceeded, OutOfcpu)"),
+        (failed(timeout), CheckPod::Absent, CheckOutcome::Error, "was not started (DeadlineExceeded)"),
+        (failed(timeout), waiting("ImagePullBackOff"), CheckOutcome::Error, "(DeadlineExceeded, ImagePullBackOff)"),
+        (failed(timeout), started(), CheckOutcome::Error, "(DeadlineExceeded)"),
     ];
     for (job, pod, outcome, text) in cases {
         let mut s = own_image();
@@ -467,7 +471,7 @@ fn a_job_whose_container_never_started_is_no_measurement() {
             (last.job, last.pod) = (job.clone(), pod.clone());
             s.settle().wait(10);
         }
-        let phase = if *outcome == Outcome::Fail { Phase::RollingBack } else { Phase::Monitoring };
+        let phase = if *outcome == CheckOutcome::Fail { Phase::RollingBack } else { Phase::Monitoring };
         assert_eq!(s.status.phase, Some(phase), "{job:?} {pod:?}");
         if phase == Phase::Monitoring {
             let c = &s.status.checks[0];
@@ -484,7 +488,7 @@ fn what_keeps_a_container_from_starting_is_said_at_once_and_remembered() {
     s.seen.check_jobs[0].pod = CheckPod::Waiting("ImagePullBackOff".into());
     s.settle();
     let c = s.status.checks[0].clone();
-    assert_eq!((c.outcome, c.measured), (Outcome::NoData, 0));
+    assert_eq!((c.outcome, c.measured), (CheckOutcome::NoData, 0));
     assert!(c.message.starts_with("waits for Job m-monitor-c0n1 ImagePullBackOff; next: kubectl"), "{}", c.message);
     s.seen.check_jobs[0].pod = CheckPod::Started;
     assert_eq!(s.look().status.checks[0].message, "Job m-monitor-c0n1 is under way");
@@ -506,12 +510,14 @@ fn a_job_that_hangs_is_no_data() {
 
 #[test]
 fn a_trigger_without_data_holds_nothing_and_a_check_does() {
-    for (outcome, phase) in
-        [(Outcome::NoData, Phase::Observing), (Outcome::Error, Phase::Monitoring), (Outcome::Fail, Phase::Monitoring)]
-    {
+    for (outcome, phase) in [
+        (CheckOutcome::NoData, Phase::Observing),
+        (CheckOutcome::Error, Phase::Monitoring),
+        (CheckOutcome::Fail, Phase::Monitoring),
+    ] {
         let mut s = monitoring();
         s.spec.rollback.triggers.balance_errors.mode = crate::api::TriggerMode::Enabled;
-        s.wait(30).measure(Task::Monitor, Outcome::Pass, false);
+        s.wait(30).measure(Task::Monitor, CheckOutcome::Pass, false);
         s.report(Task::Monitor, |r| {
             let trigger =
                 CheckResult { name: "balance-errors".into(), outcome, breached: false, ..r.checks[0].clone() };
@@ -523,10 +529,10 @@ fn a_trigger_without_data_holds_nothing_and_a_check_does() {
     let unmeasured = |measured: u64, age: i64| {
         let mut s = monitoring();
         s.spec.rollback.triggers.balance_errors.mode = crate::api::TriggerMode::Enabled;
-        s.wait(30).measure(Task::Monitor, Outcome::Pass, false);
+        s.wait(30).measure(Task::Monitor, CheckOutcome::Pass, false);
         let at = s.now - seconds(age);
         s.report(Task::Monitor, |r| {
-            let outcome = Outcome::NoData;
+            let outcome = CheckOutcome::NoData;
             r.checks.push(CheckResult { name: "balance-errors".into(), outcome, measured, at, ..r.checks[0].clone() });
         });
         s.settle().status.phase

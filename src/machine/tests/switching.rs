@@ -122,14 +122,14 @@ fn workloads_are_restarted_again_until_the_probe_is_content() {
 fn no_restart_has_the_number_of_an_earlier_one() {
     // Stopped after a second restart: the way back in the same window goes on counting ...
     let mut s = settled();
-    s.probe(WINDOW, "v1").wait(10).settle().say("ann", Word::Abort).settle();
+    s.probe(WINDOW, "v1").wait(10).settle().say("ann", DecisionKind::Abort).settle();
     assert_eq!(s.seen.workloads[0].restarted_for.as_deref(), Some("uid-1.back.2"));
     // ... and so does a way back that is begun again.
     let mut s = settled_back();
     s.probe(BACK, "v2").wait(10).settle();
     s.fail(BACK, Reason::SqlFailed).settle();
     assert_eq!(s.status.phase, Some(Phase::RollbackFailed));
-    s.wait(1).say("bob", Word::Revert).settle().state(BACK, WindowState::Blocked).settle();
+    s.wait(1).say("bob", DecisionKind::Revert).settle().state(BACK, WindowState::Blocked).settle();
     s.acknowledge(BACK).settle().rollout(true, 0).settle();
     assert_eq!(s.seen.workloads[0].restarted_for.as_deref(), Some("uid-1.back.2"));
     s.probe(BACK, "v2").wait(15).settle();

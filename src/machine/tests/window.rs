@@ -153,7 +153,7 @@ fn the_window_goes_its_way() {
         case(
             "release is on its way: no way back in between",
             releasing,
-            |s| done(s.wait(49).say("ann", Word::Abort)),
+            |s| done(s.wait(49).say("ann", DecisionKind::Abort)),
             Step::CloseWindow,
             &[],
             Some(1),
@@ -163,7 +163,7 @@ fn the_window_goes_its_way() {
             ..case(
                 "release is on its way, long since: that is told, and not looked at all the time",
                 releasing,
-                |s| done(s.wait(50).say("ann", Word::Abort)),
+                |s| done(s.wait(50).say("ann", DecisionKind::Abort)),
                 Step::CloseWindow,
                 &[],
                 None,
@@ -245,7 +245,7 @@ fn gates_are_looked_at_once_more_before_the_window() {
         Case { reason: "FlagNotAtFrom", ..back("flag", |s| s.flag("v2", None)) },
         Case { reason: "WorkloadMissing", ..back("workload", |s| s.seen.workloads[0].exists = false) },
         Case { reason: "DecisionPolicyMissing", ..back("policy", |s| s.seen.policy_problem = Some("gone".into())) },
-        Case { reason: "Rejected", ..back("rejected", |s| done(s.say("eve", Word::Reject))) },
+        Case { reason: "Rejected", ..back("rejected", |s| done(s.say("eve", DecisionKind::Reject))) },
         Case {
             reason: "ApprovalPending",
             ..back("an approval was deleted", |s| {
@@ -312,9 +312,9 @@ fn a_window_without_effect_needs_new_approvals() {
             (Some(Phase::AwaitingApproval), Some("0/2")),
             "{reason}"
         );
-        s.wait(1).say("ann", Word::Execute).settle();
+        s.wait(1).say("ann", DecisionKind::Execute).settle();
         assert_eq!(s.status.approvals.as_deref(), Some("1/2"), "{reason}: one new word, none of the old");
-        s.say("bob", Word::Execute).present();
+        s.say("bob", DecisionKind::Execute).present();
         let d = s.turn();
         assert_eq!(d.status.phase, Some(Phase::Executing));
         assert!(acts(&d).contains(&"start m-window-2".to_owned()), "{reason}: {:?}", acts(&d));
@@ -350,9 +350,16 @@ fn inside_the_window_it_goes_back() {
         ("deadline after the commit", migrated, |s| done(s.wait(50)), "DeadlinePassed", Step::RollbackSql, revert),
         ("deadline in the rollout", switching, |s| done(s.wait(50)), "DeadlinePassed", Step::SwitchBack, flag),
         ("deadline before the comparison", switched, |s| done(s.wait(50)), "DeadlinePassed", Step::SwitchBack, flag),
-        ("Abort", opened, |s| done(s.say("ann", Word::Abort)), "Stopped", Step::RollbackSql, revert),
-        ("Revert", migrated, |s| done(s.say("ann", Word::Revert)), "Stopped", Step::RollbackSql, revert),
-        ("Abort by the author", switching, |s| done(s.say("author", Word::Abort)), "Stopped", Step::SwitchBack, flag),
+        ("Abort", opened, |s| done(s.say("ann", DecisionKind::Abort)), "Stopped", Step::RollbackSql, revert),
+        ("Revert", migrated, |s| done(s.say("ann", DecisionKind::Revert)), "Stopped", Step::RollbackSql, revert),
+        (
+            "Abort by the author",
+            switching,
+            |s| done(s.say("author", DecisionKind::Abort)),
+            "Stopped",
+            Step::SwitchBack,
+            flag,
+        ),
         ("balances", migrated, |s| done(s.compared(WINDOW, 1)), "BalancesUnexplained", Step::RollbackSql, revert),
         (
             "balances, switched",
@@ -378,7 +385,7 @@ fn inside_the_window_it_goes_back() {
     }
     let stays: &[(&str, Given, When)] = &[
         ("a second before the deadline", opened, |s| done(s.wait(49))),
-        ("Reject is too late", opened, |s| done(s.say("ann", Word::Reject))),
+        ("Reject is too late", opened, |s| done(s.say("ann", DecisionKind::Reject))),
         ("SQL edited inside", migrated, |s| s.seen.up = Sql::Missing),
         ("spec edited inside", migrated, |s| s.seen.generation = 2),
         ("deleted while it is being released", releasing, |s| s.seen.deleting = true),
@@ -565,7 +572,7 @@ fn lost_pods_of_an_earlier_window_do_not_count() {
     }
     s.state(WINDOW, WindowState::Reverted).fail(WINDOW, Reason::LockTimeout).settle();
     assert_eq!(s.status.phase, Some(Phase::AwaitingApproval));
-    s.wait(2).say("ann", Word::Execute).say("bob", Word::Execute).present().settle();
+    s.wait(2).say("ann", DecisionKind::Execute).say("bob", DecisionKind::Execute).present().settle();
     s.wait(1).state(WINDOW, WindowState::Ready).settle();
     s.lose(WINDOW).settle();
     assert_eq!(s.status.phase, Some(Phase::Executing));
@@ -575,9 +582,9 @@ fn lost_pods_of_an_earlier_window_do_not_count() {
 fn a_rejected_plan_stays_rejected() {
     let mut s = opened();
     let digest = s.status.plan.as_ref().unwrap().digest.clone();
-    s.say_on("eve", Word::Reject, digest.as_deref());
+    s.say_on("eve", DecisionKind::Reject, digest.as_deref());
     s.wait(1).state(WINDOW, WindowState::Reverted).fail(WINDOW, Reason::LockTimeout).settle();
-    s.wait(2).say("ann", Word::Execute).say("bob", Word::Execute).settle();
+    s.wait(2).say("ann", DecisionKind::Execute).say("bob", DecisionKind::Execute).settle();
     assert_eq!((s.status.phase, ready(&s.status).0.as_str()), (Some(Phase::AwaitingApproval), "Rejected"));
 }
 

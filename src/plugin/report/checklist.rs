@@ -100,7 +100,7 @@ pub(super) fn checklist(record: &Record, status: &CreditMigrationStatus) -> Vec<
         .iter()
         .map(|c| Line {
             what: format!("Check {}", c.name),
-            done: c.outcome == crate::api::Outcome::Pass && !c.breached,
+            done: c.outcome == crate::api::CheckOutcome::Pass && !c.breached,
             evidence: format!(
                 "{:?}, {} measurements{}: {}",
                 c.outcome,

@@ -15,7 +15,7 @@ fn at(text: &str) -> Time {
     time(text)
 }
 
-fn word(decision: Decision, by: &str, digest: &str) -> MigrationDecision {
+fn word(decision: DecisionKind, by: &str, digest: &str) -> MigrationDecision {
     let mut d = MigrationDecision::new(
         &format!("{decision:?}-{by}").to_lowercase(),
         MigrationDecisionSpec {
@@ -70,10 +70,10 @@ pub(crate) fn completed() -> Record {
     m.status = Some(status);
     let mut decisions = vec![];
     for by in ["ann", "bob"] {
-        decisions.push(word(Decision::Execute, by, &digest));
-        decisions.push(word(Decision::Ready, by, &digest));
+        decisions.push(word(DecisionKind::Execute, by, &digest));
+        decisions.push(word(DecisionKind::Ready, by, &digest));
     }
-    decisions.push(word(Decision::Keep, "ann", &digest));
+    decisions.push(word(DecisionKind::Keep, "ann", &digest));
     let progress = json!({
         "state": "Released", "blockedAt": "2030-01-01T02:00:00Z", "releasedAt": "2030-01-01T02:00:09Z", "proof": "25006",
         "migrateSeconds": 0.5, "comparison": {"users": 2, "unexplained": 0, "totalBalance": "3"},
@@ -111,13 +111,13 @@ fn evidence_that_hangs_together_is_fine() {
 #[case::another_spec("digest of the plan", |r: &mut Record| r.migration.spec.approval.required = 3)]
 #[case::another_image("digest of the plan", |r: &mut Record| status(r).runner_image = Some("x".into()))]
 #[case::edited_sql("up SQL", |r: &mut Record| r.sql[0] = Some("x".into()))]
-#[case::one_approval("approvals", |r: &mut Record| r.decisions.retain(|d| d.spec.by != "bob" || d.spec.decision != Decision::Execute))]
+#[case::one_approval("approvals", |r: &mut Record| r.decisions.retain(|d| d.spec.by != "bob" || d.spec.decision != DecisionKind::Execute))]
 #[case::one_twice("approvals", |r: &mut Record| r.decisions.iter_mut().for_each(|d| d.spec.by = "ann".into()))]
 #[case::by_the_author("approvals", |r: &mut Record| r.decisions[0].spec.by = "author".into())]
 #[case::of_another_plan("approvals", |r: &mut Record| r.decisions[0].spec.digest = Some("sha256:old".into()))]
 #[case::before_the_last_window("approvals", |r: &mut Record| status(r).approvals_after = Some(at("2030-01-01T01:30:00Z")))]
 #[case::present_for_an_earlier_window("presence", |r: &mut Record| status(r).approvals_after = Some(at("2030-01-01T01:30:00Z")))]
-#[case::nobody_present("presence", |r: &mut Record| r.decisions.retain(|d| d.spec.decision != Decision::Ready))]
+#[case::nobody_present("presence", |r: &mut Record| r.decisions.retain(|d| d.spec.decision != DecisionKind::Ready))]
 #[case::no_proof("writes were blocked", |r: &mut Record| progress(r).proof = None)]
 #[case::not_committed("SQL committed, once", |r: &mut Record| progress(r).migrate_seconds = None)]
 #[case::unexplained("balances after the change", |r: &mut Record| progress(r).comparison.as_mut().unwrap().unexplained = 1)]

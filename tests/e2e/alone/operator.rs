@@ -7,7 +7,7 @@ use std::{
 };
 
 use credit_migration::{
-    api::{Decision, Phase, Step, StepState, Task},
+    api::{DecisionKind, Phase, Step, StepState, Task},
     machine::steps::FORWARD,
 };
 use futures::FutureExt;
@@ -136,15 +136,15 @@ async fn upgraded_with_a_migration_under_way() {
         let m = world.migrate("simplify", json!({"window": {"maxDuration": "120s"}})).await;
         m.phase(Phase::AwaitingApproval).await;
         let digest = m.digest().await;
-        m.decide(APPROVERS[0], Decision::Execute, Some(&digest)).await.unwrap();
+        m.decide(APPROVERS[0], DecisionKind::Execute, Some(&digest)).await.unwrap();
         m.until("the first approval", PATIENCE, |status| status.approvals.as_deref() == Some("1/2")).await;
         let upgraded = async {
             tokio::task::spawn_blocking(|| cluster::upgrade_operator("second")).await.unwrap();
             // What people approved is still the plan, and the words on it count.
             assert_eq!(m.digest().await, digest);
-            m.decide(APPROVERS[1], Decision::Execute, Some(&digest)).await.unwrap();
+            m.decide(APPROVERS[1], DecisionKind::Execute, Some(&digest)).await.unwrap();
             for person in APPROVERS {
-                m.decide(person, Decision::Ready, Some(&digest)).await.unwrap();
+                m.decide(person, DecisionKind::Ready, Some(&digest)).await.unwrap();
             }
             m.step(Step::Migrate).await;
             let window = image(&m, Task::Window).await;
