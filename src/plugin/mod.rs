@@ -8,28 +8,24 @@
 //! Nothing is changed but by `approve`, `ready`, `reject`, `abort`, `rollback --confirm` and `keep`, each of which creates one
 //! decision in the name under which the API server knows the caller.
 
-mod answer;
 #[cfg(test)]
 mod commands;
-pub mod completion;
-mod connect;
-mod decide;
-mod lint;
-mod logs;
-mod look;
-mod plan;
-mod procedure;
-mod report;
-mod status;
-mod verify;
-mod watch;
+mod connection;
+mod error;
+mod inspect;
+mod output;
+mod verbs;
 
 use clap::{Parser, Subcommand};
-use kube::config::KubeconfigError;
 
-pub use answer::{Answer, Exit};
+pub use error::{Error, Exit};
+pub use output::Answer;
+pub use verbs::completion;
 
-use self::connect::Connection;
+use self::{
+    connection::Connection,
+    verbs::{decide, lint, logs, plan, report, status, verify, watch},
+};
 
 /// What each exit code means; part of `--help`.
 const EXIT_CODES: &str = "\
@@ -60,7 +56,7 @@ Examples:
 )]
 pub struct Cli {
     #[command(flatten)]
-    connection: connect::Options,
+    connection: connection::Options,
     #[command(subcommand)]
     verb: Verb,
 }
@@ -122,75 +118,6 @@ Examples:
   ln -s kubectl-creditmigration /usr/local/bin/kubectl_complete-creditmigration
   source <(kubectl creditmigration completion bash)
   kubectl creditmigration completion zsh >\"${fpath[1]}/_kubectl-creditmigration\"";
-
-/// What keeps a verb from being carried out.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// No usable kubeconfig.
-    #[error("{0}; next: kubectl config get-contexts")]
-    Kubeconfig(#[from] KubeconfigError),
-    /// Not in a cluster either.
-    #[error("{0}")]
-    Infer(#[from] kube::config::InferConfigError),
-    /// The API server refused; its message names the rule.
-    #[error("{}", short(.0))]
-    Kube(#[from] kube::Error),
-    /// The API server refused, and there is more to say.
-    #[error("{0}")]
-    Refused(String),
-    /// The verb does not fit the migration's state.
-    #[error("{0}")]
-    Unfit(String),
-    /// What is asked for is not there.
-    #[error("{0}")]
-    Absent(String),
-    /// A file cannot be read.
-    #[error("{0}: {1}")]
-    File(String, std::io::Error),
-    /// A file holds something else than it should.
-    #[error("{0}")]
-    Content(String),
-    /// The answer cannot be written.
-    #[error("cannot write the answer: {0}")]
-    Output(String),
-}
-
-impl Error {
-    /// Exit code of the program.
-    pub fn exit(&self) -> Exit {
-        match self {
-            Error::Unfit(_) => Exit::Unfit,
-            Error::Kubeconfig(_)
-            | Error::Infer(_)
-            | Error::Kube(_)
-            | Error::Refused(_)
-            | Error::Absent(_)
-            | Error::File(..)
-            | Error::Content(_)
-            | Error::Output(_) => Exit::Error,
-        }
-    }
-}
-
-/// What the API server says, without the whole of its answer.
-fn short(error: &kube::Error) -> String {
-    match error {
-        kube::Error::Api(status) => status.message.clone(),
-        other => {
-            // The cause of a failed connection stands at the end of the chain.
-            let mut text = other.to_string();
-            let mut source = std::error::Error::source(other);
-            while let Some(cause) = source {
-                let cause_text = cause.to_string();
-                if !text.contains(&cause_text) {
-                    text.push_str(&format!(": {cause_text}"));
-                }
-                source = cause.source();
-            }
-            text
-        }
-    }
-}
 
 /// Carries out one verb; returns what to print, and the exit code.
 ///

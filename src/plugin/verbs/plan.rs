@@ -3,7 +3,7 @@
 //! A file is written with `dryRun=All`, so that schema, rules and admission policies speak; then each thing that the spec
 //! names is looked at. Nothing is written.
 
-use std::{collections::BTreeSet, fmt::Write as _, future::Future};
+use std::{fmt::Write as _, future::Future};
 
 use k8s_openapi::{
     api::{
@@ -19,23 +19,25 @@ use kube::{
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{
-    Error,
-    answer::{Answer, Finding, Format, State, exit_of, finding, findings_table, table},
-    completion,
-    connect::Connection,
-    decide::standing,
-    lint::documents::{Document, read_files},
-    look::{Look, World, look, needs},
-    procedure::{Planned, procedure},
-};
+use super::{completion, status::standing};
 use crate::{
     api::{CreditMigration, CreditMigrationSpec, Gap, Phase, Time},
     controller::{self, policy_problem},
+    plugin::{
+        Error,
+        connection::Connection,
+        inspect::{
+            documents::{Document, read_files},
+            needs::needs,
+            procedure::{Planned, procedure},
+            world::{Look, World, look, overlay},
+        },
+        output::{Answer, Finding, Format, State, exit_of, finding, findings_table, table},
+    },
     telemetry,
 };
 
-pub(super) const EXAMPLES: &str = "\
+pub(crate) const EXAMPLES: &str = "\
 Nothing is changed: a file is written with dryRun=All only. ConfigMaps in the same files count as if they were there.
 Exit code 3: something is missing or wrong. What is not covered or could not be looked at is told, and is no error.
 
@@ -50,7 +52,7 @@ const MANAGER: &str = "kubectl-creditmigration";
 /// What is planned.
 #[derive(clap::Args, Debug)]
 #[group(skip)]
-pub(super) struct Args {
+pub(crate) struct Args {
     /// Name of a CreditMigration on the server.
     #[arg(required_unless_present = "filename", conflicts_with = "filename", add = completion::names())]
     name: Option<String>,
@@ -79,7 +81,7 @@ struct PlanView {
 }
 
 /// Plans it.
-pub(super) async fn run(mut connection: Connection, namespace: Option<&str>, args: &Args) -> Result<Answer, Error> {
+pub(crate) async fn run(mut connection: Connection, namespace: Option<&str>, args: &Args) -> Result<Answer, Error> {
     let mut found = vec![];
     let (migration, documents) = match &args.name {
         Some(name) => (connection.migration(name).await?, vec![]),
@@ -291,37 +293,8 @@ async fn fetch(connection: &Connection, spec: &CreditMigrationSpec) -> Result<Wo
     Ok(world)
 }
 
-/// What the files bring along counts as if it were there: it would be applied together.
-pub(super) fn overlay(world: &mut World, documents: &[Document], namespace: &str) {
-    for d in documents {
-        let own = d.value.pointer("/metadata/namespace").and_then(Value::as_str);
-        let Some(name) = d.value.pointer("/metadata/name").and_then(Value::as_str) else { continue };
-        if own.is_some_and(|own| own != namespace) {
-            continue;
-        }
-        match d.kind() {
-            "ConfigMap" => {
-                if let Ok(map) = serde_json::from_value(d.value.clone()) {
-                    world.config_maps.insert(name.to_owned(), Look::InFile(map));
-                }
-            }
-            "Deployment" => {
-                if let Ok(deployment) = serde_json::from_value(d.value.clone()) {
-                    world.deployments.insert(name.to_owned(), Look::InFile(deployment));
-                }
-            }
-            "Secret" => {
-                let keys = ["data", "stringData"].iter().filter_map(|part| d.value[part].as_object());
-                let keys: BTreeSet<String> = keys.flat_map(|map| map.keys().cloned()).collect();
-                world.secrets.insert(name.to_owned(), Look::InFile(keys));
-            }
-            _ => {}
-        }
-    }
-}
-
 /// A start that has passed would be at once.
-pub(super) fn start(spec: &CreditMigrationSpec, now: Time) -> Option<Finding> {
+pub(crate) fn start(spec: &CreditMigrationSpec, now: Time) -> Option<Finding> {
     let at = spec.schedule.start_at?;
     Some(if at < now {
         let text = format!("{at:.0} has passed: the window may open at once; next: set spec.schedule.startAt");
@@ -383,7 +356,7 @@ mod tests {
     use super::*;
     use crate::{
         api::fixtures::spec,
-        plugin::{Exit, status::tests::time},
+        plugin::{Exit, verbs::status::tests::time},
     };
 
     fn view(found: Vec<Finding>) -> PlanView {

@@ -5,24 +5,7 @@ use comfy_table::{ContentArrangement, Table, presets};
 use kube::core::Duration;
 use serde::Serialize;
 
-use super::Error;
-
-/// Exit code of the program. Each has one meaning for all verbs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Exit {
-    /// Done, and all is as it should be.
-    Fine = 0,
-    /// It could not be done: no connection, no right, no such object.
-    Error = 1,
-    /// The command line is wrong; clap's own.
-    Usage = 2,
-    /// Done, and something is not as it should be.
-    NotAsItShouldBe = 3,
-    /// The verb does not fit the migration's state; nothing was done.
-    Unfit = 4,
-    /// `watch --timeout` is over.
-    TimedOut = 5,
-}
+use super::{Error, Exit};
 
 /// What is printed, and the exit code.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -9,16 +9,20 @@ use serde::Serialize;
 
 use self::checklist::{Section, checklist};
 use super::{
-    Error,
-    answer::{Answer, Finding, Format, State, one_line, seconds},
     completion,
-    connect::Connection,
-    decide::standing,
+    status::standing,
     verify::{Record, fetch, verify},
 };
-use crate::api::{CreditMigrationStatus, ReportEvidence, Task, Time};
+use crate::{
+    api::{CreditMigrationStatus, ReportEvidence, Task, Time},
+    plugin::{
+        Error,
+        connection::Connection,
+        output::{Answer, Finding, Format, State, one_line, seconds},
+    },
+};
 
-pub(super) const EXAMPLES: &str = "\
+pub(crate) const EXAMPLES: &str = "\
 As Markdown, or with -o json or yaml. It holds no secret, no row of a user, and no phone number.
 
 Examples:
@@ -27,7 +31,7 @@ Examples:
 
 /// Whose record.
 #[derive(clap::Args, Debug)]
-pub(super) struct Args {
+pub(crate) struct Args {
     /// Name of the CreditMigration.
     #[arg(add = completion::names())]
     name: String,
@@ -95,7 +99,7 @@ struct Object {
 }
 
 /// Writes it.
-pub(super) async fn run(connection: &Connection, args: &Args) -> Result<Answer, Error> {
+pub(crate) async fn run(connection: &Connection, args: &Args) -> Result<Answer, Error> {
     let report = of(&fetch(connection, &args.name).await?);
     Ok(Answer::fine(args.output.write(&report, || markdown(&report))?))
 }
@@ -284,7 +288,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::plugin::{procedure::STEPS, verify::tests::completed};
+    use crate::plugin::{inspect::procedure::STEPS, verbs::verify::tests::completed};
 
     #[test]
     fn the_record_is_whole() {

@@ -13,11 +13,13 @@ use clap_complete::{
 };
 use kube::{ResourceExt, api::ListParams};
 
-use super::{
-    Cli,
-    connect::{Connection, Options},
+use crate::{
+    api::CreditMigration,
+    plugin::{
+        Cli,
+        connection::{Connection, Options},
+    },
 };
-use crate::api::CreditMigration;
 
 /// Name under which kubectl looks for the program that completes: a link to the plugin.
 pub const ASKED_AS: &str = "kubectl_complete-creditmigration";
@@ -31,7 +33,7 @@ const NO_FILES: &str = ":4";
 const DEFAULT: &str = ":0";
 
 /// The script for a shell.
-pub(super) fn script(shell: clap_complete::Shell) -> String {
+pub(crate) fn script(shell: clap_complete::Shell) -> String {
     let mut script = vec![];
     clap_complete::generate(shell, &mut Cli::command(), "kubectl-creditmigration", &mut script);
     String::from_utf8_lossy(&script).trim_end().to_owned()
@@ -59,7 +61,7 @@ fn line(words: &[String]) -> Vec<std::ffi::OsString> {
 }
 
 /// Names of migrations, for an argument that is one.
-pub(super) fn names() -> ArgValueCandidates {
+pub(crate) fn names() -> ArgValueCandidates {
     ArgValueCandidates::new(ask)
 }
 

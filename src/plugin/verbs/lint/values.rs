@@ -5,10 +5,13 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 use serde_json_path::JsonPath;
 
-use super::{Document, Problem};
+use super::Problem;
 use crate::{
     api::{Check, CreditMigrationSpec, HttpStep, Occasion, SequenceCheck, Time, TriggerSource},
-    plugin::look::{templates_of, variables},
+    plugin::inspect::{
+        documents::Document,
+        needs::{templates_of, variables},
+    },
     shared::sql,
 };
 

@@ -5,19 +5,19 @@ use std::fmt::Write as _;
 use kube::{ResourceExt, api::ListParams};
 use serde::Serialize;
 
-use super::{
-    Error, Exit,
-    answer::{Answer, Format, next_of, seconds, table},
-    completion,
-    connect::Connection,
-};
+use super::completion;
 use crate::{
     api::{CheckOutcome, CreditMigration, DeliveryState, NoticeState, Phase, StepState, Time},
     machine::SUPERSEDED,
+    plugin::{
+        Error, Exit,
+        connection::Connection,
+        output::{Answer, Format, next_of, seconds, table},
+    },
     telemetry,
 };
 
-pub(super) const EXAMPLES: &str = "\
+pub(crate) const EXAMPLES: &str = "\
 Exit code 3: a migration is Failed or RollbackFailed.
 
 Examples:
@@ -27,7 +27,7 @@ Examples:
 
 /// What is shown.
 #[derive(clap::Args, Debug)]
-pub(super) struct Args {
+pub(crate) struct Args {
     /// Name of the CreditMigration; all of the namespace when absent.
     #[arg(add = completion::names())]
     name: Option<String>,
@@ -37,7 +37,7 @@ pub(super) struct Args {
 }
 
 /// Shows it.
-pub(super) async fn run(connection: &Connection, args: &Args) -> Result<Answer, Error> {
+pub(crate) async fn run(connection: &Connection, args: &Args) -> Result<Answer, Error> {
     let now = telemetry::now();
     let (text, views) = if let Some(name) = &args.name {
         let view = View::of(&connection.migration(name).await?, now);
@@ -56,55 +56,55 @@ pub(super) async fn run(connection: &Connection, args: &Args) -> Result<Answer, 
 /// Where a migration stands.
 #[derive(Serialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct View {
+pub(crate) struct View {
     /// Name.
-    pub(super) name: String,
+    pub(crate) name: String,
     /// Namespace.
-    pub(super) namespace: String,
+    pub(crate) namespace: String,
     /// Phase; none before the operator has seen it.
-    pub(super) phase: Option<Phase>,
+    pub(crate) phase: Option<Phase>,
     /// `8/20 Approve`.
-    pub(super) progress: String,
+    pub(crate) progress: String,
     /// `Open` or `Blocked`.
-    pub(super) writes: Option<String>,
+    pub(crate) writes: Option<String>,
     /// `1/2`.
-    pub(super) approvals: Option<String>,
+    pub(crate) approvals: Option<String>,
     /// `1/2`.
-    pub(super) presence: Option<String>,
+    pub(crate) presence: Option<String>,
     /// First time at which the window may be opened.
-    pub(super) starts_at: Option<Time>,
+    pub(crate) starts_at: Option<Time>,
     /// When the open window must be over.
-    pub(super) deadline: Option<Time>,
+    pub(crate) deadline: Option<Time>,
     /// Digest of the plan.
-    pub(super) digest: Option<String>,
+    pub(crate) digest: Option<String>,
     /// Reason of `Ready`.
-    pub(super) reason: String,
+    pub(crate) reason: String,
     /// Message of `Ready`.
-    pub(super) message: String,
+    pub(crate) message: String,
     /// The next command.
-    pub(super) next: Option<String>,
+    pub(crate) next: Option<String>,
     /// Steps that were begun.
-    pub(super) steps: Vec<StepView>,
+    pub(crate) steps: Vec<StepView>,
     /// Conditions.
-    pub(super) conditions: Vec<ConditionView>,
+    pub(crate) conditions: Vec<ConditionView>,
     /// The latest notices.
-    pub(super) notices: Vec<NoticeView>,
+    pub(crate) notices: Vec<NoticeView>,
     /// Checks of the current or last stage.
-    pub(super) checks: Vec<CheckView>,
+    pub(crate) checks: Vec<CheckView>,
 }
 
 /// A step.
 #[derive(Serialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct StepView {
+pub(crate) struct StepView {
     /// Name.
-    pub(super) name: String,
+    pub(crate) name: String,
     /// State.
-    pub(super) state: StepState,
+    pub(crate) state: StepState,
     /// Seconds from its begin to its end, or to now.
-    pub(super) took_seconds: f64,
+    pub(crate) took_seconds: f64,
     /// Evidence, or what is wrong.
-    pub(super) evidence: String,
+    pub(crate) evidence: String,
 }
 
 impl StepView {
@@ -120,55 +120,55 @@ impl StepView {
 /// A condition.
 #[derive(Serialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct ConditionView {
+pub(crate) struct ConditionView {
     /// Type.
     #[serde(rename = "type")]
-    pub(super) kind: String,
+    pub(crate) kind: String,
     /// Status.
-    pub(super) status: String,
+    pub(crate) status: String,
     /// Reason.
-    pub(super) reason: String,
+    pub(crate) reason: String,
     /// Message.
-    pub(super) message: String,
+    pub(crate) message: String,
     /// Seconds since it has had this status.
-    pub(super) since_seconds: f64,
+    pub(crate) since_seconds: f64,
 }
 
 /// A notice.
 #[derive(Serialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct NoticeView {
+pub(crate) struct NoticeView {
     /// Why somebody is told.
-    pub(super) occasion: String,
+    pub(crate) occasion: String,
     /// When it came about.
-    pub(super) at: Time,
+    pub(crate) at: Time,
     /// How it stands.
-    pub(super) state: NoticeState,
+    pub(crate) state: NoticeState,
     /// Channels that took it.
-    pub(super) delivered: Vec<String>,
+    pub(crate) delivered: Vec<String>,
     /// Channels that did not, with what they answered.
-    pub(super) failed: Vec<String>,
+    pub(crate) failed: Vec<String>,
 }
 
 /// A check.
 #[derive(Serialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct CheckView {
+pub(crate) struct CheckView {
     /// Name.
-    pub(super) name: String,
+    pub(crate) name: String,
     /// Last outcome.
-    pub(super) outcome: CheckOutcome,
+    pub(crate) outcome: CheckOutcome,
     /// Measurements so far.
-    pub(super) measured: u64,
+    pub(crate) measured: u64,
     /// Whether the limit was breached at any time.
-    pub(super) breached: bool,
+    pub(crate) breached: bool,
     /// Observed value and limit.
-    pub(super) message: String,
+    pub(crate) message: String,
 }
 
 impl View {
     /// Of a migration, at a time.
-    pub(super) fn of(m: &CreditMigration, now: Time) -> Self {
+    pub(crate) fn of(m: &CreditMigration, now: Time) -> Self {
         let status = m.status.clone().unwrap_or_default();
         let ready = status.conditions.iter().find(|c| c.type_ == "Ready");
         let message = ready.map_or_else(|| "the operator has not seen it yet".to_owned(), |c| c.message.clone());
@@ -243,17 +243,17 @@ impl View {
     }
 
     /// A person is needed, or nothing goes on.
-    pub(super) fn failed(&self) -> bool {
+    pub(crate) fn failed(&self) -> bool {
         matches!(self.phase, Some(Phase::Failed | Phase::RollbackFailed))
     }
 
     /// `AwaitingApproval`, or `not begun`.
-    pub(super) fn phase_text(&self) -> String {
+    pub(crate) fn phase_text(&self) -> String {
         self.phase.map_or_else(|| "not begun".into(), |p| format!("{p:?}"))
     }
 
     /// All of it, for people.
-    pub(super) fn screen(&self) -> String {
+    pub(crate) fn screen(&self) -> String {
         let mut text = format!("{}/{}: {}", self.namespace, self.name, self.phase_text());
         let mut line = |name: &str, value: Option<String>| {
             if let Some(value) = value.filter(|v| !v.is_empty()) {
@@ -332,6 +332,17 @@ impl View {
     }
 }
 
+/// Where the migration stands, in one line.
+pub(crate) fn standing(m: &CreditMigration) -> String {
+    let status = m.status.clone().unwrap_or_default();
+    let phase = status.phase.map_or_else(|| "not begun".into(), |p| format!("{p:?}"));
+    let writes = status.writes.map_or_else(String::new, |w| format!(", writes {w:?}"));
+    let message = status.conditions.iter().find(|c| c.type_ == "Ready").map(|c| c.message.clone()).unwrap_or_default();
+    let step = status.progress.map_or_else(String::new, |p| format!(" ({p})"));
+    let message = if message.is_empty() { message } else { format!(": {message}") };
+    format!("{}: {phase}{step}{writes}{message}", m.name_any())
+}
+
 /// One line per migration.
 fn overview(views: &[View]) -> String {
     table(
@@ -351,7 +362,7 @@ fn overview(views: &[View]) -> String {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use serde_json::json;
 
     use super::*;

@@ -9,23 +9,23 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, ResourceExt, api::ListParams};
 use serde::Serialize;
 
-use super::{
-    Error,
-    answer::{Answer, Finding, Format, State, exit_of, finding, findings_table, seconds},
-    completion,
-    connect::Connection,
-};
+use super::completion;
 use crate::{
     api::{
         CreditMigration, CreditMigrationStatus, DecisionKind, KeyRef, MigrationDecision, MigrationRun, Phase,
         ReportEvidence, Step, StepState, Task, Time, WindowProgress, WindowState, sha256,
     },
     machine::plan_digest,
+    plugin::{
+        Error,
+        connection::Connection,
+        output::{Answer, Finding, Format, State, exit_of, finding, findings_table, seconds},
+    },
     shared::{command::plugin, time::to_signed},
     telemetry,
 };
 
-pub(super) const EXAMPLES: &str = "\
+pub(crate) const EXAMPLES: &str = "\
 Exit code 3: evidence is missing that should be there by now, or does not fit. What approval rests on is always asked for.
 
 Examples:
@@ -34,7 +34,7 @@ Examples:
 
 /// What is looked at.
 #[derive(clap::Args, Debug)]
-pub(super) struct Args {
+pub(crate) struct Args {
     /// Name of the CreditMigration.
     #[arg(add = completion::names())]
     name: String,
@@ -45,17 +45,17 @@ pub(super) struct Args {
 
 /// Everything that evidence is read from.
 #[derive(Clone, Debug)]
-pub(super) struct Record {
+pub(crate) struct Record {
     /// When it was read.
-    pub(super) at: Time,
+    pub(crate) at: Time,
     /// The migration.
-    pub(super) migration: CreditMigration,
+    pub(crate) migration: CreditMigration,
     /// Decisions on this very migration, oldest first.
-    pub(super) decisions: Vec<MigrationDecision>,
+    pub(crate) decisions: Vec<MigrationDecision>,
     /// Its runs.
-    pub(super) runs: Vec<MigrationRun>,
+    pub(crate) runs: Vec<MigrationRun>,
     /// SHA-256 of up and down SQL as their ConfigMaps have it now; none where it cannot be read.
-    pub(super) sql: [Option<String>; 2],
+    pub(crate) sql: [Option<String>; 2],
 }
 
 #[derive(Serialize)]
@@ -65,7 +65,7 @@ struct Verified<'a> {
 }
 
 /// Verifies it.
-pub(super) async fn run(connection: &Connection, args: &Args) -> Result<Answer, Error> {
+pub(crate) async fn run(connection: &Connection, args: &Args) -> Result<Answer, Error> {
     let record = fetch(connection, &args.name).await?;
     let evidence = verify(&record);
     let text = args.output.write(&Verified { name: &args.name, evidence: &evidence }, || findings_table(&evidence))?;
@@ -73,7 +73,7 @@ pub(super) async fn run(connection: &Connection, args: &Args) -> Result<Answer, 
 }
 
 /// Reads everything that evidence is read from.
-pub(super) async fn fetch(connection: &Connection, name: &str) -> Result<Record, Error> {
+pub(crate) async fn fetch(connection: &Connection, name: &str) -> Result<Record, Error> {
     let migration = connection.migration(name).await?;
     let uid = migration.uid().unwrap_or_default();
     let all = ListParams::default();
@@ -100,7 +100,7 @@ impl Record {
     }
 
     /// People who approved a digest, the author aside.
-    pub(super) fn approvers(&self, digest: &str, after: Option<Time>) -> BTreeSet<String> {
+    pub(crate) fn approvers(&self, digest: &str, after: Option<Time>) -> BTreeSet<String> {
         self.words(DecisionKind::Execute, digest)
             .filter(|d| is_after(d, after))
             .map(|d| d.spec.by.clone())
@@ -123,7 +123,7 @@ impl Record {
     }
 
     /// The last run of a task that has something to say of a window.
-    pub(super) fn window(&self, task: Task) -> Option<(&MigrationRun, &WindowProgress)> {
+    pub(crate) fn window(&self, task: Task) -> Option<(&MigrationRun, &WindowProgress)> {
         let of_task = self.runs.iter().filter(|r| r.spec.task == task);
         let told = of_task.filter_map(|r| Some((r, r.status.as_ref()?.window.as_ref()?)));
         told.max_by_key(|(r, _)| r.spec.attempt)
@@ -146,7 +146,7 @@ fn cut_over(status: &CreditMigrationStatus) -> bool {
 }
 
 /// One line for each piece of evidence.
-pub(super) fn verify(record: &Record) -> Vec<Finding> {
+pub(crate) fn verify(record: &Record) -> Vec<Finding> {
     let status = record.status();
     let mut found = vec![];
     found.extend(configured(record, &status));
@@ -439,4 +439,4 @@ fn reports(record: &Record, status: &CreditMigrationStatus) -> Vec<Finding> {
 }
 
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;

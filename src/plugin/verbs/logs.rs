@@ -10,10 +10,13 @@ use kube::{
     api::{ListParams, LogParams},
 };
 
-use super::{Error, answer::Answer, completion, connect::Connection};
-use crate::api::{CHECK_LABEL, MIGRATION_LABEL, TASK_LABEL, Task, UID_LABEL};
+use super::completion;
+use crate::{
+    api::{CHECK_LABEL, MIGRATION_LABEL, TASK_LABEL, Task, UID_LABEL},
+    plugin::{Error, connection::Connection, output::Answer},
+};
 
-pub(super) const EXAMPLES: &str = "\
+pub(crate) const EXAMPLES: &str = "\
 Tasks: preflight, code, backup, verify, keyusers, rehearse, window, validate, monitor, day, week, rollback, notify, cleanup;
 or as `kubectl get cmrun` has them.
 
@@ -26,7 +29,7 @@ const JOB_LABEL: &str = "batch.kubernetes.io/job-name";
 
 /// Whose logs.
 #[derive(clap::Args, Debug)]
-pub(super) struct Args {
+pub(crate) struct Args {
     /// Name of the CreditMigration.
     #[arg(add = completion::names())]
     name: String,
@@ -76,7 +79,7 @@ impl FromStr for TaskName {
 }
 
 /// Prints them.
-pub(super) async fn run(connection: &Connection, args: &Args) -> Result<Answer, Error> {
+pub(crate) async fn run(connection: &Connection, args: &Args) -> Result<Answer, Error> {
     let uid = connection.migration(&args.name).await?.uid().unwrap_or_default();
     let task = args.task.map(|t| format!(",{TASK_LABEL}={}", t.0.slug())).unwrap_or_default();
     // Pods of a `job` check are the team's own.

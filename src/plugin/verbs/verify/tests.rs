@@ -8,7 +8,7 @@ use crate::{
         MigrationDecisionSpec, MigrationRunSpec, Plan, RunInputs,
         fixtures::{backup as dump, baseline, rehearsal, spec, verification},
     },
-    plugin::{Exit, commands::sound, status::tests::time},
+    plugin::{Exit, commands::sound, verbs::status::tests::time},
 };
 
 fn at(text: &str) -> Time {

@@ -9,27 +9,27 @@ use crate::plugin::Error;
 
 /// One document of a file.
 #[derive(Clone, Debug, PartialEq)]
-pub(in crate::plugin) struct Document {
+pub(crate) struct Document {
     /// Its file.
-    pub(in crate::plugin) file: String,
+    pub(crate) file: String,
     /// Its content.
-    pub(in crate::plugin) value: Value,
+    pub(crate) value: Value,
 }
 
 impl Document {
     /// Kind of the object; empty if it has none.
-    pub(in crate::plugin) fn kind(&self) -> &str {
+    pub(crate) fn kind(&self) -> &str {
         self.value["kind"].as_str().unwrap_or_default()
     }
 
     /// Name of the object; empty if it has none.
-    pub(in crate::plugin) fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         let metadata = &self.value["metadata"];
         metadata["name"].as_str().or(metadata["generateName"].as_str()).unwrap_or_default()
     }
 
     /// `CreditMigration simplify-credits`.
-    pub(in crate::plugin) fn title(&self) -> String {
+    pub(crate) fn title(&self) -> String {
         format!("{} {}", self.kind(), self.name())
     }
 
@@ -37,7 +37,7 @@ impl Document {
     ///
     /// # Errors
     /// What the YAML parser says, with line and column.
-    pub(in crate::plugin) fn parse(file: &str, text: &str) -> Result<Vec<Document>, String> {
+    pub(crate) fn parse(file: &str, text: &str) -> Result<Vec<Document>, String> {
         let mut all = vec![];
         for document in serde_yaml_ng::Deserializer::from_str(text) {
             let value = Value::deserialize(document).map_err(|e| e.to_string())?;
@@ -55,7 +55,7 @@ impl Document {
 }
 
 /// Text of a file; `-` is standard input.
-pub(in crate::plugin) fn read(file: &str) -> Result<String, Error> {
+pub(crate) fn read(file: &str) -> Result<String, Error> {
     if file == "-" {
         let mut text = String::new();
         std::io::stdin().read_to_string(&mut text).map_err(|e| Error::File("standard input".into(), e))?;
@@ -68,7 +68,7 @@ pub(in crate::plugin) fn read(file: &str) -> Result<String, Error> {
 ///
 /// # Errors
 /// `File` when one cannot be read, `Content` when it is no YAML.
-pub(in crate::plugin) fn read_files(files: &[String]) -> Result<Vec<Document>, Error> {
+pub(crate) fn read_files(files: &[String]) -> Result<Vec<Document>, Error> {
     let mut all = vec![];
     for file in files {
         let text = read(file)?;

@@ -4,7 +4,6 @@
 //! YAML; the CRD's schema, unknown fields among it; its CEL rules; durations and times; what only the operator knows: SQL,
 //! templates, JSONPaths, time zones, patterns; objects in the same files against each other.
 
-pub(super) mod documents;
 mod schema;
 mod values;
 
@@ -12,19 +11,20 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use self::documents::Document;
-use super::{
-    Error, Exit,
-    answer::{Answer, Format, State},
-    look::{World, look},
-    plan::overlay,
-};
 use crate::{
     api::{CreditMigrationSpec, GROUP, MigrationDecisionSpec, Time, crds},
+    plugin::{
+        Error, Exit,
+        inspect::{
+            documents::{self, Document},
+            world::{World, look, overlay},
+        },
+        output::{Answer, Format, State},
+    },
     telemetry,
 };
 
-pub(super) const EXAMPLES: &str = "\
+pub(crate) const EXAMPLES: &str = "\
 Needs no cluster. ConfigMaps, Deployments and Secrets in the same files are looked at as far as the migration names them; other
 kinds are left alone. What needs the server (rights, admission, what exists there) is told by `plan`.
 Exit code 3: at least one error.
@@ -36,7 +36,7 @@ Examples:
 
 /// What is looked at.
 #[derive(clap::Args, Debug)]
-pub(super) struct Args {
+pub(crate) struct Args {
     /// File; `-` is standard input. May be repeated.
     #[arg(short, long, value_name = "FILE", required = true)]
     filename: Vec<String>,
@@ -47,7 +47,7 @@ pub(super) struct Args {
 
 /// How bad it is.
 #[derive(Serialize, Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Severity {
+pub(crate) enum Severity {
     /// The API server or the operator would refuse it.
     Error,
     /// It may be meant so.
@@ -57,7 +57,7 @@ pub(super) enum Severity {
 /// One problem.
 #[derive(Serialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Problem {
+pub(crate) struct Problem {
     /// File.
     file: String,
     /// `CreditMigration simplify-credits`.
@@ -101,7 +101,7 @@ struct Report {
 }
 
 /// Looks at the files.
-pub(super) fn run(args: &Args) -> Result<Answer, Error> {
+pub(crate) fn run(args: &Args) -> Result<Answer, Error> {
     let texts: Vec<(String, String)> =
         args.filename.iter().map(|f| Ok((f.clone(), documents::read(f)?))).collect::<Result<_, Error>>()?;
     let report = lint(&texts, telemetry::now())?;

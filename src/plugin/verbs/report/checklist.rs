@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::{
     api::{Audience, CreditMigrationStatus, DeliveryState, Finding, Occasion, Step, StepState, Task},
-    plugin::verify::Record,
+    plugin::verbs::verify::Record,
 };
 
 #[derive(Serialize, Debug)]
@@ -240,7 +240,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::plugin::{procedure::STEPS, verify::tests::completed};
+    use crate::plugin::{inspect::procedure::STEPS, verbs::verify::tests::completed};
 
     #[test]
     fn every_step_is_a_line_of_the_checklist() {

@@ -2,14 +2,14 @@
 
 use serde::Serialize;
 
-use super::answer::duration;
 use crate::{
     api::{AllowedHours, Audience, Check, CreditMigrationSpec, OnBreach, RollbackPolicy, Step, Task, Time},
     machine::next_hours,
+    plugin::output::duration,
 };
 
 /// The way there, in order, as people see it: also what the spec leaves out.
-pub(super) const STEPS: &[Step] = &[
+pub(crate) const STEPS: &[Step] = &[
     Step::Preflight,
     Step::NotifyTeam,
     Step::CodeBackup,
@@ -34,20 +34,20 @@ pub(super) const STEPS: &[Step] = &[
 
 /// One step and what it will do.
 #[derive(Serialize, Clone, Debug, PartialEq, Eq)]
-pub(super) struct Planned {
+pub(crate) struct Planned {
     /// Position, from 1.
-    pub(super) number: usize,
+    pub(crate) number: usize,
     /// The step.
-    pub(super) step: Step,
+    pub(crate) step: Step,
     /// What it will do, with the spec's values.
-    pub(super) what: String,
+    pub(crate) what: String,
     /// How it stands; none for a migration that has not begun it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) state: Option<String>,
+    pub(crate) state: Option<String>,
 }
 
 /// All steps of the way there, as they would be from `now` on.
-pub(super) fn procedure(spec: &CreditMigrationSpec, now: Time) -> Vec<Planned> {
+pub(crate) fn procedure(spec: &CreditMigrationSpec, now: Time) -> Vec<Planned> {
     STEPS
         .iter()
         .enumerate()

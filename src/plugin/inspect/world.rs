@@ -5,18 +5,21 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::ConfigMap};
 
-use super::answer::{Finding, State, finding};
+use serde_json::Value;
+
+use super::{
+    documents::Document,
+    needs::{PULL_KEY, needs},
+};
 use crate::{
     api::{CreditMigrationSpec, KeyRef, Reason},
+    plugin::output::{Finding, State, finding},
     shared::{command::kubectl, deployment, sql},
 };
 
-/// Key of a Secret for pulling images, which is of a type of its own.
-const PULL_KEY: &str = ".dockerconfigjson";
-
 /// One object that was looked for.
 #[derive(Clone, Debug)]
-pub(super) enum Look<T> {
+pub(crate) enum Look<T> {
     /// It is there.
     Found(T),
     /// It is in the given files only.
@@ -29,118 +32,48 @@ pub(super) enum Look<T> {
 
 /// Objects of a namespace, by name. What is not in it was not looked for.
 #[derive(Clone, Debug, Default)]
-pub(super) struct World {
+pub(crate) struct World {
     /// The namespace; empty if it is not known.
-    pub(super) namespace: String,
+    pub(crate) namespace: String,
     /// ConfigMaps.
-    pub(super) config_maps: BTreeMap<String, Look<ConfigMap>>,
+    pub(crate) config_maps: BTreeMap<String, Look<ConfigMap>>,
     /// Deployments.
-    pub(super) deployments: BTreeMap<String, Look<Deployment>>,
+    pub(crate) deployments: BTreeMap<String, Look<Deployment>>,
     /// Keys of Secrets; never their values.
-    pub(super) secrets: BTreeMap<String, Look<BTreeSet<String>>>,
+    pub(crate) secrets: BTreeMap<String, Look<BTreeSet<String>>>,
 }
 
-/// Names of what a spec needs.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Needs {
-    /// ConfigMaps.
-    pub(super) config_maps: BTreeSet<String>,
-    /// Deployments.
-    pub(super) deployments: BTreeSet<String>,
-    /// Secrets with the keys that are read, and the field that names them.
-    pub(super) secrets: BTreeMap<String, BTreeMap<String, String>>,
-}
-
-/// Variables of a template, `secret.KEY` among them; functions that every template has, such as `range`, are none. A template that
-/// cannot be parsed has none: it is told elsewhere.
-pub(super) fn variables(template: &str) -> BTreeSet<String> {
-    let environment = minijinja::Environment::new();
-    let Ok(parsed) = environment.template_from_str(template) else { return BTreeSet::new() };
-    let is_function = |variable: &String| environment.globals().any(|(name, _)| variable == name);
-    parsed.undeclared_variables(true).into_iter().filter(|variable| !is_function(variable)).collect()
-}
-
-/// Names of what a spec needs.
-pub(super) fn needs(spec: &CreditMigrationSpec) -> Needs {
-    let mut n = Needs::default();
-    let mut secret = |name: &str, keys: &[&str], field: &str| {
-        let of = n.secrets.entry(name.to_owned()).or_default();
-        for key in keys {
-            of.entry((*key).to_owned()).or_insert_with(|| field.to_owned());
-        }
-    };
-    let connection = &spec.database.connection;
-    let key = |r: &KeyRef| (r.name.clone(), r.key.clone());
-    let mut keyed = vec![(key(&connection.secret_ref), "spec.database.connection.secretRef")];
-    keyed.extend(connection.ca_secret_ref.as_ref().map(|r| (key(r), "spec.database.connection.caSecretRef")));
-    for channel in &spec.notifications.channels {
-        let field = "spec.notifications.channels";
-        if let Some(slack) = &channel.slack {
-            keyed.push((key(&slack.url_secret_ref), field));
-            keyed.extend(slack.ca_secret_ref.as_ref().map(|r| (key(r), field)));
-        }
-        if let Some(webhook) = &channel.webhook {
-            keyed.push((key(&webhook.url_secret_ref), field));
-            keyed.extend(webhook.authorization_secret_ref.as_ref().map(|r| (key(r), field)));
-            keyed.extend(webhook.ca_secret_ref.as_ref().map(|r| (key(r), field)));
-        }
-        if let Some(email) = &channel.email {
-            keyed.extend(email.ca_secret_ref.as_ref().map(|r| (key(r), field)));
-            if let Some(r) = &email.secret_ref {
-                secret(&r.name, &["username", "password"], field);
-            }
-        }
-    }
-    for ((name, key), field) in keyed {
-        secret(&name, &[&key], field);
-    }
-    secret(&spec.backup.store.secret_ref.name, &["accessKeyId", "secretAccessKey"], "spec.backup.store.secretRef");
-    if let Some(code) = &spec.code {
-        let keys: &[&str] = if code.repository.starts_with("ssh://") {
-            &["ssh-privatekey", "known_hosts"]
-        } else {
-            &["username", "password"]
-        };
-        secret(&code.secret_ref.name, keys, "spec.code.secretRef");
-    }
-    for r in &spec.runner.image_pull_secrets {
-        secret(&r.name, &[PULL_KEY], "spec.runner.imagePullSecrets");
-    }
-    n.deployments.extend(spec.application.workloads.iter().map(|w| w.name.clone()));
-    for (field, check) in spec.all_checks() {
-        n.deployments.extend(check.workload.iter().map(|w| w.name.clone()));
-        n.deployments.extend(check.logs.iter().map(|l| l.workload.name.clone()));
-        for r in check.job.iter().flat_map(|j| &j.env_from_secrets) {
-            n.secrets.entry(r.name.clone()).or_default();
-        }
-        let Some((r, sequence)) = check.sequence.as_ref().and_then(|s| Some((s.secret_ref.as_ref()?, s))) else {
+/// What the files bring along counts as if it were there: it would be applied together.
+pub(crate) fn overlay(world: &mut World, documents: &[Document], namespace: &str) {
+    for d in documents {
+        let own = d.value.pointer("/metadata/namespace").and_then(Value::as_str);
+        let Some(name) = d.value.pointer("/metadata/name").and_then(Value::as_str) else { continue };
+        if own.is_some_and(|own| own != namespace) {
             continue;
-        };
-        let of = n.secrets.entry(r.name.clone()).or_default();
-        for text in sequence.steps.iter().flat_map(templates_of) {
-            for key in variables(text).iter().filter_map(|v| v.strip_prefix("secret.")) {
-                of.entry(key.to_owned()).or_insert_with(|| field.to_owned());
+        }
+        match d.kind() {
+            "ConfigMap" => {
+                if let Ok(map) = serde_json::from_value(d.value.clone()) {
+                    world.config_maps.insert(name.to_owned(), Look::InFile(map));
+                }
             }
+            "Deployment" => {
+                if let Ok(deployment) = serde_json::from_value(d.value.clone()) {
+                    world.deployments.insert(name.to_owned(), Look::InFile(deployment));
+                }
+            }
+            "Secret" => {
+                let keys = ["data", "stringData"].iter().filter_map(|part| d.value[part].as_object());
+                let keys: BTreeSet<String> = keys.flat_map(|map| map.keys().cloned()).collect();
+                world.secrets.insert(name.to_owned(), Look::InFile(keys));
+            }
+            _ => {}
         }
     }
-    let flag = &spec.application.flag.config_map_key_ref;
-    let sql = &spec.migration;
-    n.config_maps.extend([flag, &sql.up.config_map_key_ref, &sql.down.config_map_key_ref].map(|r| r.name.clone()));
-    n.config_maps.extend(spec.notifications.templates_config_map_ref.as_ref().map(|r| r.name.clone()));
-    n
-}
-
-/// Texts of a request that are templates.
-pub(super) fn templates_of(step: &crate::api::HttpStep) -> Vec<&str> {
-    let mut all = vec![step.url.as_str()];
-    all.extend(step.headers.values().map(String::as_str));
-    all.extend(step.body.as_deref());
-    all.extend(step.expect.iter().filter_map(|e| e.equals.as_deref()));
-    all
 }
 
 /// Each thing that a spec names: whether it is there and fits.
-pub(super) fn look(spec: &CreditMigrationSpec, world: &World) -> Vec<Finding> {
+pub(crate) fn look(spec: &CreditMigrationSpec, world: &World) -> Vec<Finding> {
     let mut found = vec![];
     let sql = &spec.migration;
     for (what, source) in [("up SQL", &sql.up), ("down SQL", &sql.down)] {
@@ -332,7 +265,7 @@ fn secret(name: &str, keys: &BTreeMap<String, String>, look: &Look<BTreeSet<Stri
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
     use crate::{api::fixtures::spec, plugin::commands::sound};

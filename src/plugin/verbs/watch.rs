@@ -12,20 +12,19 @@ use kube::{
     runtime::watcher::{self, Event, watcher},
 };
 
-use super::{
-    Error, Exit,
-    answer::{Answer, one_line},
-    completion,
-    connect::Connection,
-    status::View,
-};
+use super::{completion, status::View};
 use crate::{
     api::{CreditMigration, Phase},
+    plugin::{
+        Error, Exit,
+        connection::Connection,
+        output::{Answer, one_line},
+    },
     shared::time::to_signed,
     telemetry,
 };
 
-pub(super) const EXAMPLES: &str = "\
+pub(crate) const EXAMPLES: &str = "\
 On a terminal the screen of `status` is drawn anew with each change; elsewhere each change is a line.
 Exit code 0: Completed, or the phase of --until was reached. 3: another end, or RollbackFailed. 5: --timeout is over.
 
@@ -35,7 +34,7 @@ Examples:
 
 /// What is watched, and how long.
 #[derive(clap::Args, Debug)]
-pub(super) struct Args {
+pub(crate) struct Args {
     /// Name of the CreditMigration.
     #[arg(add = completion::names())]
     name: String,
@@ -85,7 +84,7 @@ impl Until {
 }
 
 /// Watches it.
-pub(super) async fn run(connection: &Connection, args: &Args) -> Result<Answer, Error> {
+pub(crate) async fn run(connection: &Connection, args: &Args) -> Result<Answer, Error> {
     // A name that is not there would be watched for ever.
     connection.migration(&args.name).await?;
     let follow = follow(connection, args);
@@ -228,7 +227,7 @@ mod tests {
     use super::*;
     use crate::{
         api::{StepState, Writes},
-        plugin::status::tests::{time, waiting},
+        plugin::verbs::status::tests::{time, waiting},
     };
 
     #[rstest::rstest]

@@ -8,48 +8,48 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Api, ResourceExt, api::PostParams};
 use serde::Serialize;
 
-use super::{
-    Error,
-    answer::{Answer, Format, duration, seconds},
-    completion,
-    connect::Connection,
-};
+use super::{completion, status::standing};
 use crate::{
     api::{CreditMigration, DecisionKind, MigrationDecision, MigrationDecisionSpec, Phase, Step, Task},
+    plugin::{
+        Error,
+        connection::Connection,
+        output::{Answer, Format, duration, seconds},
+    },
     shared::command::plugin,
 };
 
-pub(super) const APPROVE: &str = "\
+pub(crate) const APPROVE: &str = "\
 Counts for the plan whose digest status.plan.digest is now: spec, SQL, image, backup and rehearsal. The author's own
 approval does not count.
 
 Examples:
   kubectl creditmigration verify simplify-credits
   kubectl creditmigration approve simplify-credits --reason \"rehearsal looked at\"";
-pub(super) const READY: &str = "\
+pub(crate) const READY: &str = "\
 The window opens only while enough people are present: spec.schedule.presence. A word holds for presence.within.
 
 Examples:
   kubectl creditmigration ready simplify-credits
   kubectl creditmigration ready simplify-credits --reason \"on call until 04:00\"";
-pub(super) const REJECT: &str = "\
+pub(crate) const REJECT: &str = "\
 Stops this plan; a new one begins when spec or SQL change.
 
 Examples:
   kubectl creditmigration reject simplify-credits --reason \"not before the holidays\"";
-pub(super) const ABORT: &str = "\
+pub(crate) const ABORT: &str = "\
 One person suffices. Heeded in every phase but Completed, RolledBack, Cancelled, RollingBack and RollbackFailed.
 
 Examples:
   kubectl creditmigration abort simplify-credits --reason \"wrong night\"";
-pub(super) const ROLLBACK: &str = "\
+pub(crate) const ROLLBACK: &str = "\
 Without --confirm nothing is done but to say what would be undone. With it, and a reason, one person suffices, from the
 opening of the window until the new version is kept, and after RollbackFailed.
 
 Examples:
   kubectl creditmigration rollback simplify-credits
   kubectl creditmigration rollback simplify-credits --confirm --reason \"payments fail\"";
-pub(super) const KEEP: &str = "\
+pub(crate) const KEEP: &str = "\
 Ends the migration: the new version stays. Only after the week review, and not by the author.
 
 Examples:
@@ -58,7 +58,7 @@ Examples:
 
 /// A migration, and why.
 #[derive(Args, Debug)]
-pub(super) struct Target {
+pub(crate) struct Target {
     /// Name of the CreditMigration.
     #[arg(add = completion::names())]
     name: String,
@@ -72,7 +72,7 @@ pub(super) struct Target {
 
 /// The way back.
 #[derive(Args, Debug)]
-pub(super) struct Rollback {
+pub(crate) struct Rollback {
     #[command(flatten)]
     target: Target,
     /// Do it. Without it nothing is done but to say what would be undone.
@@ -81,7 +81,7 @@ pub(super) struct Rollback {
 }
 
 /// Creates a decision.
-pub(super) async fn decide(connection: &Connection, decision: DecisionKind, target: Target) -> Result<Answer, Error> {
+pub(crate) async fn decide(connection: &Connection, decision: DecisionKind, target: Target) -> Result<Answer, Error> {
     let migration = connection.migration(&target.name).await?;
     let by = connection.whoami().await?;
     let wanted = decision_on(&migration, decision, &by, target.reason)?;
@@ -102,7 +102,7 @@ pub(super) async fn decide(connection: &Connection, decision: DecisionKind, targ
 }
 
 /// Creates a `Revert`, or says what one would undo.
-pub(super) async fn rollback(connection: &Connection, args: Rollback) -> Result<Answer, Error> {
+pub(crate) async fn rollback(connection: &Connection, args: Rollback) -> Result<Answer, Error> {
     if args.confirm {
         return decide(connection, DecisionKind::Revert, args.target).await;
     }
@@ -211,17 +211,6 @@ fn fits(m: &CreditMigration, decision: DecisionKind, by: &str) -> Result<(), Err
 fn rejected(m: &CreditMigration) -> bool {
     let conditions = m.status.iter().flat_map(|s| &s.conditions);
     conditions.filter(|c| c.type_ == "Ready").any(|c| c.reason == "Rejected")
-}
-
-/// Where the migration stands, in one line.
-pub(super) fn standing(m: &CreditMigration) -> String {
-    let status = m.status.clone().unwrap_or_default();
-    let phase = status.phase.map_or_else(|| "not begun".into(), |p| format!("{p:?}"));
-    let writes = status.writes.map_or_else(String::new, |w| format!(", writes {w:?}"));
-    let message = status.conditions.iter().find(|c| c.type_ == "Ready").map(|c| c.message.clone()).unwrap_or_default();
-    let step = status.progress.map_or_else(String::new, |p| format!(" ({p})"));
-    let message = if message.is_empty() { message } else { format!(": {message}") };
-    format!("{}: {phase}{step}{writes}{message}", m.name_any())
 }
 
 /// What a rollback would undo.
@@ -377,7 +366,7 @@ mod tests {
         assert!(error.to_string().contains(why), "{error}");
         let printed = error.to_string().matches("kubectl ").count();
         assert_eq!(sound(&error.to_string(), "shop"), printed);
-        assert_eq!(error.exit(), super::super::Exit::Unfit);
+        assert_eq!(error.exit(), crate::plugin::Exit::Unfit);
     }
 
     #[test]
