@@ -352,14 +352,7 @@ fn inside_the_window_it_goes_back() {
         ("deadline before the comparison", switched, |s| done(s.wait(50)), "DeadlinePassed", Step::SwitchBack, flag),
         ("Abort", opened, |s| done(s.say("ann", DecisionKind::Abort)), "Stopped", Step::RollbackSql, revert),
         ("Revert", migrated, |s| done(s.say("ann", DecisionKind::Revert)), "Stopped", Step::RollbackSql, revert),
-        (
-            "Abort by the author",
-            switching,
-            |s| done(s.say("author", DecisionKind::Abort)),
-            "Stopped",
-            Step::SwitchBack,
-            flag,
-        ),
+        ("by the author", switching, |s| done(s.say("author", DecisionKind::Abort)), "Stopped", Step::SwitchBack, flag),
         ("balances", migrated, |s| done(s.compared(WINDOW, 1)), "BalancesUnexplained", Step::RollbackSql, revert),
         (
             "balances, switched",
