@@ -13,7 +13,7 @@
 //!                             └──────────────────────┘
 //! ```
 //!
-//! Each module, and what it may import; `tests/purity.rs` asserts these arrows:
+//! Each module, and what it may import; `tests/purity` asserts these arrows:
 //!
 //! | Module | What it is | May import |
 //! |---|---|---|
