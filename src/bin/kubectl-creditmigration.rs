@@ -9,7 +9,7 @@ fn main() -> ExitCode {
     // A second call would be the only way to fail.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let mut words = std::env::args();
-    if words.next().is_some_and(|name| name.ends_with(plugin::completion::ASKED_AS)) {
+    if words.next().is_some_and(|name| name.ends_with(plugin::completion::COMPLETION_PROGRAM)) {
         let _ = writeln!(std::io::stdout(), "{}", plugin::completion::answer(&words.collect::<Vec<_>>()));
         return ExitCode::SUCCESS;
     }

@@ -86,6 +86,6 @@ impl Connection {
             .status
             .and_then(|s| s.user_info)
             .and_then(|u| u.username)
-            .ok_or_else(|| Error::Unfit("the API server does not tell who you are".into()))
+            .ok_or_else(|| Error::InvalidState("the API server does not tell who you are".into()))
     }
 }

@@ -6,15 +6,15 @@ use kube::config::KubeconfigError;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
     /// Done, and all is as it should be.
-    Fine = 0,
+    Success = 0,
     /// It could not be done: no connection, no right, no such object.
     Error = 1,
     /// The command line is wrong; clap's own.
     Usage = 2,
     /// Done, and something is not as it should be.
-    NotAsItShouldBe = 3,
+    ProblemsFound = 3,
     /// The verb does not fit the migration's state; nothing was done.
-    Unfit = 4,
+    InvalidState = 4,
     /// `watch --timeout` is over.
     TimedOut = 5,
 }
@@ -36,10 +36,10 @@ pub enum Error {
     Refused(String),
     /// The verb does not fit the migration's state.
     #[error("{0}")]
-    Unfit(String),
+    InvalidState(String),
     /// What is asked for is not there.
     #[error("{0}")]
-    Absent(String),
+    NotFound(String),
     /// A file cannot be read.
     #[error("{0}: {1}")]
     File(String, std::io::Error),
@@ -55,12 +55,12 @@ impl Error {
     /// Exit code of the program.
     pub fn exit(&self) -> Exit {
         match self {
-            Error::Unfit(_) => Exit::Unfit,
+            Error::InvalidState(_) => Exit::InvalidState,
             Error::Kubeconfig(_)
             | Error::Infer(_)
             | Error::Kube(_)
             | Error::Refused(_)
-            | Error::Absent(_)
+            | Error::NotFound(_)
             | Error::File(..)
             | Error::Content(_)
             | Error::Output(_) => Exit::Error,

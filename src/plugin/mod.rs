@@ -19,7 +19,7 @@ mod verbs;
 use clap::{Parser, Subcommand};
 
 pub use error::{Error, Exit};
-pub use output::Answer;
+pub use output::Output;
 pub use verbs::completion;
 
 use self::{
@@ -123,13 +123,13 @@ Examples:
 ///
 /// # Errors
 /// [`Error`], whose [`Error::exit`] is the exit code.
-pub async fn run(cli: Cli) -> Result<Answer, Error> {
+pub async fn run(cli: Cli) -> Result<Output, Error> {
     let Cli { connection: options, verb } = cli;
     let streams = matches!(verb, Verb::Watch(_) | Verb::Logs(_));
     let connect = || Connection::new(&options, streams);
     match verb {
         Verb::Lint(args) => lint::run(&args),
-        Verb::Completion { shell } => Ok(Answer::fine(completion::script(shell))),
+        Verb::Completion { shell } => Ok(Output::success(completion::script(shell))),
         Verb::Plan(args) => plan::run(connect().await?, options.namespace.as_deref(), &args).await,
         Verb::Status(args) => status::run(&connect().await?, &args).await,
         Verb::Watch(args) => watch::run(&connect().await?, &args).await,
@@ -191,11 +191,11 @@ mod tests {
     #[test]
     fn exit_codes_are_told() {
         let help = Cli::command().render_help().to_string();
-        for exit in [Exit::Fine, Exit::Error, Exit::Usage, Exit::NotAsItShouldBe, Exit::Unfit, Exit::TimedOut] {
+        for exit in [Exit::Success, Exit::Error, Exit::Usage, Exit::ProblemsFound, Exit::InvalidState, Exit::TimedOut] {
             assert!(help.contains(&format!("\n  {}  ", exit as u8)), "{exit:?}:\n{help}");
         }
-        assert_eq!(Error::Unfit(String::new()).exit(), Exit::Unfit);
-        assert_eq!(Error::Absent(String::new()).exit(), Exit::Error);
+        assert_eq!(Error::InvalidState(String::new()).exit(), Exit::InvalidState);
+        assert_eq!(Error::NotFound(String::new()).exit(), Exit::Error);
     }
 
     #[rstest::rstest]

@@ -9,17 +9,17 @@ use super::{Error, Exit};
 
 /// What is printed, and the exit code.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answer {
+pub struct Output {
     /// For standard output, without the last line feed. Empty: nothing is printed.
     pub text: String,
     /// Exit code.
     pub exit: Exit,
 }
 
-impl Answer {
+impl Output {
     /// All is well.
-    pub(super) fn fine(text: impl Into<String>) -> Self {
-        Self { text: text.into(), exit: Exit::Fine }
+    pub(super) fn success(text: impl Into<String>) -> Self {
+        Self { text: text.into(), exit: Exit::Success }
     }
 }
 
@@ -60,7 +60,7 @@ pub(super) enum State {
     /// Its time has not come.
     NotYet,
     /// Could not be looked at.
-    NotLooked,
+    NotChecked,
     /// Not asked for by the spec.
     NotCovered,
     /// No defect, but worth a thought.
@@ -69,18 +69,18 @@ pub(super) enum State {
 
 impl State {
     /// Something that has to be mended.
-    pub(super) fn bad(self) -> bool {
+    pub(super) fn is_problem(self) -> bool {
         matches!(self, State::Missing | State::Wrong)
     }
 
     /// As people read it.
-    pub(super) fn word(self) -> &'static str {
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             State::Ok => "ok",
             State::Missing => "missing",
             State::Wrong => "wrong",
             State::NotYet => "not yet",
-            State::NotLooked => "not looked at",
+            State::NotChecked => "not checked",
             State::NotCovered => "not covered",
             State::Note => "note",
         }
@@ -89,7 +89,7 @@ impl State {
 
 /// One thing that was looked at.
 #[derive(Serialize, Clone, Debug, PartialEq, Eq)]
-pub(super) struct Finding {
+pub(super) struct CheckedItem {
     /// What.
     pub(super) what: String,
     /// How it stands.
@@ -99,20 +99,20 @@ pub(super) struct Finding {
 }
 
 /// A finding.
-pub(super) fn finding(what: impl Into<String>, state: State, message: impl Into<String>) -> Finding {
-    Finding { what: what.into(), state, message: message.into() }
+pub(super) fn item(what: impl Into<String>, state: State, message: impl Into<String>) -> CheckedItem {
+    CheckedItem { what: what.into(), state, message: message.into() }
 }
 
 /// Exit code of findings: something bad is not as it should be.
-pub(super) fn exit_of(findings: &[Finding]) -> Exit {
-    if findings.iter().any(|f| f.state.bad()) { Exit::NotAsItShouldBe } else { Exit::Fine }
+pub(super) fn exit_of(findings: &[CheckedItem]) -> Exit {
+    if findings.iter().any(|f| f.state.is_problem()) { Exit::ProblemsFound } else { Exit::Success }
 }
 
 /// Findings as a table.
-pub(super) fn findings_table(findings: &[Finding]) -> String {
+pub(super) fn items_table(findings: &[CheckedItem]) -> String {
     table(
         &["STATE", "WHAT", "MESSAGE"],
-        findings.iter().map(|f| vec![f.state.word().to_owned(), f.what.clone(), f.message.clone()]),
+        findings.iter().map(|f| vec![f.state.as_str().to_owned(), f.what.clone(), f.message.clone()]),
     )
 }
 
@@ -189,12 +189,12 @@ mod tests {
 
     #[test]
     fn only_what_is_to_be_mended_is_bad() {
-        let exit = |state| exit_of(&[finding("a", State::Ok, ""), finding("b", state, "")]);
-        for fine in [State::Ok, State::NotYet, State::NotLooked, State::NotCovered, State::Note] {
-            assert_eq!(exit(fine), Exit::Fine, "{fine:?}");
+        let exit = |state| exit_of(&[item("a", State::Ok, ""), item("b", state, "")]);
+        for fine in [State::Ok, State::NotYet, State::NotChecked, State::NotCovered, State::Note] {
+            assert_eq!(exit(fine), Exit::Success, "{fine:?}");
         }
         for bad in [State::Missing, State::Wrong] {
-            assert_eq!(exit(bad), Exit::NotAsItShouldBe, "{bad:?}");
+            assert_eq!(exit(bad), Exit::ProblemsFound, "{bad:?}");
         }
     }
 

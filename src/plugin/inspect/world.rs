@@ -13,13 +13,13 @@ use super::{
 };
 use crate::{
     api::{CreditMigrationSpec, KeyRef, Reason},
-    plugin::output::{Finding, State, finding},
+    plugin::output::{CheckedItem, State, item},
     shared::{command::kubectl, deployment, sql},
 };
 
 /// One object that was looked for.
 #[derive(Clone, Debug)]
-pub(crate) enum Look<T> {
+pub(crate) enum Lookup<T> {
     /// It is there.
     Found(T),
     /// It is in the given files only.
@@ -27,24 +27,24 @@ pub(crate) enum Look<T> {
     /// It is not there.
     Missing,
     /// Nobody could look: why.
-    Unseen(String),
+    Unknown(String),
 }
 
 /// Objects of a namespace, by name. What is not in it was not looked for.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct World {
+pub(crate) struct ClusterObjects {
     /// The namespace; empty if it is not known.
     pub(crate) namespace: String,
     /// ConfigMaps.
-    pub(crate) config_maps: BTreeMap<String, Look<ConfigMap>>,
+    pub(crate) config_maps: BTreeMap<String, Lookup<ConfigMap>>,
     /// Deployments.
-    pub(crate) deployments: BTreeMap<String, Look<Deployment>>,
+    pub(crate) deployments: BTreeMap<String, Lookup<Deployment>>,
     /// Keys of Secrets; never their values.
-    pub(crate) secrets: BTreeMap<String, Look<BTreeSet<String>>>,
+    pub(crate) secrets: BTreeMap<String, Lookup<BTreeSet<String>>>,
 }
 
 /// What the files bring along counts as if it were there: it would be applied together.
-pub(crate) fn overlay(world: &mut World, documents: &[Document], namespace: &str) {
+pub(crate) fn overlay(objects: &mut ClusterObjects, documents: &[Document], namespace: &str) {
     for d in documents {
         let own = d.value.pointer("/metadata/namespace").and_then(Value::as_str);
         let Some(name) = d.value.pointer("/metadata/name").and_then(Value::as_str) else { continue };
@@ -54,18 +54,18 @@ pub(crate) fn overlay(world: &mut World, documents: &[Document], namespace: &str
         match d.kind() {
             "ConfigMap" => {
                 if let Ok(map) = serde_json::from_value(d.value.clone()) {
-                    world.config_maps.insert(name.to_owned(), Look::InFile(map));
+                    objects.config_maps.insert(name.to_owned(), Lookup::InFile(map));
                 }
             }
             "Deployment" => {
                 if let Ok(deployment) = serde_json::from_value(d.value.clone()) {
-                    world.deployments.insert(name.to_owned(), Look::InFile(deployment));
+                    objects.deployments.insert(name.to_owned(), Lookup::InFile(deployment));
                 }
             }
             "Secret" => {
                 let keys = ["data", "stringData"].iter().filter_map(|part| d.value[part].as_object());
                 let keys: BTreeSet<String> = keys.flat_map(|map| map.keys().cloned()).collect();
-                world.secrets.insert(name.to_owned(), Look::InFile(keys));
+                objects.secrets.insert(name.to_owned(), Lookup::InFile(keys));
             }
             _ => {}
         }
@@ -73,40 +73,40 @@ pub(crate) fn overlay(world: &mut World, documents: &[Document], namespace: &str
 }
 
 /// Each thing that a spec names: whether it is there and fits.
-pub(crate) fn look(spec: &CreditMigrationSpec, world: &World) -> Vec<Finding> {
+pub(crate) fn check_objects(spec: &CreditMigrationSpec, objects: &ClusterObjects) -> Vec<CheckedItem> {
     let mut found = vec![];
     let sql = &spec.migration;
     for (what, source) in [("up SQL", &sql.up), ("down SQL", &sql.down)] {
         let r = &source.config_map_key_ref;
-        let edit = kubectl(&world.namespace, format!("edit configmap {}", r.name));
+        let edit = kubectl(&objects.namespace, format!("edit configmap {}", r.name));
         // Both keys, if one map has them: what was created cannot be created once more.
         let keys = [&sql.up, &sql.down].map(|s| &s.config_map_key_ref);
         let keys: BTreeSet<&str> = keys.into_iter().filter(|k| k.name == r.name).map(|k| k.key.as_str()).collect();
         let files: Vec<String> = keys.iter().map(|key| format!("--from-file={key}=FILE")).collect();
-        found.extend(config_map_key(what, r, world, [&files.join(" "), &edit], |text| sql_problem(&r.key, text)));
+        found.extend(config_map_key(what, r, objects, [&files.join(" "), &edit], |text| sql_problem(&r.key, text)));
     }
-    found.extend(flag(spec, world));
+    found.extend(flag(spec, objects));
     if let Some(r) = &spec.notifications.templates_config_map_ref
-        && let Some(look) = world.config_maps.get(&r.name)
+        && let Some(lookup) = objects.config_maps.get(&r.name)
     {
-        found.push(match seen(look) {
-            Ok(_) => finding("templates", State::Ok, format!("ConfigMap {}", r.name)),
-            Err(unseen) => told(
+        found.push(match existing(lookup) {
+            Ok(_) => item("templates", State::Ok, format!("ConfigMap {}", r.name)),
+            Err(reason) => absent(
                 "templates",
                 &format!("ConfigMap {}", r.name),
-                unseen,
-                kubectl(&world.namespace, format!("create configmap {} --from-file=FOLDER", r.name)),
+                reason,
+                kubectl(&objects.namespace, format!("create configmap {} --from-file=FOLDER", r.name)),
             ),
         });
     }
     let reads = &spec.application.workloads;
     for name in needs(spec).deployments {
-        let Some(look) = world.deployments.get(&name) else { continue };
+        let Some(lookup) = objects.deployments.get(&name) else { continue };
         let what = format!("deployment/{name}");
         let key = &spec.application.flag.config_map_key_ref;
-        found.push(match seen(look) {
-            Err(unseen) => told(&what, &what, unseen, kubectl(&world.namespace, "get deployments")),
-            Ok(d) if reads.iter().any(|w| w.name == name) && !deployment::reads_flag(d, &key.name, &key.key) => finding(
+        found.push(match existing(lookup) {
+            Err(reason) => absent(&what, &what, reason, kubectl(&objects.namespace, "get deployments")),
+            Ok(d) if reads.iter().any(|w| w.name == name) && !deployment::reads_flag(d, &key.name, &key.key) => item(
                 &what,
                 State::Wrong,
                 format!(
@@ -117,30 +117,30 @@ pub(crate) fn look(spec: &CreditMigrationSpec, world: &World) -> Vec<Finding> {
             Ok(d) => {
                 let wanted = d.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1);
                 let ready = d.status.as_ref().and_then(|s| s.available_replicas).unwrap_or(0);
-                finding(&what, State::Ok, format!("{ready} of {wanted} replicas available"))
+                item(&what, State::Ok, format!("{ready} of {wanted} replicas available"))
             }
         });
     }
     for (name, keys) in needs(spec).secrets {
-        let Some(look) = world.secrets.get(&name) else { continue };
-        found.push(secret(&name, &keys, look, &world.namespace));
+        let Some(lookup) = objects.secrets.get(&name) else { continue };
+        found.push(secret(&name, &keys, lookup, &objects.namespace));
     }
     found
 }
 
 /// The object, or why there is none.
-fn seen<T>(look: &Look<T>) -> Result<&T, Option<&str>> {
-    match look {
-        Look::Found(x) | Look::InFile(x) => Ok(x),
-        Look::Missing => Err(None),
-        Look::Unseen(why) => Err(Some(why)),
+fn existing<T>(lookup: &Lookup<T>) -> Result<&T, Option<&str>> {
+    match lookup {
+        Lookup::Found(x) | Lookup::InFile(x) => Ok(x),
+        Lookup::Missing => Err(None),
+        Lookup::Unknown(why) => Err(Some(why)),
     }
 }
 
-fn told(what: &str, object: &str, unseen: Option<&str>, next: String) -> Finding {
-    match unseen {
-        Some(why) => finding(what, State::NotLooked, why),
-        None => finding(what, State::Missing, format!("{object} is missing; next: {next}")),
+fn absent(what: &str, object: &str, reason: Option<&str>, next: String) -> CheckedItem {
+    match reason {
+        Some(why) => item(what, State::NotChecked, why),
+        None => item(what, State::Missing, format!("{object} is missing; next: {next}")),
     }
 }
 
@@ -149,25 +149,25 @@ fn told(what: &str, object: &str, unseen: Option<&str>, next: String) -> Finding
 fn config_map_key(
     what: &str,
     r: &KeyRef,
-    world: &World,
+    objects: &ClusterObjects,
     [from, add]: [&str; 2],
     problem: impl Fn(&str) -> Option<(State, String)>,
-) -> Option<Finding> {
-    let look = world.config_maps.get(&r.name)?;
-    let create = kubectl(&world.namespace, format!("create configmap {} {from}", r.name));
-    let map = match seen(look) {
+) -> Option<CheckedItem> {
+    let lookup = objects.config_maps.get(&r.name)?;
+    let create = kubectl(&objects.namespace, format!("create configmap {} {from}", r.name));
+    let map = match existing(lookup) {
         Ok(map) => map,
-        Err(unseen) => return Some(told(what, &format!("ConfigMap {}", r.name), unseen, create)),
+        Err(reason) => return Some(absent(what, &format!("ConfigMap {}", r.name), reason, create)),
     };
     let Some(text) = map.data.as_ref().and_then(|d| d.get(&r.key)) else {
-        let add = if matches!(look, Look::InFile(_)) { "add it in the file" } else { add };
+        let add = if matches!(lookup, Lookup::InFile(_)) { "add it in the file" } else { add };
         let text = format!("ConfigMap {} has no key {}; next: {add}", r.name, r.key);
-        return Some(finding(what, State::Missing, text));
+        return Some(item(what, State::Missing, text));
     };
-    let place = if matches!(look, Look::InFile(_)) { ", in the given files" } else { "" };
+    let place = if matches!(lookup, Lookup::InFile(_)) { ", in the given files" } else { "" };
     Some(match problem(text) {
-        Some((state, message)) => finding(what, state, message),
-        None => finding(what, State::Ok, format!("key {} of ConfigMap {}{place}", r.key, r.name)),
+        Some((state, message)) => item(what, state, message),
+        None => item(what, State::Ok, format!("key {} of ConfigMap {}{place}", r.key, r.name)),
     })
 }
 
@@ -183,55 +183,69 @@ fn sql_problem(name: &str, text: &str) -> Option<(State, String)> {
     })
 }
 
-fn flag(spec: &CreditMigrationSpec, world: &World) -> Vec<Finding> {
+fn flag(spec: &CreditMigrationSpec, objects: &ClusterObjects) -> Vec<CheckedItem> {
     let flag = &spec.application.flag;
     let r = &flag.config_map_key_ref;
     let set = |key: &str, value: &str| {
         let patch = format!("patch configmap {} --type=merge -p '{{\"data\":{{\"{key}\":\"{value}\"}}}}'", r.name);
-        kubectl(&world.namespace, patch)
+        kubectl(&objects.namespace, patch)
     };
     let literals = format!("--from-literal={}={} --from-literal={}=true", r.key, flag.from, flag.rollback_key);
-    let mut found: Vec<Finding> = config_map_key("flag", r, world, [&literals, &set(&r.key, &flag.from)], |value| {
-        (value != flag.from).then(|| {
-            // Whoever sets the key of a migrated system back breaks it.
-            let next = if value == flag.to {
-                "if the new version runs, this migration is done already; else correct spec.application.flag".to_owned()
-            } else {
-                format!("next: {}", set(&r.key, &flag.from))
-            };
-            let text = format!("key {} of ConfigMap {} is {value:?}, expected {:?}; {next}", r.key, r.name, flag.from);
-            (State::Wrong, text)
+    let mut found: Vec<CheckedItem> =
+        config_map_key("flag", r, objects, [&literals, &set(&r.key, &flag.from)], |value| {
+            (value != flag.from).then(|| {
+                // Whoever sets the key of a migrated system back breaks it.
+                let next = if value == flag.to {
+                    "if the new version runs, this migration is done already; else correct spec.application.flag"
+                        .to_owned()
+                } else {
+                    format!("next: {}", set(&r.key, &flag.from))
+                };
+                let text =
+                    format!("key {} of ConfigMap {} is {value:?}, expected {:?}; {next}", r.key, r.name, flag.from);
+                (State::Wrong, text)
+            })
         })
-    })
-    .into_iter()
-    .collect();
-    let Some(Look::Found(map) | Look::InFile(map)) = world.config_maps.get(&r.name) else { return found };
+        .into_iter()
+        .collect();
+    let Some(Lookup::Found(map) | Lookup::InFile(map)) = objects.config_maps.get(&r.name) else { return found };
     if map.immutable == Some(true) {
         let text =
             format!("ConfigMap {} is immutable; next: delete it and create it again without immutable: true", r.name);
-        found.push(finding("flag", State::Wrong, text));
+        found.push(item("flag", State::Wrong, text));
     }
     let key = KeyRef { name: r.name.clone(), key: flag.rollback_key.clone() };
     let add = set(&key.key, "true");
-    found.extend(config_map_key("application is prepared for the way back", &key, world, [&literals, &add], |value| {
-        (value != "true").then(|| {
-            let text = format!(
-                "key {} of ConfigMap {} is {value:?}, expected \"true\"; next: {}",
-                key.key,
-                r.name,
-                set(&key.key, "true")
-            );
-            (State::Wrong, text)
-        })
-    }));
+    found.extend(config_map_key(
+        "application is prepared for the way back",
+        &key,
+        objects,
+        [&literals, &add],
+        |value| {
+            (value != "true").then(|| {
+                let text = format!(
+                    "key {} of ConfigMap {} is {value:?}, expected \"true\"; next: {}",
+                    key.key,
+                    r.name,
+                    set(&key.key, "true")
+                );
+                (State::Wrong, text)
+            })
+        },
+    ));
     found
 }
 
-fn secret(name: &str, keys: &BTreeMap<String, String>, look: &Look<BTreeSet<String>>, namespace: &str) -> Finding {
+fn secret(
+    name: &str,
+    keys: &BTreeMap<String, String>,
+    lookup: &Lookup<BTreeSet<String>>,
+    namespace: &str,
+) -> CheckedItem {
     let what = format!("secret/{name}");
     let literals: Vec<String> = keys.keys().map(|k| format!("--from-literal={k}=...")).collect();
-    match seen(look) {
-        Err(unseen) => {
+    match existing(lookup) {
+        Err(reason) => {
             let create = if keys.contains_key(PULL_KEY) {
                 format!(
                     "create secret docker-registry {name} --docker-server=... --docker-username=... --docker-password=..."
@@ -240,7 +254,7 @@ fn secret(name: &str, keys: &BTreeMap<String, String>, look: &Look<BTreeSet<Stri
                 format!("create secret generic {name} {}", literals.join(" "))
             };
             let next = kubectl(namespace, create);
-            told(&what, &what, unseen, next.trim_end().to_owned())
+            absent(&what, &what, reason, next.trim_end().to_owned())
         }
         Ok(there) => {
             let absent: Vec<String> =
@@ -248,17 +262,17 @@ fn secret(name: &str, keys: &BTreeMap<String, String>, look: &Look<BTreeSet<Stri
             if absent.is_empty() {
                 let names: Vec<&str> = keys.keys().map(String::as_str).collect();
                 let text = if names.is_empty() { "there".to_owned() } else { format!("keys {}", names.join(", ")) };
-                return finding(&what, State::Ok, text);
+                return item(&what, State::Ok, text);
             }
-            let next = match look {
-                Look::InFile(_) => "add it in the file".to_owned(),
-                Look::Found(_) | Look::Missing | Look::Unseen(_) => {
+            let next = match lookup {
+                Lookup::InFile(_) => "add it in the file".to_owned(),
+                Lookup::Found(_) | Lookup::Missing | Lookup::Unknown(_) => {
                     let data = keys.keys().filter(|k| !there.contains(*k)).map(|k| format!("\"{k}\":\"...\""));
                     let data = data.collect::<Vec<_>>().join(",");
                     kubectl(namespace, format!("patch secret {name} --type=merge -p '{{\"stringData\":{{{data}}}}}'"))
                 }
             };
-            finding(&what, State::Missing, format!("has no key {}; next: {next}", absent.join(", ")))
+            item(&what, State::Missing, format!("has no key {}; next: {next}", absent.join(", ")))
         }
     }
 }
@@ -270,23 +284,23 @@ mod tests {
     use super::*;
     use crate::{api::fixtures::spec, plugin::commands::sound};
 
-    fn config_map(data: Value) -> Look<ConfigMap> {
-        Look::Found(serde_json::from_value(json!({"data": data})).unwrap())
+    fn config_map(data: Value) -> Lookup<ConfigMap> {
+        Lookup::Found(serde_json::from_value(json!({"data": data})).unwrap())
     }
 
     /// All that the fixture's spec names, as it should be.
-    fn good() -> World {
+    fn good() -> ClusterObjects {
         let deployment = json!({"spec": {"selector": {}, "template": {"spec": {"containers": [
             {"name": "c", "envFrom": [{"configMapRef": {"name": "shop"}}]}]}}}, "status": {"availableReplicas": 1}});
-        let keys = |keys: &[&str]| Look::Found(keys.iter().map(|k| (*k).to_owned()).collect());
-        World {
+        let keys = |keys: &[&str]| Lookup::Found(keys.iter().map(|k| (*k).to_owned()).collect());
+        ClusterObjects {
             namespace: "shop".into(),
             config_maps: [
                 ("sql".to_owned(), config_map(json!({"up": "SELECT 1", "down": "SELECT 2;"}))),
                 ("shop".to_owned(), config_map(json!({"VERSION": "v1", "ENABLE_ROLLBACK": "true"}))),
             ]
             .into(),
-            deployments: [("shop".to_owned(), Look::Found(serde_json::from_value(deployment).unwrap()))].into(),
+            deployments: [("shop".to_owned(), Lookup::Found(serde_json::from_value(deployment).unwrap()))].into(),
             secrets: [
                 ("db".to_owned(), keys(&["url"])),
                 ("bucket".to_owned(), keys(&["accessKeyId", "secretAccessKey", "ca.crt"])),
@@ -295,13 +309,13 @@ mod tests {
         }
     }
 
-    fn bad(world: &World) -> Vec<Finding> {
-        look(&spec(), world).into_iter().filter(|f| f.state != State::Ok).collect()
+    fn bad(objects: &ClusterObjects) -> Vec<CheckedItem> {
+        check_objects(&spec(), objects).into_iter().filter(|f| f.state != State::Ok).collect()
     }
 
     #[test]
     fn what_is_as_it_should_be_is_ok() {
-        let found = look(&spec(), &good());
+        let found = check_objects(&spec(), &good());
         assert_eq!(bad(&good()), vec![]);
         let whats: Vec<&str> = found.iter().map(|f| f.what.as_str()).collect();
         assert_eq!(
@@ -338,9 +352,9 @@ mod tests {
         #[case] state: State,
         #[case] part: &str,
     ) {
-        let mut world = good();
-        world.config_maps.insert(name.into(), data.map_or(Look::Missing, config_map));
-        let found = bad(&world);
+        let mut objects = good();
+        objects.config_maps.insert(name.into(), data.map_or(Lookup::Missing, config_map));
+        let found = bad(&objects);
         assert!(found.iter().any(|f| f.state == state && f.message.contains(part)), "{found:?}");
         found.iter().for_each(|f| assert!(sound(&f.message, "shop") <= 1, "{f:?}"));
     }
@@ -348,12 +362,12 @@ mod tests {
     /// What is there cannot be created.
     #[test]
     fn a_command_fits_what_is_there() {
-        let mut world = good();
-        world.config_maps.insert("shop".into(), Look::Missing);
-        world.deployments.insert("shop".into(), Look::Missing);
-        world.secrets.insert("bucket".into(), Look::Found(["accessKeyId".to_owned()].into()));
-        world.secrets.insert("db".into(), Look::Missing);
-        let found = bad(&world);
+        let mut objects = good();
+        objects.config_maps.insert("shop".into(), Lookup::Missing);
+        objects.deployments.insert("shop".into(), Lookup::Missing);
+        objects.secrets.insert("bucket".into(), Lookup::Found(["accessKeyId".to_owned()].into()));
+        objects.secrets.insert("db".into(), Lookup::Missing);
+        let found = bad(&objects);
         let commands: usize = found.iter().map(|f| sound(&f.message, "shop")).sum();
         assert_eq!(commands, found.len(), "{found:?}");
         for part in [
@@ -363,26 +377,26 @@ mod tests {
         ] {
             assert!(found.iter().any(|f| f.message.contains(part)), "{part}: {found:?}");
         }
-        let pull = secret("registry", &[(PULL_KEY.to_owned(), String::new())].into(), &Look::Missing, "shop");
+        let pull = secret("registry", &[(PULL_KEY.to_owned(), String::new())].into(), &Lookup::Missing, "shop");
         assert!(pull.message.contains("create secret docker-registry registry --docker-server=..."), "{pull:?}");
-        world.secrets.insert("bucket".into(), Look::InFile(["accessKeyId".to_owned()].into()));
-        assert!(bad(&world).iter().any(|f| f.message.ends_with("next: add it in the file")), "{:?}", bad(&world));
+        objects.secrets.insert("bucket".into(), Lookup::InFile(["accessKeyId".to_owned()].into()));
+        assert!(bad(&objects).iter().any(|f| f.message.ends_with("next: add it in the file")), "{:?}", bad(&objects));
     }
 
     #[test]
     fn an_immutable_flag_a_blind_deployment_and_a_secret_without_its_key_are_told() {
-        let mut world = good();
+        let mut objects = good();
         let map = json!({"immutable": true, "data": {"VERSION": "v1", "ENABLE_ROLLBACK": "true"}});
-        world.config_maps.insert("shop".into(), Look::InFile(serde_json::from_value(map).unwrap()));
-        world.deployments.insert("shop".into(), Look::Found(Deployment::default()));
-        world.secrets.insert("bucket".into(), Look::Found(["accessKeyId".to_owned()].into()));
-        world.secrets.insert("db".into(), Look::Unseen("you may not get secrets".into()));
-        let found = bad(&world);
+        objects.config_maps.insert("shop".into(), Lookup::InFile(serde_json::from_value(map).unwrap()));
+        objects.deployments.insert("shop".into(), Lookup::Found(Deployment::default()));
+        objects.secrets.insert("bucket".into(), Lookup::Found(["accessKeyId".to_owned()].into()));
+        objects.secrets.insert("db".into(), Lookup::Unknown("you may not get secrets".into()));
+        let found = bad(&objects);
         for (state, part) in [
             (State::Wrong, "is immutable"),
             (State::Wrong, "no container reads key VERSION"),
             (State::Missing, "has no key secretAccessKey (spec.backup.store.secretRef)"),
-            (State::NotLooked, "you may not get secrets"),
+            (State::NotChecked, "you may not get secrets"),
         ] {
             assert!(found.iter().any(|f| f.state == state && f.message.contains(part)), "{part}: {found:?}");
         }
@@ -402,6 +416,6 @@ mod tests {
 
     #[test]
     fn what_nobody_looked_for_is_not_told() {
-        assert_eq!(look(&spec(), &World::default()), vec![]);
+        assert_eq!(check_objects(&spec(), &ClusterObjects::default()), vec![]);
     }
 }

@@ -1,6 +1,6 @@
 //! Completion: scripts for the plugin's own name, and answers to kubectl, which asks for words after `kubectl creditmigration`.
 //!
-//! kubectl runs the program [`ASKED_AS`] with the words that stand there, the last of them the one to complete (KEP-2379, "Shell
+//! kubectl runs the program [`COMPLETION_PROGRAM`] with the words that stand there, the last of them the one to complete (KEP-2379, "Shell
 //! completion support"). The answer is cobra's: a line per candidate, its description behind a tab, then a line with what the shell
 //! is to do beside.
 
@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Name under which kubectl looks for the program that completes: a link to the plugin.
-pub const ASKED_AS: &str = "kubectl_complete-creditmigration";
+pub const COMPLETION_PROGRAM: &str = "kubectl_complete-creditmigration";
 
 /// Longest wait for names: nobody waits longer for a word.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -57,7 +57,7 @@ pub fn answer(words: &[String]) -> String {
 
 /// The command line as the parser wants to have it.
 fn line(words: &[String]) -> Vec<std::ffi::OsString> {
-    [ASKED_AS].into_iter().chain(words.iter().map(String::as_str)).map(Into::into).collect()
+    [COMPLETION_PROGRAM].into_iter().chain(words.iter().map(String::as_str)).map(Into::into).collect()
 }
 
 /// Names of migrations, for an argument that is one.

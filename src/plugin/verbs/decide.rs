@@ -8,13 +8,13 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Api, ResourceExt, api::PostParams};
 use serde::Serialize;
 
-use super::{completion, status::standing};
+use super::{completion, status::current_state};
 use crate::{
     api::{CreditMigration, DecisionKind, MigrationDecision, MigrationDecisionSpec, Phase, Step, Task},
     plugin::{
         Error,
         connection::Connection,
-        output::{Answer, Format, duration, seconds},
+        output::{Format, Output, duration, seconds},
     },
     shared::command::plugin,
 };
@@ -81,7 +81,7 @@ pub(crate) struct Rollback {
 }
 
 /// Creates a decision.
-pub(crate) async fn decide(connection: &Connection, decision: DecisionKind, target: Target) -> Result<Answer, Error> {
+pub(crate) async fn decide(connection: &Connection, decision: DecisionKind, target: Target) -> Result<Output, Error> {
     let migration = connection.migration(&target.name).await?;
     let by = connection.whoami().await?;
     let wanted = decision_on(&migration, decision, &by, target.reason)?;
@@ -90,7 +90,8 @@ pub(crate) async fn decide(connection: &Connection, decision: DecisionKind, targ
         spec: wanted,
     };
     let api: Api<MigrationDecision> = connection.api();
-    let mut made = api.create(&PostParams::default(), &object).await.map_err(|error| may_not(error, &by, decision))?;
+    let mut made =
+        api.create(&PostParams::default(), &object).await.map_err(|error| explain_refusal(error, &by, decision))?;
     // As kubectl shows an object.
     made.metadata.managed_fields = None;
     // Not where the migration stood: that reads as if the word did not count.
@@ -98,22 +99,22 @@ pub(crate) async fn decide(connection: &Connection, decision: DecisionKind, targ
         let next = plugin(&connection.namespace, format!("status {}", target.name));
         format!("migrationdecision/{} created: {decision:?} by {by}; to see what it does: {next}", made.name_any())
     };
-    Ok(Answer::fine(target.output.write(&made, text)?))
+    Ok(Output::success(target.output.write(&made, text)?))
 }
 
 /// Creates a `Revert`, or says what one would undo.
-pub(crate) async fn rollback(connection: &Connection, args: Rollback) -> Result<Answer, Error> {
+pub(crate) async fn rollback(connection: &Connection, args: Rollback) -> Result<Output, Error> {
     if args.confirm {
         return decide(connection, DecisionKind::Revert, args.target).await;
     }
     let migration = connection.migration(&args.target.name).await?;
-    fits(&migration, DecisionKind::Revert, "")?;
+    check_applicable(&migration, DecisionKind::Revert, "")?;
     let preview = preview(&migration);
-    Ok(Answer::fine(args.target.output.write(&preview, || preview_text(&migration, &preview))?))
+    Ok(Output::success(args.target.output.write(&preview, || preview_text(&migration, &preview))?))
 }
 
 /// A refusal for want of a right, with who gives it.
-fn may_not(error: kube::Error, by: &str, decision: DecisionKind) -> Error {
+fn explain_refusal(error: kube::Error, by: &str, decision: DecisionKind) -> Error {
     match error {
         kube::Error::Api(status) if status.code == 403 && status.message.contains(" cannot ") => {
             let role = match decision {
@@ -136,7 +137,7 @@ fn decision_on(
     by: &str,
     reason: Option<String>,
 ) -> Result<MigrationDecisionSpec, Error> {
-    fits(m, decision, by)?;
+    check_applicable(m, decision, by)?;
     let digest = m.status.as_ref().and_then(|s| s.plan.as_ref()).and_then(|p| p.digest.clone());
     Ok(MigrationDecisionSpec {
         migration: m.name_any(),
@@ -152,14 +153,14 @@ fn decision_on(
 /// Whether the decision would do something now.
 ///
 /// # Errors
-/// `Unfit` with why not, where the migration stands, and the verb that fits.
-fn fits(m: &CreditMigration, decision: DecisionKind, by: &str) -> Result<(), Error> {
+/// `InvalidState` with why not, where the migration stands, and the verb that fits.
+fn check_applicable(m: &CreditMigration, decision: DecisionKind, by: &str) -> Result<(), Error> {
     let status = m.status.as_ref();
     let phase = status.and_then(|s| s.phase);
     let has_digest = status.and_then(|s| s.plan.as_ref()).is_some_and(|p| p.digest.is_some());
     let author = m.spec.requested_by == by;
     let (namespace, name) = (m.namespace().unwrap_or_default(), m.name_any());
-    let refuse = |why: &str| Err(Error::Unfit(format!("{why}; {}", standing(m))));
+    let refuse = |why: &str| Err(Error::InvalidState(format!("{why}; {}", current_state(m))));
     match decision {
         DecisionKind::Execute | DecisionKind::Reject if phase != Some(Phase::AwaitingApproval) => {
             refuse("there is nothing to approve or reject now")
@@ -290,7 +291,7 @@ fn preview_text(m: &CreditMigration, preview: &Preview) -> String {
     let Preview { done: _, undone, writes_since_cut_over, window, next } = preview;
     format!(
         "{}\nwould undo\n  {}\nat stake\n  {writes_since_cut_over}\nwindow\n  {window}\nnothing was done; next: {next}",
-        standing(m),
+        current_state(m),
         undone.join("\n  ")
     )
 }
@@ -366,7 +367,7 @@ mod tests {
         assert!(error.to_string().contains(why), "{error}");
         let printed = error.to_string().matches("kubectl ").count();
         assert_eq!(sound(&error.to_string(), "shop"), printed);
-        assert_eq!(error.exit(), crate::plugin::Exit::Unfit);
+        assert_eq!(error.exit(), crate::plugin::Exit::InvalidState);
     }
 
     #[test]
@@ -391,12 +392,13 @@ mod tests {
         let status = |code, message: &str| {
             kube::Error::Api(Box::new(kube::core::Status::failure(message, "Forbidden").with_code(code)))
         };
-        let refusal = may_not(status(403, "User \"dave\" cannot create resource"), "dave", DecisionKind::Execute);
+        let refusal =
+            explain_refusal(status(403, "User \"dave\" cannot create resource"), "dave", DecisionKind::Execute);
         assert!(
             refusal.to_string().ends_with("dave to ClusterRole credit-migration-approver in this namespace"),
             "{refusal}"
         );
-        let other = may_not(status(403, "admission policy denied the request"), "dave", DecisionKind::Execute);
+        let other = explain_refusal(status(403, "admission policy denied the request"), "dave", DecisionKind::Execute);
         assert!(!other.to_string().contains("ClusterRole"), "{other}");
     }
 

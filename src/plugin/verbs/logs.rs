@@ -13,7 +13,7 @@ use kube::{
 use super::completion;
 use crate::{
     api::{CHECK_LABEL, MIGRATION_LABEL, TASK_LABEL, Task, UID_LABEL},
-    plugin::{Error, connection::Connection, output::Answer},
+    plugin::{Error, connection::Connection, output::Output},
 };
 
 pub(crate) const EXAMPLES: &str = "\
@@ -79,7 +79,7 @@ impl FromStr for TaskName {
 }
 
 /// Prints them.
-pub(crate) async fn run(connection: &Connection, args: &Args) -> Result<Answer, Error> {
+pub(crate) async fn run(connection: &Connection, args: &Args) -> Result<Output, Error> {
     let uid = connection.migration(&args.name).await?.uid().unwrap_or_default();
     let task = args.task.map(|t| format!(",{TASK_LABEL}={}", t.0.slug())).unwrap_or_default();
     // Pods of a `job` check are the team's own.
@@ -87,7 +87,7 @@ pub(crate) async fn run(connection: &Connection, args: &Args) -> Result<Answer, 
     let api: Api<Pod> = connection.api();
     let pods = newest_run(api.list(&ListParams::default().labels(&labels)).await?.items);
     if pods.is_empty() {
-        return Err(Error::Absent(format!(
+        return Err(Error::NotFound(format!(
             "no pod of {}{}; next: kubectl -n {} get cmrun,jobs -l {MIGRATION_LABEL}={0}",
             args.name,
             args.task.map(|t| format!(" for task {}", t.0.slug())).unwrap_or_default(),
@@ -105,11 +105,11 @@ pub(crate) async fn run(connection: &Connection, args: &Args) -> Result<Answer, 
         while let Some(line) = lines.try_next().await.map_err(|e| Error::Output(e.to_string()))? {
             if writeln!(std::io::stdout(), "{line}").is_err() {
                 // Whoever read has ended.
-                return Ok(Answer::fine(""));
+                return Ok(Output::success(""));
             }
         }
     }
-    Ok(Answer::fine(""))
+    Ok(Output::success(""))
 }
 
 /// Pods of the run that was made last, oldest first.

@@ -19,7 +19,7 @@ use kube::{
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{completion, status::standing};
+use super::{completion, status::current_state};
 use crate::{
     api::{CreditMigration, CreditMigrationSpec, Gap, Phase, Time},
     controller::{self, policy_problem},
@@ -30,9 +30,9 @@ use crate::{
             documents::{Document, read_files},
             needs::needs,
             procedure::{Planned, procedure},
-            world::{Look, World, look, overlay},
+            world::{ClusterObjects, Lookup, check_objects, overlay},
         },
-        output::{Answer, Finding, Format, State, exit_of, finding, findings_table, table},
+        output::{CheckedItem, Format, Output, State, exit_of, item, items_table, table},
     },
     telemetry,
 };
@@ -71,17 +71,17 @@ struct PlanView {
     name: String,
     namespace: String,
     /// Where it stands, for one that is there.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    standing: Option<String>,
+    #[serde(rename = "standing", skip_serializing_if = "Option::is_none")]
+    current_state: Option<String>,
     steps: Vec<Planned>,
     /// What was looked at.
-    found: Vec<Finding>,
+    found: Vec<CheckedItem>,
     /// What the spec leaves out.
-    not_covered: Vec<Finding>,
+    not_covered: Vec<CheckedItem>,
 }
 
 /// Plans it.
-pub(crate) async fn run(mut connection: Connection, namespace: Option<&str>, args: &Args) -> Result<Answer, Error> {
+pub(crate) async fn run(mut connection: Connection, namespace: Option<&str>, args: &Args) -> Result<Output, Error> {
     let mut found = vec![];
     let (migration, documents) = match &args.name {
         Some(name) => (connection.migration(name).await?, vec![]),
@@ -107,20 +107,20 @@ pub(crate) async fn run(mut connection: Connection, namespace: Option<&str>, arg
         found.extend(installed(&connection).await);
     }
     if before_the_window(&migration) {
-        let mut world = fetch(&connection, &migration.spec).await?;
-        overlay(&mut world, &documents, &connection.namespace);
-        found.extend(look(&migration.spec, &world));
+        let mut objects = fetch(&connection, &migration.spec).await?;
+        overlay(&mut objects, &documents, &connection.namespace);
+        found.extend(check_objects(&migration.spec, &objects));
         found.extend(start(&migration.spec, telemetry::now()));
     }
     let view = PlanView {
         name: migration.name_any(),
         namespace: connection.namespace.clone(),
-        standing: migration.status.is_some().then(|| standing(&migration)),
-        steps: stands(procedure(&migration.spec, telemetry::now()), &migration),
+        current_state: migration.status.is_some().then(|| current_state(&migration)),
+        steps: with_states(procedure(&migration.spec, telemetry::now()), &migration),
         not_covered: gaps(&migration.spec),
         found,
     };
-    Ok(Answer { text: args.output.write(&view, || screen(&view))?, exit: exit_of(&view.found) })
+    Ok(Output { text: args.output.write(&view, || screen(&view))?, exit: exit_of(&view.found) })
 }
 
 /// Later flag and schema are those of the new version, and what a beginning needs is no longer needed.
@@ -146,7 +146,7 @@ fn the_migration(documents: &[Document]) -> Result<&Document, Error> {
 async fn dry_run(
     connection: &Connection,
     wanted: &Document,
-    found: &mut Vec<Finding>,
+    found: &mut Vec<CheckedItem>,
 ) -> Result<CreditMigration, Error> {
     let local = || {
         serde_json::from_value::<CreditMigration>(wanted.value.clone()).map_err(|e| {
@@ -159,20 +159,20 @@ async fn dry_run(
     let what = "the API server takes it";
     match try_to_write(connection, name, &wanted.value).await {
         Ok(made) => {
-            found.push(finding(what, State::Ok, "schema, rules and admission: a dry run was accepted"));
+            found.push(item(what, State::Ok, "schema, rules and admission: a dry run was accepted"));
             Ok(made)
         }
         // The kind is not served: that is told already.
         Err(kube::Error::Api(status)) if status.code == 404 && status.message.contains("page not found") => {
-            found.push(finding(what, State::NotLooked, "its kind is not served"));
+            found.push(item(what, State::NotChecked, "its kind is not served"));
             local()
         }
         Err(kube::Error::Api(status)) if is_without_right(status.code, &status.message) => {
-            found.push(finding(what, State::NotLooked, status.message.clone()));
+            found.push(item(what, State::NotChecked, status.message.clone()));
             local()
         }
         Err(kube::Error::Api(status)) => {
-            found.push(finding(what, State::Wrong, status.message.clone()));
+            found.push(item(what, State::Wrong, status.message.clone()));
             local()
         }
         Err(other) => Err(other.into()),
@@ -220,92 +220,92 @@ fn is_without_right(code: u16, message: &str) -> bool {
 }
 
 /// Whether the operator's kinds are served and its policies are there.
-async fn installed(connection: &Connection) -> Vec<Finding> {
+async fn installed(connection: &Connection) -> Vec<CheckedItem> {
     let client = &connection.client;
     let mut found = vec![];
     let what = "the operator's kinds";
     let next = "helm install credit-migration-operator";
     let listed = connection.api::<CreditMigration>().list(&ListParams::default().limit(1)).await;
-    let crd: Look<CustomResourceDefinition> = look_at(
+    let crd: Lookup<CustomResourceDefinition> = get(
         Api::<CustomResourceDefinition>::all(client.clone()).get_opt("creditmigrations.creditmigration.io"),
         "customresourcedefinitions",
     )
     .await;
     found.push(match (listed, crd) {
-        (Ok(_), _) => finding(what, State::Ok, "creditmigration.io/v1alpha1 is served"),
+        (Ok(_), _) => item(what, State::Ok, "creditmigration.io/v1alpha1 is served"),
         (Err(kube::Error::Api(s)), _) if s.code == 404 => {
-            finding(what, State::Missing, format!("creditmigration.io/v1alpha1 is not served; next: {next}"))
+            item(what, State::Missing, format!("creditmigration.io/v1alpha1 is not served; next: {next}"))
         }
-        (_, Look::Found(_)) => finding(what, State::Ok, "creditmigration.io/v1alpha1 is there"),
-        (Err(e), _) => finding(what, State::NotLooked, Error::from(e).to_string()),
+        (_, Lookup::Found(_)) => item(what, State::Ok, "creditmigration.io/v1alpha1 is there"),
+        (Err(e), _) => item(what, State::NotChecked, Error::from(e).to_string()),
     });
     let what = "admission policies";
     found.push(match policy_problem(client).await {
-        Ok(None) => finding(what, State::Ok, "names of authors and of those who decide are proven"),
+        Ok(None) => item(what, State::Ok, "names of authors and of those who decide are proven"),
         Ok(Some(problem)) => {
             let next = "helm upgrade the operator with admissionPolicies.install=true";
-            finding(what, State::Wrong, format!("{problem}; next: {next}"))
+            item(what, State::Wrong, format!("{problem}; next: {next}"))
         }
-        Err(controller::Error::Kube(error)) => finding(what, State::NotLooked, Error::from(error).to_string()),
-        Err(error) => finding(what, State::NotLooked, error.to_string()),
+        Err(controller::Error::Kube(error)) => item(what, State::NotChecked, Error::from(error).to_string()),
+        Err(error) => item(what, State::NotChecked, error.to_string()),
     });
     let name = &connection.namespace;
     let what = format!("namespace/{name}");
-    found.push(match look_at(Api::<Namespace>::all(client.clone()).get_opt(name), "namespaces").await {
-        Look::Missing => finding(&what, State::Missing, format!("next: kubectl create namespace {name}")),
-        Look::Unseen(why) => finding(&what, State::NotLooked, why),
-        Look::Found(_) | Look::InFile(_) => finding(&what, State::Ok, "there"),
+    found.push(match get(Api::<Namespace>::all(client.clone()).get_opt(name), "namespaces").await {
+        Lookup::Missing => item(&what, State::Missing, format!("next: kubectl create namespace {name}")),
+        Lookup::Unknown(why) => item(&what, State::NotChecked, why),
+        Lookup::Found(_) | Lookup::InFile(_) => item(&what, State::Ok, "there"),
     });
     found
 }
 
-async fn look_at<T>(get: impl Future<Output = kube::Result<Option<T>>>, plural: &str) -> Look<T> {
+async fn get<T>(get: impl Future<Output = kube::Result<Option<T>>>, plural: &str) -> Lookup<T> {
     match get.await {
-        Ok(Some(x)) => Look::Found(x),
-        Ok(None) => Look::Missing,
-        Err(kube::Error::Api(status)) if status.code == 403 => Look::Unseen(format!("you may not get {plural}")),
-        Err(error) => Look::Unseen(Error::from(error).to_string()),
+        Ok(Some(x)) => Lookup::Found(x),
+        Ok(None) => Lookup::Missing,
+        Err(kube::Error::Api(status)) if status.code == 403 => Lookup::Unknown(format!("you may not get {plural}")),
+        Err(error) => Lookup::Unknown(Error::from(error).to_string()),
     }
 }
 
 /// Everything that the spec names, from the API server. Of a Secret the names of the keys are kept.
-async fn fetch(connection: &Connection, spec: &CreditMigrationSpec) -> Result<World, Error> {
+async fn fetch(connection: &Connection, spec: &CreditMigrationSpec) -> Result<ClusterObjects, Error> {
     let needs = needs(spec);
-    let mut world = World { namespace: connection.namespace.clone(), ..World::default() };
+    let mut objects = ClusterObjects { namespace: connection.namespace.clone(), ..ClusterObjects::default() };
     for name in needs.config_maps {
-        let seen = look_at(connection.api::<ConfigMap>().get_opt(&name), "configmaps").await;
-        world.config_maps.insert(name, seen);
+        let seen = get(connection.api::<ConfigMap>().get_opt(&name), "configmaps").await;
+        objects.config_maps.insert(name, seen);
     }
     for name in needs.deployments {
-        let seen = look_at(connection.api::<Deployment>().get_opt(&name), "deployments").await;
-        world.deployments.insert(name, seen);
+        let seen = get(connection.api::<Deployment>().get_opt(&name), "deployments").await;
+        objects.deployments.insert(name, seen);
     }
     for name in needs.secrets.into_keys() {
-        let seen = match look_at(connection.api::<Secret>().get_opt(&name), "secrets").await {
-            Look::Found(secret) | Look::InFile(secret) => Look::Found(
+        let seen = match get(connection.api::<Secret>().get_opt(&name), "secrets").await {
+            Lookup::Found(secret) | Lookup::InFile(secret) => Lookup::Found(
                 secret.data.into_iter().flatten().filter(|(_, v)| !v.0.is_empty()).map(|(k, _)| k).collect(),
             ),
-            Look::Missing => Look::Missing,
-            Look::Unseen(why) => Look::Unseen(why),
+            Lookup::Missing => Lookup::Missing,
+            Lookup::Unknown(why) => Lookup::Unknown(why),
         };
-        world.secrets.insert(name, seen);
+        objects.secrets.insert(name, seen);
     }
-    Ok(world)
+    Ok(objects)
 }
 
 /// A start that has passed would be at once.
-pub(crate) fn start(spec: &CreditMigrationSpec, now: Time) -> Option<Finding> {
+pub(crate) fn start(spec: &CreditMigrationSpec, now: Time) -> Option<CheckedItem> {
     let at = spec.schedule.start_at?;
     Some(if at < now {
         let text = format!("{at:.0} has passed: the window may open at once; next: set spec.schedule.startAt");
-        finding("start", State::Note, text)
+        item("start", State::Note, text)
     } else {
-        finding("start", State::Ok, format!("{at:.0}"))
+        item("start", State::Ok, format!("{at:.0}"))
     })
 }
 
 /// Each step's state beside what it does.
-fn stands(mut steps: Vec<Planned>, migration: &CreditMigration) -> Vec<Planned> {
+fn with_states(mut steps: Vec<Planned>, migration: &CreditMigration) -> Vec<Planned> {
     for planned in &mut steps {
         let of = migration.status.iter().flat_map(|s| &s.steps).find(|s| s.name == planned.step);
         planned.state = of.map(|s| format!("{:?}", s.state));
@@ -314,9 +314,9 @@ fn stands(mut steps: Vec<Planned>, migration: &CreditMigration) -> Vec<Planned> 
 }
 
 fn screen(view: &PlanView) -> String {
-    let PlanView { name, namespace, standing, steps, found, not_covered } = view;
-    let mut text = match standing {
-        Some(standing) => format!("{namespace}/{standing}"),
+    let PlanView { name, namespace, current_state, steps, found, not_covered } = view;
+    let mut text = match current_state {
+        Some(current_state) => format!("{namespace}/{current_state}"),
         None => format!("{namespace}/{name}: not on the server, nothing was changed"),
     };
     let begun = steps.iter().any(|s| s.state.is_some());
@@ -330,15 +330,15 @@ fn screen(view: &PlanView) -> String {
         row
     });
     // Writing to a String cannot fail.
-    let _ = write!(text, "\n\n{}\n\n{}", table(header, rows), findings_table(found));
+    let _ = write!(text, "\n\n{}\n\n{}", table(header, rows), items_table(found));
     for gap in not_covered {
         let _ = write!(text, "\nnot covered: {}; {}", gap.what, gap.message);
     }
-    let bad = found.iter().filter(|f| f.state.bad()).count();
-    let unseen = found.iter().filter(|f| f.state == State::NotLooked).count();
+    let bad = found.iter().filter(|f| f.state.is_problem()).count();
+    let unknown = found.iter().filter(|f| f.state == State::NotChecked).count();
     let _ = write!(
         text,
-        "\n\n{bad} missing or wrong, {unseen} not looked at, {} not covered, of {} looked at",
+        "\n\n{bad} missing or wrong, {unknown} not checked, {} not covered, of {} looked at",
         not_covered.len(),
         found.len()
     );
@@ -346,9 +346,9 @@ fn screen(view: &PlanView) -> String {
 }
 
 /// Lines of the checklist that are not configured.
-fn gaps(spec: &CreditMigrationSpec) -> Vec<Finding> {
-    let finding = |gap: Gap| finding(gap.what, State::NotCovered, format!("next: {}", gap.next));
-    spec.not_covered().into_iter().map(finding).collect()
+fn gaps(spec: &CreditMigrationSpec) -> Vec<CheckedItem> {
+    let item = |gap: Gap| item(gap.what, State::NotCovered, format!("next: {}", gap.next));
+    spec.not_covered().into_iter().map(item).collect()
 }
 
 #[cfg(test)]
@@ -359,11 +359,11 @@ mod tests {
         plugin::{Exit, verbs::status::tests::time},
     };
 
-    fn view(found: Vec<Finding>) -> PlanView {
+    fn view(found: Vec<CheckedItem>) -> PlanView {
         PlanView {
             name: "m".into(),
             namespace: "shop".into(),
-            standing: None,
+            current_state: None,
             steps: procedure(&spec(), Time::UNIX_EPOCH),
             found,
             not_covered: gaps(&spec()),
@@ -372,24 +372,23 @@ mod tests {
 
     #[test]
     fn the_screen_holds_steps_findings_and_gaps() {
-        let view =
-            view(vec![finding("flag", State::Wrong, "is v2"), finding("secret/db", State::NotLooked, "you may not")]);
+        let view = view(vec![item("flag", State::Wrong, "is v2"), item("secret/db", State::NotChecked, "you may not")]);
         let text = screen(&view);
         for part in [
             "shop/m: not on the server",
             "9   Approve",
             "wrong          flag       is v2",
             "not covered: tag and branch of the code; next: set spec.code",
-            "1 missing or wrong, 1 not looked at,",
+            "1 missing or wrong, 1 not checked,",
         ] {
             assert!(text.contains(part), "{part}:\n{text}");
         }
-        assert_eq!(exit_of(&view.found), Exit::NotAsItShouldBe);
+        assert_eq!(exit_of(&view.found), Exit::ProblemsFound);
     }
 
     #[test]
     fn what_is_not_covered_is_no_error() {
-        assert_eq!(exit_of(&view(vec![finding("a", State::Ok, "")]).found), Exit::Fine);
+        assert_eq!(exit_of(&view(vec![item("a", State::Ok, "")]).found), Exit::Success);
     }
 
     #[test]
@@ -400,10 +399,10 @@ mod tests {
             document("kind: ConfigMap\nmetadata: {name: b, namespace: other}\ndata: {k: v}"),
             document("kind: Secret\nmetadata: {name: s}\nstringData: {k: v}\ndata: {l: dg==}"),
         ];
-        let mut world = World::default();
-        overlay(&mut world, &all, "shop");
-        assert_eq!(world.config_maps.keys().collect::<Vec<_>>(), ["a"]);
-        let Some(Look::InFile(keys)) = world.secrets.get("s") else { panic!("{world:?}") };
+        let mut objects = ClusterObjects::default();
+        overlay(&mut objects, &all, "shop");
+        assert_eq!(objects.config_maps.keys().collect::<Vec<_>>(), ["a"]);
+        let Some(Lookup::InFile(keys)) = objects.secrets.get("s") else { panic!("{objects:?}") };
         assert_eq!(keys.iter().collect::<Vec<_>>(), ["k", "l"]);
     }
 

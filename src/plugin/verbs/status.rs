@@ -12,7 +12,7 @@ use crate::{
     plugin::{
         Error, Exit,
         connection::Connection,
-        output::{Answer, Format, next_of, seconds, table},
+        output::{Format, Output, next_of, seconds, table},
     },
     telemetry,
 };
@@ -37,7 +37,7 @@ pub(crate) struct Args {
 }
 
 /// Shows it.
-pub(crate) async fn run(connection: &Connection, args: &Args) -> Result<Answer, Error> {
+pub(crate) async fn run(connection: &Connection, args: &Args) -> Result<Output, Error> {
     let now = telemetry::now();
     let (text, views) = if let Some(name) = &args.name {
         let view = View::of(&connection.migration(name).await?, now);
@@ -50,7 +50,7 @@ pub(crate) async fn run(connection: &Connection, args: &Args) -> Result<Answer, 
         (text, views)
     };
     let failed = views.iter().any(View::failed);
-    Ok(Answer { text, exit: if failed { Exit::NotAsItShouldBe } else { Exit::Fine } })
+    Ok(Output { text, exit: if failed { Exit::ProblemsFound } else { Exit::Success } })
 }
 
 /// Where a migration stands.
@@ -333,7 +333,7 @@ impl View {
 }
 
 /// Where the migration stands, in one line.
-pub(crate) fn standing(m: &CreditMigration) -> String {
+pub(crate) fn current_state(m: &CreditMigration) -> String {
     let status = m.status.clone().unwrap_or_default();
     let phase = status.phase.map_or_else(|| "not begun".into(), |p| format!("{p:?}"));
     let writes = status.writes.map_or_else(String::new, |w| format!(", writes {w:?}"));

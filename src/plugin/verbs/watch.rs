@@ -18,7 +18,7 @@ use crate::{
     plugin::{
         Error, Exit,
         connection::Connection,
-        output::{Answer, one_line},
+        output::{Output, one_line},
     },
     shared::time::to_signed,
     telemetry,
@@ -84,7 +84,7 @@ impl Until {
 }
 
 /// Watches it.
-pub(crate) async fn run(connection: &Connection, args: &Args) -> Result<Answer, Error> {
+pub(crate) async fn run(connection: &Connection, args: &Args) -> Result<Output, Error> {
     // A name that is not there would be watched for ever.
     connection.migration(&args.name).await?;
     let follow = follow(connection, args);
@@ -92,12 +92,12 @@ pub(crate) async fn run(connection: &Connection, args: &Args) -> Result<Answer, 
         None => follow.await,
         Some(timeout) => match tokio::time::timeout(to_signed(timeout).unsigned_abs(), follow).await {
             Ok(answer) => answer,
-            Err(_) => Ok(Answer { text: format!("{timeout} are over"), exit: Exit::TimedOut }),
+            Err(_) => Ok(Output { text: format!("{timeout} are over"), exit: Exit::TimedOut }),
         },
     }
 }
 
-async fn follow(connection: &Connection, args: &Args) -> Result<Answer, Error> {
+async fn follow(connection: &Connection, args: &Args) -> Result<Output, Error> {
     let config = watcher::Config::default().fields(&format!("metadata.name={}", args.name));
     let mut events = pin!(watcher(connection.api::<CreditMigration>(), config));
     let terminal = std::io::stdout().is_terminal();
@@ -105,8 +105,8 @@ async fn follow(connection: &Connection, args: &Args) -> Result<Answer, Error> {
     loop {
         let event = match events.try_next().await {
             Ok(Some(event)) => event,
-            Ok(None) => return Err(Error::Absent("the API server ended the watch".into())),
-            Err(error) if gone_for_good(&error) => return Err(Error::Content(error.to_string())),
+            Ok(None) => return Err(Error::NotFound("the API server ended the watch".into())),
+            Err(error) if is_permanent(&error) => return Err(Error::Content(error.to_string())),
             // The API server may be away for a while; the watcher lists again.
             Err(error) => {
                 eprintln!("{error}; trying again");
@@ -122,7 +122,7 @@ async fn follow(connection: &Connection, args: &Args) -> Result<Answer, Error> {
             }
             Event::InitDone if seen => continue,
             Event::Delete(_) | Event::InitDone => {
-                return Ok(Answer { text: format!("{} was deleted", args.name), exit: Exit::NotAsItShouldBe });
+                return Ok(Output { text: format!("{} was deleted", args.name), exit: Exit::ProblemsFound });
             }
         };
         seen = true;
@@ -137,17 +137,17 @@ async fn follow(connection: &Connection, args: &Args) -> Result<Answer, Error> {
         let mut out = std::io::stdout();
         if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
             // Whoever read has ended.
-            return Ok(Answer::fine(""));
+            return Ok(Output::success(""));
         }
         if let Some(exit) = end(view.phase, args.until.map(Until::phase)) {
-            return Ok(Answer { text: String::new(), exit });
+            return Ok(Output { text: String::new(), exit });
         }
         last = Some(view);
     }
 }
 
 /// Refused for good: trying again cannot help.
-fn gone_for_good(error: &watcher::Error) -> bool {
+fn is_permanent(error: &watcher::Error) -> bool {
     let refused = |e: &kube::Error| matches!(e, kube::Error::Api(status) if [401, 403, 404].contains(&status.code));
     match error {
         watcher::Error::InitialListFailed(e) | watcher::Error::WatchStartFailed(e) => refused(e),
@@ -159,12 +159,12 @@ fn gone_for_good(error: &watcher::Error) -> bool {
 fn end(phase: Option<Phase>, until: Option<Phase>) -> Option<Exit> {
     let phase = phase?;
     if Some(phase) == until {
-        return Some(Exit::Fine);
+        return Some(Exit::Success);
     }
     match phase {
-        Phase::Completed if until.is_none() => Some(Exit::Fine),
+        Phase::Completed if until.is_none() => Some(Exit::Success),
         Phase::Completed | Phase::RolledBack | Phase::Cancelled | Phase::Failed | Phase::RollbackFailed => {
-            Some(Exit::NotAsItShouldBe)
+            Some(Exit::ProblemsFound)
         }
         Phase::Preparing
         | Phase::AwaitingApproval
@@ -231,12 +231,12 @@ mod tests {
     };
 
     #[rstest::rstest]
-    #[case(Phase::Completed, None, Some(Exit::Fine))]
-    #[case(Phase::Completed, Some(Phase::Monitoring), Some(Exit::NotAsItShouldBe))]
-    #[case(Phase::RolledBack, None, Some(Exit::NotAsItShouldBe))]
-    #[case(Phase::RolledBack, Some(Phase::RolledBack), Some(Exit::Fine))]
-    #[case(Phase::RollbackFailed, None, Some(Exit::NotAsItShouldBe))]
-    #[case(Phase::Monitoring, Some(Phase::Monitoring), Some(Exit::Fine))]
+    #[case(Phase::Completed, None, Some(Exit::Success))]
+    #[case(Phase::Completed, Some(Phase::Monitoring), Some(Exit::ProblemsFound))]
+    #[case(Phase::RolledBack, None, Some(Exit::ProblemsFound))]
+    #[case(Phase::RolledBack, Some(Phase::RolledBack), Some(Exit::Success))]
+    #[case(Phase::RollbackFailed, None, Some(Exit::ProblemsFound))]
+    #[case(Phase::Monitoring, Some(Phase::Monitoring), Some(Exit::Success))]
     #[case(Phase::Monitoring, None, None)]
     fn ends(#[case] phase: Phase, #[case] until: Option<Phase>, #[case] exit: Option<Exit>) {
         assert_eq!(end(Some(phase), until), exit);

@@ -17,9 +17,9 @@ use crate::{
         Error, Exit,
         inspect::{
             documents::{self, Document},
-            world::{World, look, overlay},
+            world::{ClusterObjects, check_objects, overlay},
         },
-        output::{Answer, Format, State},
+        output::{Format, Output, State},
     },
     telemetry,
 };
@@ -93,7 +93,7 @@ impl Problem {
 
 /// What was found in some files.
 #[derive(Serialize, Debug, PartialEq)]
-struct Report {
+struct LintReport {
     /// Objects of our kinds.
     objects: Vec<String>,
     /// Problems, in the order of the files.
@@ -101,7 +101,7 @@ struct Report {
 }
 
 /// Looks at the files.
-pub(crate) fn run(args: &Args) -> Result<Answer, Error> {
+pub(crate) fn run(args: &Args) -> Result<Output, Error> {
     let texts: Vec<(String, String)> =
         args.filename.iter().map(|f| Ok((f.clone(), documents::read(f)?))).collect::<Result<_, Error>>()?;
     let report = lint(&texts, telemetry::now())?;
@@ -112,16 +112,16 @@ pub(crate) fn run(args: &Args) -> Result<Answer, Error> {
         lines.push(format!("{} objects, {errors} errors, {warnings} warnings", report.objects.len()));
         lines.join("\n")
     })?;
-    Ok(Answer { text, exit: if errors > 0 { Exit::NotAsItShouldBe } else { Exit::Fine } })
+    Ok(Output { text, exit: if errors > 0 { Exit::ProblemsFound } else { Exit::Success } })
 }
 
 /// Looks at texts, each with the name of its file.
 ///
 /// # Errors
 /// `Output` if the schemas of our own kinds cannot be made.
-fn lint(texts: &[(String, String)], now: Time) -> Result<Report, Error> {
+fn lint(texts: &[(String, String)], now: Time) -> Result<LintReport, Error> {
     let crds = crds().map_err(|e| Error::Output(e.to_string()))?;
-    let mut report = Report { objects: vec![], problems: vec![] };
+    let mut report = LintReport { objects: vec![], problems: vec![] };
     let mut documents = vec![];
     for (file, text) in texts {
         match Document::parse(file, text) {
@@ -311,17 +311,18 @@ fn booleans(d: &Document, text: &str, found: &mut Vec<Problem>) {
 /// Objects in the same files that the spec names.
 fn beside(d: &Document, spec: &CreditMigrationSpec, documents: &[Document], found: &mut Vec<Problem>) {
     let namespace = d.value.pointer("/metadata/namespace").and_then(Value::as_str);
-    let mut world = World { namespace: namespace.unwrap_or_default().to_owned(), ..World::default() };
+    let mut objects =
+        ClusterObjects { namespace: namespace.unwrap_or_default().to_owned(), ..ClusterObjects::default() };
     // Without a namespace of its own any other is a guess: then all in the files are of one.
     match namespace {
-        Some(namespace) => overlay(&mut world, documents, namespace),
+        Some(namespace) => overlay(&mut objects, documents, namespace),
         None => documents.iter().for_each(|d| {
             let own = d.value.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or_default();
-            overlay(&mut world, std::slice::from_ref(d), own);
+            overlay(&mut objects, std::slice::from_ref(d), own);
         }),
     }
-    for f in look(spec, &world) {
-        if f.state.bad() {
+    for f in check_objects(spec, &objects) {
+        if f.state.is_problem() {
             found.push(Problem::error("", format!("{}: {}", f.what, f.message)));
         } else if f.state == State::Note {
             found.push(Problem::warning("", format!("{}: {}", f.what, f.message)));

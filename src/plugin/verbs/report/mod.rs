@@ -10,7 +10,7 @@ use serde::Serialize;
 use self::checklist::{Section, checklist};
 use super::{
     completion,
-    status::standing,
+    status::current_state,
     verify::{Record, fetch, verify},
 };
 use crate::{
@@ -18,7 +18,7 @@ use crate::{
     plugin::{
         Error,
         connection::Connection,
-        output::{Answer, Finding, Format, State, one_line, seconds},
+        output::{CheckedItem, Format, Output, State, one_line, seconds},
     },
 };
 
@@ -43,25 +43,26 @@ pub(crate) struct Args {
 /// The record.
 #[derive(Serialize, Debug)]
 #[serde(rename_all = "camelCase")]
-struct Report {
+struct MigrationReport {
     name: String,
     namespace: String,
-    standing: String,
+    #[serde(rename = "standing")]
+    current_state: String,
     author: String,
     digest: Option<String>,
     /// The checklist, section by section.
     checklist: Vec<Section>,
-    decisions: Vec<Word>,
+    decisions: Vec<DecisionRecord>,
     windows: Vec<Window>,
     notices: Vec<NoticeLine>,
     /// Objects in the bucket.
     objects: Vec<Object>,
     /// What `verify` says.
-    evidence: Vec<Finding>,
+    evidence: Vec<CheckedItem>,
 }
 
 #[derive(Serialize, Debug)]
-struct Word {
+struct DecisionRecord {
     at: Option<Time>,
     decision: String,
     by: String,
@@ -99,25 +100,25 @@ struct Object {
 }
 
 /// Writes it.
-pub(crate) async fn run(connection: &Connection, args: &Args) -> Result<Answer, Error> {
+pub(crate) async fn run(connection: &Connection, args: &Args) -> Result<Output, Error> {
     let report = of(&fetch(connection, &args.name).await?);
-    Ok(Answer::fine(args.output.write(&report, || markdown(&report))?))
+    Ok(Output::success(args.output.write(&report, || markdown(&report))?))
 }
 
-fn of(record: &Record) -> Report {
+fn of(record: &Record) -> MigrationReport {
     let m = &record.migration;
     let status = m.status.clone().unwrap_or_default();
-    Report {
+    MigrationReport {
         name: m.name_any(),
         namespace: m.namespace().unwrap_or_default(),
-        standing: standing(m),
+        current_state: current_state(m),
         author: m.spec.requested_by.clone(),
         digest: status.plan.as_ref().and_then(|p| p.digest.clone()),
         checklist: checklist(record, &status),
         decisions: record
             .decisions
             .iter()
-            .map(|d| Word {
+            .map(|d| DecisionRecord {
                 at: d.metadata.creation_timestamp.as_ref().map(|t| t.0),
                 decision: format!("{:?}", d.spec.decision),
                 by: d.spec.by.clone(),
@@ -195,12 +196,23 @@ fn objects(status: &CreditMigrationStatus) -> Vec<Object> {
 }
 
 /// Writing to a String cannot fail.
-fn markdown(report: &Report) -> String {
-    let Report { name, namespace, standing, author, digest, checklist, decisions, windows, notices, objects, evidence } =
-        report;
+fn markdown(report: &MigrationReport) -> String {
+    let MigrationReport {
+        name,
+        namespace,
+        current_state,
+        author,
+        digest,
+        checklist,
+        decisions,
+        windows,
+        notices,
+        objects,
+        evidence,
+    } = report;
     let mut text = format!(
         "# Credit migration {name}\n\n- Namespace: {namespace}\n- Stands: {}\n- Author: {author}\n- Plan: {}\n",
-        one_line(standing.clone()),
+        one_line(current_state.clone()),
         digest.as_deref().unwrap_or("none yet")
     );
     for section in checklist {
@@ -256,9 +268,9 @@ fn markdown(report: &Report) -> String {
         &mut text,
         "Evidence",
         &["State", "What", "Message"],
-        evidence.iter().map(|f| vec![f.state.word().to_owned(), f.what.clone(), f.message.clone()]),
+        evidence.iter().map(|f| vec![f.state.as_str().to_owned(), f.what.clone(), f.message.clone()]),
     );
-    let bad = evidence.iter().filter(|f| f.state.bad()).count();
+    let bad = evidence.iter().filter(|f| f.state.is_problem()).count();
     let ok = evidence.iter().filter(|f| f.state == State::Ok).count();
     let _ = write!(text, "\n{ok} ok, {bad} missing or wrong, of {}", evidence.len());
     text

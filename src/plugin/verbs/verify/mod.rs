@@ -19,7 +19,7 @@ use crate::{
     plugin::{
         Error,
         connection::Connection,
-        output::{Answer, Finding, Format, State, exit_of, finding, findings_table, seconds},
+        output::{CheckedItem, Format, Output, State, exit_of, item, items_table, seconds},
     },
     shared::{command::plugin, time::to_signed},
     telemetry,
@@ -61,15 +61,15 @@ pub(crate) struct Record {
 #[derive(Serialize)]
 struct Verified<'a> {
     name: &'a str,
-    evidence: &'a [Finding],
+    evidence: &'a [CheckedItem],
 }
 
 /// Verifies it.
-pub(crate) async fn run(connection: &Connection, args: &Args) -> Result<Answer, Error> {
+pub(crate) async fn run(connection: &Connection, args: &Args) -> Result<Output, Error> {
     let record = fetch(connection, &args.name).await?;
     let evidence = verify(&record);
-    let text = args.output.write(&Verified { name: &args.name, evidence: &evidence }, || findings_table(&evidence))?;
-    Ok(Answer { text, exit: exit_of(&evidence) })
+    let text = args.output.write(&Verified { name: &args.name, evidence: &evidence }, || items_table(&evidence))?;
+    Ok(Output { text, exit: exit_of(&evidence) })
 }
 
 /// Reads everything that evidence is read from.
@@ -101,7 +101,7 @@ impl Record {
 
     /// People who approved a digest, the author aside.
     pub(crate) fn approvers(&self, digest: &str, after: Option<Time>) -> BTreeSet<String> {
-        self.words(DecisionKind::Execute, digest)
+        self.decisions_on(DecisionKind::Execute, digest)
             .filter(|d| is_after(d, after))
             .map(|d| d.spec.by.clone())
             .filter(|by| *by != self.migration.spec.requested_by)
@@ -112,21 +112,21 @@ impl Record {
     fn present(&self, digest: &str, after: Option<Time>, fresh: bool) -> BTreeSet<String> {
         let within = to_signed(self.migration.spec.schedule.presence.within);
         let since = fresh.then(|| self.at.checked_sub(within).unwrap_or(Time::MIN));
-        self.words(DecisionKind::Ready, digest)
+        self.decisions_on(DecisionKind::Ready, digest)
             .filter(|d| is_after(d, after) && is_after(d, since))
             .map(|d| d.spec.by.clone())
             .collect()
     }
 
-    fn words<'a>(&'a self, kind: DecisionKind, digest: &'a str) -> impl Iterator<Item = &'a MigrationDecision> {
+    fn decisions_on<'a>(&'a self, kind: DecisionKind, digest: &'a str) -> impl Iterator<Item = &'a MigrationDecision> {
         self.decisions.iter().filter(move |d| d.spec.decision == kind && d.spec.digest.as_deref() == Some(digest))
     }
 
     /// The last run of a task that has something to say of a window.
     pub(crate) fn window(&self, task: Task) -> Option<(&MigrationRun, &WindowProgress)> {
         let of_task = self.runs.iter().filter(|r| r.spec.task == task);
-        let told = of_task.filter_map(|r| Some((r, r.status.as_ref()?.window.as_ref()?)));
-        told.max_by_key(|(r, _)| r.spec.attempt)
+        let reported = of_task.filter_map(|r| Some((r, r.status.as_ref()?.window.as_ref()?)));
+        reported.max_by_key(|(r, _)| r.spec.attempt)
     }
 }
 
@@ -136,7 +136,7 @@ fn is_after(decision: &MigrationDecision, after: Option<Time>) -> bool {
 }
 
 /// The phases in which writes have been, or are, blocked: approvals were needed by then.
-fn window_begun(phase: Option<Phase>) -> bool {
+fn window_started(phase: Option<Phase>) -> bool {
     !matches!(phase, None | Some(Phase::Preparing | Phase::AwaitingApproval | Phase::Failed | Phase::Cancelled))
 }
 
@@ -146,35 +146,35 @@ fn cut_over(status: &CreditMigrationStatus) -> bool {
 }
 
 /// One line for each piece of evidence.
-pub(crate) fn verify(record: &Record) -> Vec<Finding> {
+pub(crate) fn verify(record: &Record) -> Vec<CheckedItem> {
     let status = record.status();
     let mut found = vec![];
     found.extend(configured(record, &status));
     found.extend(backup(&status));
     found.extend(plan(record, &status));
-    found.extend(people(record, &status));
+    found.extend(approvals_and_presence(record, &status));
     found.extend(window(record, &status));
-    found.extend(way_back(record, &status));
+    found.extend(rollback(record, &status));
     found.extend(reports(record, &status));
     found
 }
 
 /// Steps that a spec may leave out.
-fn configured(record: &Record, status: &CreditMigrationStatus) -> Vec<Finding> {
+fn configured(record: &Record, status: &CreditMigrationStatus) -> Vec<CheckedItem> {
     let what = "tag and branch of the code";
     let code = match (&record.migration.spec.code, &status.code_backup) {
-        (None, _) => finding(what, State::NotCovered, "spec.code is not set"),
-        (Some(_), None) => finding(what, due(window_begun(status.phase)), "no evidence in status.codeBackup"),
+        (None, _) => item(what, State::NotCovered, "spec.code is not set"),
+        (Some(_), None) => item(what, due(window_started(status.phase)), "no evidence in status.codeBackup"),
         (Some(wanted), Some(seen))
             if (&wanted.commit, &wanted.tag, &wanted.branch) != (&seen.commit, &seen.tag, &seen.branch) =>
         {
-            finding(
+            item(
                 what,
                 State::Wrong,
                 format!("{} and {} at {}, the spec says {}", seen.tag, seen.branch, seen.commit, wanted.commit),
             )
         }
-        (Some(_), Some(seen)) => finding(
+        (Some(_), Some(seen)) => item(
             what,
             State::Ok,
             format!("{} and {} at {}, read back at {:.0}", seen.tag, seen.branch, seen.commit, seen.verified_at),
@@ -183,12 +183,12 @@ fn configured(record: &Record, status: &CreditMigrationStatus) -> Vec<Finding> {
     let what = "export of key users";
     let asked = status.steps.iter().any(|s| s.name == Step::ExportKeyUsers && s.state != StepState::Skipped);
     let users = match &status.key_users {
-        Some(k) => finding(
+        Some(k) => item(
             what,
-            shaped(&k.sha256),
+            valid_digest(&k.sha256),
             format!("{} users in {}, {} bytes, {}", k.users, k.object, k.bytes, k.sha256),
         ),
-        None => finding(what, due(asked && window_begun(status.phase)), "no evidence in status.keyUsers"),
+        None => item(what, due(asked && window_started(status.phase)), "no evidence in status.keyUsers"),
     };
     vec![code, users]
 }
@@ -199,17 +199,17 @@ fn due(now: bool) -> State {
 }
 
 /// A digest as all of ours are written.
-fn shaped(sha: &str) -> State {
+fn valid_digest(sha: &str) -> State {
     let hex = sha.strip_prefix("sha256:");
     let good = hex.is_some_and(|h| h.len() == 64 && h.chars().all(|c| c.is_ascii_hexdigit()));
     if good { State::Ok } else { State::Wrong }
 }
 
-fn backup(status: &CreditMigrationStatus) -> Vec<Finding> {
+fn backup(status: &CreditMigrationStatus) -> Vec<CheckedItem> {
     let mut found = vec![];
     found.push(match &status.baseline {
-        None => finding("baseline", State::Missing, "no evidence in status.baseline"),
-        Some(b) => finding(
+        None => item("baseline", State::Missing, "no evidence in status.baseline"),
+        Some(b) => item(
             "baseline",
             State::Ok,
             format!(
@@ -220,26 +220,26 @@ fn backup(status: &CreditMigrationStatus) -> Vec<Finding> {
     });
     let what = "backup, read back";
     found.push(match (&status.backup, &status.verification) {
-        (None, _) => finding(what, State::Missing, "no evidence in status.backup"),
-        (_, None) => finding(what, State::Missing, "no evidence in status.verification"),
-        (Some(b), Some(v)) if (b.bytes, &b.sha256) != (v.bytes, &v.sha256) => finding(
+        (None, _) => item(what, State::Missing, "no evidence in status.backup"),
+        (_, None) => item(what, State::Missing, "no evidence in status.verification"),
+        (Some(b), Some(v)) if (b.bytes, &b.sha256) != (v.bytes, &v.sha256) => item(
             what,
             State::Wrong,
             format!("{} bytes {} were uploaded, {} bytes {} read back", b.bytes, b.sha256, v.bytes, v.sha256),
         ),
-        (Some(_), Some(v)) if v.entries == 0 => finding(what, State::Wrong, "the archive has no entry"),
+        (Some(_), Some(v)) if v.entries == 0 => item(what, State::Wrong, "the archive has no entry"),
         (Some(b), Some(v)) => {
-            finding(what, State::Ok, format!("{}: {} bytes, {}, {} entries", b.object, b.bytes, b.sha256, v.entries))
+            item(what, State::Ok, format!("{}: {} bytes, {}, {} entries", b.object, b.bytes, b.sha256, v.entries))
         }
     });
     let what = "rehearsal";
     found.push(match (&status.rehearsal, &status.baseline) {
-        (None, _) => finding(what, State::Missing, "no evidence in status.rehearsal"),
-        (Some(r), _) if r.tables_equal == 0 => finding(what, State::Wrong, "no table was compared after the way back"),
+        (None, _) => item(what, State::Missing, "no evidence in status.rehearsal"),
+        (Some(r), _) if r.tables_equal == 0 => item(what, State::Wrong, "no table was compared after the way back"),
         (Some(r), Some(b)) if r.users != b.users => {
-            finding(what, State::Wrong, format!("{} users restored, the baseline has {}", r.users, b.users))
+            item(what, State::Wrong, format!("{} users restored, the baseline has {}", r.users, b.users))
         }
-        (Some(r), _) => finding(
+        (Some(r), _) => item(
             what,
             // Passed, and yet to be thought about: what does not pass on the copy may go back by itself on the new version.
             if r.checks_not_passing.is_empty() { State::Ok } else { State::Note },
@@ -256,46 +256,46 @@ fn backup(status: &CreditMigrationStatus) -> Vec<Finding> {
     found
 }
 
-fn plan(record: &Record, status: &CreditMigrationStatus) -> Vec<Finding> {
+fn plan(record: &Record, status: &CreditMigrationStatus) -> Vec<CheckedItem> {
     let mut found = vec![];
     let what = "digest of the plan";
     let uid = record.migration.uid().unwrap_or_default();
     let computed = plan_digest(&uid, &record.migration.spec, status);
     let plan = status.plan.as_ref();
     found.push(match (plan.and_then(|p| p.digest.as_ref()), computed) {
-        (None, _) => finding(what, State::Missing, "status.plan has none: the rehearsal has not passed"),
-        (Some(told), Some(computed)) if *told == computed => {
-            finding(what, State::Ok, format!("{told}, computed again"))
+        (None, _) => item(what, State::Missing, "status.plan has none: the rehearsal has not passed"),
+        (Some(reported), Some(computed)) if *reported == computed => {
+            item(what, State::Ok, format!("{reported}, computed again"))
         }
-        (Some(told), computed) => {
+        (Some(reported), computed) => {
             let computed = computed.unwrap_or_else(|| "none: evidence is missing".into());
             // After RollbackFailed the down SQL may have been corrected: it is read anew, the approvals were for the old one.
             let hint =
                 if status.rollback.is_some() { "; the down SQL may have been corrected for the way back" } else { "" };
-            finding(what, State::Wrong, format!("status says {told}, computed is {computed}{hint}"))
+            item(what, State::Wrong, format!("status says {reported}, computed is {computed}{hint}"))
         }
     });
     for (i, which) in ["up SQL", "down SQL"].into_iter().enumerate() {
         let Some(plan) = plan else {
-            found.push(finding(which, State::Missing, "no evidence in status.plan"));
+            found.push(item(which, State::Missing, "no evidence in status.plan"));
             continue;
         };
         let planned = if i == 0 { &plan.up_sha256 } else { &plan.down_sha256 };
         found.push(match &record.sql[i] {
-            Some(now) if now == planned => finding(which, State::Ok, format!("{planned}, as its ConfigMap has it")),
-            Some(now) => finding(which, State::Wrong, format!("planned {planned}, its ConfigMap has {now}")),
-            None => finding(which, State::NotLooked, format!("planned {planned}; its ConfigMap cannot be read")),
+            Some(now) if now == planned => item(which, State::Ok, format!("{planned}, as its ConfigMap has it")),
+            Some(now) => item(which, State::Wrong, format!("planned {planned}, its ConfigMap has {now}")),
+            None => item(which, State::NotChecked, format!("planned {planned}; its ConfigMap cannot be read")),
         });
     }
     found
 }
 
-fn people(record: &Record, status: &CreditMigrationStatus) -> Vec<Finding> {
+fn approvals_and_presence(record: &Record, status: &CreditMigrationStatus) -> Vec<CheckedItem> {
     let spec = &record.migration.spec;
     let Some(digest) = status.plan.as_ref().and_then(|p| p.digest.clone()) else {
-        return vec![finding("approvals", State::Missing, "there is no digest to approve")];
+        return vec![item("approvals", State::Missing, "there is no digest to approve")];
     };
-    let begun = window_begun(status.phase);
+    let begun = window_started(status.phase);
     // A window that ended without effect voids what came before it; one that took effect was opened on what is counted here.
     let after = status.approvals_after;
     let people = record.approvers(&digest, after);
@@ -303,25 +303,25 @@ fn people(record: &Record, status: &CreditMigrationStatus) -> Vec<Finding> {
     let (namespace, name) = (record.migration.namespace().unwrap_or_default(), record.migration.name_any());
     let next = format!("next: {}", plugin(&namespace, format!("approve {name}")));
     let mut found = vec![match people.len() {
-        n if n >= needed => finding("approvals", State::Ok, format!("{n} of {needed}, not the author: {names}")),
-        n if begun => finding("approvals", State::Missing, format!("{n} of {needed} decisions for {digest}: {names}")),
-        n => finding("approvals", State::NotYet, format!("{n} of {needed}: {names}; {next}")),
+        n if n >= needed => item("approvals", State::Ok, format!("{n} of {needed}, not the author: {names}")),
+        n if begun => item("approvals", State::Missing, format!("{n} of {needed} decisions for {digest}: {names}")),
+        n => item("approvals", State::NotYet, format!("{n} of {needed}: {names}; {next}")),
     }];
-    let told: BTreeSet<String> = status.approved_by.iter().cloned().collect();
-    if let Some(unfounded) = told.iter().find(|by| !people.contains(*by)) {
+    let reported: BTreeSet<String> = status.approved_by.iter().cloned().collect();
+    if let Some(unfounded) = reported.iter().find(|by| !people.contains(*by)) {
         let text = format!("status.approvedBy names {unfounded}, of whom there is no decision for {digest}");
-        found.push(finding("approvals", State::Wrong, text));
+        found.push(item("approvals", State::Wrong, text));
     }
     // Until the window opens, who was there yesterday is not: the machine counts the same.
     let present = record.present(&digest, after, !begun);
     let needed = spec.schedule.presence.required.max(2) as usize;
     found.push(match present.len() {
-        n if n >= needed => finding("presence", State::Ok, format!("{n} of {needed}: {}", list(&present))),
-        n if begun => finding("presence", State::Missing, format!("{n} of {needed}: {}", list(&present))),
+        n if n >= needed => item("presence", State::Ok, format!("{n} of {needed}: {}", list(&present))),
+        n if begun => item("presence", State::Missing, format!("{n} of {needed}: {}", list(&present))),
         n => {
             let next = plugin(&namespace, format!("ready {name}"));
             let within = seconds(to_signed(spec.schedule.presence.within).as_secs_f64());
-            finding(
+            item(
                 "presence",
                 State::NotYet,
                 format!("{n} of {needed} within {within}: {}; next: {next}", list(&present)),
@@ -336,24 +336,24 @@ fn list(people: &BTreeSet<String>) -> String {
 }
 
 /// Facts of the window on the way there, as its run reported them.
-fn window(record: &Record, status: &CreditMigrationStatus) -> Vec<Finding> {
+fn window(record: &Record, status: &CreditMigrationStatus) -> Vec<CheckedItem> {
     let run = record.window(Task::Window);
     let kept = cut_over(status);
     let Some((run, w)) = run else {
-        return vec![finding("window", due(window_begun(status.phase)), "no run of the window has reported")];
+        return vec![item("window", due(window_started(status.phase)), "no run of the window has reported")];
     };
     let name = run.name_any();
     let mut found = vec![match &w.proof {
         Some(proof) => {
-            finding("writes were blocked", State::Ok, format!("{proof}; {} sessions ended", w.terminated_sessions))
+            item("writes were blocked", State::Ok, format!("{proof}; {} sessions ended", w.terminated_sessions))
         }
-        None => finding("writes were blocked", due(kept), format!("{name} has no proof")),
+        None => item("writes were blocked", due(kept), format!("{name} has no proof")),
     }];
     found.push(match w.migrate_seconds {
         Some(s) => {
-            finding("SQL committed, once", State::Ok, format!("ledger row and SQL in one transaction, {}", seconds(s)))
+            item("SQL committed, once", State::Ok, format!("ledger row and SQL in one transaction, {}", seconds(s)))
         }
-        None => finding("SQL committed, once", due(kept), format!("{name} has not committed")),
+        None => item("SQL committed, once", due(kept), format!("{name} has not committed")),
     });
     let comparison = w.comparison.as_ref().or(status.window.as_ref().and_then(|w| w.comparison.as_ref()));
     found.push(balances("balances after the change", comparison, kept));
@@ -362,40 +362,37 @@ fn window(record: &Record, status: &CreditMigrationStatus) -> Vec<Finding> {
     } else {
         let open =
             if w.state == WindowState::Starting || w.state == WindowState::Ready { "not begun" } else { "not over" };
-        found.push(finding("window", due(kept), format!("{open}: {:?}", w.state)));
+        found.push(item("window", due(kept), format!("{open}: {:?}", w.state)));
     }
     found
 }
 
-fn balances(what: &str, comparison: Option<&crate::api::Comparison>, due_now: bool) -> Finding {
+fn balances(what: &str, comparison: Option<&crate::api::Comparison>, due_now: bool) -> CheckedItem {
     match comparison {
         Some(c) if c.unexplained == 0 => {
-            finding(what, State::Ok, format!("{} users compared, 0 unexplained, {} credits", c.users, c.total_balance))
+            item(what, State::Ok, format!("{} users compared, 0 unexplained, {} credits", c.users, c.total_balance))
         }
-        Some(c) => {
-            finding(what, State::Wrong, format!("{} of {} users unexplained, at most 0", c.unexplained, c.users))
-        }
-        None => finding(what, due(due_now), "no comparison was reported"),
+        Some(c) => item(what, State::Wrong, format!("{} of {} users unexplained, at most 0", c.unexplained, c.users)),
+        None => item(what, due(due_now), "no comparison was reported"),
     }
 }
 
-fn blocked_time(what: &str, blocked: Time, released: Time, record: &Record) -> Finding {
+fn blocked_time(what: &str, blocked: Time, released: Time, record: &Record) -> CheckedItem {
     let took = (released - blocked).total(jiff::Unit::Second).unwrap_or_default();
     let limit = to_signed(record.migration.spec.window.max_duration).as_secs_f64();
     let text = format!("writes were blocked for {}, at most {}", seconds(took), seconds(limit));
-    finding(what, if took > limit { State::Wrong } else { State::Ok }, text)
+    item(what, if took > limit { State::Wrong } else { State::Ok }, text)
 }
 
 /// The way back, if there was one.
-fn way_back(record: &Record, status: &CreditMigrationStatus) -> Vec<Finding> {
+fn rollback(record: &Record, status: &CreditMigrationStatus) -> Vec<CheckedItem> {
     let Some(rollback) = &status.rollback else { return vec![] };
     let back = status.phase == Some(Phase::RolledBack);
-    let mut found =
-        vec![finding("cause of the way back", State::Ok, format!("{}: {}", rollback.cause, rollback.message))];
+    let mut found = vec![item("cause of the way back", State::Ok, format!("{}: {}", rollback.cause, rollback.message))];
     let run = record.window(Task::RollbackWindow).or_else(|| record.window(Task::Window));
     match run {
         Some((_, w)) if w.state == WindowState::Reverted => {
-            found.push(finding("old schema", State::Ok, "the down SQL is committed, or the up SQL never was"));
+            found.push(item("old schema", State::Ok, "the down SQL is committed, or the up SQL never was"));
             if w.comparison.is_some() || w.users_written_since.is_some() {
                 found.push(balances("balances after the way back", w.comparison.as_ref(), back));
             }
@@ -405,21 +402,21 @@ fn way_back(record: &Record, status: &CreditMigrationStatus) -> Vec<Finding> {
                 found.push(blocked_time("window of the way back", blocked, released, record));
             }
         }
-        Some((run, w)) => found.push(finding("old schema", due(back), format!("{} is {:?}", run.name_any(), w.state))),
-        None => found.push(finding("old schema", due(back), "no run of the way back has reported")),
+        Some((run, w)) => found.push(item("old schema", due(back), format!("{} is {:?}", run.name_any(), w.state))),
+        None => found.push(item("old schema", due(back), "no run of the way back has reported")),
     }
     found
 }
 
-fn reports(record: &Record, status: &CreditMigrationStatus) -> Vec<Finding> {
+fn reports(record: &Record, status: &CreditMigrationStatus) -> Vec<CheckedItem> {
     let done = |step| status.steps.iter().any(|s| s.name == step && s.state == StepState::Succeeded);
     let of = |what: &str, step, report: &Option<ReportEvidence>| match report {
-        Some(r) => finding(
+        Some(r) => item(
             what,
-            shaped(&r.sha256),
+            valid_digest(&r.sha256),
             format!("{}: {} of {} checks passed; {}", r.object, r.passed, r.checks, r.summary),
         ),
-        None => finding(what, due(done(step)), "no report yet"),
+        None => item(what, due(done(step)), "no report yet"),
     };
     let mut found = vec![
         of("report after a day", Step::DayCheck, &status.day_report),
@@ -427,11 +424,12 @@ fn reports(record: &Record, status: &CreditMigrationStatus) -> Vec<Finding> {
     ];
     if status.phase == Some(Phase::Completed) {
         let digest = status.plan.as_ref().and_then(|p| p.digest.clone()).unwrap_or_default();
-        let kept = record.words(DecisionKind::Keep, &digest).find(|d| d.spec.by != record.migration.spec.requested_by);
+        let kept =
+            record.decisions_on(DecisionKind::Keep, &digest).find(|d| d.spec.by != record.migration.spec.requested_by);
         found.push(match kept {
-            Some(d) => finding("decision to keep", State::Ok, format!("{} by {}", d.name_any(), d.spec.by)),
+            Some(d) => item("decision to keep", State::Ok, format!("{} by {}", d.name_any(), d.spec.by)),
             None => {
-                finding("decision to keep", State::Missing, format!("no Keep for {digest} by another than the author"))
+                item("decision to keep", State::Missing, format!("no Keep for {digest} by another than the author"))
             }
         });
     }

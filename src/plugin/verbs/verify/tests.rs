@@ -15,7 +15,7 @@ fn at(text: &str) -> Time {
     time(text)
 }
 
-fn word(decision: DecisionKind, by: &str, digest: &str) -> MigrationDecision {
+fn decision(decision: DecisionKind, by: &str, digest: &str) -> MigrationDecision {
     let mut d = MigrationDecision::new(
         &format!("{decision:?}-{by}").to_lowercase(),
         MigrationDecisionSpec {
@@ -70,10 +70,10 @@ pub(crate) fn completed() -> Record {
     m.status = Some(status);
     let mut decisions = vec![];
     for by in ["ann", "bob"] {
-        decisions.push(word(DecisionKind::Execute, by, &digest));
-        decisions.push(word(DecisionKind::Ready, by, &digest));
+        decisions.push(decision(DecisionKind::Execute, by, &digest));
+        decisions.push(decision(DecisionKind::Ready, by, &digest));
     }
-    decisions.push(word(DecisionKind::Keep, "ann", &digest));
+    decisions.push(decision(DecisionKind::Keep, "ann", &digest));
     let progress = json!({
         "state": "Released", "blockedAt": "2030-01-01T02:00:00Z", "releasedAt": "2030-01-01T02:00:09Z", "proof": "25006",
         "migrateSeconds": 0.5, "comparison": {"users": 2, "unexplained": 0, "totalBalance": "3"},
@@ -87,15 +87,15 @@ pub(crate) fn completed() -> Record {
     }
 }
 
-fn bad(record: &Record) -> Vec<Finding> {
-    verify(record).into_iter().filter(|f| f.state.bad()).collect()
+fn bad(record: &Record) -> Vec<CheckedItem> {
+    verify(record).into_iter().filter(|f| f.state.is_problem()).collect()
 }
 
 #[test]
 fn evidence_that_hangs_together_is_fine() {
     let found = verify(&completed());
     assert_eq!(bad(&completed()), vec![]);
-    assert_eq!(exit_of(&found), Exit::Fine);
+    assert_eq!(exit_of(&found), Exit::Success);
     for what in ["backup, read back", "digest of the plan", "approvals", "writes were blocked", "decision to keep"] {
         assert!(found.iter().any(|f| f.what == what && f.state == State::Ok), "{what}: {found:#?}");
     }
