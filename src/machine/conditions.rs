@@ -4,8 +4,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::{
     Machine,
-    defects::{Defect, defect},
+    faults::{Fault, fault},
     steps,
+    window::stage::OVERDUE,
 };
 use crate::api::{Phase, Writes};
 
@@ -36,8 +37,8 @@ pub(super) fn derive(m: &mut Machine<'_>) {
             | Phase::RollingBack
     );
     set(m, "Reconciling", busy.then_some(true), &reason, &message);
-    let failed = matches!(phase, Phase::Failed | Phase::RollbackFailed) && !defect(Defect::SilentFailure);
-    let stalled = failed || reason == super::OVERDUE;
+    let failed = matches!(phase, Phase::Failed | Phase::RollbackFailed) && !fault(Fault::SilentFailure);
+    let stalled = failed || reason == OVERDUE;
     set(m, "Stalled", stalled.then_some(true), &reason, &message);
 
     let drift = m.down_drift();

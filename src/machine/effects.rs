@@ -3,14 +3,11 @@
 
 use super::{
     Effect, Job, Machine, ObservedRun, StartRun,
-    defects::{Defect, defect},
-    preparing::SUPERSEDED,
+    faults::{Fault, fault},
+    phases::preparing::SUPERSEDED,
     steps,
-    switching::Direction,
 };
-use crate::api::{
-    Check, MigrationRunSpec, Phase, RunInputs, RunPhase, Step, StepState, Task, WindowCommand, WindowOrder,
-};
+use crate::api::{Check, MigrationRunSpec, Phase, RunInputs, RunPhase, Step, StepState, Task, WindowCommand};
 
 /// Longest time for the channels of one notice, in seconds.
 const NOTIFY_SECONDS: u64 = 120;
@@ -146,7 +143,7 @@ impl Machine<'_> {
     }
 
     /// The run and its Job, unless both are there or the run has ended.
-    fn start(&self, task: Task, attempt: u32, timeout_seconds: Option<u64>) -> Option<Effect> {
+    pub(super) fn start(&self, task: Task, attempt: u32, timeout_seconds: Option<u64>) -> Option<Effect> {
         if let Some(ObservedRun { run, job }) = self.o.run(task, attempt) {
             let ended = run.status.as_ref().is_some_and(|s| matches!(s.phase, RunPhase::Succeeded | RunPhase::Failed));
             if ended || *job != Job::Absent {
@@ -160,7 +157,7 @@ impl Machine<'_> {
             name: name.clone(),
             spec: MigrationRunSpec {
                 migration: self.o.name.clone(),
-                migration_uid: match defect(Defect::UidOfAttempt) {
+                migration_uid: match fault(Fault::UidOfAttempt) {
                     false => self.o.uid.clone(),
                     true => name.clone(),
                 },
@@ -191,44 +188,5 @@ impl Machine<'_> {
             }
             _ => self.s.runner_image.clone().unwrap_or_default(),
         }
-    }
-
-    /// How far the persisted status lets a window run go.
-    fn wanted_order(&self, task: Task) -> WindowOrder {
-        let window = self.s.window.as_ref();
-        let deadline = window.and_then(|w| w.deadline);
-        let command = match (self.phase(), self.s.step) {
-            _ if deadline.is_none() => WindowCommand::Standby,
-            (Phase::Executing, _) if window.is_some_and(|w| w.releasing) => WindowCommand::Release,
-            (Phase::Executing, Some(Step::SwitchApplication | Step::CloseWindow)) => WindowCommand::Switch,
-            (Phase::RollingBack, Some(Step::RollbackSql)) => WindowCommand::Revert,
-            (Phase::RollingBack, Some(Step::SwitchBack)) if task == Task::RollbackWindow => WindowCommand::Switch,
-            _ => WindowCommand::Open,
-        };
-        WindowOrder { command, deadline }
-    }
-
-    fn window_effects(&mut self, task: Task, attempt: u32) -> Vec<Effect> {
-        let mut effects: Vec<Effect> = self.start(task, attempt, None).into_iter().collect();
-        let wanted = self.wanted_order(task);
-        if let Some(r) = self.o.run(task, attempt) {
-            let given = r.run.spec.window.as_ref().map_or(WindowCommand::Standby, |w| w.command);
-            // Orders only move forward: a stale cache can repeat one, never take one back.
-            if wanted.command > given {
-                effects.push(Effect::OrderWindow { name: self.o.run_name(task, attempt), order: wanted });
-            }
-        }
-        let switched = self.s.window.as_ref().is_some_and(|w| w.switched);
-        let flag = &self.spec.application.flag;
-        match (self.phase(), self.s.step) {
-            (Phase::Executing, Some(Step::SwitchApplication)) if switched => {
-                effects.extend(self.switch_effects(&flag.to, Direction::There));
-            }
-            (Phase::RollingBack, Some(Step::SwitchBack)) if switched => {
-                effects.extend(self.switch_effects(&flag.from, Direction::Back));
-            }
-            _ => {}
-        }
-        effects
     }
 }

@@ -1,6 +1,6 @@
 //! Everything that `decide` may look at, as one plain value.
 
-use super::defects::{Defect, defect};
+use super::faults::{Fault, fault};
 use crate::api::{DecisionKind, MigrationRun, Reason, RunPhase, Task, Time, WindowProgress, WorkloadRef};
 
 /// The world as the controller saw it. May be stale; no effect may be harmful because of that.
@@ -183,7 +183,7 @@ impl Observed {
             // A Job may end without a report: both conditions count, or a failed Job would hang the step.
             RunPhase::Pending | RunPhase::Running => match job {
                 Job::Absent | Job::Active => Outcome::Pending,
-                Job::Failed { .. } if defect(Defect::LostJobAwaited) => Outcome::Pending,
+                Job::Failed { .. } if fault(Fault::LostJobAwaited) => Outcome::Pending,
                 Job::Complete => Outcome::Failed(
                     Reason::PodFailed,
                     format!(

@@ -9,7 +9,7 @@ use actors::{Controller, Pod};
 use fastrand::Rng;
 use world::{Defect, World};
 
-use super::{Job, defects};
+use super::{Job, faults};
 use crate::{
     api::{DecisionKind, Phase},
     shared::time::seconds,
@@ -32,8 +32,8 @@ const OUTAGES: u32 = 4;
 const IDLE: u32 = 40;
 
 /// One schedule, in a world with a defect or with a machine that has one of its `own`. `Err` says which property broke, and when.
-fn schedule(seed: u64, defect: Defect, own: Option<defects::Defect>, trace: bool) -> Result<Option<Phase>, String> {
-    defects::build_in(own);
+fn schedule(seed: u64, defect: Defect, own: Option<faults::Fault>, trace: bool) -> Result<Option<Phase>, String> {
+    faults::build_in(own);
     let mut rng = Rng::with_seed(seed);
     let mut w = World::new(defect);
     let mut controllers = [Controller::default(), Controller::default()];
@@ -197,7 +197,7 @@ fn people(w: &mut World, rng: &mut Rng, stop: bool, delete: bool) {
 
 fn many(
     defect: Defect,
-    own: Option<defects::Defect>,
+    own: Option<faults::Fault>,
     schedules: u64,
 ) -> (std::collections::BTreeMap<String, u64>, Vec<String>) {
     let threads = std::thread::available_parallelism().map_or(2, usize::from) as u64;
@@ -255,14 +255,14 @@ fn each_deliberate_defect_is_found(#[case] defect: Defect, #[case] property: &st
 }
 
 #[rstest::rstest]
-#[case(defects::Defect::UidOfAttempt, "1:")]
-#[case(defects::Defect::SilentFailure, "2:")]
-#[case(defects::Defect::UnacknowledgedSwitch, "3:")]
-#[case(defects::Defect::OnePersonTwice, "4:")]
-#[case(defects::Defect::LostJobAwaited, "6:")]
-fn each_deliberate_defect_of_the_machine_is_found(#[case] defect: defects::Defect, #[case] property: &str) {
-    let (_, broken) = many(Defect::None, Some(defect), 2_000);
-    found(&broken, property, &format!("{defect:?}"));
+#[case(faults::Fault::UidOfAttempt, "1:")]
+#[case(faults::Fault::SilentFailure, "2:")]
+#[case(faults::Fault::UnacknowledgedSwitch, "3:")]
+#[case(faults::Fault::OnePersonTwice, "4:")]
+#[case(faults::Fault::LostJobAwaited, "6:")]
+fn each_deliberate_fault_of_the_machine_is_found(#[case] fault: faults::Fault, #[case] property: &str) {
+    let (_, broken) = many(Defect::None, Some(fault), 2_000);
+    found(&broken, property, &format!("{fault:?}"));
 }
 
 /// That `property` is among what broke.

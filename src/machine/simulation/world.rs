@@ -17,7 +17,7 @@ use crate::{
 pub(super) const NAME: &str = "m";
 pub(super) const UID: &str = "uid-1";
 
-/// A deliberate defect of the world around the machine, one for each property. The machine's own are in `machine::defects`.
+/// A deliberate defect of the world around the machine, one for each property. The machine's own are in `machine::faults`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Defect {
     None,

@@ -3,18 +3,11 @@
 //! What is given comes about by deciding, too: a [`Story`] obeys each decision, so that no test starts from a status that
 //! the machine would never write.
 
-mod approving;
 mod commands;
 mod conditions;
-mod ending;
+mod cutover;
 mod notices;
-mod observing;
-mod preparing;
-mod rolling_back;
-mod scheduling;
-mod stages;
-mod switching;
-mod window;
+mod phases;
 
 use super::{
     CheckJob, CheckPod, Decision, Effect, Flag, Job, Observed, ObservedDecision, ObservedRun, Sql, Workload, decide,

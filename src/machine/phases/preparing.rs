@@ -1,12 +1,11 @@
-//! Preparing and AwaitingApproval: nothing of the application is changed; every change of the inputs begins anew.
+//! Preparing: nothing of the application is changed; every change of the inputs begins anew.
 
-use super::{Machine, Outcome, steps};
+use super::approval::plan_digest;
 use crate::{
-    api::{DecisionKind, MigrationRun, NoticeState, Occasion, Phase, Reason, Retry, Step, StepState, Time},
-    shared::time::{seconds, to_signed},
+    api::{MigrationRun, NoticeState, Occasion, Phase, Reason, Retry, Step, StepState},
+    machine::{Machine, Outcome, steps},
 };
 
-/// Reason of steps whose evidence is void because spec or SQL have changed.
 /// Reason of a step that a changed plan made void.
 pub const SUPERSEDED: &str = "Superseded";
 /// Longest wait between two tries of Preflight: somebody is probably mending what it named.
@@ -16,7 +15,7 @@ const STEP_RETRY_SECONDS: i64 = 300;
 
 impl Machine<'_> {
     /// Voids all evidence and begins again with Preflight.
-    pub(super) fn restart(&mut self, why: &str) {
+    pub(crate) fn restart(&mut self, why: &str) {
         self.event(false, "PreparationRestarted", format!("{why}; earlier evidence and approvals no longer count"));
         self.s.plan = None;
         self.s.baseline = None;
@@ -47,7 +46,7 @@ impl Machine<'_> {
         self.start_step(Step::Preflight);
     }
 
-    pub(super) fn advance_preparing(&mut self) {
+    pub(crate) fn advance_preparing(&mut self) {
         if self.called_off() {
             return;
         }
@@ -168,7 +167,7 @@ impl Machine<'_> {
     }
 
     /// Attempt that names the step's run: Baseline and Backup share one, since they share a snapshot.
-    pub(super) fn run_attempt(&self, step: Step) -> u32 {
+    pub(crate) fn run_attempt(&self, step: Step) -> u32 {
         self.attempt(if step == Step::Backup { Step::Baseline } else { step })
     }
 
@@ -312,91 +311,4 @@ impl Machine<'_> {
         self.start_step(Step::Approve);
         self.advance_awaiting_approval();
     }
-
-    pub(super) fn advance_awaiting_approval(&mut self) {
-        if self.called_off() {
-            return;
-        }
-        if self.inputs_changed() {
-            self.restart("spec or SQL changed");
-            self.advance_preparing();
-            return;
-        }
-        // Recomputed, not trusted: evidence and digest must belong together at the moment of counting.
-        let Some(digest) =
-            plan_digest(self).filter(|d| self.s.plan.as_ref().is_some_and(|p| p.digest.as_ref() == Some(d)))
-        else {
-            self.restart("the evidence does not fit the plan's digest");
-            return;
-        };
-        let needed = self.spec.approval.required.max(2) as usize;
-        let (people, reject) = self.approvals(&digest);
-        self.s.approvals = Some(format!("{}/{needed}", people.len()));
-        self.s.approved_by = people.clone();
-        self.note_presence(&digest);
-        if let Some((reason, message)) = self.cluster_violation() {
-            self.explain(reason, message);
-            return;
-        }
-        if let Some(r) = reject {
-            self.explain(
-                "Rejected",
-                format!("{} rejected {digest}{}; next: change the plan, or abort it", r.by, because(&r.reason)),
-            );
-            return;
-        }
-        if people.len() < needed {
-            if self.s.step != Some(Step::Approve) {
-                self.start_step(Step::Approve);
-            }
-            let (next, void) = (self.o.plugin("approve", ""), self.void_approvals(&digest));
-            self.explain(
-                "ApprovalPending",
-                format!("{} of {needed} people approved {digest}{void}; next: {next}", people.len()),
-            );
-            return;
-        }
-        self.approved(&people, &digest);
-        if !self.advance_schedule(&digest) {
-            // A backup that is too old has begun the preparation anew.
-            if self.phase() == Phase::Preparing {
-                self.advance_preparing();
-            }
-            return;
-        }
-        let evidence = self.started_by();
-        self.succeed_step(Step::Schedule, evidence);
-        self.enter(Phase::Executing);
-        self.s.window = None;
-        // Lost pods of an earlier window do not count against this one.
-        self.step_mut(Step::OpenWindow).failures = 0;
-        self.start_step(Step::OpenWindow);
-        self.advance_executing();
-    }
-
-    /// Abort before the window: nothing was changed.
-    pub(super) fn called_off(&mut self) -> bool {
-        let Some(d) = self.stop_word(&[DecisionKind::Abort, DecisionKind::Revert], None) else { return false };
-        let step = self.s.step;
-        self.enter(Phase::Cancelled);
-        let message = format!("{} called it off{}; nothing was changed", d.by, because(&d.reason));
-        if let Some(step) = step {
-            self.fail_step(step, "Aborted", message);
-        }
-        true
-    }
-
-    /// The backoff after which an unready window pod is given up, from the start of its step.
-    pub(super) fn ready_by(&self, started: Time) -> Time {
-        started + to_signed(self.spec.runner.step_timeout).min(seconds(600))
-    }
-}
-
-/// `: <reason>` or nothing.
-pub(super) fn because(reason: &Option<String>) -> String {
-    reason.as_ref().map(|r| format!(" ({r})")).unwrap_or_default()
-}
-
-fn plan_digest(m: &Machine<'_>) -> Option<String> {
-    super::plan_digest(&m.o.uid, m.spec, &m.s)
 }

@@ -1,7 +1,7 @@
 //! Validating and Monitoring.
 
-use super::*;
 use crate::api::{OnBreach, RollbackPolicy};
+use crate::machine::tests::*;
 
 fn monitors(
     name: &'static str,

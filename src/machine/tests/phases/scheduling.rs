@@ -2,10 +2,10 @@
 
 use rstest::rstest;
 
-use super::*;
+use crate::machine::tests::*;
 use crate::{
     api::{Audience, KeyRef, NotificationChannel, Occasion, Schedule, SlackChannel},
-    machine::scheduling::next_hours,
+    machine::next_hours,
 };
 
 fn schedule(value: serde_json::Value) -> Schedule {

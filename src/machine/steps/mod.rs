@@ -1,5 +1,7 @@
 //! The whole procedure on one screen.
 
+mod progress;
+
 use crate::api::{Phase, Step, Task};
 
 /// One step: its place in the procedure and the task that carries it out.

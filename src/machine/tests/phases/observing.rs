@@ -1,6 +1,6 @@
 //! The follow-ups, and the decision to keep or to revert.
 
-use super::*;
+use crate::machine::tests::*;
 
 #[test]
 fn after_a_day_and_after_a_week() {

@@ -1,11 +1,8 @@
-//! Validating and Monitoring: the new version runs; checks decide whether it stays.
+//! Results of checks: what the runner has reported, and what the controller measures itself (workloads and Jobs).
 
-use super::{CheckJobStart, CheckPod, DEADLINE, Effect, Job, Machine, Outcome, notices::at, preparing::because};
+use super::{CheckJobStart, CheckPod, DEADLINE, Effect, Job, Machine};
 use crate::{
-    api::{
-        Check, CheckOutcome, CheckResult, DecisionKind, Occasion, OnBreach, Phase, RollbackPolicy, Stage, Step,
-        TRIGGERS, Task,
-    },
+    api::{Check, CheckOutcome, CheckResult, TRIGGERS, Task, Time},
     shared::time::{saturating_add, seconds, to_signed},
 };
 
@@ -13,126 +10,8 @@ use crate::{
 const WAITS: &str = "waits for Job ";
 
 impl Machine<'_> {
-    /// Step, task and length of the present stage.
-    pub(super) fn stage(&self) -> (Step, Task, &Stage) {
-        match self.phase() {
-            Phase::Monitoring => (Step::Monitor, Task::Monitor, &self.spec.monitoring),
-            _ => (Step::Validate, Task::Validate, &self.spec.validation),
-        }
-    }
-
-    /// Whether somebody has moved the flag since; told once.
-    pub(super) fn flag_drifted(&mut self) -> bool {
-        let flag = &self.spec.application.flag;
-        if self.o.flag_value() == Some(flag.to.as_str()) {
-            return false;
-        }
-        let text = format!(
-            "key {} of ConfigMap {} is {:?}, the schema is the one of {:?}; set the key to {3:?}; or, to go back, next: {}",
-            flag.config_map_key_ref.key,
-            flag.config_map_key_ref.name,
-            self.o.flag_value().unwrap_or("missing"),
-            flag.to,
-            self.o.go_back()
-        );
-        if self.reason.as_deref() != Some("FlagDrifted") {
-            self.event(true, "FlagDrifted", text.clone());
-        }
-        self.explain("FlagDrifted", text);
-        true
-    }
-
-    pub(super) fn advance_stage(&mut self) {
-        let (step, task, stage) = self.stage();
-        let (checks, duration) = (self.spec.checks_of(task), to_signed(stage.duration));
-        if let Some(d) = self.stop_word(&[DecisionKind::Revert, DecisionKind::Abort], None) {
-            return self.go_back("Revert", format!("{:?} by {}{}", d.decision, d.by, because(&d.reason)));
-        }
-        // Before the run's failure is looked at: what it reported last counts, and what the controller measures needs no run.
-        self.s.checks = self.results(task, &checks);
-        let run = self.o.run(task, self.attempt(step)).and_then(|r| r.run.status.as_ref());
-        self.s.users_written = run.and_then(|s| s.users_written).or(self.s.users_written);
-        for (check, result) in checks.iter().zip(self.s.checks.clone()) {
-            if !result.breached {
-                continue;
-            }
-            if check.on_breach == OnBreach::Rollback && self.spec.rollback.policy == RollbackPolicy::Automatic {
-                return self.go_back("TriggerFired", format!("{}: {}", check.name, result.message));
-            }
-            self.warn_once(step, &check.name, &result.message);
-        }
-        if let Outcome::Failed(reason, message) = self.o.outcome(task, self.attempt(step)) {
-            self.measure_anew(step, reason.as_str(), &message);
-            // A flag that drifts does not wait for the run: it outweighs what keeps it from measuring.
-            if !self.flag_drifted() {
-                self.explain(reason.as_str(), message);
-            }
-            return;
-        }
-        if self.flag_drifted() {
-            return;
-        }
-        let Some(started) = self.step(step).map(|x| x.started_at) else { return };
-        let end = started + duration;
-        if self.now < end {
-            self.wake_at(end);
-            let next = format!("{} checks, until {end:.0}; to go back: {}", checks.len(), self.o.go_back());
-            return self.explain("Progressing", next);
-        }
-        let open: Vec<String> = checks
-            .iter()
-            .zip(&self.s.checks)
-            .filter(|(c, r)| c.on_breach != OnBreach::Warn && r.outcome != CheckOutcome::Pass)
-            .filter(|(c, r)| !self.idle_trigger(c, r))
-            .map(|(_, r)| format!("{} {:?} ({})", r.name, r.outcome, r.message))
-            .collect();
-        if !open.is_empty() {
-            let text = format!("{}; {step:?} ends when they pass; to go back: {}", open.join("; "), self.o.go_back());
-            self.tell(Occasion::PersonNeeded, &at("held", end), &text);
-            return self.explain("ChecksNotPassing", text);
-        }
-        let idle: Vec<&str> = checks
-            .iter()
-            .zip(&self.s.checks)
-            .filter(|(c, r)| self.idle_trigger(c, r))
-            .map(|(c, _)| c.name.as_str())
-            .collect();
-        let passed = self.s.checks.iter().filter(|r| r.outcome == CheckOutcome::Pass).count();
-        let without =
-            if idle.is_empty() { String::new() } else { format!("; nothing to measure: {}", idle.join(", ")) };
-        self.succeed_step(step, format!("{passed} of {} checks pass{without}", checks.len()));
-        if step == Step::Validate {
-            self.enter(Phase::Monitoring);
-            // A check of the same name is another check: its breach here is no breach there.
-            self.s.checks.clear();
-            self.start_step(Step::Monitor);
-            return self.advance_stage();
-        }
-        self.begin_observing();
-    }
-
-    /// Without its run a stage has no data: another one follows, and the stage does not end meanwhile.
-    fn measure_anew(&mut self, step: Step, reason: &str, message: &str) {
-        let started = self.step(step).map(|x| x.started_at);
-        if self.retry_due(step).is_none() {
-            self.retry_later(step, reason, message, 60);
-        }
-        if let (Some(started), x) = (started, self.step_mut(step)) {
-            x.started_at = started;
-        }
-    }
-
-    fn warn_once(&mut self, step: Step, check: &str, message: &str) {
-        let text = format!("{check}: {message}");
-        if self.step(step).and_then(|x| x.message.as_deref()).is_some_and(|m| m.starts_with(&format!("{check}:"))) {
-            return;
-        }
-        self.step_mut(step).message = Some(text.clone());
-        self.event(true, "CheckBreached", text);
-    }
-
     /// Results in the order of the checks; what was not measured is NoData, which is never success.
-    fn results(&self, task: Task, checks: &[Check]) -> Vec<CheckResult> {
+    pub(crate) fn results(&self, task: Task, checks: &[Check]) -> Vec<CheckResult> {
         let (step, ..) = self.stage();
         let run = self.o.run(task, self.attempt(step));
         let reported = run.and_then(|r| r.run.status.as_ref()).map(|s| s.checks.as_slice()).unwrap_or_default();
@@ -155,11 +34,11 @@ impl Machine<'_> {
             .collect()
     }
 
-    fn known(&self, check: &Check) -> Option<&CheckResult> {
+    pub(crate) fn known(&self, check: &Check) -> Option<&CheckResult> {
         self.s.checks.iter().find(|r| r.name == check.name)
     }
 
-    fn unmeasured(&self, check: &Check) -> CheckResult {
+    pub(crate) fn unmeasured(&self, check: &Check) -> CheckResult {
         // As it was: a time that moves on with each look would be written, and looked at again, without end.
         if let Some(known) = self.known(check).filter(|p| p.measured == 0) {
             return known.clone();
@@ -178,20 +57,20 @@ impl Machine<'_> {
 
     /// A trigger that is measured, and finds nothing to measure (no traffic at night, a schema without transactions). It says when to
     /// go back, not when all is well: it would hold a stage that nobody can let go, for the spec is immutable by now.
-    fn idle_trigger(&self, check: &Check, result: &CheckResult) -> bool {
+    pub(crate) fn idle_trigger(&self, check: &Check, result: &CheckResult) -> bool {
         TRIGGERS.contains(&check.name.as_str())
             && result.outcome == CheckOutcome::NoData
             && result.measured > 0
             && !self.is_old(check, result)
     }
 
-    fn is_old(&self, check: &Check, result: &CheckResult) -> bool {
+    pub(crate) fn is_old(&self, check: &Check, result: &CheckResult) -> bool {
         self.now.duration_since(result.at) > to_signed(check.interval) * 3 + seconds(30)
     }
 
     /// A result that is too old says nothing of now: its pod may hang, or its node be gone. Three intervals and 30 s for
     /// time-outs and clocks that differ.
-    fn fresh(&self, check: &Check, result: &CheckResult) -> CheckResult {
+    pub(crate) fn fresh(&self, check: &Check, result: &CheckResult) -> CheckResult {
         if !self.is_old(check, result) {
             return result.clone();
         }
@@ -204,7 +83,7 @@ impl Machine<'_> {
     }
 
     /// A workload check is measured by what is observed, at each interval and when it changes.
-    fn workload_result(&self, check: &Check) -> CheckResult {
+    pub(crate) fn workload_result(&self, check: &Check) -> CheckResult {
         let previous = self.known(check);
         let seen = check.workload.as_ref().and_then(|w| self.o.workloads.iter().find(|x| x.reference == *w));
         let (good, message) = match seen {
@@ -224,7 +103,7 @@ impl Machine<'_> {
     }
 
     /// A job check is measured by its Job: exit code 0 or not. The measurement under way is the one after those that are known.
-    fn job_result(&self, check: &Check, i: usize) -> CheckResult {
+    pub(crate) fn job_result(&self, check: &Check, i: usize) -> CheckResult {
         let previous = self.known(check);
         let known = previous.map_or(0, |p| p.measured);
         let name = self.check_job(i, known + 1);
@@ -269,24 +148,30 @@ impl Machine<'_> {
     }
 
     /// What was last said of a Job whose container did not start.
-    fn said_of(&self, previous: Option<&CheckResult>, name: &str) -> Option<String> {
+    pub(crate) fn said_of(&self, previous: Option<&CheckResult>, name: &str) -> Option<String> {
         let why = previous?.message.strip_prefix(WAITS)?.strip_prefix(name)?;
         why.split_once("; next: ").map(|(why, _)| why.trim().to_owned())
     }
 
-    fn check_job(&self, i: usize, measurement: u64) -> String {
+    pub(crate) fn check_job(&self, i: usize, measurement: u64) -> String {
         let (_, task, _) = self.stage();
         self.o.check_job_name(task, i, measurement)
     }
 
     /// One more try that brought no measurement: it counts as neither, for it says nothing of the application.
-    fn uncounted(&self, check: &Check, previous: Option<&CheckResult>, message: String) -> CheckResult {
+    pub(crate) fn uncounted(&self, check: &Check, previous: Option<&CheckResult>, message: String) -> CheckResult {
         let previous = previous.cloned().unwrap_or_else(|| self.unmeasured(check));
         CheckResult { outcome: CheckOutcome::Error, measured: previous.measured + 1, message, at: self.now, ..previous }
     }
 
     /// One more measurement of a check that the controller measures.
-    fn counted(&self, check: &Check, previous: Option<&CheckResult>, good: bool, message: String) -> CheckResult {
+    pub(crate) fn counted(
+        &self,
+        check: &Check,
+        previous: Option<&CheckResult>,
+        good: bool,
+        message: String,
+    ) -> CheckResult {
         let mut recent = previous.map_or_else(String::new, |p| p.recent.clone());
         recent.push(if good { '.' } else { 'x' });
         let surplus = recent.len().saturating_sub(check.failures.of.max(1) as usize);
@@ -305,7 +190,7 @@ impl Machine<'_> {
     }
 
     /// Jobs of job checks that are due, and the time of the next one.
-    pub(super) fn job_checks(&mut self) -> Vec<Effect> {
+    pub(crate) fn job_checks(&mut self) -> Vec<Effect> {
         let (_, task, _) = self.stage();
         let mut effects = vec![];
         for (i, check) in self.spec.checks_of(task).into_iter().enumerate() {
@@ -323,7 +208,7 @@ impl Machine<'_> {
     }
 
     /// When the next workload check is due; never in the past, for each look costs requests.
-    pub(super) fn next_workload_check(&self) -> Option<crate::api::Time> {
+    pub(crate) fn next_workload_check(&self) -> Option<Time> {
         let (_, task, _) = self.stage();
         self.spec
             .checks_of(task)

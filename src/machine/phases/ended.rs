@@ -1,13 +1,15 @@
 //! Ends: guards are removed from the database, the finalizer is given up; a failed preparation starts again when its inputs change.
 
-use super::{Machine, Outcome};
-use crate::api::{DecisionKind, Phase, Step, StepState};
+use crate::{
+    api::{DecisionKind, Phase, Step, StepState, Task},
+    machine::{Machine, Outcome},
+};
 
 /// Tries of a clean-up for a deleted migration before its guards are left where they are.
 const DELETED_CLEANUP_TRIES: u32 = 5;
 
 impl Machine<'_> {
-    pub(super) fn advance_ended(&mut self) {
+    pub(crate) fn advance_ended(&mut self) {
         let inputs_changed = self.phase() == Phase::Failed && self.inputs_changed() && !self.o.deleting;
         self.advance_cleanup();
         // Not while guards are being removed: the next Backup puts them up again.
@@ -29,7 +31,7 @@ impl Machine<'_> {
     }
 
     /// Nothing of ours is left in the database.
-    pub(super) fn cleaned_up(&self) -> bool {
+    pub(crate) fn cleaned_up(&self) -> bool {
         if !self.guards_may_be_up() {
             return true;
         }
@@ -46,7 +48,7 @@ impl Machine<'_> {
         if self.step(Step::Cleanup).is_none_or(|x| x.state != StepState::Running) {
             self.start_step(Step::Cleanup);
         } else if self.retry_due(Step::Cleanup) != Some(false) {
-            match self.o.outcome(crate::api::Task::Cleanup, self.attempt(Step::Cleanup)) {
+            match self.o.outcome(Task::Cleanup, self.attempt(Step::Cleanup)) {
                 Outcome::Pending => {}
                 Outcome::Succeeded(_) => {
                     self.succeed_step(Step::Cleanup, "guards removed; the record stays in schema credit_migration")
@@ -63,7 +65,7 @@ impl Machine<'_> {
     }
 
     /// Deletion: before the window nothing is lost; inside it the change is undone; after it the new version stays.
-    pub(super) fn advance_deletion(&mut self) {
+    pub(crate) fn advance_deletion(&mut self) {
         match self.phase() {
             Phase::Preparing | Phase::AwaitingApproval => self.cancel_deleted(),
             Phase::Executing if self.s.window.as_ref().is_none_or(|w| w.deadline.is_none()) => self.cancel_deleted(),
@@ -83,7 +85,7 @@ impl Machine<'_> {
     }
 
     /// The finalizer may go.
-    pub(super) fn may_go(&self) -> bool {
+    pub(crate) fn may_go(&self) -> bool {
         let ended = matches!(self.phase(), Phase::Failed | Phase::Completed | Phase::RolledBack | Phase::Cancelled);
         let tries = self.step(Step::Cleanup).map_or(0, |x| x.failures);
         self.o.deleting && ended && (self.cleaned_up() || tries >= DELETED_CLEANUP_TRIES)

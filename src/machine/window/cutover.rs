@@ -1,8 +1,8 @@
 //! The switch of the application: flag, restarts, and what shows that the wanted version runs.
 
-use super::{Effect, Flag, Machine};
 use crate::{
     api::{Time, WindowProgress},
+    machine::{Effect, Flag, Machine},
     shared::time::seconds,
 };
 
@@ -13,7 +13,7 @@ const PATIENCE_AGAIN: i64 = 15;
 
 /// Which way the application is switched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Direction {
+pub(crate) enum Direction {
     There,
     Back,
 }
@@ -37,7 +37,7 @@ impl Machine<'_> {
     }
 
     /// Flag first, then the restarts: a pod started before the flag was set would read the old value.
-    pub(super) fn switch_effects(&self, value: &str, direction: Direction) -> Vec<Effect> {
+    pub(crate) fn switch_effects(&self, value: &str, direction: Direction) -> Vec<Effect> {
         if !self.flag_set(value, direction) {
             return vec![Effect::SetFlag { value: value.to_owned(), marker: self.marker(direction) }];
         }
@@ -57,7 +57,7 @@ impl Machine<'_> {
     }
 
     /// Flag and workloads are as wanted, made so by this very switch, and no old pod is left.
-    pub(super) fn rolled_out(&self, version: &str, direction: Direction) -> bool {
+    pub(crate) fn rolled_out(&self, version: &str, direction: Direction) -> bool {
         let marker = self.restart_marker(direction);
         self.flag_set(version, direction)
             && self.spec.application.workloads.iter().all(|wanted| {
@@ -73,7 +73,7 @@ impl Machine<'_> {
     /// Flag, workloads and probe all say `version`. The probe's word counts only if it was asked after the one that was
     /// known when the rollout was seen settled: an earlier answer may be that of a pod which is gone, and a pod not yet asked may have read the
     /// flag's old value from its node.
-    pub(super) fn running(&mut self, version: &str, direction: Direction, progress: &WindowProgress) -> bool {
+    pub(crate) fn running(&mut self, version: &str, direction: Direction, progress: &WindowProgress) -> bool {
         if !self.rolled_out(version, direction) {
             self.window().settled_at = None;
             return false;
@@ -116,5 +116,23 @@ impl Machine<'_> {
                 "the version probe answers {answer:?}, wanted is {version:?}, though flag and rollout are as wanted since {settled_at:.0}; a pod may have read the flag's old value from its node; the workloads are restarted again"
             ),
         );
+    }
+
+    /// How far flag and workloads are.
+    pub(crate) fn rollout_message(&self, progress: &WindowProgress) -> String {
+        let w: Vec<String> = self
+            .o
+            .workloads
+            .iter()
+            .filter(|w| self.spec.application.workloads.contains(&w.reference))
+            .map(|w| {
+                format!(
+                    "{} {}/{} available, {} pods to be replaced",
+                    w.reference.name, w.available.0, w.available.1, w.old_pods
+                )
+            })
+            .collect();
+        let probe = progress.observed_version.as_deref().unwrap_or("none");
+        format!("flag is {}; {}; version probe: {probe}", self.o.flag_value().unwrap_or("missing"), w.join(", "))
     }
 }

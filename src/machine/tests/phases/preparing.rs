@@ -1,6 +1,6 @@
 //! Start, the preparing steps, what stands in the way in the cluster, and beginning anew.
 
-use super::*;
+use crate::machine::tests::*;
 
 fn case(
     name: &'static str,

@@ -1,6 +1,6 @@
 //! Approvals: who counts, what for, and what calls them off.
 
-use super::*;
+use crate::machine::tests::*;
 
 fn waits(name: &'static str, when: When, reason: &'static str) -> Case {
     Case {
@@ -56,7 +56,7 @@ fn approvals_that_do_not_suffice() {
                 |s| {
                     s.spec.approval.required = 3;
                     // A new spec has a new digest; here it is as if the evidence had been made for it.
-                    let digest = super::super::plan_digest("uid-1", &s.spec, &s.status);
+                    let digest = crate::machine::plan_digest("uid-1", &s.spec, &s.status);
                     s.status.plan.as_mut().unwrap().digest = digest;
                     s.say("ann", DecisionKind::Execute).say("bob", DecisionKind::Execute);
                 },
@@ -197,7 +197,7 @@ fn approvals_around_the_end_of_a_window_without_effect() {
 #[test]
 fn whatever_people_approve_is_in_the_digest() {
     let s = awaiting();
-    let digest = |s: &Story, uid: &str| super::super::plan_digest(uid, &s.spec, &s.status);
+    let digest = |s: &Story, uid: &str| crate::machine::plan_digest(uid, &s.spec, &s.status);
     let first = digest(&s, "uid-1");
     assert!(first.is_some());
     let changes: [(&str, When); 9] = [

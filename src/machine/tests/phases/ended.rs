@@ -1,6 +1,6 @@
 //! Clean-up, and deletion in each phase.
 
-use super::*;
+use crate::machine::tests::*;
 
 fn ended(name: &'static str, given: Given, when: When, effects: &'static [&'static str], wake: Option<i64>) -> Case {
     Case { name, given, when, phase: Phase::Completed, step: Step::Decide, reason: "Completed", effects, wake }

@@ -1,11 +1,12 @@
 //! The way back. Inside the window it is the `Window` run that goes back; after it a `RollbackWindow` run opens a window again.
 
-use super::{Machine, Outcome, executing::WINDOW_ATTEMPTS, notices::at, preparing::because, switching::Direction};
+use super::{approval::because, executing::WINDOW_ATTEMPTS};
 use crate::{
     api::{
-        DecisionKind, Occasion, Phase, Reason, Retry, RollbackStatus, Step, Task, WindowProgress, WindowState,
-        WindowStatus,
+        DecisionKind, Occasion, Phase, Reason, Retry, RollbackStatus, Step, StepState, Task, WindowProgress,
+        WindowState, WindowStatus,
     },
+    machine::{Machine, Outcome, Sql, notices::at, window::cutover::Direction},
     shared::time::{seconds, to_signed},
 };
 
@@ -14,7 +15,7 @@ const REOPEN_RETRY_SECONDS: i64 = 60;
 
 impl Machine<'_> {
     /// Records the cause and enters the phase. Runs of the forward path go on only as far as the way back needs them.
-    pub(super) fn begin_way_back(&mut self, cause: &str, message: String) {
+    pub(crate) fn begin_way_back(&mut self, cause: &str, message: String) {
         let now = self.now;
         self.s.rollback = Some(RollbackStatus {
             cause: cause.into(),
@@ -24,7 +25,7 @@ impl Machine<'_> {
             heard_until: None,
         });
         if let Some(step) = self.s.step
-            && self.step(step).is_some_and(|x| x.state == crate::api::StepState::Running)
+            && self.step(step).is_some_and(|x| x.state == StepState::Running)
         {
             self.fail_step(step, cause, message.clone());
         }
@@ -34,7 +35,7 @@ impl Machine<'_> {
         self.tell(Occasion::TriggerFired, &at("way-back", now), &text);
     }
 
-    pub(super) fn go_back(&mut self, cause: &str, message: String) {
+    pub(crate) fn go_back(&mut self, cause: &str, message: String) {
         self.begin_way_back(cause, message);
         if self.in_first_window() {
             self.start_step(Step::SwitchBack);
@@ -45,23 +46,15 @@ impl Machine<'_> {
         self.advance_rolling_back();
     }
 
-    /// The window of the way there is not over: its own run goes back.
-    pub(super) fn in_first_window(&self) -> bool {
-        self.s
-            .window
-            .as_ref()
-            .is_some_and(|w| w.task == Some(Task::Window) && w.deadline.is_some() && w.released_at.is_none())
-    }
-
     /// Task and attempt that carry the way back.
-    pub(super) fn way_back_run(&self) -> (Task, u32) {
+    pub(crate) fn way_back_run(&self) -> (Task, u32) {
         match self.s.window.as_ref().and_then(|w| w.task) {
             Some(Task::Window) => (Task::Window, self.attempt(Step::OpenWindow)),
             _ => (Task::RollbackWindow, self.attempt(Step::ReopenWindow)),
         }
     }
 
-    pub(super) fn advance_rolling_back(&mut self) {
+    pub(crate) fn advance_rolling_back(&mut self) {
         // Begins a planned try, whose run is another one.
         if self.s.step == Some(Step::ReopenWindow) && self.retry_due(Step::ReopenWindow) == Some(false) {
             return;
@@ -260,7 +253,7 @@ impl Machine<'_> {
         self.retry_later(Step::ReopenWindow, "WindowReopening", &text, REOPEN_RETRY_SECONDS);
     }
 
-    pub(super) fn rollback_failed(&mut self, reason: &str, message: &str) {
+    pub(crate) fn rollback_failed(&mut self, reason: &str, message: &str) {
         let writes = if self.may_be_blocked() { "writes stay blocked" } else { "writes are open" };
         let text = format!(
             "{message}; {writes}, a person is needed; mend the cause (down SQL may be corrected in its ConfigMap); next: {}",
@@ -278,14 +271,14 @@ impl Machine<'_> {
     }
 
     /// A new `Revert` begins the way back again, with the down SQL as it stands now.
-    pub(super) fn advance_rollback_failed(&mut self) {
+    pub(crate) fn advance_rollback_failed(&mut self) {
         // The API server's times are whole seconds: a Revert in the second of the failure counts as after it.
         let failed_at = self.s.steps.iter().filter(|x| x.reason.is_some()).filter_map(|x| x.finished_at).max();
         let failed_at = failed_at.map(|t| t - seconds(1));
         // What was heard before is not heard again, however much the two clocks differ.
         let after = failed_at.max(self.s.rollback.as_ref().and_then(|r| r.heard_until));
         let Some(d) = self.stop_word(&[DecisionKind::Revert], after) else { return };
-        if let (super::Sql::Present(down), Some(plan)) = (&self.o.down, &mut self.s.plan) {
+        if let (Sql::Present(down), Some(plan)) = (&self.o.down, &mut self.s.plan) {
             plan.down_sha256.clone_from(down);
         }
         self.begin_way_back("Revert", format!("Revert by {}{}", d.by, because(&d.reason)));

@@ -7,79 +7,15 @@
 //!      +------------------+------------------------+---- all is so --------+-----------------------> time
 //! ```
 
-use jiff::{
-    ToSpan, Zoned,
-    civil::{Date, Time as Clock, Weekday as Day},
-    tz::TimeZone,
-};
-
-use super::{Machine, gates::Violation, notices::at};
 use crate::{
-    api::{AllowedHours, DecisionKind, NoticeState, Occasion, Schedule, ScheduleStatus, Step, Time, Weekday},
+    api::{DecisionKind, NoticeState, Occasion, ScheduleStatus, Time},
+    machine::{Machine, gates::Violation, next_hours, notices::at},
     shared::time::{saturating_add, seconds, to_signed},
 };
 
-/// Days in which the next allowed hours must begin: one day of each name, and those that began yesterday.
-const DAYS: i32 = 9;
-
-/// The first allowed hours that end after `from`: their begin, not before `startAt`, and their end if they have one.
-/// `None` if a time zone or a time cannot be used.
-pub fn next_hours(schedule: &Schedule, from: Time) -> Option<(Time, Option<Time>)> {
-    let from = schedule.start_at.map_or(from, |start| start.max(from));
-    if schedule.allowed_hours.is_empty() {
-        return Some((from, None));
-    }
-    let mut next: Option<(Time, Time)> = None;
-    for hours in &schedule.allowed_hours {
-        let zone = TimeZone::get(&hours.time_zone).ok()?;
-        let today = from.to_zoned(zone.clone()).date();
-        for day in -1..DAYS {
-            let date = today.checked_add(day.days()).ok()?;
-            if !hours.days.is_empty() && !hours.days.iter().any(|d| weekday(*d) == date.weekday()) {
-                continue;
-            }
-            let (begin, end) = hours_of(hours, date, &zone)?;
-            if end <= from {
-                continue;
-            }
-            // Of hours that overlap those that end last: they are one stretch.
-            let better =
-                next.is_none_or(|(b, e)| (begin.max(from), std::cmp::Reverse(end)) < (b, std::cmp::Reverse(e)));
-            if better {
-                next = Some((begin.max(from), end));
-            }
-        }
-    }
-    next.map(|(begin, end)| (begin, Some(end)))
-}
-
-fn hours_of(hours: &AllowedHours, date: Date, zone: &TimeZone) -> Option<(Time, Time)> {
-    let at = |date: Date, text: &str| -> Option<Time> {
-        let (date, text) = if text == "24:00" { (date.tomorrow().ok()?, "00:00") } else { (date, text) };
-        let clock: Clock = format!("{text}:00").parse().ok()?;
-        // Of an hour that a change of clocks leaves out the moment after it; of one that it repeats the first.
-        let zoned: Zoned = date.to_datetime(clock).to_zoned(zone.clone()).ok()?;
-        Some(zoned.timestamp())
-    };
-    let next_day = hours.to <= hours.from;
-    Some((at(date, &hours.from)?, at(if next_day { date.tomorrow().ok()? } else { date }, &hours.to)?))
-}
-
-fn weekday(day: Weekday) -> Day {
-    match day {
-        Weekday::Monday => Day::Monday,
-        Weekday::Tuesday => Day::Tuesday,
-        Weekday::Wednesday => Day::Wednesday,
-        Weekday::Thursday => Day::Thursday,
-        Weekday::Friday => Day::Friday,
-        Weekday::Saturday => Day::Saturday,
-        Weekday::Sunday => Day::Sunday,
-    }
-}
-
 impl Machine<'_> {
     /// Hours that cannot be computed.
-    pub(super) fn schedule_violation(&self) -> Option<Violation> {
+    pub(crate) fn schedule_violation(&self) -> Option<Violation> {
         if next_hours(&self.spec.schedule, self.now).is_some() {
             return None;
         }
@@ -94,7 +30,7 @@ impl Machine<'_> {
     }
 
     /// Distinct people whose `Ready` on this digest is fresh, and when the first of these runs out.
-    pub(super) fn present(&self, digest: &str) -> (Vec<String>, Option<Time>) {
+    pub(crate) fn present(&self, digest: &str) -> (Vec<String>, Option<Time>) {
         let within = to_signed(self.spec.schedule.presence.within);
         let mut last: std::collections::BTreeMap<&str, Time> = std::collections::BTreeMap::new();
         for d in self.decisions(DecisionKind::Ready, self.s.approvals_after) {
@@ -108,7 +44,7 @@ impl Machine<'_> {
     }
 
     /// Keeps `status.schedule` up to date with who is present.
-    pub(super) fn note_presence(&mut self, digest: &str) {
+    pub(crate) fn note_presence(&mut self, digest: &str) {
         let (people, runs_out) = self.present(digest);
         let needed = self.presence_needed();
         let schedule = self.s.schedule.get_or_insert_default();
@@ -124,7 +60,7 @@ impl Machine<'_> {
     }
 
     /// Whether what let the start begin still holds: its hours, the people, the age of the backup.
-    pub(super) fn still_scheduled(&self, digest: &str) -> bool {
+    pub(crate) fn still_scheduled(&self, digest: &str) -> bool {
         let in_hours = self.s.schedule.as_ref().is_none_or(|s| s.ends_at.is_none_or(|end| self.now < end));
         in_hours && self.present(digest).0.len() >= self.presence_needed() && !self.is_backup_old()
     }
@@ -135,7 +71,7 @@ impl Machine<'_> {
     }
 
     /// `true` when the window may be opened now.
-    pub(super) fn advance_schedule(&mut self, digest: &str) -> bool {
+    pub(crate) fn advance_schedule(&mut self, digest: &str) -> bool {
         self.note_presence(digest);
         let Some(starts_at) = self.plan_start() else { return false };
         let lead = starts_at - self.lead_time();
@@ -246,19 +182,8 @@ impl Machine<'_> {
         )
     }
 
-    /// The step Approve is done: who, and on what.
-    pub(super) fn approved(&mut self, people: &[String], digest: &str) {
-        if self.s.step == Some(Step::Schedule) {
-            return;
-        }
-        self.succeed_step(Step::Approve, format!("{} approved {digest}", people.join(", ")));
-        // A start that was planned for an earlier try is planned anew.
-        self.s.schedule = None;
-        self.start_step(Step::Schedule);
-    }
-
     /// What Schedule leaves as evidence.
-    pub(super) fn started_by(&self) -> String {
+    pub(crate) fn started_by(&self) -> String {
         let schedule = self.s.schedule.clone().unwrap_or_default();
         let notice = match schedule.notice.as_deref().and_then(|id| self.notice(id)) {
             Some(n) => format!("maintenance notice taken by {}", n.notice.delivered.join(", ")),

@@ -2,9 +2,10 @@
 //!
 //! Nothing goes back by itself any more: after so long that is a decision about everything written since. A breach is told.
 
-use super::{Machine, Outcome, notices::at, preparing::because};
+use super::approval::because;
 use crate::{
-    api::{CheckOutcome, DecisionKind, MigrationRun, Occasion, Phase, Step, Task, Time},
+    api::{CheckOutcome, DecisionKind, MigrationRun, Occasion, Phase, Step, StepState, Task, Time},
+    machine::{Machine, Outcome, notices::at},
     shared::time::{saturating_add, seconds, to_signed},
 };
 
@@ -12,7 +13,7 @@ use crate::{
 const RETRY_SECONDS: i64 = 300;
 
 impl Machine<'_> {
-    pub(super) fn begin_observing(&mut self) {
+    pub(crate) fn begin_observing(&mut self) {
         self.enter(Phase::Observing);
         self.s.checks.clear();
         self.await_follow_up(Step::DayCheck);
@@ -20,7 +21,7 @@ impl Machine<'_> {
     }
 
     /// When writes were opened on the new version.
-    pub(super) fn cut_over_at(&self) -> Option<Time> {
+    pub(crate) fn cut_over_at(&self) -> Option<Time> {
         self.s.window.as_ref().filter(|w| w.task == Some(Task::Window))?.released_at
     }
 
@@ -31,11 +32,11 @@ impl Machine<'_> {
         let due = saturating_add(self.cut_over_at().unwrap_or(self.now), to_signed(after));
         self.s.step = Some(step);
         let x = self.step_mut(step);
-        x.state = crate::api::StepState::Running;
+        x.state = StepState::Running;
         x.retry_at = Some(due);
     }
 
-    pub(super) fn advance_observing(&mut self) {
+    pub(crate) fn advance_observing(&mut self) {
         if let Some(d) = self.stop_word(&[DecisionKind::Revert, DecisionKind::Abort], None) {
             return self.go_back("Revert", format!("{:?} by {}{}", d.decision, d.by, because(&d.reason)));
         }

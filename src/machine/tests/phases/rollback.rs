@@ -1,6 +1,6 @@
 //! The way back after the window, and what follows when it fails.
 
-use super::*;
+use crate::machine::tests::*;
 
 const BACK: Task = Task::RollbackWindow;
 

@@ -1,22 +1,22 @@
 //! Executing: one `Window` run, whose progress is mapped to five steps. Orders to it are raised only after the status
 //! that wants them is persisted.
 
-use super::{
-    Machine, Outcome,
-    defects::{Defect, defect},
-    preparing::because,
-    switching::Direction,
-};
+use super::approval::because;
 use crate::{
     api::{DecisionKind, Occasion, Phase, Reason, Retry, Step, Task, WindowProgress, WindowState},
+    machine::{
+        Machine, Outcome,
+        faults::{Fault, fault},
+        window::cutover::Direction,
+    },
     shared::time::to_signed,
 };
 
 /// Tries of a window run whose pods end without a report, before a person is called.
-pub(super) const WINDOW_ATTEMPTS: u32 = 5;
+pub(crate) const WINDOW_ATTEMPTS: u32 = 5;
 
 impl Machine<'_> {
-    pub(super) fn advance_executing(&mut self) {
+    pub(crate) fn advance_executing(&mut self) {
         let attempt = self.attempt(Step::OpenWindow);
         let progress = self.o.progress(Task::Window, attempt).cloned().unwrap_or_default();
         match self.o.outcome(Task::Window, attempt) {
@@ -117,7 +117,7 @@ impl Machine<'_> {
         }
         if self.s.step == Some(Step::SwitchApplication) {
             // The acknowledgement must be persisted before the flag is touched: from it on the runner does not go back by itself.
-            if progress.switch_acknowledged || defect(Defect::UnacknowledgedSwitch) {
+            if progress.switch_acknowledged || fault(Fault::UnacknowledgedSwitch) {
                 self.window().switched = true;
             }
             let to = self.spec.application.flag.to.clone();
@@ -236,50 +236,6 @@ impl Machine<'_> {
             reason.as_str(),
             format!("{message}; nothing was changed; to try again, next: {}", self.o.plugin("approve", "")),
         );
-    }
-
-    /// Copies what matters of a window run's progress into the status.
-    pub(super) fn note_window(&mut self, task: Task, progress: &WindowProgress) {
-        if progress.state < WindowState::Opening {
-            return;
-        }
-        let window = self.window();
-        window.task = Some(task);
-        window.blocked_at = progress.blocked_at;
-        window.released_at = progress.released_at;
-        if progress.comparison.is_some() {
-            window.comparison.clone_from(&progress.comparison);
-        }
-    }
-
-    /// Seconds for which writes were, or have been, blocked.
-    pub(super) fn blocked_seconds(&self) -> f64 {
-        let Some(w) = &self.s.window else { return 0.0 };
-        let Some(from) = w.blocked_at else { return 0.0 };
-        w.released_at.unwrap_or(self.now).duration_since(from).as_secs_f64().max(0.0)
-    }
-
-    /// Time of the first refused write, or `(soon)`. Not a duration: a status that grows each second would be written each second.
-    pub(super) fn blocked_since(&self) -> String {
-        self.s.window.as_ref().and_then(|w| w.blocked_at).map_or_else(|| "(soon)".into(), |t| format!("{t:.0}"))
-    }
-
-    /// How far flag and workloads are.
-    pub(super) fn rollout_message(&self, progress: &WindowProgress) -> String {
-        let w: Vec<String> = self
-            .o
-            .workloads
-            .iter()
-            .filter(|w| self.spec.application.workloads.contains(&w.reference))
-            .map(|w| {
-                format!(
-                    "{} {}/{} available, {} pods to be replaced",
-                    w.reference.name, w.available.0, w.available.1, w.old_pods
-                )
-            })
-            .collect();
-        let probe = progress.observed_version.as_deref().unwrap_or("none");
-        format!("flag is {}; {}; version probe: {probe}", self.o.flag_value().unwrap_or("missing"), w.join(", "))
     }
 
     fn window_message(&self, progress: &WindowProgress) -> String {

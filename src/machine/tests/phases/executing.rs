@@ -1,6 +1,6 @@
 //! Executing: from the pod that stands by to the release, and every way out of the window.
 
-use super::*;
+use crate::machine::tests::*;
 
 const WINDOW: Task = Task::Window;
 

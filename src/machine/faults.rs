@@ -1,0 +1,43 @@
+//! Deliberate faults of the machine, one for each property that is its to break. The simulation must find them.
+//! Nothing of them is in what is shipped: there [`fault`] is `false`.
+//!
+//! Property 5 has none here: no secret reaches the machine, for nothing in `Observed` holds one. Its fault is the runner's,
+//! in the simulated world.
+
+/// What is wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// 1: each attempt names another migration, so its ledger row is another one.
+    UidOfAttempt,
+    /// 2: a failed way back is not told as stalled.
+    SilentFailure,
+    /// 3: the flag is set before the runner has acknowledged that it no longer goes back by itself.
+    UnacknowledgedSwitch,
+    /// 4: a person who approves twice counts as two.
+    OnePersonTwice,
+    /// 6: a Job that ends without a report is waited for.
+    LostJobAwaited,
+}
+
+/// Whether the machine of this thread has the fault.
+#[cfg(test)]
+pub(super) fn fault(fault: Fault) -> bool {
+    PRESENT.get() == Some(fault)
+}
+
+/// Whether the machine has the fault.
+#[cfg(not(test))]
+pub(super) const fn fault(_: Fault) -> bool {
+    false
+}
+
+/// Gives the machine of this thread a fault, or none.
+#[cfg(test)]
+pub(super) fn build_in(fault: Option<Fault>) {
+    PRESENT.set(fault);
+}
+
+#[cfg(test)]
+thread_local! {
+    static PRESENT: std::cell::Cell<Option<Fault>> = const { std::cell::Cell::new(None) };
+}

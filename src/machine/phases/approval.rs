@@ -1,0 +1,153 @@
+//! AwaitingApproval: who has approved the plan, who has rejected it, and whether the window may start.
+
+use crate::{
+    api::{DecisionKind, Phase, Step, Time},
+    machine::{
+        self, Machine, ObservedDecision,
+        faults::{Fault, fault},
+    },
+};
+
+impl Machine<'_> {
+    pub(crate) fn advance_awaiting_approval(&mut self) {
+        if self.called_off() {
+            return;
+        }
+        if self.inputs_changed() {
+            self.restart("spec or SQL changed");
+            self.advance_preparing();
+            return;
+        }
+        // Recomputed, not trusted: evidence and digest must belong together at the moment of counting.
+        let Some(digest) =
+            plan_digest(self).filter(|d| self.s.plan.as_ref().is_some_and(|p| p.digest.as_ref() == Some(d)))
+        else {
+            self.restart("the evidence does not fit the plan's digest");
+            return;
+        };
+        let needed = self.spec.approval.required.max(2) as usize;
+        let (people, reject) = self.approvals(&digest);
+        self.s.approvals = Some(format!("{}/{needed}", people.len()));
+        self.s.approved_by = people.clone();
+        self.note_presence(&digest);
+        if let Some((reason, message)) = self.cluster_violation() {
+            self.explain(reason, message);
+            return;
+        }
+        if let Some(r) = reject {
+            self.explain(
+                "Rejected",
+                format!("{} rejected {digest}{}; next: change the plan, or abort it", r.by, because(&r.reason)),
+            );
+            return;
+        }
+        if people.len() < needed {
+            if self.s.step != Some(Step::Approve) {
+                self.start_step(Step::Approve);
+            }
+            let (next, void) = (self.o.plugin("approve", ""), self.void_approvals(&digest));
+            self.explain(
+                "ApprovalPending",
+                format!("{} of {needed} people approved {digest}{void}; next: {next}", people.len()),
+            );
+            return;
+        }
+        self.approved(&people, &digest);
+        if !self.advance_schedule(&digest) {
+            // A backup that is too old has begun the preparation anew.
+            if self.phase() == Phase::Preparing {
+                self.advance_preparing();
+            }
+            return;
+        }
+        let evidence = self.started_by();
+        self.succeed_step(Step::Schedule, evidence);
+        self.enter(Phase::Executing);
+        self.s.window = None;
+        // Lost pods of an earlier window do not count against this one.
+        self.step_mut(Step::OpenWindow).failures = 0;
+        self.start_step(Step::OpenWindow);
+        self.advance_executing();
+    }
+
+    /// Abort before the window: nothing was changed.
+    pub(crate) fn called_off(&mut self) -> bool {
+        let Some(d) = self.stop_word(&[DecisionKind::Abort, DecisionKind::Revert], None) else { return false };
+        let step = self.s.step;
+        self.enter(Phase::Cancelled);
+        let message = format!("{} called it off{}; nothing was changed", d.by, because(&d.reason));
+        if let Some(step) = step {
+            self.fail_step(step, "Aborted", message);
+        }
+        true
+    }
+
+    /// Decisions of a kind that are younger than `after` (all when `None`).
+    pub(crate) fn decisions(&self, kind: DecisionKind, after: Option<Time>) -> impl Iterator<Item = &ObservedDecision> {
+        self.o.decisions.iter().filter(move |d| d.decision == kind && after.is_none_or(|t| d.at > t))
+    }
+
+    /// Somebody's word to stop or go back. It counts without the admission policy too: a forged stop is the lesser harm.
+    pub(crate) fn stop_word(&self, kinds: &[DecisionKind], after: Option<Time>) -> Option<ObservedDecision> {
+        kinds.iter().find_map(|k| self.decisions(*k, after).next()).cloned()
+    }
+
+    /// Distinct people, not the author, who approved this digest after that time.
+    fn approvers(&self, digest: &str, after: Option<Time>) -> Vec<String> {
+        let mut people: Vec<String> = self
+            .decisions(DecisionKind::Execute, after)
+            .filter(|d| d.digest.as_deref() == Some(digest) && d.by != self.spec.requested_by)
+            .map(|d| d.by.clone())
+            .collect();
+        people.sort();
+        people.dedup_by(|a, b| a == b && !fault(Fault::OnePersonTwice));
+        people
+    }
+
+    /// Who must approve again, and why; nothing if nobody must. Times of decisions are whole seconds, cut off: one of the
+    /// second in which the last window ended may be from before its end, and does not count.
+    pub(crate) fn void_approvals(&self, digest: &str) -> String {
+        let Some(after) = self.s.approvals_after else { return String::new() };
+        let counted = self.approvers(digest, Some(after));
+        let mut void = self.approvers(digest, None);
+        void.retain(|by| !counted.contains(by));
+        if void.is_empty() {
+            return String::new();
+        }
+        format!(
+            "; approvals given until {after:.0}, when the last window ended, no longer count ({}): approve again",
+            void.join(", ")
+        )
+    }
+
+    /// Distinct people, not the author, who approved this digest; and one who rejected it.
+    pub(crate) fn approvals(&self, digest: &str) -> (Vec<String>, Option<ObservedDecision>) {
+        let people = self.approvers(digest, self.s.approvals_after);
+        // A "no" to this plan stays one, however many windows were tried since.
+        let reject = self
+            .decisions(DecisionKind::Reject, None)
+            .find(|d| d.digest.as_deref().is_none_or(|x| x == digest))
+            .cloned();
+        (people, reject)
+    }
+
+    /// The step Approve is done: who, and on what.
+    pub(crate) fn approved(&mut self, people: &[String], digest: &str) {
+        if self.s.step == Some(Step::Schedule) {
+            return;
+        }
+        self.succeed_step(Step::Approve, format!("{} approved {digest}", people.join(", ")));
+        // A start that was planned for an earlier try is planned anew.
+        self.s.schedule = None;
+        self.start_step(Step::Schedule);
+    }
+}
+
+/// `: <reason>` or nothing.
+pub(crate) fn because(reason: &Option<String>) -> String {
+    reason.as_ref().map(|r| format!(" ({r})")).unwrap_or_default()
+}
+
+pub(crate) fn plan_digest(m: &Machine<'_>) -> Option<String> {
+    machine::plan_digest(&m.o.uid, m.spec, &m.s)
+}
