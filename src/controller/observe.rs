@@ -21,7 +21,8 @@ use crate::{
         RESTARTED_FOR, Time, UID_LABEL, WorkloadKind, WorkloadRef, sha256,
     },
     machine::{
-        CheckJob, CheckPod, DEADLINE, Flag, Job as JobState, Observed, ObservedDecision, ObservedRun, Sql, Workload,
+        CheckJob, CheckPod, DEADLINE, Job as JobState, Observed, ObservedDecision, ObservedFlag, ObservedRun,
+        SqlSource, Workload,
     },
     shared::deployment,
 };
@@ -126,25 +127,25 @@ impl Reader<'_> {
     }
 
     /// The flag, and the value of the key that must be `true`.
-    async fn flag(&self, key: &KeyRef, rollback_key: &str) -> Result<(Flag, Option<String>), Error> {
+    async fn flag(&self, key: &KeyRef, rollback_key: &str) -> Result<(ObservedFlag, Option<String>), Error> {
         let Some(map) = self.api::<ConfigMap>().get_opt(&key.name).await? else {
-            return Ok((Flag::ConfigMapMissing, None));
+            return Ok((ObservedFlag::ConfigMapMissing, None));
         };
         let set_for = map.annotations().get(FLAG_SET_FOR).cloned();
         let immutable = map.immutable.unwrap_or(false);
         let mut data = map.data.unwrap_or_default();
         let rollback_enabled = data.get(rollback_key).cloned();
         let flag = match data.remove(&key.key) {
-            Some(value) => Flag::Value { value, immutable, set_for },
-            None => Flag::KeyMissing,
+            Some(value) => ObservedFlag::Value { value, immutable, set_for },
+            None => ObservedFlag::KeyMissing,
         };
         Ok((flag, rollback_enabled))
     }
 
-    async fn sql(&self, key: &KeyRef) -> Result<Sql, Error> {
+    async fn sql(&self, key: &KeyRef) -> Result<SqlSource, Error> {
         let map = self.api::<ConfigMap>().get_opt(&key.name).await?;
         let text = map.and_then(|m| m.data).and_then(|mut d| d.remove(&key.key));
-        Ok(text.map_or(Sql::Missing, |text| Sql::Present(sha256(text.as_bytes()))))
+        Ok(text.map_or(SqlSource::Missing, |text| SqlSource::Present(sha256(text.as_bytes()))))
     }
 
     async fn workloads(&self, m: &CreditMigration) -> Result<Vec<Workload>, Error> {

@@ -1,19 +1,19 @@
 //! Results of checks: what the runner has reported, and what the controller measures itself (workloads and Jobs).
 
-use super::{CheckJobStart, CheckPod, DEADLINE, Effect, Job, Machine};
+use super::{CheckJobStart, CheckPod, DEADLINE, Effect, Job, Transition};
 use crate::{
     api::{Check, CheckOutcome, CheckResult, TRIGGERS, Task, Time},
     shared::time::{saturating_add, seconds, to_signed},
 };
 
 /// Begin of what is said of a Job whose container does not start.
-const WAITS: &str = "waits for Job ";
+const WAITING_PREFIX: &str = "waits for Job ";
 
-impl Machine<'_> {
+impl Transition<'_> {
     /// Results in the order of the checks; what was not measured is NoData, which is never success.
     pub(crate) fn results(&self, task: Task, checks: &[Check]) -> Vec<CheckResult> {
         let (step, ..) = self.stage();
-        let run = self.o.run(task, self.attempt(step));
+        let run = self.observed.run(task, self.attempt(step));
         let reported = run.and_then(|r| r.run.status.as_ref()).map(|s| s.checks.as_slice()).unwrap_or_default();
         checks
             .iter()
@@ -26,21 +26,21 @@ impl Machine<'_> {
                     return self.job_result(check, i);
                 }
                 let known = reported.iter().find(|r| r.name == check.name);
-                let mut result = known.map_or_else(|| self.unmeasured(check), |r| self.fresh(check, r));
+                let mut result = known.map_or_else(|| self.not_measured(check), |r| self.fresh(check, r));
                 // The judge of a lost run is gone with it; its breach is not.
-                result.breached |= self.known(check).is_some_and(|p| p.breached);
+                result.breached |= self.previous_result(check).is_some_and(|p| p.breached);
                 result
             })
             .collect()
     }
 
-    pub(crate) fn known(&self, check: &Check) -> Option<&CheckResult> {
-        self.s.checks.iter().find(|r| r.name == check.name)
+    pub(crate) fn previous_result(&self, check: &Check) -> Option<&CheckResult> {
+        self.status.checks.iter().find(|r| r.name == check.name)
     }
 
-    pub(crate) fn unmeasured(&self, check: &Check) -> CheckResult {
+    pub(crate) fn not_measured(&self, check: &Check) -> CheckResult {
         // As it was: a time that moves on with each look would be written, and looked at again, without end.
-        if let Some(known) = self.known(check).filter(|p| p.measured == 0) {
+        if let Some(known) = self.previous_result(check).filter(|p| p.measured == 0) {
             return known.clone();
         }
         CheckResult {
@@ -61,31 +61,34 @@ impl Machine<'_> {
         TRIGGERS.contains(&check.name.as_str())
             && result.outcome == CheckOutcome::NoData
             && result.measured > 0
-            && !self.is_old(check, result)
+            && !self.is_stale(check, result)
     }
 
-    pub(crate) fn is_old(&self, check: &Check, result: &CheckResult) -> bool {
+    pub(crate) fn is_stale(&self, check: &Check, result: &CheckResult) -> bool {
         self.now.duration_since(result.at) > to_signed(check.interval) * 3 + seconds(30)
     }
 
     /// A result that is too old says nothing of now: its pod may hang, or its node be gone. Three intervals and 30 s for
     /// time-outs and clocks that differ.
     pub(crate) fn fresh(&self, check: &Check, result: &CheckResult) -> CheckResult {
-        if !self.is_old(check, result) {
+        if !self.is_stale(check, result) {
             return result.clone();
         }
         let message = format!(
             "last measured at {:.0}, more than three intervals ago; next: {}",
             result.at,
-            self.o.kubectl("get pods")
+            self.observed.kubectl("get pods")
         );
         CheckResult { outcome: CheckOutcome::NoData, message, ..result.clone() }
     }
 
     /// A workload check is measured by what is observed, at each interval and when it changes.
     pub(crate) fn workload_result(&self, check: &Check) -> CheckResult {
-        let previous = self.known(check);
-        let seen = check.workload.as_ref().and_then(|w| self.o.workloads.iter().find(|x| x.reference == *w));
+        let previous = self.previous_result(check);
+        let seen = check
+            .workload
+            .as_ref()
+            .and_then(|w| self.observed.workloads.iter().find(|workload| workload.reference == *w));
         let (good, message) = match seen {
             Some(w) if w.exists => (
                 w.available.0 >= w.available.1 && w.available.1 > 0,
@@ -104,13 +107,13 @@ impl Machine<'_> {
 
     /// A job check is measured by its Job: exit code 0 or not. The measurement under way is the one after those that are known.
     pub(crate) fn job_result(&self, check: &Check, i: usize) -> CheckResult {
-        let previous = self.known(check);
+        let previous = self.previous_result(check);
         let known = previous.map_or(0, |p| p.measured);
         let name = self.check_job(i, known + 1);
-        let seen = self.o.check_jobs.iter().find(|j| j.name == name);
+        let seen = self.observed.check_jobs.iter().find(|j| j.name == name);
         let describe = || {
-            let pods = self.o.kubectl(&format!("describe pods -l job-name={name}"));
-            format!("{}; {pods}", self.o.kubectl(&format!("describe job/{name}")))
+            let pods = self.observed.kubectl(&format!("describe pods -l job-name={name}"));
+            format!("{}; {pods}", self.observed.kubectl(&format!("describe job/{name}")))
         };
         match seen.map(|j| (&j.job, &j.pod)) {
             Some((Job::Complete, _)) => self.counted(check, previous, true, format!("Job {name} succeeded")),
@@ -118,7 +121,7 @@ impl Machine<'_> {
             Some((Job::Failed { reason }, pod)) if reason == DEADLINE || matches!(pod, CheckPod::Waiting(_)) => {
                 let why = match pod {
                     CheckPod::Waiting(why) if !why.is_empty() => format!(", {why}"),
-                    _ => self.said_of(previous, &name).map(|why| format!(", {why}")).unwrap_or_default(),
+                    _ => self.waiting_cause(previous, &name).map(|why| format!(", {why}")).unwrap_or_default(),
                 };
                 let message = format!(
                     "could not be measured: the container of Job {name} was not started ({reason}{why}); next: {}",
@@ -127,40 +130,40 @@ impl Machine<'_> {
                 self.uncounted(check, previous, message)
             }
             Some((Job::Failed { reason }, _)) => {
-                let next = self.o.kubectl(&format!("logs job/{name}"));
+                let next = self.observed.kubectl(&format!("logs job/{name}"));
                 self.counted(check, previous, false, format!("Job {name} failed ({reason}); next: {next}"))
             }
             Some((Job::Active | Job::Absent, pod)) => {
-                let result = previous.map_or_else(|| self.unmeasured(check), |p| self.fresh(check, p));
+                let result = previous.map_or_else(|| self.not_measured(check), |p| self.fresh(check, p));
                 match pod {
                     // Kept for the end: the kubelet forgets what a container waited for when it ends its pod.
                     CheckPod::Waiting(why) if !why.is_empty() => {
-                        CheckResult { message: format!("{WAITS}{name} {why}; next: {}", describe()), ..result }
+                        CheckResult { message: format!("{WAITING_PREFIX}{name} {why}; next: {}", describe()), ..result }
                     }
-                    CheckPod::Started if result.message.starts_with(WAITS) => {
+                    CheckPod::Started if result.message.starts_with(WAITING_PREFIX) => {
                         CheckResult { message: format!("Job {name} is under way"), ..result }
                     }
                     _ => result,
                 }
             }
-            None => previous.map_or_else(|| self.unmeasured(check), |p| self.fresh(check, p)),
+            None => previous.map_or_else(|| self.not_measured(check), |p| self.fresh(check, p)),
         }
     }
 
     /// What was last said of a Job whose container did not start.
-    pub(crate) fn said_of(&self, previous: Option<&CheckResult>, name: &str) -> Option<String> {
-        let why = previous?.message.strip_prefix(WAITS)?.strip_prefix(name)?;
+    pub(crate) fn waiting_cause(&self, previous: Option<&CheckResult>, name: &str) -> Option<String> {
+        let why = previous?.message.strip_prefix(WAITING_PREFIX)?.strip_prefix(name)?;
         why.split_once("; next: ").map(|(why, _)| why.trim().to_owned())
     }
 
     pub(crate) fn check_job(&self, i: usize, measurement: u64) -> String {
         let (_, task, _) = self.stage();
-        self.o.check_job_name(task, i, measurement)
+        self.observed.check_job_name(task, i, measurement)
     }
 
     /// One more try that brought no measurement: it counts as neither, for it says nothing of the application.
     pub(crate) fn uncounted(&self, check: &Check, previous: Option<&CheckResult>, message: String) -> CheckResult {
-        let previous = previous.cloned().unwrap_or_else(|| self.unmeasured(check));
+        let previous = previous.cloned().unwrap_or_else(|| self.not_measured(check));
         CheckResult { outcome: CheckOutcome::Error, measured: previous.measured + 1, message, at: self.now, ..previous }
     }
 
@@ -195,12 +198,12 @@ impl Machine<'_> {
         let mut effects = vec![];
         for (i, check) in self.spec.checks_of(task).into_iter().enumerate() {
             let Some(job) = check.job.clone() else { continue };
-            let known = self.known(&check).filter(|r| r.measured > 0);
+            let known = self.previous_result(&check).filter(|r| r.measured > 0);
             let due = known.map(|r| r.at + to_signed(check.interval)).filter(|due| self.now < *due);
             let name = self.check_job(i, known.map_or(0, |r| r.measured) + 1);
             match due {
                 Some(due) => self.wake_at(due),
-                None if self.o.check_jobs.iter().any(|j| j.name == name) => {}
+                None if self.observed.check_jobs.iter().any(|j| j.name == name) => {}
                 None => effects.push(Effect::StartCheckJob(Box::new(CheckJobStart { name, check: check.name, job }))),
             }
         }
@@ -214,7 +217,7 @@ impl Machine<'_> {
             .checks_of(task)
             .iter()
             .filter(|c| c.workload.is_some())
-            .filter_map(|c| Some(saturating_add(self.known(c)?.at, to_signed(c.interval))))
+            .filter_map(|c| Some(saturating_add(self.previous_result(c)?.at, to_signed(c.interval))))
             .filter(|due| *due > self.now)
             .min()
     }

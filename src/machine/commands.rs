@@ -11,7 +11,7 @@ impl Observed {
     }
 
     /// The command that brings the old version back.
-    pub(super) fn go_back(&self) -> String {
+    pub(super) fn rollback_command(&self) -> String {
         self.plugin("rollback", "--confirm --reason WHY")
     }
 

@@ -3,10 +3,10 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::{
-    Machine,
+    Transition,
     faults::{Fault, fault},
     steps,
-    window::stage::OVERDUE,
+    window::stage::WINDOW_OVERDUE,
 };
 use crate::api::{Phase, Writes};
 
@@ -16,16 +16,16 @@ pub(super) const READY: &str = "Ready";
 /// Type of the condition, and reason of the event, that tell of down SQL which nobody approved.
 pub(super) const DOWN_CHANGED: &str = "DownSqlChanged";
 
-pub(super) fn derive(m: &mut Machine<'_>) {
-    m.s.observed_generation = Some(m.o.generation);
-    m.s.progress = m.s.step.map(steps::progress);
-    let phase = m.phase();
-    let writes = writes(m);
-    m.s.writes = Some(writes);
-    let reason = m.reason.clone().unwrap_or_else(|| "Progressing".into());
-    let message = m.message.clone().unwrap_or_default();
+pub(super) fn derive(transition: &mut Transition<'_>) {
+    transition.status.observed_generation = Some(transition.observed.generation);
+    transition.status.progress = transition.status.step.map(steps::progress);
+    let phase = transition.phase();
+    let writes = writes(transition);
+    transition.status.writes = Some(writes);
+    let reason = transition.reason.clone().unwrap_or_else(|| "Progressing".into());
+    let message = transition.message.clone().unwrap_or_default();
 
-    set(m, READY, Some(phase == Phase::Completed), &reason, &message);
+    set(transition, READY, Some(phase == Phase::Completed), &reason, &message);
     let busy = matches!(
         phase,
         Phase::Preparing
@@ -36,26 +36,26 @@ pub(super) fn derive(m: &mut Machine<'_>) {
             | Phase::Observing
             | Phase::RollingBack
     );
-    set(m, "Reconciling", busy.then_some(true), &reason, &message);
+    set(transition, "Reconciling", busy.then_some(true), &reason, &message);
     let failed = matches!(phase, Phase::Failed | Phase::RollbackFailed) && !fault(Fault::SilentFailure);
-    let stalled = failed || reason == OVERDUE;
-    set(m, "Stalled", stalled.then_some(true), &reason, &message);
+    let stalled = failed || reason == WINDOW_OVERDUE;
+    set(transition, "Stalled", stalled.then_some(true), &reason, &message);
 
-    let drift = m.down_drift();
+    let drift = transition.down_drift();
     if let Some(text) = &drift
-        && m.s.conditions.iter().all(|c| c.type_ != DOWN_CHANGED)
+        && transition.status.conditions.iter().all(|c| c.type_ != DOWN_CHANGED)
     {
-        m.event(true, DOWN_CHANGED, text.clone());
+        transition.event(true, DOWN_CHANGED, text.clone());
     }
-    set(m, DOWN_CHANGED, drift.is_some().then_some(true), "NotApproved", &drift.unwrap_or_default());
+    set(transition, DOWN_CHANGED, drift.is_some().then_some(true), "NotApproved", &drift.unwrap_or_default());
 
-    let backup = match (&m.s.backup, &m.s.verification) {
+    let backup = match (&transition.status.backup, &transition.status.verification) {
         (Some(b), Some(_)) => (true, "ReadThroughToEnd", format!("{} {} bytes, {}", b.object, b.bytes, b.sha256)),
         (Some(b), None) => (false, "NotReadBack", format!("{} was uploaded, not yet read back", b.object)),
         _ => (false, "NoBackup", "no backup of this plan yet".to_owned()),
     };
-    set(m, "BackupVerified", Some(backup.0), backup.1, &backup.2);
-    let rehearsal = match &m.s.rehearsal {
+    set(transition, "BackupVerified", Some(backup.0), backup.1, &backup.2);
+    let rehearsal = match &transition.status.rehearsal {
         Some(r) => (
             true,
             "RolledBackEqual",
@@ -64,66 +64,66 @@ pub(super) fn derive(m: &mut Machine<'_>) {
                 r.tables_equal,
                 r.checks_in_words(),
                 r.expected_window_seconds,
-                m.spec.window.max_duration
+                transition.spec.window.max_duration
             ),
         ),
         None => (false, "NoRehearsal", "no rehearsal of this plan yet".to_owned()),
     };
-    set(m, "RehearsalPassed", Some(rehearsal.0), rehearsal.1, &rehearsal.2);
-    let open = m.spec.not_covered();
+    set(transition, "RehearsalPassed", Some(rehearsal.0), rehearsal.1, &rehearsal.2);
+    let open = transition.spec.not_covered();
     let (reason, message) = match open.as_slice() {
         [] => ("AllLines", "every line of the checklist is configured".to_owned()),
         open => {
             let lines: Vec<&str> = open.iter().map(|gap| gap.what.as_str()).collect();
-            let next = format!("next: {}", m.o.plugin("plan", ""));
+            let next = format!("next: {}", transition.observed.plugin("plan", ""));
             ("NotConfigured", format!("the team's own business: {}; {next}", lines.join("; ")))
         }
     };
-    set(m, "ChecklistCovered", Some(open.is_empty()), reason, &message);
-    let limit = m.spec.window.max_duration;
+    set(transition, "ChecklistCovered", Some(open.is_empty()), reason, &message);
+    let limit = transition.spec.window.max_duration;
     // The length is not told while it grows: a status that changes each second would be written each second.
-    let (reason, message) = match (writes, m.s.window.as_ref().and_then(|w| w.deadline)) {
+    let (reason, message) = match (writes, transition.status.window.as_ref().and_then(|w| w.deadline)) {
         // Nothing opens it by itself.
-        (Writes::Blocked, Some(deadline)) if m.phase() == Phase::RollbackFailed => {
+        (Writes::Blocked, Some(deadline)) if transition.phase() == Phase::RollbackFailed => {
             ("GateClosed", format!("until a person has mended it; should be over by {deadline:.0} (limit {limit})"))
         }
-        (Writes::Blocked, Some(deadline)) if m.now >= deadline => {
+        (Writes::Blocked, Some(deadline)) if transition.now >= deadline => {
             ("GateClosed", format!("should have been over at {deadline:.0} (limit {limit})"))
         }
         (Writes::Blocked, Some(deadline)) => {
             ("GateClosed", format!("until {deadline:.0} at the latest (limit {limit})"))
         }
         (Writes::Blocked, None) => ("GateClosed", format!("limit {limit}")),
-        (Writes::Open, _) => ("GateOpen", format!("{:.1} s of {limit}", m.blocked_seconds())),
+        (Writes::Open, _) => ("GateOpen", format!("{:.1} s of {limit}", transition.blocked_seconds())),
     };
-    set(m, "WritesBlocked", Some(writes == Writes::Blocked), reason, &message);
+    set(transition, "WritesBlocked", Some(writes == Writes::Blocked), reason, &message);
 }
 
 /// Blocked from the moment the order to block may be out, to the moment the release is known.
-fn writes(m: &Machine<'_>) -> Writes {
-    let in_window = matches!(m.phase(), Phase::Executing | Phase::RollingBack | Phase::RollbackFailed);
-    if in_window && m.may_be_blocked() { Writes::Blocked } else { Writes::Open }
+fn writes(transition: &Transition<'_>) -> Writes {
+    let in_window = matches!(transition.phase(), Phase::Executing | Phase::RollingBack | Phase::RollbackFailed);
+    if in_window && transition.may_be_blocked() { Writes::Blocked } else { Writes::Open }
 }
 
 /// Sets or removes (`None`) one condition; others, also those of other writers, stay as they are.
-fn set(m: &mut Machine<'_>, type_: &str, status: Option<bool>, reason: &str, message: &str) {
-    let Some(status) = status else { return m.s.conditions.retain(|c| c.type_ != type_) };
+fn set(transition: &mut Transition<'_>, type_: &str, status: Option<bool>, reason: &str, message: &str) {
+    let Some(status) = status else { return transition.status.conditions.retain(|c| c.type_ != type_) };
     let status = if status { "True" } else { "False" };
-    let old = m.s.conditions.iter().position(|c| c.type_ == type_);
+    let old = transition.status.conditions.iter().position(|c| c.type_ == type_);
     let since = old
-        .map(|i| &m.s.conditions[i])
+        .map(|i| &transition.status.conditions[i])
         .filter(|c| c.status == status)
-        .map_or(Time(m.now), |c| c.last_transition_time.clone());
+        .map_or(Time(transition.now), |c| c.last_transition_time.clone());
     let condition = Condition {
         type_: type_.into(),
         status: status.into(),
         reason: reason.into(),
         message: message.into(),
         last_transition_time: since,
-        observed_generation: Some(m.o.generation),
+        observed_generation: Some(transition.observed.generation),
     };
     match old {
-        Some(i) => m.s.conditions[i] = condition,
-        None => m.s.conditions.push(condition),
+        Some(i) => transition.status.conditions[i] = condition,
+        None => transition.status.conditions.push(condition),
     }
 }

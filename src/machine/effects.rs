@@ -2,7 +2,7 @@
 //! so a crash after the status was written loses nothing.
 
 use super::{
-    Effect, Job, Machine, ObservedRun, StartRun,
+    Effect, Job, ObservedRun, StartRun, Transition,
     faults::{Fault, fault},
     phases::preparing::SUPERSEDED,
     steps,
@@ -16,24 +16,24 @@ const FOLLOW_UP_SECONDS: u64 = 900;
 /// Longest time for the removal of the guards, in seconds.
 const CLEANUP_SECONDS: u64 = 600;
 
-impl Machine<'_> {
+impl Transition<'_> {
     pub(super) fn effects(&mut self) -> Vec<Effect> {
-        if self.may_go() {
-            if self.o.finalizer && !self.cleaned_up() {
+        if self.may_remove_finalizer() {
+            if self.observed.finalizer && !self.is_cleaned_up() {
                 self.event(true, "GuardsLeft", "the database could not be reached; next: drop the triggers named credit_migration_* and schema credit_migration by hand");
             }
-            return if self.o.finalizer { vec![Effect::RemoveFinalizer] } else { vec![] };
+            return if self.observed.finalizer { vec![Effect::RemoveFinalizer] } else { vec![] };
         }
-        if !self.o.finalizer {
+        if !self.observed.finalizer {
             // Nothing is begun before deletion can be held up: else a window could be left closed by `kubectl delete`.
-            return if self.o.deleting { vec![] } else { vec![Effect::AddFinalizer] };
+            return if self.observed.deleting { vec![] } else { vec![Effect::AddFinalizer] };
         }
         let mut effects: Vec<Effect> = self
-            .o
+            .observed
             .runs
             .iter()
             .filter(|r| !self.wanted(r))
-            .map(|r| Effect::RemoveRun { name: self.o.run_name(r.run.spec.task, r.run.spec.attempt) })
+            .map(|r| Effect::RemoveRun { name: self.observed.run_name(r.run.spec.task, r.run.spec.attempt) })
             .collect();
         let tidy = effects.is_empty();
         match self.phase() {
@@ -44,9 +44,9 @@ impl Machine<'_> {
                 effects.extend(self.job_checks());
             }
             Phase::Observing => effects.extend(self.start_follow_up_run()),
-            Phase::RollingBack if self.s.step == Some(Step::ReopenWindow) && self.waiting(Step::ReopenWindow) => {}
+            Phase::RollingBack if self.status.step == Some(Step::ReopenWindow) && self.waiting(Step::ReopenWindow) => {}
             Phase::RollingBack => {
-                let (task, attempt) = self.way_back_run();
+                let (task, attempt) = self.rollback_run();
                 effects.extend(self.window_effects(task, attempt));
             }
             // Guards are removed only when nothing is left that could put them up again.
@@ -55,8 +55,8 @@ impl Machine<'_> {
             }
             _ => {}
         }
-        for attempt in self.notices_to_send() {
-            effects.extend(self.start(Task::Notify, attempt, Some(NOTIFY_SECONDS)));
+        for attempt in self.runs_to_send() {
+            effects.extend(self.start_run(Task::Notify, attempt, Some(NOTIFY_SECONDS)));
         }
         effects
     }
@@ -67,7 +67,8 @@ impl Machine<'_> {
         let ended = r.run.status.as_ref().is_some_and(|s| matches!(s.phase, RunPhase::Succeeded | RunPhase::Failed));
         let opened = spec.window.as_ref().is_some_and(|w| w.command >= WindowCommand::Open);
         // What was begun for a spec or SQL that has changed since is ended, not rehearsed on beside its successor.
-        let superseded = |step: Step| self.step(step).is_some_and(|x| x.reason.as_deref() == Some(SUPERSEDED));
+        let superseded =
+            |step: Step| self.step(step).is_some_and(|step_status| step_status.reason.as_deref() == Some(SUPERSEDED));
         let current = |step: Step| spec.attempt == self.run_attempt(step) && (ended || !superseded(step));
         match spec.task {
             Task::Preflight => self.preparing_or(ended) && current(Step::Preflight),
@@ -99,14 +100,14 @@ impl Machine<'_> {
     }
 
     fn start_preparing_run(&self) -> Option<Effect> {
-        let step = self.s.step?;
+        let step = self.status.step?;
         let task = steps::preparing_task(step)?;
         let refused = step == Step::Preflight && self.cluster_violation().is_some();
-        if self.waiting(step) || refused || self.s.plan.is_none() {
+        if self.waiting(step) || refused || self.status.plan.is_none() {
             return None;
         }
         let timeout = std::time::Duration::from(self.spec.runner.step_timeout).as_secs();
-        self.start(task, self.run_attempt(step), Some(timeout))
+        self.start_run(task, self.run_attempt(step), Some(timeout))
     }
 
     fn start_stage_run(&mut self) -> Option<Effect> {
@@ -117,12 +118,12 @@ impl Machine<'_> {
         if self.waiting(step) || self.spec.checks_of(task).iter().all(Check::by_controller) {
             return None;
         }
-        self.start(task, self.attempt(step), None)
+        self.start_run(task, self.attempt(step), None)
     }
 
     fn start_follow_up_run(&self) -> Option<Effect> {
         let follow_ups = &self.spec.follow_ups;
-        let (step, task, follow_up) = match self.s.step? {
+        let (step, task, follow_up) = match self.status.step? {
             Step::DayCheck => (Step::DayCheck, Task::DayCheck, &follow_ups.day),
             Step::WeekReview => (Step::WeekReview, Task::WeekReview, &follow_ups.week),
             _ => return None,
@@ -131,34 +132,34 @@ impl Machine<'_> {
             return None;
         }
         let measured = std::time::Duration::from(follow_up.duration).as_secs();
-        self.start(task, self.attempt(step), Some(measured + FOLLOW_UP_SECONDS))
+        self.start_run(task, self.attempt(step), Some(measured + FOLLOW_UP_SECONDS))
     }
 
     fn start_cleanup_run(&self) -> Option<Effect> {
-        let x = self.step(Step::Cleanup)?;
-        if x.state != StepState::Running || x.retry_at.is_some() {
+        let step_status = self.step(Step::Cleanup)?;
+        if step_status.state != StepState::Running || step_status.retry_at.is_some() {
             return None;
         }
-        self.start(Task::Cleanup, x.attempt, Some(CLEANUP_SECONDS))
+        self.start_run(Task::Cleanup, step_status.attempt, Some(CLEANUP_SECONDS))
     }
 
     /// The run and its Job, unless both are there or the run has ended.
-    pub(super) fn start(&self, task: Task, attempt: u32, timeout_seconds: Option<u64>) -> Option<Effect> {
-        if let Some(ObservedRun { run, job }) = self.o.run(task, attempt) {
+    pub(super) fn start_run(&self, task: Task, attempt: u32, timeout_seconds: Option<u64>) -> Option<Effect> {
+        if let Some(ObservedRun { run, job }) = self.observed.run(task, attempt) {
             let ended = run.status.as_ref().is_some_and(|s| matches!(s.phase, RunPhase::Succeeded | RunPhase::Failed));
             if ended || *job != Job::Absent {
                 return None;
             }
         }
-        let plan = self.s.plan.as_ref();
-        let name = self.o.run_name(task, attempt);
+        let plan = self.status.plan.as_ref();
+        let name = self.observed.run_name(task, attempt);
         let window = matches!(task, Task::Window | Task::RollbackWindow).then(|| self.wanted_order(task));
         Some(Effect::StartRun(Box::new(StartRun {
             name: name.clone(),
             spec: MigrationRunSpec {
-                migration: self.o.name.clone(),
+                migration: self.observed.name.clone(),
                 migration_uid: match fault(Fault::UidOfAttempt) {
-                    false => self.o.uid.clone(),
+                    false => self.observed.uid.clone(),
                     true => name.clone(),
                 },
                 task,
@@ -167,8 +168,8 @@ impl Machine<'_> {
                 inputs: RunInputs {
                     up_sha256: plan.map(|p| p.up_sha256.clone()).unwrap_or_default(),
                     down_sha256: plan.map(|p| p.down_sha256.clone()).unwrap_or_default(),
-                    backup_object: self.s.backup.as_ref().map(|b| b.object.clone()),
-                    backup_sha256: self.s.backup.as_ref().map(|b| b.sha256.clone()),
+                    backup_object: self.status.backup.as_ref().map(|b| b.object.clone()),
+                    backup_sha256: self.status.backup.as_ref().map(|b| b.sha256.clone()),
                     notice: (task == Task::Notify).then(|| self.notice_of(attempt).cloned()).flatten(),
                     cut_over_at: self.cut_over_at(),
                 },
@@ -184,9 +185,9 @@ impl Machine<'_> {
     fn image_of(&self, task: Task) -> String {
         match task {
             Task::Validate | Task::Monitor | Task::DayCheck | Task::WeekReview | Task::Notify | Task::Cleanup => {
-                self.o.runner_image.clone()
+                self.observed.runner_image.clone()
             }
-            _ => self.s.runner_image.clone().unwrap_or_default(),
+            _ => self.status.runner_image.clone().unwrap_or_default(),
         }
     }
 }

@@ -41,45 +41,45 @@ pub use digest::plan_digest;
 pub use observed::*;
 pub use phases::preparing::SUPERSEDED;
 
-use transition::Machine;
+use transition::Transition;
 
 use crate::api::{CreditMigrationSpec, CreditMigrationStatus, Phase, Time};
 
 /// Says what is to be.
 ///
-/// In: the wanted (`spec`), the persisted (`status`), the seen (`o`) and the time. Out: the next status, what to do once
+/// In: the wanted (`spec`), the persisted (`status`), the seen (`observed`) and the time. Out: the next status, what to do once
 /// it is persisted, and when to look again.
-pub fn decide(spec: &CreditMigrationSpec, status: &CreditMigrationStatus, o: &Observed, now: Time) -> Decision {
+pub fn decide(spec: &CreditMigrationSpec, status: &CreditMigrationStatus, observed: &Observed, now: Time) -> Decision {
     let ready = status.conditions.iter().find(|c| c.type_ == conditions::READY);
-    let mut m = Machine {
+    let mut transition = Transition {
         spec,
-        o,
+        observed,
         now,
-        s: status.clone(),
+        status: status.clone(),
         reason: ready.map(|c| c.reason.clone()),
         message: ready.map(|c| c.message.clone()),
         wake: None,
         events: vec![],
     };
-    if m.s.phase.is_none() {
-        m.begin();
+    if transition.status.phase.is_none() {
+        transition.initialize();
     }
-    if o.deleting {
-        m.advance_deletion();
+    if observed.deleting {
+        transition.advance_deletion();
     }
-    m.advance_notices();
-    match m.phase() {
-        Phase::Preparing => m.advance_preparing(),
-        Phase::AwaitingApproval => m.advance_awaiting_approval(),
-        Phase::Executing => m.advance_executing(),
-        Phase::Validating | Phase::Monitoring => m.advance_stage(),
-        Phase::Observing => m.advance_observing(),
-        Phase::RollingBack => m.advance_rolling_back(),
-        Phase::RollbackFailed => m.advance_rollback_failed(),
-        Phase::Failed | Phase::Completed | Phase::RolledBack | Phase::Cancelled => m.advance_ended(),
+    transition.advance_notices();
+    match transition.phase() {
+        Phase::Preparing => transition.advance_preparing(),
+        Phase::AwaitingApproval => transition.advance_awaiting_approval(),
+        Phase::Executing => transition.advance_executing(),
+        Phase::Validating | Phase::Monitoring => transition.advance_checking(),
+        Phase::Observing => transition.advance_observing(),
+        Phase::RollingBack => transition.advance_rolling_back(),
+        Phase::RollbackFailed => transition.advance_rollback_failed(),
+        Phase::Failed | Phase::Completed | Phase::RolledBack | Phase::Cancelled => transition.advance_ended(),
     }
-    let mut effects = m.effects();
-    conditions::derive(&mut m);
-    effects.extend(m.events.into_iter().map(Effect::Event));
-    Decision { status: m.s, effects, wake_at: m.wake }
+    let mut effects = transition.effects();
+    conditions::derive(&mut transition);
+    effects.extend(transition.events.into_iter().map(Effect::Event));
+    Decision { status: transition.status, effects, wake_at: transition.wake }
 }

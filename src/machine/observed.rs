@@ -27,15 +27,15 @@ pub struct Observed {
     /// Why names and reports cannot be trusted: an admission policy or its binding is missing or weak. `None` when all hold.
     pub policy_problem: Option<String>,
     /// The flag.
-    pub flag: Flag,
+    pub flag: ObservedFlag,
     /// Value of `spec.application.flag.rollbackKey` in the flag's ConfigMap; `None` if it is not there.
     pub rollback_enabled: Option<String>,
     /// Jobs of `job` checks, of this UID.
     pub check_jobs: Vec<CheckJob>,
     /// The up SQL.
-    pub up: Sql,
+    pub up: SqlSource,
     /// The down SQL.
-    pub down: Sql,
+    pub down: SqlSource,
     /// Workloads of `spec.application.workloads`, then those that only checks name.
     pub workloads: Vec<Workload>,
 }
@@ -109,7 +109,7 @@ pub struct ObservedDecision {
 
 /// The flag's ConfigMap key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Flag {
+pub enum ObservedFlag {
     /// No such ConfigMap.
     ConfigMapMissing,
     /// The ConfigMap has no such key.
@@ -127,7 +127,7 @@ pub enum Flag {
 
 /// A ConfigMap key with SQL.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Sql {
+pub enum SqlSource {
     /// ConfigMap or key missing.
     Missing,
     /// SHA-256 of the text, `sha256:` and 64 hex digits.
@@ -155,7 +155,7 @@ pub struct Workload {
 
 /// How a run stands, job and report taken together.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Outcome<'a> {
+pub enum RunOutcome<'a> {
     /// Not ended (or not yet begun).
     Pending,
     /// Ended well.
@@ -171,20 +171,20 @@ impl Observed {
     }
 
     /// How the run of a task and attempt stands.
-    pub fn outcome(&self, task: Task, attempt: u32) -> Outcome<'_> {
-        let Some(ObservedRun { run, job }) = self.run(task, attempt) else { return Outcome::Pending };
+    pub fn outcome(&self, task: Task, attempt: u32) -> RunOutcome<'_> {
+        let Some(ObservedRun { run, job }) = self.run(task, attempt) else { return RunOutcome::Pending };
         let status = run.status.as_ref();
         match status.map(|s| s.phase).unwrap_or_default() {
-            RunPhase::Succeeded => Outcome::Succeeded(run),
-            RunPhase::Failed => Outcome::Failed(
+            RunPhase::Succeeded => RunOutcome::Succeeded(run),
+            RunPhase::Failed => RunOutcome::Failed(
                 status.and_then(|s| s.reason).unwrap_or(Reason::Internal),
                 status.and_then(|s| s.message.clone()).unwrap_or_else(|| "no message was reported".into()),
             ),
             // A Job may end without a report: both conditions count, or a failed Job would hang the step.
             RunPhase::Pending | RunPhase::Running => match job {
-                Job::Absent | Job::Active => Outcome::Pending,
-                Job::Failed { .. } if fault(Fault::LostJobAwaited) => Outcome::Pending,
-                Job::Complete => Outcome::Failed(
+                Job::Absent | Job::Active => RunOutcome::Pending,
+                Job::Failed { .. } if fault(Fault::LostJobAwaited) => RunOutcome::Pending,
+                Job::Complete => RunOutcome::Failed(
                     Reason::PodFailed,
                     format!(
                         "Job {} completed without a report; next: {}",
@@ -192,7 +192,7 @@ impl Observed {
                         self.kubectl(&format!("logs job/{}", self.run_name(task, attempt)))
                     ),
                 ),
-                Job::Failed { reason } => Outcome::Failed(
+                Job::Failed { reason } => RunOutcome::Failed(
                     if reason == DEADLINE { Reason::StepTimeout } else { Reason::PodFailed },
                     format!(
                         "Job {} failed ({reason}) without a report; next: {}",
@@ -222,8 +222,8 @@ impl Observed {
     /// Value of the flag, if it can be read.
     pub fn flag_value(&self) -> Option<&str> {
         match &self.flag {
-            Flag::Value { value, .. } => Some(value),
-            Flag::ConfigMapMissing | Flag::KeyMissing => None,
+            ObservedFlag::Value { value, .. } => Some(value),
+            ObservedFlag::ConfigMapMissing | ObservedFlag::KeyMissing => None,
         }
     }
 }

@@ -4,11 +4,11 @@ use super::{Event, Observed};
 use crate::api::{CreditMigrationSpec, CreditMigrationStatus, Phase, Step, Time};
 
 /// One call of [`super::decide`] at work.
-pub(crate) struct Machine<'a> {
+pub(crate) struct Transition<'a> {
     pub(crate) spec: &'a CreditMigrationSpec,
-    pub(crate) o: &'a Observed,
+    pub(crate) observed: &'a Observed,
     pub(crate) now: Time,
-    pub(crate) s: CreditMigrationStatus,
+    pub(crate) status: CreditMigrationStatus,
     /// Reason and message of the `Ready` condition.
     pub(crate) reason: Option<String>,
     pub(crate) message: Option<String>,
@@ -16,25 +16,25 @@ pub(crate) struct Machine<'a> {
     pub(crate) events: Vec<Event>,
 }
 
-impl Machine<'_> {
+impl Transition<'_> {
     pub(crate) fn phase(&self) -> Phase {
-        self.s.phase.unwrap_or(Phase::Preparing)
+        self.status.phase.unwrap_or(Phase::Preparing)
     }
 
-    pub(crate) fn begin(&mut self) {
-        self.s.runner_image = Some(self.o.runner_image.clone());
+    pub(crate) fn initialize(&mut self) {
+        self.status.runner_image = Some(self.observed.runner_image.clone());
         self.enter(Phase::Preparing);
         self.start_step(Step::Preflight);
     }
 
     pub(crate) fn enter(&mut self, phase: Phase) {
-        self.s.phase = Some(phase);
+        self.status.phase = Some(phase);
         self.reason = None;
         self.message = None;
     }
 
     /// Why it stands where it stands.
-    pub(crate) fn explain(&mut self, reason: impl Into<String>, message: impl Into<String>) {
+    pub(crate) fn set_ready(&mut self, reason: impl Into<String>, message: impl Into<String>) {
         self.reason = Some(reason.into());
         self.message = Some(message.into());
     }

@@ -2,24 +2,31 @@
 
 use crate::{
     api::{Phase, Plan},
-    machine::{Flag, Machine, Sql},
+    machine::{ObservedFlag, SqlSource, Transition},
 };
 
 /// What stands in the way: CamelCase reason and message with the next command.
 pub(crate) type Violation = (&'static str, String);
 
-impl Machine<'_> {
+impl Transition<'_> {
     /// What is run, as far as it can be read: `None` while SQL is missing.
     pub(crate) fn observed_plan(&self) -> Option<Plan> {
-        let (Sql::Present(up), Sql::Present(down)) = (&self.o.up, &self.o.down) else { return None };
-        Some(Plan { digest: None, generation: self.o.generation, up_sha256: up.clone(), down_sha256: down.clone() })
+        let (SqlSource::Present(up), SqlSource::Present(down)) = (&self.observed.up, &self.observed.down) else {
+            return None;
+        };
+        Some(Plan {
+            digest: None,
+            generation: self.observed.generation,
+            up_sha256: up.clone(),
+            down_sha256: down.clone(),
+        })
     }
 
     /// Spec or SQL differ from what the present evidence was made for.
     pub(crate) fn inputs_changed(&self) -> bool {
-        let (Some(seen), Some(had)) = (self.observed_plan(), &self.s.plan) else {
+        let (Some(seen), Some(had)) = (self.observed_plan(), &self.status.plan) else {
             // Evidence without its SQL is void as well; without evidence there is nothing to void.
-            return self.s.plan.is_some() && self.observed_plan().is_none();
+            return self.status.plan.is_some() && self.observed_plan().is_none();
         };
         (seen.generation, &seen.up_sha256, &seen.down_sha256) != (had.generation, &had.up_sha256, &had.down_sha256)
     }
@@ -29,18 +36,18 @@ impl Machine<'_> {
         if !matches!(self.phase(), Phase::Validating | Phase::Monitoring | Phase::Observing) {
             return None;
         }
-        let approved = &self.s.plan.as_ref()?.down_sha256;
-        let seen = match &self.o.down {
-            Sql::Present(seen) if seen == approved => return None,
-            Sql::Present(seen) => seen.as_str(),
-            Sql::Missing => "missing",
+        let approved = &self.status.plan.as_ref()?.down_sha256;
+        let seen = match &self.observed.down {
+            SqlSource::Present(seen) if seen == approved => return None,
+            SqlSource::Present(seen) => seen.as_str(),
+            SqlSource::Missing => "missing",
         };
         let r = &self.spec.migration.down.config_map_key_ref;
         Some(format!(
             "key {} of ConfigMap {} (spec.migration.down) is {seen}, approved was {approved}: a way back runs the approved one, which the database keeps; put it back, next: {}",
             r.key,
             r.name,
-            self.o.kubectl(&format!("edit configmap {}", r.name))
+            self.observed.kubectl(&format!("edit configmap {}", r.name))
         ))
     }
 
@@ -56,8 +63,8 @@ impl Machine<'_> {
 
     fn sql_violation(&self) -> Option<Violation> {
         let m = &self.spec.migration;
-        for (sql, source, what) in [(&self.o.up, &m.up, "up"), (&self.o.down, &m.down, "down")] {
-            if *sql == Sql::Missing {
+        for (sql, source, what) in [(&self.observed.up, &m.up, "up"), (&self.observed.down, &m.down, "down")] {
+            if *sql == SqlSource::Missing {
                 let r = &source.config_map_key_ref;
                 return Some((
                     "SqlMissing",
@@ -65,7 +72,7 @@ impl Machine<'_> {
                         "ConfigMap {} has no key {} (spec.migration.{what}); next: {}",
                         r.name,
                         r.key,
-                        self.o.kubectl(&format!("create configmap {} --from-file={}", r.name, r.key))
+                        self.observed.kubectl(&format!("create configmap {} --from-file={}", r.name, r.key))
                     ),
                 ));
             }
@@ -76,16 +83,17 @@ impl Machine<'_> {
     fn flag_violation(&self) -> Option<Violation> {
         let flag = &self.spec.application.flag;
         let r = &flag.config_map_key_ref;
-        match &self.o.flag {
-            Flag::ConfigMapMissing => Some((
+        match &self.observed.flag {
+            ObservedFlag::ConfigMapMissing => Some((
                 "FlagConfigMapMissing",
                 format!(
                     "ConfigMap {} is missing (spec.application.flag); next: {}",
                     r.name,
-                    self.o.kubectl(&format!("create configmap {} --from-literal={}={}", r.name, r.key, flag.from))
+                    self.observed
+                        .kubectl(&format!("create configmap {} --from-literal={}={}", r.name, r.key, flag.from))
                 ),
             )),
-            Flag::KeyMissing => Some((
+            ObservedFlag::KeyMissing => Some((
                 "FlagKeyMissing",
                 format!(
                     "ConfigMap {} has no key {}; next: {}",
@@ -94,21 +102,21 @@ impl Machine<'_> {
                     self.set_key(&r.name, &r.key, &flag.from)
                 ),
             )),
-            Flag::Value { immutable: true, .. } => Some((
+            ObservedFlag::Value { immutable: true, .. } => Some((
                 "FlagConfigMapImmutable",
                 format!(
                     "ConfigMap {} is immutable, the flag cannot be switched; next: delete it and create it again without immutable: true",
                     r.name
                 ),
             )),
-            Flag::Value { value, .. } if *value != flag.from => Some((
+            ObservedFlag::Value { value, .. } if *value != flag.from => Some((
                 "FlagNotAtFrom",
                 format!(
                     "key {} of ConfigMap {} is {value:?}, expected {:?} (spec.application.flag.from); next: see which version runs. If it is the new one this migration is done already; else correct the spec, or the key",
                     r.key, r.name, flag.from
                 ),
             )),
-            Flag::Value { .. } => None,
+            ObservedFlag::Value { .. } => None,
         }
     }
 
@@ -116,7 +124,7 @@ impl Machine<'_> {
     fn rollback_violation(&self) -> Option<Violation> {
         let flag = &self.spec.application.flag;
         let (map, key) = (&flag.config_map_key_ref.name, &flag.rollback_key);
-        let seen = match self.o.rollback_enabled.as_deref() {
+        let seen = match self.observed.rollback_enabled.as_deref() {
             Some("true") => return None,
             Some(value) => format!("is {value:?}"),
             None => "is missing".to_owned(),
@@ -132,13 +140,14 @@ impl Machine<'_> {
 
     /// The command that sets a key of a ConfigMap.
     fn set_key(&self, map: &str, key: &str, value: &str) -> String {
-        self.o.kubectl(&format!("patch configmap {map} --type=merge -p '{{\"data\":{{\"{key}\":\"{value}\"}}}}'"))
+        self.observed
+            .kubectl(&format!("patch configmap {map} --type=merge -p '{{\"data\":{{\"{key}\":\"{value}\"}}}}'"))
     }
 
     fn workload_violation(&self) -> Option<Violation> {
         let r = &self.spec.application.flag.config_map_key_ref;
         for wanted in &self.spec.application.workloads {
-            let seen = self.o.workloads.iter().find(|w| w.reference == *wanted);
+            let seen = self.observed.workloads.iter().find(|w| w.reference == *wanted);
             let Some(seen) = seen.filter(|w| w.exists) else {
                 return Some((
                     "WorkloadMissing",
@@ -146,7 +155,7 @@ impl Machine<'_> {
                         "{:?} {} is missing (spec.application.workloads); next: {}",
                         wanted.kind,
                         wanted.name,
-                        self.o.kubectl("get deployments")
+                        self.observed.kubectl("get deployments")
                     ),
                 ));
             };
@@ -164,7 +173,7 @@ impl Machine<'_> {
     }
 
     fn policy_violation(&self) -> Option<Violation> {
-        let problem = self.o.policy_problem.as_ref()?;
+        let problem = self.observed.policy_problem.as_ref()?;
         Some((
             "DecisionPolicyMissing",
             format!(

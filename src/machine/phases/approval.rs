@@ -3,12 +3,12 @@
 use crate::{
     api::{DecisionKind, Phase, Step, Time},
     machine::{
-        self, Machine, ObservedDecision,
+        self, ObservedDecision, Transition,
         faults::{Fault, fault},
     },
 };
 
-impl Machine<'_> {
+impl Transition<'_> {
     pub(crate) fn advance_awaiting_approval(&mut self) {
         if self.called_off() {
             return;
@@ -20,39 +20,39 @@ impl Machine<'_> {
         }
         // Recomputed, not trusted: evidence and digest must belong together at the moment of counting.
         let Some(digest) =
-            plan_digest(self).filter(|d| self.s.plan.as_ref().is_some_and(|p| p.digest.as_ref() == Some(d)))
+            self.plan_digest().filter(|d| self.status.plan.as_ref().is_some_and(|p| p.digest.as_ref() == Some(d)))
         else {
             self.restart("the evidence does not fit the plan's digest");
             return;
         };
         let needed = self.spec.approval.required.max(2) as usize;
         let (people, reject) = self.approvals(&digest);
-        self.s.approvals = Some(format!("{}/{needed}", people.len()));
-        self.s.approved_by = people.clone();
-        self.note_presence(&digest);
+        self.status.approvals = Some(format!("{}/{needed}", people.len()));
+        self.status.approved_by = people.clone();
+        self.record_presence(&digest);
         if let Some((reason, message)) = self.cluster_violation() {
-            self.explain(reason, message);
+            self.set_ready(reason, message);
             return;
         }
         if let Some(r) = reject {
-            self.explain(
+            self.set_ready(
                 "Rejected",
-                format!("{} rejected {digest}{}; next: change the plan, or abort it", r.by, because(&r.reason)),
+                format!("{} rejected {digest}{}; next: change the plan, or abort it", r.by, fmt_reason(&r.reason)),
             );
             return;
         }
         if people.len() < needed {
-            if self.s.step != Some(Step::Approve) {
+            if self.status.step != Some(Step::Approve) {
                 self.start_step(Step::Approve);
             }
-            let (next, void) = (self.o.plugin("approve", ""), self.void_approvals(&digest));
-            self.explain(
+            let (next, void) = (self.observed.plugin("approve", ""), self.void_approvals(&digest));
+            self.set_ready(
                 "ApprovalPending",
                 format!("{} of {needed} people approved {digest}{void}; next: {next}", people.len()),
             );
             return;
         }
-        self.approved(&people, &digest);
+        self.record_approval(&people, &digest);
         if !self.advance_schedule(&digest) {
             // A backup that is too old has begun the preparation anew.
             if self.phase() == Phase::Preparing {
@@ -60,22 +60,27 @@ impl Machine<'_> {
             }
             return;
         }
-        let evidence = self.started_by();
+        let evidence = self.start_evidence();
         self.succeed_step(Step::Schedule, evidence);
         self.enter(Phase::Executing);
-        self.s.window = None;
+        self.status.window = None;
         // Lost pods of an earlier window do not count against this one.
         self.step_mut(Step::OpenWindow).failures = 0;
         self.start_step(Step::OpenWindow);
         self.advance_executing();
     }
 
+    /// Digest of the present plan; `None` until its evidence is complete.
+    pub(crate) fn plan_digest(&self) -> Option<String> {
+        machine::plan_digest(&self.observed.uid, self.spec, &self.status)
+    }
+
     /// Abort before the window: nothing was changed.
     pub(crate) fn called_off(&mut self) -> bool {
-        let Some(d) = self.stop_word(&[DecisionKind::Abort, DecisionKind::Revert], None) else { return false };
-        let step = self.s.step;
+        let Some(d) = self.stop_request(&[DecisionKind::Abort, DecisionKind::Revert], None) else { return false };
+        let step = self.status.step;
         self.enter(Phase::Cancelled);
-        let message = format!("{} called it off{}; nothing was changed", d.by, because(&d.reason));
+        let message = format!("{} called it off{}; nothing was changed", d.by, fmt_reason(&d.reason));
         if let Some(step) = step {
             self.fail_step(step, "Aborted", message);
         }
@@ -84,11 +89,11 @@ impl Machine<'_> {
 
     /// Decisions of a kind that are younger than `after` (all when `None`).
     pub(crate) fn decisions(&self, kind: DecisionKind, after: Option<Time>) -> impl Iterator<Item = &ObservedDecision> {
-        self.o.decisions.iter().filter(move |d| d.decision == kind && after.is_none_or(|t| d.at > t))
+        self.observed.decisions.iter().filter(move |d| d.decision == kind && after.is_none_or(|t| d.at > t))
     }
 
     /// Somebody's word to stop or go back. It counts without the admission policy too: a forged stop is the lesser harm.
-    pub(crate) fn stop_word(&self, kinds: &[DecisionKind], after: Option<Time>) -> Option<ObservedDecision> {
+    pub(crate) fn stop_request(&self, kinds: &[DecisionKind], after: Option<Time>) -> Option<ObservedDecision> {
         kinds.iter().find_map(|k| self.decisions(*k, after).next()).cloned()
     }
 
@@ -107,7 +112,7 @@ impl Machine<'_> {
     /// Who must approve again, and why; nothing if nobody must. Times of decisions are whole seconds, cut off: one of the
     /// second in which the last window ended may be from before its end, and does not count.
     pub(crate) fn void_approvals(&self, digest: &str) -> String {
-        let Some(after) = self.s.approvals_after else { return String::new() };
+        let Some(after) = self.status.approvals_after else { return String::new() };
         let counted = self.approvers(digest, Some(after));
         let mut void = self.approvers(digest, None);
         void.retain(|by| !counted.contains(by));
@@ -122,32 +127,28 @@ impl Machine<'_> {
 
     /// Distinct people, not the author, who approved this digest; and one who rejected it.
     pub(crate) fn approvals(&self, digest: &str) -> (Vec<String>, Option<ObservedDecision>) {
-        let people = self.approvers(digest, self.s.approvals_after);
+        let people = self.approvers(digest, self.status.approvals_after);
         // A "no" to this plan stays one, however many windows were tried since.
         let reject = self
             .decisions(DecisionKind::Reject, None)
-            .find(|d| d.digest.as_deref().is_none_or(|x| x == digest))
+            .find(|d| d.digest.as_deref().is_none_or(|of| of == digest))
             .cloned();
         (people, reject)
     }
 
     /// The step Approve is done: who, and on what.
-    pub(crate) fn approved(&mut self, people: &[String], digest: &str) {
-        if self.s.step == Some(Step::Schedule) {
+    pub(crate) fn record_approval(&mut self, people: &[String], digest: &str) {
+        if self.status.step == Some(Step::Schedule) {
             return;
         }
         self.succeed_step(Step::Approve, format!("{} approved {digest}", people.join(", ")));
         // A start that was planned for an earlier try is planned anew.
-        self.s.schedule = None;
+        self.status.schedule = None;
         self.start_step(Step::Schedule);
     }
 }
 
 /// `: <reason>` or nothing.
-pub(crate) fn because(reason: &Option<String>) -> String {
+pub(crate) fn fmt_reason(reason: &Option<String>) -> String {
     reason.as_ref().map(|r| format!(" ({r})")).unwrap_or_default()
-}
-
-pub(crate) fn plan_digest(m: &Machine<'_>) -> Option<String> {
-    machine::plan_digest(&m.o.uid, m.spec, &m.s)
 }

@@ -2,37 +2,37 @@
 
 use crate::{
     api::{DecisionKind, Phase, Step, StepState, Task},
-    machine::{Machine, Outcome},
+    machine::{RunOutcome, Transition},
 };
 
 /// Tries of a clean-up for a deleted migration before its guards are left where they are.
-const DELETED_CLEANUP_TRIES: u32 = 5;
+const DELETED_CLEANUP_ATTEMPTS: u32 = 5;
 
-impl Machine<'_> {
+impl Transition<'_> {
     pub(crate) fn advance_ended(&mut self) {
-        let inputs_changed = self.phase() == Phase::Failed && self.inputs_changed() && !self.o.deleting;
+        let inputs_changed = self.phase() == Phase::Failed && self.inputs_changed() && !self.observed.deleting;
         self.advance_cleanup();
         // Not while guards are being removed: the next Backup puts them up again.
-        if inputs_changed && self.cleaned_up() {
+        if inputs_changed && self.is_cleaned_up() {
             self.restart("spec or SQL changed");
             self.advance_preparing();
-        } else if self.phase() == Phase::Failed && self.cleaned_up() {
-            let called_off = self.stop_word(&[DecisionKind::Abort], None);
+        } else if self.phase() == Phase::Failed && self.is_cleaned_up() {
+            let called_off = self.stop_request(&[DecisionKind::Abort], None);
             if let Some(d) = called_off {
                 self.enter(Phase::Cancelled);
-                self.explain("Aborted", format!("{} called it off; nothing was changed", d.by));
+                self.set_ready("Aborted", format!("{} called it off; nothing was changed", d.by));
             }
         }
     }
 
     /// Guards are put up by the Backup task; from then on there is something to remove.
-    fn guards_may_be_up(&self) -> bool {
+    fn triggers_may_be_installed(&self) -> bool {
         self.step(Step::Baseline).is_some()
     }
 
     /// Nothing of ours is left in the database.
-    pub(crate) fn cleaned_up(&self) -> bool {
-        if !self.guards_may_be_up() {
+    pub(crate) fn is_cleaned_up(&self) -> bool {
+        if !self.triggers_may_be_installed() {
             return true;
         }
         let (Some(clean), Some(up)) = (self.step(Step::Cleanup), self.step(Step::Baseline)) else { return false };
@@ -40,26 +40,26 @@ impl Machine<'_> {
     }
 
     fn advance_cleanup(&mut self) {
-        if self.cleaned_up() {
+        if self.is_cleaned_up() {
             return;
         }
-        let step = self.s.step;
+        let step = self.status.step;
         let (reason, message) = (self.reason.clone(), self.message.clone());
-        if self.step(Step::Cleanup).is_none_or(|x| x.state != StepState::Running) {
+        if self.step(Step::Cleanup).is_none_or(|step_status| step_status.state != StepState::Running) {
             self.start_step(Step::Cleanup);
         } else if self.retry_due(Step::Cleanup) != Some(false) {
-            match self.o.outcome(Task::Cleanup, self.attempt(Step::Cleanup)) {
-                Outcome::Pending => {}
-                Outcome::Succeeded(_) => {
+            match self.observed.outcome(Task::Cleanup, self.attempt(Step::Cleanup)) {
+                RunOutcome::Pending => {}
+                RunOutcome::Succeeded(_) => {
                     self.succeed_step(Step::Cleanup, "guards removed; the record stays in schema credit_migration")
                 }
-                Outcome::Failed(reason, message) => {
+                RunOutcome::Failed(reason, message) => {
                     self.retry_later(Step::Cleanup, reason.as_str(), &message, 300);
                 }
             }
         }
         // What people read stays the end of the migration, not the tidying after it.
-        self.s.step = step;
+        self.status.step = step;
         self.reason = reason;
         self.message = message;
     }
@@ -68,10 +68,12 @@ impl Machine<'_> {
     pub(crate) fn advance_deletion(&mut self) {
         match self.phase() {
             Phase::Preparing | Phase::AwaitingApproval => self.cancel_deleted(),
-            Phase::Executing if self.s.window.as_ref().is_none_or(|w| w.deadline.is_none()) => self.cancel_deleted(),
+            Phase::Executing if self.status.window.as_ref().is_none_or(|w| w.deadline.is_none()) => {
+                self.cancel_deleted()
+            }
             Phase::Validating | Phase::Monitoring | Phase::Observing => {
                 self.enter(Phase::Completed);
-                self.explain("Deleted", "deleted while it was being watched; the new version stays");
+                self.set_ready("Deleted", "deleted while it was being watched; the new version stays");
             }
             // Executing goes back by itself; RollingBack ends; RollbackFailed holds the finalizer, since writes may be blocked.
             Phase::Executing | Phase::RollingBack | Phase::RollbackFailed => {}
@@ -81,13 +83,13 @@ impl Machine<'_> {
 
     fn cancel_deleted(&mut self) {
         self.enter(Phase::Cancelled);
-        self.explain("Deleted", "deleted before its window; nothing was changed");
+        self.set_ready("Deleted", "deleted before its window; nothing was changed");
     }
 
     /// The finalizer may go.
-    pub(crate) fn may_go(&self) -> bool {
+    pub(crate) fn may_remove_finalizer(&self) -> bool {
         let ended = matches!(self.phase(), Phase::Failed | Phase::Completed | Phase::RolledBack | Phase::Cancelled);
-        let tries = self.step(Step::Cleanup).map_or(0, |x| x.failures);
-        self.o.deleting && ended && (self.cleaned_up() || tries >= DELETED_CLEANUP_TRIES)
+        let tries = self.failures(Step::Cleanup);
+        self.observed.deleting && ended && (self.is_cleaned_up() || tries >= DELETED_CLEANUP_ATTEMPTS)
     }
 }

@@ -1,11 +1,11 @@
 //! Executing: one `Window` run, whose progress is mapped to five steps. Orders to it are raised only after the status
 //! that wants them is persisted.
 
-use super::approval::because;
+use super::approval::fmt_reason;
 use crate::{
     api::{DecisionKind, Occasion, Phase, Reason, Retry, Step, Task, WindowProgress, WindowState},
     machine::{
-        Machine, Outcome,
+        RunOutcome, Transition,
         faults::{Fault, fault},
         window::cutover::Direction,
     },
@@ -15,47 +15,47 @@ use crate::{
 /// Tries of a window run whose pods end without a report, before a person is called.
 pub(crate) const WINDOW_ATTEMPTS: u32 = 5;
 
-impl Machine<'_> {
+impl Transition<'_> {
     pub(crate) fn advance_executing(&mut self) {
         let attempt = self.attempt(Step::OpenWindow);
-        let progress = self.o.progress(Task::Window, attempt).cloned().unwrap_or_default();
-        match self.o.outcome(Task::Window, attempt) {
+        let progress = self.observed.progress(Task::Window, attempt).cloned().unwrap_or_default();
+        match self.observed.outcome(Task::Window, attempt) {
             // Committed, and undone by the runner itself: the ledger lets this SQL never run again under this UID.
-            Outcome::Failed(..) if progress.state == WindowState::Reverted && progress.migrate_seconds.is_some() => {
-                return self.reverted_by_itself(&progress);
+            RunOutcome::Failed(..) if progress.state == WindowState::Reverted && progress.migrate_seconds.is_some() => {
+                return self.accept_runner_rollback(&progress);
             }
             // The gate is open on the new schema, and something beside it went wrong.
-            Outcome::Failed(reason, message) if progress.state == WindowState::Released => {
-                self.note_window(Task::Window, &progress);
+            RunOutcome::Failed(reason, message) if progress.state == WindowState::Released => {
+                self.record_window_progress(Task::Window, &progress);
                 self.event(true, reason.as_str(), format!("{message}; the window was released all the same"));
-                return self.window_released();
+                return self.finish_window();
             }
-            Outcome::Failed(reason, message) => return self.window_failed(reason, &message, &progress),
-            Outcome::Succeeded(_) if progress.state == WindowState::Reverted => {
-                return self.reverted_by_itself(&progress);
+            RunOutcome::Failed(reason, message) => return self.handle_failed_window_run(reason, &message, &progress),
+            RunOutcome::Succeeded(_) if progress.state == WindowState::Reverted => {
+                return self.accept_runner_rollback(&progress);
             }
-            Outcome::Succeeded(_) if progress.state == WindowState::Released => {
-                self.note_window(Task::Window, &progress);
-                return self.window_released();
+            RunOutcome::Succeeded(_) if progress.state == WindowState::Released => {
+                self.record_window_progress(Task::Window, &progress);
+                return self.finish_window();
             }
-            Outcome::Pending | Outcome::Succeeded(_) => {}
+            RunOutcome::Pending | RunOutcome::Succeeded(_) => {}
         }
-        self.note_window(Task::Window, &progress);
-        if self.s.window.as_ref().is_none_or(|w| w.deadline.is_none()) {
-            return self.before_opening(&progress);
+        self.record_window_progress(Task::Window, &progress);
+        if self.status.window.as_ref().is_none_or(|w| w.deadline.is_none()) {
+            return self.await_window_pod(&progress);
         }
-        if let Some((cause, message)) = self.reason_to_go_back(&progress) {
-            return self.go_back(cause, message);
+        if let Some((cause, message)) = self.rollback_cause(&progress) {
+            return self.start_rollback(cause, message);
         }
-        self.inside_window(&progress);
+        self.advance_window(&progress);
     }
 
     /// The pod is being started; nothing was changed. All gates are looked at once more at the last moment.
-    fn before_opening(&mut self, progress: &WindowProgress) {
+    fn await_window_pod(&mut self, progress: &WindowProgress) {
         if self.called_off() {
             return;
         }
-        let digest = self.s.plan.as_ref().and_then(|p| p.digest.clone()).unwrap_or_default();
+        let digest = self.status.plan.as_ref().and_then(|p| p.digest.clone()).unwrap_or_default();
         let (people, reject) = self.approvals(&digest);
         let needed = self.spec.approval.required.max(2) as usize;
         // People, hours and backup too: the operator may have been away for hours, with the pod standing by.
@@ -76,25 +76,25 @@ impl Machine<'_> {
             window.task = Some(Task::Window);
             window.deadline = Some(deadline);
             self.wake_at(deadline);
-            self.explain("OpeningWindow", format!("writes are being blocked, until {deadline:.0} at the latest"));
+            self.set_ready("OpeningWindow", format!("writes are being blocked, until {deadline:.0} at the latest"));
             return;
         }
-        let Some(started) = self.step(Step::OpenWindow).map(|x| x.started_at) else { return };
+        let Some(started) = self.started_at(Step::OpenWindow) else { return };
         let ready_by = self.ready_by(started);
         if self.now >= ready_by {
-            let name = self.o.run_name(Task::Window, self.attempt(Step::OpenWindow));
-            let next = self.o.kubectl(&format!("describe job/{name}"));
-            return self.window_failed(
+            let name = self.observed.run_name(Task::Window, self.attempt(Step::OpenWindow));
+            let next = self.observed.kubectl(&format!("describe job/{name}"));
+            return self.handle_failed_window_run(
                 Reason::PodFailed,
                 &format!("the window's pod was not ready by {ready_by:.0}; next: {next}"),
                 progress,
             );
         }
         self.wake_at(ready_by);
-        self.explain("PreparingWindow", "the window's pod is being started; writes are open");
+        self.set_ready("PreparingWindow", "the window's pod is being started; writes are open");
     }
 
-    fn inside_window(&mut self, progress: &WindowProgress) {
+    fn advance_window(&mut self, progress: &WindowProgress) {
         if progress.proof.is_some() && !self.succeeded(Step::OpenWindow) {
             let proof = progress.proof.clone().unwrap_or_default();
             self.succeed_step(Step::OpenWindow, format!("{} sessions ended; {proof}", progress.terminated_sessions));
@@ -115,19 +115,20 @@ impl Machine<'_> {
             );
             self.start_step(Step::SwitchApplication);
         }
-        if self.s.step == Some(Step::SwitchApplication) {
+        if self.status.step == Some(Step::SwitchApplication) {
             // The acknowledgement must be persisted before the flag is touched: from it on the runner does not go back by itself.
             if progress.switch_acknowledged || fault(Fault::UnacknowledgedSwitch) {
                 self.window().switched = true;
             }
             let to = self.spec.application.flag.to.clone();
-            if self.s.window.as_ref().is_some_and(|w| w.switched) && self.running(&to, Direction::There, progress) {
+            if self.status.window.as_ref().is_some_and(|w| w.switched) && self.running(&to, Direction::There, progress)
+            {
                 self.succeed_step(Step::SwitchApplication, format!("flag is {to}, rollout complete, no old pod left"));
                 self.start_step(Step::CloseWindow);
             }
         }
-        let releasing = self.s.window.as_ref().is_some_and(|w| w.releasing);
-        if self.s.step == Some(Step::CloseWindow) && !releasing {
+        let releasing = self.status.window.as_ref().is_some_and(|w| w.releasing);
+        if self.status.step == Some(Step::CloseWindow) && !releasing {
             // Looked at once more: somebody may have set the flag or the workload back while balances were compared.
             let to = self.spec.application.flag.to.clone();
             if !self.running(&to, Direction::There, progress) {
@@ -137,11 +138,11 @@ impl Machine<'_> {
             }
         }
         // Past the deadline only if the release is ordered, and nobody says that it was carried out.
-        self.explain_window("WindowOpen", self.window_message(progress));
+        self.report_window("WindowOpen", self.window_message(progress));
     }
 
-    fn reason_to_go_back(&mut self, progress: &WindowProgress) -> Option<(&'static str, String)> {
-        if self.s.window.as_ref().is_some_and(|w| w.releasing) {
+    fn rollback_cause(&mut self, progress: &WindowProgress) -> Option<(&'static str, String)> {
+        if self.status.window.as_ref().is_some_and(|w| w.releasing) {
             // The order to open the gate is out: whatever comes is handled after the release, on the way back proper.
             return None;
         }
@@ -151,15 +152,15 @@ impl Machine<'_> {
                 format!("{} of {} balances are unexplained (limit 0)", c.unexplained, c.users),
             ));
         }
-        if self.o.deleting {
+        if self.observed.deleting {
             return Some(("Deleted", "the CreditMigration was deleted inside its window".into()));
         }
-        if let Some(d) = self.stop_word(&[DecisionKind::Abort, DecisionKind::Revert], None) {
-            return Some(("Stopped", format!("{:?} by {}{}", d.decision, d.by, because(&d.reason))));
+        if let Some(d) = self.stop_request(&[DecisionKind::Abort, DecisionKind::Revert], None) {
+            return Some(("Stopped", format!("{:?} by {}{}", d.decision, d.by, fmt_reason(&d.reason))));
         }
-        let deadline = self.s.window.as_ref()?.deadline?;
+        let deadline = self.status.window.as_ref()?.deadline?;
         if self.now >= deadline {
-            let step = self.s.step.map(|s| format!("{s:?}")).unwrap_or_default();
+            let step = self.status.step.map(|s| format!("{s:?}")).unwrap_or_default();
             return Some((
                 "DeadlinePassed",
                 format!("{step} was not done by {deadline:.0} (limit {})", self.spec.window.max_duration),
@@ -168,7 +169,7 @@ impl Machine<'_> {
         None
     }
 
-    fn window_released(&mut self) {
+    fn finish_window(&mut self) {
         let blocked = self.blocked_seconds();
         for step in [Step::Migrate, Step::VerifyMigration, Step::SwitchApplication] {
             // A leader that comes back late sees the end of the window without its steps in between.
@@ -181,30 +182,30 @@ impl Machine<'_> {
             format!("writes were blocked for {blocked:.1} s (limit {})", self.spec.window.max_duration),
         );
         let text = format!("the new version runs; writes were blocked for {blocked:.0} s");
-        self.tell(Occasion::Finished, &format!("finished.{}", self.attempt(Step::OpenWindow)), &text);
+        self.notify(Occasion::Finished, &format!("finished.{}", self.attempt(Step::OpenWindow)), &text);
         self.enter(Phase::Validating);
         self.start_step(Step::Validate);
-        self.advance_stage();
+        self.advance_checking();
     }
 
-    fn reverted_by_itself(&mut self, progress: &WindowProgress) {
-        self.note_window(Task::Window, progress);
+    fn accept_runner_rollback(&mut self, progress: &WindowProgress) {
+        self.record_window_progress(Task::Window, progress);
         let cause = if progress.deadline_passed { "DeadlinePassed" } else { "Reverted" };
-        self.begin_way_back(cause, "the window's runner undid the change by itself".into());
+        self.enter_rolling_back(cause, "the window's runner undid the change by itself".into());
         self.advance_rolling_back();
     }
 
-    fn window_failed(&mut self, reason: Reason, message: &str, progress: &WindowProgress) {
-        let ordered = self.s.window.as_ref().is_some_and(|w| w.deadline.is_some());
+    fn handle_failed_window_run(&mut self, reason: Reason, message: &str, progress: &WindowProgress) {
+        let ordered = self.status.window.as_ref().is_some_and(|w| w.deadline.is_some());
         if progress.state == WindowState::Held {
-            self.begin_way_back(reason.as_str(), message.into());
-            return self.rollback_failed(reason.as_str(), message);
+            self.enter_rolling_back(reason.as_str(), message.into());
+            return self.fail_rollback(reason.as_str(), message);
         }
         // Only a gate that is known to be open again counts as "nothing was changed".
         if ordered && progress.state != WindowState::Reverted {
             // The gate may be closed with nobody at it: the next pod reads the database and goes on from there.
             self.retry_now(Step::OpenWindow);
-            let attempts = self.step(Step::OpenWindow).map_or(0, |x| x.failures);
+            let attempts = self.failures(Step::OpenWindow);
             if attempts < WINDOW_ATTEMPTS {
                 return self.event(
                     true,
@@ -212,12 +213,12 @@ impl Machine<'_> {
                     format!("{message}; another pod goes on, try {attempts} of {WINDOW_ATTEMPTS}"),
                 );
             }
-            self.begin_way_back(reason.as_str(), message.into());
-            return self.rollback_failed(reason.as_str(), message);
+            self.enter_rolling_back(reason.as_str(), message.into());
+            return self.fail_rollback(reason.as_str(), message);
         }
         // The runner has opened the gate again: nothing was changed.
-        let step = self.s.step.unwrap_or(Step::OpenWindow);
-        self.note_window(Task::Window, progress);
+        let step = self.status.step.unwrap_or(Step::OpenWindow);
+        self.record_window_progress(Task::Window, progress);
         if reason.retry() == Retry::Never {
             self.enter(Phase::Failed);
             return self.fail_step(
@@ -228,19 +229,19 @@ impl Machine<'_> {
         }
         self.fail_step(step, reason.as_str(), format!("{message}; nothing was changed, writes are open"));
         // Whatever was said so far, also by a clock that runs before this one.
-        let said = self.o.decisions.iter().map(|d| d.at).max();
-        self.s.approvals_after = said.max(Some(self.now));
+        let said = self.observed.decisions.iter().map(|d| d.at).max();
+        self.status.approvals_after = said.max(Some(self.now));
         self.enter(Phase::AwaitingApproval);
         self.start_step(Step::Approve);
-        self.explain(
+        self.set_ready(
             reason.as_str(),
-            format!("{message}; nothing was changed; to try again, next: {}", self.o.plugin("approve", "")),
+            format!("{message}; nothing was changed; to try again, next: {}", self.observed.plugin("approve", "")),
         );
     }
 
     fn window_message(&self, progress: &WindowProgress) -> String {
-        let step = self.s.step.map(|s| format!("{s:?}")).unwrap_or_default();
-        let waits = match self.s.step {
+        let step = self.status.step.map(|s| format!("{s:?}")).unwrap_or_default();
+        let waits = match self.status.step {
             Some(Step::OpenWindow) => "waiting for the runner to block writes".to_owned(),
             Some(Step::Migrate) => "waiting for the SQL to commit".to_owned(),
             Some(Step::SwitchApplication) if !progress.switch_acknowledged => {
@@ -256,7 +257,7 @@ impl Machine<'_> {
             "{step}: {waits}; writes blocked since {} (limit {}); to stop: {}",
             self.blocked_since(),
             self.spec.window.max_duration,
-            self.o.plugin("abort", "")
+            self.observed.plugin("abort", "")
         )
     }
 }

@@ -1,9 +1,8 @@
 //! Preparing: nothing of the application is changed; every change of the inputs begins anew.
 
-use super::approval::plan_digest;
 use crate::{
     api::{MigrationRun, NoticeState, Occasion, Phase, Reason, Retry, Step, StepState},
-    machine::{Machine, Outcome, steps},
+    machine::{RunOutcome, Transition, steps},
 };
 
 /// Reason of a step that a changed plan made void.
@@ -13,34 +12,34 @@ const PREFLIGHT_RETRY_SECONDS: i64 = 30;
 /// Longest wait between two tries of the other steps.
 const STEP_RETRY_SECONDS: i64 = 300;
 
-impl Machine<'_> {
+impl Transition<'_> {
     /// Voids all evidence and begins again with Preflight.
     pub(crate) fn restart(&mut self, why: &str) {
         self.event(false, "PreparationRestarted", format!("{why}; earlier evidence and approvals no longer count"));
-        self.s.plan = None;
-        self.s.baseline = None;
-        self.s.backup = None;
-        self.s.verification = None;
-        self.s.code_backup = None;
-        self.s.key_users = None;
-        self.s.rehearsal = None;
-        self.s.schedule = None;
-        self.s.users_written = None;
-        self.s.window = None;
-        self.s.rollback = None;
-        self.s.checks.clear();
-        self.s.approved_by.clear();
-        self.s.approvals = None;
-        self.s.runner_image = Some(self.o.runner_image.clone());
+        self.status.plan = None;
+        self.status.baseline = None;
+        self.status.backup = None;
+        self.status.verification = None;
+        self.status.code_backup = None;
+        self.status.key_users = None;
+        self.status.rehearsal = None;
+        self.status.schedule = None;
+        self.status.users_written = None;
+        self.status.window = None;
+        self.status.rollback = None;
+        self.status.checks.clear();
+        self.status.approved_by.clear();
+        self.status.approvals = None;
+        self.status.runner_image = Some(self.observed.runner_image.clone());
         let now = self.now;
-        for x in &mut self.s.steps {
-            x.failures = 0;
-            x.retry_at = None;
+        for step_status in &mut self.status.steps {
+            step_status.failures = 0;
+            step_status.retry_at = None;
             // A finished step's evidence is void, its attempt's number is not: names never repeat.
-            x.state = StepState::Failed;
-            x.finished_at.get_or_insert(now);
-            x.reason = Some(SUPERSEDED.into());
-            x.message = None;
+            step_status.state = StepState::Failed;
+            step_status.finished_at.get_or_insert(now);
+            step_status.reason = Some(SUPERSEDED.into());
+            step_status.message = None;
         }
         self.enter(Phase::Preparing);
         self.start_step(Step::Preflight);
@@ -54,65 +53,68 @@ impl Machine<'_> {
             self.restart("spec or SQL changed");
         }
         loop {
-            let step = self.s.step.unwrap_or(Step::Preflight);
+            let step = self.status.step.unwrap_or(Step::Preflight);
             // Looked at in each step, not only in Preflight: what is missing later must not be found in the window.
             if let Some((reason, message)) = self.cluster_violation() {
                 if self.message.as_deref() != Some(message.as_str()) {
                     self.event(true, reason, message.clone());
                 }
-                self.explain(reason, message);
+                self.set_ready(reason, message);
                 if step == Step::Preflight {
                     return;
                 }
-            } else if self.step(step).is_none_or(|x| x.retry_at.is_none()) {
-                self.explain_try(step);
+            } else if self.step(step).is_none_or(|step_status| step_status.retry_at.is_none()) {
+                self.report_attempt(step);
             }
-            if self.s.plan.is_none() {
-                self.s.plan = self.observed_plan();
+            if self.status.plan.is_none() {
+                self.status.plan = self.observed_plan();
             }
             if self.retry_due(step) == Some(false) {
                 return;
             }
             match step {
-                Step::NotifyTeam if !self.team_told() => return,
+                Step::NotifyTeam if !self.notify_team() => return,
                 Step::CodeBackup if self.spec.code.is_none() => {
                     self.skip_step(step, "spec.code is not set: tag and branch are the team's own business");
                 }
                 _ => {}
             }
-            if matches!(self.step(step).map(|x| (x.name, x.state)), Some((Step::NotifyTeam | Step::CodeBackup, state)) if state != StepState::Running)
+            if matches!(self.step(step).map(|step_status| (step_status.name, step_status.state)), Some((Step::NotifyTeam | Step::CodeBackup, state)) if state != StepState::Running)
             {
-                self.begin_next(step);
+                self.start_next(step);
                 continue;
             }
             let Some(task) = steps::preparing_task(step) else { return };
             let attempt = self.run_attempt(step);
-            let outcome = self.o.outcome(task, attempt);
+            let outcome = self.observed.outcome(task, attempt);
             // Baseline is a milestone of the Backup task: it is reported while the dump is still running.
             if step == Step::Baseline
-                && let Some(b) =
-                    self.o.run(task, attempt).and_then(|r| r.run.status.as_ref()).and_then(|s| s.baseline.clone())
+                && let Some(b) = self
+                    .observed
+                    .run(task, attempt)
+                    .and_then(|r| r.run.status.as_ref())
+                    .and_then(|s| s.baseline.clone())
             {
                 let note = format!("{} users, {} credits, {} purchased", b.users, b.total_balance, b.total_purchased);
-                self.s.baseline = Some(b);
+                self.status.baseline = Some(b);
                 self.succeed_step(Step::Baseline, note);
-                self.s.step = Some(Step::Backup);
+                self.status.step = Some(Step::Backup);
                 self.start_step(Step::Backup);
                 continue;
             }
             match outcome {
-                Outcome::Pending => return,
-                Outcome::Succeeded(run) => {
+                RunOutcome::Pending => return,
+                RunOutcome::Succeeded(run) => {
                     let run = run.clone();
-                    if !self.take_evidence(step, &run) {
+                    if !self.record_evidence(step, &run) {
                         return;
                     }
                     if steps::next(step) == Some(Step::Approve) {
                         return self.enter_approval();
                     }
-                    self.begin_next(step);
+                    self.start_next(step);
                 }
-                Outcome::Failed(reason, message) => {
+                RunOutcome::Failed(reason, message) => {
                     self.preparing_failed(step, reason, &message);
                     return;
                 }
@@ -120,7 +122,7 @@ impl Machine<'_> {
         }
     }
 
-    fn begin_next(&mut self, step: Step) {
+    fn start_next(&mut self, step: Step) {
         self.reason = None;
         self.message = None;
         if let Some(next) = steps::next(step) {
@@ -129,7 +131,7 @@ impl Machine<'_> {
     }
 
     /// The team is told what is planned. `true` when the first try is over: nothing waits for a channel that is away.
-    fn team_told(&mut self) -> bool {
+    fn notify_team(&mut self) -> bool {
         let s = &self.spec.schedule;
         let hours: Vec<String> =
             s.allowed_hours.iter().map(|h| format!("{}-{} {}", h.from, h.to, h.time_zone)).collect();
@@ -139,9 +141,9 @@ impl Machine<'_> {
             (None, false) => format!("in the hours {}", hours.join(", ")),
             (None, true) => "as soon as it is approved".to_owned(),
         };
-        let text = format!("migration {} is being prepared; it may start {when}", self.o.name);
+        let text = format!("migration {} is being prepared; it may start {when}", self.observed.name);
         let key = format!("planned.{}", self.attempt(Step::NotifyTeam));
-        let Some(id) = self.tell(Occasion::Planned, &key, &text) else {
+        let Some(id) = self.notify(Occasion::Planned, &key, &text) else {
             self.skip_step(
                 Step::NotifyTeam,
                 "no channel in spec.notifications.channels has audience Team or Support: tell them yourself",
@@ -182,8 +184,8 @@ impl Machine<'_> {
         if retried != step {
             self.fail_step(step, reason.as_str(), message);
             self.step_mut(retried).state = StepState::Running;
-            self.s.step = Some(retried);
-            self.s.baseline = None;
+            self.status.step = Some(retried);
+            self.status.baseline = None;
         }
         let failures = self.retry_later(retried, reason.as_str(), message, longest);
         if step != Step::Preflight && failures >= self.spec.runner.max_attempts {
@@ -192,21 +194,28 @@ impl Machine<'_> {
                 reason.as_str(),
                 &format!("{message}; tried {failures} of {failures} times"),
             );
-        } else if let Some(at) = self.step(retried).and_then(|x| x.retry_at) {
+        } else if let Some(at) = self.step(retried).and_then(|step_status| step_status.retry_at) {
             self.wake_at(at);
         }
     }
 
     /// That a step is under way, and what went wrong in it the last time.
-    fn explain_try(&mut self, step: Step) {
-        let failed = self.step(step).filter(|x| x.failures > 0);
-        match failed
-            .map(|x| (x.failures + 1, x.reason.clone().unwrap_or_default(), x.message.clone().unwrap_or_default()))
-        {
+    fn report_attempt(&mut self, step: Step) {
+        let failed = self.step(step).filter(|step_status| step_status.failures > 0);
+        match failed.map(|step_status| {
+            (
+                step_status.failures + 1,
+                step_status.reason.clone().unwrap_or_default(),
+                step_status.message.clone().unwrap_or_default(),
+            )
+        }) {
             Some((number, reason, message)) if !reason.is_empty() => {
-                self.explain(reason, format!("try {number} of {step:?} is under way, the last one failed: {message}"));
+                self.set_ready(
+                    reason,
+                    format!("try {number} of {step:?} is under way, the last one failed: {message}"),
+                );
             }
-            _ => self.explain("Progressing", format!("{step:?} is under way")),
+            _ => self.set_ready("Progressing", format!("{step:?} is under way")),
         }
     }
 
@@ -223,7 +232,7 @@ impl Machine<'_> {
     }
 
     /// Takes a finished step's evidence into the status. `false` when it does not do.
-    fn take_evidence(&mut self, step: Step, run: &MigrationRun) -> bool {
+    fn record_evidence(&mut self, step: Step, run: &MigrationRun) -> bool {
         let status = run.status.clone().unwrap_or_default();
         let missing = |what: &str| (Reason::Internal, format!("the run reported success without {what}"));
         let note = match step {
@@ -234,7 +243,7 @@ impl Machine<'_> {
             Step::CodeBackup => match (status.code_backup, &self.spec.code) {
                 (Some(c), Some(wanted)) if c.commit == wanted.commit => {
                     let note = format!("tag {} and branch {} lead to commit {}", c.tag, c.branch, c.commit);
-                    self.s.code_backup = Some(c);
+                    self.status.code_backup = Some(c);
                     Ok(note)
                 }
                 _ => Err(missing("tag and branch on the commit of spec.code")),
@@ -242,15 +251,15 @@ impl Machine<'_> {
             Step::Baseline | Step::Backup => match (status.baseline, status.backup) {
                 (Some(_), Some(b)) => {
                     let note = format!("{}, {} bytes, {}", b.object, b.bytes, b.sha256);
-                    self.s.backup = Some(b);
+                    self.status.backup = Some(b);
                     Ok(note)
                 }
                 _ => Err(missing("baseline and backup")),
             },
-            Step::VerifyBackup => match (status.verification, &self.s.backup) {
+            Step::VerifyBackup => match (status.verification, &self.status.backup) {
                 (Some(v), Some(b)) if v.sha256 == b.sha256 && v.bytes == b.bytes => {
                     let note = format!("read to the end: {} bytes, {} entries, {}", v.bytes, v.entries, v.sha256);
-                    self.s.verification = Some(v);
+                    self.status.verification = Some(v);
                     Ok(note)
                 }
                 (Some(v), Some(b)) => Err((
@@ -265,7 +274,7 @@ impl Machine<'_> {
             Step::ExportKeyUsers => match status.key_users {
                 Some(k) => {
                     let note = format!("{} users, {}, {} bytes, {}", k.users, k.object, k.bytes, k.sha256);
-                    self.s.key_users = Some(k);
+                    self.status.key_users = Some(k);
                     Ok(note)
                 }
                 None => Err(missing("an export")),
@@ -273,7 +282,7 @@ impl Machine<'_> {
             Step::Rehearse => match status.rehearsal {
                 Some(r) => {
                     let note = format!("{} (limit {})", r.in_words(), self.spec.window.max_duration);
-                    self.s.rehearsal = Some(r);
+                    self.status.rehearsal = Some(r);
                     Ok(note)
                 }
                 None => Err(missing("rehearsal")),
@@ -293,7 +302,7 @@ impl Machine<'_> {
     }
 
     fn enter_approval(&mut self) {
-        let expected = self.s.rehearsal.as_ref().map_or(f64::MAX, |r| r.expected_window_seconds);
+        let expected = self.status.rehearsal.as_ref().map_or(f64::MAX, |r| r.expected_window_seconds);
         let limit = std::time::Duration::from(self.spec.window.max_duration).as_secs_f64();
         if expected > limit {
             self.fail_preparation(
@@ -303,8 +312,8 @@ impl Machine<'_> {
             );
             return;
         }
-        let digest = plan_digest(self);
-        if let Some(plan) = &mut self.s.plan {
+        let digest = self.plan_digest();
+        if let Some(plan) = &mut self.status.plan {
             plan.digest = digest;
         }
         self.enter(Phase::AwaitingApproval);

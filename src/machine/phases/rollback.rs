@@ -1,54 +1,54 @@
 //! The way back. Inside the window it is the `Window` run that goes back; after it a `RollbackWindow` run opens a window again.
 
-use super::{approval::because, executing::WINDOW_ATTEMPTS};
+use super::{approval::fmt_reason, executing::WINDOW_ATTEMPTS};
 use crate::{
     api::{
         DecisionKind, Occasion, Phase, Reason, Retry, RollbackStatus, Step, StepState, Task, WindowProgress,
         WindowState, WindowStatus,
     },
-    machine::{Machine, Outcome, Sql, notices::at, window::cutover::Direction},
+    machine::{RunOutcome, SqlSource, Transition, notices::notice_key, window::cutover::Direction},
     shared::time::{seconds, to_signed},
 };
 
 /// Longest wait before a window for the way back is opened again, while writes are open.
 const REOPEN_RETRY_SECONDS: i64 = 60;
 
-impl Machine<'_> {
+impl Transition<'_> {
     /// Records the cause and enters the phase. Runs of the forward path go on only as far as the way back needs them.
-    pub(crate) fn begin_way_back(&mut self, cause: &str, message: String) {
+    pub(crate) fn enter_rolling_back(&mut self, cause: &str, message: String) {
         let now = self.now;
-        self.s.rollback = Some(RollbackStatus {
+        self.status.rollback = Some(RollbackStatus {
             cause: cause.into(),
             message: message.clone(),
             started_at: now,
             users_written_since: None,
             heard_until: None,
         });
-        if let Some(step) = self.s.step
-            && self.step(step).is_some_and(|x| x.state == StepState::Running)
+        if let Some(step) = self.status.step
+            && self.step(step).is_some_and(|step_status| step_status.state == StepState::Running)
         {
             self.fail_step(step, cause, message.clone());
         }
         self.enter(Phase::RollingBack);
         self.event(true, cause, format!("{message}; rolling back"));
         let text = format!("{cause}: {message}; the old version is being brought back");
-        self.tell(Occasion::TriggerFired, &at("way-back", now), &text);
+        self.notify(Occasion::TriggerFired, &notice_key("way-back", now), &text);
     }
 
-    pub(crate) fn go_back(&mut self, cause: &str, message: String) {
-        self.begin_way_back(cause, message);
-        if self.in_first_window() {
+    pub(crate) fn start_rollback(&mut self, cause: &str, message: String) {
+        self.enter_rolling_back(cause, message);
+        if self.in_forward_window() {
             self.start_step(Step::SwitchBack);
         } else {
-            self.s.window = None;
+            self.status.window = None;
             self.start_step(Step::ReopenWindow);
         }
         self.advance_rolling_back();
     }
 
     /// Task and attempt that carry the way back.
-    pub(crate) fn way_back_run(&self) -> (Task, u32) {
-        match self.s.window.as_ref().and_then(|w| w.task) {
+    pub(crate) fn rollback_run(&self) -> (Task, u32) {
+        match self.status.window.as_ref().and_then(|w| w.task) {
             Some(Task::Window) => (Task::Window, self.attempt(Step::OpenWindow)),
             _ => (Task::RollbackWindow, self.attempt(Step::ReopenWindow)),
         }
@@ -56,43 +56,43 @@ impl Machine<'_> {
 
     pub(crate) fn advance_rolling_back(&mut self) {
         // Begins a planned try, whose run is another one.
-        if self.s.step == Some(Step::ReopenWindow) && self.retry_due(Step::ReopenWindow) == Some(false) {
+        if self.status.step == Some(Step::ReopenWindow) && self.retry_due(Step::ReopenWindow) == Some(false) {
             return;
         }
-        let (task, attempt) = self.way_back_run();
-        let progress = self.o.progress(task, attempt).cloned().unwrap_or_default();
-        if let Outcome::Failed(reason, message) = self.o.outcome(task, attempt) {
-            return self.way_back_failed(task, reason, &message, &progress);
+        let (task, attempt) = self.rollback_run();
+        let progress = self.observed.progress(task, attempt).cloned().unwrap_or_default();
+        if let RunOutcome::Failed(reason, message) = self.observed.outcome(task, attempt) {
+            return self.handle_failed_rollback_run(task, reason, &message, &progress);
         }
         // A run that has yet to start says nothing of the window that the last one left.
-        self.note_window(task, &progress);
-        if let (Some(r), Some(n)) = (&mut self.s.rollback, progress.users_written_since) {
+        self.record_window_progress(task, &progress);
+        if let (Some(r), Some(n)) = (&mut self.status.rollback, progress.users_written_since) {
             r.users_written_since = Some(n);
         }
-        let ended = matches!(self.o.outcome(task, attempt), Outcome::Succeeded(_));
+        let ended = matches!(self.observed.outcome(task, attempt), RunOutcome::Succeeded(_));
         match progress.state {
-            WindowState::Reverted if ended => return self.reverted(&progress),
+            WindowState::Reverted if ended => return self.finish_rollback(&progress),
             // The way there was released before it could be turned round.
             WindowState::Released if ended => {
-                return self.reopen_window("the gate opened before the way back had begun");
+                return self.restart_rollback_window("the gate opened before the way back had begun");
             }
             _ => {}
         }
-        if task == Task::RollbackWindow && self.s.step == Some(Step::ReopenWindow) {
-            return self.reopen(&progress);
+        if task == Task::RollbackWindow && self.status.step == Some(Step::ReopenWindow) {
+            return self.await_rollback_window(&progress);
         }
-        if self.s.step == Some(Step::SwitchBack) {
-            self.switch_back(task, &progress);
+        if self.status.step == Some(Step::SwitchBack) {
+            self.switch_application_back(task, &progress);
         }
-        self.explain_way_back();
+        self.report_rollback();
     }
 
-    fn explain_way_back(&mut self) {
-        self.explain_window("RollingBack", self.way_back_message());
+    fn report_rollback(&mut self) {
+        self.report_window("RollingBack", self.rollback_message());
     }
 
-    fn reopen(&mut self, progress: &WindowProgress) {
-        if progress.state == WindowState::Ready && self.s.window.as_ref().is_none_or(|w| w.deadline.is_none()) {
+    fn await_rollback_window(&mut self, progress: &WindowProgress) {
+        if progress.state == WindowState::Ready && self.status.window.as_ref().is_none_or(|w| w.deadline.is_none()) {
             let deadline = self.now + to_signed(self.spec.window.max_duration);
             let window = self.window();
             window.task = Some(Task::RollbackWindow);
@@ -101,21 +101,21 @@ impl Machine<'_> {
         if !matches!(
             progress.state,
             WindowState::Ready | WindowState::Opening | WindowState::Blocked | WindowState::Held
-        ) && let Some(started) = self.step(Step::ReopenWindow).map(|x| x.started_at)
+        ) && let Some(started) = self.started_at(Step::ReopenWindow)
         {
             let ready_by = self.ready_by(started);
             if self.now >= ready_by {
-                let name = self.o.run_name(Task::RollbackWindow, self.attempt(Step::ReopenWindow));
+                let name = self.observed.run_name(Task::RollbackWindow, self.attempt(Step::ReopenWindow));
                 let message = format!(
                     "the pod of the way back was not ready by {ready_by:.0}; next: {}",
-                    self.o.kubectl(&format!("describe job/{name}"))
+                    self.observed.kubectl(&format!("describe job/{name}"))
                 );
-                return self.way_back_failed(Task::RollbackWindow, Reason::PodFailed, &message, progress);
+                return self.handle_failed_rollback_run(Task::RollbackWindow, Reason::PodFailed, &message, progress);
             }
             self.wake_at(ready_by);
         }
         if matches!(progress.state, WindowState::Blocked | WindowState::Held) {
-            if self.s.window.as_ref().is_none_or(|w| w.deadline.is_none()) {
+            if self.status.window.as_ref().is_none_or(|w| w.deadline.is_none()) {
                 // A pod that resumes a closed gate never says Ready.
                 self.window().deadline = Some(self.now + to_signed(self.spec.window.max_duration));
             }
@@ -127,13 +127,13 @@ impl Machine<'_> {
             );
             self.start_step(Step::SwitchBack);
         }
-        self.explain_way_back();
+        self.report_rollback();
     }
 
-    fn switch_back(&mut self, task: Task, progress: &WindowProgress) {
+    fn switch_application_back(&mut self, task: Task, progress: &WindowProgress) {
         let needed = match task {
             // In the first window the flag may not have been touched: then there is nothing to switch back.
-            Task::Window => self.s.window.as_ref().is_some_and(|w| w.switched),
+            Task::Window => self.status.window.as_ref().is_some_and(|w| w.switched),
             _ => {
                 if progress.switch_acknowledged {
                     self.window().switched = true;
@@ -146,7 +146,8 @@ impl Machine<'_> {
             self.succeed_step(Step::SwitchBack, format!("flag never left {from}"));
             return self.start_step(Step::RollbackSql);
         }
-        let back = self.s.window.as_ref().is_some_and(|w| w.switched) && self.running(&from, Direction::Back, progress);
+        let back =
+            self.status.window.as_ref().is_some_and(|w| w.switched) && self.running(&from, Direction::Back, progress);
         if back {
             self.succeed_step(
                 Step::SwitchBack,
@@ -156,47 +157,47 @@ impl Machine<'_> {
         }
     }
 
-    fn reverted(&mut self, progress: &WindowProgress) {
+    fn finish_rollback(&mut self, progress: &WindowProgress) {
         // The runner may have gone back by itself; the flag must be at `from` whoever moved it.
         let from = self.spec.application.flag.from.clone();
-        if self.o.flag_value() != Some(from.as_str())
-            || (self.s.step == Some(Step::SwitchBack) && self.s.window.as_ref().is_some_and(|w| w.switched))
+        if self.observed.flag_value() != Some(from.as_str())
+            || (self.status.step == Some(Step::SwitchBack) && self.status.window.as_ref().is_some_and(|w| w.switched))
         {
-            if self.s.step != Some(Step::SwitchBack) {
+            if self.status.step != Some(Step::SwitchBack) {
                 self.start_step(Step::SwitchBack);
             }
             self.window().switched = true;
             // The run has ended: nobody asks the probe any more, and writes are open.
-            if !self.rolled_out(&from, Direction::Back) {
-                return self.explain_way_back();
+            if !self.is_rolled_out(&from, Direction::Back) {
+                return self.report_rollback();
             }
             self.succeed_step(Step::SwitchBack, format!("flag is {from}, rollout complete"));
         }
-        let (proof, next) = self.verify_rollback(progress);
+        let (proof, next) = self.record_verification(progress);
         let next = next.map(|next| format!("; next: {next}")).unwrap_or_default();
         let blocked = self.blocked_seconds();
         self.succeed_step(Step::ReleaseWindow, format!("writes were blocked for {blocked:.1} s"));
-        let cause = self.s.rollback.as_ref().map(|r| format!("{}: {}", r.cause, r.message)).unwrap_or_default();
+        let cause = self.status.rollback.as_ref().map(|r| format!("{}: {}", r.cause, r.message)).unwrap_or_default();
         self.enter(Phase::RolledBack);
-        self.s.step = Some(Step::ReleaseWindow);
-        self.explain("RolledBack", format!("the old version runs again, {proof} ({cause}){next}"));
+        self.status.step = Some(Step::ReleaseWindow);
+        self.set_ready("RolledBack", format!("the old version runs again, {proof} ({cause}){next}"));
         self.event(true, "RolledBack", format!("writes were blocked for {blocked:.1} s; {proof}; {cause}{next}"));
-        let began = self.s.rollback.as_ref().map_or(self.now, |r| r.started_at);
+        let began = self.status.rollback.as_ref().map_or(self.now, |r| r.started_at);
         let text = format!("the old version runs again, {proof}; {cause}{next}");
-        self.tell(Occasion::RolledBack, &at("rolled-back", began), &text);
+        self.notify(Occasion::RolledBack, &notice_key("rolled-back", began), &text);
         self.advance_ended();
     }
 
     /// Ticks off what the way back's own run has measured. Says it in words, and what to do if that is not that all is well.
-    fn verify_rollback(&mut self, progress: &WindowProgress) -> (String, Option<String>) {
+    fn record_verification(&mut self, progress: &WindowProgress) -> (String, Option<String>) {
         // The run drops what was compared on the way there before it runs the down SQL.
         let Some(c) = progress.comparison.clone() else {
-            let first = self.s.window.as_ref().is_some_and(|w| w.task == Some(Task::Window));
+            let first = self.status.window.as_ref().is_some_and(|w| w.task == Some(Task::Window));
             if first && !self.succeeded(Step::Migrate) && progress.migrate_seconds.is_none() {
                 return ("nothing was changed".into(), None);
             }
             self.succeed_step(Step::RollbackSql, "the way back is committed");
-            return ("balances were not compared after the way back".into(), Some(self.o.plugin("report", "")));
+            return ("balances were not compared after the way back".into(), Some(self.observed.plugin("report", "")));
         };
         self.succeed_step(Step::RollbackSql, "the way back is committed");
         let compared = format!("{} balances compared, {} unexplained (limit 0)", c.users, c.unexplained);
@@ -204,28 +205,28 @@ impl Machine<'_> {
             self.succeed_step(Step::VerifyRollback, format!("{compared}; total {} credits", c.total_balance));
             return ("no credit was lost".into(), None);
         }
-        let next = self.o.plugin("report", "");
+        let next = self.observed.plugin("report", "");
         let text = format!("{compared}; next: {next}");
         self.fail_step(Step::VerifyRollback, "BalancesUnexplained", text.clone());
-        self.tell(Occasion::PersonNeeded, &at("unexplained", self.now), &text);
+        self.notify(Occasion::PersonNeeded, &notice_key("unexplained", self.now), &text);
         (format!("{} of {} balances are unexplained (limit 0)", c.unexplained, c.users), Some(next))
     }
 
-    fn way_back_failed(&mut self, task: Task, reason: Reason, message: &str, progress: &WindowProgress) {
-        self.note_window(task, progress);
+    fn handle_failed_rollback_run(&mut self, task: Task, reason: Reason, message: &str, progress: &WindowProgress) {
+        self.record_window_progress(task, progress);
         match progress.state {
             // Undone, or never migrated, and the gate is open: that is the way back, whatever the run was blamed for.
-            WindowState::Reverted => return self.reverted(progress),
-            WindowState::Released => return self.reopen_window(message),
+            WindowState::Reverted => return self.finish_rollback(progress),
+            WindowState::Released => return self.restart_rollback_window(message),
             _ => {}
         }
         let opener = if task == Task::Window { Step::OpenWindow } else { Step::ReopenWindow };
-        let failures = self.step(opener).map_or(0, |x| x.failures) + 1;
+        let failures = self.failures(opener) + 1;
         if reason.retry() == Retry::Never || failures >= WINDOW_ATTEMPTS {
             self.step_mut(opener).failures = failures;
-            return self.rollback_failed(reason.as_str(), message);
+            return self.fail_rollback(reason.as_str(), message);
         }
-        if self.s.step == Some(opener) && !self.may_be_blocked() {
+        if self.status.step == Some(opener) && !self.may_be_blocked() {
             self.retry_later(opener, reason.as_str(), message, REOPEN_RETRY_SECONDS);
             return;
         }
@@ -235,55 +236,61 @@ impl Machine<'_> {
     }
 
     /// The gate is open on the new schema: a window has to be opened (again) for the way back.
-    fn reopen_window(&mut self, why: &str) {
-        let failures = self.step(Step::ReopenWindow).map_or(0, |x| x.failures) + 1;
-        self.s.window = None;
+    fn restart_rollback_window(&mut self, why: &str) {
+        let failures = self.failures(Step::ReopenWindow) + 1;
+        self.status.window = None;
         if failures > WINDOW_ATTEMPTS {
             let text = format!(
                 "{why}; tried {failures} times; the new version runs and writes are open; mend the cause; next: {}",
-                self.o.go_back()
+                self.observed.rollback_command()
             );
             self.fail_step(Step::ReopenWindow, "RollbackNotBegun", text.clone());
-            self.tell(Occasion::PersonNeeded, &at("person", self.now), &text);
+            self.notify(Occasion::PersonNeeded, &notice_key("person", self.now), &text);
             self.enter(Phase::RollbackFailed);
-            return self.explain("RollbackNotBegun", text);
+            return self.set_ready("RollbackNotBegun", text);
         }
-        self.s.step = Some(Step::ReopenWindow);
+        self.status.step = Some(Step::ReopenWindow);
         let text = format!("{why}; a new window is opened for the way back, writes are open meanwhile");
         self.retry_later(Step::ReopenWindow, "WindowReopening", &text, REOPEN_RETRY_SECONDS);
     }
 
-    pub(crate) fn rollback_failed(&mut self, reason: &str, message: &str) {
+    pub(crate) fn fail_rollback(&mut self, reason: &str, message: &str) {
         let writes = if self.may_be_blocked() { "writes stay blocked" } else { "writes are open" };
         let text = format!(
             "{message}; {writes}, a person is needed; mend the cause (down SQL may be corrected in its ConfigMap); next: {}",
-            self.o.go_back()
+            self.observed.rollback_command()
         );
-        let step = self.s.step.unwrap_or(Step::RollbackSql);
-        let heard_until = self.o.decisions.iter().map(|d| d.at).max();
-        if let Some(r) = &mut self.s.rollback {
+        let step = self.status.step.unwrap_or(Step::RollbackSql);
+        let heard_until = self.observed.decisions.iter().map(|d| d.at).max();
+        if let Some(r) = &mut self.status.rollback {
             r.heard_until = heard_until;
         }
         self.fail_step(step, reason, text.clone());
         self.enter(Phase::RollbackFailed);
-        self.tell(Occasion::PersonNeeded, &at("person", self.now), &text);
-        self.explain(reason, text);
+        self.notify(Occasion::PersonNeeded, &notice_key("person", self.now), &text);
+        self.set_ready(reason, text);
     }
 
     /// A new `Revert` begins the way back again, with the down SQL as it stands now.
     pub(crate) fn advance_rollback_failed(&mut self) {
         // The API server's times are whole seconds: a Revert in the second of the failure counts as after it.
-        let failed_at = self.s.steps.iter().filter(|x| x.reason.is_some()).filter_map(|x| x.finished_at).max();
+        let failed_at = self
+            .status
+            .steps
+            .iter()
+            .filter(|step_status| step_status.reason.is_some())
+            .filter_map(|step_status| step_status.finished_at)
+            .max();
         let failed_at = failed_at.map(|t| t - seconds(1));
         // What was heard before is not heard again, however much the two clocks differ.
-        let after = failed_at.max(self.s.rollback.as_ref().and_then(|r| r.heard_until));
-        let Some(d) = self.stop_word(&[DecisionKind::Revert], after) else { return };
-        if let (Sql::Present(down), Some(plan)) = (&self.o.down, &mut self.s.plan) {
+        let after = failed_at.max(self.status.rollback.as_ref().and_then(|r| r.heard_until));
+        let Some(d) = self.stop_request(&[DecisionKind::Revert], after) else { return };
+        if let (SqlSource::Present(down), Some(plan)) = (&self.observed.down, &mut self.status.plan) {
             plan.down_sha256.clone_from(down);
         }
-        self.begin_way_back("Revert", format!("Revert by {}{}", d.by, because(&d.reason)));
+        self.enter_rolling_back("Revert", format!("Revert by {}{}", d.by, fmt_reason(&d.reason)));
         // Whatever run was at it, a fresh one reads the database and goes on from what it finds. A closed gate stays known as closed.
-        self.s.window = self.s.window.take().filter(|w| w.released_at.is_none()).map(|w| WindowStatus {
+        self.status.window = self.status.window.take().filter(|w| w.released_at.is_none()).map(|w| WindowStatus {
             task: Some(Task::RollbackWindow),
             blocked_at: w.blocked_at,
             restarts: w.restarts,
@@ -293,19 +300,19 @@ impl Machine<'_> {
         self.start_step(Step::ReopenWindow);
     }
 
-    fn way_back_message(&self) -> String {
-        let step = self.s.step.map(|s| format!("{s:?}")).unwrap_or_default();
-        let (task, attempt) = self.way_back_run();
-        let progress = self.o.progress(task, attempt).cloned().unwrap_or_default();
-        let waits = match self.s.step {
-            Some(Step::SwitchBack) if !self.s.window.as_ref().is_some_and(|w| w.switched) => {
+    fn rollback_message(&self) -> String {
+        let step = self.status.step.map(|s| format!("{s:?}")).unwrap_or_default();
+        let (task, attempt) = self.rollback_run();
+        let progress = self.observed.progress(task, attempt).cloned().unwrap_or_default();
+        let waits = match self.status.step {
+            Some(Step::SwitchBack) if !self.status.window.as_ref().is_some_and(|w| w.switched) => {
                 "waiting for the runner's acknowledgement".to_owned()
             }
             Some(Step::SwitchBack) => self.rollout_message(&progress),
             Some(Step::RollbackSql) => "waiting for the down SQL to commit".to_owned(),
             _ => "under way".to_owned(),
         };
-        let cause = self.s.rollback.as_ref().map(|r| format!("{}: {}", r.cause, r.message)).unwrap_or_default();
+        let cause = self.status.rollback.as_ref().map(|r| format!("{}: {}", r.cause, r.message)).unwrap_or_default();
         format!("{step}: {waits} ({cause}); writes blocked since {}", self.blocked_since())
     }
 }

@@ -9,11 +9,11 @@
 
 use crate::{
     api::{DecisionKind, NoticeState, Occasion, ScheduleStatus, Time},
-    machine::{Machine, gates::Violation, next_hours, notices::at},
+    machine::{Transition, gates::Violation, next_hours, notices::notice_key},
     shared::time::{saturating_add, seconds, to_signed},
 };
 
-impl Machine<'_> {
+impl Transition<'_> {
     /// Hours that cannot be computed.
     pub(crate) fn schedule_violation(&self) -> Option<Violation> {
         if next_hours(&self.spec.schedule, self.now).is_some() {
@@ -30,10 +30,10 @@ impl Machine<'_> {
     }
 
     /// Distinct people whose `Ready` on this digest is fresh, and when the first of these runs out.
-    pub(crate) fn present(&self, digest: &str) -> (Vec<String>, Option<Time>) {
+    pub(crate) fn presence(&self, digest: &str) -> (Vec<String>, Option<Time>) {
         let within = to_signed(self.spec.schedule.presence.within);
         let mut last: std::collections::BTreeMap<&str, Time> = std::collections::BTreeMap::new();
-        for d in self.decisions(DecisionKind::Ready, self.s.approvals_after) {
+        for d in self.decisions(DecisionKind::Ready, self.status.approvals_after) {
             if d.digest.as_deref() == Some(digest) && self.now < saturating_add(d.at, within) {
                 let at = last.entry(d.by.as_str()).or_insert(d.at);
                 *at = d.at.max(*at);
@@ -44,10 +44,10 @@ impl Machine<'_> {
     }
 
     /// Keeps `status.schedule` up to date with who is present.
-    pub(crate) fn note_presence(&mut self, digest: &str) {
-        let (people, runs_out) = self.present(digest);
-        let needed = self.presence_needed();
-        let schedule = self.s.schedule.get_or_insert_default();
+    pub(crate) fn record_presence(&mut self, digest: &str) {
+        let (people, runs_out) = self.presence(digest);
+        let needed = self.presence_required();
+        let schedule = self.status.schedule.get_or_insert_default();
         schedule.presence = Some(format!("{}/{needed}", people.len()));
         schedule.present = people;
         if let Some(at) = runs_out {
@@ -55,24 +55,24 @@ impl Machine<'_> {
         }
     }
 
-    fn presence_needed(&self) -> usize {
+    fn presence_required(&self) -> usize {
         self.spec.schedule.presence.required.max(2) as usize
     }
 
     /// Whether what let the start begin still holds: its hours, the people, the age of the backup.
     pub(crate) fn still_scheduled(&self, digest: &str) -> bool {
-        let in_hours = self.s.schedule.as_ref().is_none_or(|s| s.ends_at.is_none_or(|end| self.now < end));
-        in_hours && self.present(digest).0.len() >= self.presence_needed() && !self.is_backup_old()
+        let in_hours = self.status.schedule.as_ref().is_none_or(|s| s.ends_at.is_none_or(|end| self.now < end));
+        in_hours && self.presence(digest).0.len() >= self.presence_required() && !self.is_backup_old()
     }
 
     fn is_backup_old(&self) -> bool {
         let limit = to_signed(self.spec.schedule.backup_max_age);
-        self.s.backup.as_ref().is_some_and(|b| self.now.duration_since(b.finished_at) > limit)
+        self.status.backup.as_ref().is_some_and(|b| self.now.duration_since(b.finished_at) > limit)
     }
 
     /// `true` when the window may be opened now.
     pub(crate) fn advance_schedule(&mut self, digest: &str) -> bool {
-        self.note_presence(digest);
+        self.record_presence(digest);
         let Some(starts_at) = self.plan_start() else { return false };
         let lead = starts_at - self.lead_time();
         if self.now < lead {
@@ -81,19 +81,19 @@ impl Machine<'_> {
                 "starts at {starts_at:.0}; people say that they are present in the hour before: {}",
                 self.ready_command()
             );
-            self.explain("Scheduled", text);
+            self.set_ready("Scheduled", text);
             return false;
         }
         if self.backup_is_old() {
             return false;
         }
-        let message = format!("maintenance of {} starts at {starts_at:.0}", self.o.name);
-        let id = self.tell(Occasion::MaintenanceStarts, &at("maintenance", starts_at), &message);
-        self.s.schedule.get_or_insert_default().notice.clone_from(&id);
+        let message = format!("maintenance of {} starts at {starts_at:.0}", self.observed.name);
+        let id = self.notify(Occasion::MaintenanceStarts, &notice_key("maintenance", starts_at), &message);
+        self.status.schedule.get_or_insert_default().notice.clone_from(&id);
         if self.now < starts_at {
             self.wake_at(starts_at);
             let text = format!("starts at {starts_at:.0}; {}", self.presence_text());
-            self.explain("Scheduled", text);
+            self.set_ready("Scheduled", text);
             return false;
         }
         // One channel that took it is enough: the others hold nothing up, and are seen in status.notices.
@@ -106,12 +106,12 @@ impl Machine<'_> {
                 ),
             };
             let text = format!("no channel has taken the maintenance notice yet; {next}");
-            self.explain("NoticePending", text);
+            self.set_ready("NoticePending", text);
             return false;
         }
-        if self.s.schedule.as_ref().map_or(0, |s| s.present.len()) < self.presence_needed() {
+        if self.status.schedule.as_ref().map_or(0, |s| s.present.len()) < self.presence_required() {
             let text = self.presence_text();
-            self.explain("PresencePending", text);
+            self.set_ready("PresencePending", text);
             return false;
         }
         true
@@ -119,7 +119,7 @@ impl Machine<'_> {
 
     /// The planned start; a new one when there is none, or its hours are over.
     fn plan_start(&mut self) -> Option<Time> {
-        let planned = self.s.schedule.clone().unwrap_or_default();
+        let planned = self.status.schedule.clone().unwrap_or_default();
         let missed = planned.ends_at.filter(|end| self.now >= *end);
         if let (Some(start), None) = (planned.starts_at, missed) {
             if let Some(end) = planned.ends_at {
@@ -138,8 +138,8 @@ impl Machine<'_> {
         // Whoever is told has the lead time to get ready.
         let earliest = self.now + self.lead_time();
         let (start, end) = next_hours(&self.spec.schedule, earliest)?;
-        let kept = self.s.schedule.take().unwrap_or_default();
-        self.s.schedule = Some(ScheduleStatus { starts_at: Some(start), ends_at: end, notice: None, ..kept });
+        let kept = self.status.schedule.take().unwrap_or_default();
+        self.status.schedule = Some(ScheduleStatus { starts_at: Some(start), ends_at: end, notice: None, ..kept });
         if let Some(end) = end {
             self.wake_at(end);
         }
@@ -156,7 +156,7 @@ impl Machine<'_> {
 
     /// A backup that is too old is taken anew, with all that rests on it. `true` when that was begun.
     fn backup_is_old(&mut self) -> bool {
-        let Some(taken) = self.s.backup.as_ref().map(|b| b.finished_at).filter(|_| self.is_backup_old()) else {
+        let Some(taken) = self.status.backup.as_ref().map(|b| b.finished_at).filter(|_| self.is_backup_old()) else {
             return false;
         };
         self.restart(&format!(
@@ -167,14 +167,14 @@ impl Machine<'_> {
     }
 
     fn ready_command(&self) -> String {
-        self.o.plugin("ready", "")
+        self.observed.plugin("ready", "")
     }
 
     fn presence_text(&self) -> String {
-        let schedule = self.s.schedule.clone().unwrap_or_default();
+        let schedule = self.status.schedule.clone().unwrap_or_default();
         let who =
             if schedule.present.is_empty() { String::new() } else { format!(" ({})", schedule.present.join(", ")) };
-        let (present, needed) = (schedule.present.len(), self.presence_needed());
+        let (present, needed) = (schedule.present.len(), self.presence_required());
         let next = if present < needed { format!("; next: {}", self.ready_command()) } else { String::new() };
         format!(
             "{present} of {needed} people present{who}, by a Ready of the last {}{next}",
@@ -183,8 +183,8 @@ impl Machine<'_> {
     }
 
     /// What Schedule leaves as evidence.
-    pub(crate) fn started_by(&self) -> String {
-        let schedule = self.s.schedule.clone().unwrap_or_default();
+    pub(crate) fn start_evidence(&self) -> String {
+        let schedule = self.status.schedule.clone().unwrap_or_default();
         let notice = match schedule.notice.as_deref().and_then(|id| self.notice(id)) {
             Some(n) => format!("maintenance notice taken by {}", n.notice.delivered.join(", ")),
             None => "no channel for a maintenance notice (spec.notifications.channels)".to_owned(),

@@ -10,7 +10,7 @@ use crate::{
         Phase, RunPhase, SlackChannel, Task, Time, WindowCommand, WindowState, WorkloadKind, WorkloadRef,
         fixtures::{SECRET, spec},
     },
-    machine::{Flag, Job, Observed, ObservedDecision, ObservedRun, Sql, Workload},
+    machine::{Job, Observed, ObservedDecision, ObservedFlag, ObservedRun, SqlSource, Workload},
     shared::time::seconds,
 };
 
@@ -221,15 +221,15 @@ impl World {
             runs: self.runs.values().map(|r| r.value.clone()).collect(),
             decisions: self.decisions.clone(),
             policy_problem: None,
-            flag: Flag::Value {
+            flag: ObservedFlag::Value {
                 value: self.flag.value.value.clone(),
                 immutable: false,
                 set_for: self.flag.value.marker.clone(),
             },
             rollback_enabled: Some("true".into()),
             check_jobs: vec![],
-            up: Sql::Present(self.sql.0.clone()),
-            down: Sql::Present(self.sql.1.clone()),
+            up: SqlSource::Present(self.sql.0.clone()),
+            down: SqlSource::Present(self.sql.1.clone()),
             workloads: vec![Workload {
                 reference: WorkloadRef { kind: WorkloadKind::Deployment, name: "shop".into() },
                 exists: true,

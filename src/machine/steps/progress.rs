@@ -1,25 +1,25 @@
 //! Start, success, failure and retry of a step, in its row of `status.steps`.
 
 use crate::{
-    api::{Step, StepState, StepStatus},
-    machine::Machine,
+    api::{Step, StepState, StepStatus, Time},
+    machine::Transition,
     shared::time::seconds,
 };
 
-impl Machine<'_> {
+impl Transition<'_> {
     pub(crate) fn step(&self, step: Step) -> Option<&StepStatus> {
-        self.s.steps.iter().find(|x| x.name == step)
+        self.status.steps.iter().find(|step_status| step_status.name == step)
     }
 
     pub(crate) fn succeeded(&self, step: Step) -> bool {
-        self.step(step).is_some_and(|x| x.state == StepState::Succeeded)
+        self.step(step).is_some_and(|step_status| step_status.state == StepState::Succeeded)
     }
 
     pub(crate) fn step_mut(&mut self, step: Step) -> &mut StepStatus {
-        if let Some(i) = self.s.steps.iter().position(|x| x.name == step) {
-            return &mut self.s.steps[i];
+        if let Some(i) = self.status.steps.iter().position(|step_status| step_status.name == step) {
+            return &mut self.status.steps[i];
         }
-        self.s.steps.push(StepStatus {
+        self.status.steps.push(StepStatus {
             name: step,
             state: StepState::Running,
             attempt: 0,
@@ -30,73 +30,73 @@ impl Machine<'_> {
             reason: None,
             message: None,
         });
-        let last = self.s.steps.len() - 1;
-        &mut self.s.steps[last]
+        let last = self.status.steps.len() - 1;
+        &mut self.status.steps[last]
     }
 
     /// Marks a step as running with a fresh attempt. Persisted before its run is made.
     pub(crate) fn start_step(&mut self, step: Step) {
         let now = self.now;
-        self.s.step = Some(step);
-        let x = self.step_mut(step);
-        x.attempt += 1;
-        x.state = StepState::Running;
-        x.started_at = now;
-        x.finished_at = None;
-        x.retry_at = None;
-        x.reason = None;
-        x.message = None;
+        self.status.step = Some(step);
+        let step_status = self.step_mut(step);
+        step_status.attempt += 1;
+        step_status.state = StepState::Running;
+        step_status.started_at = now;
+        step_status.finished_at = None;
+        step_status.retry_at = None;
+        step_status.reason = None;
+        step_status.message = None;
     }
 
     pub(crate) fn succeed_step(&mut self, step: Step, message: impl Into<String>) {
         let (now, message) = (self.now, message.into());
-        let x = self.step_mut(step);
-        x.state = StepState::Succeeded;
-        x.attempt = x.attempt.max(1);
-        x.finished_at = Some(now);
-        x.retry_at = None;
-        x.reason = None;
-        x.message = Some(message.clone());
+        let step_status = self.step_mut(step);
+        step_status.state = StepState::Succeeded;
+        step_status.attempt = step_status.attempt.max(1);
+        step_status.finished_at = Some(now);
+        step_status.retry_at = None;
+        step_status.reason = None;
+        step_status.message = Some(message.clone());
         self.event(false, format!("{step:?}Succeeded"), message);
     }
 
     /// What the spec does not ask for: said, and not claimed.
     pub(crate) fn skip_step(&mut self, step: Step, message: impl Into<String>) {
         let now = self.now;
-        self.s.step = Some(step);
-        let x = self.step_mut(step);
-        x.state = StepState::Skipped;
-        x.attempt = x.attempt.max(1);
-        x.finished_at = Some(now);
-        x.retry_at = None;
-        x.reason = Some("NotConfigured".into());
-        x.message = Some(message.into());
+        self.status.step = Some(step);
+        let step_status = self.step_mut(step);
+        step_status.state = StepState::Skipped;
+        step_status.attempt = step_status.attempt.max(1);
+        step_status.finished_at = Some(now);
+        step_status.retry_at = None;
+        step_status.reason = Some("NotConfigured".into());
+        step_status.message = Some(message.into());
     }
 
     pub(crate) fn fail_step(&mut self, step: Step, reason: impl Into<String>, message: impl Into<String>) {
         let (now, reason, message) = (self.now, reason.into(), message.into());
-        let x = self.step_mut(step);
-        x.state = StepState::Failed;
-        x.finished_at = Some(now);
-        x.reason = Some(reason.clone());
-        x.message = Some(message.clone());
-        self.explain(reason.clone(), message.clone());
+        let step_status = self.step_mut(step);
+        step_status.state = StepState::Failed;
+        step_status.finished_at = Some(now);
+        step_status.reason = Some(reason.clone());
+        step_status.message = Some(message.clone());
+        self.set_ready(reason.clone(), message.clone());
         self.event(true, reason, message);
     }
 
     /// Plans another try of a running step after a failure that may pass. Returns how often it failed.
     pub(crate) fn retry_later(&mut self, step: Step, reason: &str, message: &str, longest_seconds: i64) -> u32 {
         let now = self.now;
-        let x = self.step_mut(step);
-        x.failures += 1;
-        let failures = x.failures;
+        let step_status = self.step_mut(step);
+        step_status.failures += 1;
+        let failures = step_status.failures;
         // 2, 4, 8 ... seconds: soon enough for a slip, rare enough not to flood a server that is down.
         let wait = (1i64 << failures.min(10)).min(longest_seconds);
-        x.state = StepState::Running;
-        x.retry_at = Some(now + seconds(wait));
-        x.reason = Some(reason.into());
-        x.message = Some(message.into());
-        self.explain(reason, message);
+        step_status.state = StepState::Running;
+        step_status.retry_at = Some(now + seconds(wait));
+        step_status.reason = Some(reason.into());
+        step_status.message = Some(message.into());
+        self.set_ready(reason, message);
         // Without numbers that change: the same event again is counted, another one would be one more object for each try.
         self.event(true, reason, format!("{message}; tried again"));
         failures
@@ -105,16 +105,16 @@ impl Machine<'_> {
     /// Has the run of a step followed by another one at once.
     pub(crate) fn retry_now(&mut self, step: Step) {
         let now = self.now;
-        let x = self.step_mut(step);
-        x.failures += 1;
-        x.attempt += 1;
+        let step_status = self.step_mut(step);
+        step_status.failures += 1;
+        step_status.attempt += 1;
         // Or the next one would be late from its beginning.
-        x.started_at = now;
+        step_status.started_at = now;
     }
 
     /// A retry of this step is planned.
     pub(crate) fn waiting(&self, step: Step) -> bool {
-        self.step(step).is_some_and(|x| x.retry_at.is_some())
+        self.step(step).is_some_and(|step_status| step_status.retry_at.is_some())
     }
 
     /// Whether a planned retry is due; begins it. `None` when none is planned.
@@ -124,17 +124,27 @@ impl Machine<'_> {
             self.wake_at(at);
             return Some(false);
         }
-        let failed = self.step(step).map(|x| (x.reason.clone(), x.message.clone()));
+        let failed = self.step(step).map(|step_status| (step_status.reason.clone(), step_status.message.clone()));
         self.start_step(step);
         // What went wrong is told until it goes right: between two tries of a few seconds nobody would see it.
         if let Some((reason, message)) = failed {
-            let x = self.step_mut(step);
-            (x.reason, x.message) = (reason, message);
+            let step_status = self.step_mut(step);
+            (step_status.reason, step_status.message) = (reason, message);
         }
         Some(true)
     }
 
     pub(crate) fn attempt(&self, step: Step) -> u32 {
-        self.step(step).map_or(0, |x| x.attempt)
+        self.step(step).map_or(0, |step_status| step_status.attempt)
+    }
+
+    /// How often the step has failed since the plan was last changed.
+    pub(crate) fn failures(&self, step: Step) -> u32 {
+        self.step(step).map_or(0, |step_status| step_status.failures)
+    }
+
+    /// Start of the step's first attempt.
+    pub(crate) fn started_at(&self, step: Step) -> Option<Time> {
+        self.step(step).map(|step_status| step_status.started_at)
     }
 }

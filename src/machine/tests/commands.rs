@@ -13,7 +13,7 @@ thread_local! {
 /// Panics if a message of the decision has a command that cannot be copied as it stands.
 pub(super) fn can_be_copied(d: &Decision) {
     let conditions = d.status.conditions.iter().map(|c| &c.message);
-    let steps = d.status.steps.iter().filter_map(|x| x.message.as_ref());
+    let steps = d.status.steps.iter().filter_map(|step_status| step_status.message.as_ref());
     let notices = d.status.notices.iter().map(|n| &n.notice.message);
     let checks = d.status.checks.iter().map(|c| &c.message);
     let events = d.effects.iter().filter_map(|e| if let Effect::Event(event) = e { Some(&event.note) } else { None });

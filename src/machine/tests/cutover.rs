@@ -104,7 +104,10 @@ fn workloads_are_restarted_again_until_the_probe_is_content() {
     assert_eq!(acts(&s.look()), ["restart shop uid-1.to.2"]);
     assert_eq!(s.look().status.window.unwrap().restarts, 1);
     s.settle();
-    assert_eq!(s.seen.flag, Flag::Value { value: "v2".into(), immutable: false, set_for: Some("uid-1.to".into()) });
+    assert_eq!(
+        s.seen.flag,
+        ObservedFlag::Value { value: "v2".into(), immutable: false, set_for: Some("uid-1.to".into()) }
+    );
 
     // The next one is allowed more time, from the end of its rollout.
     s.wait(3).rollout(true, 0).settle();

@@ -10,7 +10,8 @@ mod notices;
 mod phases;
 
 use super::{
-    CheckJob, CheckPod, Decision, Effect, Flag, Job, Observed, ObservedDecision, ObservedRun, Sql, Workload, decide,
+    CheckJob, CheckPod, Decision, Effect, Job, Observed, ObservedDecision, ObservedFlag, ObservedRun, SqlSource,
+    Workload, decide,
 };
 use crate::{
     api::{
@@ -132,11 +133,11 @@ impl Story {
             runs: vec![],
             decisions: vec![],
             policy_problem: None,
-            flag: Flag::Value { value: "v1".into(), immutable: false, set_for: None },
+            flag: ObservedFlag::Value { value: "v1".into(), immutable: false, set_for: None },
             rollback_enabled: Some("true".into()),
             check_jobs: vec![],
-            up: Sql::Present("sha256:up".into()),
-            down: Sql::Present("sha256:down".into()),
+            up: SqlSource::Present("sha256:up".into()),
+            down: SqlSource::Present("sha256:down".into()),
             workloads: vec![Workload {
                 reference: shop(),
                 exists: true,
@@ -301,7 +302,8 @@ impl Story {
     }
 
     fn flag(&mut self, value: &str, set_for: Option<&str>) {
-        self.seen.flag = Flag::Value { value: value.into(), immutable: false, set_for: set_for.map(Into::into) };
+        self.seen.flag =
+            ObservedFlag::Value { value: value.into(), immutable: false, set_for: set_for.map(Into::into) };
     }
 
     fn rollout(&mut self, settled: bool, old_pods: u32) -> &mut Self {

@@ -47,7 +47,7 @@ fn the_team_hears_first_and_nothing_waits_for_a_channel_that_is_away() {
     let d = s.turn();
     assert!(events(&d).contains(&"NoticeUndelivered"), "{:?}", events(&d));
     s.settle();
-    let step = s.status.steps.iter().find(|x| x.name == Step::NotifyTeam).unwrap();
+    let step = s.status.steps.iter().find(|step_status| step_status.name == Step::NotifyTeam).unwrap();
     assert_eq!(
         (step.state, step.reason.as_deref()),
         (StepState::Failed, Some("NoticeUndelivered")),

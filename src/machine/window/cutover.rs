@@ -2,14 +2,14 @@
 
 use crate::{
     api::{Time, WindowProgress},
-    machine::{Effect, Flag, Machine},
+    machine::{Effect, ObservedFlag, Transition},
     shared::time::seconds,
 };
 
 /// How long a settled rollout may answer with another version before its workloads are restarted again, in seconds.
-const PATIENCE: i64 = 10;
+const RESTART_AFTER_SECONDS: i64 = 10;
 /// The same after a restart that did not help.
-const PATIENCE_AGAIN: i64 = 15;
+const NEXT_RESTART_AFTER_SECONDS: i64 = 15;
 
 /// Which way the application is switched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,19 +18,19 @@ pub(crate) enum Direction {
     Back,
 }
 
-impl Machine<'_> {
+impl Transition<'_> {
     /// Value of the flag's marker: which switch of which migration.
     fn marker(&self, direction: Direction) -> String {
         match direction {
-            Direction::There => format!("{}.to", self.o.uid),
-            Direction::Back => format!("{}.back", self.o.uid),
+            Direction::There => format!("{}.to", self.observed.uid),
+            Direction::Back => format!("{}.back", self.observed.uid),
         }
     }
 
     /// Value of the workloads' marker: the switch, and from the second restart on its number. No number comes twice, or
     /// pods of an earlier restart would pass as new ones.
     fn restart_marker(&self, direction: Direction) -> String {
-        match self.s.window.as_ref().map_or(0, |w| w.restarts) {
+        match self.status.window.as_ref().map_or(0, |w| w.restarts) {
             0 => self.marker(direction),
             n => format!("{}.{}", self.marker(direction), n + 1),
         }
@@ -38,11 +38,11 @@ impl Machine<'_> {
 
     /// Flag first, then the restarts: a pod started before the flag was set would read the old value.
     pub(crate) fn switch_effects(&self, value: &str, direction: Direction) -> Vec<Effect> {
-        if !self.flag_set(value, direction) {
+        if !self.is_flag_set(value, direction) {
             return vec![Effect::SetFlag { value: value.to_owned(), marker: self.marker(direction) }];
         }
         let marker = self.restart_marker(direction);
-        self.o
+        self.observed
             .workloads
             .iter()
             .filter(|w| self.spec.application.workloads.contains(&w.reference))
@@ -51,17 +51,17 @@ impl Machine<'_> {
             .collect()
     }
 
-    fn flag_set(&self, wanted: &str, direction: Direction) -> bool {
-        matches!(&self.o.flag, Flag::Value { value, set_for, .. }
+    fn is_flag_set(&self, wanted: &str, direction: Direction) -> bool {
+        matches!(&self.observed.flag, ObservedFlag::Value { value, set_for, .. }
             if value == wanted && set_for.as_deref() == Some(self.marker(direction).as_str()))
     }
 
     /// Flag and workloads are as wanted, made so by this very switch, and no old pod is left.
-    pub(crate) fn rolled_out(&self, version: &str, direction: Direction) -> bool {
+    pub(crate) fn is_rolled_out(&self, version: &str, direction: Direction) -> bool {
         let marker = self.restart_marker(direction);
-        self.flag_set(version, direction)
+        self.is_flag_set(version, direction)
             && self.spec.application.workloads.iter().all(|wanted| {
-                self.o.workloads.iter().any(|w| {
+                self.observed.workloads.iter().any(|w| {
                     w.reference == *wanted
                         && w.restarted_for.as_deref() == Some(marker.as_str())
                         && w.settled
@@ -70,11 +70,11 @@ impl Machine<'_> {
             })
     }
 
-    /// Flag, workloads and probe all say `version`. The probe's word counts only if it was asked after the one that was
+    /// ObservedFlag, workloads and probe all say `version`. The probe's word counts only if it was asked after the one that was
     /// known when the rollout was seen settled: an earlier answer may be that of a pod which is gone, and a pod not yet asked may have read the
     /// flag's old value from its node.
     pub(crate) fn running(&mut self, version: &str, direction: Direction, progress: &WindowProgress) -> bool {
-        if !self.rolled_out(version, direction) {
+        if !self.is_rolled_out(version, direction) {
             self.window().settled_at = None;
             return false;
         }
@@ -92,7 +92,7 @@ impl Machine<'_> {
         match progress.observed_version.as_deref().filter(|_| fresh) {
             Some(answer) if answer == version => true,
             Some(answer) => {
-                self.restart_again(version, answer, settled_at);
+                self.restart_workloads_again(version, answer, settled_at);
                 false
             }
             None => false,
@@ -100,9 +100,10 @@ impl Machine<'_> {
     }
 
     /// Every pod is of this switch, and some run another version: they are made anew, under a marker that is persisted first.
-    fn restart_again(&mut self, version: &str, answer: &str, settled_at: Time) {
+    fn restart_workloads_again(&mut self, version: &str, answer: &str, settled_at: Time) {
         let window = self.window();
-        let due = settled_at + seconds(if window.restarts == 0 { PATIENCE } else { PATIENCE_AGAIN });
+        let due =
+            settled_at + seconds(if window.restarts == 0 { RESTART_AFTER_SECONDS } else { NEXT_RESTART_AFTER_SECONDS });
         if self.now < due {
             return self.wake_at(due);
         }
@@ -121,7 +122,7 @@ impl Machine<'_> {
     /// How far flag and workloads are.
     pub(crate) fn rollout_message(&self, progress: &WindowProgress) -> String {
         let w: Vec<String> = self
-            .o
+            .observed
             .workloads
             .iter()
             .filter(|w| self.spec.application.workloads.contains(&w.reference))
@@ -133,6 +134,6 @@ impl Machine<'_> {
             })
             .collect();
         let probe = progress.observed_version.as_deref().unwrap_or("none");
-        format!("flag is {}; {}; version probe: {probe}", self.o.flag_value().unwrap_or("missing"), w.join(", "))
+        format!("flag is {}; {}; version probe: {probe}", self.observed.flag_value().unwrap_or("missing"), w.join(", "))
     }
 }

@@ -2,17 +2,17 @@
 
 use crate::{
     api::{Phase, Step, Task, WindowCommand, WindowOrder},
-    machine::{Effect, Machine},
+    machine::{Effect, Transition},
 };
 
 use super::cutover::Direction;
 
-impl Machine<'_> {
+impl Transition<'_> {
     /// How far the persisted status lets a window run go.
     pub(crate) fn wanted_order(&self, task: Task) -> WindowOrder {
-        let window = self.s.window.as_ref();
+        let window = self.status.window.as_ref();
         let deadline = window.and_then(|w| w.deadline);
-        let command = match (self.phase(), self.s.step) {
+        let command = match (self.phase(), self.status.step) {
             _ if deadline.is_none() => WindowCommand::Standby,
             (Phase::Executing, _) if window.is_some_and(|w| w.releasing) => WindowCommand::Release,
             (Phase::Executing, Some(Step::SwitchApplication | Step::CloseWindow)) => WindowCommand::Switch,
@@ -24,18 +24,18 @@ impl Machine<'_> {
     }
 
     pub(crate) fn window_effects(&mut self, task: Task, attempt: u32) -> Vec<Effect> {
-        let mut effects: Vec<Effect> = self.start(task, attempt, None).into_iter().collect();
+        let mut effects: Vec<Effect> = self.start_run(task, attempt, None).into_iter().collect();
         let wanted = self.wanted_order(task);
-        if let Some(r) = self.o.run(task, attempt) {
+        if let Some(r) = self.observed.run(task, attempt) {
             let given = r.run.spec.window.as_ref().map_or(WindowCommand::Standby, |w| w.command);
             // Orders only move forward: a stale cache can repeat one, never take one back.
             if wanted.command > given {
-                effects.push(Effect::OrderWindow { name: self.o.run_name(task, attempt), order: wanted });
+                effects.push(Effect::OrderWindow { name: self.observed.run_name(task, attempt), order: wanted });
             }
         }
-        let switched = self.s.window.as_ref().is_some_and(|w| w.switched);
+        let switched = self.status.window.as_ref().is_some_and(|w| w.switched);
         let flag = &self.spec.application.flag;
-        match (self.phase(), self.s.step) {
+        match (self.phase(), self.status.step) {
             (Phase::Executing, Some(Step::SwitchApplication)) if switched => {
                 effects.extend(self.switch_effects(&flag.to, Direction::There));
             }

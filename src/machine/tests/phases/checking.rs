@@ -172,7 +172,7 @@ fn stages() {
         back("breached, and the run reported a failure", |s| {
             done(s.measure(Task::Monitor, CheckOutcome::Fail, true).fail(Task::Monitor, Reason::ConnectionLost));
         }),
-        monitors("the up SQL is edited now", |s| s.seen.up = Sql::Missing, "Progressing", &[], Some(30)),
+        monitors("the up SQL is edited now", |s| s.seen.up = SqlSource::Missing, "Progressing", &[], Some(30)),
     ]);
 }
 
@@ -277,7 +277,9 @@ fn a_lost_run_takes_no_measurement_of_another_kind_with_it() {
 #[test]
 fn down_sql_that_nobody_approved_is_told_before_it_is_needed() {
     for given in [validating as Given, monitoring, observing, deciding] {
-        for (sql, what) in [(Sql::Present("sha256:other".into()), "sha256:other"), (Sql::Missing, "missing")] {
+        for (sql, what) in
+            [(SqlSource::Present("sha256:other".into()), "sha256:other"), (SqlSource::Missing, "missing")]
+        {
             let mut s = given();
             let reason = ready(&s.status).0;
             s.seen.down = sql;
@@ -288,7 +290,7 @@ fn down_sql_that_nobody_approved_is_told_before_it_is_needed() {
             assert!(c.message.ends_with("next: kubectl -n shop edit configmap sql"), "{}", c.message);
             assert_eq!(ready(&d.status).0, reason, "it holds nothing");
             assert_eq!(events(&s.turn()), Vec::<&str>::new(), "told once");
-            s.seen.down = Sql::Present("sha256:down".into());
+            s.seen.down = SqlSource::Present("sha256:down".into());
             assert!(s.look().status.conditions.iter().all(|c| c.type_ != "DownSqlChanged"));
         }
     }

@@ -45,7 +45,7 @@ fn guards_are_removed_at_the_end() {
 #[test]
 fn a_failed_preparation_starts_again_when_its_inputs_change() {
     let mut s = failed();
-    s.seen.up = Sql::Present("sha256:mended".into());
+    s.seen.up = SqlSource::Present("sha256:mended".into());
     assert_eq!(s.look().status.phase, Some(Phase::Failed), "not while guards are being removed");
     s.succeed(Task::Cleanup);
     let d = s.turn();

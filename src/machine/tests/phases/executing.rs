@@ -258,7 +258,7 @@ fn gates_are_looked_at_once_more_before_the_window() {
             reason: "Progressing",
             effects: &["remove m-preflight-1", "remove m-window-1", "start m-preflight-2"],
             wake: None,
-            ..back("SQL", |s| s.seen.up = Sql::Present("sha256:x".into()))
+            ..back("SQL", |s| s.seen.up = SqlSource::Present("sha256:x".into()))
         },
         Case {
             phase: Phase::Preparing,
@@ -379,7 +379,7 @@ fn inside_the_window_it_goes_back() {
     let stays: &[(&str, Given, When)] = &[
         ("a second before the deadline", opened, |s| done(s.wait(49))),
         ("Reject is too late", opened, |s| done(s.say("ann", DecisionKind::Reject))),
-        ("SQL edited inside", migrated, |s| s.seen.up = Sql::Missing),
+        ("SQL edited inside", migrated, |s| s.seen.up = SqlSource::Missing),
         ("spec edited inside", migrated, |s| s.seen.generation = 2),
         ("deleted while it is being released", releasing, |s| s.seen.deleting = true),
         ("deadline while it is being released", releasing, |s| done(s.wait(500))),
@@ -433,8 +433,8 @@ fn the_runner_ended_the_window_by_itself() {
     let d = s.look();
     assert_eq!((d.status.phase, d.status.step), (Some(Phase::Validating), Some(Step::Validate)));
     for step in [Step::Migrate, Step::VerifyMigration, Step::SwitchApplication, Step::CloseWindow] {
-        let x = d.status.steps.iter().find(|x| x.name == step).unwrap();
-        assert_eq!(x.state, crate::api::StepState::Succeeded, "{step:?}");
+        let step_status = d.status.steps.iter().find(|step_status| step_status.name == step).unwrap();
+        assert_eq!(step_status.state, crate::api::StepState::Succeeded, "{step:?}");
     }
 }
 

@@ -318,17 +318,17 @@ fn preparation_fails_for_good() {
 
 /// Each thing that can stand in the way, and what its message must name.
 const VIOLATIONS: &[(&str, When, &str)] = &[
-    ("SqlMissing", |s| s.seen.up = Sql::Missing, "ConfigMap sql has no key up (spec.migration.up)"),
-    ("SqlMissing", |s| s.seen.down = Sql::Missing, "ConfigMap sql has no key down (spec.migration.down)"),
+    ("SqlMissing", |s| s.seen.up = SqlSource::Missing, "ConfigMap sql has no key up (spec.migration.up)"),
+    ("SqlMissing", |s| s.seen.down = SqlSource::Missing, "ConfigMap sql has no key down (spec.migration.down)"),
     (
         "FlagConfigMapMissing",
-        |s| s.seen.flag = Flag::ConfigMapMissing,
+        |s| s.seen.flag = ObservedFlag::ConfigMapMissing,
         "kubectl -n shop create configmap shop --from-literal=VERSION=v1",
     ),
-    ("FlagKeyMissing", |s| s.seen.flag = Flag::KeyMissing, "ConfigMap shop has no key VERSION"),
+    ("FlagKeyMissing", |s| s.seen.flag = ObservedFlag::KeyMissing, "ConfigMap shop has no key VERSION"),
     (
         "FlagConfigMapImmutable",
-        |s| s.seen.flag = Flag::Value { value: "v1".into(), immutable: true, set_for: None },
+        |s| s.seen.flag = ObservedFlag::Value { value: "v1".into(), immutable: true, set_for: None },
         "ConfigMap shop is immutable",
     ),
     ("FlagNotAtFrom", |s| s.flag("v2", None), "key VERSION of ConfigMap shop is \"v2\", expected \"v1\""),
@@ -396,8 +396,8 @@ fn what_stands_in_the_way_later_is_named_in_each_step() {
 #[test]
 fn changed_inputs_begin_anew() {
     let changes: [(&str, When); 3] = [
-        ("up", |s| s.seen.up = Sql::Present("sha256:other".into())),
-        ("down", |s| s.seen.down = Sql::Present("sha256:other".into())),
+        ("up", |s| s.seen.up = SqlSource::Present("sha256:other".into())),
+        ("down", |s| s.seen.down = SqlSource::Present("sha256:other".into())),
         ("spec", |s| s.seen.generation = 2),
     ];
     for (what, change) in changes {
@@ -423,13 +423,13 @@ fn changed_inputs_begin_anew() {
     }
     // Not in Preflight's first moments: there is no evidence to void.
     let mut s = Story::new();
-    s.seen.up = Sql::Missing;
+    s.seen.up = SqlSource::Missing;
     s.settle();
-    s.seen.up = Sql::Present("sha256:up".into());
+    s.seen.up = SqlSource::Present("sha256:up".into());
     assert!(!events(&s.look()).contains(&"PreparationRestarted"));
     // SQL that is gone voids too: the rehearsal was of something that is no longer there.
     let mut s = rehearsing();
-    s.seen.down = Sql::Missing;
+    s.seen.down = SqlSource::Missing;
     let d = s.look();
     assert_eq!((d.status.step, ready(&d.status).0.as_str()), (Some(Step::Preflight), "SqlMissing"));
 }
@@ -444,13 +444,13 @@ fn runs_of_superseded_evidence_are_ended() {
         (Step::Rehearse, "remove m-rehearse-1"),
     ] {
         let mut s = at(step);
-        s.seen.up = Sql::Present("sha256:other".into());
+        s.seen.up = SqlSource::Present("sha256:other".into());
         let d = s.turn();
         assert!(acts(&d).contains(&run.to_owned()), "{step:?} goes on with the old plan: {:?}", acts(&d));
     }
     // The second time round nothing takes the new runs for the old ones.
     let mut s = awaiting();
-    s.seen.up = Sql::Present("sha256:other".into());
+    s.seen.up = SqlSource::Present("sha256:other".into());
     s.settle();
     for task in [Task::Preflight, Task::Backup, Task::VerifyBackup, Task::ExportKeyUsers, Task::Rehearse] {
         assert_eq!((s.run(task).run.spec.attempt, s.run(task).job.clone()), (2, Job::Active), "{task:?}");

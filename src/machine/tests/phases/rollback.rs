@@ -145,7 +145,8 @@ fn the_end_of_the_way_back_tells_what_was_proven() {
     s.wait(4).progress(BACK, |w| w.users_written_since = Some(7));
     s.compared(BACK, 0).state(BACK, WindowState::Reverted).succeed(BACK);
     let d = s.look();
-    let step = |n: Step| d.status.steps.iter().find(|x| x.name == n).unwrap().message.clone().unwrap();
+    let step =
+        |n: Step| d.status.steps.iter().find(|step_status| step_status.name == n).unwrap().message.clone().unwrap();
     assert_eq!(step(Step::VerifyRollback), "2 balances compared, 0 unexplained (limit 0); total 3 credits");
     assert_eq!(step(Step::ReleaseWindow), "writes were blocked for 4.0 s");
     assert_eq!(d.status.rollback.as_ref().unwrap().users_written_since, Some(7));
@@ -158,7 +159,7 @@ fn balances_that_the_way_back_left_unexplained_are_said() {
     let mut s = reverting();
     s.compared(BACK, 2).state(BACK, WindowState::Reverted).succeed(BACK);
     let d = s.look();
-    let verified = d.status.steps.iter().find(|x| x.name == Step::VerifyRollback).unwrap();
+    let verified = d.status.steps.iter().find(|step_status| step_status.name == Step::VerifyRollback).unwrap();
     assert_eq!((verified.state, verified.reason.as_deref()), (StepState::Failed, Some("BalancesUnexplained")));
     let text = "2 balances compared, 2 unexplained (limit 0); next: kubectl creditmigration -n shop report m";
     assert_eq!(verified.message.as_deref(), Some(text));
@@ -176,7 +177,7 @@ fn what_was_not_compared_on_the_way_back_is_not_ticked_off() {
     let mut s = reverting();
     s.state(BACK, WindowState::Reverted).succeed(BACK);
     let d = s.look();
-    assert!(d.status.steps.iter().all(|x| x.name != Step::VerifyRollback));
+    assert!(d.status.steps.iter().all(|step_status| step_status.name != Step::VerifyRollback));
     assert!(ready(&d.status).1.contains("balances were not compared"), "{}", ready(&d.status).1);
     // In the first window, before the SQL: there was nothing to compare.
     let mut s = opened();
@@ -359,7 +360,7 @@ fn a_revert_in_the_second_of_the_failure_counts() {
 #[test]
 fn a_new_revert_begins_the_way_back_again() {
     let mut s = rollback_failed();
-    s.seen.down = Sql::Present("sha256:mended".into());
+    s.seen.down = SqlSource::Present("sha256:mended".into());
     s.wait(1).say("bob", DecisionKind::Revert);
     let d = s.turn();
     assert_eq!((d.status.phase, d.status.step), (Some(Phase::RollingBack), Some(Step::ReopenWindow)));

@@ -164,7 +164,7 @@ fn an_hour_before_the_notice_goes_out_and_people_come() {
     assert_eq!(s.status.phase, Some(Phase::AwaitingApproval), "present for another plan");
     s.say("author", DecisionKind::Ready).settle();
     assert_eq!(s.status.phase, Some(Phase::Executing), "the author may be one of those present");
-    let step = s.status.steps.iter().find(|x| x.name == Step::Schedule).unwrap();
+    let step = s.status.steps.iter().find(|step_status| step_status.name == Step::Schedule).unwrap();
     assert_eq!(step.message.as_deref(), Some("present: author, dan; maintenance notice taken by status"));
 }
 
