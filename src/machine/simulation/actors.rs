@@ -2,7 +2,7 @@
 
 use fastrand::Rng;
 
-use super::world::{App, Defect, Intent, Migration, Schema, Stored, World};
+use super::world::{App, Defect, Migration, Schema, Stored, WindowRecord, World};
 use crate::{
     api::{
         CheckOutcome, CheckResult, Comparison, Delivery, DeliveryState, MigrationRun, MigrationRunStatus, Occasion,
@@ -165,7 +165,7 @@ fn apply(w: &mut World, version: u64, effect: &Effect, target: Option<u64>) -> b
             true
         }
         Effect::Event(event) => {
-            w.told.push(event.note.clone());
+            w.events.push(event.note.clone());
             true
         }
     }
@@ -200,7 +200,7 @@ impl Pod {
         let now = w.now;
         let raw = w.defect == Defect::RawErrors;
         if task == Task::Backup {
-            w.db.guards = true;
+            w.db.triggers_installed = true;
         }
         if !matches!(task, Task::Validate | Task::Monitor) && rng.u8(..) < 20 {
             let message = if raw { format!("connection to {SECRET} refused") } else { "connection refused".into() };
@@ -214,8 +214,8 @@ impl Pod {
             });
         }
         let (verified, rehearsed) = (task == Task::VerifyBackup, task == Task::Rehearse);
-        if task == Task::Cleanup && w.db.closed.is_none() {
-            w.db.guards = false;
+        if task == Task::Cleanup && w.db.blocked_at.is_none() {
+            w.db.triggers_installed = false;
         }
         let breach = task == Task::Monitor && rng.u8(..) < 10;
         let reported = w.report(name, |run| {
@@ -249,7 +249,7 @@ impl Pod {
         });
         let occasion = w.runs.get(name).and_then(|r| r.value.run.spec.inputs.notice.as_ref()).map(|n| n.occasion);
         if reported {
-            w.warned |= occasion == Some(Occasion::MaintenanceStarts);
+            w.maintenance_announced |= occasion == Some(Occasion::MaintenanceStarts);
             w.verified |= verified;
             w.rehearsed |= rehearsed;
         }
@@ -276,22 +276,25 @@ impl Pod {
         let up = task == Task::Window;
         let order = if w.api_up { run.spec.window.clone() } else { None };
         let command = order.as_ref().map_or(WindowCommand::Standby, |o| o.command);
-        if w.db.closed.is_some() && w.db.intents.get(&task).is_none_or(|i| i.attempt != attempt || i.finished.is_some())
+        if w.db.blocked_at.is_some()
+            && w.db.windows.get(&task).is_none_or(|i| i.attempt != attempt || i.finished.is_some())
         {
             // Takes over a gate that another run left closed; what it acknowledged binds this one too.
-            let acknowledged = w.db.intents.values().any(|i| i.acknowledged && i.finished.is_none());
+            let acknowledged = w.db.windows.values().any(|i| i.acknowledged && i.finished.is_none());
             let deadline =
-                w.db.intents.values().filter(|i| i.finished.is_none()).map(|i| i.deadline).max().unwrap_or(w.now);
-            w.db.intents
-                .insert(task, Intent { attempt, deadline, acknowledged, told: false, finished: None, passed: false });
+                w.db.windows.values().filter(|i| i.finished.is_none()).map(|i| i.deadline).max().unwrap_or(w.now);
+            w.db.windows.insert(
+                task,
+                WindowRecord { attempt, deadline, acknowledged, alerted: false, finished: None, passed: false },
+            );
         }
-        let intent = w.db.intents.get(&task).filter(|i| i.attempt == attempt).cloned();
+        let window = w.db.windows.get(&task).filter(|i| i.attempt == attempt).cloned();
         let uid = &run.spec.migration_uid;
         let (mut has_up, has_down) = (w.db.applied(uid, "up"), w.db.applied(uid, "down"));
         if w.defect == Defect::LedgerIgnored {
             has_up = self.migrated;
         }
-        let Some(intent) = intent else {
+        let Some(window) = window else {
             if has_down || (!up && !has_up) {
                 return self.end(w, run, WindowState::Reverted, None, false);
             }
@@ -300,7 +303,7 @@ impl Pod {
             }
             return match (command, order.and_then(|o| o.deadline)) {
                 (WindowCommand::Standby, _) | (_, None) => {
-                    self.tell(w, WindowState::Ready, false, false);
+                    self.report(w, WindowState::Ready, false, false);
                     true
                 }
                 (WindowCommand::Revert, _) => self.end(w, run, WindowState::Reverted, None, false),
@@ -309,17 +312,24 @@ impl Pod {
                     self.end(w, run, state, Some(Reason::DeadlinePassed), true)
                 }
                 (_, Some(deadline)) => {
-                    w.db.intents.insert(
+                    w.db.windows.insert(
                         task,
-                        Intent { attempt, deadline, acknowledged: false, told: false, finished: None, passed: false },
+                        WindowRecord {
+                            attempt,
+                            deadline,
+                            acknowledged: false,
+                            alerted: false,
+                            finished: None,
+                            passed: false,
+                        },
                     );
-                    w.db.closed = Some(w.now);
+                    w.db.blocked_at = Some(w.now);
                     true
                 }
             };
         };
-        if let Some((state, reason)) = intent.finished {
-            return self.end(w, run, state, reason, intent.passed);
+        if let Some((state, reason)) = window.finished {
+            return self.end(w, run, state, reason, window.passed);
         }
         if has_down {
             return self.finish(w, task, WindowState::Reverted, None, false);
@@ -327,17 +337,17 @@ impl Pod {
         // Half of the acts are reports, so that what is known and what is told differ often.
         if rng.bool() {
             let state = match () {
-                () if w.now >= intent.deadline && intent.acknowledged => WindowState::Held,
+                () if w.now >= window.deadline && window.acknowledged => WindowState::Held,
                 () if has_up && up => WindowState::Migrated,
                 () => WindowState::Blocked,
             };
             if state == WindowState::Held {
                 Self::alarm(w, task);
             }
-            self.tell(w, state, intent.acknowledged, state == WindowState::Held);
+            self.report(w, state, window.acknowledged, state == WindowState::Held);
             return true;
         }
-        let deadline = order.as_ref().and_then(|o| o.deadline).unwrap_or(intent.deadline);
+        let deadline = order.as_ref().and_then(|o| o.deadline).unwrap_or(window.deadline);
         let overdue = w.now >= deadline && w.defect != Defect::DeadlineIgnored;
         if up && !has_up {
             if overdue || command == WindowCommand::Revert {
@@ -357,12 +367,12 @@ impl Pod {
         match command {
             WindowCommand::Revert => self.undo(w, rng, run, None),
             WindowCommand::Release if self.compared => self.finish(w, task, WindowState::Released, None, false),
-            _ if overdue && !intent.acknowledged && up => self.undo(w, rng, run, Some(Reason::DeadlinePassed)),
-            _ if overdue && !intent.acknowledged => {
+            _ if overdue && !window.acknowledged && up => self.undo(w, rng, run, Some(Reason::DeadlinePassed)),
+            _ if overdue && !window.acknowledged => {
                 self.finish(w, task, WindowState::Released, Some(Reason::DeadlinePassed), true)
             }
-            WindowCommand::Switch if !intent.acknowledged && !overdue => {
-                if let Some(i) = w.db.intents.get_mut(&task) {
+            WindowCommand::Switch if !window.acknowledged && !overdue => {
+                if let Some(i) = w.db.windows.get_mut(&task) {
                     i.acknowledged = true;
                 }
                 true
@@ -381,9 +391,9 @@ impl Pod {
 
     /// Each gate that is held is told by the channels, which need no API server.
     fn alarm(w: &mut World, task: Task) {
-        let told = w.defect != Defect::SilentHold;
-        if let Some(i) = w.db.intents.get_mut(&task) {
-            i.told |= told;
+        let alerted = w.defect != Defect::SilentHold;
+        if let Some(i) = w.db.windows.get_mut(&task) {
+            i.alerted |= alerted;
         }
     }
 
@@ -391,7 +401,7 @@ impl Pod {
         if rng.u8(..) < 12 {
             let progress = WindowProgress { state: WindowState::Held, switch_acknowledged: true, ..Default::default() };
             // The gate stays closed whoever takes it over, and the run's end says so.
-            if let Some(i) = w.db.intents.get_mut(&run.spec.task) {
+            if let Some(i) = w.db.windows.get_mut(&run.spec.task) {
                 i.acknowledged = true;
             }
             Self::alarm(w, run.spec.task);
@@ -421,8 +431,8 @@ impl Pod {
     }
 
     fn finish(&mut self, w: &mut World, task: Task, state: WindowState, reason: Option<Reason>, passed: bool) -> bool {
-        w.db.closed = None;
-        for (of, i) in &mut w.db.intents {
+        w.db.blocked_at = None;
+        for (of, i) in &mut w.db.windows {
             if i.finished.is_none() {
                 i.finished = Some((state, if *of == task { reason } else { None }));
                 i.passed = passed;
@@ -455,7 +465,7 @@ impl Pod {
         !reported
     }
 
-    fn tell(&self, w: &mut World, state: WindowState, acknowledged: bool, passed: bool) {
+    fn report(&self, w: &mut World, state: WindowState, acknowledged: bool, passed: bool) {
         let Some(task) = w.runs.get(&self.run).map(|r| r.value.run.spec.task) else { return };
         let mut window = Self::progress(w, task, state, acknowledged, passed);
         if !self.compared {
@@ -473,7 +483,7 @@ impl Pod {
         let migrated = w.db.ledger.iter().any(|(_, direction)| *direction == "up");
         WindowProgress {
             state,
-            blocked_at: w.db.closed.or((w.db.intents.contains_key(&task) && ended).then_some(w.now)),
+            blocked_at: w.db.blocked_at.or((w.db.windows.contains_key(&task) && ended).then_some(w.now)),
             proof: Some("refused".into()),
             migrate_seconds: migrated.then_some(1.0),
             comparison: migrated.then(|| Comparison { users: 2, unexplained: 0, total_balance: "3".into() }),
@@ -481,7 +491,7 @@ impl Pod {
             // As if every pod had been asked.
             observed_version: Some(w.versions_run()),
             observed_at: Some(w.now),
-            released_at: (ended && w.db.closed.is_none()).then_some(w.now),
+            released_at: (ended && w.db.blocked_at.is_none()).then_some(w.now),
             deadline_passed: passed,
             ..Default::default()
         }

@@ -81,8 +81,8 @@ fn schedule(seed: u64, defect: Defect, own: Option<faults::Fault>, trace: bool) 
             75..80 => start_pods(&mut w, &mut pods, &mut next_pod, wild && rng.u8(..) < 20),
             80..88 => w.roll(&mut rng, lag),
             88..92 => w.now += seconds(if wild { rng.i64(1..15) } else { 5 }),
-            92..95 if !wild => people(&mut w, &mut rng, false, false),
-            92..94 => people(&mut w, &mut rng, wild && stop, wild && delete),
+            92..95 if !wild => act_as_operators(&mut w, &mut rng, false, false),
+            92..94 => act_as_operators(&mut w, &mut rng, wild && stop, wild && delete),
             // Now and then for longer than any window may last.
             97 if trouble < 100 && w.api_up && outages < OUTAGES && ended.is_none() => {
                 outages += 1;
@@ -121,7 +121,7 @@ fn schedule(seed: u64, defect: Defect, own: Option<faults::Fault>, trace: bool) 
                 "{act} {:?} {:?} gate={:?} flag={} schema={:?} runs={:?}",
                 m.and_then(|m| m.phase),
                 m.and_then(|m| m.step),
-                w.db.closed.map(|t| t.as_second()),
+                w.db.blocked_at.map(|t| t.as_second()),
                 w.flag.value.value,
                 w.db.schema,
                 w.runs
@@ -167,7 +167,7 @@ fn start_pods(w: &mut World, pods: &mut Vec<Pod>, next: &mut u32, twice: bool) {
     }
 }
 
-fn people(w: &mut World, rng: &mut Rng, stop: bool, delete: bool) {
+fn act_as_operators(w: &mut World, rng: &mut Rng, stop: bool, delete: bool) {
     // Mostly they answer what they are asked.
     let asked = w.phase();
     match rng.u8(..26) {
@@ -195,7 +195,7 @@ fn people(w: &mut World, rng: &mut Rng, stop: bool, delete: bool) {
     }
 }
 
-fn many(
+fn run_schedules(
     defect: Defect,
     own: Option<faults::Fault>,
     schedules: u64,
@@ -232,7 +232,7 @@ fn many(
 #[test]
 fn what_must_never_happen_never_happens() {
     let n = std::env::var("SIMULATION_SCHEDULES").ok().and_then(|s| s.parse().ok()).unwrap_or(SCHEDULES);
-    let (ends, broken) = many(Defect::None, None, n);
+    let (ends, broken) = run_schedules(Defect::None, None, n);
     println!("{n} schedules ended {ends:?}");
     assert!(broken.is_empty(), "{} of {n} schedules broke, first: {:#?}", broken.len(), &broken[..broken.len().min(8)]);
     // Each way to end was really taken, or the schedules would show little.
@@ -250,8 +250,8 @@ fn what_must_never_happen_never_happens() {
 #[case(Defect::RawErrors, "5:")]
 #[case(Defect::StopsAtBroken, "6:")]
 fn each_deliberate_defect_is_found(#[case] defect: Defect, #[case] property: &str) {
-    let (_, broken) = many(defect, None, 2_000);
-    found(&broken, property, &format!("{defect:?}"));
+    let (_, broken) = run_schedules(defect, None, 2_000);
+    assert_found(&broken, property, &format!("{defect:?}"));
 }
 
 #[rstest::rstest]
@@ -261,12 +261,12 @@ fn each_deliberate_defect_is_found(#[case] defect: Defect, #[case] property: &st
 #[case(faults::Fault::OnePersonTwice, "4:")]
 #[case(faults::Fault::LostJobAwaited, "6:")]
 fn each_deliberate_fault_of_the_machine_is_found(#[case] fault: faults::Fault, #[case] property: &str) {
-    let (_, broken) = many(Defect::None, Some(fault), 2_000);
-    found(&broken, property, &format!("{fault:?}"));
+    let (_, broken) = run_schedules(Defect::None, Some(fault), 2_000);
+    assert_found(&broken, property, &format!("{fault:?}"));
 }
 
 /// That `property` is among what broke.
-fn found(broken: &[String], property: &str, defect: &str) {
+fn assert_found(broken: &[String], property: &str, defect: &str) {
     let hits = broken.iter().filter(|e| e.split_once(": ").is_some_and(|(_, what)| what.starts_with(property))).count();
     println!("{defect}: {hits} of {} broken schedules are {property}", broken.len());
     assert!(hits > 0, "{defect} was not found as {property} {:#?}", &broken[..broken.len().min(5)]);

@@ -38,7 +38,7 @@ pub(super) enum Defect {
 }
 
 /// With one channel for all, so that there is something to tell.
-fn told(mut spec: CreditMigrationSpec) -> CreditMigrationSpec {
+fn with_channel(mut spec: CreditMigrationSpec) -> CreditMigrationSpec {
     let url_secret_ref = KeyRef { name: "chat".into(), key: "url".into() };
     spec.notifications.channels = vec![NotificationChannel {
         name: "chat".into(),
@@ -59,12 +59,12 @@ pub(super) enum Schema {
 
 /// What the control schema remembers of an opened window, per direction.
 #[derive(Clone, Debug)]
-pub(super) struct Intent {
+pub(super) struct WindowRecord {
     pub(super) attempt: u32,
     pub(super) deadline: Time,
     pub(super) acknowledged: bool,
     /// The runner's alarm was raised: it holds the gate closed past the deadline, and has told so by the channels.
-    pub(super) told: bool,
+    pub(super) alerted: bool,
     /// How it ended: `Released` or `Reverted`, and why without success.
     pub(super) finished: Option<(WindowState, Option<crate::api::Reason>)>,
     pub(super) passed: bool,
@@ -74,15 +74,15 @@ pub(super) struct Intent {
 #[derive(Clone, Debug)]
 pub(super) struct Database {
     pub(super) schema: Schema,
-    pub(super) closed: Option<Time>,
+    pub(super) blocked_at: Option<Time>,
     /// Migration UID and direction.
     pub(super) ledger: BTreeSet<(String, &'static str)>,
     pub(super) ups: u32,
     pub(super) downs: u32,
-    pub(super) intents: BTreeMap<Task, Intent>,
+    pub(super) windows: BTreeMap<Task, WindowRecord>,
     /// Pod that holds the worker's lock.
     pub(super) worker: Option<u32>,
-    pub(super) guards: bool,
+    pub(super) triggers_installed: bool,
 }
 
 impl Database {
@@ -134,7 +134,7 @@ pub(super) struct World {
     pub(super) runs: BTreeMap<String, Stored<ObservedRun>>,
     pub(super) decisions: Vec<ObservedDecision>,
     /// People who really spoke; names in decisions may be forged.
-    pub(super) speakers: BTreeSet<String>,
+    pub(super) approvers: BTreeSet<String>,
     pub(super) flag: Stored<FlagMap>,
     pub(super) app: Stored<App>,
     pub(super) sql: (String, String),
@@ -142,11 +142,11 @@ pub(super) struct World {
     pub(super) api_up: bool,
     pub(super) defect: Defect,
     /// What was observed beyond objects: events.
-    pub(super) told: Vec<String>,
+    pub(super) events: Vec<String>,
     /// People who really said that they are there.
     pub(super) present: BTreeSet<String>,
     /// The maintenance notice was taken.
-    pub(super) warned: bool,
+    pub(super) maintenance_announced: bool,
     pub(super) verified: bool,
     pub(super) rehearsed: bool,
     /// A broken neighbour was passed by how often.
@@ -156,7 +156,7 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(defect: Defect) -> Self {
         let migration = Migration {
-            spec: told(spec()),
+            spec: with_channel(spec()),
             status: CreditMigrationStatus::default(),
             generation: 1,
             deleting: false,
@@ -168,7 +168,7 @@ impl World {
             migration: Some(Stored { version: 1, value: migration }),
             runs: BTreeMap::new(),
             decisions: vec![],
-            speakers: BTreeSet::new(),
+            approvers: BTreeSet::new(),
             flag: Stored { version: 1, value: FlagMap { value: "v1".into(), marker: None, before: "v1".into() } },
             app: Stored {
                 version: 1,
@@ -177,19 +177,19 @@ impl World {
             sql: ("sha256:up".into(), "sha256:down".into()),
             db: Database {
                 schema: Schema::Old,
-                closed: None,
+                blocked_at: None,
                 ledger: BTreeSet::new(),
                 ups: 0,
                 downs: 0,
-                intents: BTreeMap::new(),
+                windows: BTreeMap::new(),
                 worker: None,
-                guards: false,
+                triggers_installed: false,
             },
             api_up: true,
             defect,
-            told: vec![],
+            events: vec![],
             present: BTreeSet::new(),
-            warned: false,
+            maintenance_announced: false,
             verified: false,
             rehearsed: false,
             broken_seen: 0,
@@ -271,7 +271,7 @@ impl World {
         }
         // Of those who approve: to be present, or to keep what is there, lets nothing begin.
         if !matches!(decision, DecisionKind::Ready | DecisionKind::Keep) {
-            self.speakers.insert(by.to_owned());
+            self.approvers.insert(by.to_owned());
         }
         let n = self.decisions.len();
         let digest = of_plan.then_some(digest).flatten();
@@ -319,7 +319,7 @@ impl World {
         if db.ups > 1 || db.downs > 1 {
             return Err(format!("1: up took effect {} times, down {} times", db.ups, db.downs));
         }
-        if db.closed.is_none() {
+        if db.blocked_at.is_none() {
             let flag = self.flag.value.value.as_str();
             let wrong = if db.schema == Schema::New { "v1" } else { "v2" };
             if flag == wrong {
@@ -330,17 +330,17 @@ impl World {
             }
         }
         if db.ups > 0
-            && (!self.verified || !self.rehearsed || self.speakers.iter().filter(|s| *s != "author").count() < 2)
+            && (!self.verified || !self.rehearsed || self.approvers.iter().filter(|s| *s != "author").count() < 2)
         {
             return Err(format!(
                 "4: executed with verified={} rehearsed={} by {:?}",
-                self.verified, self.rehearsed, self.speakers
+                self.verified, self.rehearsed, self.approvers
             ));
         }
-        if db.ups > 0 && (self.present.len() < 2 || !self.warned) {
+        if db.ups > 0 && (self.present.len() < 2 || !self.maintenance_announced) {
             return Err(format!(
                 "4: executed with {:?} present, maintenance notice taken: {}",
-                self.present, self.warned
+                self.present, self.maintenance_announced
             ));
         }
         Ok(())
@@ -351,7 +351,7 @@ impl World {
         let texts = [
             serde_json::to_string(&self.migration.as_ref().map(|m| &m.value.status)).unwrap_or_default(),
             serde_json::to_string(&self.runs.values().map(|r| &r.value.run).collect::<Vec<_>>()).unwrap_or_default(),
-            self.told.join("\n"),
+            self.events.join("\n"),
         ];
         if texts.iter().any(|t| t.contains(SECRET)) { Err("5: a secret is in an API object".into()) } else { Ok(()) }
     }
@@ -359,12 +359,12 @@ impl World {
     /// Whether the way a window stands is told to somebody.
     pub(super) fn check_end(&self) -> Result<(), String> {
         let Some(m) = &self.migration else {
-            return if self.db.closed.is_none() { Ok(()) } else { Err("2: deleted with writes blocked".into()) };
+            return if self.db.blocked_at.is_none() { Ok(()) } else { Err("2: deleted with writes blocked".into()) };
         };
         let phase = m.value.status.phase;
         match phase {
             Some(Phase::Completed | Phase::RolledBack | Phase::Failed | Phase::Cancelled)
-                if self.db.closed.is_none() =>
+                if self.db.blocked_at.is_none() =>
             {
                 Ok(())
             }
@@ -377,9 +377,9 @@ impl World {
             {
                 Ok(())
             }
-            Some(Phase::AwaitingApproval) if self.db.closed.is_none() => Ok(()),
+            Some(Phase::AwaitingApproval) if self.db.blocked_at.is_none() => Ok(()),
             _ => {
-                let held = self.db.closed.is_some_and(|_| {
+                let held = self.db.blocked_at.is_some_and(|_| {
                     self.now > m.value.status.window.as_ref().and_then(|w| w.deadline).unwrap_or(self.now)
                 });
                 Err(format!(
@@ -387,7 +387,7 @@ impl World {
                     if held { 2 } else { 6 },
                     m.value.status.step,
                     m.value.status.conditions.first().map(|c| &c.message),
-                    self.db.closed.is_some()
+                    self.db.blocked_at.is_some()
                 ))
             }
         }
@@ -395,10 +395,10 @@ impl World {
 
     /// Writes are blocked past the deadline, a runner is there, and it has told nobody: it has to go back by itself or to tell.
     pub(super) fn overdue(&self) -> bool {
-        let mut open = self.db.intents.values().filter(|i| i.finished.is_none());
-        self.db.closed.is_some()
+        let mut open = self.db.windows.values().filter(|i| i.finished.is_none());
+        self.db.blocked_at.is_some()
             && self.db.worker.is_some()
-            && open.all(|i| self.now > i.deadline + seconds(60) && !i.told)
+            && open.all(|i| self.now > i.deadline + seconds(60) && !i.alerted)
     }
 
     pub(super) fn order(&self, name: &str) -> Option<WindowCommand> {

@@ -7,18 +7,18 @@ use crate::shared::command::PLUGIN_COMMANDS;
 
 thread_local! {
     /// What was tried already: a message stands in many decisions.
-    static TRIED: RefCell<HashSet<String>> = RefCell::default();
+    static CHECKED: RefCell<HashSet<String>> = RefCell::default();
 }
 
 /// Panics if a message of the decision has a command that cannot be copied as it stands.
-pub(super) fn can_be_copied(d: &Decision) {
+pub(super) fn assert_commands_can_be_copied(d: &Decision) {
     let conditions = d.status.conditions.iter().map(|c| &c.message);
     let steps = d.status.steps.iter().filter_map(|step_status| step_status.message.as_ref());
     let notices = d.status.notices.iter().map(|n| &n.notice.message);
     let checks = d.status.checks.iter().map(|c| &c.message);
     let events = d.effects.iter().filter_map(|e| if let Effect::Event(event) = e { Some(&event.note) } else { None });
     for text in conditions.chain(steps).chain(notices).chain(checks).chain(events) {
-        if TRIED.with_borrow_mut(|tried| tried.insert(text.clone()))
+        if CHECKED.with_borrow_mut(|tried| tried.insert(text.clone()))
             && let Err(why) = wrong(text)
         {
             panic!("{why} in: {text}");
@@ -80,7 +80,7 @@ fn what_cannot_be_copied_is_found(#[case] text: &str, #[case] expected: Result<u
 fn each_phase_has_commands_that_can_be_copied() {
     // `look` panics on one that cannot. What waits for a person names one.
     for s in each_phase() {
-        let (reason, message) = ready(&s.look().status);
+        let (reason, message) = ready(&s.decide().status);
         if ["ApprovalPending", "WindowOpen", "Progressing", "DecisionDue", "SqlFailed"].contains(&reason.as_str())
             && s.status.phase != Some(Phase::Preparing)
             && s.status.phase != Some(Phase::Failed)

@@ -6,7 +6,7 @@ use super::*;
 use crate::api::Writes;
 
 /// Conditions as `Ready=False Reconciling=True ...`, in a fixed order.
-fn conditions(s: &Story) -> String {
+fn conditions(s: &Scenario) -> String {
     let order = ["Ready", "Reconciling", "Stalled", "BackupVerified", "RehearsalPassed", "WritesBlocked"];
     let found = |type_: &str| s.status.conditions.iter().find(|c| c.type_ == type_);
     order.iter().filter_map(|t| found(t).map(|c| format!("{t}={}", c.status))).collect::<Vec<_>>().join(" ")
@@ -24,16 +24,16 @@ fn columns_and_conditions_of_each_phase() {
         (rehearsing, "8/20 Rehearse", Writes::Open, format!("{BUSY} BackupVerified=True RehearsalPassed=False")),
         (awaiting, "9/20 Approve", Writes::Open, format!("{BUSY} {BOTH}")),
         (approved, "11/20 OpenWindow", Writes::Open, format!("{BUSY} {BOTH}")),
-        (opened, "11/20 OpenWindow", Writes::Blocked, format!("{BUSY} {BOTH}")),
+        (blocking, "11/20 OpenWindow", Writes::Blocked, format!("{BUSY} {BOTH}")),
         (migrated, "14/20 SwitchApplication", Writes::Blocked, format!("{BUSY} {BOTH}")),
         (releasing, "15/20 CloseWindow", Writes::Blocked, format!("{BUSY} {BOTH}")),
         (validating, "16/20 Validate", Writes::Open, format!("{BUSY} {BOTH}")),
         (monitoring, "17/20 Monitor", Writes::Open, format!("{BUSY} {BOTH}")),
         (deciding, "20/20 Decide", Writes::Open, format!("{BUSY} {BOTH}")),
         (completed, "20/20 Decide", Writes::Open, format!("Ready=True {BOTH}")),
-        (reopening, "1/5 ReopenWindow", Writes::Blocked, format!("{BUSY} {BOTH}")),
-        (reopened, "2/5 SwitchBack", Writes::Blocked, format!("{BUSY} {BOTH}")),
-        (reverting, "3/5 RollbackSql", Writes::Blocked, format!("{BUSY} {BOTH}")),
+        (blocking_for_rollback, "1/5 ReopenWindow", Writes::Blocked, format!("{BUSY} {BOTH}")),
+        (blocked_for_rollback, "2/5 SwitchBack", Writes::Blocked, format!("{BUSY} {BOTH}")),
+        (running_down_sql, "3/5 RollbackSql", Writes::Blocked, format!("{BUSY} {BOTH}")),
         (rolled_back, "5/5 ReleaseWindow", Writes::Open, format!("Ready=False {BOTH}")),
         (rollback_failed, "3/5 RollbackSql", Writes::Blocked, format!("{STALLED} {BOTH}")),
         (failed, "8/20 Rehearse", Writes::Open, format!("{STALLED} BackupVerified=True RehearsalPassed=False")),
@@ -63,15 +63,15 @@ fn columns_and_conditions_of_each_phase() {
 #[test]
 fn a_status_that_has_settled_stays_as_it_is() {
     for s in each_phase() {
-        let again = s.look();
+        let again = s.decide();
         assert_eq!(again.status, s.status, "{:?}", s.status.phase);
         assert!(events(&again).is_empty(), "{:?}: {:?}", s.status.phase, events(&again));
-        assert_eq!(s.look(), again, "the same in, the same out");
+        assert_eq!(s.decide(), again, "the same in, the same out");
     }
     // Nor does it change because time goes by, or the object would be written each second.
     for mut s in each_phase() {
         s.wait(1);
-        assert_eq!(s.look().status, s.status, "{:?} a second later", s.status.phase);
+        assert_eq!(s.decide().status, s.status, "{:?} a second later", s.status.phase);
     }
 }
 
@@ -87,12 +87,12 @@ fn conditions_of_others_are_kept_and_transition_times_too() {
         observed_generation: None,
     };
     s.status.conditions.insert(0, theirs.clone());
-    s.wait(100).say("ann", DecisionKind::Execute);
-    let d = s.look();
+    s.wait(100).submit("ann", DecisionKind::Execute);
+    let d = s.decide();
     assert_eq!(d.status.conditions[0], theirs);
     let since = |type_: &str| &d.status.conditions.iter().find(|c| c.type_ == type_).unwrap().last_transition_time;
     assert_eq!(since("Ready").0, time(0), "still False: the message changed, the state did not");
-    let mut s = opened();
+    let mut s = blocking();
     s.settle();
     let c = s.status.conditions.iter().find(|c| c.type_ == "WritesBlocked").unwrap();
     assert!(c.last_transition_time.0 > time(0), "{c:?}");
@@ -102,7 +102,7 @@ fn conditions_of_others_are_kept_and_transition_times_too() {
 #[test]
 fn blocked_writes_say_until_when() {
     let cases: &[(&str, Given, i64, &str)] = &[
-        ("open", opened, 49, "until 1970-01-12T13:47:47Z at the latest (limit 60s)"),
+        ("open", blocking, 49, "until 1970-01-12T13:47:47Z at the latest (limit 60s)"),
         ("released, not reported", releasing, 49, "at the latest (limit 60s)"),
         (
             "released, not reported, past the deadline",
@@ -110,8 +110,8 @@ fn blocked_writes_say_until_when() {
             50,
             "should have been over at 1970-01-12T13:47:47Z (limit 60s)",
         ),
-        ("way back", reverting, 58, "at the latest (limit 60s)"),
-        ("way back past its deadline", reverting, 60, "should have been over at"),
+        ("way back", running_down_sql, 58, "at the latest (limit 60s)"),
+        ("way back past its deadline", running_down_sql, 60, "should have been over at"),
         ("failed", rollback_failed, 1, "until a person has mended it; should be over by"),
         ("failed, long since", rollback_failed, 3600, "until a person has mended it; should be over by"),
     ];
@@ -129,23 +129,23 @@ fn blocked_writes_say_until_when() {
 fn one_decision_in_each_phase_survives_a_crash_before_its_effects() {
     // The status was written, then the process died: the same effects come again from the status alone.
     let steps: &[(&str, Given, When)] = &[
-        ("start", Story::new, nothing),
-        ("next step", preflight, |s| done(s.succeed(Task::Preflight))),
-        ("approved", awaiting, |s| done(s.say("ann", DecisionKind::Execute).say("bob", DecisionKind::Execute))),
-        ("ready", approved, |s| done(s.state(Task::Window, WindowState::Ready))),
-        ("migrated", opened, |s| done(s.state(Task::Window, WindowState::Migrated))),
-        ("acknowledged", migrated, |s| done(s.acknowledge(Task::Window))),
-        ("release", switched, |s| done(s.compared(Task::Window, 0))),
-        ("go back", switching, |s| done(s.wait(50))),
-        ("reopen", monitoring, |s| done(s.say("ann", DecisionKind::Revert))),
-        ("revert", reopened, |s| done(s.acknowledge(Task::RollbackWindow))),
+        ("start", Scenario::new, no_event),
+        ("next step", preflight, |s| apply(s.succeed(Task::Preflight))),
+        ("approved", awaiting, |s| apply(s.submit("ann", DecisionKind::Execute).submit("bob", DecisionKind::Execute))),
+        ("ready", approved, |s| apply(s.state(Task::Window, WindowState::Ready))),
+        ("migrated", blocking, |s| apply(s.state(Task::Window, WindowState::Migrated))),
+        ("acknowledged", migrated, |s| apply(s.acknowledge(Task::Window))),
+        ("release", switched, |s| apply(s.compared(Task::Window, 0))),
+        ("go back", switching, |s| apply(s.wait(50))),
+        ("reopen", monitoring, |s| apply(s.submit("ann", DecisionKind::Revert))),
+        ("revert", blocked_for_rollback, |s| apply(s.acknowledge(Task::RollbackWindow))),
     ];
     for (name, given, when) in steps {
         let mut s = given();
         when(&mut s);
-        let first = s.look();
-        assert!(!acts(&first).is_empty(), "{name}");
+        let first = s.decide();
+        assert!(!actions(&first).is_empty(), "{name}");
         s.status = first.status.clone();
-        assert_eq!(acts(&s.look()), acts(&first), "{name}");
+        assert_eq!(actions(&s.decide()), actions(&first), "{name}");
     }
 }

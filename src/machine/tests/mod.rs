@@ -1,6 +1,6 @@
 //! Tables over `decide`: given a migration that has come so far, when this is seen, then that is decided.
 //!
-//! What is given comes about by deciding, too: a [`Story`] obeys each decision, so that no test starts from a status that
+//! What is given comes about by deciding, too: a [`Scenario`] obeys each decision, so that no test starts from a status that
 //! the machine would never write.
 
 mod commands;
@@ -23,17 +23,17 @@ use crate::{
 };
 
 /// A migration, what is seen of it, and the time.
-struct Story {
+struct Scenario {
     spec: CreditMigrationSpec,
     status: CreditMigrationStatus,
-    seen: Observed,
+    observed: Observed,
     now: Time,
 }
 
 /// Makes what is given.
-type Given = fn() -> Story;
+type Given = fn() -> Scenario;
 /// What happens.
-type When = fn(&mut Story);
+type When = fn(&mut Scenario);
 
 /// One case: what is given, what happens, what must follow.
 struct Case {
@@ -44,19 +44,19 @@ struct Case {
     step: Step,
     /// Reason of the condition `Ready`.
     reason: &'static str,
-    /// All effects but events, in order, as [`short`] writes them.
+    /// All effects but events, in order, as [`describe_effect`] writes them.
     effects: &'static [&'static str],
     /// Seconds until the wake-up.
     wake: Option<i64>,
 }
 
 /// Tries all cases and tells of each that does not hold.
-fn hold(cases: &[Case]) {
+fn assert_cases(cases: &[Case]) {
     let mut wrong = vec![];
     for case in cases {
-        let mut story = (case.given)();
-        (case.when)(&mut story);
-        let d = story.look();
+        let mut scenario = (case.given)();
+        (case.when)(&mut scenario);
+        let d = scenario.decide();
         let expected = (
             Some(case.phase),
             Some(case.step),
@@ -64,8 +64,8 @@ fn hold(cases: &[Case]) {
             case.effects.iter().map(|e| (*e).to_owned()).collect::<Vec<_>>(),
             case.wake,
         );
-        let wake = d.wake_at.map(|t| t.duration_since(story.now).as_secs());
-        let found = (d.status.phase, d.status.step, ready(&d.status).0, acts(&d), wake);
+        let wake = d.wake_at.map(|t| t.duration_since(scenario.now).as_secs());
+        let found = (d.status.phase, d.status.step, ready(&d.status).0, actions(&d), wake);
         if expected != found {
             wrong.push(format!("{}:\n  expected {expected:?}\n  found    {found:?}", case.name));
         }
@@ -73,17 +73,17 @@ fn hold(cases: &[Case]) {
     assert!(wrong.is_empty(), "{} of {} cases:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
 }
 
-fn nothing(_: &mut Story) {}
+fn no_event(_: &mut Scenario) {}
 
 /// Ends a chain of events.
-fn done(_: &mut Story) {}
+fn apply(_: &mut Scenario) {}
 
 /// Effects without events.
-fn acts(d: &Decision) -> Vec<String> {
-    d.effects.iter().filter(|e| !matches!(e, Effect::Event(_))).map(short).collect()
+fn actions(d: &Decision) -> Vec<String> {
+    d.effects.iter().filter(|e| !matches!(e, Effect::Event(_))).map(describe_effect).collect()
 }
 
-fn short(effect: &Effect) -> String {
+fn describe_effect(effect: &Effect) -> String {
     match effect {
         Effect::AddFinalizer => "finalizer".into(),
         Effect::RemoveFinalizer => "let go".into(),
@@ -119,10 +119,10 @@ fn shop() -> WorkloadRef {
     WorkloadRef { kind: WorkloadKind::Deployment, name: "shop".into() }
 }
 
-impl Story {
+impl Scenario {
     /// A new migration in a world where all is as it should be.
     fn new() -> Self {
-        let seen = Observed {
+        let observed = Observed {
             namespace: "shop".into(),
             name: "m".into(),
             uid: "uid-1".into(),
@@ -148,41 +148,41 @@ impl Story {
                 available: (2, 2),
             }],
         };
-        Self { spec: fixtures::spec(), status: CreditMigrationStatus::default(), seen, now: time(0) }
+        Self { spec: fixtures::spec(), status: CreditMigrationStatus::default(), observed, now: time(0) }
     }
 
     /// What would be decided.
-    fn look(&self) -> Decision {
-        let d = decide(&self.spec, &self.status, &self.seen, self.now);
-        commands::can_be_copied(&d);
+    fn decide(&self) -> Decision {
+        let d = decide(&self.spec, &self.status, &self.observed, self.now);
+        commands::assert_commands_can_be_copied(&d);
         d
     }
 
     /// Decides, persists and obeys.
-    fn turn(&mut self) -> Decision {
-        let d = self.look();
+    fn reconcile(&mut self) -> Decision {
+        let d = self.decide();
         self.status = d.status.clone();
         for effect in &d.effects {
-            self.obey(effect);
+            self.apply_effect(effect);
         }
         d
     }
 
-    fn obey(&mut self, effect: &Effect) {
+    fn apply_effect(&mut self, effect: &Effect) {
         match effect {
-            Effect::AddFinalizer => self.seen.finalizer = true,
-            Effect::RemoveFinalizer => self.seen.finalizer = false,
+            Effect::AddFinalizer => self.observed.finalizer = true,
+            Effect::RemoveFinalizer => self.observed.finalizer = false,
             Effect::StartRun(start) => self
-                .seen
+                .observed
                 .runs
                 .push(ObservedRun { run: MigrationRun::new(&start.name, start.spec.clone()), job: Job::Active }),
-            Effect::RemoveRun { name } => self.seen.runs.retain(|r| r.run.metadata.name.as_ref() != Some(name)),
+            Effect::RemoveRun { name } => self.observed.runs.retain(|r| r.run.metadata.name.as_ref() != Some(name)),
             Effect::OrderWindow { name, order } => {
-                let run = self.seen.runs.iter_mut().find(|r| r.run.metadata.name.as_ref() == Some(name)).unwrap();
+                let run = self.observed.runs.iter_mut().find(|r| r.run.metadata.name.as_ref() == Some(name)).unwrap();
                 run.run.spec.window = Some(order.clone());
             }
             Effect::StartCheckJob(start) => {
-                self.seen.check_jobs.push(CheckJob {
+                self.observed.check_jobs.push(CheckJob {
                     name: start.name.clone(),
                     job: Job::Active,
                     pod: CheckPod::Started,
@@ -190,7 +190,7 @@ impl Story {
             }
             Effect::SetFlag { value, marker } => self.flag(value, Some(marker)),
             Effect::Restart { marker, .. } => {
-                self.seen.workloads[0].restarted_for = Some(marker.clone());
+                self.observed.workloads[0].restarted_for = Some(marker.clone());
                 self.rollout(false, 2);
             }
             Effect::Event(_) => {}
@@ -201,7 +201,7 @@ impl Story {
     fn settle(&mut self) -> &mut Self {
         for _ in 0..20 {
             let before = self.status.clone();
-            if acts(&self.turn()).is_empty() && self.status == before {
+            if actions(&self.reconcile()).is_empty() && self.status == before {
                 return self;
             }
         }
@@ -215,7 +215,7 @@ impl Story {
 
     /// Run of a task with the highest attempt.
     fn run(&mut self, task: Task) -> &mut ObservedRun {
-        let mut runs: Vec<_> = self.seen.runs.iter_mut().filter(|r| r.run.spec.task == task).collect();
+        let mut runs: Vec<_> = self.observed.runs.iter_mut().filter(|r| r.run.spec.task == task).collect();
         runs.sort_by_key(|r| r.run.spec.attempt);
         runs.pop().unwrap()
     }
@@ -248,7 +248,7 @@ impl Story {
     }
 
     /// The Job ends without a word from its pod.
-    fn lose(&mut self, task: Task) -> &mut Self {
+    fn lose_job(&mut self, task: Task) -> &mut Self {
         self.run(task).job = Job::Failed { reason: "BackoffLimitExceeded".into() };
         self
     }
@@ -290,8 +290,8 @@ impl Story {
     }
 
     /// One decision, obeyed.
-    fn noticed(&mut self) -> &mut Self {
-        self.turn();
+    fn reconciled(&mut self) -> &mut Self {
+        self.reconcile();
         self
     }
 
@@ -302,21 +302,21 @@ impl Story {
     }
 
     fn flag(&mut self, value: &str, set_for: Option<&str>) {
-        self.seen.flag =
+        self.observed.flag =
             ObservedFlag::Value { value: value.into(), immutable: false, set_for: set_for.map(Into::into) };
     }
 
     fn rollout(&mut self, settled: bool, old_pods: u32) -> &mut Self {
-        let w = &mut self.seen.workloads[0];
+        let w = &mut self.observed.workloads[0];
         (w.settled, w.old_pods) = (settled, old_pods);
         self
     }
 
-    fn say(&mut self, by: &str, word: DecisionKind) -> &mut Self {
+    fn submit(&mut self, by: &str, word: DecisionKind) -> &mut Self {
         let digest = matches!(word, DecisionKind::Execute | DecisionKind::Ready | DecisionKind::Keep)
             .then(|| self.status.plan.as_ref().and_then(|p| p.digest.clone()))
             .flatten();
-        self.say_on(by, word, digest.as_deref())
+        self.submit_on(by, word, digest.as_deref())
     }
 
     /// The notice that is being sent was taken by some channels, and not by others.
@@ -336,13 +336,13 @@ impl Story {
     }
 
     /// Two people say that they are there.
-    fn present(&mut self) -> &mut Self {
-        self.say("dan", DecisionKind::Ready).say("eve", DecisionKind::Ready)
+    fn confirm_presence(&mut self) -> &mut Self {
+        self.submit("dan", DecisionKind::Ready).submit("eve", DecisionKind::Ready)
     }
 
-    fn say_on(&mut self, by: &str, word: DecisionKind, digest: Option<&str>) -> &mut Self {
-        self.seen.decisions.push(ObservedDecision {
-            name: format!("d-{}", self.seen.decisions.len()),
+    fn submit_on(&mut self, by: &str, word: DecisionKind, digest: Option<&str>) -> &mut Self {
+        self.observed.decisions.push(ObservedDecision {
+            name: format!("d-{}", self.observed.decisions.len()),
             by: by.into(),
             decision: word,
             digest: digest.map(Into::into),
@@ -375,8 +375,8 @@ fn baseline() -> BaselineEvidence {
 }
 
 /// Preparing: the step's run has been started.
-fn at(step: Step) -> Story {
-    let mut s = Story::new();
+fn at(step: Step) -> Scenario {
+    let mut s = Scenario::new();
     s.settle();
     for (task, next) in [
         (Task::Preflight, Step::Baseline),
@@ -398,29 +398,29 @@ fn at(step: Step) -> Story {
     s
 }
 
-fn preflight() -> Story {
+fn preflight() -> Scenario {
     at(Step::Preflight)
 }
-fn rehearsing() -> Story {
+fn rehearsing() -> Scenario {
     at(Step::Rehearse)
 }
 /// AwaitingApproval: nobody has approved; dan and eve are present.
-fn awaiting() -> Story {
+fn awaiting() -> Scenario {
     let mut s = at(Step::Approve);
-    s.present().settle();
+    s.confirm_presence().settle();
     s
 }
 
 /// Executing: approved, the window's pod is being started.
-fn approved() -> Story {
+fn approved() -> Scenario {
     let mut s = awaiting();
-    s.wait(1).say("ann", DecisionKind::Execute).say("bob", DecisionKind::Execute).settle();
+    s.wait(1).submit("ann", DecisionKind::Execute).submit("bob", DecisionKind::Execute).settle();
     assert_eq!(s.status.phase, Some(Phase::Executing));
     s
 }
 
 /// Executing: the order to open was given 10 s ago, nothing was heard since.
-fn opened() -> Story {
+fn blocking() -> Scenario {
     let mut s = approved();
     s.wait(1).state(Task::Window, WindowState::Ready).settle();
     s.wait(10);
@@ -428,38 +428,38 @@ fn opened() -> Story {
 }
 
 /// Executing: committed, order Switch given, not acknowledged.
-fn migrated() -> Story {
-    let mut s = opened();
+fn migrated() -> Scenario {
+    let mut s = blocking();
     s.state(Task::Window, WindowState::Migrated).settle();
     assert_eq!(s.status.step, Some(Step::SwitchApplication));
     s
 }
 
 /// Executing: flag set, restart ordered, rollout under way.
-fn switching() -> Story {
+fn switching() -> Scenario {
     let mut s = migrated();
     s.acknowledge(Task::Window).settle();
-    assert_eq!(s.seen.flag_value(), Some("v2"));
+    assert_eq!(s.observed.flag_value(), Some("v2"));
     s
 }
 
 /// Executing: rollout complete, balances not yet compared.
-fn switched() -> Story {
+fn switched() -> Scenario {
     let mut s = switching();
-    s.rollout(true, 0).noticed().probe(Task::Window, "v2").settle();
+    s.rollout(true, 0).reconciled().probe(Task::Window, "v2").settle();
     assert_eq!(s.status.step, Some(Step::CloseWindow));
     s
 }
 
 /// Executing: the release is ordered, not yet reported.
-fn releasing() -> Story {
+fn releasing() -> Scenario {
     let mut s = switched();
     s.compared(Task::Window, 0).settle();
     assert!(s.status.window.as_ref().unwrap().releasing);
     s
 }
 
-fn validating() -> Story {
+fn validating() -> Scenario {
     let mut s = releasing();
     s.wait(1).state(Task::Window, WindowState::Released).succeed(Task::Window).settle();
     assert_eq!(s.status.phase, Some(Phase::Validating));
@@ -467,7 +467,7 @@ fn validating() -> Story {
 }
 
 /// Monitoring, with a first good measurement.
-fn monitoring() -> Story {
+fn monitoring() -> Scenario {
     let mut s = validating();
     s.wait(20).settle();
     s.measure(Task::Monitor, CheckOutcome::Pass, false).settle();
@@ -476,7 +476,7 @@ fn monitoring() -> Story {
 }
 
 /// Observing: the day check is not yet due.
-fn observing() -> Story {
+fn observing() -> Scenario {
     let mut s = monitoring();
     s.wait(30).measure(Task::Monitor, CheckOutcome::Pass, false).settle();
     assert_eq!((s.status.phase, s.status.step), (Some(Phase::Observing), Some(Step::DayCheck)));
@@ -484,7 +484,7 @@ fn observing() -> Story {
 }
 
 /// Observing: both follow-ups are over, a person has to decide.
-fn deciding() -> Story {
+fn deciding() -> Scenario {
     let mut s = observing();
     for task in [Task::DayCheck, Task::WeekReview] {
         s.wait(10).settle();
@@ -495,42 +495,42 @@ fn deciding() -> Story {
 }
 
 /// Completed; the clean-up is under way.
-fn completed() -> Story {
+fn completed() -> Scenario {
     let mut s = deciding();
-    s.wait(1).say("ann", DecisionKind::Keep).settle();
+    s.wait(1).submit("ann", DecisionKind::Keep).settle();
     assert_eq!(s.status.phase, Some(Phase::Completed));
     s
 }
 
 /// RollingBack after the window: the order to open it again was given.
-fn reopening() -> Story {
+fn blocking_for_rollback() -> Scenario {
     let mut s = monitoring();
-    s.wait(1).say("ann", DecisionKind::Revert).settle();
+    s.wait(1).submit("ann", DecisionKind::Revert).settle();
     assert_eq!((s.status.phase, s.status.step), (Some(Phase::RollingBack), Some(Step::ReopenWindow)));
     s.state(Task::RollbackWindow, WindowState::Ready).settle();
     s
 }
 
 /// RollingBack after the window: writes are blocked, the order Switch is given.
-fn reopened() -> Story {
-    let mut s = reopening();
+fn blocked_for_rollback() -> Scenario {
+    let mut s = blocking_for_rollback();
     s.wait(1).state(Task::RollbackWindow, WindowState::Blocked).settle();
     assert_eq!(s.status.step, Some(Step::SwitchBack));
     s
 }
 
 /// RollingBack after the window: the old version runs, the down SQL is ordered.
-fn reverting() -> Story {
-    let mut s = reopened();
+fn running_down_sql() -> Scenario {
+    let mut s = blocked_for_rollback();
     s.acknowledge(Task::RollbackWindow).settle();
-    s.rollout(true, 0).noticed().probe(Task::RollbackWindow, "v1").settle();
+    s.rollout(true, 0).reconciled().probe(Task::RollbackWindow, "v1").settle();
     assert_eq!(s.status.step, Some(Step::RollbackSql));
     s
 }
 
 /// RolledBack; the clean-up is under way.
-fn rolled_back() -> Story {
-    let mut s = reverting();
+fn rolled_back() -> Scenario {
+    let mut s = running_down_sql();
     s.wait(1).compared(Task::RollbackWindow, 0).state(Task::RollbackWindow, WindowState::Reverted);
     s.succeed(Task::RollbackWindow).settle();
     assert_eq!(s.status.phase, Some(Phase::RolledBack));
@@ -538,39 +538,39 @@ fn rolled_back() -> Story {
 }
 
 /// RollbackFailed: the down SQL failed, writes stay blocked.
-fn rollback_failed() -> Story {
-    let mut s = reverting();
+fn rollback_failed() -> Scenario {
+    let mut s = running_down_sql();
     s.wait(1).state(Task::RollbackWindow, WindowState::Held).fail(Task::RollbackWindow, Reason::SqlFailed).settle();
     assert_eq!(s.status.phase, Some(Phase::RollbackFailed));
     s
 }
 
 /// Failed before the window, with guards in the database; the clean-up is under way.
-fn failed() -> Story {
+fn failed() -> Scenario {
     let mut s = rehearsing();
     s.fail(Task::Rehearse, Reason::SqlFailed).settle();
     assert_eq!(s.status.phase, Some(Phase::Failed));
     s
 }
 
-fn cancelled() -> Story {
+fn cancelled() -> Scenario {
     let mut s = awaiting();
-    s.say("ann", DecisionKind::Abort).settle();
+    s.submit("ann", DecisionKind::Abort).settle();
     assert_eq!(s.status.phase, Some(Phase::Cancelled));
     s
 }
 
 /// Each phase once, as it comes about.
-fn each_phase() -> Vec<Story> {
+fn each_phase() -> Vec<Scenario> {
     vec![
         preflight(),
         awaiting(),
-        opened(),
+        blocking(),
         validating(),
         monitoring(),
         deciding(),
         completed(),
-        reverting(),
+        running_down_sql(),
         rolled_back(),
         rollback_failed(),
         failed(),

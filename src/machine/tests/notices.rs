@@ -17,14 +17,14 @@ fn channel(name: &str, audience: Audience) -> NotificationChannel {
 }
 
 /// A new migration with a channel for the team.
-fn told() -> Story {
-    let mut s = Story::new();
+fn with_team_channel() -> Scenario {
+    let mut s = Scenario::new();
     s.spec.notifications.channels = vec![channel("chat", Audience::Team)];
     s
 }
 
-/// Carries a story through, taking each notice in the channel.
-fn take(s: &mut Story) -> &mut Story {
+/// Carries a scenario through, taking each notice in the channel.
+fn take(s: &mut Scenario) -> &mut Scenario {
     for _ in 0..5 {
         if s.status.notices.iter().any(|n| n.state == NoticeState::Pending) {
             s.deliver(&["chat"], &[]).settle();
@@ -33,18 +33,18 @@ fn take(s: &mut Story) -> &mut Story {
     s
 }
 
-fn occasions(s: &Story) -> Vec<Occasion> {
+fn occasions(s: &Scenario) -> Vec<Occasion> {
     s.status.notices.iter().map(|n| n.notice.occasion).collect()
 }
 
 #[test]
 fn the_team_hears_first_and_nothing_waits_for_a_channel_that_is_away() {
-    let mut s = told();
+    let mut s = with_team_channel();
     s.settle();
     s.succeed(Task::Preflight).settle();
     assert_eq!(s.status.step, Some(Step::NotifyTeam));
     s.deliver(&[], &["chat"]);
-    let d = s.turn();
+    let d = s.reconcile();
     assert!(events(&d).contains(&"NoticeUndelivered"), "{:?}", events(&d));
     s.settle();
     let step = s.status.steps.iter().find(|step_status| step_status.name == Step::NotifyTeam).unwrap();
@@ -61,12 +61,12 @@ fn the_team_hears_first_and_nothing_waits_for_a_channel_that_is_away() {
     assert_eq!(s.run(Task::Notify).run.spec.attempt, 2);
     s.deliver(&["chat"], &[]).settle();
     assert_eq!(s.status.notices[0].state, NoticeState::Delivered);
-    assert!(s.seen.runs.iter().all(|r| r.run.spec.task != Task::Notify), "what became of it is in the status");
+    assert!(s.observed.runs.iter().all(|r| r.run.spec.task != Task::Notify), "what became of it is in the status");
 }
 
 #[test]
 fn a_channel_that_stays_away_is_given_up_with_a_word() {
-    let mut s = told();
+    let mut s = with_team_channel();
     s.settle();
     s.succeed(Task::Preflight).settle();
     for _ in 0..15 {
@@ -74,17 +74,17 @@ fn a_channel_that_stays_away_is_given_up_with_a_word() {
     }
     assert_eq!(s.status.notices[0].state, NoticeState::Pending);
     s.deliver(&[], &["chat"]);
-    let d = s.turn();
+    let d = s.reconcile();
     assert!(events(&d).contains(&"NoticeGivenUp"), "{:?}", events(&d));
     assert_eq!(s.settle().status.notices[0].state, NoticeState::Undelivered);
 }
 
 #[test]
 fn a_run_that_dies_without_a_word_counts_as_a_try() {
-    let mut s = told();
+    let mut s = with_team_channel();
     s.settle();
     s.succeed(Task::Preflight).settle();
-    s.lose(Task::Notify).settle();
+    s.lose_job(Task::Notify).settle();
     assert_eq!((s.status.notices[0].failures, s.status.notices[0].state), (1, NoticeState::Pending));
 }
 
@@ -97,7 +97,7 @@ fn what_is_told_on_the_way() {
     s.wait(600).settle();
     take(&mut s);
     assert_eq!(occasions(&s), [Occasion::DecisionDue]);
-    s.say("ann", DecisionKind::Revert).settle();
+    s.submit("ann", DecisionKind::Revert).settle();
     take(&mut s);
     assert_eq!(occasions(&s), [Occasion::DecisionDue, Occasion::TriggerFired]);
 
@@ -106,7 +106,7 @@ fn what_is_told_on_the_way() {
     s.wait(1).state(Task::Window, WindowState::Released).succeed(Task::Window).settle();
     assert_eq!(occasions(&s), [Occasion::Finished]);
 
-    let mut s = reverting();
+    let mut s = running_down_sql();
     s.spec.notifications.channels = channels();
     s.wait(1).state(Task::RollbackWindow, WindowState::Held).fail(Task::RollbackWindow, Reason::SqlFailed).settle();
     assert_eq!(occasions(&s), [Occasion::PersonNeeded]);
@@ -117,7 +117,7 @@ fn what_is_told_on_the_way() {
             .contains("mend the cause (down SQL may be corrected in its ConfigMap); next: kubectl")
     );
 
-    let mut s = reverting();
+    let mut s = running_down_sql();
     s.spec.notifications.channels = channels();
     s.wait(1).compared(Task::RollbackWindow, 0).state(Task::RollbackWindow, WindowState::Reverted);
     s.succeed(Task::RollbackWindow).settle();
@@ -156,12 +156,12 @@ fn the_status_does_not_grow_without_end() {
 fn reminders_do_not_push_out_who_was_told_of_the_maintenance() {
     let mut s = deciding();
     s.spec.notifications.channels = vec![channel("chat", Audience::Team)];
-    let told = |occasion: &str, n: u32| {
+    let kept = |occasion: &str, n: u32| {
         json!({"state": "Delivered", "attempt": n, "deliveries": [],
                "notice": {"id": format!("{occasion}.{n}"), "occasion": occasion, "at": "2030-01-01T01:00:00Z", "message": "x", "phase": "Preparing"}})
     };
     // The maintenance was planned twice: the last one counts.
-    let before = [told("Planned", 1), told("MaintenanceStarts", 2), told("MaintenanceStarts", 3), told("Finished", 4)];
+    let before = [kept("Planned", 1), kept("MaintenanceStarts", 2), kept("MaintenanceStarts", 3), kept("Finished", 4)];
     s.status.notices = serde_json::from_value(json!(before)).unwrap();
     s.status.notice_runs = 4;
     for _ in 0..20 {

@@ -18,34 +18,34 @@ fn waits(name: &'static str, when: When, reason: &'static str) -> Case {
 
 #[test]
 fn approvals_that_do_not_suffice() {
-    hold(&[
-        waits("nobody", nothing, "ApprovalPending"),
-        waits("one", |s| done(s.say("ann", DecisionKind::Execute)), "ApprovalPending"),
+    assert_cases(&[
+        waits("nobody", no_event, "ApprovalPending"),
+        waits("one", |s| apply(s.submit("ann", DecisionKind::Execute)), "ApprovalPending"),
         waits(
             "one, twice",
-            |s| done(s.say("ann", DecisionKind::Execute).say("ann", DecisionKind::Execute)),
+            |s| apply(s.submit("ann", DecisionKind::Execute).submit("ann", DecisionKind::Execute)),
             "ApprovalPending",
         ),
         waits(
             "the author and one",
-            |s| done(s.say("author", DecisionKind::Execute).say("ann", DecisionKind::Execute)),
+            |s| apply(s.submit("author", DecisionKind::Execute).submit("ann", DecisionKind::Execute)),
             "ApprovalPending",
         ),
         waits(
             "a replayed digest, of an older plan",
-            |s| done(s.say("ann", DecisionKind::Execute).say_on("bob", DecisionKind::Execute, Some("sha256:x"))),
+            |s| apply(s.submit("ann", DecisionKind::Execute).submit_on("bob", DecisionKind::Execute, Some("sha256:x"))),
             "ApprovalPending",
         ),
         waits(
             "no digest",
-            |s| done(s.say("ann", DecisionKind::Execute).say_on("bob", DecisionKind::Execute, None)),
+            |s| apply(s.submit("ann", DecisionKind::Execute).submit_on("bob", DecisionKind::Execute, None)),
             "ApprovalPending",
         ),
         waits(
             "present, not approving",
             |s| {
                 let digest = s.status.plan.as_ref().unwrap().digest.clone();
-                s.say("ann", DecisionKind::Execute).say_on("bob", DecisionKind::Ready, digest.as_deref());
+                s.submit("ann", DecisionKind::Execute).submit_on("bob", DecisionKind::Ready, digest.as_deref());
             },
             "ApprovalPending",
         ),
@@ -58,7 +58,7 @@ fn approvals_that_do_not_suffice() {
                     // A new spec has a new digest; here it is as if the evidence had been made for it.
                     let digest = crate::machine::plan_digest("uid-1", &s.spec, &s.status);
                     s.status.plan.as_mut().unwrap().digest = digest;
-                    s.say("ann", DecisionKind::Execute).say("bob", DecisionKind::Execute);
+                    s.submit("ann", DecisionKind::Execute).submit("bob", DecisionKind::Execute);
                 },
                 "ApprovalPending",
             )
@@ -67,7 +67,7 @@ fn approvals_that_do_not_suffice() {
             "rejected",
             |s| {
                 let digest = s.status.plan.as_ref().unwrap().digest.clone();
-                s.say("ann", DecisionKind::Execute).say("bob", DecisionKind::Execute).say_on(
+                s.submit("ann", DecisionKind::Execute).submit("bob", DecisionKind::Execute).submit_on(
                     "eve",
                     DecisionKind::Reject,
                     digest.as_deref(),
@@ -78,22 +78,24 @@ fn approvals_that_do_not_suffice() {
         waits(
             "rejected without a digest",
             |s| {
-                s.say("ann", DecisionKind::Execute).say("bob", DecisionKind::Execute).say("eve", DecisionKind::Reject);
+                s.submit("ann", DecisionKind::Execute)
+                    .submit("bob", DecisionKind::Execute)
+                    .submit("eve", DecisionKind::Reject);
             },
             "Rejected",
         ),
         waits(
             "names are not proven",
             |s| {
-                s.say("ann", DecisionKind::Execute).say("bob", DecisionKind::Execute);
-                s.seen.policy_problem = Some("policy gone".into());
+                s.submit("ann", DecisionKind::Execute).submit("bob", DecisionKind::Execute);
+                s.observed.policy_problem = Some("policy gone".into());
             },
             "DecisionPolicyMissing",
         ),
         waits(
             "the flag is not at from",
             |s| {
-                s.say("ann", DecisionKind::Execute).say("bob", DecisionKind::Execute);
+                s.submit("ann", DecisionKind::Execute).submit("bob", DecisionKind::Execute);
                 s.flag("v2", None);
             },
             "FlagNotAtFrom",
@@ -113,13 +115,15 @@ fn two_people_suffice() {
         effects: &["start m-window-1"],
         wake: Some(600),
     };
-    hold(&[
-        executing("two", |s| done(s.say("ann", DecisionKind::Execute).say("bob", DecisionKind::Execute))),
+    assert_cases(&[
+        executing("two", |s| apply(s.submit("ann", DecisionKind::Execute).submit("bob", DecisionKind::Execute))),
         executing("two and the author", |s| {
-            s.say("author", DecisionKind::Execute).say("ann", DecisionKind::Execute).say("bob", DecisionKind::Execute);
+            s.submit("author", DecisionKind::Execute)
+                .submit("ann", DecisionKind::Execute)
+                .submit("bob", DecisionKind::Execute);
         }),
         executing("another plan was rejected", |s| {
-            s.say("ann", DecisionKind::Execute).say("bob", DecisionKind::Execute).say_on(
+            s.submit("ann", DecisionKind::Execute).submit("bob", DecisionKind::Execute).submit_on(
                 "eve",
                 DecisionKind::Reject,
                 Some("sha256:x"),
@@ -127,7 +131,7 @@ fn two_people_suffice() {
         }),
     ]);
     let mut s = awaiting();
-    s.say("bob", DecisionKind::Execute).say("ann", DecisionKind::Execute).settle();
+    s.submit("bob", DecisionKind::Execute).submit("ann", DecisionKind::Execute).settle();
     assert_eq!(s.status.approvals.as_deref(), Some("2/2"));
     assert_eq!(s.status.approved_by, ["ann", "bob"]);
     let window = s.run(Task::Window).run.spec.window.clone().unwrap();
@@ -138,7 +142,7 @@ fn two_people_suffice() {
 #[test]
 fn approvals_are_counted_and_the_next_command_is_told() {
     let mut s = awaiting();
-    s.say("ann", DecisionKind::Execute).say("author", DecisionKind::Execute).settle();
+    s.submit("ann", DecisionKind::Execute).submit("author", DecisionKind::Execute).settle();
     assert_eq!(s.status.approvals.as_deref(), Some("1/2"));
     let digest = s.status.plan.as_ref().unwrap().digest.clone().unwrap();
     let (_, message) = ready(&s.status);
@@ -147,8 +151,8 @@ fn approvals_are_counted_and_the_next_command_is_told() {
 }
 
 /// A window was opened on the approvals of ann and bob, and ended without effect 0.5 s after a full second.
-fn in_vain() -> Story {
-    let mut s = opened();
+fn in_vain() -> Scenario {
+    let mut s = blocking();
     s.now += jiff::SignedDuration::from_millis(500);
     s.state(Task::Window, WindowState::Reverted).fail(Task::Window, Reason::LockTimeout).settle();
     assert_eq!(s.status.phase, Some(Phase::AwaitingApproval));
@@ -156,10 +160,10 @@ fn in_vain() -> Story {
 }
 
 /// A decision as the API server dates it: whole seconds, cut off.
-fn say_at(s: &mut Story, by: &str, millis: i64) {
+fn submit_at(s: &mut Scenario, by: &str, millis: i64) {
     s.now += jiff::SignedDuration::from_millis(millis);
-    s.say(by, DecisionKind::Execute);
-    s.seen.decisions.last_mut().unwrap().at = Time::from_second(s.now.as_second()).unwrap();
+    s.submit(by, DecisionKind::Execute);
+    s.observed.decisions.last_mut().unwrap().at = Time::from_second(s.now.as_second()).unwrap();
 }
 
 #[test]
@@ -173,21 +177,21 @@ fn approvals_around_the_end_of_a_window_without_effect() {
     ];
     for (name, millis, counted) in cases {
         let mut s = in_vain();
-        say_at(&mut s, "eve", *millis);
+        submit_at(&mut s, "eve", *millis);
         s.wait(5).settle();
         assert_eq!(s.status.approvals.as_deref(), Some(*counted), "{name}");
         let (_, message) = ready(&s.status);
         let void = if *counted == "0/2" { "(ann, bob, eve)" } else { "(ann, bob)" };
         assert!(message.contains(&format!("no longer count {void}: approve again; next:")), "{name}: {message}");
         // Nobody is left out for ever.
-        s.say("eve", DecisionKind::Execute).say("ann", DecisionKind::Execute).settle();
+        s.submit("eve", DecisionKind::Execute).submit("ann", DecisionKind::Execute).settle();
         assert_eq!((s.status.step, ready(&s.status).0.as_str()), (Some(Step::Schedule), "PresencePending"), "{name}");
-        s.present().settle();
+        s.confirm_presence().settle();
         assert_eq!(s.status.phase, Some(Phase::Executing), "{name}");
     }
     // The API server's clock is ahead: what was said before is known by having been seen.
-    let mut s = opened();
-    for d in &mut s.seen.decisions {
+    let mut s = blocking();
+    for d in &mut s.observed.decisions {
         d.at = s.now + seconds(30);
     }
     s.state(Task::Window, WindowState::Reverted).fail(Task::Window, Reason::LockTimeout).settle();
@@ -197,7 +201,7 @@ fn approvals_around_the_end_of_a_window_without_effect() {
 #[test]
 fn whatever_people_approve_is_in_the_digest() {
     let s = awaiting();
-    let digest = |s: &Story, uid: &str| crate::machine::plan_digest(uid, &s.spec, &s.status);
+    let digest = |s: &Scenario, uid: &str| crate::machine::plan_digest(uid, &s.spec, &s.status);
     let first = digest(&s, "uid-1");
     assert!(first.is_some());
     let changes: [(&str, When); 9] = [
@@ -223,9 +227,9 @@ fn whatever_people_approve_is_in_the_digest() {
 #[test]
 fn evidence_that_does_not_fit_its_digest_begins_anew() {
     let mut s = awaiting();
-    s.say("ann", DecisionKind::Execute).say("bob", DecisionKind::Execute);
+    s.submit("ann", DecisionKind::Execute).submit("bob", DecisionKind::Execute);
     s.status.rehearsal.as_mut().unwrap().tables_equal = 4;
-    let d = s.look();
+    let d = s.decide();
     assert_eq!((d.status.phase, d.status.step), (Some(Phase::Preparing), Some(Step::Preflight)));
     assert!(events(&d).contains(&"PreparationRestarted"));
 }
@@ -242,49 +246,65 @@ fn called_off_before_the_window() {
         effects,
         wake: None,
     };
-    hold(&[
+    assert_cases(&[
         cancelled(
             "in Preflight",
             preflight,
-            |s| done(s.say("author", DecisionKind::Abort)),
+            |s| apply(s.submit("author", DecisionKind::Abort)),
             Step::Preflight,
             &["remove m-preflight-1"],
         ),
         cancelled(
             "in Rehearse",
             rehearsing,
-            |s| done(s.say("ann", DecisionKind::Abort)),
+            |s| apply(s.submit("ann", DecisionKind::Abort)),
             Step::Rehearse,
             &["remove m-rehearse-1"],
         ),
-        cancelled("waiting for approval", awaiting, |s| done(s.say("ann", DecisionKind::Abort)), Step::Approve, &[]),
+        cancelled(
+            "waiting for approval",
+            awaiting,
+            |s| apply(s.submit("ann", DecisionKind::Abort)),
+            Step::Approve,
+            &[],
+        ),
         cancelled(
             "in an unproven name: a forged stop is the lesser harm",
             awaiting,
-            |s| s.say("ann", DecisionKind::Abort).seen.policy_problem = Some("gone".into()),
+            |s| s.submit("ann", DecisionKind::Abort).observed.policy_problem = Some("gone".into()),
             Step::Approve,
             &[],
         ),
         cancelled(
             "Revert means the same here",
             awaiting,
-            |s| done(s.say("ann", DecisionKind::Revert)),
+            |s| apply(s.submit("ann", DecisionKind::Revert)),
             Step::Approve,
             &[],
         ),
         cancelled(
             "approved, the pod is being started",
             approved,
-            |s| done(s.say("ann", DecisionKind::Abort)),
+            |s| apply(s.submit("ann", DecisionKind::Abort)),
             Step::OpenWindow,
             &["remove m-window-1"],
         ),
         cancelled(
             "approved, the pod is ready in the same moment",
             approved,
-            |s| done(s.state(Task::Window, WindowState::Ready).say("ann", DecisionKind::Abort)),
+            |s| apply(s.state(Task::Window, WindowState::Ready).submit("ann", DecisionKind::Abort)),
             Step::OpenWindow,
             &["remove m-window-1"],
         ),
     ]);
+}
+
+#[test]
+fn a_rejected_plan_stays_rejected() {
+    let mut s = blocking();
+    let digest = s.status.plan.as_ref().unwrap().digest.clone();
+    s.submit_on("eve", DecisionKind::Reject, digest.as_deref());
+    s.wait(1).state(Task::Window, WindowState::Reverted).fail(Task::Window, Reason::LockTimeout).settle();
+    s.wait(2).submit("ann", DecisionKind::Execute).submit("bob", DecisionKind::Execute).settle();
+    assert_eq!((s.status.phase, ready(&s.status).0.as_str()), (Some(Phase::AwaitingApproval), "Rejected"));
 }

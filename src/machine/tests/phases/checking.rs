@@ -13,7 +13,7 @@ fn monitors(
     Case { name, given: monitoring, when, phase: Phase::Monitoring, step: Step::Monitor, reason, effects, wake }
 }
 
-fn on_breach(s: &mut Story, what: OnBreach) -> &mut Story {
+fn on_breach(s: &mut Scenario, what: OnBreach) -> &mut Scenario {
     s.spec.monitoring.checks[0].on_breach = what;
     s
 }
@@ -36,11 +36,11 @@ fn stages() {
         effects: BACK,
         ..monitors(name, when, "", &[], Some(600))
     };
-    hold(&[
+    assert_cases(&[
         Case {
             name: "validation without checks lasts its time",
             given: validating,
-            when: nothing,
+            when: no_event,
             phase: Phase::Validating,
             step: Step::Validate,
             reason: "Progressing",
@@ -50,64 +50,64 @@ fn stages() {
         Case {
             name: "... and monitoring follows",
             given: validating,
-            when: |s| done(s.wait(20)),
+            when: |s| apply(s.wait(20)),
             phase: Phase::Monitoring,
             step: Step::Monitor,
             reason: "Progressing",
             effects: &["start m-monitor-1"],
             wake: Some(30),
         },
-        monitors("passes, not yet over", |s| done(s.wait(29)), "Progressing", &[], Some(1)),
-        ends("passes to the end", |s| done(s.wait(30))),
+        monitors("passes, not yet over", |s| apply(s.wait(29)), "Progressing", &[], Some(1)),
+        ends("passes to the end", |s| apply(s.wait(30))),
         monitors(
             "never measured",
-            |s| done(s.wait(30).report(Task::Monitor, |s| s.checks.clear())),
+            |s| apply(s.wait(30).report(Task::Monitor, |s| s.checks.clear())),
             "ChecksNotPassing",
             &[],
             None,
         ),
         monitors(
             "NoData at the end",
-            |s| done(s.wait(30).measure(Task::Monitor, CheckOutcome::NoData, false)),
+            |s| apply(s.wait(30).measure(Task::Monitor, CheckOutcome::NoData, false)),
             "ChecksNotPassing",
             &[],
             None,
         ),
         monitors(
             "NoData, long after",
-            |s| done(s.wait(9000).measure(Task::Monitor, CheckOutcome::NoData, false)),
+            |s| apply(s.wait(9000).measure(Task::Monitor, CheckOutcome::NoData, false)),
             "ChecksNotPassing",
             &[],
             None,
         ),
         monitors(
             "Error at the end",
-            |s| done(s.wait(30).measure(Task::Monitor, CheckOutcome::Error, false)),
+            |s| apply(s.wait(30).measure(Task::Monitor, CheckOutcome::Error, false)),
             "ChecksNotPassing",
             &[],
             None,
         ),
         monitors(
             "Fail at the end, not breached",
-            |s| done(s.wait(30).measure(Task::Monitor, CheckOutcome::Fail, false)),
+            |s| apply(s.wait(30).measure(Task::Monitor, CheckOutcome::Fail, false)),
             "ChecksNotPassing",
             &[],
             None,
         ),
         monitors(
             "Fail before the end, not breached",
-            |s| done(s.measure(Task::Monitor, CheckOutcome::Fail, false)),
+            |s| apply(s.measure(Task::Monitor, CheckOutcome::Fail, false)),
             "Progressing",
             &[],
             Some(30),
         ),
-        back("breached", |s| done(s.measure(Task::Monitor, CheckOutcome::Fail, true))),
-        back("breached once, passes again", |s| done(s.measure(Task::Monitor, CheckOutcome::Pass, true))),
-        back("breached when the time is over", |s| done(s.wait(30).measure(Task::Monitor, CheckOutcome::Fail, true))),
-        back("Revert", |s| done(s.say("ann", DecisionKind::Revert))),
-        back("Abort", |s| done(s.say("author", DecisionKind::Abort))),
+        back("breached", |s| apply(s.measure(Task::Monitor, CheckOutcome::Fail, true))),
+        back("breached once, passes again", |s| apply(s.measure(Task::Monitor, CheckOutcome::Pass, true))),
+        back("breached when the time is over", |s| apply(s.wait(30).measure(Task::Monitor, CheckOutcome::Fail, true))),
+        back("Revert", |s| apply(s.submit("ann", DecisionKind::Revert))),
+        back("Abort", |s| apply(s.submit("author", DecisionKind::Abort))),
         back("Revert in an unproven name: a forged stop is the lesser harm", |s| {
-            s.say("ann", DecisionKind::Revert).seen.policy_problem = Some("gone".into());
+            s.submit("ann", DecisionKind::Revert).observed.policy_problem = Some("gone".into());
         }),
         monitors(
             "breached, a person decides",
@@ -144,35 +144,41 @@ fn stages() {
         ends("Warn does not hold", |s| {
             on_breach(s, OnBreach::Warn).wait(30).measure(Task::Monitor, CheckOutcome::Fail, true);
         }),
-        monitors("the pod was lost: measured anew", |s| done(s.wait(10).lose(Task::Monitor)), "PodFailed", &[], None),
+        monitors(
+            "the pod was lost: measured anew",
+            |s| apply(s.wait(10).lose_job(Task::Monitor)),
+            "PodFailed",
+            &[],
+            None,
+        ),
         monitors(
             "... the stage does not end meanwhile",
-            |s| done(s.wait(30).lose(Task::Monitor)),
+            |s| apply(s.wait(30).lose_job(Task::Monitor)),
             "PodFailed",
             &[],
             None,
         ),
         monitors(
             "... by a fresh pod",
-            |s| done(s.wait(10).lose(Task::Monitor).settle().wait(2)),
+            |s| apply(s.wait(10).lose_job(Task::Monitor).settle().wait(2)),
             "PodFailed",
             &["remove m-monitor-1", "start m-monitor-2"],
             None,
         ),
         monitors(
             "... and what it had reported counts: it goes on",
-            |s| done(s.measure(Task::Monitor, CheckOutcome::Pass, false).lose(Task::Monitor)),
+            |s| apply(s.measure(Task::Monitor, CheckOutcome::Pass, false).lose_job(Task::Monitor)),
             "PodFailed",
             &[],
             None,
         ),
         back("breached, and the pod was lost before anybody looked", |s| {
-            done(s.measure(Task::Monitor, CheckOutcome::Fail, true).lose(Task::Monitor));
+            apply(s.measure(Task::Monitor, CheckOutcome::Fail, true).lose_job(Task::Monitor));
         }),
         back("breached, and the run reported a failure", |s| {
-            done(s.measure(Task::Monitor, CheckOutcome::Fail, true).fail(Task::Monitor, Reason::ConnectionLost));
+            apply(s.measure(Task::Monitor, CheckOutcome::Fail, true).fail(Task::Monitor, Reason::ConnectionLost));
         }),
-        monitors("the up SQL is edited now", |s| s.seen.up = SqlSource::Missing, "Progressing", &[], Some(30)),
+        monitors("the up SQL is edited now", |s| s.observed.up = SqlSource::Missing, "Progressing", &[], Some(30)),
     ]);
 }
 
@@ -180,7 +186,7 @@ fn stages() {
 fn a_breach_outlives_the_run_that_reported_it() {
     let mut s = monitoring();
     s.spec.rollback.policy = RollbackPolicy::Manual;
-    s.measure(Task::Monitor, CheckOutcome::Fail, true).lose(Task::Monitor).settle();
+    s.measure(Task::Monitor, CheckOutcome::Fail, true).lose_job(Task::Monitor).settle();
     s.wait(2).settle();
     assert_eq!(s.run(Task::Monitor).run.spec.attempt, 2);
     assert!(s.status.checks[0].breached, "before the new run's first word");
@@ -193,7 +199,7 @@ fn a_breach_outlives_the_run_that_reported_it() {
 }
 
 /// Monitoring with a check of the runner's and one of the workload, whose run has failed.
-fn half_blind() -> Story {
+fn half_blind() -> Scenario {
     let mut s = validating();
     s.spec.monitoring.duration = std::time::Duration::from_secs(600).into();
     let workload = crate::api::Check {
@@ -204,7 +210,7 @@ fn half_blind() -> Story {
     };
     s.spec.monitoring.checks.push(workload);
     s.wait(20).settle();
-    s.lose(Task::Monitor).settle();
+    s.lose_job(Task::Monitor).settle();
     assert_eq!(ready(&s.status).0, "PodFailed");
     s
 }
@@ -212,12 +218,12 @@ fn half_blind() -> Story {
 #[test]
 fn what_the_controller_sees_needs_no_run() {
     let mut s = half_blind();
-    s.seen.workloads[0].available = (0, 2);
+    s.observed.workloads[0].available = (0, 2);
     for _ in 0..3 {
         // Each run fails as soon as it is there.
         s.wait(5).settle();
         if s.status.phase == Some(Phase::Monitoring) && s.run(Task::Monitor).job == Job::Active {
-            s.lose(Task::Monitor).settle();
+            s.lose_job(Task::Monitor).settle();
         }
     }
     assert_eq!(s.status.phase, Some(Phase::RollingBack));
@@ -229,21 +235,21 @@ fn a_failing_run_is_not_looked_at_all_the_time() {
     let mut s = half_blind();
     for _ in 0..100 {
         s.wait(1).settle();
-        let d = s.look();
+        let d = s.decide();
         assert!(d.wake_at.is_none_or(|at| at > s.now), "{:?} at {}", d.wake_at, s.now);
-        let moment = Story {
+        let moment = Scenario {
             now: s.now + jiff::SignedDuration::from_millis(1),
             spec: s.spec.clone(),
             status: s.status.clone(),
-            seen: s.seen.clone(),
+            observed: s.observed.clone(),
         };
         assert_eq!(
-            moment.look().status,
+            moment.decide().status,
             s.status,
             "a status that moves with the clock is written and looked at without end"
         );
         if s.run(Task::Monitor).job == Job::Active {
-            s.lose(Task::Monitor);
+            s.lose_job(Task::Monitor);
         }
     }
 }
@@ -252,11 +258,11 @@ fn a_failing_run_is_not_looked_at_all_the_time() {
 fn a_flag_that_drifts_is_told_while_the_run_fails() {
     let mut s = half_blind();
     s.flag("v1", None);
-    assert!(events(&s.turn()).contains(&"FlagDrifted"));
+    assert!(events(&s.reconcile()).contains(&"FlagDrifted"));
     assert_eq!(ready(&s.status).0, "FlagDrifted");
-    assert!(!events(&s.turn()).contains(&"FlagDrifted"), "told once");
+    assert!(!events(&s.reconcile()).contains(&"FlagDrifted"), "told once");
     s.flag("v2", None);
-    s.turn();
+    s.reconcile();
     assert_eq!(ready(&s.status).0, "PodFailed");
 }
 
@@ -268,10 +274,10 @@ fn a_lost_run_takes_no_measurement_of_another_kind_with_it() {
         .checks
         .push(crate::api::Check { max: Some("0".into()), ..monitoring().spec.monitoring.checks[0].clone() });
     s.settle();
-    s.lose(Task::Monitor).settle();
+    s.lose_job(Task::Monitor).settle();
     s.wait(2).settle();
     assert_eq!(s.run(Task::Monitor).run.spec.attempt, 2);
-    assert_eq!(s.seen.check_jobs.len(), 1, "the one under way is waited for");
+    assert_eq!(s.observed.check_jobs.len(), 1, "the one under way is waited for");
 }
 
 #[test]
@@ -282,16 +288,16 @@ fn down_sql_that_nobody_approved_is_told_before_it_is_needed() {
         {
             let mut s = given();
             let reason = ready(&s.status).0;
-            s.seen.down = sql;
-            let d = s.turn();
+            s.observed.down = sql;
+            let d = s.reconcile();
             assert_eq!(events(&d), ["DownSqlChanged"]);
             let c = d.status.conditions.iter().find(|c| c.type_ == "DownSqlChanged").unwrap();
             assert!(c.status == "True" && c.message.contains(&format!("is {what}, approved was sha256:down")), "{c:?}");
             assert!(c.message.ends_with("next: kubectl -n shop edit configmap sql"), "{}", c.message);
             assert_eq!(ready(&d.status).0, reason, "it holds nothing");
-            assert_eq!(events(&s.turn()), Vec::<&str>::new(), "told once");
-            s.seen.down = SqlSource::Present("sha256:down".into());
-            assert!(s.look().status.conditions.iter().all(|c| c.type_ != "DownSqlChanged"));
+            assert_eq!(events(&s.reconcile()), Vec::<&str>::new(), "told once");
+            s.observed.down = SqlSource::Present("sha256:down".into());
+            assert!(s.decide().status.conditions.iter().all(|c| c.type_ != "DownSqlChanged"));
         }
     }
 }
@@ -300,21 +306,21 @@ fn down_sql_that_nobody_approved_is_told_before_it_is_needed() {
 fn a_breach_tells_value_and_limit() {
     let mut s = monitoring();
     s.measure(Task::Monitor, CheckOutcome::Fail, true);
-    let d = s.look();
+    let d = s.decide();
     let rollback = d.status.rollback.unwrap();
     assert_eq!((rollback.cause.as_str(), rollback.message.as_str()), ("TriggerFired", "errors: 0.21 > 0.05"));
 
     let mut s = monitoring();
     on_breach(&mut s, OnBreach::Hold).measure(Task::Monitor, CheckOutcome::Fail, true);
-    assert_eq!(events(&s.turn()), ["CheckBreached"]);
-    assert_eq!(events(&s.turn()), Vec::<&str>::new(), "told once");
+    assert_eq!(events(&s.reconcile()), ["CheckBreached"]);
+    assert_eq!(events(&s.reconcile()), Vec::<&str>::new(), "told once");
     s.wait(30);
-    let (_, message) = ready(&s.look().status);
+    let (_, message) = ready(&s.decide().status);
     assert!(message.contains("errors Fail (0.21 > 0.05)") && message.contains("to go back: kubectl"), "{message}");
 }
 
 /// Monitoring with a check of the workload alone.
-fn watching_workload() -> Story {
+fn watching_workload() -> Scenario {
     let mut s = validating();
     let check = &mut s.spec.monitoring.checks[0];
     (check.sql, check.workload) = (None, Some(shop()));
@@ -326,20 +332,20 @@ fn watching_workload() -> Story {
 #[test]
 fn workloads_are_measured_by_what_is_seen() {
     let mut s = watching_workload();
-    assert!(s.seen.runs.iter().all(|r| r.run.spec.task != Task::Monitor), "no pod is needed for it");
+    assert!(s.observed.runs.iter().all(|r| r.run.spec.task != Task::Monitor), "no pod is needed for it");
     assert_eq!(s.status.checks[0].outcome, CheckOutcome::Pass);
     // 3 of 3, five seconds apart; looking more often does not count more.
-    s.seen.workloads[0].available = (1, 2);
+    s.observed.workloads[0].available = (1, 2);
     s.wait(1).settle();
     assert_eq!((s.status.checks[0].outcome, s.status.checks[0].failed), (CheckOutcome::Fail, 1));
     assert_eq!(s.status.checks[0].message, "1 of 2 replicas available");
-    assert_eq!(s.look().wake_at, Some(s.now + seconds(5)), "it is looked at again although nothing happens");
+    assert_eq!(s.decide().wake_at, Some(s.now + seconds(5)), "it is looked at again although nothing happens");
     s.wait(1).settle();
     assert_eq!(s.status.checks[0].failed, 1);
     s.wait(5).settle();
     assert_eq!((s.status.checks[0].failed, s.status.checks[0].breached), (2, false));
     s.wait(5);
-    let d = s.look();
+    let d = s.decide();
     assert_eq!(d.status.phase, Some(Phase::RollingBack));
     assert_eq!(d.status.rollback.unwrap().message, "errors: 1 of 2 replicas available");
 
@@ -347,7 +353,7 @@ fn workloads_are_measured_by_what_is_seen() {
         [("gone", (|w| w.exists = false) as fn(&mut Workload)), ("scaled to nothing", |w| w.available = (0, 0))]
     {
         let mut s = watching_workload();
-        harm(&mut s.seen.workloads[0]);
+        harm(&mut s.observed.workloads[0]);
         s.wait(1).settle();
         assert_eq!(s.status.checks[0].outcome, CheckOutcome::Fail, "{name}");
     }
@@ -374,7 +380,7 @@ fn failures_of_a_workload_are_counted_among_the_last_measurements() {
         s.spec.monitoring.checks[0].failures = crate::api::Failures { count: *count, of: *of };
         for (i, letter) in row.chars().enumerate() {
             assert_eq!(s.status.phase, Some(Phase::Monitoring), "{row} {count}/{of} at {i}");
-            s.seen.workloads[0].available = if letter == 'x' { (1, 2) } else { (2, 2) };
+            s.observed.workloads[0].available = if letter == 'x' { (1, 2) } else { (2, 2) };
             s.wait(5).settle();
         }
         assert_eq!(s.status.phase == Some(Phase::RollingBack), *breached, "{row} {count}/{of}");
@@ -399,16 +405,16 @@ fn a_check_of_the_same_name_in_the_next_stage_is_another_one() {
     s.spec.validation.checks = vec![check("Hold")];
     s.spec.monitoring.checks.push(check("Rollback"));
     // Breached once, good again by the end of the stage.
-    s.seen.workloads[0].available = (1, 2);
+    s.observed.workloads[0].available = (1, 2);
     s.wait(5).settle();
     assert!(s.status.checks[0].breached);
-    s.seen.workloads[0].available = (2, 2);
+    s.observed.workloads[0].available = (2, 2);
     s.wait(20).settle();
     assert_eq!((s.status.phase, s.status.rollback.clone()), (Some(Phase::Monitoring), None));
 }
 
 /// Monitoring with a check that runs the team's own image each 10 s.
-fn own_image() -> Story {
+fn own_image() -> Scenario {
     let mut s = validating();
     s.spec.monitoring.checks = vec![crate::api::Check {
         job: serde_json::from_value(serde_json::json!({"image": "shop-check:1"})).unwrap(),
@@ -424,18 +430,21 @@ fn own_image() -> Story {
 #[test]
 fn a_job_check_is_a_job_for_each_measurement() {
     let mut s = own_image();
-    let d = s.turn();
-    assert_eq!(acts(&d), ["check m-monitor-c0n1"], "no runner is needed for it");
-    assert!(acts(&s.look()).is_empty(), "it is under way");
-    let check = |s: &Story| s.status.checks[0].clone();
+    let d = s.reconcile();
+    assert_eq!(actions(&d), ["check m-monitor-c0n1"], "no runner is needed for it");
+    assert!(actions(&s.decide()).is_empty(), "it is under way");
+    let check = |s: &Scenario| s.status.checks[0].clone();
     assert_eq!(check(&s).outcome, CheckOutcome::NoData);
-    s.seen.check_jobs[0].job = Job::Complete;
+    s.observed.check_jobs[0].job = Job::Complete;
     s.settle();
     assert_eq!((check(&s).outcome, check(&s).measured), (CheckOutcome::Pass, 1));
-    assert!(s.seen.check_jobs.len() == 1 && s.look().wake_at == Some(s.now + seconds(10)), "not before its interval");
+    assert!(
+        s.observed.check_jobs.len() == 1 && s.decide().wake_at == Some(s.now + seconds(10)),
+        "not before its interval"
+    );
     for (n, phase) in [(2, Phase::Monitoring), (3, Phase::RollingBack)] {
         s.wait(10).settle();
-        let job = s.seen.check_jobs.last_mut().unwrap();
+        let job = s.observed.check_jobs.last_mut().unwrap();
         assert_eq!(job.name, format!("m-monitor-c0n{n}"));
         job.job = Job::Failed { reason: "BackoffLimitExceeded".into() };
         s.settle();
@@ -469,7 +478,7 @@ fn a_job_whose_container_never_started_is_no_measurement() {
         s.spec.monitoring.duration = std::time::Duration::from_secs(600).into();
         for _ in 0..2 {
             s.settle();
-            let last = s.seen.check_jobs.last_mut().unwrap();
+            let last = s.observed.check_jobs.last_mut().unwrap();
             (last.job, last.pod) = (job.clone(), pod.clone());
             s.settle().wait(10);
         }
@@ -487,16 +496,16 @@ fn a_job_whose_container_never_started_is_no_measurement() {
 fn what_keeps_a_container_from_starting_is_said_at_once_and_remembered() {
     let mut s = own_image();
     s.settle();
-    s.seen.check_jobs[0].pod = CheckPod::Waiting("ImagePullBackOff".into());
+    s.observed.check_jobs[0].pod = CheckPod::Waiting("ImagePullBackOff".into());
     s.settle();
     let c = s.status.checks[0].clone();
     assert_eq!((c.outcome, c.measured), (CheckOutcome::NoData, 0));
     assert!(c.message.starts_with("waits for Job m-monitor-c0n1 ImagePullBackOff; next: kubectl"), "{}", c.message);
-    s.seen.check_jobs[0].pod = CheckPod::Started;
-    assert_eq!(s.look().status.checks[0].message, "Job m-monitor-c0n1 is under way");
+    s.observed.check_jobs[0].pod = CheckPod::Started;
+    assert_eq!(s.decide().status.checks[0].message, "Job m-monitor-c0n1 is under way");
     // At its time-out the kubelet calls the container terminated, and the reason is gone.
-    s.seen.check_jobs[0].job = Job::Failed { reason: "BackoffLimitExceeded".into() };
-    s.seen.check_jobs[0].pod = CheckPod::Waiting(String::new());
+    s.observed.check_jobs[0].job = Job::Failed { reason: "BackoffLimitExceeded".into() };
+    s.observed.check_jobs[0].pod = CheckPod::Waiting(String::new());
     s.settle();
     let c = &s.status.checks[0];
     assert!(c.message.contains("(BackoffLimitExceeded, ImagePullBackOff)"), "{}", c.message);

@@ -8,60 +8,60 @@ fn ended(name: &'static str, given: Given, when: When, effects: &'static [&'stat
 
 #[test]
 fn guards_are_removed_at_the_end() {
-    hold(&[
-        ended("under way", completed, nothing, &[], None),
-        ended("done", completed, |s| done(s.succeed(Task::Cleanup)), &[], None),
-        ended("failed: tried again", completed, |s| done(s.fail(Task::Cleanup, Reason::HostUnreachable)), &[], None),
+    assert_cases(&[
+        ended("under way", completed, no_event, &[], None),
+        ended("done", completed, |s| apply(s.succeed(Task::Cleanup)), &[], None),
+        ended("failed: tried again", completed, |s| apply(s.fail(Task::Cleanup, Reason::HostUnreachable)), &[], None),
         ended(
             "... not yet",
             completed,
-            |s| done(s.fail(Task::Cleanup, Reason::HostUnreachable).settle().wait(1)),
+            |s| apply(s.fail(Task::Cleanup, Reason::HostUnreachable).settle().wait(1)),
             &[],
             Some(1),
         ),
         ended(
             "... now: first the old run goes",
             completed,
-            |s| done(s.fail(Task::Cleanup, Reason::HostUnreachable).settle().wait(2)),
+            |s| apply(s.fail(Task::Cleanup, Reason::HostUnreachable).settle().wait(2)),
             &["remove m-cleanup-1"],
             None,
         ),
-        ended("a Revert comes too late", completed, |s| done(s.say("ann", DecisionKind::Revert)), &[], None),
+        ended("a Revert comes too late", completed, |s| apply(s.submit("ann", DecisionKind::Revert)), &[], None),
     ]);
     for given in [completed as Given, rolled_back, failed, cancelled] {
         let mut s = given();
-        assert!(s.seen.runs.iter().any(|r| r.run.spec.task == Task::Cleanup), "{:?}", s.status.phase);
+        assert!(s.observed.runs.iter().any(|r| r.run.spec.task == Task::Cleanup), "{:?}", s.status.phase);
         let before = ready(&s.status);
         s.succeed(Task::Cleanup).settle();
         assert_eq!(ready(&s.status), before, "tidying is not the news");
-        assert_eq!(acts(&s.look()), Vec::<String>::new());
+        assert_eq!(actions(&s.decide()), Vec::<String>::new());
     }
     // Failed before any guard was put up: nothing to remove.
     let mut s = preflight();
     s.fail(Task::Preflight, Reason::SqlSyntaxError).settle();
-    assert!(s.seen.runs.iter().all(|r| r.run.spec.task != Task::Cleanup));
+    assert!(s.observed.runs.iter().all(|r| r.run.spec.task != Task::Cleanup));
 }
 
 #[test]
 fn a_failed_preparation_starts_again_when_its_inputs_change() {
     let mut s = failed();
-    s.seen.up = SqlSource::Present("sha256:mended".into());
-    assert_eq!(s.look().status.phase, Some(Phase::Failed), "not while guards are being removed");
+    s.observed.up = SqlSource::Present("sha256:mended".into());
+    assert_eq!(s.decide().status.phase, Some(Phase::Failed), "not while guards are being removed");
     s.succeed(Task::Cleanup);
-    let d = s.turn();
+    let d = s.reconcile();
     assert_eq!((d.status.phase, d.status.step), (Some(Phase::Preparing), Some(Step::Preflight)));
-    assert!(acts(&d).contains(&"start m-preflight-2".to_owned()), "{:?}", acts(&d));
+    assert!(actions(&d).contains(&"start m-preflight-2".to_owned()), "{:?}", actions(&d));
     // Without guards at once.
     let mut s = preflight();
     s.fail(Task::Preflight, Reason::SqlSyntaxError).settle();
-    s.seen.generation = 2;
-    assert_eq!(s.look().status.phase, Some(Phase::Preparing));
+    s.observed.generation = 2;
+    assert_eq!(s.decide().status.phase, Some(Phase::Preparing));
     // And unchanged inputs are not tried again.
     let mut s = failed();
     s.succeed(Task::Cleanup).settle().wait(86_400);
-    assert_eq!(s.look().status.phase, Some(Phase::Failed));
-    s.say("ann", DecisionKind::Abort);
-    assert_eq!(s.look().status.phase, Some(Phase::Cancelled));
+    assert_eq!(s.decide().status.phase, Some(Phase::Failed));
+    s.submit("ann", DecisionKind::Abort);
+    assert_eq!(s.decide().status.phase, Some(Phase::Cancelled));
 }
 
 #[test]
@@ -72,13 +72,13 @@ fn deleted_in_each_phase() {
         ("Preparing, guards are up", rehearsing, Phase::Cancelled, false),
         ("AwaitingApproval", awaiting, Phase::Cancelled, false),
         ("Executing, not opened", approved, Phase::Cancelled, false),
-        ("Executing, opened", opened, Phase::RollingBack, false),
+        ("Executing, opened", blocking, Phase::RollingBack, false),
         ("Executing, committed", migrated, Phase::RollingBack, false),
         ("Executing, being released", releasing, Phase::Executing, false),
         ("Validating", validating, Phase::Completed, false),
         ("Monitoring", monitoring, Phase::Completed, false),
         ("Completed, not cleaned up", completed, Phase::Completed, false),
-        ("RollingBack", reverting, Phase::RollingBack, false),
+        ("RollingBack", running_down_sql, Phase::RollingBack, false),
         ("RolledBack, not cleaned up", rolled_back, Phase::RolledBack, false),
         ("RollbackFailed", rollback_failed, Phase::RollbackFailed, false),
         ("Failed, not cleaned up", failed, Phase::Failed, false),
@@ -86,58 +86,58 @@ fn deleted_in_each_phase() {
     ];
     for (name, given, phase, goes) in cases {
         let mut s = given();
-        s.seen.deleting = true;
-        let d = s.turn();
+        s.observed.deleting = true;
+        let d = s.reconcile();
         assert_eq!(d.status.phase, Some(*phase), "{name}");
-        assert_eq!(acts(&d).contains(&"let go".to_owned()), *goes, "{name}: {:?}", acts(&d));
+        assert_eq!(actions(&d).contains(&"let go".to_owned()), *goes, "{name}: {:?}", actions(&d));
         if matches!(phase, Phase::Executing | Phase::RollingBack | Phase::RollbackFailed) || *goes {
             continue;
         }
         // The finalizer goes when the guards are removed, and only then.
         for _ in 0..5 {
-            s.turn();
+            s.reconcile();
         }
-        assert!(s.seen.finalizer, "{name}: gone before the clean-up");
+        assert!(s.observed.finalizer, "{name}: gone before the clean-up");
         s.succeed(Task::Cleanup);
-        assert_eq!(acts(&s.turn()), ["let go"], "{name}");
-        assert_eq!(acts(&s.turn()), Vec::<String>::new(), "{name}");
+        assert_eq!(actions(&s.reconcile()), ["let go"], "{name}");
+        assert_eq!(actions(&s.reconcile()), Vec::<String>::new(), "{name}");
     }
 }
 
 #[test]
 fn deleted_inside_the_window_is_undone_and_then_gone() {
     let mut s = migrated();
-    s.seen.deleting = true;
+    s.observed.deleting = true;
     s.settle();
     s.state(Task::Window, WindowState::Reverted).succeed(Task::Window).settle();
     assert_eq!(s.status.phase, Some(Phase::RolledBack));
-    assert!(s.seen.finalizer);
+    assert!(s.observed.finalizer);
     s.succeed(Task::Cleanup).settle();
-    assert!(!s.seen.finalizer);
+    assert!(!s.observed.finalizer);
 }
 
 #[test]
 fn a_database_that_is_gone_does_not_hold_a_deletion_for_ever() {
     let mut s = completed();
-    s.seen.deleting = true;
+    s.observed.deleting = true;
     for _ in 0..4 {
         s.fail(Task::Cleanup, Reason::HostUnreachable).settle().wait(300).settle();
-        assert!(s.seen.finalizer);
+        assert!(s.observed.finalizer);
     }
     s.fail(Task::Cleanup, Reason::HostUnreachable);
-    let d = s.turn();
-    assert_eq!(acts(&d), ["let go"]);
+    let d = s.reconcile();
+    assert_eq!(actions(&d), ["let go"]);
     assert!(events(&d).contains(&"GuardsLeft"), "{:?}", events(&d));
 }
 
 #[test]
-fn nothing_is_begun_for_what_is_deleted() {
-    let mut s = Story::new();
-    s.seen.deleting = true;
-    let d = s.look();
-    assert_eq!((d.status.phase, acts(&d)), (Some(Phase::Cancelled), vec!["let go".to_owned()]));
-    s.seen.finalizer = false;
-    assert_eq!(acts(&s.look()), Vec::<String>::new());
+fn no_event_is_begun_for_what_is_deleted() {
+    let mut s = Scenario::new();
+    s.observed.deleting = true;
+    let d = s.decide();
+    assert_eq!((d.status.phase, actions(&d)), (Some(Phase::Cancelled), vec!["let go".to_owned()]));
+    s.observed.finalizer = false;
+    assert_eq!(actions(&s.decide()), Vec::<String>::new());
 }
 
 #[test]

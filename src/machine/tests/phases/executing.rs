@@ -19,23 +19,23 @@ fn case(
 #[test]
 fn the_window_goes_its_way() {
     use WindowState::{Blocked, Migrated, Opening};
-    hold(&[
-        case("the pod is not ready", approved, |s| done(s.wait(1)), Step::OpenWindow, &[], Some(599)),
-        case("opening", opened, |s| done(s.state(WINDOW, Opening)), Step::OpenWindow, &[], Some(50)),
-        case("blocked", opened, |s| done(s.state(WINDOW, Blocked)), Step::Migrate, &[], Some(50)),
+    assert_cases(&[
+        case("the pod is not ready", approved, |s| apply(s.wait(1)), Step::OpenWindow, &[], Some(599)),
+        case("opening", blocking, |s| apply(s.state(WINDOW, Opening)), Step::OpenWindow, &[], Some(50)),
+        case("blocked", blocking, |s| apply(s.state(WINDOW, Blocked)), Step::Migrate, &[], Some(50)),
         case(
             "committed",
-            opened,
-            |s| done(s.state(WINDOW, Migrated)),
+            blocking,
+            |s| apply(s.state(WINDOW, Migrated)),
             Step::SwitchApplication,
             &["order m-window-1 Switch"],
             Some(50),
         ),
-        case("no flag before the acknowledgement", migrated, nothing, Step::SwitchApplication, &[], Some(50)),
+        case("no flag before the acknowledgement", migrated, no_event, Step::SwitchApplication, &[], Some(50)),
         case(
             "acknowledged: the flag, and nothing before it",
             migrated,
-            |s| done(s.acknowledge(WINDOW)),
+            |s| apply(s.acknowledge(WINDOW)),
             Step::SwitchApplication,
             &["flag v2 uid-1.to"],
             Some(50),
@@ -62,11 +62,11 @@ fn the_window_goes_its_way() {
             &["restart shop uid-1.to"],
             Some(50),
         ),
-        case("rollout under way", switching, nothing, Step::SwitchApplication, &[], Some(50)),
+        case("rollout under way", switching, no_event, Step::SwitchApplication, &[], Some(50)),
         case(
             "rolled out, an old pod is left",
             switching,
-            |s| done(s.rollout(true, 1).probe(WINDOW, "v2")),
+            |s| apply(s.rollout(true, 1).probe(WINDOW, "v2")),
             Step::SwitchApplication,
             &[],
             Some(50),
@@ -74,7 +74,7 @@ fn the_window_goes_its_way() {
         case(
             "no old pod, not settled",
             switching,
-            |s| done(s.rollout(false, 0).probe(WINDOW, "v2")),
+            |s| apply(s.rollout(false, 0).probe(WINDOW, "v2")),
             Step::SwitchApplication,
             &[],
             Some(50),
@@ -82,7 +82,7 @@ fn the_window_goes_its_way() {
         case(
             "rolled out, the probe answers the old version",
             switching,
-            |s| done(s.rollout(true, 0).noticed().probe(WINDOW, "v1")),
+            |s| apply(s.rollout(true, 0).reconciled().probe(WINDOW, "v1")),
             Step::SwitchApplication,
             &[],
             Some(10),
@@ -90,7 +90,7 @@ fn the_window_goes_its_way() {
         case(
             "rolled out, the probe does not answer",
             switching,
-            |s| done(s.rollout(true, 0)),
+            |s| apply(s.rollout(true, 0)),
             Step::SwitchApplication,
             &[],
             Some(50),
@@ -110,7 +110,8 @@ fn the_window_goes_its_way() {
             "somebody restarted it for something else",
             switching,
             |s| {
-                s.rollout(true, 0).noticed().probe(WINDOW, "v2").seen.workloads[0].restarted_for = Some("other".into());
+                s.rollout(true, 0).reconciled().probe(WINDOW, "v2").observed.workloads[0].restarted_for =
+                    Some("other".into());
             },
             Step::SwitchApplication,
             &["restart shop uid-1.to"],
@@ -120,7 +121,7 @@ fn the_window_goes_its_way() {
             "somebody set the flag back",
             switching,
             |s| {
-                s.rollout(true, 0).noticed().probe(WINDOW, "v2").flag("v1", Some("uid-1.to"));
+                s.rollout(true, 0).reconciled().probe(WINDOW, "v2").flag("v1", Some("uid-1.to"));
             },
             Step::SwitchApplication,
             &["flag v2 uid-1.to"],
@@ -129,7 +130,7 @@ fn the_window_goes_its_way() {
         case(
             "all run v2, balances not compared",
             switching,
-            |s| done(s.rollout(true, 0).noticed().probe(WINDOW, "v2")),
+            |s| apply(s.rollout(true, 0).reconciled().probe(WINDOW, "v2")),
             Step::CloseWindow,
             &[],
             Some(50),
@@ -137,7 +138,7 @@ fn the_window_goes_its_way() {
         case(
             "compared before the rollout ends",
             switching,
-            |s| done(s.compared(WINDOW, 0)),
+            |s| apply(s.compared(WINDOW, 0)),
             Step::SwitchApplication,
             &[],
             Some(50),
@@ -145,7 +146,7 @@ fn the_window_goes_its_way() {
         case(
             "all run v2, all balances equal",
             switched,
-            |s| done(s.compared(WINDOW, 0)),
+            |s| apply(s.compared(WINDOW, 0)),
             Step::CloseWindow,
             &["order m-window-1 Release"],
             Some(50),
@@ -153,7 +154,7 @@ fn the_window_goes_its_way() {
         case(
             "release is on its way: no way back in between",
             releasing,
-            |s| done(s.wait(49).say("ann", DecisionKind::Abort)),
+            |s| apply(s.wait(49).submit("ann", DecisionKind::Abort)),
             Step::CloseWindow,
             &[],
             Some(1),
@@ -163,7 +164,7 @@ fn the_window_goes_its_way() {
             ..case(
                 "release is on its way, long since: that is told, and not looked at all the time",
                 releasing,
-                |s| done(s.wait(50).say("ann", DecisionKind::Abort)),
+                |s| apply(s.wait(50).submit("ann", DecisionKind::Abort)),
                 Step::CloseWindow,
                 &[],
                 None,
@@ -172,14 +173,14 @@ fn the_window_goes_its_way() {
         case(
             "the report of the end is not yet the end",
             releasing,
-            |s| done(s.state(WINDOW, WindowState::Released)),
+            |s| apply(s.state(WINDOW, WindowState::Released)),
             Step::CloseWindow,
             &[],
             Some(50),
         ),
         case(
             "the Job is gone, the run is not",
-            opened,
+            blocking,
             |s| s.run(WINDOW).job = Job::Absent,
             Step::OpenWindow,
             &["start m-window-1"],
@@ -192,7 +193,7 @@ fn the_window_goes_its_way() {
 fn the_deadline_is_persisted_before_the_order_is_given() {
     let mut s = approved();
     s.wait(1).state(WINDOW, WindowState::Ready);
-    let first = s.look();
+    let first = s.decide();
     let deadline = first.status.window.as_ref().unwrap().deadline;
     assert_eq!(deadline, Some(s.now + seconds(60)));
     assert_eq!(ready(&first.status).0, "OpeningWindow");
@@ -207,25 +208,25 @@ fn the_deadline_is_persisted_before_the_order_is_given() {
     // ... a crash before it was given repeats it, with the same deadline ...
     s.status = first.status.clone();
     s.wait(7);
-    let second = s.look();
+    let second = s.decide();
     assert_eq!(order(&second), order(&first));
     assert_eq!(second.status.window.as_ref().unwrap().deadline, deadline);
     // ... and without it in the status nothing is ordered, whatever was decided in memory.
     s.status.window = None;
     s.progress(WINDOW, |w| w.state = WindowState::Starting);
-    assert_eq!(order(&s.look()), None);
+    assert_eq!(order(&s.decide()), None);
 }
 
 #[test]
 fn the_acknowledgement_is_persisted_before_the_flag_is_set() {
     let mut s = migrated();
     s.acknowledge(WINDOW);
-    let d = s.look();
+    let d = s.decide();
     assert!(d.status.window.as_ref().unwrap().switched);
     // A late report without it takes nothing back.
     s.status = d.status;
     s.progress(WINDOW, |w| w.switch_acknowledged = false);
-    assert_eq!(acts(&s.look()), ["flag v2 uid-1.to"]);
+    assert_eq!(actions(&s.decide()), ["flag v2 uid-1.to"]);
 }
 
 #[test]
@@ -243,13 +244,13 @@ fn gates_are_looked_at_once_more_before_the_window() {
     };
     let cases = [
         Case { reason: "FlagNotAtFrom", ..back("flag", |s| s.flag("v2", None)) },
-        Case { reason: "WorkloadMissing", ..back("workload", |s| s.seen.workloads[0].exists = false) },
-        Case { reason: "DecisionPolicyMissing", ..back("policy", |s| s.seen.policy_problem = Some("gone".into())) },
-        Case { reason: "Rejected", ..back("rejected", |s| done(s.say("eve", DecisionKind::Reject))) },
+        Case { reason: "WorkloadMissing", ..back("workload", |s| s.observed.workloads[0].exists = false) },
+        Case { reason: "DecisionPolicyMissing", ..back("policy", |s| s.observed.policy_problem = Some("gone".into())) },
+        Case { reason: "Rejected", ..back("rejected", |s| apply(s.submit("eve", DecisionKind::Reject))) },
         Case {
             reason: "ApprovalPending",
             ..back("an approval was deleted", |s| {
-                s.seen.decisions.pop();
+                s.observed.decisions.pop();
             })
         },
         Case {
@@ -258,7 +259,7 @@ fn gates_are_looked_at_once_more_before_the_window() {
             reason: "Progressing",
             effects: &["remove m-preflight-1", "remove m-window-1", "start m-preflight-2"],
             wake: None,
-            ..back("SQL", |s| s.seen.up = SqlSource::Present("sha256:x".into()))
+            ..back("SQL", |s| s.observed.up = SqlSource::Present("sha256:x".into()))
         },
         Case {
             phase: Phase::Preparing,
@@ -266,17 +267,21 @@ fn gates_are_looked_at_once_more_before_the_window() {
             reason: "Progressing",
             effects: &["remove m-preflight-1", "remove m-window-1", "start m-preflight-2"],
             wake: None,
-            ..back("spec", |s| s.seen.generation = 2)
+            ..back("spec", |s| s.observed.generation = 2)
         },
-        Case { reason: "PodFailed", wake: None, ..back("the pod was not ready in time", |s| done(s.wait(600))) },
-        Case { reason: "PodFailed", wake: None, ..back("the Job failed without a report", |s| done(s.lose(WINDOW))) },
+        Case { reason: "PodFailed", wake: None, ..back("the pod was not ready in time", |s| apply(s.wait(600))) },
+        Case {
+            reason: "PodFailed",
+            wake: None,
+            ..back("the Job failed without a report", |s| apply(s.lose_job(WINDOW)))
+        },
         Case {
             reason: "HostUnreachable",
             wake: None,
-            ..back("the pod cannot reach the database", |s| done(s.fail(WINDOW, Reason::HostUnreachable)))
+            ..back("the pod cannot reach the database", |s| apply(s.fail(WINDOW, Reason::HostUnreachable)))
         },
     ];
-    hold(&cases);
+    assert_cases(&cases);
     for case in cases {
         // And also when the pod is ready in the same moment.
         let mut s = approved();
@@ -284,18 +289,18 @@ fn gates_are_looked_at_once_more_before_the_window() {
         if case.reason != "PodFailed" && case.reason != "HostUnreachable" {
             s.state(WINDOW, WindowState::Ready);
         }
-        let d = s.look();
+        let d = s.decide();
         assert_eq!(d.status.phase, Some(case.phase), "{}", case.name);
-        assert!(!acts(&d).iter().any(|e| e.starts_with("order")), "{}: {:?}", case.name, acts(&d));
+        assert!(!actions(&d).iter().any(|e| e.starts_with("order")), "{}: {:?}", case.name, actions(&d));
     }
 }
 
 #[test]
 fn a_window_without_effect_needs_new_approvals() {
     for reason in [Reason::LockTimeout, Reason::WritesNotBlocked, Reason::ConnectionLost, Reason::DeadlinePassed] {
-        let mut s = opened();
+        let mut s = blocking();
         s.state(WINDOW, WindowState::Reverted).fail(WINDOW, reason);
-        let d = s.turn();
+        let d = s.reconcile();
         assert_eq!((d.status.phase, d.status.step), (Some(Phase::AwaitingApproval), Some(Step::Approve)), "{reason}");
         assert_eq!(d.status.approvals_after, Some(s.now), "{reason}");
         let (found, message) = ready(&d.status);
@@ -312,12 +317,12 @@ fn a_window_without_effect_needs_new_approvals() {
             (Some(Phase::AwaitingApproval), Some("0/2")),
             "{reason}"
         );
-        s.wait(1).say("ann", DecisionKind::Execute).settle();
+        s.wait(1).submit("ann", DecisionKind::Execute).settle();
         assert_eq!(s.status.approvals.as_deref(), Some("1/2"), "{reason}: one new word, none of the old");
-        s.say("bob", DecisionKind::Execute).present();
-        let d = s.turn();
+        s.submit("bob", DecisionKind::Execute).confirm_presence();
+        let d = s.reconcile();
         assert_eq!(d.status.phase, Some(Phase::Executing));
-        assert!(acts(&d).contains(&"start m-window-2".to_owned()), "{reason}: {:?}", acts(&d));
+        assert!(actions(&d).contains(&"start m-window-2".to_owned()), "{reason}: {:?}", actions(&d));
         assert_eq!(d.status.window, None, "{reason}: the new window has no deadline of the old one");
     }
 }
@@ -325,16 +330,16 @@ fn a_window_without_effect_needs_new_approvals() {
 #[test]
 fn sql_that_fails_in_the_window_fails_the_migration() {
     for reason in [Reason::SqlFailed, Reason::TablesNotGone, Reason::BalancesUnexplained] {
-        let mut s = opened();
+        let mut s = blocking();
         s.state(WINDOW, WindowState::Blocked).settle();
         s.state(WINDOW, WindowState::Reverted).fail(WINDOW, reason);
-        let d = s.look();
+        let d = s.decide();
         assert_eq!((d.status.phase, d.status.step), (Some(Phase::Failed), Some(Step::Migrate)), "{reason}");
         let (found, message) = ready(&d.status);
         assert_eq!(found, reason.as_str());
         assert!(message.contains("rolled back, nothing was changed, writes are open"), "{message}");
         assert_eq!(d.status.writes, Some(crate::api::Writes::Open));
-        assert_eq!(s.seen.flag_value(), Some("v1"));
+        assert_eq!(s.observed.flag_value(), Some("v1"));
     }
 }
 
@@ -346,49 +351,56 @@ fn inside_the_window_it_goes_back() {
     let revert: &[&str] = &["order m-window-1 Revert"];
     let flag: &[&str] = &["flag v1 uid-1.back"];
     let cases: &[WayBack] = &[
-        ("deadline before the commit", opened, |s| done(s.wait(50)), "DeadlinePassed", Step::RollbackSql, revert),
-        ("deadline after the commit", migrated, |s| done(s.wait(50)), "DeadlinePassed", Step::RollbackSql, revert),
-        ("deadline in the rollout", switching, |s| done(s.wait(50)), "DeadlinePassed", Step::SwitchBack, flag),
-        ("deadline before the comparison", switched, |s| done(s.wait(50)), "DeadlinePassed", Step::SwitchBack, flag),
-        ("Abort", opened, |s| done(s.say("ann", DecisionKind::Abort)), "Stopped", Step::RollbackSql, revert),
-        ("Revert", migrated, |s| done(s.say("ann", DecisionKind::Revert)), "Stopped", Step::RollbackSql, revert),
-        ("by the author", switching, |s| done(s.say("author", DecisionKind::Abort)), "Stopped", Step::SwitchBack, flag),
-        ("balances", migrated, |s| done(s.compared(WINDOW, 1)), "BalancesUnexplained", Step::RollbackSql, revert),
+        ("deadline before the commit", blocking, |s| apply(s.wait(50)), "DeadlinePassed", Step::RollbackSql, revert),
+        ("deadline after the commit", migrated, |s| apply(s.wait(50)), "DeadlinePassed", Step::RollbackSql, revert),
+        ("deadline in the rollout", switching, |s| apply(s.wait(50)), "DeadlinePassed", Step::SwitchBack, flag),
+        ("deadline before the comparison", switched, |s| apply(s.wait(50)), "DeadlinePassed", Step::SwitchBack, flag),
+        ("Abort", blocking, |s| apply(s.submit("ann", DecisionKind::Abort)), "Stopped", Step::RollbackSql, revert),
+        ("Revert", migrated, |s| apply(s.submit("ann", DecisionKind::Revert)), "Stopped", Step::RollbackSql, revert),
+        (
+            "by the author",
+            switching,
+            |s| apply(s.submit("author", DecisionKind::Abort)),
+            "Stopped",
+            Step::SwitchBack,
+            flag,
+        ),
+        ("balances", migrated, |s| apply(s.compared(WINDOW, 1)), "BalancesUnexplained", Step::RollbackSql, revert),
         (
             "balances, switched",
             switched,
-            |s| done(s.compared(WINDOW, 1)),
+            |s| apply(s.compared(WINDOW, 1)),
             "BalancesUnexplained",
             Step::SwitchBack,
             flag,
         ),
-        ("deleted", opened, |s| s.seen.deleting = true, "Deleted", Step::RollbackSql, revert),
-        ("deleted, switched", switched, |s| s.seen.deleting = true, "Deleted", Step::SwitchBack, flag),
+        ("deleted", blocking, |s| s.observed.deleting = true, "Deleted", Step::RollbackSql, revert),
+        ("deleted, switched", switched, |s| s.observed.deleting = true, "Deleted", Step::SwitchBack, flag),
     ];
     for (name, given, when, cause, step, effects) in cases {
         let mut s = given();
         when(&mut s);
-        let d = s.look();
+        let d = s.decide();
         let rollback = d.status.rollback.clone().unwrap_or_else(|| panic!("{name}: stays"));
         assert_eq!((d.status.phase, d.status.step), (Some(Phase::RollingBack), Some(*step)), "{name}");
         assert_eq!((rollback.cause.as_str(), rollback.started_at), (*cause, s.now), "{name}");
-        assert_eq!(acts(&d), *effects, "{name}");
+        assert_eq!(actions(&d), *effects, "{name}");
         assert!(events(&d).contains(cause), "{name}: {:?}", events(&d));
         assert_eq!(d.status.window.as_ref().unwrap().released_at, None, "{name}: writes stay blocked meanwhile");
     }
     let stays: &[(&str, Given, When)] = &[
-        ("a second before the deadline", opened, |s| done(s.wait(49))),
-        ("Reject is too late", opened, |s| done(s.say("ann", DecisionKind::Reject))),
-        ("SQL edited inside", migrated, |s| s.seen.up = SqlSource::Missing),
-        ("spec edited inside", migrated, |s| s.seen.generation = 2),
-        ("deleted while it is being released", releasing, |s| s.seen.deleting = true),
-        ("deadline while it is being released", releasing, |s| done(s.wait(500))),
+        ("a second before the deadline", blocking, |s| apply(s.wait(49))),
+        ("Reject is too late", blocking, |s| apply(s.submit("ann", DecisionKind::Reject))),
+        ("SQL edited inside", migrated, |s| s.observed.up = SqlSource::Missing),
+        ("spec edited inside", migrated, |s| s.observed.generation = 2),
+        ("deleted while it is being released", releasing, |s| s.observed.deleting = true),
+        ("deadline while it is being released", releasing, |s| apply(s.wait(500))),
     ];
     for (name, given, when) in stays {
         let mut s = given();
         let step = s.status.step;
         when(&mut s);
-        let d = s.look();
+        let d = s.decide();
         assert_eq!((d.status.phase, d.status.step), (Some(Phase::Executing), step), "{name}");
         assert_eq!(d.status.rollback, None, "{name}");
     }
@@ -400,37 +412,37 @@ fn going_back_inside_the_window_ends_it() {
     let mut s = migrated();
     s.wait(50).settle();
     s.wait(1).state(WINDOW, WindowState::Reverted).succeed(WINDOW);
-    assert_eq!(s.turn().status.phase, Some(Phase::RolledBack));
+    assert_eq!(s.reconcile().status.phase, Some(Phase::RolledBack));
 
     let mut s = switching();
     s.wait(50).settle();
-    assert_eq!(s.seen.flag_value(), Some("v1"));
-    assert_eq!(s.seen.workloads[0].restarted_for.as_deref(), Some("uid-1.back"));
-    assert_eq!(acts(&s.look()), Vec::<String>::new(), "no down SQL before the old version runs");
+    assert_eq!(s.observed.flag_value(), Some("v1"));
+    assert_eq!(s.observed.workloads[0].restarted_for.as_deref(), Some("uid-1.back"));
+    assert_eq!(actions(&s.decide()), Vec::<String>::new(), "no down SQL before the old version runs");
     s.rollout(true, 1).probe(WINDOW, "v1");
-    assert_eq!(acts(&s.look()), Vec::<String>::new(), "no down SQL while a new pod is left");
-    s.rollout(true, 0).noticed().wait(1).probe(WINDOW, "v2");
-    assert_eq!(acts(&s.look()), Vec::<String>::new(), "no down SQL while the probe answers the new version");
+    assert_eq!(actions(&s.decide()), Vec::<String>::new(), "no down SQL while a new pod is left");
+    s.rollout(true, 0).reconciled().wait(1).probe(WINDOW, "v2");
+    assert_eq!(actions(&s.decide()), Vec::<String>::new(), "no down SQL while the probe answers the new version");
     s.probe(WINDOW, "v1");
-    assert_eq!(acts(&s.turn()), ["order m-window-1 Revert"]);
+    assert_eq!(actions(&s.reconcile()), ["order m-window-1 Revert"]);
     s.state(WINDOW, WindowState::Reverted).succeed(WINDOW);
-    let d = s.turn();
+    let d = s.reconcile();
     assert_eq!((d.status.phase, ready(&d.status).0.as_str()), (Some(Phase::RolledBack), "RolledBack"));
 }
 
 #[test]
 fn the_runner_ended_the_window_by_itself() {
     // Committed, then undone at the deadline, controller away: nothing is left but to say so.
-    let mut s = opened();
+    let mut s = blocking();
     s.wait(60).state(WINDOW, WindowState::Reverted).fail(WINDOW, Reason::DeadlinePassed);
     s.progress(WINDOW, |w| (w.migrate_seconds, w.deadline_passed) = (Some(1.0), true));
-    let d = s.look();
+    let d = s.decide();
     assert_eq!(d.status.phase, Some(Phase::RolledBack));
     assert_eq!(d.status.rollback.as_ref().unwrap().cause, "DeadlinePassed");
     // Released while no controller looked: the steps in between count as done.
-    let mut s = opened();
+    let mut s = blocking();
     s.state(WINDOW, WindowState::Released).succeed(WINDOW);
-    let d = s.look();
+    let d = s.decide();
     assert_eq!((d.status.phase, d.status.step), (Some(Phase::Validating), Some(Step::Validate)));
     for step in [Step::Migrate, Step::VerifyMigration, Step::SwitchApplication, Step::CloseWindow] {
         let step_status = d.status.steps.iter().find(|step_status| step_status.name == step).unwrap();
@@ -442,8 +454,8 @@ fn the_runner_ended_the_window_by_itself() {
 fn a_lost_pod_is_replaced_and_then_a_person_called() {
     let mut s = migrated();
     for attempt in 2..6 {
-        s.lose(WINDOW);
-        let d = s.turn();
+        s.lose_job(WINDOW);
+        let d = s.reconcile();
         assert_eq!(d.status.phase, Some(Phase::Executing));
         assert_eq!(events(&d), ["WindowPodLost"]);
         s.settle();
@@ -452,8 +464,8 @@ fn a_lost_pod_is_replaced_and_then_a_person_called() {
         assert_eq!(order.command, crate::api::WindowCommand::Switch, "it is told at once how far it may go");
         assert_eq!(order.deadline, s.status.window.as_ref().unwrap().deadline, "the deadline stays");
     }
-    s.lose(WINDOW);
-    let d = s.look();
+    s.lose_job(WINDOW);
+    let d = s.decide();
     assert_eq!((d.status.phase, ready(&d.status).0.as_str()), (Some(Phase::RollbackFailed), "PodFailed"));
     assert!(
         ready(&d.status)
@@ -466,7 +478,7 @@ fn a_lost_pod_is_replaced_and_then_a_person_called() {
 }
 
 /// The run's pod has never said a word: its image is gone, or it is killed as soon as it starts.
-fn silent(s: &mut Story) -> &mut Story {
+fn silent(s: &mut Scenario) -> &mut Scenario {
     s.run(WINDOW).run.status = None;
     s
 }
@@ -476,7 +488,7 @@ fn a_pod_that_never_answers_does_not_hide_the_deadline() {
     let revert: &[&str] = &["order m-window-1 Revert"];
     type Expected = (&'static str, Given, Phase, Step, &'static [&'static str], &'static str);
     let cases: &[Expected] = &[
-        ("opened", opened, Phase::RollingBack, Step::RollbackSql, revert, "job/m-window-1"),
+        ("opened", blocking, Phase::RollingBack, Step::RollbackSql, revert, "job/m-window-1"),
         ("committed", migrated, Phase::RollingBack, Step::RollbackSql, revert, "job/m-window-1"),
         ("switching", switching, Phase::RollingBack, Step::SwitchBack, &["flag v1 uid-1.back"], "on the new schema"),
         ("being released", releasing, Phase::Executing, Step::CloseWindow, &[], "job/m-window-1"),
@@ -484,12 +496,12 @@ fn a_pod_that_never_answers_does_not_hide_the_deadline() {
     for (name, given, phase, step, effects, next) in cases {
         let mut s = given();
         silent(&mut s).settle().wait(49);
-        assert_eq!(s.look().status.phase, Some(Phase::Executing), "{name}");
-        assert_eq!(s.look().wake_at, Some(s.now + seconds(1)), "{name}");
+        assert_eq!(s.decide().status.phase, Some(Phase::Executing), "{name}");
+        assert_eq!(s.decide().wake_at, Some(s.now + seconds(1)), "{name}");
         s.wait(1);
-        let d = s.turn();
+        let d = s.reconcile();
         assert_eq!((d.status.phase, d.status.step), (Some(*phase), Some(*step)), "{name}");
-        assert_eq!(acts(&d), *effects, "{name}");
+        assert_eq!(actions(&d), *effects, "{name}");
         for _ in 0..2 {
             let (reason, message) = ready(&s.status);
             assert_eq!(reason, "WindowOverdue", "{name}");
@@ -498,11 +510,11 @@ fn a_pod_that_never_answers_does_not_hide_the_deadline() {
             assert_eq!(s.status.writes, Some(crate::api::Writes::Blocked), "{name}");
             // And an hour later it is the same.
             s.settle().wait(3600);
-            assert!(!events(&s.turn()).contains(&"WindowOverdue"), "{name}: told once");
+            assert!(!events(&s.reconcile()).contains(&"WindowOverdue"), "{name}: told once");
         }
     }
     // An answer at last ends it.
-    let mut s = opened();
+    let mut s = blocking();
     silent(&mut s).wait(50).settle();
     s.state(WINDOW, WindowState::Reverted).succeed(WINDOW).settle();
     assert_eq!(s.status.phase, Some(Phase::RolledBack));
@@ -513,9 +525,9 @@ fn a_pod_that_never_answers_does_not_hide_the_deadline() {
 fn only_a_gate_known_to_be_open_counts_as_nothing_changed() {
     for reason in [Reason::ConnectionLost, Reason::SqlFailed, Reason::Internal] {
         for state in [WindowState::Opening, WindowState::Blocked, WindowState::Migrated] {
-            let mut s = opened();
+            let mut s = blocking();
             s.state(WINDOW, state).fail(WINDOW, reason);
-            let d = s.turn();
+            let d = s.reconcile();
             assert_eq!(
                 d.status.phase,
                 Some(Phase::Executing),
@@ -528,21 +540,9 @@ fn only_a_gate_known_to_be_open_counts_as_nothing_changed() {
     // Open on the new schema, and something beside it went wrong: the new version runs.
     let mut s = releasing();
     s.state(WINDOW, WindowState::Released).fail(WINDOW, Reason::ConnectionLost);
-    let d = s.look();
+    let d = s.decide();
     assert_eq!(d.status.phase, Some(Phase::Validating));
     assert!(events(&d).contains(&"ConnectionLost"), "{:?}", events(&d));
-}
-
-#[test]
-fn what_was_switched_is_looked_at_until_the_release() {
-    let mut s = switched();
-    s.flag("v1", None);
-    let d = s.turn();
-    assert_eq!((d.status.step, acts(&d)), (Some(Step::SwitchApplication), vec!["flag v2 uid-1.to".to_owned()]));
-    s.compared(WINDOW, 0).rollout(true, 1).settle();
-    assert!(!s.status.window.as_ref().unwrap().releasing, "an old pod is back");
-    s.rollout(true, 0).settle().wait(1).probe(WINDOW, "v2").settle();
-    assert!(s.status.window.as_ref().unwrap().releasing);
 }
 
 #[test]
@@ -550,45 +550,23 @@ fn a_held_window_needs_a_person() {
     for given in [migrated as Given, switching, switched] {
         let mut s = given();
         s.state(WINDOW, WindowState::Held).fail(WINDOW, Reason::SqlFailed);
-        let d = s.look();
+        let d = s.decide();
         assert_eq!((d.status.phase, ready(&d.status).0.as_str()), (Some(Phase::RollbackFailed), "SqlFailed"));
         assert_eq!(d.status.writes, Some(crate::api::Writes::Blocked));
-        assert_eq!(acts(&d), Vec::<String>::new());
+        assert_eq!(actions(&d), Vec::<String>::new());
     }
 }
 
 #[test]
 fn lost_pods_of_an_earlier_window_do_not_count() {
-    let mut s = opened();
+    let mut s = blocking();
     for _ in 0..4 {
-        s.lose(WINDOW).settle();
+        s.lose_job(WINDOW).settle();
     }
     s.state(WINDOW, WindowState::Reverted).fail(WINDOW, Reason::LockTimeout).settle();
     assert_eq!(s.status.phase, Some(Phase::AwaitingApproval));
-    s.wait(2).say("ann", DecisionKind::Execute).say("bob", DecisionKind::Execute).present().settle();
+    s.wait(2).submit("ann", DecisionKind::Execute).submit("bob", DecisionKind::Execute).confirm_presence().settle();
     s.wait(1).state(WINDOW, WindowState::Ready).settle();
-    s.lose(WINDOW).settle();
+    s.lose_job(WINDOW).settle();
     assert_eq!(s.status.phase, Some(Phase::Executing));
-}
-
-#[test]
-fn a_rejected_plan_stays_rejected() {
-    let mut s = opened();
-    let digest = s.status.plan.as_ref().unwrap().digest.clone();
-    s.say_on("eve", DecisionKind::Reject, digest.as_deref());
-    s.wait(1).state(WINDOW, WindowState::Reverted).fail(WINDOW, Reason::LockTimeout).settle();
-    s.wait(2).say("ann", DecisionKind::Execute).say("bob", DecisionKind::Execute).settle();
-    assert_eq!((s.status.phase, ready(&s.status).0.as_str()), (Some(Phase::AwaitingApproval), "Rejected"));
-}
-
-#[test]
-fn the_probes_word_is_dated_by_the_runners_clock_alone() {
-    let mut s = switching();
-    // A runner whose clock is an hour ahead, and whose last answer is from before the rollout.
-    let ahead = s.now + seconds(3_600);
-    s.progress(WINDOW, |w| (w.observed_version, w.observed_at) = (Some("v2".into()), Some(ahead)));
-    s.rollout(true, 0).settle();
-    assert_eq!(s.status.step, Some(Step::SwitchApplication));
-    s.progress(WINDOW, |w| w.observed_at = Some(ahead + seconds(1))).settle();
-    assert_eq!(s.status.step, Some(Step::CloseWindow));
 }

@@ -6,8 +6,8 @@ use crate::machine::tests::*;
 fn after_a_day_and_after_a_week() {
     let mut s = observing();
     let released = s.status.window.as_ref().unwrap().released_at.unwrap();
-    assert_eq!(s.look().wake_at, Some(released + seconds(60)));
-    assert!(acts(&s.look()).is_empty(), "not before its time");
+    assert_eq!(s.decide().wake_at, Some(released + seconds(60)));
+    assert!(actions(&s.decide()).is_empty(), "not before its time");
     s.wait(10).settle();
     let run = s.run(Task::DayCheck).run.spec.clone();
     assert_eq!((run.attempt, run.inputs.cut_over_at), (1, Some(released)));
@@ -46,7 +46,7 @@ fn a_follow_up_that_fails_for_days_leaves_one_run() {
         let mut s = given();
         s.wait(10).settle();
         for attempt in 1..20 {
-            let runs: Vec<_> = s.seen.runs.iter().filter(|r| r.run.spec.task == task).collect();
+            let runs: Vec<_> = s.observed.runs.iter().filter(|r| r.run.spec.task == task).collect();
             assert_eq!(runs.len(), 1, "{task:?}");
             assert_eq!(runs[0].run.spec.attempt, attempt);
             s.fail(task, Reason::StoreUnreachable).settle();
@@ -54,8 +54,8 @@ fn a_follow_up_that_fails_for_days_leaves_one_run() {
         }
         // The last one stays as a record.
         s.succeed(task).settle();
-        s.say("ann", DecisionKind::Revert).settle();
-        assert_eq!(s.seen.runs.iter().filter(|r| r.run.spec.task == task).count(), 1);
+        s.submit("ann", DecisionKind::Revert).settle();
+        assert_eq!(s.observed.runs.iter().filter(|r| r.run.spec.task == task).count(), 1);
     }
 }
 
@@ -64,7 +64,7 @@ fn a_breach_is_told_and_nothing_goes_back_by_itself() {
     let mut s = observing();
     s.wait(10).settle();
     s.measure(Task::DayCheck, CheckOutcome::Fail, true).succeed(Task::DayCheck);
-    let d = s.turn();
+    let d = s.reconcile();
     assert_eq!(d.status.phase, Some(Phase::Observing));
     assert!(events(&d).contains(&"CheckBreached"), "{:?}", events(&d));
 }
@@ -73,29 +73,29 @@ fn a_breach_is_told_and_nothing_goes_back_by_itself() {
 fn who_decides() {
     let keeps = |name, when: When, phase| (name, when, phase);
     let cases: &[(&str, When, Phase)] = &[
-        keeps("nobody", nothing, Phase::Observing),
-        keeps("the author", |s| done(s.say("author", DecisionKind::Keep)), Phase::Observing),
-        keeps("another plan", |s| done(s.say_on("ann", DecisionKind::Keep, Some("sha256:x"))), Phase::Observing),
-        keeps("no plan", |s| done(s.say_on("ann", DecisionKind::Keep, None)), Phase::Observing),
+        keeps("nobody", no_event, Phase::Observing),
+        keeps("the author", |s| apply(s.submit("author", DecisionKind::Keep)), Phase::Observing),
+        keeps("another plan", |s| apply(s.submit_on("ann", DecisionKind::Keep, Some("sha256:x"))), Phase::Observing),
+        keeps("no plan", |s| apply(s.submit_on("ann", DecisionKind::Keep, None)), Phase::Observing),
         keeps(
             "before the review was there",
             |s| {
-                s.say("ann", DecisionKind::Keep);
-                s.seen.decisions.last_mut().unwrap().at = s.now - seconds(60);
+                s.submit("ann", DecisionKind::Keep);
+                s.observed.decisions.last_mut().unwrap().at = s.now - seconds(60);
             },
             Phase::Observing,
         ),
-        keeps("one person", |s| done(s.say("ann", DecisionKind::Keep)), Phase::Completed),
-        keeps("Revert", |s| done(s.say("ann", DecisionKind::Revert)), Phase::RollingBack),
+        keeps("one person", |s| apply(s.submit("ann", DecisionKind::Keep)), Phase::Completed),
+        keeps("Revert", |s| apply(s.submit("ann", DecisionKind::Revert)), Phase::RollingBack),
         keeps(
             "both: the word to go back wins",
-            |s| done(s.say("ann", DecisionKind::Keep).say("bob", DecisionKind::Revert)),
+            |s| apply(s.submit("ann", DecisionKind::Keep).submit("bob", DecisionKind::Revert)),
             Phase::RollingBack,
         ),
         keeps(
             "keep, while somebody has moved the flag",
             |s| {
-                s.say("ann", DecisionKind::Keep);
+                s.submit("ann", DecisionKind::Keep);
                 s.flag("v1", None);
             },
             Phase::Observing,
@@ -112,9 +112,9 @@ fn who_decides() {
 fn without_a_decision_it_stays_and_reminds() {
     let mut s = deciding();
     for _ in 0..3 {
-        assert!(!events(&s.look()).contains(&"DecisionDue"), "asked a moment ago");
+        assert!(!events(&s.decide()).contains(&"DecisionDue"), "asked a moment ago");
         s.wait(600);
-        let d = s.turn();
+        let d = s.reconcile();
         assert!(events(&d).contains(&"DecisionDue"));
         assert_eq!(d.status.phase, Some(Phase::Observing));
         s.settle();
@@ -125,9 +125,9 @@ fn without_a_decision_it_stays_and_reminds() {
 fn a_revert_works_at_every_moment_of_observing() {
     for given in [observing as Given, deciding] {
         let mut s = given();
-        s.say("ann", DecisionKind::Revert).settle();
+        s.submit("ann", DecisionKind::Revert).settle();
         assert_eq!((s.status.phase, s.status.step), (Some(Phase::RollingBack), Some(Step::ReopenWindow)));
         assert_eq!(s.status.rollback.as_ref().unwrap().message, "Revert by ann");
-        assert!(s.seen.runs.iter().any(|r| r.run.spec.task == Task::RollbackWindow));
+        assert!(s.observed.runs.iter().any(|r| r.run.spec.task == Task::RollbackWindow));
     }
 }

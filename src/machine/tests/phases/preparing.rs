@@ -16,18 +16,18 @@ fn case(
 
 #[test]
 fn steps_follow_each_other() {
-    hold(&[
-        case("new", Story::new, nothing, Step::Preflight, "Progressing", &["start m-preflight-1"], None),
+    assert_cases(&[
+        case("new", Scenario::new, no_event, Step::Preflight, "Progressing", &["start m-preflight-1"], None),
         case(
             "nothing is begun before deletion can be held up",
-            Story::new,
-            |s| s.seen.finalizer = false,
+            Scenario::new,
+            |s| s.observed.finalizer = false,
             Step::Preflight,
             "Progressing",
             &["finalizer"],
             None,
         ),
-        case("Preflight is under way", preflight, nothing, Step::Preflight, "Progressing", &[], None),
+        case("Preflight is under way", preflight, no_event, Step::Preflight, "Progressing", &[], None),
         case(
             "the run is there, its Job is not",
             preflight,
@@ -40,7 +40,7 @@ fn steps_follow_each_other() {
         case(
             "Preflight succeeded",
             preflight,
-            |s| done(s.succeed(Task::Preflight)),
+            |s| apply(s.succeed(Task::Preflight)),
             Step::Baseline,
             "Progressing",
             &["start m-backup-1"],
@@ -49,7 +49,7 @@ fn steps_follow_each_other() {
         case(
             "the baseline is told while the dump is running",
             || at(Step::Baseline),
-            |s| done(s.report(Task::Backup, |s| (s.phase, s.baseline) = (RunPhase::Running, Some(baseline())))),
+            |s| apply(s.report(Task::Backup, |s| (s.phase, s.baseline) = (RunPhase::Running, Some(baseline())))),
             Step::Backup,
             "Progressing",
             &[],
@@ -58,7 +58,7 @@ fn steps_follow_each_other() {
         case(
             "baseline and backup are told at once",
             || at(Step::Baseline),
-            |s| done(s.succeed(Task::Backup)),
+            |s| apply(s.succeed(Task::Backup)),
             Step::VerifyBackup,
             "Progressing",
             &["start m-verify-1"],
@@ -67,7 +67,7 @@ fn steps_follow_each_other() {
         case(
             "Backup succeeded",
             || at(Step::Backup),
-            |s| done(s.succeed(Task::Backup)),
+            |s| apply(s.succeed(Task::Backup)),
             Step::VerifyBackup,
             "Progressing",
             &["start m-verify-1"],
@@ -76,7 +76,7 @@ fn steps_follow_each_other() {
         case(
             "VerifyBackup succeeded",
             || at(Step::VerifyBackup),
-            |s| done(s.succeed(Task::VerifyBackup)),
+            |s| apply(s.succeed(Task::VerifyBackup)),
             Step::ExportKeyUsers,
             "Progressing",
             &["start m-keyusers-1"],
@@ -85,7 +85,7 @@ fn steps_follow_each_other() {
         case(
             "ExportKeyUsers succeeded",
             || at(Step::ExportKeyUsers),
-            |s| done(s.succeed(Task::ExportKeyUsers)),
+            |s| apply(s.succeed(Task::ExportKeyUsers)),
             Step::Rehearse,
             "Progressing",
             &["start m-rehearse-1"],
@@ -94,7 +94,7 @@ fn steps_follow_each_other() {
         Case {
             name: "Rehearse succeeded",
             given: rehearsing,
-            when: |s| done(s.succeed(Task::Rehearse)),
+            when: |s| apply(s.succeed(Task::Rehearse)),
             phase: Phase::AwaitingApproval,
             step: Step::Approve,
             reason: "ApprovalPending",
@@ -106,11 +106,11 @@ fn steps_follow_each_other() {
 
 #[test]
 fn failures_that_may_pass_are_tried_again() {
-    hold(&[
+    assert_cases(&[
         case(
             "Preflight failed",
             preflight,
-            |s| done(s.fail(Task::Preflight, Reason::SecretKeyMissing)),
+            |s| apply(s.fail(Task::Preflight, Reason::SecretKeyMissing)),
             Step::Preflight,
             "SecretKeyMissing",
             &[],
@@ -119,7 +119,7 @@ fn failures_that_may_pass_are_tried_again() {
         case(
             "... and it is not yet time",
             preflight,
-            |s| done(s.fail(Task::Preflight, Reason::SecretKeyMissing).settle().wait(1)),
+            |s| apply(s.fail(Task::Preflight, Reason::SecretKeyMissing).settle().wait(1)),
             Step::Preflight,
             "SecretKeyMissing",
             &[],
@@ -128,7 +128,7 @@ fn failures_that_may_pass_are_tried_again() {
         case(
             "... and it is time: a fresh run in the place of the old one",
             preflight,
-            |s| done(s.fail(Task::Preflight, Reason::SecretKeyMissing).settle().wait(2)),
+            |s| apply(s.fail(Task::Preflight, Reason::SecretKeyMissing).settle().wait(2)),
             Step::Preflight,
             "SecretKeyMissing",
             &["remove m-preflight-1", "start m-preflight-2"],
@@ -151,7 +151,7 @@ fn failures_that_may_pass_are_tried_again() {
         case(
             "its Job failed without a report",
             preflight,
-            |s| done(s.lose(Task::Preflight)),
+            |s| apply(s.lose_job(Task::Preflight)),
             Step::Preflight,
             "PodFailed",
             &[],
@@ -178,7 +178,7 @@ fn failures_that_may_pass_are_tried_again() {
         case(
             "a failed dump voids the baseline of its snapshot",
             || at(Step::Backup),
-            |s| done(s.fail(Task::Backup, Reason::DumpFailed)),
+            |s| apply(s.fail(Task::Backup, Reason::DumpFailed)),
             Step::Baseline,
             "DumpFailed",
             &[],
@@ -187,7 +187,7 @@ fn failures_that_may_pass_are_tried_again() {
         case(
             "... both are taken again",
             || at(Step::Backup),
-            |s| done(s.fail(Task::Backup, Reason::DumpFailed).settle().wait(2)),
+            |s| apply(s.fail(Task::Backup, Reason::DumpFailed).settle().wait(2)),
             Step::Baseline,
             "DumpFailed",
             &["remove m-backup-1", "start m-backup-2"],
@@ -222,7 +222,7 @@ fn failures_that_may_pass_are_tried_again() {
         case(
             "success without evidence is none",
             rehearsing,
-            |s| done(s.report(Task::Rehearse, |s| s.phase = RunPhase::Succeeded)),
+            |s| apply(s.report(Task::Rehearse, |s| s.phase = RunPhase::Succeeded)),
             Step::Rehearse,
             "Internal",
             &[],
@@ -231,7 +231,7 @@ fn failures_that_may_pass_are_tried_again() {
     ]);
 }
 
-fn exhaust(s: &mut Story, task: Task, reason: Reason) {
+fn exhaust(s: &mut Scenario, task: Task, reason: Reason) {
     for _ in 0..2 {
         s.fail(task, reason).settle().wait(300).settle();
     }
@@ -250,25 +250,25 @@ fn preparation_fails_for_good() {
         effects: &[],
         wake: None,
     };
-    hold(&[
+    assert_cases(&[
         case(
             "SQL that cannot be parsed",
             preflight,
-            |s| done(s.fail(Task::Preflight, Reason::SqlSyntaxError)),
+            |s| apply(s.fail(Task::Preflight, Reason::SqlSyntaxError)),
             Step::Preflight,
             "SqlSyntaxError",
         ),
         case(
             "SQL that fails on the copy",
             rehearsing,
-            |s| done(s.fail(Task::Rehearse, Reason::SqlFailed)),
+            |s| apply(s.fail(Task::Rehearse, Reason::SqlFailed)),
             Step::Rehearse,
             "SqlFailed",
         ),
         case(
             "a way back that does not lead back",
             rehearsing,
-            |s| done(s.fail(Task::Rehearse, Reason::RollbackNotEqual)),
+            |s| apply(s.fail(Task::Rehearse, Reason::RollbackNotEqual)),
             Step::Rehearse,
             "RollbackNotEqual",
         ),
@@ -297,7 +297,7 @@ fn preparation_fails_for_good() {
             "the rehearsal predicts a longer window than allowed",
             rehearsing,
             |s| {
-                done(
+                apply(
                     s.succeed(Task::Rehearse).report(Task::Rehearse, |s| s.rehearsal = Some(fixtures::rehearsal(60.1))),
                 )
             },
@@ -310,7 +310,7 @@ fn preparation_fails_for_good() {
     assert_eq!(s.status.phase, Some(Phase::AwaitingApproval), "a window exactly as long as allowed is allowed");
     let mut s = rehearsing();
     s.fail(Task::Rehearse, Reason::SqlFailed);
-    let d = s.look();
+    let d = s.decide();
     let (_, message) = ready(&d.status);
     assert!(message.contains("what was seen") && message.contains("nothing was changed"), "{message}");
     assert_eq!(events(&d), ["SqlFailed"]);
@@ -318,40 +318,40 @@ fn preparation_fails_for_good() {
 
 /// Each thing that can stand in the way, and what its message must name.
 const VIOLATIONS: &[(&str, When, &str)] = &[
-    ("SqlMissing", |s| s.seen.up = SqlSource::Missing, "ConfigMap sql has no key up (spec.migration.up)"),
-    ("SqlMissing", |s| s.seen.down = SqlSource::Missing, "ConfigMap sql has no key down (spec.migration.down)"),
+    ("SqlMissing", |s| s.observed.up = SqlSource::Missing, "ConfigMap sql has no key up (spec.migration.up)"),
+    ("SqlMissing", |s| s.observed.down = SqlSource::Missing, "ConfigMap sql has no key down (spec.migration.down)"),
     (
         "FlagConfigMapMissing",
-        |s| s.seen.flag = ObservedFlag::ConfigMapMissing,
+        |s| s.observed.flag = ObservedFlag::ConfigMapMissing,
         "kubectl -n shop create configmap shop --from-literal=VERSION=v1",
     ),
-    ("FlagKeyMissing", |s| s.seen.flag = ObservedFlag::KeyMissing, "ConfigMap shop has no key VERSION"),
+    ("FlagKeyMissing", |s| s.observed.flag = ObservedFlag::KeyMissing, "ConfigMap shop has no key VERSION"),
     (
         "FlagConfigMapImmutable",
-        |s| s.seen.flag = ObservedFlag::Value { value: "v1".into(), immutable: true, set_for: None },
+        |s| s.observed.flag = ObservedFlag::Value { value: "v1".into(), immutable: true, set_for: None },
         "ConfigMap shop is immutable",
     ),
     ("FlagNotAtFrom", |s| s.flag("v2", None), "key VERSION of ConfigMap shop is \"v2\", expected \"v1\""),
     (
         "RollbackNotEnabled",
-        |s| s.seen.rollback_enabled = None,
+        |s| s.observed.rollback_enabled = None,
         "key ENABLE_ROLLBACK of ConfigMap shop is missing, expected \"true\"",
     ),
     (
         "RollbackNotEnabled",
-        |s| s.seen.rollback_enabled = Some("false".into()),
+        |s| s.observed.rollback_enabled = Some("false".into()),
         "key ENABLE_ROLLBACK of ConfigMap shop is \"false\", expected \"true\"",
     ),
-    ("WorkloadMissing", |s| s.seen.workloads[0].exists = false, "Deployment shop is missing"),
-    ("WorkloadMissing", |s| s.seen.workloads.clear(), "Deployment shop is missing"),
+    ("WorkloadMissing", |s| s.observed.workloads[0].exists = false, "Deployment shop is missing"),
+    ("WorkloadMissing", |s| s.observed.workloads.clear(), "Deployment shop is missing"),
     (
         "WorkloadDoesNotReadFlag",
-        |s| s.seen.workloads[0].reads_flag = false,
+        |s| s.observed.workloads[0].reads_flag = false,
         "no container of Deployment shop reads key VERSION",
     ),
     (
         "DecisionPolicyMissing",
-        |s| s.seen.policy_problem = Some("ValidatingAdmissionPolicy x is missing".into()),
+        |s| s.observed.policy_problem = Some("ValidatingAdmissionPolicy x is missing".into()),
         "ValidatingAdmissionPolicy x is missing; without it neither names nor reports are proven; next: helm upgrade",
     ),
 ];
@@ -359,9 +359,9 @@ const VIOLATIONS: &[(&str, When, &str)] = &[
 #[test]
 fn what_stands_in_the_way_is_named_and_nothing_begins() {
     for (reason, harm, text) in VIOLATIONS {
-        let mut s = Story::new();
+        let mut s = Scenario::new();
         harm(&mut s);
-        let first = s.turn();
+        let first = s.reconcile();
         let (found, message) = ready(&first.status);
         assert_eq!(
             (found.as_str(), s.status.phase, s.status.step),
@@ -369,13 +369,13 @@ fn what_stands_in_the_way_is_named_and_nothing_begins() {
         );
         assert!(message.contains(text), "{reason}: {message}");
         assert!(message.contains("next: "), "{reason}: no next command in {message}");
-        assert_eq!(acts(&first), Vec::<String>::new(), "{reason}");
+        assert_eq!(actions(&first), Vec::<String>::new(), "{reason}");
         assert_eq!(events(&first), [*reason]);
-        assert!(events(&s.turn()).is_empty(), "{reason}: told once, not each time");
+        assert!(events(&s.reconcile()).is_empty(), "{reason}: told once, not each time");
         // Mended, it goes on by itself.
-        let healthy = Story::new().seen;
-        s.seen = healthy;
-        assert_eq!(acts(&s.turn()), ["start m-preflight-1"], "{reason}");
+        let healthy = Scenario::new().observed;
+        s.observed = healthy;
+        assert_eq!(actions(&s.reconcile()), ["start m-preflight-1"], "{reason}");
     }
 }
 
@@ -385,7 +385,7 @@ fn what_stands_in_the_way_later_is_named_in_each_step() {
         for step in [Step::Baseline, Step::Backup, Step::VerifyBackup, Step::Rehearse, Step::Approve] {
             let mut s = at(step);
             harm(&mut s);
-            let d = s.look();
+            let d = s.decide();
             let (found, message) = ready(&d.status);
             assert_eq!((found.as_str(), d.status.step), (*reason, Some(step)));
             assert!(message.contains(text), "{reason}: {message}");
@@ -396,21 +396,21 @@ fn what_stands_in_the_way_later_is_named_in_each_step() {
 #[test]
 fn changed_inputs_begin_anew() {
     let changes: [(&str, When); 3] = [
-        ("up", |s| s.seen.up = SqlSource::Present("sha256:other".into())),
-        ("down", |s| s.seen.down = SqlSource::Present("sha256:other".into())),
-        ("spec", |s| s.seen.generation = 2),
+        ("up", |s| s.observed.up = SqlSource::Present("sha256:other".into())),
+        ("down", |s| s.observed.down = SqlSource::Present("sha256:other".into())),
+        ("spec", |s| s.observed.generation = 2),
     ];
     for (what, change) in changes {
         for given in [|| at(Step::Baseline), || at(Step::VerifyBackup), rehearsing, awaiting] {
             let mut s = given();
             let step = s.status.step;
-            s.say("ann", DecisionKind::Execute).settle();
-            s.seen.runner_image = "image:2".into();
+            s.submit("ann", DecisionKind::Execute).settle();
+            s.observed.runner_image = "image:2".into();
             change(&mut s);
-            let d = s.turn();
+            let d = s.reconcile();
             let st = &d.status;
             assert_eq!((st.phase, st.step), (Some(Phase::Preparing), Some(Step::Preflight)), "{what} in {step:?}");
-            assert!(acts(&d).contains(&"start m-preflight-2".to_owned()), "{what} in {step:?}: {:?}", acts(&d));
+            assert!(actions(&d).contains(&"start m-preflight-2".to_owned()), "{what} in {step:?}: {:?}", actions(&d));
             assert!(
                 st.baseline.is_none() && st.backup.is_none() && st.verification.is_none() && st.rehearsal.is_none(),
                 "{what} in {step:?}: old evidence stays"
@@ -422,15 +422,15 @@ fn changed_inputs_begin_anew() {
         }
     }
     // Not in Preflight's first moments: there is no evidence to void.
-    let mut s = Story::new();
-    s.seen.up = SqlSource::Missing;
+    let mut s = Scenario::new();
+    s.observed.up = SqlSource::Missing;
     s.settle();
-    s.seen.up = SqlSource::Present("sha256:up".into());
-    assert!(!events(&s.look()).contains(&"PreparationRestarted"));
+    s.observed.up = SqlSource::Present("sha256:up".into());
+    assert!(!events(&s.decide()).contains(&"PreparationRestarted"));
     // SQL that is gone voids too: the rehearsal was of something that is no longer there.
     let mut s = rehearsing();
-    s.seen.down = SqlSource::Missing;
-    let d = s.look();
+    s.observed.down = SqlSource::Missing;
+    let d = s.decide();
     assert_eq!((d.status.step, ready(&d.status).0.as_str()), (Some(Step::Preflight), "SqlMissing"));
 }
 
@@ -444,13 +444,13 @@ fn runs_of_superseded_evidence_are_ended() {
         (Step::Rehearse, "remove m-rehearse-1"),
     ] {
         let mut s = at(step);
-        s.seen.up = SqlSource::Present("sha256:other".into());
-        let d = s.turn();
-        assert!(acts(&d).contains(&run.to_owned()), "{step:?} goes on with the old plan: {:?}", acts(&d));
+        s.observed.up = SqlSource::Present("sha256:other".into());
+        let d = s.reconcile();
+        assert!(actions(&d).contains(&run.to_owned()), "{step:?} goes on with the old plan: {:?}", actions(&d));
     }
     // The second time round nothing takes the new runs for the old ones.
     let mut s = awaiting();
-    s.seen.up = SqlSource::Present("sha256:other".into());
+    s.observed.up = SqlSource::Present("sha256:other".into());
     s.settle();
     for task in [Task::Preflight, Task::Backup, Task::VerifyBackup, Task::ExportKeyUsers, Task::Rehearse] {
         assert_eq!((s.run(task).run.spec.attempt, s.run(task).job.clone()), (2, Job::Active), "{task:?}");
@@ -462,29 +462,29 @@ fn runs_of_superseded_evidence_are_ended() {
 #[test]
 fn the_runners_image_is_pinned() {
     let mut s = preflight();
-    s.seen.runner_image = "image:2".into();
+    s.observed.runner_image = "image:2".into();
     s.succeed(Task::Preflight);
-    let d = s.turn();
+    let d = s.reconcile();
     let image = d.effects.iter().find_map(|e| if let Effect::StartRun(r) = e { Some(r.image.clone()) } else { None });
     assert_eq!(image.as_deref(), Some("image:1"));
     // What comes after the window needs tasks that the present operator knows; the way back is as it was approved.
     let mut s = releasing();
-    s.seen.runner_image = "image:2".into();
+    s.observed.runner_image = "image:2".into();
     s.wait(1).state(Task::Window, WindowState::Released).succeed(Task::Window).settle();
     s.wait(20);
     let image = |d: Decision| {
         d.effects.iter().find_map(|e| if let Effect::StartRun(r) = e { Some(r.image.clone()) } else { None })
     };
-    assert_eq!(image(s.look()).as_deref(), Some("image:2"));
-    s.say("ann", DecisionKind::Revert);
-    assert_eq!(image(s.look()).as_deref(), Some("image:1"));
+    assert_eq!(image(s.decide()).as_deref(), Some("image:2"));
+    s.submit("ann", DecisionKind::Revert);
+    assert_eq!(image(s.decide()).as_deref(), Some("image:1"));
 }
 
 #[test]
 fn a_run_carries_what_earlier_ones_found() {
     let mut s = at(Step::ExportKeyUsers);
     s.succeed(Task::ExportKeyUsers);
-    let d = s.look();
+    let d = s.decide();
     let Some(Effect::StartRun(start)) = d.effects.iter().find(|e| matches!(e, Effect::StartRun(_))) else {
         panic!("{:?}", d.effects)
     };
@@ -501,7 +501,7 @@ fn a_run_carries_what_earlier_ones_found() {
 #[test]
 fn tag_and_branch_of_the_code() {
     let coded = || {
-        let mut s = Story::new();
+        let mut s = Scenario::new();
         s.spec.code = serde_json::from_value(serde_json::json!({
             "repository": "ssh://git@git/shop.git", "commit": "c0ffee", "secretRef": {"name": "git"},
         }))

@@ -13,41 +13,48 @@ fn the_way_back_goes_its_way() {
     use WindowState::{Blocked, Opening, Ready, Reverted};
     let standing_by: Given = || {
         let mut s = monitoring();
-        s.wait(1).say("ann", DecisionKind::Revert).settle();
+        s.wait(1).submit("ann", DecisionKind::Revert).settle();
         s
     };
-    hold(&[
+    assert_cases(&[
         case(
             "begins",
             monitoring,
-            |s| done(s.say("ann", DecisionKind::Revert)),
+            |s| apply(s.submit("ann", DecisionKind::Revert)),
             Step::ReopenWindow,
             &["remove m-monitor-1", "start m-rollback-1"],
             600,
         ),
-        case("the pod is not ready", standing_by, nothing, Step::ReopenWindow, &[], 600),
+        case("the pod is not ready", standing_by, no_event, Step::ReopenWindow, &[], 600),
         case(
             "ready",
             standing_by,
-            |s| done(s.state(BACK, Ready)),
+            |s| apply(s.state(BACK, Ready)),
             Step::ReopenWindow,
             &["order m-rollback-1 Open"],
             60,
         ),
-        case("opening", reopening, |s| done(s.state(BACK, Opening)), Step::ReopenWindow, &[], 60),
+        case("opening", blocking_for_rollback, |s| apply(s.state(BACK, Opening)), Step::ReopenWindow, &[], 60),
         case(
             "blocked",
-            reopening,
-            |s| done(s.state(BACK, Blocked)),
+            blocking_for_rollback,
+            |s| apply(s.state(BACK, Blocked)),
             Step::SwitchBack,
             &["order m-rollback-1 Switch"],
             60,
         ),
-        case("no flag before the acknowledgement", reopened, nothing, Step::SwitchBack, &[], 59),
-        case("acknowledged", reopened, |s| done(s.acknowledge(BACK)), Step::SwitchBack, &["flag v1 uid-1.back"], 59),
+        case("no flag before the acknowledgement", blocked_for_rollback, no_event, Step::SwitchBack, &[], 59),
+        case(
+            "acknowledged",
+            blocked_for_rollback,
+            |s| apply(s.acknowledge(BACK)),
+            Step::SwitchBack,
+            &["flag v1 uid-1.back"],
+            59,
+        ),
         case(
             "restart only after the flag",
-            reopened,
+            blocked_for_rollback,
             |s| {
                 s.acknowledge(BACK);
                 s.flag("v1", Some("uid-1.back"));
@@ -58,57 +65,57 @@ fn the_way_back_goes_its_way() {
         ),
         case(
             "a pod of the new version is left",
-            reopened,
-            |s| done(s.acknowledge(BACK).settle().rollout(true, 1).probe(BACK, "v1")),
+            blocked_for_rollback,
+            |s| apply(s.acknowledge(BACK).settle().rollout(true, 1).probe(BACK, "v1")),
             Step::SwitchBack,
             &[],
             59,
         ),
         case(
             "the probe answers the new version",
-            reopened,
-            |s| done(s.acknowledge(BACK).settle().rollout(true, 0).noticed().probe(BACK, "v2")),
+            blocked_for_rollback,
+            |s| apply(s.acknowledge(BACK).settle().rollout(true, 0).reconciled().probe(BACK, "v2")),
             Step::SwitchBack,
             &[],
             10,
         ),
         case(
             "the old version runs",
-            reopened,
-            |s| done(s.acknowledge(BACK).settle().rollout(true, 0).noticed().probe(BACK, "v1")),
+            blocked_for_rollback,
+            |s| apply(s.acknowledge(BACK).settle().rollout(true, 0).reconciled().probe(BACK, "v1")),
             Step::RollbackSql,
             &["order m-rollback-1 Revert"],
             59,
         ),
-        case("the SQL is under way", reverting, nothing, Step::RollbackSql, &[], 59),
+        case("the SQL is under way", running_down_sql, no_event, Step::RollbackSql, &[], 59),
         case(
             "the report of the end is not yet the end",
-            reverting,
-            |s| done(s.state(BACK, Reverted)),
+            running_down_sql,
+            |s| apply(s.state(BACK, Reverted)),
             Step::RollbackSql,
             &[],
             59,
         ),
         case(
             "deleted on the way: it is ended all the same",
-            reverting,
-            |s| s.seen.deleting = true,
+            running_down_sql,
+            |s| s.observed.deleting = true,
             Step::RollbackSql,
             &[],
             59,
         ),
         case(
             "Keep does not stop it",
-            reverting,
-            |s| done(s.say("ann", DecisionKind::Keep)),
+            running_down_sql,
+            |s| apply(s.submit("ann", DecisionKind::Keep)),
             Step::RollbackSql,
             &[],
             59,
         ),
         Case {
             name: "reverted",
-            given: reverting,
-            when: |s| done(s.compared(BACK, 0).state(BACK, Reverted).succeed(BACK)),
+            given: running_down_sql,
+            when: |s| apply(s.compared(BACK, 0).state(BACK, Reverted).succeed(BACK)),
             phase: Phase::RolledBack,
             step: Step::ReleaseWindow,
             reason: "RolledBack",
@@ -120,19 +127,19 @@ fn the_way_back_goes_its_way() {
 
 #[test]
 fn a_way_back_that_takes_too_long_is_told() {
-    for given in [reopening as Given, reopened, reverting] {
+    for given in [blocking_for_rollback as Given, blocked_for_rollback, running_down_sql] {
         let mut s = given();
         s.wait(60);
-        let d = s.turn();
+        let d = s.reconcile();
         let (reason, message) = ready(&d.status);
         assert_eq!((d.status.phase, reason.as_str()), (Some(Phase::RollingBack), "WindowOverdue"));
         assert!(message.contains("should have been over by") && message.contains("next: "), "{message}");
         assert!(d.status.conditions.iter().any(|c| c.type_ == "Stalled" && c.status == "True"));
         assert_eq!(events(&d), ["WindowOverdue"]);
-        assert_eq!(events(&s.turn()), Vec::<&str>::new(), "told once");
+        assert_eq!(events(&s.reconcile()), Vec::<&str>::new(), "told once");
     }
     // And it still ends.
-    let mut s = reverting();
+    let mut s = running_down_sql();
     s.wait(60).settle();
     s.compared(BACK, 0).state(BACK, WindowState::Reverted).succeed(BACK).settle();
     assert_eq!(s.status.phase, Some(Phase::RolledBack));
@@ -141,10 +148,10 @@ fn a_way_back_that_takes_too_long_is_told() {
 
 #[test]
 fn the_end_of_the_way_back_tells_what_was_proven() {
-    let mut s = reverting();
+    let mut s = running_down_sql();
     s.wait(4).progress(BACK, |w| w.users_written_since = Some(7));
     s.compared(BACK, 0).state(BACK, WindowState::Reverted).succeed(BACK);
-    let d = s.look();
+    let d = s.decide();
     let step =
         |n: Step| d.status.steps.iter().find(|step_status| step_status.name == n).unwrap().message.clone().unwrap();
     assert_eq!(step(Step::VerifyRollback), "2 balances compared, 0 unexplained (limit 0); total 3 credits");
@@ -156,9 +163,9 @@ fn the_end_of_the_way_back_tells_what_was_proven() {
 
 #[test]
 fn balances_that_the_way_back_left_unexplained_are_said() {
-    let mut s = reverting();
+    let mut s = running_down_sql();
     s.compared(BACK, 2).state(BACK, WindowState::Reverted).succeed(BACK);
-    let d = s.look();
+    let d = s.decide();
     let verified = d.status.steps.iter().find(|step_status| step_status.name == Step::VerifyRollback).unwrap();
     assert_eq!((verified.state, verified.reason.as_deref()), (StepState::Failed, Some("BalancesUnexplained")));
     let text = "2 balances compared, 2 unexplained (limit 0); next: kubectl creditmigration -n shop report m";
@@ -174,15 +181,15 @@ fn balances_that_the_way_back_left_unexplained_are_said() {
 
 #[test]
 fn what_was_not_compared_on_the_way_back_is_not_ticked_off() {
-    let mut s = reverting();
+    let mut s = running_down_sql();
     s.state(BACK, WindowState::Reverted).succeed(BACK);
-    let d = s.look();
+    let d = s.decide();
     assert!(d.status.steps.iter().all(|step_status| step_status.name != Step::VerifyRollback));
     assert!(ready(&d.status).1.contains("balances were not compared"), "{}", ready(&d.status).1);
     // In the first window, before the SQL: there was nothing to compare.
-    let mut s = opened();
+    let mut s = blocking();
     s.wait(60).state(Task::Window, WindowState::Reverted).succeed(Task::Window);
-    let d = s.look();
+    let d = s.decide();
     assert_eq!(d.status.phase, Some(Phase::RolledBack));
     assert!(ready(&d.status).1.contains("the old version runs again, nothing was changed"), "{}", ready(&d.status).1);
 }
@@ -193,19 +200,19 @@ fn the_flag_is_at_from_before_the_end() {
     let mut s = migrated();
     s.wait(60).flag("v2", None);
     s.state(Task::Window, WindowState::Reverted).fail(Task::Window, Reason::DeadlinePassed);
-    let d = s.turn();
+    let d = s.reconcile();
     assert_eq!((d.status.phase, d.status.step), (Some(Phase::RollingBack), Some(Step::SwitchBack)));
-    assert_eq!(acts(&d), ["flag v1 uid-1.back"]);
+    assert_eq!(actions(&d), ["flag v1 uid-1.back"]);
     s.settle();
     assert_eq!(s.status.phase, Some(Phase::RollingBack), "not before the rollout");
-    s.rollout(true, 0).noticed().probe(Task::Window, "v1").settle();
+    s.rollout(true, 0).reconciled().probe(Task::Window, "v1").settle();
     assert_eq!(s.status.phase, Some(Phase::RolledBack));
 }
 
 #[test]
 fn what_may_pass_is_tried_again() {
     for reason in [Reason::PodFailed, Reason::ConnectionLost, Reason::LockTimeout, Reason::HostUnreachable] {
-        let mut s = reverting();
+        let mut s = running_down_sql();
         for attempt in 2..6 {
             s.fail(BACK, reason).settle();
             assert_eq!((s.status.phase, s.run(BACK).run.spec.attempt), (Some(Phase::RollingBack), attempt), "{reason}");
@@ -217,9 +224,9 @@ fn what_may_pass_is_tried_again() {
 
 #[test]
 fn a_gate_that_opened_on_the_new_schema_is_closed_again() {
-    let mut s = reopened();
+    let mut s = blocked_for_rollback();
     s.state(BACK, WindowState::Released).fail(BACK, Reason::DeadlinePassed);
-    let d = s.turn();
+    let d = s.reconcile();
     assert_eq!((d.status.phase, d.status.step), (Some(Phase::RollingBack), Some(Step::ReopenWindow)));
     assert!(events(&d).contains(&"WindowReopening"));
     for (attempt, wait) in [(2, 2), (3, 4), (4, 8), (5, 16), (6, 32)] {
@@ -228,8 +235,8 @@ fn a_gate_that_opened_on_the_new_schema_is_closed_again() {
         assert_eq!(s.run(BACK).run.spec.attempt, attempt - 1);
         assert_eq!(ready(&s.status).0, "WindowReopening");
         assert_eq!(s.status.writes, Some(crate::api::Writes::Open));
-        let d = s.look();
-        assert_eq!((acts(&d), d.wake_at), (vec![], Some(s.now + seconds(1))));
+        let d = s.decide();
+        assert_eq!((actions(&d), d.wake_at), (vec![], Some(s.now + seconds(1))));
         s.wait(1).settle();
         assert_eq!(s.run(BACK).run.spec.attempt, attempt);
         s.state(BACK, WindowState::Released).fail(BACK, Reason::DeadlinePassed);
@@ -246,13 +253,13 @@ fn released_before_it_could_be_turned_round() {
     let mut s = releasing();
     // The way back was begun by a reader of an older status; the release was quicker.
     s.status.window.as_mut().unwrap().releasing = false;
-    s.say("ann", DecisionKind::Abort).settle();
+    s.submit("ann", DecisionKind::Abort).settle();
     assert_eq!(s.status.phase, Some(Phase::RollingBack));
     s.state(Task::Window, WindowState::Released).succeed(Task::Window);
-    let d = s.turn();
+    let d = s.reconcile();
     assert_eq!((d.status.phase, d.status.step), (Some(Phase::RollingBack), Some(Step::ReopenWindow)));
     s.settle();
-    assert!(s.seen.runs.iter().all(|r| r.run.spec.task != BACK), "not at once");
+    assert!(s.observed.runs.iter().all(|r| r.run.spec.task != BACK), "not at once");
     s.wait(2).settle();
     assert_eq!(s.run(BACK).run.spec.attempt, 1);
 }
@@ -261,36 +268,36 @@ fn released_before_it_could_be_turned_round() {
 fn before_writes_are_blocked_a_lost_pod_is_replaced_with_a_backoff() {
     let standing_by = || {
         let mut s = monitoring();
-        s.say("ann", DecisionKind::Revert).settle();
+        s.submit("ann", DecisionKind::Revert).settle();
         s
     };
     let mut s = standing_by();
     for (attempt, wait) in [(2, 2), (3, 4), (4, 8), (5, 16)] {
-        s.lose(BACK).settle();
+        s.lose_job(BACK).settle();
         assert_eq!(s.run(BACK).run.spec.attempt, attempt - 1, "not at once");
         assert_eq!(ready(&s.status).0, "PodFailed");
         s.wait(wait).settle();
         assert_eq!(s.run(BACK).run.spec.attempt, attempt);
         // The time to get ready begins anew.
-        assert_eq!(s.look().wake_at, Some(s.now + seconds(600)));
+        assert_eq!(s.decide().wake_at, Some(s.now + seconds(600)));
     }
-    s.lose(BACK).settle();
+    s.lose_job(BACK).settle();
     assert_eq!(s.status.phase, Some(Phase::RollbackFailed));
     assert!(ready(&s.status).1.contains("writes are open, a person is needed"), "{}", ready(&s.status).1);
     // A pod that is never ready counts as lost, and its run goes before the next one comes.
     let mut s = standing_by();
     s.wait(600).settle().wait(2);
-    assert_eq!(acts(&s.turn()), ["remove m-rollback-1", "start m-rollback-2"]);
+    assert_eq!(actions(&s.reconcile()), ["remove m-rollback-1", "start m-rollback-2"]);
     // Once the order to block may be out nothing is waited for.
-    let mut s = reopening();
-    s.lose(BACK);
-    assert_eq!(acts(&s.turn()), ["start m-rollback-2"]);
+    let mut s = blocking_for_rollback();
+    s.lose_job(BACK);
+    assert_eq!(actions(&s.reconcile()), ["start m-rollback-2"]);
 }
 
 #[test]
 fn a_window_left_closed_counts_from_its_beginning() {
     let mut s = rollback_failed();
-    s.wait(600).say("bob", DecisionKind::Revert).settle();
+    s.wait(600).submit("bob", DecisionKind::Revert).settle();
     // The new pod never says a word.
     let (reason, message) = ready(&s.status);
     assert_eq!((s.status.phase, reason.as_str()), (Some(Phase::RollingBack), "WindowOverdue"));
@@ -307,11 +314,11 @@ fn a_failed_way_back_waits_for_a_person() {
         "what was seen; writes stay blocked, a person is needed; mend the cause (down SQL may be corrected in its ConfigMap); next: kubectl creditmigration -n shop rollback m --confirm --reason WHY"
     );
     assert_eq!(s.status.writes, Some(crate::api::Writes::Blocked));
-    hold(&[
+    assert_cases(&[
         Case {
             name: "nothing happens by itself",
             given: rollback_failed,
-            when: |s| done(s.wait(86_400)),
+            when: |s| apply(s.wait(86_400)),
             phase: Phase::RollbackFailed,
             step: Step::RollbackSql,
             reason: "SqlFailed",
@@ -321,7 +328,7 @@ fn a_failed_way_back_waits_for_a_person() {
         Case {
             name: "the old Revert does not count again; Execute is none",
             given: rollback_failed,
-            when: |s| done(s.wait(1).say("bob", DecisionKind::Execute)),
+            when: |s| apply(s.wait(1).submit("bob", DecisionKind::Execute)),
             phase: Phase::RollbackFailed,
             step: Step::RollbackSql,
             reason: "SqlFailed",
@@ -331,7 +338,7 @@ fn a_failed_way_back_waits_for_a_person() {
         Case {
             name: "deletion does not let go: writes are blocked",
             given: rollback_failed,
-            when: |s| s.seen.deleting = true,
+            when: |s| s.observed.deleting = true,
             phase: Phase::RollbackFailed,
             step: Step::RollbackSql,
             reason: "SqlFailed",
@@ -345,12 +352,12 @@ fn a_failed_way_back_waits_for_a_person() {
 fn a_revert_in_the_second_of_the_failure_counts() {
     // Writes are blocked: one try too many on an old word is the lesser harm. The ledger lets nothing run twice.
     for (millis, counts) in [(-1500, false), (-700, false), (-300, true), (0, true), (300, true), (2000, true)] {
-        let mut s = reverting();
+        let mut s = running_down_sql();
         s.now += jiff::SignedDuration::from_millis(2500);
-        s.seen.decisions.clear();
+        s.observed.decisions.clear();
         s.state(BACK, WindowState::Held).fail(BACK, Reason::SqlFailed).settle();
         let said = s.now + jiff::SignedDuration::from_millis(millis);
-        s.say("bob", DecisionKind::Revert).seen.decisions[0].at = Time::from_second(said.as_second()).unwrap();
+        s.submit("bob", DecisionKind::Revert).observed.decisions[0].at = Time::from_second(said.as_second()).unwrap();
         s.wait(5).settle();
         let phase = if counts { Phase::RollingBack } else { Phase::RollbackFailed };
         assert_eq!(s.status.phase, Some(phase), "{millis} ms after the failure");
@@ -360,9 +367,9 @@ fn a_revert_in_the_second_of_the_failure_counts() {
 #[test]
 fn a_new_revert_begins_the_way_back_again() {
     let mut s = rollback_failed();
-    s.seen.down = SqlSource::Present("sha256:mended".into());
-    s.wait(1).say("bob", DecisionKind::Revert);
-    let d = s.turn();
+    s.observed.down = SqlSource::Present("sha256:mended".into());
+    s.wait(1).submit("bob", DecisionKind::Revert);
+    let d = s.reconcile();
     assert_eq!((d.status.phase, d.status.step), (Some(Phase::RollingBack), Some(Step::ReopenWindow)));
     assert_eq!(d.status.rollback.as_ref().unwrap().message, "Revert by bob");
     assert_eq!(d.status.plan.as_ref().unwrap().down_sha256, "sha256:mended", "with the SQL as it stands now");
@@ -373,7 +380,7 @@ fn a_new_revert_begins_the_way_back_again() {
     s.state(BACK, WindowState::Blocked).settle();
     assert_eq!(s.status.step, Some(Step::SwitchBack));
     assert!(s.status.window.as_ref().unwrap().deadline.is_some());
-    s.acknowledge(BACK).rollout(true, 0).noticed().probe(BACK, "v1").settle();
+    s.acknowledge(BACK).rollout(true, 0).reconciled().probe(BACK, "v1").settle();
     assert_eq!(s.status.step, Some(Step::RollbackSql));
     s.compared(BACK, 0).state(BACK, WindowState::Reverted).succeed(BACK).settle();
     assert_eq!(s.status.phase, Some(Phase::RolledBack));
@@ -381,11 +388,11 @@ fn a_new_revert_begins_the_way_back_again() {
 
 #[test]
 fn a_revert_is_heard_once_however_much_the_clocks_differ() {
-    let mut s = reverting();
+    let mut s = running_down_sql();
     // Said by an API server that is a minute ahead, before the way back failed.
-    s.wait(60).say("ann", DecisionKind::Revert).wait(-59);
+    s.wait(60).submit("ann", DecisionKind::Revert).wait(-59);
     s.state(Task::RollbackWindow, WindowState::Held).fail(Task::RollbackWindow, Reason::SqlFailed).settle();
     assert_eq!(s.status.phase, Some(Phase::RollbackFailed));
-    s.wait(120).say("ann", DecisionKind::Revert).settle();
+    s.wait(120).submit("ann", DecisionKind::Revert).settle();
     assert_eq!(s.status.phase, Some(Phase::RollingBack));
 }

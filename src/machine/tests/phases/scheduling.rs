@@ -1,4 +1,4 @@
-//! When the window may be opened, who is there, and what is told before.
+//! When the window may start, who is there, and what is told before.
 
 use rstest::rstest;
 
@@ -97,15 +97,15 @@ fn allowed_hours(#[case] spec: &str, #[case] from: &str, #[case] start: &str, #[
 
 #[test]
 fn an_unknown_time_zone_is_named_in_preflight() {
-    let mut s = Story::new();
+    let mut s = Scenario::new();
     s.spec.schedule = schedule(serde_json::json!({
         "allowedHours": [{"from": "02:00", "to": "04:00", "timeZone": "Europe/Atlantis"}]
     }));
-    let d = s.settle().look();
+    let d = s.settle().decide();
     let (reason, message) = ready(&d.status);
     assert_eq!(reason, "ScheduleInvalid");
     assert!(message.contains("Europe/Atlantis") && message.contains("next: "), "{message}");
-    assert!(s.seen.runs.is_empty(), "nothing is begun");
+    assert!(s.observed.runs.is_empty(), "nothing is begun");
 }
 
 fn channel(name: &str, audiences: &[Audience]) -> NotificationChannel {
@@ -120,7 +120,7 @@ fn channel(name: &str, audiences: &[Audience]) -> NotificationChannel {
 }
 
 /// AwaitingApproval with one channel for users, a start an hour ahead; nobody has approved or is present.
-fn scheduled() -> Story {
+fn scheduled() -> Scenario {
     let mut s = at(Step::Approve);
     s.spec.schedule = schedule(serde_json::json!({"leadTime": "1h"}));
     s.spec.notifications.channels = vec![channel("status", &[Audience::StatusPage])];
@@ -129,9 +129,9 @@ fn scheduled() -> Story {
     s
 }
 
-fn agreed() -> Story {
+fn agreed() -> Scenario {
     let mut s = scheduled();
-    s.say("ann", DecisionKind::Execute).say("bob", DecisionKind::Execute).settle();
+    s.submit("ann", DecisionKind::Execute).submit("bob", DecisionKind::Execute).settle();
     assert_eq!(s.status.step, Some(Step::Schedule));
     s
 }
@@ -145,7 +145,7 @@ fn an_hour_before_the_notice_goes_out_and_people_come() {
     assert_eq!(s.run(Task::Notify).run.spec.inputs.notice.as_ref().unwrap().occasion, Occasion::MaintenanceStarts);
     assert_eq!(s.run(Task::Notify).run.spec.inputs.notice.as_ref().unwrap().starts_at, Some(start));
     s.deliver(&["status"], &[]).settle();
-    s.present().settle();
+    s.confirm_presence().settle();
     assert_eq!(s.status.phase, Some(Phase::AwaitingApproval), "not before its time");
     assert_eq!(ready(&s.status).0, "Scheduled");
     // Those who were there an hour ago may have gone.
@@ -156,13 +156,13 @@ fn an_hour_before_the_notice_goes_out_and_people_come() {
         message.contains("0 of 2 people present") && message.contains("next: kubectl creditmigration -n shop ready m"),
         "{message}"
     );
-    s.say("dan", DecisionKind::Ready).settle();
+    s.submit("dan", DecisionKind::Ready).settle();
     assert_eq!(s.status.schedule.as_ref().unwrap().presence.as_deref(), Some("1/2"));
-    s.say("dan", DecisionKind::Ready).settle();
+    s.submit("dan", DecisionKind::Ready).settle();
     assert_eq!(s.status.phase, Some(Phase::AwaitingApproval), "one person twice is one person");
-    s.say_on("eve", DecisionKind::Ready, Some("sha256:other")).settle();
+    s.submit_on("eve", DecisionKind::Ready, Some("sha256:other")).settle();
     assert_eq!(s.status.phase, Some(Phase::AwaitingApproval), "present for another plan");
-    s.say("author", DecisionKind::Ready).settle();
+    s.submit("author", DecisionKind::Ready).settle();
     assert_eq!(s.status.phase, Some(Phase::Executing), "the author may be one of those present");
     let step = s.status.steps.iter().find(|step_status| step_status.name == Step::Schedule).unwrap();
     assert_eq!(step.message.as_deref(), Some("present: author, dan; maintenance notice taken by status"));
@@ -171,12 +171,12 @@ fn an_hour_before_the_notice_goes_out_and_people_come() {
 #[test]
 fn without_the_maintenance_notice_it_does_not_start() {
     let mut s = agreed();
-    s.wait(3600).present().settle();
+    s.wait(3600).confirm_presence().settle();
     assert_eq!(ready(&s.status).0, "NoticePending");
     // However often the channel is away.
     for _ in 0..30 {
         s.deliver(&[], &["status"]).settle().wait(300).settle();
-        s.present();
+        s.confirm_presence();
     }
     let (reason, message) = ready(&s.status);
     assert_eq!((s.status.phase, reason.as_str()), (Some(Phase::AwaitingApproval), "NoticePending"));
@@ -190,9 +190,9 @@ fn one_unreachable_channel_holds_nothing_up_but_is_seen() {
     let mut s = scheduled();
     s.spec.notifications.channels.push(channel("social", &[Audience::Social]));
     s.status.plan.as_mut().unwrap().digest = crate::machine::plan_digest("uid-1", &s.spec, &s.status);
-    s.say("ann", DecisionKind::Execute).say("bob", DecisionKind::Execute).settle();
+    s.submit("ann", DecisionKind::Execute).submit("bob", DecisionKind::Execute).settle();
     s.deliver(&["status"], &["social"]).settle();
-    s.wait(3600).present().settle();
+    s.wait(3600).confirm_presence().settle();
     assert_eq!(s.status.phase, Some(Phase::Executing));
     // The repetition has the same id, and leaves out who has it.
     let notice = s.run(Task::Notify).run.spec.inputs.notice.clone().unwrap();
@@ -209,21 +209,21 @@ fn missed_hours_wait_for_the_next_ones() {
         "allowedHours": [{"from": clock(s.now + seconds(1800)), "to": clock(s.now + seconds(3600))}],
     }));
     s.status.plan.as_mut().unwrap().digest = crate::machine::plan_digest("uid-1", &s.spec, &s.status);
-    s.say("ann", DecisionKind::Execute).say("bob", DecisionKind::Execute).settle();
+    s.submit("ann", DecisionKind::Execute).submit("bob", DecisionKind::Execute).settle();
     let first = s.status.schedule.clone().unwrap();
-    assert!(first.notice.is_none() && s.seen.runs.iter().all(|r| r.run.spec.task != Task::Notify), "not yet");
+    assert!(first.notice.is_none() && s.observed.runs.iter().all(|r| r.run.spec.task != Task::Notify), "not yet");
     let lead = first.starts_at.unwrap() - seconds(600);
-    assert_eq!(s.look().wake_at, Some(lead));
+    assert_eq!(s.decide().wake_at, Some(lead));
     s.now = lead;
     s.settle().deliver(&["status"], &[]).settle();
     s.now = first.ends_at.unwrap();
-    let d = s.turn();
+    let d = s.reconcile();
     assert!(events(&d).contains(&"StartMissed"), "{:?}", events(&d));
-    let told = d.effects.iter().find_map(|e| match e {
+    let note = d.effects.iter().find_map(|e| match e {
         Effect::Event(e) if e.reason == "StartMissed" => Some(e.note.clone()),
         _ => None,
     });
-    assert!(told.unwrap().contains("0 of 2 people present"));
+    assert!(note.unwrap().contains("0 of 2 people present"));
     let next = s.settle().status.schedule.clone().unwrap();
     assert_eq!(next.starts_at, Some(first.starts_at.unwrap() + seconds(86_400)));
     // And the new start has a notice of its own.
@@ -238,17 +238,17 @@ fn missed_hours_wait_for_the_next_ones() {
 #[test]
 fn an_old_backup_is_taken_anew() {
     let mut s = scheduled();
-    s.wait(86_401).say("ann", DecisionKind::Execute).say("bob", DecisionKind::Execute);
-    let d = s.turn();
+    s.wait(86_401).submit("ann", DecisionKind::Execute).submit("bob", DecisionKind::Execute);
+    let d = s.reconcile();
     assert_eq!((d.status.phase, d.status.step), (Some(Phase::Preparing), Some(Step::Preflight)));
     assert!(events(&d).contains(&"PreparationRestarted"));
-    assert!(acts(&d).contains(&"start m-preflight-2".to_owned()), "{:?}", acts(&d));
+    assert!(actions(&d).contains(&"start m-preflight-2".to_owned()), "{:?}", actions(&d));
 }
 
 #[test]
 fn an_approval_that_is_gone_takes_the_start_back() {
     let mut s = agreed();
-    s.seen.decisions.retain(|d| d.by != "bob");
+    s.observed.decisions.retain(|d| d.by != "bob");
     s.settle();
     assert_eq!((s.status.step, ready(&s.status).0.as_str()), (Some(Step::Approve), "ApprovalPending"));
 }
@@ -259,7 +259,7 @@ fn whoever_was_there_hours_ago_lets_no_window_open() {
     let mut s = approved();
     s.state(Task::Window, WindowState::Ready);
     s.wait(3_601);
-    let d = s.turn();
+    let d = s.reconcile();
     assert!(events(&d).contains(&"WindowNotOpened"), "{:?}", events(&d));
     s.settle();
     assert_eq!((s.status.step, ready(&s.status).0.as_str()), (Some(Step::Schedule), "PresencePending"));
@@ -267,7 +267,7 @@ fn whoever_was_there_hours_ago_lets_no_window_open() {
     // Nor does a backup that has become too old meanwhile.
     let mut s = approved();
     s.state(Task::Window, WindowState::Ready);
-    s.wait(86_401).present().settle();
+    s.wait(86_401).confirm_presence().settle();
     assert_eq!((s.status.phase, s.status.step), (Some(Phase::Preparing), Some(Step::Preflight)));
 }
 
@@ -275,9 +275,12 @@ fn whoever_was_there_hours_ago_lets_no_window_open() {
 fn what_was_called_off_is_not_announced_any_more() {
     let mut s = agreed();
     s.deliver(&[], &["status"]).settle();
-    s.say("ann", DecisionKind::Abort).settle();
+    s.submit("ann", DecisionKind::Abort).settle();
     assert_eq!(s.status.phase, Some(Phase::Cancelled));
     s.wait(300).settle();
-    assert!(s.seen.runs.iter().all(|r| r.run.spec.task != Task::Notify), "maintenance is told after it was called off");
+    assert!(
+        s.observed.runs.iter().all(|r| r.run.spec.task != Task::Notify),
+        "maintenance is told after it was called off"
+    );
     assert_eq!(s.status.notices[0].state, crate::api::NoticeState::Undelivered);
 }
