@@ -3,11 +3,10 @@
 
 use super::approval::fmt_reason;
 use crate::{
-    api::{DecisionKind, Occasion, Phase, Reason, Retry, Step, Task, WindowProgress, WindowState},
+    api::{DecisionKind, Direction, Occasion, Phase, Reason, Retry, Step, Task, WindowProgress, WindowState},
     machine::{
         RunOutcome, Transition,
         faults::{Fault, fault},
-        window::cutover::Direction,
     },
     shared::time::to_signed,
 };
@@ -121,8 +120,7 @@ impl Transition<'_> {
                 self.window().switched = true;
             }
             let to = self.spec.application.flag.to.clone();
-            if self.status.window.as_ref().is_some_and(|w| w.switched) && self.running(&to, Direction::There, progress)
-            {
+            if self.status.window.as_ref().is_some_and(|w| w.switched) && self.running(Direction::Forward, progress) {
                 self.succeed_step(Step::SwitchApplication, format!("flag is {to}, rollout complete, no old pod left"));
                 self.start_step(Step::CloseWindow);
             }
@@ -130,8 +128,7 @@ impl Transition<'_> {
         let releasing = self.status.window.as_ref().is_some_and(|w| w.releasing);
         if self.status.step == Some(Step::CloseWindow) && !releasing {
             // Looked at once more: somebody may have set the flag or the workload back while balances were compared.
-            let to = self.spec.application.flag.to.clone();
-            if !self.running(&to, Direction::There, progress) {
+            if !self.running(Direction::Forward, progress) {
                 self.start_step(Step::SwitchApplication);
             } else if progress.comparison.as_ref().is_some_and(|c| c.unexplained == 0) {
                 self.window().releasing = true;

@@ -3,10 +3,10 @@
 use super::{approval::fmt_reason, executing::WINDOW_ATTEMPTS};
 use crate::{
     api::{
-        DecisionKind, Occasion, Phase, Reason, Retry, RollbackStatus, Step, StepState, Task, WindowProgress,
+        DecisionKind, Direction, Occasion, Phase, Reason, Retry, RollbackStatus, Step, StepState, Task, WindowProgress,
         WindowState, WindowStatus,
     },
-    machine::{RunOutcome, SqlSource, Transition, notices::notice_key, window::cutover::Direction},
+    machine::{RunOutcome, SqlSource, Transition, notices::notice_key},
     shared::time::{seconds, to_signed},
 };
 
@@ -147,7 +147,7 @@ impl Transition<'_> {
             return self.start_step(Step::RollbackSql);
         }
         let back =
-            self.status.window.as_ref().is_some_and(|w| w.switched) && self.running(&from, Direction::Back, progress);
+            self.status.window.as_ref().is_some_and(|w| w.switched) && self.running(Direction::Rollback, progress);
         if back {
             self.succeed_step(
                 Step::SwitchBack,
@@ -168,7 +168,7 @@ impl Transition<'_> {
             }
             self.window().switched = true;
             // The run has ended: nobody asks the probe any more, and writes are open.
-            if !self.is_rolled_out(&from, Direction::Back) {
+            if !self.is_rolled_out(Direction::Rollback) {
                 return self.report_rollback();
             }
             self.succeed_step(Step::SwitchBack, format!("flag is {from}, rollout complete"));

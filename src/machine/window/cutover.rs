@@ -1,7 +1,7 @@
 //! The switch of the application: flag, restarts, and what shows that the wanted version runs.
 
 use crate::{
-    api::{Time, WindowProgress},
+    api::{Direction, Time, WindowProgress},
     machine::{Effect, ObservedFlag, Transition},
     shared::time::seconds,
 };
@@ -11,19 +11,20 @@ const RESTART_AFTER_SECONDS: i64 = 10;
 /// The same after a restart that did not help.
 const NEXT_RESTART_AFTER_SECONDS: i64 = 15;
 
-/// Which way the application is switched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Direction {
-    There,
-    Back,
-}
-
 impl Transition<'_> {
+    /// The flag's value that this direction leads to.
+    fn wanted_version(&self, direction: Direction) -> &str {
+        match direction {
+            Direction::Forward => &self.spec.application.flag.to,
+            Direction::Rollback => &self.spec.application.flag.from,
+        }
+    }
+
     /// Value of the flag's marker: which switch of which migration.
     fn marker(&self, direction: Direction) -> String {
         match direction {
-            Direction::There => format!("{}.to", self.observed.uid),
-            Direction::Back => format!("{}.back", self.observed.uid),
+            Direction::Forward => format!("{}.to", self.observed.uid),
+            Direction::Rollback => format!("{}.back", self.observed.uid),
         }
     }
 
@@ -37,9 +38,10 @@ impl Transition<'_> {
     }
 
     /// Flag first, then the restarts: a pod started before the flag was set would read the old value.
-    pub(crate) fn switch_effects(&self, value: &str, direction: Direction) -> Vec<Effect> {
-        if !self.is_flag_set(value, direction) {
-            return vec![Effect::SetFlag { value: value.to_owned(), marker: self.marker(direction) }];
+    pub(crate) fn switch_effects(&self, direction: Direction) -> Vec<Effect> {
+        if !self.is_flag_set(direction) {
+            let value = self.wanted_version(direction).to_owned();
+            return vec![Effect::SetFlag { value, marker: self.marker(direction) }];
         }
         let marker = self.restart_marker(direction);
         self.observed
@@ -51,15 +53,15 @@ impl Transition<'_> {
             .collect()
     }
 
-    fn is_flag_set(&self, wanted: &str, direction: Direction) -> bool {
+    fn is_flag_set(&self, direction: Direction) -> bool {
         matches!(&self.observed.flag, ObservedFlag::Value { value, set_for, .. }
-            if value == wanted && set_for.as_deref() == Some(self.marker(direction).as_str()))
+            if value == self.wanted_version(direction) && set_for.as_deref() == Some(self.marker(direction).as_str()))
     }
 
     /// Flag and workloads are as wanted, made so by this very switch, and no old pod is left.
-    pub(crate) fn is_rolled_out(&self, version: &str, direction: Direction) -> bool {
+    pub(crate) fn is_rolled_out(&self, direction: Direction) -> bool {
         let marker = self.restart_marker(direction);
-        self.is_flag_set(version, direction)
+        self.is_flag_set(direction)
             && self.spec.application.workloads.iter().all(|wanted| {
                 self.observed.workloads.iter().any(|w| {
                     w.reference == *wanted
@@ -73,8 +75,8 @@ impl Transition<'_> {
     /// ObservedFlag, workloads and probe all say `version`. The probe's word counts only if it was asked after the one that was
     /// known when the rollout was seen settled: an earlier answer may be that of a pod which is gone, and a pod not yet asked may have read the
     /// flag's old value from its node.
-    pub(crate) fn running(&mut self, version: &str, direction: Direction, progress: &WindowProgress) -> bool {
-        if !self.is_rolled_out(version, direction) {
+    pub(crate) fn running(&mut self, direction: Direction, progress: &WindowProgress) -> bool {
+        if !self.is_rolled_out(direction) {
             self.window().settled_at = None;
             return false;
         }
@@ -90,9 +92,9 @@ impl Transition<'_> {
         // Compared with the runner's clock alone: two hosts' clocks differ.
         let fresh = progress.observed_at > window.probed_before;
         match progress.observed_version.as_deref().filter(|_| fresh) {
-            Some(answer) if answer == version => true,
+            Some(answer) if answer == self.wanted_version(direction) => true,
             Some(answer) => {
-                self.restart_workloads_again(version, answer, settled_at);
+                self.restart_workloads_again(direction, answer, settled_at);
                 false
             }
             None => false,
@@ -100,7 +102,7 @@ impl Transition<'_> {
     }
 
     /// Every pod is of this switch, and some run another version: they are made anew, under a marker that is persisted first.
-    fn restart_workloads_again(&mut self, version: &str, answer: &str, settled_at: Time) {
+    fn restart_workloads_again(&mut self, direction: Direction, answer: &str, settled_at: Time) {
         let window = self.window();
         let due =
             settled_at + seconds(if window.restarts == 0 { RESTART_AFTER_SECONDS } else { NEXT_RESTART_AFTER_SECONDS });
@@ -110,6 +112,7 @@ impl Transition<'_> {
         let window = self.window();
         window.restarts += 1;
         window.settled_at = None;
+        let version = self.wanted_version(direction).to_owned();
         self.event(
             true,
             "RestartedAgain",

@@ -1,11 +1,9 @@
 //! Which order a window run gets, and what is done in the cluster while it is under way.
 
 use crate::{
-    api::{Phase, Step, Task, WindowCommand, WindowOrder},
+    api::{Direction, Phase, Step, Task, WindowCommand, WindowOrder},
     machine::{Effect, Transition},
 };
-
-use super::cutover::Direction;
 
 impl Transition<'_> {
     /// How far the persisted status lets a window run go.
@@ -34,13 +32,12 @@ impl Transition<'_> {
             }
         }
         let switched = self.status.window.as_ref().is_some_and(|w| w.switched);
-        let flag = &self.spec.application.flag;
         match (self.phase(), self.status.step) {
             (Phase::Executing, Some(Step::SwitchApplication)) if switched => {
-                effects.extend(self.switch_effects(&flag.to, Direction::There));
+                effects.extend(self.switch_effects(Direction::Forward));
             }
             (Phase::RollingBack, Some(Step::SwitchBack)) if switched => {
-                effects.extend(self.switch_effects(&flag.from, Direction::Back));
+                effects.extend(self.switch_effects(Direction::Rollback));
             }
             _ => {}
         }
