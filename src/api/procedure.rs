@@ -56,7 +56,7 @@ pub enum Step {
     /// The time has come, people are there, the maintenance notice is out.
     Schedule,
     /// Writes blocked, with proof.
-    OpenWindow,
+    BlockWrites,
     /// SQL committed.
     Migrate,
     /// Tables and balances checked.
@@ -64,7 +64,7 @@ pub enum Step {
     /// Flag and rollout.
     SwitchApplication,
     /// Writes open.
-    CloseWindow,
+    UnblockWrites,
     /// Checks of the validation stage.
     Validate,
     /// Checks of the monitoring stage.
@@ -76,7 +76,7 @@ pub enum Step {
     /// A person decides to keep or to revert.
     Decide,
     /// Way back: writes blocked, with proof.
-    ReopenWindow,
+    BlockWritesForRollback,
     /// Way back: flag and rollout.
     SwitchBack,
     /// Way back: SQL committed.
@@ -84,7 +84,7 @@ pub enum Step {
     /// Way back: proven equal.
     VerifyRollback,
     /// Way back: writes open.
-    ReleaseWindow,
+    UnblockWritesAfterRollback,
     /// Guards removed from the database.
     Cleanup,
 }

@@ -38,13 +38,13 @@ impl Transition<'_> {
         let tidy = effects.is_empty();
         match self.phase() {
             Phase::Preparing => effects.extend(self.start_preparing_run()),
-            Phase::Executing => effects.extend(self.window_effects(Task::Window, self.attempt(Step::OpenWindow))),
+            Phase::Executing => effects.extend(self.window_effects(Task::Window, self.attempt(Step::BlockWrites))),
             Phase::Validating | Phase::Monitoring => {
                 effects.extend(self.start_stage_run());
                 effects.extend(self.job_checks());
             }
             Phase::Observing => effects.extend(self.start_follow_up_run()),
-            Phase::RollingBack if self.status.step == Some(Step::ReopenWindow) && self.waiting(Step::ReopenWindow) => {}
+            Phase::RollingBack if self.status.step == Some(Step::BlockWritesForRollback) && self.waiting(Step::BlockWritesForRollback) => {}
             Phase::RollingBack => {
                 let (task, attempt) = self.rollback_run();
                 effects.extend(self.window_effects(task, attempt));
@@ -83,8 +83,8 @@ impl Transition<'_> {
             Task::VerifyBackup => self.preparing_or(ended) && current(Step::VerifyBackup),
             Task::Rehearse => self.preparing_or(ended) && current(Step::Rehearse),
             // A window that was ordered open is never taken from under its pod.
-            Task::Window => opened || (self.phase() == Phase::Executing && current(Step::OpenWindow)),
-            Task::RollbackWindow => opened || (self.phase() == Phase::RollingBack && current(Step::ReopenWindow)),
+            Task::Window => opened || (self.phase() == Phase::Executing && current(Step::BlockWrites)),
+            Task::RollbackWindow => opened || (self.phase() == Phase::RollingBack && current(Step::BlockWritesForRollback)),
             Task::Validate => self.phase() == Phase::Validating && current(Step::Validate),
             Task::Monitor => self.phase() == Phase::Monitoring && current(Step::Monitor),
             Task::Cleanup => current(Step::Cleanup),

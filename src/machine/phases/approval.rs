@@ -65,8 +65,8 @@ impl Transition<'_> {
         self.enter(Phase::Executing);
         self.status.window = None;
         // Lost pods of an earlier window do not count against this one.
-        self.step_mut(Step::OpenWindow).failures = 0;
-        self.start_step(Step::OpenWindow);
+        self.step_mut(Step::BlockWrites).failures = 0;
+        self.start_step(Step::BlockWrites);
         self.advance_executing();
     }
 

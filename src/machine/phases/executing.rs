@@ -16,7 +16,7 @@ pub(crate) const WINDOW_ATTEMPTS: u32 = 5;
 
 impl Transition<'_> {
     pub(crate) fn advance_executing(&mut self) {
-        let attempt = self.attempt(Step::OpenWindow);
+        let attempt = self.attempt(Step::BlockWrites);
         let progress = self.observed.progress(Task::Window, attempt).cloned().unwrap_or_default();
         match self.observed.outcome(Task::Window, attempt) {
             // Committed, and undone by the runner itself: the ledger lets this SQL never run again under this UID.
@@ -78,10 +78,10 @@ impl Transition<'_> {
             self.set_ready("OpeningWindow", format!("writes are being blocked, until {deadline:.0} at the latest"));
             return;
         }
-        let Some(started) = self.started_at(Step::OpenWindow) else { return };
+        let Some(started) = self.started_at(Step::BlockWrites) else { return };
         let ready_by = self.ready_by(started);
         if self.now >= ready_by {
-            let name = self.observed.run_name(Task::Window, self.attempt(Step::OpenWindow));
+            let name = self.observed.run_name(Task::Window, self.attempt(Step::BlockWrites));
             let next = self.observed.kubectl(&format!("describe job/{name}"));
             return self.handle_failed_window_run(
                 Reason::PodFailed,
@@ -94,9 +94,9 @@ impl Transition<'_> {
     }
 
     fn advance_window(&mut self, progress: &WindowProgress) {
-        if progress.proof.is_some() && !self.succeeded(Step::OpenWindow) {
+        if progress.proof.is_some() && !self.succeeded(Step::BlockWrites) {
             let proof = progress.proof.clone().unwrap_or_default();
-            self.succeed_step(Step::OpenWindow, format!("{} sessions ended; {proof}", progress.terminated_sessions));
+            self.succeed_step(Step::BlockWrites, format!("{} sessions ended; {proof}", progress.terminated_sessions));
             self.start_step(Step::Migrate);
         }
         // By the transaction's own time: `Held` also stands above `Migrated`, and says nothing of a commit.
@@ -122,11 +122,11 @@ impl Transition<'_> {
             let to = self.spec.application.flag.to.clone();
             if self.status.window.as_ref().is_some_and(|w| w.switched) && self.running(Direction::Forward, progress) {
                 self.succeed_step(Step::SwitchApplication, format!("flag is {to}, rollout complete, no old pod left"));
-                self.start_step(Step::CloseWindow);
+                self.start_step(Step::UnblockWrites);
             }
         }
         let releasing = self.status.window.as_ref().is_some_and(|w| w.releasing);
-        if self.status.step == Some(Step::CloseWindow) && !releasing {
+        if self.status.step == Some(Step::UnblockWrites) && !releasing {
             // Looked at once more: somebody may have set the flag or the workload back while balances were compared.
             if !self.running(Direction::Forward, progress) {
                 self.start_step(Step::SwitchApplication);
@@ -175,11 +175,11 @@ impl Transition<'_> {
             }
         }
         self.succeed_step(
-            Step::CloseWindow,
+            Step::UnblockWrites,
             format!("writes were blocked for {blocked:.1} s (limit {})", self.spec.window.max_duration),
         );
         let text = format!("the new version runs; writes were blocked for {blocked:.0} s");
-        self.notify(Occasion::Finished, &format!("finished.{}", self.attempt(Step::OpenWindow)), &text);
+        self.notify(Occasion::Finished, &format!("finished.{}", self.attempt(Step::BlockWrites)), &text);
         self.enter(Phase::Validating);
         self.start_step(Step::Validate);
         self.advance_checking();
@@ -201,8 +201,8 @@ impl Transition<'_> {
         // Only a gate that is known to be open again counts as "nothing was changed".
         if ordered && progress.state != WindowState::Reverted {
             // The gate may be closed with nobody at it: the next pod reads the database and goes on from there.
-            self.retry_now(Step::OpenWindow);
-            let attempts = self.failures(Step::OpenWindow);
+            self.retry_now(Step::BlockWrites);
+            let attempts = self.failures(Step::BlockWrites);
             if attempts < WINDOW_ATTEMPTS {
                 return self.event(
                     true,
@@ -214,7 +214,7 @@ impl Transition<'_> {
             return self.fail_rollback(reason.as_str(), message);
         }
         // The runner has opened the gate again: nothing was changed.
-        let step = self.status.step.unwrap_or(Step::OpenWindow);
+        let step = self.status.step.unwrap_or(Step::BlockWrites);
         self.record_window_progress(Task::Window, progress);
         if reason.retry() == Retry::Never {
             self.enter(Phase::Failed);
@@ -239,13 +239,13 @@ impl Transition<'_> {
     fn window_message(&self, progress: &WindowProgress) -> String {
         let step = self.status.step.map(|s| format!("{s:?}")).unwrap_or_default();
         let waits = match self.status.step {
-            Some(Step::OpenWindow) => "waiting for the runner to block writes".to_owned(),
+            Some(Step::BlockWrites) => "waiting for the runner to block writes".to_owned(),
             Some(Step::Migrate) => "waiting for the SQL to commit".to_owned(),
             Some(Step::SwitchApplication) if !progress.switch_acknowledged => {
                 "waiting for the runner's acknowledgement".to_owned()
             }
             Some(Step::SwitchApplication) => self.rollout_message(progress),
-            Some(Step::CloseWindow) if progress.comparison.is_none() => {
+            Some(Step::UnblockWrites) if progress.comparison.is_none() => {
                 "waiting for the full comparison of balances".to_owned()
             }
             _ => "waiting for the gate to open".to_owned(),

@@ -41,7 +41,7 @@ impl Transition<'_> {
             self.start_step(Step::SwitchBack);
         } else {
             self.status.window = None;
-            self.start_step(Step::ReopenWindow);
+            self.start_step(Step::BlockWritesForRollback);
         }
         self.advance_rolling_back();
     }
@@ -49,14 +49,14 @@ impl Transition<'_> {
     /// Task and attempt that carry the way back.
     pub(crate) fn rollback_run(&self) -> (Task, u32) {
         match self.status.window.as_ref().and_then(|w| w.task) {
-            Some(Task::Window) => (Task::Window, self.attempt(Step::OpenWindow)),
-            _ => (Task::RollbackWindow, self.attempt(Step::ReopenWindow)),
+            Some(Task::Window) => (Task::Window, self.attempt(Step::BlockWrites)),
+            _ => (Task::RollbackWindow, self.attempt(Step::BlockWritesForRollback)),
         }
     }
 
     pub(crate) fn advance_rolling_back(&mut self) {
         // Begins a planned try, whose run is another one.
-        if self.status.step == Some(Step::ReopenWindow) && self.retry_due(Step::ReopenWindow) == Some(false) {
+        if self.status.step == Some(Step::BlockWritesForRollback) && self.retry_due(Step::BlockWritesForRollback) == Some(false) {
             return;
         }
         let (task, attempt) = self.rollback_run();
@@ -78,7 +78,7 @@ impl Transition<'_> {
             }
             _ => {}
         }
-        if task == Task::RollbackWindow && self.status.step == Some(Step::ReopenWindow) {
+        if task == Task::RollbackWindow && self.status.step == Some(Step::BlockWritesForRollback) {
             return self.await_rollback_window(&progress);
         }
         if self.status.step == Some(Step::SwitchBack) {
@@ -101,11 +101,11 @@ impl Transition<'_> {
         if !matches!(
             progress.state,
             WindowState::Ready | WindowState::Opening | WindowState::Blocked | WindowState::Held
-        ) && let Some(started) = self.started_at(Step::ReopenWindow)
+        ) && let Some(started) = self.started_at(Step::BlockWritesForRollback)
         {
             let ready_by = self.ready_by(started);
             if self.now >= ready_by {
-                let name = self.observed.run_name(Task::RollbackWindow, self.attempt(Step::ReopenWindow));
+                let name = self.observed.run_name(Task::RollbackWindow, self.attempt(Step::BlockWritesForRollback));
                 let message = format!(
                     "the pod of the way back was not ready by {ready_by:.0}; next: {}",
                     self.observed.kubectl(&format!("describe job/{name}"))
@@ -122,7 +122,7 @@ impl Transition<'_> {
             let n = progress.users_written_since.unwrap_or_default();
             let proof = progress.proof.clone().unwrap_or_default();
             self.succeed_step(
-                Step::ReopenWindow,
+                Step::BlockWritesForRollback,
                 format!("{proof}; {n} users were written on the new version, their balances are kept"),
             );
             self.start_step(Step::SwitchBack);
@@ -176,10 +176,10 @@ impl Transition<'_> {
         let (proof, next) = self.record_verification(progress);
         let next = next.map(|next| format!("; next: {next}")).unwrap_or_default();
         let blocked = self.blocked_seconds();
-        self.succeed_step(Step::ReleaseWindow, format!("writes were blocked for {blocked:.1} s"));
+        self.succeed_step(Step::UnblockWritesAfterRollback, format!("writes were blocked for {blocked:.1} s"));
         let cause = self.status.rollback.as_ref().map(|r| format!("{}: {}", r.cause, r.message)).unwrap_or_default();
         self.enter(Phase::RolledBack);
-        self.status.step = Some(Step::ReleaseWindow);
+        self.status.step = Some(Step::UnblockWritesAfterRollback);
         self.set_ready("RolledBack", format!("the old version runs again, {proof} ({cause}){next}"));
         self.event(true, "RolledBack", format!("writes were blocked for {blocked:.1} s; {proof}; {cause}{next}"));
         let began = self.status.rollback.as_ref().map_or(self.now, |r| r.started_at);
@@ -220,7 +220,7 @@ impl Transition<'_> {
             WindowState::Released => return self.restart_rollback_window(message),
             _ => {}
         }
-        let opener = if task == Task::Window { Step::OpenWindow } else { Step::ReopenWindow };
+        let opener = if task == Task::Window { Step::BlockWrites } else { Step::BlockWritesForRollback };
         let failures = self.failures(opener) + 1;
         if reason.retry() == Retry::Never || failures >= WINDOW_ATTEMPTS {
             self.step_mut(opener).failures = failures;
@@ -237,21 +237,21 @@ impl Transition<'_> {
 
     /// The gate is open on the new schema: a window has to be opened (again) for the way back.
     fn restart_rollback_window(&mut self, why: &str) {
-        let failures = self.failures(Step::ReopenWindow) + 1;
+        let failures = self.failures(Step::BlockWritesForRollback) + 1;
         self.status.window = None;
         if failures > WINDOW_ATTEMPTS {
             let text = format!(
                 "{why}; tried {failures} times; the new version runs and writes are open; mend the cause; next: {}",
                 self.observed.rollback_command()
             );
-            self.fail_step(Step::ReopenWindow, "RollbackNotBegun", text.clone());
+            self.fail_step(Step::BlockWritesForRollback, "RollbackNotBegun", text.clone());
             self.notify(Occasion::PersonNeeded, &notice_key("person", self.now), &text);
             self.enter(Phase::RollbackFailed);
             return self.set_ready("RollbackNotBegun", text);
         }
-        self.status.step = Some(Step::ReopenWindow);
+        self.status.step = Some(Step::BlockWritesForRollback);
         let text = format!("{why}; a new window is opened for the way back, writes are open meanwhile");
-        self.retry_later(Step::ReopenWindow, "WindowReopening", &text, REOPEN_RETRY_SECONDS);
+        self.retry_later(Step::BlockWritesForRollback, "WindowReopening", &text, REOPEN_RETRY_SECONDS);
     }
 
     pub(crate) fn fail_rollback(&mut self, reason: &str, message: &str) {
@@ -296,8 +296,8 @@ impl Transition<'_> {
             restarts: w.restarts,
             ..Default::default()
         });
-        self.step_mut(Step::ReopenWindow).failures = 0;
-        self.start_step(Step::ReopenWindow);
+        self.step_mut(Step::BlockWritesForRollback).failures = 0;
+        self.start_step(Step::BlockWritesForRollback);
     }
 
     fn rollback_message(&self) -> String {

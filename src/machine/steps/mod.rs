@@ -32,11 +32,11 @@ pub const FORWARD: &[Row] = &[
     row(Phase::Preparing,        Step::Rehearse,          Some(Task::Rehearse)),
     row(Phase::AwaitingApproval, Step::Approve,           None),
     row(Phase::AwaitingApproval, Step::Schedule,          None),
-    row(Phase::Executing,        Step::OpenWindow,        Some(Task::Window)),
+    row(Phase::Executing,        Step::BlockWrites,       Some(Task::Window)),
     row(Phase::Executing,        Step::Migrate,           Some(Task::Window)),
     row(Phase::Executing,        Step::VerifyMigration,   Some(Task::Window)),
     row(Phase::Executing,        Step::SwitchApplication, Some(Task::Window)),
-    row(Phase::Executing,        Step::CloseWindow,       Some(Task::Window)),
+    row(Phase::Executing,        Step::UnblockWrites,     Some(Task::Window)),
     row(Phase::Validating,       Step::Validate,          Some(Task::Validate)),
     row(Phase::Monitoring,       Step::Monitor,           Some(Task::Monitor)),
     row(Phase::Observing,        Step::DayCheck,          Some(Task::DayCheck)),
@@ -44,14 +44,14 @@ pub const FORWARD: &[Row] = &[
     row(Phase::Observing,        Step::Decide,            None),
 ];
 
-/// The way back, in order. Inside the window the task is the `Window` run itself and ReopenWindow is left out.
+/// The way back, in order. Inside the window the task is the `Window` run itself and BlockWritesForRollback is left out.
 #[rustfmt::skip]
 pub const BACK: &[Row] = &[
-    row(Phase::RollingBack, Step::ReopenWindow,   Some(Task::RollbackWindow)),
-    row(Phase::RollingBack, Step::SwitchBack,     Some(Task::RollbackWindow)),
-    row(Phase::RollingBack, Step::RollbackSql,    Some(Task::RollbackWindow)),
-    row(Phase::RollingBack, Step::VerifyRollback, Some(Task::RollbackWindow)),
-    row(Phase::RollingBack, Step::ReleaseWindow,  Some(Task::RollbackWindow)),
+    row(Phase::RollingBack, Step::BlockWritesForRollback,     Some(Task::RollbackWindow)),
+    row(Phase::RollingBack, Step::SwitchBack,                 Some(Task::RollbackWindow)),
+    row(Phase::RollingBack, Step::RollbackSql,                Some(Task::RollbackWindow)),
+    row(Phase::RollingBack, Step::VerifyRollback,             Some(Task::RollbackWindow)),
+    row(Phase::RollingBack, Step::UnblockWritesAfterRollback, Some(Task::RollbackWindow)),
 ];
 
 /// The step after this one on the way there.

@@ -118,7 +118,7 @@ fn workloads_are_restarted_again_until_the_probe_is_content() {
     s.rollout(true, 0).settle();
     assert_eq!(s.status.step, Some(Step::SwitchApplication), "answers of the pods before do not count");
     s.wait(1).probe(WINDOW, "v2").settle();
-    assert_eq!(s.status.step, Some(Step::CloseWindow));
+    assert_eq!(s.status.step, Some(Step::UnblockWrites));
 }
 
 #[test]
@@ -144,7 +144,7 @@ fn without_a_probe_the_rollout_decides() {
     let mut s = switching();
     s.spec.application.version_probe = None;
     s.rollout(true, 0).settle();
-    assert_eq!(s.status.step, Some(Step::CloseWindow));
+    assert_eq!(s.status.step, Some(Step::UnblockWrites));
     assert_eq!(s.status.window.unwrap().restarts, 0);
 }
 
@@ -180,5 +180,5 @@ fn the_probes_word_is_dated_by_the_runners_clock_alone() {
     s.rollout(true, 0).settle();
     assert_eq!(s.status.step, Some(Step::SwitchApplication));
     s.progress(Task::Window, |w| w.observed_at = Some(ahead + seconds(1))).settle();
-    assert_eq!(s.status.step, Some(Step::CloseWindow));
+    assert_eq!(s.status.step, Some(Step::UnblockWrites));
 }

@@ -447,7 +447,7 @@ fn switching() -> Scenario {
 fn switched() -> Scenario {
     let mut s = switching();
     s.rollout(true, 0).reconciled().probe(Task::Window, "v2").settle();
-    assert_eq!(s.status.step, Some(Step::CloseWindow));
+    assert_eq!(s.status.step, Some(Step::UnblockWrites));
     s
 }
 
@@ -506,7 +506,7 @@ fn completed() -> Scenario {
 fn blocking_for_rollback() -> Scenario {
     let mut s = monitoring();
     s.wait(1).submit("ann", DecisionKind::Revert).settle();
-    assert_eq!((s.status.phase, s.status.step), (Some(Phase::RollingBack), Some(Step::ReopenWindow)));
+    assert_eq!((s.status.phase, s.status.step), (Some(Phase::RollingBack), Some(Step::BlockWritesForRollback)));
     s.state(Task::RollbackWindow, WindowState::Ready).settle();
     s
 }

@@ -13,7 +13,7 @@ impl Transition<'_> {
         let command = match (self.phase(), self.status.step) {
             _ if deadline.is_none() => WindowCommand::Standby,
             (Phase::Executing, _) if window.is_some_and(|w| w.releasing) => WindowCommand::Release,
-            (Phase::Executing, Some(Step::SwitchApplication | Step::CloseWindow)) => WindowCommand::Switch,
+            (Phase::Executing, Some(Step::SwitchApplication | Step::UnblockWrites)) => WindowCommand::Switch,
             (Phase::RollingBack, Some(Step::RollbackSql)) => WindowCommand::Revert,
             (Phase::RollingBack, Some(Step::SwitchBack)) if task == Task::RollbackWindow => WindowCommand::Switch,
             _ => WindowCommand::Open,

@@ -20,11 +20,11 @@ pub(crate) const STEPS: &[Step] = &[
     Step::Rehearse,
     Step::Approve,
     Step::Schedule,
-    Step::OpenWindow,
+    Step::BlockWrites,
     Step::Migrate,
     Step::VerifyMigration,
     Step::SwitchApplication,
-    Step::CloseWindow,
+    Step::UnblockWrites,
     Step::Validate,
     Step::Monitor,
     Step::DayCheck,
@@ -92,7 +92,7 @@ fn what(step: Step, spec: &CreditMigrationSpec, now: Time) -> String {
         ),
         Step::Approve => format!("waits for {} people beside {}", spec.approval.required, spec.requested_by),
         Step::Schedule => schedule(spec, now),
-        Step::OpenWindow => format!(
+        Step::BlockWrites => format!(
             "ends sessions of {}, blocks writes for {} at most, proves it by a refused write",
             spec.database.application_roles.join(", "),
             duration(spec.window.max_duration)
@@ -123,7 +123,7 @@ fn what(step: Step, spec: &CreditMigrationSpec, now: Time) -> String {
                 names.join(", ")
             )
         }
-        Step::CloseWindow => {
+        Step::UnblockWrites => {
             "opens writes when no balance is unexplained; past the deadline the change is undone".into()
         }
         Step::Validate => stage(spec, Task::Validate, duration(spec.validation.duration)),
@@ -135,14 +135,14 @@ fn what(step: Step, spec: &CreditMigrationSpec, now: Time) -> String {
             duration(spec.follow_ups.reminder_interval),
             spec.requested_by
         ),
-        Step::ReopenWindow => "blocks writes again, with proof".into(),
+        Step::BlockWritesForRollback => "blocks writes again, with proof".into(),
         Step::SwitchBack => format!("sets the flag to {}, restarts the workloads", flag.from),
         Step::RollbackSql => format!(
             "runs key {} of ConfigMap {}",
             migration.down.config_map_key_ref.key, migration.down.config_map_key_ref.name
         ),
         Step::VerifyRollback => "proves that no credit was lost".into(),
-        Step::ReleaseWindow => "opens writes on the old version".into(),
+        Step::UnblockWritesAfterRollback => "opens writes on the old version".into(),
         Step::Cleanup => "removes the guards from the database".into(),
     }
 }
@@ -241,7 +241,7 @@ mod tests {
             (Step::NotifyTeam, "skipped: no channel"),
             (Step::Approve, "2 people beside author"),
             (Step::Schedule, "at any time; nobody is told: no channel; waits for 2 people"),
-            (Step::OpenWindow, "for 1m at most"),
+            (Step::BlockWrites, "for 1m at most"),
             (Step::SwitchApplication, "from v1 to v2, restarts shop; waits until http://shop/version says v2"),
             (Step::Validate, "waits 20s; nothing is measured"),
             (Step::Monitor, "measures for 30s; go back by themselves: errors"),

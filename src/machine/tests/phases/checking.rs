@@ -31,7 +31,7 @@ fn stages() {
     };
     let back = |name, when| Case {
         phase: Phase::RollingBack,
-        step: Step::ReopenWindow,
+        step: Step::BlockWritesForRollback,
         reason: "RollingBack",
         effects: BACK,
         ..monitors(name, when, "", &[], Some(600))

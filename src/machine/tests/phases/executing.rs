@@ -12,7 +12,7 @@ fn case(
     effects: &'static [&'static str],
     wake: Option<i64>,
 ) -> Case {
-    let reason = if step == Step::OpenWindow && wake == Some(599) { "PreparingWindow" } else { "WindowOpen" };
+    let reason = if step == Step::BlockWrites && wake == Some(599) { "PreparingWindow" } else { "WindowOpen" };
     Case { name, given, when, phase: Phase::Executing, step, reason, effects, wake }
 }
 
@@ -20,8 +20,8 @@ fn case(
 fn the_window_goes_its_way() {
     use WindowState::{Blocked, Migrated, Opening};
     assert_cases(&[
-        case("the pod is not ready", approved, |s| apply(s.wait(1)), Step::OpenWindow, &[], Some(599)),
-        case("opening", blocking, |s| apply(s.state(WINDOW, Opening)), Step::OpenWindow, &[], Some(50)),
+        case("the pod is not ready", approved, |s| apply(s.wait(1)), Step::BlockWrites, &[], Some(599)),
+        case("opening", blocking, |s| apply(s.state(WINDOW, Opening)), Step::BlockWrites, &[], Some(50)),
         case("blocked", blocking, |s| apply(s.state(WINDOW, Blocked)), Step::Migrate, &[], Some(50)),
         case(
             "committed",
@@ -102,7 +102,7 @@ fn the_window_goes_its_way() {
                 s.rollout(true, 0);
                 s.spec.application.version_probe = None;
             },
-            Step::CloseWindow,
+            Step::UnblockWrites,
             &[],
             Some(50),
         ),
@@ -131,7 +131,7 @@ fn the_window_goes_its_way() {
             "all run v2, balances not compared",
             switching,
             |s| apply(s.rollout(true, 0).reconciled().probe(WINDOW, "v2")),
-            Step::CloseWindow,
+            Step::UnblockWrites,
             &[],
             Some(50),
         ),
@@ -147,7 +147,7 @@ fn the_window_goes_its_way() {
             "all run v2, all balances equal",
             switched,
             |s| apply(s.compared(WINDOW, 0)),
-            Step::CloseWindow,
+            Step::UnblockWrites,
             &["order m-window-1 Release"],
             Some(50),
         ),
@@ -155,7 +155,7 @@ fn the_window_goes_its_way() {
             "release is on its way: no way back in between",
             releasing,
             |s| apply(s.wait(49).submit("ann", DecisionKind::Abort)),
-            Step::CloseWindow,
+            Step::UnblockWrites,
             &[],
             Some(1),
         ),
@@ -165,7 +165,7 @@ fn the_window_goes_its_way() {
                 "release is on its way, long since: that is told, and not looked at all the time",
                 releasing,
                 |s| apply(s.wait(50).submit("ann", DecisionKind::Abort)),
-                Step::CloseWindow,
+                Step::UnblockWrites,
                 &[],
                 None,
             )
@@ -174,7 +174,7 @@ fn the_window_goes_its_way() {
             "the report of the end is not yet the end",
             releasing,
             |s| apply(s.state(WINDOW, WindowState::Released)),
-            Step::CloseWindow,
+            Step::UnblockWrites,
             &[],
             Some(50),
         ),
@@ -182,7 +182,7 @@ fn the_window_goes_its_way() {
             "the Job is gone, the run is not",
             blocking,
             |s| s.run(WINDOW).job = Job::Absent,
-            Step::OpenWindow,
+            Step::BlockWrites,
             &["start m-window-1"],
             Some(50),
         ),
@@ -444,7 +444,7 @@ fn the_runner_ended_the_window_by_itself() {
     s.state(WINDOW, WindowState::Released).succeed(WINDOW);
     let d = s.decide();
     assert_eq!((d.status.phase, d.status.step), (Some(Phase::Validating), Some(Step::Validate)));
-    for step in [Step::Migrate, Step::VerifyMigration, Step::SwitchApplication, Step::CloseWindow] {
+    for step in [Step::Migrate, Step::VerifyMigration, Step::SwitchApplication, Step::UnblockWrites] {
         let step_status = d.status.steps.iter().find(|step_status| step_status.name == step).unwrap();
         assert_eq!(step_status.state, crate::api::StepState::Succeeded, "{step:?}");
     }
@@ -491,7 +491,7 @@ fn a_pod_that_never_answers_does_not_hide_the_deadline() {
         ("opened", blocking, Phase::RollingBack, Step::RollbackSql, revert, "job/m-window-1"),
         ("committed", migrated, Phase::RollingBack, Step::RollbackSql, revert, "job/m-window-1"),
         ("switching", switching, Phase::RollingBack, Step::SwitchBack, &["flag v1 uid-1.back"], "on the new schema"),
-        ("being released", releasing, Phase::Executing, Step::CloseWindow, &[], "job/m-window-1"),
+        ("being released", releasing, Phase::Executing, Step::UnblockWrites, &[], "job/m-window-1"),
     ];
     for (name, given, phase, step, effects, next) in cases {
         let mut s = given();

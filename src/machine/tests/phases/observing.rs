@@ -126,7 +126,7 @@ fn a_revert_works_at_every_moment_of_observing() {
     for given in [observing as Given, deciding] {
         let mut s = given();
         s.submit("ann", DecisionKind::Revert).settle();
-        assert_eq!((s.status.phase, s.status.step), (Some(Phase::RollingBack), Some(Step::ReopenWindow)));
+        assert_eq!((s.status.phase, s.status.step), (Some(Phase::RollingBack), Some(Step::BlockWritesForRollback)));
         assert_eq!(s.status.rollback.as_ref().unwrap().message, "Revert by ann");
         assert!(s.observed.runs.iter().any(|r| r.run.spec.task == Task::RollbackWindow));
     }

@@ -21,20 +21,20 @@ fn the_way_back_goes_its_way() {
             "begins",
             monitoring,
             |s| apply(s.submit("ann", DecisionKind::Revert)),
-            Step::ReopenWindow,
+            Step::BlockWritesForRollback,
             &["remove m-monitor-1", "start m-rollback-1"],
             600,
         ),
-        case("the pod is not ready", standing_by, no_event, Step::ReopenWindow, &[], 600),
+        case("the pod is not ready", standing_by, no_event, Step::BlockWritesForRollback, &[], 600),
         case(
             "ready",
             standing_by,
             |s| apply(s.state(BACK, Ready)),
-            Step::ReopenWindow,
+            Step::BlockWritesForRollback,
             &["order m-rollback-1 Open"],
             60,
         ),
-        case("opening", blocking_for_rollback, |s| apply(s.state(BACK, Opening)), Step::ReopenWindow, &[], 60),
+        case("opening", blocking_for_rollback, |s| apply(s.state(BACK, Opening)), Step::BlockWritesForRollback, &[], 60),
         case(
             "blocked",
             blocking_for_rollback,
@@ -117,7 +117,7 @@ fn the_way_back_goes_its_way() {
             given: running_down_sql,
             when: |s| apply(s.compared(BACK, 0).state(BACK, Reverted).succeed(BACK)),
             phase: Phase::RolledBack,
-            step: Step::ReleaseWindow,
+            step: Step::UnblockWritesAfterRollback,
             reason: "RolledBack",
             effects: &["start m-cleanup-1"],
             wake: None,
@@ -155,7 +155,7 @@ fn the_end_of_the_way_back_tells_what_was_proven() {
     let step =
         |n: Step| d.status.steps.iter().find(|step_status| step_status.name == n).unwrap().message.clone().unwrap();
     assert_eq!(step(Step::VerifyRollback), "2 balances compared, 0 unexplained (limit 0); total 3 credits");
-    assert_eq!(step(Step::ReleaseWindow), "writes were blocked for 4.0 s");
+    assert_eq!(step(Step::UnblockWritesAfterRollback), "writes were blocked for 4.0 s");
     assert_eq!(d.status.rollback.as_ref().unwrap().users_written_since, Some(7));
     assert_eq!(d.status.writes, Some(crate::api::Writes::Open));
     assert!(ready(&d.status).1.contains("Revert by ann"), "{}", ready(&d.status).1);
@@ -227,7 +227,7 @@ fn a_gate_that_opened_on_the_new_schema_is_closed_again() {
     let mut s = blocked_for_rollback();
     s.state(BACK, WindowState::Released).fail(BACK, Reason::DeadlinePassed);
     let d = s.reconcile();
-    assert_eq!((d.status.phase, d.status.step), (Some(Phase::RollingBack), Some(Step::ReopenWindow)));
+    assert_eq!((d.status.phase, d.status.step), (Some(Phase::RollingBack), Some(Step::BlockWritesForRollback)));
     assert!(events(&d).contains(&"WindowReopening"));
     for (attempt, wait) in [(2, 2), (3, 4), (4, 8), (5, 16), (6, 32)] {
         // Writes are open: each try comes later than the one before.
@@ -257,7 +257,7 @@ fn released_before_it_could_be_turned_round() {
     assert_eq!(s.status.phase, Some(Phase::RollingBack));
     s.state(Task::Window, WindowState::Released).succeed(Task::Window);
     let d = s.reconcile();
-    assert_eq!((d.status.phase, d.status.step), (Some(Phase::RollingBack), Some(Step::ReopenWindow)));
+    assert_eq!((d.status.phase, d.status.step), (Some(Phase::RollingBack), Some(Step::BlockWritesForRollback)));
     s.settle();
     assert!(s.observed.runs.iter().all(|r| r.run.spec.task != BACK), "not at once");
     s.wait(2).settle();
@@ -370,7 +370,7 @@ fn a_new_revert_begins_the_way_back_again() {
     s.observed.down = SqlSource::Present("sha256:mended".into());
     s.wait(1).submit("bob", DecisionKind::Revert);
     let d = s.reconcile();
-    assert_eq!((d.status.phase, d.status.step), (Some(Phase::RollingBack), Some(Step::ReopenWindow)));
+    assert_eq!((d.status.phase, d.status.step), (Some(Phase::RollingBack), Some(Step::BlockWritesForRollback)));
     assert_eq!(d.status.rollback.as_ref().unwrap().message, "Revert by bob");
     assert_eq!(d.status.plan.as_ref().unwrap().down_sha256, "sha256:mended", "with the SQL as it stands now");
     assert_eq!(d.status.writes, Some(crate::api::Writes::Blocked), "the gate is still closed");

@@ -46,11 +46,11 @@ const SECTIONS: &[(&str, &[(&str, Step)])] = &[
     (
         "Phase 2: execution",
         &[
-            ("Read-only mode, with proof", Step::OpenWindow),
+            ("Read-only mode, with proof", Step::BlockWrites),
             ("Migration script", Step::Migrate),
             ("Its result", Step::VerifyMigration),
             ("Application switched", Step::SwitchApplication),
-            ("Read-only mode ended", Step::CloseWindow),
+            ("Read-only mode ended", Step::UnblockWrites),
         ],
     ),
     ("Phase 3: validation", &[("Functions, performance, data", Step::Validate)]),
@@ -66,11 +66,11 @@ const SECTIONS: &[(&str, &[(&str, Step)])] = &[
     (
         "Way back",
         &[
-            ("Read-only mode, with proof", Step::ReopenWindow),
+            ("Read-only mode, with proof", Step::BlockWritesForRollback),
             ("Application switched back", Step::SwitchBack),
             ("Rollback script", Step::RollbackSql),
             ("Its result", Step::VerifyRollback),
-            ("Read-only mode ended", Step::ReleaseWindow),
+            ("Read-only mode ended", Step::UnblockWritesAfterRollback),
         ],
     ),
 ];
