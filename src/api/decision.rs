@@ -24,8 +24,8 @@ use serde::{Deserialize, Serialize};
 )]
 #[x_kube(
     validation = Rule::new("self == oldSelf").message("a decision is immutable: create another one"),
-    validation = Rule::new("!(self.decision in ['Execute', 'Ready', 'Keep']) || (has(self.digest) && self.digest.startsWith('sha256:'))")
-        .message("Execute, Ready and Keep need spec.digest: kubectl get creditmigrations NAME -o jsonpath='{.status.plan.digest}'")
+    validation = Rule::new("!(self.decision in ['Approve', 'Ready', 'Keep']) || (has(self.digest) && self.digest.startsWith('sha256:'))")
+        .message("Approve, Ready and Keep need spec.digest: kubectl get creditmigrations NAME -o jsonpath='{.status.plan.digest}'")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct MigrationDecisionSpec {
@@ -55,7 +55,7 @@ pub struct MigrationDecisionSpec {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DecisionKind {
     /// Run this plan. Needs the digest.
-    Execute,
+    Approve,
     /// Present for the execution. Needs the digest.
     Ready,
     /// Do not run this plan.
@@ -63,7 +63,7 @@ pub enum DecisionKind {
     /// Stop. Before the window nothing was changed; later the change is undone.
     Abort,
     /// Go back to the old version. One person suffices.
-    Revert,
+    Rollback,
     /// Keep the new version. Needs the digest.
     Keep,
 }

@@ -39,7 +39,7 @@ pub enum Occasion {
     DayReport,
     /// Report of the week review.
     WeekReport,
-    /// Somebody has to decide to keep or to revert.
+    /// Somebody has to decide to keep the new version or roll back.
     DecisionDue,
 }
 

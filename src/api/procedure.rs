@@ -73,7 +73,7 @@ pub enum Step {
     DayCheck,
     /// Checks after a week, with a report.
     WeekReview,
-    /// A person decides to keep or to revert.
+    /// A person decides to keep the new version or roll back.
     Decide,
     /// Way back: writes blocked, with proof.
     BlockWritesForRollback,

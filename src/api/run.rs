@@ -3,17 +3,17 @@
 //! The controller writes `spec`, the runner writes `status`, through the API server alone.
 //!
 //! ```text
-//!  window run, way there (task Window)              way back (task RollbackWindow)
-//!  order     runner                                  order     runner
-//!  Standby   connect, load SQL ......... Ready       Standby   connect, load SQL ....... Ready
-//!  Open      block, prove, SQL, COMMIT . Migrated    Open      block, prove ............ Blocked
-//!  Switch    from now on no self-revert  (ack)       Switch    no self-release any more  (ack)
-//!            <controller: flag, rollout>                       <controller: flag, rollout>
-//!  Release   gate opens ................ Released    Revert    down SQL, prove, open ... Reverted
-//!  Revert    down SQL, prove, open ..... Reverted
+//!  window run, way there (task Window)                   way back (task RollbackWindow)
+//!  order          runner                                  order          runner
+//!  Standby        connect, load SQL ......... Ready       Standby        connect, load SQL ......... Ready
+//!  BlockWrites    block, prove, SQL, COMMIT . Migrated    BlockWrites    block, prove .............. Blocked
+//!  Switch         no rollback by itself ..... (ack)       Switch         no release by itself ...... (ack)
+//!                 <controller: flag, rollout>                            <controller: flag, rollout>
+//!  UnblockWrites  unblock writes ............ Released    Rollback       down SQL, prove, unblock .. RolledBack
+//!  Rollback       down SQL, prove, unblock .. RolledBack
 //! ```
 //!
-//! In the way there `Revert` is given only while the flag is at `from` and the old version is running.
+//! In the way there `Rollback` is given only while the flag is at `from` and the old version is running.
 
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -97,7 +97,7 @@ pub struct RunInputs {
 pub struct WindowOrder {
     /// How far the task may go.
     pub command: WindowCommand,
-    /// When the window must be over; set with `Open`.
+    /// When the window must be over; set with `BlockWrites`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline: Option<Time>,
 }
@@ -108,13 +108,13 @@ pub enum WindowCommand {
     /// Get ready, change nothing.
     Standby,
     /// Block writes; on the way there also run the SQL.
-    Open,
+    BlockWrites,
     /// Acknowledge that the controller is about to flip the flag.
     Switch,
     /// Way there: open the gate, the new version is running.
-    Release,
+    UnblockWrites,
     /// Run the down SQL, verify, open the gate.
-    Revert,
+    Rollback,
 }
 
 /// What the runner reports.
@@ -240,7 +240,7 @@ pub enum WindowState {
     /// Connected, SQL loaded, digest checked. Writes are open.
     Ready,
     /// Intent recorded, gate being closed.
-    Opening,
+    Blocking,
     /// Writes are refused, with proof.
     Blocked,
     /// The up SQL is committed and verified. Writes are refused.
@@ -248,7 +248,7 @@ pub enum WindowState {
     /// The gate is open again, the schema is the new one. End.
     Released,
     /// The gate is open again, the schema is the old one. End.
-    Reverted,
+    RolledBack,
     /// The deadline passed after the switch was acknowledged, or the way back failed: writes stay refused, a person is needed.
     Held,
 }

@@ -79,7 +79,7 @@ pub struct CreditMigrationStatus {
     /// The report after a week.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub week_report: Option<ReportEvidence>,
-    /// When it was last asked whether to keep or to revert.
+    /// When it was last asked whether to keep the new version or roll back.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reminded_at: Option<Time>,
     /// Why and by whom the way back was begun.
@@ -203,7 +203,7 @@ fn is_zero(n: &u32) -> bool {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct RollbackStatus {
-    /// `TriggerFired`, `Revert`, `Stopped`, `BalancesUnexplained`, `DeadlinePassed`, `Reverted`, `Deleted`, or the runner's reason.
+    /// `TriggerFired`, `Rollback`, `Stopped`, `BalancesUnexplained`, `DeadlinePassed`, `RolledBack`, `Deleted`, or the runner's reason.
     pub cause: String,
     /// Details: the check and its value, or the person and the reason.
     pub message: String,
@@ -212,7 +212,7 @@ pub struct RollbackStatus {
     /// Users whose balance was written on the new version before the way back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub users_written_since: Option<u64>,
-    /// The newest decision that was known when the way back failed: only a later `Revert` begins it again.
+    /// The newest decision that was known when the way back failed: only a later `Rollback` begins it again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub heard_until: Option<Time>,
 }

@@ -43,7 +43,7 @@ const FAMILIES: &[(&str, &str, &str)] = &[
     (
         "decision_due_timestamp_seconds",
         "gauge",
-        "Since when a person is asked whether to keep or to revert; only while that is so.",
+        "Since when a person is asked whether to keep the new version or roll back; only while that is so.",
     ),
     ("rollbacks_total", "counter", "Ways back that were begun."),
     ("rollback_started_timestamp_seconds", "gauge", "When the way back was begun, by its cause."),

@@ -220,7 +220,7 @@ fn heard(d: MigrationDecision, name: &str, uid: &str) -> Option<ObservedDecision
 /// What was said while no policy held names to people proves nobody's approval. A word to stop counts all the same.
 fn is_proven(d: &ObservedDecision, since: Option<Time>) -> bool {
     since.is_none_or(|since| d.at > since)
-        || !matches!(d.decision, DecisionKind::Execute | DecisionKind::Ready | DecisionKind::Keep)
+        || !matches!(d.decision, DecisionKind::Approve | DecisionKind::Ready | DecisionKind::Keep)
 }
 
 fn job_state(job: &Job) -> JobState {
@@ -282,7 +282,7 @@ mod tests {
         #[case] path: &str,
         #[case] value: Value,
         #[case] counts: bool,
-        #[values("Execute", "Reject", "Abort", "Revert")] word: &str,
+        #[values("Approve", "Reject", "Abort", "Rollback")] word: &str,
     ) {
         let (parent, key) = path.rsplit_once('/').unwrap();
         let d = decision(word, |d| d.pointer_mut(parent).unwrap()[key] = value);
@@ -333,12 +333,12 @@ mod tests {
     }
 
     #[rstest::rstest]
-    #[case("Execute", false)]
+    #[case("Approve", false)]
     #[case("Ready", false)]
     #[case("Keep", false)]
     #[case("Reject", true)]
     #[case("Abort", true)]
-    #[case("Revert", true)]
+    #[case("Rollback", true)]
     fn what_is_older_than_the_policy_approves_nothing(#[case] word: &str, #[case] counts: bool) {
         let d = heard(decision(word, |_| {}), "m", "1").unwrap();
         let second = jiff::SignedDuration::from_secs(1);

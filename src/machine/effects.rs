@@ -65,7 +65,7 @@ impl Transition<'_> {
     fn wanted(&self, r: &ObservedRun) -> bool {
         let spec = &r.run.spec;
         let ended = r.run.status.as_ref().is_some_and(|s| matches!(s.phase, RunPhase::Succeeded | RunPhase::Failed));
-        let opened = spec.window.as_ref().is_some_and(|w| w.command >= WindowCommand::Open);
+        let opened = spec.window.as_ref().is_some_and(|w| w.command >= WindowCommand::BlockWrites);
         // What was begun for a spec or SQL that has changed since is ended, not rehearsed on beside its successor.
         let superseded =
             |step: Step| self.step(step).is_some_and(|step_status| step_status.reason.as_deref() == Some(SUPERSEDED));

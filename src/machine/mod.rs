@@ -5,8 +5,8 @@
 //!   |    ^        |       ^   |      |   |   |       |            |             |     Keep
 //!   |    | inputs |       |   |      |   |   +-------+------------+-------------+--> RollingBack -> RolledBack
 //!   v    | change |       +---|------+   |  breach (not when observing),           ^    |
-//!  Failed<--------+   Abort   |  no lock |  Revert, Abort, deadline                |    v
-//!   ^    (nothing changed)    v          |                                Revert  RollbackFailed
+//!  Failed<--------+   Abort   |  no lock |  Rollback, Abort, deadline              |    v
+//!   ^    (nothing changed)    v          |                              Rollback  RollbackFailed
 //!   +----------------------Cancelled     +--> Failed (SQL refused, nothing changed)
 //! ```
 //!

@@ -133,7 +133,7 @@ pub async fn run(cli: Cli) -> Result<Output, Error> {
         Verb::Plan(args) => plan::run(connect().await?, options.namespace.as_deref(), &args).await,
         Verb::Status(args) => status::run(&connect().await?, &args).await,
         Verb::Watch(args) => watch::run(&connect().await?, &args).await,
-        Verb::Approve(target) => decide::decide(&connect().await?, crate::api::DecisionKind::Execute, target).await,
+        Verb::Approve(target) => decide::decide(&connect().await?, crate::api::DecisionKind::Approve, target).await,
         Verb::Ready(target) => decide::decide(&connect().await?, crate::api::DecisionKind::Ready, target).await,
         Verb::Reject(target) => decide::decide(&connect().await?, crate::api::DecisionKind::Reject, target).await,
         Verb::Abort(target) => decide::decide(&connect().await?, crate::api::DecisionKind::Abort, target).await,

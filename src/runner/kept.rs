@@ -67,7 +67,7 @@ mod tests {
         let path = std::env::temp_dir().join(format!("kept-{}.json", std::process::id()));
         let kept = Kept { path: path.clone(), name: "kept".to_owned() };
         assert!(kept.read().is_none());
-        for command in [WindowCommand::Standby, WindowCommand::Open] {
+        for command in [WindowCommand::Standby, WindowCommand::BlockWrites] {
             kept.write(&run(command));
             assert_eq!(kept.read().unwrap().spec.window.unwrap().command, command);
         }

@@ -10,11 +10,11 @@
 //!
 //! # Contract
 //! - A second task on the same database (a pod started twice, or again) waits until the first is gone, reads gate, intent
-//!   and ledger, and goes on from there. Past the deadline, or on `Revert`, it ends the first one's session if that hangs.
+//!   and ledger, and goes on from there. Past the deadline, or on `Rollback`, it ends the first one's session if that hangs.
 //! - The API server is asked and told on the side: a server that hangs delays no decision, not even the deadline's.
 //! - What is acknowledged (`Switch`) is in the database before it is reported.
 //! - Past the deadline, or when the `MigrationRun` is gone: the old state is restored while the switch has not been
-//!   acknowledged; else writes stay blocked (`Held`), and the task goes on obeying `Release` and `Revert`.
+//!   acknowledged; else writes stay blocked (`Held`), and the task goes on obeying `UnblockWrites` and `Rollback`.
 //! - Told to end, it asks at once whether its `MigrationRun` is there. If so, or without an answer, it stops where it is: the
 //!   next pod goes on. If not, no other pod will come: it ends the window as above, and ends itself even if it is `Held`.
 
@@ -107,7 +107,7 @@ pub struct WindowPlan {
 /// How a window task ended.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
-    /// The last progress: `Released` or `Reverted`; `Held` if writes stay blocked; anything earlier if nothing was opened.
+    /// The last progress: `Released` or `RolledBack`; `Held` if writes stay blocked; anything earlier if nothing was opened.
     pub progress: WindowProgress,
     /// Why it is no success. `DeadlinePassed` if the task ended the window by itself, `PodFailed` if another pod is to go on.
     pub failure: Option<Failure>,

@@ -208,10 +208,10 @@ async fn a_runner_can_report_and_no_more() {
         let runner = w.pod(&user, "r-x7k2p").await;
         let report = runner.patch("migrationruns/r/status", &json!({"status": {"phase": "Running"}})).await;
         assert_eq!(report.object()["status"]["phase"], "Running");
-        let order = runner.patch("migrationruns/r", &json!({"spec": {"window": {"command": "Release"}}})).await;
+        let order = runner.patch("migrationruns/r", &json!({"spec": {"window": {"command": "UnblockWrites"}}})).await;
         assert_eq!(order.code, 403, "{}", order.message());
         // A spec that comes along with a report is not taken.
-        let both = json!({"spec": {"window": {"command": "Release"}}, "status": {"phase": "Running"}});
+        let both = json!({"spec": {"window": {"command": "UnblockWrites"}}, "status": {"phase": "Running"}});
         assert_eq!(
             runner.patch("migrationruns/r/status", &both).await.object()["spec"]["window"]["command"],
             "Standby"

@@ -123,13 +123,13 @@ async fn migrations_that_are_refused() {
 #[tokio::test]
 async fn decisions_that_are_refused() {
     with_cluster("decisions", async |w| {
-        let good = w.decision("d", "Execute", Some("sha256:0"));
+        let good = w.decision("d", "Approve", Some("sha256:0"));
         let digest = "need spec.digest: kubectl get creditmigrations NAME -o jsonpath='{.status.plan.digest}'";
         refused(&w.admin, "migrationdecisions", &good, vec![
             ("spec/digest", Value::Null, digest),
             ("spec/digest", "abc".into(), digest),
             ("spec/digest", "x".repeat(129).into(), "spec.digest: Too long"),
-            ("spec/decision", "Maybe".into(), "Unsupported value: \"Maybe\": supported values: \"Execute\", \"Ready\", \"Reject\", \"Abort\", \"Revert\", \"Keep\""),
+            ("spec/decision", "Maybe".into(), "Unsupported value: \"Maybe\": supported values: \"Approve\", \"Ready\", \"Reject\", \"Abort\", \"Rollback\", \"Keep\""),
             ("spec/decision", Value::Null, "spec.decision: Required value"),
             ("spec/migration", "".into(), "spec.migration: Invalid value"),
             ("spec/migrationUID", Value::Null, "spec.migrationUID: Required value"),
@@ -143,7 +143,7 @@ async fn decisions_that_are_refused() {
             let answer = w.admin.create("migrationdecisions", &w.decision("d", word, None), true).await;
             assert!(answer.message().contains(digest), "{word}: {}", answer.message());
         }
-        for word in ["Reject", "Abort", "Revert"] {
+        for word in ["Reject", "Abort", "Rollback"] {
             let answer = w.admin.create("migrationdecisions", &w.decision("d", word, None), true).await;
             assert!(answer.ok(), "{word} at night, without a hash: {}", answer.message());
         }

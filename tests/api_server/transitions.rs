@@ -90,7 +90,7 @@ async fn decisions_are_the_record() {
         w.admin.create("migrationdecisions", &w.decision("d", "Abort", None), false).await.object();
         for patch in [
             json!({"spec": {"reason": "another"}}),
-            json!({"spec": {"decision": "Revert"}}),
+            json!({"spec": {"decision": "Rollback"}}),
             json!({"spec": {"by": "somebody-else"}}),
             json!({"spec": {"migrationUID": "1"}}),
         ] {
@@ -129,7 +129,7 @@ async fn only_the_order_of_a_run_changes() {
                 answer.message()
             );
         }
-        let order = json!({"spec": {"window": {"command": "Open", "deadline": "2030-01-01T00:00:00Z"}}});
+        let order = json!({"spec": {"window": {"command": "BlockWrites", "deadline": "2030-01-01T00:00:00Z"}}});
         assert_eq!(operator.patch("migrationruns/r", &order).await.object()["spec"]["window"], order["spec"]["window"]);
         let back = operator.patch("migrationruns/r", &json!({"spec": {"window": null}})).await;
         assert!(back.message().contains("spec.window cannot be taken back"), "{} {}", back.code, back.message());

@@ -323,7 +323,7 @@ async fn a_lock_that_is_not_to_be_had_in_the_window() {
         // The approvals were for that window; two new ones open another. Timestamps of decisions are whole seconds.
         let digest = m.digest().await;
         eventually("new approvals", PATIENCE, async || {
-            for (person, word) in APPROVERS.iter().flat_map(|p| [(p, DecisionKind::Execute), (p, DecisionKind::Ready)])
+            for (person, word) in APPROVERS.iter().flat_map(|p| [(p, DecisionKind::Approve), (p, DecisionKind::Ready)])
             {
                 m.decide(person, word, Some(&digest)).await.map_err(|e| e.to_string())?;
             }

@@ -39,7 +39,7 @@ async fn what_was_approved_is_what_runs() {
         let m = world.migrate("simplify", json!({})).await;
         m.phase(Phase::AwaitingApproval).await;
         let first = m.digest().await;
-        m.decide(APPROVERS[0], DecisionKind::Execute, Some(&first)).await.unwrap();
+        m.decide(APPROVERS[0], DecisionKind::Approve, Some(&first)).await.unwrap();
         m.until("an approval", PATIENCE, |s| s.approvals.as_deref() == Some("1/2")).await;
         let again = |old: String| {
             move |s: &credit_migration::api::CreditMigrationStatus| {
@@ -53,9 +53,9 @@ async fn what_was_approved_is_what_runs() {
         let status = m.until("a new plan", PATIENCE, again(first.clone())).await;
         assert_eq!((status.approvals.as_deref(), status.approved_by.len()), (Some("0/2"), 0));
         // An approval of the old plan counts for nothing.
-        m.decide(APPROVERS[1], DecisionKind::Execute, Some(&first)).await.unwrap();
+        m.decide(APPROVERS[1], DecisionKind::Approve, Some(&first)).await.unwrap();
         let second = m.digest().await;
-        m.decide(APPROVERS[0], DecisionKind::Execute, Some(&second)).await.unwrap();
+        m.decide(APPROVERS[0], DecisionKind::Approve, Some(&second)).await.unwrap();
         let status = m.until("an approval", PATIENCE, |s| s.approvals.as_deref() == Some("1/2")).await;
         assert_eq!(status.approved_by, [APPROVERS[0]]);
 

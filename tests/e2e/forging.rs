@@ -20,10 +20,10 @@ use super::{
     migration::{Migration, PATIENCE, ready},
 };
 
-/// May create decisions, and neither approve nor revert.
+/// May create decisions, and neither approve nor roll back.
 const STRANGER: &str = "mallory@shop.example";
 /// The words that a migration waits for, each on a digest.
-const WORDS: [DecisionKind; 3] = [DecisionKind::Execute, DecisionKind::Ready, DecisionKind::Keep];
+const WORDS: [DecisionKind; 3] = [DecisionKind::Approve, DecisionKind::Ready, DecisionKind::Keep];
 
 fn idle() -> Setup {
     Setup { replicas: 0, ..Setup::default() }
@@ -55,7 +55,7 @@ pub async fn say(
 /// All that two people have to say on the present plan, in their own names.
 pub async fn agree(m: &Migration) -> Result<(), String> {
     let digest = m.digest().await;
-    for decision in [DecisionKind::Execute, DecisionKind::Ready] {
+    for decision in [DecisionKind::Approve, DecisionKind::Ready] {
         for person in APPROVERS {
             m.decide(person, decision, Some(&digest)).await.map_err(|e| e.to_string())?;
         }
@@ -180,7 +180,7 @@ async fn in_anothers_name() {
         counts(&m, &[alice]).await;
         assert_shut(&m, &before).await;
 
-        for decision in [DecisionKind::Ready, DecisionKind::Execute] {
+        for decision in [DecisionKind::Ready, DecisionKind::Approve] {
             m.decide(bob, decision, Some(&digest)).await.unwrap();
         }
         assert_opens(&m).await;
@@ -220,9 +220,9 @@ async fn words_on_another_plan() {
         }
         // Neither does a part of the digest count, or more than it.
         for digest in [&second[..second.len() - 1], &format!("{second}0")] {
-            m.decide(alice, DecisionKind::Execute, Some(digest)).await.unwrap();
+            m.decide(alice, DecisionKind::Approve, Some(digest)).await.unwrap();
         }
-        m.decide(bob, DecisionKind::Execute, Some(&second)).await.unwrap();
+        m.decide(bob, DecisionKind::Approve, Some(&second)).await.unwrap();
         counts(&m, &[bob]).await;
         assert_shut(&m, &before).await;
 
@@ -259,7 +259,7 @@ async fn words_on_a_predecessor_of_the_same_name() {
                 say(&m, &client, bob, uid, decision, digest).await.unwrap();
             }
         }
-        m.decide(alice, DecisionKind::Execute, Some(&digest)).await.unwrap();
+        m.decide(alice, DecisionKind::Approve, Some(&digest)).await.unwrap();
         counts(&m, &[alice]).await;
         assert_shut(&m, &before).await;
 
@@ -278,7 +278,7 @@ async fn presence_that_nobody_said() {
         let (before, digest) = (world.db.fingerprint().await, m.digest().await);
         let [alice, bob] = APPROVERS;
         for person in APPROVERS {
-            m.decide(person, DecisionKind::Execute, Some(&digest)).await.unwrap();
+            m.decide(person, DecisionKind::Approve, Some(&digest)).await.unwrap();
         }
         // Approved; from here on only people are missing.
         m.reason("PresencePending").await;

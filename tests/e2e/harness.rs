@@ -31,7 +31,7 @@ pub const SQL: &str = "migration-0003";
 pub const FLAG: &str = "CREDIT_SYSTEM_VERSION";
 /// Author of all migrations.
 pub const AUTHOR: &str = "carol@shop.example";
-/// Those who may approve, abort and revert.
+/// Those who may approve, abort and roll back.
 pub const APPROVERS: [&str; 2] = ["alice@shop.example", "bob@shop.example"];
 
 /// Tests that stop what all share have the cluster for themselves.

@@ -129,7 +129,7 @@ impl Migration {
         let status = self.phase(Phase::AwaitingApproval).await;
         let digest = status.plan.and_then(|p| p.digest).unwrap();
         for person in APPROVERS {
-            for word in [DecisionKind::Execute, DecisionKind::Ready] {
+            for word in [DecisionKind::Approve, DecisionKind::Ready] {
                 self.decide(person, word, Some(&digest)).await.unwrap();
             }
         }

@@ -50,7 +50,7 @@ async fn by_a_breached_check_after_writes_on_v2() {
 
 #[tokio::test]
 async fn by_a_person_while_monitoring() {
-    e2e("revert", Setup::default(), |world| async move {
+    e2e("rollback", Setup::default(), |world| async move {
         let before = world.db.fingerprint().await;
         let m = world.migrate("simplify", json!({"monitoring": {"duration": "10m"}})).await;
         m.approve().await;
@@ -59,12 +59,12 @@ async fn by_a_person_while_monitoring() {
         let refused = m.edit(json!({"monitoring": {"duration": "1s"}})).await.unwrap_err().to_string();
         assert!(refused.contains("spec is immutable once the migration window was opened"), "{refused}");
         // One person suffices, and not everybody is one.
-        m.decide("mallory@shop.example", DecisionKind::Revert, None).await.unwrap_err();
-        m.decide(APPROVERS[0], DecisionKind::Revert, None).await.unwrap();
+        m.decide("mallory@shop.example", DecisionKind::Rollback, None).await.unwrap_err();
+        m.decide(APPROVERS[0], DecisionKind::Rollback, None).await.unwrap();
         let status = m.phase(Phase::RolledBack).await;
         m.assert_old("up,down").await;
         assert_eq!(world.running().await, "v1");
-        assert_eq!(status.rollback.as_ref().unwrap().cause, "Revert");
+        assert_eq!(status.rollback.as_ref().unwrap().cause, "Rollback");
         m.cleaned().await;
         assert_eq!(world.db.fingerprint().await.tables, before.tables);
     })

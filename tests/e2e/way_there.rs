@@ -25,17 +25,17 @@ async fn happy_path() {
         let digest = m.digest().await;
         let [alice, bob] = APPROVERS;
         // One approval is not enough, twice the same person neither; the author and strangers have no say.
-        m.decide(alice, DecisionKind::Execute, Some(&digest)).await.unwrap();
-        m.decide(alice, DecisionKind::Execute, Some(&digest)).await.unwrap();
+        m.decide(alice, DecisionKind::Approve, Some(&digest)).await.unwrap();
+        m.decide(alice, DecisionKind::Approve, Some(&digest)).await.unwrap();
         for person in [AUTHOR, "mallory@shop.example"] {
-            let refused = m.decide(person, DecisionKind::Execute, Some(&digest)).await.unwrap_err();
+            let refused = m.decide(person, DecisionKind::Approve, Some(&digest)).await.unwrap_err();
             assert!(matches!(&refused, kube::Error::Api(e) if e.code == 403), "{person}: {refused}");
         }
         let status =
             m.until("one approval", super::migration::PATIENCE, |s| s.approvals.as_deref() == Some("1/2")).await;
         assert_eq!(status.phase, Some(Phase::AwaitingApproval));
         assert_eq!(world.flag().await, "v1");
-        m.decide(bob, DecisionKind::Execute, Some(&digest)).await.unwrap();
+        m.decide(bob, DecisionKind::Approve, Some(&digest)).await.unwrap();
         // Approved, and nobody is there: it waits, and says for whom.
         let message = m.reason("PresencePending").await;
         assert!(message.contains("0 of 2 people present") && message.contains("ready simplify"), "{message}");

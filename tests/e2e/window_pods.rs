@@ -97,7 +97,7 @@ async fn killed_on_the_way_back() {
         m.approve().await;
         m.phase(Phase::Monitoring).await;
         let balance = world.deduct(1, 1).await;
-        m.decide(APPROVERS[0], DecisionKind::Revert, None).await.unwrap();
+        m.decide(APPROVERS[0], DecisionKind::Rollback, None).await.unwrap();
         m.window(Task::RollbackWindow, "the blocked gate", |p| p.state >= WindowState::Blocked).await;
         kill(&world, &m.run_name(Task::RollbackWindow)).await;
         m.phase(Phase::RolledBack).await;

@@ -239,7 +239,7 @@ async fn told_to_end_without_a_run_it_restores_the_old_state() {
         let window = shared(&world, Task::Window);
         let deadline = Some(credit_migration::telemetry::now() + Duration::from_secs(300));
         window.lock().unwrap().run.as_mut().unwrap().spec.window =
-            Some(WindowOrder { command: WindowCommand::Open, deadline });
+            Some(WindowOrder { command: WindowCommand::BlockWrites, deadline });
         let output = program(&world, &window, async {
             until(&window, |status| status.window.as_ref().is_some_and(|w| w.state >= WindowState::Migrated)).await;
             let mut server = window.lock().unwrap();
@@ -297,11 +297,11 @@ async fn a_way_back_that_fails_by_itself_tells_people_unless_somebody_orders_it(
         world.backed_up().await;
         let window = shared(&world, Task::Window);
         let order = orders(&window, Duration::from_secs(6));
-        order(WindowCommand::Open);
+        order(WindowCommand::BlockWrites);
         let output = program(&world, &window, async {
             until(&window, |status| status.window.as_ref().is_some_and(|w| w.state == WindowState::Held)).await;
             if ordered {
-                order(WindowCommand::Revert);
+                order(WindowCommand::Rollback);
             }
             pending::<()>().await;
         })
@@ -324,7 +324,7 @@ async fn a_window_that_is_held_without_the_api_server_tells_people() {
     world.backed_up().await;
     let window = shared(&world, Task::Window);
     let order = orders(&window, Duration::from_secs(8));
-    order(WindowCommand::Open);
+    order(WindowCommand::BlockWrites);
     let output = program(&world, &window, async {
         until(&window, |status| status.window.as_ref().is_some_and(|w| w.state >= WindowState::Migrated)).await;
         order(WindowCommand::Switch);
@@ -333,12 +333,12 @@ async fn a_window_that_is_held_without_the_api_server_tells_people() {
         office.web_until(&path, 1).await;
         // The window itself goes on as before: it still obeys.
         window.lock().unwrap().denied = false;
-        order(WindowCommand::Revert);
+        order(WindowCommand::Rollback);
         pending::<()>().await;
     })
     .await;
     assert!(output.status.success(), "{output:?}");
-    assert_eq!(status(&window).window.unwrap().state, WindowState::Reverted);
+    assert_eq!(status(&window).window.unwrap().state, WindowState::RolledBack);
     let told = office.web(&path);
     assert_eq!(told.len(), 1, "once: {told:?}");
     let id = format!("{}-Window-1-held.Team.chat", world.spec.migration_uid);

@@ -562,13 +562,13 @@ async fn no_alarm_while_the_controller_is_at_it() {
     calm.settle(PATIENCE).await;
     // The way back that was ordered failed: whoever ordered it tells.
     let ordered = alarm(Duration::ZERO);
-    ordered.ordered(&order(WindowCommand::Revert));
+    ordered.ordered(&order(WindowCommand::Rollback));
     ordered.reported(&held(), None);
     ordered.heard().await;
     ordered.settle(PATIENCE).await;
     let called_off = alarm(PATIENCE);
     called_off.reported(&held(), None);
-    called_off.ordered(&order(WindowCommand::Revert));
+    called_off.ordered(&order(WindowCommand::Rollback));
     called_off.settle(PATIENCE).await;
     let ended = alarm(PATIENCE);
     ended.reported(&held(), None);

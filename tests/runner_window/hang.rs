@@ -44,7 +44,7 @@ async fn a_statement_of_a_killed_pod_keeps_nobody_waiting() {
             let _in_pod = pod.enter();
             desk.start(&database, &plan)
         };
-        desk.order(Order::Open);
+        desk.order(Order::BlockWrites);
         database.until(SLEEPS).await;
         pod.shutdown_background();
         assert!(first.await.is_err());
@@ -53,7 +53,7 @@ async fn a_statement_of_a_killed_pod_keeps_nobody_waiting() {
         desk.pass_deadline();
         // It knows the deadline from the database alone.
         let outcome = end(desk.start(&database, &plan)).await;
-        assert!(outcome.progress.deadline_passed && outcome.progress.state == State::Reverted, "{outcome:?}");
+        assert!(outcome.progress.deadline_passed && outcome.progress.state == State::RolledBack, "{outcome:?}");
         assert!(!watched || begin.elapsed() < Duration::from_secs(8), "{:?}", begin.elapsed());
         assert_eq!(ledger(&database).await, "");
         writable(&database, false).await;
@@ -65,7 +65,7 @@ async fn a_pod_that_is_told_to_end_cancels_its_statement() {
     let (database, desk) = (Database::new().await, Desk::new());
     database.prepared(&subject()).await;
     let task = desk.start(&database, &plan(Step::Up, endless(false), sample_down()));
-    desk.order(Order::Open);
+    desk.order(Order::BlockWrites);
     database.until(SLEEPS).await;
     desk.stop.cancel();
     assert_eq!(end(task).await.failure.unwrap().reason, Reason::PodFailed);
@@ -75,8 +75,8 @@ async fn a_pod_that_is_told_to_end_cancels_its_statement() {
     desk.order(Order::Switch);
     desk.until("acknowledgement", |progress, _| progress.switch_acknowledged).await;
     assert!(begin.elapsed() < Duration::from_secs(8), "{:?}", begin.elapsed());
-    desk.order(Order::Revert);
-    assert_eq!(end(task).await.progress.state, State::Reverted);
+    desk.order(Order::Rollback);
+    assert_eq!(end(task).await.progress.state, State::RolledBack);
 }
 
 #[tokio::test]
@@ -84,7 +84,7 @@ async fn a_session_that_may_not_be_ended_is_told() {
     let (database, desk) = (Database::new().await, Desk::new());
     database.prepared(&subject()).await;
     let first = desk.start(&database, &sample());
-    desk.order(Order::Open);
+    desk.order(Order::BlockWrites);
     desk.state(State::Migrated).await;
     first.abort();
     assert!(first.await.is_err());
@@ -92,7 +92,7 @@ async fn a_session_that_may_not_be_ended_is_told() {
     root.batch_execute("SELECT pg_advisory_lock(1668114791, 1)").await.unwrap();
     let desk = Desk::new();
     let task = desk.start(&database, &sample());
-    desk.order(Order::Revert);
+    desk.order(Order::Rollback);
     let refused = |note: Option<&Failure>| {
         note.is_some_and(|n| n.reason == Reason::PrivilegeMissing && n.message.contains("of role postgres"))
     };
@@ -100,7 +100,7 @@ async fn a_session_that_may_not_be_ended_is_told() {
     blocked(&database).await;
     drop(root);
     let outcome = end(task).await;
-    assert_eq!((outcome.progress.state, outcome.failure), (State::Reverted, None));
+    assert_eq!((outcome.progress.state, outcome.failure), (State::RolledBack, None));
     writable(&database, false).await;
 }
 
@@ -121,17 +121,17 @@ async fn a_table_that_is_held_against_the_proof_holds_up_neither_deadline_nor_or
         // As CREATE INDEX does for as long as it takes.
         let owner = database.session("migrator").await;
         owner.batch_execute("BEGIN; LOCK TABLE credit_purchases IN SHARE MODE").await.unwrap();
-        desk.order(Order::Open);
+        desk.order(Order::BlockWrites);
         if cause != "limit" {
             database.until("SELECT count(*) > 0 FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE NOT l.granted AND a.datname = current_database() AND a.application_name = 'credit-migration/proof'").await;
         }
         match cause {
             "deadline" => desk.pass_deadline(),
-            "order" => desk.order(Order::Revert),
+            "order" => desk.order(Order::Rollback),
             _ => {}
         }
         let outcome = end(task).await;
-        assert_eq!(outcome.progress.state, State::Reverted, "{cause}: {outcome:?}");
+        assert_eq!(outcome.progress.state, State::RolledBack, "{cause}: {outcome:?}");
         assert_eq!(outcome.failure.as_ref().map(|failure| failure.reason), reason, "{cause}: {outcome:?}");
         owner.batch_execute("ROLLBACK").await.unwrap();
         writable(&database, false).await;
@@ -147,11 +147,11 @@ async fn a_count_that_takes_too_long_is_unknown() {
     // The capture only, as nobody does: the proof meets it neither.
     let owner = database.session("migrator").await;
     owner.batch_execute("BEGIN; LOCK TABLE credit_migration.changed").await.unwrap();
-    desk.order(Order::Open);
+    desk.order(Order::BlockWrites);
     let progress = desk.state(State::Blocked).await;
     assert_eq!(progress.users_written_since, None);
     owner.batch_execute("ROLLBACK").await.unwrap();
-    desk.order(Order::Release);
+    desk.order(Order::UnblockWrites);
     assert_eq!(end(task).await.progress.state, State::Released);
 }
 
@@ -162,7 +162,7 @@ async fn a_way_back_that_fails_at_the_deadline_is_told_as_held() {
     let mut plan = sample();
     plan.down.as_mut().unwrap().statements.push("UPDATE user_credits SET balance = 0 WHERE user_id = 3".to_owned());
     let task = desk.start(&database, &plan);
-    desk.order(Order::Open);
+    desk.order(Order::BlockWrites);
     desk.state(State::Migrated).await;
     desk.fails(away());
     desk.pass_deadline();
@@ -184,11 +184,11 @@ async fn an_order_that_was_kept_is_obeyed() {
     database.prepared(&subject()).await;
     desk.fails(away());
     let deadline = Some(Timestamp::from_second(1_790_000_300).unwrap());
-    let kept = WindowOrder { command: Order::Open, deadline };
+    let kept = WindowOrder { command: Order::BlockWrites, deadline };
     let task = desk.start(&database, &WindowPlan { order: kept, ..sample() });
     desk.state(State::Migrated).await;
     desk.pass_deadline();
-    assert_eq!(end(task).await.progress.state, State::Reverted);
+    assert_eq!(end(task).await.progress.state, State::RolledBack);
     writable(&database, false).await;
 }
 
@@ -203,7 +203,7 @@ async fn the_up_sql_is_needed_until_it_is_committed() {
     let mut changed = sample();
     changed.inputs.up_sha256 = "sha256:0".to_owned();
     for plan in [WindowPlan { up: gone(), ..sample() }, changed, WindowPlan { down: gone(), ..sample() }] {
-        desk.order(Order::Open);
+        desk.order(Order::BlockWrites);
         let outcome = end(desk.start(&database, &plan)).await;
         assert_eq!(outcome.failure.unwrap().reason, Reason::SqlChanged);
         assert_eq!(database.value("SELECT count(*) FROM credit_migration.gate").await, "0");
@@ -211,14 +211,14 @@ async fn the_up_sql_is_needed_until_it_is_committed() {
     // The next pod of the way there.
     let desk = Desk::new();
     let first = desk.start(&database, &sample());
-    desk.order(Order::Open);
+    desk.order(Order::BlockWrites);
     desk.state(State::Migrated).await;
     first.abort();
     assert!(first.await.is_err());
     let task = desk.start(&database, &WindowPlan { up: gone(), down: gone(), ..sample() });
     desk.order(Order::Switch);
     desk.until("comparison", |progress, _| progress.comparison.is_some() && progress.switch_acknowledged).await;
-    desk.order(Order::Release);
+    desk.order(Order::UnblockWrites);
     assert_eq!(end(task).await.progress.state, State::Released);
     writable(&database, true).await;
 }
@@ -238,11 +238,11 @@ async fn the_way_back_needs_no_config_map() {
         let desk = Desk::new();
         let task = desk.start(&database, &plan);
         desk.state(State::Ready).await;
-        desk.order(Order::Open);
+        desk.order(Order::BlockWrites);
         desk.state(State::Blocked).await;
-        desk.order(Order::Revert);
+        desk.order(Order::Rollback);
         let outcome = end(task).await;
-        assert_eq!((outcome.progress.state, outcome.failure), (State::Reverted, None), "{down}");
+        assert_eq!((outcome.progress.state, outcome.failure), (State::RolledBack, None), "{down}");
         writable(&database, false).await;
     }
     // Another one than was kept is approved, and is not there.

@@ -10,7 +10,7 @@ use crate::{
     window::{back, blocked, ledger, sample, writable},
 };
 
-/// A new way back has no deadline of its own before `Open`; that of the window it takes over has passed.
+/// A new way back has no deadline of its own before `BlockWrites`; that of the window it takes over has passed.
 #[tokio::test]
 async fn past_the_deadline_a_reader_is_waited_for_and_then_ended() {
     let database = Database::new().await;
@@ -19,9 +19,9 @@ async fn past_the_deadline_a_reader_is_waited_for_and_then_ended() {
     plan.down.as_mut().unwrap().statements.push("SELECT 1/0".to_owned());
     let desk = Desk::new();
     let task = desk.start(&database, &plan);
-    desk.order(Order::Open);
+    desk.order(Order::BlockWrites);
     desk.state(State::Migrated).await;
-    desk.order(Order::Revert);
+    desk.order(Order::Rollback);
     assert_eq!(end(task).await.progress.state, State::Held);
 
     let reader = database.session("analyst").await;
@@ -33,9 +33,9 @@ async fn past_the_deadline_a_reader_is_waited_for_and_then_ended() {
     assert!(reader.is_closed() || state_of(&reader, "SELECT 1").await != "ok");
     assert!(!task.is_finished());
     blocked(&database).await;
-    desk.order(Order::Revert);
+    desk.order(Order::Rollback);
     let outcome = end(task).await;
-    assert_eq!((outcome.progress.state, outcome.failure), (State::Reverted, None));
+    assert_eq!((outcome.progress.state, outcome.failure), (State::RolledBack, None));
     writable(&database, false).await;
 }
 
@@ -59,7 +59,7 @@ async fn a_read_only_default_that_stays_keeps_nobody_from_going_back() {
     ));
     let desk = Desk::new();
     let task = desk.start(&database, &plan(Step::Up, up, sample_down()));
-    desk.order(Order::Open);
+    desk.order(Order::BlockWrites);
     database
         .until(&format!(
             "SELECT count(*) > 0 FROM pg_stat_activity WHERE query LIKE 'DO %{heir}%' AND state = 'active'"
@@ -67,9 +67,9 @@ async fn a_read_only_default_that_stays_keeps_nobody_from_going_back() {
         .await;
     root.batch_execute(&format!("REVOKE {heir} FROM migrator")).await.unwrap();
     desk.state(State::Migrated).await;
-    desk.order(Order::Revert);
+    desk.order(Order::Rollback);
     let outcome = end(task).await;
-    assert_eq!((outcome.progress.state, outcome.failure.unwrap().reason), (State::Reverted, Reason::PrivilegeMissing));
+    assert_eq!((outcome.progress.state, outcome.failure.unwrap().reason), (State::RolledBack, Reason::PrivilegeMissing));
     assert_eq!(ledger(&database).await, "up,down");
     assert_eq!(database.value("SELECT closed FROM credit_migration.gate").await, "false");
     assert_eq!(database.read_only_default().await, "default_transaction_read_only=on");

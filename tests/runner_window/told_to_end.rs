@@ -29,7 +29,7 @@ async fn with_the_run_gone_the_old_state_is_restored() {
         let balances = database.balances().await;
         let up = if point == "sql" { slow() } else { sample_up() };
         let task = desk.start(&database, &plan(Step::Up, up, sample_down()));
-        desk.order(Order::Open);
+        desk.order(Order::BlockWrites);
         match point {
             "sql" => database.until(SLEEPS).await,
             _ => drop(desk.state(State::Migrated).await),
@@ -37,7 +37,7 @@ async fn with_the_run_gone_the_old_state_is_restored() {
         desk.fails(answer);
         desk.stop.cancel();
         let outcome = end(task).await;
-        assert!(outcome.progress.deadline_passed && outcome.progress.state == State::Reverted, "{point}: {outcome:?}");
+        assert!(outcome.progress.deadline_passed && outcome.progress.state == State::RolledBack, "{point}: {outcome:?}");
         assert_eq!(outcome.failure.unwrap().reason, Reason::DeadlinePassed);
         assert_eq!((ledger(&database).await, database.balances().await), (steps.to_owned(), balances), "{point}");
         writable(&database, false).await;
@@ -49,7 +49,7 @@ async fn a_refusal_alone_is_no_reason_to_go_back() {
     let (database, desk) = (Database::new().await, Desk::new());
     database.prepared(&subject()).await;
     let task = desk.start(&database, &sample());
-    desk.order(Order::Open);
+    desk.order(Order::BlockWrites);
     desk.state(State::Migrated).await;
     desk.fails(denied());
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -57,7 +57,7 @@ async fn a_refusal_alone_is_no_reason_to_go_back() {
     blocked(&database).await;
     desk.order(Order::Switch);
     desk.until("acknowledgement", |progress, _| progress.switch_acknowledged).await;
-    desk.order(Order::Release);
+    desk.order(Order::UnblockWrites);
     assert_eq!(end(task).await.progress.state, State::Released);
 }
 
@@ -66,7 +66,7 @@ async fn with_the_run_there_the_next_pod_goes_on() {
     let (database, desk) = (Database::new().await, Desk::new());
     database.prepared(&subject()).await;
     let task = desk.start(&database, &sample());
-    desk.order(Order::Open);
+    desk.order(Order::BlockWrites);
     let before = desk.state(State::Migrated).await;
     desk.stop.cancel();
     let outcome = end(task).await;
@@ -77,7 +77,7 @@ async fn with_the_run_there_the_next_pod_goes_on() {
     let task = desk.start(&database, &sample());
     desk.order(Order::Switch);
     desk.until("comparison", |progress, _| progress.comparison.is_some() && progress.switch_acknowledged).await;
-    desk.order(Order::Release);
+    desk.order(Order::UnblockWrites);
     assert_eq!(end(task).await.progress.state, State::Released);
     writable(&database, true).await;
 }
@@ -88,7 +88,7 @@ async fn without_an_answer_the_next_pod_goes_on() {
         let (database, desk) = (Database::new().await, Desk::new());
         database.prepared(&subject()).await;
         let task = desk.start(&database, &sample());
-        desk.order(Order::Open);
+        desk.order(Order::BlockWrites);
         desk.state(State::Migrated).await;
         match hangs {
             true => desk.hangs(),
@@ -109,7 +109,7 @@ async fn with_the_run_gone_after_the_acknowledged_switch_writes_are_held_and_the
         let (database, desk) = (Database::new().await, Desk::new());
         database.prepared(&subject()).await;
         let task = desk.start(&database, &sample());
-        desk.order(Order::Open);
+        desk.order(Order::BlockWrites);
         desk.state(State::Migrated).await;
         desk.order(Order::Switch);
         desk.until("acknowledgement", |progress, _| progress.switch_acknowledged).await;
@@ -130,7 +130,7 @@ async fn with_the_run_gone_after_the_acknowledged_switch_writes_are_held_and_the
 async fn with_the_run_of_the_way_back_gone_the_new_version_goes_on() {
     let (database, desk) = (released().await, Desk::new());
     let task = desk.start(&database, &back());
-    desk.order(Order::Open);
+    desk.order(Order::BlockWrites);
     desk.state(State::Blocked).await;
     desk.fails(denied());
     desk.stop.cancel();

@@ -55,11 +55,11 @@ pub async fn released() -> Database {
     let (database, desk) = (Database::new().await, Desk::new());
     database.prepared(&subject()).await;
     let task = desk.start(&database, &sample());
-    desk.order(Order::Open);
+    desk.order(Order::BlockWrites);
     desk.until("comparison", |progress, _| progress.comparison.is_some()).await;
     desk.order(Order::Switch);
     desk.until("acknowledgement", |progress, _| progress.switch_acknowledged).await;
-    desk.order(Order::Release);
+    desk.order(Order::UnblockWrites);
     assert_eq!(end(task).await.failure, None);
     database
 }
@@ -75,7 +75,7 @@ async fn a_window_from_order_to_order() {
     let task = desk.start(&database, &sample());
     desk.state(State::Ready).await;
     app.batch_execute("UPDATE user_credits SET balance = balance - 5 WHERE user_id = 3; UPDATE user_credits SET balance = balance + 5 WHERE user_id = 3").await.unwrap();
-    desk.order(Order::Open);
+    desk.order(Order::BlockWrites);
     let progress = desk.state(State::Migrated).await;
     assert_eq!((progress.terminated_sessions, progress.reconciled_users), (1, Some(1)));
     assert!(
@@ -93,7 +93,7 @@ async fn a_window_from_order_to_order() {
     desk.until("acknowledgement", |progress, _| progress.switch_acknowledged).await;
     assert_eq!(database.value("SELECT switch_acknowledged_at IS NOT NULL FROM credit_migration.intent").await, "true");
     blocked(&database).await;
-    desk.order(Order::Release);
+    desk.order(Order::UnblockWrites);
     let outcome = end(task).await;
     assert_eq!((outcome.progress.state, outcome.failure), (State::Released, None));
     assert_eq!(desk.last(), outcome.progress, "the end is reported");
@@ -122,7 +122,7 @@ async fn one_answer_of_one_pod_is_not_the_versions_word() {
     let (database, desk) = (Database::new().await, Desk::new());
     database.prepared(&subject()).await;
     let task = desk.start(&database, &sample());
-    desk.order(Order::Open);
+    desk.order(Order::BlockWrites);
     desk.state(State::Migrated).await;
     desk.answers("v2 v2 v1");
     let mixed = desk.until("version", |progress, _| progress.observed_version.is_some()).await;
@@ -139,8 +139,8 @@ async fn one_answer_of_one_pod_is_not_the_versions_word() {
     let silent = desk.last().observed_at;
     desk.asked_in_vain(3).await;
     assert_eq!(desk.last().observed_at, silent);
-    desk.order(Order::Revert);
-    assert_eq!(end(task).await.progress.state, State::Reverted);
+    desk.order(Order::Rollback);
+    assert_eq!(end(task).await.progress.state, State::RolledBack);
 }
 
 #[tokio::test]
@@ -149,11 +149,11 @@ async fn how_long_writes_are_blocked_when_the_controller_answers_at_once() {
     database.prepared(&subject()).await;
     let task = desk.start(&database, &sample());
     desk.state(State::Ready).await;
-    desk.order(Order::Open);
+    desk.order(Order::BlockWrites);
     desk.state(State::Migrated).await;
     desk.order(Order::Switch);
     desk.until("acknowledgement", |progress, _| progress.switch_acknowledged).await;
-    desk.order(Order::Release);
+    desk.order(Order::UnblockWrites);
     let progress = end(task).await.progress;
     let blocked = progress.released_at.unwrap().duration_since(progress.blocked_at.unwrap());
     // A figure to look at, and no limit: the machine is shared.
@@ -171,9 +171,9 @@ async fn sql_that_fails_leaves_nothing_but_its_reason() {
     database.prepared(&subject()).await;
     let broken = plan(Step::Up, sql(&["DROP TABLE credit_purchases", "SELECT 1/0"]), sample_down());
     let task = desk.start(&database, &broken);
-    desk.order(Order::Open);
+    desk.order(Order::BlockWrites);
     let outcome = end(task).await;
-    assert_eq!(outcome.progress.state, State::Reverted);
+    assert_eq!(outcome.progress.state, State::RolledBack);
     let failure = outcome.failure.unwrap();
     assert!(failure.reason == Reason::SqlFailed && failure.message.starts_with("statement 2 of 2"), "{failure}");
     assert_eq!(
@@ -190,10 +190,10 @@ async fn sql_that_fails_leaves_nothing_but_its_reason() {
     let desk = Desk::new();
     let task = desk.start(&database, &WindowPlan { attempt: 2, ..sample() });
     desk.state(State::Ready).await;
-    desk.order(Order::Open);
+    desk.order(Order::BlockWrites);
     desk.state(State::Migrated).await;
-    desk.order(Order::Revert);
-    assert_eq!(end(task).await.progress.state, State::Reverted);
+    desk.order(Order::Rollback);
+    assert_eq!(end(task).await.progress.state, State::RolledBack);
 }
 
 #[tokio::test]
@@ -207,7 +207,7 @@ async fn a_lost_connection_at_any_point_is_got_over() {
         if point == "ready" {
             database.kill_window().await;
         }
-        desk.order(Order::Open);
+        desk.order(Order::BlockWrites);
         if point == "sql" {
             database.until(SLEEPS).await;
             database.kill_window().await;
@@ -223,7 +223,7 @@ async fn a_lost_connection_at_any_point_is_got_over() {
             database.kill_window().await;
             blocked(&database).await;
         }
-        desk.order(Order::Release);
+        desk.order(Order::UnblockWrites);
         let outcome = end(task).await;
         assert_eq!((outcome.progress.state, outcome.failure), (State::Released, None), "{point}");
         assert!(
@@ -245,7 +245,7 @@ async fn a_killed_pod_is_succeeded_by_the_next_one() {
         let first = desk.start(&database, &plan);
         desk.state(State::Ready).await;
         if point != "ready" {
-            desk.order(Order::Open);
+            desk.order(Order::BlockWrites);
         }
         match point {
             "sql" => database.until(SLEEPS).await,
@@ -262,7 +262,7 @@ async fn a_killed_pod_is_succeeded_by_the_next_one() {
         let second = desk.start(&database, &plan);
         desk.order(Order::Switch);
         desk.until("comparison", |progress, _| progress.comparison.is_some() && progress.switch_acknowledged).await;
-        desk.order(Order::Release);
+        desk.order(Order::UnblockWrites);
         let outcome = end(second).await;
         assert_eq!((outcome.progress.state, outcome.failure), (State::Released, None), "{point}");
         assert_eq!(ledger(&database).await, "up");
@@ -282,11 +282,11 @@ async fn of_two_pods_one_works_and_the_other_takes_over() {
     desk.state(State::Ready).await;
     database.until("SELECT count(*) = 2 FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'credit-migration/window'").await;
     database.until("SELECT count(*) = 1 FROM pg_locks WHERE locktype = 'advisory' AND granted AND objid = 1 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())").await;
-    desk.order(Order::Open);
+    desk.order(Order::BlockWrites);
     desk.state(State::Migrated).await;
     desk.order(Order::Switch);
     desk.until("acknowledgement", |progress, _| progress.switch_acknowledged).await;
-    desk.order(Order::Release);
+    desk.order(Order::UnblockWrites);
     for task in [one, two] {
         let outcome = end(task).await;
         assert_eq!((outcome.progress.state, outcome.failure), (State::Released, None));
@@ -302,7 +302,7 @@ async fn past_the_deadline_without_a_migration_the_gate_opens() {
     let mut endless = sample_up();
     endless.statements.push("SELECT pg_sleep(600)".to_owned());
     let task = desk.start(&database, &plan(Step::Up, endless, sample_down()));
-    desk.order(Order::Open);
+    desk.order(Order::BlockWrites);
     database.until(SLEEPS).await;
     // Not a word from the controller any more, and reports that hang.
     desk.hangs();
@@ -314,7 +314,7 @@ async fn past_the_deadline_without_a_migration_the_gate_opens() {
         "reverted DeadlinePassed"
     );
     let outcome = end(task).await;
-    assert!(outcome.progress.deadline_passed && outcome.progress.state == State::Reverted, "{outcome:?}");
+    assert!(outcome.progress.deadline_passed && outcome.progress.state == State::RolledBack, "{outcome:?}");
 }
 
 #[tokio::test]
@@ -324,7 +324,7 @@ async fn past_the_deadline_with_a_migration_nobody_took_up_it_is_undone() {
         database.prepared(&subject()).await;
         let balances = database.balances().await;
         let task = desk.start(&database, &sample());
-        desk.order(Order::Open);
+        desk.order(Order::BlockWrites);
         desk.state(State::Migrated).await;
         if gone {
             desk.fails(ChannelError::Gone);
@@ -333,26 +333,26 @@ async fn past_the_deadline_with_a_migration_nobody_took_up_it_is_undone() {
             desk.pass_deadline();
         }
         let outcome = end(task).await;
-        assert!(outcome.progress.deadline_passed && outcome.progress.state == State::Reverted, "{outcome:?}");
+        assert!(outcome.progress.deadline_passed && outcome.progress.state == State::RolledBack, "{outcome:?}");
         assert_eq!(outcome.failure.unwrap().reason, Reason::DeadlinePassed);
         assert_eq!((ledger(&database).await, database.balances().await), ("up,down".to_owned(), balances));
         writable(&database, false).await;
         // Undone is undone: the next pod, and the next attempt, leave it so.
         let desk = Desk::new();
-        desk.order(Order::Open);
+        desk.order(Order::BlockWrites);
         let outcome = end(desk.start(&database, &WindowPlan { attempt: 2, ..sample() })).await;
-        assert_eq!(outcome.progress.state, State::Reverted);
+        assert_eq!(outcome.progress.state, State::RolledBack);
         assert_eq!(ledger(&database).await, "up,down");
     }
 }
 
 #[tokio::test]
 async fn past_the_deadline_of_an_acknowledged_switch_writes_are_held() {
-    for (order, state) in [(Order::Revert, State::Reverted), (Order::Release, State::Released)] {
+    for (order, state) in [(Order::Rollback, State::RolledBack), (Order::UnblockWrites, State::Released)] {
         let (database, desk) = (Database::new().await, Desk::new());
         database.prepared(&subject()).await;
         let task = desk.start(&database, &sample());
-        desk.order(Order::Open);
+        desk.order(Order::BlockWrites);
         desk.state(State::Migrated).await;
         desk.order(Order::Switch);
         desk.until("acknowledgement", |progress, _| progress.switch_acknowledged).await;
@@ -373,17 +373,17 @@ async fn past_the_deadline_of_an_acknowledged_switch_writes_are_held() {
 }
 
 #[tokio::test]
-async fn revert_before_the_sql_opens_the_gate() {
+async fn rollback_before_the_sql_opens_the_gate() {
     let (database, desk) = (Database::new().await, Desk::new());
     database.prepared(&subject()).await;
     let task = desk.start(&database, &plan(Step::Up, slow(), sample_down()));
-    desk.order(Order::Open);
+    desk.order(Order::BlockWrites);
     database.until(SLEEPS).await;
-    desk.order(Order::Revert);
+    desk.order(Order::Rollback);
     let outcome = end(task).await;
     assert_eq!(
         (outcome.progress.state, outcome.failure, outcome.progress.deadline_passed),
-        (State::Reverted, None, false)
+        (State::RolledBack, None, false)
     );
     assert_eq!(ledger(&database).await, "");
     writable(&database, false).await;
@@ -404,15 +404,15 @@ async fn a_release_with_unexplained_balances_is_refused() {
         "CREATE FUNCTION verify_rollback() RETURNS boolean LANGUAGE sql AS 'SELECT true'",
     ]);
     let task = desk.start(&database, &plan(Step::Up, lossy, down));
-    desk.order(Order::Open);
+    desk.order(Order::BlockWrites);
     desk.until("comparison", |progress, _| progress.comparison.as_ref().is_some_and(|c| c.unexplained == 1)).await;
     desk.order(Order::Switch);
     desk.until("acknowledgement", |progress, _| progress.switch_acknowledged).await;
-    desk.order(Order::Release);
+    desk.order(Order::UnblockWrites);
     desk.until("refusal", |_, note| note.is_some_and(|note| note.reason == Reason::BalancesUnexplained)).await;
     assert_eq!(database.value("SELECT closed FROM credit_migration.gate").await, "true");
-    desk.order(Order::Revert);
-    assert_eq!(end(task).await.progress.state, State::Reverted);
+    desk.order(Order::Rollback);
+    assert_eq!(end(task).await.progress.state, State::RolledBack);
 }
 
 #[tokio::test]
@@ -424,11 +424,11 @@ async fn a_lock_that_is_not_to_be_had_is_named() {
     // A superuser's session cannot be ended by the migration role.
     let root = database.session("postgres").await;
     root.batch_execute("BEGIN; SELECT count(*) FROM user_credits").await.unwrap();
-    desk.order(Order::Open);
+    desk.order(Order::BlockWrites);
     let outcome = end(task).await;
     let failure = outcome.failure.unwrap();
     assert!(failure.reason == Reason::LockTimeout && failure.message.contains("role postgres"), "{failure}");
-    assert_eq!(outcome.progress.state, State::Reverted);
+    assert_eq!(outcome.progress.state, State::RolledBack);
     writable(&database, false).await;
 }
 
@@ -444,7 +444,7 @@ async fn a_guard_that_does_not_bite_is_noticed() {
         .batch_execute("ALTER TABLE credit_transactions DISABLE TRIGGER credit_migration_guard")
         .await
         .unwrap();
-    desk.order(Order::Open);
+    desk.order(Order::BlockWrites);
     let outcome = end(task).await;
     let failure = outcome.failure.unwrap();
     assert!(failure.reason == Reason::WritesNotBlocked && failure.message.contains("credit_transactions"), "{failure}");
@@ -473,16 +473,16 @@ async fn the_way_back_keeps_what_was_written_on_the_new_version() {
     let desk = Desk::new();
     let task = desk.start(&database, &back());
     desk.state(State::Ready).await;
-    desk.order(Order::Open);
+    desk.order(Order::BlockWrites);
     let progress = desk.state(State::Blocked).await;
     assert_eq!(progress.users_written_since, Some(3));
     blocked(&database).await;
     desk.order(Order::Switch);
     desk.until("acknowledgement", |progress, _| progress.switch_acknowledged).await;
     database.kill_window().await;
-    desk.order(Order::Revert);
+    desk.order(Order::Rollback);
     let outcome = end(task).await;
-    assert_eq!((outcome.progress.state, outcome.failure), (State::Reverted, None));
+    assert_eq!((outcome.progress.state, outcome.failure), (State::RolledBack, None));
     assert_eq!((database.balances().await, ledger(&database).await), (written, "up,down".to_owned()));
     writable(&database, false).await;
 }
@@ -494,9 +494,9 @@ async fn a_way_back_that_alters_balances_is_refused_and_held() {
     plan.down.as_mut().unwrap().statements.push("UPDATE user_credits SET balance = 0 WHERE user_id = 3".to_owned());
     let desk = Desk::new();
     let task = desk.start(&database, &plan);
-    desk.order(Order::Open);
+    desk.order(Order::BlockWrites);
     desk.state(State::Blocked).await;
-    desk.order(Order::Revert);
+    desk.order(Order::Rollback);
     let outcome = end(task).await;
     assert_eq!((outcome.progress.state, outcome.failure.unwrap().reason), (State::Held, Reason::BalancesUnexplained));
     blocked(&database).await;
@@ -505,9 +505,9 @@ async fn a_way_back_that_alters_balances_is_refused_and_held() {
     let desk = Desk::new();
     let task = desk.start(&database, &WindowPlan { attempt: 2, ..back() });
     desk.until("taken over", |progress, _| progress.state >= State::Blocked).await;
-    desk.order(Order::Revert);
+    desk.order(Order::Rollback);
     let outcome = end(task).await;
-    assert_eq!((outcome.progress.state, outcome.failure), (State::Reverted, None));
+    assert_eq!((outcome.progress.state, outcome.failure), (State::RolledBack, None));
     writable(&database, false).await;
 }
 
@@ -516,7 +516,7 @@ async fn past_the_deadline_of_the_way_back_the_gate_opens_or_is_held() {
     let database = released().await;
     let desk = Desk::new();
     let task = desk.start(&database, &back());
-    desk.order(Order::Open);
+    desk.order(Order::BlockWrites);
     desk.state(State::Blocked).await;
     desk.pass_deadline();
     let outcome = end(task).await;
@@ -525,15 +525,15 @@ async fn past_the_deadline_of_the_way_back_the_gate_opens_or_is_held() {
 
     let desk = Desk::new();
     let task = desk.start(&database, &WindowPlan { attempt: 2, ..back() });
-    desk.order(Order::Open);
+    desk.order(Order::BlockWrites);
     desk.state(State::Blocked).await;
     desk.order(Order::Switch);
     desk.until("acknowledgement", |progress, _| progress.switch_acknowledged).await;
     desk.pass_deadline();
     desk.state(State::Held).await;
     blocked(&database).await;
-    desk.order(Order::Revert);
-    assert_eq!(end(task).await.progress.state, State::Reverted);
+    desk.order(Order::Rollback);
+    assert_eq!(end(task).await.progress.state, State::RolledBack);
     writable(&database, false).await;
 }
 
@@ -546,20 +546,20 @@ async fn a_way_back_that_takes_over_the_way_there_never_opens_the_gate_by_itself
     plan.down.as_mut().unwrap().statements.push("SELECT 1/0".to_owned());
     let desk = Desk::new();
     let task = desk.start(&database, &plan);
-    desk.order(Order::Open);
+    desk.order(Order::BlockWrites);
     desk.state(State::Migrated).await;
-    desk.order(Order::Revert);
+    desk.order(Order::Rollback);
     assert_eq!(end(task).await.progress.state, State::Held);
 
     let desk = Desk::new();
     let task = desk.start(&database, &back());
     desk.until("taken over", |progress, _| progress.state >= State::Blocked).await;
-    desk.order(Order::Open);
+    desk.order(Order::BlockWrites);
     desk.pass_deadline();
     desk.state(State::Held).await;
     blocked(&database).await;
-    desk.order(Order::Revert);
+    desk.order(Order::Rollback);
     let outcome = end(task).await;
-    assert_eq!((outcome.progress.state, outcome.failure), (State::Reverted, None));
+    assert_eq!((outcome.progress.state, outcome.failure), (State::RolledBack, None));
     writable(&database, false).await;
 }

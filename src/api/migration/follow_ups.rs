@@ -1,4 +1,4 @@
-//! What is looked at after a day and after a week, and the decision to keep or to revert.
+//! What is looked at after a day and after a week, and the decision to keep the new version or roll back.
 
 use kube::{KubeSchema, core::Duration};
 use serde::{Deserialize, Serialize};
@@ -15,7 +15,7 @@ pub struct FollowUps {
     /// After one week.
     #[serde(default)]
     pub week: FollowUp,
-    /// How often it is asked again whether to keep or to revert.
+    /// How often it is asked again whether to keep the new version or roll back.
     #[serde(default = "one_day")]
     #[x_kube(validation = Rule::new("duration(self) >= duration('1m')").message("reminderInterval must be at least 1m, for example 24h"))]
     pub reminder_interval: Duration,

@@ -42,7 +42,7 @@ use crate::api::CreditMigrationStatus;
     validation = Rule::new("self.metadata.name.size() <= 40")
         .message("metadata.name must have at most 40 characters: names of Jobs are derived from it"),
     validation = Rule::new("!has(oldSelf.status) || !has(oldSelf.status.phase) || !(oldSelf.status.phase in ['Executing', 'Validating', 'Monitoring', 'Observing', 'RollingBack', 'RollbackFailed', 'Completed', 'RolledBack', 'Cancelled']) || self.spec == oldSelf.spec")
-        .message("spec is immutable once the migration window was opened or the migration has ended; to undo it before it is Completed create a MigrationDecision with decision Revert, to change course create a new CreditMigration"),
+        .message("spec is immutable once the migration window was opened or the migration has ended; to undo it before it is Completed create a MigrationDecision with decision Rollback, to change course create a new CreditMigration"),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
     printcolumn(name = "Step", type_ = "string", json_path = ".status.progress"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),

@@ -77,7 +77,7 @@ impl Transition<'_> {
 
     /// Abort before the window: nothing was changed.
     pub(crate) fn called_off(&mut self) -> bool {
-        let Some(d) = self.stop_request(&[DecisionKind::Abort, DecisionKind::Revert], None) else { return false };
+        let Some(d) = self.stop_request(&[DecisionKind::Abort, DecisionKind::Rollback], None) else { return false };
         let step = self.status.step;
         self.enter(Phase::Cancelled);
         let message = format!("{} called it off{}; nothing was changed", d.by, fmt_reason(&d.reason));
@@ -100,7 +100,7 @@ impl Transition<'_> {
     /// Distinct people, not the author, who approved this digest after that time.
     fn approvers(&self, digest: &str, after: Option<Time>) -> Vec<String> {
         let mut people: Vec<String> = self
-            .decisions(DecisionKind::Execute, after)
+            .decisions(DecisionKind::Approve, after)
             .filter(|d| d.digest.as_deref() == Some(digest) && d.by != self.spec.requested_by)
             .map(|d| d.by.clone())
             .collect();

@@ -40,8 +40,8 @@ impl Transition<'_> {
     pub(crate) fn advance_checking(&mut self) {
         let (step, task, stage) = self.stage();
         let (checks, duration) = (self.spec.checks_of(task), to_signed(stage.duration));
-        if let Some(d) = self.stop_request(&[DecisionKind::Revert, DecisionKind::Abort], None) {
-            return self.start_rollback("Revert", format!("{:?} by {}{}", d.decision, d.by, fmt_reason(&d.reason)));
+        if let Some(d) = self.stop_request(&[DecisionKind::Rollback, DecisionKind::Abort], None) {
+            return self.start_rollback("Rollback", format!("{:?} by {}{}", d.decision, d.by, fmt_reason(&d.reason)));
         }
         // Before the run's failure is looked at: what it reported last counts, and what the controller measures needs no run.
         self.status.checks = self.results(task, &checks);

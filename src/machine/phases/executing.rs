@@ -20,7 +20,7 @@ impl Transition<'_> {
         let progress = self.observed.progress(Task::Window, attempt).cloned().unwrap_or_default();
         match self.observed.outcome(Task::Window, attempt) {
             // Committed, and undone by the runner itself: the ledger lets this SQL never run again under this UID.
-            RunOutcome::Failed(..) if progress.state == WindowState::Reverted && progress.migrate_seconds.is_some() => {
+            RunOutcome::Failed(..) if progress.state == WindowState::RolledBack && progress.migrate_seconds.is_some() => {
                 return self.accept_runner_rollback(&progress);
             }
             // The gate is open on the new schema, and something beside it went wrong.
@@ -30,7 +30,7 @@ impl Transition<'_> {
                 return self.finish_window();
             }
             RunOutcome::Failed(reason, message) => return self.handle_failed_window_run(reason, &message, &progress),
-            RunOutcome::Succeeded(_) if progress.state == WindowState::Reverted => {
+            RunOutcome::Succeeded(_) if progress.state == WindowState::RolledBack => {
                 return self.accept_runner_rollback(&progress);
             }
             RunOutcome::Succeeded(_) if progress.state == WindowState::Released => {
@@ -152,7 +152,7 @@ impl Transition<'_> {
         if self.observed.deleting {
             return Some(("Deleted", "the CreditMigration was deleted inside its window".into()));
         }
-        if let Some(d) = self.stop_request(&[DecisionKind::Abort, DecisionKind::Revert], None) {
+        if let Some(d) = self.stop_request(&[DecisionKind::Abort, DecisionKind::Rollback], None) {
             return Some(("Stopped", format!("{:?} by {}{}", d.decision, d.by, fmt_reason(&d.reason))));
         }
         let deadline = self.status.window.as_ref()?.deadline?;
@@ -187,7 +187,7 @@ impl Transition<'_> {
 
     fn accept_runner_rollback(&mut self, progress: &WindowProgress) {
         self.record_window_progress(Task::Window, progress);
-        let cause = if progress.deadline_passed { "DeadlinePassed" } else { "Reverted" };
+        let cause = if progress.deadline_passed { "DeadlinePassed" } else { "RolledBack" };
         self.enter_rolling_back(cause, "the window's runner undid the change by itself".into());
         self.advance_rolling_back();
     }
@@ -199,7 +199,7 @@ impl Transition<'_> {
             return self.fail_rollback(reason.as_str(), message);
         }
         // Only a gate that is known to be open again counts as "nothing was changed".
-        if ordered && progress.state != WindowState::Reverted {
+        if ordered && progress.state != WindowState::RolledBack {
             // The gate may be closed with nobody at it: the next pod reads the database and goes on from there.
             self.retry_now(Step::BlockWrites);
             let attempts = self.failures(Step::BlockWrites);

@@ -37,8 +37,8 @@ impl Transition<'_> {
     }
 
     pub(crate) fn advance_observing(&mut self) {
-        if let Some(d) = self.stop_request(&[DecisionKind::Revert, DecisionKind::Abort], None) {
-            return self.start_rollback("Revert", format!("{:?} by {}{}", d.decision, d.by, fmt_reason(&d.reason)));
+        if let Some(d) = self.stop_request(&[DecisionKind::Rollback, DecisionKind::Abort], None) {
+            return self.start_rollback("Rollback", format!("{:?} by {}{}", d.decision, d.by, fmt_reason(&d.reason)));
         }
         let drifted = self.flag_drifted();
         let (step, task) = match self.status.step {
@@ -113,7 +113,7 @@ impl Transition<'_> {
         let interval = to_signed(self.spec.follow_ups.reminder_interval);
         let report = self.status.week_report.as_ref().map(|r| r.object.clone()).unwrap_or_default();
         let text = format!(
-            "keep or revert? asked since {asked:.0}, report: {report}; next: {}; or, to go back: {}",
+            "keep or roll back? asked since {asked:.0}, report: {report}; next: {}; or, to go back: {}",
             self.observed.plugin("keep", ""),
             self.observed.rollback_command()
         );

@@ -71,7 +71,7 @@ impl Transition<'_> {
         }
         let ended = matches!(self.observed.outcome(task, attempt), RunOutcome::Succeeded(_));
         match progress.state {
-            WindowState::Reverted if ended => return self.finish_rollback(&progress),
+            WindowState::RolledBack if ended => return self.finish_rollback(&progress),
             // The way there was released before it could be turned round.
             WindowState::Released if ended => {
                 return self.restart_rollback_window("the gate opened before the way back had begun");
@@ -100,7 +100,7 @@ impl Transition<'_> {
         }
         if !matches!(
             progress.state,
-            WindowState::Ready | WindowState::Opening | WindowState::Blocked | WindowState::Held
+            WindowState::Ready | WindowState::Blocking | WindowState::Blocked | WindowState::Held
         ) && let Some(started) = self.started_at(Step::BlockWritesForRollback)
         {
             let ready_by = self.ready_by(started);
@@ -216,7 +216,7 @@ impl Transition<'_> {
         self.record_window_progress(task, progress);
         match progress.state {
             // Undone, or never migrated, and the gate is open: that is the way back, whatever the run was blamed for.
-            WindowState::Reverted => return self.finish_rollback(progress),
+            WindowState::RolledBack => return self.finish_rollback(progress),
             WindowState::Released => return self.restart_rollback_window(message),
             _ => {}
         }
@@ -271,9 +271,9 @@ impl Transition<'_> {
         self.set_ready(reason, text);
     }
 
-    /// A new `Revert` begins the way back again, with the down SQL as it stands now.
+    /// A new `Rollback` begins the way back again, with the down SQL as it stands now.
     pub(crate) fn advance_rollback_failed(&mut self) {
-        // The API server's times are whole seconds: a Revert in the second of the failure counts as after it.
+        // The API server's times are whole seconds: a Rollback in the second of the failure counts as after it.
         let failed_at = self
             .status
             .steps
@@ -284,11 +284,11 @@ impl Transition<'_> {
         let failed_at = failed_at.map(|t| t - seconds(1));
         // What was heard before is not heard again, however much the two clocks differ.
         let after = failed_at.max(self.status.rollback.as_ref().and_then(|r| r.heard_until));
-        let Some(d) = self.stop_request(&[DecisionKind::Revert], after) else { return };
+        let Some(d) = self.stop_request(&[DecisionKind::Rollback], after) else { return };
         if let (SqlSource::Present(down), Some(plan)) = (&self.observed.down, &mut self.status.plan) {
             plan.down_sha256.clone_from(down);
         }
-        self.enter_rolling_back("Revert", format!("Revert by {}{}", d.by, fmt_reason(&d.reason)));
+        self.enter_rolling_back("Rollback", format!("Rollback by {}{}", d.by, fmt_reason(&d.reason)));
         // Whatever run was at it, a fresh one reads the database and goes on from what it finds. A closed gate stays known as closed.
         self.status.window = self.status.window.take().filter(|w| w.released_at.is_none()).map(|w| WindowStatus {
             task: Some(Task::RollbackWindow),

@@ -296,7 +296,7 @@ impl Pod {
         }
         let Some(window) = window else {
             if has_down || (!up && !has_up) {
-                return self.end(w, run, WindowState::Reverted, None, false);
+                return self.end(w, run, WindowState::RolledBack, None, false);
             }
             if up && has_up {
                 return self.end(w, run, WindowState::Released, None, false);
@@ -306,9 +306,9 @@ impl Pod {
                     self.report(w, WindowState::Ready, false, false);
                     true
                 }
-                (WindowCommand::Revert, _) => self.end(w, run, WindowState::Reverted, None, false),
+                (WindowCommand::Rollback, _) => self.end(w, run, WindowState::RolledBack, None, false),
                 (_, Some(deadline)) if w.now >= deadline => {
-                    let state = if up { WindowState::Reverted } else { WindowState::Released };
+                    let state = if up { WindowState::RolledBack } else { WindowState::Released };
                     self.end(w, run, state, Some(Reason::DeadlinePassed), true)
                 }
                 (_, Some(deadline)) => {
@@ -332,7 +332,7 @@ impl Pod {
             return self.end(w, run, state, reason, window.passed);
         }
         if has_down {
-            return self.finish(w, task, WindowState::Reverted, None, false);
+            return self.finish(w, task, WindowState::RolledBack, None, false);
         }
         // Half of the acts are reports, so that what is known and what is told differ often.
         if rng.bool() {
@@ -350,12 +350,12 @@ impl Pod {
         let deadline = order.as_ref().and_then(|o| o.deadline).unwrap_or(window.deadline);
         let overdue = w.now >= deadline && w.defect != Defect::DeadlineIgnored;
         if up && !has_up {
-            if overdue || command == WindowCommand::Revert {
-                return self.finish(w, task, WindowState::Reverted, overdue.then_some(Reason::DeadlinePassed), overdue);
+            if overdue || command == WindowCommand::Rollback {
+                return self.finish(w, task, WindowState::RolledBack, overdue.then_some(Reason::DeadlinePassed), overdue);
             }
             return match rng.u8(..) {
-                0..6 => self.finish(w, task, WindowState::Reverted, Some(Reason::SqlFailed), false),
-                6..20 => self.finish(w, task, WindowState::Reverted, Some(Reason::LockTimeout), false),
+                0..6 => self.finish(w, task, WindowState::RolledBack, Some(Reason::SqlFailed), false),
+                6..20 => self.finish(w, task, WindowState::RolledBack, Some(Reason::LockTimeout), false),
                 _ => {
                     Self::migrate(w, uid);
                     self.migrated = true;
@@ -365,8 +365,8 @@ impl Pod {
         }
         self.compared |= up;
         match command {
-            WindowCommand::Revert => self.undo(w, rng, run, None),
-            WindowCommand::Release if self.compared => self.finish(w, task, WindowState::Released, None, false),
+            WindowCommand::Rollback => self.undo(w, rng, run, None),
+            WindowCommand::UnblockWrites if self.compared => self.finish(w, task, WindowState::Released, None, false),
             _ if overdue && !window.acknowledged && up => self.undo(w, rng, run, Some(Reason::DeadlinePassed)),
             _ if overdue && !window.acknowledged => {
                 self.finish(w, task, WindowState::Released, Some(Reason::DeadlinePassed), true)
@@ -427,7 +427,7 @@ impl Pod {
         if rng.bool() {
             return true;
         }
-        self.finish(w, run.spec.task, WindowState::Reverted, cause, cause.is_some())
+        self.finish(w, run.spec.task, WindowState::RolledBack, cause, cause.is_some())
     }
 
     fn finish(&mut self, w: &mut World, task: Task, state: WindowState, reason: Option<Reason>, passed: bool) -> bool {
@@ -479,7 +479,7 @@ impl Pod {
     }
 
     fn progress(w: &World, task: Task, state: WindowState, acknowledged: bool, passed: bool) -> WindowProgress {
-        let ended = matches!(state, WindowState::Released | WindowState::Reverted);
+        let ended = matches!(state, WindowState::Released | WindowState::RolledBack);
         let migrated = w.db.ledger.iter().any(|(_, direction)| *direction == "up");
         WindowProgress {
             state,

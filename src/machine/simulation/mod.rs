@@ -173,14 +173,14 @@ fn act_as_operators(w: &mut World, rng: &mut Rng, stop: bool, delete: bool) {
     match rng.u8(..26) {
         16..22 if asked == Some(Phase::Observing) => w.decide("ann", DecisionKind::Keep),
         16..22 => w.decide(if rng.bool() { "ann" } else { "eve" }, DecisionKind::Ready),
-        0..6 => w.decide("ann", DecisionKind::Execute),
+        0..6 => w.decide("ann", DecisionKind::Approve),
         6..12 => {
             let who = if w.defect == Defect::ForgedNames { "ann" } else { "bob" };
-            w.decide(who, DecisionKind::Execute);
+            w.decide(who, DecisionKind::Approve);
         }
-        12 => w.decide("author", DecisionKind::Execute),
+        12 => w.decide("author", DecisionKind::Approve),
         13 if stop => w.decide("ann", DecisionKind::Abort),
-        14 if stop => w.decide("bob", DecisionKind::Revert),
+        14 if stop => w.decide("bob", DecisionKind::Rollback),
         15 if delete => {
             let version = w.bump();
             if let Some(m) = &mut w.migration {

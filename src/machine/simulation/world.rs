@@ -65,7 +65,7 @@ pub(super) struct WindowRecord {
     pub(super) acknowledged: bool,
     /// The runner's alarm was raised: it holds the gate closed past the deadline, and has told so by the channels.
     pub(super) alerted: bool,
-    /// How it ended: `Released` or `Reverted`, and why without success.
+    /// How it ended: `Released` or `RolledBack`, and why without success.
     pub(super) finished: Option<(WindowState, Option<crate::api::Reason>)>,
     pub(super) passed: bool,
 }
@@ -262,7 +262,7 @@ impl World {
 
     pub(super) fn decide(&mut self, by: &str, decision: DecisionKind) {
         let digest = self.migration.as_ref().and_then(|m| m.value.status.plan.as_ref()).and_then(|p| p.digest.clone());
-        let of_plan = matches!(decision, DecisionKind::Execute | DecisionKind::Ready | DecisionKind::Keep);
+        let of_plan = matches!(decision, DecisionKind::Approve | DecisionKind::Ready | DecisionKind::Keep);
         if of_plan && digest.is_none() {
             return;
         }
@@ -276,7 +276,7 @@ impl World {
         let n = self.decisions.len();
         let digest = of_plan.then_some(digest).flatten();
         let mut said = vec![by.to_owned()];
-        if self.defect == Defect::ForgedNames && decision == DecisionKind::Execute {
+        if self.defect == Defect::ForgedNames && decision == DecisionKind::Approve {
             said.push("somebody-else".into());
         }
         for (i, by) in said.into_iter().enumerate() {

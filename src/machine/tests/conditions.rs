@@ -87,7 +87,7 @@ fn conditions_of_others_are_kept_and_transition_times_too() {
         observed_generation: None,
     };
     s.status.conditions.insert(0, theirs.clone());
-    s.wait(100).submit("ann", DecisionKind::Execute);
+    s.wait(100).submit("ann", DecisionKind::Approve);
     let d = s.decide();
     assert_eq!(d.status.conditions[0], theirs);
     let since = |type_: &str| &d.status.conditions.iter().find(|c| c.type_ == type_).unwrap().last_transition_time;
@@ -131,14 +131,14 @@ fn one_decision_in_each_phase_survives_a_crash_before_its_effects() {
     let steps: &[(&str, Given, When)] = &[
         ("start", Scenario::new, no_event),
         ("next step", preflight, |s| apply(s.succeed(Task::Preflight))),
-        ("approved", awaiting, |s| apply(s.submit("ann", DecisionKind::Execute).submit("bob", DecisionKind::Execute))),
+        ("approved", awaiting, |s| apply(s.submit("ann", DecisionKind::Approve).submit("bob", DecisionKind::Approve))),
         ("ready", approved, |s| apply(s.state(Task::Window, WindowState::Ready))),
         ("migrated", blocking, |s| apply(s.state(Task::Window, WindowState::Migrated))),
         ("acknowledged", migrated, |s| apply(s.acknowledge(Task::Window))),
         ("release", switched, |s| apply(s.compared(Task::Window, 0))),
         ("go back", switching, |s| apply(s.wait(50))),
-        ("reopen", monitoring, |s| apply(s.submit("ann", DecisionKind::Revert))),
-        ("revert", blocked_for_rollback, |s| apply(s.acknowledge(Task::RollbackWindow))),
+        ("reopen", monitoring, |s| apply(s.submit("ann", DecisionKind::Rollback))),
+        ("rollback", blocked_for_rollback, |s| apply(s.acknowledge(Task::RollbackWindow))),
     ];
     for (name, given, when) in steps {
         let mut s = given();

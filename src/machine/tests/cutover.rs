@@ -132,7 +132,7 @@ fn no_restart_has_the_number_of_an_earlier_one() {
     s.probe(BACK, "v2").wait(10).settle();
     s.fail(BACK, Reason::SqlFailed).settle();
     assert_eq!(s.status.phase, Some(Phase::RollbackFailed));
-    s.wait(1).submit("bob", DecisionKind::Revert).settle().state(BACK, WindowState::Blocked).settle();
+    s.wait(1).submit("bob", DecisionKind::Rollback).settle().state(BACK, WindowState::Blocked).settle();
     s.acknowledge(BACK).settle().rollout(true, 0).settle();
     assert_eq!(s.observed.workloads[0].restarted_for.as_deref(), Some("uid-1.back.2"));
     s.probe(BACK, "v2").wait(15).settle();

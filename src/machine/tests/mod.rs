@@ -273,7 +273,7 @@ impl Scenario {
             if state == WindowState::Migrated {
                 w.migrate_seconds = Some(1.5);
             }
-            if matches!(state, WindowState::Released | WindowState::Reverted) {
+            if matches!(state, WindowState::Released | WindowState::RolledBack) {
                 w.released_at = Some(now);
             }
         })
@@ -313,7 +313,7 @@ impl Scenario {
     }
 
     fn submit(&mut self, by: &str, word: DecisionKind) -> &mut Self {
-        let digest = matches!(word, DecisionKind::Execute | DecisionKind::Ready | DecisionKind::Keep)
+        let digest = matches!(word, DecisionKind::Approve | DecisionKind::Ready | DecisionKind::Keep)
             .then(|| self.status.plan.as_ref().and_then(|p| p.digest.clone()))
             .flatten();
         self.submit_on(by, word, digest.as_deref())
@@ -414,7 +414,7 @@ fn awaiting() -> Scenario {
 /// Executing: approved, the window's pod is being started.
 fn approved() -> Scenario {
     let mut s = awaiting();
-    s.wait(1).submit("ann", DecisionKind::Execute).submit("bob", DecisionKind::Execute).settle();
+    s.wait(1).submit("ann", DecisionKind::Approve).submit("bob", DecisionKind::Approve).settle();
     assert_eq!(s.status.phase, Some(Phase::Executing));
     s
 }
@@ -505,7 +505,7 @@ fn completed() -> Scenario {
 /// RollingBack after the window: the order to open it again was given.
 fn blocking_for_rollback() -> Scenario {
     let mut s = monitoring();
-    s.wait(1).submit("ann", DecisionKind::Revert).settle();
+    s.wait(1).submit("ann", DecisionKind::Rollback).settle();
     assert_eq!((s.status.phase, s.status.step), (Some(Phase::RollingBack), Some(Step::BlockWritesForRollback)));
     s.state(Task::RollbackWindow, WindowState::Ready).settle();
     s
@@ -531,7 +531,7 @@ fn running_down_sql() -> Scenario {
 /// RolledBack; the clean-up is under way.
 fn rolled_back() -> Scenario {
     let mut s = running_down_sql();
-    s.wait(1).compared(Task::RollbackWindow, 0).state(Task::RollbackWindow, WindowState::Reverted);
+    s.wait(1).compared(Task::RollbackWindow, 0).state(Task::RollbackWindow, WindowState::RolledBack);
     s.succeed(Task::RollbackWindow).settle();
     assert_eq!(s.status.phase, Some(Phase::RolledBack));
     s

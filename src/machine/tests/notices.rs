@@ -97,7 +97,7 @@ fn what_is_told_on_the_way() {
     s.wait(600).settle();
     take(&mut s);
     assert_eq!(occasions(&s), [Occasion::DecisionDue]);
-    s.submit("ann", DecisionKind::Revert).settle();
+    s.submit("ann", DecisionKind::Rollback).settle();
     take(&mut s);
     assert_eq!(occasions(&s), [Occasion::DecisionDue, Occasion::TriggerFired]);
 
@@ -119,7 +119,7 @@ fn what_is_told_on_the_way() {
 
     let mut s = running_down_sql();
     s.spec.notifications.channels = channels();
-    s.wait(1).compared(Task::RollbackWindow, 0).state(Task::RollbackWindow, WindowState::Reverted);
+    s.wait(1).compared(Task::RollbackWindow, 0).state(Task::RollbackWindow, WindowState::RolledBack);
     s.succeed(Task::RollbackWindow).settle();
     assert_eq!(occasions(&s), [Occasion::RolledBack]);
 

@@ -12,11 +12,11 @@ impl Transition<'_> {
         let deadline = window.and_then(|w| w.deadline);
         let command = match (self.phase(), self.status.step) {
             _ if deadline.is_none() => WindowCommand::Standby,
-            (Phase::Executing, _) if window.is_some_and(|w| w.releasing) => WindowCommand::Release,
+            (Phase::Executing, _) if window.is_some_and(|w| w.releasing) => WindowCommand::UnblockWrites,
             (Phase::Executing, Some(Step::SwitchApplication | Step::UnblockWrites)) => WindowCommand::Switch,
-            (Phase::RollingBack, Some(Step::RollbackSql)) => WindowCommand::Revert,
+            (Phase::RollingBack, Some(Step::RollbackSql)) => WindowCommand::Rollback,
             (Phase::RollingBack, Some(Step::SwitchBack)) if task == Task::RollbackWindow => WindowCommand::Switch,
-            _ => WindowCommand::Open,
+            _ => WindowCommand::BlockWrites,
         };
         WindowOrder { command, deadline }
     }

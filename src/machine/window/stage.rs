@@ -73,7 +73,7 @@ impl Transition<'_> {
 
     /// Copies what matters of a window run's progress into the status.
     pub(crate) fn record_window_progress(&mut self, task: Task, progress: &WindowProgress) {
-        if progress.state < WindowState::Opening {
+        if progress.state < WindowState::Blocking {
             return;
         }
         let window = self.window();

@@ -102,13 +102,13 @@ pub(crate) async fn decide(connection: &Connection, decision: DecisionKind, targ
     Ok(Output::success(target.output.write(&made, text)?))
 }
 
-/// Creates a `Revert`, or says what one would undo.
+/// Creates a `Rollback`, or says what one would undo.
 pub(crate) async fn rollback(connection: &Connection, args: Rollback) -> Result<Output, Error> {
     if args.confirm {
-        return decide(connection, DecisionKind::Revert, args.target).await;
+        return decide(connection, DecisionKind::Rollback, args.target).await;
     }
     let migration = connection.migration(&args.target.name).await?;
-    check_applicable(&migration, DecisionKind::Revert, "")?;
+    check_applicable(&migration, DecisionKind::Rollback, "")?;
     let preview = preview(&migration);
     Ok(Output::success(args.target.output.write(&preview, || preview_text(&migration, &preview))?))
 }
@@ -118,7 +118,7 @@ fn explain_refusal(error: kube::Error, by: &str, decision: DecisionKind) -> Erro
     match error {
         kube::Error::Api(status) if status.code == 403 && status.message.contains(" cannot ") => {
             let role = match decision {
-                DecisionKind::Abort | DecisionKind::Revert => "credit-migration-responder",
+                DecisionKind::Abort | DecisionKind::Rollback => "credit-migration-responder",
                 _ => "credit-migration-approver",
             };
             Error::Refused(format!(
@@ -146,7 +146,7 @@ fn decision_on(
         by: by.into(),
         reason,
         // Who stops must not be refused because of a plan that changed meanwhile.
-        digest: if matches!(decision, DecisionKind::Abort | DecisionKind::Revert) { None } else { digest },
+        digest: if matches!(decision, DecisionKind::Abort | DecisionKind::Rollback) { None } else { digest },
     })
 }
 
@@ -162,16 +162,16 @@ fn check_applicable(m: &CreditMigration, decision: DecisionKind, by: &str) -> Re
     let (namespace, name) = (m.namespace().unwrap_or_default(), m.name_any());
     let refuse = |why: &str| Err(Error::InvalidState(format!("{why}; {}", current_state(m))));
     match decision {
-        DecisionKind::Execute | DecisionKind::Reject if phase != Some(Phase::AwaitingApproval) => {
+        DecisionKind::Approve | DecisionKind::Reject if phase != Some(Phase::AwaitingApproval) => {
             refuse("there is nothing to approve or reject now")
         }
-        DecisionKind::Execute | DecisionKind::Ready if rejected(m) => {
+        DecisionKind::Approve | DecisionKind::Ready if rejected(m) => {
             refuse("the plan was rejected: its author changes it, and people approve the new one")
         }
-        DecisionKind::Execute if status.is_some_and(|s| s.approved_by.iter().any(|name| name == by)) => {
+        DecisionKind::Approve if status.is_some_and(|s| s.approved_by.iter().any(|name| name == by)) => {
             refuse("you have approved this plan already, and it counts")
         }
-        DecisionKind::Execute if author => refuse("the author's own approval does not count: ask another person"),
+        DecisionKind::Approve if author => refuse("the author's own approval does not count: ask another person"),
         DecisionKind::Ready if phase != Some(Phase::AwaitingApproval) => {
             refuse("nobody waits for people to be present now")
         }
@@ -182,10 +182,10 @@ fn check_applicable(m: &CreditMigration, decision: DecisionKind, by: &str) -> Re
             refuse("it is too early to keep: the day check and the week review come first")
         }
         DecisionKind::Keep if author => refuse("the author does not decide to keep: ask another person"),
-        DecisionKind::Execute | DecisionKind::Ready | DecisionKind::Keep if !has_digest => {
+        DecisionKind::Approve | DecisionKind::Ready | DecisionKind::Keep if !has_digest => {
             refuse("the plan has no digest: the rehearsal has not passed")
         }
-        DecisionKind::Abort | DecisionKind::Revert
+        DecisionKind::Abort | DecisionKind::Rollback
             if matches!(phase, Some(Phase::Completed | Phase::RolledBack | Phase::Cancelled)) =>
         {
             refuse("the migration has ended")
@@ -194,11 +194,11 @@ fn check_applicable(m: &CreditMigration, decision: DecisionKind, by: &str) -> Re
             let again = plugin(&namespace, format!("rollback {name} --confirm --reason \"...\""));
             refuse(&format!("it is on its way back already; after RollbackFailed: {again}"))
         }
-        DecisionKind::Revert if phase == Some(Phase::RollingBack) => {
+        DecisionKind::Rollback if phase == Some(Phase::RollingBack) => {
             let next = plugin(&namespace, format!("watch {name}"));
             refuse(&format!("it is on its way back already; next: {next}"))
         }
-        DecisionKind::Revert
+        DecisionKind::Rollback
             if matches!(phase, None | Some(Phase::Preparing | Phase::AwaitingApproval | Phase::Failed)) =>
         {
             let next = plugin(&namespace, format!("abort {name}"));
@@ -323,16 +323,16 @@ mod tests {
     }
 
     #[rstest::rstest]
-    #[case(DecisionKind::Execute, Phase::AwaitingApproval, "ann", Some("sha256:x"))]
+    #[case(DecisionKind::Approve, Phase::AwaitingApproval, "ann", Some("sha256:x"))]
     #[case(DecisionKind::Reject, Phase::AwaitingApproval, "author", Some("sha256:x"))]
     #[case(DecisionKind::Ready, Phase::AwaitingApproval, "author", Some("sha256:x"))]
     #[case(DecisionKind::Abort, Phase::Preparing, "author", None)]
     #[case(DecisionKind::Abort, Phase::Executing, "ann", None)]
-    #[case(DecisionKind::Revert, Phase::Executing, "ann", None)]
-    #[case(DecisionKind::Revert, Phase::Validating, "author", None)]
-    #[case(DecisionKind::Revert, Phase::Monitoring, "ann", None)]
-    #[case(DecisionKind::Revert, Phase::Observing, "ann", None)]
-    #[case(DecisionKind::Revert, Phase::RollbackFailed, "ann", None)]
+    #[case(DecisionKind::Rollback, Phase::Executing, "ann", None)]
+    #[case(DecisionKind::Rollback, Phase::Validating, "author", None)]
+    #[case(DecisionKind::Rollback, Phase::Monitoring, "ann", None)]
+    #[case(DecisionKind::Rollback, Phase::Observing, "ann", None)]
+    #[case(DecisionKind::Rollback, Phase::RollbackFailed, "ann", None)]
     fn a_word_in_its_time(
         #[case] decision: DecisionKind,
         #[case] phase: Phase,
@@ -344,8 +344,8 @@ mod tests {
     }
 
     #[rstest::rstest]
-    #[case(DecisionKind::Execute, Phase::AwaitingApproval, "author", "own approval does not count")]
-    #[case(DecisionKind::Execute, Phase::Preparing, "ann", "nothing to approve")]
+    #[case(DecisionKind::Approve, Phase::AwaitingApproval, "author", "own approval does not count")]
+    #[case(DecisionKind::Approve, Phase::Preparing, "ann", "nothing to approve")]
     #[case(DecisionKind::Reject, Phase::Monitoring, "ann", "nothing to approve")]
     #[case(DecisionKind::Ready, Phase::Executing, "ann", "nobody waits")]
     #[case(DecisionKind::Ready, Phase::Preparing, "ann", "nobody waits")]
@@ -353,10 +353,10 @@ mod tests {
     #[case(DecisionKind::Keep, Phase::Observing, "ann", "too early")]
     #[case(DecisionKind::Abort, Phase::Completed, "ann", "has ended")]
     #[case(DecisionKind::Abort, Phase::RollbackFailed, "ann", "way back already")]
-    #[case(DecisionKind::Revert, Phase::RolledBack, "ann", "has ended")]
-    #[case(DecisionKind::Revert, Phase::RollingBack, "ann", "creditmigration -n shop watch m")]
-    #[case(DecisionKind::Revert, Phase::AwaitingApproval, "ann", "creditmigration -n shop abort m")]
-    #[case(DecisionKind::Revert, Phase::Failed, "ann", "nothing was changed")]
+    #[case(DecisionKind::Rollback, Phase::RolledBack, "ann", "has ended")]
+    #[case(DecisionKind::Rollback, Phase::RollingBack, "ann", "creditmigration -n shop watch m")]
+    #[case(DecisionKind::Rollback, Phase::AwaitingApproval, "ann", "creditmigration -n shop abort m")]
+    #[case(DecisionKind::Rollback, Phase::Failed, "ann", "nothing was changed")]
     fn a_word_that_would_do_nothing(
         #[case] decision: DecisionKind,
         #[case] phase: Phase,
@@ -374,14 +374,14 @@ mod tests {
     fn a_word_that_counts_already_or_no_more_is_not_repeated() {
         let mut m = migration(Phase::AwaitingApproval);
         m.status.as_mut().unwrap().approved_by = vec!["ann".into()];
-        let again = decision_on(&m, DecisionKind::Execute, "ann", None).unwrap_err().to_string();
+        let again = decision_on(&m, DecisionKind::Approve, "ann", None).unwrap_err().to_string();
         assert!(again.contains("you have approved this plan already"), "{again}");
-        assert!(decision_on(&m, DecisionKind::Execute, "bob", None).is_ok());
+        assert!(decision_on(&m, DecisionKind::Approve, "bob", None).is_ok());
         assert!(decision_on(&m, DecisionKind::Reject, "ann", None).is_ok(), "a change of mind");
         let rejected = serde_json::json!({"type": "Ready", "status": "False", "reason": "Rejected", "message": "bob rejected it",
             "lastTransitionTime": "2030-01-01T00:00:00Z"});
         m.status.as_mut().unwrap().conditions = vec![serde_json::from_value(rejected).unwrap()];
-        for decision in [DecisionKind::Execute, DecisionKind::Ready] {
+        for decision in [DecisionKind::Approve, DecisionKind::Ready] {
             let refused = decision_on(&m, decision, "cid", None).unwrap_err().to_string();
             assert!(refused.contains("its author changes it") && refused.contains("bob rejected it"), "{refused}");
         }
@@ -393,12 +393,12 @@ mod tests {
             kube::Error::Api(Box::new(kube::core::Status::failure(message, "Forbidden").with_code(code)))
         };
         let refusal =
-            explain_refusal(status(403, "User \"dave\" cannot create resource"), "dave", DecisionKind::Execute);
+            explain_refusal(status(403, "User \"dave\" cannot create resource"), "dave", DecisionKind::Approve);
         assert!(
             refusal.to_string().ends_with("dave to ClusterRole credit-migration-approver in this namespace"),
             "{refusal}"
         );
-        let other = explain_refusal(status(403, "admission policy denied the request"), "dave", DecisionKind::Execute);
+        let other = explain_refusal(status(403, "admission policy denied the request"), "dave", DecisionKind::Approve);
         assert!(!other.to_string().contains("ClusterRole"), "{other}");
     }
 
@@ -417,7 +417,7 @@ mod tests {
     }
 
     #[rstest::rstest]
-    fn without_a_digest_nothing_is_said(#[values(DecisionKind::Execute, DecisionKind::Ready)] decision: DecisionKind) {
+    fn without_a_digest_nothing_is_said(#[values(DecisionKind::Approve, DecisionKind::Ready)] decision: DecisionKind) {
         let mut m = migration(Phase::AwaitingApproval);
         m.status.as_mut().unwrap().plan.as_mut().unwrap().digest = None;
         let error = decision_on(&m, decision, "ann", None).unwrap_err().to_string();
@@ -445,7 +445,7 @@ mod tests {
         let text = preview_text(&m, &preview(&m));
         assert!(text.contains("3 users were written on the new version"), "{text}");
         m.status.as_mut().unwrap().rollback = Some(RollbackStatus {
-            cause: "Revert".into(),
+            cause: "Rollback".into(),
             message: String::new(),
             started_at: Time::UNIX_EPOCH,
             users_written_since: Some(7),

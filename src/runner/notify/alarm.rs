@@ -64,7 +64,7 @@ impl Alarm {
 
     /// What the controller orders.
     pub fn ordered(&self, order: &WindowOrder) {
-        if order.command == WindowCommand::Revert {
+        if order.command == WindowCommand::Rollback {
             self.off.cancel();
         }
     }
@@ -73,7 +73,7 @@ impl Alarm {
     pub fn reported(&self, progress: &WindowProgress, note: Option<&Failure>) {
         match progress.state {
             WindowState::Held => {}
-            WindowState::Released | WindowState::Reverted => return self.off.cancel(),
+            WindowState::Released | WindowState::RolledBack => return self.off.cancel(),
             _ => return,
         }
         let mut raised = self.raised.lock().unwrap_or_else(PoisonError::into_inner);

@@ -2,10 +2,10 @@
 //!
 //! ```text
 //!  session() ─> resume point from gate, intent and ledger
-//!     standby ──Open──> block ──> migrate (way there) ──> hold ──Release──> finish(new schema)
-//!        │Revert          │fails      │fails               ├──Revert───> undo ──> finish(old schema)
-//!        v                v           v                    └──deadline─> undo (way there) / finish (way back),
-//!      nothing done     finish      finish                              or Held once the switch is acknowledged
+//!     standby ──BlockWrites──> block ──> migrate (way there) ──> hold ──UnblockWrites──> finish(new schema)
+//!        │Rollback               │fails      │fails               ├──Rollback───────> undo ──> finish(old schema)
+//!        v                       v           v                    └──deadline─> undo (way there) / finish (way back),
+//!      nothing done            finish      finish                              or Held once the switch is acknowledged
 //! ```
 //! A lost connection at any point leads back to `session()`; the gate stays closed meanwhile.
 
@@ -193,7 +193,7 @@ impl<'a, C: Channel> Task<'a, C> {
                     self.progress = intent.progress;
                     self.progress.switch_acknowledged = intent.switch_acknowledged;
                 }
-                self.progress.state = if released { WindowState::Released } else { WindowState::Reverted };
+                self.progress.state = if released { WindowState::Released } else { WindowState::RolledBack };
                 Ok(Outcome { progress: self.progress.clone(), failure })
             }
             Resume::Undone => self.undone(&mut client, None).await,
@@ -243,7 +243,7 @@ impl<'a, C: Channel> Task<'a, C> {
         Ok(())
     }
 
-    /// Everything is made ready; waits for `Open`.
+    /// Everything is made ready; waits for `BlockWrites`.
     async fn standby(&mut self, mut client: Client) -> Result<Outcome, Failure> {
         let subject = self.subject();
         control::reinstall(&mut client, subject).await?;
@@ -266,11 +266,11 @@ impl<'a, C: Channel> Task<'a, C> {
                     return Ok(Outcome { progress: self.progress.clone(), failure: Some(self.overdue_failure()) });
                 }
                 WindowCommand::Standby => {}
-                WindowCommand::Revert => {
-                    self.progress.state = WindowState::Reverted;
+                WindowCommand::Rollback => {
+                    self.progress.state = WindowState::RolledBack;
                     return Ok(Outcome { progress: self.progress.clone(), failure: None });
                 }
-                WindowCommand::Open | WindowCommand::Switch | WindowCommand::Release => {
+                WindowCommand::BlockWrites | WindowCommand::Switch | WindowCommand::UnblockWrites => {
                     let Some(deadline) = orders.deadline else {
                         return Err(Failure::new(Reason::Internal, "the order to open the window has no deadline"));
                     };
@@ -299,10 +299,10 @@ impl<'a, C: Channel> Task<'a, C> {
         if self.overdue() {
             self.progress.deadline_passed = true;
             self.progress.state =
-                if self.plan.direction == Step::Up { WindowState::Reverted } else { WindowState::Released };
+                if self.plan.direction == Step::Up { WindowState::RolledBack } else { WindowState::Released };
             return Ok(Outcome { progress: self.progress.clone(), failure: Some(self.overdue_failure()) });
         }
-        self.progress.state = WindowState::Opening;
+        self.progress.state = WindowState::Blocking;
         self.report(None);
         self.deadline = Some(deadline);
         // Set before the call: if the connection is lost in it, the gate may be closed.
@@ -313,7 +313,7 @@ impl<'a, C: Channel> Task<'a, C> {
                     // The closing was refused: the gate is open as before.
                     self.opened = false;
                     self.progress.state =
-                        if self.plan.direction == Step::Up { WindowState::Reverted } else { WindowState::Released };
+                        if self.plan.direction == Step::Up { WindowState::RolledBack } else { WindowState::Released };
                     return Err(failure);
                 }
                 result => result?,
@@ -387,10 +387,10 @@ impl<'a, C: Channel> Task<'a, C> {
         Ok(())
     }
 
-    /// What is begun before the SQL ends at once: by the deadline, while the switch is not acknowledged, or on the way there by `Revert`.
+    /// What is begun before the SQL ends at once: by the deadline, while the switch is not acknowledged, or on the way there by `Rollback`.
     fn called_off(&self) -> bool {
         (self.overdue() && !self.progress.switch_acknowledged)
-            || (self.plan.direction == Step::Up && self.orders().command == WindowCommand::Revert)
+            || (self.plan.direction == Step::Up && self.orders().command == WindowCommand::Rollback)
     }
 
     /// Drains and proves. The number of sessions that were ended, and the proof.
@@ -406,7 +406,7 @@ impl<'a, C: Channel> Task<'a, C> {
         Ok((ended, control::prove(self.target, self.subject()).await?))
     }
 
-    /// Runs the up SQL; stops it at the deadline, on `Revert`, or when the run is gone.
+    /// Runs the up SQL; stops it at the deadline, on `Rollback`, or when the run is gone.
     async fn migrate(&mut self, mut client: Client, up: &Sql) -> Result<Outcome, Failure> {
         let stop = Stop::default();
         let mut tries = 0;
@@ -420,7 +420,7 @@ impl<'a, C: Channel> Task<'a, C> {
                         result = &mut run => break result,
                         () = tokio::time::sleep(TICK) => {}
                     }
-                    if self.overdue() || self.orders().command == WindowCommand::Revert {
+                    if self.overdue() || self.orders().command == WindowCommand::Rollback {
                         stop.stop();
                         // Waited for: a request still under way could hit a later statement.
                         if let Err(failure) = self.target.cancel(token.clone()).await {
@@ -482,14 +482,14 @@ impl<'a, C: Channel> Task<'a, C> {
             let orders = self.orders();
             let acknowledged = self.progress.switch_acknowledged;
             match orders.command {
-                WindowCommand::Revert => return self.undo(client, None).await,
-                WindowCommand::Release if !up => return self.finish(client, true, None).await,
-                WindowCommand::Release => match &self.progress.comparison {
+                WindowCommand::Rollback => return self.undo(client, None).await,
+                WindowCommand::UnblockWrites if !up => return self.finish(client, true, None).await,
+                WindowCommand::UnblockWrites => match &self.progress.comparison {
                     Some(Comparison { unexplained: 0, .. }) => return self.finish(client, true, None).await,
-                    // Released, the way back would lose what was written since; a person or the controller must revert.
+                    // Released, the way back would lose what was written since; a person or the controller must order the rollback.
                     Some(Comparison { unexplained, users, .. }) => {
                         let message = format!(
-                            "{unexplained} of {users} users have a balance that nothing explains, limit 0: the gate stays closed; next: order Revert"
+                            "{unexplained} of {users} users have a balance that nothing explains, limit 0: the gate stays closed; next: order Rollback"
                         );
                         self.report(Some(Failure::new(Reason::BalancesUnexplained, message)));
                     }
@@ -497,16 +497,16 @@ impl<'a, C: Channel> Task<'a, C> {
                 },
                 _ => {}
             }
-            let waiting = orders.command != WindowCommand::Release
+            let waiting = orders.command != WindowCommand::UnblockWrites
                 || self.progress.comparison.as_ref().is_some_and(|c| c.unexplained > 0);
             if self.overdue() && waiting && self.progress.state != WindowState::Held {
-                if acknowledged || orders.command == WindowCommand::Release {
+                if acknowledged || orders.command == WindowCommand::UnblockWrites {
                     self.progress.state = WindowState::Held;
                     self.progress.deadline_passed = true;
                     let failure = self.overdue_failure();
                     tracing::error!(
                         message = failure.message,
-                        "writes stay blocked: the switch of the application had begun; a person must order Release or Revert"
+                        "writes stay blocked: the switch of the application had begun; a person must order UnblockWrites or Rollback"
                     );
                     gate::save_progress(client, self.subject(), self.plan.direction, &self.progress).await?;
                     self.report(Some(failure));
@@ -575,9 +575,9 @@ mod tests {
             (false, true, WindowCommand::Standby, soon, false),
             (false, true, WindowCommand::Standby, late, true),
             // As a restarted container keeps it.
-            (false, true, WindowCommand::Open, late, false),
-            (false, true, WindowCommand::Revert, late, false),
-            (false, false, WindowCommand::Open, soon, true),
+            (false, true, WindowCommand::BlockWrites, late, false),
+            (false, true, WindowCommand::Rollback, late, false),
+            (false, false, WindowCommand::BlockWrites, soon, true),
             (true, false, WindowCommand::Standby, late, false),
             (true, true, WindowCommand::Standby, late, false),
         ] {

@@ -136,13 +136,13 @@ async fn upgraded_with_a_migration_under_way() {
         let m = world.migrate("simplify", json!({"window": {"maxDuration": "120s"}})).await;
         m.phase(Phase::AwaitingApproval).await;
         let digest = m.digest().await;
-        m.decide(APPROVERS[0], DecisionKind::Execute, Some(&digest)).await.unwrap();
+        m.decide(APPROVERS[0], DecisionKind::Approve, Some(&digest)).await.unwrap();
         m.until("the first approval", PATIENCE, |status| status.approvals.as_deref() == Some("1/2")).await;
         let upgraded = async {
             tokio::task::spawn_blocking(|| cluster::upgrade_operator("second")).await.unwrap();
             // What people approved is still the plan, and the words on it count.
             assert_eq!(m.digest().await, digest);
-            m.decide(APPROVERS[1], DecisionKind::Execute, Some(&digest)).await.unwrap();
+            m.decide(APPROVERS[1], DecisionKind::Approve, Some(&digest)).await.unwrap();
             for person in APPROVERS {
                 m.decide(person, DecisionKind::Ready, Some(&digest)).await.unwrap();
             }

@@ -25,7 +25,7 @@ const FORGER: &str = APPROVERS[1];
 /// Both words in both names by one person. Errs while the API server still, or again, refuses that.
 async fn forge(m: &Migration, digest: &str) -> Result<(), String> {
     let client = cluster::client(Some(FORGER)).await;
-    for decision in [DecisionKind::Execute, DecisionKind::Ready] {
+    for decision in [DecisionKind::Approve, DecisionKind::Ready] {
         for person in APPROVERS {
             say(m, &client, person, &m.uid, decision, digest).await?;
         }
@@ -60,7 +60,7 @@ async fn deleted_while_people_are_asked() {
         bindings.create(&PostParams::default(), &binding).await.unwrap();
         eventually("forged words to be refused", Duration::from_secs(60), async || {
             let client = cluster::client(Some(FORGER)).await;
-            match say(&m, &client, APPROVERS[0], &m.uid, DecisionKind::Execute, "sha256:0").await {
+            match say(&m, &client, APPROVERS[0], &m.uid, DecisionKind::Approve, "sha256:0").await {
                 Err(refused) if refused.contains("your own name") => Ok(()),
                 other => Err(format!("{other:?}")),
             }

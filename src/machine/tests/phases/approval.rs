@@ -20,32 +20,32 @@ fn waits(name: &'static str, when: When, reason: &'static str) -> Case {
 fn approvals_that_do_not_suffice() {
     assert_cases(&[
         waits("nobody", no_event, "ApprovalPending"),
-        waits("one", |s| apply(s.submit("ann", DecisionKind::Execute)), "ApprovalPending"),
+        waits("one", |s| apply(s.submit("ann", DecisionKind::Approve)), "ApprovalPending"),
         waits(
             "one, twice",
-            |s| apply(s.submit("ann", DecisionKind::Execute).submit("ann", DecisionKind::Execute)),
+            |s| apply(s.submit("ann", DecisionKind::Approve).submit("ann", DecisionKind::Approve)),
             "ApprovalPending",
         ),
         waits(
             "the author and one",
-            |s| apply(s.submit("author", DecisionKind::Execute).submit("ann", DecisionKind::Execute)),
+            |s| apply(s.submit("author", DecisionKind::Approve).submit("ann", DecisionKind::Approve)),
             "ApprovalPending",
         ),
         waits(
             "a replayed digest, of an older plan",
-            |s| apply(s.submit("ann", DecisionKind::Execute).submit_on("bob", DecisionKind::Execute, Some("sha256:x"))),
+            |s| apply(s.submit("ann", DecisionKind::Approve).submit_on("bob", DecisionKind::Approve, Some("sha256:x"))),
             "ApprovalPending",
         ),
         waits(
             "no digest",
-            |s| apply(s.submit("ann", DecisionKind::Execute).submit_on("bob", DecisionKind::Execute, None)),
+            |s| apply(s.submit("ann", DecisionKind::Approve).submit_on("bob", DecisionKind::Approve, None)),
             "ApprovalPending",
         ),
         waits(
             "present, not approving",
             |s| {
                 let digest = s.status.plan.as_ref().unwrap().digest.clone();
-                s.submit("ann", DecisionKind::Execute).submit_on("bob", DecisionKind::Ready, digest.as_deref());
+                s.submit("ann", DecisionKind::Approve).submit_on("bob", DecisionKind::Ready, digest.as_deref());
             },
             "ApprovalPending",
         ),
@@ -58,7 +58,7 @@ fn approvals_that_do_not_suffice() {
                     // A new spec has a new digest; here it is as if the evidence had been made for it.
                     let digest = crate::machine::plan_digest("uid-1", &s.spec, &s.status);
                     s.status.plan.as_mut().unwrap().digest = digest;
-                    s.submit("ann", DecisionKind::Execute).submit("bob", DecisionKind::Execute);
+                    s.submit("ann", DecisionKind::Approve).submit("bob", DecisionKind::Approve);
                 },
                 "ApprovalPending",
             )
@@ -67,7 +67,7 @@ fn approvals_that_do_not_suffice() {
             "rejected",
             |s| {
                 let digest = s.status.plan.as_ref().unwrap().digest.clone();
-                s.submit("ann", DecisionKind::Execute).submit("bob", DecisionKind::Execute).submit_on(
+                s.submit("ann", DecisionKind::Approve).submit("bob", DecisionKind::Approve).submit_on(
                     "eve",
                     DecisionKind::Reject,
                     digest.as_deref(),
@@ -78,8 +78,8 @@ fn approvals_that_do_not_suffice() {
         waits(
             "rejected without a digest",
             |s| {
-                s.submit("ann", DecisionKind::Execute)
-                    .submit("bob", DecisionKind::Execute)
+                s.submit("ann", DecisionKind::Approve)
+                    .submit("bob", DecisionKind::Approve)
                     .submit("eve", DecisionKind::Reject);
             },
             "Rejected",
@@ -87,7 +87,7 @@ fn approvals_that_do_not_suffice() {
         waits(
             "names are not proven",
             |s| {
-                s.submit("ann", DecisionKind::Execute).submit("bob", DecisionKind::Execute);
+                s.submit("ann", DecisionKind::Approve).submit("bob", DecisionKind::Approve);
                 s.observed.policy_problem = Some("policy gone".into());
             },
             "DecisionPolicyMissing",
@@ -95,7 +95,7 @@ fn approvals_that_do_not_suffice() {
         waits(
             "the flag is not at from",
             |s| {
-                s.submit("ann", DecisionKind::Execute).submit("bob", DecisionKind::Execute);
+                s.submit("ann", DecisionKind::Approve).submit("bob", DecisionKind::Approve);
                 s.flag("v2", None);
             },
             "FlagNotAtFrom",
@@ -116,14 +116,14 @@ fn two_people_suffice() {
         wake: Some(600),
     };
     assert_cases(&[
-        executing("two", |s| apply(s.submit("ann", DecisionKind::Execute).submit("bob", DecisionKind::Execute))),
+        executing("two", |s| apply(s.submit("ann", DecisionKind::Approve).submit("bob", DecisionKind::Approve))),
         executing("two and the author", |s| {
-            s.submit("author", DecisionKind::Execute)
-                .submit("ann", DecisionKind::Execute)
-                .submit("bob", DecisionKind::Execute);
+            s.submit("author", DecisionKind::Approve)
+                .submit("ann", DecisionKind::Approve)
+                .submit("bob", DecisionKind::Approve);
         }),
         executing("another plan was rejected", |s| {
-            s.submit("ann", DecisionKind::Execute).submit("bob", DecisionKind::Execute).submit_on(
+            s.submit("ann", DecisionKind::Approve).submit("bob", DecisionKind::Approve).submit_on(
                 "eve",
                 DecisionKind::Reject,
                 Some("sha256:x"),
@@ -131,7 +131,7 @@ fn two_people_suffice() {
         }),
     ]);
     let mut s = awaiting();
-    s.submit("bob", DecisionKind::Execute).submit("ann", DecisionKind::Execute).settle();
+    s.submit("bob", DecisionKind::Approve).submit("ann", DecisionKind::Approve).settle();
     assert_eq!(s.status.approvals.as_deref(), Some("2/2"));
     assert_eq!(s.status.approved_by, ["ann", "bob"]);
     let window = s.run(Task::Window).run.spec.window.clone().unwrap();
@@ -142,7 +142,7 @@ fn two_people_suffice() {
 #[test]
 fn approvals_are_counted_and_the_next_command_is_told() {
     let mut s = awaiting();
-    s.submit("ann", DecisionKind::Execute).submit("author", DecisionKind::Execute).settle();
+    s.submit("ann", DecisionKind::Approve).submit("author", DecisionKind::Approve).settle();
     assert_eq!(s.status.approvals.as_deref(), Some("1/2"));
     let digest = s.status.plan.as_ref().unwrap().digest.clone().unwrap();
     let (_, message) = ready(&s.status);
@@ -154,7 +154,7 @@ fn approvals_are_counted_and_the_next_command_is_told() {
 fn in_vain() -> Scenario {
     let mut s = blocking();
     s.now += jiff::SignedDuration::from_millis(500);
-    s.state(Task::Window, WindowState::Reverted).fail(Task::Window, Reason::LockTimeout).settle();
+    s.state(Task::Window, WindowState::RolledBack).fail(Task::Window, Reason::LockTimeout).settle();
     assert_eq!(s.status.phase, Some(Phase::AwaitingApproval));
     s
 }
@@ -162,7 +162,7 @@ fn in_vain() -> Scenario {
 /// A decision as the API server dates it: whole seconds, cut off.
 fn submit_at(s: &mut Scenario, by: &str, millis: i64) {
     s.now += jiff::SignedDuration::from_millis(millis);
-    s.submit(by, DecisionKind::Execute);
+    s.submit(by, DecisionKind::Approve);
     s.observed.decisions.last_mut().unwrap().at = Time::from_second(s.now.as_second()).unwrap();
 }
 
@@ -184,7 +184,7 @@ fn approvals_around_the_end_of_a_window_without_effect() {
         let void = if *counted == "0/2" { "(ann, bob, eve)" } else { "(ann, bob)" };
         assert!(message.contains(&format!("no longer count {void}: approve again; next:")), "{name}: {message}");
         // Nobody is left out for ever.
-        s.submit("eve", DecisionKind::Execute).submit("ann", DecisionKind::Execute).settle();
+        s.submit("eve", DecisionKind::Approve).submit("ann", DecisionKind::Approve).settle();
         assert_eq!((s.status.step, ready(&s.status).0.as_str()), (Some(Step::Schedule), "PresencePending"), "{name}");
         s.confirm_presence().settle();
         assert_eq!(s.status.phase, Some(Phase::Executing), "{name}");
@@ -194,7 +194,7 @@ fn approvals_around_the_end_of_a_window_without_effect() {
     for d in &mut s.observed.decisions {
         d.at = s.now + seconds(30);
     }
-    s.state(Task::Window, WindowState::Reverted).fail(Task::Window, Reason::LockTimeout).settle();
+    s.state(Task::Window, WindowState::RolledBack).fail(Task::Window, Reason::LockTimeout).settle();
     assert_eq!(s.status.approvals.as_deref(), Some("0/2"));
 }
 
@@ -227,7 +227,7 @@ fn whatever_people_approve_is_in_the_digest() {
 #[test]
 fn evidence_that_does_not_fit_its_digest_begins_anew() {
     let mut s = awaiting();
-    s.submit("ann", DecisionKind::Execute).submit("bob", DecisionKind::Execute);
+    s.submit("ann", DecisionKind::Approve).submit("bob", DecisionKind::Approve);
     s.status.rehearsal.as_mut().unwrap().tables_equal = 4;
     let d = s.decide();
     assert_eq!((d.status.phase, d.status.step), (Some(Phase::Preparing), Some(Step::Preflight)));
@@ -276,9 +276,9 @@ fn called_off_before_the_window() {
             &[],
         ),
         cancelled(
-            "Revert means the same here",
+            "Rollback means the same here",
             awaiting,
-            |s| apply(s.submit("ann", DecisionKind::Revert)),
+            |s| apply(s.submit("ann", DecisionKind::Rollback)),
             Step::Approve,
             &[],
         ),
@@ -304,7 +304,7 @@ fn a_rejected_plan_stays_rejected() {
     let mut s = blocking();
     let digest = s.status.plan.as_ref().unwrap().digest.clone();
     s.submit_on("eve", DecisionKind::Reject, digest.as_deref());
-    s.wait(1).state(Task::Window, WindowState::Reverted).fail(Task::Window, Reason::LockTimeout).settle();
-    s.wait(2).submit("ann", DecisionKind::Execute).submit("bob", DecisionKind::Execute).settle();
+    s.wait(1).state(Task::Window, WindowState::RolledBack).fail(Task::Window, Reason::LockTimeout).settle();
+    s.wait(2).submit("ann", DecisionKind::Approve).submit("bob", DecisionKind::Approve).settle();
     assert_eq!((s.status.phase, ready(&s.status).0.as_str()), (Some(Phase::AwaitingApproval), "Rejected"));
 }

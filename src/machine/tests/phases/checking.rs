@@ -104,10 +104,10 @@ fn stages() {
         back("breached", |s| apply(s.measure(Task::Monitor, CheckOutcome::Fail, true))),
         back("breached once, passes again", |s| apply(s.measure(Task::Monitor, CheckOutcome::Pass, true))),
         back("breached when the time is over", |s| apply(s.wait(30).measure(Task::Monitor, CheckOutcome::Fail, true))),
-        back("Revert", |s| apply(s.submit("ann", DecisionKind::Revert))),
+        back("Rollback", |s| apply(s.submit("ann", DecisionKind::Rollback))),
         back("Abort", |s| apply(s.submit("author", DecisionKind::Abort))),
-        back("Revert in an unproven name: a forged stop is the lesser harm", |s| {
-            s.submit("ann", DecisionKind::Revert).observed.policy_problem = Some("gone".into());
+        back("Rollback in an unproven name: a forged stop is the lesser harm", |s| {
+            s.submit("ann", DecisionKind::Rollback).observed.policy_problem = Some("gone".into());
         }),
         monitors(
             "breached, a person decides",

@@ -26,7 +26,7 @@ fn guards_are_removed_at_the_end() {
             &["remove m-cleanup-1"],
             None,
         ),
-        ended("a Revert comes too late", completed, |s| apply(s.submit("ann", DecisionKind::Revert)), &[], None),
+        ended("a Rollback comes too late", completed, |s| apply(s.submit("ann", DecisionKind::Rollback)), &[], None),
     ]);
     for given in [completed as Given, rolled_back, failed, cancelled] {
         let mut s = given();
@@ -109,7 +109,7 @@ fn deleted_inside_the_window_is_undone_and_then_gone() {
     let mut s = migrated();
     s.observed.deleting = true;
     s.settle();
-    s.state(Task::Window, WindowState::Reverted).succeed(Task::Window).settle();
+    s.state(Task::Window, WindowState::RolledBack).succeed(Task::Window).settle();
     assert_eq!(s.status.phase, Some(Phase::RolledBack));
     assert!(s.observed.finalizer);
     s.succeed(Task::Cleanup).settle();

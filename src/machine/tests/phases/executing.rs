@@ -18,10 +18,10 @@ fn case(
 
 #[test]
 fn the_window_goes_its_way() {
-    use WindowState::{Blocked, Migrated, Opening};
+    use WindowState::{Blocked, Migrated, Blocking};
     assert_cases(&[
         case("the pod is not ready", approved, |s| apply(s.wait(1)), Step::BlockWrites, &[], Some(599)),
-        case("opening", blocking, |s| apply(s.state(WINDOW, Opening)), Step::BlockWrites, &[], Some(50)),
+        case("opening", blocking, |s| apply(s.state(WINDOW, Blocking)), Step::BlockWrites, &[], Some(50)),
         case("blocked", blocking, |s| apply(s.state(WINDOW, Blocked)), Step::Migrate, &[], Some(50)),
         case(
             "committed",
@@ -148,7 +148,7 @@ fn the_window_goes_its_way() {
             switched,
             |s| apply(s.compared(WINDOW, 0)),
             Step::UnblockWrites,
-            &["order m-window-1 Release"],
+            &["order m-window-1 UnblockWrites"],
             Some(50),
         ),
         case(
@@ -299,7 +299,7 @@ fn gates_are_looked_at_once_more_before_the_window() {
 fn a_window_without_effect_needs_new_approvals() {
     for reason in [Reason::LockTimeout, Reason::WritesNotBlocked, Reason::ConnectionLost, Reason::DeadlinePassed] {
         let mut s = blocking();
-        s.state(WINDOW, WindowState::Reverted).fail(WINDOW, reason);
+        s.state(WINDOW, WindowState::RolledBack).fail(WINDOW, reason);
         let d = s.reconcile();
         assert_eq!((d.status.phase, d.status.step), (Some(Phase::AwaitingApproval), Some(Step::Approve)), "{reason}");
         assert_eq!(d.status.approvals_after, Some(s.now), "{reason}");
@@ -317,9 +317,9 @@ fn a_window_without_effect_needs_new_approvals() {
             (Some(Phase::AwaitingApproval), Some("0/2")),
             "{reason}"
         );
-        s.wait(1).submit("ann", DecisionKind::Execute).settle();
+        s.wait(1).submit("ann", DecisionKind::Approve).settle();
         assert_eq!(s.status.approvals.as_deref(), Some("1/2"), "{reason}: one new word, none of the old");
-        s.submit("bob", DecisionKind::Execute).confirm_presence();
+        s.submit("bob", DecisionKind::Approve).confirm_presence();
         let d = s.reconcile();
         assert_eq!(d.status.phase, Some(Phase::Executing));
         assert!(actions(&d).contains(&"start m-window-2".to_owned()), "{reason}: {:?}", actions(&d));
@@ -332,7 +332,7 @@ fn sql_that_fails_in_the_window_fails_the_migration() {
     for reason in [Reason::SqlFailed, Reason::TablesNotGone, Reason::BalancesUnexplained] {
         let mut s = blocking();
         s.state(WINDOW, WindowState::Blocked).settle();
-        s.state(WINDOW, WindowState::Reverted).fail(WINDOW, reason);
+        s.state(WINDOW, WindowState::RolledBack).fail(WINDOW, reason);
         let d = s.decide();
         assert_eq!((d.status.phase, d.status.step), (Some(Phase::Failed), Some(Step::Migrate)), "{reason}");
         let (found, message) = ready(&d.status);
@@ -348,15 +348,15 @@ type WayBack = (&'static str, Given, When, &'static str, Step, &'static [&'stati
 
 #[test]
 fn inside_the_window_it_goes_back() {
-    let revert: &[&str] = &["order m-window-1 Revert"];
+    let rollback: &[&str] = &["order m-window-1 Rollback"];
     let flag: &[&str] = &["flag v1 uid-1.back"];
     let cases: &[WayBack] = &[
-        ("deadline before the commit", blocking, |s| apply(s.wait(50)), "DeadlinePassed", Step::RollbackSql, revert),
-        ("deadline after the commit", migrated, |s| apply(s.wait(50)), "DeadlinePassed", Step::RollbackSql, revert),
+        ("deadline before the commit", blocking, |s| apply(s.wait(50)), "DeadlinePassed", Step::RollbackSql, rollback),
+        ("deadline after the commit", migrated, |s| apply(s.wait(50)), "DeadlinePassed", Step::RollbackSql, rollback),
         ("deadline in the rollout", switching, |s| apply(s.wait(50)), "DeadlinePassed", Step::SwitchBack, flag),
         ("deadline before the comparison", switched, |s| apply(s.wait(50)), "DeadlinePassed", Step::SwitchBack, flag),
-        ("Abort", blocking, |s| apply(s.submit("ann", DecisionKind::Abort)), "Stopped", Step::RollbackSql, revert),
-        ("Revert", migrated, |s| apply(s.submit("ann", DecisionKind::Revert)), "Stopped", Step::RollbackSql, revert),
+        ("Abort", blocking, |s| apply(s.submit("ann", DecisionKind::Abort)), "Stopped", Step::RollbackSql, rollback),
+        ("Rollback", migrated, |s| apply(s.submit("ann", DecisionKind::Rollback)), "Stopped", Step::RollbackSql, rollback),
         (
             "by the author",
             switching,
@@ -365,7 +365,7 @@ fn inside_the_window_it_goes_back() {
             Step::SwitchBack,
             flag,
         ),
-        ("balances", migrated, |s| apply(s.compared(WINDOW, 1)), "BalancesUnexplained", Step::RollbackSql, revert),
+        ("balances", migrated, |s| apply(s.compared(WINDOW, 1)), "BalancesUnexplained", Step::RollbackSql, rollback),
         (
             "balances, switched",
             switched,
@@ -374,7 +374,7 @@ fn inside_the_window_it_goes_back() {
             Step::SwitchBack,
             flag,
         ),
-        ("deleted", blocking, |s| s.observed.deleting = true, "Deleted", Step::RollbackSql, revert),
+        ("deleted", blocking, |s| s.observed.deleting = true, "Deleted", Step::RollbackSql, rollback),
         ("deleted, switched", switched, |s| s.observed.deleting = true, "Deleted", Step::SwitchBack, flag),
     ];
     for (name, given, when, cause, step, effects) in cases {
@@ -411,7 +411,7 @@ fn going_back_inside_the_window_ends_it() {
     // Not switched: the down SQL at once. Switched: first flag and rollout, then the SQL.
     let mut s = migrated();
     s.wait(50).settle();
-    s.wait(1).state(WINDOW, WindowState::Reverted).succeed(WINDOW);
+    s.wait(1).state(WINDOW, WindowState::RolledBack).succeed(WINDOW);
     assert_eq!(s.reconcile().status.phase, Some(Phase::RolledBack));
 
     let mut s = switching();
@@ -424,8 +424,8 @@ fn going_back_inside_the_window_ends_it() {
     s.rollout(true, 0).reconciled().wait(1).probe(WINDOW, "v2");
     assert_eq!(actions(&s.decide()), Vec::<String>::new(), "no down SQL while the probe answers the new version");
     s.probe(WINDOW, "v1");
-    assert_eq!(actions(&s.reconcile()), ["order m-window-1 Revert"]);
-    s.state(WINDOW, WindowState::Reverted).succeed(WINDOW);
+    assert_eq!(actions(&s.reconcile()), ["order m-window-1 Rollback"]);
+    s.state(WINDOW, WindowState::RolledBack).succeed(WINDOW);
     let d = s.reconcile();
     assert_eq!((d.status.phase, ready(&d.status).0.as_str()), (Some(Phase::RolledBack), "RolledBack"));
 }
@@ -434,7 +434,7 @@ fn going_back_inside_the_window_ends_it() {
 fn the_runner_ended_the_window_by_itself() {
     // Committed, then undone at the deadline, controller away: nothing is left but to say so.
     let mut s = blocking();
-    s.wait(60).state(WINDOW, WindowState::Reverted).fail(WINDOW, Reason::DeadlinePassed);
+    s.wait(60).state(WINDOW, WindowState::RolledBack).fail(WINDOW, Reason::DeadlinePassed);
     s.progress(WINDOW, |w| (w.migrate_seconds, w.deadline_passed) = (Some(1.0), true));
     let d = s.decide();
     assert_eq!(d.status.phase, Some(Phase::RolledBack));
@@ -485,11 +485,11 @@ fn silent(s: &mut Scenario) -> &mut Scenario {
 
 #[test]
 fn a_pod_that_never_answers_does_not_hide_the_deadline() {
-    let revert: &[&str] = &["order m-window-1 Revert"];
+    let rollback: &[&str] = &["order m-window-1 Rollback"];
     type Expected = (&'static str, Given, Phase, Step, &'static [&'static str], &'static str);
     let cases: &[Expected] = &[
-        ("opened", blocking, Phase::RollingBack, Step::RollbackSql, revert, "job/m-window-1"),
-        ("committed", migrated, Phase::RollingBack, Step::RollbackSql, revert, "job/m-window-1"),
+        ("opened", blocking, Phase::RollingBack, Step::RollbackSql, rollback, "job/m-window-1"),
+        ("committed", migrated, Phase::RollingBack, Step::RollbackSql, rollback, "job/m-window-1"),
         ("switching", switching, Phase::RollingBack, Step::SwitchBack, &["flag v1 uid-1.back"], "on the new schema"),
         ("being released", releasing, Phase::Executing, Step::UnblockWrites, &[], "job/m-window-1"),
     ];
@@ -516,7 +516,7 @@ fn a_pod_that_never_answers_does_not_hide_the_deadline() {
     // An answer at last ends it.
     let mut s = blocking();
     silent(&mut s).wait(50).settle();
-    s.state(WINDOW, WindowState::Reverted).succeed(WINDOW).settle();
+    s.state(WINDOW, WindowState::RolledBack).succeed(WINDOW).settle();
     assert_eq!(s.status.phase, Some(Phase::RolledBack));
     assert!(s.status.conditions.iter().all(|c| c.type_ != "Stalled"));
 }
@@ -524,7 +524,7 @@ fn a_pod_that_never_answers_does_not_hide_the_deadline() {
 #[test]
 fn only_a_gate_known_to_be_open_counts_as_nothing_changed() {
     for reason in [Reason::ConnectionLost, Reason::SqlFailed, Reason::Internal] {
-        for state in [WindowState::Opening, WindowState::Blocked, WindowState::Migrated] {
+        for state in [WindowState::Blocking, WindowState::Blocked, WindowState::Migrated] {
             let mut s = blocking();
             s.state(WINDOW, state).fail(WINDOW, reason);
             let d = s.reconcile();
@@ -563,9 +563,9 @@ fn lost_pods_of_an_earlier_window_do_not_count() {
     for _ in 0..4 {
         s.lose_job(WINDOW).settle();
     }
-    s.state(WINDOW, WindowState::Reverted).fail(WINDOW, Reason::LockTimeout).settle();
+    s.state(WINDOW, WindowState::RolledBack).fail(WINDOW, Reason::LockTimeout).settle();
     assert_eq!(s.status.phase, Some(Phase::AwaitingApproval));
-    s.wait(2).submit("ann", DecisionKind::Execute).submit("bob", DecisionKind::Execute).confirm_presence().settle();
+    s.wait(2).submit("ann", DecisionKind::Approve).submit("bob", DecisionKind::Approve).confirm_presence().settle();
     s.wait(1).state(WINDOW, WindowState::Ready).settle();
     s.lose_job(WINDOW).settle();
     assert_eq!(s.status.phase, Some(Phase::Executing));

@@ -1,4 +1,4 @@
-//! The follow-ups, and the decision to keep or to revert.
+//! The follow-ups, and the decision to keep the new version or roll back.
 
 use crate::machine::tests::*;
 
@@ -54,7 +54,7 @@ fn a_follow_up_that_fails_for_days_leaves_one_run() {
         }
         // The last one stays as a record.
         s.succeed(task).settle();
-        s.submit("ann", DecisionKind::Revert).settle();
+        s.submit("ann", DecisionKind::Rollback).settle();
         assert_eq!(s.observed.runs.iter().filter(|r| r.run.spec.task == task).count(), 1);
     }
 }
@@ -86,10 +86,10 @@ fn who_decides() {
             Phase::Observing,
         ),
         keeps("one person", |s| apply(s.submit("ann", DecisionKind::Keep)), Phase::Completed),
-        keeps("Revert", |s| apply(s.submit("ann", DecisionKind::Revert)), Phase::RollingBack),
+        keeps("Rollback", |s| apply(s.submit("ann", DecisionKind::Rollback)), Phase::RollingBack),
         keeps(
             "both: the word to go back wins",
-            |s| apply(s.submit("ann", DecisionKind::Keep).submit("bob", DecisionKind::Revert)),
+            |s| apply(s.submit("ann", DecisionKind::Keep).submit("bob", DecisionKind::Rollback)),
             Phase::RollingBack,
         ),
         keeps(
@@ -122,12 +122,12 @@ fn without_a_decision_it_stays_and_reminds() {
 }
 
 #[test]
-fn a_revert_works_at_every_moment_of_observing() {
+fn a_rollback_works_at_every_moment_of_observing() {
     for given in [observing as Given, deciding] {
         let mut s = given();
-        s.submit("ann", DecisionKind::Revert).settle();
+        s.submit("ann", DecisionKind::Rollback).settle();
         assert_eq!((s.status.phase, s.status.step), (Some(Phase::RollingBack), Some(Step::BlockWritesForRollback)));
-        assert_eq!(s.status.rollback.as_ref().unwrap().message, "Revert by ann");
+        assert_eq!(s.status.rollback.as_ref().unwrap().message, "Rollback by ann");
         assert!(s.observed.runs.iter().any(|r| r.run.spec.task == Task::RollbackWindow));
     }
 }

@@ -404,7 +404,7 @@ fn changed_inputs_begin_anew() {
         for given in [|| at(Step::Baseline), || at(Step::VerifyBackup), rehearsing, awaiting] {
             let mut s = given();
             let step = s.status.step;
-            s.submit("ann", DecisionKind::Execute).settle();
+            s.submit("ann", DecisionKind::Approve).settle();
             s.observed.runner_image = "image:2".into();
             change(&mut s);
             let d = s.reconcile();
@@ -476,7 +476,7 @@ fn the_runners_image_is_pinned() {
         d.effects.iter().find_map(|e| if let Effect::StartRun(r) = e { Some(r.image.clone()) } else { None })
     };
     assert_eq!(image(s.decide()).as_deref(), Some("image:2"));
-    s.submit("ann", DecisionKind::Revert);
+    s.submit("ann", DecisionKind::Rollback);
     assert_eq!(image(s.decide()).as_deref(), Some("image:1"));
 }
 

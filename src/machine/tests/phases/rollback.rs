@@ -10,17 +10,17 @@ fn case(name: &'static str, given: Given, when: When, step: Step, effects: &'sta
 
 #[test]
 fn the_way_back_goes_its_way() {
-    use WindowState::{Blocked, Opening, Ready, Reverted};
+    use WindowState::{Blocked, Blocking, Ready, RolledBack};
     let standing_by: Given = || {
         let mut s = monitoring();
-        s.wait(1).submit("ann", DecisionKind::Revert).settle();
+        s.wait(1).submit("ann", DecisionKind::Rollback).settle();
         s
     };
     assert_cases(&[
         case(
             "begins",
             monitoring,
-            |s| apply(s.submit("ann", DecisionKind::Revert)),
+            |s| apply(s.submit("ann", DecisionKind::Rollback)),
             Step::BlockWritesForRollback,
             &["remove m-monitor-1", "start m-rollback-1"],
             600,
@@ -31,10 +31,10 @@ fn the_way_back_goes_its_way() {
             standing_by,
             |s| apply(s.state(BACK, Ready)),
             Step::BlockWritesForRollback,
-            &["order m-rollback-1 Open"],
+            &["order m-rollback-1 BlockWrites"],
             60,
         ),
-        case("opening", blocking_for_rollback, |s| apply(s.state(BACK, Opening)), Step::BlockWritesForRollback, &[], 60),
+        case("opening", blocking_for_rollback, |s| apply(s.state(BACK, Blocking)), Step::BlockWritesForRollback, &[], 60),
         case(
             "blocked",
             blocking_for_rollback,
@@ -84,14 +84,14 @@ fn the_way_back_goes_its_way() {
             blocked_for_rollback,
             |s| apply(s.acknowledge(BACK).settle().rollout(true, 0).reconciled().probe(BACK, "v1")),
             Step::RollbackSql,
-            &["order m-rollback-1 Revert"],
+            &["order m-rollback-1 Rollback"],
             59,
         ),
         case("the SQL is under way", running_down_sql, no_event, Step::RollbackSql, &[], 59),
         case(
             "the report of the end is not yet the end",
             running_down_sql,
-            |s| apply(s.state(BACK, Reverted)),
+            |s| apply(s.state(BACK, RolledBack)),
             Step::RollbackSql,
             &[],
             59,
@@ -113,9 +113,9 @@ fn the_way_back_goes_its_way() {
             59,
         ),
         Case {
-            name: "reverted",
+            name: "rolled back",
             given: running_down_sql,
-            when: |s| apply(s.compared(BACK, 0).state(BACK, Reverted).succeed(BACK)),
+            when: |s| apply(s.compared(BACK, 0).state(BACK, RolledBack).succeed(BACK)),
             phase: Phase::RolledBack,
             step: Step::UnblockWritesAfterRollback,
             reason: "RolledBack",
@@ -141,7 +141,7 @@ fn a_way_back_that_takes_too_long_is_told() {
     // And it still ends.
     let mut s = running_down_sql();
     s.wait(60).settle();
-    s.compared(BACK, 0).state(BACK, WindowState::Reverted).succeed(BACK).settle();
+    s.compared(BACK, 0).state(BACK, WindowState::RolledBack).succeed(BACK).settle();
     assert_eq!(s.status.phase, Some(Phase::RolledBack));
     assert!(s.status.conditions.iter().all(|c| c.type_ != "Stalled"));
 }
@@ -150,7 +150,7 @@ fn a_way_back_that_takes_too_long_is_told() {
 fn the_end_of_the_way_back_tells_what_was_proven() {
     let mut s = running_down_sql();
     s.wait(4).progress(BACK, |w| w.users_written_since = Some(7));
-    s.compared(BACK, 0).state(BACK, WindowState::Reverted).succeed(BACK);
+    s.compared(BACK, 0).state(BACK, WindowState::RolledBack).succeed(BACK);
     let d = s.decide();
     let step =
         |n: Step| d.status.steps.iter().find(|step_status| step_status.name == n).unwrap().message.clone().unwrap();
@@ -158,13 +158,13 @@ fn the_end_of_the_way_back_tells_what_was_proven() {
     assert_eq!(step(Step::UnblockWritesAfterRollback), "writes were blocked for 4.0 s");
     assert_eq!(d.status.rollback.as_ref().unwrap().users_written_since, Some(7));
     assert_eq!(d.status.writes, Some(crate::api::Writes::Open));
-    assert!(ready(&d.status).1.contains("Revert by ann"), "{}", ready(&d.status).1);
+    assert!(ready(&d.status).1.contains("Rollback by ann"), "{}", ready(&d.status).1);
 }
 
 #[test]
 fn balances_that_the_way_back_left_unexplained_are_said() {
     let mut s = running_down_sql();
-    s.compared(BACK, 2).state(BACK, WindowState::Reverted).succeed(BACK);
+    s.compared(BACK, 2).state(BACK, WindowState::RolledBack).succeed(BACK);
     let d = s.decide();
     let verified = d.status.steps.iter().find(|step_status| step_status.name == Step::VerifyRollback).unwrap();
     assert_eq!((verified.state, verified.reason.as_deref()), (StepState::Failed, Some("BalancesUnexplained")));
@@ -182,13 +182,13 @@ fn balances_that_the_way_back_left_unexplained_are_said() {
 #[test]
 fn what_was_not_compared_on_the_way_back_is_not_ticked_off() {
     let mut s = running_down_sql();
-    s.state(BACK, WindowState::Reverted).succeed(BACK);
+    s.state(BACK, WindowState::RolledBack).succeed(BACK);
     let d = s.decide();
     assert!(d.status.steps.iter().all(|step_status| step_status.name != Step::VerifyRollback));
     assert!(ready(&d.status).1.contains("balances were not compared"), "{}", ready(&d.status).1);
     // In the first window, before the SQL: there was nothing to compare.
     let mut s = blocking();
-    s.wait(60).state(Task::Window, WindowState::Reverted).succeed(Task::Window);
+    s.wait(60).state(Task::Window, WindowState::RolledBack).succeed(Task::Window);
     let d = s.decide();
     assert_eq!(d.status.phase, Some(Phase::RolledBack));
     assert!(ready(&d.status).1.contains("the old version runs again, nothing was changed"), "{}", ready(&d.status).1);
@@ -199,7 +199,7 @@ fn the_flag_is_at_from_before_the_end() {
     // The runner went back by itself, but somebody left the flag at v2.
     let mut s = migrated();
     s.wait(60).flag("v2", None);
-    s.state(Task::Window, WindowState::Reverted).fail(Task::Window, Reason::DeadlinePassed);
+    s.state(Task::Window, WindowState::RolledBack).fail(Task::Window, Reason::DeadlinePassed);
     let d = s.reconcile();
     assert_eq!((d.status.phase, d.status.step), (Some(Phase::RollingBack), Some(Step::SwitchBack)));
     assert_eq!(actions(&d), ["flag v1 uid-1.back"]);
@@ -268,7 +268,7 @@ fn released_before_it_could_be_turned_round() {
 fn before_writes_are_blocked_a_lost_pod_is_replaced_with_a_backoff() {
     let standing_by = || {
         let mut s = monitoring();
-        s.submit("ann", DecisionKind::Revert).settle();
+        s.submit("ann", DecisionKind::Rollback).settle();
         s
     };
     let mut s = standing_by();
@@ -297,7 +297,7 @@ fn before_writes_are_blocked_a_lost_pod_is_replaced_with_a_backoff() {
 #[test]
 fn a_window_left_closed_counts_from_its_beginning() {
     let mut s = rollback_failed();
-    s.wait(600).submit("bob", DecisionKind::Revert).settle();
+    s.wait(600).submit("bob", DecisionKind::Rollback).settle();
     // The new pod never says a word.
     let (reason, message) = ready(&s.status);
     assert_eq!((s.status.phase, reason.as_str()), (Some(Phase::RollingBack), "WindowOverdue"));
@@ -326,9 +326,9 @@ fn a_failed_way_back_waits_for_a_person() {
             wake: None,
         },
         Case {
-            name: "the old Revert does not count again; Execute is none",
+            name: "the old Rollback does not count again; Approve is none",
             given: rollback_failed,
-            when: |s| apply(s.wait(1).submit("bob", DecisionKind::Execute)),
+            when: |s| apply(s.wait(1).submit("bob", DecisionKind::Approve)),
             phase: Phase::RollbackFailed,
             step: Step::RollbackSql,
             reason: "SqlFailed",
@@ -349,7 +349,7 @@ fn a_failed_way_back_waits_for_a_person() {
 }
 
 #[test]
-fn a_revert_in_the_second_of_the_failure_counts() {
+fn a_rollback_in_the_second_of_the_failure_counts() {
     // Writes are blocked: one try too many on an old word is the lesser harm. The ledger lets nothing run twice.
     for (millis, counts) in [(-1500, false), (-700, false), (-300, true), (0, true), (300, true), (2000, true)] {
         let mut s = running_down_sql();
@@ -357,7 +357,7 @@ fn a_revert_in_the_second_of_the_failure_counts() {
         s.observed.decisions.clear();
         s.state(BACK, WindowState::Held).fail(BACK, Reason::SqlFailed).settle();
         let said = s.now + jiff::SignedDuration::from_millis(millis);
-        s.submit("bob", DecisionKind::Revert).observed.decisions[0].at = Time::from_second(said.as_second()).unwrap();
+        s.submit("bob", DecisionKind::Rollback).observed.decisions[0].at = Time::from_second(said.as_second()).unwrap();
         s.wait(5).settle();
         let phase = if counts { Phase::RollingBack } else { Phase::RollbackFailed };
         assert_eq!(s.status.phase, Some(phase), "{millis} ms after the failure");
@@ -365,13 +365,13 @@ fn a_revert_in_the_second_of_the_failure_counts() {
 }
 
 #[test]
-fn a_new_revert_begins_the_way_back_again() {
+fn a_new_rollback_begins_the_way_back_again() {
     let mut s = rollback_failed();
     s.observed.down = SqlSource::Present("sha256:mended".into());
-    s.wait(1).submit("bob", DecisionKind::Revert);
+    s.wait(1).submit("bob", DecisionKind::Rollback);
     let d = s.reconcile();
     assert_eq!((d.status.phase, d.status.step), (Some(Phase::RollingBack), Some(Step::BlockWritesForRollback)));
-    assert_eq!(d.status.rollback.as_ref().unwrap().message, "Revert by bob");
+    assert_eq!(d.status.rollback.as_ref().unwrap().message, "Rollback by bob");
     assert_eq!(d.status.plan.as_ref().unwrap().down_sha256, "sha256:mended", "with the SQL as it stands now");
     assert_eq!(d.status.writes, Some(crate::api::Writes::Blocked), "the gate is still closed");
     s.settle();
@@ -382,17 +382,17 @@ fn a_new_revert_begins_the_way_back_again() {
     assert!(s.status.window.as_ref().unwrap().deadline.is_some());
     s.acknowledge(BACK).rollout(true, 0).reconciled().probe(BACK, "v1").settle();
     assert_eq!(s.status.step, Some(Step::RollbackSql));
-    s.compared(BACK, 0).state(BACK, WindowState::Reverted).succeed(BACK).settle();
+    s.compared(BACK, 0).state(BACK, WindowState::RolledBack).succeed(BACK).settle();
     assert_eq!(s.status.phase, Some(Phase::RolledBack));
 }
 
 #[test]
-fn a_revert_is_heard_once_however_much_the_clocks_differ() {
+fn a_rollback_is_heard_once_however_much_the_clocks_differ() {
     let mut s = running_down_sql();
     // Said by an API server that is a minute ahead, before the way back failed.
-    s.wait(60).submit("ann", DecisionKind::Revert).wait(-59);
+    s.wait(60).submit("ann", DecisionKind::Rollback).wait(-59);
     s.state(Task::RollbackWindow, WindowState::Held).fail(Task::RollbackWindow, Reason::SqlFailed).settle();
     assert_eq!(s.status.phase, Some(Phase::RollbackFailed));
-    s.wait(120).submit("ann", DecisionKind::Revert).settle();
+    s.wait(120).submit("ann", DecisionKind::Rollback).settle();
     assert_eq!(s.status.phase, Some(Phase::RollingBack));
 }

@@ -131,7 +131,7 @@ fn scheduled() -> Scenario {
 
 fn agreed() -> Scenario {
     let mut s = scheduled();
-    s.submit("ann", DecisionKind::Execute).submit("bob", DecisionKind::Execute).settle();
+    s.submit("ann", DecisionKind::Approve).submit("bob", DecisionKind::Approve).settle();
     assert_eq!(s.status.step, Some(Step::Schedule));
     s
 }
@@ -190,7 +190,7 @@ fn one_unreachable_channel_holds_nothing_up_but_is_seen() {
     let mut s = scheduled();
     s.spec.notifications.channels.push(channel("social", &[Audience::Social]));
     s.status.plan.as_mut().unwrap().digest = crate::machine::plan_digest("uid-1", &s.spec, &s.status);
-    s.submit("ann", DecisionKind::Execute).submit("bob", DecisionKind::Execute).settle();
+    s.submit("ann", DecisionKind::Approve).submit("bob", DecisionKind::Approve).settle();
     s.deliver(&["status"], &["social"]).settle();
     s.wait(3600).confirm_presence().settle();
     assert_eq!(s.status.phase, Some(Phase::Executing));
@@ -209,7 +209,7 @@ fn missed_hours_wait_for_the_next_ones() {
         "allowedHours": [{"from": clock(s.now + seconds(1800)), "to": clock(s.now + seconds(3600))}],
     }));
     s.status.plan.as_mut().unwrap().digest = crate::machine::plan_digest("uid-1", &s.spec, &s.status);
-    s.submit("ann", DecisionKind::Execute).submit("bob", DecisionKind::Execute).settle();
+    s.submit("ann", DecisionKind::Approve).submit("bob", DecisionKind::Approve).settle();
     let first = s.status.schedule.clone().unwrap();
     assert!(first.notice.is_none() && s.observed.runs.iter().all(|r| r.run.spec.task != Task::Notify), "not yet");
     let lead = first.starts_at.unwrap() - seconds(600);
@@ -238,7 +238,7 @@ fn missed_hours_wait_for_the_next_ones() {
 #[test]
 fn an_old_backup_is_taken_anew() {
     let mut s = scheduled();
-    s.wait(86_401).submit("ann", DecisionKind::Execute).submit("bob", DecisionKind::Execute);
+    s.wait(86_401).submit("ann", DecisionKind::Approve).submit("bob", DecisionKind::Approve);
     let d = s.reconcile();
     assert_eq!((d.status.phase, d.status.step), (Some(Phase::Preparing), Some(Step::Preflight)));
     assert!(events(&d).contains(&"PreparationRestarted"));

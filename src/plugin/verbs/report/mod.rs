@@ -328,7 +328,7 @@ mod tests {
             "- [ ] Tag and branch of the code: not configured: spec.code is not set",
             "- [ ] Decision to keep the new system: not begun",
             "- [x] Maintenance notice: Delivered, 2030-01-01T01:00:00Z, by team",
-            "| 2030-01-01T01:00:00Z | Execute | ann | a \\| b | sha256:",
+            "| 2030-01-01T01:00:00Z | Approve | ann | a \\| b | sha256:",
             "| m-window-1 | there | Released | 2030-01-01T02:00:00Z | 2030-01-01T02:00:09Z | 9s | 25006 |",
             "| backup | s3://b/o | 10 | sha256:dump |",
         ] {
@@ -378,7 +378,7 @@ mod tests {
     fn a_way_back_has_its_section() {
         let mut record = completed();
         record.migration.status.as_mut().unwrap().rollback = Some(
-            serde_json::from_value(json!({"cause": "Revert", "message": "r", "startedAt": "2030-01-01T03:00:00Z"}))
+            serde_json::from_value(json!({"cause": "Rollback", "message": "r", "startedAt": "2030-01-01T03:00:00Z"}))
                 .unwrap(),
         );
         assert!(markdown(&of(&record)).contains("## Way back"));

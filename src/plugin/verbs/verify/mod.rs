@@ -101,7 +101,7 @@ impl Record {
 
     /// People who approved a digest, the author aside.
     pub(crate) fn approvers(&self, digest: &str, after: Option<Time>) -> BTreeSet<String> {
-        self.decisions_on(DecisionKind::Execute, digest)
+        self.decisions_on(DecisionKind::Approve, digest)
             .filter(|d| is_after(d, after))
             .map(|d| d.spec.by.clone())
             .filter(|by| *by != self.migration.spec.requested_by)
@@ -391,7 +391,7 @@ fn rollback(record: &Record, status: &CreditMigrationStatus) -> Vec<CheckedItem>
     let mut found = vec![item("cause of the way back", State::Ok, format!("{}: {}", rollback.cause, rollback.message))];
     let run = record.window(Task::RollbackWindow).or_else(|| record.window(Task::Window));
     match run {
-        Some((_, w)) if w.state == WindowState::Reverted => {
+        Some((_, w)) if w.state == WindowState::RolledBack => {
             found.push(item("old schema", State::Ok, "the down SQL is committed, or the up SQL never was"));
             if w.comparison.is_some() || w.users_written_since.is_some() {
                 found.push(balances("balances after the way back", w.comparison.as_ref(), back));

@@ -70,7 +70,7 @@ pub(crate) fn completed() -> Record {
     m.status = Some(status);
     let mut decisions = vec![];
     for by in ["ann", "bob"] {
-        decisions.push(decision(DecisionKind::Execute, by, &digest));
+        decisions.push(decision(DecisionKind::Approve, by, &digest));
         decisions.push(decision(DecisionKind::Ready, by, &digest));
     }
     decisions.push(decision(DecisionKind::Keep, "ann", &digest));
@@ -111,7 +111,7 @@ fn evidence_that_hangs_together_is_fine() {
 #[case::another_spec("digest of the plan", |r: &mut Record| r.migration.spec.approval.required = 3)]
 #[case::another_image("digest of the plan", |r: &mut Record| status(r).runner_image = Some("x".into()))]
 #[case::edited_sql("up SQL", |r: &mut Record| r.sql[0] = Some("x".into()))]
-#[case::one_approval("approvals", |r: &mut Record| r.decisions.retain(|d| d.spec.by != "bob" || d.spec.decision != DecisionKind::Execute))]
+#[case::one_approval("approvals", |r: &mut Record| r.decisions.retain(|d| d.spec.by != "bob" || d.spec.decision != DecisionKind::Approve))]
 #[case::one_twice("approvals", |r: &mut Record| r.decisions.iter_mut().for_each(|d| d.spec.by = "ann".into()))]
 #[case::by_the_author("approvals", |r: &mut Record| r.decisions[0].spec.by = "author".into())]
 #[case::of_another_plan("approvals", |r: &mut Record| r.decisions[0].spec.digest = Some("sha256:old".into()))]
@@ -190,7 +190,7 @@ fn a_way_back_is_looked_at_too() {
     assert!(bad(&record).iter().any(|f| f.what == "old schema"), "{:?}", bad(&record));
     record.runs.push(run(
         Task::RollbackWindow,
-        json!({"state": "Reverted", "blockedAt": "2030-01-01T03:00:00Z", "releasedAt": "2030-01-01T03:00:05Z", "usersWrittenSince": 1,
+        json!({"state": "RolledBack", "blockedAt": "2030-01-01T03:00:00Z", "releasedAt": "2030-01-01T03:00:05Z", "usersWrittenSince": 1,
                "comparison": {"users": 2, "unexplained": 0, "totalBalance": "3"}}),
     ));
     assert_eq!(bad(&record), vec![]);

@@ -91,7 +91,7 @@ impl<C: Channel> Task<'_, C> {
         };
         // A default that cannot be put back is no reason to keep the gate closed too.
         let failure = failure.or_else(|| restored.as_ref().err().cloned());
-        self.progress.state = if released { WindowState::Released } else { WindowState::Reverted };
+        self.progress.state = if released { WindowState::Released } else { WindowState::RolledBack };
         let end = Finished { released, failure };
         let opened = gate::open(client, self.subject(), self.plan.direction, &end, &self.progress).await?;
         self.opened = false;

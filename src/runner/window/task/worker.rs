@@ -21,7 +21,7 @@ use crate::{
 };
 
 impl<C: Channel> Task<'_, C> {
-    /// Waits until no other task works on this database. With writes blocked it says so past the deadline or on `Revert`, and ends
+    /// Waits until no other task works on this database. With writes blocked it says so past the deadline or on `Rollback`, and ends
     /// the other's session; a session that it may not end is `Held`.
     pub(super) async fn take_the_work(&mut self, client: &Client) -> Result<(), Failure> {
         let mut told = None;
@@ -47,7 +47,7 @@ impl<C: Channel> Task<'_, C> {
         match worker::closed_until(client, self.subject()).await {
             Ok(Some(deadline)) => {
                 self.deadline = Some(deadline);
-                Ok(self.overdue() || self.orders().command == WindowCommand::Revert)
+                Ok(self.overdue() || self.orders().command == WindowCommand::Rollback)
             }
             Ok(None) => Ok(false),
             Err(failure) if lost(&failure) => Err(failure),
