@@ -1,7 +1,7 @@
 //! Names and labels of what the operator makes. All are deterministic: a second creation meets the first.
 
 /// Finalizer which keeps a `CreditMigration` until its window is closed and its guards are removed.
-pub const FINALIZER: &str = "creditmigration.io/window-closed";
+pub const FINALIZER: &str = "creditmigration.io/writes-unblocked";
 
 /// Pod template annotation that restarts a workload for one switch; its value names migration and direction,
 /// so that each pod tells which switch it was started after.

@@ -34,7 +34,7 @@ pub enum Occasion {
     /// The old version runs again.
     RolledBack,
     /// Nothing goes on without a person.
-    PersonNeeded,
+    ManualInterventionRequired,
     /// Report of the day check.
     DayReport,
     /// Report of the week review.
@@ -51,7 +51,7 @@ impl Occasion {
         Occasion::Finished,
         Occasion::TriggerFired,
         Occasion::RolledBack,
-        Occasion::PersonNeeded,
+        Occasion::ManualInterventionRequired,
         Occasion::DayReport,
         Occasion::WeekReport,
         Occasion::DecisionDue,
@@ -64,14 +64,14 @@ impl Occasion {
             Occasion::MaintenanceStarts | Occasion::Finished | Occasion::RolledBack => {
                 &[Team, Support, Users, Social, StatusPage]
             }
-            Occasion::Planned | Occasion::TriggerFired | Occasion::PersonNeeded => &[Team, Support],
+            Occasion::Planned | Occasion::TriggerFired | Occasion::ManualInterventionRequired => &[Team, Support],
             Occasion::DayReport | Occasion::WeekReport | Occasion::DecisionDue => &[Team],
         }
     }
 
     /// Somebody may have to be called: the contacts are in it.
     pub fn is_alarm(self) -> bool {
-        matches!(self, Occasion::TriggerFired | Occasion::RolledBack | Occasion::PersonNeeded)
+        matches!(self, Occasion::TriggerFired | Occasion::RolledBack | Occasion::ManualInterventionRequired)
     }
 }
 

@@ -214,7 +214,7 @@ pub struct RollbackStatus {
     pub users_written_since: Option<u64>,
     /// The newest decision that was known when the way back failed: only a later `Rollback` begins it again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub heard_until: Option<Time>,
+    pub ignore_decisions_until: Option<Time>,
 }
 
 /// The start as it is planned.

@@ -85,16 +85,16 @@ pub(super) fn derive(transition: &mut Transition<'_>) {
     let (reason, message) = match (writes, transition.status.window.as_ref().and_then(|w| w.deadline)) {
         // Nothing opens it by itself.
         (Writes::Blocked, Some(deadline)) if transition.phase() == Phase::RollbackFailed => {
-            ("GateClosed", format!("until a person has mended it; should be over by {deadline:.0} (limit {limit})"))
+            ("Blocked", format!("until a person has mended it; should be over by {deadline:.0} (limit {limit})"))
         }
         (Writes::Blocked, Some(deadline)) if transition.now >= deadline => {
-            ("GateClosed", format!("should have been over at {deadline:.0} (limit {limit})"))
+            ("Blocked", format!("should have been over at {deadline:.0} (limit {limit})"))
         }
         (Writes::Blocked, Some(deadline)) => {
-            ("GateClosed", format!("until {deadline:.0} at the latest (limit {limit})"))
+            ("Blocked", format!("until {deadline:.0} at the latest (limit {limit})"))
         }
-        (Writes::Blocked, None) => ("GateClosed", format!("limit {limit}")),
-        (Writes::Open, _) => ("GateOpen", format!("{:.1} s of {limit}", transition.blocked_seconds())),
+        (Writes::Blocked, None) => ("Blocked", format!("limit {limit}")),
+        (Writes::Open, _) => ("Unblocked", format!("{:.1} s of {limit}", transition.blocked_seconds())),
     };
     set(transition, "WritesBlocked", Some(writes == Writes::Blocked), reason, &message);
 }

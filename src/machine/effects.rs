@@ -20,7 +20,7 @@ impl Transition<'_> {
     pub(super) fn effects(&mut self) -> Vec<Effect> {
         if self.may_remove_finalizer() {
             if self.observed.finalizer && !self.is_cleaned_up() {
-                self.event(true, "GuardsLeft", "the database could not be reached; next: drop the triggers named credit_migration_* and schema credit_migration by hand");
+                self.event(true, "TriggersLeft", "the database could not be reached; next: drop the triggers named credit_migration_* and schema credit_migration by hand");
             }
             return if self.observed.finalizer { vec![Effect::RemoveFinalizer] } else { vec![] };
         }

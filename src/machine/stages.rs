@@ -88,7 +88,7 @@ impl Machine<'_> {
             .collect();
         if !open.is_empty() {
             let text = format!("{}; {step:?} ends when they pass; to go back: {}", open.join("; "), self.o.go_back());
-            self.tell(Occasion::PersonNeeded, &at("held", end), &text);
+            self.tell(Occasion::ManualInterventionRequired, &at("held", end), &text);
             return self.explain("ChecksNotPassing", text);
         }
         let idle: Vec<&str> = checks

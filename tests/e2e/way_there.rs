@@ -53,7 +53,7 @@ async fn happy_path() {
         assert_eq!(world.db.balances().await, before, "a balance changed");
         assert_eq!(status.approved_by, APPROVERS);
         assert_eq!((ready(&status).0.as_str(), condition(&status, "Ready").as_str()), ("Completed", "True Completed"));
-        assert_eq!(condition(&status, "WritesBlocked"), "False GateOpen");
+        assert_eq!(condition(&status, "WritesBlocked"), "False Unblocked");
         assert_eq!(status.writes, Some(Writes::Open));
         let baseline = status.baseline.as_ref().unwrap();
         assert_eq!((baseline.users, &baseline.total_balance), (1000, &before.values().sum::<i64>().to_string()));

@@ -88,7 +88,7 @@ impl Transition<'_> {
                 open.join("; "),
                 self.observed.rollback_command()
             );
-            self.notify(Occasion::PersonNeeded, &notice_key("held", end), &text);
+            self.notify(Occasion::ManualInterventionRequired, &notice_key("held", end), &text);
             return self.set_ready("ChecksNotPassing", text);
         }
         let idle: Vec<&str> = checks

@@ -75,7 +75,7 @@ impl Transition<'_> {
             window.task = Some(Task::Window);
             window.deadline = Some(deadline);
             self.wake_at(deadline);
-            self.set_ready("OpeningWindow", format!("writes are being blocked, until {deadline:.0} at the latest"));
+            self.set_ready("BlockingWrites", format!("writes are being blocked, until {deadline:.0} at the latest"));
             return;
         }
         let Some(started) = self.started_at(Step::BlockWrites) else { return };

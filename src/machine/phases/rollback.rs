@@ -22,7 +22,7 @@ impl Transition<'_> {
             message: message.clone(),
             started_at: now,
             users_written_since: None,
-            heard_until: None,
+            ignore_decisions_until: None,
         });
         if let Some(step) = self.status.step
             && self.step(step).is_some_and(|step_status| step_status.state == StepState::Running)
@@ -208,7 +208,7 @@ impl Transition<'_> {
         let next = self.observed.plugin("report", "");
         let text = format!("{compared}; next: {next}");
         self.fail_step(Step::VerifyRollback, "BalancesUnexplained", text.clone());
-        self.notify(Occasion::PersonNeeded, &notice_key("unexplained", self.now), &text);
+        self.notify(Occasion::ManualInterventionRequired, &notice_key("unexplained", self.now), &text);
         (format!("{} of {} balances are unexplained (limit 0)", c.unexplained, c.users), Some(next))
     }
 
@@ -244,14 +244,14 @@ impl Transition<'_> {
                 "{why}; tried {failures} times; the new version runs and writes are open; mend the cause; next: {}",
                 self.observed.rollback_command()
             );
-            self.fail_step(Step::BlockWritesForRollback, "RollbackNotBegun", text.clone());
-            self.notify(Occasion::PersonNeeded, &notice_key("person", self.now), &text);
+            self.fail_step(Step::BlockWritesForRollback, "RollbackNotStarted", text.clone());
+            self.notify(Occasion::ManualInterventionRequired, &notice_key("person", self.now), &text);
             self.enter(Phase::RollbackFailed);
-            return self.set_ready("RollbackNotBegun", text);
+            return self.set_ready("RollbackNotStarted", text);
         }
         self.status.step = Some(Step::BlockWritesForRollback);
         let text = format!("{why}; a new window is opened for the way back, writes are open meanwhile");
-        self.retry_later(Step::BlockWritesForRollback, "WindowReopening", &text, REOPEN_RETRY_SECONDS);
+        self.retry_later(Step::BlockWritesForRollback, "BlockingWritesForRollback", &text, REOPEN_RETRY_SECONDS);
     }
 
     pub(crate) fn fail_rollback(&mut self, reason: &str, message: &str) {
@@ -261,13 +261,13 @@ impl Transition<'_> {
             self.observed.rollback_command()
         );
         let step = self.status.step.unwrap_or(Step::RollbackSql);
-        let heard_until = self.observed.decisions.iter().map(|d| d.at).max();
+        let ignore_decisions_until = self.observed.decisions.iter().map(|d| d.at).max();
         if let Some(r) = &mut self.status.rollback {
-            r.heard_until = heard_until;
+            r.ignore_decisions_until = ignore_decisions_until;
         }
         self.fail_step(step, reason, text.clone());
         self.enter(Phase::RollbackFailed);
-        self.notify(Occasion::PersonNeeded, &notice_key("person", self.now), &text);
+        self.notify(Occasion::ManualInterventionRequired, &notice_key("person", self.now), &text);
         self.set_ready(reason, text);
     }
 
@@ -283,7 +283,7 @@ impl Transition<'_> {
             .max();
         let failed_at = failed_at.map(|t| t - seconds(1));
         // What was heard before is not heard again, however much the two clocks differ.
-        let after = failed_at.max(self.status.rollback.as_ref().and_then(|r| r.heard_until));
+        let after = failed_at.max(self.status.rollback.as_ref().and_then(|r| r.ignore_decisions_until));
         let Some(d) = self.stop_request(&[DecisionKind::Rollback], after) else { return };
         if let (SqlSource::Present(down), Some(plan)) = (&self.observed.down, &mut self.status.plan) {
             plan.down_sha256.clone_from(down);

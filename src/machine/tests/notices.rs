@@ -109,7 +109,7 @@ fn what_is_told_on_the_way() {
     let mut s = running_down_sql();
     s.spec.notifications.channels = channels();
     s.wait(1).state(Task::RollbackWindow, WindowState::Held).fail(Task::RollbackWindow, Reason::SqlFailed).settle();
-    assert_eq!(occasions(&s), [Occasion::PersonNeeded]);
+    assert_eq!(occasions(&s), [Occasion::ManualInterventionRequired]);
     assert!(
         s.status.notices[0]
             .notice

@@ -50,7 +50,7 @@ impl Transition<'_> {
                 let text = format!("{message}; its window should have been over by {due:.0}; next: {next}");
                 if self.reason.as_deref() != Some(WINDOW_OVERDUE) {
                     self.event(true, WINDOW_OVERDUE, text.clone());
-                    self.notify(Occasion::PersonNeeded, &format!("overdue.{}", due.as_second()), &text);
+                    self.notify(Occasion::ManualInterventionRequired, &format!("overdue.{}", due.as_second()), &text);
                 }
                 self.set_ready(WINDOW_OVERDUE, text);
             }

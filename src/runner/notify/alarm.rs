@@ -128,7 +128,7 @@ impl Alarm {
         let begun = if progress.switch_acknowledged { "had begun" } else { "had not begun" };
         Notice {
             id: format!("{migration_uid}-{task:?}-{attempt}-held"),
-            occasion: Occasion::PersonNeeded,
+            occasion: Occasion::ManualInterventionRequired,
             at: telemetry::now(),
             message: format!(
                 "writes to the credits stay blocked{why}. The switch of the application {begun}, and no order came from the controller since; next: kubectl creditmigration -n {namespace} rollback {migration} --confirm --reason WHY; if the API server does not answer: docs/emergency.md, \"API server down\""

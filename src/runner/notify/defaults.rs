@@ -66,7 +66,7 @@ fn team(occasion: Occasion) -> (&'static str, &'static str) {
             "[{{ namespace }}/{{ migration }}] ALARM: rolled back, the old version runs again",
             facts!("{{ message }}"),
         ),
-        Occasion::PersonNeeded => {
+        Occasion::ManualInterventionRequired => {
             ("[{{ namespace }}/{{ migration }}] ALARM: nothing goes on without a person", facts!("{{ message }}"))
         }
         Occasion::DayReport => ("[{{ namespace }}/{{ migration }}] Report after a day", facts!("{{ message }}")),
@@ -112,7 +112,7 @@ fn support(occasion: Occasion) -> (&'static str, &'static str) {
             "ALARM: credit system is back on the old version",
             facts!("{{ message }}\n\nBuying and using credits works as before the maintenance."),
         ),
-        Occasion::PersonNeeded => (
+        Occasion::ManualInterventionRequired => (
             "ALARM: credit system needs a person",
             facts!(
                 "{{ message }}\n\nWhat customers may see: buying and using credits may be refused until somebody of the team has acted. If nobody of the team has answered yet, call."

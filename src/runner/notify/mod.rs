@@ -244,7 +244,7 @@ mod tests {
             told.iter().map(|(channel, audience)| format!("{} {audience:?}", channel.name)).collect::<Vec<_>>()
         };
         assert_eq!(names(Occasion::Finished, &[]), ["a Support", "b StatusPage", "c Team"]);
-        assert_eq!(names(Occasion::PersonNeeded, &[]), ["a Support", "c Team"]);
+        assert_eq!(names(Occasion::ManualInterventionRequired, &[]), ["a Support", "c Team"]);
         assert_eq!(names(Occasion::DayReport, &[]), ["a Team", "c Team"]);
         assert_eq!(names(Occasion::DayReport, &["a".to_owned()]), ["c Team"]);
     }

@@ -384,11 +384,11 @@ mod tests {
             ("  \n", "renders to nothing"),
             ("{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}", "fuel"),
         ] {
-            let own = templates(&[("PersonNeeded.body", source)]);
+            let own = templates(&[("ManualInterventionRequired.body", source)]);
             let problems = own.problems(&[Audience::Team], about(&[]));
-            assert!(problems.len() == 1 && problems[0].starts_with("PersonNeeded.body: "), "{source}: {problems:?}");
+            assert!(problems.len() == 1 && problems[0].starts_with("ManualInterventionRequired.body: "), "{source}: {problems:?}");
             assert!(problems[0].contains(why), "{source}: {problems:?}");
-            let [_, bare] = samples(Occasion::PersonNeeded);
+            let [_, bare] = samples(Occasion::ManualInterventionRequired);
             let contacts = contacts();
             let text = own.render(&bare, Audience::Team, about(&contacts));
             assert!(text.body.contains(&bare.message) && text.body.contains("+49 30 000000"), "{text:?}");

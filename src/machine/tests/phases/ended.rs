@@ -127,7 +127,7 @@ fn a_database_that_is_gone_does_not_hold_a_deletion_for_ever() {
     s.fail(Task::Cleanup, Reason::HostUnreachable);
     let d = s.reconcile();
     assert_eq!(actions(&d), ["let go"]);
-    assert!(events(&d).contains(&"GuardsLeft"), "{:?}", events(&d));
+    assert!(events(&d).contains(&"TriggersLeft"), "{:?}", events(&d));
 }
 
 #[test]

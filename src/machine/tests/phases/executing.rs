@@ -196,7 +196,7 @@ fn the_deadline_is_persisted_before_the_order_is_given() {
     let first = s.decide();
     let deadline = first.status.window.as_ref().unwrap().deadline;
     assert_eq!(deadline, Some(s.now + seconds(60)));
-    assert_eq!(ready(&first.status).0, "OpeningWindow");
+    assert_eq!(ready(&first.status).0, "BlockingWrites");
     assert_eq!(first.wake_at, deadline);
     let order = |d: &Decision| {
         d.effects

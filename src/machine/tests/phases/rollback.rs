@@ -228,12 +228,12 @@ fn a_gate_that_opened_on_the_new_schema_is_closed_again() {
     s.state(BACK, WindowState::Released).fail(BACK, Reason::DeadlinePassed);
     let d = s.reconcile();
     assert_eq!((d.status.phase, d.status.step), (Some(Phase::RollingBack), Some(Step::BlockWritesForRollback)));
-    assert!(events(&d).contains(&"WindowReopening"));
+    assert!(events(&d).contains(&"BlockingWritesForRollback"));
     for (attempt, wait) in [(2, 2), (3, 4), (4, 8), (5, 16), (6, 32)] {
         // Writes are open: each try comes later than the one before.
         s.settle().wait(wait - 1).settle();
         assert_eq!(s.run(BACK).run.spec.attempt, attempt - 1);
-        assert_eq!(ready(&s.status).0, "WindowReopening");
+        assert_eq!(ready(&s.status).0, "BlockingWritesForRollback");
         assert_eq!(s.status.writes, Some(crate::api::Writes::Open));
         let d = s.decide();
         assert_eq!((actions(&d), d.wake_at), (vec![], Some(s.now + seconds(1))));
@@ -243,7 +243,7 @@ fn a_gate_that_opened_on_the_new_schema_is_closed_again() {
     }
     s.settle();
     let (reason, message) = ready(&s.status);
-    assert_eq!((s.status.phase, reason.as_str()), (Some(Phase::RollbackFailed), "RollbackNotBegun"));
+    assert_eq!((s.status.phase, reason.as_str()), (Some(Phase::RollbackFailed), "RollbackNotStarted"));
     assert!(message.contains("the new version runs and writes are open; mend the cause; next: kubectl"), "{message}");
     assert_eq!(s.status.writes, Some(crate::api::Writes::Open));
 }
