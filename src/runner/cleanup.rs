@@ -79,8 +79,8 @@ pub async fn cleanup(client: &mut Client, subject: &Subject) -> Result<(), Failu
     // Asked again under the lock: another migration may have claimed the database meanwhile.
     if ours(&tx, subject).await? {
         tx.batch_execute(
-            "DROP FUNCTION IF EXISTS credit_migration.guard(); DROP FUNCTION IF EXISTS credit_migration.capture();
-             DROP TABLE IF EXISTS credit_migration.gate, credit_migration.changed, credit_migration.baseline, credit_migration.claim",
+            "DROP FUNCTION IF EXISTS credit_migration.block_writes(); DROP FUNCTION IF EXISTS credit_migration.track_changes();
+             DROP TABLE IF EXISTS credit_migration.write_block, credit_migration.changed_users, credit_migration.baseline, credit_migration.claim",
         )
         .await
         .map_err(|e| classify(&e))?;
@@ -90,7 +90,7 @@ pub async fn cleanup(client: &mut Client, subject: &Subject) -> Result<(), Failu
 
 /// Whether there is something to clean up that is this migration's. The gate must be open.
 async fn ours(client: &impl GenericClient, subject: &Subject) -> Result<bool, Failure> {
-    if !exists(client, "claim").await? || !exists(client, "gate").await? {
+    if !exists(client, "claim").await? || !exists(client, "write_block").await? {
         return Ok(false);
     }
     let claim = client
@@ -101,7 +101,7 @@ async fn ours(client: &impl GenericClient, subject: &Subject) -> Result<bool, Fa
         return Ok(false);
     }
     let closed = client
-        .query_opt("SELECT migration_uid FROM credit_migration.gate WHERE closed", &[])
+        .query_opt("SELECT migration_uid FROM credit_migration.write_block WHERE blocked", &[])
         .await
         .map_err(|e| classify(&e))?;
     match closed {

@@ -130,7 +130,7 @@ async fn figures(work: &Work<'_>) -> Result<(Statistics, Option<Usage>), Failure
         None => None,
     };
     if let Some(usage) = &mut usage
-        && control::exists(&tx, "changed").await?
+        && control::exists(&tx, "changed_users").await?
     {
         usage.users_written = Some(control::users_written(&tx, &subject).await?);
     }

@@ -175,12 +175,12 @@ impl Database {
 
     /// Whether the gate's row says that writes are blocked.
     pub async fn gate_closed(&self) -> bool {
-        let closed = "SELECT 1 FROM credit_migration.gate WHERE closed";
-        match self.connect().await.query(closed, &[]).await {
+        let query = "SELECT 1 FROM credit_migration.write_block WHERE blocked";
+        match self.connect().await.query(query, &[]).await {
             Ok(rows) => !rows.is_empty(),
             // The clean-up takes it away, at any moment.
             Err(e) if e.code() == Some(&SqlState::UNDEFINED_TABLE) => false,
-            Err(e) => panic!("{closed}: {e:?}"),
+            Err(e) => panic!("{query}: {e:?}"),
         }
     }
 

@@ -4,14 +4,14 @@ use credit_migration::runner::control;
 
 use crate::harness::{Database, state_of, subject};
 
-const ROWS: &str = "SELECT count(*) || ' ' || count(DISTINCT user_id) FROM credit_migration.changed";
+const ROWS: &str = "SELECT count(*) || ' ' || count(DISTINCT user_id) FROM credit_migration.changed_users";
 
 #[tokio::test]
 async fn a_user_has_one_row_however_often_the_balance_is_written() {
     let (database, subject) = (Database::new().await, subject());
     let mut client = database.prepared(&subject).await;
     let app = database.session("app").await;
-    let last = "SELECT max(id) FROM credit_migration.changed";
+    let last = "SELECT max(id) FROM credit_migration.changed_users";
     let mut before = 0;
     for _ in 0..3 {
         app.batch_execute("UPDATE user_credits SET balance = balance + 1 WHERE user_id IN (1, 2)").await.unwrap();
@@ -36,7 +36,7 @@ async fn a_user_has_one_row_however_often_the_balance_is_written() {
     assert_eq!(control::compare(&client, &subject).await.unwrap().unexplained, 0);
     root.batch_execute("TRUNCATE user_credits").await.unwrap();
     root.batch_execute("TRUNCATE user_credits").await.unwrap();
-    assert_eq!(database.value("SELECT count(*) FROM credit_migration.changed WHERE user_id IS NULL").await, "2");
+    assert_eq!(database.value("SELECT count(*) FROM credit_migration.changed_users WHERE user_id IS NULL").await, "2");
     control::refresh_baseline(&mut client, &subject).await.unwrap();
     assert_eq!(database.value(ROWS).await, "0 0");
     let compared = control::compare(&client, &subject).await.unwrap();
@@ -72,7 +72,7 @@ async fn a_refresh_beside_writers_loses_no_write() {
 async fn a_capture_of_an_earlier_version_goes_on() {
     let (database, subject) = (Database::new().await, subject());
     let mut client = database.prepared(&subject).await;
-    client.batch_execute("ALTER TABLE credit_migration.changed DROP CONSTRAINT changed_user_id_key").await.unwrap();
+    client.batch_execute("ALTER TABLE credit_migration.changed_users DROP CONSTRAINT changed_users_user_id_key").await.unwrap();
     control::reinstall(&mut client, &subject).await.unwrap();
     let app = database.session("app").await;
     for _ in 0..2 {

@@ -191,20 +191,20 @@ async fn the_application_can_neither_read_nor_disable_the_guard() {
     let mut client = database.prepared(&subject).await;
     let app = database.session("app").await;
     for forbidden in [
-        "SELECT * FROM credit_migration.gate",
+        "SELECT * FROM credit_migration.write_block",
         "SELECT * FROM credit_migration.baseline",
-        "UPDATE credit_migration.gate SET closed = false",
-        "INSERT INTO credit_migration.changed (user_id) VALUES ('1')",
-        "ALTER TABLE user_credits DISABLE TRIGGER credit_migration_guard",
-        "DROP TRIGGER credit_migration_guard ON user_credits",
+        "UPDATE credit_migration.write_block SET blocked = false",
+        "INSERT INTO credit_migration.changed_users (user_id) VALUES ('1')",
+        "ALTER TABLE user_credits DISABLE TRIGGER credit_migration_block_writes",
+        "DROP TRIGGER credit_migration_block_writes ON user_credits",
         "SET session_replication_role = replica",
-        "SELECT credit_migration.guard()",
-        "CREATE TEMP TABLE t (i int); CREATE TRIGGER g BEFORE INSERT ON t EXECUTE FUNCTION credit_migration.capture()",
+        "SELECT credit_migration.block_writes()",
+        "CREATE TEMP TABLE t (i int); CREATE TRIGGER g BEFORE INSERT ON t EXECUTE FUNCTION credit_migration.track_changes()",
     ] {
         assert_eq!(state_of(&app, forbidden).await, "42501", "{forbidden}");
     }
     // Neither can it pass by name: objects of its own in its temporary schema are not what the guard looks at.
-    app.batch_execute("CREATE TEMP TABLE gate (closed boolean); SET search_path = pg_temp, public").await.unwrap();
+    app.batch_execute("CREATE TEMP TABLE write_block (blocked boolean); SET search_path = pg_temp, public").await.unwrap();
     close(&mut client, &subject).await;
     let app = database.session("app").await;
     assert_eq!(
@@ -301,7 +301,7 @@ async fn cost_of_an_open_gate() {
     let bare = [database.update_rate(4), database.update_rate(4)];
     let client = database.prepared(&subject).await;
     let guarded = [database.update_rate(4), database.update_rate(4)];
-    client.batch_execute("ALTER TABLE user_credits DISABLE TRIGGER credit_migration_capture").await.unwrap();
+    client.batch_execute("ALTER TABLE user_credits DISABLE TRIGGER credit_migration_track_changes").await.unwrap();
     let guard_only = [database.update_rate(4), database.update_rate(4)];
     println!("updates per second: bare {bare:.0?}, guard and capture {guarded:.0?}, guard alone {guard_only:.0?}");
 }

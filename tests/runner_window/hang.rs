@@ -146,7 +146,7 @@ async fn a_count_that_takes_too_long_is_unknown() {
     desk.state(State::Ready).await;
     // The capture only, as nobody does: the proof meets it neither.
     let owner = database.session("migrator").await;
-    owner.batch_execute("BEGIN; LOCK TABLE credit_migration.changed").await.unwrap();
+    owner.batch_execute("BEGIN; LOCK TABLE credit_migration.changed_users").await.unwrap();
     desk.order(Order::BlockWrites);
     let progress = desk.state(State::Blocked).await;
     assert_eq!(progress.users_written_since, None);
@@ -206,7 +206,7 @@ async fn the_up_sql_is_needed_until_it_is_committed() {
         desk.order(Order::BlockWrites);
         let outcome = end(desk.start(&database, &plan)).await;
         assert_eq!(outcome.failure.unwrap().reason, Reason::SqlChanged);
-        assert_eq!(database.value("SELECT count(*) FROM credit_migration.gate").await, "0");
+        assert_eq!(database.value("SELECT count(*) FROM credit_migration.write_block").await, "0");
     }
     // The next pod of the way there.
     let desk = Desk::new();

@@ -110,7 +110,7 @@ async fn once_is_once_and_undone_stays_undone() {
     assert!(matches!(up(&mut client, &subject, &sample_up()).await.unwrap(), Applied::Before { .. }));
     assert_eq!(up(&mut client, &subject, &sql(&["SELECT 1"])).await.unwrap_err().reason, Reason::SqlChanged);
     // What the SQL made is guarded, what it renamed still is, and the balances are captured.
-    let guards = database.value("SELECT string_agg(tgrelid::regclass || ' ' || tgenabled::text, ',' ORDER BY tgrelid::regclass::text) FROM pg_trigger WHERE tgname = 'credit_migration_guard'").await;
+    let guards = database.value("SELECT string_agg(tgrelid::regclass || ' ' || tgenabled::text, ',' ORDER BY tgrelid::regclass::text) FROM pg_trigger WHERE tgname = 'credit_migration_block_writes'").await;
     assert_eq!(
         guards,
         "credit_packages_v1_archive A,credit_plans A,credit_purchases_v1_archive A,credit_transactions A,subscription_credits A,user_credits A"
@@ -118,7 +118,7 @@ async fn once_is_once_and_undone_stays_undone() {
     assert!(matches!(control::run_down(&mut client, &subject, &sample_down()).await.unwrap(), Applied::Now { .. }));
     assert!(matches!(control::run_down(&mut client, &subject, &sample_down()).await.unwrap(), Applied::Before { .. }));
     assert_eq!(up(&mut client, &subject, &sample_up()).await.unwrap(), Applied::Nothing);
-    let guards = database.value("SELECT count(*) FROM pg_trigger WHERE tgname = 'credit_migration_guard'").await;
+    let guards = database.value("SELECT count(*) FROM pg_trigger WHERE tgname = 'credit_migration_block_writes'").await;
     assert_eq!(guards, "4");
 }
 

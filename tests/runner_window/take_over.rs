@@ -71,7 +71,7 @@ async fn a_read_only_default_that_stays_keeps_nobody_from_going_back() {
     let outcome = end(task).await;
     assert_eq!((outcome.progress.state, outcome.failure.unwrap().reason), (State::RolledBack, Reason::PrivilegeMissing));
     assert_eq!(ledger(&database).await, "up,down");
-    assert_eq!(database.value("SELECT closed FROM credit_migration.gate").await, "false");
+    assert_eq!(database.value("SELECT blocked FROM credit_migration.write_block").await, "false");
     assert_eq!(database.read_only_default().await, "default_transaction_read_only=on");
 }
 

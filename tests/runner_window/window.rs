@@ -91,7 +91,7 @@ async fn a_window_from_order_to_order() {
     assert_eq!((comparison.users, comparison.unexplained), (201, 0));
     desk.order(Order::Switch);
     desk.until("acknowledgement", |progress, _| progress.switch_acknowledged).await;
-    assert_eq!(database.value("SELECT switch_acknowledged_at IS NOT NULL FROM credit_migration.intent").await, "true");
+    assert_eq!(database.value("SELECT switch_acknowledged_at IS NOT NULL FROM credit_migration.window_record").await, "true");
     blocked(&database).await;
     desk.order(Order::UnblockWrites);
     let outcome = end(task).await;
@@ -307,11 +307,11 @@ async fn past_the_deadline_without_a_migration_the_gate_opens() {
     // Not a word from the controller any more, and reports that hang.
     desk.hangs();
     desk.pass_deadline();
-    database.until("SELECT NOT closed FROM credit_migration.gate").await;
+    database.until("SELECT NOT blocked FROM credit_migration.write_block").await;
     writable(&database, false).await;
     assert_eq!(
-        database.value("SELECT outcome || ' ' || reason FROM credit_migration.intent").await,
-        "reverted DeadlinePassed"
+        database.value("SELECT outcome || ' ' || reason FROM credit_migration.window_record").await,
+        "rolled_back DeadlinePassed"
     );
     let outcome = end(task).await;
     assert!(outcome.progress.deadline_passed && outcome.progress.state == State::RolledBack, "{outcome:?}");
@@ -410,7 +410,7 @@ async fn a_release_with_unexplained_balances_is_refused() {
     desk.until("acknowledgement", |progress, _| progress.switch_acknowledged).await;
     desk.order(Order::UnblockWrites);
     desk.until("refusal", |_, note| note.is_some_and(|note| note.reason == Reason::BalancesUnexplained)).await;
-    assert_eq!(database.value("SELECT closed FROM credit_migration.gate").await, "true");
+    assert_eq!(database.value("SELECT blocked FROM credit_migration.write_block").await, "true");
     desk.order(Order::Rollback);
     assert_eq!(end(task).await.progress.state, State::RolledBack);
 }
@@ -441,7 +441,7 @@ async fn a_guard_that_does_not_bite_is_noticed() {
     database
         .session("migrator")
         .await
-        .batch_execute("ALTER TABLE credit_transactions DISABLE TRIGGER credit_migration_guard")
+        .batch_execute("ALTER TABLE credit_transactions DISABLE TRIGGER credit_migration_block_writes")
         .await
         .unwrap();
     desk.order(Order::BlockWrites);

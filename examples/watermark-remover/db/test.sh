@@ -42,20 +42,20 @@ equal 'probe user, balance and transactions' \
 # What an operator may have put on the tables: neither SQL may stumble over it, nor lose it.
 sql owner <<'SQL'
 CREATE SCHEMA credit_migration;
-CREATE TABLE credit_migration.changed (user_id bigint);
+CREATE TABLE credit_migration.changed_users (user_id bigint);
 GRANT USAGE ON SCHEMA credit_migration TO watermark;
-GRANT INSERT ON credit_migration.changed TO watermark;
-CREATE FUNCTION credit_migration.guard() RETURNS trigger LANGUAGE plpgsql AS
-$$BEGIN IF current_setting('test.closed', true) = 'on' THEN RAISE EXCEPTION 'writes are paused' USING ERRCODE = '25006'; END IF; RETURN NULL; END$$;
-CREATE FUNCTION credit_migration.capture() RETURNS trigger LANGUAGE plpgsql AS
-$$BEGIN INSERT INTO credit_migration.changed VALUES (NEW.user_id); RETURN NULL; END$$;
-CREATE TRIGGER capture AFTER INSERT OR UPDATE ON user_credits FOR EACH ROW EXECUTE FUNCTION credit_migration.capture();
+GRANT INSERT ON credit_migration.changed_users TO watermark;
+CREATE FUNCTION credit_migration.block_writes() RETURNS trigger LANGUAGE plpgsql AS
+$$BEGIN IF current_setting('test.blocked', true) = 'on' THEN RAISE EXCEPTION 'writes are paused' USING ERRCODE = '25006'; END IF; RETURN NULL; END$$;
+CREATE FUNCTION credit_migration.track_changes() RETURNS trigger LANGUAGE plpgsql AS
+$$BEGIN INSERT INTO credit_migration.changed_users VALUES (NEW.user_id); RETURN NULL; END$$;
+CREATE TRIGGER track_changes AFTER INSERT OR UPDATE ON user_credits FOR EACH ROW EXECUTE FUNCTION credit_migration.track_changes();
 DO $$
 DECLARE name text;
 BEGIN
     FOREACH name IN ARRAY ARRAY['user_credits', 'credit_transactions', 'credit_packages', 'credit_purchases', 'subscriptions'] LOOP
-        EXECUTE format('CREATE TRIGGER guard BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON %I FOR EACH STATEMENT EXECUTE FUNCTION credit_migration.guard()', name);
-        EXECUTE format('ALTER TABLE %I ENABLE ALWAYS TRIGGER guard', name);
+        EXECUTE format('CREATE TRIGGER block_writes BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON %I FOR EACH STATEMENT EXECUTE FUNCTION credit_migration.block_writes()', name);
+        EXECUTE format('ALTER TABLE %I ENABLE ALWAYS TRIGGER block_writes', name);
     END LOOP;
 END$$;
 SQL
@@ -65,7 +65,7 @@ schema before; before=$(balances); packages=$(archive credit_packages); purchase
 
 for round in 1 2; do
     echo "round $round: up"
-    time sql owner -1 -c "SET LOCAL test.closed = 'on'" -f "$here/0003_simplify_credit_system.sql"
+    time sql owner -1 -c "SET LOCAL test.blocked = 'on'" -f "$here/0003_simplify_credit_system.sql"
     equal 'tables that must be gone' "$(sql owner -c "$gone")" 0
     equal 'balances after the migration' "$(balances)" "$before"
 
@@ -81,7 +81,7 @@ SQL
     [ "$written" != "$before" ] || fail 'the writes on v2 changed nothing'
 
     echo "round $round: down"
-    time sql owner -1 -c "SET LOCAL test.closed = 'on'" -f "$here/0003_rollback_credit_system.sql"
+    time sql owner -1 -c "SET LOCAL test.blocked = 'on'" -f "$here/0003_rollback_credit_system.sql"
     time sql owner -c 'SELECT * FROM verify_rollback()' | tee checks
     equal 'checks that are not ok' "$(grep -vc '|t|' checks || true)" 0
     equal 'balances after the rollback' "$(balances)" "$written"

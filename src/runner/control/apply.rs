@@ -184,7 +184,7 @@ async fn transaction(
     guarded.extend(before.tables.iter().cloned());
     ensure_all_in(&tx, &guarded, &balances_after).await?;
     // From here on the capture tells what was written on the new version (way there) or after the way back.
-    tx.batch_execute("DELETE FROM credit_migration.changed").await.map_err(|e| classify(&e))?;
+    tx.batch_execute("DELETE FROM credit_migration.changed_users").await.map_err(|e| classify(&e))?;
 
     let seconds = begin.elapsed().as_secs_f64();
     tx.execute(

@@ -59,7 +59,7 @@ pub async fn refresh_baseline(client: &mut Client, subject: &Subject) -> Result<
     let tx = snapshot(client, Access::Write).await?;
     let users = reconcile(&tx, subject, &balances).await?;
     let seen: Vec<i64> = tx
-        .query("SELECT id FROM credit_migration.changed LIMIT $1", &[&MAX_FORGOTTEN])
+        .query("SELECT id FROM credit_migration.changed_users LIMIT $1", &[&MAX_FORGOTTEN])
         .await
         .map_err(|e| classify(&e))?
         .iter()
@@ -70,8 +70,8 @@ pub async fn refresh_baseline(client: &mut Client, subject: &Subject) -> Result<
     // at most, and this one for nobody, so that neither can be the victim of a deadlock.
     client
         .execute(
-            "DELETE FROM credit_migration.changed WHERE id IN
-                 (SELECT id FROM credit_migration.changed WHERE id = ANY ($1) FOR UPDATE SKIP LOCKED)",
+            "DELETE FROM credit_migration.changed_users WHERE id IN
+                 (SELECT id FROM credit_migration.changed_users WHERE id = ANY ($1) FOR UPDATE SKIP LOCKED)",
             &[&seen],
         )
         .await
@@ -100,8 +100,8 @@ pub async fn users_written(client: &impl GenericClient, subject: &Subject) -> Re
     let row = client
         .query_one(
             &format!(
-                "SELECT CASE WHEN EXISTS (SELECT FROM credit_migration.changed WHERE user_id IS NULL)
-                        THEN (SELECT count(*) FROM {}) ELSE (SELECT count(DISTINCT user_id) FROM credit_migration.changed) END",
+                "SELECT CASE WHEN EXISTS (SELECT FROM credit_migration.changed_users WHERE user_id IS NULL)
+                        THEN (SELECT count(*) FROM {}) ELSE (SELECT count(DISTINCT user_id) FROM credit_migration.changed_users) END",
                 balances.table.sql()
             ),
             &[],
@@ -122,7 +122,7 @@ pub(crate) async fn reconcile(
 ) -> Result<u64, Failure> {
     let row = tx
         .query_one(
-            "SELECT count(DISTINCT user_id), coalesce(bool_or(user_id IS NULL), false) FROM credit_migration.changed",
+            "SELECT count(DISTINCT user_id), coalesce(bool_or(user_id IS NULL), false) FROM credit_migration.changed_users",
             &[],
         )
         .await
@@ -137,7 +137,7 @@ pub(crate) async fn reconcile(
     if users > 0 {
         tx.execute(
             "DELETE FROM credit_migration.baseline
-             WHERE migration_uid = $1 AND user_id = ANY (ARRAY (SELECT DISTINCT c.user_id FROM credit_migration.changed c))",
+             WHERE migration_uid = $1 AND user_id = ANY (ARRAY (SELECT DISTINCT c.user_id FROM credit_migration.changed_users c))",
             &[&subject.uid],
         )
         .await
@@ -147,7 +147,7 @@ pub(crate) async fn reconcile(
             &format!(
                 "INSERT INTO credit_migration.baseline (migration_uid, user_id, balance)
                  SELECT $1, t.{user}::text, t.{balance}::numeric FROM {} t
-                 WHERE t.{user} = ANY (ARRAY (SELECT DISTINCT CAST(c.user_id AS {user_type}) FROM credit_migration.changed c))",
+                 WHERE t.{user} = ANY (ARRAY (SELECT DISTINCT CAST(c.user_id AS {user_type}) FROM credit_migration.changed_users c))",
                 table.sql()
             ),
             &[&subject.uid],
@@ -212,7 +212,7 @@ pub(crate) async fn unexplained(
     balances: &BalancesTable,
 ) -> Result<u64, Failure> {
     let all = tx
-        .query_one("SELECT EXISTS (SELECT FROM credit_migration.changed WHERE user_id IS NULL)", &[])
+        .query_one("SELECT EXISTS (SELECT FROM credit_migration.changed_users WHERE user_id IS NULL)", &[])
         .await
         .map_err(|e| classify(&e))?;
     if all.get(0) {
@@ -224,10 +224,10 @@ pub(crate) async fn unexplained(
             &format!(
                 "SELECT count(*) FROM
                    (SELECT user_id, balance FROM credit_migration.baseline
-                    WHERE migration_uid = $1 AND user_id = ANY (ARRAY (SELECT DISTINCT c.user_id FROM credit_migration.changed c))) b
+                    WHERE migration_uid = $1 AND user_id = ANY (ARRAY (SELECT DISTINCT c.user_id FROM credit_migration.changed_users c))) b
                  FULL JOIN
                    (SELECT {user}::text AS id, {balance}::numeric AS balance FROM {}
-                    WHERE {user} = ANY (ARRAY (SELECT DISTINCT CAST(c.user_id AS {user_type}) FROM credit_migration.changed c))) t
+                    WHERE {user} = ANY (ARRAY (SELECT DISTINCT CAST(c.user_id AS {user_type}) FROM credit_migration.changed_users c))) t
                  ON t.id = b.user_id WHERE b.user_id IS NULL OR t.id IS NULL OR b.balance IS DISTINCT FROM t.balance",
                 table.sql()
             ),

@@ -82,9 +82,9 @@ pub async fn observe(client: &Client, subject: &Subject, step: Step) -> Result<S
         }
     }
     // Cleanup takes the gate and leaves ledger and intent: what is migrated must not look as if it were not.
-    let gate = match exists(client, "gate").await? {
+    let gate = match exists(client, "write_block").await? {
         true => client
-            .query_opt("SELECT migration_uid, closed_at FROM credit_migration.gate WHERE closed", &[])
+            .query_opt("SELECT migration_uid, blocked_at FROM credit_migration.write_block WHERE blocked", &[])
             .await
             .map_err(|e| classify(&e))?,
         false => None,
@@ -100,7 +100,7 @@ pub async fn observe(client: &Client, subject: &Subject, step: Step) -> Result<S
     let intent = client
         .query_opt(
             "SELECT attempt, deadline, switch_acknowledged_at IS NOT NULL, finished_at IS NOT NULL, outcome, reason, message, progress
-             FROM credit_migration.intent WHERE migration_uid = $1 AND direction = $2",
+             FROM credit_migration.window_record WHERE migration_uid = $1 AND direction = $2",
             &[&subject.uid, &step.as_str()],
         )
         .await
@@ -138,7 +138,7 @@ pub async fn close(
 ) -> Result<Timestamp, Failure> {
     let tx = client.transaction().await.map_err(|e| classify(&e))?;
     tx.execute(
-        "INSERT INTO credit_migration.intent AS i (migration_uid, direction, attempt, opened_at, deadline, sessions, prior_read_only)
+        "INSERT INTO credit_migration.window_record AS i (migration_uid, direction, attempt, started_at, deadline, sessions, prior_read_only)
          SELECT $1, $2, $3, clock_timestamp(), $4,
                 ARRAY (SELECT a.pid FROM pg_catalog.pg_stat_activity a WHERE a.datname = current_database()),
                 (SELECT split_part(c, '=', 2) FROM pg_catalog.pg_db_role_setting s CROSS JOIN unnest(s.setconfig) AS c
@@ -148,7 +148,7 @@ pub async fn close(
              attempt = excluded.attempt, deadline = excluded.deadline,
              -- Only a window that ended has put the prior setting back; in one that did not, what is found now is our own.
              prior_read_only = CASE WHEN i.finished_at IS NULL THEN i.prior_read_only ELSE excluded.prior_read_only END,
-             opened_at = CASE WHEN i.finished_at IS NULL THEN i.opened_at ELSE excluded.opened_at END,
+             started_at = CASE WHEN i.finished_at IS NULL THEN i.started_at ELSE excluded.started_at END,
              sessions = CASE WHEN i.finished_at IS NULL THEN i.sessions ELSE excluded.sessions END,
              -- The default is about to be switched, also if an earlier session had put it back.
              restored_at = NULL,
@@ -165,13 +165,13 @@ pub async fn close(
         .map_err(|e| classify(&e))?;
     let row = tx
         .query_one(
-            "INSERT INTO credit_migration.gate AS g (closed, migration_uid, closed_at, deadline, pid, backend_start)
+            "INSERT INTO credit_migration.write_block AS g (blocked, migration_uid, blocked_at, deadline, pid, backend_start)
              SELECT true, $1, clock_timestamp(), $2, a.pid, a.backend_start FROM pg_catalog.pg_stat_get_activity(pg_backend_pid()) a
              ON CONFLICT (only_one) DO UPDATE SET
-                 closed_at = CASE WHEN g.closed THEN g.closed_at ELSE excluded.closed_at END,
-                 closed = true, migration_uid = excluded.migration_uid, deadline = excluded.deadline, pid = excluded.pid,
-                 backend_start = excluded.backend_start, opened_at = NULL
-             RETURNING closed_at",
+                 blocked_at = CASE WHEN g.blocked THEN g.blocked_at ELSE excluded.blocked_at END,
+                 blocked = true, migration_uid = excluded.migration_uid, deadline = excluded.deadline, pid = excluded.pid,
+                 backend_start = excluded.backend_start, unblocked_at = NULL
+             RETURNING blocked_at",
             &[&subject.uid, &deadline],
         )
         .await
@@ -305,8 +305,8 @@ pub async fn adopt(
     let tx = client.transaction().await.map_err(|e| classify(&e))?;
     let row = tx
         .query_opt(
-            "UPDATE credit_migration.gate AS g SET pid = a.pid, backend_start = a.backend_start
-             FROM pg_catalog.pg_stat_get_activity(pg_backend_pid()) a WHERE g.closed AND g.migration_uid = $1 RETURNING g.closed_at",
+            "UPDATE credit_migration.write_block AS g SET pid = a.pid, backend_start = a.backend_start
+             FROM pg_catalog.pg_stat_get_activity(pg_backend_pid()) a WHERE g.blocked AND g.migration_uid = $1 RETURNING g.blocked_at",
             &[&subject.uid],
         )
         .await
@@ -314,12 +314,12 @@ pub async fn adopt(
     // The way back may take over from the way there: what was set before the window is in that one's intent. It then counts
     // as acknowledged: the flag may be at the old value already, so nobody may open the gate on the new schema by himself.
     tx.execute(
-        "INSERT INTO credit_migration.intent AS i
-             (migration_uid, direction, attempt, opened_at, deadline, prior_read_only, sessions, restored_at, switch_acknowledged_at)
-         SELECT o.migration_uid, $2, $3, o.opened_at, o.deadline, o.prior_read_only, o.sessions, o.restored_at,
+        "INSERT INTO credit_migration.window_record AS i
+             (migration_uid, direction, attempt, started_at, deadline, prior_read_only, sessions, restored_at, switch_acknowledged_at)
+         SELECT o.migration_uid, $2, $3, o.started_at, o.deadline, o.prior_read_only, o.sessions, o.restored_at,
                 CASE WHEN o.direction = $2 THEN o.switch_acknowledged_at ELSE coalesce(o.switch_acknowledged_at, clock_timestamp()) END
-         FROM credit_migration.intent o
-         WHERE o.migration_uid = $1 AND o.finished_at IS NULL ORDER BY o.opened_at LIMIT 1
+         FROM credit_migration.window_record o
+         WHERE o.migration_uid = $1 AND o.finished_at IS NULL ORDER BY o.started_at LIMIT 1
          ON CONFLICT (migration_uid, direction) DO UPDATE SET attempt = excluded.attempt, finished_at = NULL, outcome = NULL,
              reason = NULL, message = NULL,
              sessions = CASE WHEN i.finished_at IS NULL THEN i.sessions ELSE excluded.sessions END,
@@ -351,7 +351,7 @@ pub async fn end_comparison(client: &Client) -> Result<(), Failure> {
 pub async fn acknowledge_switch(client: &Client, subject: &Subject, step: Step) -> Result<(), Failure> {
     client
         .execute(
-            "UPDATE credit_migration.intent SET switch_acknowledged_at = coalesce(switch_acknowledged_at, clock_timestamp())
+            "UPDATE credit_migration.window_record SET switch_acknowledged_at = coalesce(switch_acknowledged_at, clock_timestamp())
              WHERE migration_uid = $1 AND direction = $2",
             &[&subject.uid, &step.as_str()],
         )
@@ -372,7 +372,7 @@ pub async fn save_progress(
 ) -> Result<(), Failure> {
     client
         .execute(
-            "UPDATE credit_migration.intent SET progress = $3 WHERE migration_uid = $1 AND direction = $2",
+            "UPDATE credit_migration.window_record SET progress = $3 WHERE migration_uid = $1 AND direction = $2",
             &[&subject.uid, &step.as_str(), &Json(progress)],
         )
         .await
@@ -396,21 +396,21 @@ pub async fn open(
     let tx = client.transaction().await.map_err(|e| classify(&e))?;
     let opened = tx
         .query_opt(
-            "UPDATE credit_migration.gate SET closed = false, opened_at = clock_timestamp(), pid = NULL, backend_start = NULL
-             WHERE closed AND migration_uid = $1 RETURNING opened_at",
+            "UPDATE credit_migration.write_block SET blocked = false, unblocked_at = clock_timestamp(), pid = NULL, backend_start = NULL
+             WHERE blocked AND migration_uid = $1 RETURNING unblocked_at",
             &[&subject.uid],
         )
         .await
         .map_err(|e| classify(&e))?
         .map(|row| row.get::<_, Timestamp>(0));
     tx.execute(
-        "UPDATE credit_migration.intent SET finished_at = clock_timestamp(), outcome = $3, reason = $4, message = $5,
+        "UPDATE credit_migration.window_record SET finished_at = clock_timestamp(), outcome = $3, reason = $4, message = $5,
                 progress = CASE WHEN direction = $2 THEN $6 ELSE progress END
          WHERE migration_uid = $1 AND finished_at IS NULL",
         &[
             &subject.uid,
             &step.as_str(),
-            &if end.released { "released" } else { "reverted" },
+            &if end.released { "released" } else { "rolled_back" },
             &end.failure.as_ref().map(|failure| failure.reason.as_str()),
             &end.failure.as_ref().map(|failure| failure.message.as_str()),
             &Json(&WindowProgress { released_at: opened.or(progress.released_at), ..progress.clone() }),

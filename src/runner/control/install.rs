@@ -20,11 +20,11 @@ use crate::{
 };
 
 /// Statement trigger that refuses writes while the gate is closed.
-pub(crate) const GUARD: &str = "credit_migration_guard";
+pub(crate) const GUARD: &str = "credit_migration_block_writes";
 /// Row trigger that notes whose balance was written.
-pub(crate) const CAPTURE: &str = "credit_migration_capture";
+pub(crate) const CAPTURE: &str = "credit_migration_track_changes";
 /// Statement trigger that notes a TRUNCATE of the balances.
-pub(crate) const CAPTURE_ALL: &str = "credit_migration_capture_all";
+pub(crate) const CAPTURE_ALL: &str = "credit_migration_track_truncates";
 
 const TABLES: &str = "
 CREATE SCHEMA IF NOT EXISTS credit_migration;
@@ -33,13 +33,13 @@ CREATE TABLE IF NOT EXISTS credit_migration.claim (
     only_one boolean PRIMARY KEY DEFAULT true CHECK (only_one),
     migration_uid text NOT NULL, migration_name text NOT NULL, since timestamptz NOT NULL DEFAULT clock_timestamp());
 -- At most one row; none means open, so that a restored copy (its data is not in dumps) is open.
-CREATE TABLE IF NOT EXISTS credit_migration.gate (
+CREATE TABLE IF NOT EXISTS credit_migration.write_block (
     only_one boolean PRIMARY KEY DEFAULT true CHECK (only_one),
-    closed boolean NOT NULL, migration_uid text NOT NULL, closed_at timestamptz, opened_at timestamptz, deadline timestamptz,
+    blocked boolean NOT NULL, migration_uid text NOT NULL, blocked_at timestamptz, unblocked_at timestamptz, deadline timestamptz,
     pid integer, backend_start timestamptz);
 -- One row for each user, with a new number at each write; user_id NULL means every user (TRUNCATE). The key is there for logical
 -- replication, which wants one.
-CREATE TABLE IF NOT EXISTS credit_migration.changed (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, user_id text UNIQUE);
+CREATE TABLE IF NOT EXISTS credit_migration.changed_users (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, user_id text UNIQUE);
 CREATE TABLE IF NOT EXISTS credit_migration.baseline (
     migration_uid text, user_id text, balance numeric, PRIMARY KEY (migration_uid, user_id));
 CREATE TABLE IF NOT EXISTS credit_migration.ledger (
@@ -50,13 +50,13 @@ CREATE TABLE IF NOT EXISTS credit_migration.ledger (
 ALTER TABLE credit_migration.ledger ADD COLUMN IF NOT EXISTS texts jsonb;
 -- The way back as it was approved, beside the up SQL.
 ALTER TABLE credit_migration.ledger ADD COLUMN IF NOT EXISTS down_sha256 text, ADD COLUMN IF NOT EXISTS down_statements jsonb;
-CREATE TABLE IF NOT EXISTS credit_migration.intent (
+CREATE TABLE IF NOT EXISTS credit_migration.window_record (
     migration_uid text, direction text CHECK (direction IN ('up', 'down')), attempt integer NOT NULL,
-    opened_at timestamptz NOT NULL, deadline timestamptz NOT NULL, prior_read_only text, switch_acknowledged_at timestamptz,
+    started_at timestamptz NOT NULL, deadline timestamptz NOT NULL, prior_read_only text, switch_acknowledged_at timestamptz,
     finished_at timestamptz, outcome text, reason text, message text, progress jsonb, PRIMARY KEY (migration_uid, direction));
 -- Sessions that were there at the closing; since when the read-only default is as it was before. Only runners read this table: the
 -- lock that this takes waits for nobody else.
-ALTER TABLE credit_migration.intent ADD COLUMN IF NOT EXISTS sessions integer[], ADD COLUMN IF NOT EXISTS restored_at timestamptz;
+ALTER TABLE credit_migration.window_record ADD COLUMN IF NOT EXISTS sessions integer[], ADD COLUMN IF NOT EXISTS restored_at timestamptz;
 REVOKE ALL ON SCHEMA credit_migration FROM PUBLIC;
 REVOKE ALL ON ALL TABLES IN SCHEMA credit_migration FROM PUBLIC;
 ";
@@ -68,21 +68,21 @@ REVOKE ALL ON ALL TABLES IN SCHEMA credit_migration FROM PUBLIC;
 /// the window is about to take.
 fn guard_function() -> String {
     format!(
-        "CREATE OR REPLACE FUNCTION credit_migration.guard() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $guard$
+        "CREATE OR REPLACE FUNCTION credit_migration.block_writes() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $block_writes$
 DECLARE
-    gate record;
+    block record;
 BEGIN
-    SELECT g.migration_uid, g.deadline, g.pid, g.backend_start INTO gate FROM credit_migration.gate AS g WHERE g.closed;
+    SELECT g.migration_uid, g.deadline, g.pid, g.backend_start INTO block FROM credit_migration.write_block AS g WHERE g.blocked;
     IF FOUND THEN
-        IF gate.pid = pg_backend_pid() AND session_user = current_user
-           AND current_setting('credit_migration.pass', true) = gate.migration_uid
-           AND EXISTS (SELECT FROM pg_stat_get_activity(pg_backend_pid()) AS a WHERE a.backend_start = gate.backend_start) THEN
+        IF block.pid = pg_backend_pid() AND session_user = current_user
+           AND current_setting('credit_migration.pass', true) = block.migration_uid
+           AND EXISTS (SELECT FROM pg_stat_get_activity(pg_backend_pid()) AS a WHERE a.backend_start = block.backend_start) THEN
             RETURN NULL;
         END IF;
         RAISE EXCEPTION USING ERRCODE = '25006', MESSAGE = format('writes to %I.%I are blocked by migration %s until at most %s',
-            TG_TABLE_SCHEMA, TG_TABLE_NAME, gate.migration_uid,
-            to_char(gate.deadline AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'));
+            TG_TABLE_SCHEMA, TG_TABLE_NAME, block.migration_uid,
+            to_char(block.deadline AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'));
     END IF;
     -- A snapshot taken before the gate was closed shows it open for ever; a lock knows no snapshots.
     IF NOT pg_try_advisory_xact_lock_shared({LOCK_CLASS}, {LOCK_GATE}) THEN
@@ -91,8 +91,8 @@ BEGIN
     END IF;
     RETURN NULL;
 END
-$guard$;
-REVOKE ALL ON FUNCTION credit_migration.guard() FROM PUBLIC;"
+$block_writes$;
+REVOKE ALL ON FUNCTION credit_migration.block_writes() FROM PUBLIC;"
     )
 }
 
@@ -107,12 +107,12 @@ fn capture_function(balances: &BalancesTable, unique: bool) -> String {
     let BalancesTable { user, balance, .. } = balances;
     let note = |user: String| {
         let conflict = if unique { " ON CONFLICT (user_id) DO UPDATE SET id = DEFAULT" } else { "" };
-        format!("INSERT INTO credit_migration.changed (user_id) VALUES ({user}::text){conflict};")
+        format!("INSERT INTO credit_migration.changed_users (user_id) VALUES ({user}::text){conflict};")
     };
     let (old, new) = (note(format!("OLD.{user}")), note(format!("NEW.{user}")));
     format!(
-        "CREATE OR REPLACE FUNCTION credit_migration.capture() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $capture$
+        "CREATE OR REPLACE FUNCTION credit_migration.track_changes() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $track_changes$
 BEGIN
     IF TG_OP = 'UPDATE' THEN
         IF OLD.{user}::text IS DISTINCT FROM NEW.{user}::text THEN
@@ -126,12 +126,12 @@ BEGIN
     ELSIF TG_OP = 'DELETE' THEN
         {old}
     ELSE
-        INSERT INTO credit_migration.changed (user_id) VALUES (NULL);
+        INSERT INTO credit_migration.changed_users (user_id) VALUES (NULL);
     END IF;
     RETURN NULL;
 END
-$capture$;
-REVOKE ALL ON FUNCTION credit_migration.capture() FROM PUBLIC;"
+$track_changes$;
+REVOKE ALL ON FUNCTION credit_migration.track_changes() FROM PUBLIC;"
     )
 }
 
@@ -140,7 +140,7 @@ async fn put_up_capture(tx: &impl GenericClient, balances: &BalancesTable) -> Re
     let row = tx
         .query_one(
             "SELECT EXISTS (SELECT FROM pg_catalog.pg_index i JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
-                            WHERE i.indrelid = pg_catalog.to_regclass('credit_migration.changed') AND i.indisunique AND i.indisvalid
+                            WHERE i.indrelid = pg_catalog.to_regclass('credit_migration.changed_users') AND i.indisunique AND i.indisvalid
                               AND i.indpred IS NULL AND i.indnkeyatts = 1 AND a.attname = 'user_id')",
             &[],
         )
@@ -292,13 +292,13 @@ impl Kind {
         let (name, on) = (self.name(), table.sql());
         match self {
             Kind::Guard => format!(
-                "CREATE TRIGGER {name} BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {on} FOR EACH STATEMENT EXECUTE FUNCTION {SCHEMA}.guard()"
+                "CREATE TRIGGER {name} BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {on} FOR EACH STATEMENT EXECUTE FUNCTION {SCHEMA}.block_writes()"
             ),
             Kind::Capture => format!(
-                "CREATE TRIGGER {name} AFTER INSERT OR UPDATE OR DELETE ON {on} FOR EACH ROW EXECUTE FUNCTION {SCHEMA}.capture()"
+                "CREATE TRIGGER {name} AFTER INSERT OR UPDATE OR DELETE ON {on} FOR EACH ROW EXECUTE FUNCTION {SCHEMA}.track_changes()"
             ),
             Kind::CaptureAll => format!(
-                "CREATE TRIGGER {name} AFTER TRUNCATE ON {on} FOR EACH STATEMENT EXECUTE FUNCTION {SCHEMA}.capture()"
+                "CREATE TRIGGER {name} AFTER TRUNCATE ON {on} FOR EACH STATEMENT EXECUTE FUNCTION {SCHEMA}.track_changes()"
             ),
         }
     }

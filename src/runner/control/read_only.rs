@@ -27,8 +27,8 @@ use crate::{
 pub async fn restore_default(client: &Client, subject: &Subject) -> Result<Option<Timestamp>, Failure> {
     let row = client
         .query_opt(
-            "SELECT prior_read_only, current_database()::text, restored_at, sessions FROM credit_migration.intent
-             WHERE migration_uid = $1 AND finished_at IS NULL ORDER BY opened_at LIMIT 1",
+            "SELECT prior_read_only, current_database()::text, restored_at, sessions FROM credit_migration.window_record
+             WHERE migration_uid = $1 AND finished_at IS NULL ORDER BY started_at LIMIT 1",
             &[&subject.uid],
         )
         .await
@@ -59,7 +59,7 @@ pub async fn restore_default(client: &Client, subject: &Subject) -> Result<Optio
     // After they were ended: whoever is interrupted here does it all once more.
     client
         .execute(
-            "UPDATE credit_migration.intent SET restored_at = $2 WHERE migration_uid = $1 AND finished_at IS NULL",
+            "UPDATE credit_migration.window_record SET restored_at = $2 WHERE migration_uid = $1 AND finished_at IS NULL",
             &[&subject.uid, &restored],
         )
         .await
@@ -82,13 +82,13 @@ async fn end_sessions(client: &Client, until: Timestamp, at_closing: Option<Vec<
     let rows = client
         .query(
             "SELECT a.pid, coalesce(a.usename::text, ''), coalesce(r.rolsuper, false)
-             FROM pg_catalog.pg_stat_activity a CROSS JOIN credit_migration.gate g
+             FROM pg_catalog.pg_stat_activity a CROSS JOIN credit_migration.write_block g
              LEFT JOIN pg_catalog.pg_roles r ON r.oid = a.usesysid
              WHERE a.datname = current_database() AND a.pid <> pg_backend_pid()
                AND coalesce(a.backend_type, 'client backend') = 'client backend'
                AND NOT (a.usename = session_user AND a.application_name LIKE 'credit-migration%')
                AND CASE WHEN a.backend_start IS NULL THEN coalesce(a.pid <> ALL ($2::integer[]), false)
-                        ELSE a.backend_start BETWEEN g.closed_at AND $1 END",
+                        ELSE a.backend_start BETWEEN g.blocked_at AND $1 END",
             &[&until, &at_closing],
         )
         .await

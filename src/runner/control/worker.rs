@@ -50,14 +50,14 @@ pub(super) async fn try_lock(client: &Client, which: i32) -> Result<bool, Failur
 /// # Errors
 /// Those of [`classify`].
 pub async fn closed_until(client: &Client, subject: &Subject) -> Result<Option<Timestamp>, Failure> {
-    if !exists(client, "gate").await? || !exists(client, "intent").await? {
+    if !exists(client, "write_block").await? || !exists(client, "window_record").await? {
         return Ok(None);
     }
     let row = client
         .query_opt(
-            "SELECT coalesce((SELECT max(i.deadline) FROM credit_migration.intent i
+            "SELECT coalesce((SELECT max(i.deadline) FROM credit_migration.window_record i
                               WHERE i.migration_uid = g.migration_uid AND i.finished_at IS NULL), g.deadline)
-             FROM credit_migration.gate g WHERE g.closed AND g.migration_uid = $1",
+             FROM credit_migration.write_block g WHERE g.blocked AND g.migration_uid = $1",
             &[&subject.uid],
         )
         .await

@@ -130,7 +130,7 @@ impl Compare {
         if since.replace(cut_over.since) != Some(cut_over.since) {
             (*users, *total) = (Users::default(), None);
         }
-        for table in ["baseline", "changed"] {
+        for table in ["baseline", "changed_users"] {
             if !control::exists(&tx, table).await? {
                 return Err(Lack::Nothing(format!(
                     "credit_migration.{table} is not there any more: the migration has ended"
@@ -202,13 +202,13 @@ impl Users {
     async fn measure(&mut self, query: &Query<'_>) -> Result<i64, Lack> {
         let full = self.age.is_none_or(|age| age + 1 >= FULL_EVERY);
         let from = if full { 0 } else { self.seen };
-        let last = query.tx.query_one("SELECT coalesce(max(id), 0) FROM credit_migration.changed", &[]).await?.get(0);
+        let last = query.tx.query_one("SELECT coalesce(max(id), 0) FROM credit_migration.changed_users", &[]).await?.get(0);
         // One more than is listed: a TRUNCATE's row, which names nobody, counts as well.
         let limit = i64::try_from(MAX_LISTED + 1).unwrap_or(i64::MAX);
         let captured = query
             .tx
             .query(
-                "SELECT DISTINCT user_id FROM credit_migration.changed WHERE id > $1 ORDER BY user_id NULLS FIRST LIMIT $2",
+                "SELECT DISTINCT user_id FROM credit_migration.changed_users WHERE id > $1 ORDER BY user_id NULLS FIRST LIMIT $2",
                 &[&from, &limit],
             )
             .await?;
@@ -221,7 +221,7 @@ impl Users {
         let (count, unexplained) = if self.all {
             query.unexplained(&query.everyone(), &[]).await?
         } else if listed.len() > MAX_LISTED {
-            let captured = "SELECT DISTINCT c.user_id FROM credit_migration.changed c WHERE c.user_id IS NOT NULL AND $2::text[] IS NOT NULL";
+            let captured = "SELECT DISTINCT c.user_id FROM credit_migration.changed_users c WHERE c.user_id IS NOT NULL AND $2::text[] IS NOT NULL";
             query.unexplained(captured, &[]).await?
         } else {
             query.unexplained("SELECT DISTINCT unnest($2::text[]) AS user_id", &listed).await?
@@ -249,7 +249,7 @@ impl Query<'_> {
         let BalancesTable { table, user, .. } = &self.balances;
         format!(
             "SELECT b.user_id FROM credit_migration.baseline b WHERE b.migration_uid = $1 AND $2::text[] IS NOT NULL
-             UNION SELECT c.user_id FROM credit_migration.changed c WHERE c.user_id IS NOT NULL
+             UNION SELECT c.user_id FROM credit_migration.changed_users c WHERE c.user_id IS NOT NULL
              UNION SELECT t.{user}::text FROM {} t",
             table.sql()
         )

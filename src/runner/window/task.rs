@@ -172,7 +172,7 @@ impl<'a, C: Channel> Task<'a, C> {
         let mut client = self.target.connect("window").await?;
         self.running.is(client.cancel_token());
         self.take_the_work(&client).await?;
-        let snapshot = match control::exists(&client, "intent").await? {
+        let snapshot = match control::exists(&client, "window_record").await? {
             true => gate::observe(&client, self.subject(), self.plan.direction).await?,
             false => Snapshot::default(),
         };

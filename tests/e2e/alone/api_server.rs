@@ -44,7 +44,7 @@ async fn down_until_after_the_deadline() {
         // Acknowledged: the application may be on its way to v2. Writes stay blocked, and it is told.
         eventually("the held window", Duration::from_secs(60), async || {
             let state =
-                switched.db.ask("SELECT progress->>'state' FROM credit_migration.intent").await.unwrap_or_default();
+                switched.db.ask("SELECT progress->>'state' FROM credit_migration.window_record").await.unwrap_or_default();
             if state == "Held" { Ok(()) } else { Err(state) }
         })
         .await;
