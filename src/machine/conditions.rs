@@ -90,9 +90,7 @@ pub(super) fn derive(transition: &mut Transition<'_>) {
         (Writes::Blocked, Some(deadline)) if transition.now >= deadline => {
             ("Blocked", format!("should have been over at {deadline:.0} (limit {limit})"))
         }
-        (Writes::Blocked, Some(deadline)) => {
-            ("Blocked", format!("until {deadline:.0} at the latest (limit {limit})"))
-        }
+        (Writes::Blocked, Some(deadline)) => ("Blocked", format!("until {deadline:.0} at the latest (limit {limit})")),
         (Writes::Blocked, None) => ("Blocked", format!("limit {limit}")),
         (Writes::Open, _) => ("Unblocked", format!("{:.1} s of {limit}", transition.blocked_seconds())),
     };

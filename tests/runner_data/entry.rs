@@ -252,7 +252,11 @@ async fn told_to_end_without_a_run_it_restores_the_old_state() {
         })
         .await;
         assert_eq!(output.status.code(), Some(1), "{output:?}");
-        assert_eq!(world.count("SELECT count(*) FROM credit_migration.write_block WHERE blocked").await, 0, "{output:?}");
+        assert_eq!(
+            world.count("SELECT count(*) FROM credit_migration.write_block WHERE blocked").await,
+            0,
+            "{output:?}"
+        );
         assert_eq!(world.count("SELECT count(*) FROM credit_migration.ledger").await, 2);
     }
 }

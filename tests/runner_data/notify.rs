@@ -438,14 +438,20 @@ async fn what_fails_is_told_and_keeps_nothing_from_the_others() {
 
 #[tokio::test]
 async fn own_templates_are_used_and_a_bad_one_loses_no_alarm() {
-    let desk =
-        Desk::new("ManualInterventionRequired", json!([event("events", "Team", "ok"), slack("chat", "Support", "created")])).await;
+    let desk = Desk::new(
+        "ManualInterventionRequired",
+        json!([event("events", "Team", "ok"), slack("chat", "Support", "created")]),
+    )
+    .await;
     let (ok, created) = (desk.hook("ok"), desk.hook("created"));
     desk.template("ManualInterventionRequired.Team.subject", "{{ migration }} braucht jemanden");
     desk.template("ManualInterventionRequired.body", "{{ startsAt }}");
     let (result, told) = desk.run().await;
     let message = result.unwrap();
-    assert!(message.contains("template ManualInterventionRequired.body: ") && message.contains("the default was used"), "{message}");
+    assert!(
+        message.contains("template ManualInterventionRequired.body: ") && message.contains("the default was used"),
+        "{message}"
+    );
     assert_eq!(told, ["events: Delivered", "chat: Delivered"]);
     let data = &desk.office.web(&ok)[0]["body"]["data"];
     assert_eq!(data["subject"], "simplify-credits braucht jemanden");

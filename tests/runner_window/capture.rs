@@ -72,7 +72,10 @@ async fn a_refresh_beside_writers_loses_no_write() {
 async fn a_capture_of_an_earlier_version_goes_on() {
     let (database, subject) = (Database::new().await, subject());
     let mut client = database.prepared(&subject).await;
-    client.batch_execute("ALTER TABLE credit_migration.changed_users DROP CONSTRAINT changed_users_user_id_key").await.unwrap();
+    client
+        .batch_execute("ALTER TABLE credit_migration.changed_users DROP CONSTRAINT changed_users_user_id_key")
+        .await
+        .unwrap();
     control::reinstall(&mut client, &subject).await.unwrap();
     let app = database.session("app").await;
     for _ in 0..2 {

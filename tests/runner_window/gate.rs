@@ -204,7 +204,9 @@ async fn the_application_can_neither_read_nor_disable_the_guard() {
         assert_eq!(state_of(&app, forbidden).await, "42501", "{forbidden}");
     }
     // Neither can it pass by name: objects of its own in its temporary schema are not what the guard looks at.
-    app.batch_execute("CREATE TEMP TABLE write_block (blocked boolean); SET search_path = pg_temp, public").await.unwrap();
+    app.batch_execute("CREATE TEMP TABLE write_block (blocked boolean); SET search_path = pg_temp, public")
+        .await
+        .unwrap();
     close(&mut client, &subject).await;
     let app = database.session("app").await;
     assert_eq!(

@@ -69,7 +69,10 @@ async fn a_read_only_default_that_stays_keeps_nobody_from_going_back() {
     desk.state(State::Migrated).await;
     desk.order(Order::Rollback);
     let outcome = end(task).await;
-    assert_eq!((outcome.progress.state, outcome.failure.unwrap().reason), (State::RolledBack, Reason::PrivilegeMissing));
+    assert_eq!(
+        (outcome.progress.state, outcome.failure.unwrap().reason),
+        (State::RolledBack, Reason::PrivilegeMissing)
+    );
     assert_eq!(ledger(&database).await, "up,down");
     assert_eq!(database.value("SELECT blocked FROM credit_migration.write_block").await, "false");
     assert_eq!(database.read_only_default().await, "default_transaction_read_only=on");

@@ -37,7 +37,10 @@ async fn with_the_run_gone_the_old_state_is_restored() {
         desk.fails(answer);
         desk.stop.cancel();
         let outcome = end(task).await;
-        assert!(outcome.progress.deadline_passed && outcome.progress.state == State::RolledBack, "{point}: {outcome:?}");
+        assert!(
+            outcome.progress.deadline_passed && outcome.progress.state == State::RolledBack,
+            "{point}: {outcome:?}"
+        );
         assert_eq!(outcome.failure.unwrap().reason, Reason::DeadlinePassed);
         assert_eq!((ledger(&database).await, database.balances().await), (steps.to_owned(), balances), "{point}");
         writable(&database, false).await;

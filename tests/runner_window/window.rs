@@ -91,7 +91,10 @@ async fn a_window_from_order_to_order() {
     assert_eq!((comparison.users, comparison.unexplained), (201, 0));
     desk.order(Order::Switch);
     desk.until("acknowledgement", |progress, _| progress.switch_acknowledged).await;
-    assert_eq!(database.value("SELECT switch_acknowledged_at IS NOT NULL FROM credit_migration.window_record").await, "true");
+    assert_eq!(
+        database.value("SELECT switch_acknowledged_at IS NOT NULL FROM credit_migration.window_record").await,
+        "true"
+    );
     blocked(&database).await;
     desk.order(Order::UnblockWrites);
     let outcome = end(task).await;

@@ -351,7 +351,13 @@ impl Pod {
         let overdue = w.now >= deadline && w.defect != Defect::DeadlineIgnored;
         if up && !has_up {
             if overdue || command == WindowCommand::Rollback {
-                return self.finish(w, task, WindowState::RolledBack, overdue.then_some(Reason::DeadlinePassed), overdue);
+                return self.finish(
+                    w,
+                    task,
+                    WindowState::RolledBack,
+                    overdue.then_some(Reason::DeadlinePassed),
+                    overdue,
+                );
             }
             return match rng.u8(..) {
                 0..6 => self.finish(w, task, WindowState::RolledBack, Some(Reason::SqlFailed), false),

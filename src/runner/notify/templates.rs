@@ -386,7 +386,10 @@ mod tests {
         ] {
             let own = templates(&[("ManualInterventionRequired.body", source)]);
             let problems = own.problems(&[Audience::Team], about(&[]));
-            assert!(problems.len() == 1 && problems[0].starts_with("ManualInterventionRequired.body: "), "{source}: {problems:?}");
+            assert!(
+                problems.len() == 1 && problems[0].starts_with("ManualInterventionRequired.body: "),
+                "{source}: {problems:?}"
+            );
             assert!(problems[0].contains(why), "{source}: {problems:?}");
             let [_, bare] = samples(Occasion::ManualInterventionRequired);
             let contacts = contacts();

@@ -202,7 +202,8 @@ impl Users {
     async fn measure(&mut self, query: &Query<'_>) -> Result<i64, Lack> {
         let full = self.age.is_none_or(|age| age + 1 >= FULL_EVERY);
         let from = if full { 0 } else { self.seen };
-        let last = query.tx.query_one("SELECT coalesce(max(id), 0) FROM credit_migration.changed_users", &[]).await?.get(0);
+        let last =
+            query.tx.query_one("SELECT coalesce(max(id), 0) FROM credit_migration.changed_users", &[]).await?.get(0);
         // One more than is listed: a TRUNCATE's row, which names nobody, counts as well.
         let limit = i64::try_from(MAX_LISTED + 1).unwrap_or(i64::MAX);
         let captured = query

@@ -43,8 +43,11 @@ async fn down_until_after_the_deadline() {
         assert_eq!(unswitched.deduct(1, 1).await, balances[0][&1] - 1);
         // Acknowledged: the application may be on its way to v2. Writes stay blocked, and it is told.
         eventually("the held window", Duration::from_secs(60), async || {
-            let state =
-                switched.db.ask("SELECT progress->>'state' FROM credit_migration.window_record").await.unwrap_or_default();
+            let state = switched
+                .db
+                .ask("SELECT progress->>'state' FROM credit_migration.window_record")
+                .await
+                .unwrap_or_default();
             if state == "Held" { Ok(()) } else { Err(state) }
         })
         .await;
