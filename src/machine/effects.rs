@@ -44,7 +44,9 @@ impl Transition<'_> {
                 effects.extend(self.job_checks());
             }
             Phase::Observing => effects.extend(self.start_follow_up_run()),
-            Phase::RollingBack if self.status.step == Some(Step::BlockWritesForRollback) && self.waiting(Step::BlockWritesForRollback) => {}
+            Phase::RollingBack
+                if self.status.step == Some(Step::BlockWritesForRollback)
+                    && self.waiting(Step::BlockWritesForRollback) => {}
             Phase::RollingBack => {
                 let (task, attempt) = self.rollback_run();
                 effects.extend(self.window_effects(task, attempt));
@@ -84,7 +86,9 @@ impl Transition<'_> {
             Task::Rehearse => self.preparing_or(ended) && current(Step::Rehearse),
             // A window that was ordered open is never taken from under its pod.
             Task::Window => opened || (self.phase() == Phase::Executing && current(Step::BlockWrites)),
-            Task::RollbackWindow => opened || (self.phase() == Phase::RollingBack && current(Step::BlockWritesForRollback)),
+            Task::RollbackWindow => {
+                opened || (self.phase() == Phase::RollingBack && current(Step::BlockWritesForRollback))
+            }
             Task::Validate => self.phase() == Phase::Validating && current(Step::Validate),
             Task::Monitor => self.phase() == Phase::Monitoring && current(Step::Monitor),
             Task::Cleanup => current(Step::Cleanup),

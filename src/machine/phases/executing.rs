@@ -20,7 +20,9 @@ impl Transition<'_> {
         let progress = self.observed.progress(Task::Window, attempt).cloned().unwrap_or_default();
         match self.observed.outcome(Task::Window, attempt) {
             // Committed, and undone by the runner itself: the ledger lets this SQL never run again under this UID.
-            RunOutcome::Failed(..) if progress.state == WindowState::RolledBack && progress.migrate_seconds.is_some() => {
+            RunOutcome::Failed(..)
+                if progress.state == WindowState::RolledBack && progress.migrate_seconds.is_some() =>
+            {
                 return self.accept_runner_rollback(&progress);
             }
             // The gate is open on the new schema, and something beside it went wrong.

@@ -56,7 +56,9 @@ impl Transition<'_> {
 
     pub(crate) fn advance_rolling_back(&mut self) {
         // Begins a planned try, whose run is another one.
-        if self.status.step == Some(Step::BlockWritesForRollback) && self.retry_due(Step::BlockWritesForRollback) == Some(false) {
+        if self.status.step == Some(Step::BlockWritesForRollback)
+            && self.retry_due(Step::BlockWritesForRollback) == Some(false)
+        {
             return;
         }
         let (task, attempt) = self.rollback_run();

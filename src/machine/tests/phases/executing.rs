@@ -18,7 +18,7 @@ fn case(
 
 #[test]
 fn the_window_goes_its_way() {
-    use WindowState::{Blocked, Migrated, Blocking};
+    use WindowState::{Blocked, Blocking, Migrated};
     assert_cases(&[
         case("the pod is not ready", approved, |s| apply(s.wait(1)), Step::BlockWrites, &[], Some(599)),
         case("opening", blocking, |s| apply(s.state(WINDOW, Blocking)), Step::BlockWrites, &[], Some(50)),
@@ -356,7 +356,14 @@ fn inside_the_window_it_goes_back() {
         ("deadline in the rollout", switching, |s| apply(s.wait(50)), "DeadlinePassed", Step::SwitchBack, flag),
         ("deadline before the comparison", switched, |s| apply(s.wait(50)), "DeadlinePassed", Step::SwitchBack, flag),
         ("Abort", blocking, |s| apply(s.submit("ann", DecisionKind::Abort)), "Stopped", Step::RollbackSql, rollback),
-        ("Rollback", migrated, |s| apply(s.submit("ann", DecisionKind::Rollback)), "Stopped", Step::RollbackSql, rollback),
+        (
+            "Rollback",
+            migrated,
+            |s| apply(s.submit("ann", DecisionKind::Rollback)),
+            "Stopped",
+            Step::RollbackSql,
+            rollback,
+        ),
         (
             "by the author",
             switching,

@@ -34,7 +34,14 @@ fn the_way_back_goes_its_way() {
             &["order m-rollback-1 BlockWrites"],
             60,
         ),
-        case("opening", blocking_for_rollback, |s| apply(s.state(BACK, Blocking)), Step::BlockWritesForRollback, &[], 60),
+        case(
+            "opening",
+            blocking_for_rollback,
+            |s| apply(s.state(BACK, Blocking)),
+            Step::BlockWritesForRollback,
+            &[],
+            60,
+        ),
         case(
             "blocked",
             blocking_for_rollback,
