@@ -59,7 +59,7 @@ spec:
         securityContext: {allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: {drop: [ALL]}}
         resources: {limits: {memory: 64Mi, cpu: 500m}}
 Y
-kubectl wait --for=condition=Complete job/hello -n restricted --timeout=30s >/dev/null
+kubectl wait --for=condition=Complete job/hello -n restricted --timeout="${MAX_WAIT}s" >/dev/null
 kubectl logs -n restricted job/hello | grep '^done' >/dev/null || fail "the Job's log is not complete"
 kubectl get validatingadmissionpolicies >/dev/null
 
@@ -70,11 +70,11 @@ cluster exec bash -c 'exit 7' || code=$?
 cluster exec getent hosts kubernetes.default >/dev/null || fail "names of services do not resolve in exec"
 "$HERE/cluster" exec sleep 4321 &      # not the function: the pid would be that of a shell around it
 caller=$!
-wait_until 5 "sleep to start" pgrep -fx "sleep 4321"
+wait_until "sleep to start" pgrep -fx "sleep 4321"
 kill "$caller"
 wait "$caller" 2>/dev/null || true
 no_sleep() { ! pgrep -fx "sleep 4321"; }
-wait_until 5 "sleep to end with its caller" no_sleep
+wait_until "sleep to end with its caller" no_sleep
 
 step "stop and start the API server"
 cluster stop kube-apiserver
@@ -92,16 +92,16 @@ for name in $COMPONENTS; do
   [ "$name" = kube-apiserver ] || { cluster stop "$name" && cluster start "$name"; }
 done
 all_healthy() { ! cluster status | grep -v ' healthy$'; }
-wait_until 30 "all components to be healthy" all_healthy
+wait_until "all components to be healthy" all_healthy
 
 step "a component that dies is started again"
 cluster exec bash -c "kill -KILL $(cat "$STATE/pids/kube-scheduler")"
-wait_until 10 "the scheduler" all_healthy
+wait_until "the scheduler" all_healthy
 kubectl delete job hello -n restricted >/dev/null
 kubectl run again --image=localhost/base:dev --restart=Never --command -- true >/dev/null
-kubectl wait --for=jsonpath='{.status.phase}'=Succeeded pod/again --timeout=30s >/dev/null
+kubectl wait --for=jsonpath='{.status.phase}'=Succeeded pod/again --timeout="${MAX_WAIT}s" >/dev/null
 kubectl run stays --image=localhost/base:dev --restart=Never --command -- sleep 3600 >/dev/null
-kubectl wait --for=condition=Ready pod/stays --timeout=30s >/dev/null
+kubectl wait --for=condition=Ready pod/stays --timeout="${MAX_WAIT}s" >/dev/null
 
 step "down"
 processes=$(tree "$(cat "$STATE/unshare.pid")")

@@ -47,12 +47,14 @@ cached() {
   echo "$target"
 }
 
-# wait_until SECONDS WHAT COMMAND...: waits for a state, with a deadline
+# Longest wait for a state that must come, in seconds: what a quick machine does in one second may take a busy one a minute
+MAX_WAIT=300
+# wait_until WHAT COMMAND...: waits for a state, with a deadline
 wait_until() {
-  local deadline=$((SECONDS + $1)) what=$2
-  shift 2
+  local deadline=$((SECONDS + MAX_WAIT)) what=$1
+  shift
   until "$@" >/dev/null 2>&1; do
-    [ $SECONDS -lt "$deadline" ] || { log "timed out waiting for $what"; return 1; }
+    [ $SECONDS -lt "$deadline" ] || { log "waited $MAX_WAIT s for $what"; return 1; }
     sleep 0.1
   done
 }
