@@ -8,7 +8,7 @@ use super::{
     cluster::{eventually, state_file},
     database::{DOWN, UP},
     harness::{APP, APPROVERS, FLAG, SQL, Setup, World, e2e, merge},
-    migration::{Migration, PATIENCE, ready},
+    migration::{Migration, ready},
 };
 
 fn idle() -> Setup {
@@ -138,7 +138,7 @@ async fn objects(world: &World) {
 
 /// Reason, message with object and next command, event.
 async fn told(m: &Migration, reason: &str, parts: &[&str]) -> Result<(), String> {
-    let status = m.until(reason, PATIENCE, |s| ready(s).0 == reason || s.phase == Some(Phase::AwaitingApproval)).await;
+    let status = m.until(reason, |s| ready(s).0 == reason || s.phase == Some(Phase::AwaitingApproval)).await;
     let (seen, message) = ready(&status);
     let mut wrong = vec![];
     if seen != reason {
@@ -149,11 +149,7 @@ async fn told(m: &Migration, reason: &str, parts: &[&str]) -> Result<(), String>
             wrong.push(format!("does not name {part}"));
         }
     }
-    let event = eventually("its event", PATIENCE, async || {
-        let events = m.world.events(&m.name).await;
-        if events.iter().any(|(r, _)| r == reason) { Ok(()) } else { Err(format!("{events:?}")) }
-    });
-    event.await;
+    m.event(reason, "").await;
     if wrong.is_empty() { Ok(()) } else { Err(format!("{}: {}: {message:?}", m.name, wrong.join(", "))) }
 }
 
@@ -254,7 +250,7 @@ async fn rehearsed(name: &str, cases: Vec<Rehearsed>) {
             };
             m.edit(spec).await.unwrap();
             let failed = |s: &CreditMigrationStatus| s.phase == Some(Phase::Failed) && ready(s).0 == reason;
-            m.until(reason, PATIENCE, failed).await;
+            m.until(reason, failed).await;
             wrong.extend(told(&m, reason, parts).await.err());
             let message = ready(&m.status().await).1;
             assert!(message.contains("nothing was changed"), "{message}");
@@ -265,7 +261,7 @@ async fn rehearsed(name: &str, cases: Vec<Rehearsed>) {
         assert!(wrong.is_empty(), "{}", wrong.join("\n"));
         let m = first.unwrap();
         m.edit(good).await.unwrap();
-        m.until("the approval's turn", PATIENCE, |s| s.phase == Some(Phase::AwaitingApproval)).await;
+        m.until("the approval's turn", |s| s.phase == Some(Phase::AwaitingApproval)).await;
     })
     .await;
 }
@@ -315,16 +311,23 @@ async fn a_lock_that_is_not_to_be_had_in_the_window() {
         let transaction = holder.transaction().await.unwrap();
         transaction.batch_execute("LOCK TABLE user_credits IN ACCESS SHARE MODE").await.unwrap();
         m.approve().await;
-        let message = m.reason("LockTimeout").await;
-        assert!(message.contains("next:") && message.contains("nothing was changed"), "{message}");
+        // `Ready` soon says what is to be done next; the failed step and its event stay.
+        let failed = |s: &CreditMigrationStatus| {
+            let step = s.steps.iter().find(|x| x.reason.as_deref() == Some("LockTimeout"))?;
+            step.message.clone().filter(|_| s.phase == Some(Phase::AwaitingApproval))
+        };
+        let status = m.until("the failed step", |s| failed(s).is_some()).await;
+        let message = failed(&status).unwrap();
+        assert!(message.contains("nothing was changed"), "{message}");
+        let message = m.reason("ApprovalPending").await;
+        assert!(message.contains("no longer count") && message.contains("next:"), "{message}");
         m.assert_old("").await;
-        assert!(world.events("simplify").await.iter().any(|(r, _)| r == "LockTimeout"));
+        m.event("LockTimeout", "nothing was changed").await;
         transaction.rollback().await.unwrap();
         // The approvals were for that window; two new ones open another. Timestamps of decisions are whole seconds.
         let digest = m.digest().await;
-        eventually("new approvals", PATIENCE, async || {
-            for (person, word) in APPROVERS.iter().flat_map(|p| [(p, DecisionKind::Approve), (p, DecisionKind::Ready)])
-            {
+        eventually("new approvals", async || {
+            for (person, word) in APPROVERS.iter().flat_map(|p| [(p, Decision::Approve), (p, Decision::Ready)]) {
                 m.decide(person, word, Some(&digest)).await.map_err(|e| e.to_string())?;
             }
             let status = m.status().await;

@@ -6,10 +6,9 @@ use kube::api::PostParams;
 use serde_json::json;
 
 use super::{
-    cluster::eventually,
-    database::UP,
     harness::{APPROVERS, SQL, Setup, e2e},
-    migration::{PATIENCE, ready},
+    latch::Latch,
+    migration::ready,
 };
 
 fn idle() -> Setup {
@@ -39,8 +38,8 @@ async fn what_was_approved_is_what_runs() {
         let m = world.migrate("simplify", json!({})).await;
         m.phase(Phase::AwaitingApproval).await;
         let first = m.digest().await;
-        m.decide(APPROVERS[0], DecisionKind::Approve, Some(&first)).await.unwrap();
-        m.until("an approval", PATIENCE, |s| s.approvals.as_deref() == Some("1/2")).await;
+        m.decide(APPROVERS[0], Decision::Approve, Some(&first)).await.unwrap();
+        m.until("an approval", |s| s.approvals.as_deref() == Some("1/2")).await;
         let again = |old: String| {
             move |s: &credit_migration::api::CreditMigrationStatus| {
                 s.phase == Some(Phase::AwaitingApproval)
@@ -49,21 +48,21 @@ async fn what_was_approved_is_what_runs() {
         };
 
         // The SQL is changed after an approval.
-        world.patch::<ConfigMap>(SQL, json!({"data": {"up.sql": format!("{UP}-- another\n")}})).await;
-        let status = m.until("a new plan", PATIENCE, again(first.clone())).await;
+        world.patch::<ConfigMap>(SQL, json!({"data": {"up.sql": Latch::Rehearse.up()}})).await;
+        let status = m.until("a new plan", again(first.clone())).await;
         assert_eq!((status.approvals.as_deref(), status.approved_by.len()), (Some("0/2"), 0));
         // An approval of the old plan counts for nothing.
         m.decide(APPROVERS[1], DecisionKind::Approve, Some(&first)).await.unwrap();
         let second = m.digest().await;
-        m.decide(APPROVERS[0], DecisionKind::Approve, Some(&second)).await.unwrap();
-        let status = m.until("an approval", PATIENCE, |s| s.approvals.as_deref() == Some("1/2")).await;
+        m.decide(APPROVERS[0], Decision::Approve, Some(&second)).await.unwrap();
+        let status = m.until("an approval", |s| s.approvals.as_deref() == Some("1/2")).await;
         assert_eq!(status.approved_by, [APPROVERS[0]]);
 
         // The spec is changed after an approval.
-        m.edit(json!({"window": {"maxDuration": "70s"}})).await.unwrap();
-        let status = m.until("a new plan", PATIENCE, again(second.clone())).await;
+        m.edit(json!({"window": {"maxDuration": "31m"}})).await.unwrap();
+        let status = m.until("a new plan", again(second.clone())).await;
         assert_eq!((status.approvals.as_deref(), status.approved_by.len()), (Some("0/2"), 0));
-        assert!(world.events("simplify").await.iter().any(|(r, _)| r == "PreparationRestarted"));
+        m.event("PreparationRestarted", "").await;
         // What cannot be edited at any time.
         for (patch, part) in [
             (json!({"requestedBy": "x"}), "requestedBy"),
@@ -72,23 +71,19 @@ async fn what_was_approved_is_what_runs() {
             let refused = m.edit(patch).await.unwrap_err().to_string();
             assert!(refused.contains(part), "{refused}");
         }
-        // Edited while preparing.
-        m.edit(json!({"window": {"maxDuration": "80s"}})).await.unwrap();
-        m.until("preparation", PATIENCE, |s| s.phase == Some(Phase::Preparing)).await;
-        m.edit(json!({"window": {"maxDuration": "90s"}})).await.unwrap();
+        // Edited in the middle of the rehearsal.
+        let closed = world.db.close(Latch::Rehearse).await;
+        m.edit(json!({"window": {"maxDuration": "32m"}})).await.unwrap();
+        world.db.sql_waits(Latch::Rehearse).await;
+        m.edit(json!({"window": {"maxDuration": "33m"}})).await.unwrap();
+        m.until("the last edit", |s| s.plan.as_ref().is_some_and(|p| p.generation == 4)).await;
+        drop(closed);
         let status = m
-            .until("the last spec", PATIENCE, |s| {
-                s.plan.as_ref().is_some_and(|p| p.generation == 4 && p.digest.is_some())
-            })
+            .until("the last spec", |s| s.plan.as_ref().is_some_and(|p| p.generation == 4 && p.digest.is_some()))
             .await;
         // The events tell of this backup, not of the first with a count.
         let backup = status.backup.unwrap().object;
-        eventually("an event of this backup", PATIENCE, async || {
-            let events = world.events("simplify").await;
-            let told = events.iter().any(|(r, n)| r == "BackupSucceeded" && n.contains(&backup));
-            if told { Ok(()) } else { Err(format!("{events:?}")) }
-        })
-        .await;
+        m.event("BackupSucceeded", &backup).await;
 
         // And it is the last one that runs.
         m.approve().await;
@@ -111,12 +106,7 @@ async fn two_migrations_on_one_database() {
         let second = world.migrate("second", json!({})).await;
         let message = second.reason("DatabaseInUse").await;
         assert!(message.contains("migration first") && message.contains("next:"), "{message}");
-        // It is published once the status is there, by which the reason was seen.
-        super::cluster::eventually("the event", PATIENCE, async || {
-            let events = world.events("second").await;
-            if events.iter().any(|(r, _)| r == "DatabaseInUse") { Ok(()) } else { Err(format!("{events:?}")) }
-        })
-        .await;
+        second.event("DatabaseInUse", "").await;
         assert_eq!(first.status().await.phase, Some(Phase::AwaitingApproval));
         first.decide(APPROVERS[0], DecisionKind::Abort, None).await.unwrap();
         first.phase(Phase::Cancelled).await;
@@ -144,13 +134,8 @@ async fn an_object_that_cannot_be_read_is_its_own_problem() {
 
         // The schema takes it, the types do not.
         let odd = json!({"rollback": {"triggers": {"balanceErrors": {"maxUsers": u64::from(u32::MAX) + 1}}}});
-        world.try_migrate("undecodable", odd).await.unwrap();
-        let event = super::cluster::eventually("an event on the undecodable object", PATIENCE, async || {
-            let events = world.events("undecodable").await;
-            events.into_iter().find(|(reason, _)| reason == "Undecodable").ok_or("none".to_owned())
-        })
-        .await;
-        assert!(event.1.contains("next:"), "{}", event.1);
+        let undecodable = world.try_migrate("undecodable", odd).await.unwrap();
+        undecodable.event("Undecodable", "next:").await;
         // The others go on.
         m.phase(Phase::AwaitingApproval).await;
     })

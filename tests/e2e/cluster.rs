@@ -35,8 +35,8 @@ pub fn state_file(name: &str) -> String {
 /// A client as cluster administrator, or as a person.
 pub async fn client(user: Option<&str>) -> Client {
     let mut config = Config::infer().await.unwrap();
-    config.connect_timeout = Some(Duration::from_secs(5));
-    config.read_timeout = Some(Duration::from_secs(10));
+    config.connect_timeout = Some(Duration::from_secs(30));
+    config.read_timeout = Some(Duration::from_secs(60));
     if let Some(user) = user {
         config.headers.push(("impersonate-user".parse().unwrap(), user.parse().unwrap()));
         config.headers.push(("impersonate-group".parse().unwrap(), "system:authenticated".parse().unwrap()));
@@ -56,15 +56,21 @@ pub async fn client_with(token: &str, impersonate: Option<&str>) -> Client {
     Client::try_from(config).unwrap()
 }
 
-/// Asks every 50 ms until there is an answer. Panics after `limit` with what was last said.
-pub async fn eventually<T>(what: &str, limit: Duration, mut ask: impl AsyncFnMut() -> Result<T, String>) -> T {
-    let begun = Instant::now();
+/// Longest wait for a state that must come. Tests wait for states that stay, so on a slow machine they only take longer: this ends
+/// those that wait in vain.
+pub const MAX_WAIT: Duration = Duration::from_secs(300);
+
+/// Asks every 50 ms until there is an answer. Panics after [`MAX_WAIT`] with the last error.
+///
+/// The answer must stay: what passes by itself is missed by a test that is asked too late.
+pub async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Result<T, String>) -> T {
+    let started = Instant::now();
     loop {
         let why = match ask().await {
             Ok(answer) => return answer,
             Err(why) => why,
         };
-        assert!(begun.elapsed() < limit, "waited {} s for {what}: {why}", limit.as_secs());
+        assert!(started.elapsed() < MAX_WAIT, "waited {} s for {what}: {why}", MAX_WAIT.as_secs());
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
@@ -90,9 +96,15 @@ pub async fn metrics(client: &Client) -> Result<String, String> {
     answer.text().await.map_err(|e| e.to_string())
 }
 
+/// Waits until a replica leads.
+pub async fn some_leader(client: &Client) -> String {
+    eventually("a leading operator (tests/e2e/deploy)", async || leader(client).await.ok_or("nobody leads".to_owned()))
+        .await
+}
+
 /// Waits until another replica than `old` leads.
 pub async fn other_leader(client: &Client, old: &str) -> String {
-    eventually("another leader", Duration::from_secs(60), async || match leader(client).await {
+    eventually("another leader", async || match leader(client).await {
         Some(name) if name != old => Ok(name),
         other => Err(format!("{other:?} leads")),
     })
@@ -117,7 +129,7 @@ pub fn tag_operator(tag: &str) {
 pub fn upgrade_operator(tag: &str) {
     let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/credit-migration-operator");
     let image = format!("image.tag={tag}");
-    let options = ["--namespace", SYSTEM, "--reuse-values", "--set", &image, "--wait", "--timeout", "120s"];
+    let options = ["--namespace", SYSTEM, "--reuse-values", "--set", &image, "--wait", "--timeout", "600s"];
     run(Command::new("helm").args(["upgrade", OPERATOR, chart]).args(options));
 }
 
@@ -180,7 +192,7 @@ impl ApiServerDown {
     pub async fn stop() -> Self {
         let down = ApiServerDown;
         fs::write(state().join("stopped/kube-apiserver"), "").unwrap();
-        eventually("the API server to stop", Duration::from_secs(20), async || {
+        eventually("the API server to stop", async || {
             kill_component("kube-apiserver");
             if state().join("down/kube-apiserver").exists() { Ok(()) } else { Err("it is up".into()) }
         })
@@ -194,10 +206,8 @@ impl ApiServerDown {
     /// ConfigMap that it knew before: they are started anew too, so that the test is not about them.
     pub async fn start(self, client: &Client) {
         drop(self);
-        eventually("the API server", Duration::from_secs(60), async || {
-            client.apiserver_version().await.map(drop).map_err(|e| e.to_string())
-        })
-        .await;
+        eventually("the API server", async || client.apiserver_version().await.map(drop).map_err(|e| e.to_string()))
+            .await;
         for component in ["kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "coredns"] {
             kill_component(component);
         }

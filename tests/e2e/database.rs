@@ -1,6 +1,6 @@
 //! A small database of the sample application, and what can be said of it.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 pub use credit_migration::runner::fingerprint::Fingerprint;
 use credit_migration::runner::postgres::Target;
@@ -103,10 +103,25 @@ impl Database {
     pub async fn connect(&self) -> Client {
         // The cluster's DNS answers late while the API server is away, or the machine is busy: a name that is not known yet
         // is waited for, and says nothing of what is tried.
-        eventually("a connection to PostgreSQL", Duration::from_secs(30), async || {
+        eventually("a connection to PostgreSQL", async || {
             self.admin.connect("e2e").await.map_err(|failure| failure.message)
         })
         .await
+    }
+
+    /// Locks the balances against everybody, or waits in line for that. They are free when the answer is dropped.
+    pub async fn lock_balances(&self) -> Client {
+        let session = self.connect().await;
+        let pid: i32 = session.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
+        // Not waited for: it is granted when those before it are done. The session lives as long as its client.
+        let lock = session.simple_query_raw("BEGIN; LOCK TABLE user_credits IN ACCESS EXCLUSIVE MODE");
+        drop(lock.await.unwrap());
+        eventually("the lock's place in line", async || {
+            let query = format!("SELECT count(*) FROM pg_locks WHERE pid = {pid} AND mode = 'AccessExclusiveLock'");
+            if self.count(&query).await > 0 { Ok(()) } else { Err("not yet".into()) }
+        })
+        .await;
+        session
     }
 
     /// Runs statements as superuser.

@@ -1,13 +1,12 @@
 //! `kubectl delete` at each phase: the gate is open afterwards, the guards are gone, and so is the object.
 
-use std::time::Duration;
-
 use credit_migration::api::{Phase, Step};
 use serde_json::json;
 
 use super::{
     cluster::{self, eventually},
-    harness::{Setup, World, e2e, slow},
+    harness::{LASTS, Setup, World, e2e},
+    latch::Latch,
 };
 
 #[tokio::test]
@@ -18,10 +17,13 @@ async fn before_the_window() {
             [Step::Preflight, Step::Baseline, Step::VerifyBackup, Step::Rehearse, Step::Approve].into_iter().enumerate()
         {
             let m = world.migrate(&format!("simplify-{n}"), json!({})).await;
-            m.until(&format!("{wanted:?}"), super::migration::PATIENCE, |s| s.step.is_some_and(|now| now >= wanted))
-                .await;
-            let exposed = cluster::metrics(&world.client).await.unwrap();
-            assert!(exposed.contains(&format!("namespace=\"{}\",name=\"{}\"", world.namespace, m.name)), "{exposed}");
+            m.until(&format!("{wanted:?}"), |s| s.step.is_some_and(|now| now >= wanted)).await;
+            let labels = format!("namespace=\"{}\",name=\"{}\"", world.namespace, m.name);
+            eventually("its metrics", async || {
+                let exposed = cluster::metrics(&world.client).await?;
+                if exposed.contains(&labels) { Ok(()) } else { Err(exposed) }
+            })
+            .await;
             m.delete().await;
             m.gone().await;
             assert_eq!(world.db.guards().await, 0, "guards are left after deletion in {wanted:?}");
@@ -32,7 +34,7 @@ async fn before_the_window() {
         world.db.writable().await.unwrap();
         // Or an alarm on what is gone would never end.
         let series = format!("namespace=\"{}\"", world.namespace);
-        eventually("its metrics to go", Duration::from_secs(60), async || {
+        eventually("its metrics to go", async || {
             let exposed = cluster::metrics(&world.client).await?;
             exposed.lines().find(|l| l.contains(&series)).map_or(Ok(()), |l| Err(l.to_owned()))
         })
@@ -43,17 +45,17 @@ async fn before_the_window() {
 
 #[tokio::test]
 async fn while_the_sql_runs() {
-    e2e("deleted-sql", Setup { up: slow(5), ..Setup::default() }, |world| async move {
+    e2e("deleted-sql", Setup { up: Latch::Migrate.up(), ..Setup::default() }, |world| async move {
         let before = world.db.balances().await;
         let m = world.migrate("simplify", json!({})).await;
+        let _closed = world.db.close(Latch::Migrate).await;
         m.approve().await;
         m.step(Step::Migrate).await;
+        world.db.sql_waits(Latch::Migrate).await;
         m.delete().await;
         m.gone().await;
-        // Stopped in time, or undone.
-        let ledger = world.db.ledger().await;
-        assert!(ledger.is_empty() || ledger == "up,down", "{ledger}");
-        m.assert_old(&ledger).await;
+        // Stopped: it waits to this moment.
+        m.assert_old("").await;
         assert_eq!(world.db.guards().await, 0);
         assert_eq!(world.db.balances().await, before);
         assert_eq!(world.running().await, "v1");
@@ -66,7 +68,7 @@ async fn while_the_application_is_switched() {
     e2e("deleted-switch", Setup::default(), |world| async move {
         let m = world.migrate("simplify", World::never_switched()).await;
         m.approve().await;
-        m.until("the flag", super::migration::PATIENCE, |s| s.window.as_ref().is_some_and(|w| w.switched)).await;
+        m.switched().await;
         m.delete().await;
         m.gone().await;
         m.assert_old("up,down").await;
@@ -79,7 +81,7 @@ async fn while_the_application_is_switched() {
 #[tokio::test]
 async fn while_it_is_watched() {
     e2e("deleted-late", Setup::default(), |world| async move {
-        let m = world.migrate("simplify", json!({"monitoring": {"duration": "10m"}})).await;
+        let m = world.migrate("simplify", json!({"monitoring": {"duration": LASTS}})).await;
         m.approve().await;
         m.phase(Phase::Monitoring).await;
         m.delete().await;

@@ -17,7 +17,7 @@ use super::{
     cluster,
     database::Fingerprint,
     harness::{APPROVERS, AUTHOR, Setup, World, e2e},
-    migration::{Migration, PATIENCE, ready},
+    migration::{Migration, ready},
 };
 
 /// May create decisions, and neither approve nor roll back.
@@ -67,7 +67,7 @@ pub async fn agree(m: &Migration) -> Result<(), String> {
 /// looked since the forged ones.
 async fn counts(m: &Migration, people: &[&str]) -> CreditMigrationStatus {
     let wanted = format!("{}/2", people.len());
-    let status = m.until(&format!("approvals {wanted}"), PATIENCE, |s| s.approvals.as_deref() == Some(&wanted)).await;
+    let status = m.until(&format!("approvals {wanted}"), |s| s.approvals.as_deref() == Some(&wanted)).await;
     assert_eq!(status.approved_by, people);
     status
 }
@@ -85,8 +85,8 @@ pub async fn assert_shut(m: &Migration, before: &Fingerprint) {
 
 /// With what was lacking the window opens: nothing else had kept it shut.
 async fn assert_opens(m: &Migration) {
-    m.until("the window", PATIENCE, |s| s.phase != Some(Phase::AwaitingApproval)).await;
-    m.until("the blocked writes", PATIENCE, |s| s.window.as_ref().is_some_and(|w| w.blocked_at.is_some())).await;
+    m.until("the window", |s| s.phase != Some(Phase::AwaitingApproval)).await;
+    m.until("the blocked writes", |s| s.window.as_ref().is_some_and(|w| w.blocked_at.is_some())).await;
 }
 
 /// Somebody who may create decisions and nothing else, and a ServiceAccount that may approve.
@@ -203,7 +203,7 @@ async fn words_on_another_plan() {
         // The author changes the plan after the approval: it is void.
         m.edit(json!({"window": {"maxDuration": "70s"}})).await.unwrap();
         let status = m
-            .until("a new plan", PATIENCE, |s| {
+            .until("a new plan", |s| {
                 s.phase == Some(Phase::AwaitingApproval)
                     && s.plan.as_ref().and_then(|p| p.digest.as_ref()).is_some_and(|d| *d != first)
             })
@@ -291,7 +291,7 @@ async fn presence_that_nobody_said() {
             m.decide(alice, DecisionKind::Ready, Some(&digest)).await.unwrap();
         }
         let one = |s: &CreditMigrationStatus| s.schedule.as_ref().is_some_and(|x| x.presence.as_deref() == Some("1/2"));
-        let status = m.until("one person", PATIENCE, one).await;
+        let status = m.until("one person", one).await;
         assert_eq!(status.schedule.unwrap().present, [alice]);
         assert_shut(&m, &before).await;
 

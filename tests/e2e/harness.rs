@@ -1,6 +1,6 @@
 //! One test's world: namespace, database, sample application, people; and its removal.
 
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{panic::AssertUnwindSafe, sync::Arc};
 
 use futures::FutureExt;
 use k8s_openapi::api::{
@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tokio::sync::RwLock;
 
 use super::{
-    cluster::{self, SYSTEM, eventually, state_file},
+    cluster::{self, MAX_WAIT, SYSTEM, eventually, state_file},
     database::{DOWN, Database, UP},
     migration::Migration,
 };
@@ -31,6 +31,10 @@ pub const SQL: &str = "migration-0003";
 pub const FLAG: &str = "CREDIT_SYSTEM_VERSION";
 /// Author of all migrations.
 pub const AUTHOR: &str = "carol@shop.example";
+/// Length of a stage that ends by a decision, a check or a deletion only.
+pub const LASTS: &str = "24h";
+/// Length of a window whose deadline is to pass: until then a slow machine gets as far as the test wants.
+pub const DEADLINE: &str = "60s";
 /// Those who may approve, abort and roll back.
 pub const APPROVERS: [&str; 2] = ["alice@shop.example", "bob@shop.example"];
 
@@ -53,11 +57,6 @@ impl Default for Setup {
     fn default() -> Self {
         Self { replicas: 1, exclusive: false, up: UP.into(), down: DOWN.into() }
     }
-}
-
-/// A statement for the up SQL that takes this long in the window, and no time in the rehearsal.
-pub fn slow(seconds: u32) -> String {
-    format!("SELECT CASE WHEN current_database() NOT LIKE '%_rehearsal' THEN pg_sleep({seconds}) END;\n{UP}")
 }
 
 /// One test's world.
@@ -92,10 +91,7 @@ where
         if exclusive { (None, Some(CLUSTER.write().await)) } else { (Some(CLUSTER.read().await), None) };
     let begun = std::time::Instant::now();
     let client = cluster::client(None).await;
-    eventually("a leading operator (tests/e2e/deploy)", Duration::from_secs(30), async || {
-        cluster::leader(&client).await.ok_or("nobody leads".to_owned())
-    })
-    .await;
+    cluster::some_leader(&client).await;
     let mut worlds = vec![];
     for setup in setups {
         worlds.push(Arc::new(World::create(name, setup).await));
@@ -195,7 +191,7 @@ impl World {
             .await;
         self.create_object::<Service>(read(include_str!("../../examples/watermark-remover/deploy/service.yaml"))).await;
         self.create_object::<Deployment>(deployment).await;
-        eventually("the application", Duration::from_secs(60), async || {
+        eventually("the application", async || {
             let status = self.api::<Deployment>().get(APP).await.map_err(|e| e.to_string())?.status.unwrap_or_default();
             let ready = status.available_replicas.unwrap_or_default();
             if ready >= self.replicas { Ok(()) } else { Err(format!("{ready} of {} available", self.replicas)) }
@@ -264,7 +260,7 @@ impl World {
             },
             "backup": {"store": {"url": format!("s3://backups/{}/", self.namespace), "endpoint": "https://s3.storage:7070", "secretRef": {"name": "backup-bucket"}}},
             "rehearsal": {"database": format!("{}_rehearsal", self.db.name)},
-            "window": {"maxDuration": "60s"},
+            "window": {"maxDuration": "30m"},
             "validation": {"duration": "2s", "checks": [{"name": "available", "workload": {"kind": "Deployment", "name": APP}, "interval": "1s"}]},
             "monitoring": {"duration": "3s", "checks": [{"name": "negative-balances", "sql": {"query": "SELECT count(*) FROM user_credits WHERE balance < 0"}, "interval": "1s", "max": "0"}]},
             "followUps": {"day": {"after": "1s", "duration": "1s"}, "week": {"after": "2s", "duration": "1s"}},
@@ -300,7 +296,7 @@ impl World {
     /// Version that the application says it runs.
     pub async fn running(&self) -> String {
         let url = format!("http://{APP}.{}/version", self.namespace);
-        eventually("the application's version", Duration::from_secs(20), async || {
+        eventually("the application's version", async || {
             let answer: Value =
                 reqwest::get(&url).await.map_err(|e| e.to_string())?.json().await.map_err(|e| e.to_string())?;
             answer["running"].as_str().map(str::to_owned).ok_or(answer.to_string())
@@ -321,7 +317,7 @@ impl World {
             if status.is_success() { Ok(serde_json::from_str(&text).unwrap()) } else { Err(format!("{status} {text}")) }
         };
         // Login has no effect, and a deduction that was refused has none either.
-        eventually("a deduction", Duration::from_secs(20), async || {
+        eventually("a deduction", async || {
             let login = post("/login", json!({"email": format!("user{user}@example.com")}), "").await?;
             let token = login["token"].as_str().unwrap_or_default();
             let answer = post("/credits/deduct", json!({"amount": amount, "reason": "e2e"}), token).await?;
@@ -349,24 +345,24 @@ impl World {
         let migrations = self.api::<CreditMigration>();
         let mut result = Ok(());
         let _ = migrations.delete_collection(&DeleteParams::default(), &ListParams::default()).await;
-        let begun = std::time::Instant::now();
+        let started = std::time::Instant::now();
         loop {
             // Their metadata: one may be there that cannot be decoded.
             let left = migrations.list_metadata(&ListParams::default()).await.map(|l| l.items).unwrap_or_default();
             if left.is_empty() {
                 break;
             }
-            if begun.elapsed() > Duration::from_secs(60) {
+            if started.elapsed() > MAX_WAIT {
                 self.print().await;
                 let names: Vec<String> = left.iter().map(ResourceExt::name_any).collect();
                 for name in &names {
                     let free = json!({"metadata": {"finalizers": null}});
                     let _ = migrations.patch(name, &PatchParams::default(), &Patch::Merge(&free)).await;
                 }
-                result = Err(format!("{}: {names:?} did not go within 60 s", self.namespace));
+                result = Err(format!("{}: {names:?} did not go within {} s", self.namespace, MAX_WAIT.as_secs()));
                 break;
             }
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
         }
         let namespaces: Api<Namespace> = Api::all(self.client.clone());
         let _ = namespaces.delete(&self.namespace, &DeleteParams::default()).await;

@@ -8,8 +8,11 @@
 //! Anywhere else each test says that it did not run: no other cluster is touched.
 //!
 //! Each test has a namespace (Pod Security `restricted`), a database, and a copy of the sample application of its own, and
-//! removes them. `CREDIT_MIGRATION_E2E=keep` leaves those of failed tests. Waiting is for a state, with a deadline; what a
-//! failed test leaves behind is printed: status, runs, decisions, events, pods and their logs.
+//! removes them. `CREDIT_MIGRATION_E2E=keep` leaves those of failed tests. What a failed test leaves behind is printed: status, runs,
+//! decisions, events, pods and their logs.
+//!
+//! A test waits for states that stay: steps, evidence, events, runs that have ended. Where it needs one that would pass it holds it
+//! until it has checked it (`latch.rs`, stages that last, decisions that are not made yet). So a slow machine only takes longer.
 
 #![allow(clippy::unwrap_used)]
 
@@ -21,9 +24,10 @@ mod cluster;
 mod database;
 mod deletion;
 mod forging;
+mod forward;
 mod harness;
+mod latch;
 mod migration;
+mod rollback;
 mod triggers;
-mod way_back;
-mod way_there;
 mod window_pods;

@@ -1,6 +1,6 @@
 //! One `CreditMigration` in a test's hands.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use kube::{
     Api, ResourceExt,
@@ -16,9 +16,6 @@ use credit_migration::api::{
     CreditMigration, CreditMigrationStatus, DecisionKind, MigrationDecision, MigrationRun, MigrationRunStatus, Phase,
     Step, StepState, Task, WindowProgress,
 };
-
-/// Longest wait for anything, unless a test says otherwise: several migrations share two cores.
-pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// One migration.
 #[derive(Clone)]
@@ -63,14 +60,13 @@ impl Migration {
         self.get().await.status.unwrap_or_default()
     }
 
-    /// Waits for a state.
+    /// Waits for a state that stays.
     pub async fn until(
         &self,
         what: &str,
-        limit: Duration,
         mut good: impl FnMut(&CreditMigrationStatus) -> bool,
     ) -> CreditMigrationStatus {
-        eventually(&format!("{what} of {}", self.name), limit, async || {
+        eventually(&format!("{what} of {}", self.name), async || {
             let status = self.api().get(&self.name).await.map_err(|e| e.to_string())?.status.unwrap_or_default();
             if good(&status) {
                 return Ok(status);
@@ -80,9 +76,9 @@ impl Migration {
         .await
     }
 
-    /// Waits for a phase; another end is an error at once.
+    /// Waits for a phase that lasts; another end is an error at once.
     pub async fn phase(&self, phase: Phase) -> CreditMigrationStatus {
-        self.until(&format!("{phase:?}"), PATIENCE, |status| {
+        self.until(&format!("{phase:?}"), |status| {
             let now = status.phase.unwrap_or(Phase::Preparing);
             // A failed one may start again, a failed way back may be tried again: those are waited for by `until`.
             assert!(now == phase || !ended(now), "{} is {now:?}, wanted {phase:?}: {:?}", self.name, ready(status));
@@ -91,20 +87,36 @@ impl Migration {
         .await
     }
 
-    /// Waits until a step has begun.
+    /// Waits until a step has started. It may have ended since.
     pub async fn step(&self, step: Step) -> CreditMigrationStatus {
-        self.until(&format!("step {step:?}"), PATIENCE, |status| {
+        self.until(&format!("step {step:?}"), |status| {
             let now = status.phase.unwrap_or(Phase::Preparing);
-            assert!(!ended(now), "{} is {now:?}, wanted step {step:?}: {:?}", self.name, ready(status));
-            status.step == Some(step)
+            let started = status.steps.iter().any(|x| x.name == step);
+            assert!(started || !ended(now), "{} is {now:?}, wanted step {step:?}: {:?}", self.name, ready(status));
+            started
         })
         .await
     }
 
-    /// Waits until `Ready` has this reason; returns its message.
+    /// Waits until the runner has acknowledged the switch of the application.
+    pub async fn switched(&self) -> CreditMigrationStatus {
+        self.until("the acknowledged switch", |status| status.window.as_ref().is_some_and(|w| w.switched)).await
+    }
+
+    /// Waits until `Ready` has this reason, which stays; returns its message.
     pub async fn reason(&self, reason: &str) -> String {
-        let status = self.until(reason, PATIENCE, |status| ready(status).0 == reason).await;
+        let status = self.until(reason, |status| ready(status).0 == reason).await;
         ready(&status).1
+    }
+
+    /// Waits for an event with this reason, and `part` in its note; returns the note. It comes a moment after the status.
+    pub async fn event(&self, reason: &str, part: &str) -> String {
+        eventually(&format!("event {reason} of {}", self.name), async || {
+            let events = self.world.events(&self.name).await;
+            let found = events.iter().find(|(r, note)| r == reason && note.contains(part));
+            found.map(|(_, note)| note.clone()).ok_or_else(|| format!("{events:?}"))
+        })
+        .await
     }
 
     /// A person decides.
@@ -161,7 +173,7 @@ impl Migration {
 
     /// Waits until it is gone.
     pub async fn gone(&self) {
-        eventually(&format!("{} to go", self.name), PATIENCE, async || match self.api().get_opt(&self.name).await {
+        eventually(&format!("{} to go", self.name), async || match self.api().get_opt(&self.name).await {
             Ok(None) => Ok(()),
             Ok(Some(m)) => Err(format!("{:?}", m.status.map(|s| (s.phase, s.step, ready(&s))))),
             Err(e) => Err(e.to_string()),
@@ -187,7 +199,7 @@ impl Migration {
         what: &str,
         mut good: impl FnMut(&WindowProgress) -> bool,
     ) -> WindowProgress {
-        eventually(&format!("{what} of {}", self.run_name(task)), PATIENCE, async || {
+        eventually(&format!("{what} of {}", self.run_name(task)), async || {
             let progress = self.run(task).await.window.unwrap_or_default();
             if good(&progress) { Ok(progress) } else { Err(format!("{:?}", progress.state)) }
         })
@@ -196,8 +208,11 @@ impl Migration {
 
     /// Waits until the guards are removed from the database.
     pub async fn cleaned(&self) {
-        self.until("clean-up", PATIENCE, |s| {
-            s.steps.iter().any(|x| x.name == Step::Cleanup && x.state == StepState::Succeeded)
+        self.until("clean-up", |status| {
+            let step = |name| status.steps.iter().find(|x| x.name == name);
+            let (Some(cleanup), Some(baseline)) = (step(Step::Cleanup), step(Step::Baseline)) else { return false };
+            // That of an earlier plan is another one.
+            cleanup.state == StepState::Succeeded && cleanup.finished_at.is_some_and(|t| t >= baseline.started_at)
         })
         .await;
         assert_eq!(self.world.db.guards().await, 0, "guards are left");

@@ -1,45 +1,40 @@
 //! Window pods that die, and one that is started twice: the SQL takes effect once.
 
-use std::time::Duration;
-
-use credit_migration::api::{DecisionKind, Phase, Task, WindowState};
+use credit_migration::api::{Decision, Phase, Task, WindowState};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
 use super::{
     cluster::{self, eventually},
-    harness::{APPROVERS, Setup, World, e2e, slow},
-    migration::PATIENCE,
+    harness::{APPROVERS, LASTS, Setup, World, e2e},
+    latch::Latch,
 };
 
 /// SIGKILL to a run's process, as soon as there is one.
 async fn kill(world: &World, run: &str) {
-    eventually(&format!("a process of {run}"), PATIENCE, async || {
+    eventually(&format!("a process of {run}"), async || {
         let killed = cluster::kill(&[("MIGRATION_RUN", run), ("MIGRATION_NAMESPACE", &world.namespace)], "runner");
         if killed > 0 { Ok(()) } else { Err("none".into()) }
     })
     .await;
 }
 
-/// Waits until the up SQL is being run in the window.
-async fn sql_runs(world: &World) {
-    eventually("the SQL", PATIENCE, async || {
-        let query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'credit-migration/window'
-                     AND state = 'active' AND wait_event = 'PgSleep'";
-        if world.db.count(query).await > 0 { Ok(()) } else { Err("not yet".into()) }
-    })
-    .await;
+/// The up SQL commits nothing before the test lets it.
+fn held() -> Setup {
+    Setup { up: Latch::Migrate.up(), ..Setup::default() }
 }
 
 #[tokio::test]
 async fn killed_before_its_transaction() {
-    e2e("killed-before", Setup::default(), |world| async move {
+    e2e("killed-before", held(), |world| async move {
         let before = world.db.balances().await;
         let m = world.migrate("simplify", json!({})).await;
+        let closed = world.db.close(Latch::Migrate).await;
         m.approve().await;
         kill(&world, &m.run_name(Task::Window)).await;
-        assert_eq!(world.db.ledger().await, "", "killed too late");
+        assert_eq!(world.db.ledger().await, "");
+        drop(closed);
         m.completed().await;
         m.assert_new().await;
         assert_eq!(world.db.balances().await, before);
@@ -50,14 +45,16 @@ async fn killed_before_its_transaction() {
 
 #[tokio::test]
 async fn killed_during_its_transaction() {
-    e2e("killed-during", Setup { up: slow(4), ..Setup::default() }, |world| async move {
+    e2e("killed-during", held(), |world| async move {
         let before = world.db.balances().await;
-        let m = world.migrate("simplify", json!({"window": {"maxDuration": "120s"}})).await;
+        let m = world.migrate("simplify", json!({})).await;
+        let closed = world.db.close(Latch::Migrate).await;
         m.approve().await;
-        sql_runs(&world).await;
+        world.db.sql_waits(Latch::Migrate).await;
         kill(&world, &m.run_name(Task::Window)).await;
-        // The server goes on with the statement of a client that is gone; what it does must not count.
         assert_eq!(world.db.ledger().await, "");
+        // The server may go on with the statement of a client that is gone; what it does must not count.
+        drop(closed);
         m.completed().await;
         m.assert_new().await;
         assert_eq!(world.db.balances().await, before);
@@ -70,16 +67,20 @@ async fn killed_during_its_transaction() {
 async fn deleted_after_its_transaction() {
     e2e("killed-after", Setup::default(), |world| async move {
         let before = world.db.balances().await;
-        let m = world.migrate("simplify", json!({"window": {"maxDuration": "120s"}})).await;
+        world.create_probe().await;
+        let m = world.migrate("simplify", World::own_probe()).await;
+        m.phase(Phase::AwaitingApproval).await;
+        world.answer_probe(false).await;
         m.approve().await;
-        eventually("the commit", PATIENCE, async || match world.db.ledger().await.as_str() {
+        eventually("the commit", async || match world.db.ledger().await.as_str() {
             "up" => Ok(()),
             other => Err(format!("ledger: {other:?}")),
         })
         .await;
         let pods = world.pods_of(&m.run_name(Task::Window)).await;
-        assert!(world.db.gate_closed().await, "deleted too late");
+        assert!(world.db.gate_closed().await);
         cluster::delete_pod(&world.client, &world.namespace, &pods[0].name_any()).await;
+        world.answer_probe(true).await;
         m.completed().await;
         m.assert_new().await;
         assert_eq!(world.db.balances().await, before);
@@ -91,15 +92,18 @@ async fn deleted_after_its_transaction() {
 #[tokio::test]
 async fn killed_on_the_way_back() {
     e2e("killed-back", Setup::default(), |world| async move {
-        let m = world
-            .migrate("simplify", json!({"monitoring": {"duration": "10m"}, "window": {"maxDuration": "120s"}}))
-            .await;
+        world.create_probe().await;
+        let mut spec = World::own_probe();
+        spec["monitoring"] = json!({"duration": LASTS});
+        let m = world.migrate("simplify", spec).await;
         m.approve().await;
         m.phase(Phase::Monitoring).await;
         let balance = world.deduct(1, 1).await;
-        m.decide(APPROVERS[0], DecisionKind::Rollback, None).await.unwrap();
+        world.answer_probe(false).await;
+        m.decide(APPROVERS[0], Decision::Rollback, None).await.unwrap();
         m.window(Task::RollbackWindow, "the blocked gate", |p| p.state >= WindowState::Blocked).await;
         kill(&world, &m.run_name(Task::RollbackWindow)).await;
+        world.answer_probe(true).await;
         m.phase(Phase::RolledBack).await;
         m.assert_old("up,down").await;
         assert_eq!(world.running().await, "v1");
@@ -133,25 +137,27 @@ async fn twin(world: &World, pod: &Pod) -> String {
 
 #[tokio::test]
 async fn started_twice() {
-    e2e("twice", Setup { up: slow(4), ..Setup::default() }, |world| async move {
+    e2e("twice", held(), |world| async move {
         let before = world.db.balances().await;
         let m = world.migrate("simplify", json!({})).await;
+        let closed = world.db.close(Latch::Migrate).await;
         m.approve().await;
-        sql_runs(&world).await;
+        world.db.sql_waits(Latch::Migrate).await;
         let pods = world.pods_of(&m.run_name(Task::Window)).await;
         let name = twin(&world, &pods[0]).await;
-        eventually("the twin", Duration::from_secs(30), async || {
+        eventually("the twin", async || {
             let pod = world.api::<Pod>().get(&name).await.map_err(|e| e.to_string())?;
             let phase = pod.status.and_then(|s| s.phase).unwrap_or_default();
             if phase == "Running" { Ok(()) } else { Err(phase) }
         })
         .await;
-        assert!(world.db.gate_closed().await, "the twin came too late");
+        assert!(world.db.gate_closed().await);
+        drop(closed);
         m.completed().await;
         m.assert_new().await;
         assert_eq!(world.db.balances().await, before);
         // It waited for the first, found all done, and said so.
-        eventually("the twin's end", Duration::from_secs(60), async || {
+        eventually("the twin's end", async || {
             let pod = world.api::<Pod>().get(&name).await.map_err(|e| e.to_string())?;
             let phase = pod.status.and_then(|s| s.phase).unwrap_or_default();
             if phase == "Succeeded" { Ok(()) } else { Err(phase) }

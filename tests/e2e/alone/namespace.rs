@@ -1,29 +1,34 @@
 //! The namespace goes while the window waits for the switch. The operator is away: it would order the switch at once, and
 //! from there on nobody goes back alone.
 
-use std::time::Duration;
+use std::panic::AssertUnwindSafe;
 
-use k8s_openapi::api::{apps::v1::Deployment, core::v1::Namespace};
+use futures::FutureExt;
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    core::v1::{Namespace, Pod},
+};
 use kube::{
     Api, ResourceExt,
-    api::{DeleteParams, Patch, PatchParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams},
 };
 use serde_json::json;
 
 use credit_migration::api::{CreditMigration, Task, WindowState};
 
 use crate::{
-    cluster::{SYSTEM, eventually, leader},
-    harness::{Setup, e2e, slow},
-    migration::PATIENCE,
+    cluster::{SYSTEM, eventually, some_leader},
+    harness::{Setup, e2e},
+    latch::Latch,
 };
 
 #[tokio::test]
 async fn deleted_after_the_commit() {
-    let setup = Setup { exclusive: true, up: slow(10), ..Setup::default() };
+    let setup = Setup { exclusive: true, up: Latch::Migrate.up(), ..Setup::default() };
     e2e("deleted-namespace", setup, |world| async move {
         let before = world.db.balances().await;
-        let m = world.migrate("simplify", json!({"window": {"maxDuration": "300s"}})).await;
+        let m = world.migrate("simplify", json!({})).await;
+        let closed = world.db.close(Latch::Migrate).await;
         m.approve().await;
         m.window(Task::Window, "the blocked gate", |p| p.state == WindowState::Blocked).await;
         let operator: Api<Deployment> = Api::namespaced(world.client.clone(), SYSTEM);
@@ -32,32 +37,36 @@ async fn deleted_after_the_commit() {
             operator.patch("credit-migration-operator", &PatchParams::default(), &Patch::Merge(&patch)).await.unwrap();
         };
         scale(0).await;
-        let migrated =
-            std::panic::AssertUnwindSafe(m.window(Task::Window, "the commit", |p| p.state == WindowState::Migrated));
-        let migrated = futures::FutureExt::catch_unwind(migrated).await;
+        let away = async {
+            let pods: Api<Pod> = Api::namespaced(world.client.clone(), SYSTEM);
+            eventually("the operator to go", async || {
+                let left = pods.list(&ListParams::default()).await.map_err(|e| e.to_string())?.items.len();
+                if left == 0 { Ok(()) } else { Err(format!("{left} pods")) }
+            })
+            .await;
+            drop(closed);
+            m.window(Task::Window, "the commit", |p| p.state == WindowState::Migrated).await;
 
-        let namespaces: Api<Namespace> = Api::all(world.client.clone());
-        namespaces.delete(&world.namespace, &DeleteParams::default()).await.unwrap();
-        let ended = async || {
-            let ledger = world.db.ledger().await;
-            if ledger == "up,down" && !world.db.gate_closed().await { Ok(()) } else { Err(ledger) }
+            let namespaces: Api<Namespace> = Api::all(world.client.clone());
+            namespaces.delete(&world.namespace, &DeleteParams::default()).await.unwrap();
+            eventually("the rollback", async || {
+                let ledger = world.db.ledger().await;
+                if ledger == "up,down" && !world.db.gate_closed().await { Ok(()) } else { Err(ledger) }
+            })
+            .await;
         };
-        let reverted = std::panic::AssertUnwindSafe(eventually("the way back", PATIENCE, ended));
-        let reverted = futures::FutureExt::catch_unwind(reverted).await;
+        let away = AssertUnwindSafe(away).catch_unwind().await;
         // Before anything can fail: the other tests need an operator.
         scale(2).await;
-        eventually("a leader", Duration::from_secs(60), async || {
-            leader(&world.client).await.ok_or("nobody leads".to_owned())
-        })
-        .await;
-        assert!(migrated.is_ok() && reverted.is_ok());
+        some_leader(&world.client).await;
+        away.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         assert_eq!(world.db.schema().await, "v1");
         world.db.writable().await.unwrap();
         assert_eq!(world.db.balances().await, before);
 
         // The finalizer keeps the namespace: no pod can be made for what is left to do (docs/emergency.md).
         // Not before it is being deleted itself, which comes after the pods: until then the operator puts the finalizer back.
-        eventually("its deletion", PATIENCE, async || {
+        eventually("its deletion", async || {
             m.get().await.metadata.deletion_timestamp.map(drop).ok_or("not yet".to_owned())
         })
         .await;

@@ -15,7 +15,7 @@ use crate::{
     cluster::{self, eventually},
     forging::{agree, assert_shut, at_once, say},
     harness::{APPROVERS, Setup, e2e},
-    migration::{Migration, PATIENCE, ready},
+    migration::{Migration, ready},
 };
 
 const POLICY: &str = "migrationdecisions.creditmigration.io";
@@ -46,7 +46,7 @@ async fn deleted_while_people_are_asked() {
 
         bindings.delete(POLICY, &DeleteParams::default()).await.unwrap();
         let meanwhile = async {
-            eventually("a forged word to be taken", PATIENCE, || forge(&m, &digest)).await;
+            eventually("a forged word to be taken", || forge(&m, &digest)).await;
             let message = m.reason("DecisionPolicyMissing").await;
             assert!(message.contains(POLICY) && message.contains("next: helm upgrade"), "{message}");
             assert_shut(&m, &before).await;
@@ -58,7 +58,7 @@ async fn deleted_while_people_are_asked() {
         let meanwhile = AssertUnwindSafe(meanwhile).catch_unwind().await;
         // Before anything can fail: the other tests need it.
         bindings.create(&PostParams::default(), &binding).await.unwrap();
-        eventually("forged words to be refused", Duration::from_secs(60), async || {
+        eventually("forged words to be refused", async || {
             let client = cluster::client(Some(FORGER)).await;
             match say(&m, &client, APPROVERS[0], &m.uid, DecisionKind::Approve, "sha256:0").await {
                 Err(refused) if refused.contains("your own name") => Ok(()),
@@ -72,7 +72,7 @@ async fn deleted_while_people_are_asked() {
 
         // The operator sees it again, and what was said in its absence proves nothing.
         let status = m
-            .until("the policy to be seen", PATIENCE, |s| {
+            .until("the policy to be seen", |s| {
                 s.approvals.as_deref() == Some("0/2") && ready(s).0 == "ApprovalPending"
             })
             .await;
@@ -80,7 +80,7 @@ async fn deleted_while_people_are_asked() {
         assert_shut(&m, &before).await;
 
         // Words that came after it do. Times of decisions are whole seconds.
-        eventually("proven approvals", PATIENCE, async || {
+        eventually("proven approvals", async || {
             let status = m.status().await;
             if status.phase != Some(Phase::AwaitingApproval) {
                 return Ok(());
@@ -89,7 +89,7 @@ async fn deleted_while_people_are_asked() {
             Err(format!("{:?}", ready(&status)))
         })
         .await;
-        m.until("the blocked writes", PATIENCE, |s| s.window.as_ref().is_some_and(|w| w.blocked_at.is_some())).await;
+        m.until("the blocked writes", |s| s.window.as_ref().is_some_and(|w| w.blocked_at.is_some())).await;
     })
     .await;
 }

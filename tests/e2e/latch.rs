@@ -1,0 +1,122 @@
+//! What goes on only when the test lets it: SQL in the window or in the rehearsal, checks of a stage, the version probe.
+//!
+//! A closed latch is an advisory lock of a session of the test, so it opens when the test ends, however it ends. Whatever waits for it
+//! reads `pg_locks`, which shows the locks of all databases: the rehearsal has one of its own.
+
+use k8s_openapi::api::core::v1::Service;
+use serde_json::{Value, json};
+use tokio_postgres::Client;
+
+use super::{
+    cluster::eventually,
+    database::{Database, UP},
+    harness::{APP, World},
+};
+
+/// First key of the advisory locks; the product's own have another one.
+const CLASS: i32 = 3630;
+/// A Service that leads to the application only while the test wants the version probe to be answered.
+const PROBE: &str = "probe";
+
+/// What waits.
+#[derive(Clone, Copy, Debug)]
+pub enum Latch {
+    /// The up SQL in the window.
+    Migrate = 1,
+    /// The up SQL in the rehearsal.
+    Rehearse = 2,
+    /// A check of stage Validate.
+    Validate = 3,
+    /// A check of stage Monitor.
+    Monitor = 4,
+}
+
+/// A latch that is closed until this is dropped.
+#[must_use]
+pub struct Closed {
+    _session: Client,
+}
+
+impl Latch {
+    /// True in SQL while it is closed.
+    fn closed(self) -> String {
+        format!(
+            "EXISTS (SELECT FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND classid = {CLASS} AND objid = {} AND granted
+             AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = regexp_replace(current_database(), '_rehearsal$', '')))",
+            self as i32
+        )
+    }
+
+    /// The up SQL, which waits before it changes anything.
+    pub fn up(self) -> String {
+        let place = if matches!(self, Latch::Rehearse) { "LIKE" } else { "NOT LIKE" };
+        format!(
+            "DO $$ BEGIN WHILE current_database() {place} '%\\_rehearsal' AND {} LOOP PERFORM pg_sleep(0.05); END LOOP; END $$;\n{UP}",
+            self.closed()
+        )
+    }
+
+    /// A stage of no length, which ends only once the latch is open: until then its one check has no data.
+    pub fn stage(self) -> Value {
+        json!({"duration": "0s", "checks": [self.check()]})
+    }
+
+    /// A check that has no data while the latch is closed, and passes afterwards.
+    pub fn check(self) -> Value {
+        let query = format!("SELECT CASE WHEN {} THEN NULL ELSE 0 END", self.closed());
+        json!({"name": "latch", "sql": {"query": query}, "interval": "1s", "max": "0"})
+    }
+}
+
+impl Database {
+    /// Closes a latch.
+    pub async fn close(&self, latch: Latch) -> Closed {
+        let session = self.connect().await;
+        let lock = format!("SELECT pg_advisory_lock({CLASS}, {})", latch as i32);
+        session.batch_execute(&lock).await.unwrap_or_else(|e| panic!("{lock}: {e:?}"));
+        Closed { _session: session }
+    }
+
+    /// Waits until the up SQL waits for a closed latch: nothing of it is committed, and nothing is before the latch opens.
+    pub async fn sql_waits(&self, latch: Latch) {
+        let database =
+            if matches!(latch, Latch::Rehearse) { format!("{}_rehearsal", self.name) } else { self.name.clone() };
+        let query = format!(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = '{database}' AND state = 'active' AND query LIKE 'DO $$ BEGIN WHILE%'"
+        );
+        eventually("the SQL", async || match self.count(&query).await {
+            0 => Err("it does not run yet".into()),
+            _ => Ok(()),
+        })
+        .await;
+    }
+}
+
+impl World {
+    /// Part of a spec: the version probe asks a Service that the test can take away.
+    pub fn own_probe() -> Value {
+        json!({"application": {"versionProbe": {"url": format!("http://{PROBE}/version")}}})
+    }
+
+    /// Makes the Service of [`World::own_probe`].
+    pub async fn create_probe(&self) {
+        let mut service =
+            serde_yaml_ng::from_str::<Value>(include_str!("../../examples/watermark-remover/deploy/service.yaml"))
+                .unwrap();
+        service["metadata"]["name"] = json!(PROBE);
+        self.create_object::<Service>(service).await;
+    }
+
+    /// Whether the version probe is answered. While it is not, the switch of the application does not end, in either direction.
+    pub async fn answer_probe(&self, answered: bool) {
+        let name = if answered { APP } else { "nobody" };
+        self.patch::<Service>(PROBE, json!({"spec": {"selector": {"app.kubernetes.io/name": name}}})).await;
+        let url = format!("http://{PROBE}.{}/version", self.namespace);
+        // The network of the node follows a moment later.
+        eventually("the probe's Service", async || match (reqwest::get(&url).await, answered) {
+            (Ok(_), true) | (Err(_), false) => Ok(()),
+            (answer, _) => Err(format!("{answer:?}")),
+        })
+        .await;
+    }
+}
