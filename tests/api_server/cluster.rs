@@ -1,6 +1,10 @@
 //! Requests as they go over the wire, with the warnings that come back.
 
-use std::{panic::AssertUnwindSafe, path::Path};
+use std::{
+    panic::AssertUnwindSafe,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use futures::FutureExt;
 use k8s_openapi::{
@@ -19,6 +23,9 @@ use tokio::sync::OnceCell;
 pub const SYSTEM: &str = "credit-migration-system";
 /// The operator's ServiceAccount.
 pub const OPERATOR: &str = "system:serviceaccount:credit-migration-system:credit-migration-operator";
+
+/// Longest wait for migrations to go.
+const MAX_WAIT: Duration = Duration::from_secs(300);
 
 /// An answer of the API server.
 #[derive(Debug)]
@@ -137,6 +144,13 @@ impl World {
         })
     }
 
+    /// The same, with a value that the schema allows and the operator's types do not: the cluster's operator leaves its status alone.
+    pub fn undecodable(&self, name: &str) -> Value {
+        let mut migration = self.migration(name);
+        migration["spec"]["rollback"] = json!({"triggers": {"balanceErrors": {"maxUsers": u64::from(u32::MAX) + 1}}});
+        migration
+    }
+
     pub fn decision(&self, name: &str, decision: &str, digest: Option<&str>) -> Value {
         let mut spec = json!({"migration": "m", "migrationUID": "0", "decision": decision, "by": self.name});
         if let Some(digest) = digest {
@@ -227,7 +241,8 @@ pub async fn with_cluster(name: &str, test: impl AsyncFnOnce(&World)) {
 /// The operator of the cluster holds what looks as if its window were open, and would hold the namespace with it.
 async fn remove_migrations(World { admin, operator, .. }: &World) -> Vec<String> {
     let mut left = vec![];
-    for _ in 0..100 {
+    let started = Instant::now();
+    while started.elapsed() < MAX_WAIT {
         let list = admin.get("creditmigrations").await.object();
         left = list["items"].as_array().unwrap().iter().map(|m| m["metadata"]["name"].to_string()).collect();
         if left.is_empty() {
@@ -241,7 +256,7 @@ async fn remove_migrations(World { admin, operator, .. }: &World) -> Vec<String>
             admin.send("DELETE", &path, &[], None).await;
             admin.patch(&path, &json!({"metadata": {"finalizers": null}})).await;
         }
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
     left
 }

@@ -1,7 +1,7 @@
 //! The binding that holds names in decisions to their authors is deleted: anybody approves in anybody's name, and no window opens,
 //! neither meanwhile nor, on those words, later.
 
-use std::{panic::AssertUnwindSafe, time::Duration};
+use std::panic::AssertUnwindSafe;
 
 use credit_migration::api::{DecisionKind, Phase};
 use futures::FutureExt;
