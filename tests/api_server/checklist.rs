@@ -1,4 +1,4 @@
-//! Fields of the checklist's further lines: each with a wrong value is refused, in words that say what to write instead.
+//! Fields of the checklist's other lines: an invalid value is rejected with a message that says what to write instead.
 
 use serde_json::{Value, json};
 

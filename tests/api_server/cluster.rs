@@ -1,4 +1,4 @@
-//! Requests as they go over the wire, with the warnings that come back.
+//! Raw requests to the API server, with the warnings in its answers.
 
 use std::{
     panic::AssertUnwindSafe,
@@ -24,7 +24,7 @@ pub const SYSTEM: &str = "credit-migration-system";
 /// The operator's ServiceAccount.
 pub const OPERATOR: &str = "system:serviceaccount:credit-migration-system:credit-migration-operator";
 
-/// Longest wait for migrations to go.
+/// Longest wait for the end of migrations.
 const MAX_WAIT: Duration = Duration::from_secs(300);
 
 /// An answer of the API server.
@@ -40,19 +40,19 @@ impl Answer {
         (200..300).contains(&self.code)
     }
 
-    /// Message of a refusal.
+    /// Message of an error.
     pub fn message(&self) -> &str {
         self.body["message"].as_str().unwrap_or_default()
     }
 
-    /// The object; panics if it was refused.
+    /// The object; panics if the request was rejected.
     pub fn object(self) -> Value {
         assert!(self.ok(), "{}: {}", self.code, self.message());
         self.body
     }
 }
 
-/// Someone who talks to the API server, in one namespace.
+/// A user of the API server, in one namespace.
 #[derive(Clone)]
 pub struct Person {
     pub client: Client,
@@ -60,7 +60,7 @@ pub struct Person {
 }
 
 impl Person {
-    /// One request; `path` begins behind the group's `.../namespaces/NAMESPACE/` unless it begins with a slash.
+    /// One request; `path` is relative to the group's `.../namespaces/NAMESPACE/` unless it starts with a slash.
     pub async fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: Option<&Value>) -> Answer {
         let path = if path.starts_with('/') {
             path.to_owned()
@@ -83,9 +83,9 @@ impl Person {
         self.send("GET", path, &[], None).await
     }
 
-    /// Creates with strict validation, for real or on trial.
-    pub async fn create(&self, plural: &str, object: &Value, trial: bool) -> Answer {
-        let path = format!("{plural}?fieldValidation=Strict{}", if trial { "&dryRun=All" } else { "" });
+    /// Creates an object with strict validation, optionally as a dry run.
+    pub async fn create(&self, plural: &str, object: &Value, dry_run: bool) -> Answer {
+        let path = format!("{plural}?fieldValidation=Strict{}", if dry_run { "&dryRun=All" } else { "" });
         self.send("POST", &path, &[("content-type", "application/json")], Some(object)).await
     }
 
@@ -102,17 +102,17 @@ pub struct World {
     pub admin: Person,
     /// The operator's ServiceAccount: it alone writes the status of a migration.
     pub operator: Person,
-    /// User name of the administrator: only in one's own name can one author and decide.
+    /// User name of the administrator: users author and decide in their own name only.
     pub name: String,
 }
 
 impl World {
-    /// The same namespace as somebody else.
+    /// The same namespace as another user.
     pub async fn person(&self, user: &str) -> Person {
         impersonate(&self.admin.namespace, &[("impersonate-user", user)]).await
     }
 
-    /// A ServiceAccount by the token of its pod.
+    /// A ServiceAccount with the token of a pod.
     pub async fn pod(&self, user: &str, pod: &str) -> Person {
         let extra = "impersonate-extra-authentication.kubernetes.io%2fpod-name";
         impersonate(&self.admin.namespace, &[("impersonate-user", user), (extra, pod)]).await
@@ -144,7 +144,7 @@ impl World {
         })
     }
 
-    /// The same, with a value that the schema allows and the operator's types do not: the cluster's operator leaves its status alone.
+    /// The same with a value that is valid by the schema but not by the operator's types: the operator does not change its status.
     pub fn undecodable(&self, name: &str) -> Value {
         let mut migration = self.migration(name);
         migration["spec"]["rollback"] = json!({"triggers": {"balanceErrors": {"maxUsers": u64::from(u32::MAX) + 1}}});
@@ -188,7 +188,7 @@ async fn impersonate(namespace: &str, headers: &[(&str, &str)]) -> Person {
     Person { client: Client::try_from(config).unwrap(), namespace: namespace.to_owned() }
 }
 
-/// Sets what lies at a path of keys and indices, `spec/database/name`; `null` removes it.
+/// Sets the value at a path of keys and indices, such as `spec/database/name`; `null` removes it.
 pub fn set(object: &mut Value, path: &str, value: Value) {
     let (parents, last) = path.rsplit_once('/').unwrap_or(("", path));
     let mut at = object;
@@ -205,7 +205,7 @@ pub fn set(object: &mut Value, path: &str, value: Value) {
     }
 }
 
-/// Whether this process runs in the test cluster, and not beside a cluster that somebody needs.
+/// Whether this process runs in the test cluster: no other cluster is touched.
 fn is_here() -> bool {
     std::env::var("KUBECONFIG")
         .is_ok_and(|path| Path::new(&path).parent().unwrap().join(".credit-migration-cluster").exists())
@@ -238,7 +238,7 @@ pub async fn with_cluster(name: &str, test: impl AsyncFnOnce(&World)) {
     assert!(left.is_empty(), "left in {namespace}: {left:?}");
 }
 
-/// The operator of the cluster holds what looks as if its window were open, and would hold the namespace with it.
+/// Ends and deletes all migrations: the operator's finalizer would block the deletion of the namespace.
 async fn remove_migrations(World { admin, operator, .. }: &World) -> Vec<String> {
     let mut left = vec![];
     let started = Instant::now();
@@ -251,7 +251,7 @@ async fn remove_migrations(World { admin, operator, .. }: &World) -> Vec<String>
         for name in &left {
             let path = format!("creditmigrations/{}", name.trim_matches('"'));
             let ended = json!({"status": {"phase": "Cancelled", "steps": [], "window": null}});
-            // Each of these may meet that it is already gone.
+            // Each of these may find it already deleted.
             operator.patch(&format!("{path}/status"), &ended).await;
             admin.send("DELETE", &path, &[], None).await;
             admin.patch(&path, &json!({"metadata": {"finalizers": null}})).await;
@@ -277,7 +277,7 @@ async fn installed(client: &Client) {
             let applied = try_crd(&person, &crd).await;
             assert!(applied.ok(), "{}: {}", applied.code, applied.message());
             let live = person.get(&crd_path(&crd)).await.body;
-            // What is tried must be what is in this tree. It is not applied here: Helm would meet another owner of its fields.
+            // The installed CRD must be that of this tree. It is not applied here: Helm would find another owner of its fields.
             assert_eq!(
                 live["metadata"]["generation"],
                 applied.body["metadata"]["generation"],
@@ -293,7 +293,7 @@ fn crd_path(crd: &CustomResourceDefinition) -> String {
     format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{}", crd.metadata.name.as_deref().unwrap())
 }
 
-/// Applies a CRD from the server's side, on trial.
+/// Applies a CRD server-side, as a dry run.
 pub async fn try_crd(person: &Person, crd: &CustomResourceDefinition) -> Answer {
     let path = format!("{}?fieldManager=api-server-test&force=true&fieldValidation=Strict&dryRun=All", crd_path(crd));
     let mut object = serde_json::to_value(crd).unwrap();

@@ -1,4 +1,4 @@
-//! The plugin under kubectl, which finds it by its name.
+//! The plugin, called by kubectl.
 
 use std::{os::unix::fs::symlink, process::Command};
 
@@ -18,7 +18,7 @@ async fn kubectl_completes_verbs_and_names() {
             symlink(env!("CARGO_BIN_EXE_kubectl-creditmigration"), folder.join(name)).unwrap();
         }
         let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap());
-        // As the shell's function asks when somebody presses the tab key.
+        // As the shell's completion function does.
         let complete = |words: &[&str]| {
             let mut kubectl = Command::new("kubectl");
             kubectl.env("PATH", &path).args(["__complete", "creditmigration"]).args(words);
@@ -34,7 +34,7 @@ async fn kubectl_completes_verbs_and_names() {
     .await;
 }
 
-/// What the file no longer has is gone, as with `kubectl apply`; what the server refuses is told, and exits with 3.
+/// A field that the file lacks is removed, as by `kubectl apply`; a rejection by the server is reported with exit code 3.
 #[tokio::test]
 async fn a_plan_of_a_file_is_what_would_be_applied() {
     with_cluster("plan", async |w| {
@@ -65,7 +65,7 @@ async fn a_plan_of_a_file_is_what_would_be_applied() {
         }
         std::fs::remove_file(&file).unwrap();
         let after = w.admin.get("creditmigrations/m").await.object();
-        // The cluster's operator writes its status meanwhile.
+        // The cluster's operator may have written its status.
         assert_eq!(after["spec"], before["spec"], "nothing was changed");
     })
     .await;

@@ -1,10 +1,10 @@
-//! What the operator's and the runner's ServiceAccount can and can't do.
+//! Rights of the operator's and the runner's ServiceAccount.
 
 use serde_json::{Value, json};
 
 use super::cluster::{OPERATOR, SYSTEM, World, with_cluster};
 
-/// Verb, group, `resource[/subresource]`, name; may it?
+/// Verb, group, `resource[/subresource]`, name; whether it is granted.
 type Right = (&'static str, &'static str, &'static str, &'static str, bool);
 
 async fn review(w: &World, user: &str, namespace: &str, right: &Right) -> bool {
@@ -118,7 +118,7 @@ async fn the_operator_can_do_its_work_and_no_more() {
             ],
         )
         .await;
-        // Not only by review: as the operator itself.
+        // Not only by access review, but also as the operator itself.
         let operator = w.person(OPERATOR).await;
         let secrets = operator.get(&format!("/api/v1/namespaces/{ns}/secrets")).await;
         assert_eq!(secrets.code, 403, "{}", secrets.message());
@@ -197,7 +197,7 @@ async fn a_runner_can_report_and_no_more() {
 
         w.person(OPERATOR).await.create("migrationruns", &w.run("r"), false).await.object();
         let nobody = w.person(&user).await;
-        // Not by review: of a namespace the API server itself says in which one the right must be bound.
+        // Not by access review: for a namespace object the API server decides where the right must be bound.
         let own = nobody.get(&format!("/api/v1/namespaces/{ns}")).await;
         assert_eq!(own.object()["metadata"]["name"], json!(ns));
         for other in ["/api/v1/namespaces/default", "/api/v1/namespaces"] {
@@ -210,7 +210,7 @@ async fn a_runner_can_report_and_no_more() {
         assert_eq!(report.object()["status"]["phase"], "Running");
         let order = runner.patch("migrationruns/r", &json!({"spec": {"window": {"command": "UnblockWrites"}}})).await;
         assert_eq!(order.code, 403, "{}", order.message());
-        // A spec that comes along with a report is not taken.
+        // A spec that comes with a report is ignored.
         let both = json!({"spec": {"window": {"command": "UnblockWrites"}}, "status": {"phase": "Running"}});
         assert_eq!(
             runner.patch("migrationruns/r/status", &both).await.object()["spec"]["window"]["command"],

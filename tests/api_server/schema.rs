@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::cluster::{Person, set, try_crd, with_cluster};
 
 #[tokio::test]
-async fn crds_are_taken_without_warning() {
+async fn crds_are_accepted_without_warning() {
     with_cluster("crds", async |w| {
         for crd in credit_migration::api::crds().unwrap() {
             let answer = try_crd(&w.admin, &crd).await;
@@ -16,7 +16,7 @@ async fn crds_are_taken_without_warning() {
     .await;
 }
 
-/// Bad value at a path, and what the refusal must say.
+/// Path, invalid value, and part of the error message.
 pub(super) type Bad = (&'static str, Value, &'static str);
 
 pub(super) async fn refused(person: &Person, plural: &str, good: &Value, cases: Vec<Bad>) {
@@ -41,7 +41,7 @@ fn check() -> Value {
 }
 
 #[tokio::test]
-async fn migrations_that_are_refused() {
+async fn rejected_migrations() {
     with_cluster("migrations", async |w| {
         let mut good = w.migration("m");
         set(&mut good, "spec/monitoring", json!({"duration": "2h", "checks": [check()]}));
@@ -121,7 +121,7 @@ async fn migrations_that_are_refused() {
 }
 
 #[tokio::test]
-async fn decisions_that_are_refused() {
+async fn rejected_decisions() {
     with_cluster("decisions", async |w| {
         let good = w.decision("d", "Approve", Some("sha256:0"));
         let digest = "need spec.digest: kubectl get creditmigrations NAME -o jsonpath='{.status.plan.digest}'";
@@ -226,13 +226,13 @@ async fn the_minimal_manifest_comes_back_with_the_checklists_values() {
             }
         }
         assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-        // What the API server completed is what the types read, and they complete it in the same way.
+        // The types read what the API server has completed, and fill in the same defaults.
         let by_server: credit_migration::api::CreditMigrationSpec = serde_json::from_value(spec.clone()).unwrap();
         let by_types: credit_migration::api::CreditMigrationSpec =
             serde_json::from_value(w.migration("m")["spec"].clone()).unwrap();
         assert_eq!(by_server, by_types);
 
-        // Defaults of what is there in part.
+        // Defaults of partial objects.
         let mut partial = w.migration("m");
         set(&mut partial, "spec/application/versionProbe", json!({"url": "http://shop"}));
         set(
@@ -254,7 +254,7 @@ async fn the_minimal_manifest_comes_back_with_the_checklists_values() {
             json!({"url": "http://shop", "method": "GET", "expectedStatus": 200, "timeout": "5s"})
         );
         assert_eq!(checks[1]["failures"], json!({"count": 3, "of": 5}));
-        // Durations in any notation that people use.
+        // Durations in all notations.
         for (text, seconds) in [("90s", 90), ("1m30s", 90), ("5m", 300), ("0h5m0s", 300), ("1h", 3600)] {
             let mut m = w.migration("m");
             set(&mut m, "spec/window", json!({"maxDuration": text}));

@@ -1,10 +1,10 @@
-//! What may change once something is under way, the status subresource, and the columns of `kubectl get`.
+//! Immutable fields, the status subresource, and the columns of `kubectl get`.
 
 use serde_json::{Value, json};
 
 use super::cluster::{OPERATOR, with_cluster};
 
-/// A change of the spec that is sound in itself.
+/// A valid change of the spec.
 fn edit() -> Value {
     json!({"spec": {"window": {"maxDuration": "4m"}}})
 }
@@ -131,16 +131,16 @@ async fn only_the_order_of_a_run_changes() {
 }
 
 #[tokio::test]
-async fn status_has_its_own_door() {
+async fn only_the_operator_writes_a_status() {
     with_cluster("status", async |w| {
         w.admin.create("creditmigrations", &w.migration("m"), false).await.object();
-        // Nobody else has a key to it, also who may do everything, ...
+        // A cluster administrator may not write the status.
         let answer = w.admin.patch("creditmigrations/m/status", &json!({"status": {"phase": "Executing"}})).await;
         assert!(!answer.ok() && answer.message().contains("only the operator"), "{} {}", answer.code, answer.message());
-        // ... through the front door a status is not written, ...
+        // A patch of the object does not change the status.
         let object = w.admin.patch("creditmigrations/m", &json!({"status": {"phase": "Completed"}})).await.object();
         assert_ne!(object["status"]["phase"], "Completed");
-        // ... and through its own nothing else is.
+        // A patch of the status does not change the spec.
         let patch = json!({"spec": {"window": {"maxDuration": "4m"}}, "status": {"approvals": "1/2"}});
         let object = w.operator.patch("creditmigrations/m/status", &patch).await.object();
         assert_eq!(object["spec"]["window"]["maxDuration"], "300s");

@@ -1,4 +1,4 @@
-//! Bad input: each case says what is wrong, names the object and the next command, and changes nothing.
+//! Bad input: each message names the fault, the object and the next command, and nothing is changed.
 
 use credit_migration::api::{CreditMigrationStatus, DecisionKind, Phase};
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::ConfigMap};
@@ -15,8 +15,8 @@ fn idle() -> Setup {
     Setup { replicas: 0, ..Setup::default() }
 }
 
-fn sql(way: &str, name: &str, key: &str) -> Value {
-    json!({"migration": {way: {"configMapKeyRef": {"name": name, "key": key}}}})
+fn sql(direction: &str, name: &str, key: &str) -> Value {
+    json!({"migration": {direction: {"configMapKeyRef": {"name": name, "key": key}}}})
 }
 fn flag(name: &str, key: &str) -> Value {
     json!({"application": {"flag": {"configMapKeyRef": {"name": name, "key": key}}}})
@@ -31,7 +31,7 @@ fn store(patch: Value) -> Value {
     json!({"backup": {"store": patch}})
 }
 
-/// Name, patch of the spec, reason, what the message must name.
+/// Name, patch of the spec, reason, parts of the message.
 type Case = (&'static str, Value, &'static str, &'static [&'static str]);
 
 fn of_the_cluster() -> Vec<Case> {
@@ -49,9 +49,9 @@ fn of_the_cluster() -> Vec<Case> {
         ("flag-immutable", flag("immutable", FLAG), "FlagConfigMapImmutable", &["ConfigMap immutable"]),
         (
             "rollback-not-enabled",
-            flag("no-way-back", FLAG),
+            flag("no-rollback", FLAG),
             "RollbackNotEnabled",
-            &["no-way-back", "ENABLE_ROLLBACK", "is missing", "\"true\""],
+            &["no-rollback", "ENABLE_ROLLBACK", "is missing", "\"true\""],
         ),
         ("flag-not-at-from", flag("at-v2", FLAG), "FlagNotAtFrom", &["at-v2", "\"v2\"", "\"v1\""]),
         ("deployment-missing", workload("nowhere"), "WorkloadMissing", &["Deployment nowhere"]),
@@ -123,7 +123,7 @@ async fn objects(world: &World) {
         )
         .await;
     world.config_map("at-v2", json!({FLAG: "v2"})).await;
-    world.config_map("no-way-back", json!({FLAG: "v1"})).await;
+    world.config_map("no-rollback", json!({FLAG: "v1"})).await;
     world
         .create_object::<ConfigMap>(json!({"metadata": {"name": "immutable"}, "immutable": true, "data": {FLAG: "v1"}}))
         .await;
@@ -136,13 +136,13 @@ async fn objects(world: &World) {
         .await;
 }
 
-/// Reason, message with object and next command, event.
-async fn told(m: &Migration, reason: &str, parts: &[&str]) -> Result<(), String> {
+/// Checks the reason, the message with object and next command, and the event.
+async fn assert_reported(m: &Migration, reason: &str, parts: &[&str]) -> Result<(), String> {
     let status = m.until(reason, |s| ready(s).0 == reason || s.phase == Some(Phase::AwaitingApproval)).await;
-    let (seen, message) = ready(&status);
+    let (observed, message) = ready(&status);
     let mut wrong = vec![];
-    if seen != reason {
-        wrong.push(format!("reason is {seen}"));
+    if observed != reason {
+        wrong.push(format!("reason is {observed}"));
     }
     for part in parts.iter().chain(&["next:"]) {
         if !message.contains(part) {
@@ -164,8 +164,8 @@ async fn all(name: &str, cases: Vec<Case>) {
         }
         let mut wrong = vec![];
         for (m, (.., reason, parts)) in migrations.iter().zip(&cases) {
-            wrong.extend(told(m, reason, parts).await.err());
-            // None is over: each waits for its mending, and nothing was begun.
+            wrong.extend(assert_reported(m, reason, parts).await.err());
+            // Each waits for the fix; only SQL that can never run has failed.
             assert_eq!(
                 m.status().await.phase.unwrap(),
                 if reason.starts_with("Sql") && *reason != "SqlMissing" { Phase::Failed } else { Phase::Preparing }
@@ -183,8 +183,8 @@ async fn all(name: &str, cases: Vec<Case>) {
 }
 
 #[tokio::test]
-async fn what_the_cluster_lacks() {
-    all("lacking", of_the_cluster()).await;
+async fn what_the_cluster_is_missing() {
+    all("missing", of_the_cluster()).await;
 }
 
 #[tokio::test]
@@ -193,8 +193,8 @@ async fn what_preflight_finds() {
 }
 
 #[tokio::test]
-async fn what_is_mended_goes_on() {
-    e2e("mended", idle(), |world| async move {
+async fn a_fixed_fault_lets_the_migration_continue() {
+    e2e("fixed", idle(), |world| async move {
         let mut spec = connection("late", "url");
         merge(&mut spec, &flag("late", FLAG));
         merge(&mut spec, &workload("late"));
@@ -217,10 +217,10 @@ async fn what_is_mended_goes_on() {
     .await;
 }
 
-/// Patch of the spec, reason, what the message must name.
+/// Patch of the spec, reason, parts of the message.
 type Rehearsed = (Value, &'static str, &'static [&'static str]);
 
-/// One migration, edited from one fault to the next; corrected, it goes on to the approval.
+/// One migration, edited from one fault to the next; once corrected, it waits for approval.
 async fn rehearsed(name: &str, cases: Vec<Rehearsed>) {
     e2e(name, idle(), |world| async move {
         let before = world.db.fingerprint().await;
@@ -237,7 +237,7 @@ async fn rehearsed(name: &str, cases: Vec<Rehearsed>) {
                 }),
             )
             .await;
-        // What the case before has broken is mended with the next fault.
+        // Each edit fixes the previous fault and introduces the next one.
         let good = world.spec(json!({}));
         let mut first = None;
         let mut wrong = vec![];
@@ -251,7 +251,7 @@ async fn rehearsed(name: &str, cases: Vec<Rehearsed>) {
             m.edit(spec).await.unwrap();
             let failed = |s: &CreditMigrationStatus| s.phase == Some(Phase::Failed) && ready(s).0 == reason;
             m.until(reason, failed).await;
-            wrong.extend(told(&m, reason, parts).await.err());
+            wrong.extend(assert_reported(&m, reason, parts).await.err());
             let message = ready(&m.status().await).1;
             assert!(message.contains("nothing was changed"), "{message}");
             m.cleaned().await;
@@ -261,7 +261,7 @@ async fn rehearsed(name: &str, cases: Vec<Rehearsed>) {
         assert!(wrong.is_empty(), "{}", wrong.join("\n"));
         let m = first.unwrap();
         m.edit(good).await.unwrap();
-        m.until("the approval's turn", |s| s.phase == Some(Phase::AwaitingApproval)).await;
+        m.until("the step Approve", |s| s.phase == Some(Phase::AwaitingApproval)).await;
     })
     .await;
 }
@@ -302,16 +302,16 @@ async fn what_the_rehearsal_finds_in_the_down_sql() {
 }
 
 #[tokio::test]
-async fn a_lock_that_is_not_to_be_had_in_the_window() {
+async fn a_lock_timeout_in_the_window() {
     e2e("lock", Setup::default(), |world| async move {
         let m = world.migrate("simplify", json!({"migration": {"lockTimeout": "500ms"}})).await;
         m.phase(Phase::AwaitingApproval).await;
-        // A superuser's session, which the migration's role cannot end.
+        // A superuser's session, which the migration's role cannot terminate.
         let mut holder = world.db.connect().await;
         let transaction = holder.transaction().await.unwrap();
         transaction.batch_execute("LOCK TABLE user_credits IN ACCESS SHARE MODE").await.unwrap();
         m.approve().await;
-        // `Ready` soon says what is to be done next; the failed step and its event stay.
+        // Condition `Ready` soon shows the next command; the failed step and its event last.
         let failed = |s: &CreditMigrationStatus| {
             let step = s.steps.iter().find(|x| x.reason.as_deref() == Some("LockTimeout"))?;
             step.message.clone().filter(|_| s.phase == Some(Phase::AwaitingApproval))
@@ -324,11 +324,11 @@ async fn a_lock_that_is_not_to_be_had_in_the_window() {
         m.assert_old("").await;
         m.event("LockTimeout", "nothing was changed").await;
         transaction.rollback().await.unwrap();
-        // The approvals were for that window; two new ones open another. Timestamps of decisions are whole seconds.
+        // The approvals were for that window; another one needs new ones. Times of decisions are whole seconds.
         let digest = m.digest().await;
         eventually("new approvals", async || {
-            for (person, word) in APPROVERS.iter().flat_map(|p| [(p, Decision::Approve), (p, Decision::Ready)]) {
-                m.decide(person, word, Some(&digest)).await.map_err(|e| e.to_string())?;
+            for (approver, decision) in APPROVERS.iter().flat_map(|a| [(a, Decision::Approve), (a, Decision::Ready)]) {
+                m.decide(approver, decision, Some(&digest)).await.map_err(|e| e.to_string())?;
             }
             let status = m.status().await;
             if status.phase == Some(Phase::AwaitingApproval) { Err(format!("{:?}", status.approvals)) } else { Ok(()) }

@@ -1,4 +1,4 @@
-//! Before the window nothing of the application is changed, whatever happens.
+//! Before the window nothing of the application is changed.
 
 use credit_migration::api::{DecisionKind, Phase};
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -21,8 +21,8 @@ async fn abort() {
         let before = world.db.fingerprint().await;
         let m = world.migrate("simplify", json!({})).await;
         m.phase(Phase::AwaitingApproval).await;
-        assert!(world.db.guards().await > 0);
-        m.decide(APPROVERS[0], DecisionKind::Abort, None).await.unwrap();
+        assert!(world.db.triggers().await > 0);
+        m.decide(APPROVERS[0], Decision::Abort, None).await.unwrap();
         let status = m.phase(Phase::Cancelled).await;
         assert!(ready(&status).1.contains("nothing was changed"), "{:?}", ready(&status));
         m.cleaned().await;
@@ -40,7 +40,7 @@ async fn what_was_approved_is_what_runs() {
         let first = m.digest().await;
         m.decide(APPROVERS[0], Decision::Approve, Some(&first)).await.unwrap();
         m.until("an approval", |s| s.approvals.as_deref() == Some("1/2")).await;
-        let again = |old: String| {
+        let new_plan = |old: String| {
             move |s: &credit_migration::api::CreditMigrationStatus| {
                 s.phase == Some(Phase::AwaitingApproval)
                     && s.plan.as_ref().and_then(|p| p.digest.as_ref()).is_some_and(|d| *d != old)
@@ -49,10 +49,10 @@ async fn what_was_approved_is_what_runs() {
 
         // The SQL is changed after an approval.
         world.patch::<ConfigMap>(SQL, json!({"data": {"up.sql": Latch::Rehearse.up()}})).await;
-        let status = m.until("a new plan", again(first.clone())).await;
+        let status = m.until("a new plan", new_plan(first.clone())).await;
         assert_eq!((status.approvals.as_deref(), status.approved_by.len()), (Some("0/2"), 0));
-        // An approval of the old plan counts for nothing.
-        m.decide(APPROVERS[1], DecisionKind::Approve, Some(&first)).await.unwrap();
+        // An approval of the old plan does not count.
+        m.decide(APPROVERS[1], Decision::Approve, Some(&first)).await.unwrap();
         let second = m.digest().await;
         m.decide(APPROVERS[0], Decision::Approve, Some(&second)).await.unwrap();
         let status = m.until("an approval", |s| s.approvals.as_deref() == Some("1/2")).await;
@@ -60,10 +60,10 @@ async fn what_was_approved_is_what_runs() {
 
         // The spec is changed after an approval.
         m.edit(json!({"window": {"maxDuration": "31m"}})).await.unwrap();
-        let status = m.until("a new plan", again(second.clone())).await;
+        let status = m.until("a new plan", new_plan(second.clone())).await;
         assert_eq!((status.approvals.as_deref(), status.approved_by.len()), (Some("0/2"), 0));
         m.event("PreparationRestarted", "").await;
-        // What cannot be edited at any time.
+        // These fields are immutable.
         for (patch, part) in [
             (json!({"requestedBy": "x"}), "requestedBy"),
             (json!({"database": {"name": "x"}}), "database.name is immutable"),
@@ -71,7 +71,7 @@ async fn what_was_approved_is_what_runs() {
             let refused = m.edit(patch).await.unwrap_err().to_string();
             assert!(refused.contains(part), "{refused}");
         }
-        // Edited in the middle of the rehearsal.
+        // The spec is edited during the rehearsal.
         let closed = world.db.close(Latch::Rehearse).await;
         m.edit(json!({"window": {"maxDuration": "32m"}})).await.unwrap();
         world.db.sql_waits(Latch::Rehearse).await;
@@ -81,11 +81,11 @@ async fn what_was_approved_is_what_runs() {
         let status = m
             .until("the last spec", |s| s.plan.as_ref().is_some_and(|p| p.generation == 4 && p.digest.is_some()))
             .await;
-        // The events tell of this backup, not of the first with a count.
+        // The events name this backup, not the first one with a higher count.
         let backup = status.backup.unwrap().object;
         m.event("BackupSucceeded", &backup).await;
 
-        // And it is the last one that runs.
+        // The last plan is the one that is run.
         m.approve().await;
         let status = m.completed().await;
         m.assert_new().await;
@@ -116,9 +116,9 @@ async fn two_migrations_on_one_database() {
 }
 
 #[tokio::test]
-async fn an_object_that_cannot_be_read_is_its_own_problem() {
+async fn an_undecodable_object_affects_no_other() {
     e2e("undecodable", idle(), |world| async move {
-        // Unknown fields are pruned, and refused for whoever asks for strictness, as kubectl does.
+        // Unknown fields are pruned, or rejected under strict validation, which kubectl asks for.
         let m = world.migrate("unknown-field", json!({"surprise": true})).await;
         assert!(serde_json::to_value(m.get().await).unwrap()["spec"].get("surprise").is_none());
         let kind = kube::discovery::ApiResource::erase::<credit_migration::api::CreditMigration>(&());
@@ -132,11 +132,11 @@ async fn an_object_that_cannot_be_read_is_its_own_problem() {
         let refused = world.client.request::<serde_json::Value>(request).await.unwrap_err().to_string();
         assert!(refused.contains("unknown field \"spec.surprise\""), "{refused}");
 
-        // The schema takes it, the types do not.
+        // Valid by the schema, but not by the operator's types.
         let odd = json!({"rollback": {"triggers": {"balanceErrors": {"maxUsers": u64::from(u32::MAX) + 1}}}});
         let undecodable = world.try_migrate("undecodable", odd).await.unwrap();
         undecodable.event("Undecodable", "next:").await;
-        // The others go on.
+        // Other migrations continue.
         m.phase(Phase::AwaitingApproval).await;
     })
     .await;

@@ -1,5 +1,5 @@
-//! The checklist's further lines with everything configured, against the real git server, mail server and web server: what others
-//! have of it in the end is what counts.
+//! The checklist's other lines with everything configured, against the real git server, mail server and web server. The tests check
+//! what has arrived there.
 
 use std::process::Command;
 
@@ -17,7 +17,7 @@ use super::{
     migration::condition,
 };
 
-/// Makes a repository with one commit; gives its hash.
+/// Creates a repository with one commit; returns its hash.
 fn repository(name: &str) -> String {
     let script = r#"export GIT_AUTHOR_NAME=carol GIT_AUTHOR_EMAIL=carol@example.com GIT_COMMITTER_NAME=carol GIT_COMMITTER_EMAIL=carol@example.com GIT_DIR=/srv/$1.git
         git init --quiet --bare --initial-branch=main
@@ -26,7 +26,7 @@ fn repository(name: &str) -> String {
     git(&["bash", "-euc", script, "-", name])
 }
 
-/// Runs a command beside the git server.
+/// Runs a command in the git server's pod.
 fn git(command: &[&str]) -> String {
     let output =
         Command::new("kubectl").args(["exec", "-n", "git", "deployment/git", "--"]).args(command).output().unwrap();
@@ -34,7 +34,7 @@ fn git(command: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
-/// What came to the inbox below a path.
+/// Messages in the inbox below a path.
 async fn inbox(prefix: &str) -> Vec<Value> {
     let ca = reqwest::Certificate::from_pem(state_file("pki-services/ca.crt").as_bytes()).unwrap();
     let http = reqwest::Client::builder().add_root_certificate(ca).build().unwrap();
@@ -42,7 +42,7 @@ async fn inbox(prefix: &str) -> Vec<Value> {
 }
 
 impl World {
-    /// Secrets of git and channels, as `tests/cluster/services connect` makes them.
+    /// Creates the Secrets of git and channels, as `tests/cluster/services connect` does.
     async fn further_secrets(&self) {
         let ca = state_file("pki-services/ca.crt");
         let read = |name: &str| std::fs::read_to_string(state().join("git-keys").join(name)).unwrap();
@@ -120,7 +120,7 @@ async fn everything_configured() {
         m.phase(Phase::AwaitingApproval).await;
         let closed = world.db.close(Latch::Validate).await;
 
-        // One channel is away: it is seen, and nothing waits for it.
+        // One channel is down: the status says so, and nothing waits for it.
         m.approve().await;
         let status = m.step(Step::Validate).await;
         let step = |s: &credit_migration::api::CreditMigrationStatus, name| {
@@ -138,7 +138,7 @@ async fn everything_configured() {
         assert_eq!(away.state, DeliveryState::Failed);
         assert!(!away.message.contains("https://"), "an address in the status: {away:?}");
 
-        // Code: what the server has.
+        // Tag and branch on the git server.
         assert_eq!(step(&status, Step::CodeBackup).state, StepState::Succeeded);
         let of = |name: &str| git(&["git", "-C", &format!("/srv/{}.git", world.namespace), "rev-parse", name]);
         assert_eq!(of("pre-credit-migration-v1^{commit}"), commit);
@@ -147,7 +147,7 @@ async fn everything_configured() {
             git(&["git", "-C", &format!("/srv/{}.git", world.namespace), "cat-file", "-t", "pre-credit-migration-v1"]);
         assert_eq!(kind, "tag", "annotated");
 
-        // Each source of a check has measured in the cluster.
+        // Each kind of check has measured in the cluster.
         let status = m
             .until("all measured", |s| {
                 let as_expected = |c: &CheckResult| match c.name.as_str() {
@@ -175,7 +175,7 @@ async fn everything_configured() {
         assert_eq!((day.passed, day.checks), (1, 2), "{day:?}");
         m.event("CheckBreached", "conversion").await;
 
-        // What people have of it.
+        // What the recipients have got.
         let occasions = [
             Occasion::Planned,
             Occasion::MaintenanceStarts,
@@ -200,7 +200,7 @@ async fn everything_configured() {
             if of("Scheduled maintenance") && of("Maintenance is done") { Ok(mails) } else { Err(format!("{mails:?}")) }
         })
         .await;
-        assert!(!json!(customers).to_string().contains("simplify"), "customers hear of no system: {customers:?}");
+        assert!(!json!(customers).to_string().contains("simplify"), "customers get no internals: {customers:?}");
         let text = json!(mails).to_string();
         assert!(!text.contains("postgresql://") && !text.contains("user9@example.com"), "{text}");
         let slack = inbox(&format!("/{}/slack", world.namespace)).await;
@@ -217,8 +217,8 @@ async fn everything_configured() {
 }
 
 #[tokio::test]
-async fn an_alarm_names_whom_to_call() {
-    e2e("alarm", Setup::default(), |world| async move {
+async fn an_alert_names_whom_to_call() {
+    e2e("alert", Setup::default(), |world| async move {
         world.further_secrets().await;
         let commit = repository(&world.namespace);
         world.patch::<ConfigMap>(APP, json!({"data": {"V2_FAULTS": "login"}})).await;
@@ -229,10 +229,10 @@ async fn an_alarm_names_whom_to_call() {
         m.approve().await;
         m.phase(Phase::RolledBack).await;
 
-        // To the team by both channels; customers hear of no name and no system.
+        // The team gets it by both channels; the public gets no names and no internals.
         let recipient = format!("/mail/list@{}.example.com", world.namespace);
         let slack = format!("/{}/slack", world.namespace);
-        let alarm = async |inbox_of: &str, words: &str| {
+        let alert = async |inbox_of: &str, words: &str| {
             eventually(&format!("\"{words}\" in {inbox_of}"), async || {
                 let all: Vec<String> = inbox(inbox_of).await.iter().map(Value::to_string).collect();
                 all.iter().find(|text| text.contains(words)).cloned().ok_or_else(|| format!("{all:?}"))
@@ -240,9 +240,9 @@ async fn an_alarm_names_whom_to_call() {
             .await
         };
         for text in [
-            alarm(&recipient, "a trigger fired").await,
-            alarm(&slack, "a trigger fired").await,
-            alarm(&recipient, "rolled back").await,
+            alert(&recipient, "a trigger fired").await,
+            alert(&slack, "a trigger fired").await,
+            alert(&recipient, "rolled back").await,
         ] {
             assert!(text.contains("core-function: "), "{text}");
             for role in ["DBA", "BackendLead", "DevOps", "ProductManager", "CTO"] {

@@ -17,7 +17,7 @@ use kube::{Api, Client, Config, api::DeleteParams, config::AuthInfo};
 pub const SYSTEM: &str = "credit-migration-system";
 const OPERATOR: &str = "credit-migration-operator";
 
-/// Whether this process runs in the test cluster, and not beside a cluster that somebody needs.
+/// Whether this process runs in the test cluster: no other cluster is touched.
 pub fn is_here() -> bool {
     std::env::var("KUBECONFIG").is_ok() && state().join(".credit-migration-cluster").exists()
 }
@@ -32,7 +32,7 @@ pub fn state_file(name: &str) -> String {
     fs::read_to_string(state().join(name)).unwrap_or_else(|e| panic!("{name}: {e}"))
 }
 
-/// A client as cluster administrator, or as a person.
+/// A client as cluster administrator, or as the given user.
 pub async fn client(user: Option<&str>) -> Client {
     let mut config = Config::infer().await.unwrap();
     config.connect_timeout = Some(Duration::from_secs(30));
@@ -44,7 +44,7 @@ pub async fn client(user: Option<&str>) -> Client {
     Client::try_from(config).unwrap()
 }
 
-/// A client with a token, and maybe in another's name.
+/// A client with a token, optionally impersonating another user.
 pub async fn client_with(token: &str, impersonate: Option<&str>) -> Client {
     let mut config = Config::infer().await.unwrap();
     // Without the certificate of the kubeconfig, which would win over a token.
@@ -56,13 +56,12 @@ pub async fn client_with(token: &str, impersonate: Option<&str>) -> Client {
     Client::try_from(config).unwrap()
 }
 
-/// Longest wait for a state that must come. Tests wait for states that stay, so on a slow machine they only take longer: this ends
-/// those that wait in vain.
+/// Longest wait for a state that must come.
 pub const MAX_WAIT: Duration = Duration::from_secs(300);
 
 /// Asks every 50 ms until there is an answer. Panics after [`MAX_WAIT`] with the last error.
 ///
-/// The answer must stay: what passes by itself is missed by a test that is asked too late.
+/// Await only states that last: a slow machine misses others.
 pub async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Result<T, String>) -> T {
     let started = Instant::now();
     loop {
@@ -89,7 +88,7 @@ pub async fn leader(client: &Client) -> Option<String> {
 
 /// What the leading replica exposes.
 pub async fn metrics(client: &Client) -> Result<String, String> {
-    let leader = leader(client).await.ok_or("nobody leads")?;
+    let leader = leader(client).await.ok_or("no replica leads")?;
     let pod = Api::<Pod>::namespaced(client.clone(), SYSTEM).get(&leader).await.map_err(|e| e.to_string())?;
     let ip = pod.status.and_then(|s| s.pod_ip).ok_or("no address")?;
     let answer = reqwest::get(format!("http://{ip}:8080/metrics")).await.map_err(|e| e.to_string())?;
@@ -98,8 +97,10 @@ pub async fn metrics(client: &Client) -> Result<String, String> {
 
 /// Waits until a replica leads.
 pub async fn some_leader(client: &Client) -> String {
-    eventually("a leading operator (tests/e2e/deploy)", async || leader(client).await.ok_or("nobody leads".to_owned()))
-        .await
+    eventually("a leading operator (tests/e2e/deploy)", async || {
+        leader(client).await.ok_or("no replica leads".to_owned())
+    })
+    .await
 }
 
 /// Waits until another replica than `old` leads.
@@ -111,14 +112,14 @@ pub async fn other_leader(client: &Client, old: &str) -> String {
     .await
 }
 
-/// SIGKILL to the operator's process, as from the out-of-memory killer. The pod is replaced at once: a container that was
-/// killed again and again would be started again later and later.
+/// Sends SIGKILL to the operator's process, as the out-of-memory killer does. The pod is replaced at once: a container that is
+/// killed repeatedly would be restarted after longer and longer delays.
 pub async fn kill_operator(client: &Client, pod: &str) {
     assert!(kill(&[("POD_NAME", pod)], "controller") > 0, "no process of {pod}");
     delete_pod(client, SYSTEM, pod).await;
 }
 
-/// Gives the operator's image another tag.
+/// Adds a tag to the operator's image.
 pub fn tag_operator(tag: &str) {
     let socket = state().join("containerd.sock");
     let [old, new] = ["dev", tag].map(|tag| format!("localhost/{OPERATOR}:{tag}"));
@@ -146,17 +147,17 @@ pub async fn delete_pod(client: &Client, namespace: &str, pod: &str) {
         .unwrap_or_else(|e| panic!("delete {pod}: {e}"));
 }
 
-/// SIGKILL to every process of the operator's image with these variables in its environment and this argument.
+/// Sends SIGKILL to every process of the operator's image with these environment variables and this argument. Returns their number.
 pub fn kill(variables: &[(&str, &str)], argument: &str) -> usize {
     let pids = processes(variables, argument);
     for pid in &pids {
-        // One that has ended meanwhile is as good as killed.
+        // A process that has already exited is fine, too.
         let _ = Command::new("kill").args(["-KILL", pid]).status();
     }
     pids.len()
 }
 
-/// Processes of the operator's image with these variables in their environment and this argument.
+/// Processes of the operator's image with these environment variables and this argument.
 fn processes(variables: &[(&str, &str)], argument: &str) -> Vec<String> {
     let entries: Vec<String> = variables.iter().map(|(name, value)| format!("{name}={value}")).collect();
     let has = |bytes: &[u8], wanted: &str| bytes.split(|b| *b == 0).any(|part| part == wanted.as_bytes());
@@ -174,11 +175,11 @@ fn processes(variables: &[(&str, &str)], argument: &str) -> Vec<String> {
     found
 }
 
-/// SIGKILL to a component, which its supervisor starts again unless it is to stay down.
+/// Sends SIGKILL to a component. Its supervisor restarts it unless it is marked as stopped.
 fn kill_component(name: &str) {
     let Ok(pid) = fs::read_to_string(state().join("pids").join(name)) else { return };
     let command = fs::read(format!("/proc/{}/cmdline", pid.trim())).unwrap_or_default();
-    // Pids come again.
+    // The kernel reuses pids.
     if String::from_utf8_lossy(&command).contains(name) {
         let _ = Command::new("kill").args(["-KILL", pid.trim()]).status();
     }
@@ -202,8 +203,8 @@ impl ApiServerDown {
 
     /// Starts it and waits until it answers.
     ///
-    /// Kubernetes' own components try again later and later, up to once in a minute or two, and the kubelet starts pods with the
-    /// ConfigMap that it knew before: they are started anew too, so that the test is not about them.
+    /// Kubernetes' own components retry with a growing delay of up to two minutes, and the kubelet starts pods with its cached
+    /// ConfigMap. They are restarted, too, because the test is not about them.
     pub async fn start(self, client: &Client) {
         drop(self);
         eventually("the API server", async || client.apiserver_version().await.map(drop).map_err(|e| e.to_string()))

@@ -1,4 +1,4 @@
-//! A small database of the sample application, and what can be said of it.
+//! A small database of the sample application, and queries on it.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use super::cluster::{eventually, state_file};
 pub const USERS: usize = 1000;
 /// The up SQL of the sample application.
 pub const UP: &str = include_str!("../../examples/watermark-remover/db/0003_simplify_credit_system.sql");
-/// Its way back.
+/// Its rollback.
 pub const DOWN: &str = include_str!("../../examples/watermark-remover/db/0003_rollback_credit_system.sql");
 const SCHEMA: &str = include_str!("../../examples/watermark-remover/db/schema_v1.sql");
 const DATA: &str = include_str!("../../examples/watermark-remover/db/generate.sql");
@@ -32,7 +32,7 @@ fn target(user: &str, password: &str, database: &str) -> Target {
 }
 
 impl Database {
-    /// Makes it, as managed PostgreSQL would hand it out: no superuser anywhere.
+    /// Creates it as a managed PostgreSQL service would: no role is a superuser.
     pub async fn create(name: &str) -> Self {
         let admin = target("postgres", state_file("postgres-superuser-password").trim(), name);
         let password: String = std::iter::repeat_with(fastrand::alphanumeric).take(24).collect();
@@ -58,7 +58,7 @@ impl Database {
             ))
             .await
             .unwrap();
-        // What of the file only psql understands.
+        // Without the lines that only psql understands.
         let data: Vec<&str> = DATA.lines().filter(|line| !line.starts_with('\\')).collect();
         let data = data.join("\n").replace("\\g /dev/null", ";").replace(":users", &USERS.to_string());
         owner.batch_execute(&data.replace(":transactions", &(5 * USERS).to_string())).await.unwrap();
@@ -75,7 +75,7 @@ impl Database {
             let _ = server.batch_execute(&format!("DROP DATABASE {} WITH (FORCE)", row.get::<_, &str>(0))).await;
         }
         if let Err(error) = server.batch_execute(&format!("DROP ROLE {migrator}; DROP ROLE {app}")).await {
-            println!("roles of {} stay: {error:?}", self.name);
+            println!("roles of {} are not removed: {error:?}", self.name);
         }
     }
 
@@ -94,29 +94,28 @@ impl Database {
         self.url_at(role, "postgres.postgres:5432", &self.password)
     }
 
-    /// URL that may lead nowhere.
+    /// URL of a role at the given host, with the given password.
     pub fn url_at(&self, role: &str, host: &str, password: &str) -> String {
         format!("postgresql://{role}:{password}@{host}/{}?sslmode=verify-full", self.name)
     }
 
     /// A session as superuser.
     pub async fn connect(&self) -> Client {
-        // The cluster's DNS answers late while the API server is away, or the machine is busy: a name that is not known yet
-        // is waited for, and says nothing of what is tried.
+        // The cluster's DNS answers late while the API server is down or the machine is busy.
         eventually("a connection to PostgreSQL", async || {
             self.admin.connect("e2e").await.map_err(|failure| failure.message)
         })
         .await
     }
 
-    /// Locks the balances against everybody, or waits in line for that. They are free when the answer is dropped.
+    /// Locks the balances exclusively, or queues for the lock. Dropping the returned session releases it.
     pub async fn lock_balances(&self) -> Client {
         let session = self.connect().await;
         let pid: i32 = session.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
-        // Not waited for: it is granted when those before it are done. The session lives as long as its client.
+        // Not awaited: the lock is granted once those before it in the queue are released.
         let lock = session.simple_query_raw("BEGIN; LOCK TABLE user_credits IN ACCESS EXCLUSIVE MODE");
         drop(lock.await.unwrap());
-        eventually("the lock's place in line", async || {
+        eventually("the queued lock", async || {
             let query = format!("SELECT count(*) FROM pg_locks WHERE pid = {pid} AND mode = 'AccessExclusiveLock'");
             if self.count(&query).await > 0 { Ok(()) } else { Err("not yet".into()) }
         })
@@ -143,7 +142,7 @@ impl Database {
         self.ask(sql).await.unwrap_or_else(|| panic!("{sql}: no row")).parse().unwrap()
     }
 
-    /// Everything in it that is the application's.
+    /// Fingerprint of all objects and data of the application.
     pub async fn fingerprint(&self) -> Fingerprint {
         Fingerprint::take(&mut self.connect().await).await.unwrap()
     }
@@ -163,7 +162,7 @@ impl Database {
         .await
     }
 
-    /// `v1` or `v2`, as the tables say.
+    /// `v1` or `v2`, judged by the tables.
     pub async fn schema(&self) -> String {
         self.ask(
             "SELECT CASE WHEN to_regclass('credit_packages') IS NOT NULL AND to_regclass('credit_plans') IS NULL THEN 'v1'
@@ -173,7 +172,7 @@ impl Database {
         .unwrap()
     }
 
-    /// Triggers of the operator.
+    /// Number of the operator's triggers.
     pub async fn guards(&self) -> i64 {
         self.count("SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'credit_migration_%'").await
     }
@@ -188,12 +187,12 @@ impl Database {
             .unwrap()
     }
 
-    /// Whether the gate's row says that writes are blocked.
+    /// Whether the row of the write block says that writes are blocked.
     pub async fn gate_closed(&self) -> bool {
         let query = "SELECT 1 FROM credit_migration.write_block WHERE blocked";
         match self.connect().await.query(query, &[]).await {
             Ok(rows) => !rows.is_empty(),
-            // The clean-up takes it away, at any moment.
+            // Cleanup may drop the table at any moment.
             Err(e) if e.code() == Some(&SqlState::UNDEFINED_TABLE) => false,
             Err(e) => panic!("{query}: {e:?}"),
         }

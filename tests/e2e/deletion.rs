@@ -1,4 +1,4 @@
-//! `kubectl delete` at each phase: the gate is open afterwards, the guards are gone, and so is the object.
+//! `kubectl delete` in each phase: afterwards writes are unblocked, the triggers are removed, and the object is gone.
 
 use credit_migration::api::{Phase, Step};
 use serde_json::json;
@@ -26,13 +26,13 @@ async fn before_the_window() {
             .await;
             m.delete().await;
             m.gone().await;
-            assert_eq!(world.db.guards().await, 0, "guards are left after deletion in {wanted:?}");
+            assert_eq!(world.db.triggers().await, 0, "triggers are left after deletion in {wanted:?}");
             assert_eq!(world.db.fingerprint().await, before, "deleted in {wanted:?}");
             let copies = format!("SELECT count(*) FROM pg_database WHERE datname = '{}_rehearsal'", world.db.name);
             assert_eq!(world.db.count(&copies).await, 0, "a copy is left after deletion in {wanted:?}");
         }
         world.db.writable().await.unwrap();
-        // Or an alarm on what is gone would never end.
+        // Otherwise an alert on a deleted migration would never end.
         let series = format!("namespace=\"{}\"", world.namespace);
         eventually("its metrics to go", async || {
             let exposed = cluster::metrics(&world.client).await?;
@@ -54,9 +54,9 @@ async fn while_the_sql_runs() {
         world.db.sql_waits(Latch::Migrate).await;
         m.delete().await;
         m.gone().await;
-        // Stopped: it waits to this moment.
+        // The SQL was cancelled: it still waits for the latch.
         m.assert_old("").await;
-        assert_eq!(world.db.guards().await, 0);
+        assert_eq!(world.db.triggers().await, 0);
         assert_eq!(world.db.balances().await, before);
         assert_eq!(world.running().await, "v1");
     })
@@ -72,14 +72,14 @@ async fn while_the_application_is_switched() {
         m.delete().await;
         m.gone().await;
         m.assert_old("up,down").await;
-        assert_eq!(world.db.guards().await, 0);
+        assert_eq!(world.db.triggers().await, 0);
         assert_eq!(world.running().await, "v1");
     })
     .await;
 }
 
 #[tokio::test]
-async fn while_it_is_watched() {
+async fn while_monitoring() {
     e2e("deleted-late", Setup::default(), |world| async move {
         let m = world.migrate("simplify", json!({"monitoring": {"duration": LASTS}})).await;
         m.approve().await;
@@ -87,7 +87,7 @@ async fn while_it_is_watched() {
         m.delete().await;
         m.gone().await;
         m.assert_new().await;
-        assert_eq!(world.db.guards().await, 0);
+        assert_eq!(world.db.triggers().await, 0);
     })
     .await;
 }

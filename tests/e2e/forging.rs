@@ -1,7 +1,7 @@
-//! Forged and stale words: whatever is tried, the window does not open; with the right words it does.
+//! Forged and stale decisions do not start the window; the right ones do.
 //!
-//! That policies and roles refuse each single request is also tried in `tests/chart/policies`. Here the operator is there too, and
-//! what counts is what it does. `alone/policy.rs` has the case of a missing policy.
+//! `tests/chart/policies` tests that policies and roles reject each request. These tests check what the operator does.
+//! `alone/policy.rs` has the case of a missing policy.
 
 use k8s_openapi::api::{
     authentication::v1::{TokenRequest, TokenRequestSpec},
@@ -20,22 +20,22 @@ use super::{
     migration::{Migration, ready},
 };
 
-/// May create decisions, and neither approve nor roll back.
+/// May create decisions, but neither approve nor roll back.
 const STRANGER: &str = "mallory@shop.example";
-/// The words that a migration waits for, each on a digest.
-const WORDS: [DecisionKind; 3] = [DecisionKind::Approve, DecisionKind::Ready, DecisionKind::Keep];
+/// The decisions that a migration waits for, each on a digest.
+const DECISIONS: [Decision; 3] = [Decision::Approve, Decision::Ready, Decision::Keep];
 
 fn idle() -> Setup {
     Setup { replicas: 0, ..Setup::default() }
 }
 
-/// May open at any time: only people hold it up.
+/// The window may start at any time: only decisions are missing.
 pub fn at_once() -> serde_json::Value {
     json!({"schedule": {"leadTime": "0s"}})
 }
 
-/// A decision by whoever the client is, in the name `by`, on the object with this UID.
-pub async fn say(
+/// Creates a decision as the client's user, in the name `by`, on the object with this UID.
+pub async fn decide_as(
     m: &Migration,
     client: &Client,
     by: &str,
@@ -52,28 +52,28 @@ pub async fn say(
     api.create(&PostParams::default(), &object).await.map(drop).map_err(|e| e.to_string())
 }
 
-/// All that two people have to say on the present plan, in their own names.
+/// All decisions of both approvers on the current plan, in their own names.
 pub async fn agree(m: &Migration) -> Result<(), String> {
     let digest = m.digest().await;
-    for decision in [DecisionKind::Approve, DecisionKind::Ready] {
-        for person in APPROVERS {
-            m.decide(person, decision, Some(&digest)).await.map_err(|e| e.to_string())?;
+    for decision in [Decision::Approve, Decision::Ready] {
+        for approver in APPROVERS {
+            m.decide(approver, decision, Some(&digest)).await.map_err(|e| e.to_string())?;
         }
     }
     Ok(())
 }
 
-/// Waits until the approvals of exactly these people count. It is a word of the last of them that shows that the operator has
-/// looked since the forged ones.
-async fn counts(m: &Migration, people: &[&str]) -> CreditMigrationStatus {
-    let wanted = format!("{}/2", people.len());
+/// Waits until the approvals of exactly these users count. The last one's approval was created after the forged decisions, so the
+/// operator has read those, too.
+async fn counts(m: &Migration, users: &[&str]) -> CreditMigrationStatus {
+    let wanted = format!("{}/2", users.len());
     let status = m.until(&format!("approvals {wanted}"), |s| s.approvals.as_deref() == Some(&wanted)).await;
-    assert_eq!(status.approved_by, people);
+    assert_eq!(status.approved_by, users);
     status
 }
 
-/// No window was opened, nor is one about to be.
-pub async fn assert_shut(m: &Migration, before: &Fingerprint) {
+/// No window was started, nor is one being prepared.
+pub async fn assert_not_started(m: &Migration, before: &Fingerprint) {
     let status = m.status().await;
     assert_eq!(status.phase, Some(Phase::AwaitingApproval), "{:?}", ready(&status));
     assert!(status.window.is_none(), "{:?}", status.window);
@@ -83,13 +83,13 @@ pub async fn assert_shut(m: &Migration, before: &Fingerprint) {
     assert_eq!(m.world.db.fingerprint().await, *before);
 }
 
-/// With what was lacking the window opens: nothing else had kept it shut.
-async fn assert_opens(m: &Migration) {
+/// With the missing decisions the window starts: nothing else had prevented it.
+async fn assert_starts(m: &Migration) {
     m.until("the window", |s| s.phase != Some(Phase::AwaitingApproval)).await;
     m.until("the blocked writes", |s| s.window.as_ref().is_some_and(|w| w.blocked_at.is_some())).await;
 }
 
-/// Somebody who may create decisions and nothing else, and a ServiceAccount that may approve.
+/// Creates a user who may create decisions and nothing else, and a ServiceAccount that may approve.
 async fn strangers(world: &World) {
     let api = json!(["creditmigration.io"]);
     let rules = json!([{"apiGroups": api, "resources": ["migrationdecisions"], "verbs": ["create"]}]);
@@ -127,7 +127,7 @@ async fn robot(world: &World) -> String {
 }
 
 #[tokio::test]
-async fn in_anothers_name() {
+async fn in_another_name() {
     e2e("forged-names", idle(), |world| async move {
         strangers(&world).await;
         let m = world.migrate("simplify", at_once()).await;
@@ -141,7 +141,7 @@ async fn in_anothers_name() {
         for (what, client, by, why) in [
             ("an approver in another's name", cluster::client(Some(bob)).await, alice, "spec.by must be your own name"),
             ("an administrator in another's name", administrator, alice, "spec.by must be your own name"),
-            ("somebody without the right", cluster::client(Some(STRANGER)).await, STRANGER, not_theirs.as_str()),
+            ("a user without the right", cluster::client(Some(STRANGER)).await, STRANGER, not_theirs.as_str()),
             (
                 "... in an approver's name",
                 cluster::client(Some(STRANGER)).await,
@@ -154,16 +154,16 @@ async fn in_anothers_name() {
                 &account,
                 "only a person decides",
             ),
-            ("... in a person's name", cluster::client_with(&token, None).await, alice, "only a person decides"),
+            ("... in a user's name", cluster::client_with(&token, None).await, alice, "only a person decides"),
             (
-                "... that impersonates a person",
+                "... that impersonates a user",
                 cluster::client_with(&token, Some(alice)).await,
                 alice,
                 "cannot impersonate",
             ),
         ] {
-            for decision in WORDS {
-                let said = say(&m, &client, by, &m.uid, decision, &digest).await;
+            for decision in DECISIONS {
+                let said = decide_as(&m, &client, by, &m.uid, decision, &digest).await;
                 let refused = said.expect_err(&format!("{what}: {decision:?} was accepted"));
                 assert!(refused.contains(why), "{what}, {decision:?}: {refused}");
             }
@@ -171,36 +171,36 @@ async fn in_anothers_name() {
         let decisions = world.api::<MigrationDecision>().list(&Default::default()).await.unwrap().items;
         assert_eq!(decisions.iter().map(ResourceExt::name_any).collect::<Vec<_>>(), Vec::<String>::new());
 
-        // In their own names, and yet not two people: the author, and one of them twice.
-        for decision in WORDS {
-            for person in [AUTHOR, alice, alice] {
-                m.decide(person, decision, Some(&digest)).await.unwrap();
+        // In their own names, but not two approvers: the author, and one approver twice.
+        for decision in DECISIONS {
+            for user in [AUTHOR, alice, alice] {
+                m.decide(user, decision, Some(&digest)).await.unwrap();
             }
         }
         counts(&m, &[alice]).await;
-        assert_shut(&m, &before).await;
+        assert_not_started(&m, &before).await;
 
         for decision in [DecisionKind::Ready, DecisionKind::Approve] {
             m.decide(bob, decision, Some(&digest)).await.unwrap();
         }
-        assert_opens(&m).await;
+        assert_starts(&m).await;
     })
     .await;
 }
 
 #[tokio::test]
-async fn words_on_another_plan() {
-    e2e("stale-words", idle(), |world| async move {
+async fn decisions_on_another_plan() {
+    e2e("stale-decisions", idle(), |world| async move {
         let m = world.migrate("simplify", at_once()).await;
         m.phase(Phase::AwaitingApproval).await;
         let (before, first) = (world.db.fingerprint().await, m.digest().await);
         let [alice, bob] = APPROVERS;
-        for decision in WORDS {
+        for decision in DECISIONS {
             m.decide(alice, decision, Some(&first)).await.unwrap();
         }
         counts(&m, &[alice]).await;
 
-        // The author changes the plan after the approval: it is void.
+        // The author changes the plan after the approval, which is void then.
         m.edit(json!({"window": {"maxDuration": "70s"}})).await.unwrap();
         let status = m
             .until("a new plan", |s| {
@@ -210,37 +210,37 @@ async fn words_on_another_plan() {
             .await;
         assert_eq!((status.approvals.as_deref(), status.approved_by.len()), (Some("0/2"), 0));
         let second = m.digest().await;
-        // Replayed, also by the one who was still to approve; and of a plan that never was.
+        // Replayed decisions of both approvers, and decisions on a plan that never existed.
         for digest in [first.as_str(), "sha256:0", "sha256:"] {
-            for decision in WORDS {
-                for person in APPROVERS {
-                    m.decide(person, decision, Some(digest)).await.unwrap();
+            for decision in DECISIONS {
+                for approver in APPROVERS {
+                    m.decide(approver, decision, Some(digest)).await.unwrap();
                 }
             }
         }
-        // Neither does a part of the digest count, or more than it.
+        // A shorter or longer digest does not count either.
         for digest in [&second[..second.len() - 1], &format!("{second}0")] {
             m.decide(alice, DecisionKind::Approve, Some(digest)).await.unwrap();
         }
         m.decide(bob, DecisionKind::Approve, Some(&second)).await.unwrap();
         counts(&m, &[bob]).await;
-        assert_shut(&m, &before).await;
+        assert_not_started(&m, &before).await;
 
         agree(&m).await.unwrap();
-        assert_opens(&m).await;
+        assert_starts(&m).await;
     })
     .await;
 }
 
 #[tokio::test]
-async fn words_on_a_predecessor_of_the_same_name() {
+async fn decisions_on_a_predecessor_of_the_same_name() {
     e2e("recreated", idle(), |world| async move {
         let before = world.db.fingerprint().await;
         let old = world.migrate("simplify", at_once()).await;
         old.phase(Phase::AwaitingApproval).await;
         let old_digest = old.digest().await;
         let [alice, bob] = APPROVERS;
-        for decision in WORDS {
+        for decision in DECISIONS {
             old.decide(alice, decision, Some(&old_digest)).await.unwrap();
         }
         counts(&old, &[alice]).await;
@@ -255,54 +255,54 @@ async fn words_on_a_predecessor_of_the_same_name() {
         assert_ne!(digest, old_digest);
         let client = cluster::client(Some(bob)).await;
         for (uid, digest) in [(&old.uid, &old_digest), (&old.uid, &digest), (&m.uid, &old_digest)] {
-            for decision in WORDS {
-                say(&m, &client, bob, uid, decision, digest).await.unwrap();
+            for decision in DECISIONS {
+                decide_as(&m, &client, bob, uid, decision, digest).await.unwrap();
             }
         }
         m.decide(alice, DecisionKind::Approve, Some(&digest)).await.unwrap();
         counts(&m, &[alice]).await;
-        assert_shut(&m, &before).await;
+        assert_not_started(&m, &before).await;
 
         agree(&m).await.unwrap();
-        assert_opens(&m).await;
+        assert_starts(&m).await;
     })
     .await;
 }
 
 #[tokio::test]
-async fn presence_that_nobody_said() {
+async fn forged_presence() {
     e2e("forged-ready", idle(), |world| async move {
         strangers(&world).await;
         let m = world.migrate("simplify", at_once()).await;
         m.phase(Phase::AwaitingApproval).await;
         let (before, digest) = (world.db.fingerprint().await, m.digest().await);
         let [alice, bob] = APPROVERS;
-        for person in APPROVERS {
-            m.decide(person, DecisionKind::Approve, Some(&digest)).await.unwrap();
+        for approver in APPROVERS {
+            m.decide(approver, Decision::Approve, Some(&digest)).await.unwrap();
         }
-        // Approved; from here on only people are missing.
+        // Approved; only the presence is missing.
         m.reason("PresencePending").await;
         let stranger = cluster::client(Some(STRANGER)).await;
         for (client, by) in [(&stranger, STRANGER), (&stranger, bob), (&world.client, bob)] {
-            say(&m, client, by, &m.uid, DecisionKind::Ready, &digest).await.unwrap_err();
+            decide_as(&m, client, by, &m.uid, Decision::Ready, &digest).await.unwrap_err();
         }
         m.decide(bob, DecisionKind::Ready, Some("sha256:0")).await.unwrap();
         for _ in 0..2 {
             m.decide(alice, DecisionKind::Ready, Some(&digest)).await.unwrap();
         }
         let one = |s: &CreditMigrationStatus| s.schedule.as_ref().is_some_and(|x| x.presence.as_deref() == Some("1/2"));
-        let status = m.until("one person", one).await;
+        let status = m.until("one approver present", one).await;
         assert_eq!(status.schedule.unwrap().present, [alice]);
-        assert_shut(&m, &before).await;
+        assert_not_started(&m, &before).await;
 
-        m.decide(bob, DecisionKind::Ready, Some(&digest)).await.unwrap();
-        assert_opens(&m).await;
+        m.decide(bob, Decision::Ready, Some(&digest)).await.unwrap();
+        assert_starts(&m).await;
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_keep_that_nobody_said() {
+async fn a_forged_keep() {
     e2e("forged-keep", Setup::default(), |world| async move {
         strangers(&world).await;
         let soon = json!({"after": "0s", "duration": "1s"});
@@ -311,16 +311,16 @@ async fn a_keep_that_nobody_said() {
         let m = world.migrate("simplify", spec).await;
         m.phase(Phase::AwaitingApproval).await;
         let digest = m.digest().await;
-        // Said before there was anything to keep.
-        for person in APPROVERS {
-            m.decide(person, DecisionKind::Keep, Some(&digest)).await.unwrap();
+        // Created before there was anything to keep.
+        for approver in APPROVERS {
+            m.decide(approver, Decision::Keep, Some(&digest)).await.unwrap();
         }
         agree(&m).await.unwrap();
         m.reason("DecisionDue").await;
         let [alice, bob] = APPROVERS;
         let stranger = cluster::client(Some(STRANGER)).await;
         for (client, by) in [(&stranger, STRANGER), (&stranger, bob), (&world.client, bob)] {
-            say(&m, client, by, &m.uid, DecisionKind::Keep, &digest).await.unwrap_err();
+            decide_as(&m, client, by, &m.uid, Decision::Keep, &digest).await.unwrap_err();
         }
         m.decide(bob, DecisionKind::Keep, Some("sha256:0")).await.unwrap();
         let status = m.status().await;

@@ -1,4 +1,4 @@
-//! From `kubectl apply` to Completed.
+//! The forward path: from `kubectl apply` to Completed.
 
 use std::process::Command;
 
@@ -24,18 +24,18 @@ async fn happy_path() {
         assert_eq!(condition(&status, "RehearsalPassed"), "True RolledBackEqual");
         let digest = m.digest().await;
         let [alice, bob] = APPROVERS;
-        // One approval is not enough, twice the same person neither; the author and strangers have no say.
-        m.decide(alice, DecisionKind::Approve, Some(&digest)).await.unwrap();
-        m.decide(alice, DecisionKind::Approve, Some(&digest)).await.unwrap();
-        for person in [AUTHOR, "mallory@shop.example"] {
-            let refused = m.decide(person, DecisionKind::Approve, Some(&digest)).await.unwrap_err();
-            assert!(matches!(&refused, kube::Error::Api(e) if e.code == 403), "{person}: {refused}");
+        // One approval is not enough, nor are two by the same approver. The author and other users may not approve.
+        m.decide(alice, Decision::Approve, Some(&digest)).await.unwrap();
+        m.decide(alice, Decision::Approve, Some(&digest)).await.unwrap();
+        for user in [AUTHOR, "mallory@shop.example"] {
+            let refused = m.decide(user, Decision::Approve, Some(&digest)).await.unwrap_err();
+            assert!(matches!(&refused, kube::Error::Api(e) if e.code == 403), "{user}: {refused}");
         }
         let status = m.until("one approval", |s| s.approvals.as_deref() == Some("1/2")).await;
         assert_eq!(status.phase, Some(Phase::AwaitingApproval));
         assert_eq!(world.flag().await, "v1");
-        m.decide(bob, DecisionKind::Approve, Some(&digest)).await.unwrap();
-        // Approved, and nobody is there: it waits, and says for whom.
+        m.decide(bob, Decision::Approve, Some(&digest)).await.unwrap();
+        // Approved, but no one is present: the migration waits, and says for how many.
         let message = m.reason("PresencePending").await;
         assert!(message.contains("0 of 2 people present") && message.contains("ready simplify"), "{message}");
         m.decide(alice, Decision::Ready, Some(&digest)).await.unwrap();
@@ -62,7 +62,7 @@ async fn happy_path() {
         let order: Vec<Step> = status.steps.iter().map(|x| x.name).collect();
         let forward: Vec<Step> = credit_migration::machine::steps::FORWARD.iter().map(|r| r.step).collect();
         assert_eq!(order[..forward.len()], forward);
-        // What is not configured says so.
+        // Steps that are not configured are skipped.
         let state = |s: Step| match s {
             Step::NotifyTeam | Step::CodeBackup => StepState::Skipped,
             _ => StepState::Succeeded,
@@ -85,14 +85,14 @@ async fn happy_path() {
         }
         m.event("Completed", "").await;
         table(&world.namespace);
-        // What people wrote on v2 is not the operator's business any more.
+        // Writes on v2 go through after the cleanup.
         let balance = before[&7];
         assert_eq!(world.deduct(7, 1).await, balance - 1);
     })
     .await;
 }
 
-/// What `kubectl get` shows.
+/// Checks what `kubectl get` shows.
 fn table(namespace: &str) {
     let output = Command::new("kubectl").args(["get", "creditmigrations", "-n", namespace]).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();

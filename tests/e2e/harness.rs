@@ -1,4 +1,4 @@
-//! One test's world: namespace, database, sample application, people; and its removal.
+//! One test's world: namespace, database, sample application, users; and its removal.
 
 use std::{panic::AssertUnwindSafe, sync::Arc};
 
@@ -31,21 +31,21 @@ pub const SQL: &str = "migration-0003";
 pub const FLAG: &str = "CREDIT_SYSTEM_VERSION";
 /// Author of all migrations.
 pub const AUTHOR: &str = "carol@shop.example";
-/// Length of a stage that ends by a decision, a check or a deletion only.
+/// Duration of a stage that only a decision, a breach or a deletion ends.
 pub const LASTS: &str = "24h";
-/// Length of a window whose deadline is to pass: until then a slow machine gets as far as the test wants.
+/// `maxDuration` of a window whose deadline is to pass: enough for a slow machine to reach the step that the test needs.
 pub const DEADLINE: &str = "60s";
-/// Those who may approve, abort and roll back.
+/// Users who may approve, abort and roll back.
 pub const APPROVERS: [&str; 2] = ["alice@shop.example", "bob@shop.example"];
 
-/// Tests that stop what all share have the cluster for themselves.
+/// Tests that stop shared components lock it exclusively.
 static CLUSTER: RwLock<()> = RwLock::const_new(());
 
 /// What differs between tests.
 pub struct Setup {
     /// Pods of the application; 0 for tests that end before the window.
     pub replicas: i32,
-    /// Stops what other tests need.
+    /// The test stops what others need.
     pub exclusive: bool,
     /// Up SQL.
     pub up: String,
@@ -89,7 +89,7 @@ where
     let keep = std::env::var("CREDIT_MIGRATION_E2E").is_ok_and(|value| value == "keep");
     let (_shared, _alone) =
         if exclusive { (None, Some(CLUSTER.write().await)) } else { (Some(CLUSTER.read().await), None) };
-    let begun = std::time::Instant::now();
+    let started = std::time::Instant::now();
     let client = cluster::client(None).await;
     cluster::some_leader(&client).await;
     let mut worlds = vec![];
@@ -97,7 +97,7 @@ where
         worlds.push(Arc::new(World::create(name, setup).await));
     }
     let result = AssertUnwindSafe(test(worlds.clone())).catch_unwind().await;
-    println!("{name}: {:.1} s", begun.elapsed().as_secs_f64());
+    println!("{name}: {:.1} s", started.elapsed().as_secs_f64());
     let failed = result.is_err();
     if failed {
         for world in &worlds {
@@ -105,7 +105,7 @@ where
         }
     }
     if failed && keep {
-        println!("kept: {:?}", worlds.iter().map(|w| &w.namespace).collect::<Vec<_>>());
+        println!("not removed: {:?}", worlds.iter().map(|w| &w.namespace).collect::<Vec<_>>());
         if let Err(error) = result {
             std::panic::resume_unwind(error);
         }
@@ -149,7 +149,7 @@ impl World {
         namespaces.create(&PostParams::default(), &serde_json::from_value(restricted).unwrap()).await.unwrap();
         world.secrets().await;
         world.config_map(SQL, json!({"up.sql": setup.up, "down.sql": setup.down})).await;
-        world.people().await;
+        world.role_bindings().await;
         world.application().await;
         world
     }
@@ -167,11 +167,11 @@ impl World {
         self.secret("backup-bucket", json!({"accessKeyId": id, "secretAccessKey": secret, "ca.crt": ca})).await;
     }
 
-    async fn people(&self) {
-        for (role, people) in
+    async fn role_bindings(&self) {
+        for (role, users) in
             [("credit-migration-approver", &APPROVERS[..]), ("credit-migration-edit", &[AUTHOR]), ("view", &[AUTHOR])]
         {
-            let subjects: Vec<Value> = people
+            let subjects: Vec<Value> = users
                 .iter()
                 .map(|p| json!({"kind": "User", "name": p, "apiGroup": "rbac.authorization.k8s.io"}))
                 .collect();
@@ -272,7 +272,7 @@ impl World {
         spec
     }
 
-    /// The version probe says v1 for ever: the switch never ends.
+    /// The version probe always reads v1, so the switch never ends.
     pub fn never_switched() -> Value {
         json!({"application": {"versionProbe": {"jsonPath": "$.contains[0]"}}})
     }
@@ -293,7 +293,7 @@ impl World {
         map.data.unwrap_or_default().remove(FLAG).unwrap_or_default()
     }
 
-    /// Version that the application says it runs.
+    /// Version that the application reports.
     pub async fn running(&self) -> String {
         let url = format!("http://{APP}.{}/version", self.namespace);
         eventually("the application's version", async || {
@@ -316,7 +316,7 @@ impl World {
             let text = answer.text().await.map_err(|e| e.to_string())?;
             if status.is_success() { Ok(serde_json::from_str(&text).unwrap()) } else { Err(format!("{status} {text}")) }
         };
-        // Login has no effect, and a deduction that was refused has none either.
+        // Retried: neither a login nor a refused deduction has an effect.
         eventually("a deduction", async || {
             let login = post("/login", json!({"email": format!("user{user}@example.com")}), "").await?;
             let token = login["token"].as_str().unwrap_or_default();
@@ -347,7 +347,7 @@ impl World {
         let _ = migrations.delete_collection(&DeleteParams::default(), &ListParams::default()).await;
         let started = std::time::Instant::now();
         loop {
-            // Their metadata: one may be there that cannot be decoded.
+            // Metadata only: one of them may not be decodable.
             let left = migrations.list_metadata(&ListParams::default()).await.map(|l| l.items).unwrap_or_default();
             if left.is_empty() {
                 break;
@@ -370,7 +370,7 @@ impl World {
         result
     }
 
-    /// All that helps to understand a failed test.
+    /// Prints what helps to understand a failed test.
     async fn print(&self) {
         println!("=== {}", self.namespace);
         let all = ListParams::default();
@@ -391,7 +391,7 @@ impl World {
             println!("--- Job {} {}", j.name_any(), json!(j.status));
         }
         self.print_pods(&self.namespace, 40, "").await;
-        // Of the operator only what concerns this namespace, and how it fared itself.
+        // Of the operator's logs what concerns this namespace, and warnings.
         self.print_pods(SYSTEM, 400, &self.namespace).await;
     }
 

@@ -1,7 +1,7 @@
-//! What goes on only when the test lets it: SQL in the window or in the rehearsal, checks of a stage, the version probe.
+//! Latches: SQL in the window or in the rehearsal, a check, or the version probe waits until the test lets it continue.
 //!
-//! A closed latch is an advisory lock of a session of the test, so it opens when the test ends, however it ends. Whatever waits for it
-//! reads `pg_locks`, which shows the locks of all databases: the rehearsal has one of its own.
+//! A closed latch is an advisory lock of a session of the test, so it opens when the test ends, also by a panic. Waiting SQL polls
+//! `pg_locks`, which lists the locks of all databases: the rehearsal uses a database of its own.
 
 use k8s_openapi::api::core::v1::Service;
 use serde_json::{Value, json};
@@ -15,10 +15,10 @@ use super::{
 
 /// First key of the advisory locks; the product's own have another one.
 const CLASS: i32 = 3630;
-/// A Service that leads to the application only while the test wants the version probe to be answered.
+/// Service of the version probe.
 const PROBE: &str = "probe";
 
-/// What waits.
+/// What a latch stops.
 #[derive(Clone, Copy, Debug)]
 pub enum Latch {
     /// The up SQL in the window.
@@ -31,14 +31,14 @@ pub enum Latch {
     Monitor = 4,
 }
 
-/// A latch that is closed until this is dropped.
+/// Keeps a latch closed until it is dropped.
 #[must_use]
 pub struct Closed {
     _session: Client,
 }
 
 impl Latch {
-    /// True in SQL while it is closed.
+    /// SQL expression that is true while the latch is closed.
     fn closed(self) -> String {
         format!(
             "EXISTS (SELECT FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND classid = {CLASS} AND objid = {} AND granted
@@ -47,7 +47,7 @@ impl Latch {
         )
     }
 
-    /// The up SQL, which waits before it changes anything.
+    /// The up SQL behind a statement that waits until the latch is open.
     pub fn up(self) -> String {
         let place = if matches!(self, Latch::Rehearse) { "LIKE" } else { "NOT LIKE" };
         format!(
@@ -56,12 +56,12 @@ impl Latch {
         )
     }
 
-    /// A stage of no length, which ends only once the latch is open: until then its one check has no data.
+    /// A stage that ends when the latch is open: its only check has no data before.
     pub fn stage(self) -> Value {
         json!({"duration": "0s", "checks": [self.check()]})
     }
 
-    /// A check that has no data while the latch is closed, and passes afterwards.
+    /// A check that has no data while the latch is closed, and passes otherwise.
     pub fn check(self) -> Value {
         let query = format!("SELECT CASE WHEN {} THEN NULL ELSE 0 END", self.closed());
         json!({"name": "latch", "sql": {"query": query}, "interval": "1s", "max": "0"})
@@ -77,15 +77,15 @@ impl Database {
         Closed { _session: session }
     }
 
-    /// Waits until the up SQL waits for a closed latch: nothing of it is committed, and nothing is before the latch opens.
+    /// Waits until the up SQL waits for the closed latch. Nothing of it is committed until the latch opens.
     pub async fn sql_waits(&self, latch: Latch) {
         let database =
             if matches!(latch, Latch::Rehearse) { format!("{}_rehearsal", self.name) } else { self.name.clone() };
         let query = format!(
             "SELECT count(*) FROM pg_stat_activity WHERE datname = '{database}' AND state = 'active' AND query LIKE 'DO $$ BEGIN WHILE%'"
         );
-        eventually("the SQL", async || match self.count(&query).await {
-            0 => Err("it does not run yet".into()),
+        eventually("the waiting SQL", async || match self.count(&query).await {
+            0 => Err("it is not running".into()),
             _ => Ok(()),
         })
         .await;
@@ -93,12 +93,12 @@ impl Database {
 }
 
 impl World {
-    /// Part of a spec: the version probe asks a Service that the test can take away.
+    /// Part of a spec: the version probe asks a Service that the test controls.
     pub fn own_probe() -> Value {
         json!({"application": {"versionProbe": {"url": format!("http://{PROBE}/version")}}})
     }
 
-    /// Makes the Service of [`World::own_probe`].
+    /// Creates the Service of [`World::own_probe`].
     pub async fn create_probe(&self) {
         let mut service =
             serde_yaml_ng::from_str::<Value>(include_str!("../../examples/watermark-remover/deploy/service.yaml"))
@@ -107,13 +107,13 @@ impl World {
         self.create_object::<Service>(service).await;
     }
 
-    /// Whether the version probe is answered. While it is not, the switch of the application does not end, in either direction.
+    /// Sets whether the version probe is answered. Without an answer the switch of the application does not end, in either direction.
     pub async fn answer_probe(&self, answered: bool) {
-        let name = if answered { APP } else { "nobody" };
+        let name = if answered { APP } else { "none" };
         self.patch::<Service>(PROBE, json!({"spec": {"selector": {"app.kubernetes.io/name": name}}})).await;
         let url = format!("http://{PROBE}.{}/version", self.namespace);
-        // The network of the node follows a moment later.
-        eventually("the probe's Service", async || match (reqwest::get(&url).await, answered) {
+        // The node's network rules follow with a delay.
+        eventually("the change of the probe's Service", async || match (reqwest::get(&url).await, answered) {
             (Ok(_), true) | (Err(_), false) => Ok(()),
             (answer, _) => Err(format!("{answer:?}")),
         })

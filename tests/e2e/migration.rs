@@ -1,4 +1,4 @@
-//! One `CreditMigration` in a test's hands.
+//! One `CreditMigration` of a test.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use credit_migration::api::{
 /// One migration.
 #[derive(Clone)]
 pub struct Migration {
-    /// Where it is.
+    /// World of the test.
     pub world: Arc<World>,
     /// Its name.
     pub name: String,
@@ -38,7 +38,7 @@ impl Migration {
             "apiVersion": "creditmigration.io/v1alpha1", "kind": "CreditMigration", "metadata": {"name": name}, "spec": spec,
         });
         let kind = kube::discovery::ApiResource::erase::<CreditMigration>(&());
-        // Not through the types: a test may want what they cannot say.
+        // Not through the types: a test may need a value that they cannot express.
         let object: kube::api::DynamicObject = serde_json::from_value(object).unwrap();
         let author = cluster::client(Some(AUTHOR)).await;
         let api: Api<kube::api::DynamicObject> = Api::namespaced_with(author, &world.namespace, &kind);
@@ -50,7 +50,7 @@ impl Migration {
         self.world.api()
     }
 
-    /// As it is now.
+    /// Its current object.
     pub async fn get(&self) -> CreditMigration {
         self.api().get(&self.name).await.unwrap()
     }
@@ -80,7 +80,7 @@ impl Migration {
     pub async fn phase(&self, phase: Phase) -> CreditMigrationStatus {
         self.until(&format!("{phase:?}"), |status| {
             let now = status.phase.unwrap_or(Phase::Preparing);
-            // A failed one may start again, a failed way back may be tried again: those are waited for by `until`.
+            // A failed migration may restart and a failed rollback may be retried: use `until` for these.
             assert!(now == phase || !ended(now), "{} is {now:?}, wanted {phase:?}: {:?}", self.name, ready(status));
             now == phase
         })
@@ -119,35 +119,29 @@ impl Migration {
         .await
     }
 
-    /// A person decides.
-    pub async fn decide(
-        &self,
-        by: &str,
-        decision: DecisionKind,
-        digest: Option<&str>,
-    ) -> kube::Result<MigrationDecision> {
+    /// Creates a decision of a user.
+    pub async fn decide(&self, by: &str, decision: Decision, digest: Option<&str>) -> kube::Result<MigrationDecision> {
         let object = json!({
             "metadata": {"generateName": format!("{}-", self.name)},
             "spec": {"migration": self.name, "migrationUID": self.uid, "decision": decision, "by": by, "digest": digest, "reason": "e2e"},
         });
         let api: Api<MigrationDecision> = Api::namespaced(cluster::client(Some(by)).await, &self.world.namespace);
         let object = serde_json::from_value(object).unwrap();
-        // A policy that was installed a moment ago, or an API server that was started a moment ago, may refuse or be away.
         api.create(&PostParams::default(), &object).await
     }
 
-    /// Waits for the approval's turn, and has it approved by two people, who are present.
+    /// Waits for the step Approve. Then two approvers approve the plan and say that they are present.
     pub async fn approve(&self) {
         let status = self.phase(Phase::AwaitingApproval).await;
         let digest = status.plan.and_then(|p| p.digest).unwrap();
-        for person in APPROVERS {
-            for word in [DecisionKind::Approve, DecisionKind::Ready] {
-                self.decide(person, word, Some(&digest)).await.unwrap();
+        for approver in APPROVERS {
+            for decision in [Decision::Approve, Decision::Ready] {
+                self.decide(approver, decision, Some(&digest)).await.unwrap();
             }
         }
     }
 
-    /// Waits until somebody has to decide, and has the new version kept.
+    /// Waits for the step Decide, and keeps the new version.
     pub async fn completed(&self) -> CreditMigrationStatus {
         let status = self.step(Step::Decide).await;
         let digest = status.plan.and_then(|p| p.digest).unwrap();
@@ -155,7 +149,7 @@ impl Migration {
         self.phase(Phase::Completed).await
     }
 
-    /// Digest of the present plan.
+    /// Digest of the current plan.
     pub async fn digest(&self) -> String {
         self.status().await.plan.and_then(|p| p.digest).unwrap()
     }
@@ -206,19 +200,19 @@ impl Migration {
         .await
     }
 
-    /// Waits until the guards are removed from the database.
+    /// Waits until the triggers are removed from the database.
     pub async fn cleaned(&self) {
         self.until("clean-up", |status| {
             let step = |name| status.steps.iter().find(|x| x.name == name);
             let (Some(cleanup), Some(baseline)) = (step(Step::Cleanup), step(Step::Baseline)) else { return false };
-            // That of an earlier plan is another one.
+            // A cleanup from before the current plan does not count.
             cleanup.state == StepState::Succeeded && cleanup.finished_at.is_some_and(|t| t >= baseline.started_at)
         })
         .await;
-        assert_eq!(self.world.db.guards().await, 0, "guards are left");
+        assert_eq!(self.world.db.triggers().await, 0, "triggers are left");
     }
 
-    /// The new version runs and is there to stay.
+    /// The new version runs on the new schema, and writes are unblocked.
     pub async fn assert_new(&self) {
         let (world, db) = (&self.world, &self.world.db);
         assert_eq!((db.schema().await.as_str(), world.flag().await.as_str()), ("v2", "v2"));
@@ -228,14 +222,14 @@ impl Migration {
         db.writable().await.unwrap();
     }
 
-    /// The old version runs, and writes are open.
+    /// The old version runs on the old schema, and writes are unblocked.
     pub async fn assert_old(&self, ledger: &str) {
         let (world, db) = (&self.world, &self.world.db);
         assert_eq!((db.schema().await.as_str(), world.flag().await.as_str()), ("v1", "v1"));
         assert_eq!(db.ledger().await, ledger);
         assert_eq!(db.unexplained().await, 0);
         db.writable().await.unwrap();
-        assert!(!db.gate_closed().await, "the gate is closed");
+        assert!(!db.writes_blocked().await, "writes are blocked");
     }
 }
 

@@ -1,4 +1,4 @@
-//! Back to the old version: by a breached check, by a person, inside the window and after it.
+//! Rollback to the old version: by a breached check, by an approver, by the deadline; inside the window and after it.
 
 use credit_migration::api::{DecisionKind, Phase, Step};
 use serde_json::json;
@@ -22,7 +22,7 @@ async fn by_a_breached_check_after_writes_on_v2() {
             assert_eq!(world.deduct(user, amount).await, before[&user] - amount);
         }
         let written = world.db.balances().await;
-        // Whoever thinks of going back is told what is at stake.
+        // The status shows how many users a rollback would affect.
         m.until("written users", |s| s.users_written == Some(3)).await;
         world.db.run("INSERT INTO users (email, api_token) VALUES ('breach@example.com', 'breach')").await;
 
@@ -33,7 +33,7 @@ async fn by_a_breached_check_after_writes_on_v2() {
         assert_eq!(rollback.cause, "TriggerFired");
         assert!(rollback.message.contains("no-breach") && rollback.message.contains("1 > 0"), "{}", rollback.message);
         assert_eq!(rollback.users_written_since, Some(3));
-        assert_eq!(world.db.balances().await, written, "a balance changed on the way back");
+        assert_eq!(world.db.balances().await, written, "a balance changed in the rollback");
         assert_eq!(written.values().sum::<i64>(), before.values().sum::<i64>() - 15);
         assert_eq!(world.db.count("SELECT count(*) FROM credit_packages").await, 3);
         assert_eq!(world.db.count("SELECT count(*) FROM credit_purchases").await, purchases);
@@ -48,18 +48,18 @@ async fn by_a_breached_check_after_writes_on_v2() {
 }
 
 #[tokio::test]
-async fn by_a_person_while_monitoring() {
+async fn by_an_approver_while_monitoring() {
     e2e("rollback", Setup::default(), |world| async move {
         let before = world.db.fingerprint().await;
         let m = world.migrate("simplify", json!({"monitoring": {"duration": LASTS}})).await;
         m.approve().await;
         m.phase(Phase::Monitoring).await;
-        // The spec is fixed by now.
+        // The spec is immutable by now.
         let refused = m.edit(json!({"monitoring": {"duration": "1s"}})).await.unwrap_err().to_string();
         assert!(refused.contains("spec is immutable once the migration window was opened"), "{refused}");
-        // One person suffices, and not everybody is one.
-        m.decide("mallory@shop.example", DecisionKind::Rollback, None).await.unwrap_err();
-        m.decide(APPROVERS[0], DecisionKind::Rollback, None).await.unwrap();
+        // One approver suffices, and it must be an approver.
+        m.decide("mallory@shop.example", Decision::Rollback, None).await.unwrap_err();
+        m.decide(APPROVERS[0], Decision::Rollback, None).await.unwrap();
         let status = m.phase(Phase::RolledBack).await;
         m.assert_old("up,down").await;
         assert_eq!(world.running().await, "v1");
@@ -71,7 +71,7 @@ async fn by_a_person_while_monitoring() {
 }
 
 #[tokio::test]
-async fn by_a_person_inside_the_window() {
+async fn by_an_approver_inside_the_window() {
     e2e("abort-inside", Setup::default(), |world| async move {
         let before = world.db.balances().await;
         let m = world.migrate("simplify", World::never_switched()).await;
@@ -79,7 +79,7 @@ async fn by_a_person_inside_the_window() {
         let status = m.step(Step::SwitchApplication).await;
         assert_eq!(status.writes, Some(credit_migration::api::Writes::Blocked));
         m.switched().await;
-        assert!(world.db.gate_closed().await);
+        assert!(world.db.writes_blocked().await);
         assert!(world.db.writable().await.is_err(), "writes are not blocked");
         let refused = m.edit(json!({"window": {"maxDuration": "31m"}})).await.unwrap_err().to_string();
         assert!(refused.contains("spec is immutable"), "{refused}");

@@ -1,4 +1,4 @@
-//! The checklist's five rollback triggers: each fires by itself when v2 does what it is there for, and the old version comes back.
+//! The checklist's five rollback triggers: each fires when v2 has the fault that it is meant to detect, and the old version is restored.
 
 use std::sync::Arc;
 
@@ -11,8 +11,7 @@ use super::{
     harness::{APP, LASTS, Setup, World, e2e},
 };
 
-/// v2 gets a fault, the migration is carried out with this trigger alone; it goes back because of it. `provoke` runs while v2
-/// is being watched.
+/// Runs a migration to a v2 with a fault and with this trigger alone, which starts the rollback. `provoke` runs in stage Validate.
 async fn fires<F>(name: &'static str, fault: Value, trigger: Value, provoke: impl FnOnce(Arc<World>) -> F)
 where
     F: Future<Output = ()>,
@@ -24,7 +23,7 @@ where
         let spec = json!({"validation": {"duration": LASTS, "checks": []}, "rollback": {"triggers": triggers}});
         let m = world.migrate("simplify", spec).await;
         m.approve().await;
-        // A fault that is there from the beginning may have fired by now.
+        // A fault that needs no provocation may have fired by now.
         m.step(Step::Validate).await;
         provoke(world.clone()).await;
         let status = m.phase(Phase::RolledBack).await;
@@ -33,9 +32,9 @@ where
         assert!(rollback.message.starts_with(&format!("{name}: ")), "{}", rollback.message);
         assert_eq!((world.flag().await.as_str(), world.running().await.as_str()), ("v1", "v1"));
         assert_eq!(world.db.schema().await, "v1");
-        // Measured, not asserted. For a fault that is there from the beginning it is the time from the first measurement on.
+        // Printed, not asserted. For a fault that needs no provocation it is the time since the first measurement.
         let watched = status.steps.iter().find(|x| x.name == Step::Validate).unwrap().started_at;
-        println!("{name}: went back after {:.1} s", rollback.started_at.duration_since(watched).as_secs_f64());
+        println!("{name}: rollback started after {:.1} s", rollback.started_at.duration_since(watched).as_secs_f64());
     })
     .await;
 }
@@ -72,7 +71,7 @@ async fn core_function() {
     fires("core-function", json!({"V2_FAULTS": "login"}), json!({"coreFunction": {"http": login}}), |_| async {}).await;
 }
 
-/// That no connection is to be had is tried in `runner_data`: here one server serves all tests, so the limit is what is low.
+/// A database that accepts no connection is tested in `runner_data`. Here all tests share one server, so the limit is low instead.
 #[tokio::test]
 async fn database_connection() {
     let trigger = json!({"databaseConnection": {"mode": "Enabled", "maxUsed": "0.001"}});
@@ -98,8 +97,8 @@ async fn error_rate() {
         m.step(Step::Validate).await;
         let http = reqwest::Client::new();
         let url = format!("http://{APP}.{}/credits", world.namespace);
-        // Asked until it goes back: each batch of requests takes a moment, and there is a deadline.
-        let status = eventually("the way back", async || {
+        // Requests go on until the rollback starts.
+        let status = eventually("the rollback", async || {
             for _ in 0..20 {
                 let _ = http.get(&url).bearer_auth("demo-token-1").send().await;
             }

@@ -1,4 +1,4 @@
-//! Window pods that die, and one that is started twice: the SQL takes effect once.
+//! Window pods that are killed, and one that is started twice: the SQL takes effect once.
 
 use credit_migration::api::{Decision, Phase, Task, WindowState};
 use k8s_openapi::api::core::v1::Pod;
@@ -11,7 +11,7 @@ use super::{
     latch::Latch,
 };
 
-/// SIGKILL to a run's process, as soon as there is one.
+/// Sends SIGKILL to a run's process as soon as there is one.
 async fn kill(world: &World, run: &str) {
     eventually(&format!("a process of {run}"), async || {
         let killed = cluster::kill(&[("MIGRATION_RUN", run), ("MIGRATION_NAMESPACE", &world.namespace)], "runner");
@@ -20,14 +20,14 @@ async fn kill(world: &World, run: &str) {
     .await;
 }
 
-/// The up SQL commits nothing before the test lets it.
-fn held() -> Setup {
+/// A world in which the up SQL waits for [`Latch::Migrate`].
+fn latched() -> Setup {
     Setup { up: Latch::Migrate.up(), ..Setup::default() }
 }
 
 #[tokio::test]
 async fn killed_before_its_transaction() {
-    e2e("killed-before", held(), |world| async move {
+    e2e("killed-before", latched(), |world| async move {
         let before = world.db.balances().await;
         let m = world.migrate("simplify", json!({})).await;
         let closed = world.db.close(Latch::Migrate).await;
@@ -45,7 +45,7 @@ async fn killed_before_its_transaction() {
 
 #[tokio::test]
 async fn killed_during_its_transaction() {
-    e2e("killed-during", held(), |world| async move {
+    e2e("killed-during", latched(), |world| async move {
         let before = world.db.balances().await;
         let m = world.migrate("simplify", json!({})).await;
         let closed = world.db.close(Latch::Migrate).await;
@@ -53,7 +53,7 @@ async fn killed_during_its_transaction() {
         world.db.sql_waits(Latch::Migrate).await;
         kill(&world, &m.run_name(Task::Window)).await;
         assert_eq!(world.db.ledger().await, "");
-        // The server may go on with the statement of a client that is gone; what it does must not count.
+        // The server may continue the statement of the killed client; it must not take effect.
         drop(closed);
         m.completed().await;
         m.assert_new().await;
@@ -78,7 +78,7 @@ async fn deleted_after_its_transaction() {
         })
         .await;
         let pods = world.pods_of(&m.run_name(Task::Window)).await;
-        assert!(world.db.gate_closed().await);
+        assert!(world.db.writes_blocked().await);
         cluster::delete_pod(&world.client, &world.namespace, &pods[0].name_any()).await;
         world.answer_probe(true).await;
         m.completed().await;
@@ -90,7 +90,7 @@ async fn deleted_after_its_transaction() {
 }
 
 #[tokio::test]
-async fn killed_on_the_way_back() {
+async fn killed_during_rollback() {
     e2e("killed-back", Setup::default(), |world| async move {
         world.create_probe().await;
         let mut spec = World::own_probe();
@@ -101,7 +101,7 @@ async fn killed_on_the_way_back() {
         let balance = world.deduct(1, 1).await;
         world.answer_probe(false).await;
         m.decide(APPROVERS[0], Decision::Rollback, None).await.unwrap();
-        m.window(Task::RollbackWindow, "the blocked gate", |p| p.state >= WindowState::Blocked).await;
+        m.window(Task::RollbackWindow, "blocked writes", |p| p.state >= WindowState::Blocked).await;
         kill(&world, &m.run_name(Task::RollbackWindow)).await;
         world.answer_probe(true).await;
         m.phase(Phase::RolledBack).await;
@@ -113,12 +113,12 @@ async fn killed_on_the_way_back() {
     .await;
 }
 
-/// The same pod once more, as a cluster may start it although the first one lives; unknown to the Job.
+/// Creates a copy of a pod that the Job does not know, as a cluster may start one while the first still runs. Returns its name.
 async fn twin(world: &World, pod: &Pod) -> String {
     let copy = serde_json::to_value(pod).unwrap();
     let mut labels = copy["metadata"]["labels"].as_object().unwrap().clone();
     labels.retain(|name, _| !name.contains("job-name") && !name.contains("controller-uid"));
-    // Named as the Job controller names its pods: the admission policy lets no other report on the run.
+    // Named like the Job controller's pods: the admission policy lets no other pod report on the run.
     let name = format!("{}-twin2", pod.name_any().rsplit_once('-').unwrap().0);
     let env: Vec<Value> = copy["spec"]["containers"][0]["env"].as_array().unwrap().clone();
     assert!(env.iter().any(|e| e["name"] == "MIGRATION_RUN"), "{env:?}");
@@ -126,7 +126,7 @@ async fn twin(world: &World, pod: &Pod) -> String {
     let mut twin: Pod = serde_json::from_value(twin).unwrap();
     let spec = twin.spec.as_mut().unwrap();
     spec.node_name = None;
-    // The token is mounted by the API server, which also chooses the volume's name.
+    // The API server mounts the token and chooses the volume's name.
     spec.volumes.as_mut().unwrap().retain(|v| !v.name.starts_with("kube-api-access"));
     for mount in spec.containers.iter_mut().filter_map(|c| c.volume_mounts.as_mut()) {
         mount.retain(|m| !m.name.starts_with("kube-api-access"));
@@ -137,7 +137,7 @@ async fn twin(world: &World, pod: &Pod) -> String {
 
 #[tokio::test]
 async fn started_twice() {
-    e2e("twice", held(), |world| async move {
+    e2e("twice", latched(), |world| async move {
         let before = world.db.balances().await;
         let m = world.migrate("simplify", json!({})).await;
         let closed = world.db.close(Latch::Migrate).await;
@@ -151,12 +151,12 @@ async fn started_twice() {
             if phase == "Running" { Ok(()) } else { Err(phase) }
         })
         .await;
-        assert!(world.db.gate_closed().await);
+        assert!(world.db.writes_blocked().await);
         drop(closed);
         m.completed().await;
         m.assert_new().await;
         assert_eq!(world.db.balances().await, before);
-        // It waited for the first, found all done, and said so.
+        // It waited for the first pod, found the window finished, and reported that.
         eventually("the twin's end", async || {
             let pod = world.api::<Pod>().get(&name).await.map_err(|e| e.to_string())?;
             let phase = pod.status.and_then(|s| s.phase).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! The API server is down from within the window until after its deadline: the window ends all the same.
+//! The API server is down from within the window until after its deadline: the window ends nevertheless.
 
 use credit_migration::api::{Phase, Task, WindowState};
 use serde_json::json;
@@ -26,25 +26,25 @@ async fn down_until_after_the_deadline() {
             m.phase(Phase::AwaitingApproval).await;
         }
         let closed = unswitched.db.close(Latch::Migrate).await;
-        // One whose switch was acknowledged, one whose SQL is under way.
+        // In one window the switch is acknowledged, in the other the SQL is running.
         futures::join!(a.approve(), b.approve());
         b.switched().await;
-        a.window(Task::Window, "the blocked gate", |p| p.state == WindowState::Blocked).await;
+        a.window(Task::Window, "blocked writes", |p| p.state == WindowState::Blocked).await;
         let down = ApiServerDown::stop().await;
         drop(closed);
 
-        // Not acknowledged: the runner undoes it at the deadline, and opens the gate, with nobody to ask.
-        eventually("the way back without a controller", async || {
+        // Not acknowledged: at the deadline the runner rolls back and unblocks writes, without any order.
+        eventually("the rollback without a controller", async || {
             let ledger = unswitched.db.ledger().await;
-            if ledger == "up,down" && !unswitched.db.gate_closed().await { Ok(()) } else { Err(ledger) }
+            if ledger == "up,down" && !unswitched.db.writes_blocked().await { Ok(()) } else { Err(ledger) }
         })
         .await;
         assert_eq!(unswitched.db.schema().await, "v1");
         unswitched.db.writable().await.unwrap();
         assert_eq!(unswitched.running().await, "v1");
         assert_eq!(unswitched.deduct(1, 1).await, balances[0][&1] - 1);
-        // Acknowledged: the application may be on its way to v2. Writes stay blocked, and it is told.
-        eventually("the held window", async || {
+        // Acknowledged: the application may already run v2. Writes stay blocked, and the record says so.
+        eventually("the stuck window", async || {
             let state = switched
                 .db
                 .ask("SELECT progress->>'state' FROM credit_migration.window_record")
@@ -53,11 +53,11 @@ async fn down_until_after_the_deadline() {
             if state == "Held" { Ok(()) } else { Err(state) }
         })
         .await;
-        assert!(switched.db.gate_closed().await && switched.db.writable().await.is_err(), "writes are open");
+        assert!(switched.db.writes_blocked().await && switched.db.writable().await.is_err(), "writes are not blocked");
         assert_eq!(switched.db.ledger().await, "up");
         down.start(&unswitched.client).await;
 
-        // The controller learns what was done, and does what is left.
+        // The controller reads what was done, and does the rest.
         for m in [&a, &b] {
             let status = m.phase(Phase::RolledBack).await;
             assert_eq!(status.rollback.unwrap().cause, "DeadlinePassed");

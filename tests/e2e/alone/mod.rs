@@ -1,4 +1,4 @@
-//! Tests that stop what all share. Their module's name makes them the first: each of them waits for all others to end.
+//! Tests that stop shared components. Each runs exclusively; by the name of their module they come first.
 
 mod api_server;
 mod namespace;

@@ -1,5 +1,5 @@
-//! The namespace goes while the window waits for the switch. The operator is away: it would order the switch at once, and
-//! from there on nobody goes back alone.
+//! The namespace is deleted while the window waits for the switch. The operator is stopped: it would order the switch at once, and
+//! from then on the runner does not roll back by itself.
 
 use std::panic::AssertUnwindSafe;
 
@@ -30,7 +30,7 @@ async fn deleted_after_the_commit() {
         let m = world.migrate("simplify", json!({})).await;
         let closed = world.db.close(Latch::Migrate).await;
         m.approve().await;
-        m.window(Task::Window, "the blocked gate", |p| p.state == WindowState::Blocked).await;
+        m.window(Task::Window, "blocked writes", |p| p.state == WindowState::Blocked).await;
         let operator: Api<Deployment> = Api::namespaced(world.client.clone(), SYSTEM);
         let scale = async |replicas: i32| {
             let patch = json!({"spec": {"replicas": replicas}});
@@ -39,7 +39,7 @@ async fn deleted_after_the_commit() {
         scale(0).await;
         let away = async {
             let pods: Api<Pod> = Api::namespaced(world.client.clone(), SYSTEM);
-            eventually("the operator to go", async || {
+            eventually("the end of the operator", async || {
                 let left = pods.list(&ListParams::default()).await.map_err(|e| e.to_string())?.items.len();
                 if left == 0 { Ok(()) } else { Err(format!("{left} pods")) }
             })
@@ -51,12 +51,12 @@ async fn deleted_after_the_commit() {
             namespaces.delete(&world.namespace, &DeleteParams::default()).await.unwrap();
             eventually("the rollback", async || {
                 let ledger = world.db.ledger().await;
-                if ledger == "up,down" && !world.db.gate_closed().await { Ok(()) } else { Err(ledger) }
+                if ledger == "up,down" && !world.db.writes_blocked().await { Ok(()) } else { Err(ledger) }
             })
             .await;
         };
         let away = AssertUnwindSafe(away).catch_unwind().await;
-        // Before anything can fail: the other tests need an operator.
+        // First of all restore the operator, which the other tests need.
         scale(2).await;
         some_leader(&world.client).await;
         away.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -64,8 +64,8 @@ async fn deleted_after_the_commit() {
         world.db.writable().await.unwrap();
         assert_eq!(world.db.balances().await, before);
 
-        // The finalizer keeps the namespace: no pod can be made for what is left to do (docs/emergency.md).
-        // Not before it is being deleted itself, which comes after the pods: until then the operator puts the finalizer back.
+        // The finalizer blocks the deletion of the namespace: no pod can be created for the remaining steps (docs/emergency.md).
+        // It is removed only once the migration is being deleted, after the pods: until then the operator would add it again.
         eventually("its deletion", async || {
             m.get().await.metadata.deletion_timestamp.map(drop).ok_or("not yet".to_owned())
         })

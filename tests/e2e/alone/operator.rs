@@ -1,4 +1,4 @@
-//! The operator dies, or is upgraded: another replica leads, and the migration goes on as if nothing had been.
+//! The operator is killed or upgraded: another replica takes over, and the migration continues.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,18 +26,18 @@ use crate::{
     migration::Migration,
 };
 
-/// Migrations in which the leader is killed until it was killed in each step: one that has just taken over may pass a step of which
-/// the run has ended before the test sees it.
+/// Most migrations until the leader has been killed in each step: a leader that has just taken over may complete a step, whose run
+/// has already ended, before the test reads the status.
 const ROUNDS: u32 = 5;
 
 #[tokio::test]
 async fn killed_in_each_step() {
-    // Backup is a part of Baseline's task, VerifyMigration comes with Migrate, Schedule with the last who is present: none
-    // need be seen on its own. Two steps are not configured.
-    let unseen = |s: &Step| {
+    // Backup shares Baseline's task, VerifyMigration ends with Migrate, Schedule with the last `Ready`: none need be observed by
+    // itself. Two steps are not configured.
+    let unobserved = |s: &Step| {
         matches!(s, Step::Backup | Step::VerifyMigration | Step::Schedule | Step::NotifyTeam | Step::CodeBackup)
     };
-    let all = FORWARD.iter().map(|r| r.step).filter(|s| !unseen(s)).chain([Step::Cleanup]);
+    let all = FORWARD.iter().map(|r| r.step).filter(|s| !unobserved(s)).chain([Step::Cleanup]);
     let mut left: BTreeSet<Step> = all.collect();
     for round in 1..=ROUNDS {
         let setup = Setup { exclusive: true, up: Latch::Migrate.up(), ..Setup::default() };
@@ -50,7 +50,7 @@ async fn killed_in_each_step() {
     panic!("not killed in {left:?} by {ROUNDS} migrations");
 }
 
-/// Carries out one migration; in each step that is left, once, the leader is killed and another one takes over.
+/// Runs one migration. In each step of `left` the leader is killed once, and another replica takes over.
 async fn kill_in_steps(world: Arc<World>, left: &mut BTreeSet<Step>) {
     let (db, client) = (&world.db, &world.client);
     let before = db.balances().await;
@@ -75,7 +75,7 @@ async fn kill_in_steps(world: Arc<World>, left: &mut BTreeSet<Step>) {
         } else if passed.insert(step) {
             progress = Instant::now();
             match step {
-                // From here on the steps stay until the leader has been killed in them.
+                // The window and the stages wait until the leader has been killed in them.
                 Step::Approve => {
                     world.answer_probe(false).await;
                     for latch in [
@@ -88,7 +88,7 @@ async fn kill_in_steps(world: Arc<World>, left: &mut BTreeSet<Step>) {
                     m.approve().await;
                 }
                 Step::Migrate => {
-                    // Granted when the SQL has committed, before the comparison of all balances can begin.
+                    // The lock is granted when the SQL has committed, before the comparison of all balances can start.
                     db.sql_waits(Latch::Migrate).await;
                     tables = Some(db.lock_balances().await);
                 }
@@ -104,7 +104,7 @@ async fn kill_in_steps(world: Arc<World>, left: &mut BTreeSet<Step>) {
     let status = m.phase(Phase::Completed).await;
     m.assert_new().await;
     assert_eq!(db.balances().await, before);
-    assert_eq!(db.guards().await, 0);
+    assert_eq!(db.triggers().await, 0);
     for x in &status.steps {
         let skipped = matches!(x.name, Step::NotifyTeam | Step::CodeBackup);
         let state = if skipped { StepState::Skipped } else { StepState::Succeeded };
@@ -112,7 +112,7 @@ async fn kill_in_steps(world: Arc<World>, left: &mut BTreeSet<Step>) {
     }
 }
 
-/// Kills the leader and waits for the next one. Gives the step in which it died.
+/// Kills the leader and waits for the next one. Returns the step in which it died.
 async fn kill_leader(client: &Client, m: &Migration) -> Step {
     let old = some_leader(client).await;
     let given = cluster::lease(client).await.unwrap();
@@ -120,7 +120,7 @@ async fn kill_leader(client: &Client, m: &Migration) -> Step {
     let status = m.status().await;
     other_leader(client, &old).await;
     let taken = cluster::lease(client).await.unwrap();
-    // By the leaders' own records: not before the Lease had run out, and soon after.
+    // By the times in the Lease: not before it had expired, and soon after.
     let silent = taken.acquire_time.unwrap().0.duration_since(given.renew_time.unwrap().0);
     let lasts = jiff::SignedDuration::from_secs(given.lease_duration_seconds.unwrap().into());
     assert!(silent >= lasts && silent < lasts * 4, "taken over after {silent:?}");
@@ -131,7 +131,7 @@ async fn kill_leader(client: &Client, m: &Migration) -> Step {
 }
 
 #[tokio::test]
-async fn a_leader_that_goes_hands_over_at_once() {
+async fn a_terminated_leader_releases_the_lease() {
     e2e("handover", Setup { exclusive: true, replicas: 0, ..Setup::default() }, |world| async move {
         let m = world.migrate("simplify", json!({})).await;
         let old = some_leader(&world.client).await;
@@ -139,10 +139,10 @@ async fn a_leader_that_goes_hands_over_at_once() {
         let given = leases.get("credit-migration-operator").await.unwrap();
         let of = WatchParams::default().fields("metadata.name=credit-migration-operator");
         let mut records = leases.watch(&of, &given.resource_version().unwrap()).await.unwrap().boxed();
-        // As a drain or an upgrade does: with grace.
+        // With a grace period, as in a drain or an upgrade.
         let pods: Api<Pod> = Api::namespaced(world.client.clone(), cluster::SYSTEM);
         pods.delete(&old, &DeleteParams::default()).await.unwrap();
-        // Given back, not run out: between the two holders there is a record of none.
+        // Released, not expired: between the two holders there is a version of the Lease without any.
         let mut holders = vec![];
         let taken = loop {
             let record = tokio::time::timeout(cluster::MAX_WAIT, records.try_next()).await.expect("no other leader");
@@ -156,7 +156,7 @@ async fn a_leader_that_goes_hands_over_at_once() {
         assert!(holders.contains(&None), "{holders:?}");
         assert_eq!(taken.lease_transitions, given.spec.unwrap().lease_transitions.map(|n| n + 1));
         m.phase(Phase::AwaitingApproval).await;
-        // Both are there again, and one leads.
+        // Two replicas run again, and one leads.
         let replicas = eventually("two replicas", async || {
             let label = ListParams::default().labels("app.kubernetes.io/name=credit-migration-operator");
             let there = pods.list(&label).await.map_err(|e| e.to_string())?.items.into_iter();
@@ -167,14 +167,14 @@ async fn a_leader_that_goes_hands_over_at_once() {
         .await;
         let now = some_leader(&world.client).await;
         let other = replicas.iter().find(|name| **name != now).unwrap();
-        // The loss of a standby is no loss.
+        // The loss of a standby changes nothing.
         delete_pod(&world.client, cluster::SYSTEM, other).await;
         assert_eq!(leader(&world.client).await.as_deref(), Some(now.as_str()));
     })
     .await;
 }
 
-/// Image of a task's pod.
+/// Waits for a pod of a task; returns its image.
 async fn image(m: &Migration, task: Task) -> String {
     eventually(&format!("a pod of {task:?}"), async || {
         let pods = m.world.pods_of(&m.run_name(task)).await;
@@ -185,7 +185,7 @@ async fn image(m: &Migration, task: Task) -> String {
 }
 
 #[tokio::test]
-async fn upgraded_with_a_migration_under_way() {
+async fn upgraded_during_a_migration() {
     let setup = Setup { exclusive: true, up: Latch::Migrate.up(), ..Setup::default() };
     e2e("operator-upgraded", setup, |world| async move {
         for tag in ["second", "third"] {
@@ -200,7 +200,7 @@ async fn upgraded_with_a_migration_under_way() {
         m.until("the first approval", |status| status.approvals.as_deref() == Some("1/2")).await;
         let upgraded = async {
             tokio::task::spawn_blocking(|| cluster::upgrade_operator("second")).await.unwrap();
-            // What people approved is still the plan, and the words on it count.
+            // The approved plan is unchanged, and decisions on it count.
             assert_eq!(m.digest().await, digest);
             m.decide(APPROVERS[1], DecisionKind::Approve, Some(&digest)).await.unwrap();
             for person in APPROVERS {
@@ -212,7 +212,7 @@ async fn upgraded_with_a_migration_under_way() {
             drop(sql);
             let watched = image(&m, Task::Validate).await;
             drop(stage);
-            // The image that was approved in the window, that of the present operator after it.
+            // The approved image in the window, the current operator's image after it.
             assert!(window.ends_with(":dev") && watched.ends_with(":third"), "{window}, {watched}");
             m.completed().await;
             m.cleaned().await;
@@ -221,7 +221,7 @@ async fn upgraded_with_a_migration_under_way() {
             }
         };
         let upgraded = AssertUnwindSafe(upgraded).catch_unwind().await;
-        // Before anything can fail: the other tests have the image as built.
+        // First of all restore the image as built, which the other tests use.
         tokio::task::spawn_blocking(|| cluster::upgrade_operator("dev")).await.unwrap();
         upgraded.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         m.assert_new().await;

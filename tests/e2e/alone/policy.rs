@@ -1,5 +1,5 @@
-//! The binding that holds names in decisions to their authors is deleted: anybody approves in anybody's name, and no window opens,
-//! neither meanwhile nor, on those words, later.
+//! The binding of the policy that authenticates decisions is deleted: any approver can approve in any name, and no window starts,
+//! neither in the meantime nor, by those decisions, later.
 
 use std::panic::AssertUnwindSafe;
 
@@ -13,28 +13,31 @@ use kube::{
 
 use crate::{
     cluster::{self, eventually},
-    forging::{agree, assert_shut, at_once, say},
+    forging::{agree, assert_not_started, at_once, decide_as},
     harness::{APPROVERS, Setup, e2e},
     migration::{Migration, ready},
 };
 
 const POLICY: &str = "migrationdecisions.creditmigration.io";
-/// May approve, and says so in both names.
+/// May approve, and does so in both names.
 const FORGER: &str = APPROVERS[1];
 
-/// Both words in both names by one person. Errs while the API server still, or again, refuses that.
+/// Both decisions in both names by one user.
+///
+/// # Errors
+/// While the API server rejects a decision in another name.
 async fn forge(m: &Migration, digest: &str) -> Result<(), String> {
     let client = cluster::client(Some(FORGER)).await;
-    for decision in [DecisionKind::Approve, DecisionKind::Ready] {
-        for person in APPROVERS {
-            say(m, &client, person, &m.uid, decision, digest).await?;
+    for decision in [Decision::Approve, Decision::Ready] {
+        for name in APPROVERS {
+            decide_as(m, &client, name, &m.uid, decision, digest).await?;
         }
     }
     Ok(())
 }
 
 #[tokio::test]
-async fn deleted_while_people_are_asked() {
+async fn deleted_while_approvals_are_pending() {
     e2e("missing-policy", Setup { exclusive: true, replicas: 0, ..Setup::default() }, |world| async move {
         let bindings: Api<ValidatingAdmissionPolicyBinding> = Api::all(world.client.clone());
         let m = world.migrate("simplify", at_once()).await;
@@ -46,21 +49,21 @@ async fn deleted_while_people_are_asked() {
 
         bindings.delete(POLICY, &DeleteParams::default()).await.unwrap();
         let meanwhile = async {
-            eventually("a forged word to be taken", || forge(&m, &digest)).await;
+            eventually("an accepted forged decision", || forge(&m, &digest)).await;
             let message = m.reason("DecisionPolicyMissing").await;
             assert!(message.contains(POLICY) && message.contains("next: helm upgrade"), "{message}");
-            assert_shut(&m, &before).await;
-            // In their own names: nobody can tell them from the forged ones.
+            assert_not_started(&m, &before).await;
+            // In their own names: these cannot be told apart from the forged ones.
             agree(&m).await.unwrap();
             m.reason("DecisionPolicyMissing").await;
-            assert_shut(&m, &before).await;
+            assert_not_started(&m, &before).await;
         };
         let meanwhile = AssertUnwindSafe(meanwhile).catch_unwind().await;
-        // Before anything can fail: the other tests need it.
+        // First of all restore the binding, which the other tests need.
         bindings.create(&PostParams::default(), &binding).await.unwrap();
-        eventually("forged words to be refused", async || {
+        eventually("a rejected forged decision", async || {
             let client = cluster::client(Some(FORGER)).await;
-            match say(&m, &client, APPROVERS[0], &m.uid, DecisionKind::Approve, "sha256:0").await {
+            match decide_as(&m, &client, APPROVERS[0], &m.uid, Decision::Approve, "sha256:0").await {
                 Err(refused) if refused.contains("your own name") => Ok(()),
                 other => Err(format!("{other:?}")),
             }
@@ -70,17 +73,17 @@ async fn deleted_while_people_are_asked() {
             std::panic::resume_unwind(panic);
         }
 
-        // The operator sees it again, and what was said in its absence proves nothing.
+        // The operator finds the policy again; decisions from the time without it do not count.
         let status = m
-            .until("the policy to be seen", |s| {
+            .until("the policy to be found", |s| {
                 s.approvals.as_deref() == Some("0/2") && ready(s).0 == "ApprovalPending"
             })
             .await;
         assert!(status.approved_by.is_empty(), "{:?}", status.approved_by);
-        assert_shut(&m, &before).await;
+        assert_not_started(&m, &before).await;
 
-        // Words that came after it do. Times of decisions are whole seconds.
-        eventually("proven approvals", async || {
+        // Later decisions do. Times of decisions are whole seconds.
+        eventually("authenticated approvals", async || {
             let status = m.status().await;
             if status.phase != Some(Phase::AwaitingApproval) {
                 return Ok(());
