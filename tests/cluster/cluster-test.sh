@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Tests the test cluster: comes up, runs a pod, survives the API server's absence, and leaves nothing behind.
-# It uses a cluster of its own beside the one that may be running, and takes about a minute.
+# It uses a cluster of its own, and takes about a minute.
 set -euo pipefail      # with it, "COMMAND | grep -q" fails when grep ends first: hence grep >/dev/null
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -12,7 +12,7 @@ fail() { log "FAILED: $*"; exit 1; }
 step() { log "$(date +%T) $*"; }
 trap 'cluster down' EXIT
 
-# what the machine has before and after: the places where a node's programs are known to leave things
+# state of the machine before and after: the paths where a node's programs may leave files
 traces() {
   local place
   for place in /run/containerd /run/netns /var/log/pods /var/log/containers /var/lib/cni /var/lib/kubelet /var/lib/containerd \
@@ -22,7 +22,7 @@ traces() {
   ip -brief link | sed 's/@.*//'
   find /sys/fs/cgroup -maxdepth 2 -type d -name k8s.io
 }
-# pid and start time of a process and all below it: a pid alone may be used again
+# pid and start time of a process and its descendants: a pid alone may be reused
 tree() {
   local child
   [ ! -r "/proc/$1/stat" ] || echo "$1 $(sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | cut -d' ' -f20)"
@@ -79,7 +79,7 @@ wait_until "sleep to end with its caller" no_sleep
 step "stop and start the API server"
 cluster stop kube-apiserver
 ! kubectl get nodes --request-timeout=2s >/dev/null 2>&1 || fail "the API server answers though stopped"
-sleep 2      # longer than the supervisor waits before it starts a component again
+sleep 2      # longer than the supervisor's delay before a restart
 ! kubectl get nodes --request-timeout=2s >/dev/null 2>&1 || fail "the API server came back by itself"
 cluster status | grep '^kube-apiserver .* stopped$' >/dev/null || fail "status does not say stopped"
 cluster start kube-apiserver
@@ -94,7 +94,7 @@ done
 all_healthy() { ! cluster status | grep -v ' healthy$'; }
 wait_until "all components to be healthy" all_healthy
 
-step "a component that dies is started again"
+step "a killed component is restarted"
 cluster exec bash -c "kill -KILL $(cat "$STATE/pids/kube-scheduler")"
 wait_until "the scheduler" all_healthy
 kubectl delete job hello -n restricted >/dev/null
@@ -105,16 +105,16 @@ kubectl wait --for=condition=Ready pod/stays --timeout="${MAX_WAIT}s" >/dev/null
 
 step "down"
 processes=$(tree "$(cat "$STATE/unshare.pid")")
-[ "$(wc -l <<<"$processes")" -gt 15 ] || fail "the list of processes is too short to prove anything"
+[ "$(wc -l <<<"$processes")" -gt 15 ] || fail "the list of processes is too short to show anything"
 containers=$(find "$STATE/containerd-run/io.containerd.runtime.v2.task/k8s.io" -mindepth 1 -maxdepth 1 -printf '%f\n')
 cgroups() { for id in $containers; do find /sys/fs/cgroup -maxdepth 3 -path "*/k8s.io/$id"; done; }
-[ -n "$(cgroups)" ] || fail "the running pod has no cgroup to look for"
+[ -n "$(cgroups)" ] || fail "the running pod has no cgroup to check for"
 cluster down
 trap - EXIT
 [ -z "$(cgroups)" ] || fail "cgroups are left: $(cgroups)"
 while read -r pid start; do
   now=$(sed 's/.*) //' "/proc/$pid/stat" 2>/dev/null || true)
-  # a zombie has ended; its parent, outside, has not looked yet
+  # a zombie has ended; its parent has not reaped it yet
   [[ -z $now || $now == Z* || $(cut -d' ' -f20 <<<"$now") != "$start" ]] || fail "process $pid is left: $(tr '\0' ' ' <"/proc/$pid/cmdline")"
 done <<<"$processes"
 ! grep -F "$STATE" /proc/self/mountinfo || fail "mounts are left"

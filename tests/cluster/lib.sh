@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# Sourced by the scripts of this folder: where things are, how an artefact gets into the cache.
+# Sourced by the scripts of this folder: paths, the cache of artefacts, waiting.
 
-shopt -s inherit_errexit   # else a failure inside $(...) goes unseen
+shopt -s inherit_errexit   # otherwise a failure inside $(...) is ignored
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck disable=SC2034  # used by the scripts that source this file
@@ -24,17 +24,17 @@ key() {
 }
 
 # cached NAME KEY BUILD: prints the folder of the artefact; if it is missing, BUILD is called with an empty folder to fill.
-# The folder gets its name only when BUILD has succeeded, so an aborted build never looks complete.
+# The folder is renamed only when BUILD has succeeded, so an aborted build never looks complete.
 cached() {
   local name=$1 key=$2 build=$3 target=$CACHE/$1/$2
   if [ ! -d "$target" ]; then
     mkdir -p "$CACHE/$name"
     (
-      # two callers must not both spend ten minutes on the same artefact
+      # two callers must not build the same artefact
       exec 9>"$CACHE/$name/lock"
       flock 9
       [ ! -d "$target" ] || exit 0
-      rm -rf "$CACHE/$name/"partial.*      # of builds that were killed; the lock says that none is running
+      rm -rf "$CACHE/$name/"partial.*      # of killed builds; none is running under the lock
       partial=$(mktemp -d "$CACHE/$name/partial.XXXXXX")
       trap 'rm -rf "$partial"' EXIT
       log "building $name ($key)"
@@ -47,7 +47,7 @@ cached() {
   echo "$target"
 }
 
-# Longest wait for a state that must come, in seconds: what a quick machine does in one second may take a busy one a minute
+# Longest wait for a state that must come, in seconds
 MAX_WAIT=300
 # wait_until WHAT COMMAND...: waits for a state, with a deadline
 wait_until() {

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Tests the services of the running cluster that tests and demo lean on: the git server, the inbox, pg_stat_statements that a
+# Tests the services of the running cluster that tests and demo use: the git server, the inbox, pg_stat_statements that a
 # role that is no superuser cannot restore, the probe user. Ten seconds; one line for each, exit code 0 only if all are ok.
 # shellcheck disable=SC2317,SC2086  # functions are called by `check`; names without blanks
 set -euo pipefail
