@@ -327,7 +327,9 @@ async fn a_lock_timeout_in_the_window() {
         // The approvals were for that window; another one needs new ones. Times of decisions are whole seconds.
         let digest = m.digest().await;
         eventually("new approvals", async || {
-            for (approver, decision) in APPROVERS.iter().flat_map(|a| [(a, Decision::Approve), (a, Decision::Ready)]) {
+            for (approver, decision) in
+                APPROVERS.iter().flat_map(|a| [(a, DecisionKind::Approve), (a, DecisionKind::Ready)])
+            {
                 m.decide(approver, decision, Some(&digest)).await.map_err(|e| e.to_string())?;
             }
             let status = m.status().await;

@@ -22,7 +22,7 @@ async fn abort() {
         let m = world.migrate("simplify", json!({})).await;
         m.phase(Phase::AwaitingApproval).await;
         assert!(world.db.triggers().await > 0);
-        m.decide(APPROVERS[0], Decision::Abort, None).await.unwrap();
+        m.decide(APPROVERS[0], DecisionKind::Abort, None).await.unwrap();
         let status = m.phase(Phase::Cancelled).await;
         assert!(ready(&status).1.contains("nothing was changed"), "{:?}", ready(&status));
         m.cleaned().await;
@@ -38,7 +38,7 @@ async fn what_was_approved_is_what_runs() {
         let m = world.migrate("simplify", json!({})).await;
         m.phase(Phase::AwaitingApproval).await;
         let first = m.digest().await;
-        m.decide(APPROVERS[0], Decision::Approve, Some(&first)).await.unwrap();
+        m.decide(APPROVERS[0], DecisionKind::Approve, Some(&first)).await.unwrap();
         m.until("an approval", |s| s.approvals.as_deref() == Some("1/2")).await;
         let new_plan = |old: String| {
             move |s: &credit_migration::api::CreditMigrationStatus| {
@@ -52,9 +52,9 @@ async fn what_was_approved_is_what_runs() {
         let status = m.until("a new plan", new_plan(first.clone())).await;
         assert_eq!((status.approvals.as_deref(), status.approved_by.len()), (Some("0/2"), 0));
         // An approval of the old plan does not count.
-        m.decide(APPROVERS[1], Decision::Approve, Some(&first)).await.unwrap();
+        m.decide(APPROVERS[1], DecisionKind::Approve, Some(&first)).await.unwrap();
         let second = m.digest().await;
-        m.decide(APPROVERS[0], Decision::Approve, Some(&second)).await.unwrap();
+        m.decide(APPROVERS[0], DecisionKind::Approve, Some(&second)).await.unwrap();
         let status = m.until("an approval", |s| s.approvals.as_deref() == Some("1/2")).await;
         assert_eq!(status.approved_by, [APPROVERS[0]]);
 

@@ -4,7 +4,7 @@
 use std::process::Command;
 
 use credit_migration::api::{
-    CheckResult, DeliveryState, NoticeState, NoticeStatus, Occasion, Outcome, Phase, Step, StepState,
+    CheckOutcome, CheckResult, DeliveryState, NoticeState, NoticeStatus, Occasion, Phase, Step, StepState,
 };
 use k8s_openapi::api::{core::v1::ConfigMap, rbac::v1::RoleBinding};
 use kube::Api;
@@ -151,9 +151,9 @@ async fn everything_configured() {
         let status = m
             .until("all measured", |s| {
                 let as_expected = |c: &CheckResult| match c.name.as_str() {
-                    "own-image-fails" => c.outcome == Outcome::Fail,
-                    "latch" => c.outcome == Outcome::NoData,
-                    _ => c.outcome == Outcome::Pass,
+                    "own-image-fails" => c.outcome == CheckOutcome::Fail,
+                    "latch" => c.outcome == CheckOutcome::NoData,
+                    _ => c.outcome == CheckOutcome::Pass,
                 };
                 s.phase == Some(Phase::Validating) && s.checks.len() == 11 && s.checks.iter().all(as_expected)
             })

@@ -173,7 +173,7 @@ impl Database {
     }
 
     /// Number of the operator's triggers.
-    pub async fn guards(&self) -> i64 {
+    pub async fn triggers(&self) -> i64 {
         self.count("SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'credit_migration_%'").await
     }
 
@@ -188,7 +188,7 @@ impl Database {
     }
 
     /// Whether the row of the write block says that writes are blocked.
-    pub async fn gate_closed(&self) -> bool {
+    pub async fn writes_blocked(&self) -> bool {
         let query = "SELECT 1 FROM credit_migration.write_block WHERE blocked";
         match self.connect().await.query(query, &[]).await {
             Ok(rows) => !rows.is_empty(),

@@ -23,7 +23,7 @@ use super::{
 /// May create decisions, but neither approve nor roll back.
 const STRANGER: &str = "mallory@shop.example";
 /// The decisions that a migration waits for, each on a digest.
-const DECISIONS: [Decision; 3] = [Decision::Approve, Decision::Ready, Decision::Keep];
+const DECISIONS: [DecisionKind; 3] = [DecisionKind::Approve, DecisionKind::Ready, DecisionKind::Keep];
 
 fn idle() -> Setup {
     Setup { replicas: 0, ..Setup::default() }
@@ -55,7 +55,7 @@ pub async fn decide_as(
 /// All decisions of both approvers on the current plan, in their own names.
 pub async fn agree(m: &Migration) -> Result<(), String> {
     let digest = m.digest().await;
-    for decision in [Decision::Approve, Decision::Ready] {
+    for decision in [DecisionKind::Approve, DecisionKind::Ready] {
         for approver in APPROVERS {
             m.decide(approver, decision, Some(&digest)).await.map_err(|e| e.to_string())?;
         }
@@ -278,13 +278,13 @@ async fn forged_presence() {
         let (before, digest) = (world.db.fingerprint().await, m.digest().await);
         let [alice, bob] = APPROVERS;
         for approver in APPROVERS {
-            m.decide(approver, Decision::Approve, Some(&digest)).await.unwrap();
+            m.decide(approver, DecisionKind::Approve, Some(&digest)).await.unwrap();
         }
         // Approved; only the presence is missing.
         m.reason("PresencePending").await;
         let stranger = cluster::client(Some(STRANGER)).await;
         for (client, by) in [(&stranger, STRANGER), (&stranger, bob), (&world.client, bob)] {
-            decide_as(&m, client, by, &m.uid, Decision::Ready, &digest).await.unwrap_err();
+            decide_as(&m, client, by, &m.uid, DecisionKind::Ready, &digest).await.unwrap_err();
         }
         m.decide(bob, DecisionKind::Ready, Some("sha256:0")).await.unwrap();
         for _ in 0..2 {
@@ -295,7 +295,7 @@ async fn forged_presence() {
         assert_eq!(status.schedule.unwrap().present, [alice]);
         assert_not_started(&m, &before).await;
 
-        m.decide(bob, Decision::Ready, Some(&digest)).await.unwrap();
+        m.decide(bob, DecisionKind::Ready, Some(&digest)).await.unwrap();
         assert_starts(&m).await;
     })
     .await;
@@ -313,14 +313,14 @@ async fn a_forged_keep() {
         let digest = m.digest().await;
         // Created before there was anything to keep.
         for approver in APPROVERS {
-            m.decide(approver, Decision::Keep, Some(&digest)).await.unwrap();
+            m.decide(approver, DecisionKind::Keep, Some(&digest)).await.unwrap();
         }
         agree(&m).await.unwrap();
         m.reason("DecisionDue").await;
         let [alice, bob] = APPROVERS;
         let stranger = cluster::client(Some(STRANGER)).await;
         for (client, by) in [(&stranger, STRANGER), (&stranger, bob), (&world.client, bob)] {
-            decide_as(&m, client, by, &m.uid, Decision::Keep, &digest).await.unwrap_err();
+            decide_as(&m, client, by, &m.uid, DecisionKind::Keep, &digest).await.unwrap_err();
         }
         m.decide(bob, DecisionKind::Keep, Some("sha256:0")).await.unwrap();
         let status = m.status().await;

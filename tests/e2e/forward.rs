@@ -25,21 +25,21 @@ async fn happy_path() {
         let digest = m.digest().await;
         let [alice, bob] = APPROVERS;
         // One approval is not enough, nor are two by the same approver. The author and other users may not approve.
-        m.decide(alice, Decision::Approve, Some(&digest)).await.unwrap();
-        m.decide(alice, Decision::Approve, Some(&digest)).await.unwrap();
+        m.decide(alice, DecisionKind::Approve, Some(&digest)).await.unwrap();
+        m.decide(alice, DecisionKind::Approve, Some(&digest)).await.unwrap();
         for user in [AUTHOR, "mallory@shop.example"] {
-            let refused = m.decide(user, Decision::Approve, Some(&digest)).await.unwrap_err();
+            let refused = m.decide(user, DecisionKind::Approve, Some(&digest)).await.unwrap_err();
             assert!(matches!(&refused, kube::Error::Api(e) if e.code == 403), "{user}: {refused}");
         }
         let status = m.until("one approval", |s| s.approvals.as_deref() == Some("1/2")).await;
         assert_eq!(status.phase, Some(Phase::AwaitingApproval));
         assert_eq!(world.flag().await, "v1");
-        m.decide(bob, Decision::Approve, Some(&digest)).await.unwrap();
+        m.decide(bob, DecisionKind::Approve, Some(&digest)).await.unwrap();
         // Approved, but no one is present: the migration waits, and says for how many.
         let message = m.reason("PresencePending").await;
         assert!(message.contains("0 of 2 people present") && message.contains("ready simplify"), "{message}");
-        m.decide(alice, Decision::Ready, Some(&digest)).await.unwrap();
-        m.decide(alice, Decision::Ready, Some(&digest)).await.unwrap();
+        m.decide(alice, DecisionKind::Ready, Some(&digest)).await.unwrap();
+        m.decide(alice, DecisionKind::Ready, Some(&digest)).await.unwrap();
         m.until("one present", |s| s.schedule.as_ref().is_some_and(|x| x.presence.as_deref() == Some("1/2"))).await;
         assert_eq!(world.flag().await, "v1");
         m.decide(bob, DecisionKind::Ready, Some(&digest)).await.unwrap();

@@ -120,7 +120,12 @@ impl Migration {
     }
 
     /// Creates a decision of a user.
-    pub async fn decide(&self, by: &str, decision: Decision, digest: Option<&str>) -> kube::Result<MigrationDecision> {
+    pub async fn decide(
+        &self,
+        by: &str,
+        decision: DecisionKind,
+        digest: Option<&str>,
+    ) -> kube::Result<MigrationDecision> {
         let object = json!({
             "metadata": {"generateName": format!("{}-", self.name)},
             "spec": {"migration": self.name, "migrationUID": self.uid, "decision": decision, "by": by, "digest": digest, "reason": "e2e"},
@@ -135,7 +140,7 @@ impl Migration {
         let status = self.phase(Phase::AwaitingApproval).await;
         let digest = status.plan.and_then(|p| p.digest).unwrap();
         for approver in APPROVERS {
-            for decision in [Decision::Approve, Decision::Ready] {
+            for decision in [DecisionKind::Approve, DecisionKind::Ready] {
                 self.decide(approver, decision, Some(&digest)).await.unwrap();
             }
         }

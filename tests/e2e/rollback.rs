@@ -58,8 +58,8 @@ async fn by_an_approver_while_monitoring() {
         let refused = m.edit(json!({"monitoring": {"duration": "1s"}})).await.unwrap_err().to_string();
         assert!(refused.contains("spec is immutable once the migration window was opened"), "{refused}");
         // One approver suffices, and it must be an approver.
-        m.decide("mallory@shop.example", Decision::Rollback, None).await.unwrap_err();
-        m.decide(APPROVERS[0], Decision::Rollback, None).await.unwrap();
+        m.decide("mallory@shop.example", DecisionKind::Rollback, None).await.unwrap_err();
+        m.decide(APPROVERS[0], DecisionKind::Rollback, None).await.unwrap();
         let status = m.phase(Phase::RolledBack).await;
         m.assert_old("up,down").await;
         assert_eq!(world.running().await, "v1");

@@ -1,6 +1,6 @@
 //! Window pods that are killed, and one that is started twice: the SQL takes effect once.
 
-use credit_migration::api::{Decision, Phase, Task, WindowState};
+use credit_migration::api::{DecisionKind, Phase, Task, WindowState};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use serde_json::{Value, json};
@@ -100,7 +100,7 @@ async fn killed_during_rollback() {
         m.phase(Phase::Monitoring).await;
         let balance = world.deduct(1, 1).await;
         world.answer_probe(false).await;
-        m.decide(APPROVERS[0], Decision::Rollback, None).await.unwrap();
+        m.decide(APPROVERS[0], DecisionKind::Rollback, None).await.unwrap();
         m.window(Task::RollbackWindow, "blocked writes", |p| p.state >= WindowState::Blocked).await;
         kill(&world, &m.run_name(Task::RollbackWindow)).await;
         world.answer_probe(true).await;

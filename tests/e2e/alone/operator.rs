@@ -196,7 +196,7 @@ async fn upgraded_during_a_migration() {
         m.phase(Phase::AwaitingApproval).await;
         let [sql, stage] = [world.db.close(Latch::Migrate).await, world.db.close(Latch::Validate).await];
         let digest = m.digest().await;
-        m.decide(APPROVERS[0], Decision::Approve, Some(&digest)).await.unwrap();
+        m.decide(APPROVERS[0], DecisionKind::Approve, Some(&digest)).await.unwrap();
         m.until("the first approval", |status| status.approvals.as_deref() == Some("1/2")).await;
         let upgraded = async {
             tokio::task::spawn_blocking(|| cluster::upgrade_operator("second")).await.unwrap();

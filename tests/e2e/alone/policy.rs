@@ -28,7 +28,7 @@ const FORGER: &str = APPROVERS[1];
 /// While the API server rejects a decision in another name.
 async fn forge(m: &Migration, digest: &str) -> Result<(), String> {
     let client = cluster::client(Some(FORGER)).await;
-    for decision in [Decision::Approve, Decision::Ready] {
+    for decision in [DecisionKind::Approve, DecisionKind::Ready] {
         for name in APPROVERS {
             decide_as(m, &client, name, &m.uid, decision, digest).await?;
         }
@@ -63,7 +63,7 @@ async fn deleted_while_approvals_are_pending() {
         bindings.create(&PostParams::default(), &binding).await.unwrap();
         eventually("a rejected forged decision", async || {
             let client = cluster::client(Some(FORGER)).await;
-            match decide_as(&m, &client, APPROVERS[0], &m.uid, Decision::Approve, "sha256:0").await {
+            match decide_as(&m, &client, APPROVERS[0], &m.uid, DecisionKind::Approve, "sha256:0").await {
                 Err(refused) if refused.contains("your own name") => Ok(()),
                 other => Err(format!("{other:?}")),
             }
