@@ -1,4 +1,4 @@
--- v2 -> v1: the way back from 0003_simplify_credit_system.sql, leaving the schema as it was.
+-- v2 -> v1: the rollback of 0003_simplify_credit_system.sql, which restores the schema.
 --
 -- Runs inside one transaction of its caller, as the owner of the tables. Balances and transactions written on v2 stay.
 -- The tables of v2 go with all that hangs on them; their grants are in credit_transactions as well.

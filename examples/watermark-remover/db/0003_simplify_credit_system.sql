@@ -28,7 +28,7 @@ CREATE TABLE subscription_credits (
 );
 CREATE INDEX subscription_credits_user_idx ON subscription_credits (user_id);
 
--- Whoever may use user_credits gets the same rights on the new tables: no role is named here.
+-- Roles with rights on user_credits get the same rights on the new tables: no role is named here.
 DO $$
 DECLARE
     entry record;

@@ -1,7 +1,7 @@
 -- Deterministic data for schema_v1.sql: the same numbers give the same rows.
 --   psql -v ON_ERROR_STOP=1 -1 -v users=100000 -v transactions=1000000 -f generate.sql
 -- (those are the defaults). Transaction n belongs to user 1 + (n - 1) % users; it is that user's transaction number
--- round = (n - 1) / users. Rounds repeat in tens, each ten begins with a grant that covers all usage up to the next one,
+-- round = (n - 1) / users. Rounds repeat in tens, each ten starts with a grant that covers all usage up to the next one,
 -- so no balance is ever below zero. For each user: balance = sum of amounts, purchased_credits = sum of purchases.
 -- Tokens are predictable: never use this for anything but tests.
 \if :{?users} \else \set users 100000 \endif

@@ -11,7 +11,8 @@ pub struct Settings {
     /// Connection URL; `sslmode=verify-full` and `sslrootcert` are understood.
     #[arg(long, env, hide_env_values = true)]
     pub database_url: String,
-    /// Certificates of the authorities that may have signed the server's; with it, TLS is required and verified in full.
+    /// Certificates of the authorities that may have signed the server's; with it, TLS is required and verified in
+    /// full.
     #[arg(long, env)]
     pub database_ca_file: Option<PathBuf>,
     /// Most sessions that this process holds at a time.
@@ -23,13 +24,14 @@ pub struct Settings {
     /// Which credit system answers: the switch that the migration flips.
     #[arg(long, env)]
     pub credit_system_version: Version,
-    /// Whether the team keeps the way back to v1 open; shown by `/version`.
+    /// Whether this release can be rolled back to v1; shown by `/version`.
     #[arg(long, env, default_value_t = true, action = clap::ArgAction::Set)]
     pub enable_rollback: bool,
-    /// Email of the user whom probes log in as. His login needs `PROBE_PASSWORD`; all other users are test data without one.
+    /// Email of the user whom probes log in as. His login needs `PROBE_PASSWORD`; all other users are test data without
+    /// one.
     #[arg(long, env)]
     pub probe_email: Option<String>,
-    /// The password of `PROBE_EMAIL`; without it nobody logs in as him.
+    /// The password of `PROBE_EMAIL`; without it no one logs in as him.
     #[arg(long, env, hide_env_values = true)]
     pub probe_password: Option<String>,
     /// Share (0 to 1) of requests to v2's credit endpoints that fail with 500 before they touch the database.
@@ -44,7 +46,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// What this version does wrong on purpose: nothing on v1, which must be what one can go back to.
+    /// What this version does wrong on purpose: nothing on v1, which must be safe to roll back to.
     pub fn faults(&self) -> Faults {
         match self.credit_system_version {
             Version::V1 => Faults::default(),
@@ -56,11 +58,11 @@ impl Settings {
 /// Faults that can be switched on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Faults {
-    /// `balances`: a deduction takes one credit less from the balance than it says, and nobody is told.
+    /// `balances`: a deduction takes one credit less from the balance than it reports, silently.
     pub balances: bool,
     /// `payments`: the payment provider refuses every charge, so there are no upgrades.
     pub payments: bool,
-    /// `login`: nobody can log in.
+    /// `login`: no one can log in.
     pub login: bool,
 }
 
@@ -116,7 +118,8 @@ pub enum ConfigError {
     #[error("DATABASE_URL: sslmode {0} is not known")]
     SslMode(String),
     #[error(
-        "DATABASE_URL asks for sslmode={0}: set DATABASE_CA_FILE (or sslrootcert), the server's certificate is always verified"
+        "DATABASE_URL asks for sslmode={0}: set DATABASE_CA_FILE (or sslrootcert), the server's certificate is always \
+            verified"
     )]
     NoAuthority(String),
     #[error("DATABASE_CA_FILE is set, but DATABASE_URL says sslmode=disable")]

@@ -2,12 +2,12 @@
 //!
 //! What happens to sessions there, and what this module does about it:
 //!
-//! | Event | Answer |
+//! | A session is | Answer |
 //! |---|---|
-//! | sessions are terminated (57P01) | the session is dropped; the work is done again on a session younger than the loss |
-//! | a session is lost at COMMIT | the server is asked what became of the transaction: it is never done twice |
-//! | writes are refused (25006) | the session is dropped, the caller hears [`Failure::Paused`] |
-//! | a session was opened while the database was read-only, and would stay so for ever | it serves reads; writes replace it |
+//! | terminated (57P01) | the session is dropped; the work is repeated on a session younger than the loss |
+//! | lost at COMMIT | the server is asked for the outcome of the transaction: it is never done twice |
+//! | refused a write (25006) | the session is dropped, the caller gets [`Failure::Paused`] |
+//! | opened while the database was read-only, and would stay so | it serves reads; writes replace it |
 
 use std::{
     path::Path,
@@ -214,7 +214,7 @@ impl Read for StatusOf<'_> {
 /// One session with PostgreSQL.
 struct Session {
     client: Client,
-    /// `default_transaction_read_only` at the start of the session; nobody changes it later.
+    /// `default_transaction_read_only` at the start of the session; never changed later.
     read_only: bool,
 }
 

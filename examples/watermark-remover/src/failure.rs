@@ -1,4 +1,4 @@
-//! What can go wrong with a request, and what the caller is told.
+//! What can go wrong with a request, and what the caller gets.
 
 use std::error::Error as _;
 
@@ -20,14 +20,15 @@ pub enum Failure {
     Unauthorized,
     #[error("not enough credits")]
     NotEnough { balance: i64 },
-    /// The database refuses writes (SQLSTATE 25006): by its read-only default, or by a trigger that guards the table.
+    /// The database refuses writes (SQLSTATE 25006): by its read-only default, or by a trigger on the table.
     #[error("writes are paused")]
     Paused,
     /// The session was terminated or its connection broke; the same work may succeed on another.
     #[error("the session with the database was lost")]
     SessionLost(#[source] tokio_postgres::Error),
-    /// The session was lost at COMMIT, and the server can't be asked: the change may have been made, and must not be repeated.
-    #[error("the session was lost at the commit; look at the balance before you try again")]
+    /// The session was lost at COMMIT, and the server can't be asked: the change may have been made, and must not be
+    /// repeated.
+    #[error("the session was lost at the commit; check the balance before you retry")]
     CommitUnknown(#[source] tokio_postgres::Error),
     #[error("no connection to the database")]
     NoConnection(#[source] Box<dyn std::error::Error + Send + Sync>),

@@ -106,7 +106,7 @@ impl<S: Sync> FromRequestParts<S> for Bearer {
     }
 }
 
-/// Compares without telling by its duration how much of the two is the same.
+/// Compares in a time that does not depend on how much of the two is the same.
 fn same(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len() && a.iter().zip(b).fold(0, |difference, (a, b)| difference | (a ^ b)) == 0
 }
@@ -162,8 +162,8 @@ async fn upgrade(
     Bearer(token): Bearer,
     Json(request): Json<UpgradeRequest>,
 ) -> Result<Json<Balance>, Failure> {
-    // A charge comes before its grant: what was not paid for is never granted. That the money goes back when the grant
-    // fails is the provider's part, which is not simulated.
+    // A charge comes before its grant: what was not paid for is never granted. A refund when the grant fails
+    // is the provider's part, which is not simulated.
     let paid = !app.faults.payments;
     app.metrics.count_payment(paid);
     if !paid {

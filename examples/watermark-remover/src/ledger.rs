@@ -1,7 +1,8 @@
 //! The SQL that both credit systems share: it uses only what the schemas of v1 and v2 have in common.
 //!
-//! Every change of a balance is one row in `credit_transactions` in the same transaction, so a balance is always the sum of
-//! its user's transactions. The row in `user_credits` is locked first, so two changes of one user never overtake each other.
+//! Every change of a balance is one row in `credit_transactions` in the same transaction, so a balance is always the
+//! sum of its user's transactions. The row in `user_credits` is locked first, so two changes of one user never overtake
+//! each other.
 
 use serde::Serialize;
 use tokio_postgres::{
@@ -98,7 +99,8 @@ pub async fn subscribe(tx: &Transaction<'_>, user_id: i64, plan: &str, credits: 
     let row = tx
         .query_typed_one(
             "INSERT INTO user_credits (user_id, balance) VALUES ($1, $2) \
-             ON CONFLICT (user_id) DO UPDATE SET balance = user_credits.balance + excluded.balance, updated_at = now() RETURNING balance",
+             ON CONFLICT (user_id) DO UPDATE SET balance = user_credits.balance + excluded.balance, updated_at = now() \
+             RETURNING balance",
             &[(&user_id, Type::INT8), (&credits, Type::INT8)],
         )
         .await?;

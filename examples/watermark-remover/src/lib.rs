@@ -1,4 +1,5 @@
-//! Sample application: a service with a credit system in two versions, built to live through a migration of its database.
+//! Sample application: a service with a credit system in two versions, built to live through a migration of its
+//! database.
 //!
 //! ```text
 //! http (routes, metrics) -> database (sessions that survive a window; runs work again when one is lost)

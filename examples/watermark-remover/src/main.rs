@@ -24,7 +24,7 @@ async fn main() -> ExitCode {
 
 async fn serve(settings: &Settings) -> Result<(), Box<dyn Error>> {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
-    // The level first, so that `grep ^ERROR` finds errors; the time is noted by whoever keeps the log.
+    // The level first, so that `grep ^ERROR` finds errors; the time is added by the collector of the log.
     tracing_subscriber::fmt().without_time().with_ansi(false).with_env_filter(filter).init();
 
     let app = Arc::new(http::App::new(settings)?);

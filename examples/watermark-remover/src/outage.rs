@@ -5,8 +5,8 @@
 //! outage           [------------]            [------]
 //!                  start        end          start  end
 //! ```
-//! An outage lasts from the start of the first failed request to the end of the next one that began after it and worked.
-//! Requests overlap, so outages may too: what is reported is their union.
+//! An outage lasts from the start of the first failed request to the end of the next one that started after it and
+//! succeeded. Requests overlap, so outages may too: what is reported is their union.
 
 /// A span of time, in seconds since the start of the measurement.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -27,8 +27,8 @@ pub enum Verdict {
     Silent,
 }
 
-/// The outages in `requests`, which must be sorted by start; they come out sorted and disjoint. One that never ended lasts
-/// until the last request's end.
+/// The outages in `requests`, which must be sorted by start; they come out sorted and disjoint. One that never ended
+/// lasts until the last request's end.
 pub fn outages(requests: &[(Span, Verdict)]) -> Vec<Span> {
     let last = requests.iter().map(|(span, _)| span.end).fold(0.0, f64::max);
     let (mut spans, mut since) = (Vec::new(), None);
@@ -62,7 +62,7 @@ pub fn union(mut spans: Vec<Span>) -> Vec<Span> {
 /// Seconds in all spans, and in the longest.
 pub fn total_and_longest(spans: &[Span]) -> (f64, f64) {
     let length = |span: &Span| span.end - span.start;
-    // Not `sum()`: that of nothing is -0.0, which looks odd in a report.
+    // Not `sum()`: that of nothing is -0.0, which is odd in a report.
     spans.iter().map(length).fold((0.0, 0.0), |(total, longest), length| (total + length, f64::max(longest, length)))
 }
 
@@ -87,11 +87,16 @@ mod tests {
     #[case::all_well(&[(0.0, 0.1, Works), (1.0, 1.1, Works)], &[])]
     #[case::one_failure(&[(0.0, 0.1, Works), (1.0, 1.1, Fails), (2.0, 2.1, Works), (3.0, 3.1, Works)], &[(1.0, 2.1)])]
     #[case::several_in_a_row(&[(1.0, 1.1, Fails), (2.0, 2.1, Fails), (3.0, 3.1, Works)], &[(1.0, 3.1)])]
-    #[case::two_outages(&[(1.0, 1.1, Fails), (2.0, 2.1, Works), (3.0, 3.1, Fails), (4.0, 4.1, Works)], &[(1.0, 2.1), (3.0, 4.1)])]
+    #[case::two_outages(&[(1.0, 1.1, Fails), (2.0, 2.1, Works), (3.0, 3.1, Fails), (4.0, 4.1, Works)],
+        &[(1.0, 2.1), (3.0, 4.1)])]
     #[case::never_ends(&[(1.0, 1.1, Fails), (2.0, 4.0, Fails), (3.0, 3.1, Fails)], &[(1.0, 4.0)])]
-    #[case::success_begun_before_does_not_end_it(&[(0.5, 5.0, Works), (1.0, 1.1, Fails), (2.0, 2.1, Works)], &[(1.0, 2.1)])]
-    #[case::overlapping_are_merged(&[(0.0, 0.1, Fails), (1.0, 3.0, Works), (2.0, 2.1, Fails), (2.5, 4.0, Works)], &[(0.0, 4.0)])]
-    #[case::silent_neither_opens_nor_closes(&[(0.0, 0.1, Silent), (1.0, 1.1, Fails), (2.0, 2.1, Silent), (3.0, 3.1, Works)], &[(1.0, 3.1)])]
+    #[case::success_begun_before_does_not_end_it(&[(0.5, 5.0, Works), (1.0, 1.1, Fails), (2.0, 2.1, Works)],
+        &[(1.0, 2.1)])]
+    #[case::overlapping_are_merged(&[(0.0, 0.1, Fails), (1.0, 3.0, Works), (2.0, 2.1, Fails), (2.5, 4.0, Works)],
+        &[(0.0, 4.0)])]
+    #[case::silent_neither_opens_nor_closes(
+        &[(0.0, 0.1, Silent), (1.0, 1.1, Fails), (2.0, 2.1, Silent), (3.0, 3.1, Works)],
+        &[(1.0, 3.1)])]
     fn outages_last_from_first_failure_to_next_success(
         #[case] requests: &[(f64, f64, Verdict)],
         #[case] expected: &[(f64, f64)],

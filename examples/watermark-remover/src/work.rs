@@ -1,5 +1,5 @@
-//! What each request does in the database: values that [`crate::database`] can run again from the start when a session is
-//! lost. The switch between the two credit systems is here, and nowhere else.
+//! What each request does in the database: values that [`crate::database`] can run again from the start when a session
+//! is lost. The switch between the two credit systems is here, and nowhere else.
 
 use tokio_postgres::{Client, Transaction};
 

@@ -1,4 +1,5 @@
-//! Traffic from outside: keeps a steady mix of requests on the service and reports for how long reads and writes failed.
+//! Traffic from outside: keeps a steady mix of requests on the service and reports for how long reads and writes
+//! failed.
 //!
 //! 70 % `GET /credits`, 25 % deductions of one credit, 5 % upgrades (which grant more than the deductions take). Each
 //! request has a connection of its own, so that it goes where the Kubernetes service points at that moment.
@@ -25,7 +26,7 @@ use tokio::{
 use watermark_remover::outage::{Span, Verdict, outages, quantile, total_and_longest};
 
 const TIMEOUT: Duration = Duration::from_secs(2);
-const LOGIN_PATIENCE: Duration = Duration::from_secs(60);
+const LOGIN_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Sends a steady mix of requests, and reports how long reads and writes failed.
 #[derive(Parser)]
@@ -138,7 +139,7 @@ async fn log_in_all(client: &Client, url: &str, users: u64, workers: u64) -> Res
         }
         let (client, url) = (client.clone(), format!("{url}/login"));
         tasks.spawn(async move {
-            let deadline = Instant::now() + LOGIN_PATIENCE;
+            let deadline = Instant::now() + LOGIN_TIMEOUT;
             let body = json!({ "email": format!("user{user}@example.com") });
             loop {
                 let answer =
@@ -397,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn blocked_and_failed_writes_are_told_apart() {
+    fn blocked_and_failed_writes_are_counted_apart() {
         let sample = |start: f64, kind, outcome, code: &str| Sample {
             kind,
             span: Span { start, end: start + 0.5 },
