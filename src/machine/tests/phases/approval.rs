@@ -85,7 +85,7 @@ fn approvals_that_do_not_suffice() {
             "Rejected",
         ),
         waits(
-            "names are not proven",
+            "names are not authenticated",
             |s| {
                 s.submit("ann", DecisionKind::Approve).submit("bob", DecisionKind::Approve);
                 s.observed.policy_problem = Some("policy gone".into());
