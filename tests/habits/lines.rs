@@ -17,9 +17,9 @@ fn too_wide(file: &File) -> Vec<String> {
         .collect()
 }
 
-/// A row of a table, the definition of a link, or a line of one long word.
+/// A row of a table, the definition of a link, or a line of one long word; `code` is one word.
 fn cannot_be_broken(line: &str) -> bool {
-    let line = line.trim_start();
+    let line = source::without_code_spans(line.trim_start());
     line.starts_with('|')
         || (line.starts_with('[') && line.contains("]: "))
         || line.split(' ').any(|word| word.chars().count() > WIDTH / 2)
