@@ -2,7 +2,7 @@
 
 use super::{CheckJobStart, CheckPod, DEADLINE, Effect, Job, Transition};
 use crate::{
-    api::{Check, CheckOutcome, CheckResult, TRIGGERS, Task, Time},
+    api::{Check, CheckOutcome, CheckResult, Phase, TRIGGERS, Task, Time},
     shared::time::{saturating_add, seconds, to_signed},
 };
 
@@ -192,26 +192,46 @@ impl Transition<'_> {
         }
     }
 
-    /// Jobs of job checks that are due, and the time of the next one.
-    pub(crate) fn job_checks(&mut self) -> Vec<Effect> {
+    /// Jobs of job checks that are due.
+    pub(crate) fn due_check_jobs(&self) -> Vec<Effect> {
         let (_, task, _) = self.stage();
         let mut effects = vec![];
         for (i, check) in self.spec.checks_of(task).into_iter().enumerate() {
             let Some(job) = check.job.clone() else { continue };
-            let known = self.previous_result(&check).filter(|r| r.measured > 0);
-            let due = known.map(|r| r.at + to_signed(check.interval)).filter(|due| self.now < *due);
-            let name = self.check_job(i, known.map_or(0, |r| r.measured) + 1);
-            match due {
-                Some(due) => self.wake_at(due),
-                None if self.observed.check_jobs.iter().any(|j| j.name == name) => {}
-                None => effects.push(Effect::StartCheckJob(Box::new(CheckJobStart { name, check: check.name, job }))),
+            let measured = self.previous_result(&check).map_or(0, |r| r.measured);
+            let name = self.check_job(i, measured + 1);
+            let exists = self.observed.check_jobs.iter().any(|j| j.name == name);
+            if self.next_job_check(&check).is_none() && !exists {
+                effects.push(Effect::StartCheckJob(Box::new(CheckJobStart { name, check: check.name, job })));
             }
         }
         effects
     }
 
+    /// When the next measurement of a job check is due; `None` when it is due now.
+    fn next_job_check(&self, check: &Check) -> Option<Time> {
+        let measured = self.previous_result(check).filter(|r| r.measured > 0)?;
+        Some(measured.at + to_signed(check.interval)).filter(|due| self.now < *due)
+    }
+
+    /// Wakes for the next measurement of the controller's own.
+    pub(crate) fn plan_checks(&mut self) {
+        let measuring = matches!(self.phase(), Phase::Validating | Phase::Monitoring) && self.observed.finalizer;
+        if measuring && let Some(at) = self.next_check() {
+            self.wake_at(at);
+        }
+    }
+
+    /// When a check that the controller measures is due next.
+    fn next_check(&self) -> Option<Time> {
+        let (_, task, _) = self.stage();
+        let jobs =
+            self.spec.checks_of(task).iter().filter(|c| c.job.is_some()).filter_map(|c| self.next_job_check(c)).min();
+        [jobs, self.next_workload_check()].into_iter().flatten().min()
+    }
+
     /// When the next workload check is due; never in the past, for each look costs requests.
-    pub(crate) fn next_workload_check(&self) -> Option<Time> {
+    fn next_workload_check(&self) -> Option<Time> {
         let (_, task, _) = self.stage();
         self.spec
             .checks_of(task)

@@ -6,12 +6,10 @@ use super::{
     Transition,
     faults::{Fault, fault},
     steps,
+    transition::READY,
     window::stage::WINDOW_OVERDUE,
 };
 use crate::api::{Phase, Writes};
-
-/// Type of the condition that sums up.
-pub(super) const READY: &str = "Ready";
 
 /// Type of the condition, and reason of the event, that tell of down SQL which nobody approved.
 pub(super) const DOWN_CHANGED: &str = "DownSqlChanged";

@@ -17,11 +17,8 @@ const FOLLOW_UP_SECONDS: u64 = 900;
 const CLEANUP_SECONDS: u64 = 600;
 
 impl Transition<'_> {
-    pub(super) fn effects(&mut self) -> Vec<Effect> {
+    pub(super) fn effects(&self) -> Vec<Effect> {
         if self.may_remove_finalizer() {
-            if self.observed.finalizer && !self.is_cleaned_up() {
-                self.event(true, "TriggersLeft", "the database could not be reached; next: drop the triggers named credit_migration_* and schema credit_migration by hand");
-            }
             return if self.observed.finalizer { vec![Effect::RemoveFinalizer] } else { vec![] };
         }
         if !self.observed.finalizer {
@@ -41,7 +38,7 @@ impl Transition<'_> {
             Phase::Executing => effects.extend(self.window_effects(Task::Window, self.attempt(Step::BlockWrites))),
             Phase::Validating | Phase::Monitoring => {
                 effects.extend(self.start_stage_run());
-                effects.extend(self.job_checks());
+                effects.extend(self.due_check_jobs());
             }
             Phase::Observing => effects.extend(self.start_follow_up_run()),
             Phase::RollingBack
@@ -114,10 +111,7 @@ impl Transition<'_> {
         self.start_run(task, self.run_attempt(step), Some(timeout))
     }
 
-    fn start_stage_run(&mut self) -> Option<Effect> {
-        if let Some(at) = self.next_workload_check() {
-            self.wake_at(at);
-        }
+    fn start_stage_run(&self) -> Option<Effect> {
         let (step, task, _) = self.stage();
         if self.waiting(step) || self.spec.checks_of(task).iter().all(Check::by_controller) {
             return None;

@@ -43,43 +43,22 @@ pub use phases::preparing::SUPERSEDED;
 
 use transition::Transition;
 
-use crate::api::{CreditMigrationSpec, CreditMigrationStatus, Phase, Time};
+use crate::api::{CreditMigrationSpec, CreditMigrationStatus, Time};
 
 /// Says what is to be.
 ///
 /// In: the wanted (`spec`), the persisted (`status`), the seen (`observed`) and the time. Out: the next status, what to do once
 /// it is persisted, and when to look again.
 pub fn decide(spec: &CreditMigrationSpec, status: &CreditMigrationStatus, observed: &Observed, now: Time) -> Decision {
-    let ready = status.conditions.iter().find(|c| c.type_ == conditions::READY);
-    let mut transition = Transition {
-        spec,
-        observed,
-        now,
-        status: status.clone(),
-        reason: ready.map(|c| c.reason.clone()),
-        message: ready.map(|c| c.message.clone()),
-        wake: None,
-        events: vec![],
-    };
-    if transition.status.phase.is_none() {
-        transition.initialize();
-    }
-    if observed.deleting {
-        transition.advance_deletion();
-    }
+    let mut transition = Transition::new(spec, status, observed, now);
+    transition.start_if_new();
+    transition.advance_deletion();
     transition.advance_notices();
-    match transition.phase() {
-        Phase::Preparing => transition.advance_preparing(),
-        Phase::AwaitingApproval => transition.advance_awaiting_approval(),
-        Phase::Executing => transition.advance_executing(),
-        Phase::Validating | Phase::Monitoring => transition.advance_checking(),
-        Phase::Observing => transition.advance_observing(),
-        Phase::RollingBack => transition.advance_rolling_back(),
-        Phase::RollbackFailed => transition.advance_rollback_failed(),
-        Phase::Failed | Phase::Completed | Phase::RolledBack | Phase::Cancelled => transition.advance_ended(),
-    }
+    phases::advance(&mut transition);
+    transition.report_triggers_left();
+    transition.plan_checks();
     let mut effects = transition.effects();
     conditions::derive(&mut transition);
     effects.extend(transition.events.into_iter().map(Effect::Event));
-    Decision { status: transition.status, effects, wake_at: transition.wake }
+    Decision { status: transition.status, effects, wake_at: transition.wake_at }
 }

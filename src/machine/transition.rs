@@ -9,22 +9,49 @@ pub(crate) struct Transition<'a> {
     pub(crate) observed: &'a Observed,
     pub(crate) now: Time,
     pub(crate) status: CreditMigrationStatus,
-    /// Reason and message of the `Ready` condition.
+    /// Reason of the `Ready` condition.
     pub(crate) reason: Option<String>,
+    /// Message of the `Ready` condition.
     pub(crate) message: Option<String>,
-    pub(crate) wake: Option<Time>,
+    /// When to decide again although nothing happens.
+    pub(crate) wake_at: Option<Time>,
     pub(crate) events: Vec<Event>,
 }
 
-impl Transition<'_> {
+/// Type of the condition that sums up.
+pub(crate) const READY: &str = "Ready";
+
+impl<'a> Transition<'a> {
+    pub(crate) fn new(
+        spec: &'a CreditMigrationSpec,
+        status: &CreditMigrationStatus,
+        observed: &'a Observed,
+        now: Time,
+    ) -> Self {
+        let ready = status.conditions.iter().find(|c| c.type_ == READY);
+        Self {
+            spec,
+            observed,
+            now,
+            status: status.clone(),
+            reason: ready.map(|c| c.reason.clone()),
+            message: ready.map(|c| c.message.clone()),
+            wake_at: None,
+            events: vec![],
+        }
+    }
+
     pub(crate) fn phase(&self) -> Phase {
         self.status.phase.unwrap_or(Phase::Preparing)
     }
 
-    pub(crate) fn initialize(&mut self) {
-        self.status.runner_image = Some(self.observed.runner_image.clone());
-        self.enter(Phase::Preparing);
-        self.start_step(Step::Preflight);
+    /// Starts a migration that has no phase yet.
+    pub(crate) fn start_if_new(&mut self) {
+        if self.status.phase.is_none() {
+            self.status.runner_image = Some(self.observed.runner_image.clone());
+            self.enter(Phase::Preparing);
+            self.start_step(Step::Preflight);
+        }
     }
 
     pub(crate) fn enter(&mut self, phase: Phase) {
@@ -45,6 +72,6 @@ impl Transition<'_> {
 
     pub(crate) fn wake_at(&mut self, at: Time) {
         // The earliest wins; a wake-up in the past means "at once" and is the caller's to clamp.
-        self.wake = Some(self.wake.map_or(at, |w| w.min(at)));
+        self.wake_at = Some(self.wake_at.map_or(at, |wake_at| wake_at.min(at)));
     }
 }

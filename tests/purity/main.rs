@@ -232,6 +232,35 @@ fn what_is_pure_stays_pure() {
     assert!(found.is_empty(), "not pure:\n{}", found.join("\n"));
 }
 
+/// Functions that change what they answer about: `fn x(&mut self) -> bool`.
+fn questions_that_act(text: &str) -> Vec<String> {
+    let code: String = code(text).map(|(_, line)| format!("{line}\n")).collect();
+    let signatures = code.split("fn ").skip(1).filter_map(|part| part.split('{').next());
+    signatures
+        .filter(|s| s.contains("&mut self") && s.trim_end().ends_with("-> bool"))
+        .map(|s| s.split('(').next().unwrap_or_default().to_owned())
+        .collect()
+}
+
+#[test]
+fn a_function_of_the_machine_asks_or_acts() {
+    let src = root().join("src");
+    let mut machine = files(&src.join("machine"));
+    machine.retain(|f| !ONLY_TESTS.iter().any(|t| f.starts_with(src.join(t))));
+    let found: Vec<String> = machine
+        .iter()
+        .flat_map(|file| {
+            let text = std::fs::read_to_string(file).unwrap();
+            questions_that_act(&text).into_iter().map(|name| format!("{}: {name}", file.display())).collect::<Vec<_>>()
+        })
+        .collect();
+    assert!(found.is_empty(), "give an enum that says what was done:\n{}", found.join("\n"));
+    assert_eq!(
+        questions_that_act("fn a(\n    &mut self,\n) -> bool {}\nfn b(&self) -> bool {}\nfn c(&mut self) {}"),
+        ["a"]
+    );
+}
+
 #[test]
 fn impurity_would_be_found() {
     for line in [

@@ -1,5 +1,6 @@
 //! AwaitingApproval: who has approved the plan, who has rejected it, and whether the window may start.
 
+use super::Flow;
 use crate::{
     api::{DecisionKind, Phase, Step, Time},
     machine::{
@@ -9,21 +10,20 @@ use crate::{
 };
 
 impl Transition<'_> {
-    pub(crate) fn advance_awaiting_approval(&mut self) {
-        if self.called_off() {
-            return;
+    pub(crate) fn advance_approval(&mut self) -> Flow {
+        if let Some(request) = self.cancel_request() {
+            return self.cancel(&request);
         }
         if self.inputs_changed() {
             self.restart("spec or SQL changed");
-            self.advance_preparing();
-            return;
+            return Flow::Continue;
         }
         // Recomputed, not trusted: evidence and digest must belong together at the moment of counting.
         let Some(digest) =
             self.plan_digest().filter(|d| self.status.plan.as_ref().is_some_and(|p| p.digest.as_ref() == Some(d)))
         else {
             self.restart("the evidence does not fit the plan's digest");
-            return;
+            return Flow::Settled;
         };
         let needed = self.spec.approval.required.max(2) as usize;
         let (people, reject) = self.approvals(&digest);
@@ -32,14 +32,14 @@ impl Transition<'_> {
         self.record_presence(&digest);
         if let Some((reason, message)) = self.cluster_violation() {
             self.set_ready(reason, message);
-            return;
+            return Flow::Settled;
         }
         if let Some(r) = reject {
             self.set_ready(
                 "Rejected",
                 format!("{} rejected {digest}{}; next: change the plan, or abort it", r.by, fmt_reason(&r.reason)),
             );
-            return;
+            return Flow::Settled;
         }
         if people.len() < needed {
             if self.status.step != Some(Step::Approve) {
@@ -50,24 +50,10 @@ impl Transition<'_> {
                 "ApprovalPending",
                 format!("{} of {needed} people approved {digest}{void}; next: {next}", people.len()),
             );
-            return;
+            return Flow::Settled;
         }
         self.record_approval(&people, &digest);
-        if !self.advance_schedule(&digest) {
-            // A backup that is too old has begun the preparation anew.
-            if self.phase() == Phase::Preparing {
-                self.advance_preparing();
-            }
-            return;
-        }
-        let evidence = self.start_evidence();
-        self.succeed_step(Step::Schedule, evidence);
-        self.enter(Phase::Executing);
-        self.status.window = None;
-        // Lost pods of an earlier window do not count against this one.
-        self.step_mut(Step::BlockWrites).failures = 0;
-        self.start_step(Step::BlockWrites);
-        self.advance_executing();
+        self.advance_scheduling(&digest)
     }
 
     /// Digest of the present plan; `None` until its evidence is complete.
@@ -75,16 +61,20 @@ impl Transition<'_> {
         machine::plan_digest(&self.observed.uid, self.spec, &self.status)
     }
 
-    /// Abort before the window: nothing was changed.
-    pub(crate) fn called_off(&mut self) -> bool {
-        let Some(d) = self.stop_request(&[DecisionKind::Abort, DecisionKind::Rollback], None) else { return false };
+    /// The request to stop before the window, if there is one.
+    pub(crate) fn cancel_request(&self) -> Option<ObservedDecision> {
+        self.stop_request(&[DecisionKind::Abort, DecisionKind::Rollback], None)
+    }
+
+    /// Ends the migration before its window: nothing was changed.
+    pub(crate) fn cancel(&mut self, request: &ObservedDecision) -> Flow {
         let step = self.status.step;
         self.enter(Phase::Cancelled);
-        let message = format!("{} called it off{}; nothing was changed", d.by, fmt_reason(&d.reason));
+        let message = format!("{} called it off{}; nothing was changed", request.by, fmt_reason(&request.reason));
         if let Some(step) = step {
             self.fail_step(step, "Aborted", message);
         }
-        true
+        Flow::Settled
     }
 
     /// Decisions of a kind that are younger than `after` (all when `None`).

@@ -1,9 +1,9 @@
 //! Validating and Monitoring: the new version runs; checks decide whether it stays.
 
-use super::approval::fmt_reason;
+use super::{Flow, approval::fmt_reason};
 use crate::{
     api::{CheckOutcome, DecisionKind, Occasion, OnBreach, Phase, RollbackPolicy, Stage, Step, Task},
-    machine::{RunOutcome, Transition, notices::notice_key},
+    machine::{RunOutcome, Transition, notices::notice_key, steps::PlannedRetry},
     shared::time::to_signed,
 };
 
@@ -16,28 +16,31 @@ impl Transition<'_> {
         }
     }
 
-    /// Whether somebody has moved the flag since; told once.
-    pub(crate) fn flag_drifted(&mut self) -> bool {
+    /// How the flag differs from what the switch has set, and what to do; `None` while it does not.
+    pub(crate) fn flag_drift(&self) -> Option<String> {
         let flag = &self.spec.application.flag;
         if self.observed.flag_value() == Some(flag.to.as_str()) {
-            return false;
+            return None;
         }
-        let text = format!(
+        Some(format!(
             "key {} of ConfigMap {} is {:?}, the schema is the one of {:?}; set the key to {3:?}; or, to go back, next: {}",
             flag.config_map_key_ref.key,
             flag.config_map_key_ref.name,
             self.observed.flag_value().unwrap_or("missing"),
             flag.to,
             self.observed.rollback_command()
-        );
+        ))
+    }
+
+    /// Reports a flag that was moved: once by an event, and in the condition while it lasts.
+    pub(crate) fn report_flag_drift(&mut self, text: String) {
         if self.reason.as_deref() != Some("FlagDrifted") {
             self.event(true, "FlagDrifted", text.clone());
         }
         self.set_ready("FlagDrifted", text);
-        true
     }
 
-    pub(crate) fn advance_checking(&mut self) {
+    pub(crate) fn advance_checking(&mut self) -> Flow {
         let (step, task, stage) = self.stage();
         let (checks, duration) = (self.spec.checks_of(task), to_signed(stage.duration));
         if let Some(d) = self.stop_request(&[DecisionKind::Rollback, DecisionKind::Abort], None) {
@@ -59,21 +62,24 @@ impl Transition<'_> {
         if let RunOutcome::Failed(reason, message) = self.observed.outcome(task, self.attempt(step)) {
             self.retry_stage_run(step, reason.as_str(), &message);
             // A flag that drifts does not wait for the run: it outweighs what keeps it from measuring.
-            if !self.flag_drifted() {
-                self.set_ready(reason.as_str(), message);
+            match self.flag_drift() {
+                Some(text) => self.report_flag_drift(text),
+                None => self.set_ready(reason.as_str(), message),
             }
-            return;
+            return Flow::Settled;
         }
-        if self.flag_drifted() {
-            return;
+        if let Some(text) = self.flag_drift() {
+            self.report_flag_drift(text);
+            return Flow::Settled;
         }
-        let Some(started) = self.started_at(step) else { return };
+        let Some(started) = self.started_at(step) else { return Flow::Settled };
         let end = started + duration;
         if self.now < end {
             self.wake_at(end);
             let next =
                 format!("{} checks, until {end:.0}; to go back: {}", checks.len(), self.observed.rollback_command());
-            return self.set_ready("Progressing", next);
+            self.set_ready("Progressing", next);
+            return Flow::Settled;
         }
         let open: Vec<String> = checks
             .iter()
@@ -89,7 +95,8 @@ impl Transition<'_> {
                 self.observed.rollback_command()
             );
             self.notify(Occasion::ManualInterventionRequired, &notice_key("held", end), &text);
-            return self.set_ready("ChecksNotPassing", text);
+            self.set_ready("ChecksNotPassing", text);
+            return Flow::Settled;
         }
         let idle: Vec<&str> = checks
             .iter()
@@ -106,18 +113,19 @@ impl Transition<'_> {
             // A check of the same name is another check: its breach here is no breach there.
             self.status.checks.clear();
             self.start_step(Step::Monitor);
-            return self.advance_checking();
+        } else {
+            self.start_observing();
         }
-        self.start_observing();
+        Flow::Continue
     }
 
     /// Without its run a stage has no data: another one follows, and the stage does not end meanwhile.
     fn retry_stage_run(&mut self, step: Step, reason: &str, message: &str) {
         let started = self.started_at(step);
-        if self.retry_due(step).is_none() {
+        if self.start_due_retry(step) == PlannedRetry::None {
             self.retry_later(step, reason, message, 60);
         }
-        if let (Some(started), step_status) = (started, self.step_mut(step)) {
+        if let (Some(started), step_status) = (started, self.ensure_step(step)) {
             step_status.started_at = started;
         }
     }
@@ -131,7 +139,7 @@ impl Transition<'_> {
         {
             return;
         }
-        self.step_mut(step).message = Some(text.clone());
+        self.ensure_step(step).message = Some(text.clone());
         self.event(true, "CheckBreached", text);
     }
 }

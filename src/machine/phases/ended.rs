@@ -1,28 +1,31 @@
 //! Ends: guards are removed from the database, the finalizer is given up; a failed preparation starts again when its inputs change.
 
+use super::Flow;
 use crate::{
     api::{DecisionKind, Phase, Step, StepState, Task},
-    machine::{RunOutcome, Transition},
+    machine::{RunOutcome, Transition, steps::PlannedRetry},
 };
 
 /// Tries of a clean-up for a deleted migration before its guards are left where they are.
 const DELETED_CLEANUP_ATTEMPTS: u32 = 5;
 
 impl Transition<'_> {
-    pub(crate) fn advance_ended(&mut self) {
+    pub(crate) fn advance_ended(&mut self) -> Flow {
         let inputs_changed = self.phase() == Phase::Failed && self.inputs_changed() && !self.observed.deleting;
         self.advance_cleanup();
         // Not while guards are being removed: the next Backup puts them up again.
         if inputs_changed && self.is_cleaned_up() {
             self.restart("spec or SQL changed");
-            self.advance_preparing();
-        } else if self.phase() == Phase::Failed && self.is_cleaned_up() {
-            let called_off = self.stop_request(&[DecisionKind::Abort], None);
-            if let Some(d) = called_off {
-                self.enter(Phase::Cancelled);
-                self.set_ready("Aborted", format!("{} called it off; nothing was changed", d.by));
-            }
+            return Flow::Continue;
         }
+        if self.phase() == Phase::Failed
+            && self.is_cleaned_up()
+            && let Some(request) = self.stop_request(&[DecisionKind::Abort], None)
+        {
+            self.enter(Phase::Cancelled);
+            self.set_ready("Aborted", format!("{} called it off; nothing was changed", request.by));
+        }
+        Flow::Settled
     }
 
     /// Guards are put up by the Backup task; from then on there is something to remove.
@@ -47,7 +50,7 @@ impl Transition<'_> {
         let (reason, message) = (self.reason.clone(), self.message.clone());
         if self.step(Step::Cleanup).is_none_or(|step_status| step_status.state != StepState::Running) {
             self.start_step(Step::Cleanup);
-        } else if self.retry_due(Step::Cleanup) != Some(false) {
+        } else if self.start_due_retry(Step::Cleanup) != PlannedRetry::NotYet {
             match self.observed.outcome(Task::Cleanup, self.attempt(Step::Cleanup)) {
                 RunOutcome::Pending => {}
                 RunOutcome::Succeeded(_) => {
@@ -66,6 +69,9 @@ impl Transition<'_> {
 
     /// Deletion: before the window nothing is lost; inside it the change is undone; after it the new version stays.
     pub(crate) fn advance_deletion(&mut self) {
+        if !self.observed.deleting {
+            return;
+        }
         match self.phase() {
             Phase::Preparing | Phase::AwaitingApproval => self.cancel_deleted(),
             Phase::Executing if self.status.window.as_ref().is_none_or(|w| w.deadline.is_none()) => {
@@ -84,6 +90,13 @@ impl Transition<'_> {
     fn cancel_deleted(&mut self) {
         self.enter(Phase::Cancelled);
         self.set_ready("Deleted", "deleted before its window; nothing was changed");
+    }
+
+    /// Says that triggers stay in the database when the finalizer goes without a clean-up.
+    pub(crate) fn report_triggers_left(&mut self) {
+        if self.observed.finalizer && self.may_remove_finalizer() && !self.is_cleaned_up() {
+            self.event(true, "TriggersLeft", "the database could not be reached; next: drop the triggers named credit_migration_* and schema credit_migration by hand");
+        }
     }
 
     /// The finalizer may go.

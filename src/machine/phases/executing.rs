@@ -1,12 +1,13 @@
 //! Executing: one `Window` run, whose progress is mapped to five steps. Orders to it are raised only after the status
 //! that wants them is persisted.
 
-use super::approval::fmt_reason;
+use super::{Flow, approval::fmt_reason};
 use crate::{
     api::{DecisionKind, Direction, Occasion, Phase, Reason, Retry, Step, Task, WindowProgress, WindowState},
     machine::{
         RunOutcome, Transition,
         faults::{Fault, fault},
+        window::cutover::Rollout,
     },
     shared::time::to_signed,
 };
@@ -15,7 +16,7 @@ use crate::{
 pub(crate) const WINDOW_ATTEMPTS: u32 = 5;
 
 impl Transition<'_> {
-    pub(crate) fn advance_executing(&mut self) {
+    pub(crate) fn advance_executing(&mut self) -> Flow {
         let attempt = self.attempt(Step::BlockWrites);
         let progress = self.observed.progress(Task::Window, attempt).cloned().unwrap_or_default();
         match self.observed.outcome(Task::Window, attempt) {
@@ -49,12 +50,13 @@ impl Transition<'_> {
             return self.start_rollback(cause, message);
         }
         self.advance_window(&progress);
+        Flow::Settled
     }
 
     /// The pod is being started; nothing was changed. All gates are looked at once more at the last moment.
-    fn await_window_pod(&mut self, progress: &WindowProgress) {
-        if self.called_off() {
-            return;
+    fn await_window_pod(&mut self, progress: &WindowProgress) -> Flow {
+        if let Some(request) = self.cancel_request() {
+            return self.cancel(&request);
         }
         let digest = self.status.plan.as_ref().and_then(|p| p.digest.clone()).unwrap_or_default();
         let (people, reject) = self.approvals(&digest);
@@ -69,18 +71,18 @@ impl Transition<'_> {
             );
             self.enter(Phase::AwaitingApproval);
             self.start_step(Step::Approve);
-            return self.advance_awaiting_approval();
+            return Flow::Continue;
         }
         if progress.state == WindowState::Ready {
             let deadline = self.now + to_signed(self.spec.window.max_duration);
-            let window = self.window();
+            let window = self.window_mut();
             window.task = Some(Task::Window);
             window.deadline = Some(deadline);
             self.wake_at(deadline);
             self.set_ready("BlockingWrites", format!("writes are being blocked, until {deadline:.0} at the latest"));
-            return;
+            return Flow::Settled;
         }
-        let Some(started) = self.started_at(Step::BlockWrites) else { return };
+        let Some(started) = self.started_at(Step::BlockWrites) else { return Flow::Settled };
         let ready_by = self.ready_by(started);
         if self.now >= ready_by {
             let name = self.observed.run_name(Task::Window, self.attempt(Step::BlockWrites));
@@ -93,6 +95,7 @@ impl Transition<'_> {
         }
         self.wake_at(ready_by);
         self.set_ready("PreparingWindow", "the window's pod is being started; writes are open");
+        Flow::Settled
     }
 
     fn advance_window(&mut self, progress: &WindowProgress) {
@@ -119,10 +122,11 @@ impl Transition<'_> {
         if self.status.step == Some(Step::SwitchApplication) {
             // The acknowledgement must be persisted before the flag is touched: from it on the runner does not go back by itself.
             if progress.switch_acknowledged || fault(Fault::UnacknowledgedSwitch) {
-                self.window().switched = true;
+                self.window_mut().switched = true;
             }
             let to = self.spec.application.flag.to.clone();
-            if self.status.window.as_ref().is_some_and(|w| w.switched) && self.running(Direction::Forward, progress) {
+            let switched = self.status.window.as_ref().is_some_and(|w| w.switched);
+            if switched && self.follow_rollout(Direction::Forward, progress) == Rollout::Complete {
                 self.succeed_step(Step::SwitchApplication, format!("flag is {to}, rollout complete, no old pod left"));
                 self.start_step(Step::UnblockWrites);
             }
@@ -130,17 +134,17 @@ impl Transition<'_> {
         let releasing = self.status.window.as_ref().is_some_and(|w| w.releasing);
         if self.status.step == Some(Step::UnblockWrites) && !releasing {
             // Looked at once more: somebody may have set the flag or the workload back while balances were compared.
-            if !self.running(Direction::Forward, progress) {
+            if self.follow_rollout(Direction::Forward, progress) != Rollout::Complete {
                 self.start_step(Step::SwitchApplication);
             } else if progress.comparison.as_ref().is_some_and(|c| c.unexplained == 0) {
-                self.window().releasing = true;
+                self.window_mut().releasing = true;
             }
         }
         // Past the deadline only if the release is ordered, and nobody says that it was carried out.
         self.report_window("WindowOpen", self.window_message(progress));
     }
 
-    fn rollback_cause(&mut self, progress: &WindowProgress) -> Option<(&'static str, String)> {
+    fn rollback_cause(&self, progress: &WindowProgress) -> Option<(&'static str, String)> {
         if self.status.window.as_ref().is_some_and(|w| w.releasing) {
             // The order to open the gate is out: whatever comes is handled after the release, on the way back proper.
             return None;
@@ -168,7 +172,7 @@ impl Transition<'_> {
         None
     }
 
-    fn finish_window(&mut self) {
+    fn finish_window(&mut self) -> Flow {
         let blocked = self.blocked_seconds();
         for step in [Step::Migrate, Step::VerifyMigration, Step::SwitchApplication] {
             // A leader that comes back late sees the end of the window without its steps in between.
@@ -184,38 +188,47 @@ impl Transition<'_> {
         self.notify(Occasion::Finished, &format!("finished.{}", self.attempt(Step::BlockWrites)), &text);
         self.enter(Phase::Validating);
         self.start_step(Step::Validate);
-        self.advance_checking();
+        Flow::Continue
     }
 
-    fn accept_runner_rollback(&mut self, progress: &WindowProgress) {
+    fn accept_runner_rollback(&mut self, progress: &WindowProgress) -> Flow {
         self.record_window_progress(Task::Window, progress);
         let cause = if progress.deadline_passed { "DeadlinePassed" } else { "RolledBack" };
         self.enter_rolling_back(cause, "the window's runner undid the change by itself".into());
-        self.advance_rolling_back();
+        Flow::Continue
     }
 
-    fn handle_failed_window_run(&mut self, reason: Reason, message: &str, progress: &WindowProgress) {
+    fn handle_failed_window_run(&mut self, reason: Reason, message: &str, progress: &WindowProgress) -> Flow {
         let ordered = self.status.window.as_ref().is_some_and(|w| w.deadline.is_some());
         if progress.state == WindowState::Held {
             self.enter_rolling_back(reason.as_str(), message.into());
-            return self.fail_rollback(reason.as_str(), message);
+            self.fail_rollback(reason.as_str(), message);
+        } else if ordered && progress.state != WindowState::RolledBack {
+            // Only a gate that is known to be open again counts as "nothing was changed".
+            self.replace_window_pod(reason, message);
+        } else {
+            self.end_window_without_effect(reason, message, progress);
         }
-        // Only a gate that is known to be open again counts as "nothing was changed".
-        if ordered && progress.state != WindowState::RolledBack {
-            // The gate may be closed with nobody at it: the next pod reads the database and goes on from there.
-            self.retry_now(Step::BlockWrites);
-            let attempts = self.failures(Step::BlockWrites);
-            if attempts < WINDOW_ATTEMPTS {
-                return self.event(
-                    true,
-                    "WindowPodLost",
-                    format!("{message}; another pod goes on, try {attempts} of {WINDOW_ATTEMPTS}"),
-                );
-            }
-            self.enter_rolling_back(reason.as_str(), message.into());
-            return self.fail_rollback(reason.as_str(), message);
+        Flow::Settled
+    }
+
+    /// The gate may be closed with nobody at it: the next pod reads the database and goes on from there.
+    fn replace_window_pod(&mut self, reason: Reason, message: &str) {
+        self.retry_now(Step::BlockWrites);
+        let attempts = self.failures(Step::BlockWrites);
+        if attempts < WINDOW_ATTEMPTS {
+            return self.event(
+                true,
+                "WindowPodLost",
+                format!("{message}; another pod goes on, try {attempts} of {WINDOW_ATTEMPTS}"),
+            );
         }
-        // The runner has opened the gate again: nothing was changed.
+        self.enter_rolling_back(reason.as_str(), message.into());
+        self.fail_rollback(reason.as_str(), message);
+    }
+
+    /// The runner has opened the gate again: nothing was changed.
+    fn end_window_without_effect(&mut self, reason: Reason, message: &str, progress: &WindowProgress) {
         let step = self.status.step.unwrap_or(Step::BlockWrites);
         self.record_window_progress(Task::Window, progress);
         if reason.retry() == Retry::Never {
@@ -227,9 +240,9 @@ impl Transition<'_> {
             );
         }
         self.fail_step(step, reason.as_str(), format!("{message}; nothing was changed, writes are open"));
-        // Whatever was said so far, also by a clock that runs before this one.
-        let said = self.observed.decisions.iter().map(|d| d.at).max();
-        self.status.approvals_after = said.max(Some(self.now));
+        // Whatever was decided so far, also by a clock that runs before this one.
+        let newest = self.observed.decisions.iter().map(|d| d.at).max();
+        self.status.approvals_after = newest.max(Some(self.now));
         self.enter(Phase::AwaitingApproval);
         self.start_step(Step::Approve);
         self.set_ready(

@@ -2,10 +2,10 @@
 //!
 //! Nothing goes back by itself any more: after so long that is a decision about everything written since. A breach is told.
 
-use super::approval::fmt_reason;
+use super::{Flow, approval::fmt_reason};
 use crate::{
     api::{CheckOutcome, DecisionKind, MigrationRun, Occasion, Phase, Step, StepState, Task, Time},
-    machine::{RunOutcome, Transition, notices::notice_key},
+    machine::{RunOutcome, Transition, notices::notice_key, steps::PlannedRetry},
     shared::time::{saturating_add, seconds, to_signed},
 };
 
@@ -17,7 +17,6 @@ impl Transition<'_> {
         self.enter(Phase::Observing);
         self.status.checks.clear();
         self.schedule_follow_up(Step::DayCheck);
-        self.advance_observing();
     }
 
     /// When writes were opened on the new version.
@@ -31,28 +30,32 @@ impl Transition<'_> {
             if step == Step::DayCheck { self.spec.follow_ups.day_after() } else { self.spec.follow_ups.week_after() };
         let due = saturating_add(self.cut_over_at().unwrap_or(self.now), to_signed(after));
         self.status.step = Some(step);
-        let step_status = self.step_mut(step);
+        let step_status = self.ensure_step(step);
         step_status.state = StepState::Running;
         step_status.retry_at = Some(due);
     }
 
-    pub(crate) fn advance_observing(&mut self) {
+    pub(crate) fn advance_observing(&mut self) -> Flow {
         if let Some(d) = self.stop_request(&[DecisionKind::Rollback, DecisionKind::Abort], None) {
             return self.start_rollback("Rollback", format!("{:?} by {}{}", d.decision, d.by, fmt_reason(&d.reason)));
         }
-        let drifted = self.flag_drifted();
+        let drift = self.flag_drift();
+        let drifted = drift.is_some();
+        if let Some(text) = drift {
+            self.report_flag_drift(text);
+        }
         let (step, task) = match self.status.step {
             Some(Step::Decide) => return self.advance_decide(drifted),
             Some(Step::WeekReview) => (Step::WeekReview, Task::WeekReview),
             _ => (Step::DayCheck, Task::DayCheck),
         };
-        if self.retry_due(step) == Some(false) {
+        if self.start_due_retry(step) == PlannedRetry::NotYet {
             let due = self.step(step).and_then(|step_status| step_status.retry_at).unwrap_or(self.now);
-            if !drifted && self.step(step).is_none_or(|step_status| step_status.failures == 0) {
+            if !drifted && self.failures(step) == 0 {
                 let text = format!("{step:?} at {due:.0}; to go back: {}", self.observed.rollback_command());
                 self.set_ready("Observing", text);
             }
-            return;
+            return Flow::Settled;
         }
         match self.observed.outcome(task, self.attempt(step)) {
             RunOutcome::Pending if drifted => {}
@@ -62,16 +65,17 @@ impl Transition<'_> {
             }
             RunOutcome::Succeeded(run) => {
                 let run = run.clone();
-                self.record_report(step, &run);
+                return self.record_report(step, &run);
             }
         }
+        Flow::Settled
     }
 
-    fn record_report(&mut self, step: Step, run: &MigrationRun) {
+    fn record_report(&mut self, step: Step, run: &MigrationRun) -> Flow {
         let status = run.status.clone().unwrap_or_default();
         let Some(report) = status.report else {
             self.retry_later(step, "Internal", "the run reported success without a report", RETRY_SECONDS);
-            return;
+            return Flow::Settled;
         };
         for r in status.checks.iter().filter(|r| r.outcome != CheckOutcome::Pass || r.breached) {
             self.event(true, "CheckBreached", format!("{step:?}: {}: {:?}, {}", r.name, r.outcome, r.message));
@@ -90,12 +94,12 @@ impl Transition<'_> {
             self.notify(Occasion::WeekReport, &format!("week.{attempt}"), &text);
             self.start_step(Step::Decide);
         }
-        self.advance_observing();
+        Flow::Continue
     }
 
     /// Waits for a person's word, and reminds.
-    fn advance_decide(&mut self, drifted: bool) {
-        let Some(asked) = self.started_at(Step::Decide) else { return };
+    fn advance_decide(&mut self, drifted: bool) -> Flow {
+        let Some(asked) = self.started_at(Step::Decide) else { return Flow::Settled };
         let digest = self.status.plan.as_ref().and_then(|p| p.digest.clone());
         // What was said before the week was over was said without its report. Times of decisions are whole seconds, cut off.
         let word = self
@@ -108,7 +112,7 @@ impl Transition<'_> {
             self.enter(Phase::Completed);
             self.event(false, "Completed", text.clone());
             self.set_ready("Completed", text);
-            return self.advance_ended();
+            return Flow::Continue;
         }
         let interval = to_signed(self.spec.follow_ups.reminder_interval);
         let report = self.status.week_report.as_ref().map(|r| r.object.clone()).unwrap_or_default();
@@ -128,5 +132,6 @@ impl Transition<'_> {
         if !drifted {
             self.set_ready("DecisionDue", text);
         }
+        Flow::Settled
     }
 }

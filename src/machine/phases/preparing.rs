@@ -1,8 +1,12 @@
 //! Preparing: nothing of the application is changed; every change of the inputs begins anew.
 
+use super::Flow;
 use crate::{
-    api::{MigrationRun, NoticeState, Occasion, Phase, Reason, Retry, Step, StepState},
-    machine::{RunOutcome, Transition, steps},
+    api::{BaselineEvidence, MigrationRun, NoticeState, Occasion, Phase, Reason, Retry, Step, StepState},
+    machine::{
+        RunOutcome, Transition,
+        steps::{self, PlannedRetry},
+    },
 };
 
 /// Reason of a step that a changed plan made void.
@@ -45,81 +49,89 @@ impl Transition<'_> {
         self.start_step(Step::Preflight);
     }
 
-    pub(crate) fn advance_preparing(&mut self) {
-        if self.called_off() {
-            return;
+    /// One step of the preparation.
+    pub(crate) fn advance_preparing(&mut self) -> Flow {
+        if let Some(request) = self.cancel_request() {
+            return self.cancel(&request);
         }
         if self.inputs_changed() {
             self.restart("spec or SQL changed");
         }
-        loop {
-            let step = self.status.step.unwrap_or(Step::Preflight);
-            // Looked at in each step, not only in Preflight: what is missing later must not be found in the window.
-            if let Some((reason, message)) = self.cluster_violation() {
-                if self.message.as_deref() != Some(message.as_str()) {
-                    self.event(true, reason, message.clone());
-                }
-                self.set_ready(reason, message);
-                if step == Step::Preflight {
-                    return;
-                }
-            } else if self.step(step).is_none_or(|step_status| step_status.retry_at.is_none()) {
-                self.report_attempt(step);
+        let step = self.status.step.unwrap_or(Step::Preflight);
+        // Looked at in each step, not only in Preflight: what is missing later must not be found in the window.
+        if let Some((reason, message)) = self.cluster_violation() {
+            if self.message.as_deref() != Some(message.as_str()) {
+                self.event(true, reason, message.clone());
             }
-            if self.status.plan.is_none() {
-                self.status.plan = self.observed_plan();
+            self.set_ready(reason, message);
+            if step == Step::Preflight {
+                return Flow::Settled;
             }
-            if self.retry_due(step) == Some(false) {
-                return;
-            }
-            match step {
-                Step::NotifyTeam if !self.notify_team() => return,
-                Step::CodeBackup if self.spec.code.is_none() => {
-                    self.skip_step(step, "spec.code is not set: tag and branch are the team's own business");
-                }
-                _ => {}
-            }
-            if matches!(self.step(step).map(|step_status| (step_status.name, step_status.state)), Some((Step::NotifyTeam | Step::CodeBackup, state)) if state != StepState::Running)
-            {
+        } else if !self.waiting(step) {
+            self.report_attempt(step);
+        }
+        if self.status.plan.is_none() {
+            self.status.plan = self.observed_plan();
+        }
+        if self.start_due_retry(step) == PlannedRetry::NotYet {
+            return Flow::Settled;
+        }
+        match step {
+            Step::NotifyTeam => self.notify_team(),
+            Step::CodeBackup if self.spec.code.is_none() => {
+                self.skip_step(step, "spec.code is not set: tag and branch are the team's own business");
                 self.start_next(step);
-                continue;
+                Flow::Continue
             }
-            let Some(task) = steps::preparing_task(step) else { return };
-            let attempt = self.run_attempt(step);
-            let outcome = self.observed.outcome(task, attempt);
-            // Baseline is a milestone of the Backup task: it is reported while the dump is still running.
-            if step == Step::Baseline
-                && let Some(b) = self
-                    .observed
-                    .run(task, attempt)
-                    .and_then(|r| r.run.status.as_ref())
-                    .and_then(|s| s.baseline.clone())
-            {
-                let note = format!("{} users, {} credits, {} purchased", b.users, b.total_balance, b.total_purchased);
-                self.status.baseline = Some(b);
-                self.succeed_step(Step::Baseline, note);
-                self.status.step = Some(Step::Backup);
-                self.start_step(Step::Backup);
-                continue;
+            _ => self.follow_run(step),
+        }
+    }
+
+    /// Follows the run of a step to its end.
+    fn follow_run(&mut self, step: Step) -> Flow {
+        let Some(task) = steps::preparing_task(step) else { return Flow::Settled };
+        let attempt = self.run_attempt(step);
+        let status = self.observed.run(task, attempt).and_then(|r| r.run.status.as_ref());
+        // Baseline is a milestone of the Backup task: it is reported while the dump is still running.
+        if step == Step::Baseline
+            && let Some(baseline) = status.and_then(|s| s.baseline.clone())
+        {
+            self.finish_baseline(baseline);
+            return Flow::Continue;
+        }
+        match self.observed.outcome(task, attempt) {
+            RunOutcome::Pending => Flow::Settled,
+            RunOutcome::Failed(reason, message) => {
+                self.handle_failed_run(step, reason, &message);
+                Flow::Settled
             }
-            match outcome {
-                RunOutcome::Pending => return,
-                RunOutcome::Succeeded(run) => {
-                    let run = run.clone();
-                    if !self.record_evidence(step, &run) {
-                        return;
+            RunOutcome::Succeeded(run) => {
+                let run = run.clone();
+                match self.record_evidence(step, &run) {
+                    Err((reason, message)) => {
+                        self.handle_failed_run(step, reason, &message);
+                        return Flow::Settled;
                     }
-                    if steps::next(step) == Some(Step::Approve) {
-                        return self.enter_approval();
-                    }
-                    self.start_next(step);
+                    Ok(note) => self.succeed_step(step, note),
                 }
-                RunOutcome::Failed(reason, message) => {
-                    self.preparing_failed(step, reason, &message);
-                    return;
+                if steps::next(step) == Some(Step::Approve) {
+                    return self.enter_approval();
                 }
+                self.start_next(step);
+                Flow::Continue
             }
         }
+    }
+
+    fn finish_baseline(&mut self, baseline: BaselineEvidence) {
+        let note = format!(
+            "{} users, {} credits, {} purchased",
+            baseline.users, baseline.total_balance, baseline.total_purchased
+        );
+        self.status.baseline = Some(baseline);
+        self.succeed_step(Step::Baseline, note);
+        self.status.step = Some(Step::Backup);
+        self.start_step(Step::Backup);
     }
 
     fn start_next(&mut self, step: Step) {
@@ -130,8 +142,8 @@ impl Transition<'_> {
         }
     }
 
-    /// The team is told what is planned. `true` when the first try is over: nothing waits for a channel that is away.
-    fn notify_team(&mut self) -> bool {
+    /// Notifies the team of what is planned, and waits for the first attempt alone: nothing waits for a channel that is away.
+    fn notify_team(&mut self) -> Flow {
         let s = &self.spec.schedule;
         let hours: Vec<String> =
             s.allowed_hours.iter().map(|h| format!("{}-{} {}", h.from, h.to, h.time_zone)).collect();
@@ -148,11 +160,12 @@ impl Transition<'_> {
                 Step::NotifyTeam,
                 "no channel in spec.notifications.channels has audience Team or Support: tell them yourself",
             );
-            return true;
+            self.start_next(Step::NotifyTeam);
+            return Flow::Continue;
         };
-        let Some(n) = self.notice(&id) else { return true };
+        let Some(n) = self.notice(&id) else { return Flow::Settled };
         if n.state == NoticeState::Pending && n.failures == 0 {
-            return false;
+            return Flow::Settled;
         }
         let (all, taken) = (self.channels_for(Occasion::Planned).len(), n.notice.delivered.join(", "));
         let evidence = format!("told by {} of {all} channels: {taken}", n.notice.delivered.len());
@@ -165,7 +178,8 @@ impl Transition<'_> {
                 "no channel has taken it yet, it is tried again; the migration goes on; next: see status.notices",
             );
         }
-        true
+        self.start_next(Step::NotifyTeam);
+        Flow::Continue
     }
 
     /// Attempt that names the step's run: Baseline and Backup share one, since they share a snapshot.
@@ -173,7 +187,7 @@ impl Transition<'_> {
         self.attempt(if step == Step::Backup { Step::Baseline } else { step })
     }
 
-    fn preparing_failed(&mut self, step: Step, reason: Reason, message: &str) {
+    fn handle_failed_run(&mut self, step: Step, reason: Reason, message: &str) {
         if reason.retry() == Retry::Never {
             self.fail_preparation(step, reason.as_str(), message);
             return;
@@ -183,11 +197,12 @@ impl Transition<'_> {
         let retried = if step == Step::Backup { Step::Baseline } else { step };
         if retried != step {
             self.fail_step(step, reason.as_str(), message);
-            self.step_mut(retried).state = StepState::Running;
+            self.ensure_step(retried).state = StepState::Running;
             self.status.step = Some(retried);
             self.status.baseline = None;
         }
-        let failures = self.retry_later(retried, reason.as_str(), message, longest);
+        self.retry_later(retried, reason.as_str(), message, longest);
+        let failures = self.failures(retried);
         if step != Step::Preflight && failures >= self.spec.runner.max_attempts {
             self.fail_preparation(
                 retried,
@@ -228,14 +243,14 @@ impl Transition<'_> {
             if message.contains("next: ") { String::new() } else { format!("next: correct {maps}, or the spec; ") };
         self.enter(Phase::Failed);
         self.fail_step(step, reason, format!("{message}; nothing was changed; {next}it then starts again by itself"));
-        self.step_mut(step).retry_at = None;
+        self.ensure_step(step).retry_at = None;
     }
 
-    /// Takes a finished step's evidence into the status. `false` when it does not do.
-    fn record_evidence(&mut self, step: Step, run: &MigrationRun) -> bool {
+    /// Takes a finished step's evidence into the status. Gives a summary of it, or why it does not suffice.
+    fn record_evidence(&mut self, step: Step, run: &MigrationRun) -> Result<String, (Reason, String)> {
         let status = run.status.clone().unwrap_or_default();
         let missing = |what: &str| (Reason::Internal, format!("the run reported success without {what}"));
-        let note = match step {
+        match step {
             Step::Preflight => {
                 let n = status.findings.len();
                 Ok(format!("{n} of {n} checks"))
@@ -287,21 +302,11 @@ impl Transition<'_> {
                 }
                 None => Err(missing("rehearsal")),
             },
-            _ => return false,
-        };
-        match note {
-            Err((reason, message)) => {
-                self.preparing_failed(step, reason, &message);
-                false
-            }
-            Ok(note) => {
-                self.succeed_step(step, note);
-                true
-            }
+            _ => Err(missing("evidence")),
         }
     }
 
-    fn enter_approval(&mut self) {
+    fn enter_approval(&mut self) -> Flow {
         let expected = self.status.rehearsal.as_ref().map_or(f64::MAX, |r| r.expected_window_seconds);
         let limit = std::time::Duration::from(self.spec.window.max_duration).as_secs_f64();
         if expected > limit {
@@ -310,7 +315,7 @@ impl Transition<'_> {
                 "WindowTooShort",
                 &format!("the rehearsal predicts a window of {expected:.1} s, spec.window.maxDuration is {limit:.1} s; next: raise it or make the SQL quicker"),
             );
-            return;
+            return Flow::Settled;
         }
         let digest = self.plan_digest();
         if let Some(plan) = &mut self.status.plan {
@@ -318,6 +323,6 @@ impl Transition<'_> {
         }
         self.enter(Phase::AwaitingApproval);
         self.start_step(Step::Approve);
-        self.advance_awaiting_approval();
+        Flow::Continue
     }
 }

@@ -1,17 +1,43 @@
 //! The way back. Inside the window it is the `Window` run that goes back; after it a `RollbackWindow` run opens a window again.
 
-use super::{approval::fmt_reason, executing::WINDOW_ATTEMPTS};
+use super::{Flow, approval::fmt_reason, executing::WINDOW_ATTEMPTS};
 use crate::{
     api::{
-        DecisionKind, Direction, Occasion, Phase, Reason, Retry, RollbackStatus, Step, StepState, Task, WindowProgress,
-        WindowState, WindowStatus,
+        Comparison, DecisionKind, Direction, Occasion, Phase, Reason, Retry, RollbackStatus, Step, StepState, Task,
+        WindowProgress, WindowState, WindowStatus,
     },
-    machine::{RunOutcome, SqlSource, Transition, notices::notice_key},
+    machine::{RunOutcome, SqlSource, Transition, notices::notice_key, steps::PlannedRetry, window::cutover::Rollout},
     shared::time::{seconds, to_signed},
 };
 
 /// Longest wait before a window for the way back is opened again, while writes are open.
 const REOPEN_RETRY_SECONDS: i64 = 60;
+
+/// What is known of the balances at the end of a rollback.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Verification {
+    /// The up SQL was never committed: there was nothing to undo.
+    NotMigrated,
+    /// The down SQL is committed, and no comparison was reported.
+    NotCompared,
+    /// Every balance is explained.
+    Equal(Comparison),
+    /// Some balances are not explained.
+    Unexplained(Comparison),
+}
+
+impl Verification {
+    fn summary(&self) -> String {
+        match self {
+            Verification::NotMigrated => "nothing was changed".into(),
+            Verification::NotCompared => "balances were not compared after the way back".into(),
+            Verification::Equal(_) => "no credit was lost".into(),
+            Verification::Unexplained(c) => {
+                format!("{} of {} balances are unexplained (limit 0)", c.unexplained, c.users)
+            }
+        }
+    }
+}
 
 impl Transition<'_> {
     /// Records the cause and enters the phase. Runs of the forward path go on only as far as the way back needs them.
@@ -35,7 +61,7 @@ impl Transition<'_> {
         self.notify(Occasion::TriggerFired, &notice_key("way-back", now), &text);
     }
 
-    pub(crate) fn start_rollback(&mut self, cause: &str, message: String) {
+    pub(crate) fn start_rollback(&mut self, cause: &str, message: String) -> Flow {
         self.enter_rolling_back(cause, message);
         if self.in_forward_window() {
             self.start_step(Step::SwitchBack);
@@ -43,7 +69,7 @@ impl Transition<'_> {
             self.status.window = None;
             self.start_step(Step::BlockWritesForRollback);
         }
-        self.advance_rolling_back();
+        Flow::Continue
     }
 
     /// Task and attempt that carry the way back.
@@ -54,12 +80,12 @@ impl Transition<'_> {
         }
     }
 
-    pub(crate) fn advance_rolling_back(&mut self) {
+    pub(crate) fn advance_rolling_back(&mut self) -> Flow {
         // Begins a planned try, whose run is another one.
         if self.status.step == Some(Step::BlockWritesForRollback)
-            && self.retry_due(Step::BlockWritesForRollback) == Some(false)
+            && self.start_due_retry(Step::BlockWritesForRollback) == PlannedRetry::NotYet
         {
-            return;
+            return Flow::Settled;
         }
         let (task, attempt) = self.rollback_run();
         let progress = self.observed.progress(task, attempt).cloned().unwrap_or_default();
@@ -76,7 +102,8 @@ impl Transition<'_> {
             WindowState::RolledBack if ended => return self.finish_rollback(&progress),
             // The way there was released before it could be turned round.
             WindowState::Released if ended => {
-                return self.restart_rollback_window("the gate opened before the way back had begun");
+                self.restart_rollback_window("the gate opened before the way back had begun");
+                return Flow::Settled;
             }
             _ => {}
         }
@@ -87,16 +114,17 @@ impl Transition<'_> {
             self.switch_application_back(task, &progress);
         }
         self.report_rollback();
+        Flow::Settled
     }
 
     fn report_rollback(&mut self) {
         self.report_window("RollingBack", self.rollback_message());
     }
 
-    fn await_rollback_window(&mut self, progress: &WindowProgress) {
+    fn await_rollback_window(&mut self, progress: &WindowProgress) -> Flow {
         if progress.state == WindowState::Ready && self.status.window.as_ref().is_none_or(|w| w.deadline.is_none()) {
             let deadline = self.now + to_signed(self.spec.window.max_duration);
-            let window = self.window();
+            let window = self.window_mut();
             window.task = Some(Task::RollbackWindow);
             window.deadline = Some(deadline);
         }
@@ -119,7 +147,7 @@ impl Transition<'_> {
         if matches!(progress.state, WindowState::Blocked | WindowState::Held) {
             if self.status.window.as_ref().is_none_or(|w| w.deadline.is_none()) {
                 // A pod that resumes a closed gate never says Ready.
-                self.window().deadline = Some(self.now + to_signed(self.spec.window.max_duration));
+                self.window_mut().deadline = Some(self.now + to_signed(self.spec.window.max_duration));
             }
             let n = progress.users_written_since.unwrap_or_default();
             let proof = progress.proof.clone().unwrap_or_default();
@@ -130,6 +158,7 @@ impl Transition<'_> {
             self.start_step(Step::SwitchBack);
         }
         self.report_rollback();
+        Flow::Settled
     }
 
     fn switch_application_back(&mut self, task: Task, progress: &WindowProgress) {
@@ -138,7 +167,7 @@ impl Transition<'_> {
             Task::Window => self.status.window.as_ref().is_some_and(|w| w.switched),
             _ => {
                 if progress.switch_acknowledged {
-                    self.window().switched = true;
+                    self.window_mut().switched = true;
                 }
                 true
             }
@@ -148,9 +177,8 @@ impl Transition<'_> {
             self.succeed_step(Step::SwitchBack, format!("flag never left {from}"));
             return self.start_step(Step::RollbackSql);
         }
-        let back =
-            self.status.window.as_ref().is_some_and(|w| w.switched) && self.running(Direction::Rollback, progress);
-        if back {
+        let switched = self.status.window.as_ref().is_some_and(|w| w.switched);
+        if switched && self.follow_rollout(Direction::Rollback, progress) == Rollout::Complete {
             self.succeed_step(
                 Step::SwitchBack,
                 format!("flag is {from}, rollout complete, no pod of the new version left"),
@@ -159,7 +187,7 @@ impl Transition<'_> {
         }
     }
 
-    fn finish_rollback(&mut self, progress: &WindowProgress) {
+    fn finish_rollback(&mut self, progress: &WindowProgress) -> Flow {
         // The runner may have gone back by itself; the flag must be at `from` whoever moved it.
         let from = self.spec.application.flag.from.clone();
         if self.observed.flag_value() != Some(from.as_str())
@@ -168,15 +196,23 @@ impl Transition<'_> {
             if self.status.step != Some(Step::SwitchBack) {
                 self.start_step(Step::SwitchBack);
             }
-            self.window().switched = true;
+            self.window_mut().switched = true;
             // The run has ended: nobody asks the probe any more, and writes are open.
             if !self.is_rolled_out(Direction::Rollback) {
-                return self.report_rollback();
+                self.report_rollback();
+                return Flow::Settled;
             }
             self.succeed_step(Step::SwitchBack, format!("flag is {from}, rollout complete"));
         }
-        let (proof, next) = self.record_verification(progress);
-        let next = next.map(|next| format!("; next: {next}")).unwrap_or_default();
+        let verification = self.verification(progress);
+        self.record_verification(&verification);
+        let proof = verification.summary();
+        let next = match verification {
+            Verification::NotMigrated | Verification::Equal(_) => String::new(),
+            Verification::NotCompared | Verification::Unexplained(_) => {
+                format!("; next: {}", self.observed.plugin("report", ""))
+            }
+        };
         let blocked = self.blocked_seconds();
         self.succeed_step(Step::UnblockWritesAfterRollback, format!("writes were blocked for {blocked:.1} s"));
         let cause = self.status.rollback.as_ref().map(|r| format!("{}: {}", r.cause, r.message)).unwrap_or_default();
@@ -187,54 +223,80 @@ impl Transition<'_> {
         let began = self.status.rollback.as_ref().map_or(self.now, |r| r.started_at);
         let text = format!("the old version runs again, {proof}; {cause}{next}");
         self.notify(Occasion::RolledBack, &notice_key("rolled-back", began), &text);
-        self.advance_ended();
+        Flow::Continue
     }
 
-    /// Ticks off what the way back's own run has measured. Says it in words, and what to do if that is not that all is well.
-    fn record_verification(&mut self, progress: &WindowProgress) -> (String, Option<String>) {
+    /// What the rollback's own run has measured.
+    fn verification(&self, progress: &WindowProgress) -> Verification {
         // The run drops what was compared on the way there before it runs the down SQL.
-        let Some(c) = progress.comparison.clone() else {
-            let first = self.status.window.as_ref().is_some_and(|w| w.task == Some(Task::Window));
-            if first && !self.succeeded(Step::Migrate) && progress.migrate_seconds.is_none() {
-                return ("nothing was changed".into(), None);
+        match progress.comparison.clone() {
+            Some(comparison) if comparison.unexplained == 0 => Verification::Equal(comparison),
+            Some(comparison) => Verification::Unexplained(comparison),
+            None => {
+                let first = self.status.window.as_ref().is_some_and(|w| w.task == Some(Task::Window));
+                let migrated = self.succeeded(Step::Migrate) || progress.migrate_seconds.is_some();
+                if first && !migrated { Verification::NotMigrated } else { Verification::NotCompared }
             }
-            self.succeed_step(Step::RollbackSql, "the way back is committed");
-            return ("balances were not compared after the way back".into(), Some(self.observed.plugin("report", "")));
-        };
-        self.succeed_step(Step::RollbackSql, "the way back is committed");
-        let compared = format!("{} balances compared, {} unexplained (limit 0)", c.users, c.unexplained);
-        if c.unexplained == 0 {
-            self.succeed_step(Step::VerifyRollback, format!("{compared}; total {} credits", c.total_balance));
-            return ("no credit was lost".into(), None);
         }
-        let next = self.observed.plugin("report", "");
-        let text = format!("{compared}; next: {next}");
-        self.fail_step(Step::VerifyRollback, "BalancesUnexplained", text.clone());
-        self.notify(Occasion::ManualInterventionRequired, &notice_key("unexplained", self.now), &text);
-        (format!("{} of {} balances are unexplained (limit 0)", c.unexplained, c.users), Some(next))
     }
 
-    fn handle_failed_rollback_run(&mut self, task: Task, reason: Reason, message: &str, progress: &WindowProgress) {
+    /// Records the steps RollbackSql and VerifyRollback.
+    fn record_verification(&mut self, verification: &Verification) {
+        if *verification != Verification::NotMigrated {
+            self.succeed_step(Step::RollbackSql, "the way back is committed");
+        }
+        match verification {
+            Verification::NotMigrated | Verification::NotCompared => {}
+            Verification::Equal(c) => {
+                let text = format!(
+                    "{} balances compared, {} unexplained (limit 0); total {} credits",
+                    c.users, c.unexplained, c.total_balance
+                );
+                self.succeed_step(Step::VerifyRollback, text);
+            }
+            Verification::Unexplained(c) => {
+                let text = format!(
+                    "{} balances compared, {} unexplained (limit 0); next: {}",
+                    c.users,
+                    c.unexplained,
+                    self.observed.plugin("report", "")
+                );
+                self.fail_step(Step::VerifyRollback, "BalancesUnexplained", text.clone());
+                self.notify(Occasion::ManualInterventionRequired, &notice_key("unexplained", self.now), &text);
+            }
+        }
+    }
+
+    fn handle_failed_rollback_run(
+        &mut self,
+        task: Task,
+        reason: Reason,
+        message: &str,
+        progress: &WindowProgress,
+    ) -> Flow {
         self.record_window_progress(task, progress);
         match progress.state {
             // Undone, or never migrated, and the gate is open: that is the way back, whatever the run was blamed for.
             WindowState::RolledBack => return self.finish_rollback(progress),
-            WindowState::Released => return self.restart_rollback_window(message),
-            _ => {}
+            WindowState::Released => self.restart_rollback_window(message),
+            _ => self.retry_rollback_run(task, reason, message),
         }
+        Flow::Settled
+    }
+
+    fn retry_rollback_run(&mut self, task: Task, reason: Reason, message: &str) {
         let opener = if task == Task::Window { Step::BlockWrites } else { Step::BlockWritesForRollback };
         let failures = self.failures(opener) + 1;
         if reason.retry() == Retry::Never || failures >= WINDOW_ATTEMPTS {
-            self.step_mut(opener).failures = failures;
-            return self.fail_rollback(reason.as_str(), message);
-        }
-        if self.status.step == Some(opener) && !self.may_be_blocked() {
+            self.ensure_step(opener).failures = failures;
+            self.fail_rollback(reason.as_str(), message);
+        } else if self.status.step == Some(opener) && !self.may_be_blocked() {
             self.retry_later(opener, reason.as_str(), message, REOPEN_RETRY_SECONDS);
-            return;
+        } else {
+            // At once: writes are blocked.
+            self.retry_now(opener);
+            self.event(true, reason.as_str(), format!("{message}; tried again ({failures} of {WINDOW_ATTEMPTS})"));
         }
-        // At once: writes are blocked.
-        self.retry_now(opener);
-        self.event(true, reason.as_str(), format!("{message}; tried again ({failures} of {WINDOW_ATTEMPTS})"));
     }
 
     /// The gate is open on the new schema: a window has to be opened (again) for the way back.
@@ -274,7 +336,7 @@ impl Transition<'_> {
     }
 
     /// A new `Rollback` begins the way back again, with the down SQL as it stands now.
-    pub(crate) fn advance_rollback_failed(&mut self) {
+    pub(crate) fn advance_rollback_failed(&mut self) -> Flow {
         // The API server's times are whole seconds: a Rollback in the second of the failure counts as after it.
         let failed_at = self
             .status
@@ -286,7 +348,7 @@ impl Transition<'_> {
         let failed_at = failed_at.map(|t| t - seconds(1));
         // What was heard before is not heard again, however much the two clocks differ.
         let after = failed_at.max(self.status.rollback.as_ref().and_then(|r| r.ignore_decisions_until));
-        let Some(d) = self.stop_request(&[DecisionKind::Rollback], after) else { return };
+        let Some(d) = self.stop_request(&[DecisionKind::Rollback], after) else { return Flow::Settled };
         if let (SqlSource::Present(down), Some(plan)) = (&self.observed.down, &mut self.status.plan) {
             plan.down_sha256.clone_from(down);
         }
@@ -298,8 +360,9 @@ impl Transition<'_> {
             restarts: w.restarts,
             ..Default::default()
         });
-        self.step_mut(Step::BlockWritesForRollback).failures = 0;
+        self.ensure_step(Step::BlockWritesForRollback).failures = 0;
         self.start_step(Step::BlockWritesForRollback);
+        Flow::Settled
     }
 
     fn rollback_message(&self) -> String {

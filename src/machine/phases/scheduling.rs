@@ -7,8 +7,9 @@
 //!      +------------------+------------------------+---- all is so --------+-----------------------> time
 //! ```
 
+use super::Flow;
 use crate::{
-    api::{DecisionKind, NoticeState, Occasion, ScheduleStatus, Time},
+    api::{DecisionKind, NoticeState, Occasion, Phase, ScheduleStatus, Step, Time},
     machine::{Transition, gates::Violation, next_hours, notices::notice_key},
     shared::time::{saturating_add, seconds, to_signed},
 };
@@ -62,18 +63,21 @@ impl Transition<'_> {
     /// Whether what let the start begin still holds: its hours, the people, the age of the backup.
     pub(crate) fn still_scheduled(&self, digest: &str) -> bool {
         let in_hours = self.status.schedule.as_ref().is_none_or(|s| s.ends_at.is_none_or(|end| self.now < end));
-        in_hours && self.presence(digest).0.len() >= self.presence_required() && !self.is_backup_old()
+        in_hours && self.presence(digest).0.len() >= self.presence_required() && self.outdated_backup().is_none()
     }
 
-    fn is_backup_old(&self) -> bool {
+    /// When a backup was taken that is too old by now.
+    fn outdated_backup(&self) -> Option<Time> {
         let limit = to_signed(self.spec.schedule.backup_max_age);
-        self.status.backup.as_ref().is_some_and(|b| self.now.duration_since(b.finished_at) > limit)
+        let taken = self.status.backup.as_ref()?.finished_at;
+        (self.now.duration_since(taken) > limit).then_some(taken)
     }
 
-    /// `true` when the window may be opened now.
-    pub(crate) fn advance_schedule(&mut self, digest: &str) -> bool {
+    /// Step Schedule: waits for the start, the maintenance notice and the people, then starts the window.
+    pub(crate) fn advance_scheduling(&mut self, digest: &str) -> Flow {
         self.record_presence(digest);
-        let Some(starts_at) = self.plan_start() else { return false };
+        self.plan_start();
+        let Some(starts_at) = self.planned_start() else { return Flow::Settled };
         let lead = starts_at - self.lead_time();
         if self.now < lead {
             self.wake_at(lead);
@@ -82,10 +86,15 @@ impl Transition<'_> {
                 self.ready_command()
             );
             self.set_ready("Scheduled", text);
-            return false;
+            return Flow::Settled;
         }
-        if self.backup_is_old() {
-            return false;
+        if let Some(taken) = self.outdated_backup() {
+            // It is taken anew, with all that rests on it.
+            self.restart(&format!(
+                "the backup is of {taken:.0}, older than {} (spec.schedule.backupMaxAge)",
+                self.spec.schedule.backup_max_age
+            ));
+            return Flow::Continue;
         }
         let message = format!("maintenance of {} starts at {starts_at:.0}", self.observed.name);
         let id = self.notify(Occasion::MaintenanceStarts, &notice_key("maintenance", starts_at), &message);
@@ -94,7 +103,7 @@ impl Transition<'_> {
             self.wake_at(starts_at);
             let text = format!("starts at {starts_at:.0}; {}", self.presence_text());
             self.set_ready("Scheduled", text);
-            return false;
+            return Flow::Settled;
         }
         // One channel that took it is enough: the others hold nothing up, and are seen in status.notices.
         if let Some(n) = id.and_then(|id| self.notice(&id)).filter(|n| !n.reached()) {
@@ -107,25 +116,40 @@ impl Transition<'_> {
             };
             let text = format!("no channel has taken the maintenance notice yet; {next}");
             self.set_ready("NoticePending", text);
-            return false;
+            return Flow::Settled;
         }
         if self.status.schedule.as_ref().map_or(0, |s| s.present.len()) < self.presence_required() {
             let text = self.presence_text();
             self.set_ready("PresencePending", text);
-            return false;
+            return Flow::Settled;
         }
-        true
+        self.start_window();
+        Flow::Continue
     }
 
-    /// The planned start; a new one when there is none, or its hours are over.
-    fn plan_start(&mut self) -> Option<Time> {
+    fn start_window(&mut self) {
+        let evidence = self.start_evidence();
+        self.succeed_step(Step::Schedule, evidence);
+        self.enter(Phase::Executing);
+        self.status.window = None;
+        // Lost pods of an earlier window do not count against this one.
+        self.ensure_step(Step::BlockWrites).failures = 0;
+        self.start_step(Step::BlockWrites);
+    }
+
+    fn planned_start(&self) -> Option<Time> {
+        self.status.schedule.as_ref()?.starts_at
+    }
+
+    /// Plans a start when there is none, or when its hours are over.
+    fn plan_start(&mut self) {
         let planned = self.status.schedule.clone().unwrap_or_default();
         let missed = planned.ends_at.filter(|end| self.now >= *end);
-        if let (Some(start), None) = (planned.starts_at, missed) {
+        if planned.starts_at.is_some() && missed.is_none() {
             if let Some(end) = planned.ends_at {
                 self.wake_at(end);
             }
-            return Some(start);
+            return;
         }
         if let Some(end) = missed {
             let why = self.message.clone().unwrap_or_default();
@@ -137,13 +161,15 @@ impl Transition<'_> {
         }
         // Whoever is told has the lead time to get ready.
         let earliest = self.now + self.lead_time();
-        let (start, end) = next_hours(&self.spec.schedule, earliest)?;
+        // Hours that cannot be computed are a violation of its own: see `schedule_violation`.
+        let next = next_hours(&self.spec.schedule, earliest);
+        let end = next.and_then(|(_, end)| end);
         let kept = self.status.schedule.take().unwrap_or_default();
-        self.status.schedule = Some(ScheduleStatus { starts_at: Some(start), ends_at: end, notice: None, ..kept });
+        self.status.schedule =
+            Some(ScheduleStatus { starts_at: next.map(|(start, _)| start), ends_at: end, notice: None, ..kept });
         if let Some(end) = end {
             self.wake_at(end);
         }
-        Some(start)
     }
 
     /// Time between notice and start; none when there is nobody to tell.
@@ -152,18 +178,6 @@ impl Transition<'_> {
             true => seconds(0),
             false => to_signed(self.spec.schedule.lead_time),
         }
-    }
-
-    /// A backup that is too old is taken anew, with all that rests on it. `true` when that was begun.
-    fn backup_is_old(&mut self) -> bool {
-        let Some(taken) = self.status.backup.as_ref().map(|b| b.finished_at).filter(|_| self.is_backup_old()) else {
-            return false;
-        };
-        self.restart(&format!(
-            "the backup is of {taken:.0}, older than {} (spec.schedule.backupMaxAge)",
-            self.spec.schedule.backup_max_age
-        ));
-        true
     }
 
     fn ready_command(&self) -> String {

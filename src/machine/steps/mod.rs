@@ -2,6 +2,8 @@
 
 mod progress;
 
+pub(crate) use progress::PlannedRetry;
+
 use crate::api::{Phase, Step, Task};
 
 /// One step: its place in the procedure and the task that carries it out.

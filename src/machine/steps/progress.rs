@@ -6,6 +6,17 @@ use crate::{
     shared::time::seconds,
 };
 
+/// What became of a retry that was planned for a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PlannedRetry {
+    /// None was planned.
+    None,
+    /// Its time has not come.
+    NotYet,
+    /// It was started now.
+    Started,
+}
+
 impl Transition<'_> {
     pub(crate) fn step(&self, step: Step) -> Option<&StepStatus> {
         self.status.steps.iter().find(|step_status| step_status.name == step)
@@ -15,7 +26,8 @@ impl Transition<'_> {
         self.step(step).is_some_and(|step_status| step_status.state == StepState::Succeeded)
     }
 
-    pub(crate) fn step_mut(&mut self, step: Step) -> &mut StepStatus {
+    /// The status of a step; made, as running, if it is not there.
+    pub(crate) fn ensure_step(&mut self, step: Step) -> &mut StepStatus {
         if let Some(i) = self.status.steps.iter().position(|step_status| step_status.name == step) {
             return &mut self.status.steps[i];
         }
@@ -38,7 +50,7 @@ impl Transition<'_> {
     pub(crate) fn start_step(&mut self, step: Step) {
         let now = self.now;
         self.status.step = Some(step);
-        let step_status = self.step_mut(step);
+        let step_status = self.ensure_step(step);
         step_status.attempt += 1;
         step_status.state = StepState::Running;
         step_status.started_at = now;
@@ -50,7 +62,7 @@ impl Transition<'_> {
 
     pub(crate) fn succeed_step(&mut self, step: Step, message: impl Into<String>) {
         let (now, message) = (self.now, message.into());
-        let step_status = self.step_mut(step);
+        let step_status = self.ensure_step(step);
         step_status.state = StepState::Succeeded;
         step_status.attempt = step_status.attempt.max(1);
         step_status.finished_at = Some(now);
@@ -64,7 +76,7 @@ impl Transition<'_> {
     pub(crate) fn skip_step(&mut self, step: Step, message: impl Into<String>) {
         let now = self.now;
         self.status.step = Some(step);
-        let step_status = self.step_mut(step);
+        let step_status = self.ensure_step(step);
         step_status.state = StepState::Skipped;
         step_status.attempt = step_status.attempt.max(1);
         step_status.finished_at = Some(now);
@@ -75,7 +87,7 @@ impl Transition<'_> {
 
     pub(crate) fn fail_step(&mut self, step: Step, reason: impl Into<String>, message: impl Into<String>) {
         let (now, reason, message) = (self.now, reason.into(), message.into());
-        let step_status = self.step_mut(step);
+        let step_status = self.ensure_step(step);
         step_status.state = StepState::Failed;
         step_status.finished_at = Some(now);
         step_status.reason = Some(reason.clone());
@@ -84,10 +96,10 @@ impl Transition<'_> {
         self.event(true, reason, message);
     }
 
-    /// Plans another try of a running step after a failure that may pass. Returns how often it failed.
-    pub(crate) fn retry_later(&mut self, step: Step, reason: &str, message: &str, longest_seconds: i64) -> u32 {
+    /// Plans another try of a running step after a failure that may pass.
+    pub(crate) fn retry_later(&mut self, step: Step, reason: &str, message: &str, longest_seconds: i64) {
         let now = self.now;
-        let step_status = self.step_mut(step);
+        let step_status = self.ensure_step(step);
         step_status.failures += 1;
         let failures = step_status.failures;
         // 2, 4, 8 ... seconds: soon enough for a slip, rare enough not to flood a server that is down.
@@ -99,13 +111,12 @@ impl Transition<'_> {
         self.set_ready(reason, message);
         // Without numbers that change: the same event again is counted, another one would be one more object for each try.
         self.event(true, reason, format!("{message}; tried again"));
-        failures
     }
 
     /// Has the run of a step followed by another one at once.
     pub(crate) fn retry_now(&mut self, step: Step) {
         let now = self.now;
-        let step_status = self.step_mut(step);
+        let step_status = self.ensure_step(step);
         step_status.failures += 1;
         step_status.attempt += 1;
         // Or the next one would be late from its beginning.
@@ -117,21 +128,21 @@ impl Transition<'_> {
         self.step(step).is_some_and(|step_status| step_status.retry_at.is_some())
     }
 
-    /// Whether a planned retry is due; begins it. `None` when none is planned.
-    pub(crate) fn retry_due(&mut self, step: Step) -> Option<bool> {
-        let at = self.step(step)?.retry_at?;
+    /// Starts a planned retry when it is due.
+    pub(crate) fn start_due_retry(&mut self, step: Step) -> PlannedRetry {
+        let Some(at) = self.step(step).and_then(|step_status| step_status.retry_at) else { return PlannedRetry::None };
         if self.now < at {
             self.wake_at(at);
-            return Some(false);
+            return PlannedRetry::NotYet;
         }
         let failed = self.step(step).map(|step_status| (step_status.reason.clone(), step_status.message.clone()));
         self.start_step(step);
         // What went wrong is told until it goes right: between two tries of a few seconds nobody would see it.
         if let Some((reason, message)) = failed {
-            let step_status = self.step_mut(step);
+            let step_status = self.ensure_step(step);
             (step_status.reason, step_status.message) = (reason, message);
         }
-        Some(true)
+        PlannedRetry::Started
     }
 
     pub(crate) fn attempt(&self, step: Step) -> u32 {

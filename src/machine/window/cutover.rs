@@ -11,6 +11,15 @@ const RESTART_AFTER_SECONDS: i64 = 10;
 /// The same after a restart that did not help.
 const NEXT_RESTART_AFTER_SECONDS: i64 = 15;
 
+/// How far flag, workloads and probe are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rollout {
+    /// Something does not say the wanted version yet.
+    UnderWay,
+    /// All say the wanted version.
+    Complete,
+}
+
 impl Transition<'_> {
     /// The flag's value that this direction leads to.
     fn wanted_version(&self, direction: Direction) -> &str {
@@ -72,19 +81,19 @@ impl Transition<'_> {
             })
     }
 
-    /// ObservedFlag, workloads and probe all say `version`. The probe's word counts only if it was asked after the one that was
+    /// Follows the rollout of a direction: flag, workloads and probe must all say the wanted version. The probe's word counts only if it was asked after the one that was
     /// known when the rollout was seen settled: an earlier answer may be that of a pod which is gone, and a pod not yet asked may have read the
     /// flag's old value from its node.
-    pub(crate) fn running(&mut self, direction: Direction, progress: &WindowProgress) -> bool {
+    pub(crate) fn follow_rollout(&mut self, direction: Direction, progress: &WindowProgress) -> Rollout {
         if !self.is_rolled_out(direction) {
-            self.window().settled_at = None;
-            return false;
+            self.window_mut().settled_at = None;
+            return Rollout::UnderWay;
         }
         if self.spec.application.version_probe.is_none() {
-            return true;
+            return Rollout::Complete;
         }
         let now = self.now;
-        let window = self.window();
+        let window = self.window_mut();
         if window.settled_at.is_none() {
             window.probed_before = progress.observed_at;
         }
@@ -92,24 +101,24 @@ impl Transition<'_> {
         // Compared with the runner's clock alone: two hosts' clocks differ.
         let fresh = progress.observed_at > window.probed_before;
         match progress.observed_version.as_deref().filter(|_| fresh) {
-            Some(answer) if answer == self.wanted_version(direction) => true,
+            Some(answer) if answer == self.wanted_version(direction) => Rollout::Complete,
             Some(answer) => {
                 self.restart_workloads_again(direction, answer, settled_at);
-                false
+                Rollout::UnderWay
             }
-            None => false,
+            None => Rollout::UnderWay,
         }
     }
 
     /// Every pod is of this switch, and some run another version: they are made anew, under a marker that is persisted first.
     fn restart_workloads_again(&mut self, direction: Direction, answer: &str, settled_at: Time) {
-        let window = self.window();
+        let window = self.window_mut();
         let due =
             settled_at + seconds(if window.restarts == 0 { RESTART_AFTER_SECONDS } else { NEXT_RESTART_AFTER_SECONDS });
         if self.now < due {
             return self.wake_at(due);
         }
-        let window = self.window();
+        let window = self.window_mut();
         window.restarts += 1;
         window.settled_at = None;
         let version = self.wanted_version(direction).to_owned();

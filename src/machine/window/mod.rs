@@ -2,6 +2,6 @@
 //!
 //! Called by the phases Executing and RollingBack. May import `shared`, `api` and `machine`.
 
-mod cutover;
+pub(super) mod cutover;
 mod orders;
 pub(super) mod stage;

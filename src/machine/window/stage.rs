@@ -10,7 +10,7 @@ use crate::{
 pub(crate) const WINDOW_OVERDUE: &str = "WindowOverdue";
 
 impl Transition<'_> {
-    pub(crate) fn window(&mut self) -> &mut WindowStatus {
+    pub(crate) fn window_mut(&mut self) -> &mut WindowStatus {
         self.status.window.get_or_insert_default()
     }
 
@@ -76,7 +76,7 @@ impl Transition<'_> {
         if progress.state < WindowState::Blocking {
             return;
         }
-        let window = self.window();
+        let window = self.window_mut();
         window.task = Some(task);
         window.blocked_at = progress.blocked_at;
         window.released_at = progress.released_at;
