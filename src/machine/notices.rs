@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use super::{RunOutcome, Transition};
 use crate::{
-    api::{DeliveryState, Notice, NoticeState, NoticeStatus, Occasion, Phase, RunPhase, Task, Time},
+    api::{Delivery, DeliveryState, Notice, NoticeState, NoticeStatus, Occasion, Phase, RunPhase, Task, Time},
     shared::time::seconds,
 };
 
@@ -22,21 +22,17 @@ const HISTORY_LENGTH: usize = 16;
 impl Transition<'_> {
     /// Names of the channels in which an occasion is told.
     pub(super) fn channels_for(&self, occasion: Occasion) -> BTreeSet<&str> {
-        let told = occasion.audiences();
+        let audiences = occasion.audiences();
         let channels = &self.spec.notifications.channels;
-        channels.iter().filter(|c| c.audiences.iter().any(|a| told.contains(a))).map(|c| c.name.as_str()).collect()
+        channels.iter().filter(|c| c.audiences.iter().any(|a| audiences.contains(a))).map(|c| c.name.as_str()).collect()
     }
 
-    /// Makes a notice, once for each `key`. Gives its id; `None` if there is no channel to tell it in.
+    /// Makes a notice, once for each `key`. Gives its id; `None` if there is no channel to send it to.
     pub(super) fn notify(&mut self, occasion: Occasion, key: &str, message: &str) -> Option<String> {
         if self.channels_for(occasion).is_empty() {
             return None;
         }
         let id = format!("{}.{key}", self.observed.uid);
-        if self.status.notices.iter().any(|n| n.notice.id == id) {
-            return Some(id);
-        }
-        self.status.notice_runs += 1;
         let report = match occasion {
             Occasion::DayReport => self.status.day_report.as_ref(),
             Occasion::WeekReport | Occasion::DecisionDue => self.status.week_report.as_ref(),
@@ -53,27 +49,12 @@ impl Transition<'_> {
             report_object: report.map(|r| r.object.clone()),
             delivered: vec![],
         };
-        self.status.notices.push(NoticeStatus {
-            notice,
-            state: NoticeState::Pending,
-            attempt: self.status.notice_runs,
-            failures: 0,
-            retry_at: None,
-            deliveries: vec![],
-        });
-        // The oldest that are over go: a status must not grow without end. The last that told of the plan and of the maintenance stay: else
-        // reminders, one a day, would leave the record without them.
-        let last =
-            |occasion| self.status.notices.iter().rfind(|n| n.notice.occasion == occasion).map(|n| n.notice.id.clone());
-        let stay = [last(Occasion::Planned), last(Occasion::MaintenanceStarts)];
-        let mut surplus = self.status.notices.len().saturating_sub(HISTORY_LENGTH);
-        self.status.notices.retain(|n| {
-            let stays = n.state == NoticeState::Pending || stay.iter().flatten().any(|id| *id == n.notice.id);
-            let goes = surplus > 0 && !stays;
-            surplus -= usize::from(goes);
-            !goes
-        });
+        self.notice_queue().enqueue(notice);
         Some(id)
+    }
+
+    fn notice_queue(&mut self) -> NoticeQueue<'_> {
+        NoticeQueue { notices: &mut self.status.notices, runs: &mut self.status.notice_runs }
     }
 
     /// The notice of an id, if it was made.
@@ -83,74 +64,70 @@ impl Transition<'_> {
 
     /// Takes in what runs of task Notify have reported, and plans repetitions.
     pub(super) fn advance_notices(&mut self) {
-        for i in 0..self.status.notices.len() {
-            if self.status.notices[i].state == NoticeState::Pending {
-                self.advance_notice(i);
+        let pending = self.status.notices.iter().filter(|n| n.state == NoticeState::Pending);
+        let ids: Vec<String> = pending.map(|n| n.notice.id.clone()).collect();
+        for id in ids {
+            match self.next_of_notice(&id) {
+                Next::Wait => {}
+                Next::WaitUntil(at) => self.wake_at(at),
+                Next::GiveUp => self.notice_queue().finish(&id, NoticeState::Undelivered),
+                Next::StartAttempt => self.notice_queue().start_attempt(&id),
+                Next::Record { deliveries, answer } => {
+                    self.notice_queue().record_deliveries(&id, deliveries);
+                    self.judge_attempt(&id, &answer);
+                }
             }
         }
     }
 
-    fn advance_notice(&mut self, i: usize) {
-        let now = self.now;
-        let notice = &self.status.notices[i].notice;
-        // "Maintenance starts" must not be told after it was called off, or is over.
-        if notice.occasion == Occasion::MaintenanceStarts && !self.is_awaited(&notice.id) {
-            self.status.notices[i].state = NoticeState::Undelivered;
-            self.status.notices[i].retry_at = None;
-            return;
+    /// What is to be done about a pending notice.
+    fn next_of_notice(&self, id: &str) -> Next {
+        let Some(n) = self.notice(id) else { return Next::Wait };
+        // "Maintenance starts" must not be sent after it was called off, or is over.
+        if n.notice.occasion == Occasion::MaintenanceStarts && !self.is_awaited(id) {
+            return Next::GiveUp;
         }
-        if let Some(at) = self.status.notices[i].retry_at {
-            if now < at {
-                return self.wake_at(at);
-            }
-            self.status.notice_runs += 1;
-            let n = &mut self.status.notices[i];
-            (n.retry_at, n.attempt) = (None, self.status.notice_runs);
-            return;
+        match n.retry_at {
+            Some(at) if self.now < at => return Next::WaitUntil(at),
+            Some(_) => return Next::StartAttempt,
+            None => {}
         }
-        let attempt = self.status.notices[i].attempt;
-        let answer = match self.observed.outcome(Task::Notify, attempt) {
-            RunOutcome::Pending => return,
+        let answer = match self.observed.outcome(Task::Notify, n.attempt) {
+            RunOutcome::Pending => return Next::Wait,
             RunOutcome::Succeeded(_) => String::new(),
             RunOutcome::Failed(_, message) => message,
         };
-        let run = self.observed.run(Task::Notify, attempt).and_then(|r| r.run.status.as_ref());
+        let run = self.observed.run(Task::Notify, n.attempt).and_then(|r| r.run.status.as_ref());
         let reported = run.filter(|s| matches!(s.phase, RunPhase::Succeeded | RunPhase::Failed));
-        let deliveries = reported.map(|s| s.deliveries.clone()).unwrap_or_default();
-        let n = &mut self.status.notices[i];
-        for d in deliveries {
-            n.deliveries.retain(|known| known.channel != d.channel);
-            n.deliveries.push(d);
-        }
-        let taken = n.deliveries.iter().filter(|d| d.state == DeliveryState::Delivered);
-        n.notice.delivered = taken.map(|d| d.channel.clone()).collect();
-        let occasion = n.notice.occasion;
-        let delivered: BTreeSet<String> = n.notice.delivered.iter().cloned().collect();
-        let wanted = self.channels_for(occasion);
-        let open: Vec<String> = wanted.iter().filter(|c| !delivered.contains(**c)).map(|c| (*c).to_owned()).collect();
-        let all = wanted.len();
-        let n = &mut self.status.notices[i];
+        Next::Record { deliveries: reported.map(|s| s.deliveries.clone()).unwrap_or_default(), answer }
+    }
+
+    /// An attempt has ended: every channel took the notice, or it is sent again, or given up.
+    fn judge_attempt(&mut self, id: &str, answer: &str) {
+        let Some(n) = self.notice(id) else { return };
+        let (occasion, failures) = (n.notice.occasion, n.failures + 1);
+        let channels = self.channels_for(occasion);
+        let open: Vec<&str> = channels.iter().copied().filter(|c| !n.notice.delivered.iter().any(|d| d == c)).collect();
+        let all = channels.len();
         if open.is_empty() {
-            n.state = NoticeState::Delivered;
+            self.notice_queue().finish(id, NoticeState::Delivered);
             return self.event(false, "NoticeDelivered", format!("{occasion:?}: {all} of {all} channels took it"));
         }
-        n.failures += 1;
-        let failures = n.failures;
         // Nothing starts without a maintenance notice, so it is never given up while nobody has it and the start waits for it.
         let needed = occasion == Occasion::MaintenanceStarts && !n.reached();
         let text =
             format!("{occasion:?} was not taken by {} of {all} channels ({}): {answer}", open.len(), open.join(", "));
+        self.notice_queue().record_failure(id);
         if failures >= MAX_ATTEMPTS && !needed {
-            n.state = NoticeState::Undelivered;
+            self.notice_queue().finish(id, NoticeState::Undelivered);
             return self.event(
                 true,
                 "NoticeGivenUp",
                 format!("{text}; tried {failures} times; next: tell them yourself"),
             );
         }
-        // 2, 4, 8 ... seconds.
-        let at = now + seconds((1i64 << failures.min(10)).min(RETRY_SECONDS));
-        n.retry_at = Some(at);
+        let at = self.now + retry_delay(failures);
+        self.notice_queue().retry_at(id, at);
         self.wake_at(at);
         if failures == 1 {
             self.event(true, "NoticeUndelivered", format!("{text}; it is tried again, nothing waits for it"));
@@ -175,6 +152,111 @@ impl Transition<'_> {
     }
 }
 
+/// What is to be done about a pending notice.
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    /// Its run is under way.
+    Wait,
+    /// Its next attempt is due then.
+    WaitUntil(Time),
+    /// It is out of date.
+    GiveUp,
+    /// Its next attempt is due.
+    StartAttempt,
+    /// Its run has ended.
+    Record {
+        /// What each channel answered.
+        deliveries: Vec<Delivery>,
+        /// Why the run failed; empty if it did not.
+        answer: String,
+    },
+}
+
+/// The notices of a status, oldest first. Every change of the list is one of these functions.
+struct NoticeQueue<'a> {
+    notices: &'a mut Vec<NoticeStatus>,
+    /// Number of the last run of task Notify.
+    runs: &'a mut u32,
+}
+
+impl NoticeQueue<'_> {
+    /// Appends a notice to be sent, unless its id is there.
+    fn enqueue(&mut self, notice: Notice) {
+        if self.notices.iter().any(|n| n.notice.id == notice.id) {
+            return;
+        }
+        *self.runs += 1;
+        self.notices.push(NoticeStatus {
+            notice,
+            state: NoticeState::Pending,
+            attempt: *self.runs,
+            failures: 0,
+            retry_at: None,
+            deliveries: vec![],
+        });
+        self.prune(HISTORY_LENGTH);
+    }
+
+    /// Removes the oldest that are not pending until `keep` are left: a status must not grow without end. The last ones of the
+    /// plan and of the maintenance stay: otherwise reminders, one a day, would leave the record without them.
+    fn prune(&mut self, keep: usize) {
+        let last = |occasion| self.notices.iter().rfind(|n| n.notice.occasion == occasion).map(|n| n.notice.id.clone());
+        let stay = [last(Occasion::Planned), last(Occasion::MaintenanceStarts)];
+        let mut surplus = self.notices.len().saturating_sub(keep);
+        self.notices.retain(|n| {
+            let stays = n.state == NoticeState::Pending || stay.iter().flatten().any(|id| *id == n.notice.id);
+            let goes = surplus > 0 && !stays;
+            surplus -= usize::from(goes);
+            !goes
+        });
+    }
+
+    fn change(&mut self, id: &str, change: impl FnOnce(&mut NoticeStatus)) {
+        if let Some(n) = self.notices.iter_mut().find(|n| n.notice.id == id) {
+            change(n);
+        }
+    }
+
+    /// Ends a notice.
+    fn finish(&mut self, id: &str, state: NoticeState) {
+        self.change(id, |n| (n.state, n.retry_at) = (state, None));
+    }
+
+    /// Gives a notice a run of a new number.
+    fn start_attempt(&mut self, id: &str) {
+        *self.runs += 1;
+        let attempt = *self.runs;
+        self.change(id, |n| (n.retry_at, n.attempt) = (None, attempt));
+    }
+
+    /// Records each channel's last answer.
+    fn record_deliveries(&mut self, id: &str, deliveries: Vec<Delivery>) {
+        self.change(id, |n| {
+            for delivery in deliveries {
+                n.deliveries.retain(|earlier| earlier.channel != delivery.channel);
+                n.deliveries.push(delivery);
+            }
+            let delivered = n.deliveries.iter().filter(|d| d.state == DeliveryState::Delivered);
+            n.notice.delivered = delivered.map(|d| d.channel.clone()).collect();
+        });
+    }
+
+    /// Counts an attempt that did not reach every channel.
+    fn record_failure(&mut self, id: &str) {
+        self.change(id, |n| n.failures += 1);
+    }
+
+    /// Plans the next attempt.
+    fn retry_at(&mut self, id: &str, at: Time) {
+        self.change(id, |n| n.retry_at = Some(at));
+    }
+}
+
+/// 2, 4, 8 ... seconds.
+fn retry_delay(failures: u32) -> jiff::SignedDuration {
+    seconds((1i64 << failures.min(10)).min(RETRY_SECONDS))
+}
+
 /// Key of a notice that comes about once at a time.
 pub(super) fn notice_key(what: &str, time: Time) -> String {
     format!("{what}.{}", time.as_second())
@@ -183,4 +265,87 @@ pub(super) fn notice_key(what: &str, time: Time) -> String {
 /// Whole seconds, rounded up; never negative.
 fn whole_seconds(s: f64) -> u64 {
     std::time::Duration::try_from_secs_f64(s.ceil().max(0.0)).map_or(0, |d| d.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Notices and the number of the last run; each test makes its own.
+    #[derive(Default)]
+    struct Status {
+        notices: Vec<NoticeStatus>,
+        runs: u32,
+    }
+
+    impl Status {
+        fn queue(&mut self) -> NoticeQueue<'_> {
+            NoticeQueue { notices: &mut self.notices, runs: &mut self.runs }
+        }
+
+        fn enqueue(&mut self, id: &str, occasion: Occasion) {
+            self.queue().enqueue(Notice {
+                id: id.into(),
+                occasion,
+                at: Time::UNIX_EPOCH,
+                message: String::new(),
+                phase: Phase::Preparing,
+                starts_at: None,
+                expected_window_seconds: None,
+                report_object: None,
+                delivered: vec![],
+            });
+        }
+
+        fn ids(&self) -> Vec<&str> {
+            self.notices.iter().map(|n| n.notice.id.as_str()).collect()
+        }
+    }
+
+    #[test]
+    fn an_id_is_enqueued_once() {
+        let mut status = Status::default();
+        status.enqueue("a", Occasion::Planned);
+        status.enqueue("a", Occasion::Planned);
+        status.enqueue("b", Occasion::Finished);
+        assert_eq!((status.ids(), status.runs), (vec!["a", "b"], 2));
+        assert_eq!(status.notices[1].attempt, 2);
+    }
+
+    #[test]
+    fn the_oldest_that_have_ended_are_pruned() {
+        let mut status = Status::default();
+        status.enqueue("planned", Occasion::Planned);
+        for id in ["one", "two", "three"] {
+            status.enqueue(id, Occasion::DecisionDue);
+        }
+        for id in ["planned", "one", "three"] {
+            status.queue().finish(id, NoticeState::Delivered);
+        }
+        status.queue().prune(3);
+        assert_eq!(status.ids(), ["planned", "two", "three"], "the plan stays");
+        status.queue().prune(0);
+        assert_eq!(status.ids(), ["planned", "two"], "what is pending stays");
+    }
+
+    #[test]
+    fn an_attempt_has_a_number_of_its_own_and_keeps_what_was_delivered() {
+        let mut status = Status::default();
+        status.enqueue("a", Occasion::Planned);
+        let answer = |channel: &str, state| Delivery {
+            channel: channel.into(),
+            state,
+            message: String::new(),
+            at: Time::UNIX_EPOCH,
+        };
+        let answers = vec![answer("chat", DeliveryState::Delivered), answer("mail", DeliveryState::Failed)];
+        status.queue().record_deliveries("a", answers);
+        status.queue().record_failure("a");
+        status.queue().retry_at("a", Time::UNIX_EPOCH);
+        status.queue().start_attempt("a");
+        status.queue().record_deliveries("a", vec![answer("mail", DeliveryState::Delivered)]);
+        let n = &status.notices[0];
+        assert_eq!((n.attempt, n.failures, n.retry_at), (2, 1, None));
+        assert_eq!(n.notice.delivered, ["chat", "mail"]);
+    }
 }
