@@ -80,7 +80,7 @@ pub(super) fn derive(transition: &mut Transition<'_>) {
     set(transition, "ChecklistCovered", Some(open.is_empty()), reason, &message);
     let limit = transition.spec.window.max_duration;
     // The length is not told while it grows: a status that changes each second would be written each second.
-    let (reason, message) = match (writes, transition.status.window.as_ref().and_then(|w| w.deadline)) {
+    let (reason, message) = match (writes, transition.deadline()) {
         // Nothing opens it by itself.
         (Writes::Blocked, Some(deadline)) if transition.phase() == Phase::RollbackFailed => {
             ("Blocked", format!("until a person has mended it; should be over by {deadline:.0} (limit {limit})"))

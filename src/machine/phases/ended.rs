@@ -74,9 +74,7 @@ impl Transition<'_> {
         }
         match self.phase() {
             Phase::Preparing | Phase::AwaitingApproval => self.cancel_deleted(),
-            Phase::Executing if self.status.window.as_ref().is_none_or(|w| w.deadline.is_none()) => {
-                self.cancel_deleted()
-            }
+            Phase::Executing if self.deadline().is_none() => self.cancel_deleted(),
             Phase::Validating | Phase::Monitoring | Phase::Observing => {
                 self.enter(Phase::Completed);
                 self.set_ready("Deleted", "deleted while it was being watched; the new version stays");

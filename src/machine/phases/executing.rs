@@ -43,7 +43,7 @@ impl Transition<'_> {
             RunOutcome::Pending | RunOutcome::Succeeded(_) => {}
         }
         self.record_window_progress(Task::Window, &progress);
-        if self.status.window.as_ref().is_none_or(|w| w.deadline.is_none()) {
+        if self.deadline().is_none() {
             return self.await_window_pod(&progress);
         }
         if let Some((cause, message)) = self.rollback_cause(&progress) {
@@ -125,14 +125,12 @@ impl Transition<'_> {
                 self.window_mut().switched = true;
             }
             let to = self.spec.application.flag.to.clone();
-            let switched = self.status.window.as_ref().is_some_and(|w| w.switched);
-            if switched && self.follow_rollout(Direction::Forward, progress) == Rollout::Complete {
+            if self.is_switched() && self.follow_rollout(Direction::Forward, progress) == Rollout::Complete {
                 self.succeed_step(Step::SwitchApplication, format!("flag is {to}, rollout complete, no old pod left"));
                 self.start_step(Step::UnblockWrites);
             }
         }
-        let releasing = self.status.window.as_ref().is_some_and(|w| w.releasing);
-        if self.status.step == Some(Step::UnblockWrites) && !releasing {
+        if self.status.step == Some(Step::UnblockWrites) && !self.is_releasing() {
             // Looked at once more: somebody may have set the flag or the workload back while balances were compared.
             if self.follow_rollout(Direction::Forward, progress) != Rollout::Complete {
                 self.start_step(Step::SwitchApplication);
@@ -145,7 +143,7 @@ impl Transition<'_> {
     }
 
     fn rollback_cause(&self, progress: &WindowProgress) -> Option<(&'static str, String)> {
-        if self.status.window.as_ref().is_some_and(|w| w.releasing) {
+        if self.is_releasing() {
             // The order to open the gate is out: whatever comes is handled after the release, on the way back proper.
             return None;
         }
@@ -161,7 +159,7 @@ impl Transition<'_> {
         if let Some(d) = self.stop_request(&[DecisionKind::Abort, DecisionKind::Rollback], None) {
             return Some(("Stopped", format!("{:?} by {}{}", d.decision, d.by, fmt_reason(&d.reason))));
         }
-        let deadline = self.status.window.as_ref()?.deadline?;
+        let deadline = self.deadline()?;
         if self.now >= deadline {
             let step = self.status.step.map(|s| format!("{s:?}")).unwrap_or_default();
             return Some((
@@ -199,7 +197,7 @@ impl Transition<'_> {
     }
 
     fn handle_failed_window_run(&mut self, reason: Reason, message: &str, progress: &WindowProgress) -> Flow {
-        let ordered = self.status.window.as_ref().is_some_and(|w| w.deadline.is_some());
+        let ordered = self.deadline().is_some();
         if progress.state == WindowState::Held {
             self.enter_rolling_back(reason.as_str(), message.into());
             self.fail_rollback(reason.as_str(), message);

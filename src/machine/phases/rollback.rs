@@ -74,7 +74,7 @@ impl Transition<'_> {
 
     /// Task and attempt that carry the way back.
     pub(crate) fn rollback_run(&self) -> (Task, u32) {
-        match self.status.window.as_ref().and_then(|w| w.task) {
+        match self.window_task() {
             Some(Task::Window) => (Task::Window, self.attempt(Step::BlockWrites)),
             _ => (Task::RollbackWindow, self.attempt(Step::BlockWritesForRollback)),
         }
@@ -122,7 +122,7 @@ impl Transition<'_> {
     }
 
     fn await_rollback_window(&mut self, progress: &WindowProgress) -> Flow {
-        if progress.state == WindowState::Ready && self.status.window.as_ref().is_none_or(|w| w.deadline.is_none()) {
+        if progress.state == WindowState::Ready && self.deadline().is_none() {
             let deadline = self.now + to_signed(self.spec.window.max_duration);
             let window = self.window_mut();
             window.task = Some(Task::RollbackWindow);
@@ -145,7 +145,7 @@ impl Transition<'_> {
             self.wake_at(ready_by);
         }
         if matches!(progress.state, WindowState::Blocked | WindowState::Held) {
-            if self.status.window.as_ref().is_none_or(|w| w.deadline.is_none()) {
+            if self.deadline().is_none() {
                 // A pod that resumes a closed gate never says Ready.
                 self.window_mut().deadline = Some(self.now + to_signed(self.spec.window.max_duration));
             }
@@ -164,7 +164,7 @@ impl Transition<'_> {
     fn switch_application_back(&mut self, task: Task, progress: &WindowProgress) {
         let needed = match task {
             // In the first window the flag may not have been touched: then there is nothing to switch back.
-            Task::Window => self.status.window.as_ref().is_some_and(|w| w.switched),
+            Task::Window => self.is_switched(),
             _ => {
                 if progress.switch_acknowledged {
                     self.window_mut().switched = true;
@@ -177,8 +177,7 @@ impl Transition<'_> {
             self.succeed_step(Step::SwitchBack, format!("flag never left {from}"));
             return self.start_step(Step::RollbackSql);
         }
-        let switched = self.status.window.as_ref().is_some_and(|w| w.switched);
-        if switched && self.follow_rollout(Direction::Rollback, progress) == Rollout::Complete {
+        if self.is_switched() && self.follow_rollout(Direction::Rollback, progress) == Rollout::Complete {
             self.succeed_step(
                 Step::SwitchBack,
                 format!("flag is {from}, rollout complete, no pod of the new version left"),
@@ -191,7 +190,7 @@ impl Transition<'_> {
         // The runner may have gone back by itself; the flag must be at `from` whoever moved it.
         let from = self.spec.application.flag.from.clone();
         if self.observed.flag_value() != Some(from.as_str())
-            || (self.status.step == Some(Step::SwitchBack) && self.status.window.as_ref().is_some_and(|w| w.switched))
+            || (self.status.step == Some(Step::SwitchBack) && self.is_switched())
         {
             if self.status.step != Some(Step::SwitchBack) {
                 self.start_step(Step::SwitchBack);
@@ -233,7 +232,7 @@ impl Transition<'_> {
             Some(comparison) if comparison.unexplained == 0 => Verification::Equal(comparison),
             Some(comparison) => Verification::Unexplained(comparison),
             None => {
-                let first = self.status.window.as_ref().is_some_and(|w| w.task == Some(Task::Window));
+                let first = self.window_task() == Some(Task::Window);
                 let migrated = self.succeeded(Step::Migrate) || progress.migrate_seconds.is_some();
                 if first && !migrated { Verification::NotMigrated } else { Verification::NotCompared }
             }
@@ -370,9 +369,7 @@ impl Transition<'_> {
         let (task, attempt) = self.rollback_run();
         let progress = self.observed.progress(task, attempt).cloned().unwrap_or_default();
         let waits = match self.status.step {
-            Some(Step::SwitchBack) if !self.status.window.as_ref().is_some_and(|w| w.switched) => {
-                "waiting for the runner's acknowledgement".to_owned()
-            }
+            Some(Step::SwitchBack) if !self.is_switched() => "waiting for the runner's acknowledgement".to_owned(),
             Some(Step::SwitchBack) => self.rollout_message(&progress),
             Some(Step::RollbackSql) => "waiting for the down SQL to commit".to_owned(),
             _ => "under way".to_owned(),

@@ -8,11 +8,10 @@ use crate::{
 impl Transition<'_> {
     /// How far the persisted status lets a window run go.
     pub(crate) fn wanted_order(&self, task: Task) -> WindowOrder {
-        let window = self.status.window.as_ref();
-        let deadline = window.and_then(|w| w.deadline);
+        let deadline = self.deadline();
         let command = match (self.phase(), self.status.step) {
             _ if deadline.is_none() => WindowCommand::Standby,
-            (Phase::Executing, _) if window.is_some_and(|w| w.releasing) => WindowCommand::UnblockWrites,
+            (Phase::Executing, _) if self.is_releasing() => WindowCommand::UnblockWrites,
             (Phase::Executing, Some(Step::SwitchApplication | Step::UnblockWrites)) => WindowCommand::Switch,
             (Phase::RollingBack, Some(Step::RollbackSql)) => WindowCommand::Rollback,
             (Phase::RollingBack, Some(Step::SwitchBack)) if task == Task::RollbackWindow => WindowCommand::Switch,
@@ -31,12 +30,11 @@ impl Transition<'_> {
                 effects.push(Effect::OrderWindow { name: self.observed.run_name(task, attempt), order: wanted });
             }
         }
-        let switched = self.status.window.as_ref().is_some_and(|w| w.switched);
         match (self.phase(), self.status.step) {
-            (Phase::Executing, Some(Step::SwitchApplication)) if switched => {
+            (Phase::Executing, Some(Step::SwitchApplication)) if self.is_switched() => {
                 effects.extend(self.switch_effects(Direction::Forward));
             }
-            (Phase::RollingBack, Some(Step::SwitchBack)) if switched => {
+            (Phase::RollingBack, Some(Step::SwitchBack)) if self.is_switched() => {
                 effects.extend(self.switch_effects(Direction::Rollback));
             }
             _ => {}

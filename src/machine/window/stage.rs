@@ -9,23 +9,105 @@ use crate::{
 /// Reason of a window that should have been over.
 pub(crate) const WINDOW_OVERDUE: &str = "WindowOverdue";
 
+/// Stage of a window, in the order in which they follow each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WindowStage {
+    /// No order to block writes is out.
+    Standby,
+    /// A rollback that failed left writes blocked, and the next run has no order yet.
+    LeftBlocked {
+        /// When writes were refused for the first time.
+        since: Time,
+    },
+    /// The order to block writes was, or may have been, given.
+    Blocking {
+        /// When the window must have ended.
+        deadline: Time,
+    },
+    /// The flag was, or may have been, set.
+    Switching {
+        /// When the window must have ended.
+        deadline: Time,
+    },
+    /// The order to release was, or may have been, given.
+    Releasing {
+        /// When the window must have ended.
+        deadline: Time,
+    },
+    /// Writes are allowed again.
+    Released {
+        /// Since when.
+        at: Time,
+    },
+}
+
+impl WindowStage {
+    /// The stage that a status describes.
+    pub(crate) fn of(window: &WindowStatus) -> Self {
+        match (window.released_at, window.deadline, window.blocked_at) {
+            (Some(at), _, _) => WindowStage::Released { at },
+            (None, Some(deadline), _) if window.releasing => WindowStage::Releasing { deadline },
+            (None, Some(deadline), _) if window.switched => WindowStage::Switching { deadline },
+            (None, Some(deadline), _) => WindowStage::Blocking { deadline },
+            (None, None, Some(since)) => WindowStage::LeftBlocked { since },
+            (None, None, None) => WindowStage::Standby,
+        }
+    }
+
+    /// Writes are, or may be, refused.
+    pub(crate) fn may_be_blocked(self) -> bool {
+        match self {
+            WindowStage::Standby | WindowStage::Released { .. } => false,
+            WindowStage::LeftBlocked { .. }
+            | WindowStage::Blocking { .. }
+            | WindowStage::Switching { .. }
+            | WindowStage::Releasing { .. } => true,
+        }
+    }
+}
+
 impl Transition<'_> {
     pub(crate) fn window_mut(&mut self) -> &mut WindowStatus {
         self.status.window.get_or_insert_default()
     }
 
+    /// The present stage of the window.
+    pub(crate) fn window_stage(&self) -> WindowStage {
+        self.status.window.as_ref().map_or(WindowStage::Standby, WindowStage::of)
+    }
+
+    /// Deadline of the present window; `None` while no order to block writes is out.
+    pub(crate) fn deadline(&self) -> Option<Time> {
+        self.status.window.as_ref()?.deadline
+    }
+
+    /// The flag was, or may have been, set by the present window.
+    pub(crate) fn is_switched(&self) -> bool {
+        self.status.window.as_ref().is_some_and(|w| w.switched)
+    }
+
+    /// The order to release was, or may have been, given.
+    pub(crate) fn is_releasing(&self) -> bool {
+        self.status.window.as_ref().is_some_and(|w| w.releasing)
+    }
+
+    /// Task that carries the present window.
+    pub(crate) fn window_task(&self) -> Option<Task> {
+        self.status.window.as_ref()?.task
+    }
+
     /// The order to block writes may be out, and the release is not known.
     pub(crate) fn may_be_blocked(&self) -> bool {
-        let window = self.status.window.as_ref();
-        window.is_some_and(|w| (w.deadline.is_some() || w.blocked_at.is_some()) && w.released_at.is_none())
+        self.window_stage().may_be_blocked()
     }
 
     /// When the present window should be, or should have been, over. One that a failed way back left closed counts from
     /// its beginning.
-    pub(crate) fn window_due(&self) -> Option<Time> {
-        let w = self.status.window.as_ref()?;
-        let closed_since = w.blocked_at.filter(|_| w.released_at.is_none());
-        w.deadline.or_else(|| Some(saturating_add(closed_since?, to_signed(self.spec.window.max_duration))))
+    fn window_due(&self) -> Option<Time> {
+        match self.window_stage() {
+            WindowStage::LeftBlocked { since } => Some(saturating_add(since, to_signed(self.spec.window.max_duration))),
+            _ => self.deadline(),
+        }
     }
 
     /// Explains an open window. Past its time that is told as stalled: nobody may have to find out by a clock.
@@ -65,10 +147,11 @@ impl Transition<'_> {
 
     /// The window of the way there is not over: its own run goes back.
     pub(crate) fn in_forward_window(&self) -> bool {
-        self.status
-            .window
-            .as_ref()
-            .is_some_and(|w| w.task == Some(Task::Window) && w.deadline.is_some() && w.released_at.is_none())
+        let ordered = matches!(
+            self.window_stage(),
+            WindowStage::Blocking { .. } | WindowStage::Switching { .. } | WindowStage::Releasing { .. }
+        );
+        ordered && self.window_task() == Some(Task::Window)
     }
 
     /// Copies what matters of a window run's progress into the status.
@@ -100,5 +183,41 @@ impl Transition<'_> {
     /// The backoff after which an unready window pod is given up, from the start of its step.
     pub(crate) fn ready_by(&self, started: Time) -> Time {
         started + to_signed(self.spec.runner.step_timeout).min(seconds(600))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_stage_is_told_from_the_status() {
+        let time = |n: i64| Time::UNIX_EPOCH + seconds(n);
+        let (blocked, deadline, released) = (time(1), time(60), time(9));
+        let ordered = WindowStatus { deadline: Some(deadline), ..Default::default() };
+        let switched = WindowStatus { switched: true, blocked_at: Some(blocked), ..ordered.clone() };
+        let releasing = WindowStatus { releasing: true, ..switched.clone() };
+        let cases = [
+            ("nothing was ordered", WindowStatus::default(), WindowStage::Standby, false),
+            (
+                "the run is being replaced",
+                WindowStatus { blocked_at: Some(blocked), ..Default::default() },
+                WindowStage::LeftBlocked { since: blocked },
+                true,
+            ),
+            ("the order is out", ordered, WindowStage::Blocking { deadline }, true),
+            ("the flag may be set", switched, WindowStage::Switching { deadline }, true),
+            ("the release is ordered", releasing.clone(), WindowStage::Releasing { deadline }, true),
+            (
+                "the release is known",
+                WindowStatus { released_at: Some(released), ..releasing },
+                WindowStage::Released { at: released },
+                false,
+            ),
+        ];
+        for (name, window, stage, blocked) in cases {
+            assert_eq!(WindowStage::of(&window), stage, "{name}");
+            assert_eq!(stage.may_be_blocked(), blocked, "{name}");
+        }
     }
 }
