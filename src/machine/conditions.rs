@@ -7,12 +7,11 @@ use super::{
     faults::{Fault, fault},
     steps,
     transition::READY,
-    window::stage::WINDOW_OVERDUE,
 };
-use crate::api::{Phase, Writes};
+use crate::api::{Phase, ReadyReason, Writes};
 
 /// Type of the condition, and reason of the event, that tell of down SQL which nobody approved.
-pub(super) const DOWN_CHANGED: &str = "DownSqlChanged";
+pub(super) const DOWN_CHANGED: &str = ReadyReason::DownSqlChanged.as_str();
 
 pub(super) fn derive(transition: &mut Transition<'_>) {
     transition.status.observed_generation = Some(transition.observed.generation);
@@ -20,7 +19,7 @@ pub(super) fn derive(transition: &mut Transition<'_>) {
     let phase = transition.phase();
     let writes = writes(transition);
     transition.status.writes = Some(writes);
-    let reason = transition.reason.clone().unwrap_or_else(|| "Progressing".into());
+    let reason = transition.reason.clone().unwrap_or_else(|| ReadyReason::Progressing.into());
     let message = transition.message.clone().unwrap_or_default();
 
     set(transition, READY, Some(phase == Phase::Completed), &reason, &message);
@@ -36,7 +35,7 @@ pub(super) fn derive(transition: &mut Transition<'_>) {
     );
     set(transition, "Reconciling", busy.then_some(true), &reason, &message);
     let failed = matches!(phase, Phase::Failed | Phase::RollbackFailed) && !fault(Fault::SilentFailure);
-    let stalled = failed || reason == WINDOW_OVERDUE;
+    let stalled = failed || reason == ReadyReason::WindowOverdue.as_str();
     set(transition, "Stalled", stalled.then_some(true), &reason, &message);
 
     let drift = transition.down_drift();
@@ -74,7 +73,7 @@ pub(super) fn derive(transition: &mut Transition<'_>) {
         open => {
             let lines: Vec<&str> = open.iter().map(|gap| gap.what.as_str()).collect();
             let next = format!("next: {}", transition.observed.plugin("plan", ""));
-            ("NotConfigured", format!("the team's own business: {}; {next}", lines.join("; ")))
+            (ReadyReason::NotConfigured.as_str(), format!("the team's own business: {}; {next}", lines.join("; ")))
         }
     };
     set(transition, "ChecklistCovered", Some(open.is_empty()), reason, &message);

@@ -8,7 +8,10 @@ use std::collections::BTreeSet;
 
 use super::{RunOutcome, Transition};
 use crate::{
-    api::{Delivery, DeliveryState, Notice, NoticeState, NoticeStatus, Occasion, Phase, RunPhase, Task, Time},
+    api::{
+        Delivery, DeliveryState, Notice, NoticeState, NoticeStatus, Occasion, Phase, ReadyReason, Reason, RunPhase,
+        Task, Time,
+    },
     shared::time::seconds,
 };
 
@@ -111,7 +114,11 @@ impl Transition<'_> {
         let all = channels.len();
         if open.is_empty() {
             self.notice_queue().finish(id, NoticeState::Delivered);
-            return self.event(false, "NoticeDelivered", format!("{occasion:?}: {all} of {all} channels took it"));
+            return self.event(
+                false,
+                ReadyReason::NoticeDelivered,
+                format!("{occasion:?}: {all} of {all} channels took it"),
+            );
         }
         // Nothing starts without a maintenance notice, so it is never given up while nobody has it and the start waits for it.
         let needed = occasion == Occasion::MaintenanceStarts && !n.reached();
@@ -122,7 +129,7 @@ impl Transition<'_> {
             self.notice_queue().finish(id, NoticeState::Undelivered);
             return self.event(
                 true,
-                "NoticeGivenUp",
+                ReadyReason::NoticeGivenUp,
                 format!("{text}; tried {failures} times; next: tell them yourself"),
             );
         }
@@ -130,7 +137,11 @@ impl Transition<'_> {
         self.notice_queue().retry_at(id, at);
         self.wake_at(at);
         if failures == 1 {
-            self.event(true, "NoticeUndelivered", format!("{text}; it is tried again, nothing waits for it"));
+            self.event(
+                true,
+                Reason::NoticeUndelivered.as_str(),
+                format!("{text}; it is tried again, nothing waits for it"),
+            );
         }
     }
 

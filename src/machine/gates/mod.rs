@@ -1,12 +1,12 @@
 //! Gates: small policies over what was seen. The first violation decides, and its message is what the user reads.
 
 use crate::{
-    api::{Phase, Plan},
+    api::{Phase, Plan, ReadyReason},
     machine::{ObservedFlag, SqlSource, Transition},
 };
 
 /// What stands in the way: CamelCase reason and message with the next command.
-pub(crate) type Violation = (&'static str, String);
+pub(crate) type Violation = (ReadyReason, String);
 
 impl Transition<'_> {
     /// What is run, as far as it can be read: `None` while SQL is missing.
@@ -67,7 +67,7 @@ impl Transition<'_> {
             if *sql == SqlSource::Missing {
                 let r = &source.config_map_key_ref;
                 return Some((
-                    "SqlMissing",
+                    ReadyReason::SqlMissing,
                     format!(
                         "ConfigMap {} has no key {} (spec.migration.{what}); next: {}",
                         r.name,
@@ -85,7 +85,7 @@ impl Transition<'_> {
         let r = &flag.config_map_key_ref;
         match &self.observed.flag {
             ObservedFlag::ConfigMapMissing => Some((
-                "FlagConfigMapMissing",
+                ReadyReason::FlagConfigMapMissing,
                 format!(
                     "ConfigMap {} is missing (spec.application.flag); next: {}",
                     r.name,
@@ -94,7 +94,7 @@ impl Transition<'_> {
                 ),
             )),
             ObservedFlag::KeyMissing => Some((
-                "FlagKeyMissing",
+                ReadyReason::FlagKeyMissing,
                 format!(
                     "ConfigMap {} has no key {}; next: {}",
                     r.name,
@@ -103,14 +103,14 @@ impl Transition<'_> {
                 ),
             )),
             ObservedFlag::Value { immutable: true, .. } => Some((
-                "FlagConfigMapImmutable",
+                ReadyReason::FlagConfigMapImmutable,
                 format!(
                     "ConfigMap {} is immutable, the flag cannot be switched; next: delete it and create it again without immutable: true",
                     r.name
                 ),
             )),
             ObservedFlag::Value { value, .. } if *value != flag.from => Some((
-                "FlagNotAtFrom",
+                ReadyReason::FlagNotAtFrom,
                 format!(
                     "key {} of ConfigMap {} is {value:?}, expected {:?} (spec.application.flag.from); next: see which version runs. If it is the new one this migration is done already; else correct the spec, or the key",
                     r.key, r.name, flag.from
@@ -130,7 +130,7 @@ impl Transition<'_> {
             None => "is missing".to_owned(),
         };
         Some((
-            "RollbackNotEnabled",
+            ReadyReason::RollbackNotEnabled,
             format!(
                 "key {key} of ConfigMap {map} {seen}, expected \"true\" (spec.application.flag.rollbackKey); next: {}",
                 self.set_key(map, key, "true")
@@ -150,7 +150,7 @@ impl Transition<'_> {
             let seen = self.observed.workloads.iter().find(|w| w.reference == *wanted);
             let Some(seen) = seen.filter(|w| w.exists) else {
                 return Some((
-                    "WorkloadMissing",
+                    ReadyReason::WorkloadMissing,
                     format!(
                         "{:?} {} is missing (spec.application.workloads); next: {}",
                         wanted.kind,
@@ -161,7 +161,7 @@ impl Transition<'_> {
             };
             if !seen.reads_flag {
                 return Some((
-                    "WorkloadDoesNotReadFlag",
+                    ReadyReason::WorkloadDoesNotReadFlag,
                     format!(
                         "no container of {:?} {} reads key {} of ConfigMap {} into its environment; next: add env.valueFrom.configMapKeyRef or envFrom.configMapRef",
                         wanted.kind, wanted.name, r.key, r.name
@@ -175,7 +175,7 @@ impl Transition<'_> {
     fn policy_violation(&self) -> Option<Violation> {
         let problem = self.observed.policy_problem.as_ref()?;
         Some((
-            "DecisionPolicyMissing",
+            ReadyReason::DecisionPolicyMissing,
             format!(
                 "{problem}; without it neither names nor reports are proven; next: helm upgrade the operator with admissionPolicies.install=true"
             ),

@@ -2,7 +2,7 @@
 
 use super::Flow;
 use crate::{
-    api::{DecisionKind, Phase, Step, Time},
+    api::{DecisionKind, Phase, ReadyReason, Step, Time},
     machine::{
         self, ObservedDecision, Transition,
         faults::{Fault, fault},
@@ -36,7 +36,7 @@ impl Transition<'_> {
         }
         if let Some(r) = reject {
             self.set_ready(
-                "Rejected",
+                ReadyReason::Rejected,
                 format!("{} rejected {digest}{}; next: change the plan, or abort it", r.by, fmt_reason(&r.reason)),
             );
             return Flow::Settled;
@@ -47,7 +47,7 @@ impl Transition<'_> {
             }
             let (next, void) = (self.observed.plugin("approve", ""), self.void_approvals(&digest));
             self.set_ready(
-                "ApprovalPending",
+                ReadyReason::ApprovalPending,
                 format!("{} of {needed} people approved {digest}{void}; next: {next}", people.len()),
             );
             return Flow::Settled;
@@ -72,7 +72,7 @@ impl Transition<'_> {
         self.enter(Phase::Cancelled);
         let message = format!("{} called it off{}; nothing was changed", request.by, fmt_reason(&request.reason));
         if let Some(step) = step {
-            self.fail_step(step, "Aborted", message);
+            self.fail_step(step, ReadyReason::Aborted, message);
         }
         Flow::Settled
     }

@@ -2,7 +2,7 @@
 
 use super::{Flow, approval::fmt_reason};
 use crate::{
-    api::{CheckOutcome, DecisionKind, Occasion, OnBreach, Phase, RollbackPolicy, Stage, Step, Task},
+    api::{CheckOutcome, DecisionKind, Occasion, OnBreach, Phase, ReadyReason, RollbackPolicy, Stage, Step, Task},
     machine::{RunOutcome, Transition, notices::notice_key, steps::PlannedRetry},
     shared::time::to_signed,
 };
@@ -34,17 +34,20 @@ impl Transition<'_> {
 
     /// Reports a flag that was moved: once by an event, and in the condition while it lasts.
     pub(crate) fn report_flag_drift(&mut self, text: String) {
-        if self.reason.as_deref() != Some("FlagDrifted") {
-            self.event(true, "FlagDrifted", text.clone());
+        if self.reason.as_deref() != Some(ReadyReason::FlagDrifted.as_str()) {
+            self.event(true, ReadyReason::FlagDrifted, text.clone());
         }
-        self.set_ready("FlagDrifted", text);
+        self.set_ready(ReadyReason::FlagDrifted, text);
     }
 
     pub(crate) fn advance_checking(&mut self) -> Flow {
         let (step, task, stage) = self.stage();
         let (checks, duration) = (self.spec.checks_of(task), to_signed(stage.duration));
         if let Some(d) = self.stop_request(&[DecisionKind::Rollback, DecisionKind::Abort], None) {
-            return self.start_rollback("Rollback", format!("{:?} by {}{}", d.decision, d.by, fmt_reason(&d.reason)));
+            return self.start_rollback(
+                ReadyReason::Rollback,
+                format!("{:?} by {}{}", d.decision, d.by, fmt_reason(&d.reason)),
+            );
         }
         // Before the run's failure is looked at: what it reported last counts, and what the controller measures needs no run.
         self.status.checks = self.results(task, &checks);
@@ -55,7 +58,7 @@ impl Transition<'_> {
                 continue;
             }
             if check.on_breach == OnBreach::Rollback && self.spec.rollback.policy == RollbackPolicy::Automatic {
-                return self.start_rollback("TriggerFired", format!("{}: {}", check.name, result.message));
+                return self.start_rollback(ReadyReason::TriggerFired, format!("{}: {}", check.name, result.message));
             }
             self.warn_once(step, &check.name, &result.message);
         }
@@ -78,7 +81,7 @@ impl Transition<'_> {
             self.wake_at(end);
             let next =
                 format!("{} checks, until {end:.0}; to go back: {}", checks.len(), self.observed.rollback_command());
-            self.set_ready("Progressing", next);
+            self.set_ready(ReadyReason::Progressing, next);
             return Flow::Settled;
         }
         let open: Vec<String> = checks
@@ -95,7 +98,7 @@ impl Transition<'_> {
                 self.observed.rollback_command()
             );
             self.notify(Occasion::ManualInterventionRequired, &notice_key("held", end), &text);
-            self.set_ready("ChecksNotPassing", text);
+            self.set_ready(ReadyReason::ChecksNotPassing, text);
             return Flow::Settled;
         }
         let idle: Vec<&str> = checks
@@ -140,6 +143,6 @@ impl Transition<'_> {
             return;
         }
         self.ensure_step(step).message = Some(text.clone());
-        self.event(true, "CheckBreached", text);
+        self.event(true, ReadyReason::CheckBreached, text);
     }
 }

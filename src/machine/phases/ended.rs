@@ -2,7 +2,7 @@
 
 use super::Flow;
 use crate::{
-    api::{DecisionKind, Phase, Step, StepState, Task},
+    api::{DecisionKind, Phase, ReadyReason, Step, StepState, Task},
     machine::{RunOutcome, Transition, steps::PlannedRetry},
 };
 
@@ -23,7 +23,7 @@ impl Transition<'_> {
             && let Some(request) = self.stop_request(&[DecisionKind::Abort], None)
         {
             self.enter(Phase::Cancelled);
-            self.set_ready("Aborted", format!("{} called it off; nothing was changed", request.by));
+            self.set_ready(ReadyReason::Aborted, format!("{} called it off; nothing was changed", request.by));
         }
         Flow::Settled
     }
@@ -77,7 +77,7 @@ impl Transition<'_> {
             Phase::Executing if self.deadline().is_none() => self.cancel_deleted(),
             Phase::Validating | Phase::Monitoring | Phase::Observing => {
                 self.enter(Phase::Completed);
-                self.set_ready("Deleted", "deleted while it was being watched; the new version stays");
+                self.set_ready(ReadyReason::Deleted, "deleted while it was being watched; the new version stays");
             }
             // Executing goes back by itself; RollingBack ends; RollbackFailed holds the finalizer, since writes may be blocked.
             Phase::Executing | Phase::RollingBack | Phase::RollbackFailed => {}
@@ -87,13 +87,13 @@ impl Transition<'_> {
 
     fn cancel_deleted(&mut self) {
         self.enter(Phase::Cancelled);
-        self.set_ready("Deleted", "deleted before its window; nothing was changed");
+        self.set_ready(ReadyReason::Deleted, "deleted before its window; nothing was changed");
     }
 
     /// Says that triggers stay in the database when the finalizer goes without a clean-up.
     pub(crate) fn report_triggers_left(&mut self) {
         if self.observed.finalizer && self.may_remove_finalizer() && !self.is_cleaned_up() {
-            self.event(true, "TriggersLeft", "the database could not be reached; next: drop the triggers named credit_migration_* and schema credit_migration by hand");
+            self.event(true, ReadyReason::TriggersLeft, "the database could not be reached; next: drop the triggers named credit_migration_* and schema credit_migration by hand");
         }
     }
 

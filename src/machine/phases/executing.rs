@@ -3,7 +3,9 @@
 
 use super::{Flow, approval::fmt_reason};
 use crate::{
-    api::{DecisionKind, Direction, Occasion, Phase, Reason, Retry, Step, Task, WindowProgress, WindowState},
+    api::{
+        DecisionKind, Direction, Occasion, Phase, ReadyReason, Reason, Retry, Step, Task, WindowProgress, WindowState,
+    },
     machine::{
         RunOutcome, Transition,
         faults::{Fault, fault},
@@ -66,7 +68,7 @@ impl Transition<'_> {
         if !still || self.inputs_changed() || self.cluster_violation().is_some() {
             self.event(
                 true,
-                "WindowNotOpened",
+                ReadyReason::WindowNotOpened,
                 "approvals, presence, backup, hours, SQL, flag or workloads are not what they were when the window was prepared; nothing was changed",
             );
             self.enter(Phase::AwaitingApproval);
@@ -79,7 +81,10 @@ impl Transition<'_> {
             window.task = Some(Task::Window);
             window.deadline = Some(deadline);
             self.wake_at(deadline);
-            self.set_ready("BlockingWrites", format!("writes are being blocked, until {deadline:.0} at the latest"));
+            self.set_ready(
+                ReadyReason::BlockingWrites,
+                format!("writes are being blocked, until {deadline:.0} at the latest"),
+            );
             return Flow::Settled;
         }
         let Some(started) = self.started_at(Step::BlockWrites) else { return Flow::Settled };
@@ -94,7 +99,7 @@ impl Transition<'_> {
             );
         }
         self.wake_at(ready_by);
-        self.set_ready("PreparingWindow", "the window's pod is being started; writes are open");
+        self.set_ready(ReadyReason::PreparingWindow, "the window's pod is being started; writes are open");
         Flow::Settled
     }
 
@@ -139,7 +144,7 @@ impl Transition<'_> {
             }
         }
         // Past the deadline only if the release is ordered, and nobody says that it was carried out.
-        self.report_window("WindowOpen", self.window_message(progress));
+        self.report_window(ReadyReason::WindowOpen, self.window_message(progress));
     }
 
     fn rollback_cause(&self, progress: &WindowProgress) -> Option<(&'static str, String)> {
@@ -149,21 +154,24 @@ impl Transition<'_> {
         }
         if let Some(c) = progress.comparison.as_ref().filter(|c| c.unexplained > 0) {
             return Some((
-                "BalancesUnexplained",
+                Reason::BalancesUnexplained.as_str(),
                 format!("{} of {} balances are unexplained (limit 0)", c.unexplained, c.users),
             ));
         }
         if self.observed.deleting {
-            return Some(("Deleted", "the CreditMigration was deleted inside its window".into()));
+            return Some((ReadyReason::Deleted.as_str(), "the CreditMigration was deleted inside its window".into()));
         }
         if let Some(d) = self.stop_request(&[DecisionKind::Abort, DecisionKind::Rollback], None) {
-            return Some(("Stopped", format!("{:?} by {}{}", d.decision, d.by, fmt_reason(&d.reason))));
+            return Some((
+                ReadyReason::Stopped.as_str(),
+                format!("{:?} by {}{}", d.decision, d.by, fmt_reason(&d.reason)),
+            ));
         }
         let deadline = self.deadline()?;
         if self.now >= deadline {
             let step = self.status.step.map(|s| format!("{s:?}")).unwrap_or_default();
             return Some((
-                "DeadlinePassed",
+                Reason::DeadlinePassed.as_str(),
                 format!("{step} was not done by {deadline:.0} (limit {})", self.spec.window.max_duration),
             ));
         }
@@ -191,7 +199,8 @@ impl Transition<'_> {
 
     fn accept_runner_rollback(&mut self, progress: &WindowProgress) -> Flow {
         self.record_window_progress(Task::Window, progress);
-        let cause = if progress.deadline_passed { "DeadlinePassed" } else { "RolledBack" };
+        let cause =
+            if progress.deadline_passed { Reason::DeadlinePassed.as_str() } else { ReadyReason::RolledBack.as_str() };
         self.enter_rolling_back(cause, "the window's runner undid the change by itself".into());
         Flow::Continue
     }
@@ -217,7 +226,7 @@ impl Transition<'_> {
         if attempts < WINDOW_ATTEMPTS {
             return self.event(
                 true,
-                "WindowPodLost",
+                ReadyReason::WindowPodLost,
                 format!("{message}; another pod goes on, try {attempts} of {WINDOW_ATTEMPTS}"),
             );
         }

@@ -4,7 +4,9 @@
 
 use super::{Flow, approval::fmt_reason};
 use crate::{
-    api::{CheckOutcome, DecisionKind, MigrationRun, Occasion, Phase, Step, StepState, Task, Time},
+    api::{
+        CheckOutcome, DecisionKind, MigrationRun, Occasion, Phase, ReadyReason, Reason, Step, StepState, Task, Time,
+    },
     machine::{RunOutcome, Transition, notices::notice_key, steps::PlannedRetry},
     shared::time::{saturating_add, seconds, to_signed},
 };
@@ -37,7 +39,10 @@ impl Transition<'_> {
 
     pub(crate) fn advance_observing(&mut self) -> Flow {
         if let Some(d) = self.stop_request(&[DecisionKind::Rollback, DecisionKind::Abort], None) {
-            return self.start_rollback("Rollback", format!("{:?} by {}{}", d.decision, d.by, fmt_reason(&d.reason)));
+            return self.start_rollback(
+                ReadyReason::Rollback,
+                format!("{:?} by {}{}", d.decision, d.by, fmt_reason(&d.reason)),
+            );
         }
         let drift = self.flag_drift();
         let drifted = drift.is_some();
@@ -53,13 +58,13 @@ impl Transition<'_> {
             let due = self.step(step).and_then(|step_status| step_status.retry_at).unwrap_or(self.now);
             if !drifted && self.failures(step) == 0 {
                 let text = format!("{step:?} at {due:.0}; to go back: {}", self.observed.rollback_command());
-                self.set_ready("Observing", text);
+                self.set_ready(ReadyReason::Observing, text);
             }
             return Flow::Settled;
         }
         match self.observed.outcome(task, self.attempt(step)) {
             RunOutcome::Pending if drifted => {}
-            RunOutcome::Pending => self.set_ready("Observing", format!("{step:?} is under way")),
+            RunOutcome::Pending => self.set_ready(ReadyReason::Observing, format!("{step:?} is under way")),
             RunOutcome::Failed(reason, message) => {
                 self.retry_later(step, reason.as_str(), &message, RETRY_SECONDS);
             }
@@ -74,11 +79,20 @@ impl Transition<'_> {
     fn record_report(&mut self, step: Step, run: &MigrationRun) -> Flow {
         let status = run.status.clone().unwrap_or_default();
         let Some(report) = status.report else {
-            self.retry_later(step, "Internal", "the run reported success without a report", RETRY_SECONDS);
+            self.retry_later(
+                step,
+                Reason::Internal.as_str(),
+                "the run reported success without a report",
+                RETRY_SECONDS,
+            );
             return Flow::Settled;
         };
         for r in status.checks.iter().filter(|r| r.outcome != CheckOutcome::Pass || r.breached) {
-            self.event(true, "CheckBreached", format!("{step:?}: {}: {:?}, {}", r.name, r.outcome, r.message));
+            self.event(
+                true,
+                ReadyReason::CheckBreached,
+                format!("{step:?}: {}: {:?}, {}", r.name, r.outcome, r.message),
+            );
         }
         self.status.checks = status.checks;
         self.status.users_written = status.users_written.or(self.status.users_written);
@@ -110,8 +124,8 @@ impl Transition<'_> {
             let text = format!("{} keeps the new version{}", d.by, fmt_reason(&d.reason));
             self.succeed_step(Step::Decide, text.clone());
             self.enter(Phase::Completed);
-            self.event(false, "Completed", text.clone());
-            self.set_ready("Completed", text);
+            self.event(false, ReadyReason::Completed, text.clone());
+            self.set_ready(ReadyReason::Completed, text);
             return Flow::Continue;
         }
         let interval = to_signed(self.spec.follow_ups.reminder_interval);
@@ -123,14 +137,14 @@ impl Transition<'_> {
         );
         if self.status.reminded_at.is_none_or(|t| self.now >= t + interval) {
             self.status.reminded_at = Some(self.now);
-            self.event(true, "DecisionDue", text.clone());
+            self.event(true, ReadyReason::DecisionDue, text.clone());
             self.notify(Occasion::DecisionDue, &notice_key("decision", self.now), &text);
         }
         if let Some(t) = self.status.reminded_at {
             self.wake_at(t + interval);
         }
         if !drifted {
-            self.set_ready("DecisionDue", text);
+            self.set_ready(ReadyReason::DecisionDue, text);
         }
         Flow::Settled
     }

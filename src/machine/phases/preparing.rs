@@ -2,7 +2,7 @@
 
 use super::Flow;
 use crate::{
-    api::{BaselineEvidence, MigrationRun, NoticeState, Occasion, Phase, Reason, Retry, Step, StepState},
+    api::{BaselineEvidence, MigrationRun, NoticeState, Occasion, Phase, ReadyReason, Reason, Retry, Step, StepState},
     machine::{
         RunOutcome, Transition,
         steps::{self, PlannedRetry},
@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Reason of a step that a changed plan made void.
-pub const SUPERSEDED: &str = "Superseded";
+pub const SUPERSEDED: &str = ReadyReason::Superseded.as_str();
 /// Longest wait between two tries of Preflight: somebody is probably mending what it named.
 const PREFLIGHT_RETRY_SECONDS: i64 = 30;
 /// Longest wait between two tries of the other steps.
@@ -19,7 +19,11 @@ const STEP_RETRY_SECONDS: i64 = 300;
 impl Transition<'_> {
     /// Voids all evidence and begins again with Preflight.
     pub(crate) fn restart(&mut self, why: &str) {
-        self.event(false, "PreparationRestarted", format!("{why}; earlier evidence and approvals no longer count"));
+        self.event(
+            false,
+            ReadyReason::PreparationRestarted,
+            format!("{why}; earlier evidence and approvals no longer count"),
+        );
         self.status.plan = None;
         self.status.baseline = None;
         self.status.backup = None;
@@ -174,7 +178,7 @@ impl Transition<'_> {
         } else {
             self.fail_step(
                 Step::NotifyTeam,
-                "NoticeUndelivered",
+                Reason::NoticeUndelivered.as_str(),
                 "no channel has taken it yet, it is tried again; the migration goes on; next: see status.notices",
             );
         }
@@ -230,11 +234,11 @@ impl Transition<'_> {
                     format!("try {number} of {step:?} is under way, the last one failed: {message}"),
                 );
             }
-            _ => self.set_ready("Progressing", format!("{step:?} is under way")),
+            _ => self.set_ready(ReadyReason::Progressing, format!("{step:?} is under way")),
         }
     }
 
-    fn fail_preparation(&mut self, step: Step, reason: &str, message: &str) {
+    fn fail_preparation(&mut self, step: Step, reason: impl Into<String>, message: &str) {
         let sql = &self.spec.migration;
         let [up, down] = [&sql.up, &sql.down].map(|source| source.config_map_key_ref.name.as_str());
         let maps = if up == down { format!("ConfigMap {up}") } else { format!("ConfigMap {up} or {down}") };
@@ -312,7 +316,7 @@ impl Transition<'_> {
         if expected > limit {
             self.fail_preparation(
                 Step::Rehearse,
-                "WindowTooShort",
+                ReadyReason::WindowTooShort,
                 &format!("the rehearsal predicts a window of {expected:.1} s, spec.window.maxDuration is {limit:.1} s; next: raise it or make the SQL quicker"),
             );
             return Flow::Settled;

@@ -3,8 +3,8 @@
 use super::{Flow, approval::fmt_reason, executing::WINDOW_ATTEMPTS};
 use crate::{
     api::{
-        Comparison, DecisionKind, Direction, Occasion, Phase, Reason, Retry, RollbackStatus, Step, StepState, Task,
-        WindowProgress, WindowState, WindowStatus,
+        Comparison, DecisionKind, Direction, Occasion, Phase, ReadyReason, Reason, Retry, RollbackStatus, Step,
+        StepState, Task, WindowProgress, WindowState, WindowStatus,
     },
     machine::{RunOutcome, SqlSource, Transition, notices::notice_key, steps::PlannedRetry, window::cutover::Rollout},
     shared::time::{seconds, to_signed},
@@ -41,10 +41,11 @@ impl Verification {
 
 impl Transition<'_> {
     /// Records the cause and enters the phase. Runs of the forward path go on only as far as the way back needs them.
-    pub(crate) fn enter_rolling_back(&mut self, cause: &str, message: String) {
+    pub(crate) fn enter_rolling_back(&mut self, cause: impl Into<String>, message: String) {
+        let cause = cause.into();
         let now = self.now;
         self.status.rollback = Some(RollbackStatus {
-            cause: cause.into(),
+            cause: cause.clone(),
             message: message.clone(),
             started_at: now,
             users_written_since: None,
@@ -53,15 +54,15 @@ impl Transition<'_> {
         if let Some(step) = self.status.step
             && self.step(step).is_some_and(|step_status| step_status.state == StepState::Running)
         {
-            self.fail_step(step, cause, message.clone());
+            self.fail_step(step, cause.clone(), message.clone());
         }
         self.enter(Phase::RollingBack);
-        self.event(true, cause, format!("{message}; rolling back"));
+        self.event(true, cause.clone(), format!("{message}; rolling back"));
         let text = format!("{cause}: {message}; the old version is being brought back");
         self.notify(Occasion::TriggerFired, &notice_key("way-back", now), &text);
     }
 
-    pub(crate) fn start_rollback(&mut self, cause: &str, message: String) -> Flow {
+    pub(crate) fn start_rollback(&mut self, cause: impl Into<String>, message: String) -> Flow {
         self.enter_rolling_back(cause, message);
         if self.in_forward_window() {
             self.start_step(Step::SwitchBack);
@@ -118,7 +119,7 @@ impl Transition<'_> {
     }
 
     fn report_rollback(&mut self) {
-        self.report_window("RollingBack", self.rollback_message());
+        self.report_window(ReadyReason::RollingBack, self.rollback_message());
     }
 
     fn await_rollback_window(&mut self, progress: &WindowProgress) -> Flow {
@@ -217,8 +218,12 @@ impl Transition<'_> {
         let cause = self.status.rollback.as_ref().map(|r| format!("{}: {}", r.cause, r.message)).unwrap_or_default();
         self.enter(Phase::RolledBack);
         self.status.step = Some(Step::UnblockWritesAfterRollback);
-        self.set_ready("RolledBack", format!("the old version runs again, {proof} ({cause}){next}"));
-        self.event(true, "RolledBack", format!("writes were blocked for {blocked:.1} s; {proof}; {cause}{next}"));
+        self.set_ready(ReadyReason::RolledBack, format!("the old version runs again, {proof} ({cause}){next}"));
+        self.event(
+            true,
+            ReadyReason::RolledBack,
+            format!("writes were blocked for {blocked:.1} s; {proof}; {cause}{next}"),
+        );
         let began = self.status.rollback.as_ref().map_or(self.now, |r| r.started_at);
         let text = format!("the old version runs again, {proof}; {cause}{next}");
         self.notify(Occasion::RolledBack, &notice_key("rolled-back", began), &text);
@@ -260,7 +265,7 @@ impl Transition<'_> {
                     c.unexplained,
                     self.observed.plugin("report", "")
                 );
-                self.fail_step(Step::VerifyRollback, "BalancesUnexplained", text.clone());
+                self.fail_step(Step::VerifyRollback, Reason::BalancesUnexplained.as_str(), text.clone());
                 self.notify(Occasion::ManualInterventionRequired, &notice_key("unexplained", self.now), &text);
             }
         }
@@ -307,14 +312,19 @@ impl Transition<'_> {
                 "{why}; tried {failures} times; the new version runs and writes are open; mend the cause; next: {}",
                 self.observed.rollback_command()
             );
-            self.fail_step(Step::BlockWritesForRollback, "RollbackNotStarted", text.clone());
+            self.fail_step(Step::BlockWritesForRollback, ReadyReason::RollbackNotStarted, text.clone());
             self.notify(Occasion::ManualInterventionRequired, &notice_key("person", self.now), &text);
             self.enter(Phase::RollbackFailed);
-            return self.set_ready("RollbackNotStarted", text);
+            return self.set_ready(ReadyReason::RollbackNotStarted, text);
         }
         self.status.step = Some(Step::BlockWritesForRollback);
         let text = format!("{why}; a new window is opened for the way back, writes are open meanwhile");
-        self.retry_later(Step::BlockWritesForRollback, "BlockingWritesForRollback", &text, REOPEN_RETRY_SECONDS);
+        self.retry_later(
+            Step::BlockWritesForRollback,
+            ReadyReason::BlockingWritesForRollback,
+            &text,
+            REOPEN_RETRY_SECONDS,
+        );
     }
 
     pub(crate) fn fail_rollback(&mut self, reason: &str, message: &str) {
@@ -351,7 +361,7 @@ impl Transition<'_> {
         if let (SqlSource::Present(down), Some(plan)) = (&self.observed.down, &mut self.status.plan) {
             plan.down_sha256.clone_from(down);
         }
-        self.enter_rolling_back("Rollback", format!("Rollback by {}{}", d.by, fmt_reason(&d.reason)));
+        self.enter_rolling_back(ReadyReason::Rollback, format!("Rollback by {}{}", d.by, fmt_reason(&d.reason)));
         // Whatever run was at it, a fresh one reads the database and goes on from what it finds. A closed gate stays known as closed.
         self.status.window = self.status.window.take().filter(|w| w.released_at.is_none()).map(|w| WindowStatus {
             task: Some(Task::RollbackWindow),

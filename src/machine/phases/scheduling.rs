@@ -9,7 +9,7 @@
 
 use super::Flow;
 use crate::{
-    api::{DecisionKind, NoticeState, Occasion, Phase, ScheduleStatus, Step, Time},
+    api::{DecisionKind, NoticeState, Occasion, Phase, ReadyReason, ScheduleStatus, Step, Time},
     machine::{Transition, gates::Violation, next_hours, notices::notice_key},
     shared::time::{saturating_add, seconds, to_signed},
 };
@@ -22,7 +22,7 @@ impl Transition<'_> {
         }
         let zones: Vec<&str> = self.spec.schedule.allowed_hours.iter().map(|h| h.time_zone.as_str()).collect();
         Some((
-            "ScheduleInvalid",
+            ReadyReason::ScheduleInvalid,
             format!(
                 "spec.schedule.allowedHours cannot be computed with time zones {}; next: write IANA names, for example Europe/Berlin",
                 zones.join(", ")
@@ -85,7 +85,7 @@ impl Transition<'_> {
                 "starts at {starts_at:.0}; people say that they are present in the hour before: {}",
                 self.ready_command()
             );
-            self.set_ready("Scheduled", text);
+            self.set_ready(ReadyReason::Scheduled, text);
             return Flow::Settled;
         }
         if let Some(taken) = self.outdated_backup() {
@@ -102,7 +102,7 @@ impl Transition<'_> {
         if self.now < starts_at {
             self.wake_at(starts_at);
             let text = format!("starts at {starts_at:.0}; {}", self.presence_text());
-            self.set_ready("Scheduled", text);
+            self.set_ready(ReadyReason::Scheduled, text);
             return Flow::Settled;
         }
         // One channel that took it is enough: the others hold nothing up, and are seen in status.notices.
@@ -115,12 +115,12 @@ impl Transition<'_> {
                 ),
             };
             let text = format!("no channel has taken the maintenance notice yet; {next}");
-            self.set_ready("NoticePending", text);
+            self.set_ready(ReadyReason::NoticePending, text);
             return Flow::Settled;
         }
         if self.status.schedule.as_ref().map_or(0, |s| s.present.len()) < self.presence_required() {
             let text = self.presence_text();
-            self.set_ready("PresencePending", text);
+            self.set_ready(ReadyReason::PresencePending, text);
             return Flow::Settled;
         }
         self.start_window();
@@ -155,7 +155,7 @@ impl Transition<'_> {
             let why = self.message.clone().unwrap_or_default();
             self.event(
                 true,
-                "StartMissed",
+                ReadyReason::StartMissed,
                 format!("the hours until {end:.0} are over: {why}; it waits for the next allowed time"),
             );
         }

@@ -1,7 +1,7 @@
 //! Start, success, failure and retry of a step, in its row of `status.steps`.
 
 use crate::{
-    api::{Step, StepState, StepStatus, Time},
+    api::{ReadyReason, Step, StepState, StepStatus, Time},
     machine::Transition,
     shared::time::seconds,
 };
@@ -81,7 +81,7 @@ impl Transition<'_> {
         step_status.attempt = step_status.attempt.max(1);
         step_status.finished_at = Some(now);
         step_status.retry_at = None;
-        step_status.reason = Some("NotConfigured".into());
+        step_status.reason = Some(ReadyReason::NotConfigured.into());
         step_status.message = Some(message.into());
     }
 
@@ -97,8 +97,8 @@ impl Transition<'_> {
     }
 
     /// Plans another try of a running step after a failure that may pass.
-    pub(crate) fn retry_later(&mut self, step: Step, reason: &str, message: &str, longest_seconds: i64) {
-        let now = self.now;
+    pub(crate) fn retry_later(&mut self, step: Step, reason: impl Into<String>, message: &str, longest_seconds: i64) {
+        let (now, reason) = (self.now, reason.into());
         let step_status = self.ensure_step(step);
         step_status.failures += 1;
         let failures = step_status.failures;
@@ -106,9 +106,9 @@ impl Transition<'_> {
         let wait = (1i64 << failures.min(10)).min(longest_seconds);
         step_status.state = StepState::Running;
         step_status.retry_at = Some(now + seconds(wait));
-        step_status.reason = Some(reason.into());
+        step_status.reason = Some(reason.clone());
         step_status.message = Some(message.into());
-        self.set_ready(reason, message);
+        self.set_ready(reason.clone(), message);
         // Without numbers that change: the same event again is counted, another one would be one more object for each try.
         self.event(true, reason, format!("{message}; tried again"));
     }

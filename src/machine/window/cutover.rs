@@ -1,7 +1,7 @@
 //! The switch of the application: flag, restarts, and what shows that the wanted version runs.
 
 use crate::{
-    api::{Direction, Time, WindowProgress},
+    api::{Direction, ReadyReason, Time, WindowProgress},
     machine::{Effect, ObservedFlag, Transition},
     shared::time::seconds,
 };
@@ -124,7 +124,7 @@ impl Transition<'_> {
         let version = self.wanted_version(direction).to_owned();
         self.event(
             true,
-            "RestartedAgain",
+            ReadyReason::RestartedAgain,
             format!(
                 "the version probe answers {answer:?}, wanted is {version:?}, though flag and rollout are as wanted since {settled_at:.0}; a pod may have read the flag's old value from its node; the workloads are restarted again"
             ),

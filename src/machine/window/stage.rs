@@ -1,13 +1,10 @@
 //! The present stage of the window, read from its status.
 
 use crate::{
-    api::{Occasion, Step, Task, Time, WindowProgress, WindowState, WindowStatus},
+    api::{Occasion, ReadyReason, Step, Task, Time, WindowProgress, WindowState, WindowStatus},
     machine::Transition,
     shared::time::{saturating_add, seconds, to_signed},
 };
-
-/// Reason of a window that should have been over.
-pub(crate) const WINDOW_OVERDUE: &str = "WindowOverdue";
 
 /// Stage of a window, in the order in which they follow each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,7 +108,7 @@ impl Transition<'_> {
     }
 
     /// Explains an open window. Past its time that is told as stalled: nobody may have to find out by a clock.
-    pub(crate) fn report_window(&mut self, reason: &str, message: String) {
+    pub(crate) fn report_window(&mut self, reason: ReadyReason, message: String) {
         match self.window_due() {
             Some(due) if self.now >= due => {
                 let (task, attempt) = self.rollback_run();
@@ -130,11 +127,11 @@ impl Transition<'_> {
                     }
                 };
                 let text = format!("{message}; its window should have been over by {due:.0}; next: {next}");
-                if self.reason.as_deref() != Some(WINDOW_OVERDUE) {
-                    self.event(true, WINDOW_OVERDUE, text.clone());
+                if self.reason.as_deref() != Some(ReadyReason::WindowOverdue.as_str()) {
+                    self.event(true, ReadyReason::WindowOverdue, text.clone());
                     self.notify(Occasion::ManualInterventionRequired, &format!("overdue.{}", due.as_second()), &text);
                 }
-                self.set_ready(WINDOW_OVERDUE, text);
+                self.set_ready(ReadyReason::WindowOverdue, text);
             }
             due => {
                 if let Some(due) = due {

@@ -1,0 +1,144 @@
+//! Why a migration is in its state: the reasons that the machine gives by itself, beside [`super::Reason`] of tasks.
+
+macro_rules! ready_reasons {
+    ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
+        /// Reason of the condition `Ready`, of Events, of steps and of a rollback's cause, as the machine gives it.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum ReadyReason { $($(#[doc = $doc])+ $name,)+ }
+
+        impl ReadyReason {
+            /// Every reason, for documentation and tests.
+            pub const ALL: &[ReadyReason] = &[$(ReadyReason::$name,)+];
+
+            /// Its name, CamelCase, as users see it.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(ReadyReason::$name => stringify!($name),)+ }
+            }
+        }
+    };
+}
+
+ready_reasons! {
+    /// A step is under way.
+    Progressing,
+    /// The plan changed: earlier evidence and approvals do not count.
+    PreparationRestarted,
+    /// A step's evidence is void because the plan changed.
+    Superseded,
+    /// The spec does not ask for the step.
+    NotConfigured,
+    /// ConfigMap or key of the SQL is missing.
+    SqlMissing,
+    /// The flag's ConfigMap is missing.
+    FlagConfigMapMissing,
+    /// The flag's key is missing.
+    FlagKeyMissing,
+    /// The flag's ConfigMap is immutable.
+    FlagConfigMapImmutable,
+    /// The flag is not at `from`.
+    FlagNotAtFrom,
+    /// The key that confirms that the release can be rolled back is missing or not `"true"`.
+    RollbackNotEnabled,
+    /// The allowed hours cannot be computed.
+    ScheduleInvalid,
+    /// A workload is missing.
+    WorkloadMissing,
+    /// No container of a workload reads the flag's key.
+    WorkloadDoesNotReadFlag,
+    /// An admission policy is missing or weak.
+    DecisionPolicyMissing,
+    /// The rehearsal predicts a longer window than the spec allows.
+    WindowTooShort,
+    /// Approvals are missing.
+    ApprovalPending,
+    /// An approver rejected the plan.
+    Rejected,
+    /// The migration was aborted before its window.
+    Aborted,
+    /// The start is planned.
+    Scheduled,
+    /// The allowed hours passed without a start.
+    StartMissed,
+    /// No channel has taken the maintenance notice.
+    NoticePending,
+    /// Every channel took a notice.
+    NoticeDelivered,
+    /// A notice is not sent any more.
+    NoticeGivenUp,
+    /// Too few people confirmed that they are present.
+    PresencePending,
+    /// The window's pod is being started.
+    PreparingWindow,
+    /// A precondition changed at the last moment; the window was not started.
+    WindowNotOpened,
+    /// The order to block writes is out.
+    BlockingWrites,
+    /// Writes are blocked.
+    WindowOpen,
+    /// A window's run ended without a report; another pod goes on.
+    WindowPodLost,
+    /// A window is past its deadline.
+    WindowOverdue,
+    /// Flag and rollout are as wanted, and the version probe answers another version.
+    RestartedAgain,
+    /// The flag was changed after the window.
+    FlagDrifted,
+    /// The down SQL is not what was approved.
+    DownSqlChanged,
+    /// A check was breached.
+    CheckBreached,
+    /// A stage cannot end: checks do not pass.
+    ChecksNotPassing,
+    /// The new version is being observed.
+    Observing,
+    /// A decision to keep or to roll back is due.
+    DecisionDue,
+    /// The new version stays.
+    Completed,
+    /// Cause of a rollback: a check with `onBreach: Rollback` was breached.
+    TriggerFired,
+    /// Cause of a rollback: a decision after the window.
+    Rollback,
+    /// Cause of a rollback: a decision inside the window.
+    Stopped,
+    /// The old version runs again. As a cause: the window's runner rolled back by itself.
+    RolledBack,
+    /// The `CreditMigration` was deleted.
+    Deleted,
+    /// A rollback is under way.
+    RollingBack,
+    /// Writes are blocked again for the rollback, after a failed attempt.
+    BlockingWritesForRollback,
+    /// The rollback could not be started.
+    RollbackNotStarted,
+    /// Triggers stay in a database that could not be reached.
+    TriggersLeft,
+}
+
+impl From<ReadyReason> for String {
+    fn from(reason: ReadyReason) -> Self {
+        reason.as_str().to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::Reason;
+
+    #[test]
+    fn no_reason_has_two_meanings() {
+        for reason in ReadyReason::ALL {
+            let same = Reason::ALL.iter().find(|r| r.as_str() == reason.as_str());
+            assert_eq!(same, None, "{reason:?} is a task's reason");
+        }
+    }
+
+    #[test]
+    fn each_is_documented() {
+        let docs = include_str!("../../docs/reasons.md");
+        for reason in ReadyReason::ALL {
+            assert!(docs.contains(&format!("`{}`", reason.as_str())), "{reason:?} is not in docs/reasons.md");
+        }
+    }
+}
