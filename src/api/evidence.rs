@@ -211,6 +211,9 @@ pub struct CheckResult {
     pub measured: u64,
     /// Whether `failures.count` was reached at any time.
     pub breached: bool,
+    /// Why the container of a `job` check's Job that is under way is not started: `ImagePullBackOff`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting_for: Option<String>,
     /// Observed value and limit in words: `0.21 > 0.05, 3 of 3 samples (1204 requests)`.
     pub message: String,
     /// Time of the last measurement.

@@ -140,6 +140,12 @@ pub struct StepStatus {
     /// When it is tried again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_at: Option<Time>,
+    /// Its evidence is void because the plan changed; it is run again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub superseded: bool,
+    /// Checks whose breach was reported by an Event; each is reported once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reported_breaches: Vec<String>,
     /// CamelCase reason of a failure or a wait.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -190,6 +196,9 @@ pub struct WindowStatus {
     /// `observedAt` of the probe's answer that was known then, by the runner's clock: only a later one tells of now.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub probed_before: Option<Time>,
+    /// It was reported that the window is past its deadline.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub overdue_reported: bool,
     /// The full comparison after the commit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub comparison: Option<Comparison>,

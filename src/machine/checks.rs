@@ -3,11 +3,34 @@
 use super::{CheckJobStart, CheckPod, DEADLINE, Effect, Job, Transition};
 use crate::{
     api::{Check, CheckOutcome, CheckResult, Phase, TRIGGERS, Task, Time},
-    shared::time::{saturating_add, seconds, to_signed},
+    shared::{
+        tally::{Sample, Tally},
+        time::{saturating_add, seconds, to_signed},
+    },
 };
 
-/// Begin of what is said of a Job whose container does not start.
-const WAITING_PREFIX: &str = "waits for Job ";
+/// How much a result says of now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Freshness {
+    /// Nothing was measured yet, and the first measurement is not late.
+    NeverMeasured,
+    /// It says nothing of now: its pod may hang, or its node be gone.
+    Stale,
+    /// It was measured within three intervals, and 30 s for time-outs and clocks that differ.
+    Fresh,
+}
+
+impl Freshness {
+    fn of(result: &CheckResult, interval: kube::core::Duration, now: Time) -> Self {
+        if now.duration_since(result.at) > to_signed(interval) * 3 + seconds(30) {
+            Freshness::Stale
+        } else if result.measured == 0 {
+            Freshness::NeverMeasured
+        } else {
+            Freshness::Fresh
+        }
+    }
+}
 
 impl Transition<'_> {
     /// Results in the order of the checks; what was not measured is NoData, which is never success.
@@ -34,14 +57,14 @@ impl Transition<'_> {
             .collect()
     }
 
-    pub(crate) fn previous_result(&self, check: &Check) -> Option<&CheckResult> {
+    fn previous_result(&self, check: &Check) -> Option<&CheckResult> {
         self.status.checks.iter().find(|r| r.name == check.name)
     }
 
-    pub(crate) fn not_measured(&self, check: &Check) -> CheckResult {
+    fn not_measured(&self, check: &Check) -> CheckResult {
         // As it was: a time that moves on with each look would be written, and looked at again, without end.
-        if let Some(known) = self.previous_result(check).filter(|p| p.measured == 0) {
-            return known.clone();
+        if let Some(previous) = self.previous_result(check).filter(|p| p.measured == 0) {
+            return previous.clone();
         }
         CheckResult {
             name: check.name.clone(),
@@ -50,6 +73,7 @@ impl Transition<'_> {
             recent: String::new(),
             measured: 0,
             breached: false,
+            waiting_for: None,
             message: "not measured yet".into(),
             at: self.now,
         }
@@ -60,18 +84,12 @@ impl Transition<'_> {
     pub(crate) fn idle_trigger(&self, check: &Check, result: &CheckResult) -> bool {
         TRIGGERS.contains(&check.name.as_str())
             && result.outcome == CheckOutcome::NoData
-            && result.measured > 0
-            && !self.is_stale(check, result)
+            && Freshness::of(result, check.interval, self.now) == Freshness::Fresh
     }
 
-    pub(crate) fn is_stale(&self, check: &Check, result: &CheckResult) -> bool {
-        self.now.duration_since(result.at) > to_signed(check.interval) * 3 + seconds(30)
-    }
-
-    /// A result that is too old says nothing of now: its pod may hang, or its node be gone. Three intervals and 30 s for
-    /// time-outs and clocks that differ.
-    pub(crate) fn fresh(&self, check: &Check, result: &CheckResult) -> CheckResult {
-        if !self.is_stale(check, result) {
+    /// A result as it counts now: one that is stale has no data.
+    fn fresh(&self, check: &Check, result: &CheckResult) -> CheckResult {
+        if Freshness::of(result, check.interval, self.now) != Freshness::Stale {
             return result.clone();
         }
         let message = format!(
@@ -79,11 +97,11 @@ impl Transition<'_> {
             result.at,
             self.observed.kubectl("get pods")
         );
-        CheckResult { outcome: CheckOutcome::NoData, message, ..result.clone() }
+        CheckResult { outcome: CheckOutcome::NoData, waiting_for: None, message, ..result.clone() }
     }
 
     /// A workload check is measured by what is observed, at each interval and when it changes.
-    pub(crate) fn workload_result(&self, check: &Check) -> CheckResult {
+    fn workload_result(&self, check: &Check) -> CheckResult {
         let previous = self.previous_result(check);
         let seen = check
             .workload
@@ -102,11 +120,11 @@ impl Transition<'_> {
         if let (false, Some(p)) = (due, previous) {
             return p.clone();
         }
-        self.counted(check, previous, good, message)
+        self.measured(check, if good { CheckOutcome::Pass } else { CheckOutcome::Fail }, message)
     }
 
     /// A job check is measured by its Job: exit code 0 or not. The measurement under way is the one after those that are known.
-    pub(crate) fn job_result(&self, check: &Check, i: usize) -> CheckResult {
+    fn job_result(&self, check: &Check, i: usize) -> CheckResult {
         let previous = self.previous_result(check);
         let known = previous.map_or(0, |p| p.measured);
         let name = self.check_job(i, known + 1);
@@ -116,32 +134,36 @@ impl Transition<'_> {
             format!("{}; {pods}", self.observed.kubectl(&format!("describe job/{name}")))
         };
         match seen.map(|j| (&j.job, &j.pod)) {
-            Some((Job::Complete, _)) => self.counted(check, previous, true, format!("Job {name} succeeded")),
+            Some((Job::Complete, _)) => self.measured(check, CheckOutcome::Pass, format!("Job {name} succeeded")),
             // The pod's own time-out is shorter: at the Job's there was no pod that could have answered.
             Some((Job::Failed { reason }, pod)) if reason == DEADLINE || matches!(pod, CheckPod::Waiting(_)) => {
                 let why = match pod {
                     CheckPod::Waiting(why) if !why.is_empty() => format!(", {why}"),
-                    _ => self.waiting_cause(previous, &name).map(|why| format!(", {why}")).unwrap_or_default(),
+                    _ => {
+                        previous.and_then(|p| p.waiting_for.as_ref()).map(|why| format!(", {why}")).unwrap_or_default()
+                    }
                 };
                 let message = format!(
                     "could not be measured: the container of Job {name} was not started ({reason}{why}); next: {}",
                     describe()
                 );
-                self.uncounted(check, previous, message)
+                self.measured(check, CheckOutcome::Error, message)
             }
             Some((Job::Failed { reason }, _)) => {
                 let next = self.observed.kubectl(&format!("logs job/{name}"));
-                self.counted(check, previous, false, format!("Job {name} failed ({reason}); next: {next}"))
+                self.measured(check, CheckOutcome::Fail, format!("Job {name} failed ({reason}); next: {next}"))
             }
             Some((Job::Active | Job::Absent, pod)) => {
                 let result = previous.map_or_else(|| self.not_measured(check), |p| self.fresh(check, p));
                 match pod {
                     // Kept for the end: the kubelet forgets what a container waited for when it ends its pod.
-                    CheckPod::Waiting(why) if !why.is_empty() => {
-                        CheckResult { message: format!("{WAITING_PREFIX}{name} {why}; next: {}", describe()), ..result }
-                    }
-                    CheckPod::Started if result.message.starts_with(WAITING_PREFIX) => {
-                        CheckResult { message: format!("Job {name} is under way"), ..result }
+                    CheckPod::Waiting(why) if !why.is_empty() => CheckResult {
+                        waiting_for: Some(why.clone()),
+                        message: format!("waits for Job {name} {why}; next: {}", describe()),
+                        ..result
+                    },
+                    CheckPod::Started if result.waiting_for.is_some() => {
+                        CheckResult { waiting_for: None, message: format!("Job {name} is under way"), ..result }
                     }
                     _ => result,
                 }
@@ -150,43 +172,31 @@ impl Transition<'_> {
         }
     }
 
-    /// What was last said of a Job whose container did not start.
-    pub(crate) fn waiting_cause(&self, previous: Option<&CheckResult>, name: &str) -> Option<String> {
-        let why = previous?.message.strip_prefix(WAITING_PREFIX)?.strip_prefix(name)?;
-        why.split_once("; next: ").map(|(why, _)| why.trim().to_owned())
-    }
-
-    pub(crate) fn check_job(&self, i: usize, measurement: u64) -> String {
+    fn check_job(&self, i: usize, measurement: u64) -> String {
         let (_, task, _) = self.stage();
         self.observed.check_job_name(task, i, measurement)
     }
 
-    /// One more try that brought no measurement: it counts as neither, for it says nothing of the application.
-    pub(crate) fn uncounted(&self, check: &Check, previous: Option<&CheckResult>, message: String) -> CheckResult {
-        let previous = previous.cloned().unwrap_or_else(|| self.not_measured(check));
-        CheckResult { outcome: CheckOutcome::Error, measured: previous.measured + 1, message, at: self.now, ..previous }
-    }
-
     /// One more measurement of a check that the controller measures.
-    pub(crate) fn counted(
-        &self,
-        check: &Check,
-        previous: Option<&CheckResult>,
-        good: bool,
-        message: String,
-    ) -> CheckResult {
-        let mut recent = previous.map_or_else(String::new, |p| p.recent.clone());
-        recent.push(if good { '.' } else { 'x' });
-        let surplus = recent.len().saturating_sub(check.failures.of.max(1) as usize);
-        recent.drain(..surplus);
-        let failed = u32::try_from(recent.matches('x').count()).unwrap_or(u32::MAX);
+    fn measured(&self, check: &Check, outcome: CheckOutcome, message: String) -> CheckResult {
+        let mut tally = Tally::new(check.failures.count, check.failures.of);
+        if let Some(previous) = self.previous_result(check) {
+            tally = tally.resume(Tally::parse(&previous.recent), previous.measured, previous.breached);
+        }
+        tally.record(match outcome {
+            CheckOutcome::Pass => Sample::Good,
+            CheckOutcome::Fail => Sample::Failed,
+            // It says nothing of the application.
+            CheckOutcome::Error | CheckOutcome::NoData => Sample::Uncounted,
+        });
         CheckResult {
             name: check.name.clone(),
-            outcome: if good { CheckOutcome::Pass } else { CheckOutcome::Fail },
-            failed,
-            recent,
-            measured: previous.map_or(0, |p| p.measured) + 1,
-            breached: previous.is_some_and(|p| p.breached) || (!good && failed >= check.failures.count.max(1)),
+            outcome,
+            failed: tally.failed(),
+            recent: tally.recent(),
+            measured: tally.measured(),
+            breached: tally.breached(),
+            waiting_for: None,
             message,
             at: self.now,
         }

@@ -4,7 +4,6 @@
 use super::{
     Effect, Job, ObservedRun, StartRun, Transition,
     faults::{Fault, fault},
-    phases::preparing::SUPERSEDED,
     steps,
 };
 use crate::api::{Check, MigrationRunSpec, Phase, RunInputs, RunPhase, Step, StepState, Task, WindowCommand};
@@ -66,8 +65,7 @@ impl Transition<'_> {
         let ended = r.run.status.as_ref().is_some_and(|s| matches!(s.phase, RunPhase::Succeeded | RunPhase::Failed));
         let opened = spec.window.as_ref().is_some_and(|w| w.command >= WindowCommand::BlockWrites);
         // What was begun for a spec or SQL that has changed since is ended, not rehearsed on beside its successor.
-        let superseded =
-            |step: Step| self.step(step).is_some_and(|step_status| step_status.reason.as_deref() == Some(SUPERSEDED));
+        let superseded = |step: Step| self.step(step).is_some_and(|step_status| step_status.superseded);
         let current = |step: Step| spec.attempt == self.run_attempt(step) && (ended || !superseded(step));
         match spec.task {
             Task::Preflight => self.preparing_or(ended) && current(Step::Preflight),

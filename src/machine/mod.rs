@@ -39,7 +39,6 @@ pub use calendar::next_hours;
 pub use decision::*;
 pub use digest::plan_digest;
 pub use observed::*;
-pub use phases::preparing::SUPERSEDED;
 
 use transition::Transition;
 

@@ -97,6 +97,7 @@ impl<'a> Judge<'a> {
             recent: String::new(),
             measured: self.measured,
             breached: self.breached,
+            waiting_for: None,
             message,
             at,
         }

@@ -60,7 +60,7 @@ impl Transition<'_> {
             if check.on_breach == OnBreach::Rollback && self.spec.rollback.policy == RollbackPolicy::Automatic {
                 return self.start_rollback(ReadyReason::TriggerFired, format!("{}: {}", check.name, result.message));
             }
-            self.warn_once(step, &check.name, &result.message);
+            self.report_breach(step, &check.name, &result.message);
         }
         if let RunOutcome::Failed(reason, message) = self.observed.outcome(task, self.attempt(step)) {
             self.retry_stage_run(step, reason.as_str(), &message);
@@ -133,16 +133,15 @@ impl Transition<'_> {
         }
     }
 
-    fn warn_once(&mut self, step: Step, check: &str, message: &str) {
-        let text = format!("{check}: {message}");
-        if self
-            .step(step)
-            .and_then(|step_status| step_status.message.as_deref())
-            .is_some_and(|m| m.starts_with(&format!("{check}:")))
-        {
+    /// Reports the breach of a check that does not roll back: once.
+    fn report_breach(&mut self, step: Step, check: &str, message: &str) {
+        let step_status = self.ensure_step(step);
+        if step_status.reported_breaches.iter().any(|name| name == check) {
             return;
         }
-        self.ensure_step(step).message = Some(text.clone());
+        let text = format!("{check}: {message}");
+        step_status.reported_breaches.push(check.to_owned());
+        step_status.message = Some(text.clone());
         self.event(true, ReadyReason::CheckBreached, text);
     }
 }

@@ -7,7 +7,7 @@ mod checking;
 mod ended;
 mod executing;
 mod observing;
-pub(super) mod preparing;
+mod preparing;
 mod rollback;
 mod scheduling;
 

@@ -9,8 +9,6 @@ use crate::{
     },
 };
 
-/// Reason of a step that a changed plan made void.
-pub const SUPERSEDED: &str = ReadyReason::Superseded.as_str();
 /// Longest wait between two tries of Preflight: somebody is probably mending what it named.
 const PREFLIGHT_RETRY_SECONDS: i64 = 30;
 /// Longest wait between two tries of the other steps.
@@ -46,7 +44,8 @@ impl Transition<'_> {
             // A finished step's evidence is void, its attempt's number is not: names never repeat.
             step_status.state = StepState::Failed;
             step_status.finished_at.get_or_insert(now);
-            step_status.reason = Some(SUPERSEDED.into());
+            step_status.superseded = true;
+            step_status.reason = Some(ReadyReason::Superseded.into());
             step_status.message = None;
         }
         self.enter(Phase::Preparing);

@@ -240,6 +240,7 @@ impl Pod {
                         recent: String::new(),
                         measured: 1,
                         breached: breach,
+                        waiting_for: None,
                         message: "0.21 > 0.05".into(),
                         at: now,
                     }];

@@ -39,6 +39,8 @@ impl Transition<'_> {
             started_at: self.now,
             finished_at: None,
             retry_at: None,
+            superseded: false,
+            reported_breaches: vec![],
             reason: None,
             message: None,
         });
@@ -56,6 +58,8 @@ impl Transition<'_> {
         step_status.started_at = now;
         step_status.finished_at = None;
         step_status.retry_at = None;
+        step_status.superseded = false;
+        step_status.reported_breaches.clear();
         step_status.reason = None;
         step_status.message = None;
     }
@@ -65,6 +69,7 @@ impl Transition<'_> {
         let step_status = self.ensure_step(step);
         step_status.state = StepState::Succeeded;
         step_status.attempt = step_status.attempt.max(1);
+        step_status.superseded = false;
         step_status.finished_at = Some(now);
         step_status.retry_at = None;
         step_status.reason = None;
@@ -79,6 +84,7 @@ impl Transition<'_> {
         let step_status = self.ensure_step(step);
         step_status.state = StepState::Skipped;
         step_status.attempt = step_status.attempt.max(1);
+        step_status.superseded = false;
         step_status.finished_at = Some(now);
         step_status.retry_at = None;
         step_status.reason = Some(ReadyReason::NotConfigured.into());
@@ -89,6 +95,7 @@ impl Transition<'_> {
         let (now, reason, message) = (self.now, reason.into(), message.into());
         let step_status = self.ensure_step(step);
         step_status.state = StepState::Failed;
+        step_status.superseded = false;
         step_status.finished_at = Some(now);
         step_status.reason = Some(reason.clone());
         step_status.message = Some(message.clone());
@@ -135,12 +142,13 @@ impl Transition<'_> {
             self.wake_at(at);
             return PlannedRetry::NotYet;
         }
-        let failed = self.step(step).map(|step_status| (step_status.reason.clone(), step_status.message.clone()));
+        let before = self.step(step).cloned();
         self.start_step(step);
         // What went wrong is told until it goes right: between two tries of a few seconds nobody would see it.
-        if let Some((reason, message)) = failed {
+        if let Some(before) = before {
             let step_status = self.ensure_step(step);
-            (step_status.reason, step_status.message) = (reason, message);
+            (step_status.reason, step_status.message) = (before.reason, before.message);
+            step_status.reported_breaches = before.reported_breaches;
         }
         PlannedRetry::Started
     }

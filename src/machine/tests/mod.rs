@@ -363,6 +363,7 @@ impl Scenario {
                 recent: String::new(),
                 measured: 3,
                 breached,
+                waiting_for: None,
                 message: "0.21 > 0.05".into(),
                 at,
             }];

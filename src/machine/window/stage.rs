@@ -127,7 +127,7 @@ impl Transition<'_> {
                     }
                 };
                 let text = format!("{message}; its window should have been over by {due:.0}; next: {next}");
-                if self.reason.as_deref() != Some(ReadyReason::WindowOverdue.as_str()) {
+                if !std::mem::replace(&mut self.window_mut().overdue_reported, true) {
                     self.event(true, ReadyReason::WindowOverdue, text.clone());
                     self.notify(Occasion::ManualInterventionRequired, &format!("overdue.{}", due.as_second()), &text);
                 }
@@ -135,6 +135,7 @@ impl Transition<'_> {
             }
             due => {
                 if let Some(due) = due {
+                    self.window_mut().overdue_reported = false;
                     self.wake_at(due);
                 }
                 self.set_ready(reason, message);

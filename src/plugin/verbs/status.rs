@@ -7,8 +7,7 @@ use serde::Serialize;
 
 use super::completion;
 use crate::{
-    api::{CheckOutcome, CreditMigration, DeliveryState, NoticeState, Phase, StepState, Time},
-    machine::SUPERSEDED,
+    api::{CheckOutcome, CreditMigration, DeliveryState, NoticeState, Phase, ReadyReason, StepState, Time},
     plugin::{
         Error, Exit,
         connection::Connection,
@@ -111,7 +110,7 @@ impl StepView {
     /// State as people read it: what a changed plan made void did not fail.
     fn state_in_words(&self) -> String {
         match self.state {
-            StepState::Failed if self.evidence == SUPERSEDED => SUPERSEDED.to_owned(),
+            StepState::Failed if self.evidence == ReadyReason::Superseded.as_str() => self.evidence.clone(),
             state => format!("{state:?}"),
         }
     }
