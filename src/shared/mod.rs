@@ -4,6 +4,7 @@
 
 pub mod command;
 pub mod deployment;
+pub mod message;
 pub mod sql;
 pub mod tally;
 pub mod time;
