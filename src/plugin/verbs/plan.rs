@@ -377,7 +377,7 @@ mod tests {
         for part in [
             "shop/m: not on the server",
             "9   Approve",
-            "wrong          flag       is v2",
+            "wrong        flag       is v2",
             "not covered: tag and branch of the code; next: set spec.code",
             "1 missing or wrong, 1 not checked,",
         ] {
