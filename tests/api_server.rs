@@ -1,10 +1,12 @@
-//! The three kinds on a real API server: schema, CEL rules, defaults, transitions, columns, and the rights of the ServiceAccounts.
+//! The three kinds on a real API server: schema, CEL rules, defaults, transitions, columns, and the rights of the
+//! ServiceAccounts.
 //!
 //! ```text
 //! tests/e2e/deploy          installs CRDs, roles and policies with the chart
 //! tests/cluster/cluster exec target/debug/deps/api_server-...
 //! ```
-//! Anywhere else each test prints that it did not run: no other cluster is touched. Each test has a namespace of its own.
+//! Anywhere else each test prints that it did not run: no other cluster is touched. Each test has a namespace of its
+//! own.
 
 #![allow(clippy::unwrap_used)]
 

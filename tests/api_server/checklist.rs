@@ -16,7 +16,8 @@ fn chat() -> Value {
 }
 
 fn mail() -> Value {
-    json!({"name": "mail", "audiences": ["Users"], "email": {"host": "mail", "from": "shop@example.com", "to": ["users@example.com"]}})
+    json!({"name": "mail", "audiences": ["Users"], "email": {"host": "mail", "from": "shop@example.com",
+        "to": ["users@example.com"]}})
 }
 
 fn contact() -> Value {
@@ -31,46 +32,66 @@ fn step() -> Value {
 async fn code_schedule_and_notices() {
     with_cluster("checklist", async |w| {
         let mut good = w.migration("m");
-        let code = json!({"repository": "ssh://git@git/shop.git", "commit": "0".repeat(40), "secretRef": {"name": "git"}});
+        let code = json!({"repository": "ssh://git@git/shop.git", "commit": "0".repeat(40),
+            "secretRef": {"name": "git"}});
         set(&mut good, "spec/code", code);
-        set(&mut good, "spec/schedule", json!({"startAt": "2030-01-01T02:00:00Z", "allowedHours": [hours()], "presence": {}}));
+        set(
+            &mut good,
+            "spec/schedule",
+            json!({"startAt": "2030-01-01T02:00:00Z", "allowedHours": [hours()],
+            "presence": {}}),
+        );
         set(&mut good, "spec/notifications", json!({"channels": [chat(), mail()], "contacts": [contact()]}));
-        let presence = "spec.schedule.presence.required: Invalid value: 1: spec.schedule.presence.required in body should be greater than or equal to 2";
+        let presence = "spec.schedule.presence.required: Invalid value: 1: spec.schedule.presence.required in body \
+            should be greater than or equal to 2";
         refused(&w.admin, "creditmigrations", &good, vec![
-            ("spec/code/repository", "git@git:shop.git".into(), "repository must begin with ssh:// or https://, for example ssh://git@git.example.com/shop.git"),
-            ("spec/code/repository", "https://me:secret@git/shop.git".into(), "repository must not hold a password: put username and password into the Secret of code.secretRef"),
+            ("spec/code/repository", "git@git:shop.git".into(),
+                "repository must begin with ssh:// or https://, for example ssh://git@git.example.com/shop.git"),
+            ("spec/code/repository", "https://me:secret@git/shop.git".into(),
+                "repository must not hold a password: put username and password into the Secret of code.secretRef"),
             ("spec/code/commit", "main".into(), "spec.code.commit: Invalid value"),
             ("spec/code/tag", "-f".into(), "spec.code.tag: Invalid value"),
             ("spec/code/branch", "a b".into(), "spec.code.branch: Invalid value"),
             ("spec/code/secretRef", Value::Null, "spec.code.secretRef: Required value"),
             ("spec/application/flag/rollbackKey", "".into(), "spec.application.flag.rollbackKey: Invalid value"),
             ("spec/backup/keyUsers", json!({"balanceOver": "much"}), "spec.backup.keyUsers.balanceOver: Invalid value"),
-            ("spec/backup/keyUsers", json!({"purchasedOver": "0; DROP TABLE users"}), "spec.backup.keyUsers.purchasedOver: Invalid value"),
+            ("spec/backup/keyUsers", json!({"purchasedOver": "0; DROP TABLE users"}),
+                "spec.backup.keyUsers.purchasedOver: Invalid value"),
             ("spec/schedule/startAt", "tomorrow".into(), "spec.schedule.startAt: Invalid value"),
             ("spec/schedule/allowedHours/0/days", json!(["Tue"]), "Unsupported value: \"Tue\""),
             ("spec/schedule/allowedHours/0/from", "25:00".into(), "spec.schedule.allowedHours[0].from: Invalid value"),
             ("spec/schedule/allowedHours/0/from", "24:00".into(), "spec.schedule.allowedHours[0].from: Invalid value"),
             ("spec/schedule/allowedHours/0/to", "4".into(), "spec.schedule.allowedHours[0].to: Invalid value"),
-            ("spec/schedule/allowedHours/0/to", "02:00".into(), "from and to must differ; for a whole day write from: \"00:00\", to: \"24:00\""),
+            ("spec/schedule/allowedHours/0/to", "02:00".into(),
+                "from and to must differ; for a whole day write from: \"00:00\", to: \"24:00\""),
             ("spec/schedule/leadTime", "-1s".into(), "leadTime must be between 0s and 168h, for example 1h"),
             ("spec/schedule/leadTime", "24h".into(), "leadTime must be less than backupMaxAge"),
             ("spec/schedule/backupMaxAge", "1s".into(), "backupMaxAge must be at least 1m, for example 24h"),
             ("spec/schedule/presence/required", json!(1), presence),
             ("spec/schedule/presence/within", "25h".into(), "within must be between 1m and 24h, for example 1h"),
             ("spec/notifications/channels/0/audiences", json!(["Everybody"]), "Unsupported value: \"Everybody\""),
-            ("spec/notifications/channels/0/audiences", json!([]), "spec.notifications.channels[0].audiences: Invalid value"),
-            ("spec/notifications/channels/0/audiences", json!(["Users", "Support"]), "audiences mix Team or Support, who get alarms with phone numbers, with Users, Social or StatusPage: make two channels"),
+            ("spec/notifications/channels/0/audiences", json!([]),
+                "spec.notifications.channels[0].audiences: Invalid value"),
+            ("spec/notifications/channels/0/audiences", json!(["Users", "Support"]),
+                "audiences mix Team or Support, who get alarms with phone numbers, with Users, Social or StatusPage: \
+                make two channels"),
             ("spec/notifications/channels/1/audiences", json!(["Team", "StatusPage"]), "make two channels"),
             ("spec/notifications/channels/0/slack", Value::Null, "exactly one of slack, webhook and email must be set"),
-            ("spec/notifications/channels/0/webhook", json!({"urlSecretRef": {"name": "a", "key": "b"}}), "exactly one of slack, webhook and email must be set"),
+            ("spec/notifications/channels/0/webhook", json!({"urlSecretRef": {"name": "a", "key": "b"}}),
+                "exactly one of slack, webhook and email must be set"),
             ("spec/notifications/channels/1/name", "chat".into(), "names of channels must be unique"),
-            ("spec/notifications/channels/1/email/from", "nobody".into(), "spec.notifications.channels[1].email.from: Invalid value"),
-            ("spec/notifications/channels/1/email/to", json!([]), "spec.notifications.channels[1].email.to: Invalid value"),
-            ("spec/notifications/channels/1/email/to", json!(["a b@c"]), "spec.notifications.channels[1].email.to[0]: Invalid value"),
+            ("spec/notifications/channels/1/email/from", "no-address".into(),
+                "spec.notifications.channels[1].email.from: Invalid value"),
+            ("spec/notifications/channels/1/email/to", json!([]),
+                "spec.notifications.channels[1].email.to: Invalid value"),
+            ("spec/notifications/channels/1/email/to", json!(["a b@c"]),
+                "spec.notifications.channels[1].email.to[0]: Invalid value"),
             ("spec/notifications/channels/1/email/port", json!(0), "should be greater than or equal to 1"),
-            ("spec/notifications/channels/1/email/tls", "None".into(), "Unsupported value: \"None\": supported values: \"StartTls\", \"Implicit\""),
+            ("spec/notifications/channels/1/email/tls", "None".into(),
+                "Unsupported value: \"None\": supported values: \"StartTls\", \"Implicit\""),
             ("spec/notifications/contacts/0/role", "Boss".into(), "Unsupported value: \"Boss\""),
-            ("spec/notifications/contacts/0/phone", Value::Null, "spec.notifications.contacts[0].phone: Required value"),
+            ("spec/notifications/contacts/0/phone", Value::Null,
+                "spec.notifications.contacts[0].phone: Required value"),
         ])
         .await;
     })
@@ -99,7 +120,8 @@ async fn checks_triggers_and_follow_ups() {
             "spec/rollback",
             json!({"triggers": {
                 "balanceErrors": {}, "databaseConnection": {}, "coreFunction": {"sequence": {"steps": [step()]}},
-                "paymentProcessing": {"prometheus": query, "min": "1", "minimumSamples": 20}, "errorRate": {"prometheus": query},
+                "paymentProcessing": {"prometheus": query, "min": "1", "minimumSamples": 20},
+                    "errorRate": {"prometheus": query},
             }}),
         );
         set(
@@ -107,7 +129,8 @@ async fn checks_triggers_and_follow_ups() {
             "spec/followUps",
             json!({"day": {"checks": [{"name": "a", "sql": {"query": "SELECT 0"}, "max": "0"}]}, "week": {}}),
         );
-        let samples = "a trigger with prometheus needs samplesQuery, the query that counts the attempts, and minimumSamples";
+        let samples = "a trigger with prometheus needs samplesQuery, the query that counts the attempts, and \
+            minimumSamples";
         let limit = "a limit is missing: set max, min or equals";
         refused(
             &w.admin,
@@ -145,10 +168,22 @@ async fn checks_triggers_and_follow_ups() {
                     json!({"compare": "Some"}),
                     "Unsupported value: \"Some\": supported values: \"Users\", \"Total\"",
                 ),
-                ("spec/validation/checks/1", json!({"name": "a", "http": {"url": "http://shop", "percentile": 95}}), limit),
-                ("spec/validation/checks/1", json!({"name": "a", "http": {"url": "http://shop", "jsonPath": "$.a"}}), limit),
+                (
+                    "spec/validation/checks/1",
+                    json!({"name": "a", "http": {"url": "http://shop", "percentile": 95}}),
+                    limit,
+                ),
+                (
+                    "spec/validation/checks/1",
+                    json!({"name": "a", "http": {"url": "http://shop", "jsonPath": "$.a"}}),
+                    limit,
+                ),
                 ("spec/validation/checks/1/min", "100.5".into(), "min must be at most max: no value would be good"),
-                ("spec/validation/checks/1/minimumSamples", json!(101), "must be at most 100: the percentile is that of the last 100 times"),
+                (
+                    "spec/validation/checks/1/minimumSamples",
+                    json!(101),
+                    "must be at most 100: the percentile is that of the last 100 times",
+                ),
                 ("spec/validation/checks/1/equals", "ok".into(), "equals must be a decimal number"),
                 ("spec/validation/checks/1/max", "1".repeat(41).into(), "spec.validation.checks[1].max: Too long"),
                 ("spec/validation/checks/2/max", Value::Null, limit),
@@ -210,7 +245,11 @@ async fn checks_triggers_and_follow_ups() {
                 ("spec/rollback/triggers/paymentProcessing/min", Value::Null, limit),
                 ("spec/rollback/triggers/paymentProcessing/minimumSamples", Value::Null, samples),
                 ("spec/rollback/triggers/paymentProcessing/prometheus/samplesQuery", Value::Null, samples),
-                ("spec/rollback/triggers/paymentProcessing/minimumSamples", json!(0), "should be greater than or equal to 1"),
+                (
+                    "spec/rollback/triggers/paymentProcessing/minimumSamples",
+                    json!(0),
+                    "should be greater than or equal to 1",
+                ),
                 ("spec/rollback/triggers/paymentProcessing/max", "0.5".into(), "min must be at most max"),
                 ("spec/rollback/triggers/paymentProcessing/equals", "ok".into(), "equals must be a decimal number"),
                 (

@@ -144,7 +144,8 @@ impl World {
         })
     }
 
-    /// The same with a value that is valid by the schema but not by the operator's types: the operator does not change its status.
+    /// The same with a value that is valid by the schema but not by the operator's types: the operator does not change
+    /// its status.
     pub fn undecodable(&self, name: &str) -> Value {
         let mut migration = self.migration(name);
         migration["spec"]["rollback"] = json!({"triggers": {"balanceErrors": {"maxUsers": u64::from(u32::MAX) + 1}}});
@@ -277,7 +278,8 @@ async fn installed(client: &Client) {
             let applied = try_crd(&person, &crd).await;
             assert!(applied.ok(), "{}: {}", applied.code, applied.message());
             let live = person.get(&crd_path(&crd)).await.body;
-            // The installed CRD must be that of this tree. It is not applied here: Helm would find another owner of its fields.
+            // The installed CRD must be that of this tree. It is not applied here: Helm would find another owner of its
+            // fields.
             assert_eq!(
                 live["metadata"]["generation"],
                 applied.body["metadata"]["generation"],

@@ -34,7 +34,8 @@ async fn kubectl_completes_verbs_and_names() {
     .await;
 }
 
-/// A field that the file lacks is removed, as by `kubectl apply`; a rejection by the server is reported with exit code 3.
+/// A field that the file lacks is removed, as by `kubectl apply`; a rejection by the server is reported with exit code
+/// 3.
 #[tokio::test]
 async fn a_plan_of_a_file_is_what_would_be_applied() {
     with_cluster("plan", async |w| {
@@ -55,7 +56,7 @@ async fn a_plan_of_a_file_is_what_would_be_applied() {
         let (text, _) = plan(&w.migration("another"));
         assert!(text.contains("not on the server") && text.contains("a dry run was accepted"), "{text}");
         for (path, value, words) in [
-            ("spec/requestedBy", json!("somebody"), "requestedBy is immutable"),
+            ("spec/requestedBy", json!("another-user"), "requestedBy is immutable"),
             ("spec/windoww", json!({}), "unknown field \"spec.windoww\""),
         ] {
             let mut wrong = w.migration("m");

@@ -20,7 +20,8 @@ async fn review(w: &World, user: &str, namespace: &str, right: &Right) -> bool {
         "apiVersion": "authorization.k8s.io/v1",
         "kind": "SubjectAccessReview",
         "spec": {"user": user, "groups": groups, "resourceAttributes": {
-            "namespace": namespace, "verb": verb, "group": group, "resource": resource, "subresource": sub, "name": name,
+            "namespace": namespace, "verb": verb, "group": group, "resource": resource, "subresource": sub,
+                "name": name,
         }},
     });
     let json_type = [("content-type", "application/json")];

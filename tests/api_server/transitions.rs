@@ -60,7 +60,7 @@ async fn author_and_database_never_change() {
     with_cluster("author", async |w| {
         w.admin.create("creditmigrations", &w.migration("m"), false).await.object();
         for (patch, text) in [
-            (json!({"spec": {"requestedBy": "somebody-else"}}), "requestedBy is immutable"),
+            (json!({"spec": {"requestedBy": "another-user"}}), "requestedBy is immutable"),
             (
                 json!({"spec": {"database": {"name": "other"}}}),
                 "database.name is immutable: create a new CreditMigration for another database",
@@ -80,7 +80,7 @@ async fn decisions_are_the_record() {
         for patch in [
             json!({"spec": {"reason": "another"}}),
             json!({"spec": {"decision": "Rollback"}}),
-            json!({"spec": {"by": "somebody-else"}}),
+            json!({"spec": {"by": "another-user"}}),
             json!({"spec": {"migrationUID": "1"}}),
         ] {
             let answer = w.admin.patch("migrationdecisions/d", &patch).await;

@@ -110,7 +110,7 @@ async fn objects(world: &World) {
     world.secret("host-unknown", url("nowhere.postgres:5432", "x")).await;
     world.secret("port-closed", url("postgres.postgres:5433", "x")).await;
     world.secret("other-ca", json!({"ca.crt": state_file("pki/ca.crt")})).await;
-    world.secret("wrong-keys", json!({"accessKeyId": "somebody", "secretAccessKey": "else", "ca.crt": ca})).await;
+    world.secret("wrong-keys", json!({"accessKeyId": "unknown", "secretAccessKey": "else", "ca.crt": ca})).await;
     world
         .config_map(
             "bad-sql",
@@ -131,7 +131,8 @@ async fn objects(world: &World) {
     world
         .create_object::<Deployment>(json!({"metadata": {"name": "deaf"}, "spec": {
             "replicas": 0, "selector": {"matchLabels": labels},
-            "template": {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "deaf", "image": "localhost/pause:dev"}]}},
+            "template": {"metadata": {"labels": labels},
+                         "spec": {"containers": [{"name": "deaf", "image": "localhost/pause:dev"}]}},
         }}))
         .await;
 }

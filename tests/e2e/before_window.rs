@@ -122,11 +122,14 @@ async fn an_undecodable_object_affects_no_other() {
         let m = world.migrate("unknown-field", json!({"surprise": true})).await;
         assert!(serde_json::to_value(m.get().await).unwrap()["spec"].get("surprise").is_none());
         let kind = kube::discovery::ApiResource::erase::<credit_migration::api::CreditMigration>(&());
-        let api: kube::Api<kube::api::DynamicObject> = kube::Api::namespaced_with(world.client.clone(), &world.namespace, &kind);
-        let object = json!({"apiVersion": "creditmigration.io/v1alpha1", "kind": "CreditMigration", "metadata": {"name": "strict"},
+        let api: kube::Api<kube::api::DynamicObject> =
+            kube::Api::namespaced_with(world.client.clone(), &world.namespace, &kind);
+        let object = json!({"apiVersion": "creditmigration.io/v1alpha1", "kind": "CreditMigration",
+            "metadata": {"name": "strict"},
                             "spec": world.spec(json!({"surprise": true, "requestedBy": "admin"}))});
         let strict = PostParams { field_manager: Some("e2e".into()), ..Default::default() };
-        let mut request = kube::core::Request::new(api.resource_url()).create(&strict, object.to_string().into_bytes()).unwrap();
+        let mut request =
+            kube::core::Request::new(api.resource_url()).create(&strict, object.to_string().into_bytes()).unwrap();
         let uri = format!("{}&fieldValidation=Strict", request.uri()).parse().unwrap();
         *request.uri_mut() = uri;
         let refused = world.client.request::<serde_json::Value>(request).await.unwrap_err().to_string();

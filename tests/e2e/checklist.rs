@@ -1,5 +1,5 @@
-//! The checklist's other lines with everything configured, against the real git server, mail server and web server. The tests check
-//! what has arrived there.
+//! The checklist's other lines with everything configured, against the real git server, mail server and web server. The
+//! tests check what has arrived there.
 
 use std::process::Command;
 
@@ -19,7 +19,8 @@ use super::{
 
 /// Creates a repository with one commit; returns its hash.
 fn repository(name: &str) -> String {
-    let script = r#"export GIT_AUTHOR_NAME=carol GIT_AUTHOR_EMAIL=carol@example.com GIT_COMMITTER_NAME=carol GIT_COMMITTER_EMAIL=carol@example.com GIT_DIR=/srv/$1.git
+    let script = r#"export GIT_AUTHOR_NAME=carol GIT_AUTHOR_EMAIL=carol@example.com GIT_DIR=/srv/$1.git
+        export GIT_COMMITTER_NAME=carol GIT_COMMITTER_EMAIL=carol@example.com
         git init --quiet --bare --initial-branch=main
         commit=$(git commit-tree "$(git mktree </dev/null)" -m "Credit system v1")
         git update-ref refs/heads/main "$commit"; echo "$commit""#;
@@ -54,55 +55,70 @@ impl World {
         self.secret(
             "notices",
             json!({"username": value("mail_username"), "password": value("mail_password"), "slack-url": url("slack"),
-                   "events-url": url("events"), "events-authorization": "Bearer e2e", "away-url": "https://nowhere.inbox/x", "ca.crt": ca}),
+                   "events-url": url("events"), "events-authorization": "Bearer e2e",
+                   "away-url": "https://nowhere.inbox/x", "ca.crt": ca}),
         )
         .await;
     }
 
     fn everything(&self, commit: &str) -> Value {
         let key = |key: &str| json!({"name": "notices", "key": key});
-        let contact = |role: &str| json!({"role": role, "name": format!("{role} Example"), "phone": "+49 30 0000001", "duty": "to be called"});
+        let contact = |role: &str| {
+            json!({"role": role, "name": format!("{role} Example"),
+                   "phone": "+49 30 0000001", "duty": "to be called"})
+        };
         let contacts = ["DBA", "BackendLead", "DevOps", "ProductManager", "CTO"].map(contact);
         let url = |path: &str| format!("http://{APP}{path}");
         let mail = |to: &str| {
             json!({
-            "host": "inbox.inbox", "from": "migration@example.com", "to": [format!("{to}@{}.example.com", self.namespace)],
+            "host": "inbox.inbox", "from": "migration@example.com",
+            "to": [format!("{to}@{}.example.com", self.namespace)],
             "secretRef": {"name": "notices"}, "caSecretRef": key("ca.crt")})
         };
         let auth = json!({"Authorization": "Bearer {{ token }}"});
         json!({
-            "code": {"repository": format!("ssh://git@git.git/srv/{}.git", self.namespace), "commit": commit, "secretRef": {"name": "code-repository"}},
+            "code": {"repository": format!("ssh://git@git.git/srv/{}.git", self.namespace), "commit": commit,
+                "secretRef": {"name": "code-repository"}},
             "schedule": {"leadTime": "3s"},
             "notifications": {
                 "channels": [
                     {"name": "mail", "audiences": ["Team", "Support"], "email": mail("list")},
                     {"name": "customers", "audiences": ["Users"], "email": mail("customers")},
-                    {"name": "slack", "audiences": ["Team"], "slack": {"urlSecretRef": key("slack-url"), "caSecretRef": key("ca.crt")}},
+                    {"name": "slack", "audiences": ["Team"],
+                     "slack": {"urlSecretRef": key("slack-url"), "caSecretRef": key("ca.crt")}},
                     {"name": "status-page", "audiences": ["StatusPage"], "webhook": {
-                        "urlSecretRef": key("events-url"), "authorizationSecretRef": key("events-authorization"), "caSecretRef": key("ca.crt")}},
+                        "urlSecretRef": key("events-url"), "caSecretRef": key("ca.crt"),
+                        "authorizationSecretRef": key("events-authorization")}},
                     {"name": "away", "audiences": ["Social"], "webhook": {"urlSecretRef": key("away-url")}},
                 ],
                 "contacts": contacts,
             },
             "validation": {"duration": "1s", "checks": [
                 {"name": "functional", "interval": "2s", "sequence": {"steps": [
-                    {"name": "log in", "url": url("/login"), "method": "POST", "body": "{\"email\": \"user9@example.com\"}",
+                    {"name": "log in", "url": url("/login"), "method": "POST",
+                        "body": "{\"email\": \"user9@example.com\"}",
                      "capture": [{"name": "token", "jsonPath": "$.token"}]},
-                    {"name": "credits are shown", "url": url("/credits"), "headers": auth, "capture": [{"name": "before", "jsonPath": "$.balance"}]},
+                    {"name": "credits are shown", "url": url("/credits"), "headers": auth,
+                        "capture": [{"name": "before", "jsonPath": "$.balance"}]},
                     {"name": "a credit is taken", "url": url("/credits/deduct"), "method": "POST", "headers": auth,
-                     "body": "{\"amount\": 1, \"reason\": \"probe\"}", "expect": [{"jsonPath": "$.balance", "equals": "{{ before - 1 }}"}]},
+                     "body": "{\"amount\": 1, \"reason\": \"probe\"}",
+                     "expect": [{"jsonPath": "$.balance", "equals": "{{ before - 1 }}"}]},
                 ]}},
-                {"name": "response-time", "interval": "1s", "http": {"url": url("/healthz"), "percentile": 95}, "max": "5000", "minimumSamples": 3},
+                {"name": "response-time", "interval": "1s", "http": {"url": url("/healthz"), "percentile": 95},
+                    "max": "5000", "minimumSamples": 3},
                 {"name": "balances", "interval": "1s", "balances": {}, "max": "0"},
                 {"name": "total", "interval": "1s", "balances": {"compare": "Total"}, "max": "1"},
                 {"name": "connection", "interval": "1s", "connection": {}, "max": "1"},
-                {"name": "error-lines", "interval": "1s", "logs": {"workload": {"kind": "Deployment", "name": APP}}, "max": "0"},
-                {"name": "own-image", "interval": "10s", "job": {"image": "localhost/credit-migration-operator:dev", "command": ["git", "--version"]}},
+                {"name": "error-lines", "interval": "1s", "max": "0",
+                 "logs": {"workload": {"kind": "Deployment", "name": APP}}},
+                {"name": "own-image", "interval": "10s",
+                 "job": {"image": "localhost/credit-migration-operator:dev", "command": ["git", "--version"]}},
                 {"name": "own-image-fails", "interval": "10s", "onBreach": "Warn",
                  "job": {"image": "localhost/credit-migration-operator:dev", "command": ["git", "--no-such-option"]}},
             ]},
             "followUps": {"day": {"after": "1s", "duration": "2s", "checks": [
-                {"name": "complaints", "interval": "1s", "sql": {"query": "SELECT count(*) FROM user_credits WHERE balance < 0"}, "max": "0"},
+                {"name": "complaints", "interval": "1s",
+                    "sql": {"query": "SELECT count(*) FROM user_credits WHERE balance < 0"}, "max": "0"},
                 {"name": "conversion", "interval": "1s", "sql": {"query": "SELECT 0"}, "min": "1"},
             ]}},
         })
@@ -222,7 +238,8 @@ async fn an_alert_names_whom_to_call() {
         world.further_secrets().await;
         let commit = repository(&world.namespace);
         world.patch::<ConfigMap>(APP, json!({"data": {"V2_FAULTS": "login"}})).await;
-        let login = json!({"url": format!("http://{APP}/login"), "method": "POST", "body": "{\"email\": \"user5@example.com\"}"});
+        let login = json!({"url": format!("http://{APP}/login"), "method": "POST",
+            "body": "{\"email\": \"user5@example.com\"}"});
         let mut spec = world.everything(&commit);
         spec["rollback"] = json!({"triggers": {"coreFunction": {"http": login}}});
         let m = world.migrate("simplify", spec).await;
@@ -265,8 +282,11 @@ async fn a_tag_on_another_commit_is_left_alone() {
         world.further_secrets().await;
         let commit = repository(&world.namespace);
         let folder = format!("/srv/{}.git", world.namespace);
-        let other = git(&["bash", "-euc", "export GIT_AUTHOR_NAME=a GIT_AUTHOR_EMAIL=a@b GIT_COMMITTER_NAME=a GIT_COMMITTER_EMAIL=a@b GIT_DIR=$1
-            other=$(git commit-tree \"$(git mktree </dev/null)\" -m other); git tag -a -m old pre-credit-migration-v1 $other; echo $other", "-", &folder]);
+        let script = r#"export GIT_AUTHOR_NAME=a GIT_AUTHOR_EMAIL=a@b GIT_DIR=$1
+            export GIT_COMMITTER_NAME=a GIT_COMMITTER_EMAIL=a@b
+            other=$(git commit-tree "$(git mktree </dev/null)" -m other)
+            git tag -a -m old pre-credit-migration-v1 $other; echo $other"#;
+        let other = git(&["bash", "-euc", script, "-", &folder]);
         let code = world.everything(&commit)["code"].take();
         let m = world.migrate("simplify", json!({ "code": code })).await;
         let message = m.reason("RefElsewhere").await;

@@ -112,8 +112,8 @@ pub async fn other_leader(client: &Client, old: &str) -> String {
     .await
 }
 
-/// Sends SIGKILL to the operator's process, as the out-of-memory killer does. The pod is replaced at once: a container that is
-/// killed repeatedly would be restarted after longer and longer delays.
+/// Sends SIGKILL to the operator's process, as the out-of-memory killer does. The pod is replaced at once: a container
+/// that is killed repeatedly would be restarted after longer and longer delays.
 pub async fn kill_operator(client: &Client, pod: &str) {
     assert!(kill(&[("POD_NAME", pod)], "controller") > 0, "no process of {pod}");
     delete_pod(client, SYSTEM, pod).await;
@@ -147,7 +147,8 @@ pub async fn delete_pod(client: &Client, namespace: &str, pod: &str) {
         .unwrap_or_else(|e| panic!("delete {pod}: {e}"));
 }
 
-/// Sends SIGKILL to every process of the operator's image with these environment variables and this argument. Returns their number.
+/// Sends SIGKILL to every process of the operator's image with these environment variables and this argument. Returns
+/// their number.
 pub fn kill(variables: &[(&str, &str)], argument: &str) -> usize {
     let pids = processes(variables, argument);
     for pid in &pids {
@@ -189,7 +190,8 @@ fn kill_component(name: &str) {
 pub struct ApiServerDown;
 
 impl ApiServerDown {
-    /// Kills it as `tests/cluster/cluster stop` does, and returns when its supervisor has acknowledged that it stays down.
+    /// Kills it as `tests/cluster/cluster stop` does, and returns when its supervisor has acknowledged that it stays
+    /// down.
     pub async fn stop() -> Self {
         let down = ApiServerDown;
         fs::write(state().join("stopped/kube-apiserver"), "").unwrap();
@@ -203,8 +205,8 @@ impl ApiServerDown {
 
     /// Starts it and waits until it answers.
     ///
-    /// Kubernetes' own components retry with a growing delay of up to two minutes, and the kubelet starts pods with its cached
-    /// ConfigMap. They are restarted, too, because the test is not about them.
+    /// Kubernetes' own components retry with a growing delay of up to two minutes, and the kubelet starts pods with its
+    /// cached ConfigMap. They are restarted, too, because the test is not about them.
     pub async fn start(self, client: &Client) {
         drop(self);
         eventually("the API server", async || client.apiserver_version().await.map(drop).map_err(|e| e.to_string()))

@@ -41,7 +41,8 @@ impl Database {
         let server = db.admin.with_database("postgres").connect("e2e").await.unwrap();
         server
             .batch_execute(&format!(
-                "CREATE ROLE {app} LOGIN PASSWORD '{password}'; CREATE ROLE {migrator} LOGIN CREATEDB PASSWORD '{password}';
+                "CREATE ROLE {app} LOGIN PASSWORD '{password}';
+                 CREATE ROLE {migrator} LOGIN CREATEDB PASSWORD '{password}';
                  GRANT pg_signal_backend, {app} TO {migrator}"
             ))
             .await
@@ -156,7 +157,8 @@ impl Database {
     /// Users whose balance is not the sum of their transactions.
     pub async fn unexplained(&self) -> i64 {
         self.count(
-            "SELECT count(*) FROM user_credits AS c LEFT JOIN (SELECT user_id, sum(amount) AS total FROM credit_transactions GROUP BY 1) AS t
+            "SELECT count(*) FROM user_credits AS c
+             LEFT JOIN (SELECT user_id, sum(amount) AS total FROM credit_transactions GROUP BY 1) AS t
              USING (user_id) WHERE c.balance IS DISTINCT FROM coalesce(t.total, 0)",
         )
         .await
@@ -165,8 +167,8 @@ impl Database {
     /// `v1` or `v2`, judged by the tables.
     pub async fn schema(&self) -> String {
         self.ask(
-            "SELECT CASE WHEN to_regclass('credit_packages') IS NOT NULL AND to_regclass('credit_plans') IS NULL THEN 'v1'
-                         WHEN to_regclass('credit_packages') IS NULL AND to_regclass('credit_plans') IS NOT NULL THEN 'v2' ELSE 'neither' END",
+            "SELECT CASE (to_regclass('credit_packages') IS NULL, to_regclass('credit_plans') IS NULL)
+                    WHEN (false, true) THEN 'v1' WHEN (true, false) THEN 'v2' ELSE 'neither' END",
         )
         .await
         .unwrap()
@@ -210,7 +212,10 @@ impl Database {
             .await;
         tried.map_err(|e| format!("{e:?}"))?;
         let setting = self
-            .ask("SELECT count(*) FROM pg_db_role_setting AS s JOIN pg_database AS d ON d.oid = s.setdatabase WHERE d.datname = current_database()")
+            .ask(
+                "SELECT count(*) FROM pg_db_role_setting AS s JOIN pg_database AS d ON d.oid = s.setdatabase
+                 WHERE d.datname = current_database()",
+            )
             .await;
         if setting.as_deref() == Some("0") { Ok(()) } else { Err("the read-only default is still set".into()) }
     }

@@ -45,7 +45,8 @@ pub async fn decide_as(
 ) -> Result<(), String> {
     let object = json!({
         "metadata": {"generateName": format!("{}-", m.name)},
-        "spec": {"migration": m.name, "migrationUID": uid, "decision": decision, "by": by, "digest": digest, "reason": "forging"},
+        "spec": {"migration": m.name, "migrationUID": uid, "decision": decision, "by": by, "digest": digest,
+            "reason": "forging"},
     });
     let api: Api<MigrationDecision> = Api::namespaced(client.clone(), &m.world.namespace);
     let object = serde_json::from_value(object).unwrap();
@@ -63,8 +64,8 @@ pub async fn agree(m: &Migration) -> Result<(), String> {
     Ok(())
 }
 
-/// Waits until the approvals of exactly these users count. The last one's approval was created after the forged decisions, so the
-/// operator has read those, too.
+/// Waits until the approvals of exactly these users count. The last one's approval was created after the forged
+/// decisions, so the operator has read those, too.
 async fn counts(m: &Migration, users: &[&str]) -> CreditMigrationStatus {
     let wanted = format!("{}/2", users.len());
     let status = m.until(&format!("approvals {wanted}"), |s| s.approvals.as_deref() == Some(&wanted)).await;
@@ -105,7 +106,8 @@ async fn strangers(world: &World) {
         (
             "more-approvers",
             json!({"kind": "ClusterRole", "name": "credit-migration-approver"}),
-            json!([{"kind": "ServiceAccount", "name": "robot", "namespace": world.namespace}, {"kind": "User", "name": AUTHOR, "apiGroup": group}]),
+            json!([{"kind": "ServiceAccount", "name": "robot", "namespace": world.namespace}, {"kind": "User",
+                "name": AUTHOR, "apiGroup": group}]),
         ),
     ] {
         let mut role = role;

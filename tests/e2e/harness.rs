@@ -33,7 +33,8 @@ pub const FLAG: &str = "CREDIT_SYSTEM_VERSION";
 pub const AUTHOR: &str = "carol@shop.example";
 /// Duration of a stage that only a decision, a breach or a deletion ends.
 pub const LASTS: &str = "24h";
-/// `maxDuration` of a window whose deadline is to pass: enough for a slow machine to reach the step that the test needs.
+/// `maxDuration` of a window whose deadline is to pass: enough for a slow machine to reach the step that the test
+/// needs.
 pub const DEADLINE: &str = "60s";
 /// Users who may approve, abort and roll back.
 pub const APPROVERS: [&str; 2] = ["alice@shop.example", "bob@shop.example"];
@@ -144,7 +145,8 @@ impl World {
         let client = cluster::client(None).await;
         let db = Database::create(&namespace.replace('-', "_")).await;
         let world = World { namespace, db, client, replicas: setup.replicas };
-        let restricted = json!({"metadata": {"name": world.namespace, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}}});
+        let restricted = json!({"metadata": {"name": world.namespace,
+            "labels": {"pod-security.kubernetes.io/enforce": "restricted"}}});
         let namespaces: Api<Namespace> = Api::all(world.client.clone());
         namespaces.create(&PostParams::default(), &serde_json::from_value(restricted).unwrap()).await.unwrap();
         world.secrets().await;
@@ -247,7 +249,8 @@ impl World {
             "requestedBy": AUTHOR,
             "database": {
                 "name": self.db.name,
-                "connection": {"secretRef": {"name": "watermark-db", "key": "url"}, "caSecretRef": {"name": "watermark-db", "key": "ca.crt"}},
+                "connection": {"secretRef": {"name": "watermark-db", "key": "url"},
+                    "caSecretRef": {"name": "watermark-db", "key": "ca.crt"}},
                 "applicationRoles": [self.db.app()],
             },
             "migration": {
@@ -258,11 +261,15 @@ impl World {
                 "flag": {"configMapKeyRef": {"name": APP, "key": FLAG}},
                 "workloads": [{"kind": "Deployment", "name": APP}],
             },
-            "backup": {"store": {"url": format!("s3://backups/{}/", self.namespace), "endpoint": "https://s3.storage:7070", "secretRef": {"name": "backup-bucket"}}},
+            "backup": {"store": {"url": format!("s3://backups/{}/", self.namespace),
+                "endpoint": "https://s3.storage:7070", "secretRef": {"name": "backup-bucket"}}},
             "rehearsal": {"database": format!("{}_rehearsal", self.db.name)},
             "window": {"maxDuration": "30m"},
-            "validation": {"duration": "2s", "checks": [{"name": "available", "workload": {"kind": "Deployment", "name": APP}, "interval": "1s"}]},
-            "monitoring": {"duration": "3s", "checks": [{"name": "negative-balances", "sql": {"query": "SELECT count(*) FROM user_credits WHERE balance < 0"}, "interval": "1s", "max": "0"}]},
+            "validation": {"duration": "2s", "checks": [
+                {"name": "available", "interval": "1s", "workload": {"kind": "Deployment", "name": APP}}]},
+            "monitoring": {"duration": "3s", "checks": [
+                {"name": "negative-balances", "interval": "1s", "max": "0",
+                 "sql": {"query": "SELECT count(*) FROM user_credits WHERE balance < 0"}}]},
             "followUps": {"day": {"after": "1s", "duration": "1s"}, "week": {"after": "2s", "duration": "1s"}},
         });
         if self.replicas > 0 {

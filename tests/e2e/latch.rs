@@ -1,7 +1,7 @@
 //! Latches: SQL in the window or in the rehearsal, a check, or the version probe waits until the test lets it continue.
 //!
-//! A closed latch is an advisory lock of a session of the test, so it opens when the test ends, also by a panic. Waiting SQL polls
-//! `pg_locks`, which lists the locks of all databases: the rehearsal uses a database of its own.
+//! A closed latch is an advisory lock of a session of the test, so it opens when the test ends, also by a panic.
+//! Waiting SQL polls `pg_locks`, which lists the locks of all databases: the rehearsal uses a database of its own.
 
 use k8s_openapi::api::core::v1::Service;
 use serde_json::{Value, json};
@@ -41,8 +41,10 @@ impl Latch {
     /// SQL expression that is true while the latch is closed.
     fn closed(self) -> String {
         format!(
-            "EXISTS (SELECT FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND classid = {CLASS} AND objid = {} AND granted
-             AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = regexp_replace(current_database(), '_rehearsal$', '')))",
+            "EXISTS (SELECT FROM pg_catalog.pg_locks
+                     WHERE locktype = 'advisory' AND classid = {CLASS} AND objid = {} AND granted AND database =
+                     (SELECT oid FROM pg_catalog.pg_database
+                      WHERE datname = regexp_replace(current_database(), '_rehearsal$', '')))",
             self as i32
         )
     }
@@ -51,7 +53,8 @@ impl Latch {
     pub fn up(self) -> String {
         let place = if matches!(self, Latch::Rehearse) { "LIKE" } else { "NOT LIKE" };
         format!(
-            "DO $$ BEGIN WHILE current_database() {place} '%\\_rehearsal' AND {} LOOP PERFORM pg_sleep(0.05); END LOOP; END $$;\n{UP}",
+            "DO $$ BEGIN WHILE current_database() {place} '%\\_rehearsal' AND {}
+                         LOOP PERFORM pg_sleep(0.05); END LOOP; END $$;\n{UP}",
             self.closed()
         )
     }
@@ -82,7 +85,8 @@ impl Database {
         let database =
             if matches!(latch, Latch::Rehearse) { format!("{}_rehearsal", self.name) } else { self.name.clone() };
         let query = format!(
-            "SELECT count(*) FROM pg_stat_activity WHERE datname = '{database}' AND state = 'active' AND query LIKE 'DO $$ BEGIN WHILE%'"
+            "SELECT count(*) FROM pg_stat_activity
+             WHERE datname = '{database}' AND state = 'active' AND query LIKE 'DO $$ BEGIN WHILE%'"
         );
         eventually("the waiting SQL", async || match self.count(&query).await {
             0 => Err("it is not running".into()),
@@ -107,7 +111,8 @@ impl World {
         self.create_object::<Service>(service).await;
     }
 
-    /// Sets whether the version probe is answered. Without an answer the switch of the application does not end, in either direction.
+    /// Sets whether the version probe is answered. Without an answer the switch of the application does not end, in
+    /// either direction.
     pub async fn answer_probe(&self, answered: bool) {
         let name = if answered { APP } else { "none" };
         self.patch::<Service>(PROBE, json!({"spec": {"selector": {"app.kubernetes.io/name": name}}})).await;

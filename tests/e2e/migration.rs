@@ -35,7 +35,8 @@ fn ended(phase: Phase) -> bool {
 impl Migration {
     pub(super) async fn create(world: Arc<World>, name: &str, spec: Value) -> kube::Result<Self> {
         let object = json!({
-            "apiVersion": "creditmigration.io/v1alpha1", "kind": "CreditMigration", "metadata": {"name": name}, "spec": spec,
+            "apiVersion": "creditmigration.io/v1alpha1", "kind": "CreditMigration", "metadata": {"name": name},
+                "spec": spec,
         });
         let kind = kube::discovery::ApiResource::erase::<CreditMigration>(&());
         // Not through the types: a test may need a value that they cannot express.
@@ -109,7 +110,8 @@ impl Migration {
         ready(&status).1
     }
 
-    /// Waits for an event with this reason, and `part` in its note; returns the note. It comes a moment after the status.
+    /// Waits for an event with this reason, and `part` in its note; returns the note. It comes a moment after the
+    /// status.
     pub async fn event(&self, reason: &str, part: &str) -> String {
         eventually(&format!("event {reason} of {}", self.name), async || {
             let events = self.world.events(&self.name).await;
@@ -128,7 +130,8 @@ impl Migration {
     ) -> kube::Result<MigrationDecision> {
         let object = json!({
             "metadata": {"generateName": format!("{}-", self.name)},
-            "spec": {"migration": self.name, "migrationUID": self.uid, "decision": decision, "by": by, "digest": digest, "reason": "e2e"},
+            "spec": {"migration": self.name, "migrationUID": self.uid, "decision": decision, "by": by,
+                "digest": digest, "reason": "e2e"},
         });
         let api: Api<MigrationDecision> = Api::namespaced(cluster::client(Some(by)).await, &self.world.namespace);
         let object = serde_json::from_value(object).unwrap();

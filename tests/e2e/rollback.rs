@@ -11,8 +11,10 @@ use super::{
 #[tokio::test]
 async fn by_a_breached_check_after_writes_on_v2() {
     e2e("breach", Setup::default(), |world| async move {
-        let (before, purchases) = (world.db.balances().await, world.db.count("SELECT count(*) FROM credit_purchases").await);
-        let check = json!({"name": "no-breach", "sql": {"query": "SELECT count(*) FROM users WHERE email = 'breach@example.com'"},
+        let (before, purchases) =
+            (world.db.balances().await, world.db.count("SELECT count(*) FROM credit_purchases").await);
+        let check = json!({"name": "no-breach",
+            "sql": {"query": "SELECT count(*) FROM users WHERE email = 'breach@example.com'"},
                            "interval": "1s", "max": "0", "failures": {"count": 2, "of": 2}, "onBreach": "Rollback"});
         let m = world.migrate("simplify", json!({"monitoring": {"duration": LASTS, "checks": [check]}})).await;
         m.approve().await;

@@ -1,4 +1,5 @@
-//! The checklist's five rollback triggers: each fires when v2 has the fault that it is meant to detect, and the old version is restored.
+//! The checklist's five rollback triggers: each fires when v2 has the fault that it is meant to detect, and the old
+//! version is restored.
 
 use std::sync::Arc;
 
@@ -11,7 +12,8 @@ use super::{
     harness::{APP, LASTS, Setup, World, e2e},
 };
 
-/// Runs a migration to a v2 with a fault and with this trigger alone, which starts the rollback. `provoke` runs in stage Validate.
+/// Runs a migration to a v2 with a fault and with this trigger alone, which starts the rollback. `provoke` runs in
+/// stage Validate.
 async fn fires<F>(name: &'static str, fault: Value, trigger: Value, provoke: impl FnOnce(Arc<World>) -> F)
 where
     F: Future<Output = ()>,
@@ -71,7 +73,8 @@ async fn core_function() {
     fires("core-function", json!({"V2_FAULTS": "login"}), json!({"coreFunction": {"http": login}}), |_| async {}).await;
 }
 
-/// A database that accepts no connection is tested in `runner_data`. Here all tests share one server, so the limit is low instead.
+/// A database that accepts no connection is tested in `runner_data`. Here all tests share one server, so the limit is
+/// low instead.
 #[tokio::test]
 async fn database_connection() {
     let trigger = json!({"databaseConnection": {"mode": "Enabled", "maxUsed": "0.001"}});
@@ -90,7 +93,8 @@ async fn error_rate() {
         world.patch::<ConfigMap>(APP, json!({"data": {"V2_FAILURE_RATE": "0.5"}})).await;
         let query = query.to_string().replace("NAMESPACE", &format!("namespace=\\\"{}\\\"", world.namespace));
         let prometheus: Value = serde_json::from_str(&query).unwrap();
-        let triggers = json!({"databaseConnection": {"mode": "Disabled"}, "errorRate": {"prometheus": prometheus, "minimumSamples": 50}});
+        let triggers = json!({"databaseConnection": {"mode": "Disabled"}, "errorRate": {"prometheus": prometheus,
+            "minimumSamples": 50}});
         let spec = json!({"validation": {"duration": LASTS, "checks": []}, "rollback": {"triggers": triggers}});
         let m = world.migrate("simplify", spec).await;
         m.approve().await;

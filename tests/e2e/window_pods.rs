@@ -113,7 +113,8 @@ async fn killed_during_rollback() {
     .await;
 }
 
-/// Creates a copy of a pod that the Job does not know, as a cluster may start one while the first still runs. Returns its name.
+/// Creates a copy of a pod that the Job does not know, as a cluster may start one while the first still runs. Returns
+/// its name.
 async fn twin(world: &World, pod: &Pod) -> String {
     let copy = serde_json::to_value(pod).unwrap();
     let mut labels = copy["metadata"]["labels"].as_object().unwrap().clone();

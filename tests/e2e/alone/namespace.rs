@@ -1,5 +1,5 @@
-//! The namespace is deleted while the window waits for the switch. The operator is stopped: it would order the switch at once, and
-//! from then on the runner does not roll back by itself.
+//! The namespace is deleted while the window waits for the switch. The operator is stopped: it would order the switch
+//! at once, and from then on the runner does not roll back by itself.
 
 use std::panic::AssertUnwindSafe;
 
@@ -64,8 +64,9 @@ async fn deleted_after_the_commit() {
         world.db.writable().await.unwrap();
         assert_eq!(world.db.balances().await, before);
 
-        // The finalizer blocks the deletion of the namespace: no pod can be created for the remaining steps (docs/emergency.md).
-        // It is removed only once the migration is being deleted, after the pods: until then the operator would add it again.
+        // The finalizer blocks the deletion of the namespace: no pod can be created for the remaining steps
+        // (docs/emergency.md). It is removed only once the migration is being deleted, after the pods: until then the
+        // operator would add it again.
         eventually("its deletion", async || {
             m.get().await.metadata.deletion_timestamp.map(drop).ok_or("not yet".to_owned())
         })

@@ -26,14 +26,14 @@ use crate::{
     migration::Migration,
 };
 
-/// Most migrations until the leader has been killed in each step: a leader that has just taken over may complete a step, whose run
-/// has already ended, before the test reads the status.
+/// Most migrations until the leader has been killed in each step: a leader that has just taken over may complete a
+/// step, whose run has already ended, before the test reads the status.
 const ROUNDS: u32 = 5;
 
 #[tokio::test]
 async fn killed_in_each_step() {
-    // Backup shares Baseline's task, VerifyMigration ends with Migrate, Schedule with the last `Ready`: none need be observed by
-    // itself. Two steps are not configured.
+    // Backup shares Baseline's task, VerifyMigration ends with Migrate, Schedule with the last `Ready`: none need be
+    // observed by itself. Two steps are not configured.
     let unobserved = |s: &Step| {
         matches!(s, Step::Backup | Step::VerifyMigration | Step::Schedule | Step::NotifyTeam | Step::CodeBackup)
     };

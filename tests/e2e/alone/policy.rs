@@ -1,5 +1,5 @@
-//! The binding of the policy that authenticates decisions is deleted: any approver can approve in any name, and no window starts,
-//! neither in the meantime nor, by those decisions, later.
+//! The binding of the policy that authenticates decisions is deleted: any approver can approve in any name, and no
+//! window starts, neither in the meantime nor, by those decisions, later.
 
 use std::panic::AssertUnwindSafe;
 
@@ -53,7 +53,7 @@ async fn deleted_while_approvals_are_pending() {
             let message = m.reason("DecisionPolicyMissing").await;
             assert!(message.contains(POLICY) && message.contains("next: helm upgrade"), "{message}");
             assert_not_started(&m, &before).await;
-            // In their own names: these cannot be told apart from the forged ones.
+            // In their own names: these cannot be distinguished from the forged ones.
             agree(&m).await.unwrap();
             m.reason("DecisionPolicyMissing").await;
             assert_not_started(&m, &before).await;
