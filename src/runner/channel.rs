@@ -13,7 +13,7 @@ use super::{
     notify::Alarm,
     probe::Prober,
     report::Reporter,
-    window::{Channel, ChannelError},
+    tasks::window::{Channel, ChannelError},
 };
 use crate::{
     api::{MigrationRun, Time, VersionProbe, WindowCommand, WindowOrder, WindowProgress},

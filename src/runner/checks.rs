@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Failure,
-    control::{self, Subject},
+    database::control::{self, Subject},
     judge::Judge,
     report::Progress,
     sources::{Address, Means, Session, Source},

@@ -13,7 +13,7 @@ use tokio_postgres::{Client, GenericClient};
 
 use super::{
     Failure,
-    control::{LOCK_CHANGE, LOCK_CLASS, Subject, Table, exists, ident, jitter, millis, trigger_lock_timeout},
+    database::control::{LOCK_CHANGE, LOCK_CLASS, Subject, Table, exists, ident, jitter, millis, trigger_lock_timeout},
     postgres::classify,
     rehearsal::LOCK_REHEARSAL,
     scratch,

@@ -12,7 +12,7 @@ use tokio_postgres::Transaction;
 
 use super::{
     Failure, checks,
-    control::{self, CutOver},
+    database::control::{self, CutOver},
     postgres::{Access, classify, snapshot},
     statistics::{Present, Statistics, Usage, statistics, usage},
     store::{PATIENCE, Store},

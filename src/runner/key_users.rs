@@ -17,7 +17,7 @@ use tokio_postgres::Transaction;
 
 use super::{
     Failure, backup,
-    control::{ident, literal, quoted},
+    database::control::{ident, literal, quoted},
     postgres::{Access, classify, snapshot},
     store::{PATIENCE, Store, Upload},
     work::Work,

@@ -18,7 +18,7 @@ pub mod channel;
 pub mod checks;
 pub mod cleanup;
 pub mod code_backup;
-pub mod control;
+pub mod database;
 mod failure;
 pub mod fingerprint;
 pub mod follow_up;
@@ -40,9 +40,9 @@ pub mod settings;
 pub mod sources;
 pub mod statistics;
 pub mod store;
+pub mod tasks;
 mod tls;
 pub mod verify;
-pub mod window;
 pub mod work;
 
 use std::{process::ExitCode, time::Duration};
@@ -55,13 +55,13 @@ pub use failure::Failure;
 use self::{
     archive::Tools,
     channel::{ApiChannel, order_of, whole},
-    control::Step,
+    database::control::Step,
     kept::Kept,
     notify::Alarm,
     probe::Prober,
     report::{Progress, Reporter, Unreported},
     settings::Settings,
-    window::WindowPlan,
+    tasks::window::{self, WindowPlan},
     work::Work,
 };
 use crate::{

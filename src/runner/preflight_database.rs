@@ -5,7 +5,7 @@ use tokio_postgres::{Client, Row, error::ErrorPosition, types::ToSql};
 use super::{
     Failure,
     archive::Version,
-    control::{exists, ident, literal, quoted},
+    database::control::{exists, ident, literal, quoted},
     postgres::{Target, classify},
     preflight::Findings,
     scratch,

@@ -18,7 +18,7 @@ use tokio_postgres::{Client, types::Type};
 
 use super::{
     Failure,
-    control::{self, Applied, LOCK_CLASS, Sql, Stop, Subject, quoted},
+    database::control::{self, Applied, LOCK_CLASS, Sql, Stop, Subject, quoted},
     fingerprint::Fingerprint,
     git::Folder,
     postgres::{Access, Target, classify, snapshot},

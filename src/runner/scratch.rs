@@ -10,7 +10,7 @@ use tokio_postgres::Client;
 
 use super::{
     Failure,
-    control::{ident, literal},
+    database::control::{ident, literal},
     postgres::{Target, classify},
 };
 use crate::api::Reason;

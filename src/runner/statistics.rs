@@ -5,7 +5,7 @@ use tokio_postgres::GenericClient;
 
 use super::{
     Failure,
-    control::{self, CutOver, ident, quoted},
+    database::control::{self, CutOver, ident, quoted},
     postgres::classify,
 };
 use crate::api::{Credits, Time, TransactionStatistics};

@@ -2,7 +2,7 @@
 
 use tokio_util::sync::CancellationToken;
 
-use super::{Failure, archive::Tools, control::Subject, report::Progress, settings::Settings};
+use super::{Failure, archive::Tools, database::control::Subject, report::Progress, settings::Settings};
 use crate::api::{MigrationRunSpec, Reason};
 
 /// One run's order, and the means to carry it out.

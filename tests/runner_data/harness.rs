@@ -18,7 +18,7 @@ use credit_migration::{
         Failure,
         archive::Tools,
         backup, checks, cleanup,
-        control::{self, Applied, Sql, Stop, Subject},
+        database::control::{self, Applied, Sql, Stop, Subject},
         follow_up, key_users,
         postgres::Target,
         preflight, rehearsal,

@@ -1,6 +1,6 @@
 //! What is noted of writes to balances, and that it costs the writers nothing but a row each.
 
-use credit_migration::runner::control;
+use credit_migration::runner::database::control;
 
 use crate::harness::{Database, state_of, subject};
 

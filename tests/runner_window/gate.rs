@@ -6,9 +6,9 @@ use credit_migration::{
     api::Reason,
     runner::{
         cleanup::cleanup,
-        control::{
+        database::control::{
             self, Step, Subject,
-            gate::{self, Finished},
+            write_block::{self, Finished},
         },
     },
 };
@@ -25,14 +25,14 @@ const QUEUED: &str = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND 
 
 /// Closes the gate as the window does, up to the lock.
 async fn close(client: &mut Client, subject: &Subject) -> u32 {
-    let closed_at = gate::close(client, subject, Step::Up, 1, Timestamp::from_second(DEADLINE).unwrap()).await.unwrap();
-    gate::drain(client, subject, closed_at, Duration::from_secs(3)).await.unwrap()
+    let closed_at = write_block::close(client, subject, Step::Up, 1, Timestamp::from_second(DEADLINE).unwrap()).await.unwrap();
+    write_block::drain(client, subject, closed_at, Duration::from_secs(3)).await.unwrap()
 }
 
 async fn open(client: &mut Client, subject: &Subject) {
-    gate::restore_default(client, subject).await.unwrap();
+    write_block::restore_default(client, subject).await.unwrap();
     let end = Finished { released: false, failure: None };
-    assert!(gate::open(client, subject, Step::Up, &end, &Default::default()).await.unwrap().is_some());
+    assert!(write_block::open(client, subject, Step::Up, &end, &Default::default()).await.unwrap().is_some());
 }
 
 #[tokio::test]
@@ -162,7 +162,7 @@ async fn no_session_stays_read_only_and_none_is_ended_twice() {
         inside.push((role.to_owned(), pid(&session).await, session));
     }
     let root_inside = database.session("postgres").await;
-    gate::restore_default(&client, &subject).await.unwrap();
+    write_block::restore_default(&client, &subject).await.unwrap();
     for (_, pid, _) in &inside {
         database.until(&format!("SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = {pid}")).await;
     }
@@ -172,9 +172,9 @@ async fn no_session_stays_read_only_and_none_is_ended_twice() {
         let session = database.session(role).await;
         after.push((role.to_owned(), pid(&session).await, session));
     }
-    let until = gate::restore_default(&client, &subject).await.unwrap().unwrap();
+    let until = write_block::restore_default(&client, &subject).await.unwrap().unwrap();
     open(&mut client, &subject).await;
-    gate::end_read_only_sessions(&client, until).await.unwrap();
+    write_block::end_read_only_sessions(&client, until).await.unwrap();
     for (role, _, session) in &after {
         assert_eq!(
             state_of(session, "UPDATE user_credits SET balance = balance WHERE user_id = 1").await,

@@ -6,8 +6,8 @@ use credit_migration::{
     api::{Reason, WindowCommand as Order, WindowOrder, WindowState as State},
     runner::{
         Failure,
-        control::{Sql, Step},
-        window::{ChannelError, WindowPlan},
+        database::control::{Sql, Step},
+        tasks::window::{ChannelError, WindowPlan},
     },
 };
 use jiff::Timestamp;

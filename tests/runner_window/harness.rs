@@ -17,9 +17,9 @@ use credit_migration::{
     api::{CreditMigrationSpec, RunInputs, WindowCommand, WindowOrder, WindowProgress, WindowState},
     runner::{
         Failure,
-        control::{self, Sql, Step, Subject},
+        database::control::{self, Sql, Step, Subject},
         postgres::Target,
-        window::{self, Channel, ChannelError, Outcome, WindowPlan},
+        tasks::window::{self, Channel, ChannelError, Outcome, WindowPlan},
     },
 };
 use jiff::Timestamp;

@@ -4,7 +4,7 @@ use credit_migration::{
     api::Reason,
     runner::{
         Failure,
-        control::{self, Applied, Sql, Stop, Subject},
+        database::control::{self, Applied, Sql, Stop, Subject},
     },
 };
 use tokio_postgres::Client;

@@ -2,7 +2,7 @@
 
 use credit_migration::{
     api::{Reason, WindowCommand as Order, WindowState as State},
-    runner::{cleanup::cleanup, control::Step},
+    runner::{cleanup::cleanup, database::control::Step},
 };
 
 use crate::{

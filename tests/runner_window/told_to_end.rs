@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use credit_migration::{
     api::{Reason, WindowCommand as Order, WindowState as State},
-    runner::{control::Step, window::ChannelError},
+    runner::{database::control::Step, tasks::window::ChannelError},
 };
 
 use crate::{

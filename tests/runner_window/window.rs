@@ -3,8 +3,8 @@
 use credit_migration::{
     api::{Reason, WindowCommand as Order, WindowState as State},
     runner::{
-        control::{Sql, Step},
-        window::{ChannelError, WindowPlan},
+        database::control::{Sql, Step},
+        tasks::window::{ChannelError, WindowPlan},
     },
 };
 

@@ -28,7 +28,7 @@ use crate::{
     api::{BalancesCheck, BalancesComparison, Credits, Reason},
     runner::{
         Failure,
-        control::{self, BalancesTable, CutOver, Subject, TransactionsTable},
+        database::control::{self, BalancesTable, CutOver, Subject, TransactionsTable},
         judge::{Measurement, Value},
         postgres::classify,
     },

@@ -17,7 +17,7 @@ use tokio_postgres::Client;
 use self::{balances::Compare, http::Times, logs::Logs, sequence::Secret, sql::SqlProber, statements::Statements};
 use super::{
     Failure,
-    control::Subject,
+    database::control::Subject,
     judge::Measurement,
     postgres::Target,
     probe::{Prober, TIMEOUT},

@@ -9,7 +9,7 @@ use crate::{
     api::{Balances, Reason, StatementsCheck},
     runner::{
         Failure,
-        control::ident,
+        database::control::ident,
         judge::{Measurement, Value},
         postgres::classify,
         probe::TIMEOUT,

@@ -3,11 +3,11 @@
 //! ```text
 //!  install        claim the database; schema, functions; guard and capture triggers       (days before)
 //!  take_baseline  every user's balance, in the snapshot of the dump                       (Backup)
-//!  gate::close    one UPDATE: the guards refuse writes                                    (window)
+//!  write_block::close    one UPDATE: the guards refuse writes                                    (window)
 //!  run_up         THE transaction: locks, baseline brought up to date, SQL, proofs, ledger
 //!  compare        every user's balance against the baseline                               (beside the rollout)
 //!  run_down       the same transaction for the way back
-//!  gate::open     one UPDATE: the guards let writes pass
+//!  write_block::open     one UPDATE: the guards let writes pass
 //!  cleanup        triggers and functions go, ledger and intent stay as the record         (when no one waits)
 //! ```
 //!
@@ -18,13 +18,13 @@
 
 mod apply;
 mod baseline;
-mod cut_over;
-pub mod gate;
-mod install;
-mod proof;
-mod read_only;
-mod way_back;
-pub mod worker;
+mod cutover;
+pub mod write_block;
+mod triggers;
+mod verify_blocked;
+mod read_only_default;
+mod stored_down_sql;
+pub mod worker_lock;
 
 use std::{
     fmt,
@@ -37,14 +37,16 @@ use tokio_postgres::GenericClient;
 pub use apply::{Applied, Stop, run_down, run_up};
 pub(crate) use baseline::has_baseline;
 pub use baseline::{compare, refresh_baseline, take_baseline, users_written, users_written_within};
-pub use cut_over::{CutOver, cut_over};
-pub(crate) use cut_over::{TransactionsTable, columns, transactions};
-pub use install::{install, reinstall};
-pub use proof::prove;
-pub use way_back::{keep_down, kept_down};
+pub use cutover::{CutOver, cut_over};
+pub(crate) use cutover::{TransactionsTable, columns, transactions};
+pub use triggers::{install, reinstall};
+pub use verify_blocked::prove;
+pub use stored_down_sql::{keep_down, kept_down};
 
-use super::{Failure, postgres::classify};
-use crate::api::{Balances, CreditMigrationSpec, Reason};
+use crate::{
+    api::{Balances, CreditMigrationSpec, Reason},
+    runner::{Failure, postgres::classify},
+};
 
 /// Name of the control schema.
 pub const SCHEMA: &str = "credit_migration";

@@ -8,14 +8,14 @@
 
 use tokio_postgres::Client;
 
-use super::{Channel, Task, lost};
+use super::{Channel, session::{Task, lost}};
 use crate::{
     api::{Reason, WindowCommand, WindowState},
     runner::{
         Failure,
-        control::{
-            gate,
-            worker::{self, Ended, Holder},
+        database::control::{
+            worker_lock::{self, Ended, Holder},
+            write_block,
         },
     },
 };
@@ -25,9 +25,9 @@ impl<C: Channel> Task<'_, C> {
     /// the other's session; a session that it may not end is `Held`.
     pub(super) async fn take_the_work(&mut self, client: &Client) -> Result<(), Failure> {
         let mut told = None;
-        while !worker::try_work(client).await? {
+        while !worker_lock::try_work(client).await? {
             if self.must_go_on(client).await?
-                && let Some(holder) = worker::holder(client).await?
+                && let Some(holder) = worker_lock::holder(client).await?
             {
                 let pid = holder.pid;
                 let refused =
@@ -44,7 +44,7 @@ impl<C: Channel> Task<'_, C> {
 
     /// Writes are blocked by this migration, and they should not be any more, or the way back is wanted.
     async fn must_go_on(&mut self, client: &Client) -> Result<bool, Failure> {
-        match worker::closed_until(client, self.subject()).await {
+        match worker_lock::closed_until(client, self.subject()).await {
             Ok(Some(deadline)) => {
                 self.deadline = Some(deadline);
                 Ok(self.overdue() || self.orders().command == WindowCommand::Rollback)
@@ -61,7 +61,7 @@ impl<C: Channel> Task<'_, C> {
     /// Ends a silent session; why it may not be ended, if so.
     async fn end_the_other(&mut self, client: &Client, holder: &Holder) -> Result<Option<Failure>, Failure> {
         let pid = holder.pid;
-        match worker::end(client, holder).await? {
+        match worker_lock::end(client, holder).await? {
             Ended::Told => {
                 tracing::warn!(pid, silent = ?holder.silent, "the session of the pod before is ended");
                 self.stale *= 2;
@@ -80,7 +80,7 @@ impl<C: Channel> Task<'_, C> {
     /// Reports on whom it waits for; without this nobody would know why nothing happens.
     async fn tell_of(&mut self, client: &Client, holder: &Holder, refused: Option<Failure>) -> Result<(), Failure> {
         // Not an empty report in the place of the other's.
-        if let Some(intent) = gate::observe(client, self.subject(), self.plan.direction).await?.intent
+        if let Some(intent) = write_block::observe(client, self.subject(), self.plan.direction).await?.intent
             && intent.finished.is_none()
         {
             self.progress = intent.progress;

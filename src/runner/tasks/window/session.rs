@@ -9,10 +9,6 @@
 //! ```
 //! A lost connection at any point leads back to `session()`; the gate stays closed meanwhile.
 
-mod end;
-mod texts;
-mod worker;
-
 use std::{
     pin::pin,
     time::{Duration, Instant},
@@ -24,15 +20,15 @@ use tokio_postgres::Client;
 
 use super::{
     Channel, Orders, Outcome, Report, Running, WindowPlan,
-    beside::{comparison, probe},
+    background::{comparison, probe},
 };
 use crate::{
     api::{Comparison, Reason, WindowCommand, WindowProgress, WindowState},
     runner::{
         Failure,
-        control::{
+        database::control::{
             self, Applied, Sql, Step, Stop, Subject,
-            gate::{self, Finished, Snapshot},
+            write_block::{self, Finished, Snapshot},
             jitter,
         },
         postgres::{Target, classify},
@@ -53,21 +49,21 @@ const LOCK_TRIES: u32 = 3;
 const STALE: Duration = Duration::from_secs(10);
 
 pub(super) struct Task<'a, C> {
-    channel: &'a C,
-    target: &'a Target,
-    plan: &'a WindowPlan,
-    running: &'a Running,
-    orders: watch::Receiver<Orders>,
-    reports: watch::Sender<Report>,
-    progress: WindowProgress,
+    pub(super) channel: &'a C,
+    pub(super) target: &'a Target,
+    pub(super) plan: &'a WindowPlan,
+    pub(super) running: &'a Running,
+    pub(super) orders: watch::Receiver<Orders>,
+    pub(super) reports: watch::Sender<Report>,
+    pub(super) progress: WindowProgress,
     /// Of the window that is open, if the order does not say.
-    deadline: Option<Timestamp>,
+    pub(super) deadline: Option<Timestamp>,
     /// The gate is closed, as far as this task knows.
-    opened: bool,
+    pub(super) opened: bool,
     /// The SQL of the way back.
-    down: Sql,
+    pub(super) down: Sql,
     /// How long another task's session must have been silent before it is ended.
-    stale: Duration,
+    pub(super) stale: Duration,
 }
 
 /// Where a session begins.
@@ -104,7 +100,7 @@ impl<'a, C: Channel> Task<'a, C> {
         }
     }
 
-    fn subject(&self) -> &'a Subject {
+    pub(super) fn subject(&self) -> &'a Subject {
         &self.plan.subject
     }
 
@@ -136,19 +132,19 @@ impl<'a, C: Channel> Task<'a, C> {
         }
     }
 
-    fn orders(&self) -> Orders {
+    pub(super) fn orders(&self) -> Orders {
         self.orders.borrow().clone()
     }
 
     /// The deadline has passed, or there is nobody any more who could give an order.
-    fn overdue(&self) -> bool {
+    pub(super) fn overdue(&self) -> bool {
         let orders = self.orders();
         let deadline = orders.deadline.or(self.deadline);
         orders.gone || deadline.is_some_and(|deadline| self.channel.now() >= deadline)
     }
 
     /// Why the task ends a window without an order.
-    fn overdue_failure(&self) -> Failure {
+    pub(super) fn overdue_failure(&self) -> Failure {
         let orders = self.orders();
         let message = match (orders.gone, orders.deadline.or(self.deadline)) {
             (false, Some(deadline)) => format!("the window's deadline {deadline} passed at order {:?}", orders.command),
@@ -157,14 +153,14 @@ impl<'a, C: Channel> Task<'a, C> {
         Failure::new(Reason::DeadlinePassed, message)
     }
 
-    fn report(&self, note: Option<Failure>) {
+    pub(super) fn report(&self, note: Option<Failure>) {
         self.reports.send_replace((self.progress.clone(), note));
     }
 
     /// Reports, and keeps it in the database for whoever must go on.
-    async fn milestone(&self, client: &Client) -> Result<(), Failure> {
+    pub(super) async fn milestone(&self, client: &Client) -> Result<(), Failure> {
         self.report(None);
-        gate::save_progress(client, self.subject(), self.plan.direction, &self.progress).await
+        write_block::save_progress(client, self.subject(), self.plan.direction, &self.progress).await
     }
 
     /// One connection's work. An error is a lost connection, or one that another session may get over.
@@ -173,7 +169,7 @@ impl<'a, C: Channel> Task<'a, C> {
         self.running.is(client.cancel_token());
         self.take_the_work(&client).await?;
         let snapshot = match control::exists(&client, "window_record").await? {
-            true => gate::observe(&client, self.subject(), self.plan.direction).await?,
+            true => write_block::observe(&client, self.subject(), self.plan.direction).await?,
             false => Snapshot::default(),
         };
         let resume = self.resume(&snapshot);
@@ -229,9 +225,9 @@ impl<'a, C: Channel> Task<'a, C> {
     /// The gate was closed by an earlier session: lets this one pass, and takes the lock again.
     async fn take_over(&mut self, client: &mut Client) -> Result<(), Failure> {
         self.opened = true;
-        let closed_at = gate::adopt(client, self.subject(), self.plan.direction, self.plan.attempt).await?;
+        let closed_at = write_block::adopt(client, self.subject(), self.plan.direction, self.plan.attempt).await?;
         // Read after it was adopted: what the way there has acknowledged binds the way back.
-        if let Some(intent) = gate::observe(client, self.subject(), self.plan.direction).await?.intent {
+        if let Some(intent) = write_block::observe(client, self.subject(), self.plan.direction).await?.intent {
             self.deadline = Some(intent.deadline);
             self.progress = intent.progress;
             self.progress.switch_acknowledged = intent.switch_acknowledged;
@@ -308,7 +304,7 @@ impl<'a, C: Channel> Task<'a, C> {
         // Set before the call: if the connection is lost in it, the gate may be closed.
         self.opened = true;
         let closed_at =
-            match gate::close(&mut client, self.subject(), self.plan.direction, self.plan.attempt, deadline).await {
+            match write_block::close(&mut client, self.subject(), self.plan.direction, self.plan.attempt, deadline).await {
                 Err(failure) if !lost(&failure) => {
                     // The closing was refused: the gate is open as before.
                     self.opened = false;
@@ -379,7 +375,7 @@ impl<'a, C: Channel> Task<'a, C> {
     /// A default that cannot be put back (the SQL gave the database another owner) must not keep the task from its orders:
     /// `finish` tries again, and tells.
     async fn restore_default(&self, client: &Client) -> Result<(), Failure> {
-        match gate::restore_default(client, self.subject()).await {
+        match write_block::restore_default(client, self.subject()).await {
             Err(failure) if lost(&failure) => return Err(failure),
             Err(failure) => tracing::error!(message = failure.message, "the read-only default is not put back"),
             Ok(_) => {}
@@ -402,7 +398,7 @@ impl<'a, C: Channel> Task<'a, C> {
             Duration::try_from(deadline.duration_since(self.channel.now())).unwrap_or_default()
         });
         let limit = (self.subject().lock_timeout * 3 + Duration::from_secs(1)).min(left);
-        let ended = gate::drain(client, self.subject(), closed_at, limit).await?;
+        let ended = write_block::drain(client, self.subject(), closed_at, limit).await?;
         Ok((ended, control::prove(self.target, self.subject()).await?))
     }
 
@@ -464,10 +460,10 @@ impl<'a, C: Channel> Task<'a, C> {
     /// Waits for the controller with writes blocked. On the way there the full comparison runs beside.
     async fn hold(&mut self, client: &mut Client) -> Result<Outcome, Failure> {
         let up = self.plan.direction == Step::Up;
-        if up && !gate::locked(client).await? {
+        if up && !write_block::locked(client).await? {
             // Taken over from an earlier session, whose end gave the lock back.
             let closed_at = self.progress.blocked_at.unwrap_or(Timestamp::UNIX_EPOCH);
-            match gate::drain(client, self.subject(), closed_at, self.subject().lock_timeout * 3).await {
+            match write_block::drain(client, self.subject(), closed_at, self.subject().lock_timeout * 3).await {
                 Err(failure) if lost(&failure) => return Err(failure),
                 // The gate's row blocks writes all the same; orders and deadline must not wait for the lock.
                 Err(failure) => tracing::warn!(message = failure.message, "the gate's lock is not had again"),
@@ -508,7 +504,7 @@ impl<'a, C: Channel> Task<'a, C> {
                         message = failure.message,
                         "writes stay blocked: the switch of the application had begun; a person must order UnblockWrites or Rollback"
                     );
-                    gate::save_progress(client, self.subject(), self.plan.direction, &self.progress).await?;
+                    write_block::save_progress(client, self.subject(), self.plan.direction, &self.progress).await?;
                     self.report(Some(failure));
                 } else if up {
                     self.progress.deadline_passed = true;
@@ -518,7 +514,7 @@ impl<'a, C: Channel> Task<'a, C> {
                     return self.overdue_end(client, true).await;
                 }
             } else if orders.command >= WindowCommand::Switch && !acknowledged && !self.overdue() {
-                gate::acknowledge_switch(client, self.subject(), self.plan.direction).await?;
+                write_block::acknowledge_switch(client, self.subject(), self.plan.direction).await?;
                 self.progress.switch_acknowledged = true;
                 self.milestone(client).await?;
             }
@@ -556,11 +552,11 @@ fn gives_up(opened: bool, lost: bool, order: WindowCommand, since: Duration) -> 
 }
 
 /// Another session may get over it.
-fn lost(failure: &Failure) -> bool {
+pub(super) fn lost(failure: &Failure) -> bool {
     matches!(failure.reason, Reason::ConnectionLost | Reason::HostUnreachable)
 }
 
-async fn ping(client: &Client) -> Result<(), Failure> {
+pub(super) async fn ping(client: &Client) -> Result<(), Failure> {
     client.batch_execute("SELECT 1").await.map_err(|e| classify(&e))
 }
 

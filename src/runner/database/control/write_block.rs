@@ -3,7 +3,7 @@
 //! ```text
 //!  close    intent + ALTER DATABASE ... read_only + gate row, one transaction
 //!  drain    end the application's sessions and whoever is in the way; take the exclusive advisory lock
-//!  prove    a write as the application's role must fail with 25006 (proof.rs)
+//!  prove    a write as the application's role must fail with 25006 (verify_blocked.rs)
 //!  open     gate row + intent finished, one transaction; the read-only default was reset before
 //! ```
 //! Once the exclusive lock is held, no transaction that passed a guard is under way: each holds the shared side to its
@@ -18,8 +18,8 @@ use std::{
 use jiff::Timestamp;
 use tokio_postgres::{Client, error::SqlState, types::Json};
 
-pub use super::read_only::{end_read_only_sessions, restore_default};
-use super::{LOCK_CLASS, LOCK_GATE, Step, Subject, Table, exists, ident, protected, with_children, worker::try_lock};
+pub use super::read_only_default::{end_read_only_sessions, restore_default};
+use super::{LOCK_CLASS, LOCK_GATE, Step, Subject, Table, exists, ident, protected, with_children, worker_lock::try_lock};
 use crate::{
     api::{Reason, WindowProgress},
     runner::{Failure, postgres::classify},

@@ -21,7 +21,7 @@ use tokio_postgres::{
 use super::{
     LOCK_CHANGE, LOCK_CLASS, Sql, Step, Subject, Table, balances,
     baseline::{compare_with, reconcile, unexplained},
-    install::{check_claim, ensure_all_in, limits},
+    triggers::{check_claim, ensure_all_in, limits},
     protected,
 };
 use crate::{

@@ -8,7 +8,7 @@ use super::Channel;
 use crate::{
     api::Comparison,
     runner::{
-        control::{self, Subject, millis},
+        database::control::{self, Subject, millis},
         postgres::{Target, classify},
     },
 };

@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use tokio_postgres::Client;
 
-use super::{Channel, Outcome, Task, lost};
+use super::{Channel, Outcome, session::{Task, lost}};
 use crate::{
     api::{Reason, WindowState},
     runner::{
         Failure,
-        control::{
+        database::control::{
             self, Applied,
-            gate::{self, Finished},
+            write_block::{self, Finished},
             jitter,
         },
     },
@@ -29,7 +29,7 @@ impl<C: Channel> Task<'_, C> {
         loop {
             tries += 1;
             // The comparison beside may still read the tables that the SQL is about to change.
-            gate::end_comparison(client).await?;
+            write_block::end_comparison(client).await?;
             match control::run_down(client, self.subject(), &self.down).await {
                 Ok(Applied::Nothing) => return self.finish(client, false, cause).await,
                 Ok(Applied::Now { .. } | Applied::Before { .. }) => return self.undone(client, cause).await,
@@ -38,7 +38,7 @@ impl<C: Channel> Task<'_, C> {
                     // Writes are blocked and the way back is wanted: whoever holds the tables is ended.
                     self.report(Some(failure));
                     let limit = self.subject().lock_timeout * 2;
-                    if let Err(failure) = gate::drain(client, self.subject(), self.channel.now(), limit).await
+                    if let Err(failure) = write_block::drain(client, self.subject(), self.channel.now(), limit).await
                         && lost(&failure)
                     {
                         return Err(failure);
@@ -47,7 +47,7 @@ impl<C: Channel> Task<'_, C> {
                 }
                 Err(failure) => {
                     self.progress.state = WindowState::Held;
-                    gate::save_progress(client, self.subject(), self.plan.direction, &self.progress).await?;
+                    write_block::save_progress(client, self.subject(), self.plan.direction, &self.progress).await?;
                     return self.held(failure).await;
                 }
             }
@@ -85,7 +85,7 @@ impl<C: Channel> Task<'_, C> {
         released: bool,
         failure: Option<Failure>,
     ) -> Result<Outcome, Failure> {
-        let restored = match gate::restore_default(client, self.subject()).await {
+        let restored = match write_block::restore_default(client, self.subject()).await {
             Err(lost_it) if lost(&lost_it) => return Err(lost_it),
             restored => restored,
         };
@@ -93,11 +93,11 @@ impl<C: Channel> Task<'_, C> {
         let failure = failure.or_else(|| restored.as_ref().err().cloned());
         self.progress.state = if released { WindowState::Released } else { WindowState::RolledBack };
         let end = Finished { released, failure };
-        let opened = gate::open(client, self.subject(), self.plan.direction, &end, &self.progress).await?;
+        let opened = write_block::open(client, self.subject(), self.plan.direction, &end, &self.progress).await?;
         self.opened = false;
         self.progress.released_at = opened.or(self.progress.released_at.take());
         if let Ok(Some(until)) = restored
-            && let Err(failure) = gate::end_read_only_sessions(client, until).await
+            && let Err(failure) = write_block::end_read_only_sessions(client, until).await
         {
             tracing::warn!(message = failure.message, "sessions opened inside the window may still be read-only");
         }

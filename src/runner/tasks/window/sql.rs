@@ -2,11 +2,11 @@
 
 use tokio_postgres::Client;
 
-use super::{Channel, Task, lost};
+use super::{Channel, session::{Task, lost}};
 use crate::runner::{
     Failure,
-    control::{self, Sql, Step},
-    window::as_approved,
+    database::control::{self, Sql, Step},
+    tasks::window::as_approved,
 };
 
 impl<'a, C: Channel> Task<'a, C> {

@@ -3,7 +3,7 @@
 //! ```text
 //!             API server                                             PostgreSQL
 //!  order ──> poller ──┐                                     ┌──> session: gate, ledger, SQL
-//!                     ├─ watch ─> task (task.rs) ───────────┤
+//!                     ├─ watch ─> task (session.rs) ────────┤
 //!  status <─ reporter ┘           never waits for the       └──> side sessions: proof, comparison
 //!                                 API server
 //! ```
@@ -18,8 +18,11 @@
 //! - Told to end, it asks at once whether its `MigrationRun` is there. If so, or without an answer, it stops where it is: the
 //!   next pod goes on. If not, no other pod will come: it ends the window as above, and ends itself even if it is `Held`.
 
-mod beside;
-mod task;
+mod background;
+mod finish;
+mod session;
+mod sql;
+mod takeover;
 
 use std::{
     future::Future,
@@ -32,13 +35,15 @@ use tokio::sync::watch;
 use tokio_postgres::CancelToken;
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    Failure,
-    control::{Sql, Step, Subject},
-    postgres::Target,
-    work::Work,
+use crate::{
+    api::{Reason, RunInputs, WindowCommand, WindowOrder, WindowProgress},
+    runner::{
+        Failure,
+        database::control::{Sql, Step, Subject},
+        postgres::Target,
+        work::Work,
+    },
 };
-use crate::api::{Reason, RunInputs, WindowCommand, WindowOrder, WindowProgress};
 
 /// How often in a row the run must be missing before it counts as gone.
 const GONE: u32 = 3;
@@ -135,7 +140,7 @@ pub async fn run<C: Channel>(channel: &C, target: &Target, plan: &WindowPlan, st
     let running = Running::default();
     let (reports, reports_out) = watch::channel::<Report>((WindowProgress::default(), None));
     let reported = reports_out.clone();
-    let task = task::Task::new(channel, target, plan, &running, orders, reports);
+    let task = session::Task::new(channel, target, plan, &running, orders, reports);
     let outcome = tokio::select! {
         outcome = task.run() => outcome,
         never = poll(channel, plan.poll, &orders_in) => match never {},

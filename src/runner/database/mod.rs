@@ -1,0 +1,3 @@
+//! What the runner does in the target database. Called by the tasks and the checks.
+
+pub mod control;
