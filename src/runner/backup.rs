@@ -19,7 +19,8 @@ use sha2::{Digest, Sha256};
 use tokio::io::AsyncReadExt;
 
 use super::{
-    Failure, database::control,
+    Failure,
+    database::control,
     postgres::{self, Access, Target, classify},
     statistics::{Present, Statistics, statistics},
     store::{PATIENCE, Store, Upload},

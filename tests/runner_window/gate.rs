@@ -25,7 +25,8 @@ const QUEUED: &str = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND 
 
 /// Closes the gate as the window does, up to the lock.
 async fn close(client: &mut Client, subject: &Subject) -> u32 {
-    let closed_at = write_block::close(client, subject, Step::Up, 1, Timestamp::from_second(DEADLINE).unwrap()).await.unwrap();
+    let closed_at =
+        write_block::close(client, subject, Step::Up, 1, Timestamp::from_second(DEADLINE).unwrap()).await.unwrap();
     write_block::drain(client, subject, closed_at, Duration::from_secs(3)).await.unwrap()
 }
 

@@ -21,8 +21,8 @@ use tokio_postgres::{
 use super::{
     LOCK_CHANGE, LOCK_CLASS, Sql, Step, Subject, Table, balances,
     baseline::{compare_with, reconcile, unexplained},
-    triggers::{check_claim, ensure_all_in, limits},
     protected,
+    triggers::{check_claim, ensure_all_in, limits},
 };
 use crate::{
     api::Reason,

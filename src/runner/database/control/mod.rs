@@ -19,12 +19,12 @@
 mod apply;
 mod baseline;
 mod cutover;
-pub mod write_block;
-mod triggers;
-mod verify_blocked;
 mod read_only_default;
 mod stored_down_sql;
+mod triggers;
+mod verify_blocked;
 pub mod worker_lock;
+pub mod write_block;
 
 use std::{
     fmt,
@@ -39,9 +39,9 @@ pub(crate) use baseline::has_baseline;
 pub use baseline::{compare, refresh_baseline, take_baseline, users_written, users_written_within};
 pub use cutover::{CutOver, cut_over};
 pub(crate) use cutover::{TransactionsTable, columns, transactions};
+pub use stored_down_sql::{keep_down, kept_down};
 pub use triggers::{install, reinstall};
 pub use verify_blocked::prove;
-pub use stored_down_sql::{keep_down, kept_down};
 
 use crate::{
     api::{Balances, CreditMigrationSpec, Reason},

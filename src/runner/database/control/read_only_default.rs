@@ -11,7 +11,7 @@
 use jiff::Timestamp;
 use tokio_postgres::{Client, error::SqlState};
 
-use super::{Subject, write_block::terminate, ident, literal};
+use super::{Subject, ident, literal, write_block::terminate};
 use crate::{
     api::Reason,
     runner::{Failure, postgres::classify},

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio_postgres::{Client, error::SqlState};
 
-use super::{Subject, Table, ident, triggers::GUARD, millis, protected};
+use super::{Subject, Table, ident, millis, protected, triggers::GUARD};
 use crate::{
     api::Reason,
     runner::{

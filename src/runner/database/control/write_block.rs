@@ -19,7 +19,9 @@ use jiff::Timestamp;
 use tokio_postgres::{Client, error::SqlState, types::Json};
 
 pub use super::read_only_default::{end_read_only_sessions, restore_default};
-use super::{LOCK_CLASS, LOCK_GATE, Step, Subject, Table, exists, ident, protected, with_children, worker_lock::try_lock};
+use super::{
+    LOCK_CLASS, LOCK_GATE, Step, Subject, Table, exists, ident, protected, with_children, worker_lock::try_lock,
+};
 use crate::{
     api::{Reason, WindowProgress},
     runner::{Failure, postgres::classify},

@@ -4,15 +4,17 @@ use std::time::Duration;
 
 use tokio_postgres::Client;
 
-use super::{Channel, Outcome, session::{Task, lost}};
+use super::{
+    Channel, Outcome,
+    session::{Task, lost},
+};
 use crate::{
     api::{Reason, WindowState},
     runner::{
         Failure,
         database::control::{
-            self, Applied,
+            self, Applied, jitter,
             write_block::{self, Finished},
-            jitter,
         },
     },
 };

@@ -9,42 +9,31 @@
 //! ```
 //! A lost connection at any point leads back to `session()`; the gate stays closed meanwhile.
 
-use std::{
-    pin::pin,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio_postgres::Client;
 
-use super::{
-    Channel, Orders, Outcome, Report, Running, WindowPlan,
-    background::{comparison, probe},
-};
+use super::{Channel, Orders, Outcome, Report, Running, WindowPlan};
 use crate::{
-    api::{Comparison, Reason, WindowCommand, WindowProgress, WindowState},
+    api::{Reason, WindowCommand, WindowProgress, WindowState},
     runner::{
         Failure,
         database::control::{
-            self, Applied, Sql, Step, Stop, Subject,
+            self, Sql, Step, Subject, jitter,
             write_block::{self, Finished, Snapshot},
-            jitter,
         },
         postgres::{Target, classify},
     },
 };
 
 /// How often the task looks at clock and orders when nothing wakes it.
-const TICK: Duration = Duration::from_millis(50);
+pub(super) const TICK: Duration = Duration::from_millis(50);
 /// How often an idle session is tried, so that a lost one is noticed before it is needed.
-const PING: Duration = Duration::from_secs(1);
-/// How often the baseline is brought up to date while the task stands by.
-const REFRESH: Duration = Duration::from_secs(10);
+pub(super) const PING: Duration = Duration::from_secs(1);
 /// How long a task that has opened nothing looks for its database.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How often a transaction that met a lock is tried again.
-const LOCK_TRIES: u32 = 3;
 /// How long another task's session is silent before it is ended, the first time.
 const STALE: Duration = Duration::from_secs(10);
 
@@ -219,329 +208,6 @@ impl<'a, C: Channel> Task<'a, C> {
             (Step::Up, Some(_), false) => Resume::Done(Finished { released: true, failure: None }),
             (Step::Up, None, false) | (Step::Down, Some(_), false) if closed => Resume::Blocked,
             (Step::Up, None, false) | (Step::Down, Some(_), false) => Resume::Standby,
-        }
-    }
-
-    /// The gate was closed by an earlier session: lets this one pass, and takes the lock again.
-    async fn take_over(&mut self, client: &mut Client) -> Result<(), Failure> {
-        self.opened = true;
-        let closed_at = write_block::adopt(client, self.subject(), self.plan.direction, self.plan.attempt).await?;
-        // Read after it was adopted: what the way there has acknowledged binds the way back.
-        if let Some(intent) = write_block::observe(client, self.subject(), self.plan.direction).await?.intent {
-            self.deadline = Some(intent.deadline);
-            self.progress = intent.progress;
-            self.progress.switch_acknowledged = intent.switch_acknowledged;
-        }
-        self.progress.blocked_at = closed_at;
-        // An earlier window's end is not this one's.
-        self.progress.released_at = None;
-        self.progress.deadline_passed = false;
-        Ok(())
-    }
-
-    /// Everything is made ready; waits for `BlockWrites`.
-    async fn standby(&mut self, mut client: Client) -> Result<Outcome, Failure> {
-        let subject = self.subject();
-        control::reinstall(&mut client, subject).await?;
-        if self.plan.direction == Step::Up {
-            if !control::has_baseline(&client, subject).await? && control::compare(&client, subject).await?.users > 0 {
-                return Err(Failure::new(
-                    Reason::BalancesUnexplained,
-                    "no baseline of the balances was taken; next: let the Backup step run again",
-                ));
-            }
-            control::refresh_baseline(&mut client, subject).await?;
-        }
-        self.progress.state = WindowState::Ready;
-        self.report(None);
-        let (mut pinged, mut refreshed) = (Instant::now(), Instant::now());
-        loop {
-            let orders = self.orders();
-            match orders.command {
-                _ if orders.gone => {
-                    return Ok(Outcome { progress: self.progress.clone(), failure: Some(self.overdue_failure()) });
-                }
-                WindowCommand::Standby => {}
-                WindowCommand::Rollback => {
-                    self.progress.state = WindowState::RolledBack;
-                    return Ok(Outcome { progress: self.progress.clone(), failure: None });
-                }
-                WindowCommand::BlockWrites | WindowCommand::Switch | WindowCommand::UnblockWrites => {
-                    let Some(deadline) = orders.deadline else {
-                        return Err(Failure::new(Reason::Internal, "the order to open the window has no deadline"));
-                    };
-                    return self.open(client, deadline).await;
-                }
-            }
-            self.wait().await;
-            if pinged.elapsed() > PING {
-                ping(&client).await?;
-                pinged = Instant::now();
-            }
-            if refreshed.elapsed() > REFRESH && self.plan.direction == Step::Up {
-                control::refresh_baseline(&mut client, subject).await?;
-                refreshed = Instant::now();
-            }
-        }
-    }
-
-    /// Until an order comes in, or a tick is over.
-    async fn wait(&mut self) {
-        // An error means that the poller is gone, which ends with this task.
-        let _ = tokio::time::timeout(TICK, self.orders.changed()).await;
-    }
-
-    async fn open(&mut self, mut client: Client, deadline: Timestamp) -> Result<Outcome, Failure> {
-        if self.overdue() {
-            self.progress.deadline_passed = true;
-            self.progress.state =
-                if self.plan.direction == Step::Up { WindowState::RolledBack } else { WindowState::Released };
-            return Ok(Outcome { progress: self.progress.clone(), failure: Some(self.overdue_failure()) });
-        }
-        self.progress.state = WindowState::Blocking;
-        self.report(None);
-        self.deadline = Some(deadline);
-        // Set before the call: if the connection is lost in it, the gate may be closed.
-        self.opened = true;
-        let closed_at =
-            match write_block::close(&mut client, self.subject(), self.plan.direction, self.plan.attempt, deadline).await {
-                Err(failure) if !lost(&failure) => {
-                    // The closing was refused: the gate is open as before.
-                    self.opened = false;
-                    self.progress.state =
-                        if self.plan.direction == Step::Up { WindowState::RolledBack } else { WindowState::Released };
-                    return Err(failure);
-                }
-                result => result?,
-            };
-        self.progress.blocked_at = Some(closed_at);
-        self.blocked(client, closed_at).await
-    }
-
-    /// The gate is closed: makes sure that it is, and goes on to the SQL (way there) or waits (way back).
-    async fn blocked(&mut self, mut client: Client, closed_at: Timestamp) -> Result<Outcome, Failure> {
-        let released = self.plan.direction == Step::Down;
-        let secured = if self.called_off() {
-            None
-        } else {
-            let mut secure = pin!(self.secure(&client, closed_at));
-            loop {
-                tokio::select! {
-                    secured = &mut secure => break Some(secured),
-                    () = tokio::time::sleep(TICK) => {}
-                }
-                if self.called_off() {
-                    break None;
-                }
-            }
-        };
-        match secured {
-            Some(Ok((ended, proof))) => {
-                self.progress.terminated_sessions += ended;
-                self.progress.proof = Some(proof);
-            }
-            // Whoever holds the tables holds up neither the deadline nor an order.
-            None if released || self.overdue() => return self.overdue_end(&mut client, released).await,
-            None => return self.finish(&mut client, false, None).await,
-            Some(Err(failure)) if lost(&failure) => return Err(failure),
-            // The flag may have been flipped on the word of an earlier session: the gate must not open by itself any more.
-            Some(Err(failure)) if self.progress.switch_acknowledged => return self.held(failure).await,
-            Some(Err(failure)) => return self.finish(&mut client, released, Some(failure)).await,
-        }
-        self.progress.state = WindowState::Blocked;
-        if self.plan.direction == Step::Up {
-            self.milestone(&client).await?;
-            return match self.up() {
-                Ok(Some(up)) => self.migrate(client, up).await,
-                Ok(None) => self.finish(&mut client, false, None).await,
-                Err(failure) => self.finish(&mut client, false, Some(failure)).await,
-            };
-        }
-        self.progress.users_written_since = match control::users_written_within(&mut client, self.subject()).await {
-            Ok(users) => Some(users),
-            Err(failure) if lost(&failure) => return Err(failure),
-            // A figure for people: not to be had in time, it is unknown.
-            Err(failure) => {
-                tracing::warn!(message = failure.message, "written users are not counted");
-                None
-            }
-        };
-        // The old version is about to be started: its sessions must be ordinary ones, the gate is what blocks.
-        self.restore_default(&client).await?;
-        self.milestone(&client).await?;
-        self.hold(&mut client).await
-    }
-
-    /// A default that cannot be put back (the SQL gave the database another owner) must not keep the task from its orders:
-    /// `finish` tries again, and tells.
-    async fn restore_default(&self, client: &Client) -> Result<(), Failure> {
-        match write_block::restore_default(client, self.subject()).await {
-            Err(failure) if lost(&failure) => return Err(failure),
-            Err(failure) => tracing::error!(message = failure.message, "the read-only default is not put back"),
-            Ok(_) => {}
-        }
-        Ok(())
-    }
-
-    /// What is begun before the SQL ends at once: by the deadline, while the switch is not acknowledged, or on the way there by `Rollback`.
-    fn called_off(&self) -> bool {
-        (self.overdue() && !self.progress.switch_acknowledged)
-            || (self.plan.direction == Step::Up && self.orders().command == WindowCommand::Rollback)
-    }
-
-    /// Drains and proves. The number of sessions that were ended, and the proof.
-    async fn secure(&self, client: &Client, closed_at: Timestamp) -> Result<(u32, String), Failure> {
-        // Past an acknowledged switch the deadline ends nothing any more: one that has passed would leave no time to drain, and
-        // each way back would fail at once.
-        let deadline = self.orders().deadline.or(self.deadline).filter(|_| !self.progress.switch_acknowledged);
-        let left = deadline.map_or(Duration::MAX, |deadline| {
-            Duration::try_from(deadline.duration_since(self.channel.now())).unwrap_or_default()
-        });
-        let limit = (self.subject().lock_timeout * 3 + Duration::from_secs(1)).min(left);
-        let ended = write_block::drain(client, self.subject(), closed_at, limit).await?;
-        Ok((ended, control::prove(self.target, self.subject()).await?))
-    }
-
-    /// Runs the up SQL; stops it at the deadline, on `Rollback`, or when the run is gone.
-    async fn migrate(&mut self, mut client: Client, up: &Sql) -> Result<Outcome, Failure> {
-        let stop = Stop::default();
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            let token = client.cancel_token();
-            let result = {
-                let mut run = pin!(control::run_up(&mut client, self.subject(), up, &stop));
-                loop {
-                    tokio::select! {
-                        result = &mut run => break result,
-                        () = tokio::time::sleep(TICK) => {}
-                    }
-                    if self.overdue() || self.orders().command == WindowCommand::Rollback {
-                        stop.stop();
-                        // Waited for: a request still under way could hit a later statement.
-                        if let Err(failure) = self.target.cancel(token.clone()).await {
-                            tracing::warn!(message = failure.message, "statement not cancelled");
-                        }
-                    }
-                }
-            };
-            if stop.stopped() {
-                // Swallows a cancellation that came too late for the SQL; it must not hit the opening of the gate.
-                let _ = ping(&client).await;
-            }
-            match result {
-                Ok(Applied::Now { seconds, reconciled_users } | Applied::Before { seconds, reconciled_users }) => {
-                    return self.migrated(&mut client, (seconds, reconciled_users)).await;
-                }
-                Ok(Applied::Nothing) => return self.finish(&mut client, false, None).await,
-                Err(failure) if lost(&failure) => return Err(failure),
-                Err(_) if stop.stopped() && !self.overdue() => return self.finish(&mut client, false, None).await,
-                Err(_) if stop.stopped() => return self.overdue_end(&mut client, false).await,
-                Err(failure) if failure.reason == Reason::LockTimeout && tries < LOCK_TRIES => {
-                    tokio::time::sleep(jitter(Duration::from_millis(50))).await;
-                }
-                Err(failure) => return self.finish(&mut client, false, Some(failure)).await,
-            }
-        }
-    }
-
-    /// The up SQL is committed.
-    async fn migrated(&mut self, client: &mut Client, (seconds, users): (f64, u64)) -> Result<Outcome, Failure> {
-        self.progress.state = self.progress.state.max(WindowState::Migrated);
-        self.progress.migrate_seconds = Some(seconds);
-        self.progress.reconciled_users = Some(users);
-        self.keep_down(client).await?;
-        // Sessions of the restarted application must be ordinary ones; the gate is what blocks.
-        self.restore_default(client).await?;
-        self.milestone(client).await?;
-        self.hold(client).await
-    }
-
-    /// Waits for the controller with writes blocked. On the way there the full comparison runs beside.
-    async fn hold(&mut self, client: &mut Client) -> Result<Outcome, Failure> {
-        let up = self.plan.direction == Step::Up;
-        if up && !write_block::locked(client).await? {
-            // Taken over from an earlier session, whose end gave the lock back.
-            let closed_at = self.progress.blocked_at.unwrap_or(Timestamp::UNIX_EPOCH);
-            match write_block::drain(client, self.subject(), closed_at, self.subject().lock_timeout * 3).await {
-                Err(failure) if lost(&failure) => return Err(failure),
-                // The gate's row blocks writes all the same; orders and deadline must not wait for the lock.
-                Err(failure) => tracing::warn!(message = failure.message, "the gate's lock is not had again"),
-                Ok(_) => {}
-            }
-        }
-        let (target, subject, channel) = (self.target, self.subject(), self.channel);
-        let mut comparing = pin!(comparison(target, subject));
-        let mut probing = pin!(probe(channel));
-        let mut pinged = Instant::now();
-        loop {
-            let orders = self.orders();
-            let acknowledged = self.progress.switch_acknowledged;
-            match orders.command {
-                WindowCommand::Rollback => return self.undo(client, None).await,
-                WindowCommand::UnblockWrites if !up => return self.finish(client, true, None).await,
-                WindowCommand::UnblockWrites => match &self.progress.comparison {
-                    Some(Comparison { unexplained: 0, .. }) => return self.finish(client, true, None).await,
-                    // Released, the way back would lose what was written since; a person or the controller must order the rollback.
-                    Some(Comparison { unexplained, users, .. }) => {
-                        let message = format!(
-                            "{unexplained} of {users} users have a balance that nothing explains, limit 0: the gate stays closed; next: order Rollback"
-                        );
-                        self.report(Some(Failure::new(Reason::BalancesUnexplained, message)));
-                    }
-                    None => {}
-                },
-                _ => {}
-            }
-            let waiting = orders.command != WindowCommand::UnblockWrites
-                || self.progress.comparison.as_ref().is_some_and(|c| c.unexplained > 0);
-            if self.overdue() && waiting && self.progress.state != WindowState::Held {
-                if acknowledged || orders.command == WindowCommand::UnblockWrites {
-                    self.progress.state = WindowState::Held;
-                    self.progress.deadline_passed = true;
-                    let failure = self.overdue_failure();
-                    tracing::error!(
-                        message = failure.message,
-                        "writes stay blocked: the switch of the application had begun; a person must order UnblockWrites or Rollback"
-                    );
-                    write_block::save_progress(client, self.subject(), self.plan.direction, &self.progress).await?;
-                    self.report(Some(failure));
-                } else if up {
-                    self.progress.deadline_passed = true;
-                    let failure = self.overdue_failure();
-                    return self.undo(client, Some(failure)).await;
-                } else {
-                    return self.overdue_end(client, true).await;
-                }
-            } else if orders.command >= WindowCommand::Switch && !acknowledged && !self.overdue() {
-                write_block::acknowledge_switch(client, self.subject(), self.plan.direction).await?;
-                self.progress.switch_acknowledged = true;
-                self.milestone(client).await?;
-            }
-            if self.progress.state == WindowState::Held && orders.last_pod {
-                // No order can come any more, and the session would keep whoever goes on waiting.
-                return self.held(self.overdue_failure()).await;
-            }
-            let compare = up && self.progress.comparison.is_none();
-            tokio::select! {
-                comparison = &mut comparing, if compare => {
-                    self.progress.comparison = Some(comparison);
-                    self.milestone(client).await?;
-                }
-                answers = &mut probing => {
-                    probing.set(probe(channel));
-                    if let Some((version, asked)) = answers {
-                        (self.progress.observed_version, self.progress.observed_at) = (Some(version), Some(asked));
-                        // What is wrong, if something is, stays told.
-                        self.reports.send_modify(|(progress, _)| progress.clone_from(&self.progress));
-                    }
-                }
-                _ = tokio::time::timeout(TICK, self.orders.changed()) => {}
-            }
-            if pinged.elapsed() > PING {
-                ping(client).await?;
-                pinged = Instant::now();
-            }
         }
     }
 }

@@ -2,11 +2,16 @@
 
 use tokio_postgres::Client;
 
-use super::{Channel, session::{Task, lost}};
-use crate::runner::{
-    Failure,
-    database::control::{self, Sql, Step},
-    tasks::window::as_approved,
+use super::{
+    Channel,
+    session::{Task, lost},
+};
+use crate::{
+    api::Reason,
+    runner::{
+        Failure,
+        database::control::{self, Sql, Step},
+    },
 };
 
 impl<'a, C: Channel> Task<'a, C> {
@@ -49,4 +54,16 @@ impl<'a, C: Channel> Task<'a, C> {
             Ok(()) => Ok(()),
         }
     }
+}
+
+/// The SQL must be what the controller saw, people approved and the rehearsal ran.
+fn as_approved<'a>(name: &str, mounted: &'a Result<Sql, Failure>, approved: &str) -> Result<&'a Sql, Failure> {
+    let mounted = mounted.as_ref().map_err(Failure::clone)?;
+    if mounted.sha256 == approved {
+        return Ok(mounted);
+    }
+    let found = &mounted.sha256;
+    let message =
+        format!("the {name} SQL is {found}, approved was {approved}; next: restore it, or approve the new plan");
+    Err(Failure::new(Reason::SqlChanged, message))
 }

@@ -8,7 +8,10 @@
 
 use tokio_postgres::Client;
 
-use super::{Channel, session::{Task, lost}};
+use super::{
+    Channel,
+    session::{Task, lost},
+};
 use crate::{
     api::{Reason, WindowCommand, WindowState},
     runner::{
@@ -101,6 +104,23 @@ impl<C: Channel> Task<'_, C> {
         });
         tracing::error!(reason = %note.reason, message = note.message, "the window waits for another session");
         self.report(Some(note));
+        Ok(())
+    }
+
+    /// The gate was closed by an earlier session: lets this one pass, and takes the lock again.
+    pub(super) async fn take_over(&mut self, client: &mut Client) -> Result<(), Failure> {
+        self.opened = true;
+        let closed_at = write_block::adopt(client, self.subject(), self.plan.direction, self.plan.attempt).await?;
+        // Read after it was adopted: what the way there has acknowledged binds the way back.
+        if let Some(intent) = write_block::observe(client, self.subject(), self.plan.direction).await?.intent {
+            self.deadline = Some(intent.deadline);
+            self.progress = intent.progress;
+            self.progress.switch_acknowledged = intent.switch_acknowledged;
+        }
+        self.progress.blocked_at = closed_at;
+        // An earlier window's end is not this one's.
+        self.progress.released_at = None;
+        self.progress.deadline_passed = false;
         Ok(())
     }
 }

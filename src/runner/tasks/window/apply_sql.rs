@@ -1,0 +1,81 @@
+//! Running the up SQL.
+
+use std::{pin::pin, time::Duration};
+
+use tokio_postgres::Client;
+
+use super::{
+    Channel, Outcome,
+    session::{TICK, Task, lost, ping},
+};
+use crate::{
+    api::{Reason, WindowCommand, WindowState},
+    runner::{
+        Failure,
+        database::control::{self, Applied, Sql, Stop, jitter},
+    },
+};
+
+/// How often a transaction that met a lock is tried again.
+const LOCK_TRIES: u32 = 3;
+
+impl<C: Channel> Task<'_, C> {
+    /// Runs the up SQL; stops it at the deadline, on `Rollback`, or when the run is gone.
+    pub(super) async fn migrate(&mut self, mut client: Client, up: &Sql) -> Result<Outcome, Failure> {
+        let stop = Stop::default();
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let token = client.cancel_token();
+            let result = {
+                let mut run = pin!(control::run_up(&mut client, self.subject(), up, &stop));
+                loop {
+                    tokio::select! {
+                        result = &mut run => break result,
+                        () = tokio::time::sleep(TICK) => {}
+                    }
+                    if self.overdue() || self.orders().command == WindowCommand::Rollback {
+                        stop.stop();
+                        // Waited for: a request still under way could hit a later statement.
+                        if let Err(failure) = self.target.cancel(token.clone()).await {
+                            tracing::warn!(message = failure.message, "statement not cancelled");
+                        }
+                    }
+                }
+            };
+            if stop.stopped() {
+                // Swallows a cancellation that came too late for the SQL; it must not hit the opening of the gate.
+                let _ = ping(&client).await;
+            }
+            match result {
+                Ok(Applied::Now { seconds, reconciled_users } | Applied::Before { seconds, reconciled_users }) => {
+                    return self.migrated(&mut client, (seconds, reconciled_users)).await;
+                }
+                Ok(Applied::Nothing) => return self.finish(&mut client, false, None).await,
+                Err(failure) if lost(&failure) => return Err(failure),
+                Err(_) if stop.stopped() && !self.overdue() => return self.finish(&mut client, false, None).await,
+                Err(_) if stop.stopped() => return self.overdue_end(&mut client, false).await,
+                Err(failure) if failure.reason == Reason::LockTimeout && tries < LOCK_TRIES => {
+                    tokio::time::sleep(jitter(Duration::from_millis(50))).await;
+                }
+                Err(failure) => return self.finish(&mut client, false, Some(failure)).await,
+            }
+        }
+    }
+
+    /// The up SQL is committed.
+    pub(super) async fn migrated(
+        &mut self,
+        client: &mut Client,
+        (seconds, users): (f64, u64),
+    ) -> Result<Outcome, Failure> {
+        self.progress.state = self.progress.state.max(WindowState::Migrated);
+        self.progress.migrate_seconds = Some(seconds);
+        self.progress.reconciled_users = Some(users);
+        self.keep_down(client).await?;
+        // Sessions of the restarted application must be ordinary ones; the gate is what blocks.
+        self.restore_default(client).await?;
+        self.milestone(client).await?;
+        self.hold(client).await
+    }
+}

@@ -1,0 +1,133 @@
+//! Blocking writes, and making sure that they are.
+
+use std::{pin::pin, time::Duration};
+
+use jiff::Timestamp;
+use tokio_postgres::Client;
+
+use super::{
+    Channel, Outcome,
+    session::{TICK, Task, lost},
+};
+use crate::{
+    api::{WindowCommand, WindowState},
+    runner::{
+        Failure,
+        database::control::{self, Step, write_block},
+    },
+};
+
+impl<C: Channel> Task<'_, C> {
+    pub(super) async fn open(&mut self, mut client: Client, deadline: Timestamp) -> Result<Outcome, Failure> {
+        if self.overdue() {
+            self.progress.deadline_passed = true;
+            self.progress.state =
+                if self.plan.direction == Step::Up { WindowState::RolledBack } else { WindowState::Released };
+            return Ok(Outcome { progress: self.progress.clone(), failure: Some(self.overdue_failure()) });
+        }
+        self.progress.state = WindowState::Blocking;
+        self.report(None);
+        self.deadline = Some(deadline);
+        // Set before the call: if the connection is lost in it, the gate may be closed.
+        self.opened = true;
+        let closed_at =
+            match write_block::close(&mut client, self.subject(), self.plan.direction, self.plan.attempt, deadline)
+                .await
+            {
+                Err(failure) if !lost(&failure) => {
+                    // The closing was refused: the gate is open as before.
+                    self.opened = false;
+                    self.progress.state =
+                        if self.plan.direction == Step::Up { WindowState::RolledBack } else { WindowState::Released };
+                    return Err(failure);
+                }
+                result => result?,
+            };
+        self.progress.blocked_at = Some(closed_at);
+        self.blocked(client, closed_at).await
+    }
+
+    /// The gate is closed: makes sure that it is, and goes on to the SQL (way there) or waits (way back).
+    pub(super) async fn blocked(&mut self, mut client: Client, closed_at: Timestamp) -> Result<Outcome, Failure> {
+        let released = self.plan.direction == Step::Down;
+        let secured = if self.called_off() {
+            None
+        } else {
+            let mut secure = pin!(self.secure(&client, closed_at));
+            loop {
+                tokio::select! {
+                    secured = &mut secure => break Some(secured),
+                    () = tokio::time::sleep(TICK) => {}
+                }
+                if self.called_off() {
+                    break None;
+                }
+            }
+        };
+        match secured {
+            Some(Ok((ended, proof))) => {
+                self.progress.terminated_sessions += ended;
+                self.progress.proof = Some(proof);
+            }
+            // Whoever holds the tables holds up neither the deadline nor an order.
+            None if released || self.overdue() => return self.overdue_end(&mut client, released).await,
+            None => return self.finish(&mut client, false, None).await,
+            Some(Err(failure)) if lost(&failure) => return Err(failure),
+            // The flag may have been flipped on the word of an earlier session: the gate must not open by itself any more.
+            Some(Err(failure)) if self.progress.switch_acknowledged => return self.held(failure).await,
+            Some(Err(failure)) => return self.finish(&mut client, released, Some(failure)).await,
+        }
+        self.progress.state = WindowState::Blocked;
+        if self.plan.direction == Step::Up {
+            self.milestone(&client).await?;
+            return match self.up() {
+                Ok(Some(up)) => self.migrate(client, up).await,
+                Ok(None) => self.finish(&mut client, false, None).await,
+                Err(failure) => self.finish(&mut client, false, Some(failure)).await,
+            };
+        }
+        self.progress.users_written_since = match control::users_written_within(&mut client, self.subject()).await {
+            Ok(users) => Some(users),
+            Err(failure) if lost(&failure) => return Err(failure),
+            // A figure for people: not to be had in time, it is unknown.
+            Err(failure) => {
+                tracing::warn!(message = failure.message, "written users are not counted");
+                None
+            }
+        };
+        // The old version is about to be started: its sessions must be ordinary ones, the gate is what blocks.
+        self.restore_default(&client).await?;
+        self.milestone(&client).await?;
+        self.hold(&mut client).await
+    }
+
+    /// A default that cannot be put back (the SQL gave the database another owner) must not keep the task from its orders:
+    /// `finish` tries again, and tells.
+    pub(super) async fn restore_default(&self, client: &Client) -> Result<(), Failure> {
+        match write_block::restore_default(client, self.subject()).await {
+            Err(failure) if lost(&failure) => return Err(failure),
+            Err(failure) => tracing::error!(message = failure.message, "the read-only default is not put back"),
+            Ok(_) => {}
+        }
+        Ok(())
+    }
+
+    /// What is begun before the SQL ends at once: by the deadline, while the switch is not acknowledged, or on the way there by `Rollback`.
+    pub(super) fn called_off(&self) -> bool {
+        (self.overdue() && !self.progress.switch_acknowledged)
+            || (self.plan.direction == Step::Up && self.orders().command == WindowCommand::Rollback)
+    }
+
+    /// Drains and proves. The number of sessions that were ended, and the proof.
+    pub(super) async fn secure(&self, client: &Client, closed_at: Timestamp) -> Result<(u32, String), Failure> {
+        // Past an acknowledged switch the deadline ends nothing any more: one that has passed would leave no time to drain, and
+        // each way back would fail at once.
+        let deadline = self.orders().deadline.or(self.deadline).filter(|_| !self.progress.switch_acknowledged);
+        let left = deadline.map_or(Duration::MAX, |deadline| {
+            Duration::try_from(deadline.duration_since(self.channel.now())).unwrap_or_default()
+        });
+        let limit = (self.subject().lock_timeout * 3 + Duration::from_secs(1)).min(left);
+        let ended = write_block::drain(client, self.subject(), closed_at, limit).await?;
+        Ok((ended, control::prove(self.target, self.subject()).await?))
+    }
+}

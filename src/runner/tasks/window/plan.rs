@@ -1,0 +1,41 @@
+//! What a window task is asked to do, and how it ended.
+
+use std::time::Duration;
+
+use crate::{
+    api::{RunInputs, WindowOrder, WindowProgress},
+    runner::{
+        Failure,
+        database::control::{Sql, Step, Subject},
+    },
+};
+
+/// What a window task is to do.
+#[derive(Clone, Debug)]
+pub struct WindowPlan {
+    /// Names and limits.
+    pub subject: Subject,
+    /// Way there (`Task::Window`) or way back (`Task::RollbackWindow`).
+    pub direction: Step,
+    /// Attempt of the run.
+    pub attempt: u32,
+    /// The up SQL as mounted, or why it cannot be used: of no interest on the way back, and once it is committed.
+    pub up: Result<Sql, Failure>,
+    /// The down SQL as mounted, or why it cannot be used: once the up SQL is committed the database has it, too.
+    pub down: Result<Sql, Failure>,
+    /// What the controller saw.
+    pub inputs: RunInputs,
+    /// The order that is known already: that of the run as it was read, or as an earlier container of this pod kept it.
+    pub order: WindowOrder,
+    /// How often the API server is asked for an order, usually 250 ms.
+    pub poll: Duration,
+}
+
+/// How a window task ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// The last progress: `Released` or `RolledBack`; `Held` if writes stay blocked; anything earlier if nothing was opened.
+    pub progress: WindowProgress,
+    /// Why it is no success. `DeadlinePassed` if the task ended the window by itself, `PodFailed` if another pod is to go on.
+    pub failure: Option<Failure>,
+}

@@ -1,0 +1,74 @@
+//! Standing by: everything is made ready, and the task waits for the order to open the window.
+
+use std::time::{Duration, Instant};
+
+use tokio_postgres::Client;
+
+use super::{
+    Channel, Outcome,
+    session::{PING, TICK, Task, ping},
+};
+use crate::{
+    api::{Reason, WindowCommand, WindowState},
+    runner::{
+        Failure,
+        database::control::{self, Step},
+    },
+};
+
+/// How often the baseline is brought up to date while the task stands by.
+const REFRESH: Duration = Duration::from_secs(10);
+
+impl<C: Channel> Task<'_, C> {
+    /// Everything is made ready; waits for `BlockWrites`.
+    pub(super) async fn standby(&mut self, mut client: Client) -> Result<Outcome, Failure> {
+        let subject = self.subject();
+        control::reinstall(&mut client, subject).await?;
+        if self.plan.direction == Step::Up {
+            if !control::has_baseline(&client, subject).await? && control::compare(&client, subject).await?.users > 0 {
+                return Err(Failure::new(
+                    Reason::BalancesUnexplained,
+                    "no baseline of the balances was taken; next: let the Backup step run again",
+                ));
+            }
+            control::refresh_baseline(&mut client, subject).await?;
+        }
+        self.progress.state = WindowState::Ready;
+        self.report(None);
+        let (mut pinged, mut refreshed) = (Instant::now(), Instant::now());
+        loop {
+            let orders = self.orders();
+            match orders.command {
+                _ if orders.gone => {
+                    return Ok(Outcome { progress: self.progress.clone(), failure: Some(self.overdue_failure()) });
+                }
+                WindowCommand::Standby => {}
+                WindowCommand::Rollback => {
+                    self.progress.state = WindowState::RolledBack;
+                    return Ok(Outcome { progress: self.progress.clone(), failure: None });
+                }
+                WindowCommand::BlockWrites | WindowCommand::Switch | WindowCommand::UnblockWrites => {
+                    let Some(deadline) = orders.deadline else {
+                        return Err(Failure::new(Reason::Internal, "the order to open the window has no deadline"));
+                    };
+                    return self.open(client, deadline).await;
+                }
+            }
+            self.wait().await;
+            if pinged.elapsed() > PING {
+                ping(&client).await?;
+                pinged = Instant::now();
+            }
+            if refreshed.elapsed() > REFRESH && self.plan.direction == Step::Up {
+                control::refresh_baseline(&mut client, subject).await?;
+                refreshed = Instant::now();
+            }
+        }
+    }
+
+    /// Until an order comes in, or a tick is over.
+    pub(super) async fn wait(&mut self) {
+        // An error means that the poller is gone, which ends with this task.
+        let _ = tokio::time::timeout(TICK, self.orders.changed()).await;
+    }
+}
