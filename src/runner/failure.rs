@@ -22,4 +22,42 @@ impl Failure {
     pub fn of_sql(name: &str, problem: &sql::Problem) -> Self {
         Self::new(problem.kind.into(), format!("{name}, line {}: {}", problem.line, problem.message))
     }
+
+    /// Whether the connection to the database was lost or could not be made: another session may succeed.
+    pub fn is_connection_lost(&self) -> bool {
+        matches!(self.reason, Reason::ConnectionLost | Reason::HostUnreachable)
+    }
+}
+
+/// Separates a lost connection, which only another session recovers from, from every other failure.
+pub(crate) trait UnlessLost<T> {
+    /// The outer error is a lost connection, for `?`; the inner result is for the caller to handle.
+    ///
+    /// # Errors
+    /// Those of [`Failure::is_connection_lost`].
+    fn unless_lost(self) -> Result<Result<T, Failure>, Failure>;
+}
+
+impl<T> UnlessLost<T> for Result<T, Failure> {
+    fn unless_lost(self) -> Result<Result<T, Failure>, Failure> {
+        match self {
+            Err(failure) if failure.is_connection_lost() => Err(failure),
+            result => Ok(result),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_lost_connection_is_carried_past_the_caller() {
+        for (reason, lost) in
+            [(Reason::ConnectionLost, true), (Reason::HostUnreachable, true), (Reason::LockTimeout, false)]
+        {
+            assert_eq!(Err::<(), _>(Failure::new(reason, "")).unless_lost().is_err(), lost, "{reason}");
+        }
+        assert_eq!(Ok(1).unless_lost(), Ok(Ok(1)));
+    }
 }

@@ -408,6 +408,13 @@ impl Query {
     }
 }
 
+/// By [`classify`], so that `?` converts the error of a running session.
+impl From<tokio_postgres::Error> for Failure {
+    fn from(error: tokio_postgres::Error) -> Self {
+        classify(&error)
+    }
+}
+
 /// What an error of a running session means. Never its `detail`, which quotes rows.
 pub fn classify(error: &tokio_postgres::Error) -> Failure {
     let Some(db) = error.as_db_error() else {
