@@ -17,6 +17,14 @@ impl Direction {
             Direction::Rollback => "down",
         }
     }
+
+    /// The schema that is in place as long as the SQL of this direction has not been committed.
+    pub fn schema_before(self) -> SchemaInPlace {
+        match self {
+            Direction::Forward => SchemaInPlace::Old,
+            Direction::Rollback => SchemaInPlace::New,
+        }
+    }
 }
 
 /// Which schema the application's tables have when writes are allowed again.

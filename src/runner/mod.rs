@@ -55,7 +55,6 @@ pub use failure::Failure;
 use self::{
     archive::Tools,
     channel::{ApiChannel, order_of, whole},
-    database::control::Step,
     kept::Kept,
     notify::Alarm,
     probe::Prober,
@@ -65,7 +64,7 @@ use self::{
     work::Work,
 };
 use crate::{
-    api::{CheckResult, MigrationRun, MigrationRunStatus, Reason, RunPhase, Task, WindowState, mounts},
+    api::{CheckResult, Direction, MigrationRun, MigrationRunStatus, Reason, RunPhase, Task, WindowState, mounts},
     telemetry,
 };
 
@@ -202,8 +201,8 @@ async fn dispatch(
         Task::VerifyBackup => verify::run(&work).await,
         Task::ExportKeyUsers => key_users::run(&work).await,
         Task::Rehearse => rehearsal::run(&work).await,
-        Task::Window => window(&work, reporter, kept, Step::Up).await,
-        Task::RollbackWindow => window(&work, reporter, kept, Step::Down).await,
+        Task::Window => window(&work, reporter, kept, Direction::Forward).await,
+        Task::RollbackWindow => window(&work, reporter, kept, Direction::Rollback).await,
         Task::Validate | Task::Monitor => checks(&work, &spec.plan.checks_of(spec.task), &status.checks).await,
         Task::DayCheck | Task::WeekReview => follow_up::run(&work, &status.checks).await,
         Task::Notify => stoppable(stop, notify::run(&work)).await,
@@ -227,7 +226,7 @@ async fn checks(work: &Work<'_>, checks: &[crate::api::Check], before: &[CheckRe
     Ok("ended by the controller".to_owned())
 }
 
-async fn window(work: &Work<'_>, reporter: &Reporter, kept: Kept, direction: Step) -> Result<String, Failure> {
+async fn window(work: &Work<'_>, reporter: &Reporter, kept: Kept, direction: Direction) -> Result<String, Failure> {
     let target = work.settings.target()?;
     let sql = rehearsal::for_window(work);
     let order = order_of(&work.spec.window);

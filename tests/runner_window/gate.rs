@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use credit_migration::{
-    api::Reason,
+    api::{Direction, Reason},
     runner::{
         cleanup::cleanup,
         database::control::{
-            self, Step, Subject,
+            self, Subject,
             write_block::{self, Finished},
         },
     },
@@ -26,14 +26,16 @@ const QUEUED: &str = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND 
 /// Closes the gate as the window does, up to the lock.
 async fn close(client: &mut Client, subject: &Subject) -> u32 {
     let closed_at =
-        write_block::close(client, subject, Step::Up, 1, Timestamp::from_second(DEADLINE).unwrap()).await.unwrap();
+        write_block::close(client, subject, Direction::Forward, 1, Timestamp::from_second(DEADLINE).unwrap())
+            .await
+            .unwrap();
     write_block::drain(client, subject, closed_at, Duration::from_secs(3)).await.unwrap()
 }
 
 async fn open(client: &mut Client, subject: &Subject) {
     write_block::restore_default(client, subject).await.unwrap();
     let end = Finished { released: false, failure: None };
-    assert!(write_block::open(client, subject, Step::Up, &end, &Default::default()).await.unwrap().is_some());
+    assert!(write_block::open(client, subject, Direction::Forward, &end, &Default::default()).await.unwrap().is_some());
 }
 
 #[tokio::test]

@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use credit_migration::{
-    api::{Reason, WindowCommand as Order, WindowOrder, WindowState as State},
+    api::{Direction, Reason, WindowCommand as Order, WindowOrder, WindowState as State},
     runner::{
         Failure,
-        database::control::{Sql, Step},
+        database::control::Sql,
         tasks::window::{ChannelError, WindowPlan},
     },
 };
@@ -37,7 +37,7 @@ async fn a_statement_of_a_killed_pod_keeps_nobody_waiting() {
     for watched in [true, false] {
         let (database, desk) = (Database::new().await, Desk::new());
         database.prepared(&subject()).await;
-        let plan = plan(Step::Up, endless(watched), sample_down());
+        let plan = plan(Direction::Forward, endless(watched), sample_down());
         // A runtime of its own: an aborted task's connection would wait for its answer, that of a killed process is closed.
         let pod = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let first = {
@@ -64,7 +64,7 @@ async fn a_statement_of_a_killed_pod_keeps_nobody_waiting() {
 async fn a_pod_that_is_told_to_end_cancels_its_statement() {
     let (database, desk) = (Database::new().await, Desk::new());
     database.prepared(&subject()).await;
-    let task = desk.start(&database, &plan(Step::Up, endless(false), sample_down()));
+    let task = desk.start(&database, &plan(Direction::Forward, endless(false), sample_down()));
     desk.order(Order::BlockWrites);
     database.until(SLEEPS).await;
     desk.stop.cancel();

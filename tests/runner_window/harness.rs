@@ -14,10 +14,10 @@ use std::{
 };
 
 use credit_migration::{
-    api::{CreditMigrationSpec, RunInputs, WindowCommand, WindowOrder, WindowProgress, WindowState},
+    api::{CreditMigrationSpec, Direction, RunInputs, WindowCommand, WindowOrder, WindowProgress, WindowState},
     runner::{
         Failure,
-        database::control::{self, Sql, Step, Subject},
+        database::control::{self, Sql, Subject},
         postgres::Target,
         tasks::window::{self, Channel, ChannelError, Outcome, WindowPlan},
     },
@@ -295,7 +295,7 @@ pub fn sample_down() -> Sql {
     sql(&[include_str!("../../examples/watermark-remover/db/0003_rollback_credit_system.sql")])
 }
 
-pub fn plan(direction: Step, up: Sql, down: Sql) -> WindowPlan {
+pub fn plan(direction: Direction, up: Sql, down: Sql) -> WindowPlan {
     let inputs = RunInputs { up_sha256: up.sha256.clone(), down_sha256: down.sha256.clone(), ..RunInputs::default() };
     let order = WindowOrder { command: WindowCommand::Standby, deadline: None };
     let poll = Duration::from_millis(10);

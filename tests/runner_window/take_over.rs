@@ -1,8 +1,8 @@
 //! What a task meets that takes over, or comes late.
 
 use credit_migration::{
-    api::{Reason, WindowCommand as Order, WindowState as State},
-    runner::{cleanup::cleanup, database::control::Step},
+    api::{Direction, Reason, WindowCommand as Order, WindowState as State},
+    runner::cleanup::cleanup,
 };
 
 use crate::{
@@ -58,7 +58,7 @@ async fn a_read_only_default_that_stays_keeps_nobody_from_going_back() {
                      LOOP PERFORM pg_sleep(0.01); END LOOP; END $$"
     ));
     let desk = Desk::new();
-    let task = desk.start(&database, &plan(Step::Up, up, sample_down()));
+    let task = desk.start(&database, &plan(Direction::Forward, up, sample_down()));
     desk.order(Order::BlockWrites);
     database
         .until(&format!(
@@ -81,14 +81,14 @@ async fn a_read_only_default_that_stays_keeps_nobody_from_going_back() {
 /// A run that is deleted in `Standby` is followed by Cleanup; its pod may still be on its way.
 #[tokio::test]
 async fn what_cleanup_has_taken_down_stays_down() {
-    for direction in [Step::Up, Step::Down] {
+    for direction in [Direction::Forward, Direction::Rollback] {
         let database = match direction {
-            Step::Up => Database::new().await,
-            Step::Down => crate::window::released().await,
+            Direction::Forward => Database::new().await,
+            Direction::Rollback => crate::window::released().await,
         };
         let mut client = match direction {
-            Step::Up => database.prepared(&subject()).await,
-            Step::Down => database.target().connect("test").await.unwrap(),
+            Direction::Forward => database.prepared(&subject()).await,
+            Direction::Rollback => database.target().connect("test").await.unwrap(),
         };
         cleanup(&mut client, &subject()).await.unwrap();
         let outcome = end(Desk::new().start(&database, &plan(direction, sample_up(), sample_down()))).await;

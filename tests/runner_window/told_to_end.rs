@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use credit_migration::{
-    api::{Reason, WindowCommand as Order, WindowState as State},
-    runner::{database::control::Step, tasks::window::ChannelError},
+    api::{Direction, Reason, WindowCommand as Order, WindowState as State},
+    runner::tasks::window::ChannelError,
 };
 
 use crate::{
@@ -28,7 +28,7 @@ async fn with_the_run_gone_the_old_state_is_restored() {
         database.prepared(&subject()).await;
         let balances = database.balances().await;
         let up = if point == "sql" { slow() } else { sample_up() };
-        let task = desk.start(&database, &plan(Step::Up, up, sample_down()));
+        let task = desk.start(&database, &plan(Direction::Forward, up, sample_down()));
         desk.order(Order::BlockWrites);
         match point {
             "sql" => database.until(SLEEPS).await,

@@ -1,9 +1,9 @@
 //! The window task from order to end, and every way in which it may be interrupted.
 
 use credit_migration::{
-    api::{Reason, WindowCommand as Order, WindowState as State},
+    api::{Direction, Reason, WindowCommand as Order, WindowState as State},
     runner::{
-        database::control::{Sql, Step},
+        database::control::Sql,
         tasks::window::{ChannelError, WindowPlan},
     },
 };
@@ -11,11 +11,11 @@ use credit_migration::{
 use crate::harness::{Database, Desk, end, plan, sample_down, sample_up, sql, state_of, subject};
 
 pub fn sample() -> WindowPlan {
-    plan(Step::Up, sample_up(), sample_down())
+    plan(Direction::Forward, sample_up(), sample_down())
 }
 
 pub fn back() -> WindowPlan {
-    plan(Step::Down, sample_up(), sample_down())
+    plan(Direction::Rollback, sample_up(), sample_down())
 }
 
 /// The sample's SQL, and a first statement that takes a while.
@@ -172,7 +172,7 @@ async fn sql_that_fails_leaves_nothing_but_its_reason() {
         .await
         .unwrap();
     database.prepared(&subject()).await;
-    let broken = plan(Step::Up, sql(&["DROP TABLE credit_purchases", "SELECT 1/0"]), sample_down());
+    let broken = plan(Direction::Forward, sql(&["DROP TABLE credit_purchases", "SELECT 1/0"]), sample_down());
     let task = desk.start(&database, &broken);
     desk.order(Order::BlockWrites);
     let outcome = end(task).await;
@@ -204,8 +204,10 @@ async fn a_lost_connection_at_any_point_is_got_over() {
     for point in ["ready", "sql", "migrated", "acknowledged"] {
         let (database, desk) = (Database::new().await, Desk::new());
         database.prepared(&subject()).await;
-        let task =
-            desk.start(&database, &plan(Step::Up, if point == "sql" { slow() } else { sample_up() }, sample_down()));
+        let task = desk.start(
+            &database,
+            &plan(Direction::Forward, if point == "sql" { slow() } else { sample_up() }, sample_down()),
+        );
         desk.state(State::Ready).await;
         if point == "ready" {
             database.kill_window().await;
@@ -244,7 +246,7 @@ async fn a_killed_pod_is_succeeded_by_the_next_one() {
     for point in ["ready", "sql", "migrated", "acknowledged"] {
         let (database, desk) = (Database::new().await, Desk::new());
         database.prepared(&subject()).await;
-        let plan = plan(Step::Up, if point == "sql" { slow() } else { sample_up() }, sample_down());
+        let plan = plan(Direction::Forward, if point == "sql" { slow() } else { sample_up() }, sample_down());
         let first = desk.start(&database, &plan);
         desk.state(State::Ready).await;
         if point != "ready" {
@@ -280,7 +282,7 @@ async fn of_two_pods_one_works_and_the_other_takes_over() {
     // Would leave a trace for each time that it takes effect.
     let mut counted = sample_up();
     counted.statements.push("CREATE TABLE IF NOT EXISTS effects (n int); INSERT INTO effects VALUES (1)".to_owned());
-    let plan = plan(Step::Up, counted, sample_down());
+    let plan = plan(Direction::Forward, counted, sample_down());
     let (one, two) = (desk.start(&database, &plan), desk.start(&database, &plan));
     desk.state(State::Ready).await;
     database.until("SELECT count(*) = 2 FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'credit-migration/window'").await;
@@ -304,7 +306,7 @@ async fn past_the_deadline_without_a_migration_the_gate_opens() {
     database.prepared(&subject()).await;
     let mut endless = sample_up();
     endless.statements.push("SELECT pg_sleep(600)".to_owned());
-    let task = desk.start(&database, &plan(Step::Up, endless, sample_down()));
+    let task = desk.start(&database, &plan(Direction::Forward, endless, sample_down()));
     desk.order(Order::BlockWrites);
     database.until(SLEEPS).await;
     // Not a word from the controller any more, and reports that hang.
@@ -379,7 +381,7 @@ async fn past_the_deadline_of_an_acknowledged_switch_writes_are_held() {
 async fn rollback_before_the_sql_opens_the_gate() {
     let (database, desk) = (Database::new().await, Desk::new());
     database.prepared(&subject()).await;
-    let task = desk.start(&database, &plan(Step::Up, slow(), sample_down()));
+    let task = desk.start(&database, &plan(Direction::Forward, slow(), sample_down()));
     desk.order(Order::BlockWrites);
     database.until(SLEEPS).await;
     desk.order(Order::Rollback);
@@ -406,7 +408,7 @@ async fn a_release_with_unexplained_balances_is_refused() {
         "DROP TABLE user_credits; ALTER TABLE old RENAME TO user_credits",
         "CREATE FUNCTION verify_rollback() RETURNS boolean LANGUAGE sql AS 'SELECT true'",
     ]);
-    let task = desk.start(&database, &plan(Step::Up, lossy, down));
+    let task = desk.start(&database, &plan(Direction::Forward, lossy, down));
     desk.order(Order::BlockWrites);
     desk.until("comparison", |progress, _| progress.comparison.as_ref().is_some_and(|c| c.unexplained == 1)).await;
     desk.order(Order::Switch);

@@ -19,13 +19,13 @@ use tokio_postgres::{
 };
 
 use super::{
-    LOCK_CHANGE, LOCK_CLASS, Sql, Step, Subject, Table, balances,
+    LOCK_CHANGE, LOCK_CLASS, Sql, Subject, Table, balances,
     baseline::{compare_with, reconcile, unexplained},
     protected,
     triggers::{check_claim, ensure_all_in, limits},
 };
 use crate::{
-    api::Reason,
+    api::{Direction, Reason},
     runner::{
         Failure,
         postgres::{classify, classify_statement, watch_client},
@@ -90,7 +90,7 @@ impl Stop {
 /// `ColumnMissing`, `DatabaseInUse`, `SqlChanged`, `DeadlinePassed` when stopped: nothing was changed.
 /// `ConnectionLost`: the ledger knows.
 pub async fn run_up(client: &mut Client, subject: &Subject, sql: &Sql, stop: &Stop) -> Result<Applied, Failure> {
-    run(client, subject, sql, Step::Up, stop).await
+    run(client, subject, sql, Direction::Forward, stop).await
 }
 
 /// Runs the down SQL, if the up SQL has run. Balances written since the cut-over must stay, and so must all others.
@@ -98,11 +98,17 @@ pub async fn run_up(client: &mut Client, subject: &Subject, sql: &Sql, stop: &St
 /// # Errors
 /// As [`run_up`]; `VerifyDownFailed` if `verifyDown` answers no row, or a boolean that is not true.
 pub async fn run_down(client: &mut Client, subject: &Subject, sql: &Sql) -> Result<Applied, Failure> {
-    run(client, subject, sql, Step::Down, &Stop::default()).await
+    run(client, subject, sql, Direction::Rollback, &Stop::default()).await
 }
 
-async fn run(client: &mut Client, subject: &Subject, sql: &Sql, step: Step, stop: &Stop) -> Result<Applied, Failure> {
-    let result = transaction(client, subject, sql, step, stop).await;
+async fn run(
+    client: &mut Client,
+    subject: &Subject,
+    sql: &Sql,
+    direction: Direction,
+    stop: &Stop,
+) -> Result<Applied, Failure> {
+    let result = transaction(client, subject, sql, direction, stop).await;
     // The SQL may have set what outlives its transaction; a lost connection has nothing left to reset.
     if let Err(error) = client.batch_execute("RESET SESSION AUTHORIZATION; RESET ALL").await {
         tracing::warn!(cause = %classify(&error), "session could not be reset after the SQL");
@@ -115,7 +121,7 @@ async fn transaction(
     client: &mut Client,
     subject: &Subject,
     sql: &Sql,
-    step: Step,
+    direction: Direction,
     stop: &Stop,
 ) -> Result<Applied, Failure> {
     let begin = Instant::now();
@@ -124,7 +130,7 @@ async fn transaction(
     tx.batch_execute(&format!("SELECT pg_catalog.pg_advisory_xact_lock({LOCK_CLASS}, {LOCK_CHANGE})"))
         .await
         .map_err(|e| classify(&e))?;
-    if let Some(known) = known(&tx, subject, sql, step).await? {
+    if let Some(known) = known(&tx, subject, sql, direction).await? {
         return Ok(known);
     }
     check_claim(&tx, subject).await?;
@@ -159,23 +165,23 @@ async fn transaction(
         ));
     }
 
-    if step == Step::Up {
+    if direction == Direction::Forward {
         tables_gone(&tx, subject).await?;
     }
     let balances_after = balances(&tx, subject, Some(&balances_before.table)).await?;
-    let differing = match step {
+    let differing = match direction {
         // The rest of the users is compared after the commit, beside the rollout, while the way back loses nothing.
-        Step::Up => unexplained(&tx, subject, &balances_after).await?,
-        Step::Down => compare_with(&tx, subject, &balances_after).await?.unexplained,
+        Direction::Forward => unexplained(&tx, subject, &balances_after).await?,
+        Direction::Rollback => compare_with(&tx, subject, &balances_after).await?.unexplained,
     };
     if differing > 0 {
         let message = format!(
             "the {} SQL changed the balances of {differing} users, limit 0; next: correct the SQL so that it leaves balances alone",
-            step.as_str()
+            direction.sql_name()
         );
         return Err(Failure::new(Reason::BalancesUnexplained, message));
     }
-    if step == Step::Down
+    if direction == Direction::Rollback
         && let Some(query) = &subject.verify_down
     {
         verify_down(&tx, query).await?;
@@ -192,7 +198,7 @@ async fn transaction(
          VALUES ($1, $2, $3, $4, $5, $6, $7)",
         &[
             &subject.uid,
-            &step.as_str(),
+            &direction.sql_name(),
             &sql.sha256,
             &i32::try_from(sql.statements.len()).unwrap_or(i32::MAX),
             &seconds,
@@ -208,7 +214,12 @@ async fn transaction(
 }
 
 /// What the ledger already knows, `None` if the step is to be run.
-async fn known(tx: &Transaction<'_>, subject: &Subject, sql: &Sql, step: Step) -> Result<Option<Applied>, Failure> {
+async fn known(
+    tx: &Transaction<'_>,
+    subject: &Subject,
+    sql: &Sql,
+    direction: Direction,
+) -> Result<Option<Applied>, Failure> {
     let rows = tx
         .query(
             "SELECT step, sql_sha256, seconds, reconciled_users FROM credit_migration.ledger WHERE migration_uid = $1",
@@ -216,13 +227,13 @@ async fn known(tx: &Transaction<'_>, subject: &Subject, sql: &Sql, step: Step) -
         )
         .await
         .map_err(|e| classify(&e))?;
-    let of = |wanted: Step| rows.iter().find(|row| row.get::<_, &str>(0) == wanted.as_str());
+    let of = |wanted: Direction| rows.iter().find(|row| row.get::<_, &str>(0) == wanted.sql_name());
     let applied = |row: &Row| -> Result<Applied, Failure> {
         let recorded: &str = row.get(1);
         if recorded != sql.sha256 {
             let message = format!(
                 "the {} SQL was run before with {recorded}, now it is {}; it is not run again",
-                step.as_str(),
+                direction.sql_name(),
                 sql.sha256
             );
             return Err(Failure::new(Reason::SqlChanged, message));
@@ -232,10 +243,10 @@ async fn known(tx: &Transaction<'_>, subject: &Subject, sql: &Sql, step: Step) -
             reconciled_users: u64::try_from(row.get::<_, i64>(3)).unwrap_or_default(),
         })
     };
-    match (step, of(Step::Up), of(Step::Down)) {
-        (Step::Up, _, Some(_)) | (Step::Down, None, None) => Ok(Some(Applied::Nothing)),
-        (Step::Up, Some(row), None) | (Step::Down, _, Some(row)) => applied(row).map(Some),
-        (Step::Up, None, None) | (Step::Down, Some(_), None) => Ok(None),
+    match (direction, of(Direction::Forward), of(Direction::Rollback)) {
+        (Direction::Forward, _, Some(_)) | (Direction::Rollback, None, None) => Ok(Some(Applied::Nothing)),
+        (Direction::Forward, Some(row), None) | (Direction::Rollback, _, Some(row)) => applied(row).map(Some),
+        (Direction::Forward, None, None) | (Direction::Rollback, Some(_), None) => Ok(None),
     }
 }
 

@@ -119,25 +119,6 @@ pub struct Sql {
     pub sha256: String,
 }
 
-/// Which way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// From the old schema to the new.
-    Up,
-    /// Back.
-    Down,
-}
-
-impl Step {
-    /// Its name in ledger and intent.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Step::Up => "up",
-            Step::Down => "down",
-        }
-    }
-}
-
 /// A table that exists, by schema and name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Table {

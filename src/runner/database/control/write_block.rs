@@ -19,11 +19,9 @@ use jiff::Timestamp;
 use tokio_postgres::{Client, error::SqlState, types::Json};
 
 pub use super::read_only_default::{end_read_only_sessions, restore_default};
-use super::{
-    LOCK_CLASS, LOCK_GATE, Step, Subject, Table, exists, ident, protected, with_children, worker_lock::try_lock,
-};
+use super::{LOCK_CLASS, LOCK_GATE, Subject, Table, exists, ident, protected, with_children, worker_lock::try_lock};
 use crate::{
-    api::{Reason, WindowProgress},
+    api::{Direction, Reason, WindowProgress},
     runner::{Failure, postgres::classify},
 };
 
@@ -68,7 +66,7 @@ pub struct Finished {
 ///
 /// # Errors
 /// `DatabaseInUse` if another migration keeps the gate closed; those of [`classify`].
-pub async fn observe(client: &Client, subject: &Subject, step: Step) -> Result<Snapshot, Failure> {
+pub async fn observe(client: &Client, subject: &Subject, direction: Direction) -> Result<Snapshot, Failure> {
     let mut snapshot = Snapshot::default();
     let ledger = client
         .query(
@@ -103,7 +101,7 @@ pub async fn observe(client: &Client, subject: &Subject, step: Step) -> Result<S
         .query_opt(
             "SELECT attempt, deadline, switch_acknowledged_at IS NOT NULL, finished_at IS NOT NULL, outcome, reason, message, progress
              FROM credit_migration.window_record WHERE migration_uid = $1 AND direction = $2",
-            &[&subject.uid, &step.as_str()],
+            &[&subject.uid, &direction.sql_name()],
         )
         .await
         .map_err(|e| classify(&e))?;
@@ -134,7 +132,7 @@ pub async fn observe(client: &Client, subject: &Subject, step: Step) -> Result<S
 pub async fn close(
     client: &mut Client,
     subject: &Subject,
-    step: Step,
+    direction: Direction,
     attempt: u32,
     deadline: Timestamp,
 ) -> Result<Timestamp, Failure> {
@@ -157,7 +155,7 @@ pub async fn close(
              switch_acknowledged_at = CASE WHEN i.finished_at IS NULL THEN i.switch_acknowledged_at END,
              progress = CASE WHEN i.finished_at IS NULL THEN i.progress END,
              finished_at = NULL, outcome = NULL, reason = NULL, message = NULL",
-        &[&subject.uid, &step.as_str(), &i32::try_from(attempt).unwrap_or(i32::MAX), &deadline],
+        &[&subject.uid, &direction.sql_name(), &i32::try_from(attempt).unwrap_or(i32::MAX), &deadline],
     )
     .await
     .map_err(|e| classify(&e))?;
@@ -301,7 +299,7 @@ pub(super) async fn terminate(client: &Client, pid: i32, role: &str, must: bool)
 pub async fn adopt(
     client: &mut Client,
     subject: &Subject,
-    step: Step,
+    direction: Direction,
     attempt: u32,
 ) -> Result<Option<Timestamp>, Failure> {
     let tx = client.transaction().await.map_err(|e| classify(&e))?;
@@ -327,7 +325,7 @@ pub async fn adopt(
              sessions = CASE WHEN i.finished_at IS NULL THEN i.sessions ELSE excluded.sessions END,
              restored_at = CASE WHEN i.finished_at IS NULL THEN i.restored_at ELSE excluded.restored_at END,
              switch_acknowledged_at = coalesce(i.switch_acknowledged_at, excluded.switch_acknowledged_at)",
-        &[&subject.uid, &step.as_str(), &i32::try_from(attempt).unwrap_or(i32::MAX)],
+        &[&subject.uid, &direction.sql_name(), &i32::try_from(attempt).unwrap_or(i32::MAX)],
     )
     .await
     .map_err(|e| classify(&e))?;
@@ -350,12 +348,12 @@ pub async fn end_comparison(client: &Client) -> Result<(), Failure> {
 ///
 /// # Errors
 /// Those of [`classify`].
-pub async fn acknowledge_switch(client: &Client, subject: &Subject, step: Step) -> Result<(), Failure> {
+pub async fn acknowledge_switch(client: &Client, subject: &Subject, direction: Direction) -> Result<(), Failure> {
     client
         .execute(
             "UPDATE credit_migration.window_record SET switch_acknowledged_at = coalesce(switch_acknowledged_at, clock_timestamp())
              WHERE migration_uid = $1 AND direction = $2",
-            &[&subject.uid, &step.as_str()],
+            &[&subject.uid, &direction.sql_name()],
         )
         .await
         .map_err(|e| classify(&e))?;
@@ -369,13 +367,13 @@ pub async fn acknowledge_switch(client: &Client, subject: &Subject, step: Step) 
 pub async fn save_progress(
     client: &Client,
     subject: &Subject,
-    step: Step,
+    direction: Direction,
     progress: &WindowProgress,
 ) -> Result<(), Failure> {
     client
         .execute(
             "UPDATE credit_migration.window_record SET progress = $3 WHERE migration_uid = $1 AND direction = $2",
-            &[&subject.uid, &step.as_str(), &Json(progress)],
+            &[&subject.uid, &direction.sql_name(), &Json(progress)],
         )
         .await
         .map_err(|e| classify(&e))?;
@@ -391,7 +389,7 @@ pub async fn save_progress(
 pub async fn open(
     client: &mut Client,
     subject: &Subject,
-    step: Step,
+    direction: Direction,
     end: &Finished,
     progress: &WindowProgress,
 ) -> Result<Option<Timestamp>, Failure> {
@@ -411,7 +409,7 @@ pub async fn open(
          WHERE migration_uid = $1 AND finished_at IS NULL",
         &[
             &subject.uid,
-            &step.as_str(),
+            &direction.sql_name(),
             &if end.released { "released" } else { "rolled_back" },
             &end.failure.as_ref().map(|failure| failure.reason.as_str()),
             &end.failure.as_ref().map(|failure| failure.message.as_str()),

@@ -11,17 +11,14 @@ use super::{
     session::{PING, TICK, Task, lost, ping},
 };
 use crate::{
-    api::{Comparison, Reason, WindowCommand, WindowState},
-    runner::{
-        Failure,
-        database::control::{Step, write_block},
-    },
+    api::{Comparison, Direction, Reason, WindowCommand, WindowState},
+    runner::{Failure, database::control::write_block},
 };
 
 impl<C: Channel> Task<'_, C> {
     /// Waits for the controller with writes blocked. On the way there the full comparison runs beside.
     pub(super) async fn hold(&mut self, client: &mut Client) -> Result<Outcome, Failure> {
-        let up = self.plan.direction == Step::Up;
+        let up = self.plan.direction == Direction::Forward;
         if up && !write_block::locked(client).await? {
             // Taken over from an earlier session, whose end gave the lock back.
             let closed_at = self.progress.blocked_at.unwrap_or(Timestamp::UNIX_EPOCH);

@@ -10,10 +10,10 @@ use super::{
     session::{TICK, Task, lost},
 };
 use crate::{
-    api::{WindowCommand, WindowState},
+    api::{Direction, WindowCommand, WindowState},
     runner::{
         Failure,
-        database::control::{self, Step, write_block},
+        database::control::{self, write_block},
     },
 };
 
@@ -22,7 +22,7 @@ impl<C: Channel> Task<'_, C> {
         if self.overdue() {
             self.progress.deadline_passed = true;
             self.progress.state =
-                if self.plan.direction == Step::Up { WindowState::RolledBack } else { WindowState::Released };
+                if self.plan.direction == Direction::Forward { WindowState::RolledBack } else { WindowState::Released };
             return Ok(Outcome { progress: self.progress.clone(), failure: Some(self.overdue_failure()) });
         }
         self.progress.state = WindowState::Blocking;
@@ -37,8 +37,11 @@ impl<C: Channel> Task<'_, C> {
                 Err(failure) if !lost(&failure) => {
                     // The closing was refused: the gate is open as before.
                     self.opened = false;
-                    self.progress.state =
-                        if self.plan.direction == Step::Up { WindowState::RolledBack } else { WindowState::Released };
+                    self.progress.state = if self.plan.direction == Direction::Forward {
+                        WindowState::RolledBack
+                    } else {
+                        WindowState::Released
+                    };
                     return Err(failure);
                 }
                 result => result?,
@@ -49,7 +52,7 @@ impl<C: Channel> Task<'_, C> {
 
     /// The gate is closed: makes sure that it is, and goes on to the SQL (way there) or waits (way back).
     pub(super) async fn blocked(&mut self, mut client: Client, closed_at: Timestamp) -> Result<Outcome, Failure> {
-        let released = self.plan.direction == Step::Down;
+        let released = self.plan.direction == Direction::Rollback;
         let secured = if self.called_off() {
             None
         } else {
@@ -78,7 +81,7 @@ impl<C: Channel> Task<'_, C> {
             Some(Err(failure)) => return self.finish(&mut client, released, Some(failure)).await,
         }
         self.progress.state = WindowState::Blocked;
-        if self.plan.direction == Step::Up {
+        if self.plan.direction == Direction::Forward {
             self.milestone(&client).await?;
             return match self.up() {
                 Ok(Some(up)) => self.migrate(client, up).await,
@@ -115,7 +118,7 @@ impl<C: Channel> Task<'_, C> {
     /// What is begun before the SQL ends at once: by the deadline, while the switch is not acknowledged, or on the way there by `Rollback`.
     pub(super) fn called_off(&self) -> bool {
         (self.overdue() && !self.progress.switch_acknowledged)
-            || (self.plan.direction == Step::Up && self.orders().command == WindowCommand::Rollback)
+            || (self.plan.direction == Direction::Forward && self.orders().command == WindowCommand::Rollback)
     }
 
     /// Drains and proves. The number of sessions that were ended, and the proof.

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use crate::{
-    api::{RunInputs, WindowOrder, WindowProgress},
+    api::{Direction, RunInputs, WindowOrder, WindowProgress},
     runner::{
         Failure,
-        database::control::{Sql, Step, Subject},
+        database::control::{Sql, Subject},
     },
 };
 
@@ -16,7 +16,7 @@ pub struct WindowPlan {
     /// Names and limits.
     pub subject: Subject,
     /// Way there (`Task::Window`) or way back (`Task::RollbackWindow`).
-    pub direction: Step,
+    pub direction: Direction,
     /// Attempt of the run.
     pub attempt: u32,
     /// The up SQL as mounted, or why it cannot be used: of no interest on the way back, and once it is committed.

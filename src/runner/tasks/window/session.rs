@@ -17,11 +17,11 @@ use tokio_postgres::Client;
 
 use super::{Channel, Orders, Outcome, Report, Running, WindowPlan};
 use crate::{
-    api::{Reason, WindowCommand, WindowProgress, WindowState},
+    api::{Direction, Reason, WindowCommand, WindowProgress, WindowState},
     runner::{
         Failure,
         database::control::{
-            self, Sql, Step, Subject, jitter,
+            self, Sql, Subject, jitter,
             write_block::{self, Finished, Snapshot},
         },
         postgres::{Target, classify},
@@ -203,11 +203,11 @@ impl<'a, C: Channel> Task<'a, C> {
         let old_schema =
             || if closed { Resume::Undone } else { Resume::Done(Finished { released: false, failure: None }) };
         match (self.plan.direction, snapshot.up, snapshot.down) {
-            (_, _, true) | (Step::Down, None, false) => old_schema(),
-            (Step::Up, Some(_), false) if closed => Resume::Migrated,
-            (Step::Up, Some(_), false) => Resume::Done(Finished { released: true, failure: None }),
-            (Step::Up, None, false) | (Step::Down, Some(_), false) if closed => Resume::Blocked,
-            (Step::Up, None, false) | (Step::Down, Some(_), false) => Resume::Standby,
+            (_, _, true) | (Direction::Rollback, None, false) => old_schema(),
+            (Direction::Forward, Some(_), false) if closed => Resume::Migrated,
+            (Direction::Forward, Some(_), false) => Resume::Done(Finished { released: true, failure: None }),
+            (Direction::Forward, None, false) | (Direction::Rollback, Some(_), false) if closed => Resume::Blocked,
+            (Direction::Forward, None, false) | (Direction::Rollback, Some(_), false) => Resume::Standby,
         }
     }
 }

@@ -7,17 +7,17 @@ use super::{
     session::{Task, lost},
 };
 use crate::{
-    api::Reason,
+    api::{Direction, Reason},
     runner::{
         Failure,
-        database::control::{self, Sql, Step},
+        database::control::{self, Sql},
     },
 };
 
 impl<'a, C: Channel> Task<'a, C> {
     /// The SQL that is to be run. Nothing on the way back, which runs none of it.
     pub(super) fn up(&self) -> Result<Option<&'a Sql>, Failure> {
-        if self.plan.direction == Step::Down {
+        if self.plan.direction == Direction::Rollback {
             return Ok(None);
         }
         as_approved("up", &self.plan.up, &self.plan.inputs.up_sha256).map(Some)

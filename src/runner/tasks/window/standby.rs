@@ -9,10 +9,10 @@ use super::{
     session::{PING, TICK, Task, ping},
 };
 use crate::{
-    api::{Reason, WindowCommand, WindowState},
+    api::{Direction, Reason, WindowCommand, WindowState},
     runner::{
         Failure,
-        database::control::{self, Step},
+        database::control::{self},
     },
 };
 
@@ -24,7 +24,7 @@ impl<C: Channel> Task<'_, C> {
     pub(super) async fn standby(&mut self, mut client: Client) -> Result<Outcome, Failure> {
         let subject = self.subject();
         control::reinstall(&mut client, subject).await?;
-        if self.plan.direction == Step::Up {
+        if self.plan.direction == Direction::Forward {
             if !control::has_baseline(&client, subject).await? && control::compare(&client, subject).await?.users > 0 {
                 return Err(Failure::new(
                     Reason::BalancesUnexplained,
@@ -59,7 +59,7 @@ impl<C: Channel> Task<'_, C> {
                 ping(&client).await?;
                 pinged = Instant::now();
             }
-            if refreshed.elapsed() > REFRESH && self.plan.direction == Step::Up {
+            if refreshed.elapsed() > REFRESH && self.plan.direction == Direction::Forward {
                 control::refresh_baseline(&mut client, subject).await?;
                 refreshed = Instant::now();
             }
