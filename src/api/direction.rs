@@ -1,5 +1,7 @@
 //! The two directions of a migration, and the schema that each leaves behind.
 
+use super::WindowState;
+
 /// Direction in which the window applies the SQL and switches the application.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Direction {
@@ -34,4 +36,14 @@ pub enum SchemaInPlace {
     Old,
     /// The one that the up SQL made.
     New,
+}
+
+impl SchemaInPlace {
+    /// The state of a window that has ended with this schema, and writes allowed.
+    pub fn final_state(self) -> WindowState {
+        match self {
+            SchemaInPlace::Old => WindowState::RolledBack,
+            SchemaInPlace::New => WindowState::Released,
+        }
+    }
 }

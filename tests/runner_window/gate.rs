@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use credit_migration::{
-    api::{Direction, Reason},
+    api::{Direction, Reason, SchemaInPlace},
     runner::{
         cleanup::cleanup,
         database::control::{
@@ -34,7 +34,7 @@ async fn close(client: &mut Client, subject: &Subject) -> u32 {
 
 async fn open(client: &mut Client, subject: &Subject) {
     write_block::restore_default(client, subject).await.unwrap();
-    let end = Finished { released: false, failure: None };
+    let end = Finished { schema: SchemaInPlace::Old, failure: None };
     assert!(write_block::open(client, subject, Direction::Forward, &end, &Default::default()).await.unwrap().is_some());
 }
 

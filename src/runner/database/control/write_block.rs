@@ -21,7 +21,7 @@ use tokio_postgres::{Client, error::SqlState, types::Json};
 pub use super::read_only_default::{end_read_only_sessions, restore_default};
 use super::{LOCK_CLASS, LOCK_GATE, Subject, Table, exists, ident, protected, with_children, worker_lock::try_lock};
 use crate::{
-    api::{Direction, Reason, WindowProgress},
+    api::{Direction, Reason, SchemaInPlace, WindowProgress},
     runner::{Failure, postgres::classify},
 };
 
@@ -56,8 +56,8 @@ pub struct Intent {
 /// How a window ended.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Finished {
-    /// The new schema stays; else the old one is there.
-    pub released: bool,
+    /// The schema that is in place.
+    pub schema: SchemaInPlace,
     /// Why it ended without success.
     pub failure: Option<Failure>,
 }
@@ -110,7 +110,10 @@ pub async fn observe(client: &Client, subject: &Subject, direction: Direction) -
         deadline: row.get(1),
         switch_acknowledged: row.get(2),
         finished: row.get::<_, bool>(3).then(|| Finished {
-            released: row.get::<_, Option<&str>>(4) == Some("released"),
+            schema: match row.get::<_, Option<&str>>(4) {
+                Some("released") => SchemaInPlace::New,
+                _ => SchemaInPlace::Old,
+            },
             failure: row.get::<_, Option<&str>>(5).map(|reason| {
                 let reason =
                     Reason::ALL.iter().copied().find(|known| known.as_str() == reason).unwrap_or(Reason::Internal);
@@ -410,7 +413,10 @@ pub async fn open(
         &[
             &subject.uid,
             &direction.sql_name(),
-            &if end.released { "released" } else { "rolled_back" },
+            &match end.schema {
+                SchemaInPlace::Old => "rolled_back",
+                SchemaInPlace::New => "released",
+            },
             &end.failure.as_ref().map(|failure| failure.reason.as_str()),
             &end.failure.as_ref().map(|failure| failure.message.as_str()),
             &Json(&WindowProgress { released_at: opened.or(progress.released_at), ..progress.clone() }),

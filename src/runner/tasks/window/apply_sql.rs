@@ -9,7 +9,7 @@ use super::{
     session::{TICK, Task, lost, ping},
 };
 use crate::{
-    api::{Reason, WindowCommand, WindowState},
+    api::{Reason, SchemaInPlace, WindowCommand, WindowState},
     runner::{
         Failure,
         database::control::{self, Applied, Sql, Stop, jitter},
@@ -51,14 +51,16 @@ impl<C: Channel> Task<'_, C> {
                 Ok(Applied::Now { seconds, reconciled_users } | Applied::Before { seconds, reconciled_users }) => {
                     return self.migrated(&mut client, (seconds, reconciled_users)).await;
                 }
-                Ok(Applied::Nothing) => return self.finish(&mut client, false, None).await,
+                Ok(Applied::Nothing) => return self.finish(&mut client, SchemaInPlace::Old, None).await,
                 Err(failure) if lost(&failure) => return Err(failure),
-                Err(_) if stop.stopped() && !self.overdue() => return self.finish(&mut client, false, None).await,
-                Err(_) if stop.stopped() => return self.overdue_end(&mut client, false).await,
+                Err(_) if stop.stopped() && !self.overdue() => {
+                    return self.finish(&mut client, SchemaInPlace::Old, None).await;
+                }
+                Err(_) if stop.stopped() => return self.overdue_end(&mut client, SchemaInPlace::Old).await,
                 Err(failure) if failure.reason == Reason::LockTimeout && tries < LOCK_TRIES => {
                     tokio::time::sleep(jitter(Duration::from_millis(50))).await;
                 }
-                Err(failure) => return self.finish(&mut client, false, Some(failure)).await,
+                Err(failure) => return self.finish(&mut client, SchemaInPlace::Old, Some(failure)).await,
             }
         }
     }

@@ -11,7 +11,7 @@ use super::{
     session::{PING, TICK, Task, lost, ping},
 };
 use crate::{
-    api::{Comparison, Direction, Reason, WindowCommand, WindowState},
+    api::{Comparison, Direction, Reason, SchemaInPlace, WindowCommand, WindowState},
     runner::{Failure, database::control::write_block},
 };
 
@@ -38,9 +38,11 @@ impl<C: Channel> Task<'_, C> {
             let acknowledged = self.progress.switch_acknowledged;
             match orders.command {
                 WindowCommand::Rollback => return self.undo(client, None).await,
-                WindowCommand::UnblockWrites if !up => return self.finish(client, true, None).await,
+                WindowCommand::UnblockWrites if !up => return self.finish(client, SchemaInPlace::New, None).await,
                 WindowCommand::UnblockWrites => match &self.progress.comparison {
-                    Some(Comparison { unexplained: 0, .. }) => return self.finish(client, true, None).await,
+                    Some(Comparison { unexplained: 0, .. }) => {
+                        return self.finish(client, SchemaInPlace::New, None).await;
+                    }
                     // Released, the way back would lose what was written since; a person or the controller must order the rollback.
                     Some(Comparison { unexplained, users, .. }) => {
                         let message = format!(
@@ -70,7 +72,7 @@ impl<C: Channel> Task<'_, C> {
                     let failure = self.overdue_failure();
                     return self.undo(client, Some(failure)).await;
                 } else {
-                    return self.overdue_end(client, true).await;
+                    return self.overdue_end(client, SchemaInPlace::New).await;
                 }
             } else if orders.command >= WindowCommand::Switch && !acknowledged && !self.overdue() {
                 write_block::acknowledge_switch(client, self.subject(), self.plan.direction).await?;

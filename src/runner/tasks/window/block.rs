@@ -21,8 +21,7 @@ impl<C: Channel> Task<'_, C> {
     pub(super) async fn open(&mut self, mut client: Client, deadline: Timestamp) -> Result<Outcome, Failure> {
         if self.overdue() {
             self.progress.deadline_passed = true;
-            self.progress.state =
-                if self.plan.direction == Direction::Forward { WindowState::RolledBack } else { WindowState::Released };
+            self.progress.state = self.plan.direction.schema_before().final_state();
             return Ok(Outcome { progress: self.progress.clone(), failure: Some(self.overdue_failure()) });
         }
         self.progress.state = WindowState::Blocking;
@@ -37,11 +36,7 @@ impl<C: Channel> Task<'_, C> {
                 Err(failure) if !lost(&failure) => {
                     // The closing was refused: the gate is open as before.
                     self.opened = false;
-                    self.progress.state = if self.plan.direction == Direction::Forward {
-                        WindowState::RolledBack
-                    } else {
-                        WindowState::Released
-                    };
+                    self.progress.state = self.plan.direction.schema_before().final_state();
                     return Err(failure);
                 }
                 result => result?,
@@ -52,7 +47,7 @@ impl<C: Channel> Task<'_, C> {
 
     /// The gate is closed: makes sure that it is, and goes on to the SQL (way there) or waits (way back).
     pub(super) async fn blocked(&mut self, mut client: Client, closed_at: Timestamp) -> Result<Outcome, Failure> {
-        let released = self.plan.direction == Direction::Rollback;
+        let schema = self.plan.direction.schema_before();
         let secured = if self.called_off() {
             None
         } else {
@@ -73,20 +68,22 @@ impl<C: Channel> Task<'_, C> {
                 self.progress.proof = Some(proof);
             }
             // Whoever holds the tables holds up neither the deadline nor an order.
-            None if released || self.overdue() => return self.overdue_end(&mut client, released).await,
-            None => return self.finish(&mut client, false, None).await,
+            None if self.plan.direction == Direction::Rollback || self.overdue() => {
+                return self.overdue_end(&mut client, schema).await;
+            }
+            None => return self.finish(&mut client, schema, None).await,
             Some(Err(failure)) if lost(&failure) => return Err(failure),
             // The flag may have been flipped on the word of an earlier session: the gate must not open by itself any more.
             Some(Err(failure)) if self.progress.switch_acknowledged => return self.held(failure).await,
-            Some(Err(failure)) => return self.finish(&mut client, released, Some(failure)).await,
+            Some(Err(failure)) => return self.finish(&mut client, schema, Some(failure)).await,
         }
         self.progress.state = WindowState::Blocked;
         if self.plan.direction == Direction::Forward {
             self.milestone(&client).await?;
             return match self.up() {
                 Ok(Some(up)) => self.migrate(client, up).await,
-                Ok(None) => self.finish(&mut client, false, None).await,
-                Err(failure) => self.finish(&mut client, false, Some(failure)).await,
+                Ok(None) => self.finish(&mut client, schema, None).await,
+                Err(failure) => self.finish(&mut client, schema, Some(failure)).await,
             };
         }
         self.progress.users_written_since = match control::users_written_within(&mut client, self.subject()).await {

@@ -9,7 +9,7 @@ use super::{
     session::{Task, lost},
 };
 use crate::{
-    api::{Reason, WindowState},
+    api::{Reason, SchemaInPlace, WindowState},
     runner::{
         Failure,
         database::control::{
@@ -33,7 +33,7 @@ impl<C: Channel> Task<'_, C> {
             // The comparison beside may still read the tables that the SQL is about to change.
             write_block::end_comparison(client).await?;
             match control::run_down(client, self.subject(), &self.down).await {
-                Ok(Applied::Nothing) => return self.finish(client, false, cause).await,
+                Ok(Applied::Nothing) => return self.finish(client, SchemaInPlace::Old, cause).await,
                 Ok(Applied::Now { .. } | Applied::Before { .. }) => return self.undone(client, cause).await,
                 Err(failure) if lost(&failure) => return Err(failure),
                 Err(failure) if failure.reason == Reason::LockTimeout && tries < UNDO_TRIES => {
@@ -64,7 +64,7 @@ impl<C: Channel> Task<'_, C> {
             // The transaction has compared them too; only the figures are missing.
             Err(failure) => tracing::warn!(message = failure.message, "balances not compared after the way back"),
         }
-        self.finish(client, false, cause).await
+        self.finish(client, SchemaInPlace::Old, cause).await
     }
 
     /// Gives up with writes blocked: a person is needed.
@@ -74,17 +74,17 @@ impl<C: Channel> Task<'_, C> {
         Ok(Outcome { progress: self.progress.clone(), failure: Some(failure) })
     }
 
-    pub(super) async fn overdue_end(&mut self, client: &mut Client, released: bool) -> Result<Outcome, Failure> {
+    pub(super) async fn overdue_end(&mut self, client: &mut Client, schema: SchemaInPlace) -> Result<Outcome, Failure> {
         self.progress.deadline_passed = true;
         let failure = self.overdue_failure();
-        self.finish(client, released, Some(failure)).await
+        self.finish(client, schema, Some(failure)).await
     }
 
-    /// Puts the read-only default back and opens the gate; `released` says which schema is there.
+    /// Puts the read-only default back and opens the gate; `schema` is the one in place.
     pub(super) async fn finish(
         &mut self,
         client: &mut Client,
-        released: bool,
+        schema: SchemaInPlace,
         failure: Option<Failure>,
     ) -> Result<Outcome, Failure> {
         let restored = match write_block::restore_default(client, self.subject()).await {
@@ -93,8 +93,8 @@ impl<C: Channel> Task<'_, C> {
         };
         // A default that cannot be put back is no reason to keep the gate closed too.
         let failure = failure.or_else(|| restored.as_ref().err().cloned());
-        self.progress.state = if released { WindowState::Released } else { WindowState::RolledBack };
-        let end = Finished { released, failure };
+        self.progress.state = schema.final_state();
+        let end = Finished { schema, failure };
         let opened = write_block::open(client, self.subject(), self.plan.direction, &end, &self.progress).await?;
         self.opened = false;
         self.progress.released_at = opened.or(self.progress.released_at.take());

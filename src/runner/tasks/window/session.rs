@@ -17,7 +17,7 @@ use tokio_postgres::Client;
 
 use super::{Channel, Orders, Outcome, Report, Running, WindowPlan};
 use crate::{
-    api::{Direction, Reason, WindowCommand, WindowProgress, WindowState},
+    api::{Direction, Reason, SchemaInPlace, WindowCommand, WindowProgress, WindowState},
     runner::{
         Failure,
         database::control::{
@@ -172,13 +172,13 @@ impl<'a, C: Channel> Task<'a, C> {
             self.take_over(&mut client).await?;
         }
         match resume {
-            Resume::Done(Finished { released, failure }) => {
+            Resume::Done(Finished { schema, failure }) => {
                 // What the pod before reported is evidence; this one must not replace it by an empty report.
                 if let Some(intent) = snapshot.intent {
                     self.progress = intent.progress;
                     self.progress.switch_acknowledged = intent.switch_acknowledged;
                 }
-                self.progress.state = if released { WindowState::Released } else { WindowState::RolledBack };
+                self.progress.state = schema.final_state();
                 Ok(Outcome { progress: self.progress.clone(), failure })
             }
             Resume::Undone => self.undone(&mut client, None).await,
@@ -200,12 +200,15 @@ impl<'a, C: Channel> Task<'a, C> {
         {
             return Resume::Done(finished.clone());
         }
-        let old_schema =
-            || if closed { Resume::Undone } else { Resume::Done(Finished { released: false, failure: None }) };
+        let old_schema = || {
+            if closed { Resume::Undone } else { Resume::Done(Finished { schema: SchemaInPlace::Old, failure: None }) }
+        };
         match (self.plan.direction, snapshot.up, snapshot.down) {
             (_, _, true) | (Direction::Rollback, None, false) => old_schema(),
             (Direction::Forward, Some(_), false) if closed => Resume::Migrated,
-            (Direction::Forward, Some(_), false) => Resume::Done(Finished { released: true, failure: None }),
+            (Direction::Forward, Some(_), false) => {
+                Resume::Done(Finished { schema: SchemaInPlace::New, failure: None })
+            }
             (Direction::Forward, None, false) | (Direction::Rollback, Some(_), false) if closed => Resume::Blocked,
             (Direction::Forward, None, false) | (Direction::Rollback, Some(_), false) => Resume::Standby,
         }
