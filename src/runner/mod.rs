@@ -51,6 +51,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 pub use failure::Failure;
+pub(crate) use failure::UnlessLost;
 
 use self::{
     archive::Tools,

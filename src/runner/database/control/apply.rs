@@ -125,11 +125,9 @@ async fn transaction(
     stop: &Stop,
 ) -> Result<Applied, Failure> {
     let begin = Instant::now();
-    let tx = client.build_transaction().read_only(false).start().await.map_err(|e| classify(&e))?;
-    tx.batch_execute(&limits(subject)).await.map_err(|e| classify(&e))?;
-    tx.batch_execute(&format!("SELECT pg_catalog.pg_advisory_xact_lock({LOCK_CLASS}, {LOCK_CHANGE})"))
-        .await
-        .map_err(|e| classify(&e))?;
+    let tx = client.build_transaction().read_only(false).start().await?;
+    tx.batch_execute(&limits(subject)).await?;
+    tx.batch_execute(&format!("SELECT pg_catalog.pg_advisory_xact_lock({LOCK_CLASS}, {LOCK_CHANGE})")).await?;
     if let Some(known) = known(&tx, subject, sql, direction).await? {
         return Ok(known);
     }
@@ -150,14 +148,9 @@ async fn transaction(
     }
 
     // The SQL may have changed any of these, and what follows must not depend on it.
-    tx.execute("SELECT pg_catalog.set_config('search_path', $1, true)", &[&before.search_path])
-        .await
-        .map_err(|e| classify(&e))?;
-    tx.batch_execute(&format!("RESET SESSION AUTHORIZATION; RESET ROLE; {}", limits(subject)))
-        .await
-        .map_err(|e| classify(&e))?;
-    let xid: String =
-        tx.query_one("SELECT pg_catalog.pg_current_xact_id()::text", &[]).await.map_err(|e| classify(&e))?.get(0);
+    tx.execute("SELECT pg_catalog.set_config('search_path', $1, true)", &[&before.search_path]).await?;
+    tx.batch_execute(&format!("RESET SESSION AUTHORIZATION; RESET ROLE; {}", limits(subject))).await?;
+    let xid: String = tx.query_one("SELECT pg_catalog.pg_current_xact_id()::text", &[]).await?.get(0);
     if xid != before.xid {
         return Err(Failure::new(
             Reason::SqlTransactionControl,
@@ -190,7 +183,7 @@ async fn transaction(
     guarded.extend(before.tables.iter().cloned());
     ensure_all_in(&tx, &guarded, &balances_after).await?;
     // From here on the capture tells what was written on the new version (way there) or after the way back.
-    tx.batch_execute("DELETE FROM credit_migration.changed_users").await.map_err(|e| classify(&e))?;
+    tx.batch_execute("DELETE FROM credit_migration.changed_users").await?;
 
     let seconds = begin.elapsed().as_secs_f64();
     tx.execute(
@@ -206,10 +199,9 @@ async fn transaction(
             &Json(texts),
         ],
     )
-    .await
-    .map_err(|e| classify(&e))?;
+    .await?;
     stop.check()?;
-    tx.commit().await.map_err(|e| classify(&e))?;
+    tx.commit().await?;
     Ok(Applied::Now { seconds, reconciled_users: captured })
 }
 
@@ -225,8 +217,7 @@ async fn known(
             "SELECT step, sql_sha256, seconds, reconciled_users FROM credit_migration.ledger WHERE migration_uid = $1",
             &[&subject.uid],
         )
-        .await
-        .map_err(|e| classify(&e))?;
+        .await?;
     let of = |wanted: Direction| rows.iter().find(|row| row.get::<_, &str>(0) == wanted.sql_name());
     let applied = |row: &Row| -> Result<Applied, Failure> {
         let recorded: &str = row.get(1);
@@ -266,11 +257,10 @@ const USER_TABLES: &str = "FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespa
 impl Before {
     async fn read(tx: &Transaction<'_>, subject: &Subject) -> Result<Self, Failure> {
         let tables = protected(tx, subject).await?;
-        let oids = tx.query(&format!("SELECT c.oid {USER_TABLES}"), &[]).await.map_err(|e| classify(&e))?;
+        let oids = tx.query(&format!("SELECT c.oid {USER_TABLES}"), &[]).await?;
         let row = tx
             .query_one("SELECT pg_catalog.current_setting('search_path'), pg_catalog.pg_current_xact_id()::text", &[])
-            .await
-            .map_err(|e| classify(&e))?;
+            .await?;
         Ok(Self { tables, oids: oids.iter().map(|row| row.get(0)).collect(), search_path: row.get(0), xid: row.get(1) })
     }
 
@@ -281,8 +271,7 @@ impl Before {
                 &format!("SELECT n.nspname::text, c.relname::text {USER_TABLES} AND c.oid <> ALL ($1)"),
                 &[&self.oids],
             )
-            .await
-            .map_err(|e| classify(&e))?;
+            .await?;
         Ok(rows.iter().map(|row| Table { schema: row.get(0), name: row.get(1) }).collect())
     }
 }
@@ -314,8 +303,7 @@ async fn tables_gone(tx: &Transaction<'_>, subject: &Subject) -> Result<(), Fail
                AND n.nspname NOT IN ('pg_catalog', 'information_schema') ORDER BY 1",
             &[&names],
         )
-        .await
-        .map_err(|e| classify(&e))?;
+        .await?;
     if rows.is_empty() {
         return Ok(());
     }

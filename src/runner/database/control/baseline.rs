@@ -36,7 +36,7 @@ pub async fn take_baseline(tx: &Transaction<'_>, subject: &Subject) -> Result<u6
     let balances = balances(tx, subject, None).await?;
     // The capture is left as it is: deleted in a transaction as long as a dump it would hold up every writer of those users. What it
     // has too much is brought up to date once more.
-    tx.batch_execute("DELETE FROM credit_migration.baseline").await.map_err(|e| classify(&e))?;
+    tx.batch_execute("DELETE FROM credit_migration.baseline").await?;
     record_all(tx, subject, &balances).await
 }
 
@@ -44,8 +44,7 @@ pub async fn take_baseline(tx: &Transaction<'_>, subject: &Subject) -> Result<u6
 pub(crate) async fn has_baseline(client: &impl GenericClient, subject: &Subject) -> Result<bool, Failure> {
     let row = client
         .query_one("SELECT EXISTS (SELECT FROM credit_migration.baseline WHERE migration_uid = $1)", &[&subject.uid])
-        .await
-        .map_err(|e| classify(&e))?;
+        .await?;
     Ok(row.get(0))
 }
 
@@ -60,12 +59,11 @@ pub async fn refresh_baseline(client: &mut Client, subject: &Subject) -> Result<
     let users = reconcile(&tx, subject, &balances).await?;
     let seen: Vec<i64> = tx
         .query("SELECT id FROM credit_migration.changed_users LIMIT $1", &[&MAX_FORGOTTEN])
-        .await
-        .map_err(|e| classify(&e))?
+        .await?
         .iter()
         .map(|row| row.get(0))
         .collect();
-    tx.commit().await.map_err(|e| classify(&e))?;
+    tx.commit().await?;
     // A row that was written since has another number. One that is being written is left alone: a writer waits for this statement
     // at most, and this one for nobody, so that neither can be the victim of a deadlock.
     client
@@ -74,19 +72,18 @@ pub async fn refresh_baseline(client: &mut Client, subject: &Subject) -> Result<
                  (SELECT id FROM credit_migration.changed_users WHERE id = ANY ($1) FOR UPDATE SKIP LOCKED)",
             &[&seen],
         )
-        .await
-        .map_err(|e| classify(&e))?;
+        .await?;
     Ok(users)
 }
 
 /// As [`users_written`], for a window, which has no time for it: at most [`COUNT`].
 ///
 /// # Errors
-/// `DatabaseUnavailable` if it takes longer; those of [`classify`].
+/// `DatabaseUnavailable` if it takes longer; database errors.
 pub async fn users_written_within(client: &mut Client, subject: &Subject) -> Result<u64, Failure> {
-    let tx = client.build_transaction().read_only(true).start().await.map_err(|e| classify(&e))?;
+    let tx = client.build_transaction().read_only(true).start().await?;
     let limits = format!("SET LOCAL statement_timeout = {0}; SET LOCAL lock_timeout = {0}", millis(COUNT));
-    tx.batch_execute(&limits).await.map_err(|e| classify(&e))?;
+    tx.batch_execute(&limits).await?;
     // Rolled back when it is dropped.
     users_written(&tx, subject).await
 }
@@ -94,7 +91,7 @@ pub async fn users_written_within(client: &mut Client, subject: &Subject) -> Res
 /// Distinct users whose balance was written since the capture was last emptied: since the cut-over, once there was one.
 ///
 /// # Errors
-/// Those of [`classify`].
+/// Database errors.
 pub async fn users_written(client: &impl GenericClient, subject: &Subject) -> Result<u64, Failure> {
     let balances = balances(client, subject, None).await?;
     let row = client
@@ -106,8 +103,7 @@ pub async fn users_written(client: &impl GenericClient, subject: &Subject) -> Re
             ),
             &[],
         )
-        .await
-        .map_err(|e| classify(&e))?;
+        .await?;
     Ok(count(&row, 0))
 }
 
@@ -125,13 +121,10 @@ pub(crate) async fn reconcile(
             "SELECT count(DISTINCT user_id), coalesce(bool_or(user_id IS NULL), false) FROM credit_migration.changed_users",
             &[],
         )
-        .await
-        .map_err(|e| classify(&e))?;
+        .await?;
     let (users, all) = (count(&row, 0), row.get::<_, bool>(1));
     if all {
-        tx.execute("DELETE FROM credit_migration.baseline WHERE migration_uid = $1", &[&subject.uid])
-            .await
-            .map_err(|e| classify(&e))?;
+        tx.execute("DELETE FROM credit_migration.baseline WHERE migration_uid = $1", &[&subject.uid]).await?;
         return record_all(tx, subject, balances).await;
     }
     if users > 0 {
@@ -140,8 +133,7 @@ pub(crate) async fn reconcile(
              WHERE migration_uid = $1 AND user_id = ANY (ARRAY (SELECT DISTINCT c.user_id FROM credit_migration.changed_users c))",
             &[&subject.uid],
         )
-        .await
-        .map_err(|e| classify(&e))?;
+        .await?;
         let BalancesTable { table, user, balance, user_type } = balances;
         tx.execute(
             &format!(
@@ -177,7 +169,7 @@ async fn record_all(tx: &impl GenericClient, subject: &Subject, balances: &Balan
 /// A user without baseline, a baseline without user, and another balance each count as unexplained.
 ///
 /// # Errors
-/// `TableMissing`, `ColumnMissing`, those of [`classify`].
+/// `TableMissing`, `ColumnMissing`, database errors.
 pub async fn compare(client: &impl GenericClient, subject: &Subject) -> Result<Comparison, Failure> {
     let balances = balances(client, subject, None).await?;
     compare_with(client, subject, &balances).await
@@ -200,8 +192,7 @@ pub(crate) async fn compare_with(
             ),
             &[&subject.uid],
         )
-        .await
-        .map_err(|e| classify(&e))?;
+        .await?;
     Ok(Comparison { users: count(&row, 0), unexplained: count(&row, 1), total_balance: row.get(2) })
 }
 
@@ -211,10 +202,7 @@ pub(crate) async fn unexplained(
     subject: &Subject,
     balances: &BalancesTable,
 ) -> Result<u64, Failure> {
-    let all = tx
-        .query_one("SELECT EXISTS (SELECT FROM credit_migration.changed_users WHERE user_id IS NULL)", &[])
-        .await
-        .map_err(|e| classify(&e))?;
+    let all = tx.query_one("SELECT EXISTS (SELECT FROM credit_migration.changed_users WHERE user_id IS NULL)", &[]).await?;
     if all.get(0) {
         return Ok(compare_with(tx, subject, balances).await?.unexplained);
     }
@@ -233,8 +221,7 @@ pub(crate) async fn unexplained(
             ),
             &[&subject.uid],
         )
-        .await
-        .map_err(|e| classify(&e))?;
+        .await?;
     Ok(count(&row, 0))
 }
 

@@ -4,10 +4,7 @@ use jiff::Timestamp;
 use tokio_postgres::GenericClient;
 
 use super::{Subject, exists, ident, literal, resolve};
-use crate::{
-    api::Transactions,
-    runner::{Failure, postgres::classify},
-};
+use crate::{api::Transactions, runner::Failure};
 
 /// The commit of the up SQL.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,7 +29,7 @@ impl CutOver {
 /// When the up SQL was committed. `None` if it never was, or was undone.
 ///
 /// # Errors
-/// Those of [`classify`].
+/// Database errors.
 pub async fn cut_over(client: &impl GenericClient, subject: &Subject) -> Result<Option<CutOver>, Failure> {
     if !exists(client, "ledger").await? {
         return Ok(None);
@@ -44,15 +41,14 @@ pub async fn cut_over(client: &impl GenericClient, subject: &Subject) -> Result<
                AND NOT EXISTS (SELECT FROM credit_migration.ledger d WHERE d.migration_uid = $1 AND d.step = 'down')",
             &[&subject.uid],
         )
-        .await
-        .map_err(|e| classify(&e))?;
+        .await?;
     Ok(row.map(|row| CutOver { since: row.get(0), xmin: row.get(1) }))
 }
 
 /// Columns of a table of the spec that are there now, with their types. `None` if there is no such table.
 ///
 /// # Errors
-/// `TableMissing` if the name is not a table's; those of [`classify`].
+/// `TableMissing` if the name is not a table's; database errors.
 pub(crate) async fn columns(
     client: &impl GenericClient,
     name: &str,
@@ -64,8 +60,7 @@ pub(crate) async fn columns(
              WHERE a.attrelid = pg_catalog.to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped",
             &[&table.sql()],
         )
-        .await
-        .map_err(|e| classify(&e))?;
+        .await?;
     Ok(Some((table, rows.iter().map(|row| (row.get(0), row.get(1))).collect())))
 }
 
@@ -122,8 +117,7 @@ pub(crate) async fn transactions(
     let without_zone = "SELECT coalesce(nullif(t.typbasetype, 0), t.oid) = 'pg_catalog.timestamp'::pg_catalog.regtype
         FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
         WHERE a.attrelid = pg_catalog.to_regclass($1) AND a.attname::text = $2 AND NOT a.attisdropped";
-    let found =
-        client.query_opt(without_zone, &[&table.sql(), &spec.created_at_column]).await.map_err(|e| classify(&e))?;
+    let found = client.query_opt(without_zone, &[&table.sql(), &spec.created_at_column]).await?;
     let without_zone = found.is_some_and(|row| row.get(0));
     Ok(Ok(TransactionsTable {
         table: table.sql(),

@@ -45,7 +45,7 @@ pub use verify_blocked::prove;
 
 use crate::{
     api::{Balances, CreditMigrationSpec, Reason},
-    runner::{Failure, postgres::classify},
+    runner::Failure,
 };
 
 /// Name of the control schema.
@@ -169,8 +169,7 @@ pub(crate) async fn resolve(client: &impl GenericClient, name: &str) -> Result<O
              WHERE c.oid = pg_catalog.to_regclass($1)",
             &[&quoted(name)],
         )
-        .await
-        .map_err(|e| classify(&e))?;
+        .await?;
     match row {
         Some(row) if row.get::<_, bool>(2) => Ok(Some(Table { schema: row.get(0), name: row.get(1) })),
         Some(_) => Err(Failure::new(
@@ -208,8 +207,7 @@ pub(crate) async fn with_children(client: &impl GenericClient, roots: &[Table]) 
              WHERE c.relkind IN ('r', 'p') GROUP BY 1, 2 ORDER BY max(t.depth), 1, 2",
             &[&names],
         )
-        .await
-        .map_err(|e| classify(&e))?;
+        .await?;
     Ok(rows.iter().map(|row| Table { schema: row.get(0), name: row.get(1) }).collect())
 }
 
@@ -231,8 +229,7 @@ pub(crate) async fn balances(
              WHERE a.attrelid = pg_catalog.to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped AND a.attname::text = ANY ($2)",
             &[&table.sql(), &vec![spec.user_column.as_str(), spec.balance_column.as_str()]],
         )
-        .await
-        .map_err(|e| classify(&e))?;
+        .await?;
     if rows.is_empty() {
         return Err(missing(&spec.table));
     }
@@ -284,7 +281,7 @@ pub(crate) fn jitter(base: Duration) -> Duration {
 pub(crate) async fn exists(client: &impl GenericClient, table: &str) -> Result<bool, Failure> {
     let name = format!("{SCHEMA}.{table}");
     let row = client.query_one("SELECT pg_catalog.to_regclass($1) IS NOT NULL", &[&name]).await;
-    Ok(row.map_err(|e| classify(&e))?.get(0))
+    Ok(row?.get(0))
 }
 
 #[cfg(test)]

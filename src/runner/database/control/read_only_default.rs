@@ -23,7 +23,7 @@ use crate::{
 /// Returns until when such sessions may have begun, by the server's clock; `None` if no window is open.
 ///
 /// # Errors
-/// Those of [`classify`]; `PrivilegeMissing` with the statement.
+/// Database errors; `PrivilegeMissing` with the statement.
 pub async fn restore_default(client: &Client, subject: &Subject) -> Result<Option<Timestamp>, Failure> {
     let row = client
         .query_opt(
@@ -31,8 +31,7 @@ pub async fn restore_default(client: &Client, subject: &Subject) -> Result<Optio
              WHERE migration_uid = $1 AND finished_at IS NULL ORDER BY started_at LIMIT 1",
             &[&subject.uid],
         )
-        .await
-        .map_err(|e| classify(&e))?;
+        .await?;
     let Some(row) = row else { return Ok(None) };
     if let Some(restored) = row.get(2) {
         // Sessions that began since then are ordinary ones: of the new version, as a rule.
@@ -54,7 +53,7 @@ pub async fn restore_default(client: &Client, subject: &Subject) -> Result<Optio
         _ => classify(&e),
     })?;
     // After the commit: a session that begins before it has the old default.
-    let restored: Timestamp = client.query_one("SELECT clock_timestamp()", &[]).await.map_err(|e| classify(&e))?.get(0);
+    let restored: Timestamp = client.query_one("SELECT clock_timestamp()", &[]).await?.get(0);
     end_sessions(client, restored, Some(row.get::<_, Option<Vec<i32>>>(3).unwrap_or_default())).await?;
     // After they were ended: whoever is interrupted here does it all once more.
     client
@@ -62,8 +61,7 @@ pub async fn restore_default(client: &Client, subject: &Subject) -> Result<Optio
             "UPDATE credit_migration.window_record SET restored_at = $2 WHERE migration_uid = $1 AND finished_at IS NULL",
             &[&subject.uid, &restored],
         )
-        .await
-        .map_err(|e| classify(&e))?;
+        .await?;
     Ok(Some(restored))
 }
 
@@ -71,7 +69,7 @@ pub async fn restore_default(client: &Client, subject: &Subject) -> Result<Optio
 /// have been seen the first time.
 ///
 /// # Errors
-/// Those of [`classify`].
+/// Database errors.
 pub async fn end_read_only_sessions(client: &Client, until: Timestamp) -> Result<(), Failure> {
     end_sessions(client, until, None).await
 }
@@ -91,8 +89,7 @@ async fn end_sessions(client: &Client, until: Timestamp, at_closing: Option<Vec<
                         ELSE a.backend_start BETWEEN g.blocked_at AND $1 END",
             &[&until, &at_closing],
         )
-        .await
-        .map_err(|e| classify(&e))?;
+        .await?;
     for row in &rows {
         let (pid, role): (i32, &str) = (row.get(0), row.get(1));
         if row.get(2) || !terminate(client, pid, role, false).await? {

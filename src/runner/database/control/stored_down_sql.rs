@@ -4,27 +4,26 @@
 use tokio_postgres::{Client, types::Json};
 
 use super::{Sql, Subject, exists};
-use crate::runner::{Failure, postgres::classify};
+use crate::runner::Failure;
 
 /// Keeps it in the ledger's row of the up SQL.
 ///
 /// # Errors
-/// Those of [`classify`].
+/// Database errors.
 pub async fn keep_down(client: &Client, subject: &Subject, down: &Sql) -> Result<(), Failure> {
     client
         .execute(
             "UPDATE credit_migration.ledger SET down_sha256 = $2, down_statements = $3 WHERE migration_uid = $1 AND step = 'up'",
             &[&subject.uid, &down.sha256, &Json(&down.statements)],
         )
-        .await
-        .map_err(|e| classify(&e))?;
+        .await?;
     Ok(())
 }
 
 /// What was kept, if it is the one with the digest that is approved now.
 ///
 /// # Errors
-/// Those of [`classify`].
+/// Database errors.
 pub async fn kept_down(client: &Client, subject: &Subject, approved: &str) -> Result<Option<Sql>, Failure> {
     if !exists(client, "ledger").await? {
         return Ok(None);
@@ -35,8 +34,7 @@ pub async fn kept_down(client: &Client, subject: &Subject, approved: &str) -> Re
              WHERE migration_uid = $1 AND step = 'up' AND down_sha256 = $2 AND down_statements IS NOT NULL",
             &[&subject.uid, &approved],
         )
-        .await
-        .map_err(|e| classify(&e))?;
+        .await?;
     Ok(row.map(|row| {
         let Json(statements) = row.get(0);
         Sql { statements, sha256: approved.to_owned() }

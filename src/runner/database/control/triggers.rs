@@ -144,9 +144,8 @@ async fn put_up_capture(tx: &impl GenericClient, balances: &BalancesTable) -> Re
                               AND i.indpred IS NULL AND i.indnkeyatts = 1 AND a.attname = 'user_id')",
             &[],
         )
-        .await
-        .map_err(|e| classify(&e))?;
-    tx.batch_execute(&capture_function(balances, row.get(0))).await.map_err(|e| classify(&e))
+        .await?;
+    tx.batch_execute(&capture_function(balances, row.get(0))).await.map_err(Failure::from)
 }
 
 /// Claims the database, makes the schema, and puts up guards and capture.
@@ -155,7 +154,7 @@ async fn put_up_capture(tx: &impl GenericClient, balances: &BalancesTable) -> Re
 ///
 /// # Errors
 /// `DatabaseInUse` names the migration that holds the database; `TableMissing`, `ColumnMissing`; `LockTimeout` when a
-/// trigger could not be put up within `subject.patience`; those of [`classify`].
+/// trigger could not be put up within `subject.patience`; database errors.
 pub async fn install(client: &mut Client, subject: &Subject) -> Result<(), Failure> {
     put_up(client, subject, true).await
 }
@@ -200,8 +199,7 @@ async fn migrated(client: &impl GenericClient, subject: &Subject) -> Result<bool
     }
     let row = client
         .query_one("SELECT EXISTS (SELECT FROM credit_migration.ledger WHERE migration_uid = $1)", &[&subject.uid])
-        .await
-        .map_err(|e| classify(&e))?;
+        .await?;
     Ok(row.get(0))
 }
 
@@ -213,27 +211,25 @@ async fn claimed(client: &impl GenericClient, subject: &Subject) -> Result<bool,
     check_claim(client, subject).await?;
     let row = client
         .query_one("SELECT EXISTS (SELECT FROM credit_migration.claim WHERE migration_uid = $1)", &[&subject.uid])
-        .await
-        .map_err(|e| classify(&e))?;
+        .await?;
     Ok(row.get(0))
 }
 
 /// Schema, tables, functions, and the claim if it is to be made; one transaction.
 async fn prepare(client: &mut Client, subject: &Subject, balances: &BalancesTable, claim: bool) -> Result<(), Failure> {
-    let tx = client.transaction().await.map_err(|e| classify(&e))?;
+    let tx = client.transaction().await?;
     // Two runners that create the same objects at once would fail with errors that mean nothing to anybody.
     tx.batch_execute(&format!(
         "SET LOCAL client_min_messages = warning; SELECT pg_catalog.pg_advisory_xact_lock({LOCK_CLASS}, {LOCK_CHANGE})"
     ))
-    .await
-    .map_err(|e| classify(&e))?;
+    .await?;
     // Under the lock under which Cleanup gives the claim back.
     if !claim && !claimed(&tx, subject).await? {
         let message =
             "guards and baseline of this migration are not there any more; next: let the Backup step run again";
         return Err(Failure::new(Reason::BalancesUnexplained, message));
     }
-    tx.batch_execute(TABLES).await.map_err(|e| classify(&e))?;
+    tx.batch_execute(TABLES).await?;
     for role in &subject.application_roles {
         // Default privileges of the owner may have granted it something.
         let role = ident(role);
@@ -250,15 +246,13 @@ async fn prepare(client: &mut Client, subject: &Subject, balances: &BalancesTabl
         "INSERT INTO credit_migration.claim (migration_uid, migration_name) VALUES ($1, $2) ON CONFLICT DO NOTHING",
         &[&subject.uid, &subject.name],
     )
-    .await
-    .map_err(|e| classify(&e))?;
+    .await?;
     let holder = tx
         .query_one(
             "SELECT migration_uid, migration_name, to_char(since AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') FROM credit_migration.claim",
             &[],
         )
-        .await
-        .map_err(|e| classify(&e))?;
+        .await?;
     if holder.get::<_, &str>(0) != subject.uid {
         let (uid, name, since): (&str, &str, &str) = (holder.get(0), holder.get(1), holder.get(2));
         let message = format!(
@@ -266,9 +260,9 @@ async fn prepare(client: &mut Client, subject: &Subject, balances: &BalancesTabl
         );
         return Err(Failure::new(Reason::DatabaseInUse, message));
     }
-    tx.batch_execute(&guard_function()).await.map_err(|e| classify(&e))?;
+    tx.batch_execute(&guard_function()).await?;
     put_up_capture(&tx, balances).await?;
-    tx.commit().await.map_err(|e| classify(&e))
+    tx.commit().await.map_err(Failure::from)
 }
 
 /// Which trigger.
@@ -308,15 +302,13 @@ impl Kind {
 async fn ensure(client: &mut Client, subject: &Subject, table: &Table, kind: Kind) -> Result<(), Failure> {
     let begin = Instant::now();
     loop {
-        let tx = client.transaction().await.map_err(|e| classify(&e))?;
-        tx.batch_execute(&format!("SET LOCAL lock_timeout = {}", millis(trigger_lock_timeout(subject))))
-            .await
-            .map_err(|e| classify(&e))?;
+        let tx = client.transaction().await?;
+        tx.batch_execute(&format!("SET LOCAL lock_timeout = {}", millis(trigger_lock_timeout(subject)))).await?;
         let result = ensure_in(&tx, table, kind).await;
         match result {
-            Ok(()) => return tx.commit().await.map_err(|e| classify(&e)),
+            Ok(()) => return tx.commit().await.map_err(Failure::from),
             Err(failure) if failure.reason == Reason::LockTimeout && begin.elapsed() < subject.patience => {
-                tx.rollback().await.map_err(|e| classify(&e))?;
+                tx.rollback().await?;
                 tokio::time::sleep(jitter(trigger_lock_timeout(subject) * 2)).await;
             }
             Err(Failure { reason: Reason::LockTimeout, message }) => {
@@ -342,18 +334,17 @@ pub(crate) async fn ensure_in(tx: &impl GenericClient, table: &Table, kind: Kind
              WHERE t.tgrelid = pg_catalog.to_regclass($1) AND t.tgname = $2",
             &[&table.sql(), &kind.name()],
         )
-        .await
-        .map_err(|e| classify(&e))?
+        .await?
         .map(|row| row.get::<_, bool>(0));
     if state == Some(true) {
         return Ok(());
     }
     if state.is_none() {
-        tx.batch_execute(&kind.definition(table)).await.map_err(|e| classify(&e))?;
+        tx.batch_execute(&kind.definition(table)).await?;
     }
     tx.batch_execute(&format!("ALTER TABLE {} ENABLE ALWAYS TRIGGER {}", table.sql(), kind.name()))
         .await
-        .map_err(|e| classify(&e))
+        .map_err(Failure::from)
 }
 
 /// Inside the migration's transaction, after its SQL: guards on what is new, guard and capture on the balances (the SQL
@@ -382,8 +373,7 @@ pub(crate) async fn check_claim(client: &impl GenericClient, subject: &Subject) 
             "SELECT migration_uid, migration_name FROM credit_migration.claim WHERE migration_uid <> $1",
             &[&subject.uid],
         )
-        .await
-        .map_err(|e| classify(&e))?;
+        .await?;
     match row {
         None => Ok(()),
         Some(row) => {

@@ -27,7 +27,7 @@ pub async fn prove(target: &Target, subject: &Subject) -> Result<String, Failure
         millis(subject.lock_timeout),
         millis(subject.lock_timeout + Duration::from_secs(5))
     );
-    client.batch_execute(&limits).await.map_err(|e| classify(&e))?;
+    client.batch_execute(&limits).await?;
     let tables = protected(&client, subject).await?;
     let mut proofs = Vec::new();
     for role in &subject.application_roles {
@@ -66,8 +66,7 @@ async fn harmless_write(client: &Client, role: &str, table: &Table) -> Result<Op
              FROM (SELECT pg_catalog.to_regclass($2)::oid AS oid) AS t",
             &[&role, &table.sql()],
         )
-        .await
-        .map_err(|e| classify(&e))?;
+        .await?;
     let column: Option<String> = row.get(0);
     let may_delete: Option<bool> = row.get(1);
     Ok(match (column, may_delete) {
@@ -78,7 +77,7 @@ async fn harmless_write(client: &Client, role: &str, table: &Table) -> Result<Op
 }
 
 async fn refused(client: &Client, role: &str, table: &Table, write: &str) -> Result<String, Failure> {
-    client.batch_execute("BEGIN READ WRITE").await.map_err(|e| classify(&e))?;
+    client.batch_execute("BEGIN READ WRITE").await?;
     let result = match client.batch_execute(&format!("SET LOCAL ROLE {}", ident(role))).await {
         Err(e) if e.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
             let message =
@@ -88,7 +87,7 @@ async fn refused(client: &Client, role: &str, table: &Table, write: &str) -> Res
         Err(e) => return Err(classify(&e)),
         Ok(()) => client.batch_execute(write).await,
     };
-    client.batch_execute("ROLLBACK").await.map_err(|e| classify(&e))?;
+    client.batch_execute("ROLLBACK").await?;
     match result {
         Ok(()) => {
             let message = format!(

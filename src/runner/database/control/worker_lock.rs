@@ -31,24 +31,21 @@ pub enum Ended {
 /// Tries to become the one task that works. The lock lives as long as the session.
 ///
 /// # Errors
-/// Those of [`classify`].
+/// Database errors.
 pub async fn try_work(client: &Client) -> Result<bool, Failure> {
     try_lock(client, LOCK_WORKER).await
 }
 
 /// Tries to take one of this program's locks, exclusively, until the session ends.
 pub(super) async fn try_lock(client: &Client, which: i32) -> Result<bool, Failure> {
-    let row = client
-        .query_one("SELECT pg_catalog.pg_try_advisory_lock($1, $2)", &[&LOCK_CLASS, &which])
-        .await
-        .map_err(|e| classify(&e))?;
+    let row = client.query_one("SELECT pg_catalog.pg_try_advisory_lock($1, $2)", &[&LOCK_CLASS, &which]).await?;
     Ok(row.get(0))
 }
 
 /// Until when writes are to be blocked by this migration at most, whoever closed the gate; `None` if they are not.
 ///
 /// # Errors
-/// Those of [`classify`].
+/// Database errors.
 pub async fn closed_until(client: &Client, subject: &Subject) -> Result<Option<Timestamp>, Failure> {
     if !exists(client, "write_block").await? || !exists(client, "window_record").await? {
         return Ok(None);
@@ -60,15 +57,14 @@ pub async fn closed_until(client: &Client, subject: &Subject) -> Result<Option<T
              FROM credit_migration.write_block g WHERE g.blocked AND g.migration_uid = $1",
             &[&subject.uid],
         )
-        .await
-        .map_err(|e| classify(&e))?;
+        .await?;
     Ok(row.and_then(|row| row.get(0)))
 }
 
 /// Who holds the lock.
 ///
 /// # Errors
-/// Those of [`classify`].
+/// Database errors.
 pub async fn holder(client: &Client) -> Result<Option<Holder>, Failure> {
     let row = client
         .query_opt(
@@ -79,8 +75,7 @@ pub async fn holder(client: &Client) -> Result<Option<Holder>, Failure> {
                AND a.pid <> pg_backend_pid() LIMIT 1",
             &[&LOCK_CLASS, &LOCK_WORKER],
         )
-        .await
-        .map_err(|e| classify(&e))?;
+        .await?;
     Ok(row.map(|row| Holder {
         pid: row.get(0),
         role: row.get(1),
@@ -92,7 +87,7 @@ pub async fn holder(client: &Client) -> Result<Option<Holder>, Failure> {
 /// Ends a session that holds the lock.
 ///
 /// # Errors
-/// Those of [`classify`], but for a missing right.
+/// Database errors, but for a missing right.
 pub async fn end(client: &Client, holder: &Holder) -> Result<Ended, Failure> {
     match client.query_one("SELECT pg_catalog.pg_terminate_backend($1)", &[&holder.pid]).await {
         Ok(_) => Ok(Ended::Told),

@@ -65,7 +65,7 @@ pub struct Finished {
 /// Reads intent, ledger and gate.
 ///
 /// # Errors
-/// `DatabaseInUse` if another migration keeps the gate closed; those of [`classify`].
+/// `DatabaseInUse` if another migration keeps the gate closed; database errors.
 pub async fn observe(client: &Client, subject: &Subject, direction: Direction) -> Result<Snapshot, Failure> {
     let mut snapshot = Snapshot::default();
     let ledger = client
@@ -73,8 +73,7 @@ pub async fn observe(client: &Client, subject: &Subject, direction: Direction) -
             "SELECT step, seconds, reconciled_users FROM credit_migration.ledger WHERE migration_uid = $1",
             &[&subject.uid],
         )
-        .await
-        .map_err(|e| classify(&e))?;
+        .await?;
     for row in ledger {
         match row.get::<_, &str>(0) {
             "up" => snapshot.up = Some((row.get(1), u64::try_from(row.get::<_, i64>(2)).unwrap_or_default())),
@@ -83,10 +82,9 @@ pub async fn observe(client: &Client, subject: &Subject, direction: Direction) -
     }
     // Cleanup takes the gate and leaves ledger and intent: what is migrated must not look as if it were not.
     let gate = match exists(client, "write_block").await? {
-        true => client
-            .query_opt("SELECT migration_uid, blocked_at FROM credit_migration.write_block WHERE blocked", &[])
-            .await
-            .map_err(|e| classify(&e))?,
+        true => {
+            client.query_opt("SELECT migration_uid, blocked_at FROM credit_migration.write_block WHERE blocked", &[]).await?
+        }
         false => None,
     };
     if let Some(row) = gate {
@@ -103,8 +101,7 @@ pub async fn observe(client: &Client, subject: &Subject, direction: Direction) -
              FROM credit_migration.window_record WHERE migration_uid = $1 AND direction = $2",
             &[&subject.uid, &direction.sql_name()],
         )
-        .await
-        .map_err(|e| classify(&e))?;
+        .await?;
     snapshot.intent = intent.map(|row| Intent {
         attempt: u32::try_from(row.get::<_, i32>(0)).unwrap_or_default(),
         deadline: row.get(1),
@@ -131,7 +128,7 @@ pub async fn observe(client: &Client, subject: &Subject, direction: Direction) -
 /// Returns when the gate was closed, by the server's clock.
 ///
 /// # Errors
-/// Those of [`classify`]; nothing was changed.
+/// Database errors; nothing was changed.
 pub async fn close(
     client: &mut Client,
     subject: &Subject,
@@ -139,7 +136,7 @@ pub async fn close(
     attempt: u32,
     deadline: Timestamp,
 ) -> Result<Timestamp, Failure> {
-    let tx = client.transaction().await.map_err(|e| classify(&e))?;
+    let tx = client.transaction().await?;
     tx.execute(
         "INSERT INTO credit_migration.window_record AS i (migration_uid, direction, attempt, started_at, deadline, sessions, prior_read_only)
          SELECT $1, $2, $3, clock_timestamp(), $4,
@@ -160,12 +157,9 @@ pub async fn close(
              finished_at = NULL, outcome = NULL, reason = NULL, message = NULL",
         &[&subject.uid, &direction.sql_name(), &i32::try_from(attempt).unwrap_or(i32::MAX), &deadline],
     )
-    .await
-    .map_err(|e| classify(&e))?;
-    let database: String = tx.query_one("SELECT current_database()::text", &[]).await.map_err(|e| classify(&e))?.get(0);
-    tx.batch_execute(&format!("ALTER DATABASE {} SET default_transaction_read_only = on", ident(&database)))
-        .await
-        .map_err(|e| classify(&e))?;
+    .await?;
+    let database: String = tx.query_one("SELECT current_database()::text", &[]).await?.get(0);
+    tx.batch_execute(&format!("ALTER DATABASE {} SET default_transaction_read_only = on", ident(&database))).await?;
     let row = tx
         .query_one(
             "INSERT INTO credit_migration.write_block AS g (blocked, migration_uid, blocked_at, deadline, pid, backend_start)
@@ -177,9 +171,8 @@ pub async fn close(
              RETURNING blocked_at",
             &[&subject.uid, &deadline],
         )
-        .await
-        .map_err(|e| classify(&e))?;
-    tx.commit().await.map_err(|e| classify(&e))?;
+        .await?;
+    tx.commit().await?;
     Ok(row.get(0))
 }
 
@@ -254,8 +247,7 @@ async fn application(
             &format!("{OTHERS} AND a.usename::text = ANY ($1) AND coalesce(a.backend_start < $2, $3)"),
             &[&subject.application_roles, &closed_at, &unknown],
         )
-        .await
-        .map_err(|e| classify(&e))?;
+        .await?;
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
@@ -272,8 +264,7 @@ async fn holders(client: &Client, tables: &[Table]) -> Result<Vec<(i32, String)>
             ),
             &[&names],
         )
-        .await
-        .map_err(|e| classify(&e))?;
+        .await?;
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
@@ -298,22 +289,21 @@ pub(super) async fn terminate(client: &Client, pid: i32, role: &str, must: bool)
 /// as it is. Returns since when the gate is closed.
 ///
 /// # Errors
-/// Those of [`classify`].
+/// Database errors.
 pub async fn adopt(
     client: &mut Client,
     subject: &Subject,
     direction: Direction,
     attempt: u32,
 ) -> Result<Option<Timestamp>, Failure> {
-    let tx = client.transaction().await.map_err(|e| classify(&e))?;
+    let tx = client.transaction().await?;
     let row = tx
         .query_opt(
             "UPDATE credit_migration.write_block AS g SET pid = a.pid, backend_start = a.backend_start
              FROM pg_catalog.pg_stat_get_activity(pg_backend_pid()) a WHERE g.blocked AND g.migration_uid = $1 RETURNING g.blocked_at",
             &[&subject.uid],
         )
-        .await
-        .map_err(|e| classify(&e))?;
+        .await?;
     // The way back may take over from the way there: what was set before the window is in that one's intent. It then counts
     // as acknowledged: the flag may be at the old value already, so nobody may open the gate on the new schema by himself.
     tx.execute(
@@ -330,27 +320,26 @@ pub async fn adopt(
              switch_acknowledged_at = coalesce(i.switch_acknowledged_at, excluded.switch_acknowledged_at)",
         &[&subject.uid, &direction.sql_name(), &i32::try_from(attempt).unwrap_or(i32::MAX)],
     )
-    .await
-    .map_err(|e| classify(&e))?;
-    tx.commit().await.map_err(|e| classify(&e))?;
+    .await?;
+    tx.commit().await?;
     Ok(row.map(|row| row.get(0)))
 }
 
 /// Ends the comparison of balances that may still run beside the window.
 ///
 /// # Errors
-/// Those of [`classify`].
+/// Database errors.
 pub async fn end_comparison(client: &Client) -> Result<(), Failure> {
     let own = "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity
                WHERE application_name = 'credit-migration/comparison' AND datname = current_database() AND usename = session_user";
-    client.query(own, &[]).await.map_err(|e| classify(&e))?;
+    client.query(own, &[]).await?;
     Ok(())
 }
 
 /// Notes in the database that the controller is about to flip the flag. Done before the controller is told so.
 ///
 /// # Errors
-/// Those of [`classify`].
+/// Database errors.
 pub async fn acknowledge_switch(client: &Client, subject: &Subject, direction: Direction) -> Result<(), Failure> {
     client
         .execute(
@@ -358,15 +347,14 @@ pub async fn acknowledge_switch(client: &Client, subject: &Subject, direction: D
              WHERE migration_uid = $1 AND direction = $2",
             &[&subject.uid, &direction.sql_name()],
         )
-        .await
-        .map_err(|e| classify(&e))?;
+        .await?;
     Ok(())
 }
 
 /// Keeps what is reported of the window, for the pod that may have to go on with it.
 ///
 /// # Errors
-/// Those of [`classify`].
+/// Database errors.
 pub async fn save_progress(
     client: &Client,
     subject: &Subject,
@@ -378,8 +366,7 @@ pub async fn save_progress(
             "UPDATE credit_migration.window_record SET progress = $3 WHERE migration_uid = $1 AND direction = $2",
             &[&subject.uid, &direction.sql_name(), &Json(progress)],
         )
-        .await
-        .map_err(|e| classify(&e))?;
+        .await?;
     Ok(())
 }
 
@@ -388,7 +375,7 @@ pub async fn save_progress(
 /// Returns when it was opened, by the server's clock; `None` if no window was open.
 ///
 /// # Errors
-/// Those of [`classify`]; the gate is as it was, or open.
+/// Database errors; the gate is as it was, or open.
 pub async fn open(
     client: &mut Client,
     subject: &Subject,
@@ -396,15 +383,14 @@ pub async fn open(
     end: &Finished,
     progress: &WindowProgress,
 ) -> Result<Option<Timestamp>, Failure> {
-    let tx = client.transaction().await.map_err(|e| classify(&e))?;
+    let tx = client.transaction().await?;
     let opened = tx
         .query_opt(
             "UPDATE credit_migration.write_block SET blocked = false, unblocked_at = clock_timestamp(), pid = NULL, backend_start = NULL
              WHERE blocked AND migration_uid = $1 RETURNING unblocked_at",
             &[&subject.uid],
         )
-        .await
-        .map_err(|e| classify(&e))?
+        .await?
         .map(|row| row.get::<_, Timestamp>(0));
     tx.execute(
         "UPDATE credit_migration.window_record SET finished_at = clock_timestamp(), outcome = $3, reason = $4, message = $5,
@@ -422,15 +408,11 @@ pub async fn open(
             &Json(&WindowProgress { released_at: opened.or(progress.released_at), ..progress.clone() }),
         ],
     )
-    .await
-    .map_err(|e| classify(&e))?;
-    tx.commit().await.map_err(|e| classify(&e))?;
+    .await?;
+    tx.commit().await?;
     // Held as often as it was taken; what remained would block writes with the gate open.
     while locked(client).await? {
-        client
-            .query_one("SELECT pg_catalog.pg_advisory_unlock($1, $2)", &[&LOCK_CLASS, &LOCK_GATE])
-            .await
-            .map_err(|e| classify(&e))?;
+        client.query_one("SELECT pg_catalog.pg_advisory_unlock($1, $2)", &[&LOCK_CLASS, &LOCK_GATE]).await?;
     }
     Ok(opened)
 }
@@ -438,7 +420,7 @@ pub async fn open(
 /// Whether this session holds the exclusive side of the gate's lock.
 ///
 /// # Errors
-/// Those of [`classify`].
+/// Database errors.
 pub async fn locked(client: &Client) -> Result<bool, Failure> {
     let row = client
         .query_one(
@@ -446,7 +428,6 @@ pub async fn locked(client: &Client) -> Result<bool, Failure> {
                             AND locktype = 'advisory' AND classid = $1::int4::oid AND objid = $2::int4::oid)",
             &[&LOCK_CLASS, &LOCK_GATE],
         )
-        .await
-        .map_err(|e| classify(&e))?;
+        .await?;
     Ok(row.get(0))
 }

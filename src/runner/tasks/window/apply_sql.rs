@@ -6,12 +6,12 @@ use tokio_postgres::Client;
 
 use super::{
     Channel, Outcome,
-    session::{TICK, Task, lost, ping},
+    session::{TICK, Task, ping},
 };
 use crate::{
     api::{Reason, SchemaInPlace, WindowCommand, WindowState},
     runner::{
-        Failure,
+        Failure, UnlessLost,
         database::control::{self, Applied, Sql, Stop, jitter},
     },
 };
@@ -47,12 +47,11 @@ impl<C: Channel> Task<'_, C> {
                 // Swallows a cancellation that came too late for the SQL; it must not hit the opening of the gate.
                 let _ = ping(&client).await;
             }
-            match result {
+            match result.unless_lost()? {
                 Ok(Applied::Now { seconds, reconciled_users } | Applied::Before { seconds, reconciled_users }) => {
                     return self.migrated(&mut client, (seconds, reconciled_users)).await;
                 }
                 Ok(Applied::Nothing) => return self.finish(&mut client, SchemaInPlace::Old, None).await,
-                Err(failure) if lost(&failure) => return Err(failure),
                 Err(_) if stop.stopped() && !self.overdue() => {
                     return self.finish(&mut client, SchemaInPlace::Old, None).await;
                 }

@@ -8,11 +8,11 @@ use tokio_postgres::Client;
 use super::{
     Channel, Outcome,
     background::{comparison, probe},
-    session::{PING, TICK, Task, lost, ping},
+    session::{PING, TICK, Task, ping},
 };
 use crate::{
     api::{Comparison, Direction, Reason, SchemaInPlace, WindowCommand, WindowState},
-    runner::{Failure, database::control::write_block},
+    runner::{Failure, UnlessLost, database::control::write_block},
 };
 
 impl<C: Channel> Task<'_, C> {
@@ -22,11 +22,10 @@ impl<C: Channel> Task<'_, C> {
         if up && !write_block::locked(client).await? {
             // Taken over from an earlier session, whose end gave the lock back.
             let closed_at = self.progress.blocked_at.unwrap_or(Timestamp::UNIX_EPOCH);
-            match write_block::drain(client, self.subject(), closed_at, self.subject().lock_timeout * 3).await {
-                Err(failure) if lost(&failure) => return Err(failure),
-                // The gate's row blocks writes all the same; orders and deadline must not wait for the lock.
-                Err(failure) => tracing::warn!(message = failure.message, "the gate's lock is not had again"),
-                Ok(_) => {}
+            let drained = write_block::drain(client, self.subject(), closed_at, self.subject().lock_timeout * 3).await;
+            // The gate's row blocks writes all the same; orders and deadline must not wait for the lock.
+            if let Err(failure) = drained.unless_lost()? {
+                tracing::warn!(message = failure.message, "the gate's lock is not had again");
             }
         }
         let (target, subject, channel) = (self.target, self.subject(), self.channel);

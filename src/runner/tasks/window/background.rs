@@ -9,7 +9,7 @@ use crate::{
     api::Comparison,
     runner::{
         database::control::{self, Subject, millis},
-        postgres::{Target, classify},
+        postgres::Target,
     },
 };
 
@@ -36,7 +36,7 @@ pub(super) async fn comparison(target: &Target, subject: &Subject) -> Comparison
         let once = async {
             let client = target.connect("comparison").await?;
             let limit = format!("SET statement_timeout = {}", millis(subject.statement_timeout));
-            client.batch_execute(&limit).await.map_err(|e| classify(&e))?;
+            client.batch_execute(&limit).await?;
             control::compare(&client, subject).await
         };
         match once.await {

@@ -7,12 +7,12 @@ use tokio_postgres::Client;
 
 use super::{
     Channel, Outcome,
-    session::{TICK, Task, lost},
+    session::{TICK, Task},
 };
 use crate::{
     api::{Direction, WindowCommand, WindowState},
     runner::{
-        Failure,
+        Failure, UnlessLost,
         database::control::{self, write_block},
     },
 };
@@ -32,14 +32,15 @@ impl<C: Channel> Task<'_, C> {
         let closed_at =
             match write_block::close(&mut client, self.subject(), self.plan.direction, self.plan.attempt, deadline)
                 .await
+                .unless_lost()?
             {
-                Err(failure) if !lost(&failure) => {
+                Err(failure) => {
                     // The closing was refused: the gate is open as before.
                     self.opened = false;
                     self.progress.state = self.plan.direction.schema_before().final_state();
                     return Err(failure);
                 }
-                result => result?,
+                Ok(closed_at) => closed_at,
             };
         self.progress.blocked_at = Some(closed_at);
         self.blocked(client, closed_at).await
@@ -54,7 +55,7 @@ impl<C: Channel> Task<'_, C> {
             let mut secure = pin!(self.secure(&client, closed_at));
             loop {
                 tokio::select! {
-                    secured = &mut secure => break Some(secured),
+                    secured = &mut secure => break Some(secured.unless_lost()?),
                     () = tokio::time::sleep(TICK) => {}
                 }
                 if self.called_off() {
@@ -72,7 +73,6 @@ impl<C: Channel> Task<'_, C> {
                 return self.overdue_end(&mut client, schema).await;
             }
             None => return self.finish(&mut client, schema, None).await,
-            Some(Err(failure)) if lost(&failure) => return Err(failure),
             // The flag may have been flipped on the word of an earlier session: the gate must not open by itself any more.
             Some(Err(failure)) if self.progress.switch_acknowledged => return self.held(failure).await,
             Some(Err(failure)) => return self.finish(&mut client, schema, Some(failure)).await,
@@ -86,15 +86,15 @@ impl<C: Channel> Task<'_, C> {
                 Err(failure) => self.finish(&mut client, schema, Some(failure)).await,
             };
         }
-        self.progress.users_written_since = match control::users_written_within(&mut client, self.subject()).await {
-            Ok(users) => Some(users),
-            Err(failure) if lost(&failure) => return Err(failure),
-            // A figure for people: not to be had in time, it is unknown.
-            Err(failure) => {
-                tracing::warn!(message = failure.message, "written users are not counted");
-                None
-            }
-        };
+        self.progress.users_written_since =
+            match control::users_written_within(&mut client, self.subject()).await.unless_lost()? {
+                Ok(users) => Some(users),
+                // A figure for people: not to be had in time, it is unknown.
+                Err(failure) => {
+                    tracing::warn!(message = failure.message, "written users are not counted");
+                    None
+                }
+            };
         // The old version is about to be started: its sessions must be ordinary ones, the gate is what blocks.
         self.restore_default(&client).await?;
         self.milestone(&client).await?;
@@ -104,10 +104,8 @@ impl<C: Channel> Task<'_, C> {
     /// A default that cannot be put back (the SQL gave the database another owner) must not keep the task from its orders:
     /// `finish` tries again, and tells.
     pub(super) async fn restore_default(&self, client: &Client) -> Result<(), Failure> {
-        match write_block::restore_default(client, self.subject()).await {
-            Err(failure) if lost(&failure) => return Err(failure),
-            Err(failure) => tracing::error!(message = failure.message, "the read-only default is not put back"),
-            Ok(_) => {}
+        if let Err(failure) = write_block::restore_default(client, self.subject()).await.unless_lost()? {
+            tracing::error!(message = failure.message, "the read-only default is not put back");
         }
         Ok(())
     }

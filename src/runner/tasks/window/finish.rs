@@ -4,14 +4,11 @@ use std::time::Duration;
 
 use tokio_postgres::Client;
 
-use super::{
-    Channel, Outcome,
-    session::{Task, lost},
-};
+use super::{Channel, Outcome, session::Task};
 use crate::{
     api::{Reason, SchemaInPlace, WindowState},
     runner::{
-        Failure,
+        Failure, UnlessLost,
         database::control::{
             self, Applied, jitter,
             write_block::{self, Finished},
@@ -32,19 +29,16 @@ impl<C: Channel> Task<'_, C> {
             tries += 1;
             // The comparison beside may still read the tables that the SQL is about to change.
             write_block::end_comparison(client).await?;
-            match control::run_down(client, self.subject(), &self.down).await {
+            match control::run_down(client, self.subject(), &self.down).await.unless_lost()? {
                 Ok(Applied::Nothing) => return self.finish(client, SchemaInPlace::Old, cause).await,
                 Ok(Applied::Now { .. } | Applied::Before { .. }) => return self.undone(client, cause).await,
-                Err(failure) if lost(&failure) => return Err(failure),
                 Err(failure) if failure.reason == Reason::LockTimeout && tries < UNDO_TRIES => {
                     // Writes are blocked and the way back is wanted: whoever holds the tables is ended.
                     self.report(Some(failure));
                     let limit = self.subject().lock_timeout * 2;
-                    if let Err(failure) = write_block::drain(client, self.subject(), self.channel.now(), limit).await
-                        && lost(&failure)
-                    {
-                        return Err(failure);
-                    }
+                    // Whoever could not be ended is met again by the next try.
+                    let _ =
+                        write_block::drain(client, self.subject(), self.channel.now(), limit).await.unless_lost()?;
                     tokio::time::sleep(jitter(Duration::from_millis(50))).await;
                 }
                 Err(failure) => {
@@ -58,9 +52,8 @@ impl<C: Channel> Task<'_, C> {
 
     /// The down SQL is committed: compares every balance once more while writes are blocked, then opens the gate.
     pub(super) async fn undone(&mut self, client: &mut Client, cause: Option<Failure>) -> Result<Outcome, Failure> {
-        match control::compare(client, self.subject()).await {
+        match control::compare(client, self.subject()).await.unless_lost()? {
             Ok(comparison) => self.progress.comparison = Some(comparison),
-            Err(failure) if lost(&failure) => return Err(failure),
             // The transaction has compared them too; only the figures are missing.
             Err(failure) => tracing::warn!(message = failure.message, "balances not compared after the way back"),
         }
@@ -87,10 +80,7 @@ impl<C: Channel> Task<'_, C> {
         schema: SchemaInPlace,
         failure: Option<Failure>,
     ) -> Result<Outcome, Failure> {
-        let restored = match write_block::restore_default(client, self.subject()).await {
-            Err(lost_it) if lost(&lost_it) => return Err(lost_it),
-            restored => restored,
-        };
+        let restored = write_block::restore_default(client, self.subject()).await.unless_lost()?;
         // A default that cannot be put back is no reason to keep the gate closed too.
         let failure = failure.or_else(|| restored.as_ref().err().cloned());
         self.progress.state = schema.final_state();

@@ -24,7 +24,7 @@ use crate::{
             self, Sql, Subject, jitter,
             write_block::{self, Finished, Snapshot},
         },
-        postgres::{Target, classify},
+        postgres::Target,
     },
 };
 
@@ -105,8 +105,7 @@ impl<'a, C: Channel> Task<'a, C> {
             if begin.elapsed() > PING {
                 lost_since = Instant::now();
             }
-            let lost = matches!(failure.reason, Reason::HostUnreachable | Reason::ConnectionLost);
-            if gives_up(self.opened, lost, self.orders().command, lost_since.elapsed()) {
+            if gives_up(self.opened, failure.is_connection_lost(), self.orders().command, lost_since.elapsed()) {
                 return Outcome { progress: self.progress, failure: Some(failure) };
             }
             // From here on writes may be blocked. Giving up would leave them so with nobody at work on it.
@@ -220,13 +219,8 @@ fn gives_up(opened: bool, lost: bool, order: WindowCommand, since: Duration) -> 
     !opened && (!lost || (order == WindowCommand::Standby && since > PATIENCE))
 }
 
-/// Another session may get over it.
-pub(super) fn lost(failure: &Failure) -> bool {
-    matches!(failure.reason, Reason::ConnectionLost | Reason::HostUnreachable)
-}
-
 pub(super) async fn ping(client: &Client) -> Result<(), Failure> {
-    client.batch_execute("SELECT 1").await.map_err(|e| classify(&e))
+    client.batch_execute("SELECT 1").await.map_err(Failure::from)
 }
 
 #[cfg(test)]

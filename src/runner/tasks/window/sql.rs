@@ -2,14 +2,11 @@
 
 use tokio_postgres::Client;
 
-use super::{
-    Channel,
-    session::{Task, lost},
-};
+use super::{Channel, session::Task};
 use crate::{
     api::{Direction, Reason},
     runner::{
-        Failure,
+        Failure, UnlessLost,
         database::control::{self, Sql},
     },
 };
@@ -30,7 +27,7 @@ impl<'a, C: Channel> Task<'a, C> {
             Ok(mounted) => return Ok(mounted.clone()),
             Err(failure) => failure,
         };
-        match control::kept_down(client, self.subject(), approved).await {
+        match control::kept_down(client, self.subject(), approved).await.unless_lost()? {
             Ok(Some(kept)) => {
                 tracing::warn!(
                     message = failure.message,
@@ -38,21 +35,16 @@ impl<'a, C: Channel> Task<'a, C> {
                 );
                 Ok(kept)
             }
-            Err(lost_it) if lost(&lost_it) => Err(lost_it),
             _ => Err(failure),
         }
     }
 
     /// Keeps the way back in the database: it may be weeks away, and its ConfigMap gone by then. No reason to stop if it cannot.
     pub(super) async fn keep_down(&self, client: &Client) -> Result<(), Failure> {
-        match control::keep_down(client, self.subject(), &self.down).await {
-            Err(failure) if lost(&failure) => Err(failure),
-            Err(failure) => {
-                tracing::warn!(message = failure.message, "the down SQL is not kept");
-                Ok(())
-            }
-            Ok(()) => Ok(()),
+        if let Err(failure) = control::keep_down(client, self.subject(), &self.down).await.unless_lost()? {
+            tracing::warn!(message = failure.message, "the down SQL is not kept");
         }
+        Ok(())
     }
 }
 

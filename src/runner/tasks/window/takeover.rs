@@ -8,14 +8,11 @@
 
 use tokio_postgres::Client;
 
-use super::{
-    Channel,
-    session::{Task, lost},
-};
+use super::{Channel, session::Task};
 use crate::{
     api::{Reason, WindowCommand, WindowState},
     runner::{
-        Failure,
+        Failure, UnlessLost,
         database::control::{
             worker_lock::{self, Ended, Holder},
             write_block,
@@ -47,13 +44,12 @@ impl<C: Channel> Task<'_, C> {
 
     /// Writes are blocked by this migration, and they should not be any more, or the way back is wanted.
     async fn must_go_on(&mut self, client: &Client) -> Result<bool, Failure> {
-        match worker_lock::closed_until(client, self.subject()).await {
+        match worker_lock::closed_until(client, self.subject()).await.unless_lost()? {
             Ok(Some(deadline)) => {
                 self.deadline = Some(deadline);
                 Ok(self.overdue() || self.orders().command == WindowCommand::Rollback)
             }
             Ok(None) => Ok(false),
-            Err(failure) if lost(&failure) => Err(failure),
             Err(failure) => {
                 tracing::warn!(message = failure.message, "the gate cannot be read");
                 Ok(false)
