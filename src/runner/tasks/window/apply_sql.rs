@@ -9,7 +9,10 @@ use super::{
     session::{TICK, Task, ping},
 };
 use crate::{
-    api::{Reason, SchemaInPlace, WindowCommand, WindowState},
+    api::{
+        Reason, SchemaInPlace, WindowState,
+        window_rules::{Move, WindowActivity},
+    },
     runner::{
         Failure, UnlessLost,
         database::control::{self, Applied, Sql, Stop, jitter},
@@ -34,7 +37,7 @@ impl<C: Channel> Task<'_, C> {
                         result = &mut run => break result,
                         () = tokio::time::sleep(TICK) => {}
                     }
-                    if self.overdue() || self.orders().command == WindowCommand::Rollback {
+                    if let Move::End(_) = self.next_move(WindowActivity::ApplyingSql) {
                         stop.stop();
                         // Waited for: a request still under way could hit a later statement.
                         if let Err(failure) = self.target.cancel(token.clone()).await {
@@ -52,10 +55,12 @@ impl<C: Channel> Task<'_, C> {
                     return self.migrated(&mut client, (seconds, reconciled_users)).await;
                 }
                 Ok(Applied::Nothing) => return self.finish(&mut client, SchemaInPlace::Old, None).await,
-                Err(_) if stop.stopped() && !self.overdue() => {
-                    return self.finish(&mut client, SchemaInPlace::Old, None).await;
+                Err(failure)
+                    if stop.stopped()
+                        && let Move::End(ending) = self.next_move(WindowActivity::ApplyingSql) =>
+                {
+                    return self.end(&mut client, ending, Some(failure)).await;
                 }
-                Err(_) if stop.stopped() => return self.overdue_end(&mut client, SchemaInPlace::Old).await,
                 Err(failure) if failure.reason == Reason::LockTimeout && tries < LOCK_TRIES => {
                     tokio::time::sleep(jitter(Duration::from_millis(50))).await;
                 }

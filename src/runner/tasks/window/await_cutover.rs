@@ -11,7 +11,10 @@ use super::{
     session::{PING, TICK, Task, ping},
 };
 use crate::{
-    api::{Comparison, Direction, Reason, SchemaInPlace, WindowCommand, WindowState},
+    api::{
+        Comparison, Direction, Reason, WindowState,
+        window_rules::{Move, WindowActivity},
+    },
     runner::{Failure, UnlessLost, database::control::write_block},
 };
 
@@ -28,59 +31,29 @@ impl<C: Channel> Task<'_, C> {
                 tracing::warn!(message = failure.message, "the gate's lock is not had again");
             }
         }
+        self.unexplained_reported = false;
         let (target, subject, channel) = (self.target, self.subject(), self.channel);
         let mut comparing = pin!(comparison(target, subject));
         let mut probing = pin!(probe(channel));
         let mut pinged = Instant::now();
         loop {
-            let orders = self.orders();
-            let acknowledged = self.progress.switch_acknowledged;
-            match orders.command {
-                WindowCommand::Rollback => return self.undo(client, None).await,
-                WindowCommand::UnblockWrites if !up => return self.finish(client, SchemaInPlace::New, None).await,
-                WindowCommand::UnblockWrites => match &self.progress.comparison {
-                    Some(Comparison { unexplained: 0, .. }) => {
-                        return self.finish(client, SchemaInPlace::New, None).await;
-                    }
-                    // Released, the way back would lose what was written since; a person or the controller must order the rollback.
-                    Some(Comparison { unexplained, users, .. }) => {
-                        let message = format!(
-                            "{unexplained} of {users} users have a balance that nothing explains, limit 0: the gate stays closed; next: order Rollback"
-                        );
-                        self.report(Some(Failure::new(Reason::BalancesUnexplained, message)));
-                    }
-                    None => {}
-                },
-                _ => {}
-            }
-            let waiting = orders.command != WindowCommand::UnblockWrites
-                || self.progress.comparison.as_ref().is_some_and(|c| c.unexplained > 0);
-            if self.overdue() && waiting && self.progress.state != WindowState::Held {
-                if acknowledged || orders.command == WindowCommand::UnblockWrites {
-                    self.progress.state = WindowState::Held;
-                    self.progress.deadline_passed = true;
-                    let failure = self.overdue_failure();
-                    tracing::error!(
-                        message = failure.message,
-                        "writes stay blocked: the switch of the application had begun; a person must order UnblockWrites or Rollback"
-                    );
-                    write_block::save_progress(client, self.subject(), self.plan.direction, &self.progress).await?;
-                    self.report(Some(failure));
-                } else if up {
-                    self.progress.deadline_passed = true;
-                    let failure = self.overdue_failure();
-                    return self.undo(client, Some(failure)).await;
-                } else {
-                    return self.overdue_end(client, SchemaInPlace::New).await;
+            match self.next_move(WindowActivity::AwaitingCutover) {
+                Move::End(ending) => return self.end(client, ending, None).await,
+                Move::BecomeStuck => {
+                    self.become_stuck(client).await?;
+                    continue;
                 }
-            } else if orders.command >= WindowCommand::Switch && !acknowledged && !self.overdue() {
-                write_block::acknowledge_switch(client, self.subject(), self.plan.direction).await?;
-                self.progress.switch_acknowledged = true;
-                self.milestone(client).await?;
-            }
-            if self.progress.state == WindowState::Held && orders.last_pod {
-                // No order can come any more, and the session would keep whoever goes on waiting.
-                return self.held(self.overdue_failure()).await;
+                Move::AcknowledgeSwitch => {
+                    write_block::acknowledge_switch(client, self.subject(), self.plan.direction).await?;
+                    self.progress.switch_acknowledged = true;
+                    self.milestone(client).await?;
+                    continue;
+                }
+                Move::ReportUnexplained => {
+                    self.report_unexplained();
+                    continue;
+                }
+                Move::Wait | Move::ReplaceOtherPod | Move::BlockWrites => {}
             }
             let compare = up && self.progress.comparison.is_none();
             tokio::select! {
@@ -103,5 +76,30 @@ impl<C: Channel> Task<'_, C> {
                 pinged = Instant::now();
             }
         }
+    }
+
+    /// Past an acknowledged switch only an order unblocks writes.
+    async fn become_stuck(&mut self, client: &Client) -> Result<(), Failure> {
+        self.progress.state = WindowState::Held;
+        self.progress.deadline_passed = true;
+        let failure = self.overdue_failure();
+        tracing::error!(
+            message = failure.message,
+            "writes stay blocked: the switch of the application had begun; a person must order UnblockWrites or Rollback"
+        );
+        write_block::save_progress(client, self.subject(), self.plan.direction, &self.progress).await?;
+        self.report(Some(failure));
+        Ok(())
+    }
+
+    /// Released, the way back would lose what was written since; a person or the controller must order the rollback.
+    fn report_unexplained(&mut self) {
+        if let Some(Comparison { unexplained, users, .. }) = &self.progress.comparison {
+            let message = format!(
+                "{unexplained} of {users} users have a balance that nothing explains, limit 0: the gate stays closed; next: order Rollback"
+            );
+            self.report(Some(Failure::new(Reason::BalancesUnexplained, message)));
+        }
+        self.unexplained_reported = true;
     }
 }

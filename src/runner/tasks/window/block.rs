@@ -10,7 +10,10 @@ use super::{
     session::{TICK, Task},
 };
 use crate::{
-    api::{Direction, WindowCommand, WindowState},
+    api::{
+        Direction, SchemaInPlace, WindowState,
+        window_rules::{Move, WindowActivity, when_blocking_failed},
+    },
     runner::{
         Failure, UnlessLost,
         database::control::{self, write_block},
@@ -19,11 +22,6 @@ use crate::{
 
 impl<C: Channel> Task<'_, C> {
     pub(super) async fn open(&mut self, mut client: Client, deadline: Timestamp) -> Result<Outcome, Failure> {
-        if self.overdue() {
-            self.progress.deadline_passed = true;
-            self.progress.state = self.plan.direction.schema_before().final_state();
-            return Ok(Outcome { progress: self.progress.clone(), failure: Some(self.overdue_failure()) });
-        }
         self.progress.state = WindowState::Blocking;
         self.report(None);
         self.deadline = Some(deadline);
@@ -48,42 +46,35 @@ impl<C: Channel> Task<'_, C> {
 
     /// The gate is closed: makes sure that it is, and goes on to the SQL (way there) or waits (way back).
     pub(super) async fn blocked(&mut self, mut client: Client, closed_at: Timestamp) -> Result<Outcome, Failure> {
-        let schema = self.plan.direction.schema_before();
-        let secured = if self.called_off() {
-            None
-        } else {
+        let secured = {
             let mut secure = pin!(self.secure(&client, closed_at));
             loop {
-                tokio::select! {
-                    secured = &mut secure => break Some(secured.unless_lost()?),
-                    () = tokio::time::sleep(TICK) => {}
+                if let Move::End(ending) = self.next_move(WindowActivity::Blocking) {
+                    break Err((ending, None));
                 }
-                if self.called_off() {
-                    break None;
+                tokio::select! {
+                    secured = &mut secure => break secured.unless_lost()?.map_err(|failure| {
+                        let acknowledged = self.progress.switch_acknowledged;
+                        (when_blocking_failed(self.plan.direction, acknowledged), Some(failure))
+                    }),
+                    () = tokio::time::sleep(TICK) => {}
                 }
             }
         };
         match secured {
-            Some(Ok((ended, proof))) => {
+            Ok((ended, proof)) => {
                 self.progress.terminated_sessions += ended;
                 self.progress.proof = Some(proof);
             }
-            // Whoever holds the tables holds up neither the deadline nor an order.
-            None if self.plan.direction == Direction::Rollback || self.overdue() => {
-                return self.overdue_end(&mut client, schema).await;
-            }
-            None => return self.finish(&mut client, schema, None).await,
-            // The flag may have been flipped on the word of an earlier session: the gate must not open by itself any more.
-            Some(Err(failure)) if self.progress.switch_acknowledged => return self.held(failure).await,
-            Some(Err(failure)) => return self.finish(&mut client, schema, Some(failure)).await,
+            Err((ending, failure)) => return self.end(&mut client, ending, failure).await,
         }
         self.progress.state = WindowState::Blocked;
         if self.plan.direction == Direction::Forward {
             self.milestone(&client).await?;
             return match self.up() {
                 Ok(Some(up)) => self.migrate(client, up).await,
-                Ok(None) => self.finish(&mut client, schema, None).await,
-                Err(failure) => self.finish(&mut client, schema, Some(failure)).await,
+                Ok(None) => self.finish(&mut client, SchemaInPlace::Old, None).await,
+                Err(failure) => self.finish(&mut client, SchemaInPlace::Old, Some(failure)).await,
             };
         }
         self.progress.users_written_since =
@@ -108,12 +99,6 @@ impl<C: Channel> Task<'_, C> {
             tracing::error!(message = failure.message, "the read-only default is not put back");
         }
         Ok(())
-    }
-
-    /// What is begun before the SQL ends at once: by the deadline, while the switch is not acknowledged, or on the way there by `Rollback`.
-    pub(super) fn called_off(&self) -> bool {
-        (self.overdue() && !self.progress.switch_acknowledged)
-            || (self.plan.direction == Direction::Forward && self.orders().command == WindowCommand::Rollback)
     }
 
     /// Drains and proves. The number of sessions that were ended, and the proof.

@@ -6,7 +6,10 @@ use tokio_postgres::Client;
 
 use super::{Channel, Outcome, session::Task};
 use crate::{
-    api::{Reason, SchemaInPlace, WindowState},
+    api::{
+        Reason, SchemaInPlace, WindowState,
+        window_rules::{EndCause, Ending},
+    },
     runner::{
         Failure, UnlessLost,
         database::control::{
@@ -44,7 +47,7 @@ impl<C: Channel> Task<'_, C> {
                 Err(failure) => {
                     self.progress.state = WindowState::Held;
                     write_block::save_progress(client, self.subject(), self.plan.direction, &self.progress).await?;
-                    return self.held(failure).await;
+                    return Ok(self.held(Some(failure)));
                 }
             }
         }
@@ -61,16 +64,38 @@ impl<C: Channel> Task<'_, C> {
     }
 
     /// Gives up with writes blocked: a person is needed.
-    pub(super) async fn held(&mut self, failure: Failure) -> Result<Outcome, Failure> {
+    fn held(&mut self, failure: Option<Failure>) -> Outcome {
         self.progress.state = WindowState::Held;
-        tracing::error!(reason = %failure.reason, message = failure.message, "writes stay blocked, a person is needed");
-        Ok(Outcome { progress: self.progress.clone(), failure: Some(failure) })
+        tracing::error!(failure = ?failure, "writes stay blocked, a person is needed");
+        Outcome { progress: self.progress.clone(), failure }
     }
 
-    pub(super) async fn overdue_end(&mut self, client: &mut Client, schema: SchemaInPlace) -> Result<Outcome, Failure> {
-        self.progress.deadline_passed = true;
-        let failure = self.overdue_failure();
-        self.finish(client, schema, Some(failure)).await
+    /// Ends the window as the rules say; `failure` is the one at hand, if there is one.
+    pub(super) async fn end(
+        &mut self,
+        client: &mut Client,
+        ending: Ending,
+        failure: Option<Failure>,
+    ) -> Result<Outcome, Failure> {
+        let (Ending::Rollback(cause)
+        | Ending::Finish(_, cause)
+        | Ending::Stuck(cause)
+        | Ending::NothingBlocked(_, cause)) = ending;
+        let failure = match cause {
+            EndCause::Ordered => None,
+            EndCause::Overdue => Some(self.overdue_failure()),
+            EndCause::Failed => failure,
+        };
+        self.progress.deadline_passed |= cause == EndCause::Overdue && ending != Ending::NothingBlocked(None, cause);
+        match ending {
+            Ending::Rollback(_) => self.undo(client, failure).await,
+            Ending::Finish(schema, _) => self.finish(client, schema, failure).await,
+            Ending::Stuck(_) => Ok(self.held(failure)),
+            Ending::NothingBlocked(schema, _) => {
+                self.progress.state = schema.map_or(self.progress.state, SchemaInPlace::final_state);
+                Ok(Outcome { progress: self.progress.clone(), failure })
+            }
+        }
     }
 
     /// Puts the read-only default back and opens the gate; `schema` is the one in place.

@@ -17,7 +17,10 @@ use tokio_postgres::Client;
 
 use super::{Channel, Orders, Outcome, Report, Running, WindowPlan};
 use crate::{
-    api::{Direction, Reason, SchemaInPlace, WindowCommand, WindowProgress, WindowState},
+    api::{
+        Direction, Reason, SchemaInPlace, WindowCommand, WindowProgress, WindowState,
+        window_rules::{self, Move, WindowActivity, WindowView},
+    },
     runner::{
         Failure,
         database::control::{
@@ -49,6 +52,8 @@ pub(super) struct Task<'a, C> {
     pub(super) deadline: Option<Timestamp>,
     /// The gate is closed, as far as this task knows.
     pub(super) opened: bool,
+    /// It was reported that unexplained balances keep the gate closed.
+    pub(super) unexplained_reported: bool,
     /// The SQL of the way back.
     pub(super) down: Sql,
     /// How long another task's session must have been silent before it is ended.
@@ -84,6 +89,7 @@ impl<'a, C: Channel> Task<'a, C> {
             progress: WindowProgress::default(),
             deadline: None,
             opened: false,
+            unexplained_reported: false,
             down: Sql { statements: vec![], sha256: String::new() },
             stale: STALE,
         }
@@ -105,16 +111,19 @@ impl<'a, C: Channel> Task<'a, C> {
             if begin.elapsed() > PING {
                 lost_since = Instant::now();
             }
-            if gives_up(self.opened, failure.is_connection_lost(), self.orders().command, lost_since.elapsed()) {
-                return Outcome { progress: self.progress, failure: Some(failure) };
+            let interrupted = WindowActivity::Interrupted {
+                writes_may_be_blocked: self.opened,
+                resumed: self.plan.order.command > WindowCommand::Standby,
+                connection_lost: failure.is_connection_lost(),
+                patience_exhausted: lost_since.elapsed() > PATIENCE,
+            };
+            match self.next_move(interrupted) {
+                Move::End(_) => return Outcome { progress: self.progress, failure: Some(failure) },
+                Move::BecomeStuck => (self.progress.state, self.progress.deadline_passed) = (WindowState::Held, true),
+                _ => {}
             }
             // From here on writes may be blocked. Giving up would leave them so with nobody at work on it.
             tracing::error!(reason = %failure.reason, message = failure.message, "window interrupted, going on");
-            // One that began with an order beyond `Standby` may have been preceded by one that closed the gate.
-            let closed = self.opened || self.plan.order.command > WindowCommand::Standby;
-            if closed && self.overdue() {
-                (self.progress.state, self.progress.deadline_passed) = (WindowState::Held, true);
-            }
             self.report(Some(failure));
             tokio::time::sleep(jitter(Duration::from_millis(200))).await;
         }
@@ -122,6 +131,23 @@ impl<'a, C: Channel> Task<'a, C> {
 
     pub(super) fn orders(&self) -> Orders {
         self.orders.borrow().clone()
+    }
+
+    /// What the rules say, with what is known now.
+    pub(super) fn next_move(&self, activity: WindowActivity) -> Move {
+        let orders = self.orders();
+        window_rules::next_move(&WindowView {
+            direction: self.plan.direction,
+            activity,
+            command: orders.command,
+            overdue: self.overdue(),
+            run_gone: orders.gone,
+            last_pod: orders.last_pod,
+            switch_acknowledged: self.progress.switch_acknowledged,
+            stuck: self.progress.state == WindowState::Held,
+            unexplained_balances: self.progress.comparison.as_ref().map(|comparison| comparison.unexplained),
+            unexplained_reported: self.unexplained_reported,
+        })
     }
 
     /// The deadline has passed, or there is nobody any more who could give an order.
@@ -214,33 +240,6 @@ impl<'a, C: Channel> Task<'a, C> {
     }
 }
 
-/// Whether a task that met a failure ends: only one behind which nobody can have closed the gate.
-fn gives_up(opened: bool, lost: bool, order: WindowCommand, since: Duration) -> bool {
-    !opened && (!lost || (order == WindowCommand::Standby && since > PATIENCE))
-}
-
 pub(super) async fn ping(client: &Client) -> Result<(), Failure> {
     client.batch_execute("SELECT 1").await.map_err(Failure::from)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn who_may_have_closed_the_gate_does_not_give_up_its_database() {
-        let (soon, late) = (PATIENCE / 2, PATIENCE * 2);
-        for (opened, lost, order, since, ends) in [
-            (false, true, WindowCommand::Standby, soon, false),
-            (false, true, WindowCommand::Standby, late, true),
-            // As a restarted container keeps it.
-            (false, true, WindowCommand::BlockWrites, late, false),
-            (false, true, WindowCommand::Rollback, late, false),
-            (false, false, WindowCommand::BlockWrites, soon, true),
-            (true, false, WindowCommand::Standby, late, false),
-            (true, true, WindowCommand::Standby, late, false),
-        ] {
-            assert_eq!(gives_up(opened, lost, order, since), ends, "{opened} {lost} {order:?} {since:?}");
-        }
-    }
 }

@@ -9,7 +9,10 @@ use super::{
     session::{PING, TICK, Task, ping},
 };
 use crate::{
-    api::{Direction, Reason, WindowCommand, WindowState},
+    api::{
+        Direction, Reason, WindowState,
+        window_rules::{Move, WindowActivity},
+    },
     runner::{
         Failure,
         database::control::{self},
@@ -37,22 +40,15 @@ impl<C: Channel> Task<'_, C> {
         self.report(None);
         let (mut pinged, mut refreshed) = (Instant::now(), Instant::now());
         loop {
-            let orders = self.orders();
-            match orders.command {
-                _ if orders.gone => {
-                    return Ok(Outcome { progress: self.progress.clone(), failure: Some(self.overdue_failure()) });
-                }
-                WindowCommand::Standby => {}
-                WindowCommand::Rollback => {
-                    self.progress.state = WindowState::RolledBack;
-                    return Ok(Outcome { progress: self.progress.clone(), failure: None });
-                }
-                WindowCommand::BlockWrites | WindowCommand::Switch | WindowCommand::UnblockWrites => {
-                    let Some(deadline) = orders.deadline else {
+            match self.next_move(WindowActivity::Standby) {
+                Move::End(ending) => return self.end(&mut client, ending, None).await,
+                Move::BlockWrites => {
+                    let Some(deadline) = self.orders().deadline else {
                         return Err(Failure::new(Reason::Internal, "the order to open the window has no deadline"));
                     };
                     return self.open(client, deadline).await;
                 }
+                _ => {}
             }
             self.wait().await;
             if pinged.elapsed() > PING {

@@ -10,7 +10,10 @@ use tokio_postgres::Client;
 
 use super::{Channel, session::Task};
 use crate::{
-    api::{Reason, WindowCommand, WindowState},
+    api::{
+        Reason, WindowState,
+        window_rules::{Move, WindowActivity},
+    },
     runner::{
         Failure, UnlessLost,
         database::control::{
@@ -26,7 +29,8 @@ impl<C: Channel> Task<'_, C> {
     pub(super) async fn take_the_work(&mut self, client: &Client) -> Result<(), Failure> {
         let mut told = None;
         while !worker_lock::try_work(client).await? {
-            if self.must_go_on(client).await?
+            let writes_blocked = self.writes_blocked(client).await?;
+            if self.next_move(WindowActivity::WaitingForOtherPod { writes_blocked }) == Move::ReplaceOtherPod
                 && let Some(holder) = worker_lock::holder(client).await?
             {
                 let pid = holder.pid;
@@ -42,12 +46,12 @@ impl<C: Channel> Task<'_, C> {
         Ok(())
     }
 
-    /// Writes are blocked by this migration, and they should not be any more, or the way back is wanted.
-    async fn must_go_on(&mut self, client: &Client) -> Result<bool, Failure> {
+    /// Whether writes are blocked by this migration, as far as that can be read; keeps until when.
+    async fn writes_blocked(&mut self, client: &Client) -> Result<bool, Failure> {
         match worker_lock::closed_until(client, self.subject()).await.unless_lost()? {
             Ok(Some(deadline)) => {
                 self.deadline = Some(deadline);
-                Ok(self.overdue() || self.orders().command == WindowCommand::Rollback)
+                Ok(true)
             }
             Ok(None) => Ok(false),
             Err(failure) => {
