@@ -417,11 +417,23 @@ mod tests {
             ("for a while", at(false, true, WindowCommand::Standby, true), nothing_blocked(None, Failed)),
             ("past Standby for ever", at(false, true, WindowCommand::BlockWrites, true), Move::Wait),
             ("also to roll back", at(false, true, WindowCommand::Rollback, true), Move::Wait),
-            ("another failure ends it", at(false, false, WindowCommand::BlockWrites, false), nothing_blocked(None, Failed)),
+            (
+                "another failure ends it",
+                at(false, false, WindowCommand::BlockWrites, false),
+                nothing_blocked(None, Failed),
+            ),
             ("unless writes may be blocked", at(true, false, WindowCommand::Standby, true), Move::Wait),
             ("with a lost connection, too", at(true, true, WindowCommand::Standby, true), Move::Wait),
-            ("past the deadline it is stuck", overdue(at(true, true, WindowCommand::BlockWrites, true)), Move::BecomeStuck),
-            ("as is a restarted container", overdue(view(Forward, resumed, WindowCommand::BlockWrites)), Move::BecomeStuck),
+            (
+                "past the deadline it is stuck",
+                overdue(at(true, true, WindowCommand::BlockWrites, true)),
+                Move::BecomeStuck,
+            ),
+            (
+                "as is a restarted container",
+                overdue(view(Forward, resumed, WindowCommand::BlockWrites)),
+                Move::BecomeStuck,
+            ),
             (
                 "without blocked writes nothing is stuck",
                 overdue(at(false, true, WindowCommand::BlockWrites, true)),

@@ -60,9 +60,9 @@ pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
     let target = work.settings.target()?;
     let store = Store::open(&work.spec.plan.backup.store, &work.settings.store_keys()?, PATIENCE)?;
     let version = work.tools.version().await?;
-    let subject = work.subject();
+    let control_spec = work.control_spec();
     let mut client = target.connect("backup").await?;
-    control::install(&mut client, &subject).await?;
+    control::install(&mut client, &control_spec).await?;
 
     let transaction = postgres::snapshot(&mut client, Access::Write).await?;
     // The snapshot must live as long as the dump takes, whatever the role's or database's defaults say.
@@ -77,7 +77,7 @@ pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
     let complete = baseline.clone();
     baseline.transactions.truncate(MAX_KINDS);
     work.progress.note("baseline", &baseline);
-    control::take_baseline(&transaction, &subject).await?;
+    control::take_baseline(&transaction, &control_spec).await?;
 
     let object = store.object(&format!("{}.dump", name(work, complete.taken_at)));
     let statistics_object = store.object(&format!("{}.statistics.json", name(work, complete.taken_at)));

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Failure,
-    database::control::{self, Subject},
+    database::control::{self, ControlSpec},
     judge::Judge,
     report::Progress,
     sources::{Address, Means, Session, Source},
@@ -44,7 +44,7 @@ pub async fn watch(
         tasks.spawn(repeat(check, known, means.clone(), sender.clone()));
     }
     drop(sender);
-    tasks.spawn(tally(Address::of(work), work.subject(), work.progress.clone()));
+    tasks.spawn(tally(Address::of(work), work.control_spec(), work.progress.clone()));
     let mut latest: Vec<CheckResult> = Vec::new();
     loop {
         let result = tokio::select! {
@@ -69,13 +69,13 @@ pub async fn watch(
 
 /// Counts the users whose balance was written since the cut-over, for whoever thinks of going back. Beside the checks: a count that
 /// fails is tried again, and holds nothing up.
-async fn tally(address: Address, subject: Subject, progress: Progress) {
+async fn tally(address: Address, control_spec: ControlSpec, progress: Progress) {
     let mut ticks = tokio::time::interval(TALLY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut session = Session::new(address, "checks");
     loop {
         ticks.tick().await;
-        let counted = async { control::users_written(&*session.client().await?, &subject).await };
+        let counted = async { control::users_written(&*session.client().await?, &control_spec).await };
         match counted.await {
             Ok(users) => progress.note("usersWritten", &users),
             Err(failure) => {

@@ -13,7 +13,9 @@ use tokio_postgres::{Client, GenericClient};
 
 use super::{
     Failure,
-    database::control::{LOCK_CHANGE, LOCK_CLASS, Subject, Table, exists, ident, jitter, millis, trigger_lock_timeout},
+    database::control::{
+        ControlSpec, LOCK_CHANGE, LOCK_CLASS, Table, exists, ident, jitter, millis, trigger_lock_timeout,
+    },
     postgres::classify,
     rehearsal::LOCK_REHEARSAL,
     scratch,
@@ -27,19 +29,19 @@ use crate::api::Reason;
 /// Those of [`cleanup`]; `LockTimeout` while a rehearsal is under way.
 pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
     let mut client = work.settings.target()?.connect("cleanup").await?;
-    let subject = work.subject();
-    cleanup(&mut client, &subject).await?;
+    let control_spec = work.control_spec();
+    cleanup(&mut client, &control_spec).await?;
     // The server may still be at work for a pod that was killed: what it is about to make must not come after this.
     let lock = format!(
         "SET lock_timeout = {}; SET statement_timeout = 0; SELECT pg_catalog.pg_advisory_lock({LOCK_CLASS}, {LOCK_REHEARSAL})",
-        millis(subject.patience)
+        millis(control_spec.patience)
     );
     client.batch_execute(&lock).await.map_err(|e| {
         let Failure { reason, message } = classify(&e);
         let next = "end the sessions named credit-migration/rehearsal";
         Failure::new(reason, format!("a rehearsal of this database is under way: {message}; next: {next}"))
     })?;
-    let dropped = scratch::sweep(&client, &subject.uid).await?;
+    let dropped = scratch::sweep(&client, &control_spec.uid).await?;
     Ok(format!("guards removed, {dropped} scratch databases dropped, the database is free for the next migration"))
 }
 
@@ -48,10 +50,10 @@ pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
 /// In: a connection as the migration role, outside of a transaction.
 ///
 /// # Errors
-/// `DatabaseInUse` while the gate is closed; `LockTimeout` when a trigger could not be dropped within `subject.patience`:
+/// `DatabaseInUse` while the gate is closed; `LockTimeout` when a trigger could not be dropped within `control_spec.patience`:
 /// what went before is gone, and calling again goes on.
-pub async fn cleanup(client: &mut Client, subject: &Subject) -> Result<(), Failure> {
-    if !ours(client, subject).await? {
+pub async fn cleanup(client: &mut Client, control_spec: &ControlSpec) -> Result<(), Failure> {
+    if !ours(client, control_spec).await? {
         return Ok(());
     }
     let triggers = client
@@ -66,18 +68,18 @@ pub async fn cleanup(client: &mut Client, subject: &Subject) -> Result<(), Failu
         .map_err(|e| classify(&e))?;
     for row in &triggers {
         let table = Table { schema: row.get(0), name: row.get(1) };
-        drop_trigger(client, subject, &table, row.get(2)).await?;
+        drop_trigger(client, control_spec, &table, row.get(2)).await?;
     }
     let tx = client.transaction().await.map_err(|e| classify(&e))?;
     tx.batch_execute(&format!(
         "SET LOCAL client_min_messages = warning; SET LOCAL lock_timeout = {};
          SELECT pg_catalog.pg_advisory_xact_lock({LOCK_CLASS}, {LOCK_CHANGE})",
-        millis(trigger_lock_timeout(subject))
+        millis(trigger_lock_timeout(control_spec))
     ))
     .await
     .map_err(|e| classify(&e))?;
     // Asked again under the lock: another migration may have claimed the database meanwhile.
-    if ours(&tx, subject).await? {
+    if ours(&tx, control_spec).await? {
         tx.batch_execute(
             "DROP FUNCTION IF EXISTS credit_migration.block_writes(); DROP FUNCTION IF EXISTS credit_migration.track_changes();
              DROP TABLE IF EXISTS credit_migration.write_block, credit_migration.changed_users, credit_migration.baseline, credit_migration.claim",
@@ -89,12 +91,12 @@ pub async fn cleanup(client: &mut Client, subject: &Subject) -> Result<(), Failu
 }
 
 /// Whether there is something to clean up that is this migration's. The gate must be open.
-async fn ours(client: &impl GenericClient, subject: &Subject) -> Result<bool, Failure> {
+async fn ours(client: &impl GenericClient, control_spec: &ControlSpec) -> Result<bool, Failure> {
     if !exists(client, "claim").await? || !exists(client, "write_block").await? {
         return Ok(false);
     }
     let claim = client
-        .query_opt("SELECT FROM credit_migration.claim WHERE migration_uid = $1", &[&subject.uid])
+        .query_opt("SELECT FROM credit_migration.claim WHERE migration_uid = $1", &[&control_spec.uid])
         .await
         .map_err(|e| classify(&e))?;
     if claim.is_none() {
@@ -116,14 +118,19 @@ async fn ours(client: &impl GenericClient, subject: &Subject) -> Result<bool, Fa
     }
 }
 
-async fn drop_trigger(client: &mut Client, subject: &Subject, table: &Table, name: &str) -> Result<(), Failure> {
+async fn drop_trigger(
+    client: &mut Client,
+    control_spec: &ControlSpec,
+    table: &Table,
+    name: &str,
+) -> Result<(), Failure> {
     let begin = Instant::now();
     loop {
         // One message, so one implicit transaction: the lock is held no longer than it takes. The table may be gone.
         let result = client
             .batch_execute(&format!(
                 "BEGIN; SET LOCAL client_min_messages = warning; SET LOCAL lock_timeout = {}; DROP TRIGGER IF EXISTS {} ON {}; COMMIT",
-                millis(trigger_lock_timeout(subject)),
+                millis(trigger_lock_timeout(control_spec)),
                 ident(name),
                 table.sql()
             ))
@@ -134,13 +141,13 @@ async fn drop_trigger(client: &mut Client, subject: &Subject, table: &Table, nam
         if reason != Reason::LockTimeout {
             return Err(Failure::new(reason, message));
         }
-        if begin.elapsed() >= subject.patience {
+        if begin.elapsed() >= control_spec.patience {
             let message = format!(
                 "trigger {name} on {table} could not be dropped within {} s: {message}; next: end long transactions on {table}",
-                subject.patience.as_secs()
+                control_spec.patience.as_secs()
             );
             return Err(Failure::new(Reason::LockTimeout, message));
         }
-        tokio::time::sleep(jitter(trigger_lock_timeout(subject) * 2)).await;
+        tokio::time::sleep(jitter(trigger_lock_timeout(control_spec) * 2)).await;
     }
 }

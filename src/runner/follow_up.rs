@@ -121,8 +121,8 @@ async fn measured(
 async fn figures(work: &Work<'_>) -> Result<(Statistics, Option<Usage>), Failure> {
     let mut client = work.settings.target()?.connect("follow-up").await?;
     let tx = snapshot(&mut client, Access::Read).await?;
-    let (credits, subject) = (&work.spec.plan.credits, work.subject());
-    let limit = format!("SET LOCAL statement_timeout = {}", control::millis(subject.statement_timeout));
+    let (credits, control_spec) = (&work.spec.plan.credits, work.control_spec());
+    let limit = format!("SET LOCAL statement_timeout = {}", control::millis(control_spec.statement_timeout));
     tx.batch_execute(&limit).await.map_err(|e| classify(&e))?;
     let statistics = statistics(&tx, credits, Present::now(&tx, credits).await?).await?;
     let mut usage = match cut_over(work, &tx).await? {
@@ -132,14 +132,14 @@ async fn figures(work: &Work<'_>) -> Result<(Statistics, Option<Usage>), Failure
     if let Some(usage) = &mut usage
         && control::exists(&tx, "changed_users").await?
     {
-        usage.users_written = Some(control::users_written(&tx, &subject).await?);
+        usage.users_written = Some(control::users_written(&tx, &control_spec).await?);
     }
     Ok((statistics, usage))
 }
 
 /// That of the ledger; without it the time at which writes were opened.
 async fn cut_over(work: &Work<'_>, tx: &Transaction<'_>) -> Result<Option<CutOver>, Failure> {
-    let known = control::cut_over(tx, &work.subject()).await?;
+    let known = control::cut_over(tx, &work.control_spec()).await?;
     Ok(known.or_else(|| work.spec.inputs.cut_over_at.map(CutOver::at)))
 }
 

@@ -232,7 +232,7 @@ async fn window(work: &Work<'_>, reporter: &Reporter, kept: Kept, direction: Dir
     let sql = rehearsal::for_window(work);
     let order = order_of(&work.spec.window);
     let plan = WindowPlan {
-        subject: work.subject(),
+        control_spec: work.control_spec(),
         direction,
         attempt: work.spec.attempt,
         up: sql.up,

@@ -18,7 +18,7 @@ use tokio_postgres::{Client, types::Type};
 
 use super::{
     Failure,
-    database::control::{self, Applied, LOCK_CLASS, Sql, Stop, Subject, quoted},
+    database::control::{self, Applied, ControlSpec, LOCK_CLASS, Sql, Stop, quoted},
     fingerprint::Fingerprint,
     git::Folder,
     postgres::{Access, Target, classify, snapshot},
@@ -123,25 +123,25 @@ async fn rehearse(
     copy: &Target,
     sql: &Both,
 ) -> Result<RehearsalEvidence, Failure> {
-    let subject = work.subject();
+    let control_spec = work.control_spec();
     let begun = Instant::now();
     restore(work, store, copy).await?;
     let restore_seconds = begun.elapsed().as_secs_f64();
 
     let mut client = copy.connect("rehearsal-copy").await?;
-    let users = same_as_baseline(admin, &client, &subject).await?;
+    let users = same_as_baseline(admin, &client, &control_spec).await?;
     // A restored copy has no statistics; without them its times would say nothing about the real ones.
     client
         .batch_execute("SET statement_timeout = 0; ANALYZE; RESET statement_timeout")
         .await
         .map_err(|e| classify(&e))?;
-    control::install(&mut client, &subject).await?;
-    baseline(&mut client, &subject).await?;
+    control::install(&mut client, &control_spec).await?;
+    baseline(&mut client, &control_spec).await?;
     let before = Fingerprint::take(&mut client).await?;
 
-    let migrate_seconds = seconds(control::run_up(&mut client, &subject, &sql.up, &Stop::default()).await?)?;
+    let migrate_seconds = seconds(control::run_up(&mut client, &control_spec, &sql.up, &Stop::default()).await?)?;
     let begun = Instant::now();
-    let comparison = control::compare(&client, &subject).await?;
+    let comparison = control::compare(&client, &control_spec).await?;
     let compare_seconds = begun.elapsed().as_secs_f64();
     if comparison.unexplained > 0 {
         return Err(Failure::new(
@@ -153,8 +153,8 @@ async fn rehearse(
         ));
     }
     let measured = rehearsal_checks::measure(work, copy).await?;
-    let rollback_seconds = seconds(control::run_down(&mut client, &subject, &sql.down).await?)?;
-    proves(&client, &subject).await?;
+    let rollback_seconds = seconds(control::run_down(&mut client, &control_spec, &sql.down).await?)?;
+    proves(&client, &control_spec).await?;
 
     let differences = before.differences(&Fingerprint::take(&mut client).await?);
     if !differences.is_empty() {
@@ -186,8 +186,8 @@ async fn rehearse(
 }
 
 /// `verifyDown` can fail: a query without a boolean passes whatever it finds. Asked after the way back, which may make what the query calls.
-async fn proves(client: &Client, subject: &Subject) -> Result<(), Failure> {
-    let Some(query) = &subject.verify_down else { return Ok(()) };
+async fn proves(client: &Client, control_spec: &ControlSpec) -> Result<(), Failure> {
+    let Some(query) = &control_spec.verify_down else { return Ok(()) };
     let statement = client.prepare(query).await.map_err(|e| classify(&e))?;
     if statement.columns().iter().any(|column| *column.type_() == Type::BOOL) {
         return Ok(());
@@ -253,14 +253,14 @@ async fn restore(work: &Work<'_>, store: &Store, copy: &Target) -> Result<(), Fa
 }
 
 /// The copy has as many users with the same sum of balances as the baseline, which was taken in the dump's snapshot.
-async fn same_as_baseline(admin: &Client, copy: &Client, subject: &Subject) -> Result<u64, Failure> {
+async fn same_as_baseline(admin: &Client, copy: &Client, control_spec: &ControlSpec) -> Result<u64, Failure> {
     let query =
         "SELECT count(*), coalesce(sum(balance), 0)::text FROM credit_migration.baseline WHERE migration_uid = $1";
-    let recorded = admin.query_one(query, &[&subject.uid]).await.map_err(|e| classify(&e))?;
+    let recorded = admin.query_one(query, &[&control_spec.uid]).await.map_err(|e| classify(&e))?;
     let query = format!(
         "SELECT count(*), coalesce(sum({}), 0)::numeric::text FROM {}",
-        control::ident(&subject.balances.balance_column),
-        quoted(&subject.balances.table)
+        control::ident(&control_spec.balances.balance_column),
+        quoted(&control_spec.balances.table)
     );
     let restored = copy.query_one(&query, &[]).await.map_err(|e| classify(&e))?;
     let of = |row: &tokio_postgres::Row| (row.get::<_, i64>(0), row.get::<_, String>(1));
@@ -277,9 +277,9 @@ async fn same_as_baseline(admin: &Client, copy: &Client, subject: &Subject) -> R
     Ok(u64::try_from(restored.0).unwrap_or(0))
 }
 
-async fn baseline(client: &mut Client, subject: &Subject) -> Result<(), Failure> {
+async fn baseline(client: &mut Client, control_spec: &ControlSpec) -> Result<(), Failure> {
     let transaction = snapshot(client, Access::Write).await?;
-    control::take_baseline(&transaction, subject).await?;
+    control::take_baseline(&transaction, control_spec).await?;
     transaction.commit().await.map_err(|e| classify(&e))
 }
 

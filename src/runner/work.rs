@@ -2,7 +2,7 @@
 
 use tokio_util::sync::CancellationToken;
 
-use super::{Failure, archive::Tools, database::control::Subject, report::Progress, settings::Settings};
+use super::{Failure, archive::Tools, database::control::ControlSpec, report::Progress, settings::Settings};
 use crate::api::{MigrationRunSpec, Reason};
 
 /// One run's order, and the means to carry it out.
@@ -21,8 +21,8 @@ pub struct Work<'a> {
 
 impl Work<'_> {
     /// The part of the order that the control schema needs.
-    pub fn subject(&self) -> Subject {
-        Subject::new(&self.spec.migration_uid, &self.spec.migration, &self.spec.plan)
+    pub fn control_spec(&self) -> ControlSpec {
+        ControlSpec::new(&self.spec.migration_uid, &self.spec.migration, &self.spec.plan)
     }
 
     /// The end of a task that was told to stop.

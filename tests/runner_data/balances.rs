@@ -14,7 +14,7 @@ use tokio_postgres::Client;
 use crate::harness::{UP, World};
 
 fn compare(world: &World, compare: BalancesComparison) -> Compare {
-    Compare::new(&BalancesCheck { compare }, &world.subject(), &world.spec.plan.credits, world.target())
+    Compare::new(&BalancesCheck { compare }, &world.control_spec(), &world.spec.plan.credits, world.target())
 }
 
 fn users(world: &World) -> Compare {

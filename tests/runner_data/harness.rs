@@ -18,7 +18,7 @@ use credit_migration::{
         Failure,
         archive::Tools,
         backup, checks, cleanup,
-        database::control::{self, Applied, Sql, Stop, Subject},
+        database::control::{self, Applied, ControlSpec, Sql, Stop},
         follow_up, key_users,
         postgres::Target,
         preflight, rehearsal,
@@ -233,8 +233,8 @@ impl World {
         }
     }
 
-    pub fn subject(&self) -> Subject {
-        self.work(&Progress::default()).subject()
+    pub fn control_spec(&self) -> ControlSpec {
+        self.work(&Progress::default()).control_spec()
     }
 
     /// Takes the backup, and runs an up SQL as the window does.
@@ -242,7 +242,7 @@ impl World {
         self.backed_up().await;
         let sql = Sql { statements: sql::for_run(up).unwrap(), sha256: sha256(up.as_bytes()) };
         let mut client = self.target().connect("window").await.unwrap();
-        let applied = control::run_up(&mut client, &self.subject(), &sql, &Stop::default()).await.unwrap();
+        let applied = control::run_up(&mut client, &self.control_spec(), &sql, &Stop::default()).await.unwrap();
         assert!(matches!(applied, Applied::Now { .. }), "{applied:?}");
     }
 

@@ -7,7 +7,7 @@ use credit_migration::{
     runner::{
         cleanup::cleanup,
         database::control::{
-            self, Subject,
+            self, ControlSpec,
             write_block::{self, Finished},
         },
     },
@@ -15,7 +15,7 @@ use credit_migration::{
 use jiff::Timestamp;
 use tokio_postgres::Client;
 
-use crate::harness::{Database, state_of, subject};
+use crate::harness::{Database, spec, state_of};
 
 const DEADLINE: i64 = 1_790_000_300;
 
@@ -24,23 +24,22 @@ const QUEUED: &str = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND 
     AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))";
 
 /// Closes the gate as the window does, up to the lock.
-async fn close(client: &mut Client, subject: &Subject) -> u32 {
-    let closed_at =
-        write_block::close(client, subject, Direction::Forward, 1, Timestamp::from_second(DEADLINE).unwrap())
-            .await
-            .unwrap();
-    write_block::drain(client, subject, closed_at, Duration::from_secs(3)).await.unwrap()
+async fn close(client: &mut Client, spec: &ControlSpec) -> u32 {
+    let closed_at = write_block::close(client, spec, Direction::Forward, 1, Timestamp::from_second(DEADLINE).unwrap())
+        .await
+        .unwrap();
+    write_block::drain(client, spec, closed_at, Duration::from_secs(3)).await.unwrap()
 }
 
-async fn open(client: &mut Client, subject: &Subject) {
-    write_block::restore_default(client, subject).await.unwrap();
+async fn open(client: &mut Client, spec: &ControlSpec) {
+    write_block::restore_default(client, spec).await.unwrap();
     let end = Finished { schema: SchemaInPlace::Old, failure: None };
-    assert!(write_block::open(client, subject, Direction::Forward, &end, &Default::default()).await.unwrap().is_some());
+    assert!(write_block::open(client, spec, Direction::Forward, &end, &Default::default()).await.unwrap().is_some());
 }
 
 #[tokio::test]
 async fn a_closed_gate_stops_every_kind_of_write_and_an_open_one_none() {
-    let (database, subject) = (Database::new().await, subject());
+    let (database, spec) = (Database::new().await, spec());
     let root = database.session("postgres").await;
     // A partitioned table, and one with an inheritance child, among the protected ones.
     root.batch_execute(
@@ -52,9 +51,9 @@ async fn a_closed_gate_stops_every_kind_of_write_and_an_open_one_none() {
     )
     .await
     .unwrap();
-    let mut subject = subject;
-    subject.protected.extend(["ledger".to_owned(), "public.parent".to_owned()]);
-    let mut client = database.prepared(&subject).await;
+    let mut spec = spec;
+    spec.protected.extend(["ledger".to_owned(), "public.parent".to_owned()]);
+    let mut client = database.prepared(&spec).await;
     let writes = [
         "INSERT INTO user_credits (user_id, balance) SELECT 1, 1 WHERE false",
         "UPDATE user_credits SET balance = balance + 1 WHERE user_id = 1",
@@ -72,7 +71,7 @@ async fn a_closed_gate_stops_every_kind_of_write_and_an_open_one_none() {
     for write in &writes[..9] {
         assert_eq!(state_of(&root, write).await, "ok", "{write}");
     }
-    close(&mut client, &subject).await;
+    close(&mut client, &spec).await;
     // `root` is older than the closing, superuser, and owner of nothing it could not get around by right.
     for write in writes {
         assert_eq!(state_of(&root, write).await, "25006", "{write}");
@@ -98,37 +97,37 @@ async fn a_closed_gate_stops_every_kind_of_write_and_an_open_one_none() {
         error.as_db_error().unwrap().message(),
         "writes to public.user_credits are blocked by migration uid-1 until at most 2026-09-21T14:18:20Z"
     );
-    open(&mut client, &subject).await;
+    open(&mut client, &spec).await;
     assert_eq!(state_of(&root, "UPDATE user_credits SET balance = balance").await, "ok");
     assert_eq!(database.read_only_default().await, "");
 }
 
 #[tokio::test]
 async fn a_snapshot_older_than_the_closing_does_not_slip_through() {
-    let (database, subject) = (Database::new().await, subject());
-    let mut client = database.prepared(&subject).await;
+    let (database, spec) = (Database::new().await, spec());
+    let mut client = database.prepared(&spec).await;
     let analyst = database.session("analyst").await;
     analyst.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM users").await.unwrap();
-    close(&mut client, &subject).await;
+    close(&mut client, &spec).await;
     // It holds nothing of the protected tables, so it was left alone; its snapshot shows the gate open.
     assert_eq!(state_of(&analyst, "UPDATE user_credits SET balance = 0").await, "25006");
-    open(&mut client, &subject).await;
+    open(&mut client, &spec).await;
 }
 
 #[tokio::test]
 async fn the_window_waits_for_a_writer_under_way_and_then_ends_it() {
-    let (database, subject) = (Database::new().await, subject());
-    let mut client = database.prepared(&subject).await;
+    let (database, spec) = (Database::new().await, spec());
+    let mut client = database.prepared(&spec).await;
     let (app, analyst) = (database.session("app").await, database.session("analyst").await);
     app.batch_execute("BEGIN; UPDATE user_credits SET balance = 0 WHERE user_id = 1").await.unwrap();
     analyst.batch_execute("BEGIN; UPDATE user_credits SET balance = 0 WHERE user_id = 2").await.unwrap();
-    assert_eq!(close(&mut client, &subject).await, 1, "sessions of the application that were ended");
+    assert_eq!(close(&mut client, &spec).await, 1, "sessions of the application that were ended");
     assert!(app.is_closed() || state_of(&app, "SELECT 1").await != "ok");
     assert!(analyst.is_closed() || state_of(&analyst, "SELECT 1").await != "ok");
     // A pool that reconnects meanwhile gets a read-only session; it must not outlive the window.
     let reconnected = database.session("app").await;
     assert_eq!(state_of(&reconnected, "UPDATE users SET email = email").await, "25006");
-    open(&mut client, &subject).await;
+    open(&mut client, &spec).await;
     database
         .until("SELECT count(*) = 0 FROM pg_stat_activity WHERE datname = current_database() AND usename = 'app'")
         .await;
@@ -140,7 +139,7 @@ async fn the_window_waits_for_a_writer_under_way_and_then_ends_it() {
 /// Whatever role a session has, and whether or not its begin is to be seen: who began inside the window is ended, nobody else.
 #[tokio::test]
 async fn no_session_stays_read_only_and_none_is_ended_twice() {
-    let (database, mut subject) = (Database::new().await, subject());
+    let (database, mut spec) = (Database::new().await, spec());
     // The migration role may act as the application, and inherits nothing of it.
     let (hidden, bridge) = (format!("hidden_{}", database.name), format!("bridge_{}", database.name));
     let root = database.session("postgres").await;
@@ -150,14 +149,14 @@ async fn no_session_stays_read_only_and_none_is_ended_twice() {
     ))
     .await
     .unwrap();
-    subject.application_roles = vec![hidden.clone()];
-    let mut client = database.prepared(&subject).await;
+    spec.application_roles = vec![hidden.clone()];
+    let mut client = database.prepared(&spec).await;
     let pid =
         async |session: &Client| session.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get::<_, i32>(0);
     // Neither role's begin is seen by the migration role.
     let before = database.session("analyst").await;
     let before_pid = pid(&before).await;
-    close(&mut client, &subject).await;
+    close(&mut client, &spec).await;
     let mut inside = Vec::new();
     for role in ["app", "analyst", &hidden, "migrator"] {
         let session = database.session(role).await;
@@ -165,7 +164,7 @@ async fn no_session_stays_read_only_and_none_is_ended_twice() {
         inside.push((role.to_owned(), pid(&session).await, session));
     }
     let root_inside = database.session("postgres").await;
-    write_block::restore_default(&client, &subject).await.unwrap();
+    write_block::restore_default(&client, &spec).await.unwrap();
     for (_, pid, _) in &inside {
         database.until(&format!("SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = {pid}")).await;
     }
@@ -175,8 +174,8 @@ async fn no_session_stays_read_only_and_none_is_ended_twice() {
         let session = database.session(role).await;
         after.push((role.to_owned(), pid(&session).await, session));
     }
-    let until = write_block::restore_default(&client, &subject).await.unwrap().unwrap();
-    open(&mut client, &subject).await;
+    let until = write_block::restore_default(&client, &spec).await.unwrap().unwrap();
+    open(&mut client, &spec).await;
     write_block::end_read_only_sessions(&client, until).await.unwrap();
     for (role, _, session) in &after {
         assert_eq!(
@@ -190,8 +189,8 @@ async fn no_session_stays_read_only_and_none_is_ended_twice() {
 
 #[tokio::test]
 async fn the_application_can_neither_read_nor_disable_the_guard() {
-    let (database, subject) = (Database::new().await, subject());
-    let mut client = database.prepared(&subject).await;
+    let (database, spec) = (Database::new().await, spec());
+    let mut client = database.prepared(&spec).await;
     let app = database.session("app").await;
     for forbidden in [
         "SELECT * FROM credit_migration.write_block",
@@ -210,7 +209,7 @@ async fn the_application_can_neither_read_nor_disable_the_guard() {
     app.batch_execute("CREATE TEMP TABLE write_block (blocked boolean); SET search_path = pg_temp, public")
         .await
         .unwrap();
-    close(&mut client, &subject).await;
+    close(&mut client, &spec).await;
     let app = database.session("app").await;
     assert_eq!(
         state_of(
@@ -220,19 +219,19 @@ async fn the_application_can_neither_read_nor_disable_the_guard() {
         .await,
         "25006"
     );
-    open(&mut client, &subject).await;
+    open(&mut client, &spec).await;
 }
 
 #[tokio::test]
 async fn guards_go_up_beside_a_long_writer_without_queueing_others_for_long() {
-    let (database, mut subject) = (Database::new().await, subject());
-    subject.lock_timeout = Duration::from_millis(200);
+    let (database, mut spec) = (Database::new().await, spec());
+    spec.lock_timeout = Duration::from_millis(200);
     let writer = database.session("analyst").await;
     writer.batch_execute("BEGIN; UPDATE user_credits SET balance = balance WHERE user_id = 1").await.unwrap();
     let target = database.target();
     let installing = tokio::spawn({
-        let subject = subject.clone();
-        async move { control::install(&mut target.connect("install").await.unwrap(), &subject).await }
+        let spec = spec.clone();
+        async move { control::install(&mut target.connect("install").await.unwrap(), &spec).await }
     });
     database.until(QUEUED).await;
     let app = database.session("app").await;
@@ -253,8 +252,8 @@ async fn guards_go_up_beside_a_long_writer_without_queueing_others_for_long() {
     reader.batch_execute("BEGIN; SELECT count(*) FROM user_credits").await.unwrap();
     let target = database.target();
     let cleaning = tokio::spawn({
-        let subject = subject.clone();
-        async move { cleanup(&mut target.connect("cleanup").await.unwrap(), &subject).await }
+        let spec = spec.clone();
+        async move { cleanup(&mut target.connect("cleanup").await.unwrap(), &spec).await }
     });
     database.until(QUEUED).await;
     app.batch_execute("SELECT count(*) FROM user_credits").await.unwrap();
@@ -265,13 +264,13 @@ async fn guards_go_up_beside_a_long_writer_without_queueing_others_for_long() {
 
 #[tokio::test]
 async fn one_migration_at_a_time_and_cleanup_gives_the_database_free() {
-    let (database, first) = (Database::new().await, subject());
+    let (database, first) = (Database::new().await, spec());
     let mut client = database.target().connect("test").await.unwrap();
     cleanup(&mut client, &first).await.unwrap();
     drop(client);
     let mut client = database.prepared(&first).await;
     control::install(&mut client, &first).await.unwrap();
-    let second = Subject { uid: "uid-2".to_owned(), name: "credit-v3".to_owned(), ..subject() };
+    let second = ControlSpec { uid: "uid-2".to_owned(), name: "credit-v3".to_owned(), ..spec() };
     let refused = control::install(&mut client, &second).await.unwrap_err();
     assert_eq!(refused.reason, Reason::DatabaseInUse);
     assert!(refused.message.contains("credit-v2 (uid uid-1) since "), "{refused}");
@@ -301,10 +300,10 @@ async fn one_migration_at_a_time_and_cleanup_gives_the_database_free() {
 #[tokio::test]
 #[ignore = "a measurement of half a minute"]
 async fn cost_of_an_open_gate() {
-    let (database, subject) = (Database::new().await, subject());
+    let (database, spec) = (Database::new().await, spec());
     database.update_rate(2);
     let bare = [database.update_rate(4), database.update_rate(4)];
-    let client = database.prepared(&subject).await;
+    let client = database.prepared(&spec).await;
     let guarded = [database.update_rate(4), database.update_rate(4)];
     client.batch_execute("ALTER TABLE user_credits DISABLE TRIGGER credit_migration_track_changes").await.unwrap();
     let guard_only = [database.update_rate(4), database.update_rate(4)];

@@ -13,7 +13,7 @@ use credit_migration::{
 use jiff::Timestamp;
 
 use crate::{
-    harness::{Database, Desk, end, plan, sample_down, sample_up, subject},
+    harness::{Database, Desk, end, plan, sample_down, sample_up, spec},
     window::{SLEEPS, back, blocked, ledger, released, sample, writable},
 };
 
@@ -36,7 +36,7 @@ fn away() -> ChannelError {
 async fn a_statement_of_a_killed_pod_keeps_nobody_waiting() {
     for watched in [true, false] {
         let (database, desk) = (Database::new().await, Desk::new());
-        database.prepared(&subject()).await;
+        database.prepared(&spec()).await;
         let plan = plan(Direction::Forward, endless(watched), sample_down());
         // A runtime of its own: an aborted task's connection would wait for its answer, that of a killed process is closed.
         let pod = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
@@ -63,7 +63,7 @@ async fn a_statement_of_a_killed_pod_keeps_nobody_waiting() {
 #[tokio::test]
 async fn a_pod_that_is_told_to_end_cancels_its_statement() {
     let (database, desk) = (Database::new().await, Desk::new());
-    database.prepared(&subject()).await;
+    database.prepared(&spec()).await;
     let task = desk.start(&database, &plan(Direction::Forward, endless(false), sample_down()));
     desk.order(Order::BlockWrites);
     database.until(SLEEPS).await;
@@ -82,7 +82,7 @@ async fn a_pod_that_is_told_to_end_cancels_its_statement() {
 #[tokio::test]
 async fn a_session_that_may_not_be_ended_is_told() {
     let (database, desk) = (Database::new().await, Desk::new());
-    database.prepared(&subject()).await;
+    database.prepared(&spec()).await;
     let first = desk.start(&database, &sample());
     desk.order(Order::BlockWrites);
     desk.state(State::Migrated).await;
@@ -111,10 +111,10 @@ async fn a_table_that_is_held_against_the_proof_holds_up_neither_deadline_nor_or
         [("limit", Some(Reason::LockTimeout)), ("deadline", Some(Reason::DeadlinePassed)), ("order", None)]
     {
         let (database, desk) = (Database::new().await, Desk::new());
-        database.prepared(&subject()).await;
+        database.prepared(&spec()).await;
         let mut plan = sample();
         if cause != "limit" {
-            plan.subject.lock_timeout = Duration::from_secs(600);
+            plan.control_spec.lock_timeout = Duration::from_secs(600);
         }
         let task = desk.start(&database, &plan);
         desk.state(State::Ready).await;
@@ -158,7 +158,7 @@ async fn a_count_that_takes_too_long_is_unknown() {
 #[tokio::test]
 async fn a_way_back_that_fails_at_the_deadline_is_told_as_held() {
     let (database, desk) = (Database::new().await, Desk::new());
-    database.prepared(&subject()).await;
+    database.prepared(&spec()).await;
     let mut plan = sample();
     plan.down.as_mut().unwrap().statements.push("UPDATE user_credits SET balance = 0 WHERE user_id = 3".to_owned());
     let task = desk.start(&database, &plan);
@@ -181,7 +181,7 @@ async fn a_way_back_that_fails_at_the_deadline_is_told_as_held() {
 #[tokio::test]
 async fn an_order_that_was_kept_is_obeyed() {
     let (database, desk) = (Database::new().await, Desk::new());
-    database.prepared(&subject()).await;
+    database.prepared(&spec()).await;
     desk.fails(away());
     let deadline = Some(Timestamp::from_second(1_790_000_300).unwrap());
     let kept = WindowOrder { command: Order::BlockWrites, deadline };
@@ -199,7 +199,7 @@ fn gone() -> Result<Sql, Failure> {
 #[tokio::test]
 async fn the_up_sql_is_needed_until_it_is_committed() {
     let (database, desk) = (Database::new().await, Desk::new());
-    database.prepared(&subject()).await;
+    database.prepared(&spec()).await;
     let mut changed = sample();
     changed.inputs.up_sha256 = "sha256:0".to_owned();
     for plan in [WindowPlan { up: gone(), ..sample() }, changed, WindowPlan { down: gone(), ..sample() }] {

@@ -17,9 +17,9 @@ use credit_migration::{
     api::{CreditMigrationSpec, Direction, RunInputs, WindowCommand, WindowOrder, WindowProgress, WindowState},
     runner::{
         Failure,
-        database::control::{self, Sql, Subject},
+        database::control::{self, ControlSpec, Sql},
         postgres::Target,
-        tasks::window::{self, Channel, ChannelError, Outcome, WindowPlan},
+        tasks::window::{self, Channel, ChannelError, WindowOutcome, WindowPlan},
     },
 };
 use jiff::Timestamp;
@@ -129,16 +129,16 @@ impl Database {
     }
 
     /// Guards up, baseline taken: as after the Backup step.
-    pub async fn prepared(&self, subject: &Subject) -> Client {
+    pub async fn prepared(&self, spec: &ControlSpec) -> Client {
         let mut client = self.target().connect("test").await.unwrap();
-        control::install(&mut client, subject).await.unwrap();
+        control::install(&mut client, spec).await.unwrap();
         let tx = client
             .build_transaction()
             .isolation_level(tokio_postgres::IsolationLevel::RepeatableRead)
             .start()
             .await
             .unwrap();
-        assert_eq!(control::take_baseline(&tx, subject).await.unwrap(), u64::try_from(USERS).unwrap());
+        assert_eq!(control::take_baseline(&tx, spec).await.unwrap(), u64::try_from(USERS).unwrap());
         tx.commit().await.unwrap();
         client
     }
@@ -266,7 +266,7 @@ async fn make_template(port: u16, root: &Client) {
 }
 
 /// The sample's manifest, as far as the database needs it.
-pub fn subject() -> Subject {
+pub fn spec() -> ControlSpec {
     let plan: CreditMigrationSpec = serde_json::from_value(serde_json::json!({
         "requestedBy": "ann",
         "database": {"name": "watermark", "connection": {"secretRef": {"name": "db", "key": "url"}}, "applicationRoles": ["app"]},
@@ -279,7 +279,7 @@ pub fn subject() -> Subject {
         "backup": {"store": {"url": "s3://backups/x/", "secretRef": {"name": "store"}}}
     }))
     .unwrap();
-    Subject { patience: Duration::from_secs(10), ..Subject::new("uid-1", "credit-v2", &plan) }
+    ControlSpec { patience: Duration::from_secs(10), ..ControlSpec::new("uid-1", "credit-v2", &plan) }
 }
 
 pub fn sql(statements: &[&str]) -> Sql {
@@ -299,7 +299,7 @@ pub fn plan(direction: Direction, up: Sql, down: Sql) -> WindowPlan {
     let inputs = RunInputs { up_sha256: up.sha256.clone(), down_sha256: down.sha256.clone(), ..RunInputs::default() };
     let order = WindowOrder { command: WindowCommand::Standby, deadline: None };
     let poll = Duration::from_millis(10);
-    WindowPlan { subject: subject(), direction, attempt: 1, up: Ok(up), down: Ok(down), inputs, order, poll }
+    WindowPlan { control_spec: spec(), direction, attempt: 1, up: Ok(up), down: Ok(down), inputs, order, poll }
 }
 
 /// The controller's side: orders that a test gives, reports that it waits for, a clock that it moves.
@@ -381,7 +381,7 @@ impl Desk {
     }
 
     /// Starts a window task. It dies like a killed pod when the handle is aborted.
-    pub fn start(self: &Arc<Self>, database: &Database, plan: &WindowPlan) -> JoinHandle<Outcome> {
+    pub fn start(self: &Arc<Self>, database: &Database, plan: &WindowPlan) -> JoinHandle<WindowOutcome> {
         let (desk, target, plan) = (self.clone(), database.target(), plan.clone());
         tokio::spawn(async move { window::run(&*desk, &target, &plan, &desk.stop).await })
     }
@@ -422,7 +422,7 @@ impl Channel for Desk {
 }
 
 /// The end of a task.
-pub async fn end(task: JoinHandle<Outcome>) -> Outcome {
+pub async fn end(task: JoinHandle<WindowOutcome>) -> WindowOutcome {
     tokio::time::timeout(PATIENCE, task).await.expect("the window task does not end").unwrap()
 }
 

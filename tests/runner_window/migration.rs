@@ -4,23 +4,23 @@ use credit_migration::{
     api::Reason,
     runner::{
         Failure,
-        database::control::{self, Applied, Sql, Stop, Subject},
+        database::control::{self, Applied, ControlSpec, Sql, Stop},
     },
 };
 use tokio_postgres::Client;
 
-use crate::harness::{Database, sample_down, sample_up, sql, subject};
+use crate::harness::{Database, sample_down, sample_up, spec, sql};
 
-async fn up(client: &mut Client, subject: &Subject, sql: &Sql) -> Result<Applied, Failure> {
-    control::run_up(client, subject, sql, &Stop::default()).await
+async fn up(client: &mut Client, spec: &ControlSpec, sql: &Sql) -> Result<Applied, Failure> {
+    control::run_up(client, spec, sql, &Stop::default()).await
 }
 
 /// Runs an up SQL that must be refused; nothing of it may be left.
 async fn refused(statements: &[&str]) -> Failure {
-    let (database, subject) = (Database::new().await, subject());
-    let mut client = database.prepared(&subject).await;
+    let (database, spec) = (Database::new().await, spec());
+    let mut client = database.prepared(&spec).await;
     let (tables, balances) = (tables(&database).await, database.balances().await);
-    let failure = up(&mut client, &subject, &sql(statements)).await.unwrap_err();
+    let failure = up(&mut client, &spec, &sql(statements)).await.unwrap_err();
     assert_eq!((self::tables(&database).await, database.balances().await), (tables, balances));
     assert_eq!(database.value("SELECT count(*) FROM credit_migration.ledger").await, "0");
     failure
@@ -87,15 +87,15 @@ async fn a_balances_table_that_lost_its_column_is_refused() {
 
 #[tokio::test]
 async fn settings_of_the_sql_neither_mislead_the_proof_nor_outlive_it() {
-    let (database, subject) = (Database::new().await, subject());
-    let mut client = database.prepared(&subject).await;
+    let (database, spec) = (Database::new().await, spec());
+    let mut client = database.prepared(&spec).await;
     let hostile = sql(&[
         "SELECT set_config('search_path', '', false)",
         "DROP TABLE public.credit_purchases; DROP TABLE public.credit_packages",
         "SET lock_timeout = 0; SET statement_timeout = 1",
         "SET ROLE app",
     ]);
-    assert!(matches!(up(&mut client, &subject, &hostile).await.unwrap(), Applied::Now { reconciled_users: 0, .. }));
+    assert!(matches!(up(&mut client, &spec, &hostile).await.unwrap(), Applied::Now { reconciled_users: 0, .. }));
     let role: String =
         client.query_one("SELECT current_user || current_setting('search_path')", &[]).await.unwrap().get(0);
     assert_eq!(role, "migrator\"$user\", public");
@@ -103,29 +103,29 @@ async fn settings_of_the_sql_neither_mislead_the_proof_nor_outlive_it() {
 
 #[tokio::test]
 async fn once_is_once_and_undone_stays_undone() {
-    let (database, subject) = (Database::new().await, subject());
-    let mut client = database.prepared(&subject).await;
-    assert_eq!(control::run_down(&mut client, &subject, &sample_down()).await.unwrap(), Applied::Nothing);
-    assert!(matches!(up(&mut client, &subject, &sample_up()).await.unwrap(), Applied::Now { .. }));
-    assert!(matches!(up(&mut client, &subject, &sample_up()).await.unwrap(), Applied::Before { .. }));
-    assert_eq!(up(&mut client, &subject, &sql(&["SELECT 1"])).await.unwrap_err().reason, Reason::SqlChanged);
+    let (database, spec) = (Database::new().await, spec());
+    let mut client = database.prepared(&spec).await;
+    assert_eq!(control::run_down(&mut client, &spec, &sample_down()).await.unwrap(), Applied::Nothing);
+    assert!(matches!(up(&mut client, &spec, &sample_up()).await.unwrap(), Applied::Now { .. }));
+    assert!(matches!(up(&mut client, &spec, &sample_up()).await.unwrap(), Applied::Before { .. }));
+    assert_eq!(up(&mut client, &spec, &sql(&["SELECT 1"])).await.unwrap_err().reason, Reason::SqlChanged);
     // What the SQL made is guarded, what it renamed still is, and the balances are captured.
     let guards = database.value("SELECT string_agg(tgrelid::regclass || ' ' || tgenabled::text, ',' ORDER BY tgrelid::regclass::text) FROM pg_trigger WHERE tgname = 'credit_migration_block_writes'").await;
     assert_eq!(
         guards,
         "credit_packages_v1_archive A,credit_plans A,credit_purchases_v1_archive A,credit_transactions A,subscription_credits A,user_credits A"
     );
-    assert!(matches!(control::run_down(&mut client, &subject, &sample_down()).await.unwrap(), Applied::Now { .. }));
-    assert!(matches!(control::run_down(&mut client, &subject, &sample_down()).await.unwrap(), Applied::Before { .. }));
-    assert_eq!(up(&mut client, &subject, &sample_up()).await.unwrap(), Applied::Nothing);
+    assert!(matches!(control::run_down(&mut client, &spec, &sample_down()).await.unwrap(), Applied::Now { .. }));
+    assert!(matches!(control::run_down(&mut client, &spec, &sample_down()).await.unwrap(), Applied::Before { .. }));
+    assert_eq!(up(&mut client, &spec, &sample_up()).await.unwrap(), Applied::Nothing);
     let guards = database.value("SELECT count(*) FROM pg_trigger WHERE tgname = 'credit_migration_block_writes'").await;
     assert_eq!(guards, "4");
 }
 
 #[tokio::test]
 async fn balances_that_move_to_another_table_stay_guarded_and_captured() {
-    let (database, subject) = (Database::new().await, subject());
-    let mut client = database.prepared(&subject).await;
+    let (database, spec) = (Database::new().await, spec());
+    let mut client = database.prepared(&spec).await;
     let app = database.session("app").await;
     app.batch_execute(
         "UPDATE user_credits SET balance = 5 WHERE user_id = 3; UPDATE user_credits SET updated_at = now()",
@@ -138,14 +138,14 @@ async fn balances_that_move_to_another_table_stay_guarded_and_captured() {
         "INSERT INTO fresh SELECT user_id, balance FROM user_credits",
         "DROP TABLE user_credits; ALTER TABLE fresh RENAME TO user_credits; GRANT ALL ON user_credits TO app",
     ]);
-    let applied = up(&mut client, &subject, &moved).await.unwrap();
+    let applied = up(&mut client, &spec, &moved).await.unwrap();
     assert!(matches!(applied, Applied::Now { reconciled_users: 1, .. }), "{applied:?}");
-    let comparison = control::compare(&client, &subject).await.unwrap();
+    let comparison = control::compare(&client, &spec).await.unwrap();
     assert_eq!((comparison.users, comparison.unexplained), (200, 0));
     database.session("app").await.batch_execute("UPDATE user_credits SET balance = 6 WHERE user_id = 4").await.unwrap();
-    assert_eq!(control::users_written(&client, &subject).await.unwrap(), 1);
+    assert_eq!(control::users_written(&client, &spec).await.unwrap(), 1);
     let failure =
-        control::run_down(&mut client, &subject, &sql(&["UPDATE user_credits SET balance = 7 WHERE user_id = 9"]))
+        control::run_down(&mut client, &spec, &sql(&["UPDATE user_credits SET balance = 7 WHERE user_id = 9"]))
             .await
             .unwrap_err();
     assert_eq!(failure.reason, Reason::BalancesUnexplained);
@@ -153,47 +153,47 @@ async fn balances_that_move_to_another_table_stay_guarded_and_captured() {
 
 #[tokio::test]
 async fn a_copy_of_balances_that_loses_one_is_found_by_the_full_comparison() {
-    let (database, subject) = (Database::new().await, subject());
-    let mut client = database.prepared(&subject).await;
+    let (database, spec) = (Database::new().await, spec());
+    let mut client = database.prepared(&spec).await;
     let lossy = sql(&[
         GONE,
         "CREATE TABLE fresh AS SELECT user_id, balance FROM user_credits WHERE user_id <> 9",
         "DROP TABLE user_credits",
         "ALTER TABLE fresh RENAME TO user_credits",
     ]);
-    up(&mut client, &subject, &lossy).await.unwrap();
-    assert_eq!(control::compare(&client, &subject).await.unwrap().unexplained, 1);
+    up(&mut client, &spec, &lossy).await.unwrap();
+    assert_eq!(control::compare(&client, &spec).await.unwrap().unexplained, 1);
 }
 
 #[tokio::test]
 async fn a_change_under_way_while_the_baseline_is_taken_is_not_missed() {
-    let (database, subject) = (Database::new().await, subject());
-    let mut client = database.prepared(&subject).await;
+    let (database, spec) = (Database::new().await, spec());
+    let mut client = database.prepared(&spec).await;
     let app = database.session("app").await;
     // Captured first, with the smaller id, and committed only after the snapshot.
     app.batch_execute("BEGIN; UPDATE user_credits SET balance = 1 WHERE user_id = 1").await.unwrap();
     database.session("app").await.batch_execute("UPDATE user_credits SET balance = 2 WHERE user_id = 2").await.unwrap();
-    assert_eq!(control::refresh_baseline(&mut client, &subject).await.unwrap(), 1);
+    assert_eq!(control::refresh_baseline(&mut client, &spec).await.unwrap(), 1);
     app.batch_execute("COMMIT").await.unwrap();
-    assert_eq!(control::compare(&client, &subject).await.unwrap().unexplained, 1);
-    let applied = up(&mut client, &subject, &sample_up()).await.unwrap();
+    assert_eq!(control::compare(&client, &spec).await.unwrap().unexplained, 1);
+    let applied = up(&mut client, &spec, &sample_up()).await.unwrap();
     assert!(matches!(applied, Applied::Now { reconciled_users: 1, .. }), "{applied:?}");
-    assert_eq!(control::compare(&client, &subject).await.unwrap().unexplained, 0);
+    assert_eq!(control::compare(&client, &spec).await.unwrap().unexplained, 0);
 }
 
 #[tokio::test]
 async fn verify_down_must_answer_and_be_true() {
-    let (database, mut subject) = (Database::new().await, subject());
-    let mut client = database.prepared(&subject).await;
-    up(&mut client, &subject, &sample_up()).await.unwrap();
+    let (database, mut spec) = (Database::new().await, spec());
+    let mut client = database.prepared(&spec).await;
+    up(&mut client, &spec, &sample_up()).await.unwrap();
     for (query, word) in [
         ("SELECT true WHERE false", "no row"),
         ("SELECT true, 'x'::text AS t UNION ALL SELECT NULL, 'secret'", "row 2 of 2"),
         ("SELECT false AS good", "column good of row 1 of 1"),
         ("SELECT * FROM missing", "42P01"),
     ] {
-        subject.verify_down = Some(query.to_owned());
-        let failure = control::run_down(&mut client, &subject, &sample_down()).await.unwrap_err();
+        spec.verify_down = Some(query.to_owned());
+        let failure = control::run_down(&mut client, &spec, &sample_down()).await.unwrap_err();
         assert_eq!(failure.reason, Reason::VerifyDownFailed);
         assert!(failure.message.contains(word) && !failure.message.contains("secret"), "{failure}");
     }

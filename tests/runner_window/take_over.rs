@@ -6,7 +6,7 @@ use credit_migration::{
 };
 
 use crate::{
-    harness::{Database, Desk, end, plan, sample_down, sample_up, state_of, subject},
+    harness::{Database, Desk, end, plan, sample_down, sample_up, spec, state_of},
     window::{back, blocked, ledger, sample, writable},
 };
 
@@ -14,7 +14,7 @@ use crate::{
 #[tokio::test]
 async fn past_the_deadline_a_reader_is_waited_for_and_then_ended() {
     let database = Database::new().await;
-    database.prepared(&subject()).await;
+    database.prepared(&spec()).await;
     let mut plan = sample();
     plan.down.as_mut().unwrap().statements.push("SELECT 1/0".to_owned());
     let desk = Desk::new();
@@ -42,7 +42,7 @@ async fn past_the_deadline_a_reader_is_waited_for_and_then_ended() {
 #[tokio::test]
 async fn a_read_only_default_that_stays_keeps_nobody_from_going_back() {
     let database = Database::new().await;
-    database.prepared(&subject()).await;
+    database.prepared(&spec()).await;
     let (name, heir) = (&database.name, format!("heir_of_{}", database.name));
     let root = database.session("postgres").await;
     root.batch_execute(&format!(
@@ -87,10 +87,10 @@ async fn what_cleanup_has_taken_down_stays_down() {
             Direction::Rollback => crate::window::released().await,
         };
         let mut client = match direction {
-            Direction::Forward => database.prepared(&subject()).await,
+            Direction::Forward => database.prepared(&spec()).await,
             Direction::Rollback => database.target().connect("test").await.unwrap(),
         };
-        cleanup(&mut client, &subject()).await.unwrap();
+        cleanup(&mut client, &spec()).await.unwrap();
         let outcome = end(Desk::new().start(&database, &plan(direction, sample_up(), sample_down()))).await;
         let refused = outcome.failure.as_ref().is_some_and(|f| f.message.contains("not there any more"));
         assert!(refused, "{direction:?} {outcome:?}");

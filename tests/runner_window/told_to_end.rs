@@ -8,7 +8,7 @@ use credit_migration::{
 };
 
 use crate::{
-    harness::{Database, Desk, end, plan, sample_down, sample_up, subject},
+    harness::{Database, Desk, end, plan, sample_down, sample_up, spec},
     window::{SLEEPS, back, blocked, ledger, released, sample, slow, writable},
 };
 
@@ -25,7 +25,7 @@ async fn with_the_run_gone_the_old_state_is_restored() {
         ("migrated", denied(), "up,down"),
     ] {
         let (database, desk) = (Database::new().await, Desk::new());
-        database.prepared(&subject()).await;
+        database.prepared(&spec()).await;
         let balances = database.balances().await;
         let up = if point == "sql" { slow() } else { sample_up() };
         let task = desk.start(&database, &plan(Direction::Forward, up, sample_down()));
@@ -50,7 +50,7 @@ async fn with_the_run_gone_the_old_state_is_restored() {
 #[tokio::test]
 async fn a_refusal_alone_is_no_reason_to_go_back() {
     let (database, desk) = (Database::new().await, Desk::new());
-    database.prepared(&subject()).await;
+    database.prepared(&spec()).await;
     let task = desk.start(&database, &sample());
     desk.order(Order::BlockWrites);
     desk.state(State::Migrated).await;
@@ -67,7 +67,7 @@ async fn a_refusal_alone_is_no_reason_to_go_back() {
 #[tokio::test]
 async fn with_the_run_there_the_next_pod_goes_on() {
     let (database, desk) = (Database::new().await, Desk::new());
-    database.prepared(&subject()).await;
+    database.prepared(&spec()).await;
     let task = desk.start(&database, &sample());
     desk.order(Order::BlockWrites);
     let before = desk.state(State::Migrated).await;
@@ -89,7 +89,7 @@ async fn with_the_run_there_the_next_pod_goes_on() {
 async fn without_an_answer_the_next_pod_goes_on() {
     for hangs in [true, false] {
         let (database, desk) = (Database::new().await, Desk::new());
-        database.prepared(&subject()).await;
+        database.prepared(&spec()).await;
         let task = desk.start(&database, &sample());
         desk.order(Order::BlockWrites);
         desk.state(State::Migrated).await;
@@ -110,7 +110,7 @@ async fn without_an_answer_the_next_pod_goes_on() {
 async fn with_the_run_gone_after_the_acknowledged_switch_writes_are_held_and_the_pod_ends() {
     for held_before in [false, true] {
         let (database, desk) = (Database::new().await, Desk::new());
-        database.prepared(&subject()).await;
+        database.prepared(&spec()).await;
         let task = desk.start(&database, &sample());
         desk.order(Order::BlockWrites);
         desk.state(State::Migrated).await;

@@ -8,7 +8,7 @@ use credit_migration::{
     },
 };
 
-use crate::harness::{Database, Desk, end, plan, sample_down, sample_up, sql, state_of, subject};
+use crate::harness::{Database, Desk, end, plan, sample_down, sample_up, spec, sql, state_of};
 
 pub fn sample() -> WindowPlan {
     plan(Direction::Forward, sample_up(), sample_down())
@@ -53,7 +53,7 @@ pub async fn ledger(database: &Database) -> String {
 /// A database that went through the window and is open on the new schema.
 pub async fn released() -> Database {
     let (database, desk) = (Database::new().await, Desk::new());
-    database.prepared(&subject()).await;
+    database.prepared(&spec()).await;
     let task = desk.start(&database, &sample());
     desk.order(Order::BlockWrites);
     desk.until("comparison", |progress, _| progress.comparison.is_some()).await;
@@ -67,7 +67,7 @@ pub async fn released() -> Database {
 #[tokio::test]
 async fn a_window_from_order_to_order() {
     let (database, desk) = (Database::new().await, Desk::new());
-    database.prepared(&subject()).await;
+    database.prepared(&spec()).await;
     // A reader that holds no writer up, an application with an open session, a write since the baseline.
     let app = database.session("app").await;
     app.batch_execute("UPDATE user_credits SET balance = balance + 5 WHERE user_id = 3; INSERT INTO users (email, api_token) VALUES ('new', 'new'); INSERT INTO user_credits VALUES (201, 9)").await.unwrap();
@@ -123,7 +123,7 @@ async fn a_window_from_order_to_order() {
 #[tokio::test]
 async fn one_answer_of_one_pod_is_not_the_versions_word() {
     let (database, desk) = (Database::new().await, Desk::new());
-    database.prepared(&subject()).await;
+    database.prepared(&spec()).await;
     let task = desk.start(&database, &sample());
     desk.order(Order::BlockWrites);
     desk.state(State::Migrated).await;
@@ -149,7 +149,7 @@ async fn one_answer_of_one_pod_is_not_the_versions_word() {
 #[tokio::test]
 async fn how_long_writes_are_blocked_when_the_controller_answers_at_once() {
     let (database, desk) = (Database::new().await, Desk::new());
-    database.prepared(&subject()).await;
+    database.prepared(&spec()).await;
     let task = desk.start(&database, &sample());
     desk.state(State::Ready).await;
     desk.order(Order::BlockWrites);
@@ -171,7 +171,7 @@ async fn sql_that_fails_leaves_nothing_but_its_reason() {
     root.batch_execute(&format!("ALTER DATABASE {} SET default_transaction_read_only = off", database.name))
         .await
         .unwrap();
-    database.prepared(&subject()).await;
+    database.prepared(&spec()).await;
     let broken = plan(Direction::Forward, sql(&["DROP TABLE credit_purchases", "SELECT 1/0"]), sample_down());
     let task = desk.start(&database, &broken);
     desk.order(Order::BlockWrites);
@@ -203,7 +203,7 @@ async fn sql_that_fails_leaves_nothing_but_its_reason() {
 async fn a_lost_connection_at_any_point_is_got_over() {
     for point in ["ready", "sql", "migrated", "acknowledged"] {
         let (database, desk) = (Database::new().await, Desk::new());
-        database.prepared(&subject()).await;
+        database.prepared(&spec()).await;
         let task = desk.start(
             &database,
             &plan(Direction::Forward, if point == "sql" { slow() } else { sample_up() }, sample_down()),
@@ -245,7 +245,7 @@ async fn a_lost_connection_at_any_point_is_got_over() {
 async fn a_killed_pod_is_succeeded_by_the_next_one() {
     for point in ["ready", "sql", "migrated", "acknowledged"] {
         let (database, desk) = (Database::new().await, Desk::new());
-        database.prepared(&subject()).await;
+        database.prepared(&spec()).await;
         let plan = plan(Direction::Forward, if point == "sql" { slow() } else { sample_up() }, sample_down());
         let first = desk.start(&database, &plan);
         desk.state(State::Ready).await;
@@ -278,7 +278,7 @@ async fn a_killed_pod_is_succeeded_by_the_next_one() {
 #[tokio::test]
 async fn of_two_pods_one_works_and_the_other_takes_over() {
     let (database, desk) = (Database::new().await, Desk::new());
-    database.prepared(&subject()).await;
+    database.prepared(&spec()).await;
     // Would leave a trace for each time that it takes effect.
     let mut counted = sample_up();
     counted.statements.push("CREATE TABLE IF NOT EXISTS effects (n int); INSERT INTO effects VALUES (1)".to_owned());
@@ -303,7 +303,7 @@ async fn of_two_pods_one_works_and_the_other_takes_over() {
 #[tokio::test]
 async fn past_the_deadline_without_a_migration_the_gate_opens() {
     let (database, desk) = (Database::new().await, Desk::new());
-    database.prepared(&subject()).await;
+    database.prepared(&spec()).await;
     let mut endless = sample_up();
     endless.statements.push("SELECT pg_sleep(600)".to_owned());
     let task = desk.start(&database, &plan(Direction::Forward, endless, sample_down()));
@@ -326,7 +326,7 @@ async fn past_the_deadline_without_a_migration_the_gate_opens() {
 async fn past_the_deadline_with_a_migration_nobody_took_up_it_is_undone() {
     for gone in [true, false] {
         let (database, desk) = (Database::new().await, Desk::new());
-        database.prepared(&subject()).await;
+        database.prepared(&spec()).await;
         let balances = database.balances().await;
         let task = desk.start(&database, &sample());
         desk.order(Order::BlockWrites);
@@ -355,7 +355,7 @@ async fn past_the_deadline_with_a_migration_nobody_took_up_it_is_undone() {
 async fn past_the_deadline_of_an_acknowledged_switch_writes_are_held() {
     for (order, state) in [(Order::Rollback, State::RolledBack), (Order::UnblockWrites, State::Released)] {
         let (database, desk) = (Database::new().await, Desk::new());
-        database.prepared(&subject()).await;
+        database.prepared(&spec()).await;
         let task = desk.start(&database, &sample());
         desk.order(Order::BlockWrites);
         desk.state(State::Migrated).await;
@@ -380,7 +380,7 @@ async fn past_the_deadline_of_an_acknowledged_switch_writes_are_held() {
 #[tokio::test]
 async fn rollback_before_the_sql_opens_the_gate() {
     let (database, desk) = (Database::new().await, Desk::new());
-    database.prepared(&subject()).await;
+    database.prepared(&spec()).await;
     let task = desk.start(&database, &plan(Direction::Forward, slow(), sample_down()));
     desk.order(Order::BlockWrites);
     database.until(SLEEPS).await;
@@ -397,7 +397,7 @@ async fn rollback_before_the_sql_opens_the_gate() {
 #[tokio::test]
 async fn a_release_with_unexplained_balances_is_refused() {
     let (database, desk) = (Database::new().await, Desk::new());
-    database.prepared(&subject()).await;
+    database.prepared(&spec()).await;
     // A copy that loses somebody behind the capture's back: only the full comparison can see it.
     let lossy = sql(&[
         "DROP TABLE credit_purchases; DROP TABLE credit_packages",
@@ -423,7 +423,7 @@ async fn a_release_with_unexplained_balances_is_refused() {
 #[tokio::test]
 async fn a_lock_that_is_not_to_be_had_is_named() {
     let (database, desk) = (Database::new().await, Desk::new());
-    database.prepared(&subject()).await;
+    database.prepared(&spec()).await;
     let task = desk.start(&database, &sample());
     desk.state(State::Ready).await;
     // A superuser's session cannot be ended by the migration role.
@@ -440,7 +440,7 @@ async fn a_lock_that_is_not_to_be_had_is_named() {
 #[tokio::test]
 async fn a_guard_that_does_not_bite_is_noticed() {
     let (database, desk) = (Database::new().await, Desk::new());
-    database.prepared(&subject()).await;
+    database.prepared(&spec()).await;
     let task = desk.start(&database, &sample());
     desk.state(State::Ready).await;
     database
@@ -546,7 +546,7 @@ async fn past_the_deadline_of_the_way_back_the_gate_opens_or_is_held() {
 #[tokio::test]
 async fn a_way_back_that_takes_over_the_way_there_never_opens_the_gate_by_itself() {
     let database = Database::new().await;
-    database.prepared(&subject()).await;
+    database.prepared(&spec()).await;
     let mut plan = sample();
     plan.down.as_mut().unwrap().statements.push("SELECT 1/0".to_owned());
     let desk = Desk::new();

@@ -28,7 +28,7 @@ use crate::{
     api::{BalancesCheck, BalancesComparison, Credits, Reason},
     runner::{
         Failure,
-        database::control::{self, BalancesTable, CutOver, Subject, TransactionsTable},
+        database::control::{self, BalancesTable, ControlSpec, CutOver, TransactionsTable},
         judge::{Measurement, Value},
         postgres::classify,
     },
@@ -45,7 +45,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// What is kept between two measurements.
 pub struct Compare {
     session: Session,
-    subject: Subject,
+    control_spec: ControlSpec,
     credits: Credits,
     comparison: BalancesComparison,
     /// The cut-over that all below belongs to.
@@ -92,10 +92,15 @@ impl From<tokio_postgres::Error> for Lack {
 
 impl Compare {
     /// Nothing measured yet.
-    pub fn new(check: &BalancesCheck, subject: &Subject, credits: &Credits, address: impl Into<Address>) -> Self {
+    pub fn new(
+        check: &BalancesCheck,
+        control_spec: &ControlSpec,
+        credits: &Credits,
+        address: impl Into<Address>,
+    ) -> Self {
         Self {
             session: Session::new(address.into(), "balances"),
-            subject: subject.clone(),
+            control_spec: control_spec.clone(),
             credits: credits.clone(),
             comparison: check.compare,
             since: None,
@@ -122,9 +127,9 @@ impl Compare {
     }
 
     async fn value(&mut self) -> Result<String, Lack> {
-        let Self { session, subject, credits, comparison, since, users, total } = self;
+        let Self { session, control_spec, credits, comparison, since, users, total } = self;
         let tx = begin(session.client().await?).await?;
-        let Some(cut_over) = control::cut_over(&tx, subject).await? else {
+        let Some(cut_over) = control::cut_over(&tx, control_spec).await? else {
             return Err(Lack::Nothing("the ledger of the database knows no cut-over of this migration".to_owned()));
         };
         if since.replace(cut_over.since) != Some(cut_over.since) {
@@ -137,7 +142,7 @@ impl Compare {
                 )));
             }
         }
-        let balances = control::balances(&tx, subject, None).await?;
+        let balances = control::balances(&tx, control_spec, None).await?;
         let value = match comparison {
             BalancesComparison::Users => {
                 let transactions = control::transactions(&tx, &credits.transactions).await?.map_err(|lacks| {
@@ -145,10 +150,10 @@ impl Compare {
                         "{lacks}: nothing explains balances; next: watch this schema with a sql check"
                     ))
                 })?;
-                let query = Query { tx: &tx, subject, cut_over, balances, transactions };
+                let query = Query { tx: &tx, control_spec, cut_over, balances, transactions };
                 users.measure(&query).await?.to_string()
             }
-            BalancesComparison::Total => percent(&tx, subject, &balances, total).await?,
+            BalancesComparison::Total => percent(&tx, control_spec, &balances, total).await?,
         };
         tx.rollback().await?;
         Ok(value)
@@ -165,7 +170,7 @@ async fn begin(client: &mut Client) -> Result<Transaction<'_>, Lack> {
 /// How far the sum is from that of the baseline, which is read once.
 async fn percent(
     tx: &Transaction<'_>,
-    subject: &Subject,
+    control_spec: &ControlSpec,
     balances: &BalancesTable,
     total: &mut Option<String>,
 ) -> Result<String, Lack> {
@@ -174,7 +179,7 @@ async fn percent(
         None => {
             let query =
                 "SELECT coalesce(sum(balance), 0)::text FROM credit_migration.baseline WHERE migration_uid = $1";
-            let row = tx.query_one(query, &[&subject.uid]).await?;
+            let row = tx.query_one(query, &[&control_spec.uid]).await?;
             total.insert(row.get(0)).clone()
         }
     };
@@ -192,7 +197,7 @@ async fn percent(
 /// What a look at users needs.
 struct Query<'a> {
     tx: &'a Transaction<'a>,
-    subject: &'a Subject,
+    control_spec: &'a ControlSpec,
     cut_over: CutOver,
     balances: BalancesTable,
     transactions: TransactionsTable,
@@ -259,7 +264,7 @@ impl Query<'_> {
     /// Among the users that `ids` selects (`$2`: `listed`), those whose balance nothing explains: how many, and at most
     /// [`MAX_LISTED`] + 1 of them by name.
     async fn unexplained(&self, ids: &str, listed: &[String]) -> Result<(i64, Vec<String>), Lack> {
-        let Self { tx, subject, cut_over, balances, transactions } = self;
+        let Self { tx, control_spec, cut_over, balances, transactions } = self;
         let BalancesTable { table, user, balance, user_type } = balances;
         let x = transactions;
         let query = format!(
@@ -281,7 +286,7 @@ impl Query<'_> {
             table = table.sql(),
             limit = MAX_LISTED + 1,
         );
-        let row = tx.query_one(&query, &[&subject.uid, &listed, &cut_over.since, &cut_over.xmin]).await?;
+        let row = tx.query_one(&query, &[&control_spec.uid, &listed, &cut_over.since, &cut_over.xmin]).await?;
         Ok((row.get(0), row.get(1)))
     }
 }

@@ -17,7 +17,7 @@ use tokio_postgres::Client;
 use self::{balances::Compare, http::Times, logs::Logs, sequence::Secret, sql::SqlProber, statements::Statements};
 use super::{
     Failure,
-    database::control::Subject,
+    database::control::ControlSpec,
     judge::Measurement,
     postgres::Target,
     probe::{Prober, TIMEOUT},
@@ -61,7 +61,7 @@ impl From<Target> for Address {
 pub struct Means {
     prober: Prober,
     address: Address,
-    subject: Subject,
+    control_spec: ControlSpec,
     credits: Credits,
     secrets: PathBuf,
     namespace: String,
@@ -84,7 +84,7 @@ impl Means {
         Ok(Self {
             prober: Prober::new()?,
             address,
-            subject: work.subject(),
+            control_spec: work.control_spec(),
             credits: work.spec.plan.credits.clone(),
             secrets: work.settings.secrets(),
             namespace: work.settings.namespace().to_owned(),
@@ -117,7 +117,7 @@ impl Source {
         } else if check.sql.is_some() {
             Self::Sql(Box::new(SqlProber::new(address())))
         } else if let Some(source) = &check.balances {
-            Self::Balances(Box::new(Compare::new(source, &means.subject, &means.credits, address())))
+            Self::Balances(Box::new(Compare::new(source, &means.control_spec, &means.credits, address())))
         } else if let Some(source) = &check.logs {
             Self::Logs(Box::new(Logs::new(source, &means.namespace, crate::telemetry::now())))
         } else if let Some(source) = &check.statements {

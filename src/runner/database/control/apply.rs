@@ -19,7 +19,7 @@ use tokio_postgres::{
 };
 
 use super::{
-    LOCK_CHANGE, LOCK_CLASS, Sql, Subject, Table, balances,
+    ControlSpec, LOCK_CHANGE, LOCK_CLASS, Sql, Table, balances,
     baseline::{compare_with, reconcile, unexplained},
     protected,
     triggers::{check_claim, ensure_all_in, limits},
@@ -89,26 +89,26 @@ impl Stop {
 /// `SqlFailed` with the statement's number, `LockTimeout`, `TablesNotGone`, `BalancesUnexplained`, `TableMissing`,
 /// `ColumnMissing`, `DatabaseInUse`, `SqlChanged`, `DeadlinePassed` when stopped: nothing was changed.
 /// `ConnectionLost`: the ledger knows.
-pub async fn run_up(client: &mut Client, subject: &Subject, sql: &Sql, stop: &Stop) -> Result<Applied, Failure> {
-    run(client, subject, sql, Direction::Forward, stop).await
+pub async fn run_up(client: &mut Client, spec: &ControlSpec, sql: &Sql, stop: &Stop) -> Result<Applied, Failure> {
+    run(client, spec, sql, Direction::Forward, stop).await
 }
 
 /// Runs the down SQL, if the up SQL has run. Balances written since the cut-over must stay, and so must all others.
 ///
 /// # Errors
 /// As [`run_up`]; `VerifyDownFailed` if `verifyDown` answers no row, or a boolean that is not true.
-pub async fn run_down(client: &mut Client, subject: &Subject, sql: &Sql) -> Result<Applied, Failure> {
-    run(client, subject, sql, Direction::Rollback, &Stop::default()).await
+pub async fn run_down(client: &mut Client, spec: &ControlSpec, sql: &Sql) -> Result<Applied, Failure> {
+    run(client, spec, sql, Direction::Rollback, &Stop::default()).await
 }
 
 async fn run(
     client: &mut Client,
-    subject: &Subject,
+    spec: &ControlSpec,
     sql: &Sql,
     direction: Direction,
     stop: &Stop,
 ) -> Result<Applied, Failure> {
-    let result = transaction(client, subject, sql, direction, stop).await;
+    let result = transaction(client, spec, sql, direction, stop).await;
     // The SQL may have set what outlives its transaction; a lost connection has nothing left to reset.
     if let Err(error) = client.batch_execute("RESET SESSION AUTHORIZATION; RESET ALL").await {
         tracing::warn!(cause = %classify(&error), "session could not be reset after the SQL");
@@ -119,24 +119,24 @@ async fn run(
 
 async fn transaction(
     client: &mut Client,
-    subject: &Subject,
+    spec: &ControlSpec,
     sql: &Sql,
     direction: Direction,
     stop: &Stop,
 ) -> Result<Applied, Failure> {
     let begin = Instant::now();
     let tx = client.build_transaction().read_only(false).start().await?;
-    tx.batch_execute(&limits(subject)).await?;
+    tx.batch_execute(&limits(spec)).await?;
     tx.batch_execute(&format!("SELECT pg_catalog.pg_advisory_xact_lock({LOCK_CLASS}, {LOCK_CHANGE})")).await?;
-    if let Some(known) = known(&tx, subject, sql, direction).await? {
+    if let Some(known) = known(&tx, spec, sql, direction).await? {
         return Ok(known);
     }
-    check_claim(&tx, subject).await?;
+    check_claim(&tx, spec).await?;
 
-    let before = Before::read(&tx, subject).await?;
+    let before = Before::read(&tx, spec).await?;
     lock(&tx, &before.tables).await?;
-    let balances_before = balances(&tx, subject, None).await?;
-    let captured = reconcile(&tx, subject, &balances_before).await?;
+    let balances_before = balances(&tx, spec, None).await?;
+    let captured = reconcile(&tx, spec, &balances_before).await?;
 
     let mut texts = Vec::with_capacity(sql.statements.len());
     for (index, statement) in sql.statements.iter().enumerate() {
@@ -149,7 +149,7 @@ async fn transaction(
 
     // The SQL may have changed any of these, and what follows must not depend on it.
     tx.execute("SELECT pg_catalog.set_config('search_path', $1, true)", &[&before.search_path]).await?;
-    tx.batch_execute(&format!("RESET SESSION AUTHORIZATION; RESET ROLE; {}", limits(subject))).await?;
+    tx.batch_execute(&format!("RESET SESSION AUTHORIZATION; RESET ROLE; {}", limits(spec))).await?;
     let xid: String = tx.query_one("SELECT pg_catalog.pg_current_xact_id()::text", &[]).await?.get(0);
     if xid != before.xid {
         return Err(Failure::new(
@@ -159,13 +159,13 @@ async fn transaction(
     }
 
     if direction == Direction::Forward {
-        tables_gone(&tx, subject).await?;
+        tables_gone(&tx, spec).await?;
     }
-    let balances_after = balances(&tx, subject, Some(&balances_before.table)).await?;
+    let balances_after = balances(&tx, spec, Some(&balances_before.table)).await?;
     let differing = match direction {
         // The rest of the users is compared after the commit, beside the rollout, while the way back loses nothing.
-        Direction::Forward => unexplained(&tx, subject, &balances_after).await?,
-        Direction::Rollback => compare_with(&tx, subject, &balances_after).await?.unexplained,
+        Direction::Forward => unexplained(&tx, spec, &balances_after).await?,
+        Direction::Rollback => compare_with(&tx, spec, &balances_after).await?.unexplained,
     };
     if differing > 0 {
         let message = format!(
@@ -175,7 +175,7 @@ async fn transaction(
         return Err(Failure::new(Reason::BalancesUnexplained, message));
     }
     if direction == Direction::Rollback
-        && let Some(query) = &subject.verify_down
+        && let Some(query) = &spec.verify_down
     {
         verify_down(&tx, query).await?;
     }
@@ -190,7 +190,7 @@ async fn transaction(
         "INSERT INTO credit_migration.ledger (migration_uid, step, sql_sha256, statements, seconds, reconciled_users, texts)
          VALUES ($1, $2, $3, $4, $5, $6, $7)",
         &[
-            &subject.uid,
+            &spec.uid,
             &direction.sql_name(),
             &sql.sha256,
             &i32::try_from(sql.statements.len()).unwrap_or(i32::MAX),
@@ -208,14 +208,14 @@ async fn transaction(
 /// What the ledger already knows, `None` if the step is to be run.
 async fn known(
     tx: &Transaction<'_>,
-    subject: &Subject,
+    spec: &ControlSpec,
     sql: &Sql,
     direction: Direction,
 ) -> Result<Option<Applied>, Failure> {
     let rows = tx
         .query(
             "SELECT step, sql_sha256, seconds, reconciled_users FROM credit_migration.ledger WHERE migration_uid = $1",
-            &[&subject.uid],
+            &[&spec.uid],
         )
         .await?;
     let of = |wanted: Direction| rows.iter().find(|row| row.get::<_, &str>(0) == wanted.sql_name());
@@ -255,8 +255,8 @@ const USER_TABLES: &str = "FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespa
       AND n.nspname NOT LIKE 'pg\\_toast%'";
 
 impl Before {
-    async fn read(tx: &Transaction<'_>, subject: &Subject) -> Result<Self, Failure> {
-        let tables = protected(tx, subject).await?;
+    async fn read(tx: &Transaction<'_>, spec: &ControlSpec) -> Result<Self, Failure> {
+        let tables = protected(tx, spec).await?;
         let oids = tx.query(&format!("SELECT c.oid {USER_TABLES}"), &[]).await?;
         let row = tx
             .query_one("SELECT pg_catalog.current_setting('search_path'), pg_catalog.pg_current_xact_id()::text", &[])
@@ -290,12 +290,9 @@ async fn lock(tx: &Transaction<'_>, tables: &[Table]) -> Result<(), Failure> {
 }
 
 /// The checklist's count of dropped tables must be 0, in every schema.
-async fn tables_gone(tx: &Transaction<'_>, subject: &Subject) -> Result<(), Failure> {
-    let names: Vec<&str> = subject
-        .tables_gone
-        .iter()
-        .map(|name| name.rsplit_once('.').map_or(name.as_str(), |(_, table)| table))
-        .collect();
+async fn tables_gone(tx: &Transaction<'_>, spec: &ControlSpec) -> Result<(), Failure> {
+    let names: Vec<&str> =
+        spec.tables_gone.iter().map(|name| name.rsplit_once('.').map_or(name.as_str(), |(_, table)| table)).collect();
     let rows = tx
         .query(
             "SELECT n.nspname || '.' || c.relname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace

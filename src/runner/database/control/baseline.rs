@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio_postgres::{Client, GenericClient, Transaction};
 
-use super::{BalancesTable, Subject, balances, millis};
+use super::{BalancesTable, ControlSpec, balances, millis};
 use crate::{
     api::{Comparison, Reason},
     runner::{
@@ -32,18 +32,18 @@ const COUNT: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// `TableMissing`, `ColumnMissing`; `SqlFailed` if the user column is not unique.
-pub async fn take_baseline(tx: &Transaction<'_>, subject: &Subject) -> Result<u64, Failure> {
-    let balances = balances(tx, subject, None).await?;
+pub async fn take_baseline(tx: &Transaction<'_>, spec: &ControlSpec) -> Result<u64, Failure> {
+    let balances = balances(tx, spec, None).await?;
     // The capture is left as it is: deleted in a transaction as long as a dump it would hold up every writer of those users. What it
     // has too much is brought up to date once more.
     tx.batch_execute("DELETE FROM credit_migration.baseline").await?;
-    record_all(tx, subject, &balances).await
+    record_all(tx, spec, &balances).await
 }
 
 /// Whether the baseline of this migration has any user.
-pub(crate) async fn has_baseline(client: &impl GenericClient, subject: &Subject) -> Result<bool, Failure> {
+pub(crate) async fn has_baseline(client: &impl GenericClient, spec: &ControlSpec) -> Result<bool, Failure> {
     let row = client
-        .query_one("SELECT EXISTS (SELECT FROM credit_migration.baseline WHERE migration_uid = $1)", &[&subject.uid])
+        .query_one("SELECT EXISTS (SELECT FROM credit_migration.baseline WHERE migration_uid = $1)", &[&spec.uid])
         .await?;
     Ok(row.get(0))
 }
@@ -53,10 +53,10 @@ pub(crate) async fn has_baseline(client: &impl GenericClient, subject: &Subject)
 ///
 /// # Errors
 /// Those of [`take_baseline`].
-pub async fn refresh_baseline(client: &mut Client, subject: &Subject) -> Result<u64, Failure> {
-    let balances = balances(client, subject, None).await?;
+pub async fn refresh_baseline(client: &mut Client, spec: &ControlSpec) -> Result<u64, Failure> {
+    let balances = balances(client, spec, None).await?;
     let tx = snapshot(client, Access::Write).await?;
-    let users = reconcile(&tx, subject, &balances).await?;
+    let users = reconcile(&tx, spec, &balances).await?;
     let seen: Vec<i64> = tx
         .query("SELECT id FROM credit_migration.changed_users LIMIT $1", &[&MAX_FORGOTTEN])
         .await?
@@ -80,20 +80,20 @@ pub async fn refresh_baseline(client: &mut Client, subject: &Subject) -> Result<
 ///
 /// # Errors
 /// `DatabaseUnavailable` if it takes longer; database errors.
-pub async fn users_written_within(client: &mut Client, subject: &Subject) -> Result<u64, Failure> {
+pub async fn users_written_within(client: &mut Client, spec: &ControlSpec) -> Result<u64, Failure> {
     let tx = client.build_transaction().read_only(true).start().await?;
     let limits = format!("SET LOCAL statement_timeout = {0}; SET LOCAL lock_timeout = {0}", millis(COUNT));
     tx.batch_execute(&limits).await?;
     // Rolled back when it is dropped.
-    users_written(&tx, subject).await
+    users_written(&tx, spec).await
 }
 
 /// Distinct users whose balance was written since the capture was last emptied: since the cut-over, once there was one.
 ///
 /// # Errors
 /// Database errors.
-pub async fn users_written(client: &impl GenericClient, subject: &Subject) -> Result<u64, Failure> {
-    let balances = balances(client, subject, None).await?;
+pub async fn users_written(client: &impl GenericClient, spec: &ControlSpec) -> Result<u64, Failure> {
+    let balances = balances(client, spec, None).await?;
     let row = client
         .query_one(
             &format!(
@@ -113,7 +113,7 @@ pub async fn users_written(client: &impl GenericClient, subject: &Subject) -> Re
 /// Users are looked up by index: the work grows with the changes, not with the number of users.
 pub(crate) async fn reconcile(
     tx: &impl GenericClient,
-    subject: &Subject,
+    spec: &ControlSpec,
     balances: &BalancesTable,
 ) -> Result<u64, Failure> {
     let row = tx
@@ -124,14 +124,14 @@ pub(crate) async fn reconcile(
         .await?;
     let (users, all) = (count(&row, 0), row.get::<_, bool>(1));
     if all {
-        tx.execute("DELETE FROM credit_migration.baseline WHERE migration_uid = $1", &[&subject.uid]).await?;
-        return record_all(tx, subject, balances).await;
+        tx.execute("DELETE FROM credit_migration.baseline WHERE migration_uid = $1", &[&spec.uid]).await?;
+        return record_all(tx, spec, balances).await;
     }
     if users > 0 {
         tx.execute(
             "DELETE FROM credit_migration.baseline
              WHERE migration_uid = $1 AND user_id = ANY (ARRAY (SELECT DISTINCT c.user_id FROM credit_migration.changed_users c))",
-            &[&subject.uid],
+            &[&spec.uid],
         )
         .await?;
         let BalancesTable { table, user, balance, user_type } = balances;
@@ -142,7 +142,7 @@ pub(crate) async fn reconcile(
                  WHERE t.{user} = ANY (ARRAY (SELECT DISTINCT CAST(c.user_id AS {user_type}) FROM credit_migration.changed_users c))",
                 table.sql()
             ),
-            &[&subject.uid],
+            &[&spec.uid],
         )
         .await
         .map_err(|e| not_unique(&e))?;
@@ -150,7 +150,7 @@ pub(crate) async fn reconcile(
     Ok(users)
 }
 
-async fn record_all(tx: &impl GenericClient, subject: &Subject, balances: &BalancesTable) -> Result<u64, Failure> {
+async fn record_all(tx: &impl GenericClient, spec: &ControlSpec, balances: &BalancesTable) -> Result<u64, Failure> {
     let BalancesTable { table, user, balance, .. } = balances;
     tx.execute(
         &format!(
@@ -158,7 +158,7 @@ async fn record_all(tx: &impl GenericClient, subject: &Subject, balances: &Balan
              SELECT $1, t.{user}::text, t.{balance}::numeric FROM {} t",
             table.sql()
         ),
-        &[&subject.uid],
+        &[&spec.uid],
     )
     .await
     .map_err(|e| not_unique(&e))
@@ -170,14 +170,14 @@ async fn record_all(tx: &impl GenericClient, subject: &Subject, balances: &Balan
 ///
 /// # Errors
 /// `TableMissing`, `ColumnMissing`, database errors.
-pub async fn compare(client: &impl GenericClient, subject: &Subject) -> Result<Comparison, Failure> {
-    let balances = balances(client, subject, None).await?;
-    compare_with(client, subject, &balances).await
+pub async fn compare(client: &impl GenericClient, spec: &ControlSpec) -> Result<Comparison, Failure> {
+    let balances = balances(client, spec, None).await?;
+    compare_with(client, spec, &balances).await
 }
 
 pub(crate) async fn compare_with(
     client: &impl GenericClient,
-    subject: &Subject,
+    spec: &ControlSpec,
     balances: &BalancesTable,
 ) -> Result<Comparison, Failure> {
     let BalancesTable { table, user, balance, .. } = balances;
@@ -190,7 +190,7 @@ pub(crate) async fn compare_with(
                  FULL JOIN (SELECT {user}::text AS id, {balance}::numeric AS balance FROM {}) t ON t.id = b.user_id",
                 table.sql()
             ),
-            &[&subject.uid],
+            &[&spec.uid],
         )
         .await?;
     Ok(Comparison { users: count(&row, 0), unexplained: count(&row, 1), total_balance: row.get(2) })
@@ -199,12 +199,13 @@ pub(crate) async fn compare_with(
 /// Captured users whose balance is not that of the baseline.
 pub(crate) async fn unexplained(
     tx: &impl GenericClient,
-    subject: &Subject,
+    spec: &ControlSpec,
     balances: &BalancesTable,
 ) -> Result<u64, Failure> {
-    let all = tx.query_one("SELECT EXISTS (SELECT FROM credit_migration.changed_users WHERE user_id IS NULL)", &[]).await?;
+    let all =
+        tx.query_one("SELECT EXISTS (SELECT FROM credit_migration.changed_users WHERE user_id IS NULL)", &[]).await?;
     if all.get(0) {
-        return Ok(compare_with(tx, subject, balances).await?.unexplained);
+        return Ok(compare_with(tx, spec, balances).await?.unexplained);
     }
     let BalancesTable { table, user, balance, user_type } = balances;
     let row = tx
@@ -219,7 +220,7 @@ pub(crate) async fn unexplained(
                  ON t.id = b.user_id WHERE b.user_id IS NULL OR t.id IS NULL OR b.balance IS DISTINCT FROM t.balance",
                 table.sql()
             ),
-            &[&subject.uid],
+            &[&spec.uid],
         )
         .await?;
     Ok(count(&row, 0))

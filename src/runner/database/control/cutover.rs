@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use tokio_postgres::GenericClient;
 
-use super::{Subject, exists, ident, literal, resolve};
+use super::{ControlSpec, exists, ident, literal, resolve};
 use crate::{api::Transactions, runner::Failure};
 
 /// The commit of the up SQL.
@@ -30,7 +30,7 @@ impl CutOver {
 ///
 /// # Errors
 /// Database errors.
-pub async fn cut_over(client: &impl GenericClient, subject: &Subject) -> Result<Option<CutOver>, Failure> {
+pub async fn cut_over(client: &impl GenericClient, spec: &ControlSpec) -> Result<Option<CutOver>, Failure> {
     if !exists(client, "ledger").await? {
         return Ok(None);
     }
@@ -39,7 +39,7 @@ pub async fn cut_over(client: &impl GenericClient, subject: &Subject) -> Result<
             "SELECT u.applied_at - pg_catalog.make_interval(secs => u.seconds), u.xmin::text FROM credit_migration.ledger u
              WHERE u.migration_uid = $1 AND u.step = 'up'
                AND NOT EXISTS (SELECT FROM credit_migration.ledger d WHERE d.migration_uid = $1 AND d.step = 'down')",
-            &[&subject.uid],
+            &[&spec.uid],
         )
         .await?;
     Ok(row.map(|row| CutOver { since: row.get(0), xmin: row.get(1) }))

@@ -62,7 +62,7 @@ pub(crate) const LOCK_CHANGE: i32 = 3;
 
 /// What is migrated, under which names, with which limits: the part of a run's spec that the database needs.
 #[derive(Clone, Debug)]
-pub struct Subject {
+pub struct ControlSpec {
     /// UID of the `CreditMigration`.
     pub uid: String,
     /// Its name, for messages.
@@ -85,7 +85,7 @@ pub struct Subject {
     pub patience: Duration,
 }
 
-impl Subject {
+impl ControlSpec {
     /// Takes what it needs out of a run's `migrationUID`, `migration` and `plan`.
     pub fn new(uid: &str, name: &str, plan: &CreditMigrationSpec) -> Self {
         let migration = &plan.migration;
@@ -181,9 +181,9 @@ pub(crate) async fn resolve(client: &impl GenericClient, name: &str) -> Result<O
 }
 
 /// The tables of the spec that exist now, without doubles.
-pub(crate) async fn protected(client: &impl GenericClient, subject: &Subject) -> Result<Vec<Table>, Failure> {
+pub(crate) async fn protected(client: &impl GenericClient, spec: &ControlSpec) -> Result<Vec<Table>, Failure> {
     let mut tables = Vec::new();
-    for name in &subject.protected {
+    for name in &spec.protected {
         if let Some(table) = resolve(client, name).await? {
             tables.push(table);
         }
@@ -214,36 +214,36 @@ pub(crate) async fn with_children(client: &impl GenericClient, roots: &[Table]) 
 /// The balances table, which must be there with its two columns.
 pub(crate) async fn balances(
     client: &impl GenericClient,
-    subject: &Subject,
+    spec: &ControlSpec,
     table: Option<&Table>,
 ) -> Result<BalancesTable, Failure> {
-    let spec = &subject.balances;
+    let columns = &spec.balances;
     let table = match table {
         Some(table) => table.clone(),
-        None => resolve(client, &spec.table).await?.ok_or_else(|| missing(&spec.table))?,
+        None => resolve(client, &columns.table).await?.ok_or_else(|| missing(&columns.table))?,
     };
     let rows = client
         .query(
             "SELECT a.attname::text, pg_catalog.format_type(a.atttypid, a.atttypmod)
              FROM pg_catalog.pg_attribute a
              WHERE a.attrelid = pg_catalog.to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped AND a.attname::text = ANY ($2)",
-            &[&table.sql(), &vec![spec.user_column.as_str(), spec.balance_column.as_str()]],
+            &[&table.sql(), &vec![columns.user_column.as_str(), columns.balance_column.as_str()]],
         )
         .await?;
     if rows.is_empty() {
-        return Err(missing(&spec.table));
+        return Err(missing(&columns.table));
     }
     let user_type =
-        rows.iter().find(|row| row.get::<_, &str>(0) == spec.user_column).map(|row| row.get::<_, String>(1));
-    let has_balance = rows.iter().any(|row| row.get::<_, &str>(0) == spec.balance_column);
+        rows.iter().find(|row| row.get::<_, &str>(0) == columns.user_column).map(|row| row.get::<_, String>(1));
+    let has_balance = rows.iter().any(|row| row.get::<_, &str>(0) == columns.balance_column);
     let (Some(user_type), true) = (user_type, has_balance) else {
         let message = format!(
             "{table} lacks column {} or {}; next: correct spec.credits.balances",
-            spec.user_column, spec.balance_column
+            columns.user_column, columns.balance_column
         );
         return Err(Failure::new(Reason::ColumnMissing, message));
     };
-    Ok(BalancesTable { table, user: ident(&spec.user_column), balance: ident(&spec.balance_column), user_type })
+    Ok(BalancesTable { table, user: ident(&columns.user_column), balance: ident(&columns.balance_column), user_type })
 }
 
 /// The balances table as it is now. Column names are quoted.
@@ -267,8 +267,8 @@ pub(crate) fn millis(duration: Duration) -> u128 {
 }
 
 /// Longest wait for the lock of one trigger: whoever waits queues all writers behind it, on a day without any window.
-pub(crate) fn trigger_lock_timeout(subject: &Subject) -> Duration {
-    subject.lock_timeout.min(Duration::from_millis(200))
+pub(crate) fn trigger_lock_timeout(spec: &ControlSpec) -> Duration {
+    spec.lock_timeout.min(Duration::from_millis(200))
 }
 
 /// A pause between `base` and twice `base`, so that tries do not fall into step with whatever blocks them.

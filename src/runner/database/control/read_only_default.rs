@@ -11,7 +11,7 @@
 use jiff::Timestamp;
 use tokio_postgres::{Client, error::SqlState};
 
-use super::{Subject, ident, literal, write_block::terminate};
+use super::{ControlSpec, ident, literal, write_block::terminate};
 use crate::{
     api::Reason,
     runner::{Failure, postgres::classify},
@@ -24,12 +24,12 @@ use crate::{
 ///
 /// # Errors
 /// Database errors; `PrivilegeMissing` with the statement.
-pub async fn restore_default(client: &Client, subject: &Subject) -> Result<Option<Timestamp>, Failure> {
+pub async fn restore_default(client: &Client, spec: &ControlSpec) -> Result<Option<Timestamp>, Failure> {
     let row = client
         .query_opt(
             "SELECT prior_read_only, current_database()::text, restored_at, sessions FROM credit_migration.window_record
              WHERE migration_uid = $1 AND finished_at IS NULL ORDER BY started_at LIMIT 1",
-            &[&subject.uid],
+            &[&spec.uid],
         )
         .await?;
     let Some(row) = row else { return Ok(None) };
@@ -59,7 +59,7 @@ pub async fn restore_default(client: &Client, subject: &Subject) -> Result<Optio
     client
         .execute(
             "UPDATE credit_migration.window_record SET restored_at = $2 WHERE migration_uid = $1 AND finished_at IS NULL",
-            &[&subject.uid, &restored],
+            &[&spec.uid, &restored],
         )
         .await?;
     Ok(Some(restored))

@@ -3,18 +3,18 @@
 
 use tokio_postgres::{Client, types::Json};
 
-use super::{Sql, Subject, exists};
+use super::{ControlSpec, Sql, exists};
 use crate::runner::Failure;
 
 /// Keeps it in the ledger's row of the up SQL.
 ///
 /// # Errors
 /// Database errors.
-pub async fn keep_down(client: &Client, subject: &Subject, down: &Sql) -> Result<(), Failure> {
+pub async fn keep_down(client: &Client, spec: &ControlSpec, down: &Sql) -> Result<(), Failure> {
     client
         .execute(
             "UPDATE credit_migration.ledger SET down_sha256 = $2, down_statements = $3 WHERE migration_uid = $1 AND step = 'up'",
-            &[&subject.uid, &down.sha256, &Json(&down.statements)],
+            &[&spec.uid, &down.sha256, &Json(&down.statements)],
         )
         .await?;
     Ok(())
@@ -24,7 +24,7 @@ pub async fn keep_down(client: &Client, subject: &Subject, down: &Sql) -> Result
 ///
 /// # Errors
 /// Database errors.
-pub async fn kept_down(client: &Client, subject: &Subject, approved: &str) -> Result<Option<Sql>, Failure> {
+pub async fn kept_down(client: &Client, spec: &ControlSpec, approved: &str) -> Result<Option<Sql>, Failure> {
     if !exists(client, "ledger").await? {
         return Ok(None);
     }
@@ -32,7 +32,7 @@ pub async fn kept_down(client: &Client, subject: &Subject, approved: &str) -> Re
         .query_opt(
             "SELECT down_statements FROM credit_migration.ledger
              WHERE migration_uid = $1 AND step = 'up' AND down_sha256 = $2 AND down_statements IS NOT NULL",
-            &[&subject.uid, &approved],
+            &[&spec.uid, &approved],
         )
         .await?;
     Ok(row.map(|row| {

@@ -11,7 +11,7 @@ use std::time::Instant;
 use tokio_postgres::{Client, GenericClient};
 
 use super::{
-    BalancesTable, LOCK_CHANGE, LOCK_CLASS, LOCK_GATE, SCHEMA, Subject, Table, balances, exists, ident, jitter,
+    BalancesTable, ControlSpec, LOCK_CHANGE, LOCK_CLASS, LOCK_GATE, SCHEMA, Table, balances, exists, ident, jitter,
     literal, millis, protected, resolve, trigger_lock_timeout, with_children,
 };
 use crate::{
@@ -154,9 +154,9 @@ async fn put_up_capture(tx: &impl GenericClient, balances: &BalancesTable) -> Re
 ///
 /// # Errors
 /// `DatabaseInUse` names the migration that holds the database; `TableMissing`, `ColumnMissing`; `LockTimeout` when a
-/// trigger could not be put up within `subject.patience`; database errors.
-pub async fn install(client: &mut Client, subject: &Subject) -> Result<(), Failure> {
-    put_up(client, subject, true).await
+/// trigger could not be put up within `spec.patience`; database errors.
+pub async fn install(client: &mut Client, spec: &ControlSpec) -> Result<(), Failure> {
+    put_up(client, spec, true).await
 }
 
 /// As [`install`], in a database that is claimed already: a pod of a run that was deleted must not put back what Cleanup has
@@ -164,59 +164,64 @@ pub async fn install(client: &mut Client, subject: &Subject) -> Result<(), Failu
 ///
 /// # Errors
 /// `BalancesUnexplained` without the claim: the baseline goes with it; those of [`install`].
-pub async fn reinstall(client: &mut Client, subject: &Subject) -> Result<(), Failure> {
-    put_up(client, subject, false).await
+pub async fn reinstall(client: &mut Client, spec: &ControlSpec) -> Result<(), Failure> {
+    put_up(client, spec, false).await
 }
 
-async fn put_up(client: &mut Client, subject: &Subject, claim: bool) -> Result<(), Failure> {
-    for name in &subject.protected {
+async fn put_up(client: &mut Client, spec: &ControlSpec, claim: bool) -> Result<(), Failure> {
+    for name in &spec.protected {
         // Some may be gone after the migration; the window calls this again, and then only the balances must be there.
-        if resolve(client, name).await?.is_none() && !migrated(client, subject).await? {
+        if resolve(client, name).await?.is_none() && !migrated(client, spec).await? {
             return Err(Failure::new(
                 Reason::TableMissing,
                 format!("table {name} does not exist; next: correct spec.credits or spec.migration"),
             ));
         }
     }
-    let balances = balances(client, subject, None).await?;
-    prepare(client, subject, &balances, claim).await?;
-    let tables = protected(client, subject).await?;
+    let balances = balances(client, spec, None).await?;
+    prepare(client, spec, &balances, claim).await?;
+    let tables = protected(client, spec).await?;
     for table in with_children(client, &tables).await? {
-        ensure(client, subject, &table, Kind::Guard).await?;
+        ensure(client, spec, &table, Kind::Guard).await?;
     }
     for kind in [Kind::CaptureAll, Kind::Capture] {
         for table in with_children(client, std::slice::from_ref(&balances.table)).await? {
-            ensure(client, subject, &table, kind).await?;
+            ensure(client, spec, &table, kind).await?;
         }
     }
     Ok(())
 }
 
 /// Whether the ledger says that the up SQL of this migration has run.
-async fn migrated(client: &impl GenericClient, subject: &Subject) -> Result<bool, Failure> {
+async fn migrated(client: &impl GenericClient, spec: &ControlSpec) -> Result<bool, Failure> {
     if !exists(client, "ledger").await? {
         return Ok(false);
     }
     let row = client
-        .query_one("SELECT EXISTS (SELECT FROM credit_migration.ledger WHERE migration_uid = $1)", &[&subject.uid])
+        .query_one("SELECT EXISTS (SELECT FROM credit_migration.ledger WHERE migration_uid = $1)", &[&spec.uid])
         .await?;
     Ok(row.get(0))
 }
 
 /// Whether this migration holds the database. An error if another does.
-async fn claimed(client: &impl GenericClient, subject: &Subject) -> Result<bool, Failure> {
+async fn claimed(client: &impl GenericClient, spec: &ControlSpec) -> Result<bool, Failure> {
     if !exists(client, "claim").await? {
         return Ok(false);
     }
-    check_claim(client, subject).await?;
+    check_claim(client, spec).await?;
     let row = client
-        .query_one("SELECT EXISTS (SELECT FROM credit_migration.claim WHERE migration_uid = $1)", &[&subject.uid])
+        .query_one("SELECT EXISTS (SELECT FROM credit_migration.claim WHERE migration_uid = $1)", &[&spec.uid])
         .await?;
     Ok(row.get(0))
 }
 
 /// Schema, tables, functions, and the claim if it is to be made; one transaction.
-async fn prepare(client: &mut Client, subject: &Subject, balances: &BalancesTable, claim: bool) -> Result<(), Failure> {
+async fn prepare(
+    client: &mut Client,
+    spec: &ControlSpec,
+    balances: &BalancesTable,
+    claim: bool,
+) -> Result<(), Failure> {
     let tx = client.transaction().await?;
     // Two runners that create the same objects at once would fail with errors that mean nothing to anybody.
     tx.batch_execute(&format!(
@@ -224,13 +229,13 @@ async fn prepare(client: &mut Client, subject: &Subject, balances: &BalancesTabl
     ))
     .await?;
     // Under the lock under which Cleanup gives the claim back.
-    if !claim && !claimed(&tx, subject).await? {
+    if !claim && !claimed(&tx, spec).await? {
         let message =
             "guards and baseline of this migration are not there any more; next: let the Backup step run again";
         return Err(Failure::new(Reason::BalancesUnexplained, message));
     }
     tx.batch_execute(TABLES).await?;
-    for role in &subject.application_roles {
+    for role in &spec.application_roles {
         // Default privileges of the owner may have granted it something.
         let role = ident(role);
         tx.batch_execute(&format!("REVOKE ALL ON SCHEMA {SCHEMA} FROM {role}; REVOKE ALL ON ALL TABLES IN SCHEMA {SCHEMA} FROM {role}; REVOKE ALL ON ALL SEQUENCES IN SCHEMA {SCHEMA} FROM {role}"))
@@ -244,7 +249,7 @@ async fn prepare(client: &mut Client, subject: &Subject, balances: &BalancesTabl
     }
     tx.execute(
         "INSERT INTO credit_migration.claim (migration_uid, migration_name) VALUES ($1, $2) ON CONFLICT DO NOTHING",
-        &[&subject.uid, &subject.name],
+        &[&spec.uid, &spec.name],
     )
     .await?;
     let holder = tx
@@ -253,7 +258,7 @@ async fn prepare(client: &mut Client, subject: &Subject, balances: &BalancesTabl
             &[],
         )
         .await?;
-    if holder.get::<_, &str>(0) != subject.uid {
+    if holder.get::<_, &str>(0) != spec.uid {
         let (uid, name, since): (&str, &str, &str) = (holder.get(0), holder.get(1), holder.get(2));
         let message = format!(
             "the database is held by migration {name} (uid {uid}) since {since}; next: let it end, or abort it with a MigrationDecision"
@@ -298,24 +303,24 @@ impl Kind {
     }
 }
 
-/// Puts one trigger up, in a short transaction of its own, tried again until `subject.patience` is over.
-async fn ensure(client: &mut Client, subject: &Subject, table: &Table, kind: Kind) -> Result<(), Failure> {
+/// Puts one trigger up, in a short transaction of its own, tried again until `spec.patience` is over.
+async fn ensure(client: &mut Client, spec: &ControlSpec, table: &Table, kind: Kind) -> Result<(), Failure> {
     let begin = Instant::now();
     loop {
         let tx = client.transaction().await?;
-        tx.batch_execute(&format!("SET LOCAL lock_timeout = {}", millis(trigger_lock_timeout(subject)))).await?;
+        tx.batch_execute(&format!("SET LOCAL lock_timeout = {}", millis(trigger_lock_timeout(spec)))).await?;
         let result = ensure_in(&tx, table, kind).await;
         match result {
             Ok(()) => return tx.commit().await.map_err(Failure::from),
-            Err(failure) if failure.reason == Reason::LockTimeout && begin.elapsed() < subject.patience => {
+            Err(failure) if failure.reason == Reason::LockTimeout && begin.elapsed() < spec.patience => {
                 tx.rollback().await?;
-                tokio::time::sleep(jitter(trigger_lock_timeout(subject) * 2)).await;
+                tokio::time::sleep(jitter(trigger_lock_timeout(spec) * 2)).await;
             }
             Err(Failure { reason: Reason::LockTimeout, message }) => {
                 let message = format!(
                     "trigger {} could not be put up on {table} within {} s: {message}; next: end the transactions that write to {table} for long",
                     kind.name(),
-                    subject.patience.as_secs()
+                    spec.patience.as_secs()
                 );
                 return Err(Failure::new(Reason::LockTimeout, message));
             }
@@ -366,12 +371,12 @@ pub(crate) async fn ensure_all_in(
     Ok(())
 }
 
-/// Inside a transaction: who holds the database. `Ok` if it is `subject` (or nobody).
-pub(crate) async fn check_claim(client: &impl GenericClient, subject: &Subject) -> Result<(), Failure> {
+/// Inside a transaction: who holds the database. `Ok` if it is `spec` (or nobody).
+pub(crate) async fn check_claim(client: &impl GenericClient, spec: &ControlSpec) -> Result<(), Failure> {
     let row = client
         .query_opt(
             "SELECT migration_uid, migration_name FROM credit_migration.claim WHERE migration_uid <> $1",
-            &[&subject.uid],
+            &[&spec.uid],
         )
         .await?;
     match row {
@@ -385,12 +390,12 @@ pub(crate) async fn check_claim(client: &impl GenericClient, subject: &Subject) 
 }
 
 /// `SET LOCAL` of the limits that every transaction of a migration has.
-pub(crate) fn limits(subject: &Subject) -> String {
+pub(crate) fn limits(spec: &ControlSpec) -> String {
     format!(
         "SET LOCAL lock_timeout = {}; SET LOCAL statement_timeout = {}; SET LOCAL idle_in_transaction_session_timeout = 0;
          SET LOCAL client_min_messages = warning; SET LOCAL credit_migration.pass = {}",
-        millis(subject.lock_timeout),
-        millis(subject.statement_timeout),
-        literal(&subject.uid)
+        millis(spec.lock_timeout),
+        millis(spec.statement_timeout),
+        literal(&spec.uid)
     )
 }

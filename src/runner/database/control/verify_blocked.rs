@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio_postgres::{Client, error::SqlState};
 
-use super::{Subject, Table, ident, millis, protected, triggers::GUARD};
+use super::{ControlSpec, Table, ident, millis, protected, triggers::GUARD};
 use crate::{
     api::Reason,
     runner::{
@@ -19,18 +19,18 @@ use crate::{
 /// # Errors
 /// `WritesNotBlocked` if a write went through, or was refused for another cause; `PrivilegeMissing` with the `GRANT`; `LockTimeout`
 /// if a table is not to be had for a write: somebody changes or indexes it.
-pub async fn prove(target: &Target, subject: &Subject) -> Result<String, Failure> {
+pub async fn prove(target: &Target, spec: &ControlSpec) -> Result<String, Failure> {
     let client = target.connect("proof").await?;
     // The write meets the lock of the table before it meets the guard; an index that is being built would hold it up for minutes.
     let limits = format!(
         "SET lock_timeout = {}; SET statement_timeout = {}",
-        millis(subject.lock_timeout),
-        millis(subject.lock_timeout + Duration::from_secs(5))
+        millis(spec.lock_timeout),
+        millis(spec.lock_timeout + Duration::from_secs(5))
     );
     client.batch_execute(&limits).await?;
-    let tables = protected(&client, subject).await?;
+    let tables = protected(&client, spec).await?;
     let mut proofs = Vec::new();
-    for role in &subject.application_roles {
+    for role in &spec.application_roles {
         for table in &tables {
             if let Some(write) = harmless_write(&client, role, table).await? {
                 proofs.push(refused(&client, role, table, &write).await?);

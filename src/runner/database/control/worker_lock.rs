@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio_postgres::{Client, error::SqlState};
 
-use super::{LOCK_CLASS, LOCK_WORKER, Subject, exists};
+use super::{ControlSpec, LOCK_CLASS, LOCK_WORKER, exists};
 use crate::runner::{Failure, postgres::classify};
 
 /// A session that holds the lock.
@@ -46,7 +46,7 @@ pub(super) async fn try_lock(client: &Client, which: i32) -> Result<bool, Failur
 ///
 /// # Errors
 /// Database errors.
-pub async fn closed_until(client: &Client, subject: &Subject) -> Result<Option<Timestamp>, Failure> {
+pub async fn closed_until(client: &Client, spec: &ControlSpec) -> Result<Option<Timestamp>, Failure> {
     if !exists(client, "write_block").await? || !exists(client, "window_record").await? {
         return Ok(None);
     }
@@ -55,7 +55,7 @@ pub async fn closed_until(client: &Client, subject: &Subject) -> Result<Option<T
             "SELECT coalesce((SELECT max(i.deadline) FROM credit_migration.window_record i
                               WHERE i.migration_uid = g.migration_uid AND i.finished_at IS NULL), g.deadline)
              FROM credit_migration.write_block g WHERE g.blocked AND g.migration_uid = $1",
-            &[&subject.uid],
+            &[&spec.uid],
         )
         .await?;
     Ok(row.and_then(|row| row.get(0)))

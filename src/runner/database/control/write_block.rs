@@ -19,7 +19,9 @@ use jiff::Timestamp;
 use tokio_postgres::{Client, error::SqlState, types::Json};
 
 pub use super::read_only_default::{end_read_only_sessions, restore_default};
-use super::{LOCK_CLASS, LOCK_GATE, Subject, Table, exists, ident, protected, with_children, worker_lock::try_lock};
+use super::{
+    ControlSpec, LOCK_CLASS, LOCK_GATE, Table, exists, ident, protected, with_children, worker_lock::try_lock,
+};
 use crate::{
     api::{Direction, Reason, SchemaInPlace, WindowProgress},
     runner::{Failure, postgres::classify},
@@ -66,12 +68,12 @@ pub struct Finished {
 ///
 /// # Errors
 /// `DatabaseInUse` if another migration keeps the gate closed; database errors.
-pub async fn observe(client: &Client, subject: &Subject, direction: Direction) -> Result<Snapshot, Failure> {
+pub async fn observe(client: &Client, spec: &ControlSpec, direction: Direction) -> Result<Snapshot, Failure> {
     let mut snapshot = Snapshot::default();
     let ledger = client
         .query(
             "SELECT step, seconds, reconciled_users FROM credit_migration.ledger WHERE migration_uid = $1",
-            &[&subject.uid],
+            &[&spec.uid],
         )
         .await?;
     for row in ledger {
@@ -83,12 +85,14 @@ pub async fn observe(client: &Client, subject: &Subject, direction: Direction) -
     // Cleanup takes the gate and leaves ledger and intent: what is migrated must not look as if it were not.
     let gate = match exists(client, "write_block").await? {
         true => {
-            client.query_opt("SELECT migration_uid, blocked_at FROM credit_migration.write_block WHERE blocked", &[]).await?
+            client
+                .query_opt("SELECT migration_uid, blocked_at FROM credit_migration.write_block WHERE blocked", &[])
+                .await?
         }
         false => None,
     };
     if let Some(row) = gate {
-        if row.get::<_, &str>(0) != subject.uid {
+        if row.get::<_, &str>(0) != spec.uid {
             let message =
                 format!("writes are blocked by migration uid {}; next: let it end its window", row.get::<_, &str>(0));
             return Err(Failure::new(Reason::DatabaseInUse, message));
@@ -99,7 +103,7 @@ pub async fn observe(client: &Client, subject: &Subject, direction: Direction) -
         .query_opt(
             "SELECT attempt, deadline, switch_acknowledged_at IS NOT NULL, finished_at IS NOT NULL, outcome, reason, message, progress
              FROM credit_migration.window_record WHERE migration_uid = $1 AND direction = $2",
-            &[&subject.uid, &direction.sql_name()],
+            &[&spec.uid, &direction.sql_name()],
         )
         .await?;
     snapshot.intent = intent.map(|row| Intent {
@@ -131,7 +135,7 @@ pub async fn observe(client: &Client, subject: &Subject, direction: Direction) -
 /// Database errors; nothing was changed.
 pub async fn close(
     client: &mut Client,
-    subject: &Subject,
+    spec: &ControlSpec,
     direction: Direction,
     attempt: u32,
     deadline: Timestamp,
@@ -155,7 +159,7 @@ pub async fn close(
              switch_acknowledged_at = CASE WHEN i.finished_at IS NULL THEN i.switch_acknowledged_at END,
              progress = CASE WHEN i.finished_at IS NULL THEN i.progress END,
              finished_at = NULL, outcome = NULL, reason = NULL, message = NULL",
-        &[&subject.uid, &direction.sql_name(), &i32::try_from(attempt).unwrap_or(i32::MAX), &deadline],
+        &[&spec.uid, &direction.sql_name(), &i32::try_from(attempt).unwrap_or(i32::MAX), &deadline],
     )
     .await?;
     let database: String = tx.query_one("SELECT current_database()::text", &[]).await?.get(0);
@@ -169,7 +173,7 @@ pub async fn close(
                  blocked = true, migration_uid = excluded.migration_uid, deadline = excluded.deadline, pid = excluded.pid,
                  backend_start = excluded.backend_start, unblocked_at = NULL
              RETURNING blocked_at",
-            &[&subject.uid, &deadline],
+            &[&spec.uid, &deadline],
         )
         .await?;
     tx.commit().await?;
@@ -187,12 +191,12 @@ const OTHERS: &str = "SELECT a.pid, a.usename::text FROM pg_catalog.pg_stat_acti
 ///
 /// # Errors
 /// `PrivilegeMissing` with the `GRANT`; `LockTimeout` naming who holds on, after `limit`.
-pub async fn drain(client: &Client, subject: &Subject, closed_at: Timestamp, limit: Duration) -> Result<u32, Failure> {
+pub async fn drain(client: &Client, spec: &ControlSpec, closed_at: Timestamp, limit: Duration) -> Result<u32, Failure> {
     let begin = Instant::now();
-    let tables = with_children(client, &protected(client, subject).await?).await?;
+    let tables = with_children(client, &protected(client, spec).await?).await?;
     // By pid: a session that was told to end may still be there in the next round.
     let mut terminated = BTreeSet::new();
-    for (pid, role) in application(client, subject, closed_at, true).await? {
+    for (pid, role) in application(client, spec, closed_at, true).await? {
         if terminate(client, pid, &role, true).await? {
             terminated.insert(pid);
         }
@@ -200,7 +204,7 @@ pub async fn drain(client: &Client, subject: &Subject, closed_at: Timestamp, lim
     let at_closing: Vec<i32> = holders(client, &tables).await?.into_iter().map(|(pid, _)| pid).collect();
     loop {
         // A session that was being opened when the gate was closed may only be seen now.
-        let sessions = application(client, subject, closed_at, false).await?;
+        let sessions = application(client, spec, closed_at, false).await?;
         for (pid, role) in &sessions {
             if terminate(client, *pid, role, true).await? {
                 terminated.insert(*pid);
@@ -208,7 +212,7 @@ pub async fn drain(client: &Client, subject: &Subject, closed_at: Timestamp, lim
         }
         let held: Vec<_> =
             holders(client, &tables).await?.into_iter().filter(|(pid, _)| at_closing.contains(pid)).collect();
-        if begin.elapsed() >= subject.lock_timeout.min(limit / 2) {
+        if begin.elapsed() >= spec.lock_timeout.min(limit / 2) {
             for (pid, role) in &held {
                 terminate(client, *pid, role, false).await?;
             }
@@ -238,14 +242,14 @@ pub async fn drain(client: &Client, subject: &Subject, closed_at: Timestamp, lim
 /// Sessions of the application older than `closed_at`. Where their age is not to be seen, `unknown` decides.
 async fn application(
     client: &Client,
-    subject: &Subject,
+    spec: &ControlSpec,
     closed_at: Timestamp,
     unknown: bool,
 ) -> Result<Vec<(i32, String)>, Failure> {
     let rows = client
         .query(
             &format!("{OTHERS} AND a.usename::text = ANY ($1) AND coalesce(a.backend_start < $2, $3)"),
-            &[&subject.application_roles, &closed_at, &unknown],
+            &[&spec.application_roles, &closed_at, &unknown],
         )
         .await?;
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
@@ -292,7 +296,7 @@ pub(super) async fn terminate(client: &Client, pid: i32, role: &str, must: bool)
 /// Database errors.
 pub async fn adopt(
     client: &mut Client,
-    subject: &Subject,
+    spec: &ControlSpec,
     direction: Direction,
     attempt: u32,
 ) -> Result<Option<Timestamp>, Failure> {
@@ -301,7 +305,7 @@ pub async fn adopt(
         .query_opt(
             "UPDATE credit_migration.write_block AS g SET pid = a.pid, backend_start = a.backend_start
              FROM pg_catalog.pg_stat_get_activity(pg_backend_pid()) a WHERE g.blocked AND g.migration_uid = $1 RETURNING g.blocked_at",
-            &[&subject.uid],
+            &[&spec.uid],
         )
         .await?;
     // The way back may take over from the way there: what was set before the window is in that one's intent. It then counts
@@ -318,7 +322,7 @@ pub async fn adopt(
              sessions = CASE WHEN i.finished_at IS NULL THEN i.sessions ELSE excluded.sessions END,
              restored_at = CASE WHEN i.finished_at IS NULL THEN i.restored_at ELSE excluded.restored_at END,
              switch_acknowledged_at = coalesce(i.switch_acknowledged_at, excluded.switch_acknowledged_at)",
-        &[&subject.uid, &direction.sql_name(), &i32::try_from(attempt).unwrap_or(i32::MAX)],
+        &[&spec.uid, &direction.sql_name(), &i32::try_from(attempt).unwrap_or(i32::MAX)],
     )
     .await?;
     tx.commit().await?;
@@ -340,12 +344,12 @@ pub async fn end_comparison(client: &Client) -> Result<(), Failure> {
 ///
 /// # Errors
 /// Database errors.
-pub async fn acknowledge_switch(client: &Client, subject: &Subject, direction: Direction) -> Result<(), Failure> {
+pub async fn acknowledge_switch(client: &Client, spec: &ControlSpec, direction: Direction) -> Result<(), Failure> {
     client
         .execute(
             "UPDATE credit_migration.window_record SET switch_acknowledged_at = coalesce(switch_acknowledged_at, clock_timestamp())
              WHERE migration_uid = $1 AND direction = $2",
-            &[&subject.uid, &direction.sql_name()],
+            &[&spec.uid, &direction.sql_name()],
         )
         .await?;
     Ok(())
@@ -357,14 +361,14 @@ pub async fn acknowledge_switch(client: &Client, subject: &Subject, direction: D
 /// Database errors.
 pub async fn save_progress(
     client: &Client,
-    subject: &Subject,
+    spec: &ControlSpec,
     direction: Direction,
     progress: &WindowProgress,
 ) -> Result<(), Failure> {
     client
         .execute(
             "UPDATE credit_migration.window_record SET progress = $3 WHERE migration_uid = $1 AND direction = $2",
-            &[&subject.uid, &direction.sql_name(), &Json(progress)],
+            &[&spec.uid, &direction.sql_name(), &Json(progress)],
         )
         .await?;
     Ok(())
@@ -378,7 +382,7 @@ pub async fn save_progress(
 /// Database errors; the gate is as it was, or open.
 pub async fn open(
     client: &mut Client,
-    subject: &Subject,
+    spec: &ControlSpec,
     direction: Direction,
     end: &Finished,
     progress: &WindowProgress,
@@ -388,7 +392,7 @@ pub async fn open(
         .query_opt(
             "UPDATE credit_migration.write_block SET blocked = false, unblocked_at = clock_timestamp(), pid = NULL, backend_start = NULL
              WHERE blocked AND migration_uid = $1 RETURNING unblocked_at",
-            &[&subject.uid],
+            &[&spec.uid],
         )
         .await?
         .map(|row| row.get::<_, Timestamp>(0));
@@ -397,7 +401,7 @@ pub async fn open(
                 progress = CASE WHEN direction = $2 THEN $6 ELSE progress END
          WHERE migration_uid = $1 AND finished_at IS NULL",
         &[
-            &subject.uid,
+            &spec.uid,
             &direction.sql_name(),
             &match end.schema {
                 SchemaInPlace::Old => "rolled_back",

@@ -5,8 +5,8 @@ use std::{pin::pin, time::Duration};
 use tokio_postgres::Client;
 
 use super::{
-    Channel, Outcome,
-    session::{TICK, Task, ping},
+    Channel, WindowOutcome,
+    session::{TICK, WindowTask, ping},
 };
 use crate::{
     api::{
@@ -22,16 +22,16 @@ use crate::{
 /// How often a transaction that met a lock is tried again.
 const LOCK_TRIES: u32 = 3;
 
-impl<C: Channel> Task<'_, C> {
+impl<C: Channel> WindowTask<'_, C> {
     /// Runs the up SQL; stops it at the deadline, on `Rollback`, or when the run is gone.
-    pub(super) async fn migrate(&mut self, mut client: Client, up: &Sql) -> Result<Outcome, Failure> {
+    pub(super) async fn migrate(&mut self, mut client: Client, up: &Sql) -> Result<WindowOutcome, Failure> {
         let stop = Stop::default();
         let mut tries = 0;
         loop {
             tries += 1;
             let token = client.cancel_token();
             let result = {
-                let mut run = pin!(control::run_up(&mut client, self.subject(), up, &stop));
+                let mut run = pin!(control::run_up(&mut client, self.control_spec(), up, &stop));
                 loop {
                     tokio::select! {
                         result = &mut run => break result,
@@ -74,7 +74,7 @@ impl<C: Channel> Task<'_, C> {
         &mut self,
         client: &mut Client,
         (seconds, users): (f64, u64),
-    ) -> Result<Outcome, Failure> {
+    ) -> Result<WindowOutcome, Failure> {
         self.progress.state = self.progress.state.max(WindowState::Migrated);
         self.progress.migrate_seconds = Some(seconds);
         self.progress.reconciled_users = Some(users);

@@ -6,9 +6,9 @@ use jiff::Timestamp;
 use tokio_postgres::Client;
 
 use super::{
-    Channel, Outcome,
+    Channel, WindowOutcome,
     background::{comparison, probe},
-    session::{PING, TICK, Task, ping},
+    session::{PING, TICK, WindowTask, ping},
 };
 use crate::{
     api::{
@@ -18,22 +18,23 @@ use crate::{
     runner::{Failure, UnlessLost, database::control::write_block},
 };
 
-impl<C: Channel> Task<'_, C> {
+impl<C: Channel> WindowTask<'_, C> {
     /// Waits for the controller with writes blocked. On the way there the full comparison runs beside.
-    pub(super) async fn hold(&mut self, client: &mut Client) -> Result<Outcome, Failure> {
+    pub(super) async fn hold(&mut self, client: &mut Client) -> Result<WindowOutcome, Failure> {
         let up = self.plan.direction == Direction::Forward;
         if up && !write_block::locked(client).await? {
             // Taken over from an earlier session, whose end gave the lock back.
             let closed_at = self.progress.blocked_at.unwrap_or(Timestamp::UNIX_EPOCH);
-            let drained = write_block::drain(client, self.subject(), closed_at, self.subject().lock_timeout * 3).await;
+            let drained =
+                write_block::drain(client, self.control_spec(), closed_at, self.control_spec().lock_timeout * 3).await;
             // The gate's row blocks writes all the same; orders and deadline must not wait for the lock.
             if let Err(failure) = drained.unless_lost()? {
                 tracing::warn!(message = failure.message, "the gate's lock is not had again");
             }
         }
         self.unexplained_reported = false;
-        let (target, subject, channel) = (self.target, self.subject(), self.channel);
-        let mut comparing = pin!(comparison(target, subject));
+        let (target, spec, channel) = (self.target, self.control_spec(), self.channel);
+        let mut comparing = pin!(comparison(target, spec));
         let mut probing = pin!(probe(channel));
         let mut pinged = Instant::now();
         loop {
@@ -44,7 +45,7 @@ impl<C: Channel> Task<'_, C> {
                     continue;
                 }
                 Move::AcknowledgeSwitch => {
-                    write_block::acknowledge_switch(client, self.subject(), self.plan.direction).await?;
+                    write_block::acknowledge_switch(client, self.control_spec(), self.plan.direction).await?;
                     self.progress.switch_acknowledged = true;
                     self.milestone(client).await?;
                     continue;
@@ -87,7 +88,7 @@ impl<C: Channel> Task<'_, C> {
             message = failure.message,
             "writes stay blocked: the switch of the application had begun; a person must order UnblockWrites or Rollback"
         );
-        write_block::save_progress(client, self.subject(), self.plan.direction, &self.progress).await?;
+        write_block::save_progress(client, self.control_spec(), self.plan.direction, &self.progress).await?;
         self.report(Some(failure));
         Ok(())
     }

@@ -8,7 +8,7 @@ use super::Channel;
 use crate::{
     api::Comparison,
     runner::{
-        database::control::{self, Subject, millis},
+        database::control::{self, ControlSpec, millis},
         postgres::Target,
     },
 };
@@ -31,13 +31,13 @@ pub(super) async fn probe<C: Channel>(channel: &C) -> Option<(String, Timestamp)
 }
 
 /// The full comparison, on a connection of its own, again until it worked.
-pub(super) async fn comparison(target: &Target, subject: &Subject) -> Comparison {
+pub(super) async fn comparison(target: &Target, spec: &ControlSpec) -> Comparison {
     loop {
         let once = async {
             let client = target.connect("comparison").await?;
-            let limit = format!("SET statement_timeout = {}", millis(subject.statement_timeout));
+            let limit = format!("SET statement_timeout = {}", millis(spec.statement_timeout));
             client.batch_execute(&limit).await?;
-            control::compare(&client, subject).await
+            control::compare(&client, spec).await
         };
         match once.await {
             Ok(comparison) => return comparison,

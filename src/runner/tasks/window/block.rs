@@ -6,8 +6,8 @@ use jiff::Timestamp;
 use tokio_postgres::Client;
 
 use super::{
-    Channel, Outcome,
-    session::{TICK, Task},
+    Channel, WindowOutcome,
+    session::{TICK, WindowTask},
 };
 use crate::{
     api::{
@@ -20,32 +20,37 @@ use crate::{
     },
 };
 
-impl<C: Channel> Task<'_, C> {
-    pub(super) async fn open(&mut self, mut client: Client, deadline: Timestamp) -> Result<Outcome, Failure> {
+impl<C: Channel> WindowTask<'_, C> {
+    pub(super) async fn open(&mut self, mut client: Client, deadline: Timestamp) -> Result<WindowOutcome, Failure> {
         self.progress.state = WindowState::Blocking;
         self.report(None);
         self.deadline = Some(deadline);
         // Set before the call: if the connection is lost in it, the gate may be closed.
         self.opened = true;
-        let closed_at =
-            match write_block::close(&mut client, self.subject(), self.plan.direction, self.plan.attempt, deadline)
-                .await
-                .unless_lost()?
-            {
-                Err(failure) => {
-                    // The closing was refused: the gate is open as before.
-                    self.opened = false;
-                    self.progress.state = self.plan.direction.schema_before().final_state();
-                    return Err(failure);
-                }
-                Ok(closed_at) => closed_at,
-            };
+        let closed_at = match write_block::close(
+            &mut client,
+            self.control_spec(),
+            self.plan.direction,
+            self.plan.attempt,
+            deadline,
+        )
+        .await
+        .unless_lost()?
+        {
+            Err(failure) => {
+                // The closing was refused: the gate is open as before.
+                self.opened = false;
+                self.progress.state = self.plan.direction.schema_before().final_state();
+                return Err(failure);
+            }
+            Ok(closed_at) => closed_at,
+        };
         self.progress.blocked_at = Some(closed_at);
         self.blocked(client, closed_at).await
     }
 
     /// The gate is closed: makes sure that it is, and goes on to the SQL (way there) or waits (way back).
-    pub(super) async fn blocked(&mut self, mut client: Client, closed_at: Timestamp) -> Result<Outcome, Failure> {
+    pub(super) async fn blocked(&mut self, mut client: Client, closed_at: Timestamp) -> Result<WindowOutcome, Failure> {
         let secured = {
             let mut secure = pin!(self.secure(&client, closed_at));
             loop {
@@ -78,7 +83,7 @@ impl<C: Channel> Task<'_, C> {
             };
         }
         self.progress.users_written_since =
-            match control::users_written_within(&mut client, self.subject()).await.unless_lost()? {
+            match control::users_written_within(&mut client, self.control_spec()).await.unless_lost()? {
                 Ok(users) => Some(users),
                 // A figure for people: not to be had in time, it is unknown.
                 Err(failure) => {
@@ -95,7 +100,7 @@ impl<C: Channel> Task<'_, C> {
     /// A default that cannot be put back (the SQL gave the database another owner) must not keep the task from its orders:
     /// `finish` tries again, and tells.
     pub(super) async fn restore_default(&self, client: &Client) -> Result<(), Failure> {
-        if let Err(failure) = write_block::restore_default(client, self.subject()).await.unless_lost()? {
+        if let Err(failure) = write_block::restore_default(client, self.control_spec()).await.unless_lost()? {
             tracing::error!(message = failure.message, "the read-only default is not put back");
         }
         Ok(())
@@ -109,8 +114,8 @@ impl<C: Channel> Task<'_, C> {
         let left = deadline.map_or(Duration::MAX, |deadline| {
             Duration::try_from(deadline.duration_since(self.channel.now())).unwrap_or_default()
         });
-        let limit = (self.subject().lock_timeout * 3 + Duration::from_secs(1)).min(left);
-        let ended = write_block::drain(client, self.subject(), closed_at, limit).await?;
-        Ok((ended, control::prove(self.target, self.subject()).await?))
+        let limit = (self.control_spec().lock_timeout * 3 + Duration::from_secs(1)).min(left);
+        let ended = write_block::drain(client, self.control_spec(), closed_at, limit).await?;
+        Ok((ended, control::prove(self.target, self.control_spec()).await?))
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio_postgres::Client;
 
-use super::{Channel, Outcome, session::Task};
+use super::{Channel, WindowOutcome, session::WindowTask};
 use crate::{
     api::{
         Reason, SchemaInPlace, WindowState,
@@ -22,9 +22,9 @@ use crate::{
 /// How often the way back is tried that met a lock: somebody who reads for long must not keep writes blocked.
 const UNDO_TRIES: u32 = 30;
 
-impl<C: Channel> Task<'_, C> {
+impl<C: Channel> WindowTask<'_, C> {
     /// The way back, whoever wants it; `cause` is why it is no success although it worked.
-    pub(super) async fn undo(&mut self, client: &mut Client, cause: Option<Failure>) -> Result<Outcome, Failure> {
+    pub(super) async fn undo(&mut self, client: &mut Client, cause: Option<Failure>) -> Result<WindowOutcome, Failure> {
         let mut tries = 0;
         // What was compared on the way there proves nothing of the way back.
         self.progress.comparison = None;
@@ -32,21 +32,23 @@ impl<C: Channel> Task<'_, C> {
             tries += 1;
             // The comparison beside may still read the tables that the SQL is about to change.
             write_block::end_comparison(client).await?;
-            match control::run_down(client, self.subject(), &self.down).await.unless_lost()? {
+            match control::run_down(client, self.control_spec(), &self.down).await.unless_lost()? {
                 Ok(Applied::Nothing) => return self.finish(client, SchemaInPlace::Old, cause).await,
                 Ok(Applied::Now { .. } | Applied::Before { .. }) => return self.undone(client, cause).await,
                 Err(failure) if failure.reason == Reason::LockTimeout && tries < UNDO_TRIES => {
                     // Writes are blocked and the way back is wanted: whoever holds the tables is ended.
                     self.report(Some(failure));
-                    let limit = self.subject().lock_timeout * 2;
+                    let limit = self.control_spec().lock_timeout * 2;
                     // Whoever could not be ended is met again by the next try.
-                    let _ =
-                        write_block::drain(client, self.subject(), self.channel.now(), limit).await.unless_lost()?;
+                    let _ = write_block::drain(client, self.control_spec(), self.channel.now(), limit)
+                        .await
+                        .unless_lost()?;
                     tokio::time::sleep(jitter(Duration::from_millis(50))).await;
                 }
                 Err(failure) => {
                     self.progress.state = WindowState::Held;
-                    write_block::save_progress(client, self.subject(), self.plan.direction, &self.progress).await?;
+                    write_block::save_progress(client, self.control_spec(), self.plan.direction, &self.progress)
+                        .await?;
                     return Ok(self.held(Some(failure)));
                 }
             }
@@ -54,8 +56,12 @@ impl<C: Channel> Task<'_, C> {
     }
 
     /// The down SQL is committed: compares every balance once more while writes are blocked, then opens the gate.
-    pub(super) async fn undone(&mut self, client: &mut Client, cause: Option<Failure>) -> Result<Outcome, Failure> {
-        match control::compare(client, self.subject()).await.unless_lost()? {
+    pub(super) async fn undone(
+        &mut self,
+        client: &mut Client,
+        cause: Option<Failure>,
+    ) -> Result<WindowOutcome, Failure> {
+        match control::compare(client, self.control_spec()).await.unless_lost()? {
             Ok(comparison) => self.progress.comparison = Some(comparison),
             // The transaction has compared them too; only the figures are missing.
             Err(failure) => tracing::warn!(message = failure.message, "balances not compared after the way back"),
@@ -64,10 +70,10 @@ impl<C: Channel> Task<'_, C> {
     }
 
     /// Gives up with writes blocked: a person is needed.
-    fn held(&mut self, failure: Option<Failure>) -> Outcome {
+    fn held(&mut self, failure: Option<Failure>) -> WindowOutcome {
         self.progress.state = WindowState::Held;
         tracing::error!(failure = ?failure, "writes stay blocked, a person is needed");
-        Outcome { progress: self.progress.clone(), failure }
+        WindowOutcome { progress: self.progress.clone(), failure }
     }
 
     /// Ends the window as the rules say; `failure` is the one at hand, if there is one.
@@ -76,7 +82,7 @@ impl<C: Channel> Task<'_, C> {
         client: &mut Client,
         ending: Ending,
         failure: Option<Failure>,
-    ) -> Result<Outcome, Failure> {
+    ) -> Result<WindowOutcome, Failure> {
         let (Ending::Rollback(cause)
         | Ending::Finish(_, cause)
         | Ending::Stuck(cause)
@@ -93,7 +99,7 @@ impl<C: Channel> Task<'_, C> {
             Ending::Stuck(_) => Ok(self.held(failure)),
             Ending::NothingBlocked(schema, _) => {
                 self.progress.state = schema.map_or(self.progress.state, SchemaInPlace::final_state);
-                Ok(Outcome { progress: self.progress.clone(), failure })
+                Ok(WindowOutcome { progress: self.progress.clone(), failure })
             }
         }
     }
@@ -104,13 +110,13 @@ impl<C: Channel> Task<'_, C> {
         client: &mut Client,
         schema: SchemaInPlace,
         failure: Option<Failure>,
-    ) -> Result<Outcome, Failure> {
-        let restored = write_block::restore_default(client, self.subject()).await.unless_lost()?;
+    ) -> Result<WindowOutcome, Failure> {
+        let restored = write_block::restore_default(client, self.control_spec()).await.unless_lost()?;
         // A default that cannot be put back is no reason to keep the gate closed too.
         let failure = failure.or_else(|| restored.as_ref().err().cloned());
         self.progress.state = schema.final_state();
         let end = Finished { schema, failure };
-        let opened = write_block::open(client, self.subject(), self.plan.direction, &end, &self.progress).await?;
+        let opened = write_block::open(client, self.control_spec(), self.plan.direction, &end, &self.progress).await?;
         self.opened = false;
         self.progress.released_at = opened.or(self.progress.released_at.take());
         if let Ok(Some(until)) = restored
@@ -118,6 +124,6 @@ impl<C: Channel> Task<'_, C> {
         {
             tracing::warn!(message = failure.message, "sessions opened inside the window may still be read-only");
         }
-        Ok(Outcome { progress: self.progress.clone(), failure: end.failure })
+        Ok(WindowOutcome { progress: self.progress.clone(), failure: end.failure })
     }
 }

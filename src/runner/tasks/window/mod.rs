@@ -39,10 +39,10 @@ use tokio::sync::watch;
 use tokio_postgres::CancelToken;
 use tokio_util::sync::CancellationToken;
 
-use self::orders::{Orders, Report, handed_over, poll, reporter};
+use self::orders::{Orders, WindowReport, handed_over, poll, reporter};
 pub use self::{
     orders::{Channel, ChannelError},
-    plan::{Outcome, WindowPlan},
+    plan::{WindowOutcome, WindowPlan},
 };
 use crate::{
     api::{WindowOrder, WindowProgress},
@@ -52,13 +52,18 @@ use crate::{
 /// Runs a window task to its end. See the head of this file.
 ///
 /// `stop` is cancelled when the process is told to end.
-pub async fn run<C: Channel>(channel: &C, target: &Target, plan: &WindowPlan, stop: &CancellationToken) -> Outcome {
+pub async fn run<C: Channel>(
+    channel: &C,
+    target: &Target,
+    plan: &WindowPlan,
+    stop: &CancellationToken,
+) -> WindowOutcome {
     let WindowOrder { command, deadline } = plan.order;
     let (orders_in, orders) = watch::channel(Orders { command, deadline, gone: false, last_pod: false });
     let running = Running::default();
-    let (reports, reports_out) = watch::channel::<Report>((WindowProgress::default(), None));
+    let (reports, reports_out) = watch::channel::<WindowReport>((WindowProgress::default(), None));
     let reported = reports_out.clone();
-    let task = session::Task::new(channel, target, plan, &running, orders, reports);
+    let task = session::WindowTask::new(channel, target, plan, &running, orders, reports);
     let outcome = tokio::select! {
         outcome = task.run() => outcome,
         never = poll(channel, plan.poll, &orders_in) => match never {},
@@ -66,7 +71,7 @@ pub async fn run<C: Channel>(channel: &C, target: &Target, plan: &WindowPlan, st
         () = handed_over(channel, plan.poll, &orders_in, stop) => {
             let progress = reported.borrow().0.clone();
             running.cancel(target).await;
-            return Outcome { progress, failure: Some(Work::stopped()) };
+            return WindowOutcome { progress, failure: Some(Work::stopped()) };
         }
     };
     // The end is worth some patience; without the API server it is told by the pod's end, and by the database.

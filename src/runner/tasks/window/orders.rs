@@ -65,7 +65,7 @@ pub(super) struct Orders {
 }
 
 /// What is reported.
-pub(super) type Report = (WindowProgress, Option<Failure>);
+pub(super) type WindowReport = (WindowProgress, Option<Failure>);
 
 pub(super) enum Never {}
 
@@ -136,7 +136,11 @@ async fn orphaned<C: Channel>(channel: &C, every: Duration) -> bool {
 }
 
 /// Reports the newest progress whenever there is a newer one, again after a failure.
-pub(super) async fn reporter<C: Channel>(channel: &C, every: Duration, mut reports: watch::Receiver<Report>) -> Never {
+pub(super) async fn reporter<C: Channel>(
+    channel: &C,
+    every: Duration,
+    mut reports: watch::Receiver<WindowReport>,
+) -> Never {
     loop {
         if reports.changed().await.is_err() {
             // The task is about to end; its outcome is reported by the caller.

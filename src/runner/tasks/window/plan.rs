@@ -6,7 +6,7 @@ use crate::{
     api::{Direction, RunInputs, WindowOrder, WindowProgress},
     runner::{
         Failure,
-        database::control::{Sql, Subject},
+        database::control::{ControlSpec, Sql},
     },
 };
 
@@ -14,7 +14,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct WindowPlan {
     /// Names and limits.
-    pub subject: Subject,
+    pub control_spec: ControlSpec,
     /// Way there (`Task::Window`) or way back (`Task::RollbackWindow`).
     pub direction: Direction,
     /// Attempt of the run.
@@ -33,7 +33,7 @@ pub struct WindowPlan {
 
 /// How a window task ended.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Outcome {
+pub struct WindowOutcome {
     /// The last progress: `Released` or `RolledBack`; `Held` if writes stay blocked; anything earlier if nothing was opened.
     pub progress: WindowProgress,
     /// Why it is no success. `DeadlinePassed` if the task ended the window by itself, `PodFailed` if another pod is to go on.

@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio_postgres::Client;
 
-use super::{Channel, Orders, Outcome, Report, Running, WindowPlan};
+use super::{Channel, Orders, Running, WindowOutcome, WindowPlan, WindowReport};
 use crate::{
     api::{
         Direction, Reason, SchemaInPlace, WindowCommand, WindowProgress, WindowState,
@@ -24,7 +24,7 @@ use crate::{
     runner::{
         Failure,
         database::control::{
-            self, Sql, Subject, jitter,
+            self, ControlSpec, Sql, jitter,
             write_block::{self, Finished, Snapshot},
         },
         postgres::Target,
@@ -40,13 +40,13 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How long another task's session is silent before it is ended, the first time.
 const STALE: Duration = Duration::from_secs(10);
 
-pub(super) struct Task<'a, C> {
+pub(super) struct WindowTask<'a, C> {
     pub(super) channel: &'a C,
     pub(super) target: &'a Target,
     pub(super) plan: &'a WindowPlan,
     pub(super) running: &'a Running,
     pub(super) orders: watch::Receiver<Orders>,
-    pub(super) reports: watch::Sender<Report>,
+    pub(super) reports: watch::Sender<WindowReport>,
     pub(super) progress: WindowProgress,
     /// Of the window that is open, if the order does not say.
     pub(super) deadline: Option<Timestamp>,
@@ -70,14 +70,14 @@ enum Resume {
     Undone,
 }
 
-impl<'a, C: Channel> Task<'a, C> {
+impl<'a, C: Channel> WindowTask<'a, C> {
     pub(super) fn new(
         channel: &'a C,
         target: &'a Target,
         plan: &'a WindowPlan,
         running: &'a Running,
         orders: watch::Receiver<Orders>,
-        reports: watch::Sender<Report>,
+        reports: watch::Sender<WindowReport>,
     ) -> Self {
         Self {
             channel,
@@ -95,12 +95,12 @@ impl<'a, C: Channel> Task<'a, C> {
         }
     }
 
-    pub(super) fn subject(&self) -> &'a Subject {
-        &self.plan.subject
+    pub(super) fn control_spec(&self) -> &'a ControlSpec {
+        &self.plan.control_spec
     }
 
     /// Works until the window has ended; connects again whenever the connection is lost.
-    pub(super) async fn run(mut self) -> Outcome {
+    pub(super) async fn run(mut self) -> WindowOutcome {
         let mut lost_since = Instant::now();
         loop {
             let begin = Instant::now();
@@ -118,7 +118,7 @@ impl<'a, C: Channel> Task<'a, C> {
                 patience_exhausted: lost_since.elapsed() > PATIENCE,
             };
             match self.next_move(interrupted) {
-                Move::End(_) => return Outcome { progress: self.progress, failure: Some(failure) },
+                Move::End(_) => return WindowOutcome { progress: self.progress, failure: Some(failure) },
                 Move::BecomeStuck => (self.progress.state, self.progress.deadline_passed) = (WindowState::Held, true),
                 _ => {}
             }
@@ -174,16 +174,16 @@ impl<'a, C: Channel> Task<'a, C> {
     /// Reports, and keeps it in the database for whoever must go on.
     pub(super) async fn milestone(&self, client: &Client) -> Result<(), Failure> {
         self.report(None);
-        write_block::save_progress(client, self.subject(), self.plan.direction, &self.progress).await
+        write_block::save_progress(client, self.control_spec(), self.plan.direction, &self.progress).await
     }
 
     /// One connection's work. An error is a lost connection, or one that another session may get over.
-    async fn session(&mut self) -> Result<Outcome, Failure> {
+    async fn session(&mut self) -> Result<WindowOutcome, Failure> {
         let mut client = self.target.connect("window").await?;
         self.running.is(client.cancel_token());
         self.take_the_work(&client).await?;
         let snapshot = match control::exists(&client, "window_record").await? {
-            true => write_block::observe(&client, self.subject(), self.plan.direction).await?,
+            true => write_block::observe(&client, self.control_spec(), self.plan.direction).await?,
             false => Snapshot::default(),
         };
         let resume = self.resume(&snapshot);
@@ -204,7 +204,7 @@ impl<'a, C: Channel> Task<'a, C> {
                     self.progress.switch_acknowledged = intent.switch_acknowledged;
                 }
                 self.progress.state = schema.final_state();
-                Ok(Outcome { progress: self.progress.clone(), failure })
+                Ok(WindowOutcome { progress: self.progress.clone(), failure })
             }
             Resume::Undone => self.undone(&mut client, None).await,
             Resume::Standby => self.standby(client).await,

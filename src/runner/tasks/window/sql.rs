@@ -2,7 +2,7 @@
 
 use tokio_postgres::Client;
 
-use super::{Channel, session::Task};
+use super::{Channel, session::WindowTask};
 use crate::{
     api::{Direction, Reason},
     runner::{
@@ -11,7 +11,7 @@ use crate::{
     },
 };
 
-impl<'a, C: Channel> Task<'a, C> {
+impl<'a, C: Channel> WindowTask<'a, C> {
     /// The SQL that is to be run. Nothing on the way back, which runs none of it.
     pub(super) fn up(&self) -> Result<Option<&'a Sql>, Failure> {
         if self.plan.direction == Direction::Rollback {
@@ -27,7 +27,7 @@ impl<'a, C: Channel> Task<'a, C> {
             Ok(mounted) => return Ok(mounted.clone()),
             Err(failure) => failure,
         };
-        match control::kept_down(client, self.subject(), approved).await.unless_lost()? {
+        match control::kept_down(client, self.control_spec(), approved).await.unless_lost()? {
             Ok(Some(kept)) => {
                 tracing::warn!(
                     message = failure.message,
@@ -41,7 +41,7 @@ impl<'a, C: Channel> Task<'a, C> {
 
     /// Keeps the way back in the database: it may be weeks away, and its ConfigMap gone by then. No reason to stop if it cannot.
     pub(super) async fn keep_down(&self, client: &Client) -> Result<(), Failure> {
-        if let Err(failure) = control::keep_down(client, self.subject(), &self.down).await.unless_lost()? {
+        if let Err(failure) = control::keep_down(client, self.control_spec(), &self.down).await.unless_lost()? {
             tracing::warn!(message = failure.message, "the down SQL is not kept");
         }
         Ok(())

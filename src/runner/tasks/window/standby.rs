@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use tokio_postgres::Client;
 
 use super::{
-    Channel, Outcome,
-    session::{PING, TICK, Task, ping},
+    Channel, WindowOutcome,
+    session::{PING, TICK, WindowTask, ping},
 };
 use crate::{
     api::{
@@ -22,19 +22,19 @@ use crate::{
 /// How often the baseline is brought up to date while the task stands by.
 const REFRESH: Duration = Duration::from_secs(10);
 
-impl<C: Channel> Task<'_, C> {
+impl<C: Channel> WindowTask<'_, C> {
     /// Everything is made ready; waits for `BlockWrites`.
-    pub(super) async fn standby(&mut self, mut client: Client) -> Result<Outcome, Failure> {
-        let subject = self.subject();
-        control::reinstall(&mut client, subject).await?;
+    pub(super) async fn standby(&mut self, mut client: Client) -> Result<WindowOutcome, Failure> {
+        let spec = self.control_spec();
+        control::reinstall(&mut client, spec).await?;
         if self.plan.direction == Direction::Forward {
-            if !control::has_baseline(&client, subject).await? && control::compare(&client, subject).await?.users > 0 {
+            if !control::has_baseline(&client, spec).await? && control::compare(&client, spec).await?.users > 0 {
                 return Err(Failure::new(
                     Reason::BalancesUnexplained,
                     "no baseline of the balances was taken; next: let the Backup step run again",
                 ));
             }
-            control::refresh_baseline(&mut client, subject).await?;
+            control::refresh_baseline(&mut client, spec).await?;
         }
         self.progress.state = WindowState::Ready;
         self.report(None);
@@ -56,7 +56,7 @@ impl<C: Channel> Task<'_, C> {
                 pinged = Instant::now();
             }
             if refreshed.elapsed() > REFRESH && self.plan.direction == Direction::Forward {
-                control::refresh_baseline(&mut client, subject).await?;
+                control::refresh_baseline(&mut client, spec).await?;
                 refreshed = Instant::now();
             }
         }

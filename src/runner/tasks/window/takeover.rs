@@ -8,7 +8,7 @@
 
 use tokio_postgres::Client;
 
-use super::{Channel, session::Task};
+use super::{Channel, session::WindowTask};
 use crate::{
     api::{
         Reason, WindowState,
@@ -23,7 +23,7 @@ use crate::{
     },
 };
 
-impl<C: Channel> Task<'_, C> {
+impl<C: Channel> WindowTask<'_, C> {
     /// Waits until no other task works on this database. With writes blocked it says so past the deadline or on `Rollback`, and ends
     /// the other's session; a session that it may not end is `Held`.
     pub(super) async fn take_the_work(&mut self, client: &Client) -> Result<(), Failure> {
@@ -48,7 +48,7 @@ impl<C: Channel> Task<'_, C> {
 
     /// Whether writes are blocked by this migration, as far as that can be read; keeps until when.
     async fn writes_blocked(&mut self, client: &Client) -> Result<bool, Failure> {
-        match worker_lock::closed_until(client, self.subject()).await.unless_lost()? {
+        match worker_lock::closed_until(client, self.control_spec()).await.unless_lost()? {
             Ok(Some(deadline)) => {
                 self.deadline = Some(deadline);
                 Ok(true)
@@ -83,7 +83,7 @@ impl<C: Channel> Task<'_, C> {
     /// Reports on whom it waits for; without this nobody would know why nothing happens.
     async fn tell_of(&mut self, client: &Client, holder: &Holder, refused: Option<Failure>) -> Result<(), Failure> {
         // Not an empty report in the place of the other's.
-        if let Some(intent) = write_block::observe(client, self.subject(), self.plan.direction).await?.intent
+        if let Some(intent) = write_block::observe(client, self.control_spec(), self.plan.direction).await?.intent
             && intent.finished.is_none()
         {
             self.progress = intent.progress;
@@ -110,9 +110,9 @@ impl<C: Channel> Task<'_, C> {
     /// The gate was closed by an earlier session: lets this one pass, and takes the lock again.
     pub(super) async fn take_over(&mut self, client: &mut Client) -> Result<(), Failure> {
         self.opened = true;
-        let closed_at = write_block::adopt(client, self.subject(), self.plan.direction, self.plan.attempt).await?;
+        let closed_at = write_block::adopt(client, self.control_spec(), self.plan.direction, self.plan.attempt).await?;
         // Read after it was adopted: what the way there has acknowledged binds the way back.
-        if let Some(intent) = write_block::observe(client, self.subject(), self.plan.direction).await?.intent {
+        if let Some(intent) = write_block::observe(client, self.control_spec(), self.plan.direction).await?.intent {
             self.deadline = Some(intent.deadline);
             self.progress = intent.progress;
             self.progress.switch_acknowledged = intent.switch_acknowledged;
