@@ -34,7 +34,7 @@ pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
     // The server may still be at work for a pod that was killed: what it is about to make must not come after this.
     let lock = format!(
         "SET lock_timeout = {}; SET statement_timeout = 0; SELECT pg_catalog.pg_advisory_lock({LOCK_CLASS}, {LOCK_REHEARSAL})",
-        millis(control_spec.patience)
+        millis(control_spec.trigger_timeout)
     );
     client.batch_execute(&lock).await.map_err(|e| {
         let Failure { reason, message } = classify(&e);
@@ -50,7 +50,7 @@ pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
 /// In: a connection as the migration role, outside of a transaction.
 ///
 /// # Errors
-/// `DatabaseInUse` while the gate is closed; `LockTimeout` when a trigger could not be dropped within `control_spec.patience`:
+/// `DatabaseInUse` while the gate is closed; `LockTimeout` when a trigger could not be dropped within `control_spec.trigger_timeout`:
 /// what went before is gone, and calling again goes on.
 pub async fn cleanup(client: &mut Client, control_spec: &ControlSpec) -> Result<(), Failure> {
     if !ours(client, control_spec).await? {
@@ -141,10 +141,10 @@ async fn drop_trigger(
         if reason != Reason::LockTimeout {
             return Err(Failure::new(reason, message));
         }
-        if begin.elapsed() >= control_spec.patience {
+        if begin.elapsed() >= control_spec.trigger_timeout {
             let message = format!(
                 "trigger {name} on {table} could not be dropped within {} s: {message}; next: end long transactions on {table}",
-                control_spec.patience.as_secs()
+                control_spec.trigger_timeout.as_secs()
             );
             return Err(Failure::new(Reason::LockTimeout, message));
         }

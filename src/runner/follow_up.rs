@@ -12,7 +12,7 @@ use tokio_postgres::Transaction;
 
 use super::{
     Failure, checks,
-    database::control::{self, CutOver},
+    database::control::{self, Cutover},
     postgres::{Access, classify, snapshot},
     statistics::{Present, Statistics, Usage, statistics, usage},
     store::{PATIENCE, Store},
@@ -125,8 +125,8 @@ async fn figures(work: &Work<'_>) -> Result<(Statistics, Option<Usage>), Failure
     let limit = format!("SET LOCAL statement_timeout = {}", control::millis(control_spec.statement_timeout));
     tx.batch_execute(&limit).await.map_err(|e| classify(&e))?;
     let statistics = statistics(&tx, credits, Present::now(&tx, credits).await?).await?;
-    let mut usage = match cut_over(work, &tx).await? {
-        Some(cut_over) => usage(&tx, credits, &cut_over).await?,
+    let mut usage = match cutover(work, &tx).await? {
+        Some(cutover) => usage(&tx, credits, &cutover).await?,
         None => None,
     };
     if let Some(usage) = &mut usage
@@ -138,9 +138,9 @@ async fn figures(work: &Work<'_>) -> Result<(Statistics, Option<Usage>), Failure
 }
 
 /// That of the ledger; without it the time at which writes were opened.
-async fn cut_over(work: &Work<'_>, tx: &Transaction<'_>) -> Result<Option<CutOver>, Failure> {
-    let known = control::cut_over(tx, &work.control_spec()).await?;
-    Ok(known.or_else(|| work.spec.inputs.cut_over_at.map(CutOver::at)))
+async fn cutover(work: &Work<'_>, tx: &Transaction<'_>) -> Result<Option<Cutover>, Failure> {
+    let known = control::cutover(tx, &work.control_spec()).await?;
+    Ok(known.or_else(|| work.spec.inputs.cut_over_at.map(Cutover::at)))
 }
 
 /// Which checks passed.

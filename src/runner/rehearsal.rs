@@ -18,7 +18,7 @@ use tokio_postgres::{Client, types::Type};
 
 use super::{
     Failure,
-    database::control::{self, Applied, ControlSpec, LOCK_CLASS, Sql, Stop, quoted},
+    database::control::{self, Applied, ControlSpec, LOCK_CLASS, Sql, StopSignal, quoted},
     fingerprint::Fingerprint,
     git::Folder,
     postgres::{Access, Target, classify, snapshot},
@@ -139,7 +139,7 @@ async fn rehearse(
     baseline(&mut client, &control_spec).await?;
     let before = Fingerprint::take(&mut client).await?;
 
-    let migrate_seconds = seconds(control::run_up(&mut client, &control_spec, &sql.up, &Stop::default()).await?)?;
+    let migrate_seconds = seconds(control::run_up(&mut client, &control_spec, &sql.up, &StopSignal::default()).await?)?;
     let begun = Instant::now();
     let comparison = control::compare(&client, &control_spec).await?;
     let compare_seconds = begun.elapsed().as_secs_f64();

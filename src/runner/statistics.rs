@@ -5,7 +5,7 @@ use tokio_postgres::GenericClient;
 
 use super::{
     Failure,
-    database::control::{self, CutOver, ident, quoted},
+    database::control::{self, Cutover, ident, quoted},
     postgres::classify,
 };
 use crate::api::{Credits, Time, TransactionStatistics};
@@ -150,7 +150,7 @@ impl Usage {
 pub async fn usage(
     client: &impl GenericClient,
     credits: &Credits,
-    cut_over: &CutOver,
+    cutover: &Cutover,
 ) -> Result<Option<Usage>, Failure> {
     let Ok(found) = control::transactions(client, &credits.transactions).await? else { return Ok(None) };
     let control::TransactionsTable { table, amount, kind, .. } = &found;
@@ -160,13 +160,13 @@ pub async fn usage(
     let from = format!("FROM {table} x WHERE {later} AND x.xmin::text <> $2 GROUP BY 1 ORDER BY 1");
     let rows = async |first: &str| {
         let query = format!("SELECT {first}, {sums} {from}");
-        client.query(&query, &[&cut_over.since, &cut_over.xmin]).await.map_err(|e| classify(&e))
+        client.query(&query, &[&cutover.since, &cutover.xmin]).await.map_err(|e| classify(&e))
     };
     let transactions = rows(&kind).await?.iter().map(kind_of).collect();
     let days = rows(&found.day("x")).await?;
     let day = |TransactionStatistics { kind, count, total_amount }| Day { day: kind, count, total_amount };
     Ok(Some(Usage {
-        since: cut_over.since,
+        since: cutover.since,
         users_written: None,
         transactions,
         days: days.iter().map(kind_of).map(day).collect(),

@@ -47,7 +47,7 @@ async fn what_transactions_explain_passes_and_nothing_else() {
     world.backed_up().await;
     let app = owner(&world).await;
     change(&app, 1, 7).await;
-    world.cut_over(UP).await;
+    world.cutover(UP).await;
     assert_eq!(users.measure().await, number("0"));
 
     change(&app, 1, -3).await;
@@ -86,7 +86,7 @@ async fn times_without_zone_are_read_in_the_zone_of_the_spec() {
                  ALTER DATABASE shop_{{n}} SET timezone = 'Europe/Berlin'"
             ))
             .await;
-        world.cut_over(UP).await;
+        world.cutover(UP).await;
         let (app, mut users) = (owner(&world).await, users(&world));
         let change = |user: i64, ago: &str| {
             format!(
@@ -106,7 +106,7 @@ async fn times_without_zone_are_read_in_the_zone_of_the_spec() {
 #[tokio::test]
 async fn users_who_come_and_go() {
     let mut world = World::new().await;
-    world.cut_over(UP).await;
+    world.cutover(UP).await;
     let (app, mut users) = (owner(&world).await, users(&world));
     let come = "INSERT INTO users (id, email, api_token) VALUES (1001, 'new@example.com', 'x'), (1002, 'other@example.com', 'y');
         INSERT INTO user_credits (user_id, balance) VALUES (1001, 20), (1002, 20);
@@ -150,7 +150,7 @@ async fn both_edges_of_the_cut_over() {
         early.batch_execute("BEGIN; SELECT now()").await.unwrap();
         holder.batch_execute("SELECT pg_advisory_unlock(77)").await.unwrap();
     };
-    tokio::join!(world.cut_over(&up), meanwhile);
+    tokio::join!(world.cutover(&up), meanwhile);
     let write = "UPDATE user_credits SET balance = balance - 4 WHERE user_id = 8;
         INSERT INTO credit_transactions (user_id, type, amount) VALUES (8, 'usage', -4); COMMIT";
     early.batch_execute(write).await.unwrap();
@@ -169,7 +169,7 @@ async fn both_edges_of_the_cut_over() {
 #[tokio::test]
 async fn a_schema_without_transactions_says_so() {
     let mut world = World::new().await;
-    world.cut_over(&format!("{UP}; ALTER TABLE credit_transactions RENAME amount TO delta")).await;
+    world.cutover(&format!("{UP}; ALTER TABLE credit_transactions RENAME amount TO delta")).await;
     let (app, mut users) = (owner(&world).await, users(&world));
     app.batch_execute("UPDATE user_credits SET balance = 0").await.unwrap();
     let measured = users.measure().await;
@@ -191,7 +191,7 @@ async fn a_schema_without_transactions_says_so() {
 #[tokio::test]
 async fn the_sum_in_percent() {
     let mut world = World::new().await;
-    world.cut_over(UP).await;
+    world.cutover(UP).await;
     let (app, mut total) = (owner(&world).await, compare(&world, BalancesComparison::Total));
     assert_eq!(total.measure().await, number("0"));
     // 451500 credits in all.
@@ -211,7 +211,7 @@ async fn a_measurement_costs_what_changed() {
         INSERT INTO credit_transactions (user_id, type, amount) SELECT n, 'bonus', n FROM generate_series(1001, 101000) n;
         ANALYZE";
     app.batch_execute(many).await.unwrap();
-    world.cut_over(UP).await;
+    world.cutover(UP).await;
     let mut users = users(&world);
     for user in 1001..1021 {
         change(&app, user, 3).await;

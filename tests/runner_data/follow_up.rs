@@ -13,7 +13,7 @@ fn report(world: &World, ending: &str) -> (Value, Vec<u8>) {
 #[tokio::test]
 async fn the_report_tells_figures_and_checks() {
     let mut world = World::new().await;
-    world.cut_over(UP).await;
+    world.cutover(UP).await;
     let app = world.target().connect("application").await.unwrap();
     let changes = "UPDATE user_credits SET balance = balance - 2 WHERE user_id <= 3;
         INSERT INTO credit_transactions (user_id, type, amount) SELECT n, 'usage', -2 FROM generate_series(1, 3) n;
@@ -74,7 +74,7 @@ async fn the_report_tells_figures_and_checks() {
 #[tokio::test]
 async fn a_schema_that_gave_up_transactions_still_has_a_report_and_it_may_be_written_twice() {
     let mut world = World::new().await;
-    world.cut_over(&format!("{UP}; DROP TABLE credit_transactions")).await;
+    world.cutover(&format!("{UP}; DROP TABLE credit_transactions")).await;
     world.spec.task = Task::WeekReview;
     for _ in 0..2 {
         let outcome = world.run(Task::WeekReview).await;

@@ -18,7 +18,7 @@ use credit_migration::{
         Failure,
         archive::Tools,
         backup, checks, cleanup,
-        database::control::{self, Applied, ControlSpec, Sql, Stop},
+        database::control::{self, Applied, ControlSpec, Sql, StopSignal},
         follow_up, key_users,
         postgres::Target,
         preflight, rehearsal,
@@ -238,11 +238,11 @@ impl World {
     }
 
     /// Takes the backup, and runs an up SQL as the window does.
-    pub async fn cut_over(&mut self, up: &str) {
+    pub async fn cutover(&mut self, up: &str) {
         self.backed_up().await;
         let sql = Sql { statements: sql::for_run(up).unwrap(), sha256: sha256(up.as_bytes()) };
         let mut client = self.target().connect("window").await.unwrap();
-        let applied = control::run_up(&mut client, &self.control_spec(), &sql, &Stop::default()).await.unwrap();
+        let applied = control::run_up(&mut client, &self.control_spec(), &sql, &StopSignal::default()).await.unwrap();
         assert!(matches!(applied, Applied::Now { .. }), "{applied:?}");
     }
 

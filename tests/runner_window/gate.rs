@@ -8,7 +8,7 @@ use credit_migration::{
         cleanup::cleanup,
         database::control::{
             self, ControlSpec,
-            write_block::{self, Finished},
+            write_block::{self, RecordedEnd},
         },
     },
 };
@@ -25,16 +25,17 @@ const QUEUED: &str = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND 
 
 /// Closes the gate as the window does, up to the lock.
 async fn close(client: &mut Client, spec: &ControlSpec) -> u32 {
-    let closed_at = write_block::close(client, spec, Direction::Forward, 1, Timestamp::from_second(DEADLINE).unwrap())
-        .await
-        .unwrap();
-    write_block::drain(client, spec, closed_at, Duration::from_secs(3)).await.unwrap()
+    let blocked_at =
+        write_block::enable(client, spec, Direction::Forward, 1, Timestamp::from_second(DEADLINE).unwrap())
+            .await
+            .unwrap();
+    write_block::drain(client, spec, blocked_at, Duration::from_secs(3)).await.unwrap()
 }
 
 async fn open(client: &mut Client, spec: &ControlSpec) {
     write_block::restore_default(client, spec).await.unwrap();
-    let end = Finished { schema: SchemaInPlace::Old, failure: None };
-    assert!(write_block::open(client, spec, Direction::Forward, &end, &Default::default()).await.unwrap().is_some());
+    let end = RecordedEnd { schema: SchemaInPlace::Old, failure: None };
+    assert!(write_block::disable(client, spec, Direction::Forward, &end, &Default::default()).await.unwrap().is_some());
 }
 
 #[tokio::test]
@@ -176,7 +177,7 @@ async fn no_session_stays_read_only_and_none_is_ended_twice() {
     }
     let until = write_block::restore_default(&client, &spec).await.unwrap().unwrap();
     open(&mut client, &spec).await;
-    write_block::end_read_only_sessions(&client, until).await.unwrap();
+    write_block::terminate_read_only_sessions(&client, until).await.unwrap();
     for (role, _, session) in &after {
         assert_eq!(
             state_of(session, "UPDATE user_credits SET balance = balance WHERE user_id = 1").await,

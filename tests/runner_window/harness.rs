@@ -279,7 +279,7 @@ pub fn spec() -> ControlSpec {
         "backup": {"store": {"url": "s3://backups/x/", "secretRef": {"name": "store"}}}
     }))
     .unwrap();
-    ControlSpec { patience: Duration::from_secs(10), ..ControlSpec::new("uid-1", "credit-v2", &plan) }
+    ControlSpec { trigger_timeout: Duration::from_secs(10), ..ControlSpec::new("uid-1", "credit-v2", &plan) }
 }
 
 pub fn sql(statements: &[&str]) -> Sql {

@@ -4,7 +4,7 @@ use credit_migration::{
     api::Reason,
     runner::{
         Failure,
-        database::control::{self, Applied, ControlSpec, Sql, Stop},
+        database::control::{self, Applied, ControlSpec, Sql, StopSignal},
     },
 };
 use tokio_postgres::Client;
@@ -12,7 +12,7 @@ use tokio_postgres::Client;
 use crate::harness::{Database, sample_down, sample_up, spec, sql};
 
 async fn up(client: &mut Client, spec: &ControlSpec, sql: &Sql) -> Result<Applied, Failure> {
-    control::run_up(client, spec, sql, &Stop::default()).await
+    control::run_up(client, spec, sql, &StopSignal::default()).await
 }
 
 /// Runs an up SQL that must be refused; nothing of it may be left.
@@ -105,9 +105,9 @@ async fn settings_of_the_sql_neither_mislead_the_proof_nor_outlive_it() {
 async fn once_is_once_and_undone_stays_undone() {
     let (database, spec) = (Database::new().await, spec());
     let mut client = database.prepared(&spec).await;
-    assert_eq!(control::run_down(&mut client, &spec, &sample_down()).await.unwrap(), Applied::Nothing);
+    assert_eq!(control::run_down(&mut client, &spec, &sample_down()).await.unwrap(), Applied::NotApplicable);
     assert!(matches!(up(&mut client, &spec, &sample_up()).await.unwrap(), Applied::Now { .. }));
-    assert!(matches!(up(&mut client, &spec, &sample_up()).await.unwrap(), Applied::Before { .. }));
+    assert!(matches!(up(&mut client, &spec, &sample_up()).await.unwrap(), Applied::Earlier { .. }));
     assert_eq!(up(&mut client, &spec, &sql(&["SELECT 1"])).await.unwrap_err().reason, Reason::SqlChanged);
     // What the SQL made is guarded, what it renamed still is, and the balances are captured.
     let guards = database.value("SELECT string_agg(tgrelid::regclass || ' ' || tgenabled::text, ',' ORDER BY tgrelid::regclass::text) FROM pg_trigger WHERE tgname = 'credit_migration_block_writes'").await;
@@ -116,8 +116,8 @@ async fn once_is_once_and_undone_stays_undone() {
         "credit_packages_v1_archive A,credit_plans A,credit_purchases_v1_archive A,credit_transactions A,subscription_credits A,user_credits A"
     );
     assert!(matches!(control::run_down(&mut client, &spec, &sample_down()).await.unwrap(), Applied::Now { .. }));
-    assert!(matches!(control::run_down(&mut client, &spec, &sample_down()).await.unwrap(), Applied::Before { .. }));
-    assert_eq!(up(&mut client, &spec, &sample_up()).await.unwrap(), Applied::Nothing);
+    assert!(matches!(control::run_down(&mut client, &spec, &sample_down()).await.unwrap(), Applied::Earlier { .. }));
+    assert_eq!(up(&mut client, &spec, &sample_up()).await.unwrap(), Applied::NotApplicable);
     let guards = database.value("SELECT count(*) FROM pg_trigger WHERE tgname = 'credit_migration_block_writes'").await;
     assert_eq!(guards, "4");
 }

@@ -28,7 +28,7 @@ use crate::{
     api::{BalancesCheck, BalancesComparison, Credits, Reason},
     runner::{
         Failure,
-        database::control::{self, BalancesTable, ControlSpec, CutOver, TransactionsTable},
+        database::control::{self, BalancesTable, ControlSpec, Cutover, TransactionsTable},
         judge::{Measurement, Value},
         postgres::classify,
     },
@@ -129,10 +129,10 @@ impl Compare {
     async fn value(&mut self) -> Result<String, Lack> {
         let Self { session, control_spec, credits, comparison, since, users, total } = self;
         let tx = begin(session.client().await?).await?;
-        let Some(cut_over) = control::cut_over(&tx, control_spec).await? else {
+        let Some(cutover) = control::cutover(&tx, control_spec).await? else {
             return Err(Lack::Nothing("the ledger of the database knows no cut-over of this migration".to_owned()));
         };
-        if since.replace(cut_over.since) != Some(cut_over.since) {
+        if since.replace(cutover.since) != Some(cutover.since) {
             (*users, *total) = (Users::default(), None);
         }
         for table in ["baseline", "changed_users"] {
@@ -150,7 +150,7 @@ impl Compare {
                         "{lacks}: nothing explains balances; next: watch this schema with a sql check"
                     ))
                 })?;
-                let query = Query { tx: &tx, control_spec, cut_over, balances, transactions };
+                let query = Query { tx: &tx, control_spec, cutover, balances, transactions };
                 users.measure(&query).await?.to_string()
             }
             BalancesComparison::Total => percent(&tx, control_spec, &balances, total).await?,
@@ -198,7 +198,7 @@ async fn percent(
 struct Query<'a> {
     tx: &'a Transaction<'a>,
     control_spec: &'a ControlSpec,
-    cut_over: CutOver,
+    cutover: Cutover,
     balances: BalancesTable,
     transactions: TransactionsTable,
 }
@@ -264,7 +264,7 @@ impl Query<'_> {
     /// Among the users that `ids` selects (`$2`: `listed`), those whose balance nothing explains: how many, and at most
     /// [`MAX_LISTED`] + 1 of them by name.
     async fn unexplained(&self, ids: &str, listed: &[String]) -> Result<(i64, Vec<String>), Lack> {
-        let Self { tx, control_spec, cut_over, balances, transactions } = self;
+        let Self { tx, control_spec, cutover, balances, transactions } = self;
         let BalancesTable { table, user, balance, user_type } = balances;
         let x = transactions;
         let query = format!(
@@ -286,7 +286,7 @@ impl Query<'_> {
             table = table.sql(),
             limit = MAX_LISTED + 1,
         );
-        let row = tx.query_one(&query, &[&control_spec.uid, &listed, &cut_over.since, &cut_over.xmin]).await?;
+        let row = tx.query_one(&query, &[&control_spec.uid, &listed, &cutover.since, &cutover.xmin]).await?;
         Ok((row.get(0), row.get(1)))
     }
 }

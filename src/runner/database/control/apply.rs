@@ -22,7 +22,7 @@ use super::{
     ControlSpec, LOCK_CHANGE, LOCK_CLASS, Sql, Table, balances,
     baseline::{compare_with, reconcile, unexplained},
     protected,
-    triggers::{check_claim, ensure_all_in, limits},
+    triggers::{check_owner, ensure_triggers_in, transaction_settings},
 };
 use crate::{
     api::{Direction, Reason},
@@ -47,33 +47,33 @@ pub enum Applied {
         reconciled_users: u64,
     },
     /// An earlier call did. Nothing was run.
-    Before {
+    Earlier {
         /// As above.
         seconds: f64,
         /// As above.
         reconciled_users: u64,
     },
     /// Way there: the migration was undone, and is not run again. Way back: it never ran. Nothing was run.
-    Nothing,
+    NotApplicable,
 }
 
 /// Lets a caller stop a run between two statements, beside cancelling the statement in flight.
 #[derive(Debug, Default)]
-pub struct Stop(AtomicBool);
+pub struct StopSignal(AtomicBool);
 
-impl Stop {
-    /// From now on no further statement is begun, and nothing is committed.
-    pub fn stop(&self) {
+impl StopSignal {
+    /// From now on no further statement is started, and nothing is committed.
+    pub fn request(&self) {
         self.0.store(true, Ordering::SeqCst);
     }
 
-    /// Whether [`Stop::stop`] was called.
-    pub fn stopped(&self) -> bool {
+    /// Whether [`StopSignal::request`] was called.
+    pub fn requested(&self) -> bool {
         self.0.load(Ordering::SeqCst)
     }
 
     fn check(&self) -> Result<(), Failure> {
-        match self.stopped() {
+        match self.requested() {
             true => Err(Failure::new(
                 Reason::DeadlinePassed,
                 "the SQL was stopped before it was done; nothing of it remains",
@@ -89,7 +89,7 @@ impl Stop {
 /// `SqlFailed` with the statement's number, `LockTimeout`, `TablesNotGone`, `BalancesUnexplained`, `TableMissing`,
 /// `ColumnMissing`, `DatabaseInUse`, `SqlChanged`, `DeadlinePassed` when stopped: nothing was changed.
 /// `ConnectionLost`: the ledger knows.
-pub async fn run_up(client: &mut Client, spec: &ControlSpec, sql: &Sql, stop: &Stop) -> Result<Applied, Failure> {
+pub async fn run_up(client: &mut Client, spec: &ControlSpec, sql: &Sql, stop: &StopSignal) -> Result<Applied, Failure> {
     run(client, spec, sql, Direction::Forward, stop).await
 }
 
@@ -98,7 +98,7 @@ pub async fn run_up(client: &mut Client, spec: &ControlSpec, sql: &Sql, stop: &S
 /// # Errors
 /// As [`run_up`]; `VerifyDownFailed` if `verifyDown` answers no row, or a boolean that is not true.
 pub async fn run_down(client: &mut Client, spec: &ControlSpec, sql: &Sql) -> Result<Applied, Failure> {
-    run(client, spec, sql, Direction::Rollback, &Stop::default()).await
+    run(client, spec, sql, Direction::Rollback, &StopSignal::default()).await
 }
 
 async fn run(
@@ -106,7 +106,7 @@ async fn run(
     spec: &ControlSpec,
     sql: &Sql,
     direction: Direction,
-    stop: &Stop,
+    stop: &StopSignal,
 ) -> Result<Applied, Failure> {
     let result = transaction(client, spec, sql, direction, stop).await;
     // The SQL may have set what outlives its transaction; a lost connection has nothing left to reset.
@@ -122,34 +122,34 @@ async fn transaction(
     spec: &ControlSpec,
     sql: &Sql,
     direction: Direction,
-    stop: &Stop,
+    stop: &StopSignal,
 ) -> Result<Applied, Failure> {
-    let begin = Instant::now();
+    let start = Instant::now();
     let tx = client.build_transaction().read_only(false).start().await?;
-    tx.batch_execute(&limits(spec)).await?;
+    tx.batch_execute(&transaction_settings(spec)).await?;
     tx.batch_execute(&format!("SELECT pg_catalog.pg_advisory_xact_lock({LOCK_CLASS}, {LOCK_CHANGE})")).await?;
-    if let Some(known) = known(&tx, spec, sql, direction).await? {
-        return Ok(known);
+    if let Some(applied) = recorded(&tx, spec, sql, direction).await? {
+        return Ok(applied);
     }
-    check_claim(&tx, spec).await?;
+    check_owner(&tx, spec).await?;
 
-    let before = Before::read(&tx, spec).await?;
+    let before = StateBefore::read(&tx, spec).await?;
     lock(&tx, &before.tables).await?;
     let balances_before = balances(&tx, spec, None).await?;
-    let captured = reconcile(&tx, spec, &balances_before).await?;
+    let reconciled_users = reconcile(&tx, spec, &balances_before).await?;
 
     let mut texts = Vec::with_capacity(sql.statements.len());
     for (index, statement) in sql.statements.iter().enumerate() {
         stop.check()?;
-        let begun = Instant::now();
+        let statement_start = Instant::now();
         tx.batch_execute(statement).await.map_err(|e| classify_statement(&e, index + 1, sql.statements.len()))?;
         let text: String = statement.trim().chars().take(LEDGER_TEXT).collect();
-        texts.push(json!({"number": index + 1, "text": text, "seconds": begun.elapsed().as_secs_f64()}));
+        texts.push(json!({"number": index + 1, "text": text, "seconds": statement_start.elapsed().as_secs_f64()}));
     }
 
     // The SQL may have changed any of these, and what follows must not depend on it.
     tx.execute("SELECT pg_catalog.set_config('search_path', $1, true)", &[&before.search_path]).await?;
-    tx.batch_execute(&format!("RESET SESSION AUTHORIZATION; RESET ROLE; {}", limits(spec))).await?;
+    tx.batch_execute(&format!("RESET SESSION AUTHORIZATION; RESET ROLE; {}", transaction_settings(spec))).await?;
     let xid: String = tx.query_one("SELECT pg_catalog.pg_current_xact_id()::text", &[]).await?.get(0);
     if xid != before.xid {
         return Err(Failure::new(
@@ -179,13 +179,13 @@ async fn transaction(
     {
         verify_down(&tx, query).await?;
     }
-    let mut guarded = before.made(&tx).await?;
-    guarded.extend(before.tables.iter().cloned());
-    ensure_all_in(&tx, &guarded, &balances_after).await?;
+    let mut protected = before.new_tables(&tx).await?;
+    protected.extend(before.tables.iter().cloned());
+    ensure_triggers_in(&tx, &protected, &balances_after).await?;
     // From here on the capture tells what was written on the new version (way there) or after the way back.
     tx.batch_execute("DELETE FROM credit_migration.changed_users").await?;
 
-    let seconds = begin.elapsed().as_secs_f64();
+    let seconds = start.elapsed().as_secs_f64();
     tx.execute(
         "INSERT INTO credit_migration.ledger (migration_uid, step, sql_sha256, statements, seconds, reconciled_users, texts)
          VALUES ($1, $2, $3, $4, $5, $6, $7)",
@@ -195,18 +195,18 @@ async fn transaction(
             &sql.sha256,
             &i32::try_from(sql.statements.len()).unwrap_or(i32::MAX),
             &seconds,
-            &i64::try_from(captured).unwrap_or(i64::MAX),
+            &i64::try_from(reconciled_users).unwrap_or(i64::MAX),
             &Json(texts),
         ],
     )
     .await?;
     stop.check()?;
     tx.commit().await?;
-    Ok(Applied::Now { seconds, reconciled_users: captured })
+    Ok(Applied::Now { seconds, reconciled_users })
 }
 
 /// What the ledger already knows, `None` if the step is to be run.
-async fn known(
+async fn recorded(
     tx: &Transaction<'_>,
     spec: &ControlSpec,
     sql: &Sql,
@@ -218,7 +218,7 @@ async fn known(
             &[&spec.uid],
         )
         .await?;
-    let of = |wanted: Direction| rows.iter().find(|row| row.get::<_, &str>(0) == wanted.sql_name());
+    let row_of = |wanted: Direction| rows.iter().find(|row| row.get::<_, &str>(0) == wanted.sql_name());
     let applied = |row: &Row| -> Result<Applied, Failure> {
         let recorded: &str = row.get(1);
         if recorded != sql.sha256 {
@@ -229,20 +229,20 @@ async fn known(
             );
             return Err(Failure::new(Reason::SqlChanged, message));
         }
-        Ok(Applied::Before {
+        Ok(Applied::Earlier {
             seconds: row.get(2),
             reconciled_users: u64::try_from(row.get::<_, i64>(3)).unwrap_or_default(),
         })
     };
-    match (direction, of(Direction::Forward), of(Direction::Rollback)) {
-        (Direction::Forward, _, Some(_)) | (Direction::Rollback, None, None) => Ok(Some(Applied::Nothing)),
+    match (direction, row_of(Direction::Forward), row_of(Direction::Rollback)) {
+        (Direction::Forward, _, Some(_)) | (Direction::Rollback, None, None) => Ok(Some(Applied::NotApplicable)),
         (Direction::Forward, Some(row), None) | (Direction::Rollback, _, Some(row)) => applied(row).map(Some),
         (Direction::Forward, None, None) | (Direction::Rollback, Some(_), None) => Ok(None),
     }
 }
 
 /// What there was before the SQL.
-struct Before {
+struct StateBefore {
     tables: Vec<Table>,
     oids: Vec<u32>,
     search_path: String,
@@ -254,7 +254,7 @@ const USER_TABLES: &str = "FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespa
     WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'credit_migration')
       AND n.nspname NOT LIKE 'pg\\_toast%'";
 
-impl Before {
+impl StateBefore {
     async fn read(tx: &Transaction<'_>, spec: &ControlSpec) -> Result<Self, Failure> {
         let tables = protected(tx, spec).await?;
         let oids = tx.query(&format!("SELECT c.oid {USER_TABLES}"), &[]).await?;
@@ -265,7 +265,7 @@ impl Before {
     }
 
     /// Tables that the SQL made.
-    async fn made(&self, tx: &Transaction<'_>) -> Result<Vec<Table>, Failure> {
+    async fn new_tables(&self, tx: &Transaction<'_>) -> Result<Vec<Table>, Failure> {
         let rows = tx
             .query(
                 &format!("SELECT n.nspname::text, c.relname::text {USER_TABLES} AND c.oid <> ALL ($1)"),

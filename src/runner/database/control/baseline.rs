@@ -21,9 +21,9 @@ use crate::{
 };
 
 /// Captured rows that one refresh deletes at most: what is left is there for the next one.
-const MAX_FORGOTTEN: i64 = 500_000;
+const MAX_DELETED_PER_REFRESH: i64 = 500_000;
 /// How long the window waits for a figure that is for people.
-const COUNT: Duration = Duration::from_secs(2);
+const USERS_WRITTEN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Records every user's balance as the caller's snapshot shows it. Returns the number of users.
 ///
@@ -57,8 +57,8 @@ pub async fn refresh_baseline(client: &mut Client, spec: &ControlSpec) -> Result
     let balances = balances(client, spec, None).await?;
     let tx = snapshot(client, Access::Write).await?;
     let users = reconcile(&tx, spec, &balances).await?;
-    let seen: Vec<i64> = tx
-        .query("SELECT id FROM credit_migration.changed_users LIMIT $1", &[&MAX_FORGOTTEN])
+    let recorded: Vec<i64> = tx
+        .query("SELECT id FROM credit_migration.changed_users LIMIT $1", &[&MAX_DELETED_PER_REFRESH])
         .await?
         .iter()
         .map(|row| row.get(0))
@@ -70,19 +70,20 @@ pub async fn refresh_baseline(client: &mut Client, spec: &ControlSpec) -> Result
         .execute(
             "DELETE FROM credit_migration.changed_users WHERE id IN
                  (SELECT id FROM credit_migration.changed_users WHERE id = ANY ($1) FOR UPDATE SKIP LOCKED)",
-            &[&seen],
+            &[&recorded],
         )
         .await?;
     Ok(users)
 }
 
-/// As [`users_written`], for a window, which has no time for it: at most [`COUNT`].
+/// As [`users_written`], for a window, which has no time for it: at most [`USERS_WRITTEN_TIMEOUT`].
 ///
 /// # Errors
 /// `DatabaseUnavailable` if it takes longer; database errors.
 pub async fn users_written_within(client: &mut Client, spec: &ControlSpec) -> Result<u64, Failure> {
     let tx = client.build_transaction().read_only(true).start().await?;
-    let limits = format!("SET LOCAL statement_timeout = {0}; SET LOCAL lock_timeout = {0}", millis(COUNT));
+    let limits =
+        format!("SET LOCAL statement_timeout = {0}; SET LOCAL lock_timeout = {0}", millis(USERS_WRITTEN_TIMEOUT));
     tx.batch_execute(&limits).await?;
     // Rolled back when it is dropped.
     users_written(&tx, spec).await

@@ -8,7 +8,7 @@ use crate::{api::Transactions, runner::Failure};
 
 /// The commit of the up SQL.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CutOver {
+pub struct Cutover {
     /// Begin of the transaction that ran the SQL, by the server's clock. Whatever bears a later time was written after the
     /// cut-over, or by that transaction itself.
     ///
@@ -19,7 +19,7 @@ pub struct CutOver {
     pub(crate) xmin: String,
 }
 
-impl CutOver {
+impl Cutover {
     /// One that no ledger knows.
     pub(crate) fn at(since: Timestamp) -> Self {
         Self { since, xmin: String::new() }
@@ -30,7 +30,7 @@ impl CutOver {
 ///
 /// # Errors
 /// Database errors.
-pub async fn cut_over(client: &impl GenericClient, spec: &ControlSpec) -> Result<Option<CutOver>, Failure> {
+pub async fn cutover(client: &impl GenericClient, spec: &ControlSpec) -> Result<Option<Cutover>, Failure> {
     if !exists(client, "ledger").await? {
         return Ok(None);
     }
@@ -42,7 +42,7 @@ pub async fn cut_over(client: &impl GenericClient, spec: &ControlSpec) -> Result
             &[&spec.uid],
         )
         .await?;
-    Ok(row.map(|row| CutOver { since: row.get(0), xmin: row.get(1) }))
+    Ok(row.map(|row| Cutover { since: row.get(0), xmin: row.get(1) }))
 }
 
 /// Columns of a table of the spec that are there now, with their types. `None` if there is no such table.

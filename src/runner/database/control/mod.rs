@@ -3,11 +3,11 @@
 //! ```text
 //!  install        claim the database; schema, functions; guard and capture triggers       (days before)
 //!  take_baseline  every user's balance, in the snapshot of the dump                       (Backup)
-//!  write_block::close    one UPDATE: the guards refuse writes                                    (window)
-//!  run_up         THE transaction: locks, baseline brought up to date, SQL, proofs, ledger
+//!  write_block::enable   one UPDATE: the triggers refuse writes                       (window)
+//!  run_up         THE transaction: locks, baseline brought up to date, SQL, verification, ledger
 //!  compare        every user's balance against the baseline                               (beside the rollout)
 //!  run_down       the same transaction for the way back
-//!  write_block::open     one UPDATE: the guards let writes pass
+//!  write_block::disable  one UPDATE: the triggers let writes pass
 //!  cleanup        triggers and functions go, ledger and intent stay as the record         (when no one waits)
 //! ```
 //!
@@ -34,14 +34,14 @@ use std::{
 
 use tokio_postgres::GenericClient;
 
-pub use apply::{Applied, Stop, run_down, run_up};
+pub use apply::{Applied, StopSignal, run_down, run_up};
 pub(crate) use baseline::has_baseline;
 pub use baseline::{compare, refresh_baseline, take_baseline, users_written, users_written_within};
-pub use cutover::{CutOver, cut_over};
+pub use cutover::{Cutover, cutover};
 pub(crate) use cutover::{TransactionsTable, columns, transactions};
-pub use stored_down_sql::{keep_down, kept_down};
+pub use stored_down_sql::{store_down_sql, stored_down_sql};
 pub use triggers::{install, reinstall};
-pub use verify_blocked::prove;
+pub use verify_blocked::verify_writes_blocked;
 
 use crate::{
     api::{Balances, CreditMigrationSpec, Reason},
@@ -56,7 +56,7 @@ pub(crate) const LOCK_CLASS: i32 = 0x636d_6967;
 /// Held by the one window task that works; a second pod waits for it.
 pub(crate) const LOCK_WORKER: i32 = 1;
 /// Held exclusively while the gate is closed; each guarded transaction shares it.
-pub(crate) const LOCK_GATE: i32 = 2;
+pub(crate) const LOCK_WRITE_BLOCK: i32 = 2;
 /// Held for the length of one transaction that installs, migrates or cleans up.
 pub(crate) const LOCK_CHANGE: i32 = 3;
 
@@ -82,7 +82,7 @@ pub struct ControlSpec {
     /// Query that proves the way back.
     pub verify_down: Option<String>,
     /// How long the put-up and take-down of one trigger is tried again before it fails.
-    pub patience: Duration,
+    pub trigger_timeout: Duration,
 }
 
 impl ControlSpec {
@@ -105,7 +105,7 @@ impl ControlSpec {
             lock_timeout: migration.lock_timeout.into(),
             statement_timeout: migration.statement_timeout.into(),
             verify_down: migration.verify_down.clone(),
-            patience: Duration::from_secs(60),
+            trigger_timeout: Duration::from_secs(60),
         }
     }
 }

@@ -54,7 +54,7 @@ pub async fn restore_default(client: &Client, spec: &ControlSpec) -> Result<Opti
     })?;
     // After the commit: a session that begins before it has the old default.
     let restored: Timestamp = client.query_one("SELECT clock_timestamp()", &[]).await?.get(0);
-    end_sessions(client, restored, Some(row.get::<_, Option<Vec<i32>>>(3).unwrap_or_default())).await?;
+    terminate_sessions(client, restored, Some(row.get::<_, Option<Vec<i32>>>(3).unwrap_or_default())).await?;
     // After they were ended: whoever is interrupted here does it all once more.
     client
         .execute(
@@ -70,12 +70,16 @@ pub async fn restore_default(client: &Client, spec: &ControlSpec) -> Result<Opti
 ///
 /// # Errors
 /// Database errors.
-pub async fn end_read_only_sessions(client: &Client, until: Timestamp) -> Result<(), Failure> {
-    end_sessions(client, until, None).await
+pub async fn terminate_read_only_sessions(client: &Client, until: Timestamp) -> Result<(), Failure> {
+    terminate_sessions(client, until, None).await
 }
 
-/// With `at_closing`, the pids of the sessions that were there then: also those whose begin is not to be seen, and that were not.
-async fn end_sessions(client: &Client, until: Timestamp, at_closing: Option<Vec<i32>>) -> Result<(), Failure> {
+/// With `present_at_block`, the pids of the sessions that were there then: also those whose begin is not to be seen, and that were not.
+async fn terminate_sessions(
+    client: &Client,
+    until: Timestamp,
+    present_at_block: Option<Vec<i32>>,
+) -> Result<(), Failure> {
     // The runner's own sessions are writable by their start-up options. Other programs that log in as the migration role are not.
     let rows = client
         .query(
@@ -87,7 +91,7 @@ async fn end_sessions(client: &Client, until: Timestamp, at_closing: Option<Vec<
                AND NOT (a.usename = session_user AND a.application_name LIKE 'credit-migration%')
                AND CASE WHEN a.backend_start IS NULL THEN coalesce(a.pid <> ALL ($2::integer[]), false)
                         ELSE a.backend_start BETWEEN g.blocked_at AND $1 END",
-            &[&until, &at_closing],
+            &[&until, &present_at_block],
         )
         .await?;
     for row in &rows {

@@ -10,7 +10,7 @@ use crate::runner::Failure;
 ///
 /// # Errors
 /// Database errors.
-pub async fn keep_down(client: &Client, spec: &ControlSpec, down: &Sql) -> Result<(), Failure> {
+pub async fn store_down_sql(client: &Client, spec: &ControlSpec, down: &Sql) -> Result<(), Failure> {
     client
         .execute(
             "UPDATE credit_migration.ledger SET down_sha256 = $2, down_statements = $3 WHERE migration_uid = $1 AND step = 'up'",
@@ -24,7 +24,7 @@ pub async fn keep_down(client: &Client, spec: &ControlSpec, down: &Sql) -> Resul
 ///
 /// # Errors
 /// Database errors.
-pub async fn kept_down(client: &Client, spec: &ControlSpec, approved: &str) -> Result<Option<Sql>, Failure> {
+pub async fn stored_down_sql(client: &Client, spec: &ControlSpec, approved: &str) -> Result<Option<Sql>, Failure> {
     if !exists(client, "ledger").await? {
         return Ok(None);
     }

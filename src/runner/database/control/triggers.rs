@@ -11,8 +11,8 @@ use std::time::Instant;
 use tokio_postgres::{Client, GenericClient};
 
 use super::{
-    BalancesTable, ControlSpec, LOCK_CHANGE, LOCK_CLASS, LOCK_GATE, SCHEMA, Table, balances, exists, ident, jitter,
-    literal, millis, protected, resolve, trigger_lock_timeout, with_children,
+    BalancesTable, ControlSpec, LOCK_CHANGE, LOCK_CLASS, LOCK_WRITE_BLOCK, SCHEMA, Table, balances, exists, ident,
+    jitter, literal, millis, protected, resolve, trigger_lock_timeout, with_children,
 };
 use crate::{
     api::Reason,
@@ -20,11 +20,11 @@ use crate::{
 };
 
 /// Statement trigger that refuses writes while the gate is closed.
-pub(crate) const GUARD: &str = "credit_migration_block_writes";
+pub(crate) const WRITE_BLOCK_TRIGGER: &str = "credit_migration_block_writes";
 /// Row trigger that notes whose balance was written.
-pub(crate) const CAPTURE: &str = "credit_migration_track_changes";
+pub(crate) const CHANGE_TRACKING_TRIGGER: &str = "credit_migration_track_changes";
 /// Statement trigger that notes a TRUNCATE of the balances.
-pub(crate) const CAPTURE_ALL: &str = "credit_migration_track_truncates";
+pub(crate) const TRUNCATE_TRACKING_TRIGGER: &str = "credit_migration_track_truncates";
 
 const TABLES: &str = "
 CREATE SCHEMA IF NOT EXISTS credit_migration;
@@ -66,7 +66,7 @@ REVOKE ALL ON ALL TABLES IN SCHEMA credit_migration FROM PUBLIC;
 /// by accident (anybody may set a setting; a person may be logged in as the owner); a role cannot forge another
 /// process's identity. The gate is read before the lock is tried, so that refused writers never hold the lock which
 /// the window is about to take.
-fn guard_function() -> String {
+fn block_writes_function() -> String {
     format!(
         "CREATE OR REPLACE FUNCTION credit_migration.block_writes() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $block_writes$
@@ -85,7 +85,7 @@ BEGIN
             to_char(block.deadline AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'));
     END IF;
     -- A snapshot taken before the gate was closed shows it open for ever; a lock knows no snapshots.
-    IF NOT pg_try_advisory_xact_lock_shared({LOCK_CLASS}, {LOCK_GATE}) THEN
+    IF NOT pg_try_advisory_xact_lock_shared({LOCK_CLASS}, {LOCK_WRITE_BLOCK}) THEN
         RAISE EXCEPTION USING ERRCODE = '25006',
             MESSAGE = format('writes to %I.%I are blocked by a credit migration', TG_TABLE_SCHEMA, TG_TABLE_NAME);
     END IF;
@@ -103,13 +103,13 @@ REVOKE ALL ON FUNCTION credit_migration.block_writes() FROM PUBLIC;"
 /// changed) takes two statements, since one may not meet its own row again.
 ///
 /// A table of an earlier version has no unique index; there each write gets a row, as then. Making the index would block writers.
-fn capture_function(balances: &BalancesTable, unique: bool) -> String {
+fn track_changes_function(balances: &BalancesTable, unique: bool) -> String {
     let BalancesTable { user, balance, .. } = balances;
-    let note = |user: String| {
+    let record = |user: String| {
         let conflict = if unique { " ON CONFLICT (user_id) DO UPDATE SET id = DEFAULT" } else { "" };
         format!("INSERT INTO credit_migration.changed_users (user_id) VALUES ({user}::text){conflict};")
     };
-    let (old, new) = (note(format!("OLD.{user}")), note(format!("NEW.{user}")));
+    let (old, new) = (record(format!("OLD.{user}")), record(format!("NEW.{user}")));
     format!(
         "CREATE OR REPLACE FUNCTION credit_migration.track_changes() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $track_changes$
@@ -136,7 +136,7 @@ REVOKE ALL ON FUNCTION credit_migration.track_changes() FROM PUBLIC;"
 }
 
 /// Makes the capture's function, as its table is.
-async fn put_up_capture(tx: &impl GenericClient, balances: &BalancesTable) -> Result<(), Failure> {
+async fn create_track_changes_function(tx: &impl GenericClient, balances: &BalancesTable) -> Result<(), Failure> {
     let row = tx
         .query_one(
             "SELECT EXISTS (SELECT FROM pg_catalog.pg_index i JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
@@ -145,7 +145,7 @@ async fn put_up_capture(tx: &impl GenericClient, balances: &BalancesTable) -> Re
             &[],
         )
         .await?;
-    tx.batch_execute(&capture_function(balances, row.get(0))).await.map_err(Failure::from)
+    tx.batch_execute(&track_changes_function(balances, row.get(0))).await.map_err(Failure::from)
 }
 
 /// Claims the database, makes the schema, and puts up guards and capture.
@@ -154,9 +154,9 @@ async fn put_up_capture(tx: &impl GenericClient, balances: &BalancesTable) -> Re
 ///
 /// # Errors
 /// `DatabaseInUse` names the migration that holds the database; `TableMissing`, `ColumnMissing`; `LockTimeout` when a
-/// trigger could not be put up within `spec.patience`; database errors.
+/// trigger could not be put up within `spec.trigger_timeout`; database errors.
 pub async fn install(client: &mut Client, spec: &ControlSpec) -> Result<(), Failure> {
-    put_up(client, spec, true).await
+    install_all(client, spec, true).await
 }
 
 /// As [`install`], in a database that is claimed already: a pod of a run that was deleted must not put back what Cleanup has
@@ -165,13 +165,13 @@ pub async fn install(client: &mut Client, spec: &ControlSpec) -> Result<(), Fail
 /// # Errors
 /// `BalancesUnexplained` without the claim: the baseline goes with it; those of [`install`].
 pub async fn reinstall(client: &mut Client, spec: &ControlSpec) -> Result<(), Failure> {
-    put_up(client, spec, false).await
+    install_all(client, spec, false).await
 }
 
-async fn put_up(client: &mut Client, spec: &ControlSpec, claim: bool) -> Result<(), Failure> {
+async fn install_all(client: &mut Client, spec: &ControlSpec, claim: bool) -> Result<(), Failure> {
     for name in &spec.protected {
         // Some may be gone after the migration; the window calls this again, and then only the balances must be there.
-        if resolve(client, name).await?.is_none() && !migrated(client, spec).await? {
+        if resolve(client, name).await?.is_none() && !is_migrated(client, spec).await? {
             return Err(Failure::new(
                 Reason::TableMissing,
                 format!("table {name} does not exist; next: correct spec.credits or spec.migration"),
@@ -179,21 +179,21 @@ async fn put_up(client: &mut Client, spec: &ControlSpec, claim: bool) -> Result<
         }
     }
     let balances = balances(client, spec, None).await?;
-    prepare(client, spec, &balances, claim).await?;
+    create_schema(client, spec, &balances, claim).await?;
     let tables = protected(client, spec).await?;
     for table in with_children(client, &tables).await? {
-        ensure(client, spec, &table, Kind::Guard).await?;
+        ensure_trigger(client, spec, &table, TriggerKind::WriteBlock).await?;
     }
-    for kind in [Kind::CaptureAll, Kind::Capture] {
+    for kind in [TriggerKind::TruncateTracking, TriggerKind::ChangeTracking] {
         for table in with_children(client, std::slice::from_ref(&balances.table)).await? {
-            ensure(client, spec, &table, kind).await?;
+            ensure_trigger(client, spec, &table, kind).await?;
         }
     }
     Ok(())
 }
 
 /// Whether the ledger says that the up SQL of this migration has run.
-async fn migrated(client: &impl GenericClient, spec: &ControlSpec) -> Result<bool, Failure> {
+async fn is_migrated(client: &impl GenericClient, spec: &ControlSpec) -> Result<bool, Failure> {
     if !exists(client, "ledger").await? {
         return Ok(false);
     }
@@ -204,11 +204,11 @@ async fn migrated(client: &impl GenericClient, spec: &ControlSpec) -> Result<boo
 }
 
 /// Whether this migration holds the database. An error if another does.
-async fn claimed(client: &impl GenericClient, spec: &ControlSpec) -> Result<bool, Failure> {
+async fn owns_database(client: &impl GenericClient, spec: &ControlSpec) -> Result<bool, Failure> {
     if !exists(client, "claim").await? {
         return Ok(false);
     }
-    check_claim(client, spec).await?;
+    check_owner(client, spec).await?;
     let row = client
         .query_one("SELECT EXISTS (SELECT FROM credit_migration.claim WHERE migration_uid = $1)", &[&spec.uid])
         .await?;
@@ -216,7 +216,7 @@ async fn claimed(client: &impl GenericClient, spec: &ControlSpec) -> Result<bool
 }
 
 /// Schema, tables, functions, and the claim if it is to be made; one transaction.
-async fn prepare(
+async fn create_schema(
     client: &mut Client,
     spec: &ControlSpec,
     balances: &BalancesTable,
@@ -229,7 +229,7 @@ async fn prepare(
     ))
     .await?;
     // Under the lock under which Cleanup gives the claim back.
-    if !claim && !claimed(&tx, spec).await? {
+    if !claim && !owns_database(&tx, spec).await? {
         let message =
             "guards and baseline of this migration are not there any more; next: let the Backup step run again";
         return Err(Failure::new(Reason::BalancesUnexplained, message));
@@ -252,67 +252,72 @@ async fn prepare(
         &[&spec.uid, &spec.name],
     )
     .await?;
-    let holder = tx
+    let owner = tx
         .query_one(
             "SELECT migration_uid, migration_name, to_char(since AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') FROM credit_migration.claim",
             &[],
         )
         .await?;
-    if holder.get::<_, &str>(0) != spec.uid {
-        let (uid, name, since): (&str, &str, &str) = (holder.get(0), holder.get(1), holder.get(2));
+    if owner.get::<_, &str>(0) != spec.uid {
+        let (uid, name, since): (&str, &str, &str) = (owner.get(0), owner.get(1), owner.get(2));
         let message = format!(
             "the database is held by migration {name} (uid {uid}) since {since}; next: let it end, or abort it with a MigrationDecision"
         );
         return Err(Failure::new(Reason::DatabaseInUse, message));
     }
-    tx.batch_execute(&guard_function()).await?;
-    put_up_capture(&tx, balances).await?;
+    tx.batch_execute(&block_writes_function()).await?;
+    create_track_changes_function(&tx, balances).await?;
     tx.commit().await.map_err(Failure::from)
 }
 
 /// Which trigger.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
-    Guard,
-    Capture,
-    CaptureAll,
+pub(crate) enum TriggerKind {
+    WriteBlock,
+    ChangeTracking,
+    TruncateTracking,
 }
 
-impl Kind {
+impl TriggerKind {
     fn name(self) -> &'static str {
         match self {
-            Kind::Guard => GUARD,
-            Kind::Capture => CAPTURE,
-            Kind::CaptureAll => CAPTURE_ALL,
+            TriggerKind::WriteBlock => WRITE_BLOCK_TRIGGER,
+            TriggerKind::ChangeTracking => CHANGE_TRACKING_TRIGGER,
+            TriggerKind::TruncateTracking => TRUNCATE_TRACKING_TRIGGER,
         }
     }
 
     fn definition(self, table: &Table) -> String {
         let (name, on) = (self.name(), table.sql());
         match self {
-            Kind::Guard => format!(
+            TriggerKind::WriteBlock => format!(
                 "CREATE TRIGGER {name} BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {on} FOR EACH STATEMENT EXECUTE FUNCTION {SCHEMA}.block_writes()"
             ),
-            Kind::Capture => format!(
+            TriggerKind::ChangeTracking => format!(
                 "CREATE TRIGGER {name} AFTER INSERT OR UPDATE OR DELETE ON {on} FOR EACH ROW EXECUTE FUNCTION {SCHEMA}.track_changes()"
             ),
-            Kind::CaptureAll => format!(
+            TriggerKind::TruncateTracking => format!(
                 "CREATE TRIGGER {name} AFTER TRUNCATE ON {on} FOR EACH STATEMENT EXECUTE FUNCTION {SCHEMA}.track_changes()"
             ),
         }
     }
 }
 
-/// Puts one trigger up, in a short transaction of its own, tried again until `spec.patience` is over.
-async fn ensure(client: &mut Client, spec: &ControlSpec, table: &Table, kind: Kind) -> Result<(), Failure> {
-    let begin = Instant::now();
+/// Puts one trigger up, in a short transaction of its own, tried again until `spec.trigger_timeout` is over.
+async fn ensure_trigger(
+    client: &mut Client,
+    spec: &ControlSpec,
+    table: &Table,
+    kind: TriggerKind,
+) -> Result<(), Failure> {
+    let start = Instant::now();
     loop {
         let tx = client.transaction().await?;
         tx.batch_execute(&format!("SET LOCAL lock_timeout = {}", millis(trigger_lock_timeout(spec)))).await?;
-        let result = ensure_in(&tx, table, kind).await;
+        let result = ensure_trigger_in(&tx, table, kind).await;
         match result {
             Ok(()) => return tx.commit().await.map_err(Failure::from),
-            Err(failure) if failure.reason == Reason::LockTimeout && begin.elapsed() < spec.patience => {
+            Err(failure) if failure.reason == Reason::LockTimeout && start.elapsed() < spec.trigger_timeout => {
                 tx.rollback().await?;
                 tokio::time::sleep(jitter(trigger_lock_timeout(spec) * 2)).await;
             }
@@ -320,7 +325,7 @@ async fn ensure(client: &mut Client, spec: &ControlSpec, table: &Table, kind: Ki
                 let message = format!(
                     "trigger {} could not be put up on {table} within {} s: {message}; next: end the transactions that write to {table} for long",
                     kind.name(),
-                    spec.patience.as_secs()
+                    spec.trigger_timeout.as_secs()
                 );
                 return Err(Failure::new(Reason::LockTimeout, message));
             }
@@ -332,7 +337,11 @@ async fn ensure(client: &mut Client, spec: &ControlSpec, table: &Table, kind: Ki
 /// Puts one trigger up inside the caller's transaction, `ENABLE ALWAYS`: `session_replication_role` must not get around it. What a
 /// subscription of logical replication applies does get around the guard (an apply worker fires row triggers only), so Preflight
 /// refuses protected tables that a subscription writes to.
-pub(crate) async fn ensure_in(tx: &impl GenericClient, table: &Table, kind: Kind) -> Result<(), Failure> {
+pub(crate) async fn ensure_trigger_in(
+    tx: &impl GenericClient,
+    table: &Table,
+    kind: TriggerKind,
+) -> Result<(), Failure> {
     let state = tx
         .query_opt(
             "SELECT t.tgenabled = 'A' FROM pg_catalog.pg_trigger t
@@ -354,25 +363,25 @@ pub(crate) async fn ensure_in(tx: &impl GenericClient, table: &Table, kind: Kind
 
 /// Inside the migration's transaction, after its SQL: guards on what is new, guard and capture on the balances (the SQL
 /// may have put another table in their place).
-pub(crate) async fn ensure_all_in(
+pub(crate) async fn ensure_triggers_in(
     tx: &impl GenericClient,
     tables: &[Table],
     balances: &BalancesTable,
 ) -> Result<(), Failure> {
-    put_up_capture(tx, balances).await?;
+    create_track_changes_function(tx, balances).await?;
     for table in with_children(tx, tables).await? {
-        ensure_in(tx, &table, Kind::Guard).await?;
+        ensure_trigger_in(tx, &table, TriggerKind::WriteBlock).await?;
     }
     for table in with_children(tx, std::slice::from_ref(&balances.table)).await? {
-        ensure_in(tx, &table, Kind::Guard).await?;
-        ensure_in(tx, &table, Kind::CaptureAll).await?;
-        ensure_in(tx, &table, Kind::Capture).await?;
+        ensure_trigger_in(tx, &table, TriggerKind::WriteBlock).await?;
+        ensure_trigger_in(tx, &table, TriggerKind::TruncateTracking).await?;
+        ensure_trigger_in(tx, &table, TriggerKind::ChangeTracking).await?;
     }
     Ok(())
 }
 
 /// Inside a transaction: who holds the database. `Ok` if it is `spec` (or nobody).
-pub(crate) async fn check_claim(client: &impl GenericClient, spec: &ControlSpec) -> Result<(), Failure> {
+pub(crate) async fn check_owner(client: &impl GenericClient, spec: &ControlSpec) -> Result<(), Failure> {
     let row = client
         .query_opt(
             "SELECT migration_uid, migration_name FROM credit_migration.claim WHERE migration_uid <> $1",
@@ -390,7 +399,7 @@ pub(crate) async fn check_claim(client: &impl GenericClient, spec: &ControlSpec)
 }
 
 /// `SET LOCAL` of the limits that every transaction of a migration has.
-pub(crate) fn limits(spec: &ControlSpec) -> String {
+pub(crate) fn transaction_settings(spec: &ControlSpec) -> String {
     format!(
         "SET LOCAL lock_timeout = {}; SET LOCAL statement_timeout = {}; SET LOCAL idle_in_transaction_session_timeout = 0;
          SET LOCAL client_min_messages = warning; SET LOCAL credit_migration.pass = {}",

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio_postgres::{Client, error::SqlState};
 
-use super::{ControlSpec, Table, ident, millis, protected, triggers::GUARD};
+use super::{ControlSpec, Table, ident, millis, protected, triggers::WRITE_BLOCK_TRIGGER};
 use crate::{
     api::Reason,
     runner::{
@@ -19,8 +19,8 @@ use crate::{
 /// # Errors
 /// `WritesNotBlocked` if a write went through, or was refused for another cause; `PrivilegeMissing` with the `GRANT`; `LockTimeout`
 /// if a table is not to be had for a write: somebody changes or indexes it.
-pub async fn prove(target: &Target, spec: &ControlSpec) -> Result<String, Failure> {
-    let client = target.connect("proof").await?;
+pub async fn verify_writes_blocked(target: &Target, spec: &ControlSpec) -> Result<String, Failure> {
+    let client = target.connect("verification").await?;
     // The write meets the lock of the table before it meets the guard; an index that is being built would hold it up for minutes.
     let limits = format!(
         "SET lock_timeout = {}; SET statement_timeout = {}",
@@ -29,25 +29,25 @@ pub async fn prove(target: &Target, spec: &ControlSpec) -> Result<String, Failur
     );
     client.batch_execute(&limits).await?;
     let tables = protected(&client, spec).await?;
-    let mut proofs = Vec::new();
+    let mut refusals = Vec::new();
     for role in &spec.application_roles {
         for table in &tables {
             if let Some(write) = harmless_write(&client, role, table).await? {
-                proofs.push(refused(&client, role, table, &write).await?);
+                refusals.push(expect_refusal(&client, role, table, &write).await?);
             }
         }
     }
-    if proofs.is_empty() {
+    if refusals.is_empty() {
         // The application may write none of them: the owner stands in, from a session that the gate does not know.
         let role = target.user();
         for table in &tables {
             if let Some(write) = harmless_write(&client, role, table).await? {
-                proofs.push(refused(&client, role, table, &write).await?);
+                refusals.push(expect_refusal(&client, role, table, &write).await?);
             }
         }
     }
-    match proofs.first() {
-        Some(first) => Ok(format!("{} of {} writes refused; {first}", proofs.len(), proofs.len())),
+    match refusals.first() {
+        Some(first) => Ok(format!("{} of {} writes refused; {first}", refusals.len(), refusals.len())),
         None => Err(Failure::new(
             Reason::WritesNotBlocked,
             "no protected table can be written by the migration role, so nothing proves the gate",
@@ -76,7 +76,7 @@ async fn harmless_write(client: &Client, role: &str, table: &Table) -> Result<Op
     })
 }
 
-async fn refused(client: &Client, role: &str, table: &Table, write: &str) -> Result<String, Failure> {
+async fn expect_refusal(client: &Client, role: &str, table: &Table, write: &str) -> Result<String, Failure> {
     client.batch_execute("BEGIN READ WRITE").await?;
     let result = match client.batch_execute(&format!("SET LOCAL ROLE {}", ident(role))).await {
         Err(e) if e.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
@@ -91,7 +91,7 @@ async fn refused(client: &Client, role: &str, table: &Table, write: &str) -> Res
     match result {
         Ok(()) => {
             let message = format!(
-                "a write of role {role} to {table} went through although the gate is closed; next: check trigger {GUARD} on {table}"
+                "a write of role {role} to {table} went through although the gate is closed; next: check trigger {WRITE_BLOCK_TRIGGER} on {table}"
             );
             Err(Failure::new(Reason::WritesNotBlocked, message))
         }

@@ -10,20 +10,20 @@ use crate::runner::{Failure, postgres::classify};
 
 /// A session that holds the lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Holder {
+pub struct LockHolder {
     /// Its server process.
     pub pid: i32,
     /// Its role.
     pub role: String,
     /// For how long it has been at the same statement, or idle. A task that is well asks something every second.
-    pub silent: Duration,
+    pub idle_for: Duration,
 }
 
 /// What came of ending a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Ended {
+pub enum Termination {
     /// It was told to end, or is gone.
-    Told,
+    Signalled,
     /// It may not be ended; the server's words.
     Refused(String),
 }
@@ -32,7 +32,7 @@ pub enum Ended {
 ///
 /// # Errors
 /// Database errors.
-pub async fn try_work(client: &Client) -> Result<bool, Failure> {
+pub async fn try_acquire(client: &Client) -> Result<bool, Failure> {
     try_lock(client, LOCK_WORKER).await
 }
 
@@ -46,7 +46,7 @@ pub(super) async fn try_lock(client: &Client, which: i32) -> Result<bool, Failur
 ///
 /// # Errors
 /// Database errors.
-pub async fn closed_until(client: &Client, spec: &ControlSpec) -> Result<Option<Timestamp>, Failure> {
+pub async fn blocked_until(client: &Client, spec: &ControlSpec) -> Result<Option<Timestamp>, Failure> {
     if !exists(client, "write_block").await? || !exists(client, "window_record").await? {
         return Ok(None);
     }
@@ -65,7 +65,7 @@ pub async fn closed_until(client: &Client, spec: &ControlSpec) -> Result<Option<
 ///
 /// # Errors
 /// Database errors.
-pub async fn holder(client: &Client) -> Result<Option<Holder>, Failure> {
+pub async fn lock_holder(client: &Client) -> Result<Option<LockHolder>, Failure> {
     let row = client
         .query_opt(
             "SELECT a.pid, coalesce(a.usename::text, ''), extract(epoch FROM clock_timestamp() - a.state_change)::float8
@@ -76,11 +76,11 @@ pub async fn holder(client: &Client) -> Result<Option<Holder>, Failure> {
             &[&LOCK_CLASS, &LOCK_WORKER],
         )
         .await?;
-    Ok(row.map(|row| Holder {
+    Ok(row.map(|row| LockHolder {
         pid: row.get(0),
         role: row.get(1),
         // Of another role's session it is not to be seen: no reason to wait for longer.
-        silent: row.get::<_, Option<f64>>(2).map_or(Duration::MAX, |s| Duration::from_secs_f64(s.max(0.0))),
+        idle_for: row.get::<_, Option<f64>>(2).map_or(Duration::MAX, |s| Duration::from_secs_f64(s.max(0.0))),
     }))
 }
 
@@ -88,10 +88,10 @@ pub async fn holder(client: &Client) -> Result<Option<Holder>, Failure> {
 ///
 /// # Errors
 /// Database errors, but for a missing right.
-pub async fn end(client: &Client, holder: &Holder) -> Result<Ended, Failure> {
+pub async fn terminate(client: &Client, holder: &LockHolder) -> Result<Termination, Failure> {
     match client.query_one("SELECT pg_catalog.pg_terminate_backend($1)", &[&holder.pid]).await {
-        Ok(_) => Ok(Ended::Told),
-        Err(e) if e.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => Ok(Ended::Refused(classify(&e).message)),
+        Ok(_) => Ok(Termination::Signalled),
+        Err(e) if e.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => Ok(Termination::Refused(classify(&e).message)),
         Err(e) => Err(classify(&e)),
     }
 }

@@ -18,9 +18,9 @@ use std::{
 use jiff::Timestamp;
 use tokio_postgres::{Client, error::SqlState, types::Json};
 
-pub use super::read_only_default::{end_read_only_sessions, restore_default};
+pub use super::read_only_default::{restore_default, terminate_read_only_sessions};
 use super::{
-    ControlSpec, LOCK_CLASS, LOCK_GATE, Table, exists, ident, protected, with_children, worker_lock::try_lock,
+    ControlSpec, LOCK_CLASS, LOCK_WRITE_BLOCK, Table, exists, ident, protected, with_children, worker_lock::try_lock,
 };
 use crate::{
     api::{Direction, Reason, SchemaInPlace, WindowProgress},
@@ -29,20 +29,20 @@ use crate::{
 
 /// What the database says of a window: all that a second pod needs to go on.
 #[derive(Clone, Debug, PartialEq, Default)]
-pub struct Snapshot {
+pub struct RecordedState {
     /// The up SQL is committed: seconds it took, users reconciled.
     pub up: Option<(f64, u64)>,
     /// The down SQL is committed.
     pub down: bool,
     /// Since when writes are blocked, if they are.
-    pub closed_at: Option<Timestamp>,
+    pub blocked_at: Option<Timestamp>,
     /// The window that was opened last in this direction.
-    pub intent: Option<Intent>,
+    pub record: Option<WindowRecord>,
 }
 
 /// One opened window.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Intent {
+pub struct WindowRecord {
     /// Attempt of the run that opened it.
     pub attempt: u32,
     /// When it must be over.
@@ -50,14 +50,14 @@ pub struct Intent {
     /// The runner took note of `Switch`.
     pub switch_acknowledged: bool,
     /// How it ended, if it did.
-    pub finished: Option<Finished>,
+    pub finished: Option<RecordedEnd>,
     /// What was reported of it.
     pub progress: WindowProgress,
 }
 
 /// How a window ended.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Finished {
+pub struct RecordedEnd {
     /// The schema that is in place.
     pub schema: SchemaInPlace,
     /// Why it ended without success.
@@ -68,8 +68,12 @@ pub struct Finished {
 ///
 /// # Errors
 /// `DatabaseInUse` if another migration keeps the gate closed; database errors.
-pub async fn observe(client: &Client, spec: &ControlSpec, direction: Direction) -> Result<Snapshot, Failure> {
-    let mut snapshot = Snapshot::default();
+pub async fn recorded_state(
+    client: &Client,
+    spec: &ControlSpec,
+    direction: Direction,
+) -> Result<RecordedState, Failure> {
+    let mut snapshot = RecordedState::default();
     let ledger = client
         .query(
             "SELECT step, seconds, reconciled_users FROM credit_migration.ledger WHERE migration_uid = $1",
@@ -83,7 +87,7 @@ pub async fn observe(client: &Client, spec: &ControlSpec, direction: Direction) 
         }
     }
     // Cleanup takes the gate and leaves ledger and intent: what is migrated must not look as if it were not.
-    let gate = match exists(client, "write_block").await? {
+    let write_block = match exists(client, "write_block").await? {
         true => {
             client
                 .query_opt("SELECT migration_uid, blocked_at FROM credit_migration.write_block WHERE blocked", &[])
@@ -91,26 +95,26 @@ pub async fn observe(client: &Client, spec: &ControlSpec, direction: Direction) 
         }
         false => None,
     };
-    if let Some(row) = gate {
+    if let Some(row) = write_block {
         if row.get::<_, &str>(0) != spec.uid {
             let message =
                 format!("writes are blocked by migration uid {}; next: let it end its window", row.get::<_, &str>(0));
             return Err(Failure::new(Reason::DatabaseInUse, message));
         }
-        snapshot.closed_at = Some(row.get(1));
+        snapshot.blocked_at = Some(row.get(1));
     }
-    let intent = client
+    let record = client
         .query_opt(
             "SELECT attempt, deadline, switch_acknowledged_at IS NOT NULL, finished_at IS NOT NULL, outcome, reason, message, progress
              FROM credit_migration.window_record WHERE migration_uid = $1 AND direction = $2",
             &[&spec.uid, &direction.sql_name()],
         )
         .await?;
-    snapshot.intent = intent.map(|row| Intent {
+    snapshot.record = record.map(|row| WindowRecord {
         attempt: u32::try_from(row.get::<_, i32>(0)).unwrap_or_default(),
         deadline: row.get(1),
         switch_acknowledged: row.get(2),
-        finished: row.get::<_, bool>(3).then(|| Finished {
+        finished: row.get::<_, bool>(3).then(|| RecordedEnd {
             schema: match row.get::<_, Option<&str>>(4) {
                 Some("released") => SchemaInPlace::New,
                 _ => SchemaInPlace::Old,
@@ -133,7 +137,7 @@ pub async fn observe(client: &Client, spec: &ControlSpec, direction: Direction) 
 ///
 /// # Errors
 /// Database errors; nothing was changed.
-pub async fn close(
+pub async fn enable(
     client: &mut Client,
     spec: &ControlSpec,
     direction: Direction,
@@ -182,7 +186,7 @@ pub async fn close(
 
 /// Other roles' sessions in this database. Of a role that it is no member of, the migration role sees no more than pid and
 /// name: neither when a session or its transaction began, nor what it does.
-const OTHERS: &str = "SELECT a.pid, a.usename::text FROM pg_catalog.pg_stat_activity a
+const OTHER_SESSIONS: &str = "SELECT a.pid, a.usename::text FROM pg_catalog.pg_stat_activity a
     WHERE a.datname = current_database() AND a.pid <> pg_backend_pid() AND a.usename <> session_user";
 
 /// Ends the application's sessions, then whoever else has held something of the protected tables since the closing
@@ -191,38 +195,46 @@ const OTHERS: &str = "SELECT a.pid, a.usename::text FROM pg_catalog.pg_stat_acti
 ///
 /// # Errors
 /// `PrivilegeMissing` with the `GRANT`; `LockTimeout` naming who holds on, after `limit`.
-pub async fn drain(client: &Client, spec: &ControlSpec, closed_at: Timestamp, limit: Duration) -> Result<u32, Failure> {
-    let begin = Instant::now();
+pub async fn drain(
+    client: &Client,
+    spec: &ControlSpec,
+    blocked_at: Timestamp,
+    limit: Duration,
+) -> Result<u32, Failure> {
+    let start = Instant::now();
     let tables = with_children(client, &protected(client, spec).await?).await?;
     // By pid: a session that was told to end may still be there in the next round.
     let mut terminated = BTreeSet::new();
-    for (pid, role) in application(client, spec, closed_at, true).await? {
+    for (pid, role) in application_sessions(client, spec, blocked_at, true).await? {
         if terminate(client, pid, &role, true).await? {
             terminated.insert(pid);
         }
     }
-    let at_closing: Vec<i32> = holders(client, &tables).await?.into_iter().map(|(pid, _)| pid).collect();
+    let holders_at_start: Vec<i32> = lock_holders(client, &tables).await?.into_iter().map(|(pid, _)| pid).collect();
     loop {
         // A session that was being opened when the gate was closed may only be seen now.
-        let sessions = application(client, spec, closed_at, false).await?;
+        let sessions = application_sessions(client, spec, blocked_at, false).await?;
         for (pid, role) in &sessions {
             if terminate(client, *pid, role, true).await? {
                 terminated.insert(*pid);
             }
         }
-        let held: Vec<_> =
-            holders(client, &tables).await?.into_iter().filter(|(pid, _)| at_closing.contains(pid)).collect();
-        if begin.elapsed() >= spec.lock_timeout.min(limit / 2) {
-            for (pid, role) in &held {
+        let blockers: Vec<_> = lock_holders(client, &tables)
+            .await?
+            .into_iter()
+            .filter(|(pid, _)| holders_at_start.contains(pid))
+            .collect();
+        if start.elapsed() >= spec.lock_timeout.min(limit / 2) {
+            for (pid, role) in &blockers {
                 terminate(client, *pid, role, false).await?;
             }
         }
-        if sessions.is_empty() && held.is_empty() && try_lock(client, LOCK_GATE).await? {
+        if sessions.is_empty() && blockers.is_empty() && try_lock(client, LOCK_WRITE_BLOCK).await? {
             return Ok(u32::try_from(terminated.len()).unwrap_or(u32::MAX));
         }
-        if begin.elapsed() >= limit {
+        if start.elapsed() >= limit {
             let names: Vec<String> =
-                held.iter().chain(&sessions).map(|(pid, role)| format!("pid {pid} (role {role})")).collect();
+                blockers.iter().chain(&sessions).map(|(pid, role)| format!("pid {pid} (role {role})")).collect();
             let who = if names.is_empty() {
                 // Neither is among the sessions of other roles.
                 "a prepared transaction (see pg_prepared_xacts), or by another session of the migration role (see pg_locks)".to_owned()
@@ -239,32 +251,32 @@ pub async fn drain(client: &Client, spec: &ControlSpec, closed_at: Timestamp, li
     }
 }
 
-/// Sessions of the application older than `closed_at`. Where their age is not to be seen, `unknown` decides.
-async fn application(
+/// Sessions of the application older than `blocked_at`. Where their age is not to be seen, `unknown` decides.
+async fn application_sessions(
     client: &Client,
     spec: &ControlSpec,
-    closed_at: Timestamp,
-    unknown: bool,
+    blocked_at: Timestamp,
+    age_unknown: bool,
 ) -> Result<Vec<(i32, String)>, Failure> {
     let rows = client
         .query(
-            &format!("{OTHERS} AND a.usename::text = ANY ($1) AND coalesce(a.backend_start < $2, $3)"),
-            &[&spec.application_roles, &closed_at, &unknown],
+            &format!("{OTHER_SESSIONS} AND a.usename::text = ANY ($1) AND coalesce(a.backend_start < $2, $3)"),
+            &[&spec.application_roles, &blocked_at, &age_unknown],
         )
         .await?;
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
 /// Other roles' sessions that hold a lock on one of the tables, or the gate's shared lock.
-async fn holders(client: &Client, tables: &[Table]) -> Result<Vec<(i32, String)>, Failure> {
+async fn lock_holders(client: &Client, tables: &[Table]) -> Result<Vec<(i32, String)>, Failure> {
     let names: Vec<String> = tables.iter().map(Table::sql).collect();
     let rows = client
         .query(
             &format!(
-                "{OTHERS} AND EXISTS (SELECT FROM pg_catalog.pg_locks l WHERE l.pid = a.pid AND l.granted
+                "{OTHER_SESSIONS} AND EXISTS (SELECT FROM pg_catalog.pg_locks l WHERE l.pid = a.pid AND l.granted
                    AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
                    AND (l.locktype = 'relation' AND l.relation = ANY (SELECT pg_catalog.to_regclass(name)::oid FROM unnest($1::text[]) AS name)
-                        OR l.locktype = 'advisory' AND l.classid = {LOCK_CLASS} AND l.objid = {LOCK_GATE}))"
+                        OR l.locktype = 'advisory' AND l.classid = {LOCK_CLASS} AND l.objid = {LOCK_WRITE_BLOCK}))"
             ),
             &[&names],
         )
@@ -294,7 +306,7 @@ pub(super) async fn terminate(client: &Client, pid: i32, role: &str, must: bool)
 ///
 /// # Errors
 /// Database errors.
-pub async fn adopt(
+pub async fn take_over(
     client: &mut Client,
     spec: &ControlSpec,
     direction: Direction,
@@ -333,7 +345,7 @@ pub async fn adopt(
 ///
 /// # Errors
 /// Database errors.
-pub async fn end_comparison(client: &Client) -> Result<(), Failure> {
+pub async fn terminate_comparison(client: &Client) -> Result<(), Failure> {
     let own = "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity
                WHERE application_name = 'credit-migration/comparison' AND datname = current_database() AND usename = session_user";
     client.query(own, &[]).await?;
@@ -380,15 +392,15 @@ pub async fn save_progress(
 ///
 /// # Errors
 /// Database errors; the gate is as it was, or open.
-pub async fn open(
+pub async fn disable(
     client: &mut Client,
     spec: &ControlSpec,
     direction: Direction,
-    end: &Finished,
+    end: &RecordedEnd,
     progress: &WindowProgress,
 ) -> Result<Option<Timestamp>, Failure> {
     let tx = client.transaction().await?;
-    let opened = tx
+    let unblocked_at = tx
         .query_opt(
             "UPDATE credit_migration.write_block SET blocked = false, unblocked_at = clock_timestamp(), pid = NULL, backend_start = NULL
              WHERE blocked AND migration_uid = $1 RETURNING unblocked_at",
@@ -409,28 +421,28 @@ pub async fn open(
             },
             &end.failure.as_ref().map(|failure| failure.reason.as_str()),
             &end.failure.as_ref().map(|failure| failure.message.as_str()),
-            &Json(&WindowProgress { released_at: opened.or(progress.released_at), ..progress.clone() }),
+            &Json(&WindowProgress { released_at: unblocked_at.or(progress.released_at), ..progress.clone() }),
         ],
     )
     .await?;
     tx.commit().await?;
     // Held as often as it was taken; what remained would block writes with the gate open.
-    while locked(client).await? {
-        client.query_one("SELECT pg_catalog.pg_advisory_unlock($1, $2)", &[&LOCK_CLASS, &LOCK_GATE]).await?;
+    while holds_exclusive_lock(client).await? {
+        client.query_one("SELECT pg_catalog.pg_advisory_unlock($1, $2)", &[&LOCK_CLASS, &LOCK_WRITE_BLOCK]).await?;
     }
-    Ok(opened)
+    Ok(unblocked_at)
 }
 
 /// Whether this session holds the exclusive side of the gate's lock.
 ///
 /// # Errors
 /// Database errors.
-pub async fn locked(client: &Client) -> Result<bool, Failure> {
+pub async fn holds_exclusive_lock(client: &Client) -> Result<bool, Failure> {
     let row = client
         .query_one(
             "SELECT EXISTS (SELECT FROM pg_catalog.pg_locks WHERE pid = pg_backend_pid() AND granted AND mode = 'ExclusiveLock'
                             AND locktype = 'advisory' AND classid = $1::int4::oid AND objid = $2::int4::oid)",
-            &[&LOCK_CLASS, &LOCK_GATE],
+            &[&LOCK_CLASS, &LOCK_WRITE_BLOCK],
         )
         .await?;
     Ok(row.get(0))

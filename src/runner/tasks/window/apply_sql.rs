@@ -6,7 +6,7 @@ use tokio_postgres::Client;
 
 use super::{
     Channel, WindowOutcome,
-    session::{TICK, WindowTask, ping},
+    session::{POLL_INTERVAL, WindowTask, ping},
 };
 use crate::{
     api::{
@@ -15,30 +15,30 @@ use crate::{
     },
     runner::{
         Failure, UnlessLost,
-        database::control::{self, Applied, Sql, Stop, jitter},
+        database::control::{self, Applied, Sql, StopSignal, jitter},
     },
 };
 
 /// How often a transaction that met a lock is tried again.
-const LOCK_TRIES: u32 = 3;
+const SQL_ATTEMPTS: u32 = 3;
 
 impl<C: Channel> WindowTask<'_, C> {
     /// Runs the up SQL; stops it at the deadline, on `Rollback`, or when the run is gone.
-    pub(super) async fn migrate(&mut self, mut client: Client, up: &Sql) -> Result<WindowOutcome, Failure> {
-        let stop = Stop::default();
-        let mut tries = 0;
+    pub(super) async fn apply_sql(&mut self, mut client: Client, up: &Sql) -> Result<WindowOutcome, Failure> {
+        let stop = StopSignal::default();
+        let mut attempts = 0;
         loop {
-            tries += 1;
+            attempts += 1;
             let token = client.cancel_token();
             let result = {
                 let mut run = pin!(control::run_up(&mut client, self.control_spec(), up, &stop));
                 loop {
                     tokio::select! {
                         result = &mut run => break result,
-                        () = tokio::time::sleep(TICK) => {}
+                        () = tokio::time::sleep(POLL_INTERVAL) => {}
                     }
                     if let Move::End(_) = self.next_move(WindowActivity::ApplyingSql) {
-                        stop.stop();
+                        stop.request();
                         // Waited for: a request still under way could hit a later statement.
                         if let Err(failure) = self.target.cancel(token.clone()).await {
                             tracing::warn!(message = failure.message, "statement not cancelled");
@@ -46,22 +46,22 @@ impl<C: Channel> WindowTask<'_, C> {
                     }
                 }
             };
-            if stop.stopped() {
+            if stop.requested() {
                 // Swallows a cancellation that came too late for the SQL; it must not hit the opening of the gate.
                 let _ = ping(&client).await;
             }
             match result.unless_lost()? {
-                Ok(Applied::Now { seconds, reconciled_users } | Applied::Before { seconds, reconciled_users }) => {
-                    return self.migrated(&mut client, (seconds, reconciled_users)).await;
+                Ok(Applied::Now { seconds, reconciled_users } | Applied::Earlier { seconds, reconciled_users }) => {
+                    return self.sql_applied(&mut client, (seconds, reconciled_users)).await;
                 }
-                Ok(Applied::Nothing) => return self.finish(&mut client, SchemaInPlace::Old, None).await,
+                Ok(Applied::NotApplicable) => return self.finish(&mut client, SchemaInPlace::Old, None).await,
                 Err(failure)
-                    if stop.stopped()
+                    if stop.requested()
                         && let Move::End(ending) = self.next_move(WindowActivity::ApplyingSql) =>
                 {
                     return self.end(&mut client, ending, Some(failure)).await;
                 }
-                Err(failure) if failure.reason == Reason::LockTimeout && tries < LOCK_TRIES => {
+                Err(failure) if failure.reason == Reason::LockTimeout && attempts < SQL_ATTEMPTS => {
                     tokio::time::sleep(jitter(Duration::from_millis(50))).await;
                 }
                 Err(failure) => return self.finish(&mut client, SchemaInPlace::Old, Some(failure)).await,
@@ -70,7 +70,7 @@ impl<C: Channel> WindowTask<'_, C> {
     }
 
     /// The up SQL is committed.
-    pub(super) async fn migrated(
+    pub(super) async fn sql_applied(
         &mut self,
         client: &mut Client,
         (seconds, users): (f64, u64),
@@ -78,10 +78,10 @@ impl<C: Channel> WindowTask<'_, C> {
         self.progress.state = self.progress.state.max(WindowState::Migrated);
         self.progress.migrate_seconds = Some(seconds);
         self.progress.reconciled_users = Some(users);
-        self.keep_down(client).await?;
+        self.store_down_sql(client).await?;
         // Sessions of the restarted application must be ordinary ones; the gate is what blocks.
-        self.restore_default(client).await?;
-        self.milestone(client).await?;
-        self.hold(client).await
+        self.restore_read_only_default(client).await?;
+        self.save_and_report(client).await?;
+        self.await_cutover(client).await
     }
 }

@@ -8,7 +8,7 @@ use tokio_postgres::Client;
 use super::{
     Channel, WindowOutcome,
     background::{comparison, probe},
-    session::{PING, TICK, WindowTask, ping},
+    session::{PING_INTERVAL, POLL_INTERVAL, WindowTask, ping},
 };
 use crate::{
     api::{
@@ -20,13 +20,13 @@ use crate::{
 
 impl<C: Channel> WindowTask<'_, C> {
     /// Waits for the controller with writes blocked. On the way there the full comparison runs beside.
-    pub(super) async fn hold(&mut self, client: &mut Client) -> Result<WindowOutcome, Failure> {
+    pub(super) async fn await_cutover(&mut self, client: &mut Client) -> Result<WindowOutcome, Failure> {
         let up = self.plan.direction == Direction::Forward;
-        if up && !write_block::locked(client).await? {
+        if up && !write_block::holds_exclusive_lock(client).await? {
             // Taken over from an earlier session, whose end gave the lock back.
-            let closed_at = self.progress.blocked_at.unwrap_or(Timestamp::UNIX_EPOCH);
+            let blocked_at = self.progress.blocked_at.unwrap_or(Timestamp::UNIX_EPOCH);
             let drained =
-                write_block::drain(client, self.control_spec(), closed_at, self.control_spec().lock_timeout * 3).await;
+                write_block::drain(client, self.control_spec(), blocked_at, self.control_spec().lock_timeout * 3).await;
             // The gate's row blocks writes all the same; orders and deadline must not wait for the lock.
             if let Err(failure) = drained.unless_lost()? {
                 tracing::warn!(message = failure.message, "the gate's lock is not had again");
@@ -47,7 +47,7 @@ impl<C: Channel> WindowTask<'_, C> {
                 Move::AcknowledgeSwitch => {
                     write_block::acknowledge_switch(client, self.control_spec(), self.plan.direction).await?;
                     self.progress.switch_acknowledged = true;
-                    self.milestone(client).await?;
+                    self.save_and_report(client).await?;
                     continue;
                 }
                 Move::ReportUnexplained => {
@@ -60,7 +60,7 @@ impl<C: Channel> WindowTask<'_, C> {
             tokio::select! {
                 comparison = &mut comparing, if compare => {
                     self.progress.comparison = Some(comparison);
-                    self.milestone(client).await?;
+                    self.save_and_report(client).await?;
                 }
                 answers = &mut probing => {
                     probing.set(probe(channel));
@@ -70,9 +70,9 @@ impl<C: Channel> WindowTask<'_, C> {
                         self.reports.send_modify(|(progress, _)| progress.clone_from(&self.progress));
                     }
                 }
-                _ = tokio::time::timeout(TICK, self.orders.changed()) => {}
+                _ = tokio::time::timeout(POLL_INTERVAL, self.orders.changed()) => {}
             }
-            if pinged.elapsed() > PING {
+            if pinged.elapsed() > PING_INTERVAL {
                 ping(client).await?;
                 pinged = Instant::now();
             }

@@ -14,17 +14,17 @@ use crate::{
 };
 
 /// How often the version probe is asked.
-const ASKED: Duration = Duration::from_millis(250);
+const PROBE_INTERVAL: Duration = Duration::from_millis(250);
 /// Answers that make one observation: each is that of one pod behind the Service.
-const ANSWERS: u32 = 4;
+const PROBES_PER_OBSERVATION: u32 = 4;
 
 /// Asks for the version several times in a row. All that was answered, `v1, v2` if it differs, and when the asking began;
 /// `None` if an answer is missing.
 pub(super) async fn probe<C: Channel>(channel: &C) -> Option<(String, Timestamp)> {
-    let begin = channel.now();
+    let start = channel.now();
     let mut versions = BTreeSet::new();
-    for _ in 0..ANSWERS {
-        tokio::time::sleep(ASKED).await;
+    for _ in 0..PROBES_PER_OBSERVATION {
+        tokio::time::sleep(PROBE_INTERVAL).await;
         versions.insert(channel.probe_version().await?);
     }
     Some((versions.into_iter().collect::<Vec<_>>().join(", "), begin))

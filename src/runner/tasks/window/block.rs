@@ -7,7 +7,7 @@ use tokio_postgres::Client;
 
 use super::{
     Channel, WindowOutcome,
-    session::{TICK, WindowTask},
+    session::{POLL_INTERVAL, WindowTask},
 };
 use crate::{
     api::{
@@ -21,13 +21,17 @@ use crate::{
 };
 
 impl<C: Channel> WindowTask<'_, C> {
-    pub(super) async fn open(&mut self, mut client: Client, deadline: Timestamp) -> Result<WindowOutcome, Failure> {
+    pub(super) async fn block_writes(
+        &mut self,
+        mut client: Client,
+        deadline: Timestamp,
+    ) -> Result<WindowOutcome, Failure> {
         self.progress.state = WindowState::Blocking;
         self.report(None);
         self.deadline = Some(deadline);
         // Set before the call: if the connection is lost in it, the gate may be closed.
-        self.opened = true;
-        let closed_at = match write_block::close(
+        self.writes_may_be_blocked = true;
+        let blocked_at = match write_block::enable(
             &mut client,
             self.control_spec(),
             self.plan.direction,
@@ -39,30 +43,34 @@ impl<C: Channel> WindowTask<'_, C> {
         {
             Err(failure) => {
                 // The closing was refused: the gate is open as before.
-                self.opened = false;
+                self.writes_may_be_blocked = false;
                 self.progress.state = self.plan.direction.schema_before().final_state();
                 return Err(failure);
             }
-            Ok(closed_at) => closed_at,
+            Ok(blocked_at) => blocked_at,
         };
-        self.progress.blocked_at = Some(closed_at);
-        self.blocked(client, closed_at).await
+        self.progress.blocked_at = Some(blocked_at);
+        self.secure_block(client, blocked_at).await
     }
 
     /// The gate is closed: makes sure that it is, and goes on to the SQL (way there) or waits (way back).
-    pub(super) async fn blocked(&mut self, mut client: Client, closed_at: Timestamp) -> Result<WindowOutcome, Failure> {
+    pub(super) async fn secure_block(
+        &mut self,
+        mut client: Client,
+        blocked_at: Timestamp,
+    ) -> Result<WindowOutcome, Failure> {
         let secured = {
-            let mut secure = pin!(self.secure(&client, closed_at));
+            let mut securing = pin!(self.drain_and_verify(&client, blocked_at));
             loop {
                 if let Move::End(ending) = self.next_move(WindowActivity::Blocking) {
                     break Err((ending, None));
                 }
                 tokio::select! {
-                    secured = &mut secure => break secured.unless_lost()?.map_err(|failure| {
+                    secured = &mut securing => break secured.unless_lost()?.map_err(|failure| {
                         let acknowledged = self.progress.switch_acknowledged;
                         (when_blocking_failed(self.plan.direction, acknowledged), Some(failure))
                     }),
-                    () = tokio::time::sleep(TICK) => {}
+                    () = tokio::time::sleep(POLL_INTERVAL) => {}
                 }
             }
         };
@@ -75,9 +83,9 @@ impl<C: Channel> WindowTask<'_, C> {
         }
         self.progress.state = WindowState::Blocked;
         if self.plan.direction == Direction::Forward {
-            self.milestone(&client).await?;
-            return match self.up() {
-                Ok(Some(up)) => self.migrate(client, up).await,
+            self.save_and_report(&client).await?;
+            return match self.approved_up_sql() {
+                Ok(Some(up)) => self.apply_sql(client, up).await,
                 Ok(None) => self.finish(&mut client, SchemaInPlace::Old, None).await,
                 Err(failure) => self.finish(&mut client, SchemaInPlace::Old, Some(failure)).await,
             };
@@ -92,14 +100,14 @@ impl<C: Channel> WindowTask<'_, C> {
                 }
             };
         // The old version is about to be started: its sessions must be ordinary ones, the gate is what blocks.
-        self.restore_default(&client).await?;
-        self.milestone(&client).await?;
-        self.hold(&mut client).await
+        self.restore_read_only_default(&client).await?;
+        self.save_and_report(&client).await?;
+        self.await_cutover(&mut client).await
     }
 
     /// A default that cannot be put back (the SQL gave the database another owner) must not keep the task from its orders:
-    /// `finish` tries again, and tells.
-    pub(super) async fn restore_default(&self, client: &Client) -> Result<(), Failure> {
+    /// `finish` tries again, and reports.
+    pub(super) async fn restore_read_only_default(&self, client: &Client) -> Result<(), Failure> {
         if let Err(failure) = write_block::restore_default(client, self.control_spec()).await.unless_lost()? {
             tracing::error!(message = failure.message, "the read-only default is not put back");
         }
@@ -107,7 +115,11 @@ impl<C: Channel> WindowTask<'_, C> {
     }
 
     /// Drains and proves. The number of sessions that were ended, and the proof.
-    pub(super) async fn secure(&self, client: &Client, closed_at: Timestamp) -> Result<(u32, String), Failure> {
+    pub(super) async fn drain_and_verify(
+        &self,
+        client: &Client,
+        blocked_at: Timestamp,
+    ) -> Result<(u32, String), Failure> {
         // Past an acknowledged switch the deadline ends nothing any more: one that has passed would leave no time to drain, and
         // each way back would fail at once.
         let deadline = self.orders().deadline.or(self.deadline).filter(|_| !self.progress.switch_acknowledged);
@@ -115,7 +127,7 @@ impl<C: Channel> WindowTask<'_, C> {
             Duration::try_from(deadline.duration_since(self.channel.now())).unwrap_or_default()
         });
         let limit = (self.control_spec().lock_timeout * 3 + Duration::from_secs(1)).min(left);
-        let ended = write_block::drain(client, self.control_spec(), closed_at, limit).await?;
-        Ok((ended, control::prove(self.target, self.control_spec()).await?))
+        let ended = write_block::drain(client, self.control_spec(), blocked_at, limit).await?;
+        Ok((ended, control::verify_writes_blocked(self.target, self.control_spec()).await?))
     }
 }

@@ -14,28 +14,32 @@ use crate::{
         Failure, UnlessLost,
         database::control::{
             self, Applied, jitter,
-            write_block::{self, Finished},
+            write_block::{self, RecordedEnd},
         },
     },
 };
 
 /// How often the way back is tried that met a lock: somebody who reads for long must not keep writes blocked.
-const UNDO_TRIES: u32 = 30;
+const ROLLBACK_ATTEMPTS: u32 = 30;
 
 impl<C: Channel> WindowTask<'_, C> {
     /// The way back, whoever wants it; `cause` is why it is no success although it worked.
-    pub(super) async fn undo(&mut self, client: &mut Client, cause: Option<Failure>) -> Result<WindowOutcome, Failure> {
-        let mut tries = 0;
+    pub(super) async fn roll_back(
+        &mut self,
+        client: &mut Client,
+        cause: Option<Failure>,
+    ) -> Result<WindowOutcome, Failure> {
+        let mut attempts = 0;
         // What was compared on the way there proves nothing of the way back.
         self.progress.comparison = None;
         loop {
-            tries += 1;
+            attempts += 1;
             // The comparison beside may still read the tables that the SQL is about to change.
-            write_block::end_comparison(client).await?;
+            write_block::terminate_comparison(client).await?;
             match control::run_down(client, self.control_spec(), &self.down).await.unless_lost()? {
-                Ok(Applied::Nothing) => return self.finish(client, SchemaInPlace::Old, cause).await,
-                Ok(Applied::Now { .. } | Applied::Before { .. }) => return self.undone(client, cause).await,
-                Err(failure) if failure.reason == Reason::LockTimeout && tries < UNDO_TRIES => {
+                Ok(Applied::NotApplicable) => return self.finish(client, SchemaInPlace::Old, cause).await,
+                Ok(Applied::Now { .. } | Applied::Earlier { .. }) => return self.rolled_back(client, cause).await,
+                Err(failure) if failure.reason == Reason::LockTimeout && attempts < ROLLBACK_ATTEMPTS => {
                     // Writes are blocked and the way back is wanted: whoever holds the tables is ended.
                     self.report(Some(failure));
                     let limit = self.control_spec().lock_timeout * 2;
@@ -49,14 +53,14 @@ impl<C: Channel> WindowTask<'_, C> {
                     self.progress.state = WindowState::Held;
                     write_block::save_progress(client, self.control_spec(), self.plan.direction, &self.progress)
                         .await?;
-                    return Ok(self.held(Some(failure)));
+                    return Ok(self.end_stuck(Some(failure)));
                 }
             }
         }
     }
 
     /// The down SQL is committed: compares every balance once more while writes are blocked, then opens the gate.
-    pub(super) async fn undone(
+    pub(super) async fn rolled_back(
         &mut self,
         client: &mut Client,
         cause: Option<Failure>,
@@ -70,7 +74,7 @@ impl<C: Channel> WindowTask<'_, C> {
     }
 
     /// Gives up with writes blocked: a person is needed.
-    fn held(&mut self, failure: Option<Failure>) -> WindowOutcome {
+    fn end_stuck(&mut self, failure: Option<Failure>) -> WindowOutcome {
         self.progress.state = WindowState::Held;
         tracing::error!(failure = ?failure, "writes stay blocked, a person is needed");
         WindowOutcome { progress: self.progress.clone(), failure }
@@ -94,9 +98,9 @@ impl<C: Channel> WindowTask<'_, C> {
         };
         self.progress.deadline_passed |= cause == EndCause::Overdue && ending != Ending::NothingBlocked(None, cause);
         match ending {
-            Ending::Rollback(_) => self.undo(client, failure).await,
+            Ending::Rollback(_) => self.roll_back(client, failure).await,
             Ending::Finish(schema, _) => self.finish(client, schema, failure).await,
-            Ending::Stuck(_) => Ok(self.held(failure)),
+            Ending::Stuck(_) => Ok(self.end_stuck(failure)),
             Ending::NothingBlocked(schema, _) => {
                 self.progress.state = schema.map_or(self.progress.state, SchemaInPlace::final_state);
                 Ok(WindowOutcome { progress: self.progress.clone(), failure })
@@ -115,12 +119,13 @@ impl<C: Channel> WindowTask<'_, C> {
         // A default that cannot be put back is no reason to keep the gate closed too.
         let failure = failure.or_else(|| restored.as_ref().err().cloned());
         self.progress.state = schema.final_state();
-        let end = Finished { schema, failure };
-        let opened = write_block::open(client, self.control_spec(), self.plan.direction, &end, &self.progress).await?;
-        self.opened = false;
-        self.progress.released_at = opened.or(self.progress.released_at.take());
+        let end = RecordedEnd { schema, failure };
+        let unblocked_at =
+            write_block::disable(client, self.control_spec(), self.plan.direction, &end, &self.progress).await?;
+        self.writes_may_be_blocked = false;
+        self.progress.released_at = unblocked_at.or(self.progress.released_at.take());
         if let Ok(Some(until)) = restored
-            && let Err(failure) = write_block::end_read_only_sessions(client, until).await
+            && let Err(failure) = write_block::terminate_read_only_sessions(client, until).await
         {
             tracing::warn!(message = failure.message, "sessions opened inside the window may still be read-only");
         }

@@ -39,7 +39,7 @@ use tokio::sync::watch;
 use tokio_postgres::CancelToken;
 use tokio_util::sync::CancellationToken;
 
-use self::orders::{Orders, WindowReport, handed_over, poll, reporter};
+use self::orders::{Orders, WindowReport, handover, poll, reporter};
 pub use self::{
     orders::{Channel, ChannelError},
     plan::{WindowOutcome, WindowPlan},
@@ -59,29 +59,29 @@ pub async fn run<C: Channel>(
     stop: &CancellationToken,
 ) -> WindowOutcome {
     let WindowOrder { command, deadline } = plan.order;
-    let (orders_in, orders) = watch::channel(Orders { command, deadline, gone: false, last_pod: false });
-    let running = Running::default();
-    let (reports, reports_out) = watch::channel::<WindowReport>((WindowProgress::default(), None));
-    let reported = reports_out.clone();
-    let task = session::WindowTask::new(channel, target, plan, &running, orders, reports);
+    let (order_sender, orders) = watch::channel(Orders { command, deadline, gone: false, last_pod: false });
+    let session = CurrentSession::default();
+    let (reports, report_receiver) = watch::channel::<WindowReport>((WindowProgress::default(), None));
+    let reported = report_receiver.clone();
+    let task = session::WindowTask::new(channel, target, plan, &session, orders, reports);
     let outcome = tokio::select! {
         outcome = task.run() => outcome,
-        never = poll(channel, plan.poll, &orders_in) => match never {},
-        never = reporter(channel, plan.poll, reports_out) => match never {},
-        () = handed_over(channel, plan.poll, &orders_in, stop) => {
+        never = poll(channel, plan.poll, &order_sender) => match never {},
+        never = reporter(channel, plan.poll, report_receiver) => match never {},
+        () = handover(channel, plan.poll, &order_sender, stop) => {
             let progress = reported.borrow().0.clone();
-            running.cancel(target).await;
+            session.cancel(target).await;
             return WindowOutcome { progress, failure: Some(Work::stopped()) };
         }
     };
     // The end is worth some patience; without the API server it is told by the pod's end, and by the database.
-    let last = async {
+    let final_report = async {
         while channel.report(&outcome.progress, outcome.failure.as_ref()).await.is_err_and(|e| e != ChannelError::Gone)
         {
             tokio::time::sleep(plan.poll).await;
         }
     };
-    if tokio::time::timeout(Duration::from_secs(10), last).await.is_err() {
+    if tokio::time::timeout(Duration::from_secs(10), final_report).await.is_err() {
         tracing::warn!(state = ?outcome.progress.state, "the end of the window could not be reported to the API server");
     }
     tracing::info!(state = ?outcome.progress.state, failure = ?outcome.failure, "the window task ends");
@@ -90,11 +90,11 @@ pub async fn run<C: Channel>(
 
 /// The session of the task, for whoever ends the task in the middle.
 #[derive(Default)]
-struct Running(Mutex<Option<CancelToken>>);
+struct CurrentSession(Mutex<Option<CancelToken>>);
 
-impl Running {
+impl CurrentSession {
     /// From now on the task works by this session.
-    fn is(&self, token: CancelToken) {
+    fn set(&self, token: CancelToken) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(token);
     }
 

@@ -12,12 +12,12 @@ use crate::{
 };
 
 /// How often in a row the run must be missing before it counts as gone.
-const GONE: u32 = 3;
+const MISSES_UNTIL_GONE: u32 = 3;
 /// How often in a row the API server must refuse a task that was told to end: one that has just been started may refuse
 /// for a moment.
-const DENIED: u32 = 12;
+const DENIALS_UNTIL_GONE: u32 = 12;
 /// How long a task that was told to end asks for its run. It works on meanwhile.
-const LAST_WORD: Duration = Duration::from_secs(10);
+const SUCCESSOR_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How a call to the API server fails.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -85,7 +85,7 @@ pub(super) async fn poll<C: Channel>(channel: &C, every: Duration, orders: &watc
                 });
             }
             // Not on a single word: what follows undoes a migration.
-            Err(ChannelError::Gone) if missing < GONE => missing += 1,
+            Err(ChannelError::Gone) if missing < MISSES_UNTIL_GONE => missing += 1,
             Err(ChannelError::Gone) => {
                 orders.send_if_modified(|known| !std::mem::replace(&mut known.gone, true));
             }
@@ -101,15 +101,15 @@ pub(super) async fn poll<C: Channel>(channel: &C, every: Duration, orders: &watc
 
 /// Ends when the task was told to end and another pod will go on. When none will, the run counts as gone and the task ends
 /// the window by itself.
-pub(super) async fn handed_over<C: Channel>(
+pub(super) async fn handover<C: Channel>(
     channel: &C,
     every: Duration,
     orders: &watch::Sender<Orders>,
     stop: &CancellationToken,
 ) {
     stop.cancelled().await;
-    let orphaned = tokio::time::timeout(LAST_WORD, orphaned(channel, every)).await.unwrap_or(false);
-    if orphaned || orders.borrow().gone {
+    let alone = tokio::time::timeout(SUCCESSOR_TIMEOUT, has_no_successor(channel, every)).await.unwrap_or(false);
+    if alone || orders.borrow().gone {
         tracing::warn!("told to end, and no pod will come after this one: the window is ended");
         orders.send_modify(|known| (known.gone, known.last_pod) = (true, true));
         std::future::pending::<()>().await;
@@ -119,7 +119,7 @@ pub(super) async fn handed_over<C: Channel>(
 /// Whether nobody will come after this pod. In a namespace that is being deleted the pod's own account and rights may go
 /// before it, so a lasting refusal counts, too. Were it wrong, the old state would be back a little early: the next pod reads
 /// so in the database.
-async fn orphaned<C: Channel>(channel: &C, every: Duration) -> bool {
+async fn has_no_successor<C: Channel>(channel: &C, every: Duration) -> bool {
     let (mut missing, mut denied) = (0, 0);
     loop {
         match channel.successor().await {
@@ -128,7 +128,7 @@ async fn orphaned<C: Channel>(channel: &C, every: Duration) -> bool {
             Err(ChannelError::Denied(_)) => denied += 1,
             Err(ChannelError::Unreachable(_)) => (missing, denied) = (0, 0),
         }
-        if missing > GONE || denied > DENIED {
+        if missing > MISSES_UNTIL_GONE || denied > DENIALS_UNTIL_GONE {
             return true;
         }
         tokio::time::sleep(every).await;
@@ -209,7 +209,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_run_is_gone_only_when_it_is_missing_several_times_in_a_row() {
-        let missing = || (0..GONE).map(|_| ChannelError::Gone);
+        let missing = || (0..MISSES_UNTIL_GONE).map(|_| ChannelError::Gone);
         for between in [ChannelError::Unreachable("503".to_owned()), ChannelError::Denied("403".to_owned())] {
             assert!(!gone_after(missing().chain([between]).chain(missing())).await);
         }

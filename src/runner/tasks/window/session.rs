@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio_postgres::Client;
 
-use super::{Channel, Orders, Running, WindowOutcome, WindowPlan, WindowReport};
+use super::{Channel, CurrentSession, Orders, WindowOutcome, WindowPlan, WindowReport};
 use crate::{
     api::{
         Direction, Reason, SchemaInPlace, WindowCommand, WindowProgress, WindowState,
@@ -25,49 +25,49 @@ use crate::{
         Failure,
         database::control::{
             self, ControlSpec, Sql, jitter,
-            write_block::{self, Finished, Snapshot},
+            write_block::{self, RecordedEnd, RecordedState},
         },
         postgres::Target,
     },
 };
 
 /// How often the task looks at clock and orders when nothing wakes it.
-pub(super) const TICK: Duration = Duration::from_millis(50);
+pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// How often an idle session is tried, so that a lost one is noticed before it is needed.
-pub(super) const PING: Duration = Duration::from_secs(1);
+pub(super) const PING_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a task that has opened nothing looks for its database.
-const PATIENCE: Duration = Duration::from_secs(30);
+const DATABASE_WAIT: Duration = Duration::from_secs(30);
 /// How long another task's session is silent before it is ended, the first time.
-const STALE: Duration = Duration::from_secs(10);
+const FIRST_IDLE_LIMIT: Duration = Duration::from_secs(10);
 
 pub(super) struct WindowTask<'a, C> {
     pub(super) channel: &'a C,
     pub(super) target: &'a Target,
     pub(super) plan: &'a WindowPlan,
-    pub(super) running: &'a Running,
+    pub(super) session: &'a CurrentSession,
     pub(super) orders: watch::Receiver<Orders>,
     pub(super) reports: watch::Sender<WindowReport>,
     pub(super) progress: WindowProgress,
     /// Of the window that is open, if the order does not say.
     pub(super) deadline: Option<Timestamp>,
     /// The gate is closed, as far as this task knows.
-    pub(super) opened: bool,
+    pub(super) writes_may_be_blocked: bool,
     /// It was reported that unexplained balances keep the gate closed.
     pub(super) unexplained_reported: bool,
     /// The SQL of the way back.
     pub(super) down: Sql,
     /// How long another task's session must have been silent before it is ended.
-    pub(super) stale: Duration,
+    pub(super) idle_limit: Duration,
 }
 
 /// Where a session begins.
 enum Resume {
-    Done(Finished),
+    Done(RecordedEnd),
     Standby,
     Blocked,
     Migrated,
     /// Nothing is left to do but to open the gate on the old schema.
-    Undone,
+    RolledBack,
 }
 
 impl<'a, C: Channel> WindowTask<'a, C> {
@@ -75,7 +75,7 @@ impl<'a, C: Channel> WindowTask<'a, C> {
         channel: &'a C,
         target: &'a Target,
         plan: &'a WindowPlan,
-        running: &'a Running,
+        session: &'a CurrentSession,
         orders: watch::Receiver<Orders>,
         reports: watch::Sender<WindowReport>,
     ) -> Self {
@@ -83,15 +83,15 @@ impl<'a, C: Channel> WindowTask<'a, C> {
             channel,
             target,
             plan,
-            running,
+            session,
             orders,
             reports,
             progress: WindowProgress::default(),
             deadline: None,
-            opened: false,
+            writes_may_be_blocked: false,
             unexplained_reported: false,
             down: Sql { statements: vec![], sha256: String::new() },
-            stale: STALE,
+            idle_limit: FIRST_IDLE_LIMIT,
         }
     }
 
@@ -103,19 +103,19 @@ impl<'a, C: Channel> WindowTask<'a, C> {
     pub(super) async fn run(mut self) -> WindowOutcome {
         let mut lost_since = Instant::now();
         loop {
-            let begin = Instant::now();
+            let start = Instant::now();
             let failure = match self.session().await {
                 Ok(outcome) => return outcome,
                 Err(failure) => failure,
             };
-            if begin.elapsed() > PING {
+            if start.elapsed() > PING_INTERVAL {
                 lost_since = Instant::now();
             }
             let interrupted = WindowActivity::Interrupted {
-                writes_may_be_blocked: self.opened,
+                writes_may_be_blocked: self.writes_may_be_blocked,
                 resumed: self.plan.order.command > WindowCommand::Standby,
                 connection_lost: failure.is_connection_lost(),
-                patience_exhausted: lost_since.elapsed() > PATIENCE,
+                patience_exhausted: lost_since.elapsed() > DATABASE_WAIT,
             };
             match self.next_move(interrupted) {
                 Move::End(_) => return WindowOutcome { progress: self.progress, failure: Some(failure) },
@@ -172,7 +172,7 @@ impl<'a, C: Channel> WindowTask<'a, C> {
     }
 
     /// Reports, and keeps it in the database for whoever must go on.
-    pub(super) async fn milestone(&self, client: &Client) -> Result<(), Failure> {
+    pub(super) async fn save_and_report(&self, client: &Client) -> Result<(), Failure> {
         self.report(None);
         write_block::save_progress(client, self.control_spec(), self.plan.direction, &self.progress).await
     }
@@ -180,61 +180,65 @@ impl<'a, C: Channel> WindowTask<'a, C> {
     /// One connection's work. An error is a lost connection, or one that another session may get over.
     async fn session(&mut self) -> Result<WindowOutcome, Failure> {
         let mut client = self.target.connect("window").await?;
-        self.running.is(client.cancel_token());
-        self.take_the_work(&client).await?;
+        self.session.set(client.cancel_token());
+        self.acquire_worker_lock(&client).await?;
         let snapshot = match control::exists(&client, "window_record").await? {
-            true => write_block::observe(&client, self.control_spec(), self.plan.direction).await?,
-            false => Snapshot::default(),
+            true => write_block::recorded_state(&client, self.control_spec(), self.plan.direction).await?,
+            false => RecordedState::default(),
         };
-        let resume = self.resume(&snapshot);
+        let resume = self.resume_point(&snapshot);
         if matches!(resume, Resume::Standby) {
-            self.up()?;
+            self.approved_up_sql()?;
         }
         if !matches!(resume, Resume::Done(_)) {
-            self.down = self.down(&client).await?;
+            self.down = self.approved_down_sql(&client).await?;
         }
-        if snapshot.closed_at.is_some() {
-            self.take_over(&mut client).await?;
+        if snapshot.blocked_at.is_some() {
+            self.resume_block(&mut client).await?;
         }
         match resume {
-            Resume::Done(Finished { schema, failure }) => {
+            Resume::Done(RecordedEnd { schema, failure }) => {
                 // What the pod before reported is evidence; this one must not replace it by an empty report.
-                if let Some(intent) = snapshot.intent {
-                    self.progress = intent.progress;
-                    self.progress.switch_acknowledged = intent.switch_acknowledged;
+                if let Some(record) = snapshot.record {
+                    self.progress = record.progress;
+                    self.progress.switch_acknowledged = record.switch_acknowledged;
                 }
                 self.progress.state = schema.final_state();
                 Ok(WindowOutcome { progress: self.progress.clone(), failure })
             }
-            Resume::Undone => self.undone(&mut client, None).await,
+            Resume::RolledBack => self.rolled_back(&mut client, None).await,
             Resume::Standby => self.standby(client).await,
-            Resume::Blocked => self.blocked(client, snapshot.closed_at.unwrap_or(Timestamp::UNIX_EPOCH)).await,
+            Resume::Blocked => self.secure_block(client, snapshot.blocked_at.unwrap_or(Timestamp::UNIX_EPOCH)).await,
             Resume::Migrated => {
                 let up = snapshot.up.unwrap_or_default();
-                self.migrated(&mut client, up).await
+                self.sql_applied(&mut client, up).await
             }
         }
     }
 
-    fn resume(&self, snapshot: &Snapshot) -> Resume {
-        let closed = snapshot.closed_at.is_some();
-        if let Some(intent) = &snapshot.intent
-            && let Some(finished) = &intent.finished
-            && !closed
-            && intent.attempt == self.plan.attempt
+    fn resume_point(&self, snapshot: &RecordedState) -> Resume {
+        let blocked = snapshot.blocked_at.is_some();
+        if let Some(record) = &snapshot.record
+            && let Some(finished) = &record.finished
+            && !blocked
+            && record.attempt == self.plan.attempt
         {
             return Resume::Done(finished.clone());
         }
         let old_schema = || {
-            if closed { Resume::Undone } else { Resume::Done(Finished { schema: SchemaInPlace::Old, failure: None }) }
+            if blocked {
+                Resume::RolledBack
+            } else {
+                Resume::Done(RecordedEnd { schema: SchemaInPlace::Old, failure: None })
+            }
         };
         match (self.plan.direction, snapshot.up, snapshot.down) {
             (_, _, true) | (Direction::Rollback, None, false) => old_schema(),
-            (Direction::Forward, Some(_), false) if closed => Resume::Migrated,
+            (Direction::Forward, Some(_), false) if blocked => Resume::Migrated,
             (Direction::Forward, Some(_), false) => {
-                Resume::Done(Finished { schema: SchemaInPlace::New, failure: None })
+                Resume::Done(RecordedEnd { schema: SchemaInPlace::New, failure: None })
             }
-            (Direction::Forward, None, false) | (Direction::Rollback, Some(_), false) if closed => Resume::Blocked,
+            (Direction::Forward, None, false) | (Direction::Rollback, Some(_), false) if blocked => Resume::Blocked,
             (Direction::Forward, None, false) | (Direction::Rollback, Some(_), false) => Resume::Standby,
         }
     }

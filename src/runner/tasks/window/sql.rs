@@ -13,21 +13,21 @@ use crate::{
 
 impl<'a, C: Channel> WindowTask<'a, C> {
     /// The SQL that is to be run. Nothing on the way back, which runs none of it.
-    pub(super) fn up(&self) -> Result<Option<&'a Sql>, Failure> {
+    pub(super) fn approved_up_sql(&self) -> Result<Option<&'a Sql>, Failure> {
         if self.plan.direction == Direction::Rollback {
             return Ok(None);
         }
-        as_approved("up", &self.plan.up, &self.plan.inputs.up_sha256).map(Some)
+        require_approved("up", &self.plan.up, &self.plan.inputs.up_sha256).map(Some)
     }
 
     /// The SQL of the way back: as mounted, or as the database has kept it.
-    pub(super) async fn down(&self, client: &Client) -> Result<Sql, Failure> {
+    pub(super) async fn approved_down_sql(&self, client: &Client) -> Result<Sql, Failure> {
         let approved = &self.plan.inputs.down_sha256;
-        let failure = match as_approved("down", &self.plan.down, approved) {
+        let failure = match require_approved("down", &self.plan.down, approved) {
             Ok(mounted) => return Ok(mounted.clone()),
             Err(failure) => failure,
         };
-        match control::kept_down(client, self.control_spec(), approved).await.unless_lost()? {
+        match control::stored_down_sql(client, self.control_spec(), approved).await.unless_lost()? {
             Ok(Some(kept)) => {
                 tracing::warn!(
                     message = failure.message,
@@ -40,8 +40,8 @@ impl<'a, C: Channel> WindowTask<'a, C> {
     }
 
     /// Keeps the way back in the database: it may be weeks away, and its ConfigMap gone by then. No reason to stop if it cannot.
-    pub(super) async fn keep_down(&self, client: &Client) -> Result<(), Failure> {
-        if let Err(failure) = control::keep_down(client, self.control_spec(), &self.down).await.unless_lost()? {
+    pub(super) async fn store_down_sql(&self, client: &Client) -> Result<(), Failure> {
+        if let Err(failure) = control::store_down_sql(client, self.control_spec(), &self.down).await.unless_lost()? {
             tracing::warn!(message = failure.message, "the down SQL is not kept");
         }
         Ok(())
@@ -49,7 +49,7 @@ impl<'a, C: Channel> WindowTask<'a, C> {
 }
 
 /// The SQL must be what the controller saw, people approved and the rehearsal ran.
-fn as_approved<'a>(name: &str, mounted: &'a Result<Sql, Failure>, approved: &str) -> Result<&'a Sql, Failure> {
+fn require_approved<'a>(name: &str, mounted: &'a Result<Sql, Failure>, approved: &str) -> Result<&'a Sql, Failure> {
     let mounted = mounted.as_ref().map_err(Failure::clone)?;
     if mounted.sha256 == approved {
         return Ok(mounted);

@@ -6,7 +6,7 @@ use tokio_postgres::Client;
 
 use super::{
     Channel, WindowOutcome,
-    session::{PING, TICK, WindowTask, ping},
+    session::{PING_INTERVAL, POLL_INTERVAL, WindowTask, ping},
 };
 use crate::{
     api::{
@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// How often the baseline is brought up to date while the task stands by.
-const REFRESH: Duration = Duration::from_secs(10);
+const REFRESH_INTERVAL: Duration = Duration::from_secs(10);
 
 impl<C: Channel> WindowTask<'_, C> {
     /// Everything is made ready; waits for `BlockWrites`.
@@ -46,16 +46,16 @@ impl<C: Channel> WindowTask<'_, C> {
                     let Some(deadline) = self.orders().deadline else {
                         return Err(Failure::new(Reason::Internal, "the order to open the window has no deadline"));
                     };
-                    return self.open(client, deadline).await;
+                    return self.block_writes(client, deadline).await;
                 }
                 _ => {}
             }
             self.wait().await;
-            if pinged.elapsed() > PING {
+            if pinged.elapsed() > PING_INTERVAL {
                 ping(&client).await?;
                 pinged = Instant::now();
             }
-            if refreshed.elapsed() > REFRESH && self.plan.direction == Direction::Forward {
+            if refreshed.elapsed() > REFRESH_INTERVAL && self.plan.direction == Direction::Forward {
                 control::refresh_baseline(&mut client, spec).await?;
                 refreshed = Instant::now();
             }
@@ -65,6 +65,6 @@ impl<C: Channel> WindowTask<'_, C> {
     /// Until an order comes in, or a tick is over.
     pub(super) async fn wait(&mut self) {
         // An error means that the poller is gone, which ends with this task.
-        let _ = tokio::time::timeout(TICK, self.orders.changed()).await;
+        let _ = tokio::time::timeout(POLL_INTERVAL, self.orders.changed()).await;
     }
 }

@@ -17,7 +17,7 @@ use crate::{
     runner::{
         Failure, UnlessLost,
         database::control::{
-            worker_lock::{self, Ended, Holder},
+            worker_lock::{self, LockHolder, Termination},
             write_block,
         },
     },
@@ -26,19 +26,22 @@ use crate::{
 impl<C: Channel> WindowTask<'_, C> {
     /// Waits until no other task works on this database. With writes blocked it says so past the deadline or on `Rollback`, and ends
     /// the other's session; a session that it may not end is `Held`.
-    pub(super) async fn take_the_work(&mut self, client: &Client) -> Result<(), Failure> {
-        let mut told = None;
-        while !worker_lock::try_work(client).await? {
+    pub(super) async fn acquire_worker_lock(&mut self, client: &Client) -> Result<(), Failure> {
+        let mut reported = None;
+        while !worker_lock::try_acquire(client).await? {
             let writes_blocked = self.writes_blocked(client).await?;
             if self.next_move(WindowActivity::WaitingForOtherPod { writes_blocked }) == Move::ReplaceOtherPod
-                && let Some(holder) = worker_lock::holder(client).await?
+                && let Some(holder) = worker_lock::lock_holder(client).await?
             {
                 let pid = holder.pid;
-                let refused =
-                    if holder.silent >= self.stale { self.end_the_other(client, &holder).await? } else { None };
-                if told != Some((pid, refused.is_some())) {
-                    told = Some((pid, refused.is_some()));
-                    self.tell_of(client, &holder, refused).await?;
+                let refusal = if holder.idle_for >= self.idle_limit {
+                    self.terminate_other(client, &holder).await?
+                } else {
+                    None
+                };
+                if reported != Some((pid, refusal.is_some())) {
+                    reported = Some((pid, refusal.is_some()));
+                    self.report_waiting(client, &holder, refusal).await?;
                 }
             }
             let _ = tokio::time::timeout(self.plan.poll, self.orders.changed()).await;
@@ -48,7 +51,7 @@ impl<C: Channel> WindowTask<'_, C> {
 
     /// Whether writes are blocked by this migration, as far as that can be read; keeps until when.
     async fn writes_blocked(&mut self, client: &Client) -> Result<bool, Failure> {
-        match worker_lock::closed_until(client, self.control_spec()).await.unless_lost()? {
+        match worker_lock::blocked_until(client, self.control_spec()).await.unless_lost()? {
             Ok(Some(deadline)) => {
                 self.deadline = Some(deadline);
                 Ok(true)
@@ -62,15 +65,15 @@ impl<C: Channel> WindowTask<'_, C> {
     }
 
     /// Ends a silent session; why it may not be ended, if so.
-    async fn end_the_other(&mut self, client: &Client, holder: &Holder) -> Result<Option<Failure>, Failure> {
+    async fn terminate_other(&mut self, client: &Client, holder: &LockHolder) -> Result<Option<Failure>, Failure> {
         let pid = holder.pid;
-        match worker_lock::end(client, holder).await? {
-            Ended::Told => {
-                tracing::warn!(pid, silent = ?holder.silent, "the session of the pod before is ended");
-                self.stale *= 2;
+        match worker_lock::terminate(client, holder).await? {
+            Termination::Signalled => {
+                tracing::warn!(pid, idle_for = ?holder.idle_for, "the session of the pod before is ended");
+                self.idle_limit *= 2;
                 Ok(None)
             }
-            Ended::Refused(why) => Ok(Some(Failure::new(
+            Termination::Refused(why) => Ok(Some(Failure::new(
                 Reason::PrivilegeMissing,
                 format!(
                     "session {pid} of role {} holds the window and may not be ended ({why}); next, as a superuser: SELECT pg_terminate_backend({pid});",
@@ -81,24 +84,30 @@ impl<C: Channel> WindowTask<'_, C> {
     }
 
     /// Reports on whom it waits for; without this nobody would know why nothing happens.
-    async fn tell_of(&mut self, client: &Client, holder: &Holder, refused: Option<Failure>) -> Result<(), Failure> {
+    async fn report_waiting(
+        &mut self,
+        client: &Client,
+        holder: &LockHolder,
+        refusal: Option<Failure>,
+    ) -> Result<(), Failure> {
         // Not an empty report in the place of the other's.
-        if let Some(intent) = write_block::observe(client, self.control_spec(), self.plan.direction).await?.intent
-            && intent.finished.is_none()
+        if let Some(record) =
+            write_block::recorded_state(client, self.control_spec(), self.plan.direction).await?.record
+            && record.finished.is_none()
         {
-            self.progress = intent.progress;
-            self.progress.switch_acknowledged = intent.switch_acknowledged;
+            self.progress = record.progress;
+            self.progress.switch_acknowledged = record.switch_acknowledged;
         }
-        if refused.is_some() {
+        if refusal.is_some() {
             self.progress.state = WindowState::Held;
             self.progress.deadline_passed = self.overdue();
         }
-        let note = refused.unwrap_or_else(|| {
+        let note = refusal.unwrap_or_else(|| {
             let message = format!(
                 "session {} of the pod before still holds the window, silent for {} s; it is ended after {} s",
                 holder.pid,
-                holder.silent.as_secs(),
-                self.stale.as_secs()
+                holder.idle_for.as_secs(),
+                self.idle_limit.as_secs()
             );
             Failure::new(Reason::ConnectionLost, message)
         });
@@ -108,16 +117,19 @@ impl<C: Channel> WindowTask<'_, C> {
     }
 
     /// The gate was closed by an earlier session: lets this one pass, and takes the lock again.
-    pub(super) async fn take_over(&mut self, client: &mut Client) -> Result<(), Failure> {
-        self.opened = true;
-        let closed_at = write_block::adopt(client, self.control_spec(), self.plan.direction, self.plan.attempt).await?;
+    pub(super) async fn resume_block(&mut self, client: &mut Client) -> Result<(), Failure> {
+        self.writes_may_be_blocked = true;
+        let blocked_at =
+            write_block::take_over(client, self.control_spec(), self.plan.direction, self.plan.attempt).await?;
         // Read after it was adopted: what the way there has acknowledged binds the way back.
-        if let Some(intent) = write_block::observe(client, self.control_spec(), self.plan.direction).await?.intent {
-            self.deadline = Some(intent.deadline);
-            self.progress = intent.progress;
-            self.progress.switch_acknowledged = intent.switch_acknowledged;
+        if let Some(record) =
+            write_block::recorded_state(client, self.control_spec(), self.plan.direction).await?.record
+        {
+            self.deadline = Some(record.deadline);
+            self.progress = record.progress;
+            self.progress.switch_acknowledged = record.switch_acknowledged;
         }
-        self.progress.blocked_at = closed_at;
+        self.progress.blocked_at = blocked_at;
         // An earlier window's end is not this one's.
         self.progress.released_at = None;
         self.progress.deadline_passed = false;
