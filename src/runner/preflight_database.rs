@@ -29,10 +29,10 @@ pub async fn look(work: &Work<'_>, target: &Target, client: &Client, findings: &
     for application in &work.spec.plan.database.application_roles {
         findings.add(format!("application role {application}"), application_role(target, client, application).await);
     }
-    for table in work.subject().protected {
+    for table in work.control_spec().protected {
         findings.add(format!("table {table}"), owned_table(target, client, &table).await);
     }
-    findings.add("subscriptions", subscriptions(client, &work.subject().protected).await);
+    findings.add("subscriptions", subscriptions(client, &work.control_spec().protected).await);
     findings.add("rights to dump", dumpable(target, client).await);
     for (what, result) in columns(work, client).await {
         findings.add(what, result);

@@ -6,10 +6,7 @@ use credit_migration::{
     api::{Direction, Reason, SchemaInPlace},
     runner::{
         cleanup::cleanup,
-        database::control::{
-            self, ControlSpec,
-            write_block::{self, RecordedEnd},
-        },
+        database::control::{self, ControlSpec, read_only_default, window_record::RecordedEnd, write_block},
     },
 };
 use jiff::Timestamp;
@@ -29,11 +26,11 @@ async fn close(client: &mut Client, spec: &ControlSpec) -> u32 {
         write_block::enable(client, spec, Direction::Forward, 1, Timestamp::from_second(DEADLINE).unwrap())
             .await
             .unwrap();
-    write_block::drain(client, spec, blocked_at, Duration::from_secs(3)).await.unwrap()
+    control::drain(client, spec, blocked_at, Duration::from_secs(3)).await.unwrap()
 }
 
 async fn open(client: &mut Client, spec: &ControlSpec) {
-    write_block::restore_default(client, spec).await.unwrap();
+    read_only_default::restore_default(client, spec).await.unwrap();
     let end = RecordedEnd { schema: SchemaInPlace::Old, failure: None };
     assert!(write_block::disable(client, spec, Direction::Forward, &end, &Default::default()).await.unwrap().is_some());
 }
@@ -165,7 +162,7 @@ async fn no_session_stays_read_only_and_none_is_ended_twice() {
         inside.push((role.to_owned(), pid(&session).await, session));
     }
     let root_inside = database.session("postgres").await;
-    write_block::restore_default(&client, &spec).await.unwrap();
+    read_only_default::restore_default(&client, &spec).await.unwrap();
     for (_, pid, _) in &inside {
         database.until(&format!("SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = {pid}")).await;
     }
@@ -175,9 +172,9 @@ async fn no_session_stays_read_only_and_none_is_ended_twice() {
         let session = database.session(role).await;
         after.push((role.to_owned(), pid(&session).await, session));
     }
-    let until = write_block::restore_default(&client, &spec).await.unwrap().unwrap();
+    let until = read_only_default::restore_default(&client, &spec).await.unwrap().unwrap();
     open(&mut client, &spec).await;
-    write_block::terminate_read_only_sessions(&client, until).await.unwrap();
+    read_only_default::terminate_read_only_sessions(&client, until).await.unwrap();
     for (role, _, session) in &after {
         assert_eq!(
             state_of(session, "UPDATE user_credits SET balance = balance WHERE user_id = 1").await,

@@ -21,8 +21,9 @@ use tokio_postgres::{
 use super::{
     ControlSpec, LOCK_CHANGE, LOCK_CLASS, Sql, Table, balances,
     baseline::{compare_with, reconcile, unexplained},
-    protected,
-    triggers::{check_owner, ensure_triggers_in, transaction_settings},
+    literal, millis, protected,
+    schema::check_owner,
+    triggers::ensure_triggers_in,
 };
 use crate::{
     api::{Direction, Reason},
@@ -340,4 +341,15 @@ async fn verify_down(tx: &Transaction<'_>, query: &str) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// `SET LOCAL` of the limits that every transaction of a migration has.
+fn transaction_settings(spec: &ControlSpec) -> String {
+    format!(
+        "SET LOCAL lock_timeout = {}; SET LOCAL statement_timeout = {}; SET LOCAL idle_in_transaction_session_timeout = 0;
+         SET LOCAL client_min_messages = warning; SET LOCAL credit_migration.pass = {}",
+        millis(spec.lock_timeout),
+        millis(spec.statement_timeout),
+        literal(&spec.uid)
+    )
 }

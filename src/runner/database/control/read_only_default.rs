@@ -11,7 +11,7 @@
 use jiff::Timestamp;
 use tokio_postgres::{Client, error::SqlState};
 
-use super::{ControlSpec, ident, literal, write_block::terminate};
+use super::{ControlSpec, drain::terminate, ident, literal};
 use crate::{
     api::Reason,
     runner::{Failure, postgres::classify},

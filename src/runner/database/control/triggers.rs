@@ -11,13 +11,12 @@ use std::time::Instant;
 use tokio_postgres::{Client, GenericClient};
 
 use super::{
-    BalancesTable, ControlSpec, LOCK_CHANGE, LOCK_CLASS, LOCK_WRITE_BLOCK, SCHEMA, Table, balances, exists, ident,
-    jitter, literal, millis, protected, resolve, trigger_lock_timeout, with_children,
+    BalancesTable, ControlSpec, LOCK_CLASS, LOCK_WRITE_BLOCK, SCHEMA, Table, balances, jitter, millis, protected,
+    resolve,
+    schema::{create_schema, is_migrated},
+    trigger_lock_timeout, with_children,
 };
-use crate::{
-    api::Reason,
-    runner::{Failure, postgres::classify},
-};
+use crate::{api::Reason, runner::Failure};
 
 /// Statement trigger that refuses writes while the gate is closed.
 pub(crate) const WRITE_BLOCK_TRIGGER: &str = "credit_migration_block_writes";
@@ -26,47 +25,12 @@ pub(crate) const CHANGE_TRACKING_TRIGGER: &str = "credit_migration_track_changes
 /// Statement trigger that notes a TRUNCATE of the balances.
 pub(crate) const TRUNCATE_TRACKING_TRIGGER: &str = "credit_migration_track_truncates";
 
-const TABLES: &str = "
-CREATE SCHEMA IF NOT EXISTS credit_migration;
--- Which migration this database belongs to: at most one row.
-CREATE TABLE IF NOT EXISTS credit_migration.claim (
-    only_one boolean PRIMARY KEY DEFAULT true CHECK (only_one),
-    migration_uid text NOT NULL, migration_name text NOT NULL, since timestamptz NOT NULL DEFAULT clock_timestamp());
--- At most one row; none means open, so that a restored copy (its data is not in dumps) is open.
-CREATE TABLE IF NOT EXISTS credit_migration.write_block (
-    only_one boolean PRIMARY KEY DEFAULT true CHECK (only_one),
-    blocked boolean NOT NULL, migration_uid text NOT NULL, blocked_at timestamptz, unblocked_at timestamptz, deadline timestamptz,
-    pid integer, backend_start timestamptz);
--- One row for each user, with a new number at each write; user_id NULL means every user (TRUNCATE). The key is there for logical
--- replication, which wants one.
-CREATE TABLE IF NOT EXISTS credit_migration.changed_users (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, user_id text UNIQUE);
-CREATE TABLE IF NOT EXISTS credit_migration.baseline (
-    migration_uid text, user_id text, balance numeric, PRIMARY KEY (migration_uid, user_id));
-CREATE TABLE IF NOT EXISTS credit_migration.ledger (
-    migration_uid text, step text CHECK (step IN ('up', 'down')), sql_sha256 text NOT NULL,
-    applied_at timestamptz NOT NULL DEFAULT clock_timestamp(), statements integer NOT NULL, seconds double precision NOT NULL,
-    reconciled_users bigint NOT NULL, PRIMARY KEY (migration_uid, step));
--- Each statement: its number, how it begins, and how long it took.
-ALTER TABLE credit_migration.ledger ADD COLUMN IF NOT EXISTS texts jsonb;
--- The way back as it was approved, beside the up SQL.
-ALTER TABLE credit_migration.ledger ADD COLUMN IF NOT EXISTS down_sha256 text, ADD COLUMN IF NOT EXISTS down_statements jsonb;
-CREATE TABLE IF NOT EXISTS credit_migration.window_record (
-    migration_uid text, direction text CHECK (direction IN ('up', 'down')), attempt integer NOT NULL,
-    started_at timestamptz NOT NULL, deadline timestamptz NOT NULL, prior_read_only text, switch_acknowledged_at timestamptz,
-    finished_at timestamptz, outcome text, reason text, message text, progress jsonb, PRIMARY KEY (migration_uid, direction));
--- Sessions that were there at the closing; since when the read-only default is as it was before. Only runners read this table: the
--- lock that this takes waits for nobody else.
-ALTER TABLE credit_migration.window_record ADD COLUMN IF NOT EXISTS sessions integer[], ADD COLUMN IF NOT EXISTS restored_at timestamptz;
-REVOKE ALL ON SCHEMA credit_migration FROM PUBLIC;
-REVOKE ALL ON ALL TABLES IN SCHEMA credit_migration FROM PUBLIC;
-";
-
 /// The guard. Who passes a closed gate: only the server process that the gate's row names (by pid *and* start, since
 /// pids come again), logged in as the functions' owner, in a transaction that says so. Each alone could be forged or hit
 /// by accident (anybody may set a setting; a person may be logged in as the owner); a role cannot forge another
 /// process's identity. The gate is read before the lock is tried, so that refused writers never hold the lock which
 /// the window is about to take.
-fn block_writes_function() -> String {
+pub(super) fn block_writes_function() -> String {
     format!(
         "CREATE OR REPLACE FUNCTION credit_migration.block_writes() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $block_writes$
@@ -136,7 +100,10 @@ REVOKE ALL ON FUNCTION credit_migration.track_changes() FROM PUBLIC;"
 }
 
 /// Makes the capture's function, as its table is.
-async fn create_track_changes_function(tx: &impl GenericClient, balances: &BalancesTable) -> Result<(), Failure> {
+pub(super) async fn create_track_changes_function(
+    tx: &impl GenericClient,
+    balances: &BalancesTable,
+) -> Result<(), Failure> {
     let row = tx
         .query_one(
             "SELECT EXISTS (SELECT FROM pg_catalog.pg_index i JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
@@ -190,84 +157,6 @@ async fn install_all(client: &mut Client, spec: &ControlSpec, claim: bool) -> Re
         }
     }
     Ok(())
-}
-
-/// Whether the ledger says that the up SQL of this migration has run.
-async fn is_migrated(client: &impl GenericClient, spec: &ControlSpec) -> Result<bool, Failure> {
-    if !exists(client, "ledger").await? {
-        return Ok(false);
-    }
-    let row = client
-        .query_one("SELECT EXISTS (SELECT FROM credit_migration.ledger WHERE migration_uid = $1)", &[&spec.uid])
-        .await?;
-    Ok(row.get(0))
-}
-
-/// Whether this migration holds the database. An error if another does.
-async fn owns_database(client: &impl GenericClient, spec: &ControlSpec) -> Result<bool, Failure> {
-    if !exists(client, "claim").await? {
-        return Ok(false);
-    }
-    check_owner(client, spec).await?;
-    let row = client
-        .query_one("SELECT EXISTS (SELECT FROM credit_migration.claim WHERE migration_uid = $1)", &[&spec.uid])
-        .await?;
-    Ok(row.get(0))
-}
-
-/// Schema, tables, functions, and the claim if it is to be made; one transaction.
-async fn create_schema(
-    client: &mut Client,
-    spec: &ControlSpec,
-    balances: &BalancesTable,
-    claim: bool,
-) -> Result<(), Failure> {
-    let tx = client.transaction().await?;
-    // Two runners that create the same objects at once would fail with errors that mean nothing to anybody.
-    tx.batch_execute(&format!(
-        "SET LOCAL client_min_messages = warning; SELECT pg_catalog.pg_advisory_xact_lock({LOCK_CLASS}, {LOCK_CHANGE})"
-    ))
-    .await?;
-    // Under the lock under which Cleanup gives the claim back.
-    if !claim && !owns_database(&tx, spec).await? {
-        let message =
-            "guards and baseline of this migration are not there any more; next: let the Backup step run again";
-        return Err(Failure::new(Reason::BalancesUnexplained, message));
-    }
-    tx.batch_execute(TABLES).await?;
-    for role in &spec.application_roles {
-        // Default privileges of the owner may have granted it something.
-        let role = ident(role);
-        tx.batch_execute(&format!("REVOKE ALL ON SCHEMA {SCHEMA} FROM {role}; REVOKE ALL ON ALL TABLES IN SCHEMA {SCHEMA} FROM {role}; REVOKE ALL ON ALL SEQUENCES IN SCHEMA {SCHEMA} FROM {role}"))
-            .await
-            .map_err(|e| match classify(&e) {
-                failure if e.code() == Some(&tokio_postgres::error::SqlState::UNDEFINED_OBJECT) => {
-                    Failure::new(Reason::RoleMissing, format!("{}; next: correct spec.database.applicationRoles", failure.message))
-                }
-                failure => failure,
-            })?;
-    }
-    tx.execute(
-        "INSERT INTO credit_migration.claim (migration_uid, migration_name) VALUES ($1, $2) ON CONFLICT DO NOTHING",
-        &[&spec.uid, &spec.name],
-    )
-    .await?;
-    let owner = tx
-        .query_one(
-            "SELECT migration_uid, migration_name, to_char(since AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') FROM credit_migration.claim",
-            &[],
-        )
-        .await?;
-    if owner.get::<_, &str>(0) != spec.uid {
-        let (uid, name, since): (&str, &str, &str) = (owner.get(0), owner.get(1), owner.get(2));
-        let message = format!(
-            "the database is held by migration {name} (uid {uid}) since {since}; next: let it end, or abort it with a MigrationDecision"
-        );
-        return Err(Failure::new(Reason::DatabaseInUse, message));
-    }
-    tx.batch_execute(&block_writes_function()).await?;
-    create_track_changes_function(&tx, balances).await?;
-    tx.commit().await.map_err(Failure::from)
 }
 
 /// Which trigger.
@@ -378,33 +267,4 @@ pub(crate) async fn ensure_triggers_in(
         ensure_trigger_in(tx, &table, TriggerKind::ChangeTracking).await?;
     }
     Ok(())
-}
-
-/// Inside a transaction: who holds the database. `Ok` if it is `spec` (or nobody).
-pub(crate) async fn check_owner(client: &impl GenericClient, spec: &ControlSpec) -> Result<(), Failure> {
-    let row = client
-        .query_opt(
-            "SELECT migration_uid, migration_name FROM credit_migration.claim WHERE migration_uid <> $1",
-            &[&spec.uid],
-        )
-        .await?;
-    match row {
-        None => Ok(()),
-        Some(row) => {
-            let message =
-                format!("the database is held by migration {} (uid {})", row.get::<_, &str>(1), row.get::<_, &str>(0));
-            Err(Failure::new(Reason::DatabaseInUse, message))
-        }
-    }
-}
-
-/// `SET LOCAL` of the limits that every transaction of a migration has.
-pub(crate) fn transaction_settings(spec: &ControlSpec) -> String {
-    format!(
-        "SET LOCAL lock_timeout = {}; SET LOCAL statement_timeout = {}; SET LOCAL idle_in_transaction_session_timeout = 0;
-         SET LOCAL client_min_messages = warning; SET LOCAL credit_migration.pass = {}",
-        millis(spec.lock_timeout),
-        millis(spec.statement_timeout),
-        literal(&spec.uid)
-    )
 }

@@ -15,7 +15,10 @@ use crate::{
         Comparison, Direction, Reason, WindowState,
         window_rules::{Move, WindowActivity},
     },
-    runner::{Failure, UnlessLost, database::control::write_block},
+    runner::{
+        Failure, UnlessLost,
+        database::control::{self, window_record, write_block},
+    },
 };
 
 impl<C: Channel> WindowTask<'_, C> {
@@ -26,7 +29,7 @@ impl<C: Channel> WindowTask<'_, C> {
             // Taken over from an earlier session, whose end gave the lock back.
             let blocked_at = self.progress.blocked_at.unwrap_or(Timestamp::UNIX_EPOCH);
             let drained =
-                write_block::drain(client, self.control_spec(), blocked_at, self.control_spec().lock_timeout * 3).await;
+                control::drain(client, self.control_spec(), blocked_at, self.control_spec().lock_timeout * 3).await;
             // The gate's row blocks writes all the same; orders and deadline must not wait for the lock.
             if let Err(failure) = drained.unless_lost()? {
                 tracing::warn!(message = failure.message, "the gate's lock is not had again");
@@ -45,7 +48,7 @@ impl<C: Channel> WindowTask<'_, C> {
                     continue;
                 }
                 Move::AcknowledgeSwitch => {
-                    write_block::acknowledge_switch(client, self.control_spec(), self.plan.direction).await?;
+                    window_record::acknowledge_switch(client, self.control_spec(), self.plan.direction).await?;
                     self.progress.switch_acknowledged = true;
                     self.save_and_report(client).await?;
                     continue;
@@ -88,7 +91,7 @@ impl<C: Channel> WindowTask<'_, C> {
             message = failure.message,
             "writes stay blocked: the switch of the application had begun; a person must order UnblockWrites or Rollback"
         );
-        write_block::save_progress(client, self.control_spec(), self.plan.direction, &self.progress).await?;
+        window_record::save_progress(client, self.control_spec(), self.plan.direction, &self.progress).await?;
         self.report(Some(failure));
         Ok(())
     }

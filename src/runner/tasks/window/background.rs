@@ -27,7 +27,7 @@ pub(super) async fn probe<C: Channel>(channel: &C) -> Option<(String, Timestamp)
         tokio::time::sleep(PROBE_INTERVAL).await;
         versions.insert(channel.probe_version().await?);
     }
-    Some((versions.into_iter().collect::<Vec<_>>().join(", "), begin))
+    Some((versions.into_iter().collect::<Vec<_>>().join(", "), start))
 }
 
 /// The full comparison, on a connection of its own, again until it worked.

@@ -16,7 +16,7 @@ use crate::{
     },
     runner::{
         Failure, UnlessLost,
-        database::control::{self, write_block},
+        database::control::{self, read_only_default, write_block},
     },
 };
 
@@ -108,7 +108,7 @@ impl<C: Channel> WindowTask<'_, C> {
     /// A default that cannot be put back (the SQL gave the database another owner) must not keep the task from its orders:
     /// `finish` tries again, and reports.
     pub(super) async fn restore_read_only_default(&self, client: &Client) -> Result<(), Failure> {
-        if let Err(failure) = write_block::restore_default(client, self.control_spec()).await.unless_lost()? {
+        if let Err(failure) = read_only_default::restore_default(client, self.control_spec()).await.unless_lost()? {
             tracing::error!(message = failure.message, "the read-only default is not put back");
         }
         Ok(())
@@ -127,7 +127,7 @@ impl<C: Channel> WindowTask<'_, C> {
             Duration::try_from(deadline.duration_since(self.channel.now())).unwrap_or_default()
         });
         let limit = (self.control_spec().lock_timeout * 3 + Duration::from_secs(1)).min(left);
-        let ended = write_block::drain(client, self.control_spec(), blocked_at, limit).await?;
+        let ended = control::drain(client, self.control_spec(), blocked_at, limit).await?;
         Ok((ended, control::verify_writes_blocked(self.target, self.control_spec()).await?))
     }
 }

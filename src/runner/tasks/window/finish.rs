@@ -13,8 +13,9 @@ use crate::{
     runner::{
         Failure, UnlessLost,
         database::control::{
-            self, Applied, jitter,
-            write_block::{self, RecordedEnd},
+            self, Applied, jitter, read_only_default,
+            window_record::{self, RecordedEnd},
+            write_block,
         },
     },
 };
@@ -35,7 +36,7 @@ impl<C: Channel> WindowTask<'_, C> {
         loop {
             attempts += 1;
             // The comparison beside may still read the tables that the SQL is about to change.
-            write_block::terminate_comparison(client).await?;
+            control::terminate_comparison(client).await?;
             match control::run_down(client, self.control_spec(), &self.down).await.unless_lost()? {
                 Ok(Applied::NotApplicable) => return self.finish(client, SchemaInPlace::Old, cause).await,
                 Ok(Applied::Now { .. } | Applied::Earlier { .. }) => return self.rolled_back(client, cause).await,
@@ -44,14 +45,13 @@ impl<C: Channel> WindowTask<'_, C> {
                     self.report(Some(failure));
                     let limit = self.control_spec().lock_timeout * 2;
                     // Whoever could not be ended is met again by the next try.
-                    let _ = write_block::drain(client, self.control_spec(), self.channel.now(), limit)
-                        .await
-                        .unless_lost()?;
+                    let _ =
+                        control::drain(client, self.control_spec(), self.channel.now(), limit).await.unless_lost()?;
                     tokio::time::sleep(jitter(Duration::from_millis(50))).await;
                 }
                 Err(failure) => {
                     self.progress.state = WindowState::Held;
-                    write_block::save_progress(client, self.control_spec(), self.plan.direction, &self.progress)
+                    window_record::save_progress(client, self.control_spec(), self.plan.direction, &self.progress)
                         .await?;
                     return Ok(self.end_stuck(Some(failure)));
                 }
@@ -115,7 +115,7 @@ impl<C: Channel> WindowTask<'_, C> {
         schema: SchemaInPlace,
         failure: Option<Failure>,
     ) -> Result<WindowOutcome, Failure> {
-        let restored = write_block::restore_default(client, self.control_spec()).await.unless_lost()?;
+        let restored = read_only_default::restore_default(client, self.control_spec()).await.unless_lost()?;
         // A default that cannot be put back is no reason to keep the gate closed too.
         let failure = failure.or_else(|| restored.as_ref().err().cloned());
         self.progress.state = schema.final_state();
@@ -125,7 +125,7 @@ impl<C: Channel> WindowTask<'_, C> {
         self.writes_may_be_blocked = false;
         self.progress.released_at = unblocked_at.or(self.progress.released_at.take());
         if let Ok(Some(until)) = restored
-            && let Err(failure) = write_block::terminate_read_only_sessions(client, until).await
+            && let Err(failure) = read_only_default::terminate_read_only_sessions(client, until).await
         {
             tracing::warn!(message = failure.message, "sessions opened inside the window may still be read-only");
         }

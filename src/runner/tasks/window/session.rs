@@ -25,7 +25,7 @@ use crate::{
         Failure,
         database::control::{
             self, ControlSpec, Sql, jitter,
-            write_block::{self, RecordedEnd, RecordedState},
+            window_record::{self, RecordedEnd, RecordedState},
         },
         postgres::Target,
     },
@@ -174,7 +174,7 @@ impl<'a, C: Channel> WindowTask<'a, C> {
     /// Reports, and keeps it in the database for whoever must go on.
     pub(super) async fn save_and_report(&self, client: &Client) -> Result<(), Failure> {
         self.report(None);
-        write_block::save_progress(client, self.control_spec(), self.plan.direction, &self.progress).await
+        window_record::save_progress(client, self.control_spec(), self.plan.direction, &self.progress).await
     }
 
     /// One connection's work. An error is a lost connection, or one that another session may get over.
@@ -183,7 +183,7 @@ impl<'a, C: Channel> WindowTask<'a, C> {
         self.session.set(client.cancel_token());
         self.acquire_worker_lock(&client).await?;
         let snapshot = match control::exists(&client, "window_record").await? {
-            true => write_block::recorded_state(&client, self.control_spec(), self.plan.direction).await?,
+            true => window_record::recorded_state(&client, self.control_spec(), self.plan.direction).await?,
             false => RecordedState::default(),
         };
         let resume = self.resume_point(&snapshot);

@@ -13,10 +13,7 @@ use crate::{
         Direction, Reason, WindowState,
         window_rules::{Move, WindowActivity},
     },
-    runner::{
-        Failure,
-        database::control::{self},
-    },
+    runner::{Failure, database::control},
 };
 
 /// How often the baseline is brought up to date while the task stands by.

@@ -17,6 +17,7 @@ use crate::{
     runner::{
         Failure, UnlessLost,
         database::control::{
+            window_record,
             worker_lock::{self, LockHolder, Termination},
             write_block,
         },
@@ -92,7 +93,7 @@ impl<C: Channel> WindowTask<'_, C> {
     ) -> Result<(), Failure> {
         // Not an empty report in the place of the other's.
         if let Some(record) =
-            write_block::recorded_state(client, self.control_spec(), self.plan.direction).await?.record
+            window_record::recorded_state(client, self.control_spec(), self.plan.direction).await?.record
             && record.finished.is_none()
         {
             self.progress = record.progress;
@@ -123,7 +124,7 @@ impl<C: Channel> WindowTask<'_, C> {
             write_block::take_over(client, self.control_spec(), self.plan.direction, self.plan.attempt).await?;
         // Read after it was adopted: what the way there has acknowledged binds the way back.
         if let Some(record) =
-            write_block::recorded_state(client, self.control_spec(), self.plan.direction).await?.record
+            window_record::recorded_state(client, self.control_spec(), self.plan.direction).await?.record
         {
             self.deadline = Some(record.deadline);
             self.progress = record.progress;

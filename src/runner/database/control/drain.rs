@@ -1,0 +1,143 @@
+//! Ending the sessions that are in the way of a window.
+
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use tokio_postgres::{Client, error::SqlState};
+
+use super::{ControlSpec, LOCK_CLASS, LOCK_WRITE_BLOCK, Table, protected, with_children, worker_lock::try_lock};
+use crate::{
+    api::Reason,
+    runner::{Failure, postgres::classify},
+};
+
+/// Other roles' sessions in this database. Of a role that it is no member of, the migration role sees no more than pid and
+/// name: neither when a session or its transaction began, nor what it does.
+const OTHER_SESSIONS: &str = "SELECT a.pid, a.usename::text FROM pg_catalog.pg_stat_activity a
+    WHERE a.datname = current_database() AND a.pid <> pg_backend_pid() AND a.usename <> session_user";
+
+/// Ends the application's sessions, then whoever else has held something of the protected tables since the closing
+/// (after a grace of one lock time-out), and takes the exclusive side of the gate's lock. Returns how many of the
+/// application's sessions were ended.
+///
+/// # Errors
+/// `PrivilegeMissing` with the `GRANT`; `LockTimeout` naming who holds on, after `limit`.
+pub async fn drain(
+    client: &Client,
+    spec: &ControlSpec,
+    blocked_at: Timestamp,
+    limit: Duration,
+) -> Result<u32, Failure> {
+    let start = Instant::now();
+    let tables = with_children(client, &protected(client, spec).await?).await?;
+    // By pid: a session that was told to end may still be there in the next round.
+    let mut terminated = BTreeSet::new();
+    for (pid, role) in application_sessions(client, spec, blocked_at, true).await? {
+        if terminate(client, pid, &role, true).await? {
+            terminated.insert(pid);
+        }
+    }
+    let holders_at_start: Vec<i32> = lock_holders(client, &tables).await?.into_iter().map(|(pid, _)| pid).collect();
+    loop {
+        // A session that was being opened when the gate was closed may only be seen now.
+        let sessions = application_sessions(client, spec, blocked_at, false).await?;
+        for (pid, role) in &sessions {
+            if terminate(client, *pid, role, true).await? {
+                terminated.insert(*pid);
+            }
+        }
+        let blockers: Vec<_> = lock_holders(client, &tables)
+            .await?
+            .into_iter()
+            .filter(|(pid, _)| holders_at_start.contains(pid))
+            .collect();
+        if start.elapsed() >= spec.lock_timeout.min(limit / 2) {
+            for (pid, role) in &blockers {
+                terminate(client, *pid, role, false).await?;
+            }
+        }
+        if sessions.is_empty() && blockers.is_empty() && try_lock(client, LOCK_WRITE_BLOCK).await? {
+            return Ok(u32::try_from(terminated.len()).unwrap_or(u32::MAX));
+        }
+        if start.elapsed() >= limit {
+            let names: Vec<String> =
+                blockers.iter().chain(&sessions).map(|(pid, role)| format!("pid {pid} (role {role})")).collect();
+            let who = if names.is_empty() {
+                // Neither is among the sessions of other roles.
+                "a prepared transaction (see pg_prepared_xacts), or by another session of the migration role (see pg_locks)".to_owned()
+            } else {
+                names.join(", ")
+            };
+            let message = format!(
+                "the protected tables are held by {who} for more than {:.1} s; next: end that transaction",
+                limit.as_secs_f64()
+            );
+            return Err(Failure::new(Reason::LockTimeout, message));
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Sessions of the application older than `blocked_at`. Where their age is not to be seen, `unknown` decides.
+async fn application_sessions(
+    client: &Client,
+    spec: &ControlSpec,
+    blocked_at: Timestamp,
+    age_unknown: bool,
+) -> Result<Vec<(i32, String)>, Failure> {
+    let rows = client
+        .query(
+            &format!("{OTHER_SESSIONS} AND a.usename::text = ANY ($1) AND coalesce(a.backend_start < $2, $3)"),
+            &[&spec.application_roles, &blocked_at, &age_unknown],
+        )
+        .await?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+/// Other roles' sessions that hold a lock on one of the tables, or the gate's shared lock.
+async fn lock_holders(client: &Client, tables: &[Table]) -> Result<Vec<(i32, String)>, Failure> {
+    let names: Vec<String> = tables.iter().map(Table::sql).collect();
+    let rows = client
+        .query(
+            &format!(
+                "{OTHER_SESSIONS} AND EXISTS (SELECT FROM pg_catalog.pg_locks l WHERE l.pid = a.pid AND l.granted
+                   AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+                   AND (l.locktype = 'relation' AND l.relation = ANY (SELECT pg_catalog.to_regclass(name)::oid FROM unnest($1::text[]) AS name)
+                        OR l.locktype = 'advisory' AND l.classid = {LOCK_CLASS} AND l.objid = {LOCK_WRITE_BLOCK}))"
+            ),
+            &[&names],
+        )
+        .await?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+/// Ends a session. One that may not be ended is an error for the application's, and waited for otherwise.
+pub(super) async fn terminate(client: &Client, pid: i32, role: &str, must: bool) -> Result<bool, Failure> {
+    match client.query_one("SELECT pg_catalog.pg_terminate_backend($1)", &[&pid]).await {
+        Ok(row) => Ok(row.get(0)),
+        Err(e) if e.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+            if must {
+                let message = format!(
+                    "sessions of role {role} cannot be ended; next: GRANT pg_signal_backend TO the migration role (a superuser's sessions can never be ended)"
+                );
+                return Err(Failure::new(Reason::PrivilegeMissing, message));
+            }
+            Ok(false)
+        }
+        Err(e) => Err(classify(&e)),
+    }
+}
+
+/// Ends the comparison of balances that may still run beside the window.
+///
+/// # Errors
+/// Database errors.
+pub async fn terminate_comparison(client: &Client) -> Result<(), Failure> {
+    let own = "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity
+               WHERE application_name = 'credit-migration/comparison' AND datname = current_database() AND usename = session_user";
+    client.query(own, &[]).await?;
+    Ok(())
+}

@@ -1,0 +1,64 @@
+//! What the control schema needs to know of a migration.
+
+use std::time::Duration;
+
+use crate::api::{Balances, CreditMigrationSpec};
+
+/// What is migrated, under which names, with which limits: the part of a run's spec that the database needs.
+#[derive(Clone, Debug)]
+pub struct ControlSpec {
+    /// UID of the `CreditMigration`.
+    pub uid: String,
+    /// Its name, for messages.
+    pub name: String,
+    /// Table and columns of the balances.
+    pub balances: Balances,
+    /// Every table whose writes the window blocks, as the spec writes them.
+    pub protected: Vec<String>,
+    /// Tables that must not exist after the up SQL.
+    pub tables_gone: Vec<String>,
+    /// Roles of the application.
+    pub application_roles: Vec<String>,
+    /// Longest wait for one lock.
+    pub lock_timeout: Duration,
+    /// Longest run of one statement.
+    pub statement_timeout: Duration,
+    /// Query that proves the way back.
+    pub verify_down: Option<String>,
+    /// How long the put-up and take-down of one trigger is tried again before it fails.
+    pub trigger_timeout: Duration,
+}
+
+impl ControlSpec {
+    /// Takes what it needs out of a run's `migrationUID`, `migration` and `plan`.
+    pub fn new(uid: &str, name: &str, plan: &CreditMigrationSpec) -> Self {
+        let migration = &plan.migration;
+        let mut protected = vec![plan.credits.balances.table.clone(), plan.credits.transactions.table.clone()];
+        for table in migration.tables_gone.iter().chain(&migration.protected_tables) {
+            if !protected.contains(table) {
+                protected.push(table.clone());
+            }
+        }
+        Self {
+            uid: uid.to_owned(),
+            name: name.to_owned(),
+            balances: plan.credits.balances.clone(),
+            protected,
+            tables_gone: migration.tables_gone.clone(),
+            application_roles: plan.database.application_roles.clone(),
+            lock_timeout: migration.lock_timeout.into(),
+            statement_timeout: migration.statement_timeout.into(),
+            verify_down: migration.verify_down.clone(),
+            trigger_timeout: Duration::from_secs(60),
+        }
+    }
+}
+
+/// One file of SQL, split into statements.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sql {
+    /// The statements in their order; none may begin or end a transaction.
+    pub statements: Vec<String>,
+    /// `sha256:` and 64 hex digits of the file.
+    pub sha256: String,
+}

@@ -1,0 +1,170 @@
+//! Tables of the spec, as they are in the database now, and quoting of their names.
+
+use std::fmt;
+
+use tokio_postgres::GenericClient;
+
+use super::{ControlSpec, SCHEMA};
+use crate::{api::Reason, runner::Failure};
+
+/// A table that exists, by schema and name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Table {
+    /// Its schema.
+    pub schema: String,
+    /// Its name.
+    pub name: String,
+}
+
+impl Table {
+    /// Quoted, for SQL.
+    pub fn sql(&self) -> String {
+        format!("{}.{}", ident(&self.schema), ident(&self.name))
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.schema, self.name)
+    }
+}
+
+/// `name` as a quoted identifier.
+pub fn ident(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// `text` as a quoted literal, for the few statements that take no parameters.
+pub(crate) fn literal(text: &str) -> String {
+    // The E form with doubled backslashes means the same under every setting of standard_conforming_strings.
+    format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
+}
+
+/// `table` or `schema.table` of a spec, quoted.
+pub fn quoted(name: &str) -> String {
+    match name.split_once('.') {
+        Some((schema, table)) => format!("{}.{}", ident(schema), ident(table)),
+        None => ident(name),
+    }
+}
+
+/// Finds a table of the spec: an ordinary or partitioned one. `None` if there is none of that name.
+pub(crate) async fn resolve(client: &impl GenericClient, name: &str) -> Result<Option<Table>, Failure> {
+    let row = client
+        .query_opt(
+            "SELECT n.nspname::text, c.relname::text, c.relkind IN ('r', 'p')
+             FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+             WHERE c.oid = pg_catalog.to_regclass($1)",
+            &[&quoted(name)],
+        )
+        .await?;
+    match row {
+        Some(row) if row.get::<_, bool>(2) => Ok(Some(Table { schema: row.get(0), name: row.get(1) })),
+        Some(_) => Err(Failure::new(
+            Reason::TableMissing,
+            format!("{name} is not a table; next: name the table behind it in the spec"),
+        )),
+        None => Ok(None),
+    }
+}
+
+/// The tables of the spec that exist now, without doubles.
+pub(crate) async fn protected(client: &impl GenericClient, spec: &ControlSpec) -> Result<Vec<Table>, Failure> {
+    let mut tables = Vec::new();
+    for name in &spec.protected {
+        if let Some(table) = resolve(client, name).await? {
+            tables.push(table);
+        }
+    }
+    tables.sort();
+    tables.dedup();
+    Ok(tables)
+}
+
+/// `roots` with all their partitions and inheritance children, parents first.
+pub(crate) async fn with_children(client: &impl GenericClient, roots: &[Table]) -> Result<Vec<Table>, Failure> {
+    let names: Vec<String> = roots.iter().map(Table::sql).collect();
+    let rows = client
+        .query(
+            "WITH RECURSIVE tree (oid, depth) AS (
+                 SELECT pg_catalog.to_regclass(name)::oid, 0 FROM unnest($1::text[]) AS name
+                 UNION ALL
+                 SELECT i.inhrelid, t.depth + 1 FROM pg_catalog.pg_inherits i JOIN tree t ON i.inhparent = t.oid)
+             SELECT n.nspname::text, c.relname::text
+             FROM tree t JOIN pg_catalog.pg_class c ON c.oid = t.oid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+             WHERE c.relkind IN ('r', 'p') GROUP BY 1, 2 ORDER BY max(t.depth), 1, 2",
+            &[&names],
+        )
+        .await?;
+    Ok(rows.iter().map(|row| Table { schema: row.get(0), name: row.get(1) }).collect())
+}
+
+/// The balances table, which must be there with its two columns.
+pub(crate) async fn balances(
+    client: &impl GenericClient,
+    spec: &ControlSpec,
+    table: Option<&Table>,
+) -> Result<BalancesTable, Failure> {
+    let columns = &spec.balances;
+    let table = match table {
+        Some(table) => table.clone(),
+        None => resolve(client, &columns.table).await?.ok_or_else(|| missing(&columns.table))?,
+    };
+    let rows = client
+        .query(
+            "SELECT a.attname::text, pg_catalog.format_type(a.atttypid, a.atttypmod)
+             FROM pg_catalog.pg_attribute a
+             WHERE a.attrelid = pg_catalog.to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped AND a.attname::text = ANY ($2)",
+            &[&table.sql(), &vec![columns.user_column.as_str(), columns.balance_column.as_str()]],
+        )
+        .await?;
+    if rows.is_empty() {
+        return Err(missing(&columns.table));
+    }
+    let user_type =
+        rows.iter().find(|row| row.get::<_, &str>(0) == columns.user_column).map(|row| row.get::<_, String>(1));
+    let has_balance = rows.iter().any(|row| row.get::<_, &str>(0) == columns.balance_column);
+    let (Some(user_type), true) = (user_type, has_balance) else {
+        let message = format!(
+            "{table} lacks column {} or {}; next: correct spec.credits.balances",
+            columns.user_column, columns.balance_column
+        );
+        return Err(Failure::new(Reason::ColumnMissing, message));
+    };
+    Ok(BalancesTable { table, user: ident(&columns.user_column), balance: ident(&columns.balance_column), user_type })
+}
+
+/// The balances table as it is now. Column names are quoted.
+pub(crate) struct BalancesTable {
+    pub table: Table,
+    pub user: String,
+    pub balance: String,
+    pub user_type: String,
+}
+
+fn missing(name: &str) -> Failure {
+    Failure::new(
+        Reason::TableMissing,
+        format!("table {name} does not exist; next: correct spec.credits or spec.migration"),
+    )
+}
+
+/// Whether a table of the control schema is there: the schema is made by Backup, and part of it goes with Cleanup.
+pub(crate) async fn exists(client: &impl GenericClient, table: &str) -> Result<bool, Failure> {
+    let name = format!("{SCHEMA}.{table}");
+    let row = client.query_one("SELECT pg_catalog.to_regclass($1) IS NOT NULL", &[&name]).await;
+    Ok(row?.get(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_quoted_so_that_they_stay_names() {
+        assert_eq!(quoted("user_credits"), r#""user_credits""#);
+        assert_eq!(quoted("billing.user_credits"), r#""billing"."user_credits""#);
+        assert_eq!(quoted(r#"x"; DROP TABLE y; --"#), r#""x""; DROP TABLE y; --""#);
+        assert_eq!(literal(r"it's a \ "), r"E'it''s a \\ '");
+    }
+}
