@@ -20,6 +20,7 @@ mod apply;
 mod baseline;
 mod cutover;
 mod drain;
+mod functions;
 pub mod read_only_default;
 mod schema;
 mod spec;

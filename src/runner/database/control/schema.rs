@@ -3,8 +3,9 @@
 use tokio_postgres::{Client, GenericClient, error::SqlState};
 
 use super::{
-    BalancesTable, ControlSpec, LOCK_CHANGE, LOCK_CLASS, SCHEMA, exists, ident,
-    triggers::{block_writes_function, create_track_changes_function},
+    BalancesTable, ControlSpec, LOCK_CHANGE, LOCK_CLASS, SCHEMA, exists,
+    functions::{block_writes_function, create_track_changes_function},
+    ident,
 };
 use crate::{
     api::Reason,

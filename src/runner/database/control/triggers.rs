@@ -11,8 +11,9 @@ use std::time::Instant;
 use tokio_postgres::{Client, GenericClient};
 
 use super::{
-    BalancesTable, ControlSpec, LOCK_CLASS, LOCK_WRITE_BLOCK, SCHEMA, Table, balances, jitter, millis, protected,
-    resolve,
+    BalancesTable, ControlSpec, SCHEMA, Table, balances,
+    functions::create_track_changes_function,
+    jitter, millis, protected, resolve,
     schema::{create_schema, is_migrated},
     trigger_lock_timeout, with_children,
 };
@@ -24,96 +25,6 @@ pub(crate) const WRITE_BLOCK_TRIGGER: &str = "credit_migration_block_writes";
 pub(crate) const CHANGE_TRACKING_TRIGGER: &str = "credit_migration_track_changes";
 /// Statement trigger that notes a TRUNCATE of the balances.
 pub(crate) const TRUNCATE_TRACKING_TRIGGER: &str = "credit_migration_track_truncates";
-
-/// The guard. Who passes a closed gate: only the server process that the gate's row names (by pid *and* start, since
-/// pids come again), logged in as the functions' owner, in a transaction that says so. Each alone could be forged or hit
-/// by accident (anybody may set a setting; a person may be logged in as the owner); a role cannot forge another
-/// process's identity. The gate is read before the lock is tried, so that refused writers never hold the lock which
-/// the window is about to take.
-pub(super) fn block_writes_function() -> String {
-    format!(
-        "CREATE OR REPLACE FUNCTION credit_migration.block_writes() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $block_writes$
-DECLARE
-    block record;
-BEGIN
-    SELECT g.migration_uid, g.deadline, g.pid, g.backend_start INTO block FROM credit_migration.write_block AS g WHERE g.blocked;
-    IF FOUND THEN
-        IF block.pid = pg_backend_pid() AND session_user = current_user
-           AND current_setting('credit_migration.pass', true) = block.migration_uid
-           AND EXISTS (SELECT FROM pg_stat_get_activity(pg_backend_pid()) AS a WHERE a.backend_start = block.backend_start) THEN
-            RETURN NULL;
-        END IF;
-        RAISE EXCEPTION USING ERRCODE = '25006', MESSAGE = format('writes to %I.%I are blocked by migration %s until at most %s',
-            TG_TABLE_SCHEMA, TG_TABLE_NAME, block.migration_uid,
-            to_char(block.deadline AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'));
-    END IF;
-    -- A snapshot taken before the gate was closed shows it open for ever; a lock knows no snapshots.
-    IF NOT pg_try_advisory_xact_lock_shared({LOCK_CLASS}, {LOCK_WRITE_BLOCK}) THEN
-        RAISE EXCEPTION USING ERRCODE = '25006',
-            MESSAGE = format('writes to %I.%I are blocked by a credit migration', TG_TABLE_SCHEMA, TG_TABLE_NAME);
-    END IF;
-    RETURN NULL;
-END
-$block_writes$;
-REVOKE ALL ON FUNCTION credit_migration.block_writes() FROM PUBLIC;"
-    )
-}
-
-/// The capture. Column names are compiled in: reading them from the row at run time would cost every write much more.
-///
-/// One row for each user, however often it is written: the window may be followed by weeks. Nobody waits for it who does not wait
-/// already: the same transaction has locked the user's balance before. A user that is in twice in one statement (its number was
-/// changed) takes two statements, since one may not meet its own row again.
-///
-/// A table of an earlier version has no unique index; there each write gets a row, as then. Making the index would block writers.
-fn track_changes_function(balances: &BalancesTable, unique: bool) -> String {
-    let BalancesTable { user, balance, .. } = balances;
-    let record = |user: String| {
-        let conflict = if unique { " ON CONFLICT (user_id) DO UPDATE SET id = DEFAULT" } else { "" };
-        format!("INSERT INTO credit_migration.changed_users (user_id) VALUES ({user}::text){conflict};")
-    };
-    let (old, new) = (record(format!("OLD.{user}")), record(format!("NEW.{user}")));
-    format!(
-        "CREATE OR REPLACE FUNCTION credit_migration.track_changes() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $track_changes$
-BEGIN
-    IF TG_OP = 'UPDATE' THEN
-        IF OLD.{user}::text IS DISTINCT FROM NEW.{user}::text THEN
-            {old}
-            {new}
-        ELSIF OLD.{balance} IS DISTINCT FROM NEW.{balance} THEN
-            {new}
-        END IF;
-    ELSIF TG_OP = 'INSERT' THEN
-        {new}
-    ELSIF TG_OP = 'DELETE' THEN
-        {old}
-    ELSE
-        INSERT INTO credit_migration.changed_users (user_id) VALUES (NULL);
-    END IF;
-    RETURN NULL;
-END
-$track_changes$;
-REVOKE ALL ON FUNCTION credit_migration.track_changes() FROM PUBLIC;"
-    )
-}
-
-/// Makes the capture's function, as its table is.
-pub(super) async fn create_track_changes_function(
-    tx: &impl GenericClient,
-    balances: &BalancesTable,
-) -> Result<(), Failure> {
-    let row = tx
-        .query_one(
-            "SELECT EXISTS (SELECT FROM pg_catalog.pg_index i JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
-                            WHERE i.indrelid = pg_catalog.to_regclass('credit_migration.changed_users') AND i.indisunique AND i.indisvalid
-                              AND i.indpred IS NULL AND i.indnkeyatts = 1 AND a.attname = 'user_id')",
-            &[],
-        )
-        .await?;
-    tx.batch_execute(&track_changes_function(balances, row.get(0))).await.map_err(Failure::from)
-}
 
 /// Claims the database, makes the schema, and puts up guards and capture.
 ///
