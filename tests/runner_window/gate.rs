@@ -286,7 +286,7 @@ async fn one_migration_at_a_time_and_cleanup_gives_the_database_free() {
         assert_eq!(database.value(guards).await, "0");
     }
     let left = database.value("SELECT string_agg(relname, ',' ORDER BY relname) FROM pg_class WHERE relnamespace = 'credit_migration'::regnamespace AND relkind = 'r'").await;
-    assert_eq!(left, "intent,ledger");
+    assert_eq!(left, "ledger,window_record");
     assert_eq!(state_of(&client, "UPDATE user_credits SET balance = balance").await, "ok");
     let missing = control::install(&mut client, &second).await.unwrap_err();
     assert_eq!(missing.reason, Reason::TableMissing, "{missing}");

@@ -123,7 +123,7 @@ async fn a_table_that_is_held_against_the_proof_holds_up_neither_deadline_nor_or
         owner.batch_execute("BEGIN; LOCK TABLE credit_purchases IN SHARE MODE").await.unwrap();
         desk.order(Order::BlockWrites);
         if cause != "limit" {
-            database.until("SELECT count(*) > 0 FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE NOT l.granted AND a.datname = current_database() AND a.application_name = 'credit-migration/proof'").await;
+            database.until("SELECT count(*) > 0 FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE NOT l.granted AND a.datname = current_database() AND a.application_name = 'credit-migration/verification'").await;
         }
         match cause {
             "deadline" => desk.pass_deadline(),
