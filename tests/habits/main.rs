@@ -5,6 +5,7 @@
 mod contributing;
 mod lines;
 mod links;
+mod manifest;
 mod source;
 mod words;
 
