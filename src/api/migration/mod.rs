@@ -306,6 +306,15 @@ pub enum WorkloadKind {
     Deployment,
 }
 
+impl WorkloadKind {
+    /// Its name, as in a manifest.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            WorkloadKind::Deployment => "Deployment",
+        }
+    }
+}
+
 /// A workload in the migration's namespace.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]

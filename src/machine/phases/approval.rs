@@ -30,8 +30,8 @@ impl Transition<'_> {
         self.status.approvals = Some(format!("{}/{needed}", people.len()));
         self.status.approved_by = people.clone();
         self.record_presence(&digest);
-        if let Some((reason, message)) = self.cluster_violation() {
-            self.set_ready(reason, message);
+        if let Some(violation) = self.cluster_violation() {
+            self.set_ready(violation.reason, violation.message.to_string());
             return Flow::Settled;
         }
         if let Some(r) = reject {

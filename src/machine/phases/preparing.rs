@@ -7,6 +7,7 @@ use crate::{
         RunOutcome, Transition,
         steps::{self, PlannedRetry},
     },
+    shared::message::Message,
 };
 
 /// Longest wait between two tries of Preflight: somebody is probably mending what it named.
@@ -62,7 +63,8 @@ impl Transition<'_> {
         }
         let step = self.status.step.unwrap_or(Step::Preflight);
         // Looked at in each step, not only in Preflight: what is missing later must not be found in the window.
-        if let Some((reason, message)) = self.cluster_violation() {
+        if let Some(violation) = self.cluster_violation() {
+            let (reason, message) = (violation.reason, violation.message.to_string());
             if self.message.as_deref() != Some(message.as_str()) {
                 self.event(true, reason, message.clone());
             }
@@ -242,8 +244,10 @@ impl Transition<'_> {
         let [up, down] = [&sql.up, &sql.down].map(|source| source.config_map_key_ref.name.as_str());
         let maps = if up == down { format!("ConfigMap {up}") } else { format!("ConfigMap {up} or {down}") };
         // What went wrong may have named what to do already.
-        let next =
-            if message.contains("next: ") { String::new() } else { format!("next: correct {maps}, or the spec; ") };
+        let next = match Message::parse(message).next {
+            Some(_) => String::new(),
+            None => format!("next: correct {maps}, or the spec; "),
+        };
         self.enter(Phase::Failed);
         self.fail_step(step, reason, format!("{message}; nothing was changed; {next}it then starts again by itself"));
         self.ensure_step(step).retry_at = None;

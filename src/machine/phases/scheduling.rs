@@ -10,26 +10,11 @@
 use super::Flow;
 use crate::{
     api::{DecisionKind, NoticeState, Occasion, Phase, ReadyReason, ScheduleStatus, Step, Time},
-    machine::{Transition, gates::Violation, next_hours, notices::notice_key},
+    machine::{Transition, next_hours, notices::notice_key},
     shared::time::{saturating_add, seconds, to_signed},
 };
 
 impl Transition<'_> {
-    /// Hours that cannot be computed.
-    pub(crate) fn schedule_violation(&self) -> Option<Violation> {
-        if next_hours(&self.spec.schedule, self.now).is_some() {
-            return None;
-        }
-        let zones: Vec<&str> = self.spec.schedule.allowed_hours.iter().map(|h| h.time_zone.as_str()).collect();
-        Some((
-            ReadyReason::ScheduleInvalid,
-            format!(
-                "spec.schedule.allowedHours cannot be computed with time zones {}; next: write IANA names, for example Europe/Berlin",
-                zones.join(", ")
-            ),
-        ))
-    }
-
     /// Distinct people whose `Ready` on this digest is fresh, and when the first of these runs out.
     pub(crate) fn presence(&self, digest: &str) -> (Vec<String>, Option<Time>) {
         let within = to_signed(self.spec.schedule.presence.within);
@@ -161,7 +146,7 @@ impl Transition<'_> {
         }
         // Whoever is told has the lead time to get ready.
         let earliest = self.now + self.lead_time();
-        // Hours that cannot be computed are a violation of its own: see `schedule_violation`.
+        // Hours that cannot be computed are a violation of its own: see `gates::schedule`.
         let next = next_hours(&self.spec.schedule, earliest);
         let end = next.and_then(|(_, end)| end);
         let kept = self.status.schedule.take().unwrap_or_default();

@@ -1,0 +1,71 @@
+//! The flag: can it be switched, is it at `from`, and does the release confirm that it can be rolled back.
+
+use super::Violation;
+use crate::{
+    api::ReadyReason,
+    machine::{ObservedFlag, Transition},
+    shared::message::Message,
+};
+
+/// The flag's key is there, at `from`, and can be changed.
+pub(super) fn check(transition: &Transition<'_>) -> Option<Violation> {
+    let flag = &transition.spec.application.flag;
+    let r = &flag.config_map_key_ref;
+    let (reason, message) = match &transition.observed.flag {
+        ObservedFlag::ConfigMapMissing => (
+            ReadyReason::FlagConfigMapMissing,
+            Message::new(format!("ConfigMap {} is missing (spec.application.flag)", r.name)).next(
+                transition
+                    .observed
+                    .kubectl(&format!("create configmap {} --from-literal={}={}", r.name, r.key, flag.from)),
+            ),
+        ),
+        ObservedFlag::KeyMissing => (
+            ReadyReason::FlagKeyMissing,
+            Message::new(format!("ConfigMap {} has no key {}", r.name, r.key))
+                .next(set_key(transition, &r.name, &r.key, &flag.from)),
+        ),
+        ObservedFlag::Value { immutable: true, .. } => (
+            ReadyReason::FlagConfigMapImmutable,
+            Message::new(format!("ConfigMap {} is immutable, the flag cannot be switched", r.name))
+                .next("delete it and create it again without immutable: true"),
+        ),
+        ObservedFlag::Value { value, .. } if *value != flag.from => (
+            ReadyReason::FlagNotAtFrom,
+            Message::new(format!(
+                "key {} of ConfigMap {} is {value:?}, expected {:?} (spec.application.flag.from)",
+                r.key, r.name, flag.from
+            ))
+            .next(
+                "see which version runs. If it is the new one this migration is done already; \
+                 else correct the spec, or the key",
+            ),
+        ),
+        ObservedFlag::Value { .. } => return None,
+    };
+    Some(Violation { reason, message })
+}
+
+/// The checklist's `ENABLE_ROLLBACK=true`: whoever deployed the application says that it can go back.
+pub(super) fn check_rollback_enabled(transition: &Transition<'_>) -> Option<Violation> {
+    let flag = &transition.spec.application.flag;
+    let (map, key) = (&flag.config_map_key_ref.name, &flag.rollback_key);
+    let found = match transition.observed.rollback_enabled.as_deref() {
+        Some("true") => return None,
+        Some(value) => format!("is {value:?}"),
+        None => "is missing".to_owned(),
+    };
+    Some(Violation {
+        reason: ReadyReason::RollbackNotEnabled,
+        message: Message::new(format!(
+            "key {key} of ConfigMap {map} {found}, expected \"true\" (spec.application.flag.rollbackKey)"
+        ))
+        .next(set_key(transition, map, key, "true")),
+    })
+}
+
+/// The command that sets a key of a ConfigMap.
+fn set_key(transition: &Transition<'_>, map: &str, key: &str, value: &str) -> String {
+    let patch = format!("{{\"data\":{{\"{key}\":\"{value}\"}}}}");
+    transition.observed.kubectl(&format!("patch configmap {map} --type=merge -p '{patch}'"))
+}

@@ -1,0 +1,69 @@
+//! The SQL: is it there, is it what the evidence was made for, is it what was approved.
+
+use super::Violation;
+use crate::{
+    api::{Phase, Plan, ReadyReason},
+    machine::{SqlSource, Transition},
+    shared::message::Message,
+};
+
+/// Up and down SQL are in their ConfigMaps.
+pub(super) fn check(transition: &Transition<'_>) -> Option<Violation> {
+    let migration = &transition.spec.migration;
+    let observed = transition.observed;
+    for (sql, source, what) in [(&observed.up, &migration.up, "up"), (&observed.down, &migration.down, "down")] {
+        if *sql == SqlSource::Missing {
+            let r = &source.config_map_key_ref;
+            return Some(Violation {
+                reason: ReadyReason::SqlMissing,
+                message: Message::new(format!("ConfigMap {} has no key {} (spec.migration.{what})", r.name, r.key))
+                    .next(observed.kubectl(&format!("create configmap {} --from-file={}", r.name, r.key))),
+            });
+        }
+    }
+    None
+}
+
+impl Transition<'_> {
+    /// What is run, as far as it can be read: `None` while SQL is missing.
+    pub(crate) fn observed_plan(&self) -> Option<Plan> {
+        let (SqlSource::Present(up), SqlSource::Present(down)) = (&self.observed.up, &self.observed.down) else {
+            return None;
+        };
+        Some(Plan {
+            digest: None,
+            generation: self.observed.generation,
+            up_sha256: up.clone(),
+            down_sha256: down.clone(),
+        })
+    }
+
+    /// Spec or SQL differ from what the present evidence was made for.
+    pub(crate) fn inputs_changed(&self) -> bool {
+        let (Some(seen), Some(had)) = (self.observed_plan(), &self.status.plan) else {
+            // Evidence without its SQL is void as well; without evidence there is nothing to void.
+            return self.status.plan.is_some() && self.observed_plan().is_none();
+        };
+        (seen.generation, &seen.up_sha256, &seen.down_sha256) != (had.generation, &had.up_sha256, &had.down_sha256)
+    }
+
+    /// How the down SQL differs from what was approved, while a way back would need it.
+    pub(crate) fn down_drift(&self) -> Option<String> {
+        if !matches!(self.phase(), Phase::Validating | Phase::Monitoring | Phase::Observing) {
+            return None;
+        }
+        let approved = &self.status.plan.as_ref()?.down_sha256;
+        let seen = match &self.observed.down {
+            SqlSource::Present(seen) if seen == approved => return None,
+            SqlSource::Present(seen) => seen.as_str(),
+            SqlSource::Missing => "missing",
+        };
+        let r = &self.spec.migration.down.config_map_key_ref;
+        Some(format!(
+            "key {} of ConfigMap {} (spec.migration.down) is {seen}, approved was {approved}: a way back runs the approved one, which the database keeps; put it back, next: {}",
+            r.key,
+            r.name,
+            self.observed.kubectl(&format!("edit configmap {}", r.name))
+        ))
+    }
+}
