@@ -4,16 +4,11 @@
 use super::{
     Effect, Job, ObservedRun, StartRun, Transition,
     faults::{Fault, fault},
-    steps,
+    steps::{self, Image, Retention, Timeout, task_spec},
 };
-use crate::api::{Check, MigrationRunSpec, Phase, RunInputs, RunPhase, Step, StepState, Task, WindowCommand};
-
-/// Longest time for the channels of one notice, in seconds.
-const NOTIFY_SECONDS: u64 = 120;
-/// Longest time of a follow-up beyond its measurements, in seconds.
-const FOLLOW_UP_SECONDS: u64 = 900;
-/// Longest time for the removal of the guards, in seconds.
-const CLEANUP_SECONDS: u64 = 600;
+use crate::api::{
+    Check, MigrationRun, MigrationRunSpec, Phase, RunInputs, RunPhase, Step, StepState, Task, WindowCommand,
+};
 
 impl Transition<'_> {
     pub(super) fn effects(&self) -> Vec<Effect> {
@@ -28,7 +23,7 @@ impl Transition<'_> {
             .observed
             .runs
             .iter()
-            .filter(|r| !self.wanted(r))
+            .filter(|r| !self.is_wanted(r))
             .map(|r| Effect::RemoveRun { name: self.observed.run_name(r.run.spec.task, r.run.spec.attempt) })
             .collect();
         let tidy = effects.is_empty();
@@ -54,48 +49,31 @@ impl Transition<'_> {
             _ => {}
         }
         for attempt in self.runs_to_send() {
-            effects.extend(self.start_run(Task::Notify, attempt, Some(NOTIFY_SECONDS)));
+            effects.extend(self.start_run(Task::Notify, attempt));
         }
         effects
     }
 
-    /// Whether a run still serves the present status, or stays as a record.
-    fn wanted(&self, r: &ObservedRun) -> bool {
+    /// Whether a run still serves the present status, or is kept as a record.
+    fn is_wanted(&self, r: &ObservedRun) -> bool {
         let spec = &r.run.spec;
-        let ended = r.run.status.as_ref().is_some_and(|s| matches!(s.phase, RunPhase::Succeeded | RunPhase::Failed));
-        let opened = spec.window.as_ref().is_some_and(|w| w.command >= WindowCommand::BlockWrites);
-        // What was begun for a spec or SQL that has changed since is ended, not rehearsed on beside its successor.
-        let superseded = |step: Step| self.step(step).is_some_and(|step_status| step_status.superseded);
-        let current = |step: Step| spec.attempt == self.run_attempt(step) && (ended || !superseded(step));
-        match spec.task {
-            Task::Preflight => self.preparing_or(ended) && current(Step::Preflight),
-            Task::CodeBackup => self.preparing_or(ended) && current(Step::CodeBackup),
-            Task::ExportKeyUsers => self.preparing_or(ended) && current(Step::ExportKeyUsers),
-            // Of those that failed only the last: one that fails for days would leave a run and a pod each few minutes.
-            Task::DayCheck => self.observing_or(ended) && current(Step::DayCheck),
-            Task::WeekReview => self.observing_or(ended) && current(Step::WeekReview),
-            // What became of it is in the status.
-            Task::Notify => self.notice_of(spec.attempt).is_some(),
-            Task::Backup => self.preparing_or(ended) && current(Step::Baseline),
-            Task::VerifyBackup => self.preparing_or(ended) && current(Step::VerifyBackup),
-            Task::Rehearse => self.preparing_or(ended) && current(Step::Rehearse),
-            // A window that was ordered open is never taken from under its pod.
-            Task::Window => opened || (self.phase() == Phase::Executing && current(Step::BlockWrites)),
-            Task::RollbackWindow => {
-                opened || (self.phase() == Phase::RollingBack && current(Step::BlockWritesForRollback))
-            }
-            Task::Validate => self.phase() == Phase::Validating && current(Step::Validate),
-            Task::Monitor => self.phase() == Phase::Monitoring && current(Step::Monitor),
-            Task::Cleanup => current(Step::Cleanup),
+        let ordered = spec.window.as_ref().is_some_and(|w| w.command >= WindowCommand::BlockWrites);
+        let current = self.is_current(r);
+        match task_spec(spec.task).retention {
+            Retention::Always => current,
+            Retention::During(phase) => current && self.phase() == phase,
+            Retention::Record(phase) => current && (self.phase() == phase || has_ended(&r.run)),
+            Retention::Window(phase) => ordered || (current && self.phase() == phase),
+            Retention::WhilePending => self.notice_of(spec.attempt).is_some(),
         }
     }
 
-    fn preparing_or(&self, ended: bool) -> bool {
-        self.phase() == Phase::Preparing || ended
-    }
-
-    fn observing_or(&self, ended: bool) -> bool {
-        self.phase() == Phase::Observing || ended
+    /// The run is that of its step's present attempt. One of a plan that has changed since is not, unless it has ended: it
+    /// must not go on in parallel with its successor.
+    fn is_current(&self, r: &ObservedRun) -> bool {
+        let Some(step) = task_spec(r.run.spec.task).step else { return false };
+        let superseded = self.step(step).is_some_and(|step_status| step_status.superseded);
+        r.run.spec.attempt == self.run_attempt(step) && (has_ended(&r.run) || !superseded)
     }
 
     fn start_preparing_run(&self) -> Option<Effect> {
@@ -105,8 +83,7 @@ impl Transition<'_> {
         if self.waiting(step) || refused || self.status.plan.is_none() {
             return None;
         }
-        let timeout = std::time::Duration::from(self.spec.runner.step_timeout).as_secs();
-        self.start_run(task, self.run_attempt(step), Some(timeout))
+        self.start_run(task, self.run_attempt(step))
     }
 
     fn start_stage_run(&self) -> Option<Effect> {
@@ -114,21 +91,19 @@ impl Transition<'_> {
         if self.waiting(step) || self.spec.checks_of(task).iter().all(Check::by_controller) {
             return None;
         }
-        self.start_run(task, self.attempt(step), None)
+        self.start_run(task, self.attempt(step))
     }
 
     fn start_follow_up_run(&self) -> Option<Effect> {
-        let follow_ups = &self.spec.follow_ups;
-        let (step, task, follow_up) = match self.status.step? {
-            Step::DayCheck => (Step::DayCheck, Task::DayCheck, &follow_ups.day),
-            Step::WeekReview => (Step::WeekReview, Task::WeekReview, &follow_ups.week),
+        let (step, task) = match self.status.step? {
+            Step::DayCheck => (Step::DayCheck, Task::DayCheck),
+            Step::WeekReview => (Step::WeekReview, Task::WeekReview),
             _ => return None,
         };
         if self.waiting(step) {
             return None;
         }
-        let measured = std::time::Duration::from(follow_up.duration).as_secs();
-        self.start_run(task, self.attempt(step), Some(measured + FOLLOW_UP_SECONDS))
+        self.start_run(task, self.attempt(step))
     }
 
     fn start_cleanup_run(&self) -> Option<Effect> {
@@ -136,14 +111,13 @@ impl Transition<'_> {
         if step_status.state != StepState::Running || step_status.retry_at.is_some() {
             return None;
         }
-        self.start_run(Task::Cleanup, step_status.attempt, Some(CLEANUP_SECONDS))
+        self.start_run(Task::Cleanup, step_status.attempt)
     }
 
     /// The run and its Job, unless both are there or the run has ended.
-    pub(super) fn start_run(&self, task: Task, attempt: u32, timeout_seconds: Option<u64>) -> Option<Effect> {
+    pub(super) fn start_run(&self, task: Task, attempt: u32) -> Option<Effect> {
         if let Some(ObservedRun { run, job }) = self.observed.run(task, attempt) {
-            let ended = run.status.as_ref().is_some_and(|s| matches!(s.phase, RunPhase::Succeeded | RunPhase::Failed));
-            if ended || *job != Job::Absent {
+            if has_ended(run) || *job != Job::Absent {
                 return None;
             }
         }
@@ -172,18 +146,33 @@ impl Transition<'_> {
                 window,
             },
             image: self.image_of(task),
-            timeout_seconds,
+            timeout_seconds: self.timeout_of(task),
         })))
     }
 
-    /// The image that people approved carries what is before the window and the windows themselves, also the way back a week later.
-    /// What comes after needs the tasks that this operator knows.
     fn image_of(&self, task: Task) -> String {
-        match task {
-            Task::Validate | Task::Monitor | Task::DayCheck | Task::WeekReview | Task::Notify | Task::Cleanup => {
-                self.observed.runner_image.clone()
-            }
-            _ => self.status.runner_image.clone().unwrap_or_default(),
+        match task_spec(task).image {
+            Image::Approved => self.status.runner_image.clone().unwrap_or_default(),
+            Image::Operator => self.observed.runner_image.clone(),
         }
     }
+
+    /// Seconds after which the task's Job is ended; `None` for tasks that end themselves.
+    fn timeout_of(&self, task: Task) -> Option<u64> {
+        let seconds = |duration: kube::core::Duration| std::time::Duration::from(duration).as_secs();
+        match task_spec(task).timeout {
+            Timeout::None => None,
+            Timeout::Step => Some(seconds(self.spec.runner.step_timeout)),
+            Timeout::Seconds(n) => Some(n),
+            Timeout::AfterMeasurements(n) => {
+                let follow_ups = &self.spec.follow_ups;
+                let follow_up = if task == Task::DayCheck { &follow_ups.day } else { &follow_ups.week };
+                Some(seconds(follow_up.duration) + n)
+            }
+        }
+    }
+}
+
+fn has_ended(run: &MigrationRun) -> bool {
+    run.status.as_ref().is_some_and(|s| matches!(s.phase, RunPhase::Succeeded | RunPhase::Failed))
 }

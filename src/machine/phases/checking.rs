@@ -126,7 +126,7 @@ impl Transition<'_> {
     fn retry_stage_run(&mut self, step: Step, reason: &str, message: &str) {
         let started = self.started_at(step);
         if self.start_due_retry(step) == PlannedRetry::None {
-            self.retry_later(step, reason, message, 60);
+            self.retry_later(step, reason, message);
         }
         if let (Some(started), step_status) = (started, self.ensure_step(step)) {
             step_status.started_at = started;

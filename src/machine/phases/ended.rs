@@ -57,7 +57,7 @@ impl Transition<'_> {
                     self.succeed_step(Step::Cleanup, "guards removed; the record stays in schema credit_migration")
                 }
                 RunOutcome::Failed(reason, message) => {
-                    self.retry_later(Step::Cleanup, reason.as_str(), &message, 300);
+                    self.retry_later(Step::Cleanup, reason.as_str(), &message);
                 }
             }
         }

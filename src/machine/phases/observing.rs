@@ -11,9 +11,6 @@ use crate::{
     shared::time::{saturating_add, seconds, to_signed},
 };
 
-/// Longest wait between two tries of a follow-up.
-const RETRY_SECONDS: i64 = 300;
-
 impl Transition<'_> {
     pub(crate) fn start_observing(&mut self) {
         self.enter(Phase::Observing);
@@ -66,7 +63,7 @@ impl Transition<'_> {
             RunOutcome::Pending if drifted => {}
             RunOutcome::Pending => self.set_ready(ReadyReason::Observing, format!("{step:?} is under way")),
             RunOutcome::Failed(reason, message) => {
-                self.retry_later(step, reason.as_str(), &message, RETRY_SECONDS);
+                self.retry_later(step, reason.as_str(), &message);
             }
             RunOutcome::Succeeded(run) => {
                 let run = run.clone();
@@ -79,12 +76,7 @@ impl Transition<'_> {
     fn record_report(&mut self, step: Step, run: &MigrationRun) -> Flow {
         let status = run.status.clone().unwrap_or_default();
         let Some(report) = status.report else {
-            self.retry_later(
-                step,
-                Reason::Internal.as_str(),
-                "the run reported success without a report",
-                RETRY_SECONDS,
-            );
+            self.retry_later(step, Reason::Internal.as_str(), "the run reported success without a report");
             return Flow::Settled;
         };
         for r in status.checks.iter().filter(|r| r.outcome != CheckOutcome::Pass || r.breached) {

@@ -10,11 +10,6 @@ use crate::{
     shared::message::Message,
 };
 
-/// Longest wait between two tries of Preflight: somebody is probably mending what it named.
-const PREFLIGHT_RETRY_SECONDS: i64 = 30;
-/// Longest wait between two tries of the other steps.
-const STEP_RETRY_SECONDS: i64 = 300;
-
 impl Transition<'_> {
     /// Voids all evidence and begins again with Preflight.
     pub(crate) fn restart(&mut self, why: &str) {
@@ -197,7 +192,6 @@ impl Transition<'_> {
             self.fail_preparation(step, reason.as_str(), message);
             return;
         }
-        let longest = if step == Step::Preflight { PREFLIGHT_RETRY_SECONDS } else { STEP_RETRY_SECONDS };
         // A failed dump voids the baseline of its snapshot: both are taken again, together.
         let retried = if step == Step::Backup { Step::Baseline } else { step };
         if retried != step {
@@ -206,7 +200,7 @@ impl Transition<'_> {
             self.status.step = Some(retried);
             self.status.baseline = None;
         }
-        self.retry_later(retried, reason.as_str(), message, longest);
+        self.retry_later(retried, reason.as_str(), message);
         let failures = self.failures(retried);
         if step != Step::Preflight && failures >= self.spec.runner.max_attempts {
             self.fail_preparation(

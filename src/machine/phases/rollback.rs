@@ -10,9 +10,6 @@ use crate::{
     shared::time::{seconds, to_signed},
 };
 
-/// Longest wait before a window for the way back is opened again, while writes are open.
-const REOPEN_RETRY_SECONDS: i64 = 60;
-
 /// What is known of the balances at the end of a rollback.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Verification {
@@ -295,7 +292,7 @@ impl Transition<'_> {
             self.ensure_step(opener).failures = failures;
             self.fail_rollback(reason.as_str(), message);
         } else if self.status.step == Some(opener) && !self.may_be_blocked() {
-            self.retry_later(opener, reason.as_str(), message, REOPEN_RETRY_SECONDS);
+            self.retry_later(opener, reason.as_str(), message);
         } else {
             // At once: writes are blocked.
             self.retry_now(opener);
@@ -319,12 +316,7 @@ impl Transition<'_> {
         }
         self.status.step = Some(Step::BlockWritesForRollback);
         let text = format!("{why}; a new window is opened for the way back, writes are open meanwhile");
-        self.retry_later(
-            Step::BlockWritesForRollback,
-            ReadyReason::BlockingWritesForRollback,
-            &text,
-            REOPEN_RETRY_SECONDS,
-        );
+        self.retry_later(Step::BlockWritesForRollback, ReadyReason::BlockingWritesForRollback, &text);
     }
 
     pub(crate) fn fail_rollback(&mut self, reason: &str, message: &str) {

@@ -1,8 +1,10 @@
 //! The whole procedure on one screen.
 
 mod progress;
+mod tasks;
 
 pub(crate) use progress::PlannedRetry;
+pub(crate) use tasks::{Image, Retention, Timeout, task_spec};
 
 use crate::api::{Phase, Step, Task};
 
@@ -75,4 +77,42 @@ pub fn progress(step: Step) -> String {
 /// The task that carries out a preparing step.
 pub fn preparing_task(step: Step) -> Option<Task> {
     FORWARD.iter().find(|r| r.step == step && r.phase == Phase::Preparing)?.task
+}
+
+/// Longest wait between two attempts of a step, in seconds: see [`tasks::TaskSpec`].
+fn longest_retry(step: Step) -> i64 {
+    let rows = FORWARD.iter().chain(BACK);
+    // Cleanup follows every end and is in neither path.
+    let task = rows.filter(|r| r.step == step).find_map(|r| r.task).unwrap_or(Task::Cleanup);
+    task_spec(task).longest_retry
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_step_of_a_task_is_carried_out_by_it() {
+        for row in FORWARD.iter().chain(BACK) {
+            let Some(task) = row.task else { continue };
+            let step = task_spec(task).step.unwrap();
+            let carries = FORWARD.iter().chain(BACK).find(|r| r.step == step).unwrap();
+            assert_eq!((carries.task, carries.phase), (Some(task), row.phase), "{:?}", row.step);
+        }
+    }
+
+    #[test]
+    fn waits_between_attempts_have_their_limits() {
+        for (step, seconds) in [
+            (Step::Preflight, 30),
+            (Step::Baseline, 300),
+            (Step::BlockWrites, 60),
+            (Step::BlockWritesForRollback, 60),
+            (Step::Monitor, 60),
+            (Step::WeekReview, 300),
+            (Step::Cleanup, 300),
+        ] {
+            assert_eq!(longest_retry(step), seconds, "{step:?}");
+        }
+    }
 }

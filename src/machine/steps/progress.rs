@@ -104,13 +104,13 @@ impl Transition<'_> {
     }
 
     /// Plans another try of a running step after a failure that may pass.
-    pub(crate) fn retry_later(&mut self, step: Step, reason: impl Into<String>, message: &str, longest_seconds: i64) {
+    pub(crate) fn retry_later(&mut self, step: Step, reason: impl Into<String>, message: &str) {
         let (now, reason) = (self.now, reason.into());
         let step_status = self.ensure_step(step);
         step_status.failures += 1;
         let failures = step_status.failures;
         // 2, 4, 8 ... seconds: soon enough for a slip, rare enough not to flood a server that is down.
-        let wait = (1i64 << failures.min(10)).min(longest_seconds);
+        let wait = (1i64 << failures.min(10)).min(longest);
         step_status.state = StepState::Running;
         step_status.retry_at = Some(now + seconds(wait));
         step_status.reason = Some(reason.clone());

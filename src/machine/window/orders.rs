@@ -21,7 +21,7 @@ impl Transition<'_> {
     }
 
     pub(crate) fn window_effects(&self, task: Task, attempt: u32) -> Vec<Effect> {
-        let mut effects: Vec<Effect> = self.start_run(task, attempt, None).into_iter().collect();
+        let mut effects: Vec<Effect> = self.start_run(task, attempt).into_iter().collect();
         let wanted = self.wanted_order(task);
         if let Some(r) = self.observed.run(task, attempt) {
             let given = r.run.spec.window.as_ref().map_or(WindowCommand::Standby, |w| w.command);
