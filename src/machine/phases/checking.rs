@@ -2,10 +2,100 @@
 
 use super::{Flow, approval::fmt_reason};
 use crate::{
-    api::{CheckOutcome, DecisionKind, Occasion, OnBreach, Phase, ReadyReason, RollbackPolicy, Stage, Step, Task},
-    machine::{RunOutcome, Transition, notices::notice_key, steps::PlannedRetry},
+    api::{
+        Check, CheckOutcome, CheckResult, DecisionKind, Occasion, OnBreach, Phase, ReadyReason, Reason, RollbackPolicy,
+        Stage, Step, Task, Time,
+    },
+    machine::{ObservedDecision, RunOutcome, Transition, notices::notice_key, steps::PlannedRetry},
     shared::time::to_signed,
 };
+
+/// What keeps a stage from ending, or what ends it.
+#[derive(Debug)]
+enum Verdict {
+    /// The old version is to come back.
+    RollBack {
+        /// Cause of the rollback.
+        cause: ReadyReason,
+        /// Who decided, or the check and its value.
+        message: String,
+    },
+    /// The stage's run failed: without it there is no data.
+    RunFailed {
+        /// Why.
+        reason: Reason,
+        /// What was observed.
+        message: String,
+    },
+    /// The flag was changed.
+    FlagDrifted(String),
+    /// The stage's time is not over.
+    UnderWay {
+        /// Its end.
+        until: Time,
+        /// What is measured.
+        text: String,
+    },
+    /// The time is over, and checks do not pass.
+    ChecksOpen {
+        /// End of the stage's time.
+        since: Time,
+        /// Which, and why.
+        text: String,
+    },
+    /// All checks pass.
+    Passed,
+}
+
+/// What is asked of a stage, in order: the first answer decides.
+const GATES: &[fn(&Transition<'_>) -> Option<Verdict>] =
+    &[requested_rollback, breached_check, failed_run, drifted_flag, time_left, open_checks];
+
+fn requested_rollback(t: &Transition<'_>) -> Option<Verdict> {
+    let request = t.rollback_request()?;
+    let message = format!("{:?} by {}{}", request.decision, request.by, fmt_reason(&request.reason));
+    Some(Verdict::RollBack { cause: ReadyReason::Rollback, message })
+}
+
+fn breached_check(t: &Transition<'_>) -> Option<Verdict> {
+    let (check, result) = t.stage_results().find(|(check, result)| result.breached && t.rolls_back(check))?;
+    let message = format!("{}: {}", check.name, result.message);
+    Some(Verdict::RollBack { cause: ReadyReason::TriggerFired, message })
+}
+
+fn failed_run(t: &Transition<'_>) -> Option<Verdict> {
+    let (step, task, _) = t.stage();
+    match t.observed.outcome(task, t.attempt(step)) {
+        RunOutcome::Failed(reason, message) => Some(Verdict::RunFailed { reason, message }),
+        RunOutcome::Pending | RunOutcome::Succeeded(_) => None,
+    }
+}
+
+fn drifted_flag(t: &Transition<'_>) -> Option<Verdict> {
+    t.flag_drift().map(Verdict::FlagDrifted)
+}
+
+fn time_left(t: &Transition<'_>) -> Option<Verdict> {
+    let until = t.stage_end().filter(|end| t.now < *end)?;
+    let checks = t.stage_results().count();
+    let text = format!("{checks} checks, until {until:.0}; to go back: {}", t.observed.rollback_command());
+    Some(Verdict::UnderWay { until, text })
+}
+
+fn open_checks(t: &Transition<'_>) -> Option<Verdict> {
+    let (step, ..) = t.stage();
+    let open: Vec<String> = t
+        .stage_results()
+        .filter(|(c, r)| c.on_breach != OnBreach::Warn && r.outcome != CheckOutcome::Pass && !t.idle_trigger(c, r))
+        .map(|(_, r)| format!("{} {:?} ({})", r.name, r.outcome, r.message))
+        .collect();
+    if open.is_empty() {
+        return None;
+    }
+    let text =
+        format!("{}; {step:?} ends when they pass; to go back: {}", open.join("; "), t.observed.rollback_command());
+    Some(Verdict::ChecksOpen { since: t.stage_end()?, text })
+}
 
 impl Transition<'_> {
     /// Step, task and length of the present stage.
@@ -40,77 +130,86 @@ impl Transition<'_> {
         self.set_ready(ReadyReason::FlagDrifted, text);
     }
 
+    /// Measures, and does what the first of [`GATES`] that is not passed demands.
     pub(crate) fn advance_checking(&mut self) -> Flow {
-        let (step, task, stage) = self.stage();
-        let (checks, duration) = (self.spec.checks_of(task), to_signed(stage.duration));
-        if let Some(d) = self.stop_request(&[DecisionKind::Rollback, DecisionKind::Abort], None) {
-            return self.start_rollback(
-                ReadyReason::Rollback,
-                format!("{:?} by {}{}", d.decision, d.by, fmt_reason(&d.reason)),
-            );
+        self.record_results();
+        let (step, ..) = self.stage();
+        let verdict = GATES.iter().find_map(|gate| gate(self)).unwrap_or(Verdict::Passed);
+        // What rolls back outweighs the run, and the flag outweighs what keeps the run from measuring.
+        match verdict {
+            Verdict::RollBack { cause, message } => return self.start_rollback(cause, message),
+            Verdict::RunFailed { reason, message } => {
+                self.retry_stage_run(step, reason.as_str(), &message);
+                match self.flag_drift() {
+                    Some(text) => self.report_flag_drift(text),
+                    None => self.set_ready(reason.as_str(), message),
+                }
+            }
+            Verdict::FlagDrifted(text) => self.report_flag_drift(text),
+            Verdict::UnderWay { until, text } => {
+                self.wake_at(until);
+                self.set_ready(ReadyReason::Progressing, text);
+            }
+            Verdict::ChecksOpen { since, text } => {
+                self.notify(Occasion::ManualInterventionRequired, &notice_key("held", since), &text);
+                self.set_ready(ReadyReason::ChecksNotPassing, text);
+            }
+            Verdict::Passed => {
+                self.finish_stage(step);
+                return Flow::Continue;
+            }
         }
-        // Before the run's failure is looked at: what it reported last counts, and what the controller measures needs no run.
+        Flow::Settled
+    }
+
+    /// Takes in what was measured. What a failed run reported last counts, and what the controller measures needs no run.
+    fn record_results(&mut self) {
+        if self.rollback_request().is_some() {
+            return;
+        }
+        let (step, task, _) = self.stage();
+        let checks = self.spec.checks_of(task);
         self.status.checks = self.results(task, &checks);
         let run = self.observed.run(task, self.attempt(step)).and_then(|r| r.run.status.as_ref());
         self.status.users_written = run.and_then(|s| s.users_written).or(self.status.users_written);
-        for (check, result) in checks.iter().zip(self.status.checks.clone()) {
-            if !result.breached {
-                continue;
-            }
-            if check.on_breach == OnBreach::Rollback && self.spec.rollback.policy == RollbackPolicy::Automatic {
-                return self.start_rollback(ReadyReason::TriggerFired, format!("{}: {}", check.name, result.message));
+        for (check, result) in checks.iter().zip(self.status.checks.clone()).filter(|(_, result)| result.breached) {
+            if self.rolls_back(check) {
+                return;
             }
             self.report_breach(step, &check.name, &result.message);
         }
-        if let RunOutcome::Failed(reason, message) = self.observed.outcome(task, self.attempt(step)) {
-            self.retry_stage_run(step, reason.as_str(), &message);
-            // A flag that drifts does not wait for the run: it outweighs what keeps it from measuring.
-            match self.flag_drift() {
-                Some(text) => self.report_flag_drift(text),
-                None => self.set_ready(reason.as_str(), message),
-            }
-            return Flow::Settled;
-        }
-        if let Some(text) = self.flag_drift() {
-            self.report_flag_drift(text);
-            return Flow::Settled;
-        }
-        let Some(started) = self.started_at(step) else { return Flow::Settled };
-        let end = started + duration;
-        if self.now < end {
-            self.wake_at(end);
-            let next =
-                format!("{} checks, until {end:.0}; to go back: {}", checks.len(), self.observed.rollback_command());
-            self.set_ready(ReadyReason::Progressing, next);
-            return Flow::Settled;
-        }
-        let open: Vec<String> = checks
-            .iter()
-            .zip(&self.status.checks)
-            .filter(|(c, r)| c.on_breach != OnBreach::Warn && r.outcome != CheckOutcome::Pass)
-            .filter(|(c, r)| !self.idle_trigger(c, r))
-            .map(|(_, r)| format!("{} {:?} ({})", r.name, r.outcome, r.message))
-            .collect();
-        if !open.is_empty() {
-            let text = format!(
-                "{}; {step:?} ends when they pass; to go back: {}",
-                open.join("; "),
-                self.observed.rollback_command()
-            );
-            self.notify(Occasion::ManualInterventionRequired, &notice_key("held", end), &text);
-            self.set_ready(ReadyReason::ChecksNotPassing, text);
-            return Flow::Settled;
-        }
-        let idle: Vec<&str> = checks
-            .iter()
-            .zip(&self.status.checks)
-            .filter(|(c, r)| self.idle_trigger(c, r))
-            .map(|(c, _)| c.name.as_str())
-            .collect();
+    }
+
+    /// A breach of this check starts a rollback.
+    fn rolls_back(&self, check: &Check) -> bool {
+        check.on_breach == OnBreach::Rollback && self.spec.rollback.policy == RollbackPolicy::Automatic
+    }
+
+    /// The decision to go back to the old version, if there is one.
+    pub(crate) fn rollback_request(&self) -> Option<ObservedDecision> {
+        self.stop_request(&[DecisionKind::Rollback, DecisionKind::Abort], None)
+    }
+
+    /// Checks of the present stage with their results.
+    fn stage_results(&self) -> impl Iterator<Item = (Check, &CheckResult)> {
+        let (_, task, _) = self.stage();
+        self.spec.checks_of(task).into_iter().zip(&self.status.checks)
+    }
+
+    /// End of the present stage, if its checks pass by then.
+    fn stage_end(&self) -> Option<Time> {
+        let (step, _, stage) = self.stage();
+        Some(self.started_at(step)? + to_signed(stage.duration))
+    }
+
+    fn finish_stage(&mut self, step: Step) {
+        let idle: Vec<String> =
+            self.stage_results().filter(|(c, r)| self.idle_trigger(c, r)).map(|(c, _)| c.name).collect();
         let passed = self.status.checks.iter().filter(|r| r.outcome == CheckOutcome::Pass).count();
         let without =
             if idle.is_empty() { String::new() } else { format!("; nothing to measure: {}", idle.join(", ")) };
-        self.succeed_step(step, format!("{passed} of {} checks pass{without}", checks.len()));
+        let all = self.stage_results().count();
+        self.succeed_step(step, format!("{passed} of {all} checks pass{without}"));
         if step == Step::Validate {
             self.enter(Phase::Monitoring);
             // A check of the same name is another check: its breach here is no breach there.
@@ -119,7 +218,6 @@ impl Transition<'_> {
         } else {
             self.start_observing();
         }
-        Flow::Continue
     }
 
     /// Without its run a stage has no data: another one follows, and the stage does not end meanwhile.

@@ -35,7 +35,7 @@ impl Transition<'_> {
     }
 
     pub(crate) fn advance_observing(&mut self) -> Flow {
-        if let Some(d) = self.stop_request(&[DecisionKind::Rollback, DecisionKind::Abort], None) {
+        if let Some(d) = self.rollback_request() {
             return self.start_rollback(
                 ReadyReason::Rollback,
                 format!("{:?} by {}{}", d.decision, d.by, fmt_reason(&d.reason)),

@@ -110,7 +110,7 @@ impl Transition<'_> {
         step_status.failures += 1;
         let failures = step_status.failures;
         // 2, 4, 8 ... seconds: soon enough for a slip, rare enough not to flood a server that is down.
-        let wait = (1i64 << failures.min(10)).min(longest);
+        let wait = (1i64 << failures.min(10)).min(super::longest_retry(step));
         step_status.state = StepState::Running;
         step_status.retry_at = Some(now + seconds(wait));
         step_status.reason = Some(reason.clone());
