@@ -4,6 +4,8 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::variants::variant_names;
+
 /// One person's word on one migration.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[kube(
@@ -66,4 +68,9 @@ pub enum DecisionKind {
     Rollback,
     /// Keep the new version. Needs the digest.
     Keep,
+}
+
+variant_names! {
+    DecisionKind:
+    Approve Ready Reject Abort Rollback Keep
 }

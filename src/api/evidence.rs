@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Reason, Time};
+use super::{Reason, Time, variants::variant_names};
 
 /// Tag and branch as the server has them.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
@@ -192,6 +192,11 @@ pub enum CheckOutcome {
     Error,
     /// Measured, but there was nothing, or too few samples. Never success.
     NoData,
+}
+
+variant_names! {
+    CheckOutcome:
+    Pass Fail Error NoData
 }
 
 /// Where a check stands.

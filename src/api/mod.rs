@@ -20,6 +20,7 @@ mod ready_reason;
 mod reason;
 mod run;
 mod status;
+mod variants;
 pub mod window_rules;
 
 pub use crds::{crds, crds_yaml};

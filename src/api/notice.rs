@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Phase, Time};
+use super::{Phase, Time, variants::variant_names};
 
 /// Who reads a notice.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -41,6 +41,12 @@ pub enum Occasion {
     WeekReport,
     /// Somebody has to decide to keep the new version or roll back.
     DecisionDue,
+}
+
+variant_names! {
+    Occasion:
+    Planned MaintenanceStarts Finished TriggerFired RolledBack ManualInterventionRequired DayReport WeekReport
+    DecisionDue
 }
 
 impl Occasion {

@@ -3,6 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::variants::variant_names;
+
 /// Phase of a migration.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Phase {
@@ -30,6 +32,12 @@ pub enum Phase {
     Failed,
     /// Called off before the window: nothing was changed.
     Cancelled,
+}
+
+variant_names! {
+    Phase:
+    Preparing AwaitingApproval Executing Validating Monitoring Observing Completed RollingBack RolledBack
+    RollbackFailed Failed Cancelled
 }
 
 /// A step of the procedure.
@@ -89,6 +97,13 @@ pub enum Step {
     Cleanup,
 }
 
+variant_names! {
+    Step:
+    Preflight NotifyTeam CodeBackup Baseline Backup VerifyBackup ExportKeyUsers Rehearse Approve Schedule
+    BlockWrites Migrate VerifyMigration SwitchApplication UnblockWrites Validate Monitor DayCheck WeekReview Decide
+    BlockWritesForRollback SwitchBack RollbackSql VerifyRollback UnblockWritesAfterRollback Cleanup
+}
+
 /// What a Job does.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Task {
@@ -120,6 +135,12 @@ pub enum Task {
     Notify,
     /// Removes the guards and gives the database free for the next migration.
     Cleanup,
+}
+
+variant_names! {
+    Task:
+    Preflight CodeBackup Backup VerifyBackup ExportKeyUsers Rehearse Window Validate Monitor DayCheck WeekReview
+    RollbackWindow Notify Cleanup
 }
 
 impl Task {

@@ -10,9 +10,25 @@
 //!   +----------------------Cancelled     +--> Failed (SQL refused, nothing changed)
 //! ```
 //!
-//! Two halves: *advance* moves the status as far as the observations allow; *effects* derives from that status alone
-//! what has to be done. The caller persists the status before it acts, so a crash at any point is followed by the same
-//! effects again. The guarantees rest on that order; see `docs/architecture.md`.
+//! In: the spec, the persisted status, what was observed, the time. Out: the next status, the effects, when to call again.
+//! The caller persists the status before it acts, so that a crash at any point is followed by the same effects again. The
+//! guarantees rest on that order; see `docs/architecture.md`.
+//!
+//! ```no_run
+//! use credit_migration::{
+//!     api::{CreditMigrationSpec, CreditMigrationStatus, Time},
+//!     machine::{Effect, Observed, decide},
+//! };
+//!
+//! fn reconcile(spec: &CreditMigrationSpec, status: &mut CreditMigrationStatus, observed: &Observed, now: Time) -> Vec<Effect> {
+//!     let decision = decide(spec, status, observed, now);
+//!     *status = decision.status; // Persisted here, and only then:
+//!     decision.effects
+//! }
+//! ```
+//!
+//! Inside, a [`transition::Transition`] goes through `phases` until it settles; `gates` ask, `effects` and `conditions` are
+//! derived from the status that results. May import `shared` and `api`.
 
 mod calendar;
 mod checks;

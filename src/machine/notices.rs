@@ -117,13 +117,13 @@ impl Transition<'_> {
             return self.event(
                 false,
                 ReadyReason::NoticeDelivered,
-                format!("{occasion:?}: {all} of {all} channels took it"),
+                format!("{occasion}: {all} of {all} channels took it"),
             );
         }
         // Nothing starts without a maintenance notice, so it is never given up while nobody has it and the start waits for it.
         let needed = occasion == Occasion::MaintenanceStarts && !n.reached();
         let text =
-            format!("{occasion:?} was not taken by {} of {all} channels ({}): {answer}", open.len(), open.join(", "));
+            format!("{occasion} was not taken by {} of {all} channels ({}): {answer}", open.len(), open.join(", "));
         self.notice_queue().record_failure(id);
         if failures >= MAX_ATTEMPTS && !needed {
             self.notice_queue().finish(id, NoticeState::Undelivered);

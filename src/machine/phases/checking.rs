@@ -53,7 +53,7 @@ const GATES: &[fn(&Transition<'_>) -> Option<Verdict>] =
 
 fn requested_rollback(t: &Transition<'_>) -> Option<Verdict> {
     let request = t.rollback_request()?;
-    let message = format!("{:?} by {}{}", request.decision, request.by, fmt_reason(&request.reason));
+    let message = format!("{} by {}{}", request.decision, request.by, fmt_reason(&request.reason));
     Some(Verdict::RollBack { cause: ReadyReason::Rollback, message })
 }
 
@@ -87,13 +87,13 @@ fn open_checks(t: &Transition<'_>) -> Option<Verdict> {
     let open: Vec<String> = t
         .stage_results()
         .filter(|(c, r)| c.on_breach != OnBreach::Warn && r.outcome != CheckOutcome::Pass && !t.idle_trigger(c, r))
-        .map(|(_, r)| format!("{} {:?} ({})", r.name, r.outcome, r.message))
+        .map(|(_, r)| format!("{} {} ({})", r.name, r.outcome, r.message))
         .collect();
     if open.is_empty() {
         return None;
     }
     let text =
-        format!("{}; {step:?} ends when they pass; to go back: {}", open.join("; "), t.observed.rollback_command());
+        format!("{}; {step} ends when they pass; to go back: {}", open.join("; "), t.observed.rollback_command());
     Some(Verdict::ChecksOpen { since: t.stage_end()?, text })
 }
 

@@ -164,12 +164,12 @@ impl Transition<'_> {
         if let Some(d) = self.stop_request(&[DecisionKind::Abort, DecisionKind::Rollback], None) {
             return Some((
                 ReadyReason::Stopped.as_str(),
-                format!("{:?} by {}{}", d.decision, d.by, fmt_reason(&d.reason)),
+                format!("{} by {}{}", d.decision, d.by, fmt_reason(&d.reason)),
             ));
         }
         let deadline = self.deadline()?;
         if self.now >= deadline {
-            let step = self.status.step.map(|s| format!("{s:?}")).unwrap_or_default();
+            let step = self.status.step.map(|s| s.to_string()).unwrap_or_default();
             return Some((
                 Reason::DeadlinePassed.as_str(),
                 format!("{step} was not done by {deadline:.0} (limit {})", self.spec.window.max_duration),
@@ -259,7 +259,7 @@ impl Transition<'_> {
     }
 
     fn window_message(&self, progress: &WindowProgress) -> String {
-        let step = self.status.step.map(|s| format!("{s:?}")).unwrap_or_default();
+        let step = self.status.step.map(|s| s.to_string()).unwrap_or_default();
         let waits = match self.status.step {
             Some(Step::BlockWrites) => "waiting for the runner to block writes".to_owned(),
             Some(Step::Migrate) => "waiting for the SQL to commit".to_owned(),

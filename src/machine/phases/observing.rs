@@ -36,10 +36,8 @@ impl Transition<'_> {
 
     pub(crate) fn advance_observing(&mut self) -> Flow {
         if let Some(d) = self.rollback_request() {
-            return self.start_rollback(
-                ReadyReason::Rollback,
-                format!("{:?} by {}{}", d.decision, d.by, fmt_reason(&d.reason)),
-            );
+            return self
+                .start_rollback(ReadyReason::Rollback, format!("{} by {}{}", d.decision, d.by, fmt_reason(&d.reason)));
         }
         let drift = self.flag_drift();
         let drifted = drift.is_some();
@@ -54,14 +52,14 @@ impl Transition<'_> {
         if self.start_due_retry(step) == PlannedRetry::NotYet {
             let due = self.step(step).and_then(|step_status| step_status.retry_at).unwrap_or(self.now);
             if !drifted && self.failures(step) == 0 {
-                let text = format!("{step:?} at {due:.0}; to go back: {}", self.observed.rollback_command());
+                let text = format!("{step} at {due:.0}; to go back: {}", self.observed.rollback_command());
                 self.set_ready(ReadyReason::Observing, text);
             }
             return Flow::Settled;
         }
         match self.observed.outcome(task, self.attempt(step)) {
             RunOutcome::Pending if drifted => {}
-            RunOutcome::Pending => self.set_ready(ReadyReason::Observing, format!("{step:?} is under way")),
+            RunOutcome::Pending => self.set_ready(ReadyReason::Observing, format!("{step} is under way")),
             RunOutcome::Failed(reason, message) => {
                 self.retry_later(step, reason.as_str(), &message);
             }
@@ -80,11 +78,7 @@ impl Transition<'_> {
             return Flow::Settled;
         };
         for r in status.checks.iter().filter(|r| r.outcome != CheckOutcome::Pass || r.breached) {
-            self.event(
-                true,
-                ReadyReason::CheckBreached,
-                format!("{step:?}: {}: {:?}, {}", r.name, r.outcome, r.message),
-            );
+            self.event(true, ReadyReason::CheckBreached, format!("{step}: {}: {}, {}", r.name, r.outcome, r.message));
         }
         self.status.checks = status.checks;
         self.status.users_written = status.users_written.or(self.status.users_written);

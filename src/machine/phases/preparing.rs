@@ -224,12 +224,9 @@ impl Transition<'_> {
             )
         }) {
             Some((number, reason, message)) if !reason.is_empty() => {
-                self.set_ready(
-                    reason,
-                    format!("try {number} of {step:?} is under way, the last one failed: {message}"),
-                );
+                self.set_ready(reason, format!("try {number} of {step} is under way, the last one failed: {message}"));
             }
-            _ => self.set_ready(ReadyReason::Progressing, format!("{step:?} is under way")),
+            _ => self.set_ready(ReadyReason::Progressing, format!("{step} is under way")),
         }
     }
 

@@ -367,7 +367,7 @@ impl Transition<'_> {
     }
 
     fn rollback_message(&self) -> String {
-        let step = self.status.step.map(|s| format!("{s:?}")).unwrap_or_default();
+        let step = self.status.step.map(|s| s.to_string()).unwrap_or_default();
         let (task, attempt) = self.rollback_run();
         let progress = self.observed.progress(task, attempt).cloned().unwrap_or_default();
         let waits = match self.status.step {

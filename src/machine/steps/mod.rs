@@ -68,10 +68,10 @@ pub fn next(step: Step) -> Option<Step> {
 pub fn progress(step: Step) -> String {
     for path in [FORWARD, BACK] {
         if let Some(i) = path.iter().position(|r| r.step == step) {
-            return format!("{}/{} {step:?}", i + 1, path.len());
+            return format!("{}/{} {step}", i + 1, path.len());
         }
     }
-    format!("{step:?}")
+    step.to_string()
 }
 
 /// The task that carries out a preparing step.
@@ -112,7 +112,7 @@ mod tests {
             (Step::WeekReview, 300),
             (Step::Cleanup, 300),
         ] {
-            assert_eq!(longest_retry(step), seconds, "{step:?}");
+            assert_eq!(longest_retry(step), seconds, "{step}");
         }
     }
 }

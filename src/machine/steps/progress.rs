@@ -74,7 +74,7 @@ impl Transition<'_> {
         step_status.retry_at = None;
         step_status.reason = None;
         step_status.message = Some(message.clone());
-        self.event(false, format!("{step:?}Succeeded"), message);
+        self.event(false, format!("{step}Succeeded"), message);
     }
 
     /// What the spec does not ask for: said, and not claimed.
