@@ -1,4 +1,4 @@
-//! Why a migration is in its state: the reasons that the machine gives by itself, beside [`super::Reason`] of tasks.
+//! Why a migration is in its state: the reasons that the machine gives, in addition to [`super::Reason`] of tasks.
 
 macro_rules! ready_reasons {
     ($($(#[doc = $doc:literal])+ $name:ident,)+) => {

@@ -8,10 +8,10 @@ use jiff::{
 
 use crate::api::{AllowedHours, Schedule, Time, Weekday};
 
-/// Days in which the next allowed hours must begin: one day of each name, and those that began yesterday.
+/// Days in which the next allowed hours must start: one day of each name, and those that started yesterday.
 const DAYS: i32 = 9;
 
-/// The first allowed hours that end after `from`: their begin, not before `startAt`, and their end if they have one.
+/// The first allowed hours that end after `from`: their start, not before `startAt`, and their end if they have one.
 /// `None` if a time zone or a time cannot be used.
 pub fn next_hours(schedule: &Schedule, from: Time) -> Option<(Time, Option<Time>)> {
     let from = schedule.start_at.map_or(from, |start| start.max(from));
@@ -27,19 +27,19 @@ pub fn next_hours(schedule: &Schedule, from: Time) -> Option<(Time, Option<Time>
             if !hours.days.is_empty() && !hours.days.iter().any(|d| weekday(*d) == date.weekday()) {
                 continue;
             }
-            let (begin, end) = hours_of(hours, date, &zone)?;
+            let (start, end) = hours_of(hours, date, &zone)?;
             if end <= from {
                 continue;
             }
             // Of hours that overlap those that end last: they are one stretch.
             let better =
-                next.is_none_or(|(b, e)| (begin.max(from), std::cmp::Reverse(end)) < (b, std::cmp::Reverse(e)));
+                next.is_none_or(|(b, e)| (start.max(from), std::cmp::Reverse(end)) < (b, std::cmp::Reverse(e)));
             if better {
-                next = Some((begin.max(from), end));
+                next = Some((start.max(from), end));
             }
         }
     }
-    next.map(|(begin, end)| (begin, Some(end)))
+    next.map(|(start, end)| (start, Some(end)))
 }
 
 fn hours_of(hours: &AllowedHours, date: Date, zone: &TimeZone) -> Option<(Time, Time)> {

@@ -15,7 +15,7 @@ enum Freshness {
     /// Nothing was measured yet, and the first measurement is not late.
     NeverMeasured,
     /// It says nothing of now: its pod may hang, or its node be gone.
-    Stale,
+    Outdated,
     /// It was measured within three intervals, and 30 s for time-outs and clocks that differ.
     Fresh,
 }
@@ -23,7 +23,7 @@ enum Freshness {
 impl Freshness {
     fn of(result: &CheckResult, interval: kube::core::Duration, now: Time) -> Self {
         if now.duration_since(result.at) > to_signed(interval) * 3 + seconds(30) {
-            Freshness::Stale
+            Freshness::Outdated
         } else if result.measured == 0 {
             Freshness::NeverMeasured
         } else {
@@ -62,7 +62,7 @@ impl Transition<'_> {
     }
 
     fn not_measured(&self, check: &Check) -> CheckResult {
-        // As it was: a time that moves on with each look would be written, and looked at again, without end.
+        // Unchanged: a time that moves on with each call would be written each time, and lead to another call.
         if let Some(previous) = self.previous_result(check).filter(|p| p.measured == 0) {
             return previous.clone();
         }
@@ -79,17 +79,18 @@ impl Transition<'_> {
         }
     }
 
-    /// A trigger that is measured, and finds nothing to measure (no traffic at night, a schema without transactions). It says when to
-    /// go back, not when all is well: it would hold a stage that nobody can let go, for the spec is immutable by now.
+    /// A trigger that is measured, and finds nothing to measure (no traffic at night, a schema without transactions). A
+    /// trigger says when to roll back, not when all is well: it would block a stage for ever, since the spec is
+    /// immutable.
     pub(crate) fn idle_trigger(&self, check: &Check, result: &CheckResult) -> bool {
         TRIGGERS.contains(&check.name.as_str())
             && result.outcome == CheckOutcome::NoData
             && Freshness::of(result, check.interval, self.now) == Freshness::Fresh
     }
 
-    /// A result as it counts now: one that is stale has no data.
+    /// A result as it counts now: one that is outdated has no data.
     fn fresh(&self, check: &Check, result: &CheckResult) -> CheckResult {
-        if Freshness::of(result, check.interval, self.now) != Freshness::Stale {
+        if Freshness::of(result, check.interval, self.now) != Freshness::Outdated {
             return result.clone();
         }
         let message = format!(
@@ -123,7 +124,7 @@ impl Transition<'_> {
         self.measured(check, if good { CheckOutcome::Pass } else { CheckOutcome::Fail }, message)
     }
 
-    /// A job check is measured by its Job: exit code 0 or not. The measurement under way is the one after those that are known.
+    /// A job check is measured by its Job: exit code 0 or not. The measurement under way follows those that are known.
     fn job_result(&self, check: &Check, i: usize) -> CheckResult {
         let previous = self.previous_result(check);
         let known = previous.map_or(0, |p| p.measured);
@@ -240,7 +241,7 @@ impl Transition<'_> {
         [jobs, self.next_workload_check()].into_iter().flatten().min()
     }
 
-    /// When the next workload check is due; never in the past, for each look costs requests.
+    /// When the next workload check is due; never in the past, since each call costs requests.
     fn next_workload_check(&self) -> Option<Time> {
         let (_, task, _) = self.stage();
         self.spec

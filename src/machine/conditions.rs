@@ -10,7 +10,7 @@ use super::{
 };
 use crate::api::{Phase, ReadyReason, Writes};
 
-/// Type of the condition, and reason of the event, that tell of down SQL which nobody approved.
+/// Type of the condition, and reason of the event, that report down SQL which was not approved.
 pub(super) const DOWN_CHANGED: &str = ReadyReason::DownSqlChanged.as_str();
 
 pub(super) fn derive(transition: &mut Transition<'_>) {
@@ -78,7 +78,7 @@ pub(super) fn derive(transition: &mut Transition<'_>) {
     };
     set(transition, "ChecklistCovered", Some(open.is_empty()), reason, &message);
     let limit = transition.spec.window.max_duration;
-    // The length is not told while it grows: a status that changes each second would be written each second.
+    // The length is not reported while it grows: a status that changes each second would be written each second.
     let (reason, message) = match (writes, transition.deadline()) {
         // Nothing opens it by itself.
         (Writes::Blocked, Some(deadline)) if transition.phase() == Phase::RollbackFailed => {

@@ -39,7 +39,7 @@ pub enum Effect {
         /// Value of the annotation.
         marker: String,
     },
-    /// Tell people.
+    /// Publish an Event.
     Event(Event),
 }
 
@@ -94,13 +94,13 @@ pub struct Event {
     pub note: String,
 }
 
-/// What is to be: the next status, what to do once it is persisted, and when to look again.
+/// Result of one call of [`super::decide`]: the next status, what to do once it is persisted, when to call again.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Decision {
     /// To be persisted first.
     pub status: crate::api::CreditMigrationStatus,
     /// To be done after that, in order.
     pub effects: Vec<Effect>,
-    /// When to look again although nothing happens.
+    /// When to call again although nothing happens.
     pub wake_at: Option<Time>,
 }

@@ -16,7 +16,7 @@ impl Transition<'_> {
             return if self.observed.finalizer { vec![Effect::RemoveFinalizer] } else { vec![] };
         }
         if !self.observed.finalizer {
-            // Nothing is begun before deletion can be held up: else a window could be left closed by `kubectl delete`.
+            // Nothing is started before deletion can be delayed: otherwise `kubectl delete` could leave writes blocked.
             return if self.observed.deleting { vec![] } else { vec![Effect::AddFinalizer] };
         }
         let mut effects: Vec<Effect> = self
@@ -42,7 +42,7 @@ impl Transition<'_> {
                 let (task, attempt) = self.rollback_run();
                 effects.extend(self.window_effects(task, attempt));
             }
-            // Guards are removed only when nothing is left that could put them up again.
+            // Triggers are removed only when no run is left that could install them again.
             Phase::Failed | Phase::Completed | Phase::RolledBack | Phase::Cancelled if tidy => {
                 effects.extend(self.start_cleanup_run());
             }
@@ -68,8 +68,8 @@ impl Transition<'_> {
         }
     }
 
-    /// The run is that of its step's present attempt. One of a plan that has changed since is not, unless it has ended: it
-    /// must not go on in parallel with its successor.
+    /// The run is that of its step's present attempt. A run of a plan that has changed since is not, unless it has
+    /// ended: it must not continue in parallel with its successor.
     fn is_current(&self, r: &ObservedRun) -> bool {
         let Some(step) = task_spec(r.run.spec.task).step else { return false };
         let superseded = self.step(step).is_some_and(|step_status| step_status.superseded);
@@ -141,7 +141,7 @@ impl Transition<'_> {
                     backup_object: self.status.backup.as_ref().map(|b| b.object.clone()),
                     backup_sha256: self.status.backup.as_ref().map(|b| b.sha256.clone()),
                     notice: (task == Task::Notify).then(|| self.notice_of(attempt).cloned()).flatten(),
-                    cut_over_at: self.cut_over_at(),
+                    cut_over_at: self.cutover_at(),
                 },
                 window,
             },

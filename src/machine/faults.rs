@@ -1,7 +1,7 @@
 //! Deliberate faults of the machine, one for each property that is its to break. The simulation must find them.
 //! Nothing of them is in what is shipped: there [`fault`] is `false`.
 //!
-//! Property 5 has none here: no secret reaches the machine, for nothing in `Observed` holds one. Its fault is the runner's,
+//! Property 5 has none here: no secret reaches the machine, since `Observed` has none. Its fault is the runner's,
 //! in the simulated world.
 
 /// What is wrong.
@@ -9,9 +9,9 @@
 pub(super) enum Fault {
     /// 1: each attempt names another migration, so its ledger row is another one.
     UidOfAttempt,
-    /// 2: a failed way back is not told as stalled.
+    /// 2: a failed rollback is not reported as stalled.
     SilentFailure,
-    /// 3: the flag is set before the runner has acknowledged that it no longer goes back by itself.
+    /// 3: the flag is set before the runner has acknowledged that it no longer rolls back by itself.
     UnacknowledgedSwitch,
     /// 4: a person who approves twice counts as two.
     OnePersonTwice,

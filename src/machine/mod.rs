@@ -1,4 +1,4 @@
-//! The machine: [`decide`] says what is to be, from what was seen. No client, no runtime, no clock, no randomness.
+//! The machine: [`decide`] computes the next status and effects. No client, no runtime, no clock, no randomness.
 //!
 //! ```text
 //!  Preparing -> AwaitingApproval -> Executing -> Validating -> Monitoring -> Observing -> Completed
@@ -10,9 +10,9 @@
 //!   +----------------------Cancelled     +--> Failed (SQL refused, nothing changed)
 //! ```
 //!
-//! In: the spec, the persisted status, what was observed, the time. Out: the next status, the effects, when to call again.
-//! The caller persists the status before it acts, so that a crash at any point is followed by the same effects again. The
-//! guarantees rest on that order; see `docs/architecture.md`.
+//! In: the spec, the persisted status, the observations, the time. Out: the next status, the effects, when to call
+//! again. The caller persists the status before it acts, so that a crash at any point is followed by the same effects
+//! again. The guarantees rest on that order; see `docs/architecture.md`.
 //!
 //! ```no_run
 //! use credit_migration::{
@@ -20,15 +20,20 @@
 //!     machine::{Effect, Observed, decide},
 //! };
 //!
-//! fn reconcile(spec: &CreditMigrationSpec, status: &mut CreditMigrationStatus, observed: &Observed, now: Time) -> Vec<Effect> {
+//! fn reconcile(
+//!     spec: &CreditMigrationSpec,
+//!     status: &mut CreditMigrationStatus,
+//!     observed: &Observed,
+//!     now: Time,
+//! ) -> Vec<Effect> {
 //!     let decision = decide(spec, status, observed, now);
 //!     *status = decision.status; // Persisted here, and only then:
 //!     decision.effects
 //! }
 //! ```
 //!
-//! Inside, a [`transition::Transition`] goes through `phases` until it settles; `gates` ask, `effects` and `conditions` are
-//! derived from the status that results. May import `shared` and `api`.
+//! Inside, a `Transition` goes through `phases` until it settles; `gates` ask; `effects` and `conditions` are derived
+//! from the resulting status. Called by the controller. May import `shared` and `api`.
 
 mod calendar;
 mod checks;
@@ -60,10 +65,10 @@ use transition::Transition;
 
 use crate::api::{CreditMigrationSpec, CreditMigrationStatus, Time};
 
-/// Says what is to be.
+/// Computes the next status and what to do once it is persisted.
 ///
-/// In: the wanted (`spec`), the persisted (`status`), the seen (`observed`) and the time. Out: the next status, what to do once
-/// it is persisted, and when to look again.
+/// `spec` is what is wanted, `status` what was persisted last, `observed` what the controller has read, perhaps from a
+/// stale cache, and `now` the time of the decision. The same arguments give the same decision.
 pub fn decide(spec: &CreditMigrationSpec, status: &CreditMigrationStatus, observed: &Observed, now: Time) -> Decision {
     let mut transition = Transition::new(spec, status, observed, now);
     transition.start_if_new();

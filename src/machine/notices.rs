@@ -1,8 +1,8 @@
-//! Notices: made when something happens, sent by runs of their own, tried again, and given up with a word. Nothing waits for
-//! them but the steps that are there to tell somebody.
+//! Notices: made when something happens, sent by runs of their own, retried, and given up with an Event. Only the steps
+//! whose purpose is a notice wait for one.
 //!
-//! A notice is persisted before its run is made and keeps its id in each repetition: it is told at least once, and a receiver can
-//! drop what it has seen.
+//! A notice is persisted before its run is made, and keeps its id when it is sent again: it is delivered at least once,
+//! and a receiver can drop duplicates.
 
 use std::collections::BTreeSet;
 
@@ -15,15 +15,15 @@ use crate::{
     shared::time::seconds,
 };
 
-/// Tries after which a channel is given up: about an hour with [`RETRY_SECONDS`].
+/// Attempts after which a channel is given up: about an hour with [`RETRY_SECONDS`].
 const MAX_ATTEMPTS: u32 = 16;
-/// Longest wait between two tries.
+/// Longest wait between two attempts.
 const RETRY_SECONDS: i64 = 300;
 /// Notices that are kept in the status, those still to be sent besides.
 const HISTORY_LENGTH: usize = 16;
 
 impl Transition<'_> {
-    /// Names of the channels in which an occasion is told.
+    /// Names of the channels that get notices of this kind.
     pub(super) fn channels_for(&self, occasion: Occasion) -> BTreeSet<&str> {
         let audiences = occasion.audiences();
         let channels = &self.spec.notifications.channels;
@@ -86,7 +86,7 @@ impl Transition<'_> {
     /// What is to be done about a pending notice.
     fn next_of_notice(&self, id: &str) -> Next {
         let Some(n) = self.notice(id) else { return Next::Wait };
-        // "Maintenance starts" must not be sent after it was called off, or is over.
+        // "Maintenance starts" must not be sent after it was cancelled, or has ended.
         if n.notice.occasion == Occasion::MaintenanceStarts && !self.is_awaited(id) {
             return Next::GiveUp;
         }
@@ -120,7 +120,8 @@ impl Transition<'_> {
                 format!("{occasion}: {all} of {all} channels took it"),
             );
         }
-        // Nothing starts without a maintenance notice, so it is never given up while nobody has it and the start waits for it.
+        // The start waits for its maintenance notice, which is therefore never given up before one channel has taken
+        // it.
         let needed = occasion == Occasion::MaintenanceStarts && !n.reached();
         let text =
             format!("{occasion} was not taken by {} of {all} channels ({}): {answer}", open.len(), open.join(", "));
@@ -208,8 +209,8 @@ impl NoticeQueue<'_> {
         self.prune(HISTORY_LENGTH);
     }
 
-    /// Removes the oldest that are not pending until `keep` are left: a status must not grow without end. The last ones of the
-    /// plan and of the maintenance stay: otherwise reminders, one a day, would leave the record without them.
+    /// Removes the oldest that are not pending until `keep` are left: a status must not grow without end. The last ones
+    /// of the plan and of the maintenance stay: otherwise daily reminders would remove them from the record.
     fn prune(&mut self, keep: usize) {
         let last = |occasion| self.notices.iter().rfind(|n| n.notice.occasion == occasion).map(|n| n.notice.id.clone());
         let stay = [last(Occasion::Planned), last(Occasion::MaintenanceStarts)];

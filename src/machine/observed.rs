@@ -1,4 +1,4 @@
-//! Everything that `decide` may look at, as one plain value.
+//! Everything that `decide` may consider, as one plain value.
 
 use super::faults::{Fault, fault};
 use crate::api::{DecisionKind, MigrationRun, Reason, RunPhase, Task, Time, WindowProgress, WorkloadRef};
@@ -24,7 +24,8 @@ pub struct Observed {
     pub runs: Vec<ObservedRun>,
     /// Decisions on this UID, oldest first.
     pub decisions: Vec<ObservedDecision>,
-    /// Why names and reports cannot be trusted: an admission policy or its binding is missing or weak. `None` when all hold.
+    /// Why names and reports cannot be trusted: an admission policy or its binding is missing or weak. `None` when all
+    /// are in force.
     pub policy_problem: Option<String>,
     /// The flag.
     pub flag: ObservedFlag,
@@ -49,7 +50,7 @@ pub struct ObservedRun {
     pub job: Job,
 }
 
-/// Where a Job stands.
+/// State of a Job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Job {
     /// Not there.
@@ -70,7 +71,7 @@ pub enum Job {
 pub struct CheckJob {
     /// Its name: see [`Observed::check_job_name`].
     pub name: String,
-    /// How it stands.
+    /// Its state.
     pub job: Job,
     /// Its newest pod.
     pub pod: CheckPod,
@@ -84,7 +85,7 @@ pub const DEADLINE: &str = "DeadlineExceeded";
 pub enum CheckPod {
     /// Not there: not made yet, refused, or removed.
     Absent,
-    /// Its container was never started, and why (`ImagePullBackOff`, `Unschedulable`, ...); empty while it is on its way.
+    /// Its container was never started, and why (`ImagePullBackOff`, `Unschedulable`, ...); empty while it is starting.
     Waiting(String),
     /// Its container runs, or has run.
     Started,
@@ -153,10 +154,10 @@ pub struct Workload {
     pub available: (i32, i32),
 }
 
-/// How a run stands, job and report taken together.
+/// Result of a run, from its Job and its report.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RunOutcome<'a> {
-    /// Not ended (or not yet begun).
+    /// Not ended, or not started.
     Pending,
     /// Ended well.
     Succeeded(&'a MigrationRun),
@@ -170,7 +171,7 @@ impl Observed {
         self.runs.iter().find(|r| r.run.spec.task == task && r.run.spec.attempt == attempt)
     }
 
-    /// How the run of a task and attempt stands.
+    /// Result of the run of a task and attempt.
     pub fn outcome(&self, task: Task, attempt: u32) -> RunOutcome<'_> {
         let Some(ObservedRun { run, job }) = self.run(task, attempt) else { return RunOutcome::Pending };
         let status = run.status.as_ref();

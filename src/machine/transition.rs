@@ -60,7 +60,7 @@ impl<'a> Transition<'a> {
         self.message = None;
     }
 
-    /// Why it stands where it stands.
+    /// Sets reason and message of the condition `Ready`.
     pub(crate) fn set_ready(&mut self, reason: impl Into<String>, message: impl Into<String>) {
         self.reason = Some(reason.into());
         self.message = Some(message.into());

@@ -8,7 +8,7 @@
 
 use std::fmt;
 
-/// What stands between text and next command.
+/// Link between text and next command.
 const LINK: &str = "next: ";
 
 /// A message to a user.

@@ -1,7 +1,7 @@
 //! "N of the last M measurements failed", and the breach that follows.
 //!
-//! One rule for the checks that the controller measures and for those that a runner measures. It replaces the counting in
-//! `machine/checks.rs` (`counted`, `uncounted`) and in `runner/judge.rs` (`last`, `measured`, `breached`).
+//! One rule for the checks that the controller measures and for those that a runner measures. It replaces the counting
+//! in `runner/judge.rs` (`last`, `measured`, `breached`).
 
 use std::collections::VecDeque;
 
@@ -104,7 +104,7 @@ mod tests {
     #[case("a good one between, of three", "xx.x", 3, 3, "x.x", false)]
     #[case("a good one between, of four", "xx.x", 3, 4, "xx.x", true)]
     #[case("failures stop after the breach", "xxx...", 3, 3, "...", true)]
-    #[case("one that is not counted stands for nothing", "x?x", 2, 2, "xx", true)]
+    #[case("one that is not counted changes nothing", "x?x", 2, 2, "xx", true)]
     #[case("nothing but uncounted ones", "???", 1, 1, "", false)]
     #[case("0 of 0 means 1 of 1", ".x", 0, 0, "x", true)]
     fn counts(

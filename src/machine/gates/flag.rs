@@ -46,7 +46,7 @@ pub(super) fn check(transition: &Transition<'_>) -> Option<Violation> {
     Some(Violation { reason, message })
 }
 
-/// The checklist's `ENABLE_ROLLBACK=true`: whoever deployed the application says that it can go back.
+/// The checklist's `ENABLE_ROLLBACK=true`: the release confirms that it can be rolled back.
 pub(super) fn check_rollback_enabled(transition: &Transition<'_>) -> Option<Violation> {
     let flag = &transition.spec.application.flag;
     let (map, key) = (&flag.config_map_key_ref.name, &flag.rollback_key);

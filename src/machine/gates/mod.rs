@@ -11,7 +11,7 @@ mod workloads;
 use super::Transition;
 use crate::{api::ReadyReason, shared::message::Message};
 
-/// What stands in the way.
+/// What blocks the migration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Violation {
     /// Reason of the condition `Ready`.
@@ -20,14 +20,14 @@ pub(crate) struct Violation {
     pub(crate) message: Message,
 }
 
-/// A gate: the violation, or `None` when it is passed.
-type Gate = fn(&Transition<'_>) -> Option<Violation>;
+/// A gate asks: it gives the violation, or `None` when it is passed.
+type Question = fn(&Transition<'_>) -> Option<Violation>;
 
 /// All gates, in order: the first violation decides, and its message is what the user reads.
-const GATES: &[Gate] = &[
+const GATES: &[Question] = &[
     // Without SQL there is no plan to speak of.
     sql::check,
-    // The flag can be switched, and nobody has switched it.
+    // The flag can be switched, and was not switched yet.
     flag::check,
     // The release says that it can be rolled back.
     flag::check_rollback_enabled,
@@ -42,6 +42,6 @@ const GATES: &[Gate] = &[
 impl Transition<'_> {
     /// The first gate that is not passed.
     pub(crate) fn cluster_violation(&self) -> Option<Violation> {
-        GATES.iter().find_map(|gate| gate(self))
+        GATES.iter().find_map(|ask| ask(self))
     }
 }

@@ -47,7 +47,7 @@ impl Transition<'_> {
         (seen.generation, &seen.up_sha256, &seen.down_sha256) != (had.generation, &had.up_sha256, &had.down_sha256)
     }
 
-    /// How the down SQL differs from what was approved, while a way back would need it.
+    /// How the down SQL differs from what was approved, while a rollback would need it.
     pub(crate) fn down_drift(&self) -> Option<String> {
         if !matches!(self.phase(), Phase::Validating | Phase::Monitoring | Phase::Observing) {
             return None;

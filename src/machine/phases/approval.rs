@@ -82,12 +82,12 @@ impl Transition<'_> {
         self.observed.decisions.iter().filter(move |d| d.decision == kind && after.is_none_or(|t| d.at > t))
     }
 
-    /// Somebody's word to stop or go back. It counts without the admission policy too: a forged stop is the lesser harm.
+    /// The first decision of these kinds. It counts without the admission policy too: a forged stop is the lesser harm.
     pub(crate) fn stop_request(&self, kinds: &[DecisionKind], after: Option<Time>) -> Option<ObservedDecision> {
         kinds.iter().find_map(|k| self.decisions(*k, after).next()).cloned()
     }
 
-    /// Distinct people, not the author, who approved this digest after that time.
+    /// Distinct approvers of this digest after that time, without the author.
     fn approvers(&self, digest: &str, after: Option<Time>) -> Vec<String> {
         let mut people: Vec<String> = self
             .decisions(DecisionKind::Approve, after)
@@ -99,8 +99,8 @@ impl Transition<'_> {
         people
     }
 
-    /// Who must approve again, and why; nothing if nobody must. Times of decisions are whole seconds, cut off: one of the
-    /// second in which the last window ended may be from before its end, and does not count.
+    /// Who must approve again, and why; empty if no one must. Times of decisions are truncated to whole seconds: one of
+    /// the second in which the last window ended may be from before its end, and does not count.
     pub(crate) fn void_approvals(&self, digest: &str) -> String {
         let Some(after) = self.status.approvals_after else { return String::new() };
         let counted = self.approvers(digest, Some(after));
@@ -115,7 +115,7 @@ impl Transition<'_> {
         )
     }
 
-    /// Distinct people, not the author, who approved this digest; and one who rejected it.
+    /// Distinct approvers of this digest, without the author; and a rejection of it.
     pub(crate) fn approvals(&self, digest: &str) -> (Vec<String>, Option<ObservedDecision>) {
         let people = self.approvers(digest, self.status.approvals_after);
         // A "no" to this plan stays one, however many windows were tried since.
@@ -132,7 +132,7 @@ impl Transition<'_> {
             return;
         }
         self.succeed_step(Step::Approve, format!("{} approved {digest}", people.join(", ")));
-        // A start that was planned for an earlier try is planned anew.
+        // A start that was planned for an earlier attempt is planned again.
         self.status.schedule = None;
         self.start_step(Step::Schedule);
     }

@@ -29,14 +29,14 @@ enum Verdict {
     },
     /// The flag was changed.
     FlagDrifted(String),
-    /// The stage's time is not over.
+    /// The stage's time has not passed.
     UnderWay {
         /// Its end.
         until: Time,
         /// What is measured.
         text: String,
     },
-    /// The time is over, and checks do not pass.
+    /// The time has passed, and checks do not pass.
     ChecksOpen {
         /// End of the stage's time.
         since: Time,
@@ -134,7 +134,7 @@ impl Transition<'_> {
     pub(crate) fn advance_checking(&mut self) -> Flow {
         self.record_results();
         let (step, ..) = self.stage();
-        let verdict = GATES.iter().find_map(|gate| gate(self)).unwrap_or(Verdict::Passed);
+        let verdict = GATES.iter().find_map(|ask| ask(self)).unwrap_or(Verdict::Passed);
         // What rolls back outweighs the run, and the flag outweighs what keeps the run from measuring.
         match verdict {
             Verdict::RollBack { cause, message } => return self.start_rollback(cause, message),
@@ -162,7 +162,8 @@ impl Transition<'_> {
         Flow::Settled
     }
 
-    /// Takes in what was measured. What a failed run reported last counts, and what the controller measures needs no run.
+    /// Records what was measured. What a failed run reported last counts, and what the controller measures needs no
+    /// run.
     fn record_results(&mut self) {
         if self.rollback_request().is_some() {
             return;
@@ -185,7 +186,7 @@ impl Transition<'_> {
         check.on_breach == OnBreach::Rollback && self.spec.rollback.policy == RollbackPolicy::Automatic
     }
 
-    /// The decision to go back to the old version, if there is one.
+    /// The decision to roll back, if there is one.
     pub(crate) fn rollback_request(&self) -> Option<ObservedDecision> {
         self.stop_request(&[DecisionKind::Rollback, DecisionKind::Abort], None)
     }

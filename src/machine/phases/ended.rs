@@ -1,4 +1,5 @@
-//! Ends: guards are removed from the database, the finalizer is given up; a failed preparation starts again when its inputs change.
+//! The ends: triggers are removed from the database, the finalizer is removed. A failed preparation starts again when
+//! its inputs change.
 
 use super::Flow;
 use crate::{
@@ -6,14 +7,14 @@ use crate::{
     machine::{RunOutcome, Transition, steps::PlannedRetry},
 };
 
-/// Tries of a clean-up for a deleted migration before its guards are left where they are.
+/// Attempts of a clean-up for a deleted migration, after which its triggers stay in the database.
 const DELETED_CLEANUP_ATTEMPTS: u32 = 5;
 
 impl Transition<'_> {
     pub(crate) fn advance_ended(&mut self) -> Flow {
         let inputs_changed = self.phase() == Phase::Failed && self.inputs_changed() && !self.observed.deleting;
         self.advance_cleanup();
-        // Not while guards are being removed: the next Backup puts them up again.
+        // Not while triggers are being removed: the next Backup installs them again.
         if inputs_changed && self.is_cleaned_up() {
             self.restart("spec or SQL changed");
             return Flow::Continue;
@@ -28,7 +29,7 @@ impl Transition<'_> {
         Flow::Settled
     }
 
-    /// Guards are put up by the Backup task; from then on there is something to remove.
+    /// Triggers are installed by the Backup task; from then on there is something to remove.
     fn triggers_may_be_installed(&self) -> bool {
         self.step(Step::Baseline).is_some()
     }
@@ -61,7 +62,7 @@ impl Transition<'_> {
                 }
             }
         }
-        // What people read stays the end of the migration, not the tidying after it.
+        // What users read stays the end of the migration, not the clean-up after it.
         self.status.step = step;
         self.reason = reason;
         self.message = message;
@@ -79,7 +80,8 @@ impl Transition<'_> {
                 self.enter(Phase::Completed);
                 self.set_ready(ReadyReason::Deleted, "deleted while it was being watched; the new version stays");
             }
-            // Executing goes back by itself; RollingBack ends; RollbackFailed holds the finalizer, since writes may be blocked.
+            // Executing rolls back by itself; RollingBack ends; RollbackFailed keeps the finalizer: writes may be
+            // blocked.
             Phase::Executing | Phase::RollingBack | Phase::RollbackFailed => {}
             Phase::Failed | Phase::Completed | Phase::RolledBack | Phase::Cancelled => {}
         }

@@ -14,7 +14,7 @@ use crate::{
     shared::time::to_signed,
 };
 
-/// Tries of a window run whose pods end without a report, before a person is called.
+/// Attempts of a window run whose pods end without a report, after which manual intervention is required.
 pub(crate) const WINDOW_ATTEMPTS: u32 = 5;
 
 impl Transition<'_> {
@@ -28,7 +28,7 @@ impl Transition<'_> {
             {
                 return self.accept_runner_rollback(&progress);
             }
-            // The gate is open on the new schema, and something beside it went wrong.
+            // Writes are unblocked on the new schema, and something else failed.
             RunOutcome::Failed(reason, message) if progress.state == WindowState::Released => {
                 self.record_window_progress(Task::Window, &progress);
                 self.event(true, reason.as_str(), format!("{message}; the window was released all the same"));
@@ -55,7 +55,7 @@ impl Transition<'_> {
         Flow::Settled
     }
 
-    /// The pod is being started; nothing was changed. All gates are looked at once more at the last moment.
+    /// The pod is being started; nothing was changed. All gates are checked once more at the last moment.
     fn await_window_pod(&mut self, progress: &WindowProgress) -> Flow {
         if let Some(request) = self.cancel_request() {
             return self.cancel(&request);
@@ -63,7 +63,7 @@ impl Transition<'_> {
         let digest = self.status.plan.as_ref().and_then(|p| p.digest.clone()).unwrap_or_default();
         let (people, reject) = self.approvals(&digest);
         let needed = self.spec.approval.required.max(2) as usize;
-        // People, hours and backup too: the operator may have been away for hours, with the pod standing by.
+        // People, hours and backup too: the operator may have been away for hours while the pod waited.
         let still = people.len() >= needed && reject.is_none() && self.still_scheduled(&digest);
         if !still || self.inputs_changed() || self.cluster_violation().is_some() {
             self.event(
@@ -109,7 +109,7 @@ impl Transition<'_> {
             self.succeed_step(Step::BlockWrites, format!("{} sessions ended; {proof}", progress.terminated_sessions));
             self.start_step(Step::Migrate);
         }
-        // By the transaction's own time: `Held` also stands above `Migrated`, and says nothing of a commit.
+        // By the transaction's own time: `Held` is above `Migrated`, too, and does not imply a commit.
         if progress.migrate_seconds.is_some() && !self.succeeded(Step::Migrate) {
             self.succeed_step(
                 Step::Migrate,
@@ -125,7 +125,8 @@ impl Transition<'_> {
             self.start_step(Step::SwitchApplication);
         }
         if self.status.step == Some(Step::SwitchApplication) {
-            // The acknowledgement must be persisted before the flag is touched: from it on the runner does not go back by itself.
+            // The acknowledgement must be persisted before the flag is set: from then on the runner does not roll back
+            // by itself.
             if progress.switch_acknowledged || fault(Fault::UnacknowledgedSwitch) {
                 self.window_mut().switched = true;
             }
@@ -136,20 +137,20 @@ impl Transition<'_> {
             }
         }
         if self.status.step == Some(Step::UnblockWrites) && !self.is_releasing() {
-            // Looked at once more: somebody may have set the flag or the workload back while balances were compared.
+            // Checked once more: flag or workload may have been reset while balances were compared.
             if self.follow_rollout(Direction::Forward, progress) != Rollout::Complete {
                 self.start_step(Step::SwitchApplication);
             } else if progress.comparison.as_ref().is_some_and(|c| c.unexplained == 0) {
                 self.window_mut().releasing = true;
             }
         }
-        // Past the deadline only if the release is ordered, and nobody says that it was carried out.
+        // Past the deadline only if the release is ordered, and its execution is not reported.
         self.report_window(ReadyReason::WindowOpen, self.window_message(progress));
     }
 
     fn rollback_cause(&self, progress: &WindowProgress) -> Option<(&'static str, String)> {
         if self.is_releasing() {
-            // The order to open the gate is out: whatever comes is handled after the release, on the way back proper.
+            // The order to unblock writes is out: everything else is handled after the release, by a rollback.
             return None;
         }
         if let Some(c) = progress.comparison.as_ref().filter(|c| c.unexplained > 0) {
@@ -211,7 +212,7 @@ impl Transition<'_> {
             self.enter_rolling_back(reason.as_str(), message.into());
             self.fail_rollback(reason.as_str(), message);
         } else if ordered && progress.state != WindowState::RolledBack {
-            // Only a gate that is known to be open again counts as "nothing was changed".
+            // Only writes that are known to be unblocked again count as "nothing was changed".
             self.replace_window_pod(reason, message);
         } else {
             self.end_window_without_effect(reason, message, progress);
@@ -219,7 +220,7 @@ impl Transition<'_> {
         Flow::Settled
     }
 
-    /// The gate may be closed with nobody at it: the next pod reads the database and goes on from there.
+    /// Writes may be blocked with no pod at work: the next pod reads the database and continues from there.
     fn replace_window_pod(&mut self, reason: Reason, message: &str) {
         self.retry_now(Step::BlockWrites);
         let attempts = self.failures(Step::BlockWrites);
@@ -234,7 +235,7 @@ impl Transition<'_> {
         self.fail_rollback(reason.as_str(), message);
     }
 
-    /// The runner has opened the gate again: nothing was changed.
+    /// The runner has unblocked writes again: nothing was changed.
     fn end_window_without_effect(&mut self, reason: Reason, message: &str, progress: &WindowProgress) {
         let step = self.status.step.unwrap_or(Step::BlockWrites);
         self.record_window_progress(Task::Window, progress);

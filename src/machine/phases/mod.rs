@@ -14,7 +14,7 @@ mod scheduling;
 use super::Transition;
 use crate::api::Phase;
 
-/// Most phases, and steps of Preparing, that one call of `decide` may go through. A longer chain is a circle: see [`advance`].
+/// Most phases, and steps of Preparing, that one call of `decide` may go through. A longer chain would be a circle.
 pub(super) const MAX_ROUNDS: u32 = 16;
 
 /// Whether a phase has more to do with the same observations.
@@ -29,7 +29,7 @@ pub(crate) enum Flow {
 
 /// Moves the status as far as the observations allow. Gives the number of rounds that it took.
 ///
-/// At the bound it stops and asks to be called again at once: what is decided by then is persisted, and nothing is lost.
+/// At the bound it stops and asks to be called again at once: what was decided by then is persisted.
 pub(super) fn advance(transition: &mut Transition<'_>) -> u32 {
     for round in 1..=MAX_ROUNDS {
         if advance_once(transition) == Flow::Settled {

@@ -1,6 +1,7 @@
-//! Observing: the new version runs; after a day and after a week it is looked at, with a report each; then a person decides.
+//! Observing: the new version runs; it is checked after a day and after a week, with a report each; then an approver
+//! decides.
 //!
-//! Nothing goes back by itself any more: after so long that is a decision about everything written since. A breach is told.
+//! There is no automatic rollback any more: it would affect everything written since. A breach is reported.
 
 use super::{Flow, approval::fmt_reason};
 use crate::{
@@ -18,8 +19,8 @@ impl Transition<'_> {
         self.schedule_follow_up(Step::DayCheck);
     }
 
-    /// When writes were opened on the new version.
-    pub(crate) fn cut_over_at(&self) -> Option<Time> {
+    /// When writes were unblocked on the new version.
+    pub(crate) fn cutover_at(&self) -> Option<Time> {
         self.status.window.as_ref().filter(|w| w.task == Some(Task::Window))?.released_at
     }
 
@@ -27,7 +28,7 @@ impl Transition<'_> {
     fn schedule_follow_up(&mut self, step: Step) {
         let after =
             if step == Step::DayCheck { self.spec.follow_ups.day_after() } else { self.spec.follow_ups.week_after() };
-        let due = saturating_add(self.cut_over_at().unwrap_or(self.now), to_signed(after));
+        let due = saturating_add(self.cutover_at().unwrap_or(self.now), to_signed(after));
         self.status.step = Some(step);
         let step_status = self.ensure_step(step);
         step_status.state = StepState::Running;
@@ -97,11 +98,12 @@ impl Transition<'_> {
         Flow::Continue
     }
 
-    /// Waits for a person's word, and reminds.
+    /// Waits for a decision, and reminds.
     fn advance_decide(&mut self, drifted: bool) -> Flow {
         let Some(asked) = self.started_at(Step::Decide) else { return Flow::Settled };
         let digest = self.status.plan.as_ref().and_then(|p| p.digest.clone());
-        // What was said before the week was over was said without its report. Times of decisions are whole seconds, cut off.
+        // A decision from before the end of the week was made without its report. Times of decisions are truncated to
+        // whole seconds.
         let word = self
             .decisions(DecisionKind::Keep, Some(asked - seconds(1)))
             .find(|d| d.digest == digest && d.by != self.spec.requested_by)

@@ -1,4 +1,4 @@
-//! Preparing: nothing of the application is changed; every change of the inputs begins anew.
+//! Preparing: nothing of the application is changed; every change of the inputs restarts it.
 
 use super::Flow;
 use crate::{
@@ -11,7 +11,7 @@ use crate::{
 };
 
 impl Transition<'_> {
-    /// Voids all evidence and begins again with Preflight.
+    /// Voids all evidence and restarts with Preflight.
     pub(crate) fn restart(&mut self, why: &str) {
         self.event(
             false,
@@ -57,7 +57,7 @@ impl Transition<'_> {
             self.restart("spec or SQL changed");
         }
         let step = self.status.step.unwrap_or(Step::Preflight);
-        // Looked at in each step, not only in Preflight: what is missing later must not be found in the window.
+        // Checked in each step, not only in Preflight: what is missing later must not be noticed in the window only.
         if let Some(violation) = self.cluster_violation() {
             let (reason, message) = (violation.reason, violation.message.to_string());
             if self.message.as_deref() != Some(message.as_str()) {
@@ -142,7 +142,8 @@ impl Transition<'_> {
         }
     }
 
-    /// Notifies the team of what is planned, and waits for the first attempt alone: nothing waits for a channel that is away.
+    /// Notifies the team of what is planned, and waits for the first attempt alone: an unreachable channel blocks
+    /// nothing.
     fn notify_team(&mut self) -> Flow {
         let s = &self.spec.schedule;
         let hours: Vec<String> =

@@ -1,4 +1,5 @@
-//! The way back. Inside the window it is the `Window` run that goes back; after it a `RollbackWindow` run opens a window again.
+//! The rollback. Inside the window the `Window` run itself rolls back; after it a `RollbackWindow` run blocks writes
+//! again.
 
 use super::{Flow, approval::fmt_reason, executing::WINDOW_ATTEMPTS};
 use crate::{
@@ -37,7 +38,8 @@ impl Verification {
 }
 
 impl Transition<'_> {
-    /// Records the cause and enters the phase. Runs of the forward path go on only as far as the way back needs them.
+    /// Records the cause and enters the phase. Runs of the forward path continue only as far as the rollback needs
+    /// them.
     pub(crate) fn enter_rolling_back(&mut self, cause: impl Into<String>, message: String) {
         let cause = cause.into();
         let now = self.now;
@@ -70,7 +72,7 @@ impl Transition<'_> {
         Flow::Continue
     }
 
-    /// Task and attempt that carry the way back.
+    /// Task and attempt of the run that rolls back.
     pub(crate) fn rollback_run(&self) -> (Task, u32) {
         match self.window_task() {
             Some(Task::Window) => (Task::Window, self.attempt(Step::BlockWrites)),
@@ -79,7 +81,7 @@ impl Transition<'_> {
     }
 
     pub(crate) fn advance_rolling_back(&mut self) -> Flow {
-        // Begins a planned try, whose run is another one.
+        // Starts a planned attempt, whose run is another one.
         if self.status.step == Some(Step::BlockWritesForRollback)
             && self.start_due_retry(Step::BlockWritesForRollback) == PlannedRetry::NotYet
         {
@@ -98,7 +100,7 @@ impl Transition<'_> {
         let ended = matches!(self.observed.outcome(task, attempt), RunOutcome::Succeeded(_));
         match progress.state {
             WindowState::RolledBack if ended => return self.finish_rollback(&progress),
-            // The way there was released before it could be turned round.
+            // The forward window was released before it could roll back.
             WindowState::Released if ended => {
                 self.restart_rollback_window("the gate opened before the way back had begun");
                 return Flow::Settled;
@@ -144,7 +146,7 @@ impl Transition<'_> {
         }
         if matches!(progress.state, WindowState::Blocked | WindowState::Held) {
             if self.deadline().is_none() {
-                // A pod that resumes a closed gate never says Ready.
+                // A pod that continues with writes blocked never reports Ready.
                 self.window_mut().deadline = Some(self.now + to_signed(self.spec.window.max_duration));
             }
             let n = progress.users_written_since.unwrap_or_default();
@@ -161,7 +163,7 @@ impl Transition<'_> {
 
     fn switch_application_back(&mut self, task: Task, progress: &WindowProgress) {
         let needed = match task {
-            // In the first window the flag may not have been touched: then there is nothing to switch back.
+            // In the forward window the flag may not have been set: then there is nothing to switch back.
             Task::Window => self.is_switched(),
             _ => {
                 if progress.switch_acknowledged {
@@ -185,7 +187,7 @@ impl Transition<'_> {
     }
 
     fn finish_rollback(&mut self, progress: &WindowProgress) -> Flow {
-        // The runner may have gone back by itself; the flag must be at `from` whoever moved it.
+        // The runner may have rolled back by itself; the flag must be at `from` in each case.
         let from = self.spec.application.flag.from.clone();
         if self.observed.flag_value() != Some(from.as_str())
             || (self.status.step == Some(Step::SwitchBack) && self.is_switched())
@@ -194,7 +196,7 @@ impl Transition<'_> {
                 self.start_step(Step::SwitchBack);
             }
             self.window_mut().switched = true;
-            // The run has ended: nobody asks the probe any more, and writes are open.
+            // The run has ended: the probe is not asked any more, and writes are unblocked.
             if !self.is_rolled_out(Direction::Rollback) {
                 self.report_rollback();
                 return Flow::Settled;
@@ -229,7 +231,7 @@ impl Transition<'_> {
 
     /// What the rollback's own run has measured.
     fn verification(&self, progress: &WindowProgress) -> Verification {
-        // The run drops what was compared on the way there before it runs the down SQL.
+        // The run drops the comparison of the forward path before it runs the down SQL.
         match progress.comparison.clone() {
             Some(comparison) if comparison.unexplained == 0 => Verification::Equal(comparison),
             Some(comparison) => Verification::Unexplained(comparison),
@@ -277,7 +279,8 @@ impl Transition<'_> {
     ) -> Flow {
         self.record_window_progress(task, progress);
         match progress.state {
-            // Undone, or never migrated, and the gate is open: that is the way back, whatever the run was blamed for.
+            // Undone, or never migrated, and writes are unblocked: that is the rollback, whatever the run's failure
+            // was.
             WindowState::RolledBack => return self.finish_rollback(progress),
             WindowState::Released => self.restart_rollback_window(message),
             _ => self.retry_rollback_run(task, reason, message),
@@ -300,7 +303,7 @@ impl Transition<'_> {
         }
     }
 
-    /// The gate is open on the new schema: a window has to be opened (again) for the way back.
+    /// Writes are unblocked on the new schema: the rollback needs another window.
     fn restart_rollback_window(&mut self, why: &str) {
         let failures = self.failures(Step::BlockWritesForRollback) + 1;
         self.status.window = None;
@@ -336,7 +339,7 @@ impl Transition<'_> {
         self.set_ready(reason, text);
     }
 
-    /// A new `Rollback` begins the way back again, with the down SQL as it stands now.
+    /// A new `Rollback` decision starts the rollback again, with the down SQL as it is now.
     pub(crate) fn advance_rollback_failed(&mut self) -> Flow {
         // The API server's times are whole seconds: a Rollback in the second of the failure counts as after it.
         let failed_at = self
@@ -347,14 +350,14 @@ impl Transition<'_> {
             .filter_map(|step_status| step_status.finished_at)
             .max();
         let failed_at = failed_at.map(|t| t - seconds(1));
-        // What was heard before is not heard again, however much the two clocks differ.
+        // A decision counts once, however much the two clocks differ.
         let after = failed_at.max(self.status.rollback.as_ref().and_then(|r| r.ignore_decisions_until));
         let Some(d) = self.stop_request(&[DecisionKind::Rollback], after) else { return Flow::Settled };
         if let (SqlSource::Present(down), Some(plan)) = (&self.observed.down, &mut self.status.plan) {
             plan.down_sha256.clone_from(down);
         }
         self.enter_rolling_back(ReadyReason::Rollback, format!("Rollback by {}{}", d.by, fmt_reason(&d.reason)));
-        // Whatever run was at it, a fresh one reads the database and goes on from what it finds. A closed gate stays known as closed.
+        // A new run reads the database and continues from there. That writes are blocked stays known.
         self.status.window = self.status.window.take().filter(|w| w.released_at.is_none()).map(|w| WindowStatus {
             task: Some(Task::RollbackWindow),
             blocked_at: w.blocked_at,

@@ -1,5 +1,6 @@
-//! The step Schedule: an hour before the start (`schedule.leadTime`) the maintenance notice goes out; at the start people are
-//! present, and the backup is fresh. Else it does not start, says why, and waits for the next allowed time.
+//! The step Schedule: an hour before the start (`schedule.leadTime`) the maintenance notice goes out; at the start
+//! people are present, and the backup is recent. Otherwise it does not start, reports why, and waits for the next
+//! allowed time.
 //!
 //! ```text
 //!   approved        startsAt - leadTime         startsAt                endsAt
@@ -15,7 +16,7 @@ use crate::{
 };
 
 impl Transition<'_> {
-    /// Distinct people whose `Ready` on this digest is fresh, and when the first of these runs out.
+    /// Distinct people whose `Ready` on this digest is recent enough, and when the first of these expires.
     pub(crate) fn presence(&self, digest: &str) -> (Vec<String>, Option<Time>) {
         let within = to_signed(self.spec.schedule.presence.within);
         let mut last: std::collections::BTreeMap<&str, Time> = std::collections::BTreeMap::new();
@@ -45,7 +46,7 @@ impl Transition<'_> {
         self.spec.schedule.presence.required.max(2) as usize
     }
 
-    /// Whether what let the start begin still holds: its hours, the people, the age of the backup.
+    /// Whether what allowed the start still applies: its hours, the people, the age of the backup.
     pub(crate) fn still_scheduled(&self, digest: &str) -> bool {
         let in_hours = self.status.schedule.as_ref().is_none_or(|s| s.ends_at.is_none_or(|end| self.now < end));
         in_hours && self.presence(digest).0.len() >= self.presence_required() && self.outdated_backup().is_none()
@@ -74,7 +75,7 @@ impl Transition<'_> {
             return Flow::Settled;
         }
         if let Some(taken) = self.outdated_backup() {
-            // It is taken anew, with all that rests on it.
+            // It is taken again, with all that depends on it.
             self.restart(&format!(
                 "the backup is of {taken:.0}, older than {} (spec.schedule.backupMaxAge)",
                 self.spec.schedule.backup_max_age
@@ -126,7 +127,7 @@ impl Transition<'_> {
         self.status.schedule.as_ref()?.starts_at
     }
 
-    /// Plans a start when there is none, or when its hours are over.
+    /// Plans a start when there is none, or when its hours have passed.
     fn plan_start(&mut self) {
         let planned = self.status.schedule.clone().unwrap_or_default();
         let missed = planned.ends_at.filter(|end| self.now >= *end);
@@ -144,9 +145,9 @@ impl Transition<'_> {
                 format!("the hours until {end:.0} are over: {why}; it waits for the next allowed time"),
             );
         }
-        // Whoever is told has the lead time to get ready.
+        // Those who get the notice have the lead time to prepare.
         let earliest = self.now + self.lead_time();
-        // Hours that cannot be computed are a violation of its own: see `gates::schedule`.
+        // Hours that cannot be computed are a violation: see `gates::schedule`.
         let next = next_hours(&self.spec.schedule, earliest);
         let end = next.and_then(|(_, end)| end);
         let kept = self.status.schedule.take().unwrap_or_default();
@@ -157,7 +158,7 @@ impl Transition<'_> {
         }
     }
 
-    /// Time between notice and start; none when there is nobody to tell.
+    /// Time between notice and start; none when there is no channel.
     fn lead_time(&self) -> jiff::SignedDuration {
         match self.channels_for(Occasion::MaintenanceStarts).is_empty() {
             true => seconds(0),

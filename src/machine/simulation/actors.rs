@@ -1,4 +1,5 @@
-//! Those who act in the fake world: controllers with stale caches and fences, runner pods that may die between any two acts.
+//! Those who act in the fake world: controllers with stale caches and fences, runner pods that may die between any two
+//! acts.
 
 use fastrand::Rng;
 

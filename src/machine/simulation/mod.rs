@@ -1,5 +1,5 @@
-//! Random schedules over a fake world: crashes between any two acts, stale reads, two controllers, two pods, an API server
-//! that is away. What must never happen is checked after each act. Seeds are printed and can be replayed:
+//! Random schedules over a fake world: crashes between any two acts, stale reads, two controllers, two pods, an API
+//! server that is away. What must never happen is checked after each act. Seeds are printed and can be replayed:
 //! `SIMULATION_SEED=42 cargo test simulation::replay -- --nocapture --ignored`.
 
 mod actors;
@@ -31,7 +31,8 @@ const OUTAGES: u32 = 4;
 /// Acts of pods after which a window past its deadline must have been ended, or a person told.
 const IDLE: u32 = 40;
 
-/// One schedule, in a world with a defect or with a machine that has one of its `own`. `Err` says which property broke, and when.
+/// One schedule, in a world with a defect or with a machine that has one of its `own`. `Err` says which property broke,
+/// and when.
 fn schedule(seed: u64, defect: Defect, own: Option<faults::Fault>, trace: bool) -> Result<Option<Phase>, String> {
     faults::build_in(own);
     let mut rng = Rng::with_seed(seed);
@@ -57,8 +58,8 @@ fn schedule(seed: u64, defect: Defect, own: Option<faults::Fault>, trace: bool) 
                 if asleep[i] <= act {
                     controllers[i].act(&mut w, &mut rng);
                 }
-                // The worst moment to fall asleep: the target is read, the write is next. Most windows open when the wild
-                // acts are over, so it happens later too; some sleep until all is decided and over.
+                // The worst moment to fall asleep: the target is read, the write is next. Most windows open when the
+                // wild acts are over, so it happens later too; some sleep until all is decided and over.
                 let may_sleep = late < LATE_LEADERS && ended.is_none() && asleep[1 - i] <= act;
                 if may_sleep && controllers[i].about_to_write() && rng.u8(..) < 50 {
                     late += 1;

@@ -17,7 +17,8 @@ use crate::{
 pub(super) const NAME: &str = "m";
 pub(super) const UID: &str = "uid-1";
 
-/// A deliberate defect of the world around the machine, one for each property. The machine's own are in `machine::faults`.
+/// A deliberate defect of the world around the machine, one for each property. The machine's own are in
+/// `machine::faults`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Defect {
     None,
@@ -393,7 +394,8 @@ impl World {
         }
     }
 
-    /// Writes are blocked past the deadline, a runner is there, and it has told nobody: it has to go back by itself or to tell.
+    /// Writes are blocked past the deadline, a runner is there, and it has told nobody: it has to go back by itself or
+    /// to tell.
     pub(super) fn overdue(&self) -> bool {
         let mut open = self.db.windows.values().filter(|i| i.finished.is_none());
         self.db.blocked_at.is_some()

@@ -23,7 +23,7 @@ const fn row(phase: Phase, step: Step, task: Option<Task>) -> Row {
     Row { step, phase, task }
 }
 
-/// The way there, in order.
+/// The forward path, in order.
 #[rustfmt::skip]
 pub const FORWARD: &[Row] = &[
     row(Phase::Preparing,        Step::Preflight,         Some(Task::Preflight)),
@@ -48,7 +48,7 @@ pub const FORWARD: &[Row] = &[
     row(Phase::Observing,        Step::Decide,            None),
 ];
 
-/// The way back, in order. Inside the window the task is the `Window` run itself and BlockWritesForRollback is left out.
+/// The rollback, in order. Inside the window the run is `Window` itself, and BlockWritesForRollback is left out.
 #[rustfmt::skip]
 pub const BACK: &[Row] = &[
     row(Phase::RollingBack, Step::BlockWritesForRollback,     Some(Task::RollbackWindow)),
@@ -58,7 +58,7 @@ pub const BACK: &[Row] = &[
     row(Phase::RollingBack, Step::UnblockWritesAfterRollback, Some(Task::RollbackWindow)),
 ];
 
-/// The step after this one on the way there.
+/// The step after this one on the forward path.
 pub fn next(step: Step) -> Option<Step> {
     let i = FORWARD.iter().position(|r| r.step == step)?;
     FORWARD.get(i + 1).map(|r| r.step)

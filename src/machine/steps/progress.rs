@@ -103,20 +103,21 @@ impl Transition<'_> {
         self.event(true, reason, message);
     }
 
-    /// Plans another try of a running step after a failure that may pass.
+    /// Plans a retry of a running step after a transient failure.
     pub(crate) fn retry_later(&mut self, step: Step, reason: impl Into<String>, message: &str) {
         let (now, reason) = (self.now, reason.into());
         let step_status = self.ensure_step(step);
         step_status.failures += 1;
         let failures = step_status.failures;
-        // 2, 4, 8 ... seconds: soon enough for a slip, rare enough not to flood a server that is down.
+        // 2, 4, 8 ... seconds: soon enough for a short failure, rare enough not to flood a server that is down.
         let wait = (1i64 << failures.min(10)).min(super::longest_retry(step));
         step_status.state = StepState::Running;
         step_status.retry_at = Some(now + seconds(wait));
         step_status.reason = Some(reason.clone());
         step_status.message = Some(message.into());
         self.set_ready(reason.clone(), message);
-        // Without numbers that change: the same event again is counted, another one would be one more object for each try.
+        // Without numbers that change: an equal Event is counted, another one would be one more object for each
+        // attempt.
         self.event(true, reason, format!("{message}; tried again"));
     }
 
@@ -126,7 +127,7 @@ impl Transition<'_> {
         let step_status = self.ensure_step(step);
         step_status.failures += 1;
         step_status.attempt += 1;
-        // Or the next one would be late from its beginning.
+        // Otherwise the next one would be late from its start.
         step_status.started_at = now;
     }
 
@@ -144,7 +145,7 @@ impl Transition<'_> {
         }
         let before = self.step(step).cloned();
         self.start_step(step);
-        // What went wrong is told until it goes right: between two tries of a few seconds nobody would see it.
+        // The failure is shown until the step succeeds: between two attempts of a few seconds it could not be read.
         if let Some(before) = before {
             let step_status = self.ensure_step(step);
             (step_status.reason, step_status.message) = (before.reason, before.message);

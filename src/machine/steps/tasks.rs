@@ -49,7 +49,7 @@ pub(crate) enum Timeout {
 /// Which image a run has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Image {
-    /// The one that was approved: for what is before the window and for the windows, also for the rollback a week later.
+    /// The one that was approved: before the window and for the windows, also for the rollback a week later.
     Approved,
     /// The operator's own: what comes after needs the tasks that this operator knows.
     Operator,
@@ -59,27 +59,32 @@ const fn row(step: Step, retention: Retention, timeout: Timeout, image: Image, l
     TaskSpec { step: Some(step), retention, timeout, image, longest_retry }
 }
 
+/// A quarter of an hour for what is not measured.
+const FOLLOW_UP: Timeout = Timeout::AfterMeasurements(900);
+
 /// The row of a task.
 #[rustfmt::skip]
 pub(crate) const fn task_spec(task: Task) -> TaskSpec {
     use Image::{Approved, Operator};
     use Retention::{Always, During, Record, WhilePending, Window};
     match task {
-        // Somebody is probably fixing what it named.
-        Task::Preflight      => row(Step::Preflight,      Record(Phase::Preparing), Timeout::Step, Approved, 30),
-        Task::CodeBackup     => row(Step::CodeBackup,     Record(Phase::Preparing), Timeout::Step, Approved, 300),
+        // An operator is probably fixing what it named.
+        Task::Preflight      => row(Step::Preflight,      Record(Phase::Preparing),  Timeout::Step, Approved, 30),
+        Task::CodeBackup     => row(Step::CodeBackup,     Record(Phase::Preparing),  Timeout::Step, Approved, 300),
         // Baseline and Backup share a run, since they share a snapshot.
-        Task::Backup         => row(Step::Baseline,       Record(Phase::Preparing), Timeout::Step, Approved, 300),
-        Task::VerifyBackup   => row(Step::VerifyBackup,   Record(Phase::Preparing), Timeout::Step, Approved, 300),
-        Task::ExportKeyUsers => row(Step::ExportKeyUsers, Record(Phase::Preparing), Timeout::Step, Approved, 300),
-        Task::Rehearse       => row(Step::Rehearse,       Record(Phase::Preparing), Timeout::Step, Approved, 300),
-        Task::Window         => row(Step::BlockWrites,    Window(Phase::Executing), Timeout::None, Approved, 60),
-        Task::RollbackWindow => row(Step::BlockWritesForRollback, Window(Phase::RollingBack), Timeout::None, Approved, 60),
+        Task::Backup         => row(Step::Baseline,       Record(Phase::Preparing),  Timeout::Step, Approved, 300),
+        Task::VerifyBackup   => row(Step::VerifyBackup,   Record(Phase::Preparing),  Timeout::Step, Approved, 300),
+        Task::ExportKeyUsers => row(Step::ExportKeyUsers, Record(Phase::Preparing),  Timeout::Step, Approved, 300),
+        Task::Rehearse       => row(Step::Rehearse,       Record(Phase::Preparing),  Timeout::Step, Approved, 300),
+        Task::Window         => row(Step::BlockWrites,    Window(Phase::Executing),  Timeout::None, Approved, 60),
+        Task::RollbackWindow => {
+            row(Step::BlockWritesForRollback, Window(Phase::RollingBack), Timeout::None, Approved, 60)
+        }
         Task::Validate       => row(Step::Validate,       During(Phase::Validating), Timeout::None, Operator, 60),
         Task::Monitor        => row(Step::Monitor,        During(Phase::Monitoring), Timeout::None, Operator, 60),
-        Task::DayCheck       => row(Step::DayCheck,       Record(Phase::Observing), Timeout::AfterMeasurements(900), Operator, 300),
-        Task::WeekReview     => row(Step::WeekReview,     Record(Phase::Observing), Timeout::AfterMeasurements(900), Operator, 300),
-        Task::Cleanup        => row(Step::Cleanup,        Always,                   Timeout::Seconds(600), Operator, 300),
+        Task::DayCheck       => row(Step::DayCheck,       Record(Phase::Observing),  FOLLOW_UP,     Operator, 300),
+        Task::WeekReview     => row(Step::WeekReview,     Record(Phase::Observing),  FOLLOW_UP,     Operator, 300),
+        Task::Cleanup        => row(Step::Cleanup, Always, Timeout::Seconds(600), Operator, 300),
         Task::Notify         => TaskSpec {
             step: None,
             retention: WhilePending,

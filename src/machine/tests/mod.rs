@@ -1,7 +1,7 @@
 //! Tables over `decide`: given a migration that has come so far, when this is seen, then that is decided.
 //!
-//! What is given comes about by deciding, too: a [`Scenario`] obeys each decision, so that no test starts from a status that
-//! the machine would never write.
+//! What is given comes about by deciding, too: a [`Scenario`] obeys each decision, so that no test starts from a status
+//! that the machine would never write.
 
 mod commands;
 mod conditions;

@@ -81,9 +81,11 @@ impl Transition<'_> {
             })
     }
 
-    /// Follows the rollout of a direction: flag, workloads and probe must all say the wanted version. The probe's word counts only if it was asked after the one that was
-    /// known when the rollout was seen settled: an earlier answer may be that of a pod which is gone, and a pod not yet asked may have read the
-    /// flag's old value from its node.
+    /// Follows the rollout of a direction: flag, workloads and probe must all name the wanted version.
+    ///
+    /// The probe's answer counts only if it was asked for after the one that was known when the rollout was first found
+    /// settled: an earlier answer may be that of a pod which is gone, and a pod that was not asked yet may have read
+    /// the flag's old value from its node.
     pub(crate) fn follow_rollout(&mut self, direction: Direction, progress: &WindowProgress) -> Rollout {
         if !self.is_rolled_out(direction) {
             self.window_mut().settled_at = None;
@@ -110,7 +112,8 @@ impl Transition<'_> {
         }
     }
 
-    /// Every pod is of this switch, and some run another version: they are made anew, under a marker that is persisted first.
+    /// Every pod is of this switch, and some run another version: they are replaced, under a marker that is persisted
+    /// first.
     fn restart_workloads_again(&mut self, direction: Direction, answer: &str, settled_at: Time) {
         let window = self.window_mut();
         let due =

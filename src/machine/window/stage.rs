@@ -98,8 +98,8 @@ impl Transition<'_> {
         self.window_stage().may_be_blocked()
     }
 
-    /// When the present window should be, or should have been, over. One that a failed way back left closed counts from
-    /// its beginning.
+    /// When the present window must end, or should have ended. If a failed rollback left writes blocked the time counts
+    /// from when they were blocked.
     fn window_due(&self) -> Option<Time> {
         match self.window_stage() {
             WindowStage::LeftBlocked { since } => Some(saturating_add(since, to_signed(self.spec.window.max_duration))),
@@ -107,7 +107,7 @@ impl Transition<'_> {
         }
     }
 
-    /// Explains an open window. Past its time that is told as stalled: nobody may have to find out by a clock.
+    /// Sets `Ready` for a window under way. Past its deadline the window is reported as overdue.
     pub(crate) fn report_window(&mut self, reason: ReadyReason, message: String) {
         match self.window_due() {
             Some(due) if self.now >= due => {
@@ -143,7 +143,7 @@ impl Transition<'_> {
         }
     }
 
-    /// The window of the way there is not over: its own run goes back.
+    /// The forward window has not ended: its own run rolls back.
     pub(crate) fn in_forward_window(&self) -> bool {
         let ordered = matches!(
             self.window_stage(),
@@ -173,7 +173,8 @@ impl Transition<'_> {
         w.released_at.unwrap_or(self.now).duration_since(from).as_secs_f64().max(0.0)
     }
 
-    /// Time of the first refused write, or `(soon)`. Not a duration: a status that grows each second would be written each second.
+    /// Time of the first refused write, or `(soon)`. Not a duration: a status that changes each second would be written
+    /// each second.
     pub(crate) fn blocked_since(&self) -> String {
         self.status.window.as_ref().and_then(|w| w.blocked_at).map_or_else(|| "(soon)".into(), |t| format!("{t:.0}"))
     }
@@ -189,9 +190,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_stage_is_told_from_the_status() {
+    fn each_stage_is_read_from_the_status() {
         let time = |n: i64| Time::UNIX_EPOCH + seconds(n);
-        let (blocked, deadline, released) = (time(1), time(60), time(9));
+        let (blocked, deadline, end) = (time(1), time(60), time(9));
         let ordered = WindowStatus { deadline: Some(deadline), ..Default::default() };
         let switched = WindowStatus { switched: true, blocked_at: Some(blocked), ..ordered.clone() };
         let releasing = WindowStatus { releasing: true, ..switched.clone() };
@@ -208,8 +209,8 @@ mod tests {
             ("the release is ordered", releasing.clone(), WindowStage::Releasing { deadline }, true),
             (
                 "the release is known",
-                WindowStatus { released_at: Some(released), ..releasing },
-                WindowStage::Released { at: released },
+                WindowStatus { released_at: Some(end), ..releasing },
+                WindowStage::Released { at: end },
                 false,
             ),
         ];
