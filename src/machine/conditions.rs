@@ -57,7 +57,7 @@ pub(super) fn derive(transition: &mut Transition<'_>) {
             true,
             "RolledBackEqual",
             format!(
-                "{} tables equal after the way back; {}; expected window {:.1} s (limit {})",
+                "{} tables equal after the rollback; {}; expected window {:.1} s (limit {})",
                 r.tables_equal,
                 r.checks_in_words(),
                 r.expected_window_seconds,
@@ -82,10 +82,10 @@ pub(super) fn derive(transition: &mut Transition<'_>) {
     let (reason, message) = match (writes, transition.deadline()) {
         // Nothing opens it by itself.
         (Writes::Blocked, Some(deadline)) if transition.phase() == Phase::RollbackFailed => {
-            ("Blocked", format!("until a person has mended it; should be over by {deadline:.0} (limit {limit})"))
+            ("Blocked", format!("until an operator has fixed it; should have ended by {deadline:.0} (limit {limit})"))
         }
         (Writes::Blocked, Some(deadline)) if transition.now >= deadline => {
-            ("Blocked", format!("should have been over at {deadline:.0} (limit {limit})"))
+            ("Blocked", format!("should have ended at {deadline:.0} (limit {limit})"))
         }
         (Writes::Blocked, Some(deadline)) => ("Blocked", format!("until {deadline:.0} at the latest (limit {limit})")),
         (Writes::Blocked, None) => ("Blocked", format!("limit {limit}")),

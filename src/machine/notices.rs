@@ -131,7 +131,7 @@ impl Transition<'_> {
             return self.event(
                 true,
                 ReadyReason::NoticeGivenUp,
-                format!("{text}; tried {failures} times; next: tell them yourself"),
+                format!("{text}; tried {failures} times; next: notify them yourself"),
             );
         }
         let at = self.now + retry_delay(failures);
@@ -141,7 +141,7 @@ impl Transition<'_> {
             self.event(
                 true,
                 Reason::NoticeUndelivered.as_str(),
-                format!("{text}; it is tried again, nothing waits for it"),
+                format!("{text}; it is retried, nothing waits for it"),
             );
         }
     }

@@ -38,7 +38,7 @@ pub(super) fn check(transition: &Transition<'_>) -> Option<Violation> {
             ))
             .next(
                 "see which version runs. If it is the new one this migration is done already; \
-                 else correct the spec, or the key",
+                 otherwise correct the spec, or the key",
             ),
         ),
         ObservedFlag::Value { .. } => return None,

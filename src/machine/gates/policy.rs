@@ -8,7 +8,7 @@ pub(super) fn check(transition: &Transition<'_>) -> Option<Violation> {
     let problem = transition.observed.policy_problem.as_ref()?;
     Some(Violation {
         reason: ReadyReason::DecisionPolicyMissing,
-        message: Message::new(format!("{problem}; without it neither names nor reports are proven"))
+        message: Message::new(format!("{problem}; without it neither names nor reports are authenticated"))
             .next("helm upgrade the operator with admissionPolicies.install=true"),
     })
 }

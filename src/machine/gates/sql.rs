@@ -40,11 +40,11 @@ impl Transition<'_> {
 
     /// Spec or SQL differ from what the present evidence was made for.
     pub(crate) fn inputs_changed(&self) -> bool {
-        let (Some(seen), Some(had)) = (self.observed_plan(), &self.status.plan) else {
+        let (Some(found), Some(had)) = (self.observed_plan(), &self.status.plan) else {
             // Evidence without its SQL is void as well; without evidence there is nothing to void.
             return self.status.plan.is_some() && self.observed_plan().is_none();
         };
-        (seen.generation, &seen.up_sha256, &seen.down_sha256) != (had.generation, &had.up_sha256, &had.down_sha256)
+        (found.generation, &found.up_sha256, &found.down_sha256) != (had.generation, &had.up_sha256, &had.down_sha256)
     }
 
     /// How the down SQL differs from what was approved, while a rollback would need it.
@@ -53,14 +53,15 @@ impl Transition<'_> {
             return None;
         }
         let approved = &self.status.plan.as_ref()?.down_sha256;
-        let seen = match &self.observed.down {
-            SqlSource::Present(seen) if seen == approved => return None,
-            SqlSource::Present(seen) => seen.as_str(),
+        let found = match &self.observed.down {
+            SqlSource::Present(found) if found == approved => return None,
+            SqlSource::Present(found) => found.as_str(),
             SqlSource::Missing => "missing",
         };
         let r = &self.spec.migration.down.config_map_key_ref;
         Some(format!(
-            "key {} of ConfigMap {} (spec.migration.down) is {seen}, approved was {approved}: a way back runs the approved one, which the database keeps; put it back, next: {}",
+            "key {} of ConfigMap {} (spec.migration.down) is {found}, approved was {approved}: a rollback runs the \
+             approved one, which the database keeps; restore it, next: {}",
             r.key,
             r.name,
             self.observed.kubectl(&format!("edit configmap {}", r.name))

@@ -70,7 +70,7 @@ impl Transition<'_> {
     pub(crate) fn cancel(&mut self, request: &ObservedDecision) -> Flow {
         let step = self.status.step;
         self.enter(Phase::Cancelled);
-        let message = format!("{} called it off{}; nothing was changed", request.by, fmt_reason(&request.reason));
+        let message = format!("cancelled by {}{}; nothing was changed", request.by, fmt_reason(&request.reason));
         if let Some(step) = step {
             self.fail_step(step, ReadyReason::Aborted, message);
         }

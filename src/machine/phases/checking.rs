@@ -78,7 +78,7 @@ fn drifted_flag(t: &Transition<'_>) -> Option<Verdict> {
 fn time_left(t: &Transition<'_>) -> Option<Verdict> {
     let until = t.stage_end().filter(|end| t.now < *end)?;
     let checks = t.stage_results().count();
-    let text = format!("{checks} checks, until {until:.0}; to go back: {}", t.observed.rollback_command());
+    let text = format!("{checks} checks, until {until:.0}; to roll back: {}", t.observed.rollback_command());
     Some(Verdict::UnderWay { until, text })
 }
 
@@ -93,7 +93,7 @@ fn open_checks(t: &Transition<'_>) -> Option<Verdict> {
         return None;
     }
     let text =
-        format!("{}; {step} ends when they pass; to go back: {}", open.join("; "), t.observed.rollback_command());
+        format!("{}; {step} ends when they pass; to roll back: {}", open.join("; "), t.observed.rollback_command());
     Some(Verdict::ChecksOpen { since: t.stage_end()?, text })
 }
 
@@ -113,7 +113,8 @@ impl Transition<'_> {
             return None;
         }
         Some(format!(
-            "key {} of ConfigMap {} is {:?}, the schema is the one of {:?}; set the key to {3:?}; or, to go back, next: {}",
+            "key {} of ConfigMap {} is {:?}, the schema is the one of {:?}; set the key to {3:?}; \
+             or, to roll back, next: {}",
             flag.config_map_key_ref.key,
             flag.config_map_key_ref.name,
             self.observed.flag_value().unwrap_or("missing"),

@@ -24,7 +24,7 @@ impl Transition<'_> {
             && let Some(request) = self.stop_request(&[DecisionKind::Abort], None)
         {
             self.enter(Phase::Cancelled);
-            self.set_ready(ReadyReason::Aborted, format!("{} called it off; nothing was changed", request.by));
+            self.set_ready(ReadyReason::Aborted, format!("cancelled by {}; nothing was changed", request.by));
         }
         Flow::Settled
     }
@@ -55,7 +55,7 @@ impl Transition<'_> {
             match self.observed.outcome(Task::Cleanup, self.attempt(Step::Cleanup)) {
                 RunOutcome::Pending => {}
                 RunOutcome::Succeeded(_) => {
-                    self.succeed_step(Step::Cleanup, "guards removed; the record stays in schema credit_migration")
+                    self.succeed_step(Step::Cleanup, "triggers removed; the record stays in schema credit_migration")
                 }
                 RunOutcome::Failed(reason, message) => {
                     self.retry_later(Step::Cleanup, reason.as_str(), &message);
@@ -95,7 +95,12 @@ impl Transition<'_> {
     /// Says that triggers stay in the database when the finalizer goes without a clean-up.
     pub(crate) fn report_triggers_left(&mut self) {
         if self.observed.finalizer && self.may_remove_finalizer() && !self.is_cleaned_up() {
-            self.event(true, ReadyReason::TriggersLeft, "the database could not be reached; next: drop the triggers named credit_migration_* and schema credit_migration by hand");
+            self.event(
+                true,
+                ReadyReason::TriggersLeft,
+                "the database could not be reached; next: drop the triggers named credit_migration_* and \
+                 schema credit_migration by hand",
+            );
         }
     }
 

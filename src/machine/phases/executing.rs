@@ -69,7 +69,8 @@ impl Transition<'_> {
             self.event(
                 true,
                 ReadyReason::WindowNotOpened,
-                "approvals, presence, backup, hours, SQL, flag or workloads are not what they were when the window was prepared; nothing was changed",
+                "a precondition changed after approval (approvals, presence, backup age, schedule, SQL, flag or \
+                 workloads); the window was not started, nothing was changed",
             );
             self.enter(Phase::AwaitingApproval);
             self.start_step(Step::Approve);
@@ -105,8 +106,11 @@ impl Transition<'_> {
 
     fn advance_window(&mut self, progress: &WindowProgress) {
         if progress.proof.is_some() && !self.succeeded(Step::BlockWrites) {
-            let proof = progress.proof.clone().unwrap_or_default();
-            self.succeed_step(Step::BlockWrites, format!("{} sessions ended; {proof}", progress.terminated_sessions));
+            let evidence = progress.proof.clone().unwrap_or_default();
+            self.succeed_step(
+                Step::BlockWrites,
+                format!("{} sessions ended; {evidence}", progress.terminated_sessions),
+            );
             self.start_step(Step::Migrate);
         }
         // By the transaction's own time: `Held` is above `Migrated`, too, and does not imply a commit.
@@ -255,7 +259,7 @@ impl Transition<'_> {
         self.start_step(Step::Approve);
         self.set_ready(
             reason.as_str(),
-            format!("{message}; nothing was changed; to try again, next: {}", self.observed.plugin("approve", "")),
+            format!("{message}; nothing was changed; to retry, next: {}", self.observed.plugin("approve", "")),
         );
     }
 

@@ -53,7 +53,7 @@ impl Transition<'_> {
         if self.start_due_retry(step) == PlannedRetry::NotYet {
             let due = self.step(step).and_then(|step_status| step_status.retry_at).unwrap_or(self.now);
             if !drifted && self.failures(step) == 0 {
-                let text = format!("{step} at {due:.0}; to go back: {}", self.observed.rollback_command());
+                let text = format!("{step} at {due:.0}; to roll back: {}", self.observed.rollback_command());
                 self.set_ready(ReadyReason::Observing, text);
             }
             return Flow::Settled;
@@ -119,7 +119,7 @@ impl Transition<'_> {
         let interval = to_signed(self.spec.follow_ups.reminder_interval);
         let report = self.status.week_report.as_ref().map(|r| r.object.clone()).unwrap_or_default();
         let text = format!(
-            "keep or roll back? asked since {asked:.0}, report: {report}; next: {}; or, to go back: {}",
+            "keep or roll back? asked since {asked:.0}, report: {report}; next: {}; or, to roll back: {}",
             self.observed.plugin("keep", ""),
             self.observed.rollback_command()
         );

@@ -159,7 +159,7 @@ impl Transition<'_> {
         let Some(id) = self.notify(Occasion::Planned, &key, &text) else {
             self.skip_step(
                 Step::NotifyTeam,
-                "no channel in spec.notifications.channels has audience Team or Support: tell them yourself",
+                "no channel in spec.notifications.channels has audience Team or Support: notify them yourself",
             );
             self.start_next(Step::NotifyTeam);
             return Flow::Continue;
@@ -169,14 +169,14 @@ impl Transition<'_> {
             return Flow::Settled;
         }
         let (all, taken) = (self.channels_for(Occasion::Planned).len(), n.notice.delivered.join(", "));
-        let evidence = format!("told by {} of {all} channels: {taken}", n.notice.delivered.len());
+        let evidence = format!("delivered to {} of {all} channels: {taken}", n.notice.delivered.len());
         if n.reached() {
             self.succeed_step(Step::NotifyTeam, evidence);
         } else {
             self.fail_step(
                 Step::NotifyTeam,
                 Reason::NoticeUndelivered.as_str(),
-                "no channel has taken it yet, it is tried again; the migration goes on; next: see status.notices",
+                "no channel has taken it yet, it is retried; the migration continues; next: see status.notices",
             );
         }
         self.start_next(Step::NotifyTeam);
@@ -225,7 +225,10 @@ impl Transition<'_> {
             )
         }) {
             Some((number, reason, message)) if !reason.is_empty() => {
-                self.set_ready(reason, format!("try {number} of {step} is under way, the last one failed: {message}"));
+                self.set_ready(
+                    reason,
+                    format!("attempt {number} of {step} is under way, the last one failed: {message}"),
+                );
             }
             _ => self.set_ready(ReadyReason::Progressing, format!("{step} is under way")),
         }
@@ -312,7 +315,10 @@ impl Transition<'_> {
             self.fail_preparation(
                 Step::Rehearse,
                 ReadyReason::WindowTooShort,
-                &format!("the rehearsal predicts a window of {expected:.1} s, spec.window.maxDuration is {limit:.1} s; next: raise it or make the SQL quicker"),
+                &format!(
+                    "the rehearsal predicts a window of {expected:.1} s, spec.window.maxDuration is {limit:.1} s; \
+                     next: raise it or make the SQL quicker"
+                ),
             );
             return Flow::Settled;
         }

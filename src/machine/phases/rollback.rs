@@ -28,7 +28,7 @@ impl Verification {
     fn summary(&self) -> String {
         match self {
             Verification::NotMigrated => "nothing was changed".into(),
-            Verification::NotCompared => "balances were not compared after the way back".into(),
+            Verification::NotCompared => "balances were not compared after the rollback".into(),
             Verification::Equal(_) => "no credit was lost".into(),
             Verification::Unexplained(c) => {
                 format!("{} of {} balances are unexplained (limit 0)", c.unexplained, c.users)
@@ -102,7 +102,7 @@ impl Transition<'_> {
             WindowState::RolledBack if ended => return self.finish_rollback(&progress),
             // The forward window was released before it could roll back.
             WindowState::Released if ended => {
-                self.restart_rollback_window("the gate opened before the way back had begun");
+                self.restart_rollback_window("writes were unblocked before the rollback had started");
                 return Flow::Settled;
             }
             _ => {}
@@ -137,7 +137,7 @@ impl Transition<'_> {
             if self.now >= ready_by {
                 let name = self.observed.run_name(Task::RollbackWindow, self.attempt(Step::BlockWritesForRollback));
                 let message = format!(
-                    "the pod of the way back was not ready by {ready_by:.0}; next: {}",
+                    "the pod of the rollback was not ready by {ready_by:.0}; next: {}",
                     self.observed.kubectl(&format!("describe job/{name}"))
                 );
                 return self.handle_failed_rollback_run(Task::RollbackWindow, Reason::PodFailed, &message, progress);
@@ -150,10 +150,10 @@ impl Transition<'_> {
                 self.window_mut().deadline = Some(self.now + to_signed(self.spec.window.max_duration));
             }
             let n = progress.users_written_since.unwrap_or_default();
-            let proof = progress.proof.clone().unwrap_or_default();
+            let evidence = progress.proof.clone().unwrap_or_default();
             self.succeed_step(
                 Step::BlockWritesForRollback,
-                format!("{proof}; {n} users were written on the new version, their balances are kept"),
+                format!("{evidence}; {n} users were written on the new version, their balances are kept"),
             );
             self.start_step(Step::SwitchBack);
         }
@@ -205,7 +205,7 @@ impl Transition<'_> {
         }
         let verification = self.verification(progress);
         self.record_verification(&verification);
-        let proof = verification.summary();
+        let verified = verification.summary();
         let next = match verification {
             Verification::NotMigrated | Verification::Equal(_) => String::new(),
             Verification::NotCompared | Verification::Unexplained(_) => {
@@ -217,14 +217,14 @@ impl Transition<'_> {
         let cause = self.status.rollback.as_ref().map(|r| format!("{}: {}", r.cause, r.message)).unwrap_or_default();
         self.enter(Phase::RolledBack);
         self.status.step = Some(Step::UnblockWritesAfterRollback);
-        self.set_ready(ReadyReason::RolledBack, format!("the old version runs again, {proof} ({cause}){next}"));
+        self.set_ready(ReadyReason::RolledBack, format!("the old version runs again, {verified} ({cause}){next}"));
         self.event(
             true,
             ReadyReason::RolledBack,
-            format!("writes were blocked for {blocked:.1} s; {proof}; {cause}{next}"),
+            format!("writes were blocked for {blocked:.1} s; {verified}; {cause}{next}"),
         );
         let began = self.status.rollback.as_ref().map_or(self.now, |r| r.started_at);
-        let text = format!("the old version runs again, {proof}; {cause}{next}");
+        let text = format!("the old version runs again, {verified}; {cause}{next}");
         self.notify(Occasion::RolledBack, &notice_key("rolled-back", began), &text);
         Flow::Continue
     }
@@ -246,7 +246,7 @@ impl Transition<'_> {
     /// Records the steps RollbackSql and VerifyRollback.
     fn record_verification(&mut self, verification: &Verification) {
         if *verification != Verification::NotMigrated {
-            self.succeed_step(Step::RollbackSql, "the way back is committed");
+            self.succeed_step(Step::RollbackSql, "the rollback is committed");
         }
         match verification {
             Verification::NotMigrated | Verification::NotCompared => {}
@@ -299,7 +299,7 @@ impl Transition<'_> {
         } else {
             // At once: writes are blocked.
             self.retry_now(opener);
-            self.event(true, reason.as_str(), format!("{message}; tried again ({failures} of {WINDOW_ATTEMPTS})"));
+            self.event(true, reason.as_str(), format!("{message}; retried ({failures} of {WINDOW_ATTEMPTS})"));
         }
     }
 
@@ -309,7 +309,7 @@ impl Transition<'_> {
         self.status.window = None;
         if failures > WINDOW_ATTEMPTS {
             let text = format!(
-                "{why}; tried {failures} times; the new version runs and writes are open; mend the cause; next: {}",
+                "{why}; tried {failures} times; the new version runs and writes are open; fix the cause; next: {}",
                 self.observed.rollback_command()
             );
             self.fail_step(Step::BlockWritesForRollback, ReadyReason::RollbackNotStarted, text.clone());
@@ -318,14 +318,15 @@ impl Transition<'_> {
             return self.set_ready(ReadyReason::RollbackNotStarted, text);
         }
         self.status.step = Some(Step::BlockWritesForRollback);
-        let text = format!("{why}; a new window is opened for the way back, writes are open meanwhile");
+        let text = format!("{why}; a new window is started for the rollback, writes are open meanwhile");
         self.retry_later(Step::BlockWritesForRollback, ReadyReason::BlockingWritesForRollback, &text);
     }
 
     pub(crate) fn fail_rollback(&mut self, reason: &str, message: &str) {
         let writes = if self.may_be_blocked() { "writes stay blocked" } else { "writes are open" };
         let text = format!(
-            "{message}; {writes}, a person is needed; mend the cause (down SQL may be corrected in its ConfigMap); next: {}",
+            "{message}; {writes}, manual intervention is required; \
+             fix the cause (you can correct the down SQL in its ConfigMap); next: {}",
             self.observed.rollback_command()
         );
         let step = self.status.step.unwrap_or(Step::RollbackSql);

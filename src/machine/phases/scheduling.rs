@@ -96,7 +96,7 @@ impl Transition<'_> {
             let next = match n.state {
                 NoticeState::Pending if n.failures == 0 => "it is being sent".to_owned(),
                 _ => format!(
-                    "tried {} times, again until one takes it; next: see status.notices, and mend a channel",
+                    "tried {} times, again until one takes it; next: see status.notices, and fix a channel",
                     n.failures
                 ),
             };
@@ -142,7 +142,7 @@ impl Transition<'_> {
             self.event(
                 true,
                 ReadyReason::StartMissed,
-                format!("the hours until {end:.0} are over: {why}; it waits for the next allowed time"),
+                format!("the hours until {end:.0} have passed: {why}; it waits for the next allowed time"),
             );
         }
         // Those who get the notice have the lead time to prepare.

@@ -373,7 +373,8 @@ impl World {
             Some(Phase::RollbackFailed)
                 if m.value.status.conditions.iter().any(|c| {
                     c.type_ == "Stalled"
-                        && (c.message.contains("a person is needed") || c.message.contains("writes are open"))
+                        && (c.message.contains("manual intervention is required")
+                            || c.message.contains("writes are open"))
                 }) =>
             {
                 Ok(())

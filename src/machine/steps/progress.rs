@@ -118,7 +118,7 @@ impl Transition<'_> {
         self.set_ready(reason.clone(), message);
         // Without numbers that change: an equal Event is counted, another one would be one more object for each
         // attempt.
-        self.event(true, reason, format!("{message}; tried again"));
+        self.event(true, reason, format!("{message}; retried"));
     }
 
     /// Has the run of a step followed by another one at once.

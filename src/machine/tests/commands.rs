@@ -58,7 +58,7 @@ fn wrong(text: &str) -> Result<usize, String> {
 #[rstest::rstest]
 #[case("1 of 2; next: kubectl creditmigration -n shop approve m", Ok(1))]
 #[case(
-    "next: kubectl creditmigration -n shop keep m; or, to go back: kubectl creditmigration -n shop rollback m --confirm --reason WHY",
+    "next: kubectl creditmigration -n shop keep m; or, to roll back: kubectl creditmigration -n shop rollback m --confirm --reason WHY",
     Ok(2)
 )]
 #[case("next: kubectl -n shop get pods; see them", Ok(0))]

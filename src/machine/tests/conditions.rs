@@ -108,12 +108,12 @@ fn blocked_writes_say_until_when() {
             "released, not reported, past the deadline",
             releasing,
             50,
-            "should have been over at 1970-01-12T13:47:47Z (limit 60s)",
+            "should have ended at 1970-01-12T13:47:47Z (limit 60s)",
         ),
         ("way back", running_down_sql, 58, "at the latest (limit 60s)"),
-        ("way back past its deadline", running_down_sql, 60, "should have been over at"),
-        ("failed", rollback_failed, 1, "until a person has mended it; should be over by"),
-        ("failed, long since", rollback_failed, 3600, "until a person has mended it; should be over by"),
+        ("way back past its deadline", running_down_sql, 60, "should have ended at"),
+        ("failed", rollback_failed, 1, "until an operator has fixed it; should have ended by"),
+        ("failed, long since", rollback_failed, 3600, "until an operator has fixed it; should have ended by"),
     ];
     for (name, given, wait, expected) in cases {
         let mut s = given();

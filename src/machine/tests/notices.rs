@@ -114,7 +114,7 @@ fn what_is_told_on_the_way() {
         s.status.notices[0]
             .notice
             .message
-            .contains("mend the cause (down SQL may be corrected in its ConfigMap); next: kubectl")
+            .contains("fix the cause (you can correct the down SQL in its ConfigMap); next: kubectl")
     );
 
     let mut s = running_down_sql();

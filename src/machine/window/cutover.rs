@@ -129,7 +129,9 @@ impl Transition<'_> {
             true,
             ReadyReason::RestartedAgain,
             format!(
-                "the version probe answers {answer:?}, wanted is {version:?}, though flag and rollout are as wanted since {settled_at:.0}; a pod may have read the flag's old value from its node; the workloads are restarted again"
+                "the version probe answers {answer:?}, wanted is {version:?}, though flag and \
+                 rollout are as wanted since {settled_at:.0}; a pod may have read the flag's old value from its node; \
+                 the workloads are restarted again"
             ),
         );
     }

@@ -117,7 +117,8 @@ impl Transition<'_> {
                         let workload = self.spec.application.workloads.first().map_or("", |w| w.name.as_str());
                         let command = self.observed.kubectl(&format!("rollout status deployment/{workload}"));
                         format!(
-                            "{command}; pods of the old version must become ready on the new schema, and nobody may set the flag again"
+                            "{command}; pods of the old version must become ready on the new schema, and the flag must \
+                             not be set again"
                         )
                     }
                     _ => {
@@ -126,7 +127,7 @@ impl Transition<'_> {
                         format!("{command}; see that its pod runs")
                     }
                 };
-                let text = format!("{message}; its window should have been over by {due:.0}; next: {next}");
+                let text = format!("{message}; its window should have ended by {due:.0}; next: {next}");
                 if !std::mem::replace(&mut self.window_mut().overdue_reported, true) {
                     self.event(true, ReadyReason::WindowOverdue, text.clone());
                     self.notify(Occasion::ManualInterventionRequired, &format!("overdue.{}", due.as_second()), &text);

@@ -316,7 +316,7 @@ fn a_breach_tells_value_and_limit() {
     assert_eq!(events(&s.reconcile()), Vec::<&str>::new(), "told once");
     s.wait(30);
     let (_, message) = ready(&s.decide().status);
-    assert!(message.contains("errors Fail (0.21 > 0.05)") && message.contains("to go back: kubectl"), "{message}");
+    assert!(message.contains("errors Fail (0.21 > 0.05)") && message.contains("to roll back: kubectl"), "{message}");
 }
 
 /// Monitoring with a check of the workload alone.

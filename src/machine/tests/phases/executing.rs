@@ -307,7 +307,7 @@ fn a_window_without_effect_needs_new_approvals() {
         assert_eq!(found, reason.as_str());
         assert!(
             message.contains(
-                "what was seen; nothing was changed; to try again, next: kubectl creditmigration -n shop approve m"
+                "what was seen; nothing was changed; to retry, next: kubectl creditmigration -n shop approve m"
             ),
             "{message}"
         );
@@ -475,9 +475,9 @@ fn a_lost_pod_is_replaced_and_then_a_person_called() {
     let d = s.decide();
     assert_eq!((d.status.phase, ready(&d.status).0.as_str()), (Some(Phase::RollbackFailed), "PodFailed"));
     assert!(
-        ready(&d.status)
-            .1
-            .contains("a person is needed; mend the cause (down SQL may be corrected in its ConfigMap); next:"),
+        ready(&d.status).1.contains(
+            "manual intervention is required; fix the cause (you can correct the down SQL in its ConfigMap); next:"
+        ),
         "{}",
         ready(&d.status).1
     );
@@ -512,7 +512,7 @@ fn a_pod_that_never_answers_does_not_hide_the_deadline() {
         for _ in 0..2 {
             let (reason, message) = ready(&s.status);
             assert_eq!(reason, "WindowOverdue", "{name}");
-            assert!(message.contains("should have been over by") && message.contains(next), "{name}: {message}");
+            assert!(message.contains("should have ended by") && message.contains(next), "{name}: {message}");
             assert!(s.status.conditions.iter().any(|c| c.type_ == "Stalled" && c.status == "True"), "{name}");
             assert_eq!(s.status.writes, Some(crate::api::Writes::Blocked), "{name}");
             // And an hour later it is the same.

@@ -24,7 +24,7 @@ fn after_a_day_and_after_a_week() {
     assert_eq!((s.status.step, reason.as_str()), (Some(Step::Decide), "DecisionDue"));
     assert!(
         message.contains("s3://b/o.report.json")
-            && message.contains("next: kubectl creditmigration -n shop keep m; or, to go back: "),
+            && message.contains("next: kubectl creditmigration -n shop keep m; or, to roll back: "),
         "{message}"
     );
 }

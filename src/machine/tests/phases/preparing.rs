@@ -352,7 +352,7 @@ const VIOLATIONS: &[(&str, When, &str)] = &[
     (
         "DecisionPolicyMissing",
         |s| s.observed.policy_problem = Some("ValidatingAdmissionPolicy x is missing".into()),
-        "ValidatingAdmissionPolicy x is missing; without it neither names nor reports are proven; next: helm upgrade",
+        "ValidatingAdmissionPolicy x is missing; without it neither names nor reports are authenticated; next: helm upgrade",
     ),
 ];
 

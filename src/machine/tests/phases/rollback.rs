@@ -140,7 +140,7 @@ fn a_way_back_that_takes_too_long_is_told() {
         let d = s.reconcile();
         let (reason, message) = ready(&d.status);
         assert_eq!((d.status.phase, reason.as_str()), (Some(Phase::RollingBack), "WindowOverdue"));
-        assert!(message.contains("should have been over by") && message.contains("next: "), "{message}");
+        assert!(message.contains("should have ended by") && message.contains("next: "), "{message}");
         assert!(d.status.conditions.iter().any(|c| c.type_ == "Stalled" && c.status == "True"));
         assert_eq!(events(&d), ["WindowOverdue"]);
         assert_eq!(events(&s.reconcile()), Vec::<&str>::new(), "told once");
@@ -251,7 +251,7 @@ fn a_gate_that_opened_on_the_new_schema_is_closed_again() {
     s.settle();
     let (reason, message) = ready(&s.status);
     assert_eq!((s.status.phase, reason.as_str()), (Some(Phase::RollbackFailed), "RollbackNotStarted"));
-    assert!(message.contains("the new version runs and writes are open; mend the cause; next: kubectl"), "{message}");
+    assert!(message.contains("the new version runs and writes are open; fix the cause; next: kubectl"), "{message}");
     assert_eq!(s.status.writes, Some(crate::api::Writes::Open));
 }
 
@@ -290,7 +290,7 @@ fn before_writes_are_blocked_a_lost_pod_is_replaced_with_a_backoff() {
     }
     s.lose_job(BACK).settle();
     assert_eq!(s.status.phase, Some(Phase::RollbackFailed));
-    assert!(ready(&s.status).1.contains("writes are open, a person is needed"), "{}", ready(&s.status).1);
+    assert!(ready(&s.status).1.contains("writes are open, manual intervention is required"), "{}", ready(&s.status).1);
     // A pod that is never ready counts as lost, and its run goes before the next one comes.
     let mut s = standing_by();
     s.wait(600).settle().wait(2);
@@ -318,7 +318,7 @@ fn a_failed_way_back_waits_for_a_person() {
     assert_eq!(reason, "SqlFailed");
     assert_eq!(
         message,
-        "what was seen; writes stay blocked, a person is needed; mend the cause (down SQL may be corrected in its ConfigMap); next: kubectl creditmigration -n shop rollback m --confirm --reason WHY"
+        "what was seen; writes stay blocked, manual intervention is required; fix the cause (you can correct the down SQL in its ConfigMap); next: kubectl creditmigration -n shop rollback m --confirm --reason WHY"
     );
     assert_eq!(s.status.writes, Some(crate::api::Writes::Blocked));
     assert_cases(&[
