@@ -336,7 +336,7 @@ impl Pod {
         if has_down {
             return self.finish(w, task, WindowState::RolledBack, None, false);
         }
-        // Half of the acts are reports, so that what is known and what is told differ often.
+        // Half of the acts are reports, so that what is known and what is reported differ often.
         if rng.bool() {
             let state = match () {
                 () if w.now >= window.deadline && window.acknowledged => WindowState::Held,
@@ -344,7 +344,7 @@ impl Pod {
                 () => WindowState::Blocked,
             };
             if state == WindowState::Held {
-                Self::alarm(w, task);
+                Self::alert(w, task);
             }
             self.report(w, state, window.acknowledged, state == WindowState::Held);
             return true;
@@ -397,8 +397,8 @@ impl Pod {
         }
     }
 
-    /// Each gate that is held is told by the channels, which need no API server.
-    fn alarm(w: &mut World, task: Task) {
+    /// The alert of a stuck window goes out by the channels, which need no API server.
+    fn alert(w: &mut World, task: Task) {
         let alerted = w.defect != Defect::SilentHold;
         if let Some(i) = w.db.windows.get_mut(&task) {
             i.alerted |= alerted;
@@ -408,11 +408,11 @@ impl Pod {
     fn undo(&mut self, w: &mut World, rng: &mut Rng, run: &MigrationRun, cause: Option<Reason>) -> bool {
         if rng.u8(..) < 12 {
             let progress = WindowProgress { state: WindowState::Held, switch_acknowledged: true, ..Default::default() };
-            // The gate stays closed whoever takes it over, and the run's end says so.
+            // Writes stay blocked whichever pod takes over, and the run's end reports it.
             if let Some(i) = w.db.windows.get_mut(&run.spec.task) {
                 i.acknowledged = true;
             }
-            Self::alarm(w, run.spec.task);
+            Self::alert(w, run.spec.task);
             let reported = w.report(&self.run, |r| {
                 r.status = Some(MigrationRunStatus {
                     phase: RunPhase::Failed,

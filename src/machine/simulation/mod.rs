@@ -21,14 +21,14 @@ const SCHEDULES: u64 = 10_000;
 const WILD: std::ops::Range<u32> = 200..900;
 /// Acts in peace, within which each schedule must have ended.
 const PEACE: u32 = 6_000;
-/// Acts after the end, in which leaders that fell asleep wake up and finish what they had begun.
+/// Acts after the end, in which leaders that fell asleep wake up and finish what they had started.
 const AFTERMATH: u32 = 120;
 /// How often a leader falls asleep between reading a target and writing it, per schedule.
 const LATE_LEADERS: u32 = 3;
 /// How often the API server goes away, per schedule.
 const OUTAGES: u32 = 4;
 
-/// Acts of pods after which a window past its deadline must have been ended, or a person told.
+/// Acts of pods after which a window past its deadline must have ended, or an alert must be out.
 const IDLE: u32 = 40;
 
 /// One schedule, in a world with a defect or with a machine that has one of its `own`. `Err` says which property broke,
@@ -59,7 +59,7 @@ fn schedule(seed: u64, defect: Defect, own: Option<faults::Fault>, trace: bool) 
                     controllers[i].act(&mut w, &mut rng);
                 }
                 // The worst moment to fall asleep: the target is read, the write is next. Most windows open when the
-                // wild acts are over, so it happens later too; some sleep until all is decided and over.
+                // wild acts have ended, so it happens later too; some sleep until everything has ended.
                 let may_sleep = late < LATE_LEADERS && ended.is_none() && asleep[1 - i] <= act;
                 if may_sleep && controllers[i].about_to_write() && rng.u8(..) < 50 {
                     late += 1;
@@ -75,7 +75,7 @@ fn schedule(seed: u64, defect: Defect, own: Option<faults::Fault>, trace: bool) 
                 idle = if overdue && w.overdue() { idle + 1 } else { 0 };
                 if idle > IDLE {
                     return Err(format!(
-                        "seed {seed}, act {act}: 2: writes are blocked past the deadline, the runner does nothing and tells nobody"
+                        "seed {seed}, act {act}: 2: writes are blocked past the deadline, without an act or an alert"
                     ));
                 }
             }
@@ -98,7 +98,7 @@ fn schedule(seed: u64, defect: Defect, own: Option<faults::Fault>, trace: bool) 
                 if w.db.worker == Some(dead.id) {
                     w.db.worker = None;
                 }
-                // Some deaths are the last that the Job stands: it fails without a report.
+                // Some deaths are the last that the Job allows: it fails without a report.
                 if rng.u8(..) < 40
                     && let Some(run) = w.runs.get_mut(&dead.run)
                 {
@@ -143,7 +143,7 @@ fn schedule(seed: u64, defect: Defect, own: Option<faults::Fault>, trace: bool) 
         match ended {
             Some(since) if act >= since + AFTERMATH => break,
             Some(_) => {}
-            // The end is judged when nobody is left who could still write.
+            // The end is checked when no one is left who could still write.
             None if !wild && over && w.check_end().is_ok() => {
                 ended = Some(act);
                 asleep = [0; 2];

@@ -26,11 +26,11 @@ pub(super) enum Defect {
     LedgerIgnored,
     /// 2: the runner does nothing at the deadline.
     DeadlineIgnored,
-    /// 2: a runner that holds the gate closed tells nobody.
+    /// 2: a runner that leaves writes blocked sends no alert.
     SilentHold,
     /// 3: a late leader writes without re-reading and without resourceVersions.
     UnfencedWrites,
-    /// 4: names in decisions are not proven.
+    /// 4: names in decisions are not authenticated.
     ForgedNames,
     /// 5: the runner reports the database's raw error.
     RawErrors,
@@ -38,7 +38,7 @@ pub(super) enum Defect {
     StopsAtBroken,
 }
 
-/// With one channel for all, so that there is something to tell.
+/// With one channel for all, so that there are notices.
 fn with_channel(mut spec: CreditMigrationSpec) -> CreditMigrationSpec {
     let url_secret_ref = KeyRef { name: "chat".into(), key: "url".into() };
     spec.notifications.channels = vec![NotificationChannel {
@@ -64,7 +64,7 @@ pub(super) struct WindowRecord {
     pub(super) attempt: u32,
     pub(super) deadline: Time,
     pub(super) acknowledged: bool,
-    /// The runner's alarm was raised: it holds the gate closed past the deadline, and has told so by the channels.
+    /// The runner's alert is out: writes stay blocked past the deadline.
     pub(super) alerted: bool,
     /// How it ended: `Released` or `RolledBack`, and why without success.
     pub(super) finished: Option<(WindowState, Option<crate::api::Reason>)>,
@@ -270,7 +270,7 @@ impl World {
         if decision == DecisionKind::Ready {
             self.present.insert(by.to_owned());
         }
-        // Of those who approve: to be present, or to keep what is there, lets nothing begin.
+        // Of those who approve: to be present, or to keep what is there, lets nothing start.
         if !matches!(decision, DecisionKind::Ready | DecisionKind::Keep) {
             self.approvers.insert(by.to_owned());
         }
@@ -278,7 +278,7 @@ impl World {
         let digest = of_plan.then_some(digest).flatten();
         let mut said = vec![by.to_owned()];
         if self.defect == Defect::ForgedNames && decision == DecisionKind::Approve {
-            said.push("somebody-else".into());
+            said.push("another-name".into());
         }
         for (i, by) in said.into_iter().enumerate() {
             self.decisions.push(ObservedDecision {
@@ -347,7 +347,7 @@ impl World {
         Ok(())
     }
 
-    /// Looked at once per schedule: it is the dear one.
+    /// Checked once per schedule: it is the expensive one.
     pub(super) fn check_secrets(&self) -> Result<(), String> {
         let texts = [
             serde_json::to_string(&self.migration.as_ref().map(|m| &m.value.status)).unwrap_or_default(),
@@ -357,7 +357,7 @@ impl World {
         if texts.iter().any(|t| t.contains(SECRET)) { Err("5: a secret is in an API object".into()) } else { Ok(()) }
     }
 
-    /// Whether the way a window stands is told to somebody.
+    /// Whether the state of the window is reported.
     pub(super) fn check_end(&self) -> Result<(), String> {
         let Some(m) = &self.migration else {
             return if self.db.blocked_at.is_none() { Ok(()) } else { Err("2: deleted with writes blocked".into()) };
@@ -395,8 +395,8 @@ impl World {
         }
     }
 
-    /// Writes are blocked past the deadline, a runner is there, and it has told nobody: it has to go back by itself or
-    /// to tell.
+    /// Writes are blocked past the deadline, a runner is there, and no alert is out: it has to roll back by itself or
+    /// to send one.
     pub(super) fn overdue(&self) -> bool {
         let mut open = self.db.windows.values().filter(|i| i.finished.is_none());
         self.db.blocked_at.is_some()

@@ -1,4 +1,4 @@
-//! Commands in messages: whoever is woken by one copies it. Every decision of every table comes by here.
+//! Commands in messages: an on-call engineer copies them. Every decision of every table is checked here.
 
 use std::{cell::RefCell, collections::HashSet};
 
@@ -6,7 +6,7 @@ use super::*;
 use crate::shared::command::PLUGIN_COMMANDS;
 
 thread_local! {
-    /// What was tried already: a message stands in many decisions.
+    /// What was checked already: a message is in many decisions.
     static CHECKED: RefCell<HashSet<String>> = RefCell::default();
 }
 
@@ -30,7 +30,7 @@ pub(super) fn assert_commands_can_be_copied(d: &Decision) {
 fn wrong(text: &str) -> Result<usize, String> {
     let mut found = 0;
     for (at, _) in text.match_indices("kubectl ") {
-        // It ends where prose begins again.
+        // It ends where prose starts again.
         let command = text[at..].split([';', ')']).next().unwrap_or_default();
         let words: Vec<&str> = command.split_whitespace().collect();
         if words.iter().any(|word| word.starts_with('(')) {
@@ -58,12 +58,13 @@ fn wrong(text: &str) -> Result<usize, String> {
 #[rstest::rstest]
 #[case("1 of 2; next: kubectl creditmigration -n shop approve m", Ok(1))]
 #[case(
-    "next: kubectl creditmigration -n shop keep m; or, to roll back: kubectl creditmigration -n shop rollback m --confirm --reason WHY",
+    "next: kubectl creditmigration -n shop keep m; \
+     or, to roll back: kubectl creditmigration -n shop rollback m --confirm --reason WHY",
     Ok(2)
 )]
 #[case("next: kubectl -n shop get pods; see them", Ok(0))]
 #[case("no command", Ok(0))]
-#[case("next: kubectl creditmigration -n shop approve m to try again", Err("to try again"))]
+#[case("next: kubectl creditmigration -n shop approve m to retry", Err("to retry"))]
 #[case("next: kubectl creditmigration approve m", Err("no namespace"))]
 #[case("next: kubectl creditmigration -n shop aprove m", Err("aprove"))]
 #[case("next: kubectl get pods", Err("no namespace"))]

@@ -82,7 +82,7 @@ fn conditions_of_others_are_kept_and_transition_times_too() {
         type_: "ArgoSynced".into(),
         status: "True".into(),
         reason: "Synced".into(),
-        message: "by somebody else".into(),
+        message: "by another controller".into(),
         last_transition_time: MetaTime(time(-100)),
         observed_generation: None,
     };
@@ -110,8 +110,8 @@ fn blocked_writes_say_until_when() {
             50,
             "should have ended at 1970-01-12T13:47:47Z (limit 60s)",
         ),
-        ("way back", running_down_sql, 58, "at the latest (limit 60s)"),
-        ("way back past its deadline", running_down_sql, 60, "should have ended at"),
+        ("rollback", running_down_sql, 58, "at the latest (limit 60s)"),
+        ("rollback past its deadline", running_down_sql, 60, "should have ended at"),
         ("failed", rollback_failed, 1, "until an operator has fixed it; should have ended by"),
         ("failed, long since", rollback_failed, 3600, "until an operator has fixed it; should have ended by"),
     ];
@@ -136,7 +136,7 @@ fn one_decision_in_each_phase_survives_a_crash_before_its_effects() {
         ("migrated", blocking, |s| apply(s.state(Task::Window, WindowState::Migrated))),
         ("acknowledged", migrated, |s| apply(s.acknowledge(Task::Window))),
         ("release", switched, |s| apply(s.compared(Task::Window, 0))),
-        ("go back", switching, |s| apply(s.wait(50))),
+        ("rollback at the deadline", switching, |s| apply(s.wait(50))),
         ("reopen", monitoring, |s| apply(s.submit("ann", DecisionKind::Rollback))),
         ("rollback", blocked_for_rollback, |s| apply(s.acknowledge(Task::RollbackWindow))),
     ];

@@ -5,14 +5,14 @@ use super::*;
 const WINDOW: Task = Task::Window;
 const BACK: Task = Task::RollbackWindow;
 
-/// Rolled out on the way there.
+/// Rolled out on the forward path.
 fn settled() -> Scenario {
     let mut s = switching();
     s.rollout(true, 0).settle();
     s
 }
 
-/// Rolled out on the way back.
+/// Rolled out in the rollback.
 fn settled_back() -> Scenario {
     let mut s = blocked_for_rollback();
     s.acknowledge(BACK).settle().rollout(true, 0).settle();
@@ -123,11 +123,11 @@ fn workloads_are_restarted_again_until_the_probe_is_content() {
 
 #[test]
 fn no_restart_has_the_number_of_an_earlier_one() {
-    // Stopped after a second restart: the way back in the same window goes on counting ...
+    // Stopped after a second restart: the rollback in the same window continues counting ...
     let mut s = settled();
     s.probe(WINDOW, "v1").wait(10).settle().submit("ann", DecisionKind::Abort).settle();
     assert_eq!(s.observed.workloads[0].restarted_for.as_deref(), Some("uid-1.back.2"));
-    // ... and so does a way back that is begun again.
+    // ... and so does a rollback that is started again.
     let mut s = settled_back();
     s.probe(BACK, "v2").wait(10).settle();
     s.fail(BACK, Reason::SqlFailed).settle();
@@ -149,7 +149,7 @@ fn without_a_probe_the_rollout_decides() {
 }
 
 #[test]
-fn what_was_released_on_is_looked_at_again() {
+fn what_allowed_the_release_is_checked_again() {
     // While balances are compared a pod of the old version answers.
     let mut s = switched();
     s.wait(1).probe(WINDOW, "v1, v2").compared(WINDOW, 0).settle();
@@ -160,7 +160,7 @@ fn what_was_released_on_is_looked_at_again() {
 }
 
 #[test]
-fn what_was_switched_is_looked_at_until_the_release() {
+fn what_was_switched_is_checked_until_the_release() {
     let mut s = switched();
     s.flag("v1", None);
     let d = s.reconcile();

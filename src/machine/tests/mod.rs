@@ -50,7 +50,7 @@ struct Case {
     wake: Option<i64>,
 }
 
-/// Tries all cases and tells of each that does not hold.
+/// Runs all cases and reports each that fails.
 fn assert_cases(cases: &[Case]) {
     let mut wrong = vec![];
     for case in cases {
@@ -247,7 +247,7 @@ impl Scenario {
         })
     }
 
-    /// The Job ends without a word from its pod.
+    /// The Job ends without a report of its pod.
     fn lose_job(&mut self, task: Task) -> &mut Self {
         self.run(task).job = Job::Failed { reason: "BackoffLimitExceeded".into() };
         self
@@ -405,7 +405,7 @@ fn preflight() -> Scenario {
 fn rehearsing() -> Scenario {
     at(Step::Rehearse)
 }
-/// AwaitingApproval: nobody has approved; dan and eve are present.
+/// AwaitingApproval: no one has approved; dan and eve are present.
 fn awaiting() -> Scenario {
     let mut s = at(Step::Approve);
     s.confirm_presence().settle();
@@ -420,7 +420,7 @@ fn approved() -> Scenario {
     s
 }
 
-/// Executing: the order to open was given 10 s ago, nothing was heard since.
+/// Executing: the order to block writes was given 10 s ago, nothing was reported since.
 fn blocking() -> Scenario {
     let mut s = approved();
     s.wait(1).state(Task::Window, WindowState::Ready).settle();
@@ -484,7 +484,7 @@ fn observing() -> Scenario {
     s
 }
 
-/// Observing: both follow-ups are over, a person has to decide.
+/// Observing: both follow-ups have ended, a decision is due.
 fn deciding() -> Scenario {
     let mut s = observing();
     for task in [Task::DayCheck, Task::WeekReview] {
@@ -546,7 +546,7 @@ fn rollback_failed() -> Scenario {
     s
 }
 
-/// Failed before the window, with guards in the database; the clean-up is under way.
+/// Failed before the window, with triggers in the database; the clean-up is under way.
 fn failed() -> Scenario {
     let mut s = rehearsing();
     s.fail(Task::Rehearse, Reason::SqlFailed).settle();

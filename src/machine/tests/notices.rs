@@ -1,4 +1,4 @@
-//! Notices: what is told on which occasion, and what becomes of it.
+//! Notices: which are sent, and what becomes of them.
 
 use serde_json::json;
 
@@ -54,7 +54,7 @@ fn the_team_hears_first_and_nothing_waits_for_a_channel_that_is_away() {
         "no box ticks itself"
     );
     assert_eq!(s.status.step, Some(Step::Baseline), "the migration goes on");
-    // It is tried again, with the same id, and taken.
+    // It is sent again, with the same id, and taken.
     let id = s.status.notices[0].notice.id.clone();
     s.wait(2).settle();
     assert_eq!(s.run(Task::Notify).run.spec.inputs.notice.as_ref().unwrap().id, id);
@@ -89,10 +89,10 @@ fn a_run_that_dies_without_a_word_counts_as_a_try() {
 }
 
 #[test]
-fn what_is_told_on_the_way() {
+fn each_kind_of_notice_is_sent() {
     let channels = || vec![channel("chat", Audience::Team)];
     let mut s = deciding();
-    // As if the channel had been there from the beginning: each occasion is looked at by itself.
+    // As if the channel had been there from the start: each kind is checked by itself.
     s.spec.notifications.channels = channels();
     s.wait(600).settle();
     take(&mut s);
@@ -151,14 +151,15 @@ fn the_status_does_not_grow_without_end() {
     assert_eq!(s.status.notice_runs, 40);
 }
 
-/// Reminders come every day until somebody decides: the record still says that people were told of the maintenance.
+/// Reminders come every day until there is a decision: the record still has the maintenance notice.
 #[test]
-fn reminders_do_not_push_out_who_was_told_of_the_maintenance() {
+fn reminders_do_not_remove_the_maintenance_notice() {
     let mut s = deciding();
     s.spec.notifications.channels = vec![channel("chat", Audience::Team)];
     let kept = |occasion: &str, n: u32| {
         json!({"state": "Delivered", "attempt": n, "deliveries": [],
-               "notice": {"id": format!("{occasion}.{n}"), "occasion": occasion, "at": "2030-01-01T01:00:00Z", "message": "x", "phase": "Preparing"}})
+               "notice": {"id": format!("{occasion}.{n}"), "occasion": occasion,
+                    "at": "2030-01-01T01:00:00Z", "message": "x", "phase": "Preparing"}})
     };
     // The maintenance was planned twice: the last one counts.
     let before = [kept("Planned", 1), kept("MaintenanceStarts", 2), kept("MaintenanceStarts", 3), kept("Finished", 4)];

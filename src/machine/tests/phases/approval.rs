@@ -11,7 +11,7 @@ fn waits(name: &'static str, when: When, reason: &'static str) -> Case {
         step: Step::Approve,
         reason,
         effects: &[],
-        // Then nobody is present any more.
+        // Then no one is present any more.
         wake: Some(3600),
     }
 }
@@ -19,7 +19,7 @@ fn waits(name: &'static str, when: When, reason: &'static str) -> Case {
 #[test]
 fn approvals_that_do_not_suffice() {
     assert_cases(&[
-        waits("nobody", no_event, "ApprovalPending"),
+        waits("no approval", no_event, "ApprovalPending"),
         waits("one", |s| apply(s.submit("ann", DecisionKind::Approve)), "ApprovalPending"),
         waits(
             "one, twice",
@@ -140,7 +140,7 @@ fn two_people_suffice() {
 }
 
 #[test]
-fn approvals_are_counted_and_the_next_command_is_told() {
+fn approvals_are_counted_and_the_next_command_is_named() {
     let mut s = awaiting();
     s.submit("ann", DecisionKind::Approve).submit("author", DecisionKind::Approve).settle();
     assert_eq!(s.status.approvals.as_deref(), Some("1/2"));
@@ -183,7 +183,7 @@ fn approvals_around_the_end_of_a_window_without_effect() {
         let (_, message) = ready(&s.status);
         let void = if *counted == "0/2" { "(ann, bob, eve)" } else { "(ann, bob)" };
         assert!(message.contains(&format!("no longer count {void}: approve again; next:")), "{name}: {message}");
-        // Nobody is left out for ever.
+        // No one is left out for ever.
         s.submit("eve", DecisionKind::Approve).submit("ann", DecisionKind::Approve).settle();
         assert_eq!((s.status.step, ready(&s.status).0.as_str()), (Some(Step::Schedule), "PresencePending"), "{name}");
         s.confirm_presence().settle();
@@ -225,7 +225,7 @@ fn whatever_people_approve_is_in_the_digest() {
 }
 
 #[test]
-fn evidence_that_does_not_fit_its_digest_begins_anew() {
+fn evidence_that_does_not_fit_its_digest_restarts_the_preparation() {
     let mut s = awaiting();
     s.submit("ann", DecisionKind::Approve).submit("bob", DecisionKind::Approve);
     s.status.rehearsal.as_mut().unwrap().tables_equal = 4;
@@ -235,7 +235,7 @@ fn evidence_that_does_not_fit_its_digest_begins_anew() {
 }
 
 #[test]
-fn called_off_before_the_window() {
+fn cancelled_before_the_window() {
     let cancelled = |name, given: Given, word: When, step, effects| Case {
         name,
         given,

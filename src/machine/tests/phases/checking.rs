@@ -103,7 +103,9 @@ fn stages() {
         ),
         back("breached", |s| apply(s.measure(Task::Monitor, CheckOutcome::Fail, true))),
         back("breached once, passes again", |s| apply(s.measure(Task::Monitor, CheckOutcome::Pass, true))),
-        back("breached when the time is over", |s| apply(s.wait(30).measure(Task::Monitor, CheckOutcome::Fail, true))),
+        back("breached when the time has passed", |s| {
+            apply(s.wait(30).measure(Task::Monitor, CheckOutcome::Fail, true))
+        }),
         back("Rollback", |s| apply(s.submit("ann", DecisionKind::Rollback))),
         back("Abort", |s| apply(s.submit("author", DecisionKind::Abort))),
         back("Rollback in an unproven name: a forged stop is the lesser harm", |s| {
@@ -145,7 +147,7 @@ fn stages() {
             on_breach(s, OnBreach::Warn).wait(30).measure(Task::Monitor, CheckOutcome::Fail, true);
         }),
         monitors(
-            "the pod was lost: measured anew",
+            "the pod was lost: it is measured again",
             |s| apply(s.wait(10).lose_job(Task::Monitor)),
             "PodFailed",
             &[],
@@ -172,7 +174,7 @@ fn stages() {
             &[],
             None,
         ),
-        back("breached, and the pod was lost before anybody looked", |s| {
+        back("breached, and the pod was lost before any decision", |s| {
             apply(s.measure(Task::Monitor, CheckOutcome::Fail, true).lose_job(Task::Monitor));
         }),
         back("breached, and the run reported a failure", |s| {
@@ -231,7 +233,7 @@ fn what_the_controller_sees_needs_no_run() {
 }
 
 #[test]
-fn a_failing_run_is_not_looked_at_all_the_time() {
+fn a_failing_run_is_not_checked_all_the_time() {
     let mut s = half_blind();
     for _ in 0..100 {
         s.wait(1).settle();
@@ -243,11 +245,7 @@ fn a_failing_run_is_not_looked_at_all_the_time() {
             status: s.status.clone(),
             observed: s.observed.clone(),
         };
-        assert_eq!(
-            moment.decide().status,
-            s.status,
-            "a status that moves with the clock is written and looked at without end"
-        );
+        assert_eq!(moment.decide().status, s.status, "a status that changes with the clock is written without end");
         if s.run(Task::Monitor).job == Job::Active {
             s.lose_job(Task::Monitor);
         }
@@ -255,12 +253,12 @@ fn a_failing_run_is_not_looked_at_all_the_time() {
 }
 
 #[test]
-fn a_flag_that_drifts_is_told_while_the_run_fails() {
+fn a_flag_that_drifts_is_reported_while_the_run_fails() {
     let mut s = half_blind();
     s.flag("v1", None);
     assert!(events(&s.reconcile()).contains(&"FlagDrifted"));
     assert_eq!(ready(&s.status).0, "FlagDrifted");
-    assert!(!events(&s.reconcile()).contains(&"FlagDrifted"), "told once");
+    assert!(!events(&s.reconcile()).contains(&"FlagDrifted"), "reported once");
     s.flag("v2", None);
     s.reconcile();
     assert_eq!(ready(&s.status).0, "PodFailed");
@@ -281,7 +279,7 @@ fn a_lost_run_takes_no_measurement_of_another_kind_with_it() {
 }
 
 #[test]
-fn down_sql_that_nobody_approved_is_told_before_it_is_needed() {
+fn down_sql_that_was_not_approved_is_reported_before_it_is_needed() {
     for given in [validating as Given, monitoring, observing, deciding] {
         for (sql, what) in
             [(SqlSource::Present("sha256:other".into()), "sha256:other"), (SqlSource::Missing, "missing")]
@@ -295,7 +293,7 @@ fn down_sql_that_nobody_approved_is_told_before_it_is_needed() {
             assert!(c.status == "True" && c.message.contains(&format!("is {what}, approved was sha256:down")), "{c:?}");
             assert!(c.message.ends_with("next: kubectl -n shop edit configmap sql"), "{}", c.message);
             assert_eq!(ready(&d.status).0, reason, "it holds nothing");
-            assert_eq!(events(&s.reconcile()), Vec::<&str>::new(), "told once");
+            assert_eq!(events(&s.reconcile()), Vec::<&str>::new(), "reported once");
             s.observed.down = SqlSource::Present("sha256:down".into());
             assert!(s.decide().status.conditions.iter().all(|c| c.type_ != "DownSqlChanged"));
         }
@@ -303,7 +301,7 @@ fn down_sql_that_nobody_approved_is_told_before_it_is_needed() {
 }
 
 #[test]
-fn a_breach_tells_value_and_limit() {
+fn a_breach_names_value_and_limit() {
     let mut s = monitoring();
     s.measure(Task::Monitor, CheckOutcome::Fail, true);
     let d = s.decide();
@@ -313,7 +311,7 @@ fn a_breach_tells_value_and_limit() {
     let mut s = monitoring();
     on_breach(&mut s, OnBreach::Hold).measure(Task::Monitor, CheckOutcome::Fail, true);
     assert_eq!(events(&s.reconcile()), ["CheckBreached"]);
-    assert_eq!(events(&s.reconcile()), Vec::<&str>::new(), "told once");
+    assert_eq!(events(&s.reconcile()), Vec::<&str>::new(), "reported once");
     s.wait(30);
     let (_, message) = ready(&s.decide().status);
     assert!(message.contains("errors Fail (0.21 > 0.05)") && message.contains("to roll back: kubectl"), "{message}");
@@ -334,12 +332,12 @@ fn workloads_are_measured_by_what_is_seen() {
     let mut s = watching_workload();
     assert!(s.observed.runs.iter().all(|r| r.run.spec.task != Task::Monitor), "no pod is needed for it");
     assert_eq!(s.status.checks[0].outcome, CheckOutcome::Pass);
-    // 3 of 3, five seconds apart; looking more often does not count more.
+    // 3 of 3, five seconds apart; deciding more often does not count more.
     s.observed.workloads[0].available = (1, 2);
     s.wait(1).settle();
     assert_eq!((s.status.checks[0].outcome, s.status.checks[0].failed), (CheckOutcome::Fail, 1));
     assert_eq!(s.status.checks[0].message, "1 of 2 replicas available");
-    assert_eq!(s.decide().wake_at, Some(s.now + seconds(5)), "it is looked at again although nothing happens");
+    assert_eq!(s.decide().wake_at, Some(s.now + seconds(5)), "it is checked again although nothing happens");
     s.wait(1).settle();
     assert_eq!(s.status.checks[0].failed, 1);
     s.wait(5).settle();
@@ -361,7 +359,7 @@ fn workloads_are_measured_by_what_is_seen() {
 
 #[test]
 fn failures_of_a_workload_are_counted_among_the_last_measurements() {
-    // One letter for each interval; whether the migration goes back with the last one.
+    // One letter for each interval; whether the last one starts a rollback.
     let cases: &[(&str, u32, u32, bool)] = &[
         ("xx", 3, 3, false),
         ("xxx", 3, 3, true),
@@ -493,7 +491,7 @@ fn a_job_whose_container_never_started_is_no_measurement() {
 }
 
 #[test]
-fn what_keeps_a_container_from_starting_is_said_at_once_and_remembered() {
+fn what_keeps_a_container_from_starting_is_reported_at_once_and_remembered() {
     let mut s = own_image();
     s.settle();
     s.observed.check_jobs[0].pod = CheckPod::Waiting("ImagePullBackOff".into());
@@ -554,7 +552,7 @@ fn a_trigger_without_data_holds_nothing_and_a_check_does() {
 }
 
 #[test]
-fn what_a_way_back_would_undo_is_known_before() {
+fn what_a_rollback_would_undo_is_known_before() {
     let mut s = monitoring();
     s.report(Task::Monitor, |r| r.users_written = Some(3)).settle();
     assert_eq!(s.status.users_written, Some(3));

@@ -7,11 +7,11 @@ fn ended(name: &'static str, given: Given, when: When, effects: &'static [&'stat
 }
 
 #[test]
-fn guards_are_removed_at_the_end() {
+fn triggers_are_removed_at_the_end() {
     assert_cases(&[
         ended("under way", completed, no_event, &[], None),
         ended("done", completed, |s| apply(s.succeed(Task::Cleanup)), &[], None),
-        ended("failed: tried again", completed, |s| apply(s.fail(Task::Cleanup, Reason::HostUnreachable)), &[], None),
+        ended("failed: retried", completed, |s| apply(s.fail(Task::Cleanup, Reason::HostUnreachable)), &[], None),
         ended(
             "... not yet",
             completed,
@@ -36,7 +36,7 @@ fn guards_are_removed_at_the_end() {
         assert_eq!(ready(&s.status), before, "tidying is not the news");
         assert_eq!(actions(&s.decide()), Vec::<String>::new());
     }
-    // Failed before any guard was put up: nothing to remove.
+    // Failed before any trigger was installed: nothing to remove.
     let mut s = preflight();
     s.fail(Task::Preflight, Reason::SqlSyntaxError).settle();
     assert!(s.observed.runs.iter().all(|r| r.run.spec.task != Task::Cleanup));
@@ -45,18 +45,18 @@ fn guards_are_removed_at_the_end() {
 #[test]
 fn a_failed_preparation_starts_again_when_its_inputs_change() {
     let mut s = failed();
-    s.observed.up = SqlSource::Present("sha256:mended".into());
-    assert_eq!(s.decide().status.phase, Some(Phase::Failed), "not while guards are being removed");
+    s.observed.up = SqlSource::Present("sha256:fixed".into());
+    assert_eq!(s.decide().status.phase, Some(Phase::Failed), "not while triggers are being removed");
     s.succeed(Task::Cleanup);
     let d = s.reconcile();
     assert_eq!((d.status.phase, d.status.step), (Some(Phase::Preparing), Some(Step::Preflight)));
     assert!(actions(&d).contains(&"start m-preflight-2".to_owned()), "{:?}", actions(&d));
-    // Without guards at once.
+    // Without triggers at once.
     let mut s = preflight();
     s.fail(Task::Preflight, Reason::SqlSyntaxError).settle();
     s.observed.generation = 2;
     assert_eq!(s.decide().status.phase, Some(Phase::Preparing));
-    // And unchanged inputs are not tried again.
+    // And unchanged inputs are not retried.
     let mut s = failed();
     s.succeed(Task::Cleanup).settle().wait(86_400);
     assert_eq!(s.decide().status.phase, Some(Phase::Failed));
@@ -68,8 +68,8 @@ fn a_failed_preparation_starts_again_when_its_inputs_change() {
 fn deleted_in_each_phase() {
     // Phase before, phase after, and whether the finalizer goes at once.
     let cases: &[(&str, Given, Phase, bool)] = &[
-        ("Preparing, nothing put up", preflight, Phase::Cancelled, true),
-        ("Preparing, guards are up", rehearsing, Phase::Cancelled, false),
+        ("Preparing, nothing installed", preflight, Phase::Cancelled, true),
+        ("Preparing, triggers are installed", rehearsing, Phase::Cancelled, false),
         ("AwaitingApproval", awaiting, Phase::Cancelled, false),
         ("Executing, not opened", approved, Phase::Cancelled, false),
         ("Executing, opened", blocking, Phase::RollingBack, false),
@@ -93,7 +93,7 @@ fn deleted_in_each_phase() {
         if matches!(phase, Phase::Executing | Phase::RollingBack | Phase::RollbackFailed) || *goes {
             continue;
         }
-        // The finalizer goes when the guards are removed, and only then.
+        // The finalizer is removed after the triggers, and only then.
         for _ in 0..5 {
             s.reconcile();
         }

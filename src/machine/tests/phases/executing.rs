@@ -1,4 +1,4 @@
-//! Executing: from the pod that stands by to the release, and every way out of the window.
+//! Executing: from the pod on standby to the release, and every way out of the window.
 
 use crate::machine::tests::*;
 
@@ -107,7 +107,7 @@ fn the_window_goes_its_way() {
             Some(50),
         ),
         case(
-            "somebody restarted it for something else",
+            "it was restarted for something else",
             switching,
             |s| {
                 s.rollout(true, 0).reconciled().probe(WINDOW, "v2").observed.workloads[0].restarted_for =
@@ -118,7 +118,7 @@ fn the_window_goes_its_way() {
             Some(50),
         ),
         case(
-            "somebody set the flag back",
+            "the flag was reset",
             switching,
             |s| {
                 s.rollout(true, 0).reconciled().probe(WINDOW, "v2").flag("v1", Some("uid-1.to"));
@@ -152,7 +152,7 @@ fn the_window_goes_its_way() {
             Some(50),
         ),
         case(
-            "release is on its way: no way back in between",
+            "release is on its way: no rollback in between",
             releasing,
             |s| apply(s.wait(49).submit("ann", DecisionKind::Abort)),
             Step::UnblockWrites,
@@ -162,7 +162,7 @@ fn the_window_goes_its_way() {
         Case {
             reason: "WindowOverdue",
             ..case(
-                "release is on its way, long since: that is told, and not looked at all the time",
+                "release is on its way, long since: that is reported, and not checked all the time",
                 releasing,
                 |s| apply(s.wait(50).submit("ann", DecisionKind::Abort)),
                 Step::UnblockWrites,
@@ -230,7 +230,7 @@ fn the_acknowledgement_is_persisted_before_the_flag_is_set() {
 }
 
 #[test]
-fn gates_are_looked_at_once_more_before_the_window() {
+fn gates_are_checked_once_more_before_the_window() {
     let back = |name, when| Case {
         name,
         given: approved,
@@ -343,14 +343,14 @@ fn sql_that_fails_in_the_window_fails_the_migration() {
     }
 }
 
-/// Given, when, cause, step and effects of the way back.
-type WayBack = (&'static str, Given, When, &'static str, Step, &'static [&'static str]);
+/// Given, when, cause, step and effects of the rollback.
+type RollbackCase = (&'static str, Given, When, &'static str, Step, &'static [&'static str]);
 
 #[test]
-fn inside_the_window_it_goes_back() {
+fn inside_the_window_it_rolls_back() {
     let rollback: &[&str] = &["order m-window-1 Rollback"];
     let flag: &[&str] = &["flag v1 uid-1.back"];
-    let cases: &[WayBack] = &[
+    let cases: &[RollbackCase] = &[
         ("deadline before the commit", blocking, |s| apply(s.wait(50)), "DeadlinePassed", Step::RollbackSql, rollback),
         ("deadline after the commit", migrated, |s| apply(s.wait(50)), "DeadlinePassed", Step::RollbackSql, rollback),
         ("deadline in the rollout", switching, |s| apply(s.wait(50)), "DeadlinePassed", Step::SwitchBack, flag),
@@ -414,7 +414,7 @@ fn inside_the_window_it_goes_back() {
 }
 
 #[test]
-fn going_back_inside_the_window_ends_it() {
+fn a_rollback_inside_the_window_ends_it() {
     // Not switched: the down SQL at once. Switched: first flag and rollout, then the SQL.
     let mut s = migrated();
     s.wait(50).settle();
@@ -446,7 +446,7 @@ fn the_runner_ended_the_window_by_itself() {
     let d = s.decide();
     assert_eq!(d.status.phase, Some(Phase::RolledBack));
     assert_eq!(d.status.rollback.as_ref().unwrap().cause, "DeadlinePassed");
-    // Released while no controller looked: the steps in between count as done.
+    // Released while no controller ran: the steps in between count as done.
     let mut s = blocking();
     s.state(WINDOW, WindowState::Released).succeed(WINDOW);
     let d = s.decide();
@@ -458,7 +458,7 @@ fn the_runner_ended_the_window_by_itself() {
 }
 
 #[test]
-fn a_lost_pod_is_replaced_and_then_a_person_called() {
+fn a_lost_pod_is_replaced_and_then_manual_intervention_required() {
     let mut s = migrated();
     for attempt in 2..6 {
         s.lose_job(WINDOW);
@@ -468,7 +468,7 @@ fn a_lost_pod_is_replaced_and_then_a_person_called() {
         s.settle();
         assert_eq!(s.run(WINDOW).run.spec.attempt, attempt, "the next pod");
         let order = s.run(WINDOW).run.spec.window.clone().unwrap();
-        assert_eq!(order.command, crate::api::WindowCommand::Switch, "it is told at once how far it may go");
+        assert_eq!(order.command, crate::api::WindowCommand::Switch, "it learns at once how far it may go");
         assert_eq!(order.deadline, s.status.window.as_ref().unwrap().deadline, "the deadline stays");
     }
     s.lose_job(WINDOW);
@@ -517,7 +517,7 @@ fn a_pod_that_never_answers_does_not_hide_the_deadline() {
             assert_eq!(s.status.writes, Some(crate::api::Writes::Blocked), "{name}");
             // And an hour later it is the same.
             s.settle().wait(3600);
-            assert!(!events(&s.reconcile()).contains(&"WindowOverdue"), "{name}: told once");
+            assert!(!events(&s.reconcile()).contains(&"WindowOverdue"), "{name}: reported once");
         }
     }
     // An answer at last ends it.
@@ -529,7 +529,7 @@ fn a_pod_that_never_answers_does_not_hide_the_deadline() {
 }
 
 #[test]
-fn only_a_gate_known_to_be_open_counts_as_nothing_changed() {
+fn only_writes_known_to_be_unblocked_count_as_nothing_changed() {
     for reason in [Reason::ConnectionLost, Reason::SqlFailed, Reason::Internal] {
         for state in [WindowState::Blocking, WindowState::Blocked, WindowState::Migrated] {
             let mut s = blocking();
@@ -544,7 +544,7 @@ fn only_a_gate_known_to_be_open_counts_as_nothing_changed() {
             assert_eq!(s.run(WINDOW).run.spec.attempt, 2, "{reason} in {state:?}");
         }
     }
-    // Open on the new schema, and something beside it went wrong: the new version runs.
+    // Unblocked on the new schema, and something else failed: the new version runs.
     let mut s = releasing();
     s.state(WINDOW, WindowState::Released).fail(WINDOW, Reason::ConnectionLost);
     let d = s.decide();
@@ -553,7 +553,7 @@ fn only_a_gate_known_to_be_open_counts_as_nothing_changed() {
 }
 
 #[test]
-fn a_held_window_needs_a_person() {
+fn a_stuck_window_needs_manual_intervention() {
     for given in [migrated as Given, switching, switched] {
         let mut s = given();
         s.state(WINDOW, WindowState::Held).fail(WINDOW, Reason::SqlFailed);

@@ -5,13 +5,13 @@ use crate::machine::tests::*;
 #[test]
 fn after_a_day_and_after_a_week() {
     let mut s = observing();
-    let released = s.status.window.as_ref().unwrap().released_at.unwrap();
-    assert_eq!(s.decide().wake_at, Some(released + seconds(60)));
+    let end = s.status.window.as_ref().unwrap().released_at.unwrap();
+    assert_eq!(s.decide().wake_at, Some(end + seconds(60)));
     assert!(actions(&s.decide()).is_empty(), "not before its time");
     s.wait(10).settle();
     let run = s.run(Task::DayCheck).run.spec.clone();
-    assert_eq!((run.attempt, run.inputs.cut_over_at), (1, Some(released)));
-    // A follow-up that cannot be carried out is tried again, and is not left out.
+    assert_eq!((run.attempt, run.inputs.cut_over_at), (1, Some(end)));
+    // A follow-up that fails is retried, and is not left out.
     s.fail(Task::DayCheck, Reason::StoreUnreachable).settle();
     assert_eq!(ready(&s.status).0, "StoreUnreachable");
     s.wait(2).settle();
@@ -60,7 +60,7 @@ fn a_follow_up_that_fails_for_days_leaves_one_run() {
 }
 
 #[test]
-fn a_breach_is_told_and_nothing_goes_back_by_itself() {
+fn a_breach_is_reported_and_starts_no_rollback() {
     let mut s = observing();
     s.wait(10).settle();
     s.measure(Task::DayCheck, CheckOutcome::Fail, true).succeed(Task::DayCheck);
@@ -73,7 +73,7 @@ fn a_breach_is_told_and_nothing_goes_back_by_itself() {
 fn who_decides() {
     let keeps = |name, when: When, phase| (name, when, phase);
     let cases: &[(&str, When, Phase)] = &[
-        keeps("nobody", no_event, Phase::Observing),
+        keeps("no decision", no_event, Phase::Observing),
         keeps("the author", |s| apply(s.submit("author", DecisionKind::Keep)), Phase::Observing),
         keeps("another plan", |s| apply(s.submit_on("ann", DecisionKind::Keep, Some("sha256:x"))), Phase::Observing),
         keeps("no plan", |s| apply(s.submit_on("ann", DecisionKind::Keep, None)), Phase::Observing),
@@ -88,12 +88,12 @@ fn who_decides() {
         keeps("one person", |s| apply(s.submit("ann", DecisionKind::Keep)), Phase::Completed),
         keeps("Rollback", |s| apply(s.submit("ann", DecisionKind::Rollback)), Phase::RollingBack),
         keeps(
-            "both: the word to go back wins",
+            "both: the rollback wins",
             |s| apply(s.submit("ann", DecisionKind::Keep).submit("bob", DecisionKind::Rollback)),
             Phase::RollingBack,
         ),
         keeps(
-            "keep, while somebody has moved the flag",
+            "keep, while the flag has drifted",
             |s| {
                 s.submit("ann", DecisionKind::Keep);
                 s.flag("v1", None);

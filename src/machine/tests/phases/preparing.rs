@@ -1,4 +1,4 @@
-//! Start, the preparing steps, what stands in the way in the cluster, and beginning anew.
+//! Start, the preparing steps, what blocks them in the cluster, and restarts.
 
 use crate::machine::tests::*;
 
@@ -19,7 +19,7 @@ fn steps_follow_each_other() {
     assert_cases(&[
         case("new", Scenario::new, no_event, Step::Preflight, "Progressing", &["start m-preflight-1"], None),
         case(
-            "nothing is begun before deletion can be held up",
+            "nothing is started before deletion can be delayed",
             Scenario::new,
             |s| s.observed.finalizer = false,
             Step::Preflight,
@@ -47,7 +47,7 @@ fn steps_follow_each_other() {
             None,
         ),
         case(
-            "the baseline is told while the dump is running",
+            "the baseline is reported while the dump is running",
             || at(Step::Baseline),
             |s| apply(s.report(Task::Backup, |s| (s.phase, s.baseline) = (RunPhase::Running, Some(baseline())))),
             Step::Backup,
@@ -56,7 +56,7 @@ fn steps_follow_each_other() {
             None,
         ),
         case(
-            "baseline and backup are told at once",
+            "baseline and backup are reported at once",
             || at(Step::Baseline),
             |s| apply(s.succeed(Task::Backup)),
             Step::VerifyBackup,
@@ -266,7 +266,7 @@ fn preparation_fails_for_good() {
             "SqlFailed",
         ),
         case(
-            "a way back that does not lead back",
+            "a rollback that does not restore the old schema",
             rehearsing,
             |s| apply(s.fail(Task::Rehearse, Reason::RollbackNotEqual)),
             Step::Rehearse,
@@ -352,7 +352,8 @@ const VIOLATIONS: &[(&str, When, &str)] = &[
     (
         "DecisionPolicyMissing",
         |s| s.observed.policy_problem = Some("ValidatingAdmissionPolicy x is missing".into()),
-        "ValidatingAdmissionPolicy x is missing; without it neither names nor reports are authenticated; next: helm upgrade",
+        "ValidatingAdmissionPolicy x is missing; without it neither names nor reports are authenticated; \
+         next: helm upgrade",
     ),
 ];
 
@@ -371,8 +372,8 @@ fn what_stands_in_the_way_is_named_and_nothing_begins() {
         assert!(message.contains("next: "), "{reason}: no next command in {message}");
         assert_eq!(actions(&first), Vec::<String>::new(), "{reason}");
         assert_eq!(events(&first), [*reason]);
-        assert!(events(&s.reconcile()).is_empty(), "{reason}: told once, not each time");
-        // Mended, it goes on by itself.
+        assert!(events(&s.reconcile()).is_empty(), "{reason}: reported once, not each time");
+        // Fixed, it continues by itself.
         let healthy = Scenario::new().observed;
         s.observed = healthy;
         assert_eq!(actions(&s.reconcile()), ["start m-preflight-1"], "{reason}");
@@ -394,7 +395,7 @@ fn what_stands_in_the_way_later_is_named_in_each_step() {
 }
 
 #[test]
-fn changed_inputs_begin_anew() {
+fn changed_inputs_restart_the_preparation() {
     let changes: [(&str, When); 3] = [
         ("up", |s| s.observed.up = SqlSource::Present("sha256:other".into())),
         ("down", |s| s.observed.down = SqlSource::Present("sha256:other".into())),
@@ -467,7 +468,7 @@ fn the_runners_image_is_pinned() {
     let d = s.reconcile();
     let image = d.effects.iter().find_map(|e| if let Effect::StartRun(r) = e { Some(r.image.clone()) } else { None });
     assert_eq!(image.as_deref(), Some("image:1"));
-    // What comes after the window needs tasks that the present operator knows; the way back is as it was approved.
+    // What comes after the window needs tasks that the present operator knows; the rollback is as it was approved.
     let mut s = releasing();
     s.observed.runner_image = "image:2".into();
     s.wait(1).state(Task::Window, WindowState::Released).succeed(Task::Window).settle();
@@ -526,7 +527,7 @@ fn tag_and_branch_of_the_code() {
     let mut s = coded();
     s.succeed(Task::CodeBackup).report(Task::CodeBackup, |r| r.code_backup = Some(evidence("other"))).settle();
     assert_eq!((s.status.step, s.status.code_backup.clone()), (Some(Step::CodeBackup), None));
-    // The tag is there on another commit: somebody must decide.
+    // The tag is there on another commit: an operator must decide.
     let mut s = coded();
     s.fail(Task::CodeBackup, Reason::RefElsewhere).settle();
     assert_eq!((s.status.phase, ready(&s.status).0.as_str()), (Some(Phase::Failed), "RefElsewhere"));

@@ -1,4 +1,4 @@
-//! The way back after the window, and what follows when it fails.
+//! The rollback after the window, and what follows when it fails.
 
 use crate::machine::tests::*;
 
@@ -9,7 +9,7 @@ fn case(name: &'static str, given: Given, when: When, step: Step, effects: &'sta
 }
 
 #[test]
-fn the_way_back_goes_its_way() {
+fn the_rollback_step_by_step() {
     use WindowState::{Blocked, Blocking, Ready, RolledBack};
     let standing_by: Given = || {
         let mut s = monitoring();
@@ -18,7 +18,7 @@ fn the_way_back_goes_its_way() {
     };
     assert_cases(&[
         case(
-            "begins",
+            "starts",
             monitoring,
             |s| apply(s.submit("ann", DecisionKind::Rollback)),
             Step::BlockWritesForRollback,
@@ -133,7 +133,7 @@ fn the_way_back_goes_its_way() {
 }
 
 #[test]
-fn a_way_back_that_takes_too_long_is_told() {
+fn a_rollback_that_takes_too_long_is_reported() {
     for given in [blocking_for_rollback as Given, blocked_for_rollback, running_down_sql] {
         let mut s = given();
         s.wait(60);
@@ -143,7 +143,7 @@ fn a_way_back_that_takes_too_long_is_told() {
         assert!(message.contains("should have ended by") && message.contains("next: "), "{message}");
         assert!(d.status.conditions.iter().any(|c| c.type_ == "Stalled" && c.status == "True"));
         assert_eq!(events(&d), ["WindowOverdue"]);
-        assert_eq!(events(&s.reconcile()), Vec::<&str>::new(), "told once");
+        assert_eq!(events(&s.reconcile()), Vec::<&str>::new(), "reported once");
     }
     // And it still ends.
     let mut s = running_down_sql();
@@ -154,7 +154,7 @@ fn a_way_back_that_takes_too_long_is_told() {
 }
 
 #[test]
-fn the_end_of_the_way_back_tells_what_was_proven() {
+fn the_end_of_the_rollback_names_what_was_verified() {
     let mut s = running_down_sql();
     s.wait(4).progress(BACK, |w| w.users_written_since = Some(7));
     s.compared(BACK, 0).state(BACK, WindowState::RolledBack).succeed(BACK);
@@ -169,7 +169,7 @@ fn the_end_of_the_way_back_tells_what_was_proven() {
 }
 
 #[test]
-fn balances_that_the_way_back_left_unexplained_are_said() {
+fn balances_that_the_rollback_left_unexplained_are_reported() {
     let mut s = running_down_sql();
     s.compared(BACK, 2).state(BACK, WindowState::RolledBack).succeed(BACK);
     let d = s.decide();
@@ -187,7 +187,7 @@ fn balances_that_the_way_back_left_unexplained_are_said() {
 }
 
 #[test]
-fn what_was_not_compared_on_the_way_back_is_not_ticked_off() {
+fn what_the_rollback_did_not_compare_does_not_succeed() {
     let mut s = running_down_sql();
     s.state(BACK, WindowState::RolledBack).succeed(BACK);
     let d = s.decide();
@@ -203,7 +203,7 @@ fn what_was_not_compared_on_the_way_back_is_not_ticked_off() {
 
 #[test]
 fn the_flag_is_at_from_before_the_end() {
-    // The runner went back by itself, but somebody left the flag at v2.
+    // The runner rolled back by itself, but the flag is still at v2.
     let mut s = migrated();
     s.wait(60).flag("v2", None);
     s.state(Task::Window, WindowState::RolledBack).fail(Task::Window, Reason::DeadlinePassed);
@@ -230,7 +230,7 @@ fn what_may_pass_is_tried_again() {
 }
 
 #[test]
-fn a_gate_that_opened_on_the_new_schema_is_closed_again() {
+fn writes_that_were_unblocked_on_the_new_schema_are_blocked_again() {
     let mut s = blocked_for_rollback();
     s.state(BACK, WindowState::Released).fail(BACK, Reason::DeadlinePassed);
     let d = s.reconcile();
@@ -258,7 +258,7 @@ fn a_gate_that_opened_on_the_new_schema_is_closed_again() {
 #[test]
 fn released_before_it_could_be_turned_round() {
     let mut s = releasing();
-    // The way back was begun by a reader of an older status; the release was quicker.
+    // The rollback was started from an older status; the release was quicker.
     s.status.window.as_mut().unwrap().releasing = false;
     s.submit("ann", DecisionKind::Abort).settle();
     assert_eq!(s.status.phase, Some(Phase::RollingBack));
@@ -285,7 +285,7 @@ fn before_writes_are_blocked_a_lost_pod_is_replaced_with_a_backoff() {
         assert_eq!(ready(&s.status).0, "PodFailed");
         s.wait(wait).settle();
         assert_eq!(s.run(BACK).run.spec.attempt, attempt);
-        // The time to get ready begins anew.
+        // The time to get ready starts again.
         assert_eq!(s.decide().wake_at, Some(s.now + seconds(600)));
     }
     s.lose_job(BACK).settle();
@@ -312,13 +312,15 @@ fn a_window_left_closed_counts_from_its_beginning() {
 }
 
 #[test]
-fn a_failed_way_back_waits_for_a_person() {
+fn a_failed_rollback_waits_for_a_decision() {
     let s = rollback_failed();
     let (reason, message) = ready(&s.status);
     assert_eq!(reason, "SqlFailed");
     assert_eq!(
         message,
-        "what was seen; writes stay blocked, manual intervention is required; fix the cause (you can correct the down SQL in its ConfigMap); next: kubectl creditmigration -n shop rollback m --confirm --reason WHY"
+        "what was seen; writes stay blocked, manual intervention is required; \
+         fix the cause (you can correct the down SQL in its ConfigMap); \
+         next: kubectl creditmigration -n shop rollback m --confirm --reason WHY"
     );
     assert_eq!(s.status.writes, Some(crate::api::Writes::Blocked));
     assert_cases(&[
@@ -372,18 +374,18 @@ fn a_rollback_in_the_second_of_the_failure_counts() {
 }
 
 #[test]
-fn a_new_rollback_begins_the_way_back_again() {
+fn a_new_rollback_decision_starts_the_rollback_again() {
     let mut s = rollback_failed();
-    s.observed.down = SqlSource::Present("sha256:mended".into());
+    s.observed.down = SqlSource::Present("sha256:fixed".into());
     s.wait(1).submit("bob", DecisionKind::Rollback);
     let d = s.reconcile();
     assert_eq!((d.status.phase, d.status.step), (Some(Phase::RollingBack), Some(Step::BlockWritesForRollback)));
     assert_eq!(d.status.rollback.as_ref().unwrap().message, "Rollback by bob");
-    assert_eq!(d.status.plan.as_ref().unwrap().down_sha256, "sha256:mended", "with the SQL as it stands now");
+    assert_eq!(d.status.plan.as_ref().unwrap().down_sha256, "sha256:fixed", "with the SQL as it is now");
     assert_eq!(d.status.writes, Some(crate::api::Writes::Blocked), "the gate is still closed");
     s.settle();
-    assert_eq!(s.run(BACK).run.spec.inputs.down_sha256, "sha256:mended");
-    // The pod resumes a closed gate and never says Ready.
+    assert_eq!(s.run(BACK).run.spec.inputs.down_sha256, "sha256:fixed");
+    // The pod continues with writes blocked and never reports Ready.
     s.state(BACK, WindowState::Blocked).settle();
     assert_eq!(s.status.step, Some(Step::SwitchBack));
     assert!(s.status.window.as_ref().unwrap().deadline.is_some());
@@ -394,9 +396,9 @@ fn a_new_rollback_begins_the_way_back_again() {
 }
 
 #[test]
-fn a_rollback_is_heard_once_however_much_the_clocks_differ() {
+fn a_rollback_decision_counts_once_however_much_the_clocks_differ() {
     let mut s = running_down_sql();
-    // Said by an API server that is a minute ahead, before the way back failed.
+    // Dated by an API server that is a minute ahead, before the rollback failed.
     s.wait(60).submit("ann", DecisionKind::Rollback).wait(-59);
     s.state(Task::RollbackWindow, WindowState::Held).fail(Task::RollbackWindow, Reason::SqlFailed).settle();
     assert_eq!(s.status.phase, Some(Phase::RollbackFailed));

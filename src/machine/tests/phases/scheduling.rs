@@ -1,4 +1,4 @@
-//! When the window may start, who is there, and what is told before.
+//! When the window may start, who is present, and which notices go out before.
 
 use rstest::rstest;
 
@@ -57,8 +57,11 @@ fn utc(text: &str) -> Time {
     Some("2026-03-09T04:00:00Z")
 )]
 #[case::the_earlier_of_two(
-    r#"{"allowedHours": [{"days": ["Friday"], "from": "02:00", "to": "04:00"}, {"days": ["Tuesday"], "from": "02:00", "to": "04:00"}]}"#,
-    "2026-03-02T10:00:00Z", "2026-03-03T02:00:00Z", Some("2026-03-03T04:00:00Z")
+    r#"{"allowedHours": [{"days": ["Friday"], "from": "02:00", "to": "04:00"},
+        {"days": ["Tuesday"], "from": "02:00", "to": "04:00"}]}"#,
+    "2026-03-02T10:00:00Z",
+    "2026-03-03T02:00:00Z",
+    Some("2026-03-03T04:00:00Z")
 )]
 #[case::whole_day(
     r#"{"allowedHours": [{"days": ["Wednesday"], "from": "00:00", "to": "24:00"}]}"#,
@@ -105,7 +108,7 @@ fn an_unknown_time_zone_is_named_in_preflight() {
     let (reason, message) = ready(&d.status);
     assert_eq!(reason, "ScheduleInvalid");
     assert!(message.contains("Europe/Atlantis") && message.contains("next: "), "{message}");
-    assert!(s.observed.runs.is_empty(), "nothing is begun");
+    assert!(s.observed.runs.is_empty(), "nothing is started");
 }
 
 fn channel(name: &str, audiences: &[Audience]) -> NotificationChannel {
@@ -119,7 +122,7 @@ fn channel(name: &str, audiences: &[Audience]) -> NotificationChannel {
     }
 }
 
-/// AwaitingApproval with one channel for users, a start an hour ahead; nobody has approved or is present.
+/// AwaitingApproval with one channel for users, a start an hour ahead; no one has approved or is present.
 fn scheduled() -> Scenario {
     let mut s = at(Step::Approve);
     s.spec.schedule = schedule(serde_json::json!({"leadTime": "1h"}));
@@ -141,7 +144,7 @@ fn an_hour_before_the_notice_goes_out_and_people_come() {
     let mut s = agreed();
     let start = s.now + seconds(3600);
     assert_eq!(s.status.schedule.as_ref().unwrap().starts_at, Some(start));
-    // Nobody knew of a start before: the notice goes out at once.
+    // No start was announced before: the notice goes out at once.
     assert_eq!(s.run(Task::Notify).run.spec.inputs.notice.as_ref().unwrap().occasion, Occasion::MaintenanceStarts);
     assert_eq!(s.run(Task::Notify).run.spec.inputs.notice.as_ref().unwrap().starts_at, Some(start));
     s.deliver(&["status"], &[]).settle();
@@ -236,7 +239,7 @@ fn missed_hours_wait_for_the_next_ones() {
 }
 
 #[test]
-fn an_old_backup_is_taken_anew() {
+fn an_old_backup_is_taken_again() {
     let mut s = scheduled();
     s.wait(86_401).submit("ann", DecisionKind::Approve).submit("bob", DecisionKind::Approve);
     let d = s.reconcile();
@@ -255,7 +258,7 @@ fn an_approval_that_is_gone_takes_the_start_back() {
 
 #[test]
 fn whoever_was_there_hours_ago_lets_no_window_open() {
-    // The operator was away for hours, and the window's pod stood by all the time.
+    // The operator was away for hours, and the window's pod waited all the time.
     let mut s = approved();
     s.state(Task::Window, WindowState::Ready);
     s.wait(3_601);
@@ -272,7 +275,7 @@ fn whoever_was_there_hours_ago_lets_no_window_open() {
 }
 
 #[test]
-fn what_was_called_off_is_not_announced_any_more() {
+fn what_was_cancelled_is_not_announced_any_more() {
     let mut s = agreed();
     s.deliver(&[], &["status"]).settle();
     s.submit("ann", DecisionKind::Abort).settle();
@@ -280,7 +283,7 @@ fn what_was_called_off_is_not_announced_any_more() {
     s.wait(300).settle();
     assert!(
         s.observed.runs.iter().all(|r| r.run.spec.task != Task::Notify),
-        "maintenance is told after it was called off"
+        "maintenance is announced after it was cancelled"
     );
     assert_eq!(s.status.notices[0].state, crate::api::NoticeState::Undelivered);
 }
