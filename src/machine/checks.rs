@@ -104,11 +104,11 @@ impl Transition<'_> {
     /// A workload check is measured by what is observed, at each interval and when it changes.
     fn workload_result(&self, check: &Check) -> CheckResult {
         let previous = self.previous_result(check);
-        let seen = check
+        let workload = check
             .workload
             .as_ref()
             .and_then(|w| self.observed.workloads.iter().find(|workload| workload.reference == *w));
-        let (good, message) = match seen {
+        let (good, message) = match workload {
             Some(w) if w.exists => (
                 w.available.0 >= w.available.1 && w.available.1 > 0,
                 format!("{} of {} replicas available", w.available.0, w.available.1),
@@ -129,12 +129,12 @@ impl Transition<'_> {
         let previous = self.previous_result(check);
         let known = previous.map_or(0, |p| p.measured);
         let name = self.check_job(i, known + 1);
-        let seen = self.observed.check_jobs.iter().find(|j| j.name == name);
+        let job = self.observed.check_jobs.iter().find(|j| j.name == name);
         let describe = || {
             let pods = self.observed.kubectl(&format!("describe pods -l job-name={name}"));
             format!("{}; {pods}", self.observed.kubectl(&format!("describe job/{name}")))
         };
-        match seen.map(|j| (&j.job, &j.pod)) {
+        match job.map(|j| (&j.job, &j.pod)) {
             Some((Job::Complete, _)) => self.measured(check, CheckOutcome::Pass, format!("Job {name} succeeded")),
             // The pod's own time-out is shorter: at the Job's there was no pod that could have answered.
             Some((Job::Failed { reason }, pod)) if reason == DEADLINE || matches!(pod, CheckPod::Waiting(_)) => {
@@ -157,7 +157,7 @@ impl Transition<'_> {
             Some((Job::Active | Job::Absent, pod)) => {
                 let result = previous.map_or_else(|| self.not_measured(check), |p| self.fresh(check, p));
                 match pod {
-                    // Kept for the end: the kubelet forgets what a container waited for when it ends its pod.
+                    // Stored for the end: the kubelet forgets what a container waited for when it ends its pod.
                     CheckPod::Waiting(why) if !why.is_empty() => CheckResult {
                         waiting_for: Some(why.clone()),
                         message: format!("waits for Job {name} {why}; next: {}", describe()),

@@ -1,4 +1,4 @@
-//! What people read, derived from the phase in the same patch: printer columns and conditions.
+//! What users read, derived from the phase in the same patch: printer columns and conditions.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 

@@ -96,7 +96,7 @@ pub enum CheckPod {
 pub struct ObservedDecision {
     /// Name of the object.
     pub name: String,
-    /// Person.
+    /// Name of the approver.
     pub by: String,
     /// What was decided.
     pub decision: DecisionKind,

@@ -26,9 +26,9 @@ impl Transition<'_> {
             return Flow::Settled;
         };
         let needed = self.spec.approval.required.max(2) as usize;
-        let (people, reject) = self.approvals(&digest);
-        self.status.approvals = Some(format!("{}/{needed}", people.len()));
-        self.status.approved_by = people.clone();
+        let (approvers, reject) = self.approvals(&digest);
+        self.status.approvals = Some(format!("{}/{needed}", approvers.len()));
+        self.status.approved_by = approvers.clone();
         self.record_presence(&digest);
         if let Some(violation) = self.cluster_violation() {
             self.set_ready(violation.reason, violation.message.to_string());
@@ -41,18 +41,18 @@ impl Transition<'_> {
             );
             return Flow::Settled;
         }
-        if people.len() < needed {
+        if approvers.len() < needed {
             if self.status.step != Some(Step::Approve) {
                 self.start_step(Step::Approve);
             }
             let (next, void) = (self.observed.plugin("approve", ""), self.void_approvals(&digest));
             self.set_ready(
                 ReadyReason::ApprovalPending,
-                format!("{} of {needed} people approved {digest}{void}; next: {next}", people.len()),
+                format!("{} of {needed} people approved {digest}{void}; next: {next}", approvers.len()),
             );
             return Flow::Settled;
         }
-        self.record_approval(&people, &digest);
+        self.record_approval(&approvers, &digest);
         self.advance_scheduling(&digest)
     }
 
@@ -89,14 +89,14 @@ impl Transition<'_> {
 
     /// Distinct approvers of this digest after that time, without the author.
     fn approvers(&self, digest: &str, after: Option<Time>) -> Vec<String> {
-        let mut people: Vec<String> = self
+        let mut approvers: Vec<String> = self
             .decisions(DecisionKind::Approve, after)
             .filter(|d| d.digest.as_deref() == Some(digest) && d.by != self.spec.requested_by)
             .map(|d| d.by.clone())
             .collect();
-        people.sort();
-        people.dedup_by(|a, b| a == b && !fault(Fault::OnePersonTwice));
-        people
+        approvers.sort();
+        approvers.dedup_by(|a, b| a == b && !fault(Fault::OnePersonTwice));
+        approvers
     }
 
     /// Who must approve again, and why; empty if no one must. Times of decisions are truncated to whole seconds: one of
@@ -117,21 +117,21 @@ impl Transition<'_> {
 
     /// Distinct approvers of this digest, without the author; and a rejection of it.
     pub(crate) fn approvals(&self, digest: &str) -> (Vec<String>, Option<ObservedDecision>) {
-        let people = self.approvers(digest, self.status.approvals_after);
+        let approvers = self.approvers(digest, self.status.approvals_after);
         // A "no" to this plan stays one, however many windows were tried since.
         let reject = self
             .decisions(DecisionKind::Reject, None)
             .find(|d| d.digest.as_deref().is_none_or(|of| of == digest))
             .cloned();
-        (people, reject)
+        (approvers, reject)
     }
 
     /// The step Approve is done: who, and on what.
-    pub(crate) fn record_approval(&mut self, people: &[String], digest: &str) {
+    pub(crate) fn record_approval(&mut self, approvers: &[String], digest: &str) {
         if self.status.step == Some(Step::Schedule) {
             return;
         }
-        self.succeed_step(Step::Approve, format!("{} approved {digest}", people.join(", ")));
+        self.succeed_step(Step::Approve, format!("{} approved {digest}", approvers.join(", ")));
         // A start that was planned for an earlier attempt is planned again.
         self.status.schedule = None;
         self.start_step(Step::Schedule);

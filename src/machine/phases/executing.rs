@@ -61,10 +61,10 @@ impl Transition<'_> {
             return self.cancel(&request);
         }
         let digest = self.status.plan.as_ref().and_then(|p| p.digest.clone()).unwrap_or_default();
-        let (people, reject) = self.approvals(&digest);
+        let (approvers, reject) = self.approvals(&digest);
         let needed = self.spec.approval.required.max(2) as usize;
         // People, hours and backup too: the operator may have been away for hours while the pod waited.
-        let still = people.len() >= needed && reject.is_none() && self.still_scheduled(&digest);
+        let still = approvers.len() >= needed && reject.is_none() && self.still_scheduled(&digest);
         if !still || self.inputs_changed() || self.cluster_violation().is_some() {
             self.event(
                 true,

@@ -104,11 +104,11 @@ impl Transition<'_> {
         let digest = self.status.plan.as_ref().and_then(|p| p.digest.clone());
         // A decision from before the end of the week was made without its report. Times of decisions are truncated to
         // whole seconds.
-        let word = self
+        let keep = self
             .decisions(DecisionKind::Keep, Some(asked - seconds(1)))
             .find(|d| d.digest == digest && d.by != self.spec.requested_by)
             .cloned();
-        if let (Some(d), false) = (word, drifted) {
+        if let (Some(d), false) = (keep, drifted) {
             let text = format!("{} keeps the new version{}", d.by, fmt_reason(&d.reason));
             self.succeed_step(Step::Decide, text.clone());
             self.enter(Phase::Completed);

@@ -32,11 +32,11 @@ impl Transition<'_> {
 
     /// Keeps `status.schedule` up to date with who is present.
     pub(crate) fn record_presence(&mut self, digest: &str) {
-        let (people, runs_out) = self.presence(digest);
+        let (present, runs_out) = self.presence(digest);
         let needed = self.presence_required();
         let schedule = self.status.schedule.get_or_insert_default();
-        schedule.presence = Some(format!("{}/{needed}", people.len()));
-        schedule.present = people;
+        schedule.presence = Some(format!("{}/{needed}", present.len()));
+        schedule.present = present;
         if let Some(at) = runs_out {
             self.wake_at(at);
         }
@@ -91,7 +91,7 @@ impl Transition<'_> {
             self.set_ready(ReadyReason::Scheduled, text);
             return Flow::Settled;
         }
-        // One channel that took it is enough: the others hold nothing up, and are seen in status.notices.
+        // One channel that took it is enough: the others delay nothing, and are listed in status.notices.
         if let Some(n) = id.and_then(|id| self.notice(&id)).filter(|n| !n.reached()) {
             let next = match n.state {
                 NoticeState::Pending if n.failures == 0 => "it is being sent".to_owned(),
@@ -150,9 +150,9 @@ impl Transition<'_> {
         // Hours that cannot be computed are a violation: see `gates::schedule`.
         let next = next_hours(&self.spec.schedule, earliest);
         let end = next.and_then(|(_, end)| end);
-        let kept = self.status.schedule.take().unwrap_or_default();
+        let earlier = self.status.schedule.take().unwrap_or_default();
         self.status.schedule =
-            Some(ScheduleStatus { starts_at: next.map(|(start, _)| start), ends_at: end, notice: None, ..kept });
+            Some(ScheduleStatus { starts_at: next.map(|(start, _)| start), ends_at: end, notice: None, ..earlier });
         if let Some(end) = end {
             self.wake_at(end);
         }
