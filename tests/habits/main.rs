@@ -2,10 +2,10 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod compiler;
 mod contributing;
 mod lines;
 mod links;
-mod manifest;
 mod source;
 mod words;
 
