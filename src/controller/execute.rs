@@ -145,7 +145,7 @@ impl Writer<'_> {
         let run = self.ensure("MigrationRun", jobs::run(self.live, start), &uid).await?;
         self.ensure("Job", jobs::job(&run, &start.image, start.timeout_seconds), &run.uid().unwrap_or_default())
             .await?;
-        info!(run = %start.name, namespace = %self.namespace, "started");
+        info!(run = %start.name, "started");
         Ok(())
     }
 

@@ -23,7 +23,7 @@ use kube::{
     core::DeserializeGuard,
     runtime::{controller::Action, events::Reporter},
 };
-use tracing::{error, info, warn};
+use tracing::{Instrument, error, info, warn};
 
 use crate::{
     api::{CreditMigration, Time},
@@ -167,19 +167,20 @@ pub async fn client() -> Result<Client, Error> {
 
 /// observe -> decide -> persist -> execute, once.
 async fn reconcile(object: Arc<DeserializeGuard<CreditMigration>>, ctx: Arc<Context>) -> Result<Action, Error> {
-    let migration = match &object.0 {
-        Ok(migration) => migration,
-        Err(invalid) => {
+    let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+    async {
+        if let Err(invalid) = &object.0 {
             // One object that cannot be read is its own problem; the others go on.
-            error!(name = ?invalid.metadata.name, error = %invalid.error, "cannot decode this CreditMigration");
+            error!(error = %invalid.error, "cannot decode this CreditMigration");
             execute::report_undecodable::<CreditMigration>(&ctx, invalid).await;
             return Ok(Action::requeue(RESYNC));
         }
-    };
-    let (namespace, name) = (migration.namespace().unwrap_or_default(), migration.name_any());
-    tokio::time::timeout(RECONCILE_TIMEOUT, reconcile_live(&ctx, &namespace, &name))
-        .await
-        .unwrap_or(Err(Error::Timeout(RECONCILE_TIMEOUT)))
+        tokio::time::timeout(RECONCILE_TIMEOUT, reconcile_live(&ctx, &namespace, &name))
+            .await
+            .unwrap_or(Err(Error::Timeout(RECONCILE_TIMEOUT)))
+    }
+    .instrument(telemetry::migration_span(&namespace, &name))
+    .await
 }
 
 async fn reconcile_live(ctx: &Context, namespace: &str, name: &str) -> Result<Action, Error> {
@@ -234,22 +235,9 @@ fn error_policy(object: Arc<DeserializeGuard<CreditMigration>>, error: &Error, c
     match error {
         Error::Stale => Action::requeue(Duration::from_millis(50)),
         _ => {
-            warn!(name = ?object.meta_name(), %error, "reconciliation failed; tried again");
+            let span = telemetry::migration_span(&object.namespace().unwrap_or_default(), &object.name_any());
+            span.in_scope(|| warn!(%error, "reconciliation failed; tried again"));
             Action::requeue(Duration::from_secs(1))
-        }
-    }
-}
-
-/// Name of an object that may not be decodable.
-trait MetaName {
-    fn meta_name(&self) -> Option<String>;
-}
-
-impl MetaName for DeserializeGuard<CreditMigration> {
-    fn meta_name(&self) -> Option<String> {
-        match &self.0 {
-            Ok(m) => m.metadata.name.clone(),
-            Err(invalid) => invalid.metadata.name.clone(),
         }
     }
 }

@@ -86,7 +86,8 @@ impl Reader<'_> {
             .filter_map(|guarded| match guarded.0 {
                 Ok(run) => Some(run),
                 Err(invalid) => {
-                    warn!(name = ?invalid.metadata.name, error = %invalid.error, "cannot decode this MigrationRun");
+                    let name = invalid.metadata.name.as_deref();
+                    warn!(run = name, error = %invalid.error, "cannot decode this MigrationRun");
                     None
                 }
             })

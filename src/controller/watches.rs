@@ -17,7 +17,7 @@ use kube::{
         watcher,
     },
 };
-use tracing::{debug, error};
+use tracing::{Instrument, debug, error, error_span};
 
 use super::{Context, error_policy, execute, reconcile};
 use crate::api::{CreditMigration, MigrationDecision, MigrationRun};
@@ -76,9 +76,12 @@ fn decided(
         Ok(decision) => Some(ObjectRef::new(&decision.spec.migration).within(&namespace)),
         Err(invalid) => {
             if told.first(&invalid) {
-                error!(name = ?invalid.metadata.name, namespace, error = %invalid.error, "cannot decode this MigrationDecision");
+                // Which migration it names cannot be read either.
+                let span = error_span!("decision", namespace, decision = invalid.metadata.name.as_deref());
+                span.in_scope(|| error!(error = %invalid.error, "cannot decode this MigrationDecision"));
                 let ctx = ctx.clone();
-                tokio::spawn(async move { execute::report_undecodable::<MigrationDecision>(&ctx, &invalid).await });
+                let report = async move { execute::report_undecodable::<MigrationDecision>(&ctx, &invalid).await };
+                tokio::spawn(report.instrument(span));
             }
             None
         }

@@ -124,7 +124,7 @@ impl Running {
         let error = first_error(&stderr);
         if status.success() && error.is_none() {
             for warning in stderr.lines().filter(|line| line.contains("warning:")) {
-                tracing::warn!(program = self.program, "{}", harmless(warning));
+                tracing::warn!(program = self.program, detail = harmless(warning), "the program warned");
             }
             return Ok(());
         }

@@ -7,6 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::mpsc, task::JoinSet, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use super::{
     Failure,
@@ -41,10 +42,10 @@ pub async fn watch(
     let mut tasks = JoinSet::new();
     for check in checks.iter().filter(|check| !check.by_controller()).cloned() {
         let known = before.iter().find(|result| result.name == check.name).cloned();
-        tasks.spawn(repeat(check, known, means.clone(), sender.clone()));
+        tasks.spawn(repeat(check, known, means.clone(), sender.clone()).in_current_span());
     }
     drop(sender);
-    tasks.spawn(tally(Address::of(work), work.control_spec(), work.progress.clone()));
+    tasks.spawn(tally(Address::of(work), work.control_spec(), work.progress.clone()).in_current_span());
     let mut latest: Vec<CheckResult> = Vec::new();
     loop {
         let result = tokio::select! {
@@ -53,7 +54,7 @@ pub async fn watch(
             Some(result) = results.recv() => result,
         };
         if result.breached {
-            tracing::warn!(check = result.name, "limit breached: {}", result.message);
+            tracing::warn!(check = result.name, detail = result.message, "limit breached");
         }
         match latest.iter_mut().find(|known| known.name == result.name) {
             Some(known) => *known = result,
@@ -80,7 +81,7 @@ async fn tally(address: Address, control_spec: ControlSpec, progress: Progress) 
             Ok(users) => progress.note("usersWritten", &users),
             Err(failure) => {
                 session.lose();
-                tracing::warn!(reason = %failure.reason, "written users are not counted: {}", failure.message);
+                tracing::warn!(reason = %failure.reason, error = %failure, "written users are not counted");
             }
         }
     }

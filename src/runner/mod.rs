@@ -49,6 +49,7 @@ use std::{process::ExitCode, time::Duration};
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 pub use failure::Failure;
 pub(crate) use failure::UnlessLost;
@@ -82,25 +83,32 @@ const NOT_TOLD: u8 = 1;
 pub async fn run() -> ExitCode {
     // More than one TLS library asks for the process's default; without one each would panic.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let stop = CancellationToken::new();
-    match signal(SignalKind::terminate()) {
-        Ok(mut signal) => {
-            let stop = stop.clone();
-            tokio::spawn(async move {
-                signal.recv().await;
-                tracing::info!("told to end");
-                stop.cancel();
-            });
+    let env = |name: &str| std::env::var(name).unwrap_or_default();
+    let span = telemetry::task_span(&env(mounts::ENV_NAMESPACE), &env(mounts::ENV_RUN));
+    async {
+        let stop = CancellationToken::new();
+        match signal(SignalKind::terminate()) {
+            Ok(mut signal) => {
+                let stop = stop.clone();
+                let terminated = async move {
+                    signal.recv().await;
+                    tracing::info!("told to end");
+                    stop.cancel();
+                };
+                tokio::spawn(terminated.in_current_span());
+            }
+            Err(error) => tracing::warn!(%error, "SIGTERM cannot be listened for"),
         }
-        Err(error) => tracing::warn!(%error, "SIGTERM cannot be listened for"),
-    }
-    match carry_out(&stop).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            tracing::error!("{error}");
-            ExitCode::from(NOT_TOLD)
+        match carry_out(&stop).await {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                tracing::error!(error, "the run does not tell how the task ended");
+                ExitCode::from(NOT_TOLD)
+            }
         }
     }
+    .instrument(span)
+    .await
 }
 
 /// # Errors
@@ -122,6 +130,7 @@ async fn carry_out(stop: &CancellationToken) -> Result<(), String> {
         },
     };
     let Some(run) = run else { return gone() };
+    telemetry::record_task(&run.spec.migration, run.spec.task, run.spec.attempt);
     let in_window = matches!(run.spec.task, Task::Window | Task::RollbackWindow);
     if in_window {
         kept.write(&run);
@@ -131,14 +140,14 @@ async fn carry_out(stop: &CancellationToken) -> Result<(), String> {
         tracing::info!(phase = ?status.phase, "the task has ended before; nothing is done");
         return Ok(());
     }
-    tracing::info!(run = name, task = ?run.spec.task, attempt = run.spec.attempt, "begin");
+    tracing::info!("begin");
     let progress = Progress::default();
     let told = async {
         let started = status.started_at.unwrap_or_else(telemetry::now);
         let beside = if in_window {
             // Beside the window, which waits for nobody; a run that is gone is the window's own business.
             let reporter = reporter.clone();
-            Some(tokio::spawn(async move { reporter.begun(started).await }))
+            Some(tokio::spawn(async move { reporter.begun(started).await }.in_current_span()))
         } else {
             reporter.begun(started).await?;
             None
@@ -156,8 +165,8 @@ async fn carry_out(stop: &CancellationToken) -> Result<(), String> {
             return Ok(None);
         }
         match &result {
-            Ok(message) => tracing::info!("succeeded: {message}"),
-            Err(failure) => tracing::error!(reason = %failure.reason, "failed: {}", failure.message),
+            Ok(message) => tracing::info!(detail = message, "succeeded"),
+            Err(failure) => tracing::error!(reason = %failure.reason, error = %failure, "failed"),
         }
         reporter.ended(&result, &progress).await?;
         Ok::<_, Unreported>(Some(()))

@@ -16,6 +16,7 @@ use tokio_postgres::{
     error::SqlState,
 };
 use tokio_postgres_rustls::MakeRustlsConnect;
+use tracing::Instrument;
 
 use super::{Failure, tls};
 use crate::api::Reason;
@@ -59,7 +60,7 @@ const WATCH_CLIENT: &str = "SELECT pg_catalog.set_config(name, '1000', false) FR
 /// Where it cannot, it stays as it is. To be called again after `RESET ALL`.
 pub(crate) async fn watch_client(client: &Client) {
     if let Err(error) = client.batch_execute(WATCH_CLIENT).await {
-        tracing::debug!(cause = %classify(&error), "the server does not look for its client during a statement");
+        tracing::debug!(error = %classify(&error), "the server does not look for its client during a statement");
     }
 }
 
@@ -330,12 +331,13 @@ where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
     T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
-    tokio::spawn(async move {
+    let connected = async move {
         // The client's calls report the loss to whoever waits; this line is for the case that nobody does.
         if let Err(error) = connection.await {
-            tracing::debug!(cause = root_cause(&error), "connection to PostgreSQL ended");
+            tracing::debug!(error = root_cause(&error), "connection to PostgreSQL ended");
         }
-    });
+    };
+    tokio::spawn(connected.in_current_span());
 }
 
 impl Tls {

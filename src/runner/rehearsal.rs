@@ -159,7 +159,7 @@ async fn rehearse(
     let differences = before.differences(&Fingerprint::take(&mut client).await?);
     if !differences.is_empty() {
         for difference in &differences {
-            tracing::error!("after the way back: {difference}");
+            tracing::error!(error = difference, "not equal after the way back");
         }
         let more = differences.len().saturating_sub(MAX_NAMED);
         let more = if more > 0 { format!(" and {more} more, see the log") } else { String::new() };
@@ -308,7 +308,7 @@ async fn drop_copy(target: &Target, admin: Client, name: &str) {
             Err(failure) => failed = failure,
         }
     }
-    tracing::error!(reason = %failed.reason, database = name, "the scratch database is left: {}", failed.message);
+    tracing::error!(reason = %failed.reason, error = %failed, database = name, "the scratch database is left");
 }
 
 #[cfg(test)]

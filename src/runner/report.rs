@@ -18,6 +18,7 @@ use kube::{
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
+use tracing::Instrument;
 
 use super::Failure;
 use crate::{
@@ -195,7 +196,7 @@ impl Reporter {
     /// Sends what is noted while the task is under way, at most once per second, in a task of its own.
     pub fn follow(&self, progress: &Progress) -> tokio::task::JoinHandle<()> {
         let (reporter, mut noted) = (self.clone(), progress.0.subscribe());
-        tokio::spawn(async move {
+        let following = async move {
             while noted.changed().await.is_ok() {
                 let fields = noted.borrow_and_update().clone();
                 match reporter.patch_once(&fields).await {
@@ -208,7 +209,8 @@ impl Reporter {
                 }
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
-        })
+        };
+        tokio::spawn(following.in_current_span())
     }
 }
 

@@ -150,7 +150,7 @@ async fn copy_settings(client: &Client, name: &str) -> Result<(), Failure> {
         let statement = format!("ALTER DATABASE {} SET {} TO {value}", ident(name), quoted_setting(setting));
         if let Err(error) = client.batch_execute(&statement).await {
             // Some need a superuser; the SQL shows whether they matter.
-            tracing::warn!(setting, cause = %classify(&error), "a database setting is not copied for the rehearsal");
+            tracing::warn!(setting, error = %classify(&error), "a database setting is not copied for the rehearsal");
         }
     }
     Ok(())

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod imports;
+mod logs;
 #[allow(dead_code)]
 #[path = "../habits/source.rs"]
 mod source;

@@ -16,6 +16,7 @@ use std::{
 
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use super::tell;
 use crate::{
@@ -82,7 +83,7 @@ impl Alarm {
             let settled = self.settled.clone().drop_guard();
             let (spec, namespace, root) = (self.spec.clone(), self.namespace.clone(), self.root.clone());
             let (off, now, grace) = (self.off.clone(), self.now.clone(), self.grace);
-            *raised = Some(tokio::spawn(async move {
+            let raising = async move {
                 // Also if the task panics: nobody may wait for it.
                 let _settled = settled;
                 let told = async {
@@ -97,7 +98,8 @@ impl Alarm {
                     () = off.cancelled() => tracing::info!("the alarm is called off: the window is being ended"),
                     () = told => {}
                 }
-            }));
+            };
+            *raised = Some(tokio::spawn(raising.in_current_span()));
         }
     }
 

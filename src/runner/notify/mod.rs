@@ -150,8 +150,8 @@ async fn deliver(settings: &Settings<'_>, channel: &NotificationChannel, letter:
     }
     let name = &channel.name;
     match state {
-        DeliveryState::Delivered => tracing::info!(channel = name, message, "delivered"),
-        DeliveryState::Failed => tracing::warn!(channel = name, message, "not delivered"),
+        DeliveryState::Delivered => tracing::info!(channel = name, detail = message, "delivered"),
+        DeliveryState::Failed => tracing::warn!(channel = name, error = message, "not delivered"),
     }
     Delivery { channel: name.clone(), state, message, at: telemetry::now() }
 }

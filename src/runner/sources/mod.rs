@@ -197,7 +197,7 @@ impl Session {
             Err(failure) => Err(failure),
         };
         if let Err(failure) = cancelled {
-            tracing::debug!(reason = %failure.reason, "{}", failure.message);
+            tracing::debug!(reason = %failure.reason, error = %failure, "statement not cancelled");
         }
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use object_store::{MultipartId, PutPayload, multipart::MultipartStore, multipart::PartId, path::Path};
 use tokio::task::JoinHandle;
+use tracing::Instrument;
 
 use super::Store;
 use crate::{api::Reason, runner::Failure};
@@ -91,7 +92,8 @@ impl Upload {
         }
         let (client, path, id) = (self.store.sender.clone(), self.path.clone(), self.id.clone());
         let payload = PutPayload::from(std::mem::take(&mut self.buffer));
-        self.pending = Some(tokio::spawn(async move { client.put_part(&path, &id, number, payload).await }));
+        let sending = async move { client.put_part(&path, &id, number, payload).await };
+        self.pending = Some(tokio::spawn(sending.in_current_span()));
         if !two_at_a_time(u64::try_from(self.part).unwrap_or(u64::MAX)) {
             self.settle().await?;
         }
@@ -140,7 +142,7 @@ impl Upload {
             removed = self.remove().await.or(removed);
         }
         if let Err(cause) = removed {
-            tracing::warn!(object = self.object, "parts of an aborted upload may be left: {cause}");
+            tracing::warn!(object = self.object, error = %cause, "parts of an aborted upload may be left");
         }
     }
 

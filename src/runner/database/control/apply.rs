@@ -112,7 +112,7 @@ async fn run(
     let result = transaction(client, spec, sql, direction, stop).await;
     // The SQL may have set what outlives its transaction; a lost connection has nothing left to reset.
     if let Err(error) = client.batch_execute("RESET SESSION AUTHORIZATION; RESET ALL").await {
-        tracing::warn!(cause = %classify(&error), "session could not be reset after the SQL");
+        tracing::warn!(error = %classify(&error), "session could not be reset after the SQL");
     }
     watch_client(client).await;
     result

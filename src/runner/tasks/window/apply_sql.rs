@@ -41,7 +41,7 @@ impl<C: Channel> WindowTask<'_, C> {
                         stop.request();
                         // Waited for: a request still under way could hit a later statement.
                         if let Err(failure) = self.target.cancel(token.clone()).await {
-                            tracing::warn!(message = failure.message, "statement not cancelled");
+                            tracing::warn!(error = %failure, "statement not cancelled");
                         }
                     }
                 }

@@ -32,7 +32,7 @@ impl<C: Channel> WindowTask<'_, C> {
                 control::drain(client, self.control_spec(), blocked_at, self.control_spec().lock_timeout * 3).await;
             // The gate's row blocks writes all the same; orders and deadline must not wait for the lock.
             if let Err(failure) = drained.unless_lost()? {
-                tracing::warn!(message = failure.message, "the gate's lock is not had again");
+                tracing::warn!(error = %failure, "the gate's lock is not had again");
             }
         }
         self.unexplained_reported = false;
@@ -88,7 +88,7 @@ impl<C: Channel> WindowTask<'_, C> {
         self.progress.deadline_passed = true;
         let failure = self.overdue_failure();
         tracing::error!(
-            message = failure.message,
+            error = %failure,
             "writes stay blocked: the switch of the application had begun; a person must order UnblockWrites or Rollback"
         );
         window_record::save_progress(client, self.control_spec(), self.plan.direction, &self.progress).await?;

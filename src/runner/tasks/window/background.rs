@@ -42,7 +42,7 @@ pub(super) async fn comparison(target: &Target, spec: &ControlSpec) -> Compariso
         match once.await {
             Ok(comparison) => return comparison,
             Err(failure) => {
-                tracing::warn!(reason = %failure.reason, message = failure.message, "comparison of balances failed, tried again")
+                tracing::warn!(reason = %failure.reason, error = %failure, "comparison of balances failed, tried again")
             }
         }
         tokio::time::sleep(Duration::from_secs(1)).await;

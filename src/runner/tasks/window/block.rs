@@ -95,7 +95,7 @@ impl<C: Channel> WindowTask<'_, C> {
                 Ok(users) => Some(users),
                 // A figure for people: not to be had in time, it is unknown.
                 Err(failure) => {
-                    tracing::warn!(message = failure.message, "written users are not counted");
+                    tracing::warn!(error = %failure, "written users are not counted");
                     None
                 }
             };
@@ -109,7 +109,7 @@ impl<C: Channel> WindowTask<'_, C> {
     /// `finish` tries again, and reports.
     pub(super) async fn restore_read_only_default(&self, client: &Client) -> Result<(), Failure> {
         if let Err(failure) = read_only_default::restore_default(client, self.control_spec()).await.unless_lost()? {
-            tracing::error!(message = failure.message, "the read-only default is not put back");
+            tracing::error!(error = %failure, "the read-only default is not put back");
         }
         Ok(())
     }

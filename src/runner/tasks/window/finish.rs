@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tokio_postgres::Client;
+use tracing::field::display;
 
 use super::{Channel, WindowOutcome, session::WindowTask};
 use crate::{
@@ -68,7 +69,7 @@ impl<C: Channel> WindowTask<'_, C> {
         match control::compare(client, self.control_spec()).await.unless_lost()? {
             Ok(comparison) => self.progress.comparison = Some(comparison),
             // The transaction has compared them too; only the figures are missing.
-            Err(failure) => tracing::warn!(message = failure.message, "balances not compared after the way back"),
+            Err(failure) => tracing::warn!(error = %failure, "balances not compared after the way back"),
         }
         self.finish(client, SchemaInPlace::Old, cause).await
     }
@@ -76,7 +77,8 @@ impl<C: Channel> WindowTask<'_, C> {
     /// Gives up with writes blocked: a person is needed.
     fn end_stuck(&mut self, failure: Option<Failure>) -> WindowOutcome {
         self.progress.state = WindowState::Held;
-        tracing::error!(failure = ?failure, "writes stay blocked, a person is needed");
+        let (reason, error) = (failure.as_ref().map(|f| display(f.reason)), failure.as_ref().map(display));
+        tracing::error!(reason, error, "writes stay blocked, a person is needed");
         WindowOutcome { progress: self.progress.clone(), failure }
     }
 
@@ -127,7 +129,7 @@ impl<C: Channel> WindowTask<'_, C> {
         if let Ok(Some(until)) = restored
             && let Err(failure) = read_only_default::terminate_read_only_sessions(client, until).await
         {
-            tracing::warn!(message = failure.message, "sessions opened inside the window may still be read-only");
+            tracing::warn!(error = %failure, "sessions opened inside the window may still be read-only");
         }
         Ok(WindowOutcome { progress: self.progress.clone(), failure: end.failure })
     }

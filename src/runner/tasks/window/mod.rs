@@ -84,7 +84,7 @@ pub async fn run<C: Channel>(
     if tokio::time::timeout(Duration::from_secs(10), final_report).await.is_err() {
         tracing::warn!(state = ?outcome.progress.state, "the end of the window could not be reported to the API server");
     }
-    tracing::info!(state = ?outcome.progress.state, failure = ?outcome.failure, "the window task ends");
+    tracing::info!(state = ?outcome.progress.state, error = outcome.failure.as_ref().map(tracing::field::display), "the window task ends");
     outcome
 }
 
@@ -105,7 +105,7 @@ impl CurrentSession {
         if let Some(token) = token
             && let Err(failure) = target.cancel(token).await
         {
-            tracing::warn!(message = failure.message, "statement not cancelled");
+            tracing::warn!(error = %failure, "statement not cancelled");
         }
     }
 }

@@ -123,7 +123,7 @@ impl<'a, C: Channel> WindowTask<'a, C> {
                 _ => {}
             }
             // From here on writes may be blocked. Giving up would leave them so with nobody at work on it.
-            tracing::error!(reason = %failure.reason, message = failure.message, "window interrupted, going on");
+            tracing::error!(reason = %failure.reason, error = %failure, "window interrupted, going on");
             self.report(Some(failure));
             tokio::time::sleep(jitter(Duration::from_millis(200))).await;
         }

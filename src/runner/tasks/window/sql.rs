@@ -30,7 +30,7 @@ impl<'a, C: Channel> WindowTask<'a, C> {
         match control::stored_down_sql(client, self.control_spec(), approved).await.unless_lost()? {
             Ok(Some(kept)) => {
                 tracing::warn!(
-                    message = failure.message,
+                    error = %failure,
                     "the down SQL is run as it was when the up SQL was committed"
                 );
                 Ok(kept)
@@ -42,7 +42,7 @@ impl<'a, C: Channel> WindowTask<'a, C> {
     /// Keeps the way back in the database: it may be weeks away, and its ConfigMap gone by then. No reason to stop if it cannot.
     pub(super) async fn store_down_sql(&self, client: &Client) -> Result<(), Failure> {
         if let Err(failure) = control::store_down_sql(client, self.control_spec(), &self.down).await.unless_lost()? {
-            tracing::warn!(message = failure.message, "the down SQL is not kept");
+            tracing::warn!(error = %failure, "the down SQL is not kept");
         }
         Ok(())
     }

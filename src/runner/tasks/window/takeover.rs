@@ -59,7 +59,7 @@ impl<C: Channel> WindowTask<'_, C> {
             }
             Ok(None) => Ok(false),
             Err(failure) => {
-                tracing::warn!(message = failure.message, "the gate cannot be read");
+                tracing::warn!(error = %failure, "the gate cannot be read");
                 Ok(false)
             }
         }
@@ -112,7 +112,7 @@ impl<C: Channel> WindowTask<'_, C> {
             );
             Failure::new(Reason::ConnectionLost, message)
         });
-        tracing::error!(reason = %note.reason, message = note.message, "the window waits for another session");
+        tracing::error!(reason = %note.reason, error = %note, "the window waits for another session");
         self.report(Some(note));
         Ok(())
     }
