@@ -9,7 +9,7 @@
 //!                             │        │ pure        │                   │ status
 //!                             │ persist status       │   MigrationRun <──┘
 //!                             │        │             │<──watch──┘  ^
-//!                             │ controller::execute  │─────────────┘ spec (orders)
+//!                             │ controller::apply    │─────────────┘ spec (orders)
 //!                             └──────────────────────┘
 //! ```
 //!

@@ -14,7 +14,7 @@ use kube::{
 };
 use tracing::warn;
 
-use super::{Context, Error, policy};
+use super::{Context, Error, admission};
 use crate::{
     api::{
         CHECK_LABEL, CreditMigration, DecisionKind, FINALIZER, FLAG_SET_FOR, KeyRef, MigrationDecision, MigrationRun,
@@ -38,7 +38,7 @@ pub(super) async fn observe(ctx: &Context, m: &CreditMigration) -> Result<Observ
         reader.runs(&uid),
         reader.check_jobs(&uid),
         reader.decisions(&name, &uid),
-        policy::trust(&ctx.client, &ctx.options.decision_policy),
+        admission::trust(&ctx.client, &ctx.options.decision_policy),
         reader.flag(&flag_ref.config_map_key_ref, &flag_ref.rollback_key),
         reader.sql(&sql.up.config_map_key_ref),
         reader.sql(&sql.down.config_map_key_ref),

@@ -19,7 +19,7 @@ use kube::{
 };
 use tracing::{Instrument, debug, error, error_span};
 
-use super::{Context, error_policy, execute, reconcile};
+use super::{Context, apply, reconcile};
 use crate::api::{CreditMigration, MigrationDecision, MigrationRun};
 
 type Guarded = DeserializeGuard<CreditMigration>;
@@ -35,7 +35,7 @@ pub(super) async fn run(ctx: Arc<Context>) {
         .with_config(Config::default().concurrency(CONCURRENCY));
     let store = controller.store();
 
-    let jobs = watcher::Config::default().labels(super::jobs::MANAGED_SELECTOR);
+    let jobs = watcher::Config::default().labels(super::build::MANAGED_SELECTOR);
     let (by_config_map, by_deployment) = (store.clone(), store);
     let (told, teller, metrics) = (Told::default(), ctx.clone(), ctx.metrics.clone());
     controller
@@ -51,7 +51,7 @@ pub(super) async fn run(ctx: Arc<Context>) {
             naming(&by_deployment, &m, refers_to_deployment)
         })
         .shutdown_on_signal()
-        .run(reconcile, error_policy, ctx)
+        .run(reconcile::reconcile, reconcile::error_policy, ctx)
         .for_each(|result| {
             // Deleted: the next look, at the latest by its timer, does not find it. An alarm on it would never end.
             if let Err(Error::ObjectNotFound(gone)) = &result {
@@ -80,7 +80,7 @@ fn decided(
                 let span = error_span!("decision", namespace, decision = invalid.metadata.name.as_deref());
                 span.in_scope(|| error!(error = %invalid.error, "cannot decode this MigrationDecision"));
                 let ctx = ctx.clone();
-                let report = async move { execute::report_undecodable::<MigrationDecision>(&ctx, &invalid).await };
+                let report = async move { apply::report_undecodable::<MigrationDecision>(&ctx, &invalid).await };
                 tokio::spawn(report.instrument(span));
             }
             None
@@ -175,7 +175,7 @@ mod tests {
             [told.first(&invalid("a")), told.first(&invalid("a")), told.first(&invalid("b"))],
             [true, false, true]
         );
-        let about = execute::reference::<MigrationDecision>(&invalid("a"));
+        let about = apply::reference::<MigrationDecision>(&invalid("a"));
         assert_eq!(
             serde_json::to_value(about).unwrap(),
             json!({"apiVersion": "creditmigration.io/v1alpha1", "kind": "MigrationDecision", "name": "d", "namespace": "shop", "uid": "a"})

@@ -18,7 +18,7 @@ use kube::{
 use serde_json::json;
 use tracing::{info, warn};
 
-use super::{Context, Error, MANAGER, jobs};
+use super::{Context, Error, MANAGER, build};
 use crate::{
     api::{
         CreditMigration, FINALIZER, FLAG_SET_FOR, MigrationRun, RESTARTED_FOR, Task, WindowCommand, WindowOrder,
@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// Does what was decided, in order. `live` is the migration as it was persisted with the decision.
-pub(super) async fn execute(ctx: &Context, live: &CreditMigration, effects: Vec<Effect>) -> Result<(), Error> {
+pub(super) async fn apply(ctx: &Context, live: &CreditMigration, effects: Vec<Effect>) -> Result<(), Error> {
     let writer = Writer { ctx, live, namespace: live.namespace().unwrap_or_default() };
     let mut done = Ok(());
     for effect in effects {
@@ -71,7 +71,7 @@ impl Writer<'_> {
             Effect::RemoveFinalizer => self.set_finalizer(false).await,
             Effect::StartRun(start) => self.start_run(&start).await,
             Effect::StartCheckJob(start) => {
-                let job = jobs::check_job(self.live, &start);
+                let job = build::check_job(self.live, &start);
                 self.ensure("Job", job, &self.live.uid().unwrap_or_default()).await.map(drop)
             }
             Effect::RemoveRun { name } => self.remove_run(&name).await,
@@ -134,16 +134,16 @@ impl Writer<'_> {
 
     async fn start_run(&self, start: &StartRun) -> Result<(), Error> {
         let uid = self.live.uid().unwrap_or_default();
-        self.ensure("ServiceAccount", jobs::service_account(self.live), &uid).await?;
+        self.ensure("ServiceAccount", build::service_account(self.live), &uid).await?;
         let options = &self.ctx.options;
-        self.ensure("RoleBinding", jobs::role_binding(self.live, &options.runner_cluster_role, ""), &uid).await?;
+        self.ensure("RoleBinding", build::role_binding(self.live, &options.runner_cluster_role, ""), &uid).await?;
         // Logs may hold anything: the right to read them is given only where a check does.
         if start.spec.plan.checks_of(start.spec.task).iter().any(|c| c.logs.is_some()) {
-            let binding = jobs::role_binding(self.live, &options.runner_logs_cluster_role, "-logs");
+            let binding = build::role_binding(self.live, &options.runner_logs_cluster_role, "-logs");
             self.ensure("RoleBinding", binding, &uid).await?;
         }
-        let run = self.ensure("MigrationRun", jobs::run(self.live, start), &uid).await?;
-        self.ensure("Job", jobs::job(&run, &start.image, start.timeout_seconds), &run.uid().unwrap_or_default())
+        let run = self.ensure("MigrationRun", build::run(self.live, start), &uid).await?;
+        self.ensure("Job", build::job(&run, &start.image, start.timeout_seconds), &run.uid().unwrap_or_default())
             .await?;
         info!(run = %start.name, "started");
         Ok(())

@@ -1,0 +1,53 @@
+//! Objects that the controller creates, built from plain values. Pure: imports `shared`, `api` and `machine` alone.
+//! `apply` calls it, one function per kind of object.
+
+mod check_job;
+mod rbac;
+mod run_job;
+#[cfg(test)]
+mod tests;
+mod volumes;
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use kube::{Resource, ResourceExt};
+
+use crate::api::{CreditMigration, MIGRATION_LABEL, TASK_LABEL, Task, UID_LABEL};
+
+pub use check_job::check_job;
+pub use rbac::{role_binding, service_account};
+pub use run_job::{job, run};
+
+/// Selector for everything that the controller makes.
+pub const MANAGED_SELECTOR: &str = "app.kubernetes.io/managed-by=credit-migration-operator";
+
+fn labels(name: &str, uid: &str, task: Option<Task>) -> BTreeMap<String, String> {
+    let mut labels = BTreeMap::from([
+        ("app.kubernetes.io/name".to_owned(), "credit-migration-runner".to_owned()),
+        ("app.kubernetes.io/managed-by".to_owned(), super::MANAGER.to_owned()),
+        (MIGRATION_LABEL.to_owned(), name.to_owned()),
+        (UID_LABEL.to_owned(), uid.to_owned()),
+    ]);
+    labels.extend(task.map(|t| (TASK_LABEL.to_owned(), t.slug().to_owned())));
+    labels
+}
+
+fn owner<K: Resource<DynamicType = ()>>(object: &K) -> Vec<OwnerReference> {
+    object.controller_owner_ref(&()).into_iter().collect()
+}
+
+/// Name of the ServiceAccount and the RoleBinding of a migration's pods.
+pub fn runner_name(migration: &str) -> String {
+    format!("{migration}-runner")
+}
+
+fn meta(name: String, migration: &CreditMigration, task: Option<Task>) -> ObjectMeta {
+    ObjectMeta {
+        name: Some(name),
+        namespace: migration.namespace(),
+        labels: Some(labels(&migration.name_any(), &migration.uid().unwrap_or_default(), task)),
+        owner_references: Some(owner(migration)),
+        ..Default::default()
+    }
+}

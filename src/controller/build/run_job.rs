@@ -1,0 +1,172 @@
+//! The run object and its Job.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::{
+    api::{
+        batch::v1::{Job, JobSpec},
+        core::v1::{
+            Capabilities, Container, EnvVar, EnvVarSource, LocalObjectReference, ObjectFieldSelector,
+            PodSecurityContext, PodSpec, PodTemplateSpec, ResourceRequirements, SeccompProfile, SecurityContext,
+            Toleration,
+        },
+    },
+    apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::ObjectMeta},
+};
+use kube::ResourceExt;
+
+use super::{labels, meta, owner, runner_name, volumes};
+use crate::{
+    api::{CreditMigration, CreditMigrationSpec, MigrationRun, MigrationRunSpec, Task, mounts},
+    machine::StartRun,
+};
+
+/// User and group of runner pods, as in the image.
+const UID: i64 = 65532;
+/// Restarts of a preparing pod are the machine's business; those of a window pod the kubelet's, which needs no API server.
+const WINDOW_POD_RETRIES: i32 = 6;
+/// Seconds from SIGTERM to SIGKILL.
+const GRACE: i64 = 10;
+/// The same of a pod that uploads: parts of an upload that is not aborted are kept, and paid for, until somebody finds them.
+const UPLOAD_GRACE: i64 = 60;
+/// The same of a window pod: one that nobody succeeds, as in a namespace that is being deleted, runs the down SQL meanwhile.
+const WINDOW_GRACE: i64 = 120;
+
+/// Seconds after which the pod of a window whose node is lost is given up.
+const LOST_NODE: i64 = 10;
+/// Annotation that the cluster autoscaler heeds.
+pub(super) const SAFE_TO_EVICT: &str = "cluster-autoscaler.kubernetes.io/safe-to-evict";
+
+/// The run object.
+pub fn run(migration: &CreditMigration, start: &StartRun) -> MigrationRun {
+    MigrationRun {
+        metadata: meta(start.name.clone(), migration, Some(start.spec.task)),
+        spec: start.spec.clone(),
+        status: None,
+    }
+}
+
+/// The Job of a run. It satisfies the Pod Security standard `restricted`.
+pub fn job(run: &MigrationRun, image: &str, timeout_seconds: Option<u64>) -> Job {
+    let MigrationRunSpec { migration, migration_uid, task, attempt: _, plan, inputs: _, window: _ } = &run.spec;
+    let labels = labels(migration, migration_uid, Some(*task));
+    let in_window = matches!(task, Task::Window | Task::RollbackWindow);
+    Job {
+        metadata: ObjectMeta {
+            name: run.metadata.name.clone(),
+            namespace: run.metadata.namespace.clone(),
+            labels: Some(labels.clone()),
+            owner_references: Some(owner(run)),
+            ..Default::default()
+        },
+        spec: Some(JobSpec {
+            backoff_limit: Some(if in_window { WINDOW_POD_RETRIES } else { 0 }),
+            active_deadline_seconds: timeout_seconds.and_then(|s| i64::try_from(s).ok()),
+            template: PodTemplateSpec {
+                metadata: Some(ObjectMeta {
+                    labels: Some(labels),
+                    annotations: keeps_its_node(*task)
+                        .then(|| BTreeMap::from([(SAFE_TO_EVICT.to_owned(), "false".to_owned())])),
+                    ..Default::default()
+                }),
+                spec: Some(pod(run, plan, image, in_window)),
+            },
+            ..Default::default()
+        }),
+        status: None,
+    }
+}
+
+/// Pods that the cluster autoscaler must not move: those of windows, and those that have counted failures of checks.
+fn keeps_its_node(task: Task) -> bool {
+    matches!(task, Task::Window | Task::RollbackWindow | Task::Validate | Task::Monitor)
+}
+
+/// A lost node's pod is given up after [`LOST_NODE`] instead of the 300 s that Kubernetes adds by itself: until then no other one
+/// comes, and that is as long as a window by default may last.
+fn tolerations() -> Vec<Toleration> {
+    ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"]
+        .map(|taint| Toleration {
+            key: Some(taint.into()),
+            operator: Some("Exists".into()),
+            effect: Some("NoExecute".into()),
+            toleration_seconds: Some(LOST_NODE),
+            ..Default::default()
+        })
+        .into()
+}
+
+fn grace(task: Task) -> i64 {
+    match task {
+        Task::Window | Task::RollbackWindow => WINDOW_GRACE,
+        Task::Backup | Task::ExportKeyUsers => UPLOAD_GRACE,
+        _ => GRACE,
+    }
+}
+
+fn pod(run: &MigrationRun, plan: &CreditMigrationSpec, image: &str, in_window: bool) -> PodSpec {
+    let (volumes, mounts): (Vec<_>, Vec<_>) = volumes::of(plan, run.spec.task).into_iter().unzip();
+    let pull = &plan.runner.image_pull_secrets;
+    PodSpec {
+        service_account_name: Some(runner_name(&run.spec.migration)),
+        image_pull_secrets: (!pull.is_empty())
+            .then(|| pull.iter().map(|s| LocalObjectReference { name: s.name.clone() }).collect()),
+        // A crashed window container is started again in place by the kubelet: quicker than a new pod, and without the API server.
+        restart_policy: Some(if in_window { "OnFailure" } else { "Never" }.into()),
+        termination_grace_period_seconds: Some(grace(run.spec.task)),
+        tolerations: in_window.then(tolerations),
+        enable_service_links: Some(false),
+        security_context: Some(PodSecurityContext {
+            run_as_non_root: Some(true),
+            run_as_user: Some(UID),
+            run_as_group: Some(UID),
+            fs_group: Some(UID),
+            seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".into(), ..Default::default() }),
+            ..Default::default()
+        }),
+        containers: vec![Container {
+            name: "runner".into(),
+            image: Some(image.into()),
+            args: Some(vec!["runner".into()]),
+            env: Some(vec![
+                env(mounts::ENV_RUN, &run.name_any()),
+                env(mounts::ENV_NAMESPACE, &run.namespace().unwrap_or_default()),
+                EnvVar {
+                    name: mounts::ENV_POD.into(),
+                    value_from: Some(EnvVarSource {
+                        field_ref: Some(ObjectFieldSelector {
+                            field_path: "metadata.name".into(),
+                            ..Default::default()
+                        }),
+                        ..Default::default()
+                    }),
+                    ..Default::default()
+                },
+            ]),
+            resources: Some(ResourceRequirements {
+                requests: Some(BTreeMap::from([quantity("cpu", "50m"), quantity("memory", "64Mi")])),
+                limits: Some(BTreeMap::from([quantity("memory", "512Mi")])),
+                ..Default::default()
+            }),
+            security_context: Some(SecurityContext {
+                allow_privilege_escalation: Some(false),
+                read_only_root_filesystem: Some(true),
+                run_as_non_root: Some(true),
+                capabilities: Some(Capabilities { drop: Some(vec!["ALL".into()]), ..Default::default() }),
+                ..Default::default()
+            }),
+            volume_mounts: Some(mounts),
+            ..Default::default()
+        }],
+        volumes: Some(volumes),
+        ..Default::default()
+    }
+}
+
+fn env(name: &str, value: &str) -> EnvVar {
+    EnvVar { name: name.into(), value: Some(value.into()), ..Default::default() }
+}
+
+fn quantity(name: &str, value: &str) -> (String, Quantity) {
+    (name.into(), Quantity(value.into()))
+}

@@ -1,0 +1,37 @@
+//! Command line of `controller`.
+
+use clap::Args;
+
+use super::admission;
+
+/// Options of `controller`.
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    /// Image of the runner's pods; new migrations are pinned to it.
+    #[arg(long, env = "RUNNER_IMAGE")]
+    pub runner_image: String,
+    /// ClusterRole that runner pods are bound to in their namespace.
+    #[arg(long, default_value = "credit-migration-runner")]
+    pub runner_cluster_role: String,
+    /// ClusterRole that they are bound to besides where a check reads logs.
+    #[arg(long, default_value = "credit-migration-runner-logs")]
+    pub runner_logs_cluster_role: String,
+    /// Name of the ValidatingAdmissionPolicy, and of its binding, that holds names in decisions to their authors.
+    #[arg(long, default_value = admission::DECISIONS)]
+    pub decision_policy: String,
+    /// Name of the Lease.
+    #[arg(long, default_value = "credit-migration-operator")]
+    pub lease_name: String,
+    /// How long a leader that was not heard of keeps the Lease.
+    #[arg(long, default_value = "15s")]
+    pub lease_duration: kube::core::Duration,
+    /// Address of probes and metrics.
+    #[arg(long, default_value = "0.0.0.0:8080")]
+    pub listen: std::net::SocketAddr,
+    /// Namespace of the operator.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "default")]
+    pub namespace: String,
+    /// Name of this replica.
+    #[arg(long, env = "POD_NAME", default_value = "local")]
+    pub identity: String,
+}

@@ -1,0 +1,122 @@
+//! One reconciliation: observe -> decide -> persist -> apply. Called by `watches`.
+//!
+//! Objects are read live for each decision, not from a cache: a migration is rare and dear, so freshness is worth the
+//! requests. See `docs/architecture.md`.
+
+use std::{sync::Arc, time::Duration};
+
+use kube::{Api, ResourceExt, api::PostParams, core::DeserializeGuard, runtime::controller::Action};
+use tracing::{Instrument, error, warn};
+
+use super::{Context, Error, apply, observe};
+use crate::{
+    api::{CreditMigration, Time, Writes},
+    machine::{self, Decision},
+    telemetry,
+};
+
+/// Longest time for one reconciliation: a request that hangs must not hold up the next event of the same object.
+const RECONCILE_TIMEOUT: Duration = Duration::from_secs(30);
+/// A migration is looked at this often although nothing happens: what is not watched (policies, pods) is seen then.
+const RESYNC: Duration = Duration::from_secs(30);
+/// While writes are blocked pods are looked at this often: a terminating pod sends no event when it is gone.
+const WINDOW_RESYNC: Duration = Duration::from_millis(500);
+/// The next look when it should have been already.
+const PAST_WAKE: Duration = Duration::from_secs(1);
+
+/// observe -> decide -> persist -> apply, once.
+pub(super) async fn reconcile(object: Arc<DeserializeGuard<CreditMigration>>, ctx: Arc<Context>) -> Result<Action, Error> {
+    let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+    async {
+        if let Err(invalid) = &object.0 {
+            // One object that cannot be read is its own problem; the others go on.
+            error!(error = %invalid.error, "cannot decode this CreditMigration");
+            apply::report_undecodable::<CreditMigration>(&ctx, invalid).await;
+            return Ok(Action::requeue(RESYNC));
+        }
+        tokio::time::timeout(RECONCILE_TIMEOUT, reconcile_live(&ctx, &namespace, &name))
+            .await
+            .unwrap_or(Err(Error::Timeout(RECONCILE_TIMEOUT)))
+    }
+    .instrument(telemetry::migration_span(&namespace, &name))
+    .await
+}
+
+async fn reconcile_live(ctx: &Context, namespace: &str, name: &str) -> Result<Action, Error> {
+    let api: Api<CreditMigration> = Api::namespaced(ctx.client.clone(), namespace);
+    let Some(live) = api.get_opt(name).await? else {
+        ctx.metrics.forget(namespace, name);
+        return Ok(Action::await_change());
+    };
+    let observed = observe::observe(ctx, &live).await?;
+    let now = telemetry::now();
+    let before = live.status.clone().unwrap_or_default();
+    let Decision { status, effects, wake_at } = machine::decide(&live.spec, &before, &observed, now);
+
+    let mut live = live;
+    if status != before {
+        ctx.lease.check()?;
+        live.status = Some(status.clone());
+        // Carries the resourceVersion that was decided on: a second controller, or a stale read, meets a conflict here.
+        live = match api.replace_status(name, &PostParams::default(), &live).await {
+            Err(kube::Error::Api(e)) if e.code == 409 => return Ok(Action::requeue(Duration::from_millis(50))),
+            other => other?,
+        };
+    }
+    ctx.metrics.observe(namespace, &live, &status, now);
+    if let Err(error) = apply::apply(ctx, &live, effects).await {
+        // A refused write would be tried for ever; the one who reads the object must see why nothing moves.
+        if !matches!(error, Error::Stale | Error::LeaseLost) {
+            apply::report_error(ctx, &live, &error).await;
+        }
+        return Err(error);
+    }
+
+    ctx.metrics.reconciled();
+    let in_window = status.writes == Some(Writes::Blocked);
+    let longest = if in_window { WINDOW_RESYNC } else { RESYNC };
+    Ok(Action::requeue(until(wake_at, now, longest)))
+}
+
+/// Time until the next look. A wake-up that is not in the future would come again with each look, and each look costs some twenty
+/// requests: it waits for [`PAST_WAKE`].
+fn until(wake_at: Option<Time>, now: Time, longest: Duration) -> Duration {
+    let wait = match wake_at {
+        None => longest,
+        Some(at) if at <= now => PAST_WAKE,
+        Some(at) => at.duration_since(now).try_into().unwrap_or(longest),
+    };
+    wait.clamp(Duration::from_millis(20), longest)
+}
+
+/// When a reconciliation that failed is tried again.
+pub(super) fn error_policy(object: Arc<DeserializeGuard<CreditMigration>>, error: &Error, ctx: Arc<Context>) -> Action {
+    ctx.metrics.failed(error);
+    match error {
+        Error::Stale => Action::requeue(Duration::from_millis(50)),
+        _ => {
+            let span = telemetry::migration_span(&object.namespace().unwrap_or_default(), &object.name_any());
+            span.in_scope(|| warn!(%error, "reconciliation failed; tried again"));
+            Action::requeue(Duration::from_secs(1))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[rstest::rstest]
+    #[case::nothing_planned(None, 30_000)]
+    #[case::planned(Some(7_000), 7_000)]
+    #[case::long_away(Some(90_000), 30_000)]
+    #[case::in_a_moment(Some(1), 20)]
+    #[case::now(Some(0), 1_000)]
+    #[case::past(Some(-5_000), 1_000)]
+    fn the_next_look(#[case] wake_millis: Option<i64>, #[case] millis: u64) {
+        let now = Time::UNIX_EPOCH;
+        let at = wake_millis.map(|ms| now + jiff::SignedDuration::from_millis(ms));
+        assert_eq!(until(at, now, RESYNC), Duration::from_millis(millis));
+        assert!(until(at, now, WINDOW_RESYNC) <= WINDOW_RESYNC);
+    }
+}
