@@ -18,14 +18,14 @@ use crate::api::{CreditMigration, MigrationDecision, MigrationRun, Time};
 pub(super) const DECISIONS: &str = "migrationdecisions.creditmigration.io";
 
 /// A policy of the chart. Its binding has the same name.
-struct Guard {
+struct ChartPolicy {
     name: &'static str,
     wanted: ValidatingAdmissionPolicySpec,
 }
 
-macro_rules! guard {
+macro_rules! chart_policy {
     ($name:literal) => {
-        Guard {
+        ChartPolicy {
             name: $name,
             wanted: serde_yaml_ng::from_str(include_str!(concat!(
                 "../../charts/credit-migration-operator/files/admissionpolicies/",
@@ -38,11 +38,11 @@ macro_rules! guard {
 }
 
 /// Who decides, who is the author, who orders and reports.
-static GUARDS: LazyLock<[Guard; 3]> = LazyLock::new(|| {
+static POLICIES: LazyLock<[ChartPolicy; 3]> = LazyLock::new(|| {
     [
-        guard!("migrationdecisions.creditmigration.io"),
-        guard!("creditmigrations.creditmigration.io"),
-        guard!("migrationruns.creditmigration.io"),
+        chart_policy!("migrationdecisions.creditmigration.io"),
+        chart_policy!("creditmigrations.creditmigration.io"),
+        chart_policy!("migrationruns.creditmigration.io"),
     ]
 });
 
@@ -54,16 +54,16 @@ pub(super) struct Trust {
     pub(super) since: Option<Time>,
 }
 
-/// Looks at policies and bindings.
+/// Checks policies and bindings.
 pub(super) async fn trust(client: &Client, decision_policy: &str) -> Result<Trust, Error> {
-    let [decisions, migrations, runs] = &*GUARDS;
-    let looks = [(decision_policy, decisions), (migrations.name, migrations), (runs.name, runs)];
-    let seen = try_join_all(looks.map(|(name, guard)| look(client, name, &guard.wanted))).await?;
-    let since = seen.first().and_then(|decisions| decisions.since);
-    Ok(Trust { problem: seen.into_iter().find_map(|t| t.problem), since })
+    let [decisions, migrations, runs] = &*POLICIES;
+    let checked = [(decision_policy, decisions), (migrations.name, migrations), (runs.name, runs)];
+    let found = try_join_all(checked.map(|(name, policy)| check_policy(client, name, &policy.wanted))).await?;
+    let since = found.first().and_then(|decisions| decisions.since);
+    Ok(Trust { problem: found.into_iter().find_map(|t| t.problem), since })
 }
 
-async fn look(client: &Client, name: &str, wanted: &ValidatingAdmissionPolicySpec) -> Result<Trust, Error> {
+async fn check_policy(client: &Client, name: &str, wanted: &ValidatingAdmissionPolicySpec) -> Result<Trust, Error> {
     let policies: Api<ValidatingAdmissionPolicy> = Api::all(client.clone());
     let bindings: Api<ValidatingAdmissionPolicyBinding> = Api::all(client.clone());
     let (policy, binding) = futures::try_join!(policies.get_opt(name), bindings.get_opt(name))?;
@@ -129,7 +129,7 @@ fn weak_policy(policy: &ValidatingAdmissionPolicySpec, wanted: &ValidatingAdmiss
     }
     let rules = matched.resource_rules.as_deref().unwrap_or_default();
     let wanted_rules = wanted.match_constraints.iter().flat_map(|m| m.resource_rules.iter().flatten());
-    for (resource, operation) in wanted_rules.flat_map(asked) {
+    for (resource, operation) in wanted_rules.flat_map(resource_operations) {
         if !rules.iter().any(|rule| covers(rule, resource, operation)) {
             return Some(format!("does not cover {operation} of {resource}"));
         }
@@ -151,7 +151,7 @@ fn weak_policy(policy: &ValidatingAdmissionPolicySpec, wanted: &ValidatingAdmiss
 }
 
 /// Each resource of a rule with each operation.
-fn asked(rule: &NamedRuleWithOperations) -> impl Iterator<Item = (&String, &String)> {
+fn resource_operations(rule: &NamedRuleWithOperations) -> impl Iterator<Item = (&String, &String)> {
     let operations = rule.operations.iter().flatten();
     rule.resources.iter().flatten().flat_map(move |resource| operations.clone().map(move |o| (resource, o)))
 }
@@ -216,7 +216,7 @@ pub struct InstallCheck {
 /// What `helm test` runs: the three kinds are served, and all policies are there and strong enough.
 ///
 /// # Errors
-/// `Unguarded` with what is missing or weak; `Kube` when a kind is not served.
+/// `AdmissionPolicyMissing` with what is missing or weak; `Kube` when a kind is not served.
 pub async fn check_install(options: &InstallCheck) -> Result<String, Error> {
     let client = super::client().await?;
     let (one, namespace) = (ListParams::default().limit(1), &options.namespace);
@@ -224,7 +224,7 @@ pub async fn check_install(options: &InstallCheck) -> Result<String, Error> {
     Api::<MigrationDecision>::namespaced(client.clone(), namespace).list(&one).await?;
     Api::<MigrationRun>::namespaced(client.clone(), namespace).list(&one).await?;
     match trust(&client, &options.decision_policy).await?.problem {
-        Some(problem) => Err(Error::Unguarded(problem)),
+        Some(problem) => Err(Error::AdmissionPolicyMissing(problem)),
         None => Ok("the three kinds are served, decisions, authors and reports are guarded".into()),
     }
 }
@@ -246,20 +246,20 @@ mod tests {
     }
 
     /// What stands in the way of a policy of the chart after a change.
-    fn weakness(guard: &Guard, change: impl FnOnce(&mut Value)) -> Option<String> {
-        let mut policy = rendered().into_iter().find(|p| p["metadata"]["name"] == guard.name).unwrap();
-        change(&mut policy["spec"]);
-        let live = serde_json::from_value(policy["spec"].take()).unwrap();
-        let binding = json!({"policyName": guard.name, "validationActions": ["Deny"]});
-        problem(guard.name, &guard.wanted, Some(&live), Some(&serde_json::from_value(binding).unwrap()))
+    fn weakness(policy: &ChartPolicy, change: impl FnOnce(&mut Value)) -> Option<String> {
+        let mut rendered = rendered().into_iter().find(|p| p["metadata"]["name"] == policy.name).unwrap();
+        change(&mut rendered["spec"]);
+        let live = serde_json::from_value(rendered["spec"].take()).unwrap();
+        let binding = json!({"policyName": policy.name, "validationActions": ["Deny"]});
+        problem(policy.name, &policy.wanted, Some(&live), Some(&serde_json::from_value(binding).unwrap()))
     }
 
     #[test]
     fn the_policies_of_the_chart_are_trusted() {
-        assert_eq!(rendered().len(), GUARDS.len());
-        assert_eq!(GUARDS[0].name, DECISIONS);
-        for guard in &*GUARDS {
-            assert_eq!(weakness(guard, |_| {}), None);
+        assert_eq!(rendered().len(), POLICIES.len());
+        assert_eq!(POLICIES[0].name, DECISIONS);
+        for policy in &*POLICIES {
+            assert_eq!(weakness(policy, |_| {}), None);
         }
     }
 
@@ -281,13 +281,13 @@ mod tests {
     #[case("/variables", json!([]), "variable")]
     #[case("/validations", json!([{"expression": "true"}]), "validation")]
     fn a_weak_policy_is_not(
-        #[values(0, 1, 2)] guard: usize,
+        #[values(0, 1, 2)] policy: usize,
         #[case] path: &str,
         #[case] value: Value,
         #[case] why: &str,
     ) {
         let (parent, key) = path.rsplit_once('/').unwrap();
-        let found = weakness(&GUARDS[guard], |spec| spec.pointer_mut(parent).unwrap()[key] = value);
+        let found = weakness(&POLICIES[policy], |spec| spec.pointer_mut(parent).unwrap()[key] = value);
         assert!(found.as_ref().is_some_and(|w| w.contains(why)), "{found:?}");
     }
 
@@ -301,18 +301,18 @@ mod tests {
         #[case] value: Value,
         #[case] why: Option<&str>,
     ) {
-        let found = weakness(&GUARDS[2], |spec| spec["matchConstraints"]["resourceRules"][0][key] = value);
+        let found = weakness(&POLICIES[2], |spec| spec["matchConstraints"]["resourceRules"][0][key] = value);
         assert_eq!(found.is_some(), why.is_some(), "{found:?}");
         assert!(found.unwrap_or_default().contains(why.unwrap_or_default()));
     }
 
     #[test]
     fn the_status_of_migrations_is_guarded() {
-        let unguarded = weakness(&GUARDS[1], |spec| {
+        let unguarded = weakness(&POLICIES[1], |spec| {
             spec["matchConstraints"]["resourceRules"][0]["resources"] = json!(["creditmigrations"])
         });
         assert!(unguarded.is_some_and(|why| why.contains("of creditmigrations/status")));
-        let anybody = weakness(&GUARDS[1], |spec| {
+        let anybody = weakness(&POLICIES[1], |spec| {
             let expression = |v: &Value| v["expression"].as_str().unwrap().contains("request.subResource");
             spec["validations"].as_array_mut().unwrap().retain(|v| !expression(v));
         });
@@ -322,14 +322,14 @@ mod tests {
     /// Each expression of the chart counts, and what only contains it is another one.
     #[rstest::rstest]
     fn an_expression_that_is_missing_or_changed_is_noticed(
-        #[values(0, 1, 2)] guard: usize,
+        #[values(0, 1, 2)] policy: usize,
         #[values("validations", "variables")] list: &str,
     ) {
-        let guard = &GUARDS[guard];
-        let wanted = serde_json::to_value(&guard.wanted).unwrap()[list].as_array().unwrap().len();
+        let policy = &POLICIES[policy];
+        let wanted = serde_json::to_value(&policy.wanted).unwrap()[list].as_array().unwrap().len();
         for i in 0..wanted {
-            let removed = weakness(guard, |spec| drop(spec[list].as_array_mut().unwrap().remove(i)));
-            let weakened = weakness(guard, |spec| {
+            let removed = weakness(policy, |spec| drop(spec[list].as_array_mut().unwrap().remove(i)));
+            let weakened = weakness(policy, |spec| {
                 let expression = &mut spec[list][i]["expression"];
                 *expression = json!(format!("true || {}", expression.as_str().unwrap()));
             });
@@ -351,14 +351,14 @@ mod tests {
     #[case("['system:serviceaccount:a:b' + request.userInfo.username, 'system:serviceaccount:a:c']", false)]
     #[case("['system:serviceaccount:a:b'] + [request.userInfo.username]", false)]
     fn only_service_accounts_may_name_another_author(#[case] expression: &str, #[case] trusted: bool) {
-        let found = weakness(&GUARDS[1], |spec| spec["variables"][0]["expression"] = json!(expression));
+        let found = weakness(&POLICIES[1], |spec| spec["variables"][0]["expression"] = json!(expression));
         assert_eq!(found.is_none(), trusted, "{found:?}");
     }
 
     #[test]
     fn a_missing_policy_or_binding_is_not() {
         let policy = ValidatingAdmissionPolicySpec::default();
-        let problem = |policy| problem("p", &GUARDS[0].wanted, policy, None).unwrap();
+        let problem = |policy| problem("p", &POLICIES[0].wanted, policy, None).unwrap();
         assert_eq!(problem(None), "ValidatingAdmissionPolicy p is missing");
         assert_eq!(problem(Some(&policy)), "ValidatingAdmissionPolicyBinding p is missing");
     }

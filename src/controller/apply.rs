@@ -30,19 +30,19 @@ use crate::{
 /// Does what was decided, in order. `live` is the migration as it was persisted with the decision.
 pub(super) async fn apply(ctx: &Context, live: &CreditMigration, effects: Vec<Effect>) -> Result<(), Error> {
     let writer = Writer { ctx, live, namespace: live.namespace().unwrap_or_default() };
-    let mut done = Ok(());
+    let mut result = Ok(());
     for effect in effects {
         // The status that an event or a notice tells of is persisted: it is told also when an effect before it was refused.
-        let tells = match &effect {
+        let announces = match &effect {
             Effect::Event(_) => true,
             Effect::StartRun(start) => start.spec.task == Task::Notify,
             _ => false,
         };
-        if done.is_ok() || tells {
-            done = done.and(writer.carry_out(effect).await);
+        if result.is_ok() || announces {
+            result = result.and(writer.apply(effect).await);
         }
     }
-    done
+    result
 }
 
 struct Writer<'a> {
@@ -59,10 +59,10 @@ impl Writer<'_> {
     /// The migration is still the one that was decided on. Called after the target was read.
     async fn still_current(&self) -> Result<(), Error> {
         let now = self.api::<CreditMigration>().get_metadata(&self.live.name_any()).await?;
-        if now.resource_version() == self.live.resource_version() { Ok(()) } else { Err(Error::Stale) }
+        if now.resource_version() == self.live.resource_version() { Ok(()) } else { Err(Error::Conflict) }
     }
 
-    async fn carry_out(&self, effect: Effect) -> Result<(), Error> {
+    async fn apply(&self, effect: Effect) -> Result<(), Error> {
         if !matches!(effect, Effect::Event(_)) {
             self.ctx.lease.check()?;
         }
@@ -125,7 +125,7 @@ impl Writer<'_> {
                 if found.owner_references().iter().any(|o| o.uid == owner_uid) {
                     Ok(found)
                 } else {
-                    Err(Error::Foreign { kind, name })
+                    Err(Error::NotOwned { kind, name })
                 }
             }
             Err(e) => Err(e.into()),
@@ -155,7 +155,7 @@ impl Writer<'_> {
         let in_window = matches!(run.spec.task, Task::Window | Task::RollbackWindow);
         if in_window {
             if run.spec.window.as_ref().is_some_and(|w| w.command > WindowCommand::Standby) {
-                return Err(Error::Stale);
+                return Err(Error::Conflict);
             }
             self.still_current().await?;
             // With the resourceVersion that still says Standby: an order to open cannot slip in between.
@@ -242,7 +242,7 @@ fn note(text: &str) -> String {
 /// A conflict means that somebody else wrote meanwhile: the change brings its own event, and it is decided again.
 fn ignore_conflict(result: Result<(), kube::Error>) -> Result<(), Error> {
     match result {
-        Err(kube::Error::Api(e)) if e.code == 409 => Err(Error::Stale),
+        Err(kube::Error::Api(e)) if e.code == 409 => Err(Error::Conflict),
         other => ignore_missing(other),
     }
 }

@@ -19,10 +19,10 @@ pub enum Error {
     LeaseLost,
     /// Neither names nor reports are proven.
     #[error("{0}; next: helm upgrade with admissionPolicies.install=true")]
-    Unguarded(String),
+    AdmissionPolicyMissing(String),
     /// An object of the name exists and is not ours.
     #[error("{kind} {name} exists and does not belong to this migration; next: rename or delete it")]
-    Foreign {
+    NotOwned {
         /// Kind of the object.
         kind: &'static str,
         /// Its name.
@@ -30,7 +30,7 @@ pub enum Error {
     },
     /// The live object differs from the one that was decided on.
     #[error("the object changed meanwhile; decided again")]
-    Stale,
+    Conflict,
     /// One reconciliation took too long.
     #[error("reconciliation took longer than {0:?}")]
     Timeout(Duration),

@@ -13,7 +13,7 @@ use kube::{
 };
 
 /// Objects and reasons whose last note is kept; beyond it all are forgotten, and what is repeated then is an Event of its own.
-const KEPT: usize = 1000;
+const MAX_LAST_NOTES: usize = 1000;
 
 /// Publishes events.
 pub(crate) struct Events {
@@ -46,7 +46,7 @@ impl Events {
     /// That of the same reason and note on the same object, else a new one.
     fn recorder(&self, uid: String, event: &Event) -> Recorder {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.len() >= KEPT {
+        if last.len() >= MAX_LAST_NOTES {
             last.clear();
         }
         let fresh =

@@ -26,12 +26,12 @@ const RENEW: f64 = 0.2;
 
 /// Proof of leadership, to be shown before each write.
 #[derive(Clone)]
-pub(super) struct Held {
+pub(super) struct LeaseGuard {
     renewed: Arc<Mutex<Option<Instant>>>,
     fence: Duration,
 }
 
-impl Held {
+impl LeaseGuard {
     /// `Err(LeaseLost)` when the last renewal is too long ago.
     pub(super) fn check(&self) -> Result<(), Error> {
         let renewed = self.renewed.lock().map_err(|_| Error::LeaseLost)?;
@@ -54,7 +54,7 @@ pub(super) struct Elector {
     name: String,
     identity: String,
     duration: Duration,
-    held: Held,
+    lease: LeaseGuard,
 }
 
 /// The record that was last seen, and since when by the own clock.
@@ -65,12 +65,12 @@ struct Seen {
 
 impl Elector {
     pub(super) fn new(client: Client, namespace: &str, name: &str, identity: &str, duration: Duration) -> Self {
-        let held = Held { renewed: Arc::default(), fence: duration.mul_f64(FENCE) };
-        Self { api: Api::namespaced(client, namespace), name: name.into(), identity: identity.into(), duration, held }
+        let lease = LeaseGuard { renewed: Arc::default(), fence: duration.mul_f64(FENCE) };
+        Self { api: Api::namespaced(client, namespace), name: name.into(), identity: identity.into(), duration, lease }
     }
 
-    pub(super) fn held(&self) -> Held {
-        self.held.clone()
+    pub(super) fn lease(&self) -> LeaseGuard {
+        self.lease.clone()
     }
 
     /// Waits until the Lease is ours.
@@ -92,15 +92,15 @@ impl Elector {
     pub(super) async fn keep(&self) {
         loop {
             tokio::time::sleep(self.duration.mul_f64(RENEW)).await;
-            let begun = Instant::now();
+            let started = Instant::now();
             match tokio::time::timeout(self.duration.mul_f64(RENEW), self.renew()).await {
                 // Counted from before the request: the API server may have stored it at any time since.
-                Ok(Ok(true)) => self.held.set(Some(begun)),
-                Ok(Ok(false)) => return self.held.set(None),
+                Ok(Ok(true)) => self.lease.set(Some(started)),
+                Ok(Ok(false)) => return self.lease.set(None),
                 Ok(Err(error)) => warn!(%error, "cannot renew the lease"),
                 Err(_) => warn!("renewal of the lease timed out"),
             }
-            if self.held.check().is_err() {
+            if self.lease.check().is_err() {
                 return;
             }
         }
@@ -108,7 +108,7 @@ impl Elector {
 
     /// Gives the Lease back, so that the next replica need not wait for its expiry.
     pub(super) async fn release(&self) {
-        self.held.set(None);
+        self.lease.set(None);
         if let Ok(Some(mut lease)) = self.api.get_opt(&self.name).await
             && lease.spec.as_ref().and_then(|s| s.holder_identity.as_deref()) == Some(&self.identity)
         {
@@ -121,31 +121,31 @@ impl Elector {
     }
 
     async fn try_take(&self, seen: &mut Option<Seen>) -> Result<bool, kube::Error> {
-        let begun = Instant::now();
+        let started = Instant::now();
         let Some(lease) = self.api.get_opt(&self.name).await? else {
             let fresh = Lease {
                 metadata: ObjectMeta { name: Some(self.name.clone()), ..Default::default() },
                 spec: Some(self.record(None)),
             };
-            return self.won(begun, self.api.create(&PostParams::default(), &fresh).await);
+            return self.won(started, self.api.create(&PostParams::default(), &fresh).await);
         };
         let version = lease.metadata.resource_version.clone();
         let holder = lease.spec.as_ref().and_then(|s| s.holder_identity.clone()).filter(|h| !h.is_empty());
         if seen.as_ref().is_none_or(|s| s.version != version) {
-            *seen = Some(Seen { version, since: begun });
+            *seen = Some(Seen { version, since: started });
         }
         let expired = seen.as_ref().is_some_and(|s| s.since.elapsed() > self.duration);
         if holder.is_some() && holder.as_deref() != Some(&self.identity) && !expired {
             return Ok(false);
         }
         let taken = Lease { spec: Some(self.record(lease.spec.as_ref())), ..lease };
-        self.won(begun, self.api.replace(&self.name, &PostParams::default(), &taken).await)
+        self.won(started, self.api.replace(&self.name, &PostParams::default(), &taken).await)
     }
 
-    fn won(&self, begun: Instant, result: Result<Lease, kube::Error>) -> Result<bool, kube::Error> {
+    fn won(&self, started: Instant, result: Result<Lease, kube::Error>) -> Result<bool, kube::Error> {
         match result {
             Ok(_) => {
-                self.held.set(Some(begun));
+                self.lease.set(Some(started));
                 Ok(true)
             }
             // Another candidate was quicker.

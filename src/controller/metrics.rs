@@ -109,10 +109,10 @@ impl Metrics {
         let class = match error {
             Error::Kube(_) => "kubernetes",
             Error::Timeout(_) => "timeout",
-            Error::Stale => "conflict",
+            Error::Conflict => "conflict",
             Error::LeaseLost => "lease",
-            Error::Foreign { .. } => "foreign",
-            Error::Config(_) | Error::Listen(_) | Error::Unguarded(_) => "other",
+            Error::NotOwned { .. } => "foreign",
+            Error::Config(_) | Error::Listen(_) | Error::AdmissionPolicyMissing(_) => "other",
         };
         self.with(|i| *i.failures.entry(class).or_default() += 1);
     }

@@ -36,7 +36,7 @@ pub(crate) struct Context {
     client: Client,
     options: Options,
     events: events::Events,
-    lease: leader::Held,
+    lease: leader::LeaseGuard,
     metrics: Arc<metrics::Metrics>,
 }
 
@@ -62,7 +62,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
         events: events::Events::new(client.clone(), reporter),
         client: client.clone(),
         options,
-        lease: elector.held(),
+        lease: elector.lease(),
         metrics,
     });
     tokio::select! {

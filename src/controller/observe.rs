@@ -28,12 +28,12 @@ use crate::{
 };
 
 /// Reads the world of one migration. Objects that cannot be decoded are left out, with a warning in the log.
-pub(super) async fn observe(ctx: &Context, m: &CreditMigration) -> Result<Observed, Error> {
-    let namespace = m.namespace().unwrap_or_default();
-    let (name, uid) = (m.name_any(), m.uid().unwrap_or_default());
+pub(super) async fn observe(ctx: &Context, migration: &CreditMigration) -> Result<Observed, Error> {
+    let namespace = migration.namespace().unwrap_or_default();
+    let (name, uid) = (migration.name_any(), migration.uid().unwrap_or_default());
     let reader = Reader { client: &ctx.client, namespace: &namespace };
-    let sql = &m.spec.migration;
-    let flag_ref = &m.spec.application.flag;
+    let sql = &migration.spec.migration;
+    let flag_ref = &migration.spec.application.flag;
     let (runs, check_jobs, mut decisions, policy, (flag, rollback_enabled), up, down, workloads) = futures::try_join!(
         reader.runs(&uid),
         reader.check_jobs(&uid),
@@ -42,16 +42,16 @@ pub(super) async fn observe(ctx: &Context, m: &CreditMigration) -> Result<Observ
         reader.flag(&flag_ref.config_map_key_ref, &flag_ref.rollback_key),
         reader.sql(&sql.up.config_map_key_ref),
         reader.sql(&sql.down.config_map_key_ref),
-        reader.workloads(m),
+        reader.workloads(migration),
     )?;
-    decisions.retain(|d| is_proven(d, policy.since));
+    decisions.retain(|decision| is_authenticated(decision, policy.since));
     Ok(Observed {
         namespace: namespace.clone(),
         name,
         uid,
-        generation: m.metadata.generation.unwrap_or_default(),
-        deleting: m.metadata.deletion_timestamp.is_some(),
-        finalizer: m.finalizers().iter().any(|f| f == FINALIZER),
+        generation: migration.metadata.generation.unwrap_or_default(),
+        deleting: migration.metadata.deletion_timestamp.is_some(),
+        finalizer: migration.finalizers().iter().any(|f| f == FINALIZER),
         runner_image: ctx.options.runner_image.clone(),
         runs,
         decisions,
@@ -108,7 +108,7 @@ impl Reader<'_> {
             .items
             .into_iter()
             .filter_map(|guarded| guarded.0.ok())
-            .filter_map(|d| heard(d, name, uid))
+            .filter_map(|decision| decision_for(decision, name, uid))
             .collect();
         decisions.sort_by(|a, b| (a.at, &a.name).cmp(&(b.at, &b.name)));
         Ok(decisions)
@@ -145,26 +145,31 @@ impl Reader<'_> {
 
     async fn sql(&self, key: &KeyRef) -> Result<SqlSource, Error> {
         let map = self.api::<ConfigMap>().get_opt(&key.name).await?;
-        let text = map.and_then(|m| m.data).and_then(|mut d| d.remove(&key.key));
+        let text = map.and_then(|m| m.data).and_then(|mut data| data.remove(&key.key));
         Ok(text.map_or(SqlSource::Missing, |text| SqlSource::Present(sha256(text.as_bytes()))))
     }
 
-    async fn workloads(&self, m: &CreditMigration) -> Result<Vec<Workload>, Error> {
-        let mut wanted = m.spec.application.workloads.clone();
-        let checked =
-            m.spec.validation.checks.iter().chain(&m.spec.monitoring.checks).filter_map(|c| c.workload.clone());
+    async fn workloads(&self, migration: &CreditMigration) -> Result<Vec<Workload>, Error> {
+        let mut wanted = migration.spec.application.workloads.clone();
+        let checked = migration
+            .spec
+            .validation
+            .checks
+            .iter()
+            .chain(&migration.spec.monitoring.checks)
+            .filter_map(|c| c.workload.clone());
         for w in checked {
             if !wanted.contains(&w) {
                 wanted.push(w);
             }
         }
-        let key = &m.spec.application.flag.config_map_key_ref;
+        let key = &migration.spec.application.flag.config_map_key_ref;
         futures::future::try_join_all(wanted.into_iter().map(|w| self.workload(w, key))).await
     }
 
     async fn workload(&self, reference: WorkloadRef, key: &KeyRef) -> Result<Workload, Error> {
         let WorkloadKind::Deployment = reference.kind;
-        let Some(d) = self.api::<Deployment>().get_opt(&reference.name).await? else {
+        let Some(deployment) = self.api::<Deployment>().get_opt(&reference.name).await? else {
             return Ok(Workload {
                 reference,
                 exists: false,
@@ -175,12 +180,12 @@ impl Reader<'_> {
                 available: (0, 0),
             });
         };
-        let restarted_for = restarted_for(&d);
-        let old_pods = self.old_pods(&d, restarted_for.as_deref()).await?;
+        let restarted_for = restarted_for(&deployment);
+        let old_pods = self.old_pods(&deployment, restarted_for.as_deref()).await?;
         Ok(Workload {
-            reads_flag: deployment::reads_flag(&d, &key.name, &key.key),
-            settled: deployment::settled(&d),
-            available: deployment::available(&d),
+            reads_flag: deployment::reads_flag(&deployment, &key.name, &key.key),
+            settled: deployment::settled(&deployment),
+            available: deployment::available(&deployment),
             reference,
             exists: true,
             restarted_for,
@@ -189,8 +194,8 @@ impl Reader<'_> {
     }
 
     /// Pods of the Deployment, terminating ones included, whose template had another annotation.
-    async fn old_pods(&self, d: &Deployment, marker: Option<&str>) -> Result<u32, Error> {
-        let Some(selector) = d.spec.as_ref().map(|s| s.selector.clone()) else { return Ok(0) };
+    async fn old_pods(&self, deployment: &Deployment, marker: Option<&str>) -> Result<u32, Error> {
+        let Some(selector) = deployment.spec.as_ref().map(|s| s.selector.clone()) else { return Ok(0) };
         // A selector that cannot be used must not look like "no old pods".
         let Ok(selector) = Selector::try_from(selector) else { return Ok(u32::MAX) };
         let pods = self.api::<Pod>().list(&ListParams::default().labels_from(&selector)).await?;
@@ -206,22 +211,24 @@ impl Reader<'_> {
 }
 
 /// A decision as it counts for this very migration: not one on a predecessor of the same name.
-fn heard(d: MigrationDecision, name: &str, uid: &str) -> Option<ObservedDecision> {
-    let ours = d.spec.migration == name && d.spec.migration_uid == uid && d.metadata.deletion_timestamp.is_none();
+fn decision_for(decision: MigrationDecision, name: &str, uid: &str) -> Option<ObservedDecision> {
+    let ours = decision.spec.migration == name
+        && decision.spec.migration_uid == uid
+        && decision.metadata.deletion_timestamp.is_none();
     ours.then_some(ObservedDecision {
-        name: d.name_any(),
-        at: d.metadata.creation_timestamp?.0,
-        by: d.spec.by,
-        decision: d.spec.decision,
-        digest: d.spec.digest,
-        reason: d.spec.reason,
+        name: decision.name_any(),
+        at: decision.metadata.creation_timestamp?.0,
+        by: decision.spec.by,
+        decision: decision.spec.decision,
+        digest: decision.spec.digest,
+        reason: decision.spec.reason,
     })
 }
 
 /// What was said while no policy held names to people proves nobody's approval. A word to stop counts all the same.
-fn is_proven(d: &ObservedDecision, since: Option<Time>) -> bool {
-    since.is_none_or(|since| d.at > since)
-        || !matches!(d.decision, DecisionKind::Approve | DecisionKind::Ready | DecisionKind::Keep)
+fn is_authenticated(decision: &ObservedDecision, since: Option<Time>) -> bool {
+    since.is_none_or(|since| decision.at > since)
+        || !matches!(decision.decision, DecisionKind::Approve | DecisionKind::Ready | DecisionKind::Keep)
 }
 
 fn job_state(job: &Job) -> JobState {
@@ -252,8 +259,8 @@ fn check_pod(pods: &[Pod], job: &str) -> CheckPod {
     CheckPod::Waiting(why.unwrap_or_default())
 }
 
-fn restarted_for(d: &Deployment) -> Option<String> {
-    d.spec.as_ref()?.template.metadata.as_ref()?.annotations.as_ref()?.get(RESTARTED_FOR).cloned()
+fn restarted_for(deployment: &Deployment) -> Option<String> {
+    deployment.spec.as_ref()?.template.metadata.as_ref()?.annotations.as_ref()?.get(RESTARTED_FOR).cloned()
 }
 
 #[cfg(test)]
@@ -287,7 +294,7 @@ mod tests {
     ) {
         let (parent, key) = path.rsplit_once('/').unwrap();
         let d = decision(word, |d| d.pointer_mut(parent).unwrap()[key] = value);
-        assert_eq!(heard(d, "m", "1").is_some(), counts);
+        assert_eq!(decision_for(d, "m", "1").is_some(), counts);
     }
 
     #[rstest::rstest]
@@ -341,11 +348,11 @@ mod tests {
     #[case("Abort", true)]
     #[case("Rollback", true)]
     fn what_is_older_than_the_policy_approves_nothing(#[case] word: &str, #[case] counts: bool) {
-        let d = heard(decision(word, |_| {}), "m", "1").unwrap();
+        let d = decision_for(decision(word, |_| {}), "m", "1").unwrap();
         let second = jiff::SignedDuration::from_secs(1);
-        assert!(is_proven(&d, None), "without a policy the window stays shut anyway");
-        assert!(is_proven(&d, Some(d.at - second)));
-        assert_eq!(is_proven(&d, Some(d.at)), counts);
-        assert_eq!(is_proven(&d, Some(d.at + second)), counts);
+        assert!(is_authenticated(&d, None), "without a policy the window stays shut anyway");
+        assert!(is_authenticated(&d, Some(d.at - second)));
+        assert_eq!(is_authenticated(&d, Some(d.at)), counts);
+        assert_eq!(is_authenticated(&d, Some(d.at + second)), counts);
     }
 }

@@ -22,10 +22,13 @@ const RESYNC: Duration = Duration::from_secs(30);
 /// While writes are blocked pods are looked at this often: a terminating pod sends no event when it is gone.
 const WINDOW_RESYNC: Duration = Duration::from_millis(500);
 /// The next look when it should have been already.
-const PAST_WAKE: Duration = Duration::from_secs(1);
+const OVERDUE_REQUEUE: Duration = Duration::from_secs(1);
 
 /// observe -> decide -> persist -> apply, once.
-pub(super) async fn reconcile(object: Arc<DeserializeGuard<CreditMigration>>, ctx: Arc<Context>) -> Result<Action, Error> {
+pub(super) async fn reconcile(
+    object: Arc<DeserializeGuard<CreditMigration>>,
+    ctx: Arc<Context>,
+) -> Result<Action, Error> {
     let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
     async {
         if let Err(invalid) = &object.0 {
@@ -66,7 +69,7 @@ async fn reconcile_live(ctx: &Context, namespace: &str, name: &str) -> Result<Ac
     ctx.metrics.observe(namespace, &live, &status, now);
     if let Err(error) = apply::apply(ctx, &live, effects).await {
         // A refused write would be tried for ever; the one who reads the object must see why nothing moves.
-        if !matches!(error, Error::Stale | Error::LeaseLost) {
+        if !matches!(error, Error::Conflict | Error::LeaseLost) {
             apply::report_error(ctx, &live, &error).await;
         }
         return Err(error);
@@ -75,15 +78,15 @@ async fn reconcile_live(ctx: &Context, namespace: &str, name: &str) -> Result<Ac
     ctx.metrics.reconciled();
     let in_window = status.writes == Some(Writes::Blocked);
     let longest = if in_window { WINDOW_RESYNC } else { RESYNC };
-    Ok(Action::requeue(until(wake_at, now, longest)))
+    Ok(Action::requeue(requeue_after(wake_at, now, longest)))
 }
 
 /// Time until the next look. A wake-up that is not in the future would come again with each look, and each look costs some twenty
-/// requests: it waits for [`PAST_WAKE`].
-fn until(wake_at: Option<Time>, now: Time, longest: Duration) -> Duration {
+/// requests: it waits for [`OVERDUE_REQUEUE`].
+fn requeue_after(wake_at: Option<Time>, now: Time, longest: Duration) -> Duration {
     let wait = match wake_at {
         None => longest,
-        Some(at) if at <= now => PAST_WAKE,
+        Some(at) if at <= now => OVERDUE_REQUEUE,
         Some(at) => at.duration_since(now).try_into().unwrap_or(longest),
     };
     wait.clamp(Duration::from_millis(20), longest)
@@ -93,7 +96,7 @@ fn until(wake_at: Option<Time>, now: Time, longest: Duration) -> Duration {
 pub(super) fn error_policy(object: Arc<DeserializeGuard<CreditMigration>>, error: &Error, ctx: Arc<Context>) -> Action {
     ctx.metrics.failed(error);
     match error {
-        Error::Stale => Action::requeue(Duration::from_millis(50)),
+        Error::Conflict => Action::requeue(Duration::from_millis(50)),
         _ => {
             let span = telemetry::migration_span(&object.namespace().unwrap_or_default(), &object.name_any());
             span.in_scope(|| warn!(%error, "reconciliation failed; tried again"));
@@ -113,10 +116,10 @@ mod tests {
     #[case::in_a_moment(Some(1), 20)]
     #[case::now(Some(0), 1_000)]
     #[case::past(Some(-5_000), 1_000)]
-    fn the_next_look(#[case] wake_millis: Option<i64>, #[case] millis: u64) {
+    fn requeues(#[case] wake_millis: Option<i64>, #[case] millis: u64) {
         let now = Time::UNIX_EPOCH;
         let at = wake_millis.map(|ms| now + jiff::SignedDuration::from_millis(ms));
-        assert_eq!(until(at, now, RESYNC), Duration::from_millis(millis));
-        assert!(until(at, now, WINDOW_RESYNC) <= WINDOW_RESYNC);
+        assert_eq!(requeue_after(at, now, RESYNC), Duration::from_millis(millis));
+        assert!(requeue_after(at, now, WINDOW_RESYNC) <= WINDOW_RESYNC);
     }
 }

@@ -37,12 +37,12 @@ pub(super) async fn run(ctx: Arc<Context>) {
 
     let jobs = watcher::Config::default().labels(super::build::MANAGED_SELECTOR);
     let (by_config_map, by_deployment) = (store.clone(), store);
-    let (told, teller, metrics) = (Told::default(), ctx.clone(), ctx.metrics.clone());
+    let (seen, reporting, metrics) = (SeenUids::default(), ctx.clone(), ctx.metrics.clone());
     controller
         .watches(Api::<PartialObjectMeta<MigrationRun>>::all(client.clone()), all.clone(), by_label)
         .watches(Api::<PartialObjectMeta<Job>>::all(client.clone()), jobs, by_label)
         .watches(Api::<DeserializeGuard<MigrationDecision>>::all(client.clone()), all.clone(), move |d| {
-            decided(&teller, &told, d)
+            decided(&reporting, &seen, d)
         })
         .watches(Api::<PartialObjectMeta<ConfigMap>>::all(client.clone()), all.clone(), move |m| {
             naming(&by_config_map, &m, refers_to_config_map)
@@ -68,14 +68,14 @@ pub(super) async fn run(ctx: Arc<Context>) {
 /// The migration that a decision names. Of one that cannot be decoded its author hears: it counts for nothing.
 fn decided(
     ctx: &Arc<Context>,
-    told: &Told,
+    seen: &SeenUids,
     decision: DeserializeGuard<MigrationDecision>,
 ) -> Option<ObjectRef<Guarded>> {
     let namespace = decision.namespace().unwrap_or_default();
     match decision.0 {
         Ok(decision) => Some(ObjectRef::new(&decision.spec.migration).within(&namespace)),
         Err(invalid) => {
-            if told.first(&invalid) {
+            if seen.insert(&invalid) {
                 // Which migration it names cannot be read either.
                 let span = error_span!("decision", namespace, decision = invalid.metadata.name.as_deref());
                 span.in_scope(|| error!(error = %invalid.error, "cannot decode this MigrationDecision"));
@@ -90,10 +90,10 @@ fn decided(
 
 /// UIDs of objects whose authors were told: the watch shows an object again with each change and each reconnection.
 #[derive(Default)]
-struct Told(Mutex<HashSet<String>>);
+struct SeenUids(Mutex<HashSet<String>>);
 
-impl Told {
-    fn first(&self, invalid: &InvalidObject) -> bool {
+impl SeenUids {
+    fn insert(&self, invalid: &InvalidObject) -> bool {
         let uid = invalid.metadata.uid.clone().unwrap_or_default();
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(uid)
     }
@@ -164,15 +164,15 @@ mod tests {
     }
 
     #[test]
-    fn of_an_undecodable_decision_is_told_once() {
-        let told = Told::default();
+    fn an_undecodable_decision_is_reported_once() {
+        let seen = SeenUids::default();
         let invalid = |uid: &str| {
             let guarded: DeserializeGuard<MigrationDecision> =
                 serde_json::from_value(decision(uid, "Postpone")).unwrap();
             guarded.0.unwrap_err()
         };
         assert_eq!(
-            [told.first(&invalid("a")), told.first(&invalid("a")), told.first(&invalid("b"))],
+            [seen.insert(&invalid("a")), seen.insert(&invalid("a")), seen.insert(&invalid("b"))],
             [true, false, true]
         );
         let about = apply::reference::<MigrationDecision>(&invalid("a"));

@@ -19,11 +19,11 @@ use crate::{
 };
 
 /// How long a Job that has ended is kept, in seconds: its result is in the status, its logs are for people.
-const KEPT: i32 = 3600;
+const FINISHED_JOB_TTL: i32 = 3600;
 
 /// Seconds beyond the check's own time-out in which its pod must have come to a node. The pod has the check's time-out itself, so
 /// a Job that ends by its own had no pod that could have answered: that is no measurement.
-const PLACING: u64 = 60;
+const SCHEDULING_ALLOWANCE: u64 = 60;
 
 /// The Job of one measurement.
 pub fn check_job(migration: &CreditMigration, start: &CheckJobStart) -> Job {
@@ -44,7 +44,7 @@ pub fn check_job(migration: &CreditMigration, start: &CheckJobStart) -> Job {
         },
         spec: Some(JobSpec {
             backoff_limit: Some(0),
-            active_deadline_seconds: i64::try_from(seconds + PLACING).ok(),
+            active_deadline_seconds: i64::try_from(seconds + SCHEDULING_ALLOWANCE).ok(),
             // A drained node says nothing of the application: the measurement is made on another one.
             pod_failure_policy: Some(PodFailurePolicy {
                 rules: vec![PodFailurePolicyRule {
@@ -56,7 +56,7 @@ pub fn check_job(migration: &CreditMigration, start: &CheckJobStart) -> Job {
                     ..Default::default()
                 }],
             }),
-            ttl_seconds_after_finished: Some(KEPT),
+            ttl_seconds_after_finished: Some(FINISHED_JOB_TTL),
             template: PodTemplateSpec {
                 metadata: Some(ObjectMeta { labels: Some(labels), ..Default::default() }),
                 spec: Some(PodSpec {

@@ -26,14 +26,14 @@ const UID: i64 = 65532;
 /// Restarts of a preparing pod are the machine's business; those of a window pod the kubelet's, which needs no API server.
 const WINDOW_POD_RETRIES: i32 = 6;
 /// Seconds from SIGTERM to SIGKILL.
-const GRACE: i64 = 10;
+const GRACE_SECONDS: i64 = 10;
 /// The same of a pod that uploads: parts of an upload that is not aborted are kept, and paid for, until somebody finds them.
-const UPLOAD_GRACE: i64 = 60;
+const UPLOAD_GRACE_SECONDS: i64 = 60;
 /// The same of a window pod: one that nobody succeeds, as in a namespace that is being deleted, runs the down SQL meanwhile.
-const WINDOW_GRACE: i64 = 120;
+const WINDOW_GRACE_SECONDS: i64 = 120;
 
 /// Seconds after which the pod of a window whose node is lost is given up.
-const LOST_NODE: i64 = 10;
+const LOST_NODE_SECONDS: i64 = 10;
 /// Annotation that the cluster autoscaler heeds.
 pub(super) const SAFE_TO_EVICT: &str = "cluster-autoscaler.kubernetes.io/safe-to-evict";
 
@@ -65,7 +65,7 @@ pub fn job(run: &MigrationRun, image: &str, timeout_seconds: Option<u64>) -> Job
             template: PodTemplateSpec {
                 metadata: Some(ObjectMeta {
                     labels: Some(labels),
-                    annotations: keeps_its_node(*task)
+                    annotations: is_pinned_to_node(*task)
                         .then(|| BTreeMap::from([(SAFE_TO_EVICT.to_owned(), "false".to_owned())])),
                     ..Default::default()
                 }),
@@ -78,11 +78,11 @@ pub fn job(run: &MigrationRun, image: &str, timeout_seconds: Option<u64>) -> Job
 }
 
 /// Pods that the cluster autoscaler must not move: those of windows, and those that have counted failures of checks.
-fn keeps_its_node(task: Task) -> bool {
+fn is_pinned_to_node(task: Task) -> bool {
     matches!(task, Task::Window | Task::RollbackWindow | Task::Validate | Task::Monitor)
 }
 
-/// A lost node's pod is given up after [`LOST_NODE`] instead of the 300 s that Kubernetes adds by itself: until then no other one
+/// A lost node's pod is given up after [`LOST_NODE_SECONDS`] instead of the 300 s that Kubernetes adds by itself: until then no other one
 /// comes, and that is as long as a window by default may last.
 fn tolerations() -> Vec<Toleration> {
     ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"]
@@ -90,7 +90,7 @@ fn tolerations() -> Vec<Toleration> {
             key: Some(taint.into()),
             operator: Some("Exists".into()),
             effect: Some("NoExecute".into()),
-            toleration_seconds: Some(LOST_NODE),
+            toleration_seconds: Some(LOST_NODE_SECONDS),
             ..Default::default()
         })
         .into()
@@ -98,14 +98,14 @@ fn tolerations() -> Vec<Toleration> {
 
 fn grace(task: Task) -> i64 {
     match task {
-        Task::Window | Task::RollbackWindow => WINDOW_GRACE,
-        Task::Backup | Task::ExportKeyUsers => UPLOAD_GRACE,
-        _ => GRACE,
+        Task::Window | Task::RollbackWindow => WINDOW_GRACE_SECONDS,
+        Task::Backup | Task::ExportKeyUsers => UPLOAD_GRACE_SECONDS,
+        _ => GRACE_SECONDS,
     }
 }
 
 fn pod(run: &MigrationRun, plan: &CreditMigrationSpec, image: &str, in_window: bool) -> PodSpec {
-    let (volumes, mounts): (Vec<_>, Vec<_>) = volumes::of(plan, run.spec.task).into_iter().unzip();
+    let (volumes, mounts): (Vec<_>, Vec<_>) = volumes::for_task(plan, run.spec.task).into_iter().unzip();
     let pull = &plan.runner.image_pull_secrets;
     PodSpec {
         service_account_name: Some(runner_name(&run.spec.migration)),

@@ -152,8 +152,7 @@ fn refused(pod: &Value) -> Vec<String> {
             demand(own["allowPrivilegeEscalation"] == false, format!("{name} allowPrivilegeEscalation"));
             demand(own["capabilities"]["drop"] == json!(["ALL"]), format!("{name} capabilities.drop"));
             demand(own["capabilities"]["add"].is_null(), format!("{name} capabilities.add"));
-            let non_root =
-                if own["runAsNonRoot"].is_null() { &security["runAsNonRoot"] } else { &own["runAsNonRoot"] };
+            let non_root = if own["runAsNonRoot"].is_null() { &security["runAsNonRoot"] } else { &own["runAsNonRoot"] };
             demand(*non_root == true, format!("{name} runAsNonRoot"));
             let user = if own["runAsUser"].is_null() { &security["runAsUser"] } else { &own["runAsUser"] };
             demand(user.as_i64() != Some(0), format!("{name} runAsUser"));

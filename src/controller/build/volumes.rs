@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::{
 use crate::api::{CreditMigrationSpec, KeyRef, NotificationChannel, SlackChannel, Task, WebhookChannel, mounts};
 
 /// What the spec names, each optional: a missing Secret becomes the runner's message instead of a pod that never starts.
-pub(super) fn of(plan: &CreditMigrationSpec, task: Task) -> Vec<(Volume, VolumeMount)> {
+pub(super) fn for_task(plan: &CreditMigrationSpec, task: Task) -> Vec<(Volume, VolumeMount)> {
     let connection = &plan.database.connection;
     let mut all = vec![
         secret("database", &connection.secret_ref.name, Some((&connection.secret_ref.key, mounts::DATABASE_URL))),
@@ -29,7 +29,7 @@ pub(super) fn of(plan: &CreditMigrationSpec, task: Task) -> Vec<(Volume, VolumeM
         let path = format!("{}/{}/{name}", mounts::ROOT, mounts::SECRETS);
         all.push((volume, VolumeMount { mount_path: path, ..mount }));
     }
-    if tells(task)
+    if sends_notices(task)
         && let Some(templates) = &plan.notifications.templates_config_map_ref
     {
         let source = ConfigMapVolumeSource { name: templates.name.clone(), optional: Some(true), ..Default::default() };
@@ -40,7 +40,7 @@ pub(super) fn of(plan: &CreditMigrationSpec, task: Task) -> Vec<(Volume, VolumeM
 }
 
 /// Tasks that send notices, or look whether they could. A window tells by itself when it is held without a controller.
-fn tells(task: Task) -> bool {
+fn sends_notices(task: Task) -> bool {
     matches!(task, Task::Preflight | Task::Notify | Task::Window | Task::RollbackWindow)
 }
 
@@ -50,7 +50,7 @@ fn further_secrets(plan: &CreditMigrationSpec, task: Task) -> BTreeSet<String> {
     if let (Some(code), Task::Preflight | Task::CodeBackup) = (&plan.code, task) {
         names.insert(code.secret_ref.name.clone());
     }
-    if tells(task) {
+    if sends_notices(task) {
         for channel in &plan.notifications.channels {
             let NotificationChannel { name: _, audiences: _, slack, webhook, email } = channel;
             if let Some(SlackChannel { url_secret_ref, ca_secret_ref }) = slack {
@@ -169,12 +169,12 @@ mod tests {
 
     #[test]
     fn mounts_lie_where_the_runner_looks() {
-        let paths = |task| of(&plan(), task).into_iter().map(|(_, m)| m.mount_path).collect::<Vec<_>>();
+        let paths = |task| for_task(&plan(), task).into_iter().map(|(_, m)| m.mount_path).collect::<Vec<_>>();
         assert!(paths(Task::Notify).contains(&format!("{}/{}/chat", mounts::ROOT, mounts::SECRETS)));
         assert!(paths(Task::Notify).contains(&format!("{}/{}", mounts::ROOT, mounts::TEMPLATES)));
         assert!(!paths(Task::Backup).contains(&format!("{}/{}", mounts::ROOT, mounts::TEMPLATES)));
         assert_eq!(mounts::secret("chat", "url"), "secrets/chat/url");
         // Names of volumes are labels: that of a Secret may be too long for one.
-        assert!(of(&plan(), Task::Preflight).iter().all(|(v, _)| v.name.len() <= 63));
+        assert!(for_task(&plan(), Task::Preflight).iter().all(|(v, _)| v.name.len() <= 63));
     }
 }
