@@ -1,8 +1,9 @@
 //! The only writer: one exhaustive match over [`Effect`].
 //!
-//! An irreversible effect is fenced thrice: the Lease is checked; the target is read first, the migration re-read after it
-//! and compared with what was decided on; and the write carries the target's resourceVersion. So a leader that slept
-//! between decision and write cannot undo what its successor has done.
+//! An irreversible effect ([`Effect::target`]) is fenced thrice, for all of them in [`Writer::apply`]: the Lease is
+//! checked; the target is read first, the migration re-read after it and compared with what was decided on; and the
+//! write carries the target's resourceVersion. So a leader that slept between decision and write cannot undo what its
+//! successor has done.
 
 use k8s_openapi::api::{
     apps::v1::Deployment,
@@ -24,7 +25,7 @@ use crate::{
         CreditMigration, FINALIZER, FLAG_SET_FOR, MigrationRun, RESTARTED_FOR, Task, WindowCommand, WindowOrder,
         WorkloadRef,
     },
-    machine::{Effect, Event, StartRun},
+    machine::{Effect, Event, StartRun, Target},
 };
 
 /// Does what was decided, in order. `live` is the migration as it was persisted with the decision.
@@ -45,6 +46,13 @@ pub(super) async fn apply(ctx: &Context, live: &CreditMigration, effects: Vec<Ef
     result
 }
 
+/// The target of an irreversible effect, as it was before the migration was found to be the one decided on.
+struct Fenced {
+    resource_version: Option<String>,
+    /// The run, if the target is one and is there.
+    run: Option<MigrationRun>,
+}
+
 struct Writer<'a> {
     ctx: &'a Context,
     live: &'a CreditMigration,
@@ -56,28 +64,55 @@ impl Writer<'_> {
         Api::namespaced(self.ctx.client.clone(), &self.namespace)
     }
 
-    /// The migration is still the one that was decided on. Called after the target was read.
-    async fn still_current(&self) -> Result<(), Error> {
+    /// Reads the target of an irreversible effect, then the migration, which must be the one that was decided on.
+    async fn fence(&self, target: Target<'_>) -> Result<Fenced, Error> {
+        let flag = &self.live.spec.application.flag.config_map_key_ref;
+        let fenced = match target {
+            Target::Migration => Fenced { resource_version: self.live.resource_version(), run: None },
+            Target::Run(name) => {
+                let run = self.api::<MigrationRun>().get_opt(name).await?;
+                Fenced { resource_version: run.as_ref().and_then(ResourceExt::resource_version), run }
+            }
+            Target::Flag => self.fenced_version::<ConfigMap>(&flag.name).await?,
+            Target::Workload(workload) => self.fenced_version::<Deployment>(&workload.name).await?,
+        };
         let now = self.api::<CreditMigration>().get_metadata(&self.live.name_any()).await?;
-        if now.resource_version() == self.live.resource_version() { Ok(()) } else { Err(Error::Conflict) }
+        if now.resource_version() == self.live.resource_version() { Ok(fenced) } else { Err(Error::Conflict) }
+    }
+
+    async fn fenced_version<K>(&self, name: &str) -> Result<Fenced, Error>
+    where
+        K: Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>
+            + Clone
+            + std::fmt::Debug
+            + serde::de::DeserializeOwned,
+    {
+        let target = self.api::<K>().get_metadata(name).await?;
+        Ok(Fenced { resource_version: target.resource_version(), run: None })
     }
 
     async fn apply(&self, effect: Effect) -> Result<(), Error> {
         if !matches!(effect, Effect::Event(_)) {
             self.ctx.lease.check()?;
         }
+        let fenced = match effect.target() {
+            Some(target) => Some(self.fence(target).await?),
+            None => None,
+        };
+        // Without a fence an irreversible effect is not carried out.
+        let fenced = || fenced.ok_or(Error::Conflict);
         match effect {
-            Effect::AddFinalizer => self.set_finalizer(true).await,
-            Effect::RemoveFinalizer => self.set_finalizer(false).await,
+            Effect::AddFinalizer => self.set_finalizer(true, self.live.resource_version()).await,
+            Effect::RemoveFinalizer => self.set_finalizer(false, fenced()?.resource_version).await,
             Effect::StartRun(start) => self.start_run(&start).await,
             Effect::StartCheckJob(start) => {
                 let job = build::check_job(self.live, &start);
                 self.ensure("Job", job, &self.live.uid().unwrap_or_default()).await.map(drop)
             }
-            Effect::RemoveRun { name } => self.remove_run(&name).await,
-            Effect::OrderWindow { name, order } => self.order_window(&name, &order).await,
-            Effect::SetFlag { value, marker } => self.set_flag(&value, &marker).await,
-            Effect::Restart { workload, marker } => self.restart(&workload, &marker).await,
+            Effect::RemoveRun { name } => self.remove_run(&name, fenced()?).await,
+            Effect::OrderWindow { name, order } => self.order_window(&name, &order, fenced()?).await,
+            Effect::SetFlag { value, marker } => self.set_flag(&value, &marker, fenced()?).await,
+            Effect::Restart { workload, marker } => self.restart(&workload, &marker, fenced()?).await,
             Effect::Event(event) => {
                 // One that cannot be published must not hide or hold up what it tells of.
                 self.publish(&event).await;
@@ -86,13 +121,13 @@ impl Writer<'_> {
         }
     }
 
-    async fn set_finalizer(&self, wanted: bool) -> Result<(), Error> {
+    async fn set_finalizer(&self, wanted: bool, resource_version: Option<String>) -> Result<(), Error> {
         let mut finalizers = self.live.finalizers().to_vec();
         finalizers.retain(|f| f != FINALIZER);
         if wanted {
             finalizers.push(FINALIZER.into());
         }
-        let patch = json!({"metadata": {"resourceVersion": self.live.resource_version(), "finalizers": finalizers}});
+        let patch = json!({"metadata": {"resourceVersion": resource_version, "finalizers": finalizers}});
         ignore_conflict(self.merge::<CreditMigration>(&self.live.name_any(), &patch).await)
     }
 
@@ -149,17 +184,16 @@ impl Writer<'_> {
         Ok(())
     }
 
-    async fn remove_run(&self, name: &str) -> Result<(), Error> {
+    async fn remove_run(&self, name: &str, fenced: Fenced) -> Result<(), Error> {
         let api = self.api::<MigrationRun>();
-        let Some(run) = api.get_opt(name).await? else { return Ok(()) };
+        let Some(run) = fenced.run else { return Ok(()) };
         let in_window = matches!(run.spec.task, Task::Window | Task::RollbackWindow);
         if in_window {
             if run.spec.window.as_ref().is_some_and(|w| w.command > WindowCommand::Standby) {
                 return Err(Error::Conflict);
             }
-            self.still_current().await?;
             // With the resourceVersion that still says Standby: an order to open cannot slip in between.
-            let exactly = Preconditions { resource_version: run.resource_version(), uid: run.uid() };
+            let exactly = Preconditions { resource_version: fenced.resource_version, uid: run.metadata.uid };
             let params = DeleteParams { preconditions: Some(exactly), ..DeleteParams::background() };
             return ignore_conflict(api.delete(name, &params).await.map(drop));
         }
@@ -176,25 +210,22 @@ impl Writer<'_> {
         }
     }
 
-    async fn order_window(&self, name: &str, order: &WindowOrder) -> Result<(), Error> {
-        let run = self.api::<MigrationRun>().get(name).await?;
+    async fn order_window(&self, name: &str, order: &WindowOrder, fenced: Fenced) -> Result<(), Error> {
+        let Some(run) = fenced.run else { return Err(Error::Conflict) };
         // Orders only move forward, whoever gave the last one.
         if run.spec.window.as_ref().is_some_and(|w| w.command >= order.command) {
             return Ok(());
         }
-        self.still_current().await?;
-        let patch = json!({"metadata": {"resourceVersion": run.resource_version()}, "spec": {"window": order}});
+        let patch = json!({"metadata": {"resourceVersion": fenced.resource_version}, "spec": {"window": order}});
         ignore_conflict(self.merge::<MigrationRun>(name, &patch).await)?;
         info!(run = name, command = ?order.command, "window ordered");
         Ok(())
     }
 
-    async fn set_flag(&self, value: &str, marker: &str) -> Result<(), Error> {
+    async fn set_flag(&self, value: &str, marker: &str, fenced: Fenced) -> Result<(), Error> {
         let key = &self.live.spec.application.flag.config_map_key_ref;
-        let map = self.api::<ConfigMap>().get(&key.name).await?;
-        self.still_current().await?;
         let patch = json!({
-            "metadata": {"resourceVersion": map.resource_version(), "annotations": {FLAG_SET_FOR: marker}},
+            "metadata": {"resourceVersion": fenced.resource_version, "annotations": {FLAG_SET_FOR: marker}},
             "data": {&key.key: value},
         });
         ignore_conflict(self.merge::<ConfigMap>(&key.name, &patch).await)?;
@@ -202,11 +233,9 @@ impl Writer<'_> {
         Ok(())
     }
 
-    async fn restart(&self, workload: &WorkloadRef, marker: &str) -> Result<(), Error> {
-        let deployment = self.api::<Deployment>().get(&workload.name).await?;
-        self.still_current().await?;
+    async fn restart(&self, workload: &WorkloadRef, marker: &str, fenced: Fenced) -> Result<(), Error> {
         let patch = json!({
-            "metadata": {"resourceVersion": deployment.resource_version()},
+            "metadata": {"resourceVersion": fenced.resource_version},
             "spec": {"template": {"metadata": {"annotations": {RESTARTED_FOR: marker}}}},
         });
         ignore_conflict(self.merge::<Deployment>(&workload.name, &patch).await)

@@ -7,13 +7,13 @@ use crate::api::{JobCheck, MigrationRunSpec, Time, WindowOrder, WorkloadRef};
 pub enum Effect {
     /// Put the finalizer on the migration.
     AddFinalizer,
-    /// Let the migration go.
+    /// Let the migration go. Irreversible.
     RemoveFinalizer,
     /// See that ServiceAccount, RoleBinding, `MigrationRun` and Job are there; adopt what is ours, refuse what is not.
     StartRun(Box<StartRun>),
     /// See that the Job of a `job` check's measurement is there.
     StartCheckJob(Box<CheckJobStart>),
-    /// Delete the Job and the `MigrationRun`. A window run is deleted only while its order is `Standby`.
+    /// Delete the Job and the `MigrationRun`. A window run is deleted only while its order is `Standby`. Irreversible.
     RemoveRun {
         /// Name of both.
         name: String,
@@ -32,7 +32,7 @@ pub enum Effect {
         /// Value of the annotation [`crate::api::FLAG_SET_FOR`].
         marker: String,
     },
-    /// Restart a workload by its pod template's annotation [`crate::api::RESTARTED_FOR`].
+    /// Restart a workload by its pod template's annotation [`crate::api::RESTARTED_FOR`]. Irreversible.
     Restart {
         /// Which.
         workload: WorkloadRef,
@@ -44,19 +44,36 @@ pub enum Effect {
 }
 
 impl Effect {
-    /// Whether a stale cache must not be able to cause it: the controller re-reads the live object first.
-    pub fn irreversible(&self) -> bool {
+    /// What is fenced: the object that the effect changes or removes for good, which no decision on a stale cache may
+    /// cause. It is read first, then the migration is read again and compared with what was decided on, and the write
+    /// carries the version of the object as read. `None` for effects that a later decision makes up for.
+    pub fn target(&self) -> Option<Target<'_>> {
         match self {
-            Effect::OrderWindow { .. } | Effect::SetFlag { .. } | Effect::Restart { .. } | Effect::RemoveFinalizer => {
-                true
-            }
-            Effect::AddFinalizer
-            | Effect::StartRun(_)
-            | Effect::StartCheckJob(_)
-            | Effect::RemoveRun { .. }
-            | Effect::Event(_) => false,
+            Effect::RemoveFinalizer => Some(Target::Migration),
+            Effect::RemoveRun { name } | Effect::OrderWindow { name, .. } => Some(Target::Run(name)),
+            Effect::SetFlag { .. } => Some(Target::Flag),
+            Effect::Restart { workload, .. } => Some(Target::Workload(workload)),
+            Effect::AddFinalizer | Effect::StartRun(_) | Effect::StartCheckJob(_) | Effect::Event(_) => None,
         }
     }
+
+    /// Whether it is fenced.
+    pub fn irreversible(&self) -> bool {
+        self.target().is_some()
+    }
+}
+
+/// The object that an irreversible effect changes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Target<'a> {
+    /// The migration itself.
+    Migration,
+    /// The `MigrationRun` of this name.
+    Run(&'a str),
+    /// The ConfigMap of the flag.
+    Flag,
+    /// A workload.
+    Workload(&'a WorkloadRef),
 }
 
 /// A run to be started.

@@ -10,7 +10,7 @@ use crate::{
         Reason, RunPhase, Task, WindowCommand, WindowProgress, WindowState,
         fixtures::{self, SECRET},
     },
-    machine::{Effect, Job, Observed, ObservedRun, decide},
+    machine::{Effect, Job, Observed, ObservedRun, Target, decide},
 };
 
 /// A controller: what it read (perhaps long ago), then what it still has to do.
@@ -86,11 +86,11 @@ impl Controller {
 }
 
 fn target_version(w: &World, effect: &Effect) -> u64 {
-    match effect {
-        Effect::OrderWindow { name, .. } => w.runs.get(name).map_or(0, |r| r.version),
-        Effect::SetFlag { .. } => w.flag.version,
-        Effect::Restart { .. } => w.app.version,
-        _ => 0,
+    match effect.target() {
+        Some(Target::Run(name)) => w.runs.get(name).map_or(0, |r| r.version),
+        Some(Target::Flag) => w.flag.version,
+        Some(Target::Workload(_)) => w.app.version,
+        Some(Target::Migration) | None => 0,
     }
 }
 
@@ -132,7 +132,7 @@ fn apply(w: &mut World, version: u64, effect: &Effect, target: Option<u64>) -> b
         Effect::RemoveRun { name } => {
             let Some(run) = w.runs.get(name) else { return true };
             let window = matches!(run.value.run.spec.task, Task::Window | Task::RollbackWindow);
-            if window && (!current || w.order(name).is_some_and(|c| c > WindowCommand::Standby)) {
+            if window && (!same(run.version) || w.order(name).is_some_and(|c| c > WindowCommand::Standby)) {
                 return false;
             }
             w.runs.remove(name);
