@@ -208,8 +208,8 @@ async fn each_line_of_a_runner_tells_its_run() {
     assert!(failed.as_str().unwrap().starts_with("NoticeUndelivered: 1 of 1 channels"), "{failed}");
 }
 
-#[tokio::test]
-async fn each_line_of_a_reconciliation_tells_its_migration() {
+/// What the controller needs to run, with one migration that it cannot read.
+fn cluster() -> Vec<(String, Result<Value, u16>)> {
     let migration = json!({
         "apiVersion": "creditmigration.io/v1alpha1", "kind": "CreditMigration",
         "metadata": {"name": "m", "namespace": "shop", "uid": "1", "resourceVersion": "1"}, "spec": spec(),
@@ -227,12 +227,51 @@ async fn each_line_of_a_reconciliation_tells_its_migration() {
         objects.push((path.to_owned(), list("PartialObjectMetadataList", json!([]))));
     }
     objects.push((format!("{group}/migrationruns"), list("PartialObjectMetadataList", json!([]))));
+    objects
+}
+
+#[tokio::test]
+async fn each_line_of_a_reconciliation_tells_its_migration() {
     let arguments = ["controller", "--runner-image", "r", "--listen", "127.0.0.1:0"];
-    let mut controller = start(&folder("controller"), objects, &arguments).await;
+    let mut controller = start(&folder("controller"), cluster(), &arguments).await;
     let log = log_until(&mut controller, "reconciliation failed; tried again").await;
     controller.kill().await.unwrap();
     let line = log.last().unwrap();
     line.has(&[("namespace", json!("shop")), ("migration", json!("m")), ("level", json!("WARN"))]);
     assert!(line.0["error"].as_str().unwrap().starts_with("Kubernetes API: "), "{:?}", line.0);
     assert!(log.iter().any(|line| line.message() == "leading" && !line.0.contains_key("migration")));
+}
+
+/// Series of an exposition, by name and labels.
+fn series(text: &str) -> BTreeMap<String, f64> {
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    lines
+        .filter_map(|line| line.rsplit_once(' '))
+        .map(|(name, value)| (name.to_owned(), value.parse().unwrap()))
+        .collect()
+}
+
+#[tokio::test]
+async fn metrics_tell_of_the_controllers_own_work() {
+    // A port that was free a moment ago.
+    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let listen = address.to_string();
+    let arguments = ["controller", "--runner-image", "r", "--listen", &listen];
+    let mut controller = start(&folder("metrics"), cluster(), &arguments).await;
+    log_until(&mut controller, "reconciliation failed; tried again").await;
+    let answer = reqwest::get(format!("http://{listen}/metrics")).await.unwrap();
+    let kind = answer.headers()["content-type"].to_str().unwrap().to_owned();
+    let text = answer.text().await.unwrap();
+    controller.kill().await.unwrap();
+    assert!(kind.starts_with("application/openmetrics-text") && text.ends_with("# EOF\n"), "{kind}: {text}");
+    let all = series(&text);
+    let at_least_one = |name: &str| assert!(all.get(name).is_some_and(|value| *value >= 1.0), "{name}: {text}");
+    at_least_one("credit_migration_leader");
+    at_least_one("credit_migration_reconcile_failures_total{class=\"kubernetes\"}");
+    at_least_one("credit_migration_reconcile_duration_seconds_count{outcome=\"failure\"}");
+    at_least_one("credit_migration_kubernetes_request_duration_seconds_count{verb=\"create\",outcome=\"success\"}");
+    at_least_one("credit_migration_kubernetes_request_duration_seconds_count{verb=\"get\",outcome=\"server_error\"}");
+    assert!(all.contains_key("credit_migration_reconciles_in_progress"), "{text}");
+    assert_eq!(all["credit_migration_watch_errors_total{stage=\"list\"}"], 0.0);
+    assert_eq!(all["credit_migration_reconciles_total"], 0.0);
 }

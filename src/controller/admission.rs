@@ -11,7 +11,7 @@ use k8s_openapi::api::admissionregistration::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use kube::{Api, Client, api::ListParams};
 
-use super::Error;
+use super::{Error, client, metrics::RequestDurations};
 use crate::api::{CreditMigration, MigrationDecision, MigrationRun, Time};
 
 /// Default name of the policy on decisions.
@@ -218,7 +218,7 @@ pub struct InstallCheck {
 /// # Errors
 /// `AdmissionPolicyMissing` with what is missing or weak; `Kube` when a kind is not served.
 pub async fn check_install(options: &InstallCheck) -> Result<String, Error> {
-    let client = super::client().await?;
+    let client = client::connect(&RequestDurations::default()).await?;
     let (one, namespace) = (ListParams::default().limit(1), &options.namespace);
     Api::<CreditMigration>::namespaced(client.clone(), namespace).list(&one).await?;
     Api::<MigrationDecision>::namespaced(client.clone(), namespace).list(&one).await?;

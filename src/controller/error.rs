@@ -1,6 +1,8 @@
 //! How a reconciliation, or the controller itself, fails.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
+
+use prometheus_client::encoding::{EncodeLabelValue, LabelValueEncoder};
 
 /// What ends the controller.
 #[derive(Debug, thiserror::Error)]
@@ -34,4 +36,55 @@ pub enum Error {
     /// One reconciliation took too long.
     #[error("reconciliation took longer than {0:?}")]
     Timeout(Duration),
+}
+
+impl Error {
+    /// Its label in metrics.
+    pub(super) fn class(&self) -> ErrorClass {
+        match self {
+            Error::Kube(_) => ErrorClass::Kubernetes,
+            Error::Timeout(_) => ErrorClass::Timeout,
+            Error::Conflict => ErrorClass::Conflict,
+            Error::LeaseLost => ErrorClass::Lease,
+            Error::NotOwned { .. } => ErrorClass::Foreign,
+            Error::Config(_) | Error::Listen(_) | Error::AdmissionPolicyMissing(_) => ErrorClass::Other,
+        }
+    }
+}
+
+/// Defines the classes with their labels, once each.
+macro_rules! classes {
+    ($($class:ident = $label:literal),+) => {
+        /// Classes of errors, as metrics count them.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub(super) enum ErrorClass {
+            $($class),+
+        }
+
+        impl ErrorClass {
+            /// All of them.
+            pub(super) const ALL: &[Self] = &[$(Self::$class),+];
+
+            fn label(self) -> &'static str {
+                match self {
+                    $(Self::$class => $label),+
+                }
+            }
+        }
+    };
+}
+
+classes!(
+    Kubernetes = "kubernetes",
+    Timeout = "timeout",
+    Conflict = "conflict",
+    Lease = "lease",
+    Foreign = "foreign",
+    Other = "other"
+);
+
+impl EncodeLabelValue for ErrorClass {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        self.label().encode(encoder)
+    }
 }

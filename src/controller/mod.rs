@@ -6,6 +6,7 @@ pub mod build;
 
 mod admission;
 mod apply;
+mod client;
 mod error;
 mod events;
 mod leader;
@@ -16,7 +17,7 @@ mod reconcile;
 mod server;
 mod watches;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use kube::{Client, runtime::events::Reporter};
 use tracing::info;
@@ -42,8 +43,8 @@ pub(crate) struct Context {
 
 /// Runs until a signal, the loss of the Lease, or an error that cannot be waited out.
 pub async fn run(options: Options) -> Result<(), Error> {
-    let client = client().await?;
     let metrics = Arc::new(metrics::Metrics::default());
+    let client = client::connect(&metrics.requests()).await?;
     let serve = server::serve(options.listen, metrics.clone()).await?;
     let duration = to_signed(options.lease_duration).unsigned_abs();
     let elector =
@@ -71,14 +72,4 @@ pub async fn run(options: Options) -> Result<(), Error> {
         () = elector.keep() => return Err(Error::LeaseLost),
     }
     Ok(())
-}
-
-/// A client whose requests end: without a read time-out a hanging API server would hang the operator with it.
-pub async fn client() -> Result<Client, Error> {
-    let mut config = kube::Config::infer().await?;
-    config.connect_timeout = Some(Duration::from_secs(5));
-    // Longer than the watch's own time-out (290 s), so that an idle watch is not cut before the server ends it.
-    config.read_timeout = Some(Duration::from_secs(295));
-    config.default_retry = false;
-    Ok(Client::try_from(config)?)
 }

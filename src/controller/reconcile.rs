@@ -30,7 +30,8 @@ pub(super) async fn reconcile(
     ctx: Arc<Context>,
 ) -> Result<Action, Error> {
     let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
-    async {
+    let timer = ctx.metrics.reconciling();
+    let result = async {
         if let Err(invalid) = &object.0 {
             // One object that cannot be read is its own problem; the others go on.
             error!(error = %invalid.error, "cannot decode this CreditMigration");
@@ -42,7 +43,11 @@ pub(super) async fn reconcile(
             .unwrap_or(Err(Error::Timeout(RECONCILE_TIMEOUT)))
     }
     .instrument(telemetry::migration_span(&namespace, &name))
-    .await
+    .await;
+    if result.is_ok() {
+        timer.succeeded();
+    }
+    result
 }
 
 async fn reconcile_live(ctx: &Context, namespace: &str, name: &str) -> Result<Action, Error> {

@@ -4,10 +4,19 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use axum::{Router, extract::State, http::StatusCode, routing::get};
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::IntoResponse,
+    routing::get,
+};
 use tokio::{net::TcpListener, task::JoinHandle};
 
 use super::{Error, metrics::Metrics};
+use crate::telemetry;
+
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Serves until the process ends. `Err` when the port cannot be had.
 pub(super) async fn serve(
@@ -18,9 +27,14 @@ pub(super) async fn serve(
     let router = Router::new()
         .route("/livez", get(|| async { "ok" }))
         .route("/readyz", get(ready))
-        .route("/metrics", get(|State(m): State<Arc<Metrics>>| async move { m.render(crate::telemetry::now()) }))
+        .route("/metrics", get(metrics_text))
         .with_state(metrics);
     Ok(tokio::spawn(async move { axum::serve(listener, router).await }))
+}
+
+/// The content type says which of Prometheus's formats it is; with another one the end of the text would be an error.
+async fn metrics_text(State(metrics): State<Arc<Metrics>>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, OPEN_METRICS)], metrics.render(telemetry::now()))
 }
 
 async fn ready(State(metrics): State<Arc<Metrics>>) -> (StatusCode, String) {

@@ -17,7 +17,7 @@ use kube::{
         watcher,
     },
 };
-use tracing::{Instrument, debug, error, error_span};
+use tracing::{Instrument, debug, error, error_span, warn};
 
 use super::{Context, apply, reconcile};
 use crate::api::{CreditMigration, MigrationDecision, MigrationRun};
@@ -57,7 +57,10 @@ pub(super) async fn run(ctx: Arc<Context>) {
             if let Err(Error::ObjectNotFound(gone)) = &result {
                 metrics.forget(gone.namespace.as_deref().unwrap_or_default(), &gone.name);
             }
-            if let Err(error) = result {
+            if let Err(Error::QueueError(error)) = &result {
+                metrics.watch_failed(error);
+                warn!(%error, "a watch failed; it is retried");
+            } else if let Err(error) = result {
                 debug!(%error, "reconciler");
             }
             std::future::ready(())

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod dependencies;
 mod imports;
 mod logs;
 #[allow(dead_code)]

@@ -1,0 +1,259 @@
+//! What is exposed of each migration, computed from what is persisted: whoever leads next shows the same.
+//!
+//! Labels are names of objects and of checks (of the spec, hence bounded), and variants of enums: never texts, people or
+//! addresses. Points in time are exposed as such, in seconds since 1970, so that a rule can tell their age while nobody looks.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use kube::ResourceExt;
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric},
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
+};
+
+use crate::{
+    api::{CheckOutcome, CreditMigration, CreditMigrationSpec, CreditMigrationStatus, Phase, Step, Task, Time, Writes},
+    shared::time::{saturating_add, to_signed},
+};
+
+/// Name (without its prefix, and without `_total` of a counter), type and meaning of each family. Each has the labels
+/// `namespace` and `name`.
+pub(super) const FAMILIES: &[(&str, MetricType, &str)] = &[
+    ("phase", MetricType::Gauge, "1 for the phase in which the migration is."),
+    ("reason", MetricType::Gauge, "1 for the phase and the reason of condition Ready."),
+    ("stalled", MetricType::Gauge, "1 while nothing goes on without a person."),
+    ("step_started_timestamp_seconds", MetricType::Gauge, "When the present step was begun."),
+    ("step_failures", MetricType::Gauge, "Tries of the present step that failed since the plan was last changed."),
+    (
+        "writes_blocked_seconds",
+        MetricType::Gauge,
+        "How long writes have been blocked by now, or may have been; 0 when they are open.",
+    ),
+    (
+        "window_limit_seconds",
+        MetricType::Gauge,
+        "Longest time for which writes may stay blocked, spec.window.maxDuration.",
+    ),
+    ("window_expected_seconds", MetricType::Gauge, "Length of the window as the rehearsal predicts it."),
+    ("window_seconds", MetricType::Gauge, "How long writes were blocked in the last window that is over."),
+    (
+        "window_deadline_timestamp_seconds",
+        MetricType::Gauge,
+        "When the open window must be over; only while writes are blocked.",
+    ),
+    ("window_opens_timestamp_seconds", MetricType::Gauge, "First time at which the window may be opened, as planned."),
+    ("backup_timestamp_seconds", MetricType::Gauge, "End of the upload of the present plan's backup."),
+    (
+        "backup_max_age_seconds",
+        MetricType::Gauge,
+        "Oldest backup with which the window is opened, spec.schedule.backupMaxAge.",
+    ),
+    ("check_outcome", MetricType::Gauge, "1 for the last outcome of a check, while the new version is watched."),
+    ("check_breached", MetricType::Gauge, "1 if a check reached its limit at any time in this stage."),
+    ("notices", MetricType::Gauge, "Notices by occasion and by what became of them."),
+    (
+        "follow_up_due_timestamp_seconds",
+        MetricType::Gauge,
+        "When a check after a day or a week is due; only while it has no report.",
+    ),
+    (
+        "decision_due_timestamp_seconds",
+        MetricType::Gauge,
+        "Since when a person is asked whether to keep the new version or roll back; only while that is so.",
+    ),
+    ("rollbacks", MetricType::Counter, "Ways back that were begun."),
+    ("rollback_started_timestamp_seconds", MetricType::Gauge, "When the way back was begun, by its cause."),
+];
+
+/// The migrations that were reconciled, as they were persisted.
+#[derive(Debug, Default)]
+pub(super) struct Migrations(Mutex<BTreeMap<(String, String), Seen>>);
+
+#[derive(Debug)]
+struct Seen {
+    blocked_since: Option<Time>,
+    samples: Vec<Sample>,
+}
+
+/// A value of a family, with the labels beside namespace and name.
+#[derive(Debug)]
+struct Sample {
+    family: &'static str,
+    labels: Vec<(&'static str, String)>,
+    value: f64,
+}
+
+impl Migrations {
+    fn with<T>(&self, f: impl FnOnce(&mut BTreeMap<(String, String), Seen>) -> T) -> T {
+        // A poisoned lock still holds what an alarm needs.
+        f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Takes note of a migration and its status, as both are persisted.
+    pub(super) fn observe(&self, namespace: &str, live: &CreditMigration, status: &CreditMigrationStatus, now: Time) {
+        let seen = Seen { blocked_since: blocked_since(&live.spec, status, now), samples: samples(&live.spec, status) };
+        self.with(|all| all.insert((namespace.into(), live.name_any()), seen));
+    }
+
+    /// A migration that is gone.
+    pub(super) fn forget(&self, namespace: &str, name: &str) {
+        self.with(|all| all.remove(&(namespace.to_owned(), name.to_owned())));
+    }
+}
+
+/// All families, at a point in time.
+#[derive(Debug)]
+pub(super) struct Snapshot {
+    pub(super) migrations: Arc<Migrations>,
+    pub(super) now: Time,
+}
+
+impl Collector for Snapshot {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        self.migrations.with(|all| {
+            for (family, kind, help) in FAMILIES {
+                let mut metric = encoder.encode_descriptor(family, help, None, *kind)?;
+                let mut line = |(namespace, name): &(String, String), more: &[(&str, String)], value: f64| {
+                    let whose = [("namespace", namespace.clone()), ("name", name.clone())];
+                    let labels: Vec<(&str, String)> = whose.into_iter().chain(more.iter().cloned()).collect();
+                    let metric = metric.encode_family(&labels)?;
+                    match kind {
+                        MetricType::Counter => ConstCounter::new(value).encode(metric),
+                        _ => ConstGauge::new(value).encode(metric),
+                    }
+                };
+                for (whose, seen) in &*all {
+                    if *family == "writes_blocked_seconds" {
+                        // Told by the clock and not by the last look: it grows while reconciliation hangs.
+                        let since = |at| self.now.duration_since(at).as_secs_f64().max(0.0);
+                        line(whose, &[], seen.blocked_since.map_or(0.0, since))?;
+                    }
+                    for sample in seen.samples.iter().filter(|s| s.family == *family) {
+                        line(whose, &sample.labels, sample.value)?;
+                    }
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+fn moment(at: Time) -> f64 {
+    at.as_duration().as_secs_f64()
+}
+
+/// Since when writes are blocked, or may be; `None` when they are open.
+fn blocked_since(spec: &CreditMigrationSpec, status: &CreditMigrationStatus, now: Time) -> Option<Time> {
+    // Without the runner's word they may be blocked since the order was given. Counted from now on, at each look anew, a
+    // runner that cannot report would never set off the alarm.
+    let window = status.window.as_ref();
+    let ordered = || window.and_then(|w| w.deadline).map(|at| at - to_signed(spec.window.max_duration));
+    let since = window.and_then(|w| w.blocked_at).or_else(ordered).unwrap_or(now);
+    (status.writes == Some(Writes::Blocked)).then_some(since)
+}
+
+/// Label value of a text that is the name of a variant: anything else could break the format, or tell what it must not.
+fn variant(text: &str) -> String {
+    let one = !text.is_empty() && text.len() <= 63 && text.chars().all(|c| c.is_ascii_alphanumeric());
+    if one { text.into() } else { "Other".into() }
+}
+
+/// All that does not change by itself as time goes by.
+fn samples(spec: &CreditMigrationSpec, status: &CreditMigrationStatus) -> Vec<Sample> {
+    let mut all = vec![];
+    let mut add = |family, labels: &[(&'static str, &str)], value| {
+        let labels = labels.iter().map(|(label, value)| (*label, (*value).to_owned())).collect();
+        all.push(Sample { family, labels, value });
+    };
+    let seconds = |d: kube::core::Duration| std::time::Duration::from(d).as_secs_f64();
+    let phase = status.phase.unwrap_or(Phase::Preparing);
+    let phase_name = format!("{phase:?}");
+    let condition = |kind: &str| status.conditions.iter().find(|c| c.type_ == kind);
+    let watched = matches!(phase, Phase::Validating | Phase::Monitoring | Phase::Observing);
+
+    add("phase", &[("phase", &phase_name)], 1.0);
+    if let Some(ready) = condition("Ready") {
+        add("reason", &[("phase", &phase_name), ("reason", &variant(&ready.reason))], 1.0);
+    }
+    add("stalled", &[], f64::from(u8::from(condition("Stalled").is_some_and(|c| c.status == "True"))));
+    let step = status.step.and_then(|now| status.steps.iter().find(|x| x.name == now));
+    if let Some(step) = step {
+        let name = format!("{:?}", step.name);
+        add("step_started_timestamp_seconds", &[("step", &name)], moment(step.started_at));
+        add("step_failures", &[("step", &name)], f64::from(step.failures));
+    }
+
+    add("window_limit_seconds", &[], seconds(spec.window.max_duration));
+    if let Some(r) = &status.rehearsal {
+        add("window_expected_seconds", &[], r.expected_window_seconds);
+    }
+    let window = status.window.as_ref();
+    if let Some((from, to)) = window.and_then(|w| Some((w.blocked_at?, w.released_at?))) {
+        add("window_seconds", &[], to.duration_since(from).as_secs_f64().max(0.0));
+    }
+    if let (Some(at), Some(Writes::Blocked)) = (window.and_then(|w| w.deadline), status.writes) {
+        add("window_deadline_timestamp_seconds", &[], moment(at));
+    }
+    if let Some(at) = status.schedule.as_ref().and_then(|s| s.starts_at) {
+        add("window_opens_timestamp_seconds", &[], moment(at));
+    }
+    if let Some(b) = &status.backup {
+        add("backup_timestamp_seconds", &[], moment(b.finished_at));
+        add("backup_max_age_seconds", &[], seconds(spec.schedule.backup_max_age));
+    }
+
+    // The status keeps the last stage's results for ever; an alarm on them would last as long.
+    for result in status.checks.iter().filter(|r| watched && is_of_spec(spec, &r.name)) {
+        let outcome = match result.outcome {
+            CheckOutcome::Pass => "Pass",
+            CheckOutcome::Fail => "Fail",
+            CheckOutcome::Error => "Error",
+            CheckOutcome::NoData => "NoData",
+        };
+        add("check_outcome", &[("check", &result.name), ("outcome", outcome)], 1.0);
+        add("check_breached", &[("check", &result.name)], f64::from(u8::from(result.breached)));
+    }
+    let mut notices = BTreeMap::<(String, String), u32>::new();
+    for n in &status.notices {
+        *notices.entry((format!("{:?}", n.notice.occasion), format!("{:?}", n.state))).or_default() += 1;
+    }
+    for ((occasion, state), n) in &notices {
+        add("notices", &[("occasion", occasion), ("state", state)], f64::from(*n));
+    }
+
+    let cut_over = window.and_then(|w| w.released_at).filter(|_| watched);
+    let follow_ups = [
+        ("day", spec.follow_ups.day_after(), &status.day_report),
+        ("week", spec.follow_ups.week_after(), &status.week_report),
+    ];
+    for (follow_up, after, report) in follow_ups {
+        if let (Some(at), None) = (cut_over, report) {
+            add(
+                "follow_up_due_timestamp_seconds",
+                &[("follow_up", follow_up)],
+                moment(saturating_add(at, to_signed(after))),
+            );
+        }
+    }
+    if let Some(decide) = step.filter(|x| phase == Phase::Observing && x.name == Step::Decide) {
+        add("decision_due_timestamp_seconds", &[], moment(decide.started_at));
+    }
+    // From the status, so that a change of leader neither loses nor repeats one.
+    add("rollbacks", &[], f64::from(u8::from(status.rollback.is_some())));
+    if let Some(r) = &status.rollback {
+        add("rollback_started_timestamp_seconds", &[("cause", &variant(&r.cause))], moment(r.started_at));
+    }
+    all
+}
+
+/// Results come from runners: only names of the spec become series.
+fn is_of_spec(spec: &CreditMigrationSpec, name: &str) -> bool {
+    [Task::Validate, Task::Monitor, Task::DayCheck, Task::WeekReview]
+        .into_iter()
+        .any(|task| spec.checks_of(task).iter().any(|c| c.name == name))
+}

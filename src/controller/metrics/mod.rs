@@ -1,0 +1,191 @@
+//! What is exposed at `/metrics`, in the OpenMetrics text format: of this process here, of each migration in
+//! `migrations`, of requests to the API server in `requests`. `reconcile`, `watches` and `client` report, `server` renders.
+//! `docs/observability.md` lists all of it.
+
+mod migrations;
+mod requests;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
+};
+
+use kube::runtime::watcher;
+use prometheus_client::{
+    encoding::text::{encode_eof, encode_registry},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::Registry,
+};
+
+use super::{Error, error::ErrorClass};
+use crate::{
+    api::{CreditMigration, CreditMigrationStatus},
+    shared::time::Time,
+};
+
+use migrations::{Migrations, Snapshot};
+pub(super) use requests::RequestDurations;
+
+/// Start of the name of each family.
+const PREFIX: &str = "credit_migration";
+/// Upper limits of the buckets of durations, in seconds.
+const BUCKETS: [f64; 12] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+
+/// A histogram of durations in seconds.
+type Durations<L> = Family<L, Histogram, fn() -> Histogram>;
+
+fn durations<L: Clone + std::hash::Hash + Eq>() -> Durations<L> {
+    Family::new_with_constructor(|| Histogram::new(BUCKETS))
+}
+
+/// What is exposed.
+pub(super) struct Metrics {
+    registry: Registry,
+    waiting_for: Mutex<Option<String>>,
+    leader: Gauge,
+    reconciles: Counter,
+    failures: Family<[(&'static str, ErrorClass); 1], Counter>,
+    in_progress: Gauge,
+    durations: Durations<[(&'static str, &'static str); 1]>,
+    watch_errors: Family<[(&'static str, &'static str); 1], Counter>,
+    requests: RequestDurations,
+    migrations: Arc<Migrations>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut all = Self {
+            registry: Registry::with_prefix(PREFIX),
+            waiting_for: Mutex::default(),
+            leader: Gauge::default(),
+            reconciles: Counter::default(),
+            failures: Family::default(),
+            in_progress: Gauge::default(),
+            durations: durations(),
+            watch_errors: Family::default(),
+            requests: RequestDurations::default(),
+            migrations: Arc::default(),
+        };
+        // A counter that starts at 1 has no increase: each is there from the start.
+        for class in ErrorClass::ALL {
+            let _ = all.failures.get_or_create(&[("class", *class)]);
+        }
+        for stage in WATCH_STAGES {
+            let _ = all.watch_errors.get_or_create(&[("stage", stage)]);
+        }
+        // The library adds the period.
+        let registry = &mut all.registry;
+        registry.register("leader", "1 if this replica leads", all.leader.clone());
+        registry.register("reconciles", "Reconciliations without a failure", all.reconciles.clone());
+        registry.register(
+            "reconcile_failures",
+            "Failed reconciliations, by class; each is tried again",
+            all.failures.clone(),
+        );
+        registry.register("reconciles_in_progress", "Reconciliations under way", all.in_progress.clone());
+        registry.register(
+            "reconcile_duration_seconds",
+            "Duration of reconciliations, by outcome",
+            all.durations.clone(),
+        );
+        registry.register("watch_errors", "Watches that failed, by stage; each is retried", all.watch_errors.clone());
+        all.requests.register(registry);
+        all
+    }
+}
+
+impl Metrics {
+    /// What this replica waits for before it leads; `None` when it leads.
+    pub(super) fn standing_by_for(&self) -> Option<String> {
+        self.waiting_for.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn waiting_for(&self, what: &str) {
+        *self.waiting_for.lock().unwrap_or_else(PoisonError::into_inner) = Some(what.into());
+    }
+
+    pub(super) fn leading(&self) {
+        *self.waiting_for.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.leader.set(1);
+    }
+
+    /// A reconciliation starts. It has failed unless [`Reconciliation::succeeded`] is called.
+    pub(super) fn reconciling(&self) -> Reconciliation<'_> {
+        self.in_progress.inc();
+        Reconciliation { metrics: self, started: Instant::now(), outcome: "failure" }
+    }
+
+    pub(super) fn reconciled(&self) {
+        self.reconciles.inc();
+    }
+
+    pub(super) fn failed(&self, error: &Error) {
+        self.failures.get_or_create(&[("class", error.class())]).inc();
+    }
+
+    /// A watch could not list, start or go on.
+    pub(super) fn watch_failed(&self, error: &watcher::Error) {
+        self.watch_errors.get_or_create(&[("stage", stage(error))]).inc();
+    }
+
+    /// Durations of requests to the API server.
+    pub(super) fn requests(&self) -> RequestDurations {
+        self.requests.clone()
+    }
+
+    /// Takes note of a migration and its status, as both are persisted.
+    pub(super) fn observe(&self, namespace: &str, live: &CreditMigration, status: &CreditMigrationStatus, now: Time) {
+        self.migrations.observe(namespace, live, status, now);
+    }
+
+    pub(super) fn forget(&self, namespace: &str, name: &str) {
+        self.migrations.forget(namespace, name);
+    }
+
+    /// OpenMetrics text format.
+    pub(super) fn render(&self, now: Time) -> String {
+        let mut of_migrations = Registry::with_prefix(PREFIX);
+        of_migrations.register_collector(Box::new(Snapshot { migrations: self.migrations.clone(), now }));
+        let mut text = String::new();
+        // Writing to a String cannot fail.
+        let _ = encode_registry(&mut text, &self.registry)
+            .and_then(|()| encode_registry(&mut text, &of_migrations))
+            .and_then(|()| encode_eof(&mut text));
+        text
+    }
+}
+
+/// A reconciliation under way; it ends when this is dropped.
+pub(super) struct Reconciliation<'a> {
+    metrics: &'a Metrics,
+    started: Instant,
+    outcome: &'static str,
+}
+
+impl Reconciliation<'_> {
+    /// It ends without a failure.
+    pub(super) fn succeeded(mut self) {
+        self.outcome = "success";
+    }
+}
+
+impl Drop for Reconciliation<'_> {
+    fn drop(&mut self) {
+        self.metrics.in_progress.dec();
+        let durations = self.metrics.durations.get_or_create(&[("outcome", self.outcome)]);
+        durations.observe(self.started.elapsed().as_secs_f64());
+    }
+}
+
+/// Where a watch may fail.
+const WATCH_STAGES: [&str; 3] = ["list", "start", "stream"];
+
+fn stage(error: &watcher::Error) -> &'static str {
+    match error {
+        watcher::Error::InitialListFailed(_) => "list",
+        watcher::Error::WatchStartFailed(_) | watcher::Error::NoResourceVersion => "start",
+        watcher::Error::WatchError(_) | watcher::Error::WatchFailed(_) => "stream",
+    }
+}
