@@ -5,8 +5,8 @@
 //! spans around it. All of them are at the top level, and each key is there once: a field of the call wins over one of
 //! a span, an inner span over an outer one. The cause of a failure is always in `error`.
 //!
-//! Spans tell whose a line is: [`migration_span`] in the controller, [`task_span`] in a runner. They have the level of
-//! errors, so that no setting of `RUST_LOG` takes their fields from the lines that remain.
+//! Spans identify the subject of a line: [`migration_span`] in the controller, [`task_span`] in a runner. They have the
+//! level of errors, so that no setting of `RUST_LOG` takes their fields from the lines that remain.
 
 use std::{fmt, io};
 
@@ -67,7 +67,7 @@ pub fn record_task(migration: &str, task: impl fmt::Debug, attempt: u32) {
     Span::current().record("migration", migration).record("task", field::debug(task)).record("attempt", attempt);
 }
 
-/// Lines with the fields of spans beside those of the call.
+/// Lines with the fields of spans in addition to those of the call.
 struct Flat(Format<Json>);
 
 /// A line, in this order.

@@ -183,7 +183,9 @@ async fn each_line_of_a_runner_tells_its_run() {
         "migration": "m", "migrationUID": "1", "task": "Notify", "attempt": 2, "plan": spec(),
         "inputs": {
             "upSha256": "sha256:0", "downSha256": "sha256:0",
-            "notice": {"id": "n", "occasion": "Finished", "at": "2030-01-01T00:00:00Z", "message": "done", "phase": "Completed"},
+            "notice": {
+                "id": "n", "occasion": "Finished", "at": "2030-01-01T00:00:00Z", "message": "done", "phase": "Completed",
+            },
         },
     }))
     .unwrap();
@@ -234,7 +236,7 @@ fn cluster() -> Vec<(String, Result<Value, u16>)> {
 async fn each_line_of_a_reconciliation_tells_its_migration() {
     let arguments = ["controller", "--runner-image", "r", "--listen", "127.0.0.1:0"];
     let mut controller = start(&folder("controller"), cluster(), &arguments).await;
-    let log = log_until(&mut controller, "reconciliation failed; tried again").await;
+    let log = log_until(&mut controller, "reconciliation failed; retried").await;
     controller.kill().await.unwrap();
     let line = log.last().unwrap();
     line.has(&[("namespace", json!("shop")), ("migration", json!("m")), ("level", json!("WARN"))]);
@@ -258,7 +260,7 @@ async fn metrics_tell_of_the_controllers_own_work() {
     let listen = address.to_string();
     let arguments = ["controller", "--runner-image", "r", "--listen", &listen];
     let mut controller = start(&folder("metrics"), cluster(), &arguments).await;
-    log_until(&mut controller, "reconciliation failed; tried again").await;
+    log_until(&mut controller, "reconciliation failed; retried").await;
     let answer = reqwest::get(format!("http://{listen}/metrics")).await.unwrap();
     let kind = answer.headers()["content-type"].to_str().unwrap().to_owned();
     let text = answer.text().await.unwrap();

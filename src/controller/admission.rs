@@ -1,5 +1,5 @@
-//! Whether names and reports can be trusted: the admission policies and their bindings must be there, and no weaker than
-//! the chart's. A policy that only looks like it would let somebody approve in another's name.
+//! Checks whether names and reports can be trusted: the admission policies and their bindings must exist and must be
+//! at least as strict as those of the chart. A weaker policy would let a user approve in another user's name.
 
 use std::sync::LazyLock;
 
@@ -37,7 +37,7 @@ macro_rules! chart_policy {
     };
 }
 
-/// Who decides, who is the author, who orders and reports.
+/// Policies on decisions, on migrations (author and status), and on runs (orders and reports).
 static POLICIES: LazyLock<[ChartPolicy; 3]> = LazyLock::new(|| {
     [
         chart_policy!("migrationdecisions.creditmigration.io"),
@@ -48,9 +48,9 @@ static POLICIES: LazyLock<[ChartPolicy; 3]> = LazyLock::new(|| {
 
 /// How far names and reports can be trusted.
 pub(super) struct Trust {
-    /// Why they cannot be; `None` when all policies and bindings are there and deny.
+    /// Why they cannot be trusted; `None` when all policies and bindings exist and deny.
     pub(super) problem: Option<String>,
-    /// Decisions made before this time were not held to anybody.
+    /// The names in decisions made before this time were not verified.
     pub(super) since: Option<Time>,
 }
 
@@ -73,9 +73,9 @@ async fn check_policy(client: &Client, name: &str, wanted: &ValidatingAdmissionP
     Ok(Trust { problem, since })
 }
 
-/// When an object was made or last changed, its status aside. The creation alone would not tell of a binding that only
-/// warned for an hour, in which anybody approved in anybody's name; the last write alone would void approvals at an upgrade
-/// that writes the same spec again, whose generation stays.
+/// When an object was created or last changed, except for its status. The creation time alone would hide a binding that
+/// only warned for an hour, during which any name was accepted. The time of the last write alone would void approvals
+/// at an upgrade that writes the same spec again, which leaves the generation unchanged.
 fn last_written(m: &ObjectMeta) -> Option<Time> {
     if m.generation == Some(1) {
         return m.creation_timestamp.as_ref().map(|t| t.0);
@@ -84,7 +84,7 @@ fn last_written(m: &ObjectMeta) -> Option<Time> {
     changes.filter_map(|f| f.time.as_ref()).chain(&m.creation_timestamp).map(|t| t.0).max()
 }
 
-/// The first way round a policy and its binding. Pure.
+/// The first way to bypass a policy and its binding. Pure.
 fn problem(
     name: &str,
     wanted: &ValidatingAdmissionPolicySpec,
@@ -102,7 +102,7 @@ fn problem(
     Some(format!("{kind} {name} {why}"))
 }
 
-/// What the policy lets through that the wanted one does not. More of rules, validations and variables is no harm.
+/// What the policy admits and the wanted one rejects. Additional rules, validations and variables are accepted.
 fn weak_policy(policy: &ValidatingAdmissionPolicySpec, wanted: &ValidatingAdmissionPolicySpec) -> Option<String> {
     if policy.failure_policy.as_deref() == Some("Ignore") {
         return Some("has failurePolicy Ignore".into());
@@ -160,16 +160,16 @@ fn covers(rule: &NamedRuleWithOperations, resource: &str, operation: &str) -> bo
     let has =
         |list: &Option<Vec<String>>, wanted: &str, all: &str| list.iter().flatten().any(|x| x == wanted || x == all);
     has(&rule.api_groups, "creditmigration.io", "*")
-        // Of one version named here, requests in another would pass.
+        // With one version named here, requests in another version would pass.
         && has(&rule.api_versions, "*", "*")
-        // `*` stands for no subresource
+        // `*` matches no subresource
         && has(&rule.resources, resource, if resource.contains('/') { "*/*" } else { "*" })
         && has(&rule.operations, operation, "*")
         && rule.resource_names.iter().flatten().next().is_none()
         && rule.scope.as_deref() != Some("Cluster")
 }
 
-/// `['...', '...']`: any other expression could be true for anybody.
+/// `['...', '...']`: any other expression could be true for any user.
 fn lists_accounts(expression: &str) -> bool {
     let list = expression.strip_prefix('[').and_then(|e| e.strip_suffix(']'));
     list.is_some_and(|list| list.is_empty() || list.split(',').all(|account| is_account(account.trim())))
@@ -194,7 +194,7 @@ fn weak_binding(binding: &ValidatingAdmissionPolicyBindingSpec, policy: &str) ->
     (!binding.validation_actions.iter().any(|a| a == "Deny")).then_some("does not deny")
 }
 
-/// Why neither names nor reports can be trusted, by the default names of the policies; `None` when they can.
+/// Why names and reports cannot be trusted, with the default names of the policies; `None` when they can.
 ///
 /// # Errors
 /// `Kube` when policies or bindings cannot be read.
@@ -205,7 +205,7 @@ pub(crate) async fn policy_problem(client: &Client) -> Result<Option<String>, Er
 /// Options of `check-install`.
 #[derive(clap::Args, Clone, Debug)]
 pub struct InstallCheck {
-    /// Name of the ValidatingAdmissionPolicy, and of its binding, that holds names in decisions to their authors.
+    /// Name of the ValidatingAdmissionPolicy, and of its binding, that verifies the names in decisions.
     #[arg(long, default_value = DECISIONS)]
     pub decision_policy: String,
     /// Namespace in which the kinds are listed.
@@ -213,7 +213,7 @@ pub struct InstallCheck {
     pub namespace: String,
 }
 
-/// What `helm test` runs: the three kinds are served, and all policies are there and strong enough.
+/// The check of `helm test`: the three kinds are served, and all policies exist and are strict enough.
 ///
 /// # Errors
 /// `AdmissionPolicyMissing` with what is missing or weak; `Kube` when a kind is not served.
@@ -245,7 +245,7 @@ mod tests {
             .collect()
     }
 
-    /// What stands in the way of a policy of the chart after a change.
+    /// Why a policy of the chart is not trusted after a change.
     fn weakness(policy: &ChartPolicy, change: impl FnOnce(&mut Value)) -> Option<String> {
         let mut rendered = rendered().into_iter().find(|p| p["metadata"]["name"] == policy.name).unwrap();
         change(&mut rendered["spec"]);
@@ -269,7 +269,11 @@ mod tests {
     #[case("/paramKind", json!({"apiVersion": "v1", "kind": "ConfigMap"}), "paramKind")]
     #[case("/matchConstraints", Value::Null, "matches nothing")]
     #[case("/matchConstraints/namespaceSelector", json!({"matchLabels": {"a": "b"}}), "selector")]
-    #[case("/matchConstraints/objectSelector", json!({"matchExpressions": [{"key": "a", "operator": "Exists"}]}), "selector")]
+    #[case(
+        "/matchConstraints/objectSelector",
+        json!({"matchExpressions": [{"key": "a", "operator": "Exists"}]}),
+        "selector"
+    )]
     #[case("/matchConstraints/excludeResourceRules", json!([{"resources": ["*"]}]), "selector")]
     #[case("/matchConstraints/resourceRules/0/apiGroups", json!(["example.com"]), "cover CREATE")]
     #[case("/matchConstraints/resourceRules/0/apiVersions", json!(["v1"]), "cover CREATE")]
@@ -319,7 +323,7 @@ mod tests {
         assert!(anybody.is_some_and(|why| why.contains("validation")));
     }
 
-    /// Each expression of the chart counts, and what only contains it is another one.
+    /// Each expression of the chart is required, and one that only contains it is a different one.
     #[rstest::rstest]
     fn an_expression_that_is_missing_or_changed_is_noticed(
         #[values(0, 1, 2)] policy: usize,
@@ -367,8 +371,14 @@ mod tests {
     #[case(json!({"policyName": "p", "validationActions": ["Deny"]}), None)]
     #[case(json!({"policyName": "p", "validationActions": ["Warn"]}), Some("does not deny"))]
     #[case(json!({"policyName": "q", "validationActions": ["Deny"]}), Some("binds another policy"))]
-    #[case(json!({"policyName": "p", "validationActions": ["Deny"], "matchResources": {}}), Some("leaves objects out by matchResources"))]
-    #[case(json!({"policyName": "p", "validationActions": ["Deny"], "paramRef": {"name": "x"}}), Some("has a paramRef"))]
+    #[case(
+        json!({"policyName": "p", "validationActions": ["Deny"], "matchResources": {}}),
+        Some("leaves objects out by matchResources")
+    )]
+    #[case(
+        json!({"policyName": "p", "validationActions": ["Deny"], "paramRef": {"name": "x"}}),
+        Some("has a paramRef")
+    )]
     fn a_binding_must_deny_everywhere(#[case] binding: Value, #[case] weak: Option<&str>) {
         assert_eq!(weak_binding(&serde_json::from_value(binding).unwrap(), "p"), weak);
     }
@@ -376,7 +386,10 @@ mod tests {
     #[rstest::rstest]
     #[case::never_changed(json!([{"manager": "helm", "time": "2030-01-01T00:00:00Z"}]), "2030-01-01T00:00:00Z")]
     #[case::warned_for_an_hour(
-        json!([{"manager": "helm", "time": "2030-01-01T00:00:00Z"}, {"manager": "kubectl", "time": "2030-01-05T00:00:00Z"}]),
+        json!([
+            {"manager": "helm", "time": "2030-01-01T00:00:00Z"},
+            {"manager": "kubectl", "time": "2030-01-05T00:00:00Z"},
+        ]),
         "2030-01-05T00:00:00Z"
     )]
     #[case::type_check(json!([{"subresource": "status", "time": "2030-01-05T00:00:00Z"}]), "2030-01-01T00:00:00Z")]

@@ -1,9 +1,9 @@
 //! The only writer: one exhaustive match over [`Effect`].
 //!
-//! An irreversible effect ([`Effect::target`]) is fenced thrice, for all of them in [`Writer::apply`]: the Lease is
-//! checked; the target is read first, the migration re-read after it and compared with what was decided on; and the
-//! write carries the target's resourceVersion. So a leader that slept between decision and write cannot undo what its
-//! successor has done.
+//! [`Writer::apply`] fences every irreversible effect ([`Effect::target`]) three times. It checks the Lease. It reads
+//! the target, then reads the migration again and compares it with the one that was decided on. The write carries the
+//! target's resourceVersion. A leader that was suspended between decision and write therefore cannot undo what its
+//! successor did.
 
 use k8s_openapi::api::{
     apps::v1::Deployment,
@@ -28,12 +28,13 @@ use crate::{
     machine::{Effect, Event, StartRun, Target},
 };
 
-/// Does what was decided, in order. `live` is the migration as it was persisted with the decision.
+/// Applies the effects of a decision in order. `live` is the migration as persisted with the decision.
 pub(super) async fn apply(ctx: &Context, live: &CreditMigration, effects: Vec<Effect>) -> Result<(), Error> {
     let writer = Writer { ctx, live, namespace: live.namespace().unwrap_or_default() };
     let mut result = Ok(());
     for effect in effects {
-        // The status that an event or a notice tells of is persisted: it is told also when an effect before it was refused.
+        // The status that an event or a notice reports is already persisted, so both are sent even if an earlier effect
+        // was refused.
         let announces = match &effect {
             Effect::Event(_) => true,
             Effect::StartRun(start) => start.spec.task == Task::Notify,
@@ -46,10 +47,10 @@ pub(super) async fn apply(ctx: &Context, live: &CreditMigration, effects: Vec<Ef
     result
 }
 
-/// The target of an irreversible effect, as it was before the migration was found to be the one decided on.
+/// The target of an irreversible effect, read before the migration was found unchanged.
 struct Fenced {
     resource_version: Option<String>,
-    /// The run, if the target is one and is there.
+    /// The run, if the target is a run that exists.
     run: Option<MigrationRun>,
 }
 
@@ -99,7 +100,7 @@ impl Writer<'_> {
             Some(target) => Some(self.fence(target).await?),
             None => None,
         };
-        // Without a fence an irreversible effect is not carried out.
+        // An irreversible effect without a fence is not applied.
         let fenced = || fenced.ok_or(Error::Conflict);
         match effect {
             Effect::AddFinalizer => self.set_finalizer(true, self.live.resource_version()).await,
@@ -114,7 +115,7 @@ impl Writer<'_> {
             Effect::SetFlag { value, marker } => self.set_flag(&value, &marker, fenced()?).await,
             Effect::Restart { workload, marker } => self.restart(&workload, &marker, fenced()?).await,
             Effect::Event(event) => {
-                // One that cannot be published must not hide or hold up what it tells of.
+                // An event that cannot be published must not hide or delay what it reports.
                 self.publish(&event).await;
                 Ok(())
             }
@@ -142,7 +143,10 @@ impl Writer<'_> {
         self.api::<K>().patch(name, &params, &Patch::Merge(patch)).await.map(drop)
     }
 
-    /// Creates, or adopts what is already there if it is ours; refuses what is not.
+    /// Creates an object, or adopts an existing one if its owner is the expected one.
+    ///
+    /// # Errors
+    /// `NotOwned` if the existing object has another owner.
     async fn ensure<K>(&self, kind: &'static str, wanted: K, owner_uid: &str) -> Result<K, Error>
     where
         K: Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>
@@ -172,7 +176,7 @@ impl Writer<'_> {
         self.ensure("ServiceAccount", build::service_account(self.live), &uid).await?;
         let options = &self.ctx.options;
         self.ensure("RoleBinding", build::role_binding(self.live, &options.runner_cluster_role, ""), &uid).await?;
-        // Logs may hold anything: the right to read them is given only where a check does.
+        // Logs may contain anything: the right to read them is granted only if a check reads logs.
         if start.spec.plan.checks_of(start.spec.task).iter().any(|c| c.logs.is_some()) {
             let binding = build::role_binding(self.live, &options.runner_logs_cluster_role, "-logs");
             self.ensure("RoleBinding", binding, &uid).await?;
@@ -192,12 +196,12 @@ impl Writer<'_> {
             if run.spec.window.as_ref().is_some_and(|w| w.command > WindowCommand::Standby) {
                 return Err(Error::Conflict);
             }
-            // With the resourceVersion that still says Standby: an order to open cannot slip in between.
+            // With the resourceVersion that still says Standby: an order to block writes cannot arrive in between.
             let exactly = Preconditions { resource_version: fenced.resource_version, uid: run.metadata.uid };
             let params = DeleteParams { preconditions: Some(exactly), ..DeleteParams::background() };
             return ignore_conflict(api.delete(name, &params).await.map(drop));
         }
-        // The Job first, and its pods with it: what it does must have ended before the record of it is gone.
+        // The Job and its pods first: the work must have ended before its record is deleted.
         let jobs = self.api::<Job>();
         match jobs.get_opt(name).await? {
             Some(job) if job.metadata.deletion_timestamp.is_none() => {
@@ -212,7 +216,7 @@ impl Writer<'_> {
 
     async fn order_window(&self, name: &str, order: &WindowOrder, fenced: Fenced) -> Result<(), Error> {
         let Some(run) = fenced.run else { return Err(Error::Conflict) };
-        // Orders only move forward, whoever gave the last one.
+        // Orders only move forward, no matter which replica gave the last one.
         if run.spec.window.as_ref().is_some_and(|w| w.command >= order.command) {
             return Ok(());
         }
@@ -257,7 +261,8 @@ impl Writer<'_> {
     }
 }
 
-/// The note of an event, no longer than the API server takes. It counts bytes, and refuses a longer one with the whole event.
+/// The note of an event, cut to the length that the API server accepts. The limit is in bytes; an event with a longer
+/// note is rejected.
 fn note(text: &str) -> String {
     const LIMIT: usize = 1024;
     const CUT: &str = "...";
@@ -268,7 +273,7 @@ fn note(text: &str) -> String {
     format!("{}{CUT}", text.get(..end).unwrap_or_default())
 }
 
-/// A conflict means that somebody else wrote meanwhile: the change brings its own event, and it is decided again.
+/// A conflict means that the object was changed in the meantime: the change triggers another reconciliation.
 fn ignore_conflict(result: Result<(), kube::Error>) -> Result<(), Error> {
     match result {
         Err(kube::Error::Api(e)) if e.code == 409 => Err(Error::Conflict),
@@ -283,12 +288,10 @@ fn ignore_missing(result: Result<(), kube::Error>) -> Result<(), Error> {
     }
 }
 
-/// Tells on the object why what was decided cannot be done.
+/// Reports on the migration why an effect cannot be applied.
 pub(super) async fn report_error(ctx: &Context, live: &CreditMigration, error: &Error) {
     let writer = Writer { ctx, live, namespace: live.namespace().unwrap_or_default() };
-    writer
-        .publish(&Event { warning: true, reason: "EffectRefused".into(), note: format!("{error}; tried again") })
-        .await;
+    writer.publish(&Event { warning: true, reason: "EffectRefused".into(), note: format!("{error}; retried") }).await;
 }
 
 /// An object that cannot be decoded, as an event names it.
@@ -303,7 +306,7 @@ pub(super) fn reference<K: Resource<DynamicType = ()>>(invalid: &InvalidObject) 
     }
 }
 
-/// Tells the owner of an object that it cannot be decoded.
+/// Reports to the owner of an object that it cannot be decoded.
 pub(super) async fn report_undecodable<K: Resource<DynamicType = ()>>(ctx: &Context, invalid: &InvalidObject) {
     let event = KubeEvent {
         type_: EventType::Warning,

@@ -7,7 +7,7 @@ use prometheus_client::encoding::{EncodeLabelValue, LabelValueEncoder};
 /// What ends the controller.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The API server refused or could not be reached.
+    /// The API server refused a request or could not be reached.
     #[error("Kubernetes API: {0}")]
     Kube(#[from] kube::Error),
     /// No configuration for a cluster was found.
@@ -19,10 +19,10 @@ pub enum Error {
     /// Another replica leads now.
     #[error("lost the lease; another replica leads now")]
     LeaseLost,
-    /// Neither names nor reports are proven.
+    /// Neither names nor reports are authenticated.
     #[error("{0}; next: helm upgrade with admissionPolicies.install=true")]
     AdmissionPolicyMissing(String),
-    /// An object of the name exists and is not ours.
+    /// An object with this name exists and has another owner.
     #[error("{kind} {name} exists and does not belong to this migration; next: rename or delete it")]
     NotOwned {
         /// Kind of the object.
@@ -31,7 +31,7 @@ pub enum Error {
         name: String,
     },
     /// The live object differs from the one that was decided on.
-    #[error("the object changed meanwhile; decided again")]
+    #[error("the object changed in the meantime; retried")]
     Conflict,
     /// One reconciliation took too long.
     #[error("reconciliation took longer than {0:?}")]

@@ -1,5 +1,5 @@
-//! Events on migrations. The library counts those of one reason as one and keeps the first note: what people read would be the
-//! evidence of an earlier try. Here only events with the same note are one.
+//! Events on migrations. The library merges events of one reason and keeps the first note, so users would read the
+//! evidence of an earlier attempt. Here only events with the same note are merged.
 
 use std::{
     collections::HashMap,
@@ -12,7 +12,8 @@ use kube::{
     runtime::events::{Event, Recorder, Reporter},
 };
 
-/// Objects and reasons whose last note is kept; beyond it all are forgotten, and what is repeated then is an Event of its own.
+/// Number of objects and reasons whose last note is stored. Beyond it all are dropped, and a repetition becomes a new
+/// Event.
 const MAX_LAST_NOTES: usize = 1000;
 
 /// Publishes events.
@@ -23,27 +24,27 @@ pub(crate) struct Events {
     last: Mutex<HashMap<(String, String), Last>>,
 }
 
-/// The last note, and who counts its repetitions.
+/// The last note, and the recorder that counts its repetitions.
 struct Last {
     note: Option<String>,
     recorder: Recorder,
 }
 
 impl Events {
-    /// None published yet.
+    /// A publisher without events.
     pub(super) fn new(client: Client, reporter: Reporter) -> Self {
         Self { client, reporter, last: Mutex::default() }
     }
 
-    /// Publishes one, or counts it as a repetition.
+    /// Publishes an event, or counts it as a repetition.
     ///
     /// # Errors
-    /// As the client.
+    /// Those of the client.
     pub(super) async fn publish(&self, event: &Event, about: &ObjectReference) -> kube::Result<()> {
         self.recorder(about.uid.clone().unwrap_or_default(), event).publish(event, about).await
     }
 
-    /// That of the same reason and note on the same object, else a new one.
+    /// The recorder of the same reason and note on the same object, otherwise a new one.
     fn recorder(&self, uid: String, event: &Event) -> Recorder {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if last.len() >= MAX_LAST_NOTES {

@@ -1,8 +1,9 @@
 //! Leadership by a Lease, with self-fencing.
 //!
-//! Expiry is judged by locally observed time, as client-go does: a candidate takes a Lease only after it has seen the same
-//! record for the whole duration by its own clock, so clocks of two nodes need not agree. The leader stops by itself well
-//! before that. Leadership saves work and noise; that nothing happens twice rests on resourceVersions and the ledger.
+//! Expiry is judged by locally observed time, as in client-go: a candidate takes a Lease only after it has observed the
+//! same record for the whole duration by its own clock, so the clocks of two nodes need not agree. The leader stops by
+//! itself well before that. Leadership avoids duplicate work; that nothing happens twice rests on resourceVersions and
+//! the ledger.
 
 use std::{
     sync::{Arc, Mutex},
@@ -19,12 +20,12 @@ use tracing::{debug, warn};
 use super::Error;
 use crate::telemetry;
 
-/// Share of the lease's duration after which a leader that could not renew stops.
+/// Share of the lease's duration after which a leader stops that could not renew.
 const FENCE: f64 = 0.66;
 /// Share of the lease's duration between two renewals.
 const RENEW: f64 = 0.2;
 
-/// Proof of leadership, to be shown before each write.
+/// Shows that this replica leads; checked before each write.
 #[derive(Clone)]
 pub(super) struct LeaseGuard {
     renewed: Arc<Mutex<Option<Instant>>>,
@@ -57,7 +58,7 @@ pub(super) struct Elector {
     lease: LeaseGuard,
 }
 
-/// The record that was last seen, and since when by the own clock.
+/// The record that was last observed, and since when by the local clock.
 struct Seen {
     version: Option<String>,
     since: Instant,
@@ -73,11 +74,11 @@ impl Elector {
         self.lease.clone()
     }
 
-    /// Waits until the Lease is ours.
+    /// Waits until this replica has the Lease.
     pub(super) async fn acquire(&self) {
         let mut seen: Option<Seen> = None;
         loop {
-            // A request that hangs until the client gives it up would leave nobody to lead for minutes.
+            // A request that hangs until the client's time-out would leave the operator without a leader for minutes.
             match tokio::time::timeout(self.duration.mul_f64(RENEW), self.try_take(&mut seen)).await {
                 Ok(Ok(true)) => return,
                 Ok(Ok(false)) => {}
@@ -88,13 +89,13 @@ impl Elector {
         }
     }
 
-    /// Renews until that fails for so long that another may lead.
+    /// Renews the Lease until that fails for so long that another replica may lead.
     pub(super) async fn keep(&self) {
         loop {
             tokio::time::sleep(self.duration.mul_f64(RENEW)).await;
             let started = Instant::now();
             match tokio::time::timeout(self.duration.mul_f64(RENEW), self.renew()).await {
-                // Counted from before the request: the API server may have stored it at any time since.
+                // Counted from before the request: the API server may have stored the renewal at any time since.
                 Ok(Ok(true)) => self.lease.set(Some(started)),
                 Ok(Ok(false)) => return self.lease.set(None),
                 Ok(Err(error)) => warn!(%error, "cannot renew the lease"),
@@ -148,13 +149,13 @@ impl Elector {
                 self.lease.set(Some(started));
                 Ok(true)
             }
-            // Another candidate was quicker.
+            // Another candidate was faster.
             Err(kube::Error::Api(e)) if e.code == 409 => Ok(false),
             Err(e) => Err(e),
         }
     }
 
-    /// `false` when somebody else holds it.
+    /// `false` when another replica has it.
     async fn renew(&self) -> Result<bool, kube::Error> {
         let Some(lease) = self.api.get_opt(&self.name).await? else { return Ok(false) };
         if lease.spec.as_ref().and_then(|s| s.holder_identity.as_deref()) != Some(&self.identity) {

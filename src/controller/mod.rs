@@ -29,10 +29,10 @@ pub use admission::{InstallCheck, check_install};
 pub use error::Error;
 pub use options::Options;
 
-/// Field manager of everything that the controller writes.
+/// Field manager of all writes of the controller.
 pub const MANAGER: &str = "credit-migration-operator";
 
-/// What reconciliations share.
+/// State shared by all reconciliations.
 pub(crate) struct Context {
     client: Client,
     options: Options,
@@ -41,7 +41,10 @@ pub(crate) struct Context {
     metrics: Arc<metrics::Metrics>,
 }
 
-/// Runs until a signal, the loss of the Lease, or an error that cannot be waited out.
+/// Runs until a signal.
+///
+/// # Errors
+/// `LeaseLost` when another replica may lead; `Config`, `Listen` or `Kube` when the controller cannot start.
 pub async fn run(options: Options) -> Result<(), Error> {
     let metrics = Arc::new(metrics::Metrics::default());
     let client = client::connect(&metrics.requests()).await?;
@@ -49,9 +52,9 @@ pub async fn run(options: Options) -> Result<(), Error> {
     let duration = to_signed(options.lease_duration).unsigned_abs();
     let elector =
         leader::Elector::new(client.clone(), &options.namespace, &options.lease_name, &options.identity, duration);
-    metrics.waiting_for("the lease");
+    metrics.set_waiting_for("the lease");
     tokio::select! {
-        // A signal while waiting: nothing is held, nothing is to be given up.
+        // A signal while waiting: there is no Lease to release.
         () = watches::shutdown() => return Ok(()),
         ended = serve => { ended.map_err(|e| Error::Listen(std::io::Error::other(e)))??; return Ok(()) },
         () = elector.acquire() => {}
@@ -68,7 +71,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
     });
     tokio::select! {
         () = watches::run(ctx.clone()) => elector.release().await,
-        // Fence: nothing may be written once another replica may have taken over.
+        // Fence: nothing may be written once another replica may lead.
         () = elector.keep() => return Err(Error::LeaseLost),
     }
     Ok(())

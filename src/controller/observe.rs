@@ -1,4 +1,4 @@
-//! Reads everything that a decision may look at into one plain value.
+//! Reads everything that a decision may depend on into one plain value.
 
 use std::collections::BTreeMap;
 
@@ -27,7 +27,7 @@ use crate::{
     shared::deployment,
 };
 
-/// Reads the world of one migration. Objects that cannot be decoded are left out, with a warning in the log.
+/// Reads the objects of one migration. Objects that cannot be decoded are omitted, with a warning in the log.
 pub(super) async fn observe(ctx: &Context, migration: &CreditMigration) -> Result<Observed, Error> {
     let namespace = migration.namespace().unwrap_or_default();
     let (name, uid) = (migration.name_any(), migration.uid().unwrap_or_default());
@@ -91,7 +91,7 @@ impl Reader<'_> {
                     None
                 }
             })
-            // The label helps to find them, the UID in the spec is what counts.
+            // The label selects them, the UID in the spec decides.
             .filter(|run| run.spec.migration_uid == uid)
             .map(|run| {
                 let job = states.remove(&run.name_any()).unwrap_or(JobState::Absent);
@@ -121,7 +121,7 @@ impl Reader<'_> {
         if jobs.items.is_empty() {
             return Ok(vec![]);
         }
-        // After the Jobs: the pod of a Job that has ended is seen as it ended.
+        // After the Jobs: the pod of a finished Job is then read in its final state.
         let pods = self.api::<Pod>().list(&of_uid).await?.items;
         let seen = |j: &Job| CheckJob { name: j.name_any(), job: job_state(j), pod: check_pod(&pods, &j.name_any()) };
         Ok(jobs.items.iter().map(seen).collect())
@@ -196,13 +196,13 @@ impl Reader<'_> {
     /// Pods of the Deployment, terminating ones included, whose template had another annotation.
     async fn old_pods(&self, deployment: &Deployment, marker: Option<&str>) -> Result<u32, Error> {
         let Some(selector) = deployment.spec.as_ref().map(|s| s.selector.clone()) else { return Ok(0) };
-        // A selector that cannot be used must not look like "no old pods".
+        // A selector that cannot be used must not count as "no old pods".
         let Ok(selector) = Selector::try_from(selector) else { return Ok(u32::MAX) };
         let pods = self.api::<Pod>().list(&ListParams::default().labels_from(&selector)).await?;
         let old = pods
             .items
             .iter()
-            // A pod that has ended writes no more.
+            // A finished pod no longer writes.
             .filter(|p| !matches!(p.status.as_ref().and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed")))
             .filter(|p| p.annotations().get(RESTARTED_FOR).map(String::as_str) != marker)
             .count();
@@ -210,7 +210,7 @@ impl Reader<'_> {
     }
 }
 
-/// A decision as it counts for this very migration: not one on a predecessor of the same name.
+/// A decision, if it is one on this very migration and not on a predecessor of the same name.
 fn decision_for(decision: MigrationDecision, name: &str, uid: &str) -> Option<ObservedDecision> {
     let ours = decision.spec.migration == name
         && decision.spec.migration_uid == uid
@@ -225,7 +225,7 @@ fn decision_for(decision: MigrationDecision, name: &str, uid: &str) -> Option<Ob
     })
 }
 
-/// What was said while no policy held names to people proves nobody's approval. A word to stop counts all the same.
+/// Decisions made while no policy verified the names are not approvals. Requests to stop always count.
 fn is_authenticated(decision: &ObservedDecision, since: Option<Time>) -> bool {
     since.is_none_or(|since| decision.at > since)
         || !matches!(decision.decision, DecisionKind::Approve | DecisionKind::Ready | DecisionKind::Keep)
@@ -240,13 +240,14 @@ fn job_state(job: &Job) -> JobState {
     if is_true("Complete").is_some() { JobState::Complete } else { JobState::Active }
 }
 
-/// How far the newest pod of a check's Job has come.
+/// State of the newest pod of a check's Job.
 fn check_pod(pods: &[Pod], job: &str) -> CheckPod {
     let of_job = pods.iter().filter(|p| p.owner_references().iter().any(|o| o.kind == "Job" && o.name == job));
     let Some(pod) = of_job.max_by_key(|p| p.creation_timestamp().map(|t| t.0)) else { return CheckPod::Absent };
     let status = pod.status.clone().unwrap_or_default();
     let containers = status.container_statuses.unwrap_or_default();
-    // A container that never was has no id, also where the kubelet writes at the pod's time-out that it was "terminated".
+    // A container that never started has no id, even if the kubelet writes at the pod's time-out that it was
+    // "terminated".
     if containers.iter().any(|c| c.container_id.as_deref().is_some_and(|id| !id.is_empty())) {
         return CheckPod::Started;
     }
@@ -254,7 +255,7 @@ fn check_pod(pods: &[Pod], job: &str) -> CheckPod {
     let unscheduled =
         status.conditions.into_iter().flatten().filter(|c| c.type_ == "PodScheduled" && c.status == "False");
     let why = waits.chain(unscheduled.filter_map(|c| c.reason)).chain(status.reason);
-    // What every pod goes through, and the time-out itself, say nothing.
+    // States that every pod goes through, and the time-out itself, explain nothing.
     let why = why.into_iter().find(|why| !["ContainerCreating", "PodInitializing", DEADLINE].contains(&why.as_str()));
     CheckPod::Waiting(why.unwrap_or_default())
 }
@@ -301,14 +302,23 @@ mod tests {
     #[case::none_yet(json!([]), CheckPod::Absent)]
     #[case::of_another_job(json!([{"job": "k"}]), CheckPod::Absent)]
     #[case::just_made(json!([{}]), CheckPod::Waiting(String::new()))]
-    #[case::on_its_way(json!([{"state": {"waiting": {"reason": "ContainerCreating"}}}]), CheckPod::Waiting(String::new()))]
-    #[case::no_image(json!([{"state": {"waiting": {"reason": "ImagePullBackOff"}}}]), CheckPod::Waiting("ImagePullBackOff".into()))]
+    #[case::on_its_way(
+        json!([{"state": {"waiting": {"reason": "ContainerCreating"}}}]),
+        CheckPod::Waiting(String::new())
+    )]
+    #[case::no_image(
+        json!([{"state": {"waiting": {"reason": "ImagePullBackOff"}}}]),
+        CheckPod::Waiting("ImagePullBackOff".into())
+    )]
     #[case::no_node(
         json!([{"status": {"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}]}}]),
         CheckPod::Waiting("Unschedulable".into())
     )]
     #[case::ended_without_a_container(
-        json!([{"state": {"terminated": {"exitCode": 137, "reason": "ContainerStatusUnknown"}}, "status": {"reason": "DeadlineExceeded"}}]),
+        json!([{
+            "state": {"terminated": {"exitCode": 137, "reason": "ContainerStatusUnknown"}},
+            "status": {"reason": "DeadlineExceeded"},
+        }]),
         CheckPod::Waiting(String::new())
     )]
     #[case::refused_by_its_node(json!([{"status": {"reason": "OutOfcpu"}}]), CheckPod::Waiting("OutOfcpu".into()))]

@@ -13,16 +13,16 @@ pub struct Options {
     /// ClusterRole that runner pods are bound to in their namespace.
     #[arg(long, default_value = "credit-migration-runner")]
     pub runner_cluster_role: String,
-    /// ClusterRole that they are bound to besides where a check reads logs.
+    /// ClusterRole that they are also bound to where a check reads logs.
     #[arg(long, default_value = "credit-migration-runner-logs")]
     pub runner_logs_cluster_role: String,
-    /// Name of the ValidatingAdmissionPolicy, and of its binding, that holds names in decisions to their authors.
+    /// Name of the ValidatingAdmissionPolicy, and of its binding, that verifies the names in decisions.
     #[arg(long, default_value = admission::DECISIONS)]
     pub decision_policy: String,
     /// Name of the Lease.
     #[arg(long, default_value = "credit-migration-operator")]
     pub lease_name: String,
-    /// How long a leader that was not heard of keeps the Lease.
+    /// How long a leader that does not renew the Lease keeps it.
     #[arg(long, default_value = "15s")]
     pub lease_duration: kube::core::Duration,
     /// Address of probes and metrics.

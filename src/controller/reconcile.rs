@@ -1,6 +1,6 @@
 //! One reconciliation: observe -> decide -> persist -> apply. Called by `watches`.
 //!
-//! Objects are read live for each decision, not from a cache: a migration is rare and dear, so freshness is worth the
+//! Objects are read live for each decision, not from a cache: migrations are rare and costly, so freshness is worth the
 //! requests. See `docs/architecture.md`.
 
 use std::{sync::Arc, time::Duration};
@@ -15,13 +15,13 @@ use crate::{
     telemetry,
 };
 
-/// Longest time for one reconciliation: a request that hangs must not hold up the next event of the same object.
+/// Longest time for one reconciliation: a hanging request must not delay the next event of the same object.
 const RECONCILE_TIMEOUT: Duration = Duration::from_secs(30);
-/// A migration is looked at this often although nothing happens: what is not watched (policies, pods) is seen then.
+/// A migration is reconciled this often without an event, to observe what is not watched (policies, pods).
 const RESYNC: Duration = Duration::from_secs(30);
-/// While writes are blocked pods are looked at this often: a terminating pod sends no event when it is gone.
+/// The same while writes are blocked: a terminating pod sends no event when it is gone.
 const WINDOW_RESYNC: Duration = Duration::from_millis(500);
-/// The next look when it should have been already.
+/// The delay when the requested time has passed already.
 const OVERDUE_REQUEUE: Duration = Duration::from_secs(1);
 
 /// observe -> decide -> persist -> apply, once.
@@ -33,7 +33,7 @@ pub(super) async fn reconcile(
     let timer = ctx.metrics.reconciling();
     let result = async {
         if let Err(invalid) = &object.0 {
-            // One object that cannot be read is its own problem; the others go on.
+            // One object that cannot be decoded must not stop the others.
             error!(error = %invalid.error, "cannot decode this CreditMigration");
             apply::report_undecodable::<CreditMigration>(&ctx, invalid).await;
             return Ok(Action::requeue(RESYNC));
@@ -65,7 +65,7 @@ async fn reconcile_live(ctx: &Context, namespace: &str, name: &str) -> Result<Ac
     if status != before {
         ctx.lease.check()?;
         live.status = Some(status.clone());
-        // Carries the resourceVersion that was decided on: a second controller, or a stale read, meets a conflict here.
+        // Carries the resourceVersion that was decided on: a second controller, or a stale read, gets a conflict here.
         live = match api.replace_status(name, &PostParams::default(), &live).await {
             Err(kube::Error::Api(e)) if e.code == 409 => return Ok(Action::requeue(Duration::from_millis(50))),
             other => other?,
@@ -73,7 +73,7 @@ async fn reconcile_live(ctx: &Context, namespace: &str, name: &str) -> Result<Ac
     }
     ctx.metrics.observe(namespace, &live, &status, now);
     if let Err(error) = apply::apply(ctx, &live, effects).await {
-        // A refused write would be tried for ever; the one who reads the object must see why nothing moves.
+        // A refused write is retried for ever; the object must show why nothing happens.
         if !matches!(error, Error::Conflict | Error::LeaseLost) {
             apply::report_error(ctx, &live, &error).await;
         }
@@ -86,8 +86,8 @@ async fn reconcile_live(ctx: &Context, namespace: &str, name: &str) -> Result<Ac
     Ok(Action::requeue(requeue_after(wake_at, now, longest)))
 }
 
-/// Time until the next look. A wake-up that is not in the future would come again with each look, and each look costs some twenty
-/// requests: it waits for [`OVERDUE_REQUEUE`].
+/// Time until the next reconciliation. A wake-up time that is not in the future would be requested again by each
+/// reconciliation, and each costs some twenty requests: it waits for [`OVERDUE_REQUEUE`].
 fn requeue_after(wake_at: Option<Time>, now: Time, longest: Duration) -> Duration {
     let wait = match wake_at {
         None => longest,
@@ -97,14 +97,14 @@ fn requeue_after(wake_at: Option<Time>, now: Time, longest: Duration) -> Duratio
     wait.clamp(Duration::from_millis(20), longest)
 }
 
-/// When a reconciliation that failed is tried again.
+/// When a failed reconciliation is retried.
 pub(super) fn error_policy(object: Arc<DeserializeGuard<CreditMigration>>, error: &Error, ctx: Arc<Context>) -> Action {
     ctx.metrics.failed(error);
     match error {
         Error::Conflict => Action::requeue(Duration::from_millis(50)),
         _ => {
             let span = telemetry::migration_span(&object.namespace().unwrap_or_default(), &object.name_any());
-            span.in_scope(|| warn!(%error, "reconciliation failed; tried again"));
+            span.in_scope(|| warn!(%error, "reconciliation failed; retried"));
             Action::requeue(Duration::from_secs(1))
         }
     }

@@ -18,7 +18,10 @@ use crate::telemetry;
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Serves until the process ends. `Err` when the port cannot be had.
+/// Serves until the process ends.
+///
+/// # Errors
+/// `Listen` when the port cannot be used.
 pub(super) async fn serve(
     address: SocketAddr,
     metrics: Arc<Metrics>,
@@ -32,12 +35,12 @@ pub(super) async fn serve(
     Ok(tokio::spawn(async move { axum::serve(listener, router).await }))
 }
 
-/// The content type says which of Prometheus's formats it is; with another one the end of the text would be an error.
+/// Prometheus chooses its parser by the content type.
 async fn metrics_text(State(metrics): State<Arc<Metrics>>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, OPEN_METRICS)], metrics.render(telemetry::now()))
 }
 
 async fn ready(State(metrics): State<Arc<Metrics>>) -> (StatusCode, String) {
-    let text = metrics.standing_by_for().map_or("ok, leading".into(), |what| format!("ok, standing by for {what}"));
+    let text = metrics.waiting_for().map_or("ok, leading".into(), |what| format!("ok, waiting for {what}"));
     (StatusCode::OK, text)
 }

@@ -1,4 +1,5 @@
-//! When to look: watches on what a migration owns and refers to. Objects are read live by `observe`, so only metadata is watched.
+//! When to reconcile: watches on what a migration owns and refers to. `observe` reads the objects live, so only
+//! metadata is watched.
 
 use std::{
     collections::HashSet,
@@ -24,7 +25,7 @@ use crate::api::{CreditMigration, MigrationDecision, MigrationRun};
 
 type Guarded = DeserializeGuard<CreditMigration>;
 
-/// Migrations handled at the same time; unbounded costs memory and latency with thousands of objects.
+/// Reconciliations at the same time; without a limit thousands of objects would cost memory and latency.
 const CONCURRENCY: u16 = 16;
 
 /// Runs the controller until a signal.
@@ -53,7 +54,8 @@ pub(super) async fn run(ctx: Arc<Context>) {
         .shutdown_on_signal()
         .run(reconcile::reconcile, reconcile::error_policy, ctx)
         .for_each(|result| {
-            // Deleted: the next look, at the latest by its timer, does not find it. An alarm on it would never end.
+            // Deleted: the next reconciliation, at the latest by its timer, does not find it. An alert on it would
+            // never resolve.
             if let Err(Error::ObjectNotFound(gone)) = &result {
                 metrics.forget(gone.namespace.as_deref().unwrap_or_default(), &gone.name);
             }
@@ -68,7 +70,8 @@ pub(super) async fn run(ctx: Arc<Context>) {
         .await;
 }
 
-/// The migration that a decision names. Of one that cannot be decoded its author hears: it counts for nothing.
+/// The migration that a decision names. A decision that cannot be decoded has no effect, which is reported to its
+/// author.
 fn decided(
     ctx: &Arc<Context>,
     seen: &SeenUids,
@@ -79,7 +82,7 @@ fn decided(
         Ok(decision) => Some(ObjectRef::new(&decision.spec.migration).within(&namespace)),
         Err(invalid) => {
             if seen.insert(&invalid) {
-                // Which migration it names cannot be read either.
+                // The migration that it names cannot be decoded either.
                 let span = error_span!("decision", namespace, decision = invalid.metadata.name.as_deref());
                 span.in_scope(|| error!(error = %invalid.error, "cannot decode this MigrationDecision"));
                 let ctx = ctx.clone();
@@ -91,7 +94,7 @@ fn decided(
     }
 }
 
-/// UIDs of objects whose authors were told: the watch shows an object again with each change and each reconnection.
+/// UIDs of reported objects: the watch delivers an object again with each change and each reconnection.
 #[derive(Default)]
 struct SeenUids(Mutex<HashSet<String>>);
 
@@ -102,7 +105,7 @@ impl SeenUids {
     }
 }
 
-/// The migration that a run or Job carries in its label.
+/// The migration in the label of a run or Job.
 fn by_label<K: Resource + Clone>(object: PartialObjectMeta<K>) -> Option<ObjectRef<Guarded>> {
     let meta = &object.metadata;
     let name = meta.labels.as_ref()?.get(crate::api::MIGRATION_LABEL)?;
@@ -146,7 +149,7 @@ pub(super) async fn shutdown() {
         (Ok(mut term), Ok(mut int)) => {
             tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
         }
-        // Without handlers the default action ends the process, which is what is wanted.
+        // Without handlers the default action ends the process, as intended.
         _ => std::future::pending().await,
     }
 }
@@ -181,7 +184,10 @@ mod tests {
         let about = apply::reference::<MigrationDecision>(&invalid("a"));
         assert_eq!(
             serde_json::to_value(about).unwrap(),
-            json!({"apiVersion": "creditmigration.io/v1alpha1", "kind": "MigrationDecision", "name": "d", "namespace": "shop", "uid": "a"})
+            json!({
+                "apiVersion": "creditmigration.io/v1alpha1", "kind": "MigrationDecision",
+                "name": "d", "namespace": "shop", "uid": "a",
+            })
         );
     }
 }

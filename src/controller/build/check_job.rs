@@ -1,4 +1,4 @@
-//! The Job of a `job` check: the team's own image, under the same Pod Security as the runner's pods, without any token.
+//! The Job of a `job` check: the team's own image, with the Pod Security of the runner's pods and without a token.
 
 use k8s_openapi::{
     api::{
@@ -18,11 +18,11 @@ use crate::{
     machine::CheckJobStart,
 };
 
-/// How long a Job that has ended is kept, in seconds: its result is in the status, its logs are for people.
+/// How long a finished Job is retained, in seconds: its result is in the status, its logs are for users.
 const FINISHED_JOB_TTL: i32 = 3600;
 
-/// Seconds beyond the check's own time-out in which its pod must have come to a node. The pod has the check's time-out itself, so
-/// a Job that ends by its own had no pod that could have answered: that is no measurement.
+/// Seconds, in addition to the check's own time-out, in which its pod must be scheduled. The pod itself has the check's
+/// time-out, so a Job that reaches its deadline had no pod that could have answered: that is no measurement.
 const SCHEDULING_ALLOWANCE: u64 = 60;
 
 /// The Job of one measurement.
@@ -45,7 +45,7 @@ pub fn check_job(migration: &CreditMigration, start: &CheckJobStart) -> Job {
         spec: Some(JobSpec {
             backoff_limit: Some(0),
             active_deadline_seconds: i64::try_from(seconds + SCHEDULING_ALLOWANCE).ok(),
-            // A drained node says nothing of the application: the measurement is made on another one.
+            // A drained node says nothing about the application: the measurement is made on another node.
             pod_failure_policy: Some(PodFailurePolicy {
                 rules: vec![PodFailurePolicyRule {
                     action: "Ignore".into(),
@@ -62,7 +62,7 @@ pub fn check_job(migration: &CreditMigration, start: &CheckJobStart) -> Job {
                 spec: Some(PodSpec {
                     restart_policy: Some("Never".into()),
                     active_deadline_seconds: i64::try_from(seconds).ok(),
-                    // An image of the team's must not act in the cluster in anybody's name.
+                    // The team's image must not act in the cluster with any account.
                     automount_service_account_token: Some(false),
                     enable_service_links: Some(false),
                     image_pull_secrets: (!pull.is_empty())

@@ -1,4 +1,4 @@
-//! Objects that the controller creates, built from plain values. Pure: imports `shared`, `api` and `machine` alone.
+//! Objects that the controller creates, built from plain values. Pure: imports only `shared`, `api` and `machine`.
 //! `apply` calls it, one function per kind of object.
 
 mod check_job;
@@ -19,7 +19,7 @@ pub use check_job::check_job;
 pub use rbac::{role_binding, service_account};
 pub use run_job::{job, run};
 
-/// Selector for everything that the controller makes.
+/// Selector for everything that the controller creates.
 pub const MANAGED_SELECTOR: &str = "app.kubernetes.io/managed-by=credit-migration-operator";
 
 fn labels(name: &str, uid: &str, task: Option<Task>) -> BTreeMap<String, String> {

@@ -1,4 +1,4 @@
-//! The ServiceAccount of a migration's pods, and what it may do.
+//! The ServiceAccount of a migration's pods and its rights.
 
 use k8s_openapi::api::{
     core::v1::ServiceAccount,
@@ -14,8 +14,8 @@ pub fn service_account(migration: &CreditMigration) -> ServiceAccount {
     ServiceAccount { metadata: meta(runner_name(&migration.name_any()), migration, None), ..Default::default() }
 }
 
-/// Binds that ServiceAccount to one of the runner's ClusterRoles, in this namespace only. `suffix` tells bindings apart:
-/// empty for the role that every task needs.
+/// Binds that ServiceAccount to one of the runner's ClusterRoles, in this namespace only. `suffix` distinguishes
+/// bindings: it is empty for the role that every task needs.
 pub fn role_binding(migration: &CreditMigration, cluster_role: &str, suffix: &str) -> RoleBinding {
     let name = runner_name(&migration.name_any());
     RoleBinding {

@@ -23,18 +23,20 @@ use crate::{
 
 /// User and group of runner pods, as in the image.
 const UID: i64 = 65532;
-/// Restarts of a preparing pod are the machine's business; those of a window pod the kubelet's, which needs no API server.
+/// The machine retries a pod that prepares; the kubelet restarts a window's pod, which needs no API server.
 const WINDOW_POD_RETRIES: i32 = 6;
 /// Seconds from SIGTERM to SIGKILL.
 const GRACE_SECONDS: i64 = 10;
-/// The same of a pod that uploads: parts of an upload that is not aborted are kept, and paid for, until somebody finds them.
+/// The same for a pod that uploads: the parts of an upload that is not aborted stay, and cost money, until they are
+/// removed by hand.
 const UPLOAD_GRACE_SECONDS: i64 = 60;
-/// The same of a window pod: one that nobody succeeds, as in a namespace that is being deleted, runs the down SQL meanwhile.
+/// The same for a window's pod: without a successor, as in a namespace that is being deleted, it runs the down SQL in
+/// this time.
 const WINDOW_GRACE_SECONDS: i64 = 120;
 
-/// Seconds after which the pod of a window whose node is lost is given up.
+/// Seconds after which a window's pod on a lost node is replaced.
 const LOST_NODE_SECONDS: i64 = 10;
-/// Annotation that the cluster autoscaler heeds.
+/// Annotation of the cluster autoscaler.
 pub(super) const SAFE_TO_EVICT: &str = "cluster-autoscaler.kubernetes.io/safe-to-evict";
 
 /// The run object.
@@ -77,13 +79,13 @@ pub fn job(run: &MigrationRun, image: &str, timeout_seconds: Option<u64>) -> Job
     }
 }
 
-/// Pods that the cluster autoscaler must not move: those of windows, and those that have counted failures of checks.
+/// Pods that the cluster autoscaler must not move: those of windows, and those that count failures of checks.
 fn is_pinned_to_node(task: Task) -> bool {
     matches!(task, Task::Window | Task::RollbackWindow | Task::Validate | Task::Monitor)
 }
 
-/// A lost node's pod is given up after [`LOST_NODE_SECONDS`] instead of the 300 s that Kubernetes adds by itself: until then no other one
-/// comes, and that is as long as a window by default may last.
+/// A pod on a lost node is replaced after [`LOST_NODE_SECONDS`] instead of the default of 300 s: until then no other
+/// pod starts, and 300 s is the default limit of a whole window.
 fn tolerations() -> Vec<Toleration> {
     ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"]
         .map(|taint| Toleration {
@@ -111,7 +113,7 @@ fn pod(run: &MigrationRun, plan: &CreditMigrationSpec, image: &str, in_window: b
         service_account_name: Some(runner_name(&run.spec.migration)),
         image_pull_secrets: (!pull.is_empty())
             .then(|| pull.iter().map(|s| LocalObjectReference { name: s.name.clone() }).collect()),
-        // A crashed window container is started again in place by the kubelet: quicker than a new pod, and without the API server.
+        // The kubelet restarts a crashed window container in place: faster than a new pod, and without the API server.
         restart_policy: Some(if in_window { "OnFailure" } else { "Never" }.into()),
         termination_grace_period_seconds: Some(grace(run.spec.task)),
         tolerations: in_window.then(tolerations),

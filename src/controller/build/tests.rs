@@ -28,7 +28,7 @@ const TASKS: [Task; 14] = [
     Task::Cleanup,
 ];
 
-/// As the API server would give it back.
+/// As the API server would return it.
 fn migration() -> CreditMigration {
     serde_json::from_value(json!({
         "apiVersion": "creditmigration.io/v1alpha1",
@@ -59,7 +59,7 @@ fn migration() -> CreditMigration {
     .unwrap()
 }
 
-/// Run and Job, as they are made for a task.
+/// Run and Job of a task.
 fn made(task: Task, timeout_seconds: Option<u64>) -> Job {
     made_for(&migration(), task, timeout_seconds)
 }
@@ -176,7 +176,7 @@ fn pods_satisfy_the_restricted_standard() {
     for task in TASKS {
         let pod = serde_json::to_value(made(task, None).spec.unwrap().template.spec.unwrap()).unwrap();
         assert_eq!(refused(&pod), Vec::<String>::new(), "{task:?}");
-        // Beyond the standard: nothing can be written but /tmp.
+        // In addition to the standard: only /tmp is writable.
         for c in pod["containers"].as_array().unwrap() {
             assert_eq!(c["securityContext"]["readOnlyRootFilesystem"], true);
             for mount in c["volumeMounts"].as_array().unwrap() {
@@ -213,12 +213,13 @@ fn secrets_come_by_optional_mounts_only() {
     let secrets: Vec<_> = pod.volumes.iter().flatten().filter_map(|v| v.secret.as_ref()).collect();
     assert_eq!(secrets.len(), 3);
     for s in secrets {
-        // A missing one must become the runner's message, not a pod that never starts.
+        // A missing Secret must become the runner's message, not a pod that never starts.
         assert_eq!((s.optional, s.default_mode), (Some(true), Some(0o440)), "{s:?}");
     }
 }
 
-/// The API server cuts a generated name to 63 characters; the policy knows a run's pod by the whole name of its Job.
+/// The API server cuts a generated name to 63 characters; the policy identifies a run's pod by the whole name of its
+/// Job.
 #[test]
 fn names_of_pods_are_not_cut() {
     for task in TASKS {
@@ -243,12 +244,12 @@ fn a_window_does_not_wait_for_a_lost_node() {
         let template = made(task, None).spec.unwrap().template;
         let window = matches!(task, Task::Window | Task::RollbackWindow);
         let pod = template.spec.unwrap();
-        let patience: Vec<_> = pod.tolerations.iter().flatten().map(|t| t.toleration_seconds).collect();
-        assert_eq!(patience, if window { vec![Some(10); 2] } else { vec![] }, "{task:?}");
+        let tolerated: Vec<_> = pod.tolerations.iter().flatten().map(|t| t.toleration_seconds).collect();
+        assert_eq!(tolerated, if window { vec![Some(10); 2] } else { vec![] }, "{task:?}");
         let stays = template.metadata.unwrap().annotations.unwrap_or_default();
         let stage = matches!(task, Task::Validate | Task::Monitor);
         assert_eq!(stays.get(SAFE_TO_EVICT).map(String::as_str), (window || stage).then_some("false"), "{task:?}");
-        // An upload is aborted, a window's way back runs: both need their time.
+        // Aborting an upload and rolling back a window take time.
         let grace = pod.termination_grace_period_seconds.unwrap();
         let wanted = if window {
             120
@@ -272,7 +273,7 @@ fn who_owns_what() {
     );
     let of_account = owner(&service_account(&migration).metadata);
     assert_eq!((of_account.kind, Some(of_account.uid)), ("CreditMigration".to_owned(), migration.uid()));
-    // A preparing pod is tried again by the machine, a window's pod by the kubelet, which needs no API server.
+    // The machine retries a pod that prepares; the kubelet restarts a window's pod, which needs no API server.
     let limits = |j: Job| {
         let s = j.spec.unwrap();
         (s.backoff_limit, s.active_deadline_seconds, s.template.spec.unwrap().restart_policy.unwrap())

@@ -1,4 +1,4 @@
-//! What a run's pod has mounted. Pure.
+//! Volumes of a run's pod. Pure.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,8 @@ use k8s_openapi::api::core::v1::{
 
 use crate::api::{CreditMigrationSpec, KeyRef, NotificationChannel, SlackChannel, Task, WebhookChannel, mounts};
 
-/// What the spec names, each optional: a missing Secret becomes the runner's message instead of a pod that never starts.
+/// Volumes for what the spec names, each optional: a missing Secret becomes the runner's message instead of a pod that
+/// never starts.
 pub(super) fn for_task(plan: &CreditMigrationSpec, task: Task) -> Vec<(Volume, VolumeMount)> {
     let connection = &plan.database.connection;
     let mut all = vec![
@@ -39,12 +40,13 @@ pub(super) fn for_task(plan: &CreditMigrationSpec, task: Task) -> Vec<(Volume, V
     all
 }
 
-/// Tasks that send notices, or look whether they could. A window tells by itself when it is held without a controller.
+/// Tasks that send notices, or check whether they could. A window sends its own notice when it is stuck without a
+/// controller.
 fn sends_notices(task: Task) -> bool {
     matches!(task, Task::Preflight | Task::Notify | Task::Window | Task::RollbackWindow)
 }
 
-/// Names of the Secrets that only this task needs. No task gets what is another's.
+/// Names of the Secrets that only this task needs. No task gets the Secrets of another.
 fn further_secrets(plan: &CreditMigrationSpec, task: Task) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     if let (Some(code), Task::Preflight | Task::CodeBackup) = (&plan.code, task) {
@@ -89,19 +91,19 @@ fn mount(name: &str) -> VolumeMount {
     }
 }
 
-/// Last part of a path below the mount's folder.
+/// Last part of a path in the mounted folder.
 fn file(path: &str) -> String {
     path.rsplit('/').next().unwrap_or(path).to_owned()
 }
 
-/// A Secret, or one key of it: other keys of the same Secret are not the runner's business.
+/// A Secret, or one key of it: the runner does not need the other keys.
 fn secret(volume: &str, name: &str, key: Option<(&str, &str)>) -> (Volume, VolumeMount) {
     let items = key.map(|(key, path)| vec![KeyToPath { key: key.into(), path: file(path), ..Default::default() }]);
     let source = SecretVolumeSource {
         secret_name: Some(name.into()),
         optional: Some(true),
         items,
-        // Readable by the runner's group alone.
+        // Readable only by the runner's group.
         default_mode: Some(0o440),
     };
     (Volume { name: volume.into(), secret: Some(source), ..Default::default() }, mount(volume))
@@ -137,7 +139,8 @@ mod tests {
         plan["code"] = json!({"repository": "ssh://git/x", "commit": "0", "secretRef": {"name": "git"}});
         plan["notifications"] = json!({"templatesConfigMapRef": {"name": "words"}, "channels": [
             {"name": "a", "audiences": ["Team"], "slack": {"urlSecretRef": key("chat"), "caSecretRef": key("ca")}},
-            {"name": "b", "audiences": ["Team"], "webhook": {"urlSecretRef": key("hook"), "authorizationSecretRef": key("token")}},
+            {"name": "b", "audiences": ["Team"], "webhook": {
+                "urlSecretRef": key("hook"), "authorizationSecretRef": key("token")}},
             {"name": "c", "audiences": ["Team"], "email": {
                 "host": "mail", "from": "a@b", "to": ["c@d"], "secretRef": {"name": "smtp"}, "caSecretRef": key("ca")}},
         ]});
@@ -174,7 +177,7 @@ mod tests {
         assert!(paths(Task::Notify).contains(&format!("{}/{}", mounts::ROOT, mounts::TEMPLATES)));
         assert!(!paths(Task::Backup).contains(&format!("{}/{}", mounts::ROOT, mounts::TEMPLATES)));
         assert_eq!(mounts::secret("chat", "url"), "secrets/chat/url");
-        // Names of volumes are labels: that of a Secret may be too long for one.
+        // Names of volumes are DNS labels: the name of a Secret may be too long.
         assert!(for_task(&plan(), Task::Preflight).iter().all(|(v, _)| v.name.len() <= 63));
     }
 }

@@ -1,7 +1,8 @@
-//! What is exposed of each migration, computed from what is persisted: whoever leads next shows the same.
+//! Metrics of each migration, computed from its persisted status: the next leader exposes the same.
 //!
-//! Labels are names of objects and of checks (of the spec, hence bounded), and variants of enums: never texts, people or
-//! addresses. Points in time are exposed as such, in seconds since 1970, so that a rule can tell their age while nobody looks.
+//! Labels are names of objects and of checks (of the spec, hence bounded), and variants of enums: never texts, names of
+//! users or addresses. Points in time are exposed in seconds since 1970, so that a rule can compute their age while
+//! nothing is reconciled.
 
 use std::{
     collections::BTreeMap,
@@ -26,13 +27,13 @@ use crate::{
 pub(super) const FAMILIES: &[(&str, MetricType, &str)] = &[
     ("phase", MetricType::Gauge, "1 for the phase in which the migration is."),
     ("reason", MetricType::Gauge, "1 for the phase and the reason of condition Ready."),
-    ("stalled", MetricType::Gauge, "1 while nothing goes on without a person."),
-    ("step_started_timestamp_seconds", MetricType::Gauge, "When the present step was begun."),
-    ("step_failures", MetricType::Gauge, "Tries of the present step that failed since the plan was last changed."),
+    ("stalled", MetricType::Gauge, "1 while manual intervention is required."),
+    ("step_started_timestamp_seconds", MetricType::Gauge, "Start of the current step."),
+    ("step_failures", MetricType::Gauge, "Failed attempts of the current step since the plan was last changed."),
     (
         "writes_blocked_seconds",
         MetricType::Gauge,
-        "How long writes have been blocked by now, or may have been; 0 when they are open.",
+        "How long writes have been blocked, or may have been; 0 when they are not.",
     ),
     (
         "window_limit_seconds",
@@ -40,22 +41,18 @@ pub(super) const FAMILIES: &[(&str, MetricType, &str)] = &[
         "Longest time for which writes may stay blocked, spec.window.maxDuration.",
     ),
     ("window_expected_seconds", MetricType::Gauge, "Length of the window as the rehearsal predicts it."),
-    ("window_seconds", MetricType::Gauge, "How long writes were blocked in the last window that is over."),
-    (
-        "window_deadline_timestamp_seconds",
-        MetricType::Gauge,
-        "When the open window must be over; only while writes are blocked.",
-    ),
-    ("window_opens_timestamp_seconds", MetricType::Gauge, "First time at which the window may be opened, as planned."),
-    ("backup_timestamp_seconds", MetricType::Gauge, "End of the upload of the present plan's backup."),
+    ("window_seconds", MetricType::Gauge, "How long writes were blocked in the last window that has ended."),
+    ("window_deadline_timestamp_seconds", MetricType::Gauge, "Deadline of the window; only while writes are blocked."),
+    ("window_opens_timestamp_seconds", MetricType::Gauge, "Earliest planned start of the window."),
+    ("backup_timestamp_seconds", MetricType::Gauge, "End of the upload of the current plan's backup."),
     (
         "backup_max_age_seconds",
         MetricType::Gauge,
-        "Oldest backup with which the window is opened, spec.schedule.backupMaxAge.",
+        "Maximum age of the backup at the start of the window, spec.schedule.backupMaxAge.",
     ),
-    ("check_outcome", MetricType::Gauge, "1 for the last outcome of a check, while the new version is watched."),
+    ("check_outcome", MetricType::Gauge, "1 for the last outcome of a check, while the new version is observed."),
     ("check_breached", MetricType::Gauge, "1 if a check reached its limit at any time in this stage."),
-    ("notices", MetricType::Gauge, "Notices by occasion and by what became of them."),
+    ("notices", MetricType::Gauge, "Notices by kind and state of delivery."),
     (
         "follow_up_due_timestamp_seconds",
         MetricType::Gauge,
@@ -64,13 +61,13 @@ pub(super) const FAMILIES: &[(&str, MetricType, &str)] = &[
     (
         "decision_due_timestamp_seconds",
         MetricType::Gauge,
-        "Since when a person is asked whether to keep the new version or roll back; only while that is so.",
+        "Since when a decision to keep or to roll back is due; only while it is.",
     ),
-    ("rollbacks", MetricType::Counter, "Ways back that were begun."),
-    ("rollback_started_timestamp_seconds", MetricType::Gauge, "When the way back was begun, by its cause."),
+    ("rollbacks", MetricType::Counter, "Rollbacks that were started."),
+    ("rollback_started_timestamp_seconds", MetricType::Gauge, "Start of the rollback, by its cause."),
 ];
 
-/// The migrations that were reconciled, as they were persisted.
+/// The reconciled migrations, as persisted.
 #[derive(Debug, Default)]
 pub(super) struct Migrations(Mutex<BTreeMap<(String, String), Seen>>);
 
@@ -80,7 +77,7 @@ struct Seen {
     samples: Vec<Sample>,
 }
 
-/// A value of a family, with the labels beside namespace and name.
+/// A value of a family, with its labels in addition to namespace and name.
 #[derive(Debug)]
 struct Sample {
     family: &'static str,
@@ -90,17 +87,17 @@ struct Sample {
 
 impl Migrations {
     fn with<T>(&self, f: impl FnOnce(&mut BTreeMap<(String, String), Seen>) -> T) -> T {
-        // A poisoned lock still holds what an alarm needs.
+        // The data behind a poisoned lock is still what an alert needs.
         f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Takes note of a migration and its status, as both are persisted.
+    /// Records a migration and its status, as persisted.
     pub(super) fn observe(&self, namespace: &str, live: &CreditMigration, status: &CreditMigrationStatus, now: Time) {
         let seen = Seen { blocked_since: blocked_since(&live.spec, status, now), samples: samples(&live.spec, status) };
         self.with(|all| all.insert((namespace.into(), live.name_any()), seen));
     }
 
-    /// A migration that is gone.
+    /// Drops a migration that is gone.
     pub(super) fn forget(&self, namespace: &str, name: &str) {
         self.with(|all| all.remove(&(namespace.to_owned(), name.to_owned())));
     }
@@ -129,7 +126,7 @@ impl Collector for Snapshot {
                 };
                 for (whose, seen) in &*all {
                     if *family == "writes_blocked_seconds" {
-                        // Told by the clock and not by the last look: it grows while reconciliation hangs.
+                        // By the clock, not by the last reconciliation: it grows while reconciliation hangs.
                         let since = |at| self.now.duration_since(at).as_secs_f64().max(0.0);
                         line(whose, &[], seen.blocked_since.map_or(0.0, since))?;
                     }
@@ -147,23 +144,23 @@ fn moment(at: Time) -> f64 {
     at.as_duration().as_secs_f64()
 }
 
-/// Since when writes are blocked, or may be; `None` when they are open.
+/// Since when writes are blocked, or may be; `None` when they are not.
 fn blocked_since(spec: &CreditMigrationSpec, status: &CreditMigrationStatus, now: Time) -> Option<Time> {
-    // Without the runner's word they may be blocked since the order was given. Counted from now on, at each look anew, a
-    // runner that cannot report would never set off the alarm.
+    // Without a report of the runner they may be blocked since the order was given. Counting from the current time at
+    // each reconciliation, a runner that cannot report would never trigger the alert.
     let window = status.window.as_ref();
     let ordered = || window.and_then(|w| w.deadline).map(|at| at - to_signed(spec.window.max_duration));
     let since = window.and_then(|w| w.blocked_at).or_else(ordered).unwrap_or(now);
     (status.writes == Some(Writes::Blocked)).then_some(since)
 }
 
-/// Label value of a text that is the name of a variant: anything else could break the format, or tell what it must not.
+/// Label value of a text that is the name of a variant: any other text could disclose what must not be exposed.
 fn variant(text: &str) -> String {
     let one = !text.is_empty() && text.len() <= 63 && text.chars().all(|c| c.is_ascii_alphanumeric());
     if one { text.into() } else { "Other".into() }
 }
 
-/// All that does not change by itself as time goes by.
+/// All values that do not change with the clock.
 fn samples(spec: &CreditMigrationSpec, status: &CreditMigrationStatus) -> Vec<Sample> {
     let mut all = vec![];
     let mut add = |family, labels: &[(&'static str, &str)], value| {
@@ -207,7 +204,7 @@ fn samples(spec: &CreditMigrationSpec, status: &CreditMigrationStatus) -> Vec<Sa
         add("backup_max_age_seconds", &[], seconds(spec.schedule.backup_max_age));
     }
 
-    // The status keeps the last stage's results for ever; an alarm on them would last as long.
+    // The status retains the results of the last stage for ever; an alert on them would last as long.
     for result in status.checks.iter().filter(|r| watched && is_of_spec(spec, &r.name)) {
         let outcome = match result.outcome {
             CheckOutcome::Pass => "Pass",
@@ -243,7 +240,7 @@ fn samples(spec: &CreditMigrationSpec, status: &CreditMigrationStatus) -> Vec<Sa
     if let Some(decide) = step.filter(|x| phase == Phase::Observing && x.name == Step::Decide) {
         add("decision_due_timestamp_seconds", &[], moment(decide.started_at));
     }
-    // From the status, so that a change of leader neither loses nor repeats one.
+    // From the status, so that a change of leader neither loses nor repeats a rollback.
     add("rollbacks", &[], f64::from(u8::from(status.rollback.is_some())));
     if let Some(r) = &status.rollback {
         add("rollback_started_timestamp_seconds", &[("cause", &variant(&r.cause))], moment(r.started_at));
@@ -251,7 +248,7 @@ fn samples(spec: &CreditMigrationSpec, status: &CreditMigrationStatus) -> Vec<Sa
     all
 }
 
-/// Results come from runners: only names of the spec become series.
+/// Results come from runners: only names in the spec become series.
 fn is_of_spec(spec: &CreditMigrationSpec, name: &str) -> bool {
     [Task::Validate, Task::Monitor, Task::DayCheck, Task::WeekReview]
         .into_iter()

@@ -1,6 +1,6 @@
-//! What is exposed at `/metrics`, in the OpenMetrics text format: of this process here, of each migration in
-//! `migrations`, of requests to the API server in `requests`. `reconcile`, `watches` and `client` report, `server` renders.
-//! `docs/observability.md` lists all of it.
+//! Metrics of the controller in the OpenMetrics text format: of this process here, of each migration in `migrations`,
+//! of requests to the API server in `requests`. `reconcile`, `watches` and `client` record, `server` renders.
+//! `docs/observability.md` lists all families.
 
 mod migrations;
 mod requests;
@@ -28,7 +28,7 @@ use crate::{
 use migrations::{Migrations, Snapshot};
 pub(super) use requests::RequestDurations;
 
-/// Start of the name of each family.
+/// Prefix of the name of each family.
 const PREFIX: &str = "credit_migration";
 /// Upper limits of the buckets of durations, in seconds.
 const BUCKETS: [f64; 12] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
@@ -40,7 +40,7 @@ fn durations<L: Clone + std::hash::Hash + Eq>() -> Durations<L> {
     Family::new_with_constructor(|| Histogram::new(BUCKETS))
 }
 
-/// What is exposed.
+/// All metrics.
 pub(super) struct Metrics {
     registry: Registry,
     waiting_for: Mutex<Option<String>>,
@@ -68,7 +68,7 @@ impl Default for Metrics {
             requests: RequestDurations::default(),
             migrations: Arc::default(),
         };
-        // A counter that starts at 1 has no increase: each is there from the start.
+        // A counter that starts at 1 shows no increase: each exists from the start.
         for class in ErrorClass::ALL {
             let _ = all.failures.get_or_create(&[("class", *class)]);
         }
@@ -81,10 +81,10 @@ impl Default for Metrics {
         registry.register("reconciles", "Reconciliations without a failure", all.reconciles.clone());
         registry.register(
             "reconcile_failures",
-            "Failed reconciliations, by class; each is tried again",
+            "Failed reconciliations, by class; each is retried",
             all.failures.clone(),
         );
-        registry.register("reconciles_in_progress", "Reconciliations under way", all.in_progress.clone());
+        registry.register("reconciles_in_progress", "Reconciliations in progress", all.in_progress.clone());
         registry.register(
             "reconcile_duration_seconds",
             "Duration of reconciliations, by outcome",
@@ -98,11 +98,11 @@ impl Default for Metrics {
 
 impl Metrics {
     /// What this replica waits for before it leads; `None` when it leads.
-    pub(super) fn standing_by_for(&self) -> Option<String> {
+    pub(super) fn waiting_for(&self) -> Option<String> {
         self.waiting_for.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub(super) fn waiting_for(&self, what: &str) {
+    pub(super) fn set_waiting_for(&self, what: &str) {
         *self.waiting_for.lock().unwrap_or_else(PoisonError::into_inner) = Some(what.into());
     }
 
@@ -111,7 +111,7 @@ impl Metrics {
         self.leader.set(1);
     }
 
-    /// A reconciliation starts. It has failed unless [`Reconciliation::succeeded`] is called.
+    /// Starts to time a reconciliation. It counts as failed unless [`Reconciliation::succeeded`] is called.
     pub(super) fn reconciling(&self) -> Reconciliation<'_> {
         self.in_progress.inc();
         Reconciliation { metrics: self, started: Instant::now(), outcome: "failure" }
@@ -125,7 +125,7 @@ impl Metrics {
         self.failures.get_or_create(&[("class", error.class())]).inc();
     }
 
-    /// A watch could not list, start or go on.
+    /// Counts a watch that could not list, start or continue.
     pub(super) fn watch_failed(&self, error: &watcher::Error) {
         self.watch_errors.get_or_create(&[("stage", stage(error))]).inc();
     }
@@ -135,7 +135,7 @@ impl Metrics {
         self.requests.clone()
     }
 
-    /// Takes note of a migration and its status, as both are persisted.
+    /// Records a migration and its status, as persisted.
     pub(super) fn observe(&self, namespace: &str, live: &CreditMigration, status: &CreditMigrationStatus, now: Time) {
         self.migrations.observe(namespace, live, status, now);
     }
@@ -157,7 +157,7 @@ impl Metrics {
     }
 }
 
-/// A reconciliation under way; it ends when this is dropped.
+/// A reconciliation in progress; it ends when this is dropped.
 pub(super) struct Reconciliation<'a> {
     metrics: &'a Metrics,
     started: Instant,
@@ -165,7 +165,7 @@ pub(super) struct Reconciliation<'a> {
 }
 
 impl Reconciliation<'_> {
-    /// It ends without a failure.
+    /// Ends it without a failure.
     pub(super) fn succeeded(mut self) {
         self.outcome = "success";
     }
@@ -179,7 +179,7 @@ impl Drop for Reconciliation<'_> {
     }
 }
 
-/// Where a watch may fail.
+/// Stages at which a watch may fail.
 const WATCH_STAGES: [&str; 3] = ["list", "start", "stream"];
 
 fn stage(error: &watcher::Error) -> &'static str {

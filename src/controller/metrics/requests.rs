@@ -1,4 +1,4 @@
-//! How long requests to the API server take: a layer of the client, so that none is forgotten.
+//! Durations of requests to the API server, measured by a layer of the client, so that none is missed.
 
 use std::{
     task::{Context, Poll},
@@ -12,7 +12,7 @@ use tower::{Layer, Service};
 
 use super::{Durations, durations};
 
-/// Durations of requests, by verb and outcome; of a watch until its first byte.
+/// Durations of requests, by verb and outcome; of a watch until its response starts.
 #[derive(Clone)]
 pub(in crate::controller) struct RequestDurations(Durations<Labels>);
 
@@ -78,7 +78,7 @@ where
     }
 }
 
-/// A request under way. One that is dropped before its answer, as at a time-out of ours, counts as cancelled.
+/// A request in progress. One that is dropped before its response, such as at a time-out, counts as cancelled.
 struct Timer {
     durations: RequestDurations,
     verb: &'static str,

@@ -20,7 +20,7 @@ fn spec() -> CreditMigrationSpec {
     spec
 }
 
-/// What is exposed of a migration with this status, at 10 s past 1970-01-02.
+/// The metrics of a migration with this status, at 10 s past 1970-01-02.
 fn exposed(status: Value) -> String {
     let metrics = Metrics::default();
     let status = serde_json::from_value(status).unwrap();
@@ -36,27 +36,34 @@ fn family(text: &str, family: &str) -> Vec<String> {
     lines.map(|l| l.trim_start_matches([',', '}', ' ']).trim_end_matches(".0").to_owned()).collect()
 }
 
-/// As much as a status can hold while the new version is watched.
+/// As much as a status can have while the new version is observed.
 fn rich() -> Value {
     let check = |name: &str, outcome: &str, breached: bool| {
         json!({"name": name, "outcome": outcome, "failed": 0, "measured": 1, "breached": breached,
                "message": "bob@shop.example", "at": "1970-01-02T00:00:00Z"})
     };
     let notice = |occasion: &str, state: &str| {
-        json!({"notice": {"id": "1", "occasion": occasion, "at": "1970-01-02T00:00:00Z", "message": "bob@shop.example", "phase": "Observing"},
+        json!({"notice": {"id": "1", "occasion": occasion, "at": "1970-01-02T00:00:00Z",
+                          "message": "bob@shop.example", "phase": "Observing"},
                "state": state, "attempt": 1})
     };
     json!({
         "phase": "Observing", "step": "Decide", "writes": "Open",
         "approvedBy": ["bob@shop.example"],
-        "conditions": [{"type": "Ready", "status": "False", "reason": "DecisionDue", "message": "bob@shop.example", "lastTransitionTime": "1970-01-02T00:00:00Z"}],
-        "steps": [{"name": "Decide", "state": "Running", "attempt": 1, "failures": 2, "startedAt": "1970-01-02T00:00:05Z"}],
-        "backup": {"object": "s3://b/o", "statisticsObject": "s3://b/s", "bytes": 1, "sha256": "0", "pgDumpVersion": "17", "finishedAt": "1970-01-01T23:00:00Z"},
-        "rehearsal": {"users": 1, "restoreSeconds": 1.0, "migrateSeconds": 1.0, "rollbackSeconds": 1.0, "tablesEqual": 1, "expectedWindowSeconds": 12.5},
+        "conditions": [{"type": "Ready", "status": "False", "reason": "DecisionDue", "message": "bob@shop.example",
+                        "lastTransitionTime": "1970-01-02T00:00:00Z"}],
+        "steps": [{"name": "Decide", "state": "Running", "attempt": 1, "failures": 2,
+                   "startedAt": "1970-01-02T00:00:05Z"}],
+        "backup": {"object": "s3://b/o", "statisticsObject": "s3://b/s", "bytes": 1, "sha256": "0",
+                   "pgDumpVersion": "17", "finishedAt": "1970-01-01T23:00:00Z"},
+        "rehearsal": {"users": 1, "restoreSeconds": 1.0, "migrateSeconds": 1.0, "rollbackSeconds": 1.0,
+                      "tablesEqual": 1, "expectedWindowSeconds": 12.5},
         "schedule": {"startsAt": "1970-01-01T23:30:00Z", "present": ["bob@shop.example"]},
-        "window": {"blockedAt": "1970-01-02T00:00:00Z", "releasedAt": "1970-01-02T00:00:03Z", "deadline": "1970-01-02T00:01:00Z"},
+        "window": {"blockedAt": "1970-01-02T00:00:00Z", "releasedAt": "1970-01-02T00:00:03Z",
+                   "deadline": "1970-01-02T00:01:00Z"},
         "checks": [check("errors", "Fail", true), check("invented", "Pass", false)],
-        "notices": [notice("DecisionDue", "Undelivered"), notice("DecisionDue", "Undelivered"), notice("Finished", "Delivered")],
+        "notices": [notice("DecisionDue", "Undelivered"), notice("DecisionDue", "Undelivered"),
+                    notice("Finished", "Delivered")],
         "rollback": {"cause": "TriggerFired", "message": "bob@shop.example", "startedAt": "1970-01-02T00:00:07Z"},
     })
 }
@@ -75,7 +82,7 @@ fn blocked_writes_grow_older(#[case] blocked: Option<i64>, #[case] deadline: Opt
         ..CreditMigrationStatus::default()
     };
     let metrics = Metrics::default();
-    // However often it is looked at.
+    // No matter how often it is observed.
     for now in [1100, 1160] {
         metrics.observe("shop", &CreditMigration::new("m", spec.clone()), &status, at(now));
     }
@@ -99,7 +106,10 @@ fn blocked_writes_grow_older(#[case] blocked: Option<i64>, #[case] deadline: Opt
 #[case("backup_max_age_seconds", &["86400"])]
 #[case::only_checks_of_the_spec("check_breached", &["check=\"errors\"} 1"])]
 #[case("check_outcome", &["check=\"errors\",outcome=\"Fail\"} 1"])]
-#[case("notices", &["occasion=\"DecisionDue\",state=\"Undelivered\"} 2", "occasion=\"Finished\",state=\"Delivered\"} 1"])]
+#[case("notices", &[
+    "occasion=\"DecisionDue\",state=\"Undelivered\"} 2",
+    "occasion=\"Finished\",state=\"Delivered\"} 1",
+])]
 #[case("follow_up_due_timestamp_seconds", &["follow_up=\"day\"} 172803", "follow_up=\"week\"} 691203"])]
 #[case("decision_due_timestamp_seconds", &["86405"])]
 #[case("rollbacks_total", &["1"])]
@@ -119,7 +129,8 @@ fn what_is_not_true_any_more_is_not_exposed() {
         assert_eq!(family(&text, name), Vec::<String>::new(), "{name}");
     }
     let mut reported = rich();
-    let report = json!({"object": "s3://b/r", "bytes": 1, "sha256": "0", "passed": 1, "checks": 1, "summary": "", "takenAt": "1970-01-02T00:00:00Z"});
+    let report = json!({"object": "s3://b/r", "bytes": 1, "sha256": "0", "passed": 1, "checks": 1, "summary": "",
+                        "takenAt": "1970-01-02T00:00:00Z"});
     reported["dayReport"] = report;
     let due = family(&exposed(reported), "follow_up_due_timestamp_seconds");
     assert_eq!(due, ["follow_up=\"week\"} 691203"]);
@@ -149,7 +160,7 @@ fn neither_people_nor_texts_are_exposed() {
     assert!(text.contains("cause=\"Other\"} 86407.0\n"), "{text}");
 }
 
-/// Names of series: a rule or a panel over one that nobody exposes is never anything but silent.
+/// Names of series: a rule or a panel over one that is not exposed would stay silent.
 fn names(text: &str) -> BTreeSet<String> {
     // The series of a family that has none yet.
     let of_kind = |line: &str| {
@@ -189,7 +200,7 @@ fn rules_and_dashboard_use_what_is_exposed() {
     }
 }
 
-/// The schema's, for none can be forgotten there.
+/// Those of the schema, which has all.
 fn phases() -> BTreeSet<String> {
     let schema = serde_json::to_value(schemars::schema_for!(Phase)).unwrap();
     let variants = schema["oneOf"].as_array().unwrap();
@@ -202,7 +213,7 @@ fn rules_name_phases_that_there_are() {
     let listed = rules.split("phase=").skip(1).map(|p| p.trim_start_matches('~').split('"').nth(1).unwrap());
     let named: BTreeSet<String> = listed.flat_map(|l| l.split('|')).map(str::to_owned).collect();
     let ends = ["Completed", "RolledBack", "Cancelled"].map(str::to_owned);
-    // One that no rule names could last for ever unseen.
+    // A phase that no rule names could last for ever without an alert.
     assert_eq!(&phases() - &named, BTreeSet::from(ends));
     assert_eq!(&named - &phases(), BTreeSet::new());
 }
