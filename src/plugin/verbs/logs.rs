@@ -1,4 +1,4 @@
-//! `logs`: of the pods of a migration's runs.
+//! `logs`: prints the logs of a migration's pods.
 
 use std::{io::Write as _, str::FromStr};
 
@@ -17,8 +17,8 @@ use crate::{
 };
 
 pub(crate) const EXAMPLES: &str = "\
-Tasks: preflight, code, backup, verify, keyusers, rehearse, window, validate, monitor, day, week, rollback, notify, cleanup;
-or as `kubectl get cmrun` has them.
+Tasks: preflight, code, backup, verify, keyusers, rehearse, window, validate, monitor, day, week, rollback, notify,
+cleanup; or the names in `kubectl get cmrun`.
 
 Examples:
   kubectl creditmigration logs simplify-credits
@@ -27,21 +27,21 @@ Examples:
 /// Label with the name of a pod's Job, which is that of its run.
 const JOB_LABEL: &str = "batch.kubernetes.io/job-name";
 
-/// Whose logs.
+/// Whose logs to print.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     /// Name of the CreditMigration.
     #[arg(add = completion::names())]
     name: String,
-    /// Task; that of the newest run when absent.
+    /// Task; the one of the newest run when absent.
     #[arg(long, value_name = "TASK", add = tasks())]
     task: Option<TaskName>,
-    /// Go on until the pod ends.
+    /// Continue until the pod ends.
     #[arg(short, long)]
     follow: bool,
 }
 
-/// A task by its name, or by its part of the names of runs.
+/// A task by its name or by its part of runs' names.
 #[derive(Clone, Copy, Debug)]
 struct TaskName(Task);
 
@@ -78,11 +78,11 @@ impl FromStr for TaskName {
     }
 }
 
-/// Prints them.
+/// Prints the logs.
 pub(crate) async fn run(connection: &Connection, args: &Args) -> Result<Output, Error> {
     let uid = connection.migration(&args.name).await?.uid().unwrap_or_default();
     let task = args.task.map(|t| format!(",{TASK_LABEL}={}", t.0.slug())).unwrap_or_default();
-    // Pods of a `job` check are the team's own.
+    // Pods of a `job` check belong to the team.
     let labels = format!("{MIGRATION_LABEL}={},{UID_LABEL}={uid}{task},!{CHECK_LABEL}", args.name);
     let api: Api<Pod> = connection.api();
     let pods = newest_run(api.list(&ListParams::default().labels(&labels)).await?.items);
@@ -97,14 +97,14 @@ pub(crate) async fn run(connection: &Connection, args: &Args) -> Result<Output, 
     let last = pods.len() - 1;
     for (i, pod) in pods.iter().enumerate() {
         let name = pod.name_any();
-        // On standard error: the log itself is for programs.
+        // On standard error: standard output has the log only.
         eprintln!("==> pod/{name}");
         let params =
             LogParams { container: Some("runner".into()), follow: args.follow && i == last, ..Default::default() };
         let mut lines = api.log_stream(&name, &params).await?.lines();
         while let Some(line) = lines.try_next().await.map_err(|e| Error::Output(e.to_string()))? {
             if writeln!(std::io::stdout(), "{line}").is_err() {
-                // Whoever read has ended.
+                // The reader has ended.
                 return Ok(Output::success(""));
             }
         }
@@ -112,7 +112,7 @@ pub(crate) async fn run(connection: &Connection, args: &Args) -> Result<Output, 
     Ok(Output::success(""))
 }
 
-/// Pods of the run that was made last, oldest first.
+/// Pods of the newest run, oldest first.
 fn newest_run(mut pods: Vec<Pod>) -> Vec<Pod> {
     pods.sort_by_key(|p| (p.metadata.creation_timestamp.as_ref().map(|t| t.0), p.name_any()));
     let job = |p: &Pod| p.labels().get(JOB_LABEL).cloned();

@@ -1,4 +1,4 @@
-//! `watch`: the status, live, until the migration ends.
+//! `watch`: shows the status of a migration until it ends.
 
 use std::{
     io::{IsTerminal as _, Write as _},
@@ -25,14 +25,14 @@ use crate::{
 };
 
 pub(crate) const EXAMPLES: &str = "\
-On a terminal the screen of `status` is drawn anew with each change; elsewhere each change is a line.
-Exit code 0: Completed, or the phase of --until was reached. 3: another end, or RollbackFailed. 5: --timeout is over.
+On a terminal each change redraws the screen of `status`; otherwise each change is a line.
+Exit code 0: Completed, or the phase of --until was reached. 3: another end, or RollbackFailed. 5: --timeout has passed.
 
 Examples:
   kubectl creditmigration watch simplify-credits
   kubectl creditmigration watch simplify-credits --until AwaitingApproval --timeout 2h";
 
-/// What is watched, and how long.
+/// What to watch, and how long.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     /// Name of the CreditMigration.
@@ -46,7 +46,7 @@ pub(crate) struct Args {
     timeout: Option<Duration>,
 }
 
-/// A phase, as it is written in the status.
+/// A phase, as the status has it.
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 #[value(rename_all = "PascalCase")]
 enum Until {
@@ -83,16 +83,16 @@ impl Until {
     }
 }
 
-/// Watches it.
+/// Watches the migration.
 pub(crate) async fn run(connection: &Connection, args: &Args) -> Result<Output, Error> {
-    // A name that is not there would be watched for ever.
+    // A migration that does not exist would be watched forever.
     connection.migration(&args.name).await?;
     let follow = follow(connection, args);
     match args.timeout {
         None => follow.await,
         Some(timeout) => match tokio::time::timeout(to_signed(timeout).unsigned_abs(), follow).await {
             Ok(answer) => answer,
-            Err(_) => Ok(Output { text: format!("{timeout} are over"), exit: Exit::TimedOut }),
+            Err(_) => Ok(Output { text: format!("{timeout} have passed"), exit: Exit::TimedOut }),
         },
     }
 }
@@ -107,9 +107,9 @@ async fn follow(connection: &Connection, args: &Args) -> Result<Output, Error> {
             Ok(Some(event)) => event,
             Ok(None) => return Err(Error::NotFound("the API server ended the watch".into())),
             Err(error) if is_permanent(&error) => return Err(Error::Content(error.to_string())),
-            // The API server may be away for a while; the watcher lists again.
+            // The API server may be unavailable for a while; the watcher lists again.
             Err(error) => {
-                eprintln!("{error}; trying again");
+                eprintln!("{error}; retrying");
                 tokio::time::sleep(std::time::Duration::from_secs(1)).await;
                 continue;
             }
@@ -128,7 +128,7 @@ async fn follow(connection: &Connection, args: &Args) -> Result<Output, Error> {
         seen = true;
         let view = View::of(&migration, telemetry::now());
         let text = if terminal {
-            // Clear, and begin at the top.
+            // Clear the screen and start at the top.
             format!("\x1b[H\x1b[2J{}\n", view.screen())
         } else {
             let now = telemetry::now();
@@ -136,7 +136,7 @@ async fn follow(connection: &Connection, args: &Args) -> Result<Output, Error> {
         };
         let mut out = std::io::stdout();
         if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
-            // Whoever read has ended.
+            // The reader has ended.
             return Ok(Output::success(""));
         }
         if let Some(exit) = end(view.phase, args.until.map(Until::phase)) {
@@ -146,7 +146,7 @@ async fn follow(connection: &Connection, args: &Args) -> Result<Output, Error> {
     }
 }
 
-/// Refused for good: trying again cannot help.
+/// Whether a retry cannot help.
 fn is_permanent(error: &watcher::Error) -> bool {
     let refused = |e: &kube::Error| matches!(e, kube::Error::Api(status) if [401, 403, 404].contains(&status.code));
     match error {
@@ -176,7 +176,7 @@ fn end(phase: Option<Phase>, until: Option<Phase>) -> Option<Exit> {
     }
 }
 
-/// What is new, a line for each. Times that pass are no change.
+/// Changes, one line each. Passing time is no change.
 fn changes(old: Option<&View>, new: &View) -> Vec<String> {
     let mut lines = vec![];
     if old.is_none_or(|o| o.phase != new.phase) {
@@ -250,7 +250,7 @@ mod tests {
         let lines = changes(None, &first);
         assert_eq!(lines.first().map(String::as_str), Some("phase AwaitingApproval"));
         assert!(lines.contains(&"step Preflight Succeeded 12 of 12 as they should be".to_owned()), "{lines:?}");
-        // Time that passes is no change.
+        // Passing time is no change.
         assert_eq!(changes(Some(&first), &View::of(&m, time("2030-01-01T00:13:00Z"))), Vec::<String>::new());
         let status = m.status.as_mut().unwrap();
         status.approvals = Some("2/2".into());

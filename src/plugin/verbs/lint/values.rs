@@ -141,7 +141,8 @@ fn notices(map: &str, data: &Value, found: &mut Vec<Problem>) {
         if !is_notice_key(key) {
             found.push(Problem::warning(
                 &path,
-                "is no key of a template; write OCCASION.subject, OCCASION.body, or OCCASION.AUDIENCE.body, such as MaintenanceStarts.Users.body",
+                "is no key of a template; write OCCASION.subject, OCCASION.body, or OCCASION.AUDIENCE.body, such as \
+                    MaintenanceStarts.Users.body",
             ));
         } else if let Some(Err(why)) = text.as_str().map(parse_template) {
             found.push(Problem::error(&path, format!("cannot be parsed: {why}")));

@@ -1,4 +1,4 @@
-//! The checklist's sections, each line ticked off by the evidence that somebody did it.
+//! The checklist's sections. Evidence checks off each line.
 
 use serde::Serialize;
 
@@ -20,13 +20,13 @@ pub(super) struct Line {
     pub(super) evidence: String,
 }
 
-/// Sections of the checklist, and the steps that tick its lines off.
+/// Sections of the checklist, and the steps that check off their lines.
 const SECTIONS: &[(&str, &[(&str, Step)])] = &[
     (
         "Backup and safety",
         &[
             ("Full backup of the database, in the bucket", Step::Backup),
-            ("The backup is whole: downloaded and read to its end", Step::VerifyBackup),
+            ("The backup is complete: downloaded and read to its end", Step::VerifyBackup),
             ("Tag and branch of the code", Step::CodeBackup),
         ],
     ),
@@ -37,16 +37,16 @@ const SECTIONS: &[(&str, &[(&str, Step)])] = &[
     (
         "Test and application",
         &[
-            ("Migration and way back on a copy", Step::Rehearse),
+            ("Migration and rollback on a copy", Step::Rehearse),
             ("Flag and ENABLE_ROLLBACK are prepared", Step::Preflight),
         ],
     ),
-    ("Communication", &[("The technical team knows", Step::NotifyTeam)]),
-    ("Phase 1: preparation", &[("People agree", Step::Approve), ("Time and presence", Step::Schedule)]),
+    ("Communication", &[("The technical team is notified", Step::NotifyTeam)]),
+    ("Phase 1: preparation", &[("The plan is approved", Step::Approve), ("Time and presence", Step::Schedule)]),
     (
         "Phase 2: execution",
         &[
-            ("Read-only mode, with proof", Step::BlockWrites),
+            ("Read-only mode, verified", Step::BlockWrites),
             ("Migration script", Step::Migrate),
             ("Its result", Step::VerifyMigration),
             ("Application switched", Step::SwitchApplication),
@@ -64,9 +64,9 @@ const SECTIONS: &[(&str, &[(&str, Step)])] = &[
         ],
     ),
     (
-        "Way back",
+        "Rollback",
         &[
-            ("Read-only mode, with proof", Step::BlockWritesForRollback),
+            ("Read-only mode, verified", Step::BlockWritesForRollback),
             ("Application switched back", Step::SwitchBack),
             ("Rollback script", Step::RollbackSql),
             ("Its result", Step::VerifyRollback),
@@ -88,13 +88,13 @@ pub(super) fn checklist(record: &Record, status: &CreditMigrationStatus) -> Vec<
         s.lines.push(both_versions(record));
     }
     if status.rollback.is_none() {
-        sections.retain(|s| s.title != "Way back");
+        sections.retain(|s| s.title != "Rollback");
     }
     if let Some(s) = sections.iter_mut().find(|s| s.title == "Communication") {
-        s.lines.extend(told(status));
+        s.lines.push(maintenance_notice(status));
         s.lines.push(contacts(record));
     }
-    // Triggers and checks one by one, as they were measured last.
+    // Triggers and checks, each with its last measurement.
     let measured: Vec<Line> = status
         .checks
         .iter()
@@ -116,15 +116,16 @@ pub(super) fn checklist(record: &Record, status: &CreditMigrationStatus) -> Vec<
     sections
 }
 
-/// What a stage looks at, by the words that [`not_covered`](crate::api::CreditMigrationSpec::not_covered) has for it when no check does.
+/// What a stage looks at, by the words that [`not_covered`](crate::api::CreditMigrationSpec::not_covered) has for it
+/// when no check does.
 type Parts = &'static [(&'static str, &'static [&'static str])];
 
-/// A stage's lines: that its time went by proves nothing of what no check looked at.
+/// The lines of a stage. Its duration alone is no evidence for what no check measured.
 fn parts(step: Step) -> Option<Parts> {
     Some(match step {
         Step::Validate => &[
             ("Functions", &["validation: login"]),
-            ("Performance", &["validation: time", "validation: error rate"]),
+            ("Performance", &["validation: response time", "validation: time of statements", "validation: error rate"]),
             ("Data", &["validation: sum"]),
         ],
         Step::Monitor => &[
@@ -138,7 +139,7 @@ fn parts(step: Step) -> Option<Parts> {
     })
 }
 
-/// The lines of a step: one, or for a stage one for each part of what it looks at.
+/// The lines of a step: one, or for a stage one for each part that it checks.
 fn of_step(what: &str, step: Step, record: &Record, status: &CreditMigrationStatus) -> Vec<Line> {
     let line = step_line(what, step, status);
     let Some(parts) = parts(step) else { return vec![line] };
@@ -156,7 +157,7 @@ fn of_step(what: &str, step: Step, record: &Record, status: &CreditMigrationStat
     parts.iter().map(part).collect()
 }
 
-/// The application's own word that it can run both versions: Preflight has asked for it.
+/// Whether the application reports that it can run both versions, as Preflight recorded it.
 fn both_versions(record: &Record) -> Line {
     let runs = record.runs.iter().filter(|r| r.spec.task == Task::Preflight);
     let last = runs.filter_map(|r| Some((r.spec.attempt, r.status.as_ref()?))).max_by_key(|(attempt, _)| *attempt);
@@ -164,7 +165,7 @@ fn both_versions(record: &Record) -> Line {
     let evidence = match finding {
         Some(finding) => finding.message.clone(),
         None if record.migration.spec.application.version_probe.is_none() => {
-            "nobody asked: spec.application.versionProbe is not set".to_owned()
+            "not checked: spec.application.versionProbe is not set".to_owned()
         }
         None => "no answer is recorded".to_owned(),
     };
@@ -178,7 +179,7 @@ fn both_versions(record: &Record) -> Line {
 fn step_line(what: &str, step: Step, status: &CreditMigrationStatus) -> Line {
     let of = status.steps.iter().find(|s| s.name == step);
     let evidence = match of {
-        None => "not begun".to_owned(),
+        None => "not started".to_owned(),
         Some(s) => {
             let message = s.message.clone().or(s.reason.clone()).unwrap_or_default();
             let when = s.finished_at.map(|t| format!(", {t:.0}")).unwrap_or_default();
@@ -191,8 +192,8 @@ fn step_line(what: &str, step: Step, status: &CreditMigrationStatus) -> Line {
     Line { what: what.into(), done: of.is_some_and(|s| s.state == StepState::Succeeded), evidence }
 }
 
-/// Each audience of the maintenance notice.
-fn told(status: &CreditMigrationStatus) -> Vec<Line> {
+/// Whether a channel accepted the maintenance notice.
+fn maintenance_notice(status: &CreditMigrationStatus) -> Line {
     let notice = status.notices.iter().rev().find(|n| n.notice.occasion == Occasion::MaintenanceStarts);
     let taken: Vec<String> = notice
         .iter()
@@ -209,10 +210,10 @@ fn told(status: &CreditMigrationStatus) -> Vec<Line> {
             if taken.is_empty() { "none".into() } else { taken.join(", ") }
         ),
     };
-    vec![Line { what: "Maintenance notice".into(), done: !taken.is_empty(), evidence }]
+    Line { what: "Maintenance notice".into(), done: !taken.is_empty(), evidence }
 }
 
-/// Roles only: names and numbers stay in the spec.
+/// Contacts and audiences. Only roles: names and phone numbers stay in the spec.
 fn contacts(record: &Record) -> Line {
     let notifications = &record.migration.spec.notifications;
     let gaps = record.migration.spec.not_covered();
@@ -252,10 +253,13 @@ mod tests {
 
     #[rstest::rstest]
     #[case(json!({"name": "version probe", "message": "the application runs v1; it holds both versions"}), true)]
-    #[case(json!({"name": "version probe", "message": "the application runs v1; it does not say which versions it holds"}), false)]
+    #[case(
+        json!({"name": "version probe", "message": "the application runs v1; it does not say which versions it holds"}),
+        false
+    )]
     #[case(json!({"name": "version probe", "reason": "ProbeFailed", "message": "no answer"}), false)]
     #[case(json!({"name": "bucket", "message": "it holds both versions"}), false)]
-    fn both_versions_by_the_applications_own_word(#[case] finding: serde_json::Value, #[case] done: bool) {
+    fn both_versions_as_the_application_reports_them(#[case] finding: serde_json::Value, #[case] done: bool) {
         let mut record = completed();
         let mut run = record.runs[0].clone();
         run.spec.task = Task::Preflight;
