@@ -5,10 +5,45 @@ use crate::api::{Audience, Check, ContactRole, CreditMigrationSpec, OnBreach, Ro
 /// A line of the checklist that the spec does not cover.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gap {
+    /// What the line is about.
+    pub topic: Topic,
     /// The line.
     pub what: String,
     /// What to configure for it.
     pub next: String,
+}
+
+/// Topic of a line of the checklist that a spec can leave out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Topic {
+    /// Tag and branch of the code.
+    Code,
+    /// Notices to an audience.
+    Notices,
+    /// People to call.
+    Contacts,
+    /// Triggers, and the policy that lets them roll back.
+    Triggers,
+    /// The version that the application reports.
+    Version,
+    /// Verification of the rollback.
+    Rollback,
+    /// Validation: functions of the application.
+    Functions,
+    /// Validation: times and error rate.
+    Performance,
+    /// Validation: balances.
+    Data,
+    /// Monitoring: logs.
+    Logs,
+    /// Monitoring: key figures.
+    Figures,
+    /// Monitoring: a breach that rolls back.
+    Breach,
+    /// Checks after a day.
+    Day,
+    /// Checks after a week.
+    Week,
 }
 
 impl CreditMigrationSpec {
@@ -25,16 +60,22 @@ impl CreditMigrationSpec {
 struct Gaps(Vec<Gap>);
 
 impl Gaps {
-    fn add(&mut self, missing: bool, what: &str, next: impl Into<String>) {
+    fn add(&mut self, topic: Topic, missing: bool, what: &str, next: impl Into<String>) {
         if missing {
-            self.0.push(Gap { what: what.to_owned(), next: next.into() });
+            self.0.push(Gap { topic, what: what.to_owned(), next: next.into() });
         }
     }
 
     fn code_and_notices(&mut self, spec: &CreditMigrationSpec) {
-        self.add(spec.code.is_none(), "tag and branch of the code", "set spec.code.repository, commit and secretRef");
+        self.add(
+            Topic::Code,
+            spec.code.is_none(),
+            "tag and branch of the code",
+            "set spec.code.repository, commit and secretRef",
+        );
         for audience in [Audience::Team, Audience::Support, Audience::Users, Audience::Social, Audience::StatusPage] {
             self.add(
+                Topic::Notices,
                 !spec.notifications.reaches(audience),
                 &format!("notices to {audience:?}"),
                 format!("add a channel with audiences: [{audience:?}] to spec.notifications.channels"),
@@ -53,6 +94,7 @@ impl Gaps {
             .map(|(_, name)| name)
             .collect();
         self.add(
+            Topic::Contacts,
             !absent.is_empty(),
             &format!("emergency contacts: {}", absent.join(", ")),
             "add them to spec.notifications.contacts",
@@ -62,6 +104,7 @@ impl Gaps {
     fn triggers(&mut self, spec: &CreditMigrationSpec) {
         let t = &spec.rollback.triggers;
         self.add(
+            Topic::Triggers,
             spec.rollback.policy == RollbackPolicy::Manual,
             "automatic rollback",
             "set spec.rollback.policy: Automatic",
@@ -85,7 +128,7 @@ impl Gaps {
             ),
             (t.error_rate.is_none(), "trigger: error rate over 5%", "errorRate.prometheus"),
         ] {
-            self.add(missing, what, format!("set spec.rollback.triggers.{field}"));
+            self.add(Topic::Triggers, missing, what, format!("set spec.rollback.triggers.{field}"));
         }
     }
 
@@ -93,11 +136,13 @@ impl Gaps {
         // The team's own checks: a trigger says when to roll back, not when all is well.
         let (validate, monitor) = (&spec.validation.checks, &spec.monitoring.checks);
         self.add(
+            Topic::Version,
             spec.application.version_probe.is_none(),
             "the version that the application reports",
             "set spec.application.versionProbe.url",
         );
         self.add(
+            Topic::Rollback,
             spec.migration.verify_down.is_none(),
             "a query that verifies the rollback",
             "set spec.migration.verifyDown",
@@ -105,47 +150,78 @@ impl Gaps {
         let own = |checks: &[Check], of: fn(&Check) -> bool| checks.iter().any(of);
         let in_validation = [
             (
+                Topic::Functions,
                 own(validate, |c| c.sequence.is_some() || c.job.is_some()),
                 "validation: login, display, deduction, upgrade",
                 "a check with sequence or job",
             ),
             (
+                Topic::Performance,
                 own(validate, timed),
                 "validation: response time below 100 ms",
                 "a check with http.percentile: 95 and max: \"100\"",
             ),
             (
+                Topic::Performance,
                 own(validate, |c| c.statements.is_some() && c.max.is_some()),
                 "validation: time of statements below 50 ms",
                 "a check with statements and max: \"50\"",
             ),
-            (own(validate, rated), "validation: error rate below 0.1%", "a check with prometheus and max: \"0.001\""),
-            (own(validate, |c| c.balances.is_some()), "validation: sum of balances", "a check with balances"),
+            (
+                Topic::Performance,
+                own(validate, rated),
+                "validation: error rate below 0.1%",
+                "a check with prometheus and max: \"0.001\"",
+            ),
+            (
+                Topic::Data,
+                own(validate, |c| c.balances.is_some()),
+                "validation: sum of balances",
+                "a check with balances",
+            ),
         ];
-        for (there, what, check) in in_validation {
-            self.add(!there, what, format!("add {check} to spec.validation.checks"));
+        for (topic, there, what, check) in in_validation {
+            self.add(topic, !there, what, format!("add {check} to spec.validation.checks"));
         }
         let in_monitoring = [
-            (own(monitor, |c| c.logs.is_some()), "monitoring: errors in the logs", "a check with logs and max: \"0\""),
             (
+                Topic::Logs,
+                own(monitor, |c| c.logs.is_some()),
+                "monitoring: errors in the logs",
+                "a check with logs and max: \"0\"",
+            ),
+            (
+                Topic::Figures,
                 own(monitor, |c| c.sql.is_some() || c.prometheus.is_some() || c.http.is_some()),
                 "monitoring: key figures",
                 "a check with sql, prometheus or http",
             ),
             (
+                Topic::Breach,
                 own(monitor, |c| c.on_breach == OnBreach::Rollback),
                 "monitoring: a breach that rolls back",
                 "a check with onBreach: Rollback",
             ),
         ];
-        for (there, what, check) in in_monitoring {
-            self.add(!there, what, format!("add {check} to spec.monitoring.checks"));
+        for (topic, there, what, check) in in_monitoring {
+            self.add(topic, !there, what, format!("add {check} to spec.monitoring.checks"));
         }
-        for (empty, what, field) in [
-            (spec.follow_ups.day.checks.is_empty(), "after a day: complaints, conversion, performance, use", "day"),
-            (spec.follow_ups.week.checks.is_empty(), "after a week: goals, satisfaction, stability", "week"),
+        for (topic, empty, what, field) in [
+            (
+                Topic::Day,
+                spec.follow_ups.day.checks.is_empty(),
+                "after a day: complaints, conversion, performance, use",
+                "day",
+            ),
+            (
+                Topic::Week,
+                spec.follow_ups.week.checks.is_empty(),
+                "after a week: goals, satisfaction, stability",
+                "week",
+            ),
         ] {
             self.add(
+                topic,
                 empty,
                 what,
                 format!(

@@ -11,7 +11,7 @@ mod triggers;
 
 pub use checks::*;
 pub use code::*;
-pub use coverage::Gap;
+pub use coverage::{Gap, Topic};
 pub use follow_ups::*;
 pub use notifications::*;
 pub use schedule::*;

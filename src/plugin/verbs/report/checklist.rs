@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::{
-    api::{Audience, CreditMigrationStatus, DeliveryState, Finding, Occasion, Step, StepState, Task},
+    api::{Audience, CreditMigrationStatus, DeliveryState, Finding, Occasion, Step, StepState, Task, Topic},
     plugin::verbs::verify::Record,
 };
 
@@ -20,6 +20,11 @@ pub(super) struct Line {
     pub(super) evidence: String,
 }
 
+/// Titles of the sections that get further lines, or that not every record has.
+const TEST: &str = "Test and application";
+const COMMUNICATION: &str = "Communication";
+const ROLLBACK: &str = "Rollback";
+
 /// Sections of the checklist, and the steps that check off their lines.
 const SECTIONS: &[(&str, &[(&str, Step)])] = &[
     (
@@ -35,13 +40,13 @@ const SECTIONS: &[(&str, &[(&str, Step)])] = &[
         &[("Statistics of users and transactions", Step::Baseline), ("Export of key users", Step::ExportKeyUsers)],
     ),
     (
-        "Test and application",
+        TEST,
         &[
             ("Migration and rollback on a copy", Step::Rehearse),
             ("Flag and ENABLE_ROLLBACK are prepared", Step::Preflight),
         ],
     ),
-    ("Communication", &[("The technical team is notified", Step::NotifyTeam)]),
+    (COMMUNICATION, &[("The technical team is notified", Step::NotifyTeam)]),
     ("Phase 1: preparation", &[("The plan is approved", Step::Approve), ("Time and presence", Step::Schedule)]),
     (
         "Phase 2: execution",
@@ -64,7 +69,7 @@ const SECTIONS: &[(&str, &[(&str, Step)])] = &[
         ],
     ),
     (
-        "Rollback",
+        ROLLBACK,
         &[
             ("Read-only mode, verified", Step::BlockWritesForRollback),
             ("Application switched back", Step::SwitchBack),
@@ -77,23 +82,17 @@ const SECTIONS: &[(&str, &[(&str, Step)])] = &[
 
 /// The checklist, section by section.
 pub(super) fn checklist(record: &Record, status: &CreditMigrationStatus) -> Vec<Section> {
-    let mut sections: Vec<Section> = SECTIONS
-        .iter()
-        .map(|(title, lines)| Section {
-            title,
-            lines: lines.iter().flat_map(|(what, step)| of_step(what, *step, record, status)).collect(),
-        })
-        .collect();
-    if let Some(s) = sections.iter_mut().find(|s| s.title == "Test and application") {
-        s.lines.push(both_versions(record));
-    }
-    if status.rollback.is_none() {
-        sections.retain(|s| s.title != "Rollback");
-    }
-    if let Some(s) = sections.iter_mut().find(|s| s.title == "Communication") {
-        s.lines.push(maintenance_notice(status));
-        s.lines.push(contacts(record));
-    }
+    let section = |(title, lines): &(&'static str, &[(&str, Step)])| {
+        let mut lines: Vec<Line> = lines.iter().flat_map(|(what, step)| of_step(what, *step, record, status)).collect();
+        match *title {
+            TEST => lines.push(both_versions(record)),
+            COMMUNICATION => lines.extend([maintenance_notice(status), contacts(record)]),
+            _ => {}
+        }
+        Section { title, lines }
+    };
+    let listed = SECTIONS.iter().filter(|(title, _)| *title != ROLLBACK || status.rollback.is_some());
+    let mut sections: Vec<Section> = listed.map(section).collect();
     // Triggers and checks, each with its last measurement.
     let measured: Vec<Line> = status
         .checks
@@ -116,25 +115,18 @@ pub(super) fn checklist(record: &Record, status: &CreditMigrationStatus) -> Vec<
     sections
 }
 
-/// What a stage looks at, by the words that [`not_covered`](crate::api::CreditMigrationSpec::not_covered) has for it
-/// when no check does.
-type Parts = &'static [(&'static str, &'static [&'static str])];
+/// Lines of a stage, each with the topics of the checks that it needs.
+type Parts = &'static [(&'static str, Topic)];
 
 /// The lines of a stage. Its duration alone is no evidence for what no check measured.
 fn parts(step: Step) -> Option<Parts> {
     Some(match step {
-        Step::Validate => &[
-            ("Functions", &["validation: login"]),
-            ("Performance", &["validation: response time", "validation: time of statements", "validation: error rate"]),
-            ("Data", &["validation: sum"]),
-        ],
-        Step::Monitor => &[
-            ("Logs", &["monitoring: errors"]),
-            ("Figures", &["monitoring: key figures"]),
-            ("Triggers", &["trigger: "]),
-        ],
-        Step::DayCheck => &[("After 24 hours", &["after a day"])],
-        Step::WeekReview => &[("After one week", &["after a week"])],
+        Step::Validate => {
+            &[("Functions", Topic::Functions), ("Performance", Topic::Performance), ("Data", Topic::Data)]
+        }
+        Step::Monitor => &[("Logs", Topic::Logs), ("Figures", Topic::Figures), ("Triggers", Topic::Triggers)],
+        Step::DayCheck => &[("After 24 hours", Topic::Day)],
+        Step::WeekReview => &[("After one week", Topic::Week)],
         _ => return None,
     })
 }
@@ -144,9 +136,8 @@ fn of_step(what: &str, step: Step, record: &Record, status: &CreditMigrationStat
     let line = step_line(what, step, status);
     let Some(parts) = parts(step) else { return vec![line] };
     let gaps = record.migration.spec.not_covered();
-    let part = |(what, words): &(&str, &[&str])| {
-        let open = gaps.iter().filter(|gap| words.iter().any(|word| gap.what.starts_with(word)));
-        let open: Vec<&str> = open.map(|gap| gap.what.as_str()).collect();
+    let part = |(what, topic): &(&str, Topic)| {
+        let open: Vec<&str> = gaps.iter().filter(|gap| gap.topic == *topic).map(|gap| gap.what.as_str()).collect();
         let without = if open.is_empty() { String::new() } else { format!("; no check of: {}", open.join(", ")) };
         Line {
             what: (*what).to_owned(),
@@ -217,7 +208,7 @@ fn maintenance_notice(status: &CreditMigrationStatus) -> Line {
 fn contacts(record: &Record) -> Line {
     let notifications = &record.migration.spec.notifications;
     let gaps = record.migration.spec.not_covered();
-    let roles_missing = gaps.iter().any(|gap| gap.what.starts_with("emergency contacts"));
+    let roles_missing = gaps.iter().any(|gap| gap.topic == Topic::Contacts);
     let roles: Vec<String> = notifications.contacts.iter().map(|c| format!("{:?}", c.role)).collect();
     let reached: Vec<String> = [Audience::Support, Audience::Users, Audience::Social, Audience::StatusPage]
         .into_iter()
@@ -241,13 +232,13 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::plugin::{inspect::procedure::STEPS, verbs::verify::tests::completed};
+    use crate::{machine::steps::FORWARD, plugin::verbs::verify::tests::completed};
 
     #[test]
     fn every_step_is_a_line_of_the_checklist() {
         let lines: Vec<Step> = SECTIONS.iter().flat_map(|(_, lines)| lines.iter().map(|(_, step)| *step)).collect();
-        for step in STEPS {
-            assert_eq!(lines.iter().filter(|s| *s == step).count(), 1, "{step:?}");
+        for step in FORWARD.iter().map(|row| row.step) {
+            assert_eq!(lines.iter().filter(|s| **s == step).count(), 1, "{step:?}");
         }
     }
 

@@ -300,7 +300,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::plugin::{inspect::procedure::STEPS, verbs::verify::tests::completed};
+    use crate::{machine::steps::FORWARD, plugin::verbs::verify::tests::completed};
 
     #[test]
     fn the_record_is_whole() {
@@ -348,10 +348,10 @@ mod tests {
     #[test]
     fn what_was_not_done_is_not_checked_off() {
         let mut record = completed();
-        let done: Vec<_> = STEPS
+        let done: Vec<_> = FORWARD
             .iter()
-            .map(|step| {
-                json!({"name": step, "state": "Succeeded", "attempt": 1, "startedAt": "2030-01-01T00:00:00Z",
+            .map(|row| {
+                json!({"name": row.step, "state": "Succeeded", "attempt": 1, "startedAt": "2030-01-01T00:00:00Z",
                     "message": "done"})
             })
             .collect();
