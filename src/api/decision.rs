@@ -4,7 +4,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::variants::variant_names;
+use super::named::named;
 
 /// One person's decision on one migration.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -72,7 +72,6 @@ pub enum DecisionKind {
     Keep,
 }
 
-variant_names! {
-    DecisionKind:
-    Approve Ready Reject Abort Rollback Keep
+named! {
+    DecisionKind: Approve, Ready, Reject, Abort, Rollback, Keep
 }

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Reason, Time, variants::variant_names};
+use super::{Reason, Time, named::named};
 
 /// Tag and branch, read back from the server.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
@@ -196,9 +196,8 @@ pub enum CheckOutcome {
     NoData,
 }
 
-variant_names! {
-    CheckOutcome:
-    Pass Fail Error NoData
+named! {
+    CheckOutcome: Pass, Fail, Error, NoData
 }
 
 /// State of a check.

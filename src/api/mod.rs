@@ -13,6 +13,7 @@ mod evidence;
 pub(crate) mod fixtures;
 mod migration;
 pub mod mounts;
+mod named;
 mod names;
 mod notice;
 mod procedure;
@@ -20,7 +21,6 @@ mod ready_reason;
 mod reason;
 mod run;
 mod status;
-mod variants;
 pub mod window_rules;
 
 pub use crds::{crds, crds_yaml};

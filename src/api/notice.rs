@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Phase, Time, variants::variant_names};
+use super::{Phase, Time, named::named};
 
 /// Who reads a notice.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -18,6 +18,10 @@ pub enum Audience {
     Social,
     /// The status page.
     StatusPage,
+}
+
+named! {
+    Audience: Team, Support, Users, Social, StatusPage
 }
 
 /// Kind of a notice: why it is sent.
@@ -43,26 +47,12 @@ pub enum Occasion {
     DecisionDue,
 }
 
-variant_names! {
-    Occasion:
-    Planned MaintenanceStarts Finished TriggerFired RolledBack ManualInterventionRequired DayReport WeekReport
-    DecisionDue
+named! {
+    Occasion: Planned, MaintenanceStarts, Finished, TriggerFired, RolledBack, ManualInterventionRequired, DayReport,
+    WeekReport, DecisionDue
 }
 
 impl Occasion {
-    /// All of them, in the order of the procedure.
-    pub const ALL: &[Occasion] = &[
-        Occasion::Planned,
-        Occasion::MaintenanceStarts,
-        Occasion::Finished,
-        Occasion::TriggerFired,
-        Occasion::RolledBack,
-        Occasion::ManualInterventionRequired,
-        Occasion::DayReport,
-        Occasion::WeekReport,
-        Occasion::DecisionDue,
-    ];
-
     /// Audiences that are notified.
     pub fn audiences(self) -> &'static [Audience] {
         use Audience::{Social, StatusPage, Support, Team, Users};
@@ -132,6 +122,10 @@ pub enum DeliveryState {
     Failed,
 }
 
+named! {
+    DeliveryState: Delivered, Failed
+}
+
 /// A notice and its deliveries.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
@@ -162,6 +156,10 @@ pub enum NoticeState {
     Delivered,
     /// Given up for at least one channel.
     Undelivered,
+}
+
+named! {
+    NoticeState: Pending, Delivered, Undelivered
 }
 
 impl NoticeStatus {

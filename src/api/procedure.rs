@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::variants::variant_names;
+use super::named::named;
 
 /// Phase of a migration.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -34,10 +34,9 @@ pub enum Phase {
     Cancelled,
 }
 
-variant_names! {
-    Phase:
-    Preparing AwaitingApproval Executing Validating Monitoring Observing Completed RollingBack RolledBack
-    RollbackFailed Failed Cancelled
+named! {
+    Phase: Preparing, AwaitingApproval, Executing, Validating, Monitoring, Observing, Completed, RollingBack,
+    RolledBack, RollbackFailed, Failed, Cancelled
 }
 
 /// A step of the procedure.
@@ -97,11 +96,10 @@ pub enum Step {
     Cleanup,
 }
 
-variant_names! {
-    Step:
-    Preflight NotifyTeam CodeBackup Baseline Backup VerifyBackup ExportKeyUsers Rehearse Approve Schedule
-    BlockWrites Migrate VerifyMigration SwitchApplication UnblockWrites Validate Monitor DayCheck WeekReview Decide
-    BlockWritesForRollback SwitchBack RollbackSql VerifyRollback UnblockWritesAfterRollback Cleanup
+named! {
+    Step: Preflight, NotifyTeam, CodeBackup, Baseline, Backup, VerifyBackup, ExportKeyUsers, Rehearse, Approve,
+    Schedule, BlockWrites, Migrate, VerifyMigration, SwitchApplication, UnblockWrites, Validate, Monitor, DayCheck,
+    WeekReview, Decide, BlockWritesForRollback, SwitchBack, RollbackSql, VerifyRollback, UnblockWritesAfterRollback, Cleanup
 }
 
 /// What a Job does.
@@ -137,10 +135,9 @@ pub enum Task {
     Cleanup,
 }
 
-variant_names! {
-    Task:
-    Preflight CodeBackup Backup VerifyBackup ExportKeyUsers Rehearse Window Validate Monitor DayCheck WeekReview
-    RollbackWindow Notify Cleanup
+named! {
+    Task: Preflight, CodeBackup, Backup, VerifyBackup, ExportKeyUsers, Rehearse, Window, Validate, Monitor,
+    DayCheck, WeekReview, RollbackWindow, Notify, Cleanup
 }
 
 impl Task {

@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     BackupEvidence, BaselineEvidence, CheckResult, CodeBackupEvidence, Comparison, CreditMigrationSpec, Delivery,
     Finding, KeyUsersEvidence, Notice, Reason, RehearsalEvidence, ReportEvidence, Task, Time, VerificationEvidence,
+    named::named,
 };
 
 /// One task of a migration, carried out by one Job.
@@ -119,6 +120,10 @@ pub enum WindowCommand {
     Rollback,
 }
 
+named! {
+    WindowCommand: Standby, BlockWrites, Switch, UnblockWrites, Rollback
+}
+
 /// Report of the runner.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
 #[serde(rename_all = "camelCase", default)]
@@ -192,6 +197,10 @@ pub enum RunPhase {
     Failed,
 }
 
+named! {
+    RunPhase: Pending, Running, Succeeded, Failed
+}
+
 /// Progress of a window task.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
 #[serde(rename_all = "camelCase", default)]
@@ -254,4 +263,8 @@ pub enum WindowState {
     /// Writes stay blocked and manual intervention is required: the deadline passed after the switch was acknowledged,
     /// or the rollback failed.
     Held,
+}
+
+named! {
+    WindowState: Starting, Ready, Blocking, Blocked, Migrated, Released, RolledBack, Held
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     BackupEvidence, BaselineEvidence, CheckResult, CodeBackupEvidence, Comparison, KeyUsersEvidence, NoticeStatus,
-    Phase, RehearsalEvidence, ReportEvidence, Step, Task, Time, VerificationEvidence,
+    Phase, RehearsalEvidence, ReportEvidence, Step, Task, Time, VerificationEvidence, named::named,
 };
 
 /// State of a migration.
@@ -104,6 +104,10 @@ pub enum Writes {
     Blocked,
 }
 
+named! {
+    Writes: Open, Blocked
+}
+
 /// What the approvals are for.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
@@ -165,6 +169,10 @@ pub enum StepState {
     Failed,
     /// Not configured: nothing was done.
     Skipped,
+}
+
+named! {
+    StepState: Running, Succeeded, Failed, Skipped
 }
 
 /// The last window, in either direction.

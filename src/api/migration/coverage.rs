@@ -73,26 +73,16 @@ impl Gaps {
             "tag and branch of the code",
             "set spec.code.repository, commit and secretRef",
         );
-        for audience in [Audience::Team, Audience::Support, Audience::Users, Audience::Social, Audience::StatusPage] {
+        for audience in Audience::ALL {
             self.add(
                 Topic::Notices,
-                !spec.notifications.reaches(audience),
-                &format!("notices to {audience:?}"),
-                format!("add a channel with audiences: [{audience:?}] to spec.notifications.channels"),
+                !spec.notifications.reaches(*audience),
+                &format!("notices to {audience}"),
+                format!("add a channel with audiences: [{audience}] to spec.notifications.channels"),
             );
         }
-        let roles = [
-            (ContactRole::Dba, "DBA"),
-            (ContactRole::BackendLead, "BackendLead"),
-            (ContactRole::DevOps, "DevOps"),
-            (ContactRole::ProductManager, "ProductManager"),
-            (ContactRole::Cto, "CTO"),
-        ];
-        let absent: Vec<&str> = roles
-            .into_iter()
-            .filter(|(role, _)| !spec.notifications.contacts.iter().any(|c| c.role == *role))
-            .map(|(_, name)| name)
-            .collect();
+        let has = |role: &&ContactRole| spec.notifications.contacts.iter().any(|c| c.role == **role);
+        let absent: Vec<&str> = ContactRole::ALL.iter().filter(|role| !has(role)).map(|role| role.as_str()).collect();
         self.add(
             Topic::Contacts,
             !absent.is_empty(),

@@ -22,7 +22,7 @@ use kube::{CustomResource, KubeSchema, core::Duration};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::api::CreditMigrationStatus;
+use crate::api::{CreditMigrationStatus, named::named};
 
 /// One change of a credit system's schema, from verified backup to monitored cutover.
 ///
@@ -325,13 +325,8 @@ pub enum WorkloadKind {
     Deployment,
 }
 
-impl WorkloadKind {
-    /// Its name, as in a manifest.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            WorkloadKind::Deployment => "Deployment",
-        }
-    }
+named! {
+    WorkloadKind: Deployment
 }
 
 /// A workload in the migration's namespace.

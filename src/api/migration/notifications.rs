@@ -4,7 +4,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::api::{Audience, KeyRef, NameRef, Occasion};
+use crate::api::{Audience, KeyRef, NameRef, Occasion, named::named};
 
 /// Channels by which audiences are notified, and people to call.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
@@ -170,6 +170,10 @@ pub enum ContactRole {
     /// Chief technology officer.
     #[serde(rename = "CTO")]
     Cto,
+}
+
+named! {
+    ContactRole: Dba = "DBA", BackendLead, DevOps, ProductManager, Cto = "CTO"
 }
 
 fn submission() -> u16 {

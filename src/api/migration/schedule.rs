@@ -4,7 +4,7 @@ use kube::{KubeSchema, core::Duration};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::api::Time;
+use crate::api::{Time, named::named};
 
 /// When the window may start. Without `startAt` and `allowedHours` this is any time after the lead time.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -88,6 +88,10 @@ pub enum Weekday {
     Friday,
     Saturday,
     Sunday,
+}
+
+named! {
+    Weekday: Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday
 }
 
 /// Required presence at the start of the window: people with a recent `Ready` decision.

@@ -159,7 +159,7 @@ fn schedule(spec: &CreditMigrationSpec, now: Time) -> String {
 }
 
 fn hours_text(h: &AllowedHours) -> String {
-    let days: Vec<String> = h.days.iter().map(|d| format!("{d:?} ")).collect();
+    let days: Vec<String> = h.days.iter().map(|d| format!("{d} ")).collect();
     format!("{}{}-{} {}", days.concat(), h.from, h.to, h.time_zone)
 }
 

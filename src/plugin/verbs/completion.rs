@@ -82,7 +82,7 @@ fn ask() -> Vec<CompletionCandidate> {
 /// The name with its phase: of several migrations usually one is under way.
 fn candidate(migration: &CreditMigration) -> CompletionCandidate {
     let phase = migration.status.as_ref().and_then(|status| status.phase);
-    CompletionCandidate::new(migration.name_any()).help(phase.map(|phase| format!("{phase:?}").into()))
+    CompletionCandidate::new(migration.name_any()).help(phase.map(|phase| phase.as_str().into()))
 }
 
 /// Namespace, context and other options of an unfinished command line.

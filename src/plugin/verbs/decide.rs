@@ -98,7 +98,7 @@ pub(crate) async fn decide(connection: &Connection, decision: DecisionKind, targ
     // Not the state before the decision: that would read as if the decision had no effect.
     let text = || {
         let next = plugin(&connection.namespace, format!("status {}", target.name));
-        format!("migrationdecision/{} created: {decision:?} by {by}; to see its effect: {next}", made.name_any())
+        format!("migrationdecision/{} created: {decision} by {by}; to see its effect: {next}", made.name_any())
     };
     Ok(Output::success(target.output.write(&made, text)?))
 }

@@ -45,34 +45,17 @@ pub(crate) struct Args {
 #[derive(Clone, Copy, Debug)]
 struct TaskName(Task);
 
-const TASKS: [Task; 14] = [
-    Task::Preflight,
-    Task::CodeBackup,
-    Task::Backup,
-    Task::VerifyBackup,
-    Task::ExportKeyUsers,
-    Task::Rehearse,
-    Task::Window,
-    Task::Validate,
-    Task::Monitor,
-    Task::DayCheck,
-    Task::WeekReview,
-    Task::RollbackWindow,
-    Task::Notify,
-    Task::Cleanup,
-];
-
 fn tasks() -> ArgValueCandidates {
-    ArgValueCandidates::new(|| TASKS.iter().map(|t| CompletionCandidate::new(t.slug())).collect())
+    ArgValueCandidates::new(|| Task::ALL.iter().map(|t| CompletionCandidate::new(t.slug())).collect())
 }
 
 impl FromStr for TaskName {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let is = |t: &&Task| t.slug() == text || format!("{t:?}").eq_ignore_ascii_case(text);
-        TASKS.iter().find(is).copied().map(TaskName).ok_or_else(|| {
-            let all: Vec<&str> = TASKS.iter().map(|t| t.slug()).collect();
+        let is = |t: &&Task| t.slug() == text || t.as_str().eq_ignore_ascii_case(text);
+        Task::ALL.iter().find(is).copied().map(TaskName).ok_or_else(|| {
+            let all: Vec<&str> = Task::ALL.iter().map(|t| t.slug()).collect();
             format!("no task; those are {}", all.join(", "))
         })
     }
@@ -147,8 +130,8 @@ mod tests {
 
     #[test]
     fn tasks_have_two_names() {
-        for task in TASKS {
-            for name in [task.slug().to_owned(), format!("{task:?}")] {
+        for task in Task::ALL.iter().copied() {
+            for name in [task.slug().to_owned(), task.to_string()] {
                 assert_eq!(name.parse::<TaskName>().unwrap().0, task);
             }
             assert!(EXAMPLES.contains(task.slug()), "{task:?}");

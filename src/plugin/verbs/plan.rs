@@ -309,7 +309,7 @@ pub(crate) fn start(spec: &CreditMigrationSpec, now: Time) -> Option<CheckedItem
 fn with_states(mut steps: Vec<Planned>, migration: &CreditMigration) -> Vec<Planned> {
     for planned in &mut steps {
         let of = migration.status.iter().flat_map(|s| &s.steps).find(|s| s.name == planned.step);
-        planned.state = of.map(|s| format!("{:?}", s.state));
+        planned.state = of.map(|s| s.state.to_string());
     }
     steps
 }
@@ -323,7 +323,7 @@ fn screen(view: &PlanView) -> String {
     let begun = steps.iter().any(|s| s.state.is_some());
     let header: &[&str] = if begun { &["", "STEP", "STATE", "WHAT"] } else { &["", "STEP", "WHAT"] };
     let rows = steps.iter().map(|s| {
-        let mut row = vec![s.number.to_string(), format!("{:?}", s.step)];
+        let mut row = vec![s.number.to_string(), s.step.to_string()];
         if begun {
             row.push(s.state.clone().unwrap_or_default());
         }

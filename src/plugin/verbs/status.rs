@@ -111,7 +111,7 @@ impl StepView {
     fn state_text(&self) -> String {
         match self.state {
             StepState::Failed if self.evidence == ReadyReason::Superseded.as_str() => self.evidence.clone(),
-            state => format!("{state:?}"),
+            state => state.to_string(),
         }
     }
 }
@@ -177,7 +177,7 @@ impl View {
             namespace: m.namespace().unwrap_or_default(),
             phase: status.phase,
             progress: status.progress.clone().unwrap_or_default(),
-            writes: status.writes.map(|w| format!("{w:?}")),
+            writes: status.writes.map(|w| w.to_string()),
             approvals: status.approvals.clone(),
             presence: status.schedule.as_ref().and_then(|s| s.presence.clone()),
             starts_at: status.schedule.as_ref().and_then(|s| s.starts_at),
@@ -190,7 +190,7 @@ impl View {
                 .steps
                 .iter()
                 .map(|s| StepView {
-                    name: format!("{:?}", s.name),
+                    name: s.name.to_string(),
                     state: s.state,
                     took_seconds: (s.finished_at.unwrap_or(now) - s.started_at)
                         .total(jiff::Unit::Second)
@@ -219,7 +219,7 @@ impl View {
                 .map(|n| {
                     let of = |state| n.deliveries.iter().filter(move |d| d.state == state);
                     NoticeView {
-                        occasion: format!("{:?}", n.notice.occasion),
+                        occasion: n.notice.occasion.to_string(),
                         at: n.notice.at,
                         state: n.state,
                         delivered: of(DeliveryState::Delivered).map(|d| d.channel.clone()).collect(),
@@ -248,7 +248,7 @@ impl View {
 
     /// `AwaitingApproval`, or `not started`.
     pub(crate) fn phase_text(&self) -> String {
-        self.phase.map_or_else(|| "not started".into(), |p| format!("{p:?}"))
+        self.phase.map_or_else(|| "not started".into(), |p| p.to_string())
     }
 
     /// The whole screen.
@@ -304,7 +304,7 @@ impl View {
                     let breached = if c.breached { "yes" } else { "no" };
                     vec![
                         c.name.clone(),
-                        format!("{:?}", c.outcome),
+                        c.outcome.to_string(),
                         c.measured.to_string(),
                         breached.to_owned(),
                         c.message.clone(),
@@ -320,7 +320,7 @@ impl View {
                     vec![
                         n.occasion.clone(),
                         format!("{:.0}", n.at),
-                        format!("{:?}", n.state),
+                        n.state.to_string(),
                         n.delivered.join(", "),
                         n.failed.join(", "),
                     ]
@@ -334,8 +334,8 @@ impl View {
 /// State of the migration in one line.
 pub(crate) fn current_state(m: &CreditMigration) -> String {
     let status = m.status.clone().unwrap_or_default();
-    let phase = status.phase.map_or_else(|| "not started".into(), |p| format!("{p:?}"));
-    let writes = status.writes.map_or_else(String::new, |w| format!(", writes {w:?}"));
+    let phase = status.phase.map_or_else(|| "not started".into(), |p| p.to_string());
+    let writes = status.writes.map_or_else(String::new, |w| format!(", writes {w}"));
     let message = status.conditions.iter().find(|c| c.type_ == "Ready").map(|c| c.message.clone()).unwrap_or_default();
     let step = status.progress.map_or_else(String::new, |p| format!(" ({p})"));
     let message = if message.is_empty() { message } else { format!(": {message}") };

@@ -5,7 +5,7 @@ use std::{
     pin::pin,
 };
 
-use clap::ValueEnum;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use futures::TryStreamExt as _;
 use kube::{
     core::Duration,
@@ -39,48 +39,17 @@ pub(crate) struct Args {
     #[arg(add = completion::names())]
     name: String,
     /// End when this phase is reached.
-    #[arg(long, value_enum, value_name = "PHASE")]
-    until: Option<Until>,
+    #[arg(long, value_parser = phase_parser(), value_name = "PHASE")]
+    until: Option<Phase>,
     /// End after this time, such as 30m.
     #[arg(long, value_name = "DURATION")]
     timeout: Option<Duration>,
 }
 
-/// A phase, as the status has it.
-#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-#[value(rename_all = "PascalCase")]
-enum Until {
-    Preparing,
-    AwaitingApproval,
-    Executing,
-    Validating,
-    Monitoring,
-    Observing,
-    Completed,
-    RollingBack,
-    RolledBack,
-    RollbackFailed,
-    Failed,
-    Cancelled,
-}
-
-impl Until {
-    fn phase(self) -> Phase {
-        match self {
-            Until::Preparing => Phase::Preparing,
-            Until::AwaitingApproval => Phase::AwaitingApproval,
-            Until::Executing => Phase::Executing,
-            Until::Validating => Phase::Validating,
-            Until::Monitoring => Phase::Monitoring,
-            Until::Observing => Phase::Observing,
-            Until::Completed => Phase::Completed,
-            Until::RollingBack => Phase::RollingBack,
-            Until::RolledBack => Phase::RolledBack,
-            Until::RollbackFailed => Phase::RollbackFailed,
-            Until::Failed => Phase::Failed,
-            Until::Cancelled => Phase::Cancelled,
-        }
-    }
+/// Reads a phase by its name in the status.
+fn phase_parser() -> impl TypedValueParser<Value = Phase> {
+    PossibleValuesParser::new(Phase::ALL.iter().map(|phase| phase.as_str()))
+        .try_map(|name| Phase::ALL.iter().copied().find(|phase| phase.as_str() == name).ok_or("no phase"))
 }
 
 /// Watches the migration.
@@ -139,7 +108,7 @@ async fn follow(connection: &Connection, args: &Args) -> Result<Output, Error> {
             // The reader has ended.
             return Ok(Output::success(""));
         }
-        if let Some(exit) = end(view.phase, args.until.map(Until::phase)) {
+        if let Some(exit) = end(view.phase, args.until) {
             return Ok(Output { text: String::new(), exit });
         }
         last = Some(view);
@@ -190,7 +159,7 @@ fn changes(old: Option<&View>, new: &View) -> Vec<String> {
     for step in &new.steps {
         let before = old.and_then(|o| o.steps.iter().find(|s| s.name == step.name));
         if before.is_none_or(|b| (b.state, &b.evidence) != (step.state, &step.evidence)) {
-            lines.push(format!("step {} {:?} {}", step.name, step.state, step.evidence).trim_end().to_owned());
+            lines.push(format!("step {} {} {}", step.name, step.state, step.evidence).trim_end().to_owned());
         }
     }
     for (what, before, now) in [
@@ -207,13 +176,13 @@ fn changes(old: Option<&View>, new: &View) -> Vec<String> {
         let before = old.and_then(|o| o.checks.iter().find(|c| c.name == check.name));
         if before.is_none_or(|b| (b.outcome, b.breached) != (check.outcome, check.breached)) {
             let breached = if check.breached { " (breached)" } else { "" };
-            lines.push(format!("check {} {:?}{breached} {}", check.name, check.outcome, check.message));
+            lines.push(format!("check {} {}{breached} {}", check.name, check.outcome, check.message));
         }
     }
     for notice in &new.notices {
         let before = old.and_then(|o| o.notices.iter().find(|n| (&n.occasion, n.at) == (&notice.occasion, notice.at)));
         if before.is_none_or(|b| b.state != notice.state) {
-            lines.push(format!("notice {} {:?}", notice.occasion, notice.state));
+            lines.push(format!("notice {} {}", notice.occasion, notice.state));
         }
     }
     if old.is_none_or(|o| (&o.reason, &o.message) != (&new.reason, &new.message)) {
@@ -224,10 +193,15 @@ fn changes(old: Option<&View>, new: &View) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
+
     use super::*;
     use crate::{
         api::{StepState, Writes},
-        plugin::verbs::status::tests::{time, waiting},
+        plugin::{
+            Cli,
+            verbs::status::tests::{time, waiting},
+        },
     };
 
     #[rstest::rstest]
@@ -265,9 +239,9 @@ mod tests {
 
     #[test]
     fn every_phase_can_be_waited_for() {
-        for until in Until::value_variants() {
-            let name = until.to_possible_value().unwrap().get_name().to_owned();
-            assert_eq!(format!("{:?}", until.phase()), name);
+        for phase in Phase::ALL {
+            let line = ["kubectl-creditmigration", "watch", "m", "--until", phase.as_str()];
+            assert!(Cli::try_parse_from(line).is_ok(), "{phase}");
         }
     }
 }

@@ -157,9 +157,9 @@ fn is_notice_key(key: &str) -> bool {
         [occasion, audience, part] => (*occasion, Some(*audience), *part),
         _ => return false,
     };
-    let Some(occasion) = Occasion::ALL.iter().find(|o| format!("{o:?}") == occasion) else { return false };
+    let Some(occasion) = Occasion::ALL.iter().find(|o| o.as_str() == occasion) else { return false };
     ["subject", "body"].contains(&part)
-        && audience.is_none_or(|a| occasion.audiences().iter().any(|known| format!("{known:?}") == a))
+        && audience.is_none_or(|a| occasion.audiences().iter().any(|known| known.as_str() == a))
 }
 
 fn json_path(path: &str, text: &str, found: &mut Vec<Problem>) {

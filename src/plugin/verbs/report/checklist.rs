@@ -101,7 +101,7 @@ pub(super) fn checklist(record: &Record, status: &CreditMigrationStatus) -> Vec<
             what: format!("Check {}", c.name),
             done: c.outcome == crate::api::CheckOutcome::Pass && !c.breached,
             evidence: format!(
-                "{:?}, {} measurements{}: {}",
+                "{}, {} measurements{}: {}",
                 c.outcome,
                 c.measured,
                 if c.breached { ", breached" } else { "" },
@@ -176,7 +176,7 @@ fn step_line(what: &str, step: Step, status: &CreditMigrationStatus) -> Line {
             let when = s.finished_at.map(|t| format!(", {t:.0}")).unwrap_or_default();
             match s.state {
                 StepState::Skipped => format!("not configured: {message}"),
-                state => format!("{state:?}{when}: {message}"),
+                state => format!("{state}{when}: {message}"),
             }
         }
     };
@@ -195,7 +195,7 @@ fn maintenance_notice(status: &CreditMigrationStatus) -> Line {
     let evidence = match notice {
         None => "not sent".to_owned(),
         Some(n) => format!(
-            "{:?}, {:.0}, by {}",
+            "{}, {:.0}, by {}",
             n.state,
             n.notice.at,
             if taken.is_empty() { "none".into() } else { taken.join(", ") }
@@ -209,11 +209,11 @@ fn contacts(record: &Record) -> Line {
     let notifications = &record.migration.spec.notifications;
     let gaps = record.migration.spec.not_covered();
     let roles_missing = gaps.iter().any(|gap| gap.topic == Topic::Contacts);
-    let roles: Vec<String> = notifications.contacts.iter().map(|c| format!("{:?}", c.role)).collect();
+    let roles: Vec<String> = notifications.contacts.iter().map(|c| c.role.to_string()).collect();
     let reached: Vec<String> = [Audience::Support, Audience::Users, Audience::Social, Audience::StatusPage]
         .into_iter()
         .filter(|a| notifications.reaches(*a))
-        .map(|a| format!("{a:?}"))
+        .map(|a| a.to_string())
         .collect();
     let evidence = format!(
         "contacts: {}; channels reach: {}",

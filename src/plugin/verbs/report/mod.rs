@@ -120,7 +120,7 @@ fn of(record: &Record) -> MigrationReport {
             .iter()
             .map(|d| DecisionRecord {
                 at: d.metadata.creation_timestamp.as_ref().map(|t| t.0),
-                decision: format!("{:?}", d.spec.decision),
+                decision: d.spec.decision.to_string(),
                 by: d.spec.by.clone(),
                 reason: d.spec.reason.clone().unwrap_or_default(),
                 digest: d.spec.digest.clone(),
@@ -131,10 +131,10 @@ fn of(record: &Record) -> MigrationReport {
             .notices
             .iter()
             .map(|n| NoticeLine {
-                occasion: format!("{:?}", n.notice.occasion),
+                occasion: n.notice.occasion.to_string(),
                 at: n.notice.at,
-                state: format!("{:?}", n.state),
-                channels: n.deliveries.iter().map(|d| format!("{} {:?}", d.channel, d.state)).collect(),
+                state: n.state.to_string(),
+                channels: n.deliveries.iter().map(|d| format!("{} {}", d.channel, d.state)).collect(),
             })
             .collect(),
         objects: objects(&status),
@@ -154,7 +154,7 @@ fn windows(record: &Record) -> Vec<Window> {
         .map(|(r, w)| Window {
             run: r.name_any(),
             direction: if r.spec.task == Task::Window { "forward" } else { "rollback" },
-            state: format!("{:?}", w.state),
+            state: w.state.to_string(),
             blocked_at: w.blocked_at,
             released_at: w.released_at,
             blocked_seconds: w

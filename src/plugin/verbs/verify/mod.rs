@@ -364,7 +364,7 @@ fn window(record: &Record, status: &CreditMigrationStatus) -> Vec<CheckedItem> {
     } else {
         let open =
             if w.state == WindowState::Starting || w.state == WindowState::Ready { "not started" } else { "not ended" };
-        found.push(item("window", due(kept), format!("{open}: {:?}", w.state)));
+        found.push(item("window", due(kept), format!("{open}: {}", w.state)));
     }
     found
 }
@@ -404,7 +404,7 @@ fn rollback(record: &Record, status: &CreditMigrationStatus) -> Vec<CheckedItem>
                 found.push(blocked_time("window of the rollback", blocked, unblocked, record));
             }
         }
-        Some((run, w)) => found.push(item("old schema", due(back), format!("{} is {:?}", run.name_any(), w.state))),
+        Some((run, w)) => found.push(item("old schema", due(back), format!("{} is {}", run.name_any(), w.state))),
         None => found.push(item("old schema", due(back), "no run of the rollback has reported")),
     }
     found

@@ -17,7 +17,7 @@ fn at(text: &str) -> Time {
 
 fn decision(decision: DecisionKind, by: &str, digest: &str) -> MigrationDecision {
     let mut d = MigrationDecision::new(
-        &format!("{decision:?}-{by}").to_lowercase(),
+        &format!("{decision}-{by}").to_lowercase(),
         MigrationDecisionSpec {
             migration: "m".into(),
             migration_uid: "1".into(),
