@@ -159,11 +159,6 @@ pub(super) fn seconds(n: f64) -> String {
     text
 }
 
-/// The next command of a message, if it has one: the text after the last `next: `.
-pub(super) fn next_of(message: &str) -> Option<&str> {
-    message.rsplit_once("next: ").map(|(_, next)| next.trim())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -196,13 +191,5 @@ mod tests {
         for bad in [State::Missing, State::Wrong] {
             assert_eq!(exit(bad), Exit::ProblemsFound, "{bad:?}");
         }
-    }
-
-    #[rstest::rstest]
-    #[case("1/2; next: kubectl x", Some("kubectl x"))]
-    #[case("a; next: fix; b; next: kubectl y ", Some("kubectl y"))]
-    #[case("nothing", None)]
-    fn the_next_command(#[case] message: &str, #[case] next: Option<&str>) {
-        assert_eq!(next_of(message), next);
     }
 }

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::{completion, status::current_state};
 use crate::{
-    api::{CreditMigration, DecisionKind, MigrationDecision, MigrationDecisionSpec, Phase, Step, Task},
+    api::{CreditMigration, DecisionKind, MigrationDecision, MigrationDecisionSpec, Phase, ReadyReason, Step, Task},
     plugin::{
         Error,
         connection::Connection,
@@ -213,7 +213,7 @@ fn check_applicable(m: &CreditMigration, decision: DecisionKind, by: &str) -> Re
 /// Whether a Reject blocks the plan.
 fn rejected(m: &CreditMigration) -> bool {
     let conditions = m.status.iter().flat_map(|s| &s.conditions);
-    conditions.filter(|c| c.type_ == "Ready").any(|c| c.reason == "Rejected")
+    conditions.filter(|c| c.type_ == "Ready").any(|c| c.reason == ReadyReason::Rejected.as_str())
 }
 
 /// What a rollback would undo.

@@ -11,8 +11,9 @@ use crate::{
     plugin::{
         Error, Exit,
         connection::Connection,
-        output::{Format, Output, next_of, seconds, table},
+        output::{Format, Output, seconds, table},
     },
+    shared::message::Message,
     telemetry,
 };
 
@@ -100,6 +101,9 @@ pub(crate) struct StepView {
     pub(crate) name: String,
     /// State.
     pub(crate) state: StepState,
+    /// A changed plan made its evidence void.
+    #[serde(skip)]
+    superseded: bool,
     /// Seconds from its start to its end, or to now.
     pub(crate) took_seconds: f64,
     /// Evidence, or the problem.
@@ -110,7 +114,7 @@ impl StepView {
     /// State as it is printed: a step that a changed plan voided did not fail.
     fn state_text(&self) -> String {
         match self.state {
-            StepState::Failed if self.evidence == ReadyReason::Superseded.as_str() => self.evidence.clone(),
+            StepState::Failed if self.superseded => ReadyReason::Superseded.as_str().to_owned(),
             state => state.to_string(),
         }
     }
@@ -184,7 +188,7 @@ impl View {
             deadline: window.and_then(|w| w.deadline),
             digest: status.plan.as_ref().and_then(|p| p.digest.clone()),
             reason: ready.map(|c| c.reason.clone()).unwrap_or_default(),
-            next: next_of(&message).map(str::to_owned),
+            next: Message::parse(&message).next,
             message,
             steps: status
                 .steps
@@ -192,6 +196,7 @@ impl View {
                 .map(|s| StepView {
                     name: s.name.to_string(),
                     state: s.state,
+                    superseded: s.superseded,
                     took_seconds: (s.finished_at.unwrap_or(now) - s.started_at)
                         .total(jiff::Unit::Second)
                         .unwrap_or(0.0),
