@@ -1,4 +1,6 @@
-//! The three kinds of group `creditmigration.io/v1alpha1`: serde types, schemas, CEL rules. Pure.
+//! The three kinds of group `creditmigration.io/v1alpha1`: serde types, schemas, CEL rules, defaults. Pure.
+//!
+//! Called by every other module; imports `shared` only. `migration/` has the spec of a `CreditMigration`.
 #![allow(
     clippy::duplicated_attributes,
     reason = "kube takes each printer column and each rule as an attribute of one name"

@@ -1,7 +1,7 @@
 //! Names of enums' variants, as users see them: those of the CRD.
 
-/// Gives an enum `ALL`, `as_str`, and `Display`, in the order of the variants. A variant that is serialized under another
-/// name has it behind `=`.
+/// Gives an enum `ALL`, `as_str` and `Display`, in the order of the variants. A variant that is serialized under a
+/// different name has this name after `=`.
 macro_rules! named {
     ($type:ident: $($variant:ident $(= $name:literal)?),+ $(,)?) => {
         impl $type {

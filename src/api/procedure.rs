@@ -99,7 +99,8 @@ pub enum Step {
 named! {
     Step: Preflight, NotifyTeam, CodeBackup, Baseline, Backup, VerifyBackup, ExportKeyUsers, Rehearse, Approve,
     Schedule, BlockWrites, Migrate, VerifyMigration, SwitchApplication, UnblockWrites, Validate, Monitor, DayCheck,
-    WeekReview, Decide, BlockWritesForRollback, SwitchBack, RollbackSql, VerifyRollback, UnblockWritesAfterRollback, Cleanup
+    WeekReview, Decide, BlockWritesForRollback, SwitchBack, RollbackSql, VerifyRollback,
+    UnblockWritesAfterRollback, Cleanup
 }
 
 /// What a Job does.
