@@ -20,14 +20,14 @@
 //! | [`shared`] | Helpers without a type of the domain. Pure | nothing |
 //! | [`api`] | The three kinds: types, schemas, CEL rules, defaults. Pure | `shared` |
 //! | [`machine`] | [`machine::decide`]: observed and status in, status and effects out. Pure | `api`, `shared` |
-//! | [`controller`] | Observes, persists and applies: the only writer in the cluster | `machine`, `api`, `shared`, `telemetry` |
+//! | [`controller`] | Observes, persists, applies; writes objects | `machine`, `api`, `shared`, `telemetry` |
 //! | [`runner`] | The tasks in Jobs: the only one that reads Secrets and the database | `api`, `shared`, `telemetry` |
 //! | [`plugin`] | `kubectl creditmigration` | `machine`, `api`, `shared`, `telemetry` |
 //! | [`telemetry`] | Logging, and the only clock | `shared` |
 //!
-//! Pure means: no client, no runtime, no clock, no randomness. The controller talks to the Kubernetes API and to nothing
-//! else. The runner can do no more in the cluster than read the `MigrationRun`s of its namespace and report on its own, and
-//! read pods' logs where a check counts them.
+//! Pure means: no client, no runtime, no clock, no randomness. The controller talks only to the Kubernetes API. In the
+//! cluster the runner can only read the `MigrationRun`s of its namespace, report on its own, and read pods' logs where
+//! a check counts them.
 
 pub mod api;
 pub mod controller;

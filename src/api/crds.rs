@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::{CreditMigration, MigrationDecision, MigrationRun};
 
 /// Formats of Rust's types that the API server does not know: it ignores them, and warns of each at every installation.
-/// What limits a field is its `minimum` and `maximum`.
+/// A field is limited by its `minimum` and `maximum`.
 const UNKNOWN_FORMATS: &[&str] = &["uint", "uint8", "uint16", "uint32", "uint64", "int8", "int16"];
 
 /// The snapshot of a migration's spec in a `MigrationRun`.
@@ -20,8 +20,8 @@ pub fn crds() -> Result<Vec<CustomResourceDefinition>, serde_json::Error> {
         .map(|crd| {
             let mut value = serde_json::to_value(crd)?;
             remove_unknown_formats(&mut value);
-            // The operator's own copy of what was checked and is explained in the CreditMigration: without this it would be
-            // as long again, and client-side `kubectl apply` takes no more than 256 KiB.
+            // The operator's own copy of a spec that was checked and is explained in the CreditMigration. With its
+            // texts it would double the size, and client-side `kubectl apply` takes no more than 256 KiB.
             if let Some(plan) = value.pointer_mut(PLAN) {
                 let about = plan["description"].take();
                 strip(plan);
@@ -45,7 +45,7 @@ pub fn crds_yaml() -> Result<String, Box<dyn std::error::Error>> {
 fn strip(value: &mut Value) {
     match value {
         Value::Object(map) => {
-            // A property of that name has a schema, not a text.
+            // A property with that name has a schema, not a text.
             if map.get("description").is_some_and(|d| d.is_string() || d.is_null()) {
                 map.remove("description");
             }

@@ -1,12 +1,12 @@
-//! `MigrationDecision`: one person's word on one migration. Immutable, so it is also the record.
+//! `MigrationDecision`: one person's decision on one migration. It is immutable and therefore also the record.
 
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::variants::variant_names;
+use super::named::named;
 
-/// One person's word on one migration.
+/// One person's decision on one migration.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[kube(
     group = "creditmigration.io",
@@ -17,7 +17,7 @@ use super::variants::variant_names;
     category = "credit-migrations",
     namespaced,
     derive = "PartialEq",
-    doc = "One person's word on one CreditMigration: immutable, so it is also the record.",
+    doc = "One person's decision on one CreditMigration. It is immutable and therefore also the record.",
     printcolumn(name = "Migration", type_ = "string", json_path = ".spec.migration"),
     printcolumn(name = "Decision", type_ = "string", json_path = ".spec.decision"),
     printcolumn(name = "By", type_ = "string", json_path = ".spec.by"),
@@ -26,8 +26,10 @@ use super::variants::variant_names;
 )]
 #[x_kube(
     validation = Rule::new("self == oldSelf").message("a decision is immutable: create another one"),
-    validation = Rule::new("!(self.decision in ['Approve', 'Ready', 'Keep']) || (has(self.digest) && self.digest.startsWith('sha256:'))")
-        .message("Approve, Ready and Keep need spec.digest: kubectl get creditmigrations NAME -o jsonpath='{.status.plan.digest}'")
+    validation = Rule::new("!(self.decision in ['Approve', 'Ready', 'Keep']) || (has(self.digest) && \
+        self.digest.startsWith('sha256:'))")
+        .message("Approve, Ready and Keep need spec.digest: kubectl get creditmigrations NAME -o \
+            jsonpath='{.status.plan.digest}'")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct MigrationDecisionSpec {
@@ -40,7 +42,7 @@ pub struct MigrationDecisionSpec {
     pub migration_uid: String,
     /// What is decided.
     pub decision: DecisionKind,
-    /// User name of the person; an admission policy holds it to the name of the request.
+    /// User name of the person. An admission policy rejects any other name than that of the request's user.
     #[schemars(length(min = 1, max = 253))]
     pub by: String,
     /// Why.
@@ -56,21 +58,20 @@ pub struct MigrationDecisionSpec {
 /// What is decided.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DecisionKind {
-    /// Run this plan. Needs the digest.
+    /// Approve this plan. Needs the digest.
     Approve,
-    /// Present for the execution. Needs the digest.
+    /// Confirm presence for the execution. Needs the digest.
     Ready,
     /// Do not run this plan.
     Reject,
-    /// Stop. Before the window nothing was changed; later the change is undone.
+    /// Stop. Before the window nothing has changed; afterwards the change is undone.
     Abort,
-    /// Go back to the old version. One person suffices.
+    /// Roll back to the old version. One person suffices.
     Rollback,
     /// Keep the new version. Needs the digest.
     Keep,
 }
 
-variant_names! {
-    DecisionKind:
-    Approve Ready Reject Abort Rollback Keep
+named! {
+    DecisionKind: Approve, Ready, Reject, Abort, Rollback, Keep
 }

@@ -1,4 +1,4 @@
-//! How a SHA-256 is written wherever one stands: `sha256:` and 64 hex digits.
+//! The text form of every SHA-256: `sha256:` and 64 hex digits.
 
 use std::fmt::Write as _;
 
@@ -9,7 +9,7 @@ pub fn sha256(bytes: &[u8]) -> String {
     digest_text(Sha256::new_with_prefix(bytes))
 }
 
-/// A hash to which all has been given, as for [`sha256`].
+/// Text form of a hash that has taken all of its input, as [`sha256`] has it.
 pub fn digest_text(hash: Sha256) -> String {
     hash.finalize().iter().fold("sha256:".to_owned(), |mut text, byte| {
         // Writing to a String cannot fail.

@@ -1,11 +1,11 @@
-//! Evidence: what tasks found and made, as runs report it and the status keeps it.
+//! Evidence: what tasks found and made. Runs report it, and the migration's status stores it.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Reason, Time, variants::variant_names};
+use super::{Reason, Time, named::named};
 
-/// Tag and branch as the server has them.
+/// Tag and branch, read back from the server.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct CodeBackupEvidence {
@@ -21,23 +21,23 @@ pub struct CodeBackupEvidence {
     pub verified_at: Time,
 }
 
-/// One line of Preflight.
+/// Result of one check of Preflight.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Finding {
-    /// What was looked at.
+    /// What was checked.
     pub name: String,
-    /// Absent when it is as it should be.
+    /// Class of the problem; absent when there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<Reason>,
-    /// What was seen, and the command that mends it.
+    /// Observed value, and the command that fixes the problem.
     pub message: String,
 }
 
 impl Finding {
-    /// Name of the finding on the application's own word on its versions.
+    /// Name of the finding about the versions that the application reports.
     pub const VERSION_PROBE: &str = "version probe";
-    /// In its message if the application has said that it holds the old and the new version.
+    /// Part of its message if the application reports that it has the old and the new version.
     pub const HOLDS_BOTH: &str = "holds both versions";
 }
 
@@ -92,7 +92,7 @@ pub struct BackupEvidence {
     pub finished_at: Time,
 }
 
-/// The object as it was read back.
+/// The dump, read back.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct VerificationEvidence {
@@ -104,7 +104,7 @@ pub struct VerificationEvidence {
     pub entries: u64,
 }
 
-/// The rows of key users in the bucket. Never a row of them anywhere else.
+/// The export of key users' rows. These rows are in the bucket and nowhere else.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct KeyUsersEvidence {
@@ -120,7 +120,7 @@ pub struct KeyUsersEvidence {
     pub taken_at: Time,
 }
 
-/// What the rehearsal showed.
+/// Result of the rehearsal.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct RehearsalEvidence {
@@ -132,35 +132,37 @@ pub struct RehearsalEvidence {
     pub migrate_seconds: f64,
     /// Seconds for the down SQL with its verification.
     pub rollback_seconds: f64,
-    /// Tables that were equal after the way back; all of them, else the rehearsal fails.
+    /// Tables that were equal after the rollback. The rehearsal fails unless all are.
     pub tables_equal: u32,
-    /// `sql` and `balances` checks that were measured on the migrated copy, before the way back.
+    /// `sql` and `balances` checks that were measured on the migrated copy, before the rollback.
     #[serde(default)]
     pub checks_measured: u32,
-    /// Those among them that did not pass there, with observed value and limit. The copy has no traffic: people judge it.
+    /// Those checks that did not pass there, with observed value and limit. The copy has no traffic, so approvers judge
+    /// the result.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub checks_not_passing: Vec<String>,
-    /// Expected length of the window in seconds: twice the SQL's and the comparison's time, plus 10 s for the rollout.
+    /// Expected duration of the window in seconds: twice the time of SQL and comparison, plus 10 s for the rollout.
     pub expected_window_seconds: f64,
 }
 
 impl RehearsalEvidence {
-    /// All of it in one line.
-    pub fn in_words(&self) -> String {
+    /// The result in one line.
+    pub fn summary(&self) -> String {
         format!(
-            "restored {} users in {:.1} s, migrated in {:.1} s, rolled back in {:.1} s, {} of {4} tables equal; {}; expected window {:.1} s",
+            "restored {} users in {:.1} s, migrated in {:.1} s, rolled back in {:.1} s, {} of {4} tables equal; {}; \
+             expected window {:.1} s",
             self.users,
             self.restore_seconds,
             self.migrate_seconds,
             self.rollback_seconds,
             self.tables_equal,
-            self.checks_in_words(),
+            self.checks_summary(),
             self.expected_window_seconds,
         )
     }
 
-    /// What the checks showed on the migrated copy.
-    pub fn checks_in_words(&self) -> String {
+    /// Results of the checks on the migrated copy, in one line.
+    pub fn checks_summary(&self) -> String {
         let measured = format!("{} checks measured on the migrated copy", self.checks_measured);
         match self.checks_not_passing.as_slice() {
             [] => measured,
@@ -181,31 +183,30 @@ pub struct Comparison {
     pub total_balance: String,
 }
 
-/// Outcome of one measurement.
+/// Result of one measurement.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CheckOutcome {
     /// Within the limit.
     Pass,
     /// Beyond the limit.
     Fail,
-    /// Could not be measured.
+    /// The check could not be measured.
     Error,
-    /// Measured, but there was nothing, or too few samples. Never success.
+    /// Measured, but without a value or with too few samples. Never counts as success.
     NoData,
 }
 
-variant_names! {
-    CheckOutcome:
-    Pass Fail Error NoData
+named! {
+    CheckOutcome: Pass, Fail, Error, NoData
 }
 
-/// Where a check stands.
+/// State of a check.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct CheckResult {
     /// Name of the check.
     pub name: String,
-    /// Last outcome.
+    /// Result of the last measurement.
     pub outcome: CheckOutcome,
     /// Failed measurements among the last `failures.of`.
     pub failed: u32,
@@ -214,18 +215,18 @@ pub struct CheckResult {
     pub recent: String,
     /// Measurements so far.
     pub measured: u64,
-    /// Whether `failures.count` was reached at any time.
+    /// Whether `failures.count` was ever reached.
     pub breached: bool,
-    /// Why the container of a `job` check's Job that is under way is not started: `ImagePullBackOff`.
+    /// Why the container of a `job` check's current Job has not started: `ImagePullBackOff`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting_for: Option<String>,
-    /// Observed value and limit in words: `0.21 > 0.05, 3 of 3 samples (1204 requests)`.
+    /// Observed value and limit: `0.21 > 0.05, 3 of 3 samples (1204 requests)`.
     pub message: String,
     /// Time of the last measurement.
     pub at: Time,
 }
 
-/// A report in the bucket.
+/// A report of DayCheck or WeekReview in the bucket.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct ReportEvidence {
@@ -239,7 +240,7 @@ pub struct ReportEvidence {
     pub passed: u32,
     /// Checks.
     pub checks: u32,
-    /// Findings in one line: which checks did not pass, users, sum of balances and transactions since the cut-over.
+    /// Results in one line: checks that did not pass, users, sum of balances and transactions since the cutover.
     pub summary: String,
     /// Time of the figures.
     pub taken_at: Time,

@@ -1,4 +1,4 @@
-//! A spec, as the API server would have completed it.
+//! For tests: a spec as the API server would complete it, and evidence that fits it.
 
 use serde_json::json;
 
@@ -7,7 +7,7 @@ use super::{
     VerificationEvidence,
 };
 
-/// Stands in for what only the runner may know; it must never be seen in an API object.
+/// Represents what only the runner may know. It must never appear in an API object.
 pub(crate) const SECRET: &str = "postgresql://migrator:s3cr3t@db/shop";
 
 /// A migration with one check that rolls back, author `author`, two approvals.
@@ -37,8 +37,12 @@ pub(crate) fn spec() -> CreditMigrationSpec {
         "monitoring": {"duration": "30s", "checks": [{
             "name": "errors", "sql": {"query": "SELECT 0"}, "interval": "5s", "max": "0", "onBreach": "Rollback",
         }]},
-        // Those that need no source would be in each stage of each table.
-        "followUps": {"day": {"after": "60s", "duration": "1s"}, "week": {"after": "70s", "duration": "1s"}, "reminderInterval": "10m"},
+        // Triggers that need no source would be in each stage of each table.
+        "followUps": {
+            "day": {"after": "60s", "duration": "1s"},
+            "week": {"after": "70s", "duration": "1s"},
+            "reminderInterval": "10m",
+        },
         "rollback": {"triggers": {"balanceErrors": {"mode": "Disabled"}, "databaseConnection": {"mode": "Disabled"}}},
     }))
     .expect("the fixture fits the types")

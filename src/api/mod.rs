@@ -1,4 +1,6 @@
-//! The three kinds of group `creditmigration.io/v1alpha1`: serde types, schemas, CEL rules. Pure.
+//! The three kinds of group `creditmigration.io/v1alpha1`: serde types, schemas, CEL rules, defaults. Pure.
+//!
+//! Called by every other module; imports `shared` only. `migration/` has the spec of a `CreditMigration`.
 #![allow(
     clippy::duplicated_attributes,
     reason = "kube takes each printer column and each rule as an attribute of one name"
@@ -13,6 +15,7 @@ mod evidence;
 pub(crate) mod fixtures;
 mod migration;
 pub mod mounts;
+mod named;
 mod names;
 mod notice;
 mod procedure;
@@ -20,7 +23,6 @@ mod ready_reason;
 mod reason;
 mod run;
 mod status;
-mod variants;
 pub mod window_rules;
 
 pub use crds::{crds, crds_yaml};

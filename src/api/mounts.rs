@@ -1,6 +1,7 @@
-//! Where a runner's pod finds what the migration's spec names. Written by the job builder, read by the runner.
+//! Paths at which a runner's pod finds what the migration's spec names. The job builder writes them, the runner reads
+//! them.
 //!
-//! Each mount is optional, so that a missing Secret or key becomes the runner's message instead of a pod that never starts.
+//! Each mount is optional: a missing Secret or key leads to a message of the runner instead of a pod that never starts.
 
 /// Folder of all mounts.
 pub const ROOT: &str = "/etc/credit-migration";

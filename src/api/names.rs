@@ -1,14 +1,14 @@
-//! Names and labels of what the operator makes. All are deterministic: a second creation meets the first.
+//! Labels, annotations and the finalizer that the operator sets.
 
-/// Finalizer which keeps a `CreditMigration` until its window is closed and its guards are removed.
+/// Finalizer that keeps a `CreditMigration` until writes are unblocked and its triggers are removed.
 pub const FINALIZER: &str = "creditmigration.io/writes-unblocked";
 
-/// Pod template annotation that restarts a workload for one switch; its value names migration and direction,
-/// so that each pod tells which switch it was started after.
+/// Pod template annotation that restarts a workload for one switch. Its value names migration and direction, so that
+/// each pod shows after which switch it was started.
 pub const RESTARTED_FOR: &str = "creditmigration.io/restarted-for";
 
-/// Annotation on the flag's ConfigMap: migration and direction of the last switch. It is written with every switch, also
-/// when the value needs no change, so that a late write of a former leader meets another resourceVersion.
+/// Annotation on the flag's ConfigMap: migration and direction of the last switch. Every switch writes it, also when
+/// the value needs no change, so that a late write of a former leader fails on the resourceVersion.
 pub const FLAG_SET_FOR: &str = "creditmigration.io/flag-set-for";
 
 /// Label with the migration's name, on runs, Jobs and pods.

@@ -1,9 +1,9 @@
-//! A notice: its occasion and audiences, and what became of it in each channel.
+//! A notice: its kind, its audiences, and its delivery to each channel.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Phase, Time, variants::variant_names};
+use super::{Phase, Time, named::named};
 
 /// Who reads a notice.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -20,50 +20,40 @@ pub enum Audience {
     StatusPage,
 }
 
-/// Why somebody is told.
+named! {
+    Audience: Team, Support, Users, Social, StatusPage
+}
+
+/// Kind of a notice: why it is sent.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Occasion {
-    /// A migration is being prepared; when it may start.
+    /// A migration is being prepared. Says when it may start.
     Planned,
     /// Maintenance is about to start, in the lead time.
     MaintenanceStarts,
-    /// Writes are open again, the new version runs.
+    /// Writes are unblocked, the new version runs.
     Finished,
-    /// A trigger fired; the way back has begun.
+    /// A trigger fired, and the rollback has started.
     TriggerFired,
     /// The old version runs again.
     RolledBack,
-    /// Nothing goes on without a person.
+    /// The migration does not continue without manual intervention.
     ManualInterventionRequired,
     /// Report of the day check.
     DayReport,
     /// Report of the week review.
     WeekReport,
-    /// Somebody has to decide to keep the new version or roll back.
+    /// An approver has to decide whether to keep the new version or roll back.
     DecisionDue,
 }
 
-variant_names! {
-    Occasion:
-    Planned MaintenanceStarts Finished TriggerFired RolledBack ManualInterventionRequired DayReport WeekReport
-    DecisionDue
+named! {
+    Occasion: Planned, MaintenanceStarts, Finished, TriggerFired, RolledBack, ManualInterventionRequired, DayReport,
+    WeekReport, DecisionDue
 }
 
 impl Occasion {
-    /// All of them, in the order of the procedure.
-    pub const ALL: &[Occasion] = &[
-        Occasion::Planned,
-        Occasion::MaintenanceStarts,
-        Occasion::Finished,
-        Occasion::TriggerFired,
-        Occasion::RolledBack,
-        Occasion::ManualInterventionRequired,
-        Occasion::DayReport,
-        Occasion::WeekReport,
-        Occasion::DecisionDue,
-    ];
-
-    /// Who is told.
+    /// Audiences that are notified.
     pub fn audiences(self) -> &'static [Audience] {
         use Audience::{Social, StatusPage, Support, Team, Users};
         match self {
@@ -75,25 +65,25 @@ impl Occasion {
         }
     }
 
-    /// Somebody may have to be called: the contacts are in it.
-    pub fn is_alarm(self) -> bool {
+    /// Whether the notice is urgent. Then it has the contacts to call.
+    pub fn is_alert(self) -> bool {
         matches!(self, Occasion::TriggerFired | Occasion::RolledBack | Occasion::ManualInterventionRequired)
     }
 }
 
-/// What is to be told: the order to a run of task `Notify`.
+/// Content of a notice: the order to a run of task `Notify`.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Notice {
-    /// The same in each repetition: a receiver drops what it has seen.
+    /// The same in each repetition: a receiver drops an id that it has seen.
     pub id: String,
-    /// Why.
+    /// Its kind.
     pub occasion: Occasion,
-    /// When it came about.
+    /// When it was created.
     pub at: Time,
     /// What has happened, with the next command.
     pub message: String,
-    /// Phase of the migration then.
+    /// Phase of the migration at that time.
     pub phase: Phase,
     /// When maintenance starts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -104,48 +94,52 @@ pub struct Notice {
     /// `s3://bucket/key` of the report.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub report_object: Option<String>,
-    /// Names of the channels that have taken it already.
+    /// Names of the channels that have accepted it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub delivered: Vec<String>,
 }
 
-/// What became of a notice in one channel.
+/// Delivery of a notice to one channel.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Delivery {
     /// Name of the channel.
     pub channel: String,
-    /// Whether the channel took it.
+    /// Whether the channel accepted it.
     pub state: DeliveryState,
-    /// What it answered, without address or text of the notice.
+    /// The channel's answer, without address or text of the notice.
     pub message: String,
     /// When.
     pub at: Time,
 }
 
-/// Whether a channel took a notice.
+/// Whether a channel accepted a notice.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeliveryState {
-    /// It did.
+    /// Accepted.
     Delivered,
-    /// It did not; it is tried again.
+    /// Not accepted; the delivery is retried.
     Failed,
 }
 
-/// A notice and what became of it.
+named! {
+    DeliveryState: Delivered, Failed
+}
+
+/// A notice and its deliveries.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct NoticeStatus {
-    /// What is told.
+    /// The notice.
     pub notice: Notice,
-    /// How it stands.
+    /// Its state.
     pub state: NoticeState,
     /// Number of its run; it never repeats.
     pub attempt: u32,
-    /// Tries that did not reach every channel.
+    /// Attempts that did not reach every channel.
     #[serde(default)]
     pub failures: u32,
-    /// When it is tried again.
+    /// Time of the next attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_at: Option<Time>,
     /// Each channel's last answer.
@@ -153,19 +147,23 @@ pub struct NoticeStatus {
     pub deliveries: Vec<Delivery>,
 }
 
-/// How a notice stands.
+/// State of a notice.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoticeState {
-    /// Being sent, or tried again.
+    /// Being sent or retried.
     Pending,
-    /// Every channel took it.
+    /// Every channel accepted it.
     Delivered,
     /// Given up for at least one channel.
     Undelivered,
 }
 
+named! {
+    NoticeState: Pending, Delivered, Undelivered
+}
+
 impl NoticeStatus {
-    /// Whether at least one channel took it.
+    /// Whether at least one channel accepted it.
     pub fn reached(&self) -> bool {
         self.deliveries.iter().any(|d| d.state == DeliveryState::Delivered)
     }

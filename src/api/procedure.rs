@@ -3,49 +3,48 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::variants::variant_names;
+use super::named::named;
 
 /// Phase of a migration.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Phase {
-    /// Looks, saves, rehearses. Nothing of the application is changed.
+    /// Checks, backs up and rehearses. The application is not changed.
     Preparing,
-    /// Waits for people.
+    /// Waits for approvals, the start time and presence.
     AwaitingApproval,
-    /// The window is being opened, is open, or is being closed.
+    /// The window: from the order to block writes until they are unblocked.
     Executing,
-    /// The new version runs; the checks of the first half hour.
+    /// The new version runs; the checks of the first half hour are measured.
     Validating,
-    /// The new version runs; watched for breaches.
+    /// The new version runs and is monitored for breaches.
     Monitoring,
-    /// The new version runs; looked at after a day and after a week, then a person decides whether it stays.
+    /// The new version runs. It is checked after a day and after a week, then an approver decides whether it stays.
     Observing,
     /// The new version stays.
     Completed,
-    /// On the way back.
+    /// The rollback is under way.
     RollingBack,
     /// The old version runs again; nothing was lost.
     RolledBack,
-    /// The way back failed, a person is needed; `status.writes` says whether writes are blocked.
+    /// The rollback failed, manual intervention is required. `status.writes` says whether writes are blocked.
     RollbackFailed,
     /// Preparation failed: nothing was changed.
     Failed,
-    /// Called off before the window: nothing was changed.
+    /// Cancelled before the window: nothing was changed.
     Cancelled,
 }
 
-variant_names! {
-    Phase:
-    Preparing AwaitingApproval Executing Validating Monitoring Observing Completed RollingBack RolledBack
-    RollbackFailed Failed Cancelled
+named! {
+    Phase: Preparing, AwaitingApproval, Executing, Validating, Monitoring, Observing, Completed, RollingBack,
+    RolledBack, RollbackFailed, Failed, Cancelled
 }
 
 /// A step of the procedure.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Step {
-    /// Everything that is referred to is there and fits.
+    /// Everything that the spec names exists and fits.
     Preflight,
-    /// The team knows what is planned.
+    /// The team is notified of the plan.
     NotifyTeam,
     /// Tag and branch pushed.
     CodeBackup,
@@ -59,11 +58,11 @@ pub enum Step {
     ExportKeyUsers,
     /// Whole procedure on a copy.
     Rehearse,
-    /// People agree.
+    /// The plan is approved.
     Approve,
-    /// The time has come, people are there, the maintenance notice is out.
+    /// The start time has come, presence is confirmed, the maintenance notice is sent.
     Schedule,
-    /// Writes blocked, with proof.
+    /// Writes blocked, verified by a refused write.
     BlockWrites,
     /// SQL committed.
     Migrate,
@@ -71,7 +70,7 @@ pub enum Step {
     VerifyMigration,
     /// Flag and rollout.
     SwitchApplication,
-    /// Writes open.
+    /// Writes unblocked.
     UnblockWrites,
     /// Checks of the validation stage.
     Validate,
@@ -81,37 +80,37 @@ pub enum Step {
     DayCheck,
     /// Checks after a week, with a report.
     WeekReview,
-    /// A person decides to keep the new version or roll back.
+    /// An approver decides whether to keep the new version or roll back.
     Decide,
-    /// Way back: writes blocked, with proof.
+    /// Rollback: writes blocked, verified by a refused write.
     BlockWritesForRollback,
-    /// Way back: flag and rollout.
+    /// Rollback: flag and rollout.
     SwitchBack,
-    /// Way back: SQL committed.
+    /// Rollback: SQL committed.
     RollbackSql,
-    /// Way back: proven equal.
+    /// Rollback: tables and balances checked.
     VerifyRollback,
-    /// Way back: writes open.
+    /// Rollback: writes unblocked.
     UnblockWritesAfterRollback,
-    /// Guards removed from the database.
+    /// Triggers removed from the database.
     Cleanup,
 }
 
-variant_names! {
-    Step:
-    Preflight NotifyTeam CodeBackup Baseline Backup VerifyBackup ExportKeyUsers Rehearse Approve Schedule
-    BlockWrites Migrate VerifyMigration SwitchApplication UnblockWrites Validate Monitor DayCheck WeekReview Decide
-    BlockWritesForRollback SwitchBack RollbackSql VerifyRollback UnblockWritesAfterRollback Cleanup
+named! {
+    Step: Preflight, NotifyTeam, CodeBackup, Baseline, Backup, VerifyBackup, ExportKeyUsers, Rehearse, Approve,
+    Schedule, BlockWrites, Migrate, VerifyMigration, SwitchApplication, UnblockWrites, Validate, Monitor, DayCheck,
+    WeekReview, Decide, BlockWritesForRollback, SwitchBack, RollbackSql, VerifyRollback,
+    UnblockWritesAfterRollback, Cleanup
 }
 
 /// What a Job does.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Task {
-    /// Looks at everything, changes nothing.
+    /// Checks everything, changes nothing that stays.
     Preflight,
     /// Pushes tag and branch.
     CodeBackup,
-    /// Puts up the guards; takes baseline and dump from one snapshot; uploads.
+    /// Installs the triggers, takes baseline and dump from one snapshot, uploads the dump.
     Backup,
     /// Downloads the object and reads it to its end.
     VerifyBackup,
@@ -119,7 +118,7 @@ pub enum Task {
     ExportKeyUsers,
     /// Restores the object, migrates, verifies, rolls back, compares.
     Rehearse,
-    /// The window, way there.
+    /// The window on the forward path.
     Window,
     /// Runs `validation.checks`.
     Validate,
@@ -129,22 +128,21 @@ pub enum Task {
     DayCheck,
     /// Runs `followUps.week.checks` for a while and writes a report.
     WeekReview,
-    /// The window, way back.
+    /// The window of a rollback.
     RollbackWindow,
-    /// Tells people.
+    /// Sends a notice to its channels.
     Notify,
-    /// Removes the guards and gives the database free for the next migration.
+    /// Removes the triggers and releases the database for the next migration.
     Cleanup,
 }
 
-variant_names! {
-    Task:
-    Preflight CodeBackup Backup VerifyBackup ExportKeyUsers Rehearse Window Validate Monitor DayCheck WeekReview
-    RollbackWindow Notify Cleanup
+named! {
+    Task: Preflight, CodeBackup, Backup, VerifyBackup, ExportKeyUsers, Rehearse, Window, Validate, Monitor,
+    DayCheck, WeekReview, RollbackWindow, Notify, Cleanup
 }
 
 impl Task {
-    /// Name part of a task. None holds a dash: otherwise run names of two migrations could be the same.
+    /// Its part of names. None has a dash: otherwise runs of two migrations could have the same name.
     pub fn slug(self) -> &'static str {
         match self {
             Task::Preflight => "preflight",
@@ -164,14 +162,15 @@ impl Task {
         }
     }
 
-    /// Name of a migration's run and of its Job. Attempts never repeat.
+    /// Name of a migration's run and of its Job. It is deterministic, so that a second creation finds the first one;
+    /// attempts never repeat.
     pub fn run_name(self, migration: &str, attempt: u32) -> String {
         format!("{migration}-{}-{attempt}", self.slug())
     }
 
-    /// Name of the Job of a `job` check's measurement, short enough for the label that Kubernetes makes of it. `check` is its
-    /// place in the stage; `measurement` counts from 1. The attempt of the stage's run is not part of it: otherwise each lost
-    /// run would take the measurements under way with it.
+    /// Name of the Job of a `job` check's measurement. It is deterministic, and short enough for the label that
+    /// Kubernetes derives from it. `check` is its index in the stage; `measurement` counts from 1. The attempt of the
+    /// stage's run is not part of it: otherwise a lost run would end the measurements that are under way.
     pub fn check_job_name(self, migration: &str, check: usize, measurement: u64) -> String {
         format!("{migration}-{}-c{check}n{measurement}", self.slug())
     }

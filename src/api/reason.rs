@@ -20,7 +20,7 @@ macro_rules! reasons {
                 match self { $(Reason::$name => stringify!($name),)+ }
             }
 
-            /// What trying again can do.
+            /// What a retry can do.
             pub fn retry(self) -> Retry {
                 match self { $(Reason::$name => Retry::$retry,)+ }
             }
@@ -39,12 +39,12 @@ impl From<sql::ProblemKind> for Reason {
     }
 }
 
-/// What trying the same task again can do.
+/// What a retry of the same task can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retry {
-    /// The cause may pass by itself, or be mended outside of the spec.
+    /// The cause may go away by itself, or be fixed outside of the spec.
     May,
-    /// The same inputs fail again: somebody must change the SQL or the spec.
+    /// The same inputs fail again: the SQL or the spec has to be changed.
     Never,
 }
 
@@ -73,17 +73,17 @@ reasons! {
     TableMissing: May,
     /// A column is missing, or has a wrong type.
     ColumnMissing: May,
-    /// Another migration holds the database.
+    /// Another migration owns the database.
     DatabaseInUse: May,
     /// The scratch database of the rehearsal exists already and is not the operator's.
     ScratchDatabaseExists: May,
-    /// The SQL is not what the controller saw.
+    /// The SQL differs from what the controller read.
     SqlChanged: May,
     /// The SQL cannot be parsed.
     SqlSyntaxError: Never,
     /// The SQL holds a psql command.
     SqlMetaCommand: Never,
-    /// The SQL begins or ends transactions by itself.
+    /// The SQL starts or ends transactions by itself.
     SqlTransactionControl: Never,
     /// A statement needs to run outside a transaction.
     SqlOutsideTransaction: Never,
@@ -105,17 +105,17 @@ reasons! {
     BackupUnreadable: May,
     /// pg_dump or pg_restore failed.
     DumpFailed: May,
-    /// The way back did not lead back.
+    /// The rollback did not restore the old state.
     RollbackNotEqual: Never,
     /// A check cannot be measured on the migrated copy.
     CheckNotMeasurable: Never,
     /// `verifyDown` answered false, or nothing.
     VerifyDownFailed: Never,
-    /// A lock was not to be had in time.
+    /// A lock was not granted in time.
     LockTimeout: May,
-    /// The server lacks a resource, or broke the statement off: disk, memory, connections, a cancellation, a conflict.
+    /// The server lacks a resource or cancelled the statement: disk, memory, connections, a cancellation, a conflict.
     DatabaseUnavailable: May,
-    /// A write went through although the window was closed.
+    /// A write succeeded although writes were blocked.
     WritesNotBlocked: May,
     /// A connection was lost in the middle.
     ConnectionLost: May,
@@ -133,7 +133,7 @@ reasons! {
     RefElsewhere: Never,
     /// A template of a notice cannot be rendered.
     TemplateInvalid: May,
-    /// No channel, or not every channel, took a notice.
+    /// Not every channel, or none, accepted a notice.
     NoticeUndelivered: May,
     /// The task's pods ended without a report.
     PodFailed: May,

@@ -1,19 +1,19 @@
-//! `MigrationRun`: one task carried out by a Job; the typed two-way channel between controller and runner.
+//! `MigrationRun`: one task that a Job carries out; the typed two-way channel between controller and runner.
 //!
 //! The controller writes `spec`, the runner writes `status`, through the API server alone.
 //!
 //! ```text
-//!  window run, way there (task Window)                   way back (task RollbackWindow)
-//!  order          runner                                  order          runner
-//!  Standby        connect, load SQL ......... Ready       Standby        connect, load SQL ......... Ready
-//!  BlockWrites    block, prove, SQL, COMMIT . Migrated    BlockWrites    block, prove .............. Blocked
-//!  Switch         no rollback by itself ..... (ack)       Switch         no release by itself ...... (ack)
-//!                 <controller: flag, rollout>                            <controller: flag, rollout>
-//!  UnblockWrites  unblock writes ............ Released    Rollback       down SQL, prove, unblock .. RolledBack
-//!  Rollback       down SQL, prove, unblock .. RolledBack
+//!  forward (task Window)                                    rollback (task RollbackWindow)
+//!  order          runner                                    order          runner
+//!  Standby        connect, load SQL ............ Ready      Standby        connect, load SQL ......... Ready
+//!  BlockWrites    block, verify, SQL, COMMIT . Migrated     BlockWrites    block, verify ........... Blocked
+//!  Switch         no rollback of its own now .... (ack)     Switch         no unblocking of its own .. (ack)
+//!                 <controller: flag, rollout>                              <controller: flag, rollout>
+//!  UnblockWrites  unblock writes ............. Released     Rollback       down SQL, verify, unblock  RolledBack
+//!  Rollback       down SQL, verify, unblock  RolledBack
 //! ```
 //!
-//! In the way there `Rollback` is given only while the flag is at `from` and the old version is running.
+//! On the forward path `Rollback` is ordered only while the flag is at `from` and the old version runs.
 
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     BackupEvidence, BaselineEvidence, CheckResult, CodeBackupEvidence, Comparison, CreditMigrationSpec, Delivery,
     Finding, KeyUsersEvidence, Notice, Reason, RehearsalEvidence, ReportEvidence, Task, Time, VerificationEvidence,
+    named::named,
 };
 
 /// One task of a migration, carried out by one Job.
@@ -45,7 +46,9 @@ use super::{
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[x_kube(
-    validation = Rule::new("self.migration == oldSelf.migration && self.migrationUID == oldSelf.migrationUID && self.task == oldSelf.task && self.attempt == oldSelf.attempt && self.plan == oldSelf.plan && self.inputs == oldSelf.inputs")
+    validation = Rule::new("self.migration == oldSelf.migration && self.migrationUID == oldSelf.migrationUID \
+        && self.task == oldSelf.task && self.attempt == oldSelf.attempt && self.plan == oldSelf.plan \
+        && self.inputs == oldSelf.inputs")
         .message("only spec.window of a MigrationRun may change"),
     validation = Rule::new("!has(oldSelf.window) || has(self.window)").message("spec.window cannot be taken back")
 )]
@@ -53,23 +56,23 @@ use super::{
 pub struct MigrationRunSpec {
     /// Name of the `CreditMigration`.
     pub migration: String,
-    /// Its UID; the key of everything recorded in the database.
+    /// Its UID: the key of everything that is recorded in the database.
     #[serde(rename = "migrationUID")]
     pub migration_uid: String,
-    /// What is done.
+    /// The task.
     pub task: Task,
-    /// 1 for the first try.
+    /// 1 for the first attempt.
     pub attempt: u32,
     /// Snapshot of the migration's spec: an edit does not reach a task that is under way.
     pub plan: CreditMigrationSpec,
-    /// What earlier tasks found.
+    /// Results of earlier tasks.
     pub inputs: RunInputs,
     /// The controller's order to a window task.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<WindowOrder>,
 }
 
-/// What earlier tasks found.
+/// Results of earlier tasks.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct RunInputs {
@@ -83,10 +86,10 @@ pub struct RunInputs {
     /// SHA-256 of that object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backup_sha256: Option<String>,
-    /// What task `Notify` tells.
+    /// Notice that task `Notify` sends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub notice: Option<Notice>,
-    /// When writes were opened on the new version; for the follow-ups.
+    /// When writes were unblocked on the new version; for the follow-ups.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cut_over_at: Option<Time>,
 }
@@ -97,7 +100,7 @@ pub struct RunInputs {
 pub struct WindowOrder {
     /// How far the task may go.
     pub command: WindowCommand,
-    /// When the window must be over; set with `BlockWrites`.
+    /// When the window must have ended; set with `BlockWrites`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline: Option<Time>,
 }
@@ -105,25 +108,29 @@ pub struct WindowOrder {
 /// How far a window task may go. Orders only move forward.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum WindowCommand {
-    /// Get ready, change nothing.
+    /// Connect and load the SQL, change nothing.
     Standby,
-    /// Block writes; on the way there also run the SQL.
+    /// Block writes; on the forward path also run the up SQL.
     BlockWrites,
-    /// Acknowledge that the controller is about to flip the flag.
+    /// Acknowledge that the controller is about to switch the flag.
     Switch,
-    /// Way there: open the gate, the new version is running.
+    /// Forward path: unblock writes, the new version runs.
     UnblockWrites,
-    /// Run the down SQL, verify, open the gate.
+    /// Run the down SQL, verify, unblock writes.
     Rollback,
 }
 
-/// What the runner reports.
+named! {
+    WindowCommand: Standby, BlockWrites, Switch, UnblockWrites, Rollback
+}
+
+/// Report of the runner.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
 #[serde(rename_all = "camelCase", default)]
 pub struct MigrationRunStatus {
-    /// Where the task stands.
+    /// State of the task.
     pub phase: RunPhase,
-    /// Why it failed.
+    /// Class of its failure.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<Reason>,
     /// Observed value, limit and next command.
@@ -150,7 +157,7 @@ pub struct MigrationRunStatus {
     /// The uploaded object.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backup: Option<BackupEvidence>,
-    /// The object as it was read back.
+    /// The dump, read back.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verification: Option<VerificationEvidence>,
     /// The export of key users.
@@ -165,18 +172,18 @@ pub struct MigrationRunStatus {
     /// Checks of Validate, Monitor, DayCheck and WeekReview.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub checks: Vec<CheckResult>,
-    /// Users whose balance was written on the new version since the cut-over (Validate, Monitor, DayCheck, WeekReview).
+    /// Users whose balance was written on the new version since the cutover (Validate, Monitor, DayCheck, WeekReview).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub users_written: Option<u64>,
     /// Report of DayCheck and WeekReview.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub report: Option<ReportEvidence>,
-    /// What became of the notice, by channel.
+    /// Deliveries of the notice, by channel.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub deliveries: Vec<Delivery>,
 }
 
-/// Where a task stands.
+/// State of a task.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum RunPhase {
     /// Not started by the runner.
@@ -186,20 +193,24 @@ pub enum RunPhase {
     Running,
     /// Done.
     Succeeded,
-    /// Ended without success; `reason` says why.
+    /// Ended without success; `reason` has the class.
     Failed,
+}
+
+named! {
+    RunPhase: Pending, Running, Succeeded, Failed
 }
 
 /// Progress of a window task.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
 #[serde(rename_all = "camelCase", default)]
 pub struct WindowProgress {
-    /// How far it is.
+    /// Its state.
     pub state: WindowState,
     /// When writes were first refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub blocked_at: Option<Time>,
-    /// What proved it: the refused write and its SQLSTATE.
+    /// Evidence that writes are blocked: the refused write and its SQLSTATE.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proof: Option<String>,
     /// Sessions of the application that were ended.
@@ -213,42 +224,47 @@ pub struct WindowProgress {
     /// The full comparison of balances after the commit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub comparison: Option<Comparison>,
-    /// Users whose balance was written on the new version since the cut-over (way back).
+    /// Users whose balance was written on the new version since the cutover (rollback).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub users_written_since: Option<u64>,
-    /// The runner took note of `Switch`.
+    /// The runner has acknowledged `Switch`.
     pub switch_acknowledged: bool,
-    /// Version that the probe answered, several times in a row; `v1, v2` if the answers differ, for each is one pod's.
+    /// Version that the probe returned several times in a row; `v1, v2` if the answers differ, since each is one pod's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_version: Option<String>,
-    /// When the first of these answers was asked for.
+    /// When the first of these answers was requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_at: Option<Time>,
-    /// When writes were allowed again.
+    /// When writes were unblocked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub released_at: Option<Time>,
     /// The runner ended the window itself because the deadline had passed.
     pub deadline_passed: bool,
 }
 
-/// How far a window task is.
+/// State of a window task.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Default, PartialOrd, Ord, Hash)]
 pub enum WindowState {
-    /// Not ready.
+    /// Not connected yet.
     #[default]
     Starting,
-    /// Connected, SQL loaded, digest checked. Writes are open.
+    /// Connected, SQL loaded, digest checked. Writes are not blocked.
     Ready,
-    /// Intent recorded, gate being closed.
+    /// The window is recorded, writes are being blocked.
     Blocking,
-    /// Writes are refused, with proof.
+    /// Writes are blocked, verified by a refused write.
     Blocked,
-    /// The up SQL is committed and verified. Writes are refused.
+    /// The up SQL is committed and verified. Writes are blocked.
     Migrated,
-    /// The gate is open again, the schema is the new one. End.
+    /// Ended: writes are unblocked, with the new schema.
     Released,
-    /// The gate is open again, the schema is the old one. End.
+    /// Ended: writes are unblocked, with the old schema.
     RolledBack,
-    /// The deadline passed after the switch was acknowledged, or the way back failed: writes stay refused, a person is needed.
+    /// Writes stay blocked and manual intervention is required: the deadline passed after the switch was acknowledged,
+    /// or the rollback failed.
     Held,
+}
+
+named! {
+    WindowState: Starting, Ready, Blocking, Blocked, Migrated, Released, RolledBack, Held
 }

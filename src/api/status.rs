@@ -1,4 +1,4 @@
-//! Status of a `CreditMigration`: the checklist, ticked off with evidence.
+//! Status of a `CreditMigration`: the checklist, checked off by evidence.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use schemars::JsonSchema;
@@ -6,42 +6,42 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     BackupEvidence, BaselineEvidence, CheckResult, CodeBackupEvidence, Comparison, KeyUsersEvidence, NoticeStatus,
-    Phase, RehearsalEvidence, ReportEvidence, Step, Task, Time, VerificationEvidence,
+    Phase, RehearsalEvidence, ReportEvidence, Step, Task, Time, VerificationEvidence, named::named,
 };
 
-/// Where a migration stands.
+/// State of a migration.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
 #[serde(rename_all = "camelCase", default)]
 pub struct CreditMigrationStatus {
-    /// Generation of the spec that this status speaks of.
+    /// Generation of the spec that this status is about.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
     /// Phase.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub phase: Option<Phase>,
-    /// Step that is under way, or was last.
+    /// Current or last step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub step: Option<Step>,
     /// Position and name of the step: `9/20 Approve`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub progress: Option<String>,
-    /// People who approved, of those needed: `1/2`.
+    /// Approvals, of those required: `1/2`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub approvals: Option<String>,
     /// Whether the application can write.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub writes: Option<Writes>,
-    /// What would be run, and its digest.
+    /// What the approvals are for, and its digest.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub plan: Option<Plan>,
     /// Image of the runner, pinned at the start.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub runner_image: Option<String>,
-    /// Each step that was begun, in order.
+    /// Each step that was started, in order.
     pub steps: Vec<StepStatus>,
-    /// Names of those whose approval counts.
+    /// Approvers whose approval counts.
     pub approved_by: Vec<String>,
-    /// Approvals given before this time no longer count: a window was opened on them and ended without effect.
+    /// Approvals before this time no longer count: a window was started on them and ended without effect.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub approvals_after: Option<Time>,
     /// Tag and branch for the application's code.
@@ -53,7 +53,7 @@ pub struct CreditMigrationStatus {
     /// The backup.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backup: Option<BackupEvidence>,
-    /// The backup as it was read back.
+    /// The backup, read back.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verification: Option<VerificationEvidence>,
     /// The export of key users.
@@ -62,15 +62,15 @@ pub struct CreditMigrationStatus {
     /// The rehearsal.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rehearsal: Option<RehearsalEvidence>,
-    /// When the window is opened, and who is there.
+    /// When the window starts, and who is present.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub schedule: Option<ScheduleStatus>,
-    /// The window, there and back.
+    /// The last window, in either direction.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub window: Option<WindowStatus>,
     /// Checks of the current or last stage.
     pub checks: Vec<CheckResult>,
-    /// Users whose balance was written on the new version since the cut-over, as last counted: what is at stake in a way back.
+    /// Users whose balance was written on the new version since the cutover, as last counted. A rollback affects them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub users_written: Option<u64>,
     /// The report after a day.
@@ -79,15 +79,15 @@ pub struct CreditMigrationStatus {
     /// The report after a week.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub week_report: Option<ReportEvidence>,
-    /// When it was last asked whether to keep the new version or roll back.
+    /// When approvers were last asked whether to keep the new version or roll back.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reminded_at: Option<Time>,
-    /// Why and by whom the way back was begun.
+    /// Why and by whom the rollback was started.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rollback: Option<RollbackStatus>,
-    /// The latest notices, and what became of them.
+    /// The latest notices and their deliveries.
     pub notices: Vec<NoticeStatus>,
-    /// Runs of task Notify so far; their numbers never repeat.
+    /// Number of runs of task Notify so far. Their numbers never repeat.
     #[serde(skip_serializing_if = "is_zero")]
     pub notice_runs: u32,
     /// Ready, BackupVerified, RehearsalPassed, ChecklistCovered, WritesBlocked; Reconciling and Stalled while true.
@@ -98,17 +98,21 @@ pub struct CreditMigrationStatus {
 /// Whether the application can write to the protected tables.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Writes {
-    /// It can.
+    /// Writes are allowed.
     Open,
-    /// It cannot.
+    /// Writes are refused.
     Blocked,
 }
 
-/// What would be run.
+named! {
+    Writes: Open, Blocked
+}
+
+/// What the approvals are for.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Plan {
-    /// SHA-256 over spec, SQL, image, backup and rehearsal. What people approve. Empty until the rehearsal passed.
+    /// SHA-256 of spec, SQL, image, backup and rehearsal. Approvals name it. Absent until the rehearsal has passed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
     /// Generation of the spec.
@@ -119,25 +123,25 @@ pub struct Plan {
     pub down_sha256: String,
 }
 
-/// A step that was begun.
+/// A step that was started.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct StepStatus {
-    /// Which.
+    /// The step.
     pub name: Step,
-    /// How it stands.
+    /// Its state.
     pub state: StepState,
-    /// Try, from 1; names the run and never repeats.
+    /// Attempt, from 1. It is part of the run's name and never repeats.
     pub attempt: u32,
-    /// Tries that failed since the plan was last changed.
+    /// Attempts that failed since the plan last changed.
     #[serde(default)]
     pub failures: u32,
-    /// Begin of the first try.
+    /// Start of the current attempt.
     pub started_at: Time,
-    /// End.
+    /// End of the step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<Time>,
-    /// When it is tried again.
+    /// Time of the next attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_at: Option<Time>,
     /// Its evidence is void because the plan changed; it is run again.
@@ -146,15 +150,15 @@ pub struct StepStatus {
     /// Checks whose breach was reported by an Event; each is reported once.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reported_breaches: Vec<String>,
-    /// CamelCase reason of a failure or a wait.
+    /// Reason of a failure or a wait, CamelCase.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// Evidence, or what is wrong and the next command.
+    /// Evidence, or the problem and the next command.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
 }
 
-/// How a step stands.
+/// State of a step.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StepState {
     /// Under way.
@@ -163,37 +167,41 @@ pub enum StepState {
     Succeeded,
     /// Ended without success.
     Failed,
-    /// Not configured: nothing was done, and nothing is claimed.
+    /// Not configured: nothing was done.
     Skipped,
 }
 
-/// The window, there and back.
+named! {
+    StepState: Running, Succeeded, Failed, Skipped
+}
+
+/// The last window, in either direction.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
 #[serde(rename_all = "camelCase", default)]
 pub struct WindowStatus {
-    /// Task that carries it, `Window` or `RollbackWindow`.
+    /// Its task, `Window` or `RollbackWindow`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub task: Option<Task>,
-    /// When writes were refused for the first time.
+    /// When writes were first refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub blocked_at: Option<Time>,
-    /// When it must be over.
+    /// When it must have ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deadline: Option<Time>,
-    /// When writes were allowed again.
+    /// When writes were unblocked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub released_at: Option<Time>,
-    /// Writes may be opened with the new schema: the order was, or may have been, given.
+    /// Writes may be unblocked on the new schema: the order was, or may have been, given.
     pub releasing: bool,
-    /// The flag was, or may have been, set: to `to` on the way there, to `from` on the way back.
+    /// The flag was, or may have been, set: to `to` on the forward path, to `from` in a rollback.
     pub switched: bool,
-    /// How often the workloads were restarted once more because the version probe answered another version.
+    /// How often the workloads were restarted again because the version probe returned another version.
     #[serde(skip_serializing_if = "is_zero")]
     pub restarts: u32,
-    /// When flag and rollout were first seen as wanted since the last restart.
+    /// When flag and rollout were first observed as wanted since the last restart.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub settled_at: Option<Time>,
-    /// `observedAt` of the probe's answer that was known then, by the runner's clock: only a later one tells of now.
+    /// `observedAt` of the probe's answer known at that time, by the runner's clock. Only a later answer is current.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub probed_before: Option<Time>,
     /// It was reported that the window is past its deadline.
@@ -208,40 +216,41 @@ fn is_zero(n: &u32) -> bool {
     *n == 0
 }
 
-/// Why and by whom the way back was begun.
+/// Why and by whom the rollback was started.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct RollbackStatus {
-    /// `TriggerFired`, `Rollback`, `Stopped`, `BalancesUnexplained`, `DeadlinePassed`, `RolledBack`, `Deleted`, or the runner's reason.
+    /// `TriggerFired`, `Rollback`, `Stopped`, `BalancesUnexplained`, `DeadlinePassed`, `RolledBack`, `Deleted`, or the
+    /// runner's reason.
     pub cause: String,
-    /// Details: the check and its value, or the person and the reason.
+    /// Details: the check and its value, or who decided and why.
     pub message: String,
     /// When.
     pub started_at: Time,
-    /// Users whose balance was written on the new version before the way back.
+    /// Users whose balance was written on the new version before the rollback.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub users_written_since: Option<u64>,
-    /// The newest decision that was known when the way back failed: only a later `Rollback` begins it again.
+    /// Time of the newest decision that was known when the rollback failed. Only a later `Rollback` starts it again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ignore_decisions_until: Option<Time>,
 }
 
-/// The start as it is planned.
+/// The planned start.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Default)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ScheduleStatus {
-    /// First time at which the window may be opened.
+    /// Earliest time at which the window may start.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub starts_at: Option<Time>,
-    /// Last time of these hours; none when they have no end.
+    /// End of these hours; absent when they have no end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ends_at: Option<Time>,
-    /// Id of the maintenance notice for this start, once it was made.
+    /// Id of the maintenance notice for this start, once it exists.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub notice: Option<String>,
-    /// People who are present, by their `Ready`.
+    /// Who is present, by a `Ready` decision.
     pub present: Vec<String>,
-    /// People present, of those needed: `1/2`.
+    /// People present, of those required: `1/2`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub presence: Option<String>,
 }

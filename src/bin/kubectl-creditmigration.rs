@@ -21,7 +21,7 @@ async fn carry_out() -> ExitCode {
     let exit = match plugin::run(plugin::Cli::parse()).await {
         Ok(answer) => {
             if !answer.text.is_empty() {
-                // `println!` would panic when whoever reads has ended, as `head` does.
+                // `println!` would panic if the reader has ended, as `head` does.
                 let _ = writeln!(std::io::stdout(), "{}", answer.text);
             }
             answer.exit

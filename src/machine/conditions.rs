@@ -59,7 +59,7 @@ pub(super) fn derive(transition: &mut Transition<'_>) {
             format!(
                 "{} tables equal after the rollback; {}; expected window {:.1} s (limit {})",
                 r.tables_equal,
-                r.checks_in_words(),
+                r.checks_summary(),
                 r.expected_window_seconds,
                 transition.spec.window.max_duration
             ),

@@ -5,7 +5,8 @@ use clap::Parser;
 use super::Cli;
 use crate::shared::command::{self, PLUGIN_COMMANDS};
 
-/// Asserts of each command in a text that it can be run as it is, and where: in `namespace`. Returns how many there are.
+/// Asserts of each command in a text that it can be run as it is, and where: in `namespace`. Returns how many there
+/// are.
 pub(super) fn sound(text: &str, namespace: &str) -> usize {
     let commands: Vec<&str> = text.split("kubectl ").skip(1).collect();
     for command in &commands {

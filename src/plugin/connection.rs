@@ -13,16 +13,16 @@ use kube::{
 use super::Error;
 use crate::api::CreditMigration;
 
-/// An answer that takes longer than this is none.
+/// Longest wait for a response.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Options of kubectl that hold for every verb.
+/// Options of kubectl that every verb has.
 #[derive(Args, Debug, Default)]
 pub(super) struct Options {
     /// Namespace; the context's own when absent.
     #[arg(short, long, global = true)]
     pub(super) namespace: Option<String>,
-    /// Path of the kubeconfig; as kubectl finds it when absent.
+    /// Path of the kubeconfig; that of kubectl when absent.
     #[arg(long, global = true, value_name = "FILE")]
     pub(super) kubeconfig: Option<std::path::PathBuf>,
     /// Context of the kubeconfig.
@@ -41,12 +41,12 @@ pub(super) struct Options {
 pub(super) struct Connection {
     /// The client.
     pub(super) client: Client,
-    /// Namespace of the options, else that of the context.
+    /// Namespace of the options, otherwise that of the context.
     pub(super) namespace: String,
 }
 
 impl Connection {
-    /// Connects. `streams`: answers may take as long as they like.
+    /// Connects. `streams`: responses have no time limit.
     pub(super) async fn new(options: &Options, streams: bool) -> Result<Self, Error> {
         let chosen = KubeConfigOptions { context: options.context.clone(), ..Default::default() };
         let mut config = match (&options.kubeconfig, &options.context) {
@@ -77,7 +77,7 @@ impl Connection {
         Ok(self.api::<CreditMigration>().get(name).await?)
     }
 
-    /// The caller's name, as the API server knows it.
+    /// The caller's user name, as the API server knows it.
     pub(super) async fn whoami(&self) -> Result<String, Error> {
         let review = Api::<SelfSubjectReview>::all(self.client.clone())
             .create(&PostParams::default(), &SelfSubjectReview::default())
@@ -86,6 +86,6 @@ impl Connection {
             .status
             .and_then(|s| s.user_info)
             .and_then(|u| u.username)
-            .ok_or_else(|| Error::InvalidState("the API server does not tell who you are".into()))
+            .ok_or_else(|| Error::InvalidState("the API server does not report who you are".into()))
     }
 }

@@ -1,53 +1,53 @@
-//! What keeps a verb from being carried out, and the program's exit codes.
+//! Why a verb failed, and the program's exit codes.
 
 use kube::config::KubeconfigError;
 
 /// Exit code of the program. Each has one meaning for all verbs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// Done, and all is as it should be.
+    /// Done, without problems.
     Success = 0,
-    /// It could not be done: no connection, no right, no such object.
+    /// Not done: no connection, no permission, no such object.
     Error = 1,
-    /// The command line is wrong; clap's own.
+    /// The command line is wrong; set by clap.
     Usage = 2,
-    /// Done, and something is not as it should be.
+    /// Done, with problems found.
     ProblemsFound = 3,
     /// The verb does not fit the migration's state; nothing was done.
     InvalidState = 4,
-    /// `watch --timeout` is over.
+    /// `watch --timeout` has passed.
     TimedOut = 5,
 }
 
-/// What keeps a verb from being carried out.
+/// Why a verb failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No usable kubeconfig.
     #[error("{0}; next: kubectl config get-contexts")]
     Kubeconfig(#[from] KubeconfigError),
-    /// Not in a cluster either.
+    /// No kubeconfig, and not in a cluster.
     #[error("{0}")]
     Infer(#[from] kube::config::InferConfigError),
-    /// The API server refused; its message names the rule.
+    /// The API server refused the request; its message names the rule.
     #[error("{}", short(.0))]
     Kube(#[from] kube::Error),
-    /// The API server refused, and there is more to say.
+    /// The API server refused the request; the message has the next step.
     #[error("{0}")]
     Refused(String),
     /// The verb does not fit the migration's state.
     #[error("{0}")]
     InvalidState(String),
-    /// What is asked for is not there.
+    /// The requested object does not exist.
     #[error("{0}")]
     NotFound(String),
     /// A file cannot be read.
     #[error("{0}: {1}")]
     File(String, std::io::Error),
-    /// A file holds something else than it should.
+    /// A file has unexpected content.
     #[error("{0}")]
     Content(String),
-    /// The answer cannot be written.
-    #[error("cannot write the answer: {0}")]
+    /// The output cannot be written.
+    #[error("cannot write the output: {0}")]
     Output(String),
 }
 
@@ -68,12 +68,12 @@ impl Error {
     }
 }
 
-/// What the API server says, without the whole of its answer.
+/// The message of the API server, without the rest of its response.
 fn short(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) => status.message.clone(),
         other => {
-            // The cause of a failed connection stands at the end of the chain.
+            // The cause of a failed connection is the last of the chain.
             let mut text = other.to_string();
             let mut source = std::error::Error::source(other);
             while let Some(cause) = source {

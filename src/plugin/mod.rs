@@ -1,12 +1,12 @@
-//! The kubectl plugin: says what would happen, where a migration stands and what its evidence is worth, and writes
-//! `MigrationDecision`s, so that nobody hunts for a UID or a digest at night.
+//! The kubectl plugin: shows what would happen, the state of a migration and whether its evidence is valid, and creates
+//! `MigrationDecision`s, so that no approver has to search for a UID or a digest.
 //!
 //! ```text
-//!  Cli ─> verb ─> read (client) ─> plain values ─> pure part: findings, view, decision ─> Answer { text, exit }
+//!  Cli ─> verb ─> read (client) ─> plain values ─> pure part: items, view, decision ─> Output { text, exit }
 //! ```
 //!
-//! Nothing is changed but by `approve`, `ready`, `reject`, `abort`, `rollback --confirm` and `keep`, each of which creates one
-//! decision in the name under which the API server knows the caller.
+//! Only these verbs change something: `approve`, `ready`, `reject`, `abort`, `rollback --confirm` and `keep`. Each
+//! creates one decision under the user name by which the API server knows the caller.
 
 #[cfg(test)]
 mod commands;
@@ -30,19 +30,19 @@ use self::{
 /// What each exit code means; part of `--help`.
 const EXIT_CODES: &str = "\
 Exit codes:
-  0  done, and all is as it should be
-  1  it could not be done: no connection, no right, no such object
+  0  done, without problems
+  1  not done: no connection, no permission, no such object
   2  the command line is wrong
-  3  not as it should be: plan found something missing, lint found errors, verify lacks evidence, status or watch met
-     Failed or RollbackFailed, watch met an end that was not waited for
+  3  problems found: plan found missing objects, lint found errors, verify found missing evidence, status or watch found
+     Failed or RollbackFailed, watch found another end than the expected one
   4  the verb does not fit the migration's state; nothing was done
-  5  watch --timeout is over
+  5  watch --timeout has passed
 
 Examples:
   kubectl creditmigration lint -f migration.yaml
   kubectl creditmigration plan -f migration.yaml
   kubectl creditmigration status simplify-credits
-  kubectl creditmigration approve simplify-credits --reason \"rehearsal looked at\"
+  kubectl creditmigration approve simplify-credits --reason \"rehearsal reviewed\"
   kubectl creditmigration rollback simplify-credits --confirm --reason \"payments fail\"";
 
 /// Command line.
@@ -51,7 +51,7 @@ Examples:
     name = "kubectl-creditmigration",
     bin_name = "kubectl creditmigration",
     version,
-    about = "Plan credit migrations, decide on them, follow them",
+    about = "Plan credit migrations, decide on them, and follow them",
     after_help = EXIT_CODES
 )]
 pub struct Cli {
@@ -63,40 +63,40 @@ pub struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Verb {
-    /// Say what would happen and what is missing, without changing anything.
+    /// Show what would happen and what is missing, without changing anything.
     #[command(after_help = plan::EXAMPLES)]
     Plan(plan::Args),
     /// Check files without a cluster: schema, rules, SQL, templates, time zones.
     #[command(after_help = lint::EXAMPLES)]
     Lint(lint::Args),
-    /// Show where a migration stands; all of the namespace without a name.
+    /// Show the state of a migration; without a name, of all in the namespace.
     #[command(after_help = status::EXAMPLES)]
     Status(status::Args),
-    /// Show where a migration stands until it ends.
+    /// Show the state of a migration until it ends.
     #[command(after_help = watch::EXAMPLES)]
     Watch(watch::Args),
-    /// Approve the plan as it stands.
+    /// Approve the current plan.
     #[command(after_help = decide::APPROVE)]
     Approve(decide::Target),
-    /// Say that you are present for the execution.
+    /// Confirm that you are present for the execution.
     #[command(after_help = decide::READY)]
     Ready(decide::Target),
-    /// Refuse the plan as it stands.
+    /// Reject the current plan.
     #[command(after_help = decide::REJECT)]
     Reject(decide::Target),
-    /// Stop: before the window nothing was changed, later the change is undone.
+    /// Stop: before the window nothing has changed, afterwards the change is undone.
     #[command(after_help = decide::ABORT)]
     Abort(decide::Target),
-    /// Go back to the old version. Without --confirm: say what would be undone.
+    /// Roll back to the old version. Without --confirm: show what would be undone.
     #[command(after_help = decide::ROLLBACK)]
     Rollback(decide::Rollback),
     /// Keep the new version.
     #[command(after_help = decide::KEEP)]
     Keep(decide::Target),
-    /// Check that the evidence is there and hangs together.
+    /// Check that the evidence exists and is consistent.
     #[command(after_help = verify::EXAMPLES)]
     Verify(verify::Args),
-    /// Write the whole record of a migration: the checklist, ticked off with evidence.
+    /// Write the whole record of a migration: the checklist, checked off by evidence.
     #[command(after_help = report::EXAMPLES)]
     Report(report::Args),
     /// Print the logs of a migration's pods, those of its newest run by default.
@@ -111,15 +111,15 @@ enum Verb {
 }
 
 const COMPLETION: &str = "\
-The script completes the plugin's own name, kubectl-creditmigration. For `kubectl creditmigration` link the plugin to the
-name that kubectl asks; names of migrations are completed, too.
+The script completes the plugin's own name, kubectl-creditmigration. For `kubectl creditmigration` link the plugin to
+the name that kubectl calls; names of migrations are completed as well.
 
 Examples:
   ln -s kubectl-creditmigration /usr/local/bin/kubectl_complete-creditmigration
   source <(kubectl creditmigration completion bash)
   kubectl creditmigration completion zsh >\"${fpath[1]}/_kubectl-creditmigration\"";
 
-/// Carries out one verb; returns what to print, and the exit code.
+/// Runs one verb; returns what to print and the exit code.
 ///
 /// # Errors
 /// [`Error`], whose [`Error::exit`] is the exit code.
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn exit_codes_are_told() {
+    fn the_help_lists_the_exit_codes() {
         let help = Cli::command().render_help().to_string();
         for exit in [Exit::Success, Exit::Error, Exit::Usage, Exit::ProblemsFound, Exit::InvalidState, Exit::TimedOut] {
             assert!(help.contains(&format!("\n  {}  ", exit as u8)), "{exit:?}:\n{help}");

@@ -1,4 +1,4 @@
-//! What a verb answers: text, exit code, tables. Pure.
+//! Output of a verb: text, exit code, tables. Pure.
 
 use clap::ValueEnum;
 use comfy_table::{ContentArrangement, Table, presets};
@@ -7,31 +7,31 @@ use serde::Serialize;
 
 use super::{Error, Exit};
 
-/// What is printed, and the exit code.
+/// Text and exit code.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Output {
-    /// For standard output, without the last line feed. Empty: nothing is printed.
+    /// Text for standard output, without the last line feed. If empty, nothing is printed.
     pub text: String,
     /// Exit code.
     pub exit: Exit,
 }
 
 impl Output {
-    /// All is well.
+    /// Without problems.
     pub(super) fn success(text: impl Into<String>) -> Self {
         Self { text: text.into(), exit: Exit::Success }
     }
 }
 
-/// How an answer is written.
+/// Output format.
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub(super) enum Format {
-    /// For people: tables.
+    /// Tables, for people.
     #[default]
     Text,
-    /// For programs.
+    /// JSON, for programs.
     Json,
-    /// For programs, and for people.
+    /// YAML, for programs and people.
     Yaml,
 }
 
@@ -48,32 +48,32 @@ impl Format {
     }
 }
 
-/// How one thing that was looked at stands.
+/// State of one checked item.
 #[derive(Serialize, Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
-    /// As it should be.
+    /// Without problem.
     Ok,
-    /// Not there.
+    /// Does not exist.
     Missing,
-    /// There, and not as it should be.
+    /// Exists, with a problem.
     Wrong,
-    /// Its time has not come.
+    /// Not due yet.
     NotYet,
-    /// Could not be looked at.
+    /// Could not be checked.
     NotChecked,
-    /// Not asked for by the spec.
+    /// Not configured by the spec.
     NotCovered,
-    /// No defect, but worth a thought.
+    /// No problem, but worth a review.
     Note,
 }
 
 impl State {
-    /// Something that has to be mended.
+    /// Whether it has to be fixed.
     pub(super) fn is_problem(self) -> bool {
         matches!(self, State::Missing | State::Wrong)
     }
 
-    /// As people read it.
+    /// As it is printed.
     pub(super) fn as_str(self) -> &'static str {
         match self {
             State::Ok => "ok",
@@ -87,36 +87,36 @@ impl State {
     }
 }
 
-/// One thing that was looked at.
+/// One item that was checked.
 #[derive(Serialize, Clone, Debug, PartialEq, Eq)]
 pub(super) struct CheckedItem {
-    /// What.
+    /// What was checked.
     pub(super) what: String,
-    /// How it stands.
+    /// Its state.
     pub(super) state: State,
     /// Observed value, and the next command where there is one.
     pub(super) message: String,
 }
 
-/// A finding.
+/// A checked item.
 pub(super) fn item(what: impl Into<String>, state: State, message: impl Into<String>) -> CheckedItem {
     CheckedItem { what: what.into(), state, message: message.into() }
 }
 
-/// Exit code of findings: something bad is not as it should be.
-pub(super) fn exit_of(findings: &[CheckedItem]) -> Exit {
-    if findings.iter().any(|f| f.state.is_problem()) { Exit::ProblemsFound } else { Exit::Success }
+/// Exit code of checked items: whether one is a problem.
+pub(super) fn exit_of(items: &[CheckedItem]) -> Exit {
+    if items.iter().any(|f| f.state.is_problem()) { Exit::ProblemsFound } else { Exit::Success }
 }
 
-/// Findings as a table.
-pub(super) fn items_table(findings: &[CheckedItem]) -> String {
+/// Checked items as a table.
+pub(super) fn items_table(items: &[CheckedItem]) -> String {
     table(
         &["STATE", "WHAT", "MESSAGE"],
-        findings.iter().map(|f| vec![f.state.as_str().to_owned(), f.what.clone(), f.message.clone()]),
+        items.iter().map(|f| vec![f.state.as_str().to_owned(), f.what.clone(), f.message.clone()]),
     )
 }
 
-/// A table as kubectl writes it: no lines, two spaces between columns, no wrapping.
+/// A table in the style of kubectl: no lines, two spaces between columns, no wrapping.
 pub(super) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled).set_header(header);
@@ -127,18 +127,18 @@ pub(super) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>
     table.trim_fmt()
 }
 
-/// A message of several lines would break its row.
+/// A text in one line: several would break the row of a table.
 pub(super) fn one_line(text: String) -> String {
     if text.contains('\n') { text.split_whitespace().collect::<Vec<_>>().join(" ") } else { text }
 }
 
-/// `1h30m`, `5m`, `2.5s`: as it can be written into a spec.
+/// `1h30m`, `5m`, `2.5s`: as in a spec.
 pub(super) fn duration(d: Duration) -> String {
     let sign = if d.is_negative() { "-" } else { "" };
     format!("{sign}{}", seconds(std::time::Duration::from(d).as_secs_f64()))
 }
 
-/// Seconds as `1h30m`, `5m`, `2.5s`. Below a minute with one decimal where there is one.
+/// Seconds as `1h30m`, `5m`, `2.5s`. Below a minute with one decimal, unless it is 0.
 pub(super) fn seconds(n: f64) -> String {
     if n < 60.0 {
         let text = format!("{n:.1}");
@@ -147,7 +147,7 @@ pub(super) fn seconds(n: f64) -> String {
     let mut rest = n.round() as u64;
     let mut text = String::new();
     for (unit, size) in [("d", 86_400), ("h", 3600), ("m", 60), ("s", 1)] {
-        // A spec knows no days: only what is longer than two of them is told so.
+        // A spec has no days: they are used from two of them on.
         if unit == "d" && rest < 2 * size {
             continue;
         }
@@ -157,11 +157,6 @@ pub(super) fn seconds(n: f64) -> String {
         }
     }
     text
-}
-
-/// The next command of a message, if it names one: what stands behind the last `next: `.
-pub(super) fn next_of(message: &str) -> Option<&str> {
-    message.rsplit_once("next: ").map(|(_, next)| next.trim())
 }
 
 #[cfg(test)]
@@ -188,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_to_be_mended_is_bad() {
+    fn only_what_has_to_be_fixed_is_a_problem() {
         let exit = |state| exit_of(&[item("a", State::Ok, ""), item("b", state, "")]);
         for fine in [State::Ok, State::NotYet, State::NotChecked, State::NotCovered, State::Note] {
             assert_eq!(exit(fine), Exit::Success, "{fine:?}");
@@ -196,13 +191,5 @@ mod tests {
         for bad in [State::Missing, State::Wrong] {
             assert_eq!(exit(bad), Exit::ProblemsFound, "{bad:?}");
         }
-    }
-
-    #[rstest::rstest]
-    #[case("1/2; next: kubectl x", Some("kubectl x"))]
-    #[case("a; next: mend; b; next: kubectl y ", Some("kubectl y"))]
-    #[case("nothing", None)]
-    fn the_next_command(#[case] message: &str, #[case] next: Option<&str>) {
-        assert_eq!(next_of(message), next);
     }
 }

@@ -72,7 +72,7 @@ pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
     drop_copy(&target, admin, name).await;
     let evidence =
         rehearsed.map_err(|failure| Failure::new(failure.reason, format!("rehearsal: {}", failure.message)))?;
-    let message = evidence.in_words();
+    let message = evidence.summary();
     work.progress.note("rehearsal", &evidence);
     Ok(message)
 }

@@ -1,15 +1,15 @@
 //! Command lines that messages print for operators to copy.
 //!
-//! Each names its namespace: messages go out in notices, and the reader's current context may be a namespace in which another
-//! migration has the same name. Text that is not part of a command stands before it or after a `;`.
+//! Each command has its namespace: messages are sent in notices, and the current context of a reader may be a namespace
+//! in which another migration has the same name. Text that is not part of a command comes before it or after a `;`.
 
 use std::fmt::Display;
 
-/// Printed where the namespace is not known.
+/// Printed when the namespace is not known.
 pub const UNKNOWN_NAMESPACE: &str = "NAMESPACE";
 
-/// The plugin's command lines that messages name, after the namespace. The machine's tests accept no others; the plugin's
-/// tests parse each of them.
+/// The plugin's command lines that messages name, after the namespace. The machine's tests accept no others; the
+/// plugin's tests parse each of them.
 #[cfg(test)]
 pub(crate) const PLUGIN_COMMANDS: &[&str] = &[
     "plan NAME",

@@ -18,8 +18,8 @@ pub fn settled(d: &Deployment) -> bool {
         && available == wanted
 }
 
-/// Whether a container takes a ConfigMap's key as an environment variable: a mounted file would change without a restart, at
-/// any time.
+/// Whether a container takes a ConfigMap's key as an environment variable: a mounted file would change without a
+/// restart, at any time.
 pub fn reads_flag(d: &Deployment, config_map: &str, key: &str) -> bool {
     let Some(pod) = d.spec.as_ref().and_then(|s| s.template.spec.as_ref()) else { return false };
     pod.containers.iter().any(|c| {

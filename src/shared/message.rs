@@ -33,14 +33,17 @@ impl Message {
         self
     }
 
-    /// Reads a rendered message: the next command is what follows the last `; next: `.
+    /// Reads a rendered message: the next command follows the last `; next: `. It may also follow a purpose, as in
+    /// `; to retry, next: `.
     pub fn parse(rendered: &str) -> Self {
         if let Some(next) = rendered.strip_prefix(LINK) {
             return Self::new("").next(next);
         }
-        match rendered.rsplit_once("; next: ") {
-            Some((text, next)) => Self::new(text).next(next),
-            None => Self::new(rendered),
+        match rendered.rsplit_once(LINK) {
+            Some((text, next)) if text.ends_with("; ") || text.ends_with(", ") => {
+                Self::new(&text[..text.len() - 2]).next(next)
+            }
+            _ => Self::new(rendered),
         }
     }
 }
@@ -70,5 +73,12 @@ mod tests {
         let message = Message::parse(rendered);
         assert_eq!((message.text.as_str(), message.next.as_deref()), (text, next));
         assert_eq!(message.to_string(), rendered);
+    }
+
+    #[test]
+    fn a_next_command_may_have_a_purpose() {
+        let message = Message::parse("nothing was changed; to retry, next: kubectl get pods");
+        assert_eq!(message, Message::new("nothing was changed; to retry").next("kubectl get pods"));
+        assert_eq!(Message::parse("the next: one"), Message::new("the next: one"));
     }
 }

@@ -1,4 +1,4 @@
-//! Pure helpers without a domain type: time arithmetic, printed command lines, SQL text, readings of Deployments, tallies of checks.
+//! Pure helpers without a type of the domain: time, messages and printed commands, SQL text, Deployments, tallies.
 //!
 //! Called by every other module; imports nothing of this crate.
 

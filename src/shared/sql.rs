@@ -1,13 +1,14 @@
-//! Reads SQL before it is run: splits it into statements and refuses what cannot run in the window's one transaction.
+//! Reads SQL before it is run: splits it into statements and refuses what cannot run in the window's single
+//! transaction.
 //!
-//! Pure. The grammar is that of `squawk-syntax`; where it knows less than the server, the server's own parser decides
-//! (see `preflight`), so that a statement which only our parser does not know cannot stop a migration.
+//! The grammar is that of `squawk-syntax`. Where it knows less than the server, the server's own parser decides in
+//! Preflight, so that a statement that only our parser does not know cannot stop a migration.
 //!
 //! # Refused
-//! - psql commands: they are not SQL, and `psql` would run them on the machine of whoever calls it;
-//! - statements that begin or end a transaction: a `COMMIT` in the middle would separate the change from the ledger row
+//! - psql commands: they are not SQL, and `psql` would run them on its own machine;
+//! - statements that start or end a transaction: a `COMMIT` in the middle would separate the change from the ledger row
 //!   that makes it run exactly once;
-//! - statements that PostgreSQL runs only outside of a transaction, and `COPY FROM STDIN`, whose data nobody would send.
+//! - statements that PostgreSQL runs only outside of a transaction, and `COPY FROM STDIN`, whose data would be missing.
 
 use squawk_syntax::{
     Parse, SourceFile, SyntaxKind, SyntaxNode, SyntaxToken,
@@ -30,7 +31,7 @@ pub enum ProblemKind {
     SyntaxError,
     /// A command of psql.
     MetaCommand,
-    /// A statement that begins, ends or changes the transaction.
+    /// A statement that starts, ends or changes the transaction.
     TransactionControl,
     /// A statement that cannot run inside a transaction.
     OutsideTransaction,
@@ -43,13 +44,13 @@ pub struct Problem {
     pub kind: ProblemKind,
     /// Line, from 1.
     pub line: usize,
-    /// What stands there, and what to do about it.
+    /// What is there, and how to fix it.
     pub message: String,
-    /// Whether only our own parser says so: the server's may know better.
+    /// Whether only our own parser reports it: the server's may accept the text.
     pub doubtful: bool,
 }
 
-/// What is run of a text: its statements, or the whole text as one where only our own parser could not split it.
+/// The statements of a text to run: the whole text as one if only our own parser cannot split it.
 ///
 /// # Errors
 /// The first problem of the text that is certain.
@@ -66,7 +67,7 @@ pub fn for_run(sql: &str) -> Result<Vec<String>, Problem> {
 /// Splits SQL text into its statements.
 ///
 /// # Errors
-/// Every problem of the text; those that explain the others first. An empty text is a problem: `SyntaxError`.
+/// Every problem of the text; those that cause others come first. An empty text is a problem: `SyntaxError`.
 pub fn read(sql: &str) -> Result<Vec<Statement>, Vec<Problem>> {
     let lines = Lines::of(sql);
     if let Some(offset) = sql.find('\0') {
@@ -119,7 +120,7 @@ fn first_word(node: &SyntaxNode) -> Option<SyntaxToken> {
         .find(|token| !matches!(token.kind(), SyntaxKind::WHITESPACE | SyntaxKind::COMMENT))
 }
 
-/// Lines that begin with a backslash outside of strings and comments.
+/// Psql commands: a backslash outside of strings and comments. One per line.
 fn meta_commands(root: &SyntaxNode, sql: &str, lines: &Lines) -> Vec<Problem> {
     let mut found: Vec<Problem> = Vec::new();
     for token in root.descendants_with_tokens().filter_map(|element| element.into_token()) {
@@ -146,14 +147,14 @@ fn meta_commands(root: &SyntaxNode, sql: &str, lines: &Lines) -> Vec<Problem> {
         found.push(Problem {
             kind: ProblemKind::MetaCommand,
             line,
-            message: format!("`{word}` is a command of psql, not SQL; remove it (settings belong into the spec)"),
+            message: format!("`{word}` is a command of psql, not SQL; remove it (settings belong in the spec)"),
             doubtful: false,
         });
     }
     found
 }
 
-/// Why a statement cannot run inside the one transaction; `None` if it can.
+/// Why a statement cannot run inside the transaction; `None` if it can.
 fn refusal(statement: &Stmt) -> Option<(ProblemKind, String)> {
     let outside = |what: &str| {
         let message =
@@ -207,7 +208,7 @@ fn refusal(statement: &Stmt) -> Option<(ProblemKind, String)> {
     }
 }
 
-/// Whether a keyword stands in a statement as a word of its own (not quoted, not in a string).
+/// Whether a statement has a keyword as a word of its own, not quoted and not in a string.
 fn says(node: &SyntaxNode, word: &str) -> bool {
     node.descendants_with_tokens()
         .filter_map(|element| element.into_token())
@@ -236,11 +237,23 @@ mod tests {
 
     #[rstest]
     #[case::two("SELECT 1;\n-- c\nSELECT 2", &[(1, "SELECT 1"), (3, "SELECT 2")])]
-    #[case::strings("INSERT INTO t VALUES ('a;b', E'c\\';d', \"q;r\");", &[(1, "INSERT INTO t VALUES ('a;b', E'c\\';d', \"q;r\")")])]
-    #[case::dollar("\nDO $$ BEGIN PERFORM 1; END $$;\nSELECT 1;", &[(2, "DO $$ BEGIN PERFORM 1; END $$"), (3, "SELECT 1")])]
-    #[case::nested("CREATE FUNCTION f() RETURNS int LANGUAGE plpgsql AS $a$ BEGIN RETURN length($b$;$b$); END $a$", &[(1, "CREATE FUNCTION f() RETURNS int LANGUAGE plpgsql AS $a$ BEGIN RETURN length($b$;$b$); END $a$")])]
+    #[case::strings(
+        "INSERT INTO t VALUES ('a;b', E'c\\';d', \"q;r\");",
+        &[(1, "INSERT INTO t VALUES ('a;b', E'c\\';d', \"q;r\")")]
+    )]
+    #[case::dollar(
+        "\nDO $$ BEGIN PERFORM 1; END $$;\nSELECT 1;",
+        &[(2, "DO $$ BEGIN PERFORM 1; END $$"), (3, "SELECT 1")]
+    )]
+    #[case::nested(
+        "CREATE FUNCTION f() RETURNS int LANGUAGE plpgsql AS $a$ BEGIN RETURN length($b$;$b$); END $a$",
+        &[(1, "CREATE FUNCTION f() RETURNS int LANGUAGE plpgsql AS $a$ BEGIN RETURN length($b$;$b$); END $a$")]
+    )]
     #[case::comment("/* a; /* b; */ */ SELECT 1 -- x;\n;", &[(1, "SELECT 1 -- x;")])]
-    #[case::body("CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT 1; SELECT 2; END;", &[(1, "CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT 1; SELECT 2; END")])]
+    #[case::body(
+        "CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT 1; SELECT 2; END;",
+        &[(1, "CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT 1; SELECT 2; END")]
+    )]
     fn splits(#[case] sql: &str, #[case] want: &[(usize, &str)]) {
         let got = read(sql).unwrap();
         let got: Vec<_> = got.iter().map(|s| (s.line, s.text.as_str())).collect();
@@ -251,7 +264,7 @@ mod tests {
     #[case::meta("\\set x 1\nSELECT 1;", ProblemKind::MetaCommand, 1)]
     #[case::meta_later("SELECT 1;\n\\i other.sql\n", ProblemKind::MetaCommand, 2)]
     #[case::gexec("SELECT 'x' \\gexec\n", ProblemKind::MetaCommand, 1)]
-    #[case::begin("BEGIN;\nSELECT 1;\nCOMMIT;", ProblemKind::TransactionControl, 1)]
+    #[case::start_of_transaction("BEGIN;\nSELECT 1;\nCOMMIT;", ProblemKind::TransactionControl, 1)]
     #[case::start("START TRANSACTION", ProblemKind::TransactionControl, 1)]
     #[case::commit("SELECT 1;\nCOMMIT", ProblemKind::TransactionControl, 2)]
     #[case::end("END;", ProblemKind::TransactionControl, 1)]

@@ -5,14 +5,14 @@
 
 use std::collections::VecDeque;
 
-/// What one measurement says of the application.
+/// Result of one measurement, as far as it is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sample {
     /// Within the limit.
     Good,
     /// Beyond the limit.
     Failed,
-    /// Nothing: there was no data, or the measurement itself did not work. It counts as neither.
+    /// Neither: there was no data, or the measurement itself failed.
     Uncounted,
 }
 

@@ -3,8 +3,8 @@
 /// Point in time, RFC 3339 in UTC.
 pub type Time = jiff::Timestamp;
 
-/// `from` plus `by`; [`Time::MAX`] if that is later than any time. A runner may report any time, and one migration's wrong
-/// clock must not end the operator.
+/// `from` plus `by`; [`Time::MAX`] if that is later than any time. A runner may report any time, and one migration's
+/// wrong clock must not end the operator.
 pub fn saturating_add(from: Time, by: jiff::SignedDuration) -> Time {
     from.checked_add(by).unwrap_or(Time::MAX)
 }

@@ -46,9 +46,9 @@ async fn code_schedule_and_notices() {
             should be greater than or equal to 2";
         refused(&w.admin, "creditmigrations", &good, vec![
             ("spec/code/repository", "git@git:shop.git".into(),
-                "repository must begin with ssh:// or https://, for example ssh://git@git.example.com/shop.git"),
+                "repository must start with ssh:// or https://, for example ssh://git@git.example.com/shop.git"),
             ("spec/code/repository", "https://me:secret@git/shop.git".into(),
-                "repository must not hold a password: put username and password into the Secret of code.secretRef"),
+                "repository must not contain a password: put username and password into the Secret of code.secretRef"),
             ("spec/code/commit", "main".into(), "spec.code.commit: Invalid value"),
             ("spec/code/tag", "-f".into(), "spec.code.tag: Invalid value"),
             ("spec/code/branch", "a b".into(), "spec.code.branch: Invalid value"),
@@ -73,7 +73,7 @@ async fn code_schedule_and_notices() {
             ("spec/notifications/channels/0/audiences", json!([]),
                 "spec.notifications.channels[0].audiences: Invalid value"),
             ("spec/notifications/channels/0/audiences", json!(["Users", "Support"]),
-                "audiences mix Team or Support, who get alarms with phone numbers, with Users, Social or StatusPage: \
+                "audiences mix Team or Support, who get notices with phone numbers, with Users, Social or StatusPage: \
                 make two channels"),
             ("spec/notifications/channels/1/audiences", json!(["Team", "StatusPage"]), "make two channels"),
             ("spec/notifications/channels/0/slack", Value::Null, "exactly one of slack, webhook and email must be set"),
@@ -145,7 +145,7 @@ async fn checks_triggers_and_follow_ups() {
                 (
                     "spec/validation/checks/0/sequence/steps/0/url",
                     "/login".into(),
-                    "url must begin with http:// or https://",
+                    "url must start with http:// or https://",
                 ),
                 (
                     "spec/validation/checks/0/sequence/steps/0/capture/0/name",
@@ -156,7 +156,7 @@ async fn checks_triggers_and_follow_ups() {
                 (
                     "spec/validation/checks/1/http/jsonPath",
                     "$.a".into(),
-                    "percentile is one of times, jsonPath a value of the answer: set one of them",
+                    "percentile is about response times, jsonPath about a value of the response: set one of them",
                 ),
                 (
                     "spec/validation/checks/1/http/percentile",
@@ -283,7 +283,7 @@ async fn checks_triggers_and_follow_ups() {
                 (
                     "spec/followUps/day/checks/0",
                     json!({"name": "a", "job": {"image": "a"}}),
-                    "workload and job checks belong into validation and monitoring: a follow-up is measured by one pod",
+                    "workload and job checks belong in validation and monitoring: a follow-up is measured by one pod",
                 ),
                 (
                     "spec/followUps/reminderInterval",

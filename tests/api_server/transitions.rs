@@ -32,7 +32,7 @@ async fn spec_is_immutable_once_the_window_was_opened() {
                 assert!(
                     answer
                         .message()
-                        .contains("spec is immutable once the migration window was opened or the migration has ended"),
+                        .contains("spec is immutable once the migration window has started or the migration has ended"),
                     "{phase}: {}",
                     answer.message()
                 );

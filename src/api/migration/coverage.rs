@@ -1,18 +1,53 @@
-//! Lines of the checklist that a spec leaves to the team: those who approve are told, in a condition and by `plan`. Pure.
+//! Lines of the checklist that a spec does not cover. A condition and `plan` show them to approvers.
 
 use crate::api::{Audience, Check, ContactRole, CreditMigrationSpec, OnBreach, RollbackPolicy, TriggerMode};
 
-/// A line of the checklist that is not configured.
+/// A line of the checklist that the spec does not cover.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gap {
+    /// What the line is about.
+    pub topic: Topic,
     /// The line.
     pub what: String,
     /// What to configure for it.
     pub next: String,
 }
 
+/// Topic of a line of the checklist that a spec can leave out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Topic {
+    /// Tag and branch of the code.
+    Code,
+    /// Notices to an audience.
+    Notices,
+    /// People to call.
+    Contacts,
+    /// Triggers, and the policy that lets them roll back.
+    Triggers,
+    /// The version that the application reports.
+    Version,
+    /// Verification of the rollback.
+    Rollback,
+    /// Validation: functions of the application.
+    Functions,
+    /// Validation: times and error rate.
+    Performance,
+    /// Validation: balances.
+    Data,
+    /// Monitoring: logs.
+    Logs,
+    /// Monitoring: key figures.
+    Figures,
+    /// Monitoring: a breach that rolls back.
+    Breach,
+    /// Checks after a day.
+    Day,
+    /// Checks after a week.
+    Week,
+}
+
 impl CreditMigrationSpec {
-    /// What is not covered. Nothing of it is an error: somebody may do it by hand.
+    /// Lines that are not covered. None of them is an error: the team may do it by hand.
     pub fn not_covered(&self) -> Vec<Gap> {
         let mut found = Gaps(vec![]);
         found.code_and_notices(self);
@@ -25,34 +60,31 @@ impl CreditMigrationSpec {
 struct Gaps(Vec<Gap>);
 
 impl Gaps {
-    fn add(&mut self, missing: bool, what: &str, next: impl Into<String>) {
+    fn add(&mut self, topic: Topic, missing: bool, what: &str, next: impl Into<String>) {
         if missing {
-            self.0.push(Gap { what: what.to_owned(), next: next.into() });
+            self.0.push(Gap { topic, what: what.to_owned(), next: next.into() });
         }
     }
 
     fn code_and_notices(&mut self, spec: &CreditMigrationSpec) {
-        self.add(spec.code.is_none(), "tag and branch of the code", "set spec.code.repository, commit and secretRef");
-        for audience in [Audience::Team, Audience::Support, Audience::Users, Audience::Social, Audience::StatusPage] {
+        self.add(
+            Topic::Code,
+            spec.code.is_none(),
+            "tag and branch of the code",
+            "set spec.code.repository, commit and secretRef",
+        );
+        for audience in Audience::ALL {
             self.add(
-                !spec.notifications.reaches(audience),
-                &format!("notices to {audience:?}"),
-                format!("add a channel with audiences: [{audience:?}] to spec.notifications.channels"),
+                Topic::Notices,
+                !spec.notifications.reaches(*audience),
+                &format!("notices to {audience}"),
+                format!("add a channel with audiences: [{audience}] to spec.notifications.channels"),
             );
         }
-        let roles = [
-            (ContactRole::Dba, "DBA"),
-            (ContactRole::BackendLead, "BackendLead"),
-            (ContactRole::DevOps, "DevOps"),
-            (ContactRole::ProductManager, "ProductManager"),
-            (ContactRole::Cto, "CTO"),
-        ];
-        let absent: Vec<&str> = roles
-            .into_iter()
-            .filter(|(role, _)| !spec.notifications.contacts.iter().any(|c| c.role == *role))
-            .map(|(_, name)| name)
-            .collect();
+        let has = |role: &&ContactRole| spec.notifications.contacts.iter().any(|c| c.role == **role);
+        let absent: Vec<&str> = ContactRole::ALL.iter().filter(|role| !has(role)).map(|role| role.as_str()).collect();
         self.add(
+            Topic::Contacts,
             !absent.is_empty(),
             &format!("emergency contacts: {}", absent.join(", ")),
             "add them to spec.notifications.contacts",
@@ -62,8 +94,9 @@ impl Gaps {
     fn triggers(&mut self, spec: &CreditMigrationSpec) {
         let t = &spec.rollback.triggers;
         self.add(
+            Topic::Triggers,
             spec.rollback.policy == RollbackPolicy::Manual,
-            "going back without a person",
+            "automatic rollback",
             "set spec.rollback.policy: Automatic",
         );
         for (missing, what, field) in [
@@ -85,82 +118,122 @@ impl Gaps {
             ),
             (t.error_rate.is_none(), "trigger: error rate over 5%", "errorRate.prometheus"),
         ] {
-            self.add(missing, what, format!("set spec.rollback.triggers.{field}"));
+            self.add(Topic::Triggers, missing, what, format!("set spec.rollback.triggers.{field}"));
         }
     }
 
     fn checks(&mut self, spec: &CreditMigrationSpec) {
-        // The team's own: a trigger says when to go back, not when all is well.
+        // The team's own checks: a trigger says when to roll back, not when all is well.
         let (validate, monitor) = (&spec.validation.checks, &spec.monitoring.checks);
         self.add(
+            Topic::Version,
             spec.application.version_probe.is_none(),
-            "the application's own word on its version",
+            "the version that the application reports",
             "set spec.application.versionProbe.url",
         );
         self.add(
+            Topic::Rollback,
             spec.migration.verify_down.is_none(),
-            "a query that proves the way back",
+            "a query that verifies the rollback",
             "set spec.migration.verifyDown",
         );
         let own = |checks: &[Check], of: fn(&Check) -> bool| checks.iter().any(of);
         let in_validation = [
             (
+                Topic::Functions,
                 own(validate, |c| c.sequence.is_some() || c.job.is_some()),
                 "validation: login, display, deduction, upgrade",
                 "a check with sequence or job",
             ),
             (
+                Topic::Performance,
                 own(validate, timed),
-                "validation: time to the answer below 100 ms",
+                "validation: response time below 100 ms",
                 "a check with http.percentile: 95 and max: \"100\"",
             ),
             (
+                Topic::Performance,
                 own(validate, |c| c.statements.is_some() && c.max.is_some()),
                 "validation: time of statements below 50 ms",
                 "a check with statements and max: \"50\"",
             ),
-            (own(validate, rated), "validation: error rate below 0.1%", "a check with prometheus and max: \"0.001\""),
-            (own(validate, |c| c.balances.is_some()), "validation: sum of balances", "a check with balances"),
+            (
+                Topic::Performance,
+                own(validate, rated),
+                "validation: error rate below 0.1%",
+                "a check with prometheus and max: \"0.001\"",
+            ),
+            (
+                Topic::Data,
+                own(validate, |c| c.balances.is_some()),
+                "validation: sum of balances",
+                "a check with balances",
+            ),
         ];
-        for (there, what, check) in in_validation {
-            self.add(!there, what, format!("add {check} to spec.validation.checks"));
+        for (topic, there, what, check) in in_validation {
+            self.add(topic, !there, what, format!("add {check} to spec.validation.checks"));
         }
         let in_monitoring = [
-            (own(monitor, |c| c.logs.is_some()), "monitoring: errors in the logs", "a check with logs and max: \"0\""),
             (
+                Topic::Logs,
+                own(monitor, |c| c.logs.is_some()),
+                "monitoring: errors in the logs",
+                "a check with logs and max: \"0\"",
+            ),
+            (
+                Topic::Figures,
                 own(monitor, |c| c.sql.is_some() || c.prometheus.is_some() || c.http.is_some()),
                 "monitoring: key figures",
                 "a check with sql, prometheus or http",
             ),
             (
+                Topic::Breach,
                 own(monitor, |c| c.on_breach == OnBreach::Rollback),
-                "monitoring: a breach that goes back",
+                "monitoring: a breach that rolls back",
                 "a check with onBreach: Rollback",
             ),
         ];
-        for (there, what, check) in in_monitoring {
-            self.add(!there, what, format!("add {check} to spec.monitoring.checks"));
+        for (topic, there, what, check) in in_monitoring {
+            self.add(topic, !there, what, format!("add {check} to spec.monitoring.checks"));
         }
-        for (empty, what, field) in [
-            (spec.follow_ups.day.checks.is_empty(), "after a day: complaints, conversion, performance, use", "day"),
-            (spec.follow_ups.week.checks.is_empty(), "after a week: goals, satisfaction, stability", "week"),
+        for (topic, empty, what, field) in [
+            (
+                Topic::Day,
+                spec.follow_ups.day.checks.is_empty(),
+                "after a day: complaints, conversion, performance, use",
+                "day",
+            ),
+            (
+                Topic::Week,
+                spec.follow_ups.week.checks.is_empty(),
+                "after a week: goals, satisfaction, stability",
+                "week",
+            ),
         ] {
-            self.add(empty, what, format!("add checks to spec.followUps.{field}.checks; without them the report has users, balances and transactions"));
+            self.add(
+                topic,
+                empty,
+                what,
+                format!(
+                    "add checks to spec.followUps.{field}.checks; \
+                 without them the report has users, balances and transactions"
+                ),
+            );
         }
     }
 }
 
-/// Limits the time to the answer: an http check without a value of its own, or a quantile that Prometheus has.
+/// Whether it limits the response time: an http check without `jsonPath`, or a quantile from Prometheus.
 fn timed(c: &Check) -> bool {
     let time = c.http.as_ref().is_some_and(|h| h.json_path.is_none())
         || c.prometheus.as_ref().is_some_and(|p| p.query.contains("quantile"));
     time && c.max.is_some()
 }
 
-/// Largest limit of what can be an error rate, as a part or in percent: the checklist's is 0.1 %.
+/// Largest limit that can be an error rate, as a fraction or in percent: the checklist's is 0.1 %.
 const LARGEST_RATE: f64 = 0.1;
 
-/// Limits a part of the requests: not a time, and not a number of something.
+/// Whether it limits a fraction of the requests: neither a time nor a number of something.
 fn rated(c: &Check) -> bool {
     let max = c.max.as_ref().and_then(|max| max.parse::<f64>().ok());
     c.prometheus.as_ref().is_some_and(|p| !p.query.contains("quantile")) && max.is_some_and(|max| max <= LARGEST_RATE)
@@ -186,7 +259,7 @@ mod tests {
             "emergency contacts: DBA, BackendLead, DevOps, ProductManager, CTO",
             "trigger: wrong balances",
             "trigger: payments fail",
-            "a query that proves the way back",
+            "a query that verifies the rollback",
             "validation: sum of balances",
             "monitoring: errors in the logs",
             "after a week: goals, satisfaction, stability",
@@ -194,23 +267,58 @@ mod tests {
             assert!(all.iter().any(|g| g.what == what), "{what}: {all:?}");
         }
         assert!(all.iter().all(|g| g.next.contains("spec.")), "{all:?}");
-        // Those that are there are not named.
-        for what in ["monitoring: key figures", "monitoring: a breach that goes back", "going back without a person"] {
+        // What is configured is not listed.
+        for what in ["monitoring: key figures", "monitoring: a breach that rolls back", "automatic rollback"] {
             assert!(all.iter().all(|g| g.what != what), "{what}");
         }
     }
 
     #[rstest::rstest]
-    #[case("/code", json!({"repository": "https://git.example.com/a.git", "commit": "a".repeat(40), "secretRef": {"name": "git"}}), "tag and branch of the code")]
+    #[case(
+        "/code",
+        json!({"repository": "https://git.example.com/a.git", "commit": "a".repeat(40), "secretRef": {"name": "git"}}),
+        "tag and branch of the code"
+    )]
     #[case("/rollback/triggers/balanceErrors/mode", json!("Enabled"), "trigger: wrong balances")]
-    #[case("/rollback/triggers/coreFunction", json!({"http": {"url": "http://shop/"}}), "trigger: the application cannot be used")]
-    #[case("/validation/checks", json!([{"name": "total", "balances": {"compare": "Total"}, "max": "1"}]), "validation: sum of balances")]
-    #[case("/validation/checks", json!([{"name": "p95", "http": {"url": "http://shop/", "percentile": 95}, "max": "100"}]), "validation: time to the answer below 100 ms")]
-    #[case("/validation/checks", json!([{"name": "p95", "prometheus": {"url": "http://p", "query": "histogram_quantile(0.95, a)"}, "max": "100"}]), "validation: time to the answer below 100 ms")]
-    #[case("/validation/checks", json!([{"name": "rate", "prometheus": {"url": "http://p", "query": "a / b"}, "max": "0.001"}]), "validation: error rate below 0.1%")]
-    #[case("/notifications/channels", json!([{"name": "t", "audiences": ["Support", "Team"], "slack": {"urlSecretRef": {"name": "s", "key": "url"}}}]), "notices to Team")]
-    #[case("/migration/verifyDown", json!("SELECT true"), "a query that proves the way back")]
-    #[case("/notifications/channels", json!([{"name": "t", "audiences": ["Team"], "slack": {"urlSecretRef": {"name": "s", "key": "url"}}}]), "notices to Team")]
+    #[case(
+        "/rollback/triggers/coreFunction",
+        json!({"http": {"url": "http://shop/"}}),
+        "trigger: the application cannot be used"
+    )]
+    #[case(
+        "/validation/checks",
+        json!([{"name": "total", "balances": {"compare": "Total"}, "max": "1"}]),
+        "validation: sum of balances"
+    )]
+    #[case(
+        "/validation/checks",
+        json!([{"name": "p95", "http": {"url": "http://shop/", "percentile": 95}, "max": "100"}]),
+        "validation: response time below 100 ms"
+    )]
+    #[case(
+        "/validation/checks",
+        json!([{"name": "p95", "max": "100",
+            "prometheus": {"url": "http://p", "query": "histogram_quantile(0.95, a)"}}]),
+        "validation: response time below 100 ms"
+    )]
+    #[case(
+        "/validation/checks",
+        json!([{"name": "rate", "prometheus": {"url": "http://p", "query": "a / b"}, "max": "0.001"}]),
+        "validation: error rate below 0.1%"
+    )]
+    #[case(
+        "/notifications/channels",
+        json!([{"name": "t", "audiences": ["Support", "Team"],
+            "slack": {"urlSecretRef": {"name": "s", "key": "url"}}}]),
+        "notices to Team"
+    )]
+    #[case("/migration/verifyDown", json!("SELECT true"), "a query that verifies the rollback")]
+    #[case(
+        "/notifications/channels",
+        json!([{"name": "t", "audiences": ["Team"],
+            "slack": {"urlSecretRef": {"name": "s", "key": "url"}}}]),
+        "notices to Team"
+    )]
     fn what_is_configured_is_covered(#[case] path: &str, #[case] value: serde_json::Value, #[case] what: &str) {
         assert!(names(&spec()).iter().any(|w| w == what));
         let mut object = serde_json::to_value(spec()).unwrap();
@@ -220,13 +328,35 @@ mod tests {
         assert!(names(&changed).iter().all(|w| w != what), "{:?}", names(&changed));
     }
 
-    /// What looks like it and does not do it.
+    /// Configuration that resembles the line and does not cover it.
     #[rstest::rstest]
-    #[case("/validation/checks", json!([{"name": "p95", "http": {"url": "http://shop/", "percentile": 95}}]), "validation: time to the answer below 100 ms")]
-    #[case("/validation/checks", json!([{"name": "pods", "prometheus": {"url": "http://p", "query": "count(up)"}, "min": "3"}]), "validation: error rate below 0.1%")]
-    #[case("/validation/checks", json!([{"name": "p95", "prometheus": {"url": "http://p", "query": "histogram_quantile(0.95, a)"}, "max": "0.1"}]), "validation: error rate below 0.1%")]
-    #[case("/validation/checks", json!([{"name": "queue", "prometheus": {"url": "http://p", "query": "sum(a)"}, "max": "100"}]), "validation: error rate below 0.1%")]
-    #[case("/notifications/channels", json!([{"name": "t", "audiences": ["Team", "Support"], "slack": {"urlSecretRef": {"name": "s", "key": "url"}}}]), "notices to Support")]
+    #[case(
+        "/validation/checks",
+        json!([{"name": "p95", "http": {"url": "http://shop/", "percentile": 95}}]),
+        "validation: response time below 100 ms"
+    )]
+    #[case(
+        "/validation/checks",
+        json!([{"name": "pods", "prometheus": {"url": "http://p", "query": "count(up)"}, "min": "3"}]),
+        "validation: error rate below 0.1%"
+    )]
+    #[case(
+        "/validation/checks",
+        json!([{"name": "p95", "max": "0.1",
+            "prometheus": {"url": "http://p", "query": "histogram_quantile(0.95, a)"}}]),
+        "validation: error rate below 0.1%"
+    )]
+    #[case(
+        "/validation/checks",
+        json!([{"name": "queue", "prometheus": {"url": "http://p", "query": "sum(a)"}, "max": "100"}]),
+        "validation: error rate below 0.1%"
+    )]
+    #[case(
+        "/notifications/channels",
+        json!([{"name": "t", "audiences": ["Team", "Support"],
+            "slack": {"urlSecretRef": {"name": "s", "key": "url"}}}]),
+        "notices to Support"
+    )]
     fn what_only_looks_like_it_is_not_covered(
         #[case] path: &str,
         #[case] value: serde_json::Value,
@@ -244,7 +374,8 @@ mod tests {
         let mut spec = serde_json::to_value(crate::api::fixtures::spec()).unwrap();
         let step = json!({"name": "a", "url": "http://shop"});
         let source = json!({"sequence": {"steps": [step]}});
-        let channel = |n: usize, audience: &str| json!({"name": format!("c{n}"), "audiences": [audience], "slack": {"urlSecretRef": {"name": "a", "key": "b"}}});
+        let slack = json!({"urlSecretRef": {"name": "a", "key": "b"}});
+        let channel = |n, audience: &str| json!({"name": format!("c{n}"), "audiences": [audience], "slack": slack});
         let audiences = ["Team", "Support", "Users", "Social", "StatusPage"];
         let channels: Vec<_> = audiences.iter().enumerate().map(|(n, audience)| channel(n, audience)).collect();
         let roles = ["DBA", "BackendLead", "DevOps", "ProductManager", "CTO"];

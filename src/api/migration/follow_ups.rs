@@ -1,11 +1,11 @@
-//! What is looked at after a day and after a week, and the decision to keep the new version or roll back.
+//! Checks after a day and after a week, before the decision whether to keep the new version or roll back.
 
 use kube::{KubeSchema, core::Duration};
 use serde::{Deserialize, Serialize};
 
 use crate::api::Check;
 
-/// The checks after a day and after a week. A breach there is told; nothing goes back by itself any more.
+/// Checks after a day and after a week. A breach is reported, but does not start a rollback.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct FollowUps {
@@ -15,9 +15,12 @@ pub struct FollowUps {
     /// After one week.
     #[serde(default)]
     pub week: FollowUp,
-    /// How often it is asked again whether to keep the new version or roll back.
+    /// Time between two reminders to decide whether to keep the new version or roll back.
     #[serde(default = "one_day")]
-    #[x_kube(validation = Rule::new("duration(self) >= duration('1m')").message("reminderInterval must be at least 1m, for example 24h"))]
+    #[x_kube(
+        validation = Rule::new("duration(self) >= duration('1m')")
+            .message("reminderInterval must be at least 1m, for example 24h")
+    )]
     pub reminder_interval: Duration,
 }
 
@@ -28,34 +31,47 @@ impl Default for FollowUps {
 }
 
 impl FollowUps {
-    /// Time from the cut-over to the day check.
+    /// Time from the cutover to the day check.
     pub fn day_after(&self) -> Duration {
         self.day.after.unwrap_or_else(one_day)
     }
 
-    /// Time from the cut-over to the week review.
+    /// Time from the cutover to the week review.
     pub fn week_after(&self) -> Duration {
         self.week.after.unwrap_or_else(|| std::time::Duration::from_secs(7 * 24 * 3600).into())
     }
 }
 
-/// Checks at one time after the cut-over. Each is measured at its interval for a while; a report is written.
+/// Checks at one time after the cutover. Each is measured at its interval for `duration`, then a report is written.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct FollowUp {
-    /// Time since writes were opened on the new version: 24h for the day check, 168h for the week review when absent.
+    /// Time since writes were unblocked on the new version: 24h for the day check, 168h for the week review when
+    /// absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(validation = Rule::new("duration(self) >= duration('0s')").message("after must not be negative, for example 24h"))]
+    #[x_kube(
+        validation = Rule::new("duration(self) >= duration('0s')")
+            .message("after must not be negative, for example 24h")
+    )]
     pub after: Option<Duration>,
-    /// How long is measured.
+    /// How long the checks are measured.
     #[serde(default = "five_minutes")]
-    #[x_kube(validation = Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('6h')").message("duration must be between 1s and 6h, for example 5m"))]
+    #[x_kube(
+        validation = Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('6h')")
+            .message("duration must be between 1s and 6h, for example 5m")
+    )]
     pub duration: Duration,
-    /// What is measured.
+    /// The checks.
     #[serde(default)]
     #[schemars(length(max = 32))]
-    #[x_kube(validation = Rule::new("self.all(c, self.exists_one(d, d.name == c.name))").message("names of checks must be unique"))]
-    #[x_kube(validation = Rule::new("self.all(c, !has(c.workload) && !has(c.job))").message("workload and job checks belong into validation and monitoring: a follow-up is measured by one pod"))]
+    #[x_kube(
+        validation = Rule::new("self.all(c, self.exists_one(d, d.name == c.name))")
+            .message("names of checks must be unique")
+    )]
+    #[x_kube(
+        validation = Rule::new("self.all(c, !has(c.workload) && !has(c.job))")
+            .message("workload and job checks belong in validation and monitoring: a follow-up is measured by one pod")
+    )]
     pub checks: Vec<Check>,
 }
 

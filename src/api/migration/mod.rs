@@ -1,4 +1,4 @@
-//! `CreditMigration`: what a team wants; its status is the checklist, ticked off with evidence.
+//! `CreditMigration`: the migration that a team wants. Its status is the checklist, checked off by evidence.
 
 mod checks;
 mod code;
@@ -11,7 +11,7 @@ mod triggers;
 
 pub use checks::*;
 pub use code::*;
-pub use coverage::Gap;
+pub use coverage::{Gap, Topic};
 pub use follow_ups::*;
 pub use notifications::*;
 pub use schedule::*;
@@ -22,11 +22,11 @@ use kube::{CustomResource, KubeSchema, core::Duration};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::api::CreditMigrationStatus;
+use crate::api::{CreditMigrationStatus, named::named};
 
-/// What is wanted: one change of a credit system's schema, from proven backup to monitored cut-over.
+/// One change of a credit system's schema, from verified backup to monitored cutover.
 ///
-/// Everything that it refers to lives in its own namespace.
+/// Every object that it names is in its own namespace.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[kube(
     group = "creditmigration.io",
@@ -38,11 +38,15 @@ use crate::api::CreditMigrationStatus;
     namespaced,
     status = "CreditMigrationStatus",
     derive = "PartialEq",
-    doc = "A guarded migration of a live credit system on PostgreSQL, from proven backup to monitored cut-over.",
+    doc = "A guarded migration of a live credit system on PostgreSQL, from verified backup to monitored cutover.",
     validation = Rule::new("self.metadata.name.size() <= 40")
         .message("metadata.name must have at most 40 characters: names of Jobs are derived from it"),
-    validation = Rule::new("!has(oldSelf.status) || !has(oldSelf.status.phase) || !(oldSelf.status.phase in ['Executing', 'Validating', 'Monitoring', 'Observing', 'RollingBack', 'RollbackFailed', 'Completed', 'RolledBack', 'Cancelled']) || self.spec == oldSelf.spec")
-        .message("spec is immutable once the migration window was opened or the migration has ended; to undo it before it is Completed create a MigrationDecision with decision Rollback, to change course create a new CreditMigration"),
+    validation = Rule::new("!has(oldSelf.status) || !has(oldSelf.status.phase) || !(oldSelf.status.phase in \
+        ['Executing', 'Validating', 'Monitoring', 'Observing', 'RollingBack', 'RollbackFailed', 'Completed', \
+        'RolledBack', 'Cancelled']) || self.spec == oldSelf.spec")
+        .message("spec is immutable once the migration window has started or the migration has ended; to undo it \
+            before it is Completed create a MigrationDecision with decision Rollback, to change course create a new \
+            CreditMigration"),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
     printcolumn(name = "Step", type_ = "string", json_path = ".status.progress"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
@@ -55,47 +59,50 @@ use crate::api::CreditMigrationStatus;
 pub struct CreditMigrationSpec {
     /// User name (as the API server knows it) of the author. The author's own approval does not count.
     #[schemars(length(min = 1, max = 253))]
-    #[x_kube(validation = Rule::new("self == oldSelf").message("requestedBy is immutable: the author cannot be changed after the fact"))]
+    #[x_kube(
+        validation = Rule::new("self == oldSelf")
+            .message("requestedBy is immutable: the author cannot be changed after the fact")
+    )]
     pub requested_by: String,
     /// The database to migrate, and how the runner reaches it.
     pub database: Database,
     /// Tables and columns that hold the credits.
     #[serde(default)]
     pub credits: Credits,
-    /// The SQL, its way back, and how both are verified.
+    /// The SQL in both directions, and how both are verified.
     pub migration: Migration,
     /// The application and the flag that chooses its version.
     pub application: Application,
-    /// Where the backup goes.
+    /// Object store of the backup, and export of key users.
     pub backup: Backup,
-    /// Tag and branch for the application's code; the step is skipped, and said to be, when absent.
+    /// Tag and branch for the application's code. When absent, the step is reported as skipped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<CodeBackup>,
-    /// Where the rehearsal takes place.
+    /// The rehearsal's database.
     #[serde(default)]
     pub rehearsal: Rehearsal,
-    /// Who must agree.
+    /// Required approvals.
     #[serde(default)]
     pub approval: Approval,
-    /// When the window may be opened.
+    /// When the window may start.
     #[serde(default)]
     pub schedule: Schedule,
-    /// Who is told.
+    /// Channels of notices, and contacts.
     #[serde(default)]
     pub notifications: Notifications,
     /// The read-only window.
     #[serde(default)]
     pub window: Window,
-    /// Checks right after the cut-over; all must pass at its end.
+    /// Checks right after the cutover. All must pass at the end of the stage.
     #[serde(default = "Stage::validation")]
     pub validation: Stage,
     /// Checks that watch the new version before the migration counts as completed.
     #[serde(default = "Stage::monitoring")]
     pub monitoring: Stage,
-    /// The checks after a day and after a week.
+    /// Checks after a day and after a week.
     #[serde(default)]
     pub follow_ups: FollowUps,
-    /// What happens when a check's limit is breached.
+    /// Effect of a breached check.
     #[serde(default)]
     pub rollback: Rollback,
     /// The Jobs' pods.
@@ -130,11 +137,14 @@ pub struct NameRef {
 pub struct Database {
     /// Name of the database; must be the one in the connection URL.
     #[schemars(length(min = 1, max = 63))]
-    #[x_kube(validation = Rule::new("self == oldSelf").message("database.name is immutable: create a new CreditMigration for another database"))]
+    #[x_kube(
+        validation = Rule::new("self == oldSelf")
+            .message("database.name is immutable: create a new CreditMigration for another database")
+    )]
     pub name: String,
     /// How the runner connects: directly, not through a pooler.
     pub connection: Connection,
-    /// Roles as which the application connects. Their sessions are ended when the window opens.
+    /// Roles with which the application connects. Their sessions are ended when the window starts.
     #[schemars(length(min = 1, max = 16))]
     pub application_roles: Vec<String>,
 }
@@ -210,7 +220,7 @@ pub struct Transactions {
     /// Column with the time of the transaction.
     #[schemars(length(min = 1, max = 63))]
     pub created_at_column: String,
-    /// IANA name of the zone in which a `timestamp` column holds its times: `Europe/Berlin`. A `timestamptz` column needs none.
+    /// IANA name of the time zone of a `timestamp` column: `Europe/Berlin`. A `timestamptz` column needs none.
     #[schemars(length(min = 1, max = 64), regex(pattern = r"^[A-Za-z][A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+)*$"))]
     pub created_at_time_zone: String,
 }
@@ -236,33 +246,39 @@ pub struct SqlSource {
     pub config_map_key_ref: KeyRef,
 }
 
-/// The SQL, its way back, and how both are verified.
+/// The SQL in both directions, and how both are verified.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Migration {
-    /// The change. Runs in one transaction; may hold no `BEGIN`, `COMMIT` or psql command.
+    /// The up SQL. It runs in one transaction and must not contain `BEGIN`, `COMMIT` or psql commands.
     pub up: SqlSource,
-    /// The way back. Same rules.
+    /// The down SQL, for the rollback. The same rules apply.
     pub down: SqlSource,
-    /// Query that proves the way back: at least one row, at least one boolean column, and nothing but `true` in every boolean column.
-    /// For example `SELECT * FROM verify_rollback()`.
+    /// Query that verifies the rollback: it must return at least one row, at least one boolean column, and only `true`
+    /// in every boolean column. For example `SELECT * FROM verify_rollback()`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verify_down: Option<String>,
     /// Tables that must not exist in any schema after the change.
     #[serde(default)]
     #[schemars(length(max = 64))]
     pub tables_gone: Vec<String>,
-    /// Further tables whose writes are blocked in the window, beside those of `credits` and `tablesGone`.
+    /// Further tables whose writes are blocked in the window, in addition to those of `credits` and `tablesGone`.
     #[serde(default)]
     #[schemars(length(max = 64))]
     pub protected_tables: Vec<String>,
     /// How long one statement may wait for a lock.
     #[serde(default = "secs::<2>")]
-    #[x_kube(validation = Rule::new("duration(self) > duration('0s') && duration(self) <= duration('1m')").message("lockTimeout must be more than 0s and at most 1m, for example 2s"))]
+    #[x_kube(
+        validation = Rule::new("duration(self) > duration('0s') && duration(self) <= duration('1m')")
+            .message("lockTimeout must be more than 0s and at most 1m, for example 2s")
+    )]
     pub lock_timeout: Duration,
     /// How long one statement may run.
     #[serde(default = "secs::<600>")]
-    #[x_kube(validation = Rule::new("duration(self) > duration('0s')").message("statementTimeout must be more than 0s, for example 10m"))]
+    #[x_kube(
+        validation = Rule::new("duration(self) > duration('0s')")
+            .message("statementTimeout must be more than 0s, for example 10m")
+    )]
     pub statement_timeout: Duration,
 }
 
@@ -272,17 +288,20 @@ pub struct Migration {
 pub struct Application {
     /// The flag.
     pub flag: Flag,
-    /// Workloads that read the flag and are restarted when it changes.
+    /// Workloads that read the flag. They are restarted when it changes.
     #[schemars(length(min = 1, max = 16))]
     pub workloads: Vec<WorkloadRef>,
-    /// Asked for the running version during a switch.
+    /// Address that returns the running version during a switch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version_probe: Option<VersionProbe>,
 }
 
 /// ConfigMap key that chooses the version of the application.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
-#[x_kube(validation = Rule::new("self.from != self.to").message("flag.from and flag.to must differ, for example v1 and v2"))]
+#[x_kube(
+    validation = Rule::new("self.from != self.to")
+        .message("flag.from and flag.to must differ, for example v1 and v2")
+)]
 #[serde(rename_all = "camelCase")]
 pub struct Flag {
     /// The key.
@@ -293,7 +312,7 @@ pub struct Flag {
     /// Value after the migration.
     #[serde(default = "v2")]
     pub to: String,
-    /// Key of the same ConfigMap that must be `true`: the application is prepared for the way back.
+    /// Key of the same ConfigMap that must be `true`: it confirms that the application can be rolled back.
     #[serde(default = "enable_rollback")]
     #[schemars(length(min = 1, max = 253))]
     pub rollback_key: String,
@@ -306,13 +325,8 @@ pub enum WorkloadKind {
     Deployment,
 }
 
-impl WorkloadKind {
-    /// Its name, as in a manifest.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            WorkloadKind::Deployment => "Deployment",
-        }
-    }
+named! {
+    WorkloadKind: Deployment
 }
 
 /// A workload in the migration's namespace.
@@ -326,37 +340,40 @@ pub struct WorkloadRef {
     pub name: String,
 }
 
-/// URL that answers with the application's running version.
+/// URL that returns the application's running version.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct VersionProbe {
     /// Address, called from the migration's namespace without following redirects.
-    #[x_kube(validation = Rule::new("self.startsWith('http://') || self.startsWith('https://')").message("url must begin with http:// or https://"))]
+    #[x_kube(
+        validation = Rule::new("self.startsWith('http://') || self.startsWith('https://')")
+            .message("url must start with http:// or https://")
+    )]
     pub url: String,
-    /// JSONPath (RFC 9535) to the version in the answer.
+    /// JSONPath (RFC 9535) of the version in the response.
     #[serde(default = "running")]
     pub json_path: String,
 }
 
-/// Where the backup goes.
+/// Object store of the backup, and export of key users.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Backup {
     /// The object store.
     pub store: Store,
-    /// Which users' rows are exported besides, as CSV.
+    /// Users whose rows are also exported, as CSV.
     #[serde(default)]
     pub key_users: KeyUsers,
 }
 
-/// Users whose rows of the balances table are exported into the bucket: those above either limit.
+/// Users whose rows of the balances table are exported to the bucket: those above either limit.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase", default)]
 pub struct KeyUsers {
-    /// Balance above which a user is one, a decimal text in credits. 1000, the checklist's value.
+    /// Balance above which a user is a key user, a decimal text in credits. 1000, the checklist's value.
     #[schemars(regex(pattern = r"^-?[0-9]+(\.[0-9]+)?$"))]
     pub balance_over: String,
-    /// Purchased credits above which a user is one, a decimal text in credits. 0, the checklist's value.
+    /// Purchased credits above which a user is a key user, a decimal text in credits. 0, the checklist's value.
     #[schemars(regex(pattern = r"^-?[0-9]+(\.[0-9]+)?$"))]
     pub purchased_over: String,
 }
@@ -372,11 +389,17 @@ impl Default for KeyUsers {
 #[serde(rename_all = "camelCase")]
 pub struct Store {
     /// Bucket and prefix: `s3://backups/credit-migration/`.
-    #[x_kube(validation = Rule::new("self.startsWith('s3://') && self.size() > 5").message("url must be s3://BUCKET/PREFIX/, for example s3://backups/credit-migration/"))]
+    #[x_kube(
+        validation = Rule::new("self.startsWith('s3://') && self.size() > 5")
+            .message("url must be s3://BUCKET/PREFIX/, for example s3://backups/credit-migration/")
+    )]
     pub url: String,
-    /// Address of the S3 API; the provider's own when absent.
+    /// Address of the S3 API; the provider's default when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(validation = Rule::new("self.startsWith('https://') || self.startsWith('http://')").message("endpoint must begin with https:// (or http:// for a test)"))]
+    #[x_kube(
+        validation = Rule::new("self.startsWith('https://') || self.startsWith('http://')")
+            .message("endpoint must start with https:// (or http:// for a test)")
+    )]
     pub endpoint: Option<String>,
     /// Region.
     #[serde(default = "region")]
@@ -385,11 +408,11 @@ pub struct Store {
     pub secret_ref: NameRef,
 }
 
-/// Where the rehearsal takes place.
+/// The rehearsal's database.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Rehearsal {
-    /// Scratch database on the same server: made, used and dropped by the operator. Must not exist before.
+    /// Scratch database on the same server. The operator creates, uses and drops it; it must not exist before.
     #[schemars(length(min = 1, max = 63))]
     pub database: String,
 }
@@ -400,11 +423,12 @@ impl Default for Rehearsal {
     }
 }
 
-/// Who must agree.
+/// Required approvals.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Approval {
-    /// Distinct people beside the author who approve the plan's digest. At least 2, by the checklist's second reminder.
+    /// Number of people other than the author who must approve the plan's digest. At least 2, by the checklist's second
+    /// reminder.
     #[schemars(range(min = 2, max = 10))]
     pub required: u32,
 }
@@ -419,9 +443,12 @@ impl Default for Approval {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Window {
-    /// Longest time for which writes may stay blocked before the migration is undone.
+    /// Longest time for which writes may stay blocked. Then the migration is undone.
     #[serde(default = "secs::<300>")]
-    #[x_kube(validation = Rule::new("duration(self) >= duration('15s') && duration(self) <= duration('1h')").message("maxDuration must be between 15s and 1h, for example 5m"))]
+    #[x_kube(
+        validation = Rule::new("duration(self) >= duration('15s') && duration(self) <= duration('1h')")
+            .message("maxDuration must be between 15s and 1h, for example 5m")
+    )]
     pub max_duration: Duration,
 }
 
@@ -431,19 +458,30 @@ impl Default for Window {
     }
 }
 
-/// A stretch of time with its checks.
+/// A period of time with its checks.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Stage {
-    /// How long it takes.
-    #[x_kube(validation = Rule::new("duration(self) >= duration('0s')").message("duration must not be negative, for example 30m"))]
+    /// How long it lasts.
+    #[x_kube(
+        validation = Rule::new("duration(self) >= duration('0s')")
+            .message("duration must not be negative, for example 30m")
+    )]
     pub duration: Duration,
-    /// What is looked at meanwhile, beside the triggers of `rollback`. The stage ends when its time is over and each check that is not
-    /// `Warn` passes.
+    /// Checks of the stage, in addition to the triggers of `rollback`. The stage ends when its duration has passed and
+    /// each check that is not `Warn` passes.
     #[serde(default)]
     #[schemars(length(max = 32))]
-    #[x_kube(validation = Rule::new("self.all(c, self.exists_one(d, d.name == c.name))").message("names of checks must be unique"))]
-    #[x_kube(validation = Rule::new("self.all(c, !(c.name in ['balance-errors', 'payment-processing', 'core-function', 'database-connection', 'error-rate']))").message("balance-errors, payment-processing, core-function, database-connection and error-rate are the names of spec.rollback.triggers: configure them there, or choose another name"))]
+    #[x_kube(
+        validation = Rule::new("self.all(c, self.exists_one(d, d.name == c.name))")
+            .message("names of checks must be unique")
+    )]
+    #[x_kube(
+        validation = Rule::new("self.all(c, !(c.name in ['balance-errors', 'payment-processing', 'core-function', \
+            'database-connection', 'error-rate']))")
+            .message("balance-errors, payment-processing, core-function, database-connection and error-rate are the \
+                names of spec.rollback.triggers: configure them there, or choose another name")
+    )]
     pub checks: Vec<Check>,
 }
 
@@ -458,24 +496,25 @@ impl Stage {
     }
 }
 
-/// Whether the operator may go back by itself after the window.
+/// Whether the operator may roll back on its own after the window.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum RollbackPolicy {
     /// A breached check with `onBreach: Rollback` starts the rollback.
     #[default]
     Automatic,
-    /// A breached check only holds the migration; a person decides.
+    /// A breached check blocks the stage until an approver decides.
     Manual,
 }
 
-/// What happens when a check's limit is breached.
+/// Effect of a breached check.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Rollback {
-    /// Who starts the way back. `Automatic`: a breached trigger, or check with `onBreach: Rollback`. `Manual`: a person only; a breach is
-    /// told, and holds the stage.
+    /// Who starts a rollback. `Automatic`: a breached trigger or check with `onBreach: Rollback`. `Manual`: an approver
+    /// only; a breach is reported and blocks the stage.
     pub policy: RollbackPolicy,
-    /// The checklist's five triggers, measured in the validation and the monitoring stage. Each goes back by itself, if `policy` lets it.
+    /// The checklist's five triggers, measured in the validation and monitoring stages. Each starts a rollback if
+    /// `policy` allows it.
     pub triggers: Triggers,
 }
 
@@ -483,16 +522,19 @@ pub struct Rollback {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Runner {
-    /// How often a step before the window is tried before the migration fails.
+    /// Attempts of a step before the window until the migration fails.
     #[serde(default = "Runner::default_max_attempts")]
     #[schemars(range(min = 1, max = 10))]
     pub max_attempts: u32,
-    /// How long a step before the window may take.
+    /// Time limit of a step before the window.
     #[serde(default = "secs::<21600>")]
-    #[x_kube(validation = Rule::new("duration(self) >= duration('10s')").message("stepTimeout must be at least 10s, for example 6h"))]
+    #[x_kube(
+        validation = Rule::new("duration(self) >= duration('10s')")
+            .message("stepTimeout must be at least 10s, for example 6h")
+    )]
     pub step_timeout: Duration,
     /// Secrets for pulling the runner's image, in the migration's namespace.
-    // Left out while empty: digests of plans made before stay as they are.
+    // Not serialized while empty: the digests of existing plans stay valid.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
     pub image_pull_secrets: Vec<NameRef>,

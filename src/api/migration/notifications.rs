@@ -4,82 +4,89 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::api::{Audience, KeyRef, NameRef, Occasion};
+use crate::api::{Audience, KeyRef, NameRef, Occasion, named::named};
 
-/// Who is told, and by which channels.
+/// Channels by which audiences are notified, and people to call.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct Notifications {
-    /// Channels. A channel that cannot be reached holds nothing up, but is seen.
+    /// Channels. A channel that cannot be reached delays nothing, and is reported.
     #[serde(default)]
     #[schemars(length(max = 16))]
-    #[x_kube(validation = Rule::new("self.all(c, self.exists_one(d, d.name == c.name))").message("names of channels must be unique"))]
+    #[x_kube(
+        validation = Rule::new("self.all(c, self.exists_one(d, d.name == c.name))")
+            .message("names of channels must be unique")
+    )]
     pub channels: Vec<NotificationChannel>,
-    /// People to call; they stand in each alarm.
+    /// People to call. Each urgent notice lists them.
     #[serde(default)]
     #[schemars(length(max = 16))]
     pub contacts: Vec<Contact>,
-    /// ConfigMap with templates (MiniJinja). Keys, the most specific wins: `OCCASION.AUDIENCE.subject`,
-    /// `OCCASION.subject`, and the same with `body`. What is not there has a default.
+    /// ConfigMap with templates (MiniJinja). Keys, of which the most specific wins: `OCCASION.AUDIENCE.subject`,
+    /// `OCCASION.subject`, and the same with `body`. A missing key has a default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub templates_config_map_ref: Option<NameRef>,
 }
 
-/// One way to reach one or more audiences. Exactly one of `slack`, `webhook` and `email` is set.
+/// A channel that reaches one or more audiences. Exactly one of `slack`, `webhook` and `email` is set.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[x_kube(
     validation = Rule::new("[has(self.slack), has(self.webhook), has(self.email)].filter(x, x).size() == 1")
         .message("exactly one of slack, webhook and email must be set"),
-    // Else customers would get the alarms, with the contacts' phone numbers.
-    validation = Rule::new("!self.audiences.exists(a, a in ['Team', 'Support']) || !self.audiences.exists(a, a in ['Users', 'Social', 'StatusPage'])")
-        .message("audiences mix Team or Support, who get alarms with phone numbers, with Users, Social or StatusPage: make two channels")
+    // Otherwise customers would get urgent notices with the contacts' phone numbers.
+    validation = Rule::new("!self.audiences.exists(a, a in ['Team', 'Support']) || !self.audiences.exists(a, a in \
+        ['Users', 'Social', 'StatusPage'])")
+        .message("audiences mix Team or Support, who get notices with phone numbers, with Users, Social or \
+            StatusPage: make two channels")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct NotificationChannel {
     /// Name, unique among the channels.
     #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub name: String,
-    /// Who reads it: Team and Support, or Users, Social and StatusPage, not both. A notice comes once, in the words for the first of
-    /// them that is told; who wants words of their own needs a channel of their own.
+    /// Readers of the channel: Team and Support, or Users, Social and StatusPage, not both. It gets a notice once, in
+    /// the text for the first of its audiences that is notified. An audience that needs its own text needs its own
+    /// channel.
     #[schemars(length(min = 1, max = 5))]
     pub audiences: Vec<Audience>,
-    /// Incoming webhook of Slack, or of what understands the same.
+    /// Incoming webhook of Slack, or of a compatible service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slack: Option<SlackChannel>,
-    /// Webhook that takes CloudEvents 1.0 in structured mode.
+    /// Webhook that accepts CloudEvents 1.0 in structured mode.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub webhook: Option<WebhookChannel>,
-    /// Mail by SMTP with TLS.
+    /// Email by SMTP with TLS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub email: Option<EmailChannel>,
 }
 
 impl Notifications {
-    /// Whether an audience gets notices in its own words: behind another that is always told, it does not.
+    /// Whether an audience gets notices in its own text. It does not if another audience of each of its channels comes
+    /// first.
     pub fn reaches(&self, audience: Audience) -> bool {
-        Occasion::ALL.iter().any(|occasion| self.channels.iter().any(|c| c.words_for(*occasion) == Some(audience)))
+        Occasion::ALL.iter().any(|occasion| self.channels.iter().any(|c| c.audience_for(*occasion) == Some(audience)))
     }
 }
 
 impl NotificationChannel {
-    /// The audience in whose words a notice comes by this channel: the first of `audiences` that is told. `None` if none is.
-    pub fn words_for(&self, occasion: Occasion) -> Option<Audience> {
+    /// The audience whose text this channel gets: the first of `audiences` that is notified; `None` if none is.
+    pub fn audience_for(&self, occasion: Occasion) -> Option<Audience> {
         self.audiences.iter().copied().find(|audience| occasion.audiences().contains(audience))
     }
 }
 
-/// Incoming webhook of Slack, or of what understands the same.
+/// Incoming webhook of Slack, or of a compatible service.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct SlackChannel {
-    /// Secret key with the URL: whoever knows it can write into the channel.
+    /// Secret key with the URL. Anyone who knows the URL can write to the channel.
     pub url_secret_ref: KeyRef,
     /// Secret key with the PEM certificates of the authorities to trust; the public ones when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_secret_ref: Option<KeyRef>,
 }
 
-/// Webhook that takes CloudEvents 1.0.
+/// Webhook that accepts CloudEvents 1.0.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct WebhookChannel {
@@ -93,7 +100,7 @@ pub struct WebhookChannel {
     pub ca_secret_ref: Option<KeyRef>,
 }
 
-/// Mail by SMTP with TLS.
+/// Email by SMTP with TLS.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct EmailChannel {
@@ -104,16 +111,16 @@ pub struct EmailChannel {
     #[serde(default = "submission")]
     #[schemars(range(min = 1, max = 65535))]
     pub port: u16,
-    /// How TLS begins. There is no mail without TLS.
+    /// How TLS starts. Email is never sent without TLS.
     #[serde(default)]
     pub tls: MailTls,
     /// Sender's address.
     #[schemars(length(min = 3, max = 320), regex(pattern = r"^[^\s@]+@[^\s@]+$"))]
     pub from: String,
-    /// Addresses: a list's, rather than people's.
+    /// Recipients' addresses, preferably of a mailing list.
     #[schemars(length(min = 1, max = 32), inner(length(min = 3, max = 320), regex(pattern = r"^[^\s@]+@[^\s@]+$")))]
     pub to: Vec<String>,
-    /// Secret with `username` and `password`; nobody logs in when absent.
+    /// Secret with `username` and `password`; no login when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_ref: Option<NameRef>,
     /// Secret key with the PEM certificates of the authorities to trust; the public ones when absent.
@@ -121,7 +128,7 @@ pub struct EmailChannel {
     pub ca_secret_ref: Option<KeyRef>,
 }
 
-/// How TLS begins.
+/// How TLS starts.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum MailTls {
     /// `STARTTLS`, which must succeed: port 587.
@@ -131,7 +138,7 @@ pub enum MailTls {
     Implicit,
 }
 
-/// Somebody to call.
+/// A person to call.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Contact {
@@ -143,18 +150,18 @@ pub struct Contact {
     /// Phone number.
     #[schemars(length(min = 1, max = 40))]
     pub phone: String,
-    /// What is theirs to do.
+    /// Duty of this person.
     #[schemars(length(min = 1, max = 200))]
     pub duty: String,
 }
 
-/// Role of a contact: those of the checklist.
+/// Role of a contact, as the checklist has them.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ContactRole {
     /// Database administrator.
     #[serde(rename = "DBA")]
     Dba,
-    /// Lead of the backend.
+    /// Backend lead.
     BackendLead,
     /// Operations.
     DevOps,
@@ -163,6 +170,10 @@ pub enum ContactRole {
     /// Chief technology officer.
     #[serde(rename = "CTO")]
     Cto,
+}
+
+named! {
+    ContactRole: Dba = "DBA", BackendLead, DevOps, ProductManager, Cto = "CTO"
 }
 
 fn submission() -> u16 {

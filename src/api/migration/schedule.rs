@@ -1,32 +1,42 @@
-//! When the window may be opened, and what must be so an hour before.
+//! When the window may start, and what must be fulfilled before.
 
 use kube::{KubeSchema, core::Duration};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::api::Time;
+use crate::api::{Time, named::named};
 
-/// When the window may be opened. Without `startAt` and `allowedHours` that is at any time after the lead time.
+/// When the window may start. Without `startAt` and `allowedHours` this is any time after the lead time.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
-#[x_kube(validation = Rule::new("duration(self.leadTime) < duration(self.backupMaxAge)").message("leadTime must be less than backupMaxAge: else the backup is too old when the lead time is over"))]
+#[x_kube(
+    validation = Rule::new("duration(self.leadTime) < duration(self.backupMaxAge)")
+        .message("leadTime must be less than backupMaxAge: otherwise the backup is too old when the lead time has \
+            passed")
+)]
 #[serde(rename_all = "camelCase")]
 pub struct Schedule {
-    /// Not before this time.
+    /// Earliest start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_at: Option<Time>,
-    /// Only in these hours; at any hour when empty.
+    /// Hours in which the window may start; at any hour when empty.
     #[serde(default)]
     #[schemars(length(max = 16))]
     pub allowed_hours: Vec<AllowedHours>,
-    /// How long before the start the maintenance notice is sent. One hour, the checklist's phase 1.
+    /// Time between the maintenance notice and the start. One hour, the checklist's phase 1.
     #[serde(default = "hours::<1>")]
-    #[x_kube(validation = Rule::new("duration(self) >= duration('0s') && duration(self) <= duration('168h')").message("leadTime must be between 0s and 168h, for example 1h"))]
+    #[x_kube(
+        validation = Rule::new("duration(self) >= duration('0s') && duration(self) <= duration('168h')")
+            .message("leadTime must be between 0s and 168h, for example 1h")
+    )]
     pub lead_time: Duration,
-    /// Oldest backup with which the window is opened; with an older one preparation begins anew.
+    /// Largest age of the backup at the start. With an older one preparation is repeated.
     #[serde(default = "hours::<24>")]
-    #[x_kube(validation = Rule::new("duration(self) >= duration('1m')").message("backupMaxAge must be at least 1m, for example 24h"))]
+    #[x_kube(
+        validation = Rule::new("duration(self) >= duration('1m')")
+            .message("backupMaxAge must be at least 1m, for example 24h")
+    )]
     pub backup_max_age: Duration,
-    /// Who must be there.
+    /// Required presence.
     #[serde(default)]
     pub presence: Presence,
 }
@@ -43,19 +53,22 @@ impl Default for Schedule {
     }
 }
 
-/// Hours in which the window may be opened.
+/// Hours in which the window may start.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
-#[x_kube(validation = Rule::new("self.from != self.to").message("from and to must differ; for a whole day write from: \"00:00\", to: \"24:00\""))]
+#[x_kube(
+    validation = Rule::new("self.from != self.to")
+        .message("from and to must differ; for a whole day write from: \"00:00\", to: \"24:00\"")
+)]
 #[serde(rename_all = "camelCase")]
 pub struct AllowedHours {
-    /// Days on which the hours begin; every day when empty.
+    /// Days on which the hours start; every day when empty.
     #[serde(default)]
     #[schemars(length(max = 7))]
     pub days: Vec<Weekday>,
-    /// Begin, `HH:MM`.
+    /// Start, `HH:MM`.
     #[schemars(regex(pattern = r"^([01][0-9]|2[0-3]):[0-5][0-9]$"))]
     pub from: String,
-    /// End, `HH:MM`, not part of it; one that is not later than `from` is on the next day.
+    /// End, `HH:MM`, exclusive. An end that is not later than `from` is on the next day.
     #[schemars(regex(pattern = r"^(([01][0-9]|2[0-3]):[0-5][0-9]|24:00)$"))]
     pub to: String,
     /// IANA name: `Europe/Berlin`.
@@ -77,17 +90,24 @@ pub enum Weekday {
     Sunday,
 }
 
-/// Who must be there when the window opens: people whose `Ready` is fresh.
+named! {
+    Weekday: Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday
+}
+
+/// Required presence at the start of the window: people with a recent `Ready` decision.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Presence {
-    /// Distinct people. At least 2, by the checklist's second reminder.
+    /// Number of people. At least 2, by the checklist's second reminder.
     #[serde(default = "two")]
     #[schemars(range(min = 2, max = 10))]
     pub required: u32,
-    /// How long a `Ready` holds. One hour, the checklist's phase 1.
+    /// How long a `Ready` decision is valid. One hour, the checklist's phase 1.
     #[serde(default = "hours::<1>")]
-    #[x_kube(validation = Rule::new("duration(self) >= duration('1m') && duration(self) <= duration('24h')").message("within must be between 1m and 24h, for example 1h"))]
+    #[x_kube(
+        validation = Rule::new("duration(self) >= duration('1m') && duration(self) <= duration('24h')")
+            .message("within must be between 1m and 24h, for example 1h")
+    )]
     pub within: Duration,
 }
 

@@ -16,16 +16,23 @@ pub struct SqlCheck {
     pub query: String,
 }
 
-/// A request to the application. Another status than `expectedStatus`, or no answer within `timeout`, fails.
+/// A request to the application. Any status other than `expectedStatus`, or no response within `timeout`, fails.
 ///
-/// The value is what `jsonPath` finds in the answer; with `percentile` that percentile of the last times to the answer, in
-/// milliseconds; else the milliseconds to the whole answer, if there is a limit. Without any of them it passes when it is answered.
+/// The value is the one at `jsonPath` in the response; with `percentile` that percentile of the last response times, in
+/// milliseconds; otherwise the response time in milliseconds, if there is a limit. Without any of them it passes if
+/// there is a response.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
-#[x_kube(validation = Rule::new("!has(self.percentile) || !has(self.jsonPath)").message("percentile is one of times, jsonPath a value of the answer: set one of them"))]
+#[x_kube(
+    validation = Rule::new("!has(self.percentile) || !has(self.jsonPath)")
+        .message("percentile is about response times, jsonPath about a value of the response: set one of them")
+)]
 #[serde(rename_all = "camelCase")]
 pub struct HttpCheck {
     /// Address, called from the migration's namespace without following redirects.
-    #[x_kube(validation = Rule::new("self.startsWith('http://') || self.startsWith('https://')").message("url must begin with http:// or https://"))]
+    #[x_kube(
+        validation = Rule::new("self.startsWith('http://') || self.startsWith('https://')")
+            .message("url must start with http:// or https://")
+    )]
     pub url: String,
     /// Method.
     #[serde(default)]
@@ -33,20 +40,23 @@ pub struct HttpCheck {
     /// JSON body.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub body: Option<String>,
-    /// The good status code; any other fails.
+    /// Expected status code; any other fails.
     #[serde(default = "ok")]
     #[schemars(range(min = 100, max = 599))]
     pub expected_status: u16,
-    /// JSONPath (RFC 9535) to the value in the answer, for example `$.balance`. Needs `max`, `min` or `equals`. Without it the value is
-    /// the time to the answer in milliseconds.
+    /// JSONPath (RFC 9535) of the value in the response, for example `$.balance`. Needs `max`, `min` or `equals`.
+    /// Without it the value is the response time in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub json_path: Option<String>,
-    /// No answer within this time fails.
+    /// No response within this time fails.
     #[serde(default = "five_seconds")]
-    #[x_kube(validation = Rule::new("duration(self) > duration('0s') && duration(self) <= duration('1m')").message("timeout must be more than 0s and at most 1m, for example 5s"))]
+    #[x_kube(
+        validation = Rule::new("duration(self) > duration('0s') && duration(self) <= duration('1m')")
+            .message("timeout must be more than 0s and at most 1m, for example 5s")
+    )]
     pub timeout: Duration,
-    /// The value is this percentile of the last 100 times to the answer, in milliseconds: 95 for p95. Needs a limit, for example
-    /// `max: "100"`. Not with `jsonPath`.
+    /// The value is this percentile of the last 100 response times, in milliseconds: 95 for p95. Needs a limit, for
+    /// example `max: "100"`. Cannot be combined with `jsonPath`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 100))]
     pub percentile: Option<u8>,
@@ -69,18 +79,18 @@ pub enum HttpMethod {
     Delete,
 }
 
-/// Requests one after another. All must answer as expected; the value is the time of all of them in milliseconds.
+/// Consecutive requests. Every response must be as expected. The value is their total time in milliseconds.
 ///
-/// `url`, `headers`, `body` and `equals` are MiniJinja templates: `{{ NAME }}` is a value that an earlier step captured,
-/// `{{ secret.KEY }}` a key of `secretRef`.
+/// `url`, `headers`, `body` and `equals` are MiniJinja templates: `{{ NAME }}` is a value that an earlier step has
+/// captured, `{{ secret.KEY }}` a key of `secretRef`.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct SequenceCheck {
     /// Secret with credentials, for `{{ secret.KEY }}`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_ref: Option<NameRef>,
-    /// The requests. `url`, `headers`, `body` and `equals` are MiniJinja templates: `{{ NAME }}` is a value that an earlier step captured,
-    /// `{{ secret.KEY }}` a key of `secretRef`.
+    /// The requests. `url`, `headers`, `body` and `equals` are MiniJinja templates: `{{ NAME }}` is a value that an
+    /// earlier step has captured, `{{ secret.KEY }}` a key of `secretRef`.
     #[schemars(length(min = 1, max = 16))]
     pub steps: Vec<HttpStep>,
 }
@@ -89,12 +99,15 @@ pub struct SequenceCheck {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct HttpStep {
-    /// Name; stands in messages.
+    /// Name; part of messages.
     #[schemars(length(min = 1, max = 63))]
     pub name: String,
     /// Address, called from the migration's namespace without following redirects.
     #[schemars(length(max = 2048))]
-    #[x_kube(validation = Rule::new("self.startsWith('http://') || self.startsWith('https://')").message("url must begin with http:// or https://"))]
+    #[x_kube(
+        validation = Rule::new("self.startsWith('http://') || self.startsWith('https://')")
+            .message("url must start with http:// or https://")
+    )]
     pub url: String,
     /// Method.
     #[serde(default)]
@@ -106,11 +119,11 @@ pub struct HttpStep {
     /// JSON body.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub body: Option<String>,
-    /// Status code of a good answer; any other fails.
+    /// Expected status code; any other fails.
     #[serde(default = "ok")]
     #[schemars(range(min = 100, max = 599))]
     pub expected_status: u16,
-    /// What must be in the answer.
+    /// Values that the response must have.
     #[serde(default)]
     #[schemars(length(max = 16))]
     pub expect: Vec<Expectation>,
@@ -118,43 +131,46 @@ pub struct HttpStep {
     #[serde(default)]
     #[schemars(length(max = 16))]
     pub capture: Vec<Capture>,
-    /// No answer within this time fails.
+    /// No response within this time fails.
     #[serde(default = "five_seconds")]
-    #[x_kube(validation = Rule::new("duration(self) > duration('0s') && duration(self) <= duration('1m')").message("timeout must be more than 0s and at most 1m, for example 5s"))]
+    #[x_kube(
+        validation = Rule::new("duration(self) > duration('0s') && duration(self) <= duration('1m')")
+            .message("timeout must be more than 0s and at most 1m, for example 5s")
+    )]
     pub timeout: Duration,
 }
 
-/// What must be in an answer.
+/// A value that a response must have.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Expectation {
-    /// JSONPath (RFC 9535) to one value.
+    /// JSONPath (RFC 9535) of one value.
     #[schemars(length(min = 1, max = 256))]
     pub json_path: String,
-    /// Its only good value; that there is one suffices when absent.
+    /// Expected value; any value suffices when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub equals: Option<String>,
 }
 
-/// What later steps use.
+/// A value that later steps use.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Capture {
-    /// Its name there.
+    /// Its name in these steps.
     #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z_][a-zA-Z0-9_]*$"))]
     pub name: String,
-    /// JSONPath (RFC 9535) to one value.
+    /// JSONPath (RFC 9535) of one value.
     #[schemars(length(min = 1, max = 256))]
     pub json_path: String,
 }
 
-/// Balances against the cut-over, explained by the transactions since.
+/// Balances compared with those of the cutover and explained by the transactions since.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct BalancesCheck {
-    /// `Users`: the value is the number of users whose balance is not that of the cut-over plus their transactions since. `Total`: how far
-    /// the sum of balances is from that of the cut-over, in percent.
+    /// `Users`: the value is the number of users whose balance differs from that of the cutover plus their transactions
+    /// since. `Total`: the value is the difference between the sum of balances and that of the cutover, in percent.
     #[serde(default)]
     pub compare: BalancesComparison,
 }
@@ -162,45 +178,47 @@ pub struct BalancesCheck {
 /// What is compared.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum BalancesComparison {
-    /// Each user. The value is the number of users whose balance is not that of the cut-over plus their transactions since.
+    /// Each user. The value is the number of users whose balance differs from that of the cutover plus their
+    /// transactions since.
     #[default]
     Users,
-    /// The sum. The value is how far the sum of balances is from that of the cut-over, in percent.
+    /// The sum. The value is the difference between the sum of balances and that of the cutover, in percent.
     Total,
 }
 
-/// Lines in the logs of a workload's pods. The value is their number since the last measurement; the samples are all lines.
+/// Log lines of a workload's pods. The value is the number of matching lines since the last measurement; samples are
+/// all lines.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct LogsCheck {
     /// The workload.
     pub workload: WorkloadRef,
-    /// Container; the only one, or the default one, when absent.
+    /// Container; the only or the default one when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     pub container: Option<String>,
-    /// Regular expression of a line that counts. By default lines with the word ERROR, FATAL or PANIC.
+    /// Regular expression of matching lines. By default lines with the word ERROR, FATAL or PANIC.
     #[serde(default = "error")]
     #[schemars(length(min = 1, max = 256))]
     pub pattern: String,
 }
 
-/// A new connection to the database. That there is none fails; the value is the used part of `max_connections`, 0 to 1.
+/// A new connection to the database. No connection fails. The value is the used fraction of `max_connections`, 0 to 1.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 pub struct ConnectionCheck {}
 
-/// Time of statements, by the extension `pg_stat_statements`. The value is the mean time in milliseconds since the last
-/// measurement; the samples are the calls.
+/// Execution time of statements, from the extension `pg_stat_statements`. The value is the mean in milliseconds since
+/// the last measurement; samples are the calls.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct StatementsCheck {
-    /// Statements whose text has this in it; those on the table of balances when absent.
+    /// Text that the statements contain; the name of the table of balances when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256))]
     pub containing: Option<String>,
 }
 
-/// The team's own image. Exit code 0 passes, any other fails.
+/// An image of the team. Exit code 0 passes, any other fails.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct JobCheck {
@@ -219,9 +237,12 @@ pub struct JobCheck {
     #[serde(default)]
     #[schemars(length(max = 8))]
     pub env_from_secrets: Vec<NameRef>,
-    /// Longest run; a longer one fails.
+    /// Time limit; a longer run fails.
     #[serde(default = "one_minute")]
-    #[x_kube(validation = Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('1h')").message("timeout must be between 1s and 1h, for example 1m"))]
+    #[x_kube(
+        validation = Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('1h')")
+            .message("timeout must be between 1s and 1h, for example 1m")
+    )]
     pub timeout: Duration,
 }
 
@@ -230,11 +251,14 @@ pub struct JobCheck {
 #[serde(rename_all = "camelCase")]
 pub struct PrometheusCheck {
     /// Base address of the server.
-    #[x_kube(validation = Rule::new("self.startsWith('http://') || self.startsWith('https://')").message("url must begin with http:// or https://"))]
+    #[x_kube(
+        validation = Rule::new("self.startsWith('http://') || self.startsWith('https://')")
+            .message("url must start with http:// or https://")
+    )]
     pub url: String,
-    /// Query whose result is one number; an empty result and NaN are NoData.
+    /// Query with one number as its result; an empty result and NaN are NoData.
     pub query: String,
-    /// Query that counts the samples behind it, for `minimumSamples`: for example `sum(increase(http_requests_total[1m]))`.
+    /// Query that counts the samples, for `minimumSamples`: for example `sum(increase(http_requests_total[1m]))`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub samples_query: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! The checklist's five rollback triggers, each a check by another name; and which checks a stage has.
+//! The checklist's five rollback triggers, each of which is a check; and the checks of each stage.
 
 use kube::{KubeSchema, core::Duration};
 use schemars::JsonSchema;
@@ -9,34 +9,40 @@ use crate::api::{
     PrometheusCheck, SequenceCheck, SqlCheck, Task,
 };
 
-/// What starts the way back, beside checks with `onBreach: Rollback`. Measured in the validation and the monitoring stage.
+/// What starts a rollback, in addition to checks with `onBreach: Rollback`. Measured in the validation and monitoring
+/// stages.
 ///
-/// At the default interval of 3 s and 3 of 3 failures the way back begins within 15 s.
+/// At the default interval of 3 s and with 3 of 3 failures the rollback starts within 15 s.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Triggers {
-    /// Time between two measurements.
+    /// Time between measurements.
     #[serde(default = "three_seconds")]
-    #[x_kube(validation = Rule::new("duration(self) >= duration('1s')").message("interval must be at least 1s, for example 3s"))]
+    #[x_kube(
+        validation = Rule::new("duration(self) >= duration('1s')")
+            .message("interval must be at least 1s, for example 3s")
+    )]
     pub interval: Duration,
     /// How many of the last measurements must fail: `count` out of `of`, by default 3 out of 3.
     #[serde(default)]
     pub failures: Failures,
-    /// Balances of more users than these are not explained. On by default: the database is there.
+    /// The balances of too many users are unexplained. Enabled by default: it needs the database only.
     #[serde(default)]
     pub balance_errors: BalanceErrors,
-    /// Payments fail. On when it has a source: exactly one of `sql`, `http`, `sequence` and `prometheus`. Measure the part of the attempts
-    /// that is paid, and no value (NoData) when there were few: it goes back by itself, at night too.
+    /// Payments fail. Enabled when it has a source: exactly one of `sql`, `http`, `sequence` and `prometheus`. Measure
+    /// the fraction of successful attempts, and return no value (NoData) after few attempts: the trigger rolls back on
+    /// its own, also at night.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub payment_processing: Option<TriggerSource>,
-    /// The application cannot be used. On when it has a source: exactly one of `sql`, `http`, `sequence` and `prometheus`. For example a
-    /// `sequence` that logs in and reads the credits.
+    /// The application cannot be used. Enabled when it has a source: exactly one of `sql`, `http`, `sequence` and
+    /// `prometheus`. For example a `sequence` that logs in and reads the credits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub core_function: Option<TriggerSource>,
-    /// The database takes no connection, or nearly no more. On by default.
+    /// The database accepts no connection, or nearly no more. Enabled by default.
     #[serde(default)]
     pub database_connection: DatabaseConnection,
-    /// Too many requests fail. On when it has a source: `prometheus`, with the query of failed requests by all requests.
+    /// Too many requests fail. Enabled when it has a source: `prometheus`, with failed requests divided by all
+    /// requests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error_rate: Option<ErrorRate>,
 }
@@ -55,7 +61,7 @@ impl Default for Triggers {
     }
 }
 
-/// Whether a trigger that needs no source is measured. Not `On` and `Off`: YAML 1.1 reads these as booleans.
+/// Whether a trigger that needs no source is measured. `On` and `Off` would be booleans in YAML 1.1.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum TriggerMode {
     /// Measured.
@@ -65,13 +71,13 @@ pub enum TriggerMode {
     Disabled,
 }
 
-/// Balances of too many users are not explained.
+/// The balances of too many users are unexplained.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase", default)]
 pub struct BalanceErrors {
     /// Whether it is measured.
     pub mode: TriggerMode,
-    /// Most users whose balance may be unexplained. 10, the checklist's value.
+    /// Largest number of users with an unexplained balance that passes. 10, the checklist's value.
     pub max_users: u32,
 }
 
@@ -81,13 +87,13 @@ impl Default for BalanceErrors {
     }
 }
 
-/// The database takes no connection, or nearly no more.
+/// The database accepts no connection, or nearly no more.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase", default)]
 pub struct DatabaseConnection {
     /// Whether it is measured.
     pub mode: TriggerMode,
-    /// Largest good part of `max_connections` in use, 0 to 1.
+    /// Largest used fraction of `max_connections` that passes, 0 to 1.
     #[schemars(regex(pattern = r"^(0(\.[0-9]+)?|1(\.0+)?)$"))]
     pub max_used: String,
 }
@@ -98,58 +104,66 @@ impl Default for DatabaseConnection {
     }
 }
 
-/// What a trigger measures (exactly one of `sql`, `http`, `sequence` and `prometheus`), and which values are good.
+/// What a trigger measures (exactly one of `sql`, `http`, `sequence` and `prometheus`), and which values pass.
 ///
-/// It goes back by itself, at night too: where nothing was attempted it must have no value (NoData) rather than a bad one.
+/// It rolls back on its own, also at night: without attempts it must have no value (NoData) instead of a failing one.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[x_kube(
-    validation = Rule::new("[has(self.sql), has(self.http), has(self.sequence), has(self.prometheus)].filter(x, x).size() == 1")
+    validation = Rule::new("[has(self.sql), has(self.http), has(self.sequence), has(self.prometheus)].filter(x, \
+        x).size() == 1")
         .message("exactly one of sql, http, sequence and prometheus must be set"),
-    validation = Rule::new("(has(self.http) && !has(self.http.jsonPath) && !has(self.http.percentile)) || has(self.sequence) || has(self.max) || has(self.min) || has(self.equals)")
-        .message("a limit is missing: set max, min or equals, for example min: \"0.5\"; without it any value of http.jsonPath or http.percentile would do"),
+    validation = Rule::new("(has(self.http) && !has(self.http.jsonPath) && !has(self.http.percentile)) || \
+        has(self.sequence) || has(self.max) || has(self.min) || has(self.equals)")
+        .message("a limit is missing: set max, min or equals, for example min: \"0.5\"; without it any value of \
+            http.jsonPath or http.percentile would do"),
     validation = Rule::new("!has(self.max) || !has(self.min) || double(self.min) <= double(self.max)")
         .message("min must be at most max: no value would be good"),
-    validation = Rule::new("!has(self.equals) || has(self.sql) || (has(self.http) && has(self.http.jsonPath)) || self.equals.matches('^-?[0-9]+([.][0-9]+)?$')")
+    validation = Rule::new("!has(self.equals) || has(self.sql) || (has(self.http) && has(self.http.jsonPath)) || \
+        self.equals.matches('^-?[0-9]+([.][0-9]+)?$')")
         .message("equals must be a decimal number, for example \"0\": only sql and http.jsonPath give texts"),
-    // More times are not kept: it would never have enough.
+    // Only the last 100 times are stored: a larger minimum would never be reached.
     validation = Rule::new("!has(self.minimumSamples) || !has(self.http) || self.minimumSamples <= 100")
         .message("minimumSamples of http.percentile must be at most 100: the percentile is that of the last 100 times"),
     validation = Rule::new("!has(self.prometheus) || (has(self.prometheus.samplesQuery) && has(self.minimumSamples))")
-        .message("a trigger with prometheus needs samplesQuery, the query that counts the attempts, and minimumSamples, for example 20: else one failed attempt at night goes back"),
-    validation = Rule::new("!has(self.minimumSamples) || has(self.prometheus) || (has(self.http) && has(self.http.percentile))")
-        .message("minimumSamples needs prometheus or http.percentile: other sources count no samples; let a query of sql give NULL when there are too few")
+        .message("a trigger with prometheus needs samplesQuery, the query that counts the attempts, and \
+            minimumSamples, for example 20: otherwise one failed attempt at night starts a rollback"),
+    validation = Rule::new("!has(self.minimumSamples) || has(self.prometheus) || (has(self.http) && \
+        has(self.http.percentile))")
+        .message("minimumSamples needs prometheus or http.percentile: other sources count no samples; let a query of \
+            sql give NULL when there are too few")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct TriggerSource {
-    /// A query on the migrated database. The value is the first column of its first row; NULL, or no row, is NoData, which never goes
-    /// back: give NULL when nothing was attempted.
+    /// A query on the migrated database. The value is the first column of its first row. NULL or no row is NoData,
+    /// which never starts a rollback: return NULL without attempts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sql: Option<SqlCheck>,
-    /// A request to the application. The value is its time in milliseconds; with `percentile` that percentile of the last 100 times; with
-    /// `jsonPath` what it finds in the answer. Without a limit it passes when `expectedStatus` comes within `timeout`.
+    /// A request to the application. The value is the response time in milliseconds; with `percentile` that percentile
+    /// of the last 100 times; with `jsonPath` the value in the response. Without a limit it passes if `expectedStatus`
+    /// arrives within `timeout`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<HttpCheck>,
-    /// Requests one after another, with values carried from step to step, such as a login's token. All must answer as expected; the value
-    /// is the time of all of them in milliseconds. Without a limit it passes when they do.
+    /// Consecutive requests that can pass values on, such as the token of a login. Every response must be as expected.
+    /// The value is their total time in milliseconds. Without a limit it passes if every response is as expected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sequence: Option<SequenceCheck>,
-    /// An instant query to Prometheus, whose result is the value. Needs `samplesQuery` and `minimumSamples`.
+    /// An instant query to Prometheus. The value is its result. Needs `samplesQuery` and `minimumSamples`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prometheus: Option<PrometheusCheck>,
-    /// Largest good value, a decimal number in quotes.
+    /// Largest value that passes, a decimal number in quotes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 40), regex(pattern = r"^-?[0-9]+(\.[0-9]+)?$"))]
     pub max: Option<String>,
-    /// Smallest good value, a decimal number in quotes. At most `max`.
+    /// Smallest value that passes, a decimal number in quotes. At most `max`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 40), regex(pattern = r"^-?[0-9]+(\.[0-9]+)?$"))]
     pub min: Option<String>,
-    /// The only good value: a decimal number in quotes, or a text for `sql` and `http` with `jsonPath`.
+    /// The only value that passes: a decimal number in quotes, or a text for `sql` and `http` with `jsonPath`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]
     pub equals: Option<String>,
-    /// With fewer samples nothing is said (NoData). Samples are what `prometheus.samplesQuery` counts, or the times behind
-    /// `http.percentile`.
+    /// With fewer samples the outcome is NoData. Samples are what `prometheus.samplesQuery` counts, or the response
+    /// times of `http.percentile`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub minimum_samples: Option<u64>,
@@ -157,23 +171,26 @@ pub struct TriggerSource {
 
 /// Too many requests fail.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
-#[x_kube(validation = Rule::new("has(self.prometheus.samplesQuery)").message("errorRate.prometheus needs samplesQuery, the query that counts the requests"))]
+#[x_kube(
+    validation = Rule::new("has(self.prometheus.samplesQuery)")
+        .message("errorRate.prometheus needs samplesQuery, the query that counts the requests")
+)]
 #[serde(rename_all = "camelCase")]
 pub struct ErrorRate {
-    /// Query whose result is failed requests by all requests, 0 to 1. A 503 for writes that are paused in the window is no failure:
-    /// leave it out, for example `code=~"5..", code!="503"`.
+    /// Query for failed requests divided by all requests, 0 to 1. A 503 for writes that are paused in the window is not
+    /// a failure: exclude it, for example `code=~"5..", code!="503"`.
     pub prometheus: PrometheusCheck,
-    /// Largest good part. 0.05, the checklist's value.
+    /// Largest fraction that passes. 0.05, the checklist's value.
     #[serde(default = "five_percent")]
     #[schemars(regex(pattern = r"^(0(\.[0-9]+)?|1(\.0+)?)$"))]
     pub max: String,
-    /// With fewer requests than these nothing is said.
+    /// With fewer requests the outcome is NoData.
     #[serde(default = "hundred")]
     #[schemars(range(min = 1))]
     pub minimum_samples: u64,
 }
 
-/// Longest wait for an answer in a trigger, however long its `timeout` is.
+/// Longest wait for a response in a trigger, whatever its `timeout`.
 pub const LONGEST_ANSWER: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// Names of the triggers' checks, in the checklist's order. No other check may have one of them.
@@ -181,7 +198,7 @@ pub const TRIGGERS: [&str; 5] =
     ["balance-errors", "payment-processing", "core-function", "database-connection", "error-rate"];
 
 impl Triggers {
-    /// The checks of those that are on.
+    /// The checks of the triggers that are enabled.
     pub fn checks(&self) -> Vec<Check> {
         let Self {
             interval,
@@ -202,7 +219,7 @@ impl Triggers {
             source.clone().map(|source| {
                 let TriggerSource { sql, mut http, mut sequence, prometheus, max, min, equals, minimum_samples } =
                     source;
-                // An application that hangs must be noticed as soon as one that fails.
+                // An application that hangs must be detected as soon as one that fails.
                 let steps = sequence.iter_mut().flat_map(|s| &mut s.steps).map(|step| &mut step.timeout);
                 for timeout in http.iter_mut().map(|http| &mut http.timeout).chain(steps) {
                     *timeout = (*timeout).min(LONGEST_ANSWER.into());
@@ -237,12 +254,12 @@ impl Triggers {
 }
 
 impl CreditMigrationSpec {
-    /// Checks of a stage, by the task that measures them: the triggers' first, then its own.
+    /// Checks of a stage, by the task that measures them: first the triggers', then its own.
     pub fn checks_of(&self, task: Task) -> Vec<Check> {
         let own = match task {
             Task::Validate => &self.validation.checks,
             Task::Monitor => &self.monitoring.checks,
-            // A person decides then: a breach is told, and nothing goes back by itself.
+            // An approver decides then: a breach is reported, and starts no rollback.
             Task::DayCheck => return self.follow_ups.day.checks.clone(),
             Task::WeekReview => return self.follow_ups.week.checks.clone(),
             _ => return vec![],
@@ -250,7 +267,8 @@ impl CreditMigrationSpec {
         self.rollback.triggers.checks().into_iter().chain(own.iter().cloned()).collect()
     }
 
-    /// The checks of all stages, each with the field that it stands in; the triggers', which two stages measure, once.
+    /// The checks of all stages, each with its field of the spec. The triggers', which two stages measure, are listed
+    /// once.
     pub fn all_checks(&self) -> Vec<(&'static str, Check)> {
         let triggers = self.rollback.triggers.checks();
         [
@@ -306,7 +324,8 @@ mod tests {
     fn all_five_of_the_checklist() {
         let http = json!({"http": {"url": "http://shop/pay"}});
         let query = json!({"url": "http://prometheus", "query": "a", "samplesQuery": "b"});
-        let all = json!({"interval": "1s", "paymentProcessing": http, "coreFunction": http, "errorRate": {"prometheus": query}});
+        let rate = json!({"prometheus": query});
+        let all = json!({"interval": "1s", "paymentProcessing": http, "coreFunction": http, "errorRate": rate});
         let checks = triggers(all).checks();
         assert_eq!(names(&checks), TRIGGERS);
         let rate = &checks[4];
@@ -314,7 +333,7 @@ mod tests {
         assert!(checks.iter().all(|c| std::time::Duration::from(c.interval).as_secs() == 1));
     }
 
-    /// At night, or right after the window, few or none may be attempted: that is no value, and never a bad one.
+    /// At night or right after the window there may be few or no attempts: that is no value, and never a failing one.
     #[test]
     fn a_trigger_says_nothing_without_enough_samples() {
         let query = json!({"url": "http://prometheus", "query": "a", "samplesQuery": "b"});
@@ -326,7 +345,7 @@ mod tests {
         assert_eq!(of("core-function").minimum_samples, Some(10));
     }
 
-    /// Three measurements, an answer that takes 2 s, and the report's second, with one left for the controller.
+    /// Three measurements, a response that takes 2 s, and a second for the report; one is left for the controller.
     #[test]
     fn fifteen_seconds_suffice_at_default_intervals() {
         let t = triggers(json!({}));

@@ -298,7 +298,7 @@ impl Transition<'_> {
             },
             Step::Rehearse => match status.rehearsal {
                 Some(r) => {
-                    let note = format!("{} (limit {})", r.in_words(), self.spec.window.max_duration);
+                    let note = format!("{} (limit {})", r.summary(), self.spec.window.max_duration);
                     self.status.rehearsal = Some(r);
                     Ok(note)
                 }

@@ -1,4 +1,4 @@
-//! What a spec names and whether the cluster, or the given files, have it; and the procedure in words. Pure.
+//! The objects that a spec names, whether they exist and fit, and descriptions of the procedure. Pure but for files.
 //!
 //! Called by the verbs; imports `output` only.
 

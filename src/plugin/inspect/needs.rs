@@ -1,25 +1,25 @@
-//! Names of what a spec needs in its namespace. Pure.
+//! Names of the objects that a spec needs in its namespace. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::api::{CreditMigrationSpec, KeyRef};
 
-/// Key of a Secret for pulling images, which is of a type of its own.
+/// Key of a Secret for pulling images, which has a type of its own.
 pub(super) const PULL_KEY: &str = ".dockerconfigjson";
 
-/// Names of what a spec needs.
+/// Names of the objects that a spec needs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Needs {
     /// ConfigMaps.
     pub(crate) config_maps: BTreeSet<String>,
     /// Deployments.
     pub(crate) deployments: BTreeSet<String>,
-    /// Secrets with the keys that are read, and the field that names them.
+    /// Secrets with the keys that are read, each with the field of the spec that names it.
     pub(crate) secrets: BTreeMap<String, BTreeMap<String, String>>,
 }
 
-/// Variables of a template, `secret.KEY` among them; functions that every template has, such as `range`, are none. A template that
-/// cannot be parsed has none: it is told elsewhere.
+/// Variables of a template, including `secret.KEY`. Functions that every template has, such as `range`, are not
+/// variables. A template that cannot be parsed has none; `lint` reports it.
 pub(crate) fn variables(template: &str) -> BTreeSet<String> {
     let environment = minijinja::Environment::new();
     let Ok(parsed) = environment.template_from_str(template) else { return BTreeSet::new() };
@@ -27,7 +27,7 @@ pub(crate) fn variables(template: &str) -> BTreeSet<String> {
     parsed.undeclared_variables(true).into_iter().filter(|variable| !is_function(variable)).collect()
 }
 
-/// Names of what a spec needs.
+/// Names of the objects that a spec needs.
 pub(crate) fn needs(spec: &CreditMigrationSpec) -> Needs {
     let mut n = Needs::default();
     let mut secret = |name: &str, keys: &[&str], field: &str| {
@@ -97,7 +97,7 @@ pub(crate) fn needs(spec: &CreditMigrationSpec) -> Needs {
     n
 }
 
-/// Texts of a request that are templates.
+/// Templates of a request.
 pub(crate) fn templates_of(step: &crate::api::HttpStep) -> Vec<&str> {
     let mut all = vec![step.url.as_str()];
     all.extend(step.headers.values().map(String::as_str));

@@ -1,73 +1,50 @@
-//! The procedure of one spec, step by step, in words. Pure.
+//! Descriptions of the procedure's steps, with the values of one spec. Pure.
 
 use serde::Serialize;
 
 use crate::{
     api::{AllowedHours, Audience, Check, CreditMigrationSpec, OnBreach, RollbackPolicy, Step, Task, Time},
-    machine::next_hours,
+    machine::{next_hours, steps::FORWARD},
     plugin::output::duration,
 };
 
-/// The way there, in order, as people see it: also what the spec leaves out.
-pub(crate) const STEPS: &[Step] = &[
-    Step::Preflight,
-    Step::NotifyTeam,
-    Step::CodeBackup,
-    Step::Baseline,
-    Step::Backup,
-    Step::VerifyBackup,
-    Step::ExportKeyUsers,
-    Step::Rehearse,
-    Step::Approve,
-    Step::Schedule,
-    Step::BlockWrites,
-    Step::Migrate,
-    Step::VerifyMigration,
-    Step::SwitchApplication,
-    Step::UnblockWrites,
-    Step::Validate,
-    Step::Monitor,
-    Step::DayCheck,
-    Step::WeekReview,
-    Step::Decide,
-];
-
-/// One step and what it will do.
+/// One step and its description.
 #[derive(Serialize, Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Planned {
     /// Position, from 1.
     pub(crate) number: usize,
     /// The step.
     pub(crate) step: Step,
-    /// What it will do, with the spec's values.
+    /// What it does, with the spec's values.
     pub(crate) what: String,
-    /// How it stands; none for a migration that has not begun it.
+    /// Its state; absent if it was not started.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) state: Option<String>,
 }
 
-/// All steps of the way there, as they would be from `now` on.
+/// All steps of the forward path, as they would run from `now` on.
 pub(crate) fn procedure(spec: &CreditMigrationSpec, now: Time) -> Vec<Planned> {
-    STEPS
+    FORWARD
         .iter()
         .enumerate()
-        .map(|(i, step)| Planned { number: i + 1, step: *step, what: what(*step, spec, now), state: None })
+        .map(|(i, row)| Planned { number: i + 1, step: row.step, what: describe(row.step, spec, now), state: None })
         .collect()
 }
 
-/// What a step will do.
-fn what(step: Step, spec: &CreditMigrationSpec, now: Time) -> String {
+/// What a step does.
+fn describe(step: Step, spec: &CreditMigrationSpec, now: Time) -> String {
     let (flag, migration) = (&spec.application.flag, &spec.migration);
     let attempts = spec.runner.max_attempts;
     match step {
         Step::Preflight => format!(
-            "looks at database {}, SQL, flag, workloads, store; each step before the window is tried {attempts} times, {} at most each",
+            "checks database {}, SQL, flag, workloads and store; each step before the window has {attempts} attempts \
+                of at most {}",
             spec.database.name,
             duration(spec.runner.step_timeout)
         ),
         Step::NotifyTeam => match channels(spec, &[Audience::Team, Audience::Support]).as_slice() {
             [] => "skipped: no channel for Team or Support".into(),
-            names => format!("tells Team and Support by {}", names.join(", ")),
+            names => format!("notifies Team and Support by {}", names.join(", ")),
         },
         Step::CodeBackup => match &spec.code {
             None => "skipped: spec.code is not set".into(),
@@ -90,15 +67,15 @@ fn what(step: Step, spec: &CreditMigrationSpec, now: Time) -> String {
             "restores the dump into {}, migrates, rolls back, compares every table, drops it",
             spec.rehearsal.database
         ),
-        Step::Approve => format!("waits for {} people beside {}", spec.approval.required, spec.requested_by),
+        Step::Approve => format!("waits for {} approvals other than by {}", spec.approval.required, spec.requested_by),
         Step::Schedule => schedule(spec, now),
         Step::BlockWrites => format!(
-            "ends sessions of {}, blocks writes for {} at most, proves it by a refused write",
+            "ends sessions of {}, blocks writes for at most {}, verifies it by a refused write",
             spec.database.application_roles.join(", "),
             duration(spec.window.max_duration)
         ),
         Step::Migrate => format!(
-            "runs key {} of ConfigMap {} in one transaction; a lock is waited for {} at most, a statement runs {} at most",
+            "runs key {} of ConfigMap {} in one transaction; waits at most {} for a lock, a statement runs at most {}",
             migration.up.config_map_key_ref.key,
             migration.up.config_map_key_ref.name,
             duration(migration.lock_timeout),
@@ -106,12 +83,12 @@ fn what(step: Step, spec: &CreditMigrationSpec, now: Time) -> String {
         ),
         Step::VerifyMigration => match migration.tables_gone.as_slice() {
             [] => "compares every balance with the baseline".into(),
-            gone => format!("sees that {} are gone, compares every balance with the baseline", gone.join(", ")),
+            gone => format!("checks that {} are gone, compares every balance with the baseline", gone.join(", ")),
         },
         Step::SwitchApplication => {
             let names: Vec<&str> = spec.application.workloads.iter().map(|w| w.name.as_str()).collect();
             let probe = match &spec.application.version_probe {
-                Some(probe) => format!("; waits until {} says {}", probe.url, flag.to),
+                Some(probe) => format!("; waits until {} returns {}", probe.url, flag.to),
                 None => String::new(),
             };
             format!(
@@ -124,26 +101,26 @@ fn what(step: Step, spec: &CreditMigrationSpec, now: Time) -> String {
             )
         }
         Step::UnblockWrites => {
-            "opens writes when no balance is unexplained; past the deadline the change is undone".into()
+            "unblocks writes if no balance is unexplained; past the deadline the change is undone".into()
         }
         Step::Validate => stage(spec, Task::Validate, duration(spec.validation.duration)),
         Step::Monitor => stage(spec, Task::Monitor, duration(spec.monitoring.duration)),
         Step::DayCheck => follow_up(spec, Task::DayCheck, duration(spec.follow_ups.day_after())),
         Step::WeekReview => follow_up(spec, Task::WeekReview, duration(spec.follow_ups.week_after())),
         Step::Decide => format!(
-            "asks to keep or to go back, every {}; not by {}",
+            "asks every {} whether to keep the new version or roll back; not decided by {}",
             duration(spec.follow_ups.reminder_interval),
             spec.requested_by
         ),
-        Step::BlockWritesForRollback => "blocks writes again, with proof".into(),
+        Step::BlockWritesForRollback => "blocks writes again, verifies it by a refused write".into(),
         Step::SwitchBack => format!("sets the flag to {}, restarts the workloads", flag.from),
         Step::RollbackSql => format!(
             "runs key {} of ConfigMap {}",
             migration.down.config_map_key_ref.key, migration.down.config_map_key_ref.name
         ),
-        Step::VerifyRollback => "proves that no credit was lost".into(),
-        Step::UnblockWritesAfterRollback => "opens writes on the old version".into(),
-        Step::Cleanup => "removes the guards from the database".into(),
+        Step::VerifyRollback => "verifies that no credit was lost".into(),
+        Step::UnblockWritesAfterRollback => "unblocks writes on the old version".into(),
+        Step::Cleanup => "removes the triggers from the database".into(),
     }
 }
 
@@ -155,26 +132,26 @@ fn channels(spec: &CreditMigrationSpec, audiences: &[Audience]) -> Vec<String> {
 
 fn schedule(spec: &CreditMigrationSpec, now: Time) -> String {
     let s = &spec.schedule;
-    let start = s.start_at.map_or_else(String::new, |t| format!("not before {t:.0}; "));
+    let earliest = s.start_at.map_or_else(String::new, |t| format!("not before {t:.0}; "));
     let hours = match s.allowed_hours.as_slice() {
         [] if s.start_at.is_none() => "at any time; ".to_owned(),
         [] => String::new(),
         hours => format!("only {}; ", hours.iter().map(hours_text).collect::<Vec<_>>().join(" or ")),
     };
-    // As if it were approved now; the real start is the first of these that is the lead time ahead then.
+    // As if it were approved now. The real start is the first of these hours that is the lead time ahead at approval.
     let next = match next_hours(s, now) {
-        Some((begin, Some(end))) => format!("next hours {begin:.0} to {end:.0}; "),
+        Some((start, Some(end))) => format!("next hours {start:.0} to {end:.0}; "),
         Some((_, None)) => String::new(),
         None => "allowedHours cannot be computed: write IANA names as time zones; ".to_owned(),
     };
     let everybody = channels(spec, &[Audience::Users, Audience::Social, Audience::StatusPage]);
     let notice = if everybody.is_empty() { " (no channel for users)" } else { "" };
-    let told = match spec.notifications.channels.as_slice() {
-        [] => "nobody is told: no channel".to_owned(),
-        _ => format!("maintenance is told {} before{notice}", duration(s.lead_time)),
+    let notified = match spec.notifications.channels.as_slice() {
+        [] => "no one is notified: no channel".to_owned(),
+        _ => format!("maintenance notice {} before{notice}", duration(s.lead_time)),
     };
     format!(
-        "{start}{hours}{next}{told}; waits for {} people present within {}; backup not older than {}",
+        "{earliest}{hours}{next}{notified}; waits for {} people present within {}; backup not older than {}",
         s.presence.required,
         duration(s.presence.within),
         duration(s.backup_max_age)
@@ -182,7 +159,7 @@ fn schedule(spec: &CreditMigrationSpec, now: Time) -> String {
 }
 
 fn hours_text(h: &AllowedHours) -> String {
-    let days: Vec<String> = h.days.iter().map(|d| format!("{d:?} ")).collect();
+    let days: Vec<String> = h.days.iter().map(|d| format!("{d} ")).collect();
     format!("{}{}-{} {}", days.concat(), h.from, h.to, h.time_zone)
 }
 
@@ -198,8 +175,8 @@ fn stage(spec: &CreditMigrationSpec, task: Task, length: String) -> String {
     let back = names(&checks, |c| c.on_breach == OnBreach::Rollback);
     let others = names(&checks, |c| c.on_breach != OnBreach::Rollback);
     let by = match spec.rollback.policy {
-        RollbackPolicy::Automatic => "go back by themselves",
-        RollbackPolicy::Manual => "hold until a person decides",
+        RollbackPolicy::Automatic => "roll back automatically",
+        RollbackPolicy::Manual => "block the stage until an approver decides",
     };
     let mut text = format!("measures for {length}");
     if !back.is_empty() {
@@ -214,21 +191,13 @@ fn stage(spec: &CreditMigrationSpec, task: Task, length: String) -> String {
 fn follow_up(spec: &CreditMigrationSpec, task: Task, after: String) -> String {
     let checks = spec.checks_of(task);
     let measured = if checks.is_empty() { "nothing is measured".into() } else { names(&checks, |_| true) };
-    format!("{after} after the cut-over: {measured}; a report with users, balances and transactions is written")
+    format!("{after} after the cutover: {measured}; a report with users, balances and transactions is written")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{api::fixtures::spec, machine::steps::FORWARD};
-
-    #[test]
-    fn the_machines_steps_are_in_this_order() {
-        let mut rest = STEPS.iter();
-        for row in FORWARD {
-            assert!(rest.any(|s| *s == row.step), "{:?} is missing, or at another place", row.step);
-        }
-    }
+    use crate::api::fixtures::spec;
 
     #[test]
     fn steps_say_the_specs_values() {
@@ -239,14 +208,14 @@ mod tests {
         for (step, part) in [
             (Step::CodeBackup, "skipped: spec.code"),
             (Step::NotifyTeam, "skipped: no channel"),
-            (Step::Approve, "2 people beside author"),
-            (Step::Schedule, "at any time; nobody is told: no channel; waits for 2 people"),
-            (Step::BlockWrites, "for 1m at most"),
-            (Step::SwitchApplication, "from v1 to v2, restarts shop; waits until http://shop/version says v2"),
+            (Step::Approve, "2 approvals other than by author"),
+            (Step::Schedule, "at any time; no one is notified: no channel; waits for 2 people"),
+            (Step::BlockWrites, "for at most 1m"),
+            (Step::SwitchApplication, "from v1 to v2, restarts shop; waits until http://shop/version returns v2"),
             (Step::Validate, "waits 20s; nothing is measured"),
-            (Step::Monitor, "measures for 30s; go back by themselves: errors"),
-            (Step::DayCheck, "1m after the cut-over: nothing is measured"),
-            (Step::WeekReview, "1m10s after the cut-over"),
+            (Step::Monitor, "measures for 30s; roll back automatically: errors"),
+            (Step::DayCheck, "1m after the cutover: nothing is measured"),
+            (Step::WeekReview, "1m10s after the cutover"),
         ] {
             let text = of(&spec, step);
             assert!(text.contains(part), "{step:?}: {text}");
@@ -259,11 +228,12 @@ mod tests {
         let text = of(&spec, Step::Schedule);
         assert!(
             text.contains(
-                "not before 2030-01-01T03:00:00Z; only Sunday 02:00-04:00 Europe/Berlin; next hours 2030-01-06T01:00:00Z to 2030-01-06T03:00:00Z; nobody is told: no channel"
+                "not before 2030-01-01T03:00:00Z; only Sunday 02:00-04:00 Europe/Berlin; next hours \
+                    2030-01-06T01:00:00Z to 2030-01-06T03:00:00Z; no one is notified: no channel"
             ),
             "{text}"
         );
         spec.rollback.policy = RollbackPolicy::Manual;
-        assert!(of(&spec, Step::Monitor).contains("hold until a person decides: errors"));
+        assert!(of(&spec, Step::Monitor).contains("block the stage until an approver decides: errors"));
     }
 }

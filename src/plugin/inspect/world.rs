@@ -1,5 +1,5 @@
-//! What a spec names, and whether it is there and fits. Pure: the objects come in as plain values, from the API server or
-//! from files.
+//! Whether the objects that a spec names exist and fit. Pure: the objects are plain values, from the API server or from
+//! files.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,33 +17,33 @@ use crate::{
     shared::{command::kubectl, deployment, sql},
 };
 
-/// One object that was looked for.
+/// Result of reading one object.
 #[derive(Clone, Debug)]
 pub(crate) enum Lookup<T> {
-    /// It is there.
+    /// It exists.
     Found(T),
-    /// It is in the given files only.
+    /// It exists only in the given files.
     InFile(T),
-    /// It is not there.
+    /// It does not exist.
     Missing,
-    /// Nobody could look: why.
+    /// It could not be read, and why.
     Unknown(String),
 }
 
-/// Objects of a namespace, by name. What is not in it was not looked for.
+/// Objects of a namespace by name. An object that is not listed was not read.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ClusterObjects {
-    /// The namespace; empty if it is not known.
+    /// The namespace; empty if unknown.
     pub(crate) namespace: String,
     /// ConfigMaps.
     pub(crate) config_maps: BTreeMap<String, Lookup<ConfigMap>>,
     /// Deployments.
     pub(crate) deployments: BTreeMap<String, Lookup<Deployment>>,
-    /// Keys of Secrets; never their values.
+    /// Keys of Secrets, never their values.
     pub(crate) secrets: BTreeMap<String, Lookup<BTreeSet<String>>>,
 }
 
-/// What the files bring along counts as if it were there: it would be applied together.
+/// Objects of the files count as existing: they would be applied together.
 pub(crate) fn overlay(objects: &mut ClusterObjects, documents: &[Document], namespace: &str) {
     for d in documents {
         let own = d.value.pointer("/metadata/namespace").and_then(Value::as_str);
@@ -72,14 +72,14 @@ pub(crate) fn overlay(objects: &mut ClusterObjects, documents: &[Document], name
     }
 }
 
-/// Each thing that a spec names: whether it is there and fits.
+/// Whether each object that a spec names exists and fits.
 pub(crate) fn check_objects(spec: &CreditMigrationSpec, objects: &ClusterObjects) -> Vec<CheckedItem> {
     let mut found = vec![];
     let sql = &spec.migration;
     for (what, source) in [("up SQL", &sql.up), ("down SQL", &sql.down)] {
         let r = &source.config_map_key_ref;
         let edit = kubectl(&objects.namespace, format!("edit configmap {}", r.name));
-        // Both keys, if one map has them: what was created cannot be created once more.
+        // Both keys, if one ConfigMap has them: it cannot be created twice.
         let keys = [&sql.up, &sql.down].map(|s| &s.config_map_key_ref);
         let keys: BTreeSet<&str> = keys.into_iter().filter(|k| k.name == r.name).map(|k| k.key.as_str()).collect();
         let files: Vec<String> = keys.iter().map(|key| format!("--from-file={key}=FILE")).collect();
@@ -110,7 +110,8 @@ pub(crate) fn check_objects(spec: &CreditMigrationSpec, objects: &ClusterObjects
                 &what,
                 State::Wrong,
                 format!(
-                    "no container reads key {} of ConfigMap {} into its environment; next: add env.valueFrom.configMapKeyRef or envFrom.configMapRef",
+                    "no container reads key {} of ConfigMap {} into its environment; next: add \
+                        env.valueFrom.configMapKeyRef or envFrom.configMapRef",
                     key.key, key.name
                 ),
             ),
@@ -128,7 +129,7 @@ pub(crate) fn check_objects(spec: &CreditMigrationSpec, objects: &ClusterObjects
     found
 }
 
-/// The object, or why there is none.
+/// The object; otherwise why it could not be read, or `None` if it does not exist.
 fn existing<T>(lookup: &Lookup<T>) -> Result<&T, Option<&str>> {
     match lookup {
         Lookup::Found(x) | Lookup::InFile(x) => Ok(x),
@@ -144,8 +145,8 @@ fn absent(what: &str, object: &str, reason: Option<&str>, next: String) -> Check
     }
 }
 
-/// A key of a ConfigMap, and what its text is worth; `from` are the options that create the map with it, `add` the command that adds it
-/// to a map that is there. Nothing if nobody looked for the map.
+/// A key of a ConfigMap and whether its text fits. `from` has the options that create the ConfigMap with it, `add` the
+/// command that adds it to an existing one. `None` if the ConfigMap was not read.
 fn config_map_key(
     what: &str,
     r: &KeyRef,
@@ -171,7 +172,7 @@ fn config_map_key(
     })
 }
 
-/// What stands in the way of running this SQL. What only this parser does not know is left to the server's.
+/// Why this SQL cannot run. What only our parser does not know is a note: the server's parser decides.
 fn sql_problem(name: &str, text: &str) -> Option<(State, String)> {
     let problems = sql::read(text).err()?;
     let certain = problems.iter().find(|p| !p.doubtful);
@@ -194,9 +195,9 @@ fn flag(spec: &CreditMigrationSpec, objects: &ClusterObjects) -> Vec<CheckedItem
     let mut found: Vec<CheckedItem> =
         config_map_key("flag", r, objects, [&literals, &set(&r.key, &flag.from)], |value| {
             (value != flag.from).then(|| {
-                // Whoever sets the key of a migrated system back breaks it.
+                // To set the key back on a migrated system would break it.
                 let next = if value == flag.to {
-                    "if the new version runs, this migration is done already; else correct spec.application.flag"
+                    "if the new version runs, this migration is done already; otherwise correct spec.application.flag"
                         .to_owned()
                 } else {
                     format!("next: {}", set(&r.key, &flag.from))
@@ -216,23 +217,17 @@ fn flag(spec: &CreditMigrationSpec, objects: &ClusterObjects) -> Vec<CheckedItem
     }
     let key = KeyRef { name: r.name.clone(), key: flag.rollback_key.clone() };
     let add = set(&key.key, "true");
-    found.extend(config_map_key(
-        "application is prepared for the way back",
-        &key,
-        objects,
-        [&literals, &add],
-        |value| {
-            (value != "true").then(|| {
-                let text = format!(
-                    "key {} of ConfigMap {} is {value:?}, expected \"true\"; next: {}",
-                    key.key,
-                    r.name,
-                    set(&key.key, "true")
-                );
-                (State::Wrong, text)
-            })
-        },
-    ));
+    found.extend(config_map_key("application is prepared for a rollback", &key, objects, [&literals, &add], |value| {
+        (value != "true").then(|| {
+            let text = format!(
+                "key {} of ConfigMap {} is {value:?}, expected \"true\"; next: {}",
+                key.key,
+                r.name,
+                set(&key.key, "true")
+            );
+            (State::Wrong, text)
+        })
+    }));
     found
 }
 
@@ -248,7 +243,8 @@ fn secret(
         Err(reason) => {
             let create = if keys.contains_key(PULL_KEY) {
                 format!(
-                    "create secret docker-registry {name} --docker-server=... --docker-username=... --docker-password=..."
+                    "create secret docker-registry {name} --docker-server=... --docker-username=... \
+                        --docker-password=..."
                 )
             } else {
                 format!("create secret generic {name} {}", literals.join(" "))
@@ -288,7 +284,7 @@ mod tests {
         Lookup::Found(serde_json::from_value(json!({"data": data})).unwrap())
     }
 
-    /// All that the fixture's spec names, as it should be.
+    /// All objects that the fixture's spec names, without problems.
     fn good() -> ClusterObjects {
         let deployment = json!({"spec": {"selector": {}, "template": {"spec": {"containers": [
             {"name": "c", "envFrom": [{"configMapRef": {"name": "shop"}}]}]}}}, "status": {"availableReplicas": 1}});
@@ -324,7 +320,7 @@ mod tests {
                 "up SQL",
                 "down SQL",
                 "flag",
-                "application is prepared for the way back",
+                "application is prepared for a rollback",
                 "deployment/shop",
                 "secret/bucket",
                 "secret/db"
@@ -339,13 +335,49 @@ mod tests {
         State::Missing,
         "kubectl -n shop create configmap sql --from-file=down=FILE --from-file=up=FILE"
     )]
-    #[case::no_key("sql", Some(json!({"up": "SELECT 1"})), State::Missing, "has no key down; next: kubectl -n shop edit configmap sql")]
-    #[case::commit("sql", Some(json!({"up": "SELECT 1;\nCOMMIT", "down": "SELECT 1"})), State::Wrong, "SqlTransactionControl: up, line 2")]
-    #[case::doubtful("sql", Some(json!({"up": "ALTER TABEL t", "down": "SELECT 1"})), State::Note, "the server's parser decides")]
-    #[case::flag_elsewhere("shop", Some(json!({"VERSION": "v0", "ENABLE_ROLLBACK": "true"})), State::Wrong, "is \"v0\", expected \"v1\"; next: kubectl -n")]
-    #[case::flag_done("shop", Some(json!({"VERSION": "v2", "ENABLE_ROLLBACK": "true"})), State::Wrong, "this migration is done already")]
-    #[case::not_prepared("shop", Some(json!({"VERSION": "v1", "ENABLE_ROLLBACK": "false"})), State::Wrong, "is \"false\", expected \"true\"")]
-    #[case::no_rollback_key("shop", Some(json!({"VERSION": "v1"})), State::Missing, "no key ENABLE_ROLLBACK; next: kubectl -n shop patch configmap shop --type=merge -p '{\"data\":{\"ENABLE_ROLLBACK\":\"true\"}}'")]
+    #[case::no_key(
+        "sql",
+        Some(json!({"up": "SELECT 1"})),
+        State::Missing,
+        "has no key down; next: kubectl -n shop edit configmap sql"
+    )]
+    #[case::commit(
+        "sql",
+        Some(json!({"up": "SELECT 1;\nCOMMIT", "down": "SELECT 1"})),
+        State::Wrong,
+        "SqlTransactionControl: up, line 2"
+    )]
+    #[case::doubtful(
+        "sql",
+        Some(json!({"up": "ALTER TABEL t", "down": "SELECT 1"})),
+        State::Note,
+        "the server's parser decides"
+    )]
+    #[case::flag_elsewhere(
+        "shop",
+        Some(json!({"VERSION": "v0", "ENABLE_ROLLBACK": "true"})),
+        State::Wrong,
+        "is \"v0\", expected \"v1\"; next: kubectl -n"
+    )]
+    #[case::flag_done(
+        "shop",
+        Some(json!({"VERSION": "v2", "ENABLE_ROLLBACK": "true"})),
+        State::Wrong,
+        "this migration is done already"
+    )]
+    #[case::not_prepared(
+        "shop",
+        Some(json!({"VERSION": "v1", "ENABLE_ROLLBACK": "false"})),
+        State::Wrong,
+        "is \"false\", expected \"true\""
+    )]
+    #[case::no_rollback_key(
+        "shop",
+        Some(json!({"VERSION": "v1"})),
+        State::Missing,
+        "no key ENABLE_ROLLBACK; next: kubectl -n shop patch configmap shop --type=merge -p \
+            '{\"data\":{\"ENABLE_ROLLBACK\":\"true\"}}'"
+    )]
     fn a_config_map_that_does_not_fit(
         #[case] name: &str,
         #[case] data: Option<Value>,
@@ -372,7 +404,8 @@ mod tests {
         assert_eq!(commands, found.len(), "{found:?}");
         for part in [
             "next: kubectl -n shop create configmap shop --from-literal=VERSION=v1 --from-literal=ENABLE_ROLLBACK=true",
-            "next: kubectl -n shop patch secret bucket --type=merge -p '{\"stringData\":{\"secretAccessKey\":\"...\"}}'",
+            "next: kubectl -n shop patch secret bucket --type=merge -p \
+                '{\"stringData\":{\"secretAccessKey\":\"...\"}}'",
             "next: kubectl -n shop create secret generic db --from-literal=url=...",
         ] {
             assert!(found.iter().any(|f| f.message.contains(part)), "{part}: {found:?}");
@@ -384,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn an_immutable_flag_a_blind_deployment_and_a_secret_without_its_key_are_told() {
+    fn an_immutable_flag_a_deployment_without_the_flag_and_a_secret_without_its_key_are_reported() {
         let mut objects = good();
         let map = json!({"immutable": true, "data": {"VERSION": "v1", "ENABLE_ROLLBACK": "true"}});
         objects.config_maps.insert("shop".into(), Lookup::InFile(serde_json::from_value(map).unwrap()));
@@ -415,7 +448,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_looked_for_is_not_told() {
+    fn what_was_not_read_is_not_reported() {
         assert_eq!(check_objects(&spec(), &ClusterObjects::default()), vec![]);
     }
 }

@@ -1,8 +1,8 @@
-//! Completion: scripts for the plugin's own name, and answers to kubectl, which asks for words after `kubectl creditmigration`.
+//! Completion: scripts for the plugin's own name, and candidates for kubectl after `kubectl creditmigration`.
 //!
-//! kubectl runs the program [`COMPLETION_PROGRAM`] with the words that stand there, the last of them the one to complete (KEP-2379, "Shell
-//! completion support"). The answer is cobra's: a line per candidate, its description behind a tab, then a line with what the shell
-//! is to do beside.
+//! kubectl runs the program [`COMPLETION_PROGRAM`] with the words of the command line, of which the last is to be
+//! completed (KEP-2379, "Shell completion support"). The output has cobra's format: one line per candidate, its
+//! description after a tab, then a line with a directive for the shell.
 
 use std::time::Duration;
 
@@ -21,14 +21,14 @@ use crate::{
     },
 };
 
-/// Name under which kubectl looks for the program that completes: a link to the plugin.
+/// Name of the program that kubectl runs for completion: a link to the plugin.
 pub const COMPLETION_PROGRAM: &str = "kubectl_complete-creditmigration";
 
-/// Longest wait for names: nobody waits longer for a word.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// Options whose value is a file: the shell knows them best.
+/// Longest wait for the names of migrations.
+const NAMES_TIMEOUT: Duration = Duration::from_secs(2);
+/// Options whose value is a file: the shell completes it.
 const FILES: [&str; 3] = ["-f", "--filename", "--kubeconfig"];
-/// Cobra's `ShellCompDirective`: no files beside the candidates, and the shell's own default.
+/// Cobra's `ShellCompDirective`: no files in addition to the candidates, and the shell's default.
 const NO_FILES: &str = ":4";
 const DEFAULT: &str = ":0";
 
@@ -39,7 +39,7 @@ pub(crate) fn script(shell: clap_complete::Shell) -> String {
     String::from_utf8_lossy(&script).trim_end().to_owned()
 }
 
-/// What could stand for the last of `words`, as kubectl wants to have it.
+/// Candidates for the last of `words`, in the format of kubectl.
 pub fn answer(words: &[String]) -> String {
     if matches!(words, [.., before, _] if FILES.contains(&before.as_str())) {
         return DEFAULT.to_owned();
@@ -55,17 +55,17 @@ pub fn answer(words: &[String]) -> String {
     candidates.chain([NO_FILES.to_owned()]).collect::<Vec<_>>().join("\n")
 }
 
-/// The command line as the parser wants to have it.
+/// The command line in the form that the parser takes.
 fn line(words: &[String]) -> Vec<std::ffi::OsString> {
     [COMPLETION_PROGRAM].into_iter().chain(words.iter().map(String::as_str)).map(Into::into).collect()
 }
 
-/// Names of migrations, for an argument that is one.
+/// Candidates for an argument that names a migration.
 pub(crate) fn names() -> ArgValueCandidates {
     ArgValueCandidates::new(ask)
 }
 
-/// The migrations in the namespace that this program's command line is about; none if the API server does not tell.
+/// The migrations in the namespace of this program's command line; none if the API server does not return them.
 fn ask() -> Vec<CompletionCandidate> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let names = async {
@@ -73,19 +73,19 @@ fn ask() -> Vec<CompletionCandidate> {
         connection.api::<CreditMigration>().list(&ListParams::default()).await.ok()
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let list = runtime
-        .ok()
-        .and_then(|runtime| runtime.block_on(async { tokio::time::timeout(PATIENCE, names).await.ok().flatten() }));
+    let list = runtime.ok().and_then(|runtime| {
+        runtime.block_on(async { tokio::time::timeout(NAMES_TIMEOUT, names).await.ok().flatten() })
+    });
     list.map(|list| list.items).unwrap_or_default().iter().map(candidate).collect()
 }
 
-/// With the phase behind it: of several, mostly one is under way.
+/// The name with its phase: of several migrations usually one is under way.
 fn candidate(migration: &CreditMigration) -> CompletionCandidate {
     let phase = migration.status.as_ref().and_then(|status| status.phase);
-    CompletionCandidate::new(migration.name_any()).help(phase.map(|phase| format!("{phase:?}").into()))
+    CompletionCandidate::new(migration.name_any()).help(phase.map(|phase| phase.as_str().into()))
 }
 
-/// Namespace, context and so on of an unfinished command line.
+/// Namespace, context and other options of an unfinished command line.
 fn options(words: &[String]) -> Options {
     let parsed = Cli::command().ignore_errors(true).try_get_matches_from(line(words));
     parsed.ok().and_then(|matches: ArgMatches| Options::from_arg_matches(&matches).ok()).unwrap_or_default()
@@ -103,18 +103,21 @@ mod tests {
     }
 
     #[rstest::rstest]
-    #[case::verb(&["ro"], "rollback\tGo back to the old version. Without --confirm: say what would be undone\n:4")]
-    #[case::option(&["rollback", "m", "--conf"], "--confirm\tDo it. Without it nothing is done but to say what would be undone\n:4")]
+    #[case::verb(&["ro"], "rollback\tRoll back to the old version. Without --confirm: show what would be undone\n:4")]
+    #[case::option(
+        &["rollback", "m", "--conf"],
+        "--confirm\tDo it. Without this option the verb only shows what would be undone\n:4"
+    )]
     #[case::value(&["watch", "m", "--until", "Mon"], "Monitoring\n:4")]
     #[case::file(&["lint", "-f", "mig"], ":0")]
     #[case::nothing(&["no-such-verb", "m", "x"], ":4")]
-    fn kubectl_is_told(#[case] words: &[&str], #[case] told: &str) {
+    fn kubectl_gets_candidates(#[case] words: &[&str], #[case] expected: &str) {
         let words: Vec<String> = words.iter().map(|&word| word.to_owned()).collect();
-        assert_eq!(answer(&words), told);
+        assert_eq!(answer(&words), expected);
     }
 
     #[test]
-    fn the_namespace_of_an_unfinished_line_is_heeded() {
+    fn the_namespace_of_an_unfinished_line_counts() {
         let words = ["-n", "shop", "approve", "--reason"].map(str::to_owned);
         assert_eq!(options(&words).namespace.as_deref(), Some("shop"));
         assert_eq!(

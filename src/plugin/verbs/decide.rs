@@ -1,7 +1,7 @@
-//! A person's word: one verb, one `MigrationDecision`.
+//! Verbs that decide: each creates one `MigrationDecision`.
 //!
-//! Each verb reads the migration, refuses what would do nothing, and creates one decision in the name under which the API
-//! server knows the caller.
+//! A verb reads the migration, refuses a decision that would have no effect, and creates it under the user name by
+//! which the API server knows the caller.
 
 use clap::Args;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::{completion, status::current_state};
 use crate::{
-    api::{CreditMigration, DecisionKind, MigrationDecision, MigrationDecisionSpec, Phase, Step, Task},
+    api::{CreditMigration, DecisionKind, MigrationDecision, MigrationDecisionSpec, Phase, ReadyReason, Step, Task},
     plugin::{
         Error,
         connection::Connection,
@@ -20,31 +20,32 @@ use crate::{
 };
 
 pub(crate) const APPROVE: &str = "\
-Counts for the plan whose digest status.plan.digest is now: spec, SQL, image, backup and rehearsal. The author's own
-approval does not count.
+Approves the plan with the current status.plan.digest: spec, SQL, image, backup and rehearsal. The author's own approval
+does not count.
 
 Examples:
   kubectl creditmigration verify simplify-credits
-  kubectl creditmigration approve simplify-credits --reason \"rehearsal looked at\"";
+  kubectl creditmigration approve simplify-credits --reason \"rehearsal reviewed\"";
 pub(crate) const READY: &str = "\
-The window opens only while enough people are present: spec.schedule.presence. A word holds for presence.within.
+The window starts only while enough people are present: spec.schedule.presence. A confirmation is valid for
+presence.within.
 
 Examples:
   kubectl creditmigration ready simplify-credits
   kubectl creditmigration ready simplify-credits --reason \"on call until 04:00\"";
 pub(crate) const REJECT: &str = "\
-Stops this plan; a new one begins when spec or SQL change.
+Stops this plan. A change of spec or SQL starts a new one.
 
 Examples:
   kubectl creditmigration reject simplify-credits --reason \"not before the holidays\"";
 pub(crate) const ABORT: &str = "\
-One person suffices. Heeded in every phase but Completed, RolledBack, Cancelled, RollingBack and RollbackFailed.
+One person suffices. Effective in every phase except Completed, RolledBack, Cancelled, RollingBack and RollbackFailed.
 
 Examples:
   kubectl creditmigration abort simplify-credits --reason \"wrong night\"";
 pub(crate) const ROLLBACK: &str = "\
-Without --confirm nothing is done but to say what would be undone. With it, and a reason, one person suffices, from the
-opening of the window until the new version is kept, and after RollbackFailed.
+Without --confirm the verb only shows what would be undone. With it, and a reason, one person suffices, from the start
+of the window until the new version is kept, and after RollbackFailed.
 
 Examples:
   kubectl creditmigration rollback simplify-credits
@@ -62,20 +63,20 @@ pub(crate) struct Target {
     /// Name of the CreditMigration.
     #[arg(add = completion::names())]
     name: String,
-    /// Why; it is kept with the decision.
+    /// Why; it is stored with the decision.
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
-    /// How the created decision is written.
+    /// Output format of the created decision.
     #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
     output: Format,
 }
 
-/// The way back.
+/// A rollback.
 #[derive(Args, Debug)]
 pub(crate) struct Rollback {
     #[command(flatten)]
     target: Target,
-    /// Do it. Without it nothing is done but to say what would be undone.
+    /// Do it. Without this option the verb only shows what would be undone.
     #[arg(long, requires = "reason")]
     confirm: bool,
 }
@@ -92,17 +93,17 @@ pub(crate) async fn decide(connection: &Connection, decision: DecisionKind, targ
     let api: Api<MigrationDecision> = connection.api();
     let mut made =
         api.create(&PostParams::default(), &object).await.map_err(|error| explain_refusal(error, &by, decision))?;
-    // As kubectl shows an object.
+    // kubectl does not show them either.
     made.metadata.managed_fields = None;
-    // Not where the migration stood: that reads as if the word did not count.
+    // Not the state before the decision: that would read as if the decision had no effect.
     let text = || {
         let next = plugin(&connection.namespace, format!("status {}", target.name));
-        format!("migrationdecision/{} created: {decision:?} by {by}; to see what it does: {next}", made.name_any())
+        format!("migrationdecision/{} created: {decision} by {by}; to see its effect: {next}", made.name_any())
     };
     Ok(Output::success(target.output.write(&made, text)?))
 }
 
-/// Creates a `Rollback`, or says what one would undo.
+/// Creates a `Rollback`, or shows what it would undo.
 pub(crate) async fn rollback(connection: &Connection, args: Rollback) -> Result<Output, Error> {
     if args.confirm {
         return decide(connection, DecisionKind::Rollback, args.target).await;
@@ -113,7 +114,7 @@ pub(crate) async fn rollback(connection: &Connection, args: Rollback) -> Result<
     Ok(Output::success(args.target.output.write(&preview, || preview_text(&migration, &preview))?))
 }
 
-/// A refusal for want of a right, with who gives it.
+/// Adds to a refusal for a missing permission who can grant it.
 fn explain_refusal(error: kube::Error, by: &str, decision: DecisionKind) -> Error {
     match error {
         kube::Error::Api(status) if status.code == 403 && status.message.contains(" cannot ") => {
@@ -122,7 +123,8 @@ fn explain_refusal(error: kube::Error, by: &str, decision: DecisionKind) -> Erro
                 _ => "credit-migration-approver",
             };
             Error::Refused(format!(
-                "{}; next: ask a cluster administrator for a RoleBinding of {by} to ClusterRole {role} in this namespace",
+                "{}; next: ask a cluster administrator for a RoleBinding of {by} to ClusterRole {role} in this \
+                    namespace",
                 status.message
             ))
         }
@@ -130,7 +132,7 @@ fn explain_refusal(error: kube::Error, by: &str, decision: DecisionKind) -> Erro
     }
 }
 
-/// The decision, or why it would do nothing. Pure.
+/// The decision, or why it would have no effect. Pure.
 fn decision_on(
     m: &CreditMigration,
     decision: DecisionKind,
@@ -145,15 +147,15 @@ fn decision_on(
         decision,
         by: by.into(),
         reason,
-        // Who stops must not be refused because of a plan that changed meanwhile.
+        // A request to stop must not be refused because the plan has changed meanwhile.
         digest: if matches!(decision, DecisionKind::Abort | DecisionKind::Rollback) { None } else { digest },
     })
 }
 
-/// Whether the decision would do something now.
+/// Checks that the decision would have an effect now.
 ///
 /// # Errors
-/// `InvalidState` with why not, where the migration stands, and the verb that fits.
+/// `InvalidState` with the reason, the state of the migration, and the applicable verb.
 fn check_applicable(m: &CreditMigration, decision: DecisionKind, by: &str) -> Result<(), Error> {
     let status = m.status.as_ref();
     let phase = status.and_then(|s| s.phase);
@@ -166,22 +168,22 @@ fn check_applicable(m: &CreditMigration, decision: DecisionKind, by: &str) -> Re
             refuse("there is nothing to approve or reject now")
         }
         DecisionKind::Approve | DecisionKind::Ready if rejected(m) => {
-            refuse("the plan was rejected: its author changes it, and people approve the new one")
+            refuse("the plan was rejected: its author has to change it, and the new one needs approvals")
         }
         DecisionKind::Approve if status.is_some_and(|s| s.approved_by.iter().any(|name| name == by)) => {
-            refuse("you have approved this plan already, and it counts")
+            refuse("you have already approved this plan")
         }
         DecisionKind::Approve if author => refuse("the author's own approval does not count: ask another person"),
         DecisionKind::Ready if phase != Some(Phase::AwaitingApproval) => {
-            refuse("nobody waits for people to be present now")
+            refuse("the migration does not wait for presence now")
         }
         DecisionKind::Keep if phase != Some(Phase::Observing) => {
-            refuse("there is nothing to keep yet: that is asked after the week review, in phase Observing")
+            refuse("there is nothing to keep yet: decide after the week review, in phase Observing")
         }
         DecisionKind::Keep if status.and_then(|s| s.step) != Some(Step::Decide) => {
-            refuse("it is too early to keep: the day check and the week review come first")
+            refuse("it is too early to keep the new version: the day check and the week review come first")
         }
-        DecisionKind::Keep if author => refuse("the author does not decide to keep: ask another person"),
+        DecisionKind::Keep if author => refuse("the author cannot decide to keep the new version: ask another person"),
         DecisionKind::Approve | DecisionKind::Ready | DecisionKind::Keep if !has_digest => {
             refuse("the plan has no digest: the rehearsal has not passed")
         }
@@ -192,38 +194,38 @@ fn check_applicable(m: &CreditMigration, decision: DecisionKind, by: &str) -> Re
         }
         DecisionKind::Abort if matches!(phase, Some(Phase::RollingBack | Phase::RollbackFailed)) => {
             let again = plugin(&namespace, format!("rollback {name} --confirm --reason \"...\""));
-            refuse(&format!("it is on its way back already; after RollbackFailed: {again}"))
+            refuse(&format!("it is already rolling back; after RollbackFailed: {again}"))
         }
         DecisionKind::Rollback if phase == Some(Phase::RollingBack) => {
             let next = plugin(&namespace, format!("watch {name}"));
-            refuse(&format!("it is on its way back already; next: {next}"))
+            refuse(&format!("it is already rolling back; next: {next}"))
         }
         DecisionKind::Rollback
             if matches!(phase, None | Some(Phase::Preparing | Phase::AwaitingApproval | Phase::Failed)) =>
         {
             let next = plugin(&namespace, format!("abort {name}"));
-            refuse(&format!("the window was not opened, nothing was changed; to stop it: {next}"))
+            refuse(&format!("the window has not started, nothing was changed; to stop it: {next}"))
         }
         _ => Ok(()),
     }
 }
 
-/// Whether somebody's Reject holds the plan.
+/// Whether a Reject blocks the plan.
 fn rejected(m: &CreditMigration) -> bool {
     let conditions = m.status.iter().flat_map(|s| &s.conditions);
-    conditions.filter(|c| c.type_ == "Ready").any(|c| c.reason == "Rejected")
+    conditions.filter(|c| c.type_ == "Ready").any(|c| c.reason == ReadyReason::Rejected.as_str())
 }
 
 /// What a rollback would undo.
 #[derive(Serialize, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 struct Preview {
-    /// Always false: a preview does nothing.
+    /// Always false: a preview changes nothing.
     done: bool,
     /// What would be undone, in order.
     undone: Vec<String>,
-    /// What is at stake.
-    writes_since_cut_over: String,
+    /// Writes that a rollback affects.
+    writes_since_cutover: String,
     /// How long writes would be blocked.
     window: String,
     /// The command that does it.
@@ -252,34 +254,38 @@ fn preview(m: &CreditMigration) -> Preview {
         ));
     }
     let sha = status.plan.as_ref().map_or("not known", |p| p.down_sha256.as_str());
-    // After RollbackFailed the down SQL is read anew.
+    // After RollbackFailed the down SQL is read again.
     let which = match status.phase {
-        Some(Phase::RollbackFailed) => "as it stands there now".to_owned(),
+        Some(Phase::RollbackFailed) => "its current text".to_owned(),
         _ => sha.to_owned(),
     };
     undone.push(format!("schema: key {} of ConfigMap {} is run ({which})", down.key, down.name));
     let written = status.rollback.as_ref().and_then(|r| r.users_written_since).or(status.users_written);
-    let writes_since_cut_over = match written {
+    let writes_since_cutover = match written {
         _ if in_first_window => "none: writes have been blocked since before the change".to_owned(),
         Some(n) => format!("{n} users were written on the new version; their balances are kept"),
-        None => "not known yet: the runner counts the users that were written on the new version while it is watched, and once more \
-                 when writes are blocked for the way back (status.usersWritten, status.rollback.usersWrittenSince); their balances are kept"
-            .to_owned(),
+        None => {
+            "not known yet: the runner counts the users that were written on the new version while it is monitored, \
+                 and again when writes are blocked for the rollback (status.usersWritten, \
+                 status.rollback.usersWrittenSince); their balances are kept"
+                .to_owned()
+        }
     };
     let at_most = duration(m.spec.window.max_duration);
     let expected = match &status.rehearsal {
         Some(r) => format!(
-            "writes are blocked for about {} (the way back took {} in the rehearsal), {at_most} at most before a person is called",
+            "writes are blocked for about {} (the rollback took {} in the rehearsal), at most {at_most} before an \
+             on-call engineer is notified",
             seconds(r.expected_window_seconds),
             seconds(r.rollback_seconds)
         ),
-        None => format!("writes are blocked for {at_most} at most before a person is called"),
+        None => format!("writes are blocked for at most {at_most} before an on-call engineer is notified"),
     };
     Preview {
         done: false,
         undone,
-        writes_since_cut_over,
-        window: if in_first_window { "the window is open: its own run goes back".into() } else { expected },
+        writes_since_cutover,
+        window: if in_first_window { "the window is under way: its own run rolls back".into() } else { expected },
         next: plugin(
             &m.namespace().unwrap_or_default(),
             format!("rollback {} --confirm --reason \"...\"", m.name_any()),
@@ -288,9 +294,9 @@ fn preview(m: &CreditMigration) -> Preview {
 }
 
 fn preview_text(m: &CreditMigration, preview: &Preview) -> String {
-    let Preview { done: _, undone, writes_since_cut_over, window, next } = preview;
+    let Preview { done: _, undone, writes_since_cutover, window, next } = preview;
     format!(
-        "{}\nwould undo\n  {}\nat stake\n  {writes_since_cut_over}\nwindow\n  {window}\nnothing was done; next: {next}",
+        "{}\nwould undo\n  {}\nat stake\n  {writes_since_cutover}\nwindow\n  {window}\nnothing was done; next: {next}",
         current_state(m),
         undone.join("\n  ")
     )
@@ -347,12 +353,12 @@ mod tests {
     #[case(DecisionKind::Approve, Phase::AwaitingApproval, "author", "own approval does not count")]
     #[case(DecisionKind::Approve, Phase::Preparing, "ann", "nothing to approve")]
     #[case(DecisionKind::Reject, Phase::Monitoring, "ann", "nothing to approve")]
-    #[case(DecisionKind::Ready, Phase::Executing, "ann", "nobody waits")]
-    #[case(DecisionKind::Ready, Phase::Preparing, "ann", "nobody waits")]
+    #[case(DecisionKind::Ready, Phase::Executing, "ann", "does not wait for presence")]
+    #[case(DecisionKind::Ready, Phase::Preparing, "ann", "does not wait for presence")]
     #[case(DecisionKind::Keep, Phase::Monitoring, "ann", "nothing to keep yet")]
     #[case(DecisionKind::Keep, Phase::Observing, "ann", "too early")]
     #[case(DecisionKind::Abort, Phase::Completed, "ann", "has ended")]
-    #[case(DecisionKind::Abort, Phase::RollbackFailed, "ann", "way back already")]
+    #[case(DecisionKind::Abort, Phase::RollbackFailed, "ann", "already rolling back")]
     #[case(DecisionKind::Rollback, Phase::RolledBack, "ann", "has ended")]
     #[case(DecisionKind::Rollback, Phase::RollingBack, "ann", "creditmigration -n shop watch m")]
     #[case(DecisionKind::Rollback, Phase::AwaitingApproval, "ann", "creditmigration -n shop abort m")]
@@ -375,15 +381,20 @@ mod tests {
         let mut m = migration(Phase::AwaitingApproval);
         m.status.as_mut().unwrap().approved_by = vec!["ann".into()];
         let again = decision_on(&m, DecisionKind::Approve, "ann", None).unwrap_err().to_string();
-        assert!(again.contains("you have approved this plan already"), "{again}");
+        assert!(again.contains("you have already approved this plan"), "{again}");
         assert!(decision_on(&m, DecisionKind::Approve, "bob", None).is_ok());
         assert!(decision_on(&m, DecisionKind::Reject, "ann", None).is_ok(), "a change of mind");
-        let rejected = serde_json::json!({"type": "Ready", "status": "False", "reason": "Rejected", "message": "bob rejected it",
-            "lastTransitionTime": "2030-01-01T00:00:00Z"});
+        let rejected = serde_json::json!({
+            "type": "Ready", "status": "False", "reason": "Rejected", "message": "bob rejected it",
+            "lastTransitionTime": "2030-01-01T00:00:00Z",
+        });
         m.status.as_mut().unwrap().conditions = vec![serde_json::from_value(rejected).unwrap()];
         for decision in [DecisionKind::Approve, DecisionKind::Ready] {
             let refused = decision_on(&m, decision, "cid", None).unwrap_err().to_string();
-            assert!(refused.contains("its author changes it") && refused.contains("bob rejected it"), "{refused}");
+            assert!(
+                refused.contains("its author has to change it") && refused.contains("bob rejected it"),
+                "{refused}"
+            );
         }
     }
 
@@ -407,10 +418,9 @@ mod tests {
         let m = at_step(Phase::Observing, Step::Decide);
         let spec = decision_on(&m, DecisionKind::Keep, "ann", Some("good".into())).unwrap();
         assert_eq!((spec.digest.as_deref(), spec.reason.as_deref()), (Some("sha256:x"), Some("good")));
-        for (m, by, why) in [
-            (&at_step(Phase::Observing, Step::WeekReview), "ann", "too early"),
-            (&m, "author", "author does not decide"),
-        ] {
+        for (m, by, why) in
+            [(&at_step(Phase::Observing, Step::WeekReview), "ann", "too early"), (&m, "author", "author cannot decide")]
+        {
             let error = decision_on(m, DecisionKind::Keep, by, None).unwrap_err().to_string();
             assert!(error.contains(why), "{error}");
         }
@@ -435,7 +445,7 @@ mod tests {
             "key down of ConfigMap sql is run (d)",
             "not known yet",
             "about 12s",
-            "1m at most",
+            "at most 1m",
             "nothing was done; next: kubectl creditmigration -n shop rollback m --confirm --reason",
         ] {
             assert!(text.contains(part), "{part}:\n{text}");
@@ -453,7 +463,7 @@ mod tests {
         });
         m.status.as_mut().unwrap().phase = Some(Phase::RollbackFailed);
         let text = preview_text(&m, &preview(&m));
-        assert!(text.contains("7 users were written") && text.contains("as it stands there now"), "{text}");
+        assert!(text.contains("7 users were written") && text.contains("its current text"), "{text}");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! `logs`: of the pods of a migration's runs.
+//! `logs`: prints the logs of a migration's pods.
 
 use std::{io::Write as _, str::FromStr};
 
@@ -17,8 +17,8 @@ use crate::{
 };
 
 pub(crate) const EXAMPLES: &str = "\
-Tasks: preflight, code, backup, verify, keyusers, rehearse, window, validate, monitor, day, week, rollback, notify, cleanup;
-or as `kubectl get cmrun` has them.
+Tasks: preflight, code, backup, verify, keyusers, rehearse, window, validate, monitor, day, week, rollback, notify,
+cleanup; or the names in `kubectl get cmrun`.
 
 Examples:
   kubectl creditmigration logs simplify-credits
@@ -27,62 +27,45 @@ Examples:
 /// Label with the name of a pod's Job, which is that of its run.
 const JOB_LABEL: &str = "batch.kubernetes.io/job-name";
 
-/// Whose logs.
+/// Whose logs to print.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     /// Name of the CreditMigration.
     #[arg(add = completion::names())]
     name: String,
-    /// Task; that of the newest run when absent.
+    /// Task; the one of the newest run when absent.
     #[arg(long, value_name = "TASK", add = tasks())]
     task: Option<TaskName>,
-    /// Go on until the pod ends.
+    /// Continue until the pod ends.
     #[arg(short, long)]
     follow: bool,
 }
 
-/// A task by its name, or by its part of the names of runs.
+/// A task by its name or by its part of runs' names.
 #[derive(Clone, Copy, Debug)]
 struct TaskName(Task);
 
-const TASKS: [Task; 14] = [
-    Task::Preflight,
-    Task::CodeBackup,
-    Task::Backup,
-    Task::VerifyBackup,
-    Task::ExportKeyUsers,
-    Task::Rehearse,
-    Task::Window,
-    Task::Validate,
-    Task::Monitor,
-    Task::DayCheck,
-    Task::WeekReview,
-    Task::RollbackWindow,
-    Task::Notify,
-    Task::Cleanup,
-];
-
 fn tasks() -> ArgValueCandidates {
-    ArgValueCandidates::new(|| TASKS.iter().map(|t| CompletionCandidate::new(t.slug())).collect())
+    ArgValueCandidates::new(|| Task::ALL.iter().map(|t| CompletionCandidate::new(t.slug())).collect())
 }
 
 impl FromStr for TaskName {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let is = |t: &&Task| t.slug() == text || format!("{t:?}").eq_ignore_ascii_case(text);
-        TASKS.iter().find(is).copied().map(TaskName).ok_or_else(|| {
-            let all: Vec<&str> = TASKS.iter().map(|t| t.slug()).collect();
+        let is = |t: &&Task| t.slug() == text || t.as_str().eq_ignore_ascii_case(text);
+        Task::ALL.iter().find(is).copied().map(TaskName).ok_or_else(|| {
+            let all: Vec<&str> = Task::ALL.iter().map(|t| t.slug()).collect();
             format!("no task; those are {}", all.join(", "))
         })
     }
 }
 
-/// Prints them.
+/// Prints the logs.
 pub(crate) async fn run(connection: &Connection, args: &Args) -> Result<Output, Error> {
     let uid = connection.migration(&args.name).await?.uid().unwrap_or_default();
     let task = args.task.map(|t| format!(",{TASK_LABEL}={}", t.0.slug())).unwrap_or_default();
-    // Pods of a `job` check are the team's own.
+    // Pods of a `job` check belong to the team.
     let labels = format!("{MIGRATION_LABEL}={},{UID_LABEL}={uid}{task},!{CHECK_LABEL}", args.name);
     let api: Api<Pod> = connection.api();
     let pods = newest_run(api.list(&ListParams::default().labels(&labels)).await?.items);
@@ -97,14 +80,14 @@ pub(crate) async fn run(connection: &Connection, args: &Args) -> Result<Output, 
     let last = pods.len() - 1;
     for (i, pod) in pods.iter().enumerate() {
         let name = pod.name_any();
-        // On standard error: the log itself is for programs.
+        // On standard error: standard output has the log only.
         eprintln!("==> pod/{name}");
         let params =
             LogParams { container: Some("runner".into()), follow: args.follow && i == last, ..Default::default() };
         let mut lines = api.log_stream(&name, &params).await?.lines();
         while let Some(line) = lines.try_next().await.map_err(|e| Error::Output(e.to_string()))? {
             if writeln!(std::io::stdout(), "{line}").is_err() {
-                // Whoever read has ended.
+                // The reader has ended.
                 return Ok(Output::success(""));
             }
         }
@@ -112,7 +95,7 @@ pub(crate) async fn run(connection: &Connection, args: &Args) -> Result<Output, 
     Ok(Output::success(""))
 }
 
-/// Pods of the run that was made last, oldest first.
+/// Pods of the newest run, oldest first.
 fn newest_run(mut pods: Vec<Pod>) -> Vec<Pod> {
     pods.sort_by_key(|p| (p.metadata.creation_timestamp.as_ref().map(|t| t.0), p.name_any()));
     let job = |p: &Pod| p.labels().get(JOB_LABEL).cloned();
@@ -147,8 +130,8 @@ mod tests {
 
     #[test]
     fn tasks_have_two_names() {
-        for task in TASKS {
-            for name in [task.slug().to_owned(), format!("{task:?}")] {
+        for task in Task::ALL.iter().copied() {
+            for name in [task.slug().to_owned(), task.to_string()] {
                 assert_eq!(name.parse::<TaskName>().unwrap().0, task);
             }
             assert!(EXAMPLES.contains(task.slug()), "{task:?}");

@@ -1,7 +1,7 @@
-//! `plan`: what would happen and what is missing, against the server, without changing anything.
+//! `plan`: shows what would happen and what is missing on the server, without changing anything.
 //!
-//! A file is written with `dryRun=All`, so that schema, rules and admission policies speak; then each thing that the spec
-//! names is looked at. Nothing is written.
+//! A file is sent with `dryRun=All`, so that schema, rules and admission policies are applied; then each object that
+//! the spec names is checked.
 
 use std::{fmt::Write as _, future::Future};
 
@@ -38,8 +38,8 @@ use crate::{
 };
 
 pub(crate) const EXAMPLES: &str = "\
-Nothing is changed: a file is written with dryRun=All only. ConfigMaps in the same files count as if they were there.
-Exit code 3: something is missing or wrong. What is not covered or could not be looked at is told, and is no error.
+Nothing is changed: a file is only sent with dryRun=All. ConfigMaps in the same files count as existing.
+Exit code 3: something is missing or wrong. What is not covered or could not be checked is reported, but is no error.
 
 Examples:
   kubectl creditmigration plan -f migration.yaml
@@ -49,17 +49,17 @@ Examples:
 /// Name of the field manager of the dry run.
 const MANAGER: &str = "kubectl-creditmigration";
 
-/// What is planned.
+/// What to plan.
 #[derive(clap::Args, Debug)]
 #[group(skip)]
 pub(crate) struct Args {
     /// Name of a CreditMigration on the server.
     #[arg(required_unless_present = "filename", conflicts_with = "filename", add = completion::names())]
     name: Option<String>,
-    /// File with a CreditMigration, and what belongs to it; `-` is standard input. May be repeated.
+    /// File with a CreditMigration and its objects; `-` is standard input. May be repeated.
     #[arg(short, long, value_name = "FILE")]
     filename: Vec<String>,
-    /// How it is written.
+    /// Output format.
     #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
     output: Format,
 }
@@ -70,17 +70,17 @@ pub(crate) struct Args {
 struct PlanView {
     name: String,
     namespace: String,
-    /// Where it stands, for one that is there.
-    #[serde(rename = "standing", skip_serializing_if = "Option::is_none")]
+    /// State of a migration that is on the server.
+    #[serde(skip_serializing_if = "Option::is_none")]
     current_state: Option<String>,
     steps: Vec<Planned>,
-    /// What was looked at.
+    /// Checked items.
     found: Vec<CheckedItem>,
-    /// What the spec leaves out.
+    /// Lines of the checklist that the spec does not cover.
     not_covered: Vec<CheckedItem>,
 }
 
-/// Plans it.
+/// Plans the migration.
 pub(crate) async fn run(mut connection: Connection, namespace: Option<&str>, args: &Args) -> Result<Output, Error> {
     let mut found = vec![];
     let (migration, documents) = match &args.name {
@@ -123,7 +123,8 @@ pub(crate) async fn run(mut connection: Connection, namespace: Option<&str>, arg
     Ok(Output { text: args.output.write(&view, || screen(&view))?, exit: exit_of(&view.found) })
 }
 
-/// Later flag and schema are those of the new version, and what a beginning needs is no longer needed.
+/// Whether the window has not started. Afterwards flag and schema are those of the new version, and the objects for the
+/// start are no longer needed.
 fn before_the_window(migration: &CreditMigration) -> bool {
     matches!(
         migration.status.as_ref().and_then(|s| s.phase),
@@ -142,7 +143,7 @@ fn the_migration(documents: &[Document]) -> Result<&Document, Error> {
     }
 }
 
-/// What the API server would make of it; as it stands in the file where the server refuses it.
+/// The migration as the API server would store it; as it is in the file if the server refuses it.
 async fn dry_run(
     connection: &Connection,
     wanted: &Document,
@@ -156,13 +157,13 @@ async fn dry_run(
     let Some(name) = wanted.value.pointer("/metadata/name").and_then(Value::as_str) else {
         return Err(Error::Content(format!("{} has no metadata.name", wanted.title())));
     };
-    let what = "the API server takes it";
+    let what = "the API server accepts it";
     match try_to_write(connection, name, &wanted.value).await {
         Ok(made) => {
             found.push(item(what, State::Ok, "schema, rules and admission: a dry run was accepted"));
             Ok(made)
         }
-        // The kind is not served: that is told already.
+        // The kind is not served: that is reported already.
         Err(kube::Error::Api(status)) if status.code == 404 && status.message.contains("page not found") => {
             found.push(item(what, State::NotChecked, "its kind is not served"));
             local()
@@ -179,7 +180,7 @@ async fn dry_run(
     }
 }
 
-/// Creates the object, or replaces the one that is there, on trial. A server-side apply would not do: under a manager of its own it keeps
+/// Creates the object or replaces the existing one as a dry run. A server-side apply under its own manager would keep
 /// the fields that the file no longer has.
 async fn try_to_write(connection: &Connection, name: &str, wanted: &Value) -> kube::Result<CreditMigration> {
     let live = connection.api::<CreditMigration>().get_opt(name).await?;
@@ -192,14 +193,14 @@ async fn try_to_write(connection: &Connection, name: &str, wanted: &Value) -> ku
         None => request.create(&params, body),
     };
     let mut request = request.map_err(kube::Error::BuildRequest)?;
-    // An unknown field is refused, as kubectl has it.
+    // An unknown field is refused, as by kubectl.
     if let Ok(strict) = format!("{}&fieldValidation=Strict", request.uri()).parse() {
         *request.uri_mut() = strict;
     }
     connection.client.request(request).await
 }
 
-/// What is sent: the file; over an object that is there, the file's spec with the metadata that others gave it.
+/// The object to send: the file; for an existing object, the file's spec with the existing metadata.
 fn as_written(wanted: &Value, live: Option<&CreditMigration>) -> Value {
     let mut sent = wanted.clone();
     let Some(live) = live else { return sent };
@@ -213,13 +214,13 @@ fn as_written(wanted: &Value, live: Option<&CreditMigration>) -> Value {
     sent
 }
 
-/// Whether the API server's answer says that this user lacks the right. Any other refusal, such as that of a policy or a webhook, is one of
-/// the object.
+/// Whether the API server reports that this user lacks the permission. Any other refusal, such as by a policy or a
+/// webhook, is about the object.
 fn is_without_right(code: u16, message: &str) -> bool {
     code == 403 && message.contains(" cannot ") && !message.contains("denied")
 }
 
-/// Whether the operator's kinds are served and its policies are there.
+/// Whether the operator's kinds are served and its policies are in force.
 async fn installed(connection: &Connection) -> Vec<CheckedItem> {
     let client = &connection.client;
     let mut found = vec![];
@@ -236,12 +237,12 @@ async fn installed(connection: &Connection) -> Vec<CheckedItem> {
         (Err(kube::Error::Api(s)), _) if s.code == 404 => {
             item(what, State::Missing, format!("creditmigration.io/v1alpha1 is not served; next: {next}"))
         }
-        (_, Lookup::Found(_)) => item(what, State::Ok, "creditmigration.io/v1alpha1 is there"),
+        (_, Lookup::Found(_)) => item(what, State::Ok, "creditmigration.io/v1alpha1 is installed"),
         (Err(e), _) => item(what, State::NotChecked, Error::from(e).to_string()),
     });
     let what = "admission policies";
     found.push(match policy_problem(client).await {
-        Ok(None) => item(what, State::Ok, "names of authors and of those who decide are proven"),
+        Ok(None) => item(what, State::Ok, "names of authors and approvers are authenticated"),
         Ok(Some(problem)) => {
             let next = "helm upgrade the operator with admissionPolicies.install=true";
             item(what, State::Wrong, format!("{problem}; next: {next}"))
@@ -254,7 +255,7 @@ async fn installed(connection: &Connection) -> Vec<CheckedItem> {
     found.push(match get(Api::<Namespace>::all(client.clone()).get_opt(name), "namespaces").await {
         Lookup::Missing => item(&what, State::Missing, format!("next: kubectl create namespace {name}")),
         Lookup::Unknown(why) => item(&what, State::NotChecked, why),
-        Lookup::Found(_) | Lookup::InFile(_) => item(&what, State::Ok, "there"),
+        Lookup::Found(_) | Lookup::InFile(_) => item(&what, State::Ok, "exists"),
     });
     found
 }
@@ -268,7 +269,7 @@ async fn get<T>(get: impl Future<Output = kube::Result<Option<T>>>, plural: &str
     }
 }
 
-/// Everything that the spec names, from the API server. Of a Secret the names of the keys are kept.
+/// Every object that the spec names, from the API server. Of a Secret only the names of the keys are kept.
 async fn fetch(connection: &Connection, spec: &CreditMigrationSpec) -> Result<ClusterObjects, Error> {
     let needs = needs(spec);
     let mut objects = ClusterObjects { namespace: connection.namespace.clone(), ..ClusterObjects::default() };
@@ -293,22 +294,22 @@ async fn fetch(connection: &Connection, spec: &CreditMigrationSpec) -> Result<Cl
     Ok(objects)
 }
 
-/// A start that has passed would be at once.
+/// Whether the start has passed: the window would start at once.
 pub(crate) fn start(spec: &CreditMigrationSpec, now: Time) -> Option<CheckedItem> {
     let at = spec.schedule.start_at?;
     Some(if at < now {
-        let text = format!("{at:.0} has passed: the window may open at once; next: set spec.schedule.startAt");
+        let text = format!("{at:.0} has passed: the window may start at once; next: set spec.schedule.startAt");
         item("start", State::Note, text)
     } else {
         item("start", State::Ok, format!("{at:.0}"))
     })
 }
 
-/// Each step's state beside what it does.
+/// Adds the state of each step.
 fn with_states(mut steps: Vec<Planned>, migration: &CreditMigration) -> Vec<Planned> {
     for planned in &mut steps {
         let of = migration.status.iter().flat_map(|s| &s.steps).find(|s| s.name == planned.step);
-        planned.state = of.map(|s| format!("{:?}", s.state));
+        planned.state = of.map(|s| s.state.to_string());
     }
     steps
 }
@@ -322,7 +323,7 @@ fn screen(view: &PlanView) -> String {
     let begun = steps.iter().any(|s| s.state.is_some());
     let header: &[&str] = if begun { &["", "STEP", "STATE", "WHAT"] } else { &["", "STEP", "WHAT"] };
     let rows = steps.iter().map(|s| {
-        let mut row = vec![s.number.to_string(), format!("{:?}", s.step)];
+        let mut row = vec![s.number.to_string(), s.step.to_string()];
         if begun {
             row.push(s.state.clone().unwrap_or_default());
         }
@@ -338,14 +339,14 @@ fn screen(view: &PlanView) -> String {
     let unknown = found.iter().filter(|f| f.state == State::NotChecked).count();
     let _ = write!(
         text,
-        "\n\n{bad} missing or wrong, {unknown} not checked, {} not covered, of {} looked at",
+        "\n\n{bad} missing or wrong, {unknown} not checked, {} not covered, of {} checked",
         not_covered.len(),
         found.len()
     );
     text
 }
 
-/// Lines of the checklist that are not configured.
+/// Lines of the checklist that the spec does not cover.
 fn gaps(spec: &CreditMigrationSpec) -> Vec<CheckedItem> {
     let item = |gap: Gap| item(gap.what, State::NotCovered, format!("next: {}", gap.next));
     spec.not_covered().into_iter().map(item).collect()
@@ -429,13 +430,15 @@ mod tests {
     #[rstest::rstest]
     #[case(
         403,
-        "creditmigrations.creditmigration.io \"m\" is forbidden: User \"bob\" cannot update resource \"creditmigrations\" in API group \"creditmigration.io\" in the namespace \"shop\"",
+        "creditmigrations.creditmigration.io \"m\" is forbidden: User \"bob\" cannot update resource \
+            \"creditmigrations\" in API group \"creditmigration.io\" in the namespace \"shop\"",
         true
     )]
     #[case(403, "admission webhook \"a.example.com\" denied the request: migrations cannot start in December", false)]
     #[case(
         403,
-        "creditmigrations.creditmigration.io \"m\" is forbidden: ValidatingAdmissionPolicy 'a' with binding 'b' denied request: requestedBy",
+        "creditmigrations.creditmigration.io \"m\" is forbidden: ValidatingAdmissionPolicy 'a' with binding 'b' \
+            denied request: requestedBy",
         false
     )]
     #[case(403, "creditmigrations.creditmigration.io \"m\" is forbidden: exceeded quota: q", false)]
@@ -445,7 +448,7 @@ mod tests {
     }
 
     #[test]
-    fn a_start_in_the_past_is_told() {
+    fn a_start_in_the_past_is_reported() {
         let mut spec = spec();
         let now = time("2030-01-01T00:00:00Z");
         assert_eq!(start(&spec, now), None);

@@ -1,4 +1,4 @@
-//! `status`: where a migration stands, on one screen.
+//! `status`: shows the state of a migration on one screen.
 
 use std::fmt::Write as _;
 
@@ -11,8 +11,9 @@ use crate::{
     plugin::{
         Error, Exit,
         connection::Connection,
-        output::{Format, Output, next_of, seconds, table},
+        output::{Format, Output, seconds, table},
     },
+    shared::message::Message,
     telemetry,
 };
 
@@ -24,18 +25,18 @@ Examples:
   kubectl creditmigration status simplify-credits
   kubectl creditmigration status simplify-credits -o json";
 
-/// What is shown.
+/// What to show.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     /// Name of the CreditMigration; all of the namespace when absent.
     #[arg(add = completion::names())]
     name: Option<String>,
-    /// How it is written.
+    /// Output format.
     #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
     output: Format,
 }
 
-/// Shows it.
+/// Shows the state.
 pub(crate) async fn run(connection: &Connection, args: &Args) -> Result<Output, Error> {
     let now = telemetry::now();
     let (text, views) = if let Some(name) = &args.name {
@@ -52,7 +53,7 @@ pub(crate) async fn run(connection: &Connection, args: &Args) -> Result<Output, 
     Ok(Output { text, exit: if failed { Exit::ProblemsFound } else { Exit::Success } })
 }
 
-/// Where a migration stands.
+/// State of a migration.
 #[derive(Serialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct View {
@@ -60,7 +61,7 @@ pub(crate) struct View {
     pub(crate) name: String,
     /// Namespace.
     pub(crate) namespace: String,
-    /// Phase; none before the operator has seen it.
+    /// Phase; absent before the operator has observed it.
     pub(crate) phase: Option<Phase>,
     /// `8/20 Approve`.
     pub(crate) progress: String,
@@ -70,9 +71,9 @@ pub(crate) struct View {
     pub(crate) approvals: Option<String>,
     /// `1/2`.
     pub(crate) presence: Option<String>,
-    /// First time at which the window may be opened.
+    /// Earliest time at which the window may start.
     pub(crate) starts_at: Option<Time>,
-    /// When the open window must be over.
+    /// When the current window must have ended.
     pub(crate) deadline: Option<Time>,
     /// Digest of the plan.
     pub(crate) digest: Option<String>,
@@ -82,7 +83,7 @@ pub(crate) struct View {
     pub(crate) message: String,
     /// The next command.
     pub(crate) next: Option<String>,
-    /// Steps that were begun.
+    /// Steps that were started.
     pub(crate) steps: Vec<StepView>,
     /// Conditions.
     pub(crate) conditions: Vec<ConditionView>,
@@ -100,18 +101,21 @@ pub(crate) struct StepView {
     pub(crate) name: String,
     /// State.
     pub(crate) state: StepState,
-    /// Seconds from its begin to its end, or to now.
+    /// A changed plan made its evidence void.
+    #[serde(skip)]
+    superseded: bool,
+    /// Seconds from its start to its end, or to now.
     pub(crate) took_seconds: f64,
-    /// Evidence, or what is wrong.
+    /// Evidence, or the problem.
     pub(crate) evidence: String,
 }
 
 impl StepView {
-    /// State as people read it: what a changed plan made void did not fail.
-    fn state_in_words(&self) -> String {
+    /// State as it is printed: a step that a changed plan voided did not fail.
+    fn state_text(&self) -> String {
         match self.state {
-            StepState::Failed if self.evidence == ReadyReason::Superseded.as_str() => self.evidence.clone(),
-            state => format!("{state:?}"),
+            StepState::Failed if self.superseded => ReadyReason::Superseded.as_str().to_owned(),
+            state => state.to_string(),
         }
     }
 }
@@ -129,7 +133,7 @@ pub(crate) struct ConditionView {
     pub(crate) reason: String,
     /// Message.
     pub(crate) message: String,
-    /// Seconds since it has had this status.
+    /// Seconds since its last change of status.
     pub(crate) since_seconds: f64,
 }
 
@@ -137,15 +141,15 @@ pub(crate) struct ConditionView {
 #[derive(Serialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct NoticeView {
-    /// Why somebody is told.
+    /// Kind of the notice.
     pub(crate) occasion: String,
-    /// When it came about.
+    /// When it was created.
     pub(crate) at: Time,
-    /// How it stands.
+    /// Its state.
     pub(crate) state: NoticeState,
-    /// Channels that took it.
+    /// Channels that accepted it.
     pub(crate) delivered: Vec<String>,
-    /// Channels that did not, with what they answered.
+    /// Channels that did not, with their answers.
     pub(crate) failed: Vec<String>,
 }
 
@@ -155,43 +159,44 @@ pub(crate) struct NoticeView {
 pub(crate) struct CheckView {
     /// Name.
     pub(crate) name: String,
-    /// Last outcome.
+    /// Result of the last measurement.
     pub(crate) outcome: CheckOutcome,
     /// Measurements so far.
     pub(crate) measured: u64,
-    /// Whether the limit was breached at any time.
+    /// Whether the limit was ever breached.
     pub(crate) breached: bool,
     /// Observed value and limit.
     pub(crate) message: String,
 }
 
 impl View {
-    /// Of a migration, at a time.
+    /// The state of a migration at a time.
     pub(crate) fn of(m: &CreditMigration, now: Time) -> Self {
         let status = m.status.clone().unwrap_or_default();
         let ready = status.conditions.iter().find(|c| c.type_ == "Ready");
-        let message = ready.map_or_else(|| "the operator has not seen it yet".to_owned(), |c| c.message.clone());
+        let message = ready.map_or_else(|| "the operator has not observed it yet".to_owned(), |c| c.message.clone());
         let window = status.window.as_ref().filter(|w| w.released_at.is_none());
         Self {
             name: m.name_any(),
             namespace: m.namespace().unwrap_or_default(),
             phase: status.phase,
             progress: status.progress.clone().unwrap_or_default(),
-            writes: status.writes.map(|w| format!("{w:?}")),
+            writes: status.writes.map(|w| w.to_string()),
             approvals: status.approvals.clone(),
             presence: status.schedule.as_ref().and_then(|s| s.presence.clone()),
             starts_at: status.schedule.as_ref().and_then(|s| s.starts_at),
             deadline: window.and_then(|w| w.deadline),
             digest: status.plan.as_ref().and_then(|p| p.digest.clone()),
             reason: ready.map(|c| c.reason.clone()).unwrap_or_default(),
-            next: next_of(&message).map(str::to_owned),
+            next: Message::parse(&message).next,
             message,
             steps: status
                 .steps
                 .iter()
                 .map(|s| StepView {
-                    name: format!("{:?}", s.name),
+                    name: s.name.to_string(),
                     state: s.state,
+                    superseded: s.superseded,
                     took_seconds: (s.finished_at.unwrap_or(now) - s.started_at)
                         .total(jiff::Unit::Second)
                         .unwrap_or(0.0),
@@ -219,7 +224,7 @@ impl View {
                 .map(|n| {
                     let of = |state| n.deliveries.iter().filter(move |d| d.state == state);
                     NoticeView {
-                        occasion: format!("{:?}", n.notice.occasion),
+                        occasion: n.notice.occasion.to_string(),
                         at: n.notice.at,
                         state: n.state,
                         delivered: of(DeliveryState::Delivered).map(|d| d.channel.clone()).collect(),
@@ -241,17 +246,17 @@ impl View {
         }
     }
 
-    /// A person is needed, or nothing goes on.
+    /// Whether it ended in a failure, or manual intervention is required.
     pub(crate) fn failed(&self) -> bool {
         matches!(self.phase, Some(Phase::Failed | Phase::RollbackFailed))
     }
 
-    /// `AwaitingApproval`, or `not begun`.
+    /// `AwaitingApproval`, or `not started`.
     pub(crate) fn phase_text(&self) -> String {
-        self.phase.map_or_else(|| "not begun".into(), |p| format!("{p:?}"))
+        self.phase.map_or_else(|| "not started".into(), |p| p.to_string())
     }
 
-    /// All of it, for people.
+    /// The whole screen.
     pub(crate) fn screen(&self) -> String {
         let mut text = format!("{}/{}: {}", self.namespace, self.name, self.phase_text());
         let mut line = |name: &str, value: Option<String>| {
@@ -283,7 +288,7 @@ impl View {
             &["STEP", "STATE", "TOOK", "EVIDENCE"],
             self.steps
                 .iter()
-                .map(|s| vec![s.name.clone(), s.state_in_words(), seconds(s.took_seconds.max(0.0)), s.evidence.clone()])
+                .map(|s| vec![s.name.clone(), s.state_text(), seconds(s.took_seconds.max(0.0)), s.evidence.clone()])
                 .collect(),
         );
         part(
@@ -304,7 +309,7 @@ impl View {
                     let breached = if c.breached { "yes" } else { "no" };
                     vec![
                         c.name.clone(),
-                        format!("{:?}", c.outcome),
+                        c.outcome.to_string(),
                         c.measured.to_string(),
                         breached.to_owned(),
                         c.message.clone(),
@@ -320,7 +325,7 @@ impl View {
                     vec![
                         n.occasion.clone(),
                         format!("{:.0}", n.at),
-                        format!("{:?}", n.state),
+                        n.state.to_string(),
                         n.delivered.join(", "),
                         n.failed.join(", "),
                     ]
@@ -331,11 +336,11 @@ impl View {
     }
 }
 
-/// Where the migration stands, in one line.
+/// State of the migration in one line.
 pub(crate) fn current_state(m: &CreditMigration) -> String {
     let status = m.status.clone().unwrap_or_default();
-    let phase = status.phase.map_or_else(|| "not begun".into(), |p| format!("{p:?}"));
-    let writes = status.writes.map_or_else(String::new, |w| format!(", writes {w:?}"));
+    let phase = status.phase.map_or_else(|| "not started".into(), |p| p.to_string());
+    let writes = status.writes.map_or_else(String::new, |w| format!(", writes {w}"));
     let message = status.conditions.iter().find(|c| c.type_ == "Ready").map(|c| c.message.clone()).unwrap_or_default();
     let step = status.progress.map_or_else(String::new, |p| format!(" ({p})"));
     let message = if message.is_empty() { message } else { format!(": {message}") };
@@ -371,14 +376,15 @@ pub(crate) mod tests {
         text.parse().unwrap()
     }
 
-    /// A migration that waits for people, with a step done, a check and a notice.
+    /// A migration that waits for approval, with a finished step, a check and a notice.
     pub(crate) fn waiting() -> CreditMigration {
         let mut m = CreditMigration::new("m", spec());
         m.metadata.namespace = Some("shop".into());
         m.metadata.uid = Some("1".into());
         m.status = Some(
             serde_json::from_value(json!({
-                "phase": "AwaitingApproval", "step": "Approve", "progress": "9/20 Approve", "approvals": "1/2", "writes": "Open",
+                "phase": "AwaitingApproval", "step": "Approve", "progress": "9/20 Approve", "approvals": "1/2",
+                "writes": "Open",
                 "schedule": {"startsAt": "2030-01-01T03:00:00Z", "presence": "0/2"},
                 "steps": [
                     {"name": "Preflight", "state": "Succeeded", "attempt": 1, "startedAt": "2030-01-01T00:00:00Z",
@@ -392,9 +398,12 @@ pub(crate) mod tests {
                 "checks": [{"name": "errors", "outcome": "Pass", "failed": 0, "measured": 3, "breached": false,
                     "message": "0 <= 0", "at": "2030-01-01T00:10:00Z"}],
                 "notices": [{"state": "Pending", "attempt": 1,
-                    "notice": {"id": "1", "occasion": "Planned", "at": "2030-01-01T00:00:00Z", "message": "x", "phase": "Preparing"},
-                    "deliveries": [{"channel": "team", "state": "Delivered", "message": "200", "at": "2030-01-01T00:00:01Z"},
-                                   {"channel": "support", "state": "Failed", "message": "503", "at": "2030-01-01T00:00:01Z"}]}],
+                    "notice": {"id": "1", "occasion": "Planned", "at": "2030-01-01T00:00:00Z", "message": "x",
+                        "phase": "Preparing"},
+                    "deliveries": [
+                        {"channel": "team", "state": "Delivered", "message": "200", "at": "2030-01-01T00:00:01Z"},
+                        {"channel": "support", "state": "Failed", "message": "503", "at": "2030-01-01T00:00:01Z"},
+                    ]}],
             }))
             .unwrap(),
         );
@@ -402,7 +411,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn one_screen_holds_what_counts() {
+    fn one_screen_has_all_parts() {
         let view = View::of(&waiting(), time("2030-01-01T00:12:00Z"));
         let screen = view.screen();
         for part in [
@@ -423,7 +432,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_failure_is_seen() {
+    fn a_failure_is_reported() {
         for (phase, failed) in [(Phase::Failed, true), (Phase::RollbackFailed, true), (Phase::RolledBack, false)] {
             let mut m = waiting();
             m.status.as_mut().unwrap().phase = Some(phase);
@@ -432,9 +441,9 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_migration_that_nobody_has_seen_is_told() {
+    fn a_migration_that_was_not_observed_is_reported() {
         let m = CreditMigration::new("m", spec());
         let screen = View::of(&m, time("2030-01-01T00:12:00Z")).screen();
-        assert!(screen.contains("not begun") && screen.contains("has not seen it"), "{screen}");
+        assert!(screen.contains("not started") && screen.contains("has not observed it"), "{screen}");
     }
 }

@@ -1,11 +1,11 @@
-//! `watch`: the status, live, until the migration ends.
+//! `watch`: shows the status of a migration until it ends.
 
 use std::{
     io::{IsTerminal as _, Write as _},
     pin::pin,
 };
 
-use clap::ValueEnum;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use futures::TryStreamExt as _;
 use kube::{
     core::Duration,
@@ -25,74 +25,43 @@ use crate::{
 };
 
 pub(crate) const EXAMPLES: &str = "\
-On a terminal the screen of `status` is drawn anew with each change; elsewhere each change is a line.
-Exit code 0: Completed, or the phase of --until was reached. 3: another end, or RollbackFailed. 5: --timeout is over.
+On a terminal each change redraws the screen of `status`; otherwise each change is a line.
+Exit code 0: Completed, or the phase of --until was reached. 3: another end, or RollbackFailed. 5: --timeout has passed.
 
 Examples:
   kubectl creditmigration watch simplify-credits
   kubectl creditmigration watch simplify-credits --until AwaitingApproval --timeout 2h";
 
-/// What is watched, and how long.
+/// What to watch, and how long.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     /// Name of the CreditMigration.
     #[arg(add = completion::names())]
     name: String,
     /// End when this phase is reached.
-    #[arg(long, value_enum, value_name = "PHASE")]
-    until: Option<Until>,
+    #[arg(long, value_parser = phase_parser(), value_name = "PHASE")]
+    until: Option<Phase>,
     /// End after this time, such as 30m.
     #[arg(long, value_name = "DURATION")]
     timeout: Option<Duration>,
 }
 
-/// A phase, as it is written in the status.
-#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-#[value(rename_all = "PascalCase")]
-enum Until {
-    Preparing,
-    AwaitingApproval,
-    Executing,
-    Validating,
-    Monitoring,
-    Observing,
-    Completed,
-    RollingBack,
-    RolledBack,
-    RollbackFailed,
-    Failed,
-    Cancelled,
+/// Reads a phase by its name in the status.
+fn phase_parser() -> impl TypedValueParser<Value = Phase> {
+    PossibleValuesParser::new(Phase::ALL.iter().map(|phase| phase.as_str()))
+        .try_map(|name| Phase::ALL.iter().copied().find(|phase| phase.as_str() == name).ok_or("no phase"))
 }
 
-impl Until {
-    fn phase(self) -> Phase {
-        match self {
-            Until::Preparing => Phase::Preparing,
-            Until::AwaitingApproval => Phase::AwaitingApproval,
-            Until::Executing => Phase::Executing,
-            Until::Validating => Phase::Validating,
-            Until::Monitoring => Phase::Monitoring,
-            Until::Observing => Phase::Observing,
-            Until::Completed => Phase::Completed,
-            Until::RollingBack => Phase::RollingBack,
-            Until::RolledBack => Phase::RolledBack,
-            Until::RollbackFailed => Phase::RollbackFailed,
-            Until::Failed => Phase::Failed,
-            Until::Cancelled => Phase::Cancelled,
-        }
-    }
-}
-
-/// Watches it.
+/// Watches the migration.
 pub(crate) async fn run(connection: &Connection, args: &Args) -> Result<Output, Error> {
-    // A name that is not there would be watched for ever.
+    // A migration that does not exist would be watched forever.
     connection.migration(&args.name).await?;
     let follow = follow(connection, args);
     match args.timeout {
         None => follow.await,
         Some(timeout) => match tokio::time::timeout(to_signed(timeout).unsigned_abs(), follow).await {
             Ok(answer) => answer,
-            Err(_) => Ok(Output { text: format!("{timeout} are over"), exit: Exit::TimedOut }),
+            Err(_) => Ok(Output { text: format!("{timeout} have passed"), exit: Exit::TimedOut }),
         },
     }
 }
@@ -107,9 +76,9 @@ async fn follow(connection: &Connection, args: &Args) -> Result<Output, Error> {
             Ok(Some(event)) => event,
             Ok(None) => return Err(Error::NotFound("the API server ended the watch".into())),
             Err(error) if is_permanent(&error) => return Err(Error::Content(error.to_string())),
-            // The API server may be away for a while; the watcher lists again.
+            // The API server may be unavailable for a while; the watcher lists again.
             Err(error) => {
-                eprintln!("{error}; trying again");
+                eprintln!("{error}; retrying");
                 tokio::time::sleep(std::time::Duration::from_secs(1)).await;
                 continue;
             }
@@ -128,7 +97,7 @@ async fn follow(connection: &Connection, args: &Args) -> Result<Output, Error> {
         seen = true;
         let view = View::of(&migration, telemetry::now());
         let text = if terminal {
-            // Clear, and begin at the top.
+            // Clear the screen and start at the top.
             format!("\x1b[H\x1b[2J{}\n", view.screen())
         } else {
             let now = telemetry::now();
@@ -136,17 +105,17 @@ async fn follow(connection: &Connection, args: &Args) -> Result<Output, Error> {
         };
         let mut out = std::io::stdout();
         if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
-            // Whoever read has ended.
+            // The reader has ended.
             return Ok(Output::success(""));
         }
-        if let Some(exit) = end(view.phase, args.until.map(Until::phase)) {
+        if let Some(exit) = end(view.phase, args.until) {
             return Ok(Output { text: String::new(), exit });
         }
         last = Some(view);
     }
 }
 
-/// Refused for good: trying again cannot help.
+/// Whether a retry cannot help.
 fn is_permanent(error: &watcher::Error) -> bool {
     let refused = |e: &kube::Error| matches!(e, kube::Error::Api(status) if [401, 403, 404].contains(&status.code));
     match error {
@@ -176,7 +145,7 @@ fn end(phase: Option<Phase>, until: Option<Phase>) -> Option<Exit> {
     }
 }
 
-/// What is new, a line for each. Times that pass are no change.
+/// Changes, one line each. Passing time is no change.
 fn changes(old: Option<&View>, new: &View) -> Vec<String> {
     let mut lines = vec![];
     if old.is_none_or(|o| o.phase != new.phase) {
@@ -190,7 +159,7 @@ fn changes(old: Option<&View>, new: &View) -> Vec<String> {
     for step in &new.steps {
         let before = old.and_then(|o| o.steps.iter().find(|s| s.name == step.name));
         if before.is_none_or(|b| (b.state, &b.evidence) != (step.state, &step.evidence)) {
-            lines.push(format!("step {} {:?} {}", step.name, step.state, step.evidence).trim_end().to_owned());
+            lines.push(format!("step {} {} {}", step.name, step.state, step.evidence).trim_end().to_owned());
         }
     }
     for (what, before, now) in [
@@ -207,13 +176,13 @@ fn changes(old: Option<&View>, new: &View) -> Vec<String> {
         let before = old.and_then(|o| o.checks.iter().find(|c| c.name == check.name));
         if before.is_none_or(|b| (b.outcome, b.breached) != (check.outcome, check.breached)) {
             let breached = if check.breached { " (breached)" } else { "" };
-            lines.push(format!("check {} {:?}{breached} {}", check.name, check.outcome, check.message));
+            lines.push(format!("check {} {}{breached} {}", check.name, check.outcome, check.message));
         }
     }
     for notice in &new.notices {
         let before = old.and_then(|o| o.notices.iter().find(|n| (&n.occasion, n.at) == (&notice.occasion, notice.at)));
         if before.is_none_or(|b| b.state != notice.state) {
-            lines.push(format!("notice {} {:?}", notice.occasion, notice.state));
+            lines.push(format!("notice {} {}", notice.occasion, notice.state));
         }
     }
     if old.is_none_or(|o| (&o.reason, &o.message) != (&new.reason, &new.message)) {
@@ -224,10 +193,15 @@ fn changes(old: Option<&View>, new: &View) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
+
     use super::*;
     use crate::{
         api::{StepState, Writes},
-        plugin::verbs::status::tests::{time, waiting},
+        plugin::{
+            Cli,
+            verbs::status::tests::{time, waiting},
+        },
     };
 
     #[rstest::rstest]
@@ -250,7 +224,7 @@ mod tests {
         let lines = changes(None, &first);
         assert_eq!(lines.first().map(String::as_str), Some("phase AwaitingApproval"));
         assert!(lines.contains(&"step Preflight Succeeded 12 of 12 as they should be".to_owned()), "{lines:?}");
-        // Time that passes is no change.
+        // Passing time is no change.
         assert_eq!(changes(Some(&first), &View::of(&m, time("2030-01-01T00:13:00Z"))), Vec::<String>::new());
         let status = m.status.as_mut().unwrap();
         status.approvals = Some("2/2".into());
@@ -265,9 +239,9 @@ mod tests {
 
     #[test]
     fn every_phase_can_be_waited_for() {
-        for until in Until::value_variants() {
-            let name = until.to_possible_value().unwrap().get_name().to_owned();
-            assert_eq!(format!("{:?}", until.phase()), name);
+        for phase in Phase::ALL {
+            let line = ["kubectl-creditmigration", "watch", "m", "--until", phase.as_str()];
+            assert!(Cli::try_parse_from(line).is_ok(), "{phase}");
         }
     }
 }

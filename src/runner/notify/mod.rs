@@ -95,7 +95,7 @@ fn told<'a>(
     delivered: &[String],
 ) -> Vec<(&'a NotificationChannel, Audience)> {
     let due = channels.iter().filter(|channel| !delivered.contains(&channel.name));
-    due.filter_map(|channel| Some((channel, channel.words_for(occasion)?))).collect()
+    due.filter_map(|channel| Some((channel, channel.audience_for(occasion)?))).collect()
 }
 
 /// Sends a notice by every channel that is told; `so_far` gets all deliveries whenever there is one more. Returns them in the

@@ -58,7 +58,7 @@ pub(super) struct About<'a> {
 impl<'a> About<'a> {
     /// The contacts that may stand in a notice to this audience.
     pub(super) fn contacts_for(&self, occasion: Occasion, audience: Audience) -> &'a [Contact] {
-        if occasion.is_alarm() && is_internal(audience) { self.contacts } else { &[] }
+        if occasion.is_alert() && is_internal(audience) { self.contacts } else { &[] }
     }
 }
 
@@ -315,7 +315,7 @@ mod tests {
             assert_eq!(text.unusable, Vec::<String>::new(), "{at}");
             assert!(text.subject.len() > 8 && text.body.len() > 20, "{at}");
             let named = CONTACT_WORDS.iter().filter(|word| text.body.contains(**word)).count();
-            let alarm = notice.occasion.is_alarm() && is_internal(audience);
+            let alarm = notice.occasion.is_alert() && is_internal(audience);
             assert_eq!(named, if alarm { 3 } else { 0 }, "{at}");
             if is_internal(audience) {
                 for fact in [&notice.message, "shop/simplify-credits", "Monitoring", "next: kubectl -n shop"] {

@@ -1,7 +1,7 @@
-//! `lint`: files without a cluster. Pure but for the reading of the files.
+//! `lint`: checks files without a cluster. Pure but for reading the files.
 //!
-//! In order, and only as far as the step before found nothing that would make the next one guess:
-//! YAML; the CRD's schema, unknown fields among it; its CEL rules; durations and times; what only the operator knows: SQL,
+//! In this order, and only while the previous step found nothing that would make the next one guess: YAML; the CRD's
+//! schema, unknown fields among it; its CEL rules; durations and times; values that only the operator understands: SQL,
 //! templates, JSONPaths, time zones, patterns; objects in the same files against each other.
 
 mod schema;
@@ -25,8 +25,8 @@ use crate::{
 };
 
 pub(crate) const EXAMPLES: &str = "\
-Needs no cluster. ConfigMaps, Deployments and Secrets in the same files are looked at as far as the migration names them; other
-kinds are left alone. What needs the server (rights, admission, what exists there) is told by `plan`.
+Needs no cluster. ConfigMaps, Deployments and Secrets in the same files are checked if the migration names them; other
+kinds are ignored. `plan` checks what needs the server: permissions, admission, existing objects.
 Exit code 3: at least one error.
 
 Examples:
@@ -34,23 +34,23 @@ Examples:
   kubectl creditmigration lint -f migration.yaml -f sql.yaml -o json
   kustomize build . | kubectl creditmigration lint -f -";
 
-/// What is looked at.
+/// Files to check.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     /// File; `-` is standard input. May be repeated.
     #[arg(short, long, value_name = "FILE", required = true)]
     filename: Vec<String>,
-    /// How it is written.
+    /// Output format.
     #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
     output: Format,
 }
 
-/// How bad it is.
+/// Severity of a problem.
 #[derive(Serialize, Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Severity {
     /// The API server or the operator would refuse it.
     Error,
-    /// It may be meant so.
+    /// It may be intended.
     Warning,
 }
 
@@ -64,9 +64,9 @@ pub(crate) struct Problem {
     object: String,
     /// `spec.window.maxDuration`.
     path: String,
-    /// How bad it is.
+    /// Severity of a problem.
     severity: Severity,
-    /// What is there, and what to write instead.
+    /// Current value, and what to write instead.
     message: String,
 }
 
@@ -91,7 +91,7 @@ impl Problem {
     }
 }
 
-/// What was found in some files.
+/// Result for all files.
 #[derive(Serialize, Debug, PartialEq)]
 struct LintReport {
     /// Objects of our kinds.
@@ -100,7 +100,7 @@ struct LintReport {
     problems: Vec<Problem>,
 }
 
-/// Looks at the files.
+/// Checks the files.
 pub(crate) fn run(args: &Args) -> Result<Output, Error> {
     let texts: Vec<(String, String)> =
         args.filename.iter().map(|f| Ok((f.clone(), documents::read(f)?))).collect::<Result<_, Error>>()?;
@@ -115,10 +115,10 @@ pub(crate) fn run(args: &Args) -> Result<Output, Error> {
     Ok(Output { text, exit: if errors > 0 { Exit::ProblemsFound } else { Exit::Success } })
 }
 
-/// Looks at texts, each with the name of its file.
+/// Checks texts, each with the name of its file.
 ///
 /// # Errors
-/// `Output` if the schemas of our own kinds cannot be made.
+/// `Output` if the schemas of our own kinds cannot be built.
 fn lint(texts: &[(String, String)], now: Time) -> Result<LintReport, Error> {
     let crds = crds().map_err(|e| Error::Output(e.to_string()))?;
     let mut report = LintReport { objects: vec![], problems: vec![] };
@@ -152,7 +152,7 @@ fn lint(texts: &[(String, String)], now: Time) -> Result<LintReport, Error> {
     }
     if report.objects.is_empty() && report.problems.is_empty() {
         let files: Vec<&str> = texts.iter().map(|(file, _)| file.as_str()).collect();
-        let text = format!("no object of {GROUP} in it; next: give the file of the CreditMigration");
+        let text = format!("has no object of {GROUP}; next: give the file of the CreditMigration");
         report.problems.push(Problem { file: files.join(", "), ..Problem::error("", text) });
     }
     Ok(report)
@@ -193,13 +193,13 @@ fn object(
     if !found.is_empty() {
         return;
     }
-    // With a wrong type, or a duration that cannot be read, rules would fail for another reason than they tell.
+    // With a wrong type or an unreadable duration, rules would fail for another reason than the one in their message.
     match d.kind() {
         "CreditMigration" => {
             if let Some(spec) = typed::<CreditMigrationSpec>(&d.value["spec"], found) {
                 schema::rules(&schema, &with_name(d), found);
                 values::check(&spec, documents, now, found);
-                beside(d, &spec, documents, found);
+                named_objects(d, &spec, documents, found);
             }
         }
         "MigrationDecision" => {
@@ -211,14 +211,14 @@ fn object(
     }
 }
 
-/// The object as the rules see it: a name is there, if only its beginning.
+/// The object as the rules see it: it has a name, if only the `generateName`.
 fn with_name(d: &Document) -> Value {
     let mut value = d.value.clone();
     value["metadata"]["name"] = d.name().into();
     value
 }
 
-/// The typed spec; else the paths of the durations and times that cannot be read, which serde does not tell.
+/// The typed spec; otherwise the paths of unreadable durations and times, which serde does not report.
 fn typed<T: DeserializeOwned>(spec: &Value, found: &mut Vec<Problem>) -> Option<T> {
     let mut value = spec.clone();
     let read = |v: &Value| serde_json::from_value::<T>(v.clone()).map_err(|e| e.to_string());
@@ -241,10 +241,10 @@ fn typed<T: DeserializeOwned>(spec: &Value, found: &mut Vec<Problem>) -> Option<
                 }
                 changed
             };
-            // The text that the error speaks of is the one whose defects change it. Others of its type may stand before it.
-            let told = bad.map(|text| read(&with(text)).err().unwrap_or_default());
+            // The error is about the text whose changes change the error. Others of its type may come before it.
+            let errors = bad.map(|text| read(&with(text)).err().unwrap_or_default());
             let of_its_type = |e: &String| is_of_duration(e) == duration && !e.starts_with("unknown variant");
-            if told[0] == told[1] || !told.iter().all(of_its_type) || reads_as(&value, &leaf, duration) {
+            if errors[0] == errors[1] || !errors.iter().all(of_its_type) || reads_as(&value, &leaf, duration) {
                 continue;
             }
             let was = value.pointer(&leaf).cloned().unwrap_or_default();
@@ -261,13 +261,13 @@ fn typed<T: DeserializeOwned>(spec: &Value, found: &mut Vec<Problem>) -> Option<
     }
 }
 
-/// Whether a text is a good duration, or a good time.
+/// Whether a text is a valid duration or a valid time.
 fn reads_as(value: &Value, leaf: &str, duration: bool) -> bool {
     let text = value.pointer(leaf).and_then(Value::as_str).unwrap_or_default();
     if duration { text.parse::<kube::core::Duration>().is_ok() } else { text.parse::<Time>().is_ok() }
 }
 
-/// What kube says of a duration that cannot be read.
+/// Whether it is kube's error about an unreadable duration.
 fn is_of_duration(error: &str) -> bool {
     ["invalid unit", "missing a unit", "invalid floating-point number"].iter().any(|e| error.starts_with(e))
 }
@@ -293,7 +293,7 @@ fn dotted(pointer: &str) -> String {
     })
 }
 
-/// Words that kubectl, which reads YAML 1.1, sends as booleans when they are not quoted. Here they are texts.
+/// Unquoted words that kubectl, which reads YAML 1.1, sends as booleans. Here they are texts.
 fn booleans(d: &Document, text: &str, found: &mut Vec<Problem>) {
     for leaf in self::texts(&d.value["spec"], "") {
         let word = d.value["spec"].pointer(&leaf).and_then(Value::as_str).unwrap_or_default();
@@ -309,11 +309,11 @@ fn booleans(d: &Document, text: &str, found: &mut Vec<Problem>) {
 }
 
 /// Objects in the same files that the spec names.
-fn beside(d: &Document, spec: &CreditMigrationSpec, documents: &[Document], found: &mut Vec<Problem>) {
+fn named_objects(d: &Document, spec: &CreditMigrationSpec, documents: &[Document], found: &mut Vec<Problem>) {
     let namespace = d.value.pointer("/metadata/namespace").and_then(Value::as_str);
     let mut objects =
         ClusterObjects { namespace: namespace.unwrap_or_default().to_owned(), ..ClusterObjects::default() };
-    // Without a namespace of its own any other is a guess: then all in the files are of one.
+    // Without a namespace of its own any other would be a guess: then all objects of the files count.
     match namespace {
         Some(namespace) => overlay(&mut objects, documents, namespace),
         None => documents.iter().for_each(|d| {

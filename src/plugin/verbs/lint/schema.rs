@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::Problem;
 
-/// Problems of a value by the schema; `path` is where the value stands.
+/// Problems of a value by the schema; `path` is the value's path.
 pub(super) fn check(schema: &Value, value: &Value, path: &str, found: &mut Vec<Problem>) {
     if value.is_null() {
         if schema["nullable"] != true {
@@ -184,11 +184,15 @@ pub(super) fn rules(schema: &Value, object: &Value, found: &mut Vec<Problem>) {
         let path = error.field_path.trim_start_matches('.').to_owned();
         match error.kind {
             ErrorKind::ValidationFailure => found.push(Problem::error(&path, error.message)),
-            // A value that a rule cannot read is told by its type; a rule that this evaluator cannot run, by the server.
+            // The type check reports a value that a rule cannot read; the server reports a rule that cannot run here.
             ErrorKind::EvaluationError => {}
             _ => found.push(Problem::warning(
                 &path,
-                format!("the rule `{}` cannot be looked at here ({}); the API server will", error.rule, error.message),
+                format!(
+                    "the rule `{}` cannot be evaluated here ({}); the API server evaluates \
+                    it",
+                    error.rule, error.message
+                ),
             )),
         }
     }
@@ -238,7 +242,7 @@ mod tests {
             "required",
             "type",
             "x-kubernetes-validations",
-            // Of the status only, or told by the type.
+            // Of the status only, or covered by the type.
             "title",
             "format",
             "x-kubernetes-list-map-keys",
@@ -256,13 +260,33 @@ mod tests {
     #[case(json!({"type": "integer", "minimum": 0.0}), json!(-1), "at least 0")]
     #[case(json!({"type": "string", "enum": ["A", "B"]}), json!("C"), "is \"C\"; write one of A, B")]
     #[case(json!({"type": "string", "minLength": 1}), json!(""), "has 0 characters, expected at least 1")]
-    #[case(json!({"type": "array", "maxItems": 1, "items": {"type": "integer"}}), json!([1, 2]), "has 2 entries, expected at most 1")]
-    #[case(json!({"type": "string", "pattern": "^[0-9]+$", "default": "42"}), json!("x"), "is \"x\", expected ^[0-9]+$; for example 42")]
+    #[case(
+        json!({"type": "array", "maxItems": 1, "items": {"type": "integer"}}),
+        json!([1, 2]),
+        "has 2 entries, expected at most 1"
+    )]
+    #[case(
+        json!({"type": "string", "pattern": "^[0-9]+$", "default": "42"}),
+        json!("x"),
+        "is \"x\", expected ^[0-9]+$; for example 42"
+    )]
     #[case(json!({"type": "string"}), Value::Null, "is empty")]
-    #[case(json!({"type": "object", "properties": {"maxDuration": {}}}), json!({"max_duration": 1}), "did you mean maxDuration?")]
-    #[case(json!({"type": "object", "properties": {"maxDuration": {}}}), json!({"maxDuratoin": 1}), "did you mean maxDuration?")]
+    #[case(
+        json!({"type": "object", "properties": {"maxDuration": {}}}),
+        json!({"max_duration": 1}),
+        "did you mean maxDuration?"
+    )]
+    #[case(
+        json!({"type": "object", "properties": {"maxDuration": {}}}),
+        json!({"maxDuratoin": 1}),
+        "did you mean maxDuration?"
+    )]
     #[case(json!({"type": "object", "properties": {"aaaa": {}}}), json!({"zzzzzzz": 1}), "those are aaaa")]
-    #[case(json!({"type": "object", "properties": {"a": {"description": "The a."}}, "required": ["a"]}), json!({}), "is missing: The a.")]
+    #[case(
+        json!({"type": "object", "properties": {"a": {"description": "The a."}}, "required": ["a"]}),
+        json!({}),
+        "is missing: The a."
+    )]
     fn problems(#[case] schema: Value, #[case] value: Value, #[case] part: &str) {
         let mut found = vec![];
         check(&schema, &value, "spec", &mut found);

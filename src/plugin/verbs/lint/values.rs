@@ -141,7 +141,8 @@ fn notices(map: &str, data: &Value, found: &mut Vec<Problem>) {
         if !is_notice_key(key) {
             found.push(Problem::warning(
                 &path,
-                "is no key of a template; write OCCASION.subject, OCCASION.body, or OCCASION.AUDIENCE.body, such as MaintenanceStarts.Users.body",
+                "is no key of a template; write OCCASION.subject, OCCASION.body, or OCCASION.AUDIENCE.body, such as \
+                    MaintenanceStarts.Users.body",
             ));
         } else if let Some(Err(why)) = text.as_str().map(parse_template) {
             found.push(Problem::error(&path, format!("cannot be parsed: {why}")));
@@ -156,9 +157,9 @@ fn is_notice_key(key: &str) -> bool {
         [occasion, audience, part] => (*occasion, Some(*audience), *part),
         _ => return false,
     };
-    let Some(occasion) = Occasion::ALL.iter().find(|o| format!("{o:?}") == occasion) else { return false };
+    let Some(occasion) = Occasion::ALL.iter().find(|o| o.as_str() == occasion) else { return false };
     ["subject", "body"].contains(&part)
-        && audience.is_none_or(|a| occasion.audiences().iter().any(|known| format!("{known:?}") == a))
+        && audience.is_none_or(|a| occasion.audiences().iter().any(|known| known.as_str() == a))
 }
 
 fn json_path(path: &str, text: &str, found: &mut Vec<Problem>) {

@@ -1,9 +1,9 @@
-//! The checklist's sections, each line ticked off by the evidence that somebody did it.
+//! The checklist's sections. Evidence checks off each line.
 
 use serde::Serialize;
 
 use crate::{
-    api::{Audience, CreditMigrationStatus, DeliveryState, Finding, Occasion, Step, StepState, Task},
+    api::{Audience, CreditMigrationStatus, DeliveryState, Finding, Occasion, Step, StepState, Task, Topic},
     plugin::verbs::verify::Record,
 };
 
@@ -20,13 +20,18 @@ pub(super) struct Line {
     pub(super) evidence: String,
 }
 
-/// Sections of the checklist, and the steps that tick its lines off.
+/// Titles of the sections that get further lines, or that not every record has.
+const TEST: &str = "Test and application";
+const COMMUNICATION: &str = "Communication";
+const ROLLBACK: &str = "Rollback";
+
+/// Sections of the checklist, and the steps that check off their lines.
 const SECTIONS: &[(&str, &[(&str, Step)])] = &[
     (
         "Backup and safety",
         &[
             ("Full backup of the database, in the bucket", Step::Backup),
-            ("The backup is whole: downloaded and read to its end", Step::VerifyBackup),
+            ("The backup is complete: downloaded and read to its end", Step::VerifyBackup),
             ("Tag and branch of the code", Step::CodeBackup),
         ],
     ),
@@ -35,18 +40,18 @@ const SECTIONS: &[(&str, &[(&str, Step)])] = &[
         &[("Statistics of users and transactions", Step::Baseline), ("Export of key users", Step::ExportKeyUsers)],
     ),
     (
-        "Test and application",
+        TEST,
         &[
-            ("Migration and way back on a copy", Step::Rehearse),
+            ("Migration and rollback on a copy", Step::Rehearse),
             ("Flag and ENABLE_ROLLBACK are prepared", Step::Preflight),
         ],
     ),
-    ("Communication", &[("The technical team knows", Step::NotifyTeam)]),
-    ("Phase 1: preparation", &[("People agree", Step::Approve), ("Time and presence", Step::Schedule)]),
+    (COMMUNICATION, &[("The technical team is notified", Step::NotifyTeam)]),
+    ("Phase 1: preparation", &[("The plan is approved", Step::Approve), ("Time and presence", Step::Schedule)]),
     (
         "Phase 2: execution",
         &[
-            ("Read-only mode, with proof", Step::BlockWrites),
+            ("Read-only mode, verified", Step::BlockWrites),
             ("Migration script", Step::Migrate),
             ("Its result", Step::VerifyMigration),
             ("Application switched", Step::SwitchApplication),
@@ -64,9 +69,9 @@ const SECTIONS: &[(&str, &[(&str, Step)])] = &[
         ],
     ),
     (
-        "Way back",
+        ROLLBACK,
         &[
-            ("Read-only mode, with proof", Step::BlockWritesForRollback),
+            ("Read-only mode, verified", Step::BlockWritesForRollback),
             ("Application switched back", Step::SwitchBack),
             ("Rollback script", Step::RollbackSql),
             ("Its result", Step::VerifyRollback),
@@ -77,24 +82,18 @@ const SECTIONS: &[(&str, &[(&str, Step)])] = &[
 
 /// The checklist, section by section.
 pub(super) fn checklist(record: &Record, status: &CreditMigrationStatus) -> Vec<Section> {
-    let mut sections: Vec<Section> = SECTIONS
-        .iter()
-        .map(|(title, lines)| Section {
-            title,
-            lines: lines.iter().flat_map(|(what, step)| of_step(what, *step, record, status)).collect(),
-        })
-        .collect();
-    if let Some(s) = sections.iter_mut().find(|s| s.title == "Test and application") {
-        s.lines.push(both_versions(record));
-    }
-    if status.rollback.is_none() {
-        sections.retain(|s| s.title != "Way back");
-    }
-    if let Some(s) = sections.iter_mut().find(|s| s.title == "Communication") {
-        s.lines.extend(told(status));
-        s.lines.push(contacts(record));
-    }
-    // Triggers and checks one by one, as they were measured last.
+    let section = |(title, lines): &(&'static str, &[(&str, Step)])| {
+        let mut lines: Vec<Line> = lines.iter().flat_map(|(what, step)| of_step(what, *step, record, status)).collect();
+        match *title {
+            TEST => lines.push(both_versions(record)),
+            COMMUNICATION => lines.extend([maintenance_notice(status), contacts(record)]),
+            _ => {}
+        }
+        Section { title, lines }
+    };
+    let listed = SECTIONS.iter().filter(|(title, _)| *title != ROLLBACK || status.rollback.is_some());
+    let mut sections: Vec<Section> = listed.map(section).collect();
+    // Triggers and checks, each with its last measurement.
     let measured: Vec<Line> = status
         .checks
         .iter()
@@ -102,7 +101,7 @@ pub(super) fn checklist(record: &Record, status: &CreditMigrationStatus) -> Vec<
             what: format!("Check {}", c.name),
             done: c.outcome == crate::api::CheckOutcome::Pass && !c.breached,
             evidence: format!(
-                "{:?}, {} measurements{}: {}",
+                "{}, {} measurements{}: {}",
                 c.outcome,
                 c.measured,
                 if c.breached { ", breached" } else { "" },
@@ -116,36 +115,29 @@ pub(super) fn checklist(record: &Record, status: &CreditMigrationStatus) -> Vec<
     sections
 }
 
-/// What a stage looks at, by the words that [`not_covered`](crate::api::CreditMigrationSpec::not_covered) has for it when no check does.
-type Parts = &'static [(&'static str, &'static [&'static str])];
+/// Lines of a stage, each with the topics of the checks that it needs.
+type Parts = &'static [(&'static str, Topic)];
 
-/// A stage's lines: that its time went by proves nothing of what no check looked at.
+/// The lines of a stage. Its duration alone is no evidence for what no check measured.
 fn parts(step: Step) -> Option<Parts> {
     Some(match step {
-        Step::Validate => &[
-            ("Functions", &["validation: login"]),
-            ("Performance", &["validation: time", "validation: error rate"]),
-            ("Data", &["validation: sum"]),
-        ],
-        Step::Monitor => &[
-            ("Logs", &["monitoring: errors"]),
-            ("Figures", &["monitoring: key figures"]),
-            ("Triggers", &["trigger: "]),
-        ],
-        Step::DayCheck => &[("After 24 hours", &["after a day"])],
-        Step::WeekReview => &[("After one week", &["after a week"])],
+        Step::Validate => {
+            &[("Functions", Topic::Functions), ("Performance", Topic::Performance), ("Data", Topic::Data)]
+        }
+        Step::Monitor => &[("Logs", Topic::Logs), ("Figures", Topic::Figures), ("Triggers", Topic::Triggers)],
+        Step::DayCheck => &[("After 24 hours", Topic::Day)],
+        Step::WeekReview => &[("After one week", Topic::Week)],
         _ => return None,
     })
 }
 
-/// The lines of a step: one, or for a stage one for each part of what it looks at.
+/// The lines of a step: one, or for a stage one for each part that it checks.
 fn of_step(what: &str, step: Step, record: &Record, status: &CreditMigrationStatus) -> Vec<Line> {
     let line = step_line(what, step, status);
     let Some(parts) = parts(step) else { return vec![line] };
     let gaps = record.migration.spec.not_covered();
-    let part = |(what, words): &(&str, &[&str])| {
-        let open = gaps.iter().filter(|gap| words.iter().any(|word| gap.what.starts_with(word)));
-        let open: Vec<&str> = open.map(|gap| gap.what.as_str()).collect();
+    let part = |(what, topic): &(&str, Topic)| {
+        let open: Vec<&str> = gaps.iter().filter(|gap| gap.topic == *topic).map(|gap| gap.what.as_str()).collect();
         let without = if open.is_empty() { String::new() } else { format!("; no check of: {}", open.join(", ")) };
         Line {
             what: (*what).to_owned(),
@@ -156,7 +148,7 @@ fn of_step(what: &str, step: Step, record: &Record, status: &CreditMigrationStat
     parts.iter().map(part).collect()
 }
 
-/// The application's own word that it can run both versions: Preflight has asked for it.
+/// Whether the application reports that it can run both versions, as Preflight recorded it.
 fn both_versions(record: &Record) -> Line {
     let runs = record.runs.iter().filter(|r| r.spec.task == Task::Preflight);
     let last = runs.filter_map(|r| Some((r.spec.attempt, r.status.as_ref()?))).max_by_key(|(attempt, _)| *attempt);
@@ -164,7 +156,7 @@ fn both_versions(record: &Record) -> Line {
     let evidence = match finding {
         Some(finding) => finding.message.clone(),
         None if record.migration.spec.application.version_probe.is_none() => {
-            "nobody asked: spec.application.versionProbe is not set".to_owned()
+            "not checked: spec.application.versionProbe is not set".to_owned()
         }
         None => "no answer is recorded".to_owned(),
     };
@@ -178,21 +170,21 @@ fn both_versions(record: &Record) -> Line {
 fn step_line(what: &str, step: Step, status: &CreditMigrationStatus) -> Line {
     let of = status.steps.iter().find(|s| s.name == step);
     let evidence = match of {
-        None => "not begun".to_owned(),
+        None => "not started".to_owned(),
         Some(s) => {
             let message = s.message.clone().or(s.reason.clone()).unwrap_or_default();
             let when = s.finished_at.map(|t| format!(", {t:.0}")).unwrap_or_default();
             match s.state {
                 StepState::Skipped => format!("not configured: {message}"),
-                state => format!("{state:?}{when}: {message}"),
+                state => format!("{state}{when}: {message}"),
             }
         }
     };
     Line { what: what.into(), done: of.is_some_and(|s| s.state == StepState::Succeeded), evidence }
 }
 
-/// Each audience of the maintenance notice.
-fn told(status: &CreditMigrationStatus) -> Vec<Line> {
+/// Whether a channel accepted the maintenance notice.
+fn maintenance_notice(status: &CreditMigrationStatus) -> Line {
     let notice = status.notices.iter().rev().find(|n| n.notice.occasion == Occasion::MaintenanceStarts);
     let taken: Vec<String> = notice
         .iter()
@@ -203,25 +195,25 @@ fn told(status: &CreditMigrationStatus) -> Vec<Line> {
     let evidence = match notice {
         None => "not sent".to_owned(),
         Some(n) => format!(
-            "{:?}, {:.0}, by {}",
+            "{}, {:.0}, by {}",
             n.state,
             n.notice.at,
             if taken.is_empty() { "none".into() } else { taken.join(", ") }
         ),
     };
-    vec![Line { what: "Maintenance notice".into(), done: !taken.is_empty(), evidence }]
+    Line { what: "Maintenance notice".into(), done: !taken.is_empty(), evidence }
 }
 
-/// Roles only: names and numbers stay in the spec.
+/// Contacts and audiences. Only roles: names and phone numbers stay in the spec.
 fn contacts(record: &Record) -> Line {
     let notifications = &record.migration.spec.notifications;
     let gaps = record.migration.spec.not_covered();
-    let roles_missing = gaps.iter().any(|gap| gap.what.starts_with("emergency contacts"));
-    let roles: Vec<String> = notifications.contacts.iter().map(|c| format!("{:?}", c.role)).collect();
+    let roles_missing = gaps.iter().any(|gap| gap.topic == Topic::Contacts);
+    let roles: Vec<String> = notifications.contacts.iter().map(|c| c.role.to_string()).collect();
     let reached: Vec<String> = [Audience::Support, Audience::Users, Audience::Social, Audience::StatusPage]
         .into_iter()
         .filter(|a| notifications.reaches(*a))
-        .map(|a| format!("{a:?}"))
+        .map(|a| a.to_string())
         .collect();
     let evidence = format!(
         "contacts: {}; channels reach: {}",
@@ -240,22 +232,25 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::plugin::{inspect::procedure::STEPS, verbs::verify::tests::completed};
+    use crate::{machine::steps::FORWARD, plugin::verbs::verify::tests::completed};
 
     #[test]
     fn every_step_is_a_line_of_the_checklist() {
         let lines: Vec<Step> = SECTIONS.iter().flat_map(|(_, lines)| lines.iter().map(|(_, step)| *step)).collect();
-        for step in STEPS {
-            assert_eq!(lines.iter().filter(|s| *s == step).count(), 1, "{step:?}");
+        for step in FORWARD.iter().map(|row| row.step) {
+            assert_eq!(lines.iter().filter(|s| **s == step).count(), 1, "{step:?}");
         }
     }
 
     #[rstest::rstest]
     #[case(json!({"name": "version probe", "message": "the application runs v1; it holds both versions"}), true)]
-    #[case(json!({"name": "version probe", "message": "the application runs v1; it does not say which versions it holds"}), false)]
+    #[case(
+        json!({"name": "version probe", "message": "the application runs v1; it does not say which versions it holds"}),
+        false
+    )]
     #[case(json!({"name": "version probe", "reason": "ProbeFailed", "message": "no answer"}), false)]
     #[case(json!({"name": "bucket", "message": "it holds both versions"}), false)]
-    fn both_versions_by_the_applications_own_word(#[case] finding: serde_json::Value, #[case] done: bool) {
+    fn both_versions_as_the_application_reports_them(#[case] finding: serde_json::Value, #[case] done: bool) {
         let mut record = completed();
         let mut run = record.runs[0].clone();
         run.spec.task = Task::Preflight;

@@ -1,4 +1,5 @@
-//! `report`: the whole record of a migration, in the order of the checklist. The figures are those of [`super::verify`].
+//! `report`: writes the whole record of a migration, in the order of the checklist. Evidence is that of
+//! [`super::verify`].
 
 mod checklist;
 
@@ -23,19 +24,19 @@ use crate::{
 };
 
 pub(crate) const EXAMPLES: &str = "\
-As Markdown, or with -o json or yaml. It holds no secret, no row of a user, and no phone number.
+As Markdown, or with -o json or yaml. It has no secret, no row of a user, and no phone number.
 
 Examples:
   kubectl creditmigration report simplify-credits >report.md
   kubectl creditmigration report simplify-credits -o json";
 
-/// Whose record.
+/// Whose record to write.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     /// Name of the CreditMigration.
     #[arg(add = completion::names())]
     name: String,
-    /// How it is written.
+    /// Output format.
     #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
     output: Format,
 }
@@ -46,7 +47,6 @@ pub(crate) struct Args {
 struct MigrationReport {
     name: String,
     namespace: String,
-    #[serde(rename = "standing")]
     current_state: String,
     author: String,
     digest: Option<String>,
@@ -57,7 +57,7 @@ struct MigrationReport {
     notices: Vec<NoticeLine>,
     /// Objects in the bucket.
     objects: Vec<Object>,
-    /// What `verify` says.
+    /// Result of `verify`.
     evidence: Vec<CheckedItem>,
 }
 
@@ -74,7 +74,7 @@ struct DecisionRecord {
 #[serde(rename_all = "camelCase")]
 struct Window {
     run: String,
-    way: &'static str,
+    direction: &'static str,
     state: String,
     blocked_at: Option<Time>,
     released_at: Option<Time>,
@@ -99,7 +99,7 @@ struct Object {
     sha256: Option<String>,
 }
 
-/// Writes it.
+/// Writes the record.
 pub(crate) async fn run(connection: &Connection, args: &Args) -> Result<Output, Error> {
     let report = of(&fetch(connection, &args.name).await?);
     Ok(Output::success(args.output.write(&report, || markdown(&report))?))
@@ -120,7 +120,7 @@ fn of(record: &Record) -> MigrationReport {
             .iter()
             .map(|d| DecisionRecord {
                 at: d.metadata.creation_timestamp.as_ref().map(|t| t.0),
-                decision: format!("{:?}", d.spec.decision),
+                decision: d.spec.decision.to_string(),
                 by: d.spec.by.clone(),
                 reason: d.spec.reason.clone().unwrap_or_default(),
                 digest: d.spec.digest.clone(),
@@ -131,10 +131,10 @@ fn of(record: &Record) -> MigrationReport {
             .notices
             .iter()
             .map(|n| NoticeLine {
-                occasion: format!("{:?}", n.notice.occasion),
+                occasion: n.notice.occasion.to_string(),
                 at: n.notice.at,
-                state: format!("{:?}", n.state),
-                channels: n.deliveries.iter().map(|d| format!("{} {:?}", d.channel, d.state)).collect(),
+                state: n.state.to_string(),
+                channels: n.deliveries.iter().map(|d| format!("{} {}", d.channel, d.state)).collect(),
             })
             .collect(),
         objects: objects(&status),
@@ -153,8 +153,8 @@ fn windows(record: &Record) -> Vec<Window> {
     runs.into_iter()
         .map(|(r, w)| Window {
             run: r.name_any(),
-            way: if r.spec.task == Task::Window { "there" } else { "back" },
-            state: format!("{:?}", w.state),
+            direction: if r.spec.task == Task::Window { "forward" } else { "rollback" },
+            state: w.state.to_string(),
             blocked_at: w.blocked_at,
             released_at: w.released_at,
             blocked_seconds: w
@@ -211,7 +211,7 @@ fn markdown(report: &MigrationReport) -> String {
         evidence,
     } = report;
     let mut text = format!(
-        "# Credit migration {name}\n\n- Namespace: {namespace}\n- Stands: {}\n- Author: {author}\n- Plan: {}\n",
+        "# Credit migration {name}\n\n- Namespace: {namespace}\n- State: {}\n- Author: {author}\n- Plan: {}\n",
         one_line(current_state.clone()),
         digest.as_deref().unwrap_or("none yet")
     );
@@ -234,11 +234,11 @@ fn markdown(report: &MigrationReport) -> String {
     grid(
         &mut text,
         "Windows",
-        &["Run", "Way", "State", "Blocked", "Released", "Blocked for", "Proof"],
+        &["Run", "Direction", "State", "Blocked", "Released", "Blocked for", "Verified by"],
         windows.iter().map(|w| {
             vec![
                 w.run.clone(),
-                w.way.to_owned(),
+                w.direction.to_owned(),
                 w.state.clone(),
                 time(&w.blocked_at),
                 time(&w.released_at),
@@ -278,7 +278,7 @@ fn markdown(report: &MigrationReport) -> String {
 
 /// A table of Markdown; nothing if it has no row.
 fn grid(text: &mut String, title: &str, header: &[&str], rows: impl Iterator<Item = Vec<String>>) {
-    // A bar would end the cell.
+    // An unescaped bar would end the cell.
     let row = |cells: Vec<String>| {
         format!("| {} |\n", cells.into_iter().map(|c| one_line(c).replace('|', "\\|")).collect::<Vec<_>>().join(" | "))
     };
@@ -300,7 +300,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::plugin::{inspect::procedure::STEPS, verbs::verify::tests::completed};
+    use crate::{machine::steps::FORWARD, plugin::verbs::verify::tests::completed};
 
     #[test]
     fn the_record_is_whole() {
@@ -309,12 +309,16 @@ mod tests {
         status.steps = serde_json::from_value(json!([
             {"name": "Backup", "state": "Succeeded", "attempt": 1, "startedAt": "2030-01-01T00:00:00Z",
              "finishedAt": "2030-01-01T00:01:00Z", "message": "10 bytes\nin s3://b/o"},
-            {"name": "CodeBackup", "state": "Skipped", "attempt": 1, "startedAt": "2030-01-01T00:00:00Z", "message": "spec.code is not set"},
+            {"name": "CodeBackup", "state": "Skipped", "attempt": 1, "startedAt": "2030-01-01T00:00:00Z",
+             "message": "spec.code is not set"},
         ]))
         .unwrap();
         status.notices = serde_json::from_value(json!([{"state": "Delivered", "attempt": 1,
-            "notice": {"id": "1", "occasion": "MaintenanceStarts", "at": "2030-01-01T01:00:00Z", "message": "x", "phase": "AwaitingApproval"},
-            "deliveries": [{"channel": "team", "state": "Delivered", "message": "200", "at": "2030-01-01T01:00:00Z"}]}]))
+        "notice": {"id": "1", "occasion": "MaintenanceStarts", "at": "2030-01-01T01:00:00Z", "message": "x",
+            "phase": "AwaitingApproval"},
+        "deliveries": [
+            {"channel": "team", "state": "Delivered", "message": "200", "at": "2030-01-01T01:00:00Z"},
+        ]}]))
         .unwrap();
         record.migration.spec.notifications = serde_json::from_value(
             json!({"contacts": [{"role": "DBA", "name": "Dora", "phone": "+49 30 1", "duty": "database"}]}),
@@ -326,27 +330,30 @@ mod tests {
             "# Credit migration m",
             "- [x] Full backup of the database, in the bucket: Succeeded, 2030-01-01T00:01:00Z: 10 bytes in s3://b/o",
             "- [ ] Tag and branch of the code: not configured: spec.code is not set",
-            "- [ ] Decision to keep the new system: not begun",
+            "- [ ] Decision to keep the new system: not started",
             "- [x] Maintenance notice: Delivered, 2030-01-01T01:00:00Z, by team",
             "| 2030-01-01T01:00:00Z | Approve | ann | a \\| b | sha256:",
-            "| m-window-1 | there | Released | 2030-01-01T02:00:00Z | 2030-01-01T02:00:09Z | 9s | 25006 |",
+            "| m-window-1 | forward | Released | 2030-01-01T02:00:00Z | 2030-01-01T02:00:09Z | 9s | 25006 |",
             "| backup | s3://b/o | 10 | sha256:dump |",
         ] {
             assert!(text.contains(part), "{part}:\n{text}");
         }
         assert!(!text.contains("+49") && !text.contains("Dora"), "no personal data:\n{text}");
-        assert!(!text.contains("## Way back"));
+        assert!(!text.contains("## Rollback"));
         let json = serde_json::to_value(of(&record)).unwrap();
         assert_eq!(json["windows"][0]["blockedSeconds"], 9.0);
     }
 
-    /// All steps succeeded, by a spec without checks, channels and probe: a box that nobody looked into stays empty.
+    /// All steps succeeded, for a spec without checks, channels and probe: what was not checked is not checked off.
     #[test]
-    fn what_nobody_did_is_not_ticked() {
+    fn what_was_not_done_is_not_checked_off() {
         let mut record = completed();
-        let done: Vec<_> = STEPS
+        let done: Vec<_> = FORWARD
             .iter()
-            .map(|step| json!({"name": step, "state": "Succeeded", "attempt": 1, "startedAt": "2030-01-01T00:00:00Z", "message": "done"}))
+            .map(|row| {
+                json!({"name": row.step, "state": "Succeeded", "attempt": 1, "startedAt": "2030-01-01T00:00:00Z",
+                    "message": "done"})
+            })
             .collect();
         record.migration.status.as_mut().unwrap().steps = serde_json::from_value(json!(done)).unwrap();
         record.migration.spec.application.version_probe = None;
@@ -355,11 +362,11 @@ mod tests {
         let text = markdown(&of(&record));
         for part in [
             "- [x] Flag and ENABLE_ROLLBACK are prepared: Succeeded: done",
-            "- [ ] Both versions are in the application: nobody asked: spec.application.versionProbe is not set",
+            "- [ ] Both versions are in the application: not checked: spec.application.versionProbe is not set",
             "- [x] Time and presence: ",
             "- [ ] Maintenance notice: not sent",
             "- [ ] Functions: Succeeded: done; no check of: validation: login, display, deduction, upgrade",
-            "- [ ] Performance: Succeeded: done; no check of: validation: time to the answer below 100 ms, ",
+            "- [ ] Performance: Succeeded: done; no check of: validation: response time below 100 ms, ",
             "- [ ] Data: ",
             "- [ ] Logs: ",
             "- [ ] Figures: ",
@@ -375,12 +382,12 @@ mod tests {
     }
 
     #[test]
-    fn a_way_back_has_its_section() {
+    fn a_rollback_has_its_section() {
         let mut record = completed();
         record.migration.status.as_mut().unwrap().rollback = Some(
             serde_json::from_value(json!({"cause": "Rollback", "message": "r", "startedAt": "2030-01-01T03:00:00Z"}))
                 .unwrap(),
         );
-        assert!(markdown(&of(&record)).contains("## Way back"));
+        assert!(markdown(&of(&record)).contains("## Rollback"));
     }
 }

@@ -1,7 +1,7 @@
 //! `verify`: whether the evidence in the status is there and hangs together.
 //!
-//! It believes no summary: the digest is computed again, approvals are counted in the decisions themselves, facts of the window
-//! are read from its run.
+//! It believes no summary: the digest is computed again, approvals are counted in the decisions themselves, facts of
+//! the window are read from its run.
 
 use std::collections::BTreeSet;
 
@@ -26,27 +26,27 @@ use crate::{
 };
 
 pub(crate) const EXAMPLES: &str = "\
-Exit code 3: evidence is missing that should be there by now, or does not fit. What approval rests on is always asked for.
+Exit code 3: evidence that is due is missing or inconsistent. The evidence behind an approval is always due.
 
 Examples:
   kubectl creditmigration verify simplify-credits
   kubectl creditmigration verify simplify-credits -o json";
 
-/// What is looked at.
+/// What to verify.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     /// Name of the CreditMigration.
     #[arg(add = completion::names())]
     name: String,
-    /// How it is written.
+    /// Output format.
     #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
     output: Format,
 }
 
-/// Everything that evidence is read from.
+/// All objects that evidence is read from.
 #[derive(Clone, Debug)]
 pub(crate) struct Record {
-    /// When it was read.
+    /// When they were read.
     pub(crate) at: Time,
     /// The migration.
     pub(crate) migration: CreditMigration,
@@ -54,7 +54,7 @@ pub(crate) struct Record {
     pub(crate) decisions: Vec<MigrationDecision>,
     /// Its runs.
     pub(crate) runs: Vec<MigrationRun>,
-    /// SHA-256 of up and down SQL as their ConfigMaps have it now; none where it cannot be read.
+    /// SHA-256 of the up and down SQL that their ConfigMaps have now; absent where it cannot be read.
     pub(crate) sql: [Option<String>; 2],
 }
 
@@ -64,7 +64,7 @@ struct Verified<'a> {
     evidence: &'a [CheckedItem],
 }
 
-/// Verifies it.
+/// Verifies the evidence.
 pub(crate) async fn run(connection: &Connection, args: &Args) -> Result<Output, Error> {
     let record = fetch(connection, &args.name).await?;
     let evidence = verify(&record);
@@ -72,7 +72,7 @@ pub(crate) async fn run(connection: &Connection, args: &Args) -> Result<Output, 
     Ok(Output { text, exit: exit_of(&evidence) })
 }
 
-/// Reads everything that evidence is read from.
+/// Reads all objects that evidence is read from.
 pub(crate) async fn fetch(connection: &Connection, name: &str) -> Result<Record, Error> {
     let migration = connection.migration(name).await?;
     let uid = migration.uid().unwrap_or_default();
@@ -99,7 +99,7 @@ impl Record {
         self.migration.status.clone().unwrap_or_default()
     }
 
-    /// People who approved a digest, the author aside.
+    /// People other than the author who approved a digest.
     pub(crate) fn approvers(&self, digest: &str, after: Option<Time>) -> BTreeSet<String> {
         self.decisions_on(DecisionKind::Approve, digest)
             .filter(|d| is_after(d, after))
@@ -108,7 +108,7 @@ impl Record {
             .collect()
     }
 
-    /// People who said that they are present for a digest. `fresh`: only who said so within `presence.within`.
+    /// People who confirmed presence for a digest. `fresh`: only confirmations within `presence.within`.
     fn present(&self, digest: &str, after: Option<Time>, fresh: bool) -> BTreeSet<String> {
         let within = to_signed(self.migration.spec.schedule.presence.within);
         let since = fresh.then(|| self.at.checked_sub(within).unwrap_or(Time::MIN));
@@ -122,7 +122,7 @@ impl Record {
         self.decisions.iter().filter(move |d| d.spec.decision == kind && d.spec.digest.as_deref() == Some(digest))
     }
 
-    /// The last run of a task that has something to say of a window.
+    /// The last run of a task that reported progress of a window.
     pub(crate) fn window(&self, task: Task) -> Option<(&MigrationRun, &WindowProgress)> {
         let of_task = self.runs.iter().filter(|r| r.spec.task == task);
         let reported = of_task.filter_map(|r| Some((r, r.status.as_ref()?.window.as_ref()?)));
@@ -130,22 +130,22 @@ impl Record {
     }
 }
 
-/// Whether a decision was made after a time. One without a time of its own was not.
+/// Whether a decision was made after a time. A decision without a time of its own was not.
 fn is_after(decision: &MigrationDecision, after: Option<Time>) -> bool {
     after.is_none_or(|t| decision.metadata.creation_timestamp.as_ref().is_some_and(|c| c.0 > t))
 }
 
-/// The phases in which writes have been, or are, blocked: approvals were needed by then.
+/// Whether the window has started: from then on approvals are due.
 fn window_started(phase: Option<Phase>) -> bool {
     !matches!(phase, None | Some(Phase::Preparing | Phase::AwaitingApproval | Phase::Failed | Phase::Cancelled))
 }
 
-/// The phases in which the new version has run with writes open.
-fn cut_over(status: &CreditMigrationStatus) -> bool {
+/// Whether writes were unblocked on the new version.
+fn is_cutover_done(status: &CreditMigrationStatus) -> bool {
     matches!(status.phase, Some(Phase::Validating | Phase::Monitoring | Phase::Observing | Phase::Completed))
 }
 
-/// One line for each piece of evidence.
+/// One item for each piece of evidence.
 pub(crate) fn verify(record: &Record) -> Vec<CheckedItem> {
     let status = record.status();
     let mut found = vec![];
@@ -159,7 +159,7 @@ pub(crate) fn verify(record: &Record) -> Vec<CheckedItem> {
     found
 }
 
-/// Steps that a spec may leave out.
+/// Evidence of steps that a spec may leave out.
 fn configured(record: &Record, status: &CreditMigrationStatus) -> Vec<CheckedItem> {
     let what = "tag and branch of the code";
     let code = match (&record.migration.spec.code, &status.code_backup) {
@@ -193,12 +193,12 @@ fn configured(record: &Record, status: &CreditMigrationStatus) -> Vec<CheckedIte
     vec![code, users]
 }
 
-/// Missing when it should be there by now.
+/// Missing if it is due.
 fn due(now: bool) -> State {
     if now { State::Missing } else { State::NotYet }
 }
 
-/// A digest as all of ours are written.
+/// Whether a digest has the form `sha256:` and 64 hex digits.
 fn valid_digest(sha: &str) -> State {
     let hex = sha.strip_prefix("sha256:");
     let good = hex.is_some_and(|h| h.len() == 64 && h.chars().all(|c| c.is_ascii_hexdigit()));
@@ -235,21 +235,21 @@ fn backup(status: &CreditMigrationStatus) -> Vec<CheckedItem> {
     let what = "rehearsal";
     found.push(match (&status.rehearsal, &status.baseline) {
         (None, _) => item(what, State::Missing, "no evidence in status.rehearsal"),
-        (Some(r), _) if r.tables_equal == 0 => item(what, State::Wrong, "no table was compared after the way back"),
+        (Some(r), _) if r.tables_equal == 0 => item(what, State::Wrong, "no table was compared after the rollback"),
         (Some(r), Some(b)) if r.users != b.users => {
             item(what, State::Wrong, format!("{} users restored, the baseline has {}", r.users, b.users))
         }
         (Some(r), _) => item(
             what,
-            // Passed, and yet to be thought about: what does not pass on the copy may go back by itself on the new version.
+            // Passed, but worth a review: a check that fails on the copy may start a rollback on the new version.
             if r.checks_not_passing.is_empty() { State::Ok } else { State::Note },
             format!(
-                "{} users; {} tables equal after the way back; there {}, back {}; {}",
+                "{} users; {} tables equal after the rollback; migration {}, rollback {}; {}",
                 r.users,
                 r.tables_equal,
                 seconds(r.migrate_seconds),
                 seconds(r.rollback_seconds),
-                r.checks_in_words()
+                r.checks_summary()
             ),
         ),
     });
@@ -269,9 +269,10 @@ fn plan(record: &Record, status: &CreditMigrationStatus) -> Vec<CheckedItem> {
         }
         (Some(reported), computed) => {
             let computed = computed.unwrap_or_else(|| "none: evidence is missing".into());
-            // After RollbackFailed the down SQL may have been corrected: it is read anew, the approvals were for the old one.
+            // After RollbackFailed the down SQL may have been corrected: it is read again, the approvals were for the
+            // old one.
             let hint =
-                if status.rollback.is_some() { "; the down SQL may have been corrected for the way back" } else { "" };
+                if status.rollback.is_some() { "; the down SQL may have been corrected for the rollback" } else { "" };
             item(what, State::Wrong, format!("status says {reported}, computed is {computed}{hint}"))
         }
     });
@@ -282,7 +283,7 @@ fn plan(record: &Record, status: &CreditMigrationStatus) -> Vec<CheckedItem> {
         };
         let planned = if i == 0 { &plan.up_sha256 } else { &plan.down_sha256 };
         found.push(match &record.sql[i] {
-            Some(now) if now == planned => item(which, State::Ok, format!("{planned}, as its ConfigMap has it")),
+            Some(now) if now == planned => item(which, State::Ok, format!("{planned}, also in its ConfigMap")),
             Some(now) => item(which, State::Wrong, format!("planned {planned}, its ConfigMap has {now}")),
             None => item(which, State::NotChecked, format!("planned {planned}; its ConfigMap cannot be read")),
         });
@@ -295,8 +296,9 @@ fn approvals_and_presence(record: &Record, status: &CreditMigrationStatus) -> Ve
     let Some(digest) = status.plan.as_ref().and_then(|p| p.digest.clone()) else {
         return vec![item("approvals", State::Missing, "there is no digest to approve")];
     };
-    let begun = window_started(status.phase);
-    // A window that ended without effect voids what came before it; one that took effect was opened on what is counted here.
+    let started = window_started(status.phase);
+    // A window that ended without effect voids earlier approvals; one that took effect was started on those counted
+    // here.
     let after = status.approvals_after;
     let people = record.approvers(&digest, after);
     let (needed, names) = (spec.approval.required as usize, list(&people));
@@ -304,20 +306,20 @@ fn approvals_and_presence(record: &Record, status: &CreditMigrationStatus) -> Ve
     let next = format!("next: {}", plugin(&namespace, format!("approve {name}")));
     let mut found = vec![match people.len() {
         n if n >= needed => item("approvals", State::Ok, format!("{n} of {needed}, not the author: {names}")),
-        n if begun => item("approvals", State::Missing, format!("{n} of {needed} decisions for {digest}: {names}")),
+        n if started => item("approvals", State::Missing, format!("{n} of {needed} decisions for {digest}: {names}")),
         n => item("approvals", State::NotYet, format!("{n} of {needed}: {names}; {next}")),
     }];
     let reported: BTreeSet<String> = status.approved_by.iter().cloned().collect();
     if let Some(unfounded) = reported.iter().find(|by| !people.contains(*by)) {
-        let text = format!("status.approvedBy names {unfounded}, of whom there is no decision for {digest}");
+        let text = format!("status.approvedBy has {unfounded}, without a decision for {digest}");
         found.push(item("approvals", State::Wrong, text));
     }
-    // Until the window opens, who was there yesterday is not: the machine counts the same.
-    let present = record.present(&digest, after, !begun);
+    // Until the window starts, older confirmations do not count: the machine counts in the same way.
+    let present = record.present(&digest, after, !started);
     let needed = spec.schedule.presence.required.max(2) as usize;
     found.push(match present.len() {
         n if n >= needed => item("presence", State::Ok, format!("{n} of {needed}: {}", list(&present))),
-        n if begun => item("presence", State::Missing, format!("{n} of {needed}: {}", list(&present))),
+        n if started => item("presence", State::Missing, format!("{n} of {needed}: {}", list(&present))),
         n => {
             let next = plugin(&namespace, format!("ready {name}"));
             let within = seconds(to_signed(spec.schedule.presence.within).as_secs_f64());
@@ -332,13 +334,13 @@ fn approvals_and_presence(record: &Record, status: &CreditMigrationStatus) -> Ve
 }
 
 fn list(people: &BTreeSet<String>) -> String {
-    if people.is_empty() { "nobody".into() } else { people.iter().cloned().collect::<Vec<_>>().join(", ") }
+    if people.is_empty() { "none".into() } else { people.iter().cloned().collect::<Vec<_>>().join(", ") }
 }
 
-/// Facts of the window on the way there, as its run reported them.
+/// Evidence of the window on the forward path, as its run reported it.
 fn window(record: &Record, status: &CreditMigrationStatus) -> Vec<CheckedItem> {
     let run = record.window(Task::Window);
-    let kept = cut_over(status);
+    let kept = is_cutover_done(status);
     let Some((run, w)) = run else {
         return vec![item("window", due(window_started(status.phase)), "no run of the window has reported")];
     };
@@ -347,7 +349,7 @@ fn window(record: &Record, status: &CreditMigrationStatus) -> Vec<CheckedItem> {
         Some(proof) => {
             item("writes were blocked", State::Ok, format!("{proof}; {} sessions ended", w.terminated_sessions))
         }
-        None => item("writes were blocked", due(kept), format!("{name} has no proof")),
+        None => item("writes were blocked", due(kept), format!("{name} has not reported it")),
     }];
     found.push(match w.migrate_seconds {
         Some(s) => {
@@ -357,12 +359,12 @@ fn window(record: &Record, status: &CreditMigrationStatus) -> Vec<CheckedItem> {
     });
     let comparison = w.comparison.as_ref().or(status.window.as_ref().and_then(|w| w.comparison.as_ref()));
     found.push(balances("balances after the change", comparison, kept));
-    if let (Some(blocked), Some(released)) = (w.blocked_at, w.released_at) {
-        found.push(blocked_time("window", blocked, released, record));
+    if let (Some(blocked), Some(unblocked)) = (w.blocked_at, w.released_at) {
+        found.push(blocked_time("window", blocked, unblocked, record));
     } else {
         let open =
-            if w.state == WindowState::Starting || w.state == WindowState::Ready { "not begun" } else { "not over" };
-        found.push(item("window", due(kept), format!("{open}: {:?}", w.state)));
+            if w.state == WindowState::Starting || w.state == WindowState::Ready { "not started" } else { "not ended" };
+        found.push(item("window", due(kept), format!("{open}: {}", w.state)));
     }
     found
 }
@@ -377,33 +379,33 @@ fn balances(what: &str, comparison: Option<&crate::api::Comparison>, due_now: bo
     }
 }
 
-fn blocked_time(what: &str, blocked: Time, released: Time, record: &Record) -> CheckedItem {
-    let took = (released - blocked).total(jiff::Unit::Second).unwrap_or_default();
+fn blocked_time(what: &str, blocked: Time, unblocked: Time, record: &Record) -> CheckedItem {
+    let took = (unblocked - blocked).total(jiff::Unit::Second).unwrap_or_default();
     let limit = to_signed(record.migration.spec.window.max_duration).as_secs_f64();
     let text = format!("writes were blocked for {}, at most {}", seconds(took), seconds(limit));
     item(what, if took > limit { State::Wrong } else { State::Ok }, text)
 }
 
-/// The way back, if there was one.
+/// Evidence of the rollback, if there was one.
 fn rollback(record: &Record, status: &CreditMigrationStatus) -> Vec<CheckedItem> {
     let Some(rollback) = &status.rollback else { return vec![] };
     let back = status.phase == Some(Phase::RolledBack);
-    let mut found = vec![item("cause of the way back", State::Ok, format!("{}: {}", rollback.cause, rollback.message))];
+    let mut found = vec![item("cause of the rollback", State::Ok, format!("{}: {}", rollback.cause, rollback.message))];
     let run = record.window(Task::RollbackWindow).or_else(|| record.window(Task::Window));
     match run {
         Some((_, w)) if w.state == WindowState::RolledBack => {
             found.push(item("old schema", State::Ok, "the down SQL is committed, or the up SQL never was"));
             if w.comparison.is_some() || w.users_written_since.is_some() {
-                found.push(balances("balances after the way back", w.comparison.as_ref(), back));
+                found.push(balances("balances after the rollback", w.comparison.as_ref(), back));
             }
-            if let (Task::RollbackWindow, Some(blocked), Some(released)) =
+            if let (Task::RollbackWindow, Some(blocked), Some(unblocked)) =
                 (run.map_or(Task::Window, |r| r.0.spec.task), w.blocked_at, w.released_at)
             {
-                found.push(blocked_time("window of the way back", blocked, released, record));
+                found.push(blocked_time("window of the rollback", blocked, unblocked, record));
             }
         }
-        Some((run, w)) => found.push(item("old schema", due(back), format!("{} is {:?}", run.name_any(), w.state))),
-        None => found.push(item("old schema", due(back), "no run of the way back has reported")),
+        Some((run, w)) => found.push(item("old schema", due(back), format!("{} is {}", run.name_any(), w.state))),
+        None => found.push(item("old schema", due(back), "no run of the rollback has reported")),
     }
     found
 }
