@@ -6,9 +6,10 @@ use fastrand::Rng;
 use super::world::{App, Defect, Migration, Schema, Stored, WindowRecord, World};
 use crate::{
     api::{
-        CheckOutcome, CheckResult, Comparison, Delivery, DeliveryState, MigrationRun, MigrationRunStatus, Occasion,
-        Reason, RunPhase, Task, WindowCommand, WindowProgress, WindowState,
+        CheckOutcome, CheckResult, Comparison, Delivery, DeliveryState, Direction, MigrationRun, MigrationRunStatus,
+        Occasion, Reason, RunPhase, SchemaInPlace, Task, WindowCommand, WindowProgress, WindowState,
         fixtures::{self, SECRET},
+        window_rules::{EndCause, Ending, Move, WindowActivity, WindowView, next_move},
     },
     machine::{Effect, Job, Observed, ObservedRun, Target, decide},
 };
@@ -285,10 +286,7 @@ impl Pod {
             let acknowledged = w.db.windows.values().any(|i| i.acknowledged && i.finished.is_none());
             let deadline =
                 w.db.windows.values().filter(|i| i.finished.is_none()).map(|i| i.deadline).max().unwrap_or(w.now);
-            w.db.windows.insert(
-                task,
-                WindowRecord { attempt, deadline, acknowledged, alerted: false, finished: None, passed: false },
-            );
+            w.db.windows.insert(task, WindowRecord { attempt, deadline, acknowledged, ..WindowRecord::default() });
         }
         let window = w.db.windows.get(&task).filter(|i| i.attempt == attempt).cloned();
         let uid = &run.spec.migration_uid;
@@ -296,6 +294,8 @@ impl Pod {
         if w.defect == Defect::LedgerIgnored {
             has_up = self.migrated;
         }
+        let direction = if up { Direction::Forward } else { Direction::Rollback };
+        let deadline = order.and_then(|o| o.deadline);
         let Some(window) = window else {
             if has_down || (!up && !has_up) {
                 return self.end(w, run, WindowState::RolledBack, None, false);
@@ -303,29 +303,23 @@ impl Pod {
             if up && has_up {
                 return self.end(w, run, WindowState::Released, None, false);
             }
-            return match (command, order.and_then(|o| o.deadline)) {
-                (WindowCommand::Standby, _) | (_, None) => {
-                    self.report(w, WindowState::Ready, false, false);
+            let (command, overdue) = match deadline {
+                Some(deadline) => (command, w.now >= deadline),
+                // Without a deadline no order is valid.
+                None => (WindowCommand::Standby, false),
+            };
+            let view = WindowView { overdue, ..view(direction, WindowActivity::Standby, command) };
+            return match (next_move(&view), deadline) {
+                (Move::BlockWrites, Some(deadline)) => {
+                    w.db.windows.insert(task, WindowRecord { attempt, deadline, ..WindowRecord::default() });
+                    w.db.blocked_at = Some(w.now);
                     true
                 }
-                (WindowCommand::Rollback, _) => self.end(w, run, WindowState::RolledBack, None, false),
-                (_, Some(deadline)) if w.now >= deadline => {
-                    let state = if up { WindowState::RolledBack } else { WindowState::Released };
-                    self.end(w, run, state, Some(Reason::DeadlinePassed), true)
+                (Move::End(Ending::NothingBlocked(Some(schema), cause)), _) => {
+                    self.end(w, run, ended(schema), reason_of(cause), cause == EndCause::Overdue)
                 }
-                (_, Some(deadline)) => {
-                    w.db.windows.insert(
-                        task,
-                        WindowRecord {
-                            attempt,
-                            deadline,
-                            acknowledged: false,
-                            alerted: false,
-                            finished: None,
-                            passed: false,
-                        },
-                    );
-                    w.db.blocked_at = Some(w.now);
+                _ => {
+                    self.report(w, WindowState::Ready, false, false);
                     true
                 }
             };
@@ -339,53 +333,51 @@ impl Pod {
         // Half of the acts are reports, so that what is known and what is reported differ often.
         if rng.bool() {
             let state = match () {
-                () if w.now >= window.deadline && window.acknowledged => WindowState::Held,
+                () if window.stuck => WindowState::Held,
                 () if has_up && up => WindowState::Migrated,
                 () => WindowState::Blocked,
             };
-            if state == WindowState::Held {
-                Self::alert(w, task);
-            }
-            self.report(w, state, window.acknowledged, state == WindowState::Held);
+            self.report(w, state, window.acknowledged, window.stuck);
             return true;
         }
-        let deadline = order.as_ref().and_then(|o| o.deadline).unwrap_or(window.deadline);
-        let overdue = w.now >= deadline && w.defect != Defect::DeadlineIgnored;
-        if up && !has_up {
-            if overdue || command == WindowCommand::Rollback {
-                return self.finish(
-                    w,
-                    task,
-                    WindowState::RolledBack,
-                    overdue.then_some(Reason::DeadlinePassed),
-                    overdue,
-                );
-            }
-            return match rng.u8(..) {
-                0..6 => self.finish(w, task, WindowState::RolledBack, Some(Reason::SqlFailed), false),
-                6..20 => self.finish(w, task, WindowState::RolledBack, Some(Reason::LockTimeout), false),
-                _ => {
-                    Self::migrate(w, uid);
-                    self.migrated = true;
-                    true
-                }
-            };
-        }
-        self.compared |= up;
-        match command {
-            WindowCommand::Rollback => self.undo(w, rng, run, None),
-            WindowCommand::UnblockWrites if self.compared => self.finish(w, task, WindowState::Released, None, false),
-            _ if overdue && !window.acknowledged && up => self.undo(w, rng, run, Some(Reason::DeadlinePassed)),
-            _ if overdue && !window.acknowledged => {
-                self.finish(w, task, WindowState::Released, Some(Reason::DeadlinePassed), true)
-            }
-            WindowCommand::Switch if !window.acknowledged && !overdue => {
-                if let Some(i) = w.db.windows.get_mut(&task) {
-                    i.acknowledged = true;
-                }
+        let applying = up && !has_up;
+        self.compared |= up && has_up;
+        let activity = if applying { WindowActivity::ApplyingSql } else { WindowActivity::AwaitingCutover };
+        let view = WindowView {
+            overdue: w.now >= deadline.unwrap_or(window.deadline) && w.defect != Defect::DeadlineIgnored,
+            switch_acknowledged: window.acknowledged,
+            stuck: window.stuck,
+            unexplained_balances: self.compared.then_some(0),
+            ..view(direction, activity, command)
+        };
+        match next_move(&view) {
+            Move::Wait if applying => self.apply_sql(w, rng, run),
+            Move::AcknowledgeSwitch => {
+                self.change_record(w, task, |record| record.acknowledged = true);
                 true
             }
+            Move::BecomeStuck => {
+                self.become_stuck(w, task);
+                true
+            }
+            Move::End(Ending::Rollback(cause)) => self.undo(w, rng, run, reason_of(cause)),
+            Move::End(Ending::Finish(schema, cause)) => {
+                self.finish(w, task, ended(schema), reason_of(cause), cause == EndCause::Overdue)
+            }
             _ => true,
+        }
+    }
+
+    fn apply_sql(&mut self, w: &mut World, rng: &mut Rng, run: &MigrationRun) -> bool {
+        let task = run.spec.task;
+        match rng.u8(..) {
+            0..6 => self.finish(w, task, WindowState::RolledBack, Some(Reason::SqlFailed), false),
+            6..20 => self.finish(w, task, WindowState::RolledBack, Some(Reason::LockTimeout), false),
+            _ => {
+                Self::migrate(w, &run.spec.migration_uid);
+                self.migrated = true;
+                true
+            }
         }
     }
 
@@ -397,11 +389,18 @@ impl Pod {
         }
     }
 
-    /// The alert of a stuck window goes out by the channels, which need no API server.
-    fn alert(w: &mut World, task: Task) {
+    /// Writes stay blocked until an order comes. The alert goes out by the channels, which need no API server.
+    fn become_stuck(&self, w: &mut World, task: Task) {
         let alerted = w.defect != Defect::SilentHold;
-        if let Some(i) = w.db.windows.get_mut(&task) {
-            i.alerted |= alerted;
+        self.change_record(w, task, |record| {
+            record.stuck = true;
+            record.alerted |= alerted;
+        });
+    }
+
+    fn change_record(&self, w: &mut World, task: Task, change: impl FnOnce(&mut WindowRecord)) {
+        if let Some(record) = w.db.windows.get_mut(&task) {
+            change(record);
         }
     }
 
@@ -409,10 +408,8 @@ impl Pod {
         if rng.u8(..) < 12 {
             let progress = WindowProgress { state: WindowState::Held, switch_acknowledged: true, ..Default::default() };
             // Writes stay blocked whichever pod takes over, and the run's end reports it.
-            if let Some(i) = w.db.windows.get_mut(&run.spec.task) {
-                i.acknowledged = true;
-            }
-            Self::alert(w, run.spec.task);
+            self.change_record(w, run.spec.task, |record| record.acknowledged = true);
+            self.become_stuck(w, run.spec.task);
             let reported = w.report(&self.run, |r| {
                 r.status = Some(MigrationRunStatus {
                     phase: RunPhase::Failed,
@@ -503,5 +500,38 @@ impl Pod {
             deadline_passed: passed,
             ..Default::default()
         }
+    }
+}
+
+/// What a pod knows that has just started an activity, in time.
+fn view(direction: Direction, activity: WindowActivity, command: WindowCommand) -> WindowView {
+    WindowView {
+        direction,
+        activity,
+        command,
+        overdue: false,
+        run_gone: false,
+        last_pod: false,
+        switch_acknowledged: false,
+        stuck: false,
+        unexplained_balances: None,
+        unexplained_reported: false,
+    }
+}
+
+/// State of a window that has ended with a schema in place.
+fn ended(schema: SchemaInPlace) -> WindowState {
+    match schema {
+        SchemaInPlace::Old => WindowState::RolledBack,
+        SchemaInPlace::New => WindowState::Released,
+    }
+}
+
+/// Why a run whose window ended for a cause has failed, if it has.
+fn reason_of(cause: EndCause) -> Option<Reason> {
+    match cause {
+        EndCause::Ordered => None,
+        EndCause::Overdue => Some(Reason::DeadlinePassed),
+        EndCause::Failed => Some(Reason::SqlFailed),
     }
 }

@@ -59,13 +59,15 @@ pub(super) enum Schema {
 }
 
 /// What the control schema remembers of an opened window, per direction.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct WindowRecord {
     pub(super) attempt: u32,
     pub(super) deadline: Time,
     pub(super) acknowledged: bool,
     /// The runner's alert is out: writes stay blocked past the deadline.
     pub(super) alerted: bool,
+    /// The runner has reported that writes stay blocked until an order comes.
+    pub(super) stuck: bool,
     /// How it ended: `Released` or `RolledBack`, and why without success.
     pub(super) finished: Option<(WindowState, Option<crate::api::Reason>)>,
     pub(super) passed: bool,
