@@ -20,9 +20,11 @@ use tokio::io::AsyncReadExt;
 
 use super::{
     Failure,
-    database::control,
-    postgres::{self, Access, Target, classify},
-    statistics::{Present, Statistics, statistics},
+    database::{
+        connection::{self, Access, Target, classify},
+        control,
+        statistics::{Present, Statistics, statistics},
+    },
     store::{PATIENCE, Store, Upload},
     work::Work,
 };
@@ -64,7 +66,7 @@ pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
     let mut client = target.connect("backup").await?;
     control::install(&mut client, &control_spec).await?;
 
-    let transaction = postgres::snapshot(&mut client, Access::Write).await?;
+    let transaction = connection::snapshot(&mut client, Access::Write).await?;
     // The snapshot must live as long as the dump takes, whatever the role's or database's defaults say.
     let limits = "SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0";
     transaction.batch_execute(limits).await.map_err(|e| classify(&e))?;

@@ -13,12 +13,12 @@ use tokio_postgres::{Client, GenericClient};
 
 use super::{
     Failure,
-    database::control::{
-        ControlSpec, LOCK_CHANGE, LOCK_CLASS, Table, exists, ident, jitter, millis, trigger_lock_timeout,
+    database::{
+        connection::classify,
+        control::{ControlSpec, LOCK_CHANGE, LOCK_CLASS, Table, exists, ident, jitter, millis, trigger_lock_timeout},
+        scratch,
     },
-    postgres::classify,
     rehearsal::LOCK_REHEARSAL,
-    scratch,
     work::Work,
 };
 use crate::api::Reason;

@@ -12,9 +12,11 @@ use tokio_postgres::Transaction;
 
 use super::{
     Failure, checks,
-    database::control::{self, Cutover},
-    postgres::{Access, classify, snapshot},
-    statistics::{Present, Statistics, Usage, statistics, usage},
+    database::{
+        connection::{Access, classify, snapshot},
+        control::{self, Cutover},
+        statistics::{Present, Statistics, Usage, statistics, usage},
+    },
     store::{PATIENCE, Store},
     work::Work,
 };

@@ -17,8 +17,10 @@ use tokio_postgres::Transaction;
 
 use super::{
     Failure, backup,
-    database::control::{ident, literal, quoted},
-    postgres::{Access, classify, snapshot},
+    database::{
+        connection::{Access, classify, snapshot},
+        control::{ident, literal, quoted},
+    },
     store::{PATIENCE, Store, Upload},
     work::Work,
 };

@@ -9,8 +9,8 @@ use std::time::Duration;
 use futures::TryStreamExt;
 
 use super::{
-    Failure, code_backup, notify, postgres::Target, preflight_checks, preflight_database as database, probe::Prober,
-    store::Store, work::Work,
+    Failure, code_backup, database::connection::Target, notify, preflight_checks, preflight_database as database,
+    probe::Prober, store::Store, work::Work,
 };
 use crate::{
     api::{Finding, Reason},

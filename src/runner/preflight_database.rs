@@ -5,10 +5,12 @@ use tokio_postgres::{Client, Row, error::ErrorPosition, types::ToSql};
 use super::{
     Failure,
     archive::Version,
-    database::control::{exists, ident, literal, quoted},
-    postgres::{Target, classify},
+    database::{
+        connection::{Target, classify},
+        control::{exists, ident, literal, quoted},
+        scratch,
+    },
     preflight::Findings,
-    scratch,
     work::Work,
 };
 use crate::api::Reason;

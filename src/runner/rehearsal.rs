@@ -18,11 +18,14 @@ use tokio_postgres::{Client, types::Type};
 
 use super::{
     Failure,
-    database::control::{self, Applied, ControlSpec, LOCK_CLASS, Sql, StopSignal, quoted},
-    fingerprint::Fingerprint,
+    database::{
+        connection::{Access, Target, classify, snapshot},
+        control::{self, Applied, ControlSpec, LOCK_CLASS, Sql, StopSignal, quoted},
+        fingerprint::Fingerprint,
+        scratch,
+    },
     git::Folder,
-    postgres::{Access, Target, classify, snapshot},
-    rehearsal_checks, scratch,
+    rehearsal_checks,
     store::{PATIENCE, Store},
     verify,
     work::Work,

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::{
     Failure,
+    database::connection::Target,
     judge::{Measurement, assess},
-    postgres::Target,
     sources::{Means, Source},
     work::Work,
 };

@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Failure, postgres::Target};
+use super::{Failure, database::connection::Target};
 use crate::api::{KeyRef, MigrationRunSpec, Reason, SqlSource, mounts, sha256};
 
 /// Reads below one folder, for one run.

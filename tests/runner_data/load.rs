@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use credit_migration::{
     api::{SqlCheck, StatementsCheck, mounts},
     runner::{
+        database::connection::Target,
         judge::{Measurement, Value},
-        postgres::Target,
         sources::{Address, connection, sql::SqlProber, statements::Statements},
     },
 };

@@ -5,7 +5,10 @@
 
 use tokio_postgres::{Client, error::SqlState};
 
-use crate::runner::{Failure, database::control::ident, postgres::classify};
+use crate::runner::{
+    Failure,
+    database::{connection::classify, control::ident},
+};
 
 /// Those of the table of contents that the role may not create in the database of `client`. Whether it may, only trying
 /// tells: managed PostgreSQL allows more than the catalog says.

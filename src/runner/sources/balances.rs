@@ -28,9 +28,11 @@ use crate::{
     api::{BalancesCheck, BalancesComparison, Credits, Reason},
     runner::{
         Failure,
-        database::control::{self, BalancesTable, ControlSpec, Cutover, TransactionsTable},
+        database::{
+            connection::classify,
+            control::{self, BalancesTable, ControlSpec, Cutover, TransactionsTable},
+        },
         judge::{Measurement, Value},
-        postgres::classify,
     },
 };
 

@@ -7,8 +7,8 @@ use crate::{
     api::Reason,
     runner::{
         Failure,
+        database::connection::{OWN_LIMIT, Target, classify},
         judge::{Measurement, Value},
-        postgres::{OWN_LIMIT, Target, classify},
     },
 };
 

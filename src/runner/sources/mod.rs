@@ -17,9 +17,8 @@ use tokio_postgres::Client;
 use self::{balances::Compare, http::Times, logs::Logs, sequence::Secret, sql::SqlProber, statements::Statements};
 use super::{
     Failure,
-    database::control::ControlSpec,
+    database::{connection::Target, control::ControlSpec},
     judge::Measurement,
-    postgres::Target,
     probe::{Prober, TIMEOUT},
     settings::Settings,
     work::Work,

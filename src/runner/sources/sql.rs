@@ -10,8 +10,8 @@ use crate::{
     api::{Reason, SqlCheck},
     runner::{
         Failure,
+        database::connection::classify,
         judge::{Measurement, Value},
-        postgres::classify,
     },
     shared::{self, sql::ProblemKind},
 };

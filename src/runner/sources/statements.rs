@@ -9,9 +9,8 @@ use crate::{
     api::{Balances, Reason, StatementsCheck},
     runner::{
         Failure,
-        database::control::ident,
+        database::{connection::classify, control::ident},
         judge::{Measurement, Value},
-        postgres::classify,
         probe::TIMEOUT,
     },
 };

@@ -29,7 +29,7 @@ use crate::{
     api::{Direction, Reason},
     runner::{
         Failure,
-        postgres::{classify, classify_statement, watch_client},
+        database::connection::{classify, classify_statement, watch_client},
     },
 };
 

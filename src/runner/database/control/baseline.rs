@@ -16,7 +16,7 @@ use crate::{
     api::{Comparison, Reason},
     runner::{
         Failure,
-        postgres::{Access, classify, snapshot},
+        database::connection::{Access, classify, snapshot},
     },
 };
 

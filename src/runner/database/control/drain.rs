@@ -11,7 +11,7 @@ use tokio_postgres::{Client, error::SqlState};
 use super::{ControlSpec, LOCK_CLASS, LOCK_WRITE_BLOCK, Table, protected, with_children, worker_lock::try_lock};
 use crate::{
     api::Reason,
-    runner::{Failure, postgres::classify},
+    runner::{Failure, database::connection::classify},
 };
 
 /// Other roles' sessions in this database. Of a role that it is no member of, the migration role sees no more than pid and

@@ -14,7 +14,7 @@ use tokio_postgres::{Client, error::SqlState};
 use super::{ControlSpec, drain::terminate, ident, literal};
 use crate::{
     api::Reason,
-    runner::{Failure, postgres::classify},
+    runner::{Failure, database::connection::classify},
 };
 
 /// Puts the database's read-only default back to what it was before the window, and ends the sessions that were opened meanwhile.

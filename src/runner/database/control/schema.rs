@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     api::Reason,
-    runner::{Failure, postgres::classify},
+    runner::{Failure, database::connection::classify},
 };
 
 const TABLES: &str = "

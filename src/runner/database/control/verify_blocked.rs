@@ -9,7 +9,7 @@ use crate::{
     api::Reason,
     runner::{
         Failure,
-        postgres::{Target, classify},
+        database::connection::{Target, classify},
     },
 };
 

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use tokio_postgres::{Client, error::SqlState};
 
 use super::{ControlSpec, LOCK_CLASS, LOCK_WORKER, exists};
-use crate::runner::{Failure, postgres::classify};
+use crate::runner::{Failure, database::connection::classify};
 
 /// A session that holds the lock.
 #[derive(Clone, Debug, PartialEq, Eq)]

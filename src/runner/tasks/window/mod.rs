@@ -46,7 +46,7 @@ pub use self::{
 };
 use crate::{
     api::{WindowOrder, WindowProgress},
-    runner::{postgres::Target, work::Work},
+    runner::{database::connection::Target, work::Work},
 };
 
 /// Runs a window task to its end. See the head of this file.

@@ -17,8 +17,10 @@ use tokio_postgres::{
 };
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::{Failure, tls};
-use crate::api::Reason;
+use crate::{
+    api::Reason,
+    runner::{Failure, tls},
+};
 
 /// Whether a transaction may write, whatever the database's default says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +41,8 @@ pub async fn snapshot(client: &mut Client, access: Access) -> Result<Transaction
 }
 
 /// What is said where the role itself, and nobody else, gets no more connections.
-pub(super) const OWN_LIMIT: &str = "next: raise the CONNECTION LIMIT of the role (ALTER ROLE); it is tried again";
+pub(in crate::runner) const OWN_LIMIT: &str =
+    "next: raise the CONNECTION LIMIT of the role (ALTER ROLE); it is tried again";
 /// Longest time for TCP, TLS and log-in together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long sent data may stay without an answer of the peer's kernel before the connection counts as lost.

@@ -4,11 +4,13 @@ use serde::Serialize;
 use tokio_postgres::GenericClient;
 
 use super::{
-    Failure,
-    database::control::{self, Cutover, ident, quoted},
-    postgres::classify,
+    connection::classify,
+    control::{self, Cutover, ident, quoted},
 };
-use crate::api::{Credits, Time, TransactionStatistics};
+use crate::{
+    api::{Credits, Time, TransactionStatistics},
+    runner::Failure,
+};
 
 /// Statistics of one snapshot: the shape of `BaselineEvidence`, without what a new schema has given up.
 #[derive(Clone, Debug, Serialize)]

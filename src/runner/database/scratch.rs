@@ -9,11 +9,10 @@
 use tokio_postgres::Client;
 
 use super::{
-    Failure,
-    database::control::{ident, literal},
-    postgres::{Target, classify},
+    connection::{Target, classify},
+    control::{ident, literal},
 };
-use crate::api::Reason;
+use crate::{api::Reason, runner::Failure};
 
 /// Settings whose stored value is a list that is quoted already.
 const LISTS: &[&str] = &[

@@ -14,10 +14,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tokio_postgres::Client;
 
-use super::{
-    Failure,
-    postgres::{Access, classify, snapshot},
-};
+use super::connection::{Access, classify, snapshot};
+use crate::runner::Failure;
 
 /// A database at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
