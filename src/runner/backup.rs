@@ -20,12 +20,12 @@ use tokio::io::AsyncReadExt;
 
 use super::{
     Failure,
+    clients::object_store::{PATIENCE, Store, Upload},
     database::{
         connection::{self, Access, Target, classify},
         control,
         statistics::{Present, Statistics, statistics},
     },
-    store::{PATIENCE, Store, Upload},
     work::Work,
 };
 use crate::{

@@ -9,9 +9,9 @@ use serde_json::{Map, Value, json};
 
 use super::{
     Failure,
+    clients::http_probe::Prober,
     kept::Kept,
     notify::Alarm,
-    probe::Prober,
     report::Reporter,
     tasks::window::{Channel, ChannelError},
 };

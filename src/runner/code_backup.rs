@@ -18,7 +18,7 @@
 
 use super::{
     Failure,
-    git::{Answer, Git, LOOK, TRANSFER},
+    clients::git::{Answer, Git, LOOK, TRANSFER},
     work::Work,
 };
 use crate::{

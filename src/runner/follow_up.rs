@@ -12,12 +12,12 @@ use tokio_postgres::Transaction;
 
 use super::{
     Failure, checks,
+    clients::object_store::{PATIENCE, Store},
     database::{
         connection::{Access, classify, snapshot},
         control::{self, Cutover},
         statistics::{Present, Statistics, Usage, statistics, usage},
     },
-    store::{PATIENCE, Store},
     work::Work,
 };
 use crate::api::{Check, CheckOutcome, CheckResult, Reason, ReportEvidence, Task, Time, sha256};

@@ -17,11 +17,11 @@ use tokio_postgres::Transaction;
 
 use super::{
     Failure, backup,
+    clients::object_store::{PATIENCE, Store, Upload},
     database::{
         connection::{Access, classify, snapshot},
         control::{ident, literal, quoted},
     },
-    store::{PATIENCE, Store, Upload},
     work::Work,
 };
 use crate::api::{Balances, KeyUsers, KeyUsersEvidence, Reason, Time, digest_text};

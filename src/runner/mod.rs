@@ -12,16 +12,15 @@
 //! 0 if the run's status tells the end, also a failed one: the status is the truth, not the Job. Other than 0 if the
 //! process ended without having told: then its pod's end is the only sign.
 
-pub mod archive;
 pub mod backup;
 pub mod channel;
 pub mod checks;
 pub mod cleanup;
+pub mod clients;
 pub mod code_backup;
 pub mod database;
 mod failure;
 pub mod follow_up;
-pub mod git;
 pub mod judge;
 mod kept;
 pub mod key_users;
@@ -29,15 +28,12 @@ pub mod notify;
 pub mod preflight;
 mod preflight_checks;
 mod preflight_database;
-pub mod probe;
 pub mod rehearsal;
 mod rehearsal_checks;
 pub mod report;
 pub mod settings;
 pub mod sources;
-pub mod store;
 pub mod tasks;
-mod tls;
 pub mod verify;
 pub mod work;
 
@@ -50,11 +46,10 @@ pub use failure::Failure;
 pub(crate) use failure::UnlessLost;
 
 use self::{
-    archive::Tools,
     channel::{ApiChannel, order_of, whole},
+    clients::{http_probe::Prober, pg_tools::Tools},
     kept::Kept,
     notify::Alarm,
-    probe::Prober,
     report::{Progress, Reporter, Unreported},
     settings::Settings,
     tasks::window::{self, WindowPlan},

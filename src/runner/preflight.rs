@@ -9,8 +9,12 @@ use std::time::Duration;
 use futures::TryStreamExt;
 
 use super::{
-    Failure, code_backup, database::connection::Target, notify, preflight_checks, preflight_database as database,
-    probe::Prober, store::Store, work::Work,
+    Failure,
+    clients::{http_probe::Prober, object_store::Store},
+    code_backup,
+    database::connection::Target,
+    notify, preflight_checks, preflight_database as database,
+    work::Work,
 };
 use crate::{
     api::{Finding, Reason},

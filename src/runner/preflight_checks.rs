@@ -6,10 +6,10 @@ use tokio_postgres::Client;
 
 use super::{
     Failure,
+    clients::http_probe::{Prober, TIMEOUT},
     judge::Measurement,
     preflight::Findings,
     preflight_database as database,
-    probe::{Prober, TIMEOUT},
     sources::{
         sequence::{self, Secret},
         sql, statements,

@@ -4,7 +4,7 @@ use tokio_postgres::{Client, Row, error::ErrorPosition, types::ToSql};
 
 use super::{
     Failure,
-    archive::Version,
+    clients::pg_tools::Version,
     database::{
         connection::{Target, classify},
         control::{exists, ident, literal, quoted},

@@ -18,16 +18,17 @@ use tokio_postgres::{Client, types::Type};
 
 use super::{
     Failure,
+    clients::{
+        git::Folder,
+        object_store::{PATIENCE, Store},
+    },
     database::{
         connection::{Access, Target, classify, snapshot},
         control::{self, Applied, ControlSpec, LOCK_CLASS, Sql, StopSignal, quoted},
         fingerprint::Fingerprint,
         scratch,
     },
-    git::Folder,
-    rehearsal_checks,
-    store::{PATIENCE, Store},
-    verify,
+    rehearsal_checks, verify,
     work::Work,
 };
 use crate::{

@@ -9,8 +9,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{
     Failure,
-    archive::Running,
-    store::{PATIENCE, Store},
+    clients::{
+        object_store::{PATIENCE, Store},
+        pg_tools::Running,
+    },
     work::Work,
 };
 use crate::api::{Reason, VerificationEvidence, digest_text};

@@ -2,7 +2,7 @@
 
 use tokio_util::sync::CancellationToken;
 
-use super::{Failure, archive::Tools, database::control::ControlSpec, report::Progress, settings::Settings};
+use super::{Failure, clients::pg_tools::Tools, database::control::ControlSpec, report::Progress, settings::Settings};
 use crate::api::{MigrationRunSpec, Reason};
 
 /// One run's order, and the means to carry it out.

@@ -14,7 +14,14 @@ use std::{
 
 use credit_migration::{
     api::{CodeBackupEvidence, MigrationRunSpec, Reason, RunInputs, Task, mounts},
-    runner::{Failure, archive::Tools, code_backup, git::Git, report::Progress, settings::Settings, work::Work},
+    runner::{
+        Failure,
+        clients::{git::Git, pg_tools::Tools},
+        code_backup,
+        report::Progress,
+        settings::Settings,
+        work::Work,
+    },
 };
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;

@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use credit_migration::{
     api::{Reason, Task, mounts, sha256},
-    runner::archive::Tools,
+    runner::clients::pg_tools::Tools,
 };
 use serde_json::Value;
 

@@ -13,8 +13,8 @@ use axum::{
 use credit_migration::{
     api::{Check, CheckOutcome, Flag, Reason, Time, VersionProbe},
     runner::{
+        clients::http_probe::Prober,
         judge::Judge,
-        probe::Prober,
         report::Progress,
         sources::{Means, Source},
     },

@@ -15,9 +15,8 @@ use std::{
 use credit_migration::{
     api::{Check, CheckResult, Finding, MigrationRunSpec, RunInputs, Task, mounts, sha256},
     runner::{
-        Failure,
-        archive::Tools,
-        backup, checks, cleanup,
+        Failure, backup, checks, cleanup,
+        clients::pg_tools::Tools,
         database::{
             connection::Target,
             control::{self, Applied, ControlSpec, Sql, StopSignal},

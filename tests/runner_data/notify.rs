@@ -19,7 +19,7 @@ use credit_migration::{
     },
     runner::{
         Failure,
-        archive::Tools,
+        clients::pg_tools::Tools,
         notify::{self, Alarm},
         preflight::Findings,
         report::Progress,

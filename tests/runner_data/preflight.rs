@@ -2,7 +2,7 @@
 
 use credit_migration::{
     api::{Reason, Task, mounts},
-    runner::archive::Tools,
+    runner::clients::pg_tools::Tools,
 };
 
 use serde_json::json;

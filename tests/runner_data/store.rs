@@ -12,9 +12,9 @@ use credit_migration::{
     api::Reason,
     runner::{
         backup,
+        clients::object_store::{Limits, Store},
         report::Progress,
         settings::Settings,
-        store::{Limits, Store},
     },
 };
 use futures::TryStreamExt;

@@ -19,7 +19,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::{
     api::Reason,
-    runner::{Failure, tls},
+    runner::{Failure, clients::tls},
 };
 
 /// Whether a transaction may write, whatever the database's default says.

@@ -20,7 +20,7 @@ use lettre::{
 use super::{Letter, TIMEOUT, untrusted};
 use crate::{
     api::{EmailChannel, KeyRef, MailTls, Reason, sha256},
-    runner::{Failure, settings::Settings, tls},
+    runner::{Failure, clients::tls, settings::Settings},
 };
 
 /// Longest wait for the server's good-bye, when it has taken the mail already.

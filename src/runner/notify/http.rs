@@ -9,7 +9,11 @@ use serde_json::{Value, json};
 use super::{Letter, TIMEOUT, templates::is_internal, untrusted};
 use crate::{
     api::{GROUP, KeyRef, Reason, SlackChannel, WebhookChannel},
-    runner::{Failure, probe, settings::Settings, tls},
+    runner::{
+        Failure,
+        clients::{http_probe, tls},
+        settings::Settings,
+    },
 };
 
 /// Longest part of Slack's answer that is looked at.
@@ -88,7 +92,7 @@ impl Hook {
         }
         let answer = request.send().await.map_err(|error| {
             tls::refusal(&error).unwrap_or_else(|| {
-                if error.is_timeout() { super::too_late() } else { format!("no answer: {}", probe::cause(&error)) }
+                if error.is_timeout() { super::too_late() } else { format!("no answer: {}", http_probe::cause(&error)) }
             })
         })?;
         let status = answer.status();
@@ -142,13 +146,16 @@ fn url(settings: &Settings<'_>, reference: &KeyRef, example: &str) -> Result<Url
 }
 
 fn client(settings: &Settings<'_>, ca: Option<&KeyRef>) -> Result<Client, Failure> {
-    let Some(reference) = ca else { return probe::client(None) };
+    let Some(reference) = ca else { return http_probe::client(None) };
     let authorities = tls::authorities(&settings.further_file(reference)?)
         .and_then(|all| {
-            all.iter().map(|der| Certificate::from_der(der)).collect::<Result<_, _>>().map_err(|e| probe::cause(&e))
+            all.iter()
+                .map(|der| Certificate::from_der(der))
+                .collect::<Result<_, _>>()
+                .map_err(|e| http_probe::cause(&e))
         })
         .map_err(|what| untrusted(settings, reference, &what))?;
-    probe::client(Some(authorities))
+    http_probe::client(Some(authorities))
 }
 
 /// Slack's own escapes; anything else would be read as a link or a mention of everybody.

@@ -11,8 +11,8 @@ use serde_json_path::JsonPath;
 use crate::{
     api::{HttpCheck, HttpMethod},
     runner::{
+        clients::http_probe::{Prober, Unread, body, cause, parse, passed_by},
         judge::{Measurement, Value},
-        probe::{Prober, Unread, body, cause, parse, passed_by},
     },
 };
 

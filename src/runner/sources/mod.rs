@@ -17,9 +17,9 @@ use tokio_postgres::Client;
 use self::{balances::Compare, http::Times, logs::Logs, sequence::Secret, sql::SqlProber, statements::Statements};
 use super::{
     Failure,
+    clients::http_probe::{Prober, TIMEOUT},
     database::{connection::Target, control::ControlSpec},
     judge::Measurement,
-    probe::{Prober, TIMEOUT},
     settings::Settings,
     work::Work,
 };

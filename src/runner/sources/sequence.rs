@@ -22,8 +22,8 @@ use super::http::{Request, send};
 use crate::{
     api::{Expectation, HttpStep, SequenceCheck},
     runner::{
+        clients::http_probe::{Prober, parse},
         judge::{Measurement, Value, compare},
-        probe::{Prober, parse},
         settings::{Example, set_key},
     },
 };

@@ -9,9 +9,9 @@ use crate::{
     api::{Balances, Reason, StatementsCheck},
     runner::{
         Failure,
+        clients::http_probe::TIMEOUT,
         database::{connection::classify, control::ident},
         judge::{Measurement, Value},
-        probe::TIMEOUT,
     },
 };
 

@@ -9,7 +9,7 @@ use rustls_pki_types::{CertificateDer, pem::PemObject};
 ///
 /// # Errors
 /// What is wrong with it: `holds ...`.
-pub(super) fn authorities(pem: &str) -> Result<Vec<CertificateDer<'static>>, String> {
+pub(in crate::runner) fn authorities(pem: &str) -> Result<Vec<CertificateDer<'static>>, String> {
     let mut roots = RootCertStore::empty();
     let mut all = Vec::new();
     for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
@@ -24,7 +24,7 @@ pub(super) fn authorities(pem: &str) -> Result<Vec<CertificateDer<'static>>, Str
 }
 
 /// The first error of type `T` behind `error`. An `std::io::Error` hides what it wraps from `source`; some wrap another one.
-pub(super) fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
+pub(in crate::runner) fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
     let mut next = error.source();
     while let Some(current) = next {
         if let Some(found) = current.downcast_ref::<T>() {
@@ -37,7 +37,7 @@ pub(super) fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> 
 }
 
 /// Why TLS refused, if it was TLS. Without the names in the certificate and the one that was asked for.
-pub(super) fn refusal(error: &(dyn Error + 'static)) -> Option<String> {
+pub(in crate::runner) fn refusal(error: &(dyn Error + 'static)) -> Option<String> {
     let rustls::Error::InvalidCertificate(why) = find::<rustls::Error>(error)? else {
         return find::<rustls::Error>(error).map(|other| format!("TLS failed: {other}"));
     };

@@ -13,8 +13,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::Failure;
-use crate::api::Reason;
+use crate::{api::Reason, runner::Failure};
 
 /// Bytes kept of a child's standard error: the beginning names the first error, and the first is the cause.
 const STDERR_KEPT: usize = 16 << 10;
@@ -138,7 +137,7 @@ fn failed(message: String) -> Failure {
 }
 
 /// Reads to the end and keeps the first 16 KiB.
-pub(super) async fn keep_beginning(mut stderr: impl AsyncRead + Unpin) -> String {
+pub(in crate::runner) async fn keep_beginning(mut stderr: impl AsyncRead + Unpin) -> String {
     let (mut kept, mut buffer) = (Vec::new(), [0; 4096]);
     while let Ok(read @ 1..) = stderr.read(&mut buffer).await {
         let room = STDERR_KEPT - kept.len();

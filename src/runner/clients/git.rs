@@ -21,9 +21,10 @@ use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-use super::{Failure, archive::keep_beginning, settings::Settings, work::Work};
+use super::pg_tools::keep_beginning;
 use crate::{
     api::{CodeBackup, KeyRef, Reason},
+    runner::{Failure, settings::Settings, work::Work},
     telemetry,
 };
 
@@ -232,11 +233,11 @@ impl Drop for Group {
 }
 
 /// A folder of this user alone, removed when dropped.
-pub(super) struct Folder(PathBuf);
+pub(in crate::runner) struct Folder(PathBuf);
 
 impl Folder {
     /// In the first of `places` that takes one.
-    pub(super) fn make(places: &[&Path]) -> Result<Self, Failure> {
+    pub(in crate::runner) fn make(places: &[&Path]) -> Result<Self, Failure> {
         let mut problem = String::new();
         for place in places {
             let path = place.join(format!("code-{}-{:x}", std::process::id(), RandomState::new().hash_one(0)));
@@ -253,7 +254,7 @@ impl Folder {
     }
 
     /// Writes a file that nobody else may read; its path.
-    pub(super) fn write(&self, name: &str, text: &str) -> Result<String, Failure> {
+    pub(in crate::runner) fn write(&self, name: &str, text: &str) -> Result<String, Failure> {
         let path = self.0.join(name);
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
         file.and_then(|mut file| file.write_all(text.as_bytes()))

@@ -16,8 +16,10 @@ use object_store::{
 };
 
 pub use self::upload::Upload;
-use super::{Failure, settings::StoreKeys};
-use crate::api::{Reason, Store as StoreSpec};
+use crate::{
+    api::{Reason, Store as StoreSpec},
+    runner::{Failure, settings::StoreKeys},
+};
 
 /// How long a task before the window tries again: longer than a restart of a store takes.
 pub const PATIENCE: Duration = Duration::from_secs(180);

@@ -10,21 +10,23 @@ use reqwest::{Certificate, Client, Response, redirect::Policy};
 use serde_json::Value as Json;
 use serde_json_path::JsonPath;
 
-use super::{
-    Failure,
-    judge::{Measurement, Value},
+use crate::{
+    api::{Finding, Flag, PrometheusCheck, Reason, VersionProbe},
+    runner::{
+        Failure,
+        judge::{Measurement, Value},
+    },
 };
-use crate::api::{Finding, Flag, PrometheusCheck, Reason, VersionProbe};
 
 /// Longest answer that is read.
 const MAX_BODY: usize = 1 << 20;
 /// Longest wait for Prometheus and for a version.
-pub(super) const TIMEOUT: Duration = Duration::from_secs(5);
+pub(in crate::runner) const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Sends the requests of probes and checks.
 #[derive(Clone)]
 pub struct Prober {
-    pub(super) client: Client,
+    pub(in crate::runner) client: Client,
 }
 
 /// What the application says of itself.
@@ -164,7 +166,7 @@ impl Prober {
 
 /// Why a body is not there.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Unread {
+pub(in crate::runner) enum Unread {
     /// The application's doing.
     #[error("the answer broke off: {0}")]
     Broken(String),
@@ -174,7 +176,7 @@ pub(super) enum Unread {
 }
 
 /// The body of an answer.
-pub(super) async fn body(mut answer: Response) -> Result<Vec<u8>, Unread> {
+pub(in crate::runner) async fn body(mut answer: Response) -> Result<Vec<u8>, Unread> {
     let mut bytes = Vec::new();
     while let Some(chunk) = answer.chunk().await.map_err(|e| Unread::Broken(cause(&e)))? {
         if bytes.len() + chunk.len() > MAX_BODY {
@@ -186,12 +188,12 @@ pub(super) async fn body(mut answer: Response) -> Result<Vec<u8>, Unread> {
 }
 
 /// Reads a body to its end and keeps nothing of it, however long it is.
-pub(super) async fn passed_by(mut answer: Response) -> Result<(), Unread> {
+pub(in crate::runner) async fn passed_by(mut answer: Response) -> Result<(), Unread> {
     while answer.chunk().await.map_err(|e| Unread::Broken(cause(&e)))?.is_some() {}
     Ok(())
 }
 
-pub(super) fn parse(bytes: &[u8]) -> Result<Json, String> {
+pub(in crate::runner) fn parse(bytes: &[u8]) -> Result<Json, String> {
     serde_json::from_slice(bytes).map_err(|_| "the answer is no JSON".to_owned())
 }
 
@@ -199,7 +201,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Json, String> {
 ///
 /// # Errors
 /// `Internal` if TLS cannot be set up.
-pub(super) fn client(authorities: Option<Vec<Certificate>>) -> Result<Client, Failure> {
+pub(in crate::runner) fn client(authorities: Option<Vec<Certificate>>) -> Result<Client, Failure> {
     let mut builder = Client::builder()
         .redirect(Policy::none())
         .no_proxy()
@@ -214,7 +216,7 @@ pub(super) fn client(authorities: Option<Vec<Certificate>>) -> Result<Client, Fa
 }
 
 /// The innermost cause. The outer ones repeat the URL.
-pub(super) fn cause(error: &reqwest::Error) -> String {
+pub(in crate::runner) fn cause(error: &reqwest::Error) -> String {
     let mut innermost: Option<&(dyn std::error::Error + 'static)> = error.source();
     while let Some(next) = innermost.and_then(std::error::Error::source) {
         innermost = Some(next);
