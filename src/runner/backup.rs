@@ -21,12 +21,12 @@ use tokio::io::AsyncReadExt;
 use super::{
     Failure,
     clients::object_store::{PATIENCE, Store, Upload},
+    context::Work,
     database::{
         connection::{self, Access, Target, classify},
         control,
         statistics::{Present, Statistics, statistics},
     },
-    work::Work,
 };
 use crate::{
     api::{BackupEvidence, BaselineEvidence, Reason, Time, digest_text},

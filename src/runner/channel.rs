@@ -10,9 +10,8 @@ use serde_json::{Map, Value, json};
 use super::{
     Failure,
     clients::http_probe::Prober,
-    kept::Kept,
     notify::Alarm,
-    report::Reporter,
+    report::{Reporter, order_cache::Kept},
     tasks::window::{Channel, ChannelError},
 };
 use crate::{

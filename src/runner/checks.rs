@@ -10,11 +10,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Failure,
+    context::Work,
     database::control::{self, ControlSpec},
     judge::Judge,
     report::Progress,
     sources::{Address, Means, Session, Source},
-    work::Work,
 };
 use crate::{
     api::{Check, CheckResult},

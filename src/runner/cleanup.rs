@@ -13,13 +13,13 @@ use tokio_postgres::{Client, GenericClient};
 
 use super::{
     Failure,
+    context::Work,
     database::{
         connection::classify,
         control::{ControlSpec, LOCK_CHANGE, LOCK_CLASS, Table, exists, ident, jitter, millis, trigger_lock_timeout},
         scratch,
     },
     rehearsal::LOCK_REHEARSAL,
-    work::Work,
 };
 use crate::api::Reason;
 

@@ -19,7 +19,7 @@
 use super::{
     Failure,
     clients::git::{Answer, Git, LOOK, TRANSFER},
-    work::Work,
+    context::Work,
 };
 use crate::{
     api::{CodeBackup, CodeBackupEvidence, Reason},

@@ -13,12 +13,12 @@ use tokio_postgres::Transaction;
 use super::{
     Failure, checks,
     clients::object_store::{PATIENCE, Store},
+    context::Work,
     database::{
         connection::{Access, classify, snapshot},
         control::{self, Cutover},
         statistics::{Present, Statistics, Usage, statistics, usage},
     },
-    work::Work,
 };
 use crate::api::{Check, CheckOutcome, CheckResult, Reason, ReportEvidence, Task, Time, sha256};
 

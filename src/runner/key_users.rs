@@ -18,11 +18,11 @@ use tokio_postgres::Transaction;
 use super::{
     Failure, backup,
     clients::object_store::{PATIENCE, Store, Upload},
+    context::Work,
     database::{
         connection::{Access, classify, snapshot},
         control::{ident, literal, quoted},
     },
-    work::Work,
 };
 use crate::api::{Balances, KeyUsers, KeyUsersEvidence, Reason, Time, digest_text};
 

@@ -18,11 +18,11 @@ pub mod checks;
 pub mod cleanup;
 pub mod clients;
 pub mod code_backup;
+pub mod context;
 pub mod database;
 mod failure;
 pub mod follow_up;
 pub mod judge;
-mod kept;
 pub mod key_users;
 pub mod notify;
 pub mod preflight;
@@ -35,7 +35,6 @@ pub mod settings;
 pub mod sources;
 pub mod tasks;
 pub mod verify;
-pub mod work;
 
 use std::{process::ExitCode, time::Duration};
 
@@ -48,12 +47,11 @@ pub(crate) use failure::UnlessLost;
 use self::{
     channel::{ApiChannel, order_of, whole},
     clients::{http_probe::Prober, pg_tools::Tools},
-    kept::Kept,
+    context::Work,
     notify::Alarm,
-    report::{Progress, Reporter, Unreported},
+    report::{Progress, Reporter, Unreported, order_cache::Kept},
     settings::Settings,
     tasks::window::{self, WindowPlan},
-    work::Work,
 };
 use crate::{
     api::{CheckResult, Direction, MigrationRun, MigrationRunStatus, Reason, RunPhase, Task, WindowState, mounts},

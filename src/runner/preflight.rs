@@ -12,9 +12,9 @@ use super::{
     Failure,
     clients::{http_probe::Prober, object_store::Store},
     code_backup,
+    context::Work,
     database::connection::Target,
     notify, preflight_checks, preflight_database as database,
-    work::Work,
 };
 use crate::{
     api::{Finding, Reason},

@@ -7,6 +7,7 @@ use tokio_postgres::Client;
 use super::{
     Failure,
     clients::http_probe::{Prober, TIMEOUT},
+    context::Work,
     judge::Measurement,
     preflight::Findings,
     preflight_database as database,
@@ -14,7 +15,6 @@ use super::{
         sequence::{self, Secret},
         sql, statements,
     },
-    work::Work,
 };
 use crate::api::{Check, Reason};
 

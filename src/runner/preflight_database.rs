@@ -5,13 +5,13 @@ use tokio_postgres::{Client, Row, error::ErrorPosition, types::ToSql};
 use super::{
     Failure,
     clients::pg_tools::Version,
+    context::Work,
     database::{
         connection::{Target, classify},
         control::{exists, ident, literal, quoted},
         scratch,
     },
     preflight::Findings,
-    work::Work,
 };
 use crate::api::Reason;
 

@@ -22,6 +22,7 @@ use super::{
         git::Folder,
         object_store::{PATIENCE, Store},
     },
+    context::Work,
     database::{
         connection::{Access, Target, classify, snapshot},
         control::{self, Applied, ControlSpec, LOCK_CLASS, Sql, StopSignal, quoted},
@@ -29,7 +30,6 @@ use super::{
         scratch,
     },
     rehearsal_checks, verify,
-    work::Work,
 };
 use crate::{
     api::{Reason, RehearsalEvidence, sha256},

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use super::{
     Failure,
+    context::Work,
     database::connection::Target,
     judge::{Measurement, assess},
     sources::{Means, Source},
-    work::Work,
 };
 use crate::api::{Check, CheckOutcome, CreditMigrationSpec, OnBreach, Reason};
 

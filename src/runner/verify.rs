@@ -13,7 +13,7 @@ use super::{
         object_store::{PATIENCE, Store},
         pg_tools::Running,
     },
-    work::Work,
+    context::Work,
 };
 use crate::api::{Reason, VerificationEvidence, digest_text};
 

@@ -18,9 +18,9 @@ use credit_migration::{
         Failure,
         clients::{git::Git, pg_tools::Tools},
         code_backup,
+        context::Work,
         report::Progress,
         settings::Settings,
-        work::Work,
     },
 };
 use serde_json::{Value, json};

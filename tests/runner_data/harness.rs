@@ -17,6 +17,7 @@ use credit_migration::{
     runner::{
         Failure, backup, checks, cleanup,
         clients::pg_tools::Tools,
+        context::Work,
         database::{
             connection::Target,
             control::{self, Applied, ControlSpec, Sql, StopSignal},
@@ -25,7 +26,6 @@ use credit_migration::{
         report::Progress,
         settings::Settings,
         verify,
-        work::Work,
     },
     shared::sql,
 };

@@ -20,11 +20,11 @@ use credit_migration::{
     runner::{
         Failure,
         clients::pg_tools::Tools,
+        context::Work,
         notify::{self, Alarm},
         preflight::Findings,
         report::Progress,
         settings::Settings,
-        work::Work,
     },
 };
 use serde_json::{Value, json};

@@ -24,7 +24,7 @@ use url::Url;
 use super::pg_tools::keep_beginning;
 use crate::{
     api::{CodeBackup, KeyRef, Reason},
-    runner::{Failure, settings::Settings, work::Work},
+    runner::{Failure, context::Work, settings::Settings},
     telemetry,
 };
 

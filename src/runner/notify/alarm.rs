@@ -23,7 +23,7 @@ use crate::{
         DeliveryState, MigrationRunSpec, Notice, Occasion, Phase, Task, WindowCommand, WindowOrder, WindowProgress,
         WindowState,
     },
-    runner::{Failure, settings::Settings, work::Work},
+    runner::{Failure, context::Work, settings::Settings},
     telemetry,
 };
 

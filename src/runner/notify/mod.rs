@@ -30,7 +30,7 @@ use self::{
     http::Hook,
     templates::{About, Templates, Text},
 };
-use super::{Failure, preflight::Findings, settings::Settings, work::Work};
+use super::{Failure, context::Work, preflight::Findings, settings::Settings};
 use crate::{
     api::{Audience, Delivery, DeliveryState, KeyRef, MigrationRunSpec, Notice, NotificationChannel, Occasion, Reason},
     telemetry,

@@ -18,10 +18,10 @@ use self::{balances::Compare, http::Times, logs::Logs, sequence::Secret, sql::Sq
 use super::{
     Failure,
     clients::http_probe::{Prober, TIMEOUT},
+    context::Work,
     database::{connection::Target, control::ControlSpec},
     judge::Measurement,
     settings::Settings,
-    work::Work,
 };
 use crate::api::{Check, Credits, LONGEST_ANSWER, MigrationRunSpec, TRIGGERS};
 

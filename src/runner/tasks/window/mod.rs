@@ -46,7 +46,7 @@ pub use self::{
 };
 use crate::{
     api::{WindowOrder, WindowProgress},
-    runner::{database::connection::Target, work::Work},
+    runner::{context::Work, database::connection::Target},
 };
 
 /// Runs a window task to its end. See the head of this file.

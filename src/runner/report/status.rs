@@ -19,9 +19,9 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 
-use super::Failure;
 use crate::{
     api::{MigrationRun, Reason, RunPhase, Time},
+    runner::Failure,
     telemetry,
 };
 
@@ -72,7 +72,7 @@ impl Progress {
 ///
 /// # Errors
 /// `Internal` if there is no configuration.
-pub(super) async fn client() -> Result<Client, Failure> {
+pub(in crate::runner) async fn client() -> Result<Client, Failure> {
     let internal = |e: &dyn std::fmt::Display| Failure::new(Reason::Internal, format!("Kubernetes client: {e}"));
     let mut config = Config::infer().await.map_err(|e| internal(&e))?;
     // Without these a half-open connection would hang the window's orders for ever.

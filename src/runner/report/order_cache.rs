@@ -10,7 +10,7 @@ use std::{path::PathBuf, time::Duration};
 use crate::api::MigrationRun;
 
 /// Where one run is kept.
-pub(super) struct Kept {
+pub(in crate::runner) struct Kept {
     path: PathBuf,
     name: String,
 }
