@@ -22,7 +22,6 @@ pub mod context;
 pub mod database;
 mod failure;
 pub mod follow_up;
-pub mod judge;
 pub mod key_users;
 pub mod notify;
 pub mod preflight;
@@ -32,7 +31,6 @@ pub mod rehearsal;
 mod rehearsal_checks;
 pub mod report;
 pub mod settings;
-pub mod sources;
 pub mod tasks;
 pub mod verify;
 

@@ -6,15 +6,15 @@ use tokio_postgres::Client;
 
 use super::{
     Failure,
-    clients::http_probe::{Prober, TIMEOUT},
-    context::Work,
-    judge::Measurement,
-    preflight::Findings,
-    preflight_database as database,
-    sources::{
+    checks::{
+        evaluator::Measurement,
         sequence::{self, Secret},
         sql, statements,
     },
+    clients::http_probe::{Prober, TIMEOUT},
+    context::Work,
+    preflight::Findings,
+    preflight_database as database,
 };
 use crate::api::{Check, Reason};
 

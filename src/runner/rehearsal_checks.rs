@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use super::{
     Failure,
+    checks::{
+        Means, Source,
+        evaluator::{Measurement, assess},
+    },
     context::Work,
     database::connection::Target,
-    judge::{Measurement, assess},
-    sources::{Means, Source},
 };
 use crate::api::{Check, CheckOutcome, CreditMigrationSpec, OnBreach, Reason};
 

@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use credit_migration::{
     api::{BalancesCheck, BalancesComparison},
-    runner::{
-        judge::{Measurement, Value},
-        sources::balances::Compare,
+    runner::checks::{
+        balances::Compare,
+        evaluator::{Measurement, Value},
     },
 };
 use tokio_postgres::Client;

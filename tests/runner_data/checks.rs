@@ -13,10 +13,9 @@ use axum::{
 use credit_migration::{
     api::{Check, CheckOutcome, Flag, Reason, Time, VersionProbe},
     runner::{
+        checks::{Means, Source, evaluator::Judge},
         clients::http_probe::Prober,
-        judge::Judge,
         report::Progress,
-        sources::{Means, Source},
     },
 };
 use serde_json::{Value, json};

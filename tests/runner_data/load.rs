@@ -5,9 +5,13 @@ use std::time::{Duration, Instant};
 use credit_migration::{
     api::{SqlCheck, StatementsCheck, mounts},
     runner::{
+        checks::{
+            Address, connection,
+            evaluator::{Measurement, Value},
+            sql::SqlProber,
+            statements::Statements,
+        },
         database::connection::Target,
-        judge::{Measurement, Value},
-        sources::{Address, connection, sql::SqlProber, statements::Statements},
     },
 };
 

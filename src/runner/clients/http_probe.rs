@@ -14,7 +14,7 @@ use crate::{
     api::{Finding, Flag, PrometheusCheck, Reason, VersionProbe},
     runner::{
         Failure,
-        judge::{Measurement, Value},
+        checks::evaluator::{Measurement, Value},
     },
 };
 

@@ -17,12 +17,10 @@ use kube::{
 };
 use regex::bytes::Regex;
 
+use super::evaluator::{Measurement, Value};
 use crate::{
     api::{LogsCheck, Time, WorkloadRef},
-    runner::{
-        judge::{Measurement, Value},
-        report,
-    },
+    runner::report,
 };
 
 /// Longest time for all logs of one measurement.

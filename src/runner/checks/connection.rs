@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-use super::Address;
+use super::{
+    Address,
+    evaluator::{Measurement, Value},
+};
 use crate::{
     api::Reason,
     runner::{
         Failure,
         database::connection::{OWN_LIMIT, Target, classify},
-        judge::{Measurement, Value},
     },
 };
 

@@ -18,12 +18,14 @@ use minijinja::{
 use serde_json::Value as Json;
 use serde_json_path::JsonPath;
 
-use super::http::{Request, send};
+use super::{
+    evaluator::{Measurement, Value, compare},
+    http::{Request, send},
+};
 use crate::{
     api::{Expectation, HttpStep, SequenceCheck},
     runner::{
         clients::http_probe::{Prober, parse},
-        judge::{Measurement, Value, compare},
         settings::{Example, set_key},
     },
 };

@@ -8,16 +8,15 @@ use std::{sync::Arc, time::Duration};
 use tokio::{sync::mpsc, task::JoinSet, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    Failure,
-    context::Work,
-    database::control::{self, ControlSpec},
-    judge::Judge,
-    report::Progress,
-    sources::{Address, Means, Session, Source},
-};
+use super::{Address, Means, Session, Source, evaluator::Judge};
 use crate::{
     api::{Check, CheckResult},
+    runner::{
+        Failure,
+        context::Work,
+        database::control::{self, ControlSpec},
+        report::Progress,
+    },
     telemetry,
 };
 

@@ -8,12 +8,10 @@ use std::{
 use serde_json::Value as Json;
 use serde_json_path::JsonPath;
 
+use super::evaluator::{Measurement, Value};
 use crate::{
     api::{HttpCheck, HttpMethod},
-    runner::{
-        clients::http_probe::{Prober, Unread, body, cause, parse, passed_by},
-        judge::{Measurement, Value},
-    },
+    runner::clients::http_probe::{Prober, Unread, body, cause, parse, passed_by},
 };
 
 /// Times that a percentile is taken of.

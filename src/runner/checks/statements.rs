@@ -4,14 +4,16 @@ use std::collections::HashMap;
 
 use tokio_postgres::Client;
 
-use super::{Address, Session};
+use super::{
+    Address, Session,
+    evaluator::{Measurement, Value},
+};
 use crate::{
     api::{Balances, Reason, StatementsCheck},
     runner::{
         Failure,
         clients::http_probe::TIMEOUT,
         database::{connection::classify, control::ident},
-        judge::{Measurement, Value},
     },
 };
 

@@ -1,26 +1,32 @@
-//! Where the values of checks come from: one file per source, each with what it keeps between two measurements.
+//! The checks of the spec: measured at their intervals (`watch`), judged (`evaluator`); one file per source of values, each with
+//! what it keeps between two measurements. `workload` and `job` checks are not here: the controller measures them.
 //!
-//! `workload` and `job` checks are not here: the controller measures them.
+//! Called by `tasks`. Imports `context`, `settings`, `database`, `clients` and `failure` of the runner, and `api`.
 
 pub mod balances;
 pub mod connection;
+pub mod evaluator;
 pub mod http;
 pub mod logs;
 pub mod sequence;
 pub mod sql;
 pub mod statements;
+mod watch;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tokio_postgres::Client;
 
-use self::{balances::Compare, http::Times, logs::Logs, sequence::Secret, sql::SqlProber, statements::Statements};
+pub use self::watch::watch;
+use self::{
+    balances::Compare, evaluator::Measurement, http::Times, logs::Logs, sequence::Secret, sql::SqlProber,
+    statements::Statements,
+};
 use super::{
     Failure,
     clients::http_probe::{Prober, TIMEOUT},
     context::Work,
     database::{connection::Target, control::ControlSpec},
-    judge::Measurement,
     settings::Settings,
 };
 use crate::api::{Check, Credits, LONGEST_ANSWER, MigrationRunSpec, TRIGGERS};
@@ -165,18 +171,18 @@ impl Source {
 }
 
 /// One connection to the database, made again when it was lost.
-pub(super) struct Session {
+pub(in crate::runner) struct Session {
     address: Address,
     step: &'static str,
     client: Option<Client>,
 }
 
 impl Session {
-    pub(super) fn new(address: Address, step: &'static str) -> Self {
+    pub(in crate::runner) fn new(address: Address, step: &'static str) -> Self {
         Self { address, step, client: None }
     }
 
-    pub(super) async fn client(&mut self) -> Result<&mut Client, Failure> {
+    pub(in crate::runner) async fn client(&mut self) -> Result<&mut Client, Failure> {
         let client = match self.client.take().filter(|client| !client.is_closed()) {
             Some(client) => client,
             None => self.address.target()?.connect(self.step).await?,
@@ -185,7 +191,7 @@ impl Session {
     }
 
     /// The next use connects anew: what was begun on this connection may still be under way.
-    pub(super) fn lose(&mut self) {
+    pub(in crate::runner) fn lose(&mut self) {
         self.client = None;
     }
     /// The same, and the server need not go on with what is under way.

@@ -105,7 +105,7 @@ impl<'a> Judge<'a> {
 }
 
 /// Outcome of one measurement, and observed value and limit in words.
-pub(super) fn assess(check: &Check, measurement: &Measurement) -> (CheckOutcome, String) {
+pub(in crate::runner) fn assess(check: &Check, measurement: &Measurement) -> (CheckOutcome, String) {
     let (value, samples) = match measurement {
         Measurement::Value { value, samples } => (value, *samples),
         Measurement::Bad(words) => return (CheckOutcome::Fail, words.clone()),
@@ -163,7 +163,7 @@ fn number(check: &Check, text: &str, behind: &str) -> (CheckOutcome, String) {
 }
 
 /// Compares two decimal numbers exactly where both are plain decimals (sums of money exceed a float's digits).
-pub(super) fn compare(a: &str, b: &str) -> Option<Ordering> {
+pub(in crate::runner) fn compare(a: &str, b: &str) -> Option<Ordering> {
     if let (Some(a), Some(b)) = (Decimal::parse(a), Decimal::parse(b)) {
         return Some(a.cmp(&b));
     }

@@ -23,7 +23,10 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio_postgres::{Client, IsolationLevel, Transaction};
 
-use super::{Address, Session};
+use super::{
+    Address, Session,
+    evaluator::{Measurement, Value},
+};
 use crate::{
     api::{BalancesCheck, BalancesComparison, Credits, Reason},
     runner::{
@@ -32,7 +35,6 @@ use crate::{
             connection::classify,
             control::{self, BalancesTable, ControlSpec, Cutover, TransactionsTable},
         },
-        judge::{Measurement, Value},
     },
 };
 

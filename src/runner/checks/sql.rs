@@ -5,14 +5,13 @@ use std::{pin::pin, time::Duration};
 use futures::TryStreamExt;
 use tokio_postgres::SimpleQueryMessage;
 
-use super::{Address, Session};
+use super::{
+    Address, Session,
+    evaluator::{Measurement, Value},
+};
 use crate::{
     api::{Reason, SqlCheck},
-    runner::{
-        Failure,
-        database::connection::classify,
-        judge::{Measurement, Value},
-    },
+    runner::{Failure, database::connection::classify},
     shared::{self, sql::ProblemKind},
 };
 
