@@ -12,27 +12,14 @@
 //! 0 if the run's status tells the end, also a failed one: the status is the truth, not the Job. Other than 0 if the
 //! process ended without having told: then its pod's end is the only sign.
 
-pub mod backup;
-pub mod channel;
 pub mod checks;
-pub mod cleanup;
 pub mod clients;
-pub mod code_backup;
 pub mod context;
 pub mod database;
 mod failure;
-pub mod follow_up;
-pub mod key_users;
-pub mod notify;
-pub mod preflight;
-mod preflight_checks;
-mod preflight_database;
-pub mod rehearsal;
-mod rehearsal_checks;
 pub mod report;
 pub mod settings;
 pub mod tasks;
-pub mod verify;
 
 use std::{process::ExitCode, time::Duration};
 
@@ -43,13 +30,19 @@ pub use failure::Failure;
 pub(crate) use failure::UnlessLost;
 
 use self::{
-    channel::{ApiChannel, order_of, whole},
     clients::{http_probe::Prober, pg_tools::Tools},
     context::Work,
-    notify::Alarm,
     report::{Progress, Reporter, Unreported, order_cache::Kept},
     settings::Settings,
-    tasks::window::{self, WindowPlan},
+    tasks::{
+        backup, cleanup, code_backup, export_key_users, follow_up,
+        notify::{self, Alarm},
+        preflight, rehearse, verify_backup,
+        window::{
+            self, WindowPlan,
+            api_channel::{ApiChannel, order_of, whole},
+        },
+    },
 };
 use crate::{
     api::{CheckResult, Direction, MigrationRun, MigrationRunStatus, Reason, RunPhase, Task, WindowState, mounts},
@@ -186,9 +179,9 @@ async fn dispatch(
         Task::Preflight => stoppable(stop, preflight::run(&work)).await,
         Task::CodeBackup => code_backup::run(&work).await,
         Task::Backup => backup::run(&work).await,
-        Task::VerifyBackup => verify::run(&work).await,
-        Task::ExportKeyUsers => key_users::run(&work).await,
-        Task::Rehearse => rehearsal::run(&work).await,
+        Task::VerifyBackup => verify_backup::run(&work).await,
+        Task::ExportKeyUsers => export_key_users::run(&work).await,
+        Task::Rehearse => rehearse::run(&work).await,
         Task::Window => window(&work, reporter, kept, Direction::Forward).await,
         Task::RollbackWindow => window(&work, reporter, kept, Direction::Rollback).await,
         Task::Validate | Task::Monitor => checks(&work, &spec.plan.checks_of(spec.task), &status.checks).await,
@@ -216,7 +209,7 @@ async fn checks(work: &Work<'_>, checks: &[crate::api::Check], before: &[CheckRe
 
 async fn window(work: &Work<'_>, reporter: &Reporter, kept: Kept, direction: Direction) -> Result<String, Failure> {
     let target = work.settings.target()?;
-    let sql = rehearsal::for_window(work);
+    let sql = rehearse::for_window(work);
     let order = order_of(&work.spec.window);
     let plan = WindowPlan {
         control_spec: work.control_spec(),

@@ -17,10 +17,10 @@ use credit_migration::{
     runner::{
         Failure,
         clients::{git::Git, pg_tools::Tools},
-        code_backup,
         context::Work,
         report::Progress,
         settings::Settings,
+        tasks::code_backup,
     },
 };
 use serde_json::{Value, json};

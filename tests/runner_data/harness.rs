@@ -15,17 +15,16 @@ use std::{
 use credit_migration::{
     api::{Check, CheckResult, Finding, MigrationRunSpec, RunInputs, Task, mounts, sha256},
     runner::{
-        Failure, backup, checks, cleanup,
+        Failure, checks,
         clients::pg_tools::Tools,
         context::Work,
         database::{
             connection::Target,
             control::{self, Applied, ControlSpec, Sql, StopSignal},
         },
-        follow_up, key_users, preflight, rehearsal,
         report::Progress,
         settings::Settings,
-        verify,
+        tasks::{backup, cleanup, export_key_users, follow_up, preflight, rehearse, verify_backup},
     },
     shared::sql,
 };
@@ -278,9 +277,9 @@ impl World {
         let result = match task {
             Task::Preflight => preflight::run(&work).await,
             Task::Backup => backup::run(&work).await,
-            Task::VerifyBackup => verify::run(&work).await,
-            Task::ExportKeyUsers => key_users::run(&work).await,
-            Task::Rehearse => rehearsal::run(&work).await,
+            Task::VerifyBackup => verify_backup::run(&work).await,
+            Task::ExportKeyUsers => export_key_users::run(&work).await,
+            Task::Rehearse => rehearse::run(&work).await,
             Task::Cleanup => cleanup::run(&work).await,
             Task::DayCheck | Task::WeekReview => {
                 assert_eq!(self.spec.task, task);

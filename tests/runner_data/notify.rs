@@ -21,10 +21,12 @@ use credit_migration::{
         Failure,
         clients::pg_tools::Tools,
         context::Work,
-        notify::{self, Alarm},
-        preflight::Findings,
         report::Progress,
         settings::Settings,
+        tasks::{
+            notify::{self, Alarm},
+            preflight::Findings,
+        },
     },
 };
 use serde_json::{Value, json};

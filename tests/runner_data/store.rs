@@ -11,10 +11,10 @@ use std::{
 use credit_migration::{
     api::Reason,
     runner::{
-        backup,
         clients::object_store::{Limits, Store},
         report::Progress,
         settings::Settings,
+        tasks::backup,
     },
 };
 use futures::TryStreamExt;

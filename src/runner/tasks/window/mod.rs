@@ -18,6 +18,7 @@
 //! - Told to end, it asks at once whether its `MigrationRun` is there. If so, or without an answer, it stops where it is: the
 //!   next pod goes on. If not, no other pod will come: it ends the window as above, and ends itself even if it is `Held`.
 
+pub(in crate::runner) mod api_channel;
 mod apply_sql;
 mod await_cutover;
 mod background;

@@ -7,15 +7,15 @@ use std::{
 
 use serde_json::{Map, Value, json};
 
-use super::{
-    Failure,
-    clients::http_probe::Prober,
-    notify::Alarm,
-    report::{Reporter, order_cache::Kept},
-    tasks::window::{Channel, ChannelError},
-};
+use super::{Channel, ChannelError};
 use crate::{
     api::{MigrationRun, Time, VersionProbe, WindowCommand, WindowOrder, WindowProgress},
+    runner::{
+        Failure,
+        clients::http_probe::Prober,
+        report::{Reporter, order_cache::Kept},
+        tasks::notify::Alarm,
+    },
     telemetry,
 };
 
@@ -23,7 +23,7 @@ use crate::{
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Orders from `spec.window`, reports to `status.window`, versions from the application's probe.
-pub(super) struct ApiChannel {
+pub(in crate::runner) struct ApiChannel {
     reporter: Reporter,
     prober: Prober,
     probe: Option<VersionProbe>,
@@ -83,13 +83,13 @@ impl ApiChannel {
 }
 
 /// What stands in `spec.window`; `Standby` as long as there is no order.
-pub(super) fn order_of(window: &Option<WindowOrder>) -> WindowOrder {
+pub(in crate::runner) fn order_of(window: &Option<WindowOrder>) -> WindowOrder {
     window.clone().unwrap_or(WindowOrder { command: WindowCommand::Standby, deadline: None })
 }
 
 /// A window's progress with all of its fields, those that are absent as null: a merge patch leaves alone what it does not name, and
 /// a comparison of the way there would stand as evidence of the way back.
-pub(super) fn whole(progress: &WindowProgress) -> Value {
+pub(in crate::runner) fn whole(progress: &WindowProgress) -> Value {
     const OPTIONAL: [&str; 9] = [
         "blockedAt",
         "proof",

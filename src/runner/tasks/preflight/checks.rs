@@ -4,19 +4,20 @@
 use serde_json_path::JsonPath;
 use tokio_postgres::Client;
 
-use super::{
-    Failure,
-    checks::{
-        evaluator::Measurement,
-        sequence::{self, Secret},
-        sql, statements,
+use super::{Findings, database};
+use crate::{
+    api::{Check, Reason},
+    runner::{
+        Failure,
+        checks::{
+            evaluator::Measurement,
+            sequence::{self, Secret},
+            sql, statements,
+        },
+        clients::http_probe::{Prober, TIMEOUT},
+        context::Work,
     },
-    clients::http_probe::{Prober, TIMEOUT},
-    context::Work,
-    preflight::Findings,
-    preflight_database as database,
 };
-use crate::api::{Check, Reason};
 
 /// Looks at each check once; `client` is `None` if the database cannot be reached.
 pub async fn look(work: &Work<'_>, client: Option<&Client>, findings: &mut Findings) {

@@ -4,20 +4,22 @@
 //! everything in one go; what needs the database is left out if it cannot be reached. The first wrong finding gives the
 //! task's reason.
 
+mod checks;
+mod database;
+
 use std::time::Duration;
 
 use futures::TryStreamExt;
 
-use super::{
-    Failure,
-    clients::{http_probe::Prober, object_store::Store},
-    code_backup,
-    context::Work,
-    database::connection::Target,
-    notify, preflight_checks, preflight_database as database,
-};
+use super::{code_backup, notify};
 use crate::{
     api::{Finding, Reason},
+    runner::{
+        Failure,
+        clients::{http_probe::Prober, object_store::Store},
+        context::Work,
+        database::connection::Target,
+    },
     shared::sql,
 };
 
@@ -80,7 +82,7 @@ pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
     if let (Some(client), Ok(target)) = (&client, &target) {
         database::look(work, target, client, &mut findings).await;
     }
-    preflight_checks::look(work, client.as_ref(), &mut findings).await;
+    checks::look(work, client.as_ref(), &mut findings).await;
     store(work, &mut findings).await;
     if work.spec.plan.code.is_some() {
         findings.add("code repository", code_backup::look(work).await);

@@ -15,16 +15,19 @@ use futures::StreamExt;
 use sha2::{Digest, Sha256};
 use tokio_postgres::Transaction;
 
-use super::{
-    Failure, backup,
-    clients::object_store::{PATIENCE, Store, Upload},
-    context::Work,
-    database::{
-        connection::{Access, classify, snapshot},
-        control::{ident, literal, quoted},
+use super::backup;
+use crate::{
+    api::{Balances, KeyUsers, KeyUsersEvidence, Reason, Time, digest_text},
+    runner::{
+        Failure,
+        clients::object_store::{PATIENCE, Store, Upload},
+        context::Work,
+        database::{
+            connection::{Access, classify, snapshot},
+            control::{ident, literal, quoted},
+        },
     },
 };
-use crate::api::{Balances, KeyUsers, KeyUsersEvidence, Reason, Time, digest_text};
 
 /// Digits of a limit; no sum of credits has as many.
 const MAX_DIGITS: usize = 100;

@@ -16,13 +16,13 @@
 //! - Only the commit is fetched where the server can filter, else also its files; history only if the server gives no
 //!   commit by its hash.
 
-use super::{
-    Failure,
-    clients::git::{Answer, Git, LOOK, TRANSFER},
-    context::Work,
-};
 use crate::{
     api::{CodeBackup, CodeBackupEvidence, Reason},
+    runner::{
+        Failure,
+        clients::git::{Answer, Git, LOOK, TRANSFER},
+        context::Work,
+    },
     telemetry,
 };
 

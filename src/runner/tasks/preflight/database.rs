@@ -2,18 +2,20 @@
 
 use tokio_postgres::{Client, Row, error::ErrorPosition, types::ToSql};
 
-use super::{
-    Failure,
-    clients::pg_tools::Version,
-    context::Work,
-    database::{
-        connection::{Target, classify},
-        control::{exists, ident, literal, quoted},
-        scratch,
+use super::Findings;
+use crate::{
+    api::Reason,
+    runner::{
+        Failure,
+        clients::pg_tools::Version,
+        context::Work,
+        database::{
+            connection::{Target, classify},
+            control::{exists, ident, literal, quoted},
+            scratch,
+        },
     },
-    preflight::Findings,
 };
-use crate::api::Reason;
 
 /// Oldest version of the server.
 const OLDEST: u32 = 13;

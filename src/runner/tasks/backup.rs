@@ -18,18 +18,18 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncReadExt;
 
-use super::{
-    Failure,
-    clients::object_store::{PATIENCE, Store, Upload},
-    context::Work,
-    database::{
-        connection::{self, Access, Target, classify},
-        control,
-        statistics::{Present, Statistics, statistics},
-    },
-};
 use crate::{
     api::{BackupEvidence, BaselineEvidence, Reason, Time, digest_text},
+    runner::{
+        Failure,
+        clients::object_store::{PATIENCE, Store, Upload},
+        context::Work,
+        database::{
+            connection::{self, Access, Target, classify},
+            control,
+            statistics::{Present, Statistics, statistics},
+        },
+    },
     telemetry,
 };
 
@@ -193,7 +193,7 @@ async fn stream(
 
 /// `<database>_<YYYYMMDD_HHMMSS>_pre_migration_<uid8>_<attempt>`, the checklist's name with what makes it unique.
 /// `taken_at` is the time of the snapshot.
-pub(super) fn name(work: &Work<'_>, taken_at: Time) -> String {
+pub(in crate::runner) fn name(work: &Work<'_>, taken_at: Time) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' };
     let database: String = work.spec.plan.database.name.chars().map(plain).collect();
     let uid: String = work.spec.migration_uid.chars().take(8).map(plain).collect();

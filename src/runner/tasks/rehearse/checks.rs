@@ -3,16 +3,18 @@
 
 use std::time::Duration;
 
-use super::{
-    Failure,
-    checks::{
-        Means, Source,
-        evaluator::{Measurement, assess},
+use crate::{
+    api::{Check, CheckOutcome, CreditMigrationSpec, OnBreach, Reason},
+    runner::{
+        Failure,
+        checks::{
+            Means, Source,
+            evaluator::{Measurement, assess},
+        },
+        context::Work,
+        database::connection::Target,
     },
-    context::Work,
-    database::connection::Target,
 };
-use crate::api::{Check, CheckOutcome, CreditMigrationSpec, OnBreach, Reason};
 
 /// What was measured on the copy.
 #[derive(Debug, Default)]

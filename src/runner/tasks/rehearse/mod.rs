@@ -10,34 +10,35 @@
 //! - The copy is dropped whatever happens; one that a killed pod left is dropped by the next try, or by Cleanup.
 //! - Only one rehearsal of a database is under way at a time, even if its program is started twice.
 
+mod checks;
 mod extensions;
 
 use std::{path::Path, time::Instant};
 
 use tokio_postgres::{Client, types::Type};
 
-use super::{
-    Failure,
-    clients::{
-        git::Folder,
-        object_store::{PATIENCE, Store},
-    },
-    context::Work,
-    database::{
-        connection::{Access, Target, classify, snapshot},
-        control::{self, Applied, ControlSpec, LOCK_CLASS, Sql, StopSignal, quoted},
-        fingerprint::Fingerprint,
-        scratch,
-    },
-    rehearsal_checks, verify,
-};
+use super::verify_backup;
 use crate::{
     api::{Reason, RehearsalEvidence, sha256},
+    runner::{
+        Failure,
+        clients::{
+            git::Folder,
+            object_store::{PATIENCE, Store},
+        },
+        context::Work,
+        database::{
+            connection::{Access, Target, classify, snapshot},
+            control::{self, Applied, ControlSpec, LOCK_CLASS, Sql, StopSignal, quoted},
+            fingerprint::Fingerprint,
+            scratch,
+        },
+    },
     shared::sql,
 };
 
 /// Advisory lock of the rehearsal, beside those of the control schema.
-pub(super) const LOCK_REHEARSAL: i32 = 16;
+pub(in crate::runner) const LOCK_REHEARSAL: i32 = 16;
 /// Differences that a message names; the log has all.
 const MAX_NAMED: usize = 10;
 /// Seconds that a rollout takes, for the expected window.
@@ -156,7 +157,7 @@ async fn rehearse(
             ),
         ));
     }
-    let measured = rehearsal_checks::measure(work, copy).await?;
+    let measured = checks::measure(work, copy).await?;
     let rollback_seconds = seconds(control::run_down(&mut client, &control_spec, &sql.down).await?)?;
     proves(&client, &control_spec).await?;
 
@@ -210,8 +211,8 @@ fn expected_window(migrate_seconds: f64, compare_seconds: f64) -> f64 {
 /// Restores the object as it is in the bucket, with owners and grants: the roles are the same server's. Extensions that the
 /// role may not create are left out.
 async fn restore(work: &Work<'_>, store: &Store, copy: &Target) -> Result<(), Failure> {
-    let (object, expected) = verify::inputs(work)?;
-    let list = match verify::list(work, store, object).await {
+    let (object, expected) = verify_backup::inputs(work)?;
+    let list = match verify_backup::list(work, store, object).await {
         Ok(list) => list,
         // The whole object is read below, and tells whether somebody altered it.
         Err(failure) if failure.reason == Reason::BackupUnreadable => String::new(),
@@ -239,9 +240,9 @@ async fn restore(work: &Work<'_>, store: &Store, copy: &Target) -> Result<(), Fa
     }
     let env = copy.libpq_env(work.settings.database_ca_file().as_deref());
     let running = work.tools.start("pg_restore", &arguments, &env)?;
-    let fed = verify::feed(store, object, running).await?;
+    let fed = verify_backup::feed(store, object, running).await?;
     // A cut object makes pg_restore fail, too; that somebody altered it is the better explanation.
-    verify::check_digest(object, &fed, expected)?;
+    verify_backup::check_digest(object, &fed, expected)?;
     fed.ended.map_err(|failure| match left_out.is_empty() {
         true => failure,
         false => {

@@ -15,9 +15,9 @@
 
 mod alarm;
 mod defaults;
-mod email;
-mod http;
 mod templates;
+mod transport_email;
+mod transport_http;
 
 use std::time::Duration;
 
@@ -26,13 +26,14 @@ use futures::{StreamExt, stream::FuturesUnordered};
 pub use alarm::{Alarm, GRACE};
 
 use self::{
-    email::Mailer,
-    http::Hook,
     templates::{About, Templates, Text},
+    transport_email::Mailer,
+    transport_http::Hook,
 };
-use super::{Failure, context::Work, preflight::Findings, settings::Settings};
+use super::preflight::Findings;
 use crate::{
     api::{Audience, Delivery, DeliveryState, KeyRef, MigrationRunSpec, Notice, NotificationChannel, Occasion, Reason},
+    runner::{Failure, context::Work, settings::Settings},
     telemetry,
 };
 

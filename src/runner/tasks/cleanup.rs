@@ -11,17 +11,21 @@ use std::time::Instant;
 
 use tokio_postgres::{Client, GenericClient};
 
-use super::{
-    Failure,
-    context::Work,
-    database::{
-        connection::classify,
-        control::{ControlSpec, LOCK_CHANGE, LOCK_CLASS, Table, exists, ident, jitter, millis, trigger_lock_timeout},
-        scratch,
+use super::rehearse::LOCK_REHEARSAL;
+use crate::{
+    api::Reason,
+    runner::{
+        Failure,
+        context::Work,
+        database::{
+            connection::classify,
+            control::{
+                ControlSpec, LOCK_CHANGE, LOCK_CLASS, Table, exists, ident, jitter, millis, trigger_lock_timeout,
+            },
+            scratch,
+        },
     },
-    rehearsal::LOCK_REHEARSAL,
 };
-use crate::api::Reason;
 
 /// Cleans up.
 ///

@@ -10,17 +10,19 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio_postgres::Transaction;
 
-use super::{
-    Failure, checks,
-    clients::object_store::{PATIENCE, Store},
-    context::Work,
-    database::{
-        connection::{Access, classify, snapshot},
-        control::{self, Cutover},
-        statistics::{Present, Statistics, Usage, statistics, usage},
+use crate::{
+    api::{Check, CheckOutcome, CheckResult, Reason, ReportEvidence, Task, Time, sha256},
+    runner::{
+        Failure, checks,
+        clients::object_store::{PATIENCE, Store},
+        context::Work,
+        database::{
+            connection::{Access, classify, snapshot},
+            control::{self, Cutover},
+            statistics::{Present, Statistics, Usage, statistics, usage},
+        },
     },
 };
-use crate::api::{Check, CheckOutcome, CheckResult, Reason, ReportEvidence, Task, Time, sha256};
 
 /// The object in the bucket.
 #[derive(Serialize)]

@@ -7,15 +7,17 @@ use futures::StreamExt;
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::{
-    Failure,
-    clients::{
-        object_store::{PATIENCE, Store},
-        pg_tools::Running,
+use crate::{
+    api::{Reason, VerificationEvidence, digest_text},
+    runner::{
+        Failure,
+        clients::{
+            object_store::{PATIENCE, Store},
+            pg_tools::Running,
+        },
+        context::Work,
     },
-    context::Work,
 };
-use crate::api::{Reason, VerificationEvidence, digest_text};
 
 /// Reads the backup back. Notes `verification`.
 ///
@@ -122,7 +124,7 @@ fn unreadable(object: &str, failure: &Failure) -> Failure {
 ///
 /// # Errors
 /// `BackupUnreadable` if it is no archive; those of the store.
-pub(super) async fn list(work: &Work<'_>, store: &Store, object: &str) -> Result<String, Failure> {
+pub(in crate::runner) async fn list(work: &Work<'_>, store: &Store, object: &str) -> Result<String, Failure> {
     let mut running = work.tools.start("pg_restore", &["--list".to_owned()], &[])?;
     let mut chunks = store.get(object).await?;
     let mut stdin = running.stdin.take();
