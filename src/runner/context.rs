@@ -2,8 +2,8 @@
 
 use tokio_util::sync::CancellationToken;
 
-use super::{Failure, clients::pg_tools::Tools, database::control::ControlSpec, report::Progress, settings::Settings};
-use crate::api::{MigrationRunSpec, Reason};
+use super::{clients::pg_tools::Tools, database::control::ControlSpec, report::Progress, settings::Settings};
+use crate::api::MigrationRunSpec;
 
 /// One run's order, and the means to carry it out.
 pub struct Work<'a> {
@@ -23,10 +23,5 @@ impl Work<'_> {
     /// The part of the order that the control schema needs.
     pub fn control_spec(&self) -> ControlSpec {
         ControlSpec::new(&self.spec.migration_uid, &self.spec.migration, &self.spec.plan)
-    }
-
-    /// The end of a task that was told to stop.
-    pub fn stopped() -> Failure {
-        Failure::new(Reason::PodFailed, "the pod was told to end before the task was done")
     }
 }

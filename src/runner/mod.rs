@@ -198,7 +198,7 @@ async fn stoppable(
 ) -> Result<String, Failure> {
     tokio::select! {
         result = task => result,
-        () = stop.cancelled() => Err(Work::stopped()),
+        () = stop.cancelled() => Err(Failure::terminated()),
     }
 }
 

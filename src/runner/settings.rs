@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Failure, database::connection::Target};
+use super::{Failure, clients::object_store::StoreKeys, database::connection::Target};
 use crate::api::{KeyRef, MigrationRunSpec, Reason, SqlSource, mounts, sha256};
 
 /// Reads below one folder, for one run.
@@ -17,16 +17,6 @@ pub struct Settings<'a> {
     root: PathBuf,
     spec: &'a MigrationRunSpec,
     namespace: &'a str,
-}
-
-/// Keys of the object store. No `Debug`: it must not get into a log.
-pub struct StoreKeys {
-    /// Access key.
-    pub access_key_id: String,
-    /// Secret key.
-    pub secret_access_key: String,
-    /// PEM certificates of the authorities to trust; those of the system when absent.
-    pub ca: Option<String>,
 }
 
 /// Both SQL texts, as the controller saw them.

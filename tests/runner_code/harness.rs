@@ -15,12 +15,7 @@ use std::{
 use credit_migration::{
     api::{CodeBackupEvidence, MigrationRunSpec, Reason, RunInputs, Task, mounts},
     runner::{
-        Failure,
-        clients::{git::Git, pg_tools::Tools},
-        context::Work,
-        report::Progress,
-        settings::Settings,
-        tasks::code_backup,
+        Failure, clients::pg_tools::Tools, context::Work, report::Progress, settings::Settings, tasks::code_backup,
     },
 };
 use serde_json::{Value, json};
@@ -219,7 +214,7 @@ impl World {
     pub async fn call(&self, arguments: &[&str], limit: Duration) -> Outcome {
         let code = self.spec.plan.code.clone().unwrap();
         self.carry_out(async |work| {
-            let git = Git::open(work, &code).await?;
+            let git = code_backup::open(work, &code).await?;
             git.call(arguments, limit).await.map(|answer| answer.stdout)
         })
         .await

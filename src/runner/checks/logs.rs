@@ -20,7 +20,7 @@ use regex::bytes::Regex;
 use super::evaluator::{Measurement, Value};
 use crate::{
     api::{LogsCheck, Time, WorkloadRef},
-    runner::report,
+    runner::clients::kubernetes,
 };
 
 /// Longest time for all logs of one measurement.
@@ -143,7 +143,7 @@ impl Logs {
         let pattern = Regex::new(&self.check.pattern).map_err(|e| format!("pattern: {e}"))?;
         let client = match &self.client {
             Some(client) => client.clone(),
-            None => self.client.insert(report::client().await.map_err(|e| e.message)?).clone(),
+            None => self.client.insert(kubernetes::client().await.map_err(|e| e.message)?).clone(),
         };
         let pods: Api<Pod> = Api::namespaced(client.clone(), &self.namespace);
         let list = self.pods(&client, &pods).await?;

@@ -8,6 +8,7 @@ pub mod connection;
 pub mod evaluator;
 pub mod http;
 pub mod logs;
+pub mod prometheus;
 pub mod sequence;
 pub mod sql;
 pub mod statements;
@@ -164,7 +165,9 @@ impl Source {
             return connection::measure(&means.address).await;
         }
         match &check.prometheus {
-            Some(source) => means.prober.prometheus(source, if trigger { LONGEST_ANSWER } else { TIMEOUT }).await,
+            Some(source) => {
+                prometheus::measure(&means.prober, source, if trigger { LONGEST_ANSWER } else { TIMEOUT }).await
+            }
             None => Measurement::Error("the check has no source".to_owned()),
         }
     }

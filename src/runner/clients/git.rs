@@ -7,26 +7,14 @@
 //! - Each call has a limit, and ends when the task is told to. With git end all processes it has started.
 //! - What git and the server say is repeated in short, without credentials.
 
-use std::{
-    fs::{DirBuilder, OpenOptions},
-    hash::{BuildHasher, RandomState},
-    io::Write,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
-    path::{Path, PathBuf},
-    process::Stdio,
-    time::Duration,
-};
+use std::{path::Path, process::Stdio, time::Duration};
 
 use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-use super::pg_tools::keep_beginning;
-use crate::{
-    api::{CodeBackup, KeyRef, Reason},
-    runner::{Failure, context::Work, settings::Settings},
-    telemetry,
-};
+use super::{pg_tools::keep_beginning, private_folder::PrivateFolder};
+use crate::{api::Reason, runner::Failure, telemetry};
 
 /// Longest wait for an answer that moves no data.
 pub const LOOK: Duration = Duration::from_secs(60);
@@ -37,13 +25,76 @@ const TOLD: usize = 400;
 /// Who made tag objects; servers may refuse a tagger without an address.
 const WHO: &str = "credit-migration-operator";
 
+/// Where a repository is. Without credentials, and by https without a user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Address {
+    url: String,
+    /// `https://host:port`; empty by ssh.
+    server: String,
+}
+
+impl Address {
+    /// Reads `ssh://git@HOST/PATH.git` or `https://HOST/PATH.git`.
+    ///
+    /// # Errors
+    /// `RepositoryUnreachable` for an address that cannot be used.
+    pub fn parse(repository: &str) -> Result<Self, Failure> {
+        let unusable = |why: &str| {
+            Failure::new(
+                Reason::RepositoryUnreachable,
+                format!(
+                    "spec.code.repository {why}; next: write it as ssh://git@HOST/PATH.git or https://HOST/PATH.git"
+                ),
+            )
+        };
+        let mut url = Url::parse(repository).map_err(|e| unusable(&format!("cannot be read: {e}")))?;
+        let host = url.host_str().ok_or_else(|| unusable("names no host"))?.to_owned();
+        url.set_password(None).map_err(|()| unusable("cannot be used"))?;
+        match url.scheme() {
+            "ssh" => Ok(Self { url: url.into(), server: String::new() }),
+            "https" => {
+                // Who it is says the Secret; a user in the address is often a token.
+                url.set_username("").map_err(|()| unusable("cannot be used"))?;
+                let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+                Ok(Self { url: url.into(), server: format!("https://{host}{port}") })
+            }
+            _ => Err(unusable("begins with neither ssh:// nor https://")),
+        }
+    }
+
+    /// Whether the server is talked to by https, not by ssh.
+    pub fn is_https(&self) -> bool {
+        !self.server.is_empty()
+    }
+}
+
+/// What the server asks for. No `Debug`: it must not get into a log.
+pub enum Credentials {
+    /// Of a user by https.
+    Https {
+        /// Name of the user; one line.
+        username: String,
+        /// Password or token; one line.
+        password: String,
+        /// PEM certificates of the authorities to trust; those of the system when absent.
+        ca: Option<String>,
+    },
+    /// Of a key by ssh.
+    Ssh {
+        /// Private key without passphrase.
+        private_key: String,
+        /// The server's public keys, as in a `known_hosts` file.
+        known_hosts: String,
+    },
+}
+
 /// A private repository on this side, with the server's as its `origin`.
 pub struct Git {
     repository: String,
     secret: String,
-    folder: Folder,
+    folder: PrivateFolder,
     // Dropped with it: the files that the environment names.
-    _keys: Folder,
+    _keys: PrivateFolder,
     env: Vec<(String, String)>,
     credentials: Vec<String>,
     stop: CancellationToken,
@@ -61,23 +112,32 @@ pub struct Answer {
 }
 
 impl Git {
-    /// Prepares access to a repository, and an empty one on this side.
+    /// Prepares access to a repository, and an empty one on this side. `secret` is the name of the Secret with the credentials,
+    /// for messages; `stop` ends each call.
     ///
     /// # Errors
-    /// `SecretKeyMissing`; `RepositoryUnreachable` for an address that cannot be used; `Internal` without git or without
-    /// a folder to write to.
-    pub async fn open(work: &Work<'_>, code: &CodeBackup) -> Result<Self, Failure> {
-        let (url, https) = address(&code.repository)?;
-        let secret = &code.secret_ref.name;
-        let keys = Folder::make(&[Path::new("/dev/shm"), &std::env::temp_dir()])?;
-        let folder = Folder::make(&[&std::env::temp_dir()])?;
+    /// `Internal` without git or without a folder to write to.
+    pub async fn open(
+        address: Address,
+        secret: &str,
+        credentials: Credentials,
+        stop: CancellationToken,
+    ) -> Result<Self, Failure> {
+        let keys = PrivateFolder::make(&[Path::new("/dev/shm"), &std::env::temp_dir()])?;
+        let folder = PrivateFolder::make(&[&std::env::temp_dir()])?;
         let mut env: Vec<(String, String)> = [
             ("LC_ALL", "C"),
             ("GIT_TERMINAL_PROMPT", "0"),
             ("GIT_CONFIG_NOSYSTEM", "1"),
             ("GIT_CONFIG_GLOBAL", "/dev/null"),
             // A redirect must not lead to a transport that checks nobody.
-            ("GIT_ALLOW_PROTOCOL", if https.is_some() { "https" } else { "ssh" }),
+            (
+                "GIT_ALLOW_PROTOCOL",
+                match credentials {
+                    Credentials::Https { .. } => "https",
+                    Credentials::Ssh { .. } => "ssh",
+                },
+            ),
             ("GIT_AUTHOR_NAME", WHO),
             ("GIT_AUTHOR_EMAIL", "credit-migration-operator@localhost"),
             ("GIT_COMMITTER_NAME", WHO),
@@ -88,8 +148,8 @@ impl Git {
         let now = format!("@{} +0000", telemetry::now().as_second());
         env.push(("GIT_AUTHOR_DATE".to_owned(), now.clone()));
         env.push(("GIT_COMMITTER_DATE".to_owned(), now));
-        env.push(("HOME".to_owned(), folder.text()));
-        env.push(("GIT_DIR".to_owned(), folder.text()));
+        env.push(("HOME".to_owned(), folder.path().to_string_lossy().into_owned()));
+        env.push(("GIT_DIR".to_owned(), folder.path().to_string_lossy().into_owned()));
         let mut config = vec![
             ("core.hooksPath".to_owned(), "/dev/null".to_owned()),
             ("gc.auto".to_owned(), "0".to_owned()),
@@ -101,26 +161,22 @@ impl Git {
             ("http.lowSpeedLimit".to_owned(), "100".to_owned()),
             ("http.lowSpeedTime".to_owned(), "60".to_owned()),
         ];
-        let credentials = match &https {
-            Some(host) => {
-                let (username, password) =
-                    (line(&work.settings, secret, "username")?, line(&work.settings, secret, "password")?);
+        let credentials = match credentials {
+            Credentials::Https { username, password, ca } => {
                 let file = keys.write("credentials", &format!("username={username}\npassword={password}\n"))?;
                 env.push(("CODE_CREDENTIALS".to_owned(), file));
                 // For this server alone: one that it redirects to gets nothing.
                 let helper = r#"!f() { [ "$1" != get ] || cat "$CODE_CREDENTIALS"; }; f"#;
-                config.push((format!("credential.{host}.helper"), helper.to_owned()));
-                if let Some(ca) = work.settings.further(secret, "ca.crt")? {
+                config.push((format!("credential.{}.helper", address.server), helper.to_owned()));
+                if let Some(ca) = ca {
                     config.push(("http.sslCAInfo".to_owned(), keys.write("ca.crt", &ca)?));
                 }
                 vec![password, username]
             }
-            None => {
-                let key = work.settings.further_file(&reference(secret, "ssh-privatekey"))?;
-                let known = work.settings.further_file(&reference(secret, "known_hosts"))?;
+            Credentials::Ssh { private_key, known_hosts } => {
                 // ssh refuses a key without its last line break, which many ways of making a Secret strip.
-                let key = keys.write("key", &format!("{}\n", key.replace('\r', "").trim_end()))?;
-                let known = keys.write("known_hosts", &format!("{}\n", known.trim_end()))?;
+                let key = keys.write("key", &format!("{}\n", private_key.replace('\r', "").trim_end()))?;
+                let known = keys.write("known_hosts", &format!("{}\n", known_hosts.trim_end()))?;
                 env.push(("GIT_SSH_VARIANT".to_owned(), "ssh".to_owned()));
                 env.push(("GIT_SSH_COMMAND".to_owned(), ssh(&key, &known)));
                 vec![]
@@ -131,8 +187,8 @@ impl Git {
             env.push((format!("GIT_CONFIG_KEY_{n}"), name));
             env.push((format!("GIT_CONFIG_VALUE_{n}"), value));
         }
-        let stop = work.stop.clone();
-        let git = Self { repository: url, secret: secret.clone(), folder, _keys: keys, env, credentials, stop };
+        let repository = address.url;
+        let git = Self { repository, secret: secret.to_owned(), folder, _keys: keys, env, credentials, stop };
         git.here(&["init", "--quiet", "--bare", "--template="]).await?;
         git.here(&["config", "remote.origin.url", &git.repository]).await?;
         Ok(git)
@@ -162,7 +218,7 @@ impl Git {
     /// `Internal` if it cannot be started, `RepositoryUnreachable` if it takes longer, `PodFailed` when told to stop.
     pub async fn call(&self, arguments: &[&str], limit: Duration) -> Result<Answer, Failure> {
         let mut command = Command::new("git");
-        command.args(arguments).current_dir(&self.folder.0).env_clear().envs(self.env.iter().map(|(n, v)| (n, v)));
+        command.args(arguments).current_dir(self.folder.path()).env_clear().envs(self.env.iter().map(|(n, v)| (n, v)));
         if let Some(path) = std::env::var_os("PATH") {
             command.env("PATH", path);
         }
@@ -178,7 +234,7 @@ impl Git {
         let (stdout, stderr) = (tokio::spawn(keep_beginning(stdout)), tokio::spawn(keep_beginning(stderr)));
         let status = tokio::select! {
             status = tokio::time::timeout(limit, child.wait()) => status,
-            () = self.stop.cancelled() => return Err(Work::stopped()),
+            () = self.stop.cancelled() => return Err(Failure::terminated()),
         };
         let Ok(status) = status else {
             let message = format!(
@@ -230,81 +286,6 @@ impl Drop for Group {
             tracing::warn!(%error, "processes of git may be left");
         }
     }
-}
-
-/// A folder of this user alone, removed when dropped.
-pub(in crate::runner) struct Folder(PathBuf);
-
-impl Folder {
-    /// In the first of `places` that takes one.
-    pub(in crate::runner) fn make(places: &[&Path]) -> Result<Self, Failure> {
-        let mut problem = String::new();
-        for place in places {
-            let path = place.join(format!("code-{}-{:x}", std::process::id(), RandomState::new().hash_one(0)));
-            match DirBuilder::new().mode(0o700).create(&path) {
-                Ok(()) => return Ok(Self(path)),
-                Err(error) => problem = format!("no folder can be made in {}: {error}", place.display()),
-            }
-        }
-        Err(Failure::new(Reason::Internal, problem))
-    }
-
-    fn text(&self) -> String {
-        self.0.to_string_lossy().into_owned()
-    }
-
-    /// Writes a file that nobody else may read; its path.
-    pub(in crate::runner) fn write(&self, name: &str, text: &str) -> Result<String, Failure> {
-        let path = self.0.join(name);
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
-        file.and_then(|mut file| file.write_all(text.as_bytes()))
-            .map_err(|e| Failure::new(Reason::Internal, format!("{} cannot be written: {e}", path.display())))?;
-        Ok(path.to_string_lossy().into_owned())
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
-/// The address without credentials and, by https, `https://host:port`.
-fn address(repository: &str) -> Result<(String, Option<String>), Failure> {
-    let unusable = |why: &str| {
-        Failure::new(
-            Reason::RepositoryUnreachable,
-            format!("spec.code.repository {why}; next: write it as ssh://git@HOST/PATH.git or https://HOST/PATH.git"),
-        )
-    };
-    let mut url = Url::parse(repository).map_err(|e| unusable(&format!("cannot be read: {e}")))?;
-    let host = url.host_str().ok_or_else(|| unusable("names no host"))?.to_owned();
-    url.set_password(None).map_err(|()| unusable("cannot be used"))?;
-    match url.scheme() {
-        "ssh" => Ok((url.into(), None)),
-        "https" => {
-            // Who it is says the Secret; a user in the address is often a token.
-            url.set_username("").map_err(|()| unusable("cannot be used"))?;
-            let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
-            Ok((url.into(), Some(format!("https://{host}{port}"))))
-        }
-        _ => Err(unusable("begins with neither ssh:// nor https://")),
-    }
-}
-
-fn reference(name: &str, key: &str) -> KeyRef {
-    KeyRef { name: name.to_owned(), key: key.to_owned() }
-}
-
-/// A key of the Secret that must be one line: a second one would be an order to git.
-fn line(settings: &Settings<'_>, secret: &str, key: &str) -> Result<String, Failure> {
-    let text = settings.further_file(&reference(secret, key))?;
-    let text = text.trim();
-    if text.contains(char::is_control) {
-        let message = format!("key {key} of Secret {secret} has more than one line; next: store the bare value");
-        return Err(Failure::new(Reason::SecretKeyMissing, message));
-    }
-    Ok(text.to_owned())
 }
 
 /// How git calls ssh: with this key and these hosts only, and without ever asking.
@@ -418,7 +399,9 @@ mod tests {
     #[case("https://h.example/shop.git", "https://h.example/shop.git", Some("https://h.example"))]
     #[case("https://token@h.example:8443/s", "https://h.example:8443/s", Some("https://h.example:8443"))]
     fn an_address_loses_its_credentials(#[case] given: &str, #[case] url: &str, #[case] host: Option<&str>) {
-        assert_eq!(address(given).unwrap(), (url.to_owned(), host.map(str::to_owned)));
+        let address = Address::parse(given).unwrap();
+        assert_eq!((address.url.as_str(), address.is_https()), (url, host.is_some()));
+        assert_eq!(address.server, host.unwrap_or_default());
     }
 
     #[rstest]
@@ -427,7 +410,7 @@ mod tests {
     #[case("git@h:shop.git")]
     #[case("http://h/shop.git")]
     fn other_transports_are_refused(#[case] given: &str) {
-        assert_eq!(address(given).unwrap_err().reason, Reason::RepositoryUnreachable);
+        assert_eq!(Address::parse(given).unwrap_err().reason, Reason::RepositoryUnreachable);
     }
 
     #[rstest]

@@ -1,8 +1,7 @@
-//! The client of probes and checks: the application's version, and queries to Prometheus.
+//! The client of probes and checks, and the application's version.
 //!
-//! An application that cannot be reached is a bad measurement; a Prometheus that cannot be reached is no
-//! measurement at all. Redirects are not followed: they would lead to an address that nobody named. Texts of errors
-//! never hold the URL, which may carry a key in its query.
+//! Redirects are not followed: they would lead to an address that nobody named. Texts of errors never hold the URL, which
+//! may carry a key in its query.
 
 use std::{error::Error as _, time::Duration};
 
@@ -11,11 +10,8 @@ use serde_json::Value as Json;
 use serde_json_path::JsonPath;
 
 use crate::{
-    api::{Finding, Flag, PrometheusCheck, Reason, VersionProbe},
-    runner::{
-        Failure,
-        checks::evaluator::{Measurement, Value},
-    },
+    api::{Finding, Flag, Reason, VersionProbe},
+    runner::Failure,
 };
 
 /// Longest answer that is read.
@@ -111,56 +107,6 @@ impl Prober {
             None => "it does not say which versions it holds (list `contains` of its answer)".to_owned(),
         };
         Ok(format!("the application runs {}; {held}", answer.version))
-    }
-
-    /// One instant query, and the one that counts its samples, both within `limit`.
-    pub async fn prometheus(&self, check: &PrometheusCheck, limit: Duration) -> Measurement {
-        let answered = tokio::time::timeout(limit, self.both(check)).await;
-        answered.unwrap_or_else(|_| Measurement::Error(format!("Prometheus gave no answer within {limit:?}")))
-    }
-
-    async fn both(&self, check: &PrometheusCheck) -> Measurement {
-        let samples = match &check.samples_query {
-            None => None,
-            Some(query) => match self.instant(&check.url, query).await {
-                Ok(text) => text.parse::<f64>().ok().filter(|n| n.is_finite()),
-                Err(Measurement::Nothing(_)) => Some(0.0),
-                Err(other) => return other,
-            },
-        };
-        match self.instant(&check.url, &check.query).await {
-            Ok(text) => Measurement::Value { value: Value::Number(text), samples },
-            Err(other) => other,
-        }
-    }
-
-    async fn instant(&self, base: &str, query: &str) -> Result<String, Measurement> {
-        let url = format!("{}/api/v1/query", base.trim_end_matches('/'));
-        let error = |words: String| Measurement::Error(format!("Prometheus {words}"));
-        let url = reqwest::Url::parse_with_params(&url, [("query", query)]).map_err(|e| error(format!("url: {e}")))?;
-        let answer = self.client.get(url).send().await;
-        let answer = answer.map_err(|e| error(format!("gave no answer: {}", cause(&e))))?;
-        let status = answer.status().as_u16();
-        let json = body(answer).await.map_err(|e| e.to_string()).and_then(|bytes| parse(&bytes));
-        let json = json.map_err(|e| error(format!("status {status}: {e}")))?;
-        if json["status"] != "success" {
-            let told: String = json["error"].as_str().unwrap_or("no error text").chars().take(200).collect();
-            return Err(error(format!("status {status}: {told}")));
-        }
-        let result = &json["data"]["result"];
-        let value = match (json["data"]["resultType"].as_str(), result.as_array().map(Vec::as_slice)) {
-            (Some("scalar"), Some([_, value])) => value,
-            (Some("vector"), Some([])) => return Err(Measurement::Nothing("the query has no result".to_owned())),
-            (Some("vector"), Some([one])) => &one["value"][1],
-            (Some("vector"), Some(many)) => {
-                return Err(error(format!(
-                    "query has {} results; make it one number, for example with sum()",
-                    many.len()
-                )));
-            }
-            (kind, _) => return Err(error(format!("query gives a {}, not a number", kind.unwrap_or("result")))),
-        };
-        value.as_str().map(str::to_owned).ok_or_else(|| error("answer holds no value".to_owned()))
     }
 }
 

@@ -11,34 +11,13 @@
 use std::{fmt, path::Path, sync::Arc, time::Duration};
 
 use rustls::{ClientConfig, RootCertStore};
-use tokio_postgres::{
-    CancelToken, Client, Config, IsolationLevel, NoTls, Transaction, config::ChannelBinding, config::SslMode,
-    error::SqlState,
-};
+use tokio_postgres::{CancelToken, Client, Config, NoTls, config::ChannelBinding, config::SslMode, error::SqlState};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::{
     api::Reason,
     runner::{Failure, clients::tls},
 };
-
-/// Whether a transaction may write, whatever the database's default says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// READ ONLY.
-    Read,
-    /// READ WRITE.
-    Write,
-}
-
-/// A REPEATABLE READ transaction: all that it reads is of one moment.
-///
-/// # Errors
-/// Those of [`classify`].
-pub async fn snapshot(client: &mut Client, access: Access) -> Result<Transaction<'_>, Failure> {
-    let transaction = client.build_transaction().isolation_level(IsolationLevel::RepeatableRead);
-    transaction.read_only(access == Access::Read).start().await.map_err(|e| classify(&e))
-}
 
 /// What is said where the role itself, and nobody else, gets no more connections.
 pub(in crate::runner) const OWN_LIMIT: &str =

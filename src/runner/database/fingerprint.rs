@@ -14,7 +14,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tokio_postgres::Client;
 
-use super::connection::{Access, classify, snapshot};
+use super::{
+    connection::classify,
+    snapshot::{Access, snapshot},
+};
 use crate::runner::Failure;
 
 /// A database at one moment.

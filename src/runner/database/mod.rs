@@ -6,4 +6,5 @@ pub mod connection;
 pub mod control;
 pub mod fingerprint;
 pub mod scratch;
+pub mod snapshot;
 pub mod statistics;

@@ -12,16 +12,15 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{
-    Api, Client, Config,
+    Api,
     api::{Patch, PatchParams},
 };
-use serde::Serialize;
 use serde_json::{Map, Value, json};
-use tokio::sync::watch;
 
+use super::Progress;
 use crate::{
-    api::{MigrationRun, Reason, RunPhase, Time},
-    runner::Failure,
+    api::{MigrationRun, RunPhase, Time},
+    runner::{Failure, clients::kubernetes},
     telemetry,
 };
 
@@ -41,49 +40,6 @@ pub enum Unreported {
     Refused(String),
 }
 
-/// What a task has to tell before its end: a status that grows. Cheap to clone, never waits.
-#[derive(Clone, Debug)]
-pub struct Progress(watch::Sender<Map<String, Value>>);
-
-impl Default for Progress {
-    fn default() -> Self {
-        Self(watch::Sender::new(Map::new()))
-    }
-}
-
-impl Progress {
-    /// Sets one field of the status; `field` is its name in JSON.
-    pub fn note(&self, field: &str, value: &impl Serialize) {
-        match serde_json::to_value(value) {
-            Ok(value) => self.0.send_modify(|status| {
-                status.insert(field.to_owned(), value);
-            }),
-            Err(error) => tracing::error!(field, %error, "a report cannot be written as JSON"),
-        }
-    }
-
-    /// All that was noted.
-    pub fn so_far(&self) -> Map<String, Value> {
-        self.0.borrow().clone()
-    }
-}
-
-/// A client as the pod's service account (or by kubeconfig outside of a pod).
-///
-/// # Errors
-/// `Internal` if there is no configuration.
-pub(in crate::runner) async fn client() -> Result<Client, Failure> {
-    let internal = |e: &dyn std::fmt::Display| Failure::new(Reason::Internal, format!("Kubernetes client: {e}"));
-    let mut config = Config::infer().await.map_err(|e| internal(&e))?;
-    // Without these a half-open connection would hang the window's orders for ever.
-    config.connect_timeout = Some(Duration::from_secs(5));
-    config.read_timeout = Some(Duration::from_secs(15));
-    config.write_timeout = Some(Duration::from_secs(15));
-    // The loops here retry by themselves; two layers would multiply.
-    config.default_retry = false;
-    Client::try_from(config).map_err(|e| internal(&e))
-}
-
 /// The run of this process.
 #[derive(Clone)]
 pub struct Reporter {
@@ -100,7 +56,7 @@ impl Reporter {
     /// # Errors
     /// `Internal` if there is no configuration.
     pub async fn new(namespace: &str, name: &str, pod: &str) -> Result<Self, Failure> {
-        let client = client().await?;
+        let client = kubernetes::client().await?;
         Ok(Self {
             api: Api::namespaced(client.clone(), namespace),
             namespaces: Api::all(client),
@@ -194,7 +150,7 @@ impl Reporter {
 
     /// Sends what is noted while the task is under way, at most once per second, in a task of its own.
     pub fn follow(&self, progress: &Progress) -> tokio::task::JoinHandle<()> {
-        let (reporter, mut noted) = (self.clone(), progress.0.subscribe());
+        let (reporter, mut noted) = (self.clone(), progress.subscribe());
         tokio::spawn(async move {
             while noted.changed().await.is_ok() {
                 let fields = noted.borrow_and_update().clone();
@@ -242,6 +198,7 @@ fn short(message: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::Reason;
 
     #[test]
     fn the_end_says_why() {
@@ -252,14 +209,5 @@ mod tests {
         let fields = end_of(&Ok("done".into()), Time::UNIX_EPOCH);
         assert_eq!(fields["phase"], json!("Succeeded"));
         assert!(fields["reason"].is_null());
-    }
-
-    #[test]
-    fn progress_keeps_all_fields() {
-        let progress = Progress::default();
-        progress.note("baseline", &1);
-        progress.note("backup", &2);
-        progress.note("backup", &3);
-        assert_eq!(Value::from(progress.so_far()), json!({"baseline": 1, "backup": 3}));
     }
 }

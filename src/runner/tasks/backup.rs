@@ -25,8 +25,9 @@ use crate::{
         clients::object_store::{PATIENCE, Store, Upload},
         context::Work,
         database::{
-            connection::{self, Access, Target, classify},
+            connection::{Target, classify},
             control,
+            snapshot::{Access, snapshot},
             statistics::{Present, Statistics, statistics},
         },
     },
@@ -66,7 +67,7 @@ pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
     let mut client = target.connect("backup").await?;
     control::install(&mut client, &control_spec).await?;
 
-    let transaction = connection::snapshot(&mut client, Access::Write).await?;
+    let transaction = snapshot(&mut client, Access::Write).await?;
     // The snapshot must live as long as the dump takes, whatever the role's or database's defaults say.
     let limits = "SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0";
     transaction.batch_execute(limits).await.map_err(|e| classify(&e))?;
@@ -101,7 +102,7 @@ pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
     };
     let finished = tokio::select! {
         finished = finish => finished,
-        () = work.stop.cancelled() => Err(Work::stopped()),
+        () = work.stop.cancelled() => Err(Failure::terminated()),
     };
     // Not to be broken off: a baseline must not be committed without its dump.
     let finished = match finished {
@@ -145,7 +146,7 @@ struct Dump {
 async fn dump(work: &Work<'_>, target: &Target, snapshot: &str, mut upload: Upload) -> Result<Dump, Failure> {
     let streamed = tokio::select! {
         streamed = stream(work, target, snapshot, &mut upload) => streamed,
-        () = work.stop.cancelled() => Err(Work::stopped()),
+        () = work.stop.cancelled() => Err(Failure::terminated()),
     };
     match streamed {
         Ok((bytes, sha256)) => Ok(Dump { upload, bytes, sha256 }),

@@ -17,11 +17,12 @@
 //!   commit by its hash.
 
 use crate::{
-    api::{CodeBackup, CodeBackupEvidence, Reason},
+    api::{CodeBackup, CodeBackupEvidence, KeyRef, Reason},
     runner::{
         Failure,
-        clients::git::{Answer, Git, LOOK, TRANSFER},
+        clients::git::{Address, Answer, Credentials, Git, LOOK, TRANSFER},
         context::Work,
+        settings::Settings,
     },
     telemetry,
 };
@@ -56,7 +57,7 @@ impl Missing {
 /// `SecretKeyMissing`, `RepositoryUnreachable`, `RepositoryDenied`, `CommitMissing`, `RefElsewhere`.
 pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
     let code = code(work)?;
-    let git = Git::open(work, code).await?;
+    let git = open(work, code).await?;
     names(&git, code).await?;
     let missing = refs(&git, code).await?.missing(&git, code)?;
     if missing.any() {
@@ -89,6 +90,40 @@ pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
     Ok(format!("tag {} and branch {} at {} {pushed}", code.tag, code.branch, code.commit))
 }
 
+/// Prepares access to the repository with the Secret of `spec.code.secretRef`.
+///
+/// # Errors
+/// `SecretKeyMissing`, and those of [`Address::parse`] and [`Git::open`].
+pub async fn open(work: &Work<'_>, code: &CodeBackup) -> Result<Git, Failure> {
+    let address = Address::parse(&code.repository)?;
+    let (settings, secret) = (&work.settings, code.secret_ref.name.as_str());
+    let credentials = if address.is_https() {
+        let (username, password) = (one_line(settings, secret, "username")?, one_line(settings, secret, "password")?);
+        Credentials::Https { username, password, ca: settings.further(secret, "ca.crt")? }
+    } else {
+        Credentials::Ssh {
+            private_key: settings.further_file(&reference(secret, "ssh-privatekey"))?,
+            known_hosts: settings.further_file(&reference(secret, "known_hosts"))?,
+        }
+    };
+    Git::open(address, secret, credentials, work.stop.clone()).await
+}
+
+fn reference(name: &str, key: &str) -> KeyRef {
+    KeyRef { name: name.to_owned(), key: key.to_owned() }
+}
+
+/// A key of the Secret that must be one line: a second one would be an order to git.
+fn one_line(settings: &Settings<'_>, secret: &str, key: &str) -> Result<String, Failure> {
+    let text = settings.further_file(&reference(secret, key))?;
+    let text = text.trim();
+    if text.contains(char::is_control) {
+        let message = format!("key {key} of Secret {secret} has more than one line; next: store the bare value");
+        return Err(Failure::new(Reason::SecretKeyMissing, message));
+    }
+    Ok(text.to_owned())
+}
+
 /// For Preflight: the repository can be read and pushed to with the Secret, and neither name is elsewhere. Nothing is
 /// pushed.
 ///
@@ -96,7 +131,7 @@ pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
 /// Those of [`run`] but `CommitMissing`.
 pub async fn look(work: &Work<'_>) -> Result<String, Failure> {
     let code = code(work)?;
-    let git = Git::open(work, code).await?;
+    let git = open(work, code).await?;
     names(&git, code).await?;
     let missing = refs(&git, code).await?.missing(&git, code)?;
     let (tag, branch) = (&code.tag, &code.branch);

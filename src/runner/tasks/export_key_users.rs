@@ -23,8 +23,9 @@ use crate::{
         clients::object_store::{PATIENCE, Store, Upload},
         context::Work,
         database::{
-            connection::{Access, classify, snapshot},
+            connection::classify,
             control::{ident, literal, quoted},
+            snapshot::{Access, snapshot},
         },
     },
 };
@@ -66,7 +67,7 @@ pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
     };
     let exported = tokio::select! {
         exported = export => exported,
-        () = work.stop.cancelled() => Err(Work::stopped()),
+        () = work.stop.cancelled() => Err(Failure::terminated()),
     };
     let (bytes, sha256) = match exported {
         Ok(exported) => exported,

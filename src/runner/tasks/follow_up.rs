@@ -17,8 +17,9 @@ use crate::{
         clients::object_store::{PATIENCE, Store},
         context::Work,
         database::{
-            connection::{Access, classify, snapshot},
+            connection::classify,
             control::{self, Cutover},
+            snapshot::{Access, snapshot},
             statistics::{Present, Statistics, Usage, statistics, usage},
         },
     },
@@ -64,7 +65,7 @@ pub async fn run(work: &Work<'_>, before: &[CheckResult]) -> Result<String, Fail
     let results = measured(work, &checks, before, follow_up.duration.into()).await?;
     let (statistics, usage) = tokio::select! {
         figures = figures(work) => figures?,
-        () = work.stop.cancelled() => return Err(Work::stopped()),
+        () = work.stop.cancelled() => return Err(Failure::terminated()),
     };
     let verdict = Verdict::of(&checks, &results);
     let report = Report {
@@ -116,7 +117,7 @@ async fn measured(
         () = over => vec![],
     };
     if work.stop.is_cancelled() {
-        return Err(Work::stopped());
+        return Err(Failure::terminated());
     }
     Ok(results)
 }

@@ -29,7 +29,7 @@ pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
     let store = Store::open(&work.spec.plan.backup.store, &work.settings.store_keys()?, PATIENCE)?;
     tokio::select! {
         read = read(work, &store, object, expected) => read,
-        () = work.stop.cancelled() => Err(Work::stopped()),
+        () = work.stop.cancelled() => Err(Failure::terminated()),
     }
 }
 

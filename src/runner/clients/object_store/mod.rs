@@ -18,7 +18,7 @@ use object_store::{
 pub use self::upload::Upload;
 use crate::{
     api::{Reason, Store as StoreSpec},
-    runner::{Failure, settings::StoreKeys},
+    runner::Failure,
 };
 
 /// How long a task before the window tries again: longer than a restart of a store takes.
@@ -44,6 +44,16 @@ impl Limits {
 
 /// Parts of error codes that mean: not with this key. Versity's gateway answers `XAdminUserNotFound`, with status 404.
 const DENIALS: &[&str] = &["AccessDenied", "AccessKey", "Signature", "UserNotFound"];
+
+/// Keys of the object store. No `Debug`: it must not get into a log.
+pub struct StoreKeys {
+    /// Access key.
+    pub access_key_id: String,
+    /// Secret key.
+    pub secret_access_key: String,
+    /// PEM certificates of the authorities to trust; those of the system when absent.
+    pub ca: Option<String>,
+}
 
 /// One bucket and prefix.
 #[derive(Clone)]

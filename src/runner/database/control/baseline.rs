@@ -16,7 +16,10 @@ use crate::{
     api::{Comparison, Reason},
     runner::{
         Failure,
-        database::connection::{Access, classify, snapshot},
+        database::{
+            connection::classify,
+            snapshot::{Access, snapshot},
+        },
     },
 };
 

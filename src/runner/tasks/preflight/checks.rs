@@ -11,6 +11,7 @@ use crate::{
         Failure,
         checks::{
             evaluator::Measurement,
+            prometheus,
             sequence::{self, Secret},
             sql, statements,
         },
@@ -67,7 +68,7 @@ async fn invalid(work: &Work<'_>, client: Option<&Client>, check: &Check) -> Opt
     if let Some(source) = &check.prometheus {
         // Else a slip in the query is found when the new version is live, by a trigger that never fires. That there is no data yet is
         // no slip.
-        let answer = Prober::new().ok()?.prometheus(source, TIMEOUT).await;
+        let answer = prometheus::measure(&Prober::new().ok()?, source, TIMEOUT).await;
         let Measurement::Error(words) = answer else { return None };
         return Some(format!("{words}; next: correct url and query, and let this namespace's pods reach the server"));
     }

@@ -23,15 +23,16 @@ use crate::{
     runner::{
         Failure,
         clients::{
-            git::Folder,
             object_store::{PATIENCE, Store},
+            private_folder::PrivateFolder,
         },
         context::Work,
         database::{
-            connection::{Access, Target, classify, snapshot},
+            connection::{Target, classify},
             control::{self, Applied, ControlSpec, LOCK_CLASS, Sql, StopSignal, quoted},
             fingerprint::Fingerprint,
             scratch,
+            snapshot::{Access, snapshot},
         },
     },
     shared::sql,
@@ -66,13 +67,13 @@ pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
     );
     tokio::select! {
         locked = admin.batch_execute(&lock) => locked.map_err(|e| classify(&e))?,
-        () = work.stop.cancelled() => return Err(Work::stopped()),
+        () = work.stop.cancelled() => return Err(Failure::terminated()),
     }
     scratch::create(&admin, &target, name, &work.spec.migration_uid).await?;
     let copy = target.with_database(name);
     let rehearsed = tokio::select! {
         rehearsed = rehearse(work, &store, &admin, &copy, &sql) => rehearsed,
-        () = work.stop.cancelled() => Err(Work::stopped()),
+        () = work.stop.cancelled() => Err(Failure::terminated()),
     };
     drop_copy(&target, admin, name).await;
     let evidence =
@@ -219,7 +220,7 @@ async fn restore(work: &Work<'_>, store: &Store, copy: &Target) -> Result<(), Fa
         Err(failure) => return Err(failure),
     };
     let left_out = extensions::refused(&copy.connect("rehearsal-copy").await?, &list).await?;
-    let folder = Folder::make(&[Path::new("/dev/shm"), &std::env::temp_dir()])?;
+    let folder = PrivateFolder::make(&[Path::new("/dev/shm"), &std::env::temp_dir()])?;
     let name = copy.database().replace('\\', "\\\\").replace('\'', "\\'");
     let mut arguments = vec![
         format!("--dbname=dbname='{name}'"),

@@ -47,7 +47,7 @@ pub use self::{
 };
 use crate::{
     api::{WindowOrder, WindowProgress},
-    runner::{context::Work, database::connection::Target},
+    runner::{Failure, database::connection::Target},
 };
 
 /// Runs a window task to its end. See the head of this file.
@@ -72,7 +72,7 @@ pub async fn run<C: Channel>(
         () = handover(channel, plan.poll, &order_sender, stop) => {
             let progress = reported.borrow().0.clone();
             session.cancel(target).await;
-            return WindowOutcome { progress, failure: Some(Work::stopped()) };
+            return WindowOutcome { progress, failure: Some(Failure::terminated()) };
         }
     };
     // The end is worth some patience; without the API server it is told by the pod's end, and by the database.
