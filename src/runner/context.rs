@@ -6,7 +6,7 @@ use super::{clients::pg_tools::Tools, database::control::ControlSpec, report::Pr
 use crate::api::MigrationRunSpec;
 
 /// One run's order, and the means to carry it out.
-pub struct Work<'a> {
+pub struct TaskContext<'a> {
     /// The order.
     pub spec: &'a MigrationRunSpec,
     /// Mounted Secrets and SQL.
@@ -19,7 +19,7 @@ pub struct Work<'a> {
     pub stop: CancellationToken,
 }
 
-impl Work<'_> {
+impl TaskContext<'_> {
     /// The part of the order that the control schema needs.
     pub fn control_spec(&self) -> ControlSpec {
         ControlSpec::new(&self.spec.migration_uid, &self.spec.migration, &self.spec.plan)

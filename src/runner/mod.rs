@@ -31,7 +31,7 @@ pub(crate) use failure::UnlessLost;
 
 use self::{
     clients::{http_probe::Prober, pg_tools::Tools},
-    context::Work,
+    context::TaskContext,
     report::{Progress, Reporter, Unreported, order_cache::Kept},
     settings::Settings,
     tasks::{
@@ -168,7 +168,7 @@ async fn dispatch(
 ) -> Result<String, Failure> {
     let spec = &run.spec;
     let root = std::env::var(mounts::ENV_ROOT).unwrap_or_else(|_| mounts::ROOT.to_owned());
-    let work = Work {
+    let context = TaskContext {
         spec,
         settings: Settings::new(root, spec, namespace),
         tools: Tools::in_path(),
@@ -176,18 +176,18 @@ async fn dispatch(
         stop: stop.clone(),
     };
     match spec.task {
-        Task::Preflight => stoppable(stop, preflight::run(&work)).await,
-        Task::CodeBackup => code_backup::run(&work).await,
-        Task::Backup => backup::run(&work).await,
-        Task::VerifyBackup => verify_backup::run(&work).await,
-        Task::ExportKeyUsers => export_key_users::run(&work).await,
-        Task::Rehearse => rehearse::run(&work).await,
-        Task::Window => window(&work, reporter, kept, Direction::Forward).await,
-        Task::RollbackWindow => window(&work, reporter, kept, Direction::Rollback).await,
-        Task::Validate | Task::Monitor => checks(&work, &spec.plan.checks_of(spec.task), &status.checks).await,
-        Task::DayCheck | Task::WeekReview => follow_up::run(&work, &status.checks).await,
-        Task::Notify => stoppable(stop, notify::run(&work)).await,
-        Task::Cleanup => stoppable(stop, cleanup::run(&work)).await,
+        Task::Preflight => stoppable(stop, preflight::run(&context)).await,
+        Task::CodeBackup => code_backup::run(&context).await,
+        Task::Backup => backup::run(&context).await,
+        Task::VerifyBackup => verify_backup::run(&context).await,
+        Task::ExportKeyUsers => export_key_users::run(&context).await,
+        Task::Rehearse => rehearse::run(&context).await,
+        Task::Window => window(&context, reporter, kept, Direction::Forward).await,
+        Task::RollbackWindow => window(&context, reporter, kept, Direction::Rollback).await,
+        Task::Validate | Task::Monitor => checks(&context, &spec.plan.checks_of(spec.task), &status.checks).await,
+        Task::DayCheck | Task::WeekReview => follow_up::run(&context, &status.checks).await,
+        Task::Notify => stoppable(stop, notify::run(&context)).await,
+        Task::Cleanup => stoppable(stop, cleanup::run(&context)).await,
     }
 }
 
@@ -202,41 +202,50 @@ async fn stoppable(
     }
 }
 
-async fn checks(work: &Work<'_>, checks: &[crate::api::Check], before: &[CheckResult]) -> Result<String, Failure> {
-    checks::watch(work, checks, before, &work.stop).await?;
+async fn checks(
+    context: &TaskContext<'_>,
+    checks: &[crate::api::Check],
+    before: &[CheckResult],
+) -> Result<String, Failure> {
+    checks::watch(context, checks, before, &context.stop).await?;
     Ok("ended by the controller".to_owned())
 }
 
-async fn window(work: &Work<'_>, reporter: &Reporter, kept: Kept, direction: Direction) -> Result<String, Failure> {
-    let target = work.settings.target()?;
-    let sql = rehearse::for_window(work);
-    let order = order_of(&work.spec.window);
+async fn window(
+    context: &TaskContext<'_>,
+    reporter: &Reporter,
+    kept: Kept,
+    direction: Direction,
+) -> Result<String, Failure> {
+    let target = context.settings.target()?;
+    let sql = rehearse::for_window(context);
+    let order = order_of(&context.spec.window);
     let plan = WindowPlan {
-        control_spec: work.control_spec(),
+        control_spec: context.control_spec(),
         direction,
-        attempt: work.spec.attempt,
+        attempt: context.spec.attempt,
         up: sql.up,
         down: sql.down,
-        inputs: work.spec.inputs.clone(),
+        inputs: context.spec.inputs.clone(),
         order: order.clone(),
         poll: POLL,
     };
-    let (probe, alarm) = (work.spec.plan.application.version_probe.clone(), Alarm::new(work, notify::GRACE));
+    let (probe, alarm) = (context.spec.plan.application.version_probe.clone(), Alarm::new(context, notify::GRACE));
     let channel = ApiChannel::new(reporter.clone(), Prober::new()?, probe, alarm, kept, order);
-    let outcome = window::run(&channel, &target, &plan, &work.stop).await;
+    let outcome = window::run(&channel, &target, &plan, &context.stop).await;
     let handed_over = outcome.failure.as_ref().is_some_and(|failure| failure.reason == Reason::PodFailed);
     if outcome.progress.state == WindowState::Held && !handed_over {
         // The report of the end would end the process, within the grace in which nobody is told yet.
         tokio::select! {
             () = channel.until_heard(POLL, notify::GRACE + notify::TIMEOUT) => {}
-            () = work.stop.cancelled() => {}
+            () = context.stop.cancelled() => {}
         }
-        if work.stop.is_cancelled() {
+        if context.stop.is_cancelled() {
             // No pod comes after this one. In all other cases the process lives on until its end was reported.
             channel.into_alarm().settle(notify::TIMEOUT).await;
         }
     }
-    work.progress.note("window", &whole(&outcome.progress));
+    context.progress.note("window", &whole(&outcome.progress));
     match outcome.failure {
         None => Ok(format!("window ended: {:?}", outcome.progress.state)),
         Some(failure) => Err(failure),

@@ -15,7 +15,8 @@ use std::{
 use credit_migration::{
     api::{CodeBackupEvidence, MigrationRunSpec, Reason, RunInputs, Task, mounts},
     runner::{
-        Failure, clients::pg_tools::Tools, context::Work, report::Progress, settings::Settings, tasks::code_backup,
+        Failure, clients::pg_tools::Tools, context::TaskContext, report::Progress, settings::Settings,
+        tasks::code_backup,
     },
 };
 use serde_json::{Value, json};
@@ -200,12 +201,12 @@ impl World {
     }
 
     pub async fn run(&self) -> Outcome {
-        self.carry_out(async |work| code_backup::run(work).await).await
+        self.carry_out(async |context| code_backup::run(context).await).await
     }
 
     pub async fn preflight(&self) -> Outcome {
         let before = self.refs();
-        let outcome = self.carry_out(async |work| code_backup::look(work).await).await;
+        let outcome = self.carry_out(async |context| code_backup::look(context).await).await;
         assert_eq!(self.refs(), before, "Preflight changed something");
         outcome
     }
@@ -213,23 +214,23 @@ impl World {
     /// Calls git as the task does, with a limit.
     pub async fn call(&self, arguments: &[&str], limit: Duration) -> Outcome {
         let code = self.spec.plan.code.clone().unwrap();
-        self.carry_out(async |work| {
-            let git = code_backup::open(work, &code).await?;
+        self.carry_out(async |context| {
+            let git = code_backup::open(context, &code).await?;
             git.call(arguments, limit).await.map(|answer| answer.stdout)
         })
         .await
     }
 
-    async fn carry_out(&self, task: impl AsyncFnOnce(&Work<'_>) -> Result<String, Failure>) -> Outcome {
+    async fn carry_out(&self, task: impl AsyncFnOnce(&TaskContext<'_>) -> Result<String, Failure>) -> Outcome {
         let progress = Progress::default();
-        let work = Work {
+        let context = TaskContext {
             spec: &self.spec,
             settings: Settings::new(&self.root, &self.spec, "shop"),
             tools: Tools::in_path(),
             progress: progress.clone(),
             stop: self.stop.clone(),
         };
-        let result = task(&work).await;
+        let result = task(&context).await;
         let noted = progress.so_far();
         for text in [format!("{result:?}"), Value::from(noted.clone()).to_string()] {
             for secret in self.secrets() {

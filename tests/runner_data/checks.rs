@@ -199,8 +199,8 @@ async fn what_was_not_answered_is_in_the_percentile() {
 #[tokio::test]
 async fn a_query_that_takes_long_holds_no_trigger_up() {
     let world = World::new().await;
-    let work = world.work(&Progress::default());
-    let means = Means::new(&work).unwrap();
+    let context = world.context(&Progress::default());
+    let means = Means::new(&context).unwrap();
     let interval = Duration::from_secs(25);
     let long = check(json!({"name": "long", "sql": {"query": "SELECT pg_sleep(20)"}, "equals": ""}));
     let mut long_source = Source::new(&long, &means);

@@ -17,7 +17,7 @@ use credit_migration::{
     runner::{
         Failure, checks,
         clients::pg_tools::Tools,
-        context::Work,
+        context::TaskContext,
         database::{
             connection::Target,
             control::{self, Applied, ControlSpec, Sql, StopSignal},
@@ -222,8 +222,8 @@ impl World {
     }
 
     /// What a task gets.
-    pub fn work(&self, progress: &Progress) -> Work<'_> {
-        Work {
+    pub fn context(&self, progress: &Progress) -> TaskContext<'_> {
+        TaskContext {
             spec: &self.spec,
             settings: Settings::new(&self.root, &self.spec, "shop"),
             tools: self.tools.clone(),
@@ -233,7 +233,7 @@ impl World {
     }
 
     pub fn control_spec(&self) -> ControlSpec {
-        self.work(&Progress::default()).control_spec()
+        self.context(&Progress::default()).control_spec()
     }
 
     /// Takes the backup, and runs an up SQL as the window does.
@@ -248,7 +248,7 @@ impl World {
     /// Measures until each check that is the runner's was measured so often; the last results.
     pub async fn watched(&self, checks: &[Check], times: u64) -> Vec<CheckResult> {
         let (progress, stop) = (Progress::default(), CancellationToken::new());
-        let work = self.work(&progress);
+        let context = self.context(&progress);
         let wanted = checks.iter().filter(|check| !check.by_controller()).count();
         let measured = async {
             loop {
@@ -261,7 +261,7 @@ impl World {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
-        let both = async { tokio::join!(checks::watch(&work, checks, &[], &stop), measured) };
+        let both = async { tokio::join!(checks::watch(&context, checks, &[], &stop), measured) };
         let results =
             tokio::time::timeout(Duration::from_secs(60), both).await.expect("not measured so often").0.unwrap();
         let text = serde_json::to_string(&results).unwrap();
@@ -273,17 +273,17 @@ impl World {
 
     pub async fn run(&self, task: Task) -> Outcome {
         let progress = Progress::default();
-        let work = self.work(&progress);
+        let context = self.context(&progress);
         let result = match task {
-            Task::Preflight => preflight::run(&work).await,
-            Task::Backup => backup::run(&work).await,
-            Task::VerifyBackup => verify_backup::run(&work).await,
-            Task::ExportKeyUsers => export_key_users::run(&work).await,
-            Task::Rehearse => rehearse::run(&work).await,
-            Task::Cleanup => cleanup::run(&work).await,
+            Task::Preflight => preflight::run(&context).await,
+            Task::Backup => backup::run(&context).await,
+            Task::VerifyBackup => verify_backup::run(&context).await,
+            Task::ExportKeyUsers => export_key_users::run(&context).await,
+            Task::Rehearse => rehearse::run(&context).await,
+            Task::Cleanup => cleanup::run(&context).await,
             Task::DayCheck | Task::WeekReview => {
                 assert_eq!(self.spec.task, task);
-                follow_up::run(&work, &[]).await
+                follow_up::run(&context, &[]).await
             }
             other => panic!("{other:?}"),
         };

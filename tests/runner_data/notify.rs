@@ -20,7 +20,7 @@ use credit_migration::{
     runner::{
         Failure,
         clients::pg_tools::Tools,
-        context::Work,
+        context::TaskContext,
         report::Progress,
         settings::Settings,
         tasks::{
@@ -177,8 +177,8 @@ impl Desk {
         std::fs::write(folder.join(key), text).unwrap();
     }
 
-    fn work(&self, progress: &Progress) -> Work<'_> {
-        Work {
+    fn context(&self, progress: &Progress) -> TaskContext<'_> {
+        TaskContext {
             spec: &self.spec,
             settings: Settings::new(&self.root, &self.spec, "shop"),
             tools: Tools::in_path(),
@@ -190,14 +190,14 @@ impl Desk {
     /// The result and `channel: Delivered` or `channel: what it answered`.
     async fn run(&self) -> (Result<String, Failure>, Vec<String>) {
         let progress = Progress::default();
-        let result = notify::run(&self.work(&progress)).await;
+        let result = notify::run(&self.context(&progress)).await;
         clean(&format!("{result:?} {:?}", progress.so_far()));
         (result, deliveries(&progress))
     }
 
     fn look(&self) -> Vec<Finding> {
         let mut findings = Findings::default();
-        notify::look(&self.work(&Progress::default()), &mut findings);
+        notify::look(&self.context(&Progress::default()), &mut findings);
         findings.list().to_vec()
     }
 
@@ -387,7 +387,7 @@ async fn what_fails_is_told_and_keeps_nothing_from_the_others() {
     desk.mount("hook", "elsewhere", &format!("https://localhost:{}/ok/hook-secret", office.web));
     desk.mount("hook", "closed", &format!("https://127.0.0.1:{closed}/hook-secret"));
     let (begin, progress) = (Instant::now(), Progress::default());
-    let work = desk.work(&progress);
+    let context = desk.context(&progress);
     let early = async {
         while !["good: Delivered", "good-mail: Delivered"].iter().all(|d| deliveries(&progress).iter().any(|e| e == d))
         {
@@ -396,7 +396,7 @@ async fn what_fails_is_told_and_keeps_nothing_from_the_others() {
         }
         begin.elapsed()
     };
-    let (result, early) = tokio::join!(notify::run(&work), early);
+    let (result, early) = tokio::join!(notify::run(&context), early);
     let took = begin.elapsed();
     assert!(early < Duration::from_secs(8), "the good ones waited for the others: {early:?}");
     assert!(took >= notify::TIMEOUT && took < notify::TIMEOUT + Duration::from_secs(5), "{took:?}");
@@ -541,7 +541,7 @@ async fn the_alarm_of_a_held_window_is_repeated_until_it_is_taken() {
     let mut desk = Desk::new("Finished", json!([slack("chat", "Team", "ok"), slack("down", "Team", "error")])).await;
     desk.spec.task = Task::RollbackWindow;
     let error = desk.hook("error");
-    let alarm = Alarm::new(&desk.work(&Progress::default()), Duration::ZERO);
+    let alarm = Alarm::new(&desk.context(&Progress::default()), Duration::ZERO);
     for _ in 0..3 {
         alarm.reported(&held(), None);
     }
@@ -561,7 +561,7 @@ async fn the_alarm_of_a_held_window_is_repeated_until_it_is_taken() {
 async fn no_alarm_while_the_controller_is_at_it() {
     let desk = Desk::new("Finished", json!([slack("chat", "Team", "ok")])).await;
     let ok = desk.hook("ok");
-    let alarm = |grace| Alarm::new(&desk.work(&Progress::default()), grace);
+    let alarm = |grace| Alarm::new(&desk.context(&Progress::default()), grace);
     let order = |command| WindowOrder { command, deadline: None };
     let calm = alarm(Duration::ZERO);
     // Not held.

@@ -183,13 +183,13 @@ async fn a_backup_that_is_told_to_end_while_its_last_part_is_sent_ends_and_leave
     let mut world = World::new().await;
     world.tools = fake_pg_dump(&world, "head -c 20000000 /dev/urandom");
     let (_, _, line) = stores(&mut world, |_| (Fault::Stall(8 * MIB), Fault::None)).await;
-    let work = world.work(&Progress::default());
+    let context = world.context(&Progress::default());
     let told = async {
         line.has_sent(8 * MIB).await;
-        work.stop.cancel();
+        context.stop.cancel();
         Instant::now()
     };
-    let (ended, told) = tokio::join!(backup::run(&work), told);
+    let (ended, told) = tokio::join!(backup::run(&context), told);
     assert_eq!(ended.unwrap_err().reason, Reason::PodFailed);
     assert!(told.elapsed() < Duration::from_secs(20), "{:?}", told.elapsed());
     assert_eq!(world.stored(), Vec::<std::path::PathBuf>::new());

@@ -26,7 +26,7 @@ use self::{
 use super::{
     Failure,
     clients::http_probe::{Prober, TIMEOUT},
-    context::Work,
+    context::TaskContext,
     database::{connection::Target, control::ControlSpec},
     settings::Settings,
 };
@@ -46,8 +46,8 @@ impl Address {
     }
 
     /// That of an order.
-    pub fn of(work: &Work<'_>) -> Self {
-        Self::mounted(work.settings.root().to_owned(), work.spec.clone(), work.settings.namespace().to_owned())
+    pub fn of(context: &TaskContext<'_>) -> Self {
+        Self::mounted(context.settings.root().to_owned(), context.spec.clone(), context.settings.namespace().to_owned())
     }
 
     /// # Errors
@@ -78,22 +78,22 @@ impl Means {
     ///
     /// # Errors
     /// As [`Means::on`].
-    pub fn new(work: &Work<'_>) -> Result<Self, Failure> {
-        Self::on(work, Address::of(work))
+    pub fn new(context: &TaskContext<'_>) -> Result<Self, Failure> {
+        Self::on(context, Address::of(context))
     }
 
     /// For a database. Nothing is connected before the first measurement.
     ///
     /// # Errors
     /// `Internal` if no client can be set up.
-    pub fn on(work: &Work<'_>, address: Address) -> Result<Self, Failure> {
+    pub fn on(context: &TaskContext<'_>, address: Address) -> Result<Self, Failure> {
         Ok(Self {
             prober: Prober::new()?,
             address,
-            control_spec: work.control_spec(),
-            credits: work.spec.plan.credits.clone(),
-            secrets: work.settings.secrets(),
-            namespace: work.settings.namespace().to_owned(),
+            control_spec: context.control_spec(),
+            credits: context.spec.plan.credits.clone(),
+            secrets: context.settings.secrets(),
+            namespace: context.settings.namespace().to_owned(),
         })
     }
 }

@@ -13,7 +13,7 @@ use crate::{
     api::{Check, CheckResult},
     runner::{
         Failure,
-        context::Work,
+        context::TaskContext,
         database::control::{self, ControlSpec},
         report::Progress,
     },
@@ -30,12 +30,12 @@ const TALLY: Duration = Duration::from_secs(10);
 /// # Errors
 /// `Internal` if no client can be set up. A check that cannot be measured is a result, not an error.
 pub async fn watch(
-    work: &Work<'_>,
+    context: &TaskContext<'_>,
     checks: &[Check],
     before: &[CheckResult],
     stop: &CancellationToken,
 ) -> Result<Vec<CheckResult>, Failure> {
-    let means = Arc::new(Means::new(work)?);
+    let means = Arc::new(Means::new(context)?);
     let (sender, mut results) = mpsc::channel::<CheckResult>(32);
     let mut tasks = JoinSet::new();
     for check in checks.iter().filter(|check| !check.by_controller()).cloned() {
@@ -43,7 +43,7 @@ pub async fn watch(
         tasks.spawn(repeat(check, known, means.clone(), sender.clone()));
     }
     drop(sender);
-    tasks.spawn(tally(Address::of(work), work.control_spec(), work.progress.clone()));
+    tasks.spawn(tally(Address::of(context), context.control_spec(), context.progress.clone()));
     let mut latest: Vec<CheckResult> = Vec::new();
     loop {
         let result = tokio::select! {
@@ -62,7 +62,7 @@ pub async fn watch(
                 latest.sort_by_key(|known| checks.iter().position(|check| check.name == known.name));
             }
         }
-        work.progress.note("checks", &latest);
+        context.progress.note("checks", &latest);
     }
 }
 

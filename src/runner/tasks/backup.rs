@@ -23,7 +23,7 @@ use crate::{
     runner::{
         Failure,
         clients::object_store::{PATIENCE, Store, Upload},
-        context::Work,
+        context::TaskContext,
         database::{
             connection::{Target, classify},
             control,
@@ -59,11 +59,11 @@ struct About<'a> {
 ///
 /// # Errors
 /// Those of settings and connection; `DatabaseInUse`, `LockTimeout` of the guards; `DumpFailed`; those of the store.
-pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
-    let target = work.settings.target()?;
-    let store = Store::open(&work.spec.plan.backup.store, &work.settings.store_keys()?, PATIENCE)?;
-    let version = work.tools.version().await?;
-    let control_spec = work.control_spec();
+pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
+    let target = context.settings.target()?;
+    let store = Store::open(&context.spec.plan.backup.store, &context.settings.store_keys()?, PATIENCE)?;
+    let version = context.tools.version().await?;
+    let control_spec = context.control_spec();
     let mut client = target.connect("backup").await?;
     control::install(&mut client, &control_spec).await?;
 
@@ -76,19 +76,19 @@ pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
         .await
         .map_err(|e| classify(&e))?;
     let (snapshot, size): (String, i64) = (row.get(0), row.get(1));
-    let mut baseline = evidence(statistics(&transaction, &work.spec.plan.credits, Present::ALL).await?);
+    let mut baseline = evidence(statistics(&transaction, &context.spec.plan.credits, Present::ALL).await?);
     let complete = baseline.clone();
     baseline.transactions.truncate(MAX_KINDS);
-    work.progress.note("baseline", &baseline);
+    context.progress.note("baseline", &baseline);
     control::take_baseline(&transaction, &control_spec).await?;
 
-    let object = store.object(&format!("{}.dump", name(work, complete.taken_at)));
-    let statistics_object = store.object(&format!("{}.statistics.json", name(work, complete.taken_at)));
+    let object = store.object(&format!("{}.dump", name(context, complete.taken_at)));
+    let statistics_object = store.object(&format!("{}.statistics.json", name(context, complete.taken_at)));
     let upload = store.upload(&object, u64::try_from(size).unwrap_or(0)).await?;
-    let mut dump = dump(work, &target, &snapshot, upload).await?;
+    let mut dump = dump(context, &target, &snapshot, upload).await?;
     let about = About {
-        migration: &work.spec.migration,
-        migration_uid: &work.spec.migration_uid,
+        migration: &context.spec.migration,
+        migration_uid: &context.spec.migration_uid,
         database: target.database(),
         dump: &object,
         dump_sha256: &dump.sha256,
@@ -102,7 +102,7 @@ pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
     };
     let finished = tokio::select! {
         finished = finish => finished,
-        () = work.stop.cancelled() => Err(Failure::terminated()),
+        () = context.stop.cancelled() => Err(Failure::terminated()),
     };
     // Not to be broken off: a baseline must not be committed without its dump.
     let finished = match finished {
@@ -121,7 +121,7 @@ pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
         return Err(failure);
     }
     let message = format!("{object}, {} bytes, {} users", dump.bytes, baseline.users);
-    work.progress.note(
+    context.progress.note(
         "backup",
         &BackupEvidence {
             object,
@@ -143,10 +143,10 @@ struct Dump {
 }
 
 /// Streams `pg_dump` into the upload. On any failure the upload is aborted.
-async fn dump(work: &Work<'_>, target: &Target, snapshot: &str, mut upload: Upload) -> Result<Dump, Failure> {
+async fn dump(context: &TaskContext<'_>, target: &Target, snapshot: &str, mut upload: Upload) -> Result<Dump, Failure> {
     let streamed = tokio::select! {
-        streamed = stream(work, target, snapshot, &mut upload) => streamed,
-        () = work.stop.cancelled() => Err(Failure::terminated()),
+        streamed = stream(context, target, snapshot, &mut upload) => streamed,
+        () = context.stop.cancelled() => Err(Failure::terminated()),
     };
     match streamed {
         Ok((bytes, sha256)) => Ok(Dump { upload, bytes, sha256 }),
@@ -158,7 +158,7 @@ async fn dump(work: &Work<'_>, target: &Target, snapshot: &str, mut upload: Uplo
 }
 
 async fn stream(
-    work: &Work<'_>,
+    context: &TaskContext<'_>,
     target: &Target,
     snapshot: &str,
     upload: &mut Upload,
@@ -171,8 +171,8 @@ async fn stream(
         format!("--exclude-table-data={}.*", control::SCHEMA),
         DUMP_LOCK_TIMEOUT.to_owned(),
     ];
-    let env = target.libpq_env(work.settings.database_ca_file().as_deref());
-    let mut running = work.tools.start("pg_dump", &arguments, &env)?;
+    let env = target.libpq_env(context.settings.database_ca_file().as_deref());
+    let mut running = context.tools.start("pg_dump", &arguments, &env)?;
     drop(running.stdin.take());
     let (mut hash, mut bytes) = (Sha256::new(), 0_u64);
     let mut buffer = vec![0; 1 << 20];
@@ -194,12 +194,12 @@ async fn stream(
 
 /// `<database>_<YYYYMMDD_HHMMSS>_pre_migration_<uid8>_<attempt>`, the checklist's name with what makes it unique.
 /// `taken_at` is the time of the snapshot.
-pub(in crate::runner) fn name(work: &Work<'_>, taken_at: Time) -> String {
+pub(in crate::runner) fn name(context: &TaskContext<'_>, taken_at: Time) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' };
-    let database: String = work.spec.plan.database.name.chars().map(plain).collect();
-    let uid: String = work.spec.migration_uid.chars().take(8).map(plain).collect();
+    let database: String = context.spec.plan.database.name.chars().map(plain).collect();
+    let uid: String = context.spec.migration_uid.chars().take(8).map(plain).collect();
     let at = taken_at.to_zoned(TimeZone::UTC).strftime("%Y%m%d_%H%M%S").to_string();
-    format!("{database}_{at}_pre_migration_{uid}_{}", work.spec.attempt)
+    format!("{database}_{at}_pre_migration_{uid}_{}", context.spec.attempt)
 }
 
 /// What goes into the status.

@@ -16,7 +16,7 @@ use crate::{
     api::Reason,
     runner::{
         Failure,
-        context::Work,
+        context::TaskContext,
         database::{
             connection::classify,
             control::{
@@ -31,9 +31,9 @@ use crate::{
 ///
 /// # Errors
 /// Those of [`cleanup`]; `LockTimeout` while a rehearsal is under way.
-pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
-    let mut client = work.settings.target()?.connect("cleanup").await?;
-    let control_spec = work.control_spec();
+pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
+    let mut client = context.settings.target()?.connect("cleanup").await?;
+    let control_spec = context.control_spec();
     cleanup(&mut client, &control_spec).await?;
     // The server may still be at work for a pod that was killed: what it is about to make must not come after this.
     let lock = format!(

@@ -21,7 +21,7 @@ use crate::{
     runner::{
         Failure,
         clients::git::{Address, Answer, Credentials, Git, LOOK, TRANSFER},
-        context::Work,
+        context::TaskContext,
         settings::Settings,
     },
     telemetry,
@@ -55,16 +55,16 @@ impl Missing {
 ///
 /// # Errors
 /// `SecretKeyMissing`, `RepositoryUnreachable`, `RepositoryDenied`, `CommitMissing`, `RefElsewhere`.
-pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
-    let code = code(work)?;
-    let git = open(work, code).await?;
+pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
+    let code = code(context)?;
+    let git = open(context, code).await?;
     names(&git, code).await?;
     let missing = refs(&git, code).await?.missing(&git, code)?;
     if missing.any() {
         fetch(&git, code).await?;
         if let Err(failure) = push(&git, code, &missing).await {
             // Somebody may have been quicker: what counts is what is there.
-            if work.stop.is_cancelled() || refs(&git, code).await?.missing(&git, code)?.any() {
+            if context.stop.is_cancelled() || refs(&git, code).await?.missing(&git, code)?.any() {
                 return Err(failure);
             }
         }
@@ -85,7 +85,7 @@ pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
         branch: code.branch.clone(),
         verified_at: telemetry::now(),
     };
-    work.progress.note("codeBackup", &evidence);
+    context.progress.note("codeBackup", &evidence);
     let pushed = if missing.any() { "pushed" } else { "there already" };
     Ok(format!("tag {} and branch {} at {} {pushed}", code.tag, code.branch, code.commit))
 }
@@ -94,9 +94,9 @@ pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
 ///
 /// # Errors
 /// `SecretKeyMissing`, and those of [`Address::parse`] and [`Git::open`].
-pub async fn open(work: &Work<'_>, code: &CodeBackup) -> Result<Git, Failure> {
+pub async fn open(context: &TaskContext<'_>, code: &CodeBackup) -> Result<Git, Failure> {
     let address = Address::parse(&code.repository)?;
-    let (settings, secret) = (&work.settings, code.secret_ref.name.as_str());
+    let (settings, secret) = (&context.settings, code.secret_ref.name.as_str());
     let credentials = if address.is_https() {
         let (username, password) = (one_line(settings, secret, "username")?, one_line(settings, secret, "password")?);
         Credentials::Https { username, password, ca: settings.further(secret, "ca.crt")? }
@@ -106,7 +106,7 @@ pub async fn open(work: &Work<'_>, code: &CodeBackup) -> Result<Git, Failure> {
             known_hosts: settings.further_file(&reference(secret, "known_hosts"))?,
         }
     };
-    Git::open(address, secret, credentials, work.stop.clone()).await
+    Git::open(address, secret, credentials, context.stop.clone()).await
 }
 
 fn reference(name: &str, key: &str) -> KeyRef {
@@ -129,9 +129,9 @@ fn one_line(settings: &Settings<'_>, secret: &str, key: &str) -> Result<String, 
 ///
 /// # Errors
 /// Those of [`run`] but `CommitMissing`.
-pub async fn look(work: &Work<'_>) -> Result<String, Failure> {
-    let code = code(work)?;
-    let git = open(work, code).await?;
+pub async fn look(context: &TaskContext<'_>) -> Result<String, Failure> {
+    let code = code(context)?;
+    let git = open(context, code).await?;
     names(&git, code).await?;
     let missing = refs(&git, code).await?.missing(&git, code)?;
     let (tag, branch) = (&code.tag, &code.branch);
@@ -150,8 +150,8 @@ pub async fn look(work: &Work<'_>) -> Result<String, Failure> {
     Ok(format!("{} can be read and pushed to; tag {tag} and branch {branch} are not elsewhere", git.repository()))
 }
 
-fn code<'a>(work: &'a Work<'_>) -> Result<&'a CodeBackup, Failure> {
-    work.spec.plan.code.as_ref().ok_or_else(|| Failure::new(Reason::Internal, "spec.code is not set"))
+fn code<'a>(context: &'a TaskContext<'_>) -> Result<&'a CodeBackup, Failure> {
+    context.spec.plan.code.as_ref().ok_or_else(|| Failure::new(Reason::Internal, "spec.code is not set"))
 }
 
 fn tag_ref(code: &CodeBackup) -> String {

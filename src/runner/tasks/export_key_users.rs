@@ -21,7 +21,7 @@ use crate::{
     runner::{
         Failure,
         clients::object_store::{PATIENCE, Store, Upload},
-        context::Work,
+        context::TaskContext,
         database::{
             connection::classify,
             control::{ident, literal, quoted},
@@ -37,10 +37,10 @@ const MAX_DIGITS: usize = 100;
 ///
 /// # Errors
 /// Those of settings and connection; `LockTimeout`; `SqlFailed` if the table is not as the spec says; those of the store.
-pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
-    let target = work.settings.target()?;
-    let plan = &work.spec.plan;
-    let store = Store::open(&plan.backup.store, &work.settings.store_keys()?, PATIENCE)?;
+pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
+    let target = context.settings.target()?;
+    let plan = &context.spec.plan;
+    let store = Store::open(&plan.backup.store, &context.settings.store_keys()?, PATIENCE)?;
     let (table, condition) =
         (quoted(&plan.credits.balances.table), condition(&plan.backup.key_users, &plan.credits.balances)?);
     let mut client = target.connect("export-key-users").await?;
@@ -54,9 +54,9 @@ pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
     let (users, taken_at): (i64, Time) = (row.get(0), row.get(1));
     let users = u64::try_from(users).unwrap_or(0);
 
-    let object = match &work.spec.inputs.backup_object {
+    let object = match &context.spec.inputs.backup_object {
         Some(dump) => format!("{}.key-users.csv", dump.strip_suffix(".dump").unwrap_or(dump)),
-        None => store.object(&format!("{}.key-users.csv", backup::name(work, taken_at))),
+        None => store.object(&format!("{}.key-users.csv", backup::name(context, taken_at))),
     };
     let mut upload = store.upload(&object, 0).await?;
     let copy = format!("COPY (SELECT * FROM {table} WHERE {condition}) TO STDOUT WITH (FORMAT csv, HEADER true)");
@@ -67,7 +67,7 @@ pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
     };
     let exported = tokio::select! {
         exported = export => exported,
-        () = work.stop.cancelled() => Err(Failure::terminated()),
+        () = context.stop.cancelled() => Err(Failure::terminated()),
     };
     let (bytes, sha256) = match exported {
         Ok(exported) => exported,
@@ -77,7 +77,7 @@ pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
         }
     };
     let message = format!("{object}, {bytes} bytes, {users} users");
-    work.progress.note("keyUsers", &KeyUsersEvidence { object, users, bytes, sha256, taken_at });
+    context.progress.note("keyUsers", &KeyUsersEvidence { object, users, bytes, sha256, taken_at });
     Ok(message)
 }
 

@@ -15,7 +15,7 @@ use crate::{
     runner::{
         Failure, checks,
         clients::object_store::{PATIENCE, Store},
-        context::Work,
+        context::TaskContext,
         database::{
             connection::classify,
             control::{self, Cutover},
@@ -50,30 +50,30 @@ struct Report<'a> {
 ///
 /// # Errors
 /// Those of settings, connection and store; `Internal` without the inputs.
-pub async fn run(work: &Work<'_>, before: &[CheckResult]) -> Result<String, Failure> {
-    let plan = &work.spec.plan;
-    let (follow_up, ending) = match work.spec.task {
+pub async fn run(context: &TaskContext<'_>, before: &[CheckResult]) -> Result<String, Failure> {
+    let plan = &context.spec.plan;
+    let (follow_up, ending) = match context.spec.task {
         Task::WeekReview => (&plan.follow_ups.week, "week-report.json"),
         _ => (&plan.follow_ups.day, "day-report.json"),
     };
-    let backup = work.spec.inputs.backup_object.as_deref();
+    let backup = context.spec.inputs.backup_object.as_deref();
     let backup = backup.ok_or_else(|| Failure::new(Reason::Internal, "the run has no input backupObject"))?;
     let object = format!("{}.{ending}", backup.strip_suffix(".dump").unwrap_or(backup));
-    let store = Store::open(&plan.backup.store, &work.settings.store_keys()?, PATIENCE)?;
+    let store = Store::open(&plan.backup.store, &context.settings.store_keys()?, PATIENCE)?;
 
-    let checks = plan.checks_of(work.spec.task);
-    let results = measured(work, &checks, before, follow_up.duration.into()).await?;
+    let checks = plan.checks_of(context.spec.task);
+    let results = measured(context, &checks, before, follow_up.duration.into()).await?;
     let (statistics, usage) = tokio::select! {
-        figures = figures(work) => figures?,
-        () = work.stop.cancelled() => return Err(Failure::terminated()),
+        figures = figures(context) => figures?,
+        () = context.stop.cancelled() => return Err(Failure::terminated()),
     };
     let verdict = Verdict::of(&checks, &results);
     let report = Report {
-        migration: &work.spec.migration,
-        migration_uid: &work.spec.migration_uid,
+        migration: &context.spec.migration,
+        migration_uid: &context.spec.migration_uid,
         database: &plan.database.name,
-        task: work.spec.task,
-        cut_over_at: work.spec.inputs.cut_over_at,
+        task: context.spec.task,
+        cut_over_at: context.spec.inputs.cut_over_at,
         taken_at: statistics.taken_at,
         statistics: &statistics,
         usage: usage.as_ref(),
@@ -91,13 +91,13 @@ pub async fn run(work: &Work<'_>, before: &[CheckResult]) -> Result<String, Fail
         taken_at: statistics.taken_at,
     };
     store.put(&evidence.object, report).await?;
-    work.progress.note("report", &evidence);
+    context.progress.note("report", &evidence);
     Ok(format!("{}; {}", evidence.summary, evidence.object))
 }
 
 /// The last result of each check after `duration`.
 async fn measured(
-    work: &Work<'_>,
+    context: &TaskContext<'_>,
     checks: &[Check],
     before: &[CheckResult],
     duration: Duration,
@@ -105,7 +105,7 @@ async fn measured(
     if checks.is_empty() {
         return Ok(vec![]);
     }
-    let stop = work.stop.child_token();
+    let stop = context.stop.child_token();
     let over = async {
         tokio::time::sleep(duration).await;
         stop.cancel();
@@ -113,24 +113,24 @@ async fn measured(
         std::future::pending::<()>().await;
     };
     let results = tokio::select! {
-        results = checks::watch(work, checks, before, &stop) => results?,
+        results = checks::watch(context, checks, before, &stop) => results?,
         () = over => vec![],
     };
-    if work.stop.is_cancelled() {
+    if context.stop.is_cancelled() {
         return Err(Failure::terminated());
     }
     Ok(results)
 }
 
 /// Figures of one snapshot.
-async fn figures(work: &Work<'_>) -> Result<(Statistics, Option<Usage>), Failure> {
-    let mut client = work.settings.target()?.connect("follow-up").await?;
+async fn figures(context: &TaskContext<'_>) -> Result<(Statistics, Option<Usage>), Failure> {
+    let mut client = context.settings.target()?.connect("follow-up").await?;
     let tx = snapshot(&mut client, Access::Read).await?;
-    let (credits, control_spec) = (&work.spec.plan.credits, work.control_spec());
+    let (credits, control_spec) = (&context.spec.plan.credits, context.control_spec());
     let limit = format!("SET LOCAL statement_timeout = {}", control::millis(control_spec.statement_timeout));
     tx.batch_execute(&limit).await.map_err(|e| classify(&e))?;
     let statistics = statistics(&tx, credits, Present::now(&tx, credits).await?).await?;
-    let mut usage = match cutover(work, &tx).await? {
+    let mut usage = match cutover(context, &tx).await? {
         Some(cutover) => usage(&tx, credits, &cutover).await?,
         None => None,
     };
@@ -143,9 +143,9 @@ async fn figures(work: &Work<'_>) -> Result<(Statistics, Option<Usage>), Failure
 }
 
 /// That of the ledger; without it the time at which writes were opened.
-async fn cutover(work: &Work<'_>, tx: &Transaction<'_>) -> Result<Option<Cutover>, Failure> {
-    let known = control::cutover(tx, &work.control_spec()).await?;
-    Ok(known.or_else(|| work.spec.inputs.cut_over_at.map(Cutover::at)))
+async fn cutover(context: &TaskContext<'_>, tx: &Transaction<'_>) -> Result<Option<Cutover>, Failure> {
+    let known = control::cutover(tx, &context.control_spec()).await?;
+    Ok(known.or_else(|| context.spec.inputs.cut_over_at.map(Cutover::at)))
 }
 
 /// Which checks passed.

@@ -15,7 +15,7 @@ use crate::{
             object_store::{PATIENCE, Store},
             pg_tools::Running,
         },
-        context::Work,
+        context::TaskContext,
     },
 };
 
@@ -24,21 +24,21 @@ use crate::{
 /// # Errors
 /// `BackupAltered` if its digest is another, `BackupUnreadable` if it is missing or no complete archive; those of the
 /// store.
-pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
-    let (object, expected) = inputs(work)?;
-    let store = Store::open(&work.spec.plan.backup.store, &work.settings.store_keys()?, PATIENCE)?;
+pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
+    let (object, expected) = inputs(context)?;
+    let store = Store::open(&context.spec.plan.backup.store, &context.settings.store_keys()?, PATIENCE)?;
     tokio::select! {
-        read = read(work, &store, object, expected) => read,
-        () = work.stop.cancelled() => Err(Failure::terminated()),
+        read = read(context, &store, object, expected) => read,
+        () = context.stop.cancelled() => Err(Failure::terminated()),
     }
 }
 
-async fn read(work: &Work<'_>, store: &Store, object: &str, expected: &str) -> Result<String, Failure> {
-    let running = work.tools.start("pg_restore", &["--file=/dev/null".to_owned()], &[])?;
+async fn read(context: &TaskContext<'_>, store: &Store, object: &str, expected: &str) -> Result<String, Failure> {
+    let running = context.tools.start("pg_restore", &["--file=/dev/null".to_owned()], &[])?;
     let fed = feed(store, object, running).await?;
     check_digest(object, &fed, expected)?;
     fed.ended.map_err(|failure| unreadable(object, &failure))?;
-    let list = list(work, store, object).await?;
+    let list = list(context, store, object).await?;
     let entries = list.lines().filter(|line| line.starts_with(|c: char| c.is_ascii_digit())).count();
     let entries = u64::try_from(entries).unwrap_or(0);
     if entries == 0 {
@@ -49,7 +49,7 @@ async fn read(work: &Work<'_>, store: &Store, object: &str, expected: &str) -> R
     }
     let message = format!("{object}: {} bytes read to the end, {entries} entries, {}", fed.bytes, fed.sha256);
     let evidence = VerificationEvidence { bytes: fed.bytes, sha256: fed.sha256, entries };
-    work.progress.note("verification", &evidence);
+    context.progress.note("verification", &evidence);
     Ok(message)
 }
 
@@ -57,8 +57,8 @@ async fn read(work: &Work<'_>, store: &Store, object: &str, expected: &str) -> R
 ///
 /// # Errors
 /// `Internal` if they are missing.
-pub fn inputs<'w>(work: &'w Work<'_>) -> Result<(&'w str, &'w str), Failure> {
-    match (&work.spec.inputs.backup_object, &work.spec.inputs.backup_sha256) {
+pub fn inputs<'w>(context: &'w TaskContext<'_>) -> Result<(&'w str, &'w str), Failure> {
+    match (&context.spec.inputs.backup_object, &context.spec.inputs.backup_sha256) {
         (Some(object), Some(sha256)) => Ok((object, sha256)),
         _ => Err(Failure::new(Reason::Internal, "the run's inputs name no backup")),
     }
@@ -124,8 +124,8 @@ fn unreadable(object: &str, failure: &Failure) -> Failure {
 ///
 /// # Errors
 /// `BackupUnreadable` if it is no archive; those of the store.
-pub(in crate::runner) async fn list(work: &Work<'_>, store: &Store, object: &str) -> Result<String, Failure> {
-    let mut running = work.tools.start("pg_restore", &["--list".to_owned()], &[])?;
+pub(in crate::runner) async fn list(context: &TaskContext<'_>, store: &Store, object: &str) -> Result<String, Failure> {
+    let mut running = context.tools.start("pg_restore", &["--list".to_owned()], &[])?;
     let mut chunks = store.get(object).await?;
     let mut stdin = running.stdin.take();
     let mut list = String::new();

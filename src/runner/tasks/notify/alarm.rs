@@ -23,7 +23,7 @@ use crate::{
         DeliveryState, MigrationRunSpec, Notice, Occasion, Phase, Task, WindowCommand, WindowOrder, WindowProgress,
         WindowState,
     },
-    runner::{Failure, context::Work, settings::Settings},
+    runner::{Failure, context::TaskContext, settings::Settings},
     telemetry,
 };
 
@@ -49,11 +49,11 @@ pub struct Alarm {
 
 impl Alarm {
     /// The alarm of a window's run; `grace` is usually [`GRACE`].
-    pub fn new(work: &Work<'_>, grace: Duration) -> Self {
+    pub fn new(context: &TaskContext<'_>, grace: Duration) -> Self {
         Self {
-            spec: Arc::new(work.spec.clone()),
-            namespace: work.settings.namespace().to_owned(),
-            root: work.settings.root().to_owned(),
+            spec: Arc::new(context.spec.clone()),
+            namespace: context.settings.namespace().to_owned(),
+            root: context.settings.root().to_owned(),
             grace,
             off: CancellationToken::new(),
             now: CancellationToken::new(),

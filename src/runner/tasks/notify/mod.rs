@@ -33,7 +33,7 @@ use self::{
 use super::preflight::Findings;
 use crate::{
     api::{Audience, Delivery, DeliveryState, KeyRef, MigrationRunSpec, Notice, NotificationChannel, Occasion, Reason},
-    runner::{Failure, context::Work, settings::Settings},
+    runner::{Failure, context::TaskContext, settings::Settings},
     telemetry,
 };
 
@@ -60,11 +60,12 @@ enum Way {
 ///
 /// # Errors
 /// `NoticeUndelivered` if not every channel took it, with what each answered.
-pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
-    let Some(notice) = &work.spec.inputs.notice else {
+pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
+    let Some(notice) = &context.spec.inputs.notice else {
         return Err(Failure::new(Reason::Internal, "the run has no notice to tell"));
     };
-    let deliveries = tell(&work.settings, work.spec, notice, |so_far| work.progress.note("deliveries", &so_far)).await;
+    let deliveries =
+        tell(&context.settings, context.spec, notice, |so_far| context.progress.note("deliveries", &so_far)).await;
     result(&deliveries, notice)
 }
 
@@ -170,8 +171,8 @@ fn way(settings: &Settings<'_>, channel: &NotificationChannel) -> Result<Way, Fa
 }
 
 /// Preflight's part: the Secrets of each channel, and the templates. Sends nothing.
-pub fn look(work: &Work<'_>, findings: &mut Findings) {
-    let (settings, notifications) = (&work.settings, &work.spec.plan.notifications);
+pub fn look(context: &TaskContext<'_>, findings: &mut Findings) {
+    let (settings, notifications) = (&context.settings, &context.spec.plan.notifications);
     for channel in &notifications.channels {
         let words = way(settings, channel).map(|way| match way {
             Way::Hook(hook) => hook.words(),
@@ -184,17 +185,17 @@ pub fn look(work: &Work<'_>, findings: &mut Findings) {
         );
     }
     if let Some(reference) = &notifications.templates_config_map_ref {
-        let found = settings.templates().and_then(|own| check_templates(work, &reference.name, own));
+        let found = settings.templates().and_then(|own| check_templates(context, &reference.name, own));
         findings.add("notification templates", found);
     }
 }
 
 fn check_templates(
-    work: &Work<'_>,
+    context: &TaskContext<'_>,
     name: &str,
     own: std::collections::BTreeMap<String, String>,
 ) -> Result<String, Failure> {
-    let (namespace, notifications) = (work.settings.namespace(), &work.spec.plan.notifications);
+    let (namespace, notifications) = (context.settings.namespace(), &context.spec.plan.notifications);
     let invalid = |what: String| Failure::new(Reason::TemplateInvalid, what);
     if own.is_empty() {
         return Err(invalid(format!(
@@ -202,7 +203,7 @@ fn check_templates(
         )));
     }
     let audiences: Vec<Audience> = notifications.channels.iter().flat_map(|c| c.audiences.iter().copied()).collect();
-    let about = About { migration: &work.spec.migration, namespace, contacts: &notifications.contacts };
+    let about = About { migration: &context.spec.migration, namespace, contacts: &notifications.contacts };
     let count = own.len();
     let problems = Templates::new(own).problems(&audiences, about);
     if problems.is_empty() {

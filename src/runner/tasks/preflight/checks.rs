@@ -16,16 +16,16 @@ use crate::{
             sql, statements,
         },
         clients::http_probe::{Prober, TIMEOUT},
-        context::Work,
+        context::TaskContext,
     },
 };
 
 /// Looks at each check once; `client` is `None` if the database cannot be reached.
-pub async fn look(work: &Work<'_>, client: Option<&Client>, findings: &mut Findings) {
-    let checks = work.spec.plan.all_checks();
+pub async fn look(context: &TaskContext<'_>, client: Option<&Client>, findings: &mut Findings) {
+    let checks = context.spec.plan.all_checks();
     let mut good = 0;
     for (_, check) in &checks {
-        match invalid(work, client, check).await {
+        match invalid(context, client, check).await {
             None => good += 1,
             Some(words) => {
                 findings.add(format!("check {}", check.name), Err(Failure::new(Reason::CheckInvalid, words)));
@@ -38,7 +38,7 @@ pub async fn look(work: &Work<'_>, client: Option<&Client>, findings: &mut Findi
 }
 
 /// In words what keeps a check from being measured, and what to write instead.
-async fn invalid(work: &Work<'_>, client: Option<&Client>, check: &Check) -> Option<String> {
+async fn invalid(context: &TaskContext<'_>, client: Option<&Client>, check: &Check) -> Option<String> {
     if let Some(source) = &check.sql {
         let one = "write one SELECT";
         if let Err(failure) = sql::single(&source.query) {
@@ -56,8 +56,8 @@ async fn invalid(work: &Work<'_>, client: Option<&Client>, check: &Check) -> Opt
     }
     if let Some(source) = &check.sequence {
         let name = source.secret_ref.as_ref().map(|secret| secret.name.as_str());
-        let secret = name.map(|name| Secret::new(&work.settings.secrets(), name));
-        return sequence::invalid(source, secret.as_ref(), name.unwrap_or_default(), work.settings.namespace());
+        let secret = name.map(|name| Secret::new(&context.settings.secrets(), name));
+        return sequence::invalid(source, secret.as_ref(), name.unwrap_or_default(), context.settings.namespace());
     }
     if let Some(source) = &check.logs {
         let pattern = regex::bytes::Regex::new(&source.pattern).err()?;

@@ -8,7 +8,7 @@ use crate::{
     runner::{
         Failure,
         clients::pg_tools::Version,
-        context::Work,
+        context::TaskContext,
         database::{
             connection::{Target, classify},
             control::{exists, ident, literal, quoted},
@@ -23,32 +23,32 @@ const OLDEST: u32 = 13;
 const MAX_NAMED: usize = 5;
 
 /// Looks at the database that `client` is connected to.
-pub async fn look(work: &Work<'_>, target: &Target, client: &Client, findings: &mut Findings) {
-    let name = &work.spec.plan.rehearsal.database;
-    findings.add("server version", version(work, client).await);
+pub async fn look(context: &TaskContext<'_>, target: &Target, client: &Client, findings: &mut Findings) {
+    let name = &context.spec.plan.rehearsal.database;
+    findings.add("server version", version(context, client).await);
     findings.add("primary server", primary(client).await);
     for (what, result) in role(target, client).await {
         findings.add(what, result);
     }
-    for application in &work.spec.plan.database.application_roles {
+    for application in &context.spec.plan.database.application_roles {
         findings.add(format!("application role {application}"), application_role(target, client, application).await);
     }
-    for table in work.control_spec().protected {
+    for table in context.control_spec().protected {
         findings.add(format!("table {table}"), owned_table(target, client, &table).await);
     }
-    findings.add("subscriptions", subscriptions(client, &work.control_spec().protected).await);
+    findings.add("subscriptions", subscriptions(client, &context.control_spec().protected).await);
     findings.add("rights to dump", dumpable(target, client).await);
-    for (what, result) in columns(work, client).await {
+    for (what, result) in columns(context, client).await {
         findings.add(what, result);
     }
-    findings.add("other migrations", claim(work, client).await);
+    findings.add("other migrations", claim(context, client).await);
     let scratch = if name == target.database() {
         Err(Failure::new(
             Reason::ScratchDatabaseExists,
             format!("spec.rehearsal.database is {name}, the database itself; next: choose a name that is free"),
         ))
     } else {
-        scratch::leftover(client, name, &work.spec.migration_uid).await.map(|left| match left {
+        scratch::leftover(client, name, &context.spec.migration_uid).await.map(|left| match left {
             false => format!("{name} is free"),
             true => format!("{name} is left of an earlier rehearsal and will be dropped"),
         })
@@ -93,8 +93,8 @@ async fn one(client: &Client, query: &str, parameters: &[&(dyn ToSql + Sync)]) -
     client.query_one(query, parameters).await.map_err(|e| classify(&e))
 }
 
-async fn version(work: &Work<'_>, client: &Client) -> Result<String, Failure> {
-    fits(scratch::server_version(client).await? / 10_000, &work.tools.version().await?)
+async fn version(context: &TaskContext<'_>, client: &Client) -> Result<String, Failure> {
+    fits(scratch::server_version(client).await? / 10_000, &context.tools.version().await?)
 }
 
 /// `pg_dump` refuses a server that is newer than itself.
@@ -298,8 +298,8 @@ async fn dumpable(target: &Target, client: &Client) -> Result<String, Failure> {
 }
 
 /// Columns of both credit tables.
-async fn columns(work: &Work<'_>, client: &Client) -> Vec<(String, Result<String, Failure>)> {
-    let (balances, transactions) = (&work.spec.plan.credits.balances, &work.spec.plan.credits.transactions);
+async fn columns(context: &TaskContext<'_>, client: &Client) -> Vec<(String, Result<String, Failure>)> {
+    let (balances, transactions) = (&context.spec.plan.credits.balances, &context.spec.plan.credits.transactions);
     let wanted = [
         (&balances.table, &balances.user_column, Kind::Unique),
         (&balances.table, &balances.balance_column, Kind::Number),
@@ -390,12 +390,12 @@ async fn check_column(client: &Client, table: &str, column: &str, kind: Kind) ->
 }
 
 /// No other migration holds the database.
-async fn claim(work: &Work<'_>, client: &Client) -> Result<String, Failure> {
+async fn claim(context: &TaskContext<'_>, client: &Client) -> Result<String, Failure> {
     if !exists(client, "claim").await? {
         return Ok("none".to_owned());
     }
     let query = "SELECT migration_name, migration_uid FROM credit_migration.claim WHERE migration_uid <> $1";
-    let found = client.query_opt(query, &[&work.spec.migration_uid]).await.map_err(|e| classify(&e))?;
+    let found = client.query_opt(query, &[&context.spec.migration_uid]).await.map_err(|e| classify(&e))?;
     match found {
         None => Ok("none".to_owned()),
         Some(row) => {

@@ -17,7 +17,7 @@ use crate::{
     runner::{
         Failure,
         clients::{http_probe::Prober, object_store::Store},
-        context::Work,
+        context::TaskContext,
         database::connection::Target,
     },
     shared::sql,
@@ -64,9 +64,9 @@ impl Findings {
 ///
 /// # Errors
 /// The first finding that is wrong.
-pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
+pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
     let mut findings = Findings::default();
-    let target = work.settings.target();
+    let target = context.settings.target();
     let client = match &target {
         Ok(target) => target.connect("preflight").await,
         Err(failure) => Err(failure.clone()),
@@ -78,30 +78,30 @@ pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
     };
     findings.add("database connection", connected);
     let client = client.ok();
-    sql(work, client.as_ref(), &mut findings).await;
+    sql(context, client.as_ref(), &mut findings).await;
     if let (Some(client), Ok(target)) = (&client, &target) {
-        database::look(work, target, client, &mut findings).await;
+        database::look(context, target, client, &mut findings).await;
     }
-    checks::look(work, client.as_ref(), &mut findings).await;
-    store(work, &mut findings).await;
-    if work.spec.plan.code.is_some() {
-        findings.add("code repository", code_backup::look(work).await);
+    checks::look(context, client.as_ref(), &mut findings).await;
+    store(context, &mut findings).await;
+    if context.spec.plan.code.is_some() {
+        findings.add("code repository", code_backup::look(context).await);
     }
-    if let Some(probe) = &work.spec.plan.application.version_probe {
+    if let Some(probe) = &context.spec.plan.application.version_probe {
         let answer = match Prober::new() {
-            Ok(prober) => prober.ready_to_switch(probe, &work.spec.plan.application.flag).await,
+            Ok(prober) => prober.ready_to_switch(probe, &context.spec.plan.application.flag).await,
             Err(failure) => Err(failure),
         };
         findings.add(Finding::VERSION_PROBE, answer);
     }
-    notify::look(work, &mut findings);
-    work.progress.note("findings", &findings.list());
+    notify::look(context, &mut findings);
+    context.progress.note("findings", &findings.list());
     findings.result()
 }
 
 /// Both SQL texts are what the controller saw, can be parsed, and hold nothing that cannot run.
-async fn sql(work: &Work<'_>, client: Option<&tokio_postgres::Client>, findings: &mut Findings) {
-    let texts = match work.settings.sql() {
+async fn sql(context: &TaskContext<'_>, client: Option<&tokio_postgres::Client>, findings: &mut Findings) {
+    let texts = match context.settings.sql() {
         Ok(texts) => texts,
         Err(failure) => {
             findings.add("SQL", Err(failure));
@@ -132,8 +132,8 @@ async fn sql(work: &Work<'_>, client: Option<&tokio_postgres::Client>, findings:
 }
 
 /// The bucket can be written, read and cleaned.
-async fn store(work: &Work<'_>, findings: &mut Findings) {
-    let keys = match work.settings.store_keys() {
+async fn store(context: &TaskContext<'_>, findings: &mut Findings) {
+    let keys = match context.settings.store_keys() {
         Ok(keys) => keys,
         Err(failure) => {
             findings.add("bucket", Err(failure));
@@ -141,9 +141,9 @@ async fn store(work: &Work<'_>, findings: &mut Findings) {
         }
     };
     let tried = async {
-        let store = Store::open(&work.spec.plan.backup.store, &keys, STORE_PATIENCE)?;
-        let object = store.object(&format!("preflight_{}_{}", work.spec.migration_uid, work.spec.attempt));
-        let data = work.spec.migration_uid.clone().into_bytes();
+        let store = Store::open(&context.spec.plan.backup.store, &keys, STORE_PATIENCE)?;
+        let object = store.object(&format!("preflight_{}_{}", context.spec.migration_uid, context.spec.attempt));
+        let data = context.spec.migration_uid.clone().into_bytes();
         store.put(&object, data.clone()).await?;
         let back = async { store.get(&object).await?.map_ok(|chunk| chunk.to_vec()).try_concat().await };
         let back = back.await;

@@ -11,7 +11,7 @@ use crate::{
             Means, Source,
             evaluator::{Measurement, assess},
         },
-        context::Work,
+        context::TaskContext,
         database::connection::Target,
     },
 };
@@ -31,17 +31,17 @@ pub struct Measured {
 ///
 /// # Errors
 /// `CheckNotMeasurable` for a check that can be measured on no copy of this schema; whatever connecting to `copy` fails with.
-pub async fn measure(work: &Work<'_>, copy: &Target) -> Result<Measured, Failure> {
-    let means = Means::on(work, copy.clone().into())?;
+pub async fn measure(context: &TaskContext<'_>, copy: &Target) -> Result<Measured, Failure> {
+    let means = Means::on(context, copy.clone().into())?;
     let mut measured = Measured::default();
-    for (field, check) in work.spec.plan.all_checks() {
+    for (field, check) in context.spec.plan.all_checks() {
         if check.sql.is_none() && check.balances.is_none() {
             continue;
         }
         let measurement = Source::new(&check, &means).measure(&check, Duration::from(check.interval), &means).await;
         let (outcome, words) = assess(&check, &measurement);
         let told = format!("{}: {words}", check.name);
-        if outcome == CheckOutcome::Error || outcome == CheckOutcome::NoData && never_ends(&work.spec.plan, &check) {
+        if outcome == CheckOutcome::Error || outcome == CheckOutcome::NoData && never_ends(&context.spec.plan, &check) {
             if matches!(measurement, Measurement::Error(_)) {
                 // A database that is away says nothing about the check.
                 copy.connect("rehearsal-copy").await?;

@@ -26,7 +26,7 @@ use crate::{
             object_store::{PATIENCE, Store},
             private_folder::PrivateFolder,
         },
-        context::Work,
+        context::TaskContext,
         database::{
             connection::{Target, classify},
             control::{self, Applied, ControlSpec, LOCK_CLASS, Sql, StopSignal, quoted},
@@ -50,11 +50,11 @@ const ROLLOUT_SECONDS: f64 = 10.0;
 /// # Errors
 /// `ScratchDatabaseExists`, `BackupAltered`, `DumpFailed`; whatever up and down fail with; `CheckNotMeasurable`;
 /// `RollbackNotEqual`. What happened on the copy begins with `rehearsal: `.
-pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
-    let target = work.settings.target()?;
-    let store = Store::open(&work.spec.plan.backup.store, &work.settings.store_keys()?, PATIENCE)?;
-    let sql = both(work)?;
-    let name = &work.spec.plan.rehearsal.database;
+pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
+    let target = context.settings.target()?;
+    let store = Store::open(&context.spec.plan.backup.store, &context.settings.store_keys()?, PATIENCE)?;
+    let sql = both(context)?;
+    let name = &context.spec.plan.rehearsal.database;
     if name == target.database() {
         return Err(Failure::new(
             Reason::ScratchDatabaseExists,
@@ -67,19 +67,19 @@ pub async fn run(work: &Work<'_>) -> Result<String, Failure> {
     );
     tokio::select! {
         locked = admin.batch_execute(&lock) => locked.map_err(|e| classify(&e))?,
-        () = work.stop.cancelled() => return Err(Failure::terminated()),
+        () = context.stop.cancelled() => return Err(Failure::terminated()),
     }
-    scratch::create(&admin, &target, name, &work.spec.migration_uid).await?;
+    scratch::create(&admin, &target, name, &context.spec.migration_uid).await?;
     let copy = target.with_database(name);
     let rehearsed = tokio::select! {
-        rehearsed = rehearse(work, &store, &admin, &copy, &sql) => rehearsed,
-        () = work.stop.cancelled() => Err(Failure::terminated()),
+        rehearsed = rehearse(context, &store, &admin, &copy, &sql) => rehearsed,
+        () = context.stop.cancelled() => Err(Failure::terminated()),
     };
     drop_copy(&target, admin, name).await;
     let evidence =
         rehearsed.map_err(|failure| Failure::new(failure.reason, format!("rehearsal: {}", failure.message)))?;
     let message = evidence.in_words();
-    work.progress.note("rehearsal", &evidence);
+    context.progress.note("rehearsal", &evidence);
     Ok(message)
 }
 
@@ -95,8 +95,8 @@ pub struct Both {
 ///
 /// # Errors
 /// `SqlChanged` and those of [`sql::for_run`].
-pub fn both(work: &Work<'_>) -> Result<Both, Failure> {
-    let ForWindow { up, down } = for_window(work);
+pub fn both(context: &TaskContext<'_>) -> Result<Both, Failure> {
+    let ForWindow { up, down } = for_window(context);
     Ok(Both { up: up?, down: down? })
 }
 
@@ -110,28 +110,28 @@ pub struct ForWindow {
 }
 
 /// Reads what a window needs.
-pub fn for_window(work: &Work<'_>) -> ForWindow {
+pub fn for_window(context: &TaskContext<'_>) -> ForWindow {
     let read = |name: &str, text: String| -> Result<Sql, Failure> {
         let statements = sql::for_run(&text).map_err(|problem| Failure::of_sql(name, &problem))?;
         Ok(Sql { statements, sha256: sha256(text.as_bytes()) })
     };
     ForWindow {
-        up: work.settings.up_sql().and_then(|text| read("up SQL", text)),
-        down: work.settings.down_sql().and_then(|text| read("down SQL", text)),
+        up: context.settings.up_sql().and_then(|text| read("up SQL", text)),
+        down: context.settings.down_sql().and_then(|text| read("down SQL", text)),
     }
 }
 
 /// Everything that happens on the copy.
 async fn rehearse(
-    work: &Work<'_>,
+    context: &TaskContext<'_>,
     store: &Store,
     admin: &Client,
     copy: &Target,
     sql: &Both,
 ) -> Result<RehearsalEvidence, Failure> {
-    let control_spec = work.control_spec();
+    let control_spec = context.control_spec();
     let begun = Instant::now();
-    restore(work, store, copy).await?;
+    restore(context, store, copy).await?;
     let restore_seconds = begun.elapsed().as_secs_f64();
 
     let mut client = copy.connect("rehearsal-copy").await?;
@@ -158,7 +158,7 @@ async fn rehearse(
             ),
         ));
     }
-    let measured = checks::measure(work, copy).await?;
+    let measured = checks::measure(context, copy).await?;
     let rollback_seconds = seconds(control::run_down(&mut client, &control_spec, &sql.down).await?)?;
     proves(&client, &control_spec).await?;
 
@@ -211,9 +211,9 @@ fn expected_window(migrate_seconds: f64, compare_seconds: f64) -> f64 {
 
 /// Restores the object as it is in the bucket, with owners and grants: the roles are the same server's. Extensions that the
 /// role may not create are left out.
-async fn restore(work: &Work<'_>, store: &Store, copy: &Target) -> Result<(), Failure> {
-    let (object, expected) = verify_backup::inputs(work)?;
-    let list = match verify_backup::list(work, store, object).await {
+async fn restore(context: &TaskContext<'_>, store: &Store, copy: &Target) -> Result<(), Failure> {
+    let (object, expected) = verify_backup::inputs(context)?;
+    let list = match verify_backup::list(context, store, object).await {
         Ok(list) => list,
         // The whole object is read below, and tells whether somebody altered it.
         Err(failure) if failure.reason == Reason::BackupUnreadable => String::new(),
@@ -239,8 +239,8 @@ async fn restore(work: &Work<'_>, store: &Store, copy: &Target) -> Result<(), Fa
         let list = folder.write("list", &extensions::without(&list, &left_out))?;
         arguments.push(format!("--use-list={list}"));
     }
-    let env = copy.libpq_env(work.settings.database_ca_file().as_deref());
-    let running = work.tools.start("pg_restore", &arguments, &env)?;
+    let env = copy.libpq_env(context.settings.database_ca_file().as_deref());
+    let running = context.tools.start("pg_restore", &arguments, &env)?;
     let fed = verify_backup::feed(store, object, running).await?;
     // A cut object makes pg_restore fail, too; that somebody altered it is the better explanation.
     verify_backup::check_digest(object, &fed, expected)?;
