@@ -32,7 +32,7 @@ pub(crate) use failure::UnlessLost;
 use self::{
     clients::{http_probe::Prober, pg_tools::Tools},
     context::TaskContext,
-    report::{Progress, Reporter, Unreported, order_cache::Kept},
+    report::{Progress, Reporter, Unreported, order_cache::OrderCache},
     settings::Settings,
     tasks::{
         backup, cleanup, code_backup, export_key_users, follow_up,
@@ -90,13 +90,13 @@ async fn carry_out(stop: &CancellationToken) -> Result<(), String> {
     let (name, namespace) = (env(mounts::ENV_RUN)?, env(mounts::ENV_NAMESPACE)?);
     let pod = std::env::var(mounts::ENV_POD).unwrap_or_default();
     let reporter = Reporter::new(&namespace, &name, &pod).await.map_err(|e| e.message)?;
-    let kept = Kept::in_temporary_folder(&name);
+    let cache = OrderCache::in_temporary_folder(&name);
     let run = tokio::select! {
-        run = reporter.get() => run.or_else(|| kept.read()),
+        run = reporter.get() => run.or_else(|| cache.read()),
         // A window's container that was restarted while the API server is away: the database and the deadline do not wait.
-        Some(run) = kept.read_after(API_PATIENCE) => Some(run),
+        Some(run) = cache.read_after(API_PATIENCE) => Some(run),
         // A window's restarted container: writes may be blocked, and it must find out whether another pod will come.
-        () = stop.cancelled() => match kept.read() {
+        () = stop.cancelled() => match cache.read() {
             Some(run) => Some(run),
             None => return Err("told to end before the task was known".to_owned()),
         },
@@ -104,7 +104,7 @@ async fn carry_out(stop: &CancellationToken) -> Result<(), String> {
     let Some(run) = run else { return gone() };
     let in_window = matches!(run.spec.task, Task::Window | Task::RollbackWindow);
     if in_window {
-        kept.write(&run);
+        cache.write(&run);
     }
     let status = run.status.clone().unwrap_or_default();
     if matches!(status.phase, RunPhase::Succeeded | RunPhase::Failed) {
@@ -124,7 +124,7 @@ async fn carry_out(stop: &CancellationToken) -> Result<(), String> {
             None
         };
         let following = reporter.follow(&progress);
-        let result = dispatch(&run, &namespace, &status, &reporter, kept, &progress, stop).await;
+        let result = dispatch(&run, &namespace, &status, &reporter, cache, &progress, stop).await;
         // One that is still in mid-request could overwrite the end with what was before it.
         following.abort();
         let _ = following.await;
@@ -162,7 +162,7 @@ async fn dispatch(
     namespace: &str,
     status: &MigrationRunStatus,
     reporter: &Reporter,
-    kept: Kept,
+    cache: OrderCache,
     progress: &Progress,
     stop: &CancellationToken,
 ) -> Result<String, Failure> {
@@ -182,8 +182,8 @@ async fn dispatch(
         Task::VerifyBackup => verify_backup::run(&context).await,
         Task::ExportKeyUsers => export_key_users::run(&context).await,
         Task::Rehearse => rehearse::run(&context).await,
-        Task::Window => window(&context, reporter, kept, Direction::Forward).await,
-        Task::RollbackWindow => window(&context, reporter, kept, Direction::Rollback).await,
+        Task::Window => window(&context, reporter, cache, Direction::Forward).await,
+        Task::RollbackWindow => window(&context, reporter, cache, Direction::Rollback).await,
         Task::Validate | Task::Monitor => checks(&context, &spec.plan.checks_of(spec.task), &status.checks).await,
         Task::DayCheck | Task::WeekReview => follow_up::run(&context, &status.checks).await,
         Task::Notify => stoppable(stop, notify::run(&context)).await,
@@ -214,7 +214,7 @@ async fn checks(
 async fn window(
     context: &TaskContext<'_>,
     reporter: &Reporter,
-    kept: Kept,
+    cache: OrderCache,
     direction: Direction,
 ) -> Result<String, Failure> {
     let target = context.settings.target()?;
@@ -231,7 +231,7 @@ async fn window(
         poll: POLL,
     };
     let (probe, alarm) = (context.spec.plan.application.version_probe.clone(), Alarm::new(context, notify::GRACE));
-    let channel = ApiChannel::new(reporter.clone(), Prober::new()?, probe, alarm, kept, order);
+    let channel = ApiChannel::new(reporter.clone(), Prober::new()?, probe, alarm, cache, order);
     let outcome = window::run(&channel, &target, &plan, &context.stop).await;
     let handed_over = outcome.failure.as_ref().is_some_and(|failure| failure.reason == Reason::PodFailed);
     if outcome.progress.state == WindowState::Held && !handed_over {

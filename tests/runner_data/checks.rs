@@ -13,7 +13,7 @@ use axum::{
 use credit_migration::{
     api::{Check, CheckOutcome, Flag, Reason, Time, VersionProbe},
     runner::{
-        checks::{Means, Source, evaluator::Judge},
+        checks::{Source, SourceContext, evaluator::Judge},
         clients::http_probe::Prober,
         report::Progress,
     },
@@ -200,18 +200,18 @@ async fn what_was_not_answered_is_in_the_percentile() {
 async fn a_query_that_takes_long_holds_no_trigger_up() {
     let world = World::new().await;
     let context = world.context(&Progress::default());
-    let means = Means::new(&context).unwrap();
+    let source_context = SourceContext::new(&context).unwrap();
     let interval = Duration::from_secs(25);
     let long = check(json!({"name": "long", "sql": {"query": "SELECT pg_sleep(20)"}, "equals": ""}));
-    let mut long_source = Source::new(&long, &means);
-    let mut under_way = std::pin::pin!(long_source.measure(&long, interval, &means));
+    let mut long_source = Source::new(&long, &source_context);
+    let mut under_way = std::pin::pin!(long_source.measure(&long, interval, &source_context));
     for (query, outcome) in [("SELECT 1", CheckOutcome::Pass), ("SELECT 1 FROM pg_sleep(20)", CheckOutcome::Error)] {
         let trigger = check(json!({"name": "payment-processing", "sql": {"query": query}, "max": "1"}));
-        let mut source = Source::new(&trigger, &means);
+        let mut source = Source::new(&trigger, &source_context);
         for _ in 0..2 {
             let begin = Instant::now();
             let measured = tokio::select! {
-                measured = source.measure(&trigger, interval, &means) => measured,
+                measured = source.measure(&trigger, interval, &source_context) => measured,
                 other = &mut under_way => panic!("{other:?} first"),
             };
             assert_eq!(Judge::new(&trigger, None).add(&measured, Time::UNIX_EPOCH).outcome, outcome, "{measured:?}");

@@ -64,7 +64,7 @@ impl From<Target> for Address {
 }
 
 /// What all sources of a run share.
-pub struct Means {
+pub struct SourceContext {
     prober: Prober,
     address: Address,
     control_spec: ControlSpec,
@@ -73,11 +73,11 @@ pub struct Means {
     namespace: String,
 }
 
-impl Means {
+impl SourceContext {
     /// For the database of the order; why it cannot be connected to is each measurement's own answer.
     ///
     /// # Errors
-    /// As [`Means::on`].
+    /// As [`SourceContext::on`].
     pub fn new(context: &TaskContext<'_>) -> Result<Self, Failure> {
         Self::on(context, Address::of(context))
     }
@@ -116,32 +116,37 @@ pub enum Source {
 
 impl Source {
     /// That of a check, before its first measurement.
-    pub fn new(check: &Check, means: &Means) -> Self {
-        let address = || means.address.clone();
+    pub fn new(check: &Check, source_context: &SourceContext) -> Self {
+        let address = || source_context.address.clone();
         if check.http.is_some() {
             Self::Http(Times::default())
         } else if check.sql.is_some() {
             Self::Sql(Box::new(SqlProber::new(address())))
         } else if let Some(source) = &check.balances {
-            Self::Balances(Box::new(Compare::new(source, &means.control_spec, &means.credits, address())))
+            Self::Balances(Box::new(Compare::new(
+                source,
+                &source_context.control_spec,
+                &source_context.credits,
+                address(),
+            )))
         } else if let Some(source) = &check.logs {
-            Self::Logs(Box::new(Logs::new(source, &means.namespace, crate::telemetry::now())))
+            Self::Logs(Box::new(Logs::new(source, &source_context.namespace, crate::telemetry::now())))
         } else if let Some(source) = &check.statements {
-            Self::Statements(Box::new(Statements::new(source, &means.credits.balances, address())))
+            Self::Statements(Box::new(Statements::new(source, &source_context.credits.balances, address())))
         } else {
             Self::Stateless
         }
     }
 
     /// One measurement. `interval` is the time to the next.
-    pub async fn measure(&mut self, check: &Check, interval: Duration, means: &Means) -> Measurement {
+    pub async fn measure(&mut self, check: &Check, interval: Duration, source_context: &SourceContext) -> Measurement {
         let wants_time = check.max.is_some() || check.min.is_some() || check.equals.is_some();
         // A trigger that waits is a way back that comes late.
         let trigger = TRIGGERS.contains(&check.name.as_str());
         match self {
             Self::Http(times) => {
                 if let Some(source) = &check.http {
-                    return http::measure(&means.prober, source, wants_time, times).await;
+                    return http::measure(&source_context.prober, source, wants_time, times).await;
                 }
             }
             Self::Sql(prober) => {
@@ -158,15 +163,16 @@ impl Source {
             Self::Stateless => {}
         }
         if let Some(source) = &check.sequence {
-            let secret = source.secret_ref.as_ref().map(|secret| Secret::new(&means.secrets, &secret.name));
-            return sequence::measure(&means.prober, source, secret, wants_time).await;
+            let secret = source.secret_ref.as_ref().map(|secret| Secret::new(&source_context.secrets, &secret.name));
+            return sequence::measure(&source_context.prober, source, secret, wants_time).await;
         }
         if check.connection.is_some() {
-            return connection::measure(&means.address).await;
+            return connection::measure(&source_context.address).await;
         }
         match &check.prometheus {
             Some(source) => {
-                prometheus::measure(&means.prober, source, if trigger { LONGEST_ANSWER } else { TIMEOUT }).await
+                prometheus::measure(&source_context.prober, source, if trigger { LONGEST_ANSWER } else { TIMEOUT })
+                    .await
             }
             None => Measurement::Error("the check has no source".to_owned()),
         }

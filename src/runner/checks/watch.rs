@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::{sync::mpsc, task::JoinSet, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use super::{Address, Means, Session, Source, evaluator::Judge};
+use super::{Address, Session, Source, SourceContext, evaluator::Judge};
 use crate::{
     api::{Check, CheckResult},
     runner::{
@@ -35,12 +35,12 @@ pub async fn watch(
     before: &[CheckResult],
     stop: &CancellationToken,
 ) -> Result<Vec<CheckResult>, Failure> {
-    let means = Arc::new(Means::new(context)?);
+    let source_context = Arc::new(SourceContext::new(context)?);
     let (sender, mut results) = mpsc::channel::<CheckResult>(32);
     let mut tasks = JoinSet::new();
     for check in checks.iter().filter(|check| !check.by_controller()).cloned() {
         let known = before.iter().find(|result| result.name == check.name).cloned();
-        tasks.spawn(repeat(check, known, means.clone(), sender.clone()));
+        tasks.spawn(repeat(check, known, source_context.clone(), sender.clone()));
     }
     drop(sender);
     tasks.spawn(tally(Address::of(context), context.control_spec(), context.progress.clone()));
@@ -86,15 +86,20 @@ async fn tally(address: Address, control_spec: ControlSpec, progress: Progress) 
 }
 
 /// Measures one check at its interval. Measurements do not pile up when one takes longer than the interval.
-async fn repeat(check: Check, known: Option<CheckResult>, means: Arc<Means>, results: mpsc::Sender<CheckResult>) {
+async fn repeat(
+    check: Check,
+    known: Option<CheckResult>,
+    source_context: Arc<SourceContext>,
+    results: mpsc::Sender<CheckResult>,
+) {
     let mut judge = Judge::new(&check, known.as_ref());
-    let mut source = Source::new(&check, &means);
+    let mut source = Source::new(&check, &source_context);
     let interval = Duration::from(check.interval).max(Duration::from_millis(100));
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let measurement = source.measure(&check, interval, &means).await;
+        let measurement = source.measure(&check, interval, &source_context).await;
         if results.send(judge.add(&measurement, telemetry::now())).await.is_err() {
             return;
         }

@@ -10,12 +10,12 @@ use std::{path::PathBuf, time::Duration};
 use crate::api::MigrationRun;
 
 /// Where one run is kept.
-pub(in crate::runner) struct Kept {
+pub(in crate::runner) struct OrderCache {
     path: PathBuf,
     name: String,
 }
 
-impl Kept {
+impl OrderCache {
     /// The place of the run called `name`.
     pub fn in_temporary_folder(name: &str) -> Self {
         Self { path: std::env::temp_dir().join(format!("{name}.json")), name: name.to_owned() }
@@ -65,13 +65,13 @@ mod tests {
     #[test]
     fn the_newest_order_is_kept_and_half_a_file_is_none() {
         let path = std::env::temp_dir().join(format!("kept-{}.json", std::process::id()));
-        let kept = Kept { path: path.clone(), name: "kept".to_owned() };
+        let kept = OrderCache { path: path.clone(), name: "kept".to_owned() };
         assert!(kept.read().is_none());
         for command in [WindowCommand::Standby, WindowCommand::BlockWrites] {
             kept.write(&run(command));
             assert_eq!(kept.read().unwrap().spec.window.unwrap().command, command);
         }
-        assert!(Kept { path: path.clone(), name: "another".to_owned() }.read().is_none());
+        assert!(OrderCache { path: path.clone(), name: "another".to_owned() }.read().is_none());
         let whole = std::fs::read(&path).unwrap();
         std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
         assert!(kept.read().is_none());

@@ -8,7 +8,7 @@ use crate::{
     runner::{
         Failure,
         checks::{
-            Means, Source,
+            Source, SourceContext,
             evaluator::{Measurement, assess},
         },
         context::TaskContext,
@@ -32,13 +32,14 @@ pub struct Measured {
 /// # Errors
 /// `CheckNotMeasurable` for a check that can be measured on no copy of this schema; whatever connecting to `copy` fails with.
 pub async fn measure(context: &TaskContext<'_>, copy: &Target) -> Result<Measured, Failure> {
-    let means = Means::on(context, copy.clone().into())?;
+    let source_context = SourceContext::on(context, copy.clone().into())?;
     let mut measured = Measured::default();
     for (field, check) in context.spec.plan.all_checks() {
         if check.sql.is_none() && check.balances.is_none() {
             continue;
         }
-        let measurement = Source::new(&check, &means).measure(&check, Duration::from(check.interval), &means).await;
+        let measurement =
+            Source::new(&check, &source_context).measure(&check, Duration::from(check.interval), &source_context).await;
         let (outcome, words) = assess(&check, &measurement);
         let told = format!("{}: {words}", check.name);
         if outcome == CheckOutcome::Error || outcome == CheckOutcome::NoData && never_ends(&context.spec.plan, &check) {

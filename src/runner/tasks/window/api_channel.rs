@@ -13,7 +13,7 @@ use crate::{
     runner::{
         Failure,
         clients::http_probe::Prober,
-        report::{Reporter, order_cache::Kept},
+        report::{Reporter, order_cache::OrderCache},
         tasks::notify::Alarm,
     },
     telemetry,
@@ -28,24 +28,24 @@ pub(in crate::runner) struct ApiChannel {
     prober: Prober,
     probe: Option<VersionProbe>,
     alarm: Alarm,
-    kept: Kept,
+    cache: OrderCache,
     /// The newest order that was seen.
     known: Mutex<WindowOrder>,
 }
 
 impl ApiChannel {
-    /// A channel over a run's reporter. `alarm` hears what is ordered and reported, `kept` has each new order; `known` is the order
+    /// A channel over a run's reporter. `alarm` hears what is ordered and reported, `cache` has each new order; `known` is the order
     /// that the process began with.
     pub fn new(
         reporter: Reporter,
         prober: Prober,
         probe: Option<VersionProbe>,
         alarm: Alarm,
-        kept: Kept,
+        cache: OrderCache,
         known: WindowOrder,
     ) -> Self {
         alarm.ordered(&known);
-        Self { reporter, prober, probe, alarm, kept, known: Mutex::new(known) }
+        Self { reporter, prober, probe, alarm, cache, known: Mutex::new(known) }
     }
 
     /// The alarm, at the process's end.
@@ -77,7 +77,7 @@ impl ApiChannel {
     fn note(&self, run: &MigrationRun, order: &WindowOrder) {
         let known = std::mem::replace(&mut *self.known.lock().unwrap_or_else(PoisonError::into_inner), order.clone());
         if known != *order {
-            self.kept.write(run);
+            self.cache.write(run);
         }
     }
 }
