@@ -26,9 +26,9 @@ use futures::{StreamExt, stream::FuturesUnordered};
 pub use alarm::{Alarm, GRACE};
 
 use self::{
-    templates::{About, Templates, Text},
+    templates::{NoticeContext, RenderedNotice, Templates},
     transport_email::Mailer,
-    transport_http::Hook,
+    transport_http::Webhook,
 };
 use super::preflight::Findings;
 use crate::{
@@ -41,18 +41,18 @@ use crate::{
 pub const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// One notice to one audience.
-struct Letter<'a> {
+struct OutgoingMessage<'a> {
     notice: &'a Notice,
     /// Name of the channel.
     channel: &'a str,
     audience: Audience,
-    text: Text,
-    about: About<'a>,
+    text: RenderedNotice,
+    about: NoticeContext<'a>,
 }
 
 /// How a channel is reached.
-enum Way {
-    Hook(Hook),
+enum Transport {
+    Webhook(Webhook),
     Mail(Box<Mailer>),
 }
 
@@ -109,8 +109,11 @@ async fn tell(
     mut so_far: impl FnMut(&[Delivery]),
 ) -> Vec<Delivery> {
     let notifications = &spec.plan.notifications;
-    let about =
-        About { migration: &spec.migration, namespace: settings.namespace(), contacts: &notifications.contacts };
+    let about = NoticeContext {
+        migration: &spec.migration,
+        namespace: settings.namespace(),
+        contacts: &notifications.contacts,
+    };
     let (templates, unreadable) = match settings.templates() {
         Ok(own) => (Templates::new(own), None),
         Err(failure) => (Templates::new(std::collections::BTreeMap::new()), Some(failure.message)),
@@ -122,8 +125,8 @@ async fn tell(
         .map(|(n, (channel, audience))| {
             let mut text = templates.render(notice, *audience, about);
             text.unusable.extend(unreadable.clone());
-            let letter = Letter { notice, channel: &channel.name, audience: *audience, text, about };
-            async move { (n, deliver(settings, channel, &letter).await) }
+            let outgoing = OutgoingMessage { notice, channel: &channel.name, audience: *audience, text, about };
+            async move { (n, deliver(settings, channel, &outgoing).await) }
         })
         .collect();
     let mut done: Vec<(usize, Delivery)> = Vec::new();
@@ -135,11 +138,11 @@ async fn tell(
     done.into_iter().map(|(_, delivery)| delivery).collect()
 }
 
-async fn deliver(settings: &Settings<'_>, channel: &NotificationChannel, letter: &Letter<'_>) -> Delivery {
+async fn deliver(settings: &Settings<'_>, channel: &NotificationChannel, outgoing: &OutgoingMessage<'_>) -> Delivery {
     let sent = async {
-        match way(settings, channel).map_err(|failure| failure.message)? {
-            Way::Hook(hook) => hook.send(letter).await.map(|()| "taken".to_owned()),
-            Way::Mail(mailer) => mailer.send(letter).await,
+        match transport(settings, channel).map_err(|failure| failure.message)? {
+            Transport::Webhook(hook) => hook.send(outgoing).await.map(|()| "taken".to_owned()),
+            Transport::Mail(mailer) => mailer.send(outgoing).await,
         }
     };
     let sent = tokio::time::timeout(TIMEOUT, sent).await.unwrap_or_else(|_| Err(too_late()));
@@ -147,7 +150,7 @@ async fn deliver(settings: &Settings<'_>, channel: &NotificationChannel, letter:
         Ok(words) => (DeliveryState::Delivered, words),
         Err(why) => (DeliveryState::Failed, why),
     };
-    for why in &letter.text.unusable {
+    for why in &outgoing.text.unusable {
         message = format!("{message}; {why}");
     }
     let name = &channel.name;
@@ -159,12 +162,12 @@ async fn deliver(settings: &Settings<'_>, channel: &NotificationChannel, letter:
 }
 
 /// Reads a channel's Secrets and makes everything ready, without a connection.
-fn way(settings: &Settings<'_>, channel: &NotificationChannel) -> Result<Way, Failure> {
+fn transport(settings: &Settings<'_>, channel: &NotificationChannel) -> Result<Transport, Failure> {
     let NotificationChannel { name, audiences: _, slack, webhook, email } = channel;
     match (slack, webhook, email) {
-        (Some(slack), None, None) => Ok(Way::Hook(Hook::slack(settings, slack)?)),
-        (None, Some(webhook), None) => Ok(Way::Hook(Hook::events(settings, webhook)?)),
-        (None, None, Some(email)) => Ok(Way::Mail(Box::new(Mailer::new(settings, email)?))),
+        (Some(slack), None, None) => Ok(Transport::Webhook(Webhook::slack(settings, slack)?)),
+        (None, Some(webhook), None) => Ok(Transport::Webhook(Webhook::events(settings, webhook)?)),
+        (None, None, Some(email)) => Ok(Transport::Mail(Box::new(Mailer::new(settings, email)?))),
         // The schema lets none of them through.
         _ => Err(Failure::new(Reason::Internal, format!("channel {name} has not exactly one way"))),
     }
@@ -174,9 +177,9 @@ fn way(settings: &Settings<'_>, channel: &NotificationChannel) -> Result<Way, Fa
 pub fn look(context: &TaskContext<'_>, findings: &mut Findings) {
     let (settings, notifications) = (&context.settings, &context.spec.plan.notifications);
     for channel in &notifications.channels {
-        let words = way(settings, channel).map(|way| match way {
-            Way::Hook(hook) => hook.words(),
-            Way::Mail(mailer) => mailer.words(),
+        let words = transport(settings, channel).map(|transport| match transport {
+            Transport::Webhook(hook) => hook.words(),
+            Transport::Mail(mailer) => mailer.words(),
         });
         let audiences = channel.audiences.iter().map(|a| format!("{a:?}")).collect::<Vec<_>>().join(", ");
         findings.add(
@@ -203,7 +206,7 @@ fn check_templates(
         )));
     }
     let audiences: Vec<Audience> = notifications.channels.iter().flat_map(|c| c.audiences.iter().copied()).collect();
-    let about = About { migration: &context.spec.migration, namespace, contacts: &notifications.contacts };
+    let about = NoticeContext { migration: &context.spec.migration, namespace, contacts: &notifications.contacts };
     let count = own.len();
     let problems = Templates::new(own).problems(&audiences, about);
     if problems.is_empty() {

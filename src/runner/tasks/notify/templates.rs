@@ -49,13 +49,13 @@ pub(super) fn is_internal(audience: Audience) -> bool {
 
 /// What is rendered, beside the notice itself.
 #[derive(Clone, Copy)]
-pub(super) struct About<'a> {
+pub(super) struct NoticeContext<'a> {
     pub migration: &'a str,
     pub namespace: &'a str,
     pub contacts: &'a [Contact],
 }
 
-impl<'a> About<'a> {
+impl<'a> NoticeContext<'a> {
     /// The contacts that may stand in a notice to this audience.
     pub(super) fn contacts_for(&self, occasion: Occasion, audience: Audience) -> &'a [Contact] {
         if occasion.is_alarm() && is_internal(audience) { self.contacts } else { &[] }
@@ -64,7 +64,7 @@ impl<'a> About<'a> {
 
 /// A rendered notice.
 #[derive(Debug)]
-pub(super) struct Text {
+pub(super) struct RenderedNotice {
     /// One line.
     pub subject: String,
     pub body: String,
@@ -84,7 +84,7 @@ impl Templates {
     }
 
     /// The text of a notice for one audience.
-    pub(super) fn render(&self, notice: &Notice, audience: Audience, about: About<'_>) -> Text {
+    pub(super) fn render(&self, notice: &Notice, audience: Audience, about: NoticeContext<'_>) -> RenderedNotice {
         let mut unusable = Vec::new();
         let mut part = |part| {
             if let Some((key, source)) = self.own(notice.occasion, audience, part) {
@@ -111,7 +111,7 @@ impl Templates {
         if !missing.is_empty() {
             body = format!("{body}\n\nWhom to call:\n{}", missing.join("\n"));
         }
-        Text { subject: cut(&subject, LONGEST.0), body, unusable }
+        RenderedNotice { subject: cut(&subject, LONGEST.0), body, unusable }
     }
 
     fn own(&self, occasion: Occasion, audience: Audience, part: Part) -> Option<(&str, &str)> {
@@ -124,7 +124,7 @@ impl Templates {
 
     /// What is wrong with the `ConfigMap`: keys that name no template, templates that cannot be parsed, or cannot be rendered
     /// for one of `audiences`.
-    pub(super) fn problems(&self, audiences: &[Audience], about: About<'_>) -> Vec<String> {
+    pub(super) fn problems(&self, audiences: &[Audience], about: NoticeContext<'_>) -> Vec<String> {
         let mut problems = Vec::new();
         for (key, source) in &self.own {
             if !is_key(key) {
@@ -138,7 +138,7 @@ impl Templates {
         problems
     }
 
-    fn first_problem(&self, key: &str, audiences: &[Audience], about: About<'_>) -> Option<String> {
+    fn first_problem(&self, key: &str, audiences: &[Audience], about: NoticeContext<'_>) -> Option<String> {
         for &occasion in Occasion::ALL {
             for audience in occasion.audiences().iter().copied().filter(|a| audiences.contains(a)) {
                 for part in [Part::Subject, Part::Body] {
@@ -191,7 +191,13 @@ pub(super) fn samples(occasion: Occasion) -> [Notice; 2] {
     [full, bare]
 }
 
-fn render(key: &str, source: &str, notice: &Notice, audience: Audience, about: About<'_>) -> Result<String, String> {
+fn render(
+    key: &str,
+    source: &str,
+    notice: &Notice,
+    audience: Audience,
+    about: NoticeContext<'_>,
+) -> Result<String, String> {
     let rendered = environment().render_named_str(key, source, values(notice, audience, about));
     let text = rendered.map_err(|error| error.to_string())?;
     match text.trim() {
@@ -200,7 +206,7 @@ fn render(key: &str, source: &str, notice: &Notice, audience: Audience, about: A
     }
 }
 
-fn values(notice: &Notice, audience: Audience, about: About<'_>) -> Value {
+fn values(notice: &Notice, audience: Audience, about: NoticeContext<'_>) -> Value {
     let time = |time: crate::api::Time| time.to_string();
     let public = context! {
         occasion => format!("{:?}", notice.occasion),
@@ -291,8 +297,8 @@ mod tests {
         vec![Contact { role: ContactRole::Dba, name, phone, duty }]
     }
 
-    fn about(contacts: &[Contact]) -> About<'_> {
-        About { migration: "simplify-credits", namespace: "shop", contacts }
+    fn about(contacts: &[Contact]) -> NoticeContext<'_> {
+        NoticeContext { migration: "simplify-credits", namespace: "shop", contacts }
     }
 
     fn templates(own: &[(&str, &str)]) -> Templates {

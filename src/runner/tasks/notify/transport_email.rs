@@ -17,7 +17,7 @@ use lettre::{
     },
 };
 
-use super::{Letter, TIMEOUT, untrusted};
+use super::{OutgoingMessage, TIMEOUT, untrusted};
 use crate::{
     api::{EmailChannel, KeyRef, MailTls, Reason, sha256},
     runner::{Failure, clients::tls, settings::Settings},
@@ -73,8 +73,8 @@ impl Mailer {
     ///
     /// # Errors
     /// What the server answered, without addresses and text.
-    pub(super) async fn send(&self, letter: &Letter<'_>) -> Result<String, String> {
-        let mail = self.mail(letter)?;
+    pub(super) async fn send(&self, outgoing: &OutgoingMessage<'_>) -> Result<String, String> {
+        let mail = self.mail(outgoing)?;
         let mut connection = self.connect().await?;
         let mut parameters = Vec::new();
         if !std::iter::once(&self.from).chain(&self.to).all(|address| AsRef::<str>::as_ref(address).is_ascii()) {
@@ -133,12 +133,12 @@ impl Mailer {
         Ok(connection)
     }
 
-    fn mail(&self, letter: &Letter<'_>) -> Result<Vec<u8>, String> {
+    fn mail(&self, outgoing: &OutgoingMessage<'_>) -> Result<Vec<u8>, String> {
         let mut builder = Message::builder()
             .from(Mailbox::new(None, self.from.clone()))
-            .message_id(Some(self.message_id(letter)))
-            .date(SystemTime::from(letter.notice.at))
-            .subject(letter.text.subject.as_str())
+            .message_id(Some(self.message_id(outgoing)))
+            .date(SystemTime::from(outgoing.notice.at))
+            .subject(outgoing.text.subject.as_str())
             .header(ContentType::TEXT_PLAIN)
             // Keeps absence notes from answering.
             .raw_header(HeaderValue::new(
@@ -148,16 +148,16 @@ impl Mailer {
         for to in &self.to {
             builder = builder.to(Mailbox::new(None, to.clone()));
         }
-        let mail = builder.body(letter.text.body.clone()).map_err(|e| format!("the mail cannot be made: {e}"))?;
+        let mail = builder.body(outgoing.text.body.clone()).map_err(|e| format!("the mail cannot be made: {e}"))?;
         Ok(mail.formatted())
     }
 
     /// The same in each repetition, and another one for each audience: somebody may be of two.
-    fn message_id(&self, letter: &Letter<'_>) -> String {
-        let id = &letter.notice.id;
+    fn message_id(&self, outgoing: &OutgoingMessage<'_>) -> String {
+        let id = &outgoing.notice.id;
         let plain = id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
         let id = if plain { id.clone() } else { sha256(id.as_bytes()).replace(':', "-") };
-        format!("<{id}.{:?}@{}>", letter.audience, self.from.domain())
+        format!("<{id}.{:?}@{}>", outgoing.audience, self.from.domain())
     }
 }
 

@@ -6,7 +6,7 @@ use reqwest::{
 };
 use serde_json::{Value, json};
 
-use super::{Letter, TIMEOUT, templates::is_internal, untrusted};
+use super::{OutgoingMessage, TIMEOUT, templates::is_internal, untrusted};
 use crate::{
     api::{GROUP, KeyRef, Reason, SlackChannel, WebhookChannel},
     runner::{
@@ -20,7 +20,7 @@ use crate::{
 const LONGEST_WORD: usize = 40;
 
 /// A URL that takes notices by `POST`. No `Debug`: whoever knows the URL can use it.
-pub(super) struct Hook {
+pub(super) struct Webhook {
     client: Client,
     url: Url,
     /// Header `Authorization`.
@@ -28,7 +28,7 @@ pub(super) struct Hook {
     slack: bool,
 }
 
-impl Hook {
+impl Webhook {
     /// # Errors
     /// `SecretKeyMissing`, `ConnectionInvalid`, `CertificateNotTrusted`.
     pub(super) fn slack(settings: &Settings<'_>, channel: &SlackChannel) -> Result<Self, Failure> {
@@ -72,11 +72,11 @@ impl Hook {
 
     /// # Errors
     /// What the server answered, without address and text.
-    pub(super) async fn send(&self, letter: &Letter<'_>) -> Result<(), String> {
+    pub(super) async fn send(&self, outgoing: &OutgoingMessage<'_>) -> Result<(), String> {
         let (kind, body) = if self.slack {
-            ("application/json", slack(letter))
+            ("application/json", slack(outgoing))
         } else {
-            ("application/cloudevents+json; charset=utf-8", event(letter))
+            ("application/cloudevents+json; charset=utf-8", event(outgoing))
         };
         let mut request = self
             .client
@@ -85,7 +85,7 @@ impl Hook {
             .header(CONTENT_TYPE, kind)
             // The body for Slack has no field for the id. One notice is a message for each audience and channel: a gateway that
             // takes several of them must not drop all but the first.
-            .header("Idempotency-Key", format!("{}.{:?}.{}", letter.notice.id, letter.audience, letter.channel))
+            .header("Idempotency-Key", format!("{}.{:?}.{}", outgoing.notice.id, outgoing.audience, outgoing.channel))
             .body(body.to_string());
         if let Some(authorization) = &self.authorization {
             request = request.header("Authorization", authorization.clone());
@@ -163,17 +163,17 @@ fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
-fn slack(letter: &Letter<'_>) -> Value {
-    let mut text = format!("*{}*\n{}", escape(&letter.text.subject), escape(&letter.text.body));
-    if is_internal(letter.audience) {
-        text.push_str(&format!("\n\n_notice {}_", escape(&letter.notice.id)));
+fn slack(outgoing: &OutgoingMessage<'_>) -> Value {
+    let mut text = format!("*{}*\n{}", escape(&outgoing.text.subject), escape(&outgoing.text.body));
+    if is_internal(outgoing.audience) {
+        text.push_str(&format!("\n\n_notice {}_", escape(&outgoing.notice.id)));
     }
     json!({ "text": text })
 }
 
 /// An event for each notice and audience: `source` and `id` together name it, in each repetition the same.
-fn event(letter: &Letter<'_>) -> Value {
-    let Letter { notice, channel: _, audience, text, about } = letter;
+fn event(outgoing: &OutgoingMessage<'_>) -> Value {
+    let OutgoingMessage { notice, channel: _, audience, text, about } = outgoing;
     let (namespace, migration) = (about.namespace, about.migration);
     let mut data = json!({
         "occasion": notice.occasion, "audience": audience, "subject": text.subject, "body": text.body,
