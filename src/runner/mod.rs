@@ -113,7 +113,7 @@ async fn carry_out(stop: &CancellationToken) -> Result<(), String> {
     }
     tracing::info!(run = name, task = ?run.spec.task, attempt = run.spec.attempt, "begin");
     let progress = Progress::default();
-    let told = async {
+    let outcome = async {
         let started = status.started_at.unwrap_or_else(telemetry::now);
         let beside = if in_window {
             // Beside the window, which waits for nobody; a run that is gone is the window's own business.
@@ -142,7 +142,7 @@ async fn carry_out(stop: &CancellationToken) -> Result<(), String> {
         reporter.ended(&result, &progress).await?;
         Ok::<_, Unreported>(Some(()))
     };
-    match told.await {
+    match outcome.await {
         Ok(Some(())) => Ok(()),
         // Checks run until they are told to end: that is how they end.
         Ok(None) if matches!(run.spec.task, Task::Validate | Task::Monitor) => Ok(()),
@@ -237,7 +237,7 @@ async fn window(
     if outcome.progress.state == WindowState::Held && !handed_over {
         // The report of the end would end the process, within the grace in which nobody is told yet.
         tokio::select! {
-            () = channel.until_heard(POLL, notify::GRACE + notify::TIMEOUT) => {}
+            () = channel.until_acknowledged(POLL, notify::GRACE + notify::TIMEOUT) => {}
             () = context.stop.cancelled() => {}
         }
         if context.stop.is_cancelled() {

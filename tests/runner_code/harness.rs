@@ -206,7 +206,7 @@ impl World {
 
     pub async fn preflight(&self) -> Outcome {
         let before = self.refs();
-        let outcome = self.carry_out(async |context| code_backup::look(context).await).await;
+        let outcome = self.carry_out(async |context| code_backup::check_access(context).await).await;
         assert_eq!(self.refs(), before, "Preflight changed something");
         outcome
     }

@@ -197,7 +197,7 @@ impl Desk {
 
     fn look(&self) -> Vec<Finding> {
         let mut findings = Findings::default();
-        notify::look(&self.context(&Progress::default()), &mut findings);
+        notify::check(&self.context(&Progress::default()), &mut findings);
         findings.list().to_vec()
     }
 
@@ -566,13 +566,13 @@ async fn no_alarm_while_the_controller_is_at_it() {
     let calm = alarm(Duration::ZERO);
     // Not held.
     calm.reported(&WindowProgress { state: WindowState::Migrated, ..held() }, None);
-    calm.heard().await;
+    calm.delivered().await;
     calm.settle(PATIENCE).await;
     // The way back that was ordered failed: whoever ordered it tells.
     let ordered = alarm(Duration::ZERO);
     ordered.ordered(&order(WindowCommand::Rollback));
     ordered.reported(&held(), None);
-    ordered.heard().await;
+    ordered.delivered().await;
     ordered.settle(PATIENCE).await;
     let called_off = alarm(PATIENCE);
     called_off.reported(&held(), None);
@@ -592,7 +592,7 @@ async fn no_alarm_while_the_controller_is_at_it() {
     // Neither does it matter whether the switch was acknowledged: writes are blocked.
     let raised = alarm(Duration::ZERO);
     raised.reported(&WindowProgress { switch_acknowledged: false, ..held() }, None);
-    raised.heard().await;
+    raised.delivered().await;
     let told = desk.office.web(&ok);
     assert_eq!(told.len(), 2);
     let not_begun = |told: &Value| {

@@ -73,12 +73,12 @@ struct Users {
 }
 
 /// Why there is no value.
-enum Lack {
+enum NoValue {
     Nothing(String),
     Failed(Failure),
 }
 
-impl From<Failure> for Lack {
+impl From<Failure> for NoValue {
     fn from(failure: Failure) -> Self {
         match failure.reason {
             // The new schema has other names: nothing can be said, and nothing is wrong.
@@ -88,7 +88,7 @@ impl From<Failure> for Lack {
     }
 }
 
-impl From<tokio_postgres::Error> for Lack {
+impl From<tokio_postgres::Error> for NoValue {
     fn from(error: tokio_postgres::Error) -> Self {
         Self::Failed(classify(&error))
     }
@@ -118,8 +118,8 @@ impl Compare {
         let measured = tokio::time::timeout(LIMIT, self.value()).await;
         match measured {
             Ok(Ok(text)) => Measurement::Value { value: Value::Number(text), samples: None },
-            Ok(Err(Lack::Nothing(words))) => Measurement::Nothing(words),
-            Ok(Err(Lack::Failed(failure))) => {
+            Ok(Err(NoValue::Nothing(detail))) => Measurement::Nothing(detail),
+            Ok(Err(NoValue::Failed(failure))) => {
                 self.session.lose();
                 Measurement::Error(failure.message)
             }
@@ -130,18 +130,18 @@ impl Compare {
         }
     }
 
-    async fn value(&mut self) -> Result<String, Lack> {
+    async fn value(&mut self) -> Result<String, NoValue> {
         let Self { session, control_spec, credits, comparison, since, users, total } = self;
         let tx = begin(session.client().await?).await?;
         let Some(cutover) = control::cutover(&tx, control_spec).await? else {
-            return Err(Lack::Nothing("the ledger of the database knows no cut-over of this migration".to_owned()));
+            return Err(NoValue::Nothing("the ledger of the database knows no cut-over of this migration".to_owned()));
         };
         if since.replace(cutover.since) != Some(cutover.since) {
             (*users, *total) = (Users::default(), None);
         }
         for table in ["baseline", "changed_users"] {
             if !control::exists(&tx, table).await? {
-                return Err(Lack::Nothing(format!(
+                return Err(NoValue::Nothing(format!(
                     "credit_migration.{table} is not there any more: the migration has ended"
                 )));
             }
@@ -150,7 +150,7 @@ impl Compare {
         let value = match comparison {
             BalancesComparison::Users => {
                 let transactions = control::transactions(&tx, &credits.transactions).await?.map_err(|lacks| {
-                    Lack::Nothing(format!(
+                    NoValue::Nothing(format!(
                         "{lacks}: nothing explains balances; next: watch this schema with a sql check"
                     ))
                 })?;
@@ -165,7 +165,7 @@ impl Compare {
 }
 
 /// One snapshot for all: a balance and the transaction that explains it are committed together.
-async fn begin(client: &mut Client) -> Result<Transaction<'_>, Lack> {
+async fn begin(client: &mut Client) -> Result<Transaction<'_>, NoValue> {
     let tx = client.build_transaction().isolation_level(IsolationLevel::RepeatableRead).read_only(true).start().await?;
     tx.batch_execute(STATEMENT).await?;
     Ok(tx)
@@ -177,7 +177,7 @@ async fn percent(
     control_spec: &ControlSpec,
     balances: &BalancesTable,
     total: &mut Option<String>,
-) -> Result<String, Lack> {
+) -> Result<String, NoValue> {
     let before = match total {
         Some(before) => before.clone(),
         None => {
@@ -195,7 +195,7 @@ async fn percent(
     );
     let row = tx.query_one(&query, &[&before]).await?;
     row.get::<_, Option<String>>(0)
-        .ok_or_else(|| Lack::Nothing("the sum was 0 at the cut-over: there is no percentage of it".to_owned()))
+        .ok_or_else(|| NoValue::Nothing("the sum was 0 at the cut-over: there is no percentage of it".to_owned()))
 }
 
 /// What a look at users needs.
@@ -208,7 +208,7 @@ struct Query<'a> {
 }
 
 impl Users {
-    async fn measure(&mut self, query: &Query<'_>) -> Result<i64, Lack> {
+    async fn measure(&mut self, query: &Query<'_>) -> Result<i64, NoValue> {
         let full = self.age.is_none_or(|age| age + 1 >= FULL_EVERY);
         let from = if full { 0 } else { self.seen };
         let last =
@@ -267,7 +267,7 @@ impl Query<'_> {
 
     /// Among the users that `ids` selects (`$2`: `listed`), those whose balance nothing explains: how many, and at most
     /// [`MAX_LISTED`] + 1 of them by name.
-    async fn unexplained(&self, ids: &str, listed: &[String]) -> Result<(i64, Vec<String>), Lack> {
+    async fn unexplained(&self, ids: &str, listed: &[String]) -> Result<(i64, Vec<String>), NoValue> {
         let Self { tx, control_spec, cutover, balances, transactions } = self;
         let BalancesTable { table, user, balance, user_type } = balances;
         let x = transactions;

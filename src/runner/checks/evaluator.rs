@@ -74,7 +74,7 @@ impl<'a> Judge<'a> {
 
     /// Takes one more measurement in.
     pub fn add(&mut self, measurement: &Measurement, at: Time) -> CheckResult {
-        let (outcome, words) = assess(self.check, measurement);
+        let (outcome, detail) = assess(self.check, measurement);
         self.measured += 1;
         if matches!(outcome, CheckOutcome::Pass | CheckOutcome::Fail) {
             self.last.push_back(outcome == CheckOutcome::Fail);
@@ -85,9 +85,13 @@ impl<'a> Judge<'a> {
         let failed = u32::try_from(self.last.iter().filter(|failed| **failed).count()).unwrap_or(u32::MAX);
         self.breached |= outcome == CheckOutcome::Fail && failed >= self.check.failures.count.max(1);
         let message = match failed {
-            0 => words,
+            0 => detail,
             _ => {
-                format!("{words}; {failed} of the last {} failed, limit {}", self.last.len(), self.check.failures.count)
+                format!(
+                    "{detail}; {failed} of the last {} failed, limit {}",
+                    self.last.len(),
+                    self.check.failures.count
+                )
             }
         };
         CheckResult {
@@ -108,9 +112,9 @@ impl<'a> Judge<'a> {
 pub(in crate::runner) fn assess(check: &Check, measurement: &Measurement) -> (CheckOutcome, String) {
     let (value, samples) = match measurement {
         Measurement::Value { value, samples } => (value, *samples),
-        Measurement::Bad(words) => return (CheckOutcome::Fail, words.clone()),
-        Measurement::Nothing(words) => return (CheckOutcome::NoData, words.clone()),
-        Measurement::Error(words) => return (CheckOutcome::Error, words.clone()),
+        Measurement::Bad(detail) => return (CheckOutcome::Fail, detail.clone()),
+        Measurement::Nothing(detail) => return (CheckOutcome::NoData, detail.clone()),
+        Measurement::Error(detail) => return (CheckOutcome::Error, detail.clone()),
     };
     let behind = samples.map(|n| format!(" ({n:.0} samples)")).unwrap_or_default();
     if let Some(minimum) = check.minimum_samples {
@@ -262,9 +266,9 @@ mod tests {
         #[case] extra: serde_json::Value,
         #[case] m: Measurement,
         #[case] outcome: CheckOutcome,
-        #[case] words: &str,
+        #[case] detail: &str,
     ) {
-        assert_eq!(assess(&check(extra), &m), (outcome, words.to_owned()));
+        assert_eq!(assess(&check(extra), &m), (outcome, detail.to_owned()));
     }
 
     // f: fail, p: pass, e: error, n: no data

@@ -141,7 +141,7 @@ pub async fn measure(prober: &Prober, check: &HttpCheck, wants_time: bool, times
     };
     let json = match parse(&answer.bytes) {
         Ok(json) => json,
-        Err(words) => return Measurement::Bad(words),
+        Err(detail) => return Measurement::Bad(detail),
     };
     match path.query(&json).exactly_one() {
         Ok(Json::String(text)) => Measurement::Value { value: Value::of_text(text), samples: None },

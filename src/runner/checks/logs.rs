@@ -128,7 +128,7 @@ impl Logs {
                     self.check.workload.name
                 ));
             }
-            Ok(Err(words)) => return Measurement::Error(words),
+            Ok(Err(detail)) => return Measurement::Error(detail),
             Err(_) => return Measurement::Error(format!("the logs were not read to their end within {LIMIT:?}")),
         };
         if std::mem::take(&mut self.first) {
@@ -250,9 +250,9 @@ async fn count(log: impl AsyncBufRead, from: Position, pattern: &Regex) -> std::
     Ok(counting)
 }
 
-fn denied(what: &str, namespace: &str, told: &str) -> String {
+fn denied(what: &str, namespace: &str, refusal: &str) -> String {
     // `pods is forbidden: User "system:serviceaccount:NAMESPACE:NAME" cannot list ...`
-    let account = told.split_once("system:serviceaccount:").and_then(|(_, rest)| rest.split_once('"'));
+    let account = refusal.split_once("system:serviceaccount:").and_then(|(_, rest)| rest.split_once('"'));
     let account = account.map_or_else(|| format!("{namespace}:SERVICEACCOUNT"), |(account, _)| account.to_owned());
     format!(
         "{what} may not be read (403); next: kubectl -n {namespace} create rolebinding credit-migration-runner-logs --clusterrole=credit-migration-runner-logs --serviceaccount={account}"
@@ -383,7 +383,7 @@ unable to retrieve container logs
         let (lines, fails) = (Arc::new(Mutex::new([(); 2].map(|()| String::new()))), Arc::new(AtomicBool::new(false)));
         let mut logs = Logs::new(&check, "shop", "2026-01-02T03:00:00Z".parse().unwrap());
         logs.client = Some(api_server(lines.clone(), fails.clone()).await);
-        assert!(matches!(logs.measure().await, Measurement::Nothing(words) if words.contains("first measurement")));
+        assert!(matches!(logs.measure().await, Measurement::Nothing(detail) if detail.contains("first measurement")));
 
         let add = |pod: usize, second: u32| {
             lines.lock().unwrap()[pod]
@@ -396,7 +396,7 @@ unable to retrieve container logs
         add(0, 1);
         add(1, 1);
         fails.store(true, Ordering::SeqCst);
-        assert!(matches!(logs.measure().await, Measurement::Error(words) if words.contains("log of pod b")));
+        assert!(matches!(logs.measure().await, Measurement::Error(detail) if detail.contains("log of pod b")));
         add(0, 2);
         assert!(matches!(logs.measure().await, Measurement::Error(_)));
         fails.store(false, Ordering::SeqCst);
@@ -433,9 +433,9 @@ unable to retrieve container logs
 
     #[test]
     fn a_denial_names_the_command() {
-        let told =
+        let refusal =
             "pods is forbidden: User \"system:serviceaccount:shop:credit-migration-runner\" cannot list resource";
-        let words = denied("pods of Deployment shop", "shop", told);
-        assert!(words.ends_with("kubectl -n shop create rolebinding credit-migration-runner-logs --clusterrole=credit-migration-runner-logs --serviceaccount=shop:credit-migration-runner"), "{words}");
+        let detail = denied("pods of Deployment shop", "shop", refusal);
+        assert!(detail.ends_with("kubectl -n shop create rolebinding credit-migration-runner-logs --clusterrole=credit-migration-runner-logs --serviceaccount=shop:credit-migration-runner"), "{detail}");
     }
 }

@@ -33,7 +33,7 @@ async fn both(prober: &Prober, check: &PrometheusCheck) -> Measurement {
 
 async fn instant(prober: &Prober, base: &str, query: &str) -> Result<String, Measurement> {
     let url = format!("{}/api/v1/query", base.trim_end_matches('/'));
-    let error = |words: String| Measurement::Error(format!("Prometheus {words}"));
+    let error = |detail: String| Measurement::Error(format!("Prometheus {detail}"));
     let url = reqwest::Url::parse_with_params(&url, [("query", query)]).map_err(|e| error(format!("url: {e}")))?;
     let answer = prober.client.get(url).send().await;
     let answer = answer.map_err(|e| error(format!("gave no answer: {}", cause(&e))))?;
@@ -41,8 +41,8 @@ async fn instant(prober: &Prober, base: &str, query: &str) -> Result<String, Mea
     let json = body(answer).await.map_err(|e| e.to_string()).and_then(|bytes| parse(&bytes));
     let json = json.map_err(|e| error(format!("status {status}: {e}")))?;
     if json["status"] != "success" {
-        let told: String = json["error"].as_str().unwrap_or("no error text").chars().take(200).collect();
-        return Err(error(format!("status {status}: {told}")));
+        let error_text: String = json["error"].as_str().unwrap_or("no error text").chars().take(200).collect();
+        return Err(error(format!("status {status}: {error_text}")));
     }
     let result = &json["data"]["result"];
     let value = match (json["data"]["resultType"].as_str(), result.as_array().map(Vec::as_slice)) {

@@ -110,8 +110,8 @@ pub async fn measure(prober: &Prober, check: &SequenceCheck, secret: Option<Secr
     for step in &check.steps {
         match run(prober, &environment, step, &mut known).await {
             Ok(milliseconds) => total += milliseconds,
-            Err(Measurement::Bad(words)) => return Measurement::Bad(format!("step {:?}: {words}", step.name)),
-            Err(Measurement::Error(words)) => return Measurement::Error(format!("step {:?}: {words}", step.name)),
+            Err(Measurement::Bad(detail)) => return Measurement::Bad(format!("step {:?}: {detail}", step.name)),
+            Err(Measurement::Error(detail)) => return Measurement::Error(format!("step {:?}: {detail}", step.name)),
             Err(other) => return other,
         }
     }
@@ -206,7 +206,7 @@ pub(in crate::runner) fn invalid(
     let mut known: Vec<&str> = environment.globals().map(|(name, _)| name).collect();
     let mut captured: Vec<&str> = Vec::new();
     for step in &check.steps {
-        let at = |words: String| Some(format!("step {:?}: {words}", step.name));
+        let at = |detail: String| Some(format!("step {:?}: {detail}", step.name));
         let mut templates = vec![("url".to_owned(), step.url.as_str())];
         templates.extend(step.headers.iter().map(|(name, value)| (format!("header {name}"), value.as_str())));
         templates.extend(step.body.as_deref().map(|text| ("body".to_owned(), text)));
@@ -238,8 +238,8 @@ pub(in crate::runner) fn invalid(
             }
             let used = template.undeclared_variables(false);
             let unknown: Vec<&str> = captured.iter().copied().filter(|name| used.contains(*name)).collect();
-            if let Some(words) = fails(&environment, &what, text, secret, &unknown) {
-                return at(format!("{words}; next: correct the template"));
+            if let Some(detail) = fails(&environment, &what, text, secret, &unknown) {
+                return at(format!("{detail}; next: correct the template"));
             }
         }
         let paths = step.expect.iter().map(|e| &e.json_path).chain(step.capture.iter().map(|c| &c.json_path));
@@ -305,7 +305,7 @@ mod tests {
     #[case::none(json!({"b": 9}), "9", Some("$.a finds no single value in the answer"))]
     fn values_are_judged(#[case] answer: Json, #[case] equals: &str, #[case] bad: Option<&str>) {
         let judged = judge(&answer, &expectation(equals), Some(equals)).err();
-        assert_eq!(judged, bad.map(|words| Measurement::Bad(words.to_owned())));
+        assert_eq!(judged, bad.map(|detail| Measurement::Bad(detail.to_owned())));
     }
 
     #[test]
@@ -381,14 +381,14 @@ mod tests {
     #[case(json!([{"name": "a", "url": "http://h/", "body": "{{ 'x' * 2000000 }}"}]), Some("template of body gives 2000000 bytes, limit 1048576"))]
     #[case::a_text_or_a_number(json!([{"name": "a", "url": "http://h/", "capture": [{"name": "x", "jsonPath": "$.x"}]},
         {"name": "b", "url": "http://h/{{ x | upper }}/{{ x.y }}"}, {"name": "c", "url": "http://h/{{ x - 1 }}"}]), None)]
-    fn sequences_that_cannot_be_measured(#[case] steps: Json, #[case] words: Option<&str>) {
+    fn sequences_that_cannot_be_measured(#[case] steps: Json, #[case] detail: Option<&str>) {
         let (root, secret) = mounted();
         let check: SequenceCheck = serde_json::from_value(json!({"steps": steps})).unwrap();
         let found = invalid(&check, Some(&secret), "login", "shop");
         std::fs::remove_dir_all(root).unwrap();
-        match words {
+        match detail {
             None => assert_eq!(found, None),
-            Some(words) => assert!(found.as_ref().is_some_and(|f| f.contains(words)), "{found:?}"),
+            Some(detail) => assert!(found.as_ref().is_some_and(|f| f.contains(detail)), "{found:?}"),
         }
     }
 

@@ -70,9 +70,9 @@ impl Statements {
         Measurement::Value { value: Value::Number(format!("{:.3}", milliseconds / samples)), samples: Some(samples) }
     }
 
-    fn lost(&mut self, words: String) -> Measurement {
+    fn lost(&mut self, detail: String) -> Measurement {
         self.session.lose();
-        Measurement::Error(words)
+        Measurement::Error(detail)
     }
 }
 

@@ -209,7 +209,7 @@ impl Git {
             return Ok(answer.stdout.trim_end().to_owned());
         }
         let name = arguments.first().unwrap_or(&"");
-        Err(Failure::new(Reason::Internal, format!("git {name}: {}", self.told(&answer))))
+        Err(Failure::new(Reason::Internal, format!("git {name}: {}", self.safe_output(&answer))))
     }
 
     /// Calls git with arguments, for at most `limit`.
@@ -258,11 +258,11 @@ impl Git {
     pub fn failure(&self, doing: &str, answer: &Answer) -> Failure {
         let (reason, next) = meaning(&format!("{}\n{}", answer.stderr, answer.stdout));
         let next = next.replace("SECRET", &self.secret);
-        Failure::new(reason, format!("{doing} {}: {}; next: {next}", self.repository, self.told(answer)))
+        Failure::new(reason, format!("{doing} {}: {}; next: {next}", self.repository, self.safe_output(answer)))
     }
 
     /// What git said, in short.
-    fn told(&self, answer: &Answer) -> String {
+    fn safe_output(&self, answer: &Answer) -> String {
         // With --porcelain, the line of a refused ref is on standard output.
         let refused = answer.stdout.lines().filter(|line| line.starts_with("!\t"));
         shortened(refused.chain(answer.stderr.lines()), &self.credentials)
@@ -312,7 +312,7 @@ fn ssh(key: &str, known_hosts: &str) -> String {
 /// Reason and next command of what was said; `SECRET` stands for the Secret's name.
 fn meaning(said: &str) -> (Reason, &'static str) {
     let said = said.to_lowercase();
-    let any = |words: &[&str]| words.iter().any(|word| said.contains(word));
+    let any = |markers: &[&str]| markers.iter().any(|marker| said.contains(marker));
     if any(&["host key verification failed", "remote host identification has changed"]) {
         let next = "put the host's line (ssh-keyscan -p PORT HOST, compared with what the host's owner says) into key known_hosts of Secret SECRET";
         return (Reason::RepositoryUnreachable, next);
@@ -426,10 +426,10 @@ mod tests {
     #[case("remote: ERROR: deploy key is read-only", Reason::RepositoryDenied, "create this tag")]
     #[case("ssh: connect to host h port 22: Connection refused", Reason::RepositoryUnreachable, "reach it")]
     #[case("No user exists for uid 12", Reason::Internal, "65532")]
-    fn what_is_said_has_a_meaning(#[case] said: &str, #[case] reason: Reason, #[case] word: &str) {
+    fn what_is_said_has_a_meaning(#[case] said: &str, #[case] reason: Reason, #[case] marker: &str) {
         let (found, next) = meaning(said);
         assert_eq!(found, reason);
-        assert!(next.contains(word), "{next}");
+        assert!(next.contains(marker), "{next}");
     }
 
     #[test]

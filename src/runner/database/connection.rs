@@ -406,7 +406,7 @@ pub fn classify(error: &tokio_postgres::Error) -> Failure {
         );
     };
     let code = db.code();
-    let message = format!("{} (SQLSTATE {})", told(db), code.code());
+    let message = format!("{} (SQLSTATE {})", safe_message(db), code.code());
     let reason = match code.code() {
         "55P03" | "40P01" => Reason::LockTimeout,
         "57P01" | "57P02" | "57P03" | "57P05" => Reason::ConnectionLost,
@@ -428,7 +428,7 @@ pub fn classify_statement(error: &tokio_postgres::Error, number: usize, of: usiz
 }
 
 /// The server's message. Errors of class 22 (data) quote the offending value, which may be a person's: it is left out.
-fn told(error: &tokio_postgres::error::DbError) -> String {
+fn safe_message(error: &tokio_postgres::error::DbError) -> String {
     if !error.code().code().starts_with("22") {
         return error.message().to_owned();
     }

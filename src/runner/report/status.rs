@@ -70,7 +70,7 @@ impl Reporter {
     ///
     /// # Errors
     /// As the client.
-    pub async fn look(&self) -> kube::Result<Option<MigrationRun>> {
+    pub async fn try_get(&self) -> kube::Result<Option<MigrationRun>> {
         self.api.get_opt(&self.name).await
     }
 
@@ -88,7 +88,7 @@ impl Reporter {
     pub async fn get(&self) -> Option<MigrationRun> {
         let mut pause = Duration::from_millis(200);
         loop {
-            match self.look().await {
+            match self.try_get().await {
                 Ok(found) => return found,
                 Err(error) => tracing::warn!(%error, "the MigrationRun cannot be read, trying again"),
             }

@@ -129,7 +129,7 @@ fn one_line(settings: &Settings<'_>, secret: &str, key: &str) -> Result<String, 
 ///
 /// # Errors
 /// Those of [`run`] but `CommitMissing`.
-pub async fn look(context: &TaskContext<'_>) -> Result<String, Failure> {
+pub async fn check_access(context: &TaskContext<'_>) -> Result<String, Failure> {
     let code = code(context)?;
     let git = open(context, code).await?;
     names(&git, code).await?;

@@ -17,7 +17,7 @@ use std::{
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::tell;
+use super::send_all;
 use crate::{
     api::{
         DeliveryState, MigrationRunSpec, Notice, Occasion, Phase, Task, WindowCommand, WindowOrder, WindowProgress,
@@ -85,7 +85,7 @@ impl Alarm {
             *raised = Some(tokio::spawn(async move {
                 // Also if the task panics: nobody may wait for it.
                 let _settled = settled;
-                let told = async {
+                let sending = async {
                     tokio::select! {
                         () = now.cancelled() => {}
                         () = tokio::time::sleep(grace) => {}
@@ -95,14 +95,14 @@ impl Alarm {
                 tokio::select! {
                     biased;
                     () = off.cancelled() => tracing::info!("the alarm is called off: the window is being ended"),
-                    () = told => {}
+                    () = sending => {}
                 }
             }));
         }
     }
 
     /// Until nothing is left to wait for: the alarm was taken, called off, or never raised. It goes on if this is dropped.
-    pub async fn heard(&self) {
+    pub async fn delivered(&self) {
         let raised = self.raised.lock().unwrap_or_else(PoisonError::into_inner).is_some();
         if raised && !self.off.is_cancelled() {
             self.settled.cancelled().await;
@@ -146,7 +146,7 @@ impl Alarm {
 async fn until_taken(settings: &Settings<'_>, spec: &MigrationRunSpec, notice: &Notice) {
     let (mut pause, longest) = PAUSE;
     loop {
-        let deliveries = tell(settings, spec, notice, |_| {}).await;
+        let deliveries = send_all(settings, spec, notice, |_| {}).await;
         if deliveries.is_empty() {
             return tracing::error!("the window is held, and spec.notifications has no channel for Team or Support");
         }

@@ -47,7 +47,7 @@ struct OutgoingMessage<'a> {
     channel: &'a str,
     audience: Audience,
     text: RenderedNotice,
-    about: NoticeContext<'a>,
+    notice_context: NoticeContext<'a>,
 }
 
 /// How a channel is reached.
@@ -65,7 +65,7 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
         return Err(Failure::new(Reason::Internal, "the run has no notice to tell"));
     };
     let deliveries =
-        tell(&context.settings, context.spec, notice, |so_far| context.progress.note("deliveries", &so_far)).await;
+        send_all(&context.settings, context.spec, notice, |so_far| context.progress.note("deliveries", &so_far)).await;
     result(&deliveries, notice)
 }
 
@@ -79,8 +79,8 @@ fn result(deliveries: &[Delivery], notice: &Notice) -> Result<String, Failure> {
             0 => String::new(),
             before => format!("; {before} had it before"),
         };
-        let told: String = deliveries.iter().map(|delivery| format!("; {}", answer(delivery))).collect();
-        return Ok(format!("{all} of {all} channels took it{before}{told}"));
+        let answers: String = deliveries.iter().map(|delivery| format!("; {}", answer(delivery))).collect();
+        return Ok(format!("{all} of {all} channels took it{before}{answers}"));
     }
     let message = format!(
         "{} of {all} channels did not take it: {}; next: correct spec.notifications.channels or the Secrets that it names, and look at NetworkPolicy",
@@ -91,7 +91,7 @@ fn result(deliveries: &[Delivery], notice: &Notice) -> Result<String, Failure> {
 }
 
 /// The channels that are told of an occasion, each with the audience whose message it gets.
-fn told<'a>(
+fn recipients<'a>(
     channels: &'a [NotificationChannel],
     occasion: Occasion,
     delivered: &[String],
@@ -102,14 +102,14 @@ fn told<'a>(
 
 /// Sends a notice by every channel that is told; `so_far` gets all deliveries whenever there is one more. Returns them in the
 /// order of the channels.
-async fn tell(
+async fn send_all(
     settings: &Settings<'_>,
     spec: &MigrationRunSpec,
     notice: &Notice,
     mut so_far: impl FnMut(&[Delivery]),
 ) -> Vec<Delivery> {
     let notifications = &spec.plan.notifications;
-    let about = NoticeContext {
+    let notice_context = NoticeContext {
         migration: &spec.migration,
         namespace: settings.namespace(),
         contacts: &notifications.contacts,
@@ -118,14 +118,15 @@ async fn tell(
         Ok(own) => (Templates::new(own), None),
         Err(failure) => (Templates::new(std::collections::BTreeMap::new()), Some(failure.message)),
     };
-    let channels = told(&notifications.channels, notice.occasion, &notice.delivered);
+    let channels = recipients(&notifications.channels, notice.occasion, &notice.delivered);
     let mut sending: FuturesUnordered<_> = channels
         .iter()
         .enumerate()
         .map(|(n, (channel, audience))| {
-            let mut text = templates.render(notice, *audience, about);
+            let mut text = templates.render(notice, *audience, notice_context);
             text.unusable.extend(unreadable.clone());
-            let outgoing = OutgoingMessage { notice, channel: &channel.name, audience: *audience, text, about };
+            let outgoing =
+                OutgoingMessage { notice, channel: &channel.name, audience: *audience, text, notice_context };
             async move { (n, deliver(settings, channel, &outgoing).await) }
         })
         .collect();
@@ -147,7 +148,7 @@ async fn deliver(settings: &Settings<'_>, channel: &NotificationChannel, outgoin
     };
     let sent = tokio::time::timeout(TIMEOUT, sent).await.unwrap_or_else(|_| Err(too_late()));
     let (state, mut message) = match sent {
-        Ok(words) => (DeliveryState::Delivered, words),
+        Ok(answer) => (DeliveryState::Delivered, answer),
         Err(why) => (DeliveryState::Failed, why),
     };
     for why in &outgoing.text.unusable {
@@ -174,17 +175,17 @@ fn transport(settings: &Settings<'_>, channel: &NotificationChannel) -> Result<T
 }
 
 /// Preflight's part: the Secrets of each channel, and the templates. Sends nothing.
-pub fn look(context: &TaskContext<'_>, findings: &mut Findings) {
+pub fn check(context: &TaskContext<'_>, findings: &mut Findings) {
     let (settings, notifications) = (&context.settings, &context.spec.plan.notifications);
     for channel in &notifications.channels {
-        let words = transport(settings, channel).map(|transport| match transport {
-            Transport::Webhook(hook) => hook.words(),
-            Transport::Mail(mailer) => mailer.words(),
+        let description = transport(settings, channel).map(|transport| match transport {
+            Transport::Webhook(hook) => hook.description(),
+            Transport::Mail(mailer) => mailer.description(),
         });
         let audiences = channel.audiences.iter().map(|a| format!("{a:?}")).collect::<Vec<_>>().join(", ");
         findings.add(
             format!("notification channel {}", channel.name),
-            words.map(|words| format!("{words}, for {audiences}; nothing was sent")),
+            description.map(|description| format!("{description}, for {audiences}; nothing was sent")),
         );
     }
     if let Some(reference) = &notifications.templates_config_map_ref {
@@ -206,9 +207,10 @@ fn check_templates(
         )));
     }
     let audiences: Vec<Audience> = notifications.channels.iter().flat_map(|c| c.audiences.iter().copied()).collect();
-    let about = NoticeContext { migration: &context.spec.migration, namespace, contacts: &notifications.contacts };
+    let notice_context =
+        NoticeContext { migration: &context.spec.migration, namespace, contacts: &notifications.contacts };
     let count = own.len();
-    let problems = Templates::new(own).problems(&audiences, about);
+    let problems = Templates::new(own).problems(&audiences, notice_context);
     if problems.is_empty() {
         return Ok(format!("{count} of {count} templates of ConfigMap {namespace}/{name} render"));
     }
@@ -245,8 +247,8 @@ mod tests {
         ]))
         .unwrap();
         let names = |occasion, delivered: &[String]| {
-            let told = told(&channels, occasion, delivered);
-            told.iter().map(|(channel, audience)| format!("{} {audience:?}", channel.name)).collect::<Vec<_>>()
+            let recipients = recipients(&channels, occasion, delivered);
+            recipients.iter().map(|(channel, audience)| format!("{} {audience:?}", channel.name)).collect::<Vec<_>>()
         };
         assert_eq!(names(Occasion::Finished, &[]), ["a Support", "b StatusPage", "c Team"]);
         assert_eq!(names(Occasion::ManualInterventionRequired, &[]), ["a Support", "c Team"]);

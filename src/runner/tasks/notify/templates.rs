@@ -84,25 +84,30 @@ impl Templates {
     }
 
     /// The text of a notice for one audience.
-    pub(super) fn render(&self, notice: &Notice, audience: Audience, about: NoticeContext<'_>) -> RenderedNotice {
+    pub(super) fn render(
+        &self,
+        notice: &Notice,
+        audience: Audience,
+        notice_context: NoticeContext<'_>,
+    ) -> RenderedNotice {
         let mut unusable = Vec::new();
         let mut part = |part| {
             if let Some((key, source)) = self.own(notice.occasion, audience, part) {
-                match render(key, source, notice, audience, about) {
+                match render(key, source, notice, audience, notice_context) {
                     Ok(text) => return text,
                     Err(why) => unusable.push(format!("template {key}: {why}; the default was used")),
                 }
             }
             let source = defaults::template(notice.occasion, audience, part);
             // The defaults are tried with each occasion and audience by the tests; should one fail all the same, the facts go out.
-            render(part.key(), source, notice, audience, about).unwrap_or_else(|why| {
+            render(part.key(), source, notice, audience, notice_context).unwrap_or_else(|why| {
                 unusable.push(format!("default {}: {why}", part.key()));
                 if is_internal(audience) { notice.message.clone() } else { "News of our credits".to_owned() }
             })
         };
         let subject = part(Part::Subject).split_whitespace().collect::<Vec<_>>().join(" ");
         let mut body = cut(&part(Part::Body), LONGEST.1);
-        let missing: Vec<String> = about
+        let missing: Vec<String> = notice_context
             .contacts_for(notice.occasion, audience)
             .iter()
             .filter(|contact| !body.contains(&contact.phone))
@@ -124,21 +129,21 @@ impl Templates {
 
     /// What is wrong with the `ConfigMap`: keys that name no template, templates that cannot be parsed, or cannot be rendered
     /// for one of `audiences`.
-    pub(super) fn problems(&self, audiences: &[Audience], about: NoticeContext<'_>) -> Vec<String> {
+    pub(super) fn problems(&self, audiences: &[Audience], notice_context: NoticeContext<'_>) -> Vec<String> {
         let mut problems = Vec::new();
         for (key, source) in &self.own {
             if !is_key(key) {
                 problems.push(format!("{key} names no template; keys are OCCASION[.AUDIENCE].subject and .body"));
             } else if let Err(why) = environment().template_from_named_str(key, source) {
                 problems.push(format!("{key}: {why}"));
-            } else if let Some(why) = self.first_problem(key, audiences, about) {
+            } else if let Some(why) = self.first_problem(key, audiences, notice_context) {
                 problems.push(format!("{key}: {why}"));
             }
         }
         problems
     }
 
-    fn first_problem(&self, key: &str, audiences: &[Audience], about: NoticeContext<'_>) -> Option<String> {
+    fn first_problem(&self, key: &str, audiences: &[Audience], notice_context: NoticeContext<'_>) -> Option<String> {
         for &occasion in Occasion::ALL {
             for audience in occasion.audiences().iter().copied().filter(|a| audiences.contains(a)) {
                 for part in [Part::Subject, Part::Body] {
@@ -147,7 +152,7 @@ impl Templates {
                         continue;
                     };
                     for notice in samples(occasion) {
-                        if let Err(why) = render(found, source, &notice, audience, about) {
+                        if let Err(why) = render(found, source, &notice, audience, notice_context) {
                             return Some(format!("for {audience:?}: {why}"));
                         }
                     }
@@ -167,8 +172,8 @@ fn is_key(key: &str) -> bool {
         _ => return false,
     };
     let Some(occasion) = Occasion::ALL.iter().find(|o| named(occasion, format!("{o:?}"))) else { return false };
-    let told = audience.is_none_or(|a| occasion.audiences().iter().any(|b| named(a, format!("{b:?}"))));
-    told && [Part::Subject, Part::Body].iter().any(|p| p.key() == part)
+    let addressed = audience.is_none_or(|a| occasion.audiences().iter().any(|b| named(a, format!("{b:?}"))));
+    addressed && [Part::Subject, Part::Body].iter().any(|p| p.key() == part)
 }
 
 /// Notices as the controller makes them: with all that an occasion may have, and with no more than it always has.
@@ -196,9 +201,9 @@ fn render(
     source: &str,
     notice: &Notice,
     audience: Audience,
-    about: NoticeContext<'_>,
+    notice_context: NoticeContext<'_>,
 ) -> Result<String, String> {
-    let rendered = environment().render_named_str(key, source, values(notice, audience, about));
+    let rendered = environment().render_named_str(key, source, values(notice, audience, notice_context));
     let text = rendered.map_err(|error| error.to_string())?;
     match text.trim() {
         "" => Err("it renders to nothing".to_owned()),
@@ -206,7 +211,7 @@ fn render(
     }
 }
 
-fn values(notice: &Notice, audience: Audience, about: NoticeContext<'_>) -> Value {
+fn values(notice: &Notice, audience: Audience, notice_context: NoticeContext<'_>) -> Value {
     let time = |time: crate::api::Time| time.to_string();
     let public = context! {
         occasion => format!("{:?}", notice.occasion),
@@ -218,14 +223,14 @@ fn values(notice: &Notice, audience: Audience, about: NoticeContext<'_>) -> Valu
     if !is_internal(audience) {
         return public;
     }
-    let contacts = about.contacts_for(notice.occasion, audience).iter().map(|contact| {
+    let contacts = notice_context.contacts_for(notice.occasion, audience).iter().map(|contact| {
         let Contact { role, name, phone, duty } = contact;
         context! { role => role_name(*role), name => name, phone => phone, duty => duty }
     });
     context! {
         message => notice.message,
-        migration => about.migration,
-        namespace => about.namespace,
+        migration => notice_context.migration,
+        namespace => notice_context.namespace,
         phase => format!("{:?}", notice.phase),
         reportObject => notice.report_object,
         contacts => contacts.collect::<Vec<_>>(),
@@ -297,7 +302,7 @@ mod tests {
         vec![Contact { role: ContactRole::Dba, name, phone, duty }]
     }
 
-    fn about(contacts: &[Contact]) -> NoticeContext<'_> {
+    fn notice_context(contacts: &[Contact]) -> NoticeContext<'_> {
         NoticeContext { migration: "simplify-credits", namespace: "shop", contacts }
     }
 
@@ -316,7 +321,7 @@ mod tests {
     fn defaults_render_for_each_occasion_and_audience() {
         let (contacts, mut seen) = (contacts(), 0);
         for (notice, audience) in each() {
-            let text = templates(&[]).render(&notice, audience, about(&contacts));
+            let text = templates(&[]).render(&notice, audience, notice_context(&contacts));
             let at = format!("{:?} {audience:?}: {text:?}", notice.occasion);
             assert_eq!(text.unusable, Vec::<String>::new(), "{at}");
             assert!(text.subject.len() > 8 && text.body.len() > 20, "{at}");
@@ -366,13 +371,13 @@ mod tests {
             ("Finished.Users.body", "on {{ at|time('Europe/Berlin') }}"),
         ]);
         let [notice, _] = samples(Occasion::Finished);
-        let users = own.render(&notice, Audience::Users, about(&[]));
+        let users = own.render(&notice, Audience::Users, notice_context(&[]));
         assert_eq!((users.subject.as_str(), users.body.as_str()), ("users", "on 1970-01-01 01:00 CET"));
-        let team = own.render(&notice, Audience::Team, about(&[]));
+        let team = own.render(&notice, Audience::Team, notice_context(&[]));
         assert_eq!(team.subject, "general Team");
         assert!(team.body.contains("describe cmig"), "{team:?}");
         assert_eq!(
-            own.problems(&[Audience::Team, Audience::Users, Audience::Social], about(&[])),
+            own.problems(&[Audience::Team, Audience::Users, Audience::Social], notice_context(&[])),
             Vec::<String>::new()
         );
     }
@@ -391,7 +396,7 @@ mod tests {
             ("{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}", "fuel"),
         ] {
             let own = templates(&[("ManualInterventionRequired.body", source)]);
-            let problems = own.problems(&[Audience::Team], about(&[]));
+            let problems = own.problems(&[Audience::Team], notice_context(&[]));
             assert!(
                 problems.len() == 1 && problems[0].starts_with("ManualInterventionRequired.body: "),
                 "{source}: {problems:?}"
@@ -399,7 +404,7 @@ mod tests {
             assert!(problems[0].contains(why), "{source}: {problems:?}");
             let [_, bare] = samples(Occasion::ManualInterventionRequired);
             let contacts = contacts();
-            let text = own.render(&bare, Audience::Team, about(&contacts));
+            let text = own.render(&bare, Audience::Team, notice_context(&contacts));
             assert!(text.body.contains(&bare.message) && text.body.contains("+49 30 000000"), "{text:?}");
             assert!(text.unusable.len() == 1 && text.unusable[0].contains(why), "{text:?}");
         }
@@ -409,19 +414,19 @@ mod tests {
     fn internals_do_not_reach_the_public_by_a_general_template() {
         for source in ["{{ message }}", "{{ migration }}", "{{ contacts[0].phone }}", "{{ reportObject or 'x' }}"] {
             let own = templates(&[("RolledBack.body", source)]);
-            let problems = own.problems(&[Audience::Team, Audience::StatusPage], about(&[]));
+            let problems = own.problems(&[Audience::Team, Audience::StatusPage], notice_context(&[]));
             assert!(
                 problems.iter().any(|p| p.contains("undefined") || p.contains("StatusPage")),
                 "{source}: {problems:?}"
             );
             let [notice, _] = samples(Occasion::RolledBack);
             let contacts = contacts();
-            let text = own.render(&notice, Audience::Users, about(&contacts));
+            let text = own.render(&notice, Audience::Users, notice_context(&contacts));
             assert!(!text.body.contains("kubectl") && !text.body.contains("+49"), "{text:?}");
         }
         let own =
             templates(&[("RolledBack.body", "{% if audience == 'Team' %}{{ message }}{% else %}over{% endif %}")]);
-        assert_eq!(own.problems(&[Audience::Team, Audience::Users], about(&[])), Vec::<String>::new());
+        assert_eq!(own.problems(&[Audience::Team, Audience::Users], notice_context(&[])), Vec::<String>::new());
     }
 
     #[test]
@@ -434,7 +439,7 @@ mod tests {
             "README",
             "a.b.c.d",
         ] {
-            let problems = templates(&[(key, "x")]).problems(&[Audience::Team], about(&[]));
+            let problems = templates(&[(key, "x")]).problems(&[Audience::Team], notice_context(&[]));
             assert!(problems.len() == 1 && problems[0].contains("names no template"), "{problems:?}");
         }
     }
@@ -444,10 +449,10 @@ mod tests {
         let long = "x".repeat(30_000);
         let own = templates(&[("Finished.subject", "a\nBcc: b"), ("Finished.body", &long)]);
         let [notice, _] = samples(Occasion::Finished);
-        let text = own.render(&notice, Audience::Team, about(&[]));
+        let text = own.render(&notice, Audience::Team, notice_context(&[]));
         assert_eq!((text.subject.as_str(), text.body.chars().count()), ("a Bcc: b", 20_000));
-        for (seconds, words) in [(1, "about a minute"), (61, "about 2 minutes"), (7201, "about 3 hours")] {
-            assert_eq!(format_duration(seconds), words);
+        for (seconds, text) in [(1, "about a minute"), (61, "about 2 minutes"), (7201, "about 3 hours")] {
+            assert_eq!(format_duration(seconds), text);
         }
     }
 }

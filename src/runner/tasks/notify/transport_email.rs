@@ -63,7 +63,7 @@ impl Mailer {
     }
 
     /// What Preflight tells of it.
-    pub(super) fn words(&self) -> String {
+    pub(super) fn description(&self) -> String {
         let login = if self.login.is_some() { "with login" } else { "without login" };
         format!("mail by {}:{} to {} addresses, {login}", self.host, self.port, self.to.len())
     }
@@ -84,29 +84,29 @@ impl Mailer {
             parameters.push(MailParameter::SmtpUtfEight);
         }
         let mail_from = Mail::new(Some(self.from.clone()), parameters);
-        connection.command(mail_from).await.map_err(|e| words("the sender was refused", &e))?;
+        connection.command(mail_from).await.map_err(|e| describe("the sender was refused", &e))?;
         // One address that is refused must not keep the mail from the others.
         let mut refused = Vec::new();
         for (n, to) in self.to.iter().enumerate() {
             if let Err(error) = connection.command(Rcpt::new(to.clone(), vec![])).await {
                 match error.status() {
                     Some(code) => refused.push(format!("number {} ({code})", n + 1)),
-                    None => return Err(words("the connection broke off", &error)),
+                    None => return Err(describe("the connection broke off", &error)),
                 }
             }
         }
         let taken = self.to.len() - refused.len();
         if taken > 0 {
-            connection.command(Data).await.map_err(|e| words("the mail was refused", &e))?;
-            connection.message(&mail).await.map_err(|e| words("the mail was refused", &e))?;
+            connection.command(Data).await.map_err(|e| describe("the mail was refused", &e))?;
+            connection.message(&mail).await.map_err(|e| describe("the mail was refused", &e))?;
         }
         // The mail is the server's now, whatever becomes of the connection.
         let _ = tokio::time::timeout(GOODBYE, connection.quit()).await;
         if refused.is_empty() {
             return Ok("taken".to_owned());
         }
-        let words = format!("taken for {taken} of {} addresses; refused: {}", self.to.len(), refused.join(", "));
-        if taken > 0 { Ok(words) } else { Err(words) }
+        let answer = format!("taken for {taken} of {} addresses; refused: {}", self.to.len(), refused.join(", "));
+        if taken > 0 { Ok(answer) } else { Err(answer) }
     }
 
     /// A session that is encrypted, and logged in if there is a login.
@@ -116,19 +116,19 @@ impl Mailer {
         let server = (self.host.as_str(), self.port);
         let mut connection = AsyncSmtpConnection::connect_tokio1(server, Some(TIMEOUT), &hello, implicit, None)
             .await
-            .map_err(|e| words("no connection", &e))?;
+            .map_err(|e| describe("no connection", &e))?;
         if self.tls == MailTls::StartTls {
             // Without this a server, or somebody between, could have the mail in the clear.
             if !connection.can_starttls() {
                 return Err("the server offers no STARTTLS".to_owned());
             }
-            connection.starttls(self.parameters.clone(), &hello).await.map_err(|e| words("STARTTLS failed", &e))?;
+            connection.starttls(self.parameters.clone(), &hello).await.map_err(|e| describe("STARTTLS failed", &e))?;
         }
         if let Some(login) = &self.login {
             connection
                 .auth(&[Mechanism::Plain, Mechanism::Login], login)
                 .await
-                .map_err(|e| words("the login was refused", &e))?;
+                .map_err(|e| describe("the login was refused", &e))?;
         }
         Ok(connection)
     }
@@ -184,7 +184,7 @@ fn parameters(settings: &Settings<'_>, host: &str, ca: Option<&KeyRef>) -> Resul
 }
 
 /// What went wrong: the server's code, or what TLS or the network said.
-fn words(doing: &str, error: &Error) -> String {
+fn describe(doing: &str, error: &Error) -> String {
     if let Some(code) = error.status() {
         return format!("{doing} ({code})");
     }

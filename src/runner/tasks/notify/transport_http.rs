@@ -65,7 +65,7 @@ impl Webhook {
     }
 
     /// What Preflight tells of it.
-    pub(super) fn words(&self) -> String {
+    pub(super) fn description(&self) -> String {
         let kind = if self.slack { "Slack webhook" } else { "CloudEvents webhook" };
         if self.url.scheme() == "https" { kind.to_owned() } else { format!("{kind}, without TLS") }
     }
@@ -173,8 +173,8 @@ fn slack(outgoing: &OutgoingMessage<'_>) -> Value {
 
 /// An event for each notice and audience: `source` and `id` together name it, in each repetition the same.
 fn event(outgoing: &OutgoingMessage<'_>) -> Value {
-    let OutgoingMessage { notice, channel: _, audience, text, about } = outgoing;
-    let (namespace, migration) = (about.namespace, about.migration);
+    let OutgoingMessage { notice, channel: _, audience, text, notice_context } = outgoing;
+    let (namespace, migration) = (notice_context.namespace, notice_context.migration);
     let mut data = json!({
         "occasion": notice.occasion, "audience": audience, "subject": text.subject, "body": text.body,
         "migration": migration, "namespace": namespace, "phase": notice.phase,
@@ -185,7 +185,7 @@ fn event(outgoing: &OutgoingMessage<'_>) -> Value {
         data["message"] = json!(notice.message);
         data["reportObject"] = json!(notice.report_object);
     }
-    let contacts = about.contacts_for(notice.occasion, *audience);
+    let contacts = notice_context.contacts_for(notice.occasion, *audience);
     if !contacts.is_empty() {
         data["contacts"] = json!(contacts);
     }

@@ -21,14 +21,14 @@ use crate::{
 };
 
 /// Looks at each check once; `client` is `None` if the database cannot be reached.
-pub async fn look(context: &TaskContext<'_>, client: Option<&Client>, findings: &mut Findings) {
+pub async fn check(context: &TaskContext<'_>, client: Option<&Client>, findings: &mut Findings) {
     let checks = context.spec.plan.all_checks();
     let mut good = 0;
     for (_, check) in &checks {
         match invalid(context, client, check).await {
             None => good += 1,
-            Some(words) => {
-                findings.add(format!("check {}", check.name), Err(Failure::new(Reason::CheckInvalid, words)));
+            Some(problem) => {
+                findings.add(format!("check {}", check.name), Err(Failure::new(Reason::CheckInvalid, problem)));
             }
         }
     }
@@ -69,8 +69,8 @@ async fn invalid(context: &TaskContext<'_>, client: Option<&Client>, check: &Che
         // Else a slip in the query is found when the new version is live, by a trigger that never fires. That there is no data yet is
         // no slip.
         let answer = prometheus::measure(&Prober::new().ok()?, source, TIMEOUT).await;
-        let Measurement::Error(words) = answer else { return None };
-        return Some(format!("{words}; next: correct url and query, and let this namespace's pods reach the server"));
+        let Measurement::Error(problem) = answer else { return None };
+        return Some(format!("{problem}; next: correct url and query, and let this namespace's pods reach the server"));
     }
     if check.statements.is_some() {
         return statements::unready(client?).await;

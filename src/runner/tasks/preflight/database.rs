@@ -23,7 +23,7 @@ const OLDEST: u32 = 13;
 const MAX_NAMED: usize = 5;
 
 /// Looks at the database that `client` is connected to.
-pub async fn look(context: &TaskContext<'_>, target: &Target, client: &Client, findings: &mut Findings) {
+pub async fn check(context: &TaskContext<'_>, target: &Target, client: &Client, findings: &mut Findings) {
     let name = &context.spec.plan.rehearsal.database;
     findings.add("server version", version(context, client).await);
     findings.add("primary server", primary(client).await);

@@ -71,21 +71,21 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
         Ok(target) => target.connect("preflight").await,
         Err(failure) => Err(failure.clone()),
     };
-    let words = |target: &Target| format!("{} as {}", target.host_port(), target.user());
+    let describe = |target: &Target| format!("{} as {}", target.host_port(), target.user());
     let connected = match (&target, &client) {
-        (Ok(target), Ok(_)) => Ok(words(target)),
+        (Ok(target), Ok(_)) => Ok(describe(target)),
         (_, Err(failure)) | (Err(failure), _) => Err(failure.clone()),
     };
     findings.add("database connection", connected);
     let client = client.ok();
     sql(context, client.as_ref(), &mut findings).await;
     if let (Some(client), Ok(target)) = (&client, &target) {
-        database::look(context, target, client, &mut findings).await;
+        database::check(context, target, client, &mut findings).await;
     }
-    checks::look(context, client.as_ref(), &mut findings).await;
+    checks::check(context, client.as_ref(), &mut findings).await;
     store(context, &mut findings).await;
     if context.spec.plan.code.is_some() {
-        findings.add("code repository", code_backup::look(context).await);
+        findings.add("code repository", code_backup::check_access(context).await);
     }
     if let Some(probe) = &context.spec.plan.application.version_probe {
         let answer = match Prober::new() {
@@ -94,7 +94,7 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
         };
         findings.add(Finding::VERSION_PROBE, answer);
     }
-    notify::look(context, &mut findings);
+    notify::check(context, &mut findings);
     context.progress.note("findings", &findings.list());
     findings.result()
 }

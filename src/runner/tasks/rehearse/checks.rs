@@ -40,20 +40,20 @@ pub async fn measure(context: &TaskContext<'_>, copy: &Target) -> Result<Measure
         }
         let measurement =
             Source::new(&check, &source_context).measure(&check, Duration::from(check.interval), &source_context).await;
-        let (outcome, words) = assess(&check, &measurement);
-        let told = format!("{}: {words}", check.name);
+        let (outcome, detail) = assess(&check, &measurement);
+        let summary = format!("{}: {detail}", check.name);
         if outcome == CheckOutcome::Error || outcome == CheckOutcome::NoData && never_ends(&context.spec.plan, &check) {
             if matches!(measurement, Measurement::Error(_)) {
                 // A database that is away says nothing about the check.
                 copy.connect("rehearsal-copy").await?;
             }
-            let next = if told.contains("next: ") { "" } else { "; next: write it for the new schema" };
-            let message = format!("{field} on the migrated copy: {told}{next}");
+            let next = if summary.contains("next: ") { "" } else { "; next: write it for the new schema" };
+            let message = format!("{field} on the migrated copy: {summary}{next}");
             return Err(Failure::new(Reason::CheckNotMeasurable, message));
         }
         measured.checks += 1;
         if outcome != CheckOutcome::Pass {
-            measured.not_passing.push(told);
+            measured.not_passing.push(summary);
         }
     }
     Ok(measured)

@@ -55,7 +55,7 @@ impl ApiChannel {
 
     /// After a window that ended as `Held`: until people were told, or the controller shows by a new order that it is at it; then
     /// it tells. At most `patience`; the alarm goes on after it, for as long as the process lives.
-    pub async fn until_heard(&self, every: Duration, patience: Duration) {
+    pub async fn until_acknowledged(&self, every: Duration, patience: Duration) {
         let begin = self.known();
         let ordered = async {
             while self.order().await.is_err() || self.known() == begin {
@@ -63,7 +63,7 @@ impl ApiChannel {
             }
         };
         tokio::select! {
-            () = self.alarm.heard() => {}
+            () = self.alarm.delivered() => {}
             () = ordered => {}
             () = tokio::time::sleep(patience) => {}
         }
@@ -125,7 +125,7 @@ async fn within<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T, Cha
 
 impl Channel for ApiChannel {
     async fn order(&self) -> Result<WindowOrder, ChannelError> {
-        let run = within(self.reporter.look()).await?.ok_or(ChannelError::Gone)?;
+        let run = within(self.reporter.try_get()).await?.ok_or(ChannelError::Gone)?;
         if run.metadata.deletion_timestamp.is_some() {
             return Err(ChannelError::Gone);
         }
