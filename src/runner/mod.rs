@@ -118,9 +118,9 @@ async fn carry_out(stop: &CancellationToken) -> Result<(), String> {
         let beside = if in_window {
             // Beside the window, which waits for nobody; a run that is gone is the window's own business.
             let reporter = reporter.clone();
-            Some(tokio::spawn(async move { reporter.begun(started).await }))
+            Some(tokio::spawn(async move { reporter.started(started).await }))
         } else {
-            reporter.begun(started).await?;
+            reporter.started(started).await?;
             None
         };
         let following = reporter.follow(&progress);
@@ -128,9 +128,9 @@ async fn carry_out(stop: &CancellationToken) -> Result<(), String> {
         // One that is still in mid-request could overwrite the end with what was before it.
         following.abort();
         let _ = following.await;
-        if let Some(begun) = beside {
-            begun.abort();
-            let _ = begun.await;
+        if let Some(started) = beside {
+            started.abort();
+            let _ = started.await;
         }
         if stop.is_cancelled() {
             return Ok(None);
@@ -139,7 +139,7 @@ async fn carry_out(stop: &CancellationToken) -> Result<(), String> {
             Ok(message) => tracing::info!("succeeded: {message}"),
             Err(failure) => tracing::error!(reason = %failure.reason, "failed: {}", failure.message),
         }
-        reporter.ended(&result, &progress).await?;
+        reporter.finished(&result, &progress).await?;
         Ok::<_, Unreported>(Some(()))
     };
     match outcome.await {
@@ -218,7 +218,7 @@ async fn window(
     direction: Direction,
 ) -> Result<String, Failure> {
     let target = context.settings.target()?;
-    let sql = rehearse::for_window(context);
+    let sql = rehearse::mounted_sql(context);
     let order = order_of(&context.spec.window);
     let plan = WindowPlan {
         control_spec: context.control_spec(),

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use credit_migration::{
     api::{BalancesCheck, BalancesComparison},
     runner::checks::{
-        balances::Compare,
+        balances::BalancesSource,
         evaluator::{Measurement, Value},
     },
 };
@@ -13,11 +13,11 @@ use tokio_postgres::Client;
 
 use crate::harness::{UP, World};
 
-fn compare(world: &World, compare: BalancesComparison) -> Compare {
-    Compare::new(&BalancesCheck { compare }, &world.control_spec(), &world.spec.plan.credits, world.target())
+fn compare(world: &World, compare: BalancesComparison) -> BalancesSource {
+    BalancesSource::new(&BalancesCheck { compare }, &world.control_spec(), &world.spec.plan.credits, world.target())
 }
 
-fn users(world: &World) -> Compare {
+fn users(world: &World) -> BalancesSource {
     self::compare(world, BalancesComparison::Users)
 }
 
@@ -42,7 +42,7 @@ async fn change(client: &Client, user: i64, amount: i64) {
 async fn what_transactions_explain_passes_and_nothing_else() {
     let mut world = World::new().await;
     let mut users = users(&world);
-    assert!(matches!(users.measure().await, Measurement::Nothing(words) if words.contains("no cut-over")));
+    assert!(matches!(users.measure().await, Measurement::NoData(words) if words.contains("no cut-over")));
     // Written before the cut-over, and not in the baseline of the backup.
     world.backed_up().await;
     let app = owner(&world).await;
@@ -174,15 +174,12 @@ async fn a_schema_without_transactions_says_so() {
     app.batch_execute("UPDATE user_credits SET balance = 0").await.unwrap();
     let measured = users.measure().await;
     assert!(
-        matches!(&measured, Measurement::Nothing(words) if words.contains("no column amount any more") && words.contains("next: ")),
+        matches!(&measured, Measurement::NoData(words) if words.contains("no column amount any more") && words.contains("next: ")),
         "{measured:?}"
     );
     app.batch_execute("DROP TABLE credit_transactions").await.unwrap();
     let measured = users.measure().await;
-    assert!(
-        matches!(&measured, Measurement::Nothing(words) if words.contains("is not there any more")),
-        "{measured:?}"
-    );
+    assert!(matches!(&measured, Measurement::NoData(words) if words.contains("is not there any more")), "{measured:?}");
     // The sum needs none of it.
     let mut total = compare(&world, BalancesComparison::Total);
     assert_eq!(total.measure().await, number("100"));

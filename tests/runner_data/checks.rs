@@ -13,7 +13,7 @@ use axum::{
 use credit_migration::{
     api::{Check, CheckOutcome, Flag, Reason, Time, VersionProbe},
     runner::{
-        checks::{Source, SourceContext, evaluator::Judge},
+        checks::{Source, SourceContext, evaluator::CheckEvaluator},
         clients::http_probe::Prober,
         report::Progress,
     },
@@ -214,7 +214,11 @@ async fn a_query_that_takes_long_holds_no_trigger_up() {
                 measured = source.measure(&trigger, interval, &source_context) => measured,
                 other = &mut under_way => panic!("{other:?} first"),
             };
-            assert_eq!(Judge::new(&trigger, None).add(&measured, Time::UNIX_EPOCH).outcome, outcome, "{measured:?}");
+            assert_eq!(
+                CheckEvaluator::new(&trigger, None).record(&measured, Time::UNIX_EPOCH).outcome,
+                outcome,
+                "{measured:?}"
+            );
             assert!(begin.elapsed() < Duration::from_secs(4), "{:?}", begin.elapsed());
         }
     }

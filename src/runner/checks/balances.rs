@@ -24,7 +24,7 @@ use jiff::Timestamp;
 use tokio_postgres::{Client, IsolationLevel, Transaction};
 
 use super::{
-    Address, Session,
+    Session, TargetProvider,
     evaluator::{Measurement, Value},
 };
 use crate::{
@@ -47,7 +47,7 @@ const STATEMENT: &str = "SET LOCAL statement_timeout = 25000; SET LOCAL lock_tim
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// What is kept between two measurements.
-pub struct Compare {
+pub struct BalancesSource {
     session: Session,
     control_spec: ControlSpec,
     credits: Credits,
@@ -74,7 +74,7 @@ struct Users {
 
 /// Why there is no value.
 enum NoValue {
-    Nothing(String),
+    NoData(String),
     Failed(Failure),
 }
 
@@ -82,7 +82,7 @@ impl From<Failure> for NoValue {
     fn from(failure: Failure) -> Self {
         match failure.reason {
             // The new schema has other names: nothing can be said, and nothing is wrong.
-            Reason::TableMissing | Reason::ColumnMissing => Self::Nothing(failure.message),
+            Reason::TableMissing | Reason::ColumnMissing => Self::NoData(failure.message),
             _ => Self::Failed(failure),
         }
     }
@@ -94,16 +94,16 @@ impl From<tokio_postgres::Error> for NoValue {
     }
 }
 
-impl Compare {
+impl BalancesSource {
     /// Nothing measured yet.
     pub fn new(
         check: &BalancesCheck,
         control_spec: &ControlSpec,
         credits: &Credits,
-        address: impl Into<Address>,
+        target_provider: impl Into<TargetProvider>,
     ) -> Self {
         Self {
-            session: Session::new(address.into(), "balances"),
+            session: Session::new(target_provider.into(), "balances"),
             control_spec: control_spec.clone(),
             credits: credits.clone(),
             comparison: check.compare,
@@ -118,7 +118,7 @@ impl Compare {
         let measured = tokio::time::timeout(LIMIT, self.value()).await;
         match measured {
             Ok(Ok(text)) => Measurement::Value { value: Value::Number(text), samples: None },
-            Ok(Err(NoValue::Nothing(detail))) => Measurement::Nothing(detail),
+            Ok(Err(NoValue::NoData(detail))) => Measurement::NoData(detail),
             Ok(Err(NoValue::Failed(failure))) => {
                 self.session.lose();
                 Measurement::Error(failure.message)
@@ -134,14 +134,14 @@ impl Compare {
         let Self { session, control_spec, credits, comparison, since, users, total } = self;
         let tx = begin(session.client().await?).await?;
         let Some(cutover) = control::cutover(&tx, control_spec).await? else {
-            return Err(NoValue::Nothing("the ledger of the database knows no cut-over of this migration".to_owned()));
+            return Err(NoValue::NoData("the ledger of the database knows no cut-over of this migration".to_owned()));
         };
         if since.replace(cutover.since) != Some(cutover.since) {
             (*users, *total) = (Users::default(), None);
         }
         for table in ["baseline", "changed_users"] {
             if !control::exists(&tx, table).await? {
-                return Err(NoValue::Nothing(format!(
+                return Err(NoValue::NoData(format!(
                     "credit_migration.{table} is not there any more: the migration has ended"
                 )));
             }
@@ -150,7 +150,7 @@ impl Compare {
         let value = match comparison {
             BalancesComparison::Users => {
                 let transactions = control::transactions(&tx, &credits.transactions).await?.map_err(|lacks| {
-                    NoValue::Nothing(format!(
+                    NoValue::NoData(format!(
                         "{lacks}: nothing explains balances; next: watch this schema with a sql check"
                     ))
                 })?;
@@ -195,7 +195,7 @@ async fn percent(
     );
     let row = tx.query_one(&query, &[&before]).await?;
     row.get::<_, Option<String>>(0)
-        .ok_or_else(|| NoValue::Nothing("the sum was 0 at the cut-over: there is no percentage of it".to_owned()))
+        .ok_or_else(|| NoValue::NoData("the sum was 0 at the cut-over: there is no percentage of it".to_owned()))
 }
 
 /// What a look at users needs.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    Address,
+    TargetProvider,
     evaluator::{Measurement, Value},
 };
 use crate::{
@@ -19,17 +19,17 @@ const LIMIT: Duration = Duration::from_secs(2);
 
 /// Connects anew. The value is the used part of `max_connections`, 0 to 1; that no connection is to be had is bad. That this role
 /// gets none says nothing about the application's: a changed password must not start a way back.
-pub async fn measure(address: &Address) -> Measurement {
-    let target = match address.target() {
+pub async fn measure(target_provider: &TargetProvider) -> Measurement {
+    let target = match target_provider.target() {
         Ok(target) => target,
         // Without an address nothing is said about the database.
         Err(failure) => return Measurement::Error(failure.message),
     };
     match tokio::time::timeout(LIMIT, used(&target)).await {
         Ok(Ok(part)) => Measurement::Value { value: Value::Number(part), samples: None },
-        Ok(Err(failure)) if of_the_server(&failure) => Measurement::Bad(failure.message),
+        Ok(Err(failure)) if of_the_server(&failure) => Measurement::Failed(failure.message),
         Ok(Err(failure)) => Measurement::Error(failure.message),
-        Err(_) => Measurement::Bad(format!("{} gave no connection within {LIMIT:?}", target.host_port())),
+        Err(_) => Measurement::Failed(format!("{} gave no connection within {LIMIT:?}", target.host_port())),
     }
 }
 

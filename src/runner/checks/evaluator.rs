@@ -23,9 +23,9 @@ pub enum Measurement {
         samples: Option<f64>,
     },
     /// The application answered wrongly or not at all: that is a measurement, and it is bad.
-    Bad(String),
+    Failed(String),
     /// There was nothing to measure.
-    Nothing(String),
+    NoData(String),
     /// The measurement itself did not work.
     Error(String),
 }
@@ -53,14 +53,14 @@ impl Value {
 
 /// The measurements of one check so far.
 #[derive(Debug)]
-pub struct Judge<'a> {
+pub struct CheckEvaluator<'a> {
     check: &'a Check,
     last: VecDeque<bool>,
     measured: u64,
     breached: bool,
 }
 
-impl<'a> Judge<'a> {
+impl<'a> CheckEvaluator<'a> {
     /// Nothing measured yet. `before` is what an earlier process of the same run reported: its breach stays.
     pub fn new(check: &'a Check, before: Option<&CheckResult>) -> Self {
         let failed = before.map_or(0, |b| b.failed).min(check.failures.of);
@@ -73,7 +73,7 @@ impl<'a> Judge<'a> {
     }
 
     /// Takes one more measurement in.
-    pub fn add(&mut self, measurement: &Measurement, at: Time) -> CheckResult {
+    pub fn record(&mut self, measurement: &Measurement, at: Time) -> CheckResult {
         let (outcome, detail) = assess(self.check, measurement);
         self.measured += 1;
         if matches!(outcome, CheckOutcome::Pass | CheckOutcome::Fail) {
@@ -112,8 +112,8 @@ impl<'a> Judge<'a> {
 pub(in crate::runner) fn assess(check: &Check, measurement: &Measurement) -> (CheckOutcome, String) {
     let (value, samples) = match measurement {
         Measurement::Value { value, samples } => (value, *samples),
-        Measurement::Bad(detail) => return (CheckOutcome::Fail, detail.clone()),
-        Measurement::Nothing(detail) => return (CheckOutcome::NoData, detail.clone()),
+        Measurement::Failed(detail) => return (CheckOutcome::Fail, detail.clone()),
+        Measurement::NoData(detail) => return (CheckOutcome::NoData, detail.clone()),
         Measurement::Error(detail) => return (CheckOutcome::Error, detail.clone()),
     };
     let behind = samples.map(|n| format!(" ({n:.0} samples)")).unwrap_or_default();
@@ -260,8 +260,8 @@ mod tests {
     #[case(json!({"max": "1", "minimumSamples": 100}), sampled("5", 1204.0), CheckOutcome::Fail, "5 > 1 (1204 samples)")]
     #[case(json!({}), Measurement::Value { value: Value::Answered, samples: None }, CheckOutcome::Pass, "answered as expected")]
     #[case(json!({"max": "1"}), Measurement::Error("e".into()), CheckOutcome::Error, "e")]
-    #[case(json!({"max": "1"}), Measurement::Nothing("n".into()), CheckOutcome::NoData, "n")]
-    #[case(json!({"max": "1"}), Measurement::Bad("b".into()), CheckOutcome::Fail, "b")]
+    #[case(json!({"max": "1"}), Measurement::NoData("n".into()), CheckOutcome::NoData, "n")]
+    #[case(json!({"max": "1"}), Measurement::Failed("b".into()), CheckOutcome::Fail, "b")]
     fn assesses(
         #[case] extra: serde_json::Value,
         #[case] m: Measurement,
@@ -285,16 +285,16 @@ mod tests {
     #[case::once("f", 1, 1, true)]
     fn counts(#[case] run: &str, #[case] count: u32, #[case] of: u32, #[case] breached: bool) {
         let check = check(json!({"max": "1", "failures": {"count": count, "of": of}}));
-        let mut judge = Judge::new(&check, None);
+        let mut evaluator = CheckEvaluator::new(&check, None);
         let mut last = None;
         for letter in run.chars() {
             let m = match letter {
                 'f' => value("2"),
                 'p' => value("0"),
                 'e' => Measurement::Error("e".into()),
-                _ => Measurement::Nothing("n".into()),
+                _ => Measurement::NoData("n".into()),
             };
-            last = Some(judge.add(&m, Time::UNIX_EPOCH));
+            last = Some(evaluator.record(&m, Time::UNIX_EPOCH));
         }
         let last = last.unwrap();
         assert_eq!((last.breached, last.measured), (breached, run.len() as u64), "{last:?}");
@@ -303,14 +303,14 @@ mod tests {
     #[test]
     fn goes_on_where_an_earlier_process_ended() {
         let check = check(json!({"max": "1"}));
-        let mut judge = Judge::new(&check, None);
-        judge.add(&value("2"), Time::UNIX_EPOCH);
-        let before = judge.add(&value("2"), Time::UNIX_EPOCH);
-        let mut judge = Judge::new(&check, Some(&before));
-        let after = judge.add(&value("2"), Time::UNIX_EPOCH);
+        let mut evaluator = CheckEvaluator::new(&check, None);
+        evaluator.record(&value("2"), Time::UNIX_EPOCH);
+        let before = evaluator.record(&value("2"), Time::UNIX_EPOCH);
+        let mut evaluator = CheckEvaluator::new(&check, Some(&before));
+        let after = evaluator.record(&value("2"), Time::UNIX_EPOCH);
         assert!(after.breached);
         assert_eq!((after.failed, after.measured), (3, 3));
-        let mut judge = Judge::new(&check, Some(&after));
-        assert!(judge.add(&value("0"), Time::UNIX_EPOCH).breached);
+        let mut evaluator = CheckEvaluator::new(&check, Some(&after));
+        assert!(evaluator.record(&value("0"), Time::UNIX_EPOCH).breached);
     }
 }

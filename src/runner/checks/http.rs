@@ -11,7 +11,7 @@ use serde_json_path::JsonPath;
 use super::evaluator::{Measurement, Value};
 use crate::{
     api::{HttpCheck, HttpMethod},
-    runner::clients::http_probe::{Prober, Unread, body, cause, parse, passed_by},
+    runner::clients::http_probe::{BodyError, Prober, body, cause, discard_body, parse},
 };
 
 /// Times that a percentile is taken of.
@@ -19,9 +19,9 @@ const KEPT: usize = 100;
 
 /// The last times to an answer, in milliseconds.
 #[derive(Clone, Debug, Default)]
-pub struct Times(VecDeque<f64>);
+pub struct ResponseTimes(VecDeque<f64>);
 
-impl Times {
+impl ResponseTimes {
     /// Takes one more in; the oldest of more than 100 goes.
     pub fn add(&mut self, milliseconds: f64) {
         self.0.push_back(milliseconds);
@@ -45,7 +45,7 @@ impl Times {
 }
 
 /// One request.
-pub(super) struct Request<'a> {
+pub(super) struct HttpRequest<'a> {
     pub method: HttpMethod,
     pub url: &'a str,
     pub headers: &'a [(String, String)],
@@ -56,15 +56,15 @@ pub(super) struct Request<'a> {
 }
 
 /// The whole answer; without a body if nobody wants it.
-pub(super) struct Answer {
+pub(super) struct HttpAnswer {
     pub status: u16,
     pub bytes: Vec<u8>,
     pub milliseconds: f64,
 }
 
 /// Sends a request and reads the answer to its end. `Err` is `Bad` without an answer, `Error` if there is nothing to send.
-pub(super) async fn send(prober: &Prober, request: Request<'_>) -> Result<Answer, Measurement> {
-    let Request { method, url, headers, body: text, timeout, wants_body } = request;
+pub(super) async fn send(prober: &Prober, request: HttpRequest<'_>) -> Result<HttpAnswer, Measurement> {
+    let HttpRequest { method, url, headers, body: text, timeout, wants_body } = request;
     let client = &prober.client;
     let mut builder = match method {
         HttpMethod::Get => client.get(url),
@@ -84,30 +84,30 @@ pub(super) async fn send(prober: &Prober, request: Request<'_>) -> Result<Answer
     }
     let unusable = |e: reqwest::Error| Measurement::Error(format!("the request cannot be made: {}", cause(&e)));
     let request = builder.timeout(timeout).build().map_err(unusable)?;
-    let begun = Instant::now();
+    let started = Instant::now();
     let answer = client.execute(request).await.map_err(|e| match e.is_timeout() {
-        true => Measurement::Bad(format!("no answer within {timeout:?}")),
-        false => Measurement::Bad(format!("no answer: {}", cause(&e))),
+        true => Measurement::Failed(format!("no answer within {timeout:?}")),
+        false => Measurement::Failed(format!("no answer: {}", cause(&e))),
     })?;
     let status = answer.status().as_u16();
     // The answer counts when it is there as a whole.
-    let read = if wants_body { body(answer).await } else { passed_by(answer).await.map(|()| Vec::new()) };
+    let read = if wants_body { body(answer).await } else { discard_body(answer).await.map(|()| Vec::new()) };
     let bytes = read.map_err(|why| match why {
-        Unread::Broken(_) => Measurement::Bad(why.to_string()),
+        BodyError::Broken(_) => Measurement::Failed(why.to_string()),
         // That we do not read as much is not the application's fault.
-        Unread::TooLong => Measurement::Error(why.to_string()),
+        BodyError::TooLong => Measurement::Error(why.to_string()),
     })?;
-    Ok(Answer { status, bytes, milliseconds: begun.elapsed().as_secs_f64() * 1000.0 })
+    Ok(HttpAnswer { status, bytes, milliseconds: started.elapsed().as_secs_f64() * 1000.0 })
 }
 
 /// One request of an `http` check. The value is what `jsonPath` finds, the percentile of the last times, or the
 /// milliseconds to the answer if `wants_time`.
-pub async fn measure(prober: &Prober, check: &HttpCheck, wants_time: bool, times: &mut Times) -> Measurement {
+pub async fn measure(prober: &Prober, check: &HttpCheck, wants_time: bool, times: &mut ResponseTimes) -> Measurement {
     let path = match check.json_path.as_deref().map(JsonPath::parse).transpose() {
         Ok(path) => path,
         Err(error) => return Measurement::Error(format!("jsonPath: {error}")),
     };
-    let request = Request {
+    let request = HttpRequest {
         method: check.method,
         url: &check.url,
         headers: &[],
@@ -118,7 +118,7 @@ pub async fn measure(prober: &Prober, check: &HttpCheck, wants_time: bool, times
     let answer = match send(prober, request).await {
         Ok(answer) => answer,
         Err(other) => {
-            if matches!(other, Measurement::Bad(_)) {
+            if matches!(other, Measurement::Failed(_)) {
                 // Else the percentile would be that of the requests that went well. A refused connection, which takes no time, is
                 // no fast answer.
                 times.add(Duration::from(check.timeout).as_secs_f64() * 1000.0);
@@ -127,7 +127,7 @@ pub async fn measure(prober: &Prober, check: &HttpCheck, wants_time: bool, times
         }
     };
     if answer.status != check.expected_status {
-        return Measurement::Bad(format!("status {}, not {}", answer.status, check.expected_status));
+        return Measurement::Failed(format!("status {}, not {}", answer.status, check.expected_status));
     }
     let milliseconds = |number: f64| Value::Number(format!("{number:.1}"));
     if let Some(percent) = check.percentile {
@@ -141,14 +141,14 @@ pub async fn measure(prober: &Prober, check: &HttpCheck, wants_time: bool, times
     };
     let json = match parse(&answer.bytes) {
         Ok(json) => json,
-        Err(detail) => return Measurement::Bad(detail),
+        Err(detail) => return Measurement::Failed(detail),
     };
     match path.query(&json).exactly_one() {
         Ok(Json::String(text)) => Measurement::Value { value: Value::of_text(text), samples: None },
         Ok(value @ (Json::Number(_) | Json::Bool(_))) => {
             Measurement::Value { value: Value::of_text(&value.to_string()), samples: None }
         }
-        _ => Measurement::Nothing("jsonPath finds no single value in the answer".to_owned()),
+        _ => Measurement::NoData("jsonPath finds no single value in the answer".to_owned()),
     }
 }
 
@@ -168,7 +168,7 @@ mod tests {
     #[case::largest(100, 100, Some(100.0))]
     #[case::only_the_last_hundred(150, 50, Some(100.0))]
     fn nearest_rank(#[case] n: u32, #[case] percent: u8, #[case] want: Option<f64>) {
-        let mut times = Times::default();
+        let mut times = ResponseTimes::default();
         // Ascending: of 150 the last hundred are 51 to 150.
         (1..=n).for_each(|time| times.add(f64::from(time)));
         assert_eq!(times.percentile(percent), want);
@@ -177,7 +177,7 @@ mod tests {
 
     #[test]
     fn the_order_of_arrival_does_not_matter() {
-        let mut times = Times::default();
+        let mut times = ResponseTimes::default();
         [9.0, 1.0, 5.0].into_iter().for_each(|time| times.add(time));
         assert_eq!([1, 34, 67].map(|percent| times.percentile(percent)), [Some(1.0), Some(5.0), Some(9.0)]);
     }

@@ -93,7 +93,7 @@ fn timed(line: &[u8]) -> Option<(Time, &[u8])> {
 }
 
 /// The positions in all containers.
-pub struct Logs {
+pub struct LogsSource {
     check: LogsCheck,
     namespace: String,
     begin: Time,
@@ -104,7 +104,7 @@ pub struct Logs {
     client: Option<Client>,
 }
 
-impl Logs {
+impl LogsSource {
     /// Counts from `begin` on.
     pub fn new(check: &LogsCheck, namespace: &str, begin: Time) -> Self {
         Self {
@@ -123,7 +123,7 @@ impl Logs {
         let lines = match tokio::time::timeout(LIMIT, self.collect()).await {
             Ok(Ok(read)) if read || self.untold.all > 0 => std::mem::take(&mut self.untold),
             Ok(Ok(_)) => {
-                return Measurement::Nothing(format!(
+                return Measurement::NoData(format!(
                     "Deployment {} has no pod that has begun",
                     self.check.workload.name
                 ));
@@ -132,7 +132,7 @@ impl Logs {
             Err(_) => return Measurement::Error(format!("the logs were not read to their end within {LIMIT:?}")),
         };
         if std::mem::take(&mut self.first) {
-            return Measurement::Nothing("the first measurement: lines are counted from here on".to_owned());
+            return Measurement::NoData("the first measurement: lines are counted from here on".to_owned());
         }
         let samples = f64::from(u32::try_from(lines.all).unwrap_or(u32::MAX));
         Measurement::Value { value: Value::Number(lines.matching.to_string()), samples: Some(samples) }
@@ -381,9 +381,9 @@ unable to retrieve container logs
             serde_json::from_value(json!({"workload": {"kind": "Deployment", "name": "shop"}, "pattern": "ERROR"}))
                 .unwrap();
         let (lines, fails) = (Arc::new(Mutex::new([(); 2].map(|()| String::new()))), Arc::new(AtomicBool::new(false)));
-        let mut logs = Logs::new(&check, "shop", "2026-01-02T03:00:00Z".parse().unwrap());
+        let mut logs = LogsSource::new(&check, "shop", "2026-01-02T03:00:00Z".parse().unwrap());
         logs.client = Some(api_server(lines.clone(), fails.clone()).await);
-        assert!(matches!(logs.measure().await, Measurement::Nothing(detail) if detail.contains("first measurement")));
+        assert!(matches!(logs.measure().await, Measurement::NoData(detail) if detail.contains("first measurement")));
 
         let add = |pod: usize, second: u32| {
             lines.lock().unwrap()[pod]

@@ -20,8 +20,8 @@ use tokio_postgres::Client;
 
 pub use self::watch::watch;
 use self::{
-    balances::Compare, evaluator::Measurement, http::Times, logs::Logs, sequence::Secret, sql::SqlProber,
-    statements::Statements,
+    balances::BalancesSource, evaluator::Measurement, http::ResponseTimes, logs::LogsSource, sequence::Secret,
+    sql::SqlQuerySource, statements::StatementsSource,
 };
 use super::{
     Failure,
@@ -37,9 +37,9 @@ const MAX_QUERY: Duration = Duration::from_secs(30);
 
 /// Where the database is, asked anew for each connection: a password may be changed while a stage lasts.
 #[derive(Clone)]
-pub struct Address(Arc<dyn Fn() -> Result<Target, Failure> + Send + Sync>);
+pub struct TargetProvider(Arc<dyn Fn() -> Result<Target, Failure> + Send + Sync>);
 
-impl Address {
+impl TargetProvider {
     /// As the mounted Secret says at that time.
     pub fn mounted(root: PathBuf, spec: MigrationRunSpec, namespace: String) -> Self {
         Self(Arc::new(move || Settings::new(&root, &spec, &namespace).target()))
@@ -57,7 +57,7 @@ impl Address {
     }
 }
 
-impl From<Target> for Address {
+impl From<Target> for TargetProvider {
     fn from(target: Target) -> Self {
         Self(Arc::new(move || Ok(target.clone())))
     }
@@ -66,7 +66,7 @@ impl From<Target> for Address {
 /// What all sources of a run share.
 pub struct SourceContext {
     prober: Prober,
-    address: Address,
+    target_provider: TargetProvider,
     control_spec: ControlSpec,
     credits: Credits,
     secrets: PathBuf,
@@ -79,17 +79,17 @@ impl SourceContext {
     /// # Errors
     /// As [`SourceContext::on`].
     pub fn new(context: &TaskContext<'_>) -> Result<Self, Failure> {
-        Self::on(context, Address::of(context))
+        Self::on(context, TargetProvider::of(context))
     }
 
     /// For a database. Nothing is connected before the first measurement.
     ///
     /// # Errors
     /// `Internal` if no client can be set up.
-    pub fn on(context: &TaskContext<'_>, address: Address) -> Result<Self, Failure> {
+    pub fn on(context: &TaskContext<'_>, target_provider: TargetProvider) -> Result<Self, Failure> {
         Ok(Self {
             prober: Prober::new()?,
-            address,
+            target_provider,
             control_spec: context.control_spec(),
             credits: context.spec.plan.credits.clone(),
             secrets: context.settings.secrets(),
@@ -103,36 +103,40 @@ pub enum Source {
     /// Those that keep nothing.
     Stateless,
     /// `http`.
-    Http(Times),
+    Http(ResponseTimes),
     /// `sql`, with a connection of its own: a query that takes long must not hold a trigger up.
-    Sql(Box<SqlProber>),
+    Sql(Box<SqlQuerySource>),
     /// `balances`.
-    Balances(Box<Compare>),
+    Balances(Box<BalancesSource>),
     /// `logs`.
-    Logs(Box<Logs>),
+    Logs(Box<LogsSource>),
     /// `statements`.
-    Statements(Box<Statements>),
+    Statements(Box<StatementsSource>),
 }
 
 impl Source {
     /// That of a check, before its first measurement.
     pub fn new(check: &Check, source_context: &SourceContext) -> Self {
-        let address = || source_context.address.clone();
+        let target_provider = || source_context.target_provider.clone();
         if check.http.is_some() {
-            Self::Http(Times::default())
+            Self::Http(ResponseTimes::default())
         } else if check.sql.is_some() {
-            Self::Sql(Box::new(SqlProber::new(address())))
+            Self::Sql(Box::new(SqlQuerySource::new(target_provider())))
         } else if let Some(source) = &check.balances {
-            Self::Balances(Box::new(Compare::new(
+            Self::Balances(Box::new(BalancesSource::new(
                 source,
                 &source_context.control_spec,
                 &source_context.credits,
-                address(),
+                target_provider(),
             )))
         } else if let Some(source) = &check.logs {
-            Self::Logs(Box::new(Logs::new(source, &source_context.namespace, crate::telemetry::now())))
+            Self::Logs(Box::new(LogsSource::new(source, &source_context.namespace, crate::telemetry::now())))
         } else if let Some(source) = &check.statements {
-            Self::Statements(Box::new(Statements::new(source, &source_context.credits.balances, address())))
+            Self::Statements(Box::new(StatementsSource::new(
+                source,
+                &source_context.credits.balances,
+                target_provider(),
+            )))
         } else {
             Self::Stateless
         }
@@ -167,7 +171,7 @@ impl Source {
             return sequence::measure(&source_context.prober, source, secret, wants_time).await;
         }
         if check.connection.is_some() {
-            return connection::measure(&source_context.address).await;
+            return connection::measure(&source_context.target_provider).await;
         }
         match &check.prometheus {
             Some(source) => {
@@ -181,20 +185,20 @@ impl Source {
 
 /// One connection to the database, made again when it was lost.
 pub(in crate::runner) struct Session {
-    address: Address,
+    target_provider: TargetProvider,
     step: &'static str,
     client: Option<Client>,
 }
 
 impl Session {
-    pub(in crate::runner) fn new(address: Address, step: &'static str) -> Self {
-        Self { address, step, client: None }
+    pub(in crate::runner) fn new(target_provider: TargetProvider, step: &'static str) -> Self {
+        Self { target_provider, step, client: None }
     }
 
     pub(in crate::runner) async fn client(&mut self) -> Result<&mut Client, Failure> {
         let client = match self.client.take().filter(|client| !client.is_closed()) {
             Some(client) => client,
-            None => self.address.target()?.connect(self.step).await?,
+            None => self.target_provider.target()?.connect(self.step).await?,
         };
         Ok(self.client.insert(client))
     }
@@ -206,7 +210,7 @@ impl Session {
     /// The same, and the server need not go on with what is under way.
     async fn give_up(&mut self) {
         let Some(client) = self.client.take() else { return };
-        let cancelled = match self.address.target() {
+        let cancelled = match self.target_provider.target() {
             Ok(target) => target.cancel(client.cancel_token()).await,
             Err(failure) => Err(failure),
         };

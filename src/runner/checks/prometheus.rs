@@ -21,7 +21,7 @@ async fn both(prober: &Prober, check: &PrometheusCheck) -> Measurement {
         None => None,
         Some(query) => match instant(prober, &check.url, query).await {
             Ok(text) => text.parse::<f64>().ok().filter(|n| n.is_finite()),
-            Err(Measurement::Nothing(_)) => Some(0.0),
+            Err(Measurement::NoData(_)) => Some(0.0),
             Err(other) => return other,
         },
     };
@@ -47,7 +47,7 @@ async fn instant(prober: &Prober, base: &str, query: &str) -> Result<String, Mea
     let result = &json["data"]["result"];
     let value = match (json["data"]["resultType"].as_str(), result.as_array().map(Vec::as_slice)) {
         (Some("scalar"), Some([_, value])) => value,
-        (Some("vector"), Some([])) => return Err(Measurement::Nothing("the query has no result".to_owned())),
+        (Some("vector"), Some([])) => return Err(Measurement::NoData("the query has no result".to_owned())),
         (Some("vector"), Some([one])) => &one["value"][1],
         (Some("vector"), Some(many)) => {
             return Err(error(format!("query has {} results; make it one number, for example with sum()", many.len())));

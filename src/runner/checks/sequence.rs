@@ -20,7 +20,7 @@ use serde_json_path::JsonPath;
 
 use super::{
     evaluator::{Measurement, Value, compare},
-    http::{Request, send},
+    http::{HttpRequest, send},
 };
 use crate::{
     api::{Expectation, HttpStep, SequenceCheck},
@@ -110,7 +110,7 @@ pub async fn measure(prober: &Prober, check: &SequenceCheck, secret: Option<Secr
     for step in &check.steps {
         match run(prober, &environment, step, &mut known).await {
             Ok(milliseconds) => total += milliseconds,
-            Err(Measurement::Bad(detail)) => return Measurement::Bad(format!("step {:?}: {detail}", step.name)),
+            Err(Measurement::Failed(detail)) => return Measurement::Failed(format!("step {:?}: {detail}", step.name)),
             Err(Measurement::Error(detail)) => return Measurement::Error(format!("step {:?}: {detail}", step.name)),
             Err(other) => return other,
         }
@@ -140,17 +140,17 @@ async fn run(
         .collect::<Result<_, _>>()?;
     let wants_body = !step.expect.is_empty() || !step.capture.is_empty();
     let timeout = step.timeout.into();
-    let request = Request { method: step.method, url: &url, headers: &headers, body, timeout, wants_body };
+    let request = HttpRequest { method: step.method, url: &url, headers: &headers, body, timeout, wants_body };
     let answer = send(prober, request).await?;
     if answer.status != step.expected_status {
-        return Err(Measurement::Bad(format!("status {}, not {}", answer.status, step.expected_status)));
+        return Err(Measurement::Failed(format!("status {}, not {}", answer.status, step.expected_status)));
     }
     if !wants_body {
         return Ok(answer.milliseconds);
     }
-    let json = parse(&answer.bytes).map_err(Measurement::Bad)?;
+    let json = parse(&answer.bytes).map_err(Measurement::Failed)?;
     for (expectation, wanted) in step.expect.iter().zip(wanted) {
-        judge(&json, expectation, wanted.as_deref())?;
+        check_expectation(&json, expectation, wanted.as_deref())?;
     }
     for capture in &step.capture {
         let found = one(&json, &capture.json_path)?;
@@ -168,19 +168,19 @@ pub(in crate::runner) fn template_error(what: &str, error: &minijinja::Error) ->
 fn one<'a>(json: &'a Json, path: &str) -> Result<&'a Json, Measurement> {
     let parsed = JsonPath::parse(path).map_err(|e| Measurement::Error(format!("jsonPath {path}: {e}")))?;
     let found = parsed.query(json).exactly_one();
-    found.map_err(|_| Measurement::Bad(format!("{path} finds no single value in the answer")))
+    found.map_err(|_| Measurement::Failed(format!("{path} finds no single value in the answer")))
 }
 
 /// Whether the answer has what it must have.
-fn judge(json: &Json, expectation: &Expectation, wanted: Option<&str>) -> Result<(), Measurement> {
+fn check_expectation(json: &Json, expectation: &Expectation, wanted: Option<&str>) -> Result<(), Measurement> {
     let path = &expectation.json_path;
     let found = one(json, path)?;
     let Some(wanted) = wanted else { return Ok(()) };
     let text = match found {
         Json::String(text) => text.clone(),
         Json::Number(_) | Json::Bool(_) | Json::Null => found.to_string(),
-        Json::Array(_) => return Err(Measurement::Bad(format!("{path} is a list, not one value"))),
-        Json::Object(_) => return Err(Measurement::Bad(format!("{path} is an object, not one value"))),
+        Json::Array(_) => return Err(Measurement::Failed(format!("{path} is a list, not one value"))),
+        Json::Object(_) => return Err(Measurement::Failed(format!("{path} is an object, not one value"))),
     };
     // 9, 9.0 and "9" are one number.
     let equal = text == wanted || compare(&text, wanted).is_some_and(std::cmp::Ordering::is_eq);
@@ -192,7 +192,7 @@ fn judge(json: &Json, expectation: &Expectation, wanted: Option<&str>) -> Result
         true => format!("{wanted:?}"),
         false => format!("what was wanted ({} characters)", wanted.chars().count()),
     };
-    Err(Measurement::Bad(format!("{path} is another value ({} characters), not {wanted}", text.chars().count())))
+    Err(Measurement::Failed(format!("{path} is another value ({} characters), not {wanted}", text.chars().count())))
 }
 
 /// In words what keeps a sequence from being measured: its templates, paths and Secret. Nothing is sent.
@@ -304,15 +304,15 @@ mod tests {
     #[case::a_list(json!({"a": [9]}), "9", Some("$.a is a list, not one value"))]
     #[case::none(json!({"b": 9}), "9", Some("$.a finds no single value in the answer"))]
     fn values_are_judged(#[case] answer: Json, #[case] equals: &str, #[case] bad: Option<&str>) {
-        let judged = judge(&answer, &expectation(equals), Some(equals)).err();
-        assert_eq!(judged, bad.map(|detail| Measurement::Bad(detail.to_owned())));
+        let checked = check_expectation(&answer, &expectation(equals), Some(equals)).err();
+        assert_eq!(checked, bad.map(|detail| Measurement::Failed(detail.to_owned())));
     }
 
     #[test]
     fn what_was_captured_is_not_shown() {
-        let judged = judge(&json!({"a": "ann"}), &expectation("{{ name }}"), Some("robert"));
+        let checked = check_expectation(&json!({"a": "ann"}), &expectation("{{ name }}"), Some("robert"));
         let want = "$.a is another value (3 characters), not what was wanted (6 characters)";
-        assert_eq!(judged, Err(Measurement::Bad(want.to_owned())));
+        assert_eq!(checked, Err(Measurement::Failed(want.to_owned())));
     }
 
     #[rstest]

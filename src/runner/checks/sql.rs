@@ -6,7 +6,7 @@ use futures::TryStreamExt;
 use tokio_postgres::SimpleQueryMessage;
 
 use super::{
-    Address, Session,
+    Session, TargetProvider,
     evaluator::{Measurement, Value},
 };
 use crate::{
@@ -19,19 +19,19 @@ use crate::{
 const PASSED_BY: usize = 1000;
 
 /// Runs the query of a check in a read-only transaction, over a connection that is made again when it is lost.
-pub struct SqlProber(Session);
+pub struct SqlQuerySource(Session);
 
-impl SqlProber {
+impl SqlQuerySource {
     /// Connects at the first query.
-    pub fn new(address: Address) -> Self {
-        Self(Session::new(address, "checks"))
+    pub fn new(target_provider: TargetProvider) -> Self {
+        Self(Session::new(target_provider, "checks"))
     }
 
     /// First column of the first row. The query has `limit`; `more` is left for connecting and the way.
     pub async fn measure(&mut self, check: &SqlCheck, limit: Duration, more: Duration) -> Measurement {
         match tokio::time::timeout(limit + more, self.first_value(check, limit)).await {
             Ok(Ok(Some(text))) => Measurement::Value { value: Value::of_text(&text), samples: None },
-            Ok(Ok(None)) => Measurement::Nothing("the query has no row, or NULL in its first column".to_owned()),
+            Ok(Ok(None)) => Measurement::NoData("the query has no row, or NULL in its first column".to_owned()),
             Ok(Err(failure)) => {
                 self.0.lose();
                 Measurement::Error(failure.message)

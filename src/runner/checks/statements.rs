@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use tokio_postgres::Client;
 
 use super::{
-    Address, Session,
+    Session, TargetProvider,
     evaluator::{Measurement, Value},
 };
 use crate::{
@@ -28,19 +28,19 @@ struct Counted {
 type Totals = HashMap<(u32, i64), Counted>;
 
 /// The counts of the last measurement.
-pub struct Statements {
+pub struct StatementsSource {
     session: Session,
     containing: String,
     before: Option<Totals>,
 }
 
-impl Statements {
+impl StatementsSource {
     /// Nothing counted yet.
-    pub fn new(check: &StatementsCheck, balances: &Balances, address: impl Into<Address>) -> Self {
+    pub fn new(check: &StatementsCheck, balances: &Balances, target_provider: impl Into<TargetProvider>) -> Self {
         // Without its schema: statements mostly leave it to the search path.
         let table = balances.table.rsplit_once('.').map_or(balances.table.as_str(), |(_, table)| table);
         let containing = check.containing.clone().unwrap_or_else(|| table.to_owned());
-        Self { session: Session::new(address.into(), "statements"), containing, before: None }
+        Self { session: Session::new(target_provider.into(), "statements"), containing, before: None }
     }
 
     /// Mean milliseconds since the last measurement; the samples are the calls.
@@ -55,16 +55,16 @@ impl Statements {
         };
         let now = match tokio::time::timeout(TIMEOUT, counted).await {
             Ok(Ok(Some(now))) => now,
-            Ok(Ok(None)) => return Measurement::Nothing(MISSING.to_owned()),
+            Ok(Ok(None)) => return Measurement::NoData(MISSING.to_owned()),
             Ok(Err(Failure { message, .. })) => return self.lost(message),
             Err(_) => return self.lost(format!("no answer of the database within {TIMEOUT:?}")),
         };
         let Some(before) = self.before.replace(now) else {
-            return Measurement::Nothing("the first measurement: calls are counted from here on".to_owned());
+            return Measurement::NoData("the first measurement: calls are counted from here on".to_owned());
         };
         let (calls, milliseconds) = since(&before, self.before.as_ref().unwrap_or(&before));
         if calls == 0 {
-            return Measurement::Nothing("no call of such a statement since the last measurement".to_owned());
+            return Measurement::NoData("no call of such a statement since the last measurement".to_owned());
         }
         let samples = f64::from(u32::try_from(calls).unwrap_or(u32::MAX));
         Measurement::Value { value: Value::Number(format!("{:.3}", milliseconds / samples)), samples: Some(samples) }

@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::{sync::mpsc, task::JoinSet, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use super::{Address, Session, Source, SourceContext, evaluator::Judge};
+use super::{Session, Source, SourceContext, TargetProvider, evaluator::CheckEvaluator};
 use crate::{
     api::{Check, CheckResult},
     runner::{
@@ -43,7 +43,7 @@ pub async fn watch(
         tasks.spawn(repeat(check, known, source_context.clone(), sender.clone()));
     }
     drop(sender);
-    tasks.spawn(tally(Address::of(context), context.control_spec(), context.progress.clone()));
+    tasks.spawn(tally(TargetProvider::of(context), context.control_spec(), context.progress.clone()));
     let mut latest: Vec<CheckResult> = Vec::new();
     loop {
         let result = tokio::select! {
@@ -68,10 +68,10 @@ pub async fn watch(
 
 /// Counts the users whose balance was written since the cut-over, for whoever thinks of going back. Beside the checks: a count that
 /// fails is tried again, and holds nothing up.
-async fn tally(address: Address, control_spec: ControlSpec, progress: Progress) {
+async fn tally(target_provider: TargetProvider, control_spec: ControlSpec, progress: Progress) {
     let mut ticks = tokio::time::interval(TALLY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut session = Session::new(address, "checks");
+    let mut session = Session::new(target_provider, "checks");
     loop {
         ticks.tick().await;
         let counted = async { control::users_written(&*session.client().await?, &control_spec).await };
@@ -92,7 +92,7 @@ async fn repeat(
     source_context: Arc<SourceContext>,
     results: mpsc::Sender<CheckResult>,
 ) {
-    let mut judge = Judge::new(&check, known.as_ref());
+    let mut evaluator = CheckEvaluator::new(&check, known.as_ref());
     let mut source = Source::new(&check, &source_context);
     let interval = Duration::from(check.interval).max(Duration::from_millis(100));
     let mut ticks = tokio::time::interval(interval);
@@ -100,7 +100,7 @@ async fn repeat(
     loop {
         ticks.tick().await;
         let measurement = source.measure(&check, interval, &source_context).await;
-        if results.send(judge.add(&measurement, telemetry::now())).await.is_err() {
+        if results.send(evaluator.record(&measurement, telemetry::now())).await.is_err() {
             return;
         }
     }

@@ -27,13 +27,13 @@ const WHO: &str = "credit-migration-operator";
 
 /// Where a repository is. Without credentials, and by https without a user.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Address {
+pub struct RepositoryAddress {
     url: String,
     /// `https://host:port`; empty by ssh.
     server: String,
 }
 
-impl Address {
+impl RepositoryAddress {
     /// Reads `ssh://git@HOST/PATH.git` or `https://HOST/PATH.git`.
     ///
     /// # Errors
@@ -102,7 +102,7 @@ pub struct Git {
 
 /// What a call left.
 #[derive(Debug)]
-pub struct Answer {
+pub struct GitOutput {
     /// It ended with 0.
     pub success: bool,
     /// Standard output, at most 16 KiB.
@@ -118,7 +118,7 @@ impl Git {
     /// # Errors
     /// `Internal` without git or without a folder to write to.
     pub async fn open(
-        address: Address,
+        address: RepositoryAddress,
         secret: &str,
         credentials: Credentials,
         stop: CancellationToken,
@@ -189,8 +189,8 @@ impl Git {
         }
         let repository = address.url;
         let git = Self { repository, secret: secret.to_owned(), folder, _keys: keys, env, credentials, stop };
-        git.here(&["init", "--quiet", "--bare", "--template="]).await?;
-        git.here(&["config", "remote.origin.url", &git.repository]).await?;
+        git.run_local(&["init", "--quiet", "--bare", "--template="]).await?;
+        git.run_local(&["config", "remote.origin.url", &git.repository]).await?;
         Ok(git)
     }
 
@@ -203,20 +203,20 @@ impl Git {
     ///
     /// # Errors
     /// `Internal`, with what git said.
-    pub async fn here(&self, arguments: &[&str]) -> Result<String, Failure> {
-        let answer = self.call(arguments, LOOK).await?;
-        if answer.success {
-            return Ok(answer.stdout.trim_end().to_owned());
+    pub async fn run_local(&self, arguments: &[&str]) -> Result<String, Failure> {
+        let output = self.call(arguments, LOOK).await?;
+        if output.success {
+            return Ok(output.stdout.trim_end().to_owned());
         }
         let name = arguments.first().unwrap_or(&"");
-        Err(Failure::new(Reason::Internal, format!("git {name}: {}", self.safe_output(&answer))))
+        Err(Failure::new(Reason::Internal, format!("git {name}: {}", self.safe_output(&output))))
     }
 
     /// Calls git with arguments, for at most `limit`.
     ///
     /// # Errors
     /// `Internal` if it cannot be started, `RepositoryUnreachable` if it takes longer, `PodFailed` when told to stop.
-    pub async fn call(&self, arguments: &[&str], limit: Duration) -> Result<Answer, Failure> {
+    pub async fn call(&self, arguments: &[&str], limit: Duration) -> Result<GitOutput, Failure> {
         let mut command = Command::new("git");
         command.args(arguments).current_dir(self.folder.path()).env_clear().envs(self.env.iter().map(|(n, v)| (n, v)));
         if let Some(path) = std::env::var_os("PATH") {
@@ -227,7 +227,7 @@ impl Git {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let internal = |what: String| Failure::new(Reason::Internal, format!("git {what}"));
         let mut child = command.spawn().map_err(|e| internal(format!("cannot be started: {e}")))?;
-        let mut group = Group(child.id());
+        let mut group = ProcessGroup(child.id());
         let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
             return Err(internal("has no output".to_owned()));
         };
@@ -247,7 +247,7 @@ impl Git {
         };
         let status = status.map_err(|e| internal(format!("cannot be waited for: {e}")))?;
         group.0 = None;
-        Ok(Answer {
+        Ok(GitOutput {
             success: status.success(),
             stdout: stdout.await.unwrap_or_default(),
             stderr: stderr.await.unwrap_or_default(),
@@ -255,24 +255,24 @@ impl Git {
     }
 
     /// What a call that failed at the server means.
-    pub fn failure(&self, doing: &str, answer: &Answer) -> Failure {
-        let (reason, next) = meaning(&format!("{}\n{}", answer.stderr, answer.stdout));
+    pub fn failure(&self, doing: &str, output: &GitOutput) -> Failure {
+        let (reason, next) = classify_output(&format!("{}\n{}", output.stderr, output.stdout));
         let next = next.replace("SECRET", &self.secret);
-        Failure::new(reason, format!("{doing} {}: {}; next: {next}", self.repository, self.safe_output(answer)))
+        Failure::new(reason, format!("{doing} {}: {}; next: {next}", self.repository, self.safe_output(output)))
     }
 
     /// What git said, in short.
-    fn safe_output(&self, answer: &Answer) -> String {
+    fn safe_output(&self, output: &GitOutput) -> String {
         // With --porcelain, the line of a refused ref is on standard output.
-        let refused = answer.stdout.lines().filter(|line| line.starts_with("!\t"));
-        shortened(refused.chain(answer.stderr.lines()), &self.credentials)
+        let refused = output.stdout.lines().filter(|line| line.starts_with("!\t"));
+        shortened(refused.chain(output.stderr.lines()), &self.credentials)
     }
 }
 
 /// The processes of a call, ended when it is dropped before its end: one shared number, and no name.
-struct Group(Option<u32>);
+struct ProcessGroup(Option<u32>);
 
-impl Drop for Group {
+impl Drop for ProcessGroup {
     fn drop(&mut self) {
         let Some(group) = self.0 else { return };
         // The leader is not waited for yet, so the number is still its own.
@@ -310,9 +310,9 @@ fn ssh(key: &str, known_hosts: &str) -> String {
 }
 
 /// Reason and next command of what was said; `SECRET` stands for the Secret's name.
-fn meaning(said: &str) -> (Reason, &'static str) {
-    let said = said.to_lowercase();
-    let any = |markers: &[&str]| markers.iter().any(|marker| said.contains(marker));
+fn classify_output(output_text: &str) -> (Reason, &'static str) {
+    let output_text = output_text.to_lowercase();
+    let any = |markers: &[&str]| markers.iter().any(|marker| output_text.contains(marker));
     if any(&["host key verification failed", "remote host identification has changed"]) {
         let next = "put the host's line (ssh-keyscan -p PORT HOST, compared with what the host's owner says) into key known_hosts of Secret SECRET";
         return (Reason::RepositoryUnreachable, next);
@@ -399,7 +399,7 @@ mod tests {
     #[case("https://h.example/shop.git", "https://h.example/shop.git", Some("https://h.example"))]
     #[case("https://token@h.example:8443/s", "https://h.example:8443/s", Some("https://h.example:8443"))]
     fn an_address_loses_its_credentials(#[case] given: &str, #[case] url: &str, #[case] host: Option<&str>) {
-        let address = Address::parse(given).unwrap();
+        let address = RepositoryAddress::parse(given).unwrap();
         assert_eq!((address.url.as_str(), address.is_https()), (url, host.is_some()));
         assert_eq!(address.server, host.unwrap_or_default());
     }
@@ -410,7 +410,7 @@ mod tests {
     #[case("git@h:shop.git")]
     #[case("http://h/shop.git")]
     fn other_transports_are_refused(#[case] given: &str) {
-        assert_eq!(Address::parse(given).unwrap_err().reason, Reason::RepositoryUnreachable);
+        assert_eq!(RepositoryAddress::parse(given).unwrap_err().reason, Reason::RepositoryUnreachable);
     }
 
     #[rstest]
@@ -426,16 +426,17 @@ mod tests {
     #[case("remote: ERROR: deploy key is read-only", Reason::RepositoryDenied, "create this tag")]
     #[case("ssh: connect to host h port 22: Connection refused", Reason::RepositoryUnreachable, "reach it")]
     #[case("No user exists for uid 12", Reason::Internal, "65532")]
-    fn what_is_said_has_a_meaning(#[case] said: &str, #[case] reason: Reason, #[case] marker: &str) {
-        let (found, next) = meaning(said);
+    fn what_is_said_has_a_meaning(#[case] output_text: &str, #[case] reason: Reason, #[case] marker: &str) {
+        let (found, next) = classify_output(output_text);
         assert_eq!(found, reason);
         assert!(next.contains(marker), "{next}");
     }
 
     #[test]
     fn credentials_and_noise_are_not_repeated() {
-        let said = "@@@@\nremote: hello hunter2\u{7}\n\nfatal: cannot read 'https://ann:hunter2@h/x' now\nhint: try\n";
-        let short = shortened(said.lines(), &["hunter2".to_owned(), "git".to_owned()]);
+        let output_text =
+            "@@@@\nremote: hello hunter2\u{7}\n\nfatal: cannot read 'https://ann:hunter2@h/x' now\nhint: try\n";
+        let short = shortened(output_text.lines(), &["hunter2".to_owned(), "git".to_owned()]);
         assert_eq!(short, "remote: hello …; fatal: cannot read 'https://h/x' now");
         assert_eq!(shortened(["x".repeat(999)].iter().map(String::as_str), &[]).len(), TOLD);
     }

@@ -112,7 +112,7 @@ impl Prober {
 
 /// Why a body is not there.
 #[derive(Debug, thiserror::Error)]
-pub(in crate::runner) enum Unread {
+pub(in crate::runner) enum BodyError {
     /// The application's doing.
     #[error("the answer broke off: {0}")]
     Broken(String),
@@ -122,11 +122,11 @@ pub(in crate::runner) enum Unread {
 }
 
 /// The body of an answer.
-pub(in crate::runner) async fn body(mut answer: Response) -> Result<Vec<u8>, Unread> {
+pub(in crate::runner) async fn body(mut answer: Response) -> Result<Vec<u8>, BodyError> {
     let mut bytes = Vec::new();
-    while let Some(chunk) = answer.chunk().await.map_err(|e| Unread::Broken(cause(&e)))? {
+    while let Some(chunk) = answer.chunk().await.map_err(|e| BodyError::Broken(cause(&e)))? {
         if bytes.len() + chunk.len() > MAX_BODY {
-            return Err(Unread::TooLong);
+            return Err(BodyError::TooLong);
         }
         bytes.extend_from_slice(&chunk);
     }
@@ -134,8 +134,8 @@ pub(in crate::runner) async fn body(mut answer: Response) -> Result<Vec<u8>, Unr
 }
 
 /// Reads a body to its end and keeps nothing of it, however long it is.
-pub(in crate::runner) async fn passed_by(mut answer: Response) -> Result<(), Unread> {
-    while answer.chunk().await.map_err(|e| Unread::Broken(cause(&e)))?.is_some() {}
+pub(in crate::runner) async fn discard_body(mut answer: Response) -> Result<(), BodyError> {
+    while answer.chunk().await.map_err(|e| BodyError::Broken(cause(&e)))?.is_some() {}
     Ok(())
 }
 

@@ -133,7 +133,7 @@ impl Reporter {
     ///
     /// # Errors
     /// [`Unreported`].
-    pub async fn begun(&self, at: Time) -> Result<(), Unreported> {
+    pub async fn started(&self, at: Time) -> Result<(), Unreported> {
         self.patch(&object(json!({ "phase": RunPhase::Running, "startedAt": at, "reason": null, "message": null })))
             .await
     }
@@ -142,7 +142,7 @@ impl Reporter {
     ///
     /// # Errors
     /// [`Unreported`].
-    pub async fn ended(&self, result: &Result<String, Failure>, progress: &Progress) -> Result<(), Unreported> {
+    pub async fn finished(&self, result: &Result<String, Failure>, progress: &Progress) -> Result<(), Unreported> {
         let mut fields = progress.so_far();
         fields.extend(end_of(result, telemetry::now()));
         self.patch(&fields).await

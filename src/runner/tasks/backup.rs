@@ -44,7 +44,7 @@ const DELETE: Duration = Duration::from_secs(10);
 /// The object next to the dump.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct About<'a> {
+struct BackupManifest<'a> {
     migration: &'a str,
     #[serde(rename = "migrationUID")]
     migration_uid: &'a str,
@@ -86,7 +86,7 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
     let statistics_object = store.object(&format!("{}.statistics.json", name(context, complete.taken_at)));
     let upload = store.upload(&object, u64::try_from(size).unwrap_or(0)).await?;
     let mut dump = dump(context, &target, &snapshot, upload).await?;
-    let about = About {
+    let manifest = BackupManifest {
         migration: &context.spec.migration,
         migration_uid: &context.spec.migration_uid,
         database: target.database(),
@@ -95,9 +95,9 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
         dump_bytes: dump.bytes,
         baseline: &complete,
     };
-    let about = serde_json::to_vec_pretty(&about).map_err(|e| Failure::new(Reason::Internal, e.to_string()))?;
+    let manifest = serde_json::to_vec_pretty(&manifest).map_err(|e| Failure::new(Reason::Internal, e.to_string()))?;
     let finish = async {
-        store.put(&statistics_object, about).await?;
+        store.put(&statistics_object, manifest).await?;
         dump.upload.complete().await
     };
     let finished = tokio::select! {

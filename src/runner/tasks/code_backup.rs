@@ -20,7 +20,7 @@ use crate::{
     api::{CodeBackup, CodeBackupEvidence, KeyRef, Reason},
     runner::{
         Failure,
-        clients::git::{Address, Answer, Credentials, Git, LOOK, TRANSFER},
+        clients::git::{Credentials, Git, GitOutput, LOOK, RepositoryAddress, TRANSFER},
         context::TaskContext,
         settings::Settings,
     },
@@ -93,9 +93,9 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
 /// Prepares access to the repository with the Secret of `spec.code.secretRef`.
 ///
 /// # Errors
-/// `SecretKeyMissing`, and those of [`Address::parse`] and [`Git::open`].
+/// `SecretKeyMissing`, and those of [`RepositoryAddress::parse`] and [`Git::open`].
 pub async fn open(context: &TaskContext<'_>, code: &CodeBackup) -> Result<Git, Failure> {
-    let address = Address::parse(&code.repository)?;
+    let address = RepositoryAddress::parse(&code.repository)?;
     let (settings, secret) = (&context.settings, code.secret_ref.name.as_str());
     let credentials = if address.is_https() {
         let (username, password) = (one_line(settings, secret, "username")?, one_line(settings, secret, "password")?);
@@ -139,13 +139,13 @@ pub async fn check_access(context: &TaskContext<'_>) -> Result<String, Failure> 
         return Ok(format!("{} has tag {tag} and branch {branch} at {}", git.repository(), code.commit));
     }
     // Reading is open to many who may not push. The server is asked, and nothing is sent.
-    let tree = git.here(&["hash-object", "-w", "-t", "tree", "/dev/null"]).await?;
-    let commit = git.here(&["commit-tree", "-m", "preflight", &tree]).await?;
+    let tree = git.run_local(&["hash-object", "-w", "-t", "tree", "/dev/null"]).await?;
+    let commit = git.run_local(&["commit-tree", "-m", "preflight", &tree]).await?;
     let probe = format!("{commit}:{}", if missing.branch { branch_ref(code) } else { tag_ref(code) });
-    let answer =
+    let output =
         git.call(&["-c", "push.negotiate=false", "push", "--dry-run", "--porcelain", "origin", &probe], LOOK).await?;
-    if !answer.success {
-        return Err(git.failure("asking to push to", &answer));
+    if !output.success {
+        return Err(git.failure("asking to push to", &output));
     }
     Ok(format!("{} can be read and pushed to; tag {tag} and branch {branch} are not elsewhere", git.repository()))
 }
@@ -177,11 +177,11 @@ async fn names(git: &Git, code: &CodeBackup) -> Result<(), Failure> {
 async fn refs(git: &Git, code: &CodeBackup) -> Result<Refs, Failure> {
     let (tag, branch) = (tag_ref(code), branch_ref(code));
     let peeled = format!("{tag}^{{}}");
-    let answer = git.call(&["ls-remote", "--quiet", "origin", &tag, &peeled, &branch], LOOK).await?;
-    if !answer.success {
-        return Err(git.failure("reading", &answer));
+    let output = git.call(&["ls-remote", "--quiet", "origin", &tag, &peeled, &branch], LOOK).await?;
+    if !output.success {
+        return Err(git.failure("reading", &output));
     }
-    Ok(Refs::parse(&answer.stdout, &tag, &branch))
+    Ok(Refs::parse(&output.stdout, &tag, &branch))
 }
 
 impl Refs {
@@ -237,8 +237,8 @@ impl Refs {
 
 /// Gets the commit: alone, else with its files, else with all that the server shows.
 async fn fetch(git: &Git, code: &CodeBackup) -> Result<(), Failure> {
-    git.here(&["config", "remote.origin.promisor", "true"]).await?;
-    git.here(&["config", "remote.origin.partialclonefilter", "tree:0"]).await?;
+    git.run_local(&["config", "remote.origin.promisor", "true"]).await?;
+    git.run_local(&["config", "remote.origin.partialclonefilter", "tree:0"]).await?;
     let commit = code.commit.as_str();
     let common = ["fetch", "--quiet", "--no-tags", "--filter=tree:0"];
     let by_hash = git.call(&[&common[..], &["--depth=1", "origin", commit]].concat(), TRANSFER).await?;
@@ -273,20 +273,20 @@ async fn push(git: &Git, code: &CodeBackup, missing: &Missing) -> Result<(), Fai
     let (tag, branch) = (tag_ref(code), branch_ref(code));
     let mut refs = Vec::new();
     if missing.tag {
-        git.here(&["tag", "-a", "--cleanup=verbatim", "-m", &code.message, "--", &code.tag, &code.commit]).await?;
+        git.run_local(&["tag", "-a", "--cleanup=verbatim", "-m", &code.message, "--", &code.tag, &code.commit]).await?;
         refs.push((format!("--force-with-lease={tag}:"), format!("{tag}:{tag}")));
     }
     if missing.branch {
         refs.push((format!("--force-with-lease={branch}:"), format!("{}:{branch}", code.commit)));
     }
-    let mut answer = push_once(git, &refs, true).await?;
-    if !answer.success && answer.stderr.contains("does not support --atomic") {
-        answer = push_once(git, &refs, false).await?;
+    let mut output = push_once(git, &refs, true).await?;
+    if !output.success && output.stderr.contains("does not support --atomic") {
+        output = push_once(git, &refs, false).await?;
     }
-    if answer.success { Ok(()) } else { Err(git.failure("pushing to", &answer)) }
+    if output.success { Ok(()) } else { Err(git.failure("pushing to", &output)) }
 }
 
-async fn push_once(git: &Git, refs: &[(String, String)], atomic: bool) -> Result<Answer, Failure> {
+async fn push_once(git: &Git, refs: &[(String, String)], atomic: bool) -> Result<GitOutput, Failure> {
     let mut arguments = vec!["push", "--quiet", "--porcelain"];
     arguments.extend(atomic.then_some("--atomic"));
     arguments.extend(refs.iter().map(|(lease, _)| lease.as_str()));

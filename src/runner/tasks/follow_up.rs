@@ -28,7 +28,7 @@ use crate::{
 /// The object in the bucket.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Report<'a> {
+struct FollowUpReport<'a> {
     migration: &'a str,
     #[serde(rename = "migrationUID")]
     migration_uid: &'a str,
@@ -68,7 +68,7 @@ pub async fn run(context: &TaskContext<'_>, before: &[CheckResult]) -> Result<St
         () = context.stop.cancelled() => return Err(Failure::terminated()),
     };
     let verdict = Verdict::of(&checks, &results);
-    let report = Report {
+    let report = FollowUpReport {
         migration: &context.spec.migration,
         migration_uid: &context.spec.migration_uid,
         database: &plan.database.name,

@@ -35,9 +35,9 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
 
 async fn read(context: &TaskContext<'_>, store: &Store, object: &str, expected: &str) -> Result<String, Failure> {
     let running = context.tools.start("pg_restore", &["--file=/dev/null".to_owned()], &[])?;
-    let fed = feed(store, object, running).await?;
-    check_digest(object, &fed, expected)?;
-    fed.ended.map_err(|failure| unreadable(object, &failure))?;
+    let streamed = stream_through(store, object, running).await?;
+    check_digest(object, &streamed, expected)?;
+    streamed.ended.map_err(|failure| unreadable(object, &failure))?;
     let list = list(context, store, object).await?;
     let entries = list.lines().filter(|line| line.starts_with(|c: char| c.is_ascii_digit())).count();
     let entries = u64::try_from(entries).unwrap_or(0);
@@ -47,8 +47,8 @@ async fn read(context: &TaskContext<'_>, store: &Store, object: &str, expected: 
             format!("{object} is an archive without entries; next: take the backup again"),
         ));
     }
-    let message = format!("{object}: {} bytes read to the end, {entries} entries, {}", fed.bytes, fed.sha256);
-    let evidence = VerificationEvidence { bytes: fed.bytes, sha256: fed.sha256, entries };
+    let message = format!("{object}: {} bytes read to the end, {entries} entries, {}", streamed.bytes, streamed.sha256);
+    let evidence = VerificationEvidence { bytes: streamed.bytes, sha256: streamed.sha256, entries };
     context.progress.note("verification", &evidence);
     Ok(message)
 }
@@ -65,7 +65,7 @@ pub fn inputs<'w>(context: &'w TaskContext<'_>) -> Result<(&'w str, &'w str), Fa
 }
 
 /// What came of sending an object through a program.
-pub struct Fed {
+pub struct Streamed {
     /// Bytes of the object.
     pub bytes: u64,
     /// Digest of the object.
@@ -79,7 +79,7 @@ pub struct Fed {
 ///
 /// # Errors
 /// Those of the store.
-pub async fn feed(store: &Store, object: &str, mut running: Running) -> Result<Fed, Failure> {
+pub async fn stream_through(store: &Store, object: &str, mut running: Running) -> Result<Streamed, Failure> {
     let mut chunks = store.get(object).await?;
     let (mut hash, mut bytes) = (Sha256::new(), 0_u64);
     while let Some(chunk) = chunks.next().await {
@@ -95,20 +95,20 @@ pub async fn feed(store: &Store, object: &str, mut running: Running) -> Result<F
     if let Some(mut stdin) = running.stdin.take() {
         let _ = stdin.shutdown().await;
     }
-    Ok(Fed { bytes, sha256: digest_text(hash), ended: running.end().await })
+    Ok(Streamed { bytes, sha256: digest_text(hash), ended: running.end().await })
 }
 
 /// # Errors
 /// `BackupAltered`.
-pub fn check_digest(object: &str, fed: &Fed, expected: &str) -> Result<(), Failure> {
-    if fed.sha256 == expected {
+pub fn check_digest(object: &str, streamed: &Streamed, expected: &str) -> Result<(), Failure> {
+    if streamed.sha256 == expected {
         return Ok(());
     }
     Err(Failure::new(
         Reason::BackupAltered,
         format!(
             "{object} has {} and {} bytes, uploaded was {expected}; next: find out who wrote to the bucket, then take the backup again",
-            fed.sha256, fed.bytes
+            streamed.sha256, streamed.bytes
         ),
     ))
 }

@@ -53,7 +53,7 @@ const ROLLOUT_SECONDS: f64 = 10.0;
 pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
     let target = context.settings.target()?;
     let store = Store::open(&context.spec.plan.backup.store, &context.settings.store_keys()?, PATIENCE)?;
-    let sql = both(context)?;
+    let sql = migration_sql(context)?;
     let name = &context.spec.plan.rehearsal.database;
     if name == target.database() {
         return Err(Failure::new(
@@ -84,7 +84,7 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
 }
 
 /// Up and down SQL, ready to run.
-pub struct Both {
+pub struct MigrationSql {
     /// The change.
     pub up: Sql,
     /// The way back.
@@ -95,14 +95,14 @@ pub struct Both {
 ///
 /// # Errors
 /// `SqlChanged` and those of [`sql::for_run`].
-pub fn both(context: &TaskContext<'_>) -> Result<Both, Failure> {
-    let ForWindow { up, down } = for_window(context);
-    Ok(Both { up: up?, down: down? })
+pub fn migration_sql(context: &TaskContext<'_>) -> Result<MigrationSql, Failure> {
+    let MountedSql { up, down } = mounted_sql(context);
+    Ok(MigrationSql { up: up?, down: down? })
 }
 
-/// What a window needs, as [`both`]. Weeks after the up SQL was committed it may have changed or be gone, and so may the down SQL,
+/// What a window needs, as [`migration_sql`]. Weeks after the up SQL was committed it may have changed or be gone, and so may the down SQL,
 /// which the database keeps: why one cannot be used is an error only for whoever has to run it.
-pub struct ForWindow {
+pub struct MountedSql {
     /// The change.
     pub up: Result<Sql, Failure>,
     /// The way back.
@@ -110,12 +110,12 @@ pub struct ForWindow {
 }
 
 /// Reads what a window needs.
-pub fn for_window(context: &TaskContext<'_>) -> ForWindow {
+pub fn mounted_sql(context: &TaskContext<'_>) -> MountedSql {
     let read = |name: &str, text: String| -> Result<Sql, Failure> {
         let statements = sql::for_run(&text).map_err(|problem| Failure::of_sql(name, &problem))?;
         Ok(Sql { statements, sha256: sha256(text.as_bytes()) })
     };
-    ForWindow {
+    MountedSql {
         up: context.settings.up_sql().and_then(|text| read("up SQL", text)),
         down: context.settings.down_sql().and_then(|text| read("down SQL", text)),
     }
@@ -127,12 +127,12 @@ async fn rehearse(
     store: &Store,
     admin: &Client,
     copy: &Target,
-    sql: &Both,
+    sql: &MigrationSql,
 ) -> Result<RehearsalEvidence, Failure> {
     let control_spec = context.control_spec();
-    let begun = Instant::now();
+    let started = Instant::now();
     restore(context, store, copy).await?;
-    let restore_seconds = begun.elapsed().as_secs_f64();
+    let restore_seconds = started.elapsed().as_secs_f64();
 
     let mut client = copy.connect("rehearsal-copy").await?;
     let users = same_as_baseline(admin, &client, &control_spec).await?;
@@ -146,9 +146,9 @@ async fn rehearse(
     let before = Fingerprint::take(&mut client).await?;
 
     let migrate_seconds = seconds(control::run_up(&mut client, &control_spec, &sql.up, &StopSignal::default()).await?)?;
-    let begun = Instant::now();
+    let started = Instant::now();
     let comparison = control::compare(&client, &control_spec).await?;
-    let compare_seconds = begun.elapsed().as_secs_f64();
+    let compare_seconds = started.elapsed().as_secs_f64();
     if comparison.unexplained > 0 {
         return Err(Failure::new(
             Reason::BalancesUnexplained,
@@ -160,7 +160,7 @@ async fn rehearse(
     }
     let measured = checks::measure(context, copy).await?;
     let rollback_seconds = seconds(control::run_down(&mut client, &control_spec, &sql.down).await?)?;
-    proves(&client, &control_spec).await?;
+    check_verify_down(&client, &control_spec).await?;
 
     let differences = before.differences(&Fingerprint::take(&mut client).await?);
     if !differences.is_empty() {
@@ -192,7 +192,7 @@ async fn rehearse(
 }
 
 /// `verifyDown` can fail: a query without a boolean passes whatever it finds. Asked after the way back, which may make what the query calls.
-async fn proves(client: &Client, control_spec: &ControlSpec) -> Result<(), Failure> {
+async fn check_verify_down(client: &Client, control_spec: &ControlSpec) -> Result<(), Failure> {
     let Some(query) = &control_spec.verify_down else { return Ok(()) };
     let statement = client.prepare(query).await.map_err(|e| classify(&e))?;
     if statement.columns().iter().any(|column| *column.type_() == Type::BOOL) {
@@ -241,10 +241,10 @@ async fn restore(context: &TaskContext<'_>, store: &Store, copy: &Target) -> Res
     }
     let env = copy.libpq_env(context.settings.database_ca_file().as_deref());
     let running = context.tools.start("pg_restore", &arguments, &env)?;
-    let fed = verify_backup::feed(store, object, running).await?;
+    let streamed = verify_backup::stream_through(store, object, running).await?;
     // A cut object makes pg_restore fail, too; that somebody altered it is the better explanation.
-    verify_backup::check_digest(object, &fed, expected)?;
-    fed.ended.map_err(|failure| match left_out.is_empty() {
+    verify_backup::check_digest(object, &streamed, expected)?;
+    streamed.ended.map_err(|failure| match left_out.is_empty() {
         true => failure,
         false => {
             let message = format!(
