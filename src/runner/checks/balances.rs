@@ -31,10 +31,7 @@ use crate::{
     api::{BalancesCheck, BalancesComparison, Credits, Reason},
     runner::{
         Failure,
-        database::{
-            connection::classify,
-            control::{self, BalancesTable, ControlSpec, Cutover, TransactionsTable},
-        },
+        database::control::{self, BalancesTable, ControlSpec, Cutover, TransactionsTable},
     },
 };
 
@@ -90,7 +87,7 @@ impl From<Failure> for NoValue {
 
 impl From<tokio_postgres::Error> for NoValue {
     fn from(error: tokio_postgres::Error) -> Self {
-        Self::Failed(classify(&error))
+        Self::Failed(error.into())
     }
 }
 

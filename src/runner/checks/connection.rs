@@ -10,7 +10,7 @@ use crate::{
     api::Reason,
     runner::{
         Failure,
-        database::connection::{OWN_LIMIT, Target, classify},
+        database::connection::{OWN_LIMIT, Target},
     },
 };
 
@@ -47,7 +47,6 @@ async fn used(target: &Target) -> Result<String, Failure> {
              FROM pg_catalog.pg_stat_database",
             &[],
         )
-        .await
-        .map_err(|e| classify(&e))?;
+        .await?;
     Ok(row.get(0))
 }

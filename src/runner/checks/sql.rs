@@ -50,13 +50,13 @@ impl SqlQuerySource {
             "BEGIN READ ONLY; SET LOCAL statement_timeout = {}; SET LOCAL lock_timeout = 1000",
             limit.as_millis()
         );
-        client.batch_execute(&begin).await.map_err(|e| classify(&e))?;
+        client.batch_execute(&begin).await?;
         let mut first = None;
         let mut rows = 0;
         {
             // Row by row: the whole result of a query that forgot its WHERE would not fit into the pod.
-            let mut messages = pin!(client.simple_query_raw(&check.query).await.map_err(|e| classify(&e))?);
-            while let Some(message) = messages.try_next().await.map_err(|e| classify(&e))? {
+            let mut messages = pin!(client.simple_query_raw(&check.query).await?);
+            while let Some(message) = messages.try_next().await? {
                 let SimpleQueryMessage::Row(row) = message else { continue };
                 if rows == 0 {
                     first = row.try_get(0).ok().flatten().map(str::to_owned);
@@ -70,7 +70,7 @@ impl SqlQuerySource {
         if rows > PASSED_BY {
             self.0.give_up().await;
         } else {
-            client.batch_execute("ROLLBACK").await.map_err(|e| classify(&e))?;
+            client.batch_execute("ROLLBACK").await?;
         }
         Ok(first)
     }

@@ -10,11 +10,7 @@ use super::{
 };
 use crate::{
     api::{Balances, Reason, StatementsCheck},
-    runner::{
-        Failure,
-        clients::http_probe::TIMEOUT,
-        database::{connection::classify, control::ident},
-    },
+    runner::{Failure, clients::http_probe::TIMEOUT, database::control::ident},
 };
 
 /// What the server counted of one statement of one role since its own last reset.
@@ -91,8 +87,7 @@ pub(in crate::runner) async fn ready(client: &Client) -> Result<Option<String>, 
              WHERE e.extname = 'pg_stat_statements'",
             &[],
         )
-        .await
-        .map_err(|e| classify(&e))?;
+        .await?;
     let Some(row) = row.filter(|row| row.get(3)) else { return Ok(None) };
     if !row.get::<_, bool>(1) {
         let role: &str = row.get(2);
@@ -123,7 +118,7 @@ async fn totals_of(client: &Client, schema: &str, containing: &str) -> Result<To
            AND s.queryid IS NOT NULL AND strpos(s.query, $1) > 0 GROUP BY 1, 2",
         ident(schema)
     );
-    let rows = client.query(&query, &[&containing]).await.map_err(|e| classify(&e))?;
+    let rows = client.query(&query, &[&containing]).await?;
     let counted = |row: &tokio_postgres::Row| Counted { calls: row.get(2), milliseconds: row.get(3) };
     Ok(rows.iter().map(|row| ((row.get(0), row.get(1)), counted(row))).collect())
 }

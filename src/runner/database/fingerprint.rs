@@ -14,10 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tokio_postgres::Client;
 
-use super::{
-    connection::classify,
-    snapshot::{Access, snapshot},
-};
+use super::snapshot::{Access, snapshot};
 use crate::runner::Failure;
 
 /// A database at one moment.
@@ -129,7 +126,7 @@ impl Fingerprint {
     /// Takes the fingerprint of the database that `client` is connected to, in one snapshot.
     ///
     /// # Errors
-    /// As `classify`: mostly `ConnectionLost`, or `SqlFailed` for a table that cannot be read.
+    /// Those of a database error: mostly `ConnectionLost`, or `SqlFailed` for a table that cannot be read.
     pub async fn take(client: &mut Client) -> Result<Self, Failure> {
         let transaction = snapshot(client, Access::Read).await?;
         // Texts of dates, floats and names depend on these; both fingerprints must be made alike.
@@ -137,25 +134,25 @@ impl Fingerprint {
             "SET LOCAL search_path = pg_catalog; SET LOCAL timezone = 'UTC'; SET LOCAL datestyle = 'ISO, YMD';
             SET LOCAL intervalstyle = 'iso_8601'; SET LOCAL extra_float_digits = 1; SET LOCAL bytea_output = 'hex';
             SET LOCAL row_security = off; SET LOCAL statement_timeout = 0; SET LOCAL quote_all_identifiers = off";
-        transaction.batch_execute(settings).await.map_err(|e| classify(&e))?;
+        transaction.batch_execute(settings).await?;
         let mut print = Self::default();
-        for row in transaction.query(DESCRIBE, &[]).await.map_err(|e| classify(&e))? {
+        for row in transaction.query(DESCRIBE, &[]).await? {
             print.objects.entry(row.get(0)).or_default().insert(row.get(1));
         }
-        for row in transaction.query(SEQUENCES, &[]).await.map_err(|e| classify(&e))? {
+        for row in transaction.query(SEQUENCES, &[]).await? {
             print.sequences.insert(row.get(0), row.get(1));
         }
-        let tables = transaction.query(TABLES, &[]).await.map_err(|e| classify(&e))?;
+        let tables = transaction.query(TABLES, &[]).await?;
         for table in tables.iter().map(|row| row.get::<_, String>(0)) {
             // The name is quoted by the server. Two seeds: 128 bits, so that two differences do not cancel by chance.
             let query = format!(
                 "SELECT count(*), coalesce(sum(hashtextextended(j, 0)::numeric), 0) || ' ' || coalesce(sum(hashtextextended(j, 1)::numeric), 0)
                  FROM (SELECT to_jsonb(t)::text COLLATE \"C\" AS j FROM ONLY {table} AS t) AS rows"
             );
-            let row = transaction.query_one(&query, &[]).await.map_err(|e| classify(&e))?;
+            let row = transaction.query_one(&query, &[]).await?;
             print.tables.insert(table, (row.get(0), row.get(1)));
         }
-        transaction.commit().await.map_err(|e| classify(&e))?;
+        transaction.commit().await?;
         Ok(print)
     }
 

@@ -9,7 +9,7 @@
 use tokio_postgres::Client;
 
 use super::{
-    connection::{Target, classify},
+    connection::Target,
     control::{ident, literal},
 };
 use crate::{api::Reason, runner::Failure};
@@ -41,9 +41,9 @@ const LEFTOVERS: &str = "SELECT datname::text FROM pg_database
 /// Drops all that rehearsals of this migration have left. Returns how many databases.
 ///
 /// # Errors
-/// Those of [`classify`].
+/// Those of a database error.
 pub async fn sweep(client: &Client, uid: &str) -> Result<usize, Failure> {
-    let left = client.query(LEFTOVERS, &[&mark(uid), &unmarked(uid)]).await.map_err(|e| classify(&e))?;
+    let left = client.query(LEFTOVERS, &[&mark(uid), &unmarked(uid)]).await?;
     for row in &left {
         remove(client, row.get(0)).await?;
     }
@@ -57,8 +57,7 @@ pub async fn sweep(client: &Client, uid: &str) -> Result<usize, Failure> {
 pub async fn leftover(client: &Client, name: &str, uid: &str) -> Result<bool, Failure> {
     let row = client
         .query_opt("SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname::text = $1", &[&name])
-        .await
-        .map_err(|e| classify(&e))?;
+        .await?;
     match row.map(|row| row.get::<_, Option<String>>(0)) {
         None => Ok(false),
         Some(Some(comment)) if comment == mark(uid) => Ok(true),
@@ -76,7 +75,7 @@ pub async fn leftover(client: &Client, name: &str, uid: &str) -> Result<bool, Fa
 /// may connect: it will hold personal data.
 ///
 /// # Errors
-/// `ScratchDatabaseExists`; `PrivilegeMissing` without `CREATEDB`; those of [`classify`].
+/// `ScratchDatabaseExists`; `PrivilegeMissing` without `CREATEDB`; those of a database error.
 pub async fn create(client: &Client, target: &Target, name: &str, uid: &str) -> Result<(), Failure> {
     sweep(client, uid).await?;
     let made = unmarked(uid);
@@ -94,7 +93,7 @@ pub async fn create(client: &Client, target: &Target, name: &str, uid: &str) -> 
     let query = format!(
         "SELECT pg_encoding_to_char(encoding)::text, datcollate::text, datctype::text, {icu} FROM pg_database WHERE datname = current_database()"
     );
-    let row = client.query_one(&query, &[]).await.map_err(|e| classify(&e))?;
+    let row = client.query_one(&query, &[]).await?;
     let text = |index: usize| literal(row.get::<_, &str>(index));
     let mut statement = format!(
         "CREATE DATABASE {} TEMPLATE template0 ALLOW_CONNECTIONS false ENCODING {} LC_COLLATE {} LC_CTYPE {}",
@@ -118,10 +117,10 @@ pub async fn create(client: &Client, target: &Target, name: &str, uid: &str) -> 
                 user = target.user()
             ),
         ),
-        _ => classify(&e),
+        _ => e.into(),
     };
     client.batch_execute(&statement).await.map_err(denied)?;
-    let execute = async |sql: String| client.batch_execute(&sql).await.map_err(|e| classify(&e));
+    let execute = async |sql: String| client.batch_execute(&sql).await.map_err(Failure::from);
     execute(format!("COMMENT ON DATABASE {} IS {}", ident(&made), literal(&mark(uid)))).await?;
     execute(format!("REVOKE ALL ON DATABASE {} FROM PUBLIC", ident(&made))).await?;
     copy_settings(client, &made).await?;
@@ -137,8 +136,7 @@ async fn copy_settings(client: &Client, name: &str) -> Result<(), Failure> {
              WHERE d.datname = current_database() AND s.setrole = 0",
             &[],
         )
-        .await
-        .map_err(|e| classify(&e))?;
+        .await?;
     for row in rows {
         let Some((setting, value)) = row.get::<_, &str>(0).split_once('=') else { continue };
         // A window that is open, or was left so, must not make the copy read-only.
@@ -149,7 +147,7 @@ async fn copy_settings(client: &Client, name: &str) -> Result<(), Failure> {
         let statement = format!("ALTER DATABASE {} SET {} TO {value}", ident(name), quoted_setting(setting));
         if let Err(error) = client.batch_execute(&statement).await {
             // Some need a superuser; the SQL shows whether they matter.
-            tracing::warn!(setting, cause = %classify(&error), "a database setting is not copied for the rehearsal");
+            tracing::warn!(setting, cause = %Failure::from(error), "a database setting is not copied for the rehearsal");
         }
     }
     Ok(())
@@ -163,18 +161,17 @@ fn quoted_setting(setting: &str) -> String {
 /// Drops the database and whoever is connected to it.
 ///
 /// # Errors
-/// Those of [`classify`].
+/// Those of a database error.
 pub async fn remove(client: &Client, name: &str) -> Result<(), Failure> {
     let statement = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", ident(name));
-    client.batch_execute(&statement).await.map_err(|e| classify(&e))
+    client.batch_execute(&statement).await.map_err(Failure::from)
 }
 
 /// `server_version_num`: 150014 for 15.14.
 ///
 /// # Errors
-/// Those of [`classify`].
+/// Those of a database error.
 pub async fn server_version(client: &Client) -> Result<u32, Failure> {
-    let row =
-        client.query_one("SELECT current_setting('server_version_num')::int", &[]).await.map_err(|e| classify(&e))?;
+    let row = client.query_one("SELECT current_setting('server_version_num')::int", &[]).await?;
     Ok(u32::try_from(row.get::<_, i32>(0)).unwrap_or_default())
 }

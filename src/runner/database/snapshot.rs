@@ -2,7 +2,6 @@
 
 use tokio_postgres::{Client, IsolationLevel, Transaction};
 
-use super::connection::classify;
 use crate::runner::Failure;
 
 /// Whether a transaction may write, whatever the database's default says.
@@ -17,8 +16,8 @@ pub enum Access {
 /// A REPEATABLE READ transaction: all that it reads is of one moment.
 ///
 /// # Errors
-/// Those of [`classify`].
+/// Those of a database error.
 pub async fn snapshot(client: &mut Client, access: Access) -> Result<Transaction<'_>, Failure> {
     let transaction = client.build_transaction().isolation_level(IsolationLevel::RepeatableRead);
-    transaction.read_only(access == Access::Read).start().await.map_err(|e| classify(&e))
+    transaction.read_only(access == Access::Read).start().await.map_err(Failure::from)
 }

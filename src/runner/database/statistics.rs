@@ -3,10 +3,7 @@
 use serde::Serialize;
 use tokio_postgres::GenericClient;
 
-use super::{
-    connection::classify,
-    control::{self, Cutover, ident, quoted},
-};
+use super::control::{self, Cutover, ident, quoted};
 use crate::{
     api::{Credits, Time, TransactionStatistics},
     runner::Failure,
@@ -50,7 +47,7 @@ impl Present {
     /// What is there now.
     ///
     /// # Errors
-    /// Those of [`classify`].
+    /// Those of a database error.
     pub async fn now(client: &impl GenericClient, credits: &Credits) -> Result<Self, Failure> {
         let has = |found: &Option<(_, Vec<(String, String)>)>, names: &[&String]| {
             let columns = found.as_ref().map(|(_, columns)| columns.as_slice()).unwrap_or_default();
@@ -69,7 +66,7 @@ impl Present {
 /// Reads the statistics as the caller's snapshot shows them.
 ///
 /// # Errors
-/// Those of [`classify`].
+/// Those of a database error.
 pub async fn statistics(
     client: &impl GenericClient,
     credits: &Credits,
@@ -87,7 +84,7 @@ pub async fn statistics(
          FROM {}",
         quoted(&balances.table)
     );
-    let row = client.query_one(&query, &[]).await.map_err(|e| classify(&e))?;
+    let row = client.query_one(&query, &[]).await?;
     let transactions = match present.transactions {
         false => None,
         true => {
@@ -96,7 +93,7 @@ pub async fn statistics(
             let from = quoted(&transactions.table);
             let query =
                 format!("SELECT coalesce({kind}::text, 'NULL'), {} FROM {from} GROUP BY 1 ORDER BY 1", sums(&amount));
-            let kinds = client.query(&query, &[]).await.map_err(|e| classify(&e))?;
+            let kinds = client.query(&query, &[]).await?;
             Some(kinds.iter().map(kind_of).collect())
         }
     };
@@ -148,7 +145,7 @@ impl Usage {
 /// Usage since the cut-over; `None` if no table tells it any more.
 ///
 /// # Errors
-/// Those of [`classify`].
+/// Those of a database error.
 pub async fn usage(
     client: &impl GenericClient,
     credits: &Credits,
@@ -162,7 +159,7 @@ pub async fn usage(
     let from = format!("FROM {table} x WHERE {later} AND x.xmin::text <> $2 GROUP BY 1 ORDER BY 1");
     let rows = async |first: &str| {
         let query = format!("SELECT {first}, {sums} {from}");
-        client.query(&query, &[&cutover.since, &cutover.xmin]).await.map_err(|e| classify(&e))
+        client.query(&query, &[&cutover.since, &cutover.xmin]).await.map_err(Failure::from)
     };
     let transactions = rows(&kind).await?.iter().map(kind_of).collect();
     let days = rows(&found.day("x")).await?;

@@ -25,7 +25,7 @@ use crate::{
         clients::object_store::{PATIENCE, Store, Upload},
         context::TaskContext,
         database::{
-            connection::{Target, classify},
+            connection::Target,
             control,
             snapshot::{Access, snapshot},
             statistics::{Present, Statistics, statistics},
@@ -70,11 +70,8 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
     let transaction = snapshot(&mut client, Access::Write).await?;
     // The snapshot must live as long as the dump takes, whatever the role's or database's defaults say.
     let limits = "SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0";
-    transaction.batch_execute(limits).await.map_err(|e| classify(&e))?;
-    let row = transaction
-        .query_one("SELECT pg_export_snapshot(), pg_database_size(current_database())", &[])
-        .await
-        .map_err(|e| classify(&e))?;
+    transaction.batch_execute(limits).await?;
+    let row = transaction.query_one("SELECT pg_export_snapshot(), pg_database_size(current_database())", &[]).await?;
     let (snapshot, size): (String, i64) = (row.get(0), row.get(1));
     let mut baseline = evidence(statistics(&transaction, &context.spec.plan.credits, Present::ALL).await?);
     let complete = baseline.clone();
@@ -106,7 +103,7 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
     };
     // Not to be broken off: a baseline must not be committed without its dump.
     let finished = match finished {
-        Ok(()) => transaction.commit().await.map_err(|e| classify(&e)),
+        Ok(()) => transaction.commit().await.map_err(Failure::from),
         Err(failure) => Err(failure),
     };
     if let Err(failure) = finished {

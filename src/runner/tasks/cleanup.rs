@@ -18,7 +18,6 @@ use crate::{
         Failure,
         context::TaskContext,
         database::{
-            connection::classify,
             control::{
                 ControlSpec, LOCK_CHANGE, LOCK_CLASS, Table, exists, ident, jitter, millis, trigger_lock_timeout,
             },
@@ -41,7 +40,7 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
         millis(control_spec.trigger_timeout)
     );
     client.batch_execute(&lock).await.map_err(|e| {
-        let Failure { reason, message } = classify(&e);
+        let Failure { reason, message } = e.into();
         let next = "end the sessions named credit-migration/rehearsal";
         Failure::new(reason, format!("a rehearsal of this database is under way: {message}; next: {next}"))
     })?;
@@ -68,30 +67,27 @@ pub async fn cleanup(client: &mut Client, control_spec: &ControlSpec) -> Result<
              WHERE f.nspname = 'credit_migration' AND NOT t.tgisinternal AND t.tgparentid = 0 ORDER BY 1, 2, 3",
             &[],
         )
-        .await
-        .map_err(|e| classify(&e))?;
+        .await?;
     for row in &triggers {
         let table = Table { schema: row.get(0), name: row.get(1) };
         drop_trigger(client, control_spec, &table, row.get(2)).await?;
     }
-    let tx = client.transaction().await.map_err(|e| classify(&e))?;
+    let tx = client.transaction().await?;
     tx.batch_execute(&format!(
         "SET LOCAL client_min_messages = warning; SET LOCAL lock_timeout = {};
          SELECT pg_catalog.pg_advisory_xact_lock({LOCK_CLASS}, {LOCK_CHANGE})",
         millis(trigger_lock_timeout(control_spec))
     ))
-    .await
-    .map_err(|e| classify(&e))?;
+    .await?;
     // Asked again under the lock: another migration may have claimed the database meanwhile.
     if ours(&tx, control_spec).await? {
         tx.batch_execute(
             "DROP FUNCTION IF EXISTS credit_migration.block_writes(); DROP FUNCTION IF EXISTS credit_migration.track_changes();
              DROP TABLE IF EXISTS credit_migration.write_block, credit_migration.changed_users, credit_migration.baseline, credit_migration.claim",
         )
-        .await
-        .map_err(|e| classify(&e))?;
+        .await?;
     }
-    tx.commit().await.map_err(|e| classify(&e))
+    tx.commit().await.map_err(Failure::from)
 }
 
 /// Whether there is something to clean up that is this migration's. The gate must be open.
@@ -99,17 +95,12 @@ async fn ours(client: &impl GenericClient, control_spec: &ControlSpec) -> Result
     if !exists(client, "claim").await? || !exists(client, "write_block").await? {
         return Ok(false);
     }
-    let claim = client
-        .query_opt("SELECT FROM credit_migration.claim WHERE migration_uid = $1", &[&control_spec.uid])
-        .await
-        .map_err(|e| classify(&e))?;
+    let claim =
+        client.query_opt("SELECT FROM credit_migration.claim WHERE migration_uid = $1", &[&control_spec.uid]).await?;
     if claim.is_none() {
         return Ok(false);
     }
-    let closed = client
-        .query_opt("SELECT migration_uid FROM credit_migration.write_block WHERE blocked", &[])
-        .await
-        .map_err(|e| classify(&e))?;
+    let closed = client.query_opt("SELECT migration_uid FROM credit_migration.write_block WHERE blocked", &[]).await?;
     match closed {
         None => Ok(true),
         Some(row) => {
@@ -140,8 +131,8 @@ async fn drop_trigger(
             ))
             .await;
         let Err(error) = result else { return Ok(()) };
-        client.batch_execute("ROLLBACK").await.map_err(|e| classify(&e))?;
-        let Failure { reason, message } = classify(&error);
+        client.batch_execute("ROLLBACK").await?;
+        let Failure { reason, message } = error.into();
         if reason != Reason::LockTimeout {
             return Err(Failure::new(reason, message));
         }

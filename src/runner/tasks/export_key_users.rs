@@ -23,7 +23,6 @@ use crate::{
         clients::object_store::{PATIENCE, Store, Upload},
         context::TaskContext,
         database::{
-            connection::classify,
             control::{ident, literal, quoted},
             snapshot::{Access, snapshot},
         },
@@ -48,9 +47,9 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
     // The export takes as long as it takes; a policy of row security must be an error and not a shorter list.
     let settings = "SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0;
                     SET LOCAL lock_timeout = '60s'; SET LOCAL row_security = off";
-    transaction.batch_execute(settings).await.map_err(|e| classify(&e))?;
+    transaction.batch_execute(settings).await?;
     let count = format!("SELECT count(*), now() FROM {table} WHERE {condition}");
-    let row = transaction.query_one(&count, &[]).await.map_err(|e| classify(&e))?;
+    let row = transaction.query_one(&count, &[]).await?;
     let (users, taken_at): (i64, Time) = (row.get(0), row.get(1));
     let users = u64::try_from(users).unwrap_or(0);
 
@@ -84,16 +83,16 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
 /// Streams the copy into the upload and ends the transaction. Bytes and their digest.
 async fn export(transaction: Transaction<'_>, copy: &str, upload: &mut Upload) -> Result<(u64, String), Failure> {
     let (mut hash, mut bytes) = (Sha256::new(), 0_u64);
-    let mut rows = Box::pin(transaction.copy_out(copy).await.map_err(|e| classify(&e))?);
+    let mut rows = Box::pin(transaction.copy_out(copy).await?);
     while let Some(data) = rows.next().await {
-        let data = data.map_err(|e| classify(&e))?;
+        let data = data?;
         hash.update(&data);
         bytes += u64::try_from(data.len()).unwrap_or(0);
         upload.write(&data).await?;
     }
     drop(rows);
     // Answered only by a server that is still there: one more proof that the stream's end was the copy's.
-    transaction.commit().await.map_err(|e| classify(&e))?;
+    transaction.commit().await?;
     Ok((bytes, digest_text(hash)))
 }
 

@@ -17,7 +17,6 @@ use crate::{
         clients::object_store::{PATIENCE, Store},
         context::TaskContext,
         database::{
-            connection::classify,
             control::{self, Cutover},
             snapshot::{Access, snapshot},
             statistics::{Present, Statistics, Usage, statistics, usage},
@@ -128,7 +127,7 @@ async fn figures(context: &TaskContext<'_>) -> Result<(Statistics, Option<Usage>
     let tx = snapshot(&mut client, Access::Read).await?;
     let (credits, control_spec) = (&context.spec.plan.credits, context.control_spec());
     let limit = format!("SET LOCAL statement_timeout = {}", control::millis(control_spec.statement_timeout));
-    tx.batch_execute(&limit).await.map_err(|e| classify(&e))?;
+    tx.batch_execute(&limit).await?;
     let statistics = statistics(&tx, credits, Present::now(&tx, credits).await?).await?;
     let mut usage = match cutover(context, &tx).await? {
         Some(cutover) => usage(&tx, credits, &cutover).await?,

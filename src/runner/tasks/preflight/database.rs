@@ -10,7 +10,7 @@ use crate::{
         clients::pg_tools::Version,
         context::TaskContext,
         database::{
-            connection::{Target, classify},
+            connection::Target,
             control::{exists, ident, literal, quoted},
             scratch,
         },
@@ -90,7 +90,7 @@ pub async fn parse(client: &Client, name: &str, sql: &str) -> Result<bool, Failu
 }
 
 async fn one(client: &Client, query: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Row, Failure> {
-    client.query_one(query, parameters).await.map_err(|e| classify(&e))
+    client.query_one(query, parameters).await.map_err(Failure::from)
 }
 
 async fn version(context: &TaskContext<'_>, client: &Client) -> Result<String, Failure> {
@@ -175,7 +175,7 @@ async fn application_role(target: &Target, client: &Client, application: &str) -
     let query =
         "SELECT pg_has_role(oid, $2), rolsuper, pg_has_role(oid, 'USAGE') OR pg_has_role('pg_read_all_stats', 'USAGE')
                  FROM pg_roles WHERE rolname::text = $1";
-    let found = client.query_opt(query, &[&application, &right]).await.map_err(|e| classify(&e))?;
+    let found = client.query_opt(query, &[&application, &right]).await?;
     let (me, them) = (ident(target.user()), ident(application));
     let Some(found) = found else {
         return Err(Failure::new(
@@ -225,7 +225,7 @@ async fn subscriptions(client: &Client, tables: &[String]) -> Result<String, Fai
                       AND s.subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())
                  WHERE s.subenabled ORDER BY 1, 2";
     let names: Vec<String> = tables.iter().map(|name| quoted(name)).collect();
-    let rows = client.query(query, &[&names]).await.map_err(|e| classify(&e))?;
+    let rows = client.query(query, &[&names]).await?;
     let Some(first) = rows.first() else { return Ok("none writes to a protected table".to_owned()) };
     let (name, table): (&str, &str) = (first.get(0), first.get(1));
     let more = if rows.len() > 1 { format!(" and {} more", rows.len() - 1) } else { String::new() };
@@ -243,7 +243,7 @@ async fn owned_table(target: &Target, client: &Client, name: &str) -> Result<Str
     let query = "SELECT c.relkind IN ('r', 'p'), pg_has_role(c.relowner, 'USAGE'), pg_get_userbyid(c.relowner)::text,
                         (SELECT rolsuper FROM pg_roles AS o WHERE o.oid = c.relowner)
                  FROM pg_class AS c WHERE c.oid = to_regclass($1)";
-    let found = client.query_opt(query, &[&quoted(name)]).await.map_err(|e| classify(&e))?;
+    let found = client.query_opt(query, &[&quoted(name)]).await?;
     let missing = |what: &str| {
         Failure::new(Reason::TableMissing, format!("table {name} {what}; next: correct spec.credits or spec.migration"))
     };
@@ -271,7 +271,7 @@ async fn dumpable(target: &Target, client: &Client) -> Result<String, Failure> {
                    AND NOT EXISTS (SELECT FROM pg_depend AS d
                                    WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
                  ORDER BY 1, 2";
-    let rows = client.query(query, &[]).await.map_err(|e| classify(&e))?;
+    let rows = client.query(query, &[]).await?;
     let mut missing = Vec::new();
     for row in &rows {
         let (schema, name): (&str, &str) = (row.get(0), row.get(1));
@@ -331,7 +331,7 @@ async fn time_zone(client: &Client, table: &str, column: &str, zone: &str) -> Re
                         EXISTS (SELECT FROM pg_timezone_names WHERE lower(name) = lower($3))
                  FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid
                  WHERE a.attrelid = to_regclass($1) AND a.attname::text = $2";
-    let row = client.query_one(query, &[&quoted(table), &column, &zone]).await.map_err(|e| classify(&e))?;
+    let row = client.query_one(query, &[&quoted(table), &column, &zone]).await?;
     match (row.get(0), row.get(1)) {
         (true, _) => Ok("timestamp with time zone".to_owned()),
         (false, true) => Ok(format!("timestamp without time zone, read as {zone}")),
@@ -362,7 +362,7 @@ async fn check_column(client: &Client, table: &str, column: &str, kind: Kind) ->
                         coalesce(nullif(t.typbasetype, 0), t.oid) IN ('timestamptz'::regtype, 'timestamp'::regtype)
                  FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid
                  WHERE a.attrelid = to_regclass($1) AND a.attname::text = $2 AND a.attnum > 0 AND NOT a.attisdropped";
-    let found = client.query_opt(query, &[&quoted(table), &column]).await.map_err(|e| classify(&e))?;
+    let found = client.query_opt(query, &[&quoted(table), &column]).await?;
     let wrong = |what: String| Failure::new(Reason::ColumnMissing, format!("column {column} of {table} {what}"));
     let Some(found) = found else {
         return Err(wrong("does not exist; next: correct the column's name in spec.credits".to_owned()));
@@ -395,7 +395,7 @@ async fn claim(context: &TaskContext<'_>, client: &Client) -> Result<String, Fai
         return Ok("none".to_owned());
     }
     let query = "SELECT migration_name, migration_uid FROM credit_migration.claim WHERE migration_uid <> $1";
-    let found = client.query_opt(query, &[&context.spec.migration_uid]).await.map_err(|e| classify(&e))?;
+    let found = client.query_opt(query, &[&context.spec.migration_uid]).await?;
     match found {
         None => Ok("none".to_owned()),
         Some(row) => {

@@ -5,22 +5,19 @@
 
 use tokio_postgres::{Client, error::SqlState};
 
-use crate::runner::{
-    Failure,
-    database::{connection::classify, control::ident},
-};
+use crate::runner::{Failure, database::control::ident};
 
 /// Those of the table of contents that the role may not create in the database of `client`. Whether it may, only trying
 /// tells: managed PostgreSQL allows more than the catalog says.
 ///
 /// # Errors
-/// Those of [`classify`].
+/// Those of a database error.
 pub(super) async fn refused(client: &Client, list: &str) -> Result<Vec<String>, Failure> {
     let mut refused = Vec::new();
     for name in named(list) {
         let create = format!("BEGIN; CREATE EXTENSION IF NOT EXISTS {} CASCADE", ident(name));
         let created = client.batch_execute(&create).await;
-        client.batch_execute("ROLLBACK").await.map_err(|e| classify(&e))?;
+        client.batch_execute("ROLLBACK").await?;
         match created {
             Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => refused.push(name.to_owned()),
             // Whatever else is wrong pg_restore will say.

@@ -28,7 +28,7 @@ use crate::{
         },
         context::TaskContext,
         database::{
-            connection::{Target, classify},
+            connection::Target,
             control::{self, Applied, ControlSpec, LOCK_CLASS, Sql, StopSignal, quoted},
             fingerprint::Fingerprint,
             scratch,
@@ -66,7 +66,7 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
         "SET lock_timeout = 0; SET statement_timeout = 0; SELECT pg_advisory_lock({LOCK_CLASS}, {LOCK_REHEARSAL})"
     );
     tokio::select! {
-        locked = admin.batch_execute(&lock) => locked.map_err(|e| classify(&e))?,
+        locked = admin.batch_execute(&lock) => locked?,
         () = context.stop.cancelled() => return Err(Failure::terminated()),
     }
     scratch::create(&admin, &target, name, &context.spec.migration_uid).await?;
@@ -137,10 +137,7 @@ async fn rehearse(
     let mut client = copy.connect("rehearsal-copy").await?;
     let users = same_as_baseline(admin, &client, &control_spec).await?;
     // A restored copy has no statistics; without them its times would say nothing about the real ones.
-    client
-        .batch_execute("SET statement_timeout = 0; ANALYZE; RESET statement_timeout")
-        .await
-        .map_err(|e| classify(&e))?;
+    client.batch_execute("SET statement_timeout = 0; ANALYZE; RESET statement_timeout").await?;
     control::install(&mut client, &control_spec).await?;
     baseline(&mut client, &control_spec).await?;
     let before = Fingerprint::take(&mut client).await?;
@@ -194,7 +191,7 @@ async fn rehearse(
 /// `verifyDown` can fail: a query without a boolean passes whatever it finds. Asked after the way back, which may make what the query calls.
 async fn check_verify_down(client: &Client, control_spec: &ControlSpec) -> Result<(), Failure> {
     let Some(query) = &control_spec.verify_down else { return Ok(()) };
-    let statement = client.prepare(query).await.map_err(|e| classify(&e))?;
+    let statement = client.prepare(query).await?;
     if statement.columns().iter().any(|column| *column.type_() == Type::BOOL) {
         return Ok(());
     }
@@ -262,13 +259,13 @@ async fn restore(context: &TaskContext<'_>, store: &Store, copy: &Target) -> Res
 async fn same_as_baseline(admin: &Client, copy: &Client, control_spec: &ControlSpec) -> Result<u64, Failure> {
     let query =
         "SELECT count(*), coalesce(sum(balance), 0)::text FROM credit_migration.baseline WHERE migration_uid = $1";
-    let recorded = admin.query_one(query, &[&control_spec.uid]).await.map_err(|e| classify(&e))?;
+    let recorded = admin.query_one(query, &[&control_spec.uid]).await?;
     let query = format!(
         "SELECT count(*), coalesce(sum({}), 0)::numeric::text FROM {}",
         control::ident(&control_spec.balances.balance_column),
         quoted(&control_spec.balances.table)
     );
-    let restored = copy.query_one(&query, &[]).await.map_err(|e| classify(&e))?;
+    let restored = copy.query_one(&query, &[]).await?;
     let of = |row: &tokio_postgres::Row| (row.get::<_, i64>(0), row.get::<_, String>(1));
     let (recorded, restored) = (of(&recorded), of(&restored));
     if recorded != restored {
@@ -286,7 +283,7 @@ async fn same_as_baseline(admin: &Client, copy: &Client, control_spec: &ControlS
 async fn baseline(client: &mut Client, control_spec: &ControlSpec) -> Result<(), Failure> {
     let transaction = snapshot(client, Access::Write).await?;
     control::take_baseline(&transaction, control_spec).await?;
-    transaction.commit().await.map_err(|e| classify(&e))
+    transaction.commit().await.map_err(Failure::from)
 }
 
 /// Seconds of SQL that must have run now: the copy is new.
