@@ -40,7 +40,7 @@ use self::{
         preflight, rehearse, verify_backup,
         window::{
             self, WindowPlan,
-            api_channel::{ApiChannel, order_of, whole},
+            api_channel::{ApiChannel, order_of},
         },
     },
 };
@@ -245,7 +245,7 @@ async fn window(
             channel.into_alarm().settle(notify::TIMEOUT).await;
         }
     }
-    context.progress.note("window", &whole(&outcome.progress));
+    context.progress.update(|status| status.window = Some(outcome.progress.clone()));
     match outcome.failure {
         None => Ok(format!("window ended: {:?}", outcome.progress.state)),
         Some(failure) => Err(failure),

@@ -231,7 +231,7 @@ impl World {
             stop: self.stop.clone(),
         };
         let result = task(&context).await;
-        let noted = progress.so_far();
+        let noted = progress.fields();
         for text in [format!("{result:?}"), Value::from(noted.clone()).to_string()] {
             for secret in self.secrets() {
                 assert!(!text.contains(&secret), "{secret} in {text}");

@@ -252,7 +252,7 @@ impl World {
         let wanted = checks.iter().filter(|check| !check.by_controller()).count();
         let measured = async {
             loop {
-                let noted = progress.so_far().get("checks").cloned().unwrap_or_default();
+                let noted = progress.fields().get("checks").cloned().unwrap_or_default();
                 let results: Vec<CheckResult> = serde_json::from_value(noted).unwrap_or_default();
                 if results.len() == wanted && results.iter().all(|result| result.measured >= times) {
                     stop.cancel();
@@ -287,12 +287,12 @@ impl World {
             }
             other => panic!("{other:?}"),
         };
-        for text in [format!("{result:?}"), Value::from(progress.so_far()).to_string()] {
+        for text in [format!("{result:?}"), Value::from(progress.fields()).to_string()] {
             for secret in ["migrator-secret", "key-secret", "root-secret", "@example.com", "token 1"] {
                 assert!(!text.contains(secret), "{secret} in {text}");
             }
         }
-        Outcome { result, noted: progress.so_far() }
+        Outcome { result, noted: progress.fields() }
     }
 
     /// Takes a backup and hands it on as the controller does.

@@ -191,7 +191,7 @@ impl Desk {
     async fn run(&self) -> (Result<String, Failure>, Vec<String>) {
         let progress = Progress::default();
         let result = notify::run(&self.context(&progress)).await;
-        clean(&format!("{result:?} {:?}", progress.so_far()));
+        clean(&format!("{result:?} {:?}", progress.fields()));
         (result, deliveries(&progress))
     }
 
@@ -213,7 +213,7 @@ fn clean(text: &str) {
 }
 
 fn deliveries(progress: &Progress) -> Vec<String> {
-    let Some(noted) = progress.so_far().get("deliveries").cloned() else { return vec![] };
+    let Some(noted) = progress.fields().get("deliveries").cloned() else { return vec![] };
     let deliveries: Vec<Delivery> = serde_json::from_value(noted).unwrap();
     let words = |delivery: &Delivery| match delivery.state {
         DeliveryState::Delivered => format!("{}: Delivered", delivery.channel),
@@ -401,7 +401,7 @@ async fn what_fails_is_told_and_keeps_nothing_from_the_others() {
     assert!(early < Duration::from_secs(8), "the good ones waited for the others: {early:?}");
     assert!(took >= notify::TIMEOUT && took < notify::TIMEOUT + Duration::from_secs(5), "{took:?}");
     let failure = result.unwrap_err();
-    clean(&format!("{failure:?} {:?}", progress.so_far()));
+    clean(&format!("{failure:?} {:?}", progress.fields()));
     assert_eq!(failure.reason, Reason::NoticeUndelivered);
     assert!(failure.message.starts_with("19 of 22 channels did not take it: hang: no answer within 10 s; silent: "));
     assert_eq!(

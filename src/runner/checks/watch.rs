@@ -62,7 +62,7 @@ pub async fn watch(
                 latest.sort_by_key(|known| checks.iter().position(|check| check.name == known.name));
             }
         }
-        context.progress.note("checks", &latest);
+        context.progress.update(|status| status.checks.clone_from(&latest));
     }
 }
 
@@ -76,7 +76,7 @@ async fn tally(target_provider: TargetProvider, control_spec: ControlSpec, progr
         ticks.tick().await;
         let counted = async { control::users_written(&*session.client().await?, &control_spec).await };
         match counted.await {
-            Ok(users) => progress.note("usersWritten", &users),
+            Ok(users) => progress.update(|status| status.users_written = Some(users)),
             Err(failure) => {
                 session.lose();
                 tracing::warn!(reason = %failure.reason, "written users are not counted: {}", failure.message);

@@ -6,6 +6,7 @@ pub(in crate::runner) mod order_cache;
 mod progress;
 mod status;
 
+pub(in crate::runner) use self::progress::window_fields;
 pub use self::{
     progress::Progress,
     status::{Reporter, Unreported},

@@ -17,7 +17,7 @@ use kube::{
 };
 use serde_json::{Map, Value, json};
 
-use super::Progress;
+use super::{Progress, progress::fields_of};
 use crate::{
     api::{MigrationRun, RunPhase, Time},
     runner::{Failure, clients::kubernetes},
@@ -143,7 +143,7 @@ impl Reporter {
     /// # Errors
     /// [`Unreported`].
     pub async fn finished(&self, result: &Result<String, Failure>, progress: &Progress) -> Result<(), Unreported> {
-        let mut fields = progress.so_far();
+        let mut fields = progress.fields();
         fields.extend(end_of(result, telemetry::now()));
         self.patch(&fields).await
     }
@@ -153,7 +153,7 @@ impl Reporter {
         let (reporter, mut noted) = (self.clone(), progress.subscribe());
         tokio::spawn(async move {
             while noted.changed().await.is_ok() {
-                let fields = noted.borrow_and_update().clone();
+                let fields = fields_of(&noted.borrow_and_update());
                 match reporter.patch_once(&fields).await {
                     Ok(()) => {}
                     Err(kube::Error::Api(status)) if status.code == 404 => return,

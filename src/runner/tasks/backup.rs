@@ -76,7 +76,7 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
     let mut baseline = evidence(statistics(&transaction, &context.spec.plan.credits, Present::ALL).await?);
     let complete = baseline.clone();
     baseline.transactions.truncate(MAX_KINDS);
-    context.progress.note("baseline", &baseline);
+    context.progress.update(|status| status.baseline = Some(baseline.clone()));
     control::take_baseline(&transaction, &control_spec).await?;
 
     let object = store.object(&format!("{}.dump", name(context, complete.taken_at)));
@@ -118,17 +118,15 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
         return Err(failure);
     }
     let message = format!("{object}, {} bytes, {} users", dump.bytes, baseline.users);
-    context.progress.note(
-        "backup",
-        &BackupEvidence {
-            object,
-            statistics_object,
-            bytes: dump.bytes,
-            sha256: dump.sha256,
-            pg_dump_version: version.text,
-            finished_at: telemetry::now(),
-        },
-    );
+    let evidence = BackupEvidence {
+        object,
+        statistics_object,
+        bytes: dump.bytes,
+        sha256: dump.sha256,
+        pg_dump_version: version.text,
+        finished_at: telemetry::now(),
+    };
+    context.progress.update(|status| status.backup = Some(evidence));
     Ok(message)
 }
 

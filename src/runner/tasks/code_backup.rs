@@ -85,7 +85,7 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
         branch: code.branch.clone(),
         verified_at: telemetry::now(),
     };
-    context.progress.note("codeBackup", &evidence);
+    context.progress.update(|status| status.code_backup = Some(evidence));
     let pushed = if missing.any() { "pushed" } else { "there already" };
     Ok(format!("tag {} and branch {} at {} {pushed}", code.tag, code.branch, code.commit))
 }

@@ -76,7 +76,8 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
         }
     };
     let message = format!("{object}, {bytes} bytes, {users} users");
-    context.progress.note("keyUsers", &KeyUsersEvidence { object, users, bytes, sha256, taken_at });
+    let evidence = KeyUsersEvidence { object, users, bytes, sha256, taken_at };
+    context.progress.update(|status| status.key_users = Some(evidence));
     Ok(message)
 }
 

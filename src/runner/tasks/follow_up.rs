@@ -90,7 +90,7 @@ pub async fn run(context: &TaskContext<'_>, before: &[CheckResult]) -> Result<St
         taken_at: statistics.taken_at,
     };
     store.put(&evidence.object, report).await?;
-    context.progress.note("report", &evidence);
+    context.progress.update(|status| status.report = Some(evidence.clone()));
     Ok(format!("{}; {}", evidence.summary, evidence.object))
 }
 

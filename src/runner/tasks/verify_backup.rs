@@ -49,7 +49,7 @@ async fn read(context: &TaskContext<'_>, store: &Store, object: &str, expected: 
     }
     let message = format!("{object}: {} bytes read to the end, {entries} entries, {}", streamed.bytes, streamed.sha256);
     let evidence = VerificationEvidence { bytes: streamed.bytes, sha256: streamed.sha256, entries };
-    context.progress.note("verification", &evidence);
+    context.progress.update(|status| status.verification = Some(evidence));
     Ok(message)
 }
 

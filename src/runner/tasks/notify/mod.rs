@@ -64,8 +64,10 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
     let Some(notice) = &context.spec.inputs.notice else {
         return Err(Failure::new(Reason::Internal, "the run has no notice to tell"));
     };
-    let deliveries =
-        send_all(&context.settings, context.spec, notice, |so_far| context.progress.note("deliveries", &so_far)).await;
+    let deliveries = send_all(&context.settings, context.spec, notice, |deliveries| {
+        context.progress.update(|status| status.deliveries = deliveries.to_vec());
+    })
+    .await;
     result(&deliveries, notice)
 }
 

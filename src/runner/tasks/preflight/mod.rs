@@ -95,7 +95,7 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
         findings.add(Finding::VERSION_PROBE, answer);
     }
     notify::check(context, &mut findings);
-    context.progress.note("findings", &findings.list());
+    context.progress.update(|status| status.findings = findings.list().to_vec());
     findings.result()
 }
 

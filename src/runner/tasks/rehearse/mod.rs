@@ -79,7 +79,7 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
     let evidence =
         rehearsed.map_err(|failure| Failure::new(failure.reason, format!("rehearsal: {}", failure.message)))?;
     let message = evidence.in_words();
-    context.progress.note("rehearsal", &evidence);
+    context.progress.update(|status| status.rehearsal = Some(evidence));
     Ok(message)
 }
 

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, json};
 
 use super::{Channel, ChannelError};
 use crate::{
@@ -13,7 +13,7 @@ use crate::{
     runner::{
         Failure,
         clients::http_probe::Prober,
-        report::{Reporter, order_cache::OrderCache},
+        report::{Reporter, order_cache::OrderCache, window_fields},
         tasks::notify::Alarm,
     },
     telemetry,
@@ -87,29 +87,6 @@ pub(in crate::runner) fn order_of(window: &Option<WindowOrder>) -> WindowOrder {
     window.clone().unwrap_or(WindowOrder { command: WindowCommand::Standby, deadline: None })
 }
 
-/// A window's progress with all of its fields, those that are absent as null: a merge patch leaves alone what it does not name, and
-/// a comparison of the way there would stand as evidence of the way back.
-pub(in crate::runner) fn whole(progress: &WindowProgress) -> Value {
-    const OPTIONAL: [&str; 9] = [
-        "blockedAt",
-        "proof",
-        "migrateSeconds",
-        "reconciledUsers",
-        "comparison",
-        "usersWrittenSince",
-        "observedVersion",
-        "observedAt",
-        "releasedAt",
-    ];
-    let mut all = json!(progress);
-    if let Some(fields) = all.as_object_mut() {
-        for field in OPTIONAL {
-            fields.entry(field).or_insert(Value::Null);
-        }
-    }
-    all
-}
-
 /// Runs one call with a time-out: a server that accepts and keeps silent must not hold the next order back.
 async fn within<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T, ChannelError> {
     match tokio::time::timeout(TIMEOUT, call).await {
@@ -150,7 +127,7 @@ impl Channel for ApiChannel {
         // Before the API server is told: it may hang.
         self.alarm.reported(progress, note);
         let mut fields = Map::new();
-        fields.insert("window".into(), whole(progress));
+        fields.insert("window".into(), window_fields(progress));
         fields.insert("reason".into(), json!(note.map(|failure| failure.reason)));
         fields.insert("message".into(), json!(note.map(|failure| &failure.message)));
         within(self.reporter.patch_once(&fields)).await
@@ -163,41 +140,5 @@ impl Channel for ApiChannel {
 
     fn now(&self) -> Time {
         telemetry::now()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::api::{Comparison, WindowState};
-
-    #[test]
-    fn what_is_absent_clears_what_was_reported_before() {
-        let now = Some(Time::UNIX_EPOCH);
-        // Without `..`: a new field has to be thought of here, and in `whole`.
-        let full = WindowProgress {
-            state: WindowState::Held,
-            blocked_at: now,
-            proof: Some("p".into()),
-            terminated_sessions: 1,
-            migrate_seconds: Some(1.0),
-            reconciled_users: Some(1),
-            comparison: Some(Comparison { users: 1, unexplained: 0, total_balance: "1".into() }),
-            users_written_since: Some(1),
-            switch_acknowledged: true,
-            observed_version: Some("v1".into()),
-            observed_at: now,
-            released_at: now,
-            deadline_passed: true,
-        };
-        let mut status = whole(&full);
-        // As the API server merges it.
-        for (field, value) in whole(&WindowProgress::default()).as_object().unwrap() {
-            match value {
-                Value::Null => status.as_object_mut().unwrap().remove(field),
-                value => status.as_object_mut().unwrap().insert(field.clone(), value.clone()),
-            };
-        }
-        assert_eq!(serde_json::from_value::<WindowProgress>(status).unwrap(), WindowProgress::default());
     }
 }
