@@ -1,6 +1,6 @@
-//! Tasks `Validate` and `Monitor`: measures a stage's checks until the process is told to end.
+//! Measures the checks of a stage, each at its interval, until it is told to stop.
 //!
-//! The controller decides when a stage is over and what a breach does; it measures `workload` and `job` checks itself.
+//! The controller measures `workload` and `job` checks itself.
 //! Results are noted whenever one changed; the reporter sends them at most once per second.
 
 use std::{sync::Arc, time::Duration};

@@ -4,10 +4,11 @@
 
 pub(in crate::runner) mod order_cache;
 mod progress;
+mod reporting;
 mod status;
 
-pub(in crate::runner) use self::progress::window_fields;
 pub use self::{
     progress::Progress,
     status::{Reporter, Unreported},
 };
+pub(in crate::runner) use self::{progress::window_fields, reporting::StatusReporting};

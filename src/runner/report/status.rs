@@ -17,7 +17,7 @@ use kube::{
 };
 use serde_json::{Map, Value, json};
 
-use super::{Progress, progress::fields_of};
+use super::Progress;
 use crate::{
     api::{MigrationRun, RunPhase, Time},
     runner::{Failure, clients::kubernetes},
@@ -133,7 +133,7 @@ impl Reporter {
     ///
     /// # Errors
     /// [`Unreported`].
-    pub async fn started(&self, at: Time) -> Result<(), Unreported> {
+    pub(super) async fn started(&self, at: Time) -> Result<(), Unreported> {
         self.patch(&object(json!({ "phase": RunPhase::Running, "startedAt": at, "reason": null, "message": null })))
             .await
     }
@@ -142,29 +142,14 @@ impl Reporter {
     ///
     /// # Errors
     /// [`Unreported`].
-    pub async fn finished(&self, result: &Result<String, Failure>, progress: &Progress) -> Result<(), Unreported> {
+    pub(super) async fn finished(
+        &self,
+        result: &Result<String, Failure>,
+        progress: &Progress,
+    ) -> Result<(), Unreported> {
         let mut fields = progress.fields();
         fields.extend(end_of(result, telemetry::now()));
         self.patch(&fields).await
-    }
-
-    /// Sends what is noted while the task is under way, at most once per second, in a task of its own.
-    pub fn follow(&self, progress: &Progress) -> tokio::task::JoinHandle<()> {
-        let (reporter, mut noted) = (self.clone(), progress.subscribe());
-        tokio::spawn(async move {
-            while noted.changed().await.is_ok() {
-                let fields = fields_of(&noted.borrow_and_update());
-                match reporter.patch_once(&fields).await {
-                    Ok(()) => {}
-                    Err(kube::Error::Api(status)) if status.code == 404 => return,
-                    Err(error) => {
-                        tracing::warn!(%error, "progress did not get through, trying again");
-                        noted.mark_changed();
-                    }
-                }
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
-        })
     }
 }
 

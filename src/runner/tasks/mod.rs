@@ -11,5 +11,6 @@ pub mod follow_up;
 pub mod notify;
 pub mod preflight;
 pub mod rehearse;
+pub mod validate;
 pub mod verify_backup;
 pub mod window;

@@ -7,14 +7,20 @@ use std::{
 
 use serde_json::{Map, json};
 
-use super::{Channel, ChannelError};
+use super::{Channel, ChannelError, WindowPlan};
 use crate::{
-    api::{MigrationRun, Time, VersionProbe, WindowCommand, WindowOrder, WindowProgress},
+    api::{
+        Direction, MigrationRun, Reason, Time, VersionProbe, WindowCommand, WindowOrder, WindowProgress, WindowState,
+    },
     runner::{
         Failure,
         clients::http_probe::Prober,
+        context::TaskContext,
         report::{Reporter, order_cache::OrderCache, window_fields},
-        tasks::notify::Alarm,
+        tasks::{
+            notify::{self, Alarm},
+            rehearse,
+        },
     },
     telemetry,
 };
@@ -22,8 +28,56 @@ use crate::{
 /// Longest wait for the API server. An order that comes later is asked for again.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How often a window task asks for orders.
+const ORDER_POLL_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Tasks `Window` and `RollbackWindow` of a run, over the API server.
+///
+/// # Errors
+/// Those of the settings, and how the window failed.
+pub(in crate::runner) async fn run(
+    context: &TaskContext<'_>,
+    reporter: &Reporter,
+    cache: OrderCache,
+    direction: Direction,
+) -> Result<String, Failure> {
+    let target = context.settings.target()?;
+    let sql = rehearse::mounted_sql(context);
+    let order = order_of(&context.spec.window);
+    let plan = WindowPlan {
+        control_spec: context.control_spec(),
+        direction,
+        attempt: context.spec.attempt,
+        up: sql.up,
+        down: sql.down,
+        inputs: context.spec.inputs.clone(),
+        order: order.clone(),
+        poll: ORDER_POLL_INTERVAL,
+    };
+    let (probe, alarm) = (context.spec.plan.application.version_probe.clone(), Alarm::new(context, notify::GRACE));
+    let channel = ApiChannel::new(reporter.clone(), Prober::new()?, probe, alarm, cache, order);
+    let outcome = super::run(&channel, &target, &plan, &context.stop).await;
+    let handed_over = outcome.failure.as_ref().is_some_and(|failure| failure.reason == Reason::PodFailed);
+    if outcome.progress.state == WindowState::Held && !handed_over {
+        // The report of the end would end the process, within the grace in which nobody is told yet.
+        tokio::select! {
+            () = channel.until_acknowledged(ORDER_POLL_INTERVAL, notify::GRACE + notify::TIMEOUT) => {}
+            () = context.stop.cancelled() => {}
+        }
+        if context.stop.is_cancelled() {
+            // No pod comes after this one. In all other cases the process lives on until its end was reported.
+            channel.into_alarm().settle(notify::TIMEOUT).await;
+        }
+    }
+    context.progress.update(|status| status.window = Some(outcome.progress.clone()));
+    match outcome.failure {
+        None => Ok(format!("window ended: {:?}", outcome.progress.state)),
+        Some(failure) => Err(failure),
+    }
+}
+
 /// Orders from `spec.window`, reports to `status.window`, versions from the application's probe.
-pub(in crate::runner) struct ApiChannel {
+struct ApiChannel {
     reporter: Reporter,
     prober: Prober,
     probe: Option<VersionProbe>,
@@ -83,7 +137,7 @@ impl ApiChannel {
 }
 
 /// What stands in `spec.window`; `Standby` as long as there is no order.
-pub(in crate::runner) fn order_of(window: &Option<WindowOrder>) -> WindowOrder {
+fn order_of(window: &Option<WindowOrder>) -> WindowOrder {
     window.clone().unwrap_or(WindowOrder { command: WindowCommand::Standby, deadline: None })
 }
 
