@@ -8,10 +8,7 @@ use super::{
 };
 use crate::{
     api::Reason,
-    runner::{
-        Failure,
-        database::connection::{OWN_LIMIT, Target},
-    },
+    runner::database::{connect_error::ConnectError, connection::Target},
 };
 
 /// Longest time for connecting and one query.
@@ -27,19 +24,19 @@ pub async fn measure(target_provider: &TargetProvider) -> Measurement {
     };
     match tokio::time::timeout(LIMIT, used(&target)).await {
         Ok(Ok(part)) => Measurement::Value { value: Value::Number(part), samples: None },
-        Ok(Err(failure)) if of_the_server(&failure) => Measurement::Failed(failure.message),
-        Ok(Err(failure)) => Measurement::Error(failure.message),
+        Ok(Err(error)) if of_the_server(&error) => Measurement::Failed(error.failure.message),
+        Ok(Err(error)) => Measurement::Error(error.failure.message),
         Err(_) => Measurement::Failed(format!("{} gave no connection within {LIMIT:?}", target.host_port())),
     }
 }
 
 /// Whether everybody has this trouble: not reached, not answered, no connection left.
-fn of_the_server(failure: &Failure) -> bool {
-    matches!(failure.reason, Reason::HostUnreachable | Reason::ConnectionLost) && !failure.message.contains(OWN_LIMIT)
+fn of_the_server(error: &ConnectError) -> bool {
+    matches!(error.failure.reason, Reason::HostUnreachable | Reason::ConnectionLost) && !error.concerns_role_alone
 }
 
-async fn used(target: &Target) -> Result<String, Failure> {
-    let client = target.connect("connection-check").await?;
+async fn used(target: &Target) -> Result<String, ConnectError> {
+    let client = target.try_connect("connection-check").await?;
     // The sum over the databases: who is connected is hidden from ordinary roles, how many are is not.
     let row = client
         .query_one(

@@ -11,17 +11,15 @@
 use std::{fmt, path::Path, sync::Arc, time::Duration};
 
 use rustls::{ClientConfig, RootCertStore};
-use tokio_postgres::{CancelToken, Client, Config, NoTls, config::ChannelBinding, config::SslMode, error::SqlState};
+use tokio_postgres::{CancelToken, Client, Config, NoTls, config::ChannelBinding, config::SslMode};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use super::connect_error::{ConnectError, ObservedTls, SessionName, TlsState, root_cause};
 use crate::{
     api::Reason,
     runner::{Failure, clients::tls},
 };
 
-/// What is said where the role itself, and nobody else, gets no more connections.
-pub(in crate::runner) const OWN_LIMIT: &str =
-    "next: raise the CONNECTION LIMIT of the role (ALTER ROLE); it is tried again";
 /// Longest time for TCP, TLS and log-in together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long sent data may stay without an answer of the peer's kernel before the connection counts as lost.
@@ -177,6 +175,14 @@ impl Target {
     /// # Errors
     /// `HostUnreachable`, `CertificateNotTrusted`, `AuthenticationFailed`, `WrongDatabase`, `ConnectionInvalid`.
     pub async fn connect(&self, step: &str) -> Result<Client, Failure> {
+        self.try_connect(step).await.map_err(|error| error.failure)
+    }
+
+    /// The same; the error also says whom it concerns.
+    ///
+    /// # Errors
+    /// As [`Target::connect`].
+    pub async fn try_connect(&self, step: &str) -> Result<Client, ConnectError> {
         let mut config = Config::new();
         config
             .host(&self.host)
@@ -203,22 +209,28 @@ impl Target {
         };
         tokio::time::timeout(CONNECT_TIMEOUT, opened).await.unwrap_or_else(|_| {
             let message = format!("{} did not answer within {} s", self.host_port(), CONNECT_TIMEOUT.as_secs());
-            Err(Failure::new(Reason::HostUnreachable, message))
+            Err(Failure::new(Reason::HostUnreachable, message).into())
         })
     }
 
-    async fn open(&self, config: &mut Config) -> Result<Client, Failure> {
+    fn session_name(&self) -> SessionName<'_> {
+        SessionName { server: self.host_port(), role: &self.user, database: &self.database }
+    }
+
+    async fn open(&self, config: &mut Config) -> Result<Client, ConnectError> {
         match &self.tls {
             None => {
+                let opened = config.ssl_mode(SslMode::Disable).connect(NoTls).await;
                 let (client, connection) =
-                    config.ssl_mode(SslMode::Disable).connect(NoTls).await.map_err(|e| self.refused(&e))?;
+                    opened.map_err(|e| ConnectError::new(&self.session_name(), &e, TlsState::Off))?;
                 drive(connection);
                 Ok(client)
             }
             Some(tls) => {
-                let connector = MakeRustlsConnect::new(ClientConfig::clone(&tls.client));
+                let connector = ObservedTls::new(MakeRustlsConnect::new(ClientConfig::clone(&tls.client)));
+                let opened = config.ssl_mode(SslMode::Require).connect(connector.clone()).await;
                 let (client, connection) =
-                    config.ssl_mode(SslMode::Require).connect(connector).await.map_err(|e| self.refused(&e))?;
+                    opened.map_err(|e| ConnectError::new(&self.session_name(), &e, connector.state()))?;
                 drive(connection);
                 Ok(client)
             }
@@ -244,65 +256,6 @@ impl Target {
                 Err(Failure::new(Reason::ConnectionLost, "the statement cannot be cancelled: no answer within 5 s"))
             }
         }
-    }
-
-    /// What a refused connection means, in words that name what to mend.
-    fn refused(&self, error: &tokio_postgres::Error) -> Failure {
-        let at = self.host_port();
-        if let Some(db) = error.as_db_error() {
-            let code = db.code();
-            let (reason, next) =
-                if [SqlState::INVALID_PASSWORD, SqlState::INVALID_AUTHORIZATION_SPECIFICATION].contains(code) {
-                    (
-                        Reason::AuthenticationFailed,
-                        "next: correct the URL in the Secret of spec.database.connection.secretRef",
-                    )
-                } else if *code == SqlState::INVALID_CATALOG_NAME {
-                    (
-                        Reason::WrongDatabase,
-                        "next: correct the database's name in the URL of spec.database.connection.secretRef",
-                    )
-                } else if *code == SqlState::INSUFFICIENT_PRIVILEGE {
-                    (Reason::PrivilegeMissing, "next: GRANT CONNECT ON DATABASE to the role")
-                } else if *code == SqlState::TOO_MANY_CONNECTIONS && db.routine() == Some("InitializeSessionUserId") {
-                    // The routine: the message is in the server's language.
-                    (Reason::HostUnreachable, OWN_LIMIT)
-                } else {
-                    (Reason::HostUnreachable, "it is tried again")
-                };
-            let message = format!(
-                "{at} refused role {} on database {}: {} (SQLSTATE {}); {next}",
-                self.user,
-                self.database,
-                db.message(),
-                code.code()
-            );
-            return Failure::new(reason, message);
-        }
-        if let Some(tls) = tls::find::<rustls::Error>(error) {
-            let message = format!(
-                "the certificate of {at} is not trusted: {tls}; next: put the authority that signed it into the Secret key of spec.database.connection.caSecretRef"
-            );
-            return Failure::new(Reason::CertificateNotTrusted, message);
-        }
-        let cause = root_cause(error);
-        let text = error.to_string();
-        if text.contains("authentication") || text.contains("password missing") {
-            let message = format!(
-                "{at} cannot authenticate role {}: {cause}; next: correct the URL in the Secret of spec.database.connection.secretRef",
-                self.user
-            );
-            return Failure::new(Reason::AuthenticationFailed, message);
-        }
-        if cause.contains("does not support TLS") {
-            return invalid(format!(
-                "{at} offers no TLS, and sslmode=verify-full asks for it; next: switch TLS on in the server"
-            ));
-        }
-        Failure::new(
-            Reason::HostUnreachable,
-            format!("{at} cannot be reached: {cause}; next: check host, port and NetworkPolicy"),
-        )
     }
 }
 
@@ -441,15 +394,6 @@ fn masked(message: &str) -> String {
         (Some(first), Some(last)) if first < last => format!("{}\"…\"{}", &message[..first], &message[last + 1..]),
         _ => message.to_owned(),
     }
-}
-
-/// The innermost cause, in words.
-fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut innermost = error;
-    while let Some(source) = innermost.source() {
-        innermost = source;
-    }
-    innermost.to_string()
 }
 
 /// `text` without percent-encoding; `None` if it is none.

@@ -2,6 +2,7 @@
 //!
 //! Called by `checks` and `tasks`. Imports `failure` and `clients` of the runner, and `api`.
 
+pub mod connect_error;
 pub mod connection;
 pub mod control;
 pub mod fingerprint;
