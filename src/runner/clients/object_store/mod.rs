@@ -42,6 +42,28 @@ impl Limits {
     }
 }
 
+/// What is done with an object.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Operation {
+    Read,
+    Write,
+    Delete,
+    /// Gives an upload up.
+    Abort,
+}
+
+impl Operation {
+    /// For messages.
+    fn doing(self) -> &'static str {
+        match self {
+            Self::Read => "reading",
+            Self::Write => "writing",
+            Self::Delete => "deleting",
+            Self::Abort => "aborting",
+        }
+    }
+}
+
 /// Parts of error codes that mean: not with this key. Versity's gateway answers `XAdminUserNotFound`, with status 404.
 const DENIALS: &[&str] = &["AccessDenied", "AccessKey", "Signature", "UserNotFound"];
 
@@ -146,7 +168,7 @@ impl Store {
             .put(&path, PutPayload::from(data))
             .await
             .map(|_| ())
-            .map_err(|e| self.failure("writing", object, &e))
+            .map_err(|e| self.failure(Operation::Write, object, &e))
     }
 
     /// Removes an object.
@@ -155,7 +177,7 @@ impl Store {
     /// `BucketMissing`, `BucketDenied`, `StoreUnreachable`.
     pub async fn delete(&self, object: &str) -> Result<(), Failure> {
         let path = self.path(object)?;
-        self.client.delete(&path).await.map_err(|e| self.failure("deleting", object, &e))
+        self.client.delete(&path).await.map_err(|e| self.failure(Operation::Delete, object, &e))
     }
 
     /// Reads an object as a stream of chunks. A body that breaks off is read on from its last byte.
@@ -183,7 +205,8 @@ impl Store {
     }
 
     /// What an error of the store means.
-    fn failure(&self, doing: &str, object: &str, error: &object_store::Error) -> Failure {
+    fn failure(&self, operation: Operation, object: &str, error: &object_store::Error) -> Failure {
+        let doing = operation.doing();
         let text = chain(error);
         let code = text.split_once("<Code>").and_then(|(_, rest)| rest.split_once("</Code>")).map(|(code, _)| code);
         let (bucket, endpoint, secret) = (&self.bucket, &self.endpoint, &self.secret);
@@ -198,7 +221,8 @@ impl Store {
             );
             return Failure::new(Reason::BucketDenied, message);
         }
-        if code == Some("NoSuchBucket") || (doing != "reading" && matches!(error, object_store::Error::NotFound { .. }))
+        if code == Some("NoSuchBucket")
+            || (operation != Operation::Read && matches!(error, object_store::Error::NotFound { .. }))
         {
             let message = format!(
                 "{doing} {object}: bucket {bucket} does not exist at {endpoint}; next: aws s3 mb s3://{bucket}"

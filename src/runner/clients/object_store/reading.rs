@@ -14,7 +14,7 @@ use futures::{
 };
 use object_store::{GetOptions, GetRange, ObjectStoreExt, path::Path};
 
-use super::Store;
+use super::{Operation, Store};
 use crate::{api::Reason, runner::Failure};
 
 /// Requests one after another that may bring no byte.
@@ -41,7 +41,7 @@ struct Reading {
 /// As [`Store::get`].
 pub(super) async fn begin(store: Store, object: &str) -> Result<BoxStream<'static, Result<Bytes, Failure>>, Failure> {
     let path = store.path(object)?;
-    let answer = store.client.get(&path).await.map_err(|e| store.failure("reading", object, &e))?;
+    let answer = store.client.get(&path).await.map_err(|e| store.failure(Operation::Read, object, &e))?;
     let (tag, size) = (answer.meta.e_tag.clone(), answer.meta.size);
     let body = answer.into_stream();
     let reading = Reading { store, object: object.to_owned(), path, tag, size, at: 0, body, fruitless: 0 };
@@ -73,7 +73,7 @@ impl Reading {
         loop {
             if self.fruitless >= FRUITLESS {
                 return Err(match why {
-                    Some(error) => self.store.failure("reading", &self.object, &error),
+                    Some(error) => self.store.failure(Operation::Read, &self.object, &error),
                     None => {
                         let message = format!(
                             "{} breaks off after {} of {} bytes, {FRUITLESS} times; next: look at the store's log",
@@ -105,7 +105,7 @@ impl Reading {
                     return Err(Failure::new(Reason::BackupAltered, message));
                 }
                 Err(error) => {
-                    let failure = self.store.failure("reading", &self.object, &error);
+                    let failure = self.store.failure(Operation::Read, &self.object, &error);
                     if failure.reason != Reason::StoreUnreachable {
                         return Err(failure);
                     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use object_store::{MultipartId, PutPayload, multipart::MultipartStore, multipart::PartId, path::Path};
 use tokio::task::JoinHandle;
 
-use super::Store;
+use super::{Operation, Store};
 use crate::{api::Reason, runner::Failure};
 
 /// Smallest part.
@@ -49,7 +49,7 @@ impl Upload {
     /// As [`Store::upload`].
     pub(super) async fn begin(store: Store, object: &str, expected: u64) -> Result<Self, Failure> {
         let path = store.path(object)?;
-        let id = store.client.create_multipart(&path).await.map_err(|e| store.failure("writing", object, &e))?;
+        let id = store.client.create_multipart(&path).await.map_err(|e| store.failure(Operation::Write, object, &e))?;
         let part = usize::try_from(part_size(expected)).unwrap_or(usize::MAX);
         let object = object.to_owned();
         Ok(Self { store, object, path, id, part, buffer: Vec::new(), sent: Vec::new(), pending: None })
@@ -109,7 +109,7 @@ impl Upload {
                 self.sent.push(part);
                 Ok(())
             }
-            Ok(Err(error)) => Err(self.store.failure("writing", &self.object, &error)),
+            Ok(Err(error)) => Err(self.store.failure(Operation::Write, &self.object, &error)),
             Err(error) => Err(Failure::new(Reason::Internal, format!("writing {}: {error}", self.object))),
         }
     }
@@ -123,7 +123,7 @@ impl Upload {
         self.settle().await?;
         // Some stores put the parts together only now, in silence.
         let ended = self.store.sender.complete_multipart(&self.path, &self.id, self.sent.clone()).await;
-        ended.map(|_| ()).map_err(|e| self.store.failure("writing", &self.object, &e))
+        ended.map(|_| ()).map_err(|e| self.store.failure(Operation::Write, &self.object, &e))
     }
 
     /// Gives the upload up and removes its parts, within seconds: the part that is being sent is not waited for.
@@ -148,7 +148,7 @@ impl Upload {
     async fn remove(&self) -> Result<(), String> {
         match tokio::time::timeout(ABORT, self.store.client.abort_multipart(&self.path, &self.id)).await {
             Ok(Ok(()) | Err(object_store::Error::NotFound { .. })) => Ok(()),
-            Ok(Err(error)) => Err(self.store.failure("aborting", &self.object, &error).message),
+            Ok(Err(error)) => Err(self.store.failure(Operation::Abort, &self.object, &error).message),
             Err(_) => Err(format!("the store did not answer within {ABORT:?}")),
         }
     }
