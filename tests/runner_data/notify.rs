@@ -24,8 +24,8 @@ use credit_migration::{
         report::Progress,
         settings::Settings,
         tasks::{
+            findings::Findings,
             notify::{self, Alarm},
-            preflight::Findings,
         },
     },
 };

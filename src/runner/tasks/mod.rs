@@ -7,6 +7,7 @@ pub mod backup;
 pub mod cleanup;
 pub mod code_backup;
 pub mod export_key_users;
+pub mod findings;
 pub mod follow_up;
 pub mod notify;
 pub mod preflight;

@@ -3,8 +3,24 @@
 //! Team and Support get facts and the next command; Users, Social and StatusPage get what they can act on, without a name
 //! of the migration, of a system or of a person. The contacts are added to alarms by the renderer, not here.
 
-use super::templates::Part;
 use crate::api::{Audience, Occasion};
+
+/// Part of a notice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    Subject,
+    Body,
+}
+
+impl Part {
+    /// Its name in the keys of templates.
+    pub(super) fn key(self) -> &'static str {
+        match self {
+            Part::Subject => "subject",
+            Part::Body => "body",
+        }
+    }
+}
 
 /// What the team can look at, for the end of its texts.
 macro_rules! facts {

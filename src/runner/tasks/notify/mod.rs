@@ -30,7 +30,7 @@ use self::{
     transport_email::Mailer,
     transport_http::Webhook,
 };
-use super::preflight::Findings;
+use super::findings::Findings;
 use crate::{
     api::{Audience, Delivery, DeliveryState, KeyRef, MigrationRunSpec, Notice, NotificationChannel, Occasion, Reason},
     runner::{Failure, context::TaskContext, settings::Settings},

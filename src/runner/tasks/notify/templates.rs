@@ -15,29 +15,13 @@ use std::collections::BTreeMap;
 
 use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value, context};
 
-use super::defaults;
+use super::defaults::{self, Part};
 use crate::api::{Audience, Contact, ContactRole, Notice, Occasion};
 
 /// Longest subject and body, in characters: Slack and mail servers refuse much longer ones.
 const LONGEST: (usize, usize) = (200, 20_000);
 /// Steps that a template may take; one that loops for long must not keep an alarm.
 const FUEL: u64 = 100_000;
-
-/// Part of a notice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Part {
-    Subject,
-    Body,
-}
-
-impl Part {
-    fn key(self) -> &'static str {
-        match self {
-            Part::Subject => "subject",
-            Part::Body => "body",
-        }
-    }
-}
 
 /// Whether an audience may see internals and contacts.
 pub(super) fn is_internal(audience: Audience) -> bool {

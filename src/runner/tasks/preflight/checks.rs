@@ -4,7 +4,7 @@
 use serde_json_path::JsonPath;
 use tokio_postgres::Client;
 
-use super::{Findings, database};
+use super::database;
 use crate::{
     api::{Check, Reason},
     runner::{
@@ -17,6 +17,7 @@ use crate::{
         },
         clients::http_probe::{Prober, TIMEOUT},
         context::TaskContext,
+        tasks::findings::Findings,
     },
 };
 

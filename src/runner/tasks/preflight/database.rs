@@ -2,7 +2,6 @@
 
 use tokio_postgres::{Client, Row, error::ErrorPosition, types::ToSql};
 
-use super::Findings;
 use crate::{
     api::Reason,
     runner::{
@@ -14,6 +13,7 @@ use crate::{
             control::{exists, ident, literal, quoted},
             scratch,
         },
+        tasks::findings::Findings,
     },
 };
 

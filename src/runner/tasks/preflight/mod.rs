@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use futures::TryStreamExt;
 
-use super::{code_backup, notify};
+use super::{code_backup, findings::Findings, notify};
 use crate::{
     api::{Finding, Reason},
     runner::{
@@ -25,40 +25,6 @@ use crate::{
 
 /// How long a request to the store is tried: a person is waiting for the answer.
 const STORE_PATIENCE: Duration = Duration::from_secs(10);
-
-/// Findings in the order in which they were made.
-#[derive(Debug, Default)]
-pub struct Findings(Vec<Finding>);
-
-impl Findings {
-    /// Adds what was found; returns whether it is as it should be.
-    pub fn add(&mut self, name: impl Into<String>, result: Result<String, Failure>) -> bool {
-        let (reason, message) = match result {
-            Ok(message) => (None, message),
-            Err(failure) => (Some(failure.reason), failure.message),
-        };
-        self.0.push(Finding { name: name.into(), reason, message });
-        reason.is_none()
-    }
-
-    /// All of them.
-    pub fn list(&self) -> &[Finding] {
-        &self.0
-    }
-
-    /// The task's result.
-    fn result(&self) -> Result<String, Failure> {
-        let wrong: Vec<&Finding> = self.0.iter().filter(|finding| finding.reason.is_some()).collect();
-        let Some((first, rest)) = wrong.split_first() else {
-            return Ok(format!("{0} of {0} findings are good", self.0.len()));
-        };
-        let more: Vec<&str> = rest.iter().map(|finding| finding.name.as_str()).collect();
-        let more = if more.is_empty() { String::new() } else { format!("; also: {}", more.join(", ")) };
-        let message =
-            format!("{}: {} ({} of {} findings are wrong{more})", first.name, first.message, wrong.len(), self.0.len());
-        Err(Failure::new(first.reason.unwrap_or(Reason::Internal), message))
-    }
-}
 
 /// Looks at everything. Notes `findings`.
 ///
