@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 pub const PASSWORD: &str = "password-of-pusher";
 pub const USER: &str = "pusher-name-1";
 pub const SECRET: &str = "shop-code";
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 
 pub struct Servers {
     pub dir: PathBuf,
@@ -69,7 +69,7 @@ pub fn servers() -> &'static Servers {
 pub fn wait_for(what: &str, is: impl Fn() -> bool) {
     let begin = Instant::now();
     while !is() {
-        assert!(begin.elapsed() < PATIENCE, "waited in vain for {what}");
+        assert!(begin.elapsed() < WAIT_TIMEOUT, "waited in vain for {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }

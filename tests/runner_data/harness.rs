@@ -36,7 +36,7 @@ use tokio_util::sync::CancellationToken;
 pub const USERS: u64 = 300;
 pub const UP: &str = include_str!("../../examples/watermark-remover/db/0003_simplify_credit_system.sql");
 pub const DOWN: &str = include_str!("../../examples/watermark-remover/db/0003_rollback_credit_system.sql");
-const PATIENCE: Duration = Duration::from_secs(20);
+const SERVER_START_TIMEOUT: Duration = Duration::from_secs(20);
 
 struct Servers {
     dir: PathBuf,
@@ -63,7 +63,7 @@ fn start() -> Servers {
     assert_eq!(lines.next().unwrap().unwrap(), "started");
     let begin = Instant::now();
     while [database, store].iter().any(|port| TcpStream::connect(("127.0.0.1", *port)).is_err()) {
-        assert!(begin.elapsed() < PATIENCE, "the servers do not start, see {}", dir.display());
+        assert!(begin.elapsed() < SERVER_START_TIMEOUT, "the servers do not start, see {}", dir.display());
         std::thread::sleep(Duration::from_millis(20));
     }
     Servers { dir, database, store, _alive: child.stdin.take().unwrap() }
@@ -182,7 +182,7 @@ impl World {
         loop {
             match target.connect("test").await {
                 Ok(client) => return client,
-                Err(failure) => assert!(begin.elapsed() < PATIENCE, "{failure}"),
+                Err(failure) => assert!(begin.elapsed() < SERVER_START_TIMEOUT, "{failure}"),
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }

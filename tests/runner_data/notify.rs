@@ -32,7 +32,7 @@ use credit_migration::{
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const DELIVERY_DEADLINE: Duration = Duration::from_secs(20);
 /// None of them may stand in a message.
 const SECRETS: &[&str] =
     &["mail-secret", "wrong-secret", "hook-secret", "127.0.0.1", "@example.com", "+49", "operator"];
@@ -96,7 +96,7 @@ impl Office {
     pub async fn web_until(&self, path: &str, count: usize) {
         let begin = Instant::now();
         while self.web(path).len() < count {
-            assert!(begin.elapsed() < PATIENCE, "not {count} requests to {path} within {PATIENCE:?}");
+            assert!(begin.elapsed() < DELIVERY_DEADLINE, "not {count} requests to {path} within {DELIVERY_DEADLINE:?}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -391,7 +391,7 @@ async fn what_fails_is_told_and_keeps_nothing_from_the_others() {
     let early = async {
         while !["good: Delivered", "good-mail: Delivered"].iter().all(|d| deliveries(&progress).iter().any(|e| e == d))
         {
-            assert!(begin.elapsed() < PATIENCE, "{:?}", deliveries(&progress));
+            assert!(begin.elapsed() < DELIVERY_DEADLINE, "{:?}", deliveries(&progress));
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         begin.elapsed()
@@ -399,7 +399,7 @@ async fn what_fails_is_told_and_keeps_nothing_from_the_others() {
     let (result, early) = tokio::join!(notify::run(&context), early);
     let took = begin.elapsed();
     assert!(early < Duration::from_secs(8), "the good ones waited for the others: {early:?}");
-    assert!(took >= notify::TIMEOUT && took < notify::TIMEOUT + Duration::from_secs(5), "{took:?}");
+    assert!(took >= notify::DELIVERY_TIMEOUT && took < notify::DELIVERY_TIMEOUT + Duration::from_secs(5), "{took:?}");
     let failure = result.unwrap_err();
     clean(&format!("{failure:?} {:?}", progress.fields()));
     assert_eq!(failure.reason, Reason::NoticeUndelivered);
@@ -549,7 +549,7 @@ async fn the_alarm_of_a_held_window_is_repeated_until_it_is_taken() {
     // The Secret comes late.
     let ok = desk.hook("ok");
     desk.office.web_until(&ok, 1).await;
-    alarm.settle(PATIENCE).await;
+    alarm.settle(DELIVERY_DEADLINE).await;
     let told = desk.office.web(&ok);
     assert_eq!((told.len(), desk.office.web(&error).len()), (1, 2));
     let ids = [&told[0], &desk.office.web(&error)[0]].map(|r| r["headers"]["idempotency-key"].clone());
@@ -567,27 +567,27 @@ async fn no_alarm_while_the_controller_is_at_it() {
     // Not held.
     calm.reported(&WindowProgress { state: WindowState::Migrated, ..held() }, None);
     calm.delivered().await;
-    calm.settle(PATIENCE).await;
+    calm.settle(DELIVERY_DEADLINE).await;
     // The way back that was ordered failed: whoever ordered it tells.
     let ordered = alarm(Duration::ZERO);
     ordered.ordered(&order(WindowCommand::Rollback));
     ordered.reported(&held(), None);
     ordered.delivered().await;
-    ordered.settle(PATIENCE).await;
-    let called_off = alarm(PATIENCE);
+    ordered.settle(DELIVERY_DEADLINE).await;
+    let called_off = alarm(DELIVERY_DEADLINE);
     called_off.reported(&held(), None);
     called_off.ordered(&order(WindowCommand::Rollback));
-    called_off.settle(PATIENCE).await;
-    let ended = alarm(PATIENCE);
+    called_off.settle(DELIVERY_DEADLINE).await;
+    let ended = alarm(DELIVERY_DEADLINE);
     ended.reported(&held(), None);
     ended.reported(&WindowProgress { state: WindowState::Released, ..held() }, None);
-    ended.settle(PATIENCE).await;
+    ended.settle(DELIVERY_DEADLINE).await;
     assert_eq!(desk.office.web(&ok).len(), 0);
     // What does not call it off: an order that was there before. The end of the process needs no grace.
-    let raised = alarm(PATIENCE);
+    let raised = alarm(DELIVERY_DEADLINE);
     raised.ordered(&order(WindowCommand::Switch));
     raised.reported(&held(), None);
-    raised.settle(PATIENCE).await;
+    raised.settle(DELIVERY_DEADLINE).await;
     assert_eq!(desk.office.web(&ok).len(), 1);
     // Neither does it matter whether the switch was acknowledged: writes are blocked.
     let raised = alarm(Duration::ZERO);

@@ -36,12 +36,12 @@ use crate::{
 };
 
 /// Measurements from one full one to the next.
-const FULL_EVERY: u32 = 20;
+const FULL_MEASUREMENT_EVERY: u32 = 20;
 /// Users that are looked up one by one; more are joined.
-const MAX_LISTED: usize = 20_000;
+const MAX_LISTED_USERS: usize = 20_000;
 /// Longest run of one statement, and of a measurement.
-const STATEMENT: &str = "SET LOCAL statement_timeout = 25000; SET LOCAL lock_timeout = 1000";
-const LIMIT: Duration = Duration::from_secs(30);
+const BALANCES_SETTINGS: &str = "SET LOCAL statement_timeout = 25000; SET LOCAL lock_timeout = 1000";
+const BALANCES_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What is kept between two measurements.
 pub struct BalancesSource {
@@ -112,7 +112,7 @@ impl BalancesSource {
 
     /// Number of unexplained users, or percent between both sums.
     pub async fn measure(&mut self) -> Measurement {
-        let measured = tokio::time::timeout(LIMIT, self.value()).await;
+        let measured = tokio::time::timeout(BALANCES_TIMEOUT, self.value()).await;
         match measured {
             Ok(Ok(text)) => Measurement::Value { value: Value::Number(text), samples: None },
             Ok(Err(NoValue::NoData(detail))) => Measurement::NoData(detail),
@@ -122,7 +122,7 @@ impl BalancesSource {
             }
             Err(_) => {
                 self.session.lose();
-                Measurement::Error(format!("no answer of the database within {LIMIT:?}"))
+                Measurement::Error(format!("no answer of the database within {BALANCES_TIMEOUT:?}"))
             }
         }
     }
@@ -164,7 +164,7 @@ impl BalancesSource {
 /// One snapshot for all: a balance and the transaction that explains it are committed together.
 async fn begin(client: &mut Client) -> Result<Transaction<'_>, NoValue> {
     let tx = client.build_transaction().isolation_level(IsolationLevel::RepeatableRead).read_only(true).start().await?;
-    tx.batch_execute(STATEMENT).await?;
+    tx.batch_execute(BALANCES_SETTINGS).await?;
     Ok(tx)
 }
 
@@ -206,12 +206,12 @@ struct Query<'a> {
 
 impl Users {
     async fn measure(&mut self, query: &Query<'_>) -> Result<i64, NoValue> {
-        let full = self.age.is_none_or(|age| age + 1 >= FULL_EVERY);
+        let full = self.age.is_none_or(|age| age + 1 >= FULL_MEASUREMENT_EVERY);
         let from = if full { 0 } else { self.seen };
         let last =
             query.tx.query_one("SELECT coalesce(max(id), 0) FROM credit_migration.changed_users", &[]).await?.get(0);
         // One more than is listed: a TRUNCATE's row, which names nobody, counts as well.
-        let limit = i64::try_from(MAX_LISTED + 1).unwrap_or(i64::MAX);
+        let limit = i64::try_from(MAX_LISTED_USERS + 1).unwrap_or(i64::MAX);
         let captured = query
             .tx
             .query(
@@ -227,14 +227,14 @@ impl Users {
         }
         let (count, unexplained) = if self.all {
             query.unexplained(&query.everyone(), &[]).await?
-        } else if listed.len() > MAX_LISTED {
+        } else if listed.len() > MAX_LISTED_USERS {
             let captured = "SELECT DISTINCT c.user_id FROM credit_migration.changed_users c WHERE c.user_id IS NOT NULL AND $2::text[] IS NOT NULL";
             query.unexplained(captured, &[]).await?
         } else {
             query.unexplained("SELECT DISTINCT unnest($2::text[]) AS user_id", &listed).await?
         };
         // Too many to look up one by one: all captured users are looked at again, and they are among them.
-        let too_many = unexplained.len() > MAX_LISTED;
+        let too_many = unexplained.len() > MAX_LISTED_USERS;
         if full || too_many {
             self.seen = last;
         }
@@ -263,7 +263,7 @@ impl Query<'_> {
     }
 
     /// Among the users that `ids` selects (`$2`: `listed`), those whose balance nothing explains: how many, and at most
-    /// [`MAX_LISTED`] + 1 of them by name.
+    /// [`MAX_LISTED_USERS`] + 1 of them by name.
     async fn unexplained(&self, ids: &str, listed: &[String]) -> Result<(i64, Vec<String>), NoValue> {
         let Self { tx, control_spec, cutover, balances, transactions } = self;
         let BalancesTable { table, user, balance, user_type } = balances;
@@ -285,7 +285,7 @@ impl Query<'_> {
             amount = x.amount,
             later = x.later("x", "$3"),
             table = table.sql(),
-            limit = MAX_LISTED + 1,
+            limit = MAX_LISTED_USERS + 1,
         );
         let row = tx.query_one(&query, &[&control_spec.uid, &listed, &cutover.since, &cutover.xmin]).await?;
         Ok((row.get(0), row.get(1)))

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Longest time for connecting and one query.
-const LIMIT: Duration = Duration::from_secs(2);
+const CONNECTION_CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Connects anew. The value is the used part of `max_connections`, 0 to 1; that no connection is to be had is bad. That this role
 /// gets none says nothing about the application's: a changed password must not start a way back.
@@ -22,11 +22,14 @@ pub async fn measure(target_provider: &TargetProvider) -> Measurement {
         // Without an address nothing is said about the database.
         Err(failure) => return Measurement::Error(failure.message),
     };
-    match tokio::time::timeout(LIMIT, used(&target)).await {
+    match tokio::time::timeout(CONNECTION_CHECK_TIMEOUT, used(&target)).await {
         Ok(Ok(part)) => Measurement::Value { value: Value::Number(part), samples: None },
         Ok(Err(error)) if of_the_server(&error) => Measurement::Failed(error.failure.message),
         Ok(Err(error)) => Measurement::Error(error.failure.message),
-        Err(_) => Measurement::Failed(format!("{} gave no connection within {LIMIT:?}", target.host_port())),
+        Err(_) => Measurement::Failed(format!(
+            "{} gave no connection within {CONNECTION_CHECK_TIMEOUT:?}",
+            target.host_port()
+        )),
     }
 }
 

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Times that a percentile is taken of.
-const KEPT: usize = 100;
+const MAX_RESPONSE_TIMES: usize = 100;
 
 /// The last times to an answer, in milliseconds.
 #[derive(Clone, Debug, Default)]
@@ -25,7 +25,7 @@ impl ResponseTimes {
     /// Takes one more in; the oldest of more than 100 goes.
     pub fn add(&mut self, milliseconds: f64) {
         self.0.push_back(milliseconds);
-        while self.0.len() > KEPT {
+        while self.0.len() > MAX_RESPONSE_TIMES {
             self.0.pop_front();
         }
     }

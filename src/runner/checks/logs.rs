@@ -24,11 +24,11 @@ use crate::{
 };
 
 /// Longest time for all logs of one measurement.
-const LIMIT: Duration = Duration::from_secs(60);
+const LOGS_TIMEOUT: Duration = Duration::from_secs(60);
 /// Bytes of a line that are looked at; the rest is passed by.
-const LONGEST_LINE: usize = 64 << 10;
+const MAX_LINE_BYTES: usize = 64 << 10;
 /// Annotation with the container that is meant when none is named.
-const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
+const DEFAULT_CONTAINER_ANNOTATION: &str = "kubectl.kubernetes.io/default-container";
 
 /// How far the log of one container was counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,7 +120,7 @@ impl LogsSource {
 
     /// Lines that match since the last measurement; the samples are all lines.
     pub async fn measure(&mut self) -> Measurement {
-        let lines = match tokio::time::timeout(LIMIT, self.collect()).await {
+        let lines = match tokio::time::timeout(LOGS_TIMEOUT, self.collect()).await {
             Ok(Ok(read)) if read || self.untold.all > 0 => std::mem::take(&mut self.untold),
             Ok(Ok(_)) => {
                 return Measurement::NoData(format!(
@@ -129,7 +129,9 @@ impl LogsSource {
                 ));
             }
             Ok(Err(detail)) => return Measurement::Error(detail),
-            Err(_) => return Measurement::Error(format!("the logs were not read to their end within {LIMIT:?}")),
+            Err(_) => {
+                return Measurement::Error(format!("the logs were not read to their end within {LOGS_TIMEOUT:?}"));
+            }
         };
         if std::mem::take(&mut self.first) {
             return Measurement::NoData("the first measurement: lines are counted from here on".to_owned());
@@ -236,7 +238,7 @@ async fn count(log: impl AsyncBufRead, from: Position, pattern: &Regex) -> std::
         }
         let end = chunk.iter().position(|byte| *byte == b'\n');
         let used = end.map_or(chunk.len(), |at| at + 1);
-        let room = LONGEST_LINE.saturating_sub(line.len());
+        let room = MAX_LINE_BYTES.saturating_sub(line.len());
         line.extend_from_slice(chunk.get(..used.min(room)).unwrap_or_default());
         log.consume_unpin(used);
         if end.is_some() {
@@ -262,7 +264,8 @@ fn denied(what: &str, namespace: &str, refusal: &str) -> String {
 /// The container that is meant. `None` if the pod has none of that name.
 fn container(pod: &Pod, named: Option<&str>) -> Result<Option<String>, String> {
     let containers = pod.spec.as_ref().map(|spec| spec.containers.as_slice()).unwrap_or_default();
-    let annotated = pod.metadata.annotations.as_ref().and_then(|all| all.get(DEFAULT_CONTAINER)).map(String::as_str);
+    let annotated =
+        pod.metadata.annotations.as_ref().and_then(|all| all.get(DEFAULT_CONTAINER_ANNOTATION)).map(String::as_str);
     match (named.or(annotated), containers) {
         (Some(name), all) => Ok(all.iter().find(|c| c.name == name).map(|c| c.name.clone())),
         (None, [one]) => Ok(Some(one.name.clone())),
@@ -424,7 +427,7 @@ unable to retrieve container logs
         #[case] named: Option<&str>,
         #[case] want: Result<Option<&str>, &str>,
     ) {
-        let annotations = annotated.map(|name| json!({DEFAULT_CONTAINER: name})).unwrap_or(json!({}));
+        let annotations = annotated.map(|name| json!({DEFAULT_CONTAINER_ANNOTATION: name})).unwrap_or(json!({}));
         let containers: Vec<_> = containers.iter().map(|name| json!({"name": name})).collect();
         let pod = json!({"metadata": {"annotations": annotations}, "spec": {"containers": containers}});
         let found = container(&serde_json::from_value(pod).unwrap(), named);

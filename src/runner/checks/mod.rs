@@ -25,7 +25,7 @@ use self::{
 };
 use super::{
     Failure,
-    clients::http_probe::{Prober, TIMEOUT},
+    clients::http_probe::{PROBE_TIMEOUT, Prober},
     context::TaskContext,
     database::{connection::Target, control::ControlSpec},
     settings::Settings,
@@ -33,7 +33,7 @@ use super::{
 use crate::api::{Check, Credits, LONGEST_ANSWER, MigrationRunSpec, TRIGGERS};
 
 /// Longest time for the query of a check.
-const MAX_QUERY: Duration = Duration::from_secs(30);
+const MAX_QUERY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Where the database is, asked anew for each connection: a password may be changed while a stage lasts.
 #[derive(Clone)]
@@ -157,7 +157,11 @@ impl Source {
                 if let Some(source) = &check.sql {
                     return match trigger {
                         true => prober.measure(source, LONGEST_ANSWER, Duration::ZERO).await,
-                        false => prober.measure(source, interval.clamp(TIMEOUT, MAX_QUERY), TIMEOUT).await,
+                        false => {
+                            prober
+                                .measure(source, interval.clamp(PROBE_TIMEOUT, MAX_QUERY_TIMEOUT), PROBE_TIMEOUT)
+                                .await
+                        }
                     };
                 }
             }
@@ -175,8 +179,12 @@ impl Source {
         }
         match &check.prometheus {
             Some(source) => {
-                prometheus::measure(&source_context.prober, source, if trigger { LONGEST_ANSWER } else { TIMEOUT })
-                    .await
+                prometheus::measure(
+                    &source_context.prober,
+                    source,
+                    if trigger { LONGEST_ANSWER } else { PROBE_TIMEOUT },
+                )
+                .await
             }
             None => Measurement::Error("the check has no source".to_owned()),
         }

@@ -31,9 +31,9 @@ use crate::{
 };
 
 /// Steps of a template's program: a loop in a loop would otherwise hold the stage for ever.
-const FUEL: u64 = 100_000;
+const SEQUENCE_TEMPLATE_FUEL: u64 = 100_000;
 /// Longest text that a template may give.
-const LONGEST_TEXT: usize = 1 << 20;
+const MAX_RENDERED_BYTES: usize = 1 << 20;
 
 /// A mounted Secret; templates read its keys.
 #[derive(Clone, Debug)]
@@ -75,7 +75,7 @@ pub(in crate::runner) fn environment() -> Environment<'static> {
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_debug(false);
-    environment.set_fuel(Some(FUEL));
+    environment.set_fuel(Some(SEQUENCE_TEMPLATE_FUEL));
     environment.add_filter("tojson", |value: Captured| {
         serde_json::to_string(&value).map_err(|_| minijinja::Error::new(ErrorKind::BadSerialization, "no JSON"))
     });
@@ -93,8 +93,8 @@ fn rendered<C: serde::Serialize>(
     context: C,
 ) -> Result<String, String> {
     let text = environment.render_str(text, context).map_err(|e| template_error(what, &e))?;
-    if text.len() > LONGEST_TEXT {
-        return Err(format!("template of {what} gives {} bytes, limit {LONGEST_TEXT}", text.len()));
+    if text.len() > MAX_RENDERED_BYTES {
+        return Err(format!("template of {what} gives {} bytes, limit {MAX_RENDERED_BYTES}", text.len()));
     }
     Ok(text)
 }

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Rows after the first that are passed by; a query with more is ended.
-const PASSED_BY: usize = 1000;
+const MAX_IGNORED_ROWS: usize = 1000;
 
 /// Runs the query of a check in a read-only transaction, over a connection that is made again when it is lost.
 pub struct SqlQuerySource(Session);
@@ -62,12 +62,12 @@ impl SqlQuerySource {
                     first = row.try_get(0).ok().flatten().map(str::to_owned);
                 }
                 rows += 1;
-                if rows > PASSED_BY {
+                if rows > MAX_IGNORED_ROWS {
                     break;
                 }
             }
         }
-        if rows > PASSED_BY {
+        if rows > MAX_IGNORED_ROWS {
             self.0.give_up().await;
         } else {
             client.batch_execute("ROLLBACK").await?;

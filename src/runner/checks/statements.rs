@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     api::{Balances, Reason, StatementsCheck},
-    runner::{Failure, clients::http_probe::TIMEOUT, database::control::ident},
+    runner::{Failure, clients::http_probe::PROBE_TIMEOUT, database::control::ident},
 };
 
 /// What the server counted of one statement of one role since its own last reset.
@@ -49,11 +49,11 @@ impl StatementsSource {
                 None => Ok(None),
             }
         };
-        let now = match tokio::time::timeout(TIMEOUT, counted).await {
+        let now = match tokio::time::timeout(PROBE_TIMEOUT, counted).await {
             Ok(Ok(Some(now))) => now,
-            Ok(Ok(None)) => return Measurement::NoData(MISSING.to_owned()),
+            Ok(Ok(None)) => return Measurement::NoData(EXTENSION_MISSING.to_owned()),
             Ok(Err(Failure { message, .. })) => return self.lost(message),
-            Err(_) => return self.lost(format!("no answer of the database within {TIMEOUT:?}")),
+            Err(_) => return self.lost(format!("no answer of the database within {PROBE_TIMEOUT:?}")),
         };
         let Some(before) = self.before.replace(now) else {
             return Measurement::NoData("the first measurement: calls are counted from here on".to_owned());
@@ -72,7 +72,7 @@ impl StatementsSource {
     }
 }
 
-const MISSING: &str = "the extension pg_stat_statements is missing; next: put it into shared_preload_libraries, restart the server, and CREATE EXTENSION pg_stat_statements;";
+const EXTENSION_MISSING: &str = "the extension pg_stat_statements is missing; next: put it into shared_preload_libraries, restart the server, and CREATE EXTENSION pg_stat_statements;";
 
 /// The extension's schema, `None` if it is not there or not loaded.
 ///
@@ -103,7 +103,7 @@ pub(in crate::runner) async fn ready(client: &Client) -> Result<Option<String>, 
 pub(in crate::runner) async fn unready(client: &Client) -> Option<String> {
     match ready(client).await {
         Ok(Some(_)) => None,
-        Ok(None) => Some(MISSING.to_owned()),
+        Ok(None) => Some(EXTENSION_MISSING.to_owned()),
         Err(failure) => Some(failure.message),
     }
 }

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// Time between two counts of written users.
-const TALLY: Duration = Duration::from_secs(10);
+const WRITTEN_USERS_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Measures `checks` at their intervals until `stop`; returns the last result of each that was measured, in the order of `checks`.
 ///
@@ -43,7 +43,7 @@ pub async fn watch(
         tasks.spawn(repeat(check, known, source_context.clone(), sender.clone()));
     }
     drop(sender);
-    tasks.spawn(tally(TargetProvider::of(context), context.control_spec(), context.progress.clone()));
+    tasks.spawn(count_written_users(TargetProvider::of(context), context.control_spec(), context.progress.clone()));
     let mut latest: Vec<CheckResult> = Vec::new();
     loop {
         let result = tokio::select! {
@@ -68,8 +68,8 @@ pub async fn watch(
 
 /// Counts the users whose balance was written since the cut-over, for whoever thinks of going back. Beside the checks: a count that
 /// fails is tried again, and holds nothing up.
-async fn tally(target_provider: TargetProvider, control_spec: ControlSpec, progress: Progress) {
-    let mut ticks = tokio::time::interval(TALLY);
+async fn count_written_users(target_provider: TargetProvider, control_spec: ControlSpec, progress: Progress) {
+    let mut ticks = tokio::time::interval(WRITTEN_USERS_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut session = Session::new(target_provider, "checks");
     loop {

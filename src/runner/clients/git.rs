@@ -17,13 +17,13 @@ use super::{pg_tools::keep_beginning, private_folder::PrivateFolder};
 use crate::{api::Reason, runner::Failure, telemetry};
 
 /// Longest wait for an answer that moves no data.
-pub const LOOK: Duration = Duration::from_secs(60);
+pub const GIT_QUERY_TIMEOUT: Duration = Duration::from_secs(60);
 /// Longest transfer.
-pub const TRANSFER: Duration = Duration::from_secs(1800);
+pub const GIT_TRANSFER_TIMEOUT: Duration = Duration::from_secs(1800);
 /// Characters repeated of what git said.
-const TOLD: usize = 400;
+const MAX_GIT_MESSAGE: usize = 400;
 /// Who made tag objects; servers may refuse a tagger without an address.
-const WHO: &str = "credit-migration-operator";
+const GIT_IDENTITY: &str = "credit-migration-operator";
 
 /// Where a repository is. Without credentials, and by https without a user.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -138,9 +138,9 @@ impl Git {
                     Credentials::Ssh { .. } => "ssh",
                 },
             ),
-            ("GIT_AUTHOR_NAME", WHO),
+            ("GIT_AUTHOR_NAME", GIT_IDENTITY),
             ("GIT_AUTHOR_EMAIL", "credit-migration-operator@localhost"),
-            ("GIT_COMMITTER_NAME", WHO),
+            ("GIT_COMMITTER_NAME", GIT_IDENTITY),
             ("GIT_COMMITTER_EMAIL", "credit-migration-operator@localhost"),
         ]
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
@@ -204,7 +204,7 @@ impl Git {
     /// # Errors
     /// `Internal`, with what git said.
     pub async fn run_local(&self, arguments: &[&str]) -> Result<String, Failure> {
-        let output = self.call(arguments, LOOK).await?;
+        let output = self.call(arguments, GIT_QUERY_TIMEOUT).await?;
         if output.success {
             return Ok(output.stdout.trim_end().to_owned());
         }
@@ -350,13 +350,13 @@ fn classify_output(output_text: &str) -> (Reason, &'static str) {
 
 /// Lines that say something, joined and cut, without credentials.
 fn shortened<'a>(lines: impl Iterator<Item = &'a str>, credentials: &[String]) -> String {
-    const NOISE: &[&str] =
+    const NOISE_PREFIXES: &[&str] =
         &["@@", "hint:", "Please make sure", "and the repository exists", "warning: ", "To ", "Done"];
     let mut text = String::new();
     for line in lines {
         let line: String = line.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
         let line = line.trim();
-        if line.is_empty() || line == "remote:" || NOISE.iter().any(|noise| line.starts_with(noise)) {
+        if line.is_empty() || line == "remote:" || NOISE_PREFIXES.iter().any(|noise| line.starts_with(noise)) {
             continue;
         }
         if !text.is_empty() {
@@ -371,7 +371,7 @@ fn shortened<'a>(lines: impl Iterator<Item = &'a str>, credentials: &[String]) -
     if text.is_empty() {
         return "git gave no message".to_owned();
     }
-    text.chars().take(TOLD).collect()
+    text.chars().take(MAX_GIT_MESSAGE).collect()
 }
 
 /// `text` with every `://user:password@` as `://`.
@@ -438,6 +438,6 @@ mod tests {
             "@@@@\nremote: hello hunter2\u{7}\n\nfatal: cannot read 'https://ann:hunter2@h/x' now\nhint: try\n";
         let short = shortened(output_text.lines(), &["hunter2".to_owned(), "git".to_owned()]);
         assert_eq!(short, "remote: hello …; fatal: cannot read 'https://h/x' now");
-        assert_eq!(shortened(["x".repeat(999)].iter().map(String::as_str), &[]).len(), TOLD);
+        assert_eq!(shortened(["x".repeat(999)].iter().map(String::as_str), &[]).len(), MAX_GIT_MESSAGE);
     }
 }

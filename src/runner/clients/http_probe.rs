@@ -15,9 +15,9 @@ use crate::{
 };
 
 /// Longest answer that is read.
-const MAX_BODY: usize = 1 << 20;
+const MAX_BODY_BYTES: usize = 1 << 20;
 /// Longest wait for Prometheus and for a version.
-pub(in crate::runner) const TIMEOUT: Duration = Duration::from_secs(5);
+pub(in crate::runner) const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Sends the requests of probes and checks.
 #[derive(Clone)]
@@ -56,7 +56,7 @@ impl Prober {
         };
         let path = JsonPath::parse(&probe.json_path)
             .map_err(|e| failed(format!("versionProbe.jsonPath {:?}: {e}", probe.json_path)))?;
-        let answer = self.client.get(&probe.url).timeout(TIMEOUT).send().await;
+        let answer = self.client.get(&probe.url).timeout(PROBE_TIMEOUT).send().await;
         let answer = answer.map_err(|e| failed(format!("the version probe got no answer: {}", cause(&e))))?;
         let status = answer.status().as_u16();
         if status != 200 {
@@ -117,7 +117,7 @@ pub(in crate::runner) enum BodyError {
     #[error("the answer broke off: {0}")]
     Broken(String),
     /// More than is read.
-    #[error("the answer is longer than {MAX_BODY} bytes")]
+    #[error("the answer is longer than {MAX_BODY_BYTES} bytes")]
     TooLong,
 }
 
@@ -125,7 +125,7 @@ pub(in crate::runner) enum BodyError {
 pub(in crate::runner) async fn body(mut answer: Response) -> Result<Vec<u8>, BodyError> {
     let mut bytes = Vec::new();
     while let Some(chunk) = answer.chunk().await.map_err(|e| BodyError::Broken(cause(&e)))? {
-        if bytes.len() + chunk.len() > MAX_BODY {
+        if bytes.len() + chunk.len() > MAX_BODY_BYTES {
             return Err(BodyError::TooLong);
         }
         bytes.extend_from_slice(&chunk);
@@ -151,7 +151,7 @@ pub(in crate::runner) fn client(authorities: Option<Vec<Certificate>>) -> Result
     let mut builder = Client::builder()
         .redirect(Policy::none())
         .no_proxy()
-        .connect_timeout(TIMEOUT)
+        .connect_timeout(PROBE_TIMEOUT)
         // A kept connection would go on to an old pod after a switch.
         .pool_max_idle_per_host(0)
         .user_agent("credit-migration");

@@ -16,7 +16,7 @@ use tokio::{
 use crate::{api::Reason, runner::Failure};
 
 /// Bytes kept of a child's standard error: the beginning names the first error, and the first is the cause.
-const STDERR_KEPT: usize = 16 << 10;
+const MAX_STDERR_BYTES: usize = 16 << 10;
 
 /// Where the programs are.
 #[derive(Clone, Debug, Default)]
@@ -140,7 +140,7 @@ fn failed(message: String) -> Failure {
 pub(in crate::runner) async fn keep_beginning(mut stderr: impl AsyncRead + Unpin) -> String {
     let (mut kept, mut buffer) = (Vec::new(), [0; 4096]);
     while let Ok(read @ 1..) = stderr.read(&mut buffer).await {
-        let room = STDERR_KEPT - kept.len();
+        let room = MAX_STDERR_BYTES - kept.len();
         kept.extend_from_slice(&buffer[..read.min(room)]);
     }
     String::from_utf8_lossy(&kept).into_owned()

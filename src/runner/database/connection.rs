@@ -21,24 +21,24 @@ use crate::{
 };
 
 /// Longest time for TCP, TLS and log-in together.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const DB_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long sent data may stay without an answer of the peer's kernel before the connection counts as lost.
-const USER_TIMEOUT: Duration = Duration::from_secs(20);
+const TCP_USER_TIMEOUT: Duration = Duration::from_secs(20);
 /// Start-up option of every session, see the head of this file.
-const OPTIONS: &str = "-c default_transaction_read_only=off";
+const LIBPQ_OPTIONS: &str = "-c default_transaction_read_only=off";
 /// Further start-up options of the runner's own sessions: the server must notice a runner that went away without a word
 /// (its locks hold up the pod that takes over), and must not end a session that waits for the controller.
-const OWN_OPTIONS: &str = "-c default_transaction_read_only=off -c tcp_keepalives_idle=5 -c tcp_keepalives_interval=3 \
+const SESSION_OPTIONS: &str = "-c default_transaction_read_only=off -c tcp_keepalives_idle=5 -c tcp_keepalives_interval=3 \
     -c tcp_keepalives_count=3 -c tcp_user_timeout=20000 -c idle_in_transaction_session_timeout=0";
 /// A server that is in the middle of a statement looks for its client only if it is told to: from version 14 on, and not on every
 /// platform. No start-up option: an older server would refuse the connection.
-const WATCH_CLIENT: &str = "SELECT pg_catalog.set_config(name, '1000', false) FROM pg_catalog.pg_settings
+const CHECK_CLIENT_SQL: &str = "SELECT pg_catalog.set_config(name, '1000', false) FROM pg_catalog.pg_settings
     WHERE name = 'client_connection_check_interval'";
 
 /// Lets the server notice in the middle of a statement that this session's client is gone: its locks hold up whoever takes over.
 /// Where it cannot, it stays as it is. To be called again after `RESET ALL`.
 pub(crate) async fn watch_client(client: &Client) {
-    if let Err(error) = client.batch_execute(WATCH_CLIENT).await {
+    if let Err(error) = client.batch_execute(CHECK_CLIENT_SQL).await {
         tracing::debug!(cause = %classify(&error), "the server does not look for its client during a statement");
     }
 }
@@ -149,9 +149,9 @@ impl Target {
             ("PGPORT", self.port.to_string()),
             ("PGUSER", self.user.clone()),
             ("PGDATABASE", self.database.clone()),
-            ("PGOPTIONS", OPTIONS.to_owned()),
+            ("PGOPTIONS", LIBPQ_OPTIONS.to_owned()),
             ("PGAPPNAME", "credit-migration".to_owned()),
-            ("PGCONNECT_TIMEOUT", CONNECT_TIMEOUT.as_secs().to_string()),
+            ("PGCONNECT_TIMEOUT", DB_CONNECT_TIMEOUT.as_secs().to_string()),
         ];
         if let Some(password) = &self.password {
             env.push(("PGPASSWORD", password.clone()));
@@ -190,14 +190,14 @@ impl Target {
             .user(&self.user)
             .dbname(&self.database)
             .application_name(format!("credit-migration/{step}"))
-            .options(OWN_OPTIONS)
+            .options(SESSION_OPTIONS)
             .channel_binding(self.channel_binding)
-            .connect_timeout(CONNECT_TIMEOUT)
+            .connect_timeout(DB_CONNECT_TIMEOUT)
             // A window must notice a dead server or network within seconds, not after the kernel's two hours.
             .keepalives_idle(Duration::from_secs(5))
             .keepalives_interval(Duration::from_secs(3))
             .keepalives_retries(3)
-            .tcp_user_timeout(USER_TIMEOUT);
+            .tcp_user_timeout(TCP_USER_TIMEOUT);
         if let Some(password) = &self.password {
             config.password(password);
         }
@@ -207,8 +207,8 @@ impl Target {
             watch_client(&client).await;
             Ok(client)
         };
-        tokio::time::timeout(CONNECT_TIMEOUT, opened).await.unwrap_or_else(|_| {
-            let message = format!("{} did not answer within {} s", self.host_port(), CONNECT_TIMEOUT.as_secs());
+        tokio::time::timeout(DB_CONNECT_TIMEOUT, opened).await.unwrap_or_else(|_| {
+            let message = format!("{} did not answer within {} s", self.host_port(), DB_CONNECT_TIMEOUT.as_secs());
             Err(Failure::new(Reason::HostUnreachable, message).into())
         })
     }

@@ -29,7 +29,7 @@ pub struct Fingerprint {
 }
 
 /// Object and line. `pg_catalog` alone is in the search path, so that every name comes out qualified.
-const DESCRIBE: &str = r#"
+const OBJECTS_SQL: &str = r#"
 WITH rel AS (
     SELECT c.*, format('%I.%I', n.nspname, c.relname) AS name,
            CASE c.relkind WHEN 'v' THEN 'view ' WHEN 'm' THEN 'materialized view ' WHEN 'S' THEN 'sequence '
@@ -111,14 +111,14 @@ SELECT 'schema ' || quote_ident(n.nspname), 'owner ' || pg_get_userbyid(n.nspown
 FROM pg_namespace AS n WHERE n.nspname NOT LIKE 'pg\_%' AND n.nspname NOT IN ('information_schema', 'credit_migration')"#;
 
 /// Tables with rows of their own.
-const TABLES: &str = r"
+const TABLES_SQL: &str = r"
 SELECT format('%I.%I', n.nspname, c.relname)
 FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'm') AND c.relpersistence <> 't' AND (c.relkind = 'r' OR c.relispopulated)
   AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'credit_migration', 'pg_toast')
   AND NOT EXISTS (SELECT FROM pg_depend AS d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')";
 
-const SEQUENCES: &str = r"
+const SEQUENCES_SQL: &str = r"
 SELECT format('%I.%I', schemaname, sequencename), coalesce(last_value, start_value - increment_by) * sign(increment_by)::bigint
 FROM pg_sequences WHERE schemaname NOT IN ('credit_migration')";
 
@@ -136,13 +136,13 @@ impl Fingerprint {
             SET LOCAL row_security = off; SET LOCAL statement_timeout = 0; SET LOCAL quote_all_identifiers = off";
         transaction.batch_execute(settings).await?;
         let mut print = Self::default();
-        for row in transaction.query(DESCRIBE, &[]).await? {
+        for row in transaction.query(OBJECTS_SQL, &[]).await? {
             print.objects.entry(row.get(0)).or_default().insert(row.get(1));
         }
-        for row in transaction.query(SEQUENCES, &[]).await? {
+        for row in transaction.query(SEQUENCES_SQL, &[]).await? {
             print.sequences.insert(row.get(0), row.get(1));
         }
-        let tables = transaction.query(TABLES, &[]).await?;
+        let tables = transaction.query(TABLES_SQL, &[]).await?;
         for table in tables.iter().map(|row| row.get::<_, String>(0)) {
             // The name is quoted by the server. Two seeds: 128 bits, so that two differences do not cancel by chance.
             let query = format!(

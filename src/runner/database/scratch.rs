@@ -15,7 +15,7 @@ use super::{
 use crate::{api::Reason, runner::Failure};
 
 /// Settings whose stored value is a list that is quoted already.
-const LISTS: &[&str] = &[
+const LIST_SETTINGS: &[&str] = &[
     "search_path",
     "temp_tablespaces",
     "session_preload_libraries",
@@ -35,7 +35,7 @@ fn unmarked(uid: &str) -> String {
 }
 
 /// All that rehearsals of this migration have left, under whatever name.
-const LEFTOVERS: &str = "SELECT datname::text FROM pg_database
+const LEFTOVERS_SQL: &str = "SELECT datname::text FROM pg_database
     WHERE shobj_description(oid, 'pg_database') = $1 OR datname::text = $2 AND NOT datallowconn";
 
 /// Drops all that rehearsals of this migration have left. Returns how many databases.
@@ -43,7 +43,7 @@ const LEFTOVERS: &str = "SELECT datname::text FROM pg_database
 /// # Errors
 /// Those of a database error.
 pub async fn sweep(client: &Client, uid: &str) -> Result<usize, Failure> {
-    let left = client.query(LEFTOVERS, &[&mark(uid), &unmarked(uid)]).await?;
+    let left = client.query(LEFTOVERS_SQL, &[&mark(uid), &unmarked(uid)]).await?;
     for row in &left {
         remove(client, row.get(0)).await?;
     }
@@ -143,7 +143,8 @@ async fn copy_settings(client: &Client, name: &str) -> Result<(), Failure> {
         if setting == "default_transaction_read_only" {
             continue;
         }
-        let value = if LISTS.contains(&setting) && !value.is_empty() { value.to_owned() } else { literal(value) };
+        let value =
+            if LIST_SETTINGS.contains(&setting) && !value.is_empty() { value.to_owned() } else { literal(value) };
         let statement = format!("ALTER DATABASE {} SET {} TO {value}", ident(name), quoted_setting(setting));
         if let Err(error) = client.batch_execute(&statement).await {
             // Some need a superuser; the SQL shows whether they matter.

@@ -52,7 +52,7 @@ pub(super) fn fields_of(status: &MigrationRunStatus) -> Map<String, Value> {
 /// A window's progress with all of its fields, those that are absent as null: a merge patch leaves alone what it does not name, and
 /// a comparison of the way there would stand as evidence of the way back.
 pub(in crate::runner) fn window_fields(progress: &WindowProgress) -> Value {
-    const OPTIONAL: [&str; 9] = [
+    const OPTIONAL_FIELDS: [&str; 9] = [
         "blockedAt",
         "proof",
         "migrateSeconds",
@@ -65,7 +65,7 @@ pub(in crate::runner) fn window_fields(progress: &WindowProgress) -> Value {
     ];
     let mut all = json!(progress);
     if let Some(fields) = all.as_object_mut() {
-        for field in OPTIONAL {
+        for field in OPTIONAL_FIELDS {
             fields.entry(field).or_insert(Value::Null);
         }
     }

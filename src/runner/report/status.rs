@@ -25,9 +25,9 @@ use crate::{
 };
 
 /// Longest wait between two tries.
-const MAX_PAUSE: Duration = Duration::from_secs(10);
+const MAX_REPORT_PAUSE: Duration = Duration::from_secs(10);
 /// Longest message; a status is read on a screen.
-const MAX_MESSAGE: usize = 2000;
+const MAX_STATUS_MESSAGE: usize = 2000;
 
 /// Why there is no use in reporting any more.
 #[derive(Debug, thiserror::Error)]
@@ -93,7 +93,7 @@ impl Reporter {
                 Err(error) => tracing::warn!(%error, "the MigrationRun cannot be read, trying again"),
             }
             tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(MAX_PAUSE);
+            pause = (pause * 2).min(MAX_REPORT_PAUSE);
         }
     }
 
@@ -125,7 +125,7 @@ impl Reporter {
                 Err(error) => tracing::warn!(%error, "the report did not get through, trying again"),
             }
             tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(MAX_PAUSE);
+            pause = (pause * 2).min(MAX_REPORT_PAUSE);
         }
     }
 
@@ -172,9 +172,9 @@ fn object(value: Value) -> Map<String, Value> {
     }
 }
 
-/// At most [`MAX_MESSAGE`] characters.
+/// At most [`MAX_STATUS_MESSAGE`] characters.
 fn short(message: &str) -> String {
-    match message.char_indices().nth(MAX_MESSAGE) {
+    match message.char_indices().nth(MAX_STATUS_MESSAGE) {
         None => message.to_owned(),
         Some((end, _)) => format!("{}…", message.get(..end).unwrap_or_default()),
     }
@@ -190,7 +190,7 @@ mod tests {
         let failure = Failure::new(Reason::BucketMissing, "x".repeat(3000));
         let fields = end_of(&Err(failure), Time::UNIX_EPOCH);
         assert_eq!((&fields["phase"], &fields["reason"]), (&json!("Failed"), &json!("BucketMissing")));
-        assert_eq!(fields["message"].as_str().unwrap().chars().count(), MAX_MESSAGE + 1);
+        assert_eq!(fields["message"].as_str().unwrap().chars().count(), MAX_STATUS_MESSAGE + 1);
         let fields = end_of(&Ok("done".into()), Time::UNIX_EPOCH);
         assert_eq!(fields["phase"], json!("Succeeded"));
         assert!(fields["reason"].is_null());

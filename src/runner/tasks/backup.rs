@@ -22,7 +22,7 @@ use crate::{
     api::{BackupEvidence, BaselineEvidence, Reason, Time, digest_text},
     runner::{
         Failure,
-        clients::object_store::{PATIENCE, Store, Upload},
+        clients::object_store::{STORE_RETRY_TIMEOUT, Store, Upload},
         context::TaskContext,
         database::{
             connection::Target,
@@ -35,11 +35,11 @@ use crate::{
 };
 
 /// Kinds of transaction that get into the status; the object next to the dump has all.
-const MAX_KINDS: usize = 100;
+const MAX_TRANSACTION_KINDS: usize = 100;
 /// How long `pg_dump` waits for a table that somebody holds exclusively.
 const DUMP_LOCK_TIMEOUT: &str = "--lock-wait-timeout=60000";
 /// How long removing objects of a failed backup may take: whoever is told to end has not more.
-const DELETE: Duration = Duration::from_secs(10);
+const CLEAN_UP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The object next to the dump.
 #[derive(Serialize)]
@@ -61,7 +61,7 @@ struct BackupManifest<'a> {
 /// Those of settings and connection; `DatabaseInUse`, `LockTimeout` of the guards; `DumpFailed`; those of the store.
 pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
     let target = context.settings.target()?;
-    let store = Store::open(&context.spec.plan.backup.store, &context.settings.store_keys()?, PATIENCE)?;
+    let store = Store::open(&context.spec.plan.backup.store, &context.settings.store_keys()?, STORE_RETRY_TIMEOUT)?;
     let version = context.tools.version().await?;
     let control_spec = context.control_spec();
     let mut client = target.connect("backup").await?;
@@ -75,7 +75,7 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
     let (snapshot, size): (String, i64) = (row.get(0), row.get(1));
     let mut baseline = evidence(statistics(&transaction, &context.spec.plan.credits, Present::ALL).await?);
     let complete = baseline.clone();
-    baseline.transactions.truncate(MAX_KINDS);
+    baseline.transactions.truncate(MAX_TRANSACTION_KINDS);
     context.progress.update(|status| status.baseline = Some(baseline.clone()));
     control::take_baseline(&transaction, &control_spec).await?;
 
@@ -114,7 +114,7 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
                 let _ = store.delete(left).await;
             }
         };
-        let _ = tokio::time::timeout(DELETE, delete).await;
+        let _ = tokio::time::timeout(CLEAN_UP_TIMEOUT, delete).await;
         return Err(failure);
     }
     let message = format!("{object}, {} bytes, {} users", dump.bytes, baseline.users);

@@ -20,7 +20,7 @@ use crate::{
     api::{CodeBackup, CodeBackupEvidence, KeyRef, Reason},
     runner::{
         Failure,
-        clients::git::{Credentials, Git, GitOutput, LOOK, RepositoryAddress, TRANSFER},
+        clients::git::{Credentials, GIT_QUERY_TIMEOUT, GIT_TRANSFER_TIMEOUT, Git, GitOutput, RepositoryAddress},
         context::TaskContext,
         settings::Settings,
     },
@@ -142,8 +142,9 @@ pub async fn check_access(context: &TaskContext<'_>) -> Result<String, Failure> 
     let tree = git.run_local(&["hash-object", "-w", "-t", "tree", "/dev/null"]).await?;
     let commit = git.run_local(&["commit-tree", "-m", "preflight", &tree]).await?;
     let probe = format!("{commit}:{}", if missing.branch { branch_ref(code) } else { tag_ref(code) });
-    let output =
-        git.call(&["-c", "push.negotiate=false", "push", "--dry-run", "--porcelain", "origin", &probe], LOOK).await?;
+    let output = git
+        .call(&["-c", "push.negotiate=false", "push", "--dry-run", "--porcelain", "origin", &probe], GIT_QUERY_TIMEOUT)
+        .await?;
     if !output.success {
         return Err(git.failure("asking to push to", &output));
     }
@@ -165,7 +166,7 @@ fn branch_ref(code: &CodeBackup) -> String {
 /// Both are names that git takes.
 async fn names(git: &Git, code: &CodeBackup) -> Result<(), Failure> {
     for (field, name) in [("tag", tag_ref(code)), ("branch", branch_ref(code))] {
-        if !git.call(&["check-ref-format", &name], LOOK).await?.success {
+        if !git.call(&["check-ref-format", &name], GIT_QUERY_TIMEOUT).await?.success {
             let message = format!("git takes no {field} named {name}; next: choose another spec.code.{field}");
             return Err(Failure::new(Reason::RepositoryDenied, message));
         }
@@ -177,7 +178,7 @@ async fn names(git: &Git, code: &CodeBackup) -> Result<(), Failure> {
 async fn refs(git: &Git, code: &CodeBackup) -> Result<Refs, Failure> {
     let (tag, branch) = (tag_ref(code), branch_ref(code));
     let peeled = format!("{tag}^{{}}");
-    let output = git.call(&["ls-remote", "--quiet", "origin", &tag, &peeled, &branch], LOOK).await?;
+    let output = git.call(&["ls-remote", "--quiet", "origin", &tag, &peeled, &branch], GIT_QUERY_TIMEOUT).await?;
     if !output.success {
         return Err(git.failure("reading", &output));
     }
@@ -241,7 +242,7 @@ async fn fetch(git: &Git, code: &CodeBackup) -> Result<(), Failure> {
     git.run_local(&["config", "remote.origin.partialclonefilter", "tree:0"]).await?;
     let commit = code.commit.as_str();
     let common = ["fetch", "--quiet", "--no-tags", "--filter=tree:0"];
-    let by_hash = git.call(&[&common[..], &["--depth=1", "origin", commit]].concat(), TRANSFER).await?;
+    let by_hash = git.call(&[&common[..], &["--depth=1", "origin", commit]].concat(), GIT_TRANSFER_TIMEOUT).await?;
     if !by_hash.success {
         let failure = git.failure("fetching from", &by_hash);
         if failure.reason == Reason::RepositoryDenied {
@@ -249,12 +250,12 @@ async fn fetch(git: &Git, code: &CodeBackup) -> Result<(), Failure> {
         }
         // Servers word it in many ways that they give no commit by its hash, or do not have it: all that they show tells.
         let all = ["origin", "+refs/heads/*:refs/fetched/heads/*", "+refs/tags/*:refs/fetched/tags/*"];
-        let all = git.call(&[&common[..], &all].concat(), TRANSFER).await?;
+        let all = git.call(&[&common[..], &all].concat(), GIT_TRANSFER_TIMEOUT).await?;
         if !all.success {
             return Err(git.failure("fetching from", &all));
         }
     }
-    let kind = git.call(&["cat-file", "-t", commit], LOOK).await?;
+    let kind = git.call(&["cat-file", "-t", commit], GIT_QUERY_TIMEOUT).await?;
     match kind.stdout.trim() {
         "commit" => Ok(()),
         other => {
@@ -292,7 +293,7 @@ async fn push_once(git: &Git, refs: &[(String, String)], atomic: bool) -> Result
     arguments.extend(refs.iter().map(|(lease, _)| lease.as_str()));
     arguments.push("origin");
     arguments.extend(refs.iter().map(|(_, refspec)| refspec.as_str()));
-    git.call(&arguments, TRANSFER).await
+    git.call(&arguments, GIT_TRANSFER_TIMEOUT).await
 }
 
 #[cfg(test)]

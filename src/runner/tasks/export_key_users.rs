@@ -20,7 +20,7 @@ use crate::{
     api::{Balances, KeyUsers, KeyUsersEvidence, Reason, Time, digest_text},
     runner::{
         Failure,
-        clients::object_store::{PATIENCE, Store, Upload},
+        clients::object_store::{STORE_RETRY_TIMEOUT, Store, Upload},
         context::TaskContext,
         database::{
             control::{ident, literal, quoted},
@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// Digits of a limit; no sum of credits has as many.
-const MAX_DIGITS: usize = 100;
+const MAX_LIMIT_DIGITS: usize = 100;
 
 /// Exports the rows. Notes `keyUsers`.
 ///
@@ -39,7 +39,7 @@ const MAX_DIGITS: usize = 100;
 pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
     let target = context.settings.target()?;
     let plan = &context.spec.plan;
-    let store = Store::open(&plan.backup.store, &context.settings.store_keys()?, PATIENCE)?;
+    let store = Store::open(&plan.backup.store, &context.settings.store_keys()?, STORE_RETRY_TIMEOUT)?;
     let (table, condition) =
         (quoted(&plan.credits.balances.table), condition(&plan.backup.key_users, &plan.credits.balances)?);
     let mut client = target.connect("export-key-users").await?;
@@ -117,7 +117,7 @@ fn is_decimal(text: &str) -> bool {
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     let unsigned = text.strip_prefix('-').unwrap_or(text);
     let (whole, fraction) = unsigned.split_once('.').unwrap_or((unsigned, "0"));
-    digits(whole) && digits(fraction) && text.len() <= MAX_DIGITS
+    digits(whole) && digits(fraction) && text.len() <= MAX_LIMIT_DIGITS
 }
 
 #[cfg(test)]

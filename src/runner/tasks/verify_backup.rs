@@ -12,7 +12,7 @@ use crate::{
     runner::{
         Failure,
         clients::{
-            object_store::{PATIENCE, Store},
+            object_store::{STORE_RETRY_TIMEOUT, Store},
             pg_tools::Running,
         },
         context::TaskContext,
@@ -26,7 +26,7 @@ use crate::{
 /// store.
 pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
     let (object, expected) = inputs(context)?;
-    let store = Store::open(&context.spec.plan.backup.store, &context.settings.store_keys()?, PATIENCE)?;
+    let store = Store::open(&context.spec.plan.backup.store, &context.settings.store_keys()?, STORE_RETRY_TIMEOUT)?;
     tokio::select! {
         read = read(context, &store, object, expected) => read,
         () = context.stop.cancelled() => Err(Failure::terminated()),

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// How long a task before the window tries again: longer than a restart of a store takes.
-pub const PATIENCE: Duration = Duration::from_secs(180);
+pub const STORE_RETRY_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// What is waited for, and for how long.
 #[derive(Clone, Copy, Debug)]
@@ -65,7 +65,7 @@ impl Operation {
 }
 
 /// Parts of error codes that mean: not with this key. Versity's gateway answers `XAdminUserNotFound`, with status 404.
-const DENIALS: &[&str] = &["AccessDenied", "AccessKey", "Signature", "UserNotFound"];
+const DENIED_CODES: &[&str] = &["AccessDenied", "AccessKey", "Signature", "UserNotFound"];
 
 /// Keys of the object store. No `Debug`: it must not get into a log.
 pub struct StoreKeys {
@@ -213,7 +213,7 @@ impl Store {
         // First: some stores answer 404 to an unknown access key.
         let denied =
             matches!(error, object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. })
-                || code.is_some_and(|code| DENIALS.iter().any(|denial| code.contains(denial)));
+                || code.is_some_and(|code| DENIED_CODES.iter().any(|denial| code.contains(denial)));
         if denied {
             let code = code.unwrap_or("no error code");
             let message = format!(

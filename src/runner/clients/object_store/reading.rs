@@ -18,7 +18,7 @@ use super::{Operation, Store};
 use crate::{api::Reason, runner::Failure};
 
 /// Requests one after another that may bring no byte.
-const FRUITLESS: u32 = 5;
+const MAX_EMPTY_REQUESTS: u32 = 5;
 
 /// An object that is being read.
 struct Reading {
@@ -32,7 +32,7 @@ struct Reading {
     at: u64,
     body: BoxStream<'static, object_store::Result<Bytes>>,
     /// Requests since the last byte.
-    fruitless: u32,
+    empty_requests: u32,
 }
 
 /// Asks for the whole object.
@@ -44,7 +44,7 @@ pub(super) async fn begin(store: Store, object: &str) -> Result<BoxStream<'stati
     let answer = store.client.get(&path).await.map_err(|e| store.failure(Operation::Read, object, &e))?;
     let (tag, size) = (answer.meta.e_tag.clone(), answer.meta.size);
     let body = answer.into_stream();
-    let reading = Reading { store, object: object.to_owned(), path, tag, size, at: 0, body, fruitless: 0 };
+    let reading = Reading { store, object: object.to_owned(), path, tag, size, at: 0, body, empty_requests: 0 };
     Ok(stream::try_unfold(reading, Reading::next).boxed())
 }
 
@@ -56,7 +56,7 @@ impl Reading {
                 Some(Ok(chunk)) if chunk.is_empty() => continue,
                 Some(Ok(chunk)) => {
                     self.at += u64::try_from(chunk.len()).unwrap_or(0);
-                    self.fruitless = 0;
+                    self.empty_requests = 0;
                     return Ok(Some((chunk, self)));
                 }
                 Some(Err(error)) => Some(error),
@@ -71,12 +71,12 @@ impl Reading {
     /// Asks for what is left.
     async fn again(&mut self, mut why: Option<object_store::Error>) -> Result<(), Failure> {
         loop {
-            if self.fruitless >= FRUITLESS {
+            if self.empty_requests >= MAX_EMPTY_REQUESTS {
                 return Err(match why {
                     Some(error) => self.store.failure(Operation::Read, &self.object, &error),
                     None => {
                         let message = format!(
-                            "{} breaks off after {} of {} bytes, {FRUITLESS} times; next: look at the store's log",
+                            "{} breaks off after {} of {} bytes, {MAX_EMPTY_REQUESTS} times; next: look at the store's log",
                             self.object, self.at, self.size
                         );
                         Failure::new(Reason::StoreUnreachable, message)
@@ -84,8 +84,8 @@ impl Reading {
                 });
             }
             // At once after the first break: most often the store closed a connection that nobody read from.
-            tokio::time::sleep(Duration::from_secs(self.fruitless.into())).await;
-            self.fruitless += 1;
+            tokio::time::sleep(Duration::from_secs(self.empty_requests.into())).await;
+            self.empty_requests += 1;
             tracing::info!(object = self.object, at = self.at, size = self.size, "the answer broke off and is read on");
             let options = GetOptions {
                 range: Some(GetRange::Bounded(self.at..self.size)),

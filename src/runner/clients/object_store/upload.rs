@@ -9,27 +9,27 @@ use super::{Operation, Store};
 use crate::{api::Reason, runner::Failure};
 
 /// Smallest part.
-const MIN_PART: u64 = 16 << 20;
+const MIN_PART_BYTES: u64 = 16 << 20;
 /// What all parts in memory may have together: half of the pod's memory, which `pg_dump` shares.
-const MEMORY: u64 = 256 << 20;
+const MAX_PARTS_BYTES_IN_MEMORY: u64 = 256 << 20;
 /// S3 takes no more parts.
 const MAX_PARTS: usize = 10_000;
 /// Parts that something of the expected size is cut into: the rest is for a dump that is larger than its database.
-const PARTS: u64 = 5_000;
+const TARGET_PARTS: u64 = 5_000;
 /// How long removing the parts may take: whoever is told to end has not more.
-const ABORT: Duration = Duration::from_secs(10);
+const ABORT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the store has time to give up a part that it was receiving.
-const SETTLE: Duration = Duration::from_secs(2);
+const IN_FLIGHT_PART_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Bytes of each part but the last. All have one size, since some stores (Cloudflare R2) insist on it; so what is larger than
-/// [`MAX_PARTS`] of [`MEMORY`], 2.6 TB, cannot be uploaded.
+/// [`MAX_PARTS`] of [`MAX_PARTS_BYTES_IN_MEMORY`], 2.6 TB, cannot be uploaded.
 fn part_size(expected: u64) -> u64 {
-    (expected / PARTS).clamp(MIN_PART, MEMORY)
+    (expected / TARGET_PARTS).clamp(MIN_PART_BYTES, MAX_PARTS_BYTES_IN_MEMORY)
 }
 
 /// Whether a part may be filled while another one is sent.
 fn two_at_a_time(part: u64) -> bool {
-    part <= MEMORY / 2
+    part <= MAX_PARTS_BYTES_IN_MEMORY / 2
 }
 
 /// A multipart upload. It must be ended by [`Upload::complete`] or [`Upload::abort`]: parts of one that is only dropped
@@ -136,7 +136,7 @@ impl Upload {
         if let Some(part) = pending {
             // A part that the store had not yet taken when the upload ended may arrive after that, and would stay.
             let _ = part.await;
-            tokio::time::sleep(SETTLE).await;
+            tokio::time::sleep(IN_FLIGHT_PART_TIMEOUT).await;
             removed = self.remove().await.or(removed);
         }
         if let Err(cause) = removed {
@@ -146,10 +146,10 @@ impl Upload {
 
     /// Removes the parts; that there are none is good.
     async fn remove(&self) -> Result<(), String> {
-        match tokio::time::timeout(ABORT, self.store.client.abort_multipart(&self.path, &self.id)).await {
+        match tokio::time::timeout(ABORT_TIMEOUT, self.store.client.abort_multipart(&self.path, &self.id)).await {
             Ok(Ok(()) | Err(object_store::Error::NotFound { .. })) => Ok(()),
             Ok(Err(error)) => Err(self.store.failure(Operation::Abort, &self.object, &error).message),
-            Err(_) => Err(format!("the store did not answer within {ABORT:?}")),
+            Err(_) => Err(format!("the store did not answer within {ABORT_TIMEOUT:?}")),
         }
     }
 }

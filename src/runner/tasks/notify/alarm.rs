@@ -28,9 +28,9 @@ use crate::{
 };
 
 /// How long the controller has for its order, before people are told that there is none.
-pub const GRACE: Duration = Duration::from_secs(10);
+pub const ALARM_GRACE: Duration = Duration::from_secs(10);
 /// First and longest pause between two tries.
-const PAUSE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
+const ALARM_RETRY_PAUSE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
 
 /// Tells the contacts that a window is held, unless the controller is at it.
 pub struct Alarm {
@@ -48,7 +48,7 @@ pub struct Alarm {
 }
 
 impl Alarm {
-    /// The alarm of a window's run; `grace` is usually [`GRACE`].
+    /// The alarm of a window's run; `grace` is usually [`ALARM_GRACE`].
     pub fn new(context: &TaskContext<'_>, grace: Duration) -> Self {
         Self {
             spec: Arc::new(context.spec.clone()),
@@ -144,7 +144,7 @@ impl Alarm {
 
 /// Sends until one channel has taken it; at once to an end if no channel is told.
 async fn until_taken(settings: &Settings<'_>, spec: &MigrationRunSpec, notice: &Notice) {
-    let (mut pause, longest) = PAUSE;
+    let (mut pause, longest) = ALARM_RETRY_PAUSE;
     loop {
         let deliveries = send_all(settings, spec, notice, |_| {}).await;
         if deliveries.is_empty() {

@@ -8,7 +8,7 @@
 //!
 //! # Contract
 //! - A channel gets one message, even if it has several audiences that are told: that of the first of `audiences`.
-//! - Each channel has [`TIMEOUT`], and none waits for another.
+//! - Each channel has [`DELIVERY_TIMEOUT`], and none waits for another.
 //! - Each delivery is noted when it is known: a pod that dies leaves few that are repeated. What is repeated has the same id
 //!   (`id` of the event, `Idempotency-Key`, `Message-ID`), so that a receiver can drop it.
 //! - URLs, logins and addresses stand in no message.
@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use futures::{StreamExt, stream::FuturesUnordered};
 
-pub use alarm::{Alarm, GRACE};
+pub use alarm::{ALARM_GRACE, Alarm};
 
 use self::{
     templates::{NoticeContext, RenderedNotice, Templates},
@@ -38,7 +38,7 @@ use crate::{
 };
 
 /// Longest wait for one channel.
-pub const TIMEOUT: Duration = Duration::from_secs(10);
+pub const DELIVERY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// One notice to one audience.
 struct OutgoingMessage<'a> {
@@ -148,7 +148,7 @@ async fn deliver(settings: &Settings<'_>, channel: &NotificationChannel, outgoin
             Transport::Mail(mailer) => mailer.send(outgoing).await,
         }
     };
-    let sent = tokio::time::timeout(TIMEOUT, sent).await.unwrap_or_else(|_| Err(too_late()));
+    let sent = tokio::time::timeout(DELIVERY_TIMEOUT, sent).await.unwrap_or_else(|_| Err(too_late()));
     let (state, mut message) = match sent {
         Ok(answer) => (DeliveryState::Delivered, answer),
         Err(why) => (DeliveryState::Failed, why),
@@ -231,7 +231,7 @@ fn untrusted(settings: &Settings<'_>, KeyRef { name, key }: &KeyRef, what: &str)
 }
 
 fn too_late() -> String {
-    format!("no answer within {} s", TIMEOUT.as_secs())
+    format!("no answer within {} s", DELIVERY_TIMEOUT.as_secs())
 }
 
 #[cfg(test)]

@@ -19,9 +19,9 @@ use super::defaults::{self, Part};
 use crate::api::{Audience, Contact, ContactRole, Notice, Occasion};
 
 /// Longest subject and body, in characters: Slack and mail servers refuse much longer ones.
-const LONGEST: (usize, usize) = (200, 20_000);
+const MAX_NOTICE_LENGTHS: (usize, usize) = (200, 20_000);
 /// Steps that a template may take; one that loops for long must not keep an alarm.
-const FUEL: u64 = 100_000;
+const NOTICE_TEMPLATE_FUEL: u64 = 100_000;
 
 /// Whether an audience may see internals and contacts.
 pub(super) fn is_internal(audience: Audience) -> bool {
@@ -90,7 +90,7 @@ impl Templates {
             })
         };
         let subject = part(Part::Subject).split_whitespace().collect::<Vec<_>>().join(" ");
-        let mut body = cut(&part(Part::Body), LONGEST.1);
+        let mut body = cut(&part(Part::Body), MAX_NOTICE_LENGTHS.1);
         let missing: Vec<String> = notice_context
             .contacts_for(notice.occasion, audience)
             .iter()
@@ -100,7 +100,7 @@ impl Templates {
         if !missing.is_empty() {
             body = format!("{body}\n\nWhom to call:\n{}", missing.join("\n"));
         }
-        RenderedNotice { subject: cut(&subject, LONGEST.0), body, unusable }
+        RenderedNotice { subject: cut(&subject, MAX_NOTICE_LENGTHS.0), body, unusable }
     }
 
     fn own(&self, occasion: Occasion, audience: Audience, part: Part) -> Option<(&str, &str)> {
@@ -225,7 +225,7 @@ fn values(notice: &Notice, audience: Audience, notice_context: NoticeContext<'_>
 fn environment() -> Environment<'static> {
     let mut environment = Environment::new();
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
-    environment.set_fuel(Some(FUEL));
+    environment.set_fuel(Some(NOTICE_TEMPLATE_FUEL));
     environment.add_filter("time", format_time);
     environment.add_filter("duration", format_duration);
     environment.set_formatter(|out, state, value| {

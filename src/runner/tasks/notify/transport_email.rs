@@ -17,14 +17,14 @@ use lettre::{
     },
 };
 
-use super::{OutgoingMessage, TIMEOUT, untrusted};
+use super::{DELIVERY_TIMEOUT, OutgoingMessage, untrusted};
 use crate::{
     api::{EmailChannel, KeyRef, MailTls, Reason, sha256},
     runner::{Failure, clients::tls, settings::Settings},
 };
 
 /// Longest wait for the server's good-bye, when it has taken the mail already.
-const GOODBYE: Duration = Duration::from_secs(1);
+const SMTP_QUIT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A mail server, and who writes to whom. No `Debug`: it holds the password.
 pub(super) struct Mailer {
@@ -101,7 +101,7 @@ impl Mailer {
             connection.message(&mail).await.map_err(|e| describe("the mail was refused", &e))?;
         }
         // The mail is the server's now, whatever becomes of the connection.
-        let _ = tokio::time::timeout(GOODBYE, connection.quit()).await;
+        let _ = tokio::time::timeout(SMTP_QUIT_TIMEOUT, connection.quit()).await;
         if refused.is_empty() {
             return Ok("taken".to_owned());
         }
@@ -114,9 +114,10 @@ impl Mailer {
         let hello = ClientId::default();
         let implicit = (self.tls == MailTls::Implicit).then(|| self.parameters.clone());
         let server = (self.host.as_str(), self.port);
-        let mut connection = AsyncSmtpConnection::connect_tokio1(server, Some(TIMEOUT), &hello, implicit, None)
-            .await
-            .map_err(|e| describe("no connection", &e))?;
+        let mut connection =
+            AsyncSmtpConnection::connect_tokio1(server, Some(DELIVERY_TIMEOUT), &hello, implicit, None)
+                .await
+                .map_err(|e| describe("no connection", &e))?;
         if self.tls == MailTls::StartTls {
             // Without this a server, or somebody between, could have the mail in the clear.
             if !connection.can_starttls() {

@@ -6,7 +6,7 @@ use reqwest::{
 };
 use serde_json::{Value, json};
 
-use super::{OutgoingMessage, TIMEOUT, templates::is_internal, untrusted};
+use super::{DELIVERY_TIMEOUT, OutgoingMessage, templates::is_internal, untrusted};
 use crate::{
     api::{GROUP, KeyRef, Reason, SlackChannel, WebhookChannel},
     runner::{
@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Longest part of Slack's answer that is looked at.
-const LONGEST_WORD: usize = 40;
+const MAX_SLACK_ERROR: usize = 40;
 
 /// A URL that takes notices by `POST`. No `Debug`: whoever knows the URL can use it.
 pub(super) struct Webhook {
@@ -81,7 +81,7 @@ impl Webhook {
         let mut request = self
             .client
             .post(self.url.clone())
-            .timeout(TIMEOUT)
+            .timeout(DELIVERY_TIMEOUT)
             .header(CONTENT_TYPE, kind)
             // The body for Slack has no field for the id. One notice is a message for each audience and channel: a gateway that
             // takes several of them must not drop all but the first.
@@ -112,7 +112,7 @@ impl Webhook {
         let Ok(Some(bytes)) = answer.chunk().await else { return String::new() };
         match std::str::from_utf8(&bytes) {
             Ok(word)
-                if word.len() <= LONGEST_WORD
+                if word.len() <= MAX_SLACK_ERROR
                     && word.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
                     && !self.url.as_str().contains(word) =>
             {

@@ -15,7 +15,7 @@ use crate::{
             sequence::{self, Secret},
             sql, statements,
         },
-        clients::http_probe::{Prober, TIMEOUT},
+        clients::http_probe::{PROBE_TIMEOUT, Prober},
         context::TaskContext,
         tasks::findings::Findings,
     },
@@ -69,7 +69,7 @@ async fn invalid(context: &TaskContext<'_>, client: Option<&Client>, check: &Che
     if let Some(source) = &check.prometheus {
         // Else a slip in the query is found when the new version is live, by a trigger that never fires. That there is no data yet is
         // no slip.
-        let answer = prometheus::measure(&Prober::new().ok()?, source, TIMEOUT).await;
+        let answer = prometheus::measure(&Prober::new().ok()?, source, PROBE_TIMEOUT).await;
         let Measurement::Error(problem) = answer else { return None };
         return Some(format!("{problem}; next: correct url and query, and let this namespace's pods reach the server"));
     }

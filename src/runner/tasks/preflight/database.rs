@@ -18,9 +18,9 @@ use crate::{
 };
 
 /// Oldest version of the server.
-const OLDEST: u32 = 13;
+const MIN_SERVER_VERSION: u32 = 13;
 /// How much of what cannot be dumped is named.
-const MAX_NAMED: usize = 5;
+const MAX_NAMED_OBJECTS: usize = 5;
 
 /// Looks at the database that `client` is connected to.
 pub async fn check(context: &TaskContext<'_>, target: &Target, client: &Client, findings: &mut Findings) {
@@ -108,10 +108,12 @@ fn fits(server: u32, tool: &Version) -> Result<String, Failure> {
             ),
         ));
     }
-    if server < OLDEST {
+    if server < MIN_SERVER_VERSION {
         return Err(Failure::new(
             Reason::ServerTooOld,
-            format!("the server is PostgreSQL {server}, at least {OLDEST} is needed; next: upgrade the server"),
+            format!(
+                "the server is PostgreSQL {server}, at least {MIN_SERVER_VERSION} is needed; next: upgrade the server"
+            ),
         ));
     }
     Ok(format!("PostgreSQL {server}, pg_dump {}", tool.text))
@@ -288,9 +290,9 @@ async fn dumpable(target: &Target, client: &Client) -> Result<String, Failure> {
     if missing.is_empty() {
         return Ok(format!("{} tables and sequences can be read", rows.len()));
     }
-    let (user, more) = (target.user(), missing.len().saturating_sub(MAX_NAMED));
+    let (user, more) = (target.user(), missing.len().saturating_sub(MAX_NAMED_OBJECTS));
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-    missing.truncate(MAX_NAMED);
+    missing.truncate(MAX_NAMED_OBJECTS);
     let (names, rights): (Vec<_>, Vec<_>) = missing.into_iter().unzip();
     let grants: Vec<_> = rights.iter().map(|right| format!("GRANT {right} TO {};", ident(user))).collect();
     let message = format!("role {user} may not dump {}{more}; next: {}", names.join(", "), grants.join(" "));

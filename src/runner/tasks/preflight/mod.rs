@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// How long a request to the store is tried: a person is waiting for the answer.
-const STORE_PATIENCE: Duration = Duration::from_secs(10);
+const PREFLIGHT_STORE_RETRY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Looks at everything. Notes `findings`.
 ///
@@ -107,7 +107,7 @@ async fn store(context: &TaskContext<'_>, findings: &mut Findings) {
         }
     };
     let tried = async {
-        let store = Store::open(&context.spec.plan.backup.store, &keys, STORE_PATIENCE)?;
+        let store = Store::open(&context.spec.plan.backup.store, &keys, PREFLIGHT_STORE_RETRY_TIMEOUT)?;
         let object = store.object(&format!("preflight_{}_{}", context.spec.migration_uid, context.spec.attempt));
         let data = context.spec.migration_uid.clone().into_bytes();
         store.put(&object, data.clone()).await?;

@@ -23,7 +23,7 @@ use crate::{
     runner::{
         Failure,
         clients::{
-            object_store::{PATIENCE, Store},
+            object_store::{STORE_RETRY_TIMEOUT, Store},
             private_folder::PrivateFolder,
         },
         context::TaskContext,
@@ -41,7 +41,7 @@ use crate::{
 /// Advisory lock of the rehearsal, beside those of the control schema.
 pub(in crate::runner) const LOCK_REHEARSAL: i32 = 16;
 /// Differences that a message names; the log has all.
-const MAX_NAMED: usize = 10;
+const MAX_NAMED_DIFFERENCES: usize = 10;
 /// Seconds that a rollout takes, for the expected window.
 const ROLLOUT_SECONDS: f64 = 10.0;
 
@@ -52,7 +52,7 @@ const ROLLOUT_SECONDS: f64 = 10.0;
 /// `RollbackNotEqual`. What happened on the copy begins with `rehearsal: `.
 pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
     let target = context.settings.target()?;
-    let store = Store::open(&context.spec.plan.backup.store, &context.settings.store_keys()?, PATIENCE)?;
+    let store = Store::open(&context.spec.plan.backup.store, &context.settings.store_keys()?, STORE_RETRY_TIMEOUT)?;
     let sql = migration_sql(context)?;
     let name = &context.spec.plan.rehearsal.database;
     if name == target.database() {
@@ -164,9 +164,9 @@ async fn rehearse(
         for difference in &differences {
             tracing::error!("after the way back: {difference}");
         }
-        let more = differences.len().saturating_sub(MAX_NAMED);
+        let more = differences.len().saturating_sub(MAX_NAMED_DIFFERENCES);
         let more = if more > 0 { format!(" and {more} more, see the log") } else { String::new() };
-        let named: Vec<&str> = differences.iter().take(MAX_NAMED).map(String::as_str).collect();
+        let named: Vec<&str> = differences.iter().take(MAX_NAMED_DIFFERENCES).map(String::as_str).collect();
         return Err(Failure::new(
             Reason::RollbackNotEqual,
             format!(

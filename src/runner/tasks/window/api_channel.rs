@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// Longest wait for the API server. An order that comes later is asked for again.
-const TIMEOUT: Duration = Duration::from_secs(5);
+const ORDER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How often a window task asks for orders.
 const ORDER_POLL_INTERVAL: Duration = Duration::from_millis(250);
@@ -54,19 +54,20 @@ pub(in crate::runner) async fn run(
         order: order.clone(),
         poll: ORDER_POLL_INTERVAL,
     };
-    let (probe, alarm) = (context.spec.plan.application.version_probe.clone(), Alarm::new(context, notify::GRACE));
+    let (probe, alarm) =
+        (context.spec.plan.application.version_probe.clone(), Alarm::new(context, notify::ALARM_GRACE));
     let channel = ApiChannel::new(reporter.clone(), Prober::new()?, probe, alarm, cache, order);
     let outcome = super::run(&channel, &target, &plan, &context.stop).await;
     let handed_over = outcome.failure.as_ref().is_some_and(|failure| failure.reason == Reason::PodFailed);
     if outcome.progress.state == WindowState::Held && !handed_over {
         // The report of the end would end the process, within the grace in which nobody is told yet.
         tokio::select! {
-            () = channel.until_acknowledged(ORDER_POLL_INTERVAL, notify::GRACE + notify::TIMEOUT) => {}
+            () = channel.until_acknowledged(ORDER_POLL_INTERVAL, notify::ALARM_GRACE + notify::DELIVERY_TIMEOUT) => {}
             () = context.stop.cancelled() => {}
         }
         if context.stop.is_cancelled() {
             // No pod comes after this one. In all other cases the process lives on until its end was reported.
-            channel.into_alarm().settle(notify::TIMEOUT).await;
+            channel.into_alarm().settle(notify::DELIVERY_TIMEOUT).await;
         }
     }
     context.progress.update(|status| status.window = Some(outcome.progress.clone()));
@@ -143,14 +144,14 @@ fn order_of(window: &Option<WindowOrder>) -> WindowOrder {
 
 /// Runs one call with a time-out: a server that accepts and keeps silent must not hold the next order back.
 async fn within<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T, ChannelError> {
-    match tokio::time::timeout(TIMEOUT, call).await {
+    match tokio::time::timeout(ORDER_TIMEOUT, call).await {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(kube::Error::Api(status))) if status.code == 404 => Err(ChannelError::Gone),
         Ok(Err(kube::Error::Api(status))) if [401, 403].contains(&status.code) => {
             Err(ChannelError::Denied(status.message.clone()))
         }
         Ok(Err(error)) => Err(ChannelError::Unreachable(error.to_string())),
-        Err(_) => Err(ChannelError::Unreachable(format!("no answer within {} s", TIMEOUT.as_secs()))),
+        Err(_) => Err(ChannelError::Unreachable(format!("no answer within {} s", ORDER_TIMEOUT.as_secs()))),
     }
 }
 
