@@ -67,9 +67,9 @@ pub fn servers() -> &'static Servers {
 
 /// Waits until it is so; panics after a while.
 pub fn wait_for(what: &str, is: impl Fn() -> bool) {
-    let begin = Instant::now();
+    let started = Instant::now();
     while !is() {
-        assert!(begin.elapsed() < WAIT_TIMEOUT, "waited in vain for {what}");
+        assert!(started.elapsed() < WAIT_TIMEOUT, "waited in vain for {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }

@@ -202,7 +202,7 @@ async fn a_server_that_is_silent_is_not_waited_for(#[values("ssh", "https")] sch
 
 #[rstest]
 #[tokio::test]
-async fn a_hook_that_refuses_is_told(#[values(By::Ssh, By::Https)] by: By) {
+async fn a_refusing_hook_is_reported(#[values(By::Ssh, By::Https)] by: By) {
     let world = World::new(by);
     let before = world.refs();
     let hook = format!("echo 'tags need a ticket {PASSWORD} https://ann:word-of-ann@h/x' >&2; exit 1");
@@ -243,7 +243,7 @@ async fn a_key_without_its_last_line_break_is_good() {
 }
 
 #[tokio::test]
-async fn preflight_tells_who_may_not_push() {
+async fn preflight_reports_who_may_not_push() {
     let world = World::new(By::Https);
     let found = world.preflight().await.result.unwrap();
     assert!(found.contains("can be read and pushed to"), "{found}");
@@ -257,7 +257,7 @@ async fn preflight_tells_who_may_not_push() {
 }
 
 #[tokio::test]
-async fn a_name_that_git_does_not_take_is_told() {
+async fn a_name_that_git_refuses_is_reported() {
     let mut world = World::new(By::Ssh);
     world.code(|code| code["branch"] = json!("a..b"));
     world.preflight().await.failed(Reason::RepositoryDenied, &["refs/heads/a..b", "spec.code.branch"]);

@@ -131,7 +131,7 @@ async fn users_who_come_and_go() {
 /// A transaction that began while the SQL was running, and wrote when writes were open again, bears an earlier time than the
 /// ledger's row. And what the SQL itself wrote bears a later time than its own begin.
 #[tokio::test]
-async fn both_edges_of_the_cut_over() {
+async fn both_edges_of_the_cutover() {
     let mut world = World::new().await;
     let holder = owner(&world).await;
     holder.batch_execute("SELECT pg_advisory_lock(77)").await.unwrap();
@@ -141,10 +141,10 @@ async fn both_edges_of_the_cut_over() {
     );
     let (early, watching) = (owner(&world).await, owner(&world).await);
     let meanwhile = async {
-        let begin = Instant::now();
+        let started = Instant::now();
         let waits = "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = 77 AND NOT granted)";
         while !watching.query_one(waits, &[]).await.unwrap().get::<_, bool>(0) {
-            assert!(begin.elapsed() < Duration::from_secs(30), "the SQL does not wait");
+            assert!(started.elapsed() < Duration::from_secs(30), "the SQL does not wait");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         early.batch_execute("BEGIN; SELECT now()").await.unwrap();
@@ -218,9 +218,9 @@ async fn a_measurement_costs_what_changed() {
     let scans = "SELECT coalesce(sum(idx_scan), 0)::bigint FROM pg_stat_user_tables WHERE relname = 'baseline'";
     let read = "SELECT coalesce(sum(seq_tup_read), 0)::bigint FROM pg_stat_user_tables WHERE relname IN ('user_credits', 'credit_transactions', 'baseline')";
     let mut settled = async |from: i64| {
-        let begin = Instant::now();
+        let started = Instant::now();
         while world.count(scans).await < from {
-            assert!(begin.elapsed() < Duration::from_secs(30), "{} index scans", world.count(scans).await);
+            assert!(started.elapsed() < Duration::from_secs(30), "{} index scans", world.count(scans).await);
             users.measure().await;
             tokio::time::sleep(Duration::from_millis(100)).await;
         }

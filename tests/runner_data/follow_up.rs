@@ -11,7 +11,7 @@ fn report(world: &World, ending: &str) -> (Value, Vec<u8>) {
 }
 
 #[tokio::test]
-async fn the_report_tells_figures_and_checks() {
+async fn the_report_has_figures_and_checks() {
     let mut world = World::new().await;
     world.cutover(UP).await;
     let app = world.target().connect("application").await.unwrap();

@@ -61,9 +61,9 @@ fn start() -> Servers {
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let dir = PathBuf::from(lines.next().unwrap().unwrap());
     assert_eq!(lines.next().unwrap().unwrap(), "started");
-    let begin = Instant::now();
+    let started = Instant::now();
     while [database, store].iter().any(|port| TcpStream::connect(("127.0.0.1", *port)).is_err()) {
-        assert!(begin.elapsed() < SERVER_START_TIMEOUT, "the servers do not start, see {}", dir.display());
+        assert!(started.elapsed() < SERVER_START_TIMEOUT, "the servers do not start, see {}", dir.display());
         std::thread::sleep(Duration::from_millis(20));
     }
     Servers { dir, database, store, _alive: child.stdin.take().unwrap() }
@@ -178,11 +178,11 @@ impl World {
         let port = servers().database;
         let url = format!("postgresql://postgres:root-secret@127.0.0.1:{port}/{database}?sslmode=verify-full");
         let target = Target::parse(&url, Some(&ca)).unwrap();
-        let begin = Instant::now();
+        let started = Instant::now();
         loop {
             match target.connect("test").await {
                 Ok(client) => return client,
-                Err(failure) => assert!(begin.elapsed() < SERVER_START_TIMEOUT, "{failure}"),
+                Err(failure) => assert!(started.elapsed() < SERVER_START_TIMEOUT, "{failure}"),
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }

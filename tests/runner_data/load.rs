@@ -18,7 +18,7 @@ use credit_migration::{
 use crate::harness::World;
 
 #[tokio::test]
-async fn a_connection_is_to_be_had_or_not() {
+async fn a_connection_is_available_or_not() {
     let world = World::new().await;
     let good = TargetProvider::from(world.target());
     let Measurement::Value { value: Value::Number(part), .. } = connection::measure(&good).await else {
@@ -32,10 +32,10 @@ async fn a_connection_is_to_be_had_or_not() {
     // Accepts and keeps silent.
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("postgresql://a:b@{}/shop?sslmode=disable", silent.local_addr().unwrap());
-    let begin = Instant::now();
+    let started = Instant::now();
     let measured = connection::measure(&at(&url)).await;
     assert!(matches!(&measured, Measurement::Failed(words) if words.contains("within 2s")), "{measured:?}");
-    assert!(begin.elapsed() < Duration::from_secs(8));
+    assert!(started.elapsed() < Duration::from_secs(8));
     let closed = format!("ALTER DATABASE shop_{} ALLOW_CONNECTIONS false", world.number);
     world.root_session("postgres").await.batch_execute(&closed).await.unwrap();
     let measured = connection::measure(&good).await;

@@ -25,7 +25,7 @@ use credit_migration::{
         settings::Settings,
         tasks::{
             findings::Findings,
-            notify::{self, Alarm},
+            notify::{self, Alert},
         },
     },
 };
@@ -94,9 +94,12 @@ impl Office {
     }
 
     pub async fn web_until(&self, path: &str, count: usize) {
-        let begin = Instant::now();
+        let started = Instant::now();
         while self.web(path).len() < count {
-            assert!(begin.elapsed() < DELIVERY_DEADLINE, "not {count} requests to {path} within {DELIVERY_DEADLINE:?}");
+            assert!(
+                started.elapsed() < DELIVERY_DEADLINE,
+                "not {count} requests to {path} within {DELIVERY_DEADLINE:?}"
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -195,7 +198,7 @@ impl Desk {
         (result, deliveries(&progress))
     }
 
-    fn look(&self) -> Vec<Finding> {
+    fn check(&self) -> Vec<Finding> {
         let mut findings = Findings::default();
         notify::check(&self.context(&Progress::default()), &mut findings);
         findings.list().to_vec()
@@ -259,7 +262,7 @@ fn fields(mail: &Value) -> (Vec<String>, String) {
 }
 
 #[tokio::test]
-async fn an_alarm_arrives_by_every_channel_and_is_the_same_when_repeated() {
+async fn an_alert_arrives_by_every_channel_and_is_the_same_when_repeated() {
     let office = Office::open().await;
     // One number, for the sender's address too.
     let mut desk = Desk::new("TriggerFired", json!([])).await;
@@ -276,9 +279,9 @@ async fn an_alarm_arrives_by_every_channel_and_is_the_same_when_repeated() {
     .unwrap();
     let (ok, created) = (desk.hook("ok"), desk.hook("created"));
     desk.hook("error");
-    let (result, told) = desk.run().await;
+    let (result, sent) = desk.run().await;
     assert!(result.as_ref().unwrap().starts_with("4 of 4 channels took it"), "{result:?}");
-    assert_eq!(told, ["mail: Delivered", "mail-implicit: Delivered", "chat: Delivered", "events: Delivered"]);
+    assert_eq!(sent, ["mail: Delivered", "mail-implicit: Delivered", "chat: Delivered", "events: Delivered"]);
 
     let mails = office.mail(&desk.from());
     assert_eq!(mails.len(), 2);
@@ -329,9 +332,9 @@ async fn an_alarm_arrives_by_every_channel_and_is_the_same_when_repeated() {
 
     // Again, because the report of the first run was lost; the chat is known to have it.
     desk.spec.inputs.notice.as_mut().unwrap().delivered = vec!["chat".to_owned()];
-    let (result, told) = desk.run().await;
+    let (result, sent) = desk.run().await;
     assert!(result.unwrap().starts_with("3 of 3 channels took it; 1 had it before"));
-    assert_eq!(told.len(), 3);
+    assert_eq!(sent.len(), 3);
     assert_eq!(office.web(&ok).len(), 1);
     let events = office.web(&created);
     assert_eq!((events.len(), &events[0]["body"]), (2, &events[1]["body"]));
@@ -342,7 +345,7 @@ async fn an_alarm_arrives_by_every_channel_and_is_the_same_when_repeated() {
 }
 
 #[tokio::test]
-async fn what_fails_is_told_and_keeps_nothing_from_the_others() {
+async fn a_failed_channel_is_reported_and_keeps_nothing_from_the_others() {
     let office = Office::open().await;
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     // Takes connections, says nothing.
@@ -386,18 +389,18 @@ async fn what_fails_is_told_and_keeps_nothing_from_the_others() {
     let good = desk.hook("created");
     desk.mount("hook", "elsewhere", &format!("https://localhost:{}/ok/hook-secret", office.web));
     desk.mount("hook", "closed", &format!("https://127.0.0.1:{closed}/hook-secret"));
-    let (begin, progress) = (Instant::now(), Progress::default());
+    let (started, progress) = (Instant::now(), Progress::default());
     let context = desk.context(&progress);
     let early = async {
         while !["good: Delivered", "good-mail: Delivered"].iter().all(|d| deliveries(&progress).iter().any(|e| e == d))
         {
-            assert!(begin.elapsed() < DELIVERY_DEADLINE, "{:?}", deliveries(&progress));
+            assert!(started.elapsed() < DELIVERY_DEADLINE, "{:?}", deliveries(&progress));
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        begin.elapsed()
+        started.elapsed()
     };
     let (result, early) = tokio::join!(notify::run(&context), early);
-    let took = begin.elapsed();
+    let took = started.elapsed();
     assert!(early < Duration::from_secs(8), "the good ones waited for the others: {early:?}");
     assert!(took >= notify::DELIVERY_TIMEOUT && took < notify::DELIVERY_TIMEOUT + Duration::from_secs(5), "{took:?}");
     let failure = result.unwrap_err();
@@ -439,7 +442,7 @@ async fn what_fails_is_told_and_keeps_nothing_from_the_others() {
 }
 
 #[tokio::test]
-async fn own_templates_are_used_and_a_bad_one_loses_no_alarm() {
+async fn own_templates_are_used_and_a_bad_one_loses_no_alert() {
     let desk = Desk::new(
         "ManualInterventionRequired",
         json!([event("events", "Team", "ok"), slack("chat", "Support", "created")]),
@@ -448,13 +451,13 @@ async fn own_templates_are_used_and_a_bad_one_loses_no_alarm() {
     let (ok, created) = (desk.hook("ok"), desk.hook("created"));
     desk.template("ManualInterventionRequired.Team.subject", "{{ migration }} braucht jemanden");
     desk.template("ManualInterventionRequired.body", "{{ startsAt }}");
-    let (result, told) = desk.run().await;
+    let (result, sent) = desk.run().await;
     let message = result.unwrap();
     assert!(
         message.contains("template ManualInterventionRequired.body: ") && message.contains("the default was used"),
         "{message}"
     );
-    assert_eq!(told, ["events: Delivered", "chat: Delivered"]);
+    assert_eq!(sent, ["events: Delivered", "chat: Delivered"]);
     let data = &desk.office.web(&ok)[0]["body"]["data"];
     assert_eq!(data["subject"], "simplify-credits braucht jemanden");
     assert!(data["body"].as_str().unwrap().contains("errors <5%>"), "{data}");
@@ -462,7 +465,7 @@ async fn own_templates_are_used_and_a_bad_one_loses_no_alarm() {
 }
 
 #[tokio::test]
-async fn preflight_finds_what_keeps_a_channel_from_telling_and_sends_nothing() {
+async fn preflight_finds_what_keeps_a_channel_from_delivering_and_sends_nothing() {
     let office = Office::open().await;
     let from = json!({"from": "preflight@example.com"});
     let channels = json!([
@@ -473,12 +476,12 @@ async fn preflight_finds_what_keeps_a_channel_from_telling_and_sends_nothing() {
     let mut desk = Desk::new("Finished", channels).await;
     let (ok, created) = (desk.hook("ok"), desk.hook("created"));
     let wrong = |desk: &Desk| -> Vec<(String, Reason, String)> {
-        let found = desk.look();
+        let found = desk.check();
         clean(&format!("{found:?}").replace(&format!("127.0.0.1:{}", office.start_tls), "server"));
         found.into_iter().filter_map(|f| Some((f.name, f.reason?, f.message))).collect()
     };
     assert_eq!(wrong(&desk), []);
-    assert_eq!(desk.look().len(), 3);
+    assert_eq!(desk.check().len(), 3);
 
     desk.mount("mail", "password", " ");
     desk.mount("hook", "ok", "hooks.example.com/hook-secret");
@@ -537,66 +540,66 @@ fn held() -> WindowProgress {
 }
 
 #[tokio::test]
-async fn the_alarm_of_a_held_window_is_repeated_until_it_is_taken() {
+async fn the_alert_of_a_stuck_window_is_repeated_until_it_is_delivered() {
     let mut desk = Desk::new("Finished", json!([slack("chat", "Team", "ok"), slack("down", "Team", "error")])).await;
     desk.spec.task = Task::RollbackWindow;
     let error = desk.hook("error");
-    let alarm = Alarm::new(&desk.context(&Progress::default()), Duration::ZERO);
+    let alert = Alert::new(&desk.context(&Progress::default()), Duration::ZERO);
     for _ in 0..3 {
-        alarm.reported(&held(), None);
+        alert.reported(&held(), None);
     }
     desk.office.web_until(&error, 1).await;
     // The Secret comes late.
     let ok = desk.hook("ok");
     desk.office.web_until(&ok, 1).await;
-    alarm.settle(DELIVERY_DEADLINE).await;
-    let told = desk.office.web(&ok);
-    assert_eq!((told.len(), desk.office.web(&error).len()), (1, 2));
-    let ids = [&told[0], &desk.office.web(&error)[0]].map(|r| r["headers"]["idempotency-key"].clone());
+    alert.settle(DELIVERY_DEADLINE).await;
+    let sent = desk.office.web(&ok);
+    assert_eq!((sent.len(), desk.office.web(&error).len()), (1, 2));
+    let ids = [&sent[0], &desk.office.web(&error)[0]].map(|r| r["headers"]["idempotency-key"].clone());
     let id = |channel: &str| json!(format!("{}-RollbackWindow-1-held.Team.{channel}", desk.spec.migration_uid));
     assert_eq!(ids, [id("chat"), id("down")]);
 }
 
 #[tokio::test]
-async fn no_alarm_while_the_controller_is_at_it() {
+async fn no_alert_while_the_controller_handles_it() {
     let desk = Desk::new("Finished", json!([slack("chat", "Team", "ok")])).await;
     let ok = desk.hook("ok");
-    let alarm = |grace| Alarm::new(&desk.context(&Progress::default()), grace);
+    let alert = |grace| Alert::new(&desk.context(&Progress::default()), grace);
     let order = |command| WindowOrder { command, deadline: None };
-    let calm = alarm(Duration::ZERO);
+    let calm = alert(Duration::ZERO);
     // Not held.
     calm.reported(&WindowProgress { state: WindowState::Migrated, ..held() }, None);
     calm.delivered().await;
     calm.settle(DELIVERY_DEADLINE).await;
     // The way back that was ordered failed: whoever ordered it tells.
-    let ordered = alarm(Duration::ZERO);
+    let ordered = alert(Duration::ZERO);
     ordered.ordered(&order(WindowCommand::Rollback));
     ordered.reported(&held(), None);
     ordered.delivered().await;
     ordered.settle(DELIVERY_DEADLINE).await;
-    let called_off = alarm(DELIVERY_DEADLINE);
-    called_off.reported(&held(), None);
-    called_off.ordered(&order(WindowCommand::Rollback));
-    called_off.settle(DELIVERY_DEADLINE).await;
-    let ended = alarm(DELIVERY_DEADLINE);
+    let cancelled = alert(DELIVERY_DEADLINE);
+    cancelled.reported(&held(), None);
+    cancelled.ordered(&order(WindowCommand::Rollback));
+    cancelled.settle(DELIVERY_DEADLINE).await;
+    let ended = alert(DELIVERY_DEADLINE);
     ended.reported(&held(), None);
     ended.reported(&WindowProgress { state: WindowState::Released, ..held() }, None);
     ended.settle(DELIVERY_DEADLINE).await;
     assert_eq!(desk.office.web(&ok).len(), 0);
     // What does not call it off: an order that was there before. The end of the process needs no grace.
-    let raised = alarm(DELIVERY_DEADLINE);
+    let raised = alert(DELIVERY_DEADLINE);
     raised.ordered(&order(WindowCommand::Switch));
     raised.reported(&held(), None);
     raised.settle(DELIVERY_DEADLINE).await;
     assert_eq!(desk.office.web(&ok).len(), 1);
     // Neither does it matter whether the switch was acknowledged: writes are blocked.
-    let raised = alarm(Duration::ZERO);
+    let raised = alert(Duration::ZERO);
     raised.reported(&WindowProgress { switch_acknowledged: false, ..held() }, None);
     raised.delivered().await;
-    let told = desk.office.web(&ok);
-    assert_eq!(told.len(), 2);
-    let not_begun = |told: &Value| {
-        told["body"]["text"].as_str().unwrap().contains("stay blocked. The switch of the application had not begun")
+    let sent = desk.office.web(&ok);
+    assert_eq!(sent.len(), 2);
+    let not_begun = |sent: &Value| {
+        sent["body"]["text"].as_str().unwrap().contains("stay blocked. The switch of the application had not begun")
     };
-    assert_eq!(told.iter().filter(|told| not_begun(told)).count(), 1, "{told:?}");
+    assert_eq!(sent.iter().filter(|sent| not_begun(sent)).count(), 1, "{sent:?}");
 }

@@ -323,8 +323,8 @@ async fn times_without_a_zone_need_one_that_the_server_knows() {
     let column = "column credit_transactions.created_at";
     let found = world.run(Task::Preflight).await;
     assert!(found.result.is_ok(), "{:?}", found.result);
-    let told = serde_json::to_string(&found.noted).unwrap();
-    assert!(told.contains("timestamp without time zone, read as UTC"), "{told}");
+    let found = serde_json::to_string(&found.noted).unwrap();
+    assert!(found.contains("timestamp without time zone, read as UTC"), "{found}");
     world.spec.plan.credits.transactions.created_at_time_zone = "Europe/Berlim".to_owned();
     let wanted =
         "and the server knows no zone \"Europe/Berlim\"; next: set spec.credits.transactions.createdAtTimeZone";

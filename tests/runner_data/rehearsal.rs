@@ -74,7 +74,7 @@ async fn what_fails_is_named_and_the_copy_is_dropped() {
 }
 
 #[tokio::test]
-async fn a_proof_that_cannot_fail_is_none() {
+async fn a_verification_that_cannot_fail_is_refused() {
     let mut world = ready(UP, DOWN).await;
     for (query, good) in [
         ("SELECT count(*) FROM user_credits WHERE balance < 0", false),
@@ -158,8 +158,8 @@ async fn a_check_that_does_not_fit_the_new_schema_is_found() {
     let outcome = world.run(Task::Rehearse).await;
     let evidence: RehearsalEvidence = serde_json::from_value(outcome.noted["rehearsal"].clone()).unwrap();
     assert_eq!(evidence.checks_measured, 2);
-    for (told, name) in evidence.checks_not_passing.iter().zip(["balance-errors: ", "users: "]) {
-        assert!(told.starts_with(name) && told.contains("nothing explains balances"), "{told}");
+    for (reported, name) in evidence.checks_not_passing.iter().zip(["balance-errors: ", "users: "]) {
+        assert!(reported.starts_with(name) && reported.contains("nothing explains balances"), "{reported}");
     }
 }
 
@@ -169,8 +169,8 @@ async fn without_createdb_the_right_is_named() {
     world.alter("ALTER ROLE migrator_{n} NOCREATEDB").await;
     let outcome = world.run(Task::Rehearse).await;
     assert_eq!(outcome.failure().reason, Reason::PrivilegeMissing);
-    let mend = format!("ALTER ROLE \"migrator_{}\" CREATEDB;", world.number);
-    assert!(outcome.failure().message.ends_with(&mend), "{}", outcome.failure());
+    let fix = format!("ALTER ROLE \"migrator_{}\" CREATEDB;", world.number);
+    assert!(outcome.failure().message.ends_with(&fix), "{}", outcome.failure());
 }
 
 /// Databases of the server whose name has the world's number or UID in it.

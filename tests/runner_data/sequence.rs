@@ -160,7 +160,7 @@ async fn the_step_that_failed_is_named_and_nothing_else() {
 
 /// A template that cannot be rendered must not leave half a purchase behind: nothing of its own step is sent.
 #[tokio::test]
-async fn what_cannot_be_judged_is_not_sent() {
+async fn what_cannot_be_checked_is_not_sent() {
     let (world, (base, credits)) = (World::new().await, serve().await);
     world.mount(&mounts::secret("probe-user", "password"), "pass\"word");
     let mut sequence = purchase(&base, "carl");

@@ -129,7 +129,7 @@ impl BalancesSource {
 
     async fn value(&mut self) -> Result<String, NoValue> {
         let Self { session, control_spec, credits, comparison, since, users, total } = self;
-        let tx = begin(session.client().await?).await?;
+        let tx = start_snapshot(session.client().await?).await?;
         let Some(cutover) = control::cutover(&tx, control_spec).await? else {
             return Err(NoValue::NoData("the ledger of the database knows no cut-over of this migration".to_owned()));
         };
@@ -162,7 +162,7 @@ impl BalancesSource {
 }
 
 /// One snapshot for all: a balance and the transaction that explains it are committed together.
-async fn begin(client: &mut Client) -> Result<Transaction<'_>, NoValue> {
+async fn start_snapshot(client: &mut Client) -> Result<Transaction<'_>, NoValue> {
     let tx = client.build_transaction().isolation_level(IsolationLevel::RepeatableRead).read_only(true).start().await?;
     tx.batch_execute(BALANCES_SETTINGS).await?;
     Ok(tx)

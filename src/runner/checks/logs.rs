@@ -96,7 +96,7 @@ fn timed(line: &[u8]) -> Option<(Time, &[u8])> {
 pub struct LogsSource {
     check: LogsCheck,
     namespace: String,
-    begin: Time,
+    counted_from: Time,
     positions: HashMap<(String, String), Position>,
     /// Lines up to the positions that no measurement has told of.
     untold: Lines,
@@ -105,12 +105,12 @@ pub struct LogsSource {
 }
 
 impl LogsSource {
-    /// Counts from `begin` on.
-    pub fn new(check: &LogsCheck, namespace: &str, begin: Time) -> Self {
+    /// Counts from `counted_from` on.
+    pub fn new(check: &LogsCheck, namespace: &str, counted_from: Time) -> Self {
         Self {
             check: check.clone(),
             namespace: namespace.to_owned(),
-            begin,
+            counted_from,
             positions: HashMap::new(),
             untold: Lines::default(),
             first: true,
@@ -157,7 +157,7 @@ impl LogsSource {
             let restarts = restarts(pod, &container);
             let key = (name, container);
             let known = self.positions.get(&key).copied();
-            let start = known.unwrap_or(Position { last: self.begin, same: 0, restarts });
+            let start = known.unwrap_or(Position { last: self.counted_from, same: 0, restarts });
             let mut position = start;
             let (mut read, mut lines) = (false, Lines::default());
             // What a container said before it ended is in the log of its last instance.
@@ -341,7 +341,7 @@ unable to retrieve container logs
     }
 
     #[test]
-    fn of_a_line_without_end_the_beginning_is_looked_at() {
+    fn only_the_start_of_an_endless_line_is_read() {
         let long = "x".repeat(200_000);
         let log = format!(
             "2026-01-02T03:04:06Z ERROR {long} ERROR\n2026-01-02T03:04:07Z {long} ERROR\n2026-01-02T03:04:08Z ERROR\n"
@@ -379,7 +379,7 @@ unable to retrieve container logs
     }
 
     #[tokio::test]
-    async fn lines_of_a_measurement_that_failed_are_told_by_the_next() {
+    async fn lines_of_a_failed_measurement_are_reported_by_the_next() {
         let check: LogsCheck =
             serde_json::from_value(json!({"workload": {"kind": "Deployment", "name": "shop"}, "pattern": "ERROR"}))
                 .unwrap();

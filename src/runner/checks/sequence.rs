@@ -303,7 +303,7 @@ mod tests {
     #[case::another_text(json!({"a": "ann"}), "bob", Some("$.a is another value (3 characters), not \"bob\""))]
     #[case::a_list(json!({"a": [9]}), "9", Some("$.a is a list, not one value"))]
     #[case::none(json!({"b": 9}), "9", Some("$.a finds no single value in the answer"))]
-    fn values_are_judged(#[case] answer: Json, #[case] equals: &str, #[case] bad: Option<&str>) {
+    fn values_are_checked(#[case] answer: Json, #[case] equals: &str, #[case] bad: Option<&str>) {
         let checked = check_expectation(&answer, &expectation(equals), Some(equals)).err();
         assert_eq!(checked, bad.map(|detail| Measurement::Failed(detail.to_owned())));
     }
@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_is_read_by_key_and_nothing_beside_it() {
+    fn a_secret_is_read_by_key_and_nothing_next_to_it() {
         let (root, secret) = mounted();
         let context = BTreeMap::from([("secret", Captured::from_object(secret.clone()))]);
         let render = |text: &str| environment().render_str(text, &context).map_err(|e| e.kind().to_string());

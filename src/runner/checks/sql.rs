@@ -46,11 +46,11 @@ impl SqlQuerySource {
     async fn first_value(&mut self, check: &SqlCheck, limit: Duration) -> Result<Option<String>, Failure> {
         single(&check.query)?;
         let client = self.0.client().await?;
-        let begin = format!(
+        let start = format!(
             "BEGIN READ ONLY; SET LOCAL statement_timeout = {}; SET LOCAL lock_timeout = 1000",
             limit.as_millis()
         );
-        client.batch_execute(&begin).await?;
+        client.batch_execute(&start).await?;
         let mut first = None;
         let mut rows = 0;
         {

@@ -426,7 +426,7 @@ mod tests {
     #[case("remote: ERROR: deploy key is read-only", Reason::RepositoryDenied, "create this tag")]
     #[case("ssh: connect to host h port 22: Connection refused", Reason::RepositoryUnreachable, "reach it")]
     #[case("No user exists for uid 12", Reason::Internal, "65532")]
-    fn what_is_said_has_a_meaning(#[case] output_text: &str, #[case] reason: Reason, #[case] marker: &str) {
+    fn output_has_a_reason_and_a_next_step(#[case] output_text: &str, #[case] reason: Reason, #[case] marker: &str) {
         let (found, next) = classify_output(output_text);
         assert_eq!(found, reason);
         assert!(next.contains(marker), "{next}");

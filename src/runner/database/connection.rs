@@ -202,12 +202,12 @@ impl Target {
             config.password(password);
         }
         // The crate's own time-out covers TCP only; a server that accepts and then keeps silent must not hang the step.
-        let opened = async {
+        let session = async {
             let client = self.open(&mut config).await?;
             watch_client(&client).await;
             Ok(client)
         };
-        tokio::time::timeout(DB_CONNECT_TIMEOUT, opened).await.unwrap_or_else(|_| {
+        tokio::time::timeout(DB_CONNECT_TIMEOUT, session).await.unwrap_or_else(|_| {
             let message = format!("{} did not answer within {} s", self.host_port(), DB_CONNECT_TIMEOUT.as_secs());
             Err(Failure::new(Reason::HostUnreachable, message).into())
         })
@@ -220,17 +220,17 @@ impl Target {
     async fn open(&self, config: &mut Config) -> Result<Client, ConnectError> {
         match &self.tls {
             None => {
-                let opened = config.ssl_mode(SslMode::Disable).connect(NoTls).await;
+                let session = config.ssl_mode(SslMode::Disable).connect(NoTls).await;
                 let (client, connection) =
-                    opened.map_err(|e| ConnectError::new(&self.session_name(), &e, TlsState::Off))?;
+                    session.map_err(|e| ConnectError::new(&self.session_name(), &e, TlsState::Off))?;
                 drive(connection);
                 Ok(client)
             }
             Some(tls) => {
                 let connector = ObservedTls::new(MakeRustlsConnect::new(ClientConfig::clone(&tls.client)));
-                let opened = config.ssl_mode(SslMode::Require).connect(connector.clone()).await;
+                let session = config.ssl_mode(SslMode::Require).connect(connector.clone()).await;
                 let (client, connection) =
-                    opened.map_err(|e| ConnectError::new(&self.session_name(), &e, connector.state()))?;
+                    session.map_err(|e| ConnectError::new(&self.session_name(), &e, connector.state()))?;
                 drive(connection);
                 Ok(client)
             }

@@ -28,9 +28,9 @@ impl OrderCache {
     }
 
     /// What was kept, after a while; `None` (at once) if nothing was.
-    pub async fn read_after(&self, patience: Duration) -> Option<MigrationRun> {
+    pub async fn read_after(&self, wait: Duration) -> Option<MigrationRun> {
         let run = self.read()?;
-        tokio::time::sleep(patience).await;
+        tokio::time::sleep(wait).await;
         Some(run)
     }
 
@@ -65,16 +65,16 @@ mod tests {
     #[test]
     fn the_newest_order_is_kept_and_half_a_file_is_none() {
         let path = std::env::temp_dir().join(format!("kept-{}.json", std::process::id()));
-        let kept = OrderCache { path: path.clone(), name: "kept".to_owned() };
-        assert!(kept.read().is_none());
+        let cache = OrderCache { path: path.clone(), name: "kept".to_owned() };
+        assert!(cache.read().is_none());
         for command in [WindowCommand::Standby, WindowCommand::BlockWrites] {
-            kept.write(&run(command));
-            assert_eq!(kept.read().unwrap().spec.window.unwrap().command, command);
+            cache.write(&run(command));
+            assert_eq!(cache.read().unwrap().spec.window.unwrap().command, command);
         }
         assert!(OrderCache { path: path.clone(), name: "another".to_owned() }.read().is_none());
         let whole = std::fs::read(&path).unwrap();
         std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
-        assert!(kept.read().is_none());
+        assert!(cache.read().is_none());
         std::fs::remove_file(&path).unwrap();
     }
 }

@@ -119,7 +119,7 @@ async fn drop_trigger(
     table: &Table,
     name: &str,
 ) -> Result<(), Failure> {
-    let begin = Instant::now();
+    let started = Instant::now();
     loop {
         // One message, so one implicit transaction: the lock is held no longer than it takes. The table may be gone.
         let result = client
@@ -136,7 +136,7 @@ async fn drop_trigger(
         if reason != Reason::LockTimeout {
             return Err(Failure::new(reason, message));
         }
-        if begin.elapsed() >= control_spec.trigger_timeout {
+        if started.elapsed() >= control_spec.trigger_timeout {
             let message = format!(
                 "trigger {name} on {table} could not be dropped within {} s: {message}; next: end long transactions on {table}",
                 control_spec.trigger_timeout.as_secs()

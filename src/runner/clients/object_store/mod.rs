@@ -28,7 +28,7 @@ pub const STORE_RETRY_TIMEOUT: Duration = Duration::from_secs(180);
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// How long a request is tried again.
-    pub patience: Duration,
+    pub retry_timeout: Duration,
     /// How long the store may send nothing while something is waited for.
     pub silence: Duration,
     /// How long one part of an upload may take, on a slow line: its bytes go out in silence.
@@ -37,8 +37,8 @@ pub struct Limits {
 
 impl Limits {
     /// Those of a task, which differ in their patience.
-    pub fn new(patience: Duration) -> Self {
-        Self { patience, silence: Duration::from_secs(30), part: Duration::from_secs(600) }
+    pub fn new(retry_timeout: Duration) -> Self {
+        Self { retry_timeout, silence: Duration::from_secs(30), part: Duration::from_secs(600) }
     }
 }
 
@@ -91,12 +91,12 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the store of a spec. `patience` is how long a request is retried.
+    /// Opens the store of a spec. `retry_timeout` is how long a request is retried.
     ///
     /// # Errors
     /// `StoreUnreachable` for a spec or certificate that cannot be used.
-    pub fn open(spec: &StoreSpec, keys: &StoreKeys, patience: Duration) -> Result<Self, Failure> {
-        Self::within(spec, keys, &Limits::new(patience))
+    pub fn open(spec: &StoreSpec, keys: &StoreKeys, retry_timeout: Duration) -> Result<Self, Failure> {
+        Self::within(spec, keys, &Limits::new(retry_timeout))
     }
 
     /// Opens the store of a spec with other limits.
@@ -126,7 +126,7 @@ impl Store {
                 base: 2.,
             },
             max_retries: 10,
-            retry_timeout: limits.patience,
+            retry_timeout: limits.retry_timeout,
         };
         let mut builder = AmazonS3Builder::new()
             .with_bucket_name(&bucket)
@@ -186,7 +186,7 @@ impl Store {
     /// `BackupUnreadable` if it is not there; `BackupAltered` if it was replaced meanwhile; `BucketDenied`,
     /// `StoreUnreachable`, also in mid-stream.
     pub async fn get(&self, object: &str) -> Result<BoxStream<'static, Result<bytes::Bytes, Failure>>, Failure> {
-        reading::begin(self.clone(), object).await
+        reading::start(self.clone(), object).await
     }
 
     /// Begins a multipart upload for something of about `expected` bytes.
@@ -194,7 +194,7 @@ impl Store {
     /// # Errors
     /// `BucketMissing`, `BucketDenied`, `StoreUnreachable`.
     pub async fn upload(&self, object: &str, expected: u64) -> Result<Upload, Failure> {
-        Upload::begin(self.clone(), object, expected).await
+        Upload::start(self.clone(), object, expected).await
     }
 
     fn path(&self, object: &str) -> Result<Path, Failure> {

@@ -39,7 +39,7 @@ struct Reading {
 ///
 /// # Errors
 /// As [`Store::get`].
-pub(super) async fn begin(store: Store, object: &str) -> Result<BoxStream<'static, Result<Bytes, Failure>>, Failure> {
+pub(super) async fn start(store: Store, object: &str) -> Result<BoxStream<'static, Result<Bytes, Failure>>, Failure> {
     let path = store.path(object)?;
     let answer = store.client.get(&path).await.map_err(|e| store.failure(Operation::Read, object, &e))?;
     let (tag, size) = (answer.meta.e_tag.clone(), answer.meta.size);

@@ -47,7 +47,7 @@ pub struct Upload {
 
 impl Upload {
     /// As [`Store::upload`].
-    pub(super) async fn begin(store: Store, object: &str, expected: u64) -> Result<Self, Failure> {
+    pub(super) async fn start(store: Store, object: &str, expected: u64) -> Result<Self, Failure> {
         let path = store.path(object)?;
         let id = store.client.create_multipart(&path).await.map_err(|e| store.failure(Operation::Write, object, &e))?;
         let part = usize::try_from(part_size(expected)).unwrap_or(usize::MAX);

@@ -13,7 +13,7 @@
 //!   (`id` of the event, `Idempotency-Key`, `Message-ID`), so that a receiver can drop it.
 //! - URLs, logins and addresses stand in no message.
 
-mod alarm;
+mod alert;
 mod defaults;
 mod templates;
 mod transport_email;
@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use futures::{StreamExt, stream::FuturesUnordered};
 
-pub use alarm::{ALARM_GRACE, Alarm};
+pub use alert::{ALERT_GRACE, Alert};
 
 use self::{
     templates::{NoticeContext, RenderedNotice, Templates},
@@ -241,7 +241,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_channel_gets_the_message_of_its_first_audience_that_is_told() {
+    fn a_channel_gets_the_message_of_its_first_notified_audience() {
         let channels: Vec<NotificationChannel> = serde_json::from_value(json!([
             {"name": "a", "audiences": ["Support", "Team"]},
             {"name": "b", "audiences": ["StatusPage"]},

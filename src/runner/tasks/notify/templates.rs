@@ -310,8 +310,8 @@ mod tests {
             assert_eq!(text.unusable, Vec::<String>::new(), "{at}");
             assert!(text.subject.len() > 8 && text.body.len() > 20, "{at}");
             let named = CONTACT_WORDS.iter().filter(|word| text.body.contains(**word)).count();
-            let alarm = notice.occasion.is_alarm() && is_internal(audience);
-            assert_eq!(named, if alarm { 3 } else { 0 }, "{at}");
+            let alert = notice.occasion.is_alarm() && is_internal(audience);
+            assert_eq!(named, if alert { 3 } else { 0 }, "{at}");
             if is_internal(audience) {
                 for fact in [&notice.message, "shop/simplify-credits", "Monitoring", "next: kubectl -n shop"] {
                     assert!(text.body.contains(fact), "{fact} is not in {at}");

@@ -67,8 +67,8 @@ pub async fn parse(client: &Client, name: &str, sql: &str) -> Result<bool, Failu
         "CREATE FUNCTION pg_temp.credit_migration_parse(anyelement) RETURNS void LANGUAGE sql AS {}",
         literal(sql)
     );
-    let begin = "BEGIN; SET LOCAL check_function_bodies = on";
-    if client.batch_execute(begin).await.is_err() {
+    let start = "BEGIN; SET LOCAL check_function_bodies = on";
+    if client.batch_execute(start).await.is_err() {
         return Ok(false);
     }
     let parsed = client.batch_execute(&statement).await;
@@ -142,9 +142,9 @@ async fn role(target: &Target, client: &Client) -> Vec<(&'static str, Result<Str
     };
     let (me, database) = (ident(target.user()), ident(target.database()));
     let own = own(&format!("DATABASE {database}"), row.get(1), row.get(5), &me);
-    let check = |index: usize, good: &str, wrong: &str, mend: String| match row.get(index) {
+    let check = |index: usize, good: &str, wrong: &str, fix: String| match row.get(index) {
         true => Ok(good.to_owned()),
-        false => Err(Failure::new(Reason::PrivilegeMissing, format!("role {} {wrong}; next: {mend};", target.user()))),
+        false => Err(Failure::new(Reason::PrivilegeMissing, format!("role {} {wrong}; next: {fix};", target.user()))),
     };
     vec![
         ("owner of the database", check(0, "is owner", "does not own the database", own)),

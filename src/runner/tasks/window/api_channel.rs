@@ -18,7 +18,7 @@ use crate::{
         context::TaskContext,
         report::{Reporter, order_cache::OrderCache, window_fields},
         tasks::{
-            notify::{self, Alarm},
+            notify::{self, Alert},
             rehearse,
         },
     },
@@ -54,20 +54,20 @@ pub(in crate::runner) async fn run(
         order: order.clone(),
         poll: ORDER_POLL_INTERVAL,
     };
-    let (probe, alarm) =
-        (context.spec.plan.application.version_probe.clone(), Alarm::new(context, notify::ALARM_GRACE));
-    let channel = ApiChannel::new(reporter.clone(), Prober::new()?, probe, alarm, cache, order);
+    let (probe, alert) =
+        (context.spec.plan.application.version_probe.clone(), Alert::new(context, notify::ALERT_GRACE));
+    let channel = ApiChannel::new(reporter.clone(), Prober::new()?, probe, alert, cache, order);
     let outcome = super::run(&channel, &target, &plan, &context.stop).await;
     let handed_over = outcome.failure.as_ref().is_some_and(|failure| failure.reason == Reason::PodFailed);
     if outcome.progress.state == WindowState::Held && !handed_over {
         // The report of the end would end the process, within the grace in which nobody is told yet.
         tokio::select! {
-            () = channel.until_acknowledged(ORDER_POLL_INTERVAL, notify::ALARM_GRACE + notify::DELIVERY_TIMEOUT) => {}
+            () = channel.until_acknowledged(ORDER_POLL_INTERVAL, notify::ALERT_GRACE + notify::DELIVERY_TIMEOUT) => {}
             () = context.stop.cancelled() => {}
         }
         if context.stop.is_cancelled() {
             // No pod comes after this one. In all other cases the process lives on until its end was reported.
-            channel.into_alarm().settle(notify::DELIVERY_TIMEOUT).await;
+            channel.into_alert().settle(notify::DELIVERY_TIMEOUT).await;
         }
     }
     context.progress.update(|status| status.window = Some(outcome.progress.clone()));
@@ -82,45 +82,45 @@ struct ApiChannel {
     reporter: Reporter,
     prober: Prober,
     probe: Option<VersionProbe>,
-    alarm: Alarm,
+    alert: Alert,
     cache: OrderCache,
     /// The newest order that was seen.
     known: Mutex<WindowOrder>,
 }
 
 impl ApiChannel {
-    /// A channel over a run's reporter. `alarm` hears what is ordered and reported, `cache` has each new order; `known` is the order
+    /// A channel over a run's reporter. `alert` hears what is ordered and reported, `cache` has each new order; `known` is the order
     /// that the process began with.
     pub fn new(
         reporter: Reporter,
         prober: Prober,
         probe: Option<VersionProbe>,
-        alarm: Alarm,
+        alert: Alert,
         cache: OrderCache,
         known: WindowOrder,
     ) -> Self {
-        alarm.ordered(&known);
-        Self { reporter, prober, probe, alarm, cache, known: Mutex::new(known) }
+        alert.ordered(&known);
+        Self { reporter, prober, probe, alert, cache, known: Mutex::new(known) }
     }
 
     /// The alarm, at the process's end.
-    pub fn into_alarm(self) -> Alarm {
-        self.alarm
+    pub fn into_alert(self) -> Alert {
+        self.alert
     }
 
     /// After a window that ended as `Held`: until people were told, or the controller shows by a new order that it is at it; then
-    /// it tells. At most `patience`; the alarm goes on after it, for as long as the process lives.
-    pub async fn until_acknowledged(&self, every: Duration, patience: Duration) {
-        let begin = self.known();
+    /// it tells. At most `limit`; the alarm goes on after it, for as long as the process lives.
+    pub async fn until_acknowledged(&self, every: Duration, limit: Duration) {
+        let first_order = self.known();
         let ordered = async {
-            while self.order().await.is_err() || self.known() == begin {
+            while self.order().await.is_err() || self.known() == first_order {
                 tokio::time::sleep(every).await;
             }
         };
         tokio::select! {
-            () = self.alarm.delivered() => {}
+            () = self.alert.delivered() => {}
             () = ordered => {}
-            () = tokio::time::sleep(patience) => {}
+            () = tokio::time::sleep(limit) => {}
         }
     }
 
@@ -162,7 +162,7 @@ impl Channel for ApiChannel {
             return Err(ChannelError::Gone);
         }
         let order = order_of(&run.spec.window);
-        self.alarm.ordered(&order);
+        self.alert.ordered(&order);
         self.note(&run, &order);
         Ok(order)
     }
@@ -180,7 +180,7 @@ impl Channel for ApiChannel {
 
     async fn report(&self, progress: &WindowProgress, note: Option<&Failure>) -> Result<(), ChannelError> {
         // Before the API server is told: it may hang.
-        self.alarm.reported(progress, note);
+        self.alert.reported(progress, note);
         let mut fields = Map::new();
         fields.insert("window".into(), window_fields(progress));
         fields.insert("reason".into(), json!(note.map(|failure| failure.reason)));

@@ -28,12 +28,12 @@ use crate::{
 };
 
 /// How long the controller has for its order, before people are told that there is none.
-pub const ALARM_GRACE: Duration = Duration::from_secs(10);
+pub const ALERT_GRACE: Duration = Duration::from_secs(10);
 /// First and longest pause between two tries.
-const ALARM_RETRY_PAUSE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
+const ALERT_RETRY_PAUSE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
 
 /// Tells the contacts that a window is held, unless the controller is at it.
-pub struct Alarm {
+pub struct Alert {
     spec: Arc<MigrationRunSpec>,
     namespace: String,
     root: PathBuf,
@@ -47,8 +47,8 @@ pub struct Alarm {
     raised: Mutex<Option<JoinHandle<()>>>,
 }
 
-impl Alarm {
-    /// The alarm of a window's run; `grace` is usually [`ALARM_GRACE`].
+impl Alert {
+    /// The alarm of a window's run; `grace` is usually [`ALERT_GRACE`].
     pub fn new(context: &TaskContext<'_>, grace: Duration) -> Self {
         Self {
             spec: Arc::new(context.spec.clone()),
@@ -109,12 +109,12 @@ impl Alarm {
         }
     }
 
-    /// The process is about to end: what was raised has `patience` for one more try.
-    pub async fn settle(self, patience: Duration) {
+    /// The process is about to end: what was raised has `limit` for one more try.
+    pub async fn settle(self, limit: Duration) {
         self.now.cancel();
         let raised = self.raised.into_inner().unwrap_or_else(PoisonError::into_inner);
         if let Some(mut raised) = raised
-            && tokio::time::timeout(patience, &mut raised).await.is_err()
+            && tokio::time::timeout(limit, &mut raised).await.is_err()
         {
             raised.abort();
             tracing::error!("the window is held, and no channel has taken the alarm");
@@ -144,7 +144,7 @@ impl Alarm {
 
 /// Sends until one channel has taken it; at once to an end if no channel is told.
 async fn until_taken(settings: &Settings<'_>, spec: &MigrationRunSpec, notice: &Notice) {
-    let (mut pause, longest) = ALARM_RETRY_PAUSE;
+    let (mut pause, longest) = ALERT_RETRY_PAUSE;
     loop {
         let deliveries = send_all(settings, spec, notice, |_| {}).await;
         if deliveries.is_empty() {
