@@ -15,7 +15,7 @@ pub struct TaskContext<'a> {
     pub tools: Tools,
     /// Where to note what was found.
     pub progress: Progress,
-    /// Cancelled when the process was told to end.
+    /// Cancelled when the process receives SIGTERM.
     pub stop: CancellationToken,
 }
 

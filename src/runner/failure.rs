@@ -25,7 +25,7 @@ impl Failure {
 
     /// The end of a task whose process received SIGTERM.
     pub(in crate::runner) fn terminated() -> Self {
-        Self::new(Reason::PodFailed, "the pod was told to end before the task was done")
+        Self::new(Reason::PodFailed, "the pod received SIGTERM before the task finished")
     }
 
     /// Whether the connection to the database was lost or could not be made: another session may succeed.

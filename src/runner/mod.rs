@@ -9,8 +9,8 @@
 //! ```
 //!
 //! # Exit code
-//! 0 if the run's status tells the end, also a failed one: the status is the truth, not the Job. Other than 0 if the
-//! process ended without having told: then its pod's end is the only sign.
+//! 0 if the run's status has the end, also a failed one: the status is the truth, not the Job. Other than 0 if the
+//! process ended without a report: then the end of its pod is the only sign.
 
 pub mod checks;
 pub mod clients;
@@ -47,7 +47,7 @@ use crate::{
 /// How long a restarted window task waits for the API server before it goes on from what it kept.
 const API_SERVER_WAIT: Duration = Duration::from_secs(3);
 
-/// Exit code of a process that ended without having told how.
+/// Exit code of a process that ended without reporting how.
 const EXIT_UNREPORTED: u8 = 1;
 
 /// Carries out the task of this pod's `MigrationRun`.
@@ -60,7 +60,7 @@ pub async fn run() -> ExitCode {
             let stop = stop.clone();
             tokio::spawn(async move {
                 signal.recv().await;
-                tracing::info!("told to end");
+                tracing::info!("received SIGTERM");
                 stop.cancel();
             });
         }
@@ -78,7 +78,7 @@ pub async fn run() -> ExitCode {
 /// Loads the run, carries out its task, reports how it ended.
 ///
 /// # Errors
-/// Why the run's status does not tell how the task ended.
+/// Why the run's status does not say how the task ended.
 async fn carry_out(stop: &CancellationToken) -> Result<(), String> {
     let env = |name: &str| std::env::var(name).map_err(|_| format!("environment variable {name} is missing"));
     let (name, namespace) = (env(mounts::ENV_RUN)?, env(mounts::ENV_NAMESPACE)?);
@@ -92,14 +92,14 @@ async fn carry_out(stop: &CancellationToken) -> Result<(), String> {
             return Ok(());
         }
         Loaded::Gone => return gone(),
-        Loaded::Terminated => return Err("told to end before the task was known".to_owned()),
+        Loaded::Terminated => return Err("received SIGTERM before the task was known".to_owned()),
     };
-    tracing::info!(run = name, task = ?run.spec.task, attempt = run.spec.attempt, "begin");
+    tracing::info!(run = name, task = ?run.spec.task, attempt = run.spec.attempt, "start");
     match report_task(&run, &namespace, &reporter, cache, stop).await {
         Ok(TaskEnd::Reported) => Ok(()),
-        // Checks run until they are told to end: that is how they end.
+        // Checks run until SIGTERM: that is how they end.
         Ok(TaskEnd::Terminated) if matches!(run.spec.task, Task::Validate | Task::Monitor) => Ok(()),
-        Ok(TaskEnd::Terminated) => Err("told to end before the task was done".to_owned()),
+        Ok(TaskEnd::Terminated) => Err("received SIGTERM before the task finished".to_owned()),
         Err(Unreported::Gone) => gone(),
         Err(error) => Err(error.to_string()),
     }
@@ -126,7 +126,8 @@ enum Loaded {
 async fn load_run(reporter: &Reporter, cache: &OrderCache, stop: &CancellationToken) -> Loaded {
     let run = tokio::select! {
         run = reporter.get() => run.or_else(|| cache.read()),
-        // A window's container that was restarted while the API server is away: the database and the deadline do not wait.
+        // A window's container that was restarted while the API server is away: the database and the deadline do not
+        // wait.
         Some(run) = cache.read_after(API_SERVER_WAIT) => Some(run),
         // A window's restarted container: writes may be blocked, and it must find out whether another pod will come.
         () = stop.cancelled() => match cache.read() {
@@ -171,7 +172,7 @@ async fn report_task(
     let progress = Progress::default();
     let started = status.started_at.unwrap_or_else(telemetry::now);
     let reporting = if is_window(run) {
-        // A window waits for nobody; a run that is gone is the window's own business.
+        // A window waits for no report; a run that is gone is handled by the window itself.
         StatusReporting::new_in_background(reporter, &progress, started)
     } else {
         StatusReporting::new(reporter, &progress, started).await?

@@ -172,7 +172,7 @@ impl World {
         }
         command.args(["--", "sh", "-c", script]).arg(&self.repository).current_dir("/");
         for name in ["GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL"] {
-            command.env(name, "somebody");
+            command.env(name, "committer");
         }
         let output = command.env("GIT_CONFIG_GLOBAL", "/dev/null").output().unwrap();
         assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
@@ -193,7 +193,8 @@ impl World {
         self.git("cat-file --batch-all-objects --batch-check").lines().count()
     }
 
-    /// Puts a hook into the server's repository. Beside git's own, `before-push` runs before a push by ssh is answered.
+    /// Puts a hook into the server's repository. In addition to git's own, `before-push` runs before a push by ssh is
+    /// answered.
     pub fn hook(&self, name: &str, script: &str) {
         std::fs::write(self.root.join("hook"), format!("#!/bin/sh\n{script}\n")).unwrap();
         let hook = self.root.join("hook");

@@ -96,7 +96,7 @@ async fn a_ref_that_appears_meanwhile_is_not_moved(#[values(0, 1)] at: usize) {
     }
 }
 
-/// Between the look at the server and the push: git alone would move the branch forward.
+/// Between reading the refs of the server and the push: git alone would move the branch forward.
 #[tokio::test]
 async fn a_branch_that_appears_before_the_push_is_not_moved_forward() {
     let world = World::new(By::Ssh);
@@ -155,7 +155,7 @@ async fn a_server_that_is_not_the_one_is_not_talked_to(#[values(By::Ssh, By::Htt
         outcome.failed(Reason::RepositoryUnreachable, &[words]);
     }
     if by == By::Ssh {
-        world.mount("known_hosts", "# nobody");
+        world.mount("known_hosts", "# no host");
         world.run().await.failed(Reason::RepositoryUnreachable, &[words]);
     }
 }
@@ -274,7 +274,7 @@ async fn a_user_in_the_address_is_left_out() {
     assert_eq!(outcome.evidence.unwrap().repository, url);
 }
 
-/// While a hook holds the push: nothing secret in any command line. Told to end: no process and no file is left.
+/// While a hook delays the push: nothing secret in any command line. After SIGTERM: no process and no file is left.
 #[rstest]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_push_that_is_cut_off_leaves_nothing(#[values(By::Ssh, By::Https)] by: By) {

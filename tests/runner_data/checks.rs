@@ -1,4 +1,4 @@
-//! Checks and probes: an application and a Prometheus that answer as told, and the real database.
+//! Checks and probes: an application and a Prometheus that answer as configured, and the real database.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -128,7 +128,7 @@ async fn every_source_is_measured() {
             "status 302, not 200",
         ),
         ("connection", json!({"connection": {}, "max": "0.95"}), CheckOutcome::Pass, "<= 0.95"),
-        ("balances", json!({"balances": {}, "max": "10"}), CheckOutcome::NoData, "knows no cut-over"),
+        ("balances", json!({"balances": {}, "max": "10"}), CheckOutcome::NoData, "has no cutover"),
         (
             "statements",
             json!({"statements": {}, "max": "50"}),

@@ -33,7 +33,7 @@ struct Server {
     denied: bool,
     /// The namespace is being deleted.
     terminating: bool,
-    /// The report of the begin hangs until the end was reported, and is then carried out.
+    /// The report of the start hangs until the end was reported, and is then carried out.
     late_start: bool,
 }
 
@@ -74,7 +74,10 @@ async fn ended(shared: &Shared) {
 fn answer_to(shared: &Shared, patch: bool, path: &str, body: &[u8]) -> Response<Body> {
     let mut server = shared.lock().unwrap();
     let error = |code: u16, reason: &str| {
-        let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason, "message": reason});
+        let status = json!({
+            "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code,
+            "reason": reason, "message": reason,
+        });
         answer(StatusCode::from_u16(code).unwrap(), status)
     };
     if server.failures > 0 {
@@ -294,7 +297,8 @@ fn orders(window: &Shared, limit: Duration) -> impl Fn(WindowCommand) {
     move |command| window.lock().unwrap().run.as_mut().unwrap().spec.window = Some(WindowOrder { command, deadline })
 }
 
-/// The operator is away, the API server is there: its report is taken at once, and must not end the process before people know.
+/// The operator is away, the API server is there: its report is taken at once, and must not end the process before
+/// people know.
 #[tokio::test]
 async fn a_failed_automatic_rollback_notifies_unless_one_is_ordered() {
     for ordered in [false, true] {
@@ -323,7 +327,7 @@ async fn a_failed_automatic_rollback_notifies_unless_one_is_ordered() {
     }
 }
 
-/// Nobody orders anything any more: neither the operator, nor a person by way of the API server.
+/// There are no more orders: neither of the operator, nor of an engineer through the API server.
 #[tokio::test]
 async fn a_stuck_window_without_the_api_server_notifies() {
     let (office, mut world) = (Office::open().await, World::new().await);

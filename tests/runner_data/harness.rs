@@ -150,10 +150,14 @@ impl World {
         let owner = world.target().connect("fill").await.unwrap();
         owner.batch_execute(include_str!("../../examples/watermark-remover/db/schema_v1.sql")).await.unwrap();
         let fill = format!(
-            "INSERT INTO users (email, api_token) SELECT n || '@example.com', 'token ' || n FROM generate_series(1, {USERS}) AS n;
-             INSERT INTO user_credits (user_id, balance, purchased_credits) SELECT n, n * 10, n % 3 * 50 FROM generate_series(1, {USERS}) AS n;
-             INSERT INTO credit_transactions (user_id, type, amount) SELECT n, 'bonus', n * 10 + 5 FROM generate_series(1, {USERS}) AS n;
-             INSERT INTO credit_transactions (user_id, type, amount) SELECT n, 'usage', -5 FROM generate_series(1, {USERS}) AS n;
+            "INSERT INTO users (email, api_token)
+                 SELECT n || '@example.com', 'token ' || n FROM generate_series(1, {USERS}) AS n;
+             INSERT INTO user_credits (user_id, balance, purchased_credits)
+                 SELECT n, n * 10, n % 3 * 50 FROM generate_series(1, {USERS}) AS n;
+             INSERT INTO credit_transactions (user_id, type, amount)
+                 SELECT n, 'bonus', n * 10 + 5 FROM generate_series(1, {USERS}) AS n;
+             INSERT INTO credit_transactions (user_id, type, amount)
+                 SELECT n, 'usage', -5 FROM generate_series(1, {USERS}) AS n;
              INSERT INTO credit_packages (name, credits, price_cents) VALUES ('small', 50, 500);
              GRANT USAGE ON SCHEMA public TO app_{number};
              GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO app_{number};
@@ -342,7 +346,9 @@ fn spec(number: u32, store: u16) -> MigrationRunSpec {
         "requestedBy": "dba",
         "database": {
             "name": format!("shop_{number}"),
-            "connection": {"secretRef": {"name": "shop-db", "key": "url"}, "caSecretRef": {"name": "shop-db", "key": "ca.crt"}},
+            "connection": {
+                "secretRef": {"name": "shop-db", "key": "url"}, "caSecretRef": {"name": "shop-db", "key": "ca.crt"},
+            },
             "applicationRoles": [format!("app_{number}")],
         },
         "migration": {
@@ -354,7 +360,8 @@ fn spec(number: u32, store: u16) -> MigrationRunSpec {
             "workloads": [{"kind": "Deployment", "name": "shop"}],
         },
         "backup": {"store": {
-            "url": format!("s3://{}/credit-migration/", bucket(number)), "endpoint": format!("https://127.0.0.1:{store}"),
+            "url": format!("s3://{}/credit-migration/", bucket(number)),
+            "endpoint": format!("https://127.0.0.1:{store}"),
             "secretRef": {"name": "backup-bucket"},
         }},
         "rehearsal": {"database": format!("scratch_{number}")},

@@ -42,7 +42,7 @@ async fn a_connection_is_available_or_not() {
     assert!(matches!(measured, Measurement::Failed(_)), "{measured:?}");
 }
 
-/// What is wrong with the migration role alone must not start a way back.
+/// What is wrong with the migration role alone must not start a rollback.
 #[tokio::test]
 async fn what_only_the_own_role_is_refused_for_is_no_measurement() {
     let world = World::new().await;
@@ -94,7 +94,8 @@ async fn statements_are_timed_from_one_measurement_to_the_next() {
     world.alter("CREATE EXTENSION pg_stat_statements").await;
     let hidden = statements.measure().await;
     assert!(
-        matches!(&hidden, Measurement::Error(words) if words.contains(&format!("GRANT pg_read_all_stats TO \"migrator_{}\"", world.number))),
+        matches!(&hidden, Measurement::Error(words) if words.contains(&format!("GRANT pg_read_all_stats TO \
+            \"migrator_{}\"", world.number))),
         "{hidden:?}"
     );
     world.alter("GRANT pg_read_all_stats TO migrator_{n}").await;

@@ -125,13 +125,18 @@ impl Desk {
         let sql = |key: &str| json!({"configMapKeyRef": {"name": "sql", "key": key}});
         let plan = json!({
             "requestedBy": "ann",
-            "database": {"name": "shop", "connection": {"secretRef": {"name": "db", "key": "url"}}, "applicationRoles": ["app"]},
+            "database": {
+                "name": "shop", "connection": {"secretRef": {"name": "db", "key": "url"}}, "applicationRoles": ["app"],
+            },
             "migration": {"up": sql("up.sql"), "down": sql("down.sql"), "verifyDown": "SELECT true"},
-            "application": {"flag": {"configMapKeyRef": {"name": "shop", "key": "V"}}, "workloads": [{"kind": "Deployment", "name": "shop"}]},
+            "application": {
+                "flag": {"configMapKeyRef": {"name": "shop", "key": "V"}},
+                "workloads": [{"kind": "Deployment", "name": "shop"}],
+            },
             "backup": {"store": {"url": "s3://backups/x/", "secretRef": {"name": "store"}}},
             "notifications": {
                 "channels": channels,
-                "contacts": [{"role": "CTO", "name": "Zoë Müller", "phone": "+49 30 000000", "duty": "has the last word"}],
+                "contacts": [{"role": "CTO", "name": "Zoë Müller", "phone": "+49 30 000000", "duty": "decides"}],
             },
         });
         let notice = json!({
@@ -238,7 +243,9 @@ fn mail(name: &str, audience: &str, port: u16, changes: Value) -> Value {
 }
 
 fn slack(name: &str, audience: &str, key: &str) -> Value {
-    json!({"name": name, "audiences": [audience], "slack": {"urlSecretRef": {"name": "hook", "key": key}, "caSecretRef": {"name": "tls", "key": "ca"}}})
+    json!({"name": name, "audiences": [audience], "slack": {
+        "urlSecretRef": {"name": "hook", "key": key}, "caSecretRef": {"name": "tls", "key": "ca"},
+    }})
 }
 
 fn event(name: &str, audience: &str, key: &str) -> Value {
@@ -293,15 +300,14 @@ async fn an_alert_arrives_by_every_channel_and_is_the_same_when_repeated() {
     let (head, body) = fields(mails.iter().find(team).unwrap());
     for field in [
         format!("Message-ID: <0d9f2c11-{number}-notice.Team@example.com>"),
-        "Subject: [shop/simplify-credits] ALARM: a trigger fired, going back to the old version".to_owned(),
+        "Subject: [shop/simplify-credits] ALERT: a trigger fired, rolling back to the old version".to_owned(),
         "To: team@example.com, night@example.com".to_owned(),
         "Date: Thu, 26 Nov 2026 22:00:00 +0000".to_owned(),
         "Auto-Submitted: auto-generated".to_owned(),
     ] {
         assert!(head.contains(&field), "{field} is not in {head:?}");
     }
-    for words in ["errors <5%> & more; next: kubectl get cmig", "CTO: Zoë Müller, +49 30 000000 (has the last word)"]
-    {
+    for words in ["errors <5%> & more; next: kubectl get cmig", "CTO: Zoë Müller, +49 30 000000 (decides)"] {
         assert!(body.contains(words), "{words} is not in {body}");
     }
 
@@ -321,8 +327,10 @@ async fn an_alert_arrives_by_every_channel_and_is_the_same_when_repeated() {
         envelope,
         json!({
             "specversion": "1.0", "id": format!("0d9f2c11-{number}-notice"), "time": "2026-11-26T22:00:00Z",
-            "type": "io.creditmigration.notice.TriggerFired", "subject": "simplify-credits", "datacontenttype": "application/json",
-            "source": "/apis/creditmigration.io/v1alpha1/namespaces/shop/creditmigrations/simplify-credits/audiences/Support",
+            "type": "io.creditmigration.notice.TriggerFired", "subject": "simplify-credits",
+            "datacontenttype": "application/json",
+            "source": concat!("/apis/creditmigration.io/v1alpha1/namespaces/shop/creditmigrations/",
+                "simplify-credits/audiences/Support"),
         })
     );
     assert_eq!(
@@ -370,7 +378,7 @@ async fn a_failed_channel_is_reported_and_keeps_nothing_from_the_others() {
         mail("public-ca", "Team", office.start_tls, with(json!({"caSecretRef": null}))),
         mail("other-host", "Team", office.start_tls, with(json!({"host": "localhost"}))),
         mail("plain", "Team", office.plain, with(json!({"secretRef": null}))),
-        mail("nobody", "Team", office.start_tls, with(json!({"to": ["a@example.com", "nobody@example.com"]}))),
+        mail("one-address", "Team", office.start_tls, with(json!({"to": ["a@example.com", "refused@example.com"]}))),
         event("error", "Team", "error"),
         event("moved", "Team", "moved"),
         slack("archived", "Team", "archived"),
@@ -421,14 +429,16 @@ async fn a_failed_channel_is_reported_and_keeps_nothing_from_the_others() {
             "public-ca: the certificate is of no trusted authority",
             "other-host: the certificate is for another host",
             "plain: the server offers no STARTTLS",
-            "nobody: Delivered",
+            "one-address: Delivered",
             "error: answered 500",
             "moved: answered 302; redirects are not followed",
             "archived: answered 410 (channel_is_archived)",
             "error-chat: answered 500",
             "web-strange: the certificate is of no trusted authority",
             "web-other-host: the certificate is for another host",
-            "missing: key missing of Secret shop/hook is missing; next: kubectl -n shop create secret generic hook --from-literal=missing='https://hooks.slack.com/services/...'; if it exists, kubectl -n shop patch secret hook -p '{\"stringData\": {\"missing\": \"https://hooks.slack.com/services/...\"}}'",
+            "missing: key missing of Secret shop/hook is missing; next: kubectl -n shop create secret generic hook \
+                --from-literal=missing='https://hooks.slack.com/services/...'; if it exists, kubectl -n shop patch \
+                secret hook -p '{\"stringData\": {\"missing\": \"https://hooks.slack.com/services/...\"}}'",
             "closed: no answer: Connection refused (os error 111)",
             "good: Delivered",
             "good-mail: Delivered",
@@ -507,8 +517,24 @@ async fn preflight_finds_what_keeps_a_channel_from_delivering_and_sends_nothing(
     assert_eq!(
         words,
         [
-            ("notification channel chat", Reason::ConnectionInvalid, format!("key ok of Secret shop/hook is no URL; {next}").as_str()),
-            ("notification channel events", Reason::ConnectionInvalid, format!("key authorization of Secret shop/hook is no value of a header: it has a line break or a control character; {next}").as_str()),
+            (
+                "notification channel chat",
+                Reason::ConnectionInvalid,
+                format!(
+                    "key ok of Secret shop/hook is no URL; \
+                {next}"
+                )
+                .as_str()
+            ),
+            (
+                "notification channel events",
+                Reason::ConnectionInvalid,
+                format!(
+                    "key authorization of Secret shop/hook \
+                is no value of a header: it has a line break or a control character; {next}"
+                )
+                .as_str()
+            ),
         ]
     );
 
@@ -571,7 +597,7 @@ async fn no_alert_while_the_controller_handles_it() {
     calm.reported(&WindowProgress { state: WindowState::Migrated, ..held() }, None);
     calm.delivered().await;
     calm.settle(DELIVERY_DEADLINE).await;
-    // The way back that was ordered failed: whoever ordered it tells.
+    // The rollback that was ordered failed: the controller, which ordered it, notifies.
     let ordered = alert(Duration::ZERO);
     ordered.ordered(&order(WindowCommand::Rollback));
     ordered.reported(&held(), None);
@@ -599,7 +625,7 @@ async fn no_alert_while_the_controller_handles_it() {
     let sent = desk.office.web(&ok);
     assert_eq!(sent.len(), 2);
     let not_begun = |sent: &Value| {
-        sent["body"]["text"].as_str().unwrap().contains("stay blocked. The switch of the application had not begun")
+        sent["body"]["text"].as_str().unwrap().contains("still blocked. The switch of the application had not started")
     };
     assert_eq!(sent.iter().filter(|sent| not_begun(sent)).count(), 1, "{sent:?}");
 }

@@ -23,7 +23,8 @@ async fn the_sample_application_is_rehearsed() {
     assert!(refused.failure().message.contains("DROP DATABASE"), "{}", refused.failure());
     world
         .alter(&format!(
-            "COMMENT ON DATABASE scratch_{{n}} IS 'credit-migration: scratch database of migration {}, dropped after its rehearsal'",
+            "COMMENT ON DATABASE scratch_{{n}} IS 'credit-migration: scratch database of migration {}, dropped after \
+                its rehearsal'",
             world.spec.migration_uid
         ))
         .await;
@@ -114,7 +115,7 @@ async fn an_extension_that_the_role_may_not_create_is_left_out() {
     assert!(!world.has_scratch().await);
 }
 
-/// The stage in which a check stands, and the check.
+/// The stage of a check, and the check.
 fn checks(world: &mut World, validation: Value, monitoring: Value) {
     world.spec.plan.validation.checks = serde_json::from_value(validation).unwrap();
     world.spec.plan.monitoring.checks = serde_json::from_value(monitoring).unwrap();
@@ -151,7 +152,7 @@ async fn a_check_that_does_not_fit_the_new_schema_is_found() {
         assert!(outcome.failure().message.contains(words), "{}", outcome.failure());
         assert!(!world.has_scratch().await);
     }
-    // A trigger that watches nothing is told, and so is what only warns.
+    // A trigger that watches nothing is reported, and so is what only warns.
     let mut warns = users;
     warns["onBreach"] = json!("Warn");
     checks(&mut world, json!([]), json!([warns]));
@@ -177,7 +178,8 @@ async fn without_createdb_the_right_is_named() {
 async fn databases(world: &World) -> String {
     let root = world.root_session("postgres").await;
     let like = [format!("%\\_{}", world.number), format!("%{}", world.spec.migration_uid)];
-    let query = "SELECT coalesce(string_agg(datname, ',' ORDER BY datname), '') FROM pg_database WHERE datname::text LIKE ANY ($1)";
+    let query = "SELECT coalesce(string_agg(datname, ',' ORDER BY datname), '') FROM pg_database WHERE datname::text \
+        LIKE ANY ($1)";
     root.query_one(query, &[&like.as_slice()]).await.unwrap().get(0)
 }
 

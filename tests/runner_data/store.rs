@@ -26,7 +26,7 @@ use tokio::{
 use crate::{backup::fake_pg_dump, harness::World};
 
 const MIB: u64 = 1 << 20;
-/// All but what a test is about is over at once.
+/// All but what a test is about ends at once.
 const LIMITS: Limits =
     Limits { retry_timeout: Duration::ZERO, silence: Duration::from_secs(1), part: Duration::from_secs(600) };
 

@@ -1,13 +1,14 @@
-//! Balances against the cut-over, explained by the transactions since.
+//! Balances compared with the cutover, explained by the transactions since.
 //!
 //! # What is explained
-//! A user's balance must be that of the baseline (0 without one: the user is new) plus the sum of the user's transactions
-//! since the cut-over. A user without a balance now counts as one with 0: who was deleted is explained only if the
-//! transactions led to 0 and are still there.
+//! A user's balance must be that of the baseline (0 without one: the user is new) plus the sum of the user's
+//! transactions since the cutover. A user without a balance now counts as one with 0: who was deleted is explained only
+//! if the transactions led to 0 and are still there.
 //!
-//! # Which users are looked at
-//! Those whose balance the capture saw written since the cut-over: the balance of any other is that of the baseline. (A
-//! transaction without its change of the balance is found as soon as anything else changes that balance.)
+//! # Which users are checked
+//! Those whose balance was written since the cutover, as the change-tracking triggers recorded: any other balance is
+//! that of the baseline. (A transaction without its change of the balance is found as soon as anything else changes
+//! that balance.)
 //!
 //! # Cost
 //! Users are looked up by index, so a measurement costs what changed, not what there is:
@@ -16,7 +17,7 @@
 //!  between .... users captured since the last full one, and those that were unexplained the last time
 //! ```
 //! A row that was numbered before the last full measurement and committed after it is seen by the next full one.
-//! After a TRUNCATE of the balances every user is looked at, each time.
+//! After a TRUNCATE of the balances every user is checked each time.
 
 use std::time::Duration;
 
@@ -49,14 +50,14 @@ pub struct BalancesSource {
     control_spec: ControlSpec,
     credits: Credits,
     comparison: BalancesComparison,
-    /// The cut-over that all below belongs to.
+    /// The cutover that all fields below belong to.
     since: Option<Timestamp>,
     users: Users,
     /// Sum of the baseline.
     total: Option<String>,
 }
 
-/// Whom the next measurement looks at.
+/// The users that the next measurement checks.
 #[derive(Debug, Default)]
 struct Users {
     /// Number of the last captured row that the last full measurement saw.
@@ -131,7 +132,7 @@ impl BalancesSource {
         let Self { session, control_spec, credits, comparison, since, users, total } = self;
         let tx = start_snapshot(session.client().await?).await?;
         let Some(cutover) = control::cutover(&tx, control_spec).await? else {
-            return Err(NoValue::NoData("the ledger of the database knows no cut-over of this migration".to_owned()));
+            return Err(NoValue::NoData("the ledger of the database has no cutover of this migration".to_owned()));
         };
         if since.replace(cutover.since) != Some(cutover.since) {
             (*users, *total) = (Users::default(), None);
@@ -185,17 +186,18 @@ async fn percent(
         }
     };
     let query = format!(
-        "SELECT CASE WHEN n.total = b.total THEN '0' ELSE trim_scale(round(abs(n.total - b.total) * 100 / nullif(abs(b.total), 0), 4))::text END
+        "SELECT CASE WHEN n.total = b.total THEN '0'
+                     ELSE trim_scale(round(abs(n.total - b.total) * 100 / nullif(abs(b.total), 0), 4))::text END
          FROM (SELECT coalesce(sum({}), 0)::numeric AS total FROM {}) n, (SELECT $1::text::numeric AS total) b",
         balances.balance,
         balances.table.sql()
     );
     let row = tx.query_one(&query, &[&before]).await?;
     row.get::<_, Option<String>>(0)
-        .ok_or_else(|| NoValue::NoData("the sum was 0 at the cut-over: there is no percentage of it".to_owned()))
+        .ok_or_else(|| NoValue::NoData("the sum was 0 at the cutover: there is no percentage of it".to_owned()))
 }
 
-/// What a look at users needs.
+/// What the comparison of users needs.
 struct Query<'a> {
     tx: &'a Transaction<'a>,
     control_spec: &'a ControlSpec,
@@ -210,12 +212,13 @@ impl Users {
         let from = if full { 0 } else { self.seen };
         let last =
             query.tx.query_one("SELECT coalesce(max(id), 0) FROM credit_migration.changed_users", &[]).await?.get(0);
-        // One more than is listed: a TRUNCATE's row, which names nobody, counts as well.
+        // One more than is listed: a TRUNCATE's row, which has no user, counts as well.
         let limit = i64::try_from(MAX_LISTED_USERS + 1).unwrap_or(i64::MAX);
         let captured = query
             .tx
             .query(
-                "SELECT DISTINCT user_id FROM credit_migration.changed_users WHERE id > $1 ORDER BY user_id NULLS FIRST LIMIT $2",
+                "SELECT DISTINCT user_id FROM credit_migration.changed_users WHERE id > $1 ORDER BY user_id NULLS \
+                    FIRST LIMIT $2",
                 &[&from, &limit],
             )
             .await?;
@@ -228,12 +231,13 @@ impl Users {
         let (count, unexplained) = if self.all {
             query.unexplained(&query.everyone(), &[]).await?
         } else if listed.len() > MAX_LISTED_USERS {
-            let captured = "SELECT DISTINCT c.user_id FROM credit_migration.changed_users c WHERE c.user_id IS NOT NULL AND $2::text[] IS NOT NULL";
+            let captured = "SELECT DISTINCT c.user_id FROM credit_migration.changed_users c WHERE c.user_id IS NOT \
+                NULL AND $2::text[] IS NOT NULL";
             query.unexplained(captured, &[]).await?
         } else {
             query.unexplained("SELECT DISTINCT unnest($2::text[]) AS user_id", &listed).await?
         };
-        // Too many to look up one by one: all captured users are looked at again, and they are among them.
+        // Too many to look up one by one: the next measurement checks all captured users, and they are among them.
         let too_many = unexplained.len() > MAX_LISTED_USERS;
         if full || too_many {
             self.seen = last;
@@ -251,7 +255,8 @@ impl Users {
 }
 
 impl Query<'_> {
-    /// Every user before, meanwhile and now. `$2` is not used, and named all the same: each query has the same parameters.
+    /// Every user before, meanwhile and now. `$2` is not used, and named all the same: each query has the same
+    /// parameters.
     fn everyone(&self) -> String {
         let BalancesTable { table, user, .. } = &self.balances;
         format!(

@@ -14,8 +14,9 @@ use crate::{
 /// Longest time for connecting and one query.
 const CONNECTION_CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Connects anew. The value is the used part of `max_connections`, 0 to 1; that no connection is to be had is bad. That this role
-/// gets none says nothing about the application's: a changed password must not start a way back.
+/// Opens a new connection. The value is the used part of `max_connections`, 0 to 1; without a connection the
+/// measurement has failed. That this role gets none says nothing about the application's: a changed password must not
+/// start a rollback.
 pub async fn measure(target_provider: &TargetProvider) -> Measurement {
     let target = match target_provider.target() {
         Ok(target) => target,
@@ -33,7 +34,7 @@ pub async fn measure(target_provider: &TargetProvider) -> Measurement {
     }
 }
 
-/// Whether everybody has this trouble: not reached, not answered, no connection left.
+/// Whether the server fails all clients: not reached, not answered, no connection left.
 fn of_the_server(error: &ConnectError) -> bool {
     matches!(error.failure.reason, Reason::HostUnreachable | Reason::ConnectionLost) && !error.concerns_role_alone
 }

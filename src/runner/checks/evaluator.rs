@@ -3,7 +3,7 @@
 //! ```text
 //!  value within the limit ......... Pass     counts as good
 //!  value beyond the limit ......... Fail     counts towards failures.count
-//!  could not be measured .......... Error    counts as neither: an unreachable Prometheus proves nothing about the application
+//!  could not be measured .......... Error    counts as neither: an unreachable Prometheus says nothing about it
 //!  nothing, NaN, too few samples .. NoData   counts as neither, and is never success
 //! ```
 //! A breach is latched: that failures stop after the limit was reached does not undo it.
@@ -42,7 +42,7 @@ pub enum Value {
 }
 
 impl Value {
-    /// A number if the text is one, else a text.
+    /// A number if the text is one, otherwise a text.
     pub fn of_text(text: &str) -> Self {
         match text.trim().parse::<f64>() {
             Ok(_) => Self::Number(text.trim().to_owned()),
@@ -250,15 +250,20 @@ mod tests {
     #[case(json!({"equals": "0"}), value("0.00"), CheckOutcome::Pass, "0.00 = 0")]
     #[case(json!({"equals": "v2"}), value("v1"), CheckOutcome::Fail, "another text (2 characters), not \"v2\"")]
     #[case(json!({"equals": "v2"}), value("v2"), CheckOutcome::Pass, "\"v2\" as expected")]
-    #[case(json!({"max": "1"}), value("abc"), CheckOutcome::Error, "a text (3 characters) is not a number, and max or min need one")]
+    #[case(json!({"max": "1"}), value("abc"), CheckOutcome::Error, "a text (3 characters) is not a number, and max or \
+        min need one")]
     #[case(json!({"max": "1"}), value("NaN"), CheckOutcome::NoData, "NaN: nothing to measure")]
     #[case(json!({"max": "1"}), value("+Inf"), CheckOutcome::Fail, "+Inf > 1")]
-    #[case(json!({"max": "9007199254740992"}), value("9007199254740993"), CheckOutcome::Fail, "9007199254740993 > 9007199254740992")]
+    #[case(json!({"max": "9007199254740992"}), value("9007199254740993"), CheckOutcome::Fail, "9007199254740993 > \
+        9007199254740992")]
     #[case(json!({"max": "1"}), value("1e-3"), CheckOutcome::Pass, "1e-3 <= 1")]
-    #[case(json!({"max": "1", "minimumSamples": 100}), sampled("0.5", 99.0), CheckOutcome::NoData, "99 samples, at least 100 needed")]
-    #[case(json!({"max": "1", "minimumSamples": 100}), value("0.5"), CheckOutcome::NoData, "an unknown number of samples, at least 100 needed")]
+    #[case(json!({"max": "1", "minimumSamples": 100}), sampled("0.5", 99.0), CheckOutcome::NoData, "99 samples, at \
+        least 100 needed")]
+    #[case(json!({"max": "1", "minimumSamples": 100}), value("0.5"), CheckOutcome::NoData, "an unknown number of \
+        samples, at least 100 needed")]
     #[case(json!({"max": "1", "minimumSamples": 100}), sampled("5", 1204.0), CheckOutcome::Fail, "5 > 1 (1204 samples)")]
-    #[case(json!({}), Measurement::Value { value: Value::Answered, samples: None }, CheckOutcome::Pass, "answered as expected")]
+    #[case(json!({}), Measurement::Value { value: Value::Answered, samples: None }, CheckOutcome::Pass, "answered as \
+        expected")]
     #[case(json!({"max": "1"}), Measurement::Error("e".into()), CheckOutcome::Error, "e")]
     #[case(json!({"max": "1"}), Measurement::NoData("n".into()), CheckOutcome::NoData, "n")]
     #[case(json!({"max": "1"}), Measurement::Failed("b".into()), CheckOutcome::Fail, "b")]

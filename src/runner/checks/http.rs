@@ -51,18 +51,19 @@ pub(super) struct HttpRequest<'a> {
     pub headers: &'a [(String, String)],
     pub body: Option<String>,
     pub timeout: Duration,
-    /// Whether somebody looks at the answer's body.
+    /// Whether the answer's body is used.
     pub wants_body: bool,
 }
 
-/// The whole answer; without a body if nobody wants it.
+/// The whole answer; without a body unless it is wanted.
 pub(super) struct HttpAnswer {
     pub status: u16,
     pub bytes: Vec<u8>,
     pub milliseconds: f64,
 }
 
-/// Sends a request and reads the answer to its end. `Err` is `Bad` without an answer, `Error` if there is nothing to send.
+/// Sends a request and reads the answer to its end. `Err` is `Bad` without an answer, `Error` if there is nothing to
+/// send.
 pub(super) async fn send(prober: &Prober, request: HttpRequest<'_>) -> Result<HttpAnswer, Measurement> {
     let HttpRequest { method, url, headers, body: text, timeout, wants_body } = request;
     let client = &prober.client;
@@ -119,8 +120,8 @@ pub async fn measure(prober: &Prober, check: &HttpCheck, wants_time: bool, times
         Ok(answer) => answer,
         Err(other) => {
             if matches!(other, Measurement::Failed(_)) {
-                // Else the percentile would be that of the requests that went well. A refused connection, which takes no time, is
-                // no fast answer.
+                // Otherwise the percentile would be that of the requests that went well. A refused connection, which
+                // takes no time, is no fast answer.
                 times.add(Duration::from(check.timeout).as_secs_f64() * 1000.0);
             }
             return other;

@@ -25,7 +25,7 @@ use crate::{
 
 /// Longest time for all logs of one measurement.
 const LOGS_TIMEOUT: Duration = Duration::from_secs(60);
-/// Bytes of a line that are looked at; the rest is passed by.
+/// Bytes of a line that are read; the rest is skipped.
 const MAX_LINE_BYTES: usize = 64 << 10;
 /// Annotation with the container that is meant when none is named.
 const DEFAULT_CONTAINER_ANNOTATION: &str = "kubectl.kubernetes.io/default-container";
@@ -73,7 +73,7 @@ impl Counting {
         }
         self.lines.all += 1;
         self.lines.matching += u64::from(pattern.is_match(text));
-        // Standard output and error are not quite in order: the position never goes back.
+        // Standard output and error are not quite in order: the position never decreases.
         if at > self.to.last {
             (self.to.last, self.to.same) = (at, 1);
         } else if at == self.to.last {
@@ -98,7 +98,7 @@ pub struct LogsSource {
     namespace: String,
     counted_from: Time,
     positions: HashMap<(String, String), Position>,
-    /// Lines up to the positions that no measurement has told of.
+    /// Lines up to the positions that no measurement has reported.
     untold: Lines,
     first: bool,
     client: Option<Client>,
@@ -124,7 +124,7 @@ impl LogsSource {
             Ok(Ok(read)) if read || self.untold.all > 0 => std::mem::take(&mut self.untold),
             Ok(Ok(_)) => {
                 return Measurement::NoData(format!(
-                    "Deployment {} has no pod that has begun",
+                    "Deployment {} has no pod that has started",
                     self.check.workload.name
                 ));
             }
@@ -170,7 +170,7 @@ impl LogsSource {
                 lines.matching += counted.lines.matching;
             }
             if read {
-                // Both or neither: the next pod's log may fail, or the time be over.
+                // Both or neither: the next pod's log may fail, or the time-out may pass.
                 self.positions.insert(key.clone(), Position { restarts, ..position });
                 self.untold.all += lines.all;
                 self.untold.matching += lines.matching;
@@ -257,7 +257,8 @@ fn denied(what: &str, namespace: &str, refusal: &str) -> String {
     let account = refusal.split_once("system:serviceaccount:").and_then(|(_, rest)| rest.split_once('"'));
     let account = account.map_or_else(|| format!("{namespace}:SERVICEACCOUNT"), |(account, _)| account.to_owned());
     format!(
-        "{what} may not be read (403); next: kubectl -n {namespace} create rolebinding credit-migration-runner-logs --clusterrole=credit-migration-runner-logs --serviceaccount={account}"
+        "{what} may not be read (403); next: kubectl -n {namespace} create rolebinding credit-migration-runner-logs \
+            --clusterrole=credit-migration-runner-logs --serviceaccount={account}"
     )
 }
 
@@ -307,7 +308,7 @@ mod tests {
         futures::executor::block_on(count(log.as_bytes(), from, &pattern)).unwrap()
     }
 
-    const LOG: &str = "2026-01-02T03:04:05.000000001Z INFO begin
+    const LOG: &str = "2026-01-02T03:04:05.000000001Z INFO start
 2026-01-02T03:04:05.000000002Z ERROR first
 2026-01-02T03:04:05.000000002Z ERROR second
 unable to retrieve container logs
@@ -361,7 +362,8 @@ unable to retrieve container logs
             let logs = logs.lock().unwrap().clone();
             let body = match path {
                 "/apis/apps/v1/namespaces/shop/deployments/shop" => {
-                    json!({"metadata": {"name": "shop"}, "spec": {"selector": {"matchLabels": {"app": "shop"}}, "template": {}}}).to_string()
+                    let spec = json!({"selector": {"matchLabels": {"app": "shop"}}, "template": {}});
+                    json!({"metadata": {"name": "shop"}, "spec": spec}).to_string()
                 }
                 "/api/v1/namespaces/shop/pods" => json!({"metadata": {}, "items": [pod("a"), pod("b")]}).to_string(),
                 "/api/v1/namespaces/shop/pods/a/log" => logs[0].clone(),
@@ -420,7 +422,8 @@ unable to retrieve container logs
     #[case::named_but_not_there(&["app"], None, Some("proxy"), Ok(None))]
     #[case::the_only_one(&["app"], None, None, Ok(Some("app")))]
     #[case::the_default_one(&["proxy", "app"], Some("app"), None, Ok(Some("app")))]
-    #[case::unclear(&["proxy", "app"], None, None, Err("the pods have 2 containers; next: set logs.container to one of proxy, app"))]
+    #[case::unclear(&["proxy", "app"], None, None, Err("the pods have 2 containers; next: set logs.container to one \
+        of proxy, app"))]
     fn the_container_that_is_meant(
         #[case] containers: &[&str],
         #[case] annotated: Option<&str>,
@@ -439,6 +442,12 @@ unable to retrieve container logs
         let refusal =
             "pods is forbidden: User \"system:serviceaccount:shop:credit-migration-runner\" cannot list resource";
         let detail = denied("pods of Deployment shop", "shop", refusal);
-        assert!(detail.ends_with("kubectl -n shop create rolebinding credit-migration-runner-logs --clusterrole=credit-migration-runner-logs --serviceaccount=shop:credit-migration-runner"), "{detail}");
+        assert!(
+            detail.ends_with(
+                "kubectl -n shop create rolebinding credit-migration-runner-logs \
+            --clusterrole=credit-migration-runner-logs --serviceaccount=shop:credit-migration-runner"
+            ),
+            "{detail}"
+        );
     }
 }

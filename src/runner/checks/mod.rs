@@ -1,5 +1,6 @@
-//! The checks of the spec: measured at their intervals (`watch`), judged (`evaluator`); one file per source of values, each with
-//! what it keeps between two measurements. `workload` and `job` checks are not here: the controller measures them.
+//! The checks of the spec: measured at their intervals (`watch`), judged (`evaluator`); one file per source of values,
+//! each with what it keeps between two measurements. `workload` and `job` checks are not here: the controller measures
+//! them.
 //!
 //! Called by `tasks`. Imports `context`, `settings`, `database`, `clients` and `failure` of the runner, and `api`.
 
@@ -35,7 +36,7 @@ use crate::api::{Check, Credits, LONGEST_ANSWER, MigrationRunSpec, TRIGGERS};
 /// Longest time for the query of a check.
 const MAX_QUERY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Where the database is, asked anew for each connection: a password may be changed while a stage lasts.
+/// Where the database is. It is read again for each connection: a password may be changed during a stage.
 #[derive(Clone)]
 pub struct TargetProvider(Arc<dyn Fn() -> Result<Target, Failure> + Send + Sync>);
 
@@ -145,7 +146,7 @@ impl Source {
     /// One measurement. `interval` is the time to the next.
     pub async fn measure(&mut self, check: &Check, interval: Duration, source_context: &SourceContext) -> Measurement {
         let wants_time = check.max.is_some() || check.min.is_some() || check.equals.is_some();
-        // A trigger that waits is a way back that comes late.
+        // A trigger that waits delays the rollback.
         let trigger = TRIGGERS.contains(&check.name.as_str());
         match self {
             Self::Http(times) => {
@@ -211,7 +212,7 @@ impl Session {
         Ok(self.client.insert(client))
     }
 
-    /// The next use connects anew: what was begun on this connection may still be under way.
+    /// The next use opens a new connection: what was started on this one may still be under way.
     pub(in crate::runner) fn lose(&mut self) {
         self.client = None;
     }

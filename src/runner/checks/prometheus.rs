@@ -1,6 +1,7 @@
 //! Instant queries to Prometheus.
 //!
-//! An application that cannot be reached is a bad measurement; a Prometheus that cannot be reached is no measurement at all.
+//! An application that cannot be reached is a bad measurement; a Prometheus that cannot be reached is no measurement at
+//! all.
 
 use std::time::Duration;
 

@@ -30,7 +30,7 @@ use crate::{
     },
 };
 
-/// Steps of a template's program: a loop in a loop would otherwise hold the stage for ever.
+/// Steps of a template's program: a loop in a loop would otherwise block the stage for ever.
 const SEQUENCE_TEMPLATE_FUEL: u64 = 100_000;
 /// Longest text that a template may give.
 const MAX_RENDERED_BYTES: usize = 1 << 20;
@@ -49,7 +49,7 @@ impl Secret {
 
     /// A key's value without the line break at its end. `None` if there is no such key.
     pub(in crate::runner) fn read(&self, key: &str) -> Option<String> {
-        // A name with a slash would lead to what is mounted beside it, such as the database's password.
+        // A name with a slash would lead to what is mounted next to it, such as the database's password.
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         let name = self.folder.file_name()?.to_str()?;
         let inside = [name, key].iter().all(|part| !part.starts_with("..") && part.chars().all(plain));
@@ -99,7 +99,8 @@ fn rendered<C: serde::Serialize>(
     Ok(text)
 }
 
-/// Sends all requests. The value is the milliseconds of all together if `wants_time`, else that all answered as expected.
+/// Sends all requests. The value is the milliseconds of all together if `wants_time`, otherwise that all answered as
+/// expected.
 pub async fn measure(prober: &Prober, check: &SequenceCheck, secret: Option<Secret>, wants_time: bool) -> Measurement {
     let environment = environment();
     let mut known = BTreeMap::new();
@@ -187,7 +188,7 @@ fn check_expectation(json: &Json, expectation: &Expectation, wanted: Option<&str
     if equal {
         return Ok(());
     }
-    // What stands in the spec may be shown; what was captured may be a person's.
+    // What the spec says may be shown; what was captured may be personal data.
     let wanted = match expectation.equals.as_deref() == Some(wanted) {
         true => format!("{wanted:?}"),
         false => format!("what was wanted ({} characters)", wanted.chars().count()),
@@ -223,7 +224,8 @@ pub(in crate::runner) fn invalid(
                 if first != "secret" {
                     if !known.contains(&first) {
                         return at(format!(
-                            "{what}: {first} is captured by no earlier step; next: capture it there, or correct the name"
+                            "{what}: {first} is captured by no earlier step; next: capture it there, or correct the \
+                                name"
                         ));
                     }
                     continue;
@@ -256,9 +258,9 @@ pub(in crate::runner) fn invalid(
     None
 }
 
-/// In words what is wrong with a template that compiles: a filter that there is not, a loop without end. What is captured is not
-/// known yet (`unknown`, if the template uses any): it is tried with a number and with a text in its place, and what may be due to
-/// that is passed by.
+/// In words what is wrong with a template that compiles: a filter that there is not, a loop without end. What is
+/// captured is not known yet (`unknown`, if the template uses any): it is tried with a number and with a text in its
+/// place, and what may be due to that is passed by.
 fn fails(
     environment: &Environment<'_>,
     what: &str,
@@ -370,17 +372,22 @@ mod tests {
         Some("step \"a\": url: x is captured by no earlier step"))]
     #[case(json!([{"name": "a", "url": "http://h/", "body": "{{"}]), Some("template of body, line 1: syntax error"))]
     #[case(json!([{"name": "a", "url": "http://h/", "headers": {"A": "{{ secret.password }}"}}]),
-        Some("header A: key password of Secret shop/login is missing; next: kubectl -n shop create secret generic login"))]
+        Some("header A: key password of Secret shop/login is missing; \
+            next: kubectl -n shop create secret generic login"))]
     #[case(json!([{"name": "a", "url": "http://h/", "expect": [{"jsonPath": "$["}]}]), Some("jsonPath $["))]
     #[case(json!([{"name": "a", "url": "http://h/{{ secret.user | upcase }}"}]),
         Some("step \"a\": template of url, line 1: unknown filter; next: correct the template"))]
     #[case(json!([{"name": "a", "url": "http://h/", "capture": [{"name": "x", "jsonPath": "$.x"}]},
-        {"name": "b", "url": "http://h/", "body": "{{ x | upcase }}"}]), Some("step \"b\": template of body, line 1: unknown filter"))]
-    #[case(json!([{"name": "a", "url": "http://h/", "body": "{% for a in range(9999) %}{% for b in range(9999) %}x{% endfor %}{% endfor %}"}]),
+        {"name": "b", "url": "http://h/", "body": "{{ x | upcase }}"}]), Some("step \"b\": template of body, line 1: \
+            unknown filter"))]
+    #[case(json!([{"name": "a", "url": "http://h/", "body": "{% for a in range(9999) %}{% for b in range(9999) %}x{% \
+        endfor %}{% endfor %}"}]),
         Some("ran out of fuel"))]
-    #[case(json!([{"name": "a", "url": "http://h/", "body": "{{ 'x' * 2000000 }}"}]), Some("template of body gives 2000000 bytes, limit 1048576"))]
+    #[case(json!([{"name": "a", "url": "http://h/", "body": "{{ 'x' * 2000000 }}"}]), Some("template of body gives \
+        2000000 bytes, limit 1048576"))]
     #[case::a_text_or_a_number(json!([{"name": "a", "url": "http://h/", "capture": [{"name": "x", "jsonPath": "$.x"}]},
-        {"name": "b", "url": "http://h/{{ x | upper }}/{{ x.y }}"}, {"name": "c", "url": "http://h/{{ x - 1 }}"}]), None)]
+        {"name": "b", "url": "http://h/{{ x | upper }}/{{ x.y }}"},
+        {"name": "c", "url": "http://h/{{ x - 1 }}"}]), None)]
     fn sequences_that_cannot_be_measured(#[case] steps: Json, #[case] detail: Option<&str>) {
         let (root, secret) = mounted();
         let check: SequenceCheck = serde_json::from_value(json!({"steps": steps})).unwrap();

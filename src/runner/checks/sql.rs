@@ -85,7 +85,7 @@ pub(in crate::runner) fn single(query: &str) -> Result<(), Failure> {
     match shared::sql::read(query) {
         Ok(statements) if statements.len() == 1 => Ok(()),
         Ok(_) => Err(refused("more than one statement")),
-        // What only our parser does not know may still be good; the server will tell.
+        // What only our parser does not know may still be valid; the server decides.
         Err(problems) => match problems.iter().find(|p| p.kind != ProblemKind::SyntaxError) {
             Some(problem) => Err(refused(&problem.message)),
             None => Ok(()),

@@ -72,7 +72,8 @@ impl StatementsSource {
     }
 }
 
-const EXTENSION_MISSING: &str = "the extension pg_stat_statements is missing; next: put it into shared_preload_libraries, restart the server, and CREATE EXTENSION pg_stat_statements;";
+const EXTENSION_MISSING: &str = "the extension pg_stat_statements is missing; next: put it into \
+    shared_preload_libraries, restart the server, and CREATE EXTENSION pg_stat_statements;";
 
 /// The extension's schema, `None` if it is not there or not loaded.
 ///

@@ -1,4 +1,4 @@
-//! Measures the checks of a stage, each at its interval, until it is told to stop.
+//! Measures the checks of a stage, each at its interval, until `stop` is cancelled.
 //!
 //! The controller measures `workload` and `job` checks itself.
 //! Results are noted whenever one changed; the reporter sends them at most once per second.
@@ -23,7 +23,8 @@ use crate::{
 /// Time between two counts of written users.
 const WRITTEN_USERS_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Measures `checks` at their intervals until `stop`; returns the last result of each that was measured, in the order of `checks`.
+/// Measures `checks` at their intervals until `stop`; returns the last result of each that was measured, in the order
+/// of `checks`.
 ///
 /// `before` is what an earlier process of the same run reported; breaches in it stay.
 ///
@@ -58,7 +59,8 @@ pub async fn watch(
             Some(known) => *known = result,
             None => {
                 latest.push(result);
-                // As they stand in the manifest, whichever answered first: a list that changes its order is hard to read.
+                // As they stand in the manifest, whichever answered first: a list that changes its order is hard to
+                // read.
                 latest.sort_by_key(|known| checks.iter().position(|check| check.name == known.name));
             }
         }
@@ -66,8 +68,8 @@ pub async fn watch(
     }
 }
 
-/// Counts the users whose balance was written since the cut-over, for whoever thinks of going back. Beside the checks: a count that
-/// fails is tried again, and holds nothing up.
+/// Counts the users whose balance was written since the cutover, for the decision on a rollback. It runs next to the
+/// checks: a count that fails is retried and delays nothing.
 async fn count_written_users(target_provider: TargetProvider, control_spec: ControlSpec, progress: Progress) {
     let mut ticks = tokio::time::interval(WRITTEN_USERS_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

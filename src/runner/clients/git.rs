@@ -4,7 +4,8 @@
 //! - Nothing secret is an argument, part of an address or in the environment: git and ssh read it from files that only
 //!   this user may read. They lie in memory where there is `/dev/shm`, and go when the [`Git`] is dropped.
 //! - The environment holds nothing of the parent's but `PATH`; neither the system's nor a user's configuration counts.
-//! - Each call has a limit, and ends when the task is told to. With git end all processes it has started.
+//! - Each call has a limit, and is cut off when the process receives SIGTERM. All processes that git has started end
+//!   with it.
 //! - What git and the server say is repeated in short, without credentials.
 
 use std::{path::Path, process::Stdio, time::Duration};
@@ -58,7 +59,7 @@ impl RepositoryAddress {
                 let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
                 Ok(Self { url: url.into(), server: format!("https://{host}{port}") })
             }
-            _ => Err(unusable("begins with neither ssh:// nor https://")),
+            _ => Err(unusable("starts with neither ssh:// nor https://")),
         }
     }
 
@@ -112,8 +113,8 @@ pub struct GitOutput {
 }
 
 impl Git {
-    /// Prepares access to a repository, and an empty one on this side. `secret` is the name of the Secret with the credentials,
-    /// for messages; `stop` ends each call.
+    /// Prepares access to a repository, and an empty one on this side. `secret` is the name of the Secret with the
+    /// credentials, for messages; `stop` ends each call.
     ///
     /// # Errors
     /// `Internal` without git or without a folder to write to.
@@ -130,7 +131,7 @@ impl Git {
             ("GIT_TERMINAL_PROMPT", "0"),
             ("GIT_CONFIG_NOSYSTEM", "1"),
             ("GIT_CONFIG_GLOBAL", "/dev/null"),
-            // A redirect must not lead to a transport that checks nobody.
+            // A redirect must not lead to a transport that does not authenticate the server.
             (
                 "GIT_ALLOW_PROTOCOL",
                 match credentials {
@@ -215,7 +216,7 @@ impl Git {
     /// Calls git with arguments, for at most `limit`.
     ///
     /// # Errors
-    /// `Internal` if it cannot be started, `RepositoryUnreachable` if it takes longer, `PodFailed` when told to stop.
+    /// `Internal` if it cannot be started, `RepositoryUnreachable` if it takes longer, `PodFailed` after SIGTERM.
     pub async fn call(&self, arguments: &[&str], limit: Duration) -> Result<GitOutput, Failure> {
         let mut command = Command::new("git");
         command.args(arguments).current_dir(self.folder.path()).env_clear().envs(self.env.iter().map(|(n, v)| (n, v)));
@@ -309,12 +310,13 @@ fn ssh(key: &str, known_hosts: &str) -> String {
     format!("ssh -F /dev/null -i '{key}' -o UserKnownHostsFile='{known_hosts}' {options}")
 }
 
-/// Reason and next command of what was said; `SECRET` stands for the Secret's name.
+/// Reason and next command of git's output, which has no codes; `SECRET` is replaced by the Secret's name.
 fn classify_output(output_text: &str) -> (Reason, &'static str) {
     let output_text = output_text.to_lowercase();
     let any = |markers: &[&str]| markers.iter().any(|marker| output_text.contains(marker));
     if any(&["host key verification failed", "remote host identification has changed"]) {
-        let next = "put the host's line (ssh-keyscan -p PORT HOST, compared with what the host's owner says) into key known_hosts of Secret SECRET";
+        let next = "put the host's line (ssh-keyscan -p PORT HOST, compared with what the host's owner says) into key \
+            known_hosts of Secret SECRET";
         return (Reason::RepositoryUnreachable, next);
     }
     if any(&["certificate"]) {

@@ -1,7 +1,7 @@
 //! The client of probes and checks, and the application's version.
 //!
-//! Redirects are not followed: they would lead to an address that nobody named. Texts of errors never hold the URL, which
-//! may carry a key in its query.
+//! Redirects are not followed: they would lead to an address that the spec does not name. Texts of errors never hold
+//! the URL, which may carry a key in its query.
 
 use std::{error::Error as _, time::Duration};
 
@@ -76,7 +76,8 @@ impl Prober {
         Ok(VersionAnswer { version: version.chars().take(100).collect(), contains })
     }
 
-    /// Whether the application runs the flag's old version and, if it says what it holds, can run the new one. In words.
+    /// Whether the application runs the flag's old version and, if it says what it holds, can run the new one. In
+    /// words.
     ///
     /// # Errors
     /// `ProbeFailed`.

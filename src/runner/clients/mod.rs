@@ -1,5 +1,5 @@
-//! What the runner talks to besides the database: the object store, PostgreSQL's programs, git, web servers, the Kubernetes API;
-//! TLS for all of them.
+//! What the runner talks to besides the database: the object store, PostgreSQL's programs, git, web servers, the
+//! Kubernetes API; TLS for all of them.
 //!
 //! Called by `database`, `report`, `checks` and `tasks`. Imports `failure` of the runner, and `api`.
 

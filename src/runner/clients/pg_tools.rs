@@ -15,7 +15,7 @@ use tokio::{
 
 use crate::{api::Reason, runner::Failure};
 
-/// Bytes kept of a child's standard error: the beginning names the first error, and the first is the cause.
+/// Bytes kept of a child's standard error: the start names the first error, and the first is the cause.
 const MAX_STDERR_BYTES: usize = 16 << 10;
 
 /// Where the programs are.
@@ -34,12 +34,12 @@ pub struct Version {
 }
 
 impl Tools {
-    /// Looks the programs up in `PATH`.
+    /// Finds the programs in `PATH`.
     pub fn in_path() -> Self {
         Self::default()
     }
 
-    /// Looks the programs up in one folder.
+    /// Finds the programs in one folder.
     pub fn in_folder(folder: impl Into<PathBuf>) -> Self {
         Self { folder: Some(folder.into()) }
     }
@@ -116,7 +116,7 @@ impl Running {
     /// `DumpFailed` if it did not exit with 0, or reported an error although it did.
     pub async fn end(mut self) -> Result<(), Failure> {
         drop(self.stdin.take());
-        // A child that still writes would never end if nobody read.
+        // A child that still writes would never end if its output were not read.
         drop(self.stdout);
         let status = self.child.wait().await.map_err(|e| failed(format!("{}: {e}", self.program)))?;
         let stderr = self.stderr.await.unwrap_or_default();
@@ -146,7 +146,7 @@ pub(in crate::runner) async fn keep_beginning(mut stderr: impl AsyncRead + Unpin
     String::from_utf8_lossy(&kept).into_owned()
 }
 
-/// The first line that tells of an error.
+/// The first line that reports an error.
 fn first_error(stderr: &str) -> Option<String> {
     let is_error = |line: &&str| line.contains("error:") || line.contains("ERROR:") || line.contains("FATAL:");
     stderr.lines().find(is_error).map(harmless)
@@ -167,7 +167,8 @@ mod tests {
 
     #[test]
     fn repeats_errors_without_values() {
-        let stderr = "pg_restore: warning: x\npg_restore: error: COPY failed for table \"users\": ERROR:  invalid input syntax for type bigint: \"ann@example.com\"\nCONTEXT:  COPY users, line 1: \"ann\"\n";
+        let stderr = "pg_restore: warning: x\npg_restore: error: COPY failed for table \"users\": ERROR:  invalid \
+            input syntax for type bigint: \"ann@example.com\"\nCONTEXT:  COPY users, line 1: \"ann\"\n";
         assert_eq!(
             first_error(stderr).unwrap(),
             "pg_restore: error: COPY failed for table \"users\": ERROR:  invalid input syntax for type bigint"

@@ -32,7 +32,7 @@ impl PrivateFolder {
         &self.0
     }
 
-    /// Writes a file that nobody else may read; its path.
+    /// Writes a file that no other user may read; its path.
     pub(in crate::runner) fn write(&self, name: &str, text: &str) -> Result<String, Failure> {
         let path = self.0.join(name);
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);

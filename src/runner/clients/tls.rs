@@ -23,7 +23,8 @@ pub(in crate::runner) fn authorities(pem: &str) -> Result<Vec<CertificateDer<'st
     Ok(all)
 }
 
-/// The first error of type `T` behind `error`. An `std::io::Error` hides what it wraps from `source`; some wrap another one.
+/// The first error of type `T` behind `error`. An `std::io::Error` hides what it wraps from `source`; some wrap another
+/// one.
 pub(in crate::runner) fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
     let mut next = error.source();
     while let Some(current) = next {

@@ -83,9 +83,9 @@ fn refused(session: &SessionName<'_>, db: &DbError) -> ConnectError {
     } else if *code == SqlState::INSUFFICIENT_PRIVILEGE {
         (Reason::PrivilegeMissing, "next: GRANT CONNECT ON DATABASE to the role")
     } else if concerns_role_alone {
-        (Reason::HostUnreachable, "next: raise the CONNECTION LIMIT of the role (ALTER ROLE); it is tried again")
+        (Reason::HostUnreachable, "next: raise the CONNECTION LIMIT of the role (ALTER ROLE); it is retried")
     } else {
-        (Reason::HostUnreachable, "it is tried again")
+        (Reason::HostUnreachable, "it is retried")
     };
     let message = format!(
         "{} refused role {} on database {}: {} (SQLSTATE {}); {next}",
@@ -103,7 +103,8 @@ fn not_connected(session: &SessionName<'_>, error: &tokio_postgres::Error, tls: 
     let at = &session.server;
     if let Some(refusal) = tls::find::<rustls::Error>(error) {
         let message = format!(
-            "the certificate of {at} is not trusted: {refusal}; next: put the authority that signed it into the Secret key of spec.database.connection.caSecretRef"
+            "the certificate of {at} is not trusted: {refusal}; next: put the authority that signed it into the \
+                Secret key of spec.database.connection.caSecretRef"
         );
         return Failure::new(Reason::CertificateNotTrusted, message);
     }
@@ -119,7 +120,8 @@ fn not_connected(session: &SessionName<'_>, error: &tokio_postgres::Error, tls: 
     }
     // What is left is this side's own: no password, or a method of authentication that cannot be used.
     let message = format!(
-        "{at} cannot authenticate role {}: {cause}; next: correct the URL in the Secret of spec.database.connection.secretRef",
+        "{at} cannot authenticate role {}: {cause}; next: correct the URL in the Secret of \
+            spec.database.connection.secretRef",
         session.role
     );
     Failure::new(Reason::AuthenticationFailed, message)

@@ -2,8 +2,8 @@
 //!
 //! # Contract
 //! - Only `sslmode=verify-full` (the default here) and `sslmode=disable` are accepted. The modes between them encrypt
-//!   without knowing whom they talk to, and would look safer in a spec than they are. `disable` is meant for a server on
-//!   the same machine: tests, or a local proxy that does TLS itself.
+//!   without knowing whom they talk to, and would seem safer in a spec than they are. `disable` is meant for a server
+//!   on the same machine: tests, or a local proxy that does TLS itself.
 //! - Every session starts with `default_transaction_read_only=off`: with the database's default switched to read-only
 //!   for the window, a session without it could neither migrate nor switch the default back.
 //! - The password is never printed: not by `Debug`, not in a message, not as an argument of a child process.
@@ -28,18 +28,19 @@ const TCP_USER_TIMEOUT: Duration = Duration::from_secs(20);
 const LIBPQ_OPTIONS: &str = "-c default_transaction_read_only=off";
 /// Further start-up options of the runner's own sessions: the server must notice a runner that went away without a word
 /// (its locks hold up the pod that takes over), and must not end a session that waits for the controller.
-const SESSION_OPTIONS: &str = "-c default_transaction_read_only=off -c tcp_keepalives_idle=5 -c tcp_keepalives_interval=3 \
+const SESSION_OPTIONS: &str = "-c default_transaction_read_only=off -c tcp_keepalives_idle=5 -c \
+    tcp_keepalives_interval=3 \
     -c tcp_keepalives_count=3 -c tcp_user_timeout=20000 -c idle_in_transaction_session_timeout=0";
-/// A server that is in the middle of a statement looks for its client only if it is told to: from version 14 on, and not on every
-/// platform. No start-up option: an older server would refuse the connection.
+/// During a statement a server checks whether its client is alive only if it is configured to: from version 14 on, and
+/// not on every platform. No start-up option: an older server would refuse the connection.
 const CHECK_CLIENT_SQL: &str = "SELECT pg_catalog.set_config(name, '1000', false) FROM pg_catalog.pg_settings
     WHERE name = 'client_connection_check_interval'";
 
-/// Lets the server notice in the middle of a statement that this session's client is gone: its locks hold up whoever takes over.
-/// Where it cannot, it stays as it is. To be called again after `RESET ALL`.
+/// Lets the server notice in the middle of a statement that this session's client is gone: its locks block the pod that
+/// takes over. Where it cannot, it stays as it is. To be called again after `RESET ALL`.
 pub(crate) async fn watch_client(client: &Client) {
     if let Err(error) = client.batch_execute(CHECK_CLIENT_SQL).await {
-        tracing::debug!(cause = %classify(&error), "the server does not look for its client during a statement");
+        tracing::debug!(cause = %classify(&error), "the server does not check for its client during a statement");
     }
 }
 
@@ -55,7 +56,7 @@ pub struct Target {
     tls: Option<Arc<Tls>>,
 }
 
-/// How the server proves who it is.
+/// How the server is authenticated.
 struct Tls {
     client: Arc<ClientConfig>,
     private_authority: bool,
@@ -77,10 +78,14 @@ impl Target {
     /// `ConnectionInvalid` for a URL that cannot be used as it stands, `CertificateNotTrusted` for unusable `ca_pem`.
     pub fn parse(url: &str, ca_pem: Option<&str>) -> Result<Self, Failure> {
         // The parser's error is not shown in full: nothing of the text but its class may come out, it holds a password.
-        let parsed =
-            url::Url::parse(url.trim()).map_err(|e| invalid(format!("the connection URL cannot be read: {e}; next: percent-encode what is special in user and password, / is %2F, @ is %40")))?;
+        let parsed = url::Url::parse(url.trim()).map_err(|e| {
+            invalid(format!(
+                "the connection URL cannot be read: {e}; next: \
+                percent-encode what is special in user and password, / is %2F, @ is %40"
+            ))
+        })?;
         if !matches!(parsed.scheme(), "postgresql" | "postgres") {
-            return Err(invalid("the connection URL must begin with postgresql://"));
+            return Err(invalid("the connection URL must start with postgresql://"));
         }
         let host = parsed.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
         let part = |name: &str, text: &str| {
@@ -142,7 +147,7 @@ impl Target {
     /// their arguments, which every process of the node can read.
     ///
     /// `ca_file` is the file that holds what [`Target::parse`] got as `ca_pem`. Without a private authority libpq is
-    /// told to trust those of the system, which it understands from version 16 on.
+    /// configured to trust those of the system, which it understands from version 16 on.
     pub fn libpq_env(&self, ca_file: Option<&Path>) -> Vec<(&'static str, String)> {
         let mut env = vec![
             ("PGHOST", self.host.clone()),
@@ -168,7 +173,8 @@ impl Target {
         env
     }
 
-    /// Opens one connection named `credit-migration/<step>`, with `default_transaction_read_only=off` as start-up option.
+    /// Opens one connection named `credit-migration/<step>`, with `default_transaction_read_only=off` as start-up
+    /// option.
     ///
     /// The connection is driven by a task of its own and ends when the returned client is dropped.
     ///
@@ -266,7 +272,7 @@ where
     T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
     tokio::spawn(async move {
-        // The client's calls report the loss to whoever waits; this line is for the case that nobody does.
+        // The client's calls report the loss to their callers; this line is for the case that there is none.
         if let Err(error) = connection.await {
             tracing::debug!(cause = root_cause(&error), "connection to PostgreSQL ended");
         }
@@ -314,7 +320,8 @@ impl Query {
                 ("sslmode", "disable") => query.verify = false,
                 ("sslmode", other) => {
                     let message = format!(
-                        "sslmode={other} does not check whom it talks to; next: set sslmode=verify-full in the URL and, for a private authority, spec.database.connection.caSecretRef"
+                        "sslmode={other} does not check whom it talks to; next: set sslmode=verify-full in the URL \
+                            and, for a private authority, spec.database.connection.caSecretRef"
                     );
                     return Err(invalid(message));
                 }
@@ -323,7 +330,8 @@ impl Query {
                 ("channel_binding", "prefer") | ("sslrootcert", "system") => {}
                 ("sslrootcert", _) => {
                     return Err(invalid(
-                        "sslrootcert names a file that the runner does not have; next: use spec.database.connection.caSecretRef",
+                        "sslrootcert names a file that the runner does not have; next: use \
+                            spec.database.connection.caSecretRef",
                     ));
                 }
                 // The runner sets these itself.
@@ -388,7 +396,7 @@ fn safe_message(error: &tokio_postgres::error::DbError) -> String {
     masked(error.message())
 }
 
-/// `message` without all that stands between its first and its last quote: the value itself may hold quotes.
+/// `message` without all between its first and its last quote: the value itself may hold quotes.
 fn masked(message: &str) -> String {
     match (message.find('"'), message.rfind('"')) {
         (Some(first), Some(last)) if first < last => format!("{}\"…\"{}", &message[..first], &message[last + 1..]),

@@ -2,9 +2,9 @@
 //!
 //! # Contract
 //! - Rows are hashed as JSON objects and the hashes are added up: neither the order of rows nor that of columns counts
-//!   (a way back that drops a column and adds it again moves it to the end).
+//!   (a rollback that drops a column and adds it again moves it to the end).
 //! - Of each table, also columns, defaults, constraints, indexes, triggers, policies, owner and grants are compared.
-//! - Views, functions and types must be there as they were; new functions and types are no difference: a way back may
+//! - Views, functions and types must be there as they were; new functions and types are no difference: a rollback may
 //!   bring its own `verify_rollback()`.
 //! - A sequence may be ahead of what it was, never behind: behind, it would give out numbers that are taken.
 //! - The schema `credit_migration` and triggers that call its functions are left out.
@@ -37,12 +37,14 @@ WITH rel AS (
     FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
     WHERE c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f') AND c.relpersistence <> 't'
       AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'credit_migration', 'pg_toast')
-      AND NOT EXISTS (SELECT FROM pg_depend AS d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
+      AND NOT EXISTS (SELECT FROM pg_depend AS d
+                      WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
 ), routine AS (
     SELECT p.*, format('%I.%I(%s)', n.nspname, p.proname, pg_get_function_identity_arguments(p.oid)) AS name
     FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
     WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', 'credit_migration') AND n.nspname NOT LIKE 'pg\_temp\_%'
-      AND NOT EXISTS (SELECT FROM pg_depend AS d WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e')
+      AND NOT EXISTS (SELECT FROM pg_depend AS d
+                      WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e')
 )
 SELECT word || name, 'kind ' || relkind::text || ' owner ' || pg_get_userbyid(relowner) || ' options '
        || coalesce(array_to_string(reloptions, ','), '') || ' rls ' || relrowsecurity || relforcerowsecurity
@@ -53,7 +55,8 @@ SELECT word || name, 'grant ' || a.privilege_type || ' to ' || a.grantee::regrol
 FROM rel, aclexplode(coalesce(relacl, acldefault(CASE relkind WHEN 'S' THEN 's' ELSE 'r' END::"char", relowner))) AS a
 UNION ALL
 SELECT word || name, 'column ' || quote_ident(a.attname) || ' ' || format_type(a.atttypid, a.atttypmod)
-       || CASE WHEN a.attnotnull THEN ' not null' ELSE '' END || ' default ' || coalesce(pg_get_expr(d.adbin, d.adrelid), '')
+       || CASE WHEN a.attnotnull THEN ' not null' ELSE '' END
+       || ' default ' || coalesce(pg_get_expr(d.adbin, d.adrelid), '')
        || ' identity ' || a.attidentity::text || ' generated ' || a.attgenerated::text
        || ' collation ' || a.attcollation::regcollation::text || ' grants ' || coalesce(a.attacl::text, '')
        || ' comment ' || coalesce(col_description(rel.oid, a.attnum), '')
@@ -64,7 +67,8 @@ UNION ALL
 SELECT word || name, 'constraint ' || quote_ident(k.conname) || ' ' || pg_get_constraintdef(k.oid)
 FROM rel JOIN pg_constraint AS k ON k.conrelid = rel.oid
 UNION ALL
-SELECT word || name, 'index ' || pg_get_indexdef(i.indexrelid) || ' valid ' || i.indisvalid || ' clustered ' || i.indisclustered
+SELECT word || name, 'index ' || pg_get_indexdef(i.indexrelid)
+       || ' valid ' || i.indisvalid || ' clustered ' || i.indisclustered
 FROM rel JOIN pg_index AS i ON i.indrelid = rel.oid
 UNION ALL
 SELECT word || rel.name, 'trigger ' || pg_get_triggerdef(t.oid) || ' enabled ' || t.tgenabled::text
@@ -73,21 +77,25 @@ JOIN pg_proc AS p ON p.oid = t.tgfoid JOIN pg_namespace AS n ON n.oid = p.pronam
 WHERE n.nspname <> 'credit_migration'
 UNION ALL
 SELECT word || name, 'policy ' || quote_ident(p.polname) || ' ' || p.polcmd::text || p.polpermissive || ' '
-       || coalesce(pg_get_expr(p.polqual, p.polrelid), '') || ' ' || coalesce(pg_get_expr(p.polwithcheck, p.polrelid), '')
-       || ' ' || (SELECT coalesce(string_agg(r::regrole::text, ',' ORDER BY r::regrole::text), '') FROM unnest(p.polroles) AS r)
+       || coalesce(pg_get_expr(p.polqual, p.polrelid), '')
+       || ' ' || coalesce(pg_get_expr(p.polwithcheck, p.polrelid), '')
+       || ' ' || (SELECT coalesce(string_agg(r::regrole::text, ',' ORDER BY r::regrole::text), '')
+                  FROM unnest(p.polroles) AS r)
 FROM rel JOIN pg_policy AS p ON p.polrelid = rel.oid
 UNION ALL
 SELECT word || name, 'parent ' || i.inhparent::regclass FROM rel JOIN pg_inherits AS i ON i.inhrelid = rel.oid
 UNION ALL
 SELECT word || name, 'rule ' || pg_get_ruledef(r.oid) FROM rel JOIN pg_rewrite AS r ON r.ev_class = rel.oid
 UNION ALL
-SELECT word || name, 'comment ' || obj_description(rel.oid, 'pg_class') FROM rel WHERE obj_description(rel.oid, 'pg_class') IS NOT NULL
+SELECT word || name, 'comment ' || obj_description(rel.oid, 'pg_class')
+FROM rel WHERE obj_description(rel.oid, 'pg_class') IS NOT NULL
 UNION ALL
-SELECT word || name, format('sequence %s start %s by %s from %s to %s cache %s cycle %s', s.seqtypid::regtype, s.seqstart,
-       s.seqincrement, s.seqmin, s.seqmax, s.seqcache, s.seqcycle)
+SELECT word || name, format('sequence %s start %s by %s from %s to %s cache %s cycle %s',
+       s.seqtypid::regtype, s.seqstart, s.seqincrement, s.seqmin, s.seqmax, s.seqcache, s.seqcycle)
 FROM rel JOIN pg_sequence AS s ON s.seqrelid = rel.oid
 UNION ALL
-SELECT word || name, 'owned by ' || d.refobjid::regclass || ' ' || (SELECT attname FROM pg_attribute WHERE attrelid = d.refobjid AND attnum = d.refobjsubid)
+SELECT word || name, 'owned by ' || d.refobjid::regclass || ' '
+       || (SELECT attname FROM pg_attribute WHERE attrelid = d.refobjid AND attnum = d.refobjsubid)
 FROM rel JOIN pg_depend AS d ON d.classid = 'pg_class'::regclass AND d.objid = rel.oid AND d.deptype IN ('a', 'i')
      AND d.refclassid = 'pg_class'::regclass AND d.refobjsubid > 0
 WHERE relkind = 'S'
@@ -100,15 +108,19 @@ FROM routine, aclexplode(coalesce(proacl, acldefault('f', proowner))) AS a
 UNION ALL
 SELECT 'type ' || format('%I.%I', n.nspname, t.typname), format('%s owner %s base %s check %s labels %s', t.typtype,
        pg_get_userbyid(t.typowner), format_type(t.typbasetype, t.typtypmod),
-       (SELECT string_agg(pg_get_constraintdef(k.oid), ' ' ORDER BY k.conname) FROM pg_constraint AS k WHERE k.contypid = t.oid),
-       (SELECT string_agg(quote_literal(e.enumlabel), ',' ORDER BY e.enumsortorder) FROM pg_enum AS e WHERE e.enumtypid = t.oid))
+       (SELECT string_agg(pg_get_constraintdef(k.oid), ' ' ORDER BY k.conname)
+        FROM pg_constraint AS k WHERE k.contypid = t.oid),
+       (SELECT string_agg(quote_literal(e.enumlabel), ',' ORDER BY e.enumsortorder)
+        FROM pg_enum AS e WHERE e.enumtypid = t.oid))
 FROM pg_type AS t JOIN pg_namespace AS n ON n.oid = t.typnamespace
 WHERE t.typtype IN ('e', 'd') AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'credit_migration')
 UNION ALL
 SELECT 'schema ' || quote_ident(n.nspname), 'owner ' || pg_get_userbyid(n.nspowner) || ' grants '
-       || (SELECT string_agg(a.grantee::regrole || '=' || a.privilege_type, ',' ORDER BY a.grantee::regrole::text, a.privilege_type)
+       || (SELECT string_agg(a.grantee::regrole || '=' || a.privilege_type, ','
+                             ORDER BY a.grantee::regrole::text, a.privilege_type)
            FROM aclexplode(coalesce(n.nspacl, acldefault('n', n.nspowner))) AS a)
-FROM pg_namespace AS n WHERE n.nspname NOT LIKE 'pg\_%' AND n.nspname NOT IN ('information_schema', 'credit_migration')"#;
+FROM pg_namespace AS n
+WHERE n.nspname NOT LIKE 'pg\_%' AND n.nspname NOT IN ('information_schema', 'credit_migration')"#;
 
 /// Tables with rows of their own.
 const TABLES_SQL: &str = r"
@@ -116,10 +128,12 @@ SELECT format('%I.%I', n.nspname, c.relname)
 FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'm') AND c.relpersistence <> 't' AND (c.relkind = 'r' OR c.relispopulated)
   AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'credit_migration', 'pg_toast')
-  AND NOT EXISTS (SELECT FROM pg_depend AS d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')";
+  AND NOT EXISTS (SELECT FROM pg_depend AS d
+                  WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')";
 
 const SEQUENCES_SQL: &str = r"
-SELECT format('%I.%I', schemaname, sequencename), coalesce(last_value, start_value - increment_by) * sign(increment_by)::bigint
+SELECT format('%I.%I', schemaname, sequencename),
+       coalesce(last_value, start_value - increment_by) * sign(increment_by)::bigint
 FROM pg_sequences WHERE schemaname NOT IN ('credit_migration')";
 
 impl Fingerprint {
@@ -146,7 +160,8 @@ impl Fingerprint {
         for table in tables.iter().map(|row| row.get::<_, String>(0)) {
             // The name is quoted by the server. Two seeds: 128 bits, so that two differences do not cancel by chance.
             let query = format!(
-                "SELECT count(*), coalesce(sum(hashtextextended(j, 0)::numeric), 0) || ' ' || coalesce(sum(hashtextextended(j, 1)::numeric), 0)
+                "SELECT count(*), coalesce(sum(hashtextextended(j, 0)::numeric), 0) || ' '
+                        || coalesce(sum(hashtextextended(j, 1)::numeric), 0)
                  FROM (SELECT to_jsonb(t)::text COLLATE \"C\" AS j FROM ONLY {table} AS t) AS rows"
             );
             let row = transaction.query_one(&query, &[]).await?;
@@ -161,7 +176,7 @@ impl Fingerprint {
         let mut found = Vec::new();
         for (table, (rows, hash)) in &self.tables {
             match after.tables.get(table) {
-                // Told below, with the object.
+                // Reported below, with the object.
                 None => {}
                 Some((now, _)) if now != rows => found.push(format!("table {table}: {rows} rows before, {now} after")),
                 Some((_, now)) if now != hash => found.push(format!("table {table}: rows changed")),

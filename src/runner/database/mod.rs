@@ -1,4 +1,5 @@
-//! The migrated database: connections, the control schema, fingerprints, statistics, the scratch database of a rehearsal.
+//! The migrated database: connections, the control schema, fingerprints, statistics, the scratch database of a
+//! rehearsal.
 //!
 //! Called by `checks` and `tasks`. Imports `failure` and `clients` of the runner, and `api`.
 

@@ -3,8 +3,8 @@
 //! ```text
 //!  CREATE DATABASE credit_migration_scratch_<uid>, no connections ─ mark ─ rights, settings ─ RENAME ─ connections
 //! ```
-//! So whoever is killed on the way leaves a database that is known as the operator's by its mark or, before it has one, by
-//! its name and because nobody may connect to it. Whatever else has no mark is a person's, and is left alone.
+//! A pod that is killed in between leaves a database that is known as the operator's by its mark or, before it has one,
+//! by its name and because no one may connect to it. A database without the mark belongs to a user, and is left alone.
 
 use tokio_postgres::Client;
 
@@ -53,7 +53,7 @@ pub async fn sweep(client: &Client, uid: &str) -> Result<usize, Failure> {
 /// Whether a database of that name exists and is a leftover of this migration.
 ///
 /// # Errors
-/// `ScratchDatabaseExists` if it exists and is somebody else's.
+/// `ScratchDatabaseExists` if it exists and belongs to another owner.
 pub async fn leftover(client: &Client, name: &str, uid: &str) -> Result<bool, Failure> {
     let row = client
         .query_opt("SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname::text = $1", &[&name])
@@ -64,14 +64,15 @@ pub async fn leftover(client: &Client, name: &str, uid: &str) -> Result<bool, Fa
         Some(_) => Err(Failure::new(
             Reason::ScratchDatabaseExists,
             format!(
-                "database {name} exists and is not of this migration; next: DROP DATABASE {}, or set spec.rehearsal.database to a name that is free",
+                "database {name} exists and is not of this migration; next: DROP DATABASE {}, or set \
+                    spec.rehearsal.database to a name that is free",
                 ident(name)
             ),
         )),
     }
 }
 
-/// Makes the database with encoding, locale and settings of the one that `client` is connected to. Nobody but its owner
+/// Makes the database with encoding, locale and settings of the one that `client` is connected to. Only its owner
 /// may connect: it will hold personal data.
 ///
 /// # Errors
@@ -80,7 +81,7 @@ pub async fn create(client: &Client, target: &Target, name: &str, uid: &str) -> 
     sweep(client, uid).await?;
     let made = unmarked(uid);
     for name in [name, made.as_str()] {
-        // Whatever is there now is somebody else's.
+        // What is there now belongs to another owner.
         leftover(client, name, uid).await?;
     }
     let major = server_version(client).await? / 10_000;
@@ -91,7 +92,8 @@ pub async fn create(client: &Client, target: &Target, name: &str, uid: &str) -> 
         _ => "'c', NULL::text",
     };
     let query = format!(
-        "SELECT pg_encoding_to_char(encoding)::text, datcollate::text, datctype::text, {icu} FROM pg_database WHERE datname = current_database()"
+        "SELECT pg_encoding_to_char(encoding)::text, datcollate::text, datctype::text, {icu} FROM pg_database WHERE \
+            datname = current_database()"
     );
     let row = client.query_one(&query, &[]).await?;
     let text = |index: usize| literal(row.get::<_, &str>(index));
@@ -148,7 +150,8 @@ async fn copy_settings(client: &Client, name: &str) -> Result<(), Failure> {
         let statement = format!("ALTER DATABASE {} SET {} TO {value}", ident(name), quoted_setting(setting));
         if let Err(error) = client.batch_execute(&statement).await {
             // Some need a superuser; the SQL shows whether they matter.
-            tracing::warn!(setting, cause = %Failure::from(error), "a database setting is not copied for the rehearsal");
+            let cause = Failure::from(error);
+            tracing::warn!(setting, %cause, "a database setting is not copied for the rehearsal");
         }
     }
     Ok(())
@@ -159,7 +162,7 @@ fn quoted_setting(setting: &str) -> String {
     setting.split('.').map(ident).collect::<Vec<_>>().join(".")
 }
 
-/// Drops the database and whoever is connected to it.
+/// Drops the database and ends its connections.
 ///
 /// # Errors
 /// Those of a database error.

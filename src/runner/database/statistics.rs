@@ -1,4 +1,4 @@
-//! The checklist's statistics of the credit system, for the backup's baseline and for the reports after the cut-over.
+//! The checklist's statistics of the credit system, for the backup's baseline and for the reports after the cutover.
 
 use serde::Serialize;
 use tokio_postgres::GenericClient;
@@ -136,13 +136,13 @@ pub struct Day {
 }
 
 impl Usage {
-    /// Transactions since the cut-over.
+    /// Transactions since the cutover.
     pub fn count(&self) -> u64 {
         self.transactions.iter().map(|kind| kind.count).sum()
     }
 }
 
-/// Usage since the cut-over; `None` if no table tells it any more.
+/// Usage since the cutover; `None` if no table records it any more.
 ///
 /// # Errors
 /// Those of a database error.

@@ -1,4 +1,5 @@
-//! What goes to and comes from the run's own `MigrationRun`: its status, and a window's order where it survives the container.
+//! What goes to and comes from the run's own `MigrationRun`: its status, and a window's order where it survives the
+//! container.
 //!
 //! Called by `runner` and `tasks`. Imports `failure` and `clients` of the runner, and `api`.
 

@@ -1,8 +1,8 @@
 //! A window task's order, kept where it survives the container: the pod's own temporary folder. It holds no secret.
 //!
 //! # Contract
-//! - Written whenever the order changes, whole or not at all: a container that is restarted while the API server is away must know
-//!   that writes may be blocked, and until when.
+//! - Written whenever the order changes, whole or not at all: a container that is restarted while the API server is
+//!   away must know that writes may be blocked, and until when.
 //! - What cannot be written is a warning: the window goes on.
 
 use std::{path::PathBuf, time::Duration};

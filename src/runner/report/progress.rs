@@ -49,8 +49,8 @@ pub(super) fn fields_of(status: &MigrationRunStatus) -> Map<String, Value> {
     fields
 }
 
-/// A window's progress with all of its fields, those that are absent as null: a merge patch leaves alone what it does not name, and
-/// a comparison of the way there would stand as evidence of the way back.
+/// A window's progress with all of its fields, those that are absent as null: a merge patch leaves alone what it does
+/// not name, and a comparison of the forward path would remain as evidence of the rollback.
 pub(in crate::runner) fn window_fields(progress: &WindowProgress) -> Value {
     const OPTIONAL_FIELDS: [&str; 9] = [
         "blockedAt",

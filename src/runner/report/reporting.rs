@@ -7,8 +7,8 @@ use tokio::task::JoinHandle;
 use super::{Progress, Reporter, Unreported, progress::fields_of};
 use crate::{api::Time, runner::Failure};
 
-/// Reports of a task that is under way. It owns what reports in the background, and stops that at the end: a report that is still in
-/// mid-request could overwrite the end with what was before it.
+/// Reports of a task that is under way. It owns what reports in the background, and stops that at the end: a report
+/// that is still in mid-request could overwrite the end with what was before it.
 pub(in crate::runner) struct StatusReporting {
     reporter: Reporter,
     progress: Progress,
@@ -76,7 +76,7 @@ fn follow(reporter: &Reporter, progress: &Progress) -> JoinHandle<()> {
                 Ok(()) => {}
                 Err(kube::Error::Api(status)) if status.code == 404 => return,
                 Err(error) => {
-                    tracing::warn!(%error, "progress did not get through, trying again");
+                    tracing::warn!(%error, "progress did not get through, retrying");
                     noted.mark_changed();
                 }
             }

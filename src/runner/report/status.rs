@@ -1,12 +1,12 @@
-//! Reports to the run's own `MigrationRun`. A runner may read those of its namespace and the namespace itself, nothing else,
-//! and write the status of its own run alone: the admission policy knows its pod by the token.
+//! Reports to the run's own `MigrationRun`. A runner may read those of its namespace and the namespace itself, nothing
+//! else, and write the status of its own run alone: the admission policy knows its pod by the token.
 //!
 //! # Contract
-//! - A report of the end is repeated until the API server has taken it: a finished task that nobody hears of would be
-//!   run again.
+//! - A report of the end is repeated until the API server has taken it: a finished task whose end is not reported would
+//!   be run again.
 //! - A report in the middle is sent when it can be, and is part of the report of the end anyway.
 //! - Only fields of the runner's own are written, by merge patch on the status subresource.
-//! - A run that is gone has nobody left to report to: its task stops.
+//! - A run that is gone takes no more reports: its task stops.
 
 use std::time::Duration;
 
@@ -90,7 +90,7 @@ impl Reporter {
         loop {
             match self.try_get().await {
                 Ok(found) => return found,
-                Err(error) => tracing::warn!(%error, "the MigrationRun cannot be read, trying again"),
+                Err(error) => tracing::warn!(%error, "the MigrationRun cannot be read, retrying"),
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(MAX_REPORT_PAUSE);
@@ -111,7 +111,7 @@ impl Reporter {
     /// Writes `fields` into the status, tried until the API server has taken them.
     ///
     /// # Errors
-    /// [`Unreported`]: trying again cannot help.
+    /// [`Unreported`]: a retry cannot help.
     pub async fn patch(&self, fields: &Map<String, Value>) -> Result<(), Unreported> {
         let mut pause = Duration::from_millis(200);
         loop {
@@ -122,14 +122,14 @@ impl Reporter {
                 Err(kube::Error::Api(status)) if [400, 413, 415, 422].contains(&status.code) => {
                     return Err(Unreported::Refused(status.message.clone()));
                 }
-                Err(error) => tracing::warn!(%error, "the report did not get through, trying again"),
+                Err(error) => tracing::warn!(%error, "the report did not get through, retrying"),
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(MAX_REPORT_PAUSE);
         }
     }
 
-    /// Reports that the task has begun.
+    /// Reports that the task has started.
     ///
     /// # Errors
     /// [`Unreported`].
@@ -153,7 +153,7 @@ impl Reporter {
     }
 }
 
-/// The fields that tell of the end.
+/// The fields that report the end.
 fn end_of(result: &Result<String, Failure>, at: Time) -> Map<String, Value> {
     object(match result {
         Ok(message) => {

@@ -1,7 +1,7 @@
-//! Task `Backup`: guards, statistics, baseline and dump, all of one snapshot, streamed into the bucket.
+//! Task `Backup`: triggers, statistics, baseline and dump, all of one snapshot, streamed into the bucket.
 //!
 //! ```text
-//!  install guards ── BEGIN REPEATABLE READ ── export snapshot ── statistics ── baseline ──────────────── COMMIT
+//!  triggers ── BEGIN REPEATABLE READ ── export snapshot ── statistics ── baseline ──────────────── COMMIT
 //!                                                   └─ pg_dump --snapshot ─ sha256 ─ parts ─ complete ──┘
 //! ```
 //!
@@ -36,9 +36,9 @@ use crate::{
 
 /// Kinds of transaction that get into the status; the object next to the dump has all.
 const MAX_TRANSACTION_KINDS: usize = 100;
-/// How long `pg_dump` waits for a table that somebody holds exclusively.
+/// How long `pg_dump` waits for a table that another session has locked exclusively.
 const DUMP_LOCK_TIMEOUT: &str = "--lock-wait-timeout=60000";
-/// How long removing objects of a failed backup may take: whoever is told to end has not more.
+/// How long removing objects of a failed backup may take: after SIGTERM a pod does not have more.
 const CLEAN_UP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The object next to the dump.
@@ -58,7 +58,7 @@ struct BackupManifest<'a> {
 /// Takes the backup. Notes `baseline` and `backup`.
 ///
 /// # Errors
-/// Those of settings and connection; `DatabaseInUse`, `LockTimeout` of the guards; `DumpFailed`; those of the store.
+/// Those of settings and connection; `DatabaseInUse`, `LockTimeout` of the triggers; `DumpFailed`; those of the store.
 pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
     let target = context.settings.target()?;
     let store = Store::open(&context.spec.plan.backup.store, &context.settings.store_keys()?, STORE_RETRY_TIMEOUT)?;
@@ -108,7 +108,7 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
     };
     if let Err(failure) = finished {
         dump.upload.abort().await;
-        // What nobody refers to would only be paid for.
+        // Objects without a reference would only cost money.
         let delete = async {
             for left in [&statistics_object, &object] {
                 let _ = store.delete(left).await;
@@ -162,7 +162,7 @@ async fn stream(
         "--format=custom".to_owned(),
         "--no-password".to_owned(),
         format!("--snapshot={snapshot}"),
-        // The gate's row would close the gate of whatever the dump is restored into.
+        // The row of the write block would block writes in the database that the dump is restored into.
         format!("--exclude-table-data={}.*", control::SCHEMA),
         DUMP_LOCK_TIMEOUT.to_owned(),
     ];
@@ -182,7 +182,7 @@ async fn stream(
         bytes += u64::try_from(read).unwrap_or(0);
         upload.write(data).await?;
     }
-    // The end of the stream proves nothing: a pg_dump that died ends its stream, too.
+    // The end of the stream is no evidence: a pg_dump that died ends its stream, too.
     running.end().await?;
     Ok((bytes, digest_text(hash)))
 }

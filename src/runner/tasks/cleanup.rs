@@ -1,10 +1,10 @@
-//! Task `Cleanup`: takes guards and capture down when the migration has ended and no one waits for it, and drops what
+//! Task `Cleanup`: removes the triggers when the migration has ended and no one waits for it, and drops what
 //! rehearsals that were killed have left.
 //!
 //! # Contract
 //! - Ledger and intent stay: they are the record, and keep the SQL from running again.
-//! - Each trigger goes in a transaction of its own under `lock_timeout`, tried again after a jittered pause: `DROP TRIGGER`
-//!   waits for readers, and whoever comes after it waits for it.
+//! - Each trigger goes in a transaction of its own under `lock_timeout`, retried after a jittered pause: `DROP TRIGGER`
+//!   waits for readers, and later sessions wait for it.
 //! - Idempotent; does nothing where nothing is, or where the database belongs to another migration.
 
 use std::time::Instant;
@@ -36,7 +36,8 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
     cleanup(&mut client, &control_spec).await?;
     // The server may still be at work for a pod that was killed: what it is about to make must not come after this.
     let lock = format!(
-        "SET lock_timeout = {}; SET statement_timeout = 0; SELECT pg_catalog.pg_advisory_lock({LOCK_CLASS}, {LOCK_REHEARSAL})",
+        "SET lock_timeout = {}; SET statement_timeout = 0; SELECT pg_catalog.pg_advisory_lock({LOCK_CLASS}, \
+            {LOCK_REHEARSAL})",
         millis(control_spec.trigger_timeout)
     );
     client.batch_execute(&lock).await.map_err(|e| {
@@ -45,16 +46,17 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
         Failure::new(reason, format!("a rehearsal of this database is under way: {message}; next: {next}"))
     })?;
     let dropped = scratch::sweep(&client, &control_spec.uid).await?;
-    Ok(format!("guards removed, {dropped} scratch databases dropped, the database is free for the next migration"))
+    Ok(format!("triggers removed, {dropped} scratch databases dropped, the database is free for the next migration"))
 }
 
-/// Removes triggers, functions, gate, capture and baseline, and gives the database free for the next migration.
+/// Removes triggers, functions, write block, tracked changes and baseline, and releases the database for the next
+/// migration.
 ///
 /// In: a connection as the migration role, outside of a transaction.
 ///
 /// # Errors
-/// `DatabaseInUse` while the gate is closed; `LockTimeout` when a trigger could not be dropped within `control_spec.trigger_timeout`:
-/// what went before is gone, and calling again goes on.
+/// `DatabaseInUse` while writes are blocked; `LockTimeout` when a trigger could not be dropped within
+/// `control_spec.trigger_timeout`: what went before is gone, and calling again goes on.
 pub async fn cleanup(client: &mut Client, control_spec: &ControlSpec) -> Result<(), Failure> {
     if !ours(client, control_spec).await? {
         return Ok(());
@@ -62,7 +64,8 @@ pub async fn cleanup(client: &mut Client, control_spec: &ControlSpec) -> Result<
     let triggers = client
         .query(
             "SELECT n.nspname::text, c.relname::text, t.tgname::text
-             FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+             FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid
+             JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
              JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid JOIN pg_catalog.pg_namespace f ON f.oid = p.pronamespace
              WHERE f.nspname = 'credit_migration' AND NOT t.tgisinternal AND t.tgparentid = 0 ORDER BY 1, 2, 3",
             &[],
@@ -82,8 +85,10 @@ pub async fn cleanup(client: &mut Client, control_spec: &ControlSpec) -> Result<
     // Asked again under the lock: another migration may have claimed the database meanwhile.
     if ours(&tx, control_spec).await? {
         tx.batch_execute(
-            "DROP FUNCTION IF EXISTS credit_migration.block_writes(); DROP FUNCTION IF EXISTS credit_migration.track_changes();
-             DROP TABLE IF EXISTS credit_migration.write_block, credit_migration.changed_users, credit_migration.baseline, credit_migration.claim",
+            "DROP FUNCTION IF EXISTS credit_migration.block_writes();
+             DROP FUNCTION IF EXISTS credit_migration.track_changes();
+             DROP TABLE IF EXISTS credit_migration.write_block, credit_migration.changed_users,
+                 credit_migration.baseline, credit_migration.claim",
         )
         .await?;
     }
@@ -105,7 +110,7 @@ async fn ours(client: &impl GenericClient, control_spec: &ControlSpec) -> Result
         None => Ok(true),
         Some(row) => {
             let message = format!(
-                "writes are blocked by migration uid {}: the guards stay; next: end its window first",
+                "writes are blocked by migration uid {}: the triggers stay; next: end its window first",
                 row.get::<_, &str>(0)
             );
             Err(Failure::new(Reason::DatabaseInUse, message))
@@ -121,10 +126,11 @@ async fn drop_trigger(
 ) -> Result<(), Failure> {
     let started = Instant::now();
     loop {
-        // One message, so one implicit transaction: the lock is held no longer than it takes. The table may be gone.
+        // One message, so one implicit transaction: the lock lasts no longer than it takes. The table may be gone.
         let result = client
             .batch_execute(&format!(
-                "BEGIN; SET LOCAL client_min_messages = warning; SET LOCAL lock_timeout = {}; DROP TRIGGER IF EXISTS {} ON {}; COMMIT",
+                "BEGIN; SET LOCAL client_min_messages = warning; SET LOCAL lock_timeout = {}; DROP TRIGGER IF EXISTS \
+                    {} ON {}; COMMIT",
                 millis(trigger_lock_timeout(control_spec)),
                 ident(name),
                 table.sql()
@@ -138,7 +144,8 @@ async fn drop_trigger(
         }
         if started.elapsed() >= control_spec.trigger_timeout {
             let message = format!(
-                "trigger {name} on {table} could not be dropped within {} s: {message}; next: end long transactions on {table}",
+                "trigger {name} on {table} could not be dropped within {} s: {message}; next: end long transactions \
+                    on {table}",
                 control_spec.trigger_timeout.as_secs()
             );
             return Err(Failure::new(Reason::LockTimeout, message));

@@ -7,14 +7,14 @@
 //! ```
 //!
 //! # Contract
-//! - Nothing on the server is ever moved or removed. A ref is pushed only on the condition that there is none of its name
-//!   (the lease of nothing); git alone would move a branch forward.
+//! - Nothing on the server is ever moved or removed. A ref is pushed only on the condition that there is none of its
+//!   name (the lease of nothing); git alone would move a branch forward.
 //! - A ref that is there on the commit is success: the task may be started twice, and by two pods.
-//! - The tag must be an annotated one. A plain tag of its name is `RefElsewhere` also on the same commit: it tells neither
-//!   when nor why it was made, and to replace it would need force.
+//! - The tag must be an annotated one. A plain tag of its name is `RefElsewhere` also on the same commit: it records
+//!   neither when nor why it was made, and to replace it would need force.
 //! - Both appear together where the server can do that.
-//! - Only the commit is fetched where the server can filter, else also its files; history only if the server gives no
-//!   commit by its hash.
+//! - Only the commit is fetched where the server can filter, otherwise also its files; history only if the server gives
+//!   no commit by its hash.
 
 use crate::{
     api::{CodeBackup, CodeBackupEvidence, KeyRef, Reason},
@@ -63,7 +63,7 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
     if missing.any() {
         fetch(&git, code).await?;
         if let Err(failure) = push(&git, code, &missing).await {
-            // Somebody may have been quicker: what counts is what is there.
+            // Another process may have been quicker: what counts is what is there.
             if context.stop.is_cancelled() || refs(&git, code).await?.missing(&git, code)?.any() {
                 return Err(failure);
             }
@@ -72,7 +72,7 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
     let left = refs(&git, code).await?.missing(&git, code)?;
     if left.any() {
         let message = format!(
-            "{} took the push and does not show {}; next: look whether the server hides or removes such names",
+            "{} took the push and does not show {}; next: check whether the server hides or removes such names",
             git.repository(),
             if left.tag { format!("tag {}", code.tag) } else { format!("branch {}", code.branch) }
         );
@@ -212,7 +212,8 @@ impl Refs {
     fn missing_at(&self, repository: &str, code: &CodeBackup) -> Result<Missing, Failure> {
         let elsewhere = |kind: &str, name: &str, what: String, full: &str| {
             let message = format!(
-                "{kind} {name} of {repository} {what}; next: set spec.code.{kind} to a name that is free, or have it removed: git push {repository} --delete {full}"
+                "{kind} {name} of {repository} {what}; next: set spec.code.{kind} to a name that is free, or have it \
+                    removed: git push {repository} --delete {full}"
             );
             Err(Failure::new(Reason::RefElsewhere, message))
         };
@@ -236,7 +237,7 @@ impl Refs {
     }
 }
 
-/// Gets the commit: alone, else with its files, else with all that the server shows.
+/// Fetches the commit: alone, or with its files, or with all that the server shows.
 async fn fetch(git: &Git, code: &CodeBackup) -> Result<(), Failure> {
     git.run_local(&["config", "remote.origin.promisor", "true"]).await?;
     git.run_local(&["config", "remote.origin.partialclonefilter", "tree:0"]).await?;
@@ -248,7 +249,8 @@ async fn fetch(git: &Git, code: &CodeBackup) -> Result<(), Failure> {
         if failure.reason == Reason::RepositoryDenied {
             return Err(failure);
         }
-        // Servers word it in many ways that they give no commit by its hash, or do not have it: all that they show tells.
+        // Servers have many texts for "no commit by its hash" and for "no such commit": a fetch of all that they show
+        // decides.
         let all = ["origin", "+refs/heads/*:refs/fetched/heads/*", "+refs/tags/*:refs/fetched/tags/*"];
         let all = git.call(&[&common[..], &all].concat(), GIT_TRANSFER_TIMEOUT).await?;
         if !all.success {
@@ -307,7 +309,9 @@ mod tests {
     const OBJECT: &str = "3333333333333333333333333333333333333333";
 
     fn code() -> CodeBackup {
-        let code = serde_json::json!({"repository": "ssh://git@h/s.git", "commit": HERE, "tag": "t", "branch": "b", "secretRef": {"name": "s"}});
+        let code = serde_json::json!({
+            "repository": "ssh://git@h/s.git", "commit": HERE, "tag": "t", "branch": "b", "secretRef": {"name": "s"},
+        });
         serde_json::from_value(code).unwrap()
     }
 

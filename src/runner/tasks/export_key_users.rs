@@ -5,8 +5,8 @@
 //! ```
 //!
 //! # Contract
-//! - The object appears only after the server has ended the copy without an error; until then there are parts, and on any
-//!   failure they are removed.
+//! - The object appears only after the server has ended the copy without an error; until then there are parts, and on
+//!   any failure they are removed.
 //! - Values go into the bucket and nowhere else. The CSV is PostgreSQL's own: a header, NULL is nothing, an empty text
 //!   `""`, values with commas, quotes or line breaks are quoted.
 //! - Rows are counted by the server in the same snapshot, since a value may hold line breaks.
@@ -35,7 +35,8 @@ const MAX_LIMIT_DIGITS: usize = 100;
 /// Exports the rows. Notes `keyUsers`.
 ///
 /// # Errors
-/// Those of settings and connection; `LockTimeout`; `SqlFailed` if the table is not as the spec says; those of the store.
+/// Those of settings and connection; `LockTimeout`; `SqlFailed` if the table is not as the spec says; those of the
+/// store.
 pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
     let target = context.settings.target()?;
     let plan = &context.spec.plan;
@@ -92,7 +93,7 @@ async fn export(transaction: Transaction<'_>, copy: &str, upload: &mut Upload) -
         upload.write(&data).await?;
     }
     drop(rows);
-    // Answered only by a server that is still there: one more proof that the stream's end was the copy's.
+    // Answered only by a server that is still there: more evidence that the end of the stream was that of the copy.
     transaction.commit().await?;
     Ok((bytes, digest_text(hash)))
 }

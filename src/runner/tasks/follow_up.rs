@@ -1,8 +1,8 @@
-//! Tasks `DayCheck` and `WeekReview`: measure for a while, and write a report into the bucket beside the backup.
+//! Tasks `DayCheck` and `WeekReview`: measure for a while, and write a report into the bucket next to the backup.
 //!
 //! # Contract
 //! - A check that does not pass is in the report, and the task succeeds: a person decides then.
-//! - Started again, it measures again and writes the same object anew.
+//! - Started again, it measures again and overwrites the same object.
 //! - The report has figures, and no row of anybody.
 
 use std::time::Duration;
@@ -177,7 +177,7 @@ fn summary(verdict: &Verdict<'_>, checks: usize, statistics: &Statistics, usage:
     let not = if not.is_empty() { String::new() } else { format!(" ({})", not.join(", ")) };
     let Statistics { users, total_balance, .. } = statistics;
     let since = usage.map_or_else(
-        || "transactions since the cut-over unknown".to_owned(),
+        || "transactions since the cutover unknown".to_owned(),
         |usage| format!("{} transactions since {:.0}", usage.count(), usage.since),
     );
     format!("{} of {checks} checks passed{not}; {users} users, balances {total_balance}, {since}", verdict.passed)
@@ -214,7 +214,8 @@ mod tests {
         };
         assert_eq!(
             summary(&verdict, checks.len(), &statistics, None),
-            "1 of 4 checks passed (breached breached its limit, silent NoData, never not measured); 7 users, balances 12.5, transactions since the cut-over unknown"
+            "1 of 4 checks passed (breached breached its limit, silent NoData, never not measured); 7 users, balances \
+                12.5, transactions since the cutover unknown"
         );
     }
 }

@@ -1,5 +1,5 @@
-//! The tasks: one module per variant of [`Task`](crate::api::Task), named as the variant; `validate` stands for Validate and Monitor,
-//! `follow_up` for DayCheck and WeekReview, `window` for Window and RollbackWindow.
+//! The tasks: one module per variant of [`Task`](crate::api::Task), named as the variant; `validate` is Validate and
+//! Monitor, `follow_up` for DayCheck and WeekReview, `window` for Window and RollbackWindow.
 //!
 //! Called by the dispatch of [`runner`](crate::runner). Imports all other folders of the runner, and `api`.
 

@@ -1,6 +1,6 @@
-//! Tasks `Validate` and `Monitor`: measures a stage's checks until the process is told to end.
+//! Tasks `Validate` and `Monitor`: measures a stage's checks until the process receives SIGTERM.
 //!
-//! The controller decides when a stage is over and what a breach does.
+//! The controller decides when a stage has ended and what a breach does.
 
 use crate::{
     api::CheckResult,

@@ -1,6 +1,6 @@
 //! Task `VerifyBackup`: the object in the bucket is what was uploaded, and an archive that can be read to its end.
 //!
-//! `pg_restore --list` alone would accept a dump that is cut in half: the table of contents stands at the beginning. So
+//! `pg_restore --list` alone would accept a dump that is cut in half: the table of contents is at its start. So
 //! the whole object goes through `pg_restore`, and its digest is taken on the way. Nothing is written to disk.
 
 use futures::StreamExt;
@@ -74,7 +74,7 @@ pub struct Streamed {
     pub ended: Result<(), Failure>,
 }
 
-/// Streams an object through a program's standard input, all of it even if the program ends early: the digest tells
+/// Streams an object through a program's standard input, all of it even if the program ends early: the digest shows
 /// whether the object or the program is to blame.
 ///
 /// # Errors
@@ -107,7 +107,8 @@ pub fn check_digest(object: &str, streamed: &Streamed, expected: &str) -> Result
     Err(Failure::new(
         Reason::BackupAltered,
         format!(
-            "{object} has {} and {} bytes, uploaded was {expected}; next: find out who wrote to the bucket, then take the backup again",
+            "{object} has {} and {} bytes, uploaded was {expected}; next: find out who wrote to the bucket, then take \
+                the backup again",
             streamed.sha256, streamed.bytes
         ),
     ))
@@ -120,7 +121,7 @@ fn unreadable(object: &str, failure: &Failure) -> Failure {
     )
 }
 
-/// The table of contents as `pg_restore --list` prints it. Only the beginning of the object is read for it.
+/// The table of contents as `pg_restore --list` prints it. Only the start of the object is read for it.
 ///
 /// # Errors
 /// `BackupUnreadable` if it is no archive; those of the store.

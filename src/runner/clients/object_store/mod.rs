@@ -1,6 +1,6 @@
 //! The object store: S3 and what speaks its protocol.
 //!
-//! Errors are told apart by what mends them: a missing bucket, a refused key, a store that does not answer. Of an
+//! Errors are distinguished by what resolves them: a missing bucket, a refused key, a store that does not answer. Of an
 //! answer's body only the error code is repeated: some stores put the access key into the rest.
 
 mod reading;
@@ -21,13 +21,13 @@ use crate::{
     runner::Failure,
 };
 
-/// How long a task before the window tries again: longer than a restart of a store takes.
+/// How long a task before the window retries: longer than a restart of a store takes.
 pub const STORE_RETRY_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// What is waited for, and for how long.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// How long a request is tried again.
+    /// How long a request is retried.
     pub retry_timeout: Duration,
     /// How long the store may send nothing while something is waited for.
     pub silence: Duration,
@@ -36,7 +36,7 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Those of a task, which differ in their patience.
+    /// Those of a task, which differ in how long they retry.
     pub fn new(retry_timeout: Duration) -> Self {
         Self { retry_timeout, silence: Duration::from_secs(30), part: Duration::from_secs(600) }
     }
@@ -80,9 +80,9 @@ pub struct StoreKeys {
 /// One bucket and prefix.
 #[derive(Clone)]
 pub struct Store {
-    /// For all but parts: no limit but on silence, else a large object could not be read.
+    /// For all but parts: no limit but on silence; otherwise a large object could not be read.
     client: Arc<AmazonS3>,
-    /// For parts and the end of an upload: a limit on the whole, since who sends hears nothing.
+    /// For parts and the end of an upload: a limit on the whole, since the store sends nothing meanwhile.
     sender: Arc<AmazonS3>,
     bucket: String,
     prefix: String,
@@ -142,7 +142,8 @@ impl Store {
             built.map(Arc::new).map_err(|e| unusable(format!("spec.backup.store cannot be used: {}", root_cause(&e))))
         };
         Ok(Self {
-            // A limit on the whole would end the reading of a large object, and a rehearsal that builds indexes meanwhile.
+            // A limit on the whole would end the reading of a large object, and a rehearsal that builds indexes
+            // meanwhile.
             client: client(options.clone().with_timeout_disabled().with_read_timeout(limits.silence))?,
             // Silence is no sign here: until a part is sent as a whole the store says nothing.
             sender: client(options.with_timeout(limits.part))?,
@@ -189,7 +190,7 @@ impl Store {
         reading::start(self.clone(), object).await
     }
 
-    /// Begins a multipart upload for something of about `expected` bytes.
+    /// Starts a multipart upload for something of about `expected` bytes.
     ///
     /// # Errors
     /// `BucketMissing`, `BucketDenied`, `StoreUnreachable`.
@@ -217,7 +218,9 @@ impl Store {
         if denied {
             let code = code.unwrap_or("no error code");
             let message = format!(
-                "{doing} {object}: {endpoint} refused the key of Secret {secret} ({code}); next: allow it s3:PutObject, s3:GetObject, s3:DeleteObject and s3:AbortMultipartUpload on {bucket}, or correct accessKeyId and secretAccessKey"
+                "{doing} {object}: {endpoint} refused the key of Secret {secret} ({code}); next: allow it \
+                    s3:PutObject, s3:GetObject, s3:DeleteObject and s3:AbortMultipartUpload on {bucket}, or correct \
+                    accessKeyId and secretAccessKey"
             );
             return Failure::new(Reason::BucketDenied, message);
         }
@@ -237,7 +240,8 @@ impl Store {
         }
         let cause = code.map_or_else(|| root_cause(error), str::to_owned);
         let message = format!(
-            "{doing} {object}: {endpoint} cannot be used: {cause}; next: check spec.backup.store.endpoint and NetworkPolicy, and ca.crt in Secret {secret} if its certificate has a private authority"
+            "{doing} {object}: {endpoint} cannot be used: {cause}; next: check spec.backup.store.endpoint and \
+                NetworkPolicy, and ca.crt in Secret {secret} if its certificate has a private authority"
         );
         Failure::new(Reason::StoreUnreachable, message)
     }

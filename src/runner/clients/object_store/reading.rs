@@ -1,8 +1,8 @@
 //! Reading a large object: what breaks off is gone on with, from the last byte on.
 //!
 //! # Contract
-//! - However long the whole takes: only silence ends a request, and only while something is waited for. Whoever reads
-//!   slowly, such as a `pg_restore` that builds an index, may find the connection closed by the store; it is read on.
+//! - However long the whole takes: only silence ends a request, and only while something is waited for. A reader that
+//!   is slow, such as a `pg_restore` that builds an index, may find the connection closed by the store; it is read on.
 //! - All bytes are of one object: what was replaced meanwhile is an error.
 
 use std::time::Duration;
@@ -76,14 +76,15 @@ impl Reading {
                     Some(error) => self.store.failure(Operation::Read, &self.object, &error),
                     None => {
                         let message = format!(
-                            "{} breaks off after {} of {} bytes, {MAX_EMPTY_REQUESTS} times; next: look at the store's log",
+                            "{} breaks off after {} of {} bytes, {MAX_EMPTY_REQUESTS} times; next: check the store's \
+                                log",
                             self.object, self.at, self.size
                         );
                         Failure::new(Reason::StoreUnreachable, message)
                     }
                 });
             }
-            // At once after the first break: most often the store closed a connection that nobody read from.
+            // At once after the first break: most often the store closed a connection that was not read from.
             tokio::time::sleep(Duration::from_secs(self.empty_requests.into())).await;
             self.empty_requests += 1;
             tracing::info!(object = self.object, at = self.at, size = self.size, "the answer broke off and is read on");
@@ -99,7 +100,8 @@ impl Reading {
                 }
                 Ok(_) | Err(object_store::Error::Precondition { .. }) => {
                     let message = format!(
-                        "{} was replaced while it was read; next: find out who wrote to the bucket, then take the backup again",
+                        "{} was replaced while it was read; next: find out who wrote to the bucket, then take the \
+                            backup again",
                         self.object
                     );
                     return Err(Failure::new(Reason::BackupAltered, message));

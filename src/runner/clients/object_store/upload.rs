@@ -1,4 +1,4 @@
-//! Multipart uploads of what nobody knows the size of beforehand.
+//! Multipart uploads of data whose size is not known beforehand.
 
 use std::time::Duration;
 
@@ -16,13 +16,13 @@ const MAX_PARTS_BYTES_IN_MEMORY: u64 = 256 << 20;
 const MAX_PARTS: usize = 10_000;
 /// Parts that something of the expected size is cut into: the rest is for a dump that is larger than its database.
 const TARGET_PARTS: u64 = 5_000;
-/// How long removing the parts may take: whoever is told to end has not more.
+/// How long removing the parts may take: after SIGTERM a pod does not have more.
 const ABORT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the store has time to give up a part that it was receiving.
 const IN_FLIGHT_PART_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Bytes of each part but the last. All have one size, since some stores (Cloudflare R2) insist on it; so what is larger than
-/// [`MAX_PARTS`] of [`MAX_PARTS_BYTES_IN_MEMORY`], 2.6 TB, cannot be uploaded.
+/// Bytes of each part but the last. All have one size, since some stores (Cloudflare R2) insist on it; so what is
+/// larger than [`MAX_PARTS`] of [`MAX_PARTS_BYTES_IN_MEMORY`], 2.6 TB, cannot be uploaded.
 fn part_size(expected: u64) -> u64 {
     (expected / TARGET_PARTS).clamp(MIN_PART_BYTES, MAX_PARTS_BYTES_IN_MEMORY)
 }
@@ -84,7 +84,8 @@ impl Upload {
         let number = self.sent.len();
         if number >= MAX_PARTS {
             let message = format!(
-                "{} is larger than {MAX_PARTS} parts of {} bytes, the largest that fit into an upload and the pod's memory; next: see the field backup of docs/fields.md",
+                "{} is larger than {MAX_PARTS} parts of {} bytes, the largest that fit into an upload and the pod's \
+                    memory; next: see the field backup of docs/fields.md",
                 self.object, self.part
             );
             return Err(Failure::new(Reason::DumpFailed, message));
@@ -100,7 +101,7 @@ impl Upload {
 
     /// Waits for the part that is being sent.
     async fn settle(&mut self) -> Result<(), Failure> {
-        // Kept until it has ended: whoever stops waiting must still be able to give it up.
+        // Kept until it has ended: a caller that stops waiting must still be able to abort it.
         let Some(part) = &mut self.pending else { return Ok(()) };
         let ended = part.await;
         self.pending = None;

@@ -1,12 +1,12 @@
-//! The alarm of a window that is held: told by the window's own pod, because nobody else may be there to tell.
+//! The alert of a stuck window: sent by the window's own pod, because no other process may be there to notify.
 //!
 //! # Contract
-//! - Raised for every window that is held: past an acknowledged switch, by a way back that failed, without a database. Once per
-//!   process, however often the window reports it. Its id is that of the window's run: a pod that goes on, and raises it again, is
-//!   one that receivers can drop.
-//! - It is called off by the controller's order to end the window, or by the window's end: then the controller tells.
-//! - It goes on beside the window until one channel has taken it. Nothing of it reaches the window: no delay, no failure, no
-//!   panic.
+//! - Raised for every stuck window: past an acknowledged switch, after a rollback that failed, without a database. Once
+//!   per process, however often the window reports it. Its id is that of the window's run: a pod that goes on, and
+//!   raises it again, is one that receivers can drop.
+//! - It is cancelled by the controller's order to end the window, or by the window's end: then the controller notifies.
+//! - It runs in parallel to the window until one channel has taken it. It cannot affect the window: no delay, no
+//!   failure, no panic.
 
 use std::{
     path::PathBuf,
@@ -27,28 +27,28 @@ use crate::{
     telemetry,
 };
 
-/// How long the controller has for its order, before people are told that there is none.
+/// How long the controller has for its order before the alert is sent.
 pub const ALERT_GRACE: Duration = Duration::from_secs(10);
 /// First and longest pause between two tries.
 const ALERT_RETRY_PAUSE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
 
-/// Tells the contacts that a window is held, unless the controller is at it.
+/// Notifies the contacts that a window is stuck, unless the controller handles it.
 pub struct Alert {
     spec: Arc<MigrationRunSpec>,
     namespace: String,
     root: PathBuf,
     grace: Duration,
-    /// The window is ended by somebody.
+    /// The window is being ended.
     off: CancellationToken,
-    /// Nobody will come: no grace.
+    /// No other pod will come: no grace.
     now: CancellationToken,
-    /// What was raised has come to an end: taken, called off, or nobody to tell.
+    /// The alert has ended: it was taken, cancelled, or has no recipient.
     settled: CancellationToken,
     raised: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Alert {
-    /// The alarm of a window's run; `grace` is usually [`ALERT_GRACE`].
+    /// The alert of a window's run; `grace` is usually [`ALERT_GRACE`].
     pub fn new(context: &TaskContext<'_>, grace: Duration) -> Self {
         Self {
             spec: Arc::new(context.spec.clone()),
@@ -69,7 +69,7 @@ impl Alert {
         }
     }
 
-    /// What the window reports: raises the alarm if it is held.
+    /// What the window reports: raises the alert if it is stuck.
     pub fn reported(&self, progress: &WindowProgress, note: Option<&Failure>) {
         match progress.state {
             WindowState::Held => {}
@@ -83,7 +83,7 @@ impl Alert {
             let (spec, namespace, root) = (self.spec.clone(), self.namespace.clone(), self.root.clone());
             let (off, now, grace) = (self.off.clone(), self.now.clone(), self.grace);
             *raised = Some(tokio::spawn(async move {
-                // Also if the task panics: nobody may wait for it.
+                // Also if the task panics: its end must not be waited for.
                 let _settled = settled;
                 let sending = async {
                     tokio::select! {
@@ -94,14 +94,15 @@ impl Alert {
                 };
                 tokio::select! {
                     biased;
-                    () = off.cancelled() => tracing::info!("the alarm is called off: the window is being ended"),
+                    () = off.cancelled() => tracing::info!("the alert is cancelled: the window is being ended"),
                     () = sending => {}
                 }
             }));
         }
     }
 
-    /// Until nothing is left to wait for: the alarm was taken, called off, or never raised. It goes on if this is dropped.
+    /// Until nothing is left to wait for: the alert was taken, cancelled, or never raised. It goes on if this is
+    /// dropped.
     pub async fn delivered(&self) {
         let raised = self.raised.lock().unwrap_or_else(PoisonError::into_inner).is_some();
         if raised && !self.off.is_cancelled() {
@@ -117,7 +118,7 @@ impl Alert {
             && tokio::time::timeout(limit, &mut raised).await.is_err()
         {
             raised.abort();
-            tracing::error!("the window is held, and no channel has taken the alarm");
+            tracing::error!("the window is stuck, and no channel has taken the alert");
         }
     }
 
@@ -125,13 +126,16 @@ impl Alert {
         let MigrationRunSpec { migration, migration_uid, task, attempt, .. } = &*self.spec;
         let namespace = &self.namespace;
         let why = note.map_or_else(String::new, |failure| format!(": {}", failure.message));
-        let begun = if progress.switch_acknowledged { "had begun" } else { "had not begun" };
+        let switch = if progress.switch_acknowledged { "had started" } else { "had not started" };
         Notice {
             id: format!("{migration_uid}-{task:?}-{attempt}-held"),
             occasion: Occasion::ManualInterventionRequired,
             at: telemetry::now(),
             message: format!(
-                "writes to the credits stay blocked{why}. The switch of the application {begun}, and no order came from the controller since; next: kubectl creditmigration -n {namespace} rollback {migration} --confirm --reason WHY; if the API server does not answer: docs/emergency.md, \"API server down\""
+                "writes to the credits are still blocked{why}. The switch of the application {switch}, and the \
+                    controller has sent no order since; next: kubectl creditmigration -n {namespace} rollback \
+                    {migration} --confirm --reason WHY; if the API server does not answer: docs/emergency.md, \"API \
+                    server down\""
             ),
             phase: if *task == Task::RollbackWindow { Phase::RollingBack } else { Phase::Executing },
             starts_at: None,
@@ -142,13 +146,13 @@ impl Alert {
     }
 }
 
-/// Sends until one channel has taken it; at once to an end if no channel is told.
+/// Sends until one channel has taken it; ends at once if there is no recipient.
 async fn until_taken(settings: &Settings<'_>, spec: &MigrationRunSpec, notice: &Notice) {
     let (mut pause, longest) = ALERT_RETRY_PAUSE;
     loop {
         let deliveries = send_all(settings, spec, notice, |_| {}).await;
         if deliveries.is_empty() {
-            return tracing::error!("the window is held, and spec.notifications has no channel for Team or Support");
+            return tracing::error!("the window is stuck, and spec.notifications has no channel for Team or Support");
         }
         if deliveries.iter().any(|delivery| delivery.state == DeliveryState::Delivered) {
             return;

@@ -1,7 +1,7 @@
-//! The texts that are told when nobody has written others.
+//! The texts of notices for which the `ConfigMap` has no template.
 //!
-//! Team and Support get facts and the next command; Users, Social and StatusPage get what they can act on, without a name
-//! of the migration, of a system or of a person. The contacts are added to alarms by the renderer, not here.
+//! Team and Support get facts and the next command; Users, Social and StatusPage get what they can act on, without a
+//! name of the migration, of a system or of a person. The contacts are added to alerts by the renderer, not here.
 
 use crate::api::{Audience, Occasion};
 
@@ -22,7 +22,7 @@ impl Part {
     }
 }
 
-/// What the team can look at, for the end of its texts.
+/// What the team can check, for the end of its texts.
 macro_rules! facts {
     ($($text:expr),*) => {
         concat!(
@@ -39,7 +39,8 @@ macro_rules! facts {
 /// What the customers are in for, in words that fit every audience.
 macro_rules! pause {
     () => {
-        "buying and using credits will pause{% if expectedWindowSeconds %} for {{ expectedWindowSeconds|duration }}{% endif %}"
+        "buying and using credits will pause{% if expectedWindowSeconds %} for {{ expectedWindowSeconds|duration }}{% \
+            endif %}"
     };
 }
 
@@ -75,21 +76,21 @@ fn team(occasion: Occasion) -> (&'static str, &'static str) {
             facts!("{{ message }}"),
         ),
         Occasion::TriggerFired => (
-            "[{{ namespace }}/{{ migration }}] ALARM: a trigger fired, going back to the old version",
+            "[{{ namespace }}/{{ migration }}] ALERT: a trigger fired, rolling back to the old version",
             facts!("{{ message }}"),
         ),
         Occasion::RolledBack => (
-            "[{{ namespace }}/{{ migration }}] ALARM: rolled back, the old version runs again",
+            "[{{ namespace }}/{{ migration }}] ALERT: rolled back, the old version runs again",
             facts!("{{ message }}"),
         ),
         Occasion::ManualInterventionRequired => {
-            ("[{{ namespace }}/{{ migration }}] ALARM: nothing goes on without a person", facts!("{{ message }}"))
+            ("[{{ namespace }}/{{ migration }}] ALERT: manual intervention required", facts!("{{ message }}"))
         }
         Occasion::DayReport => ("[{{ namespace }}/{{ migration }}] Report after a day", facts!("{{ message }}")),
         Occasion::WeekReport => ("[{{ namespace }}/{{ migration }}] Report after a week", facts!("{{ message }}")),
         Occasion::DecisionDue => (
-            "[{{ namespace }}/{{ migration }}] Decision due: keep the new version, or go back",
-            facts!("{{ message }}\n\nThe new version stays provisional until somebody decides."),
+            "[{{ namespace }}/{{ migration }}] Decision due: keep the new version, or roll back",
+            facts!("{{ message }}\n\nThe new version stays provisional until an approver decides."),
         ),
     }
 }
@@ -101,7 +102,7 @@ fn support(occasion: Occasion) -> (&'static str, &'static str) {
             facts!(
                 "{{ message }}\n\nWhat customers may ask about: in the maintenance ",
                 pause!(),
-                ". Balances can be seen all the time. They are told before it starts."
+                ". Balances can be seen all the time. Customers are notified before it starts."
             ),
         ),
         Occasion::MaintenanceStarts => (
@@ -109,29 +110,33 @@ fn support(occasion: Occasion) -> (&'static str, &'static str) {
             facts!(
                 "{{ message }}\n\nWhat customers may see: ",
                 pause!(),
-                "; an attempt is refused and changes nothing. Ask them to try again after the maintenance. You are told when it is over."
+                "; an attempt is refused and changes nothing. Ask them to retry after the maintenance. You are \
+                    notified when it has ended."
             ),
         ),
         Occasion::Finished => (
-            "Credit system: maintenance is over",
+            "Credit system: maintenance has ended",
             facts!(
-                "{{ message }}\n\nBuying and using credits works again. Tell the team at once about wrong balances, failed payments, or subscriptions that cannot be changed."
+                "{{ message }}\n\nBuying and using credits works again. Report to the team at once wrong balances, \
+                    failed payments, or subscriptions that cannot be changed."
             ),
         ),
         Occasion::TriggerFired => (
-            "ALARM: credit system goes back to the old version",
+            "ALERT: credit system is rolled back to the old version",
             facts!(
-                "{{ message }}\n\nWhat customers may see: buying and using credits may be refused until the old version runs again. You are told then."
+                "{{ message }}\n\nWhat customers may see: buying and using credits may be refused until the old \
+                    version runs again. You are notified then."
             ),
         ),
         Occasion::RolledBack => (
-            "ALARM: credit system is back on the old version",
+            "ALERT: credit system runs the old version again",
             facts!("{{ message }}\n\nBuying and using credits works as before the maintenance."),
         ),
         Occasion::ManualInterventionRequired => (
-            "ALARM: credit system needs a person",
+            "ALERT: credit system needs manual intervention",
             facts!(
-                "{{ message }}\n\nWhat customers may see: buying and using credits may be refused until somebody of the team has acted. If nobody of the team has answered yet, call."
+                "{{ message }}\n\nWhat customers may see: buying and using credits may be refused until the team has \
+                    acted. If no one of the team has answered yet, call."
             ),
         ),
         Occasion::DayReport | Occasion::WeekReport | Occasion::DecisionDue => {
@@ -145,18 +150,23 @@ fn users(occasion: Occasion) -> (&'static str, &'static str) {
         Occasion::MaintenanceStarts => (
             "Scheduled maintenance{% if startsAt %}: {{ startsAt|time }}{% endif %}",
             concat!(
-                "Hello,\n\nwe are about to improve the way credits work. {% if startsAt %}Maintenance starts {{ startsAt|time }}. {% endif %}During it ",
+                "Hello,\n\nwe are about to improve the way credits work. {% if startsAt %}Maintenance starts {{ \
+                    startsAt|time }}. {% endif %}During it ",
                 pause!(),
-                ". You can see your balance all the time, your credits are kept, and there is nothing that you have to do.\n\nWe will tell you when it is done. Thank you for your patience!"
+                ". You can see your balance all the time, your credits are kept, and there is nothing that you have \
+                    to do.\n\nWe will let you know when it is done. Thank you for waiting!"
             ),
         ),
         Occasion::Finished => (
             "Maintenance is done",
-            "Hello,\n\nour maintenance is done: you can buy and use credits again.\n\nShould anything look wrong, please tell our support. Thank you for your patience!",
+            "Hello,\n\nour maintenance is done: you can buy and use credits again.\n\nShould anything seem wrong, \
+                please contact our support. Thank you for waiting!",
         ),
         Occasion::RolledBack => (
-            "Maintenance is over",
-            "Hello,\n\nour maintenance is over, and you can buy and use credits as before. We will make the planned improvement another time and tell you beforehand.\n\nShould anything look wrong, please tell our support. Thank you for your patience!",
+            "Maintenance has ended",
+            "Hello,\n\nour maintenance has ended, and you can buy and use credits as before. We will make the planned \
+                improvement another time and let you know beforehand.\n\nShould anything seem wrong, please contact \
+                our support. Thank you for waiting!",
         ),
         _ => NOTHING_NEW,
     }
@@ -167,17 +177,19 @@ fn social(occasion: Occasion) -> (&'static str, &'static str) {
         Occasion::MaintenanceStarts => (
             "Scheduled maintenance",
             concat!(
-                "Heads-up: we have scheduled maintenance{% if startsAt %}, starting {{ startsAt|time }}{% endif %}. During it ",
+                "Heads-up: we have scheduled maintenance{% if startsAt %}, starting {{ startsAt|time }}{% endif %}. \
+                    During it ",
                 pause!(),
                 ". Your credits are kept. Thanks for bearing with us!"
             ),
         ),
         Occasion::Finished => {
-            ("Maintenance is done", "Maintenance is done: you can buy and use credits again. Thanks for your patience!")
+            ("Maintenance is done", "Maintenance is done: you can buy and use credits again. Thanks for waiting!")
         }
         Occasion::RolledBack => (
-            "Maintenance is over",
-            "Maintenance is over: you can buy and use credits as before. The planned improvement follows another time. Thanks for your patience!",
+            "Maintenance has ended",
+            "Maintenance has ended: you can buy and use credits as before. The planned improvement follows another \
+                time. Thanks for waiting!",
         ),
         _ => NOTHING_NEW,
     }
@@ -187,7 +199,9 @@ fn status_page(occasion: Occasion) -> (&'static str, &'static str) {
     match occasion {
         Occasion::MaintenanceStarts => (
             "Scheduled maintenance of credits",
-            "{% if startsAt %}Start: {{ startsAt|time }}\n{% endif %}{% if expectedWindowSeconds %}Expected length: {{ expectedWindowSeconds|duration }}\n{% endif %}Affected: buying and using credits\nNot affected: signing in, seeing balances",
+            "{% if startsAt %}Start: {{ startsAt|time }}\n{% endif %}{% if expectedWindowSeconds %}Expected length: \
+                {{ expectedWindowSeconds|duration }}\n{% endif %}Affected: buying and using credits\nNot affected: \
+                signing in, seeing balances",
         ),
         Occasion::Finished => ("Maintenance of credits completed", "Buying and using credits works again."),
         Occasion::RolledBack => (
@@ -198,6 +212,6 @@ fn status_page(occasion: Occasion) -> (&'static str, &'static str) {
     }
 }
 
-/// For what is not told to the public.
+/// For notices that do not go to the public.
 const NOTHING_NEW: (&str, &str) =
     ("News of our credits", "There is nothing that you have to do; buying and using credits works.");

@@ -1,16 +1,16 @@
-//! Task `Notify`: tells people, by every channel that one of their audiences reads.
+//! Task `Notify`: sends a notice by every channel that has one of its audiences.
 //!
 //! ```text
-//!  notice ─> channels whose audience is told, not told before ─┬─> text for it ─> Slack ──────┐
+//!  notice ─> channels of its audiences that have not taken it ─┬─> text for it ─> Slack ──────┐
 //!                                                              ├─> text for it ─> webhook ────┼─> deliveries
 //!                                                              └─> text for it ─> mail ───────┘
 //! ```
 //!
 //! # Contract
-//! - A channel gets one message, even if it has several audiences that are told: that of the first of `audiences`.
+//! - A channel gets one message, even if the notice goes to several of its audiences: that of the first of `audiences`.
 //! - Each channel has [`DELIVERY_TIMEOUT`], and none waits for another.
-//! - Each delivery is noted when it is known: a pod that dies leaves few that are repeated. What is repeated has the same id
-//!   (`id` of the event, `Idempotency-Key`, `Message-ID`), so that a receiver can drop it.
+//! - Each delivery is noted when it is known: a pod that dies leaves few that are repeated. What is repeated has the
+//!   same id (`id` of the event, `Idempotency-Key`, `Message-ID`), so that a receiver can drop it.
 //! - URLs, logins and addresses stand in no message.
 
 mod alert;
@@ -56,13 +56,13 @@ enum Transport {
     Mail(Box<Mailer>),
 }
 
-/// Tells what `inputs.notice` says. Notes `deliveries`, one for each channel that was tried.
+/// Sends `inputs.notice`. Reports `deliveries`, one for each channel that was tried.
 ///
 /// # Errors
 /// `NoticeUndelivered` if not every channel took it, with what each answered.
 pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
     let Some(notice) = &context.spec.inputs.notice else {
-        return Err(Failure::new(Reason::Internal, "the run has no notice to tell"));
+        return Err(Failure::new(Reason::Internal, "the run has no notice to send"));
     };
     let deliveries = send_all(&context.settings, context.spec, notice, |deliveries| {
         context.progress.update(|status| status.deliveries = deliveries.to_vec());
@@ -85,14 +85,15 @@ fn result(deliveries: &[Delivery], notice: &Notice) -> Result<String, Failure> {
         return Ok(format!("{all} of {all} channels took it{before}{answers}"));
     }
     let message = format!(
-        "{} of {all} channels did not take it: {}; next: correct spec.notifications.channels or the Secrets that it names, and look at NetworkPolicy",
+        "{} of {all} channels did not take it: {}; next: correct spec.notifications.channels or the Secrets that it \
+            names, and check NetworkPolicy",
         failed.len(),
         failed.join("; ")
     );
     Err(Failure::new(Reason::NoticeUndelivered, message))
 }
 
-/// The channels that are told of an occasion, each with the audience whose message it gets.
+/// The channels that a notice goes to, each with the audience whose message it gets.
 fn recipients<'a>(
     channels: &'a [NotificationChannel],
     occasion: Occasion,
@@ -102,8 +103,8 @@ fn recipients<'a>(
     due.filter_map(|channel| Some((channel, channel.words_for(occasion)?))).collect()
 }
 
-/// Sends a notice by every channel that is told; `so_far` gets all deliveries whenever there is one more. Returns them in the
-/// order of the channels.
+/// Sends a notice by every channel that it goes to; `so_far` gets all deliveries whenever there is one more. Returns
+/// them in the order of the channels.
 async fn send_all(
     settings: &Settings<'_>,
     spec: &MigrationRunSpec,
@@ -205,7 +206,8 @@ fn check_templates(
     let invalid = |what: String| Failure::new(Reason::TemplateInvalid, what);
     if own.is_empty() {
         return Err(invalid(format!(
-            "ConfigMap {namespace}/{name} is missing or empty; next: kubectl -n {namespace} create configmap {name} --from-file=Finished.Users.body=FILE; if it exists, kubectl -n {namespace} edit configmap {name}"
+            "ConfigMap {namespace}/{name} is missing or empty; next: kubectl -n {namespace} create configmap {name} \
+                --from-file=Finished.Users.body=FILE; if it exists, kubectl -n {namespace} edit configmap {name}"
         )));
     }
     let audiences: Vec<Audience> = notifications.channels.iter().flat_map(|c| c.audiences.iter().copied()).collect();

@@ -1,15 +1,17 @@
 //! From a notice to the text for one audience: `MiniJinja` templates of a `ConfigMap`, defaults for what it leaves out.
 //!
 //! # Contract
-//! - A template that cannot be rendered, or gives nothing, is replaced by the default, and said to be: an alarm must not be
-//!   lost because of a template.
-//! - Users, Social and StatusPage are told no internals: their templates know nothing but `occasion`, `audience`, `at`,
+//! - A template that cannot be rendered, or gives nothing, is replaced by the default, and reported: an alert must not
+//!   be lost because of a template.
+//! - Users, Social and StatusPage get no internals: their templates know nothing but `occasion`, `audience`, `at`,
 //!   `startsAt` and `expectedWindowSeconds`. A template that asks for more does not render for them.
-//! - Team and Support also know `message`, `migration`, `namespace`, `phase`, `reportObject` and `contacts` (`role`, `name`,
-//!   `phone`, `duty`; empty but in alarms). In an alarm a contact whose phone number the text lacks is added at its end.
-//! - What a notice does not have (`startsAt`, `expectedWindowSeconds`, `reportObject`) is false in `{% if %}` and cannot be
-//!   printed. What no notice has is an error everywhere.
-//! - Filters: `time` (`startsAt|time`, `startsAt|time("Europe/Berlin")`), `duration` (`expectedWindowSeconds|duration`).
+//! - Team and Support also know `message`, `migration`, `namespace`, `phase`, `reportObject` and `contacts` (`role`,
+//!   `name`, `phone`, `duty`; empty but in alerts). In an alert a contact whose phone number the text lacks is added at
+//!   its end.
+//! - What a notice does not have (`startsAt`, `expectedWindowSeconds`, `reportObject`) is false in `{% if %}` and
+//!   cannot be printed. What no notice has is an error everywhere.
+//! - Filters: `time` (`startsAt|time`, `startsAt|time("Europe/Berlin")`), `duration`
+//!   (`expectedWindowSeconds|duration`).
 
 use std::collections::BTreeMap;
 
@@ -20,7 +22,7 @@ use crate::api::{Audience, Contact, ContactRole, Notice, Occasion};
 
 /// Longest subject and body, in characters: Slack and mail servers refuse much longer ones.
 const MAX_NOTICE_LENGTHS: (usize, usize) = (200, 20_000);
-/// Steps that a template may take; one that loops for long must not keep an alarm.
+/// Steps that a template may take; one that loops for long must not delay an alert.
 const NOTICE_TEMPLATE_FUEL: u64 = 100_000;
 
 /// Whether an audience may see internals and contacts.
@@ -31,7 +33,7 @@ pub(super) fn is_internal(audience: Audience) -> bool {
     }
 }
 
-/// What is rendered, beside the notice itself.
+/// What is rendered, in addition to the notice itself.
 #[derive(Clone, Copy)]
 pub(super) struct NoticeContext<'a> {
     pub migration: &'a str,
@@ -56,7 +58,7 @@ pub(super) struct RenderedNotice {
     pub unusable: Vec<String>,
 }
 
-/// Templates by key: those of the `ConfigMap`, else the defaults.
+/// Templates by key: those of the `ConfigMap`, otherwise the defaults.
 pub(super) struct Templates {
     own: BTreeMap<String, String>,
 }
@@ -83,7 +85,8 @@ impl Templates {
                 }
             }
             let source = defaults::template(notice.occasion, audience, part);
-            // The defaults are tried with each occasion and audience by the tests; should one fail all the same, the facts go out.
+            // The defaults are tried with each occasion and audience by the tests; should one fail all the same, the
+            // facts go out.
             render(part.key(), source, notice, audience, notice_context).unwrap_or_else(|why| {
                 unusable.push(format!("default {}: {why}", part.key()));
                 if is_internal(audience) { notice.message.clone() } else { "News of our credits".to_owned() }
@@ -111,8 +114,8 @@ impl Templates {
             .map(|(key, source)| (key.as_str(), source.as_str()))
     }
 
-    /// What is wrong with the `ConfigMap`: keys that name no template, templates that cannot be parsed, or cannot be rendered
-    /// for one of `audiences`.
+    /// What is wrong with the `ConfigMap`: keys that name no template, templates that cannot be parsed, or cannot be
+    /// rendered for one of `audiences`.
     pub(super) fn problems(&self, audiences: &[Audience], notice_context: NoticeContext<'_>) -> Vec<String> {
         let mut problems = Vec::new();
         for (key, source) in &self.own {
@@ -331,7 +334,7 @@ mod tests {
                     "rollback",
                     "version",
                     "migrat",
-                    "alarm",
+                    "alert",
                     "+49",
                 ] {
                     assert!(!all.contains(internal), "{internal} is in {at}");

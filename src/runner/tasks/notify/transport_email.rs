@@ -62,14 +62,14 @@ impl Mailer {
         })
     }
 
-    /// What Preflight tells of it.
+    /// What Preflight reports of it.
     pub(super) fn description(&self) -> String {
         let login = if self.login.is_some() { "with login" } else { "without login" };
         format!("mail by {}:{} to {} addresses, {login}", self.host, self.port, self.to.len())
     }
 
-    /// What the server took. Somebody has it if one address was taken: else one that is wrong would hold a start up, and have the
-    /// others get the mail again and again.
+    /// What the server took. The mail counts as delivered if one address was taken: otherwise one that is wrong would
+    /// delay a start, and the others would get the mail again and again.
     ///
     /// # Errors
     /// What the server answered, without addresses and text.
@@ -119,7 +119,7 @@ impl Mailer {
                 .await
                 .map_err(|e| describe("no connection", &e))?;
         if self.tls == MailTls::StartTls {
-            // Without this a server, or somebody between, could have the mail in the clear.
+            // Without this the mail could be read on its way.
             if !connection.can_starttls() {
                 return Err("the server offers no STARTTLS".to_owned());
             }
@@ -153,7 +153,7 @@ impl Mailer {
         Ok(mail.formatted())
     }
 
-    /// The same in each repetition, and another one for each audience: somebody may be of two.
+    /// The same in each repetition, and another one for each audience: a recipient may be of two.
     fn message_id(&self, outgoing: &OutgoingMessage<'_>) -> String {
         let id = &outgoing.notice.id;
         let plain = id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
@@ -163,7 +163,7 @@ impl Mailer {
 }
 
 fn address(text: &str, field: &str) -> Result<Address, Failure> {
-    // Not repeated: it may be somebody's.
+    // Not repeated: it may be personal data.
     text.parse().map_err(|_| {
         let message = format!("an address in email.{field} is none; next: correct spec.notifications.channels");
         Failure::new(Reason::ConnectionInvalid, message)

@@ -16,10 +16,10 @@ use crate::{
     },
 };
 
-/// Longest part of Slack's answer that is looked at.
+/// Longest part of Slack's answer that is read.
 const MAX_SLACK_ERROR: usize = 40;
 
-/// A URL that takes notices by `POST`. No `Debug`: whoever knows the URL can use it.
+/// A URL that takes notices by `POST`. No `Debug`: anyone who knows the URL can use it.
 pub(super) struct Webhook {
     client: Client,
     url: Url,
@@ -64,7 +64,7 @@ impl Webhook {
         })
     }
 
-    /// What Preflight tells of it.
+    /// What Preflight reports of it.
     pub(super) fn description(&self) -> String {
         let kind = if self.slack { "Slack webhook" } else { "CloudEvents webhook" };
         if self.url.scheme() == "https" { kind.to_owned() } else { format!("{kind}, without TLS") }
@@ -83,8 +83,8 @@ impl Webhook {
             .post(self.url.clone())
             .timeout(DELIVERY_TIMEOUT)
             .header(CONTENT_TYPE, kind)
-            // The body for Slack has no field for the id. One notice is a message for each audience and channel: a gateway that
-            // takes several of them must not drop all but the first.
+            // The body for Slack has no field for the id. One notice is a message for each audience and channel: a
+            // gateway that takes several of them must not drop all but the first.
             .header("Idempotency-Key", format!("{}.{:?}.{}", outgoing.notice.id, outgoing.audience, outgoing.channel))
             .body(body.to_string());
         if let Some(authorization) = &self.authorization {
@@ -104,7 +104,8 @@ impl Webhook {
         Err(format!("answered {}{hint}{redirect}", code(status)))
     }
 
-    /// Slack says why in one word (`channel_is_archived`). Nothing else of an answer is repeated: it may hold what was sent.
+    /// Slack says why in one word (`channel_is_archived`). Nothing else of an answer is repeated: it may hold what was
+    /// sent.
     async fn hint(&self, mut answer: Response) -> String {
         if !self.slack {
             return String::new();
@@ -195,7 +196,9 @@ fn event(outgoing: &OutgoingMessage<'_>) -> Value {
     json!({
         "specversion": "1.0",
         "id": notice.id,
-        "source": format!("/apis/{GROUP}/v1alpha1/namespaces/{namespace}/creditmigrations/{migration}/audiences/{audience:?}"),
+        "source": format!(
+            "/apis/{GROUP}/v1alpha1/namespaces/{namespace}/creditmigrations/{migration}/audiences/{audience:?}"
+        ),
         "type": format!("io.creditmigration.notice.{:?}", notice.occasion),
         "time": notice.at,
         "subject": migration,

@@ -1,5 +1,5 @@
-//! Preflight's look at the checks of all stages: that each can be measured as it is written. Prometheus is asked once; no request
-//! goes to the application.
+//! Preflight's part on the checks of all stages: each must be measurable as it is written. Prometheus is queried once;
+//! no request goes to the application.
 
 use serde_json_path::JsonPath;
 use tokio_postgres::Client;
@@ -21,7 +21,7 @@ use crate::{
     },
 };
 
-/// Looks at each check once; `client` is `None` if the database cannot be reached.
+/// Verifies each check once; `client` is `None` if the database cannot be reached.
 pub async fn check(context: &TaskContext<'_>, client: Option<&Client>, findings: &mut Findings) {
     let checks = context.spec.plan.all_checks();
     let mut good = 0;
@@ -67,8 +67,8 @@ async fn invalid(context: &TaskContext<'_>, client: Option<&Client>, check: &Che
         return Some(format!("pattern: {last}; next: write a regular expression, for example \\bERROR\\b"));
     }
     if let Some(source) = &check.prometheus {
-        // Else a slip in the query is found when the new version is live, by a trigger that never fires. That there is no data yet is
-        // no slip.
+        // Otherwise a slip in the query is found when the new version is live, by a trigger that never fires. That
+        // there is no data yet is no slip.
         let answer = prometheus::measure(&Prober::new().ok()?, source, PROBE_TIMEOUT).await;
         let Measurement::Error(problem) = answer else { return None };
         return Some(format!("{problem}; next: correct url and query, and let this namespace's pods reach the server"));

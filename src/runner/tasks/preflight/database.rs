@@ -1,4 +1,4 @@
-//! Preflight's look at the database: versions, roles, privileges, tables, columns, claims.
+//! Preflight's part on the database: versions, roles, privileges, tables, columns, claims.
 
 use tokio_postgres::{Client, Row, error::ErrorPosition, types::ToSql};
 
@@ -22,7 +22,7 @@ const MIN_SERVER_VERSION: u32 = 13;
 /// How much of what cannot be dumped is named.
 const MAX_NAMED_OBJECTS: usize = 5;
 
-/// Looks at the database that `client` is connected to.
+/// Checks the database that `client` is connected to.
 pub async fn check(context: &TaskContext<'_>, target: &Target, client: &Client, findings: &mut Findings) {
     let name = &context.spec.plan.rehearsal.database;
     findings.add("server version", version(context, client).await);
@@ -57,7 +57,7 @@ pub async fn check(context: &TaskContext<'_>, target: &Target, client: &Client, 
 }
 
 /// Asks the server's own parser. Nothing is run: the text is the body of a temporary function that is rolled back, and
-/// an argument of a polymorphic type makes the server parse it without looking tables up. `false`: the server could not
+/// an argument of a polymorphic type makes the server parse it without resolving tables. `false`: the server could not
 /// be asked.
 ///
 /// # Errors
@@ -75,7 +75,7 @@ pub async fn parse(client: &Client, name: &str, sql: &str) -> Result<bool, Failu
     let _ = client.batch_execute("ROLLBACK").await;
     let Err(error) = parsed else { return Ok(true) };
     let Some(db) = error.as_db_error().filter(|db| db.code().code() == "42601") else { return Ok(false) };
-    // Mostly the server says where in the statement it is: the text begins on the statement's first line, and keeps
+    // Mostly the server says where in the statement it is: the text starts on the statement's first line, and keeps
     // its line breaks as a literal.
     let line = db.position().map(|position| {
         let (text, position) = match position {
@@ -103,7 +103,8 @@ fn fits(server: u32, tool: &Version) -> Result<String, Failure> {
         return Err(Failure::new(
             Reason::ServerTooNew,
             format!(
-                "the server is PostgreSQL {server}, pg_dump of this image is {}; next: use an image of the operator with pg_dump {server}",
+                "the server is PostgreSQL {server}, pg_dump of this image is {}; next: use an image of the operator \
+                    with pg_dump {server}",
                 tool.text
             ),
         ));
@@ -132,10 +133,12 @@ async fn primary(client: &Client) -> Result<String, Failure> {
 
 /// What the migration role itself must be.
 async fn role(target: &Target, client: &Client) -> Vec<(&'static str, Result<String, Failure>)> {
-    let query = "SELECT pg_has_role(d.datdba, 'USAGE'), pg_get_userbyid(d.datdba)::text, has_database_privilege(d.oid, 'CREATE'),
+    let query = "SELECT pg_has_role(d.datdba, 'USAGE'), pg_get_userbyid(d.datdba)::text,
+                        has_database_privilege(d.oid, 'CREATE'),
                         r.rolcreatedb OR r.rolsuper, pg_has_role('pg_signal_backend', 'USAGE'),
                         (SELECT rolsuper FROM pg_roles AS o WHERE o.oid = d.datdba)
-                 FROM pg_database AS d, pg_roles AS r WHERE d.datname = current_database() AND r.rolname = current_user";
+                 FROM pg_database AS d, pg_roles AS r
+                 WHERE d.datname = current_database() AND r.rolname = current_user";
     let row = match one(client, query, &[]).await {
         Ok(row) => row,
         Err(failure) => return vec![("privileges", Err(failure))],
@@ -168,12 +171,12 @@ fn own(what: &str, owner: &str, superuser: bool, me: &str) -> String {
     }
 }
 
-/// The role exists, its sessions can be ended, and the migration role can act as it to prove that writes are blocked.
+/// The role exists, its sessions can be ended, and the migration role can act as it to verify that writes are blocked.
 async fn application_role(target: &Target, client: &Client, application: &str) -> Result<String, Failure> {
     let major = scratch::server_version(client).await? / 10_000;
     // Since 16 membership alone does not allow SET ROLE.
     let right = if major >= 16 { "SET" } else { "MEMBER" };
-    // Without inheritance its sessions' begin is not to be seen, and those that must be ended would not be told from others.
+    // Without inheritance the start of its sessions is hidden, and those that must be ended could not be distinguished.
     let query =
         "SELECT pg_has_role(oid, $2), rolsuper, pg_has_role(oid, 'USAGE') OR pg_has_role('pg_read_all_stats', 'USAGE')
                  FROM pg_roles WHERE rolname::text = $1";
@@ -183,7 +186,8 @@ async fn application_role(target: &Target, client: &Client, application: &str) -
         return Err(Failure::new(
             Reason::RoleMissing,
             format!(
-                "role {application} does not exist; next: CREATE ROLE {them} LOGIN; or correct spec.database.applicationRoles"
+                "role {application} does not exist; next: CREATE ROLE {them} LOGIN; or correct \
+                    spec.database.applicationRoles"
             ),
         ));
     };
@@ -191,7 +195,8 @@ async fn application_role(target: &Target, client: &Client, application: &str) -
         return Err(Failure::new(
             Reason::PrivilegeMissing,
             format!(
-                "role {application} is a superuser, whose sessions only a superuser can end; next: ALTER ROLE {them} NOSUPERUSER;"
+                "role {application} is a superuser, whose sessions only a superuser can end; next: ALTER ROLE {them} \
+                    NOSUPERUSER;"
             ),
         ));
     }
@@ -205,7 +210,8 @@ async fn application_role(target: &Target, client: &Client, application: &str) -
         return Err(Failure::new(
             Reason::PrivilegeMissing,
             format!(
-                "role {} inherits nothing of {application}, so it does not see when sessions of {application} began; next: GRANT pg_read_all_stats TO {me};",
+                "role {} inherits nothing of {application}, so it does not see when sessions of {application} \
+                    started; next: GRANT pg_read_all_stats TO {me};",
                 target.user()
             ),
         ));
@@ -213,8 +219,8 @@ async fn application_role(target: &Target, client: &Client, application: &str) -
     Ok(format!("{} is a member", target.user()))
 }
 
-/// No enabled subscription writes to a protected table: the apply workers of logical replication fire no statement triggers, so the
-/// gate does not stop them.
+/// No enabled subscription writes to a protected table: the apply workers of logical replication fire no statement
+/// triggers, so the gate does not stop them.
 async fn subscriptions(client: &Client, tables: &[String]) -> Result<String, Failure> {
     // By name: before version 14 an ordinary role may not read the subscription's oid, but that of the view.
     let query = "WITH RECURSIVE tree (oid) AS (
@@ -234,7 +240,8 @@ async fn subscriptions(client: &Client, tables: &[String]) -> Result<String, Fai
     Err(Failure::new(
         Reason::WritesNotBlocked,
         format!(
-            "subscription {name} writes to {table}{more}, and the gate does not stop what logical replication applies; next: ALTER SUBSCRIPTION {} DISABLE;",
+            "subscription {name} writes to {table}{more}, and the gate does not stop what logical replication \
+                applies; next: ALTER SUBSCRIPTION {} DISABLE;",
             ident(name)
         ),
     ))
@@ -263,8 +270,8 @@ async fn owned_table(target: &Target, client: &Client, name: &str) -> Result<Str
     Ok("exists and is owned".to_owned())
 }
 
-/// `pg_dump` locks and reads every table, and reads every sequence, also those that the migration leaves alone. What belongs
-/// to an extension it leaves out.
+/// `pg_dump` locks and reads every table, and reads every sequence, also those that the migration leaves alone. What
+/// belongs to an extension it leaves out.
 async fn dumpable(target: &Target, client: &Client) -> Result<String, Failure> {
     let query = "SELECT n.nspname::text, c.relname::text, c.relkind = 'S', has_schema_privilege(n.oid, 'USAGE'),
                         has_table_privilege(c.oid, 'SELECT')
@@ -340,7 +347,8 @@ async fn time_zone(client: &Client, table: &str, column: &str, zone: &str) -> Re
         (false, false) => Err(Failure::new(
             Reason::ColumnMissing,
             format!(
-                "column {column} of {table} is timestamp without time zone, and the server knows no zone {zone:?}; next: set spec.credits.transactions.createdAtTimeZone to an IANA name, for example Europe/Berlin"
+                "column {column} of {table} is timestamp without time zone, and the server knows no zone {zone:?}; \
+                    next: set spec.credits.transactions.createdAtTimeZone to an IANA name, for example Europe/Berlin"
             ),
         )),
     }
@@ -358,8 +366,10 @@ enum Kind {
 async fn check_column(client: &Client, table: &str, column: &str, kind: Kind) -> Result<String, Failure> {
     // A domain counts as the type beneath it.
     let query = "SELECT format_type(a.atttypid, a.atttypmod),
-                        coalesce(nullif(t.typbasetype, 0), t.oid) IN ('int2'::regtype, 'int4'::regtype, 'int8'::regtype, 'numeric'::regtype),
-                        EXISTS (SELECT FROM pg_index AS i WHERE i.indrelid = a.attrelid AND i.indisunique AND i.indisvalid
+                        coalesce(nullif(t.typbasetype, 0), t.oid)
+                            IN ('int2'::regtype, 'int4'::regtype, 'int8'::regtype, 'numeric'::regtype),
+                        EXISTS (SELECT FROM pg_index AS i
+                                WHERE i.indrelid = a.attrelid AND i.indisunique AND i.indisvalid
                                 AND i.indpred IS NULL AND i.indnkeyatts = 1 AND i.indkey[0] = a.attnum),
                         coalesce(nullif(t.typbasetype, 0), t.oid) IN ('timestamptz'::regtype, 'timestamp'::regtype)
                  FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid
@@ -370,15 +380,17 @@ async fn check_column(client: &Client, table: &str, column: &str, kind: Kind) ->
         return Err(wrong("does not exist; next: correct the column's name in spec.credits".to_owned()));
     };
     let (kind_of, number, unique): (String, bool, bool) = (found.get(0), found.get(1), found.get(2));
-    // Later checks explain balances by the transactions since the cut-over: to the moment, not to the day.
+    // Later checks explain balances by the transactions since the cutover: to the moment, not to the day.
     if kind == Kind::Time && !found.get::<_, bool>(3) {
         return Err(wrong(format!(
-            "is {kind_of}, not timestamptz or timestamp; next: name the column with the time of a transaction in spec.credits.transactions.createdAtColumn"
+            "is {kind_of}, not timestamptz or timestamp; next: name the column with the time of a transaction in \
+                spec.credits.transactions.createdAtColumn"
         )));
     }
     if kind == Kind::Number && !number {
         return Err(wrong(format!(
-            "is {kind_of}, and money must be exact: smallint, integer, bigint or numeric; next: correct the column's name in spec.credits, or change its type before the migration"
+            "is {kind_of}, and money must be exact: smallint, integer, bigint or numeric; next: correct the column's \
+                name in spec.credits, or change its type before the migration"
         )));
     }
     if kind == Kind::Unique && !unique {
@@ -405,7 +417,8 @@ async fn claim(context: &TaskContext<'_>, client: &Client) -> Result<String, Fai
             Err(Failure::new(
                 Reason::DatabaseInUse,
                 format!(
-                    "migration {name} (uid {uid}) holds the database; next: let it end, or abort it with a MigrationDecision"
+                    "migration {name} (uid {uid}) holds the database; next: let it end, or abort it with a \
+                        MigrationDecision"
                 ),
             ))
         }

@@ -1,8 +1,8 @@
-//! Task `Preflight`: looks at everything that later tasks need, changes nothing that stays.
+//! Task `Preflight`: checks everything that later tasks need, and changes nothing that stays.
 //!
-//! Each finding says what was seen and, if it is wrong, the command that mends it. All are looked at, so that a team mends
-//! everything in one go; what needs the database is left out if it cannot be reached. The first wrong finding gives the
-//! task's reason.
+//! Each finding has the observed value and, if it is wrong, the command that fixes it. All are made, so that a team
+//! fixes everything in one go; what needs the database is left out if it cannot be reached. The first wrong finding
+//! gives the task's reason.
 
 mod checks;
 mod database;
@@ -26,7 +26,7 @@ use crate::{
 /// How long a request to the store is tried: a person is waiting for the answer.
 const PREFLIGHT_STORE_RETRY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Looks at everything. Notes `findings`.
+/// Checks everything. Reports `findings`.
 ///
 /// # Errors
 /// The first finding that is wrong.

@@ -1,5 +1,6 @@
-//! The rehearsal's look at checks that read the database: each is measured once on the migrated copy, before the way back. Else a query
-//! that does not fit the new schema is found when the new version is live, by a stage that cannot end or a trigger that never fires.
+//! The rehearsal's part on checks that read the database: each is measured once on the migrated copy, before the
+//! rollback. Otherwise a query that does not fit the new schema is found when the new version is live, by a stage that
+//! cannot end or a trigger that never fires.
 
 use std::time::Duration;
 
@@ -27,10 +28,11 @@ pub struct Measured {
 
 /// Measures the `sql` and `balances` checks of all stages once on `copy`.
 ///
-/// A check beyond its limit is told, not refused: the copy has no traffic.
+/// A check beyond its limit is reported, not refused: the copy has no traffic.
 ///
 /// # Errors
-/// `CheckNotMeasurable` for a check that can be measured on no copy of this schema; whatever connecting to `copy` fails with.
+/// `CheckNotMeasurable` for a check that can be measured on no copy of this schema; whatever connecting to `copy` fails
+/// with.
 pub async fn measure(context: &TaskContext<'_>, copy: &Target) -> Result<Measured, Failure> {
     let source_context = SourceContext::on(context, copy.clone().into())?;
     let mut measured = Measured::default();
@@ -59,8 +61,8 @@ pub async fn measure(context: &TaskContext<'_>, copy: &Target) -> Result<Measure
     Ok(measured)
 }
 
-/// Whether a check without data would hold its stage for ever. That a query has no row may change with traffic, and what a trigger does
-/// not find it does not watch.
+/// Whether a check without data would block its stage for ever. That a query has no row may change with traffic, and
+/// what a trigger does not find it does not watch.
 fn never_ends(plan: &CreditMigrationSpec, check: &Check) -> bool {
     let of_a_stage = plan.validation.checks.contains(check) || plan.monitoring.checks.contains(check);
     of_a_stage && check.balances.is_some() && check.on_breach != OnBreach::Warn

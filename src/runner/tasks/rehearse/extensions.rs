@@ -1,14 +1,15 @@
-//! Extensions that the dump has and the migration role may not create, such as `pg_stat_statements` on a stock PostgreSQL.
+//! Extensions that the dump has and the migration role may not create, such as `pg_stat_statements` on a stock
+//! PostgreSQL.
 //!
-//! A superuser made them in the database, and `pg_restore` would end at the first of them. The copy goes without; what needs
-//! one of them fails there by itself.
+//! A superuser made them in the database, and `pg_restore` would end at the first of them. The copy goes without; what
+//! needs one of them fails there by itself.
 
 use tokio_postgres::{Client, error::SqlState};
 
 use crate::runner::{Failure, database::control::ident};
 
-/// Those of the table of contents that the role may not create in the database of `client`. Whether it may, only trying
-/// tells: managed PostgreSQL allows more than the catalog says.
+/// Those of the table of contents that the role may not create in the database of `client`. Whether it may is found
+/// by an attempt: managed PostgreSQL allows more than the catalog says.
 ///
 /// # Errors
 /// Those of a database error.
@@ -44,7 +45,8 @@ fn named(list: &str) -> impl Iterator<Item = &str> {
     list.lines().filter_map(|line| entry(line, "EXTENSION -"))
 }
 
-/// Name of an entry of a kind: `2; 3079 16385 EXTENSION - pg_stat_statements `, with the owner, of whom extensions have none, at its end.
+/// Name of an entry of a kind: `2; 3079 16385 EXTENSION - pg_stat_statements `, with the owner, of whom extensions have
+/// none, at its end.
 fn entry<'a>(line: &'a str, kind: &str) -> Option<&'a str> {
     let (id, rest) = line.split_once("; ")?;
     if !id.bytes().all(|b| b.is_ascii_digit()) {

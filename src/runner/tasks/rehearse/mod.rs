@@ -1,8 +1,8 @@
 //! Task `Rehearse`: what will happen, on a copy that comes from the bucket.
 //!
 //! ```text
-//!  scratch database ─ pg_restore < object ─ counts as in the baseline ─ guards ─ fingerprint ─┐
-//!  drop it, always ─ fingerprint equal? ─ down SQL, verifyDown ─ checks ─ compare ─ up SQL ───┘
+//!  scratch database ─ pg_restore < object ─ counts as in the baseline ─ triggers ─ fingerprint ─┐
+//!  drop it, always ─ fingerprint equal? ─ down SQL, verifyDown ─ checks ─ compare ─ up SQL ─────┘
 //! ```
 //!
 //! # Contract
@@ -38,7 +38,7 @@ use crate::{
     shared::sql,
 };
 
-/// Advisory lock of the rehearsal, beside those of the control schema.
+/// Advisory lock of the rehearsal, in addition to those of the control schema.
 pub(in crate::runner) const LOCK_REHEARSAL: i32 = 16;
 /// Differences that a message names; the log has all.
 const MAX_NAMED_DIFFERENCES: usize = 10;
@@ -49,7 +49,7 @@ const ROLLOUT_SECONDS: f64 = 10.0;
 ///
 /// # Errors
 /// `ScratchDatabaseExists`, `BackupAltered`, `DumpFailed`; whatever up and down fail with; `CheckNotMeasurable`;
-/// `RollbackNotEqual`. What happened on the copy begins with `rehearsal: `.
+/// `RollbackNotEqual`. What happened on the copy starts with `rehearsal: `.
 pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
     let target = context.settings.target()?;
     let store = Store::open(&context.spec.plan.backup.store, &context.settings.store_keys()?, STORE_RETRY_TIMEOUT)?;
@@ -87,7 +87,7 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
 pub struct MigrationSql {
     /// The change.
     pub up: Sql,
-    /// The way back.
+    /// The rollback.
     pub down: Sql,
 }
 
@@ -100,12 +100,13 @@ pub fn migration_sql(context: &TaskContext<'_>) -> Result<MigrationSql, Failure>
     Ok(MigrationSql { up: up?, down: down? })
 }
 
-/// What a window needs, as [`migration_sql`]. Weeks after the up SQL was committed it may have changed or be gone, and so may the down SQL,
-/// which the database keeps: why one cannot be used is an error only for whoever has to run it.
+/// What a window needs, as [`migration_sql`]. Weeks after the up SQL was committed it may have changed or be gone, and
+/// so may the down SQL, which the database keeps: why one cannot be used is an error only for a task that has to run
+/// it.
 pub struct MountedSql {
     /// The change.
     pub up: Result<Sql, Failure>,
-    /// The way back.
+    /// The rollback.
     pub down: Result<Sql, Failure>,
 }
 
@@ -162,7 +163,7 @@ async fn rehearse(
     let differences = before.differences(&Fingerprint::take(&mut client).await?);
     if !differences.is_empty() {
         for difference in &differences {
-            tracing::error!("after the way back: {difference}");
+            tracing::error!("after the rollback: {difference}");
         }
         let more = differences.len().saturating_sub(MAX_NAMED_DIFFERENCES);
         let more = if more > 0 { format!(" and {more} more, see the log") } else { String::new() };
@@ -188,7 +189,8 @@ async fn rehearse(
     })
 }
 
-/// `verifyDown` can fail: a query without a boolean passes whatever it finds. Asked after the way back, which may make what the query calls.
+/// `verifyDown` can fail: a query without a boolean passes whatever it finds. Checked after the rollback, which may
+/// make what the query calls.
 async fn check_verify_down(client: &Client, control_spec: &ControlSpec) -> Result<(), Failure> {
     let Some(query) = &control_spec.verify_down else { return Ok(()) };
     let statement = client.prepare(query).await?;
@@ -197,7 +199,8 @@ async fn check_verify_down(client: &Client, control_spec: &ControlSpec) -> Resul
     }
     Err(Failure::new(
         Reason::VerifyDownFailed,
-        "verifyDown: the query has no boolean column, at least 1 is needed: it passes whatever it finds; next: write it as SELECT count(*) = 0 AS good FROM ...",
+        "verifyDown: the query has no boolean column, at least 1 is needed: it passes whatever it finds; next: write \
+            it as SELECT count(*) = 0 AS good FROM ...",
     ))
 }
 
@@ -206,13 +209,13 @@ fn expected_window(migrate_seconds: f64, compare_seconds: f64) -> f64 {
     2.0 * (migrate_seconds + compare_seconds) + ROLLOUT_SECONDS
 }
 
-/// Restores the object as it is in the bucket, with owners and grants: the roles are the same server's. Extensions that the
-/// role may not create are left out.
+/// Restores the object as it is in the bucket, with owners and grants: the roles are the same server's. Extensions that
+/// the role may not create are left out.
 async fn restore(context: &TaskContext<'_>, store: &Store, copy: &Target) -> Result<(), Failure> {
     let (object, expected) = verify_backup::inputs(context)?;
     let list = match verify_backup::list(context, store, object).await {
         Ok(list) => list,
-        // The whole object is read below, and tells whether somebody altered it.
+        // The whole object is read below, and shows whether it was altered.
         Err(failure) if failure.reason == Reason::BackupUnreadable => String::new(),
         Err(failure) => return Err(failure),
     };
@@ -239,13 +242,14 @@ async fn restore(context: &TaskContext<'_>, store: &Store, copy: &Target) -> Res
     let env = copy.libpq_env(context.settings.database_ca_file().as_deref());
     let running = context.tools.start("pg_restore", &arguments, &env)?;
     let streamed = verify_backup::stream_through(store, object, running).await?;
-    // A cut object makes pg_restore fail, too; that somebody altered it is the better explanation.
+    // A cut object makes pg_restore fail, too; an altered object is the better explanation.
     verify_backup::check_digest(object, &streamed, expected)?;
     streamed.ended.map_err(|failure| match left_out.is_empty() {
         true => failure,
         false => {
             let message = format!(
-                "{}; role {} may not create {}, without which the copy was made; next: if what failed needs it, mark it as trusted (trusted = true in its control file on the server)",
+                "{}; role {} may not create {}, without which the copy was made; next: if what failed needs it, mark \
+                    it as trusted (trusted = true in its control file on the server)",
                 failure.message,
                 copy.user(),
                 left_out.join(", ")

@@ -1,4 +1,4 @@
-//! The window's way to the controller: its own `MigrationRun` at the API server.
+//! The window's channel to the controller: its own `MigrationRun` at the API server.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -60,7 +60,7 @@ pub(in crate::runner) async fn run(
     let outcome = super::run(&channel, &target, &plan, &context.stop).await;
     let handed_over = outcome.failure.as_ref().is_some_and(|failure| failure.reason == Reason::PodFailed);
     if outcome.progress.state == WindowState::Held && !handed_over {
-        // The report of the end would end the process, within the grace in which nobody is told yet.
+        // The report of the end would end the process, within the grace before the alert is sent.
         tokio::select! {
             () = channel.until_acknowledged(ORDER_POLL_INTERVAL, notify::ALERT_GRACE + notify::DELIVERY_TIMEOUT) => {}
             () = context.stop.cancelled() => {}
@@ -89,8 +89,8 @@ struct ApiChannel {
 }
 
 impl ApiChannel {
-    /// A channel over a run's reporter. `alert` hears what is ordered and reported, `cache` has each new order; `known` is the order
-    /// that the process began with.
+    /// A channel over a run's reporter. `alert` gets what is ordered and reported, `cache` has each new order; `known`
+    /// is the order that the process started with.
     pub fn new(
         reporter: Reporter,
         prober: Prober,
@@ -103,13 +103,13 @@ impl ApiChannel {
         Self { reporter, prober, probe, alert, cache, known: Mutex::new(known) }
     }
 
-    /// The alarm, at the process's end.
+    /// The alert, at the process's end.
     pub fn into_alert(self) -> Alert {
         self.alert
     }
 
-    /// After a window that ended as `Held`: until people were told, or the controller shows by a new order that it is at it; then
-    /// it tells. At most `limit`; the alarm goes on after it, for as long as the process lives.
+    /// After a window that ended stuck: until the alert was delivered, or a new order shows that the controller handles
+    /// it and notifies. At most `limit`; the alert goes on after it, for as long as the process lives.
     pub async fn until_acknowledged(&self, every: Duration, limit: Duration) {
         let first_order = self.known();
         let ordered = async {
@@ -137,7 +137,7 @@ impl ApiChannel {
     }
 }
 
-/// What stands in `spec.window`; `Standby` as long as there is no order.
+/// The order in `spec.window`; `Standby` as long as there is no order.
 fn order_of(window: &Option<WindowOrder>) -> WindowOrder {
     window.clone().unwrap_or(WindowOrder { command: WindowCommand::Standby, deadline: None })
 }
@@ -169,8 +169,9 @@ impl Channel for ApiChannel {
 
     async fn successor(&self) -> Result<(), ChannelError> {
         self.order().await?;
-        // Of a namespace that is being deleted the pods go first: the run is still there, but no other pod can be made for it.
-        // Without the right to look (an older chart) the run's own word must do: a refusal here must not read as the run's.
+        // Of a namespace that is being deleted the pods go first: the run is still there, but no other pod can be made
+        // for it. Without the right to read it (an older chart) the run alone decides: a refusal here must not count as
+        // one of the run.
         match within(self.reporter.namespace_ends()).await {
             Ok(true) => Err(ChannelError::Gone),
             Ok(false) | Err(ChannelError::Denied(_)) => Ok(()),
@@ -179,7 +180,7 @@ impl Channel for ApiChannel {
     }
 
     async fn report(&self, progress: &WindowProgress, note: Option<&Failure>) -> Result<(), ChannelError> {
-        // Before the API server is told: it may hang.
+        // Before the report to the API server, which may hang.
         self.alert.reported(progress, note);
         let mut fields = Map::new();
         fields.insert("window".into(), window_fields(progress));
