@@ -261,7 +261,8 @@ mod tests {
         least 100 needed")]
     #[case(json!({"max": "1", "minimumSamples": 100}), value("0.5"), CheckOutcome::NoData, "an unknown number of \
         samples, at least 100 needed")]
-    #[case(json!({"max": "1", "minimumSamples": 100}), sampled("5", 1204.0), CheckOutcome::Fail, "5 > 1 (1204 samples)")]
+    #[case(json!({"max": "1", "minimumSamples": 100}), sampled("5", 1204.0), CheckOutcome::Fail,
+        "5 > 1 (1204 samples)")]
     #[case(json!({}), Measurement::Value { value: Value::Answered, samples: None }, CheckOutcome::Pass, "answered as \
         expected")]
     #[case(json!({"max": "1"}), Measurement::Error("e".into()), CheckOutcome::Error, "e")]

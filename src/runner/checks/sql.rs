@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     api::{Reason, SqlCheck},
-    runner::{Failure, database::connection::classify},
+    runner::Failure,
     shared::{self, sql::ProblemKind},
 };
 
