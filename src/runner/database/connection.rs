@@ -40,7 +40,7 @@ const CHECK_CLIENT_SQL: &str = "SELECT pg_catalog.set_config(name, '1000', false
 /// takes over. Where it cannot, it stays as it is. To be called again after `RESET ALL`.
 pub(crate) async fn watch_client(client: &Client) {
     if let Err(error) = client.batch_execute(CHECK_CLIENT_SQL).await {
-        tracing::debug!(cause = %classify(&error), "the server does not check for its client during a statement");
+        tracing::debug!(cause = %Failure::from(&error), "the server does not check for its client during a statement");
     }
 }
 
@@ -351,40 +351,42 @@ impl Query {
     }
 }
 
-/// By [`classify`], so that `?` converts the error of a running session.
-impl From<tokio_postgres::Error> for Failure {
-    fn from(error: tokio_postgres::Error) -> Self {
-        classify(&error)
+/// What an error of a running session means. Never its `detail`, which quotes rows.
+impl From<&tokio_postgres::Error> for Failure {
+    fn from(error: &tokio_postgres::Error) -> Self {
+        let Some(db) = error.as_db_error() else {
+            return Failure::new(
+                Reason::ConnectionLost,
+                format!("the connection to PostgreSQL was lost: {}", root_cause(error)),
+            );
+        };
+        let code = db.code();
+        let message = format!("{} (SQLSTATE {})", safe_message(db), code.code());
+        let reason = match code.code() {
+            "55P03" | "40P01" => Reason::LockTimeout,
+            "57P01" | "57P02" | "57P03" | "57P05" => Reason::ConnectionLost,
+            "28P01" | "28000" => Reason::AuthenticationFailed,
+            "3D000" => Reason::WrongDatabase,
+            other if other.starts_with("08") => Reason::ConnectionLost,
+            // Serialization, resources, system, internal: the same SQL may work the next time.
+            "40001" | "57014" => Reason::DatabaseUnavailable,
+            other if ["53", "58", "XX"].iter().any(|class| other.starts_with(class)) => Reason::DatabaseUnavailable,
+            _ => Reason::SqlFailed,
+        };
+        Failure::new(reason, message)
     }
 }
 
-/// What an error of a running session means. Never its `detail`, which quotes rows.
-pub fn classify(error: &tokio_postgres::Error) -> Failure {
-    let Some(db) = error.as_db_error() else {
-        return Failure::new(
-            Reason::ConnectionLost,
-            format!("the connection to PostgreSQL was lost: {}", root_cause(error)),
-        );
-    };
-    let code = db.code();
-    let message = format!("{} (SQLSTATE {})", safe_message(db), code.code());
-    let reason = match code.code() {
-        "55P03" | "40P01" => Reason::LockTimeout,
-        "57P01" | "57P02" | "57P03" | "57P05" => Reason::ConnectionLost,
-        "28P01" | "28000" => Reason::AuthenticationFailed,
-        "3D000" => Reason::WrongDatabase,
-        other if other.starts_with("08") => Reason::ConnectionLost,
-        // Serialization, resources, system, internal: the same SQL may work the next time.
-        "40001" | "57014" => Reason::DatabaseUnavailable,
-        other if ["53", "58", "XX"].iter().any(|class| other.starts_with(class)) => Reason::DatabaseUnavailable,
-        _ => Reason::SqlFailed,
-    };
-    Failure::new(reason, message)
+/// For `?`.
+impl From<tokio_postgres::Error> for Failure {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self::from(&error)
+    }
 }
 
-/// Same as [`classify`], with the statement's number, counted from 1, in front.
-pub fn classify_statement(error: &tokio_postgres::Error, number: usize, of: usize) -> Failure {
-    let Failure { reason, message } = classify(error);
+/// A database error, with the statement's number, counted from 1, in front.
+pub fn statement_failure(error: &tokio_postgres::Error, number: usize, of: usize) -> Failure {
+    let Failure { reason, message } = Failure::from(error);
     Failure::new(reason, format!("statement {number} of {of}: {message}"))
 }
 
