@@ -8,6 +8,10 @@
 //!                      └─ phase Succeeded or Failed, reason, message; repeated until the API server has it
 //! ```
 //!
+//! # Folders
+//! `tasks` imports `checks`, `database`, `clients` and `report`; `checks` imports `database` and `clients`; `database` and
+//! `report` import `clients`. `failure` is for all of them, `settings` and `context` are for `tasks` and `checks`.
+//!
 //! # Exit code
 //! 0 if the run's status has the end, also a failed one: the status is the truth, not the Job. Other than 0 if the
 //! process ended without a report: then the end of its pod is the only sign.
