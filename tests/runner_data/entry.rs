@@ -355,7 +355,7 @@ async fn a_stuck_window_without_the_api_server_notifies() {
     let id = format!("{}-Window-1-held.Team.chat", world.spec.migration_uid);
     assert_eq!(reported[0]["headers"]["idempotency-key"], json!(id));
     let text = reported[0]["body"]["text"].as_str().unwrap();
-    for words in ["stay blocked", "deadline", "rollback simplify-credits --confirm", "+49 30 000000", "emergency.md"] {
+    for words in ["still blocked", "deadline", "rollback simplify-credits --confirm", "+49 30 000000", "emergency.md"] {
         assert!(text.contains(words), "{words} is not in {text}");
     }
     assert!(!String::from_utf8_lossy(&output.stderr).contains(&path));
