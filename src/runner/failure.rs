@@ -23,6 +23,11 @@ impl Failure {
         Self::new(problem.kind.into(), format!("{name}, line {}: {}", problem.line, problem.message))
     }
 
+    /// The end of a task whose process received SIGTERM.
+    pub(in crate::runner) fn terminated() -> Self {
+        Self::new(Reason::PodFailed, "the pod received SIGTERM before the task finished")
+    }
+
     /// Whether the connection to the database was lost or could not be made: another session may succeed.
     pub fn is_connection_lost(&self) -> bool {
         matches!(self.reason, Reason::ConnectionLost | Reason::HostUnreachable)

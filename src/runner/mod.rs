@@ -8,42 +8,22 @@
 //!                      └─ phase Succeeded or Failed, reason, message; repeated until the API server has it
 //! ```
 //!
+//! # Folders
+//! `tasks` imports `checks`, `database`, `clients` and `report`; `checks` imports `database` and `clients`; `database` and
+//! `report` import `clients`. `failure` is for all of them, `settings` and `context` are for `tasks` and `checks`.
+//!
 //! # Exit code
-//! 0 if the run's status tells the end, also a failed one: the status is the truth, not the Job. Other than 0 if the
-//! process ended without having told: then its pod's end is the only sign.
+//! 0 if the run's status has the end, also a failed one: the status is the truth, not the Job. Other than 0 if the
+//! process ended without a report: then the end of its pod is the only sign.
 
-pub mod archive;
-pub mod backup;
-pub mod channel;
 pub mod checks;
-pub mod cleanup;
-pub mod code_backup;
+pub mod clients;
+pub mod context;
 pub mod database;
 mod failure;
-pub mod fingerprint;
-pub mod follow_up;
-pub mod git;
-pub mod judge;
-mod kept;
-pub mod key_users;
-pub mod notify;
-pub mod postgres;
-pub mod preflight;
-mod preflight_checks;
-mod preflight_database;
-pub mod probe;
-pub mod rehearsal;
-mod rehearsal_checks;
 pub mod report;
-pub mod scratch;
 pub mod settings;
-pub mod sources;
-pub mod statistics;
-pub mod store;
 pub mod tasks;
-mod tls;
-pub mod verify;
-pub mod work;
 
 use std::{process::ExitCode, time::Duration};
 
@@ -55,29 +35,25 @@ pub use failure::Failure;
 pub(crate) use failure::UnlessLost;
 
 use self::{
-    archive::Tools,
-    channel::{ApiChannel, order_of, whole},
-    kept::Kept,
-    notify::Alarm,
-    probe::Prober,
-    report::{Progress, Reporter, Unreported},
+    clients::pg_tools::Tools,
+    context::TaskContext,
+    report::{Progress, Reporter, StatusReporting, Unreported, order_cache::OrderCache},
     settings::Settings,
-    tasks::window::{self, WindowPlan},
-    work::Work,
+    tasks::{
+        backup, cleanup, code_backup, export_key_users, follow_up, notify, preflight, rehearse, validate,
+        verify_backup, window::api_channel,
+    },
 };
 use crate::{
-    api::{CheckResult, Direction, MigrationRun, MigrationRunStatus, Reason, RunPhase, Task, WindowState, mounts},
+    api::{CheckResult, Direction, MigrationRun, RunPhase, Task, mounts},
     telemetry,
 };
 
-/// How often a window task asks for orders.
-const POLL: Duration = Duration::from_millis(250);
-
 /// How long a restarted window task waits for the API server before it goes on from what it kept.
-const API_PATIENCE: Duration = Duration::from_secs(3);
+const API_SERVER_WAIT: Duration = Duration::from_secs(3);
 
-/// Exit code of a process that ended without having told how.
-const NOT_TOLD: u8 = 1;
+/// Exit code of a process that ended without reporting how.
+const EXIT_UNREPORTED: u8 = 1;
 
 /// Carries out the task of this pod's `MigrationRun`.
 pub async fn run() -> ExitCode {
@@ -92,7 +68,7 @@ pub async fn run() -> ExitCode {
                 let stop = stop.clone();
                 let terminated = async move {
                     signal.recv().await;
-                    tracing::info!("told to end");
+                    tracing::info!("received SIGTERM");
                     stop.cancel();
                 };
                 tokio::spawn(terminated.in_current_span());
@@ -103,7 +79,7 @@ pub async fn run() -> ExitCode {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 tracing::error!(error, "the run does not tell how the task ended");
-                ExitCode::from(NOT_TOLD)
+                ExitCode::from(EXIT_UNREPORTED)
             }
         }
     }
@@ -111,71 +87,32 @@ pub async fn run() -> ExitCode {
     .await
 }
 
+/// Loads the run, carries out its task, reports how it ended.
+///
 /// # Errors
-/// Why the run's status does not tell how the task ended.
+/// Why the run's status does not say how the task ended.
 async fn carry_out(stop: &CancellationToken) -> Result<(), String> {
     let env = |name: &str| std::env::var(name).map_err(|_| format!("environment variable {name} is missing"));
     let (name, namespace) = (env(mounts::ENV_RUN)?, env(mounts::ENV_NAMESPACE)?);
     let pod = std::env::var(mounts::ENV_POD).unwrap_or_default();
     let reporter = Reporter::new(&namespace, &name, &pod).await.map_err(|e| e.message)?;
-    let kept = Kept::in_temporary_folder(&name);
-    let run = tokio::select! {
-        run = reporter.get() => run.or_else(|| kept.read()),
-        // A window's container that was restarted while the API server is away: the database and the deadline do not wait.
-        Some(run) = kept.read_after(API_PATIENCE) => Some(run),
-        // A window's restarted container: writes may be blocked, and it must find out whether another pod will come.
-        () = stop.cancelled() => match kept.read() {
-            Some(run) => Some(run),
-            None => return Err("told to end before the task was known".to_owned()),
-        },
+    let cache = OrderCache::in_temporary_folder(&name);
+    let run = match load_run(&reporter, &cache, stop).await {
+        Loaded::Run(run) => *run,
+        Loaded::Finished(phase) => {
+            tracing::info!(?phase, "the task has ended before; nothing is done");
+            return Ok(());
+        }
+        Loaded::Gone => return gone(),
+        Loaded::Terminated => return Err("received SIGTERM before the task was known".to_owned()),
     };
-    let Some(run) = run else { return gone() };
     telemetry::record_task(&run.spec.migration, run.spec.task, run.spec.attempt);
-    let in_window = matches!(run.spec.task, Task::Window | Task::RollbackWindow);
-    if in_window {
-        kept.write(&run);
-    }
-    let status = run.status.clone().unwrap_or_default();
-    if matches!(status.phase, RunPhase::Succeeded | RunPhase::Failed) {
-        tracing::info!(phase = ?status.phase, "the task has ended before; nothing is done");
-        return Ok(());
-    }
-    tracing::info!("begin");
-    let progress = Progress::default();
-    let told = async {
-        let started = status.started_at.unwrap_or_else(telemetry::now);
-        let beside = if in_window {
-            // Beside the window, which waits for nobody; a run that is gone is the window's own business.
-            let reporter = reporter.clone();
-            Some(tokio::spawn(async move { reporter.begun(started).await }.in_current_span()))
-        } else {
-            reporter.begun(started).await?;
-            None
-        };
-        let following = reporter.follow(&progress);
-        let result = dispatch(&run, &namespace, &status, &reporter, kept, &progress, stop).await;
-        // One that is still in mid-request could overwrite the end with what was before it.
-        following.abort();
-        let _ = following.await;
-        if let Some(begun) = beside {
-            begun.abort();
-            let _ = begun.await;
-        }
-        if stop.is_cancelled() {
-            return Ok(None);
-        }
-        match &result {
-            Ok(message) => tracing::info!(detail = message, "succeeded"),
-            Err(failure) => tracing::error!(reason = %failure.reason, error = %failure, "failed"),
-        }
-        reporter.ended(&result, &progress).await?;
-        Ok::<_, Unreported>(Some(()))
-    };
-    match told.await {
-        Ok(Some(())) => Ok(()),
-        // Checks run until they are told to end: that is how they end.
-        Ok(None) if matches!(run.spec.task, Task::Validate | Task::Monitor) => Ok(()),
-        Ok(None) => Err("told to end before the task was done".to_owned()),
+    tracing::info!("start");
+    match report_task(&run, &namespace, &reporter, cache, stop).await {
+        Ok(TaskEnd::Reported) => Ok(()),
+        // Checks run until SIGTERM: that is how they end.
+        Ok(TaskEnd::Terminated) if matches!(run.spec.task, Task::Validate | Task::Monitor) => Ok(()),
+        Ok(TaskEnd::Terminated) => Err("received SIGTERM before the task finished".to_owned()),
         Err(Unreported::Gone) => gone(),
         Err(error) => Err(error.to_string()),
     }
@@ -186,95 +123,127 @@ fn gone() -> Result<(), String> {
     Ok(())
 }
 
-async fn dispatch(
+/// What is known of the run at the start of its process.
+enum Loaded {
+    /// The run, whose task is to be carried out.
+    Run(Box<MigrationRun>),
+    /// Its task has ended before, as another process of it reported.
+    Finished(RunPhase),
+    /// The run was deleted.
+    Gone,
+    /// The process received SIGTERM before the task was known.
+    Terminated,
+}
+
+/// Reads the run: from the API server, or from the order cache of a window's earlier container.
+async fn load_run(reporter: &Reporter, cache: &OrderCache, stop: &CancellationToken) -> Loaded {
+    let run = tokio::select! {
+        run = reporter.get() => run.or_else(|| cache.read()),
+        // A window's container that was restarted while the API server is away: the database and the deadline do not
+        // wait.
+        Some(run) = cache.read_after(API_SERVER_WAIT) => Some(run),
+        // A window's restarted container: writes may be blocked, and it must find out whether another pod will come.
+        () = stop.cancelled() => match cache.read() {
+            Some(run) => Some(run),
+            None => return Loaded::Terminated,
+        },
+    };
+    let Some(run) = run else { return Loaded::Gone };
+    if is_window(&run) {
+        cache.write(&run);
+    }
+    match run.status.as_ref().map(|status| status.phase) {
+        Some(phase @ (RunPhase::Succeeded | RunPhase::Failed)) => Loaded::Finished(phase),
+        _ => Loaded::Run(Box::new(run)),
+    }
+}
+
+fn is_window(run: &MigrationRun) -> bool {
+    matches!(run.spec.task, Task::Window | Task::RollbackWindow)
+}
+
+/// How a task ended, as far as the API server is concerned.
+enum TaskEnd {
+    /// Its end was reported.
+    Reported,
+    /// The process received SIGTERM; nothing is reported, since another process of the run may go on.
+    Terminated,
+}
+
+/// Carries out the task between the report of its start and that of its end.
+///
+/// # Errors
+/// [`Unreported`].
+async fn report_task(
     run: &MigrationRun,
     namespace: &str,
-    status: &MigrationRunStatus,
     reporter: &Reporter,
-    kept: Kept,
-    progress: &Progress,
+    cache: OrderCache,
     stop: &CancellationToken,
-) -> Result<String, Failure> {
-    let spec = &run.spec;
+) -> Result<TaskEnd, Unreported> {
+    let status = run.status.clone().unwrap_or_default();
+    let progress = Progress::default();
+    let started = status.started_at.unwrap_or_else(telemetry::now);
+    let reporting = if is_window(run) {
+        // A window waits for no report; a run that is gone is handled by the window itself.
+        StatusReporting::new_in_background(reporter, &progress, started)
+    } else {
+        StatusReporting::new(reporter, &progress, started).await?
+    };
     let root = std::env::var(mounts::ENV_ROOT).unwrap_or_else(|_| mounts::ROOT.to_owned());
-    let work = Work {
-        spec,
-        settings: Settings::new(root, spec, namespace),
+    let context = TaskContext {
+        spec: &run.spec,
+        settings: Settings::new(root, &run.spec, namespace),
         tools: Tools::in_path(),
-        progress: progress.clone(),
+        progress,
         stop: stop.clone(),
     };
-    match spec.task {
-        Task::Preflight => stoppable(stop, preflight::run(&work)).await,
-        Task::CodeBackup => code_backup::run(&work).await,
-        Task::Backup => backup::run(&work).await,
-        Task::VerifyBackup => verify::run(&work).await,
-        Task::ExportKeyUsers => key_users::run(&work).await,
-        Task::Rehearse => rehearsal::run(&work).await,
-        Task::Window => window(&work, reporter, kept, Direction::Forward).await,
-        Task::RollbackWindow => window(&work, reporter, kept, Direction::Rollback).await,
-        Task::Validate | Task::Monitor => checks(&work, &spec.plan.checks_of(spec.task), &status.checks).await,
-        Task::DayCheck | Task::WeekReview => follow_up::run(&work, &status.checks).await,
-        Task::Notify => stoppable(stop, notify::run(&work)).await,
-        Task::Cleanup => stoppable(stop, cleanup::run(&work)).await,
+    let result = execute_task(&context, &status.checks, reporter, cache).await;
+    if stop.is_cancelled() {
+        reporting.abandon().await;
+        return Ok(TaskEnd::Terminated);
+    }
+    match &result {
+        Ok(message) => tracing::info!(detail = message, "succeeded"),
+        Err(failure) => tracing::error!(reason = %failure.reason, error = %failure, "failed"),
+    }
+    reporting.finish(&result).await?;
+    Ok(TaskEnd::Reported)
+}
+
+/// Carries out the task. `before` is what an earlier process of the run reported of its checks.
+///
+/// # Errors
+/// Those of the task.
+async fn execute_task(
+    context: &TaskContext<'_>,
+    before: &[CheckResult],
+    reporter: &Reporter,
+    cache: OrderCache,
+) -> Result<String, Failure> {
+    match context.spec.task {
+        Task::Preflight => unless_terminated(context, preflight::run(context)).await,
+        Task::CodeBackup => code_backup::run(context).await,
+        Task::Backup => backup::run(context).await,
+        Task::VerifyBackup => verify_backup::run(context).await,
+        Task::ExportKeyUsers => export_key_users::run(context).await,
+        Task::Rehearse => rehearse::run(context).await,
+        Task::Window => api_channel::run(context, reporter, cache, Direction::Forward).await,
+        Task::RollbackWindow => api_channel::run(context, reporter, cache, Direction::Rollback).await,
+        Task::Validate | Task::Monitor => validate::run(context, before).await,
+        Task::DayCheck | Task::WeekReview => follow_up::run(context, before).await,
+        Task::Notify => unless_terminated(context, notify::run(context)).await,
+        Task::Cleanup => unless_terminated(context, cleanup::run(context)).await,
     }
 }
 
 /// For tasks that leave nothing behind when they are cut off, or whose next process goes on where they were.
-async fn stoppable(
-    stop: &CancellationToken,
+async fn unless_terminated(
+    context: &TaskContext<'_>,
     task: impl Future<Output = Result<String, Failure>>,
 ) -> Result<String, Failure> {
     tokio::select! {
         result = task => result,
-        () = stop.cancelled() => Err(Work::stopped()),
-    }
-}
-
-async fn checks(work: &Work<'_>, checks: &[crate::api::Check], before: &[CheckResult]) -> Result<String, Failure> {
-    checks::watch(work, checks, before, &work.stop).await?;
-    Ok("ended by the controller".to_owned())
-}
-
-async fn window(work: &Work<'_>, reporter: &Reporter, kept: Kept, direction: Direction) -> Result<String, Failure> {
-    let target = work.settings.target()?;
-    let sql = rehearsal::for_window(work);
-    let order = order_of(&work.spec.window);
-    let plan = WindowPlan {
-        control_spec: work.control_spec(),
-        direction,
-        attempt: work.spec.attempt,
-        up: sql.up,
-        down: sql.down,
-        inputs: work.spec.inputs.clone(),
-        order: order.clone(),
-        poll: POLL,
-    };
-    let (probe, alarm) = (work.spec.plan.application.version_probe.clone(), Alarm::new(work, notify::GRACE));
-    let channel = ApiChannel::new(reporter.clone(), Prober::new()?, probe, alarm, kept, order);
-    let outcome = window::run(&channel, &target, &plan, &work.stop).await;
-    let handed_over = outcome.failure.as_ref().is_some_and(|failure| failure.reason == Reason::PodFailed);
-    if outcome.progress.state == WindowState::Held && !handed_over {
-        // The report of the end would end the process, within the grace in which nobody is told yet.
-        tokio::select! {
-            () = channel.until_heard(POLL, notify::GRACE + notify::TIMEOUT) => {}
-            () = work.stop.cancelled() => {}
-        }
-        if work.stop.is_cancelled() {
-            // No pod comes after this one. In all other cases the process lives on until its end was reported.
-            channel.into_alarm().settle(notify::TIMEOUT).await;
-        }
-    }
-    work.progress.note("window", &whole(&outcome.progress));
-    match outcome.failure {
-        None => Ok(format!("window ended: {:?}", outcome.progress.state)),
-        Some(failure) => Err(failure),
-    }
-}
-
-/// A task that ended without a reason of its own: a defect.
-impl From<Unreported> for Failure {
-    fn from(error: Unreported) -> Self {
-        Failure::new(Reason::Internal, error.to_string())
+        () = context.stop.cancelled() => Err(Failure::terminated()),
     }
 }

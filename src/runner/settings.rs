@@ -1,6 +1,6 @@
 //! What the pod has mounted: Secrets and SQL that the migration's spec names.
 //!
-//! Every mount is optional for Kubernetes, so a missing Secret or key shows here, with the command that mends it, and
+//! Every mount is optional for Kubernetes, so a missing Secret or key shows here, with the command that fixes it, and
 //! not as a pod that never starts.
 
 use std::{
@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Failure, postgres::Target};
+use super::{Failure, clients::object_store::StoreKeys, database::connection::Target};
 use crate::api::{KeyRef, MigrationRunSpec, Reason, SqlSource, mounts, sha256};
 
 /// Reads below one folder, for one run.
@@ -19,22 +19,12 @@ pub struct Settings<'a> {
     namespace: &'a str,
 }
 
-/// Keys of the object store. No `Debug`: it must not get into a log.
-pub struct StoreKeys {
-    /// Access key.
-    pub access_key_id: String,
-    /// Secret key.
-    pub secret_access_key: String,
-    /// PEM certificates of the authorities to trust; those of the system when absent.
-    pub ca: Option<String>,
-}
-
 /// Both SQL texts, as the controller saw them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SqlTexts {
     /// The change.
     pub up: String,
-    /// The way back.
+    /// The rollback.
     pub down: String,
 }
 
@@ -76,7 +66,8 @@ impl<'a> Settings<'a> {
             return Err(Failure::new(
                 Reason::WrongDatabase,
                 format!(
-                    "the URL in key {} of Secret {}/{} leads to database {:?}, spec.database.name is {name:?}; next: correct one of them",
+                    "the URL in key {} of Secret {}/{} leads to database {:?}, spec.database.name is {name:?}; next: \
+                        correct one of them",
                     connection.secret_ref.key,
                     self.namespace,
                     connection.secret_ref.name,
@@ -118,7 +109,7 @@ impl<'a> Settings<'a> {
         self.read(&mounts::secret(name, key))
     }
 
-    /// A value of a further Secret: see [`mounts::secret`]. `example` stands in the command that makes it.
+    /// A value of a further Secret: see [`mounts::secret`]. `example` is its value in the command that makes it.
     ///
     /// # Errors
     /// `SecretKeyMissing`.
@@ -175,7 +166,7 @@ impl<'a> Settings<'a> {
     /// The up SQL.
     ///
     /// # Errors
-    /// `SqlChanged` if it is missing or not the text whose digest stands in the run's inputs.
+    /// `SqlChanged` if it is missing or not the text whose digest is in the run's inputs.
     pub fn up_sql(&self) -> Result<String, Failure> {
         self.sql_text(mounts::UP_SQL, &self.spec.plan.migration.up, &self.spec.inputs.up_sha256)
     }
@@ -195,7 +186,8 @@ impl<'a> Settings<'a> {
             return Err(Failure::new(
                 Reason::SqlChanged,
                 format!(
-                    "{object} is missing; next: kubectl -n {ns} create configmap {name} --from-file={key}; if it exists, kubectl -n {ns} edit configmap {name}",
+                    "{object} is missing; next: kubectl -n {ns} create configmap {name} --from-file={key}; if it \
+                        exists, kubectl -n {ns} edit configmap {name}",
                     ns = self.namespace
                 ),
             ));
@@ -206,7 +198,8 @@ impl<'a> Settings<'a> {
             return Err(Failure::new(
                 Reason::SqlChanged,
                 format!(
-                    "{object} has {found}, the controller read {expected}; next: keep it unchanged while the migration is under way"
+                    "{object} has {found}, the controller read {expected}; next: keep it unchanged while the \
+                        migration is under way"
                 ),
             ));
         }
@@ -242,7 +235,7 @@ impl<'a> Settings<'a> {
     }
 }
 
-/// What stands for a value in a command.
+/// The placeholder of a value in a command.
 #[derive(Clone, Copy)]
 pub(super) enum Example<'a> {
     /// Itself.
@@ -251,8 +244,8 @@ pub(super) enum Example<'a> {
     File,
 }
 
-/// The commands that give a Secret a key: whether there is a Secret without it, or none at all, a pod cannot tell unless it has seen it
-/// (`exists`). One that exists is patched: its other keys stay.
+/// The commands that give a Secret a key: whether there is a Secret without it, or none at all, a pod does not know
+/// unless it has read it (`exists`). One that exists is patched: its other keys stay.
 pub(super) fn set_key(namespace: &str, name: &str, key: &str, example: Example<'_>, exists: bool) -> String {
     let (option, patch) = match example {
         Example::Value(value) => {
@@ -289,7 +282,10 @@ mod tests {
 
     #[rstest]
     #[case::unknown(Example::Value("VALUE"), false,
-        r#"next: kubectl -n shop create secret generic db --from-literal=url='VALUE'; if it exists, kubectl -n shop patch secret db -p '{"stringData": {"url": "VALUE"}}'"#)]
+        concat!(
+            "next: kubectl -n shop create secret generic db --from-literal=url='VALUE'; if it exists, ",
+            r#"kubectl -n shop patch secret db -p '{"stringData": {"url": "VALUE"}}'"#
+        ))]
     #[case::empty(
         Example::Value("VALUE"),
         true,

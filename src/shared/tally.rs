@@ -1,7 +1,7 @@
 //! "N of the last M measurements failed", and the breach that follows.
 //!
 //! One rule for the checks that the controller measures and for those that a runner measures. It replaces the counting
-//! in `runner/judge.rs` (`last`, `measured`, `breached`).
+//! in `runner/checks/evaluator.rs` (`last`, `measured`, `breached`).
 
 use std::collections::VecDeque;
 

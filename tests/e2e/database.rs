@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-pub use credit_migration::runner::fingerprint::Fingerprint;
-use credit_migration::runner::postgres::Target;
+use credit_migration::runner::database::connection::Target;
+pub use credit_migration::runner::database::fingerprint::Fingerprint;
 use tokio_postgres::{Client, SimpleQueryMessage, error::SqlState};
 
 use super::cluster::{eventually, state_file};

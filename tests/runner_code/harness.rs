@@ -14,7 +14,10 @@ use std::{
 
 use credit_migration::{
     api::{CodeBackupEvidence, MigrationRunSpec, Reason, RunInputs, Task, mounts},
-    runner::{Failure, archive::Tools, code_backup, git::Git, report::Progress, settings::Settings, work::Work},
+    runner::{
+        Failure, clients::pg_tools::Tools, context::TaskContext, report::Progress, settings::Settings,
+        tasks::code_backup,
+    },
 };
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -22,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 pub const PASSWORD: &str = "password-of-pusher";
 pub const USER: &str = "pusher-name-1";
 pub const SECRET: &str = "shop-code";
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 
 pub struct Servers {
     pub dir: PathBuf,
@@ -64,9 +67,9 @@ pub fn servers() -> &'static Servers {
 
 /// Waits until it is so; panics after a while.
 pub fn wait_for(what: &str, is: impl Fn() -> bool) {
-    let begin = Instant::now();
+    let started = Instant::now();
     while !is() {
-        assert!(begin.elapsed() < PATIENCE, "waited in vain for {what}");
+        assert!(started.elapsed() < WAIT_TIMEOUT, "waited in vain for {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -169,7 +172,7 @@ impl World {
         }
         command.args(["--", "sh", "-c", script]).arg(&self.repository).current_dir("/");
         for name in ["GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL"] {
-            command.env(name, "somebody");
+            command.env(name, "committer");
         }
         let output = command.env("GIT_CONFIG_GLOBAL", "/dev/null").output().unwrap();
         assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
@@ -190,7 +193,8 @@ impl World {
         self.git("cat-file --batch-all-objects --batch-check").lines().count()
     }
 
-    /// Puts a hook into the server's repository. Beside git's own, `before-push` runs before a push by ssh is answered.
+    /// Puts a hook into the server's repository. In addition to git's own, `before-push` runs before a push by ssh is
+    /// answered.
     pub fn hook(&self, name: &str, script: &str) {
         std::fs::write(self.root.join("hook"), format!("#!/bin/sh\n{script}\n")).unwrap();
         let hook = self.root.join("hook");
@@ -198,12 +202,12 @@ impl World {
     }
 
     pub async fn run(&self) -> Outcome {
-        self.carry_out(async |work| code_backup::run(work).await).await
+        self.carry_out(async |context| code_backup::run(context).await).await
     }
 
     pub async fn preflight(&self) -> Outcome {
         let before = self.refs();
-        let outcome = self.carry_out(async |work| code_backup::look(work).await).await;
+        let outcome = self.carry_out(async |context| code_backup::check_access(context).await).await;
         assert_eq!(self.refs(), before, "Preflight changed something");
         outcome
     }
@@ -211,24 +215,24 @@ impl World {
     /// Calls git as the task does, with a limit.
     pub async fn call(&self, arguments: &[&str], limit: Duration) -> Outcome {
         let code = self.spec.plan.code.clone().unwrap();
-        self.carry_out(async |work| {
-            let git = Git::open(work, &code).await?;
+        self.carry_out(async |context| {
+            let git = code_backup::open(context, &code).await?;
             git.call(arguments, limit).await.map(|answer| answer.stdout)
         })
         .await
     }
 
-    async fn carry_out(&self, task: impl AsyncFnOnce(&Work<'_>) -> Result<String, Failure>) -> Outcome {
+    async fn carry_out(&self, task: impl AsyncFnOnce(&TaskContext<'_>) -> Result<String, Failure>) -> Outcome {
         let progress = Progress::default();
-        let work = Work {
+        let context = TaskContext {
             spec: &self.spec,
             settings: Settings::new(&self.root, &self.spec, "shop"),
             tools: Tools::in_path(),
             progress: progress.clone(),
             stop: self.stop.clone(),
         };
-        let result = task(&work).await;
-        let noted = progress.so_far();
+        let result = task(&context).await;
+        let noted = progress.fields();
         for text in [format!("{result:?}"), Value::from(noted.clone()).to_string()] {
             for secret in self.secrets() {
                 assert!(!text.contains(&secret), "{secret} in {text}");

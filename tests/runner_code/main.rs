@@ -96,7 +96,7 @@ async fn a_ref_that_appears_meanwhile_is_not_moved(#[values(0, 1)] at: usize) {
     }
 }
 
-/// Between the look at the server and the push: git alone would move the branch forward.
+/// Between reading the refs of the server and the push: git alone would move the branch forward.
 #[tokio::test]
 async fn a_branch_that_appears_before_the_push_is_not_moved_forward() {
     let world = World::new(By::Ssh);
@@ -155,7 +155,7 @@ async fn a_server_that_is_not_the_one_is_not_talked_to(#[values(By::Ssh, By::Htt
         outcome.failed(Reason::RepositoryUnreachable, &[words]);
     }
     if by == By::Ssh {
-        world.mount("known_hosts", "# nobody");
+        world.mount("known_hosts", "# no host");
         world.run().await.failed(Reason::RepositoryUnreachable, &[words]);
     }
 }
@@ -202,7 +202,7 @@ async fn a_server_that_is_silent_is_not_waited_for(#[values("ssh", "https")] sch
 
 #[rstest]
 #[tokio::test]
-async fn a_hook_that_refuses_is_told(#[values(By::Ssh, By::Https)] by: By) {
+async fn a_refusing_hook_is_reported(#[values(By::Ssh, By::Https)] by: By) {
     let world = World::new(by);
     let before = world.refs();
     let hook = format!("echo 'tags need a ticket {PASSWORD} https://ann:word-of-ann@h/x' >&2; exit 1");
@@ -243,7 +243,7 @@ async fn a_key_without_its_last_line_break_is_good() {
 }
 
 #[tokio::test]
-async fn preflight_tells_who_may_not_push() {
+async fn preflight_reports_who_may_not_push() {
     let world = World::new(By::Https);
     let found = world.preflight().await.result.unwrap();
     assert!(found.contains("can be read and pushed to"), "{found}");
@@ -257,7 +257,7 @@ async fn preflight_tells_who_may_not_push() {
 }
 
 #[tokio::test]
-async fn a_name_that_git_does_not_take_is_told() {
+async fn a_name_that_git_refuses_is_reported() {
     let mut world = World::new(By::Ssh);
     world.code(|code| code["branch"] = json!("a..b"));
     world.preflight().await.failed(Reason::RepositoryDenied, &["refs/heads/a..b", "spec.code.branch"]);
@@ -274,7 +274,7 @@ async fn a_user_in_the_address_is_left_out() {
     assert_eq!(outcome.evidence.unwrap().repository, url);
 }
 
-/// While a hook holds the push: nothing secret in any command line. Told to end: no process and no file is left.
+/// While a hook delays the push: nothing secret in any command line. After SIGTERM: no process and no file is left.
 #[rstest]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_push_that_is_cut_off_leaves_nothing(#[values(By::Ssh, By::Https)] by: By) {

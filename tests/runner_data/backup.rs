@@ -4,14 +4,14 @@ use std::os::unix::fs::PermissionsExt;
 
 use credit_migration::{
     api::{Reason, Task, mounts, sha256},
-    runner::archive::Tools,
+    runner::clients::pg_tools::Tools,
 };
 use serde_json::Value;
 
 use crate::harness::{USERS, World, postgresql_bin};
 
 #[tokio::test]
-async fn a_backup_can_be_read_back_and_tells_its_statistics() {
+async fn a_backup_can_be_read_back_and_reports_its_statistics() {
     let mut world = World::new().await;
     let outcome = world.backed_up().await;
     let baseline = &outcome.noted["baseline"];

@@ -1,23 +1,23 @@
-//! Balances against the cut-over: what explains a balance, what does not, and what it costs to look.
+//! Balances compared with the cutover: what explains a balance, what does not, and what a measurement costs.
 
 use std::time::{Duration, Instant};
 
 use credit_migration::{
     api::{BalancesCheck, BalancesComparison},
-    runner::{
-        judge::{Measurement, Value},
-        sources::balances::Compare,
+    runner::checks::{
+        balances::BalancesSource,
+        evaluator::{Measurement, Value},
     },
 };
 use tokio_postgres::Client;
 
 use crate::harness::{UP, World};
 
-fn compare(world: &World, compare: BalancesComparison) -> Compare {
-    Compare::new(&BalancesCheck { compare }, &world.control_spec(), &world.spec.plan.credits, world.target())
+fn compare(world: &World, compare: BalancesComparison) -> BalancesSource {
+    BalancesSource::new(&BalancesCheck { compare }, &world.control_spec(), &world.spec.plan.credits, world.target())
 }
 
-fn users(world: &World) -> Compare {
+fn users(world: &World) -> BalancesSource {
     self::compare(world, BalancesComparison::Users)
 }
 
@@ -42,8 +42,8 @@ async fn change(client: &Client, user: i64, amount: i64) {
 async fn what_transactions_explain_passes_and_nothing_else() {
     let mut world = World::new().await;
     let mut users = users(&world);
-    assert!(matches!(users.measure().await, Measurement::Nothing(words) if words.contains("no cut-over")));
-    // Written before the cut-over, and not in the baseline of the backup.
+    assert!(matches!(users.measure().await, Measurement::NoData(words) if words.contains("no cutover")));
+    // Written before the cutover, and not in the baseline of the backup.
     world.backed_up().await;
     let app = owner(&world).await;
     change(&app, 1, 7).await;
@@ -97,7 +97,8 @@ async fn times_without_zone_are_read_in_the_zone_of_the_spec() {
         };
         app.batch_execute(&change(1, "0")).await.unwrap();
         assert_eq!(users.measure().await, number("0"), "{zone}: written since");
-        // Thirty minutes before the cut-over: read in the server's zone or another one it would be after it, or all would be before.
+        // Thirty minutes before the cutover: read in the server's zone or another one it would be after it, or all
+        // would be before.
         app.batch_execute(&change(2, "30 min")).await.unwrap();
         assert_eq!(users.measure().await, number("1"), "{zone}: written before");
     }
@@ -108,7 +109,8 @@ async fn users_who_come_and_go() {
     let mut world = World::new().await;
     world.cutover(UP).await;
     let (app, mut users) = (owner(&world).await, users(&world));
-    let come = "INSERT INTO users (id, email, api_token) VALUES (1001, 'new@example.com', 'x'), (1002, 'other@example.com', 'y');
+    let come = "INSERT INTO users (id, email, api_token) VALUES (1001, 'new@example.com', 'x'),
+            (1002, 'other@example.com', 'y');
         INSERT INTO user_credits (user_id, balance) VALUES (1001, 20), (1002, 20);
         INSERT INTO credit_transactions (user_id, type, amount) VALUES (1001, 'bonus', 20)";
     app.batch_execute(come).await.unwrap();
@@ -128,23 +130,24 @@ async fn users_who_come_and_go() {
     assert_eq!(users.measure().await, number("301"));
 }
 
-/// A transaction that began while the SQL was running, and wrote when writes were open again, bears an earlier time than the
-/// ledger's row. And what the SQL itself wrote bears a later time than its own begin.
+/// A transaction that started while the SQL was running, and wrote when writes were open again, bears an earlier time
+/// than the ledger's row. And what the SQL itself wrote bears a later time than its own start.
 #[tokio::test]
-async fn both_edges_of_the_cut_over() {
+async fn both_edges_of_the_cutover() {
     let mut world = World::new().await;
     let holder = owner(&world).await;
     holder.batch_execute("SELECT pg_advisory_lock(77)").await.unwrap();
     let up = format!(
         "{UP}; SELECT pg_advisory_xact_lock(77);
-         INSERT INTO credit_transactions (user_id, type, amount, created_at) SELECT user_id, 'refund', balance, clock_timestamp() FROM user_credits"
+         INSERT INTO credit_transactions (user_id, type, amount, created_at)
+             SELECT user_id, 'refund', balance, clock_timestamp() FROM user_credits"
     );
     let (early, watching) = (owner(&world).await, owner(&world).await);
     let meanwhile = async {
-        let begin = Instant::now();
+        let started = Instant::now();
         let waits = "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = 77 AND NOT granted)";
         while !watching.query_one(waits, &[]).await.unwrap().get::<_, bool>(0) {
-            assert!(begin.elapsed() < Duration::from_secs(30), "the SQL does not wait");
+            assert!(started.elapsed() < Duration::from_secs(30), "the SQL does not wait");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         early.batch_execute("BEGIN; SELECT now()").await.unwrap();
@@ -174,15 +177,13 @@ async fn a_schema_without_transactions_says_so() {
     app.batch_execute("UPDATE user_credits SET balance = 0").await.unwrap();
     let measured = users.measure().await;
     assert!(
-        matches!(&measured, Measurement::Nothing(words) if words.contains("no column amount any more") && words.contains("next: ")),
+        matches!(&measured, Measurement::NoData(detail)
+            if detail.contains("no column amount any more") && detail.contains("next: ")),
         "{measured:?}"
     );
     app.batch_execute("DROP TABLE credit_transactions").await.unwrap();
     let measured = users.measure().await;
-    assert!(
-        matches!(&measured, Measurement::Nothing(words) if words.contains("is not there any more")),
-        "{measured:?}"
-    );
+    assert!(matches!(&measured, Measurement::NoData(words) if words.contains("is not there any more")), "{measured:?}");
     // The sum needs none of it.
     let mut total = compare(&world, BalancesComparison::Total);
     assert_eq!(total.measure().await, number("100"));
@@ -201,14 +202,16 @@ async fn the_sum_in_percent() {
     assert_eq!(total.measure().await, number("0.2"));
 }
 
-/// Polled every few seconds beside a million users: what is read must depend on what changed, not on what there is.
+/// Polled every few seconds with a million users: what is read must depend on what changed, not on what there is.
 #[tokio::test]
 async fn a_measurement_costs_what_changed() {
     let mut world = World::new().await;
     let app = owner(&world).await;
-    let many = "INSERT INTO users (id, email, api_token) SELECT n, n || '@many.example', 'many ' || n FROM generate_series(1001, 101000) n;
+    let many = "INSERT INTO users (id, email, api_token)
+            SELECT n, n || '@many.example', 'many ' || n FROM generate_series(1001, 101000) n;
         INSERT INTO user_credits (user_id, balance) SELECT n, n FROM generate_series(1001, 101000) n;
-        INSERT INTO credit_transactions (user_id, type, amount) SELECT n, 'bonus', n FROM generate_series(1001, 101000) n;
+        INSERT INTO credit_transactions (user_id, type, amount)
+            SELECT n, 'bonus', n FROM generate_series(1001, 101000) n;
         ANALYZE";
     app.batch_execute(many).await.unwrap();
     world.cutover(UP).await;
@@ -219,18 +222,19 @@ async fn a_measurement_costs_what_changed() {
     app.batch_execute("UPDATE user_credits SET balance = balance + 1 WHERE user_id = 2000").await.unwrap();
     // The counters come with a delay; the index scans of the measurements are the sign that they have come.
     let scans = "SELECT coalesce(sum(idx_scan), 0)::bigint FROM pg_stat_user_tables WHERE relname = 'baseline'";
-    let read = "SELECT coalesce(sum(seq_tup_read), 0)::bigint FROM pg_stat_user_tables WHERE relname IN ('user_credits', 'credit_transactions', 'baseline')";
+    let read = "SELECT coalesce(sum(seq_tup_read), 0)::bigint FROM pg_stat_user_tables WHERE relname IN \
+        ('user_credits', 'credit_transactions', 'baseline')";
     let mut settled = async |from: i64| {
-        let begin = Instant::now();
+        let started = Instant::now();
         while world.count(scans).await < from {
-            assert!(begin.elapsed() < Duration::from_secs(30), "{} index scans", world.count(scans).await);
+            assert!(started.elapsed() < Duration::from_secs(30), "{} index scans", world.count(scans).await);
             users.measure().await;
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
     settled(1).await;
     let (before, scanned) = (world.count(read).await, world.count(scans).await);
-    // A full one looks at 21 users, 19 others at the one that is unexplained: two full ones are among them.
+    // A full one reads 21 users, 19 others the one that is unexplained: two full ones are among them.
     settled(scanned + 2 * 40 + 20).await;
     assert_eq!(world.count(read).await - before, 0, "rows were read that no index led to");
     assert_eq!(users.measure().await, number("1"));

@@ -1,4 +1,4 @@
-//! Checks and probes: an application and a Prometheus that answer as told, and the real database.
+//! Checks and probes: an application and a Prometheus that answer as configured, and the real database.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -13,10 +13,9 @@ use axum::{
 use credit_migration::{
     api::{Check, CheckOutcome, Flag, Reason, Time, VersionProbe},
     runner::{
-        judge::Judge,
-        probe::Prober,
+        checks::{Source, SourceContext, evaluator::CheckEvaluator},
+        clients::http_probe::Prober,
         report::Progress,
-        sources::{Means, Source},
     },
 };
 use serde_json::{Value, json};
@@ -129,7 +128,7 @@ async fn every_source_is_measured() {
             "status 302, not 200",
         ),
         ("connection", json!({"connection": {}, "max": "0.95"}), CheckOutcome::Pass, "<= 0.95"),
-        ("balances", json!({"balances": {}, "max": "10"}), CheckOutcome::NoData, "knows no cut-over"),
+        ("balances", json!({"balances": {}, "max": "10"}), CheckOutcome::NoData, "has no cutover"),
         (
             "statements",
             json!({"statements": {}, "max": "50"}),
@@ -198,25 +197,29 @@ async fn what_was_not_answered_is_in_the_percentile() {
 }
 
 #[tokio::test]
-async fn a_query_that_takes_long_holds_no_trigger_up() {
+async fn a_slow_query_delays_no_trigger() {
     let world = World::new().await;
-    let work = world.work(&Progress::default());
-    let means = Means::new(&work).unwrap();
+    let context = world.context(&Progress::default());
+    let source_context = SourceContext::new(&context).unwrap();
     let interval = Duration::from_secs(25);
     let long = check(json!({"name": "long", "sql": {"query": "SELECT pg_sleep(20)"}, "equals": ""}));
-    let mut long_source = Source::new(&long, &means);
-    let mut under_way = std::pin::pin!(long_source.measure(&long, interval, &means));
+    let mut long_source = Source::new(&long, &source_context);
+    let mut under_way = std::pin::pin!(long_source.measure(&long, interval, &source_context));
     for (query, outcome) in [("SELECT 1", CheckOutcome::Pass), ("SELECT 1 FROM pg_sleep(20)", CheckOutcome::Error)] {
         let trigger = check(json!({"name": "payment-processing", "sql": {"query": query}, "max": "1"}));
-        let mut source = Source::new(&trigger, &means);
+        let mut source = Source::new(&trigger, &source_context);
         for _ in 0..2 {
-            let begin = Instant::now();
+            let started = Instant::now();
             let measured = tokio::select! {
-                measured = source.measure(&trigger, interval, &means) => measured,
+                measured = source.measure(&trigger, interval, &source_context) => measured,
                 other = &mut under_way => panic!("{other:?} first"),
             };
-            assert_eq!(Judge::new(&trigger, None).add(&measured, Time::UNIX_EPOCH).outcome, outcome, "{measured:?}");
-            assert!(begin.elapsed() < Duration::from_secs(4), "{:?}", begin.elapsed());
+            assert_eq!(
+                CheckEvaluator::new(&trigger, None).record(&measured, Time::UNIX_EPOCH).outcome,
+                outcome,
+                "{measured:?}"
+            );
+            assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
         }
     }
 }

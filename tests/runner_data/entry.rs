@@ -33,8 +33,8 @@ struct Server {
     denied: bool,
     /// The namespace is being deleted.
     terminating: bool,
-    /// The report of the begin hangs until the end was reported, and is then carried out.
-    late_begin: bool,
+    /// The report of the start hangs until the end was reported, and is then carried out.
+    late_start: bool,
 }
 
 type Shared = Arc<Mutex<Server>>;
@@ -51,7 +51,7 @@ async fn handle(shared: Shared, request: Request<Body>) -> Response<Body> {
     let patch = request.method() == "PATCH";
     let path = request.uri().path().to_owned();
     let body = to_bytes(request.into_body(), 1 << 20).await.unwrap();
-    let late = shared.lock().unwrap().late_begin;
+    let late = shared.lock().unwrap().late_start;
     let phase = serde_json::from_slice::<Value>(&body).ok().map(|patch| patch["status"]["phase"].clone());
     if late && phase == Some(json!("Running")) {
         // Dropped here when the program has hung up.
@@ -74,7 +74,10 @@ async fn ended(shared: &Shared) {
 fn answer_to(shared: &Shared, patch: bool, path: &str, body: &[u8]) -> Response<Body> {
     let mut server = shared.lock().unwrap();
     let error = |code: u16, reason: &str| {
-        let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason, "message": reason});
+        let status = json!({
+            "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code,
+            "reason": reason, "message": reason,
+        });
         answer(StatusCode::from_u16(code).unwrap(), status)
     };
     if server.failures > 0 {
@@ -175,10 +178,13 @@ async fn a_task_is_reported_through_a_flaky_api_server_and_not_done_twice() {
     shared.lock().unwrap().failures = 3;
     let output = program(&world, &shared, pending()).await;
     assert!(output.status.success(), "{output:?}");
-    let told = status(&shared);
-    assert_eq!((told.phase, told.reason, told.pod.as_deref()), (RunPhase::Succeeded, None, Some("pod-1")));
+    let reported = status(&shared);
+    assert_eq!((reported.phase, reported.reason, reported.pod.as_deref()), (RunPhase::Succeeded, None, Some("pod-1")));
     assert!(
-        told.started_at.is_some() && told.finished_at.is_some() && told.baseline.is_some() && told.backup.is_some()
+        reported.started_at.is_some()
+            && reported.finished_at.is_some()
+            && reported.baseline.is_some()
+            && reported.backup.is_some()
     );
     assert_eq!(shared.lock().unwrap().patches[0]["status"]["phase"], "Running");
 
@@ -204,7 +210,7 @@ async fn a_failure_is_a_report_and_a_deleted_run_an_end() {
 }
 
 #[tokio::test]
-async fn told_to_end_it_reports_no_failure() {
+async fn after_sigterm_it_reports_no_failure() {
     let mut world = World::new().await;
     world.spec.plan.monitoring = serde_json::from_value(json!({
         "duration": "1h", "checks": [{"name": "c", "sql": {"query": "SELECT 1"}, "max": "1", "interval": "1s"}],
@@ -232,7 +238,7 @@ async fn told_to_end_it_reports_no_failure() {
 
 /// As in a namespace that is being deleted.
 #[tokio::test]
-async fn told_to_end_without_a_run_it_restores_the_old_state() {
+async fn after_sigterm_without_a_run_it_restores_the_old_state() {
     for sign in ["run", "rights", "namespace"] {
         let mut world = World::new().await;
         world.backed_up().await;
@@ -262,11 +268,11 @@ async fn told_to_end_without_a_run_it_restores_the_old_state() {
 }
 
 #[tokio::test]
-async fn a_late_report_of_the_begin_does_not_overwrite_the_end() {
+async fn a_late_report_of_the_start_does_not_overwrite_the_end() {
     let mut world = World::new().await;
     world.spec.inputs.up_sha256 = "sha256:0".to_owned();
     let window = shared(&world, Task::Window);
-    window.lock().unwrap().late_begin = true;
+    window.lock().unwrap().late_start = true;
     assert!(program(&world, &window, pending()).await.status.success());
     assert_eq!((status(&window).phase, status(&window).reason), (RunPhase::Failed, Some(Reason::SqlChanged)));
 }
@@ -291,9 +297,10 @@ fn orders(window: &Shared, limit: Duration) -> impl Fn(WindowCommand) {
     move |command| window.lock().unwrap().run.as_mut().unwrap().spec.window = Some(WindowOrder { command, deadline })
 }
 
-/// The operator is away, the API server is there: its report is taken at once, and must not end the process before people know.
+/// The operator is away, the API server is there: its report is taken at once, and must not end the process before
+/// people know.
 #[tokio::test]
-async fn a_way_back_that_fails_by_itself_tells_people_unless_somebody_orders_it() {
+async fn a_failed_automatic_rollback_notifies_unless_one_is_ordered() {
     for ordered in [false, true] {
         let (office, mut world) = (Office::open().await, World::new().await);
         let path = chat(office, &mut world);
@@ -311,18 +318,18 @@ async fn a_way_back_that_fails_by_itself_tells_people_unless_somebody_orders_it(
         })
         .await;
         assert!(output.status.success(), "{output:?}");
-        let told = status(&window);
-        assert_eq!((told.phase, told.reason), (RunPhase::Failed, Some(Reason::SqlFailed)));
-        let window = told.window.unwrap();
+        let reported = status(&window);
+        assert_eq!((reported.phase, reported.reason), (RunPhase::Failed, Some(Reason::SqlFailed)));
+        let window = reported.window.unwrap();
         assert_eq!((window.state, window.switch_acknowledged), (WindowState::Held, false));
-        let told = office.web(&path);
-        assert_eq!(told.len(), usize::from(!ordered), "{told:?}");
+        let reported = office.web(&path);
+        assert_eq!(reported.len(), usize::from(!ordered), "{reported:?}");
     }
 }
 
-/// Nobody orders anything any more: neither the operator, nor a person by way of the API server.
+/// There are no more orders: neither of the operator, nor of an engineer through the API server.
 #[tokio::test]
-async fn a_window_that_is_held_without_the_api_server_tells_people() {
+async fn a_stuck_window_without_the_api_server_notifies() {
     let (office, mut world) = (Office::open().await, World::new().await);
     let path = chat(office, &mut world);
     world.backed_up().await;
@@ -343,12 +350,12 @@ async fn a_window_that_is_held_without_the_api_server_tells_people() {
     .await;
     assert!(output.status.success(), "{output:?}");
     assert_eq!(status(&window).window.unwrap().state, WindowState::RolledBack);
-    let told = office.web(&path);
-    assert_eq!(told.len(), 1, "once: {told:?}");
+    let reported = office.web(&path);
+    assert_eq!(reported.len(), 1, "once: {reported:?}");
     let id = format!("{}-Window-1-held.Team.chat", world.spec.migration_uid);
-    assert_eq!(told[0]["headers"]["idempotency-key"], json!(id));
-    let text = told[0]["body"]["text"].as_str().unwrap();
-    for words in ["stay blocked", "deadline", "rollback simplify-credits --confirm", "+49 30 000000", "emergency.md"] {
+    assert_eq!(reported[0]["headers"]["idempotency-key"], json!(id));
+    let text = reported[0]["body"]["text"].as_str().unwrap();
+    for words in ["still blocked", "deadline", "rollback simplify-credits --confirm", "+49 30 000000", "emergency.md"] {
         assert!(text.contains(words), "{words} is not in {text}");
     }
     assert!(!String::from_utf8_lossy(&output.stderr).contains(&path));

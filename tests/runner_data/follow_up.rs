@@ -11,7 +11,7 @@ fn report(world: &World, ending: &str) -> (Value, Vec<u8>) {
 }
 
 #[tokio::test]
-async fn the_report_tells_figures_and_checks() {
+async fn the_report_has_figures_and_checks() {
     let mut world = World::new().await;
     world.cutover(UP).await;
     let app = world.target().connect("application").await.unwrap();
@@ -52,13 +52,14 @@ async fn the_report_tells_figures_and_checks() {
         ("/statistics/users", json!(300)),
         ("/statistics/totalBalance", json!("451594")),
         ("/statistics/maxBalance", json!("3000")),
-        // All of them: those before the cut-over as well.
+        // All of them: those before the cutover as well.
         ("/statistics/transactions/2/count", json!(303)),
         ("/usage/usersWritten", json!(4)),
         (
             "/usage/transactions",
             json!([
-                {"type": "subscription_grant", "count": 1, "totalAmount": "100"}, {"type": "usage", "count": 3, "totalAmount": "6"},
+                {"type": "subscription_grant", "count": 1, "totalAmount": "100"},
+                {"type": "usage", "count": 3, "totalAmount": "6"},
             ]),
         ),
         ("/usage/days/0/count", json!(4)),
@@ -80,10 +81,7 @@ async fn a_schema_that_gave_up_transactions_still_has_a_report_and_it_may_be_wri
         let outcome = world.run(Task::WeekReview).await;
         outcome.result.as_ref().unwrap();
         let summary = outcome.noted["report"]["summary"].as_str().unwrap();
-        assert_eq!(
-            summary,
-            "0 of 0 checks passed; 300 users, balances 451500, transactions since the cut-over unknown"
-        );
+        assert_eq!(summary, "0 of 0 checks passed; 300 users, balances 451500, transactions since the cutover unknown");
     }
     let (report, _) = report(&world, "week-report.json");
     assert_eq!((&report["usage"], &report["statistics"]["transactions"]), (&Value::Null, &Value::Null));

@@ -15,17 +15,16 @@ use std::{
 use credit_migration::{
     api::{Check, CheckResult, Finding, MigrationRunSpec, RunInputs, Task, mounts, sha256},
     runner::{
-        Failure,
-        archive::Tools,
-        backup, checks, cleanup,
-        database::control::{self, Applied, ControlSpec, Sql, StopSignal},
-        follow_up, key_users,
-        postgres::Target,
-        preflight, rehearsal,
+        Failure, checks,
+        clients::pg_tools::Tools,
+        context::TaskContext,
+        database::{
+            connection::Target,
+            control::{self, Applied, ControlSpec, Sql, StopSignal},
+        },
         report::Progress,
         settings::Settings,
-        verify,
-        work::Work,
+        tasks::{backup, cleanup, export_key_users, follow_up, preflight, rehearse, verify_backup},
     },
     shared::sql,
 };
@@ -37,7 +36,7 @@ use tokio_util::sync::CancellationToken;
 pub const USERS: u64 = 300;
 pub const UP: &str = include_str!("../../examples/watermark-remover/db/0003_simplify_credit_system.sql");
 pub const DOWN: &str = include_str!("../../examples/watermark-remover/db/0003_rollback_credit_system.sql");
-const PATIENCE: Duration = Duration::from_secs(20);
+const SERVER_START_TIMEOUT: Duration = Duration::from_secs(20);
 
 struct Servers {
     dir: PathBuf,
@@ -62,9 +61,9 @@ fn start() -> Servers {
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let dir = PathBuf::from(lines.next().unwrap().unwrap());
     assert_eq!(lines.next().unwrap().unwrap(), "started");
-    let begin = Instant::now();
+    let started = Instant::now();
     while [database, store].iter().any(|port| TcpStream::connect(("127.0.0.1", *port)).is_err()) {
-        assert!(begin.elapsed() < PATIENCE, "the servers do not start, see {}", dir.display());
+        assert!(started.elapsed() < SERVER_START_TIMEOUT, "the servers do not start, see {}", dir.display());
         std::thread::sleep(Duration::from_millis(20));
     }
     Servers { dir, database, store, _alive: child.stdin.take().unwrap() }
@@ -151,10 +150,14 @@ impl World {
         let owner = world.target().connect("fill").await.unwrap();
         owner.batch_execute(include_str!("../../examples/watermark-remover/db/schema_v1.sql")).await.unwrap();
         let fill = format!(
-            "INSERT INTO users (email, api_token) SELECT n || '@example.com', 'token ' || n FROM generate_series(1, {USERS}) AS n;
-             INSERT INTO user_credits (user_id, balance, purchased_credits) SELECT n, n * 10, n % 3 * 50 FROM generate_series(1, {USERS}) AS n;
-             INSERT INTO credit_transactions (user_id, type, amount) SELECT n, 'bonus', n * 10 + 5 FROM generate_series(1, {USERS}) AS n;
-             INSERT INTO credit_transactions (user_id, type, amount) SELECT n, 'usage', -5 FROM generate_series(1, {USERS}) AS n;
+            "INSERT INTO users (email, api_token)
+                 SELECT n || '@example.com', 'token ' || n FROM generate_series(1, {USERS}) AS n;
+             INSERT INTO user_credits (user_id, balance, purchased_credits)
+                 SELECT n, n * 10, n % 3 * 50 FROM generate_series(1, {USERS}) AS n;
+             INSERT INTO credit_transactions (user_id, type, amount)
+                 SELECT n, 'bonus', n * 10 + 5 FROM generate_series(1, {USERS}) AS n;
+             INSERT INTO credit_transactions (user_id, type, amount)
+                 SELECT n, 'usage', -5 FROM generate_series(1, {USERS}) AS n;
              INSERT INTO credit_packages (name, credits, price_cents) VALUES ('small', 50, 500);
              GRANT USAGE ON SCHEMA public TO app_{number};
              GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO app_{number};
@@ -179,11 +182,11 @@ impl World {
         let port = servers().database;
         let url = format!("postgresql://postgres:root-secret@127.0.0.1:{port}/{database}?sslmode=verify-full");
         let target = Target::parse(&url, Some(&ca)).unwrap();
-        let begin = Instant::now();
+        let started = Instant::now();
         loop {
             match target.connect("test").await {
                 Ok(client) => return client,
-                Err(failure) => assert!(begin.elapsed() < PATIENCE, "{failure}"),
+                Err(failure) => assert!(started.elapsed() < SERVER_START_TIMEOUT, "{failure}"),
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -223,8 +226,8 @@ impl World {
     }
 
     /// What a task gets.
-    pub fn work(&self, progress: &Progress) -> Work<'_> {
-        Work {
+    pub fn context(&self, progress: &Progress) -> TaskContext<'_> {
+        TaskContext {
             spec: &self.spec,
             settings: Settings::new(&self.root, &self.spec, "shop"),
             tools: self.tools.clone(),
@@ -234,7 +237,7 @@ impl World {
     }
 
     pub fn control_spec(&self) -> ControlSpec {
-        self.work(&Progress::default()).control_spec()
+        self.context(&Progress::default()).control_spec()
     }
 
     /// Takes the backup, and runs an up SQL as the window does.
@@ -249,11 +252,11 @@ impl World {
     /// Measures until each check that is the runner's was measured so often; the last results.
     pub async fn watched(&self, checks: &[Check], times: u64) -> Vec<CheckResult> {
         let (progress, stop) = (Progress::default(), CancellationToken::new());
-        let work = self.work(&progress);
+        let context = self.context(&progress);
         let wanted = checks.iter().filter(|check| !check.by_controller()).count();
         let measured = async {
             loop {
-                let noted = progress.so_far().get("checks").cloned().unwrap_or_default();
+                let noted = progress.fields().get("checks").cloned().unwrap_or_default();
                 let results: Vec<CheckResult> = serde_json::from_value(noted).unwrap_or_default();
                 if results.len() == wanted && results.iter().all(|result| result.measured >= times) {
                     stop.cancel();
@@ -262,7 +265,7 @@ impl World {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
-        let both = async { tokio::join!(checks::watch(&work, checks, &[], &stop), measured) };
+        let both = async { tokio::join!(checks::watch(&context, checks, &[], &stop), measured) };
         let results =
             tokio::time::timeout(Duration::from_secs(60), both).await.expect("not measured so often").0.unwrap();
         let text = serde_json::to_string(&results).unwrap();
@@ -274,26 +277,26 @@ impl World {
 
     pub async fn run(&self, task: Task) -> Outcome {
         let progress = Progress::default();
-        let work = self.work(&progress);
+        let context = self.context(&progress);
         let result = match task {
-            Task::Preflight => preflight::run(&work).await,
-            Task::Backup => backup::run(&work).await,
-            Task::VerifyBackup => verify::run(&work).await,
-            Task::ExportKeyUsers => key_users::run(&work).await,
-            Task::Rehearse => rehearsal::run(&work).await,
-            Task::Cleanup => cleanup::run(&work).await,
+            Task::Preflight => preflight::run(&context).await,
+            Task::Backup => backup::run(&context).await,
+            Task::VerifyBackup => verify_backup::run(&context).await,
+            Task::ExportKeyUsers => export_key_users::run(&context).await,
+            Task::Rehearse => rehearse::run(&context).await,
+            Task::Cleanup => cleanup::run(&context).await,
             Task::DayCheck | Task::WeekReview => {
                 assert_eq!(self.spec.task, task);
-                follow_up::run(&work, &[]).await
+                follow_up::run(&context, &[]).await
             }
             other => panic!("{other:?}"),
         };
-        for text in [format!("{result:?}"), Value::from(progress.so_far()).to_string()] {
+        for text in [format!("{result:?}"), Value::from(progress.fields()).to_string()] {
             for secret in ["migrator-secret", "key-secret", "root-secret", "@example.com", "token 1"] {
                 assert!(!text.contains(secret), "{secret} in {text}");
             }
         }
-        Outcome { result, noted: progress.so_far() }
+        Outcome { result, noted: progress.fields() }
     }
 
     /// Takes a backup and hands it on as the controller does.
@@ -343,7 +346,9 @@ fn spec(number: u32, store: u16) -> MigrationRunSpec {
         "requestedBy": "dba",
         "database": {
             "name": format!("shop_{number}"),
-            "connection": {"secretRef": {"name": "shop-db", "key": "url"}, "caSecretRef": {"name": "shop-db", "key": "ca.crt"}},
+            "connection": {
+                "secretRef": {"name": "shop-db", "key": "url"}, "caSecretRef": {"name": "shop-db", "key": "ca.crt"},
+            },
             "applicationRoles": [format!("app_{number}")],
         },
         "migration": {
@@ -355,7 +360,8 @@ fn spec(number: u32, store: u16) -> MigrationRunSpec {
             "workloads": [{"kind": "Deployment", "name": "shop"}],
         },
         "backup": {"store": {
-            "url": format!("s3://{}/credit-migration/", bucket(number)), "endpoint": format!("https://127.0.0.1:{store}"),
+            "url": format!("s3://{}/credit-migration/", bucket(number)),
+            "endpoint": format!("https://127.0.0.1:{store}"),
             "secretRef": {"name": "backup-bucket"},
         }},
         "rehearsal": {"database": format!("scratch_{number}")},

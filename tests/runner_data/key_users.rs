@@ -13,7 +13,8 @@ async fn limited(more: &str) -> World {
     world
         .alter(
             "ALTER TABLE user_credits ADD note text, ALTER balance DROP NOT NULL, ALTER purchased_credits DROP NOT NULL,
-                 ALTER purchased_credits TYPE numeric, DROP COLUMN updated_at, DROP CONSTRAINT user_credits_user_id_fkey",
+                 ALTER purchased_credits TYPE numeric, DROP COLUMN updated_at,
+                 DROP CONSTRAINT user_credits_user_id_fkey",
         )
         .await;
     world.alter(&format!("INSERT INTO user_credits (user_id, balance, purchased_credits, note) VALUES {more}")).await;
@@ -89,7 +90,8 @@ async fn broken_off(function: &str) -> World {
     world.alter(function).await;
     world
         .alter(
-            "CREATE VIEW large AS SELECT n AS user_id, 2000 AS balance, 0 AS purchased_credits, repeat('private', 30000) AS note,
+            "CREATE VIEW large AS SELECT n AS user_id, 2000 AS balance, 0 AS purchased_credits,
+                    repeat('private', 30000) AS note,
                  CASE WHEN n = 250 THEN broken() END AS broken FROM generate_series(1, 300) AS n;
              GRANT SELECT ON large TO PUBLIC",
         )
@@ -100,8 +102,10 @@ async fn broken_off(function: &str) -> World {
 
 #[tokio::test]
 async fn an_export_that_breaks_off_leaves_no_object_and_no_part() {
-    let lost = "CREATE FUNCTION broken() RETURNS bool LANGUAGE sql STABLE SECURITY DEFINER AS 'SELECT pg_terminate_backend(pg_backend_pid())'";
-    let failed = "CREATE FUNCTION broken() RETURNS bool LANGUAGE plpgsql STABLE AS 'BEGIN PERFORM ''private''::bigint; RETURN true; END'";
+    let lost = "CREATE FUNCTION broken() RETURNS bool LANGUAGE sql STABLE SECURITY DEFINER AS 'SELECT \
+        pg_terminate_backend(pg_backend_pid())'";
+    let failed = "CREATE FUNCTION broken() RETURNS bool LANGUAGE plpgsql STABLE AS 'BEGIN PERFORM \
+        ''private''::bigint; RETURN true; END'";
     for (function, reason) in [(lost, Reason::ConnectionLost), (failed, Reason::SqlFailed)] {
         let world = broken_off(function).await;
         let outcome = world.run(Task::ExportKeyUsers).await;

@@ -5,45 +5,49 @@ use std::time::{Duration, Instant};
 use credit_migration::{
     api::{SqlCheck, StatementsCheck, mounts},
     runner::{
-        judge::{Measurement, Value},
-        postgres::Target,
-        sources::{Address, connection, sql::SqlProber, statements::Statements},
+        checks::{
+            TargetProvider, connection,
+            evaluator::{Measurement, Value},
+            sql::SqlQuerySource,
+            statements::StatementsSource,
+        },
+        database::connection::Target,
     },
 };
 
 use crate::harness::World;
 
 #[tokio::test]
-async fn a_connection_is_to_be_had_or_not() {
+async fn a_connection_is_available_or_not() {
     let world = World::new().await;
-    let good = Address::from(world.target());
+    let good = TargetProvider::from(world.target());
     let Measurement::Value { value: Value::Number(part), .. } = connection::measure(&good).await else {
         panic!("no value")
     };
     let part: f64 = part.parse().unwrap();
     assert!(part > 0.0 && part < 0.9, "{part}");
-    let at = |url: &str| Address::from(Target::parse(url, None).unwrap());
+    let at = |url: &str| TargetProvider::from(Target::parse(url, None).unwrap());
     let measured = connection::measure(&at("postgresql://a:b@127.0.0.1:1/shop?sslmode=disable")).await;
-    assert!(matches!(&measured, Measurement::Bad(words) if words.contains("127.0.0.1:1")), "{measured:?}");
+    assert!(matches!(&measured, Measurement::Failed(words) if words.contains("127.0.0.1:1")), "{measured:?}");
     // Accepts and keeps silent.
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("postgresql://a:b@{}/shop?sslmode=disable", silent.local_addr().unwrap());
-    let begin = Instant::now();
+    let started = Instant::now();
     let measured = connection::measure(&at(&url)).await;
-    assert!(matches!(&measured, Measurement::Bad(words) if words.contains("within 2s")), "{measured:?}");
-    assert!(begin.elapsed() < Duration::from_secs(8));
+    assert!(matches!(&measured, Measurement::Failed(words) if words.contains("within 2s")), "{measured:?}");
+    assert!(started.elapsed() < Duration::from_secs(8));
     let closed = format!("ALTER DATABASE shop_{} ALLOW_CONNECTIONS false", world.number);
     world.root_session("postgres").await.batch_execute(&closed).await.unwrap();
     let measured = connection::measure(&good).await;
-    assert!(matches!(measured, Measurement::Bad(_)), "{measured:?}");
+    assert!(matches!(measured, Measurement::Failed(_)), "{measured:?}");
 }
 
-/// What is wrong with the migration role alone must not start a way back.
+/// What is wrong with the migration role alone must not start a rollback.
 #[tokio::test]
 async fn what_only_the_own_role_is_refused_for_is_no_measurement() {
     let world = World::new().await;
-    let address = Address::mounted(world.root.clone(), world.spec.clone(), "shop".to_owned());
-    let (mut sql, second) = (SqlProber::new(address.clone()), Duration::from_secs(1));
+    let address = TargetProvider::mounted(world.root.clone(), world.spec.clone(), "shop".to_owned());
+    let (mut sql, second) = (SqlQuerySource::new(address.clone()), Duration::from_secs(1));
     let query = SqlCheck { query: "SELECT 7".to_owned() };
     let error = async |words: &str| {
         let measured = connection::measure(&address).await;
@@ -84,18 +88,19 @@ async fn what_only_the_own_role_is_refused_for_is_no_measurement() {
 async fn statements_are_timed_from_one_measurement_to_the_next() {
     let world = World::new().await;
     let mut statements =
-        Statements::new(&StatementsCheck { containing: None }, &world.spec.plan.credits.balances, world.target());
+        StatementsSource::new(&StatementsCheck { containing: None }, &world.spec.plan.credits.balances, world.target());
     let missing = statements.measure().await;
-    assert!(matches!(&missing, Measurement::Nothing(words) if words.contains("CREATE EXTENSION")), "{missing:?}");
+    assert!(matches!(&missing, Measurement::NoData(words) if words.contains("CREATE EXTENSION")), "{missing:?}");
     world.alter("CREATE EXTENSION pg_stat_statements").await;
     let hidden = statements.measure().await;
     assert!(
-        matches!(&hidden, Measurement::Error(words) if words.contains(&format!("GRANT pg_read_all_stats TO \"migrator_{}\"", world.number))),
+        matches!(&hidden, Measurement::Error(words) if words.contains(&format!("GRANT pg_read_all_stats TO \
+            \"migrator_{}\"", world.number))),
         "{hidden:?}"
     );
     world.alter("GRANT pg_read_all_stats TO migrator_{n}").await;
-    assert!(matches!(statements.measure().await, Measurement::Nothing(words) if words.contains("first measurement")));
-    assert!(matches!(statements.measure().await, Measurement::Nothing(words) if words.contains("no call")));
+    assert!(matches!(statements.measure().await, Measurement::NoData(words) if words.contains("first measurement")));
+    assert!(matches!(statements.measure().await, Measurement::NoData(words) if words.contains("no call")));
 
     let app = world.root_session(&format!("shop_{}", world.number)).await;
     let slow = "SELECT pg_sleep(0.02), balance FROM user_credits WHERE user_id = 1";
@@ -111,7 +116,7 @@ async fn statements_are_timed_from_one_measurement_to_the_next() {
     };
     assert_eq!(samples, Some(3.0));
     assert!((20.0..1000.0).contains(&mean.parse::<f64>().unwrap()), "{mean}");
-    assert!(matches!(statements.measure().await, Measurement::Nothing(_)));
+    assert!(matches!(statements.measure().await, Measurement::NoData(_)));
 
     app.query(slow, &[]).await.unwrap();
     let reset = "SELECT pg_stat_statements_reset(0, (SELECT oid FROM pg_database WHERE datname = current_database()))";

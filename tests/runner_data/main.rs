@@ -1,5 +1,5 @@
-//! The runner's data tasks against a real PostgreSQL, a real S3 server, and real servers of mail and web: Preflight, Backup,
-//! VerifyBackup, ExportKeyUsers, Rehearse, checks, follow-ups, Notify.
+//! The runner's data tasks against a real PostgreSQL, a real S3 server, and real servers of mail and web: Preflight,
+//! Backup, VerifyBackup, ExportKeyUsers, Rehearse, checks, follow-ups, Notify.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 

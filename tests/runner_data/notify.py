@@ -1,6 +1,6 @@
 """A mail server (aiosmtpd) and a web server with TLS, for the tests of notices. Both keep what came in as files.
 
-Mail: who logs in as `operator` with the password `mail-secret` may write; the recipient `nobody@...` is refused.
+Mail: who logs in as `operator` with the password `mail-secret` may write; the recipient `refused@...` is refused.
 Web: the path's first part says what is answered: `ok`, `created`, `error`, `moved`, `archived` or, never, `hang`.
 """
 
@@ -36,7 +36,7 @@ def keep(kind, record):
 
 class Mailbox:
     async def handle_RCPT(self, server, session, envelope, address, options):
-        if address.startswith("nobody@"):
+        if address.startswith("refused@"):
             return f"550 5.1.1 <{address}> does not exist"
         envelope.rcpt_tos.append(address)
         return "250 OK"

@@ -19,18 +19,20 @@ use credit_migration::{
     },
     runner::{
         Failure,
-        archive::Tools,
-        notify::{self, Alarm},
-        preflight::Findings,
+        clients::pg_tools::Tools,
+        context::TaskContext,
         report::Progress,
         settings::Settings,
-        work::Work,
+        tasks::{
+            findings::Findings,
+            notify::{self, Alert},
+        },
     },
 };
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const DELIVERY_DEADLINE: Duration = Duration::from_secs(20);
 /// None of them may stand in a message.
 const SECRETS: &[&str] =
     &["mail-secret", "wrong-secret", "hook-secret", "127.0.0.1", "@example.com", "+49", "operator"];
@@ -92,9 +94,12 @@ impl Office {
     }
 
     pub async fn web_until(&self, path: &str, count: usize) {
-        let begin = Instant::now();
+        let started = Instant::now();
         while self.web(path).len() < count {
-            assert!(begin.elapsed() < PATIENCE, "not {count} requests to {path} within {PATIENCE:?}");
+            assert!(
+                started.elapsed() < DELIVERY_DEADLINE,
+                "not {count} requests to {path} within {DELIVERY_DEADLINE:?}"
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -120,13 +125,18 @@ impl Desk {
         let sql = |key: &str| json!({"configMapKeyRef": {"name": "sql", "key": key}});
         let plan = json!({
             "requestedBy": "ann",
-            "database": {"name": "shop", "connection": {"secretRef": {"name": "db", "key": "url"}}, "applicationRoles": ["app"]},
+            "database": {
+                "name": "shop", "connection": {"secretRef": {"name": "db", "key": "url"}}, "applicationRoles": ["app"],
+            },
             "migration": {"up": sql("up.sql"), "down": sql("down.sql"), "verifyDown": "SELECT true"},
-            "application": {"flag": {"configMapKeyRef": {"name": "shop", "key": "V"}}, "workloads": [{"kind": "Deployment", "name": "shop"}]},
+            "application": {
+                "flag": {"configMapKeyRef": {"name": "shop", "key": "V"}},
+                "workloads": [{"kind": "Deployment", "name": "shop"}],
+            },
             "backup": {"store": {"url": "s3://backups/x/", "secretRef": {"name": "store"}}},
             "notifications": {
                 "channels": channels,
-                "contacts": [{"role": "CTO", "name": "Zoë Müller", "phone": "+49 30 000000", "duty": "has the last word"}],
+                "contacts": [{"role": "CTO", "name": "Zoë Müller", "phone": "+49 30 000000", "duty": "decides"}],
             },
         });
         let notice = json!({
@@ -175,8 +185,8 @@ impl Desk {
         std::fs::write(folder.join(key), text).unwrap();
     }
 
-    fn work(&self, progress: &Progress) -> Work<'_> {
-        Work {
+    fn context(&self, progress: &Progress) -> TaskContext<'_> {
+        TaskContext {
             spec: &self.spec,
             settings: Settings::new(&self.root, &self.spec, "shop"),
             tools: Tools::in_path(),
@@ -188,14 +198,14 @@ impl Desk {
     /// The result and `channel: Delivered` or `channel: what it answered`.
     async fn run(&self) -> (Result<String, Failure>, Vec<String>) {
         let progress = Progress::default();
-        let result = notify::run(&self.work(&progress)).await;
-        clean(&format!("{result:?} {:?}", progress.so_far()));
+        let result = notify::run(&self.context(&progress)).await;
+        clean(&format!("{result:?} {:?}", progress.fields()));
         (result, deliveries(&progress))
     }
 
-    fn look(&self) -> Vec<Finding> {
+    fn check(&self) -> Vec<Finding> {
         let mut findings = Findings::default();
-        notify::look(&self.work(&Progress::default()), &mut findings);
+        notify::check(&self.context(&Progress::default()), &mut findings);
         findings.list().to_vec()
     }
 
@@ -211,7 +221,7 @@ fn clean(text: &str) {
 }
 
 fn deliveries(progress: &Progress) -> Vec<String> {
-    let Some(noted) = progress.so_far().get("deliveries").cloned() else { return vec![] };
+    let Some(noted) = progress.fields().get("deliveries").cloned() else { return vec![] };
     let deliveries: Vec<Delivery> = serde_json::from_value(noted).unwrap();
     let words = |delivery: &Delivery| match delivery.state {
         DeliveryState::Delivered => format!("{}: Delivered", delivery.channel),
@@ -233,7 +243,9 @@ fn mail(name: &str, audience: &str, port: u16, changes: Value) -> Value {
 }
 
 fn slack(name: &str, audience: &str, key: &str) -> Value {
-    json!({"name": name, "audiences": [audience], "slack": {"urlSecretRef": {"name": "hook", "key": key}, "caSecretRef": {"name": "tls", "key": "ca"}}})
+    json!({"name": name, "audiences": [audience], "slack": {
+        "urlSecretRef": {"name": "hook", "key": key}, "caSecretRef": {"name": "tls", "key": "ca"},
+    }})
 }
 
 fn event(name: &str, audience: &str, key: &str) -> Value {
@@ -257,7 +269,7 @@ fn fields(mail: &Value) -> (Vec<String>, String) {
 }
 
 #[tokio::test]
-async fn an_alarm_arrives_by_every_channel_and_is_the_same_when_repeated() {
+async fn an_alert_arrives_by_every_channel_and_is_the_same_when_repeated() {
     let office = Office::open().await;
     // One number, for the sender's address too.
     let mut desk = Desk::new("TriggerFired", json!([])).await;
@@ -274,9 +286,9 @@ async fn an_alarm_arrives_by_every_channel_and_is_the_same_when_repeated() {
     .unwrap();
     let (ok, created) = (desk.hook("ok"), desk.hook("created"));
     desk.hook("error");
-    let (result, told) = desk.run().await;
+    let (result, sent) = desk.run().await;
     assert!(result.as_ref().unwrap().starts_with("4 of 4 channels took it"), "{result:?}");
-    assert_eq!(told, ["mail: Delivered", "mail-implicit: Delivered", "chat: Delivered", "events: Delivered"]);
+    assert_eq!(sent, ["mail: Delivered", "mail-implicit: Delivered", "chat: Delivered", "events: Delivered"]);
 
     let mails = office.mail(&desk.from());
     assert_eq!(mails.len(), 2);
@@ -288,15 +300,14 @@ async fn an_alarm_arrives_by_every_channel_and_is_the_same_when_repeated() {
     let (head, body) = fields(mails.iter().find(team).unwrap());
     for field in [
         format!("Message-ID: <0d9f2c11-{number}-notice.Team@example.com>"),
-        "Subject: [shop/simplify-credits] ALARM: a trigger fired, going back to the old version".to_owned(),
+        "Subject: [shop/simplify-credits] ALERT: a trigger fired, rolling back to the old version".to_owned(),
         "To: team@example.com, night@example.com".to_owned(),
         "Date: Thu, 26 Nov 2026 22:00:00 +0000".to_owned(),
         "Auto-Submitted: auto-generated".to_owned(),
     ] {
         assert!(head.contains(&field), "{field} is not in {head:?}");
     }
-    for words in ["errors <5%> & more; next: kubectl get cmig", "CTO: Zoë Müller, +49 30 000000 (has the last word)"]
-    {
+    for words in ["errors <5%> & more; next: kubectl get cmig", "CTO: Zoë Müller, +49 30 000000 (decides)"] {
         assert!(body.contains(words), "{words} is not in {body}");
     }
 
@@ -316,8 +327,10 @@ async fn an_alarm_arrives_by_every_channel_and_is_the_same_when_repeated() {
         envelope,
         json!({
             "specversion": "1.0", "id": format!("0d9f2c11-{number}-notice"), "time": "2026-11-26T22:00:00Z",
-            "type": "io.creditmigration.notice.TriggerFired", "subject": "simplify-credits", "datacontenttype": "application/json",
-            "source": "/apis/creditmigration.io/v1alpha1/namespaces/shop/creditmigrations/simplify-credits/audiences/Support",
+            "type": "io.creditmigration.notice.TriggerFired", "subject": "simplify-credits",
+            "datacontenttype": "application/json",
+            "source": concat!("/apis/creditmigration.io/v1alpha1/namespaces/shop/creditmigrations/",
+                "simplify-credits/audiences/Support"),
         })
     );
     assert_eq!(
@@ -327,9 +340,9 @@ async fn an_alarm_arrives_by_every_channel_and_is_the_same_when_repeated() {
 
     // Again, because the report of the first run was lost; the chat is known to have it.
     desk.spec.inputs.notice.as_mut().unwrap().delivered = vec!["chat".to_owned()];
-    let (result, told) = desk.run().await;
+    let (result, sent) = desk.run().await;
     assert!(result.unwrap().starts_with("3 of 3 channels took it; 1 had it before"));
-    assert_eq!(told.len(), 3);
+    assert_eq!(sent.len(), 3);
     assert_eq!(office.web(&ok).len(), 1);
     let events = office.web(&created);
     assert_eq!((events.len(), &events[0]["body"]), (2, &events[1]["body"]));
@@ -340,7 +353,7 @@ async fn an_alarm_arrives_by_every_channel_and_is_the_same_when_repeated() {
 }
 
 #[tokio::test]
-async fn what_fails_is_told_and_keeps_nothing_from_the_others() {
+async fn a_failed_channel_is_reported_and_keeps_nothing_from_the_others() {
     let office = Office::open().await;
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     // Takes connections, says nothing.
@@ -365,7 +378,7 @@ async fn what_fails_is_told_and_keeps_nothing_from_the_others() {
         mail("public-ca", "Team", office.start_tls, with(json!({"caSecretRef": null}))),
         mail("other-host", "Team", office.start_tls, with(json!({"host": "localhost"}))),
         mail("plain", "Team", office.plain, with(json!({"secretRef": null}))),
-        mail("nobody", "Team", office.start_tls, with(json!({"to": ["a@example.com", "nobody@example.com"]}))),
+        mail("one-address", "Team", office.start_tls, with(json!({"to": ["a@example.com", "refused@example.com"]}))),
         event("error", "Team", "error"),
         event("moved", "Team", "moved"),
         slack("archived", "Team", "archived"),
@@ -384,22 +397,22 @@ async fn what_fails_is_told_and_keeps_nothing_from_the_others() {
     let good = desk.hook("created");
     desk.mount("hook", "elsewhere", &format!("https://localhost:{}/ok/hook-secret", office.web));
     desk.mount("hook", "closed", &format!("https://127.0.0.1:{closed}/hook-secret"));
-    let (begin, progress) = (Instant::now(), Progress::default());
-    let work = desk.work(&progress);
+    let (started, progress) = (Instant::now(), Progress::default());
+    let context = desk.context(&progress);
     let early = async {
         while !["good: Delivered", "good-mail: Delivered"].iter().all(|d| deliveries(&progress).iter().any(|e| e == d))
         {
-            assert!(begin.elapsed() < PATIENCE, "{:?}", deliveries(&progress));
+            assert!(started.elapsed() < DELIVERY_DEADLINE, "{:?}", deliveries(&progress));
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        begin.elapsed()
+        started.elapsed()
     };
-    let (result, early) = tokio::join!(notify::run(&work), early);
-    let took = begin.elapsed();
+    let (result, early) = tokio::join!(notify::run(&context), early);
+    let took = started.elapsed();
     assert!(early < Duration::from_secs(8), "the good ones waited for the others: {early:?}");
-    assert!(took >= notify::TIMEOUT && took < notify::TIMEOUT + Duration::from_secs(5), "{took:?}");
+    assert!(took >= notify::DELIVERY_TIMEOUT && took < notify::DELIVERY_TIMEOUT + Duration::from_secs(5), "{took:?}");
     let failure = result.unwrap_err();
-    clean(&format!("{failure:?} {:?}", progress.so_far()));
+    clean(&format!("{failure:?} {:?}", progress.fields()));
     assert_eq!(failure.reason, Reason::NoticeUndelivered);
     assert!(failure.message.starts_with("19 of 22 channels did not take it: hang: no answer within 10 s; silent: "));
     assert_eq!(
@@ -416,14 +429,16 @@ async fn what_fails_is_told_and_keeps_nothing_from_the_others() {
             "public-ca: the certificate is of no trusted authority",
             "other-host: the certificate is for another host",
             "plain: the server offers no STARTTLS",
-            "nobody: Delivered",
+            "one-address: Delivered",
             "error: answered 500",
             "moved: answered 302; redirects are not followed",
             "archived: answered 410 (channel_is_archived)",
             "error-chat: answered 500",
             "web-strange: the certificate is of no trusted authority",
             "web-other-host: the certificate is for another host",
-            "missing: key missing of Secret shop/hook is missing; next: kubectl -n shop create secret generic hook --from-literal=missing='https://hooks.slack.com/services/...'; if it exists, kubectl -n shop patch secret hook -p '{\"stringData\": {\"missing\": \"https://hooks.slack.com/services/...\"}}'",
+            "missing: key missing of Secret shop/hook is missing; next: kubectl -n shop create secret generic hook \
+                --from-literal=missing='https://hooks.slack.com/services/...'; if it exists, kubectl -n shop patch \
+                secret hook -p '{\"stringData\": {\"missing\": \"https://hooks.slack.com/services/...\"}}'",
             "closed: no answer: Connection refused (os error 111)",
             "good: Delivered",
             "good-mail: Delivered",
@@ -437,7 +452,7 @@ async fn what_fails_is_told_and_keeps_nothing_from_the_others() {
 }
 
 #[tokio::test]
-async fn own_templates_are_used_and_a_bad_one_loses_no_alarm() {
+async fn own_templates_are_used_and_a_bad_one_loses_no_alert() {
     let desk = Desk::new(
         "ManualInterventionRequired",
         json!([event("events", "Team", "ok"), slack("chat", "Support", "created")]),
@@ -446,13 +461,13 @@ async fn own_templates_are_used_and_a_bad_one_loses_no_alarm() {
     let (ok, created) = (desk.hook("ok"), desk.hook("created"));
     desk.template("ManualInterventionRequired.Team.subject", "{{ migration }} braucht jemanden");
     desk.template("ManualInterventionRequired.body", "{{ startsAt }}");
-    let (result, told) = desk.run().await;
+    let (result, sent) = desk.run().await;
     let message = result.unwrap();
     assert!(
         message.contains("template ManualInterventionRequired.body: ") && message.contains("the default was used"),
         "{message}"
     );
-    assert_eq!(told, ["events: Delivered", "chat: Delivered"]);
+    assert_eq!(sent, ["events: Delivered", "chat: Delivered"]);
     let data = &desk.office.web(&ok)[0]["body"]["data"];
     assert_eq!(data["subject"], "simplify-credits braucht jemanden");
     assert!(data["body"].as_str().unwrap().contains("errors <5%>"), "{data}");
@@ -460,7 +475,7 @@ async fn own_templates_are_used_and_a_bad_one_loses_no_alarm() {
 }
 
 #[tokio::test]
-async fn preflight_finds_what_keeps_a_channel_from_telling_and_sends_nothing() {
+async fn preflight_finds_what_keeps_a_channel_from_delivering_and_sends_nothing() {
     let office = Office::open().await;
     let from = json!({"from": "preflight@example.com"});
     let channels = json!([
@@ -471,12 +486,12 @@ async fn preflight_finds_what_keeps_a_channel_from_telling_and_sends_nothing() {
     let mut desk = Desk::new("Finished", channels).await;
     let (ok, created) = (desk.hook("ok"), desk.hook("created"));
     let wrong = |desk: &Desk| -> Vec<(String, Reason, String)> {
-        let found = desk.look();
+        let found = desk.check();
         clean(&format!("{found:?}").replace(&format!("127.0.0.1:{}", office.start_tls), "server"));
         found.into_iter().filter_map(|f| Some((f.name, f.reason?, f.message))).collect()
     };
     assert_eq!(wrong(&desk), []);
-    assert_eq!(desk.look().len(), 3);
+    assert_eq!(desk.check().len(), 3);
 
     desk.mount("mail", "password", " ");
     desk.mount("hook", "ok", "hooks.example.com/hook-secret");
@@ -502,8 +517,24 @@ async fn preflight_finds_what_keeps_a_channel_from_telling_and_sends_nothing() {
     assert_eq!(
         words,
         [
-            ("notification channel chat", Reason::ConnectionInvalid, format!("key ok of Secret shop/hook is no URL; {next}").as_str()),
-            ("notification channel events", Reason::ConnectionInvalid, format!("key authorization of Secret shop/hook is no value of a header: it has a line break or a control character; {next}").as_str()),
+            (
+                "notification channel chat",
+                Reason::ConnectionInvalid,
+                format!(
+                    "key ok of Secret shop/hook is no URL; \
+                {next}"
+                )
+                .as_str()
+            ),
+            (
+                "notification channel events",
+                Reason::ConnectionInvalid,
+                format!(
+                    "key authorization of Secret shop/hook \
+                is no value of a header: it has a line break or a control character; {next}"
+                )
+                .as_str()
+            ),
         ]
     );
 
@@ -535,66 +566,66 @@ fn held() -> WindowProgress {
 }
 
 #[tokio::test]
-async fn the_alarm_of_a_held_window_is_repeated_until_it_is_taken() {
+async fn the_alert_of_a_stuck_window_is_repeated_until_it_is_delivered() {
     let mut desk = Desk::new("Finished", json!([slack("chat", "Team", "ok"), slack("down", "Team", "error")])).await;
     desk.spec.task = Task::RollbackWindow;
     let error = desk.hook("error");
-    let alarm = Alarm::new(&desk.work(&Progress::default()), Duration::ZERO);
+    let alert = Alert::new(&desk.context(&Progress::default()), Duration::ZERO);
     for _ in 0..3 {
-        alarm.reported(&held(), None);
+        alert.reported(&held(), None);
     }
     desk.office.web_until(&error, 1).await;
     // The Secret comes late.
     let ok = desk.hook("ok");
     desk.office.web_until(&ok, 1).await;
-    alarm.settle(PATIENCE).await;
-    let told = desk.office.web(&ok);
-    assert_eq!((told.len(), desk.office.web(&error).len()), (1, 2));
-    let ids = [&told[0], &desk.office.web(&error)[0]].map(|r| r["headers"]["idempotency-key"].clone());
+    alert.settle(DELIVERY_DEADLINE).await;
+    let sent = desk.office.web(&ok);
+    assert_eq!((sent.len(), desk.office.web(&error).len()), (1, 2));
+    let ids = [&sent[0], &desk.office.web(&error)[0]].map(|r| r["headers"]["idempotency-key"].clone());
     let id = |channel: &str| json!(format!("{}-RollbackWindow-1-held.Team.{channel}", desk.spec.migration_uid));
     assert_eq!(ids, [id("chat"), id("down")]);
 }
 
 #[tokio::test]
-async fn no_alarm_while_the_controller_is_at_it() {
+async fn no_alert_while_the_controller_handles_it() {
     let desk = Desk::new("Finished", json!([slack("chat", "Team", "ok")])).await;
     let ok = desk.hook("ok");
-    let alarm = |grace| Alarm::new(&desk.work(&Progress::default()), grace);
+    let alert = |grace| Alert::new(&desk.context(&Progress::default()), grace);
     let order = |command| WindowOrder { command, deadline: None };
-    let calm = alarm(Duration::ZERO);
+    let calm = alert(Duration::ZERO);
     // Not held.
     calm.reported(&WindowProgress { state: WindowState::Migrated, ..held() }, None);
-    calm.heard().await;
-    calm.settle(PATIENCE).await;
-    // The way back that was ordered failed: whoever ordered it tells.
-    let ordered = alarm(Duration::ZERO);
+    calm.delivered().await;
+    calm.settle(DELIVERY_DEADLINE).await;
+    // The rollback that was ordered failed: the controller, which ordered it, notifies.
+    let ordered = alert(Duration::ZERO);
     ordered.ordered(&order(WindowCommand::Rollback));
     ordered.reported(&held(), None);
-    ordered.heard().await;
-    ordered.settle(PATIENCE).await;
-    let called_off = alarm(PATIENCE);
-    called_off.reported(&held(), None);
-    called_off.ordered(&order(WindowCommand::Rollback));
-    called_off.settle(PATIENCE).await;
-    let ended = alarm(PATIENCE);
+    ordered.delivered().await;
+    ordered.settle(DELIVERY_DEADLINE).await;
+    let cancelled = alert(DELIVERY_DEADLINE);
+    cancelled.reported(&held(), None);
+    cancelled.ordered(&order(WindowCommand::Rollback));
+    cancelled.settle(DELIVERY_DEADLINE).await;
+    let ended = alert(DELIVERY_DEADLINE);
     ended.reported(&held(), None);
     ended.reported(&WindowProgress { state: WindowState::Released, ..held() }, None);
-    ended.settle(PATIENCE).await;
+    ended.settle(DELIVERY_DEADLINE).await;
     assert_eq!(desk.office.web(&ok).len(), 0);
     // What does not call it off: an order that was there before. The end of the process needs no grace.
-    let raised = alarm(PATIENCE);
+    let raised = alert(DELIVERY_DEADLINE);
     raised.ordered(&order(WindowCommand::Switch));
     raised.reported(&held(), None);
-    raised.settle(PATIENCE).await;
+    raised.settle(DELIVERY_DEADLINE).await;
     assert_eq!(desk.office.web(&ok).len(), 1);
     // Neither does it matter whether the switch was acknowledged: writes are blocked.
-    let raised = alarm(Duration::ZERO);
+    let raised = alert(Duration::ZERO);
     raised.reported(&WindowProgress { switch_acknowledged: false, ..held() }, None);
-    raised.heard().await;
-    let told = desk.office.web(&ok);
-    assert_eq!(told.len(), 2);
-    let not_begun = |told: &Value| {
-        told["body"]["text"].as_str().unwrap().contains("stay blocked. The switch of the application had not begun")
+    raised.delivered().await;
+    let sent = desk.office.web(&ok);
+    assert_eq!(sent.len(), 2);
+    let not_begun = |sent: &Value| {
+        sent["body"]["text"].as_str().unwrap().contains("still blocked. The switch of the application had not started")
     };
-    assert_eq!(told.iter().filter(|told| not_begun(told)).count(), 1, "{told:?}");
+    assert_eq!(sent.iter().filter(|sent| not_begun(sent)).count(), 1, "{sent:?}");
 }

@@ -1,8 +1,8 @@
-//! Preflight: each finding, and the command that mends it.
+//! Preflight: each finding, and the command that fixes it.
 
 use credit_migration::{
     api::{Reason, Task, mounts},
-    runner::archive::Tools,
+    runner::clients::pg_tools::Tools,
 };
 
 use serde_json::json;
@@ -43,8 +43,18 @@ async fn mounts_and_connection() {
     finds(
         &world,
         &[
-            ("database connection", Reason::SecretKeyMissing, "key ca.crt of Secret shop/shop-db is missing; next: kubectl -n shop create secret generic shop-db --from-file=ca.crt=FILE"),
-            ("bucket", Reason::SecretKeyMissing, "kubectl -n shop create secret generic backup-bucket --from-literal=accessKeyId="),
+            (
+                "database connection",
+                Reason::SecretKeyMissing,
+                "key ca.crt of Secret shop/shop-db is missing; next: \
+                kubectl -n shop create secret generic shop-db --from-file=ca.crt=FILE",
+            ),
+            (
+                "bucket",
+                Reason::SecretKeyMissing,
+                "kubectl -n shop create secret generic backup-bucket \
+                --from-literal=accessKeyId=",
+            ),
         ],
     )
     .await;
@@ -111,7 +121,12 @@ async fn privileges() {
     finds(
         &world,
         &[
-            ("owner of the database", Reason::PrivilegeMissing, "next: ALTER DATABASE \"shop_{n}\" OWNER TO \"migrator_{n}\";"),
+            (
+                "owner of the database",
+                Reason::PrivilegeMissing,
+                "next: ALTER DATABASE \"shop_{n}\" OWNER TO \
+                \"migrator_{n}\";",
+            ),
             (
                 "CREATE on the database",
                 Reason::PrivilegeMissing,
@@ -128,7 +143,8 @@ async fn privileges() {
             (
                 "rights to dump",
                 Reason::PrivilegeMissing,
-                "may not dump table public.user_credits; next: GRANT SELECT ON TABLE \"public\".\"user_credits\" TO \"migrator_{n}\";",
+                "may not dump table public.user_credits; next: GRANT SELECT ON TABLE \"public\".\"user_credits\" TO \
+                    \"migrator_{n}\";",
             ),
         ],
     )
@@ -141,7 +157,8 @@ async fn a_subscription_to_a_protected_table() {
     let world = World::new().await;
     world
         .alter(
-            "CREATE SUBSCRIPTION copy_{n} CONNECTION 'host=127.0.0.1 port=1 dbname=nowhere' PUBLICATION p WITH (connect = false);
+            "CREATE SUBSCRIPTION copy_{n} CONNECTION 'host=127.0.0.1 port=1 dbname=nowhere'
+                 PUBLICATION p WITH (connect = false);
              INSERT INTO pg_subscription_rel (srsubid, srrelid, srsubstate)
              SELECT oid, 'user_credits'::regclass, 'r' FROM pg_subscription WHERE subname = 'copy_{n}'",
         )
@@ -149,7 +166,8 @@ async fn a_subscription_to_a_protected_table() {
     // It is not enabled.
     finds_nothing(&world).await;
     world.alter("UPDATE pg_subscription SET subenabled = true WHERE subname = 'copy_{n}'").await;
-    let next = "subscription copy_{n} writes to user_credits, and the gate does not stop what logical replication applies; next: ALTER SUBSCRIPTION \"copy_{n}\" DISABLE;";
+    let next = "subscription copy_{n} writes to user_credits, and the gate does not stop what logical replication \
+        applies; next: ALTER SUBSCRIPTION \"copy_{n}\" DISABLE;";
     finds(&world, &[("subscriptions", Reason::WritesNotBlocked, next)]).await;
     world.alter("ALTER SUBSCRIPTION \"copy_{n}\" DISABLE").await;
     finds_nothing(&world).await;
@@ -165,10 +183,11 @@ async fn a_member_that_inherits_nothing() {
     let world = World::new().await;
     world
         .alter(
-            "REVOKE app_{n} FROM migrator_{n}; CREATE ROLE bridge_{n} NOINHERIT; GRANT app_{n} TO bridge_{n}; GRANT bridge_{n} TO migrator_{n}",
+            "REVOKE app_{n} FROM migrator_{n}; CREATE ROLE bridge_{n} NOINHERIT; GRANT app_{n} TO bridge_{n}; GRANT \
+                bridge_{n} TO migrator_{n}",
         )
         .await;
-    let next = "does not see when sessions of app_{n} began; next: GRANT pg_read_all_stats TO \"migrator_{n}\";";
+    let next = "does not see when sessions of app_{n} started; next: GRANT pg_read_all_stats TO \"migrator_{n}\";";
     finds(&world, &[("application role app_{n}", Reason::PrivilegeMissing, next)]).await;
     world.alter("GRANT pg_read_all_stats TO migrator_{n}").await;
     finds_nothing(&world).await;
@@ -187,7 +206,8 @@ async fn tables_columns_and_claims() {
              ALTER TABLE user_credits DROP CONSTRAINT user_credits_pkey;
              CREATE SCHEMA credit_migration AUTHORIZATION migrator_{n};
              SET ROLE migrator_{n};
-             CREATE TABLE credit_migration.claim (only_one boolean PRIMARY KEY, migration_uid text, migration_name text, since timestamptz);
+             CREATE TABLE credit_migration.claim (
+                 only_one boolean PRIMARY KEY, migration_uid text, migration_name text, since timestamptz);
              INSERT INTO credit_migration.claim VALUES (true, 'u', 'other-migration', now())",
         )
         .await;
@@ -238,7 +258,7 @@ async fn sql_and_store() {
     world.sql(UP, DOWN);
     world.mount(mounts::UP_SQL, "SELECT 2;");
     world.spec.plan.backup.store = World::new().await.spec.plan.backup.store;
-    world.mount(mounts::STORE_ACCESS_KEY_ID, "nobody");
+    world.mount(mounts::STORE_ACCESS_KEY_ID, "unknown");
     finds(
         &world,
         &[
@@ -253,8 +273,10 @@ async fn sql_and_store() {
 async fn a_server_newer_than_pg_dump() {
     let mut world = World::new().await;
     let folder = world.root.join("old");
-    // Written by a process of its own: one that was forked off here meanwhile would hold the file open, and it could not be run.
-    let script = r#"mkdir "$0" && printf '#!/bin/sh\necho "pg_dump (PostgreSQL) 12.22"\n' >"$0/pg_dump" && chmod 755 "$0/pg_dump""#;
+    // Written by a process of its own: one that was forked off here meanwhile would hold the file open, and it could
+    // not be run.
+    let script = r#"mkdir "$0" && printf '#!/bin/sh\necho "pg_dump (PostgreSQL) 12.22"\n' >"$0/pg_dump" &&
+        chmod 755 "$0/pg_dump""#;
     assert!(std::process::Command::new("sh").args(["-c", script]).arg(&folder).status().unwrap().success());
     world.tools = Tools::in_folder(folder);
     let wanted = "pg_dump of this image is 12.22; next: use an image of the operator with pg_dump ";
@@ -266,7 +288,8 @@ async fn an_owner_that_is_no_superuser_is_granted() {
     let world = World::new().await;
     world
         .alter(
-            "CREATE ROLE owner_{n}; ALTER DATABASE shop_{n} OWNER TO owner_{n}; ALTER TABLE user_credits OWNER TO owner_{n};
+            "CREATE ROLE owner_{n}; ALTER DATABASE shop_{n} OWNER TO owner_{n};
+             ALTER TABLE user_credits OWNER TO owner_{n};
              GRANT SELECT ON user_credits TO migrator_{n}; GRANT CREATE ON DATABASE shop_{n} TO migrator_{n}",
         )
         .await;
@@ -290,7 +313,8 @@ async fn rights_to_dump() {
         .alter(
             "CREATE SCHEMA hidden; CREATE TABLE hidden.a (id serial); CREATE TABLE hidden.\"B\" (id int);
              CREATE SEQUENCE hidden.s; CREATE VIEW hidden.v AS SELECT 1; CREATE SCHEMA nothing;
-             CREATE TABLE hidden.p (id int) PARTITION BY LIST (id); CREATE TABLE hidden.p1 PARTITION OF hidden.p FOR VALUES IN (1)",
+             CREATE TABLE hidden.p (id int) PARTITION BY LIST (id);
+             CREATE TABLE hidden.p1 PARTITION OF hidden.p FOR VALUES IN (1)",
         )
         .await;
     finds(
@@ -323,8 +347,8 @@ async fn times_without_a_zone_need_one_that_the_server_knows() {
     let column = "column credit_transactions.created_at";
     let found = world.run(Task::Preflight).await;
     assert!(found.result.is_ok(), "{:?}", found.result);
-    let told = serde_json::to_string(&found.noted).unwrap();
-    assert!(told.contains("timestamp without time zone, read as UTC"), "{told}");
+    let found = serde_json::to_string(&found.noted).unwrap();
+    assert!(found.contains("timestamp without time zone, read as UTC"), "{found}");
     world.spec.plan.credits.transactions.created_at_time_zone = "Europe/Berlim".to_owned();
     let wanted =
         "and the server knows no zone \"Europe/Berlim\"; next: set spec.credits.transactions.createdAtTimeZone";

@@ -23,7 +23,8 @@ async fn the_sample_application_is_rehearsed() {
     assert!(refused.failure().message.contains("DROP DATABASE"), "{}", refused.failure());
     world
         .alter(&format!(
-            "COMMENT ON DATABASE scratch_{{n}} IS 'credit-migration: scratch database of migration {}, dropped after its rehearsal'",
+            "COMMENT ON DATABASE scratch_{{n}} IS 'credit-migration: scratch database of migration {}, dropped after \
+                its rehearsal'",
             world.spec.migration_uid
         ))
         .await;
@@ -74,7 +75,7 @@ async fn what_fails_is_named_and_the_copy_is_dropped() {
 }
 
 #[tokio::test]
-async fn a_proof_that_cannot_fail_is_none() {
+async fn a_verification_that_cannot_fail_is_refused() {
     let mut world = ready(UP, DOWN).await;
     for (query, good) in [
         ("SELECT count(*) FROM user_credits WHERE balance < 0", false),
@@ -114,7 +115,7 @@ async fn an_extension_that_the_role_may_not_create_is_left_out() {
     assert!(!world.has_scratch().await);
 }
 
-/// The stage in which a check stands, and the check.
+/// The stage of a check, and the check.
 fn checks(world: &mut World, validation: Value, monitoring: Value) {
     world.spec.plan.validation.checks = serde_json::from_value(validation).unwrap();
     world.spec.plan.monitoring.checks = serde_json::from_value(monitoring).unwrap();
@@ -151,15 +152,15 @@ async fn a_check_that_does_not_fit_the_new_schema_is_found() {
         assert!(outcome.failure().message.contains(words), "{}", outcome.failure());
         assert!(!world.has_scratch().await);
     }
-    // A trigger that watches nothing is told, and so is what only warns.
+    // A trigger that watches nothing is reported, and so is what only warns.
     let mut warns = users;
     warns["onBreach"] = json!("Warn");
     checks(&mut world, json!([]), json!([warns]));
     let outcome = world.run(Task::Rehearse).await;
     let evidence: RehearsalEvidence = serde_json::from_value(outcome.noted["rehearsal"].clone()).unwrap();
     assert_eq!(evidence.checks_measured, 2);
-    for (told, name) in evidence.checks_not_passing.iter().zip(["balance-errors: ", "users: "]) {
-        assert!(told.starts_with(name) && told.contains("nothing explains balances"), "{told}");
+    for (reported, name) in evidence.checks_not_passing.iter().zip(["balance-errors: ", "users: "]) {
+        assert!(reported.starts_with(name) && reported.contains("nothing explains balances"), "{reported}");
     }
 }
 
@@ -169,15 +170,16 @@ async fn without_createdb_the_right_is_named() {
     world.alter("ALTER ROLE migrator_{n} NOCREATEDB").await;
     let outcome = world.run(Task::Rehearse).await;
     assert_eq!(outcome.failure().reason, Reason::PrivilegeMissing);
-    let mend = format!("ALTER ROLE \"migrator_{}\" CREATEDB;", world.number);
-    assert!(outcome.failure().message.ends_with(&mend), "{}", outcome.failure());
+    let fix = format!("ALTER ROLE \"migrator_{}\" CREATEDB;", world.number);
+    assert!(outcome.failure().message.ends_with(&fix), "{}", outcome.failure());
 }
 
 /// Databases of the server whose name has the world's number or UID in it.
 async fn databases(world: &World) -> String {
     let root = world.root_session("postgres").await;
     let like = [format!("%\\_{}", world.number), format!("%{}", world.spec.migration_uid)];
-    let query = "SELECT coalesce(string_agg(datname, ',' ORDER BY datname), '') FROM pg_database WHERE datname::text LIKE ANY ($1)";
+    let query = "SELECT coalesce(string_agg(datname, ',' ORDER BY datname), '') FROM pg_database WHERE datname::text \
+        LIKE ANY ($1)";
     root.query_one(query, &[&like.as_slice()]).await.unwrap().get(0)
 }
 

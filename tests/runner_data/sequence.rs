@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use crate::harness::World;
 
-/// Credits by token; a token that begins with `greedy` pays twice.
+/// Credits by token; a token that starts with `greedy` pays twice.
 type Credits = Arc<Mutex<HashMap<String, i64>>>;
 
 fn token(headers: &HeaderMap) -> Result<String, StatusCode> {
@@ -64,7 +64,7 @@ async fn serve() -> (String, Credits) {
     (base, credits)
 }
 
-/// Log in, look, take one, look again.
+/// Log in, read, take one, read again.
 fn purchase(base: &str, user: &str) -> Value {
     let bearer = json!({"Authorization": "Bearer {{ token }}"});
     json!({"secretRef": {"name": "probe-user"}, "steps": [
@@ -73,7 +73,8 @@ fn purchase(base: &str, user: &str) -> Value {
          "capture": [{"name": "token", "jsonPath": "$.session.token"}]},
         {"name": "before", "url": format!("{base}/credits"), "headers": bearer,
          "expect": [{"jsonPath": "$.balance"}], "capture": [{"name": "before", "jsonPath": "$.balance"}]},
-        {"name": "deduct", "url": format!("{base}/credits"), "method": "PATCH", "headers": bearer, "body": "{\"amount\": 1}"},
+        {"name": "deduct", "url": format!("{base}/credits"), "method": "PATCH", "headers": bearer,
+         "body": "{\"amount\": 1}"},
         {"name": "after", "url": format!("{base}/credits"), "headers": bearer,
          "expect": [{"jsonPath": "$.balance", "equals": "{{ before - 1 }}"}]},
     ]})
@@ -133,7 +134,7 @@ async fn the_step_that_failed_is_named_and_nothing_else() {
         ),
         (edited(2, json!({"url": "http://127.0.0.1:1/"})), CheckOutcome::Fail, "step \"deduct\": no answer"),
         (
-            edited(2, json!({"body": "{{ nobody }}"})),
+            edited(2, json!({"body": "{{ unknown }}"})),
             CheckOutcome::Error,
             "step \"deduct\": template of body, line 1: undefined value",
         ),
@@ -160,7 +161,7 @@ async fn the_step_that_failed_is_named_and_nothing_else() {
 
 /// A template that cannot be rendered must not leave half a purchase behind: nothing of its own step is sent.
 #[tokio::test]
-async fn what_cannot_be_judged_is_not_sent() {
+async fn what_cannot_be_checked_is_not_sent() {
     let (world, (base, credits)) = (World::new().await, serve().await);
     world.mount(&mounts::secret("probe-user", "password"), "pass\"word");
     let mut sequence = purchase(&base, "carl");

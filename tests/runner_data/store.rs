@@ -11,10 +11,10 @@ use std::{
 use credit_migration::{
     api::Reason,
     runner::{
-        backup,
+        clients::object_store::{Limits, Store},
         report::Progress,
         settings::Settings,
-        store::{Limits, Store},
+        tasks::backup,
     },
 };
 use futures::TryStreamExt;
@@ -26,9 +26,9 @@ use tokio::{
 use crate::{backup::fake_pg_dump, harness::World};
 
 const MIB: u64 = 1 << 20;
-/// All but what a test is about is over at once.
+/// All but what a test is about ends at once.
 const LIMITS: Limits =
-    Limits { patience: Duration::ZERO, silence: Duration::from_secs(1), part: Duration::from_secs(600) };
+    Limits { retry_timeout: Duration::ZERO, silence: Duration::from_secs(1), part: Duration::from_secs(600) };
 
 /// What becomes of one direction of a connection after so many bytes.
 #[derive(Clone, Copy)]
@@ -77,9 +77,9 @@ impl Line {
 
     /// Waits until so many bytes were sent.
     async fn has_sent(&self, bytes: u64) {
-        let begin = Instant::now();
+        let started = Instant::now();
         while self.sent.load(Ordering::SeqCst) < bytes {
-            assert!(begin.elapsed() < Duration::from_secs(20), "{} bytes", self.sent.load(Ordering::SeqCst));
+            assert!(started.elapsed() < Duration::from_secs(20), "{} bytes", self.sent.load(Ordering::SeqCst));
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -172,26 +172,26 @@ async fn an_upload_that_is_given_up_on_a_stalled_line_leaves_no_part() {
     upload.write(&data(40, 7)).await.unwrap();
     line.has_sent(24 * MIB).await;
     assert!(!world.stored().is_empty(), "no part yet");
-    let begin = Instant::now();
+    let started = Instant::now();
     upload.abort().await;
-    assert!(begin.elapsed() < Duration::from_secs(8), "{:?}", begin.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
     assert_eq!(world.stored(), Vec::<std::path::PathBuf>::new());
 }
 
 #[tokio::test]
-async fn a_backup_that_is_told_to_end_while_its_last_part_is_sent_ends_and_leaves_nothing() {
+async fn a_backup_terminated_while_its_last_part_is_sent_leaves_nothing() {
     let mut world = World::new().await;
     world.tools = fake_pg_dump(&world, "head -c 20000000 /dev/urandom");
     let (_, _, line) = stores(&mut world, |_| (Fault::Stall(8 * MIB), Fault::None)).await;
-    let work = world.work(&Progress::default());
-    let told = async {
+    let context = world.context(&Progress::default());
+    let terminated = async {
         line.has_sent(8 * MIB).await;
-        work.stop.cancel();
+        context.stop.cancel();
         Instant::now()
     };
-    let (ended, told) = tokio::join!(backup::run(&work), told);
+    let (ended, terminated) = tokio::join!(backup::run(&context), terminated);
     assert_eq!(ended.unwrap_err().reason, Reason::PodFailed);
-    assert!(told.elapsed() < Duration::from_secs(20), "{:?}", told.elapsed());
+    assert!(terminated.elapsed() < Duration::from_secs(20), "{:?}", terminated.elapsed());
     assert_eq!(world.stored(), Vec::<std::path::PathBuf>::new());
     assert_eq!(world.count("SELECT count(*) FROM credit_migration.baseline").await, 0);
 }

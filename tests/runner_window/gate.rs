@@ -5,8 +5,8 @@ use std::time::Duration;
 use credit_migration::{
     api::{Direction, Reason, SchemaInPlace},
     runner::{
-        cleanup::cleanup,
         database::control::{self, ControlSpec, read_only_default, window_record::RecordedEnd, write_block},
+        tasks::cleanup::cleanup,
     },
 };
 use jiff::Timestamp;

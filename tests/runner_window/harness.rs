@@ -17,8 +17,10 @@ use credit_migration::{
     api::{CreditMigrationSpec, Direction, RunInputs, WindowCommand, WindowOrder, WindowProgress, WindowState},
     runner::{
         Failure,
-        database::control::{self, ControlSpec, Sql},
-        postgres::Target,
+        database::{
+            connection::Target,
+            control::{self, ControlSpec, Sql},
+        },
         tasks::window::{self, Channel, ChannelError, WindowOutcome, WindowPlan},
     },
 };

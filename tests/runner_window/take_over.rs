@@ -2,7 +2,7 @@
 
 use credit_migration::{
     api::{Direction, Reason, WindowCommand as Order, WindowState as State},
-    runner::cleanup::cleanup,
+    runner::tasks::cleanup::cleanup,
 };
 
 use crate::{

@@ -1,3 +1,12 @@
-//! What the runner does in the target database. Called by the tasks and the checks.
+//! The migrated database: connections, the control schema, fingerprints, statistics, the scratch database of a
+//! rehearsal.
+//!
+//! Called by `checks` and `tasks`. Imports `failure` and `clients` of the runner, and `api`.
 
+pub mod connect_error;
+pub mod connection;
 pub mod control;
+pub mod fingerprint;
+pub mod scratch;
+pub mod snapshot;
+pub mod statistics;

@@ -1,3 +1,17 @@
-//! The tasks, one module per variant of [`Task`](crate::api::Task). Called by the dispatch of [`runner`](crate::runner).
+//! The tasks: one module per variant of [`Task`](crate::api::Task), named as the variant; `validate` is Validate and
+//! Monitor, `follow_up` for DayCheck and WeekReview, `window` for Window and RollbackWindow.
+//!
+//! Called by the dispatch of [`runner`](crate::runner). Imports all other folders of the runner, and `api`.
 
+pub mod backup;
+pub mod cleanup;
+pub mod code_backup;
+pub mod export_key_users;
+pub mod findings;
+pub mod follow_up;
+pub mod notify;
+pub mod preflight;
+pub mod rehearse;
+pub mod validate;
+pub mod verify_backup;
 pub mod window;

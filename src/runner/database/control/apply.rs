@@ -29,7 +29,7 @@ use crate::{
     api::{Direction, Reason},
     runner::{
         Failure,
-        postgres::{classify, classify_statement, watch_client},
+        database::connection::{statement_failure, watch_client},
     },
 };
 
@@ -112,7 +112,7 @@ async fn run(
     let result = transaction(client, spec, sql, direction, stop).await;
     // The SQL may have set what outlives its transaction; a lost connection has nothing left to reset.
     if let Err(error) = client.batch_execute("RESET SESSION AUTHORIZATION; RESET ALL").await {
-        tracing::warn!(error = %classify(&error), "session could not be reset after the SQL");
+        tracing::warn!(error = %Failure::from(&error), "session could not be reset after the SQL");
     }
     watch_client(client).await;
     result
@@ -143,7 +143,7 @@ async fn transaction(
     for (index, statement) in sql.statements.iter().enumerate() {
         stop.check()?;
         let statement_start = Instant::now();
-        tx.batch_execute(statement).await.map_err(|e| classify_statement(&e, index + 1, sql.statements.len()))?;
+        tx.batch_execute(statement).await.map_err(|e| statement_failure(&e, index + 1, sql.statements.len()))?;
         let text: String = statement.trim().chars().take(LEDGER_TEXT).collect();
         texts.push(json!({"number": index + 1, "text": text, "seconds": statement_start.elapsed().as_secs_f64()}));
     }
@@ -285,7 +285,7 @@ async fn lock(tx: &Transaction<'_>, tables: &[Table]) -> Result<(), Failure> {
     }
     let names: Vec<String> = tables.iter().map(Table::sql).collect();
     tx.batch_execute(&format!("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE", names.join(", "))).await.map_err(|e| {
-        let Failure { reason, message } = classify(&e);
+        let Failure { reason, message } = Failure::from(&e);
         Failure::new(reason, format!("the protected tables cannot be locked: {message}"))
     })
 }
@@ -324,7 +324,7 @@ async fn verify_down(tx: &Transaction<'_>, query: &str) -> Result<(), Failure> {
             ),
         )
     };
-    let rows = tx.query(query, &[]).await.map_err(|e| failed(classify(&e).message))?;
+    let rows = tx.query(query, &[]).await.map_err(|e| failed(Failure::from(&e).message))?;
     if rows.is_empty() {
         return Err(failed("the query answered no row, at least 1 is needed".to_owned()));
     }

@@ -16,7 +16,7 @@ use crate::{
     api::{Comparison, Reason},
     runner::{
         Failure,
-        postgres::{Access, classify, snapshot},
+        database::snapshot::{Access, snapshot},
     },
 };
 
@@ -237,6 +237,6 @@ fn not_unique(error: &tokio_postgres::Error) -> Failure {
             Reason::SqlFailed,
             "a user has several balances, or a balance no user; next: name a unique column in spec.credits.balances.userColumn",
         ),
-        _ => classify(error),
+        _ => Failure::from(error),
     }
 }

@@ -9,10 +9,7 @@ use jiff::Timestamp;
 use tokio_postgres::{Client, error::SqlState};
 
 use super::{ControlSpec, LOCK_CLASS, LOCK_WRITE_BLOCK, Table, protected, with_children, worker_lock::try_lock};
-use crate::{
-    api::Reason,
-    runner::{Failure, postgres::classify},
-};
+use crate::{api::Reason, runner::Failure};
 
 /// Other roles' sessions in this database. Of a role that it is no member of, the migration role sees no more than pid and
 /// name: neither when a session or its transaction began, nor what it does.
@@ -127,7 +124,7 @@ pub(super) async fn terminate(client: &Client, pid: i32, role: &str, must: bool)
             }
             Ok(false)
         }
-        Err(e) => Err(classify(&e)),
+        Err(e) => Err(Failure::from(&e)),
     }
 }
 

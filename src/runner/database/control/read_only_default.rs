@@ -12,10 +12,7 @@ use jiff::Timestamp;
 use tokio_postgres::{Client, error::SqlState};
 
 use super::{ControlSpec, drain::terminate, ident, literal};
-use crate::{
-    api::Reason,
-    runner::{Failure, postgres::classify},
-};
+use crate::{api::Reason, runner::Failure};
 
 /// Puts the database's read-only default back to what it was before the window, and ends the sessions that were opened meanwhile.
 /// Called again, it ends what is left of those. The gate is not touched.
@@ -47,10 +44,10 @@ pub async fn restore_default(client: &Client, spec: &ControlSpec) -> Result<Opti
             Reason::PrivilegeMissing,
             format!(
                 "the read-only default is still set: {}; next, as the owner of the database: {sql}",
-                classify(&e).message
+                Failure::from(&e).message
             ),
         ),
-        _ => classify(&e),
+        _ => Failure::from(&e),
     })?;
     // After the commit: a session that begins before it has the old default.
     let restored: Timestamp = client.query_one("SELECT clock_timestamp()", &[]).await?.get(0);

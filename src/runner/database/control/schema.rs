@@ -7,10 +7,7 @@ use super::{
     functions::{block_writes_function, create_track_changes_function},
     ident,
 };
-use crate::{
-    api::Reason,
-    runner::{Failure, postgres::classify},
-};
+use crate::{api::Reason, runner::Failure};
 
 const TABLES: &str = "
 CREATE SCHEMA IF NOT EXISTS credit_migration;
@@ -95,7 +92,7 @@ pub(super) async fn create_schema(
         let role = ident(role);
         tx.batch_execute(&format!("REVOKE ALL ON SCHEMA {SCHEMA} FROM {role}; REVOKE ALL ON ALL TABLES IN SCHEMA {SCHEMA} FROM {role}; REVOKE ALL ON ALL SEQUENCES IN SCHEMA {SCHEMA} FROM {role}"))
             .await
-            .map_err(|e| match classify(&e) {
+            .map_err(|e| match Failure::from(&e) {
                 failure if e.code() == Some(&SqlState::UNDEFINED_OBJECT) => {
                     Failure::new(Reason::RoleMissing, format!("{}; next: correct spec.database.applicationRoles", failure.message))
                 }

@@ -7,10 +7,7 @@ use tokio_postgres::{Client, error::SqlState};
 use super::{ControlSpec, Table, ident, millis, protected, triggers::WRITE_BLOCK_TRIGGER};
 use crate::{
     api::Reason,
-    runner::{
-        Failure,
-        postgres::{Target, classify},
-    },
+    runner::{Failure, database::connection::Target},
 };
 
 /// Proves on a connection of its own that writes are refused: as each role of the application on each protected table
@@ -84,7 +81,7 @@ async fn expect_refusal(client: &Client, role: &str, table: &Table, write: &str)
                 format!("the proof cannot act as role {role}; next: GRANT {} TO the migration role", ident(role));
             return Err(Failure::new(Reason::PrivilegeMissing, message));
         }
-        Err(e) => return Err(classify(&e)),
+        Err(e) => return Err(Failure::from(&e)),
         Ok(()) => client.batch_execute(write).await,
     };
     client.batch_execute("ROLLBACK").await?;
@@ -99,19 +96,22 @@ async fn expect_refusal(client: &Client, role: &str, table: &Table, write: &str)
             "role {role} on {table}: {} (SQLSTATE 25006)",
             e.as_db_error().map(|db| db.message()).unwrap_or_default()
         )),
-        Err(e) if e.as_db_error().is_none() => Err(classify(&e)),
+        Err(e) if e.as_db_error().is_none() => Err(Failure::from(&e)),
         Err(e) if [&SqlState::LOCK_NOT_AVAILABLE, &SqlState::QUERY_CANCELED].map(Some).contains(&e.code()) => {
             Err(Failure::new(
                 Reason::LockTimeout,
                 format!(
                     "{table} is held against writes by another session, so nothing proves the gate: {}; next: end the statement that changes or indexes it",
-                    classify(&e).message
+                    Failure::from(&e).message
                 ),
             ))
         }
         Err(e) => Err(Failure::new(
             Reason::WritesNotBlocked,
-            format!("a write of role {role} to {table} failed, but not because of the gate: {}", classify(&e).message),
+            format!(
+                "a write of role {role} to {table} failed, but not because of the gate: {}",
+                Failure::from(&e).message
+            ),
         )),
     }
 }

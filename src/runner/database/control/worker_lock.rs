@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use tokio_postgres::{Client, error::SqlState};
 
 use super::{ControlSpec, LOCK_CLASS, LOCK_WORKER, exists};
-use crate::runner::{Failure, postgres::classify};
+use crate::runner::Failure;
 
 /// A session that holds the lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,7 +91,9 @@ pub async fn lock_holder(client: &Client) -> Result<Option<LockHolder>, Failure>
 pub async fn terminate(client: &Client, holder: &LockHolder) -> Result<Termination, Failure> {
     match client.query_one("SELECT pg_catalog.pg_terminate_backend($1)", &[&holder.pid]).await {
         Ok(_) => Ok(Termination::Signalled),
-        Err(e) if e.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => Ok(Termination::Refused(classify(&e).message)),
-        Err(e) => Err(classify(&e)),
+        Err(e) if e.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+            Ok(Termination::Refused(Failure::from(&e).message))
+        }
+        Err(e) => Err(Failure::from(&e)),
     }
 }

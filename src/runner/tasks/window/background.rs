@@ -7,9 +7,9 @@ use jiff::Timestamp;
 use super::Channel;
 use crate::{
     api::Comparison,
-    runner::{
-        database::control::{self, ControlSpec, millis},
-        postgres::Target,
+    runner::database::{
+        connection::Target,
+        control::{self, ControlSpec, millis},
     },
 };
 

@@ -18,6 +18,7 @@
 //! - Told to end, it asks at once whether its `MigrationRun` is there. If so, or without an answer, it stops where it is: the
 //!   next pod goes on. If not, no other pod will come: it ends the window as above, and ends itself even if it is `Held`.
 
+pub(in crate::runner) mod api_channel;
 mod apply_sql;
 mod await_cutover;
 mod background;
@@ -46,7 +47,7 @@ pub use self::{
 };
 use crate::{
     api::{WindowOrder, WindowProgress},
-    runner::{postgres::Target, work::Work},
+    runner::{Failure, database::connection::Target},
 };
 
 /// Runs a window task to its end. See the head of this file.
@@ -71,7 +72,7 @@ pub async fn run<C: Channel>(
         () = handover(channel, plan.poll, &order_sender, stop) => {
             let progress = reported.borrow().0.clone();
             session.cancel(target).await;
-            return WindowOutcome { progress, failure: Some(Work::stopped()) };
+            return WindowOutcome { progress, failure: Some(Failure::terminated()) };
         }
     };
     // The end is worth some patience; without the API server it is told by the pod's end, and by the database.

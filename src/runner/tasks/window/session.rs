@@ -23,11 +23,13 @@ use crate::{
     },
     runner::{
         Failure,
-        database::control::{
-            self, ControlSpec, Sql, jitter,
-            window_record::{self, RecordedEnd, RecordedState},
+        database::{
+            connection::Target,
+            control::{
+                self, ControlSpec, Sql, jitter,
+                window_record::{self, RecordedEnd, RecordedState},
+            },
         },
-        postgres::Target,
     },
 };
 

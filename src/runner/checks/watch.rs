@@ -1,0 +1,111 @@
+//! Measures the checks of a stage, each at its interval, until `stop` is cancelled.
+//!
+//! The controller measures `workload` and `job` checks itself.
+//! Results are noted whenever one changed; the reporter sends them at most once per second.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{sync::mpsc, task::JoinSet, time::MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
+use super::{Session, Source, SourceContext, TargetProvider, evaluator::CheckEvaluator};
+use crate::{
+    api::{Check, CheckResult},
+    runner::{
+        Failure,
+        context::TaskContext,
+        database::control::{self, ControlSpec},
+        report::Progress,
+    },
+    telemetry,
+};
+
+/// Time between two counts of written users.
+const WRITTEN_USERS_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Measures `checks` at their intervals until `stop`; returns the last result of each that was measured, in the order
+/// of `checks`.
+///
+/// `before` is what an earlier process of the same run reported; breaches in it stay.
+///
+/// # Errors
+/// `Internal` if no client can be set up. A check that cannot be measured is a result, not an error.
+pub async fn watch(
+    context: &TaskContext<'_>,
+    checks: &[Check],
+    before: &[CheckResult],
+    stop: &CancellationToken,
+) -> Result<Vec<CheckResult>, Failure> {
+    let source_context = Arc::new(SourceContext::new(context)?);
+    let (sender, mut results) = mpsc::channel::<CheckResult>(32);
+    let mut tasks = JoinSet::new();
+    for check in checks.iter().filter(|check| !check.by_controller()).cloned() {
+        let known = before.iter().find(|result| result.name == check.name).cloned();
+        tasks.spawn(repeat(check, known, source_context.clone(), sender.clone()).in_current_span());
+    }
+    drop(sender);
+    let counting = count_written_users(TargetProvider::of(context), context.control_spec(), context.progress.clone());
+    tasks.spawn(counting.in_current_span());
+    let mut latest: Vec<CheckResult> = Vec::new();
+    loop {
+        let result = tokio::select! {
+            () = stop.cancelled() => return Ok(latest),
+            // Without a check of ours there is none: the stage is the controller's alone.
+            Some(result) = results.recv() => result,
+        };
+        if result.breached {
+            tracing::warn!(check = result.name, detail = result.message, "limit breached");
+        }
+        match latest.iter_mut().find(|known| known.name == result.name) {
+            Some(known) => *known = result,
+            None => {
+                latest.push(result);
+                // As they stand in the manifest, whichever answered first: a list that changes its order is hard to
+                // read.
+                latest.sort_by_key(|known| checks.iter().position(|check| check.name == known.name));
+            }
+        }
+        context.progress.update(|status| status.checks.clone_from(&latest));
+    }
+}
+
+/// Counts the users whose balance was written since the cutover, for the decision on a rollback. It runs next to the
+/// checks: a count that fails is retried and delays nothing.
+async fn count_written_users(target_provider: TargetProvider, control_spec: ControlSpec, progress: Progress) {
+    let mut ticks = tokio::time::interval(WRITTEN_USERS_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut session = Session::new(target_provider, "checks");
+    loop {
+        ticks.tick().await;
+        let counted = async { control::users_written(&*session.client().await?, &control_spec).await };
+        match counted.await {
+            Ok(users) => progress.update(|status| status.users_written = Some(users)),
+            Err(failure) => {
+                session.lose();
+                tracing::warn!(reason = %failure.reason, error = %failure, "written users are not counted");
+            }
+        }
+    }
+}
+
+/// Measures one check at its interval. Measurements do not pile up when one takes longer than the interval.
+async fn repeat(
+    check: Check,
+    known: Option<CheckResult>,
+    source_context: Arc<SourceContext>,
+    results: mpsc::Sender<CheckResult>,
+) {
+    let mut evaluator = CheckEvaluator::new(&check, known.as_ref());
+    let mut source = Source::new(&check, &source_context);
+    let interval = Duration::from(check.interval).max(Duration::from_millis(100));
+    let mut ticks = tokio::time::interval(interval);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let measurement = source.measure(&check, interval, &source_context).await;
+        if results.send(evaluator.record(&measurement, telemetry::now())).await.is_err() {
+            return;
+        }
+    }
+}

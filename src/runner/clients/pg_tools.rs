@@ -1,0 +1,178 @@
+//! `pg_dump` and `pg_restore` as child processes.
+//!
+//! # Contract
+//! - Nothing secret is an argument; the environment holds what libpq needs and nothing of the parent's but `PATH`.
+//! - A child is killed when its handle is dropped.
+//! - Of standard error only the line that names the error is repeated, and only the part of it that cannot quote a row.
+
+use std::{path::PathBuf, process::Stdio, time::Duration};
+
+use tokio::{
+    io::{AsyncRead, AsyncReadExt},
+    process::{Child, ChildStdin, ChildStdout, Command},
+    task::JoinHandle,
+};
+
+use crate::{api::Reason, runner::Failure};
+
+/// Bytes kept of a child's standard error: the start names the first error, and the first is the cause.
+const MAX_STDERR_BYTES: usize = 16 << 10;
+
+/// Where the programs are.
+#[derive(Clone, Debug, Default)]
+pub struct Tools {
+    folder: Option<PathBuf>,
+}
+
+/// A version such as `15.14`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Version {
+    /// As the program prints it.
+    pub text: String,
+    /// First number.
+    pub major: u32,
+}
+
+impl Tools {
+    /// Finds the programs in `PATH`.
+    pub fn in_path() -> Self {
+        Self::default()
+    }
+
+    /// Finds the programs in one folder.
+    pub fn in_folder(folder: impl Into<PathBuf>) -> Self {
+        Self { folder: Some(folder.into()) }
+    }
+
+    /// Version of `pg_dump`.
+    ///
+    /// # Errors
+    /// `DumpFailed` if it cannot be run.
+    pub async fn version(&self) -> Result<Version, Failure> {
+        let mut command = self.command("pg_dump");
+        command.arg("--version").stdin(Stdio::null());
+        let output = tokio::time::timeout(Duration::from_secs(10), command.output())
+            .await
+            .map_err(|_| failed("pg_dump --version did not end within 10 s".to_owned()))?
+            .map_err(|e| failed(format!("pg_dump cannot be started: {e}")))?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        // "pg_dump (PostgreSQL) 15.14 (Debian 15.14-0+deb12u1)"
+        let version =
+            text.split_whitespace().find(|word| word.starts_with(|c: char| c.is_ascii_digit())).unwrap_or_default();
+        let major = version.chars().take_while(char::is_ascii_digit).collect::<String>().parse();
+        let major = major.map_err(|_| failed(format!("pg_dump --version answers {:?}", text.trim())))?;
+        Ok(Version { text: version.to_owned(), major })
+    }
+
+    /// Starts a program with arguments and the environment of a connection.
+    ///
+    /// # Errors
+    /// `DumpFailed` if it cannot be started.
+    pub fn start(
+        &self,
+        program: &'static str,
+        arguments: &[String],
+        env: &[(&'static str, String)],
+    ) -> Result<Running, Failure> {
+        let mut command = self.command(program);
+        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        for (name, value) in env {
+            command.env(name, value);
+        }
+        let mut child = command.spawn().map_err(|e| failed(format!("{program} cannot be started: {e}")))?;
+        let stdin = child.stdin.take();
+        let stdout = child.stdout.take().ok_or_else(|| failed(format!("{program} has no standard output")))?;
+        let stderr = child.stderr.take().ok_or_else(|| failed(format!("{program} has no standard error")))?;
+        Ok(Running { program, child, stdin, stdout, stderr: tokio::spawn(keep_beginning(stderr)) })
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command =
+            Command::new(self.folder.as_ref().map_or_else(|| PathBuf::from(program), |f| f.join(program)));
+        // A PGSERVICEFILE or ~/.pgpass of the surroundings must not lead to another server.
+        command.env_clear().env("LC_ALL", "C").env("HOME", "/nonexistent").kill_on_drop(true);
+        if let Some(path) = std::env::var_os("PATH") {
+            command.env("PATH", path);
+        }
+        command
+    }
+}
+
+/// A child process.
+pub struct Running {
+    program: &'static str,
+    child: Child,
+    /// Its standard input; dropped to say that there is no more.
+    pub stdin: Option<ChildStdin>,
+    /// Its standard output.
+    pub stdout: ChildStdout,
+    stderr: JoinHandle<String>,
+}
+
+impl Running {
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// `DumpFailed` if it did not exit with 0, or reported an error although it did.
+    pub async fn end(mut self) -> Result<(), Failure> {
+        drop(self.stdin.take());
+        // A child that still writes would never end if its output were not read.
+        drop(self.stdout);
+        let status = self.child.wait().await.map_err(|e| failed(format!("{}: {e}", self.program)))?;
+        let stderr = self.stderr.await.unwrap_or_default();
+        let error = first_error(&stderr);
+        if status.success() && error.is_none() {
+            for warning in stderr.lines().filter(|line| line.contains("warning:")) {
+                tracing::warn!(program = self.program, detail = harmless(warning), "the program warned");
+            }
+            return Ok(());
+        }
+        let error = error.unwrap_or_else(|| "no error message".to_owned());
+        Err(failed(format!("{} ended with {status}: {error}", self.program)))
+    }
+}
+
+fn failed(message: String) -> Failure {
+    Failure::new(Reason::DumpFailed, message)
+}
+
+/// Reads to the end and keeps the first 16 KiB.
+pub(in crate::runner) async fn keep_beginning(mut stderr: impl AsyncRead + Unpin) -> String {
+    let (mut kept, mut buffer) = (Vec::new(), [0; 4096]);
+    while let Ok(read @ 1..) = stderr.read(&mut buffer).await {
+        let room = MAX_STDERR_BYTES - kept.len();
+        kept.extend_from_slice(&buffer[..read.min(room)]);
+    }
+    String::from_utf8_lossy(&kept).into_owned()
+}
+
+/// The first line that reports an error.
+fn first_error(stderr: &str) -> Option<String> {
+    let is_error = |line: &&str| line.contains("error:") || line.contains("ERROR:") || line.contains("FATAL:");
+    stderr.lines().find(is_error).map(harmless)
+}
+
+/// A line without what may quote a row: the server puts values behind `: "`, names elsewhere.
+fn harmless(line: &str) -> String {
+    let line = line.split_once("ERROR:").map_or(line.to_owned(), |(before, error)| {
+        let error = error.split_once(": \"").map_or(error, |(before, _)| before);
+        format!("{before}ERROR:{error}")
+    });
+    line.chars().take(400).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn repeats_errors_without_values() {
+        let stderr = "pg_restore: warning: x\npg_restore: error: COPY failed for table \"users\": ERROR:  invalid \
+            input syntax for type bigint: \"ann@example.com\"\nCONTEXT:  COPY users, line 1: \"ann\"\n";
+        assert_eq!(
+            first_error(stderr).unwrap(),
+            "pg_restore: error: COPY failed for table \"users\": ERROR:  invalid input syntax for type bigint"
+        );
+        assert_eq!(first_error("pg_dump: warning: circular\n"), None);
+    }
+}

@@ -1,0 +1,181 @@
+//! What it means that a session could not be opened.
+//!
+//! Decided by SQLSTATE and by the kind of error, never by a text: that of the server is in its own language.
+
+use std::{
+    io::{Error as IoError, ErrorKind},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use tokio_postgres::{
+    error::{DbError, SqlState},
+    tls::{MakeTlsConnect, TlsConnect},
+};
+
+use crate::{
+    api::Reason,
+    runner::{Failure, clients::tls},
+};
+
+/// Why no session was opened.
+#[derive(Debug)]
+pub struct ConnectError {
+    /// Its reason and message.
+    pub failure: Failure,
+    /// It concerns this role alone: the server gives connections to others.
+    pub concerns_role_alone: bool,
+}
+
+impl From<Failure> for ConnectError {
+    fn from(failure: Failure) -> Self {
+        Self { failure, concerns_role_alone: false }
+    }
+}
+
+impl From<tokio_postgres::Error> for ConnectError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Failure::from(error).into()
+    }
+}
+
+/// What is connected to, for messages.
+pub(super) struct SessionName<'a> {
+    /// `host:port`.
+    pub server: String,
+    pub role: &'a str,
+    pub database: &'a str,
+}
+
+/// How far the TLS of a connection got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TlsState {
+    /// None was asked for.
+    Off,
+    /// Asked for, and the server has not agreed.
+    NotOffered,
+    /// The server agreed to a handshake.
+    Offered,
+}
+
+impl ConnectError {
+    /// What an error of opening a session means.
+    pub(super) fn new(session: &SessionName<'_>, error: &tokio_postgres::Error, tls: TlsState) -> Self {
+        match error.as_db_error() {
+            Some(db) => refused(session, db),
+            None => not_connected(session, error, tls).into(),
+        }
+    }
+}
+
+/// The server refused the session.
+fn refused(session: &SessionName<'_>, db: &DbError) -> ConnectError {
+    let code = db.code();
+    // The routine: the same SQLSTATE also says that the server or the database has no connection left.
+    let concerns_role_alone =
+        *code == SqlState::TOO_MANY_CONNECTIONS && db.routine() == Some("InitializeSessionUserId");
+    let (reason, next) = if [SqlState::INVALID_PASSWORD, SqlState::INVALID_AUTHORIZATION_SPECIFICATION].contains(code) {
+        (Reason::AuthenticationFailed, "next: correct the URL in the Secret of spec.database.connection.secretRef")
+    } else if *code == SqlState::INVALID_CATALOG_NAME {
+        (Reason::WrongDatabase, "next: correct the database's name in the URL of spec.database.connection.secretRef")
+    } else if *code == SqlState::INSUFFICIENT_PRIVILEGE {
+        (Reason::PrivilegeMissing, "next: GRANT CONNECT ON DATABASE to the role")
+    } else if concerns_role_alone {
+        (Reason::HostUnreachable, "next: raise the CONNECTION LIMIT of the role (ALTER ROLE); it is retried")
+    } else {
+        (Reason::HostUnreachable, "it is retried")
+    };
+    let message = format!(
+        "{} refused role {} on database {}: {} (SQLSTATE {}); {next}",
+        session.server,
+        session.role,
+        session.database,
+        db.message(),
+        code.code()
+    );
+    ConnectError { failure: Failure::new(reason, message), concerns_role_alone }
+}
+
+/// There is no answer of PostgreSQL to the request for a session.
+fn not_connected(session: &SessionName<'_>, error: &tokio_postgres::Error, tls: TlsState) -> Failure {
+    let at = &session.server;
+    if let Some(refusal) = tls::find::<rustls::Error>(error) {
+        let message = format!(
+            "the certificate of {at} is not trusted: {refusal}; next: put the authority that signed it into the \
+                Secret key of spec.database.connection.caSecretRef"
+        );
+        return Failure::new(Reason::CertificateNotTrusted, message);
+    }
+    let cause = root_cause(error);
+    if error.is_closed() || tls::find::<IoError>(error).is_some_and(is_of_the_network) {
+        let message = format!("{at} cannot be reached: {cause}; next: check host, port and NetworkPolicy");
+        return Failure::new(Reason::HostUnreachable, message);
+    }
+    if tls == TlsState::NotOffered {
+        let message =
+            format!("{at} offers no TLS, and sslmode=verify-full asks for it; next: switch TLS on in the server");
+        return Failure::new(Reason::ConnectionInvalid, message);
+    }
+    // What is left is this side's own: no password, or a method of authentication that cannot be used.
+    let message = format!(
+        "{at} cannot authenticate role {}: {cause}; next: correct the URL in the Secret of \
+            spec.database.connection.secretRef",
+        session.role
+    );
+    Failure::new(Reason::AuthenticationFailed, message)
+}
+
+/// The innermost cause, in words.
+pub(super) fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut innermost = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    innermost.to_string()
+}
+
+/// Whether the network failed. The exchange of passwords reports what does not fit as the other kinds.
+fn is_of_the_network(error: &IoError) -> bool {
+    !matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::InvalidData | ErrorKind::Other)
+}
+
+/// A connector that knows whether it was asked for a handshake: it is once the server has agreed to TLS.
+#[derive(Clone)]
+pub(super) struct ObservedTls<T> {
+    connector: T,
+    offered: Arc<AtomicBool>,
+}
+
+impl<T> ObservedTls<T> {
+    pub(super) fn new(connector: T) -> Self {
+        Self { connector, offered: Arc::default() }
+    }
+
+    pub(super) fn state(&self) -> TlsState {
+        if self.offered.load(Ordering::SeqCst) { TlsState::Offered } else { TlsState::NotOffered }
+    }
+}
+
+impl<S, T: MakeTlsConnect<S>> MakeTlsConnect<S> for ObservedTls<T> {
+    type Stream = T::Stream;
+    type TlsConnect = ObservedTls<T::TlsConnect>;
+    type Error = T::Error;
+
+    fn make_tls_connect(&mut self, domain: &str) -> Result<Self::TlsConnect, Self::Error> {
+        let connector = self.connector.make_tls_connect(domain)?;
+        Ok(ObservedTls { connector, offered: self.offered.clone() })
+    }
+}
+
+impl<S, T: TlsConnect<S>> TlsConnect<S> for ObservedTls<T> {
+    type Stream = T::Stream;
+    type Error = T::Error;
+    type Future = T::Future;
+
+    fn connect(self, stream: S) -> Self::Future {
+        self.offered.store(true, Ordering::SeqCst);
+        self.connector.connect(stream)
+    }
+}

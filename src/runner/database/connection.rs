@@ -1,0 +1,485 @@
+//! Connections to PostgreSQL: TLS as the URL says, one connection per step, errors as [`Failure`]s.
+//!
+//! # Contract
+//! - Only `sslmode=verify-full` (the default here) and `sslmode=disable` are accepted. The modes between them encrypt
+//!   without knowing whom they talk to, and would seem safer in a spec than they are. `disable` is meant for a server
+//!   on the same machine: tests, or a local proxy that does TLS itself.
+//! - Every session starts with `default_transaction_read_only=off`: with the database's default switched to read-only
+//!   for the window, a session without it could neither migrate nor switch the default back.
+//! - The password is never printed: not by `Debug`, not in a message, not as an argument of a child process.
+
+use std::{fmt, path::Path, sync::Arc, time::Duration};
+
+use rustls::{ClientConfig, RootCertStore};
+use tokio_postgres::{CancelToken, Client, Config, NoTls, config::ChannelBinding, config::SslMode};
+use tokio_postgres_rustls::MakeRustlsConnect;
+use tracing::Instrument;
+
+use super::connect_error::{ConnectError, ObservedTls, SessionName, TlsState, root_cause};
+use crate::{
+    api::Reason,
+    runner::{Failure, clients::tls},
+};
+
+/// Longest time for TCP, TLS and log-in together.
+const DB_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long sent data may stay without an answer of the peer's kernel before the connection counts as lost.
+const TCP_USER_TIMEOUT: Duration = Duration::from_secs(20);
+/// Start-up option of every session, see the head of this file.
+const LIBPQ_OPTIONS: &str = "-c default_transaction_read_only=off";
+/// Further start-up options of the runner's own sessions: the server must notice a runner that went away without a word
+/// (its locks hold up the pod that takes over), and must not end a session that waits for the controller.
+const SESSION_OPTIONS: &str = "-c default_transaction_read_only=off -c tcp_keepalives_idle=5 -c \
+    tcp_keepalives_interval=3 \
+    -c tcp_keepalives_count=3 -c tcp_user_timeout=20000 -c idle_in_transaction_session_timeout=0";
+/// During a statement a server checks whether its client is alive only if it is configured to: from version 14 on, and
+/// not on every platform. No start-up option: an older server would refuse the connection.
+const CHECK_CLIENT_SQL: &str = "SELECT pg_catalog.set_config(name, '1000', false) FROM pg_catalog.pg_settings
+    WHERE name = 'client_connection_check_interval'";
+
+/// Lets the server notice in the middle of a statement that this session's client is gone: its locks block the pod that
+/// takes over. Where it cannot, it stays as it is. To be called again after `RESET ALL`.
+pub(crate) async fn watch_client(client: &Client) {
+    if let Err(error) = client.batch_execute(CHECK_CLIENT_SQL).await {
+        tracing::debug!(error = %Failure::from(&error), "the server does not check for its client during a statement");
+    }
+}
+
+/// Where and how to connect: the parsed URL and the authorities to trust.
+#[derive(Clone)]
+pub struct Target {
+    host: String,
+    port: u16,
+    user: String,
+    password: Option<String>,
+    database: String,
+    channel_binding: ChannelBinding,
+    tls: Option<Arc<Tls>>,
+}
+
+/// How the server is authenticated.
+struct Tls {
+    client: Arc<ClientConfig>,
+    private_authority: bool,
+}
+
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mode = if self.tls.is_some() { "verify-full" } else { "disable" };
+        write!(f, "postgresql://{}@{}/{}?sslmode={mode}", self.user, self.host_port(), self.database)
+    }
+}
+
+impl Target {
+    /// Reads `postgresql://role:password@host:port/database?sslmode=verify-full`.
+    ///
+    /// `ca_pem` holds the certificates of the authorities to trust, those of the system are trusted when it is `None`.
+    ///
+    /// # Errors
+    /// `ConnectionInvalid` for a URL that cannot be used as it stands, `CertificateNotTrusted` for unusable `ca_pem`.
+    pub fn parse(url: &str, ca_pem: Option<&str>) -> Result<Self, Failure> {
+        // The parser's error is not shown in full: nothing of the text but its class may come out, it holds a password.
+        let parsed = url::Url::parse(url.trim()).map_err(|e| {
+            invalid(format!(
+                "the connection URL cannot be read: {e}; next: \
+                percent-encode what is special in user and password, / is %2F, @ is %40"
+            ))
+        })?;
+        if !matches!(parsed.scheme(), "postgresql" | "postgres") {
+            return Err(invalid("the connection URL must start with postgresql://"));
+        }
+        let host = parsed.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+        let part = |name: &str, text: &str| {
+            decode(text).ok_or_else(|| invalid(format!("{name} is not valid percent-encoding of UTF-8")))
+        };
+        let host = part("the host", host)?;
+        if host.is_empty() || host.contains(['/', ',']) {
+            return Err(invalid(
+                "the connection URL must name exactly one host; sockets and lists of hosts are not supported",
+            ));
+        }
+        let user = part("the role", parsed.username())?;
+        if user.is_empty() {
+            return Err(invalid("the connection URL names no role"));
+        }
+        let database = part("the database", parsed.path().trim_start_matches('/'))?;
+        if database.is_empty() {
+            return Err(invalid("the connection URL names no database"));
+        }
+        let password = parsed.password().map(|text| part("the password", text)).transpose()?;
+        let query = Query::read(&parsed)?;
+        let tls = if query.verify { Some(Arc::new(Tls::new(ca_pem)?)) } else { None };
+        Ok(Self {
+            host,
+            port: parsed.port().unwrap_or(5432),
+            user,
+            password,
+            database,
+            channel_binding: query.channel_binding,
+            tls,
+        })
+    }
+
+    /// Same server and role, other database.
+    pub fn with_database(&self, name: &str) -> Self {
+        Self { database: name.to_owned(), ..self.clone() }
+    }
+
+    /// Name of the database.
+    pub fn database(&self) -> &str {
+        &self.database
+    }
+
+    /// Name of the role.
+    pub fn user(&self) -> &str {
+        &self.user
+    }
+
+    /// `host:port`, for messages.
+    pub fn host_port(&self) -> String {
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
+    }
+
+    /// The environment in which `pg_dump` and `pg_restore` connect as this target does: nothing of it may stand in
+    /// their arguments, which every process of the node can read.
+    ///
+    /// `ca_file` is the file that holds what [`Target::parse`] got as `ca_pem`. Without a private authority libpq is
+    /// configured to trust those of the system, which it understands from version 16 on.
+    pub fn libpq_env(&self, ca_file: Option<&Path>) -> Vec<(&'static str, String)> {
+        let mut env = vec![
+            ("PGHOST", self.host.clone()),
+            ("PGPORT", self.port.to_string()),
+            ("PGUSER", self.user.clone()),
+            ("PGDATABASE", self.database.clone()),
+            ("PGOPTIONS", LIBPQ_OPTIONS.to_owned()),
+            ("PGAPPNAME", "credit-migration".to_owned()),
+            ("PGCONNECT_TIMEOUT", DB_CONNECT_TIMEOUT.as_secs().to_string()),
+        ];
+        if let Some(password) = &self.password {
+            env.push(("PGPASSWORD", password.clone()));
+        }
+        let Some(tls) = &self.tls else {
+            env.push(("PGSSLMODE", "disable".to_owned()));
+            return env;
+        };
+        env.push(("PGSSLMODE", "verify-full".to_owned()));
+        match ca_file.filter(|_| tls.private_authority) {
+            Some(path) => env.push(("PGSSLROOTCERT", path.display().to_string())),
+            None => env.push(("PGSSLROOTCERT", "system".to_owned())),
+        }
+        env
+    }
+
+    /// Opens one connection named `credit-migration/<step>`, with `default_transaction_read_only=off` as start-up
+    /// option.
+    ///
+    /// The connection is driven by a task of its own and ends when the returned client is dropped.
+    ///
+    /// # Errors
+    /// `HostUnreachable`, `CertificateNotTrusted`, `AuthenticationFailed`, `WrongDatabase`, `ConnectionInvalid`.
+    pub async fn connect(&self, step: &str) -> Result<Client, Failure> {
+        self.try_connect(step).await.map_err(|error| error.failure)
+    }
+
+    /// The same; the error also says whom it concerns.
+    ///
+    /// # Errors
+    /// As [`Target::connect`].
+    pub async fn try_connect(&self, step: &str) -> Result<Client, ConnectError> {
+        let mut config = Config::new();
+        config
+            .host(&self.host)
+            .port(self.port)
+            .user(&self.user)
+            .dbname(&self.database)
+            .application_name(format!("credit-migration/{step}"))
+            .options(SESSION_OPTIONS)
+            .channel_binding(self.channel_binding)
+            .connect_timeout(DB_CONNECT_TIMEOUT)
+            // A window must notice a dead server or network within seconds, not after the kernel's two hours.
+            .keepalives_idle(Duration::from_secs(5))
+            .keepalives_interval(Duration::from_secs(3))
+            .keepalives_retries(3)
+            .tcp_user_timeout(TCP_USER_TIMEOUT);
+        if let Some(password) = &self.password {
+            config.password(password);
+        }
+        // The crate's own time-out covers TCP only; a server that accepts and then keeps silent must not hang the step.
+        let session = async {
+            let client = self.open(&mut config).await?;
+            watch_client(&client).await;
+            Ok(client)
+        };
+        tokio::time::timeout(DB_CONNECT_TIMEOUT, session).await.unwrap_or_else(|_| {
+            let message = format!("{} did not answer within {} s", self.host_port(), DB_CONNECT_TIMEOUT.as_secs());
+            Err(Failure::new(Reason::HostUnreachable, message).into())
+        })
+    }
+
+    fn session_name(&self) -> SessionName<'_> {
+        SessionName { server: self.host_port(), role: &self.user, database: &self.database }
+    }
+
+    async fn open(&self, config: &mut Config) -> Result<Client, ConnectError> {
+        match &self.tls {
+            None => {
+                let session = config.ssl_mode(SslMode::Disable).connect(NoTls).await;
+                let (client, connection) =
+                    session.map_err(|e| ConnectError::new(&self.session_name(), &e, TlsState::Off))?;
+                drive(connection);
+                Ok(client)
+            }
+            Some(tls) => {
+                let connector = ObservedTls::new(MakeRustlsConnect::new(ClientConfig::clone(&tls.client)));
+                let session = config.ssl_mode(SslMode::Require).connect(connector.clone()).await;
+                let (client, connection) =
+                    session.map_err(|e| ConnectError::new(&self.session_name(), &e, connector.state()))?;
+                drive(connection);
+                Ok(client)
+            }
+        }
+    }
+
+    /// Asks the server to cancel what the token's session is running. An answer is not waited for: the statement itself
+    /// reports SQLSTATE 57014 if it was cancelled in time.
+    ///
+    /// # Errors
+    /// `ConnectionLost` if the request could not be sent within 5 s.
+    pub async fn cancel(&self, token: CancelToken) -> Result<(), Failure> {
+        let request = async {
+            match &self.tls {
+                None => token.cancel_query(NoTls).await,
+                Some(tls) => token.cancel_query(MakeRustlsConnect::new(ClientConfig::clone(&tls.client))).await,
+            }
+        };
+        match tokio::time::timeout(Duration::from_secs(5), request).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(e)) => Err(Failure::new(Reason::ConnectionLost, format!("the statement cannot be cancelled: {e}"))),
+            Err(_) => {
+                Err(Failure::new(Reason::ConnectionLost, "the statement cannot be cancelled: no answer within 5 s"))
+            }
+        }
+    }
+}
+
+/// Drives a connection until its client is dropped or the server goes away.
+fn drive<S, T>(connection: tokio_postgres::Connection<S, T>)
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    let connected = async move {
+        // The client's calls report the loss to their callers; this line is for the case that there is none.
+        if let Err(error) = connection.await {
+            tracing::debug!(error = root_cause(&error), "connection to PostgreSQL ended");
+        }
+    };
+    tokio::spawn(connected.in_current_span());
+}
+
+impl Tls {
+    fn new(ca_pem: Option<&str>) -> Result<Self, Failure> {
+        let mut roots = RootCertStore::empty();
+        match ca_pem {
+            Some(pem) => {
+                for certificate in tls::authorities(pem).map_err(untrusted)? {
+                    roots.add(certificate).map_err(|e| untrusted(format!("holds an unusable certificate: {e}")))?;
+                }
+            }
+            None => {
+                roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+                if roots.is_empty() {
+                    return Err(untrusted("is not given, and the system knows no authority".to_owned()));
+                }
+            }
+        }
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let client = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|e| Failure::new(Reason::Internal, format!("TLS cannot be set up: {e}")))?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Ok(Self { client: Arc::new(client), private_authority: ca_pem.is_some() })
+    }
+}
+
+/// The URL's parameters that have a meaning here.
+struct Query {
+    verify: bool,
+    channel_binding: ChannelBinding,
+}
+
+impl Query {
+    fn read(url: &url::Url) -> Result<Self, Failure> {
+        let mut query = Self { verify: true, channel_binding: ChannelBinding::Prefer };
+        for (name, value) in url.query_pairs() {
+            match (&*name, &*value) {
+                ("sslmode", "verify-full") => query.verify = true,
+                ("sslmode", "disable") => query.verify = false,
+                ("sslmode", other) => {
+                    let message = format!(
+                        "sslmode={other} does not check whom it talks to; next: set sslmode=verify-full in the URL \
+                            and, for a private authority, spec.database.connection.caSecretRef"
+                    );
+                    return Err(invalid(message));
+                }
+                ("channel_binding", "require") => query.channel_binding = ChannelBinding::Require,
+                ("channel_binding", "disable") => query.channel_binding = ChannelBinding::Disable,
+                ("channel_binding", "prefer") | ("sslrootcert", "system") => {}
+                ("sslrootcert", _) => {
+                    return Err(invalid(
+                        "sslrootcert names a file that the runner does not have; next: use \
+                            spec.database.connection.caSecretRef",
+                    ));
+                }
+                // The runner sets these itself.
+                (
+                    "application_name" | "connect_timeout" | "keepalives" | "keepalives_idle" | "keepalives_interval",
+                    _,
+                ) => {}
+                ("target_session_attrs", "any" | "read-write" | "primary") => {}
+                (other, _) => {
+                    return Err(invalid(format!(
+                        "parameter {other} of the connection URL is not supported; next: remove it"
+                    )));
+                }
+            }
+        }
+        Ok(query)
+    }
+}
+
+/// What an error of a running session means. Never its `detail`, which quotes rows.
+impl From<&tokio_postgres::Error> for Failure {
+    fn from(error: &tokio_postgres::Error) -> Self {
+        let Some(db) = error.as_db_error() else {
+            return Failure::new(
+                Reason::ConnectionLost,
+                format!("the connection to PostgreSQL was lost: {}", root_cause(error)),
+            );
+        };
+        let code = db.code();
+        let message = format!("{} (SQLSTATE {})", safe_message(db), code.code());
+        let reason = match code.code() {
+            "55P03" | "40P01" => Reason::LockTimeout,
+            "57P01" | "57P02" | "57P03" | "57P05" => Reason::ConnectionLost,
+            "28P01" | "28000" => Reason::AuthenticationFailed,
+            "3D000" => Reason::WrongDatabase,
+            other if other.starts_with("08") => Reason::ConnectionLost,
+            // Serialization, resources, system, internal: the same SQL may work the next time.
+            "40001" | "57014" => Reason::DatabaseUnavailable,
+            other if ["53", "58", "XX"].iter().any(|class| other.starts_with(class)) => Reason::DatabaseUnavailable,
+            _ => Reason::SqlFailed,
+        };
+        Failure::new(reason, message)
+    }
+}
+
+/// For `?`.
+impl From<tokio_postgres::Error> for Failure {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self::from(&error)
+    }
+}
+
+/// A database error, with the statement's number, counted from 1, in front.
+pub fn statement_failure(error: &tokio_postgres::Error, number: usize, of: usize) -> Failure {
+    let Failure { reason, message } = Failure::from(error);
+    Failure::new(reason, format!("statement {number} of {of}: {message}"))
+}
+
+/// The server's message. Errors of class 22 (data) quote the offending value, which may be a person's: it is left out.
+fn safe_message(error: &tokio_postgres::error::DbError) -> String {
+    if !error.code().code().starts_with("22") {
+        return error.message().to_owned();
+    }
+    masked(error.message())
+}
+
+/// `message` without all between its first and its last quote: the value itself may hold quotes.
+fn masked(message: &str) -> String {
+    match (message.find('"'), message.rfind('"')) {
+        (Some(first), Some(last)) if first < last => format!("{}\"…\"{}", &message[..first], &message[last + 1..]),
+        _ => message.to_owned(),
+    }
+}
+
+/// `text` without percent-encoding; `None` if it is none.
+fn decode(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        if byte == b'%' {
+            let high = char::from(rest.next()?).to_digit(16)?;
+            let low = char::from(rest.next()?).to_digit(16)?;
+            bytes.push(u8::try_from(high * 16 + low).ok()?);
+        } else {
+            bytes.push(byte);
+        }
+    }
+    String::from_utf8(bytes).ok()
+}
+
+fn invalid(message: impl Into<String>) -> Failure {
+    Failure::new(Reason::ConnectionInvalid, message)
+}
+
+fn untrusted(what: String) -> Failure {
+    Failure::new(Reason::CertificateNotTrusted, format!("spec.database.connection.caSecretRef {what}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(url: &str) -> Result<Target, Failure> {
+        Target::parse(url, None)
+    }
+
+    #[test]
+    fn a_url_is_taken_apart_and_its_password_never_shown() {
+        let target = parse("postgresql://mi%40grator:s%3Acret%2F1@[::1]:6543/my%20db?sslmode=disable").unwrap();
+        assert_eq!((target.user(), target.database()), ("mi@grator", "my db"));
+        assert_eq!(target.host_port(), "[::1]:6543");
+        let env = target.libpq_env(None);
+        assert!(env.contains(&("PGPASSWORD", "s:cret/1".to_owned())));
+        assert!(env.contains(&("PGSSLMODE", "disable".to_owned())));
+        assert!(!format!("{target:?}").contains("cret"), "{target:?}");
+        assert_eq!(target.with_database("other").database(), "other");
+    }
+
+    #[rstest::rstest]
+    #[case("postgresql://a:hunter2@h/d?sslmode=require", "verify-full")]
+    #[case("postgresql://a:hunter2@h/d?sslmode=prefer", "verify-full")]
+    #[case("postgresql://a:hunter2@h/d?sslrootcert=/tmp/ca", "caSecretRef")]
+    #[case("postgresql://a:hunter2@h/d?sslmode=disable&service=x", "service")]
+    #[case("mysql://a:hunter2@h/d", "postgresql://")]
+    #[case("postgresql://a:hunter2@h/", "database")]
+    #[case("postgresql://:hunter2@h/d", "role")]
+    #[case("postgresql:///d", "host")]
+    #[case("postgresql://a:hunter2@h:port/d", "port")]
+    fn what_cannot_be_used_is_refused_with_its_cause(#[case] url: &str, #[case] word: &str) {
+        let failure = parse(url).unwrap_err();
+        assert_eq!(failure.reason, Reason::ConnectionInvalid);
+        assert!(failure.message.contains(word) && !failure.message.contains("hunter2"), "{failure}");
+    }
+
+    #[test]
+    fn an_authority_that_is_none_is_refused() {
+        for pem in ["", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
+            let failure = Target::parse("postgresql://a@h/d?sslmode=verify-full", Some(pem)).unwrap_err();
+            assert_eq!(failure.reason, Reason::CertificateNotTrusted);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_port_without_a_server_is_unreachable() {
+        let failure = parse("postgresql://a@127.0.0.1:1/d?sslmode=disable").unwrap().connect("test").await.unwrap_err();
+        assert_eq!(failure.reason, Reason::HostUnreachable);
+        assert!(failure.message.contains("127.0.0.1:1"), "{failure}");
+    }
+}

@@ -1,0 +1,15 @@
+//! What goes to and comes from the run's own `MigrationRun`: its status, and a window's order where it survives the
+//! container.
+//!
+//! Called by `runner` and `tasks`. Imports `failure` and `clients` of the runner, and `api`.
+
+pub(in crate::runner) mod order_cache;
+mod progress;
+mod reporting;
+mod status;
+
+pub use self::{
+    progress::Progress,
+    status::{Reporter, Unreported},
+};
+pub(in crate::runner) use self::{progress::window_fields, reporting::StatusReporting};

@@ -1,0 +1,155 @@
+//! Task `Cleanup`: removes the triggers when the migration has ended and no one waits for it, and drops what
+//! rehearsals that were killed have left.
+//!
+//! # Contract
+//! - Ledger and intent stay: they are the record, and keep the SQL from running again.
+//! - Each trigger goes in a transaction of its own under `lock_timeout`, retried after a jittered pause: `DROP TRIGGER`
+//!   waits for readers, and later sessions wait for it.
+//! - Idempotent; does nothing where nothing is, or where the database belongs to another migration.
+
+use std::time::Instant;
+
+use tokio_postgres::{Client, GenericClient};
+
+use super::rehearse::LOCK_REHEARSAL;
+use crate::{
+    api::Reason,
+    runner::{
+        Failure,
+        context::TaskContext,
+        database::{
+            control::{
+                ControlSpec, LOCK_CHANGE, LOCK_CLASS, Table, exists, ident, jitter, millis, trigger_lock_timeout,
+            },
+            scratch,
+        },
+    },
+};
+
+/// Cleans up.
+///
+/// # Errors
+/// Those of [`cleanup`]; `LockTimeout` while a rehearsal is under way.
+pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
+    let mut client = context.settings.target()?.connect("cleanup").await?;
+    let control_spec = context.control_spec();
+    cleanup(&mut client, &control_spec).await?;
+    // The server may still be at work for a pod that was killed: what it is about to make must not come after this.
+    let lock = format!(
+        "SET lock_timeout = {}; SET statement_timeout = 0; SELECT pg_catalog.pg_advisory_lock({LOCK_CLASS}, \
+            {LOCK_REHEARSAL})",
+        millis(control_spec.trigger_timeout)
+    );
+    client.batch_execute(&lock).await.map_err(|e| {
+        let Failure { reason, message } = e.into();
+        let next = "end the sessions named credit-migration/rehearsal";
+        Failure::new(reason, format!("a rehearsal of this database is under way: {message}; next: {next}"))
+    })?;
+    let dropped = scratch::sweep(&client, &control_spec.uid).await?;
+    Ok(format!("triggers removed, {dropped} scratch databases dropped, the database is free for the next migration"))
+}
+
+/// Removes triggers, functions, write block, tracked changes and baseline, and releases the database for the next
+/// migration.
+///
+/// In: a connection as the migration role, outside of a transaction.
+///
+/// # Errors
+/// `DatabaseInUse` while writes are blocked; `LockTimeout` when a trigger could not be dropped within
+/// `control_spec.trigger_timeout`: what went before is gone, and calling again goes on.
+pub async fn cleanup(client: &mut Client, control_spec: &ControlSpec) -> Result<(), Failure> {
+    if !ours(client, control_spec).await? {
+        return Ok(());
+    }
+    let triggers = client
+        .query(
+            "SELECT n.nspname::text, c.relname::text, t.tgname::text
+             FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid
+             JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+             JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid JOIN pg_catalog.pg_namespace f ON f.oid = p.pronamespace
+             WHERE f.nspname = 'credit_migration' AND NOT t.tgisinternal AND t.tgparentid = 0 ORDER BY 1, 2, 3",
+            &[],
+        )
+        .await?;
+    for row in &triggers {
+        let table = Table { schema: row.get(0), name: row.get(1) };
+        drop_trigger(client, control_spec, &table, row.get(2)).await?;
+    }
+    let tx = client.transaction().await?;
+    tx.batch_execute(&format!(
+        "SET LOCAL client_min_messages = warning; SET LOCAL lock_timeout = {};
+         SELECT pg_catalog.pg_advisory_xact_lock({LOCK_CLASS}, {LOCK_CHANGE})",
+        millis(trigger_lock_timeout(control_spec))
+    ))
+    .await?;
+    // Asked again under the lock: another migration may have claimed the database meanwhile.
+    if ours(&tx, control_spec).await? {
+        tx.batch_execute(
+            "DROP FUNCTION IF EXISTS credit_migration.block_writes();
+             DROP FUNCTION IF EXISTS credit_migration.track_changes();
+             DROP TABLE IF EXISTS credit_migration.write_block, credit_migration.changed_users,
+                 credit_migration.baseline, credit_migration.claim",
+        )
+        .await?;
+    }
+    tx.commit().await.map_err(Failure::from)
+}
+
+/// Whether there is something to clean up that is this migration's. The gate must be open.
+async fn ours(client: &impl GenericClient, control_spec: &ControlSpec) -> Result<bool, Failure> {
+    if !exists(client, "claim").await? || !exists(client, "write_block").await? {
+        return Ok(false);
+    }
+    let claim =
+        client.query_opt("SELECT FROM credit_migration.claim WHERE migration_uid = $1", &[&control_spec.uid]).await?;
+    if claim.is_none() {
+        return Ok(false);
+    }
+    let closed = client.query_opt("SELECT migration_uid FROM credit_migration.write_block WHERE blocked", &[]).await?;
+    match closed {
+        None => Ok(true),
+        Some(row) => {
+            let message = format!(
+                "writes are blocked by migration uid {}: the triggers stay; next: end its window first",
+                row.get::<_, &str>(0)
+            );
+            Err(Failure::new(Reason::DatabaseInUse, message))
+        }
+    }
+}
+
+async fn drop_trigger(
+    client: &mut Client,
+    control_spec: &ControlSpec,
+    table: &Table,
+    name: &str,
+) -> Result<(), Failure> {
+    let started = Instant::now();
+    loop {
+        // One message, so one implicit transaction: the lock lasts no longer than it takes. The table may be gone.
+        let result = client
+            .batch_execute(&format!(
+                "BEGIN; SET LOCAL client_min_messages = warning; SET LOCAL lock_timeout = {}; DROP TRIGGER IF EXISTS \
+                    {} ON {}; COMMIT",
+                millis(trigger_lock_timeout(control_spec)),
+                ident(name),
+                table.sql()
+            ))
+            .await;
+        let Err(error) = result else { return Ok(()) };
+        client.batch_execute("ROLLBACK").await?;
+        let Failure { reason, message } = error.into();
+        if reason != Reason::LockTimeout {
+            return Err(Failure::new(reason, message));
+        }
+        if started.elapsed() >= control_spec.trigger_timeout {
+            let message = format!(
+                "trigger {name} on {table} could not be dropped within {} s: {message}; next: end long transactions \
+                    on {table}",
+                control_spec.trigger_timeout.as_secs()
+            );
+            return Err(Failure::new(Reason::LockTimeout, message));
+        }
+        tokio::time::sleep(jitter(trigger_lock_timeout(control_spec) * 2)).await;
+    }
+}

@@ -1,0 +1,40 @@
+//! What Preflight and its parts find.
+
+use crate::{
+    api::{Finding, Reason},
+    runner::Failure,
+};
+
+/// Findings in the order in which they were made.
+#[derive(Debug, Default)]
+pub struct Findings(Vec<Finding>);
+
+impl Findings {
+    /// Adds what was found; returns whether it is as it should be.
+    pub fn add(&mut self, name: impl Into<String>, result: Result<String, Failure>) -> bool {
+        let (reason, message) = match result {
+            Ok(message) => (None, message),
+            Err(failure) => (Some(failure.reason), failure.message),
+        };
+        self.0.push(Finding { name: name.into(), reason, message });
+        reason.is_none()
+    }
+
+    /// All of them.
+    pub fn list(&self) -> &[Finding] {
+        &self.0
+    }
+
+    /// The task's result.
+    pub(super) fn result(&self) -> Result<String, Failure> {
+        let wrong: Vec<&Finding> = self.0.iter().filter(|finding| finding.reason.is_some()).collect();
+        let Some((first, rest)) = wrong.split_first() else {
+            return Ok(format!("{0} of {0} findings are good", self.0.len()));
+        };
+        let more: Vec<&str> = rest.iter().map(|finding| finding.name.as_str()).collect();
+        let more = if more.is_empty() { String::new() } else { format!("; also: {}", more.join(", ")) };
+        let message =
+            format!("{}: {} ({} of {} findings are wrong{more})", first.name, first.message, wrong.len(), self.0.len());
+        Err(Failure::new(first.reason.unwrap_or(Reason::Internal), message))
+    }
+}

@@ -1,0 +1,438 @@
+//! Preflight's part on the database: versions, roles, privileges, tables, columns, claims.
+
+use tokio_postgres::{Client, Row, error::ErrorPosition, types::ToSql};
+
+use crate::{
+    api::Reason,
+    runner::{
+        Failure,
+        clients::pg_tools::Version,
+        context::TaskContext,
+        database::{
+            connection::Target,
+            control::{exists, ident, literal, quoted},
+            scratch,
+        },
+        tasks::findings::Findings,
+    },
+};
+
+/// Oldest version of the server.
+const MIN_SERVER_VERSION: u32 = 13;
+/// How much of what cannot be dumped is named.
+const MAX_NAMED_OBJECTS: usize = 5;
+
+/// Checks the database that `client` is connected to.
+pub async fn check(context: &TaskContext<'_>, target: &Target, client: &Client, findings: &mut Findings) {
+    let name = &context.spec.plan.rehearsal.database;
+    findings.add("server version", version(context, client).await);
+    findings.add("primary server", primary(client).await);
+    for (what, result) in role(target, client).await {
+        findings.add(what, result);
+    }
+    for application in &context.spec.plan.database.application_roles {
+        findings.add(format!("application role {application}"), application_role(target, client, application).await);
+    }
+    for table in context.control_spec().protected {
+        findings.add(format!("table {table}"), owned_table(target, client, &table).await);
+    }
+    findings.add("subscriptions", subscriptions(client, &context.control_spec().protected).await);
+    findings.add("rights to dump", dumpable(target, client).await);
+    for (what, result) in columns(context, client).await {
+        findings.add(what, result);
+    }
+    findings.add("other migrations", claim(context, client).await);
+    let scratch = if name == target.database() {
+        Err(Failure::new(
+            Reason::ScratchDatabaseExists,
+            format!("spec.rehearsal.database is {name}, the database itself; next: choose a name that is free"),
+        ))
+    } else {
+        scratch::leftover(client, name, &context.spec.migration_uid).await.map(|left| match left {
+            false => format!("{name} is free"),
+            true => format!("{name} is left of an earlier rehearsal and will be dropped"),
+        })
+    };
+    findings.add("scratch database", scratch);
+}
+
+/// Asks the server's own parser. Nothing is run: the text is the body of a temporary function that is rolled back, and
+/// an argument of a polymorphic type makes the server parse it without resolving tables. `false`: the server could not
+/// be asked.
+///
+/// # Errors
+/// `SqlSyntaxError` with the line.
+pub async fn parse(client: &Client, name: &str, sql: &str) -> Result<bool, Failure> {
+    let statement = format!(
+        "CREATE FUNCTION pg_temp.credit_migration_parse(anyelement) RETURNS void LANGUAGE sql AS {}",
+        literal(sql)
+    );
+    let start = "BEGIN; SET LOCAL check_function_bodies = on";
+    if client.batch_execute(start).await.is_err() {
+        return Ok(false);
+    }
+    let parsed = client.batch_execute(&statement).await;
+    let _ = client.batch_execute("ROLLBACK").await;
+    let Err(error) = parsed else { return Ok(true) };
+    let Some(db) = error.as_db_error().filter(|db| db.code().code() == "42601") else { return Ok(false) };
+    // Mostly the server says where in the statement it is: the text starts on the statement's first line, and keeps
+    // its line breaks as a literal.
+    let line = db.position().map(|position| {
+        let (text, position) = match position {
+            ErrorPosition::Original(position) => (statement.as_str(), position),
+            ErrorPosition::Internal { position, .. } => (sql, position),
+        };
+        let before = usize::try_from(*position).unwrap_or(1).saturating_sub(1);
+        text.chars().take(before).filter(|c| *c == '\n').count() + 1
+    });
+    let at = line.map(|line| format!(", line {line}")).unwrap_or_default();
+    Err(Failure::new(Reason::SqlSyntaxError, format!("{name}{at}: {}", db.message())))
+}
+
+async fn one(client: &Client, query: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Row, Failure> {
+    client.query_one(query, parameters).await.map_err(Failure::from)
+}
+
+async fn version(context: &TaskContext<'_>, client: &Client) -> Result<String, Failure> {
+    fits(scratch::server_version(client).await? / 10_000, &context.tools.version().await?)
+}
+
+/// `pg_dump` refuses a server that is newer than itself.
+fn fits(server: u32, tool: &Version) -> Result<String, Failure> {
+    if server > tool.major {
+        return Err(Failure::new(
+            Reason::ServerTooNew,
+            format!(
+                "the server is PostgreSQL {server}, pg_dump of this image is {}; next: use an image of the operator \
+                    with pg_dump {server}",
+                tool.text
+            ),
+        ));
+    }
+    if server < MIN_SERVER_VERSION {
+        return Err(Failure::new(
+            Reason::ServerTooOld,
+            format!(
+                "the server is PostgreSQL {server}, at least {MIN_SERVER_VERSION} is needed; next: upgrade the server"
+            ),
+        ));
+    }
+    Ok(format!("PostgreSQL {server}, pg_dump {}", tool.text))
+}
+
+async fn primary(client: &Client) -> Result<String, Failure> {
+    let row = one(client, "SELECT pg_is_in_recovery()", &[]).await?;
+    if row.get(0) {
+        return Err(Failure::new(
+            Reason::ConnectionInvalid,
+            "the connection leads to a standby, which cannot be migrated; next: put the primary's address into the URL",
+        ));
+    }
+    Ok("the server is a primary".to_owned())
+}
+
+/// What the migration role itself must be.
+async fn role(target: &Target, client: &Client) -> Vec<(&'static str, Result<String, Failure>)> {
+    let query = "SELECT pg_has_role(d.datdba, 'USAGE'), pg_get_userbyid(d.datdba)::text,
+                        has_database_privilege(d.oid, 'CREATE'),
+                        r.rolcreatedb OR r.rolsuper, pg_has_role('pg_signal_backend', 'USAGE'),
+                        (SELECT rolsuper FROM pg_roles AS o WHERE o.oid = d.datdba)
+                 FROM pg_database AS d, pg_roles AS r
+                 WHERE d.datname = current_database() AND r.rolname = current_user";
+    let row = match one(client, query, &[]).await {
+        Ok(row) => row,
+        Err(failure) => return vec![("privileges", Err(failure))],
+    };
+    let (me, database) = (ident(target.user()), ident(target.database()));
+    let own = own(&format!("DATABASE {database}"), row.get(1), row.get(5), &me);
+    let check = |index: usize, good: &str, wrong: &str, fix: String| match row.get(index) {
+        true => Ok(good.to_owned()),
+        false => Err(Failure::new(Reason::PrivilegeMissing, format!("role {} {wrong}; next: {fix};", target.user()))),
+    };
+    vec![
+        ("owner of the database", check(0, "is owner", "does not own the database", own)),
+        (
+            "CREATE on the database",
+            check(2, "granted", "may not create schemas", format!("GRANT CREATE ON DATABASE {database} TO {me}")),
+        ),
+        ("CREATEDB", check(3, "granted", "may not create the scratch database", format!("ALTER ROLE {me} CREATEDB"))),
+        (
+            "pg_signal_backend",
+            check(4, "granted", "may not end sessions of the application", format!("GRANT pg_signal_backend TO {me}")),
+        ),
+    ]
+}
+
+/// How `me` gets to own `what`. Membership in a superuser would make it one.
+fn own(what: &str, owner: &str, superuser: bool, me: &str) -> String {
+    match superuser {
+        true => format!("ALTER {what} OWNER TO {me}"),
+        false => format!("GRANT {} TO {me}", ident(owner)),
+    }
+}
+
+/// The role exists, its sessions can be ended, and the migration role can act as it to verify that writes are blocked.
+async fn application_role(target: &Target, client: &Client, application: &str) -> Result<String, Failure> {
+    let major = scratch::server_version(client).await? / 10_000;
+    // Since 16 membership alone does not allow SET ROLE.
+    let right = if major >= 16 { "SET" } else { "MEMBER" };
+    // Without inheritance the start of its sessions is hidden, and those that must be ended could not be distinguished.
+    let query =
+        "SELECT pg_has_role(oid, $2), rolsuper, pg_has_role(oid, 'USAGE') OR pg_has_role('pg_read_all_stats', 'USAGE')
+                 FROM pg_roles WHERE rolname::text = $1";
+    let found = client.query_opt(query, &[&application, &right]).await?;
+    let (me, them) = (ident(target.user()), ident(application));
+    let Some(found) = found else {
+        return Err(Failure::new(
+            Reason::RoleMissing,
+            format!(
+                "role {application} does not exist; next: CREATE ROLE {them} LOGIN; or correct \
+                    spec.database.applicationRoles"
+            ),
+        ));
+    };
+    if found.get(1) {
+        return Err(Failure::new(
+            Reason::PrivilegeMissing,
+            format!(
+                "role {application} is a superuser, whose sessions only a superuser can end; next: ALTER ROLE {them} \
+                    NOSUPERUSER;"
+            ),
+        ));
+    }
+    if !found.get::<_, bool>(0) {
+        return Err(Failure::new(
+            Reason::PrivilegeMissing,
+            format!("role {} is no member of {application}; next: GRANT {them} TO {me};", target.user()),
+        ));
+    }
+    if !found.get::<_, bool>(2) {
+        return Err(Failure::new(
+            Reason::PrivilegeMissing,
+            format!(
+                "role {} inherits nothing of {application}, so it does not see when sessions of {application} \
+                    started; next: GRANT pg_read_all_stats TO {me};",
+                target.user()
+            ),
+        ));
+    }
+    Ok(format!("{} is a member", target.user()))
+}
+
+/// No enabled subscription writes to a protected table: the apply workers of logical replication fire no statement
+/// triggers, so the gate does not stop them.
+async fn subscriptions(client: &Client, tables: &[String]) -> Result<String, Failure> {
+    // By name: before version 14 an ordinary role may not read the subscription's oid, but that of the view.
+    let query = "WITH RECURSIVE tree (oid) AS (
+                     SELECT to_regclass(name)::oid FROM unnest($1::text[]) AS name
+                     UNION SELECT i.inhrelid FROM pg_inherits AS i JOIN tree AS t ON i.inhparent = t.oid)
+                 SELECT DISTINCT s.subname::text, r.srrelid::regclass::text
+                 FROM pg_subscription_rel AS r JOIN tree AS t ON t.oid = r.srrelid
+                 JOIN pg_stat_subscription AS v ON v.subid = r.srsubid
+                 JOIN pg_subscription AS s ON s.subname = v.subname
+                      AND s.subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())
+                 WHERE s.subenabled ORDER BY 1, 2";
+    let names: Vec<String> = tables.iter().map(|name| quoted(name)).collect();
+    let rows = client.query(query, &[&names]).await?;
+    let Some(first) = rows.first() else { return Ok("none writes to a protected table".to_owned()) };
+    let (name, table): (&str, &str) = (first.get(0), first.get(1));
+    let more = if rows.len() > 1 { format!(" and {} more", rows.len() - 1) } else { String::new() };
+    Err(Failure::new(
+        Reason::WritesNotBlocked,
+        format!(
+            "subscription {name} writes to {table}{more}, and the gate does not stop what logical replication \
+                applies; next: ALTER SUBSCRIPTION {} DISABLE;",
+            ident(name)
+        ),
+    ))
+}
+
+/// The table exists, is an ordinary or partitioned one, and belongs to the migration role.
+async fn owned_table(target: &Target, client: &Client, name: &str) -> Result<String, Failure> {
+    let query = "SELECT c.relkind IN ('r', 'p'), pg_has_role(c.relowner, 'USAGE'), pg_get_userbyid(c.relowner)::text,
+                        (SELECT rolsuper FROM pg_roles AS o WHERE o.oid = c.relowner)
+                 FROM pg_class AS c WHERE c.oid = to_regclass($1)";
+    let found = client.query_opt(query, &[&quoted(name)]).await?;
+    let missing = |what: &str| {
+        Failure::new(Reason::TableMissing, format!("table {name} {what}; next: correct spec.credits or spec.migration"))
+    };
+    let Some(found) = found else { return Err(missing("does not exist")) };
+    if !found.get::<_, bool>(0) {
+        return Err(missing("is not a table"));
+    }
+    if !found.get::<_, bool>(1) {
+        let own = own(&format!("TABLE {}", quoted(name)), found.get(2), found.get(3), &ident(target.user()));
+        return Err(Failure::new(
+            Reason::PrivilegeMissing,
+            format!("role {} does not own table {name}; next: {own};", target.user()),
+        ));
+    }
+    Ok("exists and is owned".to_owned())
+}
+
+/// `pg_dump` locks and reads every table, and reads every sequence, also those that the migration leaves alone. What
+/// belongs to an extension it leaves out.
+async fn dumpable(target: &Target, client: &Client) -> Result<String, Failure> {
+    let query = "SELECT n.nspname::text, c.relname::text, c.relkind = 'S', has_schema_privilege(n.oid, 'USAGE'),
+                        has_table_privilege(c.oid, 'SELECT')
+                 FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+                 WHERE c.relkind IN ('r', 'p', 'S') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+                   AND NOT EXISTS (SELECT FROM pg_depend AS d
+                                   WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
+                 ORDER BY 1, 2";
+    let rows = client.query(query, &[]).await?;
+    let mut missing = Vec::new();
+    for row in &rows {
+        let (schema, name): (&str, &str) = (row.get(0), row.get(1));
+        let usage = (format!("schema {schema}"), format!("USAGE ON SCHEMA {}", ident(schema)));
+        if !row.get::<_, bool>(3) && !missing.contains(&usage) {
+            missing.push(usage);
+        }
+        if !row.get::<_, bool>(4) {
+            let (kind, on) = if row.get(2) { ("sequence", "SEQUENCE") } else { ("table", "TABLE") };
+            let select = format!("SELECT ON {on} {}.{}", ident(schema), ident(name));
+            missing.push((format!("{kind} {schema}.{name}"), select));
+        }
+    }
+    if missing.is_empty() {
+        return Ok(format!("{} tables and sequences can be read", rows.len()));
+    }
+    let (user, more) = (target.user(), missing.len().saturating_sub(MAX_NAMED_OBJECTS));
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    missing.truncate(MAX_NAMED_OBJECTS);
+    let (names, rights): (Vec<_>, Vec<_>) = missing.into_iter().unzip();
+    let grants: Vec<_> = rights.iter().map(|right| format!("GRANT {right} TO {};", ident(user))).collect();
+    let message = format!("role {user} may not dump {}{more}; next: {}", names.join(", "), grants.join(" "));
+    Err(Failure::new(Reason::PrivilegeMissing, message))
+}
+
+/// Columns of both credit tables.
+async fn columns(context: &TaskContext<'_>, client: &Client) -> Vec<(String, Result<String, Failure>)> {
+    let (balances, transactions) = (&context.spec.plan.credits.balances, &context.spec.plan.credits.transactions);
+    let wanted = [
+        (&balances.table, &balances.user_column, Kind::Unique),
+        (&balances.table, &balances.balance_column, Kind::Number),
+        (&balances.table, &balances.purchased_column, Kind::Number),
+        (&transactions.table, &transactions.user_column, Kind::Any),
+        (&transactions.table, &transactions.type_column, Kind::Any),
+        (&transactions.table, &transactions.amount_column, Kind::Number),
+        (&transactions.table, &transactions.created_at_column, Kind::Time),
+    ];
+    let mut found = Vec::new();
+    for (table, column, kind) in wanted {
+        // A missing table is a finding of its own.
+        let there = one(client, "SELECT to_regclass($1) IS NOT NULL", &[&quoted(table)]).await;
+        if matches!(&there, Ok(row) if !row.get::<_, bool>(0)) {
+            continue;
+        }
+        let mut checked = check_column(client, table, column, kind).await;
+        if kind == Kind::Time && matches!(&checked, Ok(kind_of) if !kind_of.ends_with(" with time zone")) {
+            checked = time_zone(client, table, column, &transactions.created_at_time_zone).await;
+        }
+        found.push((format!("column {table}.{column}"), checked));
+    }
+    found
+}
+
+/// How the times of a column are read; what a `timestamp` column does not say the spec must.
+async fn time_zone(client: &Client, table: &str, column: &str, zone: &str) -> Result<String, Failure> {
+    let query = "SELECT coalesce(nullif(t.typbasetype, 0), t.oid) = 'timestamptz'::regtype,
+                        EXISTS (SELECT FROM pg_timezone_names WHERE lower(name) = lower($3))
+                 FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid
+                 WHERE a.attrelid = to_regclass($1) AND a.attname::text = $2";
+    let row = client.query_one(query, &[&quoted(table), &column, &zone]).await?;
+    match (row.get(0), row.get(1)) {
+        (true, _) => Ok("timestamp with time zone".to_owned()),
+        (false, true) => Ok(format!("timestamp without time zone, read as {zone}")),
+        (false, false) => Err(Failure::new(
+            Reason::ColumnMissing,
+            format!(
+                "column {column} of {table} is timestamp without time zone, and the server knows no zone {zone:?}; \
+                    next: set spec.credits.transactions.createdAtTimeZone to an IANA name, for example Europe/Berlin"
+            ),
+        )),
+    }
+}
+
+/// What a column must be.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Any,
+    Number,
+    Unique,
+    Time,
+}
+
+async fn check_column(client: &Client, table: &str, column: &str, kind: Kind) -> Result<String, Failure> {
+    // A domain counts as the type beneath it.
+    let query = "SELECT format_type(a.atttypid, a.atttypmod),
+                        coalesce(nullif(t.typbasetype, 0), t.oid)
+                            IN ('int2'::regtype, 'int4'::regtype, 'int8'::regtype, 'numeric'::regtype),
+                        EXISTS (SELECT FROM pg_index AS i
+                                WHERE i.indrelid = a.attrelid AND i.indisunique AND i.indisvalid
+                                AND i.indpred IS NULL AND i.indnkeyatts = 1 AND i.indkey[0] = a.attnum),
+                        coalesce(nullif(t.typbasetype, 0), t.oid) IN ('timestamptz'::regtype, 'timestamp'::regtype)
+                 FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid
+                 WHERE a.attrelid = to_regclass($1) AND a.attname::text = $2 AND a.attnum > 0 AND NOT a.attisdropped";
+    let found = client.query_opt(query, &[&quoted(table), &column]).await?;
+    let wrong = |what: String| Failure::new(Reason::ColumnMissing, format!("column {column} of {table} {what}"));
+    let Some(found) = found else {
+        return Err(wrong("does not exist; next: correct the column's name in spec.credits".to_owned()));
+    };
+    let (kind_of, number, unique): (String, bool, bool) = (found.get(0), found.get(1), found.get(2));
+    // Later checks explain balances by the transactions since the cutover: to the moment, not to the day.
+    if kind == Kind::Time && !found.get::<_, bool>(3) {
+        return Err(wrong(format!(
+            "is {kind_of}, not timestamptz or timestamp; next: name the column with the time of a transaction in \
+                spec.credits.transactions.createdAtColumn"
+        )));
+    }
+    if kind == Kind::Number && !number {
+        return Err(wrong(format!(
+            "is {kind_of}, and money must be exact: smallint, integer, bigint or numeric; next: correct the column's \
+                name in spec.credits, or change its type before the migration"
+        )));
+    }
+    if kind == Kind::Unique && !unique {
+        return Err(wrong(format!(
+            "is not unique, and each user must have one balance; next: CREATE UNIQUE INDEX CONCURRENTLY ON {} ({});",
+            quoted(table),
+            ident(column)
+        )));
+    }
+    Ok(kind_of)
+}
+
+/// No other migration holds the database.
+async fn claim(context: &TaskContext<'_>, client: &Client) -> Result<String, Failure> {
+    if !exists(client, "claim").await? {
+        return Ok("none".to_owned());
+    }
+    let query = "SELECT migration_name, migration_uid FROM credit_migration.claim WHERE migration_uid <> $1";
+    let found = client.query_opt(query, &[&context.spec.migration_uid]).await?;
+    match found {
+        None => Ok("none".to_owned()),
+        Some(row) => {
+            let (name, uid): (&str, &str) = (row.get(0), row.get(1));
+            Err(Failure::new(
+                Reason::DatabaseInUse,
+                format!(
+                    "migration {name} (uid {uid}) holds the database; next: let it end, or abort it with a \
+                        MigrationDecision"
+                ),
+            ))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_that_fit_and_that_do_not() {
+        let tool = Version { text: "15.14".to_owned(), major: 15 };
+        let reason = |server| fits(server, &tool).err().map(|failure| failure.reason);
+        assert_eq!([12, 13, 15, 16].map(reason), [Some(Reason::ServerTooOld), None, None, Some(Reason::ServerTooNew)]);
+    }
+}

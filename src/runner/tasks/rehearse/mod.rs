@@ -1,0 +1,329 @@
+//! Task `Rehearse`: what will happen, on a copy that comes from the bucket.
+//!
+//! ```text
+//!  scratch database ─ pg_restore < object ─ counts as in the baseline ─ triggers ─ fingerprint ─┐
+//!  drop it, always ─ fingerprint equal? ─ down SQL, verifyDown ─ checks ─ compare ─ up SQL ─────┘
+//! ```
+//!
+//! # Contract
+//! - Up and down run through the same code as in the window.
+//! - The copy is dropped whatever happens; one that a killed pod left is dropped by the next try, or by Cleanup.
+//! - Only one rehearsal of a database is under way at a time, even if its program is started twice.
+
+mod checks;
+mod extensions;
+
+use std::{path::Path, time::Instant};
+
+use tokio_postgres::{Client, types::Type};
+
+use super::verify_backup;
+use crate::{
+    api::{Reason, RehearsalEvidence, sha256},
+    runner::{
+        Failure,
+        clients::{
+            object_store::{STORE_RETRY_TIMEOUT, Store},
+            private_folder::PrivateFolder,
+        },
+        context::TaskContext,
+        database::{
+            connection::Target,
+            control::{self, Applied, ControlSpec, LOCK_CLASS, Sql, StopSignal, quoted},
+            fingerprint::Fingerprint,
+            scratch,
+            snapshot::{Access, snapshot},
+        },
+    },
+    shared::sql,
+};
+
+/// Advisory lock of the rehearsal, in addition to those of the control schema.
+pub(in crate::runner) const LOCK_REHEARSAL: i32 = 16;
+/// Differences that a message names; the log has all.
+const MAX_NAMED_DIFFERENCES: usize = 10;
+/// Seconds that a rollout takes, for the expected window.
+const ROLLOUT_SECONDS: f64 = 10.0;
+
+/// Rehearses. Notes `rehearsal`.
+///
+/// # Errors
+/// `ScratchDatabaseExists`, `BackupAltered`, `DumpFailed`; whatever up and down fail with; `CheckNotMeasurable`;
+/// `RollbackNotEqual`. What happened on the copy starts with `rehearsal: `.
+pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
+    let target = context.settings.target()?;
+    let store = Store::open(&context.spec.plan.backup.store, &context.settings.store_keys()?, STORE_RETRY_TIMEOUT)?;
+    let sql = migration_sql(context)?;
+    let name = &context.spec.plan.rehearsal.database;
+    if name == target.database() {
+        return Err(Failure::new(
+            Reason::ScratchDatabaseExists,
+            format!("spec.rehearsal.database is {name}, the database itself; next: choose a name that is free"),
+        ));
+    }
+    let admin = target.connect("rehearsal").await?;
+    let lock = format!(
+        "SET lock_timeout = 0; SET statement_timeout = 0; SELECT pg_advisory_lock({LOCK_CLASS}, {LOCK_REHEARSAL})"
+    );
+    tokio::select! {
+        locked = admin.batch_execute(&lock) => locked?,
+        () = context.stop.cancelled() => return Err(Failure::terminated()),
+    }
+    scratch::create(&admin, &target, name, &context.spec.migration_uid).await?;
+    let copy = target.with_database(name);
+    let rehearsed = tokio::select! {
+        rehearsed = rehearse(context, &store, &admin, &copy, &sql) => rehearsed,
+        () = context.stop.cancelled() => Err(Failure::terminated()),
+    };
+    drop_copy(&target, admin, name).await;
+    let evidence =
+        rehearsed.map_err(|failure| Failure::new(failure.reason, format!("rehearsal: {}", failure.message)))?;
+    let message = evidence.summary();
+    context.progress.update(|status| status.rehearsal = Some(evidence));
+    Ok(message)
+}
+
+/// Up and down SQL, ready to run.
+pub struct MigrationSql {
+    /// The change.
+    pub up: Sql,
+    /// The rollback.
+    pub down: Sql,
+}
+
+/// Reads both SQL texts and splits them.
+///
+/// # Errors
+/// `SqlChanged` and those of [`sql::for_run`].
+pub fn migration_sql(context: &TaskContext<'_>) -> Result<MigrationSql, Failure> {
+    let MountedSql { up, down } = mounted_sql(context);
+    Ok(MigrationSql { up: up?, down: down? })
+}
+
+/// What a window needs, as [`migration_sql`]. Weeks after the up SQL was committed it may have changed or be gone, and
+/// so may the down SQL, which the database keeps: why one cannot be used is an error only for a task that has to run
+/// it.
+pub struct MountedSql {
+    /// The change.
+    pub up: Result<Sql, Failure>,
+    /// The rollback.
+    pub down: Result<Sql, Failure>,
+}
+
+/// Reads what a window needs.
+pub fn mounted_sql(context: &TaskContext<'_>) -> MountedSql {
+    let read = |name: &str, text: String| -> Result<Sql, Failure> {
+        let statements = sql::for_run(&text).map_err(|problem| Failure::of_sql(name, &problem))?;
+        Ok(Sql { statements, sha256: sha256(text.as_bytes()) })
+    };
+    MountedSql {
+        up: context.settings.up_sql().and_then(|text| read("up SQL", text)),
+        down: context.settings.down_sql().and_then(|text| read("down SQL", text)),
+    }
+}
+
+/// Everything that happens on the copy.
+async fn rehearse(
+    context: &TaskContext<'_>,
+    store: &Store,
+    admin: &Client,
+    copy: &Target,
+    sql: &MigrationSql,
+) -> Result<RehearsalEvidence, Failure> {
+    let control_spec = context.control_spec();
+    let started = Instant::now();
+    restore(context, store, copy).await?;
+    let restore_seconds = started.elapsed().as_secs_f64();
+
+    let mut client = copy.connect("rehearsal-copy").await?;
+    let users = same_as_baseline(admin, &client, &control_spec).await?;
+    // A restored copy has no statistics; without them its times would say nothing about the real ones.
+    client.batch_execute("SET statement_timeout = 0; ANALYZE; RESET statement_timeout").await?;
+    control::install(&mut client, &control_spec).await?;
+    baseline(&mut client, &control_spec).await?;
+    let before = Fingerprint::take(&mut client).await?;
+
+    let migrate_seconds = seconds(control::run_up(&mut client, &control_spec, &sql.up, &StopSignal::default()).await?)?;
+    let started = Instant::now();
+    let comparison = control::compare(&client, &control_spec).await?;
+    let compare_seconds = started.elapsed().as_secs_f64();
+    if comparison.unexplained > 0 {
+        return Err(Failure::new(
+            Reason::BalancesUnexplained,
+            format!(
+                "the up SQL changed the balances of {} of {} users, limit 0; next: correct the up SQL",
+                comparison.unexplained, comparison.users
+            ),
+        ));
+    }
+    let measured = checks::measure(context, copy).await?;
+    let rollback_seconds = seconds(control::run_down(&mut client, &control_spec, &sql.down).await?)?;
+    check_verify_down(&client, &control_spec).await?;
+
+    let differences = before.differences(&Fingerprint::take(&mut client).await?);
+    if !differences.is_empty() {
+        for difference in &differences {
+            tracing::error!(error = difference, "not equal after the rollback");
+        }
+        let more = differences.len().saturating_sub(MAX_NAMED_DIFFERENCES);
+        let more = if more > 0 { format!(" and {more} more, see the log") } else { String::new() };
+        let named: Vec<&str> = differences.iter().take(MAX_NAMED_DIFFERENCES).map(String::as_str).collect();
+        return Err(Failure::new(
+            Reason::RollbackNotEqual,
+            format!(
+                "after the down SQL {} differences: {}{more}; next: correct the down SQL",
+                differences.len(),
+                named.join("; ")
+            ),
+        ));
+    }
+    Ok(RehearsalEvidence {
+        users,
+        restore_seconds,
+        migrate_seconds,
+        rollback_seconds,
+        tables_equal: u32::try_from(before.tables.len()).unwrap_or(u32::MAX),
+        checks_measured: measured.checks,
+        checks_not_passing: measured.not_passing,
+        expected_window_seconds: expected_window(migrate_seconds, compare_seconds),
+    })
+}
+
+/// `verifyDown` can fail: a query without a boolean passes whatever it finds. Checked after the rollback, which may
+/// make what the query calls.
+async fn check_verify_down(client: &Client, control_spec: &ControlSpec) -> Result<(), Failure> {
+    let Some(query) = &control_spec.verify_down else { return Ok(()) };
+    let statement = client.prepare(query).await?;
+    if statement.columns().iter().any(|column| *column.type_() == Type::BOOL) {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Reason::VerifyDownFailed,
+        "verifyDown: the query has no boolean column, at least 1 is needed: it passes whatever it finds; next: write \
+            it as SELECT count(*) = 0 AS good FROM ...",
+    ))
+}
+
+/// Expected length of the window in seconds.
+fn expected_window(migrate_seconds: f64, compare_seconds: f64) -> f64 {
+    2.0 * (migrate_seconds + compare_seconds) + ROLLOUT_SECONDS
+}
+
+/// Restores the object as it is in the bucket, with owners and grants: the roles are the same server's. Extensions that
+/// the role may not create are left out.
+async fn restore(context: &TaskContext<'_>, store: &Store, copy: &Target) -> Result<(), Failure> {
+    let (object, expected) = verify_backup::inputs(context)?;
+    let list = match verify_backup::list(context, store, object).await {
+        Ok(list) => list,
+        // The whole object is read below, and shows whether it was altered.
+        Err(failure) if failure.reason == Reason::BackupUnreadable => String::new(),
+        Err(failure) => return Err(failure),
+    };
+    let left_out = extensions::refused(&copy.connect("rehearsal-copy").await?, &list).await?;
+    let folder = PrivateFolder::make(&[Path::new("/dev/shm"), &std::env::temp_dir()])?;
+    let name = copy.database().replace('\\', "\\\\").replace('\'', "\\'");
+    let mut arguments = vec![
+        format!("--dbname=dbname='{name}'"),
+        "--exit-on-error".to_owned(),
+        "--no-password".to_owned(),
+        // A copy must neither feed replicas nor be fed.
+        "--no-publications".to_owned(),
+        "--no-subscriptions".to_owned(),
+        "--no-tablespaces".to_owned(),
+    ];
+    if !left_out.is_empty() {
+        tracing::warn!(
+            extensions = left_out.join(", "),
+            "the role may not create these extensions: the copy goes without"
+        );
+        let list = folder.write("list", &extensions::without(&list, &left_out))?;
+        arguments.push(format!("--use-list={list}"));
+    }
+    let env = copy.libpq_env(context.settings.database_ca_file().as_deref());
+    let running = context.tools.start("pg_restore", &arguments, &env)?;
+    let streamed = verify_backup::stream_through(store, object, running).await?;
+    // A cut object makes pg_restore fail, too; an altered object is the better explanation.
+    verify_backup::check_digest(object, &streamed, expected)?;
+    streamed.ended.map_err(|failure| match left_out.is_empty() {
+        true => failure,
+        false => {
+            let message = format!(
+                "{}; role {} may not create {}, without which the copy was made; next: if what failed needs it, mark \
+                    it as trusted (trusted = true in its control file on the server)",
+                failure.message,
+                copy.user(),
+                left_out.join(", ")
+            );
+            Failure::new(failure.reason, message)
+        }
+    })
+}
+
+/// The copy has as many users with the same sum of balances as the baseline, which was taken in the dump's snapshot.
+async fn same_as_baseline(admin: &Client, copy: &Client, control_spec: &ControlSpec) -> Result<u64, Failure> {
+    let query =
+        "SELECT count(*), coalesce(sum(balance), 0)::text FROM credit_migration.baseline WHERE migration_uid = $1";
+    let recorded = admin.query_one(query, &[&control_spec.uid]).await?;
+    let query = format!(
+        "SELECT count(*), coalesce(sum({}), 0)::numeric::text FROM {}",
+        control::ident(&control_spec.balances.balance_column),
+        quoted(&control_spec.balances.table)
+    );
+    let restored = copy.query_one(&query, &[]).await?;
+    let of = |row: &tokio_postgres::Row| (row.get::<_, i64>(0), row.get::<_, String>(1));
+    let (recorded, restored) = (of(&recorded), of(&restored));
+    if recorded != restored {
+        return Err(Failure::new(
+            Reason::BackupUnreadable,
+            format!(
+                "the restored copy has {} users with {} credits, the baseline {} with {}; next: take the backup again",
+                restored.0, restored.1, recorded.0, recorded.1
+            ),
+        ));
+    }
+    Ok(u64::try_from(restored.0).unwrap_or(0))
+}
+
+async fn baseline(client: &mut Client, control_spec: &ControlSpec) -> Result<(), Failure> {
+    let transaction = snapshot(client, Access::Write).await?;
+    control::take_baseline(&transaction, control_spec).await?;
+    transaction.commit().await.map_err(Failure::from)
+}
+
+/// Seconds of SQL that must have run now: the copy is new.
+fn seconds(applied: Applied) -> Result<f64, Failure> {
+    match applied {
+        Applied::Now { seconds, .. } => Ok(seconds),
+        other => Err(Failure::new(Reason::Internal, format!("the SQL was not run on the copy: {other:?}"))),
+    }
+}
+
+/// Drops the copy, over a new connection if the old one is lost. What cannot be dropped now, the next try drops.
+async fn drop_copy(target: &Target, admin: Client, name: &str) {
+    let mut failed = match scratch::remove(&admin, name).await {
+        Ok(()) => return,
+        Err(failure) => failure,
+    };
+    drop(admin);
+    for _ in 0..3 {
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        match target.connect("rehearsal").await {
+            Ok(client) => match scratch::remove(&client, name).await {
+                Ok(()) => return,
+                Err(failure) => failed = failure,
+            },
+            Err(failure) => failed = failure,
+        }
+    }
+    tracing::error!(reason = %failed.reason, error = %failed, database = name, "the scratch database is left");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_expected_window_is_what_the_documentation_says() {
+        assert!((expected_window(3.0, 1.0) - 18.0).abs() < 1e-9);
+    }
+}
