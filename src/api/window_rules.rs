@@ -3,8 +3,8 @@
 //! ```text
 //!  WaitingForOtherPod ──> Standby ──> Blocking ──> ApplyingSql (forward) ──> AwaitingCutover ──> End
 //! ```
-//! Pure: the runner's window task acts on [`next_move`], and so can a model of it. The task asks again whenever an order
-//! arrives, time passes, or a move has been made.
+//! Pure: the runner's window task acts on [`next_move`], and so can a model of it. The task asks again whenever an
+//! order arrives, time passes, or a move has been made.
 //!
 //! # Guarantees
 //! - Until the switch is acknowledged, nothing keeps writes blocked past the deadline or a `Rollback` order.
@@ -37,7 +37,7 @@ pub enum WindowActivity {
         /// Another session may succeed.
         connection_lost: bool,
         /// The database has been unreachable for as long as a pod waits for it that has not blocked anything.
-        patience_exhausted: bool,
+        wait_exhausted: bool,
     },
 }
 
@@ -117,8 +117,8 @@ pub fn next_move(view: &WindowView) -> Move {
         WindowActivity::Blocking => blocking(view),
         WindowActivity::ApplyingSql => applying_sql(view),
         WindowActivity::AwaitingCutover => awaiting_cutover(view),
-        WindowActivity::Interrupted { writes_may_be_blocked, resumed, connection_lost, patience_exhausted } => {
-            let worth_a_retry = connection_lost && (view.command > WindowCommand::Standby || !patience_exhausted);
+        WindowActivity::Interrupted { writes_may_be_blocked, resumed, connection_lost, wait_exhausted } => {
+            let worth_a_retry = connection_lost && (view.command > WindowCommand::Standby || !wait_exhausted);
             if !writes_may_be_blocked && !worth_a_retry {
                 Move::End(Ending::NothingBlocked(None, EndCause::Failed))
             } else if (writes_may_be_blocked || resumed) && view.overdue {
@@ -130,8 +130,8 @@ pub fn next_move(view: &WindowView) -> Move {
     }
 }
 
-/// How a window ends in which writes could not be blocked, or the block could not be verified. Once the switch is acknowledged the
-/// flag may have been changed: writes must not be unblocked by a failure.
+/// How a window ends in which writes could not be blocked, or the block could not be verified. Once the switch is
+/// acknowledged the flag may have been changed: writes must not be unblocked by a failure.
 pub fn when_blocking_failed(direction: Direction, switch_acknowledged: bool) -> Ending {
     match switch_acknowledged {
         true => Ending::Stuck(EndCause::Failed),
@@ -139,7 +139,8 @@ pub fn when_blocking_failed(direction: Direction, switch_acknowledged: bool) -> 
     }
 }
 
-/// Before the deadline the other session may be that of a healthy pod. After it writes must not stay blocked because it hangs.
+/// Before the deadline the other session may be that of a healthy pod. After it writes must not stay blocked because it
+/// hangs.
 fn waiting_for_other_pod(view: &WindowView, writes_blocked: bool) -> Move {
     if writes_blocked && (view.overdue || view.command == WindowCommand::Rollback) {
         Move::ReplaceOtherPod
@@ -160,8 +161,8 @@ fn standby(view: &WindowView) -> Move {
     }
 }
 
-/// Sessions that hold the tables delay neither the deadline nor an order. Past an acknowledged switch the deadline stops nothing:
-/// one that has passed would leave no time to drain, and each rollback would fail at once.
+/// Sessions that hold the tables delay neither the deadline nor an order. Past an acknowledged switch the deadline
+/// stops nothing: one that has passed would leave no time to drain, and each rollback would fail at once.
 fn blocking(view: &WindowView) -> Move {
     let overdue = view.overdue && !view.switch_acknowledged;
     let cancelled = view.direction == Direction::Forward && view.command == WindowCommand::Rollback;
@@ -191,7 +192,8 @@ fn awaiting_cutover(view: &WindowView) -> Move {
     if release && (!forward || view.unexplained_balances == Some(0)) {
         return Move::End(Ending::Finish(SchemaInPlace::New, EndCause::Ordered));
     }
-    // A release waits for the comparison, also past the deadline: unblocked, a rollback would lose what is written from then on.
+    // A release waits for the comparison, also past the deadline: unblocked, a rollback would lose what is written from
+    // then on.
     let comparing = release && view.unexplained_balances.is_none();
     if view.overdue && !comparing && !view.stuck {
         return match view.direction {
@@ -400,17 +402,17 @@ mod tests {
 
     #[test]
     fn a_pod_that_may_have_blocked_writes_never_gives_up_its_database() {
-        let at = |writes_may_be_blocked, connection_lost, command, patience_exhausted| {
+        let at = |writes_may_be_blocked, connection_lost, command, wait_exhausted| {
             let resumed = false;
             let activity =
-                WindowActivity::Interrupted { writes_may_be_blocked, resumed, connection_lost, patience_exhausted };
+                WindowActivity::Interrupted { writes_may_be_blocked, resumed, connection_lost, wait_exhausted };
             view(Forward, activity, command)
         };
         let resumed = WindowActivity::Interrupted {
             writes_may_be_blocked: false,
             resumed: true,
             connection_lost: true,
-            patience_exhausted: true,
+            wait_exhausted: true,
         };
         assert_moves([
             ("a lost connection is retried", at(false, true, WindowCommand::Standby, false), Move::Wait),

@@ -346,8 +346,8 @@ fn window(record: &Record, status: &CreditMigrationStatus) -> Vec<CheckedItem> {
     };
     let name = run.name_any();
     let mut found = vec![match &w.proof {
-        Some(proof) => {
-            item("writes were blocked", State::Ok, format!("{proof}; {} sessions ended", w.terminated_sessions))
+        Some(evidence) => {
+            item("writes were blocked", State::Ok, format!("{evidence}; {} sessions ended", w.terminated_sessions))
         }
         None => item("writes were blocked", due(kept), format!("{name} has not reported it")),
     }];

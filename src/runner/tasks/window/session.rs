@@ -117,7 +117,7 @@ impl<'a, C: Channel> WindowTask<'a, C> {
                 writes_may_be_blocked: self.writes_may_be_blocked,
                 resumed: self.plan.order.command > WindowCommand::Standby,
                 connection_lost: failure.is_connection_lost(),
-                patience_exhausted: lost_since.elapsed() > DATABASE_WAIT,
+                wait_exhausted: lost_since.elapsed() > DATABASE_WAIT,
             };
             match self.next_move(interrupted) {
                 Move::End(_) => return WindowOutcome { progress: self.progress, failure: Some(failure) },
