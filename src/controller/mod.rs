@@ -24,7 +24,6 @@ use tracing::info;
 
 use crate::shared::time::to_signed;
 
-pub(crate) use admission::policy_problem;
 pub use admission::{InstallCheck, check_install};
 pub use error::Error;
 pub use options::Options;

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::admission;
+use crate::shared::admission;
 
 /// Options of `controller`.
 #[derive(Args, Clone, Debug)]

@@ -1,7 +1,9 @@
-//! Pure helpers without a type of the domain: time, messages and printed commands, SQL text, Deployments, tallies.
+//! Pure helpers without a type of the domain: time, messages and printed commands, SQL text,
+//! Deployments, admission policies, tallies.
 //!
 //! Called by every other module; imports nothing of this crate.
 
+pub mod admission;
 pub mod command;
 pub mod deployment;
 pub mod message;

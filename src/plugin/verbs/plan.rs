@@ -7,13 +7,14 @@ use std::{fmt::Write as _, future::Future};
 
 use k8s_openapi::{
     api::{
+        admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding},
         apps::v1::Deployment,
         core::v1::{ConfigMap, Namespace, Secret},
     },
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
 };
 use kube::{
-    Api, ResourceExt,
+    Api, Client, ResourceExt,
     api::{ListParams, PostParams},
 };
 use serde::Serialize;
@@ -22,7 +23,6 @@ use serde_json::Value;
 use super::{completion, status::current_state};
 use crate::{
     api::{CreditMigration, CreditMigrationSpec, Gap, Phase, Time},
-    controller::{self, policy_problem},
     plugin::{
         Error,
         connection::Connection,
@@ -34,6 +34,7 @@ use crate::{
         },
         output::{CheckedItem, Format, Output, State, exit_of, item, items_table, table},
     },
+    shared::admission,
     telemetry,
 };
 
@@ -241,14 +242,13 @@ async fn installed(connection: &Connection) -> Vec<CheckedItem> {
         (Err(e), _) => item(what, State::NotChecked, Error::from(e).to_string()),
     });
     let what = "admission policies";
-    found.push(match policy_problem(client).await {
+    found.push(match admission_trust(client).await.map(|trust| trust.problem) {
         Ok(None) => item(what, State::Ok, "names of authors and approvers are authenticated"),
         Ok(Some(problem)) => {
             let next = "helm upgrade the operator with admissionPolicies.install=true";
             item(what, State::Wrong, format!("{problem}; next: {next}"))
         }
-        Err(controller::Error::Kube(error)) => item(what, State::NotChecked, Error::from(error).to_string()),
-        Err(error) => item(what, State::NotChecked, error.to_string()),
+        Err(error) => item(what, State::NotChecked, Error::from(error).to_string()),
     });
     let name = &connection.namespace;
     let what = format!("namespace/{name}");
@@ -258,6 +258,18 @@ async fn installed(connection: &Connection) -> Vec<CheckedItem> {
         Lookup::Found(_) | Lookup::InFile(_) => item(&what, State::Ok, "exists"),
     });
     found
+}
+
+/// Whether the policies, under their default names, are as strict as those of the chart.
+async fn admission_trust(client: &Client) -> kube::Result<admission::Trust> {
+    let policies: Api<ValidatingAdmissionPolicy> = Api::all(client.clone());
+    let bindings: Api<ValidatingAdmissionPolicyBinding> = Api::all(client.clone());
+    let mut installed = vec![];
+    for name in admission::names(admission::DECISIONS) {
+        let (policy, binding) = (policies.get_opt(name).await?, bindings.get_opt(name).await?);
+        installed.push(admission::Installed { policy, binding });
+    }
+    Ok(admission::trust(admission::DECISIONS, &installed))
 }
 
 async fn get<T>(get: impl Future<Output = kube::Result<Option<T>>>, plural: &str) -> Lookup<T> {
