@@ -79,7 +79,7 @@ fn what_cannot_be_copied_is_found(#[case] text: &str, #[case] expected: Result<u
 
 #[test]
 fn each_phase_has_commands_that_can_be_copied() {
-    // `look` panics on one that cannot. What waits for a person names one.
+    // `decide` panics on one that cannot. What waits for a decision names one.
     for s in each_phase() {
         let (reason, message) = ready(&s.decide().status);
         if ["ApprovalPending", "WindowOpen", "Progressing", "DecisionDue", "SqlFailed"].contains(&reason.as_str())

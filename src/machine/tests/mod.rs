@@ -1,4 +1,4 @@
-//! Tables over `decide`: given a migration that has come so far, when this is seen, then that is decided.
+//! Tables over `decide`: given a migration in some state, when this is observed, then that is decided.
 //!
 //! What is given comes about by deciding, too: a [`Scenario`] obeys each decision, so that no test starts from a status
 //! that the machine would never write.
@@ -22,7 +22,7 @@ use crate::{
     shared::time::seconds,
 };
 
-/// A migration, what is seen of it, and the time.
+/// A migration, what is observed of it, and the time.
 struct Scenario {
     spec: CreditMigrationSpec,
     status: CreditMigrationStatus,
@@ -86,7 +86,7 @@ fn actions(d: &Decision) -> Vec<String> {
 fn describe_effect(effect: &Effect) -> String {
     match effect {
         Effect::AddFinalizer => "finalizer".into(),
-        Effect::RemoveFinalizer => "let go".into(),
+        Effect::RemoveFinalizer => "remove finalizer".into(),
         Effect::StartRun(start) => format!("start {}", start.name),
         Effect::StartCheckJob(start) => format!("check {}", start.name),
         Effect::RemoveRun { name } => format!("remove {name}"),
@@ -312,11 +312,11 @@ impl Scenario {
         self
     }
 
-    fn submit(&mut self, by: &str, word: DecisionKind) -> &mut Self {
-        let digest = matches!(word, DecisionKind::Approve | DecisionKind::Ready | DecisionKind::Keep)
+    fn submit(&mut self, by: &str, kind: DecisionKind) -> &mut Self {
+        let digest = matches!(kind, DecisionKind::Approve | DecisionKind::Ready | DecisionKind::Keep)
             .then(|| self.status.plan.as_ref().and_then(|p| p.digest.clone()))
             .flatten();
-        self.submit_on(by, word, digest.as_deref())
+        self.submit_on(by, kind, digest.as_deref())
     }
 
     /// The notice that is being sent was taken by some channels, and not by others.
@@ -340,11 +340,11 @@ impl Scenario {
         self.submit("dan", DecisionKind::Ready).submit("eve", DecisionKind::Ready)
     }
 
-    fn submit_on(&mut self, by: &str, word: DecisionKind, digest: Option<&str>) -> &mut Self {
+    fn submit_on(&mut self, by: &str, kind: DecisionKind, digest: Option<&str>) -> &mut Self {
         self.observed.decisions.push(ObservedDecision {
             name: format!("d-{}", self.observed.decisions.len()),
             by: by.into(),
-            decision: word,
+            decision: kind,
             digest: digest.map(Into::into),
             reason: None,
             at: self.now,

@@ -236,10 +236,10 @@ fn evidence_that_does_not_fit_its_digest_restarts_the_preparation() {
 
 #[test]
 fn cancelled_before_the_window() {
-    let cancelled = |name, given: Given, word: When, step, effects| Case {
+    let cancelled = |name, given: Given, when: When, step, effects| Case {
         name,
         given,
-        when: word,
+        when,
         phase: Phase::Cancelled,
         step,
         reason: "Aborted",

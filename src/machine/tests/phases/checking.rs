@@ -112,7 +112,7 @@ fn stages() {
             s.submit("ann", DecisionKind::Rollback).observed.policy_problem = Some("gone".into());
         }),
         monitors(
-            "breached, a person decides",
+            "breached, an approver decides",
             |s| {
                 s.spec.rollback.policy = RollbackPolicy::Manual;
                 s.measure(Task::Monitor, CheckOutcome::Fail, true);
@@ -191,7 +191,7 @@ fn a_breach_outlives_the_run_that_reported_it() {
     s.measure(Task::Monitor, CheckOutcome::Fail, true).lose_job(Task::Monitor).settle();
     s.wait(2).settle();
     assert_eq!(s.run(Task::Monitor).run.spec.attempt, 2);
-    assert!(s.status.checks[0].breached, "before the new run's first word");
+    assert!(s.status.checks[0].breached, "before the new run's first report");
     s.measure(Task::Monitor, CheckOutcome::Pass, false).settle();
     assert!(
         s.status.checks[0].breached && s.status.checks[0].outcome == CheckOutcome::Pass,

@@ -89,7 +89,7 @@ fn deleted_in_each_phase() {
         s.observed.deleting = true;
         let d = s.reconcile();
         assert_eq!(d.status.phase, Some(*phase), "{name}");
-        assert_eq!(actions(&d).contains(&"let go".to_owned()), *goes, "{name}: {:?}", actions(&d));
+        assert_eq!(actions(&d).contains(&"remove finalizer".to_owned()), *goes, "{name}: {:?}", actions(&d));
         if matches!(phase, Phase::Executing | Phase::RollingBack | Phase::RollbackFailed) || *goes {
             continue;
         }
@@ -99,7 +99,7 @@ fn deleted_in_each_phase() {
         }
         assert!(s.observed.finalizer, "{name}: gone before the clean-up");
         s.succeed(Task::Cleanup);
-        assert_eq!(actions(&s.reconcile()), ["let go"], "{name}");
+        assert_eq!(actions(&s.reconcile()), ["remove finalizer"], "{name}");
         assert_eq!(actions(&s.reconcile()), Vec::<String>::new(), "{name}");
     }
 }
@@ -126,7 +126,7 @@ fn a_database_that_is_gone_does_not_hold_a_deletion_for_ever() {
     }
     s.fail(Task::Cleanup, Reason::HostUnreachable);
     let d = s.reconcile();
-    assert_eq!(actions(&d), ["let go"]);
+    assert_eq!(actions(&d), ["remove finalizer"]);
     assert!(events(&d).contains(&"TriggersLeft"), "{:?}", events(&d));
 }
 
@@ -135,7 +135,7 @@ fn no_event_is_begun_for_what_is_deleted() {
     let mut s = Scenario::new();
     s.observed.deleting = true;
     let d = s.decide();
-    assert_eq!((d.status.phase, actions(&d)), (Some(Phase::Cancelled), vec!["let go".to_owned()]));
+    assert_eq!((d.status.phase, actions(&d)), (Some(Phase::Cancelled), vec!["remove finalizer".to_owned()]));
     s.observed.finalizer = false;
     assert_eq!(actions(&s.decide()), Vec::<String>::new());
 }

@@ -318,7 +318,7 @@ fn a_window_without_effect_needs_new_approvals() {
             "{reason}"
         );
         s.wait(1).submit("ann", DecisionKind::Approve).settle();
-        assert_eq!(s.status.approvals.as_deref(), Some("1/2"), "{reason}: one new word, none of the old");
+        assert_eq!(s.status.approvals.as_deref(), Some("1/2"), "{reason}: one new decision, none of the old");
         s.submit("bob", DecisionKind::Approve).confirm_presence();
         let d = s.reconcile();
         assert_eq!(d.status.phase, Some(Phase::Executing));
@@ -484,7 +484,7 @@ fn a_lost_pod_is_replaced_and_then_manual_intervention_required() {
     assert_eq!(d.status.writes, Some(crate::api::Writes::Blocked));
 }
 
-/// The run's pod has never said a word: its image is gone, or it is killed as soon as it starts.
+/// The run's pod has never reported: its image is gone, or it is killed as soon as it starts.
 fn silent(s: &mut Scenario) -> &mut Scenario {
     s.run(WINDOW).run.status = None;
     s

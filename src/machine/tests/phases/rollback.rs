@@ -305,7 +305,7 @@ fn before_writes_are_blocked_a_lost_pod_is_replaced_with_a_backoff() {
 fn a_window_left_closed_counts_from_its_beginning() {
     let mut s = rollback_failed();
     s.wait(600).submit("bob", DecisionKind::Rollback).settle();
-    // The new pod never says a word.
+    // The new pod never reports.
     let (reason, message) = ready(&s.status);
     assert_eq!((s.status.phase, reason.as_str()), (Some(Phase::RollingBack), "WindowOverdue"));
     assert!(message.contains("job/m-rollback-2"), "{message}");
@@ -359,7 +359,7 @@ fn a_failed_rollback_waits_for_a_decision() {
 
 #[test]
 fn a_rollback_in_the_second_of_the_failure_counts() {
-    // Writes are blocked: one try too many on an old word is the lesser harm. The ledger lets nothing run twice.
+    // Writes are blocked: one attempt too many on an old decision is the lesser harm. The ledger lets nothing run twice.
     for (millis, counts) in [(-1500, false), (-700, false), (-300, true), (0, true), (300, true), (2000, true)] {
         let mut s = running_down_sql();
         s.now += jiff::SignedDuration::from_millis(2500);
