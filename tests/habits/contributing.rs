@@ -85,7 +85,6 @@ fn stem(example: &str) -> String {
 }
 
 #[test]
-#[ignore = "until all files are in their final folders"]
 fn every_change_has_an_example_and_its_files() {
     let (changes, _) = read();
     assert!(changes.len() >= 10, "{} changes", changes.len());
@@ -95,7 +94,6 @@ fn every_change_has_an_example_and_its_files() {
 }
 
 #[test]
-#[ignore = "until all files are in their final folders"]
 fn what_a_list_names_is_there() {
     let (changes, files) = read();
     let mut missing = vec![];
@@ -113,7 +111,6 @@ fn what_a_list_names_is_there() {
 }
 
 #[test]
-#[ignore = "until all files are in their final folders"]
 fn a_list_has_every_file_of_its_example() {
     let (changes, files) = read();
     let mut missing = vec![];
@@ -128,7 +125,6 @@ fn a_list_has_every_file_of_its_example() {
 }
 
 #[test]
-#[ignore = "until all files are in their final folders"]
 fn every_file_of_a_list_has_its_example() {
     let (changes, files) = read();
     let mut without = vec![];

@@ -77,7 +77,6 @@ fn links_lead_somewhere() {
 }
 
 #[test]
-#[ignore = "until all files are in their final folders"]
 fn files_that_are_named_are_there() {
     let files = tree();
     let mut gone = vec![];
@@ -90,7 +89,6 @@ fn files_that_are_named_are_there() {
 
 /// docs/architecture.md and docs/checklist.md say for each guarantee, and for each line, which tests show it.
 #[test]
-#[ignore = "until all files are in their final folders"]
 fn tests_that_documents_name_are_there() {
     let files = tree();
     let name = Regex::new("`([a-z0-9]+(?:_[a-z0-9]+){3,})`").unwrap();
