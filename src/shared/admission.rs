@@ -1,5 +1,6 @@
-//! Whether the admission policies and their bindings are at least as strict as those of the chart. A weaker policy would
-//! let a user approve in another user's name. The objects come in as plain values, from the controller or the plugin.
+//! Whether the admission policies and their bindings are at least as strict as those of the chart. A weaker policy
+//! would let a user approve in another user's name. The objects come in as plain values, from the controller or the
+//! plugin.
 
 use std::sync::LazyLock;
 
@@ -369,7 +370,7 @@ mod tests {
         "2030-01-05T00:00:00Z"
     )]
     #[case::type_check(json!([{"subresource": "status", "time": "2030-01-05T00:00:00Z"}]), "2030-01-01T00:00:00Z")]
-    #[case::not_told(Value::Null, "2030-01-01T00:00:00Z")]
+    #[case::without_times(Value::Null, "2030-01-01T00:00:00Z")]
     fn a_policy_holds_since_its_last_change(#[case] fields: Value, #[case] since: &str) {
         let meta = json!({"creationTimestamp": "2030-01-01T00:00:00Z", "generation": 2, "managedFields": fields});
         let mut meta: ObjectMeta = serde_json::from_value(meta).unwrap();

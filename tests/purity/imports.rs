@@ -1,6 +1,6 @@
 //! Reads which modules of the crate a source file names, and checks that against the allowed arrows.
 //!
-//! A path counts where it stands: in `use`, also inside braces, in code, and in `cfg(test)` code. `super` and `self` are
+//! A path counts wherever it is: in `use`, also inside braces, in code, and in `cfg(test)` code. `super` and `self` are
 //! resolved, also in inline modules. Macros' arguments are code like any other.
 
 use std::{
@@ -20,7 +20,7 @@ pub struct Mention {
     pub line: usize,
     /// What is named, from the crate's root.
     pub path: Names,
-    /// It stands in code that only tests have.
+    /// It is in code that only tests have.
     pub test: bool,
 }
 
@@ -66,8 +66,8 @@ fn tokens(source: &str) -> Vec<Token> {
     all
 }
 
-/// All that a file's code names by `crate`, `super` or `self`, and by the `use` of a child module; and the modules in other
-/// files that only tests have.
+/// All that a file's code names by `crate`, `super` or `self`, and by the `use` of a child module; and the modules in
+/// other files that only tests have.
 pub fn mentions(module: &[String], source: &str) -> (Vec<Mention>, Vec<Names>) {
     let tokens = tokens(source);
     let mut reader =
@@ -179,7 +179,7 @@ impl Reader<'_> {
         if let Some(path) = self.resolve(&prefix) {
             self.found.push(Mention { line, path, test: self.test });
         }
-        // Whatever else stands here is no path: go on behind it.
+        // Anything else here is no path: continue after it.
         if prefix.is_empty() {
             self.at += 1;
         }
@@ -247,8 +247,8 @@ impl Crate {
         self.files.keys().filter_map(|m| m.first().cloned()).collect()
     }
 
-    /// The module among `parent`'s children in which a path leads: by its name, or by an item that the child defines and the
-    /// parent passes on.
+    /// The module among `parent`'s children in which a path leads: by its name, or by an item that the child defines
+    /// and the parent passes on.
     fn child(&self, parent: &[String], path: &[String]) -> Option<String> {
         let next = path.strip_prefix(parent)?.first()?;
         let mut module = parent.to_vec();
@@ -310,7 +310,7 @@ impl Crate {
 fn circles_of(arrows: &BTreeMap<String, BTreeSet<String>>) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for start in arrows.keys() {
-        // Breadth first: the way back to the start with the fewest arrows.
+        // Breadth first: the shortest path to the start.
         let mut ways = vec![vec![start.clone()]];
         let mut seen = BTreeSet::new();
         'search: while !ways.is_empty() {

@@ -262,7 +262,7 @@ fn impurity_would_be_found() {
         "let now = jiff::Timestamp::now();",
         "    let now = std::time::SystemTime::now();",
         "tokio::time::sleep(x).await;",
-        "pub async fn look() {}",
+        "pub async fn read() {}",
     ] {
         assert_eq!(impurities(line).len(), 1, "{line}");
     }
@@ -298,7 +298,8 @@ fn crds_are_those_of_the_types() {
 
 #[test]
 fn crds_hold_no_format_that_the_api_server_does_not_know() {
-    // From k8s.io/apiextensions-apiserver, pkg/apiserver/validation/formats.go, and the formats of numbers of OpenAPI v3.
+    // From k8s.io/apiextensions-apiserver, pkg/apiserver/validation/formats.go, and the formats of numbers of OpenAPI
+    // v3.
     let known = ["int32", "int64", "float", "double", "date-time", "date", "duration", "uri", "byte", "password"];
     let yaml = credit_migration::api::crds_yaml().unwrap();
     let unknown: Vec<&str> =

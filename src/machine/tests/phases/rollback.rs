@@ -359,7 +359,7 @@ fn a_failed_rollback_waits_for_a_decision() {
 
 #[test]
 fn a_rollback_in_the_second_of_the_failure_counts() {
-    // Writes are blocked: one attempt too many on an old decision is the lesser harm. The ledger lets nothing run twice.
+    // Writes are blocked: one attempt too many is the lesser harm. The ledger lets nothing run twice.
     for (millis, counts) in [(-1500, false), (-700, false), (-300, true), (0, true), (300, true), (2000, true)] {
         let mut s = running_down_sql();
         s.now += jiff::SignedDuration::from_millis(2500);
