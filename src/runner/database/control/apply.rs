@@ -1,10 +1,10 @@
-//! THE transaction: up and down SQL, exactly once, proven before it is committed.
+//! The transaction of the up or down SQL: exactly once, verified before it is committed.
 //!
-//! The window runs it on the database, the rehearsal on its copy; there is no other way in which the SQL is run.
+//! The window runs it on the database, the rehearsal on its copy; the SQL is run nowhere else.
 //!
 //! # Contract
-//! - All or nothing. The ledger's row is part of the transaction: after a lost connection the ledger tells which.
-//! - Nothing is run if the ledger knows the step already, or knows that the migration was undone.
+//! - All or nothing. The ledger's row is part of the transaction: after a lost connection the ledger shows which.
+//! - Nothing is run if the ledger has this SQL already, or shows that the migration was rolled back.
 //! - Must be called outside of a transaction; leaves the session's settings, role and `search_path` as they were.
 
 use std::{
@@ -36,15 +36,15 @@ use crate::{
 /// Characters of a statement that the ledger keeps.
 const LEDGER_TEXT: usize = 200;
 
-/// What the ledger says of a step.
+/// What became of the SQL, by the ledger.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Applied {
     /// This call ran the SQL and committed it.
     Now {
-        /// Seconds from the first lock to the last proof.
+        /// Seconds from the first lock to the last verification.
         seconds: f64,
-        /// Users whose baseline was brought up to date: those whose balance was written since it was taken (way back:
-        /// since the cut-over).
+        /// Users whose baseline was brought up to date: those whose balance was written since it was taken (rollback:
+        /// since the cutover).
         reconciled_users: u64,
     },
     /// An earlier call did. Nothing was run.
@@ -54,11 +54,11 @@ pub enum Applied {
         /// As above.
         reconciled_users: u64,
     },
-    /// Way there: the migration was undone, and is not run again. Way back: it never ran. Nothing was run.
+    /// Forward: the migration was rolled back, and is not run again. Rollback: it never ran. Nothing was run.
     NotApplicable,
 }
 
-/// Lets a caller stop a run between two statements, beside cancelling the statement in flight.
+/// Lets a caller stop a run between two statements, in addition to cancelling the statement in flight.
 #[derive(Debug, Default)]
 pub struct StopSignal(AtomicBool);
 
@@ -89,12 +89,12 @@ impl StopSignal {
 /// # Errors
 /// `SqlFailed` with the statement's number, `LockTimeout`, `TablesNotGone`, `BalancesUnexplained`, `TableMissing`,
 /// `ColumnMissing`, `DatabaseInUse`, `SqlChanged`, `DeadlinePassed` when stopped: nothing was changed.
-/// `ConnectionLost`: the ledger knows.
+/// `ConnectionLost`: the ledger shows the result.
 pub async fn run_up(client: &mut Client, spec: &ControlSpec, sql: &Sql, stop: &StopSignal) -> Result<Applied, Failure> {
     run(client, spec, sql, Direction::Forward, stop).await
 }
 
-/// Runs the down SQL, if the up SQL has run. Balances written since the cut-over must stay, and so must all others.
+/// Runs the down SQL, if the up SQL has run. Balances written since the cutover must stay, and so must all others.
 ///
 /// # Errors
 /// As [`run_up`]; `VerifyDownFailed` if `verifyDown` answers no row, or a boolean that is not true.
@@ -164,7 +164,7 @@ async fn transaction(
     }
     let balances_after = balances(&tx, spec, Some(&balances_before.table)).await?;
     let differing = match direction {
-        // The rest of the users is compared after the commit, beside the rollout, while the way back loses nothing.
+        // The other users are compared after the commit, during the rollout, while a rollback loses nothing.
         Direction::Forward => unexplained(&tx, spec, &balances_after).await?,
         Direction::Rollback => compare_with(&tx, spec, &balances_after).await?.unexplained,
     };
@@ -183,7 +183,7 @@ async fn transaction(
     let mut protected = before.new_tables(&tx).await?;
     protected.extend(before.tables.iter().cloned());
     ensure_triggers_in(&tx, &protected, &balances_after).await?;
-    // From here on the capture tells what was written on the new version (way there) or after the way back.
+    // From here on the change tracking shows what was written on the new version, or after the rollback.
     tx.batch_execute("DELETE FROM credit_migration.changed_users").await?;
 
     let seconds = start.elapsed().as_secs_f64();
@@ -206,7 +206,7 @@ async fn transaction(
     Ok(Applied::Now { seconds, reconciled_users })
 }
 
-/// What the ledger already knows, `None` if the step is to be run.
+/// What the ledger has already, `None` if the SQL must be run.
 async fn recorded(
     tx: &Transaction<'_>,
     spec: &ControlSpec,
@@ -242,7 +242,7 @@ async fn recorded(
     }
 }
 
-/// What there was before the SQL.
+/// The database before the SQL.
 struct StateBefore {
     tables: Vec<Table>,
     oids: Vec<u32>,
@@ -265,7 +265,7 @@ impl StateBefore {
         Ok(Self { tables, oids: oids.iter().map(|row| row.get(0)).collect(), search_path: row.get(0), xid: row.get(1) })
     }
 
-    /// Tables that the SQL made.
+    /// Tables that the SQL created.
     async fn new_tables(&self, tx: &Transaction<'_>) -> Result<Vec<Table>, Failure> {
         let rows = tx
             .query(
@@ -277,8 +277,8 @@ impl StateBefore {
     }
 }
 
-/// Locks out every writer, also one that no guard stops, and no reader: the SQL takes what more it needs by itself, and
-/// tables that it leaves alone stay readable.
+/// Locks out every writer, also one that no trigger stops, and no reader: the SQL takes further locks by itself, and
+/// tables that it does not change stay readable.
 async fn lock(tx: &Transaction<'_>, tables: &[Table]) -> Result<(), Failure> {
     if tables.is_empty() {
         return Ok(());
@@ -314,7 +314,8 @@ async fn tables_gone(tx: &Transaction<'_>, spec: &ControlSpec) -> Result<(), Fai
     Err(Failure::new(Reason::TablesNotGone, message))
 }
 
-/// `verifyDown`: at least one row, and every boolean true. NULL is no proof. Values are not shown, they may be personal.
+/// `verifyDown`: at least one row, and every boolean true. NULL does not count as true. Values are not shown, they
+/// may be personal.
 async fn verify_down(tx: &Transaction<'_>, query: &str) -> Result<(), Failure> {
     let failed = |message: String| {
         Failure::new(

@@ -1,11 +1,12 @@
 //! Every user's balance: recorded, kept current, compared.
 //!
-//! The capture has one row for each user whose balance was written since it was last emptied; each further write gives it a new,
-//! higher number. (A table that an earlier version made has one row for each write.)
+//! The change tracking has one row for each user whose balance was written since it was last emptied; each further
+//! write gives the row a new, higher number. (A table that an earlier version created has one row for each write.)
 //!
-//! No watermark is needed to know which captured changes a snapshot already holds: a change and the row that captures it
-//! are written by one transaction, so a snapshot sees both or neither. Whoever reads balances in *one* REPEATABLE READ snapshot,
-//! and then deletes captured rows by the numbers that it has read there, deletes none that was written since.
+//! No watermark is needed to know which tracked changes a snapshot already contains: a change and its tracking row
+//! are written by one transaction, so a snapshot sees both or neither. A reader that reads balances in *one*
+//! REPEATABLE READ snapshot, and then deletes tracking rows by the numbers that it read there, deletes none that was
+//! written since.
 
 use std::time::Duration;
 
@@ -20,22 +21,23 @@ use crate::{
     },
 };
 
-/// Captured rows that one refresh deletes at most: what is left is there for the next one.
+/// Tracking rows that one refresh deletes at most: the next one deletes the rest.
 const MAX_DELETED_PER_REFRESH: i64 = 500_000;
-/// How long the window waits for a figure that is for people.
+/// How long the window waits for a figure of the report.
 const USERS_WRITTEN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Records every user's balance as the caller's snapshot shows it. Returns the number of users.
 ///
-/// In: a READ WRITE, REPEATABLE READ transaction after [`super::install`]; the baseline counts from its commit on. An older
-/// baseline of the same migration is replaced, that of a migration which no longer holds the database goes.
+/// In: a READ WRITE, REPEATABLE READ transaction after [`super::install`]; the baseline counts from its commit on. An
+/// older baseline of the same migration is replaced, that of a migration which no longer owns the database is
+/// deleted.
 ///
 /// # Errors
 /// `TableMissing`, `ColumnMissing`; `SqlFailed` if the user column is not unique.
 pub async fn take_baseline(tx: &Transaction<'_>, spec: &ControlSpec) -> Result<u64, Failure> {
     let balances = balances(tx, spec, None).await?;
-    // The capture is left as it is: deleted in a transaction as long as a dump it would hold up every writer of those users. What it
-    // has too much is brought up to date once more.
+    // The change tracking is left as it is: deleting it in a transaction as long as a dump would block every writer
+    // of those users. Users that it lists needlessly are brought up to date once more.
     tx.batch_execute("DELETE FROM credit_migration.baseline").await?;
     record_all(tx, spec, &balances).await
 }
@@ -64,8 +66,8 @@ pub async fn refresh_baseline(client: &mut Client, spec: &ControlSpec) -> Result
         .map(|row| row.get(0))
         .collect();
     tx.commit().await?;
-    // A row that was written since has another number. One that is being written is left alone: a writer waits for this statement
-    // at most, and this one for nobody, so that neither can be the victim of a deadlock.
+    // A row that was written since has another number. One that is being written is skipped: a writer waits for this
+    // statement at most, and this one for no writer, so that neither can be the victim of a deadlock.
     client
         .execute(
             "DELETE FROM credit_migration.changed_users WHERE id IN
@@ -76,7 +78,7 @@ pub async fn refresh_baseline(client: &mut Client, spec: &ControlSpec) -> Result
     Ok(users)
 }
 
-/// As [`users_written`], for a window, which has no time for it: at most [`USERS_WRITTEN_TIMEOUT`].
+/// As [`users_written`], for a window, which cannot wait: at most [`USERS_WRITTEN_TIMEOUT`].
 ///
 /// # Errors
 /// `DatabaseUnavailable` if it takes longer; database errors.
@@ -89,7 +91,8 @@ pub async fn users_written_within(client: &mut Client, spec: &ControlSpec) -> Re
     users_written(&tx, spec).await
 }
 
-/// Distinct users whose balance was written since the capture was last emptied: since the cut-over, once there was one.
+/// Distinct users whose balance was written since the change tracking was last emptied: since the cutover, once there
+/// was one.
 ///
 /// # Errors
 /// Database errors.
@@ -108,8 +111,8 @@ pub async fn users_written(client: &impl GenericClient, spec: &ControlSpec) -> R
     Ok(count(&row, 0))
 }
 
-/// Sets the baseline of every captured user to the balance that the transaction sees, and returns how many there are (all,
-/// after a TRUNCATE). The capture is left as it is.
+/// Sets the baseline of every tracked user to the balance that the transaction sees, and returns how many there are
+/// (all, after a TRUNCATE). The change tracking is left as it is.
 ///
 /// Users are looked up by index: the work grows with the changes, not with the number of users.
 pub(crate) async fn reconcile(
@@ -197,7 +200,7 @@ pub(crate) async fn compare_with(
     Ok(Comparison { users: count(&row, 0), unexplained: count(&row, 1), total_balance: row.get(2) })
 }
 
-/// Captured users whose balance is not that of the baseline.
+/// Tracked users whose balance is not that of the baseline.
 pub(crate) async fn unexplained(
     tx: &impl GenericClient,
     spec: &ControlSpec,

@@ -1,4 +1,4 @@
-//! The cut-over, as the database knows it, and the table of transactions that explains what came after.
+//! The cutover, as the database records it, and the table of transactions that explains what came after.
 
 use jiff::Timestamp;
 use tokio_postgres::GenericClient;
@@ -9,24 +9,25 @@ use crate::{api::Transactions, runner::Failure};
 /// The commit of the up SQL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cutover {
-    /// Begin of the transaction that ran the SQL, by the server's clock. Whatever bears a later time was written after the
-    /// cut-over, or by that transaction itself.
+    /// Start of the transaction that ran the SQL, by the server's clock. A row with a later time was written after the
+    /// cutover, or by that transaction itself.
     ///
-    /// Why not its end: `now()` is a transaction's begin. One that began while the SQL was running and wrote when the gate
-    /// was open bears a time between both. Nobody else committed a write between both: the gate was closed and drained.
+    /// Why not its end: `now()` is the start of a transaction. One that started while the SQL was running, and wrote
+    /// once writes were unblocked, has a time between both. No other transaction committed a write between both:
+    /// writes were blocked and the database was drained.
     pub since: Timestamp,
-    /// What `xmin` shows of rows that the SQL itself wrote: they belong to the time before.
+    /// `xmin` of rows that the SQL itself wrote: they count as written before.
     pub(crate) xmin: String,
 }
 
 impl Cutover {
-    /// One that no ledger knows.
+    /// A cutover that no ledger has.
     pub(crate) fn at(since: Timestamp) -> Self {
         Self { since, xmin: String::new() }
     }
 }
 
-/// When the up SQL was committed. `None` if it never was, or was undone.
+/// When the up SQL was committed. `None` if it never was, or was rolled back.
 ///
 /// # Errors
 /// Database errors.
@@ -78,8 +79,8 @@ pub(crate) struct TransactionsTable {
 }
 
 impl TransactionsTable {
-    /// SQL: a row of `alias` is of later than `moment`, an expression of type `timestamptz`. The column stays as it is, so that its
-    /// index can be used.
+    /// SQL: a row of `alias` is later than `moment`, an expression of type `timestamptz`. The column stays as it is,
+    /// so that its index can be used.
     pub(crate) fn later(&self, alias: &str, moment: &str) -> String {
         match &self.zone {
             Some(zone) => format!("{alias}.{} > (({moment})::timestamptz AT TIME ZONE {zone})", self.created_at),
@@ -97,7 +98,7 @@ impl TransactionsTable {
     }
 }
 
-/// The table of transactions, or in words what it lacks: a new schema may have given it up.
+/// The table of transactions, or a text that says what it lacks: a new schema may not have it any more.
 ///
 /// # Errors
 /// Those of [`columns`].
@@ -113,7 +114,8 @@ pub(crate) async fn transactions(
     if let Some(column) = lacking.into_iter().find(|column| type_of(column).is_none()) {
         return Ok(Err(format!("table {table} has no column {column} any more")));
     }
-    // Without its zone such a time would be read in that of this session, which nobody chose. A domain counts as the type beneath it.
+    // Without its zone such a time would be read in that of this session, which no one chose. A domain counts as the
+    // type beneath it.
     let without_zone = "SELECT coalesce(nullif(t.typbasetype, 0), t.oid) = 'pg_catalog.timestamp'::pg_catalog.regtype
         FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
         WHERE a.attrelid = pg_catalog.to_regclass($1) AND a.attname::text = $2 AND NOT a.attisdropped";

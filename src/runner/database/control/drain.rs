@@ -11,17 +11,17 @@ use tokio_postgres::{Client, error::SqlState};
 use super::{ControlSpec, LOCK_CLASS, LOCK_WRITE_BLOCK, Table, protected, with_children, worker_lock::try_lock};
 use crate::{api::Reason, runner::Failure};
 
-/// Other roles' sessions in this database. Of a role that it is no member of, the migration role sees no more than pid and
-/// name: neither when a session or its transaction began, nor what it does.
+/// Sessions of other roles in this database. Of a role that it is no member of, the migration role sees only pid and
+/// name: neither when a session or its transaction started, nor what it does.
 const OTHER_SESSIONS: &str = "SELECT a.pid, a.usename::text FROM pg_catalog.pg_stat_activity a
     WHERE a.datname = current_database() AND a.pid <> pg_backend_pid() AND a.usename <> session_user";
 
-/// Ends the application's sessions, then whoever else has held something of the protected tables since the closing
-/// (after a grace of one lock time-out), and takes the exclusive side of the gate's lock. Returns how many of the
-/// application's sessions were ended.
+/// Ends the application's sessions, then every other session that has had a lock on a protected table since writes
+/// were blocked (after a grace of one lock time-out), and takes the lock of the write block exclusively. Returns how
+/// many of the application's sessions were ended.
 ///
 /// # Errors
-/// `PrivilegeMissing` with the `GRANT`; `LockTimeout` naming who holds on, after `limit`.
+/// `PrivilegeMissing` with the `GRANT`; `LockTimeout` with the sessions that are left after `limit`.
 pub async fn drain(
     client: &Client,
     spec: &ControlSpec,
@@ -30,7 +30,7 @@ pub async fn drain(
 ) -> Result<u32, Failure> {
     let start = Instant::now();
     let tables = with_children(client, &protected(client, spec).await?).await?;
-    // By pid: a session that was told to end may still be there in the next round.
+    // By pid: a session that was signalled may still exist in the next round.
     let mut terminated = BTreeSet::new();
     for (pid, role) in application_sessions(client, spec, blocked_at, true).await? {
         if terminate(client, pid, &role, true).await? {
@@ -39,7 +39,7 @@ pub async fn drain(
     }
     let holders_at_start: Vec<i32> = lock_holders(client, &tables).await?.into_iter().map(|(pid, _)| pid).collect();
     loop {
-        // A session that was being opened when the gate was closed may only be seen now.
+        // A session that was connecting when writes were blocked may be visible only now.
         let sessions = application_sessions(client, spec, blocked_at, false).await?;
         for (pid, role) in &sessions {
             if terminate(client, *pid, role, true).await? {
@@ -63,13 +63,13 @@ pub async fn drain(
             let names: Vec<String> =
                 blockers.iter().chain(&sessions).map(|(pid, role)| format!("pid {pid} (role {role})")).collect();
             let who = if names.is_empty() {
-                // Neither is among the sessions of other roles.
+                // Neither is a session of another role.
                 "a prepared transaction (see pg_prepared_xacts), or by another session of the migration role (see pg_locks)".to_owned()
             } else {
                 names.join(", ")
             };
             let message = format!(
-                "the protected tables are held by {who} for more than {:.1} s; next: end that transaction",
+                "the protected tables are locked by {who} for more than {:.1} s; next: end that transaction",
                 limit.as_secs_f64()
             );
             return Err(Failure::new(Reason::LockTimeout, message));
@@ -78,7 +78,7 @@ pub async fn drain(
     }
 }
 
-/// Sessions of the application older than `blocked_at`. Where their age is not to be seen, `unknown` decides.
+/// Sessions of the application older than `blocked_at`. Where their age is not visible, `age_unknown` decides.
 async fn application_sessions(
     client: &Client,
     spec: &ControlSpec,
@@ -94,7 +94,7 @@ async fn application_sessions(
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
-/// Other roles' sessions that hold a lock on one of the tables, or the gate's shared lock.
+/// Sessions of other roles that have a lock on one of the tables, or share the lock of the write block.
 async fn lock_holders(client: &Client, tables: &[Table]) -> Result<Vec<(i32, String)>, Failure> {
     let names: Vec<String> = tables.iter().map(Table::sql).collect();
     let rows = client
@@ -111,7 +111,7 @@ async fn lock_holders(client: &Client, tables: &[Table]) -> Result<Vec<(i32, Str
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
-/// Ends a session. One that may not be ended is an error for the application's, and waited for otherwise.
+/// Ends a session. If there is no right to, that is an error for a session that `must` end; others are waited for.
 pub(super) async fn terminate(client: &Client, pid: i32, role: &str, must: bool) -> Result<bool, Failure> {
     match client.query_one("SELECT pg_catalog.pg_terminate_backend($1)", &[&pid]).await {
         Ok(row) => Ok(row.get(0)),
@@ -128,7 +128,7 @@ pub(super) async fn terminate(client: &Client, pid: i32, role: &str, must: bool)
     }
 }
 
-/// Ends the comparison of balances that may still run beside the window.
+/// Ends the comparison of balances that may still run in parallel to the window.
 ///
 /// # Errors
 /// Database errors.

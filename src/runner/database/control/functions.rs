@@ -5,11 +5,12 @@ use tokio_postgres::GenericClient;
 use super::{BalancesTable, LOCK_CLASS, LOCK_WRITE_BLOCK};
 use crate::runner::Failure;
 
-/// The guard. Who passes a closed gate: only the server process that the gate's row names (by pid *and* start, since
-/// pids come again), logged in as the functions' owner, in a transaction that says so. Each alone could be forged or hit
-/// by accident (anybody may set a setting; a person may be logged in as the owner); a role cannot forge another
-/// process's identity. The gate is read before the lock is tried, so that refused writers never hold the lock which
-/// the window is about to take.
+/// Function of the write-block trigger. While writes are blocked it lets pass only the server process that the row of
+/// the write block names (by pid *and* start, since pids are reused), logged in as the functions' owner, in a
+/// transaction with the setting `credit_migration.pass`. Each alone could be forged or met by accident: any role may
+/// change a setting, and an operator may be logged in as the owner. A role cannot forge the identity of another
+/// process. The row is read before the lock is tried, so that refused writers never have the lock which the window is
+/// about to take.
 pub(super) fn block_writes_function() -> String {
     format!(
         "CREATE OR REPLACE FUNCTION credit_migration.block_writes() RETURNS trigger
@@ -28,7 +29,7 @@ BEGIN
             TG_TABLE_SCHEMA, TG_TABLE_NAME, block.migration_uid,
             to_char(block.deadline AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'));
     END IF;
-    -- A snapshot taken before the gate was closed shows it open for ever; a lock knows no snapshots.
+    -- A snapshot from before the write block never shows it; a lock does not depend on snapshots.
     IF NOT pg_try_advisory_xact_lock_shared({LOCK_CLASS}, {LOCK_WRITE_BLOCK}) THEN
         RAISE EXCEPTION USING ERRCODE = '25006',
             MESSAGE = format('writes to %I.%I are blocked by a credit migration', TG_TABLE_SCHEMA, TG_TABLE_NAME);
@@ -40,13 +41,15 @@ REVOKE ALL ON FUNCTION credit_migration.block_writes() FROM PUBLIC;"
     )
 }
 
-/// The capture. Column names are compiled in: reading them from the row at run time would cost every write much more.
+/// Function of the change-tracking triggers. Column names are compiled in: reading them from the row at run time
+/// would cost every write much more.
 ///
-/// One row for each user, however often it is written: the window may be followed by weeks. Nobody waits for it who does not wait
-/// already: the same transaction has locked the user's balance before. A user that is in twice in one statement (its number was
-/// changed) takes two statements, since one may not meet its own row again.
+/// It writes one row for each user, however often the balance is written: weeks may follow the window. No writer
+/// waits for it that does not wait already: the same transaction has locked the user's balance before. An UPDATE that
+/// changes the user of a row takes two statements, since an INSERT must not update one row twice.
 ///
-/// A table of an earlier version has no unique index; there each write gets a row, as then. Making the index would block writers.
+/// A table of an earlier version has no unique index: there each write gets a row. Creating the index would block
+/// writers.
 fn track_changes_function(balances: &BalancesTable, unique: bool) -> String {
     let BalancesTable { user, balance, .. } = balances;
     let record = |user: String| {
@@ -79,7 +82,7 @@ REVOKE ALL ON FUNCTION credit_migration.track_changes() FROM PUBLIC;"
     )
 }
 
-/// Makes the capture's function, as its table is.
+/// Creates the function of the change-tracking triggers, to match its table.
 pub(super) async fn create_track_changes_function(
     tx: &impl GenericClient,
     balances: &BalancesTable,

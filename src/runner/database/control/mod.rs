@@ -1,19 +1,21 @@
-//! The control schema `credit_migration` in the target database: gate, guards, capture, baseline, ledger.
+//! The control schema `credit_migration` in the target database: write block, triggers, baseline, ledger, window
+//! record. Called by the tasks and the checks.
 //!
 //! ```text
-//!  install        claim the database; schema, functions; guard and capture triggers       (days before)
-//!  take_baseline  every user's balance, in the snapshot of the dump                       (Backup)
-//!  write_block::enable   one UPDATE: the triggers refuse writes                       (window)
-//!  run_up         THE transaction: locks, baseline brought up to date, SQL, verification, ledger
-//!  compare        every user's balance against the baseline                               (beside the rollout)
-//!  run_down       the same transaction for the way back
-//!  write_block::disable  one UPDATE: the triggers let writes pass
-//!  cleanup        triggers and functions go, ledger and intent stay as the record         (when no one waits)
+//!  install               claim the database; schema, functions, triggers                      (days before)
+//!  take_baseline         every user's balance, in the snapshot of the dump                    (Backup)
+//!  write_block::enable   one UPDATE: the triggers refuse writes                               (window)
+//!  run_up                the transaction: locks, baseline brought up to date, SQL, verification, ledger
+//!  compare               every user's balance against the baseline                            (during the rollout)
+//!  run_down              the same transaction for the rollback
+//!  write_block::disable  one UPDATE: the triggers allow writes
+//!  cleanup               drops triggers and functions; ledger and window record stay          (when no one waits)
 //! ```
 //!
-//! # What is relied on
+//! # Assumptions
 //! - Tables are named by the spec and resolved once, before any SQL of a migration runs: it may change `search_path`.
-//! - A dump leaves out the *data* of this schema. So a restored copy has guards and no gate row: it is open.
+//! - A dump leaves out the *data* of this schema. So a restored copy has triggers and no write block: writes are
+//!   allowed.
 //! - The role is no superuser: owner of database and tables, member of the application's roles, `pg_signal_backend`.
 
 mod apply;
@@ -55,11 +57,11 @@ pub const SCHEMA: &str = "credit_migration";
 
 /// First key of every advisory lock of this program ("cmig"); the second says which. They count within one database.
 pub(crate) const LOCK_CLASS: i32 = 0x636d_6967;
-/// Held by the one window task that works; a second pod waits for it.
+/// Taken by the one window task that works; a second pod waits for it.
 pub(crate) const LOCK_WORKER: i32 = 1;
-/// Held exclusively while the gate is closed; each guarded transaction shares it.
+/// Taken exclusively while writes are blocked; each transaction that writes to a protected table shares it.
 pub(crate) const LOCK_WRITE_BLOCK: i32 = 2;
-/// Held for the length of one transaction that installs, migrates or cleans up.
+/// Taken for one transaction that installs, migrates or cleans up.
 pub(crate) const LOCK_CHANGE: i32 = 3;
 
 /// Milliseconds for `SET lock_timeout`; never 0, which would mean "wait forever".
@@ -67,12 +69,12 @@ pub(crate) fn millis(duration: Duration) -> u128 {
     duration.as_millis().max(1)
 }
 
-/// Longest wait for the lock of one trigger: whoever waits queues all writers behind it, on a day without any window.
+/// Longest wait for the lock of one trigger: all writers queue behind the wait, on a day without a window.
 pub(crate) fn trigger_lock_timeout(spec: &ControlSpec) -> Duration {
     spec.lock_timeout.min(Duration::from_millis(200))
 }
 
-/// A pause between `base` and twice `base`, so that tries do not fall into step with whatever blocks them.
+/// A pause between `base` and twice `base`, so that retries do not coincide with what blocks them.
 pub(crate) fn jitter(base: Duration) -> Duration {
     let noise = u32::try_from(RandomState::new().hash_one(0) % 1000).unwrap_or_default();
     base + base * noise / 1000

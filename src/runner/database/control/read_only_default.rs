@@ -1,12 +1,14 @@
-//! The database's read-only default, and the sessions that began with it.
+//! The read-only default of the database, and the sessions that started with it.
 //!
-//! The default binds every role, and a session keeps the one it began with: a pool that reconnected inside the window would stay
-//! read-only for ever. So whoever began between closing and restoring is ended, of whatever role.
+//! The default applies to every role, and a session keeps the one that it started with: a pool that reconnected
+//! inside the window would stay read-only. So every session that started between blocking and restoring is ended, of
+//! whatever role.
 //!
 //! # Caveats
-//! - Of a role that it is no member of (with inheritance), the migration role does not see when a session began. Then it counts as
-//!   inside if its pid was not there at the closing, once: when the default is put back.
-//! - A superuser's sessions can never be ended; they are named in the log.
+//! - Of a role that it is no member of (with inheritance), the migration role cannot see when a session started. Then
+//!   the session counts as inside if its pid was not there when writes were blocked, once: when the default is
+//!   restored.
+//! - The sessions of a superuser cannot be ended; the log names them.
 
 use jiff::Timestamp;
 use tokio_postgres::{Client, error::SqlState};
@@ -14,10 +16,10 @@ use tokio_postgres::{Client, error::SqlState};
 use super::{ControlSpec, drain::terminate, ident, literal};
 use crate::{api::Reason, runner::Failure};
 
-/// Puts the database's read-only default back to what it was before the window, and ends the sessions that were opened meanwhile.
-/// Called again, it ends what is left of those. The gate is not touched.
+/// Restores the read-only default of before the window, and ends the sessions that were opened meanwhile. Called
+/// again, it ends the rest of those. The write block is not changed.
 ///
-/// Returns until when such sessions may have begun, by the server's clock; `None` if no window is open.
+/// Returns until when such sessions may have started, by the server's clock; `None` if no window is recorded as open.
 ///
 /// # Errors
 /// Database errors; `PrivilegeMissing` with the statement.
@@ -31,7 +33,7 @@ pub async fn restore_default(client: &Client, spec: &ControlSpec) -> Result<Opti
         .await?;
     let Some(row) = row else { return Ok(None) };
     if let Some(restored) = row.get(2) {
-        // Sessions that began since then are ordinary ones: of the new version, as a rule.
+        // Sessions that started since then are ordinary ones, mostly of the new version.
         return Ok(Some(restored));
     }
     let database = ident(row.get(1));
@@ -49,10 +51,10 @@ pub async fn restore_default(client: &Client, spec: &ControlSpec) -> Result<Opti
         ),
         _ => Failure::from(&e),
     })?;
-    // After the commit: a session that begins before it has the old default.
+    // After the commit: a session that starts before it has the old default.
     let restored: Timestamp = client.query_one("SELECT clock_timestamp()", &[]).await?.get(0);
     terminate_sessions(client, restored, Some(row.get::<_, Option<Vec<i32>>>(3).unwrap_or_default())).await?;
-    // After they were ended: whoever is interrupted here does it all once more.
+    // After they were ended: if this is interrupted, all of it is repeated.
     client
         .execute(
             "UPDATE credit_migration.window_record SET restored_at = $2 WHERE migration_uid = $1 AND finished_at IS NULL",
@@ -62,8 +64,8 @@ pub async fn restore_default(client: &Client, spec: &ControlSpec) -> Result<Opti
     Ok(Some(restored))
 }
 
-/// Ends the sessions that are seen to have begun between the closing of the gate and `until`: one that was being opened may not
-/// have been seen the first time.
+/// Ends the sessions that are known to have started between the write block and `until`: one that was connecting may
+/// not have been visible the first time.
 ///
 /// # Errors
 /// Database errors.
@@ -71,13 +73,14 @@ pub async fn terminate_read_only_sessions(client: &Client, until: Timestamp) -> 
     terminate_sessions(client, until, None).await
 }
 
-/// With `present_at_block`, the pids of the sessions that were there then: also those whose begin is not to be seen, and that were not.
+/// With `present_at_block`, the pids of the sessions that existed then, it also ends those whose start is not visible
+/// and that did not exist.
 async fn terminate_sessions(
     client: &Client,
     until: Timestamp,
     present_at_block: Option<Vec<i32>>,
 ) -> Result<(), Failure> {
-    // The runner's own sessions are writable by their start-up options. Other programs that log in as the migration role are not.
+    // The runner's own sessions are writable by their start-up options. Other programs of the migration role are not.
     let rows = client
         .query(
             "SELECT a.pid, coalesce(a.usename::text, ''), coalesce(r.rolsuper, false)
@@ -97,7 +100,7 @@ async fn terminate_sessions(
             tracing::warn!(
                 pid,
                 role,
-                "a session that began inside the window was not ended: read-only, unless it is gone"
+                "a session that started inside the window was not ended: it is read-only, unless it is gone"
             );
         }
     }

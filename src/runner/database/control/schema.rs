@@ -15,13 +15,13 @@ CREATE SCHEMA IF NOT EXISTS credit_migration;
 CREATE TABLE IF NOT EXISTS credit_migration.claim (
     only_one boolean PRIMARY KEY DEFAULT true CHECK (only_one),
     migration_uid text NOT NULL, migration_name text NOT NULL, since timestamptz NOT NULL DEFAULT clock_timestamp());
--- At most one row; none means open, so that a restored copy (its data is not in dumps) is open.
+-- At most one row; without one writes are allowed, so that they are in a restored copy (dumps leave out the data).
 CREATE TABLE IF NOT EXISTS credit_migration.write_block (
     only_one boolean PRIMARY KEY DEFAULT true CHECK (only_one),
     blocked boolean NOT NULL, migration_uid text NOT NULL, blocked_at timestamptz, unblocked_at timestamptz, deadline timestamptz,
     pid integer, backend_start timestamptz);
--- One row for each user, with a new number at each write; user_id NULL means every user (TRUNCATE). The key is there for logical
--- replication, which wants one.
+-- One row for each user, with a new number at each write; user_id NULL means every user (TRUNCATE). The key is for logical
+-- replication, which needs one.
 CREATE TABLE IF NOT EXISTS credit_migration.changed_users (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, user_id text UNIQUE);
 CREATE TABLE IF NOT EXISTS credit_migration.baseline (
     migration_uid text, user_id text, balance numeric, PRIMARY KEY (migration_uid, user_id));
@@ -29,22 +29,22 @@ CREATE TABLE IF NOT EXISTS credit_migration.ledger (
     migration_uid text, step text CHECK (step IN ('up', 'down')), sql_sha256 text NOT NULL,
     applied_at timestamptz NOT NULL DEFAULT clock_timestamp(), statements integer NOT NULL, seconds double precision NOT NULL,
     reconciled_users bigint NOT NULL, PRIMARY KEY (migration_uid, step));
--- Each statement: its number, how it begins, and how long it took.
+-- Each statement: its number, how it starts, and how long it took.
 ALTER TABLE credit_migration.ledger ADD COLUMN IF NOT EXISTS texts jsonb;
--- The way back as it was approved, beside the up SQL.
+-- The down SQL as it was approved, next to the up SQL.
 ALTER TABLE credit_migration.ledger ADD COLUMN IF NOT EXISTS down_sha256 text, ADD COLUMN IF NOT EXISTS down_statements jsonb;
 CREATE TABLE IF NOT EXISTS credit_migration.window_record (
     migration_uid text, direction text CHECK (direction IN ('up', 'down')), attempt integer NOT NULL,
     started_at timestamptz NOT NULL, deadline timestamptz NOT NULL, prior_read_only text, switch_acknowledged_at timestamptz,
     finished_at timestamptz, outcome text, reason text, message text, progress jsonb, PRIMARY KEY (migration_uid, direction));
--- Sessions that were there at the closing; since when the read-only default is as it was before. Only runners read this table: the
--- lock that this takes waits for nobody else.
+-- Sessions that existed when writes were blocked; since when the read-only default is restored. Only runners read this
+-- table: the lock that this takes waits for no other program.
 ALTER TABLE credit_migration.window_record ADD COLUMN IF NOT EXISTS sessions integer[], ADD COLUMN IF NOT EXISTS restored_at timestamptz;
 REVOKE ALL ON SCHEMA credit_migration FROM PUBLIC;
 REVOKE ALL ON ALL TABLES IN SCHEMA credit_migration FROM PUBLIC;
 ";
 
-/// Whether the ledger says that the up SQL of this migration has run.
+/// Whether the up SQL of this migration has run, by the ledger.
 pub(super) async fn is_migrated(client: &impl GenericClient, spec: &ControlSpec) -> Result<bool, Failure> {
     if !exists(client, "ledger").await? {
         return Ok(false);
@@ -55,7 +55,7 @@ pub(super) async fn is_migrated(client: &impl GenericClient, spec: &ControlSpec)
     Ok(row.get(0))
 }
 
-/// Whether this migration holds the database. An error if another does.
+/// Whether this migration owns the database. An error if another does.
 async fn owns_database(client: &impl GenericClient, spec: &ControlSpec) -> Result<bool, Failure> {
     if !exists(client, "claim").await? {
         return Ok(false);
@@ -67,7 +67,7 @@ async fn owns_database(client: &impl GenericClient, spec: &ControlSpec) -> Resul
     Ok(row.get(0))
 }
 
-/// Schema, tables, functions, and the claim if it is to be made; one transaction.
+/// Creates schema, tables and functions, and claims the database if `claim`, in one transaction.
 pub(super) async fn create_schema(
     client: &mut Client,
     spec: &ControlSpec,
@@ -75,15 +75,15 @@ pub(super) async fn create_schema(
     claim: bool,
 ) -> Result<(), Failure> {
     let tx = client.transaction().await?;
-    // Two runners that create the same objects at once would fail with errors that mean nothing to anybody.
+    // Two runners that create the same objects at once would fail with errors that no one understands.
     tx.batch_execute(&format!(
         "SET LOCAL client_min_messages = warning; SELECT pg_catalog.pg_advisory_xact_lock({LOCK_CLASS}, {LOCK_CHANGE})"
     ))
     .await?;
-    // Under the lock under which Cleanup gives the claim back.
+    // Under the lock under which Cleanup deletes the claim.
     if !claim && !owns_database(&tx, spec).await? {
         let message =
-            "guards and baseline of this migration are not there any more; next: let the Backup step run again";
+            "triggers and baseline of this migration do not exist any more; next: let the Backup step run again";
         return Err(Failure::new(Reason::BalancesUnexplained, message));
     }
     tx.batch_execute(TABLES).await?;
@@ -113,7 +113,8 @@ pub(super) async fn create_schema(
     if owner.get::<_, &str>(0) != spec.uid {
         let (uid, name, since): (&str, &str, &str) = (owner.get(0), owner.get(1), owner.get(2));
         let message = format!(
-            "the database is held by migration {name} (uid {uid}) since {since}; next: let it end, or abort it with a MigrationDecision"
+            "the database is claimed by migration {name} (uid {uid}) since {since}; next: let it end, or abort it with a \
+             MigrationDecision"
         );
         return Err(Failure::new(Reason::DatabaseInUse, message));
     }
@@ -122,7 +123,7 @@ pub(super) async fn create_schema(
     tx.commit().await.map_err(Failure::from)
 }
 
-/// Inside a transaction: who holds the database. `Ok` if it is `spec` (or nobody).
+/// Inside a transaction: an error if another migration owns the database.
 pub(crate) async fn check_owner(client: &impl GenericClient, spec: &ControlSpec) -> Result<(), Failure> {
     let row = client
         .query_opt(
@@ -133,8 +134,11 @@ pub(crate) async fn check_owner(client: &impl GenericClient, spec: &ControlSpec)
     match row {
         None => Ok(()),
         Some(row) => {
-            let message =
-                format!("the database is held by migration {} (uid {})", row.get::<_, &str>(1), row.get::<_, &str>(0));
+            let message = format!(
+                "the database is claimed by migration {} (uid {})",
+                row.get::<_, &str>(1),
+                row.get::<_, &str>(0)
+            );
             Err(Failure::new(Reason::DatabaseInUse, message))
         }
     }

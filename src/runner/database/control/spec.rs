@@ -23,14 +23,14 @@ pub struct ControlSpec {
     pub lock_timeout: Duration,
     /// Longest run of one statement.
     pub statement_timeout: Duration,
-    /// Query that proves the way back.
+    /// Query that verifies the rollback.
     pub verify_down: Option<String>,
-    /// How long the put-up and take-down of one trigger is tried again before it fails.
+    /// How long creating or dropping one trigger is retried before it fails.
     pub trigger_timeout: Duration,
 }
 
 impl ControlSpec {
-    /// Takes what it needs out of a run's `migrationUID`, `migration` and `plan`.
+    /// Takes the fields that it needs from a run's `migrationUID`, `migration` and `plan`.
     pub fn new(uid: &str, name: &str, plan: &CreditMigrationSpec) -> Self {
         let migration = &plan.migration;
         let mut protected = vec![plan.credits.balances.table.clone(), plan.credits.transactions.table.clone()];
@@ -57,7 +57,7 @@ impl ControlSpec {
 /// One file of SQL, split into statements.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sql {
-    /// The statements in their order; none may begin or end a transaction.
+    /// The statements in their order; none may start or end a transaction.
     pub statements: Vec<String>,
     /// `sha256:` and 64 hex digits of the file.
     pub sha256: String,

@@ -1,12 +1,12 @@
-//! The approved down SQL, kept where the committed up SQL is recorded: the ConfigMap that it came from may be pruned by the next
-//! release, in the weeks in which somebody may want to go back.
+//! The approved down SQL, stored where the committed up SQL is recorded: the ConfigMap that it came from may be
+//! pruned by the next release, in the weeks in which a rollback may be needed.
 
 use tokio_postgres::{Client, types::Json};
 
 use super::{ControlSpec, Sql, exists};
 use crate::runner::Failure;
 
-/// Keeps it in the ledger's row of the up SQL.
+/// Stores it in the ledger's row of the up SQL.
 ///
 /// # Errors
 /// Database errors.
@@ -20,7 +20,7 @@ pub async fn store_down_sql(client: &Client, spec: &ControlSpec, down: &Sql) -> 
     Ok(())
 }
 
-/// What was kept, if it is the one with the digest that is approved now.
+/// The stored down SQL, if it has the digest that is approved now.
 ///
 /// # Errors
 /// Database errors.

@@ -149,7 +149,7 @@ fn missing(name: &str) -> Failure {
     )
 }
 
-/// Whether a table of the control schema is there: the schema is made by Backup, and part of it goes with Cleanup.
+/// Whether a table of the control schema exists: Backup creates the schema, and Cleanup drops part of it.
 pub(crate) async fn exists(client: &impl GenericClient, table: &str) -> Result<bool, Failure> {
     let name = format!("{SCHEMA}.{table}");
     let row = client.query_one("SELECT pg_catalog.to_regclass($1) IS NOT NULL", &[&name]).await;

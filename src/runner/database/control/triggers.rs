@@ -1,10 +1,10 @@
-//! Puts up schema, functions and triggers, and claims the database for one migration.
+//! Creates the triggers, after schema and functions, and claims the database for one migration.
 //!
 //! # Contract
-//! - Idempotent: what is there as it should be is neither touched nor locked.
-//! - Each trigger is put up in a transaction of its own under `lock_timeout`, tried again after a jittered pause: a long
-//!   write transaction makes other writers wait at most that long at a time.
-//! - The gate is not touched.
+//! - Idempotent: what exists as it should is neither changed nor locked.
+//! - Each trigger is created in a transaction of its own under `lock_timeout`, and retried after a jittered pause: a
+//!   long write transaction makes other writers wait at most that long at a time.
+//! - The write block is not changed.
 
 use std::time::Instant;
 
@@ -19,26 +19,26 @@ use super::{
 };
 use crate::{api::Reason, runner::Failure};
 
-/// Statement trigger that refuses writes while the gate is closed.
+/// Write-block trigger: refuses each statement that writes while writes are blocked.
 pub(crate) const WRITE_BLOCK_TRIGGER: &str = "credit_migration_block_writes";
-/// Row trigger that notes whose balance was written.
+/// Change-tracking trigger: records for each row whose balance was written.
 pub(crate) const CHANGE_TRACKING_TRIGGER: &str = "credit_migration_track_changes";
-/// Statement trigger that notes a TRUNCATE of the balances.
+/// Change-tracking trigger: records a TRUNCATE of the balances.
 pub(crate) const TRUNCATE_TRACKING_TRIGGER: &str = "credit_migration_track_truncates";
 
-/// Claims the database, makes the schema, and puts up guards and capture.
+/// Claims the database, creates the schema, and installs the triggers.
 ///
 /// In: a connection as the migration role, outside of a transaction.
 ///
 /// # Errors
 /// `DatabaseInUse` names the migration that holds the database; `TableMissing`, `ColumnMissing`; `LockTimeout` when a
-/// trigger could not be put up within `spec.trigger_timeout`; database errors.
+/// trigger could not be created within `spec.trigger_timeout`; database errors.
 pub async fn install(client: &mut Client, spec: &ControlSpec) -> Result<(), Failure> {
     install_all(client, spec, true).await
 }
 
-/// As [`install`], in a database that is claimed already: a pod of a run that was deleted must not put back what Cleanup has
-/// taken down meanwhile.
+/// As [`install`], in a database that is claimed already: a pod of a run that was deleted must not install again what
+/// Cleanup has removed meanwhile.
 ///
 /// # Errors
 /// `BalancesUnexplained` without the claim: the baseline goes with it; those of [`install`].
@@ -48,7 +48,7 @@ pub async fn reinstall(client: &mut Client, spec: &ControlSpec) -> Result<(), Fa
 
 async fn install_all(client: &mut Client, spec: &ControlSpec, claim: bool) -> Result<(), Failure> {
     for name in &spec.protected {
-        // Some may be gone after the migration; the window calls this again, and then only the balances must be there.
+        // Some may be gone after the migration; the window calls this again, and then only the balances must exist.
         if resolve(client, name).await?.is_none() && !is_migrated(client, spec).await? {
             return Err(Failure::new(
                 Reason::TableMissing,
@@ -70,7 +70,7 @@ async fn install_all(client: &mut Client, spec: &ControlSpec, claim: bool) -> Re
     Ok(())
 }
 
-/// Which trigger.
+/// The triggers of the control schema.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum TriggerKind {
     WriteBlock,
@@ -103,7 +103,7 @@ impl TriggerKind {
     }
 }
 
-/// Puts one trigger up, in a short transaction of its own, tried again until `spec.trigger_timeout` is over.
+/// Creates one trigger in a short transaction of its own, retried for `spec.trigger_timeout`.
 async fn ensure_trigger(
     client: &mut Client,
     spec: &ControlSpec,
@@ -123,7 +123,8 @@ async fn ensure_trigger(
             }
             Err(Failure { reason: Reason::LockTimeout, message }) => {
                 let message = format!(
-                    "trigger {} could not be put up on {table} within {} s: {message}; next: end the transactions that write to {table} for long",
+                    "trigger {} could not be created on {table} within {} s: {message}; next: end the \
+                     transactions that write to {table} for long",
                     kind.name(),
                     spec.trigger_timeout.as_secs()
                 );
@@ -134,9 +135,9 @@ async fn ensure_trigger(
     }
 }
 
-/// Puts one trigger up inside the caller's transaction, `ENABLE ALWAYS`: `session_replication_role` must not get around it. What a
-/// subscription of logical replication applies does get around the guard (an apply worker fires row triggers only), so Preflight
-/// refuses protected tables that a subscription writes to.
+/// Creates one trigger inside the caller's transaction, `ENABLE ALWAYS`: `session_replication_role` must not bypass
+/// it. A subscription of logical replication does bypass the write-block trigger (an apply worker fires row triggers
+/// only), so Preflight refuses protected tables that a subscription writes to.
 pub(crate) async fn ensure_trigger_in(
     tx: &impl GenericClient,
     table: &Table,
@@ -161,8 +162,8 @@ pub(crate) async fn ensure_trigger_in(
         .map_err(Failure::from)
 }
 
-/// Inside the migration's transaction, after its SQL: guards on what is new, guard and capture on the balances (the SQL
-/// may have put another table in their place).
+/// Inside the migration's transaction, after its SQL: write-block triggers on new tables, all triggers on the
+/// balances (the SQL may have replaced their table).
 pub(crate) async fn ensure_triggers_in(
     tx: &impl GenericClient,
     tables: &[Table],

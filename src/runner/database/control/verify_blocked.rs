@@ -1,4 +1,4 @@
-//! The proof that writes are blocked: a write of no row, as the application's role, must be refused.
+//! Verification that writes are blocked: a write of no row, as a role of the application, must be refused.
 
 use std::time::Duration;
 
@@ -10,15 +10,16 @@ use crate::{
     runner::{Failure, database::connection::Target},
 };
 
-/// Proves on a connection of its own that writes are refused: as each role of the application on each protected table
-/// that it may write. Returns what was tried and seen.
+/// Verifies on a connection of its own that writes are refused: as each role of the application on each protected table
+/// that it may write. Returns what was tried and observed.
 ///
 /// # Errors
-/// `WritesNotBlocked` if a write went through, or was refused for another cause; `PrivilegeMissing` with the `GRANT`; `LockTimeout`
-/// if a table is not to be had for a write: somebody changes or indexes it.
+/// `WritesNotBlocked` if a write went through, or was refused for another cause; `PrivilegeMissing` with the `GRANT`;
+/// `LockTimeout` if a table is locked against writes: another session changes or indexes it.
 pub async fn verify_writes_blocked(target: &Target, spec: &ControlSpec) -> Result<String, Failure> {
     let client = target.connect("verification").await?;
-    // The write meets the lock of the table before it meets the guard; an index that is being built would hold it up for minutes.
+    // The write waits for the lock of the table before the trigger fires; an index that is being built would delay it
+    // for minutes.
     let limits = format!(
         "SET lock_timeout = {}; SET statement_timeout = {}",
         millis(spec.lock_timeout),
@@ -35,7 +36,8 @@ pub async fn verify_writes_blocked(target: &Target, spec: &ControlSpec) -> Resul
         }
     }
     if refusals.is_empty() {
-        // The application may write none of them: the owner stands in, from a session that the gate does not know.
+        // The application may write none of them: the owner takes its place, in a session that the write block does
+        // not name.
         let role = target.user();
         for table in &tables {
             if let Some(write) = harmless_write(&client, role, table).await? {
@@ -47,7 +49,7 @@ pub async fn verify_writes_blocked(target: &Target, spec: &ControlSpec) -> Resul
         Some(first) => Ok(format!("{} of {} writes refused; {first}", refusals.len(), refusals.len())),
         None => Err(Failure::new(
             Reason::WritesNotBlocked,
-            "no protected table can be written by the migration role, so nothing proves the gate",
+            "no protected table can be written by the migration role, so the write block cannot be verified",
         )),
     }
 }
@@ -77,8 +79,10 @@ async fn expect_refusal(client: &Client, role: &str, table: &Table, write: &str)
     client.batch_execute("BEGIN READ WRITE").await?;
     let result = match client.batch_execute(&format!("SET LOCAL ROLE {}", ident(role))).await {
         Err(e) if e.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
-            let message =
-                format!("the proof cannot act as role {role}; next: GRANT {} TO the migration role", ident(role));
+            let message = format!(
+                "the verification cannot act as role {role}; next: GRANT {} TO the migration role",
+                ident(role)
+            );
             return Err(Failure::new(Reason::PrivilegeMissing, message));
         }
         Err(e) => return Err(Failure::from(&e)),
@@ -88,7 +92,8 @@ async fn expect_refusal(client: &Client, role: &str, table: &Table, write: &str)
     match result {
         Ok(()) => {
             let message = format!(
-                "a write of role {role} to {table} went through although the gate is closed; next: check trigger {WRITE_BLOCK_TRIGGER} on {table}"
+                "a write of role {role} to {table} succeeded although writes are blocked; next: check trigger \
+                 {WRITE_BLOCK_TRIGGER} on {table}"
             );
             Err(Failure::new(Reason::WritesNotBlocked, message))
         }
@@ -101,7 +106,8 @@ async fn expect_refusal(client: &Client, role: &str, table: &Table, write: &str)
             Err(Failure::new(
                 Reason::LockTimeout,
                 format!(
-                    "{table} is held against writes by another session, so nothing proves the gate: {}; next: end the statement that changes or indexes it",
+                    "{table} is locked against writes by another session, so the write block cannot be verified: {}; \
+                     next: end the statement that changes or indexes it",
                     Failure::from(&e).message
                 ),
             ))
@@ -109,7 +115,7 @@ async fn expect_refusal(client: &Client, role: &str, table: &Table, write: &str)
         Err(e) => Err(Failure::new(
             Reason::WritesNotBlocked,
             format!(
-                "a write of role {role} to {table} failed, but not because of the gate: {}",
+                "a write of role {role} to {table} failed, but not because of the write block: {}",
                 Failure::from(&e).message
             ),
         )),

@@ -1,4 +1,4 @@
-//! What the database records of a window: all that a pod needs that resumes it.
+//! What the database records of a window: everything that a pod needs to resume it.
 
 use jiff::Timestamp;
 use tokio_postgres::{Client, types::Json};
@@ -9,7 +9,7 @@ use crate::{
     runner::Failure,
 };
 
-/// What the database says of a window: all that a second pod needs to go on.
+/// What the database records of a window: everything that another pod needs to resume it.
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct RecordedState {
     /// The up SQL is committed: seconds it took, users reconciled.
@@ -18,18 +18,18 @@ pub struct RecordedState {
     pub down: bool,
     /// Since when writes are blocked, if they are.
     pub blocked_at: Option<Timestamp>,
-    /// The window that was opened last in this direction.
+    /// The last window in this direction.
     pub record: Option<WindowRecord>,
 }
 
-/// One opened window.
+/// A window in which writes were blocked.
 #[derive(Clone, Debug, PartialEq)]
 pub struct WindowRecord {
-    /// Attempt of the run that opened it.
+    /// Attempt of its run.
     pub attempt: u32,
-    /// When it must be over.
+    /// When it must have ended.
     pub deadline: Timestamp,
-    /// The runner took note of `Switch`.
+    /// The runner acknowledged `Switch`.
     pub switch_acknowledged: bool,
     /// How it ended, if it did.
     pub finished: Option<RecordedEnd>,
@@ -46,10 +46,10 @@ pub struct RecordedEnd {
     pub failure: Option<Failure>,
 }
 
-/// Reads intent, ledger and gate.
+/// Reads window record, ledger and write block.
 ///
 /// # Errors
-/// `DatabaseInUse` if another migration keeps the gate closed; database errors.
+/// `DatabaseInUse` if another migration blocks writes; database errors.
 pub async fn recorded_state(
     client: &Client,
     spec: &ControlSpec,
@@ -68,7 +68,7 @@ pub async fn recorded_state(
             _ => snapshot.down = true,
         }
     }
-    // Cleanup takes the gate and leaves ledger and intent: what is migrated must not look as if it were not.
+    // Cleanup drops the write block and leaves ledger and record: a migrated database must not appear unmigrated.
     let write_block = match exists(client, "write_block").await? {
         true => {
             client
@@ -112,7 +112,7 @@ pub async fn recorded_state(
     Ok(snapshot)
 }
 
-/// Notes in the database that the controller is about to flip the flag. Done before the controller is told so.
+/// Records that the controller is about to change the flag. Done before the acknowledgement is reported.
 ///
 /// # Errors
 /// Database errors.
@@ -127,7 +127,7 @@ pub async fn acknowledge_switch(client: &Client, spec: &ControlSpec, direction: 
     Ok(())
 }
 
-/// Keeps what is reported of the window, for the pod that may have to go on with it.
+/// Stores the progress of the window, for a pod that may have to resume it.
 ///
 /// # Errors
 /// Database errors.

@@ -1,4 +1,4 @@
-//! The lock of the one window task that works on a database, and who holds it.
+//! The lock of the one window task that works on a database, and the session that has it.
 
 use std::time::Duration;
 
@@ -8,23 +8,23 @@ use tokio_postgres::{Client, error::SqlState};
 use super::{ControlSpec, LOCK_CLASS, LOCK_WORKER, exists};
 use crate::runner::Failure;
 
-/// A session that holds the lock.
+/// A session that has the lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LockHolder {
     /// Its server process.
     pub pid: i32,
     /// Its role.
     pub role: String,
-    /// For how long it has been at the same statement, or idle. A task that is well asks something every second.
+    /// For how long it has run the same statement, or none. A healthy task sends a statement every second.
     pub idle_for: Duration,
 }
 
-/// What came of ending a session.
+/// Result of ending a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Termination {
-    /// It was told to end, or is gone.
+    /// It was signalled, or is gone.
     Signalled,
-    /// It may not be ended; the server's words.
+    /// There is no right to end it; the message of the server.
     Refused(String),
 }
 
@@ -36,13 +36,13 @@ pub async fn try_acquire(client: &Client) -> Result<bool, Failure> {
     try_lock(client, LOCK_WORKER).await
 }
 
-/// Tries to take one of this program's locks, exclusively, until the session ends.
+/// Tries to take one of the advisory locks, exclusively, until the session ends.
 pub(super) async fn try_lock(client: &Client, which: i32) -> Result<bool, Failure> {
     let row = client.query_one("SELECT pg_catalog.pg_try_advisory_lock($1, $2)", &[&LOCK_CLASS, &which]).await?;
     Ok(row.get(0))
 }
 
-/// Until when writes are to be blocked by this migration at most, whoever closed the gate; `None` if they are not.
+/// Until when writes are blocked by this migration at most, by whatever pod; `None` if they are not.
 ///
 /// # Errors
 /// Database errors.
@@ -61,7 +61,7 @@ pub async fn blocked_until(client: &Client, spec: &ControlSpec) -> Result<Option
     Ok(row.and_then(|row| row.get(0)))
 }
 
-/// Who holds the lock.
+/// The session that has the lock.
 ///
 /// # Errors
 /// Database errors.
@@ -79,15 +79,15 @@ pub async fn lock_holder(client: &Client) -> Result<Option<LockHolder>, Failure>
     Ok(row.map(|row| LockHolder {
         pid: row.get(0),
         role: row.get(1),
-        // Of another role's session it is not to be seen: no reason to wait for longer.
+        // For a session of another role it is not visible: no reason to wait for longer.
         idle_for: row.get::<_, Option<f64>>(2).map_or(Duration::MAX, |s| Duration::from_secs_f64(s.max(0.0))),
     }))
 }
 
-/// Ends a session that holds the lock.
+/// Ends the session that has the lock.
 ///
 /// # Errors
-/// Database errors, but for a missing right.
+/// Database errors, except for a missing right.
 pub async fn terminate(client: &Client, holder: &LockHolder) -> Result<Termination, Failure> {
     match client.query_one("SELECT pg_catalog.pg_terminate_backend($1)", &[&holder.pid]).await {
         Ok(_) => Ok(Termination::Signalled),

@@ -1,14 +1,14 @@
-//! The gate: intent, closing, proof, opening. Each a short statement; none of them waits for readers.
+//! The write block: each operation is a short transaction, and none waits for readers.
 //!
 //! ```text
-//!  close    intent + ALTER DATABASE ... read_only + gate row, one transaction
-//!  drain    end the application's sessions and whoever is in the way; take the exclusive advisory lock
-//!  prove    a write as the application's role must fail with 25006 (verify_blocked.rs)
-//!  open     gate row + intent finished, one transaction; the read-only default was reset before
+//!  enable                  window record + ALTER DATABASE ... read_only + row of the write block, one transaction
+//!  drain                   end sessions of the application, and those in the way; take the exclusive advisory lock
+//!  verify_writes_blocked   a write as a role of the application must fail with SQLSTATE 25006
+//!  disable                 row of the write block + end of the window, one transaction; restore the default before
 //! ```
-//! Once the exclusive lock is held, no transaction that passed a guard is under way: each holds the shared side to its
-//! end. Transactions older than the closing which hold nothing of the protected tables are left alone: their first
-//! write meets the lock, whatever their snapshot says.
+//! Once the exclusive lock is taken, no transaction that passed the write-block trigger is under way: each shares the
+//! lock to its end. Transactions from before the block which have no lock on a protected table are left alone: their
+//! first write meets the lock, whatever their snapshot shows.
 
 use jiff::Timestamp;
 use tokio_postgres::{Client, types::Json};
@@ -19,10 +19,10 @@ use crate::{
     runner::Failure,
 };
 
-/// Records the intent, switches the database's default to read-only, and closes the gate for all but this session: one
+/// Records the window, switches the database's default to read-only, and blocks writes of all other sessions, in one
 /// transaction. Called again (by another session, after a crash), it keeps the prior setting that was found first.
 ///
-/// Returns when the gate was closed, by the server's clock.
+/// Returns when writes were blocked, by the server's clock.
 ///
 /// # Errors
 /// Database errors; nothing was changed.
@@ -73,8 +73,8 @@ pub async fn enable(
     Ok(row.get(0))
 }
 
-/// Takes over a gate that another session closed: from now on it lets this session pass. The read-only default is left
-/// as it is. Returns since when the gate is closed.
+/// Takes over the write block of another session: from now on it lets this session pass. The read-only default is
+/// left as it is. Returns since when writes are blocked.
 ///
 /// # Errors
 /// Database errors.
@@ -92,8 +92,8 @@ pub async fn take_over(
             &[&spec.uid],
         )
         .await?;
-    // The way back may take over from the way there: what was set before the window is in that one's intent. It then counts
-    // as acknowledged: the flag may be at the old value already, so nobody may open the gate on the new schema by himself.
+    // The rollback may take over from the forward window, whose record has the settings of before. It then counts as
+    // acknowledged: the flag may have the old value already, so no pod may unblock writes on the new schema by itself.
     tx.execute(
         "INSERT INTO credit_migration.window_record AS i
              (migration_uid, direction, attempt, started_at, deadline, prior_read_only, sessions, restored_at, switch_acknowledged_at)
@@ -113,12 +113,12 @@ pub async fn take_over(
     Ok(row.map(|row| row.get(0)))
 }
 
-/// Opens the gate and records how the window ended, in one transaction; then gives the exclusive lock back.
+/// Unblocks writes and records how the window ended, in one transaction; then releases the exclusive lock.
 ///
-/// Returns when it was opened, by the server's clock; `None` if no window was open.
+/// Returns when writes were unblocked, by the server's clock; `None` if they were not blocked.
 ///
 /// # Errors
-/// Database errors; the gate is as it was, or open.
+/// Database errors; writes are blocked as before, or unblocked.
 pub async fn disable(
     client: &mut Client,
     spec: &ControlSpec,
@@ -153,14 +153,14 @@ pub async fn disable(
     )
     .await?;
     tx.commit().await?;
-    // Held as often as it was taken; what remained would block writes with the gate open.
+    // It must be released as often as it was taken: otherwise it would still refuse writes.
     while holds_exclusive_lock(client).await? {
         client.query_one("SELECT pg_catalog.pg_advisory_unlock($1, $2)", &[&LOCK_CLASS, &LOCK_WRITE_BLOCK]).await?;
     }
     Ok(unblocked_at)
 }
 
-/// Whether this session holds the exclusive side of the gate's lock.
+/// Whether this session has the lock of the write block exclusively.
 ///
 /// # Errors
 /// Database errors.

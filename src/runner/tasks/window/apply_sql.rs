@@ -19,7 +19,7 @@ use crate::{
     },
 };
 
-/// How often a transaction that met a lock is tried again.
+/// Attempts of a transaction that cannot get a lock.
 const SQL_ATTEMPTS: u32 = 3;
 
 impl<C: Channel> WindowTask<'_, C> {
@@ -39,7 +39,7 @@ impl<C: Channel> WindowTask<'_, C> {
                     }
                     if let Move::End(_) = self.next_move(WindowActivity::ApplyingSql) {
                         stop.request();
-                        // Waited for: a request still under way could hit a later statement.
+                        // Awaited: a request that is still under way could cancel a later statement.
                         if let Err(failure) = self.target.cancel(token.clone()).await {
                             tracing::warn!(error = %failure, "statement not cancelled");
                         }
@@ -47,7 +47,8 @@ impl<C: Channel> WindowTask<'_, C> {
                 }
             };
             if stop.requested() {
-                // Swallows a cancellation that came too late for the SQL; it must not hit the opening of the gate.
+                // Absorbs a cancellation that came too late for the SQL: it must not cancel the statement that
+                // unblocks writes.
                 let _ = ping(&client).await;
             }
             match result.unless_lost()? {
@@ -79,7 +80,7 @@ impl<C: Channel> WindowTask<'_, C> {
         self.progress.migrate_seconds = Some(seconds);
         self.progress.reconciled_users = Some(users);
         self.store_down_sql(client).await?;
-        // Sessions of the restarted application must be ordinary ones; the gate is what blocks.
+        // The restarted application needs ordinary sessions: the triggers are what blocks writes.
         self.restore_read_only_default(client).await?;
         self.save_and_report(client).await?;
         self.await_cutover(client).await

@@ -22,17 +22,17 @@ use crate::{
 };
 
 impl<C: Channel> WindowTask<'_, C> {
-    /// Waits for the controller with writes blocked. On the way there the full comparison runs beside.
+    /// Waits for the controller with writes blocked. Forward, the full comparison runs in parallel.
     pub(super) async fn await_cutover(&mut self, client: &mut Client) -> Result<WindowOutcome, Failure> {
         let up = self.plan.direction == Direction::Forward;
         if up && !write_block::holds_exclusive_lock(client).await? {
-            // Taken over from an earlier session, whose end gave the lock back.
+            // The block is that of an earlier session, whose end released the lock.
             let blocked_at = self.progress.blocked_at.unwrap_or(Timestamp::UNIX_EPOCH);
             let drained =
                 control::drain(client, self.control_spec(), blocked_at, self.control_spec().lock_timeout * 3).await;
-            // The gate's row blocks writes all the same; orders and deadline must not wait for the lock.
+            // The row of the write block blocks writes without it: orders and deadline must not wait for the lock.
             if let Err(failure) = drained.unless_lost()? {
-                tracing::warn!(error = %failure, "the gate's lock is not had again");
+                tracing::warn!(error = %failure, "the lock of the write block is not taken again");
             }
         }
         self.unexplained_reported = false;
@@ -69,7 +69,7 @@ impl<C: Channel> WindowTask<'_, C> {
                     probing.set(probe(channel));
                     if let Some((version, asked)) = answers {
                         (self.progress.observed_version, self.progress.observed_at) = (Some(version), Some(asked));
-                        // What is wrong, if something is, stays told.
+                        // A failure that was reported stays reported.
                         self.reports.send_modify(|(progress, _)| progress.clone_from(&self.progress));
                     }
                 }
@@ -89,18 +89,20 @@ impl<C: Channel> WindowTask<'_, C> {
         let failure = self.overdue_failure();
         tracing::error!(
             error = %failure,
-            "writes stay blocked: the switch of the application had begun; a person must order UnblockWrites or Rollback"
+            "writes stay blocked: the switch of the application had started; manual intervention required"
         );
         window_record::save_progress(client, self.control_spec(), self.plan.direction, &self.progress).await?;
         self.report(Some(failure));
         Ok(())
     }
 
-    /// Released, the way back would lose what was written since; a person or the controller must order the rollback.
+    /// After a release, a rollback would lose what is written from then on: the controller or an operator must order
+    /// it now.
     fn report_unexplained(&mut self) {
         if let Some(Comparison { unexplained, users, .. }) = &self.progress.comparison {
             let message = format!(
-                "{unexplained} of {users} users have a balance that nothing explains, limit 0: the gate stays closed; next: order Rollback"
+                "{unexplained} of {users} users have a balance that nothing explains, limit 0: writes stay \
+                 blocked; next: order Rollback"
             );
             self.report(Some(Failure::new(Reason::BalancesUnexplained, message)));
         }

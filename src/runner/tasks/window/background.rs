@@ -1,4 +1,4 @@
-//! What goes on beside the session that holds the gate: the version probe, the full comparison.
+//! What runs in parallel to the session of the window: the version probe, the full comparison.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -15,11 +15,11 @@ use crate::{
 
 /// How often the version probe is asked.
 const PROBE_INTERVAL: Duration = Duration::from_millis(250);
-/// Answers that make one observation: each is that of one pod behind the Service.
+/// Answers that make one observation: each comes from one pod behind the Service.
 const PROBES_PER_OBSERVATION: u32 = 4;
 
-/// Asks for the version several times in a row. All that was answered, `v1, v2` if it differs, and when the asking began;
-/// `None` if an answer is missing.
+/// Asks for the version several times in a row. Returns all answers, `v1, v2` if they differ, and when the first was
+/// asked for; `None` if one is missing.
 pub(super) async fn probe<C: Channel>(channel: &C) -> Option<(String, Timestamp)> {
     let start = channel.now();
     let mut versions = BTreeSet::new();
@@ -30,7 +30,7 @@ pub(super) async fn probe<C: Channel>(channel: &C) -> Option<(String, Timestamp)
     Some((versions.into_iter().collect::<Vec<_>>().join(", "), start))
 }
 
-/// The full comparison, on a connection of its own, again until it worked.
+/// The full comparison, on a connection of its own, repeated until it succeeds.
 pub(super) async fn comparison(target: &Target, spec: &ControlSpec) -> Comparison {
     loop {
         let once = async {
@@ -42,7 +42,7 @@ pub(super) async fn comparison(target: &Target, spec: &ControlSpec) -> Compariso
         match once.await {
             Ok(comparison) => return comparison,
             Err(failure) => {
-                tracing::warn!(reason = %failure.reason, error = %failure, "comparison of balances failed, tried again")
+                tracing::warn!(reason = %failure.reason, error = %failure, "comparison of balances failed, will be retried")
             }
         }
         tokio::time::sleep(Duration::from_secs(1)).await;

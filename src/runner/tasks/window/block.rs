@@ -1,4 +1,4 @@
-//! Blocking writes, and making sure that they are.
+//! Blocking writes, and verifying that they are blocked.
 
 use std::{pin::pin, time::Duration};
 
@@ -29,7 +29,7 @@ impl<C: Channel> WindowTask<'_, C> {
         self.progress.state = WindowState::Blocking;
         self.report(None);
         self.deadline = Some(deadline);
-        // Set before the call: if the connection is lost in it, the gate may be closed.
+        // Set before the call: if the connection is lost during it, writes may be blocked.
         self.writes_may_be_blocked = true;
         let blocked_at = match write_block::enable(
             &mut client,
@@ -42,7 +42,7 @@ impl<C: Channel> WindowTask<'_, C> {
         .unless_lost()?
         {
             Err(failure) => {
-                // The closing was refused: the gate is open as before.
+                // Blocking failed: writes are allowed as before.
                 self.writes_may_be_blocked = false;
                 self.progress.state = self.plan.direction.schema_before().final_state();
                 return Err(failure);
@@ -53,7 +53,7 @@ impl<C: Channel> WindowTask<'_, C> {
         self.secure_block(client, blocked_at).await
     }
 
-    /// The gate is closed: makes sure that it is, and goes on to the SQL (way there) or waits (way back).
+    /// Makes sure that writes are blocked. Then runs the SQL (forward) or waits for the controller (rollback).
     pub(super) async fn secure_block(
         &mut self,
         mut client: Client,
@@ -93,35 +93,35 @@ impl<C: Channel> WindowTask<'_, C> {
         self.progress.users_written_since =
             match control::users_written_within(&mut client, self.control_spec()).await.unless_lost()? {
                 Ok(users) => Some(users),
-                // A figure for people: not to be had in time, it is unknown.
+                // A figure for the report only: it is left out if it takes too long.
                 Err(failure) => {
                     tracing::warn!(error = %failure, "written users are not counted");
                     None
                 }
             };
-        // The old version is about to be started: its sessions must be ordinary ones, the gate is what blocks.
+        // The old version is about to be started and needs ordinary sessions: the triggers are what blocks writes.
         self.restore_read_only_default(&client).await?;
         self.save_and_report(&client).await?;
         self.await_cutover(&mut client).await
     }
 
-    /// A default that cannot be put back (the SQL gave the database another owner) must not keep the task from its orders:
-    /// `finish` tries again, and reports.
+    /// A default that cannot be restored (the SQL gave the database another owner) must not keep the task from its
+    /// orders: `finish` retries it, and reports the failure.
     pub(super) async fn restore_read_only_default(&self, client: &Client) -> Result<(), Failure> {
         if let Err(failure) = read_only_default::restore_default(client, self.control_spec()).await.unless_lost()? {
-            tracing::error!(error = %failure, "the read-only default is not put back");
+            tracing::error!(error = %failure, "the read-only default is not restored");
         }
         Ok(())
     }
 
-    /// Drains and proves. The number of sessions that were ended, and the proof.
+    /// Drains the database and verifies the write block. Returns how many sessions were ended, and the verification.
     pub(super) async fn drain_and_verify(
         &self,
         client: &Client,
         blocked_at: Timestamp,
     ) -> Result<(u32, String), Failure> {
-        // Past an acknowledged switch the deadline ends nothing any more: one that has passed would leave no time to drain, and
-        // each way back would fail at once.
+        // Past an acknowledged switch the deadline stops nothing: one that has passed would leave no time to drain,
+        // and each rollback would fail at once.
         let deadline = self.orders().deadline.or(self.deadline).filter(|_| !self.progress.switch_acknowledged);
         let left = deadline.map_or(Duration::MAX, |deadline| {
             Duration::try_from(deadline.duration_since(self.channel.now())).unwrap_or_default()

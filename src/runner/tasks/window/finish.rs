@@ -1,4 +1,4 @@
-//! How a window ends: undone, held, or opened.
+//! How a window ends: rolled back, stuck, or with writes unblocked.
 
 use std::time::Duration;
 
@@ -21,31 +21,31 @@ use crate::{
     },
 };
 
-/// How often the way back is tried that met a lock: somebody who reads for long must not keep writes blocked.
+/// Attempts of a rollback that cannot get a lock: a long read must not keep writes blocked.
 const ROLLBACK_ATTEMPTS: u32 = 30;
 
 impl<C: Channel> WindowTask<'_, C> {
-    /// The way back, whoever wants it; `cause` is why it is no success although it worked.
+    /// Runs the down SQL and finishes; `cause` is why the window is no success even if this works.
     pub(super) async fn roll_back(
         &mut self,
         client: &mut Client,
         cause: Option<Failure>,
     ) -> Result<WindowOutcome, Failure> {
         let mut attempts = 0;
-        // What was compared on the way there proves nothing of the way back.
+        // The comparison after the up SQL says nothing about the rollback.
         self.progress.comparison = None;
         loop {
             attempts += 1;
-            // The comparison beside may still read the tables that the SQL is about to change.
+            // The comparison may still be reading the tables that the SQL is about to change.
             control::terminate_comparison(client).await?;
             match control::run_down(client, self.control_spec(), &self.down).await.unless_lost()? {
                 Ok(Applied::NotApplicable) => return self.finish(client, SchemaInPlace::Old, cause).await,
                 Ok(Applied::Now { .. } | Applied::Earlier { .. }) => return self.rolled_back(client, cause).await,
                 Err(failure) if failure.reason == Reason::LockTimeout && attempts < ROLLBACK_ATTEMPTS => {
-                    // Writes are blocked and the way back is wanted: whoever holds the tables is ended.
+                    // Writes are blocked and must not stay so: sessions that hold the tables are ended.
                     self.report(Some(failure));
                     let limit = self.control_spec().lock_timeout * 2;
-                    // Whoever could not be ended is met again by the next try.
+                    // A session that could not be ended blocks the next attempt, too.
                     let _ =
                         control::drain(client, self.control_spec(), self.channel.now(), limit).await.unless_lost()?;
                     tokio::time::sleep(jitter(Duration::from_millis(50))).await;
@@ -60,7 +60,7 @@ impl<C: Channel> WindowTask<'_, C> {
         }
     }
 
-    /// The down SQL is committed: compares every balance once more while writes are blocked, then opens the gate.
+    /// The down SQL is committed: compares every balance once more while writes are blocked, then unblocks writes.
     pub(super) async fn rolled_back(
         &mut self,
         client: &mut Client,
@@ -68,17 +68,17 @@ impl<C: Channel> WindowTask<'_, C> {
     ) -> Result<WindowOutcome, Failure> {
         match control::compare(client, self.control_spec()).await.unless_lost()? {
             Ok(comparison) => self.progress.comparison = Some(comparison),
-            // The transaction has compared them too; only the figures are missing.
-            Err(failure) => tracing::warn!(error = %failure, "balances not compared after the way back"),
+            // The transaction compared them, too: only the figures are missing.
+            Err(failure) => tracing::warn!(error = %failure, "balances not compared after the rollback"),
         }
         self.finish(client, SchemaInPlace::Old, cause).await
     }
 
-    /// Gives up with writes blocked: a person is needed.
+    /// Ends with writes blocked: manual intervention is required.
     fn end_stuck(&mut self, failure: Option<Failure>) -> WindowOutcome {
         self.progress.state = WindowState::Held;
         let (reason, error) = (failure.as_ref().map(|f| display(f.reason)), failure.as_ref().map(display));
-        tracing::error!(reason, error, "writes stay blocked, a person is needed");
+        tracing::error!(reason, error, "writes stay blocked, manual intervention required");
         WindowOutcome { progress: self.progress.clone(), failure }
     }
 
@@ -110,7 +110,7 @@ impl<C: Channel> WindowTask<'_, C> {
         }
     }
 
-    /// Puts the read-only default back and opens the gate; `schema` is the one in place.
+    /// Restores the read-only default and unblocks writes; `schema` is the one in place.
     pub(super) async fn finish(
         &mut self,
         client: &mut Client,
@@ -118,7 +118,7 @@ impl<C: Channel> WindowTask<'_, C> {
         failure: Option<Failure>,
     ) -> Result<WindowOutcome, Failure> {
         let restored = read_only_default::restore_default(client, self.control_spec()).await.unless_lost()?;
-        // A default that cannot be put back is no reason to keep the gate closed too.
+        // A default that cannot be restored is no reason to keep writes blocked.
         let failure = failure.or_else(|| restored.as_ref().err().cloned());
         self.progress.state = schema.final_state();
         let end = RecordedEnd { schema, failure };

@@ -1,22 +1,28 @@
-//! The window task: blocks writes, runs the SQL, waits for the controller, opens the gate. Always ends, or tells.
+//! The window task: blocks writes, runs the SQL, waits for the controller, unblocks writes. Called by the runner's
+//! dispatch.
 //!
 //! ```text
 //!             API server                                             PostgreSQL
-//!  order ──> poller ──┐                                     ┌──> session: gate, ledger, SQL
+//!  order ──> poller ──┐                                     ┌──> session: write block, ledger, SQL
 //!                     ├─ watch ─> task (session.rs) ────────┤
-//!  status <─ reporter ┘           never waits for the       └──> side sessions: proof, comparison
+//!  status <─ reporter ┘           never waits for the       └──> other sessions: verification, comparison
 //!                                 API server
 //! ```
+//! What the task does next is decided by [`window_rules`](crate::api::window_rules).
 //!
 //! # Contract
-//! - A second task on the same database (a pod started twice, or again) waits until the first is gone, reads gate, intent
-//!   and ledger, and goes on from there. Past the deadline, or on `Rollback`, it ends the first one's session if that hangs.
-//! - The API server is asked and told on the side: a server that hangs delays no decision, not even the deadline's.
+//! - A second task on the same database (a pod that was started twice, or again) waits until the first has ended, reads
+//!   write block, window record and ledger, and resumes from there. Past the deadline, or on `Rollback`, it ends the
+//!   session of the first one if that hangs.
+//! - The API server is asked, and receives reports, in the background: a server that hangs delays no decision, not even
+//!   the one at the deadline.
 //! - What is acknowledged (`Switch`) is in the database before it is reported.
 //! - Past the deadline, or when the `MigrationRun` is gone: the old state is restored while the switch has not been
-//!   acknowledged; else writes stay blocked (`Held`), and the task goes on obeying `UnblockWrites` and `Rollback`.
-//! - Told to end, it asks at once whether its `MigrationRun` is there. If so, or without an answer, it stops where it is: the
-//!   next pod goes on. If not, no other pod will come: it ends the window as above, and ends itself even if it is `Held`.
+//!   acknowledged. Otherwise writes stay blocked (`stuck`), and the task continues to obey `UnblockWrites` and
+//!   `Rollback`.
+//! - On SIGTERM it asks at once whether its `MigrationRun` exists. If so, or without an answer, it stops where it is,
+//!   and the next pod resumes. If not, no other pod will come: it ends the window as above, and ends even if it is
+//!   stuck.
 
 pub(in crate::runner) mod api_channel;
 mod apply_sql;
@@ -75,7 +81,7 @@ pub async fn run<C: Channel>(
             return WindowOutcome { progress, failure: Some(Failure::terminated()) };
         }
     };
-    // The end is worth some patience; without the API server it is told by the pod's end, and by the database.
+    // Without the API server the end of the pod reports the end of the task, and the database has the result.
     let final_report = async {
         while channel.report(&outcome.progress, outcome.failure.as_ref()).await.is_err_and(|e| e != ChannelError::Gone)
         {
@@ -89,18 +95,18 @@ pub async fn run<C: Channel>(
     outcome
 }
 
-/// The session of the task, for whoever ends the task in the middle.
+/// The session of the task, for a caller that cancels the task.
 #[derive(Default)]
 struct CurrentSession(Mutex<Option<CancelToken>>);
 
 impl CurrentSession {
-    /// From now on the task works by this session.
+    /// Sets the session that the task uses from now on.
     fn set(&self, token: CancelToken) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(token);
     }
 
-    /// Cancels what the session is at. A server that is in the middle of a statement does not see that its client went away: it
-    /// would keep its locks, and the next pod waiting, for as long as the statement takes.
+    /// Cancels the statement of the session. A server that is running a statement does not notice that its client has
+    /// gone: it would keep its locks, and let the next pod wait, for as long as the statement takes.
     async fn cancel(&self, target: &Target) {
         let token = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(token) = token

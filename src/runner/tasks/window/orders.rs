@@ -1,4 +1,4 @@
-//! Orders from the controller and reports to it, on the side of the task: a slow API server delays nothing here.
+//! Orders from the controller and reports to it, in the background: a slow API server does not delay the task.
 
 use std::{future::Future, time::Duration};
 
@@ -13,10 +13,10 @@ use crate::{
 
 /// How often in a row the run must be missing before it counts as gone.
 const MISSES_UNTIL_GONE: u32 = 3;
-/// How often in a row the API server must refuse a task that was told to end: one that has just been started may refuse
-/// for a moment.
+/// How often in a row the API server must refuse a task that received SIGTERM: a server that has just been started may
+/// refuse for a moment.
 const DENIALS_UNTIL_GONE: u32 = 12;
-/// How long a task that was told to end asks for its run. It works on meanwhile.
+/// How long a task that received SIGTERM asks for its run. It continues its work meanwhile.
 const SUCCESSOR_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How a call to the API server fails.
@@ -33,11 +33,12 @@ pub enum ChannelError {
     Gone,
 }
 
-/// The way to the controller. Each call should have a time-out of its own; a call that hangs delays only the next one.
+/// The channel to the controller. Each call should have a time-out of its own; a call that hangs delays only the next
+/// one.
 pub trait Channel: Sync {
     /// Reads the controller's order; `Standby` as long as there is none.
     fn order(&self) -> impl Future<Output = Result<WindowOrder, ChannelError>> + Send;
-    /// Whether another pod can come after this one, `Gone` if not. Asked when the task was told to end.
+    /// Whether another pod can come after this one, `Gone` if not. Asked after SIGTERM.
     fn successor(&self) -> impl Future<Output = Result<(), ChannelError>> + Send {
         async { self.order().await.map(drop) }
     }
@@ -47,10 +48,10 @@ pub trait Channel: Sync {
         progress: &WindowProgress,
         note: Option<&Failure>,
     ) -> impl Future<Output = Result<(), ChannelError>> + Send;
-    /// Asks the application for its running version; `None` without a probe or an answer. Asked a few times a second while writes are
-    /// blocked and the controller is waited for.
+    /// Asks the application for its running version; `None` without a probe or an answer. Asked a few times a second
+    /// while writes are blocked and the task waits for the controller.
     fn probe_version(&self) -> impl Future<Output = Option<String>> + Send;
-    /// The wall clock, to which deadlines are compared.
+    /// The wall clock, with which deadlines are compared.
     fn now(&self) -> Timestamp;
 }
 
@@ -60,7 +61,7 @@ pub(super) struct Orders {
     pub(super) command: WindowCommand,
     pub(super) deadline: Option<Timestamp>,
     pub(super) gone: bool,
-    /// Told to end, and nobody comes after.
+    /// SIGTERM was received, and no other pod will come.
     pub(super) last_pod: bool,
 }
 
@@ -69,7 +70,8 @@ pub(super) type WindowReport = (WindowProgress, Option<Failure>);
 
 pub(super) enum Never {}
 
-/// Asks for orders for ever. Orders only move forward; one that was given stays given while the server is unreachable.
+/// Asks for orders until it is dropped. Orders only move forward; an order stays in force while the server is
+/// unreachable.
 pub(super) async fn poll<C: Channel>(channel: &C, every: Duration, orders: &watch::Sender<Orders>) -> Never {
     let mut missing = 0;
     loop {
@@ -84,13 +86,13 @@ pub(super) async fn poll<C: Channel>(channel: &C, every: Duration, orders: &watc
                     modified
                 });
             }
-            // Not on a single word: what follows undoes a migration.
+            // Not after a single answer: what follows rolls a migration back.
             Err(ChannelError::Gone) if missing < MISSES_UNTIL_GONE => missing += 1,
             Err(ChannelError::Gone) => {
                 orders.send_if_modified(|known| !std::mem::replace(&mut known.gone, true));
             }
             Err(error) => {
-                // What is not an answer says nothing of the run: the row is broken.
+                // An error says nothing about the run: the count starts again.
                 missing = 0;
                 tracing::warn!(%error, "no order");
             }
@@ -99,8 +101,8 @@ pub(super) async fn poll<C: Channel>(channel: &C, every: Duration, orders: &watc
     }
 }
 
-/// Ends when the task was told to end and another pod will go on. When none will, the run counts as gone and the task ends
-/// the window by itself.
+/// Ends after SIGTERM if another pod will resume. If none will, the run counts as gone and the task ends the window by
+/// itself.
 pub(super) async fn handover<C: Channel>(
     channel: &C,
     every: Duration,
@@ -110,15 +112,15 @@ pub(super) async fn handover<C: Channel>(
     stop.cancelled().await;
     let alone = tokio::time::timeout(SUCCESSOR_TIMEOUT, has_no_successor(channel, every)).await.unwrap_or(false);
     if alone || orders.borrow().gone {
-        tracing::warn!("told to end, and no pod will come after this one: the window is ended");
+        tracing::warn!("SIGTERM received, and no other pod will come: the window is ended");
         orders.send_modify(|known| (known.gone, known.last_pod) = (true, true));
         std::future::pending::<()>().await;
     }
 }
 
-/// Whether nobody will come after this pod. In a namespace that is being deleted the pod's own account and rights may go
-/// before it, so a lasting refusal counts, too. Were it wrong, the old state would be back a little early: the next pod reads
-/// so in the database.
+/// Whether no other pod will come. In a namespace that is being deleted the account and rights of the pod may be
+/// deleted before it, so a lasting refusal counts, too. If that is wrong, the old state is restored a little early,
+/// and the next pod reads so in the database.
 async fn has_no_successor<C: Channel>(channel: &C, every: Duration) -> bool {
     let (mut missing, mut denied) = (0, 0);
     loop {
@@ -168,7 +170,7 @@ mod tests {
     /// Gives these answers, then none.
     struct Script {
         answers: Mutex<VecDeque<ChannelError>>,
-        over: Notify,
+        exhausted: Notify,
     }
 
     impl Channel for Script {
@@ -177,7 +179,7 @@ mod tests {
             match next {
                 Some(error) => Err(error),
                 None => {
-                    self.over.notify_one();
+                    self.exhausted.notify_one();
                     std::future::pending().await
                 }
             }
@@ -197,12 +199,12 @@ mod tests {
     }
 
     async fn gone_after(answers: impl IntoIterator<Item = ChannelError>) -> bool {
-        let script = Script { answers: Mutex::new(answers.into_iter().collect()), over: Notify::new() };
+        let script = Script { answers: Mutex::new(answers.into_iter().collect()), exhausted: Notify::new() };
         let known = Orders { command: WindowCommand::Standby, deadline: None, gone: false, last_pod: false };
         let (orders, seen) = watch::channel(known);
         tokio::select! {
             _ = poll(&script, Duration::ZERO, &orders) => {}
-            () = script.over.notified() => {}
+            () = script.exhausted.notified() => {}
         }
         seen.borrow().gone
     }

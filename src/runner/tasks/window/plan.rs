@@ -15,17 +15,18 @@ use crate::{
 pub struct WindowPlan {
     /// Names and limits.
     pub control_spec: ControlSpec,
-    /// Way there (`Task::Window`) or way back (`Task::RollbackWindow`).
+    /// Forward (`Task::Window`) or back (`Task::RollbackWindow`).
     pub direction: Direction,
     /// Attempt of the run.
     pub attempt: u32,
-    /// The up SQL as mounted, or why it cannot be used: of no interest on the way back, and once it is committed.
+    /// The up SQL as mounted, or why it cannot be used. The rollback does not need it, nor does a window in which it
+    /// is committed.
     pub up: Result<Sql, Failure>,
-    /// The down SQL as mounted, or why it cannot be used: once the up SQL is committed the database has it, too.
+    /// The down SQL as mounted, or why it cannot be used. Once the up SQL is committed the database stores it, too.
     pub down: Result<Sql, Failure>,
-    /// What the controller saw.
+    /// What the controller observed.
     pub inputs: RunInputs,
-    /// The order that is known already: that of the run as it was read, or as an earlier container of this pod kept it.
+    /// The order that is known already: of the run as it was read, or as an earlier container of this pod stored it.
     pub order: WindowOrder,
     /// How often the API server is asked for an order, usually 250 ms.
     pub poll: Duration,
@@ -34,8 +35,10 @@ pub struct WindowPlan {
 /// How a window task ended.
 #[derive(Clone, Debug, PartialEq)]
 pub struct WindowOutcome {
-    /// The last progress: `Released` or `RolledBack`; `Held` if writes stay blocked; anything earlier if nothing was opened.
+    /// The last progress: `Released` or `RolledBack`; `stuck` if writes stay blocked; an earlier state if they never
+    /// were.
     pub progress: WindowProgress,
-    /// Why it is no success. `DeadlinePassed` if the task ended the window by itself, `PodFailed` if another pod is to go on.
+    /// Why it is no success. `DeadlinePassed` if the task ended the window by itself, `PodFailed` if another pod must
+    /// resume.
     pub failure: Option<Failure>,
 }

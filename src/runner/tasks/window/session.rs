@@ -1,13 +1,13 @@
-//! The window task's logic, from one connection to the next.
+//! The window task, from one connection to the next.
 //!
 //! ```text
-//!  session() ─> resume point from gate, intent and ledger
-//!     standby ──BlockWrites──> block ──> migrate (way there) ──> hold ──UnblockWrites──> finish(new schema)
-//!        │Rollback               │fails      │fails               ├──Rollback───────> undo ──> finish(old schema)
-//!        v                       v           v                    └──deadline─> undo (way there) / finish (way back),
-//!      nothing done            finish      finish                              or Held once the switch is acknowledged
+//!  run_session() ─> resume point from write block, window record and ledger
+//!     standby ──BlockWrites──> block ──> apply_sql (forward) ──> await_cutover ──UnblockWrites──> finish (new schema)
+//!        │Rollback               │fails      │fails               ├──Rollback──> roll_back ───> finish (old schema)
+//!        v                       v           v                    └──deadline──> roll_back (forward), finish (rollback),
+//!      nothing done            finish      finish                                or stuck once the switch is acknowledged
 //! ```
-//! A lost connection at any point leads back to `session()`; the gate stays closed meanwhile.
+//! A lost connection at any point leads back to `run_session()`. Writes stay blocked meanwhile.
 
 use std::time::{Duration, Instant};
 
@@ -33,13 +33,13 @@ use crate::{
     },
 };
 
-/// How often the task looks at clock and orders when nothing wakes it.
+/// How often the task checks clock and orders when nothing wakes it.
 pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// How often an idle session is tried, so that a lost one is noticed before it is needed.
+/// How often an idle session is checked, so that a lost one is noticed before it is needed.
 pub(super) const PING_INTERVAL: Duration = Duration::from_secs(1);
-/// How long a task that has opened nothing looks for its database.
+/// How long a task that has not blocked writes tries to reach its database.
 const DATABASE_WAIT: Duration = Duration::from_secs(30);
-/// How long another task's session is silent before it is ended, the first time.
+/// How long the session of another task must have been idle before it is ended, the first time.
 const FIRST_IDLE_LIMIT: Duration = Duration::from_secs(10);
 
 pub(super) struct WindowTask<'a, C> {
@@ -50,25 +50,25 @@ pub(super) struct WindowTask<'a, C> {
     pub(super) orders: watch::Receiver<Orders>,
     pub(super) reports: watch::Sender<WindowReport>,
     pub(super) progress: WindowProgress,
-    /// Of the window that is open, if the order does not say.
+    /// Deadline as the database has it, for an order without one.
     pub(super) deadline: Option<Timestamp>,
-    /// The gate is closed, as far as this task knows.
+    /// Writes are blocked, as far as this task knows.
     pub(super) writes_may_be_blocked: bool,
-    /// It was reported that unexplained balances keep the gate closed.
+    /// It was reported that writes stay blocked because of unexplained balances.
     pub(super) unexplained_reported: bool,
-    /// The SQL of the way back.
+    /// The approved down SQL.
     pub(super) down: Sql,
-    /// How long another task's session must have been silent before it is ended.
+    /// How long the session of another task must have been idle before it is ended.
     pub(super) idle_limit: Duration,
 }
 
-/// Where a session begins.
+/// Where a session resumes.
 enum Resume {
     Done(RecordedEnd),
     Standby,
     Blocked,
     Migrated,
-    /// Nothing is left to do but to open the gate on the old schema.
+    /// The down SQL is committed: what is left is to unblock writes on the old schema.
     RolledBack,
 }
 
@@ -101,12 +101,12 @@ impl<'a, C: Channel> WindowTask<'a, C> {
         &self.plan.control_spec
     }
 
-    /// Works until the window has ended; connects again whenever the connection is lost.
+    /// Works until the window has ended, and connects again whenever the connection is lost.
     pub(super) async fn run(mut self) -> WindowOutcome {
         let mut lost_since = Instant::now();
         loop {
             let start = Instant::now();
-            let failure = match self.session().await {
+            let failure = match self.run_session().await {
                 Ok(outcome) => return outcome,
                 Err(failure) => failure,
             };
@@ -124,8 +124,8 @@ impl<'a, C: Channel> WindowTask<'a, C> {
                 Move::BecomeStuck => (self.progress.state, self.progress.deadline_passed) = (WindowState::Held, true),
                 _ => {}
             }
-            // From here on writes may be blocked. Giving up would leave them so with nobody at work on it.
-            tracing::error!(reason = %failure.reason, error = %failure, "window interrupted, going on");
+            // From here on writes may be blocked. Giving up would leave them blocked with no one working on it.
+            tracing::error!(reason = %failure.reason, error = %failure, "window interrupted, connecting again");
             self.report(Some(failure));
             tokio::time::sleep(jitter(Duration::from_millis(200))).await;
         }
@@ -135,7 +135,7 @@ impl<'a, C: Channel> WindowTask<'a, C> {
         self.orders.borrow().clone()
     }
 
-    /// What the rules say, with what is known now.
+    /// The next move by the rules, given what the task knows now.
     pub(super) fn next_move(&self, activity: WindowActivity) -> Move {
         let orders = self.orders();
         window_rules::next_move(&WindowView {
@@ -152,7 +152,7 @@ impl<'a, C: Channel> WindowTask<'a, C> {
         })
     }
 
-    /// The deadline has passed, or there is nobody any more who could give an order.
+    /// The deadline has passed, or no order can come any more.
     pub(super) fn overdue(&self) -> bool {
         let orders = self.orders();
         let deadline = orders.deadline.or(self.deadline);
@@ -173,14 +173,14 @@ impl<'a, C: Channel> WindowTask<'a, C> {
         self.reports.send_replace((self.progress.clone(), note));
     }
 
-    /// Reports, and keeps it in the database for whoever must go on.
+    /// Reports the progress, and stores it in the database for a pod that must resume.
     pub(super) async fn save_and_report(&self, client: &Client) -> Result<(), Failure> {
         self.report(None);
         window_record::save_progress(client, self.control_spec(), self.plan.direction, &self.progress).await
     }
 
-    /// One connection's work. An error is a lost connection, or one that another session may get over.
-    async fn session(&mut self) -> Result<WindowOutcome, Failure> {
+    /// The work of one connection. An error is a lost connection, or one that another session may recover from.
+    async fn run_session(&mut self) -> Result<WindowOutcome, Failure> {
         let mut client = self.target.connect("window").await?;
         self.session.set(client.cancel_token());
         self.acquire_worker_lock(&client).await?;
@@ -200,7 +200,7 @@ impl<'a, C: Channel> WindowTask<'a, C> {
         }
         match resume {
             Resume::Done(RecordedEnd { schema, failure }) => {
-                // What the pod before reported is evidence; this one must not replace it by an empty report.
+                // What the previous pod reported is evidence: it must not be replaced by an empty report.
                 if let Some(record) = snapshot.record {
                     self.progress = record.progress;
                     self.progress.switch_acknowledged = record.switch_acknowledged;

@@ -12,7 +12,7 @@ use crate::{
 };
 
 impl<'a, C: Channel> WindowTask<'a, C> {
-    /// The SQL that is to be run. Nothing on the way back, which runs none of it.
+    /// The up SQL, which must be the approved one. `None` in a rollback, which does not run it.
     pub(super) fn approved_up_sql(&self) -> Result<Option<&'a Sql>, Failure> {
         if self.plan.direction == Direction::Rollback {
             return Ok(None);
@@ -20,7 +20,7 @@ impl<'a, C: Channel> WindowTask<'a, C> {
         require_approved("up", &self.plan.up, &self.plan.inputs.up_sha256).map(Some)
     }
 
-    /// The SQL of the way back: as mounted, or as the database has kept it.
+    /// The down SQL: as mounted, or as the database stored it.
     pub(super) async fn approved_down_sql(&self, client: &Client) -> Result<Sql, Failure> {
         let approved = &self.plan.inputs.down_sha256;
         let failure = match require_approved("down", &self.plan.down, approved) {
@@ -39,16 +39,17 @@ impl<'a, C: Channel> WindowTask<'a, C> {
         }
     }
 
-    /// Keeps the way back in the database: it may be weeks away, and its ConfigMap gone by then. No reason to stop if it cannot.
+    /// Stores the down SQL in the database: a rollback may be weeks away, and its ConfigMap gone by then. A failure
+    /// is no reason to stop.
     pub(super) async fn store_down_sql(&self, client: &Client) -> Result<(), Failure> {
         if let Err(failure) = control::store_down_sql(client, self.control_spec(), &self.down).await.unless_lost()? {
-            tracing::warn!(error = %failure, "the down SQL is not kept");
+            tracing::warn!(error = %failure, "the down SQL is not stored");
         }
         Ok(())
     }
 }
 
-/// The SQL must be what the controller saw, people approved and the rehearsal ran.
+/// The SQL must be what the controller read, the approvers approved and the rehearsal ran.
 fn require_approved<'a>(name: &str, mounted: &'a Result<Sql, Failure>, approved: &str) -> Result<&'a Sql, Failure> {
     let mounted = mounted.as_ref().map_err(Failure::clone)?;
     if mounted.sha256 == approved {

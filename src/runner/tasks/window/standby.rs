@@ -1,4 +1,4 @@
-//! Standing by: everything is made ready, and the task waits for the order to open the window.
+//! Standby: everything is prepared, and the task waits for the order to block writes.
 
 use std::time::{Duration, Instant};
 
@@ -16,11 +16,11 @@ use crate::{
     runner::{Failure, database::control},
 };
 
-/// How often the baseline is brought up to date while the task stands by.
+/// How often the baseline is brought up to date on standby.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(10);
 
 impl<C: Channel> WindowTask<'_, C> {
-    /// Everything is made ready; waits for `BlockWrites`.
+    /// Prepares everything, and waits for `BlockWrites`.
     pub(super) async fn standby(&mut self, mut client: Client) -> Result<WindowOutcome, Failure> {
         let spec = self.control_spec();
         control::reinstall(&mut client, spec).await?;
@@ -41,7 +41,7 @@ impl<C: Channel> WindowTask<'_, C> {
                 Move::End(ending) => return self.end(&mut client, ending, None).await,
                 Move::BlockWrites => {
                     let Some(deadline) = self.orders().deadline else {
-                        return Err(Failure::new(Reason::Internal, "the order to open the window has no deadline"));
+                        return Err(Failure::new(Reason::Internal, "the order to block writes has no deadline"));
                     };
                     return self.block_writes(client, deadline).await;
                 }
@@ -59,9 +59,9 @@ impl<C: Channel> WindowTask<'_, C> {
         }
     }
 
-    /// Until an order comes in, or a tick is over.
+    /// Waits for an order, for one interval at most.
     pub(super) async fn wait(&mut self) {
-        // An error means that the poller is gone, which ends with this task.
+        // An error means that the poller has ended, which ends with this task.
         let _ = tokio::time::timeout(POLL_INTERVAL, self.orders.changed()).await;
     }
 }

@@ -1,10 +1,11 @@
 //! Becoming the one task that works: a second pod waits for the first, unless that one hangs.
 //!
-//! A pod that was killed in the middle of a statement leaves its session behind: the server looks for its client when the statement
-//! ends, or every second if it can ([`Target::connect`](crate::runner::postgres::Target::connect)). Until then that session has the
-//! lock, and the tables. Before the deadline it may also be the session of a pod that is well; past it, or when the way back is
-//! ordered, one that has been at the same statement for long is ended. The time doubles with each: of two pods that are both well
-//! one must come to its end.
+//! A pod that was killed while a statement ran leaves its session behind. The server checks for its client when the
+//! statement ends, or every second if it can
+//! ([`Target::connect`](crate::runner::database::connection::Target::connect)). Until then that session has the lock,
+//! and the tables. Before the deadline it may also be the session of a healthy pod. Past it, or when the rollback is
+//! ordered, a session that has run the same statement for long is ended. The limit doubles each time: of two healthy
+//! pods one must reach its end.
 
 use tokio_postgres::Client;
 
@@ -25,8 +26,8 @@ use crate::{
 };
 
 impl<C: Channel> WindowTask<'_, C> {
-    /// Waits until no other task works on this database. With writes blocked it says so past the deadline or on `Rollback`, and ends
-    /// the other's session; a session that it may not end is `Held`.
+    /// Waits until no other task works on this database. With writes blocked, past the deadline or on `Rollback`, it
+    /// reports so and ends the other session. It is stuck if it has no right to.
     pub(super) async fn acquire_worker_lock(&mut self, client: &Client) -> Result<(), Failure> {
         let mut reported = None;
         while !worker_lock::try_acquire(client).await? {
@@ -50,7 +51,7 @@ impl<C: Channel> WindowTask<'_, C> {
         Ok(())
     }
 
-    /// Whether writes are blocked by this migration, as far as that can be read; keeps until when.
+    /// Whether writes are blocked by this migration, as far as that can be read. Remembers the deadline.
     async fn writes_blocked(&mut self, client: &Client) -> Result<bool, Failure> {
         match worker_lock::blocked_until(client, self.control_spec()).await.unless_lost()? {
             Ok(Some(deadline)) => {
@@ -59,39 +60,40 @@ impl<C: Channel> WindowTask<'_, C> {
             }
             Ok(None) => Ok(false),
             Err(failure) => {
-                tracing::warn!(error = %failure, "the gate cannot be read");
+                tracing::warn!(error = %failure, "the write block cannot be read");
                 Ok(false)
             }
         }
     }
 
-    /// Ends a silent session; why it may not be ended, if so.
+    /// Ends an idle session; returns why it cannot, if so.
     async fn terminate_other(&mut self, client: &Client, holder: &LockHolder) -> Result<Option<Failure>, Failure> {
         let pid = holder.pid;
         match worker_lock::terminate(client, holder).await? {
             Termination::Signalled => {
-                tracing::warn!(pid, idle_for = ?holder.idle_for, "the session of the pod before is ended");
+                tracing::warn!(pid, idle_for = ?holder.idle_for, "the session of the previous pod is ended");
                 self.idle_limit *= 2;
                 Ok(None)
             }
             Termination::Refused(why) => Ok(Some(Failure::new(
                 Reason::PrivilegeMissing,
                 format!(
-                    "session {pid} of role {} holds the window and may not be ended ({why}); next, as a superuser: SELECT pg_terminate_backend({pid});",
+                    "session {pid} of role {} has the lock of the window and cannot be ended ({why}); next, as a \
+                     superuser: SELECT pg_terminate_backend({pid});",
                     holder.role
                 ),
             ))),
         }
     }
 
-    /// Reports on whom it waits for; without this nobody would know why nothing happens.
+    /// Reports which session it waits for: without this no one would know why nothing happens.
     async fn report_waiting(
         &mut self,
         client: &Client,
         holder: &LockHolder,
         refusal: Option<Failure>,
     ) -> Result<(), Failure> {
-        // Not an empty report in the place of the other's.
+        // The report of the other pod must not be replaced by an empty one.
         if let Some(record) =
             window_record::recorded_state(client, self.control_spec(), self.plan.direction).await?.record
             && record.finished.is_none()
@@ -105,7 +107,7 @@ impl<C: Channel> WindowTask<'_, C> {
         }
         let note = refusal.unwrap_or_else(|| {
             let message = format!(
-                "session {} of the pod before still holds the window, silent for {} s; it is ended after {} s",
+                "session {} of the previous pod still has the lock of the window, idle for {} s; it is ended after {} s",
                 holder.pid,
                 holder.idle_for.as_secs(),
                 self.idle_limit.as_secs()
@@ -117,12 +119,12 @@ impl<C: Channel> WindowTask<'_, C> {
         Ok(())
     }
 
-    /// The gate was closed by an earlier session: lets this one pass, and takes the lock again.
+    /// Writes were blocked by an earlier session: lets this one pass, and takes the lock again.
     pub(super) async fn resume_block(&mut self, client: &mut Client) -> Result<(), Failure> {
         self.writes_may_be_blocked = true;
         let blocked_at =
             write_block::take_over(client, self.control_spec(), self.plan.direction, self.plan.attempt).await?;
-        // Read after it was adopted: what the way there has acknowledged binds the way back.
+        // Read after it was taken over: what the forward window acknowledged binds the rollback.
         if let Some(record) =
             window_record::recorded_state(client, self.control_spec(), self.plan.direction).await?.record
         {
@@ -131,7 +133,7 @@ impl<C: Channel> WindowTask<'_, C> {
             self.progress.switch_acknowledged = record.switch_acknowledged;
         }
         self.progress.blocked_at = blocked_at;
-        // An earlier window's end is not this one's.
+        // The end of an earlier window is not that of this one.
         self.progress.released_at = None;
         self.progress.deadline_passed = false;
         Ok(())
