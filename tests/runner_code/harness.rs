@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 pub const PASSWORD: &str = "password-of-pusher";
 pub const USER: &str = "pusher-name-1";
 pub const SECRET: &str = "shop-code";
-pub const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
+pub const WAIT_TIMEOUT: Duration = Duration::from_secs(120);
 
 pub struct Servers {
     pub dir: PathBuf,

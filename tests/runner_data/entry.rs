@@ -139,7 +139,7 @@ async fn program(world: &World, shared: &Shared, term: impl Future<Output = ()>)
         .spawn()
         .unwrap();
     let pid = child.id().unwrap().to_string();
-    let mut end = pin!(tokio::time::timeout(Duration::from_secs(30), child.wait_with_output()));
+    let mut end = pin!(tokio::time::timeout(Duration::from_secs(120), child.wait_with_output()));
     let ended = tokio::select! {
         ended = &mut end => ended,
         () = term => {

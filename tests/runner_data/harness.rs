@@ -36,7 +36,7 @@ use tokio_util::sync::CancellationToken;
 pub const USERS: u64 = 300;
 pub const UP: &str = include_str!("../../examples/watermark-remover/db/0003_simplify_credit_system.sql");
 pub const DOWN: &str = include_str!("../../examples/watermark-remover/db/0003_rollback_credit_system.sql");
-const SERVER_START_TIMEOUT: Duration = Duration::from_secs(20);
+const SERVER_START_TIMEOUT: Duration = Duration::from_secs(120);
 
 struct Servers {
     dir: PathBuf,

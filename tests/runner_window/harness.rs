@@ -32,7 +32,10 @@ use tokio_util::sync::CancellationToken;
 /// Users of the sample data.
 pub const USERS: i64 = 200;
 /// Longest wait for anything.
-const PATIENCE: Duration = Duration::from_secs(15);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(120);
+/// True in SQL while a session of [`Database::pause_sql`] lives.
+pub const PAUSED: &str = "EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND classid = 3630 AND granted
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))";
 
 /// The server: started by the first test of the process, ended by its own shell when this process ends, however it does.
 struct Cluster {
@@ -207,9 +210,16 @@ impl Database {
         let root = self.session("postgres").await;
         let begin = Instant::now();
         while !root.query_one(&format!("SELECT coalesce(({query}), false)"), &[]).await.unwrap().get::<_, bool>(0) {
-            assert!(begin.elapsed() < PATIENCE, "not within {PATIENCE:?}: {query}");
+            assert!(begin.elapsed() < WAIT_TIMEOUT, "not within {WAIT_TIMEOUT:?}: {query}");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+    }
+
+    /// SQL of [`crate::window::pausing`] waits while the returned session lives.
+    pub async fn pause_sql(&self) -> Client {
+        let session = self.session("postgres").await;
+        session.batch_execute("SELECT pg_advisory_lock(3630, 1)").await.unwrap();
+        session
     }
 
     /// Ends the sessions of the window task, as a restart of the server or a dead network would.
@@ -228,7 +238,7 @@ async fn connect(port: u16, role: &str, database: &str) -> Client {
                 tokio::spawn(connection);
                 return client;
             }
-            Err(error) => assert!(begin.elapsed() < PATIENCE, "{role}@{database}: {error}"),
+            Err(error) => assert!(begin.elapsed() < WAIT_TIMEOUT, "{role}@{database}: {error}"),
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -262,7 +272,7 @@ async fn make_template(port: u16, root: &Client) {
         .get::<_, i64>(0)
         > 0
     {
-        assert!(begin.elapsed() < PATIENCE);
+        assert!(begin.elapsed() < WAIT_TIMEOUT);
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
@@ -355,8 +365,8 @@ impl Desk {
     pub async fn asked_in_vain(&self, times: u32) {
         let wanted = *self.in_vain.borrow() + times;
         let mut asked = self.in_vain.subscribe();
-        let found = tokio::time::timeout(PATIENCE, asked.wait_for(|count| *count >= wanted)).await;
-        assert!(found.is_ok(), "not within {PATIENCE:?}: the version asked for {times} times");
+        let found = tokio::time::timeout(WAIT_TIMEOUT, asked.wait_for(|count| *count >= wanted)).await;
+        assert!(found.is_ok(), "not within {WAIT_TIMEOUT:?}: the version asked for {times} times");
     }
 
     /// Lets the deadline pass.
@@ -367,10 +377,10 @@ impl Desk {
     pub async fn until(&self, what: &str, is: impl Fn(&WindowProgress, Option<&Failure>) -> bool) -> WindowProgress {
         let mut reports = self.reports.subscribe();
         let found =
-            tokio::time::timeout(PATIENCE, reports.wait_for(|(progress, note)| is(progress, note.as_ref()))).await;
+            tokio::time::timeout(WAIT_TIMEOUT, reports.wait_for(|(progress, note)| is(progress, note.as_ref()))).await;
         match found {
             Ok(found) => found.unwrap().0.clone(),
-            Err(_) => panic!("not within {PATIENCE:?}: {what}; last report: {:?}", self.reports.borrow()),
+            Err(_) => panic!("not within {WAIT_TIMEOUT:?}: {what}; last report: {:?}", self.reports.borrow()),
         }
     }
 
@@ -425,7 +435,7 @@ impl Channel for Desk {
 
 /// The end of a task.
 pub async fn end(task: JoinHandle<WindowOutcome>) -> WindowOutcome {
-    tokio::time::timeout(PATIENCE, task).await.expect("the window task does not end").unwrap()
+    tokio::time::timeout(WAIT_TIMEOUT, task).await.expect("the window task does not end").unwrap()
 }
 
 /// SQLSTATE of a statement, "ok" if it went through.

@@ -9,7 +9,7 @@ use credit_migration::{
 
 use crate::{
     harness::{Database, Desk, end, plan, sample_down, sample_up, spec},
-    window::{SLEEPS, back, blocked, ledger, released, sample, slow, writable},
+    window::{SLEEPS, back, blocked, ledger, pausing, released, sample, writable},
 };
 
 fn denied() -> ChannelError {
@@ -27,7 +27,8 @@ async fn with_the_run_gone_the_old_state_is_restored() {
         let (database, desk) = (Database::new().await, Desk::new());
         database.prepared(&spec()).await;
         let balances = database.balances().await;
-        let up = if point == "sql" { slow() } else { sample_up() };
+        let _paused = database.pause_sql().await;
+        let up = if point == "sql" { pausing() } else { sample_up() };
         let task = desk.start(&database, &plan(Direction::Forward, up, sample_down()));
         desk.order(Order::BlockWrites);
         match point {

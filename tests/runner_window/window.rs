@@ -8,7 +8,7 @@ use credit_migration::{
     },
 };
 
-use crate::harness::{Database, Desk, end, plan, sample_down, sample_up, spec, sql, state_of};
+use crate::harness::{Database, Desk, PAUSED, end, plan, sample_down, sample_up, spec, sql, state_of};
 
 pub fn sample() -> WindowPlan {
     plan(Direction::Forward, sample_up(), sample_down())
@@ -18,14 +18,17 @@ pub fn back() -> WindowPlan {
     plan(Direction::Rollback, sample_up(), sample_down())
 }
 
-/// The sample's SQL, and a first statement that takes a while.
-pub fn slow() -> Sql {
-    let mut slow = sample_up();
-    slow.statements.insert(0, "SELECT pg_sleep(1)".to_owned());
-    slow
+/// The sample's SQL behind a statement that waits until the session of [`Database::pause_sql`] is dropped.
+pub fn pausing() -> Sql {
+    let mut pausing = sample_up();
+    let wait = format!("DO $$ BEGIN WHILE {PAUSED} LOOP PERFORM pg_sleep(0.01); END LOOP; END $$");
+    pausing.statements.insert(0, wait);
+    pausing
 }
 
-pub const SLEEPS: &str = "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'SELECT pg_sleep%' AND state = 'active'";
+/// The SQL waits.
+pub const SLEEPS: &str = "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database()
+    AND (query LIKE 'SELECT pg_sleep%' OR query LIKE 'DO $$ BEGIN WHILE%') AND state = 'active'";
 
 /// Writes of the application go through, new sessions are not read-only, and the schema is the one that is expected.
 pub async fn writable(database: &Database, new_schema: bool) {
@@ -204,9 +207,10 @@ async fn a_lost_connection_at_any_point_is_got_over() {
     for point in ["ready", "sql", "migrated", "acknowledged"] {
         let (database, desk) = (Database::new().await, Desk::new());
         database.prepared(&spec()).await;
+        let paused = database.pause_sql().await;
         let task = desk.start(
             &database,
-            &plan(Direction::Forward, if point == "sql" { slow() } else { sample_up() }, sample_down()),
+            &plan(Direction::Forward, if point == "sql" { pausing() } else { sample_up() }, sample_down()),
         );
         desk.state(State::Ready).await;
         if point == "ready" {
@@ -217,6 +221,7 @@ async fn a_lost_connection_at_any_point_is_got_over() {
             database.until(SLEEPS).await;
             database.kill_window().await;
         }
+        drop(paused);
         desk.state(State::Migrated).await;
         if point == "migrated" {
             database.kill_window().await;
@@ -246,7 +251,8 @@ async fn a_killed_pod_is_succeeded_by_the_next_one() {
     for point in ["ready", "sql", "migrated", "acknowledged"] {
         let (database, desk) = (Database::new().await, Desk::new());
         database.prepared(&spec()).await;
-        let plan = plan(Direction::Forward, if point == "sql" { slow() } else { sample_up() }, sample_down());
+        let paused = database.pause_sql().await;
+        let plan = plan(Direction::Forward, if point == "sql" { pausing() } else { sample_up() }, sample_down());
         let first = desk.start(&database, &plan);
         desk.state(State::Ready).await;
         if point != "ready" {
@@ -264,6 +270,7 @@ async fn a_killed_pod_is_succeeded_by_the_next_one() {
         }
         first.abort();
         assert!(first.await.is_err());
+        drop(paused);
         let second = desk.start(&database, &plan);
         desk.order(Order::Switch);
         desk.until("comparison", |progress, _| progress.comparison.is_some() && progress.switch_acknowledged).await;
@@ -381,7 +388,8 @@ async fn past_the_deadline_of_an_acknowledged_switch_writes_are_held() {
 async fn rollback_before_the_sql_opens_the_gate() {
     let (database, desk) = (Database::new().await, Desk::new());
     database.prepared(&spec()).await;
-    let task = desk.start(&database, &plan(Direction::Forward, slow(), sample_down()));
+    let _paused = database.pause_sql().await;
+    let task = desk.start(&database, &plan(Direction::Forward, pausing(), sample_down()));
     desk.order(Order::BlockWrites);
     database.until(SLEEPS).await;
     desk.order(Order::Rollback);
