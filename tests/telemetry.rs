@@ -96,7 +96,8 @@ async fn answer(objects: Objects, request: Request<Body>) -> Response<Body> {
         Some(Err(code)) => {
             let reason = if code == 404 { "NotFound" } else { "InternalError" };
             let status = json!({
-                "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason, "message": "no",
+                "kind": "Status", "apiVersion": "v1", "status": "Failure",
+                "code": code, "reason": reason, "message": "no",
             });
             (code, Body::from(status.to_string()))
         }
@@ -178,13 +179,14 @@ fn folder(name: &str) -> std::path::PathBuf {
 }
 
 #[tokio::test]
-async fn each_line_of_a_runner_tells_its_run() {
+async fn each_line_of_a_runner_has_its_run() {
     let order: MigrationRunSpec = serde_json::from_value(json!({
         "migration": "m", "migrationUID": "1", "task": "Notify", "attempt": 2, "plan": spec(),
         "inputs": {
             "upSha256": "sha256:0", "downSha256": "sha256:0",
             "notice": {
-                "id": "n", "occasion": "Finished", "at": "2030-01-01T00:00:00Z", "message": "done", "phase": "Completed",
+                "id": "n", "occasion": "Finished", "at": "2030-01-01T00:00:00Z",
+                "message": "done", "phase": "Completed",
             },
         },
     }))
@@ -233,7 +235,7 @@ fn cluster() -> Vec<(String, Result<Value, u16>)> {
 }
 
 #[tokio::test]
-async fn each_line_of_a_reconciliation_tells_its_migration() {
+async fn each_line_of_a_reconciliation_has_its_migration() {
     let arguments = ["controller", "--runner-image", "r", "--listen", "127.0.0.1:0"];
     let mut controller = start(&folder("controller"), cluster(), &arguments).await;
     let log = log_until(&mut controller, "reconciliation failed; retried").await;
@@ -254,7 +256,7 @@ fn series(text: &str) -> BTreeMap<String, f64> {
 }
 
 #[tokio::test]
-async fn metrics_tell_of_the_controllers_own_work() {
+async fn metrics_cover_the_controllers_own_work() {
     // A port that was free a moment ago.
     let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let listen = address.to_string();

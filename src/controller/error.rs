@@ -46,7 +46,7 @@ impl Error {
             Error::Timeout(_) => ErrorClass::Timeout,
             Error::Conflict => ErrorClass::Conflict,
             Error::LeaseLost => ErrorClass::Lease,
-            Error::NotOwned { .. } => ErrorClass::Foreign,
+            Error::NotOwned { .. } => ErrorClass::NotOwned,
             Error::Config(_) | Error::Listen(_) | Error::AdmissionPolicyMissing(_) => ErrorClass::Other,
         }
     }
@@ -79,7 +79,7 @@ classes!(
     Timeout = "timeout",
     Conflict = "conflict",
     Lease = "lease",
-    Foreign = "foreign",
+    NotOwned = "foreign",
     Other = "other"
 );
 

@@ -287,7 +287,7 @@ mod tests {
     #[case::on_another_one("/spec/migration", json!("n"), false)]
     #[case::withdrawn("/metadata/deletionTimestamp", json!("2030-01-02T00:00:00Z"), false)]
     #[case::never_stored("/metadata/creationTimestamp", Value::Null, false)]
-    fn only_decisions_on_this_very_migration_are_heard(
+    fn only_decisions_on_this_very_migration_count(
         #[case] path: &str,
         #[case] value: Value,
         #[case] counts: bool,
@@ -328,7 +328,7 @@ mod tests {
         json!([{"id": "containerd://1", "made": "2030-01-01T00:00:01Z"}, {"made": "2030-01-01T00:00:02Z"}]),
         CheckPod::Waiting(String::new())
     )]
-    fn a_pod_whose_container_never_started_is_told_from_one_that_failed(#[case] pods: Value, #[case] seen: CheckPod) {
+    fn a_pod_whose_container_never_started_is_not_one_that_failed(#[case] pods: Value, #[case] seen: CheckPod) {
         let pod = |p: &Value| {
             let mut status = if p["status"].is_null() { json!({}) } else { p["status"].clone() };
             if !p["id"].is_null() || !p["state"].is_null() {

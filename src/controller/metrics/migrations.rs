@@ -223,13 +223,13 @@ fn samples(spec: &CreditMigrationSpec, status: &CreditMigrationStatus) -> Vec<Sa
         add("notices", &[("occasion", occasion), ("state", state)], f64::from(*n));
     }
 
-    let cut_over = window.and_then(|w| w.released_at).filter(|_| watched);
+    let cutover_at = window.and_then(|w| w.released_at).filter(|_| watched);
     let follow_ups = [
         ("day", spec.follow_ups.day_after(), &status.day_report),
         ("week", spec.follow_ups.week_after(), &status.week_report),
     ];
     for (follow_up, after, report) in follow_ups {
-        if let (Some(at), None) = (cut_over, report) {
+        if let (Some(at), None) = (cutover_at, report) {
             add(
                 "follow_up_due_timestamp_seconds",
                 &[("follow_up", follow_up)],

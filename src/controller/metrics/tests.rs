@@ -137,7 +137,7 @@ fn what_is_not_true_any_more_is_not_exposed() {
 }
 
 #[test]
-fn an_open_window_has_a_deadline_and_a_stalled_one_is_told() {
+fn an_open_window_has_a_deadline_and_a_stalled_one_is_exposed() {
     let mut open = rich();
     open["writes"] = json!("Blocked");
     open["phase"] = json!("RollbackFailed");
