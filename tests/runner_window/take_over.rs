@@ -92,7 +92,7 @@ async fn what_cleanup_has_taken_down_stays_down() {
         };
         cleanup(&mut client, &spec()).await.unwrap();
         let outcome = end(Desk::new().start(&database, &plan(direction, sample_up(), sample_down()))).await;
-        let refused = outcome.failure.as_ref().is_some_and(|f| f.message.contains("not there any more"));
+        let refused = outcome.failure.as_ref().is_some_and(|f| f.message.contains("do not exist any more"));
         assert!(refused, "{direction:?} {outcome:?}");
         assert_eq!(database.value("SELECT to_regclass('credit_migration.claim')").await, "");
         assert_eq!(database.value("SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'credit_migration%'").await, "0");
