@@ -12,7 +12,7 @@ mod words;
 use std::path::{Path, PathBuf};
 
 /// Parts of the tree whose lines and words are still to be brought in order, as prefixes of paths.
-const PENDING: &[&str] = &["src/", "tests/"];
+const PENDING: &[&str] = &["src/controller/", "src/runner/", "tests/telemetry.rs"];
 
 /// Folders that hold nothing written by hand.
 const SKIPPED: &[&str] =
