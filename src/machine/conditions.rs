@@ -11,7 +11,7 @@ use super::{
 use crate::api::{Phase, ReadyReason, Writes};
 
 /// Type of the condition, and reason of the event, that report down SQL which was not approved.
-pub(super) const DOWN_CHANGED: &str = ReadyReason::DownSqlChanged.as_str();
+const DOWN_CHANGED: &str = ReadyReason::DownSqlChanged.as_str();
 
 pub(super) fn derive(transition: &mut Transition<'_>) {
     transition.status.observed_generation = Some(transition.observed.generation);

@@ -6,7 +6,7 @@
 use std::fmt::Display;
 
 /// Printed when the namespace is not known.
-pub const UNKNOWN_NAMESPACE: &str = "NAMESPACE";
+const UNKNOWN_NAMESPACE: &str = "NAMESPACE";
 
 /// The plugin's command lines that messages name, after the namespace. The machine's tests accept no others; the
 /// plugin's tests parse each of them.

@@ -11,9 +11,6 @@ mod words;
 
 use std::path::{Path, PathBuf};
 
-/// Parts of the tree whose lines and words are still to be brought in order, as prefixes of paths.
-const PENDING: &[&str] = &["src/", "tests/"];
-
 /// Folders that hold nothing written by hand.
 const SKIPPED: &[&str] =
     &[".git", "target", "dist", "crds", "manifests", "charts/credit-migration-operator/files/crds"];
@@ -28,10 +25,6 @@ struct File {
 impl File {
     fn extension(&self) -> &str {
         Path::new(&self.path).extension().and_then(|e| e.to_str()).unwrap_or_default()
-    }
-
-    fn is_pending(&self) -> bool {
-        PENDING.iter().any(|p| self.path.starts_with(p))
     }
 }
 

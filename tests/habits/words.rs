@@ -115,13 +115,17 @@ const LEGITIMATE_IDENTIFIERS: &[(&str, &str)] = &[
     ("DeserializeGuard", "of the crate kube"),
     ("LeaseGuard", "holds a lease until it is dropped"),
     ("DropGuard", "of the crate tokio-util"),
+    ("drop_guard", "of the crate tokio-util"),
     ("Begin", "a statement of the crate squawk-syntax"),
     ("proof", "the field `status.window.proof` of a run, and its value"),
     ("cut_over_at", "the field `inputs.cutOverAt` of a run"),
 ];
 
 /// What a file may say all the same: `(prefix of its path, the listed word, why)`.
-const EXCEPTIONS: &[(&str, &str, &str)] = &[("tests/habits/words.rs", "", "the list itself")];
+const EXCEPTIONS: &[(&str, &str, &str)] = &[
+    ("tests/habits/words.rs", "", "the list itself"),
+    ("src/runner/report/progress.rs", "prove|proves|proved|proven|proving|proofs?", "the name of the field"),
+];
 
 /// A listed word and how it is found.
 struct Word {
@@ -230,9 +234,7 @@ fn all_findings(files: &[File]) -> Vec<String> {
 
 #[test]
 fn the_project_says_what_the_field_says() {
-    let mut files = tree();
-    files.retain(|f| !f.is_pending());
-    assert_none("words that the project does not use", &all_findings(&files));
+    assert_none("words that the project does not use", &all_findings(&tree()));
 }
 
 #[test]

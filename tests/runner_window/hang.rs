@@ -1,4 +1,5 @@
-//! What hangs: the session of a pod that is gone, a table that is held against the proof, a way back that fails with nobody there.
+//! What hangs: the session of a pod that is gone, a table locked against the verification, a rollback that fails with
+//! no one present.
 
 use std::time::{Duration, Instant};
 
@@ -14,14 +15,14 @@ use jiff::Timestamp;
 
 use crate::{
     harness::{Database, Desk, end, plan, sample_down, sample_up, spec},
-    window::{SLEEPS, back, blocked, ledger, released, sample, writable},
+    window::{SLEEPS, back, blocked, ledger, sample, unblocked, writable},
 };
 
 /// The sample's SQL, and a statement for ever.
 fn endless(watched: bool) -> Sql {
     let mut endless = sample_up();
     if !watched {
-        // As a server that does not look for its client: an older one, or on another platform.
+        // As a server that does not check its client: an older one, or on another platform.
         endless.statements.push("SET client_connection_check_interval = 0".to_owned());
     }
     endless.statements.push("SELECT pg_sleep(600)".to_owned());
@@ -38,7 +39,8 @@ async fn a_statement_of_a_killed_pod_keeps_nobody_waiting() {
         let (database, desk) = (Database::new().await, Desk::new());
         database.prepared(&spec()).await;
         let plan = plan(Direction::Forward, endless(watched), sample_down());
-        // A runtime of its own: an aborted task's connection would wait for its answer, that of a killed process is closed.
+        // A runtime of its own: an aborted task's connection would wait for its answer, that of a killed process is
+        // closed.
         let pod = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let first = {
             let _in_pod = pod.enter();
@@ -48,20 +50,20 @@ async fn a_statement_of_a_killed_pod_keeps_nobody_waiting() {
         database.until(SLEEPS).await;
         pod.shutdown_background();
         assert!(first.await.is_err());
-        let begin = Instant::now();
+        let start = Instant::now();
         desk.fails(away());
         desk.pass_deadline();
         // It knows the deadline from the database alone.
         let outcome = end(desk.start(&database, &plan)).await;
         assert!(outcome.progress.deadline_passed && outcome.progress.state == State::RolledBack, "{outcome:?}");
-        assert!(!watched || begin.elapsed() < Duration::from_secs(8), "{:?}", begin.elapsed());
+        assert!(!watched || start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
         assert_eq!(ledger(&database).await, "");
         writable(&database, false).await;
     }
 }
 
 #[tokio::test]
-async fn a_pod_that_is_told_to_end_cancels_its_statement() {
+async fn a_pod_that_receives_sigterm_cancels_its_statement() {
     let (database, desk) = (Database::new().await, Desk::new());
     database.prepared(&spec()).await;
     let task = desk.start(&database, &plan(Direction::Forward, endless(false), sample_down()));
@@ -70,17 +72,17 @@ async fn a_pod_that_is_told_to_end_cancels_its_statement() {
     desk.stop.cancel();
     assert_eq!(end(task).await.failure.unwrap().reason, Reason::PodFailed);
     let desk = Desk::new();
-    let begin = Instant::now();
+    let start = Instant::now();
     let task = desk.start(&database, &sample());
     desk.order(Order::Switch);
     desk.until("acknowledgement", |progress, _| progress.switch_acknowledged).await;
-    assert!(begin.elapsed() < Duration::from_secs(8), "{:?}", begin.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
     desk.order(Order::Rollback);
     assert_eq!(end(task).await.progress.state, State::RolledBack);
 }
 
 #[tokio::test]
-async fn a_session_that_may_not_be_ended_is_told() {
+async fn a_session_that_may_not_be_ended_is_reported() {
     let (database, desk) = (Database::new().await, Desk::new());
     database.prepared(&spec()).await;
     let first = desk.start(&database, &sample());
@@ -106,7 +108,7 @@ async fn a_session_that_may_not_be_ended_is_told() {
 
 /// The owner's own session: it is not among those that are ended.
 #[tokio::test]
-async fn a_table_that_is_held_against_the_proof_holds_up_neither_deadline_nor_order() {
+async fn a_table_locked_against_the_verification_delays_neither_deadline_nor_order() {
     for (cause, reason) in
         [("limit", Some(Reason::LockTimeout)), ("deadline", Some(Reason::DeadlinePassed)), ("order", None)]
     {
@@ -123,7 +125,13 @@ async fn a_table_that_is_held_against_the_proof_holds_up_neither_deadline_nor_or
         owner.batch_execute("BEGIN; LOCK TABLE credit_purchases IN SHARE MODE").await.unwrap();
         desk.order(Order::BlockWrites);
         if cause != "limit" {
-            database.until("SELECT count(*) > 0 FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE NOT l.granted AND a.datname = current_database() AND a.application_name = 'credit-migration/verification'").await;
+            database
+                .until(
+                    "SELECT count(*) > 0 FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE NOT \
+                l.granted AND a.datname = current_database() AND a.application_name = \
+                'credit-migration/verification'",
+                )
+                .await;
         }
         match cause {
             "deadline" => desk.pass_deadline(),
@@ -138,13 +146,13 @@ async fn a_table_that_is_held_against_the_proof_holds_up_neither_deadline_nor_or
     }
 }
 
-/// Written users are a figure for people; balances that are locked must not keep the way back from its orders.
+/// Written users are a figure for information; locked balances must not keep a rollback from its orders.
 #[tokio::test]
 async fn a_count_that_takes_too_long_is_unknown() {
-    let (database, desk) = (released().await, Desk::new());
+    let (database, desk) = (unblocked().await, Desk::new());
     let task = desk.start(&database, &back());
     desk.state(State::Ready).await;
-    // The capture only, as nobody does: the proof meets it neither.
+    // Only the table of changed users, as in no real case: the verification does not meet it either.
     let owner = database.session("migrator").await;
     owner.batch_execute("BEGIN; LOCK TABLE credit_migration.changed_users").await.unwrap();
     desk.order(Order::BlockWrites);
@@ -156,7 +164,7 @@ async fn a_count_that_takes_too_long_is_unknown() {
 }
 
 #[tokio::test]
-async fn a_way_back_that_fails_at_the_deadline_is_told_as_held() {
+async fn a_rollback_that_fails_at_the_deadline_is_reported_as_stuck() {
     let (database, desk) = (Database::new().await, Desk::new());
     database.prepared(&spec()).await;
     let mut plan = sample();
@@ -168,7 +176,7 @@ async fn a_way_back_that_fails_at_the_deadline_is_told_as_held() {
     desk.pass_deadline();
     let outcome = end(task).await;
     assert_eq!((outcome.progress.state, outcome.failure.unwrap().reason), (State::Held, Reason::BalancesUnexplained));
-    // What the alarm hears, which is raised by this alone.
+    // What the alert receives, which is raised by this alone.
     desk.until("report", |progress, note| {
         progress.state == State::Held && !progress.switch_acknowledged && note.is_some()
     })
@@ -208,7 +216,7 @@ async fn the_up_sql_is_needed_until_it_is_committed() {
         assert_eq!(outcome.failure.unwrap().reason, Reason::SqlChanged);
         assert_eq!(database.value("SELECT count(*) FROM credit_migration.write_block").await, "0");
     }
-    // The next pod of the way there.
+    // The next pod of the forward window.
     let desk = Desk::new();
     let first = desk.start(&database, &sample());
     desk.order(Order::BlockWrites);
@@ -223,11 +231,11 @@ async fn the_up_sql_is_needed_until_it_is_committed() {
     writable(&database, true).await;
 }
 
-/// The next release prunes the ConfigMap, or edits it, while somebody may still want to go back.
+/// The next release prunes the ConfigMap, or edits it, while a rollback is still possible.
 #[tokio::test]
-async fn the_way_back_needs_no_config_map() {
+async fn the_rollback_needs_no_config_map() {
     for down in ["mounted", "gone", "edited"] {
-        let database = released().await;
+        let database = unblocked().await;
         let mut plan = WindowPlan { up: gone(), ..back() };
         plan.inputs.up_sha256 = "sha256:0".to_owned();
         match down {
@@ -246,7 +254,7 @@ async fn the_way_back_needs_no_config_map() {
         writable(&database, false).await;
     }
     // Another one than was kept is approved, and is not there.
-    let database = released().await;
+    let database = unblocked().await;
     let mut plan = WindowPlan { down: gone(), ..back() };
     plan.inputs.down_sha256 = "sha256:0".to_owned();
     assert_eq!(end(Desk::new().start(&database, &plan)).await.failure.unwrap().reason, Reason::SqlChanged);

@@ -37,7 +37,8 @@ const WAIT_TIMEOUT: Duration = Duration::from_secs(120);
 pub const PAUSED: &str = "EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND classid = 3630 AND granted
     AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))";
 
-/// The server: started by the first test of the process, ended by its own shell when this process ends, however it does.
+/// The server: started by the first test of the process, ended by its own shell when this process ends, however it
+/// does.
 struct Cluster {
     port: u16,
     made: Mutex<()>,
@@ -103,7 +104,7 @@ impl Database {
             let cluster = CLUSTER.get_or_init(Cluster::start);
             let number = NEXT.fetch_add(1, Ordering::SeqCst);
             let name = format!("watermark_{number}");
-            let guard = cluster.made.lock().unwrap();
+            let made = cluster.made.lock().unwrap();
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
                 let root = connect(cluster.port, "postgres", "postgres").await;
@@ -115,7 +116,7 @@ impl Database {
                     .await
                     .unwrap();
             });
-            drop(guard);
+            drop(made);
             (name, cluster.port)
         })
         .join()
@@ -133,7 +134,7 @@ impl Database {
             .unwrap()
     }
 
-    /// Guards up, baseline taken: as after the Backup step.
+    /// Triggers installed, baseline taken: as after the Backup step.
     pub async fn prepared(&self, spec: &ControlSpec) -> Client {
         let mut client = self.target().connect("test").await.unwrap();
         control::install(&mut client, spec).await.unwrap();
@@ -201,16 +202,19 @@ impl Database {
 
     /// The read-only default of the database, empty if there is none.
     pub async fn read_only_default(&self) -> String {
-        self.value("SELECT string_agg(c, ',') FROM pg_db_role_setting, unnest(setconfig) AS c, pg_database d WHERE d.oid = setdatabase AND datname = current_database() AND setrole = 0")
-            .await
+        self.value(
+            "SELECT string_agg(c, ',') FROM pg_db_role_setting, unnest(setconfig) AS c, pg_database d WHERE \
+            d.oid = setdatabase AND datname = current_database() AND setrole = 0",
+        )
+        .await
     }
 
     /// Until `query` is true.
     pub async fn until(&self, query: &str) {
         let root = self.session("postgres").await;
-        let begin = Instant::now();
+        let start = Instant::now();
         while !root.query_one(&format!("SELECT coalesce(({query}), false)"), &[]).await.unwrap().get::<_, bool>(0) {
-            assert!(begin.elapsed() < WAIT_TIMEOUT, "not within {WAIT_TIMEOUT:?}: {query}");
+            assert!(start.elapsed() < WAIT_TIMEOUT, "not within {WAIT_TIMEOUT:?}: {query}");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
@@ -224,13 +228,18 @@ impl Database {
 
     /// Ends the sessions of the window task, as a restart of the server or a dead network would.
     pub async fn kill_window(&self) {
-        let killed = self.value("SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'credit-migration/window'").await;
+        let killed = self
+            .value(
+                "SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_stat_activity WHERE \
+            datname = current_database() AND application_name = 'credit-migration/window'",
+            )
+            .await;
         assert_ne!(killed, "0");
     }
 }
 
 async fn connect(port: u16, role: &str, database: &str) -> Client {
-    let begin = Instant::now();
+    let start = Instant::now();
     loop {
         let config = format!("host=127.0.0.1 port={port} user={role} dbname={database}");
         match tokio_postgres::connect(&config, NoTls).await {
@@ -238,33 +247,39 @@ async fn connect(port: u16, role: &str, database: &str) -> Client {
                 tokio::spawn(connection);
                 return client;
             }
-            Err(error) => assert!(begin.elapsed() < WAIT_TIMEOUT, "{role}@{database}: {error}"),
+            Err(error) => assert!(start.elapsed() < WAIT_TIMEOUT, "{role}@{database}: {error}"),
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
 async fn make_template(port: u16, root: &Client) {
-    root.batch_execute("CREATE ROLE migrator LOGIN CREATEDB; CREATE ROLE app LOGIN; CREATE ROLE analyst LOGIN; GRANT app TO migrator; GRANT pg_signal_backend TO migrator")
-        .await
-        .unwrap();
+    root.batch_execute(
+        "CREATE ROLE migrator LOGIN CREATEDB; CREATE ROLE app LOGIN; CREATE ROLE analyst LOGIN; GRANT \
+        app TO migrator; GRANT pg_signal_backend TO migrator",
+    )
+    .await
+    .unwrap();
     root.batch_execute("CREATE DATABASE template_v1 OWNER migrator").await.unwrap();
     let owner = connect(port, "migrator", "template_v1").await;
     owner.batch_execute(include_str!("../../examples/watermark-remover/db/schema_v1.sql")).await.unwrap();
     owner
         .batch_execute(&format!(
-            "INSERT INTO users (email, api_token) SELECT n || '@example.com', 'token ' || n FROM generate_series(1, {USERS}) n;
+            "INSERT INTO users (email, api_token) SELECT n || '@example.com', 'token ' || n FROM generate_series(1, \
+                {USERS}) n;
              INSERT INTO user_credits (user_id, balance) SELECT n, 1000 + n FROM generate_series(1, {USERS}) n;
-             INSERT INTO credit_transactions (user_id, type, amount) SELECT n, 'bonus', 1000 + n FROM generate_series(1, {USERS}) n;
+             INSERT INTO credit_transactions (user_id, type, amount) SELECT n, 'bonus', 1000 + n FROM \
+             generate_series(1, {USERS}) n;
              INSERT INTO credit_packages (name, credits, price_cents) VALUES ('small', 50, 500);
              GRANT USAGE ON SCHEMA public TO app, analyst;
-             GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO app; GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO app;
+             GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO app; GRANT USAGE ON ALL SEQUENCES IN \
+             SCHEMA public TO app;
              GRANT SELECT, UPDATE ON ALL TABLES IN SCHEMA public TO analyst"
         ))
         .await
         .unwrap();
     drop(owner);
-    let begin = Instant::now();
+    let start = Instant::now();
     while root
         .query_one("SELECT count(*) FROM pg_stat_activity WHERE datname = 'template_v1'", &[])
         .await
@@ -272,7 +287,7 @@ async fn make_template(port: u16, root: &Client) {
         .get::<_, i64>(0)
         > 0
     {
-        assert!(begin.elapsed() < WAIT_TIMEOUT);
+        assert!(start.elapsed() < WAIT_TIMEOUT);
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
@@ -281,13 +296,16 @@ async fn make_template(port: u16, root: &Client) {
 pub fn spec() -> ControlSpec {
     let plan: CreditMigrationSpec = serde_json::from_value(serde_json::json!({
         "requestedBy": "ann",
-        "database": {"name": "watermark", "connection": {"secretRef": {"name": "db", "key": "url"}}, "applicationRoles": ["app"]},
+        "database": {"name": "watermark", "connection": {"secretRef": {"name": "db", "key": "url"}},
+            "applicationRoles": ["app"]},
         "migration": {
-            "up": {"configMapKeyRef": {"name": "sql", "key": "up.sql"}}, "down": {"configMapKeyRef": {"name": "sql", "key": "down.sql"}},
+            "up": {"configMapKeyRef": {"name": "sql", "key": "up.sql"}},
+                "down": {"configMapKeyRef": {"name": "sql", "key": "down.sql"}},
             "verifyDown": "SELECT * FROM verify_rollback()", "tablesGone": ["credit_packages", "credit_purchases"],
             "lockTimeout": "500ms", "statementTimeout": "20s"
         },
-        "application": {"flag": {"configMapKeyRef": {"name": "flags", "key": "VERSION"}}, "workloads": [{"kind": "Deployment", "name": "web"}]},
+        "application": {"flag": {"configMapKeyRef": {"name": "flags", "key": "VERSION"}},
+            "workloads": [{"kind": "Deployment", "name": "web"}]},
         "backup": {"store": {"url": "s3://backups/x/", "secretRef": {"name": "store"}}}
     }))
     .unwrap();
@@ -321,7 +339,7 @@ pub struct Desk {
     reports: watch::Sender<(WindowProgress, Option<Failure>)>,
     versions: Mutex<VecDeque<String>>,
     in_vain: watch::Sender<u32>,
-    begin: Instant,
+    start: Instant,
     moved: Mutex<Duration>,
     /// SIGTERM.
     pub stop: CancellationToken,
@@ -335,7 +353,7 @@ impl Desk {
             reports: watch::Sender::new((WindowProgress::default(), None)),
             versions: Mutex::new(VecDeque::new()),
             in_vain: watch::Sender::new(0),
-            begin: Instant::now(),
+            start: Instant::now(),
             moved: Mutex::new(Duration::ZERO),
             stop: CancellationToken::new(),
         })
@@ -346,7 +364,7 @@ impl Desk {
         *self.order.lock().unwrap() = Ok(WindowOrder { command, deadline });
     }
 
-    /// The API server answers no more, or tells that the run is gone.
+    /// The API server answers no more, or reports that the run is gone.
     pub fn fails(&self, error: ChannelError) {
         *self.order.lock().unwrap() = Err(error);
     }
@@ -361,7 +379,7 @@ impl Desk {
         *self.versions.lock().unwrap() = versions.split_whitespace().map(str::to_owned).collect();
     }
 
-    /// Until the version was asked for so many times more, and nobody answered.
+    /// Until the version was asked for this many times more, without an answer.
     pub async fn asked_in_vain(&self, times: u32) {
         let wanted = *self.in_vain.borrow() + times;
         let mut asked = self.in_vain.subscribe();
@@ -428,7 +446,7 @@ impl Channel for Desk {
     }
 
     fn now(&self) -> Timestamp {
-        let passed = self.begin.elapsed() + *self.moved.lock().unwrap();
+        let passed = self.start.elapsed() + *self.moved.lock().unwrap();
         Timestamp::from_second(1_790_000_000).unwrap() + passed
     }
 }

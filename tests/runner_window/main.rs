@@ -1,12 +1,13 @@
-//! The window against a real PostgreSQL: what the gate stops, what a migration may do, and how every window ends.
+//! The window against a real PostgreSQL: what the write block stops, what a migration may do, and how every window
+//! ends.
 
 #![allow(clippy::unwrap_used)]
 
-mod capture;
-mod gate;
+mod change_tracking;
 mod hang;
 mod harness;
 mod migration;
+mod sigterm;
 mod take_over;
-mod told_to_end;
 mod window;
+mod write_block;

@@ -27,7 +27,12 @@ async fn refused(statements: &[&str]) -> Failure {
 }
 
 async fn tables(database: &Database) -> String {
-    database.value("SELECT string_agg(c.oid::regclass::text, ',' ORDER BY c.oid) FROM pg_class c WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace").await
+    database
+        .value(
+            "SELECT string_agg(c.oid::regclass::text, ',' ORDER BY c.oid) FROM pg_class c WHERE relkind = 'r' \
+        AND relnamespace = 'public'::regnamespace",
+        )
+        .await
 }
 
 const GONE: &str = "DROP TABLE credit_purchases; DROP TABLE credit_packages";
@@ -73,7 +78,7 @@ async fn a_user_who_is_lost_or_truncated_is_refused() {
 }
 
 #[tokio::test]
-async fn a_table_that_must_be_gone_is_looked_for_in_every_schema() {
+async fn a_table_that_must_be_gone_is_searched_in_every_schema() {
     let failure = refused(&[GONE, "CREATE SCHEMA old; CREATE TABLE old.credit_packages (id int)"]).await;
     assert_eq!(failure.reason, Reason::TablesNotGone);
     assert!(failure.message.contains("old.credit_packages"), "{failure}");
@@ -86,7 +91,7 @@ async fn a_balances_table_that_lost_its_column_is_refused() {
 }
 
 #[tokio::test]
-async fn settings_of_the_sql_neither_mislead_the_proof_nor_outlive_it() {
+async fn settings_of_the_sql_neither_mislead_the_verification_nor_outlive_it() {
     let (database, spec) = (Database::new().await, spec());
     let mut client = database.prepared(&spec).await;
     let hostile = sql(&[
@@ -110,16 +115,27 @@ async fn once_is_once_and_undone_stays_undone() {
     assert!(matches!(up(&mut client, &spec, &sample_up()).await.unwrap(), Applied::Earlier { .. }));
     assert_eq!(up(&mut client, &spec, &sql(&["SELECT 1"])).await.unwrap_err().reason, Reason::SqlChanged);
     // What the SQL made is guarded, what it renamed still is, and the balances are captured.
-    let guards = database.value("SELECT string_agg(tgrelid::regclass || ' ' || tgenabled::text, ',' ORDER BY tgrelid::regclass::text) FROM pg_trigger WHERE tgname = 'credit_migration_block_writes'").await;
+    let triggers = database
+        .value(
+            "SELECT string_agg(tgrelid::regclass || ' ' || tgenabled::text, ',' ORDER BY \
+        tgrelid::regclass::text) FROM pg_trigger WHERE tgname = 'credit_migration_block_writes'",
+        )
+        .await;
     assert_eq!(
-        guards,
-        "credit_packages_v1_archive A,credit_plans A,credit_purchases_v1_archive A,credit_transactions A,subscription_credits A,user_credits A"
+        triggers,
+        "credit_packages_v1_archive A,credit_plans A,credit_purchases_v1_archive A,credit_transactions \
+            A,subscription_credits A,user_credits A"
     );
     assert!(matches!(control::run_down(&mut client, &spec, &sample_down()).await.unwrap(), Applied::Now { .. }));
     assert!(matches!(control::run_down(&mut client, &spec, &sample_down()).await.unwrap(), Applied::Earlier { .. }));
     assert_eq!(up(&mut client, &spec, &sample_up()).await.unwrap(), Applied::NotApplicable);
-    let guards = database.value("SELECT count(*) FROM pg_trigger WHERE tgname = 'credit_migration_block_writes'").await;
-    assert_eq!(guards, "4");
+    let triggers = database
+        .value(
+            "SELECT count(*) FROM pg_trigger WHERE tgname = \
+        'credit_migration_block_writes'",
+        )
+        .await;
+    assert_eq!(triggers, "4");
 }
 
 #[tokio::test]

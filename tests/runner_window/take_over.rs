@@ -10,7 +10,7 @@ use crate::{
     window::{back, blocked, ledger, sample, writable},
 };
 
-/// A new way back has no deadline of its own before `BlockWrites`; that of the window it takes over has passed.
+/// A new rollback has no deadline of its own before `BlockWrites`; that of the window it takes over has passed.
 #[tokio::test]
 async fn past_the_deadline_a_reader_is_waited_for_and_then_ended() {
     let database = Database::new().await;
@@ -29,7 +29,7 @@ async fn past_the_deadline_a_reader_is_waited_for_and_then_ended() {
     let desk = Desk::new();
     desk.pass_deadline();
     let task = desk.start(&database, &back());
-    desk.until("proof", |progress, _| progress.proof.is_some() && progress.state >= State::Blocked).await;
+    desk.until("the verification", |progress, _| progress.proof.is_some() && progress.state >= State::Blocked).await;
     assert!(reader.is_closed() || state_of(&reader, "SELECT 1").await != "ok");
     assert!(!task.is_finished());
     blocked(&database).await;
@@ -46,7 +46,8 @@ async fn a_read_only_default_that_stays_keeps_nobody_from_going_back() {
     let (name, heir) = (&database.name, format!("heir_of_{}", database.name));
     let root = database.session("postgres").await;
     root.batch_execute(&format!(
-        "CREATE ROLE {heir}; GRANT {heir} TO migrator; GRANT ALL ON SCHEMA public TO migrator; GRANT CREATE ON DATABASE {name} TO {heir}"
+        "CREATE ROLE {heir}; GRANT {heir} TO migrator; GRANT ALL ON SCHEMA public TO migrator; GRANT CREATE ON \
+            DATABASE {name} TO {heir}"
     ))
     .await
     .unwrap();
@@ -54,7 +55,8 @@ async fn a_read_only_default_that_stays_keeps_nobody_from_going_back() {
     let mut up = sample_up();
     up.statements.push(format!("ALTER DATABASE {name} OWNER TO {heir}"));
     up.statements.push(format!(
-        "DO $$ BEGIN WHILE EXISTS (SELECT FROM pg_auth_members WHERE roleid = '{heir}'::regrole AND member = 'migrator'::regrole)
+        "DO $$ BEGIN WHILE EXISTS (SELECT FROM pg_auth_members WHERE roleid = '{heir}'::regrole AND member = \
+            'migrator'::regrole)
                      LOOP PERFORM pg_sleep(0.01); END LOOP; END $$"
     ));
     let desk = Desk::new();
@@ -84,7 +86,7 @@ async fn what_cleanup_has_taken_down_stays_down() {
     for direction in [Direction::Forward, Direction::Rollback] {
         let database = match direction {
             Direction::Forward => Database::new().await,
-            Direction::Rollback => crate::window::released().await,
+            Direction::Rollback => crate::window::unblocked().await,
         };
         let mut client = match direction {
             Direction::Forward => database.prepared(&spec()).await,

@@ -41,7 +41,15 @@ pub async fn writable(database: &Database, new_schema: bool) {
     assert_eq!(database.read_only_default().await, "");
     let expected = if new_schema { "credit_plans" } else { "" };
     assert_eq!(database.value("SELECT to_regclass('credit_plans')").await, expected);
-    assert_eq!(database.value("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ExclusiveLock' AND objid = 2 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())").await, "0");
+    assert_eq!(
+        database
+            .value(
+                "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ExclusiveLock' \
+        AND objid = 2 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+            )
+            .await,
+        "0"
+    );
 }
 
 pub async fn blocked(database: &Database) {
@@ -54,7 +62,7 @@ pub async fn ledger(database: &Database) -> String {
 }
 
 /// A database that went through the window and is open on the new schema.
-pub async fn released() -> Database {
+pub async fn unblocked() -> Database {
     let (database, desk) = (Database::new().await, Desk::new());
     database.prepared(&spec()).await;
     let task = desk.start(&database, &sample());
@@ -73,11 +81,21 @@ async fn a_window_from_order_to_order() {
     database.prepared(&spec()).await;
     // A reader that holds no writer up, an application with an open session, a write since the baseline.
     let app = database.session("app").await;
-    app.batch_execute("UPDATE user_credits SET balance = balance + 5 WHERE user_id = 3; INSERT INTO users (email, api_token) VALUES ('new', 'new'); INSERT INTO user_credits VALUES (201, 9)").await.unwrap();
+    app.batch_execute(
+        "UPDATE user_credits SET balance = balance + 5 WHERE user_id = 3; INSERT INTO users (email, \
+        api_token) VALUES ('new', 'new'); INSERT INTO user_credits VALUES (201, 9)",
+    )
+    .await
+    .unwrap();
     let balances = database.balances().await;
     let task = desk.start(&database, &sample());
     desk.state(State::Ready).await;
-    app.batch_execute("UPDATE user_credits SET balance = balance - 5 WHERE user_id = 3; UPDATE user_credits SET balance = balance + 5 WHERE user_id = 3").await.unwrap();
+    app.batch_execute(
+        "UPDATE user_credits SET balance = balance - 5 WHERE user_id = 3; UPDATE user_credits SET \
+        balance = balance + 5 WHERE user_id = 3",
+    )
+    .await
+    .unwrap();
     desk.order(Order::BlockWrites);
     let progress = desk.state(State::Migrated).await;
     assert_eq!((progress.terminated_sessions, progress.reconciled_users), (1, Some(1)));
@@ -111,7 +129,7 @@ async fn a_window_from_order_to_order() {
     );
     assert_eq!(database.balances().await, balances);
     assert_eq!(ledger(&database).await, "up");
-    // Each statement is in it, with how it begins and how long it took.
+    // Each statement is in it, with its first words and how long it took.
     let texts =
         "SELECT count(*) FROM credit_migration.ledger WHERE statements > 0 AND jsonb_array_length(texts) = statements
                  AND texts->0->>'text' <> '' AND texts->0->>'seconds' IS NOT NULL";
@@ -136,10 +154,10 @@ async fn one_answer_of_one_pod_is_not_the_versions_word() {
     desk.answers("v2");
     let asked = desk.until("v2", |progress, _| progress.observed_version.as_deref() == Some("v2")).await.observed_at;
     assert!(asked > mixed.observed_at);
-    // The same answer is told again, with its time ...
+    // The same answer is reported again, with its time ...
     let later = desk.until("v2 again", |progress, _| progress.observed_at > asked).await;
     assert_eq!(later.observed_version.as_deref(), Some("v2"));
-    // ... and none is no answer: whoever asks in vain reports nothing. At most one round was half answered before.
+    // ... and none is no answer: without one nothing is reported. At most one round was half answered before.
     desk.answers("");
     desk.asked_in_vain(2).await;
     let silent = desk.last().observed_at;
@@ -162,7 +180,7 @@ async fn how_long_writes_are_blocked_when_the_controller_answers_at_once() {
     desk.order(Order::UnblockWrites);
     let progress = end(task).await.progress;
     let blocked = progress.released_at.unwrap().duration_since(progress.blocked_at.unwrap());
-    // A figure to look at, and no limit: the machine is shared.
+    // A figure for information, without a limit: the machine is shared.
     println!("blocked {blocked}, transaction {:?} s", progress.migrate_seconds);
     writable(&database, true).await;
 }
@@ -292,8 +310,18 @@ async fn of_two_pods_one_works_and_the_other_takes_over() {
     let plan = plan(Direction::Forward, counted, sample_down());
     let (one, two) = (desk.start(&database, &plan), desk.start(&database, &plan));
     desk.state(State::Ready).await;
-    database.until("SELECT count(*) = 2 FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'credit-migration/window'").await;
-    database.until("SELECT count(*) = 1 FROM pg_locks WHERE locktype = 'advisory' AND granted AND objid = 1 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())").await;
+    database
+        .until(
+            "SELECT count(*) = 2 FROM pg_stat_activity WHERE datname = current_database() AND application_name \
+        = 'credit-migration/window'",
+        )
+        .await;
+    database
+        .until(
+            "SELECT count(*) = 1 FROM pg_locks WHERE locktype = 'advisory' AND granted AND objid = 1 AND \
+        database = (SELECT oid FROM pg_database WHERE datname = current_database())",
+        )
+        .await;
     desk.order(Order::BlockWrites);
     desk.state(State::Migrated).await;
     desk.order(Order::Switch);
@@ -308,7 +336,7 @@ async fn of_two_pods_one_works_and_the_other_takes_over() {
 }
 
 #[tokio::test]
-async fn past_the_deadline_without_a_migration_the_gate_opens() {
+async fn past_the_deadline_without_a_migration_writes_are_unblocked() {
     let (database, desk) = (Database::new().await, Desk::new());
     database.prepared(&spec()).await;
     let mut endless = sample_up();
@@ -316,7 +344,7 @@ async fn past_the_deadline_without_a_migration_the_gate_opens() {
     let task = desk.start(&database, &plan(Direction::Forward, endless, sample_down()));
     desk.order(Order::BlockWrites);
     database.until(SLEEPS).await;
-    // Not a word from the controller any more, and reports that hang.
+    // No orders from the controller any more, and reports that hang.
     desk.hangs();
     desk.pass_deadline();
     database.until("SELECT NOT blocked FROM credit_migration.write_block").await;
@@ -385,7 +413,7 @@ async fn past_the_deadline_of_an_acknowledged_switch_writes_are_held() {
 }
 
 #[tokio::test]
-async fn rollback_before_the_sql_opens_the_gate() {
+async fn rollback_before_the_sql_unblocks_writes() {
     let (database, desk) = (Database::new().await, Desk::new());
     database.prepared(&spec()).await;
     let _paused = database.pause_sql().await;
@@ -406,7 +434,7 @@ async fn rollback_before_the_sql_opens_the_gate() {
 async fn a_release_with_unexplained_balances_is_refused() {
     let (database, desk) = (Database::new().await, Desk::new());
     database.prepared(&spec()).await;
-    // A copy that loses somebody behind the capture's back: only the full comparison can see it.
+    // A copy that loses a user without change tracking: only the full comparison can find it.
     let lossy = sql(&[
         "DROP TABLE credit_purchases; DROP TABLE credit_packages",
         "ALTER TABLE user_credits RENAME TO old",
@@ -446,7 +474,7 @@ async fn a_lock_that_is_not_to_be_had_is_named() {
 }
 
 #[tokio::test]
-async fn a_guard_that_does_not_bite_is_noticed() {
+async fn a_write_block_without_effect_is_noticed() {
     let (database, desk) = (Database::new().await, Desk::new());
     database.prepared(&spec()).await;
     let task = desk.start(&database, &sample());
@@ -473,12 +501,14 @@ async fn sql_that_is_not_what_was_approved_is_not_run() {
 }
 
 #[tokio::test]
-async fn the_way_back_keeps_what_was_written_on_the_new_version() {
-    let database = released().await;
+async fn the_rollback_keeps_what_was_written_on_the_new_version() {
+    let database = unblocked().await;
     let app = database.session("app").await;
     app.batch_execute(
-        "UPDATE user_credits SET balance = balance - 1 WHERE user_id IN (3, 4); UPDATE user_credits SET balance = balance + 500 WHERE user_id = 3;
-         INSERT INTO users (email, api_token) VALUES ('new', 'new'); INSERT INTO user_credits (user_id, balance) VALUES (201, 77)",
+        "UPDATE user_credits SET balance = balance - 1 WHERE user_id IN (3, 4); UPDATE user_credits SET balance = \
+            balance + 500 WHERE user_id = 3;
+         INSERT INTO users (email, api_token) VALUES ('new', 'new'); INSERT INTO user_credits (user_id, balance) \
+         VALUES (201, 77)",
     )
     .await
     .unwrap();
@@ -501,8 +531,8 @@ async fn the_way_back_keeps_what_was_written_on_the_new_version() {
 }
 
 #[tokio::test]
-async fn a_way_back_that_alters_balances_is_refused_and_held() {
-    let database = released().await;
+async fn a_rollback_that_alters_balances_is_refused_and_stuck() {
+    let database = unblocked().await;
     let mut plan = back();
     plan.down.as_mut().unwrap().statements.push("UPDATE user_credits SET balance = 0 WHERE user_id = 3".to_owned());
     let desk = Desk::new();
@@ -514,7 +544,7 @@ async fn a_way_back_that_alters_balances_is_refused_and_held() {
     assert_eq!((outcome.progress.state, outcome.failure.unwrap().reason), (State::Held, Reason::BalancesUnexplained));
     blocked(&database).await;
     assert_eq!(database.value("SELECT to_regclass('credit_plans')").await, "credit_plans");
-    // The next attempt takes the closed gate over.
+    // The next attempt takes over while writes are blocked.
     let desk = Desk::new();
     let task = desk.start(&database, &WindowPlan { attempt: 2, ..back() });
     desk.until("taken over", |progress, _| progress.state >= State::Blocked).await;
@@ -525,8 +555,8 @@ async fn a_way_back_that_alters_balances_is_refused_and_held() {
 }
 
 #[tokio::test]
-async fn past_the_deadline_of_the_way_back_the_gate_opens_or_is_held() {
-    let database = released().await;
+async fn past_the_deadline_of_a_rollback_writes_are_unblocked_or_stay_blocked() {
+    let database = unblocked().await;
     let desk = Desk::new();
     let task = desk.start(&database, &back());
     desk.order(Order::BlockWrites);
@@ -550,9 +580,9 @@ async fn past_the_deadline_of_the_way_back_the_gate_opens_or_is_held() {
     writable(&database, false).await;
 }
 
-/// The flag may be back at the old value already when the way there ends with its gate closed.
+/// The flag may be back at the old value already when the forward window ends with writes blocked.
 #[tokio::test]
-async fn a_way_back_that_takes_over_the_way_there_never_opens_the_gate_by_itself() {
+async fn a_rollback_that_takes_over_a_window_never_unblocks_on_its_own() {
     let database = Database::new().await;
     database.prepared(&spec()).await;
     let mut plan = sample();

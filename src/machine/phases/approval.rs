@@ -101,7 +101,7 @@ impl Transition<'_> {
 
     /// Who must approve again, and why; empty if no one must. Times of decisions are truncated to whole seconds: one of
     /// the second in which the last window ended may be from before its end, and does not count.
-    pub(crate) fn void_approvals(&self, digest: &str) -> String {
+    fn void_approvals(&self, digest: &str) -> String {
         let Some(after) = self.status.approvals_after else { return String::new() };
         let counted = self.approvers(digest, Some(after));
         let mut void = self.approvers(digest, None);
@@ -127,7 +127,7 @@ impl Transition<'_> {
     }
 
     /// The step Approve is done: who, and on what.
-    pub(crate) fn record_approval(&mut self, approvers: &[String], digest: &str) {
+    fn record_approval(&mut self, approvers: &[String], digest: &str) {
         if self.status.step == Some(Step::Schedule) {
             return;
         }

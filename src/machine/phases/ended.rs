@@ -35,7 +35,7 @@ impl Transition<'_> {
     }
 
     /// Nothing of ours is left in the database.
-    pub(crate) fn is_cleaned_up(&self) -> bool {
+    fn is_cleaned_up(&self) -> bool {
         if !self.triggers_may_be_installed() {
             return true;
         }

@@ -183,7 +183,7 @@ impl Transition<'_> {
     }
 
     /// What Schedule leaves as evidence.
-    pub(crate) fn start_evidence(&self) -> String {
+    fn start_evidence(&self) -> String {
         let schedule = self.status.schedule.clone().unwrap_or_default();
         let notice = match schedule.notice.as_deref().and_then(|id| self.notice(id)) {
             Some(n) => format!("maintenance notice taken by {}", n.notice.delivered.join(", ")),

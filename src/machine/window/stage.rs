@@ -69,7 +69,7 @@ impl Transition<'_> {
     }
 
     /// The present stage of the window.
-    pub(crate) fn window_stage(&self) -> WindowStage {
+    fn window_stage(&self) -> WindowStage {
         self.status.window.as_ref().map_or(WindowStage::Standby, WindowStage::of)
     }
 

@@ -161,7 +161,7 @@ async fn run(
 }
 
 /// What a template's error may say: its class and line. Its details may quote values.
-pub(in crate::runner) fn template_error(what: &str, error: &minijinja::Error) -> String {
+fn template_error(what: &str, error: &minijinja::Error) -> String {
     let line = error.line().map(|line| format!(", line {line}")).unwrap_or_default();
     format!("template of {what}{line}: {}", error.kind())
 }

@@ -170,7 +170,8 @@ async fn transaction(
     };
     if differing > 0 {
         let message = format!(
-            "the {} SQL changed the balances of {differing} users, limit 0; next: correct the SQL so that it leaves balances alone",
+            "the {} SQL changed the balances of {differing} users, limit 0; next: correct the SQL so that it leaves \
+                balances alone",
             direction.sql_name()
         );
         return Err(Failure::new(Reason::BalancesUnexplained, message));
@@ -188,7 +189,8 @@ async fn transaction(
 
     let seconds = start.elapsed().as_secs_f64();
     tx.execute(
-        "INSERT INTO credit_migration.ledger (migration_uid, step, sql_sha256, statements, seconds, reconciled_users, texts)
+        "INSERT INTO credit_migration.ledger (migration_uid, step, sql_sha256, statements, seconds, reconciled_users, \
+            texts)
          VALUES ($1, $2, $3, $4, $5, $6, $7)",
         &[
             &spec.uid,
@@ -252,7 +254,8 @@ struct StateBefore {
 
 /// Ordinary and partitioned tables of users: not the system's, not the control schema's, not temporary ones.
 const USER_TABLES: &str = "FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-    WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'credit_migration')
+    WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND n.nspname NOT IN ('pg_catalog', \
+    'information_schema', 'credit_migration')
       AND n.nspname NOT LIKE 'pg\\_toast%'";
 
 impl StateBefore {
@@ -296,7 +299,8 @@ async fn tables_gone(tx: &Transaction<'_>, spec: &ControlSpec) -> Result<(), Fai
         spec.tables_gone.iter().map(|name| name.rsplit_once('.').map_or(name.as_str(), |(_, table)| table)).collect();
     let rows = tx
         .query(
-            "SELECT n.nspname || '.' || c.relname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+            "SELECT n.nspname || '.' || c.relname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = \
+                c.relnamespace
              WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND c.relname::text = ANY ($1)
                AND n.nspname NOT IN ('pg_catalog', 'information_schema') ORDER BY 1",
             &[&names],
@@ -347,7 +351,8 @@ async fn verify_down(tx: &Transaction<'_>, query: &str) -> Result<(), Failure> {
 /// `SET LOCAL` of the limits that every transaction of a migration has.
 fn transaction_settings(spec: &ControlSpec) -> String {
     format!(
-        "SET LOCAL lock_timeout = {}; SET LOCAL statement_timeout = {}; SET LOCAL idle_in_transaction_session_timeout = 0;
+        "SET LOCAL lock_timeout = {}; SET LOCAL statement_timeout = {}; SET LOCAL idle_in_transaction_session_timeout \
+            = 0;
          SET LOCAL client_min_messages = warning; SET LOCAL credit_migration.pass = {}",
         millis(spec.lock_timeout),
         millis(spec.statement_timeout),

@@ -102,7 +102,8 @@ pub async fn users_written(client: &impl GenericClient, spec: &ControlSpec) -> R
         .query_one(
             &format!(
                 "SELECT CASE WHEN EXISTS (SELECT FROM credit_migration.changed_users WHERE user_id IS NULL)
-                        THEN (SELECT count(*) FROM {}) ELSE (SELECT count(DISTINCT user_id) FROM credit_migration.changed_users) END",
+                        THEN (SELECT count(*) FROM {}) ELSE (SELECT count(DISTINCT user_id) FROM \
+                        credit_migration.changed_users) END",
                 balances.table.sql()
             ),
             &[],
@@ -122,7 +123,8 @@ pub(crate) async fn reconcile(
 ) -> Result<u64, Failure> {
     let row = tx
         .query_one(
-            "SELECT count(DISTINCT user_id), coalesce(bool_or(user_id IS NULL), false) FROM credit_migration.changed_users",
+            "SELECT count(DISTINCT user_id), coalesce(bool_or(user_id IS NULL), false) FROM \
+                credit_migration.changed_users",
             &[],
         )
         .await?;
@@ -134,7 +136,8 @@ pub(crate) async fn reconcile(
     if users > 0 {
         tx.execute(
             "DELETE FROM credit_migration.baseline
-             WHERE migration_uid = $1 AND user_id = ANY (ARRAY (SELECT DISTINCT c.user_id FROM credit_migration.changed_users c))",
+             WHERE migration_uid = $1 AND user_id = ANY (ARRAY (SELECT DISTINCT c.user_id FROM \
+             credit_migration.changed_users c))",
             &[&spec.uid],
         )
         .await?;
@@ -143,7 +146,8 @@ pub(crate) async fn reconcile(
             &format!(
                 "INSERT INTO credit_migration.baseline (migration_uid, user_id, balance)
                  SELECT $1, t.{user}::text, t.{balance}::numeric FROM {} t
-                 WHERE t.{user} = ANY (ARRAY (SELECT DISTINCT CAST(c.user_id AS {user_type}) FROM credit_migration.changed_users c))",
+                 WHERE t.{user} = ANY (ARRAY (SELECT DISTINCT CAST(c.user_id AS {user_type}) FROM \
+                 credit_migration.changed_users c))",
                 table.sql()
             ),
             &[&spec.uid],
@@ -188,7 +192,8 @@ pub(crate) async fn compare_with(
     let row = client
         .query_one(
             &format!(
-                "SELECT count(*), count(*) FILTER (WHERE b.user_id IS NULL OR t.id IS NULL OR b.balance IS DISTINCT FROM t.balance),
+                "SELECT count(*), count(*) FILTER (WHERE b.user_id IS NULL OR t.id IS NULL OR b.balance IS DISTINCT \
+                    FROM t.balance),
                         coalesce(sum(t.balance), 0)::text
                  FROM (SELECT user_id, balance FROM credit_migration.baseline WHERE migration_uid = $1) b
                  FULL JOIN (SELECT {user}::text AS id, {balance}::numeric AS balance FROM {}) t ON t.id = b.user_id",
@@ -217,10 +222,12 @@ pub(crate) async fn unexplained(
             &format!(
                 "SELECT count(*) FROM
                    (SELECT user_id, balance FROM credit_migration.baseline
-                    WHERE migration_uid = $1 AND user_id = ANY (ARRAY (SELECT DISTINCT c.user_id FROM credit_migration.changed_users c))) b
+                    WHERE migration_uid = $1 AND user_id = ANY (ARRAY (SELECT DISTINCT c.user_id FROM \
+                    credit_migration.changed_users c))) b
                  FULL JOIN
                    (SELECT {user}::text AS id, {balance}::numeric AS balance FROM {}
-                    WHERE {user} = ANY (ARRAY (SELECT DISTINCT CAST(c.user_id AS {user_type}) FROM credit_migration.changed_users c))) t
+                    WHERE {user} = ANY (ARRAY (SELECT DISTINCT CAST(c.user_id AS {user_type}) FROM \
+                    credit_migration.changed_users c))) t
                  ON t.id = b.user_id WHERE b.user_id IS NULL OR t.id IS NULL OR b.balance IS DISTINCT FROM t.balance",
                 table.sql()
             ),
@@ -238,7 +245,8 @@ fn not_unique(error: &tokio_postgres::Error) -> Failure {
     match error.code().map(|code| code.code()) {
         Some("23505" | "23502") => Failure::new(
             Reason::SqlFailed,
-            "a user has several balances, or a balance no user; next: name a unique column in spec.credits.balances.userColumn",
+            "a user has several balances, or a balance no user; next: name a unique column in \
+                spec.credits.balances.userColumn",
         ),
         _ => Failure::from(error),
     }

@@ -64,7 +64,9 @@ pub async fn drain(
                 blockers.iter().chain(&sessions).map(|(pid, role)| format!("pid {pid} (role {role})")).collect();
             let who = if names.is_empty() {
                 // Neither is a session of another role.
-                "a prepared transaction (see pg_prepared_xacts), or by another session of the migration role (see pg_locks)".to_owned()
+                "a prepared transaction (see pg_prepared_xacts), or by another session of the migration role (see \
+                    pg_locks)"
+                    .to_owned()
             } else {
                 names.join(", ")
             };
@@ -102,7 +104,8 @@ async fn lock_holders(client: &Client, tables: &[Table]) -> Result<Vec<(i32, Str
             &format!(
                 "{OTHER_SESSIONS} AND EXISTS (SELECT FROM pg_catalog.pg_locks l WHERE l.pid = a.pid AND l.granted
                    AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
-                   AND (l.locktype = 'relation' AND l.relation = ANY (SELECT pg_catalog.to_regclass(name)::oid FROM unnest($1::text[]) AS name)
+                   AND (l.locktype = 'relation' AND l.relation = ANY (SELECT pg_catalog.to_regclass(name)::oid FROM \
+                   unnest($1::text[]) AS name)
                         OR l.locktype = 'advisory' AND l.classid = {LOCK_CLASS} AND l.objid = {LOCK_WRITE_BLOCK}))"
             ),
             &[&names],
@@ -118,7 +121,8 @@ pub(super) async fn terminate(client: &Client, pid: i32, role: &str, must: bool)
         Err(e) if e.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
             if must {
                 let message = format!(
-                    "sessions of role {role} cannot be ended; next: GRANT pg_signal_backend TO the migration role (a superuser's sessions can never be ended)"
+                    "sessions of role {role} cannot be ended; next: GRANT pg_signal_backend TO the migration role (a \
+                        superuser's sessions can never be ended)"
                 );
                 return Err(Failure::new(Reason::PrivilegeMissing, message));
             }
@@ -134,7 +138,8 @@ pub(super) async fn terminate(client: &Client, pid: i32, role: &str, must: bool)
 /// Database errors.
 pub async fn terminate_comparison(client: &Client) -> Result<(), Failure> {
     let own = "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity
-               WHERE application_name = 'credit-migration/comparison' AND datname = current_database() AND usename = session_user";
+               WHERE application_name = 'credit-migration/comparison' AND datname = current_database() AND usename = \
+               session_user";
     client.query(own, &[]).await?;
     Ok(())
 }

@@ -18,14 +18,17 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $bloc
 DECLARE
     block record;
 BEGIN
-    SELECT g.migration_uid, g.deadline, g.pid, g.backend_start INTO block FROM credit_migration.write_block AS g WHERE g.blocked;
+    SELECT g.migration_uid, g.deadline, g.pid, g.backend_start INTO block FROM credit_migration.write_block AS g WHERE \
+    g.blocked;
     IF FOUND THEN
         IF block.pid = pg_backend_pid() AND session_user = current_user
            AND current_setting('credit_migration.pass', true) = block.migration_uid
-           AND EXISTS (SELECT FROM pg_stat_get_activity(pg_backend_pid()) AS a WHERE a.backend_start = block.backend_start) THEN
+           AND EXISTS (SELECT FROM pg_stat_get_activity(pg_backend_pid()) AS a WHERE a.backend_start = \
+           block.backend_start) THEN
             RETURN NULL;
         END IF;
-        RAISE EXCEPTION USING ERRCODE = '25006', MESSAGE = format('writes to %I.%I are blocked by migration %s until at most %s',
+        RAISE EXCEPTION USING ERRCODE = '25006', MESSAGE = format('writes to %I.%I are blocked by migration %s until \
+        at most %s',
             TG_TABLE_SCHEMA, TG_TABLE_NAME, block.migration_uid,
             to_char(block.deadline AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'));
     END IF;
@@ -89,8 +92,10 @@ pub(super) async fn create_track_changes_function(
 ) -> Result<(), Failure> {
     let row = tx
         .query_one(
-            "SELECT EXISTS (SELECT FROM pg_catalog.pg_index i JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
-                            WHERE i.indrelid = pg_catalog.to_regclass('credit_migration.changed_users') AND i.indisunique AND i.indisvalid
+            "SELECT EXISTS (SELECT FROM pg_catalog.pg_index i JOIN pg_catalog.pg_attribute a ON a.attrelid = \
+                i.indrelid AND a.attnum = i.indkey[0]
+                            WHERE i.indrelid = pg_catalog.to_regclass('credit_migration.changed_users') AND \
+                            i.indisunique AND i.indisvalid
                               AND i.indpred IS NULL AND i.indnkeyatts = 1 AND a.attname = 'user_id')",
             &[],
         )

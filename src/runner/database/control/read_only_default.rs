@@ -57,7 +57,8 @@ pub async fn restore_default(client: &Client, spec: &ControlSpec) -> Result<Opti
     // After they were ended: if this is interrupted, all of it is repeated.
     client
         .execute(
-            "UPDATE credit_migration.window_record SET restored_at = $2 WHERE migration_uid = $1 AND finished_at IS NULL",
+            "UPDATE credit_migration.window_record SET restored_at = $2 WHERE migration_uid = $1 AND finished_at IS \
+                NULL",
             &[&spec.uid, &restored],
         )
         .await?;

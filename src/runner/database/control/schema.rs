@@ -18,28 +18,36 @@ CREATE TABLE IF NOT EXISTS credit_migration.claim (
 -- At most one row; without one writes are allowed, so that they are in a restored copy (dumps leave out the data).
 CREATE TABLE IF NOT EXISTS credit_migration.write_block (
     only_one boolean PRIMARY KEY DEFAULT true CHECK (only_one),
-    blocked boolean NOT NULL, migration_uid text NOT NULL, blocked_at timestamptz, unblocked_at timestamptz, deadline timestamptz,
+    blocked boolean NOT NULL, migration_uid text NOT NULL, blocked_at timestamptz, unblocked_at timestamptz, deadline \
+    timestamptz,
     pid integer, backend_start timestamptz);
--- One row for each user, with a new number at each write; user_id NULL means every user (TRUNCATE). The key is for logical
+-- One row for each user, with a new number at each write; user_id NULL means every user (TRUNCATE). The key is for \
+logical
 -- replication, which needs one.
-CREATE TABLE IF NOT EXISTS credit_migration.changed_users (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, user_id text UNIQUE);
+CREATE TABLE IF NOT EXISTS credit_migration.changed_users (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, user_id \
+text UNIQUE);
 CREATE TABLE IF NOT EXISTS credit_migration.baseline (
     migration_uid text, user_id text, balance numeric, PRIMARY KEY (migration_uid, user_id));
 CREATE TABLE IF NOT EXISTS credit_migration.ledger (
     migration_uid text, step text CHECK (step IN ('up', 'down')), sql_sha256 text NOT NULL,
-    applied_at timestamptz NOT NULL DEFAULT clock_timestamp(), statements integer NOT NULL, seconds double precision NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT clock_timestamp(), statements integer NOT NULL, seconds double precision \
+    NOT NULL,
     reconciled_users bigint NOT NULL, PRIMARY KEY (migration_uid, step));
 -- Each statement: its number, how it starts, and how long it took.
 ALTER TABLE credit_migration.ledger ADD COLUMN IF NOT EXISTS texts jsonb;
 -- The down SQL as it was approved, next to the up SQL.
-ALTER TABLE credit_migration.ledger ADD COLUMN IF NOT EXISTS down_sha256 text, ADD COLUMN IF NOT EXISTS down_statements jsonb;
+ALTER TABLE credit_migration.ledger ADD COLUMN IF NOT EXISTS down_sha256 text, ADD COLUMN IF NOT EXISTS \
+down_statements jsonb;
 CREATE TABLE IF NOT EXISTS credit_migration.window_record (
     migration_uid text, direction text CHECK (direction IN ('up', 'down')), attempt integer NOT NULL,
-    started_at timestamptz NOT NULL, deadline timestamptz NOT NULL, prior_read_only text, switch_acknowledged_at timestamptz,
-    finished_at timestamptz, outcome text, reason text, message text, progress jsonb, PRIMARY KEY (migration_uid, direction));
+    started_at timestamptz NOT NULL, deadline timestamptz NOT NULL, prior_read_only text, switch_acknowledged_at \
+    timestamptz,
+    finished_at timestamptz, outcome text, reason text, message text, progress jsonb, PRIMARY KEY (migration_uid, \
+    direction));
 -- Sessions that existed when writes were blocked; since when the read-only default is restored. Only runners read this
 -- table: the lock that this takes waits for no other program.
-ALTER TABLE credit_migration.window_record ADD COLUMN IF NOT EXISTS sessions integer[], ADD COLUMN IF NOT EXISTS restored_at timestamptz;
+ALTER TABLE credit_migration.window_record ADD COLUMN IF NOT EXISTS sessions integer[], ADD COLUMN IF NOT EXISTS \
+restored_at timestamptz;
 REVOKE ALL ON SCHEMA credit_migration FROM PUBLIC;
 REVOKE ALL ON ALL TABLES IN SCHEMA credit_migration FROM PUBLIC;
 ";
@@ -90,14 +98,22 @@ pub(super) async fn create_schema(
     for role in &spec.application_roles {
         // Default privileges of the owner may have granted it something.
         let role = ident(role);
-        tx.batch_execute(&format!("REVOKE ALL ON SCHEMA {SCHEMA} FROM {role}; REVOKE ALL ON ALL TABLES IN SCHEMA {SCHEMA} FROM {role}; REVOKE ALL ON ALL SEQUENCES IN SCHEMA {SCHEMA} FROM {role}"))
-            .await
-            .map_err(|e| match Failure::from(&e) {
-                failure if e.code() == Some(&SqlState::UNDEFINED_OBJECT) => {
-                    Failure::new(Reason::RoleMissing, format!("{}; next: correct spec.database.applicationRoles", failure.message))
-                }
-                failure => failure,
-            })?;
+        tx.batch_execute(&format!(
+            "REVOKE ALL ON SCHEMA {SCHEMA} FROM {role}; REVOKE ALL ON ALL TABLES IN SCHEMA \
+            {SCHEMA} FROM {role}; REVOKE ALL ON ALL SEQUENCES IN SCHEMA {SCHEMA} FROM {role}"
+        ))
+        .await
+        .map_err(|e| match Failure::from(&e) {
+            failure if e.code() == Some(&SqlState::UNDEFINED_OBJECT) => Failure::new(
+                Reason::RoleMissing,
+                format!(
+                    "{}; next: correct \
+                        spec.database.applicationRoles",
+                    failure.message
+                ),
+            ),
+            failure => failure,
+        })?;
     }
     tx.execute(
         "INSERT INTO credit_migration.claim (migration_uid, migration_name) VALUES ($1, $2) ON CONFLICT DO NOTHING",
@@ -106,14 +122,16 @@ pub(super) async fn create_schema(
     .await?;
     let owner = tx
         .query_one(
-            "SELECT migration_uid, migration_name, to_char(since AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') FROM credit_migration.claim",
+            "SELECT migration_uid, migration_name, to_char(since AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') \
+                FROM credit_migration.claim",
             &[],
         )
         .await?;
     if owner.get::<_, &str>(0) != spec.uid {
         let (uid, name, since): (&str, &str, &str) = (owner.get(0), owner.get(1), owner.get(2));
         let message = format!(
-            "the database is claimed by migration {name} (uid {uid}) since {since}; next: let it end, or abort it with a \
+            "the database is claimed by migration {name} (uid {uid}) since {since}; next: let it end, or abort it with \
+                a \
              MigrationDecision"
         );
         return Err(Failure::new(Reason::DatabaseInUse, message));

@@ -13,7 +13,8 @@ use crate::runner::Failure;
 pub async fn store_down_sql(client: &Client, spec: &ControlSpec, down: &Sql) -> Result<(), Failure> {
     client
         .execute(
-            "UPDATE credit_migration.ledger SET down_sha256 = $2, down_statements = $3 WHERE migration_uid = $1 AND step = 'up'",
+            "UPDATE credit_migration.ledger SET down_sha256 = $2, down_statements = $3 WHERE migration_uid = $1 AND \
+                step = 'up'",
             &[&spec.uid, &down.sha256, &Json(&down.statements)],
         )
         .await?;

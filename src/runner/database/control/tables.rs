@@ -91,7 +91,8 @@ pub(crate) async fn with_children(client: &impl GenericClient, roots: &[Table]) 
                  UNION ALL
                  SELECT i.inhrelid, t.depth + 1 FROM pg_catalog.pg_inherits i JOIN tree t ON i.inhparent = t.oid)
              SELECT n.nspname::text, c.relname::text
-             FROM tree t JOIN pg_catalog.pg_class c ON c.oid = t.oid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+             FROM tree t JOIN pg_catalog.pg_class c ON c.oid = t.oid JOIN pg_catalog.pg_namespace n ON n.oid = \
+             c.relnamespace
              WHERE c.relkind IN ('r', 'p') GROUP BY 1, 2 ORDER BY max(t.depth), 1, 2",
             &[&names],
         )
@@ -114,7 +115,8 @@ pub(crate) async fn balances(
         .query(
             "SELECT a.attname::text, pg_catalog.format_type(a.atttypid, a.atttypmod)
              FROM pg_catalog.pg_attribute a
-             WHERE a.attrelid = pg_catalog.to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped AND a.attname::text = ANY ($2)",
+             WHERE a.attrelid = pg_catalog.to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped AND a.attname::text \
+             = ANY ($2)",
             &[&table.sql(), &vec![columns.user_column.as_str(), columns.balance_column.as_str()]],
         )
         .await?;

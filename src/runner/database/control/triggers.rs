@@ -91,13 +91,16 @@ impl TriggerKind {
         let (name, on) = (self.name(), table.sql());
         match self {
             TriggerKind::WriteBlock => format!(
-                "CREATE TRIGGER {name} BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {on} FOR EACH STATEMENT EXECUTE FUNCTION {SCHEMA}.block_writes()"
+                "CREATE TRIGGER {name} BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {on} FOR EACH STATEMENT \
+                    EXECUTE FUNCTION {SCHEMA}.block_writes()"
             ),
             TriggerKind::ChangeTracking => format!(
-                "CREATE TRIGGER {name} AFTER INSERT OR UPDATE OR DELETE ON {on} FOR EACH ROW EXECUTE FUNCTION {SCHEMA}.track_changes()"
+                "CREATE TRIGGER {name} AFTER INSERT OR UPDATE OR DELETE ON {on} FOR EACH ROW EXECUTE FUNCTION \
+                    {SCHEMA}.track_changes()"
             ),
             TriggerKind::TruncateTracking => format!(
-                "CREATE TRIGGER {name} AFTER TRUNCATE ON {on} FOR EACH STATEMENT EXECUTE FUNCTION {SCHEMA}.track_changes()"
+                "CREATE TRIGGER {name} AFTER TRUNCATE ON {on} FOR EACH STATEMENT EXECUTE FUNCTION \
+                    {SCHEMA}.track_changes()"
             ),
         }
     }

@@ -59,7 +59,8 @@ async fn harmless_write(client: &Client, role: &str, table: &Table) -> Result<Op
     let row = client
         .query_one(
             "SELECT (SELECT a.attname::text FROM pg_catalog.pg_attribute a
-                     WHERE a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' AND a.attidentity <> 'a'
+                     WHERE a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' AND \
+                     a.attidentity <> 'a'
                        AND has_column_privilege($1, t.oid, a.attnum, 'UPDATE') ORDER BY a.attnum LIMIT 1),
                     has_table_privilege($1, t.oid, 'DELETE')
              FROM (SELECT pg_catalog.to_regclass($2)::oid AS oid) AS t",

@@ -87,7 +87,8 @@ pub async fn recorded_state(
     }
     let record = client
         .query_opt(
-            "SELECT attempt, deadline, switch_acknowledged_at IS NOT NULL, finished_at IS NOT NULL, outcome, reason, message, progress
+            "SELECT attempt, deadline, switch_acknowledged_at IS NOT NULL, finished_at IS NOT NULL, outcome, reason, \
+                message, progress
              FROM credit_migration.window_record WHERE migration_uid = $1 AND direction = $2",
             &[&spec.uid, &direction.sql_name()],
         )
@@ -119,7 +120,8 @@ pub async fn recorded_state(
 pub async fn acknowledge_switch(client: &Client, spec: &ControlSpec, direction: Direction) -> Result<(), Failure> {
     client
         .execute(
-            "UPDATE credit_migration.window_record SET switch_acknowledged_at = coalesce(switch_acknowledged_at, clock_timestamp())
+            "UPDATE credit_migration.window_record SET switch_acknowledged_at = coalesce(switch_acknowledged_at, \
+                clock_timestamp())
              WHERE migration_uid = $1 AND direction = $2",
             &[&spec.uid, &direction.sql_name()],
         )

@@ -35,7 +35,8 @@ pub async fn enable(
 ) -> Result<Timestamp, Failure> {
     let tx = client.transaction().await?;
     tx.execute(
-        "INSERT INTO credit_migration.window_record AS i (migration_uid, direction, attempt, started_at, deadline, sessions, prior_read_only)
+        "INSERT INTO credit_migration.window_record AS i (migration_uid, direction, attempt, started_at, deadline, \
+            sessions, prior_read_only)
          SELECT $1, $2, $3, clock_timestamp(), $4,
                 ARRAY (SELECT a.pid FROM pg_catalog.pg_stat_activity a WHERE a.datname = current_database()),
                 (SELECT split_part(c, '=', 2) FROM pg_catalog.pg_db_role_setting s CROSS JOIN unnest(s.setconfig) AS c
@@ -43,7 +44,8 @@ pub async fn enable(
          FROM pg_catalog.pg_database d WHERE d.datname = current_database()
          ON CONFLICT (migration_uid, direction) DO UPDATE SET
              attempt = excluded.attempt, deadline = excluded.deadline,
-             -- Only a window that ended has put the prior setting back; in one that did not, what is found now is our own.
+             -- Only a window that ended has put the prior setting back; in one that did not, what is found now is our \
+             own.
              prior_read_only = CASE WHEN i.finished_at IS NULL THEN i.prior_read_only ELSE excluded.prior_read_only END,
              started_at = CASE WHEN i.finished_at IS NULL THEN i.started_at ELSE excluded.started_at END,
              sessions = CASE WHEN i.finished_at IS NULL THEN i.sessions ELSE excluded.sessions END,
@@ -59,11 +61,14 @@ pub async fn enable(
     tx.batch_execute(&format!("ALTER DATABASE {} SET default_transaction_read_only = on", ident(&database))).await?;
     let row = tx
         .query_one(
-            "INSERT INTO credit_migration.write_block AS g (blocked, migration_uid, blocked_at, deadline, pid, backend_start)
-             SELECT true, $1, clock_timestamp(), $2, a.pid, a.backend_start FROM pg_catalog.pg_stat_get_activity(pg_backend_pid()) a
+            "INSERT INTO credit_migration.write_block AS g (blocked, migration_uid, blocked_at, deadline, pid, \
+                backend_start)
+             SELECT true, $1, clock_timestamp(), $2, a.pid, a.backend_start FROM \
+             pg_catalog.pg_stat_get_activity(pg_backend_pid()) a
              ON CONFLICT (only_one) DO UPDATE SET
                  blocked_at = CASE WHEN g.blocked THEN g.blocked_at ELSE excluded.blocked_at END,
-                 blocked = true, migration_uid = excluded.migration_uid, deadline = excluded.deadline, pid = excluded.pid,
+                 blocked = true, migration_uid = excluded.migration_uid, deadline = excluded.deadline, pid = \
+                 excluded.pid,
                  backend_start = excluded.backend_start, unblocked_at = NULL
              RETURNING blocked_at",
             &[&spec.uid, &deadline],
@@ -88,7 +93,8 @@ pub async fn take_over(
     let row = tx
         .query_opt(
             "UPDATE credit_migration.write_block AS g SET pid = a.pid, backend_start = a.backend_start
-             FROM pg_catalog.pg_stat_get_activity(pg_backend_pid()) a WHERE g.blocked AND g.migration_uid = $1 RETURNING g.blocked_at",
+             FROM pg_catalog.pg_stat_get_activity(pg_backend_pid()) a WHERE g.blocked AND g.migration_uid = $1 \
+             RETURNING g.blocked_at",
             &[&spec.uid],
         )
         .await?;
@@ -96,12 +102,15 @@ pub async fn take_over(
     // acknowledged: the flag may have the old value already, so no pod may unblock writes on the new schema by itself.
     tx.execute(
         "INSERT INTO credit_migration.window_record AS i
-             (migration_uid, direction, attempt, started_at, deadline, prior_read_only, sessions, restored_at, switch_acknowledged_at)
+             (migration_uid, direction, attempt, started_at, deadline, prior_read_only, sessions, restored_at, \
+             switch_acknowledged_at)
          SELECT o.migration_uid, $2, $3, o.started_at, o.deadline, o.prior_read_only, o.sessions, o.restored_at,
-                CASE WHEN o.direction = $2 THEN o.switch_acknowledged_at ELSE coalesce(o.switch_acknowledged_at, clock_timestamp()) END
+                CASE WHEN o.direction = $2 THEN o.switch_acknowledged_at ELSE coalesce(o.switch_acknowledged_at, \
+                clock_timestamp()) END
          FROM credit_migration.window_record o
          WHERE o.migration_uid = $1 AND o.finished_at IS NULL ORDER BY o.started_at LIMIT 1
-         ON CONFLICT (migration_uid, direction) DO UPDATE SET attempt = excluded.attempt, finished_at = NULL, outcome = NULL,
+         ON CONFLICT (migration_uid, direction) DO UPDATE SET attempt = excluded.attempt, finished_at = NULL, outcome \
+         = NULL,
              reason = NULL, message = NULL,
              sessions = CASE WHEN i.finished_at IS NULL THEN i.sessions ELSE excluded.sessions END,
              restored_at = CASE WHEN i.finished_at IS NULL THEN i.restored_at ELSE excluded.restored_at END,
@@ -129,14 +138,16 @@ pub async fn disable(
     let tx = client.transaction().await?;
     let unblocked_at = tx
         .query_opt(
-            "UPDATE credit_migration.write_block SET blocked = false, unblocked_at = clock_timestamp(), pid = NULL, backend_start = NULL
+            "UPDATE credit_migration.write_block SET blocked = false, unblocked_at = clock_timestamp(), pid = NULL, \
+                backend_start = NULL
              WHERE blocked AND migration_uid = $1 RETURNING unblocked_at",
             &[&spec.uid],
         )
         .await?
         .map(|row| row.get::<_, Timestamp>(0));
     tx.execute(
-        "UPDATE credit_migration.window_record SET finished_at = clock_timestamp(), outcome = $3, reason = $4, message = $5,
+        "UPDATE credit_migration.window_record SET finished_at = clock_timestamp(), outcome = $3, reason = $4, message \
+            = $5,
                 progress = CASE WHEN direction = $2 THEN $6 ELSE progress END
          WHERE migration_uid = $1 AND finished_at IS NULL",
         &[
@@ -167,7 +178,8 @@ pub async fn disable(
 pub async fn holds_exclusive_lock(client: &Client) -> Result<bool, Failure> {
     let row = client
         .query_one(
-            "SELECT EXISTS (SELECT FROM pg_catalog.pg_locks WHERE pid = pg_backend_pid() AND granted AND mode = 'ExclusiveLock'
+            "SELECT EXISTS (SELECT FROM pg_catalog.pg_locks WHERE pid = pg_backend_pid() AND granted AND mode = \
+                'ExclusiveLock'
                             AND locktype = 'advisory' AND classid = $1::int4::oid AND objid = $2::int4::oid)",
             &[&LOCK_CLASS, &LOCK_WRITE_BLOCK],
         )

@@ -95,7 +95,7 @@ pub struct MigrationSql {
 ///
 /// # Errors
 /// `SqlChanged` and those of [`sql::for_run`].
-pub fn migration_sql(context: &TaskContext<'_>) -> Result<MigrationSql, Failure> {
+fn migration_sql(context: &TaskContext<'_>) -> Result<MigrationSql, Failure> {
     let MountedSql { up, down } = mounted_sql(context);
     Ok(MigrationSql { up: up?, down: down? })
 }

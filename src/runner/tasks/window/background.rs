@@ -42,7 +42,8 @@ pub(super) async fn comparison(target: &Target, spec: &ControlSpec) -> Compariso
         match once.await {
             Ok(comparison) => return comparison,
             Err(failure) => {
-                tracing::warn!(reason = %failure.reason, error = %failure, "comparison of balances failed, will be retried")
+                tracing::warn!(reason = %failure.reason, error = %failure, "comparison of balances failed, will be \
+                    retried")
             }
         }
         tokio::time::sleep(Duration::from_secs(1)).await;

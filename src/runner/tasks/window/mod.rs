@@ -58,7 +58,7 @@ use crate::{
 
 /// Runs a window task to its end. See the head of this file.
 ///
-/// `stop` is cancelled when the process is told to end.
+/// `stop` is cancelled when the process receives SIGTERM.
 pub async fn run<C: Channel>(
     channel: &C,
     target: &Target,
@@ -89,9 +89,11 @@ pub async fn run<C: Channel>(
         }
     };
     if tokio::time::timeout(Duration::from_secs(10), final_report).await.is_err() {
-        tracing::warn!(state = ?outcome.progress.state, "the end of the window could not be reported to the API server");
+        tracing::warn!(state = ?outcome.progress.state, "the end of the window could not be reported to the API \
+            server");
     }
-    tracing::info!(state = ?outcome.progress.state, error = outcome.failure.as_ref().map(tracing::field::display), "the window task ends");
+    let error = outcome.failure.as_ref().map(tracing::field::display);
+    tracing::info!(state = ?outcome.progress.state, error, "the window task ends");
     outcome
 }
 

@@ -4,8 +4,9 @@
 //!  run_session() ─> resume point from write block, window record and ledger
 //!     standby ──BlockWrites──> block ──> apply_sql (forward) ──> await_cutover ──UnblockWrites──> finish (new schema)
 //!        │Rollback               │fails      │fails               ├──Rollback──> roll_back ───> finish (old schema)
-//!        v                       v           v                    └──deadline──> roll_back (forward), finish (rollback),
-//!      nothing done            finish      finish                                or stuck once the switch is acknowledged
+//!        v                       v           v                    └──deadline──> roll_back (forward),
+//!      nothing done            finish      finish                                finish (rollback), or stuck
+//!                                                                                once the switch is acknowledged
 //! ```
 //! A lost connection at any point leads back to `run_session()`. Writes stay blocked meanwhile.
 

@@ -107,7 +107,8 @@ impl<C: Channel> WindowTask<'_, C> {
         }
         let note = refusal.unwrap_or_else(|| {
             let message = format!(
-                "session {} of the previous pod still has the lock of the window, idle for {} s; it is ended after {} s",
+                "session {} of the previous pod still has the lock of the window, idle for {} s; it is ended after {} \
+                    s",
                 holder.pid,
                 holder.idle_for.as_secs(),
                 self.idle_limit.as_secs()

@@ -16,11 +16,11 @@ use crate::harness::{Database, spec, state_of};
 
 const DEADLINE: i64 = 1_790_000_300;
 
-/// Somebody waits for a lock on the balances.
+/// A session waits for a lock on the balances.
 const QUEUED: &str = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation = 'user_credits'::regclass
     AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))";
 
-/// Closes the gate as the window does, up to the lock.
+/// Blocks writes as the window does, up to the lock.
 async fn close(client: &mut Client, spec: &ControlSpec) -> u32 {
     let blocked_at =
         write_block::enable(client, spec, Direction::Forward, 1, Timestamp::from_second(DEADLINE).unwrap())
@@ -36,7 +36,7 @@ async fn open(client: &mut Client, spec: &ControlSpec) {
 }
 
 #[tokio::test]
-async fn a_closed_gate_stops_every_kind_of_write_and_an_open_one_none() {
+async fn a_write_block_stops_every_kind_of_write_and_none_when_it_is_off() {
     let (database, spec) = (Database::new().await, spec());
     let root = database.session("postgres").await;
     // A partitioned table, and one with an inheritance child, among the protected ones.
@@ -62,8 +62,10 @@ async fn a_closed_gate_stops_every_kind_of_write_and_an_open_one_none() {
         "INSERT INTO ledger_1a VALUES (1, 1)",
         "DELETE FROM child",
         "BEGIN READ WRITE; UPDATE user_credits SET balance = balance + 1; ROLLBACK",
-        "SET session_replication_role = replica; UPDATE user_credits SET balance = balance; RESET session_replication_role",
-        "MERGE INTO user_credits c USING (SELECT 1 AS id) s ON c.user_id = s.id WHEN MATCHED THEN UPDATE SET balance = 0",
+        "SET session_replication_role = replica; UPDATE user_credits SET balance = balance; RESET \
+            session_replication_role",
+        "MERGE INTO user_credits c USING (SELECT 1 AS id) s ON c.user_id = s.id WHEN MATCHED THEN UPDATE SET balance = \
+            0",
         "COPY credit_purchases (user_id) FROM PROGRAM 'true'",
     ];
     for write in &writes[..9] {
@@ -75,7 +77,12 @@ async fn a_closed_gate_stops_every_kind_of_write_and_an_open_one_none() {
         assert_eq!(state_of(&root, write).await, "25006", "{write}");
         state_of(&root, "ROLLBACK; RESET session_replication_role").await;
     }
-    assert_eq!(state_of(&root, "UPDATE users SET email = email").await, "ok", "tables that nobody named stay writable");
+    assert_eq!(
+        state_of(&root, "UPDATE users SET email = email").await,
+        "ok",
+        "tables that the spec does not name stay \
+        writable"
+    );
     let owner = database.session("migrator").await;
     assert_eq!(
         state_of(
@@ -134,7 +141,7 @@ async fn the_window_waits_for_a_writer_under_way_and_then_ends_it() {
     assert_eq!(database.value("SELECT count(*) FROM user_credits WHERE balance = 0").await, "0");
 }
 
-/// Whatever role a session has, and whether or not its begin is to be seen: who began inside the window is ended, nobody else.
+/// Of every role, and whether or not its start is visible: a session that started inside the window is ended, no other.
 #[tokio::test]
 async fn no_session_stays_read_only_and_none_is_ended_twice() {
     let (database, mut spec) = (Database::new().await, spec());
@@ -142,7 +149,8 @@ async fn no_session_stays_read_only_and_none_is_ended_twice() {
     let (hidden, bridge) = (format!("hidden_{}", database.name), format!("bridge_{}", database.name));
     let root = database.session("postgres").await;
     root.batch_execute(&format!(
-        "CREATE ROLE {hidden} LOGIN; CREATE ROLE {bridge} NOINHERIT; GRANT {hidden} TO {bridge}; GRANT {bridge} TO migrator;
+        "CREATE ROLE {hidden} LOGIN; CREATE ROLE {bridge} NOINHERIT; GRANT {hidden} TO {bridge}; GRANT {bridge} TO \
+            migrator;
          GRANT SELECT, UPDATE ON ALL TABLES IN SCHEMA public TO {hidden}"
     ))
     .await
@@ -151,7 +159,7 @@ async fn no_session_stays_read_only_and_none_is_ended_twice() {
     let mut client = database.prepared(&spec).await;
     let pid =
         async |session: &Client| session.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get::<_, i32>(0);
-    // Neither role's begin is seen by the migration role.
+    // The migration role sees the start of neither role.
     let before = database.session("analyst").await;
     let before_pid = pid(&before).await;
     close(&mut client, &spec).await;
@@ -166,7 +174,7 @@ async fn no_session_stays_read_only_and_none_is_ended_twice() {
     for (_, pid, _) in &inside {
         database.until(&format!("SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = {pid}")).await;
     }
-    // The new version's, which begin while the gate is still closed.
+    // The new version's, which start while writes are still blocked.
     let mut after = Vec::new();
     for role in ["app", "analyst", &hidden] {
         let session = database.session(role).await;
@@ -186,7 +194,7 @@ async fn no_session_stays_read_only_and_none_is_ended_twice() {
 }
 
 #[tokio::test]
-async fn the_application_can_neither_read_nor_disable_the_guard() {
+async fn the_application_can_neither_read_nor_disable_the_write_block() {
     let (database, spec) = (Database::new().await, spec());
     let mut client = database.prepared(&spec).await;
     let app = database.session("app").await;
@@ -199,11 +207,12 @@ async fn the_application_can_neither_read_nor_disable_the_guard() {
         "DROP TRIGGER credit_migration_block_writes ON user_credits",
         "SET session_replication_role = replica",
         "SELECT credit_migration.block_writes()",
-        "CREATE TEMP TABLE t (i int); CREATE TRIGGER g BEFORE INSERT ON t EXECUTE FUNCTION credit_migration.track_changes()",
+        "CREATE TEMP TABLE t (i int); CREATE TRIGGER g BEFORE INSERT ON t EXECUTE FUNCTION \
+            credit_migration.track_changes()",
     ] {
         assert_eq!(state_of(&app, forbidden).await, "42501", "{forbidden}");
     }
-    // Neither can it pass by name: objects of its own in its temporary schema are not what the guard looks at.
+    // Neither can it pass by name: the trigger does not read objects of its own in its temporary schema.
     app.batch_execute("CREATE TEMP TABLE write_block (blocked boolean); SET search_path = pg_temp, public")
         .await
         .unwrap();
@@ -221,7 +230,7 @@ async fn the_application_can_neither_read_nor_disable_the_guard() {
 }
 
 #[tokio::test]
-async fn guards_go_up_beside_a_long_writer_without_queueing_others_for_long() {
+async fn triggers_are_installed_next_to_a_long_writer_without_queueing_others_for_long() {
     let (database, mut spec) = (Database::new().await, spec());
     spec.lock_timeout = Duration::from_millis(200);
     let writer = database.session("analyst").await;
@@ -245,7 +254,7 @@ async fn guards_go_up_beside_a_long_writer_without_queueing_others_for_long() {
     writer.batch_execute("COMMIT").await.unwrap();
     installing.await.unwrap().unwrap();
 
-    // And down again beside a long reader.
+    // And removed again during a long read.
     let reader = database.session("analyst").await;
     reader.batch_execute("BEGIN; SELECT count(*) FROM user_credits").await.unwrap();
     let target = database.target();
@@ -273,19 +282,29 @@ async fn one_migration_at_a_time_and_cleanup_gives_the_database_free() {
     assert_eq!(refused.reason, Reason::DatabaseInUse);
     assert!(refused.message.contains("credit-v2 (uid uid-1) since "), "{refused}");
     cleanup(&mut client, &second).await.unwrap();
-    let guards = "SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'credit_migration%'";
-    assert_eq!(database.value(guards).await, "6", "4 guards, 2 captures: cleanup of another migration touches nothing");
+    let triggers = "SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'credit_migration%'";
+    assert_eq!(
+        database.value(triggers).await,
+        "6",
+        "4 write-block and 2 change-tracking triggers: cleanup of another \
+        migration touches nothing"
+    );
 
     close(&mut client, &first).await;
     let refused = cleanup(&mut client, &first).await.unwrap_err();
-    assert_eq!(refused.reason, Reason::DatabaseInUse, "guards stay while the gate is closed");
+    assert_eq!(refused.reason, Reason::DatabaseInUse, "triggers stay while writes are blocked");
     open(&mut client, &first).await;
     client.batch_execute("DROP TABLE credit_purchases").await.unwrap();
     for _ in 0..2 {
         cleanup(&mut client, &first).await.unwrap();
-        assert_eq!(database.value(guards).await, "0");
+        assert_eq!(database.value(triggers).await, "0");
     }
-    let left = database.value("SELECT string_agg(relname, ',' ORDER BY relname) FROM pg_class WHERE relnamespace = 'credit_migration'::regnamespace AND relkind = 'r'").await;
+    let left = database
+        .value(
+            "SELECT string_agg(relname, ',' ORDER BY relname) FROM pg_class WHERE relnamespace = \
+        'credit_migration'::regnamespace AND relkind = 'r'",
+        )
+        .await;
     assert_eq!(left, "ledger,window_record");
     assert_eq!(state_of(&client, "UPDATE user_credits SET balance = balance").await, "ok");
     let missing = control::install(&mut client, &second).await.unwrap_err();
@@ -297,13 +316,16 @@ async fn one_migration_at_a_time_and_cleanup_gives_the_database_free() {
 /// Not a property but a figure: `cargo test --test runner_window -- --ignored --nocapture cost`.
 #[tokio::test]
 #[ignore = "a measurement of half a minute"]
-async fn cost_of_an_open_gate() {
+async fn cost_of_the_triggers() {
     let (database, spec) = (Database::new().await, spec());
     database.update_rate(2);
     let bare = [database.update_rate(4), database.update_rate(4)];
     let client = database.prepared(&spec).await;
     let guarded = [database.update_rate(4), database.update_rate(4)];
     client.batch_execute("ALTER TABLE user_credits DISABLE TRIGGER credit_migration_track_changes").await.unwrap();
-    let guard_only = [database.update_rate(4), database.update_rate(4)];
-    println!("updates per second: bare {bare:.0?}, guard and capture {guarded:.0?}, guard alone {guard_only:.0?}");
+    let write_block_only = [database.update_rate(4), database.update_rate(4)];
+    println!(
+        "updates per second: bare {bare:.0?}, both triggers {guarded:.0?}, write block alone \
+        {write_block_only:.0?}"
+    );
 }

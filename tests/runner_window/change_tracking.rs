@@ -45,7 +45,7 @@ async fn a_user_has_one_row_however_often_the_balance_is_written() {
 
 /// A writer under way is neither waited for nor forgotten.
 #[tokio::test]
-async fn a_refresh_beside_writers_loses_no_write() {
+async fn a_refresh_during_writes_loses_no_write() {
     let (database, spec) = (Database::new().await, spec());
     let mut client = database.prepared(&spec).await;
     let (one, two) = (database.session("app").await, database.session("app").await);

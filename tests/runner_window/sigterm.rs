@@ -1,4 +1,4 @@
-//! SIGTERM in the window: with its run gone nobody comes after this pod, else the next one goes on.
+//! SIGTERM in the window: with its run gone no pod follows this one, otherwise the next one continues.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use credit_migration::{
 
 use crate::{
     harness::{Database, Desk, end, plan, sample_down, sample_up, spec},
-    window::{SLEEPS, back, blocked, ledger, pausing, released, sample, writable},
+    window::{SLEEPS, back, blocked, ledger, pausing, sample, unblocked, writable},
 };
 
 fn denied() -> ChannelError {
@@ -49,7 +49,7 @@ async fn with_the_run_gone_the_old_state_is_restored() {
 }
 
 #[tokio::test]
-async fn a_refusal_alone_is_no_reason_to_go_back() {
+async fn a_refusal_alone_is_no_reason_to_roll_back() {
     let (database, desk) = (Database::new().await, Desk::new());
     database.prepared(&spec()).await;
     let task = desk.start(&database, &sample());
@@ -99,9 +99,9 @@ async fn without_an_answer_the_next_pod_goes_on() {
             false => desk.fails(ChannelError::Unreachable("connection refused".to_owned())),
         }
         desk.stop.cancel();
-        let begin = Instant::now();
+        let start = Instant::now();
         assert_eq!(end(task).await.failure.unwrap().reason, Reason::PodFailed);
-        assert!(begin.elapsed() < Duration::from_secs(12));
+        assert!(start.elapsed() < Duration::from_secs(12));
         blocked(&database).await;
         assert_eq!(ledger(&database).await, "up");
     }
@@ -131,8 +131,8 @@ async fn with_the_run_gone_after_the_acknowledged_switch_writes_are_held_and_the
 }
 
 #[tokio::test]
-async fn with_the_run_of_the_way_back_gone_the_new_version_goes_on() {
-    let (database, desk) = (released().await, Desk::new());
+async fn with_the_run_of_the_rollback_gone_the_new_version_continues() {
+    let (database, desk) = (unblocked().await, Desk::new());
     let task = desk.start(&database, &back());
     desk.order(Order::BlockWrites);
     desk.state(State::Blocked).await;
