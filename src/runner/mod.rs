@@ -79,7 +79,7 @@ pub async fn run() -> ExitCode {
         match carry_out(&stop).await {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                tracing::error!(error, "the run does not tell how the task ended");
+                tracing::error!(error, "the run does not say how the task ended");
                 ExitCode::from(EXIT_UNREPORTED)
             }
         }
