@@ -12,7 +12,13 @@ mod words;
 use std::path::{Path, PathBuf};
 
 /// Parts of the tree whose lines and words are still to be brought in order, as prefixes of paths.
-const PENDING: &[&str] = &["src/controller/", "src/runner/", "tests/runner_", "tests/telemetry.rs"];
+const PENDING: &[&str] = &[
+    "src/controller/",
+    "src/runner/database/control/",
+    "src/runner/tasks/window/",
+    "tests/runner_window/",
+    "tests/telemetry.rs",
+];
 
 /// Folders that hold nothing written by hand.
 const SKIPPED: &[&str] =

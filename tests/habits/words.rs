@@ -115,6 +115,7 @@ const LEGITIMATE_IDENTIFIERS: &[(&str, &str)] = &[
     ("DeserializeGuard", "of the crate kube"),
     ("LeaseGuard", "holds a lease until it is dropped"),
     ("DropGuard", "of the crate tokio-util"),
+    ("drop_guard", "of the crate tokio-util"),
     ("Begin", "a statement of the crate squawk-syntax"),
     ("proof", "the field `status.window.proof` of a run, and its value"),
     ("cut_over_at", "the field `inputs.cutOverAt` of a run"),
