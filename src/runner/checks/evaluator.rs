@@ -104,7 +104,7 @@ impl<'a> CheckEvaluator<'a> {
     }
 }
 
-/// Outcome of one measurement, and observed value and limit in words.
+/// Outcome of one measurement, and a text with observed value and limit.
 pub(in crate::runner) fn assess(check: &Check, measurement: &Measurement) -> (CheckOutcome, String) {
     let (value, samples) = match measurement {
         Measurement::Value { value, samples } => (value, *samples),
