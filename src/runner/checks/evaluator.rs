@@ -8,9 +8,12 @@
 //! ```
 //! A breach is latched: that failures stop after the limit was reached does not undo it.
 
-use std::{cmp::Ordering, collections::VecDeque};
+use std::cmp::Ordering;
 
-use crate::api::{Check, CheckOutcome, CheckResult, Time};
+use crate::{
+    api::{Check, CheckOutcome, CheckResult, Time},
+    shared::tally::{Sample, Tally},
+};
 
 /// What one attempt to measure brought.
 #[derive(Clone, Debug, PartialEq)]
@@ -55,41 +58,34 @@ impl Value {
 #[derive(Debug)]
 pub struct CheckEvaluator<'a> {
     check: &'a Check,
-    last: VecDeque<bool>,
-    measured: u64,
-    breached: bool,
+    tally: Tally,
 }
 
 impl<'a> CheckEvaluator<'a> {
     /// Nothing measured yet. `before` is what an earlier process of the same run reported: its breach stays.
     pub fn new(check: &'a Check, before: Option<&CheckResult>) -> Self {
         let failed = before.map_or(0, |b| b.failed).min(check.failures.of);
-        Self {
-            check,
-            last: std::iter::repeat_n(true, usize::try_from(failed).unwrap_or(0)).collect(),
-            measured: before.map_or(0, |b| b.measured),
-            breached: before.is_some_and(|b| b.breached),
-        }
+        let failures = std::iter::repeat_n(Sample::Failed, usize::try_from(failed).unwrap_or(0));
+        let (measured, breached) = before.map_or((0, false), |b| (b.measured, b.breached));
+        let tally = Tally::new(check.failures.count, check.failures.of).resume(failures, measured, breached);
+        Self { check, tally }
     }
 
     /// Takes one more measurement in.
     pub fn record(&mut self, measurement: &Measurement, at: Time) -> CheckResult {
         let (outcome, detail) = assess(self.check, measurement);
-        self.measured += 1;
-        if matches!(outcome, CheckOutcome::Pass | CheckOutcome::Fail) {
-            self.last.push_back(outcome == CheckOutcome::Fail);
-            while self.last.len() > usize::try_from(self.check.failures.of.max(1)).unwrap_or(1) {
-                self.last.pop_front();
-            }
-        }
-        let failed = u32::try_from(self.last.iter().filter(|failed| **failed).count()).unwrap_or(u32::MAX);
-        self.breached |= outcome == CheckOutcome::Fail && failed >= self.check.failures.count.max(1);
+        self.tally.record(match outcome {
+            CheckOutcome::Pass => Sample::Good,
+            CheckOutcome::Fail => Sample::Failed,
+            CheckOutcome::Error | CheckOutcome::NoData => Sample::Uncounted,
+        });
+        let failed = self.tally.failed();
         let message = match failed {
             0 => detail,
             _ => {
                 format!(
                     "{detail}; {failed} of the last {} failed, limit {}",
-                    self.last.len(),
+                    self.tally.considered(),
                     self.check.failures.count
                 )
             }
@@ -99,8 +95,8 @@ impl<'a> CheckEvaluator<'a> {
             outcome,
             failed,
             recent: String::new(),
-            measured: self.measured,
-            breached: self.breached,
+            measured: self.tally.measured(),
+            breached: self.tally.breached(),
             waiting_for: None,
             message,
             at,
@@ -108,7 +104,7 @@ impl<'a> CheckEvaluator<'a> {
     }
 }
 
-/// Outcome of one measurement, and observed value and limit in words.
+/// Outcome of one measurement, and a text with observed value and limit.
 pub(in crate::runner) fn assess(check: &Check, measurement: &Measurement) -> (CheckOutcome, String) {
     let (value, samples) = match measurement {
         Measurement::Value { value, samples } => (value, *samples),

@@ -121,7 +121,7 @@ pub async fn measure(prober: &Prober, check: &HttpCheck, wants_time: bool, times
         Err(other) => {
             if matches!(other, Measurement::Failed(_)) {
                 // Otherwise the percentile would be that of the requests that went well. A refused connection, which
-                // takes no time, is no fast answer.
+                // takes no time, is not a fast answer.
                 times.add(Duration::from(check.timeout).as_secs_f64() * 1000.0);
             }
             return other;

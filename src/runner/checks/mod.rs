@@ -42,12 +42,12 @@ const MAX_QUERY_TIMEOUT: Duration = Duration::from_secs(30);
 pub struct TargetProvider(Arc<dyn Fn() -> Result<Target, Failure> + Send + Sync>);
 
 impl TargetProvider {
-    /// As the mounted Secret says at that time.
+    /// The database that the mounted Secret names at that time.
     pub fn mounted(root: PathBuf, spec: MigrationRunSpec, namespace: String) -> Self {
         Self(Arc::new(move || Settings::new(&root, &spec, &namespace).target()))
     }
 
-    /// That of an order.
+    /// The database of a run.
     pub fn of(context: &TaskContext<'_>) -> Self {
         Self::mounted(context.settings.root().to_owned(), context.spec.clone(), context.settings.namespace().to_owned())
     }
@@ -102,7 +102,7 @@ impl SourceContext {
 
 /// What a check keeps between two measurements.
 pub enum Source {
-    /// Those that keep nothing.
+    /// Sources that keep nothing.
     Stateless,
     /// `http`.
     Http(ResponseTimes),
@@ -117,7 +117,7 @@ pub enum Source {
 }
 
 impl Source {
-    /// That of a check, before its first measurement.
+    /// The source of a check, before its first measurement.
     pub fn new(check: &Check, source_context: &SourceContext) -> Self {
         let target_provider = || source_context.target_provider.clone();
         if check.http.is_some() {

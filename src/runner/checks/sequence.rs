@@ -42,7 +42,7 @@ pub struct Secret {
 }
 
 impl Secret {
-    /// That of a name, below the folder of all.
+    /// The Secret called `name`, below the folder of all Secrets.
     pub fn new(secrets: &Path, name: &str) -> Self {
         Self { folder: secrets.join(name) }
     }
@@ -85,7 +85,7 @@ pub(in crate::runner) fn environment() -> Environment<'static> {
 /// A template's text.
 ///
 /// # Errors
-/// In words, without a value.
+/// A text without a value.
 fn rendered<C: serde::Serialize>(
     environment: &Environment<'_>,
     what: &str,
@@ -196,7 +196,7 @@ fn check_expectation(json: &Json, expectation: &Expectation, wanted: Option<&str
     Err(Measurement::Failed(format!("{path} is another value ({} characters), not {wanted}", text.chars().count())))
 }
 
-/// In words what keeps a sequence from being measured: its templates, paths and Secret. Nothing is sent.
+/// The reason why a sequence cannot be measured: its templates, paths or Secret. `None` if it can. Nothing is sent.
 pub(in crate::runner) fn invalid(
     check: &SequenceCheck,
     secret: Option<&Secret>,
@@ -258,7 +258,7 @@ pub(in crate::runner) fn invalid(
     None
 }
 
-/// In words what is wrong with a template that compiles: a filter that there is not, a loop without end. What is
+/// What is wrong with a template that compiles: a filter that there is not, a loop without end. What is
 /// captured is not known yet (`unknown`, if the template uses any): it is tried with a number and with a text in its
 /// place, and what may be due to that is passed by.
 fn fails(

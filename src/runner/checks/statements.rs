@@ -100,7 +100,7 @@ pub(in crate::runner) async fn ready(client: &Client) -> Result<Option<String>, 
     Ok(Some(row.get(0)))
 }
 
-/// In words what keeps a `statements` check from being measured.
+/// The reason why a `statements` check cannot be measured, `None` if it can.
 pub(in crate::runner) async fn unready(client: &Client) -> Option<String> {
     match ready(client).await {
         Ok(Some(_)) => None,

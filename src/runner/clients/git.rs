@@ -101,7 +101,7 @@ pub struct Git {
     stop: CancellationToken,
 }
 
-/// What a call left.
+/// Result of a call.
 #[derive(Debug)]
 pub struct GitOutput {
     /// It ended with 0.

@@ -1,4 +1,4 @@
-//! What it means that a session could not be opened.
+//! The reason why a session could not be opened.
 //!
 //! Decided by SQLSTATE and by the kind of error, never by a text: that of the server is in its own language.
 
@@ -98,7 +98,7 @@ fn refused(session: &SessionName<'_>, db: &DbError) -> ConnectError {
     ConnectError { failure: Failure::new(reason, message), concerns_role_alone }
 }
 
-/// There is no answer of PostgreSQL to the request for a session.
+/// PostgreSQL did not answer the request for a session.
 fn not_connected(session: &SessionName<'_>, error: &tokio_postgres::Error, tls: TlsState) -> Failure {
     let at = &session.server;
     if let Some(refusal) = tls::find::<rustls::Error>(error) {
@@ -127,7 +127,7 @@ fn not_connected(session: &SessionName<'_>, error: &tokio_postgres::Error, tls: 
     Failure::new(Reason::AuthenticationFailed, message)
 }
 
-/// The innermost cause, in words.
+/// The text of the innermost cause.
 pub(super) fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
     let mut innermost = error;
     while let Some(source) = innermost.source() {

@@ -34,7 +34,7 @@ fn unmarked(uid: &str) -> String {
     format!("credit_migration_scratch_{uid}")
 }
 
-/// All that rehearsals of this migration have left, under whatever name.
+/// Everything that rehearsals of this migration have left, under any name.
 const LEFTOVERS_SQL: &str = "SELECT datname::text FROM pg_database
     WHERE shobj_description(oid, 'pg_database') = $1 OR datname::text = $2 AND NOT datallowconn";
 

@@ -31,7 +31,7 @@ pub struct Statistics {
     pub taken_at: Time,
 }
 
-/// What is there to be read.
+/// Which parts of the schema can be read.
 #[derive(Clone, Copy, Debug)]
 pub struct Present {
     /// The column of purchased credits.

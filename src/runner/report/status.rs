@@ -24,12 +24,12 @@ use crate::{
     telemetry,
 };
 
-/// Longest wait between two tries.
+/// Longest wait between two attempts.
 const MAX_REPORT_PAUSE: Duration = Duration::from_secs(10);
 /// Longest message; a status is read on a screen.
 const MAX_STATUS_MESSAGE: usize = 2000;
 
-/// Why there is no use in reporting any more.
+/// Why further reports are useless.
 #[derive(Debug, thiserror::Error)]
 pub enum Unreported {
     /// The run was deleted.
@@ -66,7 +66,7 @@ impl Reporter {
         })
     }
 
-    /// The run as it is now, in one try. `None` if it is gone.
+    /// The run as it is now, in one attempt. `None` if it is gone.
     ///
     /// # Errors
     /// As the client.
@@ -74,7 +74,7 @@ impl Reporter {
         self.api.get_opt(&self.name).await
     }
 
-    /// Whether the namespace is being deleted, in one try.
+    /// Whether the namespace is being deleted, in one attempt.
     ///
     /// # Errors
     /// As the client.
@@ -97,7 +97,7 @@ impl Reporter {
         }
     }
 
-    /// One try to write `fields` into the status.
+    /// One attempt to write `fields` into the status.
     ///
     /// # Errors
     /// As the client.

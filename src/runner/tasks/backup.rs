@@ -101,7 +101,7 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
         finished = finish => finished,
         () = context.stop.cancelled() => Err(Failure::terminated()),
     };
-    // Not to be broken off: a baseline must not be committed without its dump.
+    // Must not be interrupted: a baseline must not be committed without its dump.
     let finished = match finished {
         Ok(()) => transaction.commit().await.map_err(Failure::from),
         Err(failure) => Err(failure),

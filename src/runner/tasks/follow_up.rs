@@ -3,7 +3,7 @@
 //! # Contract
 //! - A check that does not pass is in the report, and the task succeeds: a person decides then.
 //! - Started again, it measures again and overwrites the same object.
-//! - The report has figures, and no row of anybody.
+//! - The report has sums, and no row of any user.
 
 use std::time::Duration;
 
@@ -141,7 +141,7 @@ async fn figures(context: &TaskContext<'_>) -> Result<(Statistics, Option<Usage>
     Ok((statistics, usage))
 }
 
-/// That of the ledger; without it the time at which writes were opened.
+/// The cutover of the ledger; without it the time at which writes were unblocked.
 async fn cutover(context: &TaskContext<'_>, tx: &Transaction<'_>) -> Result<Option<Cutover>, Failure> {
     let known = control::cutover(tx, &context.control_spec()).await?;
     Ok(known.or_else(|| context.spec.inputs.cut_over_at.map(Cutover::at)))

@@ -64,7 +64,7 @@ pub fn inputs<'w>(context: &'w TaskContext<'_>) -> Result<(&'w str, &'w str), Fa
     }
 }
 
-/// What came of sending an object through a program.
+/// Result of streaming an object through a program.
 pub struct Streamed {
     /// Bytes of the object.
     pub bytes: u64,

@@ -145,7 +145,7 @@ impl Store {
             // A limit on the whole would end the reading of a large object, and a rehearsal that builds indexes
             // meanwhile.
             client: client(options.clone().with_timeout_disabled().with_read_timeout(limits.silence))?,
-            // Silence is no sign here: until a part is sent as a whole the store says nothing.
+            // Silence is no sign of a failure here: until a part is sent as a whole the store sends nothing.
             sender: client(options.with_timeout(limits.part))?,
             endpoint: spec.endpoint.clone().unwrap_or_else(|| format!("the S3 API of region {}", spec.region)),
             secret: spec.secret_ref.name.clone(),

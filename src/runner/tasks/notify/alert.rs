@@ -30,7 +30,7 @@ use crate::{
 
 /// How long the controller has for its order before the alert is sent.
 pub const ALERT_GRACE: Duration = Duration::from_secs(10);
-/// First and longest pause between two tries.
+/// First and longest pause between two attempts.
 const ALERT_RETRY_PAUSE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
 
 /// Notifies the contacts that a window is stuck, unless the controller handles it.
@@ -112,7 +112,7 @@ impl Alert {
         }
     }
 
-    /// The process is about to end: what was raised has `limit` for one more try.
+    /// The process is about to end: what was raised has `limit` for one more attempt.
     pub async fn settle(self, limit: Duration) {
         self.now.cancel();
         let raised = self.raised.into_inner().unwrap_or_else(PoisonError::into_inner);

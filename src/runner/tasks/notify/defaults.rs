@@ -36,7 +36,7 @@ macro_rules! facts {
     };
 }
 
-/// What the customers are in for, in words that fit every audience.
+/// What customers have to expect, as a text that fits every audience.
 macro_rules! pause {
     () => {
         "buying and using credits will pause{% if expectedWindowSeconds %} for {{ expectedWindowSeconds|duration }}{% \

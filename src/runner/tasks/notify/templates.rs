@@ -250,7 +250,7 @@ fn format_time(time: &str, zone: Option<&str>) -> Result<String, Error> {
     Ok(zoned.strftime("%Y-%m-%d %H:%M %Z").to_string())
 }
 
-/// In words and full minutes, rounded up.
+/// As text, in full minutes, rounded up.
 fn format_duration(seconds: u64) -> String {
     match seconds {
         0..=60 => "about a minute".to_owned(),

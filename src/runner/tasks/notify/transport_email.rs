@@ -1,4 +1,5 @@
-//! Mail by SMTP. There is no mail without TLS, and no word of a server's answer but its code: it may repeat addresses.
+//! Mail by SMTP. Mail is sent over TLS only. Of a server's answer only the code is repeated, since its text may contain
+//! addresses.
 
 use std::time::{Duration, SystemTime};
 
@@ -100,7 +101,7 @@ impl Mailer {
             connection.command(Data).await.map_err(|e| describe("the mail was refused", &e))?;
             connection.message(&mail).await.map_err(|e| describe("the mail was refused", &e))?;
         }
-        // The mail is the server's now, whatever becomes of the connection.
+        // The server has taken the mail, even if the connection fails now.
         let _ = tokio::time::timeout(SMTP_QUIT_TIMEOUT, connection.quit()).await;
         if refused.is_empty() {
             return Ok("taken".to_owned());

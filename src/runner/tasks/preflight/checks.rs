@@ -38,7 +38,7 @@ pub async fn check(context: &TaskContext<'_>, client: Option<&Client>, findings:
     }
 }
 
-/// In words what keeps a check from being measured, and what to write instead.
+/// The reason why a check cannot be measured, and what to write instead. `None` if it can.
 async fn invalid(context: &TaskContext<'_>, client: Option<&Client>, check: &Check) -> Option<String> {
     if let Some(source) = &check.sql {
         let one = "write one SELECT";
@@ -68,7 +68,7 @@ async fn invalid(context: &TaskContext<'_>, client: Option<&Client>, check: &Che
     }
     if let Some(source) = &check.prometheus {
         // Otherwise a slip in the query is found when the new version is live, by a trigger that never fires. That
-        // there is no data yet is no slip.
+        // there is no data yet is not a mistake.
         let answer = prometheus::measure(&Prober::new().ok()?, source, PROBE_TIMEOUT).await;
         let Measurement::Error(problem) = answer else { return None };
         return Some(format!("{problem}; next: correct url and query, and let this namespace's pods reach the server"));

@@ -75,7 +75,7 @@ async fn sql(context: &TaskContext<'_>, client: Option<&tokio_postgres::Client>,
         }
     };
     for (name, text) in [("up SQL", &texts.up), ("down SQL", &texts.down)] {
-        // The server's grammar is the one that counts; ours is asked about what the server would accept and we may not.
+        // The server's grammar decides; our parser finds what the server accepts and a migration must not contain.
         let server = match client {
             Some(client) => database::parse(client, name, text).await,
             None => Ok(false),

@@ -7,7 +7,7 @@
 //!
 //! # Contract
 //! - Up and down run through the same code as in the window.
-//! - The copy is dropped whatever happens; one that a killed pod left is dropped by the next try, or by Cleanup.
+//! - The copy is dropped whatever happens; one that a killed pod left is dropped by the next attempt, or by Cleanup.
 //! - Only one rehearsal of a database is under way at a time, even if its program is started twice.
 
 mod checks;
@@ -298,7 +298,8 @@ fn seconds(applied: Applied) -> Result<f64, Failure> {
     }
 }
 
-/// Drops the copy, over a new connection if the old one is lost. What cannot be dropped now, the next try drops.
+/// Drops the copy, over a new connection if the old one is lost. What cannot be dropped now is dropped by the next
+/// attempt.
 async fn drop_copy(target: &Target, admin: Client, name: &str) {
     let mut failed = match scratch::remove(&admin, name).await {
         Ok(()) => return,
