@@ -56,8 +56,8 @@ pub async fn client_with(token: &str, impersonate: Option<&str>) -> Client {
     Client::try_from(config).unwrap()
 }
 
-/// Longest wait for a state that must come.
-pub const MAX_WAIT: Duration = Duration::from_secs(300);
+/// Longest wait for a state that must come: longer than the kubelet's longest restart delay of a container, 300 s.
+pub const MAX_WAIT: Duration = Duration::from_secs(600);
 
 /// Asks every 50 ms until there is an answer. Panics after [`MAX_WAIT`] with the last error.
 ///
