@@ -116,10 +116,10 @@ impl Transition<'_> {
 
     /// The run and its Job, unless both are there or the run has ended.
     pub(super) fn start_run(&self, task: Task, attempt: u32) -> Option<Effect> {
-        if let Some(ObservedRun { run, job }) = self.observed.run(task, attempt) {
-            if has_ended(run) || *job != Job::Absent {
-                return None;
-            }
+        if let Some(ObservedRun { run, job }) = self.observed.run(task, attempt)
+            && (has_ended(run) || *job != Job::Absent)
+        {
+            return None;
         }
         let plan = self.status.plan.as_ref();
         let name = self.observed.run_name(task, attempt);
