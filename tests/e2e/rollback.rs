@@ -58,7 +58,7 @@ async fn by_an_approver_while_monitoring() {
         m.phase(Phase::Monitoring).await;
         // The spec is immutable by now.
         let refused = m.edit(json!({"monitoring": {"duration": "1s"}})).await.unwrap_err().to_string();
-        assert!(refused.contains("spec is immutable once the migration window was opened"), "{refused}");
+        assert!(refused.contains("spec is immutable once the migration window has started"), "{refused}");
         // One approver suffices, and it must be an approver.
         m.decide("mallory@shop.example", DecisionKind::Rollback, None).await.unwrap_err();
         m.decide(APPROVERS[0], DecisionKind::Rollback, None).await.unwrap();
