@@ -1,7 +1,7 @@
 //! "N of the last M measurements failed", and the breach that follows.
 //!
-//! One rule for the checks that the controller measures and for those that a runner measures. It replaces the counting
-//! in `runner/checks/evaluator.rs` (`last`, `measured`, `breached`).
+//! One rule for the checks that the controller measures (`machine/checks.rs`) and for those that a runner measures
+//! (`runner/checks/evaluator.rs`).
 
 use std::collections::VecDeque;
 
