@@ -66,6 +66,25 @@ pub struct WindowView {
     pub unexplained_reported: bool,
 }
 
+#[cfg(test)]
+impl WindowView {
+    /// What a pod knows that has just started an activity: in time, nothing acknowledged or compared.
+    pub(crate) fn starting(direction: Direction, activity: WindowActivity, command: WindowCommand) -> Self {
+        Self {
+            direction,
+            activity,
+            command,
+            overdue: false,
+            run_gone: false,
+            last_pod: false,
+            switch_acknowledged: false,
+            stuck: false,
+            unexplained_balances: None,
+            unexplained_reported: false,
+        }
+    }
+}
+
 /// Why a window ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EndCause {
@@ -223,22 +242,6 @@ mod tests {
     use SchemaInPlace::{New, Old};
     use WindowActivity::{ApplyingSql, AwaitingCutover, Blocking, Standby, WaitingForOtherPod};
 
-    /// In time, not acknowledged, nothing compared.
-    fn view(direction: Direction, activity: WindowActivity, command: WindowCommand) -> WindowView {
-        WindowView {
-            direction,
-            activity,
-            command,
-            overdue: false,
-            run_gone: false,
-            last_pod: false,
-            switch_acknowledged: false,
-            stuck: false,
-            unexplained_balances: None,
-            unexplained_reported: false,
-        }
-    }
-
     fn overdue(view: WindowView) -> WindowView {
         WindowView { overdue: true, ..view }
     }
@@ -279,7 +282,8 @@ mod tests {
 
     #[test]
     fn another_pod_is_replaced_only_when_writes_must_not_stay_blocked() {
-        let at = |writes_blocked, command| view(Forward, WaitingForOtherPod { writes_blocked }, command);
+        let at =
+            |writes_blocked, command| WindowView::starting(Forward, WaitingForOtherPod { writes_blocked }, command);
         assert_moves([
             ("in time, the other pod may be healthy", at(true, WindowCommand::BlockWrites), Move::Wait),
             ("past the deadline it is replaced", overdue(at(true, WindowCommand::BlockWrites)), Move::ReplaceOtherPod),
@@ -290,8 +294,8 @@ mod tests {
 
     #[test]
     fn a_pod_on_standby_blocks_writes_by_order_and_in_time() {
-        let at = |command| view(Forward, Standby, command);
-        let back = |command| view(Rollback, Standby, command);
+        let at = |command| WindowView::starting(Forward, Standby, command);
+        let back = |command| WindowView::starting(Rollback, Standby, command);
         assert_moves([
             ("without an order it waits", at(WindowCommand::Standby), Move::Wait),
             ("also past the deadline", overdue(at(WindowCommand::Standby)), Move::Wait),
@@ -312,8 +316,8 @@ mod tests {
 
     #[test]
     fn blocking_ends_by_deadline_or_order_unless_the_switch_was_acknowledged() {
-        let at = |command| view(Forward, Blocking, command);
-        let back = |command| view(Rollback, Blocking, command);
+        let at = |command| WindowView::starting(Forward, Blocking, command);
+        let back = |command| WindowView::starting(Rollback, Blocking, command);
         assert_moves([
             ("in time it continues", at(WindowCommand::BlockWrites), Move::Wait),
             ("at the deadline it stops", overdue(at(WindowCommand::BlockWrites)), finish(Old, Overdue)),
@@ -331,7 +335,7 @@ mod tests {
 
     #[test]
     fn the_up_sql_is_stopped_by_deadline_or_order() {
-        let at = |command| view(Forward, ApplyingSql, command);
+        let at = |command| WindowView::starting(Forward, ApplyingSql, command);
         assert_moves([
             ("in time it runs on", at(WindowCommand::BlockWrites), Move::Wait),
             ("at the deadline it is stopped", overdue(at(WindowCommand::BlockWrites)), finish(Old, Overdue)),
@@ -342,8 +346,8 @@ mod tests {
 
     #[test]
     fn writes_are_unblocked_by_order_or_before_the_switch() {
-        let at = |command| view(Forward, AwaitingCutover, command);
-        let back = |command| view(Rollback, AwaitingCutover, command);
+        let at = |command| WindowView::starting(Forward, AwaitingCutover, command);
+        let back = |command| WindowView::starting(Rollback, AwaitingCutover, command);
         let last = |view| WindowView { last_pod: true, ..view };
         assert_moves([
             ("it waits for the switch", at(WindowCommand::BlockWrites), Move::Wait),
@@ -373,7 +377,7 @@ mod tests {
 
     #[test]
     fn a_release_needs_balances_that_are_all_explained() {
-        let at = |command| acknowledged(view(Forward, AwaitingCutover, command));
+        let at = |command| acknowledged(WindowView::starting(Forward, AwaitingCutover, command));
         let release = at(WindowCommand::UnblockWrites);
         let reported = |view| WindowView { unexplained_reported: true, ..view };
         assert_moves([
@@ -388,13 +392,13 @@ mod tests {
             ("at the deadline it is stuck", reported(overdue(compared(1, release))), Move::BecomeStuck),
             (
                 "also without an acknowledged switch",
-                overdue(compared(1, view(Forward, AwaitingCutover, WindowCommand::UnblockWrites))),
+                overdue(compared(1, WindowView::starting(Forward, AwaitingCutover, WindowCommand::UnblockWrites))),
                 Move::BecomeStuck,
             ),
             ("and reported again by the next session", stuck(overdue(compared(1, release))), Move::ReportUnexplained),
             (
                 "the rollback's release compares nothing",
-                acknowledged(view(Rollback, AwaitingCutover, WindowCommand::UnblockWrites)),
+                acknowledged(WindowView::starting(Rollback, AwaitingCutover, WindowCommand::UnblockWrites)),
                 finish(New, Ordered),
             ),
         ]);
@@ -406,7 +410,7 @@ mod tests {
             let resumed = false;
             let activity =
                 WindowActivity::Interrupted { writes_may_be_blocked, resumed, connection_lost, wait_exhausted };
-            view(Forward, activity, command)
+            WindowView::starting(Forward, activity, command)
         };
         let resumed = WindowActivity::Interrupted {
             writes_may_be_blocked: false,
@@ -433,7 +437,7 @@ mod tests {
             ),
             (
                 "as is a restarted container",
-                overdue(view(Forward, resumed, WindowCommand::BlockWrites)),
+                overdue(WindowView::starting(Forward, resumed, WindowCommand::BlockWrites)),
                 Move::BecomeStuck,
             ),
             (

@@ -7,7 +7,7 @@ use super::world::{App, Defect, Migration, Schema, Stored, WindowRecord, World};
 use crate::{
     api::{
         CheckOutcome, CheckResult, Comparison, Delivery, DeliveryState, Direction, MigrationRun, MigrationRunStatus,
-        Occasion, Reason, RunPhase, SchemaInPlace, Task, WindowCommand, WindowProgress, WindowState,
+        Occasion, Reason, RunPhase, Task, WindowCommand, WindowProgress, WindowState,
         fixtures::{self, SECRET},
         window_rules::{EndCause, Ending, Move, WindowActivity, WindowView, next_move},
     },
@@ -132,7 +132,7 @@ fn apply(w: &mut World, version: u64, effect: &Effect, target: Option<u64>) -> b
         Effect::StartCheckJob(_) => true,
         Effect::RemoveRun { name } => {
             let Some(run) = w.runs.get(name) else { return true };
-            let window = matches!(run.value.run.spec.task, Task::Window | Task::RollbackWindow);
+            let window = run.value.run.spec.task.is_window();
             if window && (!same(run.version) || w.order(name).is_some_and(|c| c > WindowCommand::Standby)) {
                 return false;
             }
@@ -189,7 +189,7 @@ impl Pod {
     /// One act. `false` when the pod has ended.
     pub(super) fn act(&mut self, w: &mut World, rng: &mut Rng) -> bool {
         let Some(run) = w.runs.get(&self.run).map(|r| r.value.run.clone()) else { return self.window_gone(w) };
-        if run.status.as_ref().is_some_and(|s| matches!(s.phase, RunPhase::Succeeded | RunPhase::Failed)) {
+        if run.has_ended() {
             return false;
         }
         match run.spec.task {
@@ -308,7 +308,7 @@ impl Pod {
                 // Without a deadline no order is valid.
                 None => (WindowCommand::Standby, false),
             };
-            let view = WindowView { overdue, ..view(direction, WindowActivity::Standby, command) };
+            let view = WindowView { overdue, ..WindowView::starting(direction, WindowActivity::Standby, command) };
             return match (next_move(&view), deadline) {
                 (Move::BlockWrites, Some(deadline)) => {
                     w.db.windows.insert(task, WindowRecord { attempt, deadline, ..WindowRecord::default() });
@@ -316,7 +316,7 @@ impl Pod {
                     true
                 }
                 (Move::End(Ending::NothingBlocked(Some(schema), cause)), _) => {
-                    self.end(w, run, ended(schema), reason_of(cause), cause == EndCause::Overdue)
+                    self.end(w, run, schema.final_state(), reason_of(cause), cause == EndCause::Overdue)
                 }
                 _ => {
                     self.report(w, WindowState::Ready, false, false);
@@ -348,7 +348,7 @@ impl Pod {
             switch_acknowledged: window.acknowledged,
             stuck: window.stuck,
             unexplained_balances: self.compared.then_some(0),
-            ..view(direction, activity, command)
+            ..WindowView::starting(direction, activity, command)
         };
         match next_move(&view) {
             Move::Wait if applying => self.apply_sql(w, rng, run),
@@ -362,7 +362,7 @@ impl Pod {
             }
             Move::End(Ending::Rollback(cause)) => self.undo(w, rng, run, reason_of(cause)),
             Move::End(Ending::Finish(schema, cause)) => {
-                self.finish(w, task, ended(schema), reason_of(cause), cause == EndCause::Overdue)
+                self.finish(w, task, schema.final_state(), reason_of(cause), cause == EndCause::Overdue)
             }
             _ => true,
         }
@@ -500,30 +500,6 @@ impl Pod {
             deadline_passed: passed,
             ..Default::default()
         }
-    }
-}
-
-/// What a pod knows that has just started an activity, in time.
-fn view(direction: Direction, activity: WindowActivity, command: WindowCommand) -> WindowView {
-    WindowView {
-        direction,
-        activity,
-        command,
-        overdue: false,
-        run_gone: false,
-        last_pod: false,
-        switch_acknowledged: false,
-        stuck: false,
-        unexplained_balances: None,
-        unexplained_reported: false,
-    }
-}
-
-/// State of a window that has ended with a schema in place.
-fn ended(schema: SchemaInPlace) -> WindowState {
-    match schema {
-        SchemaInPlace::Old => WindowState::RolledBack,
-        SchemaInPlace::New => WindowState::Released,
     }
 }
 
