@@ -142,6 +142,11 @@ named! {
 }
 
 impl Task {
+    /// Whether it carries out a window, forward or for a rollback.
+    pub const fn is_window(self) -> bool {
+        matches!(self, Self::Window | Self::RollbackWindow)
+    }
+
     /// Its part of names. None has a dash: otherwise runs of two migrations could have the same name.
     pub fn slug(self) -> &'static str {
         match self {

@@ -197,6 +197,20 @@ pub enum RunPhase {
     Failed,
 }
 
+impl RunPhase {
+    /// Whether the end of the task was reported.
+    pub const fn has_ended(self) -> bool {
+        matches!(self, Self::Succeeded | Self::Failed)
+    }
+}
+
+impl MigrationRun {
+    /// Whether the end of its task was reported.
+    pub fn has_ended(&self) -> bool {
+        self.status.as_ref().is_some_and(|status| status.phase.has_ended())
+    }
+}
+
 named! {
     RunPhase: Pending, Running, Succeeded, Failed
 }

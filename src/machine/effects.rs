@@ -6,9 +6,7 @@ use super::{
     faults::{Fault, fault},
     steps::{self, Image, Retention, Timeout, task_spec},
 };
-use crate::api::{
-    Check, MigrationRun, MigrationRunSpec, Phase, RunInputs, RunPhase, Step, StepState, Task, WindowCommand,
-};
+use crate::api::{Check, MigrationRunSpec, Phase, RunInputs, Step, StepState, Task, WindowCommand};
 
 impl Transition<'_> {
     pub(super) fn effects(&self) -> Vec<Effect> {
@@ -62,7 +60,7 @@ impl Transition<'_> {
         match task_spec(spec.task).retention {
             Retention::Always => current,
             Retention::During(phase) => current && self.phase() == phase,
-            Retention::Record(phase) => current && (self.phase() == phase || has_ended(&r.run)),
+            Retention::Record(phase) => current && (self.phase() == phase || r.run.has_ended()),
             Retention::Window(phase) => ordered || (current && self.phase() == phase),
             Retention::WhilePending => self.notice_of(spec.attempt).is_some(),
         }
@@ -73,7 +71,7 @@ impl Transition<'_> {
     fn is_current(&self, r: &ObservedRun) -> bool {
         let Some(step) = task_spec(r.run.spec.task).step else { return false };
         let superseded = self.step(step).is_some_and(|step_status| step_status.superseded);
-        r.run.spec.attempt == self.run_attempt(step) && (has_ended(&r.run) || !superseded)
+        r.run.spec.attempt == self.run_attempt(step) && (r.run.has_ended() || !superseded)
     }
 
     fn start_preparing_run(&self) -> Option<Effect> {
@@ -117,13 +115,13 @@ impl Transition<'_> {
     /// The run and its Job, unless both are there or the run has ended.
     pub(super) fn start_run(&self, task: Task, attempt: u32) -> Option<Effect> {
         if let Some(ObservedRun { run, job }) = self.observed.run(task, attempt)
-            && (has_ended(run) || *job != Job::Absent)
+            && (run.has_ended() || *job != Job::Absent)
         {
             return None;
         }
         let plan = self.status.plan.as_ref();
         let name = self.observed.run_name(task, attempt);
-        let window = matches!(task, Task::Window | Task::RollbackWindow).then(|| self.wanted_order(task));
+        let window = task.is_window().then(|| self.wanted_order(task));
         Some(Effect::StartRun(Box::new(StartRun {
             name: name.clone(),
             spec: MigrationRunSpec {
@@ -171,8 +169,4 @@ impl Transition<'_> {
             }
         }
     }
-}
-
-fn has_ended(run: &MigrationRun) -> bool {
-    run.status.as_ref().is_some_and(|s| matches!(s.phase, RunPhase::Succeeded | RunPhase::Failed))
 }

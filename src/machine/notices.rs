@@ -9,8 +9,7 @@ use std::collections::BTreeSet;
 use super::{RunOutcome, Transition};
 use crate::{
     api::{
-        Delivery, DeliveryState, Notice, NoticeState, NoticeStatus, Occasion, Phase, ReadyReason, Reason, RunPhase,
-        Task, Time,
+        Delivery, DeliveryState, Notice, NoticeState, NoticeStatus, Occasion, Phase, ReadyReason, Reason, Task, Time,
     },
     shared::time::seconds,
 };
@@ -101,7 +100,7 @@ impl Transition<'_> {
             RunOutcome::Failed(_, message) => message,
         };
         let run = self.observed.run(Task::Notify, n.attempt).and_then(|r| r.run.status.as_ref());
-        let reported = run.filter(|s| matches!(s.phase, RunPhase::Succeeded | RunPhase::Failed));
+        let reported = run.filter(|s| s.phase.has_ended());
         Next::Record { deliveries: reported.map(|s| s.deliveries.clone()).unwrap_or_default(), answer }
     }
 

@@ -150,17 +150,13 @@ async fn load_run(reporter: &Reporter, cache: &OrderCache, stop: &CancellationTo
         },
     };
     let Some(run) = run else { return Loaded::Gone };
-    if is_window(&run) {
+    if run.spec.task.is_window() {
         cache.write(&run);
     }
     match run.status.as_ref().map(|status| status.phase) {
-        Some(phase @ (RunPhase::Succeeded | RunPhase::Failed)) => Loaded::Finished(phase),
+        Some(phase) if phase.has_ended() => Loaded::Finished(phase),
         _ => Loaded::Run(Box::new(run)),
     }
-}
-
-fn is_window(run: &MigrationRun) -> bool {
-    matches!(run.spec.task, Task::Window | Task::RollbackWindow)
 }
 
 /// How a task ended, as far as the API server is concerned.
@@ -185,7 +181,7 @@ async fn report_task(
     let status = run.status.clone().unwrap_or_default();
     let progress = Progress::default();
     let started = status.started_at.unwrap_or_else(telemetry::now);
-    let reporting = if is_window(run) {
+    let reporting = if run.spec.task.is_window() {
         // A window waits for no report; a run that is gone is handled by the window itself.
         StatusReporting::new_in_background(reporter, &progress, started)
     } else {

@@ -52,7 +52,7 @@ pub fn run(migration: &CreditMigration, start: &StartRun) -> MigrationRun {
 pub fn job(run: &MigrationRun, image: &str, timeout_seconds: Option<u64>) -> Job {
     let MigrationRunSpec { migration, migration_uid, task, attempt: _, plan, inputs: _, window: _ } = &run.spec;
     let labels = labels(migration, migration_uid, Some(*task));
-    let in_window = matches!(task, Task::Window | Task::RollbackWindow);
+    let in_window = task.is_window();
     Job {
         metadata: ObjectMeta {
             name: run.metadata.name.clone(),
@@ -81,7 +81,7 @@ pub fn job(run: &MigrationRun, image: &str, timeout_seconds: Option<u64>) -> Job
 
 /// Pods that the cluster autoscaler must not move: those of windows, and those that count failures of checks.
 fn is_pinned_to_node(task: Task) -> bool {
-    matches!(task, Task::Window | Task::RollbackWindow | Task::Validate | Task::Monitor)
+    task.is_window() || matches!(task, Task::Validate | Task::Monitor)
 }
 
 /// A pod on a lost node is replaced after [`LOST_NODE_SECONDS`] instead of the default of 300 s: until then no other

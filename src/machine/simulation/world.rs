@@ -7,7 +7,7 @@ use fastrand::Rng;
 use crate::{
     api::{
         Audience, CreditMigrationSpec, CreditMigrationStatus, DecisionKind, KeyRef, MigrationRun, NotificationChannel,
-        Phase, RunPhase, SlackChannel, Task, Time, WindowCommand, WindowState, WorkloadKind, WorkloadRef,
+        Phase, SlackChannel, Task, Time, WindowCommand, WindowState, WorkloadKind, WorkloadRef,
         fixtures::{SECRET, spec},
     },
     machine::{Job, Observed, ObservedDecision, ObservedFlag, ObservedRun, SqlSource, Workload},
@@ -303,13 +303,7 @@ impl World {
         if let Some(run) = self.runs.get_mut(name) {
             change(&mut run.value.run);
             run.version = version;
-            let ended = run
-                .value
-                .run
-                .status
-                .as_ref()
-                .is_some_and(|s| matches!(s.phase, RunPhase::Succeeded | RunPhase::Failed));
-            if ended {
+            if run.value.run.has_ended() {
                 run.value.job = Job::Complete;
             }
         }

@@ -146,7 +146,7 @@ fn windows(record: &Record) -> Vec<Window> {
     let mut runs: Vec<_> = record
         .runs
         .iter()
-        .filter(|r| matches!(r.spec.task, Task::Window | Task::RollbackWindow))
+        .filter(|r| r.spec.task.is_window())
         .filter_map(|r| Some((r, r.status.as_ref()?.window.as_ref()?)))
         .collect();
     runs.sort_by_key(|(r, w)| (w.blocked_at, r.spec.task, r.spec.attempt));
