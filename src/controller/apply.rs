@@ -5,10 +5,15 @@
 //! target's resourceVersion. A leader that was suspended between decision and write therefore cannot undo what its
 //! successor did.
 
-use k8s_openapi::api::{
-    apps::v1::Deployment,
-    batch::v1::Job,
-    core::v1::{ConfigMap, ObjectReference},
+use std::fmt::Debug;
+
+use k8s_openapi::{
+    NamespaceResourceScope,
+    api::{
+        apps::v1::Deployment,
+        batch::v1::Job,
+        core::v1::{ConfigMap, ObjectReference},
+    },
 };
 use kube::{
     Api, Resource, ResourceExt,
@@ -16,13 +21,14 @@ use kube::{
     core::error_boundary::InvalidObject,
     runtime::events::{Event as KubeEvent, EventType},
 };
+use serde::de::DeserializeOwned;
 use serde_json::json;
 use tracing::{info, warn};
 
 use super::{Context, Error, MANAGER, build};
 use crate::{
     api::{
-        CreditMigration, FINALIZER, FLAG_SET_FOR, MigrationRun, RESTARTED_FOR, Task, WindowCommand, WindowOrder,
+        CreditMigration, FINALIZER, FLAG_SET_FOR, MigrationRun, RESTARTED_FOR, Step, Task, WindowCommand, WindowOrder,
         WorkloadRef,
     },
     machine::{Effect, Event, StartRun, Target},
@@ -54,6 +60,13 @@ struct Fenced {
     run: Option<MigrationRun>,
 }
 
+/// A kind of objects that belong to a namespace.
+trait Namespaced: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned {}
+impl<K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned> Namespaced
+    for K
+{
+}
+
 struct Writer<'a> {
     ctx: &'a Context,
     live: &'a CreditMigration,
@@ -61,7 +74,7 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    fn api<K: Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>>(&self) -> Api<K> {
+    fn api<K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>>(&self) -> Api<K> {
         Api::namespaced(self.ctx.client.clone(), &self.namespace)
     }
 
@@ -81,13 +94,7 @@ impl Writer<'_> {
         if now.resource_version() == self.live.resource_version() { Ok(fenced) } else { Err(Error::Conflict) }
     }
 
-    async fn fenced_version<K>(&self, name: &str) -> Result<Fenced, Error>
-    where
-        K: Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>
-            + Clone
-            + std::fmt::Debug
-            + serde::de::DeserializeOwned,
-    {
+    async fn fenced_version<K: Namespaced>(&self, name: &str) -> Result<Fenced, Error> {
         let target = self.api::<K>().get_metadata(name).await?;
         Ok(Fenced { resource_version: target.resource_version(), run: None })
     }
@@ -132,13 +139,7 @@ impl Writer<'_> {
         ignore_conflict(self.merge::<CreditMigration>(&self.live.name_any(), &patch).await)
     }
 
-    async fn merge<K>(&self, name: &str, patch: &serde_json::Value) -> Result<(), kube::Error>
-    where
-        K: Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>
-            + Clone
-            + std::fmt::Debug
-            + serde::de::DeserializeOwned,
-    {
+    async fn merge<K: Namespaced>(&self, name: &str, patch: &serde_json::Value) -> Result<(), kube::Error> {
         let params = PatchParams { field_manager: Some(MANAGER.into()), ..Default::default() };
         self.api::<K>().patch(name, &params, &Patch::Merge(patch)).await.map(drop)
     }
@@ -149,11 +150,7 @@ impl Writer<'_> {
     /// `NotOwned` if the existing object has another owner.
     async fn ensure<K>(&self, kind: &'static str, wanted: K, owner_uid: &str) -> Result<K, Error>
     where
-        K: Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>
-            + Clone
-            + std::fmt::Debug
-            + serde::de::DeserializeOwned
-            + serde::Serialize,
+        K: Namespaced + serde::Serialize,
     {
         let api = self.api::<K>();
         match api.create(&PostParams::default(), &wanted).await {
@@ -191,7 +188,7 @@ impl Writer<'_> {
     async fn remove_run(&self, name: &str, fenced: Fenced) -> Result<(), Error> {
         let api = self.api::<MigrationRun>();
         let Some(run) = fenced.run else { return Ok(()) };
-        let in_window = matches!(run.spec.task, Task::Window | Task::RollbackWindow);
+        let in_window = run.spec.task.is_window();
         if in_window {
             if run.spec.window.as_ref().is_some_and(|w| w.command > WindowCommand::Standby) {
                 return Err(Error::Conflict);
@@ -246,8 +243,7 @@ impl Writer<'_> {
     }
 
     async fn publish(&self, event: &Event) {
-        let action =
-            self.live.status.as_ref().and_then(|s| s.step).map_or_else(|| "Reconcile".into(), |s| format!("{s:?}"));
+        let action = self.live.status.as_ref().and_then(|s| s.step).map_or("Reconcile", Step::as_str).to_owned();
         let kube_event = KubeEvent {
             type_: if event.warning { EventType::Warning } else { EventType::Normal },
             reason: event.reason.clone(),
