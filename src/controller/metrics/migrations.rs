@@ -18,7 +18,7 @@ use prometheus_client::{
 };
 
 use crate::{
-    api::{CheckOutcome, CreditMigration, CreditMigrationSpec, CreditMigrationStatus, Phase, Step, Task, Time, Writes},
+    api::{CreditMigration, CreditMigrationSpec, CreditMigrationStatus, Phase, Step, Task, Time, Writes},
     shared::time::{saturating_add, to_signed},
 };
 
@@ -169,20 +169,20 @@ fn samples(spec: &CreditMigrationSpec, status: &CreditMigrationStatus) -> Vec<Sa
     };
     let seconds = |d: kube::core::Duration| std::time::Duration::from(d).as_secs_f64();
     let phase = status.phase.unwrap_or(Phase::Preparing);
-    let phase_name = format!("{phase:?}");
+    let phase_name = phase.as_str();
     let condition = |kind: &str| status.conditions.iter().find(|c| c.type_ == kind);
     let watched = matches!(phase, Phase::Validating | Phase::Monitoring | Phase::Observing);
 
-    add("phase", &[("phase", &phase_name)], 1.0);
+    add("phase", &[("phase", phase_name)], 1.0);
     if let Some(ready) = condition("Ready") {
-        add("reason", &[("phase", &phase_name), ("reason", &variant(&ready.reason))], 1.0);
+        add("reason", &[("phase", phase_name), ("reason", &variant(&ready.reason))], 1.0);
     }
     add("stalled", &[], f64::from(u8::from(condition("Stalled").is_some_and(|c| c.status == "True"))));
     let step = status.step.and_then(|now| status.steps.iter().find(|x| x.name == now));
     if let Some(step) = step {
-        let name = format!("{:?}", step.name);
-        add("step_started_timestamp_seconds", &[("step", &name)], moment(step.started_at));
-        add("step_failures", &[("step", &name)], f64::from(step.failures));
+        let name = step.name.as_str();
+        add("step_started_timestamp_seconds", &[("step", name)], moment(step.started_at));
+        add("step_failures", &[("step", name)], f64::from(step.failures));
     }
 
     add("window_limit_seconds", &[], seconds(spec.window.max_duration));
@@ -206,18 +206,12 @@ fn samples(spec: &CreditMigrationSpec, status: &CreditMigrationStatus) -> Vec<Sa
 
     // The status retains the results of the last stage for ever; an alert on them would last as long.
     for result in status.checks.iter().filter(|r| watched && is_of_spec(spec, &r.name)) {
-        let outcome = match result.outcome {
-            CheckOutcome::Pass => "Pass",
-            CheckOutcome::Fail => "Fail",
-            CheckOutcome::Error => "Error",
-            CheckOutcome::NoData => "NoData",
-        };
-        add("check_outcome", &[("check", &result.name), ("outcome", outcome)], 1.0);
+        add("check_outcome", &[("check", &result.name), ("outcome", result.outcome.as_str())], 1.0);
         add("check_breached", &[("check", &result.name)], f64::from(u8::from(result.breached)));
     }
-    let mut notices = BTreeMap::<(String, String), u32>::new();
+    let mut notices = BTreeMap::<(&str, &str), u32>::new();
     for n in &status.notices {
-        *notices.entry((format!("{:?}", n.notice.occasion), format!("{:?}", n.state))).or_default() += 1;
+        *notices.entry((n.notice.occasion.as_str(), n.state.as_str())).or_default() += 1;
     }
     for ((occasion, state), n) in &notices {
         add("notices", &[("occasion", occasion), ("state", state)], f64::from(*n));

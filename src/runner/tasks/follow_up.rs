@@ -164,7 +164,7 @@ impl<'a> Verdict<'a> {
                 None => verdict.not_measured.push(&check.name),
                 Some(result) if result.breached => verdict.failed.push(format!("{} breached its limit", check.name)),
                 Some(result) if result.outcome == CheckOutcome::Pass => verdict.passed += 1,
-                Some(result) => verdict.failed.push(format!("{} {:?}", check.name, result.outcome)),
+                Some(result) => verdict.failed.push(format!("{} {}", check.name, result.outcome)),
             }
         }
         verdict

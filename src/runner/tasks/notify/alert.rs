@@ -130,7 +130,7 @@ impl Alert {
         let why = note.map_or_else(String::new, |failure| format!(": {}", failure.message));
         let switch = if progress.switch_acknowledged { "had started" } else { "had not started" };
         Notice {
-            id: format!("{migration_uid}-{task:?}-{attempt}-held"),
+            id: format!("{migration_uid}-{task}-{attempt}-held"),
             occasion: Occasion::ManualInterventionRequired,
             at: telemetry::now(),
             message: format!(

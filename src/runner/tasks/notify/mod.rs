@@ -185,7 +185,7 @@ pub fn check(context: &TaskContext<'_>, findings: &mut Findings) {
             Transport::Webhook(hook) => hook.description(),
             Transport::Mail(mailer) => mailer.description(),
         });
-        let audiences = channel.audiences.iter().map(|a| format!("{a:?}")).collect::<Vec<_>>().join(", ");
+        let audiences = channel.audiences.iter().map(|a| a.as_str()).collect::<Vec<_>>().join(", ");
         findings.add(
             format!("notification channel {}", channel.name),
             description.map(|description| format!("{description}, for {audiences}; nothing was sent")),
@@ -252,7 +252,7 @@ mod tests {
         .unwrap();
         let names = |occasion, delivered: &[String]| {
             let recipients = recipients(&channels, occasion, delivered);
-            recipients.iter().map(|(channel, audience)| format!("{} {audience:?}", channel.name)).collect::<Vec<_>>()
+            recipients.iter().map(|(channel, audience)| format!("{} {audience}", channel.name)).collect::<Vec<_>>()
         };
         assert_eq!(names(Occasion::Finished, &[]), ["a Support", "b StatusPage", "c Team"]);
         assert_eq!(names(Occasion::ManualInterventionRequired, &[]), ["a Support", "c Team"]);

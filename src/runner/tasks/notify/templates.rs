@@ -108,7 +108,7 @@ impl Templates {
 
     fn own(&self, occasion: Occasion, audience: Audience, part: Part) -> Option<(&str, &str)> {
         let part = part.key();
-        [format!("{occasion:?}.{audience:?}.{part}"), format!("{occasion:?}.{part}")]
+        [format!("{occasion}.{audience}.{part}"), format!("{occasion}.{part}")]
             .iter()
             .find_map(|key| self.own.get_key_value(key))
             .map(|(key, source)| (key.as_str(), source.as_str()))
@@ -140,7 +140,7 @@ impl Templates {
                     };
                     for notice in samples(occasion) {
                         if let Err(why) = render(found, source, &notice, audience, notice_context) {
-                            return Some(format!("for {audience:?}: {why}"));
+                            return Some(format!("for {audience}: {why}"));
                         }
                     }
                 }
@@ -152,14 +152,13 @@ impl Templates {
 
 /// Whether a key names a template that some notice would use.
 fn is_key(key: &str) -> bool {
-    let named = |text: &str, name: String| text == name;
     let (occasion, audience, part) = match *key.split('.').collect::<Vec<_>>() {
         [occasion, part] => (occasion, None, part),
         [occasion, audience, part] => (occasion, Some(audience), part),
         _ => return false,
     };
-    let Some(occasion) = Occasion::ALL.iter().find(|o| named(occasion, format!("{o:?}"))) else { return false };
-    let addressed = audience.is_none_or(|a| occasion.audiences().iter().any(|b| named(a, format!("{b:?}"))));
+    let Some(occasion) = Occasion::ALL.iter().find(|o| o.as_str() == occasion) else { return false };
+    let addressed = audience.is_none_or(|a| occasion.audiences().iter().any(|b| b.as_str() == a));
     addressed && [Part::Subject, Part::Body].iter().any(|p| p.key() == part)
 }
 
@@ -201,8 +200,8 @@ fn render(
 fn values(notice: &Notice, audience: Audience, notice_context: NoticeContext<'_>) -> Value {
     let time = |time: crate::api::Time| time.to_string();
     let public = context! {
-        occasion => format!("{:?}", notice.occasion),
-        audience => format!("{audience:?}"),
+        occasion => notice.occasion.as_str(),
+        audience => audience.as_str(),
         at => time(notice.at),
         startsAt => notice.starts_at.map(time),
         expectedWindowSeconds => notice.expected_window_seconds,
@@ -218,7 +217,7 @@ fn values(notice: &Notice, audience: Audience, notice_context: NoticeContext<'_>
         message => notice.message,
         migration => notice_context.migration,
         namespace => notice_context.namespace,
-        phase => format!("{:?}", notice.phase),
+        phase => notice.phase.as_str(),
         reportObject => notice.report_object,
         contacts => contacts.collect::<Vec<_>>(),
         ..public

@@ -159,7 +159,7 @@ impl Mailer {
         let id = &outgoing.notice.id;
         let plain = id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
         let id = if plain { id.clone() } else { sha256(id.as_bytes()).replace(':', "-") };
-        format!("<{id}.{:?}@{}>", outgoing.audience, self.from.domain())
+        format!("<{id}.{}@{}>", outgoing.audience, self.from.domain())
     }
 }
 

@@ -85,7 +85,7 @@ impl Webhook {
             .header(CONTENT_TYPE, kind)
             // The body for Slack has no field for the id. One notice is a message for each audience and channel: a
             // gateway that takes several of them must not drop all but the first.
-            .header("Idempotency-Key", format!("{}.{:?}.{}", outgoing.notice.id, outgoing.audience, outgoing.channel))
+            .header("Idempotency-Key", format!("{}.{}.{}", outgoing.notice.id, outgoing.audience, outgoing.channel))
             .body(body.to_string());
         if let Some(authorization) = &self.authorization {
             request = request.header("Authorization", authorization.clone());
@@ -197,9 +197,9 @@ fn event(outgoing: &OutgoingMessage<'_>) -> Value {
         "specversion": "1.0",
         "id": notice.id,
         "source": format!(
-            "/apis/{GROUP}/v1alpha1/namespaces/{namespace}/creditmigrations/{migration}/audiences/{audience:?}"
+            "/apis/{GROUP}/v1alpha1/namespaces/{namespace}/creditmigrations/{migration}/audiences/{audience}"
         ),
-        "type": format!("io.creditmigration.notice.{:?}", notice.occasion),
+        "type": format!("io.creditmigration.notice.{}", notice.occasion),
         "time": notice.at,
         "subject": migration,
         "datacontenttype": "application/json",

@@ -72,7 +72,7 @@ pub(in crate::runner) async fn run(
     }
     context.progress.update(|status| status.window = Some(outcome.progress.clone()));
     match outcome.failure {
-        None => Ok(format!("window ended: {:?}", outcome.progress.state)),
+        None => Ok(format!("window ended: {}", outcome.progress.state)),
         Some(failure) => Err(failure),
     }
 }

@@ -164,8 +164,8 @@ impl<'a, C: Channel> WindowTask<'a, C> {
     pub(super) fn overdue_failure(&self) -> Failure {
         let orders = self.orders();
         let message = match (orders.gone, orders.deadline.or(self.deadline)) {
-            (false, Some(deadline)) => format!("the window's deadline {deadline} passed at order {:?}", orders.command),
-            _ => format!("the MigrationRun is gone at order {:?}", orders.command),
+            (false, Some(deadline)) => format!("the window's deadline {deadline} passed at order {}", orders.command),
+            _ => format!("the MigrationRun is gone at order {}", orders.command),
         };
         Failure::new(Reason::DeadlinePassed, message)
     }
