@@ -21,8 +21,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     BackupEvidence, BaselineEvidence, CheckResult, CodeBackupEvidence, Comparison, CreditMigrationSpec, Delivery,
-    Finding, KeyUsersEvidence, Notice, Reason, RehearsalEvidence, ReportEvidence, Task, Time, VerificationEvidence,
-    named::named,
+    Finding, KeyUsersEvidence, Notice, Reason, RehearsalEvidence, ReportEvidence, SchemaInPlace, Task, Time,
+    VerificationEvidence, named::named,
 };
 
 /// One task of a migration, carried out by one Job.
@@ -221,6 +221,8 @@ named! {
 pub struct WindowProgress {
     /// Its state.
     pub state: WindowState,
+    /// Writes stay blocked until an order or manual intervention unblocks them.
+    pub stuck: bool,
     /// When writes were first refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub blocked_at: Option<Time>,
@@ -256,6 +258,18 @@ pub struct WindowProgress {
     pub deadline_passed: bool,
 }
 
+impl WindowProgress {
+    /// The schema on which writes were unblocked; `None` as long as the window has not ended so.
+    pub fn schema_in_place(&self) -> Option<SchemaInPlace> {
+        match self.state {
+            _ if self.stuck => None,
+            WindowState::Released => Some(SchemaInPlace::New),
+            WindowState::RolledBack => Some(SchemaInPlace::Old),
+            _ => None,
+        }
+    }
+}
+
 /// State of a window task.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Default, PartialOrd, Ord, Hash)]
 pub enum WindowState {
@@ -274,11 +288,8 @@ pub enum WindowState {
     Released,
     /// Ended: writes are unblocked, with the old schema.
     RolledBack,
-    /// Writes stay blocked and manual intervention is required: the deadline passed after the switch was acknowledged,
-    /// or the rollback failed.
-    Held,
 }
 
 named! {
-    WindowState: Starting, Ready, Blocking, Blocked, Migrated, Released, RolledBack, Held
+    WindowState: Starting, Ready, Blocking, Blocked, Migrated, Released, RolledBack
 }

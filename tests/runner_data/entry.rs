@@ -279,7 +279,7 @@ async fn a_late_report_of_the_start_does_not_overwrite_the_end() {
 
 /// A chat that the team reads; its path.
 fn chat(office: &Office, world: &mut World) -> String {
-    let path = format!("/ok/held-{}", world.number);
+    let path = format!("/ok/stuck-{}", world.number);
     world.spec.plan.notifications = serde_json::from_value(json!({
         "channels": [{"name": "chat", "audiences": ["Team"], "slack": {
             "urlSecretRef": {"name": "chat", "key": "url"}, "caSecretRef": {"name": "chat", "key": "ca.crt"}}}],
@@ -310,7 +310,7 @@ async fn a_failed_automatic_rollback_notifies_unless_one_is_ordered() {
         let order = orders(&window, Duration::from_secs(6));
         order(WindowCommand::BlockWrites);
         let output = program(&world, &window, async {
-            until(&window, |status| status.window.as_ref().is_some_and(|w| w.state == WindowState::Held)).await;
+            until(&window, |status| status.window.as_ref().is_some_and(|w| w.stuck)).await;
             if ordered {
                 order(WindowCommand::Rollback);
             }
@@ -321,7 +321,7 @@ async fn a_failed_automatic_rollback_notifies_unless_one_is_ordered() {
         let reported = status(&window);
         assert_eq!((reported.phase, reported.reason), (RunPhase::Failed, Some(Reason::SqlFailed)));
         let window = reported.window.unwrap();
-        assert_eq!((window.state, window.switch_acknowledged), (WindowState::Held, false));
+        assert_eq!((window.stuck, window.switch_acknowledged), (true, false));
         let reported = office.web(&path);
         assert_eq!(reported.len(), usize::from(!ordered), "{reported:?}");
     }
@@ -352,7 +352,7 @@ async fn a_stuck_window_without_the_api_server_notifies() {
     assert_eq!(status(&window).window.unwrap().state, WindowState::RolledBack);
     let reported = office.web(&path);
     assert_eq!(reported.len(), 1, "once: {reported:?}");
-    let id = format!("{}-Window-1-held.Team.chat", world.spec.migration_uid);
+    let id = format!("{}-Window-1-stuck.Team.chat", world.spec.migration_uid);
     assert_eq!(reported[0]["headers"]["idempotency-key"], json!(id));
     let text = reported[0]["body"]["text"].as_str().unwrap();
     for words in ["still blocked", "deadline", "rollback simplify-credits --confirm", "+49 30 000000", "emergency.md"] {

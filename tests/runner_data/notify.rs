@@ -561,8 +561,8 @@ async fn preflight_finds_what_keeps_a_channel_from_delivering_and_sends_nothing(
     assert_eq!(office.mail("preflight@example.com").len(), 0);
 }
 
-fn held() -> WindowProgress {
-    WindowProgress { state: WindowState::Held, switch_acknowledged: true, ..WindowProgress::default() }
+fn stuck() -> WindowProgress {
+    WindowProgress { stuck: true, switch_acknowledged: true, ..WindowProgress::default() }
 }
 
 #[tokio::test]
@@ -572,7 +572,7 @@ async fn the_alert_of_a_stuck_window_is_repeated_until_it_is_delivered() {
     let error = desk.hook("error");
     let alert = Alert::new(&desk.context(&Progress::default()), Duration::ZERO);
     for _ in 0..3 {
-        alert.reported(&held(), None);
+        alert.reported(&stuck(), None);
     }
     desk.office.web_until(&error, 1).await;
     // The Secret comes late.
@@ -582,7 +582,7 @@ async fn the_alert_of_a_stuck_window_is_repeated_until_it_is_delivered() {
     let sent = desk.office.web(&ok);
     assert_eq!((sent.len(), desk.office.web(&error).len()), (1, 2));
     let ids = [&sent[0], &desk.office.web(&error)[0]].map(|r| r["headers"]["idempotency-key"].clone());
-    let id = |channel: &str| json!(format!("{}-RollbackWindow-1-held.Team.{channel}", desk.spec.migration_uid));
+    let id = |channel: &str| json!(format!("{}-RollbackWindow-1-stuck.Team.{channel}", desk.spec.migration_uid));
     assert_eq!(ids, [id("chat"), id("down")]);
 }
 
@@ -593,34 +593,34 @@ async fn no_alert_while_the_controller_handles_it() {
     let alert = |grace| Alert::new(&desk.context(&Progress::default()), grace);
     let order = |command| WindowOrder { command, deadline: None };
     let calm = alert(Duration::ZERO);
-    // Not held.
-    calm.reported(&WindowProgress { state: WindowState::Migrated, ..held() }, None);
+    // Not stuck.
+    calm.reported(&WindowProgress { state: WindowState::Migrated, stuck: false, ..stuck() }, None);
     calm.delivered().await;
     calm.settle(DELIVERY_DEADLINE).await;
     // The rollback that was ordered failed: the controller, which ordered it, notifies.
     let ordered = alert(Duration::ZERO);
     ordered.ordered(&order(WindowCommand::Rollback));
-    ordered.reported(&held(), None);
+    ordered.reported(&stuck(), None);
     ordered.delivered().await;
     ordered.settle(DELIVERY_DEADLINE).await;
     let cancelled = alert(DELIVERY_DEADLINE);
-    cancelled.reported(&held(), None);
+    cancelled.reported(&stuck(), None);
     cancelled.ordered(&order(WindowCommand::Rollback));
     cancelled.settle(DELIVERY_DEADLINE).await;
     let ended = alert(DELIVERY_DEADLINE);
-    ended.reported(&held(), None);
-    ended.reported(&WindowProgress { state: WindowState::Released, ..held() }, None);
+    ended.reported(&stuck(), None);
+    ended.reported(&WindowProgress { state: WindowState::Released, stuck: false, ..stuck() }, None);
     ended.settle(DELIVERY_DEADLINE).await;
     assert_eq!(desk.office.web(&ok).len(), 0);
     // What does not call it off: an order that was there before. The end of the process needs no grace.
     let raised = alert(DELIVERY_DEADLINE);
     raised.ordered(&order(WindowCommand::Switch));
-    raised.reported(&held(), None);
+    raised.reported(&stuck(), None);
     raised.settle(DELIVERY_DEADLINE).await;
     assert_eq!(desk.office.web(&ok).len(), 1);
     // Neither does it matter whether the switch was acknowledged: writes are blocked.
     let raised = alert(Duration::ZERO);
-    raised.reported(&WindowProgress { switch_acknowledged: false, ..held() }, None);
+    raised.reported(&WindowProgress { switch_acknowledged: false, ..stuck() }, None);
     raised.delivered().await;
     let sent = desk.office.web(&ok);
     assert_eq!(sent.len(), 2);

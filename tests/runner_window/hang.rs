@@ -98,7 +98,7 @@ async fn a_session_that_may_not_be_ended_is_reported() {
     let refused = |note: Option<&Failure>| {
         note.is_some_and(|n| n.reason == Reason::PrivilegeMissing && n.message.contains("of role postgres"))
     };
-    desk.until("refusal", |progress, note| progress.state == State::Held && refused(note)).await;
+    desk.until("refusal", |progress, note| progress.stuck && refused(note)).await;
     blocked(&database).await;
     drop(root);
     let outcome = end(task).await;
@@ -175,12 +175,9 @@ async fn a_rollback_that_fails_at_the_deadline_is_reported_as_stuck() {
     desk.fails(away());
     desk.pass_deadline();
     let outcome = end(task).await;
-    assert_eq!((outcome.progress.state, outcome.failure.unwrap().reason), (State::Held, Reason::BalancesUnexplained));
+    assert_eq!((outcome.progress.stuck, outcome.failure.unwrap().reason), (true, Reason::BalancesUnexplained));
     // What the alert receives, which is raised by this alone.
-    desk.until("report", |progress, note| {
-        progress.state == State::Held && !progress.switch_acknowledged && note.is_some()
-    })
-    .await;
+    desk.until("report", |progress, note| progress.stuck && !progress.switch_acknowledged && note.is_some()).await;
     blocked(&database).await;
     assert_eq!(ledger(&database).await, "up");
 }

@@ -402,6 +402,11 @@ impl Desk {
         }
     }
 
+    /// Until writes are reported to stay blocked.
+    pub async fn stuck(&self) -> WindowProgress {
+        self.until("stuck", |progress, _| progress.stuck).await
+    }
+
     pub async fn state(&self, state: WindowState) -> WindowProgress {
         self.until(&format!("{state:?}"), |progress, _| progress.state == state).await
     }

@@ -119,12 +119,12 @@ async fn with_the_run_gone_after_the_acknowledged_switch_writes_are_held_and_the
         desk.until("acknowledgement", |progress, _| progress.switch_acknowledged).await;
         if held_before {
             desk.pass_deadline();
-            desk.state(State::Held).await;
+            desk.stuck().await;
         }
         desk.fails(ChannelError::Gone);
         desk.stop.cancel();
         let outcome = end(task).await;
-        assert_eq!((outcome.progress.state, outcome.failure.unwrap().reason), (State::Held, Reason::DeadlinePassed));
+        assert_eq!((outcome.progress.stuck, outcome.failure.unwrap().reason), (true, Reason::DeadlinePassed));
         blocked(&database).await;
         assert_eq!(ledger(&database).await, "up");
     }

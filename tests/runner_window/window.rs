@@ -387,7 +387,7 @@ async fn past_the_deadline_with_a_migration_nobody_took_up_it_is_undone() {
 }
 
 #[tokio::test]
-async fn past_the_deadline_of_an_acknowledged_switch_writes_are_held() {
+async fn past_the_deadline_of_an_acknowledged_switch_writes_stay_blocked() {
     for (order, state) in [(Order::Rollback, State::RolledBack), (Order::UnblockWrites, State::Released)] {
         let (database, desk) = (Database::new().await, Desk::new());
         database.prepared(&spec()).await;
@@ -402,7 +402,7 @@ async fn past_the_deadline_of_an_acknowledged_switch_writes_are_held() {
         desk.fails(ChannelError::Unreachable("connection refused".to_owned()));
         desk.pass_deadline();
         let task = desk.start(&database, &sample());
-        let progress = desk.state(State::Held).await;
+        let progress = desk.stuck().await;
         assert!(progress.deadline_passed);
         blocked(&database).await;
         assert!(!task.is_finished(), "goes on to obey");
@@ -541,7 +541,7 @@ async fn a_rollback_that_alters_balances_is_refused_and_stuck() {
     desk.state(State::Blocked).await;
     desk.order(Order::Rollback);
     let outcome = end(task).await;
-    assert_eq!((outcome.progress.state, outcome.failure.unwrap().reason), (State::Held, Reason::BalancesUnexplained));
+    assert_eq!((outcome.progress.stuck, outcome.failure.unwrap().reason), (true, Reason::BalancesUnexplained));
     blocked(&database).await;
     assert_eq!(database.value("SELECT to_regclass('credit_plans')").await, "credit_plans");
     // The next attempt takes over while writes are blocked.
@@ -573,7 +573,7 @@ async fn past_the_deadline_of_a_rollback_writes_are_unblocked_or_stay_blocked() 
     desk.order(Order::Switch);
     desk.until("acknowledgement", |progress, _| progress.switch_acknowledged).await;
     desk.pass_deadline();
-    desk.state(State::Held).await;
+    desk.stuck().await;
     blocked(&database).await;
     desk.order(Order::Rollback);
     assert_eq!(end(task).await.progress.state, State::RolledBack);
@@ -592,14 +592,14 @@ async fn a_rollback_that_takes_over_a_window_never_unblocks_on_its_own() {
     desk.order(Order::BlockWrites);
     desk.state(State::Migrated).await;
     desk.order(Order::Rollback);
-    assert_eq!(end(task).await.progress.state, State::Held);
+    assert!(end(task).await.progress.stuck);
 
     let desk = Desk::new();
     let task = desk.start(&database, &back());
     desk.until("taken over", |progress, _| progress.state >= State::Blocked).await;
     desk.order(Order::BlockWrites);
     desk.pass_deadline();
-    desk.state(State::Held).await;
+    desk.stuck().await;
     blocked(&database).await;
     desk.order(Order::Rollback);
     let outcome = end(task).await;

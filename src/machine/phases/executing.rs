@@ -4,7 +4,8 @@
 use super::{Flow, approval::fmt_reason};
 use crate::{
     api::{
-        DecisionKind, Direction, Occasion, Phase, ReadyReason, Reason, Retry, Step, Task, WindowProgress, WindowState,
+        DecisionKind, Direction, Occasion, Phase, ReadyReason, Reason, Retry, SchemaInPlace, Step, Task,
+        WindowProgress, WindowState,
     },
     machine::{
         RunOutcome, Transition,
@@ -24,21 +25,21 @@ impl Transition<'_> {
         match self.observed.outcome(Task::Window, attempt) {
             // Committed, and undone by the runner itself: the ledger lets this SQL never run again under this UID.
             RunOutcome::Failed(..)
-                if progress.state == WindowState::RolledBack && progress.migrate_seconds.is_some() =>
+                if progress.schema_in_place() == Some(SchemaInPlace::Old) && progress.migrate_seconds.is_some() =>
             {
                 return self.accept_runner_rollback(&progress);
             }
             // Writes are unblocked on the new schema, and something else failed.
-            RunOutcome::Failed(reason, message) if progress.state == WindowState::Released => {
+            RunOutcome::Failed(reason, message) if progress.schema_in_place() == Some(SchemaInPlace::New) => {
                 self.record_window_progress(Task::Window, &progress);
                 self.event(true, reason.as_str(), format!("{message}; the window was released all the same"));
                 return self.finish_window();
             }
             RunOutcome::Failed(reason, message) => return self.handle_failed_window_run(reason, &message, &progress),
-            RunOutcome::Succeeded(_) if progress.state == WindowState::RolledBack => {
+            RunOutcome::Succeeded(_) if progress.schema_in_place() == Some(SchemaInPlace::Old) => {
                 return self.accept_runner_rollback(&progress);
             }
-            RunOutcome::Succeeded(_) if progress.state == WindowState::Released => {
+            RunOutcome::Succeeded(_) if progress.schema_in_place() == Some(SchemaInPlace::New) => {
                 self.record_window_progress(Task::Window, &progress);
                 return self.finish_window();
             }
@@ -76,7 +77,7 @@ impl Transition<'_> {
             self.start_step(Step::Approve);
             return Flow::Continue;
         }
-        if progress.state == WindowState::Ready {
+        if progress.state == WindowState::Ready && !progress.stuck {
             let deadline = self.now + to_signed(self.spec.window.max_duration);
             let window = self.window_mut();
             window.task = Some(Task::Window);
@@ -113,7 +114,7 @@ impl Transition<'_> {
             );
             self.start_step(Step::Migrate);
         }
-        // By the transaction's own time: `Held` is above `Migrated`, too, and does not imply a commit.
+        // By the transaction's own time: a later state does not imply a commit.
         if progress.migrate_seconds.is_some() && !self.succeeded(Step::Migrate) {
             self.succeed_step(
                 Step::Migrate,
@@ -212,10 +213,10 @@ impl Transition<'_> {
 
     fn handle_failed_window_run(&mut self, reason: Reason, message: &str, progress: &WindowProgress) -> Flow {
         let ordered = self.deadline().is_some();
-        if progress.state == WindowState::Held {
+        if progress.stuck {
             self.enter_rolling_back(reason.as_str(), message.into());
             self.fail_rollback(reason.as_str(), message);
-        } else if ordered && progress.state != WindowState::RolledBack {
+        } else if ordered && progress.schema_in_place() != Some(SchemaInPlace::Old) {
             // Only writes that are known to be unblocked again count as "nothing was changed".
             self.replace_window_pod(reason, message);
         } else {

@@ -4,8 +4,8 @@
 use super::{Flow, approval::fmt_reason, executing::WINDOW_ATTEMPTS};
 use crate::{
     api::{
-        Comparison, DecisionKind, Direction, Occasion, Phase, ReadyReason, Reason, Retry, RollbackStatus, Step,
-        StepState, Task, WindowProgress, WindowState, WindowStatus,
+        Comparison, DecisionKind, Direction, Occasion, Phase, ReadyReason, Reason, Retry, RollbackStatus,
+        SchemaInPlace, Step, StepState, Task, WindowProgress, WindowState, WindowStatus,
     },
     machine::{RunOutcome, SqlSource, Transition, notices::notice_key, steps::PlannedRetry, window::cutover::Rollout},
     shared::time::{seconds, to_signed},
@@ -98,10 +98,10 @@ impl Transition<'_> {
             r.users_written_since = Some(n);
         }
         let ended = matches!(self.observed.outcome(task, attempt), RunOutcome::Succeeded(_));
-        match progress.state {
-            WindowState::RolledBack if ended => return self.finish_rollback(&progress),
+        match progress.schema_in_place() {
+            Some(SchemaInPlace::Old) if ended => return self.finish_rollback(&progress),
             // The forward window was released before it could roll back.
-            WindowState::Released if ended => {
+            Some(SchemaInPlace::New) if ended => {
                 self.restart_rollback_window("writes were unblocked before the rollback had started");
                 return Flow::Settled;
             }
@@ -122,16 +122,15 @@ impl Transition<'_> {
     }
 
     fn await_rollback_window(&mut self, progress: &WindowProgress) -> Flow {
-        if progress.state == WindowState::Ready && self.deadline().is_none() {
+        if progress.state == WindowState::Ready && !progress.stuck && self.deadline().is_none() {
             let deadline = self.now + to_signed(self.spec.window.max_duration);
             let window = self.window_mut();
             window.task = Some(Task::RollbackWindow);
             window.deadline = Some(deadline);
         }
-        if !matches!(
-            progress.state,
-            WindowState::Ready | WindowState::Blocking | WindowState::Blocked | WindowState::Held
-        ) && let Some(started) = self.started_at(Step::BlockWritesForRollback)
+        if !progress.stuck
+            && !matches!(progress.state, WindowState::Ready | WindowState::Blocking | WindowState::Blocked)
+            && let Some(started) = self.started_at(Step::BlockWritesForRollback)
         {
             let ready_by = self.ready_by(started);
             if self.now >= ready_by {
@@ -144,7 +143,7 @@ impl Transition<'_> {
             }
             self.wake_at(ready_by);
         }
-        if matches!(progress.state, WindowState::Blocked | WindowState::Held) {
+        if progress.stuck || progress.state == WindowState::Blocked {
             if self.deadline().is_none() {
                 // A pod that continues with writes blocked never reports Ready.
                 self.window_mut().deadline = Some(self.now + to_signed(self.spec.window.max_duration));
@@ -278,12 +277,12 @@ impl Transition<'_> {
         progress: &WindowProgress,
     ) -> Flow {
         self.record_window_progress(task, progress);
-        match progress.state {
+        match progress.schema_in_place() {
             // Undone, or never migrated, and writes are unblocked: that is the rollback, whatever the run's failure
             // was.
-            WindowState::RolledBack => return self.finish_rollback(progress),
-            WindowState::Released => self.restart_rollback_window(message),
-            _ => self.retry_rollback_run(task, reason, message),
+            Some(SchemaInPlace::Old) => return self.finish_rollback(progress),
+            Some(SchemaInPlace::New) => self.restart_rollback_window(message),
+            None => self.retry_rollback_run(task, reason, message),
         }
         Flow::Settled
     }

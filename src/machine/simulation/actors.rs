@@ -332,11 +332,7 @@ impl Pod {
         }
         // Half of the acts are reports, so that what is known and what is reported differ often.
         if rng.bool() {
-            let state = match () {
-                () if window.stuck => WindowState::Held,
-                () if has_up && up => WindowState::Migrated,
-                () => WindowState::Blocked,
-            };
+            let state = if has_up && up { WindowState::Migrated } else { WindowState::Blocked };
             self.report(w, state, window.acknowledged, window.stuck);
             return true;
         }
@@ -406,7 +402,7 @@ impl Pod {
 
     fn undo(&mut self, w: &mut World, rng: &mut Rng, run: &MigrationRun, cause: Option<Reason>) -> bool {
         if rng.u8(..) < 12 {
-            let progress = WindowProgress { state: WindowState::Held, switch_acknowledged: true, ..Default::default() };
+            let progress = WindowProgress { stuck: true, switch_acknowledged: true, ..Default::default() };
             // Writes stay blocked whichever pod takes over, and the run's end reports it.
             self.change_record(w, run.spec.task, |record| record.acknowledged = true);
             self.become_stuck(w, run.spec.task);
@@ -470,9 +466,9 @@ impl Pod {
         !reported
     }
 
-    fn report(&self, w: &mut World, state: WindowState, acknowledged: bool, passed: bool) {
+    fn report(&self, w: &mut World, state: WindowState, acknowledged: bool, stuck: bool) {
         let Some(task) = w.runs.get(&self.run).map(|r| r.value.run.spec.task) else { return };
-        let mut window = Self::progress(w, task, state, acknowledged, passed);
+        let mut window = WindowProgress { stuck, ..Self::progress(w, task, state, acknowledged, stuck) };
         if !self.compared {
             window.comparison = None;
         }

@@ -266,6 +266,7 @@ impl Scenario {
         let now = self.now;
         self.progress(task, |w| {
             w.state = state;
+            w.stuck = false;
             if state >= WindowState::Blocked {
                 w.blocked_at.get_or_insert(now);
                 w.proof = Some("UPDATE was refused (55000)".into());
@@ -276,6 +277,16 @@ impl Scenario {
             if matches!(state, WindowState::Released | WindowState::RolledBack) {
                 w.released_at = Some(now);
             }
+        })
+    }
+
+    /// Writes stay blocked; the state is that of the last report.
+    fn stuck(&mut self, task: Task) -> &mut Self {
+        let now = self.now;
+        self.progress(task, |w| {
+            w.stuck = true;
+            w.blocked_at.get_or_insert(now);
+            w.proof.get_or_insert_with(|| "UPDATE was refused (55000)".into());
         })
     }
 
@@ -541,7 +552,7 @@ fn rolled_back() -> Scenario {
 /// RollbackFailed: the down SQL failed, writes stay blocked.
 fn rollback_failed() -> Scenario {
     let mut s = running_down_sql();
-    s.wait(1).state(Task::RollbackWindow, WindowState::Held).fail(Task::RollbackWindow, Reason::SqlFailed).settle();
+    s.wait(1).stuck(Task::RollbackWindow).fail(Task::RollbackWindow, Reason::SqlFailed).settle();
     assert_eq!(s.status.phase, Some(Phase::RollbackFailed));
     s
 }

@@ -108,7 +108,7 @@ fn each_kind_of_notice_is_sent() {
 
     let mut s = running_down_sql();
     s.spec.notifications.channels = channels();
-    s.wait(1).state(Task::RollbackWindow, WindowState::Held).fail(Task::RollbackWindow, Reason::SqlFailed).settle();
+    s.wait(1).stuck(Task::RollbackWindow).fail(Task::RollbackWindow, Reason::SqlFailed).settle();
     assert_eq!(occasions(&s), [Occasion::ManualInterventionRequired]);
     assert!(
         s.status.notices[0]

@@ -155,7 +155,7 @@ impl Transition<'_> {
 
     /// Copies what matters of a window run's progress into the status.
     pub(crate) fn record_window_progress(&mut self, task: Task, progress: &WindowProgress) {
-        if progress.state < WindowState::Blocking {
+        if progress.state < WindowState::Blocking && !progress.stuck {
             return;
         }
         let window = self.window_mut();

@@ -82,7 +82,8 @@ mod tests {
         let now = Some(Time::UNIX_EPOCH);
         // Without `..`: a new field has to be thought of here, and in `window_fields`.
         let full = WindowProgress {
-            state: WindowState::Held,
+            state: WindowState::Migrated,
+            stuck: true,
             blocked_at: now,
             proof: Some("p".into()),
             terminated_sessions: 1,

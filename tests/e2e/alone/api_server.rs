@@ -45,12 +45,12 @@ async fn down_until_after_the_deadline() {
         assert_eq!(unswitched.deduct(1, 1).await, balances[0][&1] - 1);
         // Acknowledged: the application may already run v2. Writes stay blocked, and the record says so.
         eventually("the stuck window", async || {
-            let state = switched
+            let stuck = switched
                 .db
-                .ask("SELECT progress->>'state' FROM credit_migration.window_record")
+                .ask("SELECT progress->>'stuck' FROM credit_migration.window_record")
                 .await
                 .unwrap_or_default();
-            if state == "Held" { Ok(()) } else { Err(state) }
+            if stuck == "true" { Ok(()) } else { Err(stuck) }
         })
         .await;
         assert!(switched.db.writes_blocked().await && switched.db.writable().await.is_err(), "writes are not blocked");

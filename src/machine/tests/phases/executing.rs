@@ -556,7 +556,7 @@ fn only_writes_known_to_be_unblocked_count_as_nothing_changed() {
 fn a_stuck_window_needs_manual_intervention() {
     for given in [migrated as Given, switching, switched] {
         let mut s = given();
-        s.state(WINDOW, WindowState::Held).fail(WINDOW, Reason::SqlFailed);
+        s.stuck(WINDOW).fail(WINDOW, Reason::SqlFailed);
         let d = s.decide();
         assert_eq!((d.status.phase, ready(&d.status).0.as_str()), (Some(Phase::RollbackFailed), "SqlFailed"));
         assert_eq!(d.status.writes, Some(crate::api::Writes::Blocked));

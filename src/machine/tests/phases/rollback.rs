@@ -364,7 +364,7 @@ fn a_rollback_in_the_second_of_the_failure_counts() {
         let mut s = running_down_sql();
         s.now += jiff::SignedDuration::from_millis(2500);
         s.observed.decisions.clear();
-        s.state(BACK, WindowState::Held).fail(BACK, Reason::SqlFailed).settle();
+        s.stuck(BACK).fail(BACK, Reason::SqlFailed).settle();
         let said = s.now + jiff::SignedDuration::from_millis(millis);
         s.submit("bob", DecisionKind::Rollback).observed.decisions[0].at = Time::from_second(said.as_second()).unwrap();
         s.wait(5).settle();
@@ -400,7 +400,7 @@ fn a_rollback_decision_counts_once_however_much_the_clocks_differ() {
     let mut s = running_down_sql();
     // Dated by an API server that is a minute ahead, before the rollback failed.
     s.wait(60).submit("ann", DecisionKind::Rollback).wait(-59);
-    s.state(Task::RollbackWindow, WindowState::Held).fail(Task::RollbackWindow, Reason::SqlFailed).settle();
+    s.stuck(Task::RollbackWindow).fail(Task::RollbackWindow, Reason::SqlFailed).settle();
     assert_eq!(s.status.phase, Some(Phase::RollbackFailed));
     s.wait(120).submit("ann", DecisionKind::Rollback).settle();
     assert_eq!(s.status.phase, Some(Phase::RollingBack));

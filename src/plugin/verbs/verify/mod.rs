@@ -13,7 +13,7 @@ use super::completion;
 use crate::{
     api::{
         CreditMigration, CreditMigrationStatus, DecisionKind, KeyRef, MigrationDecision, MigrationRun, Phase,
-        ReportEvidence, Step, StepState, Task, Time, WindowProgress, WindowState, sha256,
+        ReportEvidence, SchemaInPlace, Step, StepState, Task, Time, WindowProgress, WindowState, sha256,
     },
     machine::plan_digest,
     plugin::{
@@ -362,9 +362,9 @@ fn window(record: &Record, status: &CreditMigrationStatus) -> Vec<CheckedItem> {
     if let (Some(blocked), Some(unblocked)) = (w.blocked_at, w.released_at) {
         found.push(blocked_time("window", blocked, unblocked, record));
     } else {
-        let open =
-            if w.state == WindowState::Starting || w.state == WindowState::Ready { "not started" } else { "not ended" };
-        found.push(item("window", due(kept), format!("{open}: {}", w.state)));
+        let open = if w.state <= WindowState::Ready && !w.stuck { "not started" } else { "not ended" };
+        let stuck = if w.stuck { ", stuck" } else { "" };
+        found.push(item("window", due(kept), format!("{open}: {}{stuck}", w.state)));
     }
     found
 }
@@ -393,7 +393,7 @@ fn rollback(record: &Record, status: &CreditMigrationStatus) -> Vec<CheckedItem>
     let mut found = vec![item("cause of the rollback", State::Ok, format!("{}: {}", rollback.cause, rollback.message))];
     let run = record.window(Task::RollbackWindow).or_else(|| record.window(Task::Window));
     match run {
-        Some((_, w)) if w.state == WindowState::RolledBack => {
+        Some((_, w)) if w.schema_in_place() == Some(SchemaInPlace::Old) => {
             found.push(item("old schema", State::Ok, "the down SQL is committed, or the up SQL never was"));
             if w.comparison.is_some() || w.users_written_since.is_some() {
                 found.push(balances("balances after the rollback", w.comparison.as_ref(), back));

@@ -20,10 +20,7 @@ use tracing::Instrument;
 
 use super::send_all;
 use crate::{
-    api::{
-        DeliveryState, MigrationRunSpec, Notice, Occasion, Phase, Task, WindowCommand, WindowOrder, WindowProgress,
-        WindowState,
-    },
+    api::{DeliveryState, MigrationRunSpec, Notice, Occasion, Phase, Task, WindowCommand, WindowOrder, WindowProgress},
     runner::{Failure, context::TaskContext, settings::Settings},
     telemetry,
 };
@@ -72,10 +69,11 @@ impl Alert {
 
     /// What the window reports: raises the alert if it is stuck.
     pub fn reported(&self, progress: &WindowProgress, note: Option<&Failure>) {
-        match progress.state {
-            WindowState::Held => {}
-            WindowState::Released | WindowState::RolledBack => return self.off.cancel(),
-            _ => return,
+        if progress.schema_in_place().is_some() {
+            return self.off.cancel();
+        }
+        if !progress.stuck {
+            return;
         }
         let mut raised = self.raised.lock().unwrap_or_else(PoisonError::into_inner);
         if raised.is_none() && !self.off.is_cancelled() {
@@ -130,7 +128,7 @@ impl Alert {
         let why = note.map_or_else(String::new, |failure| format!(": {}", failure.message));
         let switch = if progress.switch_acknowledged { "had started" } else { "had not started" };
         Notice {
-            id: format!("{migration_uid}-{task}-{attempt}-held"),
+            id: format!("{migration_uid}-{task}-{attempt}-stuck"),
             occasion: Occasion::ManualInterventionRequired,
             at: telemetry::now(),
             message: format!(

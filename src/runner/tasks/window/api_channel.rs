@@ -9,9 +9,7 @@ use serde_json::{Map, json};
 
 use super::{Channel, ChannelError, WindowPlan};
 use crate::{
-    api::{
-        Direction, MigrationRun, Reason, Time, VersionProbe, WindowCommand, WindowOrder, WindowProgress, WindowState,
-    },
+    api::{Direction, MigrationRun, Reason, Time, VersionProbe, WindowCommand, WindowOrder, WindowProgress},
     runner::{
         Failure,
         clients::http_probe::Prober,
@@ -59,7 +57,7 @@ pub(in crate::runner) async fn run(
     let channel = ApiChannel::new(reporter.clone(), Prober::new()?, probe, alert, cache, order);
     let outcome = super::run(&channel, &target, &plan, &context.stop).await;
     let handed_over = outcome.failure.as_ref().is_some_and(|failure| failure.reason == Reason::PodFailed);
-    if outcome.progress.state == WindowState::Held && !handed_over {
+    if outcome.progress.stuck && !handed_over {
         // The report of the end would end the process, within the grace before the alert is sent.
         tokio::select! {
             () = channel.until_acknowledged(ORDER_POLL_INTERVAL, notify::ALERT_GRACE + notify::DELIVERY_TIMEOUT) => {}

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     api::{
-        Comparison, Direction, Reason, WindowState,
+        Comparison, Direction, Reason,
         window_rules::{Move, WindowActivity},
     },
     runner::{
@@ -84,7 +84,7 @@ impl<C: Channel> WindowTask<'_, C> {
 
     /// Past an acknowledged switch only an order unblocks writes.
     async fn become_stuck(&mut self, client: &Client) -> Result<(), Failure> {
-        self.progress.state = WindowState::Held;
+        self.progress.stuck = true;
         self.progress.deadline_passed = true;
         let failure = self.overdue_failure();
         tracing::error!(

@@ -26,7 +26,7 @@ impl<C: Channel> WindowTask<'_, C> {
         mut client: Client,
         deadline: Timestamp,
     ) -> Result<WindowOutcome, Failure> {
-        self.progress.state = WindowState::Blocking;
+        self.enter(WindowState::Blocking);
         self.report(None);
         self.deadline = Some(deadline);
         // Set before the call: if the connection is lost during it, writes may be blocked.
@@ -44,7 +44,7 @@ impl<C: Channel> WindowTask<'_, C> {
             Err(failure) => {
                 // Blocking failed: writes are allowed as before.
                 self.writes_may_be_blocked = false;
-                self.progress.state = self.plan.direction.schema_before().final_state();
+                self.enter(self.plan.direction.schema_before().final_state());
                 return Err(failure);
             }
             Ok(blocked_at) => blocked_at,
@@ -81,7 +81,7 @@ impl<C: Channel> WindowTask<'_, C> {
             }
             Err((ending, failure)) => return self.end(&mut client, ending, failure).await,
         }
-        self.progress.state = WindowState::Blocked;
+        self.enter(WindowState::Blocked);
         if self.plan.direction == Direction::Forward {
             self.save_and_report(&client).await?;
             return match self.approved_up_sql() {

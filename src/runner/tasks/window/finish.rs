@@ -8,7 +8,7 @@ use tracing::field::display;
 use super::{Channel, WindowOutcome, session::WindowTask};
 use crate::{
     api::{
-        Reason, SchemaInPlace, WindowState,
+        Reason, SchemaInPlace,
         window_rules::{EndCause, Ending},
     },
     runner::{
@@ -51,7 +51,7 @@ impl<C: Channel> WindowTask<'_, C> {
                     tokio::time::sleep(jitter(Duration::from_millis(50))).await;
                 }
                 Err(failure) => {
-                    self.progress.state = WindowState::Held;
+                    self.progress.stuck = true;
                     window_record::save_progress(client, self.control_spec(), self.plan.direction, &self.progress)
                         .await?;
                     return Ok(self.end_stuck(Some(failure)));
@@ -76,7 +76,7 @@ impl<C: Channel> WindowTask<'_, C> {
 
     /// Ends with writes blocked: manual intervention is required.
     fn end_stuck(&mut self, failure: Option<Failure>) -> WindowOutcome {
-        self.progress.state = WindowState::Held;
+        self.progress.stuck = true;
         let (reason, error) = (failure.as_ref().map(|f| display(f.reason)), failure.as_ref().map(display));
         tracing::error!(reason, error, "writes stay blocked, manual intervention required");
         WindowOutcome { progress: self.progress.clone(), failure }
@@ -104,7 +104,9 @@ impl<C: Channel> WindowTask<'_, C> {
             Ending::Finish(schema, _) => self.finish(client, schema, failure).await,
             Ending::Stuck(_) => Ok(self.end_stuck(failure)),
             Ending::NothingBlocked(schema, _) => {
-                self.progress.state = schema.map_or(self.progress.state, SchemaInPlace::final_state);
+                if let Some(schema) = schema {
+                    self.enter(schema.final_state());
+                }
                 Ok(WindowOutcome { progress: self.progress.clone(), failure })
             }
         }
@@ -120,7 +122,7 @@ impl<C: Channel> WindowTask<'_, C> {
         let restored = read_only_default::restore_default(client, self.control_spec()).await.unless_lost()?;
         // A default that cannot be restored is no reason to keep writes blocked.
         let failure = failure.or_else(|| restored.as_ref().err().cloned());
-        self.progress.state = schema.final_state();
+        self.enter(schema.final_state());
         let end = RecordedEnd { schema, failure };
         let unblocked_at =
             write_block::disable(client, self.control_spec(), self.plan.direction, &end, &self.progress).await?;

@@ -122,7 +122,7 @@ impl<'a, C: Channel> WindowTask<'a, C> {
             };
             match self.next_move(interrupted) {
                 Move::End(_) => return WindowOutcome { progress: self.progress, failure: Some(failure) },
-                Move::BecomeStuck => (self.progress.state, self.progress.deadline_passed) = (WindowState::Held, true),
+                Move::BecomeStuck => (self.progress.stuck, self.progress.deadline_passed) = (true, true),
                 _ => {}
             }
             // From here on writes may be blocked. Giving up would leave them blocked with no one working on it.
@@ -136,6 +136,11 @@ impl<'a, C: Channel> WindowTask<'a, C> {
         self.orders.borrow().clone()
     }
 
+    /// Enters a state, in which the window is not stuck.
+    pub(super) fn enter(&mut self, state: WindowState) {
+        (self.progress.state, self.progress.stuck) = (state, false);
+    }
+
     /// The next move by the rules, given what the task knows now.
     pub(super) fn next_move(&self, activity: WindowActivity) -> Move {
         let orders = self.orders();
@@ -147,7 +152,7 @@ impl<'a, C: Channel> WindowTask<'a, C> {
             run_gone: orders.gone,
             last_pod: orders.last_pod,
             switch_acknowledged: self.progress.switch_acknowledged,
-            stuck: self.progress.state == WindowState::Held,
+            stuck: self.progress.stuck,
             unexplained_balances: self.progress.comparison.as_ref().map(|comparison| comparison.unexplained),
             unexplained_reported: self.unexplained_reported,
         })
@@ -206,7 +211,7 @@ impl<'a, C: Channel> WindowTask<'a, C> {
                     self.progress = record.progress;
                     self.progress.switch_acknowledged = record.switch_acknowledged;
                 }
-                self.progress.state = schema.final_state();
+                self.enter(schema.final_state());
                 Ok(WindowOutcome { progress: self.progress.clone(), failure })
             }
             Resume::RolledBack => self.rolled_back(&mut client, None).await,

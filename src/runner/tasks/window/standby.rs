@@ -33,7 +33,7 @@ impl<C: Channel> WindowTask<'_, C> {
             }
             control::refresh_baseline(&mut client, spec).await?;
         }
-        self.progress.state = WindowState::Ready;
+        self.enter(WindowState::Ready);
         self.report(None);
         let (mut pinged, mut refreshed) = (Instant::now(), Instant::now());
         loop {

@@ -12,7 +12,7 @@ use tokio_postgres::Client;
 use super::{Channel, session::WindowTask};
 use crate::{
     api::{
-        Reason, WindowState,
+        Reason,
         window_rules::{Move, WindowActivity},
     },
     runner::{
@@ -102,7 +102,7 @@ impl<C: Channel> WindowTask<'_, C> {
             self.progress.switch_acknowledged = record.switch_acknowledged;
         }
         if refusal.is_some() {
-            self.progress.state = WindowState::Held;
+            self.progress.stuck = true;
             self.progress.deadline_passed = self.overdue();
         }
         let note = refusal.unwrap_or_else(|| {
