@@ -10,6 +10,7 @@ cluster() { "$HERE/cluster" "$@"; }
 kubectl() { cluster exec kubectl "$@"; }
 fail() { log "FAILED: $*"; exit 1; }
 step() { log "$(date +%T) $*"; }
+trap 'cluster why >&2' ERR      # a wait that ended without its state
 trap 'cluster down' EXIT
 
 # state of the machine before and after: the paths where a node's programs may leave files

@@ -58,3 +58,12 @@ wait_until() {
     sleep 0.1
   done
 }
+
+# Space that a cluster with all services and the end-to-end tests takes, in MiB
+MIN_FREE=2048
+# require_space FOLDER: a full disk is said at once; the node would only leave its pods Pending
+require_space() {
+  local free
+  free=$(df --output=avail -B1M "$1" | tail -n 1)
+  [ "$free" -ge $MIN_FREE ] || die "$1 has $((free)) MiB free, the cluster needs $MIN_FREE MiB; free some, or set STATE to a folder of another disk"
+}
