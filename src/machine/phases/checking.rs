@@ -152,7 +152,7 @@ impl Transition<'_> {
                 self.set_ready(ReadyReason::Progressing, text);
             }
             Verdict::ChecksOpen { since, text } => {
-                self.notify(Occasion::ManualInterventionRequired, &notice_key("stuck", since), &text);
+                self.notify(Occasion::ManualInterventionRequired, &notice_key("checks", since), &text);
                 self.set_ready(ReadyReason::ChecksNotPassing, text);
             }
             Verdict::Passed => {
