@@ -43,7 +43,7 @@ impl SchemaInPlace {
     pub fn final_state(self) -> WindowState {
         match self {
             SchemaInPlace::Old => WindowState::RolledBack,
-            SchemaInPlace::New => WindowState::Released,
+            SchemaInPlace::New => WindowState::Unblocked,
         }
     }
 }

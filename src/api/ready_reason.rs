@@ -70,11 +70,11 @@ ready_reasons! {
     /// The window's pod is being started.
     PreparingWindow,
     /// A precondition changed at the last moment; the window was not started.
-    WindowNotOpened,
+    WindowNotStarted,
     /// The order to block writes is out.
     BlockingWrites,
     /// Writes are blocked.
-    WindowOpen,
+    WritesBlocked,
     /// A window's run ended without a report; another pod goes on.
     WindowPodLost,
     /// A window is past its deadline.

@@ -9,7 +9,7 @@
 //!  BlockWrites    block, verify, SQL, COMMIT . Migrated     BlockWrites    block, verify ........... Blocked
 //!  Switch         no rollback of its own now .... (ack)     Switch         no unblocking of its own .. (ack)
 //!                 <controller: flag, rollout>                              <controller: flag, rollout>
-//!  UnblockWrites  unblock writes ............. Released     Rollback       down SQL, verify, unblock  RolledBack
+//!  UnblockWrites  unblock writes ............ Unblocked     Rollback       down SQL, verify, unblock  RolledBack
 //!  Rollback       down SQL, verify, unblock  RolledBack
 //! ```
 //!
@@ -91,7 +91,7 @@ pub struct RunInputs {
     pub notice: Option<Notice>,
     /// When writes were unblocked on the new version; for the follow-ups.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cut_over_at: Option<Time>,
+    pub cutover_at: Option<Time>,
 }
 
 /// The controller's order to a window task.
@@ -228,7 +228,7 @@ pub struct WindowProgress {
     pub blocked_at: Option<Time>,
     /// Evidence that writes are blocked: the refused write and its SQLSTATE.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub proof: Option<String>,
+    pub verification: Option<String>,
     /// Sessions of the application that were ended.
     pub terminated_sessions: u32,
     /// Seconds of the transaction with the up SQL.
@@ -253,7 +253,7 @@ pub struct WindowProgress {
     pub observed_at: Option<Time>,
     /// When writes were unblocked.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub released_at: Option<Time>,
+    pub unblocked_at: Option<Time>,
     /// The runner ended the window itself because the deadline had passed.
     pub deadline_passed: bool,
 }
@@ -263,7 +263,7 @@ impl WindowProgress {
     pub fn schema_in_place(&self) -> Option<SchemaInPlace> {
         match self.state {
             _ if self.stuck => None,
-            WindowState::Released => Some(SchemaInPlace::New),
+            WindowState::Unblocked => Some(SchemaInPlace::New),
             WindowState::RolledBack => Some(SchemaInPlace::Old),
             _ => None,
         }
@@ -285,11 +285,11 @@ pub enum WindowState {
     /// The up SQL is committed and verified. Writes are blocked.
     Migrated,
     /// Ended: writes are unblocked, with the new schema.
-    Released,
+    Unblocked,
     /// Ended: writes are unblocked, with the old schema.
     RolledBack,
 }
 
 named! {
-    WindowState: Starting, Ready, Blocking, Blocked, Migrated, Released, RolledBack
+    WindowState: Starting, Ready, Blocking, Blocked, Migrated, Unblocked, RolledBack
 }

@@ -190,9 +190,9 @@ pub struct WindowStatus {
     pub deadline: Option<Time>,
     /// When writes were unblocked.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub released_at: Option<Time>,
+    pub unblocked_at: Option<Time>,
     /// Writes may be unblocked on the new schema: the order was, or may have been, given.
-    pub releasing: bool,
+    pub unblocking: bool,
     /// The flag was, or may have been, set: to `to` on the forward path, to `from` in a rollback.
     pub switched: bool,
     /// How often the workloads were restarted again because the version probe returned another version.

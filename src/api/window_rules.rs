@@ -203,20 +203,20 @@ fn applying_sql(view: &WindowView) -> Move {
 
 fn awaiting_cutover(view: &WindowView) -> Move {
     let forward = view.direction == Direction::Forward;
-    let release = view.command == WindowCommand::UnblockWrites;
+    let unblock = view.command == WindowCommand::UnblockWrites;
     let unexplained = view.unexplained_balances.is_some_and(|users| users > 0);
     if view.command == WindowCommand::Rollback {
         return Move::End(Ending::Rollback(EndCause::Ordered));
     }
-    if release && (!forward || view.unexplained_balances == Some(0)) {
+    if unblock && (!forward || view.unexplained_balances == Some(0)) {
         return Move::End(Ending::Finish(SchemaInPlace::New, EndCause::Ordered));
     }
-    // A release waits for the comparison, also past the deadline: unblocked, a rollback would lose what is written from
+    // Unblocking waits for the comparison, also past the deadline: unblocked, a rollback would lose what is written from
     // then on.
-    let comparing = release && view.unexplained_balances.is_none();
+    let comparing = unblock && view.unexplained_balances.is_none();
     if view.overdue && !comparing && !view.stuck {
         return match view.direction {
-            _ if view.switch_acknowledged || release => Move::BecomeStuck,
+            _ if view.switch_acknowledged || unblock => Move::BecomeStuck,
             Direction::Forward => Move::End(Ending::Rollback(EndCause::Overdue)),
             Direction::Rollback => Move::End(Ending::Finish(SchemaInPlace::New, EndCause::Overdue)),
         };
@@ -224,7 +224,7 @@ fn awaiting_cutover(view: &WindowView) -> Move {
     if view.command >= WindowCommand::Switch && !view.switch_acknowledged && !view.overdue {
         return Move::AcknowledgeSwitch;
     }
-    if release && unexplained && !view.unexplained_reported {
+    if unblock && unexplained && !view.unexplained_reported {
         return Move::ReportUnexplained;
     }
     // No order can come any more, and the session would keep the pod of another run waiting.
@@ -376,28 +376,28 @@ mod tests {
     }
 
     #[test]
-    fn a_release_needs_balances_that_are_all_explained() {
+    fn writes_are_unblocked_only_if_all_balances_are_explained() {
         let at = |command| acknowledged(WindowView::starting(Forward, AwaitingCutover, command));
-        let release = at(WindowCommand::UnblockWrites);
+        let unblock = at(WindowCommand::UnblockWrites);
         let reported = |view| WindowView { unexplained_reported: true, ..view };
         assert_moves([
-            ("it waits for the comparison", release, Move::Wait),
-            ("also past the deadline", overdue(release), Move::Wait),
-            ("also when stuck", stuck(overdue(release)), Move::Wait),
-            ("explained, it is released", compared(0, release), finish(New, Ordered)),
-            ("also past the deadline", stuck(overdue(compared(0, release))), finish(New, Ordered)),
+            ("it waits for the comparison", unblock, Move::Wait),
+            ("also past the deadline", overdue(unblock), Move::Wait),
+            ("also when stuck", stuck(overdue(unblock)), Move::Wait),
+            ("explained, writes are unblocked", compared(0, unblock), finish(New, Ordered)),
+            ("also past the deadline", stuck(overdue(compared(0, unblock))), finish(New, Ordered)),
             ("not without the order", compared(0, at(WindowCommand::Switch)), Move::Wait),
-            ("unexplained, it is reported", compared(1, release), Move::ReportUnexplained),
-            ("once", reported(compared(1, release)), Move::Wait),
-            ("at the deadline it is stuck", reported(overdue(compared(1, release))), Move::BecomeStuck),
+            ("unexplained, it is reported", compared(1, unblock), Move::ReportUnexplained),
+            ("once", reported(compared(1, unblock)), Move::Wait),
+            ("at the deadline it is stuck", reported(overdue(compared(1, unblock))), Move::BecomeStuck),
             (
                 "also without an acknowledged switch",
                 overdue(compared(1, WindowView::starting(Forward, AwaitingCutover, WindowCommand::UnblockWrites))),
                 Move::BecomeStuck,
             ),
-            ("and reported again by the next session", stuck(overdue(compared(1, release))), Move::ReportUnexplained),
+            ("and reported again by the next session", stuck(overdue(compared(1, unblock))), Move::ReportUnexplained),
             (
-                "the rollback's release compares nothing",
+                "the rollback's unblocking compares nothing",
                 acknowledged(WindowView::starting(Rollback, AwaitingCutover, WindowCommand::UnblockWrites)),
                 finish(New, Ordered),
             ),

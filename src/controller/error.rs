@@ -79,7 +79,7 @@ classes!(
     Timeout = "timeout",
     Conflict = "conflict",
     Lease = "lease",
-    NotOwned = "foreign",
+    NotOwned = "not_owned",
     Other = "other"
 );
 

@@ -80,7 +80,7 @@ pub(super) fn derive(transition: &mut Transition<'_>) {
     let limit = transition.spec.window.max_duration;
     // The length is not reported while it grows: a status that changes each second would be written each second.
     let (reason, message) = match (writes, transition.deadline()) {
-        // Nothing opens it by itself.
+        // Nothing unblocks them by itself.
         (Writes::Blocked, Some(deadline)) if transition.phase() == Phase::RollbackFailed => {
             ("Blocked", format!("until an operator has fixed it; should have ended by {deadline:.0} (limit {limit})"))
         }
@@ -94,7 +94,7 @@ pub(super) fn derive(transition: &mut Transition<'_>) {
     set(transition, "WritesBlocked", Some(writes == Writes::Blocked), reason, &message);
 }
 
-/// Blocked from the moment the order to block may be out, to the moment the release is known.
+/// Blocked from the moment the order to block may be out, to the moment it is known that they are unblocked.
 fn writes(transition: &Transition<'_>) -> Writes {
     let in_window = matches!(transition.phase(), Phase::Executing | Phase::RollingBack | Phase::RollbackFailed);
     if in_window && transition.may_be_blocked() { Writes::Blocked } else { Writes::Open }

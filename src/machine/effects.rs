@@ -139,7 +139,7 @@ impl Transition<'_> {
                     backup_object: self.status.backup.as_ref().map(|b| b.object.clone()),
                     backup_sha256: self.status.backup.as_ref().map(|b| b.sha256.clone()),
                     notice: (task == Task::Notify).then(|| self.notice_of(attempt).cloned()).flatten(),
-                    cut_over_at: self.cutover_at(),
+                    cutover_at: self.cutover_at(),
                 },
                 window,
             },

@@ -165,7 +165,7 @@ async fn started_twice() {
         })
         .await;
         let progress = m.run(Task::Window).await.window.unwrap();
-        assert_eq!(progress.state, WindowState::Released);
+        assert_eq!(progress.state, WindowState::Unblocked);
         assert_eq!(progress.comparison.map(|c| c.unexplained), Some(0), "the twin's report replaced the evidence");
         m.cleaned().await;
         m.assert_new().await;

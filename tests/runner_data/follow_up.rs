@@ -20,8 +20,8 @@ async fn the_report_has_figures_and_checks() {
         UPDATE user_credits SET balance = balance + 100 WHERE user_id = 4;
         INSERT INTO credit_transactions (user_id, type, amount) VALUES (4, 'subscription_grant', 100)";
     app.batch_execute(changes).await.unwrap();
-    let cut_over_at = "2026-01-02T03:04:05Z";
-    world.spec.inputs.cut_over_at = Some(cut_over_at.parse().unwrap());
+    let cutover_at = "2026-01-02T03:04:05Z";
+    world.spec.inputs.cutover_at = Some(cutover_at.parse().unwrap());
     world.spec.task = Task::DayCheck;
     let checks = json!([
         {"name": "unexplained", "interval": "1s", "balances": {}, "max": "0"},
@@ -48,7 +48,7 @@ async fn the_report_has_figures_and_checks() {
     for (field, want) in [
         ("/task", json!("DayCheck")),
         ("/migrationUID", json!(world.spec.migration_uid)),
-        ("/cutOverAt", json!(cut_over_at)),
+        ("/cutoverAt", json!(cutover_at)),
         ("/statistics/users", json!(300)),
         ("/statistics/totalBalance", json!("451594")),
         ("/statistics/maxBalance", json!("3000")),

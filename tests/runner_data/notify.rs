@@ -609,7 +609,7 @@ async fn no_alert_while_the_controller_handles_it() {
     cancelled.settle(DELIVERY_DEADLINE).await;
     let ended = alert(DELIVERY_DEADLINE);
     ended.reported(&stuck(), None);
-    ended.reported(&WindowProgress { state: WindowState::Released, stuck: false, ..stuck() }, None);
+    ended.reported(&WindowProgress { state: WindowState::Unblocked, stuck: false, ..stuck() }, None);
     ended.settle(DELIVERY_DEADLINE).await;
     assert_eq!(desk.office.web(&ok).len(), 0);
     // What does not call it off: an order that was there before. The end of the process needs no grace.

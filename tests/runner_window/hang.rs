@@ -160,7 +160,7 @@ async fn a_count_that_takes_too_long_is_unknown() {
     assert_eq!(progress.users_written_since, None);
     owner.batch_execute("ROLLBACK").await.unwrap();
     desk.order(Order::UnblockWrites);
-    assert_eq!(end(task).await.progress.state, State::Released);
+    assert_eq!(end(task).await.progress.state, State::Unblocked);
 }
 
 #[tokio::test]
@@ -224,7 +224,7 @@ async fn the_up_sql_is_needed_until_it_is_committed() {
     desk.order(Order::Switch);
     desk.until("comparison", |progress, _| progress.comparison.is_some() && progress.switch_acknowledged).await;
     desk.order(Order::UnblockWrites);
-    assert_eq!(end(task).await.progress.state, State::Released);
+    assert_eq!(end(task).await.progress.state, State::Unblocked);
     writable(&database, true).await;
 }
 

@@ -62,7 +62,7 @@ async fn a_refusal_alone_is_no_reason_to_roll_back() {
     desk.order(Order::Switch);
     desk.until("acknowledgement", |progress, _| progress.switch_acknowledged).await;
     desk.order(Order::UnblockWrites);
-    assert_eq!(end(task).await.progress.state, State::Released);
+    assert_eq!(end(task).await.progress.state, State::Unblocked);
 }
 
 #[tokio::test]
@@ -74,7 +74,7 @@ async fn with_the_run_there_the_next_pod_goes_on() {
     let before = desk.state(State::Migrated).await;
     desk.stop.cancel();
     let outcome = end(task).await;
-    assert_eq!((outcome.progress.proof, outcome.progress.deadline_passed), (before.proof, false));
+    assert_eq!((outcome.progress.verification, outcome.progress.deadline_passed), (before.verification, false));
     assert_eq!(outcome.failure.unwrap().reason, Reason::PodFailed);
     blocked(&database).await;
     let desk = Desk::new();
@@ -82,7 +82,7 @@ async fn with_the_run_there_the_next_pod_goes_on() {
     desk.order(Order::Switch);
     desk.until("comparison", |progress, _| progress.comparison.is_some() && progress.switch_acknowledged).await;
     desk.order(Order::UnblockWrites);
-    assert_eq!(end(task).await.progress.state, State::Released);
+    assert_eq!(end(task).await.progress.state, State::Unblocked);
     writable(&database, true).await;
 }
 
@@ -138,6 +138,6 @@ async fn with_the_run_of_the_rollback_gone_the_new_version_continues() {
     desk.state(State::Blocked).await;
     desk.fails(denied());
     desk.stop.cancel();
-    assert_eq!(end(task).await.progress.state, State::Released);
+    assert_eq!(end(task).await.progress.state, State::Unblocked);
     writable(&database, true).await;
 }

@@ -29,7 +29,8 @@ async fn past_the_deadline_a_reader_is_waited_for_and_then_ended() {
     let desk = Desk::new();
     desk.pass_deadline();
     let task = desk.start(&database, &back());
-    desk.until("the verification", |progress, _| progress.proof.is_some() && progress.state >= State::Blocked).await;
+    desk.until("the verification", |progress, _| progress.verification.is_some() && progress.state >= State::Blocked)
+        .await;
     assert!(reader.is_closed() || state_of(&reader, "SELECT 1").await != "ok");
     assert!(!task.is_finished());
     blocked(&database).await;

@@ -100,10 +100,11 @@ async fn a_window_from_order_to_order() {
     let progress = desk.state(State::Migrated).await;
     assert_eq!((progress.terminated_sessions, progress.reconciled_users), (1, Some(1)));
     assert!(
-        progress.proof.as_ref().unwrap().contains("5 of 5") || progress.proof.as_ref().unwrap().contains("4 of 4"),
+        progress.verification.as_ref().unwrap().contains("5 of 5")
+            || progress.verification.as_ref().unwrap().contains("4 of 4"),
         "{progress:?}"
     );
-    assert!(progress.proof.unwrap().contains("25006"));
+    assert!(progress.verification.unwrap().contains("25006"));
     blocked(&database).await;
     assert_eq!(database.read_only_default().await, "", "the restarted application's sessions are ordinary ones");
     desk.answers("v2");
@@ -119,9 +120,9 @@ async fn a_window_from_order_to_order() {
     blocked(&database).await;
     desk.order(Order::UnblockWrites);
     let outcome = end(task).await;
-    assert_eq!((outcome.progress.state, outcome.failure), (State::Released, None));
+    assert_eq!((outcome.progress.state, outcome.failure), (State::Unblocked, None));
     assert_eq!(desk.last(), outcome.progress, "the end is reported");
-    let (from, to) = (outcome.progress.blocked_at.unwrap(), outcome.progress.released_at.unwrap());
+    let (from, to) = (outcome.progress.blocked_at.unwrap(), outcome.progress.unblocked_at.unwrap());
     println!(
         "transaction {:?} s, blocked {} from closing to opening (with the test's own waits)",
         outcome.progress.migrate_seconds,
@@ -137,8 +138,8 @@ async fn a_window_from_order_to_order() {
     writable(&database, true).await;
     // The same pod once more finds it done, and repeats the evidence.
     let again = end(desk.start(&database, &sample())).await;
-    assert_eq!((again.progress.state, again.failure), (State::Released, None));
-    assert_eq!((again.progress.comparison, again.progress.released_at), (outcome.progress.comparison, Some(to)));
+    assert_eq!((again.progress.state, again.failure), (State::Unblocked, None));
+    assert_eq!((again.progress.comparison, again.progress.unblocked_at), (outcome.progress.comparison, Some(to)));
 }
 
 #[tokio::test]
@@ -179,7 +180,7 @@ async fn how_long_writes_are_blocked_when_the_controller_answers_at_once() {
     desk.until("acknowledgement", |progress, _| progress.switch_acknowledged).await;
     desk.order(Order::UnblockWrites);
     let progress = end(task).await.progress;
-    let blocked = progress.released_at.unwrap().duration_since(progress.blocked_at.unwrap());
+    let blocked = progress.unblocked_at.unwrap().duration_since(progress.blocked_at.unwrap());
     // A figure for information, without a limit: the machine is shared.
     println!("blocked {blocked}, transaction {:?} s", progress.migrate_seconds);
     writable(&database, true).await;
@@ -253,9 +254,9 @@ async fn a_lost_connection_at_any_point_is_got_over() {
         }
         desk.order(Order::UnblockWrites);
         let outcome = end(task).await;
-        assert_eq!((outcome.progress.state, outcome.failure), (State::Released, None), "{point}");
+        assert_eq!((outcome.progress.state, outcome.failure), (State::Unblocked, None), "{point}");
         assert!(
-            outcome.progress.switch_acknowledged && outcome.progress.proof.is_some(),
+            outcome.progress.switch_acknowledged && outcome.progress.verification.is_some(),
             "{point}: {:?}",
             outcome.progress
         );
@@ -294,7 +295,7 @@ async fn a_killed_pod_is_succeeded_by_the_next_one() {
         desk.until("comparison", |progress, _| progress.comparison.is_some() && progress.switch_acknowledged).await;
         desk.order(Order::UnblockWrites);
         let outcome = end(second).await;
-        assert_eq!((outcome.progress.state, outcome.failure), (State::Released, None), "{point}");
+        assert_eq!((outcome.progress.state, outcome.failure), (State::Unblocked, None), "{point}");
         assert_eq!(ledger(&database).await, "up");
         writable(&database, true).await;
     }
@@ -329,7 +330,7 @@ async fn of_two_pods_one_works_and_the_other_takes_over() {
     desk.order(Order::UnblockWrites);
     for task in [one, two] {
         let outcome = end(task).await;
-        assert_eq!((outcome.progress.state, outcome.failure), (State::Released, None));
+        assert_eq!((outcome.progress.state, outcome.failure), (State::Unblocked, None));
     }
     assert_eq!(database.value("SELECT count(*) FROM effects").await, "1");
     assert_eq!(ledger(&database).await, "up");
@@ -388,7 +389,7 @@ async fn past_the_deadline_with_a_migration_nobody_took_up_it_is_undone() {
 
 #[tokio::test]
 async fn past_the_deadline_of_an_acknowledged_switch_writes_stay_blocked() {
-    for (order, state) in [(Order::Rollback, State::RolledBack), (Order::UnblockWrites, State::Released)] {
+    for (order, state) in [(Order::Rollback, State::RolledBack), (Order::UnblockWrites, State::Unblocked)] {
         let (database, desk) = (Database::new().await, Desk::new());
         database.prepared(&spec()).await;
         let task = desk.start(&database, &sample());
@@ -408,7 +409,7 @@ async fn past_the_deadline_of_an_acknowledged_switch_writes_stay_blocked() {
         assert!(!task.is_finished(), "goes on to obey");
         desk.order(order);
         assert_eq!(end(task).await.progress.state, state);
-        writable(&database, state == State::Released).await;
+        writable(&database, state == State::Unblocked).await;
     }
 }
 
@@ -431,7 +432,7 @@ async fn rollback_before_the_sql_unblocks_writes() {
 }
 
 #[tokio::test]
-async fn a_release_with_unexplained_balances_is_refused() {
+async fn writes_stay_blocked_while_balances_are_unexplained() {
     let (database, desk) = (Database::new().await, Desk::new());
     database.prepared(&spec()).await;
     // A copy that loses a user without change tracking: only the full comparison can find it.
@@ -563,7 +564,7 @@ async fn past_the_deadline_of_a_rollback_writes_are_unblocked_or_stay_blocked() 
     desk.state(State::Blocked).await;
     desk.pass_deadline();
     let outcome = end(task).await;
-    assert!(outcome.progress.deadline_passed && outcome.progress.state == State::Released, "{outcome:?}");
+    assert!(outcome.progress.deadline_passed && outcome.progress.state == State::Unblocked, "{outcome:?}");
     writable(&database, true).await;
 
     let desk = Desk::new();

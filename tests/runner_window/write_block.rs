@@ -1,4 +1,4 @@
-//! What the gate stops, whom it lets through, and what it costs others to put it up and take it down.
+//! What the write block stops, whom it lets through, and what it costs others to put it up and take it down.
 
 use std::time::Duration;
 
@@ -114,7 +114,7 @@ async fn a_snapshot_older_than_the_closing_does_not_slip_through() {
     let analyst = database.session("analyst").await;
     analyst.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM users").await.unwrap();
     close(&mut client, &spec).await;
-    // It holds nothing of the protected tables, so it was left alone; its snapshot shows the gate open.
+    // It holds nothing of the protected tables, so it was left alone; its snapshot shows writes as unblocked.
     assert_eq!(state_of(&analyst, "UPDATE user_credits SET balance = 0").await, "25006");
     open(&mut client, &spec).await;
 }

@@ -43,7 +43,7 @@ pub(super) const FAMILIES: &[(&str, MetricType, &str)] = &[
     ("window_expected_seconds", MetricType::Gauge, "Length of the window as the rehearsal predicts it."),
     ("window_seconds", MetricType::Gauge, "How long writes were blocked in the last window that has ended."),
     ("window_deadline_timestamp_seconds", MetricType::Gauge, "Deadline of the window; only while writes are blocked."),
-    ("window_opens_timestamp_seconds", MetricType::Gauge, "Earliest planned start of the window."),
+    ("window_starts_timestamp_seconds", MetricType::Gauge, "Earliest planned start of the window."),
     ("backup_timestamp_seconds", MetricType::Gauge, "End of the upload of the current plan's backup."),
     (
         "backup_max_age_seconds",
@@ -190,14 +190,14 @@ fn samples(spec: &CreditMigrationSpec, status: &CreditMigrationStatus) -> Vec<Sa
         add("window_expected_seconds", &[], r.expected_window_seconds);
     }
     let window = status.window.as_ref();
-    if let Some((from, to)) = window.and_then(|w| Some((w.blocked_at?, w.released_at?))) {
+    if let Some((from, to)) = window.and_then(|w| Some((w.blocked_at?, w.unblocked_at?))) {
         add("window_seconds", &[], to.duration_since(from).as_secs_f64().max(0.0));
     }
     if let (Some(at), Some(Writes::Blocked)) = (window.and_then(|w| w.deadline), status.writes) {
         add("window_deadline_timestamp_seconds", &[], moment(at));
     }
     if let Some(at) = status.schedule.as_ref().and_then(|s| s.starts_at) {
-        add("window_opens_timestamp_seconds", &[], moment(at));
+        add("window_starts_timestamp_seconds", &[], moment(at));
     }
     if let Some(b) = &status.backup {
         add("backup_timestamp_seconds", &[], moment(b.finished_at));
@@ -217,7 +217,7 @@ fn samples(spec: &CreditMigrationSpec, status: &CreditMigrationStatus) -> Vec<Sa
         add("notices", &[("occasion", occasion), ("state", state)], f64::from(*n));
     }
 
-    let cutover_at = window.and_then(|w| w.released_at).filter(|_| watched);
+    let cutover_at = window.and_then(|w| w.unblocked_at).filter(|_| watched);
     let follow_ups = [
         ("day", spec.follow_ups.day_after(), &status.day_report),
         ("week", spec.follow_ups.week_after(), &status.week_report),

@@ -59,7 +59,7 @@ fn rich() -> Value {
         "rehearsal": {"users": 1, "restoreSeconds": 1.0, "migrateSeconds": 1.0, "rollbackSeconds": 1.0,
                       "tablesEqual": 1, "expectedWindowSeconds": 12.5},
         "schedule": {"startsAt": "1970-01-01T23:30:00Z", "present": ["bob@shop.example"]},
-        "window": {"blockedAt": "1970-01-02T00:00:00Z", "releasedAt": "1970-01-02T00:00:03Z",
+        "window": {"blockedAt": "1970-01-02T00:00:00Z", "unblockedAt": "1970-01-02T00:00:03Z",
                    "deadline": "1970-01-02T00:01:00Z"},
         "checks": [check("errors", "Fail", true), check("invented", "Pass", false)],
         "notices": [notice("DecisionDue", "Undelivered"), notice("DecisionDue", "Undelivered"),
@@ -101,7 +101,7 @@ fn blocked_writes_grow_older(#[case] blocked: Option<i64>, #[case] deadline: Opt
 #[case("window_expected_seconds", &["12.5"])]
 #[case("window_seconds", &["3"])]
 #[case::writes_are_open("window_deadline_timestamp_seconds", &[])]
-#[case("window_opens_timestamp_seconds", &["84600"])]
+#[case("window_starts_timestamp_seconds", &["84600"])]
 #[case("backup_timestamp_seconds", &["82800"])]
 #[case("backup_max_age_seconds", &["86400"])]
 #[case::only_checks_of_the_spec("check_breached", &["check=\"errors\"} 1"])]

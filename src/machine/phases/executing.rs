@@ -32,7 +32,7 @@ impl Transition<'_> {
             // Writes are unblocked on the new schema, and something else failed.
             RunOutcome::Failed(reason, message) if progress.schema_in_place() == Some(SchemaInPlace::New) => {
                 self.record_window_progress(Task::Window, &progress);
-                self.event(true, reason.as_str(), format!("{message}; the window was released all the same"));
+                self.event(true, reason.as_str(), format!("{message}; writes were unblocked all the same"));
                 return self.finish_window();
             }
             RunOutcome::Failed(reason, message) => return self.handle_failed_window_run(reason, &message, &progress),
@@ -69,7 +69,7 @@ impl Transition<'_> {
         if !still || self.inputs_changed() || self.cluster_violation().is_some() {
             self.event(
                 true,
-                ReadyReason::WindowNotOpened,
+                ReadyReason::WindowNotStarted,
                 "a precondition changed after approval (approvals, presence, backup age, schedule, SQL, flag or \
                  workloads); the window was not started, nothing was changed",
             );
@@ -106,8 +106,8 @@ impl Transition<'_> {
     }
 
     fn advance_window(&mut self, progress: &WindowProgress) {
-        if progress.proof.is_some() && !self.succeeded(Step::BlockWrites) {
-            let evidence = progress.proof.clone().unwrap_or_default();
+        if progress.verification.is_some() && !self.succeeded(Step::BlockWrites) {
+            let evidence = progress.verification.clone().unwrap_or_default();
             self.succeed_step(
                 Step::BlockWrites,
                 format!("{} sessions ended; {evidence}", progress.terminated_sessions),
@@ -141,21 +141,21 @@ impl Transition<'_> {
                 self.start_step(Step::UnblockWrites);
             }
         }
-        if self.status.step == Some(Step::UnblockWrites) && !self.is_releasing() {
+        if self.status.step == Some(Step::UnblockWrites) && !self.is_unblocking() {
             // Checked once more: flag or workload may have been reset while balances were compared.
             if self.follow_rollout(Direction::Forward, progress) != Rollout::Complete {
                 self.start_step(Step::SwitchApplication);
             } else if progress.comparison.as_ref().is_some_and(|c| c.unexplained == 0) {
-                self.window_mut().releasing = true;
+                self.window_mut().unblocking = true;
             }
         }
-        // Past the deadline only if the release is ordered, and its execution is not reported.
-        self.report_window(ReadyReason::WindowOpen, self.window_message(progress));
+        // Past the deadline only if unblocking is ordered, and its execution is not reported.
+        self.report_window(ReadyReason::WritesBlocked, self.window_message(progress));
     }
 
     fn rollback_cause(&self, progress: &WindowProgress) -> Option<(&'static str, String)> {
-        if self.is_releasing() {
-            // The order to unblock writes is out: everything else is handled after the release, by a rollback.
+        if self.is_unblocking() {
+            // The order to unblock writes is out: everything else is handled afterwards, by a rollback.
             return None;
         }
         if let Some(c) = progress.comparison.as_ref().filter(|c| c.unexplained > 0) {
@@ -276,7 +276,7 @@ impl Transition<'_> {
             Some(Step::UnblockWrites) if progress.comparison.is_none() => {
                 "waiting for the full comparison of balances".to_owned()
             }
-            _ => "waiting for the gate to open".to_owned(),
+            _ => "waiting for the runner to unblock writes".to_owned(),
         };
         format!(
             "{step}: {waits}; writes blocked since {} (limit {}); to stop: {}",

@@ -21,7 +21,7 @@ impl Transition<'_> {
 
     /// When writes were unblocked on the new version.
     pub(crate) fn cutover_at(&self) -> Option<Time> {
-        self.status.window.as_ref().filter(|w| w.task == Some(Task::Window))?.released_at
+        self.status.window.as_ref().filter(|w| w.task == Some(Task::Window))?.unblocked_at
     }
 
     /// Plans a follow-up for its time.

@@ -58,7 +58,7 @@ impl Transition<'_> {
         self.enter(Phase::RollingBack);
         self.event(true, cause.clone(), format!("{message}; rolling back"));
         let text = format!("{cause}: {message}; the old version is being brought back");
-        self.notify(Occasion::TriggerFired, &notice_key("way-back", now), &text);
+        self.notify(Occasion::TriggerFired, &notice_key("rollback", now), &text);
     }
 
     pub(crate) fn start_rollback(&mut self, cause: impl Into<String>, message: String) -> Flow {
@@ -100,7 +100,7 @@ impl Transition<'_> {
         let ended = matches!(self.observed.outcome(task, attempt), RunOutcome::Succeeded(_));
         match progress.schema_in_place() {
             Some(SchemaInPlace::Old) if ended => return self.finish_rollback(&progress),
-            // The forward window was released before it could roll back.
+            // The forward window unblocked writes before it could roll back.
             Some(SchemaInPlace::New) if ended => {
                 self.restart_rollback_window("writes were unblocked before the rollback had started");
                 return Flow::Settled;
@@ -149,7 +149,7 @@ impl Transition<'_> {
                 self.window_mut().deadline = Some(self.now + to_signed(self.spec.window.max_duration));
             }
             let n = progress.users_written_since.unwrap_or_default();
-            let evidence = progress.proof.clone().unwrap_or_default();
+            let evidence = progress.verification.clone().unwrap_or_default();
             self.succeed_step(
                 Step::BlockWritesForRollback,
                 format!("{evidence}; {n} users were written on the new version, their balances are kept"),
@@ -358,7 +358,7 @@ impl Transition<'_> {
         }
         self.enter_rolling_back(ReadyReason::Rollback, format!("Rollback by {}{}", d.by, fmt_reason(&d.reason)));
         // A new run reads the database and continues from there. That writes are blocked stays known.
-        self.status.window = self.status.window.take().filter(|w| w.released_at.is_none()).map(|w| WindowStatus {
+        self.status.window = self.status.window.take().filter(|w| w.unblocked_at.is_none()).map(|w| WindowStatus {
             task: Some(Task::RollbackWindow),
             blocked_at: w.blocked_at,
             restarts: w.restarts,

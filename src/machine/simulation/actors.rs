@@ -282,7 +282,7 @@ impl Pod {
         if w.db.blocked_at.is_some()
             && w.db.windows.get(&task).is_none_or(|i| i.attempt != attempt || i.finished.is_some())
         {
-            // Takes over a gate that another run left closed; what it acknowledged binds this one too.
+            // Takes over a write block that another run left on; what it acknowledged binds this one too.
             let acknowledged = w.db.windows.values().any(|i| i.acknowledged && i.finished.is_none());
             let deadline =
                 w.db.windows.values().filter(|i| i.finished.is_none()).map(|i| i.deadline).max().unwrap_or(w.now);
@@ -301,7 +301,7 @@ impl Pod {
                 return self.end(w, run, WindowState::RolledBack, None, false);
             }
             if up && has_up {
-                return self.end(w, run, WindowState::Released, None, false);
+                return self.end(w, run, WindowState::Unblocked, None, false);
             }
             let (command, overdue) = match deadline {
                 Some(deadline) => (command, w.now >= deadline),
@@ -424,7 +424,7 @@ impl Pod {
             w.db.downs += 1;
             w.db.schema = Schema::Old;
         }
-        // A crash may come between the commit and the opening of the gate.
+        // A crash may come between the commit and unblocking writes.
         if rng.bool() {
             return true;
         }
@@ -480,19 +480,19 @@ impl Pod {
     }
 
     fn progress(w: &World, task: Task, state: WindowState, acknowledged: bool, passed: bool) -> WindowProgress {
-        let ended = matches!(state, WindowState::Released | WindowState::RolledBack);
+        let ended = matches!(state, WindowState::Unblocked | WindowState::RolledBack);
         let migrated = w.db.ledger.iter().any(|(_, direction)| *direction == "up");
         WindowProgress {
             state,
             blocked_at: w.db.blocked_at.or((w.db.windows.contains_key(&task) && ended).then_some(w.now)),
-            proof: Some("refused".into()),
+            verification: Some("refused".into()),
             migrate_seconds: migrated.then_some(1.0),
             comparison: migrated.then(|| Comparison { users: 2, unexplained: 0, total_balance: "3".into() }),
             switch_acknowledged: acknowledged,
             // As if every pod had been asked.
             observed_version: Some(w.versions_run()),
             observed_at: Some(w.now),
-            released_at: (ended && w.db.blocked_at.is_none()).then_some(w.now),
+            unblocked_at: (ended && w.db.blocked_at.is_none()).then_some(w.now),
             deadline_passed: passed,
             ..Default::default()
         }

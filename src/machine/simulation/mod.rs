@@ -119,7 +119,7 @@ fn schedule(seed: u64, defect: Defect, own: Option<faults::Fault>, trace: bool) 
         if trace {
             let m = w.migration.as_ref().map(|m| &m.value.status);
             println!(
-                "{act} {:?} {:?} gate={:?} flag={} schema={:?} runs={:?}",
+                "{act} {:?} {:?} block={:?} flag={} schema={:?} runs={:?}",
                 m.and_then(|m| m.phase),
                 m.and_then(|m| m.step),
                 w.db.blocked_at.map(|t| t.as_second()),

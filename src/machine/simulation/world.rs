@@ -1,4 +1,4 @@
-//! The fake world: API objects with resourceVersions, a database with gate and ledger, an application, a clock.
+//! The fake world: API objects with resourceVersions, a database with write block and ledger, an application, a clock.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -68,7 +68,7 @@ pub(super) struct WindowRecord {
     pub(super) alerted: bool,
     /// The runner has reported that writes stay blocked until an order comes.
     pub(super) stuck: bool,
-    /// How it ended: `Released` or `RolledBack`, and why without success.
+    /// How it ended: `Unblocked` or `RolledBack`, and why without success.
     pub(super) finished: Option<(WindowState, Option<crate::api::Reason>)>,
     pub(super) passed: bool,
 }

@@ -82,7 +82,7 @@ fn each_phase_has_commands_that_can_be_copied() {
     // `decide` panics on one that cannot. What waits for a decision names one.
     for s in each_phase() {
         let (reason, message) = ready(&s.decide().status);
-        if ["ApprovalPending", "WindowOpen", "Progressing", "DecisionDue", "SqlFailed"].contains(&reason.as_str())
+        if ["ApprovalPending", "WritesBlocked", "Progressing", "DecisionDue", "SqlFailed"].contains(&reason.as_str())
             && s.status.phase != Some(Phase::Preparing)
             && s.status.phase != Some(Phase::Failed)
         {

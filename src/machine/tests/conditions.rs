@@ -26,7 +26,7 @@ fn columns_and_conditions_of_each_phase() {
         (approved, "11/20 BlockWrites", Writes::Open, format!("{BUSY} {BOTH}")),
         (blocking, "11/20 BlockWrites", Writes::Blocked, format!("{BUSY} {BOTH}")),
         (migrated, "14/20 SwitchApplication", Writes::Blocked, format!("{BUSY} {BOTH}")),
-        (releasing, "15/20 UnblockWrites", Writes::Blocked, format!("{BUSY} {BOTH}")),
+        (unblocking, "15/20 UnblockWrites", Writes::Blocked, format!("{BUSY} {BOTH}")),
         (validating, "16/20 Validate", Writes::Open, format!("{BUSY} {BOTH}")),
         (monitoring, "17/20 Monitor", Writes::Open, format!("{BUSY} {BOTH}")),
         (deciding, "20/20 Decide", Writes::Open, format!("{BUSY} {BOTH}")),
@@ -103,10 +103,10 @@ fn conditions_of_others_are_kept_and_transition_times_too() {
 fn blocked_writes_say_until_when() {
     let cases: &[(&str, Given, i64, &str)] = &[
         ("open", blocking, 49, "until 1970-01-12T13:47:47Z at the latest (limit 60s)"),
-        ("released, not reported", releasing, 49, "at the latest (limit 60s)"),
+        ("unblocked, not reported", unblocking, 49, "at the latest (limit 60s)"),
         (
-            "released, not reported, past the deadline",
-            releasing,
+            "unblocked, not reported, past the deadline",
+            unblocking,
             50,
             "should have ended at 1970-01-12T13:47:47Z (limit 60s)",
         ),
@@ -135,7 +135,7 @@ fn one_decision_in_each_phase_survives_a_crash_before_its_effects() {
         ("ready", approved, |s| apply(s.state(Task::Window, WindowState::Ready))),
         ("migrated", blocking, |s| apply(s.state(Task::Window, WindowState::Migrated))),
         ("acknowledged", migrated, |s| apply(s.acknowledge(Task::Window))),
-        ("release", switched, |s| apply(s.compared(Task::Window, 0))),
+        ("unblocking", switched, |s| apply(s.compared(Task::Window, 0))),
         ("rollback at the deadline", switching, |s| apply(s.wait(50))),
         ("reopen", monitoring, |s| apply(s.submit("ann", DecisionKind::Rollback))),
         ("rollback", blocked_for_rollback, |s| apply(s.acknowledge(Task::RollbackWindow))),

@@ -27,7 +27,7 @@ fn what_the_probe_says_of_a_settled_rollout() {
         when,
         phase: Phase::Executing,
         step: Step::SwitchApplication,
-        reason: "WindowOpen",
+        reason: "WritesBlocked",
         effects,
         wake: Some(wake),
     };
@@ -83,7 +83,7 @@ fn what_the_probe_says_of_a_settled_rollout() {
             "back, wrong for 10 s",
             settled_back,
             |s| apply(s.probe(BACK, "v2").wait(10)),
-            &["restart shop uid-1.back.2"],
+            &["restart shop uid-1.rollback.2"],
             49,
         ),
         back("back, never answered", settled_back, |s| apply(s.wait(30)), &[], 29),
@@ -126,7 +126,7 @@ fn no_restart_has_the_number_of_an_earlier_one() {
     // Stopped after a second restart: the rollback in the same window continues counting ...
     let mut s = settled();
     s.probe(WINDOW, "v1").wait(10).settle().submit("ann", DecisionKind::Abort).settle();
-    assert_eq!(s.observed.workloads[0].restarted_for.as_deref(), Some("uid-1.back.2"));
+    assert_eq!(s.observed.workloads[0].restarted_for.as_deref(), Some("uid-1.rollback.2"));
     // ... and so does a rollback that is started again.
     let mut s = settled_back();
     s.probe(BACK, "v2").wait(10).settle();
@@ -134,9 +134,9 @@ fn no_restart_has_the_number_of_an_earlier_one() {
     assert_eq!(s.status.phase, Some(Phase::RollbackFailed));
     s.wait(1).submit("bob", DecisionKind::Rollback).settle().state(BACK, WindowState::Blocked).settle();
     s.acknowledge(BACK).settle().rollout(true, 0).settle();
-    assert_eq!(s.observed.workloads[0].restarted_for.as_deref(), Some("uid-1.back.2"));
+    assert_eq!(s.observed.workloads[0].restarted_for.as_deref(), Some("uid-1.rollback.2"));
     s.probe(BACK, "v2").wait(15).settle();
-    assert_eq!(s.observed.workloads[0].restarted_for.as_deref(), Some("uid-1.back.3"));
+    assert_eq!(s.observed.workloads[0].restarted_for.as_deref(), Some("uid-1.rollback.3"));
 }
 
 #[test]
@@ -149,26 +149,26 @@ fn without_a_probe_the_rollout_decides() {
 }
 
 #[test]
-fn what_allowed_the_release_is_checked_again() {
+fn what_allowed_unblocking_is_checked_again() {
     // While balances are compared a pod of the old version answers.
     let mut s = switched();
     s.wait(1).probe(WINDOW, "v1, v2").compared(WINDOW, 0).settle();
     assert_eq!(s.status.step, Some(Step::SwitchApplication));
-    assert!(!s.status.window.as_ref().unwrap().releasing);
+    assert!(!s.status.window.as_ref().unwrap().unblocking);
     s.wait(1).probe(WINDOW, "v2").settle();
-    assert!(s.status.window.as_ref().unwrap().releasing);
+    assert!(s.status.window.as_ref().unwrap().unblocking);
 }
 
 #[test]
-fn what_was_switched_is_checked_until_the_release() {
+fn what_was_switched_is_checked_until_writes_are_unblocked() {
     let mut s = switched();
     s.flag("v1", None);
     let d = s.reconcile();
     assert_eq!((d.status.step, actions(&d)), (Some(Step::SwitchApplication), vec!["flag v2 uid-1.to".to_owned()]));
     s.compared(Task::Window, 0).rollout(true, 1).settle();
-    assert!(!s.status.window.as_ref().unwrap().releasing, "an old pod is back");
+    assert!(!s.status.window.as_ref().unwrap().unblocking, "an old pod is back");
     s.rollout(true, 0).settle().wait(1).probe(Task::Window, "v2").settle();
-    assert!(s.status.window.as_ref().unwrap().releasing);
+    assert!(s.status.window.as_ref().unwrap().unblocking);
 }
 
 #[test]

@@ -269,13 +269,13 @@ impl Scenario {
             w.stuck = false;
             if state >= WindowState::Blocked {
                 w.blocked_at.get_or_insert(now);
-                w.proof = Some("UPDATE was refused (55000)".into());
+                w.verification = Some("UPDATE was refused (55000)".into());
             }
             if state == WindowState::Migrated {
                 w.migrate_seconds = Some(1.5);
             }
-            if matches!(state, WindowState::Released | WindowState::RolledBack) {
-                w.released_at = Some(now);
+            if matches!(state, WindowState::Unblocked | WindowState::RolledBack) {
+                w.unblocked_at = Some(now);
             }
         })
     }
@@ -286,7 +286,7 @@ impl Scenario {
         self.progress(task, |w| {
             w.stuck = true;
             w.blocked_at.get_or_insert(now);
-            w.proof.get_or_insert_with(|| "UPDATE was refused (55000)".into());
+            w.verification.get_or_insert_with(|| "UPDATE was refused (55000)".into());
         })
     }
 
@@ -463,17 +463,17 @@ fn switched() -> Scenario {
     s
 }
 
-/// Executing: the release is ordered, not yet reported.
-fn releasing() -> Scenario {
+/// Executing: unblocking is ordered, not yet reported.
+fn unblocking() -> Scenario {
     let mut s = switched();
     s.compared(Task::Window, 0).settle();
-    assert!(s.status.window.as_ref().unwrap().releasing);
+    assert!(s.status.window.as_ref().unwrap().unblocking);
     s
 }
 
 fn validating() -> Scenario {
-    let mut s = releasing();
-    s.wait(1).state(Task::Window, WindowState::Released).succeed(Task::Window).settle();
+    let mut s = unblocking();
+    s.wait(1).state(Task::Window, WindowState::Unblocked).succeed(Task::Window).settle();
     assert_eq!(s.status.phase, Some(Phase::Validating));
     s
 }

@@ -101,9 +101,9 @@ fn each_kind_of_notice_is_sent() {
     take(&mut s);
     assert_eq!(occasions(&s), [Occasion::DecisionDue, Occasion::TriggerFired]);
 
-    let mut s = releasing();
+    let mut s = unblocking();
     s.spec.notifications.channels = channels();
-    s.wait(1).state(Task::Window, WindowState::Released).succeed(Task::Window).settle();
+    s.wait(1).state(Task::Window, WindowState::Unblocked).succeed(Task::Window).settle();
     assert_eq!(occasions(&s), [Occasion::Finished]);
 
     let mut s = running_down_sql();

@@ -33,7 +33,7 @@ impl Transition<'_> {
     fn marker(&self, direction: Direction) -> String {
         match direction {
             Direction::Forward => format!("{}.to", self.observed.uid),
-            Direction::Rollback => format!("{}.back", self.observed.uid),
+            Direction::Rollback => format!("{}.rollback", self.observed.uid),
         }
     }
 

@@ -11,7 +11,7 @@ impl Transition<'_> {
         let deadline = self.deadline();
         let command = match (self.phase(), self.status.step) {
             _ if deadline.is_none() => WindowCommand::Standby,
-            (Phase::Executing, _) if self.is_releasing() => WindowCommand::UnblockWrites,
+            (Phase::Executing, _) if self.is_unblocking() => WindowCommand::UnblockWrites,
             (Phase::Executing, Some(Step::SwitchApplication | Step::UnblockWrites)) => WindowCommand::Switch,
             (Phase::RollingBack, Some(Step::RollbackSql)) => WindowCommand::Rollback,
             (Phase::RollingBack, Some(Step::SwitchBack)) if task == Task::RollbackWindow => WindowCommand::Switch,

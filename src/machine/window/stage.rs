@@ -26,13 +26,13 @@ pub(crate) enum WindowStage {
         /// When the window must have ended.
         deadline: Time,
     },
-    /// The order to release was, or may have been, given.
-    Releasing {
+    /// The order to unblock writes was, or may have been, given.
+    Unblocking {
         /// When the window must have ended.
         deadline: Time,
     },
     /// Writes are allowed again.
-    Released {
+    Unblocked {
         /// Since when.
         at: Time,
     },
@@ -41,9 +41,9 @@ pub(crate) enum WindowStage {
 impl WindowStage {
     /// The stage that a status describes.
     pub(crate) fn of(window: &WindowStatus) -> Self {
-        match (window.released_at, window.deadline, window.blocked_at) {
-            (Some(at), _, _) => WindowStage::Released { at },
-            (None, Some(deadline), _) if window.releasing => WindowStage::Releasing { deadline },
+        match (window.unblocked_at, window.deadline, window.blocked_at) {
+            (Some(at), _, _) => WindowStage::Unblocked { at },
+            (None, Some(deadline), _) if window.unblocking => WindowStage::Unblocking { deadline },
             (None, Some(deadline), _) if window.switched => WindowStage::Switching { deadline },
             (None, Some(deadline), _) => WindowStage::Blocking { deadline },
             (None, None, Some(since)) => WindowStage::LeftBlocked { since },
@@ -54,11 +54,11 @@ impl WindowStage {
     /// Writes are, or may be, refused.
     pub(crate) fn may_be_blocked(self) -> bool {
         match self {
-            WindowStage::Standby | WindowStage::Released { .. } => false,
+            WindowStage::Standby | WindowStage::Unblocked { .. } => false,
             WindowStage::LeftBlocked { .. }
             | WindowStage::Blocking { .. }
             | WindowStage::Switching { .. }
-            | WindowStage::Releasing { .. } => true,
+            | WindowStage::Unblocking { .. } => true,
         }
     }
 }
@@ -83,9 +83,9 @@ impl Transition<'_> {
         self.status.window.as_ref().is_some_and(|w| w.switched)
     }
 
-    /// The order to release was, or may have been, given.
-    pub(crate) fn is_releasing(&self) -> bool {
-        self.status.window.as_ref().is_some_and(|w| w.releasing)
+    /// The order to unblock writes was, or may have been, given.
+    pub(crate) fn is_unblocking(&self) -> bool {
+        self.status.window.as_ref().is_some_and(|w| w.unblocking)
     }
 
     /// Task that carries the present window.
@@ -93,7 +93,7 @@ impl Transition<'_> {
         self.status.window.as_ref()?.task
     }
 
-    /// The order to block writes may be out, and the release is not known.
+    /// The order to block writes may be out, and that writes are unblocked is not known.
     pub(crate) fn may_be_blocked(&self) -> bool {
         self.window_stage().may_be_blocked()
     }
@@ -148,7 +148,7 @@ impl Transition<'_> {
     pub(crate) fn in_forward_window(&self) -> bool {
         let ordered = matches!(
             self.window_stage(),
-            WindowStage::Blocking { .. } | WindowStage::Switching { .. } | WindowStage::Releasing { .. }
+            WindowStage::Blocking { .. } | WindowStage::Switching { .. } | WindowStage::Unblocking { .. }
         );
         ordered && self.window_task() == Some(Task::Window)
     }
@@ -161,7 +161,7 @@ impl Transition<'_> {
         let window = self.window_mut();
         window.task = Some(task);
         window.blocked_at = progress.blocked_at;
-        window.released_at = progress.released_at;
+        window.unblocked_at = progress.unblocked_at;
         if progress.comparison.is_some() {
             window.comparison.clone_from(&progress.comparison);
         }
@@ -171,7 +171,7 @@ impl Transition<'_> {
     pub(crate) fn blocked_seconds(&self) -> f64 {
         let Some(w) = &self.status.window else { return 0.0 };
         let Some(from) = w.blocked_at else { return 0.0 };
-        w.released_at.unwrap_or(self.now).duration_since(from).as_secs_f64().max(0.0)
+        w.unblocked_at.unwrap_or(self.now).duration_since(from).as_secs_f64().max(0.0)
     }
 
     /// Time of the first refused write, or `(soon)`. Not a duration: a status that changes each second would be written
@@ -196,7 +196,7 @@ mod tests {
         let (blocked, deadline, end) = (time(1), time(60), time(9));
         let ordered = WindowStatus { deadline: Some(deadline), ..Default::default() };
         let switched = WindowStatus { switched: true, blocked_at: Some(blocked), ..ordered.clone() };
-        let releasing = WindowStatus { releasing: true, ..switched.clone() };
+        let unblocking = WindowStatus { unblocking: true, ..switched.clone() };
         let cases = [
             ("nothing was ordered", WindowStatus::default(), WindowStage::Standby, false),
             (
@@ -207,11 +207,11 @@ mod tests {
             ),
             ("the order is out", ordered, WindowStage::Blocking { deadline }, true),
             ("the flag may be set", switched, WindowStage::Switching { deadline }, true),
-            ("the release is ordered", releasing.clone(), WindowStage::Releasing { deadline }, true),
+            ("unblocking is ordered", unblocking.clone(), WindowStage::Unblocking { deadline }, true),
             (
-                "the release is known",
-                WindowStatus { released_at: Some(end), ..releasing },
-                WindowStage::Released { at: end },
+                "unblocking is known",
+                WindowStatus { unblocked_at: Some(end), ..unblocking },
+                WindowStage::Unblocked { at: end },
                 false,
             ),
         ];

@@ -236,7 +236,7 @@ fn preview(m: &CreditMigration) -> Preview {
     let status = m.status.clone().unwrap_or_default();
     let (flag, sql) = (&m.spec.application.flag, &m.spec.migration);
     let window = status.window.clone().unwrap_or_default();
-    let in_first_window = window.task == Some(Task::Window) && window.released_at.is_none();
+    let in_first_window = window.task == Some(Task::Window) && window.unblocked_at.is_none();
     let workloads: Vec<String> =
         m.spec.application.workloads.iter().map(|w| format!("deployment/{}", w.name)).collect();
     let down = &sql.down.config_map_key_ref;

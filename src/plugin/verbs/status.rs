@@ -175,7 +175,7 @@ impl View {
         let status = m.status.clone().unwrap_or_default();
         let ready = status.conditions.iter().find(|c| c.type_ == "Ready");
         let message = ready.map_or_else(|| "the operator has not observed it yet".to_owned(), |c| c.message.clone());
-        let window = status.window.as_ref().filter(|w| w.released_at.is_none());
+        let window = status.window.as_ref().filter(|w| w.unblocked_at.is_none());
         Self {
             name: m.name_any(),
             namespace: m.namespace().unwrap_or_default(),

@@ -54,14 +54,14 @@ pub(super) fn fields_of(status: &MigrationRunStatus) -> Map<String, Value> {
 pub(in crate::runner) fn window_fields(progress: &WindowProgress) -> Value {
     const OPTIONAL_FIELDS: [&str; 9] = [
         "blockedAt",
-        "proof",
+        "verification",
         "migrateSeconds",
         "reconciledUsers",
         "comparison",
         "usersWrittenSince",
         "observedVersion",
         "observedAt",
-        "releasedAt",
+        "unblockedAt",
     ];
     let mut all = json!(progress);
     if let Some(fields) = all.as_object_mut() {
@@ -85,7 +85,7 @@ mod tests {
             state: WindowState::Migrated,
             stuck: true,
             blocked_at: now,
-            proof: Some("p".into()),
+            verification: Some("p".into()),
             terminated_sessions: 1,
             migrate_seconds: Some(1.0),
             reconciled_users: Some(1),
@@ -94,7 +94,7 @@ mod tests {
             switch_acknowledged: true,
             observed_version: Some("v1".into()),
             observed_at: now,
-            released_at: now,
+            unblocked_at: now,
             deadline_passed: true,
         };
         let mut status = window_fields(&full);

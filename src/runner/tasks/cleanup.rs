@@ -95,7 +95,7 @@ pub async fn cleanup(client: &mut Client, control_spec: &ControlSpec) -> Result<
     tx.commit().await.map_err(Failure::from)
 }
 
-/// Whether there is something to clean up that is this migration's. The gate must be open.
+/// Whether there is something to clean up that is this migration's. Writes must be unblocked.
 async fn ours(client: &impl GenericClient, control_spec: &ControlSpec) -> Result<bool, Failure> {
     if !exists(client, "claim").await? || !exists(client, "write_block").await? {
         return Ok(false);

@@ -34,7 +34,7 @@ struct FollowUpReport<'a> {
     database: &'a str,
     task: Task,
     #[serde(skip_serializing_if = "Option::is_none")]
-    cut_over_at: Option<Time>,
+    cutover_at: Option<Time>,
     taken_at: Time,
     statistics: &'a Statistics,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -72,7 +72,7 @@ pub async fn run(context: &TaskContext<'_>, before: &[CheckResult]) -> Result<St
         migration_uid: &context.spec.migration_uid,
         database: &plan.database.name,
         task: context.spec.task,
-        cut_over_at: context.spec.inputs.cut_over_at,
+        cutover_at: context.spec.inputs.cutover_at,
         taken_at: statistics.taken_at,
         statistics: &statistics,
         usage: usage.as_ref(),
@@ -144,7 +144,7 @@ async fn figures(context: &TaskContext<'_>) -> Result<(Statistics, Option<Usage>
 /// The cutover of the ledger; without it the time at which writes were unblocked.
 async fn cutover(context: &TaskContext<'_>, tx: &Transaction<'_>) -> Result<Option<Cutover>, Failure> {
     let known = control::cutover(tx, &context.control_spec()).await?;
-    Ok(known.or_else(|| context.spec.inputs.cut_over_at.map(Cutover::at)))
+    Ok(known.or_else(|| context.spec.inputs.cutover_at.map(Cutover::at)))
 }
 
 /// Which checks passed.

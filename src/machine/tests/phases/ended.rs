@@ -74,7 +74,7 @@ fn deleted_in_each_phase() {
         ("Executing, not opened", approved, Phase::Cancelled, false),
         ("Executing, opened", blocking, Phase::RollingBack, false),
         ("Executing, committed", migrated, Phase::RollingBack, false),
-        ("Executing, being released", releasing, Phase::Executing, false),
+        ("Executing, being unblocked", unblocking, Phase::Executing, false),
         ("Validating", validating, Phase::Completed, false),
         ("Monitoring", monitoring, Phase::Completed, false),
         ("Completed, not cleaned up", completed, Phase::Completed, false),
@@ -142,9 +142,9 @@ fn no_event_is_begun_for_what_is_deleted() {
 
 #[test]
 fn a_reported_time_far_off_ends_nobody() {
-    let mut s = releasing();
-    s.wait(1).state(Task::Window, WindowState::Released);
-    s.progress(Task::Window, |w| w.released_at = Some(Time::MAX)).succeed(Task::Window).settle();
+    let mut s = unblocking();
+    s.wait(1).state(Task::Window, WindowState::Unblocked);
+    s.progress(Task::Window, |w| w.unblocked_at = Some(Time::MAX)).succeed(Task::Window).settle();
     s.wait(20).settle();
     s.wait(30).measure(Task::Monitor, CheckOutcome::Pass, false).settle();
     assert_eq!((s.status.phase, s.status.step), (Some(Phase::Observing), Some(Step::DayCheck)));

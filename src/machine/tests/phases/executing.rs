@@ -1,4 +1,4 @@
-//! Executing: from the pod on standby to the release, and every way out of the window.
+//! Executing: from the pod on standby to unblocked writes, and every way out of the window.
 
 use crate::machine::tests::*;
 
@@ -12,7 +12,7 @@ fn case(
     effects: &'static [&'static str],
     wake: Option<i64>,
 ) -> Case {
-    let reason = if step == Step::BlockWrites && wake == Some(599) { "PreparingWindow" } else { "WindowOpen" };
+    let reason = if step == Step::BlockWrites && wake == Some(599) { "PreparingWindow" } else { "WritesBlocked" };
     Case { name, given, when, phase: Phase::Executing, step, reason, effects, wake }
 }
 
@@ -152,8 +152,8 @@ fn the_window_goes_its_way() {
             Some(50),
         ),
         case(
-            "release is on its way: no rollback in between",
-            releasing,
+            "unblocking is on its way: no rollback in between",
+            unblocking,
             |s| apply(s.wait(49).submit("ann", DecisionKind::Abort)),
             Step::UnblockWrites,
             &[],
@@ -162,8 +162,8 @@ fn the_window_goes_its_way() {
         Case {
             reason: "WindowOverdue",
             ..case(
-                "release is on its way, long since: that is reported, and not checked all the time",
-                releasing,
+                "unblocking is on its way, long since: that is reported, and not checked all the time",
+                unblocking,
                 |s| apply(s.wait(50).submit("ann", DecisionKind::Abort)),
                 Step::UnblockWrites,
                 &[],
@@ -172,8 +172,8 @@ fn the_window_goes_its_way() {
         },
         case(
             "the report of the end is not yet the end",
-            releasing,
-            |s| apply(s.state(WINDOW, WindowState::Released)),
+            unblocking,
+            |s| apply(s.state(WINDOW, WindowState::Unblocked)),
             Step::UnblockWrites,
             &[],
             Some(50),
@@ -349,7 +349,7 @@ type RollbackCase = (&'static str, Given, When, &'static str, Step, &'static [&'
 #[test]
 fn inside_the_window_it_rolls_back() {
     let rollback: &[&str] = &["order m-window-1 Rollback"];
-    let flag: &[&str] = &["flag v1 uid-1.back"];
+    let flag: &[&str] = &["flag v1 uid-1.rollback"];
     let cases: &[RollbackCase] = &[
         ("deadline before the commit", blocking, |s| apply(s.wait(50)), "DeadlinePassed", Step::RollbackSql, rollback),
         ("deadline after the commit", migrated, |s| apply(s.wait(50)), "DeadlinePassed", Step::RollbackSql, rollback),
@@ -393,15 +393,15 @@ fn inside_the_window_it_rolls_back() {
         assert_eq!((rollback.cause.as_str(), rollback.started_at), (*cause, s.now), "{name}");
         assert_eq!(actions(&d), *effects, "{name}");
         assert!(events(&d).contains(cause), "{name}: {:?}", events(&d));
-        assert_eq!(d.status.window.as_ref().unwrap().released_at, None, "{name}: writes stay blocked meanwhile");
+        assert_eq!(d.status.window.as_ref().unwrap().unblocked_at, None, "{name}: writes stay blocked meanwhile");
     }
     let stays: &[(&str, Given, When)] = &[
         ("a second before the deadline", blocking, |s| apply(s.wait(49))),
         ("Reject is too late", blocking, |s| apply(s.submit("ann", DecisionKind::Reject))),
         ("SQL edited inside", migrated, |s| s.observed.up = SqlSource::Missing),
         ("spec edited inside", migrated, |s| s.observed.generation = 2),
-        ("deleted while it is being released", releasing, |s| s.observed.deleting = true),
-        ("deadline while it is being released", releasing, |s| apply(s.wait(500))),
+        ("deleted while writes are being unblocked", unblocking, |s| s.observed.deleting = true),
+        ("deadline while writes are being unblocked", unblocking, |s| apply(s.wait(500))),
     ];
     for (name, given, when) in stays {
         let mut s = given();
@@ -424,7 +424,7 @@ fn a_rollback_inside_the_window_ends_it() {
     let mut s = switching();
     s.wait(50).settle();
     assert_eq!(s.observed.flag_value(), Some("v1"));
-    assert_eq!(s.observed.workloads[0].restarted_for.as_deref(), Some("uid-1.back"));
+    assert_eq!(s.observed.workloads[0].restarted_for.as_deref(), Some("uid-1.rollback"));
     assert_eq!(actions(&s.decide()), Vec::<String>::new(), "no down SQL before the old version runs");
     s.rollout(true, 1).probe(WINDOW, "v1");
     assert_eq!(actions(&s.decide()), Vec::<String>::new(), "no down SQL while a new pod is left");
@@ -446,9 +446,9 @@ fn the_runner_ended_the_window_by_itself() {
     let d = s.decide();
     assert_eq!(d.status.phase, Some(Phase::RolledBack));
     assert_eq!(d.status.rollback.as_ref().unwrap().cause, "DeadlinePassed");
-    // Released while no controller ran: the steps in between count as done.
+    // Unblocked while no controller ran: the steps in between count as done.
     let mut s = blocking();
-    s.state(WINDOW, WindowState::Released).succeed(WINDOW);
+    s.state(WINDOW, WindowState::Unblocked).succeed(WINDOW);
     let d = s.decide();
     assert_eq!((d.status.phase, d.status.step), (Some(Phase::Validating), Some(Step::Validate)));
     for step in [Step::Migrate, Step::VerifyMigration, Step::SwitchApplication, Step::UnblockWrites] {
@@ -497,8 +497,15 @@ fn a_pod_that_never_answers_does_not_hide_the_deadline() {
     let cases: &[Expected] = &[
         ("opened", blocking, Phase::RollingBack, Step::RollbackSql, rollback, "job/m-window-1"),
         ("committed", migrated, Phase::RollingBack, Step::RollbackSql, rollback, "job/m-window-1"),
-        ("switching", switching, Phase::RollingBack, Step::SwitchBack, &["flag v1 uid-1.back"], "on the new schema"),
-        ("being released", releasing, Phase::Executing, Step::UnblockWrites, &[], "job/m-window-1"),
+        (
+            "switching",
+            switching,
+            Phase::RollingBack,
+            Step::SwitchBack,
+            &["flag v1 uid-1.rollback"],
+            "on the new schema",
+        ),
+        ("being unblocked", unblocking, Phase::Executing, Step::UnblockWrites, &[], "job/m-window-1"),
     ];
     for (name, given, phase, step, effects, next) in cases {
         let mut s = given();
@@ -545,8 +552,8 @@ fn only_writes_known_to_be_unblocked_count_as_nothing_changed() {
         }
     }
     // Unblocked on the new schema, and something else failed: the new version runs.
-    let mut s = releasing();
-    s.state(WINDOW, WindowState::Released).fail(WINDOW, Reason::ConnectionLost);
+    let mut s = unblocking();
+    s.state(WINDOW, WindowState::Unblocked).fail(WINDOW, Reason::ConnectionLost);
     let d = s.decide();
     assert_eq!(d.status.phase, Some(Phase::Validating));
     assert!(events(&d).contains(&"ConnectionLost"), "{:?}", events(&d));

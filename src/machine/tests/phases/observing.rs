@@ -5,12 +5,12 @@ use crate::machine::tests::*;
 #[test]
 fn after_a_day_and_after_a_week() {
     let mut s = observing();
-    let end = s.status.window.as_ref().unwrap().released_at.unwrap();
+    let end = s.status.window.as_ref().unwrap().unblocked_at.unwrap();
     assert_eq!(s.decide().wake_at, Some(end + seconds(60)));
     assert!(actions(&s.decide()).is_empty(), "not before its time");
     s.wait(10).settle();
     let run = s.run(Task::DayCheck).run.spec.clone();
-    assert_eq!((run.attempt, run.inputs.cut_over_at), (1, Some(end)));
+    assert_eq!((run.attempt, run.inputs.cutover_at), (1, Some(end)));
     // A follow-up that fails is retried, and is not left out.
     s.fail(Task::DayCheck, Reason::StoreUnreachable).settle();
     assert_eq!(ready(&s.status).0, "StoreUnreachable");

@@ -469,9 +469,9 @@ fn the_runners_image_is_pinned() {
     let image = d.effects.iter().find_map(|e| if let Effect::StartRun(r) = e { Some(r.image.clone()) } else { None });
     assert_eq!(image.as_deref(), Some("image:1"));
     // What comes after the window needs tasks that the present operator knows; the rollback is as it was approved.
-    let mut s = releasing();
+    let mut s = unblocking();
     s.observed.runner_image = "image:2".into();
-    s.wait(1).state(Task::Window, WindowState::Released).succeed(Task::Window).settle();
+    s.wait(1).state(Task::Window, WindowState::Unblocked).succeed(Task::Window).settle();
     s.wait(20);
     let image = |d: Decision| {
         d.effects.iter().find_map(|e| if let Effect::StartRun(r) = e { Some(r.image.clone()) } else { None })

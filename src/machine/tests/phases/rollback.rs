@@ -56,7 +56,7 @@ fn the_rollback_step_by_step() {
             blocked_for_rollback,
             |s| apply(s.acknowledge(BACK)),
             Step::SwitchBack,
-            &["flag v1 uid-1.back"],
+            &["flag v1 uid-1.rollback"],
             59,
         ),
         case(
@@ -64,10 +64,10 @@ fn the_rollback_step_by_step() {
             blocked_for_rollback,
             |s| {
                 s.acknowledge(BACK);
-                s.flag("v1", Some("uid-1.back"));
+                s.flag("v1", Some("uid-1.rollback"));
             },
             Step::SwitchBack,
-            &["restart shop uid-1.back"],
+            &["restart shop uid-1.rollback"],
             59,
         ),
         case(
@@ -209,7 +209,7 @@ fn the_flag_is_at_from_before_the_end() {
     s.state(Task::Window, WindowState::RolledBack).fail(Task::Window, Reason::DeadlinePassed);
     let d = s.reconcile();
     assert_eq!((d.status.phase, d.status.step), (Some(Phase::RollingBack), Some(Step::SwitchBack)));
-    assert_eq!(actions(&d), ["flag v1 uid-1.back"]);
+    assert_eq!(actions(&d), ["flag v1 uid-1.rollback"]);
     s.settle();
     assert_eq!(s.status.phase, Some(Phase::RollingBack), "not before the rollout");
     s.rollout(true, 0).reconciled().probe(Task::Window, "v1").settle();
@@ -232,7 +232,7 @@ fn what_may_pass_is_tried_again() {
 #[test]
 fn writes_that_were_unblocked_on_the_new_schema_are_blocked_again() {
     let mut s = blocked_for_rollback();
-    s.state(BACK, WindowState::Released).fail(BACK, Reason::DeadlinePassed);
+    s.state(BACK, WindowState::Unblocked).fail(BACK, Reason::DeadlinePassed);
     let d = s.reconcile();
     assert_eq!((d.status.phase, d.status.step), (Some(Phase::RollingBack), Some(Step::BlockWritesForRollback)));
     assert!(events(&d).contains(&"BlockingWritesForRollback"));
@@ -246,7 +246,7 @@ fn writes_that_were_unblocked_on_the_new_schema_are_blocked_again() {
         assert_eq!((actions(&d), d.wake_at), (vec![], Some(s.now + seconds(1))));
         s.wait(1).settle();
         assert_eq!(s.run(BACK).run.spec.attempt, attempt);
-        s.state(BACK, WindowState::Released).fail(BACK, Reason::DeadlinePassed);
+        s.state(BACK, WindowState::Unblocked).fail(BACK, Reason::DeadlinePassed);
     }
     s.settle();
     let (reason, message) = ready(&s.status);
@@ -256,13 +256,13 @@ fn writes_that_were_unblocked_on_the_new_schema_are_blocked_again() {
 }
 
 #[test]
-fn released_before_it_could_be_turned_round() {
-    let mut s = releasing();
-    // The rollback was started from an older status; the release was quicker.
-    s.status.window.as_mut().unwrap().releasing = false;
+fn unblocked_before_it_could_roll_back() {
+    let mut s = unblocking();
+    // The rollback was started from an older status; unblocking was quicker.
+    s.status.window.as_mut().unwrap().unblocking = false;
     s.submit("ann", DecisionKind::Abort).settle();
     assert_eq!(s.status.phase, Some(Phase::RollingBack));
-    s.state(Task::Window, WindowState::Released).succeed(Task::Window);
+    s.state(Task::Window, WindowState::Unblocked).succeed(Task::Window);
     let d = s.reconcile();
     assert_eq!((d.status.phase, d.status.step), (Some(Phase::RollingBack), Some(Step::BlockWritesForRollback)));
     s.settle();
@@ -382,7 +382,7 @@ fn a_new_rollback_decision_starts_the_rollback_again() {
     assert_eq!((d.status.phase, d.status.step), (Some(Phase::RollingBack), Some(Step::BlockWritesForRollback)));
     assert_eq!(d.status.rollback.as_ref().unwrap().message, "Rollback by bob");
     assert_eq!(d.status.plan.as_ref().unwrap().down_sha256, "sha256:fixed", "with the SQL as it is now");
-    assert_eq!(d.status.writes, Some(crate::api::Writes::Blocked), "the gate is still closed");
+    assert_eq!(d.status.writes, Some(crate::api::Writes::Blocked), "writes are still blocked");
     s.settle();
     assert_eq!(s.run(BACK).run.spec.inputs.down_sha256, "sha256:fixed");
     // The pod continues with writes blocked and never reports Ready.

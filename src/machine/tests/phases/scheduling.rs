@@ -263,7 +263,7 @@ fn whoever_was_there_hours_ago_lets_no_window_open() {
     s.state(Task::Window, WindowState::Ready);
     s.wait(3_601);
     let d = s.reconcile();
-    assert!(events(&d).contains(&"WindowNotOpened"), "{:?}", events(&d));
+    assert!(events(&d).contains(&"WindowNotStarted"), "{:?}", events(&d));
     s.settle();
     assert_eq!((s.status.step, ready(&s.status).0.as_str()), (Some(Step::Schedule), "PresencePending"));
     assert!(s.status.window.as_ref().is_none_or(|w| w.deadline.is_none()));

@@ -77,9 +77,9 @@ struct Window {
     direction: &'static str,
     state: String,
     blocked_at: Option<Time>,
-    released_at: Option<Time>,
+    unblocked_at: Option<Time>,
     blocked_seconds: Option<f64>,
-    proof: Option<String>,
+    verification: Option<String>,
     users_written_since: Option<u64>,
 }
 
@@ -156,12 +156,12 @@ fn windows(record: &Record) -> Vec<Window> {
             direction: if r.spec.task == Task::Window { "forward" } else { "rollback" },
             state: w.state.to_string(),
             blocked_at: w.blocked_at,
-            released_at: w.released_at,
+            unblocked_at: w.unblocked_at,
             blocked_seconds: w
                 .blocked_at
-                .zip(w.released_at)
+                .zip(w.unblocked_at)
                 .and_then(|(from, to)| (to - from).total(jiff::Unit::Second).ok()),
-            proof: w.proof.clone(),
+            verification: w.verification.clone(),
             users_written_since: w.users_written_since,
         })
         .collect()
@@ -234,16 +234,16 @@ fn markdown(report: &MigrationReport) -> String {
     grid(
         &mut text,
         "Windows",
-        &["Run", "Direction", "State", "Blocked", "Released", "Blocked for", "Verified by"],
+        &["Run", "Direction", "State", "Blocked", "Unblocked", "Blocked for", "Verified by"],
         windows.iter().map(|w| {
             vec![
                 w.run.clone(),
                 w.direction.to_owned(),
                 w.state.clone(),
                 time(&w.blocked_at),
-                time(&w.released_at),
+                time(&w.unblocked_at),
                 w.blocked_seconds.map(seconds).unwrap_or_default(),
-                w.proof.clone().unwrap_or_default(),
+                w.verification.clone().unwrap_or_default(),
             ]
         }),
     );
@@ -333,7 +333,7 @@ mod tests {
             "- [ ] Decision to keep the new system: not started",
             "- [x] Maintenance notice: Delivered, 2030-01-01T01:00:00Z, by team",
             "| 2030-01-01T01:00:00Z | Approve | ann | a \\| b | sha256:",
-            "| m-window-1 | forward | Released | 2030-01-01T02:00:00Z | 2030-01-01T02:00:09Z | 9s | 25006 |",
+            "| m-window-1 | forward | Unblocked | 2030-01-01T02:00:00Z | 2030-01-01T02:00:09Z | 9s | 25006 |",
             "| backup | s3://b/o | 10 | sha256:dump |",
         ] {
             assert!(text.contains(part), "{part}:\n{text}");

@@ -345,7 +345,7 @@ fn window(record: &Record, status: &CreditMigrationStatus) -> Vec<CheckedItem> {
         return vec![item("window", due(window_started(status.phase)), "no run of the window has reported")];
     };
     let name = run.name_any();
-    let mut found = vec![match &w.proof {
+    let mut found = vec![match &w.verification {
         Some(evidence) => {
             item("writes were blocked", State::Ok, format!("{evidence}; {} sessions ended", w.terminated_sessions))
         }
@@ -359,7 +359,7 @@ fn window(record: &Record, status: &CreditMigrationStatus) -> Vec<CheckedItem> {
     });
     let comparison = w.comparison.as_ref().or(status.window.as_ref().and_then(|w| w.comparison.as_ref()));
     found.push(balances("balances after the change", comparison, kept));
-    if let (Some(blocked), Some(unblocked)) = (w.blocked_at, w.released_at) {
+    if let (Some(blocked), Some(unblocked)) = (w.blocked_at, w.unblocked_at) {
         found.push(blocked_time("window", blocked, unblocked, record));
     } else {
         let open = if w.state <= WindowState::Ready && !w.stuck { "not started" } else { "not ended" };
@@ -399,7 +399,7 @@ fn rollback(record: &Record, status: &CreditMigrationStatus) -> Vec<CheckedItem>
                 found.push(balances("balances after the rollback", w.comparison.as_ref(), back));
             }
             if let (Task::RollbackWindow, Some(blocked), Some(unblocked)) =
-                (run.map_or(Task::Window, |r| r.0.spec.task), w.blocked_at, w.released_at)
+                (run.map_or(Task::Window, |r| r.0.spec.task), w.blocked_at, w.unblocked_at)
             {
                 found.push(blocked_time("window of the rollback", blocked, unblocked, record));
             }

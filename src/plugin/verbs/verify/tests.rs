@@ -75,7 +75,7 @@ pub(crate) fn completed() -> Record {
     }
     decisions.push(decision(DecisionKind::Keep, "ann", &digest));
     let reported = json!({
-        "state": "Released", "blockedAt": "2030-01-01T02:00:00Z", "releasedAt": "2030-01-01T02:00:09Z",
+        "state": "Released", "blockedAt": "2030-01-01T02:00:00Z", "unblockedAt": "2030-01-01T02:00:09Z",
         "migrateSeconds": 0.5, "comparison": {"users": 2, "unexplained": 0, "totalBalance": "3"},
     });
     let mut record = Record {
@@ -85,7 +85,7 @@ pub(crate) fn completed() -> Record {
         runs: vec![run(Task::Window, reported)],
         sql: [Some("u".into()), Some("d".into())],
     };
-    progress(&mut record).proof = Some("25006".into());
+    progress(&mut record).verification = Some("25006".into());
     record
 }
 
@@ -132,13 +132,13 @@ fn consistent_evidence_is_fine() {
     |r: &mut Record| status(r).approvals_after = Some(at("2030-01-01T01:30:00Z"))
 )]
 #[case::nobody_present("presence", |r: &mut Record| r.decisions.retain(|d| d.spec.decision != DecisionKind::Ready))]
-#[case::not_verified("writes were blocked", |r: &mut Record| progress(r).proof = None)]
+#[case::not_verified("writes were blocked", |r: &mut Record| progress(r).verification = None)]
 #[case::not_committed("SQL committed, once", |r: &mut Record| progress(r).migrate_seconds = None)]
 #[case::unexplained(
     "balances after the change",
     |r: &mut Record| progress(r).comparison.as_mut().unwrap().unexplained = 1
 )]
-#[case::too_long("window", |r: &mut Record| progress(r).released_at = Some(at("2030-01-01T02:01:01Z")))]
+#[case::too_long("window", |r: &mut Record| progress(r).unblocked_at = Some(at("2030-01-01T02:01:01Z")))]
 #[case::no_run("window", |r: &mut Record| r.runs.clear())]
 #[case::kept_by_the_author(
     "decision to keep",
@@ -210,7 +210,7 @@ fn a_rollback_is_verified_as_well() {
     assert!(bad(&record).iter().any(|f| f.what == "old schema"), "{:?}", bad(&record));
     record.runs.push(run(
         Task::RollbackWindow,
-        json!({"state": "RolledBack", "blockedAt": "2030-01-01T03:00:00Z", "releasedAt": "2030-01-01T03:00:05Z",
+        json!({"state": "RolledBack", "blockedAt": "2030-01-01T03:00:00Z", "unblockedAt": "2030-01-01T03:00:05Z",
                "usersWrittenSince": 1, "comparison": {"users": 2, "unexplained": 0, "totalBalance": "3"}}),
     ));
     assert_eq!(bad(&record), vec![]);

@@ -99,7 +99,7 @@ pub async fn recorded_state(
         switch_acknowledged: row.get(2),
         finished: row.get::<_, bool>(3).then(|| RecordedEnd {
             schema: match row.get::<_, Option<&str>>(4) {
-                Some("released") => SchemaInPlace::New,
+                Some("unblocked") => SchemaInPlace::New,
                 _ => SchemaInPlace::Old,
             },
             failure: row.get::<_, Option<&str>>(5).map(|reason| {

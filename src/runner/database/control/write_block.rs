@@ -155,11 +155,11 @@ pub async fn disable(
             &direction.sql_name(),
             &match end.schema {
                 SchemaInPlace::Old => "rolled_back",
-                SchemaInPlace::New => "released",
+                SchemaInPlace::New => "unblocked",
             },
             &end.failure.as_ref().map(|failure| failure.reason.as_str()),
             &end.failure.as_ref().map(|failure| failure.message.as_str()),
-            &Json(&WindowProgress { released_at: unblocked_at.or(progress.released_at), ..progress.clone() }),
+            &Json(&WindowProgress { unblocked_at: unblocked_at.or(progress.unblocked_at), ..progress.clone() }),
         ],
     )
     .await?;

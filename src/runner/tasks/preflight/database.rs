@@ -220,7 +220,7 @@ async fn application_role(target: &Target, client: &Client, application: &str) -
 }
 
 /// No enabled subscription writes to a protected table: the apply workers of logical replication fire no statement
-/// triggers, so the gate does not stop them.
+/// triggers, so the write block does not stop them.
 async fn subscriptions(client: &Client, tables: &[String]) -> Result<String, Failure> {
     // By name: before version 14 an ordinary role may not read the subscription's oid, but that of the view.
     let query = "WITH RECURSIVE tree (oid) AS (
@@ -240,7 +240,7 @@ async fn subscriptions(client: &Client, tables: &[String]) -> Result<String, Fai
     Err(Failure::new(
         Reason::WritesNotBlocked,
         format!(
-            "subscription {name} writes to {table}{more}, and the gate does not stop what logical replication \
+            "subscription {name} writes to {table}{more}, and the write block does not stop what logical replication \
                 applies; next: ALTER SUBSCRIPTION {} DISABLE;",
             ident(name)
         ),

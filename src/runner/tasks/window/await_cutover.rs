@@ -96,7 +96,7 @@ impl<C: Channel> WindowTask<'_, C> {
         Ok(())
     }
 
-    /// After a release, a rollback would lose what is written from then on: the controller or an operator must order
+    /// After unblocking, a rollback would lose what is written from then on: the controller or an operator must order
     /// it now.
     fn report_unexplained(&mut self) {
         if let Some(Comparison { unexplained, users, .. }) = &self.progress.comparison {

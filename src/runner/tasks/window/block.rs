@@ -75,9 +75,9 @@ impl<C: Channel> WindowTask<'_, C> {
             }
         };
         match secured {
-            Ok((ended, proof)) => {
+            Ok((ended, verification)) => {
                 self.progress.terminated_sessions += ended;
-                self.progress.proof = Some(proof);
+                self.progress.verification = Some(verification);
             }
             Err((ending, failure)) => return self.end(&mut client, ending, failure).await,
         }

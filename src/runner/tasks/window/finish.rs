@@ -127,7 +127,7 @@ impl<C: Channel> WindowTask<'_, C> {
         let unblocked_at =
             write_block::disable(client, self.control_spec(), self.plan.direction, &end, &self.progress).await?;
         self.writes_may_be_blocked = false;
-        self.progress.released_at = unblocked_at.or(self.progress.released_at.take());
+        self.progress.unblocked_at = unblocked_at.or(self.progress.unblocked_at.take());
         if let Ok(Some(until)) = restored
             && let Err(failure) = read_only_default::terminate_read_only_sessions(client, until).await
         {

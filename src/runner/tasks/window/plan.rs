@@ -35,7 +35,7 @@ pub struct WindowPlan {
 /// How a window task ended.
 #[derive(Clone, Debug, PartialEq)]
 pub struct WindowOutcome {
-    /// The last progress: `Released` or `RolledBack`; `stuck` if writes stay blocked; an earlier state if they never
+    /// The last progress: `Unblocked` or `RolledBack`; `stuck` if writes stay blocked; an earlier state if they never
     /// were.
     pub progress: WindowProgress,
     /// Why it is no success. `DeadlinePassed` if the task ended the window by itself, `PodFailed` if another pod must

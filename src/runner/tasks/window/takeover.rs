@@ -135,7 +135,7 @@ impl<C: Channel> WindowTask<'_, C> {
         }
         self.progress.blocked_at = blocked_at;
         // The end of an earlier window is not that of this one.
-        self.progress.released_at = None;
+        self.progress.unblocked_at = None;
         self.progress.deadline_passed = false;
         Ok(())
     }
