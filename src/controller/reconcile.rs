@@ -23,6 +23,10 @@ const RESYNC: Duration = Duration::from_secs(30);
 const WINDOW_RESYNC: Duration = Duration::from_millis(500);
 /// The delay when the requested time has passed already.
 const OVERDUE_REQUEUE: Duration = Duration::from_secs(1);
+/// Time after a conflict: another write was quicker, and the object is read again.
+const CONFLICT_REQUEUE: Duration = Duration::from_millis(50);
+/// Time after another failure.
+const FAILURE_REQUEUE: Duration = Duration::from_secs(1);
 
 /// observe -> decide -> persist -> apply, once.
 pub(super) async fn reconcile(
@@ -30,13 +34,13 @@ pub(super) async fn reconcile(
     ctx: Arc<Context>,
 ) -> Result<Action, Error> {
     let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
-    let timer = ctx.metrics.reconciling();
+    let timer = ctx.metrics.reconciling(&namespace, &name);
     let result = async {
         if let Err(invalid) = &object.0 {
             // One object that cannot be decoded must not stop the others.
             error!(error = %invalid.error, "cannot decode this CreditMigration");
             apply::report_undecodable::<CreditMigration>(&ctx, invalid).await;
-            return Ok(Action::requeue(RESYNC));
+            return Ok(Some(RESYNC));
         }
         tokio::time::timeout(RECONCILE_TIMEOUT, reconcile_live(&ctx, &namespace, &name))
             .await
@@ -47,14 +51,20 @@ pub(super) async fn reconcile(
     if result.is_ok() {
         timer.succeeded();
     }
-    result
+    Ok(result?.map_or_else(Action::await_change, |after| requeue(&ctx, &namespace, &name, after)))
 }
 
-async fn reconcile_live(ctx: &Context, namespace: &str, name: &str) -> Result<Action, Error> {
+fn requeue(ctx: &Context, namespace: &str, name: &str, after: Duration) -> Action {
+    ctx.metrics.queued(namespace, name, after);
+    Action::requeue(after)
+}
+
+/// Returns the time to the next reconciliation; `None` if the migration is gone.
+async fn reconcile_live(ctx: &Context, namespace: &str, name: &str) -> Result<Option<Duration>, Error> {
     let api: Api<CreditMigration> = Api::namespaced(ctx.client.clone(), namespace);
     let Some(live) = api.get_opt(name).await? else {
         ctx.metrics.forget(namespace, name);
-        return Ok(Action::await_change());
+        return Ok(None);
     };
     let observed = observe::observe(ctx, &live).await?;
     let now = telemetry::now();
@@ -67,7 +77,7 @@ async fn reconcile_live(ctx: &Context, namespace: &str, name: &str) -> Result<Ac
         live.status = Some(status.clone());
         // Carries the resourceVersion that was decided on: a second controller, or a stale read, gets a conflict here.
         live = match api.replace_status(name, &PostParams::default(), &live).await {
-            Err(kube::Error::Api(e)) if e.code == 409 => return Ok(Action::requeue(Duration::from_millis(50))),
+            Err(kube::Error::Api(e)) if e.code == 409 => return Ok(Some(CONFLICT_REQUEUE)),
             other => other?,
         };
     }
@@ -83,7 +93,7 @@ async fn reconcile_live(ctx: &Context, namespace: &str, name: &str) -> Result<Ac
     ctx.metrics.reconciled();
     let in_window = status.writes == Some(Writes::Blocked);
     let longest = if in_window { WINDOW_RESYNC } else { RESYNC };
-    Ok(Action::requeue(requeue_after(wake_at, now, longest)))
+    Ok(Some(requeue_after(wake_at, now, longest)))
 }
 
 /// Time until the next reconciliation. A wake-up time that is not in the future would be requested again by each
@@ -100,14 +110,13 @@ fn requeue_after(wake_at: Option<Time>, now: Time, longest: Duration) -> Duratio
 /// When a failed reconciliation is retried.
 pub(super) fn error_policy(object: Arc<DeserializeGuard<CreditMigration>>, error: &Error, ctx: Arc<Context>) -> Action {
     ctx.metrics.failed(error);
-    match error {
-        Error::Conflict => Action::requeue(Duration::from_millis(50)),
-        _ => {
-            let span = telemetry::migration_span(&object.namespace().unwrap_or_default(), &object.name_any());
-            span.in_scope(|| warn!(%error, "reconciliation failed; retried"));
-            Action::requeue(Duration::from_secs(1))
-        }
+    let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+    if let Error::Conflict = error {
+        return requeue(&ctx, &namespace, &name, CONFLICT_REQUEUE);
     }
+    let span = telemetry::migration_span(&namespace, &name);
+    span.in_scope(|| warn!(%error, "reconciliation failed; retried"));
+    requeue(&ctx, &namespace, &name, FAILURE_REQUEUE)
 }
 
 #[cfg(test)]

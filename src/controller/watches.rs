@@ -4,23 +4,24 @@
 use std::{
     collections::HashSet,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::{apps::v1::Deployment, batch::v1::Job, core::v1::ConfigMap};
 use kube::{
     Api, Resource, ResourceExt,
     core::{DeserializeGuard, PartialObjectMeta, error_boundary::InvalidObject},
     runtime::{
-        Controller,
+        Controller, WatchStreamExt,
         controller::{Config, Error},
-        reflector::{ObjectRef, Store},
+        reflector::{self, ObjectRef, Store},
         watcher,
     },
 };
 use tracing::{Instrument, debug, error, error_span, warn};
 
-use super::{Context, apply, reconcile};
+use super::{Context, apply, metrics::Metrics, reconcile};
 use crate::api::{CreditMigration, MigrationDecision, MigrationRun};
 
 type Guarded = DeserializeGuard<CreditMigration>;
@@ -32,25 +33,38 @@ const CONCURRENCY: u16 = 16;
 pub(super) async fn run(ctx: Arc<Context>) {
     let client = ctx.client.clone();
     let all = watcher::Config::default();
-    let controller = Controller::new(Api::<Guarded>::all(client.clone()), all.clone())
-        .with_config(Config::default().concurrency(CONCURRENCY));
-    let store = controller.store();
+    let (store, writer) = reflector::store();
+    let (seen, reporting, metrics) = (SeenUids::default(), ctx.clone(), ctx.metrics.clone());
+    let triggered = metrics.clone();
+    let migrations = reflector::reflector(writer, watcher(Api::<Guarded>::all(client.clone()), all.clone()))
+        .applied_objects()
+        .inspect_ok(move |m| triggered.queued(&m.namespace().unwrap_or_default(), &m.name_any(), Duration::ZERO));
 
     let jobs = watcher::Config::default().labels(super::build::MANAGED_SELECTOR);
-    let (by_config_map, by_deployment) = (store.clone(), store);
-    let (seen, reporting, metrics) = (SeenUids::default(), ctx.clone(), ctx.metrics.clone());
-    controller
-        .watches(Api::<PartialObjectMeta<MigrationRun>>::all(client.clone()), all.clone(), by_label)
-        .watches(Api::<PartialObjectMeta<Job>>::all(client.clone()), jobs, by_label)
-        .watches(Api::<DeserializeGuard<MigrationDecision>>::all(client.clone()), all.clone(), move |d| {
-            decided(&reporting, &seen, d)
-        })
-        .watches(Api::<PartialObjectMeta<ConfigMap>>::all(client.clone()), all.clone(), move |m| {
-            naming(&by_config_map, &m, refers_to_config_map)
-        })
-        .watches(Api::<PartialObjectMeta<Deployment>>::all(client), all, move |m| {
-            naming(&by_deployment, &m, refers_to_deployment)
-        })
+    let (by_config_map, by_deployment) = (store.clone(), store.clone());
+    Controller::for_stream(migrations, store)
+        .with_config(Config::default().concurrency(CONCURRENCY))
+        .watches(
+            Api::<PartialObjectMeta<MigrationRun>>::all(client.clone()),
+            all.clone(),
+            queued(metrics.clone(), by_label),
+        )
+        .watches(Api::<PartialObjectMeta<Job>>::all(client.clone()), jobs, queued(metrics.clone(), by_label))
+        .watches(
+            Api::<DeserializeGuard<MigrationDecision>>::all(client.clone()),
+            all.clone(),
+            queued(metrics.clone(), move |d| decided(&reporting, &seen, d)),
+        )
+        .watches(
+            Api::<PartialObjectMeta<ConfigMap>>::all(client.clone()),
+            all.clone(),
+            queued(metrics.clone(), move |m| naming(&by_config_map, &m, refers_to_config_map)),
+        )
+        .watches(
+            Api::<PartialObjectMeta<Deployment>>::all(client),
+            all,
+            queued(metrics.clone(), move |m| naming(&by_deployment, &m, refers_to_deployment)),
+        )
         .shutdown_on_signal()
         .run(reconcile::reconcile, reconcile::error_policy, ctx)
         .for_each(|result| {
@@ -68,6 +82,20 @@ pub(super) async fn run(ctx: Arc<Context>) {
             std::future::ready(())
         })
         .await;
+}
+
+/// A watch's mapping that records for the metrics what it triggers.
+fn queued<K, T: IntoIterator<Item = ObjectRef<Guarded>>>(
+    metrics: Arc<Metrics>,
+    migrations_of: impl Fn(K) -> T,
+) -> impl Fn(K) -> Vec<ObjectRef<Guarded>> {
+    move |object| {
+        let migrations: Vec<_> = migrations_of(object).into_iter().collect();
+        for m in &migrations {
+            metrics.queued(m.namespace.as_deref().unwrap_or_default(), &m.name, Duration::ZERO);
+        }
+        migrations
+    }
 }
 
 /// The migration that a decision names. A decision that cannot be decoded has no effect, which is reported to its

@@ -6,10 +6,11 @@ mod migrations;
 mod requests;
 #[cfg(test)]
 mod tests;
+mod workqueue;
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use kube::runtime::watcher;
@@ -27,6 +28,7 @@ use crate::{
 
 use migrations::{Migrations, Snapshot};
 pub(super) use requests::RequestDurations;
+use workqueue::Workqueue;
 
 /// Prefix of the name of each family.
 const PREFIX: &str = "credit_migration";
@@ -48,6 +50,8 @@ pub(super) struct Metrics {
     reconciles: Counter,
     failures: Family<[(&'static str, ErrorClass); 1], Counter>,
     in_progress: Gauge,
+    workqueue: Workqueue,
+    workqueue_depth: Gauge,
     durations: Durations<[(&'static str, &'static str); 1]>,
     watch_errors: Family<[(&'static str, &'static str); 1], Counter>,
     requests: RequestDurations,
@@ -63,6 +67,8 @@ impl Default for Metrics {
             reconciles: Counter::default(),
             failures: Family::default(),
             in_progress: Gauge::default(),
+            workqueue: Workqueue::default(),
+            workqueue_depth: Gauge::default(),
             durations: durations(),
             watch_errors: Family::default(),
             requests: RequestDurations::default(),
@@ -85,6 +91,11 @@ impl Default for Metrics {
             all.failures.clone(),
         );
         registry.register("reconciles_in_progress", "Reconciliations in progress", all.in_progress.clone());
+        registry.register(
+            "workqueue_depth",
+            "Migrations whose reconciliation is due and has not started",
+            all.workqueue_depth.clone(),
+        );
         registry.register(
             "reconcile_duration_seconds",
             "Duration of reconciliations, by outcome",
@@ -111,8 +122,14 @@ impl Metrics {
         self.leader.set(1);
     }
 
+    /// The reconciliation of a migration is due after that time.
+    pub(super) fn queued(&self, namespace: &str, name: &str, after: Duration) {
+        self.workqueue.add(namespace, name, Instant::now() + after);
+    }
+
     /// Starts to time a reconciliation. It counts as failed unless [`Reconciliation::succeeded`] is called.
-    pub(super) fn reconciling(&self) -> Reconciliation<'_> {
+    pub(super) fn reconciling(&self, namespace: &str, name: &str) -> Reconciliation<'_> {
+        self.workqueue.remove(namespace, name);
         self.in_progress.inc();
         Reconciliation { metrics: self, started: Instant::now(), outcome: "failure" }
     }
@@ -141,6 +158,7 @@ impl Metrics {
     }
 
     pub(super) fn forget(&self, namespace: &str, name: &str) {
+        self.workqueue.remove(namespace, name);
         self.migrations.forget(namespace, name);
     }
 
@@ -149,6 +167,7 @@ impl Metrics {
         let mut of_migrations = Registry::with_prefix(PREFIX);
         of_migrations.register_collector(Box::new(Snapshot { migrations: self.migrations.clone(), now }));
         let mut text = String::new();
+        self.workqueue_depth.set(self.workqueue.depth(Instant::now()).try_into().unwrap_or(i64::MAX));
         // Writing to a String cannot fail.
         let _ = encode_registry(&mut text, &self.registry)
             .and_then(|()| encode_registry(&mut text, &of_migrations))
