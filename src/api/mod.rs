@@ -24,6 +24,7 @@ mod reason;
 mod run;
 mod status;
 pub mod window_rules;
+mod window_state;
 
 pub use crds::{crds, crds_yaml};
 pub use decision::*;
@@ -38,6 +39,7 @@ pub use ready_reason::*;
 pub use reason::*;
 pub use run::*;
 pub use status::*;
+pub use window_state::*;
 
 pub use crate::shared::time::Time;
 
