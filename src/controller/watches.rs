@@ -42,14 +42,14 @@ pub(super) async fn run(ctx: Arc<Context>) {
     controller
         .watches(Api::<PartialObjectMeta<MigrationRun>>::all(client.clone()), all.clone(), by_label)
         .watches(Api::<PartialObjectMeta<Job>>::all(client.clone()), jobs, by_label)
-        .watches(Api::<DeserializeGuard<MigrationDecision>>::all(client.clone()), all.clone(), move |d| {
-            decided(&reporting, &seen, d)
+        .watches(Api::<DeserializeGuard<MigrationDecision>>::all(client.clone()), all.clone(), move |decision| {
+            decided(&reporting, &seen, decision)
         })
-        .watches(Api::<PartialObjectMeta<ConfigMap>>::all(client.clone()), all.clone(), move |m| {
-            naming(&by_config_map, &m, refers_to_config_map)
+        .watches(Api::<PartialObjectMeta<ConfigMap>>::all(client.clone()), all.clone(), move |map| {
+            naming(&by_config_map, &map, refers_to_config_map)
         })
-        .watches(Api::<PartialObjectMeta<Deployment>>::all(client), all, move |m| {
-            naming(&by_deployment, &m, refers_to_deployment)
+        .watches(Api::<PartialObjectMeta<Deployment>>::all(client), all, move |deployment| {
+            naming(&by_deployment, &deployment, refers_to_deployment)
         })
         .shutdown_on_signal()
         .run(reconcile::reconcile, reconcile::error_policy, ctx)

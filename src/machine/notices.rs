@@ -214,8 +214,9 @@ impl NoticeQueue<'_> {
         let last = |occasion| self.notices.iter().rfind(|n| n.notice.occasion == occasion).map(|n| n.notice.id.clone());
         let stay = [last(Occasion::Planned), last(Occasion::MaintenanceStarts)];
         let mut surplus = self.notices.len().saturating_sub(keep);
-        self.notices.retain(|n| {
-            let stays = n.state == NoticeState::Pending || stay.iter().flatten().any(|id| *id == n.notice.id);
+        self.notices.retain(|status| {
+            let last = stay.iter().flatten().any(|id| *id == status.notice.id);
+            let stays = status.state == NoticeState::Pending || last;
             let goes = surplus > 0 && !stays;
             surplus -= usize::from(goes);
             !goes
@@ -242,13 +243,13 @@ impl NoticeQueue<'_> {
 
     /// Records each channel's last answer.
     fn record_deliveries(&mut self, id: &str, deliveries: Vec<Delivery>) {
-        self.change(id, |n| {
+        self.change(id, |status| {
             for delivery in deliveries {
-                n.deliveries.retain(|earlier| earlier.channel != delivery.channel);
-                n.deliveries.push(delivery);
+                status.deliveries.retain(|earlier| earlier.channel != delivery.channel);
+                status.deliveries.push(delivery);
             }
-            let delivered = n.deliveries.iter().filter(|d| d.state == DeliveryState::Delivered);
-            n.notice.delivered = delivered.map(|d| d.channel.clone()).collect();
+            let delivered = status.deliveries.iter().filter(|d| d.state == DeliveryState::Delivered);
+            status.notice.delivered = delivered.map(|d| d.channel.clone()).collect();
         });
     }
 

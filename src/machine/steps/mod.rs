@@ -50,7 +50,7 @@ pub const FORWARD: &[Row] = &[
 
 /// The rollback, in order. Inside the window the run is `Window` itself, and BlockWritesForRollback is left out.
 #[rustfmt::skip]
-pub const BACK: &[Row] = &[
+pub const ROLLBACK: &[Row] = &[
     row(Phase::RollingBack, Step::BlockWritesForRollback,     Some(Task::RollbackWindow)),
     row(Phase::RollingBack, Step::SwitchBack,                 Some(Task::RollbackWindow)),
     row(Phase::RollingBack, Step::RollbackSql,                Some(Task::RollbackWindow)),
@@ -66,7 +66,7 @@ pub fn next(step: Step) -> Option<Step> {
 
 /// Position in its path and name: `9/20 Approve`.
 pub fn progress(step: Step) -> String {
-    for path in [FORWARD, BACK] {
+    for path in [FORWARD, ROLLBACK] {
         if let Some(i) = path.iter().position(|r| r.step == step) {
             return format!("{}/{} {step}", i + 1, path.len());
         }
@@ -81,7 +81,7 @@ pub fn preparing_task(step: Step) -> Option<Task> {
 
 /// Longest wait between two attempts of a step, in seconds: see [`tasks::TaskSpec`].
 fn longest_retry(step: Step) -> i64 {
-    let rows = FORWARD.iter().chain(BACK);
+    let rows = FORWARD.iter().chain(ROLLBACK);
     // Cleanup follows every end and is in neither path.
     let task = rows.filter(|r| r.step == step).find_map(|r| r.task).unwrap_or(Task::Cleanup);
     task_spec(task).longest_retry
@@ -93,10 +93,10 @@ mod tests {
 
     #[test]
     fn the_step_of_a_task_is_carried_out_by_it() {
-        for row in FORWARD.iter().chain(BACK) {
+        for row in FORWARD.iter().chain(ROLLBACK) {
             let Some(task) = row.task else { continue };
             let step = task_spec(task).step.unwrap();
-            let carries = FORWARD.iter().chain(BACK).find(|r| r.step == step).unwrap();
+            let carries = FORWARD.iter().chain(ROLLBACK).find(|r| r.step == step).unwrap();
             assert_eq!((carries.task, carries.phase), (Some(task), row.phase), "{:?}", row.step);
         }
     }
