@@ -26,7 +26,7 @@ use crate::shared::time::to_signed;
 
 pub use admission::{InstallCheck, check_install};
 pub use error::Error;
-pub use options::Options;
+pub use options::ControllerOptions;
 
 /// Field manager of all writes of the controller.
 pub const MANAGER: &str = "credit-migration-operator";
@@ -34,7 +34,7 @@ pub const MANAGER: &str = "credit-migration-operator";
 /// State shared by all reconciliations.
 pub(crate) struct Context {
     client: Client,
-    options: Options,
+    options: ControllerOptions,
     events: events::Events,
     lease: leader::LeaseGuard,
     metrics: Arc<metrics::Metrics>,
@@ -44,7 +44,7 @@ pub(crate) struct Context {
 ///
 /// # Errors
 /// `LeaseLost` when another replica may lead; `Config`, `Listen` or `Kube` when the controller cannot start.
-pub async fn run(options: Options) -> Result<(), Error> {
+pub async fn run(options: ControllerOptions) -> Result<(), Error> {
     let metrics = Arc::new(metrics::Metrics::default());
     let client = client::connect(&metrics.requests()).await?;
     let serve = server::serve(options.listen, metrics.clone()).await?;

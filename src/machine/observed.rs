@@ -34,9 +34,9 @@ pub struct Observed {
     /// Jobs of `job` checks, of this UID.
     pub check_jobs: Vec<CheckJob>,
     /// The up SQL.
-    pub up: SqlSource,
+    pub up: ObservedSql,
     /// The down SQL.
-    pub down: SqlSource,
+    pub down: ObservedSql,
     /// Workloads of `spec.application.workloads`, then those that only checks name.
     pub workloads: Vec<Workload>,
 }
@@ -128,7 +128,7 @@ pub enum ObservedFlag {
 
 /// A ConfigMap key with SQL.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SqlSource {
+pub enum ObservedSql {
     /// ConfigMap or key missing.
     Missing,
     /// SHA-256 of the text, `sha256:` and 64 hex digits.

@@ -7,7 +7,9 @@ use crate::{
         Comparison, DecisionKind, Direction, Occasion, Phase, ReadyReason, Reason, Retry, RollbackStatus,
         SchemaInPlace, Step, StepState, Task, WindowProgress, WindowState, WindowStatus,
     },
-    machine::{RunOutcome, SqlSource, Transition, notices::notice_key, steps::PlannedRetry, window::cutover::Rollout},
+    machine::{
+        ObservedSql, RunOutcome, Transition, notices::notice_key, steps::PlannedRetry, window::cutover::Rollout,
+    },
     shared::time::{seconds, to_signed},
 };
 
@@ -353,7 +355,7 @@ impl Transition<'_> {
         // A decision counts once, however much the two clocks differ.
         let after = failed_at.max(self.status.rollback.as_ref().and_then(|r| r.ignore_decisions_until));
         let Some(d) = self.stop_request(&[DecisionKind::Rollback], after) else { return Flow::Settled };
-        if let (SqlSource::Present(down), Some(plan)) = (&self.observed.down, &mut self.status.plan) {
+        if let (ObservedSql::Present(down), Some(plan)) = (&self.observed.down, &mut self.status.plan) {
             plan.down_sha256.clone_from(down);
         }
         self.enter_rolling_back(ReadyReason::Rollback, format!("Rollback by {}{}", d.by, fmt_reason(&d.reason)));
