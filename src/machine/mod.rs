@@ -47,6 +47,7 @@ mod gates;
 mod notices;
 mod observed;
 mod phases;
+mod status_reason;
 pub mod steps;
 mod transition;
 mod window;
@@ -60,6 +61,7 @@ pub use calendar::next_hours;
 pub use decision::*;
 pub use digest::plan_digest;
 pub use observed::*;
+pub(crate) use status_reason::StatusReason;
 
 use transition::Transition;
 

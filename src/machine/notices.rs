@@ -97,7 +97,7 @@ impl Transition<'_> {
         let answer = match self.observed.outcome(Task::Notify, n.attempt) {
             RunOutcome::Pending => return Next::Wait,
             RunOutcome::Succeeded(_) => String::new(),
-            RunOutcome::Failed(_, message) => message,
+            RunOutcome::Failed(_, message) => message.to_string(),
         };
         let run = self.observed.run(Task::Notify, n.attempt).and_then(|r| r.run.status.as_ref());
         let reported = run.filter(|s| s.phase.has_ended());
@@ -137,11 +137,7 @@ impl Transition<'_> {
         self.notice_queue().retry_at(id, at);
         self.wake_at(at);
         if failures == 1 {
-            self.event(
-                true,
-                Reason::NoticeUndelivered.as_str(),
-                format!("{text}; it is retried, nothing waits for it"),
-            );
+            self.event(true, Reason::NoticeUndelivered, format!("{text}; it is retried, nothing waits for it"));
         }
     }
 

@@ -66,7 +66,7 @@ fn breached_check(t: &Transition<'_>) -> Option<StageVerdict> {
 fn failed_run(t: &Transition<'_>) -> Option<StageVerdict> {
     let (step, task, _) = t.stage();
     match t.observed.outcome(task, t.attempt(step)) {
-        RunOutcome::Failed(reason, message) => Some(StageVerdict::RunFailed { reason, message }),
+        RunOutcome::Failed(reason, message) => Some(StageVerdict::RunFailed { reason, message: message.to_string() }),
         RunOutcome::Pending | RunOutcome::Succeeded(_) => None,
     }
 }
@@ -123,14 +123,6 @@ impl Transition<'_> {
         ))
     }
 
-    /// Reports a flag that was moved: once by an event, and in the condition while it lasts.
-    pub(crate) fn report_flag_drift(&mut self, text: String) {
-        if self.reason.as_deref() != Some(ReadyReason::FlagDrifted.as_str()) {
-            self.event(true, ReadyReason::FlagDrifted, text.clone());
-        }
-        self.set_ready(ReadyReason::FlagDrifted, text);
-    }
-
     /// Measures, and does what the first of [`GATES`] that is not passed demands.
     pub(crate) fn advance_checking(&mut self) -> Flow {
         self.record_results();
@@ -140,13 +132,13 @@ impl Transition<'_> {
         match verdict {
             StageVerdict::RollBack { cause, message } => return self.start_rollback(cause, message),
             StageVerdict::RunFailed { reason, message } => {
-                self.retry_stage_run(step, reason.as_str(), &message);
+                self.retry_stage_run(step, reason, &message);
                 match self.flag_drift() {
-                    Some(text) => self.report_flag_drift(text),
-                    None => self.set_ready(reason.as_str(), message),
+                    Some(text) => self.report_lasting(ReadyReason::FlagDrifted, text),
+                    None => self.set_ready(reason, message),
                 }
             }
-            StageVerdict::FlagDrifted(text) => self.report_flag_drift(text),
+            StageVerdict::FlagDrifted(text) => self.report_lasting(ReadyReason::FlagDrifted, text),
             StageVerdict::UnderWay { until, text } => {
                 self.wake_at(until);
                 self.set_ready(ReadyReason::Progressing, text);
@@ -223,7 +215,7 @@ impl Transition<'_> {
     }
 
     /// Without its run a stage has no data: another one follows, and the stage does not end meanwhile.
-    fn retry_stage_run(&mut self, step: Step, reason: &str, message: &str) {
+    fn retry_stage_run(&mut self, step: Step, reason: Reason, message: &str) {
         let started = self.started_at(step);
         if self.start_due_retry(step) == PlannedRetry::None {
             self.retry_later(step, reason, message);

@@ -4,7 +4,7 @@ use super::Flow;
 use crate::{
     api::{BaselineEvidence, MigrationRun, NoticeState, Occasion, Phase, ReadyReason, Reason, Retry, Step, StepState},
     machine::{
-        RunOutcome, Transition,
+        RunOutcome, StatusReason, Transition,
         steps::{self, PlannedRetry},
     },
     shared::message::Message,
@@ -59,11 +59,7 @@ impl Transition<'_> {
         let step = self.status.step.unwrap_or(Step::Preflight);
         // Checked in each step, not only in Preflight: what is missing later must not be noticed in the window only.
         if let Some(violation) = self.cluster_violation() {
-            let (reason, message) = (violation.reason, violation.message.to_string());
-            if self.message.as_deref() != Some(message.as_str()) {
-                self.event(true, reason, message.clone());
-            }
-            self.set_ready(reason, message);
+            self.report_lasting(violation.reason, violation.message.to_string());
             if step == Step::Preflight {
                 return Flow::Settled;
             }
@@ -175,7 +171,7 @@ impl Transition<'_> {
         } else {
             self.fail_step(
                 Step::NotifyTeam,
-                Reason::NoticeUndelivered.as_str(),
+                Reason::NoticeUndelivered,
                 "no channel has taken it yet, it is retried; the migration continues; next: see status.notices",
             );
         }
@@ -188,27 +184,23 @@ impl Transition<'_> {
         self.attempt(if step == Step::Backup { Step::Baseline } else { step })
     }
 
-    fn handle_failed_run(&mut self, step: Step, reason: Reason, message: &str) {
+    fn handle_failed_run(&mut self, step: Step, reason: Reason, message: &Message) {
         if reason.retry() == Retry::Never {
-            self.fail_preparation(step, reason.as_str(), message);
+            self.fail_preparation(step, reason, message, "");
             return;
         }
         // A failed dump voids the baseline of its snapshot: both are taken again, together.
         let retried = if step == Step::Backup { Step::Baseline } else { step };
         if retried != step {
-            self.fail_step(step, reason.as_str(), message);
+            self.fail_step(step, reason, message.to_string());
             self.ensure_step(retried).state = StepState::Running;
             self.status.step = Some(retried);
             self.status.baseline = None;
         }
-        self.retry_later(retried, reason.as_str(), message);
+        self.retry_later(retried, reason, &message.to_string());
         let failures = self.failures(retried);
         if step != Step::Preflight && failures >= self.spec.runner.max_attempts {
-            self.fail_preparation(
-                retried,
-                reason.as_str(),
-                &format!("{message}; tried {failures} of {failures} times"),
-            );
+            self.fail_preparation(retried, reason, message, &format!("; tried {failures} of {failures} times"));
         } else if let Some(at) = self.step(retried).and_then(|step_status| step_status.retry_at) {
             self.wake_at(at);
         }
@@ -226,7 +218,7 @@ impl Transition<'_> {
         }) {
             Some((number, reason, message)) if !reason.is_empty() => {
                 self.set_ready(
-                    reason,
+                    StatusReason::read(&reason),
                     format!("attempt {number} of {step} is under way, the last one failed: {message}"),
                 );
             }
@@ -234,24 +226,29 @@ impl Transition<'_> {
         }
     }
 
-    fn fail_preparation(&mut self, step: Step, reason: impl Into<String>, message: &str) {
+    /// Ends the preparation. `tries` says after how many attempts, and is empty where their number does not count.
+    fn fail_preparation(&mut self, step: Step, reason: impl Into<StatusReason>, message: &Message, tries: &str) {
         let sql = &self.spec.migration;
         let [up, down] = [&sql.up, &sql.down].map(|source| source.config_map_key_ref.name.as_str());
         let maps = if up == down { format!("ConfigMap {up}") } else { format!("ConfigMap {up} or {down}") };
         // What went wrong may have named what to do already.
-        let next = match Message::parse(message).next {
+        let next = match &message.next {
             Some(_) => String::new(),
             None => format!("next: correct {maps}, or the spec; "),
         };
         self.enter(Phase::Failed);
-        self.fail_step(step, reason, format!("{message}; nothing was changed; {next}it then starts again by itself"));
+        self.fail_step(
+            step,
+            reason,
+            format!("{message}{tries}; nothing was changed; {next}it then starts again by itself"),
+        );
         self.ensure_step(step).retry_at = None;
     }
 
     /// Takes a finished step's evidence into the status. Gives a summary of it, or why it does not suffice.
-    fn record_evidence(&mut self, step: Step, run: &MigrationRun) -> Result<String, (Reason, String)> {
+    fn record_evidence(&mut self, step: Step, run: &MigrationRun) -> Result<String, (Reason, Message)> {
         let status = run.status.clone().unwrap_or_default();
-        let missing = |what: &str| (Reason::Internal, format!("the run reported success without {what}"));
+        let missing = |what: &str| (Reason::Internal, Message::new(format!("the run reported success without {what}")));
         match step {
             Step::Preflight => {
                 let n = status.findings.len();
@@ -281,10 +278,10 @@ impl Transition<'_> {
                 }
                 (Some(v), Some(b)) => Err((
                     Reason::BackupAltered,
-                    format!(
+                    Message::new(format!(
                         "{} has {} ({} bytes), uploaded was {} ({} bytes)",
                         b.object, v.sha256, v.bytes, b.sha256, b.bytes
-                    ),
+                    )),
                 )),
                 _ => Err(missing("verification")),
             },
@@ -315,10 +312,11 @@ impl Transition<'_> {
             self.fail_preparation(
                 Step::Rehearse,
                 ReadyReason::WindowTooShort,
-                &format!(
-                    "the rehearsal predicts a window of {expected:.1} s, spec.window.maxDuration is {limit:.1} s; \
-                     next: raise it or make the SQL quicker"
-                ),
+                &Message::new(format!(
+                    "the rehearsal predicts a window of {expected:.1} s, spec.window.maxDuration is {limit:.1} s"
+                ))
+                .next("raise it or make the SQL quicker"),
+                "",
             );
             return Flow::Settled;
         }

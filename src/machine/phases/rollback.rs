@@ -8,7 +8,8 @@ use crate::{
         SchemaInPlace, Step, StepState, Task, WindowProgress, WindowState, WindowStatus,
     },
     machine::{
-        ObservedSql, RunOutcome, Transition, notices::notice_key, steps::PlannedRetry, window::cutover::Rollout,
+        ObservedSql, RunOutcome, StatusReason, Transition, notices::notice_key, steps::PlannedRetry,
+        window::cutover::Rollout,
     },
     shared::time::{seconds, to_signed},
 };
@@ -42,11 +43,11 @@ impl Verification {
 impl Transition<'_> {
     /// Records the cause and enters the phase. Runs of the forward path continue only as far as the rollback needs
     /// them.
-    pub(crate) fn enter_rolling_back(&mut self, cause: impl Into<String>, message: String) {
-        let cause = cause.into();
+    pub(crate) fn enter_rolling_back(&mut self, cause: impl Into<StatusReason>, message: String) {
+        let cause: StatusReason = cause.into();
         let now = self.now;
         self.status.rollback = Some(RollbackStatus {
-            cause: cause.clone(),
+            cause: cause.clone().into(),
             message: message.clone(),
             started_at: now,
             users_written_since: None,
@@ -63,7 +64,7 @@ impl Transition<'_> {
         self.notify(Occasion::TriggerFired, &notice_key("way-back", now), &text);
     }
 
-    pub(crate) fn start_rollback(&mut self, cause: impl Into<String>, message: String) -> Flow {
+    pub(crate) fn start_rollback(&mut self, cause: impl Into<StatusReason>, message: String) -> Flow {
         self.enter_rolling_back(cause, message);
         if self.in_forward_window() {
             self.start_step(Step::SwitchBack);
@@ -92,7 +93,7 @@ impl Transition<'_> {
         let (task, attempt) = self.rollback_run();
         let progress = self.observed.progress(task, attempt).cloned().unwrap_or_default();
         if let RunOutcome::Failed(reason, message) = self.observed.outcome(task, attempt) {
-            return self.handle_failed_rollback_run(task, reason, &message, &progress);
+            return self.handle_failed_rollback_run(task, reason, &message.to_string(), &progress);
         }
         // A run that has yet to start says nothing of the window that the last one left.
         self.record_window_progress(task, &progress);
@@ -265,7 +266,7 @@ impl Transition<'_> {
                     c.unexplained,
                     self.observed.plugin("report", "")
                 );
-                self.fail_step(Step::VerifyRollback, Reason::BalancesUnexplained.as_str(), text.clone());
+                self.fail_step(Step::VerifyRollback, Reason::BalancesUnexplained, text.clone());
                 self.notify(Occasion::ManualInterventionRequired, &notice_key("unexplained", self.now), &text);
             }
         }
@@ -294,13 +295,13 @@ impl Transition<'_> {
         let failures = self.failures(opener) + 1;
         if reason.retry() == Retry::Never || failures >= WINDOW_ATTEMPTS {
             self.ensure_step(opener).failures = failures;
-            self.fail_rollback(reason.as_str(), message);
+            self.fail_rollback(reason, message);
         } else if self.status.step == Some(opener) && !self.may_be_blocked() {
-            self.retry_later(opener, reason.as_str(), message);
+            self.retry_later(opener, reason, message);
         } else {
             // At once: writes are blocked.
             self.retry_now(opener);
-            self.event(true, reason.as_str(), format!("{message}; retried ({failures} of {WINDOW_ATTEMPTS})"));
+            self.event(true, reason, format!("{message}; retried ({failures} of {WINDOW_ATTEMPTS})"));
         }
     }
 
@@ -323,7 +324,7 @@ impl Transition<'_> {
         self.retry_later(Step::BlockWritesForRollback, ReadyReason::BlockingWritesForRollback, &text);
     }
 
-    pub(crate) fn fail_rollback(&mut self, reason: &str, message: &str) {
+    pub(crate) fn fail_rollback(&mut self, reason: Reason, message: &str) {
         let writes = if self.may_be_blocked() { "writes stay blocked" } else { "writes are open" };
         let text = format!(
             "{message}; {writes}, manual intervention is required; \

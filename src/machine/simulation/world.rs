@@ -7,10 +7,10 @@ use fastrand::Rng;
 use crate::{
     api::{
         Audience, CreditMigrationSpec, CreditMigrationStatus, DecisionKind, KeyRef, MigrationRun, NotificationChannel,
-        Phase, SlackChannel, Task, Time, WindowCommand, WindowState, WorkloadKind, WorkloadRef,
+        Phase, ReadyReason, SlackChannel, Task, Time, WindowCommand, WindowState, WorkloadKind, WorkloadRef,
         fixtures::{SECRET, spec},
     },
-    machine::{Job, Observed, ObservedDecision, ObservedFlag, ObservedRun, ObservedSql, Workload},
+    machine::{Job, Observed, ObservedDecision, ObservedFlag, ObservedRun, ObservedSql, StatusReason, Workload},
     shared::time::seconds,
 };
 
@@ -49,6 +49,11 @@ fn with_channel(mut spec: CreditMigrationSpec) -> CreditMigrationSpec {
         email: None,
     }];
     spec
+}
+
+/// Whether a failed rollback is reported by this reason: the task's, or that it could not be started.
+fn calls_for_intervention(reason: &StatusReason) -> bool {
+    matches!(reason, StatusReason::Task(_) | StatusReason::Machine(ReadyReason::RollbackNotStarted))
 }
 
 /// Schema of the database.
@@ -367,10 +372,8 @@ impl World {
             }
             // By the condition: an Event may be lost with the process that was about to publish it.
             Some(Phase::RollbackFailed)
-                if m.value.status.conditions.iter().any(|c| {
-                    c.type_ == "Stalled"
-                        && (c.message.contains("manual intervention is required")
-                            || c.message.contains("writes are open"))
+                if m.value.status.conditions.iter().any(|condition| {
+                    condition.type_ == "Stalled" && calls_for_intervention(&StatusReason::read(&condition.reason))
                 }) =>
             {
                 Ok(())
