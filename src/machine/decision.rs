@@ -34,7 +34,7 @@ pub enum Effect {
     },
     /// Restart a workload by its pod template's annotation [`crate::api::RESTARTED_FOR`]. Irreversible.
     Restart {
-        /// Which.
+        /// The workload.
         workload: WorkloadRef,
         /// Value of the annotation.
         marker: String,

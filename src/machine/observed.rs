@@ -103,11 +103,11 @@ pub struct ObservedDecision {
     pub by: String,
     /// What was decided.
     pub decision: DecisionKind,
-    /// On which plan.
+    /// Digest of the plan that it is on.
     pub digest: Option<String>,
-    /// Why.
+    /// What the approver gave as the reason.
     pub reason: Option<String>,
-    /// When, by the API server's clock.
+    /// Time of the decision, by the API server's clock.
     pub at: Time,
 }
 
@@ -141,7 +141,7 @@ pub enum ObservedSql {
 /// A workload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Workload {
-    /// Which.
+    /// Its kind and name.
     pub reference: WorkloadRef,
     /// It exists.
     pub exists: bool,

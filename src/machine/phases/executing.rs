@@ -252,7 +252,8 @@ impl Transition<'_> {
             );
         }
         self.fail_step(step, reason, format!("{message}; nothing was changed, writes are open"));
-        // Whatever was decided so far, also by a clock that runs before this one.
+        // No decision up to now counts for the next window, even if its time is later because the API server's clock is
+        // ahead of this one.
         let newest = self.observed.decisions.iter().map(|d| d.at).max();
         self.status.approvals_after = newest.max(Some(self.now));
         self.enter(Phase::AwaitingApproval);
