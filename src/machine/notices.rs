@@ -29,19 +29,21 @@ impl Transition<'_> {
         channels.iter().filter(|c| c.audiences.iter().any(|a| audiences.contains(a))).map(|c| c.name.as_str()).collect()
     }
 
-    /// Makes a notice, once for each `key`. Gives its id; `None` if there is no channel to send it to.
-    pub(super) fn notify(&mut self, occasion: Occasion, key: &str, message: &str) -> Option<String> {
-        if self.channels_for(occasion).is_empty() {
-            return None;
-        }
-        let id = format!("{}.{key}", self.observed.uid);
+    /// Id of the notice of this kind and key; `None` if there is no channel to send it to.
+    pub(super) fn notice_id(&self, occasion: Occasion, key: &str) -> Option<String> {
+        (!self.channels_for(occasion).is_empty()).then(|| format!("{}.{key}", self.observed.uid))
+    }
+
+    /// Makes a notice, once for each `key`, if there is a channel to send it to.
+    pub(super) fn notify(&mut self, occasion: Occasion, key: &str, message: &str) {
+        let Some(id) = self.notice_id(occasion, key) else { return };
         let report = match occasion {
             Occasion::DayReport => self.status.day_report.as_ref(),
             Occasion::WeekReport | Occasion::DecisionDue => self.status.week_report.as_ref(),
             _ => None,
         };
         let notice = Notice {
-            id: id.clone(),
+            id,
             occasion,
             at: self.now,
             message: message.into(),
@@ -52,7 +54,6 @@ impl Transition<'_> {
             delivered: vec![],
         };
         self.notice_queue().enqueue(notice);
-        Some(id)
     }
 
     fn notice_queue(&mut self) -> NoticeQueue<'_> {

@@ -22,7 +22,7 @@ enum StageVerdict {
     },
     /// The stage's run failed: without it there is no data.
     RunFailed {
-        /// Why.
+        /// Class of the failure.
         reason: Reason,
         /// What was observed.
         message: String,

@@ -10,6 +10,14 @@ use crate::{
     shared::message::Message,
 };
 
+/// What became of a finished step's evidence.
+enum Recorded {
+    /// It is in the status; a summary of it.
+    Taken(String),
+    /// It does not suffice, and why.
+    Insufficient(Reason, Message),
+}
+
 impl Transition<'_> {
     /// Voids all evidence and restarts with Preflight.
     pub(crate) fn restart(&mut self, why: &str) {
@@ -104,11 +112,11 @@ impl Transition<'_> {
             RunOutcome::Succeeded(run) => {
                 let run = run.clone();
                 match self.record_evidence(step, &run) {
-                    Err((reason, message)) => {
+                    Recorded::Insufficient(reason, message) => {
                         self.handle_failed_run(step, reason, &message);
                         return Flow::Settled;
                     }
-                    Ok(note) => self.succeed_step(step, note),
+                    Recorded::Taken(note) => self.succeed_step(step, note),
                 }
                 if steps::next(step) == Some(Step::Approve) {
                     return self.enter_approval();
@@ -152,7 +160,8 @@ impl Transition<'_> {
         };
         let text = format!("migration {} is being prepared; it may start {when}", self.observed.name);
         let key = format!("planned.{}", self.attempt(Step::NotifyTeam));
-        let Some(id) = self.notify(Occasion::Planned, &key, &text) else {
+        self.notify(Occasion::Planned, &key, &text);
+        let Some(id) = self.notice_id(Occasion::Planned, &key) else {
             self.skip_step(
                 Step::NotifyTeam,
                 "no channel in spec.notifications.channels has audience Team or Support: notify them yourself",
@@ -245,63 +254,65 @@ impl Transition<'_> {
         self.ensure_step(step).retry_at = None;
     }
 
-    /// Takes a finished step's evidence into the status. Gives a summary of it, or why it does not suffice.
-    fn record_evidence(&mut self, step: Step, run: &MigrationRun) -> Result<String, (Reason, Message)> {
+    /// Takes a finished step's evidence into the status, if it suffices.
+    fn record_evidence(&mut self, step: Step, run: &MigrationRun) -> Recorded {
         let status = run.status.clone().unwrap_or_default();
-        let missing = |what: &str| (Reason::Internal, Message::new(format!("the run reported success without {what}")));
+        let missing = |what: &str| {
+            Recorded::Insufficient(Reason::Internal, Message::new(format!("the run reported success without {what}")))
+        };
         match step {
             Step::Preflight => {
                 let n = status.findings.len();
-                Ok(format!("{n} of {n} checks"))
+                Recorded::Taken(format!("{n} of {n} checks"))
             }
             Step::CodeBackup => match (status.code_backup, &self.spec.code) {
                 (Some(c), Some(wanted)) if c.commit == wanted.commit => {
                     let note = format!("tag {} and branch {} lead to commit {}", c.tag, c.branch, c.commit);
                     self.status.code_backup = Some(c);
-                    Ok(note)
+                    Recorded::Taken(note)
                 }
-                _ => Err(missing("tag and branch on the commit of spec.code")),
+                _ => missing("tag and branch on the commit of spec.code"),
             },
             Step::Baseline | Step::Backup => match (status.baseline, status.backup) {
                 (Some(_), Some(b)) => {
                     let note = format!("{}, {} bytes, {}", b.object, b.bytes, b.sha256);
                     self.status.backup = Some(b);
-                    Ok(note)
+                    Recorded::Taken(note)
                 }
-                _ => Err(missing("baseline and backup")),
+                _ => missing("baseline and backup"),
             },
             Step::VerifyBackup => match (status.verification, &self.status.backup) {
                 (Some(v), Some(b)) if v.sha256 == b.sha256 && v.bytes == b.bytes => {
                     let note = format!("read to the end: {} bytes, {} entries, {}", v.bytes, v.entries, v.sha256);
                     self.status.verification = Some(v);
-                    Ok(note)
+                    Recorded::Taken(note)
                 }
-                (Some(v), Some(b)) => Err((
+                (Some(v), Some(b)) => Recorded::Insufficient(
                     Reason::BackupAltered,
                     Message::new(format!(
                         "{} has {} ({} bytes), uploaded was {} ({} bytes)",
                         b.object, v.sha256, v.bytes, b.sha256, b.bytes
                     )),
-                )),
-                _ => Err(missing("verification")),
+                ),
+                _ => missing("verification"),
             },
             Step::ExportKeyUsers => match status.key_users {
                 Some(k) => {
                     let note = format!("{} users, {}, {} bytes, {}", k.users, k.object, k.bytes, k.sha256);
                     self.status.key_users = Some(k);
-                    Ok(note)
+                    Recorded::Taken(note)
                 }
-                None => Err(missing("an export")),
+                None => missing("an export"),
             },
             Step::Rehearse => match status.rehearsal {
                 Some(r) => {
                     let note = format!("{} (limit {})", r.summary(), self.spec.window.max_duration);
                     self.status.rehearsal = Some(r);
-                    Ok(note)
+                    Recorded::Taken(note)
                 }
-                None => Err(missing("rehearsal")),
+                None => missing("rehearsal"),
             },
-            _ => Err(missing("evidence")),
+            _ => missing("evidence"),
         }
     }
 
