@@ -23,6 +23,7 @@ mod ready_reason;
 mod reason;
 mod run;
 mod status;
+mod task_spec;
 pub mod window_rules;
 mod window_state;
 
@@ -39,6 +40,7 @@ pub use ready_reason::*;
 pub use reason::*;
 pub use run::*;
 pub use status::*;
+pub use task_spec::*;
 pub use window_state::*;
 
 pub use crate::shared::time::Time;

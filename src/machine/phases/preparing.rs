@@ -93,7 +93,7 @@ impl Transition<'_> {
 
     /// Follows the run of a step to its end.
     fn follow_run(&mut self, step: Step) -> Flow {
-        let Some(task) = steps::preparing_task(step) else { return Flow::Settled };
+        let Some(task) = steps::task_in(Phase::Preparing, step) else { return Flow::Settled };
         let attempt = self.run_attempt(step);
         let status = self.observed.run(task, attempt).and_then(|r| r.run.status.as_ref());
         // Baseline is a milestone of the Backup task: it is reported while the dump is still running.

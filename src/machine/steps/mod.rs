@@ -4,7 +4,7 @@ mod progress;
 mod tasks;
 
 pub(crate) use progress::PlannedRetry;
-pub(crate) use tasks::{Image, Retention, Timeout, task_spec};
+pub(crate) use tasks::{Image, Retention, Timeout, run_policy};
 
 use crate::api::{Phase, Step, Task};
 
@@ -74,17 +74,18 @@ pub fn progress(step: Step) -> String {
     step.to_string()
 }
 
-/// The task that carries out a preparing step.
-pub fn preparing_task(step: Step) -> Option<Task> {
-    FORWARD.iter().find(|r| r.step == step && r.phase == Phase::Preparing)?.task
+/// The task that carries out a step of a phase of the forward path; `None` for what the controller does itself, and for
+/// steps of other phases.
+pub fn task_in(phase: Phase, step: Step) -> Option<Task> {
+    FORWARD.iter().find(|r| r.step == step && r.phase == phase)?.task
 }
 
-/// Longest wait between two attempts of a step, in seconds: see [`tasks::TaskSpec`].
+/// Longest wait between two attempts of a step, in seconds: see [`tasks::RunPolicy`].
 fn longest_retry(step: Step) -> i64 {
     let rows = FORWARD.iter().chain(ROLLBACK);
     // Cleanup follows every end and is in neither path.
     let task = rows.filter(|r| r.step == step).find_map(|r| r.task).unwrap_or(Task::Cleanup);
-    task_spec(task).longest_retry
+    run_policy(task).longest_retry
 }
 
 #[cfg(test)]
@@ -95,7 +96,7 @@ mod tests {
     fn the_step_of_a_task_is_carried_out_by_it() {
         for row in FORWARD.iter().chain(ROLLBACK) {
             let Some(task) = row.task else { continue };
-            let step = task_spec(task).step.unwrap();
+            let step = run_policy(task).step.unwrap();
             let carries = FORWARD.iter().chain(ROLLBACK).find(|r| r.step == step).unwrap();
             assert_eq!((carries.task, carries.phase), (Some(task), row.phase), "{:?}", row.step);
         }
