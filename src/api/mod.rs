@@ -1,6 +1,8 @@
 //! The three kinds of group `creditmigration.io/v1alpha1`: serde types, schemas, CEL rules, defaults. Pure.
 //!
-//! Called by every other module; imports `shared` only. `migration/` has the spec of a `CreditMigration`.
+//! `migration/` has the spec of a `CreditMigration`.
+//!
+//! Called by `machine`, `controller`, `runner` and `plugin`. Imports `shared` only.
 #![allow(
     clippy::duplicated_attributes,
     reason = "kube takes each printer column and each rule as an attribute of one name"

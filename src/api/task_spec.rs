@@ -1,7 +1,7 @@
 //! What a task's pod needs and how it ends, one row for each task. Read by all who make a Job, run it, or name it.
 //!
-//! How the runs of a task follow each other (step, retention, timeout, image, retries) is a matter of the machine alone:
-//! `machine/steps/tasks.rs`.
+//! How the runs of a task follow each other (step, retention, timeout, image, retries) is a matter of the machine
+//! alone: `machine/steps/tasks.rs`.
 
 use super::Task;
 

@@ -1,6 +1,8 @@
-//! The controller, the only writer in the cluster: leads, watches, reconciles. It reads no Secret.
-//! `main` calls [`run`]; `watches` calls `reconcile`, which calls `observe`, `machine::decide` and `apply`.
-//! It talks to the Kubernetes API and to nothing else, and imports `shared`, `api`, `machine` and `telemetry`.
+//! The controller, the only writer in the cluster: leads, watches, reconciles. It reads no Secret, and talks to the
+//! Kubernetes API and to nothing else.
+//!
+//! Called by `main`, by way of [`run`]; `watches` calls `reconcile`, which calls `observe`, `machine::decide` and
+//! `apply`. Imports `shared`, `api`, `machine` and `telemetry`.
 
 pub mod build;
 

@@ -33,7 +33,9 @@
 //! ```
 //!
 //! Inside, a `Transition` goes through `phases` until it settles; `gates` ask; `effects` and `conditions` are derived
-//! from the resulting status. Called by the controller. May import `shared` and `api`.
+//! from the resulting status.
+//!
+//! Called by the controller; the plugin reads `steps`, the calendar and the digest. Imports `shared` and `api`.
 
 mod calendar;
 mod checks;

@@ -1,4 +1,7 @@
-//! The whole procedure on one screen.
+//! The whole procedure on one screen: its steps in order, with phase and task. Next to it how the runs of a task follow
+//! each other (`tasks`), and start, success, failure and retry of a step (`progress`).
+//!
+//! Called by `phases`, `effects` and `conditions`; the plugin reads [`FORWARD`]. Imports `shared`, `api` and `machine`.
 
 mod progress;
 mod tasks;

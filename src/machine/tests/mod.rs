@@ -2,6 +2,8 @@
 //!
 //! What is given comes about by deciding, too: a [`Scenario`] obeys each decision, so that no test starts from a status
 //! that the machine would never write.
+//!
+//! Called by `cargo test` alone. Imports `shared`, `api` and `machine`.
 
 mod commands;
 mod conditions;
