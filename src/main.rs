@@ -15,7 +15,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Watch CreditMigrations and carry them through.
-    Controller(controller::Options),
+    Controller(controller::ControllerOptions),
     /// Carry out the task of this pod's MigrationRun.
     Runner,
     /// Print the CustomResourceDefinitions as YAML.

@@ -45,7 +45,7 @@ pub struct MigrationDecisionSpec {
     /// User name of the person. An admission policy rejects any other name than that of the request's user.
     #[schemars(length(min = 1, max = 253))]
     pub by: String,
-    /// Why.
+    /// Reason of the decision.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub reason: Option<String>,

@@ -1,6 +1,8 @@
 //! The three kinds of group `creditmigration.io/v1alpha1`: serde types, schemas, CEL rules, defaults. Pure.
 //!
-//! Called by every other module; imports `shared` only. `migration/` has the spec of a `CreditMigration`.
+//! `migration/` has the spec of a `CreditMigration`.
+//!
+//! Called by `machine`, `controller`, `runner` and `plugin`. Imports `shared` only.
 #![allow(
     clippy::duplicated_attributes,
     reason = "kube takes each printer column and each rule as an attribute of one name"
@@ -23,7 +25,9 @@ mod ready_reason;
 mod reason;
 mod run;
 mod status;
+mod task_spec;
 pub mod window_rules;
+mod window_state;
 
 pub use crds::{crds, crds_yaml};
 pub use decision::*;
@@ -38,6 +42,8 @@ pub use ready_reason::*;
 pub use reason::*;
 pub use run::*;
 pub use status::*;
+pub use task_spec::*;
+pub use window_state::*;
 
 pub use crate::shared::time::Time;
 

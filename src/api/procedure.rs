@@ -146,37 +146,4 @@ impl Task {
     pub const fn is_window(self) -> bool {
         matches!(self, Self::Window | Self::RollbackWindow)
     }
-
-    /// Its part of names. None has a dash: otherwise runs of two migrations could have the same name.
-    pub fn slug(self) -> &'static str {
-        match self {
-            Task::Preflight => "preflight",
-            Task::CodeBackup => "code",
-            Task::Backup => "backup",
-            Task::VerifyBackup => "verify",
-            Task::ExportKeyUsers => "keyusers",
-            Task::Rehearse => "rehearse",
-            Task::Window => "window",
-            Task::Validate => "validate",
-            Task::Monitor => "monitor",
-            Task::DayCheck => "day",
-            Task::WeekReview => "week",
-            Task::Notify => "notify",
-            Task::RollbackWindow => "rollback",
-            Task::Cleanup => "cleanup",
-        }
-    }
-
-    /// Name of a migration's run and of its Job. It is deterministic, so that a second creation finds the first one;
-    /// attempts never repeat.
-    pub fn run_name(self, migration: &str, attempt: u32) -> String {
-        format!("{migration}-{}-{attempt}", self.slug())
-    }
-
-    /// Name of the Job of a `job` check's measurement. It is deterministic, and short enough for the label that
-    /// Kubernetes derives from it. `check` is its index in the stage; `measurement` counts from 1. The attempt of the
-    /// stage's run is not part of it: otherwise a lost run would end the measurements that are under way.
-    pub fn check_job_name(self, migration: &str, check: usize, measurement: u64) -> String {
-        format!("{migration}-{}-c{check}n{measurement}", self.slug())
-    }
 }

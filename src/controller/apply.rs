@@ -31,7 +31,7 @@ use crate::{
         CreditMigration, FINALIZER, FLAG_SET_FOR, MigrationRun, RESTARTED_FOR, Step, Task, WindowCommand, WindowOrder,
         WorkloadRef,
     },
-    machine::{Effect, Event, StartRun, Target},
+    machine::{Effect, Event, FenceTarget, StartRun},
 };
 
 /// Applies the effects of a decision in order. `live` is the migration as persisted with the decision.
@@ -79,16 +79,16 @@ impl Writer<'_> {
     }
 
     /// Reads the target of an irreversible effect, then the migration, which must be the one that was decided on.
-    async fn fence(&self, target: Target<'_>) -> Result<Fenced, Error> {
+    async fn fence(&self, target: FenceTarget<'_>) -> Result<Fenced, Error> {
         let flag = &self.live.spec.application.flag.config_map_key_ref;
         let fenced = match target {
-            Target::Migration => Fenced { resource_version: self.live.resource_version(), run: None },
-            Target::Run(name) => {
+            FenceTarget::Migration => Fenced { resource_version: self.live.resource_version(), run: None },
+            FenceTarget::Run(name) => {
                 let run = self.api::<MigrationRun>().get_opt(name).await?;
                 Fenced { resource_version: run.as_ref().and_then(ResourceExt::resource_version), run }
             }
-            Target::Flag => self.fenced_version::<ConfigMap>(&flag.name).await?,
-            Target::Workload(workload) => self.fenced_version::<Deployment>(&workload.name).await?,
+            FenceTarget::Flag => self.fenced_version::<ConfigMap>(&flag.name).await?,
+            FenceTarget::Workload(workload) => self.fenced_version::<Deployment>(&workload.name).await?,
         };
         let now = self.api::<CreditMigration>().get_metadata(&self.live.name_any()).await?;
         if now.resource_version() == self.live.resource_version() { Ok(fenced) } else { Err(Error::Conflict) }

@@ -59,7 +59,7 @@ pub(super) struct Elector {
 }
 
 /// The record that was last observed, and since when by the local clock.
-struct Seen {
+struct SeenLease {
     version: Option<String>,
     since: Instant,
 }
@@ -76,7 +76,7 @@ impl Elector {
 
     /// Waits until this replica has the Lease.
     pub(super) async fn acquire(&self) {
-        let mut seen: Option<Seen> = None;
+        let mut seen: Option<SeenLease> = None;
         loop {
             // A request that hangs until the client's time-out would leave the operator without a leader for minutes.
             match tokio::time::timeout(self.duration.mul_f64(RENEW), self.try_take(&mut seen)).await {
@@ -121,7 +121,7 @@ impl Elector {
         }
     }
 
-    async fn try_take(&self, seen: &mut Option<Seen>) -> Result<bool, kube::Error> {
+    async fn try_take(&self, seen: &mut Option<SeenLease>) -> Result<bool, kube::Error> {
         let started = Instant::now();
         let Some(lease) = self.api.get_opt(&self.name).await? else {
             let fresh = Lease {
@@ -133,7 +133,7 @@ impl Elector {
         let version = lease.metadata.resource_version.clone();
         let holder = lease.spec.as_ref().and_then(|s| s.holder_identity.clone()).filter(|h| !h.is_empty());
         if seen.as_ref().is_none_or(|s| s.version != version) {
-            *seen = Some(Seen { version, since: started });
+            *seen = Some(SeenLease { version, since: started });
         }
         let expired = seen.as_ref().is_some_and(|s| s.since.elapsed() > self.duration);
         if holder.is_some() && holder.as_deref() != Some(&self.identity) && !expired {

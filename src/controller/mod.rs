@@ -1,6 +1,8 @@
-//! The controller, the only writer in the cluster: leads, watches, reconciles. It reads no Secret.
-//! `main` calls [`run`]; `watches` calls `reconcile`, which calls `observe`, `machine::decide` and `apply`.
-//! It talks to the Kubernetes API and to nothing else, and imports `shared`, `api`, `machine` and `telemetry`.
+//! The controller, the only writer in the cluster: leads, watches, reconciles. It reads no Secret, and talks to the
+//! Kubernetes API and to nothing else.
+//!
+//! Called by `main`, by way of [`run`]; `watches` calls `reconcile`, which calls `observe`, `machine::decide` and
+//! `apply`. Imports `shared`, `api`, `machine` and `telemetry`.
 
 pub mod build;
 
@@ -26,7 +28,7 @@ use crate::shared::time::to_signed;
 
 pub use admission::{InstallCheck, check_install};
 pub use error::Error;
-pub use options::Options;
+pub use options::ControllerOptions;
 
 /// Field manager of all writes of the controller.
 pub const MANAGER: &str = "credit-migration-operator";
@@ -34,7 +36,7 @@ pub const MANAGER: &str = "credit-migration-operator";
 /// State shared by all reconciliations.
 pub(crate) struct Context {
     client: Client,
-    options: Options,
+    options: ControllerOptions,
     events: events::Events,
     lease: leader::LeaseGuard,
     metrics: Arc<metrics::Metrics>,
@@ -44,7 +46,7 @@ pub(crate) struct Context {
 ///
 /// # Errors
 /// `LeaseLost` when another replica may lead; `Config`, `Listen` or `Kube` when the controller cannot start.
-pub async fn run(options: Options) -> Result<(), Error> {
+pub async fn run(options: ControllerOptions) -> Result<(), Error> {
     let metrics = Arc::new(metrics::Metrics::default());
     let client = client::connect(&metrics.requests()).await?;
     let serve = server::serve(options.listen, metrics.clone()).await?;

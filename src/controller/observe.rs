@@ -22,7 +22,7 @@ use crate::{
     },
     machine::{
         CheckJob, CheckPod, DEADLINE, Job as JobState, Observed, ObservedDecision, ObservedFlag, ObservedRun,
-        SqlSource, Workload,
+        ObservedSql, Workload,
     },
     shared::deployment,
 };
@@ -143,10 +143,10 @@ impl Reader<'_> {
         Ok((flag, rollback_enabled))
     }
 
-    async fn sql(&self, key: &KeyRef) -> Result<SqlSource, Error> {
+    async fn sql(&self, key: &KeyRef) -> Result<ObservedSql, Error> {
         let map = self.api::<ConfigMap>().get_opt(&key.name).await?;
         let text = map.and_then(|m| m.data).and_then(|mut data| data.remove(&key.key));
-        Ok(text.map_or(SqlSource::Missing, |text| SqlSource::Present(sha256(text.as_bytes()))))
+        Ok(text.map_or(ObservedSql::Missing, |text| ObservedSql::Present(sha256(text.as_bytes()))))
     }
 
     async fn workloads(&self, migration: &CreditMigration) -> Result<Vec<Workload>, Error> {

@@ -6,7 +6,7 @@ use crate::shared::admission;
 
 /// Options of `controller`.
 #[derive(Args, Clone, Debug)]
-pub struct Options {
+pub struct ControllerOptions {
     /// Image of the runner's pods; new migrations are pinned to it.
     #[arg(long, env = "RUNNER_IMAGE")]
     pub runner_image: String,

@@ -53,17 +53,17 @@ pub(super) async fn run(ctx: Arc<Context>) {
         .watches(
             Api::<DeserializeGuard<MigrationDecision>>::all(client.clone()),
             all.clone(),
-            queued(metrics.clone(), move |d| decided(&reporting, &seen, d)),
+            queued(metrics.clone(), move |decision| decided(&reporting, &seen, decision)),
         )
         .watches(
             Api::<PartialObjectMeta<ConfigMap>>::all(client.clone()),
             all.clone(),
-            queued(metrics.clone(), move |m| naming(&by_config_map, &m, refers_to_config_map)),
+            queued(metrics.clone(), move |map| naming(&by_config_map, &map, refers_to_config_map)),
         )
         .watches(
             Api::<PartialObjectMeta<Deployment>>::all(client),
             all,
-            queued(metrics.clone(), move |m| naming(&by_deployment, &m, refers_to_deployment)),
+            queued(metrics.clone(), move |deployment| naming(&by_deployment, &deployment, refers_to_deployment)),
         )
         .shutdown_on_signal()
         .run(reconcile::reconcile, reconcile::error_policy, ctx)

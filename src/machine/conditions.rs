@@ -3,7 +3,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::{
-    Transition,
+    StatusReason, Transition,
     faults::{Fault, fault},
     steps,
     transition::READY,
@@ -22,7 +22,7 @@ pub(super) fn derive(transition: &mut Transition<'_>) {
     let reason = transition.reason.clone().unwrap_or_else(|| ReadyReason::Progressing.into());
     let message = transition.message.clone().unwrap_or_default();
 
-    set(transition, READY, Some(phase == Phase::Completed), &reason, &message);
+    set(transition, READY, Some(phase == Phase::Completed), reason.as_str(), &message);
     let busy = matches!(
         phase,
         Phase::Preparing
@@ -33,10 +33,10 @@ pub(super) fn derive(transition: &mut Transition<'_>) {
             | Phase::Observing
             | Phase::RollingBack
     );
-    set(transition, "Reconciling", busy.then_some(true), &reason, &message);
+    set(transition, "Reconciling", busy.then_some(true), reason.as_str(), &message);
     let failed = matches!(phase, Phase::Failed | Phase::RollbackFailed) && !fault(Fault::SilentFailure);
-    let stalled = failed || reason == ReadyReason::WindowOverdue.as_str();
-    set(transition, "Stalled", stalled.then_some(true), &reason, &message);
+    let stalled = failed || reason == StatusReason::Machine(ReadyReason::WindowOverdue);
+    set(transition, "Stalled", stalled.then_some(true), reason.as_str(), &message);
 
     let drift = transition.down_drift();
     if let Some(text) = &drift

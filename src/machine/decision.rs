@@ -34,7 +34,7 @@ pub enum Effect {
     },
     /// Restart a workload by its pod template's annotation [`crate::api::RESTARTED_FOR`]. Irreversible.
     Restart {
-        /// Which.
+        /// The workload.
         workload: WorkloadRef,
         /// Value of the annotation.
         marker: String,
@@ -47,12 +47,12 @@ impl Effect {
     /// What is fenced: the object that the effect changes or removes for good, which no decision on a stale cache may
     /// cause. It is read first, then the migration is read again and compared with what was decided on, and the write
     /// carries the version of the object as read. `None` for effects that a later decision makes up for.
-    pub fn target(&self) -> Option<Target<'_>> {
+    pub fn target(&self) -> Option<FenceTarget<'_>> {
         match self {
-            Effect::RemoveFinalizer => Some(Target::Migration),
-            Effect::RemoveRun { name } | Effect::OrderWindow { name, .. } => Some(Target::Run(name)),
-            Effect::SetFlag { .. } => Some(Target::Flag),
-            Effect::Restart { workload, .. } => Some(Target::Workload(workload)),
+            Effect::RemoveFinalizer => Some(FenceTarget::Migration),
+            Effect::RemoveRun { name } | Effect::OrderWindow { name, .. } => Some(FenceTarget::Run(name)),
+            Effect::SetFlag { .. } => Some(FenceTarget::Flag),
+            Effect::Restart { workload, .. } => Some(FenceTarget::Workload(workload)),
             Effect::AddFinalizer | Effect::StartRun(_) | Effect::StartCheckJob(_) | Effect::Event(_) => None,
         }
     }
@@ -65,7 +65,7 @@ impl Effect {
 
 /// The object that an irreversible effect changes.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Target<'a> {
+pub enum FenceTarget<'a> {
     /// The migration itself.
     Migration,
     /// The `MigrationRun` of this name.

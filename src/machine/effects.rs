@@ -4,7 +4,7 @@
 use super::{
     Effect, Job, ObservedRun, StartRun, Transition,
     faults::{Fault, fault},
-    steps::{self, Image, Retention, Timeout, task_spec},
+    steps::{self, Image, Retention, Timeout, run_policy},
 };
 use crate::api::{Check, MigrationRunSpec, Phase, RunInputs, Step, StepState, Task, WindowCommand};
 
@@ -57,7 +57,7 @@ impl Transition<'_> {
         let spec = &r.run.spec;
         let ordered = spec.window.as_ref().is_some_and(|w| w.command >= WindowCommand::BlockWrites);
         let current = self.is_current(r);
-        match task_spec(spec.task).retention {
+        match run_policy(spec.task).retention {
             Retention::Always => current,
             Retention::During(phase) => current && self.phase() == phase,
             Retention::Record(phase) => current && (self.phase() == phase || r.run.has_ended()),
@@ -69,14 +69,14 @@ impl Transition<'_> {
     /// The run is that of its step's present attempt. A run of a plan that has changed since is not, unless it has
     /// ended: it must not continue in parallel with its successor.
     fn is_current(&self, r: &ObservedRun) -> bool {
-        let Some(step) = task_spec(r.run.spec.task).step else { return false };
+        let Some(step) = run_policy(r.run.spec.task).step else { return false };
         let superseded = self.step(step).is_some_and(|step_status| step_status.superseded);
         r.run.spec.attempt == self.run_attempt(step) && (r.run.has_ended() || !superseded)
     }
 
     fn start_preparing_run(&self) -> Option<Effect> {
         let step = self.status.step?;
-        let task = steps::preparing_task(step)?;
+        let task = steps::task_in(Phase::Preparing, step)?;
         let refused = step == Step::Preflight && self.cluster_violation().is_some();
         if self.waiting(step) || refused || self.status.plan.is_none() {
             return None;
@@ -93,11 +93,8 @@ impl Transition<'_> {
     }
 
     fn start_follow_up_run(&self) -> Option<Effect> {
-        let (step, task) = match self.status.step? {
-            Step::DayCheck => (Step::DayCheck, Task::DayCheck),
-            Step::WeekReview => (Step::WeekReview, Task::WeekReview),
-            _ => return None,
-        };
+        let step = self.status.step?;
+        let task = steps::task_in(Phase::Observing, step)?;
         if self.waiting(step) {
             return None;
         }
@@ -149,7 +146,7 @@ impl Transition<'_> {
     }
 
     fn image_of(&self, task: Task) -> String {
-        match task_spec(task).image {
+        match run_policy(task).image {
             Image::Approved => self.status.runner_image.clone().unwrap_or_default(),
             Image::Operator => self.observed.runner_image.clone(),
         }
@@ -158,14 +155,12 @@ impl Transition<'_> {
     /// Seconds after which the task's Job is ended; `None` for tasks that end themselves.
     fn timeout_of(&self, task: Task) -> Option<u64> {
         let seconds = |duration: kube::core::Duration| std::time::Duration::from(duration).as_secs();
-        match task_spec(task).timeout {
+        match run_policy(task).timeout {
             Timeout::None => None,
             Timeout::Step => Some(seconds(self.spec.runner.step_timeout)),
             Timeout::Seconds(n) => Some(n),
             Timeout::AfterMeasurements(n) => {
-                let follow_ups = &self.spec.follow_ups;
-                let follow_up = if task == Task::DayCheck { &follow_ups.day } else { &follow_ups.week };
-                Some(seconds(follow_up.duration) + n)
+                self.spec.follow_ups.of(task).map(|follow_up| seconds(follow_up.duration) + n)
             }
         }
     }

@@ -33,7 +33,9 @@
 //! ```
 //!
 //! Inside, a `Transition` goes through `phases` until it settles; `gates` ask; `effects` and `conditions` are derived
-//! from the resulting status. Called by the controller. May import `shared` and `api`.
+//! from the resulting status.
+//!
+//! Called by the controller; the plugin reads `steps`, the calendar and the digest. Imports `shared` and `api`.
 
 mod calendar;
 mod checks;
@@ -47,6 +49,7 @@ mod gates;
 mod notices;
 mod observed;
 mod phases;
+mod status_reason;
 pub mod steps;
 mod transition;
 mod window;
@@ -60,6 +63,7 @@ pub use calendar::next_hours;
 pub use decision::*;
 pub use digest::plan_digest;
 pub use observed::*;
+pub(crate) use status_reason::StatusReason;
 
 use transition::Transition;
 

@@ -29,19 +29,21 @@ impl Transition<'_> {
         channels.iter().filter(|c| c.audiences.iter().any(|a| audiences.contains(a))).map(|c| c.name.as_str()).collect()
     }
 
-    /// Makes a notice, once for each `key`. Gives its id; `None` if there is no channel to send it to.
-    pub(super) fn notify(&mut self, occasion: Occasion, key: &str, message: &str) -> Option<String> {
-        if self.channels_for(occasion).is_empty() {
-            return None;
-        }
-        let id = format!("{}.{key}", self.observed.uid);
+    /// Id of the notice of this kind and key; `None` if there is no channel to send it to.
+    pub(super) fn notice_id(&self, occasion: Occasion, key: &str) -> Option<String> {
+        (!self.channels_for(occasion).is_empty()).then(|| format!("{}.{key}", self.observed.uid))
+    }
+
+    /// Makes a notice, once for each `key`, if there is a channel to send it to.
+    pub(super) fn notify(&mut self, occasion: Occasion, key: &str, message: &str) {
+        let Some(id) = self.notice_id(occasion, key) else { return };
         let report = match occasion {
             Occasion::DayReport => self.status.day_report.as_ref(),
             Occasion::WeekReport | Occasion::DecisionDue => self.status.week_report.as_ref(),
             _ => None,
         };
         let notice = Notice {
-            id: id.clone(),
+            id,
             occasion,
             at: self.now,
             message: message.into(),
@@ -52,7 +54,6 @@ impl Transition<'_> {
             delivered: vec![],
         };
         self.notice_queue().enqueue(notice);
-        Some(id)
     }
 
     fn notice_queue(&mut self) -> NoticeQueue<'_> {
@@ -97,7 +98,7 @@ impl Transition<'_> {
         let answer = match self.observed.outcome(Task::Notify, n.attempt) {
             RunOutcome::Pending => return Next::Wait,
             RunOutcome::Succeeded(_) => String::new(),
-            RunOutcome::Failed(_, message) => message,
+            RunOutcome::Failed(_, message) => message.to_string(),
         };
         let run = self.observed.run(Task::Notify, n.attempt).and_then(|r| r.run.status.as_ref());
         let reported = run.filter(|s| s.phase.has_ended());
@@ -137,11 +138,7 @@ impl Transition<'_> {
         self.notice_queue().retry_at(id, at);
         self.wake_at(at);
         if failures == 1 {
-            self.event(
-                true,
-                Reason::NoticeUndelivered.as_str(),
-                format!("{text}; it is retried, nothing waits for it"),
-            );
+            self.event(true, Reason::NoticeUndelivered, format!("{text}; it is retried, nothing waits for it"));
         }
     }
 
@@ -214,8 +211,9 @@ impl NoticeQueue<'_> {
         let last = |occasion| self.notices.iter().rfind(|n| n.notice.occasion == occasion).map(|n| n.notice.id.clone());
         let stay = [last(Occasion::Planned), last(Occasion::MaintenanceStarts)];
         let mut surplus = self.notices.len().saturating_sub(keep);
-        self.notices.retain(|n| {
-            let stays = n.state == NoticeState::Pending || stay.iter().flatten().any(|id| *id == n.notice.id);
+        self.notices.retain(|status| {
+            let last = stay.iter().flatten().any(|id| *id == status.notice.id);
+            let stays = status.state == NoticeState::Pending || last;
             let goes = surplus > 0 && !stays;
             surplus -= usize::from(goes);
             !goes
@@ -242,13 +240,13 @@ impl NoticeQueue<'_> {
 
     /// Records each channel's last answer.
     fn record_deliveries(&mut self, id: &str, deliveries: Vec<Delivery>) {
-        self.change(id, |n| {
+        self.change(id, |status| {
             for delivery in deliveries {
-                n.deliveries.retain(|earlier| earlier.channel != delivery.channel);
-                n.deliveries.push(delivery);
+                status.deliveries.retain(|earlier| earlier.channel != delivery.channel);
+                status.deliveries.push(delivery);
             }
-            let delivered = n.deliveries.iter().filter(|d| d.state == DeliveryState::Delivered);
-            n.notice.delivered = delivered.map(|d| d.channel.clone()).collect();
+            let delivered = status.deliveries.iter().filter(|d| d.state == DeliveryState::Delivered);
+            status.notice.delivered = delivered.map(|d| d.channel.clone()).collect();
         });
     }
 

@@ -1,7 +1,10 @@
 //! Everything that `decide` may consider, as one plain value.
 
 use super::faults::{Fault, fault};
-use crate::api::{DecisionKind, MigrationRun, Reason, RunPhase, Task, Time, WindowProgress, WorkloadRef};
+use crate::{
+    api::{DecisionKind, MigrationRun, Reason, RunPhase, Task, Time, WindowProgress, WorkloadRef},
+    shared::message::Message,
+};
 
 /// The world as the controller saw it. May be stale; no effect may be harmful because of that.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,9 +37,9 @@ pub struct Observed {
     /// Jobs of `job` checks, of this UID.
     pub check_jobs: Vec<CheckJob>,
     /// The up SQL.
-    pub up: SqlSource,
+    pub up: ObservedSql,
     /// The down SQL.
-    pub down: SqlSource,
+    pub down: ObservedSql,
     /// Workloads of `spec.application.workloads`, then those that only checks name.
     pub workloads: Vec<Workload>,
 }
@@ -100,11 +103,11 @@ pub struct ObservedDecision {
     pub by: String,
     /// What was decided.
     pub decision: DecisionKind,
-    /// On which plan.
+    /// Digest of the plan that it is on.
     pub digest: Option<String>,
-    /// Why.
+    /// What the approver gave as the reason.
     pub reason: Option<String>,
-    /// When, by the API server's clock.
+    /// Time of the decision, by the API server's clock.
     pub at: Time,
 }
 
@@ -128,7 +131,7 @@ pub enum ObservedFlag {
 
 /// A ConfigMap key with SQL.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SqlSource {
+pub enum ObservedSql {
     /// ConfigMap or key missing.
     Missing,
     /// SHA-256 of the text, `sha256:` and 64 hex digits.
@@ -138,7 +141,7 @@ pub enum SqlSource {
 /// A workload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Workload {
-    /// Which.
+    /// Its kind and name.
     pub reference: WorkloadRef,
     /// It exists.
     pub exists: bool,
@@ -161,8 +164,8 @@ pub enum RunOutcome<'a> {
     Pending,
     /// Ended well.
     Succeeded(&'a MigrationRun),
-    /// Ended without success.
-    Failed(Reason, String),
+    /// Ended without success: why, and what to do.
+    Failed(Reason, Message),
 }
 
 impl Observed {
@@ -179,7 +182,9 @@ impl Observed {
             RunPhase::Succeeded => RunOutcome::Succeeded(run),
             RunPhase::Failed => RunOutcome::Failed(
                 status.and_then(|s| s.reason).unwrap_or(Reason::Internal),
-                status.and_then(|s| s.message.clone()).unwrap_or_else(|| "no message was reported".into()),
+                status
+                    .and_then(|s| s.message.as_deref())
+                    .map_or_else(|| Message::new("no message was reported"), Message::parse),
             ),
             // A Job may end without a report: both conditions count, or a failed Job would hang the step.
             RunPhase::Pending | RunPhase::Running => match job {
@@ -187,19 +192,13 @@ impl Observed {
                 Job::Failed { .. } if fault(Fault::LostJobAwaited) => RunOutcome::Pending,
                 Job::Complete => RunOutcome::Failed(
                     Reason::PodFailed,
-                    format!(
-                        "Job {} completed without a report; next: {}",
-                        self.run_name(task, attempt),
-                        self.kubectl(&format!("logs job/{}", self.run_name(task, attempt)))
-                    ),
+                    Message::new(format!("Job {} completed without a report", self.run_name(task, attempt)))
+                        .next(self.kubectl(&format!("logs job/{}", self.run_name(task, attempt)))),
                 ),
                 Job::Failed { reason } => RunOutcome::Failed(
                     if reason == DEADLINE { Reason::StepTimeout } else { Reason::PodFailed },
-                    format!(
-                        "Job {} failed ({reason}) without a report; next: {}",
-                        self.run_name(task, attempt),
-                        self.kubectl(&format!("describe job/{}", self.run_name(task, attempt)))
-                    ),
+                    Message::new(format!("Job {} failed ({reason}) without a report", self.run_name(task, attempt)))
+                        .next(self.kubectl(&format!("describe job/{}", self.run_name(task, attempt)))),
                 ),
             },
         }

@@ -1,7 +1,7 @@
 //! One call of `decide` at work: what is given, and what is decided so far.
 
-use super::{Event, Observed};
-use crate::api::{CreditMigrationSpec, CreditMigrationStatus, Phase, Step, Time};
+use super::{Event, Observed, StatusReason};
+use crate::api::{CreditMigrationSpec, CreditMigrationStatus, Phase, ReadyReason, Step, Time};
 
 /// One call of [`super::decide`] at work.
 pub(crate) struct Transition<'a> {
@@ -10,7 +10,7 @@ pub(crate) struct Transition<'a> {
     pub(crate) now: Time,
     pub(crate) status: CreditMigrationStatus,
     /// Reason of the `Ready` condition.
-    pub(crate) reason: Option<String>,
+    pub(crate) reason: Option<StatusReason>,
     /// Message of the `Ready` condition.
     pub(crate) message: Option<String>,
     /// When to decide again although nothing happens.
@@ -34,7 +34,7 @@ impl<'a> Transition<'a> {
             observed,
             now,
             status: status.clone(),
-            reason: ready.map(|c| c.reason.clone()),
+            reason: ready.map(|c| StatusReason::read(&c.reason)),
             message: ready.map(|c| c.message.clone()),
             wake_at: None,
             events: vec![],
@@ -61,9 +61,17 @@ impl<'a> Transition<'a> {
     }
 
     /// Sets reason and message of the condition `Ready`.
-    pub(crate) fn set_ready(&mut self, reason: impl Into<String>, message: impl Into<String>) {
+    pub(crate) fn set_ready(&mut self, reason: impl Into<StatusReason>, message: impl Into<String>) {
         self.reason = Some(reason.into());
         self.message = Some(message.into());
+    }
+
+    /// Reports what lasts: by an event when it starts, and in the condition `Ready` as long as it lasts.
+    pub(crate) fn report_lasting(&mut self, reason: ReadyReason, message: String) {
+        if self.reason != Some(StatusReason::Machine(reason)) {
+            self.event(true, reason, message.clone());
+        }
+        self.set_ready(reason, message);
     }
 
     pub(crate) fn event(&mut self, warning: bool, reason: impl Into<String>, note: impl Into<String>) {

@@ -46,7 +46,7 @@ use self::{
     },
 };
 use crate::{
-    api::{CheckResult, Direction, MigrationRun, RunPhase, Task, mounts},
+    api::{CheckResult, Direction, MigrationRun, OnSigterm, RunPhase, Task, mounts},
     telemetry,
 };
 
@@ -111,8 +111,7 @@ async fn carry_out(stop: &CancellationToken) -> Result<(), String> {
     tracing::info!("start");
     match report_task(&run, &namespace, &reporter, cache, stop).await {
         Ok(TaskEnd::Reported) => Ok(()),
-        // Checks run until SIGTERM: that is how they end.
-        Ok(TaskEnd::Terminated) if matches!(run.spec.task, Task::Validate | Task::Monitor) => Ok(()),
+        Ok(TaskEnd::Terminated) if run.spec.task.spec().on_sigterm == OnSigterm::Ends => Ok(()),
         Ok(TaskEnd::Terminated) => Err("received SIGTERM before the task finished".to_owned()),
         Err(Unreported::Gone) => gone(),
         Err(error) => Err(error.to_string()),
@@ -218,29 +217,27 @@ async fn execute_task(
     reporter: &Reporter,
     cache: OrderCache,
 ) -> Result<String, Failure> {
-    match context.spec.task {
-        Task::Preflight => unless_terminated(context, preflight::run(context)).await,
-        Task::CodeBackup => code_backup::run(context).await,
-        Task::Backup => backup::run(context).await,
-        Task::VerifyBackup => verify_backup::run(context).await,
-        Task::ExportKeyUsers => export_key_users::run(context).await,
-        Task::Rehearse => rehearse::run(context).await,
-        Task::Window => api_channel::run(context, reporter, cache, Direction::Forward).await,
-        Task::RollbackWindow => api_channel::run(context, reporter, cache, Direction::Rollback).await,
-        Task::Validate | Task::Monitor => validate::run(context, before).await,
-        Task::DayCheck | Task::WeekReview => follow_up::run(context, before).await,
-        Task::Notify => unless_terminated(context, notify::run(context)).await,
-        Task::Cleanup => unless_terminated(context, cleanup::run(context)).await,
-    }
-}
-
-/// For tasks that leave nothing behind when they are cut off, or whose next process goes on where they were.
-async fn unless_terminated(
-    context: &TaskContext<'_>,
-    task: impl Future<Output = Result<String, Failure>>,
-) -> Result<String, Failure> {
-    tokio::select! {
-        result = task => result,
-        () = context.stop.cancelled() => Err(Failure::terminated()),
+    let task = async {
+        match context.spec.task {
+            Task::Preflight => preflight::run(context).await,
+            Task::CodeBackup => code_backup::run(context).await,
+            Task::Backup => backup::run(context).await,
+            Task::VerifyBackup => verify_backup::run(context).await,
+            Task::ExportKeyUsers => export_key_users::run(context).await,
+            Task::Rehearse => rehearse::run(context).await,
+            Task::Window => api_channel::run(context, reporter, cache, Direction::Forward).await,
+            Task::RollbackWindow => api_channel::run(context, reporter, cache, Direction::Rollback).await,
+            Task::Validate | Task::Monitor => validate::run(context, before).await,
+            Task::DayCheck | Task::WeekReview => follow_up::run(context, before).await,
+            Task::Notify => notify::run(context).await,
+            Task::Cleanup => cleanup::run(context).await,
+        }
+    };
+    match context.spec.task.spec().on_sigterm {
+        OnSigterm::CutOff => tokio::select! {
+            result = task => result,
+            () = context.stop.cancelled() => Err(Failure::terminated()),
+        },
+        OnSigterm::Handled | OnSigterm::Ends => task.await,
     }
 }

@@ -3,7 +3,7 @@
 use kube::{KubeSchema, core::Duration};
 use serde::{Deserialize, Serialize};
 
-use crate::api::Check;
+use crate::api::{Check, Task};
 
 /// Checks after a day and after a week. A breach is reported, but does not start a rollback.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -31,6 +31,15 @@ impl Default for FollowUps {
 }
 
 impl FollowUps {
+    /// The follow-up that a task carries out; `None` for the other tasks.
+    pub fn of(&self, task: Task) -> Option<&FollowUp> {
+        match task {
+            Task::DayCheck => Some(&self.day),
+            Task::WeekReview => Some(&self.week),
+            _ => None,
+        }
+    }
+
     /// Time from the cutover to the day check.
     pub fn day_after(&self) -> Duration {
         self.day.after.unwrap_or_else(one_day)

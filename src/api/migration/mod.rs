@@ -1,4 +1,6 @@
 //! `CreditMigration`: the migration that a team wants. Its status is the checklist, checked off by evidence.
+//!
+//! Called by the callers of `api`, which passes all of it on. Imports `api`.
 
 mod checks;
 mod code;

@@ -256,12 +256,13 @@ impl Triggers {
 impl CreditMigrationSpec {
     /// Checks of a stage, by the task that measures them: first the triggers', then its own.
     pub fn checks_of(&self, task: Task) -> Vec<Check> {
+        // An approver decides then: a breach is reported, and starts no rollback.
+        if let Some(follow_up) = self.follow_ups.of(task) {
+            return follow_up.checks.clone();
+        }
         let own = match task {
             Task::Validate => &self.validation.checks,
             Task::Monitor => &self.monitoring.checks,
-            // An approver decides then: a breach is reported, and starts no rollback.
-            Task::DayCheck => return self.follow_ups.day.checks.clone(),
-            Task::WeekReview => return self.follow_ups.week.checks.clone(),
             _ => return vec![],
         };
         self.rollback.triggers.checks().into_iter().chain(own.iter().cloned()).collect()

@@ -17,7 +17,7 @@ use kube::ResourceExt;
 
 use super::{labels, meta, owner, runner_name, volumes};
 use crate::{
-    api::{CreditMigration, CreditMigrationSpec, MigrationRun, MigrationRunSpec, Task, mounts},
+    api::{CreditMigration, CreditMigrationSpec, MigrationRun, MigrationRunSpec, Placement, mounts},
     machine::StartRun,
 };
 
@@ -25,15 +25,6 @@ use crate::{
 const UID: i64 = 65532;
 /// The machine retries a pod that prepares; the kubelet restarts a window's pod, which needs no API server.
 const WINDOW_POD_RETRIES: i32 = 6;
-/// Seconds from SIGTERM to SIGKILL.
-const GRACE_SECONDS: i64 = 10;
-/// The same for a pod that uploads: the parts of an upload that is not aborted stay, and cost money, until they are
-/// removed by hand.
-const UPLOAD_GRACE_SECONDS: i64 = 60;
-/// The same for a window's pod: without a successor, as in a namespace that is being deleted, it runs the down SQL in
-/// this time.
-const WINDOW_GRACE_SECONDS: i64 = 120;
-
 /// Seconds after which a window's pod on a lost node is replaced.
 const LOST_NODE_SECONDS: i64 = 10;
 /// Annotation of the cluster autoscaler.
@@ -67,7 +58,7 @@ pub fn job(run: &MigrationRun, image: &str, timeout_seconds: Option<u64>) -> Job
             template: PodTemplateSpec {
                 metadata: Some(ObjectMeta {
                     labels: Some(labels),
-                    annotations: is_pinned_to_node(*task)
+                    annotations: (task.spec().placement == Placement::Pinned)
                         .then(|| BTreeMap::from([(SAFE_TO_EVICT.to_owned(), "false".to_owned())])),
                     ..Default::default()
                 }),
@@ -77,11 +68,6 @@ pub fn job(run: &MigrationRun, image: &str, timeout_seconds: Option<u64>) -> Job
         }),
         status: None,
     }
-}
-
-/// Pods that the cluster autoscaler must not move: those of windows, and those that count failures of checks.
-fn is_pinned_to_node(task: Task) -> bool {
-    task.is_window() || matches!(task, Task::Validate | Task::Monitor)
 }
 
 /// A pod on a lost node is replaced after [`LOST_NODE_SECONDS`] instead of the default of 300 s: until then no other
@@ -98,14 +84,6 @@ fn tolerations() -> Vec<Toleration> {
         .into()
 }
 
-fn grace(task: Task) -> i64 {
-    match task {
-        Task::Window | Task::RollbackWindow => WINDOW_GRACE_SECONDS,
-        Task::Backup | Task::ExportKeyUsers => UPLOAD_GRACE_SECONDS,
-        _ => GRACE_SECONDS,
-    }
-}
-
 fn pod(run: &MigrationRun, plan: &CreditMigrationSpec, image: &str, in_window: bool) -> PodSpec {
     let (volumes, mounts): (Vec<_>, Vec<_>) = volumes::for_task(plan, run.spec.task).into_iter().unzip();
     let pull = &plan.runner.image_pull_secrets;
@@ -115,7 +93,7 @@ fn pod(run: &MigrationRun, plan: &CreditMigrationSpec, image: &str, in_window: b
             .then(|| pull.iter().map(|s| LocalObjectReference { name: s.name.clone() }).collect()),
         // The kubelet restarts a crashed window container in place: faster than a new pod, and without the API server.
         restart_policy: Some(if in_window { "OnFailure" } else { "Never" }.into()),
-        termination_grace_period_seconds: Some(grace(run.spec.task)),
+        termination_grace_period_seconds: Some(run.spec.task.spec().grace_seconds),
         tolerations: in_window.then(tolerations),
         enable_service_links: Some(false),
         security_context: Some(PodSecurityContext {

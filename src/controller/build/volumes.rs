@@ -7,7 +7,9 @@ use k8s_openapi::api::core::v1::{
     SecretVolumeSource, Volume, VolumeMount, VolumeProjection,
 };
 
-use crate::api::{CreditMigrationSpec, KeyRef, NotificationChannel, SlackChannel, Task, WebhookChannel, mounts};
+use crate::api::{
+    CreditMigrationSpec, KeyRef, NotificationChannel, SlackChannel, Task, TaskSecrets, WebhookChannel, mounts,
+};
 
 /// Volumes for what the spec names, each optional: a missing Secret becomes the runner's message instead of a pod that
 /// never starts.
@@ -30,7 +32,7 @@ pub(super) fn for_task(plan: &CreditMigrationSpec, task: Task) -> Vec<(Volume, V
         let path = format!("{}/{}/{name}", mounts::ROOT, mounts::SECRETS);
         all.push((volume, VolumeMount { mount_path: path, ..mount }));
     }
-    if sends_notices(task)
+    if task.sends_notices()
         && let Some(templates) = &plan.notifications.templates_config_map_ref
     {
         let source = ConfigMapVolumeSource { name: templates.name.clone(), optional: Some(true), ..Default::default() };
@@ -40,41 +42,37 @@ pub(super) fn for_task(plan: &CreditMigrationSpec, task: Task) -> Vec<(Volume, V
     all
 }
 
-/// Tasks that send notices, or check whether they could. A window sends its own notice when it is stuck without a
-/// controller.
-fn sends_notices(task: Task) -> bool {
-    matches!(task, Task::Preflight | Task::Notify | Task::Window | Task::RollbackWindow)
-}
-
-/// Names of the Secrets that only this task needs. No task gets the Secrets of another.
+/// Names of the Secrets that only this task needs.
 fn further_secrets(plan: &CreditMigrationSpec, task: Task) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
-    if let (Some(code), Task::Preflight | Task::CodeBackup) = (&plan.code, task) {
-        names.insert(code.secret_ref.name.clone());
-    }
-    if sends_notices(task) {
-        for channel in &plan.notifications.channels {
-            let NotificationChannel { name: _, audiences: _, slack, webhook, email } = channel;
-            if let Some(SlackChannel { url_secret_ref, ca_secret_ref }) = slack {
-                names.extend([Some(url_secret_ref), ca_secret_ref.as_ref()].into_iter().flatten().map(key_of));
-            }
-            if let Some(WebhookChannel { url_secret_ref, authorization_secret_ref, ca_secret_ref }) = webhook {
-                let keys = [Some(url_secret_ref), authorization_secret_ref.as_ref(), ca_secret_ref.as_ref()];
-                names.extend(keys.into_iter().flatten().map(key_of));
-            }
-            if let Some(email) = email {
-                names.extend(email.secret_ref.as_ref().map(|s| s.name.clone()));
-                names.extend(email.ca_secret_ref.as_ref().map(key_of));
+    for secrets in task.spec().secrets {
+        match secrets {
+            TaskSecrets::Code => names.extend(plan.code.as_ref().map(|code| code.secret_ref.name.clone())),
+            TaskSecrets::Channels => plan.notifications.channels.iter().for_each(|c| names.extend(of_channel(c))),
+            TaskSecrets::ChecksOf(tasks) => {
+                let checks = tasks.iter().flat_map(|task| plan.checks_of(*task));
+                names.extend(checks.filter_map(|check| Some(check.sequence?.secret_ref?.name)));
             }
         }
     }
-    let checks = match task {
-        Task::Preflight => {
-            [Task::Validate, Task::Monitor, Task::DayCheck, Task::WeekReview].map(|t| plan.checks_of(t)).concat()
-        }
-        task => plan.checks_of(task),
-    };
-    names.extend(checks.into_iter().filter_map(|c| Some(c.sequence?.secret_ref?.name)));
+    names
+}
+
+/// Names of the Secrets of a channel.
+fn of_channel(channel: &NotificationChannel) -> Vec<String> {
+    let NotificationChannel { name: _, audiences: _, slack, webhook, email } = channel;
+    let mut names = vec![];
+    if let Some(SlackChannel { url_secret_ref, ca_secret_ref }) = slack {
+        names.extend([Some(url_secret_ref), ca_secret_ref.as_ref()].into_iter().flatten().map(key_of));
+    }
+    if let Some(WebhookChannel { url_secret_ref, authorization_secret_ref, ca_secret_ref }) = webhook {
+        let keys = [Some(url_secret_ref), authorization_secret_ref.as_ref(), ca_secret_ref.as_ref()];
+        names.extend(keys.into_iter().flatten().map(key_of));
+    }
+    if let Some(email) = email {
+        names.extend(email.secret_ref.as_ref().map(|s| s.name.clone()));
+        names.extend(email.ca_secret_ref.as_ref().map(key_of));
+    }
     names
 }
 

@@ -69,31 +69,34 @@ pub(super) const FAMILIES: &[(&str, MetricType, &str)] = &[
 
 /// The reconciled migrations, as persisted.
 #[derive(Debug, Default)]
-pub(super) struct Migrations(Mutex<BTreeMap<(String, String), Seen>>);
+pub(super) struct Migrations(Mutex<BTreeMap<(String, String), ExposedMigration>>);
 
 #[derive(Debug)]
-struct Seen {
+struct ExposedMigration {
     blocked_since: Option<Time>,
-    samples: Vec<Sample>,
+    samples: Vec<MetricSample>,
 }
 
 /// A value of a family, with its labels in addition to namespace and name.
 #[derive(Debug)]
-struct Sample {
+struct MetricSample {
     family: &'static str,
     labels: Vec<(&'static str, String)>,
     value: f64,
 }
 
 impl Migrations {
-    fn with<T>(&self, f: impl FnOnce(&mut BTreeMap<(String, String), Seen>) -> T) -> T {
+    fn with<T>(&self, f: impl FnOnce(&mut BTreeMap<(String, String), ExposedMigration>) -> T) -> T {
         // The data behind a poisoned lock is still what an alert needs.
         f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Records a migration and its status, as persisted.
     pub(super) fn observe(&self, namespace: &str, live: &CreditMigration, status: &CreditMigrationStatus, now: Time) {
-        let seen = Seen { blocked_since: blocked_since(&live.spec, status, now), samples: samples(&live.spec, status) };
+        let seen = ExposedMigration {
+            blocked_since: blocked_since(&live.spec, status, now),
+            samples: samples(&live.spec, status),
+        };
         self.with(|all| all.insert((namespace.into(), live.name_any()), seen));
     }
 
@@ -161,11 +164,11 @@ fn variant(text: &str) -> String {
 }
 
 /// All values that do not change with the clock.
-fn samples(spec: &CreditMigrationSpec, status: &CreditMigrationStatus) -> Vec<Sample> {
+fn samples(spec: &CreditMigrationSpec, status: &CreditMigrationStatus) -> Vec<MetricSample> {
     let mut all = vec![];
     let mut add = |family, labels: &[(&'static str, &str)], value| {
         let labels = labels.iter().map(|(label, value)| (*label, (*value).to_owned())).collect();
-        all.push(Sample { family, labels, value });
+        all.push(MetricSample { family, labels, value });
     };
     let seconds = |d: kube::core::Duration| std::time::Duration::from(d).as_secs_f64();
     let phase = status.phase.unwrap_or(Phase::Preparing);

@@ -1,6 +1,8 @@
 //! Metrics of the controller in the OpenMetrics text format: of this process here, of each migration in `migrations`,
-//! of requests to the API server in `requests`. `reconcile`, `watches` and `client` record, `server` renders.
-//! `docs/observability.md` lists all families.
+//! of requests to the API server in `requests`. `docs/observability.md` lists all families.
+//!
+//! Called by the controller: `reconcile`, `watches`, `client` and `admission` record, `server` renders. Imports
+//! `shared`, `api` and `error` of the controller.
 
 mod migrations;
 mod requests;

@@ -1,6 +1,7 @@
 //! Gates: what must hold in the cluster before anything is changed. Each is a function that asks and never acts.
 //!
-//! Called by the phases before the window. May import `shared`, `api` and `machine`.
+//! Called by the phases before the window and by `effects`; `conditions` reports how the SQL differs. Imports `shared`,
+//! `api` and `machine`.
 
 mod flag;
 mod policy;

@@ -3,7 +3,7 @@
 use super::Violation;
 use crate::{
     api::{Phase, Plan, ReadyReason},
-    machine::{SqlSource, Transition},
+    machine::{ObservedSql, Transition},
     shared::message::Message,
 };
 
@@ -12,7 +12,7 @@ pub(super) fn check(transition: &Transition<'_>) -> Option<Violation> {
     let migration = &transition.spec.migration;
     let observed = transition.observed;
     for (sql, source, what) in [(&observed.up, &migration.up, "up"), (&observed.down, &migration.down, "down")] {
-        if *sql == SqlSource::Missing {
+        if *sql == ObservedSql::Missing {
             let r = &source.config_map_key_ref;
             return Some(Violation {
                 reason: ReadyReason::SqlMissing,
@@ -27,7 +27,7 @@ pub(super) fn check(transition: &Transition<'_>) -> Option<Violation> {
 impl Transition<'_> {
     /// What is run, as far as it can be read: `None` while SQL is missing.
     pub(crate) fn observed_plan(&self) -> Option<Plan> {
-        let (SqlSource::Present(up), SqlSource::Present(down)) = (&self.observed.up, &self.observed.down) else {
+        let (ObservedSql::Present(up), ObservedSql::Present(down)) = (&self.observed.up, &self.observed.down) else {
             return None;
         };
         Some(Plan {
@@ -54,9 +54,9 @@ impl Transition<'_> {
         }
         let approved = &self.status.plan.as_ref()?.down_sha256;
         let found = match &self.observed.down {
-            SqlSource::Present(found) if found == approved => return None,
-            SqlSource::Present(found) => found.as_str(),
-            SqlSource::Missing => "missing",
+            ObservedSql::Present(found) if found == approved => return None,
+            ObservedSql::Present(found) => found.as_str(),
+            ObservedSql::Missing => "missing",
         };
         let r = &self.spec.migration.down.config_map_key_ref;
         Some(format!(

@@ -12,7 +12,7 @@ use crate::{
 
 /// What keeps a stage from ending, or what ends it.
 #[derive(Debug)]
-enum Verdict {
+enum StageVerdict {
     /// The old version is to come back.
     RollBack {
         /// Cause of the rollback.
@@ -22,7 +22,7 @@ enum Verdict {
     },
     /// The stage's run failed: without it there is no data.
     RunFailed {
-        /// Why.
+        /// Class of the failure.
         reason: Reason,
         /// What was observed.
         message: String,
@@ -48,41 +48,41 @@ enum Verdict {
 }
 
 /// What is asked of a stage, in order: the first answer decides.
-const GATES: &[fn(&Transition<'_>) -> Option<Verdict>] =
+const GATES: &[fn(&Transition<'_>) -> Option<StageVerdict>] =
     &[requested_rollback, breached_check, failed_run, drifted_flag, time_left, open_checks];
 
-fn requested_rollback(t: &Transition<'_>) -> Option<Verdict> {
+fn requested_rollback(t: &Transition<'_>) -> Option<StageVerdict> {
     let request = t.rollback_request()?;
     let message = format!("{} by {}{}", request.decision, request.by, fmt_reason(&request.reason));
-    Some(Verdict::RollBack { cause: ReadyReason::Rollback, message })
+    Some(StageVerdict::RollBack { cause: ReadyReason::Rollback, message })
 }
 
-fn breached_check(t: &Transition<'_>) -> Option<Verdict> {
+fn breached_check(t: &Transition<'_>) -> Option<StageVerdict> {
     let (check, result) = t.stage_results().find(|(check, result)| result.breached && t.rolls_back(check))?;
     let message = format!("{}: {}", check.name, result.message);
-    Some(Verdict::RollBack { cause: ReadyReason::TriggerFired, message })
+    Some(StageVerdict::RollBack { cause: ReadyReason::TriggerFired, message })
 }
 
-fn failed_run(t: &Transition<'_>) -> Option<Verdict> {
+fn failed_run(t: &Transition<'_>) -> Option<StageVerdict> {
     let (step, task, _) = t.stage();
     match t.observed.outcome(task, t.attempt(step)) {
-        RunOutcome::Failed(reason, message) => Some(Verdict::RunFailed { reason, message }),
+        RunOutcome::Failed(reason, message) => Some(StageVerdict::RunFailed { reason, message: message.to_string() }),
         RunOutcome::Pending | RunOutcome::Succeeded(_) => None,
     }
 }
 
-fn drifted_flag(t: &Transition<'_>) -> Option<Verdict> {
-    t.flag_drift().map(Verdict::FlagDrifted)
+fn drifted_flag(t: &Transition<'_>) -> Option<StageVerdict> {
+    t.flag_drift().map(StageVerdict::FlagDrifted)
 }
 
-fn time_left(t: &Transition<'_>) -> Option<Verdict> {
+fn time_left(t: &Transition<'_>) -> Option<StageVerdict> {
     let until = t.stage_end().filter(|end| t.now < *end)?;
     let checks = t.stage_results().count();
     let text = format!("{checks} checks, until {until:.0}; to roll back: {}", t.observed.rollback_command());
-    Some(Verdict::UnderWay { until, text })
+    Some(StageVerdict::UnderWay { until, text })
 }
 
-fn open_checks(t: &Transition<'_>) -> Option<Verdict> {
+fn open_checks(t: &Transition<'_>) -> Option<StageVerdict> {
     let (step, ..) = t.stage();
     let open: Vec<String> = t
         .stage_results()
@@ -94,7 +94,7 @@ fn open_checks(t: &Transition<'_>) -> Option<Verdict> {
     }
     let text =
         format!("{}; {step} ends when they pass; to roll back: {}", open.join("; "), t.observed.rollback_command());
-    Some(Verdict::ChecksOpen { since: t.stage_end()?, text })
+    Some(StageVerdict::ChecksOpen { since: t.stage_end()?, text })
 }
 
 impl Transition<'_> {
@@ -123,39 +123,31 @@ impl Transition<'_> {
         ))
     }
 
-    /// Reports a flag that was moved: once by an event, and in the condition while it lasts.
-    pub(crate) fn report_flag_drift(&mut self, text: String) {
-        if self.reason.as_deref() != Some(ReadyReason::FlagDrifted.as_str()) {
-            self.event(true, ReadyReason::FlagDrifted, text.clone());
-        }
-        self.set_ready(ReadyReason::FlagDrifted, text);
-    }
-
     /// Measures, and does what the first of [`GATES`] that is not passed demands.
     pub(crate) fn advance_checking(&mut self) -> Flow {
         self.record_results();
         let (step, ..) = self.stage();
-        let verdict = GATES.iter().find_map(|ask| ask(self)).unwrap_or(Verdict::Passed);
+        let verdict = GATES.iter().find_map(|ask| ask(self)).unwrap_or(StageVerdict::Passed);
         // What rolls back outweighs the run, and the flag outweighs what keeps the run from measuring.
         match verdict {
-            Verdict::RollBack { cause, message } => return self.start_rollback(cause, message),
-            Verdict::RunFailed { reason, message } => {
-                self.retry_stage_run(step, reason.as_str(), &message);
+            StageVerdict::RollBack { cause, message } => return self.start_rollback(cause, message),
+            StageVerdict::RunFailed { reason, message } => {
+                self.retry_stage_run(step, reason, &message);
                 match self.flag_drift() {
-                    Some(text) => self.report_flag_drift(text),
-                    None => self.set_ready(reason.as_str(), message),
+                    Some(text) => self.report_lasting(ReadyReason::FlagDrifted, text),
+                    None => self.set_ready(reason, message),
                 }
             }
-            Verdict::FlagDrifted(text) => self.report_flag_drift(text),
-            Verdict::UnderWay { until, text } => {
+            StageVerdict::FlagDrifted(text) => self.report_lasting(ReadyReason::FlagDrifted, text),
+            StageVerdict::UnderWay { until, text } => {
                 self.wake_at(until);
                 self.set_ready(ReadyReason::Progressing, text);
             }
-            Verdict::ChecksOpen { since, text } => {
+            StageVerdict::ChecksOpen { since, text } => {
                 self.notify(Occasion::ManualInterventionRequired, &notice_key("checks", since), &text);
                 self.set_ready(ReadyReason::ChecksNotPassing, text);
             }
-            Verdict::Passed => {
+            StageVerdict::Passed => {
                 self.finish_stage(step);
                 return Flow::Continue;
             }
@@ -223,7 +215,7 @@ impl Transition<'_> {
     }
 
     /// Without its run a stage has no data: another one follows, and the stage does not end meanwhile.
-    fn retry_stage_run(&mut self, step: Step, reason: &str, message: &str) {
+    fn retry_stage_run(&mut self, step: Step, reason: Reason, message: &str) {
         let started = self.started_at(step);
         if self.start_due_retry(step) == PlannedRetry::None {
             self.retry_later(step, reason, message);

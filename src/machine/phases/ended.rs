@@ -58,7 +58,7 @@ impl Transition<'_> {
                     self.succeed_step(Step::Cleanup, "triggers removed; the record stays in schema credit_migration")
                 }
                 RunOutcome::Failed(reason, message) => {
-                    self.retry_later(Step::Cleanup, reason.as_str(), &message);
+                    self.retry_later(Step::Cleanup, reason, &message.to_string());
                 }
             }
         }

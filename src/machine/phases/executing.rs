@@ -8,7 +8,7 @@ use crate::{
         WindowProgress, WindowState,
     },
     machine::{
-        RunOutcome, Transition,
+        RunOutcome, StatusReason, Transition,
         faults::{Fault, fault},
         window::cutover::Rollout,
     },
@@ -32,10 +32,12 @@ impl Transition<'_> {
             // Writes are unblocked on the new schema, and something else failed.
             RunOutcome::Failed(reason, message) if progress.schema_in_place() == Some(SchemaInPlace::New) => {
                 self.record_window_progress(Task::Window, &progress);
-                self.event(true, reason.as_str(), format!("{message}; writes were unblocked all the same"));
+                self.event(true, reason, format!("{message}; writes were unblocked all the same"));
                 return self.finish_window();
             }
-            RunOutcome::Failed(reason, message) => return self.handle_failed_window_run(reason, &message, &progress),
+            RunOutcome::Failed(reason, message) => {
+                return self.handle_failed_window_run(reason, &message.to_string(), &progress);
+            }
             RunOutcome::Succeeded(_) if progress.schema_in_place() == Some(SchemaInPlace::Old) => {
                 return self.accept_runner_rollback(&progress);
             }
@@ -153,31 +155,28 @@ impl Transition<'_> {
         self.report_window(ReadyReason::WritesBlocked, self.window_message(progress));
     }
 
-    fn rollback_cause(&self, progress: &WindowProgress) -> Option<(&'static str, String)> {
+    fn rollback_cause(&self, progress: &WindowProgress) -> Option<(StatusReason, String)> {
         if self.is_unblocking() {
             // The order to unblock writes is out: everything else is handled afterwards, by a rollback.
             return None;
         }
         if let Some(c) = progress.comparison.as_ref().filter(|c| c.unexplained > 0) {
             return Some((
-                Reason::BalancesUnexplained.as_str(),
+                Reason::BalancesUnexplained.into(),
                 format!("{} of {} balances are unexplained (limit 0)", c.unexplained, c.users),
             ));
         }
         if self.observed.deleting {
-            return Some((ReadyReason::Deleted.as_str(), "the CreditMigration was deleted inside its window".into()));
+            return Some((ReadyReason::Deleted.into(), "the CreditMigration was deleted inside its window".into()));
         }
         if let Some(d) = self.stop_request(&[DecisionKind::Abort, DecisionKind::Rollback], None) {
-            return Some((
-                ReadyReason::Stopped.as_str(),
-                format!("{} by {}{}", d.decision, d.by, fmt_reason(&d.reason)),
-            ));
+            return Some((ReadyReason::Stopped.into(), format!("{} by {}{}", d.decision, d.by, fmt_reason(&d.reason))));
         }
         let deadline = self.deadline()?;
         if self.now >= deadline {
             let step = self.status.step.map(|s| s.to_string()).unwrap_or_default();
             return Some((
-                Reason::DeadlinePassed.as_str(),
+                Reason::DeadlinePassed.into(),
                 format!("{step} was not done by {deadline:.0} (limit {})", self.spec.window.max_duration),
             ));
         }
@@ -205,8 +204,8 @@ impl Transition<'_> {
 
     fn accept_runner_rollback(&mut self, progress: &WindowProgress) -> Flow {
         self.record_window_progress(Task::Window, progress);
-        let cause =
-            if progress.deadline_passed { Reason::DeadlinePassed.as_str() } else { ReadyReason::RolledBack.as_str() };
+        let cause: StatusReason =
+            if progress.deadline_passed { Reason::DeadlinePassed.into() } else { ReadyReason::RolledBack.into() };
         self.enter_rolling_back(cause, "the window's runner undid the change by itself".into());
         Flow::Continue
     }
@@ -214,8 +213,8 @@ impl Transition<'_> {
     fn handle_failed_window_run(&mut self, reason: Reason, message: &str, progress: &WindowProgress) -> Flow {
         let ordered = self.deadline().is_some();
         if progress.stuck {
-            self.enter_rolling_back(reason.as_str(), message.into());
-            self.fail_rollback(reason.as_str(), message);
+            self.enter_rolling_back(reason, message.into());
+            self.fail_rollback(reason, message);
         } else if ordered && progress.schema_in_place() != Some(SchemaInPlace::Old) {
             // Only writes that are known to be unblocked again count as "nothing was changed".
             self.replace_window_pod(reason, message);
@@ -236,8 +235,8 @@ impl Transition<'_> {
                 format!("{message}; another pod goes on, try {attempts} of {WINDOW_ATTEMPTS}"),
             );
         }
-        self.enter_rolling_back(reason.as_str(), message.into());
-        self.fail_rollback(reason.as_str(), message);
+        self.enter_rolling_back(reason, message.into());
+        self.fail_rollback(reason, message);
     }
 
     /// The runner has unblocked writes again: nothing was changed.
@@ -248,18 +247,19 @@ impl Transition<'_> {
             self.enter(Phase::Failed);
             return self.fail_step(
                 step,
-                reason.as_str(),
+                reason,
                 format!("{message}; the transaction was rolled back, nothing was changed, writes are open"),
             );
         }
-        self.fail_step(step, reason.as_str(), format!("{message}; nothing was changed, writes are open"));
-        // Whatever was decided so far, also by a clock that runs before this one.
+        self.fail_step(step, reason, format!("{message}; nothing was changed, writes are open"));
+        // No decision up to now counts for the next window, even if its time is later because the API server's clock is
+        // ahead of this one.
         let newest = self.observed.decisions.iter().map(|d| d.at).max();
         self.status.approvals_after = newest.max(Some(self.now));
         self.enter(Phase::AwaitingApproval);
         self.start_step(Step::Approve);
         self.set_ready(
-            reason.as_str(),
+            reason,
             format!("{message}; nothing was changed; to retry, next: {}", self.observed.plugin("approve", "")),
         );
     }

@@ -1,6 +1,7 @@
 //! The phases of a migration, one file each: how far the observations let the status go in that phase.
 //!
-//! Called by [`super::decide`] alone, by way of [`advance`]. May import `shared`, `api` and `machine`.
+//! Called by [`super::decide`], by way of [`advance`]; `effects`, `checks` and `window` ask which run a phase has.
+//! Imports `shared`, `api` and `machine`.
 
 mod approval;
 mod checking;

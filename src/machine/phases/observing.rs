@@ -43,7 +43,7 @@ impl Transition<'_> {
         let drift = self.flag_drift();
         let drifted = drift.is_some();
         if let Some(text) = drift {
-            self.report_flag_drift(text);
+            self.report_lasting(ReadyReason::FlagDrifted, text);
         }
         let (step, task) = match self.status.step {
             Some(Step::Decide) => return self.advance_decide(drifted),
@@ -62,7 +62,7 @@ impl Transition<'_> {
             RunOutcome::Pending if drifted => {}
             RunOutcome::Pending => self.set_ready(ReadyReason::Observing, format!("{step} is under way")),
             RunOutcome::Failed(reason, message) => {
-                self.retry_later(step, reason.as_str(), &message);
+                self.retry_later(step, reason, &message.to_string());
             }
             RunOutcome::Succeeded(run) => {
                 let run = run.clone();
@@ -75,7 +75,7 @@ impl Transition<'_> {
     fn record_report(&mut self, step: Step, run: &MigrationRun) -> Flow {
         let status = run.status.clone().unwrap_or_default();
         let Some(report) = status.report else {
-            self.retry_later(step, Reason::Internal.as_str(), "the run reported success without a report");
+            self.retry_later(step, Reason::Internal, "the run reported success without a report");
             return Flow::Settled;
         };
         for r in status.checks.iter().filter(|r| r.outcome != CheckOutcome::Pass || r.breached) {

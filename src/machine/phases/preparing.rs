@@ -4,11 +4,19 @@ use super::Flow;
 use crate::{
     api::{BaselineEvidence, MigrationRun, NoticeState, Occasion, Phase, ReadyReason, Reason, Retry, Step, StepState},
     machine::{
-        RunOutcome, Transition,
+        RunOutcome, StatusReason, Transition,
         steps::{self, PlannedRetry},
     },
     shared::message::Message,
 };
+
+/// What became of a finished step's evidence.
+enum Recorded {
+    /// It is in the status; a summary of it.
+    Taken(String),
+    /// It does not suffice, and why.
+    Insufficient(Reason, Message),
+}
 
 impl Transition<'_> {
     /// Voids all evidence and restarts with Preflight.
@@ -59,11 +67,7 @@ impl Transition<'_> {
         let step = self.status.step.unwrap_or(Step::Preflight);
         // Checked in each step, not only in Preflight: what is missing later must not be noticed in the window only.
         if let Some(violation) = self.cluster_violation() {
-            let (reason, message) = (violation.reason, violation.message.to_string());
-            if self.message.as_deref() != Some(message.as_str()) {
-                self.event(true, reason, message.clone());
-            }
-            self.set_ready(reason, message);
+            self.report_lasting(violation.reason, violation.message.to_string());
             if step == Step::Preflight {
                 return Flow::Settled;
             }
@@ -89,7 +93,7 @@ impl Transition<'_> {
 
     /// Follows the run of a step to its end.
     fn follow_run(&mut self, step: Step) -> Flow {
-        let Some(task) = steps::preparing_task(step) else { return Flow::Settled };
+        let Some(task) = steps::task_in(Phase::Preparing, step) else { return Flow::Settled };
         let attempt = self.run_attempt(step);
         let status = self.observed.run(task, attempt).and_then(|r| r.run.status.as_ref());
         // Baseline is a milestone of the Backup task: it is reported while the dump is still running.
@@ -108,11 +112,11 @@ impl Transition<'_> {
             RunOutcome::Succeeded(run) => {
                 let run = run.clone();
                 match self.record_evidence(step, &run) {
-                    Err((reason, message)) => {
+                    Recorded::Insufficient(reason, message) => {
                         self.handle_failed_run(step, reason, &message);
                         return Flow::Settled;
                     }
-                    Ok(note) => self.succeed_step(step, note),
+                    Recorded::Taken(note) => self.succeed_step(step, note),
                 }
                 if steps::next(step) == Some(Step::Approve) {
                     return self.enter_approval();
@@ -156,7 +160,8 @@ impl Transition<'_> {
         };
         let text = format!("migration {} is being prepared; it may start {when}", self.observed.name);
         let key = format!("planned.{}", self.attempt(Step::NotifyTeam));
-        let Some(id) = self.notify(Occasion::Planned, &key, &text) else {
+        self.notify(Occasion::Planned, &key, &text);
+        let Some(id) = self.notice_id(Occasion::Planned, &key) else {
             self.skip_step(
                 Step::NotifyTeam,
                 "no channel in spec.notifications.channels has audience Team or Support: notify them yourself",
@@ -175,7 +180,7 @@ impl Transition<'_> {
         } else {
             self.fail_step(
                 Step::NotifyTeam,
-                Reason::NoticeUndelivered.as_str(),
+                Reason::NoticeUndelivered,
                 "no channel has taken it yet, it is retried; the migration continues; next: see status.notices",
             );
         }
@@ -188,27 +193,23 @@ impl Transition<'_> {
         self.attempt(if step == Step::Backup { Step::Baseline } else { step })
     }
 
-    fn handle_failed_run(&mut self, step: Step, reason: Reason, message: &str) {
+    fn handle_failed_run(&mut self, step: Step, reason: Reason, message: &Message) {
         if reason.retry() == Retry::Never {
-            self.fail_preparation(step, reason.as_str(), message);
+            self.fail_preparation(step, reason, message, "");
             return;
         }
         // A failed dump voids the baseline of its snapshot: both are taken again, together.
         let retried = if step == Step::Backup { Step::Baseline } else { step };
         if retried != step {
-            self.fail_step(step, reason.as_str(), message);
+            self.fail_step(step, reason, message.to_string());
             self.ensure_step(retried).state = StepState::Running;
             self.status.step = Some(retried);
             self.status.baseline = None;
         }
-        self.retry_later(retried, reason.as_str(), message);
+        self.retry_later(retried, reason, &message.to_string());
         let failures = self.failures(retried);
         if step != Step::Preflight && failures >= self.spec.runner.max_attempts {
-            self.fail_preparation(
-                retried,
-                reason.as_str(),
-                &format!("{message}; tried {failures} of {failures} times"),
-            );
+            self.fail_preparation(retried, reason, message, &format!("; tried {failures} of {failures} times"));
         } else if let Some(at) = self.step(retried).and_then(|step_status| step_status.retry_at) {
             self.wake_at(at);
         }
@@ -226,7 +227,7 @@ impl Transition<'_> {
         }) {
             Some((number, reason, message)) if !reason.is_empty() => {
                 self.set_ready(
-                    reason,
+                    StatusReason::read(&reason),
                     format!("attempt {number} of {step} is under way, the last one failed: {message}"),
                 );
             }
@@ -234,77 +235,84 @@ impl Transition<'_> {
         }
     }
 
-    fn fail_preparation(&mut self, step: Step, reason: impl Into<String>, message: &str) {
+    /// Ends the preparation. `tries` says after how many attempts, and is empty where their number does not count.
+    fn fail_preparation(&mut self, step: Step, reason: impl Into<StatusReason>, message: &Message, tries: &str) {
         let sql = &self.spec.migration;
         let [up, down] = [&sql.up, &sql.down].map(|source| source.config_map_key_ref.name.as_str());
         let maps = if up == down { format!("ConfigMap {up}") } else { format!("ConfigMap {up} or {down}") };
         // What went wrong may have named what to do already.
-        let next = match Message::parse(message).next {
+        let next = match &message.next {
             Some(_) => String::new(),
             None => format!("next: correct {maps}, or the spec; "),
         };
         self.enter(Phase::Failed);
-        self.fail_step(step, reason, format!("{message}; nothing was changed; {next}it then starts again by itself"));
+        self.fail_step(
+            step,
+            reason,
+            format!("{message}{tries}; nothing was changed; {next}it then starts again by itself"),
+        );
         self.ensure_step(step).retry_at = None;
     }
 
-    /// Takes a finished step's evidence into the status. Gives a summary of it, or why it does not suffice.
-    fn record_evidence(&mut self, step: Step, run: &MigrationRun) -> Result<String, (Reason, String)> {
+    /// Takes a finished step's evidence into the status, if it suffices.
+    fn record_evidence(&mut self, step: Step, run: &MigrationRun) -> Recorded {
         let status = run.status.clone().unwrap_or_default();
-        let missing = |what: &str| (Reason::Internal, format!("the run reported success without {what}"));
+        let missing = |what: &str| {
+            Recorded::Insufficient(Reason::Internal, Message::new(format!("the run reported success without {what}")))
+        };
         match step {
             Step::Preflight => {
                 let n = status.findings.len();
-                Ok(format!("{n} of {n} checks"))
+                Recorded::Taken(format!("{n} of {n} checks"))
             }
             Step::CodeBackup => match (status.code_backup, &self.spec.code) {
                 (Some(c), Some(wanted)) if c.commit == wanted.commit => {
                     let note = format!("tag {} and branch {} lead to commit {}", c.tag, c.branch, c.commit);
                     self.status.code_backup = Some(c);
-                    Ok(note)
+                    Recorded::Taken(note)
                 }
-                _ => Err(missing("tag and branch on the commit of spec.code")),
+                _ => missing("tag and branch on the commit of spec.code"),
             },
             Step::Baseline | Step::Backup => match (status.baseline, status.backup) {
                 (Some(_), Some(b)) => {
                     let note = format!("{}, {} bytes, {}", b.object, b.bytes, b.sha256);
                     self.status.backup = Some(b);
-                    Ok(note)
+                    Recorded::Taken(note)
                 }
-                _ => Err(missing("baseline and backup")),
+                _ => missing("baseline and backup"),
             },
             Step::VerifyBackup => match (status.verification, &self.status.backup) {
                 (Some(v), Some(b)) if v.sha256 == b.sha256 && v.bytes == b.bytes => {
                     let note = format!("read to the end: {} bytes, {} entries, {}", v.bytes, v.entries, v.sha256);
                     self.status.verification = Some(v);
-                    Ok(note)
+                    Recorded::Taken(note)
                 }
-                (Some(v), Some(b)) => Err((
+                (Some(v), Some(b)) => Recorded::Insufficient(
                     Reason::BackupAltered,
-                    format!(
+                    Message::new(format!(
                         "{} has {} ({} bytes), uploaded was {} ({} bytes)",
                         b.object, v.sha256, v.bytes, b.sha256, b.bytes
-                    ),
-                )),
-                _ => Err(missing("verification")),
+                    )),
+                ),
+                _ => missing("verification"),
             },
             Step::ExportKeyUsers => match status.key_users {
                 Some(k) => {
                     let note = format!("{} users, {}, {} bytes, {}", k.users, k.object, k.bytes, k.sha256);
                     self.status.key_users = Some(k);
-                    Ok(note)
+                    Recorded::Taken(note)
                 }
-                None => Err(missing("an export")),
+                None => missing("an export"),
             },
             Step::Rehearse => match status.rehearsal {
                 Some(r) => {
                     let note = format!("{} (limit {})", r.summary(), self.spec.window.max_duration);
                     self.status.rehearsal = Some(r);
-                    Ok(note)
+                    Recorded::Taken(note)
                 }
-                None => Err(missing("rehearsal")),
+                None => missing("rehearsal"),
             },
-            _ => Err(missing("evidence")),
+            _ => missing("evidence"),
         }
     }
 
@@ -315,10 +323,11 @@ impl Transition<'_> {
             self.fail_preparation(
                 Step::Rehearse,
                 ReadyReason::WindowTooShort,
-                &format!(
-                    "the rehearsal predicts a window of {expected:.1} s, spec.window.maxDuration is {limit:.1} s; \
-                     next: raise it or make the SQL quicker"
-                ),
+                &Message::new(format!(
+                    "the rehearsal predicts a window of {expected:.1} s, spec.window.maxDuration is {limit:.1} s"
+                ))
+                .next("raise it or make the SQL quicker"),
+                "",
             );
             return Flow::Settled;
         }

@@ -7,7 +7,10 @@ use crate::{
         Comparison, DecisionKind, Direction, Occasion, Phase, ReadyReason, Reason, Retry, RollbackStatus,
         SchemaInPlace, Step, StepState, Task, WindowProgress, WindowState, WindowStatus,
     },
-    machine::{RunOutcome, SqlSource, Transition, notices::notice_key, steps::PlannedRetry, window::cutover::Rollout},
+    machine::{
+        ObservedSql, RunOutcome, StatusReason, Transition, notices::notice_key, steps::PlannedRetry,
+        window::cutover::Rollout,
+    },
     shared::time::{seconds, to_signed},
 };
 
@@ -40,11 +43,11 @@ impl Verification {
 impl Transition<'_> {
     /// Records the cause and enters the phase. Runs of the forward path continue only as far as the rollback needs
     /// them.
-    pub(crate) fn enter_rolling_back(&mut self, cause: impl Into<String>, message: String) {
-        let cause = cause.into();
+    pub(crate) fn enter_rolling_back(&mut self, cause: impl Into<StatusReason>, message: String) {
+        let cause: StatusReason = cause.into();
         let now = self.now;
         self.status.rollback = Some(RollbackStatus {
-            cause: cause.clone(),
+            cause: cause.clone().into(),
             message: message.clone(),
             started_at: now,
             users_written_since: None,
@@ -61,7 +64,7 @@ impl Transition<'_> {
         self.notify(Occasion::TriggerFired, &notice_key("rollback", now), &text);
     }
 
-    pub(crate) fn start_rollback(&mut self, cause: impl Into<String>, message: String) -> Flow {
+    pub(crate) fn start_rollback(&mut self, cause: impl Into<StatusReason>, message: String) -> Flow {
         self.enter_rolling_back(cause, message);
         if self.in_forward_window() {
             self.start_step(Step::SwitchBack);
@@ -90,7 +93,7 @@ impl Transition<'_> {
         let (task, attempt) = self.rollback_run();
         let progress = self.observed.progress(task, attempt).cloned().unwrap_or_default();
         if let RunOutcome::Failed(reason, message) = self.observed.outcome(task, attempt) {
-            return self.handle_failed_rollback_run(task, reason, &message, &progress);
+            return self.handle_failed_rollback_run(task, reason, &message.to_string(), &progress);
         }
         // A run that has yet to start says nothing of the window that the last one left.
         self.record_window_progress(task, &progress);
@@ -263,7 +266,7 @@ impl Transition<'_> {
                     c.unexplained,
                     self.observed.plugin("report", "")
                 );
-                self.fail_step(Step::VerifyRollback, Reason::BalancesUnexplained.as_str(), text.clone());
+                self.fail_step(Step::VerifyRollback, Reason::BalancesUnexplained, text.clone());
                 self.notify(Occasion::ManualInterventionRequired, &notice_key("unexplained", self.now), &text);
             }
         }
@@ -292,13 +295,13 @@ impl Transition<'_> {
         let failures = self.failures(opener) + 1;
         if reason.retry() == Retry::Never || failures >= WINDOW_ATTEMPTS {
             self.ensure_step(opener).failures = failures;
-            self.fail_rollback(reason.as_str(), message);
+            self.fail_rollback(reason, message);
         } else if self.status.step == Some(opener) && !self.may_be_blocked() {
-            self.retry_later(opener, reason.as_str(), message);
+            self.retry_later(opener, reason, message);
         } else {
             // At once: writes are blocked.
             self.retry_now(opener);
-            self.event(true, reason.as_str(), format!("{message}; retried ({failures} of {WINDOW_ATTEMPTS})"));
+            self.event(true, reason, format!("{message}; retried ({failures} of {WINDOW_ATTEMPTS})"));
         }
     }
 
@@ -321,7 +324,7 @@ impl Transition<'_> {
         self.retry_later(Step::BlockWritesForRollback, ReadyReason::BlockingWritesForRollback, &text);
     }
 
-    pub(crate) fn fail_rollback(&mut self, reason: &str, message: &str) {
+    pub(crate) fn fail_rollback(&mut self, reason: Reason, message: &str) {
         let writes = if self.may_be_blocked() { "writes stay blocked" } else { "writes are open" };
         let text = format!(
             "{message}; {writes}, manual intervention is required; \
@@ -353,7 +356,7 @@ impl Transition<'_> {
         // A decision counts once, however much the two clocks differ.
         let after = failed_at.max(self.status.rollback.as_ref().and_then(|r| r.ignore_decisions_until));
         let Some(d) = self.stop_request(&[DecisionKind::Rollback], after) else { return Flow::Settled };
-        if let (SqlSource::Present(down), Some(plan)) = (&self.observed.down, &mut self.status.plan) {
+        if let (ObservedSql::Present(down), Some(plan)) = (&self.observed.down, &mut self.status.plan) {
             plan.down_sha256.clone_from(down);
         }
         self.enter_rolling_back(ReadyReason::Rollback, format!("Rollback by {}{}", d.by, fmt_reason(&d.reason)));

@@ -83,7 +83,9 @@ impl Transition<'_> {
             return Flow::Continue;
         }
         let message = format!("maintenance of {} starts at {starts_at:.0}", self.observed.name);
-        let id = self.notify(Occasion::MaintenanceStarts, &notice_key("maintenance", starts_at), &message);
+        let key = notice_key("maintenance", starts_at);
+        self.notify(Occasion::MaintenanceStarts, &key, &message);
+        let id = self.notice_id(Occasion::MaintenanceStarts, &key);
         self.status.schedule.get_or_insert_default().notice.clone_from(&id);
         if self.now < starts_at {
             self.wake_at(starts_at);

@@ -3,7 +3,7 @@
 
 use fastrand::Rng;
 
-use super::world::{App, Defect, Migration, Schema, Stored, WindowRecord, World};
+use super::world::{App, Defect, Schema, SimulatedMigration, SimulatedWindow, Stored, World};
 use crate::{
     api::{
         CheckOutcome, CheckResult, Comparison, Delivery, DeliveryState, Direction, MigrationRun, MigrationRunStatus,
@@ -11,13 +11,13 @@ use crate::{
         fixtures::{self, SECRET},
         window_rules::{EndCause, Ending, Move, WindowActivity, WindowView, next_move},
     },
-    machine::{Effect, Job, Observed, ObservedRun, Target, decide},
+    machine::{Effect, FenceTarget, Job, Observed, ObservedRun, decide},
 };
 
 /// A controller: what it read (perhaps long ago), then what it still has to do.
 #[derive(Default)]
 pub(super) struct Controller {
-    read: Option<(u64, Migration, Observed)>,
+    read: Option<(u64, SimulatedMigration, Observed)>,
     /// Version that the decision was persisted as, and effects left.
     todo: Option<(u64, Vec<Effect>)>,
     /// An irreversible effect under way: version of its target, as read.
@@ -88,10 +88,10 @@ impl Controller {
 
 fn target_version(w: &World, effect: &Effect) -> u64 {
     match effect.target() {
-        Some(Target::Run(name)) => w.runs.get(name).map_or(0, |r| r.version),
-        Some(Target::Flag) => w.flag.version,
-        Some(Target::Workload(_)) => w.app.version,
-        Some(Target::Migration) | None => 0,
+        Some(FenceTarget::Run(name)) => w.runs.get(name).map_or(0, |r| r.version),
+        Some(FenceTarget::Flag) => w.flag.version,
+        Some(FenceTarget::Workload(_)) => w.app.version,
+        Some(FenceTarget::Migration) | None => 0,
     }
 }
 
@@ -286,7 +286,8 @@ impl Pod {
             let acknowledged = w.db.windows.values().any(|i| i.acknowledged && i.finished.is_none());
             let deadline =
                 w.db.windows.values().filter(|i| i.finished.is_none()).map(|i| i.deadline).max().unwrap_or(w.now);
-            w.db.windows.insert(task, WindowRecord { attempt, deadline, acknowledged, ..WindowRecord::default() });
+            w.db.windows
+                .insert(task, SimulatedWindow { attempt, deadline, acknowledged, ..SimulatedWindow::default() });
         }
         let window = w.db.windows.get(&task).filter(|i| i.attempt == attempt).cloned();
         let uid = &run.spec.migration_uid;
@@ -311,7 +312,7 @@ impl Pod {
             let view = WindowView { overdue, ..WindowView::starting(direction, WindowActivity::Standby, command) };
             return match (next_move(&view), deadline) {
                 (Move::BlockWrites, Some(deadline)) => {
-                    w.db.windows.insert(task, WindowRecord { attempt, deadline, ..WindowRecord::default() });
+                    w.db.windows.insert(task, SimulatedWindow { attempt, deadline, ..SimulatedWindow::default() });
                     w.db.blocked_at = Some(w.now);
                     true
                 }
@@ -394,7 +395,7 @@ impl Pod {
         });
     }
 
-    fn change_record(&self, w: &mut World, task: Task, change: impl FnOnce(&mut WindowRecord)) {
+    fn change_record(&self, w: &mut World, task: Task, change: impl FnOnce(&mut SimulatedWindow)) {
         if let Some(record) = w.db.windows.get_mut(&task) {
             change(record);
         }

@@ -1,6 +1,8 @@
 //! Random schedules over a fake world: crashes between any two acts, stale reads, two controllers, two pods, an API
 //! server that is away. What must never happen is checked after each act. Seeds are printed and can be replayed:
 //! `SIMULATION_SEED=42 cargo test simulation::replay -- --nocapture --ignored`.
+//!
+//! Called by `cargo test` alone. Imports `shared`, `api` and `machine`.
 
 mod actors;
 mod world;

@@ -7,10 +7,10 @@ use fastrand::Rng;
 use crate::{
     api::{
         Audience, CreditMigrationSpec, CreditMigrationStatus, DecisionKind, KeyRef, MigrationRun, NotificationChannel,
-        Phase, SlackChannel, Task, Time, WindowCommand, WindowState, WorkloadKind, WorkloadRef,
+        Phase, ReadyReason, SlackChannel, Task, Time, WindowCommand, WindowState, WorkloadKind, WorkloadRef,
         fixtures::{SECRET, spec},
     },
-    machine::{Job, Observed, ObservedDecision, ObservedFlag, ObservedRun, SqlSource, Workload},
+    machine::{Job, Observed, ObservedDecision, ObservedFlag, ObservedRun, ObservedSql, StatusReason, Workload},
     shared::time::seconds,
 };
 
@@ -51,6 +51,11 @@ fn with_channel(mut spec: CreditMigrationSpec) -> CreditMigrationSpec {
     spec
 }
 
+/// Whether a failed rollback is reported by this reason: the task's, or that it could not be started.
+fn calls_for_intervention(reason: &StatusReason) -> bool {
+    matches!(reason, StatusReason::Task(_) | StatusReason::Machine(ReadyReason::RollbackNotStarted))
+}
+
 /// Schema of the database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Schema {
@@ -60,7 +65,7 @@ pub(super) enum Schema {
 
 /// What the control schema remembers of an opened window, per direction.
 #[derive(Clone, Debug, Default)]
-pub(super) struct WindowRecord {
+pub(super) struct SimulatedWindow {
     pub(super) attempt: u32,
     pub(super) deadline: Time,
     pub(super) acknowledged: bool,
@@ -75,20 +80,20 @@ pub(super) struct WindowRecord {
 
 /// The database.
 #[derive(Clone, Debug)]
-pub(super) struct Database {
+pub(super) struct SimulatedDatabase {
     pub(super) schema: Schema,
     pub(super) blocked_at: Option<Time>,
-    /// Migration UID and direction.
+    /// UID of the migration, and direction.
     pub(super) ledger: BTreeSet<(String, &'static str)>,
     pub(super) ups: u32,
     pub(super) downs: u32,
-    pub(super) windows: BTreeMap<Task, WindowRecord>,
+    pub(super) windows: BTreeMap<Task, SimulatedWindow>,
     /// Pod that holds the worker's lock.
     pub(super) worker: Option<u32>,
     pub(super) triggers_installed: bool,
 }
 
-impl Database {
+impl SimulatedDatabase {
     /// Whether the ledger has a row for this direction of this migration.
     pub(super) fn applied(&self, uid: &str, direction: &'static str) -> bool {
         self.ledger.contains(&(uid.to_owned(), direction))
@@ -120,7 +125,7 @@ pub(super) struct App {
 
 /// The `CreditMigration`.
 #[derive(Clone, Debug)]
-pub(super) struct Migration {
+pub(super) struct SimulatedMigration {
     pub(super) spec: CreditMigrationSpec,
     pub(super) status: CreditMigrationStatus,
     pub(super) generation: i64,
@@ -133,7 +138,7 @@ pub(super) struct Migration {
 pub(super) struct World {
     pub(super) now: Time,
     pub(super) versions: u64,
-    pub(super) migration: Option<Stored<Migration>>,
+    pub(super) migration: Option<Stored<SimulatedMigration>>,
     pub(super) runs: BTreeMap<String, Stored<ObservedRun>>,
     pub(super) decisions: Vec<ObservedDecision>,
     /// People who really spoke; names in decisions may be forged.
@@ -141,7 +146,7 @@ pub(super) struct World {
     pub(super) flag: Stored<FlagMap>,
     pub(super) app: Stored<App>,
     pub(super) sql: (String, String),
-    pub(super) db: Database,
+    pub(super) db: SimulatedDatabase,
     pub(super) api_up: bool,
     pub(super) defect: Defect,
     /// What was observed beyond objects: events.
@@ -158,7 +163,7 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new(defect: Defect) -> Self {
-        let migration = Migration {
+        let migration = SimulatedMigration {
             spec: with_channel(spec()),
             status: CreditMigrationStatus::default(),
             generation: 1,
@@ -178,7 +183,7 @@ impl World {
                 value: App { template: None, pods: vec![(None, "v1".into()), (None, "v1".into())] },
             },
             sql: ("sha256:up".into(), "sha256:down".into()),
-            db: Database {
+            db: SimulatedDatabase {
                 schema: Schema::Old,
                 blocked_at: None,
                 ledger: BTreeSet::new(),
@@ -209,7 +214,7 @@ impl World {
     }
 
     /// What a controller reads.
-    pub(super) fn observe(&self) -> Option<(u64, Migration, Observed)> {
+    pub(super) fn observe(&self) -> Option<(u64, SimulatedMigration, Observed)> {
         let m = self.migration.clone()?;
         let app = &self.app.value;
         let settled = app.pods.len() == 2 && app.pods.iter().all(|p| p.0 == app.template);
@@ -231,8 +236,8 @@ impl World {
             },
             rollback_enabled: Some("true".into()),
             check_jobs: vec![],
-            up: SqlSource::Present(self.sql.0.clone()),
-            down: SqlSource::Present(self.sql.1.clone()),
+            up: ObservedSql::Present(self.sql.0.clone()),
+            down: ObservedSql::Present(self.sql.1.clone()),
             workloads: vec![Workload {
                 reference: WorkloadRef { kind: WorkloadKind::Deployment, name: "shop".into() },
                 exists: true,
@@ -367,10 +372,8 @@ impl World {
             }
             // By the condition: an Event may be lost with the process that was about to publish it.
             Some(Phase::RollbackFailed)
-                if m.value.status.conditions.iter().any(|c| {
-                    c.type_ == "Stalled"
-                        && (c.message.contains("manual intervention is required")
-                            || c.message.contains("writes are open"))
+                if m.value.status.conditions.iter().any(|condition| {
+                    condition.type_ == "Stalled" && calls_for_intervention(&StatusReason::read(&condition.reason))
                 }) =>
             {
                 Ok(())

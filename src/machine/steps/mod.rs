@@ -1,10 +1,13 @@
-//! The whole procedure on one screen.
+//! The whole procedure on one screen: its steps in order, with phase and task. Next to it how the runs of a task follow
+//! each other (`tasks`), and start, success, failure and retry of a step (`progress`).
+//!
+//! Called by `phases`, `effects` and `conditions`; the plugin reads [`FORWARD`]. Imports `shared`, `api` and `machine`.
 
 mod progress;
 mod tasks;
 
 pub(crate) use progress::PlannedRetry;
-pub(crate) use tasks::{Image, Retention, Timeout, task_spec};
+pub(crate) use tasks::{Image, Retention, Timeout, run_policy};
 
 use crate::api::{Phase, Step, Task};
 
@@ -50,7 +53,7 @@ pub const FORWARD: &[Row] = &[
 
 /// The rollback, in order. Inside the window the run is `Window` itself, and BlockWritesForRollback is left out.
 #[rustfmt::skip]
-pub const BACK: &[Row] = &[
+pub const ROLLBACK: &[Row] = &[
     row(Phase::RollingBack, Step::BlockWritesForRollback,     Some(Task::RollbackWindow)),
     row(Phase::RollingBack, Step::SwitchBack,                 Some(Task::RollbackWindow)),
     row(Phase::RollingBack, Step::RollbackSql,                Some(Task::RollbackWindow)),
@@ -66,7 +69,7 @@ pub fn next(step: Step) -> Option<Step> {
 
 /// Position in its path and name: `9/20 Approve`.
 pub fn progress(step: Step) -> String {
-    for path in [FORWARD, BACK] {
+    for path in [FORWARD, ROLLBACK] {
         if let Some(i) = path.iter().position(|r| r.step == step) {
             return format!("{}/{} {step}", i + 1, path.len());
         }
@@ -74,17 +77,18 @@ pub fn progress(step: Step) -> String {
     step.to_string()
 }
 
-/// The task that carries out a preparing step.
-pub fn preparing_task(step: Step) -> Option<Task> {
-    FORWARD.iter().find(|r| r.step == step && r.phase == Phase::Preparing)?.task
+/// The task that carries out a step of a phase of the forward path; `None` for what the controller does itself, and for
+/// steps of other phases.
+pub fn task_in(phase: Phase, step: Step) -> Option<Task> {
+    FORWARD.iter().find(|r| r.step == step && r.phase == phase)?.task
 }
 
-/// Longest wait between two attempts of a step, in seconds: see [`tasks::TaskSpec`].
+/// Longest wait between two attempts of a step, in seconds: see [`tasks::RunPolicy`].
 fn longest_retry(step: Step) -> i64 {
-    let rows = FORWARD.iter().chain(BACK);
+    let rows = FORWARD.iter().chain(ROLLBACK);
     // Cleanup follows every end and is in neither path.
     let task = rows.filter(|r| r.step == step).find_map(|r| r.task).unwrap_or(Task::Cleanup);
-    task_spec(task).longest_retry
+    run_policy(task).longest_retry
 }
 
 #[cfg(test)]
@@ -93,10 +97,10 @@ mod tests {
 
     #[test]
     fn the_step_of_a_task_is_carried_out_by_it() {
-        for row in FORWARD.iter().chain(BACK) {
+        for row in FORWARD.iter().chain(ROLLBACK) {
             let Some(task) = row.task else { continue };
-            let step = task_spec(task).step.unwrap();
-            let carries = FORWARD.iter().chain(BACK).find(|r| r.step == step).unwrap();
+            let step = run_policy(task).step.unwrap();
+            let carries = FORWARD.iter().chain(ROLLBACK).find(|r| r.step == step).unwrap();
             assert_eq!((carries.task, carries.phase), (Some(task), row.phase), "{:?}", row.step);
         }
     }

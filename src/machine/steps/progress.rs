@@ -2,7 +2,7 @@
 
 use crate::{
     api::{ReadyReason, Step, StepState, StepStatus, Time},
-    machine::Transition,
+    machine::{StatusReason, Transition},
     shared::time::seconds,
 };
 
@@ -91,21 +91,21 @@ impl Transition<'_> {
         step_status.message = Some(message.into());
     }
 
-    pub(crate) fn fail_step(&mut self, step: Step, reason: impl Into<String>, message: impl Into<String>) {
-        let (now, reason, message) = (self.now, reason.into(), message.into());
+    pub(crate) fn fail_step(&mut self, step: Step, reason: impl Into<StatusReason>, message: impl Into<String>) {
+        let (now, reason, message): (_, StatusReason, String) = (self.now, reason.into(), message.into());
         let step_status = self.ensure_step(step);
         step_status.state = StepState::Failed;
         step_status.superseded = false;
         step_status.finished_at = Some(now);
-        step_status.reason = Some(reason.clone());
+        step_status.reason = Some(reason.clone().into());
         step_status.message = Some(message.clone());
         self.set_ready(reason.clone(), message.clone());
         self.event(true, reason, message);
     }
 
     /// Plans a retry of a running step after a transient failure.
-    pub(crate) fn retry_later(&mut self, step: Step, reason: impl Into<String>, message: &str) {
-        let (now, reason) = (self.now, reason.into());
+    pub(crate) fn retry_later(&mut self, step: Step, reason: impl Into<StatusReason>, message: &str) {
+        let (now, reason): (_, StatusReason) = (self.now, reason.into());
         let step_status = self.ensure_step(step);
         step_status.failures += 1;
         let failures = step_status.failures;
@@ -113,7 +113,7 @@ impl Transition<'_> {
         let wait = (1i64 << failures.min(10)).min(super::longest_retry(step));
         step_status.state = StepState::Running;
         step_status.retry_at = Some(now + seconds(wait));
-        step_status.reason = Some(reason.clone());
+        step_status.reason = Some(reason.clone().into());
         step_status.message = Some(message.into());
         self.set_ready(reason.clone(), message);
         // Without numbers that change: an equal Event is counted, another one would be one more object for each

@@ -1,10 +1,11 @@
-//! All that is particular to a task's runs, one row each. Its name part is [`Task::slug`].
+//! How the runs of a task follow each other, one row each: step, retention, timeout, image, retries. What its pod needs
+//! is in [`crate::api::TaskSpec`].
 
 use crate::api::{Phase, Step, Task};
 
-/// How the runs of a task are made and removed.
+/// How the runs of a task follow each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct TaskSpec {
+pub(crate) struct RunPolicy {
     /// Step whose attempt numbers the runs; `None` for notices, which have numbers of their own.
     pub(crate) step: Option<Step>,
     /// How long a run is kept.
@@ -55,8 +56,8 @@ pub(crate) enum Image {
     Operator,
 }
 
-const fn row(step: Step, retention: Retention, timeout: Timeout, image: Image, longest_retry: i64) -> TaskSpec {
-    TaskSpec { step: Some(step), retention, timeout, image, longest_retry }
+const fn row(step: Step, retention: Retention, timeout: Timeout, image: Image, longest_retry: i64) -> RunPolicy {
+    RunPolicy { step: Some(step), retention, timeout, image, longest_retry }
 }
 
 /// A quarter of an hour for what is not measured.
@@ -64,7 +65,7 @@ const FOLLOW_UP: Timeout = Timeout::AfterMeasurements(900);
 
 /// The row of a task.
 #[rustfmt::skip]
-pub(crate) const fn task_spec(task: Task) -> TaskSpec {
+pub(crate) const fn run_policy(task: Task) -> RunPolicy {
     use Image::{Approved, Operator};
     use Retention::{Always, During, Record, WhilePending, Window};
     match task {
@@ -85,7 +86,7 @@ pub(crate) const fn task_spec(task: Task) -> TaskSpec {
         Task::DayCheck       => row(Step::DayCheck,       Record(Phase::Observing),  FOLLOW_UP,     Operator, 300),
         Task::WeekReview     => row(Step::WeekReview,     Record(Phase::Observing),  FOLLOW_UP,     Operator, 300),
         Task::Cleanup        => row(Step::Cleanup, Always, Timeout::Seconds(600), Operator, 300),
-        Task::Notify         => TaskSpec {
+        Task::Notify         => RunPolicy {
             step: None,
             retention: WhilePending,
             timeout: Timeout::Seconds(120),

@@ -2,6 +2,8 @@
 //!
 //! What is given comes about by deciding, too: a [`Scenario`] obeys each decision, so that no test starts from a status
 //! that the machine would never write.
+//!
+//! Called by `cargo test` alone. Imports `shared`, `api` and `machine`.
 
 mod commands;
 mod conditions;
@@ -10,7 +12,7 @@ mod notices;
 mod phases;
 
 use super::{
-    CheckJob, CheckPod, Decision, Effect, Job, Observed, ObservedDecision, ObservedFlag, ObservedRun, SqlSource,
+    CheckJob, CheckPod, Decision, Effect, Job, Observed, ObservedDecision, ObservedFlag, ObservedRun, ObservedSql,
     Workload, decide,
 };
 use crate::{
@@ -136,8 +138,8 @@ impl Scenario {
             flag: ObservedFlag::Value { value: "v1".into(), immutable: false, set_for: None },
             rollback_enabled: Some("true".into()),
             check_jobs: vec![],
-            up: SqlSource::Present("sha256:up".into()),
-            down: SqlSource::Present("sha256:down".into()),
+            up: ObservedSql::Present("sha256:up".into()),
+            down: ObservedSql::Present("sha256:down".into()),
             workloads: vec![Workload {
                 reference: shop(),
                 exists: true,

@@ -72,11 +72,11 @@ impl Transition<'_> {
         let marker = self.restart_marker(direction);
         self.is_flag_set(direction)
             && self.spec.application.workloads.iter().all(|wanted| {
-                self.observed.workloads.iter().any(|w| {
-                    w.reference == *wanted
-                        && w.restarted_for.as_deref() == Some(marker.as_str())
-                        && w.settled
-                        && w.old_pods == 0
+                self.observed.workloads.iter().any(|workload| {
+                    workload.reference == *wanted
+                        && workload.restarted_for.as_deref() == Some(marker.as_str())
+                        && workload.settled
+                        && workload.old_pods == 0
                 })
             })
     }
@@ -138,19 +138,19 @@ impl Transition<'_> {
 
     /// How far flag and workloads are.
     pub(crate) fn rollout_message(&self, progress: &WindowProgress) -> String {
-        let w: Vec<String> = self
+        let workloads: Vec<String> = self
             .observed
             .workloads
             .iter()
-            .filter(|w| self.spec.application.workloads.contains(&w.reference))
-            .map(|w| {
-                format!(
-                    "{} {}/{} available, {} pods to be replaced",
-                    w.reference.name, w.available.0, w.available.1, w.old_pods
-                )
+            .filter(|workload| self.spec.application.workloads.contains(&workload.reference))
+            .map(|workload| {
+                let (available, wanted) = workload.available;
+                let (name, old) = (&workload.reference.name, workload.old_pods);
+                format!("{name} {available}/{wanted} available, {old} pods to be replaced")
             })
             .collect();
         let probe = progress.observed_version.as_deref().unwrap_or("none");
-        format!("flag is {}; {}; version probe: {probe}", self.observed.flag_value().unwrap_or("missing"), w.join(", "))
+        let flag = self.observed.flag_value().unwrap_or("missing");
+        format!("flag is {flag}; {}; version probe: {probe}", workloads.join(", "))
     }
 }

@@ -1,6 +1,7 @@
 //! The window: the time in which writes are blocked.
 //!
-//! Called by the phases Executing and RollingBack. May import `shared`, `api` and `machine`.
+//! Called by the phases from Executing on, by `effects`, which starts and orders its runs, and by `conditions`, which
+//! reports it. Imports `shared`, `api` and `machine`.
 
 pub(super) mod cutover;
 mod orders;

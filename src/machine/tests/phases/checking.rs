@@ -180,7 +180,7 @@ fn stages() {
         back("breached, and the run reported a failure", |s| {
             apply(s.measure(Task::Monitor, CheckOutcome::Fail, true).fail(Task::Monitor, Reason::ConnectionLost));
         }),
-        monitors("the up SQL is edited now", |s| s.observed.up = SqlSource::Missing, "Progressing", &[], Some(30)),
+        monitors("the up SQL is edited now", |s| s.observed.up = ObservedSql::Missing, "Progressing", &[], Some(30)),
     ]);
 }
 
@@ -282,7 +282,7 @@ fn a_lost_run_takes_no_measurement_of_another_kind_with_it() {
 fn down_sql_that_was_not_approved_is_reported_before_it_is_needed() {
     for given in [validating as Given, monitoring, observing, deciding] {
         for (sql, what) in
-            [(SqlSource::Present("sha256:other".into()), "sha256:other"), (SqlSource::Missing, "missing")]
+            [(ObservedSql::Present("sha256:other".into()), "sha256:other"), (ObservedSql::Missing, "missing")]
         {
             let mut s = given();
             let reason = ready(&s.status).0;
@@ -294,7 +294,7 @@ fn down_sql_that_was_not_approved_is_reported_before_it_is_needed() {
             assert!(c.message.ends_with("next: kubectl -n shop edit configmap sql"), "{}", c.message);
             assert_eq!(ready(&d.status).0, reason, "it holds nothing");
             assert_eq!(events(&s.reconcile()), Vec::<&str>::new(), "reported once");
-            s.observed.down = SqlSource::Present("sha256:down".into());
+            s.observed.down = ObservedSql::Present("sha256:down".into());
             assert!(s.decide().status.conditions.iter().all(|c| c.type_ != "DownSqlChanged"));
         }
     }

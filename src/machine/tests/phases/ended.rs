@@ -45,7 +45,7 @@ fn triggers_are_removed_at_the_end() {
 #[test]
 fn a_failed_preparation_starts_again_when_its_inputs_change() {
     let mut s = failed();
-    s.observed.up = SqlSource::Present("sha256:fixed".into());
+    s.observed.up = ObservedSql::Present("sha256:fixed".into());
     assert_eq!(s.decide().status.phase, Some(Phase::Failed), "not while triggers are being removed");
     s.succeed(Task::Cleanup);
     let d = s.reconcile();

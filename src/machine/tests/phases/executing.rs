@@ -259,7 +259,7 @@ fn gates_are_checked_once_more_before_the_window() {
             reason: "Progressing",
             effects: &["remove m-preflight-1", "remove m-window-1", "start m-preflight-2"],
             wake: None,
-            ..back("SQL", |s| s.observed.up = SqlSource::Present("sha256:x".into()))
+            ..back("SQL", |s| s.observed.up = ObservedSql::Present("sha256:x".into()))
         },
         Case {
             phase: Phase::Preparing,
@@ -398,7 +398,7 @@ fn inside_the_window_it_rolls_back() {
     let stays: &[(&str, Given, When)] = &[
         ("a second before the deadline", blocking, |s| apply(s.wait(49))),
         ("Reject is too late", blocking, |s| apply(s.submit("ann", DecisionKind::Reject))),
-        ("SQL edited inside", migrated, |s| s.observed.up = SqlSource::Missing),
+        ("SQL edited inside", migrated, |s| s.observed.up = ObservedSql::Missing),
         ("spec edited inside", migrated, |s| s.observed.generation = 2),
         ("deleted while writes are being unblocked", unblocking, |s| s.observed.deleting = true),
         ("deadline while writes are being unblocked", unblocking, |s| apply(s.wait(500))),

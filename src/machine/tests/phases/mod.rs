@@ -1,4 +1,6 @@
 //! One table for each phase, in the file of the phase's name.
+//!
+//! Called by `cargo test` alone. Imports `shared`, `api` and `machine`.
 
 mod approval;
 mod checking;

@@ -318,8 +318,8 @@ fn preparation_fails_for_good() {
 
 /// Each thing that can stand in the way, and what its message must name.
 const VIOLATIONS: &[(&str, When, &str)] = &[
-    ("SqlMissing", |s| s.observed.up = SqlSource::Missing, "ConfigMap sql has no key up (spec.migration.up)"),
-    ("SqlMissing", |s| s.observed.down = SqlSource::Missing, "ConfigMap sql has no key down (spec.migration.down)"),
+    ("SqlMissing", |s| s.observed.up = ObservedSql::Missing, "ConfigMap sql has no key up (spec.migration.up)"),
+    ("SqlMissing", |s| s.observed.down = ObservedSql::Missing, "ConfigMap sql has no key down (spec.migration.down)"),
     (
         "FlagConfigMapMissing",
         |s| s.observed.flag = ObservedFlag::ConfigMapMissing,
@@ -397,8 +397,8 @@ fn what_stands_in_the_way_later_is_named_in_each_step() {
 #[test]
 fn changed_inputs_restart_the_preparation() {
     let changes: [(&str, When); 3] = [
-        ("up", |s| s.observed.up = SqlSource::Present("sha256:other".into())),
-        ("down", |s| s.observed.down = SqlSource::Present("sha256:other".into())),
+        ("up", |s| s.observed.up = ObservedSql::Present("sha256:other".into())),
+        ("down", |s| s.observed.down = ObservedSql::Present("sha256:other".into())),
         ("spec", |s| s.observed.generation = 2),
     ];
     for (what, change) in changes {
@@ -424,13 +424,13 @@ fn changed_inputs_restart_the_preparation() {
     }
     // Not in Preflight's first moments: there is no evidence to void.
     let mut s = Scenario::new();
-    s.observed.up = SqlSource::Missing;
+    s.observed.up = ObservedSql::Missing;
     s.settle();
-    s.observed.up = SqlSource::Present("sha256:up".into());
+    s.observed.up = ObservedSql::Present("sha256:up".into());
     assert!(!events(&s.decide()).contains(&"PreparationRestarted"));
     // SQL that is gone voids too: the rehearsal was of something that is no longer there.
     let mut s = rehearsing();
-    s.observed.down = SqlSource::Missing;
+    s.observed.down = ObservedSql::Missing;
     let d = s.decide();
     assert_eq!((d.status.step, ready(&d.status).0.as_str()), (Some(Step::Preflight), "SqlMissing"));
 }
@@ -445,13 +445,13 @@ fn runs_of_superseded_evidence_are_ended() {
         (Step::Rehearse, "remove m-rehearse-1"),
     ] {
         let mut s = at(step);
-        s.observed.up = SqlSource::Present("sha256:other".into());
+        s.observed.up = ObservedSql::Present("sha256:other".into());
         let d = s.reconcile();
         assert!(actions(&d).contains(&run.to_owned()), "{step:?} goes on with the old plan: {:?}", actions(&d));
     }
     // The second time round nothing takes the new runs for the old ones.
     let mut s = awaiting();
-    s.observed.up = SqlSource::Present("sha256:other".into());
+    s.observed.up = ObservedSql::Present("sha256:other".into());
     s.settle();
     for task in [Task::Preflight, Task::Backup, Task::VerifyBackup, Task::ExportKeyUsers, Task::Rehearse] {
         assert_eq!((s.run(task).run.spec.attempt, s.run(task).job.clone()), (2, Job::Active), "{task:?}");

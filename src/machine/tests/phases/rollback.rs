@@ -376,7 +376,7 @@ fn a_rollback_in_the_second_of_the_failure_counts() {
 #[test]
 fn a_new_rollback_decision_starts_the_rollback_again() {
     let mut s = rollback_failed();
-    s.observed.down = SqlSource::Present("sha256:fixed".into());
+    s.observed.down = ObservedSql::Present("sha256:fixed".into());
     s.wait(1).submit("bob", DecisionKind::Rollback);
     let d = s.reconcile();
     assert_eq!((d.status.phase, d.status.step), (Some(Phase::RollingBack), Some(Step::BlockWritesForRollback)));
