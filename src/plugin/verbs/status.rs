@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::completion;
 use crate::{
-    api::{CheckOutcome, CreditMigration, DeliveryState, NoticeState, Phase, ReadyReason, StepState, Time},
+    api::{CheckOutcome, CreditMigration, DeliveryState, NoticeState, Phase, ReadyReason, StepState, Time, Writes},
     plugin::{
         Error, Exit,
         connection::Connection,
@@ -65,8 +65,8 @@ pub(crate) struct View {
     pub(crate) phase: Option<Phase>,
     /// `8/20 Approve`.
     pub(crate) progress: String,
-    /// `Open` or `Blocked`.
-    pub(crate) writes: Option<String>,
+    /// Whether the application can write; absent until it is known.
+    pub(crate) writes: Option<Writes>,
     /// `1/2`.
     pub(crate) approvals: Option<String>,
     /// `1/2`.
@@ -181,7 +181,7 @@ impl View {
             namespace: m.namespace().unwrap_or_default(),
             phase: status.phase,
             progress: status.progress.clone().unwrap_or_default(),
-            writes: status.writes.map(|w| w.to_string()),
+            writes: status.writes,
             approvals: status.approvals.clone(),
             presence: status.schedule.as_ref().and_then(|s| s.presence.clone()),
             starts_at: status.schedule.as_ref().and_then(|s| s.starts_at),
@@ -268,9 +268,9 @@ impl View {
         line("step", Some(self.progress.clone()));
         line(
             "writes",
-            self.writes.clone().map(|w| match self.deadline {
-                Some(deadline) if w == "Blocked" => format!("{w}, until {deadline:.0} at the latest"),
-                _ => w,
+            self.writes.map(|writes| match (writes, self.deadline) {
+                (Writes::Blocked, Some(deadline)) => format!("{writes}, until {deadline:.0} at the latest"),
+                (Writes::Blocked, None) | (Writes::Open, _) => writes.to_string(),
             }),
         );
         line("approvals", self.approvals.clone());
@@ -358,7 +358,7 @@ fn overview(views: &[View]) -> String {
                 v.progress.clone(),
                 v.approvals.clone().unwrap_or_default(),
                 v.presence.clone().unwrap_or_default(),
-                v.writes.clone().unwrap_or_default(),
+                v.writes.map(|w| w.to_string()).unwrap_or_default(),
                 v.message.clone(),
             ]
         }),
@@ -429,6 +429,22 @@ pub(crate) mod tests {
             assert!(screen.contains(part), "{part}:\n{screen}");
         }
         assert!(!view.failed());
+    }
+
+    #[test]
+    fn only_blocked_writes_have_a_deadline() {
+        let mut m = waiting();
+        let status = m.status.as_mut().unwrap();
+        let deadline = Some(time("2030-01-01T03:05:00Z"));
+        status.window = Some(crate::api::WindowStatus { deadline, ..Default::default() });
+        for (writes, line) in [
+            (Writes::Open, "writes:    Open\n"),
+            (Writes::Blocked, "writes:    Blocked, until 2030-01-01T03:05:00Z at the latest\n"),
+        ] {
+            m.status.as_mut().unwrap().writes = Some(writes);
+            let screen = View::of(&m, time("2030-01-01T03:01:00Z")).screen();
+            assert!(screen.contains(line), "{line}:\n{screen}");
+        }
     }
 
     #[test]

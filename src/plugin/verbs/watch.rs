@@ -151,8 +151,8 @@ fn changes(old: Option<&View>, new: &View) -> Vec<String> {
     if old.is_none_or(|o| o.phase != new.phase) {
         lines.push(format!("phase {}", new.phase_text()));
     }
-    if old.and_then(|o| o.writes.as_ref()) != new.writes.as_ref()
-        && let Some(writes) = &new.writes
+    if old.and_then(|o| o.writes) != new.writes
+        && let Some(writes) = new.writes
     {
         lines.push(format!("writes {writes}"));
     }
