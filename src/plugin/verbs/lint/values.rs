@@ -7,7 +7,7 @@ use serde_json_path::JsonPath;
 
 use super::Problem;
 use crate::{
-    api::{Check, CreditMigrationSpec, HttpStep, Occasion, SequenceCheck, Time, TriggerSource},
+    api::{Check, CreditMigrationSpec, HttpStep, SequenceCheck, Time, TriggerSource, is_template_key},
     plugin::inspect::{
         documents::Document,
         needs::{templates_of, variables},
@@ -138,7 +138,7 @@ fn parse_template(text: &str) -> Result<(), String> {
 fn notices(map: &str, data: &Value, found: &mut Vec<Problem>) {
     for (key, text) in data.as_object().into_iter().flatten() {
         let path = format!("ConfigMap {map} data.{key}");
-        if !is_notice_key(key) {
+        if !is_template_key(key) {
             found.push(Problem::warning(
                 &path,
                 "is no key of a template; write OCCASION.subject, OCCASION.body, or OCCASION.AUDIENCE.body, such as \
@@ -148,18 +148,6 @@ fn notices(map: &str, data: &Value, found: &mut Vec<Problem>) {
             found.push(Problem::error(&path, format!("cannot be parsed: {why}")));
         }
     }
-}
-
-fn is_notice_key(key: &str) -> bool {
-    let parts: Vec<&str> = key.split('.').collect();
-    let (occasion, audience, part) = match parts.as_slice() {
-        [occasion, part] => (*occasion, None, *part),
-        [occasion, audience, part] => (*occasion, Some(*audience), *part),
-        _ => return false,
-    };
-    let Some(occasion) = Occasion::ALL.iter().find(|o| o.as_str() == occasion) else { return false };
-    ["subject", "body"].contains(&part)
-        && audience.is_none_or(|a| occasion.audiences().iter().any(|known| known.as_str() == a))
 }
 
 fn json_path(path: &str, text: &str, found: &mut Vec<Problem>) {
