@@ -3,15 +3,18 @@
 use std::time::Duration;
 
 use clap::Args;
-use k8s_openapi::api::authentication::v1::SelfSubjectReview;
+use k8s_openapi::api::{authentication::v1::SelfSubjectReview, core::v1::ConfigMap};
 use kube::{
-    Api, Client, Config,
-    api::PostParams,
+    Api, Client, Config, ResourceExt,
+    api::{ListParams, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
 
-use super::Error;
-use crate::api::CreditMigration;
+use super::{Error, inspect::record::Record};
+use crate::{
+    api::{CreditMigration, KeyRef, MigrationDecision, MigrationRun, sha256},
+    telemetry,
+};
 
 /// Longest wait for a response.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
@@ -75,6 +78,27 @@ impl Connection {
     /// The migration.
     pub(super) async fn migration(&self, name: &str) -> Result<CreditMigration, Error> {
         Ok(self.api::<CreditMigration>().get(name).await?)
+    }
+
+    /// All objects that the evidence of a migration is read from.
+    pub(super) async fn record(&self, name: &str) -> Result<Record, Error> {
+        let migration = self.migration(name).await?;
+        let uid = migration.uid().unwrap_or_default();
+        let all = ListParams::default();
+        let mut decisions = self.api::<MigrationDecision>().list(&all).await?.items;
+        decisions.retain(|d| d.spec.migration == name && d.spec.migration_uid == uid);
+        decisions.sort_by_key(|d| (d.metadata.creation_timestamp.as_ref().map(|t| t.0), d.name_any()));
+        let mut runs = self.api::<MigrationRun>().list(&all).await?.items;
+        runs.retain(|r| r.spec.migration_uid == uid);
+        let sql = &migration.spec.migration;
+        let sql = [self.sha_of(&sql.up.config_map_key_ref).await, self.sha_of(&sql.down.config_map_key_ref).await];
+        Ok(Record { at: telemetry::now(), migration, decisions, runs, sql })
+    }
+
+    /// SHA-256 of a ConfigMap's key; absent where it cannot be read.
+    async fn sha_of(&self, key: &KeyRef) -> Option<String> {
+        let map = self.api::<ConfigMap>().get_opt(&key.name).await.ok()??;
+        map.data?.get(&key.key).map(|text| sha256(text.as_bytes()))
     }
 
     /// The caller's user name, as the API server knows it.

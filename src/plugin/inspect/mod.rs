@@ -5,4 +5,5 @@
 pub(super) mod documents;
 pub(super) mod needs;
 pub(super) mod procedure;
+pub(super) mod record;
 pub(super) mod world;

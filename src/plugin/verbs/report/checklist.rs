@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::{
     api::{Audience, CreditMigrationStatus, DeliveryState, Finding, Occasion, Step, StepState, Task, Topic},
-    plugin::verbs::verify::Record,
+    plugin::inspect::record::Record,
 };
 
 #[derive(Serialize, Debug)]
@@ -232,7 +232,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{machine::steps::FORWARD, plugin::verbs::verify::tests::completed};
+    use crate::{machine::steps::FORWARD, plugin::inspect::record::tests::completed};
 
     #[test]
     fn every_step_is_a_line_of_the_checklist() {

@@ -9,16 +9,13 @@ use kube::ResourceExt;
 use serde::Serialize;
 
 use self::checklist::{Section, checklist};
-use super::{
-    completion,
-    status::current_state,
-    verify::{Record, fetch, verify},
-};
+use super::{completion, status::current_state, verify::verify};
 use crate::{
     api::{CreditMigrationStatus, ReportEvidence, Task, Time},
     plugin::{
         Error,
         connection::Connection,
+        inspect::record::Record,
         output::{CheckedItem, Format, Output, State, one_line, seconds},
     },
 };
@@ -101,7 +98,7 @@ struct Object {
 
 /// Writes the record.
 pub(crate) async fn run(connection: &Connection, args: &Args) -> Result<Output, Error> {
-    let report = of(&fetch(connection, &args.name).await?);
+    let report = of(&connection.record(&args.name).await?);
     Ok(Output::success(args.output.write(&report, || markdown(&report))?))
 }
 
@@ -300,7 +297,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{machine::steps::FORWARD, plugin::verbs::verify::tests::completed};
+    use crate::{machine::steps::FORWARD, plugin::inspect::record::tests::completed};
 
     #[test]
     fn the_record_is_whole() {
