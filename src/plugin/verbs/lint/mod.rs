@@ -11,6 +11,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
+use self::schema::TimeKind;
 use crate::{
     api::{CreditMigrationSpec, GROUP, MigrationDecisionSpec, Time, crds},
     plugin::{
@@ -189,21 +190,22 @@ fn object(
         found.push(Problem::error("spec", "is missing"));
         return;
     }
-    schema::check(&schema["properties"]["spec"], &d.value["spec"], "spec", found);
+    let spec_schema = &schema["properties"]["spec"];
+    schema::check(spec_schema, &d.value["spec"], "spec", found);
     if !found.is_empty() {
         return;
     }
     // With a wrong type or an unreadable duration, rules would fail for another reason than the one in their message.
     match d.kind() {
         "CreditMigration" => {
-            if let Some(spec) = typed::<CreditMigrationSpec>(&d.value["spec"], found) {
+            if let Some(spec) = typed::<CreditMigrationSpec>(spec_schema, &d.value["spec"], found) {
                 schema::rules(&schema, &with_name(d), found);
                 values::check(&spec, documents, now, found);
                 named_objects(d, &spec, documents, found);
             }
         }
         "MigrationDecision" => {
-            if typed::<MigrationDecisionSpec>(&d.value["spec"], found).is_some() {
+            if typed::<MigrationDecisionSpec>(spec_schema, &d.value["spec"], found).is_some() {
                 schema::rules(&schema, &with_name(d), found);
             }
         }
@@ -219,57 +221,35 @@ fn with_name(d: &Document) -> Value {
 }
 
 /// The typed spec; otherwise the paths of unreadable durations and times, which serde does not report.
-fn typed<T: DeserializeOwned>(spec: &Value, found: &mut Vec<Problem>) -> Option<T> {
-    let mut value = spec.clone();
-    let read = |v: &Value| serde_json::from_value::<T>(v.clone()).map_err(|e| e.to_string());
-    let mut error = match read(&value) {
-        Ok(typed) => return Some(typed),
-        Err(error) => error,
-    };
-    'next: loop {
-        let duration = is_of_duration(&error);
-        let (bad, stand_in, example) = if duration {
-            (["5", "1q"], "1s", "a duration such as 30s, 5m or 1h30m")
-        } else {
-            (["q", "2030-q"], "2030-01-31T03:00:00Z", "a time such as 2030-01-31T03:00:00Z")
+fn typed<T: DeserializeOwned>(schema: &Value, spec: &Value, found: &mut Vec<Problem>) -> Option<T> {
+    let mut readable = spec.clone();
+    let mut unreadable = vec![];
+    schema::visit_times(schema, &mut readable, "spec", &mut |kind, path, text| {
+        let (error, valid, example) = match kind {
+            TimeKind::Duration => (error_of::<kube::core::Duration>(text), "1s", "a duration such as 30s, 5m or 1h30m"),
+            TimeKind::Time => (error_of::<Time>(text), "2030-01-31T03:00:00Z", "a time such as 2030-01-31T03:00:00Z"),
         };
-        for leaf in texts(&value, "") {
-            let with = |text: &str| {
-                let mut changed = value.clone();
-                if let Some(place) = changed.pointer_mut(&leaf) {
-                    *place = text.into();
-                }
-                changed
-            };
-            // The error is about the text whose changes change the error. Others of its type may come before it.
-            let errors = bad.map(|text| read(&with(text)).err().unwrap_or_default());
-            let of_its_type = |e: &String| is_of_duration(e) == duration && !e.starts_with("unknown variant");
-            if errors[0] == errors[1] || !errors.iter().all(of_its_type) || reads_as(&value, &leaf, duration) {
-                continue;
-            }
-            let was = value.pointer(&leaf).cloned().unwrap_or_default();
-            found.push(Problem::error(&dotted(&leaf), format!("is {was}: {error}; write {example}")));
-            value = with(stand_in);
-            match read(&value) {
-                Ok(_) => return None,
-                Err(next) => error = next,
-            }
-            continue 'next;
+        if let Some(error) = error {
+            unreadable.push(Problem::error(path, format!("is {text}: {error}; write {example}")));
+            // The rest of the spec is read as well.
+            *text = valid.into();
         }
-        found.push(Problem::error("spec", error));
-        return None;
+    });
+    let typed = serde_json::from_value(readable);
+    let all_readable = unreadable.is_empty();
+    found.append(&mut unreadable);
+    match typed {
+        Ok(typed) => all_readable.then_some(typed),
+        Err(error) => {
+            found.push(Problem::error("spec", error.to_string()));
+            None
+        }
     }
 }
 
-/// Whether a text is a valid duration or a valid time.
-fn reads_as(value: &Value, leaf: &str, duration: bool) -> bool {
-    let text = value.pointer(leaf).and_then(Value::as_str).unwrap_or_default();
-    if duration { text.parse::<kube::core::Duration>().is_ok() } else { text.parse::<Time>().is_ok() }
-}
-
-/// Whether it is kube's error about an unreadable duration.
-fn is_of_duration(error: &str) -> bool {
-    ["invalid unit", "missing a unit", "invalid floating-point number"].iter().any(|e| error.starts_with(e))
+/// Why a value cannot be read as a type; `None` if it can.
+fn error_of<T: DeserializeOwned>(value: &Value) -> Option<String> {
+    serde_json::from_value::<T>(value.clone()).err().map(|error| error.to_string())
 }
 
 /// JSON pointers of all texts.

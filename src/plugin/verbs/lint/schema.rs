@@ -177,6 +177,54 @@ fn range(min: Option<f64>, max: Option<f64>) -> String {
     }
 }
 
+/// How a text of the schema is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TimeKind {
+    /// A duration such as `30s`.
+    Duration,
+    /// A time such as `2030-01-31T03:00:00Z`.
+    Time,
+}
+
+/// Whether a schema is that of a duration or a time. A duration has no format of its own: in a schema `duration` means
+/// that of ISO 8601. Each of ours has a rule over `duration(self)`; a test compares them with the types.
+fn time_kind(schema: &Value) -> Option<TimeKind> {
+    if schema["format"] == "date-time" {
+        return Some(TimeKind::Time);
+    }
+    let mut rules = schema["x-kubernetes-validations"].as_array().into_iter().flatten();
+    let is_of_duration = |rule: &Value| rule["rule"].as_str().is_some_and(|text| text.contains("duration(self)"));
+    rules.any(is_of_duration).then_some(TimeKind::Duration)
+}
+
+/// Calls `visit` with each text that is a duration or a time by the schema, and its path, in the order of the value.
+pub(super) fn visit_times(
+    schema: &Value,
+    value: &mut Value,
+    path: &str,
+    visit: &mut impl FnMut(TimeKind, &str, &mut Value),
+) {
+    match value {
+        Value::String(_) => {
+            if let Some(kind) = time_kind(schema) {
+                visit(kind, path, value);
+            }
+        }
+        Value::Array(items) => {
+            for (i, item) in items.iter_mut().enumerate() {
+                visit_times(&schema["items"], item, &format!("{path}[{i}]"), visit);
+            }
+        }
+        Value::Object(map) => {
+            for (name, value) in map {
+                let property = schema["properties"].get(name).unwrap_or(&schema["additionalProperties"]);
+                visit_times(property, value, &format!("{path}.{name}"), visit);
+            }
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
 /// The schema's CEL rules. Those on changes of an object (`oldSelf`) do not concern a new one.
 pub(super) fn rules(schema: &Value, object: &Value, found: &mut Vec<Problem>) {
     let Err(errors) = Validator::new().validate(schema, object, None) else { return };
