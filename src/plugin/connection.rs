@@ -3,7 +3,14 @@
 use std::time::Duration;
 
 use clap::Args;
-use k8s_openapi::api::{authentication::v1::SelfSubjectReview, core::v1::ConfigMap};
+use k8s_openapi::{
+    NamespaceResourceScope,
+    api::{
+        authentication::v1::SelfSubjectReview,
+        authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec},
+        core::v1::ConfigMap,
+    },
+};
 use kube::{
     Api, Client, Config, ResourceExt,
     api::{ListParams, PostParams},
@@ -70,9 +77,34 @@ impl Connection {
     /// An API of the namespace.
     pub(super) fn api<K>(&self) -> Api<K>
     where
-        K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>,
+        K: kube::Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
     {
         Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    /// Whether the caller has the permission for a verb, such as `create`, on objects of a kind in the namespace, or on
+    /// the one with this name. The message of a refused request does not show that: policies and webhooks have texts of
+    /// their own.
+    pub(super) async fn may<K>(&self, verb: &str, name: Option<&str>) -> Result<bool, Error>
+    where
+        K: kube::Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+    {
+        let wanted = ResourceAttributes {
+            group: Some(K::group(&()).into_owned()),
+            resource: Some(K::plural(&()).into_owned()),
+            namespace: Some(self.namespace.clone()),
+            verb: Some(verb.to_owned()),
+            name: name.map(str::to_owned),
+            ..Default::default()
+        };
+        let spec = SelfSubjectAccessReviewSpec { resource_attributes: Some(wanted), ..Default::default() };
+        let review = Api::<SelfSubjectAccessReview>::all(self.client.clone())
+            .create(&PostParams::default(), &SelfSubjectAccessReview { spec, ..Default::default() })
+            .await?;
+        review
+            .status
+            .map(|s| s.allowed)
+            .ok_or_else(|| Error::InvalidState("the API server does not report what you may do".into()))
     }
 
     /// The migration.

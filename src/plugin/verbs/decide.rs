@@ -91,8 +91,15 @@ pub(crate) async fn decide(connection: &Connection, decision: DecisionKind, targ
         spec: wanted,
     };
     let api: Api<MigrationDecision> = connection.api();
-    let mut made =
-        api.create(&PostParams::default(), &object).await.map_err(|error| explain_refusal(error, &by, decision))?;
+    let mut made = match api.create(&PostParams::default(), &object).await {
+        Ok(made) => made,
+        Err(kube::Error::Api(status)) if status.code == 403 => {
+            // Without an answer the refusal is printed as it is.
+            let has_permission = connection.may::<MigrationDecision>("create", None).await.unwrap_or(true);
+            return Err(explain_refusal(status.message, has_permission, &by, decision));
+        }
+        Err(other) => return Err(other.into()),
+    };
     // kubectl does not show them either.
     made.metadata.managed_fields = None;
     // Not the state before the decision: that would read as if the decision had no effect.
@@ -114,22 +121,20 @@ pub(crate) async fn rollback(connection: &Connection, args: Rollback) -> Result<
     Ok(Output::success(args.target.output.write(&preview, || preview_text(&migration, &preview))?))
 }
 
-/// Adds to a refusal for a missing permission who can grant it.
-fn explain_refusal(error: kube::Error, by: &str, decision: DecisionKind) -> Error {
-    match error {
-        kube::Error::Api(status) if status.code == 403 && status.message.contains(" cannot ") => {
-            let role = match decision {
-                DecisionKind::Abort | DecisionKind::Rollback => "credit-migration-responder",
-                _ => "credit-migration-approver",
-            };
-            Error::Refused(format!(
-                "{}; next: ask a cluster administrator for a RoleBinding of {by} to ClusterRole {role} in this \
-                    namespace",
-                status.message
-            ))
-        }
-        other => other.into(),
+/// The API server's refusal; if the caller lacks the permission, with who can grant it.
+fn explain_refusal(refusal: String, has_permission: bool, by: &str, decision: DecisionKind) -> Error {
+    if has_permission {
+        return Error::Refused(refusal);
     }
+    let role = match decision {
+        DecisionKind::Abort | DecisionKind::Rollback => "credit-migration-responder",
+        DecisionKind::Approve | DecisionKind::Ready | DecisionKind::Reject | DecisionKind::Keep => {
+            "credit-migration-approver"
+        }
+    };
+    Error::Refused(format!(
+        "{refusal}; next: ask a cluster administrator for a RoleBinding of {by} to ClusterRole {role} in this namespace"
+    ))
 }
 
 /// The decision, or why it would have no effect. Pure.
@@ -400,17 +405,16 @@ mod tests {
 
     #[test]
     fn whoever_may_not_decide_learns_who_gives_the_right() {
-        let status = |code, message: &str| {
-            kube::Error::Api(Box::new(kube::core::Status::failure(message, "Forbidden").with_code(code)))
+        let refused = |has_permission, decision| {
+            explain_refusal("it cannot be".to_owned(), has_permission, "dave", decision).to_string()
         };
-        let refusal =
-            explain_refusal(status(403, "User \"dave\" cannot create resource"), "dave", DecisionKind::Approve);
-        assert!(
-            refusal.to_string().ends_with("dave to ClusterRole credit-migration-approver in this namespace"),
-            "{refusal}"
-        );
-        let other = explain_refusal(status(403, "admission policy denied the request"), "dave", DecisionKind::Approve);
-        assert!(!other.to_string().contains("ClusterRole"), "{other}");
+        for (decision, role) in [(DecisionKind::Approve, "approver"), (DecisionKind::Rollback, "responder")] {
+            let role = format!("dave to ClusterRole credit-migration-{role} in this namespace");
+            let refusal = refused(false, decision);
+            assert!(refusal.starts_with("it cannot be; next: ") && refusal.ends_with(&role), "{refusal}");
+            // A policy or a webhook has refused it.
+            assert_eq!(refused(true, decision), "it cannot be");
+        }
     }
 
     #[test]

@@ -99,13 +99,14 @@ pub(crate) async fn run(mut connection: Connection, namespace: Option<&str>, arg
                 }
                 own.clone_into(&mut connection.namespace);
             }
-            found.extend(installed(&connection).await);
-            let planned = dry_run(&connection, wanted, &mut found).await?;
+            let installation = installation(&connection).await;
+            found.extend(installation.items);
+            let planned = dry_run(&connection, installation.kinds_served, wanted, &mut found).await?;
             (planned, documents)
         }
     };
     if args.name.is_some() {
-        found.extend(installed(&connection).await);
+        found.extend(installation(&connection).await.items);
     }
     if before_the_window(&migration) {
         let mut objects = fetch(&connection, &migration.spec).await?;
@@ -147,6 +148,7 @@ fn the_migration(documents: &[Document]) -> Result<&Document, Error> {
 /// The migration as the API server would store it; as it is in the file if the server refuses it.
 async fn dry_run(
     connection: &Connection,
+    kinds_served: bool,
     wanted: &Document,
     found: &mut Vec<CheckedItem>,
 ) -> Result<CreditMigration, Error> {
@@ -159,36 +161,58 @@ async fn dry_run(
         return Err(Error::Content(format!("{} has no metadata.name", wanted.title())));
     };
     let what = "the API server accepts it";
-    match try_to_write(connection, name, &wanted.value).await {
+    let FailedRequest { verb, object, error } = match try_to_write(connection, name, &wanted.value).await {
         Ok(made) => {
             found.push(item(what, State::Ok, "schema, rules and admission: a dry run was accepted"));
-            Ok(made)
+            return Ok(made);
         }
-        // The kind is not served: that is reported already.
-        Err(kube::Error::Api(status)) if status.code == 404 && status.message.contains("page not found") => {
-            found.push(item(what, State::NotChecked, "its kind is not served"));
-            local()
+        Err(failed) => failed,
+    };
+    let kube::Error::Api(status) = error else { return Err(error.into()) };
+    found.push(match status.code {
+        // That is reported already.
+        404 if !kinds_served => item(what, State::NotChecked, "its kind is not served"),
+        // Without an answer it is not known whether the object was refused, or the caller.
+        403 => {
+            let has_permission = connection.may::<CreditMigration>(verb, object).await.unwrap_or(false);
+            item(what, if has_permission { State::Wrong } else { State::NotChecked }, status.message)
         }
-        Err(kube::Error::Api(status)) if is_without_right(status.code, &status.message) => {
-            found.push(item(what, State::NotChecked, status.message.clone()));
-            local()
-        }
-        Err(kube::Error::Api(status)) => {
-            found.push(item(what, State::Wrong, status.message.clone()));
-            local()
-        }
-        Err(other) => Err(other.into()),
-    }
+        _ => item(what, State::Wrong, status.message),
+    });
+    local()
+}
+
+/// A request that failed, with the permission that it needs: verb, and name of the object if there is one.
+struct FailedRequest<'a> {
+    verb: &'static str,
+    object: Option<&'a str>,
+    error: kube::Error,
 }
 
 /// Creates the object or replaces the existing one as a dry run. A server-side apply under its own manager would keep
 /// the fields that the file no longer has.
-async fn try_to_write(connection: &Connection, name: &str, wanted: &Value) -> kube::Result<CreditMigration> {
-    let live = connection.api::<CreditMigration>().get_opt(name).await?;
+async fn try_to_write<'a>(
+    connection: &Connection,
+    name: &'a str,
+    wanted: &Value,
+) -> Result<CreditMigration, FailedRequest<'a>> {
+    let live = connection.api::<CreditMigration>().get_opt(name).await;
+    let live = live.map_err(|error| FailedRequest { verb: "get", object: Some(name), error })?;
+    let (verb, object) = if live.is_some() { ("update", Some(name)) } else { ("create", None) };
+    write_over(connection, name, wanted, live.as_ref()).await.map_err(|error| FailedRequest { verb, object, error })
+}
+
+/// Sends the object as a dry run, over the existing one if there is one.
+async fn write_over(
+    connection: &Connection,
+    name: &str,
+    wanted: &Value,
+    live: Option<&CreditMigration>,
+) -> kube::Result<CreditMigration> {
     let url = <CreditMigration as kube::Resource>::url_path(&(), Some(&connection.namespace));
     let request = kube::core::Request::new(url);
     let params = PostParams { dry_run: true, field_manager: Some(MANAGER.into()) };
-    let body = serde_json::to_vec(&as_written(wanted, live.as_ref())).map_err(kube::Error::SerdeError)?;
+    let body = serde_json::to_vec(&as_written(wanted, live)).map_err(kube::Error::SerdeError)?;
     let request = match live {
         Some(_) => request.replace(name, &params, body),
         None => request.create(&params, body),
@@ -215,19 +239,22 @@ fn as_written(wanted: &Value, live: Option<&CreditMigration>) -> Value {
     sent
 }
 
-/// Whether the API server reports that this user lacks the permission. Any other refusal, such as by a policy or a
-/// webhook, is about the object.
-fn is_without_right(code: u16, message: &str) -> bool {
-    code == 403 && message.contains(" cannot ") && !message.contains("denied")
+/// What the server has of the operator.
+struct Installation {
+    /// Checked items.
+    items: Vec<CheckedItem>,
+    /// Whether the API server serves the operator's kinds.
+    kinds_served: bool,
 }
 
 /// Whether the operator's kinds are served and its policies are in force.
-async fn installed(connection: &Connection) -> Vec<CheckedItem> {
+async fn installation(connection: &Connection) -> Installation {
     let client = &connection.client;
     let mut found = vec![];
     let what = "the operator's kinds";
     let next = "helm install credit-migration-operator";
     let listed = connection.api::<CreditMigration>().list(&ListParams::default().limit(1)).await;
+    let kinds_served = !matches!(&listed, Err(kube::Error::Api(status)) if status.code == 404);
     let crd: Lookup<CustomResourceDefinition> = get(
         Api::<CustomResourceDefinition>::all(client.clone()).get_opt("creditmigrations.creditmigration.io"),
         "customresourcedefinitions",
@@ -235,7 +262,7 @@ async fn installed(connection: &Connection) -> Vec<CheckedItem> {
     .await;
     found.push(match (listed, crd) {
         (Ok(_), _) => item(what, State::Ok, "creditmigration.io/v1alpha1 is served"),
-        (Err(kube::Error::Api(s)), _) if s.code == 404 => {
+        (Err(_), _) if !kinds_served => {
             item(what, State::Missing, format!("creditmigration.io/v1alpha1 is not served; next: {next}"))
         }
         (_, Lookup::Found(_)) => item(what, State::Ok, "creditmigration.io/v1alpha1 is installed"),
@@ -257,7 +284,7 @@ async fn installed(connection: &Connection) -> Vec<CheckedItem> {
         Lookup::Unknown(why) => item(&what, State::NotChecked, why),
         Lookup::Found(_) | Lookup::InFile(_) => item(&what, State::Ok, "exists"),
     });
-    found
+    Installation { items: found, kinds_served }
 }
 
 /// Whether the policies, under their default names, are as strict as those of the chart.
@@ -437,26 +464,6 @@ mod tests {
         assert_eq!(metadata["resourceVersion"], "7", "nothing that came meanwhile is passed over");
         assert_eq!(metadata["finalizers"][0], "creditmigration.io/window");
         assert_eq!((&metadata["labels"]["by"], &metadata["annotations"]["why"]), (&"argo".into(), &"later".into()));
-    }
-
-    #[rstest::rstest]
-    #[case(
-        403,
-        "creditmigrations.creditmigration.io \"m\" is forbidden: User \"bob\" cannot update resource \
-            \"creditmigrations\" in API group \"creditmigration.io\" in the namespace \"shop\"",
-        true
-    )]
-    #[case(403, "admission webhook \"a.example.com\" denied the request: migrations cannot start in December", false)]
-    #[case(
-        403,
-        "creditmigrations.creditmigration.io \"m\" is forbidden: ValidatingAdmissionPolicy 'a' with binding 'b' \
-            denied request: requestedBy",
-        false
-    )]
-    #[case(403, "creditmigrations.creditmigration.io \"m\" is forbidden: exceeded quota: q", false)]
-    #[case(422, "CreditMigration is invalid: it cannot be", false)]
-    fn only_a_lacking_right_is_no_refusal(#[case] code: u16, #[case] message: &str, #[case] lacking: bool) {
-        assert_eq!(is_without_right(code, message), lacking);
     }
 
     #[test]
