@@ -17,7 +17,7 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig},
 };
 
-use super::{Error, inspect::record::Record};
+use super::{PluginError, inspect::record::Record};
 use crate::{
     api::{CreditMigration, KeyRef, MigrationDecision, MigrationRun, sha256},
     telemetry,
@@ -28,7 +28,7 @@ const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Options of kubectl that every verb has.
 #[derive(Args, Debug, Default)]
-pub(super) struct Options {
+pub(super) struct ConnectionOptions {
     /// Namespace; the context's own when absent.
     #[arg(short, long, global = true)]
     pub(super) namespace: Option<String>,
@@ -48,16 +48,16 @@ pub(super) struct Options {
 
 /// Client and namespace.
 #[derive(Clone)]
-pub(super) struct Connection {
+pub(super) struct ClusterConnection {
     /// The client.
     pub(super) client: Client,
     /// Namespace of the options, otherwise that of the context.
     pub(super) namespace: String,
 }
 
-impl Connection {
+impl ClusterConnection {
     /// Connects. `streams`: responses have no time limit.
-    pub(super) async fn new(options: &Options, streams: bool) -> Result<Self, Error> {
+    pub(super) async fn new(options: &ConnectionOptions, streams: bool) -> Result<Self, PluginError> {
         let chosen = KubeConfigOptions { context: options.context.clone(), ..Default::default() };
         let mut config = match (&options.kubeconfig, &options.context) {
             (Some(path), _) => Config::from_custom_kubeconfig(Kubeconfig::read_from(path)?, &chosen).await?,
@@ -85,7 +85,7 @@ impl Connection {
     /// Whether the caller has the permission for a verb, such as `create`, on objects of a kind in the namespace, or on
     /// the one with this name. The message of a refused request does not show that: policies and webhooks have texts of
     /// their own.
-    pub(super) async fn may<K>(&self, verb: &str, name: Option<&str>) -> Result<bool, Error>
+    pub(super) async fn may<K>(&self, verb: &str, name: Option<&str>) -> Result<bool, PluginError>
     where
         K: kube::Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
     {
@@ -104,16 +104,16 @@ impl Connection {
         review
             .status
             .map(|s| s.allowed)
-            .ok_or_else(|| Error::InvalidState("the API server does not report what you may do".into()))
+            .ok_or_else(|| PluginError::InvalidState("the API server does not report what you may do".into()))
     }
 
     /// The migration.
-    pub(super) async fn migration(&self, name: &str) -> Result<CreditMigration, Error> {
+    pub(super) async fn migration(&self, name: &str) -> Result<CreditMigration, PluginError> {
         Ok(self.api::<CreditMigration>().get(name).await?)
     }
 
     /// All objects that the evidence of a migration is read from.
-    pub(super) async fn record(&self, name: &str) -> Result<Record, Error> {
+    pub(super) async fn record(&self, name: &str) -> Result<Record, PluginError> {
         let migration = self.migration(name).await?;
         let uid = migration.uid().unwrap_or_default();
         let all = ListParams::default();
@@ -134,7 +134,7 @@ impl Connection {
     }
 
     /// The caller's user name, as the API server knows it.
-    pub(super) async fn whoami(&self) -> Result<String, Error> {
+    pub(super) async fn whoami(&self) -> Result<String, PluginError> {
         let review = Api::<SelfSubjectReview>::all(self.client.clone())
             .create(&PostParams::default(), &SelfSubjectReview::default())
             .await?;
@@ -142,6 +142,6 @@ impl Connection {
             .status
             .and_then(|s| s.user_info)
             .and_then(|u| u.username)
-            .ok_or_else(|| Error::InvalidState("the API server does not report who you are".into()))
+            .ok_or_else(|| PluginError::InvalidState("the API server does not report who you are".into()))
     }
 }

@@ -12,8 +12,8 @@ use super::{completion, status::current_state};
 use crate::{
     api::{CreditMigration, DecisionKind, MigrationDecision, MigrationDecisionSpec, Phase, ReadyReason, Step, Task},
     plugin::{
-        Error,
-        connection::Connection,
+        PluginError,
+        connection::ClusterConnection,
         output::{Format, Output, duration, seconds},
     },
     shared::command::plugin,
@@ -59,7 +59,7 @@ Examples:
 
 /// A migration, and why.
 #[derive(Args, Debug)]
-pub(crate) struct Target {
+pub(crate) struct DecisionArgs {
     /// Name of the CreditMigration.
     #[arg(add = completion::names())]
     name: String,
@@ -73,16 +73,20 @@ pub(crate) struct Target {
 
 /// A rollback.
 #[derive(Args, Debug)]
-pub(crate) struct Rollback {
+pub(crate) struct RollbackArgs {
     #[command(flatten)]
-    target: Target,
+    target: DecisionArgs,
     /// Do it. Without this option the verb only shows what would be undone.
     #[arg(long, requires = "reason")]
     confirm: bool,
 }
 
 /// Creates a decision.
-pub(crate) async fn decide(connection: &Connection, decision: DecisionKind, target: Target) -> Result<Output, Error> {
+pub(crate) async fn decide(
+    connection: &ClusterConnection,
+    decision: DecisionKind,
+    target: DecisionArgs,
+) -> Result<Output, PluginError> {
     let migration = connection.migration(&target.name).await?;
     let by = connection.whoami().await?;
     let wanted = decision_on(&migration, decision, &by, target.reason)?;
@@ -111,7 +115,7 @@ pub(crate) async fn decide(connection: &Connection, decision: DecisionKind, targ
 }
 
 /// Creates a `Rollback`, or shows what it would undo.
-pub(crate) async fn rollback(connection: &Connection, args: Rollback) -> Result<Output, Error> {
+pub(crate) async fn rollback(connection: &ClusterConnection, args: RollbackArgs) -> Result<Output, PluginError> {
     if args.confirm {
         return decide(connection, DecisionKind::Rollback, args.target).await;
     }
@@ -122,9 +126,9 @@ pub(crate) async fn rollback(connection: &Connection, args: Rollback) -> Result<
 }
 
 /// The API server's refusal; if the caller lacks the permission, with who can grant it.
-fn explain_refusal(refusal: String, has_permission: bool, by: &str, decision: DecisionKind) -> Error {
+fn explain_refusal(refusal: String, has_permission: bool, by: &str, decision: DecisionKind) -> PluginError {
     if has_permission {
-        return Error::Refused(refusal);
+        return PluginError::Refused(refusal);
     }
     let role = match decision {
         DecisionKind::Abort | DecisionKind::Rollback => "credit-migration-responder",
@@ -132,7 +136,7 @@ fn explain_refusal(refusal: String, has_permission: bool, by: &str, decision: De
             "credit-migration-approver"
         }
     };
-    Error::Refused(format!(
+    PluginError::Refused(format!(
         "{refusal}; next: ask a cluster administrator for a RoleBinding of {by} to ClusterRole {role} in this namespace"
     ))
 }
@@ -143,7 +147,7 @@ fn decision_on(
     decision: DecisionKind,
     by: &str,
     reason: Option<String>,
-) -> Result<MigrationDecisionSpec, Error> {
+) -> Result<MigrationDecisionSpec, PluginError> {
     check_applicable(m, decision, by)?;
     let digest = m.status.as_ref().and_then(|s| s.plan.as_ref()).and_then(|p| p.digest.clone());
     Ok(MigrationDecisionSpec {
@@ -161,13 +165,13 @@ fn decision_on(
 ///
 /// # Errors
 /// `InvalidState` with the reason, the state of the migration, and the applicable verb.
-fn check_applicable(m: &CreditMigration, decision: DecisionKind, by: &str) -> Result<(), Error> {
+fn check_applicable(m: &CreditMigration, decision: DecisionKind, by: &str) -> Result<(), PluginError> {
     let status = m.status.as_ref();
     let phase = status.and_then(|s| s.phase);
     let has_digest = status.and_then(|s| s.plan.as_ref()).is_some_and(|p| p.digest.is_some());
     let author = m.spec.requested_by == by;
     let (namespace, name) = (m.namespace().unwrap_or_default(), m.name_any());
-    let refuse = |why: &str| Err(Error::InvalidState(format!("{why}; {}", current_state(m))));
+    let refuse = |why: &str| Err(PluginError::InvalidState(format!("{why}; {}", current_state(m))));
     match decision {
         DecisionKind::Approve | DecisionKind::Reject if phase != Some(Phase::AwaitingApproval) => {
             refuse("there is nothing to approve or reject now")

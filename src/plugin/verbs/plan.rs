@@ -24,8 +24,8 @@ use super::{completion, status::current_state};
 use crate::{
     api::{CreditMigration, CreditMigrationSpec, Gap, Phase, Time},
     plugin::{
-        Error,
-        connection::Connection,
+        PluginError,
+        connection::ClusterConnection,
         inspect::{
             documents::{Document, read_files},
             needs::needs,
@@ -82,7 +82,11 @@ struct PlanView {
 }
 
 /// Plans the migration.
-pub(crate) async fn run(mut connection: Connection, namespace: Option<&str>, args: &Args) -> Result<Output, Error> {
+pub(crate) async fn run(
+    mut connection: ClusterConnection,
+    namespace: Option<&str>,
+    args: &Args,
+) -> Result<Output, PluginError> {
     let mut found = vec![];
     let (migration, documents) = match &args.name {
         Some(name) => (connection.migration(name).await?, vec![]),
@@ -91,7 +95,7 @@ pub(crate) async fn run(mut connection: Connection, namespace: Option<&str>, arg
             let wanted = the_migration(&documents)?;
             if let Some(own) = wanted.value.pointer("/metadata/namespace").and_then(Value::as_str) {
                 if namespace.is_some_and(|n| n != own) {
-                    return Err(Error::Content(format!(
+                    return Err(PluginError::Content(format!(
                         "{} is of namespace {own}, the option says {}; next: leave one of them out",
                         wanted.title(),
                         namespace.unwrap_or_default()
@@ -134,31 +138,35 @@ fn before_the_window(migration: &CreditMigration) -> bool {
     )
 }
 
-fn the_migration(documents: &[Document]) -> Result<&Document, Error> {
+fn the_migration(documents: &[Document]) -> Result<&Document, PluginError> {
     let mut all = documents.iter().filter(|d| d.kind() == "CreditMigration");
     match (all.next(), all.next()) {
         (Some(one), None) => Ok(one),
-        (None, _) => {
-            Err(Error::Content("no CreditMigration in the files; next: kubectl creditmigration lint -f FILE".into()))
-        }
-        _ => Err(Error::Content("more than one CreditMigration in the files; next: plan them one by one".into())),
+        (None, _) => Err(PluginError::Content(
+            "no CreditMigration in the files; next: kubectl creditmigration lint -f FILE".into(),
+        )),
+        _ => Err(PluginError::Content("more than one CreditMigration in the files; next: plan them one by one".into())),
     }
 }
 
 /// The migration as the API server would store it; as it is in the file if the server refuses it.
 async fn dry_run(
-    connection: &Connection,
+    connection: &ClusterConnection,
     kinds_served: bool,
     wanted: &Document,
     found: &mut Vec<CheckedItem>,
-) -> Result<CreditMigration, Error> {
+) -> Result<CreditMigration, PluginError> {
     let local = || {
         serde_json::from_value::<CreditMigration>(wanted.value.clone()).map_err(|e| {
-            Error::Content(format!("{}: {e}; next: kubectl creditmigration lint -f {}", wanted.title(), wanted.file))
+            PluginError::Content(format!(
+                "{}: {e}; next: kubectl creditmigration lint -f {}",
+                wanted.title(),
+                wanted.file
+            ))
         })
     };
     let Some(name) = wanted.value.pointer("/metadata/name").and_then(Value::as_str) else {
-        return Err(Error::Content(format!("{} has no metadata.name", wanted.title())));
+        return Err(PluginError::Content(format!("{} has no metadata.name", wanted.title())));
     };
     let what = "the API server accepts it";
     let FailedRequest { verb, object, error } = match try_to_write(connection, name, &wanted.value).await {
@@ -192,7 +200,7 @@ struct FailedRequest<'a> {
 /// Creates the object or replaces the existing one as a dry run. A server-side apply under its own manager would keep
 /// the fields that the file no longer has.
 async fn try_to_write<'a>(
-    connection: &Connection,
+    connection: &ClusterConnection,
     name: &'a str,
     wanted: &Value,
 ) -> Result<CreditMigration, FailedRequest<'a>> {
@@ -204,7 +212,7 @@ async fn try_to_write<'a>(
 
 /// Sends the object as a dry run, over the existing one if there is one.
 async fn write_over(
-    connection: &Connection,
+    connection: &ClusterConnection,
     name: &str,
     wanted: &Value,
     live: Option<&CreditMigration>,
@@ -248,7 +256,7 @@ struct Installation {
 }
 
 /// Whether the operator's kinds are served and its policies are in force.
-async fn installation(connection: &Connection) -> Installation {
+async fn installation(connection: &ClusterConnection) -> Installation {
     let client = &connection.client;
     let mut found = vec![];
     let what = "the operator's kinds";
@@ -266,7 +274,7 @@ async fn installation(connection: &Connection) -> Installation {
             item(what, State::Missing, format!("creditmigration.io/v1alpha1 is not served; next: {next}"))
         }
         (_, Lookup::Found(_)) => item(what, State::Ok, "creditmigration.io/v1alpha1 is installed"),
-        (Err(e), _) => item(what, State::NotChecked, Error::from(e).to_string()),
+        (Err(e), _) => item(what, State::NotChecked, PluginError::from(e).to_string()),
     });
     let what = "admission policies";
     found.push(match admission_trust(client).await.map(|trust| trust.problem) {
@@ -275,7 +283,7 @@ async fn installation(connection: &Connection) -> Installation {
             let next = "helm upgrade the operator with admissionPolicies.install=true";
             item(what, State::Wrong, format!("{problem}; next: {next}"))
         }
-        Err(error) => item(what, State::NotChecked, Error::from(error).to_string()),
+        Err(error) => item(what, State::NotChecked, PluginError::from(error).to_string()),
     });
     let name = &connection.namespace;
     let what = format!("namespace/{name}");
@@ -304,12 +312,12 @@ async fn get<T>(get: impl Future<Output = kube::Result<Option<T>>>, plural: &str
         Ok(Some(x)) => Lookup::Found(x),
         Ok(None) => Lookup::Missing,
         Err(kube::Error::Api(status)) if status.code == 403 => Lookup::Unknown(format!("you may not get {plural}")),
-        Err(error) => Lookup::Unknown(Error::from(error).to_string()),
+        Err(error) => Lookup::Unknown(PluginError::from(error).to_string()),
     }
 }
 
 /// Every object that the spec names, from the API server. Of a Secret only the names of the keys are kept.
-async fn fetch(connection: &Connection, spec: &CreditMigrationSpec) -> Result<ClusterObjects, Error> {
+async fn fetch(connection: &ClusterConnection, spec: &CreditMigrationSpec) -> Result<ClusterObjects, PluginError> {
     let needs = needs(spec);
     let mut objects = ClusterObjects { namespace: connection.namespace.clone(), ..ClusterObjects::default() };
     for name in needs.config_maps {

@@ -9,8 +9,8 @@ use super::completion;
 use crate::{
     api::{CheckOutcome, CreditMigration, DeliveryState, NoticeState, Phase, ReadyReason, StepState, Time, Writes},
     plugin::{
-        Error, Exit,
-        connection::Connection,
+        Exit, PluginError,
+        connection::ClusterConnection,
         output::{Format, Output, seconds, table},
     },
     shared::message::Message,
@@ -37,7 +37,7 @@ pub(crate) struct Args {
 }
 
 /// Shows the state.
-pub(crate) async fn run(connection: &Connection, args: &Args) -> Result<Output, Error> {
+pub(crate) async fn run(connection: &ClusterConnection, args: &Args) -> Result<Output, PluginError> {
     let now = telemetry::now();
     let (text, views) = if let Some(name) = &args.name {
         let view = View::of(&connection.migration(name).await?, now);

@@ -57,7 +57,7 @@ fn now() -> Time {
     "2030-01-01T00:00:00Z".parse().unwrap()
 }
 
-fn found(text: &str) -> Vec<Problem> {
+fn found(text: &str) -> Vec<LintProblem> {
     lint(&[("a.yaml".into(), text.into())], now()).unwrap().problems
 }
 

@@ -13,8 +13,8 @@ use super::{completion, status::current_state, verify::verify};
 use crate::{
     api::{CreditMigrationStatus, ReportEvidence, Task, Time},
     plugin::{
-        Error,
-        connection::Connection,
+        PluginError,
+        connection::ClusterConnection,
         inspect::record::Record,
         output::{CheckedItem, Format, Output, State, one_line, seconds},
     },
@@ -50,7 +50,7 @@ struct MigrationReport {
     /// The checklist, section by section.
     checklist: Vec<Section>,
     decisions: Vec<DecisionRecord>,
-    windows: Vec<Window>,
+    windows: Vec<WindowLine>,
     notices: Vec<NoticeLine>,
     /// Objects in the bucket.
     objects: Vec<Object>,
@@ -69,7 +69,7 @@ struct DecisionRecord {
 
 #[derive(Serialize, Debug)]
 #[serde(rename_all = "camelCase")]
-struct Window {
+struct WindowLine {
     run: String,
     direction: &'static str,
     state: String,
@@ -97,7 +97,7 @@ struct Object {
 }
 
 /// Writes the record.
-pub(crate) async fn run(connection: &Connection, args: &Args) -> Result<Output, Error> {
+pub(crate) async fn run(connection: &ClusterConnection, args: &Args) -> Result<Output, PluginError> {
     let report = of(&connection.record(&args.name).await?);
     Ok(Output::success(args.output.write(&report, || markdown(&report))?))
 }
@@ -139,7 +139,7 @@ fn of(record: &Record) -> MigrationReport {
     }
 }
 
-fn windows(record: &Record) -> Vec<Window> {
+fn windows(record: &Record) -> Vec<WindowLine> {
     let mut runs: Vec<_> = record
         .runs
         .iter()
@@ -148,7 +148,7 @@ fn windows(record: &Record) -> Vec<Window> {
         .collect();
     runs.sort_by_key(|(r, w)| (w.blocked_at, r.spec.task, r.spec.attempt));
     runs.into_iter()
-        .map(|(r, w)| Window {
+        .map(|(r, w)| WindowLine {
             run: r.name_any(),
             direction: if r.spec.task == Task::Window { "forward" } else { "rollback" },
             state: w.state.to_string(),

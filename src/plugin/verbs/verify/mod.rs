@@ -16,8 +16,8 @@ use crate::{
     },
     machine::plan_digest,
     plugin::{
-        Error,
-        connection::Connection,
+        PluginError,
+        connection::ClusterConnection,
         inspect::record::Record,
         output::{CheckedItem, Format, Output, State, exit_of, item, items_table, seconds},
     },
@@ -49,7 +49,7 @@ struct Verified<'a> {
 }
 
 /// Verifies the evidence.
-pub(crate) async fn run(connection: &Connection, args: &Args) -> Result<Output, Error> {
+pub(crate) async fn run(connection: &ClusterConnection, args: &Args) -> Result<Output, PluginError> {
     let record = connection.record(&args.name).await?;
     let evidence = verify(&record);
     let text = args.output.write(&Verified { name: &args.name, evidence: &evidence }, || items_table(&evidence))?;
