@@ -157,9 +157,9 @@ async fn dry_run(
     found: &mut Vec<CheckedItem>,
 ) -> Result<CreditMigration, PluginError> {
     let local = || {
-        serde_json::from_value::<CreditMigration>(wanted.value.clone()).map_err(|e| {
+        serde_json::from_value::<CreditMigration>(wanted.value.clone()).map_err(|error| {
             PluginError::Content(format!(
-                "{}: {e}; next: kubectl creditmigration lint -f {}",
+                "{}: {error}; next: kubectl creditmigration lint -f {}",
                 wanted.title(),
                 wanted.file
             ))
@@ -369,12 +369,12 @@ fn screen(view: &PlanView) -> String {
     };
     let begun = steps.iter().any(|s| s.state.is_some());
     let header: &[&str] = if begun { &["", "STEP", "STATE", "WHAT"] } else { &["", "STEP", "WHAT"] };
-    let rows = steps.iter().map(|s| {
-        let mut row = vec![s.number.to_string(), s.step.to_string()];
+    let rows = steps.iter().map(|planned| {
+        let mut row = vec![planned.number.to_string(), planned.step.to_string()];
         if begun {
-            row.push(s.state.clone().unwrap_or_default());
+            row.push(planned.state.clone().unwrap_or_default());
         }
-        row.push(s.what.clone());
+        row.push(planned.what.clone());
         row
     });
     // Writing to a String cannot fail.

@@ -145,10 +145,10 @@ fn lint(texts: &[(String, String)], now: Time) -> Result<LintReport, PluginError
             let text = texts.iter().find(|(file, _)| *file == d.file).map_or("", |(_, text)| text.as_str());
             booleans(d, text, &mut found);
         }
-        report.problems.extend(found.into_iter().map(|p| LintProblem {
+        report.problems.extend(found.into_iter().map(|problem| LintProblem {
             file: d.file.clone(),
             object: d.title().trim().to_owned(),
-            ..p
+            ..problem
         }));
     }
     if report.objects.is_empty() && report.problems.is_empty() {
@@ -296,9 +296,9 @@ fn named_objects(d: &Document, spec: &CreditMigrationSpec, documents: &[Document
     // Without a namespace of its own any other would be a guess: then all objects of the files count.
     match namespace {
         Some(namespace) => overlay(&mut objects, documents, namespace),
-        None => documents.iter().for_each(|d| {
-            let own = d.value.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or_default();
-            overlay(&mut objects, std::slice::from_ref(d), own);
+        None => documents.iter().for_each(|document| {
+            let own = document.value.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or_default();
+            overlay(&mut objects, std::slice::from_ref(document), own);
         }),
     }
     for f in check_objects(spec, &objects) {

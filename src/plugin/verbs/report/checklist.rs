@@ -98,15 +98,15 @@ pub(super) fn checklist(record: &Record, status: &CreditMigrationStatus) -> Vec<
     let measured: Vec<ChecklistLine> = status
         .checks
         .iter()
-        .map(|c| ChecklistLine {
-            what: format!("Check {}", c.name),
-            done: c.outcome == crate::api::CheckOutcome::Pass && !c.breached,
+        .map(|check| ChecklistLine {
+            what: format!("Check {}", check.name),
+            done: check.outcome == crate::api::CheckOutcome::Pass && !check.breached,
             evidence: format!(
                 "{}, {} measurements{}: {}",
-                c.outcome,
-                c.measured,
-                if c.breached { ", breached" } else { "" },
-                c.message
+                check.outcome,
+                check.measured,
+                if check.breached { ", breached" } else { "" },
+                check.message
             ),
         })
         .collect();

@@ -115,23 +115,23 @@ fn of(record: &Record) -> MigrationReport {
         decisions: record
             .decisions
             .iter()
-            .map(|d| DecisionRecord {
-                at: d.metadata.creation_timestamp.as_ref().map(|t| t.0),
-                decision: d.spec.decision.to_string(),
-                by: d.spec.by.clone(),
-                reason: d.spec.reason.clone().unwrap_or_default(),
-                digest: d.spec.digest.clone(),
+            .map(|decision| DecisionRecord {
+                at: decision.metadata.creation_timestamp.as_ref().map(|t| t.0),
+                decision: decision.spec.decision.to_string(),
+                by: decision.spec.by.clone(),
+                reason: decision.spec.reason.clone().unwrap_or_default(),
+                digest: decision.spec.digest.clone(),
             })
             .collect(),
         windows: windows(record),
         notices: status
             .notices
             .iter()
-            .map(|n| NoticeLine {
-                occasion: n.notice.occasion.to_string(),
-                at: n.notice.at,
-                state: n.state.to_string(),
-                channels: n.deliveries.iter().map(|d| format!("{} {}", d.channel, d.state)).collect(),
+            .map(|notice| NoticeLine {
+                occasion: notice.notice.occasion.to_string(),
+                at: notice.notice.at,
+                state: notice.state.to_string(),
+                channels: notice.deliveries.iter().map(|d| format!("{} {}", d.channel, d.state)).collect(),
             })
             .collect(),
         objects: objects(&status),
@@ -148,18 +148,18 @@ fn windows(record: &Record) -> Vec<WindowLine> {
         .collect();
     runs.sort_by_key(|(r, w)| (w.blocked_at, r.spec.task, r.spec.attempt));
     runs.into_iter()
-        .map(|(r, w)| WindowLine {
-            run: r.name_any(),
-            direction: if r.spec.task == Task::Window { "forward" } else { "rollback" },
-            state: w.state.to_string(),
-            blocked_at: w.blocked_at,
-            released_at: w.released_at,
-            blocked_seconds: w
+        .map(|(run, window)| WindowLine {
+            run: run.name_any(),
+            direction: if run.spec.task == Task::Window { "forward" } else { "rollback" },
+            state: window.state.to_string(),
+            blocked_at: window.blocked_at,
+            released_at: window.released_at,
+            blocked_seconds: window
                 .blocked_at
-                .zip(w.released_at)
+                .zip(window.released_at)
                 .and_then(|(from, to)| (to - from).total(jiff::Unit::Second).ok()),
-            proof: w.proof.clone(),
-            users_written_since: w.users_written_since,
+            proof: window.proof.clone(),
+            users_written_since: window.users_written_since,
         })
         .collect()
 }
@@ -224,23 +224,29 @@ fn markdown(report: &MigrationReport) -> String {
         &mut text,
         "Decisions",
         &["At", "Decision", "By", "Reason", "Plan"],
-        decisions.iter().map(|w| {
-            vec![time(&w.at), w.decision.clone(), w.by.clone(), w.reason.clone(), w.digest.clone().unwrap_or_default()]
+        decisions.iter().map(|decision| {
+            vec![
+                time(&decision.at),
+                decision.decision.clone(),
+                decision.by.clone(),
+                decision.reason.clone(),
+                decision.digest.clone().unwrap_or_default(),
+            ]
         }),
     );
     grid(
         &mut text,
         "Windows",
         &["Run", "Direction", "State", "Blocked", "Released", "Blocked for", "Verified by"],
-        windows.iter().map(|w| {
+        windows.iter().map(|window| {
             vec![
-                w.run.clone(),
-                w.direction.to_owned(),
-                w.state.clone(),
-                time(&w.blocked_at),
-                time(&w.released_at),
-                w.blocked_seconds.map(seconds).unwrap_or_default(),
-                w.proof.clone().unwrap_or_default(),
+                window.run.clone(),
+                window.direction.to_owned(),
+                window.state.clone(),
+                time(&window.blocked_at),
+                time(&window.released_at),
+                window.blocked_seconds.map(seconds).unwrap_or_default(),
+                window.proof.clone().unwrap_or_default(),
             ]
         }),
     );
@@ -256,9 +262,9 @@ fn markdown(report: &MigrationReport) -> String {
         &mut text,
         "Objects",
         &["What", "Object", "Bytes", "SHA-256"],
-        objects.iter().map(|o| {
-            let bytes = o.bytes.map(|b| b.to_string()).unwrap_or_default();
-            vec![o.what.to_owned(), o.object.clone(), bytes, o.sha256.clone().unwrap_or_default()]
+        objects.iter().map(|object| {
+            let bytes = object.bytes.map(|b| b.to_string()).unwrap_or_default();
+            vec![object.what.to_owned(), object.object.clone(), bytes, object.sha256.clone().unwrap_or_default()]
         }),
     );
     grid(
