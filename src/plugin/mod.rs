@@ -7,6 +7,9 @@
 //!
 //! Only these verbs change something: `approve`, `ready`, `reject`, `abort`, `rollback --confirm` and `keep`. Each
 //! creates one decision under the user name by which the API server knows the caller.
+//!
+//! Called by the program `kubectl-creditmigration`. Imports `machine`, `api`, `shared` and `telemetry`. Inside: `verbs`
+//! imports all others; `connection` and `inspect` import no verb.
 
 #[cfg(test)]
 mod commands;

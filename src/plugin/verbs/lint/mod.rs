@@ -3,6 +3,9 @@
 //! In this order, and only while the previous step found nothing that would make the next one guess: YAML; the CRD's
 //! schema, unknown fields among it; its CEL rules; durations and times; values that only the operator understands: SQL,
 //! templates, JSONPaths, time zones, patterns; objects in the same files against each other.
+//!
+//! Called by the dispatch of [`plugin`](crate::plugin). Imports `inspect`, `output` and `error` of the plugin, `api`,
+//! `shared` and `telemetry`.
 
 mod schema;
 mod values;

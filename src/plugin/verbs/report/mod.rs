@@ -1,5 +1,8 @@
-//! `report`: writes the whole record of a migration, in the order of the checklist. Evidence is that of
-//! [`super::verify`].
+//! `report`: writes the whole record of a migration, in the order of the checklist (`checklist`). Its evidence is that
+//! of [`super::verify`].
+//!
+//! Called by the dispatch of [`plugin`](crate::plugin). Imports the verbs `completion`, `status` and `verify`,
+//! `connection`, `inspect`, `output` and `error` of the plugin, and `api`.
 
 mod checklist;
 

@@ -2,6 +2,9 @@
 //!
 //! It believes no summary: the digest is computed again, approvals are counted in the decisions themselves, facts of
 //! the window are read from its run.
+//!
+//! Called by the dispatch of [`plugin`](crate::plugin) and by `report`. Imports the verb `completion`, `connection`,
+//! `inspect`, `output` and `error` of the plugin, `machine`, `api` and `shared`.
 
 use std::collections::BTreeSet;
 
