@@ -71,6 +71,32 @@ impl Occasion {
     }
 }
 
+/// Part of a notice that a template makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoticePart {
+    /// One line.
+    Subject,
+    /// The text.
+    Body,
+}
+
+named! {
+    NoticePart: Subject = "subject", Body = "body"
+}
+
+/// Whether a key of the templates' ConfigMap names a template that some notice uses: `OCCASION.PART`, or
+/// `OCCASION.AUDIENCE.PART` with an audience of the occasion.
+pub fn is_template_key(key: &str) -> bool {
+    let (occasion, audience, part) = match *key.split('.').collect::<Vec<_>>() {
+        [occasion, part] => (occasion, None, part),
+        [occasion, audience, part] => (occasion, Some(audience), part),
+        _ => return false,
+    };
+    let Some(occasion) = Occasion::ALL.iter().find(|known| known.as_str() == occasion) else { return false };
+    let addressed = audience.is_none_or(|a| occasion.audiences().iter().any(|known| known.as_str() == a));
+    addressed && NoticePart::ALL.iter().any(|known| known.as_str() == part)
+}
+
 /// Content of a notice: the order to a run of task `Notify`.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
@@ -166,5 +192,29 @@ impl NoticeStatus {
     /// Whether at least one channel accepted it.
     pub fn reached(&self) -> bool {
         self.deliveries.iter().any(|d| d.state == DeliveryState::Delivered)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_template_key_names_an_occasion_one_of_its_audiences_and_a_part() {
+        for key in ["Planned.subject", "MaintenanceStarts.body", "MaintenanceStarts.Users.body", "Planned.Team.subject"]
+        {
+            assert!(is_template_key(key), "{key}");
+        }
+        for key in [
+            "",
+            "Planned",
+            "Planned.text",
+            "planned.body",
+            "Planned.Users.body",
+            "Planned.team.body",
+            "a.Planned.Team.body",
+        ] {
+            assert!(!is_template_key(key), "{key}");
+        }
     }
 }

@@ -18,7 +18,7 @@ fn main() -> ExitCode {
 
 #[tokio::main]
 async fn carry_out() -> ExitCode {
-    let exit = match plugin::run(plugin::Cli::parse()).await {
+    let exit = match plugin::run(plugin::PluginCli::parse()).await {
         Ok(answer) => {
             if !answer.text.is_empty() {
                 // `println!` would panic if the reader has ended, as `head` does.

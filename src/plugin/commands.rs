@@ -2,7 +2,7 @@
 
 use clap::Parser;
 
-use super::Cli;
+use super::PluginCli;
 use crate::shared::command::{self, PLUGIN_COMMANDS};
 
 /// Asserts of each command in a text that it can be run as it is, and where: in `namespace`. Returns how many there
@@ -13,7 +13,8 @@ pub(super) fn sound(text: &str, namespace: &str) -> usize {
         let command = command.split([';', '\n']).next().unwrap();
         if let Some(words) = command.strip_prefix("creditmigration ") {
             let words = words.replace("\"...\"", "because");
-            let cli = Cli::try_parse_from(["kubectl-creditmigration"].into_iter().chain(words.split_whitespace()));
+            let cli =
+                PluginCli::try_parse_from(["kubectl-creditmigration"].into_iter().chain(words.split_whitespace()));
             let cli = cli.unwrap_or_else(|e| panic!("{command}: {e}"));
             assert_eq!(cli.connection.namespace.as_deref(), Some(namespace), "{command}");
         } else {

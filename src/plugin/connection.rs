@@ -3,22 +3,32 @@
 use std::time::Duration;
 
 use clap::Args;
-use k8s_openapi::api::authentication::v1::SelfSubjectReview;
+use k8s_openapi::{
+    NamespaceResourceScope,
+    api::{
+        authentication::v1::SelfSubjectReview,
+        authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec},
+        core::v1::ConfigMap,
+    },
+};
 use kube::{
-    Api, Client, Config,
-    api::PostParams,
+    Api, Client, Config, ResourceExt,
+    api::{ListParams, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
 
-use super::Error;
-use crate::api::CreditMigration;
+use super::{PluginError, inspect::record::Record};
+use crate::{
+    api::{CreditMigration, KeyRef, MigrationDecision, MigrationRun, sha256},
+    telemetry,
+};
 
 /// Longest wait for a response.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Options of kubectl that every verb has.
 #[derive(Args, Debug, Default)]
-pub(super) struct Options {
+pub(super) struct ConnectionOptions {
     /// Namespace; the context's own when absent.
     #[arg(short, long, global = true)]
     pub(super) namespace: Option<String>,
@@ -38,16 +48,16 @@ pub(super) struct Options {
 
 /// Client and namespace.
 #[derive(Clone)]
-pub(super) struct Connection {
+pub(super) struct ClusterConnection {
     /// The client.
     pub(super) client: Client,
     /// Namespace of the options, otherwise that of the context.
     pub(super) namespace: String,
 }
 
-impl Connection {
+impl ClusterConnection {
     /// Connects. `streams`: responses have no time limit.
-    pub(super) async fn new(options: &Options, streams: bool) -> Result<Self, Error> {
+    pub(super) async fn new(options: &ConnectionOptions, streams: bool) -> Result<Self, PluginError> {
         let chosen = KubeConfigOptions { context: options.context.clone(), ..Default::default() };
         let mut config = match (&options.kubeconfig, &options.context) {
             (Some(path), _) => Config::from_custom_kubeconfig(Kubeconfig::read_from(path)?, &chosen).await?,
@@ -67,18 +77,64 @@ impl Connection {
     /// An API of the namespace.
     pub(super) fn api<K>(&self) -> Api<K>
     where
-        K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>,
+        K: kube::Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
     {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
 
+    /// Whether the caller has the permission for a verb, such as `create`, on objects of a kind in the namespace, or on
+    /// the one with this name. The message of a refused request does not show that: policies and webhooks have texts of
+    /// their own.
+    pub(super) async fn may<K>(&self, verb: &str, name: Option<&str>) -> Result<bool, PluginError>
+    where
+        K: kube::Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+    {
+        let wanted = ResourceAttributes {
+            group: Some(K::group(&()).into_owned()),
+            resource: Some(K::plural(&()).into_owned()),
+            namespace: Some(self.namespace.clone()),
+            verb: Some(verb.to_owned()),
+            name: name.map(str::to_owned),
+            ..Default::default()
+        };
+        let spec = SelfSubjectAccessReviewSpec { resource_attributes: Some(wanted), ..Default::default() };
+        let review = Api::<SelfSubjectAccessReview>::all(self.client.clone())
+            .create(&PostParams::default(), &SelfSubjectAccessReview { spec, ..Default::default() })
+            .await?;
+        review
+            .status
+            .map(|s| s.allowed)
+            .ok_or_else(|| PluginError::InvalidState("the API server does not report what you may do".into()))
+    }
+
     /// The migration.
-    pub(super) async fn migration(&self, name: &str) -> Result<CreditMigration, Error> {
+    pub(super) async fn migration(&self, name: &str) -> Result<CreditMigration, PluginError> {
         Ok(self.api::<CreditMigration>().get(name).await?)
     }
 
+    /// All objects that the evidence of a migration is read from.
+    pub(super) async fn record(&self, name: &str) -> Result<Record, PluginError> {
+        let migration = self.migration(name).await?;
+        let uid = migration.uid().unwrap_or_default();
+        let all = ListParams::default();
+        let mut decisions = self.api::<MigrationDecision>().list(&all).await?.items;
+        decisions.retain(|d| d.spec.migration == name && d.spec.migration_uid == uid);
+        decisions.sort_by_key(|d| (d.metadata.creation_timestamp.as_ref().map(|t| t.0), d.name_any()));
+        let mut runs = self.api::<MigrationRun>().list(&all).await?.items;
+        runs.retain(|r| r.spec.migration_uid == uid);
+        let sql = &migration.spec.migration;
+        let sql = [self.sha_of(&sql.up.config_map_key_ref).await, self.sha_of(&sql.down.config_map_key_ref).await];
+        Ok(Record { at: telemetry::now(), migration, decisions, runs, sql })
+    }
+
+    /// SHA-256 of a ConfigMap's key; absent where it cannot be read.
+    async fn sha_of(&self, key: &KeyRef) -> Option<String> {
+        let map = self.api::<ConfigMap>().get_opt(&key.name).await.ok()??;
+        map.data?.get(&key.key).map(|text| sha256(text.as_bytes()))
+    }
+
     /// The caller's user name, as the API server knows it.
-    pub(super) async fn whoami(&self) -> Result<String, Error> {
+    pub(super) async fn whoami(&self) -> Result<String, PluginError> {
         let review = Api::<SelfSubjectReview>::all(self.client.clone())
             .create(&PostParams::default(), &SelfSubjectReview::default())
             .await?;
@@ -86,6 +142,6 @@ impl Connection {
             .status
             .and_then(|s| s.user_info)
             .and_then(|u| u.username)
-            .ok_or_else(|| Error::InvalidState("the API server does not report who you are".into()))
+            .ok_or_else(|| PluginError::InvalidState("the API server does not report who you are".into()))
     }
 }

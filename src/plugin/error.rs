@@ -21,7 +21,7 @@ pub enum Exit {
 
 /// Why a verb failed.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum PluginError {
     /// No usable kubeconfig.
     #[error("{0}; next: kubectl config get-contexts")]
     Kubeconfig(#[from] KubeconfigError),
@@ -51,19 +51,19 @@ pub enum Error {
     Output(String),
 }
 
-impl Error {
+impl PluginError {
     /// Exit code of the program.
     pub fn exit(&self) -> Exit {
         match self {
-            Error::InvalidState(_) => Exit::InvalidState,
-            Error::Kubeconfig(_)
-            | Error::Infer(_)
-            | Error::Kube(_)
-            | Error::Refused(_)
-            | Error::NotFound(_)
-            | Error::File(..)
-            | Error::Content(_)
-            | Error::Output(_) => Exit::Error,
+            PluginError::InvalidState(_) => Exit::InvalidState,
+            PluginError::Kubeconfig(_)
+            | PluginError::Infer(_)
+            | PluginError::Kube(_)
+            | PluginError::Refused(_)
+            | PluginError::NotFound(_)
+            | PluginError::File(..)
+            | PluginError::Content(_)
+            | PluginError::Output(_) => Exit::Error,
         }
     }
 }

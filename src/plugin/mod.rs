@@ -2,11 +2,14 @@
 //! `MigrationDecision`s, so that no approver has to search for a UID or a digest.
 //!
 //! ```text
-//!  Cli ─> verb ─> read (client) ─> plain values ─> pure part: items, view, decision ─> Output { text, exit }
+//!  command line ─> verb ─> read (client) ─> plain values ─> pure part: items, view, decision ─> Output { text, exit }
 //! ```
 //!
 //! Only these verbs change something: `approve`, `ready`, `reject`, `abort`, `rollback --confirm` and `keep`. Each
 //! creates one decision under the user name by which the API server knows the caller.
+//!
+//! Called by the program `kubectl-creditmigration`. Imports `machine`, `api`, `shared` and `telemetry`. Inside: `verbs`
+//! imports all others; `connection` and `inspect` import no verb.
 
 #[cfg(test)]
 mod commands;
@@ -18,12 +21,12 @@ mod verbs;
 
 use clap::{Parser, Subcommand};
 
-pub use error::{Error, Exit};
+pub use error::{Exit, PluginError};
 pub use output::Output;
 pub use verbs::completion;
 
 use self::{
-    connection::Connection,
+    connection::ClusterConnection,
     verbs::{decide, lint, logs, plan, report, status, verify, watch},
 };
 
@@ -54,9 +57,9 @@ Examples:
     about = "Plan credit migrations, decide on them, and follow them",
     after_help = EXIT_CODES
 )]
-pub struct Cli {
+pub struct PluginCli {
     #[command(flatten)]
-    connection: connection::Options,
+    connection: connection::ConnectionOptions,
     #[command(subcommand)]
     verb: Verb,
 }
@@ -77,22 +80,22 @@ enum Verb {
     Watch(watch::Args),
     /// Approve the current plan.
     #[command(after_help = decide::APPROVE)]
-    Approve(decide::Target),
+    Approve(decide::DecisionArgs),
     /// Confirm that you are present for the execution.
     #[command(after_help = decide::READY)]
-    Ready(decide::Target),
+    Ready(decide::DecisionArgs),
     /// Reject the current plan.
     #[command(after_help = decide::REJECT)]
-    Reject(decide::Target),
+    Reject(decide::DecisionArgs),
     /// Stop: before the window nothing has changed, afterwards the change is undone.
     #[command(after_help = decide::ABORT)]
-    Abort(decide::Target),
+    Abort(decide::DecisionArgs),
     /// Roll back to the old version. Without --confirm: show what would be undone.
     #[command(after_help = decide::ROLLBACK)]
-    Rollback(decide::Rollback),
+    Rollback(decide::RollbackArgs),
     /// Keep the new version.
     #[command(after_help = decide::KEEP)]
-    Keep(decide::Target),
+    Keep(decide::DecisionArgs),
     /// Check that the evidence exists and is consistent.
     #[command(after_help = verify::EXAMPLES)]
     Verify(verify::Args),
@@ -122,11 +125,11 @@ Examples:
 /// Runs one verb; returns what to print and the exit code.
 ///
 /// # Errors
-/// [`Error`], whose [`Error::exit`] is the exit code.
-pub async fn run(cli: Cli) -> Result<Output, Error> {
-    let Cli { connection: options, verb } = cli;
+/// [`PluginError`], whose [`PluginError::exit`] is the exit code.
+pub async fn run(cli: PluginCli) -> Result<Output, PluginError> {
+    let PluginCli { connection: options, verb } = cli;
     let streams = matches!(verb, Verb::Watch(_) | Verb::Logs(_));
-    let connect = || Connection::new(&options, streams);
+    let connect = || ClusterConnection::new(&options, streams);
     match verb {
         Verb::Lint(args) => lint::run(&args),
         Verb::Completion { shell } => Ok(Output::success(completion::script(shell))),
@@ -153,12 +156,12 @@ mod tests {
 
     #[test]
     fn the_command_line_is_sound() {
-        Cli::command().debug_assert();
+        PluginCli::command().debug_assert();
     }
 
     #[test]
     fn every_verb_has_an_example() {
-        let mut command = Cli::command();
+        let mut command = PluginCli::command();
         assert!(command.render_help().to_string().contains("Examples:"));
         let verbs: Vec<String> =
             command.get_subcommands().map(|c| c.get_name().to_owned()).filter(|verb| verb != "help").collect();
@@ -190,12 +193,12 @@ mod tests {
 
     #[test]
     fn the_help_lists_the_exit_codes() {
-        let help = Cli::command().render_help().to_string();
+        let help = PluginCli::command().render_help().to_string();
         for exit in [Exit::Success, Exit::Error, Exit::Usage, Exit::ProblemsFound, Exit::InvalidState, Exit::TimedOut] {
             assert!(help.contains(&format!("\n  {}  ", exit as u8)), "{exit:?}:\n{help}");
         }
-        assert_eq!(Error::InvalidState(String::new()).exit(), Exit::InvalidState);
-        assert_eq!(Error::NotFound(String::new()).exit(), Exit::Error);
+        assert_eq!(PluginError::InvalidState(String::new()).exit(), Exit::InvalidState);
+        assert_eq!(PluginError::NotFound(String::new()).exit(), Exit::Error);
     }
 
     #[rstest::rstest]
@@ -219,7 +222,7 @@ mod tests {
     #[case(&["logs", "m", "--task", "x"], false)]
     #[case(&["approve", "m", "--as-group", "g"], false)]
     fn command_lines(#[case] line: &[&str], #[case] good: bool) {
-        let parsed = Cli::try_parse_from([&["kubectl-creditmigration"], line].concat());
+        let parsed = PluginCli::try_parse_from([&["kubectl-creditmigration"], line].concat());
         assert_eq!(parsed.is_ok(), good, "{parsed:?}");
         if let Err(error) = parsed {
             assert_eq!(error.exit_code(), Exit::Usage as i32);

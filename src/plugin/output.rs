@@ -5,7 +5,7 @@ use comfy_table::{ContentArrangement, Table, presets};
 use kube::core::Duration;
 use serde::Serialize;
 
-use super::{Error, Exit};
+use super::{Exit, PluginError};
 
 /// Text and exit code.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,13 +37,13 @@ pub(super) enum Format {
 
 impl Format {
     /// `value` as JSON or YAML, or the text.
-    pub(super) fn write(self, value: &impl Serialize, text: impl FnOnce() -> String) -> Result<String, Error> {
+    pub(super) fn write(self, value: &impl Serialize, text: impl FnOnce() -> String) -> Result<String, PluginError> {
         match self {
             Format::Text => Ok(text()),
-            Format::Json => serde_json::to_string_pretty(value).map_err(|e| Error::Output(e.to_string())),
+            Format::Json => serde_json::to_string_pretty(value).map_err(|e| PluginError::Output(e.to_string())),
             Format::Yaml => serde_yaml_ng::to_string(value)
                 .map(|t| t.trim_end().to_owned())
-                .map_err(|e| Error::Output(e.to_string())),
+                .map_err(|e| PluginError::Output(e.to_string())),
         }
     }
 }

@@ -1,6 +1,10 @@
 //! The plugin, called by kubectl.
 
-use std::{os::unix::fs::symlink, process::Command};
+use std::{
+    os::unix::fs::symlink,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use serde_json::{Value, json};
 
@@ -68,6 +72,55 @@ async fn a_plan_of_a_file_is_what_would_be_applied() {
         let after = w.admin.get("creditmigrations/m").await.object();
         // The cluster's operator may have written its status.
         assert_eq!(after["spec"], before["spec"], "nothing was changed");
+    })
+    .await;
+}
+
+/// A caller who may only read: `plan` cannot say whether the object would be accepted, and a decision names who grants
+/// the permission.
+#[tokio::test]
+async fn a_missing_permission_is_no_fault_of_the_object() {
+    const RBAC: &str = "rbac.authorization.k8s.io";
+    with_cluster("permission", async |w| {
+        w.admin.create("creditmigrations", &w.migration("m"), false).await.object();
+        let namespace = &w.admin.namespace;
+        let role = json!({
+            "apiVersion": format!("{RBAC}/v1"), "kind": "Role", "metadata": {"name": "reader"},
+            "rules": [{"apiGroups": ["creditmigration.io"], "resources": ["creditmigrations"], "verbs": ["get"]}],
+        });
+        let binding = json!({
+            "apiVersion": format!("{RBAC}/v1"), "kind": "RoleBinding", "metadata": {"name": "reader"},
+            "subjects": [{"apiGroup": RBAC, "kind": "User", "name": "dave"}],
+            "roleRef": {"apiGroup": RBAC, "kind": "Role", "name": "reader"},
+        });
+        for (plural, object) in [("roles", role), ("rolebindings", binding)] {
+            let path = format!("/apis/{RBAC}/v1/namespaces/{namespace}/{plural}");
+            w.admin.send("POST", &path, &[("content-type", "application/json")], Some(&object)).await.object();
+        }
+        let dave = w.person("dave").await;
+        let started = Instant::now();
+        while !dave.get("creditmigrations/m").await.ok() {
+            assert!(started.elapsed() < Duration::from_secs(30), "the role has no effect");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let plugin = |words: &[&str]| {
+            let mut plugin = Command::new(env!("CARGO_BIN_EXE_kubectl-creditmigration"));
+            let output = plugin.args(words).args(["-n", namespace, "--as", "dave"]).output().unwrap();
+            (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+        };
+        let file = std::env::temp_dir().join(format!("{namespace}.yaml"));
+        for name in ["m", "another"] {
+            std::fs::write(&file, w.migration(name).to_string()).unwrap();
+            let (text, errors) = plugin(&["plan", "-f", file.to_str().unwrap()]);
+            let line = text.lines().find(|line| line.contains("the API server accepts it"));
+            let is_refused = |line: &str| line.starts_with("not checked") && line.contains("User \"dave\" cannot ");
+            assert!(line.is_some_and(is_refused), "{name}: {text}{errors}");
+        }
+        std::fs::remove_file(&file).unwrap();
+        let (_, errors) = plugin(&["abort", "m"]);
+        let next = "; next: ask a cluster administrator for a RoleBinding of dave to ClusterRole \
+                    credit-migration-responder in this namespace\n";
+        assert!(errors.contains("User \"dave\" cannot create resource") && errors.ends_with(next), "{errors}");
     })
     .await;
 }

@@ -5,7 +5,7 @@ use std::io::Read as _;
 use serde::Deserialize as _;
 use serde_json::Value;
 
-use crate::plugin::Error;
+use crate::plugin::PluginError;
 
 /// One document of a file.
 #[derive(Clone, Debug, PartialEq)]
@@ -55,24 +55,24 @@ impl Document {
 }
 
 /// Text of a file; `-` is standard input.
-pub(crate) fn read(file: &str) -> Result<String, Error> {
+pub(crate) fn read(file: &str) -> Result<String, PluginError> {
     if file == "-" {
         let mut text = String::new();
-        std::io::stdin().read_to_string(&mut text).map_err(|e| Error::File("standard input".into(), e))?;
+        std::io::stdin().read_to_string(&mut text).map_err(|e| PluginError::File("standard input".into(), e))?;
         return Ok(text);
     }
-    std::fs::read_to_string(file).map_err(|e| Error::File(file.into(), e))
+    std::fs::read_to_string(file).map_err(|e| PluginError::File(file.into(), e))
 }
 
 /// All documents of some files.
 ///
 /// # Errors
 /// `File` when one cannot be read, `Content` when it is no YAML.
-pub(crate) fn read_files(files: &[String]) -> Result<Vec<Document>, Error> {
+pub(crate) fn read_files(files: &[String]) -> Result<Vec<Document>, PluginError> {
     let mut all = vec![];
     for file in files {
         let text = read(file)?;
-        all.extend(Document::parse(file, &text).map_err(|e| Error::Content(format!("{file}: {e}")))?);
+        all.extend(Document::parse(file, &text).map_err(|e| PluginError::Content(format!("{file}: {e}")))?);
     }
     Ok(all)
 }

@@ -16,8 +16,8 @@ use kube::{ResourceExt, api::ListParams};
 use crate::{
     api::CreditMigration,
     plugin::{
-        Cli,
-        connection::{Connection, Options},
+        PluginCli,
+        connection::{ClusterConnection, ConnectionOptions},
     },
 };
 
@@ -35,7 +35,7 @@ const DEFAULT: &str = ":0";
 /// The script for a shell.
 pub(crate) fn script(shell: clap_complete::Shell) -> String {
     let mut script = vec![];
-    clap_complete::generate(shell, &mut Cli::command(), "kubectl-creditmigration", &mut script);
+    clap_complete::generate(shell, &mut PluginCli::command(), "kubectl-creditmigration", &mut script);
     String::from_utf8_lossy(&script).trim_end().to_owned()
 }
 
@@ -46,7 +46,7 @@ pub fn answer(words: &[String]) -> String {
     }
     let line = line(words);
     let last = line.len().saturating_sub(1);
-    let found = engine::complete(&mut Cli::command(), line, last, None).unwrap_or_default();
+    let found = engine::complete(&mut PluginCli::command(), line, last, None).unwrap_or_default();
     let candidates = found.iter().filter(|candidate| !candidate.is_hide_set()).map(|candidate| {
         let value = candidate.get_value().to_string_lossy();
         let help = candidate.get_help().map(|help| format!("\t{help}")).unwrap_or_default();
@@ -69,7 +69,7 @@ pub(crate) fn names() -> ArgValueCandidates {
 fn ask() -> Vec<CompletionCandidate> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let names = async {
-        let connection = Connection::new(&options(&words), false).await.ok()?;
+        let connection = ClusterConnection::new(&options(&words), false).await.ok()?;
         connection.api::<CreditMigration>().list(&ListParams::default()).await.ok()
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -86,9 +86,9 @@ fn candidate(migration: &CreditMigration) -> CompletionCandidate {
 }
 
 /// Namespace, context and other options of an unfinished command line.
-fn options(words: &[String]) -> Options {
-    let parsed = Cli::command().ignore_errors(true).try_get_matches_from(line(words));
-    parsed.ok().and_then(|matches: ArgMatches| Options::from_arg_matches(&matches).ok()).unwrap_or_default()
+fn options(words: &[String]) -> ConnectionOptions {
+    let parsed = PluginCli::command().ignore_errors(true).try_get_matches_from(line(words));
+    parsed.ok().and_then(|matches: ArgMatches| ConnectionOptions::from_arg_matches(&matches).ok()).unwrap_or_default()
 }
 
 #[cfg(test)]

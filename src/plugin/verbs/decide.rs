@@ -12,8 +12,8 @@ use super::{completion, status::current_state};
 use crate::{
     api::{CreditMigration, DecisionKind, MigrationDecision, MigrationDecisionSpec, Phase, ReadyReason, Step, Task},
     plugin::{
-        Error,
-        connection::Connection,
+        PluginError,
+        connection::ClusterConnection,
         output::{Format, Output, duration, seconds},
     },
     shared::command::plugin,
@@ -59,7 +59,7 @@ Examples:
 
 /// A migration, and why.
 #[derive(Args, Debug)]
-pub(crate) struct Target {
+pub(crate) struct DecisionArgs {
     /// Name of the CreditMigration.
     #[arg(add = completion::names())]
     name: String,
@@ -73,16 +73,20 @@ pub(crate) struct Target {
 
 /// A rollback.
 #[derive(Args, Debug)]
-pub(crate) struct Rollback {
+pub(crate) struct RollbackArgs {
     #[command(flatten)]
-    target: Target,
+    target: DecisionArgs,
     /// Do it. Without this option the verb only shows what would be undone.
     #[arg(long, requires = "reason")]
     confirm: bool,
 }
 
 /// Creates a decision.
-pub(crate) async fn decide(connection: &Connection, decision: DecisionKind, target: Target) -> Result<Output, Error> {
+pub(crate) async fn decide(
+    connection: &ClusterConnection,
+    decision: DecisionKind,
+    target: DecisionArgs,
+) -> Result<Output, PluginError> {
     let migration = connection.migration(&target.name).await?;
     let by = connection.whoami().await?;
     let wanted = decision_on(&migration, decision, &by, target.reason)?;
@@ -91,8 +95,15 @@ pub(crate) async fn decide(connection: &Connection, decision: DecisionKind, targ
         spec: wanted,
     };
     let api: Api<MigrationDecision> = connection.api();
-    let mut made =
-        api.create(&PostParams::default(), &object).await.map_err(|error| explain_refusal(error, &by, decision))?;
+    let mut made = match api.create(&PostParams::default(), &object).await {
+        Ok(made) => made,
+        Err(kube::Error::Api(status)) if status.code == 403 => {
+            // Without an answer the refusal is printed as it is.
+            let has_permission = connection.may::<MigrationDecision>("create", None).await.unwrap_or(true);
+            return Err(explain_refusal(status.message, has_permission, &by, decision));
+        }
+        Err(other) => return Err(other.into()),
+    };
     // kubectl does not show them either.
     made.metadata.managed_fields = None;
     // Not the state before the decision: that would read as if the decision had no effect.
@@ -104,7 +115,7 @@ pub(crate) async fn decide(connection: &Connection, decision: DecisionKind, targ
 }
 
 /// Creates a `Rollback`, or shows what it would undo.
-pub(crate) async fn rollback(connection: &Connection, args: Rollback) -> Result<Output, Error> {
+pub(crate) async fn rollback(connection: &ClusterConnection, args: RollbackArgs) -> Result<Output, PluginError> {
     if args.confirm {
         return decide(connection, DecisionKind::Rollback, args.target).await;
     }
@@ -114,22 +125,20 @@ pub(crate) async fn rollback(connection: &Connection, args: Rollback) -> Result<
     Ok(Output::success(args.target.output.write(&preview, || preview_text(&migration, &preview))?))
 }
 
-/// Adds to a refusal for a missing permission who can grant it.
-fn explain_refusal(error: kube::Error, by: &str, decision: DecisionKind) -> Error {
-    match error {
-        kube::Error::Api(status) if status.code == 403 && status.message.contains(" cannot ") => {
-            let role = match decision {
-                DecisionKind::Abort | DecisionKind::Rollback => "credit-migration-responder",
-                _ => "credit-migration-approver",
-            };
-            Error::Refused(format!(
-                "{}; next: ask a cluster administrator for a RoleBinding of {by} to ClusterRole {role} in this \
-                    namespace",
-                status.message
-            ))
-        }
-        other => other.into(),
+/// The API server's refusal; if the caller lacks the permission, with who can grant it.
+fn explain_refusal(refusal: String, has_permission: bool, by: &str, decision: DecisionKind) -> PluginError {
+    if has_permission {
+        return PluginError::Refused(refusal);
     }
+    let role = match decision {
+        DecisionKind::Abort | DecisionKind::Rollback => "credit-migration-responder",
+        DecisionKind::Approve | DecisionKind::Ready | DecisionKind::Reject | DecisionKind::Keep => {
+            "credit-migration-approver"
+        }
+    };
+    PluginError::Refused(format!(
+        "{refusal}; next: ask a cluster administrator for a RoleBinding of {by} to ClusterRole {role} in this namespace"
+    ))
 }
 
 /// The decision, or why it would have no effect. Pure.
@@ -138,7 +147,7 @@ fn decision_on(
     decision: DecisionKind,
     by: &str,
     reason: Option<String>,
-) -> Result<MigrationDecisionSpec, Error> {
+) -> Result<MigrationDecisionSpec, PluginError> {
     check_applicable(m, decision, by)?;
     let digest = m.status.as_ref().and_then(|s| s.plan.as_ref()).and_then(|p| p.digest.clone());
     Ok(MigrationDecisionSpec {
@@ -156,13 +165,13 @@ fn decision_on(
 ///
 /// # Errors
 /// `InvalidState` with the reason, the state of the migration, and the applicable verb.
-fn check_applicable(m: &CreditMigration, decision: DecisionKind, by: &str) -> Result<(), Error> {
+fn check_applicable(m: &CreditMigration, decision: DecisionKind, by: &str) -> Result<(), PluginError> {
     let status = m.status.as_ref();
     let phase = status.and_then(|s| s.phase);
     let has_digest = status.and_then(|s| s.plan.as_ref()).is_some_and(|p| p.digest.is_some());
     let author = m.spec.requested_by == by;
     let (namespace, name) = (m.namespace().unwrap_or_default(), m.name_any());
-    let refuse = |why: &str| Err(Error::InvalidState(format!("{why}; {}", current_state(m))));
+    let refuse = |why: &str| Err(PluginError::InvalidState(format!("{why}; {}", current_state(m))));
     match decision {
         DecisionKind::Approve | DecisionKind::Reject if phase != Some(Phase::AwaitingApproval) => {
             refuse("there is nothing to approve or reject now")
@@ -400,17 +409,16 @@ mod tests {
 
     #[test]
     fn whoever_may_not_decide_learns_who_gives_the_right() {
-        let status = |code, message: &str| {
-            kube::Error::Api(Box::new(kube::core::Status::failure(message, "Forbidden").with_code(code)))
+        let refused = |has_permission, decision| {
+            explain_refusal("it cannot be".to_owned(), has_permission, "dave", decision).to_string()
         };
-        let refusal =
-            explain_refusal(status(403, "User \"dave\" cannot create resource"), "dave", DecisionKind::Approve);
-        assert!(
-            refusal.to_string().ends_with("dave to ClusterRole credit-migration-approver in this namespace"),
-            "{refusal}"
-        );
-        let other = explain_refusal(status(403, "admission policy denied the request"), "dave", DecisionKind::Approve);
-        assert!(!other.to_string().contains("ClusterRole"), "{other}");
+        for (decision, role) in [(DecisionKind::Approve, "approver"), (DecisionKind::Rollback, "responder")] {
+            let role = format!("dave to ClusterRole credit-migration-{role} in this namespace");
+            let refusal = refused(false, decision);
+            assert!(refusal.starts_with("it cannot be; next: ") && refusal.ends_with(&role), "{refusal}");
+            // A policy or a webhook has refused it.
+            assert_eq!(refused(true, decision), "it cannot be");
+        }
     }
 
     #[test]

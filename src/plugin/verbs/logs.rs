@@ -13,7 +13,7 @@ use kube::{
 use super::completion;
 use crate::{
     api::{CHECK_LABEL, MIGRATION_LABEL, TASK_LABEL, Task, UID_LABEL},
-    plugin::{Error, connection::Connection, output::Output},
+    plugin::{PluginError, connection::ClusterConnection, output::Output},
 };
 
 pub(crate) const EXAMPLES: &str = "\
@@ -62,7 +62,7 @@ impl FromStr for TaskName {
 }
 
 /// Prints the logs.
-pub(crate) async fn run(connection: &Connection, args: &Args) -> Result<Output, Error> {
+pub(crate) async fn run(connection: &ClusterConnection, args: &Args) -> Result<Output, PluginError> {
     let uid = connection.migration(&args.name).await?.uid().unwrap_or_default();
     let task = args.task.map(|t| format!(",{TASK_LABEL}={}", t.0.slug())).unwrap_or_default();
     // Pods of a `job` check belong to the team.
@@ -70,7 +70,7 @@ pub(crate) async fn run(connection: &Connection, args: &Args) -> Result<Output, 
     let api: Api<Pod> = connection.api();
     let pods = newest_run(api.list(&ListParams::default().labels(&labels)).await?.items);
     if pods.is_empty() {
-        return Err(Error::NotFound(format!(
+        return Err(PluginError::NotFound(format!(
             "no pod of {}{}; next: kubectl -n {} get cmrun,jobs -l {MIGRATION_LABEL}={0}",
             args.name,
             args.task.map(|t| format!(" for task {}", t.0.slug())).unwrap_or_default(),
@@ -85,7 +85,7 @@ pub(crate) async fn run(connection: &Connection, args: &Args) -> Result<Output, 
         let params =
             LogParams { container: Some("runner".into()), follow: args.follow && i == last, ..Default::default() };
         let mut lines = api.log_stream(&name, &params).await?.lines();
-        while let Some(line) = lines.try_next().await.map_err(|e| Error::Output(e.to_string()))? {
+        while let Some(line) = lines.try_next().await.map_err(|e| PluginError::Output(e.to_string()))? {
             if writeln!(std::io::stdout(), "{line}").is_err() {
                 // The reader has ended.
                 return Ok(Output::success(""));

@@ -1,6 +1,9 @@
 //! One file for each verb of the command line.
 //!
-//! Called by the command line alone. A verb reads by the connection, and asks `inspect` and pure functions of its own.
+//! A verb reads by the connection, and asks `inspect` and pure functions of its own.
+//!
+//! Called by the dispatch of [`plugin`](crate::plugin); `completion` also by the program. Imports all other modules of
+//! the plugin, `machine`, `api`, `shared` and `telemetry`.
 
 pub mod completion;
 pub(super) mod decide;

@@ -7,10 +7,10 @@ use serde::Serialize;
 
 use super::completion;
 use crate::{
-    api::{CheckOutcome, CreditMigration, DeliveryState, NoticeState, Phase, ReadyReason, StepState, Time},
+    api::{CheckOutcome, CreditMigration, DeliveryState, NoticeState, Phase, ReadyReason, StepState, Time, Writes},
     plugin::{
-        Error, Exit,
-        connection::Connection,
+        Exit, PluginError,
+        connection::ClusterConnection,
         output::{Format, Output, seconds, table},
     },
     shared::message::Message,
@@ -37,7 +37,7 @@ pub(crate) struct Args {
 }
 
 /// Shows the state.
-pub(crate) async fn run(connection: &Connection, args: &Args) -> Result<Output, Error> {
+pub(crate) async fn run(connection: &ClusterConnection, args: &Args) -> Result<Output, PluginError> {
     let now = telemetry::now();
     let (text, views) = if let Some(name) = &args.name {
         let view = View::of(&connection.migration(name).await?, now);
@@ -65,8 +65,8 @@ pub(crate) struct View {
     pub(crate) phase: Option<Phase>,
     /// `8/20 Approve`.
     pub(crate) progress: String,
-    /// `Open` or `Blocked`.
-    pub(crate) writes: Option<String>,
+    /// Whether the application can write; absent until it is known.
+    pub(crate) writes: Option<Writes>,
     /// `1/2`.
     pub(crate) approvals: Option<String>,
     /// `1/2`.
@@ -181,7 +181,7 @@ impl View {
             namespace: m.namespace().unwrap_or_default(),
             phase: status.phase,
             progress: status.progress.clone().unwrap_or_default(),
-            writes: status.writes.map(|w| w.to_string()),
+            writes: status.writes,
             approvals: status.approvals.clone(),
             presence: status.schedule.as_ref().and_then(|s| s.presence.clone()),
             starts_at: status.schedule.as_ref().and_then(|s| s.starts_at),
@@ -193,14 +193,14 @@ impl View {
             steps: status
                 .steps
                 .iter()
-                .map(|s| StepView {
-                    name: s.name.to_string(),
-                    state: s.state,
-                    superseded: s.superseded,
-                    took_seconds: (s.finished_at.unwrap_or(now) - s.started_at)
+                .map(|step| StepView {
+                    name: step.name.to_string(),
+                    state: step.state,
+                    superseded: step.superseded,
+                    took_seconds: (step.finished_at.unwrap_or(now) - step.started_at)
                         .total(jiff::Unit::Second)
                         .unwrap_or(0.0),
-                    evidence: match (&s.reason, &s.message) {
+                    evidence: match (&step.reason, &step.message) {
                         (Some(reason), Some(message)) => format!("{reason}: {message}"),
                         (Some(one), None) | (None, Some(one)) => one.clone(),
                         (None, None) => String::new(),
@@ -210,23 +210,23 @@ impl View {
             conditions: status
                 .conditions
                 .iter()
-                .map(|c| ConditionView {
-                    kind: c.type_.clone(),
-                    status: c.status.clone(),
-                    reason: c.reason.clone(),
-                    message: c.message.clone(),
-                    since_seconds: (now - c.last_transition_time.0).total(jiff::Unit::Second).unwrap_or(0.0),
+                .map(|condition| ConditionView {
+                    kind: condition.type_.clone(),
+                    status: condition.status.clone(),
+                    reason: condition.reason.clone(),
+                    message: condition.message.clone(),
+                    since_seconds: (now - condition.last_transition_time.0).total(jiff::Unit::Second).unwrap_or(0.0),
                 })
                 .collect(),
             notices: status
                 .notices
                 .iter()
-                .map(|n| {
-                    let of = |state| n.deliveries.iter().filter(move |d| d.state == state);
+                .map(|notice| {
+                    let of = |state| notice.deliveries.iter().filter(move |d| d.state == state);
                     NoticeView {
-                        occasion: n.notice.occasion.to_string(),
-                        at: n.notice.at,
-                        state: n.state,
+                        occasion: notice.notice.occasion.to_string(),
+                        at: notice.notice.at,
+                        state: notice.state,
                         delivered: of(DeliveryState::Delivered).map(|d| d.channel.clone()).collect(),
                         failed: of(DeliveryState::Failed).map(|d| format!("{} ({})", d.channel, d.message)).collect(),
                     }
@@ -235,12 +235,12 @@ impl View {
             checks: status
                 .checks
                 .iter()
-                .map(|c| CheckView {
-                    name: c.name.clone(),
-                    outcome: c.outcome,
-                    measured: c.measured,
-                    breached: c.breached,
-                    message: c.message.clone(),
+                .map(|check| CheckView {
+                    name: check.name.clone(),
+                    outcome: check.outcome,
+                    measured: check.measured,
+                    breached: check.breached,
+                    message: check.message.clone(),
                 })
                 .collect(),
         }
@@ -268,9 +268,9 @@ impl View {
         line("step", Some(self.progress.clone()));
         line(
             "writes",
-            self.writes.clone().map(|w| match self.deadline {
-                Some(deadline) if w == "Blocked" => format!("{w}, until {deadline:.0} at the latest"),
-                _ => w,
+            self.writes.map(|writes| match (writes, self.deadline) {
+                (Writes::Blocked, Some(deadline)) => format!("{writes}, until {deadline:.0} at the latest"),
+                (Writes::Blocked, None) | (Writes::Open, _) => writes.to_string(),
             }),
         );
         line("approvals", self.approvals.clone());
@@ -295,9 +295,15 @@ impl View {
             &["CONDITION", "STATUS", "FOR", "REASON", "MESSAGE"],
             self.conditions
                 .iter()
-                .map(|c| {
-                    let since = seconds(c.since_seconds.max(0.0));
-                    vec![c.kind.clone(), c.status.clone(), since, c.reason.clone(), c.message.clone()]
+                .map(|condition| {
+                    let since = seconds(condition.since_seconds.max(0.0));
+                    vec![
+                        condition.kind.clone(),
+                        condition.status.clone(),
+                        since,
+                        condition.reason.clone(),
+                        condition.message.clone(),
+                    ]
                 })
                 .collect(),
         );
@@ -305,14 +311,14 @@ impl View {
             &["CHECK", "OUTCOME", "MEASURED", "BREACHED", "MESSAGE"],
             self.checks
                 .iter()
-                .map(|c| {
-                    let breached = if c.breached { "yes" } else { "no" };
+                .map(|check| {
+                    let breached = if check.breached { "yes" } else { "no" };
                     vec![
-                        c.name.clone(),
-                        c.outcome.to_string(),
-                        c.measured.to_string(),
+                        check.name.clone(),
+                        check.outcome.to_string(),
+                        check.measured.to_string(),
                         breached.to_owned(),
-                        c.message.clone(),
+                        check.message.clone(),
                     ]
                 })
                 .collect(),
@@ -321,13 +327,13 @@ impl View {
             &["NOTICE", "AT", "STATE", "DELIVERED", "FAILED"],
             self.notices
                 .iter()
-                .map(|n| {
+                .map(|notice| {
                     vec![
-                        n.occasion.clone(),
-                        format!("{:.0}", n.at),
-                        n.state.to_string(),
-                        n.delivered.join(", "),
-                        n.failed.join(", "),
+                        notice.occasion.clone(),
+                        format!("{:.0}", notice.at),
+                        notice.state.to_string(),
+                        notice.delivered.join(", "),
+                        notice.failed.join(", "),
                     ]
                 })
                 .collect(),
@@ -351,15 +357,15 @@ pub(crate) fn current_state(m: &CreditMigration) -> String {
 fn overview(views: &[View]) -> String {
     table(
         &["NAME", "PHASE", "STEP", "APPROVALS", "PRESENT", "WRITES", "NOW"],
-        views.iter().map(|v| {
+        views.iter().map(|view| {
             vec![
-                v.name.clone(),
-                v.phase_text(),
-                v.progress.clone(),
-                v.approvals.clone().unwrap_or_default(),
-                v.presence.clone().unwrap_or_default(),
-                v.writes.clone().unwrap_or_default(),
-                v.message.clone(),
+                view.name.clone(),
+                view.phase_text(),
+                view.progress.clone(),
+                view.approvals.clone().unwrap_or_default(),
+                view.presence.clone().unwrap_or_default(),
+                view.writes.map(|w| w.to_string()).unwrap_or_default(),
+                view.message.clone(),
             ]
         }),
     )
@@ -429,6 +435,22 @@ pub(crate) mod tests {
             assert!(screen.contains(part), "{part}:\n{screen}");
         }
         assert!(!view.failed());
+    }
+
+    #[test]
+    fn only_blocked_writes_have_a_deadline() {
+        let mut m = waiting();
+        let status = m.status.as_mut().unwrap();
+        let deadline = Some(time("2030-01-01T03:05:00Z"));
+        status.window = Some(crate::api::WindowStatus { deadline, ..Default::default() });
+        for (writes, line) in [
+            (Writes::Open, "writes:    Open\n"),
+            (Writes::Blocked, "writes:    Blocked, until 2030-01-01T03:05:00Z at the latest\n"),
+        ] {
+            m.status.as_mut().unwrap().writes = Some(writes);
+            let screen = View::of(&m, time("2030-01-01T03:01:00Z")).screen();
+            assert!(screen.contains(line), "{line}:\n{screen}");
+        }
     }
 
     #[test]

@@ -16,8 +16,8 @@ use super::{completion, status::View};
 use crate::{
     api::{CreditMigration, Phase},
     plugin::{
-        Error, Exit,
-        connection::Connection,
+        Exit, PluginError,
+        connection::ClusterConnection,
         output::{Output, one_line},
     },
     shared::time::to_signed,
@@ -53,7 +53,7 @@ fn phase_parser() -> impl TypedValueParser<Value = Phase> {
 }
 
 /// Watches the migration.
-pub(crate) async fn run(connection: &Connection, args: &Args) -> Result<Output, Error> {
+pub(crate) async fn run(connection: &ClusterConnection, args: &Args) -> Result<Output, PluginError> {
     // A migration that does not exist would be watched forever.
     connection.migration(&args.name).await?;
     let follow = follow(connection, args);
@@ -66,7 +66,7 @@ pub(crate) async fn run(connection: &Connection, args: &Args) -> Result<Output, 
     }
 }
 
-async fn follow(connection: &Connection, args: &Args) -> Result<Output, Error> {
+async fn follow(connection: &ClusterConnection, args: &Args) -> Result<Output, PluginError> {
     let config = watcher::Config::default().fields(&format!("metadata.name={}", args.name));
     let mut events = pin!(watcher(connection.api::<CreditMigration>(), config));
     let terminal = std::io::stdout().is_terminal();
@@ -74,8 +74,8 @@ async fn follow(connection: &Connection, args: &Args) -> Result<Output, Error> {
     loop {
         let event = match events.try_next().await {
             Ok(Some(event)) => event,
-            Ok(None) => return Err(Error::NotFound("the API server ended the watch".into())),
-            Err(error) if is_permanent(&error) => return Err(Error::Content(error.to_string())),
+            Ok(None) => return Err(PluginError::NotFound("the API server ended the watch".into())),
+            Err(error) if is_permanent(&error) => return Err(PluginError::Content(error.to_string())),
             // The API server may be unavailable for a while; the watcher lists again.
             Err(error) => {
                 eprintln!("{error}; retrying");
@@ -151,8 +151,8 @@ fn changes(old: Option<&View>, new: &View) -> Vec<String> {
     if old.is_none_or(|o| o.phase != new.phase) {
         lines.push(format!("phase {}", new.phase_text()));
     }
-    if old.and_then(|o| o.writes.as_ref()) != new.writes.as_ref()
-        && let Some(writes) = &new.writes
+    if old.and_then(|o| o.writes) != new.writes
+        && let Some(writes) = new.writes
     {
         lines.push(format!("writes {writes}"));
     }
@@ -199,7 +199,7 @@ mod tests {
     use crate::{
         api::{StepState, Writes},
         plugin::{
-            Cli,
+            PluginCli,
             verbs::status::tests::{time, waiting},
         },
     };
@@ -241,7 +241,7 @@ mod tests {
     fn every_phase_can_be_waited_for() {
         for phase in Phase::ALL {
             let line = ["kubectl-creditmigration", "watch", "m", "--until", phase.as_str()];
-            assert!(Cli::try_parse_from(line).is_ok(), "{phase}");
+            assert!(PluginCli::try_parse_from(line).is_ok(), "{phase}");
         }
     }
 }

@@ -3,6 +3,9 @@
 //! In this order, and only while the previous step found nothing that would make the next one guess: YAML; the CRD's
 //! schema, unknown fields among it; its CEL rules; durations and times; values that only the operator understands: SQL,
 //! templates, JSONPaths, time zones, patterns; objects in the same files against each other.
+//!
+//! Called by the dispatch of [`plugin`](crate::plugin). Imports `inspect`, `output` and `error` of the plugin, `api`,
+//! `shared` and `telemetry`.
 
 mod schema;
 mod values;
@@ -11,10 +14,11 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
+use self::schema::TimeKind;
 use crate::{
     api::{CreditMigrationSpec, GROUP, MigrationDecisionSpec, Time, crds},
     plugin::{
-        Error, Exit,
+        Exit, PluginError,
         inspect::{
             documents::{self, Document},
             world::{ClusterObjects, check_objects, overlay},
@@ -57,7 +61,7 @@ pub(crate) enum Severity {
 /// One problem.
 #[derive(Serialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Problem {
+pub(crate) struct LintProblem {
     /// File.
     file: String,
     /// `CreditMigration simplify-credits`.
@@ -70,7 +74,7 @@ pub(crate) struct Problem {
     message: String,
 }
 
-impl Problem {
+impl LintProblem {
     fn new(path: &str, severity: Severity, message: impl Into<String>) -> Self {
         Self { file: String::new(), object: String::new(), path: path.into(), severity, message: message.into() }
     }
@@ -97,17 +101,17 @@ struct LintReport {
     /// Objects of our kinds.
     objects: Vec<String>,
     /// Problems, in the order of the files.
-    problems: Vec<Problem>,
+    problems: Vec<LintProblem>,
 }
 
 /// Checks the files.
-pub(crate) fn run(args: &Args) -> Result<Output, Error> {
+pub(crate) fn run(args: &Args) -> Result<Output, PluginError> {
     let texts: Vec<(String, String)> =
-        args.filename.iter().map(|f| Ok((f.clone(), documents::read(f)?))).collect::<Result<_, Error>>()?;
+        args.filename.iter().map(|f| Ok((f.clone(), documents::read(f)?))).collect::<Result<_, PluginError>>()?;
     let report = lint(&texts, telemetry::now())?;
     let errors = report.problems.iter().filter(|p| p.severity == Severity::Error).count();
     let text = args.output.write(&report, || {
-        let mut lines: Vec<String> = report.problems.iter().map(Problem::line).collect();
+        let mut lines: Vec<String> = report.problems.iter().map(LintProblem::line).collect();
         let warnings = report.problems.len() - errors;
         lines.push(format!("{} objects, {errors} errors, {warnings} warnings", report.objects.len()));
         lines.join("\n")
@@ -119,21 +123,21 @@ pub(crate) fn run(args: &Args) -> Result<Output, Error> {
 ///
 /// # Errors
 /// `Output` if the schemas of our own kinds cannot be built.
-fn lint(texts: &[(String, String)], now: Time) -> Result<LintReport, Error> {
-    let crds = crds().map_err(|e| Error::Output(e.to_string()))?;
+fn lint(texts: &[(String, String)], now: Time) -> Result<LintReport, PluginError> {
+    let crds = crds().map_err(|e| PluginError::Output(e.to_string()))?;
     let mut report = LintReport { objects: vec![], problems: vec![] };
     let mut documents = vec![];
     for (file, text) in texts {
         match Document::parse(file, text) {
             Ok(found) => documents.extend(found),
-            Err(why) => report.problems.push(Problem { file: file.clone(), ..Problem::error("", why) }),
+            Err(why) => report.problems.push(LintProblem { file: file.clone(), ..LintProblem::error("", why) }),
         }
     }
     for d in &documents {
         let mut found = vec![];
         if !d.value["apiVersion"].as_str().is_some_and(|v| v.starts_with(GROUP)) {
             if crds.iter().any(|crd| crd.spec.names.kind == d.kind()) {
-                found.push(Problem::error(
+                found.push(LintProblem::error(
                     "apiVersion",
                     format!("is {}; write {GROUP}/v1alpha1", d.value["apiVersion"]),
                 ));
@@ -144,16 +148,16 @@ fn lint(texts: &[(String, String)], now: Time) -> Result<LintReport, Error> {
             let text = texts.iter().find(|(file, _)| *file == d.file).map_or("", |(_, text)| text.as_str());
             booleans(d, text, &mut found);
         }
-        report.problems.extend(found.into_iter().map(|p| Problem {
+        report.problems.extend(found.into_iter().map(|problem| LintProblem {
             file: d.file.clone(),
             object: d.title().trim().to_owned(),
-            ..p
+            ..problem
         }));
     }
     if report.objects.is_empty() && report.problems.is_empty() {
         let files: Vec<&str> = texts.iter().map(|(file, _)| file.as_str()).collect();
         let text = format!("has no object of {GROUP}; next: give the file of the CreditMigration");
-        report.problems.push(Problem { file: files.join(", "), ..Problem::error("", text) });
+        report.problems.push(LintProblem { file: files.join(", "), ..LintProblem::error("", text) });
     }
     Ok(report)
 }
@@ -164,50 +168,51 @@ fn object(
     crds: &[CustomResourceDefinition],
     documents: &[Document],
     now: Time,
-    found: &mut Vec<Problem>,
+    found: &mut Vec<LintProblem>,
 ) {
     let kinds = || crds.iter().map(|c| c.spec.names.kind.as_str()).collect::<Vec<_>>().join(", ");
     let Some(crd) = crds.iter().find(|crd| crd.spec.names.kind == d.kind()) else {
-        found.push(Problem::error("kind", format!("is {}; write one of {}", d.value["kind"], kinds())));
+        found.push(LintProblem::error("kind", format!("is {}; write one of {}", d.value["kind"], kinds())));
         return;
     };
     let version = crd.spec.versions.iter().find(|v| d.value["apiVersion"] == format!("{GROUP}/{}", v.name));
     let schema = version.and_then(|v| v.schema.as_ref()?.open_api_v3_schema.as_ref());
     let Some(schema) = schema.and_then(|s| serde_json::to_value(s).ok()) else {
-        found.push(Problem::error("apiVersion", format!("is {}; write {GROUP}/v1alpha1", d.value["apiVersion"])));
+        found.push(LintProblem::error("apiVersion", format!("is {}; write {GROUP}/v1alpha1", d.value["apiVersion"])));
         return;
     };
     let own = d.value.as_object().into_iter().flatten();
     for (key, _) in own.filter(|(k, _)| !["apiVersion", "kind", "metadata", "spec", "status"].contains(&k.as_str())) {
-        found.push(Problem::error(key, "is not a field; the parts of an object are metadata and spec"));
+        found.push(LintProblem::error(key, "is not a field; the parts of an object are metadata and spec"));
     }
     if d.name().is_empty() {
-        found.push(Problem::error("metadata.name", "is missing"));
+        found.push(LintProblem::error("metadata.name", "is missing"));
         return;
     }
     if d.value["spec"].is_null() {
-        found.push(Problem::error("spec", "is missing"));
+        found.push(LintProblem::error("spec", "is missing"));
         return;
     }
-    schema::check(&schema["properties"]["spec"], &d.value["spec"], "spec", found);
+    let spec_schema = &schema["properties"]["spec"];
+    schema::check(spec_schema, &d.value["spec"], "spec", found);
     if !found.is_empty() {
         return;
     }
     // With a wrong type or an unreadable duration, rules would fail for another reason than the one in their message.
     match d.kind() {
         "CreditMigration" => {
-            if let Some(spec) = typed::<CreditMigrationSpec>(&d.value["spec"], found) {
+            if let Some(spec) = typed::<CreditMigrationSpec>(spec_schema, &d.value["spec"], found) {
                 schema::rules(&schema, &with_name(d), found);
                 values::check(&spec, documents, now, found);
                 named_objects(d, &spec, documents, found);
             }
         }
         "MigrationDecision" => {
-            if typed::<MigrationDecisionSpec>(&d.value["spec"], found).is_some() {
+            if typed::<MigrationDecisionSpec>(spec_schema, &d.value["spec"], found).is_some() {
                 schema::rules(&schema, &with_name(d), found);
             }
         }
-        _ => found.push(Problem::warning("kind", "is written by the operator and its runner only")),
+        _ => found.push(LintProblem::warning("kind", "is written by the operator and its runner only")),
     }
 }
 
@@ -219,57 +224,35 @@ fn with_name(d: &Document) -> Value {
 }
 
 /// The typed spec; otherwise the paths of unreadable durations and times, which serde does not report.
-fn typed<T: DeserializeOwned>(spec: &Value, found: &mut Vec<Problem>) -> Option<T> {
-    let mut value = spec.clone();
-    let read = |v: &Value| serde_json::from_value::<T>(v.clone()).map_err(|e| e.to_string());
-    let mut error = match read(&value) {
-        Ok(typed) => return Some(typed),
-        Err(error) => error,
-    };
-    'next: loop {
-        let duration = is_of_duration(&error);
-        let (bad, stand_in, example) = if duration {
-            (["5", "1q"], "1s", "a duration such as 30s, 5m or 1h30m")
-        } else {
-            (["q", "2030-q"], "2030-01-31T03:00:00Z", "a time such as 2030-01-31T03:00:00Z")
+fn typed<T: DeserializeOwned>(schema: &Value, spec: &Value, found: &mut Vec<LintProblem>) -> Option<T> {
+    let mut readable = spec.clone();
+    let mut unreadable = vec![];
+    schema::visit_times(schema, &mut readable, "spec", &mut |kind, path, text| {
+        let (error, valid, example) = match kind {
+            TimeKind::Duration => (error_of::<kube::core::Duration>(text), "1s", "a duration such as 30s, 5m or 1h30m"),
+            TimeKind::Time => (error_of::<Time>(text), "2030-01-31T03:00:00Z", "a time such as 2030-01-31T03:00:00Z"),
         };
-        for leaf in texts(&value, "") {
-            let with = |text: &str| {
-                let mut changed = value.clone();
-                if let Some(place) = changed.pointer_mut(&leaf) {
-                    *place = text.into();
-                }
-                changed
-            };
-            // The error is about the text whose changes change the error. Others of its type may come before it.
-            let errors = bad.map(|text| read(&with(text)).err().unwrap_or_default());
-            let of_its_type = |e: &String| is_of_duration(e) == duration && !e.starts_with("unknown variant");
-            if errors[0] == errors[1] || !errors.iter().all(of_its_type) || reads_as(&value, &leaf, duration) {
-                continue;
-            }
-            let was = value.pointer(&leaf).cloned().unwrap_or_default();
-            found.push(Problem::error(&dotted(&leaf), format!("is {was}: {error}; write {example}")));
-            value = with(stand_in);
-            match read(&value) {
-                Ok(_) => return None,
-                Err(next) => error = next,
-            }
-            continue 'next;
+        if let Some(error) = error {
+            unreadable.push(LintProblem::error(path, format!("is {text}: {error}; write {example}")));
+            // The rest of the spec is read as well.
+            *text = valid.into();
         }
-        found.push(Problem::error("spec", error));
-        return None;
+    });
+    let typed = serde_json::from_value(readable);
+    let all_readable = unreadable.is_empty();
+    found.append(&mut unreadable);
+    match typed {
+        Ok(typed) => all_readable.then_some(typed),
+        Err(error) => {
+            found.push(LintProblem::error("spec", error.to_string()));
+            None
+        }
     }
 }
 
-/// Whether a text is a valid duration or a valid time.
-fn reads_as(value: &Value, leaf: &str, duration: bool) -> bool {
-    let text = value.pointer(leaf).and_then(Value::as_str).unwrap_or_default();
-    if duration { text.parse::<kube::core::Duration>().is_ok() } else { text.parse::<Time>().is_ok() }
-}
-
-/// Whether it is kube's error about an unreadable duration.
-fn is_of_duration(error: &str) -> bool {
-    ["invalid unit", "missing a unit", "invalid floating-point number"].iter().any(|e| error.starts_with(e))
+/// Why a value cannot be read as a type; `None` if it can.
+fn error_of<T: DeserializeOwned>(value: &Value) -> Option<String> {
+    serde_json::from_value::<T>(value.clone()).err().map(|error| error.to_string())
 }
 
 /// JSON pointers of all texts.
@@ -294,7 +277,7 @@ fn dotted(pointer: &str) -> String {
 }
 
 /// Unquoted words that kubectl, which reads YAML 1.1, sends as booleans. Here they are texts.
-fn booleans(d: &Document, text: &str, found: &mut Vec<Problem>) {
+fn booleans(d: &Document, text: &str, found: &mut Vec<LintProblem>) {
     for leaf in self::texts(&d.value["spec"], "") {
         let word = d.value["spec"].pointer(&leaf).and_then(Value::as_str).unwrap_or_default();
         if !["y", "yes", "on", "n", "no", "off"].contains(&word.to_lowercase().as_str()) {
@@ -303,29 +286,29 @@ fn booleans(d: &Document, text: &str, found: &mut Vec<Problem>) {
         let unquoted = regex::Regex::new(&format!(r"(?m)[-:,\[{{][ \t]+{word}[ \t\r]*(?:$|[,}}\]#])"));
         if unquoted.is_ok_and(|r| r.is_match(text)) {
             let text = format!("is {word}, which kubectl takes for a boolean; write it in quotes: \"{word}\"");
-            found.push(Problem::error(&dotted(&leaf), text));
+            found.push(LintProblem::error(&dotted(&leaf), text));
         }
     }
 }
 
 /// Objects in the same files that the spec names.
-fn named_objects(d: &Document, spec: &CreditMigrationSpec, documents: &[Document], found: &mut Vec<Problem>) {
+fn named_objects(d: &Document, spec: &CreditMigrationSpec, documents: &[Document], found: &mut Vec<LintProblem>) {
     let namespace = d.value.pointer("/metadata/namespace").and_then(Value::as_str);
     let mut objects =
         ClusterObjects { namespace: namespace.unwrap_or_default().to_owned(), ..ClusterObjects::default() };
     // Without a namespace of its own any other would be a guess: then all objects of the files count.
     match namespace {
         Some(namespace) => overlay(&mut objects, documents, namespace),
-        None => documents.iter().for_each(|d| {
-            let own = d.value.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or_default();
-            overlay(&mut objects, std::slice::from_ref(d), own);
+        None => documents.iter().for_each(|document| {
+            let own = document.value.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or_default();
+            overlay(&mut objects, std::slice::from_ref(document), own);
         }),
     }
     for f in check_objects(spec, &objects) {
         if f.state.is_problem() {
-            found.push(Problem::error("", format!("{}: {}", f.what, f.message)));
+            found.push(LintProblem::error("", format!("{}: {}", f.what, f.message)));
         } else if f.state == State::Note {
-            found.push(Problem::warning("", format!("{}: {}", f.what, f.message)));
+            found.push(LintProblem::warning("", format!("{}: {}", f.what, f.message)));
         }
     }
 }

@@ -6,13 +6,13 @@ use kube::core::cel::{ErrorKind, Validator};
 use regex::Regex;
 use serde_json::Value;
 
-use super::Problem;
+use super::LintProblem;
 
 /// Problems of a value by the schema; `path` is the value's path.
-pub(super) fn check(schema: &Value, value: &Value, path: &str, found: &mut Vec<Problem>) {
+pub(super) fn check(schema: &Value, value: &Value, path: &str, found: &mut Vec<LintProblem>) {
     if value.is_null() {
         if schema["nullable"] != true {
-            found.push(Problem::error(
+            found.push(LintProblem::error(
                 path,
                 format!("is empty, expected {}; remove it or give it a value", expected(schema)),
             ));
@@ -21,14 +21,14 @@ pub(super) fn check(schema: &Value, value: &Value, path: &str, found: &mut Vec<P
     }
     let Some(wanted) = schema["type"].as_str() else { return };
     if kind_of(value) != wanted && !(wanted == "number" && value.is_number()) {
-        found.push(Problem::error(path, wrong_type(schema, wanted, value)));
+        found.push(LintProblem::error(path, wrong_type(schema, wanted, value)));
         return;
     }
     if let Some(allowed) = schema["enum"].as_array()
         && !allowed.contains(value)
     {
         let names: Vec<String> = allowed.iter().filter(|a| !a.is_null()).map(plain).collect();
-        found.push(Problem::error(path, format!("is {}; write one of {}", shown(value), names.join(", "))));
+        found.push(LintProblem::error(path, format!("is {}; write one of {}", shown(value), names.join(", "))));
         return;
     }
     match value {
@@ -46,28 +46,31 @@ pub(super) fn check(schema: &Value, value: &Value, path: &str, found: &mut Vec<P
                 && !regex.is_match(text)
             {
                 let example = example(schema);
-                found.push(Problem::error(path, format!("is {}, expected {}{example}", shown(value), regex.as_str())));
+                found.push(LintProblem::error(
+                    path,
+                    format!("is {}, expected {}{example}", shown(value), regex.as_str()),
+                ));
             }
         }
         Value::Number(n) => {
             let n = n.as_f64().unwrap_or_default();
             let (min, max) = (schema["minimum"].as_f64(), schema["maximum"].as_f64());
             if min.is_some_and(|min| n < min) || max.is_some_and(|max| n > max) {
-                found.push(Problem::error(path, format!("is {n}, expected {}", range(min, max))));
+                found.push(LintProblem::error(path, format!("is {n}, expected {}", range(min, max))));
             }
         }
         Value::Bool(_) | Value::Null => {}
     }
 }
 
-fn check_object(schema: &Value, map: &serde_json::Map<String, Value>, path: &str, found: &mut Vec<Problem>) {
+fn check_object(schema: &Value, map: &serde_json::Map<String, Value>, path: &str, found: &mut Vec<LintProblem>) {
     let empty = serde_json::Map::new();
     let properties = schema["properties"].as_object().unwrap_or(&empty);
     for name in schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str) {
         if !map.contains_key(name) {
             let what = properties.get(name).and_then(|p| p["description"].as_str()).unwrap_or_default();
             let what = what.lines().next().unwrap_or_default();
-            found.push(Problem::error(&format!("{path}.{name}"), format!("is missing: {what}")));
+            found.push(LintProblem::error(&format!("{path}.{name}"), format!("is missing: {what}")));
         }
     }
     for (name, value) in map {
@@ -75,7 +78,7 @@ fn check_object(schema: &Value, map: &serde_json::Map<String, Value>, path: &str
         match (properties.get(name), &schema["additionalProperties"]) {
             (Some(property), _) => check(property, value, &path, found),
             (None, additional) if additional.is_object() => check(additional, value, &path, found),
-            (None, _) => found.push(Problem::error(&path, unknown(name, properties.keys().map(String::as_str)))),
+            (None, _) => found.push(LintProblem::error(&path, unknown(name, properties.keys().map(String::as_str)))),
         }
     }
 }
@@ -159,12 +162,12 @@ fn example(schema: &Value) -> String {
     default.or(text).map(|t| format!("; {t}")).unwrap_or_default()
 }
 
-fn length(schema: &Value, min: &str, max: &str, n: usize, unit: &str, path: &str, found: &mut Vec<Problem>) {
+fn length(schema: &Value, min: &str, max: &str, n: usize, unit: &str, path: &str, found: &mut Vec<LintProblem>) {
     let (min, max) = (schema[min].as_u64(), schema[max].as_u64());
     let n = n as u64;
     if min.is_some_and(|min| n < min) || max.is_some_and(|max| n > max) {
         let limits = range(min.map(|m| m as f64), max.map(|m| m as f64));
-        found.push(Problem::error(path, format!("has {n} {unit}, expected {limits}")));
+        found.push(LintProblem::error(path, format!("has {n} {unit}, expected {limits}")));
     }
 }
 
@@ -177,16 +180,64 @@ fn range(min: Option<f64>, max: Option<f64>) -> String {
     }
 }
 
+/// How a text of the schema is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TimeKind {
+    /// A duration such as `30s`.
+    Duration,
+    /// A time such as `2030-01-31T03:00:00Z`.
+    Time,
+}
+
+/// Whether a schema is that of a duration or a time. A duration has no format of its own: in a schema `duration` means
+/// that of ISO 8601. Each of ours has a rule over `duration(self)`; a test compares them with the types.
+fn time_kind(schema: &Value) -> Option<TimeKind> {
+    if schema["format"] == "date-time" {
+        return Some(TimeKind::Time);
+    }
+    let mut rules = schema["x-kubernetes-validations"].as_array().into_iter().flatten();
+    let is_of_duration = |rule: &Value| rule["rule"].as_str().is_some_and(|text| text.contains("duration(self)"));
+    rules.any(is_of_duration).then_some(TimeKind::Duration)
+}
+
+/// Calls `visit` with each text that is a duration or a time by the schema, and its path, in the order of the value.
+pub(super) fn visit_times(
+    schema: &Value,
+    value: &mut Value,
+    path: &str,
+    visit: &mut impl FnMut(TimeKind, &str, &mut Value),
+) {
+    match value {
+        Value::String(_) => {
+            if let Some(kind) = time_kind(schema) {
+                visit(kind, path, value);
+            }
+        }
+        Value::Array(items) => {
+            for (i, item) in items.iter_mut().enumerate() {
+                visit_times(&schema["items"], item, &format!("{path}[{i}]"), visit);
+            }
+        }
+        Value::Object(map) => {
+            for (name, value) in map {
+                let property = schema["properties"].get(name).unwrap_or(&schema["additionalProperties"]);
+                visit_times(property, value, &format!("{path}.{name}"), visit);
+            }
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
 /// The schema's CEL rules. Those on changes of an object (`oldSelf`) do not concern a new one.
-pub(super) fn rules(schema: &Value, object: &Value, found: &mut Vec<Problem>) {
+pub(super) fn rules(schema: &Value, object: &Value, found: &mut Vec<LintProblem>) {
     let Err(errors) = Validator::new().validate(schema, object, None) else { return };
     for error in errors {
         let path = error.field_path.trim_start_matches('.').to_owned();
         match error.kind {
-            ErrorKind::ValidationFailure => found.push(Problem::error(&path, error.message)),
+            ErrorKind::ValidationFailure => found.push(LintProblem::error(&path, error.message)),
             // The type check reports a value that a rule cannot read; the server reports a rule that cannot run here.
             ErrorKind::EvaluationError => {}
-            _ => found.push(Problem::warning(
+            _ => found.push(LintProblem::warning(
                 &path,
                 format!(
                     "the rule `{}` cannot be evaluated here ({}); the API server evaluates \

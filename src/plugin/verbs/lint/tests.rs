@@ -57,7 +57,7 @@ fn now() -> Time {
     "2030-01-01T00:00:00Z".parse().unwrap()
 }
 
-fn found(text: &str) -> Vec<Problem> {
+fn found(text: &str) -> Vec<LintProblem> {
     lint(&[("a.yaml".into(), text.into())], now()).unwrap().problems
 }
 
@@ -249,6 +249,31 @@ fn every_duration_that_cannot_be_read_is_reported() {
     );
     let paths: Vec<String> = found(&bad).into_iter().map(|p| p.path).collect();
     assert_eq!(paths, ["spec.validation.duration", "spec.window.maxDuration"]);
+}
+
+/// Each text of the whole example that the type refuses as `q` has a problem at its path: the schema shows which are
+/// durations and times.
+#[test]
+fn a_text_that_cannot_be_read_is_reported_at_its_path() {
+    let file = "examples/complete/creditmigration.yaml";
+    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
+    let document = Document::parse(file, &text).unwrap().remove(0);
+    let mut spec: CreditMigrationSpec = serde_json::from_value(document.value["spec"].clone()).unwrap();
+    spec.schedule.start_at = Some("2031-01-01T00:00:00Z".parse().unwrap());
+    // With all defaults.
+    let spec = serde_json::to_value(spec).unwrap();
+    let mut refused = 0;
+    for leaf in texts(&spec, "") {
+        let mut bad = document.value.clone();
+        bad["spec"] = spec.clone();
+        *bad["spec"].pointer_mut(&leaf).unwrap() = "q".into();
+        if serde_json::from_value::<CreditMigrationSpec>(bad["spec"].clone()).is_err() {
+            refused += 1;
+            let found = found(&bad.to_string());
+            assert!(found.iter().any(|p| p.path == dotted(&leaf)), "{leaf}: {found:#?}");
+        }
+    }
+    assert!(refused > 20, "{refused}");
 }
 
 #[test]

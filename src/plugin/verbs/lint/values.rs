@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 use serde_json_path::JsonPath;
 
-use super::Problem;
+use super::LintProblem;
 use crate::{
-    api::{Check, CreditMigrationSpec, HttpStep, Occasion, SequenceCheck, Time, TriggerSource},
+    api::{Check, CreditMigrationSpec, HttpStep, SequenceCheck, Time, TriggerSource, is_template_key},
     plugin::inspect::{
         documents::Document,
         needs::{templates_of, variables},
@@ -16,17 +16,17 @@ use crate::{
 };
 
 /// Problems of the values.
-pub(super) fn check(spec: &CreditMigrationSpec, documents: &[Document], now: Time, found: &mut Vec<Problem>) {
+pub(super) fn check(spec: &CreditMigrationSpec, documents: &[Document], now: Time, found: &mut Vec<LintProblem>) {
     for (i, hours) in spec.schedule.allowed_hours.iter().enumerate() {
         if let Err(error) = jiff::tz::TimeZone::get(&hours.time_zone) {
-            found.push(Problem::error(
+            found.push(LintProblem::error(
                 &format!("spec.schedule.allowedHours[{i}].timeZone"),
                 format!("is {:?}: {error}; write an IANA name such as Europe/Berlin or UTC", hours.time_zone),
             ));
         }
     }
     if let Some(at) = spec.schedule.start_at.filter(|at| *at < now) {
-        found.push(Problem::warning(
+        found.push(LintProblem::warning(
             "spec.schedule.startAt",
             format!("is {at:.0}, which has passed; the window may open at once"),
         ));
@@ -64,7 +64,7 @@ pub(super) fn check(spec: &CreditMigrationSpec, documents: &[Document], now: Tim
     }
 }
 
-fn of_check(path: &str, check: &Check, found: &mut Vec<Problem>) {
+fn of_check(path: &str, check: &Check, found: &mut Vec<LintProblem>) {
     if let Some(sql) = &check.sql {
         one_query(&format!("{path}.sql.query"), &sql.query, found);
     }
@@ -81,14 +81,14 @@ fn of_check(path: &str, check: &Check, found: &mut Vec<Problem>) {
     {
         let error = error.to_string();
         let last = error.lines().last().unwrap_or_default();
-        found.push(Problem::error(&format!("{path}.logs.pattern"), format!("is no regular expression: {last}")));
+        found.push(LintProblem::error(&format!("{path}.logs.pattern"), format!("is no regular expression: {last}")));
     }
     if let Some(sequence) = &check.sequence {
         of_sequence(&format!("{path}.sequence"), sequence, found);
     }
 }
 
-fn of_sequence(path: &str, sequence: &SequenceCheck, found: &mut Vec<Problem>) {
+fn of_sequence(path: &str, sequence: &SequenceCheck, found: &mut Vec<LintProblem>) {
     let mut known: BTreeSet<String> = BTreeSet::new();
     for (i, step) in sequence.steps.iter().enumerate() {
         let path = format!("{path}.steps[{i}]");
@@ -107,19 +107,19 @@ fn of_sequence(path: &str, sequence: &SequenceCheck, found: &mut Vec<Problem>) {
 }
 
 /// A template of a request: it can be parsed, and what it uses is known by then.
-fn template(path: &str, text: &str, known: &BTreeSet<String>, has_secret: bool, found: &mut Vec<Problem>) {
+fn template(path: &str, text: &str, known: &BTreeSet<String>, has_secret: bool, found: &mut Vec<LintProblem>) {
     if let Err(why) = parse_template(text) {
-        found.push(Problem::error(path, format!("a template cannot be parsed: {why}")));
+        found.push(LintProblem::error(path, format!("a template cannot be parsed: {why}")));
         return;
     }
     for variable in variables(text) {
         let first = variable.split('.').next().unwrap_or_default();
         if first == "secret" && !has_secret {
-            found.push(Problem::error(path, format!("uses {{{{ {variable} }}}}; set secretRef of the sequence")));
+            found.push(LintProblem::error(path, format!("uses {{{{ {variable} }}}}; set secretRef of the sequence")));
         } else if first != "secret" && !known.contains(first) {
             let names: Vec<&str> = known.iter().map(String::as_str).collect();
             let there = if names.is_empty() { "nothing".to_owned() } else { names.join(", ") };
-            found.push(Problem::error(
+            found.push(LintProblem::error(
                 path,
                 format!(
                     "uses {{{{ {variable} }}}}, which no earlier step captures ({there} is); add it to capture of one"
@@ -135,60 +135,50 @@ fn parse_template(text: &str) -> Result<(), String> {
 }
 
 /// Templates of notices: their keys and their text.
-fn notices(map: &str, data: &Value, found: &mut Vec<Problem>) {
+fn notices(map: &str, data: &Value, found: &mut Vec<LintProblem>) {
     for (key, text) in data.as_object().into_iter().flatten() {
         let path = format!("ConfigMap {map} data.{key}");
-        if !is_notice_key(key) {
-            found.push(Problem::warning(
+        if !is_template_key(key) {
+            found.push(LintProblem::warning(
                 &path,
                 "is no key of a template; write OCCASION.subject, OCCASION.body, or OCCASION.AUDIENCE.body, such as \
                     MaintenanceStarts.Users.body",
             ));
         } else if let Some(Err(why)) = text.as_str().map(parse_template) {
-            found.push(Problem::error(&path, format!("cannot be parsed: {why}")));
+            found.push(LintProblem::error(&path, format!("cannot be parsed: {why}")));
         }
     }
 }
 
-fn is_notice_key(key: &str) -> bool {
-    let parts: Vec<&str> = key.split('.').collect();
-    let (occasion, audience, part) = match parts.as_slice() {
-        [occasion, part] => (*occasion, None, *part),
-        [occasion, audience, part] => (*occasion, Some(*audience), *part),
-        _ => return false,
-    };
-    let Some(occasion) = Occasion::ALL.iter().find(|o| o.as_str() == occasion) else { return false };
-    ["subject", "body"].contains(&part)
-        && audience.is_none_or(|a| occasion.audiences().iter().any(|known| known.as_str() == a))
-}
-
-fn json_path(path: &str, text: &str, found: &mut Vec<Problem>) {
+fn json_path(path: &str, text: &str, found: &mut Vec<LintProblem>) {
     if let Err(error) = JsonPath::parse(text) {
-        found
-            .push(Problem::error(path, format!("is {text:?}: {error}; write a JSONPath (RFC 9535) such as $.running")));
+        found.push(LintProblem::error(
+            path,
+            format!("is {text:?}: {error}; write a JSONPath (RFC 9535) such as $.running"),
+        ));
     }
 }
 
-fn json_body(path: &str, text: &str, found: &mut Vec<Problem>) {
+fn json_body(path: &str, text: &str, found: &mut Vec<LintProblem>) {
     if let Err(error) = serde_json::from_str::<Value>(text) {
-        found.push(Problem::warning(path, format!("is no JSON: {error}")));
+        found.push(LintProblem::warning(path, format!("is no JSON: {error}")));
     }
 }
 
 /// One statement that could be run in a transaction.
-fn one_query(path: &str, text: &str, found: &mut Vec<Problem>) {
+fn one_query(path: &str, text: &str, found: &mut Vec<LintProblem>) {
     match sql::read(text) {
         Ok(statements) if statements.len() == 1 => {}
         Ok(statements) => {
-            found.push(Problem::error(path, format!("holds {} statements; write one query", statements.len())));
+            found.push(LintProblem::error(path, format!("holds {} statements; write one query", statements.len())));
         }
         Err(problems) => {
             let Some(p) = problems.iter().find(|p| !p.doubtful).or(problems.first()) else { return };
             let text = format!("line {}: {}", p.line, p.message);
             found.push(if p.doubtful {
-                Problem::warning(path, format!("{text}; the server's parser decides"))
+                LintProblem::warning(path, format!("{text}; the server's parser decides"))
             } else {
-                Problem::error(path, text)
+                LintProblem::error(path, text)
             });
         }
     }

@@ -4,17 +4,17 @@ use serde::Serialize;
 
 use crate::{
     api::{Audience, CreditMigrationStatus, DeliveryState, Finding, Occasion, Step, StepState, Task, Topic},
-    plugin::verbs::verify::Record,
+    plugin::inspect::record::Record,
 };
 
 #[derive(Serialize, Debug)]
 pub(super) struct Section {
     pub(super) title: &'static str,
-    pub(super) lines: Vec<Line>,
+    pub(super) lines: Vec<ChecklistLine>,
 }
 
 #[derive(Serialize, Debug)]
-pub(super) struct Line {
+pub(super) struct ChecklistLine {
     pub(super) what: String,
     pub(super) done: bool,
     pub(super) evidence: String,
@@ -83,7 +83,8 @@ const SECTIONS: &[(&str, &[(&str, Step)])] = &[
 /// The checklist, section by section.
 pub(super) fn checklist(record: &Record, status: &CreditMigrationStatus) -> Vec<Section> {
     let section = |(title, lines): &(&'static str, &[(&str, Step)])| {
-        let mut lines: Vec<Line> = lines.iter().flat_map(|(what, step)| of_step(what, *step, record, status)).collect();
+        let mut lines: Vec<ChecklistLine> =
+            lines.iter().flat_map(|(what, step)| of_step(what, *step, record, status)).collect();
         match *title {
             TEST => lines.push(both_versions(record)),
             COMMUNICATION => lines.extend([maintenance_notice(status), contacts(record)]),
@@ -94,18 +95,18 @@ pub(super) fn checklist(record: &Record, status: &CreditMigrationStatus) -> Vec<
     let listed = SECTIONS.iter().filter(|(title, _)| *title != ROLLBACK || status.rollback.is_some());
     let mut sections: Vec<Section> = listed.map(section).collect();
     // Triggers and checks, each with its last measurement.
-    let measured: Vec<Line> = status
+    let measured: Vec<ChecklistLine> = status
         .checks
         .iter()
-        .map(|c| Line {
-            what: format!("Check {}", c.name),
-            done: c.outcome == crate::api::CheckOutcome::Pass && !c.breached,
+        .map(|check| ChecklistLine {
+            what: format!("Check {}", check.name),
+            done: check.outcome == crate::api::CheckOutcome::Pass && !check.breached,
             evidence: format!(
                 "{}, {} measurements{}: {}",
-                c.outcome,
-                c.measured,
-                if c.breached { ", breached" } else { "" },
-                c.message
+                check.outcome,
+                check.measured,
+                if check.breached { ", breached" } else { "" },
+                check.message
             ),
         })
         .collect();
@@ -132,14 +133,14 @@ fn parts(step: Step) -> Option<Parts> {
 }
 
 /// The lines of a step: one, or for a stage one for each part that it checks.
-fn of_step(what: &str, step: Step, record: &Record, status: &CreditMigrationStatus) -> Vec<Line> {
+fn of_step(what: &str, step: Step, record: &Record, status: &CreditMigrationStatus) -> Vec<ChecklistLine> {
     let line = step_line(what, step, status);
     let Some(parts) = parts(step) else { return vec![line] };
     let gaps = record.migration.spec.not_covered();
     let part = |(what, topic): &(&str, Topic)| {
         let open: Vec<&str> = gaps.iter().filter(|gap| gap.topic == *topic).map(|gap| gap.what.as_str()).collect();
         let without = if open.is_empty() { String::new() } else { format!("; no check of: {}", open.join(", ")) };
-        Line {
+        ChecklistLine {
             what: (*what).to_owned(),
             done: line.done && open.is_empty(),
             evidence: format!("{}{without}", line.evidence),
@@ -149,7 +150,7 @@ fn of_step(what: &str, step: Step, record: &Record, status: &CreditMigrationStat
 }
 
 /// Whether the application reports that it can run both versions, as Preflight recorded it.
-fn both_versions(record: &Record) -> Line {
+fn both_versions(record: &Record) -> ChecklistLine {
     let runs = record.runs.iter().filter(|r| r.spec.task == Task::Preflight);
     let last = runs.filter_map(|r| Some((r.spec.attempt, r.status.as_ref()?))).max_by_key(|(attempt, _)| *attempt);
     let finding = last.and_then(|(_, s)| s.findings.iter().find(|f| f.name == Finding::VERSION_PROBE));
@@ -160,14 +161,14 @@ fn both_versions(record: &Record) -> Line {
         }
         None => "no answer is recorded".to_owned(),
     };
-    Line {
+    ChecklistLine {
         what: "Both versions are in the application".into(),
         done: finding.is_some_and(|f| f.reason.is_none() && f.message.contains(Finding::HOLDS_BOTH)),
         evidence,
     }
 }
 
-fn step_line(what: &str, step: Step, status: &CreditMigrationStatus) -> Line {
+fn step_line(what: &str, step: Step, status: &CreditMigrationStatus) -> ChecklistLine {
     let of = status.steps.iter().find(|s| s.name == step);
     let evidence = match of {
         None => "not started".to_owned(),
@@ -180,11 +181,11 @@ fn step_line(what: &str, step: Step, status: &CreditMigrationStatus) -> Line {
             }
         }
     };
-    Line { what: what.into(), done: of.is_some_and(|s| s.state == StepState::Succeeded), evidence }
+    ChecklistLine { what: what.into(), done: of.is_some_and(|s| s.state == StepState::Succeeded), evidence }
 }
 
 /// Whether a channel accepted the maintenance notice.
-fn maintenance_notice(status: &CreditMigrationStatus) -> Line {
+fn maintenance_notice(status: &CreditMigrationStatus) -> ChecklistLine {
     let notice = status.notices.iter().rev().find(|n| n.notice.occasion == Occasion::MaintenanceStarts);
     let taken: Vec<String> = notice
         .iter()
@@ -201,11 +202,11 @@ fn maintenance_notice(status: &CreditMigrationStatus) -> Line {
             if taken.is_empty() { "none".into() } else { taken.join(", ") }
         ),
     };
-    Line { what: "Maintenance notice".into(), done: !taken.is_empty(), evidence }
+    ChecklistLine { what: "Maintenance notice".into(), done: !taken.is_empty(), evidence }
 }
 
 /// Contacts and audiences. Only roles: names and phone numbers stay in the spec.
-fn contacts(record: &Record) -> Line {
+fn contacts(record: &Record) -> ChecklistLine {
     let notifications = &record.migration.spec.notifications;
     let gaps = record.migration.spec.not_covered();
     let roles_missing = gaps.iter().any(|gap| gap.topic == Topic::Contacts);
@@ -220,7 +221,7 @@ fn contacts(record: &Record) -> Line {
         if roles.is_empty() { "none".into() } else { roles.join(", ") },
         if reached.is_empty() { "the team at most".into() } else { reached.join(", ") }
     );
-    Line {
+    ChecklistLine {
         what: "Emergency contacts, support, users, status page".into(),
         done: !roles_missing && reached.len() == 4,
         evidence,
@@ -232,7 +233,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{machine::steps::FORWARD, plugin::verbs::verify::tests::completed};
+    use crate::{machine::steps::FORWARD, plugin::inspect::record::tests::completed};
 
     #[test]
     fn every_step_is_a_line_of_the_checklist() {

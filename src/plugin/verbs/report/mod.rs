@@ -1,5 +1,8 @@
-//! `report`: writes the whole record of a migration, in the order of the checklist. Evidence is that of
-//! [`super::verify`].
+//! `report`: writes the whole record of a migration, in the order of the checklist (`checklist`). Its evidence is that
+//! of [`super::verify`].
+//!
+//! Called by the dispatch of [`plugin`](crate::plugin). Imports the verbs `completion`, `status` and `verify`,
+//! `connection`, `inspect`, `output` and `error` of the plugin, and `api`.
 
 mod checklist;
 
@@ -9,16 +12,13 @@ use kube::ResourceExt;
 use serde::Serialize;
 
 use self::checklist::{Section, checklist};
-use super::{
-    completion,
-    status::current_state,
-    verify::{Record, fetch, verify},
-};
+use super::{completion, status::current_state, verify::verify};
 use crate::{
     api::{CreditMigrationStatus, ReportEvidence, Task, Time},
     plugin::{
-        Error,
-        connection::Connection,
+        PluginError,
+        connection::ClusterConnection,
+        inspect::record::Record,
         output::{CheckedItem, Format, Output, State, one_line, seconds},
     },
 };
@@ -53,7 +53,7 @@ struct MigrationReport {
     /// The checklist, section by section.
     checklist: Vec<Section>,
     decisions: Vec<DecisionRecord>,
-    windows: Vec<Window>,
+    windows: Vec<WindowLine>,
     notices: Vec<NoticeLine>,
     /// Objects in the bucket.
     objects: Vec<Object>,
@@ -72,7 +72,7 @@ struct DecisionRecord {
 
 #[derive(Serialize, Debug)]
 #[serde(rename_all = "camelCase")]
-struct Window {
+struct WindowLine {
     run: String,
     direction: &'static str,
     state: String,
@@ -100,8 +100,8 @@ struct Object {
 }
 
 /// Writes the record.
-pub(crate) async fn run(connection: &Connection, args: &Args) -> Result<Output, Error> {
-    let report = of(&fetch(connection, &args.name).await?);
+pub(crate) async fn run(connection: &ClusterConnection, args: &Args) -> Result<Output, PluginError> {
+    let report = of(&connection.record(&args.name).await?);
     Ok(Output::success(args.output.write(&report, || markdown(&report))?))
 }
 
@@ -118,23 +118,23 @@ fn of(record: &Record) -> MigrationReport {
         decisions: record
             .decisions
             .iter()
-            .map(|d| DecisionRecord {
-                at: d.metadata.creation_timestamp.as_ref().map(|t| t.0),
-                decision: d.spec.decision.to_string(),
-                by: d.spec.by.clone(),
-                reason: d.spec.reason.clone().unwrap_or_default(),
-                digest: d.spec.digest.clone(),
+            .map(|decision| DecisionRecord {
+                at: decision.metadata.creation_timestamp.as_ref().map(|t| t.0),
+                decision: decision.spec.decision.to_string(),
+                by: decision.spec.by.clone(),
+                reason: decision.spec.reason.clone().unwrap_or_default(),
+                digest: decision.spec.digest.clone(),
             })
             .collect(),
         windows: windows(record),
         notices: status
             .notices
             .iter()
-            .map(|n| NoticeLine {
-                occasion: n.notice.occasion.to_string(),
-                at: n.notice.at,
-                state: n.state.to_string(),
-                channels: n.deliveries.iter().map(|d| format!("{} {}", d.channel, d.state)).collect(),
+            .map(|notice| NoticeLine {
+                occasion: notice.notice.occasion.to_string(),
+                at: notice.notice.at,
+                state: notice.state.to_string(),
+                channels: notice.deliveries.iter().map(|d| format!("{} {}", d.channel, d.state)).collect(),
             })
             .collect(),
         objects: objects(&status),
@@ -142,7 +142,7 @@ fn of(record: &Record) -> MigrationReport {
     }
 }
 
-fn windows(record: &Record) -> Vec<Window> {
+fn windows(record: &Record) -> Vec<WindowLine> {
     let mut runs: Vec<_> = record
         .runs
         .iter()
@@ -151,18 +151,18 @@ fn windows(record: &Record) -> Vec<Window> {
         .collect();
     runs.sort_by_key(|(r, w)| (w.blocked_at, r.spec.task, r.spec.attempt));
     runs.into_iter()
-        .map(|(r, w)| Window {
-            run: r.name_any(),
-            direction: if r.spec.task == Task::Window { "forward" } else { "rollback" },
-            state: w.state.to_string(),
-            blocked_at: w.blocked_at,
-            unblocked_at: w.unblocked_at,
-            blocked_seconds: w
+        .map(|(run, window)| WindowLine {
+            run: run.name_any(),
+            direction: if run.spec.task == Task::Window { "forward" } else { "rollback" },
+            state: window.state.to_string(),
+            blocked_at: window.blocked_at,
+            unblocked_at: window.unblocked_at,
+            blocked_seconds: window
                 .blocked_at
-                .zip(w.unblocked_at)
+                .zip(window.unblocked_at)
                 .and_then(|(from, to)| (to - from).total(jiff::Unit::Second).ok()),
-            verification: w.verification.clone(),
-            users_written_since: w.users_written_since,
+            verification: window.verification.clone(),
+            users_written_since: window.users_written_since,
         })
         .collect()
 }
@@ -227,23 +227,29 @@ fn markdown(report: &MigrationReport) -> String {
         &mut text,
         "Decisions",
         &["At", "Decision", "By", "Reason", "Plan"],
-        decisions.iter().map(|w| {
-            vec![time(&w.at), w.decision.clone(), w.by.clone(), w.reason.clone(), w.digest.clone().unwrap_or_default()]
+        decisions.iter().map(|decision| {
+            vec![
+                time(&decision.at),
+                decision.decision.clone(),
+                decision.by.clone(),
+                decision.reason.clone(),
+                decision.digest.clone().unwrap_or_default(),
+            ]
         }),
     );
     grid(
         &mut text,
         "Windows",
         &["Run", "Direction", "State", "Blocked", "Unblocked", "Blocked for", "Verified by"],
-        windows.iter().map(|w| {
+        windows.iter().map(|window| {
             vec![
-                w.run.clone(),
-                w.direction.to_owned(),
-                w.state.clone(),
-                time(&w.blocked_at),
-                time(&w.unblocked_at),
-                w.blocked_seconds.map(seconds).unwrap_or_default(),
-                w.verification.clone().unwrap_or_default(),
+                window.run.clone(),
+                window.direction.to_owned(),
+                window.state.clone(),
+                time(&window.blocked_at),
+                time(&window.unblocked_at),
+                window.blocked_seconds.map(seconds).unwrap_or_default(),
+                window.verification.clone().unwrap_or_default(),
             ]
         }),
     );
@@ -259,9 +265,9 @@ fn markdown(report: &MigrationReport) -> String {
         &mut text,
         "Objects",
         &["What", "Object", "Bytes", "SHA-256"],
-        objects.iter().map(|o| {
-            let bytes = o.bytes.map(|b| b.to_string()).unwrap_or_default();
-            vec![o.what.to_owned(), o.object.clone(), bytes, o.sha256.clone().unwrap_or_default()]
+        objects.iter().map(|object| {
+            let bytes = object.bytes.map(|b| b.to_string()).unwrap_or_default();
+            vec![object.what.to_owned(), object.object.clone(), bytes, object.sha256.clone().unwrap_or_default()]
         }),
     );
     grid(
@@ -300,7 +306,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{machine::steps::FORWARD, plugin::verbs::verify::tests::completed};
+    use crate::{machine::steps::FORWARD, plugin::inspect::record::tests::completed};
 
     #[test]
     fn the_record_is_whole() {

@@ -2,27 +2,29 @@
 //!
 //! It believes no summary: the digest is computed again, approvals are counted in the decisions themselves, facts of
 //! the window are read from its run.
+//!
+//! Called by the dispatch of [`plugin`](crate::plugin) and by `report`. Imports the verb `completion`, `connection`,
+//! `inspect`, `output` and `error` of the plugin, `machine`, `api` and `shared`.
 
 use std::collections::BTreeSet;
 
-use k8s_openapi::api::core::v1::ConfigMap;
-use kube::{Api, ResourceExt, api::ListParams};
+use kube::ResourceExt;
 use serde::Serialize;
 
 use super::completion;
 use crate::{
     api::{
-        CreditMigration, CreditMigrationStatus, DecisionKind, KeyRef, MigrationDecision, MigrationRun, Phase,
-        ReportEvidence, SchemaInPlace, Step, StepState, Task, Time, WindowProgress, WindowState, sha256,
+        CreditMigrationStatus, DecisionKind, Phase, ReportEvidence, SchemaInPlace, Step, StepState, Task, Time,
+        WindowState,
     },
     machine::plan_digest,
     plugin::{
-        Error,
-        connection::Connection,
+        PluginError,
+        connection::ClusterConnection,
+        inspect::record::Record,
         output::{CheckedItem, Format, Output, State, exit_of, item, items_table, seconds},
     },
     shared::{command::plugin, time::to_signed},
-    telemetry,
 };
 
 pub(crate) const EXAMPLES: &str = "\
@@ -43,21 +45,6 @@ pub(crate) struct Args {
     output: Format,
 }
 
-/// All objects that evidence is read from.
-#[derive(Clone, Debug)]
-pub(crate) struct Record {
-    /// When they were read.
-    pub(crate) at: Time,
-    /// The migration.
-    pub(crate) migration: CreditMigration,
-    /// Decisions on this very migration, oldest first.
-    pub(crate) decisions: Vec<MigrationDecision>,
-    /// Its runs.
-    pub(crate) runs: Vec<MigrationRun>,
-    /// SHA-256 of the up and down SQL that their ConfigMaps have now; absent where it cannot be read.
-    pub(crate) sql: [Option<String>; 2],
-}
-
 #[derive(Serialize)]
 struct Verified<'a> {
     name: &'a str,
@@ -65,74 +52,11 @@ struct Verified<'a> {
 }
 
 /// Verifies the evidence.
-pub(crate) async fn run(connection: &Connection, args: &Args) -> Result<Output, Error> {
-    let record = fetch(connection, &args.name).await?;
+pub(crate) async fn run(connection: &ClusterConnection, args: &Args) -> Result<Output, PluginError> {
+    let record = connection.record(&args.name).await?;
     let evidence = verify(&record);
     let text = args.output.write(&Verified { name: &args.name, evidence: &evidence }, || items_table(&evidence))?;
     Ok(Output { text, exit: exit_of(&evidence) })
-}
-
-/// Reads all objects that evidence is read from.
-pub(crate) async fn fetch(connection: &Connection, name: &str) -> Result<Record, Error> {
-    let migration = connection.migration(name).await?;
-    let uid = migration.uid().unwrap_or_default();
-    let all = ListParams::default();
-    let (decisions, runs): (Api<MigrationDecision>, Api<MigrationRun>) = (connection.api(), connection.api());
-    let mut decisions = decisions.list(&all).await?.items;
-    decisions.retain(|d| d.spec.migration == name && d.spec.migration_uid == uid);
-    decisions.sort_by_key(|d| (d.metadata.creation_timestamp.as_ref().map(|t| t.0), d.name_any()));
-    let mut runs = runs.list(&all).await?.items;
-    runs.retain(|r| r.spec.migration_uid == uid);
-    let sql = &migration.spec.migration;
-    let sql =
-        [sha_of(connection, &sql.up.config_map_key_ref).await, sha_of(connection, &sql.down.config_map_key_ref).await];
-    Ok(Record { at: telemetry::now(), migration, decisions, runs, sql })
-}
-
-async fn sha_of(connection: &Connection, key: &KeyRef) -> Option<String> {
-    let map = connection.api::<ConfigMap>().get_opt(&key.name).await.ok()??;
-    map.data?.get(&key.key).map(|text| sha256(text.as_bytes()))
-}
-
-impl Record {
-    fn status(&self) -> CreditMigrationStatus {
-        self.migration.status.clone().unwrap_or_default()
-    }
-
-    /// People other than the author who approved a digest.
-    pub(crate) fn approvers(&self, digest: &str, after: Option<Time>) -> BTreeSet<String> {
-        self.decisions_on(DecisionKind::Approve, digest)
-            .filter(|d| is_after(d, after))
-            .map(|d| d.spec.by.clone())
-            .filter(|by| *by != self.migration.spec.requested_by)
-            .collect()
-    }
-
-    /// People who confirmed presence for a digest. `fresh`: only confirmations within `presence.within`.
-    fn present(&self, digest: &str, after: Option<Time>, fresh: bool) -> BTreeSet<String> {
-        let within = to_signed(self.migration.spec.schedule.presence.within);
-        let since = fresh.then(|| self.at.checked_sub(within).unwrap_or(Time::MIN));
-        self.decisions_on(DecisionKind::Ready, digest)
-            .filter(|d| is_after(d, after) && is_after(d, since))
-            .map(|d| d.spec.by.clone())
-            .collect()
-    }
-
-    fn decisions_on<'a>(&'a self, kind: DecisionKind, digest: &'a str) -> impl Iterator<Item = &'a MigrationDecision> {
-        self.decisions.iter().filter(move |d| d.spec.decision == kind && d.spec.digest.as_deref() == Some(digest))
-    }
-
-    /// The last run of a task that reported progress of a window.
-    pub(crate) fn window(&self, task: Task) -> Option<(&MigrationRun, &WindowProgress)> {
-        let of_task = self.runs.iter().filter(|r| r.spec.task == task);
-        let reported = of_task.filter_map(|r| Some((r, r.status.as_ref()?.window.as_ref()?)));
-        reported.max_by_key(|(r, _)| r.spec.attempt)
-    }
-}
-
-/// Whether a decision was made after a time. A decision without a time of its own was not.
-fn is_after(decision: &MigrationDecision, after: Option<Time>) -> bool {
-    after.is_none_or(|t| decision.metadata.creation_timestamp.as_ref().is_some_and(|c| c.0 > t))
 }
 
 /// Whether the window has started: from then on approvals are due.
@@ -439,4 +363,4 @@ fn reports(record: &Record, status: &CreditMigrationStatus) -> Vec<CheckedItem> 
 }
 
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;

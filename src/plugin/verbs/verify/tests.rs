@@ -3,91 +3,11 @@
 use serde_json::json;
 
 use super::*;
-use crate::{
-    api::{
-        MigrationDecisionSpec, MigrationRunSpec, Plan, RunInputs,
-        fixtures::{backup as dump, baseline, rehearsal, spec, verification},
-    },
-    plugin::{Exit, commands::sound, verbs::status::tests::time},
+use crate::plugin::{
+    Exit,
+    commands::sound,
+    inspect::record::tests::{at, completed, progress, run, status},
 };
-
-fn at(text: &str) -> Time {
-    time(text)
-}
-
-fn decision(decision: DecisionKind, by: &str, digest: &str) -> MigrationDecision {
-    let mut d = MigrationDecision::new(
-        &format!("{decision}-{by}").to_lowercase(),
-        MigrationDecisionSpec {
-            migration: "m".into(),
-            migration_uid: "1".into(),
-            decision,
-            by: by.into(),
-            reason: Some("reviewed".into()),
-            digest: Some(digest.into()),
-        },
-    );
-    d.metadata.creation_timestamp =
-        Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at("2030-01-01T01:00:00Z")));
-    d
-}
-
-fn run(task: Task, progress: serde_json::Value) -> MigrationRun {
-    let mut run = MigrationRun::new(
-        "m-window-1",
-        MigrationRunSpec {
-            migration: "m".into(),
-            migration_uid: "1".into(),
-            task,
-            attempt: 1,
-            plan: spec(),
-            inputs: RunInputs::default(),
-            window: None,
-        },
-    );
-    run.status = Some(serde_json::from_value(json!({"phase": "Succeeded", "window": progress})).unwrap());
-    run
-}
-
-/// A migration that ended well, with all of its evidence.
-pub(crate) fn completed() -> Record {
-    let mut m = CreditMigration::new("m", spec());
-    m.metadata.uid = Some("1".into());
-    m.metadata.namespace = Some("shop".into());
-    let now = at("2030-01-01T00:00:00Z");
-    let mut status = CreditMigrationStatus {
-        phase: Some(Phase::Completed),
-        plan: Some(Plan { digest: None, generation: 1, up_sha256: "u".into(), down_sha256: "d".into() }),
-        baseline: Some(baseline(now)),
-        backup: Some(dump(now)),
-        verification: Some(verification()),
-        rehearsal: Some(rehearsal(12.0)),
-        approved_by: vec!["ann".into(), "bob".into()],
-        ..Default::default()
-    };
-    let digest = plan_digest("1", &m.spec, &status).unwrap();
-    status.plan.as_mut().unwrap().digest = Some(digest.clone());
-    m.status = Some(status);
-    let mut decisions = vec![];
-    for by in ["ann", "bob"] {
-        decisions.push(decision(DecisionKind::Approve, by, &digest));
-        decisions.push(decision(DecisionKind::Ready, by, &digest));
-    }
-    decisions.push(decision(DecisionKind::Keep, "ann", &digest));
-    let reported = json!({
-        "state": "Released", "blockedAt": "2030-01-01T02:00:00Z", "unblockedAt": "2030-01-01T02:00:09Z",
-        "migrateSeconds": 0.5, "comparison": {"users": 2, "unexplained": 0, "totalBalance": "3"},
-    });
-    let mut record = Record {
-        at: at("2030-01-01T01:30:00Z"),
-        migration: m,
-        decisions,
-        runs: vec![run(Task::Window, reported)],
-        sql: [Some("u".into()), Some("d".into())],
-    };
-    progress(&mut record).verification = Some("25006".into());
-    record
-}
 
 fn bad(record: &Record) -> Vec<CheckedItem> {
     verify(record).into_iter().filter(|f| f.state.is_problem()).collect()
@@ -149,14 +69,6 @@ fn what_does_not_fit_is_reported(#[case] what: &str, #[case] change: fn(&mut Rec
     change(&mut record);
     let found = bad(&record);
     assert!(found.iter().any(|f| f.what == what), "{what}: {found:#?}");
-}
-
-fn status(r: &mut Record) -> &mut CreditMigrationStatus {
-    r.migration.status.as_mut().unwrap()
-}
-
-fn progress(r: &mut Record) -> &mut WindowProgress {
-    r.runs[0].status.as_mut().unwrap().window.as_mut().unwrap()
 }
 
 #[test]

@@ -3,24 +3,7 @@
 //! Team and Support get facts and the next command; Users, Social and StatusPage get what they can act on, without a
 //! name of the migration, of a system or of a person. The contacts are added to alerts by the renderer, not here.
 
-use crate::api::{Audience, Occasion};
-
-/// Part of a notice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Part {
-    Subject,
-    Body,
-}
-
-impl Part {
-    /// Its name in the keys of templates.
-    pub(super) fn key(self) -> &'static str {
-        match self {
-            Part::Subject => "subject",
-            Part::Body => "body",
-        }
-    }
-}
+use crate::api::{Audience, NoticePart, Occasion};
 
 /// What the team can check, for the end of its texts.
 macro_rules! facts {
@@ -45,7 +28,7 @@ macro_rules! pause {
 }
 
 /// The template of one part of a notice to one audience.
-pub(super) fn template(occasion: Occasion, audience: Audience, part: Part) -> &'static str {
+pub(super) fn template(occasion: Occasion, audience: Audience, part: NoticePart) -> &'static str {
     let (subject, body) = match audience {
         Audience::Team => team(occasion),
         Audience::Support => support(occasion),
@@ -54,8 +37,8 @@ pub(super) fn template(occasion: Occasion, audience: Audience, part: Part) -> &'
         Audience::StatusPage => status_page(occasion),
     };
     match part {
-        Part::Subject => subject,
-        Part::Body => body,
+        NoticePart::Subject => subject,
+        NoticePart::Body => body,
     }
 }
 

@@ -17,8 +17,8 @@ use std::collections::BTreeMap;
 
 use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value, context};
 
-use super::defaults::{self, Part};
-use crate::api::{Audience, Contact, ContactRole, Notice, Occasion};
+use super::defaults;
+use crate::api::{Audience, Contact, ContactRole, Notice, NoticePart, Occasion, is_template_key};
 
 /// Longest subject and body, in characters: Slack and mail servers refuse much longer ones.
 const MAX_NOTICE_LENGTHS: (usize, usize) = (200, 20_000);
@@ -87,13 +87,13 @@ impl Templates {
             let source = defaults::template(notice.occasion, audience, part);
             // The defaults are tried with each occasion and audience by the tests; should one fail all the same, the
             // facts go out.
-            render(part.key(), source, notice, audience, notice_context).unwrap_or_else(|why| {
-                unusable.push(format!("default {}: {why}", part.key()));
+            render(part.as_str(), source, notice, audience, notice_context).unwrap_or_else(|why| {
+                unusable.push(format!("default {}: {why}", part.as_str()));
                 if is_internal(audience) { notice.message.clone() } else { "News of our credits".to_owned() }
             })
         };
-        let subject = part(Part::Subject).split_whitespace().collect::<Vec<_>>().join(" ");
-        let mut body = cut(&part(Part::Body), MAX_NOTICE_LENGTHS.1);
+        let subject = part(NoticePart::Subject).split_whitespace().collect::<Vec<_>>().join(" ");
+        let mut body = cut(&part(NoticePart::Body), MAX_NOTICE_LENGTHS.1);
         let missing: Vec<String> = notice_context
             .contacts_for(notice.occasion, audience)
             .iter()
@@ -106,8 +106,8 @@ impl Templates {
         RenderedNotice { subject: cut(&subject, MAX_NOTICE_LENGTHS.0), body, unusable }
     }
 
-    fn own(&self, occasion: Occasion, audience: Audience, part: Part) -> Option<(&str, &str)> {
-        let part = part.key();
+    fn own(&self, occasion: Occasion, audience: Audience, part: NoticePart) -> Option<(&str, &str)> {
+        let part = part.as_str();
         [format!("{occasion}.{audience}.{part}"), format!("{occasion}.{part}")]
             .iter()
             .find_map(|key| self.own.get_key_value(key))
@@ -119,7 +119,7 @@ impl Templates {
     pub(super) fn problems(&self, audiences: &[Audience], notice_context: NoticeContext<'_>) -> Vec<String> {
         let mut problems = Vec::new();
         for (key, source) in &self.own {
-            if !is_key(key) {
+            if !is_template_key(key) {
                 problems.push(format!("{key} names no template; keys are OCCASION[.AUDIENCE].subject and .body"));
             } else if let Err(why) = environment().template_from_named_str(key, source) {
                 problems.push(format!("{key}: {why}"));
@@ -133,7 +133,7 @@ impl Templates {
     fn first_problem(&self, key: &str, audiences: &[Audience], notice_context: NoticeContext<'_>) -> Option<String> {
         for &occasion in Occasion::ALL {
             for audience in occasion.audiences().iter().copied().filter(|a| audiences.contains(a)) {
-                for part in [Part::Subject, Part::Body] {
+                for part in NoticePart::ALL.iter().copied() {
                     let Some((found, source)) = self.own(occasion, audience, part).filter(|(found, _)| *found == key)
                     else {
                         continue;
@@ -148,18 +148,6 @@ impl Templates {
         }
         None
     }
-}
-
-/// Whether a key names a template that some notice would use.
-fn is_key(key: &str) -> bool {
-    let (occasion, audience, part) = match *key.split('.').collect::<Vec<_>>() {
-        [occasion, part] => (occasion, None, part),
-        [occasion, audience, part] => (occasion, Some(audience), part),
-        _ => return false,
-    };
-    let Some(occasion) = Occasion::ALL.iter().find(|o| o.as_str() == occasion) else { return false };
-    let addressed = audience.is_none_or(|a| occasion.audiences().iter().any(|b| b.as_str() == a));
-    addressed && [Part::Subject, Part::Body].iter().any(|p| p.key() == part)
 }
 
 /// Notices as the controller makes them: with all that an occasion may have, and with no more than it always has.
