@@ -33,7 +33,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 const DELIVERY_DEADLINE: Duration = Duration::from_secs(20);
-/// None of them may stand in a message.
+/// None of them may be in a message.
 const SECRETS: &[&str] =
     &["mail-secret", "wrong-secret", "hook-secret", "127.0.0.1", "@example.com", "+49", "operator"];
 
