@@ -1,5 +1,5 @@
 //! The controller, the only writer in the cluster: leads, watches, reconciles. It reads no Secret.
-//! `main` calls [`run`]; `watches` calls `reconcile`, which calls `observe`, `machine::decide` and `apply`.
+//! Called by `main`, as [`run`]; `watches` calls `reconcile`, which calls `observe`, `machine::decide` and `apply`.
 //! It talks to the Kubernetes API and to nothing else, and imports `shared`, `api`, `machine` and `telemetry`.
 
 pub mod build;

@@ -1,5 +1,6 @@
-//! Objects that the controller creates, built from plain values. Pure: imports only `shared`, `api` and `machine`.
-//! `apply` calls it, one function per kind of object.
+//! Objects that the controller creates, built from plain values: one function per kind of object. Pure.
+//!
+//! Called by `apply`. Imports only `shared`, `api` and `machine`.
 
 mod check_job;
 mod rbac;

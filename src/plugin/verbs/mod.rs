@@ -1,6 +1,7 @@
 //! One file for each verb of the command line.
 //!
-//! Called by the command line alone. A verb reads by the connection, and asks `inspect` and pure functions of its own.
+//! Called by the command line alone. Imports the other modules of the plugin, and `machine`, `api`, `shared` and
+//! `telemetry`. A verb reads by the connection, and asks `inspect` and pure functions of its own.
 
 pub mod completion;
 pub(super) mod decide;
