@@ -18,7 +18,7 @@ RUN if ! pg_dump --version 2>/dev/null | grep -q ' 17\.' || ! command -v git >/d
       && apt-get install -y --no-install-recommends ca-certificates git openssh-client postgresql-client-17 \
       && rm -rf /var/lib/apt/lists/*; \
     fi
-# libpq, git and ssh look the user up by number and fail where there is none. The root filesystem may be mounted read-only:
+# libpq, git and ssh read the user by number and fail where there is none. The root filesystem may be mounted read-only:
 # all that is written goes to /tmp, for which a pod brings a volume.
 RUN echo 'nonroot:x:65532:' >> /etc/group && echo 'nonroot:x:65532:65532::/tmp:/usr/sbin/nologin' >> /etc/passwd
 ENV HOME=/tmp

@@ -12,7 +12,7 @@ help: ## Show this list
 build: ## Build the binaries
 	cargo build --workspace --bins --test purity
 
-demo: ## Two migrations under traffic in a cluster on this machine: one succeeds, one goes back by itself
+demo: ## Two migrations under traffic in a cluster on this machine: one succeeds, one rolls back by itself
 	@examples/demo/run
 
 test: ## Run all tests, also those that need PostgreSQL, S3 and the cluster

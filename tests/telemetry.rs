@@ -212,11 +212,11 @@ async fn each_line_of_a_runner_has_its_run() {
     assert!(failed.as_str().unwrap().starts_with("NoticeUndelivered: 1 of 1 channels"), "{failed}");
 }
 
-/// What the controller needs to run, with one migration that it cannot read.
-fn cluster() -> Vec<(String, Result<Value, u16>)> {
+/// What the controller needs to run, with one migration of this spec, which it can list and cannot get.
+fn cluster(spec: &Value) -> Vec<(String, Result<Value, u16>)> {
     let migration = json!({
         "apiVersion": "creditmigration.io/v1alpha1", "kind": "CreditMigration",
-        "metadata": {"name": "m", "namespace": "shop", "uid": "1", "resourceVersion": "1"}, "spec": spec(),
+        "metadata": {"name": "m", "namespace": "shop", "uid": "1", "resourceVersion": "1"}, "spec": spec,
     });
     let list = |kind: &str, items: Value| {
         Ok(json!({"kind": kind, "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": items}))
@@ -237,13 +237,19 @@ fn cluster() -> Vec<(String, Result<Value, u16>)> {
 #[tokio::test]
 async fn each_line_of_a_reconciliation_has_its_migration() {
     let arguments = ["controller", "--runner-image", "r", "--listen", "127.0.0.1:0"];
-    let mut controller = start(&folder("controller"), cluster(), &arguments).await;
-    let log = log_until(&mut controller, "reconciliation failed; retried").await;
-    controller.kill().await.unwrap();
-    let line = log.last().unwrap();
-    line.has(&[("namespace", json!("shop")), ("migration", json!("m")), ("level", json!("WARN"))]);
-    assert!(line.0["error"].as_str().unwrap().starts_with("Kubernetes API: "), "{:?}", line.0);
-    assert!(log.iter().any(|line| line.message() == "leading" && !line.0.contains_key("migration")));
+    // The one line is of the reconciliation itself, the other of what follows its failure.
+    for (spec, message, level, cause) in [
+        (json!({}), "cannot decode this CreditMigration", "ERROR", "Missing field requestedBy"),
+        (spec(), "reconciliation failed; retried", "WARN", "Kubernetes API: "),
+    ] {
+        let mut controller = start(&folder("controller"), cluster(&spec), &arguments).await;
+        let log = log_until(&mut controller, message).await;
+        controller.kill().await.unwrap();
+        let line = log.last().unwrap();
+        line.has(&[("namespace", json!("shop")), ("migration", json!("m")), ("level", json!(level))]);
+        assert!(line.0["error"].as_str().unwrap().contains(cause), "{:?}", line.0);
+        assert!(log.iter().any(|line| line.message() == "leading" && !line.0.contains_key("migration")));
+    }
 }
 
 /// Series of an exposition, by name and labels.
@@ -261,7 +267,7 @@ async fn metrics_cover_the_controllers_own_work() {
     let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let listen = address.to_string();
     let arguments = ["controller", "--runner-image", "r", "--listen", &listen];
-    let mut controller = start(&folder("metrics"), cluster(), &arguments).await;
+    let mut controller = start(&folder("metrics"), cluster(&spec()), &arguments).await;
     log_until(&mut controller, "reconciliation failed; retried").await;
     let answer = reqwest::get(format!("http://{listen}/metrics")).await.unwrap();
     let kind = answer.headers()["content-type"].to_str().unwrap().to_owned();

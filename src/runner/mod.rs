@@ -9,9 +9,9 @@
 //! ```
 //!
 //! # Folders
-//! `tasks` imports `checks`, `database`, `clients` and `report`; `checks` imports `database`, `clients` and `report`;
-//! `database` and `report` import `clients`. `failure` is for all of them, `settings` and `context` are for `tasks` and
-//! `checks`.
+//! Called by `main`. Imports `api`, `shared` and `telemetry`. Inside, `tasks` imports `checks`, `database`, `clients`
+//! and `report`; `checks` imports `database`, `clients` and `report`; `database` and `report` import `clients`.
+//! `failure` is for all of them, `settings` and `context` are for `tasks` and `checks`.
 //!
 //! # Exit code
 //! 0 if the run's status has the end, also a failed one: the status is the truth, not the Job. Other than 0 if the

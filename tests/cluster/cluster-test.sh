@@ -80,7 +80,8 @@ wait_until "sleep to end with its caller" no_sleep
 step "stop and start the API server"
 cluster stop kube-apiserver
 ! kubectl get nodes --request-timeout=2s >/dev/null 2>&1 || fail "the API server answers though stopped"
-sleep 2      # longer than the supervisor's delay before a restart
+rm "$STATE/down/kube-apiserver"
+wait_until "the supervisor to keep it down once more" test -e "$STATE/down/kube-apiserver"
 ! kubectl get nodes --request-timeout=2s >/dev/null 2>&1 || fail "the API server came back by itself"
 cluster status | grep '^kube-apiserver .* stopped$' >/dev/null || fail "status does not say stopped"
 cluster start kube-apiserver

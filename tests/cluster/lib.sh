@@ -24,7 +24,7 @@ key() {
 }
 
 # cached NAME KEY BUILD: prints the folder of the artefact; if it is missing, BUILD is called with an empty folder to fill.
-# The folder is renamed only when BUILD has succeeded, so an aborted build never looks complete.
+# The folder is renamed only when BUILD has succeeded, so an aborted build never counts as complete.
 cached() {
   local name=$1 key=$2 build=$3 target=$CACHE/$1/$2
   if [ ! -d "$target" ]; then

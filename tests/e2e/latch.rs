@@ -1,9 +1,14 @@
-//! Latches: SQL in the window or in the rehearsal, a check, or the version probe waits until the test lets it continue.
+//! Latches: SQL in the window or in the rehearsal, a check, the version probe, or the start of a run's Job waits until
+//! the test lets it continue.
 //!
 //! A closed latch is an advisory lock of a session of the test, so it opens when the test ends, also by a panic.
 //! Waiting SQL polls `pg_locks`, which lists the locks of all databases: the rehearsal uses a database of its own.
 
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::{
+    batch::v1::Job,
+    core::v1::{ResourceQuota, Service},
+};
+use kube::api::ListParams;
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 
@@ -17,6 +22,9 @@ use super::{
 const CLASS: i32 = 3630;
 /// Service of the version probe.
 const PROBE: &str = "probe";
+/// Quota of the namespace's Jobs, and what it counts.
+const QUOTA: &str = "jobs";
+const COUNTED: &str = "count/jobs.batch";
 
 /// What a latch stops.
 #[derive(Clone, Copy, Debug)]
@@ -97,6 +105,41 @@ impl Database {
 }
 
 impl World {
+    /// Lets no Job start: the operator's are refused, and it tries again, until [`World::start_job`].
+    pub async fn hold_jobs(&self) {
+        let hard = json!({COUNTED: "0"});
+        self.create_object::<ResourceQuota>(json!({"metadata": {"name": QUOTA}, "spec": {"hard": hard}})).await;
+        self.limit_jobs(0).await;
+    }
+
+    /// Lets one more Job start, and waits for it. No other follows, as long as none is removed.
+    pub async fn start_job(&self, name: &str) {
+        let there = self.api::<Job>().list_metadata(&ListParams::default()).await.unwrap().items.len();
+        self.limit_jobs(there + 1).await;
+        self.has_job(name, true).await;
+    }
+
+    /// Sets how many Jobs there may be, and waits until that is in force.
+    pub async fn limit_jobs(&self, most: usize) {
+        let most = most.to_string();
+        self.patch::<ResourceQuota>(QUOTA, json!({"spec": {"hard": {COUNTED: most}}})).await;
+        eventually("the quota to be in force", async || {
+            let quota = self.api::<ResourceQuota>().get(QUOTA).await.map_err(|e| e.to_string())?;
+            let hard = quota.status.and_then(|status| status.hard?.remove(COUNTED)).map(|quantity| quantity.0);
+            if hard.as_ref() == Some(&most) { Ok(()) } else { Err(format!("{hard:?} instead of {most}")) }
+        })
+        .await;
+    }
+
+    /// Waits until a Job is there, or is removed.
+    pub async fn has_job(&self, name: &str, wanted: bool) {
+        eventually(&format!("Job {name}: {wanted}"), async || {
+            let job = self.api::<Job>().get_metadata_opt(name).await.map_err(|e| e.to_string())?;
+            if job.is_some() == wanted { Ok(()) } else { Err("not yet".into()) }
+        })
+        .await;
+    }
+
     /// Part of a spec: the version probe asks a Service that the test controls.
     pub fn own_probe() -> Value {
         json!({"application": {"versionProbe": {"url": format!("http://{PROBE}/version")}}})

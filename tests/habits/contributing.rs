@@ -1,7 +1,8 @@
 //! The lists of CONTRIBUTING.md, "What a change touches", are those of the tree.
 //!
 //! A list names an example that is there already: "Follow `Name` (`other name`)." Every file that mentions the name is
-//! in the list, every file of the list mentions one of both, and what the list says is in a file is there.
+//! in the list, every file of the list mentions one of both, and what the list says is in a file is there. Where a file
+//! of the list bears the example's name, the `mod.rs` that declares it is in the list, too.
 
 use regex::Regex;
 
@@ -122,6 +123,33 @@ fn a_list_has_every_file_of_its_example() {
         missing.extend(unlisted.map(|f| format!("{title}: {} mentions {follow:?} and is not listed", f.path)));
     }
     assert_none("files are not in their list", &missing);
+}
+
+/// The file that declares a module, and the module's name: `a/b.rs` and `a/b/mod.rs` are declared by `a/mod.rs` as `b`.
+fn declared_by(path: &str) -> Option<(String, String)> {
+    let module = path.strip_suffix("/mod.rs").or_else(|| path.strip_suffix(".rs"))?;
+    let (folder, name) = module.rsplit_once('/')?;
+    Some((format!("{folder}/mod.rs"), name.to_owned()))
+}
+
+/// Files that declare a module of the example, and are not in the list.
+fn undeclared(change: &Change) -> Vec<String> {
+    let stems: Vec<String> = change.follow.iter().chain(&change.also).map(|e| stem(e)).collect();
+    let modules = change.rows.iter().filter_map(|row| declared_by(&row.path));
+    modules
+        .filter(|(_, name)| stems.iter().any(|stem| joined(name).contains(stem)))
+        .filter(|(by, _)| root().join(by).exists() && !change.rows.iter().any(|row| row.covers(by)))
+        .map(|(by, name)| format!("{}: {by} declares {name} and is not listed", change.title))
+        .collect()
+}
+
+#[test]
+fn a_list_has_the_file_that_declares_its_module() {
+    let (changes, _) = read();
+    assert_none("files are not in their list", &changes.iter().flat_map(undeclared).collect::<Vec<_>>());
+    let mut task = changes.into_iter().find(|c| c.title == "A task").unwrap();
+    task.rows.retain(|row| row.path != "src/runner/tasks/mod.rs");
+    assert_eq!(undeclared(&task), ["A task: src/runner/tasks/mod.rs declares cleanup and is not listed"]);
 }
 
 #[test]

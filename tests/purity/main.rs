@@ -16,7 +16,7 @@ use std::{
 
 use imports::Crate;
 
-/// Longest source file, in lines.
+/// Longest file of code or tests, in lines.
 const LONGEST: usize = 600;
 
 /// What each module may import: a top module of others, a folder inside of one of its siblings there.
@@ -192,15 +192,41 @@ fn a_circle_would_be_found() {
     assert_eq!(circles(&[only_tests, a, ("x/b.rs", "use super::a::A;")]), Vec::<String>::new());
 }
 
+/// The documentation at the head of a file, as one line.
+fn head(text: &str) -> String {
+    let lines = text.lines().map_while(|line| line.strip_prefix("//!"));
+    lines.flat_map(str::split_whitespace).collect::<Vec<_>>().join(" ")
+}
+
+/// What the head of a folder has to say and does not.
+fn missing_in_head(head: &str) -> impl Iterator<Item = &'static str> {
+    let wanted = [("Called by", "who calls it: \"Called by ...\""), ("mport", "what it imports: \"Imports ...\"")];
+    wanted.into_iter().filter(|(words, _)| !head.contains(words)).map(|(_, what)| what)
+}
+
+#[test]
+fn a_head_without_callers_or_imports_would_be_found() {
+    for (text, count) in [
+        ("//! What it is.\n", 2),
+        ("//! What it is. Called\n//! by `x`.\n", 1),
+        ("//! What it is.\n//!\n//! Called by `x`. May import `y`.\n", 0),
+        ("//! What it is.\n\n// Called by x, imports y.\n", 2),
+    ] {
+        assert_eq!(missing_in_head(&head(text)).count(), count, "{text}");
+    }
+}
+
 #[test]
 fn a_folder_has_one_head() {
     let src = root().join("src");
     let mut found = vec![];
     for folder in folders(&src) {
         let name = folder.strip_prefix(&src).unwrap().display().to_string();
-        let head = std::fs::read_to_string(folder.join("mod.rs")).unwrap_or_default();
-        if !head.starts_with("//! ") {
+        let head = head(&std::fs::read_to_string(folder.join("mod.rs")).unwrap_or_default());
+        if head.is_empty() {
             found.push(format!("{name} has no mod.rs that says what lives there"));
+        } else if !ONLY_TESTS.iter().any(|t| folder.starts_with(src.join(t))) {
+            found.extend(missing_in_head(&head).map(|what| format!("{name}/mod.rs does not say {what}")));
         }
         if folder.with_extension("rs").exists() {
             found.push(format!("{name}.rs is next to {name}/: make it {name}/mod.rs"));
@@ -320,11 +346,12 @@ fn impurity_would_be_found() {
 
 #[test]
 fn files_are_small() {
-    let long: Vec<String> = files(&root().join("src"))
+    let long: Vec<String> = ["src", "tests"]
         .iter()
-        .map(|file| (file, std::fs::read_to_string(file).unwrap().lines().count()))
-        .filter(|(_, n)| *n >= LONGEST)
-        .map(|(file, n)| format!("{}: {n} lines (limit {LONGEST})", file.display()))
+        .flat_map(|folder| files(&root().join(folder)))
+        .map(|file| (std::fs::read_to_string(&file).unwrap().lines().count(), file))
+        .filter(|(n, _)| *n >= LONGEST)
+        .map(|(n, file)| format!("{}: {n} lines (limit {LONGEST})", file.display()))
         .collect();
     assert!(long.is_empty(), "{}", long.join("\n"));
 }

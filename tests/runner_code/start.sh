@@ -3,7 +3,7 @@
 # however the test process ends.
 #   start.sh SSH-PORT HTTPS-PORT
 # Prints the folder in which everything is, and the user as whom both run; then `started`.
-# The sshd takes no GIT_PROTOCOL: it stands for servers of protocol 0. Apache's speaks version 2.
+# The sshd takes no GIT_PROTOCOL: it represents servers of protocol 0. Apache's speaks version 2.
 set -e
 dir=$(mktemp -d /tmp/credit-code-XXXXXX)
 chmod 755 "$dir"

@@ -2,7 +2,7 @@
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use axum::{
@@ -209,7 +209,6 @@ async fn a_slow_query_delays_no_trigger() {
         let trigger = check(json!({"name": "payment-processing", "sql": {"query": query}, "max": "1"}));
         let mut source = Source::new(&trigger, &source_context);
         for _ in 0..2 {
-            let started = Instant::now();
             let measured = tokio::select! {
                 measured = source.measure(&trigger, interval, &source_context) => measured,
                 other = &mut under_way => panic!("{other:?} first"),
@@ -219,7 +218,6 @@ async fn a_slow_query_delays_no_trigger() {
                 outcome,
                 "{measured:?}"
             );
-            assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
         }
     }
 }

@@ -33,8 +33,11 @@ struct Server {
     denied: bool,
     /// The namespace is being deleted.
     terminating: bool,
-    /// The report of the start hangs until the end was reported, and is then carried out.
+    /// The report of the start hangs. That of the end is answered when the program has given the former up: it could
+    /// still be carried out.
     late_start: bool,
+    /// Reports of the start that the program waits for.
+    starts: u32,
 }
 
 type Shared = Arc<Mutex<Server>>;
@@ -55,19 +58,29 @@ async fn handle(shared: Shared, request: Request<Body>) -> Response<Body> {
     let phase = serde_json::from_slice::<Value>(&body).ok().map(|patch| patch["status"]["phase"].clone());
     if late && phase == Some(json!("Running")) {
         // Dropped here when the program has hung up.
-        ended(&shared).await;
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        let _waited_for = Start::new(&shared);
+        pending::<()>().await;
     }
-    let answer = answer_to(&shared, patch, &path, &body);
-    if late && phase == Some(json!("Failed")) {
-        tokio::time::sleep(Duration::from_millis(1000)).await;
+    // The program's own end is the deadline.
+    while late && phase == Some(json!("Failed")) && shared.lock().unwrap().starts > 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    answer
+    answer_to(&shared, patch, &path, &body)
 }
 
-async fn ended(shared: &Shared) {
-    while !matches!(status(shared).phase, RunPhase::Succeeded | RunPhase::Failed) {
-        tokio::time::sleep(Duration::from_millis(10)).await;
+/// A report of the start that the program waits for.
+struct Start(Shared);
+
+impl Start {
+    fn new(shared: &Shared) -> Self {
+        shared.lock().unwrap().starts += 1;
+        Self(shared.clone())
+    }
+}
+
+impl Drop for Start {
+    fn drop(&mut self) {
+        self.0.lock().unwrap().starts -= 1;
     }
 }
 

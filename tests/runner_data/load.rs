@@ -1,6 +1,6 @@
 //! What the server says of itself: connections and statements.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use credit_migration::{
     api::{SqlCheck, StatementsCheck, mounts},
@@ -32,10 +32,8 @@ async fn a_connection_is_available_or_not() {
     // Accepts and keeps silent.
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("postgresql://a:b@{}/shop?sslmode=disable", silent.local_addr().unwrap());
-    let started = Instant::now();
     let measured = connection::measure(&at(&url)).await;
     assert!(matches!(&measured, Measurement::Failed(words) if words.contains("within 2s")), "{measured:?}");
-    assert!(started.elapsed() < Duration::from_secs(8));
     let closed = format!("ALTER DATABASE shop_{} ALLOW_CONNECTIONS false", world.number);
     world.root_session("postgres").await.batch_execute(&closed).await.unwrap();
     let measured = connection::measure(&good).await;

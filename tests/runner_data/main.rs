@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod alert;
 mod backup;
 mod balances;
 mod checks;

@@ -1,7 +1,7 @@
 //! What hangs: the session of a pod that is gone, a table locked against the verification, a rollback that fails with
 //! no one present.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use credit_migration::{
     api::{Direction, Reason, WindowCommand as Order, WindowOrder, WindowState as State},
@@ -50,13 +50,15 @@ async fn a_statement_of_a_killed_pod_keeps_nobody_waiting() {
         database.until(SLEEPS).await;
         pod.shutdown_background();
         assert!(first.await.is_err());
-        let start = Instant::now();
+        if watched {
+            // The server itself ends it, before another pod comes.
+            database.until(&format!("NOT ({SLEEPS})")).await;
+        }
         desk.fails(away());
         desk.pass_deadline();
         // It knows the deadline from the database alone.
         let outcome = end(desk.start(&database, &plan)).await;
         assert!(outcome.progress.deadline_passed && outcome.progress.state == State::RolledBack, "{outcome:?}");
-        assert!(!watched || start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
         assert_eq!(ledger(&database).await, "");
         writable(&database, false).await;
     }
@@ -71,12 +73,11 @@ async fn a_pod_that_receives_sigterm_cancels_its_statement() {
     database.until(SLEEPS).await;
     desk.stop.cancel();
     assert_eq!(end(task).await.failure.unwrap().reason, Reason::PodFailed);
+    database.until(&format!("NOT ({SLEEPS})")).await;
     let desk = Desk::new();
-    let start = Instant::now();
     let task = desk.start(&database, &sample());
     desk.order(Order::Switch);
     desk.until("acknowledgement", |progress, _| progress.switch_acknowledged).await;
-    assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
     desk.order(Order::Rollback);
     assert_eq!(end(task).await.progress.state, State::RolledBack);
 }

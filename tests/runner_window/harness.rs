@@ -338,6 +338,7 @@ pub struct Desk {
     hangs: Mutex<bool>,
     reports: watch::Sender<(WindowProgress, Option<Failure>)>,
     versions: Mutex<VecDeque<String>>,
+    orders_asked: watch::Sender<u32>,
     in_vain: watch::Sender<u32>,
     start: Instant,
     moved: Mutex<Duration>,
@@ -352,6 +353,7 @@ impl Desk {
             hangs: Mutex::new(false),
             reports: watch::Sender::new((WindowProgress::default(), None)),
             versions: Mutex::new(VecDeque::new()),
+            orders_asked: watch::Sender::new(0),
             in_vain: watch::Sender::new(0),
             start: Instant::now(),
             moved: Mutex::new(Duration::ZERO),
@@ -381,10 +383,12 @@ impl Desk {
 
     /// Until the version was asked for this many times more, without an answer.
     pub async fn asked_in_vain(&self, times: u32) {
-        let wanted = *self.in_vain.borrow() + times;
-        let mut asked = self.in_vain.subscribe();
-        let found = tokio::time::timeout(WAIT_TIMEOUT, asked.wait_for(|count| *count >= wanted)).await;
-        assert!(found.is_ok(), "not within {WAIT_TIMEOUT:?}: the version asked for {times} times");
+        counted(&self.in_vain, times, "the version asked for").await;
+    }
+
+    /// Until orders were asked for this many times more, whatever the answer.
+    pub async fn asked_for_orders(&self, times: u32) {
+        counted(&self.orders_asked, times, "orders asked for").await;
     }
 
     /// Lets the deadline pass.
@@ -431,6 +435,7 @@ impl Desk {
 impl Channel for Desk {
     async fn order(&self) -> Result<WindowOrder, ChannelError> {
         self.hang().await;
+        self.orders_asked.send_modify(|count| *count += 1);
         self.order.lock().unwrap().clone()
     }
 
@@ -454,6 +459,14 @@ impl Channel for Desk {
         let passed = self.start.elapsed() + *self.moved.lock().unwrap();
         Timestamp::from_second(1_790_000_000).unwrap() + passed
     }
+}
+
+/// Until something was counted this many times more.
+async fn counted(counter: &watch::Sender<u32>, times: u32, what: &str) {
+    let wanted = *counter.borrow() + times;
+    let mut counted = counter.subscribe();
+    let found = tokio::time::timeout(WAIT_TIMEOUT, counted.wait_for(|count| *count >= wanted)).await;
+    assert!(found.is_ok(), "not within {WAIT_TIMEOUT:?}: {what} {times} times");
 }
 
 /// The end of a task.

@@ -7,6 +7,7 @@ mod change_tracking;
 mod hang;
 mod harness;
 mod migration;
+mod rollback;
 mod sigterm;
 mod take_over;
 mod window;

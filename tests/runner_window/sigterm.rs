@@ -1,7 +1,5 @@
 //! SIGTERM in the window: with its run gone no pod follows this one, otherwise the next one continues.
 
-use std::time::{Duration, Instant};
-
 use credit_migration::{
     api::{Direction, Reason, WindowCommand as Order, WindowState as State},
     runner::tasks::window::ChannelError,
@@ -56,7 +54,7 @@ async fn a_refusal_alone_is_no_reason_to_roll_back() {
     desk.order(Order::BlockWrites);
     desk.state(State::Migrated).await;
     desk.fails(denied());
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    desk.asked_for_orders(100).await;
     assert!(!task.is_finished());
     blocked(&database).await;
     desk.order(Order::Switch);
@@ -99,9 +97,7 @@ async fn without_an_answer_the_next_pod_goes_on() {
             false => desk.fails(ChannelError::Unreachable("connection refused".to_owned())),
         }
         desk.stop.cancel();
-        let start = Instant::now();
         assert_eq!(end(task).await.failure.unwrap().reason, Reason::PodFailed);
-        assert!(start.elapsed() < Duration::from_secs(12));
         blocked(&database).await;
         assert_eq!(ledger(&database).await, "up");
     }

@@ -99,7 +99,7 @@ pub struct LogsSource {
     counted_from: Time,
     positions: HashMap<(String, String), Position>,
     /// Lines up to the positions that no measurement has reported.
-    untold: Lines,
+    unreported: Lines,
     first: bool,
     client: Option<Client>,
 }
@@ -112,7 +112,7 @@ impl LogsSource {
             namespace: namespace.to_owned(),
             counted_from,
             positions: HashMap::new(),
-            untold: Lines::default(),
+            unreported: Lines::default(),
             first: true,
             client: None,
         }
@@ -121,7 +121,7 @@ impl LogsSource {
     /// Lines that match since the last measurement; the samples are all lines.
     pub async fn measure(&mut self) -> Measurement {
         let lines = match tokio::time::timeout(LOGS_TIMEOUT, self.collect()).await {
-            Ok(Ok(read)) if read || self.untold.all > 0 => std::mem::take(&mut self.untold),
+            Ok(Ok(read)) if read || self.unreported.all > 0 => std::mem::take(&mut self.unreported),
             Ok(Ok(_)) => {
                 return Measurement::NoData(format!(
                     "Deployment {} has no pod that has started",
@@ -140,7 +140,7 @@ impl LogsSource {
         Measurement::Value { value: Value::Number(lines.matching.to_string()), samples: Some(samples) }
     }
 
-    /// Adds to the lines that are untold, with the positions pod by pod. Whether there was a log to read.
+    /// Adds to the unreported lines, with the positions pod by pod. Whether there was a log to read.
     async fn collect(&mut self) -> Result<bool, String> {
         let pattern = Regex::new(&self.check.pattern).map_err(|e| format!("pattern: {e}"))?;
         let client = match &self.client {
@@ -172,8 +172,8 @@ impl LogsSource {
             if read {
                 // Both or neither: the next pod's log may fail, or the time-out may pass.
                 self.positions.insert(key.clone(), Position { restarts, ..position });
-                self.untold.all += lines.all;
-                self.untold.matching += lines.matching;
+                self.unreported.all += lines.all;
+                self.unreported.matching += lines.matching;
                 any = true;
             }
             present.push(key);

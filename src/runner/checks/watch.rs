@@ -61,7 +61,7 @@ pub async fn watch(
             Some(known) => *known = result,
             None => {
                 latest.push(result);
-                // As they stand in the manifest, whichever answered first: a list that changes its order is hard to
+                // In the manifest's order, whichever answered first: a list that changes its order is hard to
                 // read.
                 latest.sort_by_key(|known| checks.iter().position(|check| check.name == known.name));
             }

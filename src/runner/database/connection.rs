@@ -144,7 +144,7 @@ impl Target {
         }
     }
 
-    /// The environment in which `pg_dump` and `pg_restore` connect as this target does: nothing of it may stand in
+    /// The environment in which `pg_dump` and `pg_restore` connect as this target does: nothing of it may be in
     /// their arguments, which every process of the node can read.
     ///
     /// `ca_file` is the file that holds what [`Target::parse`] got as `ca_pem`. Without a private authority libpq is

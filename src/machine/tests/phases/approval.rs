@@ -269,7 +269,7 @@ fn cancelled_before_the_window() {
             &[],
         ),
         cancelled(
-            "in an unproven name: a forged stop is the lesser harm",
+            "in an unauthenticated name: a forged stop is the lesser harm",
             awaiting,
             |s| s.submit("ann", DecisionKind::Abort).observed.policy_problem = Some("gone".into()),
             Step::Approve,

@@ -108,7 +108,7 @@ fn stages() {
         }),
         back("Rollback", |s| apply(s.submit("ann", DecisionKind::Rollback))),
         back("Abort", |s| apply(s.submit("author", DecisionKind::Abort))),
-        back("Rollback in an unproven name: a forged stop is the lesser harm", |s| {
+        back("Rollback in an unauthenticated name: a forged stop is the lesser harm", |s| {
             s.submit("ann", DecisionKind::Rollback).observed.policy_problem = Some("gone".into());
         }),
         monitors(

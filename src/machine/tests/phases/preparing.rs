@@ -316,7 +316,7 @@ fn preparation_fails_for_good() {
     assert_eq!(events(&d), ["SqlFailed"]);
 }
 
-/// Each thing that can stand in the way, and what its message must name.
+/// Each thing that can be in the way, and what its message must name.
 const VIOLATIONS: &[(&str, When, &str)] = &[
     ("SqlMissing", |s| s.observed.up = ObservedSql::Missing, "ConfigMap sql has no key up (spec.migration.up)"),
     ("SqlMissing", |s| s.observed.down = ObservedSql::Missing, "ConfigMap sql has no key down (spec.migration.down)"),

@@ -1,5 +1,5 @@
 //! The control schema `credit_migration` in the target database: write block, triggers, baseline, ledger, window
-//! record. Called by the tasks and the checks.
+//! record. Called by the tasks and the checks. Imports the rest of `database`, `failure` of the runner, and `api`.
 //!
 //! ```text
 //!  install               claim the database; schema, functions, triggers                      (days before)

@@ -11,7 +11,7 @@
 //! - Each channel has [`DELIVERY_TIMEOUT`], and none waits for another.
 //! - Each delivery is noted when it is known: a pod that dies leaves few that are repeated. What is repeated has the
 //!   same id (`id` of the event, `Idempotency-Key`, `Message-ID`), so that a receiver can drop it.
-//! - URLs, logins and addresses stand in no message.
+//! - URLs, logins and addresses are in no message.
 
 mod alert;
 mod defaults;

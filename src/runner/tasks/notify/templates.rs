@@ -42,7 +42,7 @@ pub(super) struct NoticeContext<'a> {
 }
 
 impl<'a> NoticeContext<'a> {
-    /// The contacts that may stand in a notice to this audience.
+    /// The contacts that may be in a notice to this audience.
     pub(super) fn contacts_for(&self, occasion: Occasion, audience: Audience) -> &'a [Contact] {
         if occasion.is_alert() && is_internal(audience) { self.contacts } else { &[] }
     }

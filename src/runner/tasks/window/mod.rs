@@ -1,5 +1,5 @@
 //! The window task: blocks writes, runs the SQL, waits for the controller, unblocks writes. Called by the runner's
-//! dispatch.
+//! dispatch. Imports all other folders of the runner, and `api`.
 //!
 //! ```text
 //!             API server                                             PostgreSQL

@@ -1,4 +1,4 @@
-/* Holds a pod's namespaces open; ends at once when told to; reaps what the pod's processes leave behind. */
+/* Holds a pod's namespaces open; ends at once on SIGINT and SIGTERM; reaps what the pod's processes leave behind. */
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>

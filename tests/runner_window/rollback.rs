@@ -1,0 +1,118 @@
+//! The window of a rollback: what it keeps, when it is refused, and how it ends past its deadline.
+
+use credit_migration::{
+    api::{Reason, WindowCommand as Order, WindowState as State},
+    runner::tasks::window::WindowPlan,
+};
+
+use crate::{
+    harness::{Database, Desk, end, spec},
+    window::{back, blocked, ledger, sample, unblocked, writable},
+};
+
+#[tokio::test]
+async fn the_rollback_keeps_what_was_written_on_the_new_version() {
+    let database = unblocked().await;
+    let app = database.session("app").await;
+    app.batch_execute(
+        "UPDATE user_credits SET balance = balance - 1 WHERE user_id IN (3, 4); UPDATE user_credits SET balance = \
+            balance + 500 WHERE user_id = 3;
+         INSERT INTO users (email, api_token) VALUES ('new', 'new'); INSERT INTO user_credits (user_id, balance) \
+         VALUES (201, 77)",
+    )
+    .await
+    .unwrap();
+    let written = database.balances().await;
+    let desk = Desk::new();
+    let task = desk.start(&database, &back());
+    desk.state(State::Ready).await;
+    desk.order(Order::BlockWrites);
+    let progress = desk.state(State::Blocked).await;
+    assert_eq!(progress.users_written_since, Some(3));
+    blocked(&database).await;
+    desk.order(Order::Switch);
+    desk.until("acknowledgement", |progress, _| progress.switch_acknowledged).await;
+    database.kill_window().await;
+    desk.order(Order::Rollback);
+    let outcome = end(task).await;
+    assert_eq!((outcome.progress.state, outcome.failure), (State::RolledBack, None));
+    assert_eq!((database.balances().await, ledger(&database).await), (written, "up,down".to_owned()));
+    writable(&database, false).await;
+}
+
+#[tokio::test]
+async fn a_rollback_that_alters_balances_is_refused_and_stuck() {
+    let database = unblocked().await;
+    let mut plan = back();
+    plan.down.as_mut().unwrap().statements.push("UPDATE user_credits SET balance = 0 WHERE user_id = 3".to_owned());
+    let desk = Desk::new();
+    let task = desk.start(&database, &plan);
+    desk.order(Order::BlockWrites);
+    desk.state(State::Blocked).await;
+    desk.order(Order::Rollback);
+    let outcome = end(task).await;
+    assert_eq!((outcome.progress.stuck, outcome.failure.unwrap().reason), (true, Reason::BalancesUnexplained));
+    blocked(&database).await;
+    assert_eq!(database.value("SELECT to_regclass('credit_plans')").await, "credit_plans");
+    // The next attempt takes over while writes are blocked.
+    let desk = Desk::new();
+    let task = desk.start(&database, &WindowPlan { attempt: 2, ..back() });
+    desk.until("taken over", |progress, _| progress.state >= State::Blocked).await;
+    desk.order(Order::Rollback);
+    let outcome = end(task).await;
+    assert_eq!((outcome.progress.state, outcome.failure), (State::RolledBack, None));
+    writable(&database, false).await;
+}
+
+#[tokio::test]
+async fn past_the_deadline_of_a_rollback_writes_are_unblocked_or_stay_blocked() {
+    let database = unblocked().await;
+    let desk = Desk::new();
+    let task = desk.start(&database, &back());
+    desk.order(Order::BlockWrites);
+    desk.state(State::Blocked).await;
+    desk.pass_deadline();
+    let outcome = end(task).await;
+    assert!(outcome.progress.deadline_passed && outcome.progress.state == State::Unblocked, "{outcome:?}");
+    writable(&database, true).await;
+
+    let desk = Desk::new();
+    let task = desk.start(&database, &WindowPlan { attempt: 2, ..back() });
+    desk.order(Order::BlockWrites);
+    desk.state(State::Blocked).await;
+    desk.order(Order::Switch);
+    desk.until("acknowledgement", |progress, _| progress.switch_acknowledged).await;
+    desk.pass_deadline();
+    desk.stuck().await;
+    blocked(&database).await;
+    desk.order(Order::Rollback);
+    assert_eq!(end(task).await.progress.state, State::RolledBack);
+    writable(&database, false).await;
+}
+
+/// The flag may be back at the old value already when the forward window ends with writes blocked.
+#[tokio::test]
+async fn a_rollback_that_takes_over_a_window_never_unblocks_on_its_own() {
+    let database = Database::new().await;
+    database.prepared(&spec()).await;
+    let mut plan = sample();
+    plan.down.as_mut().unwrap().statements.push("SELECT 1/0".to_owned());
+    let desk = Desk::new();
+    let task = desk.start(&database, &plan);
+    desk.order(Order::BlockWrites);
+    desk.state(State::Migrated).await;
+    desk.order(Order::Rollback);
+    assert!(end(task).await.progress.stuck);
+
+    let desk = Desk::new();
+    let task = desk.start(&database, &back());
+    desk.until("taken over", |progress, _| progress.state >= State::Blocked).await;
+    desk.order(Order::BlockWrites);
+    desk.pass_deadline();
+    desk.stuck().await;
+    blocked(&database).await;
+    desk.order(Order::Rollback);
+    let outcome = end(task).await;
+    assert_eq!((outcome.progress.state, outcome.failure), (State::RolledBack, None));
+    writable(&database, false).await;
+}
