@@ -233,8 +233,9 @@ async fn the_version_is_asked_for() {
         serde_json::from_value(json!({"configMapKeyRef": {"name": "a", "key": "b"}, "from": from, "to": to})).unwrap()
     };
     let good = probe("/version", "$.running");
-    let words = prober.ready_to_switch(&good, &flag("v1", "v2")).await.unwrap();
-    assert_eq!(words, "the application runs v1; it holds both versions");
+    let readiness = prober.ready_to_switch(&good, &flag("v1", "v2")).await.unwrap();
+    assert_eq!(readiness.holds_both_versions, Some(true));
+    assert_eq!(readiness.summary(), "the application runs v1; it holds both versions");
     for (probe, from, to, words) in [
         (&good, "v0", "v2", "runs version \"v1\", spec.application.flag.from is \"v0\""),
         (&good, "v1", "v3", "holds versions v1, v2, not v3"),

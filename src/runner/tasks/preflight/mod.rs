@@ -13,7 +13,7 @@ use futures::TryStreamExt;
 
 use super::{code_backup, findings::Findings, notify};
 use crate::{
-    api::{Finding, Reason},
+    api::Reason,
     runner::{
         Failure,
         clients::{http_probe::Prober, object_store::Store},
@@ -58,7 +58,7 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
             Ok(prober) => prober.ready_to_switch(probe, &context.spec.plan.application.flag).await,
             Err(failure) => Err(failure),
         };
-        findings.add(Finding::VERSION_PROBE, answer);
+        findings.add_versions(answer);
     }
     notify::check(context, &mut findings);
     context.progress.update(|status| status.findings = findings.list().to_vec());
