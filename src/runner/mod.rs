@@ -101,7 +101,7 @@ async fn carry_out(stop: &CancellationToken) -> Result<(), String> {
     let run = match load_run(&reporter, &cache, stop).await {
         Loaded::Run(run) => *run,
         Loaded::Finished(phase) => {
-            tracing::info!(?phase, "the task has ended before; nothing is done");
+            tracing::info!(%phase, "the task has ended before; nothing is done");
             return Ok(());
         }
         Loaded::Gone => return gone(),

@@ -135,7 +135,7 @@ async fn every_source_is_measured() {
             CheckOutcome::NoData,
             "next: put it into shared_preload_libraries",
         ),
-        ("slow", json!({"http": http("/slow")}), CheckOutcome::Fail, "no answer within 300ms"),
+        ("slow", json!({"http": http("/slow")}), CheckOutcome::Fail, "no answer within 0.3 s"),
         ("down", json!({"http": {"url": "http://127.0.0.1:1/"}}), CheckOutcome::Fail, "no answer"),
         (
             "rate",

@@ -34,7 +34,7 @@ async fn a_connection_is_available_or_not() {
     let url = format!("postgresql://a:b@{}/shop?sslmode=disable", silent.local_addr().unwrap());
     let started = Instant::now();
     let measured = connection::measure(&at(&url)).await;
-    assert!(matches!(&measured, Measurement::Failed(words) if words.contains("within 2s")), "{measured:?}");
+    assert!(matches!(&measured, Measurement::Failed(words) if words.contains("within 2 s")), "{measured:?}");
     assert!(started.elapsed() < Duration::from_secs(8));
     let closed = format!("ALTER DATABASE shop_{} ALLOW_CONNECTIONS false", world.number);
     world.root_session("postgres").await.batch_execute(&closed).await.unwrap();

@@ -123,7 +123,7 @@ impl BalancesSource {
             }
             Err(_) => {
                 self.session.lose();
-                Measurement::Error(format!("no answer of the database within {BALANCES_TIMEOUT:?}"))
+                Measurement::Error(format!("no answer of the database within {} s", BALANCES_TIMEOUT.as_secs()))
             }
         }
     }

@@ -28,8 +28,9 @@ pub async fn measure(target_provider: &TargetProvider) -> Measurement {
         Ok(Err(error)) if of_the_server(&error) => Measurement::Failed(error.failure.message),
         Ok(Err(error)) => Measurement::Error(error.failure.message),
         Err(_) => Measurement::Failed(format!(
-            "{} gave no connection within {CONNECTION_CHECK_TIMEOUT:?}",
-            target.host_port()
+            "{} gave no connection within {} s",
+            target.host_port(),
+            CONNECTION_CHECK_TIMEOUT.as_secs()
         )),
     }
 }

@@ -12,7 +12,10 @@ use std::cmp::Ordering;
 
 use crate::{
     api::{Check, CheckOutcome, CheckResult, Time},
-    shared::tally::{Sample, Tally},
+    shared::{
+        quoted::Quoted,
+        tally::{Sample, Tally},
+    },
 };
 
 /// What one attempt to measure brought.
@@ -127,8 +130,8 @@ pub(in crate::runner) fn assess(check: &Check, measurement: &Measurement) -> (Ch
             // An unexpected text may be anything, also a person's data: its length must do.
             let length = text.chars().count();
             match &check.equals {
-                Some(want) if want == text => (CheckOutcome::Pass, format!("{want:?} as expected")),
-                Some(want) => (CheckOutcome::Fail, format!("another text ({length} characters), not {want:?}")),
+                Some(want) if want == text => (CheckOutcome::Pass, format!("{} as expected", Quoted(want))),
+                Some(want) => (CheckOutcome::Fail, format!("another text ({length} characters), not {}", Quoted(want))),
                 None => (
                     CheckOutcome::Error,
                     format!("a text ({length} characters) is not a number, and max or min need one"),

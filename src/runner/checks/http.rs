@@ -87,7 +87,7 @@ pub(super) async fn send(prober: &Prober, request: HttpRequest<'_>) -> Result<Ht
     let request = builder.timeout(timeout).build().map_err(unusable)?;
     let started = Instant::now();
     let answer = client.execute(request).await.map_err(|e| match e.is_timeout() {
-        true => Measurement::Failed(format!("no answer within {timeout:?}")),
+        true => Measurement::Failed(format!("no answer within {} s", timeout.as_secs_f64())),
         false => Measurement::Failed(format!("no answer: {}", cause(&e))),
     })?;
     let status = answer.status().as_u16();

@@ -130,7 +130,10 @@ impl LogsSource {
             }
             Ok(Err(detail)) => return Measurement::Error(detail),
             Err(_) => {
-                return Measurement::Error(format!("the logs were not read to their end within {LOGS_TIMEOUT:?}"));
+                return Measurement::Error(format!(
+                    "the logs were not read to their end within {} s",
+                    LOGS_TIMEOUT.as_secs()
+                ));
             }
         };
         if std::mem::take(&mut self.first) {

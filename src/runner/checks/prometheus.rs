@@ -14,7 +14,8 @@ use crate::{
 /// One instant query, and the one that counts its samples, both within `limit`.
 pub async fn measure(prober: &Prober, check: &PrometheusCheck, limit: Duration) -> Measurement {
     let answered = tokio::time::timeout(limit, both(prober, check)).await;
-    answered.unwrap_or_else(|_| Measurement::Error(format!("Prometheus gave no answer within {limit:?}")))
+    answered
+        .unwrap_or_else(|_| Measurement::Error(format!("Prometheus gave no answer within {} s", limit.as_secs_f64())))
 }
 
 async fn both(prober: &Prober, check: &PrometheusCheck) -> Measurement {

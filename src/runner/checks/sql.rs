@@ -38,7 +38,7 @@ impl SqlQuerySource {
             }
             Err(_) => {
                 self.0.lose();
-                Measurement::Error(format!("no answer of the database within {:?}", limit + more))
+                Measurement::Error(format!("no answer of the database within {} s", (limit + more).as_secs_f64()))
             }
         }
     }

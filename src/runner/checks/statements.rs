@@ -53,7 +53,7 @@ impl StatementsSource {
             Ok(Ok(Some(now))) => now,
             Ok(Ok(None)) => return Measurement::NoData(EXTENSION_MISSING.to_owned()),
             Ok(Err(Failure { message, .. })) => return self.lost(message),
-            Err(_) => return self.lost(format!("no answer of the database within {PROBE_TIMEOUT:?}")),
+            Err(_) => return self.lost(format!("no answer of the database within {} s", PROBE_TIMEOUT.as_secs())),
         };
         let Some(before) = self.before.replace(now) else {
             return Measurement::NoData("the first measurement: calls are counted from here on".to_owned());

@@ -12,6 +12,7 @@ use serde_json_path::JsonPath;
 use crate::{
     api::{Flag, Reason, VersionProbe},
     runner::Failure,
+    shared::quoted::Quoted,
 };
 
 /// Longest answer that is read.
@@ -76,7 +77,7 @@ impl Prober {
             )
         };
         let path = JsonPath::parse(&probe.json_path)
-            .map_err(|e| failed(format!("versionProbe.jsonPath {:?}: {e}", probe.json_path)))?;
+            .map_err(|e| failed(format!("versionProbe.jsonPath {}: {e}", Quoted(&probe.json_path))))?;
         let answer = self.client.get(&probe.url).timeout(PROBE_TIMEOUT).send().await;
         let answer = answer.map_err(|e| failed(format!("the version probe got no answer: {}", cause(&e))))?;
         let status = answer.status().as_u16();
@@ -107,8 +108,9 @@ impl Prober {
             return Err(Failure::new(
                 Reason::ProbeFailed,
                 format!(
-                    "the application runs version {:?}, spec.application.flag.from is {:?}; next: correct one of them",
-                    answer.version, flag.from
+                    "the application runs version {}, spec.application.flag.from is {}; next: correct one of them",
+                    Quoted(&answer.version),
+                    Quoted(&flag.from)
                 ),
             ));
         }

@@ -13,7 +13,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use crate::{api::Reason, runner::Failure};
+use crate::{api::Reason, runner::Failure, shared::quoted::Quoted};
 
 /// Bytes kept of a child's standard error: the start names the first error, and the first is the cause.
 const MAX_STDERR_BYTES: usize = 16 << 10;
@@ -60,7 +60,7 @@ impl Tools {
         let version =
             text.split_whitespace().find(|word| word.starts_with(|c: char| c.is_ascii_digit())).unwrap_or_default();
         let major = version.chars().take_while(char::is_ascii_digit).collect::<String>().parse();
-        let major = major.map_err(|_| failed(format!("pg_dump --version answers {:?}", text.trim())))?;
+        let major = major.map_err(|_| failed(format!("pg_dump --version answers {}", Quoted(text.trim()))))?;
         Ok(Version { text: version.to_owned(), major })
     }
 

@@ -27,6 +27,7 @@ use crate::{
             snapshot::{Access, snapshot},
         },
     },
+    shared::quoted::Quoted,
 };
 
 /// Digits of a limit; no sum of credits has as many.
@@ -103,7 +104,7 @@ fn condition(limits: &KeyUsers, balances: &Balances) -> Result<String, Failure> 
     let over = |column: &str, field: &str, limit: &str| {
         if !is_decimal(limit) {
             let message =
-                format!("spec.backup.keyUsers.{field} {limit:?} is no decimal number; next: write it as 1000");
+                format!("spec.backup.keyUsers.{field} {} is no decimal number; next: write it as 1000", Quoted(limit));
             return Err(Failure::new(Reason::Internal, message));
         }
         Ok(format!("{} > {}::pg_catalog.numeric", ident(column), literal(limit)))

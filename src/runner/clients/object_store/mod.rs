@@ -21,6 +21,7 @@ use crate::{
     runner::Failure,
 };
 
+    shared::quoted::Quoted,
 /// How long a task before the window retries: longer than a restart of a store takes.
 pub const STORE_RETRY_TIMEOUT: Duration = Duration::from_secs(180);
 
@@ -105,8 +106,9 @@ impl Store {
     /// As [`Store::open`].
     pub fn within(spec: &StoreSpec, keys: &StoreKeys, limits: &Limits) -> Result<Self, Failure> {
         let unusable = |what: String| Failure::new(Reason::StoreUnreachable, what);
-        let (bucket, prefix) = location(&spec.url)
-            .ok_or_else(|| unusable(format!("spec.backup.store.url {:?} must be s3://BUCKET/PREFIX/", spec.url)))?;
+        let (bucket, prefix) = location(&spec.url).ok_or_else(|| {
+            unusable(format!("spec.backup.store.url {} must be s3://BUCKET/PREFIX/", Quoted(&spec.url)))
+        })?;
         let mut options = ClientOptions::new()
             .with_allow_http(spec.endpoint.as_deref().is_some_and(|e| e.starts_with("http://")))
             .with_connect_timeout(Duration::from_secs(5));

@@ -152,7 +152,7 @@ impl Upload {
         match tokio::time::timeout(ABORT_TIMEOUT, self.store.client.abort_multipart(&self.path, &self.id)).await {
             Ok(Ok(()) | Err(object_store::Error::NotFound { .. })) => Ok(()),
             Ok(Err(error)) => Err(self.store.failure(Operation::Abort, &self.object, &error).message),
-            Err(_) => Err(format!("the store did not answer within {ABORT_TIMEOUT:?}")),
+            Err(_) => Err(format!("the store did not answer within {} s", ABORT_TIMEOUT.as_secs())),
         }
     }
 }

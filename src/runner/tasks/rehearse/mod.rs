@@ -294,7 +294,12 @@ async fn baseline(client: &mut Client, control_spec: &ControlSpec) -> Result<(),
 fn seconds(applied: Applied) -> Result<f64, Failure> {
     match applied {
         Applied::Now { seconds, .. } => Ok(seconds),
-        other => Err(Failure::new(Reason::Internal, format!("the SQL was not run on the copy: {other:?}"))),
+        Applied::Earlier { .. } => {
+            Err(Failure::new(Reason::Internal, "the SQL was not run on the copy: it was applied earlier"))
+        }
+        Applied::NotApplicable => {
+            Err(Failure::new(Reason::Internal, "the SQL was not run on the copy: there is nothing to apply"))
+        }
     }
 }
 

@@ -71,7 +71,11 @@ impl<C: Channel> WindowTask<'_, C> {
         let pid = holder.pid;
         match worker_lock::terminate(client, holder).await? {
             Termination::Signalled => {
-                tracing::warn!(pid, idle_for = ?holder.idle_for, "the session of the previous pod is ended");
+                tracing::warn!(
+                    pid,
+                    idle_seconds = holder.idle_for.as_secs(),
+                    "the session of the previous pod is ended"
+                );
                 self.idle_limit *= 2;
                 Ok(None)
             }
