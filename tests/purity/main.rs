@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod debug;
 mod dependencies;
 mod imports;
 mod logs;
