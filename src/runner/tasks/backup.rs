@@ -6,7 +6,7 @@
 //! ```
 //!
 //! # Contract
-//! - The object appears in the bucket only after `pg_dump` has ended with 0 and without an error; until then there are
+//! - The object appears in the bucket only after `pg_dump` has ended with 0; until then there are
 //!   parts, and on any failure they are removed.
 //! - Nothing is written to the pod's disk; two parts are in memory.
 //! - The baseline counts only if the dump does: it is committed last.
