@@ -3,10 +3,11 @@
 //! Errors are distinguished by what resolves them: a missing bucket, a refused key, a store that does not answer. Of an
 //! answer's body only the error code is repeated: some stores put the access key into the rest.
 
+mod answer_code;
 mod reading;
 mod upload;
 
-use std::{error::Error as _, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use futures::stream::BoxStream;
 use object_store::{
@@ -15,13 +16,14 @@ use object_store::{
     path::Path,
 };
 
+use self::answer_code::{CodeConnector, StoreError, with_code};
 pub use self::upload::Upload;
 use crate::{
     api::{Reason, Store as StoreSpec},
     runner::Failure,
+    shared::quoted::Quoted,
 };
 
-    shared::quoted::Quoted,
 /// How long a task before the window retries: longer than a restart of a store takes.
 pub const STORE_RETRY_TIMEOUT: Duration = Duration::from_secs(180);
 
@@ -135,7 +137,8 @@ impl Store {
             .with_region(&spec.region)
             .with_access_key_id(&keys.access_key_id)
             .with_secret_access_key(&keys.secret_access_key)
-            .with_retry(retry);
+            .with_retry(retry)
+            .with_http_connector(CodeConnector);
         if let Some(endpoint) = &spec.endpoint {
             builder = builder.with_endpoint(endpoint.trim_end_matches('/'));
         }
@@ -167,11 +170,8 @@ impl Store {
     /// `BucketMissing`, `BucketDenied`, `StoreUnreachable`.
     pub async fn put(&self, object: &str, data: Vec<u8>) -> Result<(), Failure> {
         let path = self.path(object)?;
-        self.client
-            .put(&path, PutPayload::from(data))
-            .await
-            .map(|_| ())
-            .map_err(|e| self.failure(Operation::Write, object, &e))
+        let put = with_code(self.client.put(&path, PutPayload::from(data))).await;
+        put.map(|_| ()).map_err(|e| self.failure(Operation::Write, object, &e))
     }
 
     /// Removes an object.
@@ -180,7 +180,7 @@ impl Store {
     /// `BucketMissing`, `BucketDenied`, `StoreUnreachable`.
     pub async fn delete(&self, object: &str) -> Result<(), Failure> {
         let path = self.path(object)?;
-        self.client.delete(&path).await.map_err(|e| self.failure(Operation::Delete, object, &e))
+        with_code(self.client.delete(&path)).await.map_err(|e| self.failure(Operation::Delete, object, &e))
     }
 
     /// Reads an object as a stream of chunks. A body that breaks off is read on from its last byte.
@@ -208,10 +208,8 @@ impl Store {
     }
 
     /// What an error of the store means.
-    fn failure(&self, operation: Operation, object: &str, error: &object_store::Error) -> Failure {
-        let doing = operation.doing();
-        let text = chain(error);
-        let code = text.split_once("<Code>").and_then(|(_, rest)| rest.split_once("</Code>")).map(|(code, _)| code);
+    fn failure(&self, operation: Operation, object: &str, StoreError { error, code }: &StoreError) -> Failure {
+        let (doing, code) = (operation.doing(), code.as_deref());
         let (bucket, endpoint, secret) = (&self.bucket, &self.endpoint, &self.secret);
         // First: some stores answer 404 to an unknown access key.
         let denied =
@@ -258,17 +256,6 @@ fn location(url: &str) -> Option<(String, String)> {
     }
     let prefix = prefix.trim_matches('/');
     Some((bucket.to_owned(), if prefix.is_empty() { String::new() } else { format!("{prefix}/") }))
-}
-
-/// All causes in one text, for looking up codes; never shown.
-fn chain(error: &object_store::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        text.push_str(&source.to_string());
-        next = source.source();
-    }
-    text
 }
 
 /// The innermost cause: for a connection that fails it says why; bodies of answers are not in it.
