@@ -15,7 +15,6 @@ use futures::StreamExt;
 use sha2::{Digest, Sha256};
 use tokio_postgres::Transaction;
 
-use super::backup;
 use crate::{
     api::{Balances, KeyUsers, KeyUsersEvidence, Reason, Time, digest_text},
     runner::{
@@ -57,7 +56,7 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
 
     let object = match &context.spec.inputs.backup_object {
         Some(dump) => format!("{}.key-users.csv", dump.strip_suffix(".dump").unwrap_or(dump)),
-        None => store.object(&format!("{}.key-users.csv", backup::name(context, taken_at))),
+        None => store.object(&format!("{}.key-users.csv", context.backup_name(taken_at))),
     };
     let mut upload = store.upload(&object, 0).await?;
     let copy = format!("COPY (SELECT * FROM {table} WHERE {condition}) TO STDOUT WITH (FORMAT csv, HEADER true)");
