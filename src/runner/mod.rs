@@ -13,6 +13,8 @@
 //! `database` and `report` import `clients`. `failure` is for all of them, `settings` and `context` are for `tasks` and
 //! `checks`.
 //!
+//! Called by the program's subcommand `runner`. Imports `api`, `shared` and `telemetry`.
+//!
 //! # Exit code
 //! 0 if the run's status has the end, also a failed one: the status is the truth, not the Job. Other than 0 if the
 //! process ended without a report: then the end of its pod is the only sign.

@@ -2,6 +2,8 @@
 //!
 //! Errors are distinguished by what resolves them: a missing bucket, a refused key, a store that does not answer. Of an
 //! answer's body only the error code is repeated: some stores put the access key into the rest.
+//!
+//! Called by `clients` and `tasks`. Imports `failure` of the runner, `api` and `shared`.
 
 mod answer_code;
 mod reading;

@@ -3,6 +3,9 @@
 //! Each finding has the observed value and, if it is wrong, the command that fixes it. All are made, so that a team
 //! fixes everything in one go; what needs the database is left out if it cannot be reached. The first wrong finding
 //! gives the task's reason.
+//!
+//! Called by the runner's dispatch. Imports `findings`, `code_backup` and `notify` of the tasks, `checks`, `database`,
+//! `clients`, `context` and `failure` of the runner, `api` and `shared`.
 
 mod checks;
 mod database;

@@ -1,5 +1,7 @@
-//! The window task: blocks writes, runs the SQL, waits for the controller, unblocks writes. Called by the runner's
-//! dispatch.
+//! The window task: blocks writes, runs the SQL, waits for the controller, unblocks writes.
+//!
+//! Called by the runner's dispatch. Imports `notify` of the tasks, `database`, `clients`, `report`, `context` and
+//! `failure` of the runner, `api` and `telemetry`.
 //!
 //! ```text
 //!             API server                                             PostgreSQL
