@@ -133,22 +133,20 @@ impl LogsSource {
     pub async fn measure(&mut self) -> Measurement {
         let lines = match tokio::time::timeout(LOGS_TIMEOUT, self.collect()).await {
             Ok(Ok(Collected::NoLog)) if self.unreported.all == 0 => {
-                return Measurement::NoData(format!(
-                    "Deployment {} has no pod that has started",
-                    self.check.workload.name
-                ));
+                return Measurement::NoData(
+                    format!("Deployment {} has no pod that has started", self.check.workload.name).into(),
+                );
             }
             Ok(Ok(Collected::NoLog | Collected::SomeLog)) => std::mem::take(&mut self.unreported),
-            Ok(Err(detail)) => return Measurement::Error(detail),
+            Ok(Err(detail)) => return Measurement::Error(detail.into()),
             Err(_) => {
-                return Measurement::Error(format!(
-                    "the logs were not read to their end within {} s",
-                    LOGS_TIMEOUT.as_secs()
-                ));
+                return Measurement::Error(
+                    format!("the logs were not read to their end within {} s", LOGS_TIMEOUT.as_secs()).into(),
+                );
             }
         };
         if std::mem::take(&mut self.first) {
-            return Measurement::NoData("the first measurement: lines are counted from here on".to_owned());
+            return Measurement::NoData("the first measurement: lines are counted from here on".into());
         }
         let samples = f64::from(u32::try_from(lines.all).unwrap_or(u32::MAX));
         Measurement::Value { value: Value::Number(lines.matching.to_string()), samples: Some(samples) }
@@ -403,7 +401,9 @@ unable to retrieve container logs
         let (lines, fails) = (Arc::new(Mutex::new([(); 2].map(|()| String::new()))), Arc::new(AtomicBool::new(false)));
         let mut logs = LogsSource::new(&check, "shop", "m-runner", "2026-01-02T03:00:00Z".parse().unwrap());
         logs.client = Some(api_server(lines.clone(), fails.clone()).await);
-        assert!(matches!(logs.measure().await, Measurement::NoData(detail) if detail.contains("first measurement")));
+        assert!(
+            matches!(logs.measure().await, Measurement::NoData(detail) if detail.text.contains("first measurement"))
+        );
 
         let add = |pod: usize, second: u32| {
             lines.lock().unwrap()[pod]
@@ -416,7 +416,7 @@ unable to retrieve container logs
         add(0, 1);
         add(1, 1);
         fails.store(true, Ordering::SeqCst);
-        assert!(matches!(logs.measure().await, Measurement::Error(detail) if detail.contains("log of pod b")));
+        assert!(matches!(logs.measure().await, Measurement::Error(detail) if detail.text.contains("log of pod b")));
         add(0, 2);
         assert!(matches!(logs.measure().await, Measurement::Error(_)));
         fails.store(false, Ordering::SeqCst);

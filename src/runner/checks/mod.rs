@@ -192,7 +192,7 @@ impl Source {
                 )
                 .await
             }
-            None => Measurement::Error("the check has no source".to_owned()),
+            None => Measurement::Error("the check has no source".into()),
         }
     }
 }

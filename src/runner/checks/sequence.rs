@@ -113,7 +113,7 @@ pub async fn measure(prober: &Prober, check: &SequenceCheck, secret: Option<Secr
         match run(prober, &environment, step, &mut known).await {
             Ok(milliseconds) => total += milliseconds,
             Err(Measurement::Failed(detail)) => return Measurement::Failed(of_step(step, &detail)),
-            Err(Measurement::Error(detail)) => return Measurement::Error(of_step(step, &detail)),
+            Err(Measurement::Error(detail)) => return Measurement::Error(of_step(step, &detail.to_string()).into()),
             Err(other) => return other,
         }
     }
@@ -128,7 +128,9 @@ async fn run(
     step: &HttpStep,
     known: &mut BTreeMap<String, Captured>,
 ) -> Result<f64, Measurement> {
-    let render = |what: &str, text: &str| rendered(environment, what, text, &*known).map_err(Measurement::Error);
+    let render = |what: &str, text: &str| {
+        rendered(environment, what, text, &*known).map_err(|detail| Measurement::Error(detail.into()))
+    };
     let url = render("url", &step.url)?;
     let headers =
         step.headers.iter().map(|(name, value)| Ok((name.clone(), render(&format!("header {name}"), value)?)));
@@ -168,7 +170,7 @@ fn template_error(what: &str, error: &minijinja::Error) -> String {
 }
 
 fn one<'a>(json: &'a Json, path: &str) -> Result<&'a Json, Measurement> {
-    let parsed = JsonPath::parse(path).map_err(|e| Measurement::Error(format!("jsonPath {path}: {e}")))?;
+    let parsed = JsonPath::parse(path).map_err(|e| Measurement::Error(format!("jsonPath {path}: {e}").into()))?;
     let found = parsed.query(json).exactly_one();
     found.map_err(|_| Measurement::Failed(format!("{path} finds no single value in the answer")))
 }
