@@ -5,7 +5,7 @@ use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{
-    object_store::Store,
+    object_store::StoreClient,
     pg_tools::{Running, Tools},
 };
 use crate::{
@@ -28,7 +28,7 @@ pub struct Streamed {
 ///
 /// # Errors
 /// Those of the store.
-pub async fn stream_through(store: &Store, object: &str, mut running: Running) -> Result<Streamed, Failure> {
+pub async fn stream_through(store: &StoreClient, object: &str, mut running: Running) -> Result<Streamed, Failure> {
     let mut chunks = store.get(object).await?;
     let (mut hash, mut bytes) = (Sha256::new(), 0_u64);
     while let Some(chunk) = chunks.next().await {
@@ -77,7 +77,7 @@ pub fn unreadable(object: &str, failure: &Failure) -> Failure {
 ///
 /// # Errors
 /// `BackupUnreadable` if it is no archive; those of the store.
-pub async fn list(tools: &Tools, store: &Store, object: &str) -> Result<String, Failure> {
+pub async fn list(tools: &Tools, store: &StoreClient, object: &str) -> Result<String, Failure> {
     let mut running = tools.start("pg_restore", &["--list".to_owned()], &[])?;
     let mut chunks = store.get(object).await?;
     let mut stdin = running.stdin.take();

@@ -21,7 +21,7 @@ use crate::{
     api::{BackupEvidence, BaselineEvidence, Reason, digest_text},
     runner::{
         Failure,
-        clients::object_store::{STORE_RETRY_TIMEOUT, Store, Upload},
+        clients::object_store::{STORE_RETRY_TIMEOUT, StoreClient, Upload},
         context::TaskContext,
         database::{
             connection::Target,
@@ -60,7 +60,8 @@ struct BackupManifest<'a> {
 /// Those of settings and connection; `DatabaseInUse`, `LockTimeout` of the triggers; `DumpFailed`; those of the store.
 pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
     let target = context.settings.target()?;
-    let store = Store::open(&context.spec.plan.backup.store, &context.settings.store_keys()?, STORE_RETRY_TIMEOUT)?;
+    let store =
+        StoreClient::open(&context.spec.plan.backup.store, &context.settings.store_keys()?, STORE_RETRY_TIMEOUT)?;
     let version = context.tools.version().await?;
     let control_spec = context.control_spec();
     let mut client = target.connect("backup").await?;

@@ -19,7 +19,7 @@ use crate::{
     api::{Balances, KeyUsers, KeyUsersEvidence, Reason, Time, digest_text},
     runner::{
         Failure,
-        clients::object_store::{STORE_RETRY_TIMEOUT, Store, Upload},
+        clients::object_store::{STORE_RETRY_TIMEOUT, StoreClient, Upload},
         context::TaskContext,
         database::{
             control::{ident, literal, quoted},
@@ -40,7 +40,7 @@ const MAX_LIMIT_DIGITS: usize = 100;
 pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
     let target = context.settings.target()?;
     let plan = &context.spec.plan;
-    let store = Store::open(&plan.backup.store, &context.settings.store_keys()?, STORE_RETRY_TIMEOUT)?;
+    let store = StoreClient::open(&plan.backup.store, &context.settings.store_keys()?, STORE_RETRY_TIMEOUT)?;
     let (table, condition) =
         (quoted(&plan.credits.balances.table), condition(&plan.backup.key_users, &plan.credits.balances)?);
     let mut client = target.connect("export-key-users").await?;

@@ -9,7 +9,7 @@ use crate::{
         Failure,
         clients::{
             archive,
-            object_store::{STORE_RETRY_TIMEOUT, Store},
+            object_store::{STORE_RETRY_TIMEOUT, StoreClient},
         },
         context::TaskContext,
     },
@@ -22,14 +22,15 @@ use crate::{
 /// store.
 pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
     let (object, expected) = context.backup_input()?;
-    let store = Store::open(&context.spec.plan.backup.store, &context.settings.store_keys()?, STORE_RETRY_TIMEOUT)?;
+    let store =
+        StoreClient::open(&context.spec.plan.backup.store, &context.settings.store_keys()?, STORE_RETRY_TIMEOUT)?;
     tokio::select! {
         read = read(context, &store, object, expected) => read,
         () = context.stop.cancelled() => Err(Failure::terminated()),
     }
 }
 
-async fn read(context: &TaskContext<'_>, store: &Store, object: &str, expected: &str) -> Result<String, Failure> {
+async fn read(context: &TaskContext<'_>, store: &StoreClient, object: &str, expected: &str) -> Result<String, Failure> {
     let running = context.tools.start("pg_restore", &["--file=/dev/null".to_owned()], &[])?;
     let streamed = archive::stream_through(store, object, running).await?;
     archive::check_digest(object, &streamed, expected)?;

@@ -21,7 +21,7 @@ use object_store::{
 use self::answer_code::{CodeConnector, StoreError, with_code};
 pub use self::upload::Upload;
 use crate::{
-    api::{Reason, Store as StoreSpec},
+    api::{Reason, Store},
     runner::Failure,
     shared::quoted::Quoted,
 };
@@ -84,7 +84,7 @@ pub struct StoreKeys {
 
 /// One bucket and prefix.
 #[derive(Clone)]
-pub struct Store {
+pub struct StoreClient {
     /// For all but parts: no limit but on silence; otherwise a large object could not be read.
     client: Arc<AmazonS3>,
     /// For parts and the end of an upload: a limit on the whole, since the store sends nothing meanwhile.
@@ -95,20 +95,20 @@ pub struct Store {
     secret: String,
 }
 
-impl Store {
+impl StoreClient {
     /// Opens the store of a spec. `retry_timeout` is how long a request is retried.
     ///
     /// # Errors
     /// `StoreUnreachable` for a spec or certificate that cannot be used.
-    pub fn open(spec: &StoreSpec, keys: &StoreKeys, retry_timeout: Duration) -> Result<Self, Failure> {
+    pub fn open(spec: &Store, keys: &StoreKeys, retry_timeout: Duration) -> Result<Self, Failure> {
         Self::within(spec, keys, &Limits::new(retry_timeout))
     }
 
     /// Opens the store of a spec with other limits.
     ///
     /// # Errors
-    /// As [`Store::open`].
-    pub fn within(spec: &StoreSpec, keys: &StoreKeys, limits: &Limits) -> Result<Self, Failure> {
+    /// As [`StoreClient::open`].
+    pub fn within(spec: &Store, keys: &StoreKeys, limits: &Limits) -> Result<Self, Failure> {
         let unusable = |what: String| Failure::new(Reason::StoreUnreachable, what);
         let (bucket, prefix) = location(&spec.url).ok_or_else(|| {
             unusable(format!("spec.backup.store.url {} must be s3://BUCKET/PREFIX/", Quoted(&spec.url)))

@@ -15,7 +15,7 @@ use futures::{
 use object_store::{GetOptions, GetRange, ObjectStoreExt, path::Path};
 
 use super::{
-    Operation, Store,
+    Operation, StoreClient,
     answer_code::{StoreError, next_chunk, with_code},
 };
 use crate::{api::Reason, runner::Failure};
@@ -25,7 +25,7 @@ const MAX_EMPTY_REQUESTS: u32 = 5;
 
 /// An object that is being read.
 struct Reading {
-    store: Store,
+    store: StoreClient,
     object: String,
     path: Path,
     /// Which object it is, if the store says so.
@@ -41,8 +41,11 @@ struct Reading {
 /// Asks for the whole object.
 ///
 /// # Errors
-/// As [`Store::get`].
-pub(super) async fn start(store: Store, object: &str) -> Result<BoxStream<'static, Result<Bytes, Failure>>, Failure> {
+/// As [`StoreClient::get`].
+pub(super) async fn start(
+    store: StoreClient,
+    object: &str,
+) -> Result<BoxStream<'static, Result<Bytes, Failure>>, Failure> {
     let path = store.path(object)?;
     let answer = with_code(store.client.get(&path)).await.map_err(|e| store.failure(Operation::Read, object, &e))?;
     let (tag, size) = (answer.meta.e_tag.clone(), answer.meta.size);

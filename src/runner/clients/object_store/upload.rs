@@ -7,7 +7,7 @@ use tokio::task::JoinHandle;
 use tracing::Instrument;
 
 use super::{
-    Operation, Store,
+    Operation, StoreClient,
     answer_code::{StoreError, with_code},
 };
 use crate::{api::Reason, runner::Failure};
@@ -39,7 +39,7 @@ fn two_at_a_time(part: u64) -> bool {
 /// A multipart upload. It must be ended by [`Upload::complete`] or [`Upload::abort`]: parts of one that is only dropped
 /// stay in the bucket and cost money.
 pub struct Upload {
-    store: Store,
+    store: StoreClient,
     object: String,
     path: Path,
     id: MultipartId,
@@ -50,8 +50,8 @@ pub struct Upload {
 }
 
 impl Upload {
-    /// As [`Store::upload`].
-    pub(super) async fn start(store: Store, object: &str, expected: u64) -> Result<Self, Failure> {
+    /// As [`StoreClient::upload`].
+    pub(super) async fn start(store: StoreClient, object: &str, expected: u64) -> Result<Self, Failure> {
         let path = store.path(object)?;
         let id = with_code(store.client.create_multipart(&path)).await;
         let id = id.map_err(|e| store.failure(Operation::Write, object, &e))?;

@@ -19,7 +19,7 @@ use crate::{
     api::Reason,
     runner::{
         Failure,
-        clients::{http_probe::Prober, object_store::Store},
+        clients::{http_probe::Prober, object_store::StoreClient},
         context::TaskContext,
         database::connection::Target,
     },
@@ -110,7 +110,7 @@ async fn store(context: &TaskContext<'_>, findings: &mut Findings) {
         }
     };
     let tried = async {
-        let store = Store::open(&context.spec.plan.backup.store, &keys, PREFLIGHT_STORE_RETRY_TIMEOUT)?;
+        let store = StoreClient::open(&context.spec.plan.backup.store, &keys, PREFLIGHT_STORE_RETRY_TIMEOUT)?;
         let object = store.object(&format!("preflight_{}_{}", context.spec.migration_uid, context.spec.attempt));
         let data = context.spec.migration_uid.clone().into_bytes();
         store.put(&object, data.clone()).await?;

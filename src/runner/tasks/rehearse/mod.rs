@@ -26,7 +26,7 @@ use crate::{
         Failure,
         clients::{
             archive,
-            object_store::{STORE_RETRY_TIMEOUT, Store},
+            object_store::{STORE_RETRY_TIMEOUT, StoreClient},
             private_folder::PrivateFolder,
         },
         context::{MountedSql, TaskContext},
@@ -52,7 +52,8 @@ const ROLLOUT_SECONDS: f64 = 10.0;
 /// `RollbackNotEqual`. What happened on the copy starts with `rehearsal: `.
 pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
     let target = context.settings.target()?;
-    let store = Store::open(&context.spec.plan.backup.store, &context.settings.store_keys()?, STORE_RETRY_TIMEOUT)?;
+    let store =
+        StoreClient::open(&context.spec.plan.backup.store, &context.settings.store_keys()?, STORE_RETRY_TIMEOUT)?;
     let sql = migration_sql(context)?;
     let name = &context.spec.plan.rehearsal.database;
     if name == target.database() {
@@ -103,7 +104,7 @@ fn migration_sql(context: &TaskContext<'_>) -> Result<MigrationSql, Failure> {
 /// Everything that happens on the copy.
 async fn rehearse(
     context: &TaskContext<'_>,
-    store: &Store,
+    store: &StoreClient,
     admin: &Client,
     copy: &Target,
     sql: &MigrationSql,
@@ -189,7 +190,7 @@ fn expected_window(migrate_seconds: f64, compare_seconds: f64) -> f64 {
 
 /// Restores the object as it is in the bucket, with owners and grants: the roles are the same server's. Extensions that
 /// the role may not create are left out.
-async fn restore(context: &TaskContext<'_>, store: &Store, copy: &Target) -> Result<(), Failure> {
+async fn restore(context: &TaskContext<'_>, store: &StoreClient, copy: &Target) -> Result<(), Failure> {
     let (object, expected) = context.backup_input()?;
     let list = match archive::list(&context.tools, store, object).await {
         Ok(list) => list,
