@@ -5,7 +5,7 @@ use crate::{ONLY_TESTS, files, root};
 /// Macros whose texts only developers see.
 const FOR_DEVELOPERS: &[&str] = &["assert", "debug_assert", "panic", "unreachable"];
 
-/// Lines that show a value by `Debug`, as `path:line` without the path: in a text, or as a field of a log call.
+/// Numbers of the lines that show a value by `Debug`: in a text, or as a field of a log call.
 fn shown_by_debug(text: &str) -> Vec<usize> {
     let end = text.find("#[cfg(test)]\nmod tests {").unwrap_or(text.len());
     // What the texts of the lines belong to: the last macro that was opened.
@@ -18,7 +18,7 @@ fn shown_by_debug(text: &str) -> Vec<usize> {
             let next_macro = rest.find("!(").into_iter().chain(rest.find("#[error(")).min();
             let (before, after) = rest.split_at(next_macro.unwrap_or(rest.len()));
             let for_developers = FOR_DEVELOPERS.iter().any(|name| opened.starts_with(name));
-            let is_field = |part: &str| part.trim().trim_start_matches("%").starts_with('?');
+            let is_field = |part: &str| part.trim().trim_start_matches('%').starts_with('?');
             let log_field = ["trace", "debug", "info", "warn", "error"].contains(&opened)
                 && before.split('"').next().unwrap_or_default().split(['(', ',', '=']).any(is_field);
             if !for_developers && (before.contains(":?}") || before.contains(":#?}") || log_field) {

@@ -2,8 +2,8 @@
 //! each with what it keeps between two measurements. `workload` and `job` checks are not here: the controller measures
 //! them.
 //!
-//! Called by `tasks`. Imports `context`, `settings`, `database`, `clients`, `report` and `failure` of the runner, `api`,
-//! `shared` and `telemetry`.
+//! Called by `tasks`. Imports `context`, `settings`, `database`, `clients`, `report` and `failure` of the runner,
+//! `api`, `shared` and `telemetry`.
 
 pub mod balances;
 pub mod connection;

@@ -1,7 +1,7 @@
 //! The error code of a store's answer, read from its body before the crate `object_store` makes a text of it.
 //!
-//! The crate's errors have the status and the body as text only. [`CodeReader`] is the layer below: it sees each answer.
-//! It hands the code up by a variable of the task, which [`with_code`] sets for the requests of one operation.
+//! The crate's errors have the status and the body as text only. [`CodeReader`] is the layer below: it sees each
+//! answer. It hands the code up by a variable of the task, which [`with_code`] sets for the requests of one operation.
 
 use std::{cell::RefCell, future::Future, pin::Pin};
 
