@@ -30,6 +30,9 @@ pub struct Finding {
     /// Class of the problem; absent when there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<Reason>,
+    /// Whether the application says that it holds the old and the new version; absent when it does not say so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holds_both_versions: Option<bool>,
     /// Observed value, and the command that fixes the problem.
     pub message: String,
 }
@@ -37,8 +40,6 @@ pub struct Finding {
 impl Finding {
     /// Name of the finding about the versions that the application reports.
     pub const VERSION_PROBE: &str = "version probe";
-    /// Part of its message if the application reports that it has the old and the new version.
-    pub const HOLDS_BOTH: &str = "holds both versions";
 }
 
 /// Statistics of the credit system, from one snapshot. Amounts are decimal texts in credits.

@@ -1,4 +1,4 @@
-//! Labels, annotations and the finalizer that the operator sets.
+//! Labels, annotations and the finalizer that the operator sets, and the name of the runner's account.
 
 /// Finalizer that keeps a `CreditMigration` until writes are unblocked and its triggers are removed.
 pub const FINALIZER: &str = "creditmigration.io/writes-unblocked";
@@ -19,3 +19,8 @@ pub const UID_LABEL: &str = "creditmigration.io/migration-uid";
 pub const TASK_LABEL: &str = "creditmigration.io/task";
 /// Label with the name of a `job` check, on its Jobs and their pods.
 pub const CHECK_LABEL: &str = "creditmigration.io/check";
+
+/// Name of the ServiceAccount and the RoleBinding of a migration's pods.
+pub fn runner_name(migration: &str) -> String {
+    format!("{migration}-runner")
+}

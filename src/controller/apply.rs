@@ -219,7 +219,7 @@ impl Writer<'_> {
         }
         let patch = json!({"metadata": {"resourceVersion": fenced.resource_version}, "spec": {"window": order}});
         ignore_conflict(self.merge::<MigrationRun>(name, &patch).await)?;
-        info!(run = name, command = ?order.command, "window ordered");
+        info!(run = name, command = %order.command, "window ordered");
         Ok(())
     }
 

@@ -34,7 +34,7 @@ pub enum Error {
     #[error("the object changed in the meantime; retried")]
     Conflict,
     /// One reconciliation took too long.
-    #[error("reconciliation took longer than {0:?}")]
+    #[error("reconciliation took longer than {} s", .0.as_secs())]
     Timeout(Duration),
 }
 

@@ -1,6 +1,9 @@
 //! How a task fails: a [`Reason`] that users can look up, and a message with observed value, limit and next command.
 
-use crate::{api::Reason, shared::sql};
+use crate::{
+    api::Reason,
+    shared::{message::Message, sql},
+};
 
 /// Why a task ended without success. The message never holds a secret or a row of a table.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -31,6 +34,13 @@ impl Failure {
     /// Whether the connection to the database was lost or could not be made: another session may succeed.
     pub fn is_connection_lost(&self) -> bool {
         matches!(self.reason, Reason::ConnectionLost | Reason::HostUnreachable)
+    }
+}
+
+/// What a failure says. Its message is kept as it crosses the API, and read back as there.
+impl From<Failure> for Message {
+    fn from(failure: Failure) -> Self {
+        Self::parse(&failure.message)
     }
 }
 

@@ -13,6 +13,8 @@
 //! and `report`; `checks` imports `database`, `clients` and `report`; `database` and `report` import `clients`.
 //! `failure` is for all of them, `settings` and `context` are for `tasks` and `checks`.
 //!
+//! Called by the program's subcommand `runner`. Imports `api`, `shared` and `telemetry`.
+//!
 //! # Exit code
 //! 0 if the run's status has the end, also a failed one: the status is the truth, not the Job. Other than 0 if the
 //! process ended without a report: then the end of its pod is the only sign.
@@ -101,7 +103,7 @@ async fn carry_out(stop: &CancellationToken) -> Result<(), String> {
     let run = match load_run(&reporter, &cache, stop).await {
         Loaded::Run(run) => *run,
         Loaded::Finished(phase) => {
-            tracing::info!(?phase, "the task has ended before; nothing is done");
+            tracing::info!(%phase, "the task has ended before; nothing is done");
             return Ok(());
         }
         Loaded::Gone => return gone(),

@@ -10,7 +10,10 @@ use std::{
 };
 
 use super::{Failure, clients::object_store::StoreKeys, database::connection::Target};
-use crate::api::{KeyRef, MigrationRunSpec, Reason, SqlSource, mounts, sha256};
+use crate::{
+    api::{KeyRef, MigrationRunSpec, Reason, SqlSource, mounts, sha256},
+    shared::quoted::Quoted,
+};
 
 /// Reads below one folder, for one run.
 pub struct Settings<'a> {
@@ -66,12 +69,13 @@ impl<'a> Settings<'a> {
             return Err(Failure::new(
                 Reason::WrongDatabase,
                 format!(
-                    "the URL in key {} of Secret {}/{} leads to database {:?}, spec.database.name is {name:?}; next: \
+                    "the URL in key {} of Secret {}/{} leads to database {}, spec.database.name is {}; next: \
                         correct one of them",
                     connection.secret_ref.key,
                     self.namespace,
                     connection.secret_ref.name,
-                    target.database()
+                    Quoted(target.database()),
+                    Quoted(name)
                 ),
             ));
         }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod debug;
 mod dependencies;
 mod imports;
 mod logs;
@@ -30,6 +31,18 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("telemetry", &["shared"]),
     ("controller/build", &[]),
     ("runner/tasks", &["checks", "database", "clients", "report", "context", "settings", "failure"]),
+    ("runner/tasks/backup", &[]),
+    ("runner/tasks/cleanup", &[]),
+    ("runner/tasks/code_backup", &[]),
+    ("runner/tasks/export_key_users", &[]),
+    ("runner/tasks/findings", &[]),
+    ("runner/tasks/follow_up", &[]),
+    ("runner/tasks/notify", &["findings"]),
+    ("runner/tasks/preflight", &["code_backup", "findings", "notify"]),
+    ("runner/tasks/rehearse", &[]),
+    ("runner/tasks/validate", &[]),
+    ("runner/tasks/verify_backup", &[]),
+    ("runner/tasks/window", &["notify"]),
     ("runner/checks", &["database", "clients", "report", "context", "settings", "failure"]),
     ("runner/database", &["clients", "failure"]),
     ("runner/clients", &["failure"]),

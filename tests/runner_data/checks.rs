@@ -135,7 +135,7 @@ async fn every_source_is_measured() {
             CheckOutcome::NoData,
             "next: put it into shared_preload_libraries",
         ),
-        ("slow", json!({"http": http("/slow")}), CheckOutcome::Fail, "no answer within 300ms"),
+        ("slow", json!({"http": http("/slow")}), CheckOutcome::Fail, "no answer within 0.3 s"),
         ("down", json!({"http": {"url": "http://127.0.0.1:1/"}}), CheckOutcome::Fail, "no answer"),
         (
             "rate",
@@ -231,8 +231,9 @@ async fn the_version_is_asked_for() {
         serde_json::from_value(json!({"configMapKeyRef": {"name": "a", "key": "b"}, "from": from, "to": to})).unwrap()
     };
     let good = probe("/version", "$.running");
-    let words = prober.ready_to_switch(&good, &flag("v1", "v2")).await.unwrap();
-    assert_eq!(words, "the application runs v1; it holds both versions");
+    let readiness = prober.ready_to_switch(&good, &flag("v1", "v2")).await.unwrap();
+    assert_eq!(readiness.holds_both_versions, Some(true));
+    assert_eq!(readiness.summary(), "the application runs v1; it holds both versions");
     for (probe, from, to, words) in [
         (&good, "v0", "v2", "runs version \"v1\", spec.application.flag.from is \"v0\""),
         (&good, "v1", "v3", "holds versions v1, v2, not v3"),

@@ -11,7 +11,7 @@ use std::{
 use credit_migration::{
     api::Reason,
     runner::{
-        clients::object_store::{Limits, Store},
+        clients::object_store::{Limits, StoreClient},
         report::Progress,
         settings::Settings,
         tasks::backup,
@@ -103,13 +103,16 @@ async fn pump(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin,
     }
 }
 
-fn open(world: &World) -> Store {
+fn open(world: &World) -> StoreClient {
     let keys = Settings::new(&world.root, &world.spec, "shop").store_keys().unwrap();
-    Store::within(&world.spec.plan.backup.store, &keys, &LIMITS).unwrap()
+    StoreClient::within(&world.spec.plan.backup.store, &keys, &LIMITS).unwrap()
 }
 
 /// The store by a line; before that, directly.
-async fn stores(world: &mut World, fault: impl Fn(u64) -> (Fault, Fault) + Send + 'static) -> (Store, Store, Line) {
+async fn stores(
+    world: &mut World,
+    fault: impl Fn(u64) -> (Fault, Fault) + Send + 'static,
+) -> (StoreClient, StoreClient, Line) {
     let direct = open(world);
     let line = Line::to(world, fault).await;
     world.spec.plan.backup.store.endpoint = Some(format!("https://127.0.0.1:{}", line.port));

@@ -38,11 +38,6 @@ fn owner<K: Resource<DynamicType = ()>>(object: &K) -> Vec<OwnerReference> {
     object.controller_owner_ref(&()).into_iter().collect()
 }
 
-/// Name of the ServiceAccount and the RoleBinding of a migration's pods.
-pub fn runner_name(migration: &str) -> String {
-    format!("{migration}-runner")
-}
-
 fn meta(name: String, migration: &CreditMigration, task: Option<Task>) -> ObjectMeta {
     ObjectMeta {
         name: Some(name),

@@ -6,8 +6,8 @@ use k8s_openapi::api::{
 };
 use kube::ResourceExt;
 
-use super::{meta, runner_name};
-use crate::api::CreditMigration;
+use super::meta;
+use crate::api::{CreditMigration, runner_name};
 
 /// ServiceAccount of a migration's pods.
 pub fn service_account(migration: &CreditMigration) -> ServiceAccount {

@@ -15,9 +15,9 @@ use k8s_openapi::{
 };
 use kube::ResourceExt;
 
-use super::{labels, meta, owner, runner_name, volumes};
+use super::{labels, meta, owner, volumes};
 use crate::{
-    api::{CreditMigration, CreditMigrationSpec, MigrationRun, MigrationRunSpec, Placement, mounts},
+    api::{CreditMigration, CreditMigrationSpec, MigrationRun, MigrationRunSpec, Placement, mounts, runner_name},
     machine::StartRun,
 };
 

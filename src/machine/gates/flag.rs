@@ -4,7 +4,7 @@ use super::Violation;
 use crate::{
     api::ReadyReason,
     machine::{ObservedFlag, Transition},
-    shared::message::Message,
+    shared::{message::Message, quoted::Quoted},
 };
 
 /// The flag's key is there, at `from`, and can be changed.
@@ -33,8 +33,11 @@ pub(super) fn check(transition: &Transition<'_>) -> Option<Violation> {
         ObservedFlag::Value { value, .. } if *value != flag.from => (
             ReadyReason::FlagNotAtFrom,
             Message::new(format!(
-                "key {} of ConfigMap {} is {value:?}, expected {:?} (spec.application.flag.from)",
-                r.key, r.name, flag.from
+                "key {} of ConfigMap {} is {}, expected {} (spec.application.flag.from)",
+                r.key,
+                r.name,
+                Quoted(value),
+                Quoted(&flag.from)
             ))
             .next(
                 "see which version runs. If it is the new one this migration is done already; \
@@ -52,7 +55,7 @@ pub(super) fn check_rollback_enabled(transition: &Transition<'_>) -> Option<Viol
     let (map, key) = (&flag.config_map_key_ref.name, &flag.rollback_key);
     let found = match transition.observed.rollback_enabled.as_deref() {
         Some("true") => return None,
-        Some(value) => format!("is {value:?}"),
+        Some(value) => format!("is {}", Quoted(value)),
         None => "is missing".to_owned(),
     };
     Some(Violation {

@@ -7,7 +7,7 @@ use crate::{
         Stage, Step, Task, Time,
     },
     machine::{ObservedDecision, RunOutcome, Transition, notices::notice_key, steps::PlannedRetry},
-    shared::time::to_signed,
+    shared::{quoted::Quoted, time::to_signed},
 };
 
 /// What keeps a stage from ending, or what ends it.
@@ -113,12 +113,12 @@ impl Transition<'_> {
             return None;
         }
         Some(format!(
-            "key {} of ConfigMap {} is {:?}, the schema is the one of {:?}; set the key to {3:?}; \
+            "key {} of ConfigMap {} is {}, the schema is the one of {}; set the key to {3}; \
              or, to roll back, next: {}",
             flag.config_map_key_ref.key,
             flag.config_map_key_ref.name,
-            self.observed.flag_value().unwrap_or("missing"),
-            flag.to,
+            Quoted(self.observed.flag_value().unwrap_or("missing")),
+            Quoted(&flag.to),
             self.observed.rollback_command()
         ))
     }

@@ -3,7 +3,7 @@
 use crate::{
     api::{Direction, ReadyReason, Time, WindowProgress},
     machine::{Effect, ObservedFlag, Transition},
-    shared::time::seconds,
+    shared::{quoted::Quoted, time::seconds},
 };
 
 /// How long a settled rollout may answer with another version before its workloads are restarted again, in seconds.
@@ -129,9 +129,11 @@ impl Transition<'_> {
             true,
             ReadyReason::RestartedAgain,
             format!(
-                "the version probe answers {answer:?}, wanted is {version:?}, though flag and \
+                "the version probe answers {}, wanted is {}, though flag and \
                  rollout are as wanted since {settled_at:.0}; a pod may have read the flag's old value from its node; \
-                 the workloads are restarted again"
+                 the workloads are restarted again",
+                Quoted(answer),
+                Quoted(&version)
             ),
         );
     }

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     api::{CreditMigrationSpec, KeyRef, Reason},
     plugin::output::{CheckedItem, State, item},
-    shared::{command::kubectl, deployment, sql},
+    shared::{command::kubectl, deployment, quoted::Quoted, sql},
 };
 
 /// Result of reading one object.
@@ -202,8 +202,13 @@ fn flag(spec: &CreditMigrationSpec, objects: &ClusterObjects) -> Vec<CheckedItem
                 } else {
                     format!("next: {}", set(&r.key, &flag.from))
                 };
-                let text =
-                    format!("key {} of ConfigMap {} is {value:?}, expected {:?}; {next}", r.key, r.name, flag.from);
+                let text = format!(
+                    "key {} of ConfigMap {} is {}, expected {}; {next}",
+                    r.key,
+                    r.name,
+                    Quoted(value),
+                    Quoted(&flag.from)
+                );
                 (State::Wrong, text)
             })
         })
@@ -220,9 +225,10 @@ fn flag(spec: &CreditMigrationSpec, objects: &ClusterObjects) -> Vec<CheckedItem
     found.extend(config_map_key("application is prepared for a rollback", &key, objects, [&literals, &add], |value| {
         (value != "true").then(|| {
             let text = format!(
-                "key {} of ConfigMap {} is {value:?}, expected \"true\"; next: {}",
+                "key {} of ConfigMap {} is {}, expected \"true\"; next: {}",
                 key.key,
                 r.name,
+                Quoted(value),
                 set(&key.key, "true")
             );
             (State::Wrong, text)

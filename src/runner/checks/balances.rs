@@ -34,6 +34,7 @@ use crate::{
         Failure,
         database::control::{self, BalancesTable, ControlSpec, Cutover, TransactionsTable},
     },
+    shared::message::Message,
 };
 
 /// Measurements from one full one to the next.
@@ -72,7 +73,7 @@ struct Users {
 
 /// Why there is no value.
 enum NoValue {
-    NoData(String),
+    NoData(Message),
     Failed(Failure),
 }
 
@@ -80,7 +81,7 @@ impl From<Failure> for NoValue {
     fn from(failure: Failure) -> Self {
         match failure.reason {
             // The new schema has other names: nothing can be said, and nothing is wrong.
-            Reason::TableMissing | Reason::ColumnMissing => Self::NoData(failure.message),
+            Reason::TableMissing | Reason::ColumnMissing => Self::NoData(failure.into()),
             _ => Self::Failed(failure),
         }
     }
@@ -119,11 +120,11 @@ impl BalancesSource {
             Ok(Err(NoValue::NoData(detail))) => Measurement::NoData(detail),
             Ok(Err(NoValue::Failed(failure))) => {
                 self.session.lose();
-                Measurement::Error(failure.message)
+                Measurement::Error(failure.into())
             }
             Err(_) => {
                 self.session.lose();
-                Measurement::Error(format!("no answer of the database within {BALANCES_TIMEOUT:?}"))
+                Measurement::Error(format!("no answer of the database within {} s", BALANCES_TIMEOUT.as_secs()).into())
             }
         }
     }
@@ -132,25 +133,24 @@ impl BalancesSource {
         let Self { session, control_spec, credits, comparison, since, users, total } = self;
         let tx = start_snapshot(session.client().await?).await?;
         let Some(cutover) = control::cutover(&tx, control_spec).await? else {
-            return Err(NoValue::NoData("the ledger of the database has no cutover of this migration".to_owned()));
+            return Err(NoValue::NoData("the ledger of the database has no cutover of this migration".into()));
         };
         if since.replace(cutover.since) != Some(cutover.since) {
             (*users, *total) = (Users::default(), None);
         }
         for table in ["baseline", "changed_users"] {
             if !control::exists(&tx, table).await? {
-                return Err(NoValue::NoData(format!(
-                    "credit_migration.{table} is not there any more: the migration has ended"
-                )));
+                return Err(NoValue::NoData(
+                    format!("credit_migration.{table} is not there any more: the migration has ended").into(),
+                ));
             }
         }
         let balances = control::balances(&tx, control_spec, None).await?;
         let value = match comparison {
             BalancesComparison::Users => {
                 let transactions = control::transactions(&tx, &credits.transactions).await?.map_err(|lacks| {
-                    NoValue::NoData(format!(
-                        "{lacks}: nothing explains balances; next: watch this schema with a sql check"
-                    ))
+                    let lacking = Message::new(format!("{lacks}: nothing explains balances"));
+                    NoValue::NoData(lacking.next("watch this schema with a sql check"))
                 })?;
                 let query = Query { tx: &tx, control_spec, cutover, balances, transactions };
                 users.measure(&query).await?.to_string()
@@ -194,7 +194,7 @@ async fn percent(
     );
     let row = tx.query_one(&query, &[&before]).await?;
     row.get::<_, Option<String>>(0)
-        .ok_or_else(|| NoValue::NoData("the sum was 0 at the cutover: there is no percentage of it".to_owned()))
+        .ok_or_else(|| NoValue::NoData("the sum was 0 at the cutover: there is no percentage of it".into()))
 }
 
 /// What the comparison of users needs.

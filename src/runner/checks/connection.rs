@@ -21,15 +21,16 @@ pub async fn measure(target_provider: &TargetProvider) -> Measurement {
     let target = match target_provider.target() {
         Ok(target) => target,
         // Without an address nothing is said about the database.
-        Err(failure) => return Measurement::Error(failure.message),
+        Err(failure) => return Measurement::Error(failure.into()),
     };
     match tokio::time::timeout(CONNECTION_CHECK_TIMEOUT, used(&target)).await {
         Ok(Ok(part)) => Measurement::Value { value: Value::Number(part), samples: None },
         Ok(Err(error)) if of_the_server(&error) => Measurement::Failed(error.failure.message),
-        Ok(Err(error)) => Measurement::Error(error.failure.message),
+        Ok(Err(error)) => Measurement::Error(error.failure.into()),
         Err(_) => Measurement::Failed(format!(
-            "{} gave no connection within {CONNECTION_CHECK_TIMEOUT:?}",
-            target.host_port()
+            "{} gave no connection within {} s",
+            target.host_port(),
+            CONNECTION_CHECK_TIMEOUT.as_secs()
         )),
     }
 }

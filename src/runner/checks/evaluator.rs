@@ -12,7 +12,11 @@ use std::cmp::Ordering;
 
 use crate::{
     api::{Check, CheckOutcome, CheckResult, Time},
-    shared::tally::{Sample, Tally},
+    shared::{
+        message::Message,
+        quoted::Quoted,
+        tally::{Sample, Tally},
+    },
 };
 
 /// What one attempt to measure brought.
@@ -28,9 +32,9 @@ pub enum Measurement {
     /// The application answered wrongly or not at all: that is a measurement, and it is bad.
     Failed(String),
     /// There was nothing to measure.
-    NoData(String),
+    NoData(Message),
     /// The measurement itself did not work.
-    Error(String),
+    Error(Message),
 }
 
 /// A measured value.
@@ -104,13 +108,23 @@ impl<'a> CheckEvaluator<'a> {
     }
 }
 
+impl Measurement {
+    /// Whether it says what to do next.
+    pub fn has_next(&self) -> bool {
+        match self {
+            Self::NoData(detail) | Self::Error(detail) => detail.next.is_some(),
+            Self::Value { .. } | Self::Failed(_) => false,
+        }
+    }
+}
+
 /// Outcome of one measurement, and a text with observed value and limit.
 pub(in crate::runner) fn assess(check: &Check, measurement: &Measurement) -> (CheckOutcome, String) {
     let (value, samples) = match measurement {
         Measurement::Value { value, samples } => (value, *samples),
         Measurement::Failed(detail) => return (CheckOutcome::Fail, detail.clone()),
-        Measurement::NoData(detail) => return (CheckOutcome::NoData, detail.clone()),
-        Measurement::Error(detail) => return (CheckOutcome::Error, detail.clone()),
+        Measurement::NoData(detail) => return (CheckOutcome::NoData, detail.to_string()),
+        Measurement::Error(detail) => return (CheckOutcome::Error, detail.to_string()),
     };
     let behind = samples.map(|n| format!(" ({n:.0} samples)")).unwrap_or_default();
     if let Some(minimum) = check.minimum_samples {
@@ -127,8 +141,8 @@ pub(in crate::runner) fn assess(check: &Check, measurement: &Measurement) -> (Ch
             // An unexpected text may be anything, also a person's data: its length must do.
             let length = text.chars().count();
             match &check.equals {
-                Some(want) if want == text => (CheckOutcome::Pass, format!("{want:?} as expected")),
-                Some(want) => (CheckOutcome::Fail, format!("another text ({length} characters), not {want:?}")),
+                Some(want) if want == text => (CheckOutcome::Pass, format!("{} as expected", Quoted(want))),
+                Some(want) => (CheckOutcome::Fail, format!("another text ({length} characters), not {}", Quoted(want))),
                 None => (
                     CheckOutcome::Error,
                     format!("a text ({length} characters) is not a number, and max or min need one"),

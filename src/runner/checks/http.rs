@@ -83,11 +83,11 @@ pub(super) async fn send(prober: &Prober, request: HttpRequest<'_>) -> Result<Ht
     for (name, value) in headers {
         builder = builder.header(name, value);
     }
-    let unusable = |e: reqwest::Error| Measurement::Error(format!("the request cannot be made: {}", cause(&e)));
+    let unusable = |e: reqwest::Error| Measurement::Error(format!("the request cannot be made: {}", cause(&e)).into());
     let request = builder.timeout(timeout).build().map_err(unusable)?;
     let started = Instant::now();
     let answer = client.execute(request).await.map_err(|e| match e.is_timeout() {
-        true => Measurement::Failed(format!("no answer within {timeout:?}")),
+        true => Measurement::Failed(format!("no answer within {} s", timeout.as_secs_f64())),
         false => Measurement::Failed(format!("no answer: {}", cause(&e))),
     })?;
     let status = answer.status().as_u16();
@@ -96,7 +96,7 @@ pub(super) async fn send(prober: &Prober, request: HttpRequest<'_>) -> Result<Ht
     let bytes = read.map_err(|why| match why {
         BodyError::Broken(_) => Measurement::Failed(why.to_string()),
         // That we do not read as much is not the application's fault.
-        BodyError::TooLong => Measurement::Error(why.to_string()),
+        BodyError::TooLong => Measurement::Error(why.to_string().into()),
     })?;
     Ok(HttpAnswer { status, bytes, milliseconds: started.elapsed().as_secs_f64() * 1000.0 })
 }
@@ -106,7 +106,7 @@ pub(super) async fn send(prober: &Prober, request: HttpRequest<'_>) -> Result<Ht
 pub async fn measure(prober: &Prober, check: &HttpCheck, wants_time: bool, times: &mut ResponseTimes) -> Measurement {
     let path = match check.json_path.as_deref().map(JsonPath::parse).transpose() {
         Ok(path) => path,
-        Err(error) => return Measurement::Error(format!("jsonPath: {error}")),
+        Err(error) => return Measurement::Error(format!("jsonPath: {error}").into()),
     };
     let request = HttpRequest {
         method: check.method,
@@ -149,7 +149,7 @@ pub async fn measure(prober: &Prober, check: &HttpCheck, wants_time: bool, times
         Ok(value @ (Json::Number(_) | Json::Bool(_))) => {
             Measurement::Value { value: Value::of_text(&value.to_string()), samples: None }
         }
-        _ => Measurement::NoData("jsonPath finds no single value in the answer".to_owned()),
+        _ => Measurement::NoData("jsonPath finds no single value in the answer".into()),
     }
 }
 

@@ -92,10 +92,20 @@ fn timed(line: &[u8]) -> Option<(Time, &[u8])> {
     Some((at, rest.get(1..).unwrap_or_default()))
 }
 
+/// Whether a measurement found a log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Collected {
+    /// At least one container has a log, which may have no new line.
+    SomeLog,
+    /// No container has started.
+    NoLog,
+}
+
 /// The positions in all containers.
 pub struct LogsSource {
     check: LogsCheck,
     namespace: String,
+    service_account: String,
     counted_from: Time,
     positions: HashMap<(String, String), Position>,
     /// Lines up to the positions that no measurement has reported.
@@ -105,11 +115,12 @@ pub struct LogsSource {
 }
 
 impl LogsSource {
-    /// Counts from `counted_from` on.
-    pub fn new(check: &LogsCheck, namespace: &str, counted_from: Time) -> Self {
+    /// Counts from `counted_from` on. `service_account` is who asks, for messages.
+    pub fn new(check: &LogsCheck, namespace: &str, service_account: &str, counted_from: Time) -> Self {
         Self {
             check: check.clone(),
             namespace: namespace.to_owned(),
+            service_account: service_account.to_owned(),
             counted_from,
             positions: HashMap::new(),
             unreported: Lines::default(),
@@ -121,27 +132,31 @@ impl LogsSource {
     /// Lines that match since the last measurement; the samples are all lines.
     pub async fn measure(&mut self) -> Measurement {
         let lines = match tokio::time::timeout(LOGS_TIMEOUT, self.collect()).await {
-            Ok(Ok(read)) if read || self.unreported.all > 0 => std::mem::take(&mut self.unreported),
-            Ok(Ok(_)) => {
-                return Measurement::NoData(format!(
-                    "Deployment {} has no pod that has started",
-                    self.check.workload.name
-                ));
+            Ok(Ok(Collected::NoLog)) if self.unreported.all == 0 => {
+                return Measurement::NoData(
+                    format!("Deployment {} has no pod that has started", self.check.workload.name).into(),
+                );
             }
-            Ok(Err(detail)) => return Measurement::Error(detail),
+            Ok(Ok(Collected::NoLog | Collected::SomeLog)) => std::mem::take(&mut self.unreported),
+            Ok(Err(detail)) => return Measurement::Error(detail.into()),
             Err(_) => {
-                return Measurement::Error(format!("the logs were not read to their end within {LOGS_TIMEOUT:?}"));
+                return Measurement::Error(
+                    format!("the logs were not read to their end within {} s", LOGS_TIMEOUT.as_secs()).into(),
+                );
             }
         };
         if std::mem::take(&mut self.first) {
-            return Measurement::NoData("the first measurement: lines are counted from here on".to_owned());
+            return Measurement::NoData("the first measurement: lines are counted from here on".into());
         }
         let samples = f64::from(u32::try_from(lines.all).unwrap_or(u32::MAX));
         Measurement::Value { value: Value::Number(lines.matching.to_string()), samples: Some(samples) }
     }
 
-    /// Adds to the unreported lines, with the positions pod by pod. Whether there was a log to read.
-    async fn collect(&mut self) -> Result<bool, String> {
+    /// Adds to the unreported lines, with the positions pod by pod.
+    ///
+    /// # Errors
+    /// What was refused or broke off, and the next command.
+    async fn collect(&mut self) -> Result<Collected, String> {
         let pattern = Regex::new(&self.check.pattern).map_err(|e| format!("pattern: {e}"))?;
         let client = match &self.client {
             Some(client) => client.clone(),
@@ -149,7 +164,7 @@ impl LogsSource {
         };
         let pods: Api<Pod> = Api::namespaced(client.clone(), &self.namespace);
         let list = self.pods(&client, &pods).await?;
-        let mut any = false;
+        let mut collected = Collected::NoLog;
         let mut present = Vec::new();
         for pod in &list {
             let name = pod.metadata.name.clone().unwrap_or_default();
@@ -174,12 +189,12 @@ impl LogsSource {
                 self.positions.insert(key.clone(), Position { restarts, ..position });
                 self.unreported.all += lines.all;
                 self.unreported.matching += lines.matching;
-                any = true;
+                collected = Collected::SomeLog;
             }
             present.push(key);
         }
         self.positions.retain(|key, _| present.contains(key));
-        Ok(any)
+        Ok(collected)
     }
 
     async fn pods(&self, client: &Client, pods: &Api<Pod>) -> Result<Vec<Pod>, String> {
@@ -221,7 +236,7 @@ impl LogsSource {
     /// What an answer means, and what to do about it.
     fn refused(&self, what: &str, error: &kube::Error) -> String {
         match error {
-            kube::Error::Api(status) if status.code == 403 => denied(what, &self.namespace, &status.message),
+            kube::Error::Api(status) if status.code == 403 => denied(what, &self.namespace, &self.service_account),
             kube::Error::Api(status) => format!("{what}: {} ({})", status.message, status.code),
             other => format!("{what}: {other}"),
         }
@@ -252,13 +267,11 @@ async fn count(log: impl AsyncBufRead, from: Position, pattern: &Regex) -> std::
     Ok(counting)
 }
 
-fn denied(what: &str, namespace: &str, refusal: &str) -> String {
-    // `pods is forbidden: User "system:serviceaccount:NAMESPACE:NAME" cannot list ...`
-    let account = refusal.split_once("system:serviceaccount:").and_then(|(_, rest)| rest.split_once('"'));
-    let account = account.map_or_else(|| format!("{namespace}:SERVICEACCOUNT"), |(account, _)| account.to_owned());
+/// That `what` may not be read, and the command that allows it.
+fn denied(what: &str, namespace: &str, service_account: &str) -> String {
     format!(
         "{what} may not be read (403); next: kubectl -n {namespace} create rolebinding credit-migration-runner-logs \
-            --clusterrole=credit-migration-runner-logs --serviceaccount={account}"
+            --clusterrole=credit-migration-runner-logs --serviceaccount={namespace}:{service_account}"
     )
 }
 
@@ -386,9 +399,11 @@ unable to retrieve container logs
             serde_json::from_value(json!({"workload": {"kind": "Deployment", "name": "shop"}, "pattern": "ERROR"}))
                 .unwrap();
         let (lines, fails) = (Arc::new(Mutex::new([(); 2].map(|()| String::new()))), Arc::new(AtomicBool::new(false)));
-        let mut logs = LogsSource::new(&check, "shop", "2026-01-02T03:00:00Z".parse().unwrap());
+        let mut logs = LogsSource::new(&check, "shop", "m-runner", "2026-01-02T03:00:00Z".parse().unwrap());
         logs.client = Some(api_server(lines.clone(), fails.clone()).await);
-        assert!(matches!(logs.measure().await, Measurement::NoData(detail) if detail.contains("first measurement")));
+        assert!(
+            matches!(logs.measure().await, Measurement::NoData(detail) if detail.text.contains("first measurement"))
+        );
 
         let add = |pod: usize, second: u32| {
             lines.lock().unwrap()[pod]
@@ -401,7 +416,7 @@ unable to retrieve container logs
         add(0, 1);
         add(1, 1);
         fails.store(true, Ordering::SeqCst);
-        assert!(matches!(logs.measure().await, Measurement::Error(detail) if detail.contains("log of pod b")));
+        assert!(matches!(logs.measure().await, Measurement::Error(detail) if detail.text.contains("log of pod b")));
         add(0, 2);
         assert!(matches!(logs.measure().await, Measurement::Error(_)));
         fails.store(false, Ordering::SeqCst);
@@ -439,13 +454,11 @@ unable to retrieve container logs
 
     #[test]
     fn a_denial_names_the_command() {
-        let refusal =
-            "pods is forbidden: User \"system:serviceaccount:shop:credit-migration-runner\" cannot list resource";
-        let detail = denied("pods of Deployment shop", "shop", refusal);
+        let detail = denied("pods of Deployment shop", "shop", "m-runner");
         assert!(
             detail.ends_with(
                 "kubectl -n shop create rolebinding credit-migration-runner-logs \
-            --clusterrole=credit-migration-runner-logs --serviceaccount=shop:credit-migration-runner"
+            --clusterrole=credit-migration-runner-logs --serviceaccount=shop:m-runner"
             ),
             "{detail}"
         );

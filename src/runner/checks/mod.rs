@@ -2,8 +2,8 @@
 //! each with what it keeps between two measurements. `workload` and `job` checks are not here: the controller measures
 //! them.
 //!
-//! Called by `tasks`. Imports `context`, `settings`, `database`, `clients`, `report` and `failure` of the
-//! runner, and `api`.
+//! Called by `tasks`. Imports `context`, `settings`, `database`, `clients`, `report` and `failure` of the runner,
+//! `api`, `shared` and `telemetry`.
 
 pub mod balances;
 pub mod connection;
@@ -32,7 +32,7 @@ use super::{
     database::{connection::Target, control::ControlSpec},
     settings::Settings,
 };
-use crate::api::{Check, Credits, LONGEST_ANSWER, MigrationRunSpec, TRIGGERS};
+use crate::api::{Check, Credits, LONGEST_ANSWER, MigrationRunSpec, TRIGGERS, runner_name};
 
 /// Longest time for the query of a check.
 const MAX_QUERY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -73,6 +73,8 @@ pub struct SourceContext {
     credits: Credits,
     secrets: PathBuf,
     namespace: String,
+    /// Name of the ServiceAccount that the pod runs as.
+    service_account: String,
 }
 
 impl SourceContext {
@@ -96,6 +98,7 @@ impl SourceContext {
             credits: context.spec.plan.credits.clone(),
             secrets: context.settings.secrets(),
             namespace: context.settings.namespace().to_owned(),
+            service_account: runner_name(&context.spec.migration),
         })
     }
 }
@@ -132,7 +135,8 @@ impl Source {
                 target_provider(),
             )))
         } else if let Some(source) = &check.logs {
-            Self::Logs(Box::new(LogsSource::new(source, &source_context.namespace, crate::telemetry::now())))
+            let SourceContext { namespace, service_account, .. } = source_context;
+            Self::Logs(Box::new(LogsSource::new(source, namespace, service_account, crate::telemetry::now())))
         } else if let Some(source) = &check.statements {
             Self::Statements(Box::new(StatementsSource::new(
                 source,
@@ -188,7 +192,7 @@ impl Source {
                 )
                 .await
             }
-            None => Measurement::Error("the check has no source".to_owned()),
+            None => Measurement::Error("the check has no source".into()),
         }
     }
 }

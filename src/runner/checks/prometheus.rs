@@ -14,7 +14,9 @@ use crate::{
 /// One instant query, and the one that counts its samples, both within `limit`.
 pub async fn measure(prober: &Prober, check: &PrometheusCheck, limit: Duration) -> Measurement {
     let answered = tokio::time::timeout(limit, both(prober, check)).await;
-    answered.unwrap_or_else(|_| Measurement::Error(format!("Prometheus gave no answer within {limit:?}")))
+    answered.unwrap_or_else(|_| {
+        Measurement::Error(format!("Prometheus gave no answer within {} s", limit.as_secs_f64()).into())
+    })
 }
 
 async fn both(prober: &Prober, check: &PrometheusCheck) -> Measurement {
@@ -34,7 +36,7 @@ async fn both(prober: &Prober, check: &PrometheusCheck) -> Measurement {
 
 async fn instant(prober: &Prober, base: &str, query: &str) -> Result<String, Measurement> {
     let url = format!("{}/api/v1/query", base.trim_end_matches('/'));
-    let error = |detail: String| Measurement::Error(format!("Prometheus {detail}"));
+    let error = |detail: String| Measurement::Error(format!("Prometheus {detail}").into());
     let url = reqwest::Url::parse_with_params(&url, [("query", query)]).map_err(|e| error(format!("url: {e}")))?;
     let answer = prober.client.get(url).send().await;
     let answer = answer.map_err(|e| error(format!("gave no answer: {}", cause(&e))))?;
@@ -48,7 +50,7 @@ async fn instant(prober: &Prober, base: &str, query: &str) -> Result<String, Mea
     let result = &json["data"]["result"];
     let value = match (json["data"]["resultType"].as_str(), result.as_array().map(Vec::as_slice)) {
         (Some("scalar"), Some([_, value])) => value,
-        (Some("vector"), Some([])) => return Err(Measurement::NoData("the query has no result".to_owned())),
+        (Some("vector"), Some([])) => return Err(Measurement::NoData("the query has no result".into())),
         (Some("vector"), Some([one])) => &one["value"][1],
         (Some("vector"), Some(many)) => {
             return Err(error(format!("query has {} results; make it one number, for example with sum()", many.len())));

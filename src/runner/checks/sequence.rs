@@ -28,6 +28,7 @@ use crate::{
         clients::http_probe::{Prober, parse},
         settings::{Example, set_key},
     },
+    shared::quoted::Quoted,
 };
 
 /// Steps of a template's program: a loop in a loop would otherwise block the stage for ever.
@@ -111,8 +112,8 @@ pub async fn measure(prober: &Prober, check: &SequenceCheck, secret: Option<Secr
     for step in &check.steps {
         match run(prober, &environment, step, &mut known).await {
             Ok(milliseconds) => total += milliseconds,
-            Err(Measurement::Failed(detail)) => return Measurement::Failed(format!("step {:?}: {detail}", step.name)),
-            Err(Measurement::Error(detail)) => return Measurement::Error(format!("step {:?}: {detail}", step.name)),
+            Err(Measurement::Failed(detail)) => return Measurement::Failed(of_step(step, &detail)),
+            Err(Measurement::Error(detail)) => return Measurement::Error(of_step(step, &detail.to_string()).into()),
             Err(other) => return other,
         }
     }
@@ -127,7 +128,9 @@ async fn run(
     step: &HttpStep,
     known: &mut BTreeMap<String, Captured>,
 ) -> Result<f64, Measurement> {
-    let render = |what: &str, text: &str| rendered(environment, what, text, &*known).map_err(Measurement::Error);
+    let render = |what: &str, text: &str| {
+        rendered(environment, what, text, &*known).map_err(|detail| Measurement::Error(detail.into()))
+    };
     let url = render("url", &step.url)?;
     let headers =
         step.headers.iter().map(|(name, value)| Ok((name.clone(), render(&format!("header {name}"), value)?)));
@@ -167,7 +170,7 @@ fn template_error(what: &str, error: &minijinja::Error) -> String {
 }
 
 fn one<'a>(json: &'a Json, path: &str) -> Result<&'a Json, Measurement> {
-    let parsed = JsonPath::parse(path).map_err(|e| Measurement::Error(format!("jsonPath {path}: {e}")))?;
+    let parsed = JsonPath::parse(path).map_err(|e| Measurement::Error(format!("jsonPath {path}: {e}").into()))?;
     let found = parsed.query(json).exactly_one();
     found.map_err(|_| Measurement::Failed(format!("{path} finds no single value in the answer")))
 }
@@ -190,10 +193,15 @@ fn check_expectation(json: &Json, expectation: &Expectation, wanted: Option<&str
     }
     // What the spec says may be shown; what was captured may be personal data.
     let wanted = match expectation.equals.as_deref() == Some(wanted) {
-        true => format!("{wanted:?}"),
+        true => Quoted(wanted).to_string(),
         false => format!("what was wanted ({} characters)", wanted.chars().count()),
     };
     Err(Measurement::Failed(format!("{path} is another value ({} characters), not {wanted}", text.chars().count())))
+}
+
+/// A detail with the step that it is about.
+fn of_step(step: &HttpStep, detail: &str) -> String {
+    format!("step {}: {detail}", Quoted(&step.name))
 }
 
 /// The reason why a sequence cannot be measured: its templates, paths or Secret. `None` if it can. Nothing is sent.
@@ -207,7 +215,7 @@ pub(in crate::runner) fn invalid(
     let mut known: Vec<&str> = environment.globals().map(|(name, _)| name).collect();
     let mut captured: Vec<&str> = Vec::new();
     for step in &check.steps {
-        let at = |detail: String| Some(format!("step {:?}: {detail}", step.name));
+        let at = |detail: String| Some(of_step(step, &detail));
         let mut templates = vec![("url".to_owned(), step.url.as_str())];
         templates.extend(step.headers.iter().map(|(name, value)| (format!("header {name}"), value.as_str())));
         templates.extend(step.body.as_deref().map(|text| ("body".to_owned(), text)));

@@ -31,14 +31,16 @@ impl SqlQuerySource {
     pub async fn measure(&mut self, check: &SqlCheck, limit: Duration, more: Duration) -> Measurement {
         match tokio::time::timeout(limit + more, self.first_value(check, limit)).await {
             Ok(Ok(Some(text))) => Measurement::Value { value: Value::of_text(&text), samples: None },
-            Ok(Ok(None)) => Measurement::NoData("the query has no row, or NULL in its first column".to_owned()),
+            Ok(Ok(None)) => Measurement::NoData("the query has no row, or NULL in its first column".into()),
             Ok(Err(failure)) => {
                 self.0.lose();
-                Measurement::Error(failure.message)
+                Measurement::Error(failure.into())
             }
             Err(_) => {
                 self.0.lose();
-                Measurement::Error(format!("no answer of the database within {:?}", limit + more))
+                Measurement::Error(
+                    format!("no answer of the database within {} s", (limit + more).as_secs_f64()).into(),
+                )
             }
         }
     }

@@ -11,6 +11,7 @@ use super::{
 use crate::{
     api::{Balances, Reason, StatementsCheck},
     runner::{Failure, clients::http_probe::PROBE_TIMEOUT, database::control::ident},
+    shared::message::Message,
 };
 
 /// What the server counted of one statement of one role since its own last reset.
@@ -51,22 +52,24 @@ impl StatementsSource {
         };
         let now = match tokio::time::timeout(PROBE_TIMEOUT, counted).await {
             Ok(Ok(Some(now))) => now,
-            Ok(Ok(None)) => return Measurement::NoData(EXTENSION_MISSING.to_owned()),
-            Ok(Err(Failure { message, .. })) => return self.lost(message),
-            Err(_) => return self.lost(format!("no answer of the database within {PROBE_TIMEOUT:?}")),
+            Ok(Ok(None)) => return Measurement::NoData(EXTENSION_MISSING.into()),
+            Ok(Err(failure)) => return self.lost(failure.into()),
+            Err(_) => {
+                return self.lost(format!("no answer of the database within {} s", PROBE_TIMEOUT.as_secs()).into());
+            }
         };
         let Some(before) = self.before.replace(now) else {
-            return Measurement::NoData("the first measurement: calls are counted from here on".to_owned());
+            return Measurement::NoData("the first measurement: calls are counted from here on".into());
         };
         let (calls, milliseconds) = since(&before, self.before.as_ref().unwrap_or(&before));
         if calls == 0 {
-            return Measurement::NoData("no call of such a statement since the last measurement".to_owned());
+            return Measurement::NoData("no call of such a statement since the last measurement".into());
         }
         let samples = f64::from(u32::try_from(calls).unwrap_or(u32::MAX));
         Measurement::Value { value: Value::Number(format!("{:.3}", milliseconds / samples)), samples: Some(samples) }
     }
 
-    fn lost(&mut self, detail: String) -> Measurement {
+    fn lost(&mut self, detail: Message) -> Measurement {
         self.session.lose();
         Measurement::Error(detail)
     }

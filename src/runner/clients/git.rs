@@ -310,7 +310,10 @@ fn ssh(key: &str, known_hosts: &str) -> String {
     format!("ssh -F /dev/null -i '{key}' -o UserKnownHostsFile='{known_hosts}' {options}")
 }
 
-/// Reason and next command of git's output, which has no codes; `SECRET` is replaced by the Secret's name.
+/// Reason and next command of git's output; `SECRET` is replaced by the Secret's name.
+///
+/// This is the one place where the words of a program decide: git ends with one exit code, whether the server is away,
+/// refuses the key or refuses the ref, and passes on what ssh, curl and the server say as text.
 fn classify_output(output_text: &str) -> (Reason, &'static str) {
     let output_text = output_text.to_lowercase();
     let any = |markers: &[&str]| markers.iter().any(|marker| output_text.contains(marker));

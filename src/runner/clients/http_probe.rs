@@ -10,8 +10,9 @@ use serde_json::Value as Json;
 use serde_json_path::JsonPath;
 
 use crate::{
-    api::{Finding, Flag, Reason, VersionProbe},
+    api::{Flag, Reason, VersionProbe},
     runner::Failure,
+    shared::quoted::Quoted,
 };
 
 /// Longest answer that is read.
@@ -32,6 +33,27 @@ pub struct VersionAnswer {
     pub version: String,
     /// Versions that its image holds, if it says so.
     pub contains: Option<Vec<String>>,
+}
+
+/// That the application can switch to the new version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SwitchReadiness {
+    /// Running version: the flag's old one.
+    pub running: String,
+    /// It says that it holds the old and the new version; `None` if it does not say what it holds.
+    pub holds_both_versions: Option<bool>,
+}
+
+impl SwitchReadiness {
+    /// In one line.
+    pub fn summary(&self) -> String {
+        let held = match self.holds_both_versions {
+            Some(true) => "it holds both versions",
+            Some(false) => "it does not hold both versions",
+            None => "it does not say which versions it holds (list `contains` of its answer)",
+        };
+        format!("the application runs {}; {held}", self.running)
+    }
 }
 
 impl Prober {
@@ -55,7 +77,7 @@ impl Prober {
             )
         };
         let path = JsonPath::parse(&probe.json_path)
-            .map_err(|e| failed(format!("versionProbe.jsonPath {:?}: {e}", probe.json_path)))?;
+            .map_err(|e| failed(format!("versionProbe.jsonPath {}: {e}", Quoted(&probe.json_path))))?;
         let answer = self.client.get(&probe.url).timeout(PROBE_TIMEOUT).send().await;
         let answer = answer.map_err(|e| failed(format!("the version probe got no answer: {}", cause(&e))))?;
         let status = answer.status().as_u16();
@@ -76,19 +98,19 @@ impl Prober {
         Ok(VersionAnswer { version: version.chars().take(100).collect(), contains })
     }
 
-    /// Whether the application runs the flag's old version and, if it says what it holds, can run the new one. In
-    /// words.
+    /// Whether the application runs the flag's old version and, if it says what it holds, can run the new one.
     ///
     /// # Errors
     /// `ProbeFailed`.
-    pub async fn ready_to_switch(&self, probe: &VersionProbe, flag: &Flag) -> Result<String, Failure> {
+    pub async fn ready_to_switch(&self, probe: &VersionProbe, flag: &Flag) -> Result<SwitchReadiness, Failure> {
         let answer = self.version(probe).await?;
         if answer.version != flag.from {
             return Err(Failure::new(
                 Reason::ProbeFailed,
                 format!(
-                    "the application runs version {:?}, spec.application.flag.from is {:?}; next: correct one of them",
-                    answer.version, flag.from
+                    "the application runs version {}, spec.application.flag.from is {}; next: correct one of them",
+                    Quoted(&answer.version),
+                    Quoted(&flag.from)
                 ),
             ));
         }
@@ -103,11 +125,7 @@ impl Prober {
                 ),
             ));
         }
-        let held = match &answer.contains {
-            Some(_) => format!("it {}", Finding::HOLDS_BOTH),
-            None => "it does not say which versions it holds (list `contains` of its answer)".to_owned(),
-        };
-        Ok(format!("the application runs {}; {held}", answer.version))
+        Ok(SwitchReadiness { running: answer.version, holds_both_versions: answer.contains.map(|_| true) })
     }
 }
 

@@ -13,7 +13,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use crate::{api::Reason, runner::Failure};
+use crate::{api::Reason, runner::Failure, shared::quoted::Quoted};
 
 /// Bytes kept of a child's standard error: the start names the first error, and the first is the cause.
 const MAX_STDERR_BYTES: usize = 16 << 10;
@@ -60,7 +60,7 @@ impl Tools {
         let version =
             text.split_whitespace().find(|word| word.starts_with(|c: char| c.is_ascii_digit())).unwrap_or_default();
         let major = version.chars().take_while(char::is_ascii_digit).collect::<String>().parse();
-        let major = major.map_err(|_| failed(format!("pg_dump --version answers {:?}", text.trim())))?;
+        let major = major.map_err(|_| failed(format!("pg_dump --version answers {}", Quoted(text.trim()))))?;
         Ok(Version { text: version.to_owned(), major })
     }
 
@@ -113,21 +113,20 @@ impl Running {
     /// Waits for its end.
     ///
     /// # Errors
-    /// `DumpFailed` if it did not exit with 0, or reported an error although it did.
+    /// `DumpFailed` if it did not exit with 0, with the line that names the error.
     pub async fn end(mut self) -> Result<(), Failure> {
         drop(self.stdin.take());
         // A child that still writes would never end if its output were not read.
         drop(self.stdout);
         let status = self.child.wait().await.map_err(|e| failed(format!("{}: {e}", self.program)))?;
         let stderr = self.stderr.await.unwrap_or_default();
-        let error = first_error(&stderr);
-        if status.success() && error.is_none() {
-            for warning in stderr.lines().filter(|line| line.contains("warning:")) {
-                tracing::warn!(program = self.program, detail = harmless(warning), "the program warned");
+        if status.success() {
+            for line in stderr.lines().filter(|line| line.contains("warning:") || is_error(line)) {
+                tracing::warn!(program = self.program, detail = harmless(line), "the program warned");
             }
             return Ok(());
         }
-        let error = error.unwrap_or_else(|| "no error message".to_owned());
+        let error = first_error(&stderr).unwrap_or_else(|| "no error message".to_owned());
         Err(failed(format!("{} ended with {status}: {error}", self.program)))
     }
 }
@@ -148,8 +147,12 @@ pub(in crate::runner) async fn keep_beginning(mut stderr: impl AsyncRead + Unpin
 
 /// The first line that reports an error.
 fn first_error(stderr: &str) -> Option<String> {
-    let is_error = |line: &&str| line.contains("error:") || line.contains("ERROR:") || line.contains("FATAL:");
-    stderr.lines().find(is_error).map(harmless)
+    stderr.lines().find(|line| is_error(line)).map(harmless)
+}
+
+/// Whether a line names an error. Only which line is repeated depends on it: the exit code says whether there was one.
+fn is_error(line: &str) -> bool {
+    ["error:", "ERROR:", "FATAL:"].iter().any(|marker| line.contains(marker))
 }
 
 /// A line without what may quote a row: the server puts values behind `: "`, names elsewhere.

@@ -1,7 +1,8 @@
 //! The migrated database: connections, the control schema, fingerprints, statistics, the scratch database of a
 //! rehearsal.
 //!
-//! Called by `checks` and `tasks`. Imports `failure` and `clients` of the runner, and `api`.
+//! Called by `settings`, `context`, `checks` and `tasks`. Imports `failure` and `clients` of the runner, `api` and
+//! `shared`.
 
 pub mod connect_error;
 pub mod connection;

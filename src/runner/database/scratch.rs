@@ -14,6 +14,9 @@ use super::{
 };
 use crate::{api::Reason, runner::Failure};
 
+/// Advisory lock of who makes or drops scratch databases, in addition to those of the control schema.
+pub(in crate::runner) const LOCK_REHEARSAL: i32 = 16;
+
 /// Settings whose stored value is a list that is quoted already.
 const LIST_SETTINGS: &[&str] = &[
     "search_path",

@@ -1,7 +1,8 @@
 //! What goes to and comes from the run's own `MigrationRun`: its status, and a window's order where it survives the
 //! container.
 //!
-//! Called by `runner` and `tasks`. Imports `failure` and `clients` of the runner, and `api`.
+//! Called by `runner`, `context`, `checks` and `tasks`. Imports `failure` and `clients` of the runner,
+//! `api` and `telemetry`.
 
 pub(in crate::runner) mod order_cache;
 mod progress;

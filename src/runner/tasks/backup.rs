@@ -6,23 +6,22 @@
 //! ```
 //!
 //! # Contract
-//! - The object appears in the bucket only after `pg_dump` has ended with 0 and without an error; until then there are
-//!   parts, and on any failure they are removed.
+//! - The object appears in the bucket only after `pg_dump` has ended with 0; until then there are parts, and on any
+//!   failure they are removed.
 //! - Nothing is written to the pod's disk; two parts are in memory.
 //! - The baseline counts only if the dump does: it is committed last.
 
 use std::time::Duration;
 
-use jiff::tz::TimeZone;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncReadExt;
 
 use crate::{
-    api::{BackupEvidence, BaselineEvidence, Reason, Time, digest_text},
+    api::{BackupEvidence, BaselineEvidence, Reason, digest_text},
     runner::{
         Failure,
-        clients::object_store::{STORE_RETRY_TIMEOUT, Store, Upload},
+        clients::object_store::{STORE_RETRY_TIMEOUT, StoreClient, Upload},
         context::TaskContext,
         database::{
             connection::Target,
@@ -61,7 +60,8 @@ struct BackupManifest<'a> {
 /// Those of settings and connection; `DatabaseInUse`, `LockTimeout` of the triggers; `DumpFailed`; those of the store.
 pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
     let target = context.settings.target()?;
-    let store = Store::open(&context.spec.plan.backup.store, &context.settings.store_keys()?, STORE_RETRY_TIMEOUT)?;
+    let store =
+        StoreClient::open(&context.spec.plan.backup.store, &context.settings.store_keys()?, STORE_RETRY_TIMEOUT)?;
     let version = context.tools.version().await?;
     let control_spec = context.control_spec();
     let mut client = target.connect("backup").await?;
@@ -79,8 +79,8 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
     context.progress.update(|status| status.baseline = Some(baseline.clone()));
     control::take_baseline(&transaction, &control_spec).await?;
 
-    let object = store.object(&format!("{}.dump", name(context, complete.taken_at)));
-    let statistics_object = store.object(&format!("{}.statistics.json", name(context, complete.taken_at)));
+    let object = store.object(&format!("{}.dump", context.backup_name(complete.taken_at)));
+    let statistics_object = store.object(&format!("{}.statistics.json", context.backup_name(complete.taken_at)));
     let upload = store.upload(&object, u64::try_from(size).unwrap_or(0)).await?;
     let mut dump = dump(context, &target, &snapshot, upload).await?;
     let manifest = BackupManifest {
@@ -185,16 +185,6 @@ async fn stream(
     // The end of the stream is no evidence: a pg_dump that died ends its stream, too.
     running.end().await?;
     Ok((bytes, digest_text(hash)))
-}
-
-/// `<database>_<YYYYMMDD_HHMMSS>_pre_migration_<uid8>_<attempt>`, the checklist's name with what makes it unique.
-/// `taken_at` is the time of the snapshot.
-pub(in crate::runner) fn name(context: &TaskContext<'_>, taken_at: Time) -> String {
-    let plain = |c: char| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' };
-    let database: String = context.spec.plan.database.name.chars().map(plain).collect();
-    let uid: String = context.spec.migration_uid.chars().take(8).map(plain).collect();
-    let at = taken_at.to_zoned(TimeZone::UTC).strftime("%Y%m%d_%H%M%S").to_string();
-    format!("{database}_{at}_pre_migration_{uid}_{}", context.spec.attempt)
 }
 
 /// What goes into the status.

@@ -11,7 +11,6 @@ use std::time::Instant;
 
 use tokio_postgres::{Client, GenericClient};
 
-use super::rehearse::LOCK_REHEARSAL;
 use crate::{
     api::Reason,
     runner::{
@@ -21,7 +20,7 @@ use crate::{
             control::{
                 ControlSpec, LOCK_CHANGE, LOCK_CLASS, Table, exists, ident, jitter, millis, trigger_lock_timeout,
             },
-            scratch,
+            scratch::{self, LOCK_REHEARSAL},
         },
     },
 };

@@ -282,16 +282,25 @@ async fn push(git: &Git, code: &CodeBackup, missing: &Missing) -> Result<(), Fai
     if missing.branch {
         refs.push((format!("--force-with-lease={branch}:"), format!("{}:{branch}", code.commit)));
     }
-    let mut output = push_once(git, &refs, true).await?;
-    if !output.success && output.stderr.contains("does not support --atomic") {
-        output = push_once(git, &refs, false).await?;
+    let together: &[&str] = if refs.len() > 1 { &["--atomic"] } else { &[] };
+    let mut output = push_once(git, &refs, together).await?;
+    if !output.success && !together.is_empty() && lacks_atomic(git, &refs).await? {
+        output = push_once(git, &refs, &[]).await?;
     }
     if output.success { Ok(()) } else { Err(git.failure("pushing to", &output)) }
 }
 
-async fn push_once(git: &Git, refs: &[(String, String)], atomic: bool) -> Result<GitOutput, Failure> {
+/// Whether the server takes the refs one by one only: it accepts them without `--atomic`, and with it not even for a
+/// dry run. A server that refuses a ref itself does so only when the ref is pushed.
+async fn lacks_atomic(git: &Git, refs: &[(String, String)]) -> Result<bool, Failure> {
+    Ok(!push_once(git, refs, &["--dry-run", "--atomic"]).await?.success
+        && push_once(git, refs, &["--dry-run"]).await?.success)
+}
+
+/// Pushes the refs on the condition that none of them is there. `options` are further ones of `git push`.
+async fn push_once(git: &Git, refs: &[(String, String)], options: &[&str]) -> Result<GitOutput, Failure> {
     let mut arguments = vec!["push", "--quiet", "--porcelain"];
-    arguments.extend(atomic.then_some("--atomic"));
+    arguments.extend(options);
     arguments.extend(refs.iter().map(|(lease, _)| lease.as_str()));
     arguments.push("origin");
     arguments.extend(refs.iter().map(|(_, refspec)| refspec.as_str()));

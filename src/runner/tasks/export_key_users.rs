@@ -15,18 +15,18 @@ use futures::StreamExt;
 use sha2::{Digest, Sha256};
 use tokio_postgres::Transaction;
 
-use super::backup;
 use crate::{
     api::{Balances, KeyUsers, KeyUsersEvidence, Reason, Time, digest_text},
     runner::{
         Failure,
-        clients::object_store::{STORE_RETRY_TIMEOUT, Store, Upload},
+        clients::object_store::{STORE_RETRY_TIMEOUT, StoreClient, Upload},
         context::TaskContext,
         database::{
             control::{ident, literal, quoted},
             snapshot::{Access, snapshot},
         },
     },
+    shared::quoted::Quoted,
 };
 
 /// Digits of a limit; no sum of credits has as many.
@@ -40,7 +40,7 @@ const MAX_LIMIT_DIGITS: usize = 100;
 pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
     let target = context.settings.target()?;
     let plan = &context.spec.plan;
-    let store = Store::open(&plan.backup.store, &context.settings.store_keys()?, STORE_RETRY_TIMEOUT)?;
+    let store = StoreClient::open(&plan.backup.store, &context.settings.store_keys()?, STORE_RETRY_TIMEOUT)?;
     let (table, condition) =
         (quoted(&plan.credits.balances.table), condition(&plan.backup.key_users, &plan.credits.balances)?);
     let mut client = target.connect("export-key-users").await?;
@@ -56,7 +56,7 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
 
     let object = match &context.spec.inputs.backup_object {
         Some(dump) => format!("{}.key-users.csv", dump.strip_suffix(".dump").unwrap_or(dump)),
-        None => store.object(&format!("{}.key-users.csv", backup::name(context, taken_at))),
+        None => store.object(&format!("{}.key-users.csv", context.backup_name(taken_at))),
     };
     let mut upload = store.upload(&object, 0).await?;
     let copy = format!("COPY (SELECT * FROM {table} WHERE {condition}) TO STDOUT WITH (FORMAT csv, HEADER true)");
@@ -103,7 +103,7 @@ fn condition(limits: &KeyUsers, balances: &Balances) -> Result<String, Failure> 
     let over = |column: &str, field: &str, limit: &str| {
         if !is_decimal(limit) {
             let message =
-                format!("spec.backup.keyUsers.{field} {limit:?} is no decimal number; next: write it as 1000");
+                format!("spec.backup.keyUsers.{field} {} is no decimal number; next: write it as 1000", Quoted(limit));
             return Err(Failure::new(Reason::Internal, message));
         }
         Ok(format!("{} > {}::pg_catalog.numeric", ident(column), literal(limit)))

@@ -2,7 +2,7 @@
 
 use crate::{
     api::{Finding, Reason},
-    runner::Failure,
+    runner::{Failure, clients::http_probe::SwitchReadiness},
 };
 
 /// Findings in the order in which they were made.
@@ -10,14 +10,22 @@ use crate::{
 pub struct Findings(Vec<Finding>);
 
 impl Findings {
-    /// Adds what was found; returns whether it is as it should be.
-    pub fn add(&mut self, name: impl Into<String>, result: Result<String, Failure>) -> bool {
+    /// Adds what was found under a name.
+    pub fn add(&mut self, name: impl Into<String>, result: Result<String, Failure>) {
         let (reason, message) = match result {
             Ok(message) => (None, message),
             Err(failure) => (Some(failure.reason), failure.message),
         };
-        self.0.push(Finding { name: name.into(), reason, message });
-        reason.is_none()
+        self.0.push(Finding { name: name.into(), reason, holds_both_versions: None, message });
+    }
+
+    /// Adds what the application says of its versions.
+    pub fn add_versions(&mut self, result: Result<SwitchReadiness, Failure>) {
+        let (reason, holds_both_versions, message) = match result {
+            Ok(readiness) => (None, readiness.holds_both_versions, readiness.summary()),
+            Err(failure) => (Some(failure.reason), None, failure.message),
+        };
+        self.0.push(Finding { name: Finding::VERSION_PROBE.to_owned(), reason, holds_both_versions, message });
     }
 
     /// All of them.

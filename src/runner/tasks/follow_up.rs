@@ -14,7 +14,7 @@ use crate::{
     api::{Check, CheckOutcome, CheckResult, Reason, ReportEvidence, Task, Time, sha256},
     runner::{
         Failure, checks,
-        clients::object_store::{STORE_RETRY_TIMEOUT, Store},
+        clients::object_store::{STORE_RETRY_TIMEOUT, StoreClient},
         context::TaskContext,
         database::{
             control::{self, Cutover},
@@ -58,7 +58,7 @@ pub async fn run(context: &TaskContext<'_>, before: &[CheckResult]) -> Result<St
     let backup = context.spec.inputs.backup_object.as_deref();
     let backup = backup.ok_or_else(|| Failure::new(Reason::Internal, "the run has no input backupObject"))?;
     let object = format!("{}.{ending}", backup.strip_suffix(".dump").unwrap_or(backup));
-    let store = Store::open(&plan.backup.store, &context.settings.store_keys()?, STORE_RETRY_TIMEOUT)?;
+    let store = StoreClient::open(&plan.backup.store, &context.settings.store_keys()?, STORE_RETRY_TIMEOUT)?;
 
     let checks = plan.checks_of(context.spec.task);
     let results = measured(context, &checks, before, follow_up.duration.into()).await?;

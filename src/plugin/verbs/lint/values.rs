@@ -12,7 +12,7 @@ use crate::{
         documents::Document,
         needs::{templates_of, variables},
     },
-    shared::sql,
+    shared::{quoted::Quoted, sql},
 };
 
 /// Problems of the values.
@@ -21,7 +21,7 @@ pub(super) fn check(spec: &CreditMigrationSpec, documents: &[Document], now: Tim
         if let Err(error) = jiff::tz::TimeZone::get(&hours.time_zone) {
             found.push(LintProblem::error(
                 &format!("spec.schedule.allowedHours[{i}].timeZone"),
-                format!("is {:?}: {error}; write an IANA name such as Europe/Berlin or UTC", hours.time_zone),
+                format!("is {}: {error}; write an IANA name such as Europe/Berlin or UTC", Quoted(&hours.time_zone)),
             ));
         }
     }
@@ -154,7 +154,7 @@ fn json_path(path: &str, text: &str, found: &mut Vec<LintProblem>) {
     if let Err(error) = JsonPath::parse(text) {
         found.push(LintProblem::error(
             path,
-            format!("is {text:?}: {error}; write a JSONPath (RFC 9535) such as $.running"),
+            format!("is {}: {error}; write a JSONPath (RFC 9535) such as $.running", Quoted(text)),
         ));
     }
 }

@@ -163,7 +163,7 @@ fn both_versions(record: &Record) -> ChecklistLine {
     };
     ChecklistLine {
         what: "Both versions are in the application".into(),
-        done: finding.is_some_and(|f| f.reason.is_none() && f.message.contains(Finding::HOLDS_BOTH)),
+        done: finding.is_some_and(|f| f.reason.is_none() && f.holds_both_versions == Some(true)),
         evidence,
     }
 }
@@ -244,13 +244,11 @@ mod tests {
     }
 
     #[rstest::rstest]
-    #[case(json!({"name": "version probe", "message": "the application runs v1; it holds both versions"}), true)]
-    #[case(
-        json!({"name": "version probe", "message": "the application runs v1; it does not say which versions it holds"}),
-        false
-    )]
+    #[case(json!({"name": "version probe", "holdsBothVersions": true, "message": "m"}), true)]
+    #[case(json!({"name": "version probe", "holdsBothVersions": false, "message": "m"}), false)]
+    #[case(json!({"name": "version probe", "message": "it holds both versions"}), false)]
     #[case(json!({"name": "version probe", "reason": "ProbeFailed", "message": "no answer"}), false)]
-    #[case(json!({"name": "bucket", "message": "it holds both versions"}), false)]
+    #[case(json!({"name": "bucket", "holdsBothVersions": true, "message": "m"}), false)]
     fn both_versions_as_the_application_reports_them(#[case] finding: serde_json::Value, #[case] done: bool) {
         let mut record = completed();
         let mut run = record.runs[0].clone();

@@ -2,11 +2,14 @@
 //!
 //! Errors are distinguished by what resolves them: a missing bucket, a refused key, a store that does not answer. Of an
 //! answer's body only the error code is repeated: some stores put the access key into the rest.
+//!
+//! Called by `clients` and `tasks`. Imports `failure` of the runner, `api` and `shared`.
 
+mod answer_code;
 mod reading;
 mod upload;
 
-use std::{error::Error as _, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use futures::stream::BoxStream;
 use object_store::{
@@ -15,10 +18,12 @@ use object_store::{
     path::Path,
 };
 
+use self::answer_code::{CodeConnector, StoreError, with_code};
 pub use self::upload::Upload;
 use crate::{
-    api::{Reason, Store as StoreSpec},
+    api::{Reason, Store},
     runner::Failure,
+    shared::quoted::Quoted,
 };
 
 /// How long a task before the window retries: longer than a restart of a store takes.
@@ -79,7 +84,7 @@ pub struct StoreKeys {
 
 /// One bucket and prefix.
 #[derive(Clone)]
-pub struct Store {
+pub struct StoreClient {
     /// For all but parts: no limit but on silence; otherwise a large object could not be read.
     client: Arc<AmazonS3>,
     /// For parts and the end of an upload: a limit on the whole, since the store sends nothing meanwhile.
@@ -90,23 +95,24 @@ pub struct Store {
     secret: String,
 }
 
-impl Store {
+impl StoreClient {
     /// Opens the store of a spec. `retry_timeout` is how long a request is retried.
     ///
     /// # Errors
     /// `StoreUnreachable` for a spec or certificate that cannot be used.
-    pub fn open(spec: &StoreSpec, keys: &StoreKeys, retry_timeout: Duration) -> Result<Self, Failure> {
+    pub fn open(spec: &Store, keys: &StoreKeys, retry_timeout: Duration) -> Result<Self, Failure> {
         Self::within(spec, keys, &Limits::new(retry_timeout))
     }
 
     /// Opens the store of a spec with other limits.
     ///
     /// # Errors
-    /// As [`Store::open`].
-    pub fn within(spec: &StoreSpec, keys: &StoreKeys, limits: &Limits) -> Result<Self, Failure> {
+    /// As [`StoreClient::open`].
+    pub fn within(spec: &Store, keys: &StoreKeys, limits: &Limits) -> Result<Self, Failure> {
         let unusable = |what: String| Failure::new(Reason::StoreUnreachable, what);
-        let (bucket, prefix) = location(&spec.url)
-            .ok_or_else(|| unusable(format!("spec.backup.store.url {:?} must be s3://BUCKET/PREFIX/", spec.url)))?;
+        let (bucket, prefix) = location(&spec.url).ok_or_else(|| {
+            unusable(format!("spec.backup.store.url {} must be s3://BUCKET/PREFIX/", Quoted(&spec.url)))
+        })?;
         let mut options = ClientOptions::new()
             .with_allow_http(spec.endpoint.as_deref().is_some_and(|e| e.starts_with("http://")))
             .with_connect_timeout(Duration::from_secs(5));
@@ -133,7 +139,8 @@ impl Store {
             .with_region(&spec.region)
             .with_access_key_id(&keys.access_key_id)
             .with_secret_access_key(&keys.secret_access_key)
-            .with_retry(retry);
+            .with_retry(retry)
+            .with_http_connector(CodeConnector);
         if let Some(endpoint) = &spec.endpoint {
             builder = builder.with_endpoint(endpoint.trim_end_matches('/'));
         }
@@ -165,11 +172,8 @@ impl Store {
     /// `BucketMissing`, `BucketDenied`, `StoreUnreachable`.
     pub async fn put(&self, object: &str, data: Vec<u8>) -> Result<(), Failure> {
         let path = self.path(object)?;
-        self.client
-            .put(&path, PutPayload::from(data))
-            .await
-            .map(|_| ())
-            .map_err(|e| self.failure(Operation::Write, object, &e))
+        let put = with_code(self.client.put(&path, PutPayload::from(data))).await;
+        put.map(|_| ()).map_err(|e| self.failure(Operation::Write, object, &e))
     }
 
     /// Removes an object.
@@ -178,7 +182,7 @@ impl Store {
     /// `BucketMissing`, `BucketDenied`, `StoreUnreachable`.
     pub async fn delete(&self, object: &str) -> Result<(), Failure> {
         let path = self.path(object)?;
-        self.client.delete(&path).await.map_err(|e| self.failure(Operation::Delete, object, &e))
+        with_code(self.client.delete(&path)).await.map_err(|e| self.failure(Operation::Delete, object, &e))
     }
 
     /// Reads an object as a stream of chunks. A body that breaks off is read on from its last byte.
@@ -206,10 +210,8 @@ impl Store {
     }
 
     /// What an error of the store means.
-    fn failure(&self, operation: Operation, object: &str, error: &object_store::Error) -> Failure {
-        let doing = operation.doing();
-        let text = chain(error);
-        let code = text.split_once("<Code>").and_then(|(_, rest)| rest.split_once("</Code>")).map(|(code, _)| code);
+    fn failure(&self, operation: Operation, object: &str, StoreError { error, code }: &StoreError) -> Failure {
+        let (doing, code) = (operation.doing(), code.as_deref());
         let (bucket, endpoint, secret) = (&self.bucket, &self.endpoint, &self.secret);
         // First: some stores answer 404 to an unknown access key.
         let denied =
@@ -256,17 +258,6 @@ fn location(url: &str) -> Option<(String, String)> {
     }
     let prefix = prefix.trim_matches('/');
     Some((bucket.to_owned(), if prefix.is_empty() { String::new() } else { format!("{prefix}/") }))
-}
-
-/// All causes in one text, for looking up codes; never shown.
-fn chain(error: &object_store::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        text.push_str(&source.to_string());
-        next = source.source();
-    }
-    text
 }
 
 /// The innermost cause: for a connection that fails it says why; bodies of answers are not in it.

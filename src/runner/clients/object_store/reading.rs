@@ -14,7 +14,10 @@ use futures::{
 };
 use object_store::{GetOptions, GetRange, ObjectStoreExt, path::Path};
 
-use super::{Operation, Store};
+use super::{
+    Operation, StoreClient,
+    answer_code::{StoreError, next_chunk, with_code},
+};
 use crate::{api::Reason, runner::Failure};
 
 /// Requests one after another that may bring no byte.
@@ -22,7 +25,7 @@ const MAX_EMPTY_REQUESTS: u32 = 5;
 
 /// An object that is being read.
 struct Reading {
-    store: Store,
+    store: StoreClient,
     object: String,
     path: Path,
     /// Which object it is, if the store says so.
@@ -38,10 +41,13 @@ struct Reading {
 /// Asks for the whole object.
 ///
 /// # Errors
-/// As [`Store::get`].
-pub(super) async fn start(store: Store, object: &str) -> Result<BoxStream<'static, Result<Bytes, Failure>>, Failure> {
+/// As [`StoreClient::get`].
+pub(super) async fn start(
+    store: StoreClient,
+    object: &str,
+) -> Result<BoxStream<'static, Result<Bytes, Failure>>, Failure> {
     let path = store.path(object)?;
-    let answer = store.client.get(&path).await.map_err(|e| store.failure(Operation::Read, object, &e))?;
+    let answer = with_code(store.client.get(&path)).await.map_err(|e| store.failure(Operation::Read, object, &e))?;
     let (tag, size) = (answer.meta.e_tag.clone(), answer.meta.size);
     let body = answer.into_stream();
     let reading = Reading { store, object: object.to_owned(), path, tag, size, at: 0, body, empty_requests: 0 };
@@ -52,7 +58,7 @@ impl Reading {
     /// The next chunk, `None` after the last.
     async fn next(mut self) -> Result<Option<(Bytes, Self)>, Failure> {
         while self.at < self.size {
-            let why = match self.body.next().await {
+            let why = match next_chunk(&mut self.body).await {
                 Some(Ok(chunk)) if chunk.is_empty() => continue,
                 Some(Ok(chunk)) => {
                     self.at += u64::try_from(chunk.len()).unwrap_or(0);
@@ -69,7 +75,7 @@ impl Reading {
     }
 
     /// Asks for what is left.
-    async fn again(&mut self, mut why: Option<object_store::Error>) -> Result<(), Failure> {
+    async fn again(&mut self, mut why: Option<StoreError>) -> Result<(), Failure> {
         loop {
             if self.empty_requests >= MAX_EMPTY_REQUESTS {
                 return Err(match why {
@@ -93,12 +99,13 @@ impl Reading {
                 if_match: self.tag.clone(),
                 ..GetOptions::default()
             };
-            match object_store::ObjectStore::get_opts(self.store.client.as_ref(), &self.path, options).await {
+            let request = object_store::ObjectStore::get_opts(self.store.client.as_ref(), &self.path, options);
+            match with_code(request).await {
                 Ok(answer) if answer.meta.size == self.size && answer.meta.e_tag == self.tag => {
                     self.body = answer.into_stream();
                     return Ok(());
                 }
-                Ok(_) | Err(object_store::Error::Precondition { .. }) => {
+                Ok(_) | Err(StoreError { error: object_store::Error::Precondition { .. }, .. }) => {
                     let message = format!(
                         "{} was replaced while it was read; next: find out who wrote to the bucket, then take the \
                             backup again",

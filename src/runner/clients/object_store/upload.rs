@@ -6,7 +6,10 @@ use object_store::{MultipartId, PutPayload, multipart::MultipartStore, multipart
 use tokio::task::JoinHandle;
 use tracing::Instrument;
 
-use super::{Operation, Store};
+use super::{
+    Operation, StoreClient,
+    answer_code::{StoreError, with_code},
+};
 use crate::{api::Reason, runner::Failure};
 
 /// Smallest part.
@@ -36,21 +39,22 @@ fn two_at_a_time(part: u64) -> bool {
 /// A multipart upload. It must be ended by [`Upload::complete`] or [`Upload::abort`]: parts of one that is only dropped
 /// stay in the bucket and cost money.
 pub struct Upload {
-    store: Store,
+    store: StoreClient,
     object: String,
     path: Path,
     id: MultipartId,
     part: usize,
     buffer: Vec<u8>,
     sent: Vec<PartId>,
-    pending: Option<JoinHandle<object_store::Result<PartId>>>,
+    pending: Option<JoinHandle<Result<PartId, StoreError>>>,
 }
 
 impl Upload {
-    /// As [`Store::upload`].
-    pub(super) async fn start(store: Store, object: &str, expected: u64) -> Result<Self, Failure> {
+    /// As [`StoreClient::upload`].
+    pub(super) async fn start(store: StoreClient, object: &str, expected: u64) -> Result<Self, Failure> {
         let path = store.path(object)?;
-        let id = store.client.create_multipart(&path).await.map_err(|e| store.failure(Operation::Write, object, &e))?;
+        let id = with_code(store.client.create_multipart(&path)).await;
+        let id = id.map_err(|e| store.failure(Operation::Write, object, &e))?;
         let part = usize::try_from(part_size(expected)).unwrap_or(usize::MAX);
         let object = object.to_owned();
         Ok(Self { store, object, path, id, part, buffer: Vec::new(), sent: Vec::new(), pending: None })
@@ -93,7 +97,7 @@ impl Upload {
         }
         let (client, path, id) = (self.store.sender.clone(), self.path.clone(), self.id.clone());
         let payload = PutPayload::from(std::mem::take(&mut self.buffer));
-        let sending = async move { client.put_part(&path, &id, number, payload).await };
+        let sending = async move { with_code(client.put_part(&path, &id, number, payload)).await };
         self.pending = Some(tokio::spawn(sending.in_current_span()));
         if !two_at_a_time(u64::try_from(self.part).unwrap_or(u64::MAX)) {
             self.settle().await?;
@@ -125,7 +129,7 @@ impl Upload {
         self.flush().await?;
         self.settle().await?;
         // Some stores put the parts together only now, in silence.
-        let ended = self.store.sender.complete_multipart(&self.path, &self.id, self.sent.clone()).await;
+        let ended = with_code(self.store.sender.complete_multipart(&self.path, &self.id, self.sent.clone())).await;
         ended.map(|_| ()).map_err(|e| self.store.failure(Operation::Write, &self.object, &e))
     }
 
@@ -149,10 +153,11 @@ impl Upload {
 
     /// Removes the parts; that there are none is good.
     async fn remove(&self) -> Result<(), String> {
-        match tokio::time::timeout(ABORT_TIMEOUT, self.store.client.abort_multipart(&self.path, &self.id)).await {
-            Ok(Ok(()) | Err(object_store::Error::NotFound { .. })) => Ok(()),
+        let abort = with_code(self.store.client.abort_multipart(&self.path, &self.id));
+        match tokio::time::timeout(ABORT_TIMEOUT, abort).await {
+            Ok(Ok(()) | Err(StoreError { error: object_store::Error::NotFound { .. }, .. })) => Ok(()),
             Ok(Err(error)) => Err(self.store.failure(Operation::Abort, &self.object, &error).message),
-            Err(_) => Err(format!("the store did not answer within {ABORT_TIMEOUT:?}")),
+            Err(_) => Err(format!("the store did not answer within {} s", ABORT_TIMEOUT.as_secs())),
         }
     }
 }

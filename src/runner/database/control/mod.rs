@@ -1,5 +1,8 @@
 //! The control schema `credit_migration` in the target database: write block, triggers, baseline, ledger, window
-//! record. Called by the tasks and the checks. Imports the rest of `database`, `failure` of the runner, and `api`.
+//! record.
+//!
+//! Called by `context`, `checks`, `tasks` and the rest of `database`. Imports the rest of `database` and `failure` of
+//! the runner, `api` and `shared`.
 //!
 //! ```text
 //!  install               claim the database; schema, functions, triggers                      (days before)

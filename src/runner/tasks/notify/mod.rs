@@ -12,6 +12,9 @@
 //! - Each delivery is noted when it is known: a pod that dies leaves few that are repeated. What is repeated has the
 //!   same id (`id` of the event, `Idempotency-Key`, `Message-ID`), so that a receiver can drop it.
 //! - URLs, logins and addresses are in no message.
+//!
+//! Called by the runner's dispatch, `preflight` and `window`. Imports `findings` of the tasks, `clients`, `context`,
+//! `settings` and `failure` of the runner, `api`, `shared` and `telemetry`.
 
 mod alert;
 mod defaults;

@@ -18,7 +18,10 @@ use std::collections::BTreeMap;
 use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value, context};
 
 use super::defaults;
-use crate::api::{Audience, Contact, ContactRole, Notice, NoticePart, Occasion, is_template_key};
+use crate::{
+    api::{Audience, Contact, ContactRole, Notice, NoticePart, Occasion, is_template_key},
+    shared::quoted::Quoted,
+};
 
 /// Longest subject and body, in characters: Slack and mail servers refuse much longer ones.
 const MAX_NOTICE_LENGTHS: (usize, usize) = (200, 20_000);
@@ -233,7 +236,7 @@ fn format_time(time: &str, zone: Option<&str>) -> Result<String, Error> {
     let wrong = |what: String| Error::new(ErrorKind::InvalidOperation, what);
     let time: crate::api::Time = time.parse().map_err(|_| wrong("time: not an RFC 3339 time".to_owned()))?;
     let Some(zone) = zone else { return Ok(time.strftime("%Y-%m-%d %H:%M UTC").to_string()) };
-    let zoned = time.in_tz(zone).map_err(|_| wrong(format!("time: {zone:?} is no IANA time zone")))?;
+    let zoned = time.in_tz(zone).map_err(|_| wrong(format!("time: {} is no IANA time zone", Quoted(zone))))?;
     Ok(zoned.strftime("%Y-%m-%d %H:%M %Z").to_string())
 }
 

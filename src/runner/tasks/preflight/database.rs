@@ -15,6 +15,7 @@ use crate::{
         },
         tasks::findings::Findings,
     },
+    shared::quoted::Quoted,
 };
 
 /// Oldest version of the server.
@@ -347,8 +348,9 @@ async fn time_zone(client: &Client, table: &str, column: &str, zone: &str) -> Re
         (false, false) => Err(Failure::new(
             Reason::ColumnMissing,
             format!(
-                "column {column} of {table} is timestamp without time zone, and the server knows no zone {zone:?}; \
-                    next: set spec.credits.transactions.createdAtTimeZone to an IANA name, for example Europe/Berlin"
+                "column {column} of {table} is timestamp without time zone, and the server knows no zone {}; \
+                    next: set spec.credits.transactions.createdAtTimeZone to an IANA name, for example Europe/Berlin",
+                Quoted(zone)
             ),
         )),
     }

@@ -3,6 +3,9 @@
 //! Each finding has the observed value and, if it is wrong, the command that fixes it. All are made, so that a team
 //! fixes everything in one go; what needs the database is left out if it cannot be reached. The first wrong finding
 //! gives the task's reason.
+//!
+//! Called by the runner's dispatch. Imports `findings`, `code_backup` and `notify` of the tasks, `checks`, `database`,
+//! `clients`, `context` and `failure` of the runner, `api` and `shared`.
 
 mod checks;
 mod database;
@@ -13,10 +16,10 @@ use futures::TryStreamExt;
 
 use super::{code_backup, findings::Findings, notify};
 use crate::{
-    api::{Finding, Reason},
+    api::Reason,
     runner::{
         Failure,
-        clients::{http_probe::Prober, object_store::Store},
+        clients::{http_probe::Prober, object_store::StoreClient},
         context::TaskContext,
         database::connection::Target,
     },
@@ -58,7 +61,7 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
             Ok(prober) => prober.ready_to_switch(probe, &context.spec.plan.application.flag).await,
             Err(failure) => Err(failure),
         };
-        findings.add(Finding::VERSION_PROBE, answer);
+        findings.add_versions(answer);
     }
     notify::check(context, &mut findings);
     context.progress.update(|status| status.findings = findings.list().to_vec());
@@ -107,7 +110,7 @@ async fn store(context: &TaskContext<'_>, findings: &mut Findings) {
         }
     };
     let tried = async {
-        let store = Store::open(&context.spec.plan.backup.store, &keys, PREFLIGHT_STORE_RETRY_TIMEOUT)?;
+        let store = StoreClient::open(&context.spec.plan.backup.store, &keys, PREFLIGHT_STORE_RETRY_TIMEOUT)?;
         let object = store.object(&format!("preflight_{}_{}", context.spec.migration_uid, context.spec.attempt));
         let data = context.spec.migration_uid.clone().into_bytes();
         store.put(&object, data.clone()).await?;

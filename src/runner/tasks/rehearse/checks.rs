@@ -49,7 +49,7 @@ pub async fn measure(context: &TaskContext<'_>, copy: &Target) -> Result<Measure
                 // A database that is away says nothing about the check.
                 copy.connect("rehearsal-copy").await?;
             }
-            let next = if summary.contains("next: ") { "" } else { "; next: write it for the new schema" };
+            let next = if measurement.has_next() { "" } else { "; next: write it for the new schema" };
             let message = format!("{field} on the migrated copy: {summary}{next}");
             return Err(Failure::new(Reason::CheckNotMeasurable, message));
         }

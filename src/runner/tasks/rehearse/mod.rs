@@ -9,6 +9,9 @@
 //! - Up and down run through the same code as in the window.
 //! - The copy is dropped whatever happens; one that a killed pod left is dropped by the next attempt, or by Cleanup.
 //! - Only one rehearsal of a database is under way at a time, even if its program is started twice.
+//!
+//! Called by the runner's dispatch. Imports `checks`, `database`, `clients`, `context` and `failure` of the runner, and
+//! `api`.
 
 mod checks;
 mod extensions;
@@ -17,29 +20,26 @@ use std::{path::Path, time::Instant};
 
 use tokio_postgres::{Client, types::Type};
 
-use super::verify_backup;
 use crate::{
-    api::{Reason, RehearsalEvidence, sha256},
+    api::{Reason, RehearsalEvidence},
     runner::{
         Failure,
         clients::{
-            object_store::{STORE_RETRY_TIMEOUT, Store},
+            archive,
+            object_store::{STORE_RETRY_TIMEOUT, StoreClient},
             private_folder::PrivateFolder,
         },
-        context::TaskContext,
+        context::{MountedSql, TaskContext},
         database::{
             connection::Target,
             control::{self, Applied, ControlSpec, LOCK_CLASS, Sql, StopSignal, quoted},
             fingerprint::Fingerprint,
-            scratch,
+            scratch::{self, LOCK_REHEARSAL},
             snapshot::{Access, snapshot},
         },
     },
-    shared::sql,
 };
 
-/// Advisory lock of the rehearsal, in addition to those of the control schema.
-pub(in crate::runner) const LOCK_REHEARSAL: i32 = 16;
 /// Differences that a message names; the log has all.
 const MAX_NAMED_DIFFERENCES: usize = 10;
 /// Seconds that a rollout takes, for the expected window.
@@ -52,7 +52,8 @@ const ROLLOUT_SECONDS: f64 = 10.0;
 /// `RollbackNotEqual`. What happened on the copy starts with `rehearsal: `.
 pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
     let target = context.settings.target()?;
-    let store = Store::open(&context.spec.plan.backup.store, &context.settings.store_keys()?, STORE_RETRY_TIMEOUT)?;
+    let store =
+        StoreClient::open(&context.spec.plan.backup.store, &context.settings.store_keys()?, STORE_RETRY_TIMEOUT)?;
     let sql = migration_sql(context)?;
     let name = &context.spec.plan.rehearsal.database;
     if name == target.database() {
@@ -91,41 +92,19 @@ pub struct MigrationSql {
     pub down: Sql,
 }
 
-/// Reads both SQL texts and splits them.
+/// Both SQL texts, which the rehearsal needs together.
 ///
 /// # Errors
-/// `SqlChanged` and those of [`sql::for_run`].
+/// `SqlChanged` and those of [`sql::for_run`](crate::shared::sql::for_run).
 fn migration_sql(context: &TaskContext<'_>) -> Result<MigrationSql, Failure> {
-    let MountedSql { up, down } = mounted_sql(context);
+    let MountedSql { up, down } = context.mounted_sql();
     Ok(MigrationSql { up: up?, down: down? })
-}
-
-/// What a window needs, as [`migration_sql`]. Weeks after the up SQL was committed it may have changed or be gone, and
-/// so may the down SQL, which the database keeps: why one cannot be used is an error only for a task that has to run
-/// it.
-pub struct MountedSql {
-    /// The change.
-    pub up: Result<Sql, Failure>,
-    /// The rollback.
-    pub down: Result<Sql, Failure>,
-}
-
-/// Reads what a window needs.
-pub fn mounted_sql(context: &TaskContext<'_>) -> MountedSql {
-    let read = |name: &str, text: String| -> Result<Sql, Failure> {
-        let statements = sql::for_run(&text).map_err(|problem| Failure::of_sql(name, &problem))?;
-        Ok(Sql { statements, sha256: sha256(text.as_bytes()) })
-    };
-    MountedSql {
-        up: context.settings.up_sql().and_then(|text| read("up SQL", text)),
-        down: context.settings.down_sql().and_then(|text| read("down SQL", text)),
-    }
 }
 
 /// Everything that happens on the copy.
 async fn rehearse(
     context: &TaskContext<'_>,
-    store: &Store,
+    store: &StoreClient,
     admin: &Client,
     copy: &Target,
     sql: &MigrationSql,
@@ -211,9 +190,9 @@ fn expected_window(migrate_seconds: f64, compare_seconds: f64) -> f64 {
 
 /// Restores the object as it is in the bucket, with owners and grants: the roles are the same server's. Extensions that
 /// the role may not create are left out.
-async fn restore(context: &TaskContext<'_>, store: &Store, copy: &Target) -> Result<(), Failure> {
-    let (object, expected) = verify_backup::inputs(context)?;
-    let list = match verify_backup::list(context, store, object).await {
+async fn restore(context: &TaskContext<'_>, store: &StoreClient, copy: &Target) -> Result<(), Failure> {
+    let (object, expected) = context.backup_input()?;
+    let list = match archive::list(&context.tools, store, object).await {
         Ok(list) => list,
         // The whole object is read below, and shows whether it was altered.
         Err(failure) if failure.reason == Reason::BackupUnreadable => String::new(),
@@ -241,9 +220,9 @@ async fn restore(context: &TaskContext<'_>, store: &Store, copy: &Target) -> Res
     }
     let env = copy.libpq_env(context.settings.database_ca_file().as_deref());
     let running = context.tools.start("pg_restore", &arguments, &env)?;
-    let streamed = verify_backup::stream_through(store, object, running).await?;
+    let streamed = archive::stream_through(store, object, running).await?;
     // A cut object makes pg_restore fail, too; an altered object is the better explanation.
-    verify_backup::check_digest(object, &streamed, expected)?;
+    archive::check_digest(object, &streamed, expected)?;
     streamed.ended.map_err(|failure| match left_out.is_empty() {
         true => failure,
         false => {
@@ -294,7 +273,12 @@ async fn baseline(client: &mut Client, control_spec: &ControlSpec) -> Result<(),
 fn seconds(applied: Applied) -> Result<f64, Failure> {
     match applied {
         Applied::Now { seconds, .. } => Ok(seconds),
-        other => Err(Failure::new(Reason::Internal, format!("the SQL was not run on the copy: {other:?}"))),
+        Applied::Earlier { .. } => {
+            Err(Failure::new(Reason::Internal, "the SQL was not run on the copy: it was applied earlier"))
+        }
+        Applied::NotApplicable => {
+            Err(Failure::new(Reason::Internal, "the SQL was not run on the copy: there is nothing to apply"))
+        }
     }
 }
 

@@ -15,10 +15,7 @@ use crate::{
         clients::http_probe::Prober,
         context::TaskContext,
         report::{Reporter, order_cache::OrderCache, window_fields},
-        tasks::{
-            notify::{self, Alert},
-            rehearse,
-        },
+        tasks::notify::{self, Alert},
     },
     telemetry,
 };
@@ -40,7 +37,7 @@ pub(in crate::runner) async fn run(
     direction: Direction,
 ) -> Result<String, Failure> {
     let target = context.settings.target()?;
-    let sql = rehearse::mounted_sql(context);
+    let sql = context.mounted_sql();
     let order = order_of(&context.spec.window);
     let plan = WindowPlan {
         control_spec: context.control_spec(),

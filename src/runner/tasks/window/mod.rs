@@ -1,5 +1,7 @@
-//! The window task: blocks writes, runs the SQL, waits for the controller, unblocks writes. Called by the runner's
-//! dispatch. Imports all other folders of the runner, and `api`.
+//! The window task: blocks writes, runs the SQL, waits for the controller, unblocks writes.
+//!
+//! Called by the runner's dispatch. Imports `notify` of the tasks, `database`, `clients`, `report`, `context` and
+//! `failure` of the runner, `api` and `telemetry`.
 //!
 //! ```text
 //!             API server                                             PostgreSQL
@@ -89,11 +91,11 @@ pub async fn run<C: Channel>(
         }
     };
     if tokio::time::timeout(Duration::from_secs(10), final_report).await.is_err() {
-        tracing::warn!(state = ?outcome.progress.state, "the end of the window could not be reported to the API \
+        tracing::warn!(state = %outcome.progress.state, "the end of the window could not be reported to the API \
             server");
     }
     let error = outcome.failure.as_ref().map(tracing::field::display);
-    tracing::info!(state = ?outcome.progress.state, error, "the window task ends");
+    tracing::info!(state = %outcome.progress.state, error, "the window task ends");
     outcome
 }
 

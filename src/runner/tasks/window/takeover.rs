@@ -12,7 +12,7 @@ use tokio_postgres::Client;
 use super::{Channel, session::WindowTask};
 use crate::{
     api::{
-        Reason,
+        Reason, Time,
         window_rules::{Move, WindowActivity},
     },
     runner::{
@@ -31,7 +31,9 @@ impl<C: Channel> WindowTask<'_, C> {
     pub(super) async fn acquire_worker_lock(&mut self, client: &Client) -> Result<(), Failure> {
         let mut reported = None;
         while !worker_lock::try_acquire(client).await? {
-            let writes_blocked = self.writes_blocked(client).await?;
+            let blocked_until = self.blocked_until(client).await?;
+            self.deadline = blocked_until.or(self.deadline);
+            let writes_blocked = blocked_until.is_some();
             if self.next_move(WindowActivity::WaitingForOtherPod { writes_blocked }) == Move::ReplaceOtherPod
                 && let Some(holder) = worker_lock::lock_holder(client).await?
             {
@@ -51,17 +53,13 @@ impl<C: Channel> WindowTask<'_, C> {
         Ok(())
     }
 
-    /// Whether writes are blocked by this migration, as far as that can be read. Remembers the deadline.
-    async fn writes_blocked(&mut self, client: &Client) -> Result<bool, Failure> {
+    /// The deadline of the write block, if this migration blocks writes and as far as that can be read.
+    async fn blocked_until(&self, client: &Client) -> Result<Option<Time>, Failure> {
         match worker_lock::blocked_until(client, self.control_spec()).await.unless_lost()? {
-            Ok(Some(deadline)) => {
-                self.deadline = Some(deadline);
-                Ok(true)
-            }
-            Ok(None) => Ok(false),
+            Ok(deadline) => Ok(deadline),
             Err(failure) => {
                 tracing::warn!(error = %failure, "the write block cannot be read");
-                Ok(false)
+                Ok(None)
             }
         }
     }
@@ -71,7 +69,11 @@ impl<C: Channel> WindowTask<'_, C> {
         let pid = holder.pid;
         match worker_lock::terminate(client, holder).await? {
             Termination::Signalled => {
-                tracing::warn!(pid, idle_for = ?holder.idle_for, "the session of the previous pod is ended");
+                tracing::warn!(
+                    pid,
+                    idle_seconds = holder.idle_for.as_secs(),
+                    "the session of the previous pod is ended"
+                );
                 self.idle_limit *= 2;
                 Ok(None)
             }
