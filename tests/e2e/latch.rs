@@ -105,7 +105,7 @@ impl Database {
 }
 
 impl World {
-    /// Lets no Job start: the operator's are refused, and it tries again, until [`World::start_job`].
+    /// Lets no Job start: the operator's are refused, and it retries, until [`World::start_job`].
     pub async fn hold_jobs(&self) {
         let hard = json!({COUNTED: "0"});
         self.create_object::<ResourceQuota>(json!({"metadata": {"name": QUOTA}, "spec": {"hard": hard}})).await;

@@ -77,7 +77,7 @@ async fn killed_in_each_step() {
         m.assert_new().await;
         assert_eq!(db.balances().await, before);
         // Backup shares Baseline's task, VerifyMigration ends with Migrate, Schedule with the last `Ready`: none can be
-        // held by itself. Two steps are not configured.
+        // prolonged by itself. Two steps are not configured.
         let skipped = |s: &Step| matches!(s, Step::NotifyTeam | Step::CodeBackup);
         let held = |s: &Step| !skipped(s) && !matches!(s, Step::Backup | Step::VerifyMigration | Step::Schedule);
         let wanted: Vec<Step> = FORWARD.iter().map(|r| r.step).filter(held).chain([Step::Cleanup]).collect();
