@@ -52,6 +52,7 @@ pub use spec::{ControlSpec, Sql};
 pub use stored_down_sql::{store_down_sql, stored_down_sql};
 pub(crate) use tables::{BalancesTable, balances, exists, literal, protected, resolve, with_children};
 pub use tables::{Table, ident, quoted};
+pub(crate) use triggers::{TriggerChange, change_trigger};
 pub use triggers::{install, reinstall};
 pub use verify_blocked::verify_writes_blocked;
 
