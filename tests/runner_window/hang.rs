@@ -249,7 +249,7 @@ async fn a_fresh_pod_that_cannot_read_the_record_does_not_give_up_blocked_writes
 const WAITS: &str = "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database()
     AND application_name = 'credit-migration/window' AND wait_event_type = 'Lock'";
 
-/// Somebody changes a setting of the database at the moment at which the window restores its own.
+/// Another session changes a setting of the database at the moment at which the window restores its own.
 #[tokio::test]
 async fn a_default_that_another_session_changes_is_restored_all_the_same() {
     let (database, desk) = (Database::new().await, Desk::new());
@@ -306,7 +306,7 @@ async fn a_session_that_changes_the_database_keeps_nobody_from_the_deadline() {
     writable(&database, false).await;
 }
 
-/// As a row that somebody looks at in a tool that commits by hand.
+/// As a row that is open in a tool that commits by hand.
 #[tokio::test]
 async fn a_locked_window_record_keeps_nobody_from_the_deadline() {
     let (database, desk) = (Database::new().await, Desk::new());
@@ -329,6 +329,24 @@ async fn a_locked_window_record_keeps_nobody_from_the_deadline() {
     writable(&database, false).await;
 }
 
+#[tokio::test]
+async fn a_switch_is_not_acknowledged_after_writes_were_unblocked_by_hand() {
+    let (database, desk) = (Database::new().await, Desk::new());
+    database.prepared(&spec()).await;
+    let task = desk.start(&database, &sample());
+    desk.order(Order::BlockWrites);
+    desk.until("comparison", |progress, _| progress.comparison.is_some()).await;
+    let root = database.session("postgres").await;
+    root.batch_execute("UPDATE credit_migration.write_block SET blocked = false").await.unwrap();
+    desk.until("the report", |_, note| note.is_some_and(|n| n.reason == Reason::WritesNotBlocked)).await;
+    desk.order(Order::Switch);
+    desk.asked_for_orders(5).await;
+    assert!(!desk.last().switch_acknowledged);
+    desk.pass_deadline();
+    assert_eq!(end(task).await.progress.state, State::RolledBack);
+    writable(&database, false).await;
+}
+
 /// No time-out of the server limits every statement: a COMMIT may wait for a standby.
 #[tokio::test]
 async fn a_control_statement_without_an_answer_is_cancelled() {
@@ -340,7 +358,7 @@ async fn a_control_statement_without_an_answer_is_cancelled() {
     client.batch_execute("SELECT 1").await.unwrap();
 }
 
-/// Whoever can write the ledger could change what a rollback runs.
+/// A role that can write the ledger could change what a rollback runs.
 #[tokio::test]
 async fn a_stored_down_sql_that_was_changed_is_not_run() {
     let database = unblocked().await;

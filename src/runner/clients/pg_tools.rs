@@ -156,8 +156,8 @@ fn is_error(line: &str) -> bool {
 }
 
 /// A line without what may quote a row. The message of the server is in a language of its own. In every one it comes
-/// after its severity, a colon and two spaces; values are between quotes or after another colon. What a statement without
-/// data of its own quotes is a name.
+/// after its severity, a colon and two spaces; values are between quotes or after another colon. What a statement
+/// without data of its own quotes is a name.
 fn harmless(line: &str) -> String {
     let line = line.split_once(":  ").map_or(line.to_owned(), |(before, message)| {
         let message = message.split(':').next().unwrap_or_default().trim_end();

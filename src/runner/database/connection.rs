@@ -41,7 +41,7 @@ const SESSION_OPTIONS: &str = "-c tcp_keepalives_idle=5 -c tcp_keepalives_interv
 const CONTROL_LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest run of a control statement.
 const CONTROL_STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Time-outs that not every version of the server has. No start-up options: an older server would refuse the connection.
+/// Time-outs that not every version of the server has. No start-up options: an older server would refuse those.
 const PIN_TIMEOUTS_SQL: &str = "SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings
     WHERE name IN ('transaction_timeout', 'idle_session_timeout')";
 /// During a statement a server checks whether its client is alive only if it is configured to: from version 14 on, and
@@ -77,8 +77,8 @@ impl Purpose {
 
 /// Sets what cannot be a start-up option. To be called again after `RESET ALL`.
 ///
-/// A server that notices in the middle of a statement that its client is gone releases the locks that the next pod needs.
-/// One that cannot stays as it is.
+/// A server that notices in the middle of a statement that its client is gone releases the locks that the next pod
+/// needs. One that cannot stays as it is.
 ///
 /// # Errors
 /// Database errors.

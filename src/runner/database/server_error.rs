@@ -5,8 +5,8 @@
 
 use tokio_postgres::error::DbError;
 
-/// The server's message. One of class 22 (data exception) quotes the value, which may be a person's: then it is the name
-/// of the condition.
+/// The server's message. One of class 22 (data exception) quotes the value, which may be a person's: then it is the
+/// name of the condition.
 pub(super) fn message(error: &DbError) -> String {
     safe(error.code().code(), error.message(), error.routine())
 }

@@ -35,8 +35,8 @@ CREATE TABLE IF NOT EXISTS credit_migration.ledger (
     reconciled_users bigint NOT NULL, PRIMARY KEY (migration_uid, step));
 -- Each statement: its number, how it starts, and how long it took.
 ALTER TABLE credit_migration.ledger ADD COLUMN IF NOT EXISTS texts jsonb;
--- Of the transaction that ran the SQL: its start and its number, which is the xmin of the rows that it wrote. The row is
--- inserted by it, with the down SQL as it was approved.
+-- Of the transaction that ran the SQL: its start and its number, which is the xmin of the rows that it wrote. It
+-- inserts this row, with the down SQL as it was approved.
 ALTER TABLE credit_migration.ledger ADD COLUMN IF NOT EXISTS started_at timestamptz, ADD COLUMN IF NOT EXISTS xid text,
     ADD COLUMN IF NOT EXISTS down_sql text;
 CREATE TABLE IF NOT EXISTS credit_migration.window_record (

@@ -6,8 +6,8 @@ use tokio_postgres::Client;
 use super::{ControlSpec, Sql, exists};
 use crate::runner::Failure;
 
-/// The stored down SQL, if it is the one that is approved now: its digest is computed from the stored text, which others
-/// may have changed.
+/// The stored down SQL, if it is the one that is approved now: its digest is computed from the stored text, which
+/// others may have changed.
 ///
 /// # Errors
 /// Database errors; those of [`Sql::read`].

@@ -175,7 +175,7 @@ pub(crate) async fn change_trigger(
             );
             return Err(Failure::new(Reason::LockTimeout, message));
         }
-        // An autovacuum gives way to a waiter, but only after deadlock_timeout. One against wraparound does not: so once.
+        // An autovacuum gives way to a waiter after deadlock_timeout. One against wraparound does not: so once.
         let only_vacuum = !holders.is_empty() && holders.iter().all(|holder| holder.role.is_none());
         lock_timeout = if only_vacuum && !vacuum_met { deadlock_timeout(client).await? + short } else { short };
         vacuum_met |= only_vacuum;
@@ -232,7 +232,8 @@ pub(crate) async fn ensure_trigger_in(
 ) -> Result<(), Failure> {
     let state = tx
         .query_opt(
-            "SELECT t.tgenabled = 'A', t.tgfoid = coalesce(pg_catalog.to_regproc($3)::oid, 0) FROM pg_catalog.pg_trigger t
+            "SELECT t.tgenabled = 'A', t.tgfoid = coalesce(pg_catalog.to_regproc($3)::oid, 0)
+             FROM pg_catalog.pg_trigger t
              WHERE t.tgrelid = pg_catalog.to_regclass($1) AND t.tgname = $2",
             &[&table.sql(), &kind.name(), &kind.function()],
         )

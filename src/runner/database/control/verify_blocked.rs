@@ -69,18 +69,19 @@ pub async fn verify_writes_unblocked(target: &Target, spec: &ControlSpec) -> Res
     let row = client
         .query_one(
             "SELECT setting = 'on' AND (source <> 'database' OR coalesce((SELECT prior_read_only::boolean
-                        FROM credit_migration.window_record WHERE migration_uid = $1 ORDER BY started_at LIMIT 1), false))
+                        FROM credit_migration.window_record WHERE migration_uid = $1
+                        ORDER BY started_at LIMIT 1), false))
              FROM pg_catalog.pg_settings WHERE name = 'default_transaction_read_only'",
             &[&spec.uid],
         )
         .await?;
-    let begin = if row.get(0) { "BEGIN READ WRITE" } else { "BEGIN" };
+    let start = if row.get(0) { "START TRANSACTION READ WRITE" } else { "START TRANSACTION" };
     let tables = with_children(&client, &protected(&client, spec).await?).await?;
     let mut tried = 0;
     for role in &spec.application_roles {
         for table in &tables {
             let Some(write) = harmless_write(&client, role, table).await? else { continue };
-            let written = client.batch_execute(&format!("{begin}; SET LOCAL ROLE {}; {write}", ident(role))).await;
+            let written = client.batch_execute(&format!("{start}; SET LOCAL ROLE {}; {write}", ident(role))).await;
             client.batch_execute("ROLLBACK").await?;
             match written {
                 Ok(()) => tried += 1,

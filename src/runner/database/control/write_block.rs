@@ -39,8 +39,9 @@ pub async fn enable(
     let tx = client.transaction().await?;
     check_owner(&tx, spec).await?;
     tx.execute(
-        &format!("INSERT INTO credit_migration.window_record AS i (migration_uid, direction, attempt, started_at, deadline, \
-            sessions, prior_read_only)
+        &format!(
+            "INSERT INTO credit_migration.window_record AS i
+             (migration_uid, direction, attempt, started_at, deadline, sessions, prior_read_only)
          SELECT $1, $2, $3, clock_timestamp(), $4,
                 ARRAY (SELECT a.pid FROM pg_catalog.pg_stat_activity a WHERE a.datname = current_database()),
                 {SETTING}
@@ -55,7 +56,8 @@ pub async fn enable(
              restored_at = NULL,
              switch_acknowledged_at = CASE WHEN i.finished_at IS NULL THEN i.switch_acknowledged_at END,
              progress = CASE WHEN i.finished_at IS NULL THEN i.progress END,
-             finished_at = NULL, outcome = NULL, reason = NULL, message = NULL"),
+             finished_at = NULL, outcome = NULL, reason = NULL, message = NULL"
+        ),
         &[&spec.uid, &direction.sql_name(), &i32::try_from(attempt).unwrap_or(i32::MAX), &deadline],
     )
     .await?;
@@ -176,6 +178,16 @@ pub async fn disable(
         client.query_one("SELECT pg_catalog.pg_advisory_unlock($1, $2)", &[&LOCK_CLASS, &LOCK_WRITE_BLOCK]).await?;
     }
     Ok(unblocked_at)
+}
+
+/// Whether writes are blocked by this migration, and this session is the one that passes.
+///
+/// # Errors
+/// Database errors.
+pub async fn is_held(client: &Client, spec: &ControlSpec) -> Result<bool, Failure> {
+    let query = "SELECT EXISTS (SELECT FROM credit_migration.write_block
+                 WHERE blocked AND migration_uid = $1 AND pid = pg_backend_pid())";
+    Ok(client.query_one(query, &[&spec.uid]).await?.get(0))
 }
 
 /// Whether this session has the lock of the write block exclusively.

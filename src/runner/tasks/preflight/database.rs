@@ -178,7 +178,7 @@ async fn application_role(target: &Target, client: &Client, application: &str) -
         return Err(Failure::new(
             Reason::RoleMissing,
             format!(
-                "role {application} is the migration role itself: its sessions cannot be told from the operator's; \
+                "role {application} is the migration role itself: its sessions look like those of the operator; \
                  next: give the application a role of its own, or correct spec.database.applicationRoles"
             ),
         ));

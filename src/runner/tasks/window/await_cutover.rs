@@ -8,7 +8,7 @@ use tokio_postgres::Client;
 use super::{
     Channel, WindowOutcome,
     background::{comparison, probe},
-    session::{PING_INTERVAL, POLL_INTERVAL, WindowTask, ping},
+    session::{PING_INTERVAL, POLL_INTERVAL, WindowTask},
 };
 use crate::{
     api::{
@@ -70,7 +70,7 @@ impl<C: Channel> WindowTask<'_, C> {
                 _ = tokio::time::timeout(POLL_INTERVAL, self.orders.changed()) => {}
             }
             if pinged.elapsed() > PING_INTERVAL {
-                self.bounded(client, ping(client)).await?;
+                self.holds_block(client).await?;
                 restored = restored || self.restore_read_only_default(client).await?;
                 self.save_again(client).await?;
                 pinged = Instant::now();
@@ -78,8 +78,27 @@ impl<C: Channel> WindowTask<'_, C> {
         }
     }
 
+    /// Whether the write block is on and this session's own. Reports it if not: it was changed by hand.
+    async fn holds_block(&mut self, client: &Client) -> Result<bool, Failure> {
+        match self.bounded(client, write_block::is_held(client, self.control_spec())).await.unless_lost()? {
+            Ok(true) => return Ok(true),
+            Ok(false) => {
+                let message = "writes are not blocked any more, or not by this session: the row of \
+                    credit_migration.write_block was changed; the switch is not acknowledged; next: order Rollback";
+                tracing::error!("{message}");
+                self.report(Some(Failure::new(Reason::WritesNotBlocked, message)));
+            }
+            Err(failure) => tracing::warn!(error = %failure, "the write block cannot be read"),
+        }
+        Ok(false)
+    }
+
     /// In the database before it is reported. If that fails, the caller asks the rules again.
     async fn acknowledge_switch(&mut self, client: &Client) -> Result<(), Failure> {
+        if !self.holds_block(client).await? {
+            self.wait().await;
+            return Ok(());
+        }
         let acknowledging = window_record::acknowledge_switch(client, self.control_spec(), self.plan.direction);
         match self.bounded(client, acknowledging).await.unless_lost()? {
             Ok(()) => {

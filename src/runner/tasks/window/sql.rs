@@ -20,8 +20,8 @@ impl<'a, C: Channel> WindowTask<'a, C> {
         require_approved("up", &self.plan.up, &self.plan.inputs.up_sha256).map(Some)
     }
 
-    /// The down SQL: as mounted, or as the database stored it. Read where it is needed: a pod that has to unblock writes
-    /// needs none.
+    /// The down SQL: as mounted, or as the database stored it. Read where it is needed: a pod that has to unblock
+    /// writes needs none.
     pub(super) async fn approved_down_sql(&self, client: &Client) -> Result<Sql, Failure> {
         let approved = &self.plan.inputs.down_sha256;
         let failure = match require_approved("down", &self.plan.down, approved) {
