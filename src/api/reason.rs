@@ -117,6 +117,8 @@ reasons! {
     DatabaseUnavailable: May,
     /// A write succeeded although writes were blocked.
     WritesNotBlocked: May,
+    /// A write was refused although writes were unblocked.
+    WritesStillBlocked: May,
     /// A connection was lost in the middle.
     ConnectionLost: May,
     /// The window's deadline passed.

@@ -28,6 +28,12 @@ pub enum WindowActivity {
     ApplyingSql,
     /// Writes are blocked and the controller switches the application.
     AwaitingCutover,
+    /// The window ends on this schema, and the read-only default of the database could not be restored: writes are not
+    /// unblocked without it.
+    RestoringDefault {
+        /// The schema in place.
+        schema: SchemaInPlace,
+    },
     /// The session failed.
     Interrupted {
         /// This pod has blocked writes, as far as it knows.
@@ -136,6 +142,7 @@ pub fn next_move(view: &WindowView) -> Move {
         WindowActivity::Blocking => blocking(view),
         WindowActivity::ApplyingSql => applying_sql(view),
         WindowActivity::AwaitingCutover => awaiting_cutover(view),
+        WindowActivity::RestoringDefault { schema } => restoring_default(view, schema),
         WindowActivity::Interrupted { writes_may_be_blocked, resumed, connection_lost, wait_exhausted } => {
             let worth_a_retry = connection_lost && (view.command > WindowCommand::Standby || !wait_exhausted);
             if !writes_may_be_blocked && !worth_a_retry {
@@ -232,6 +239,16 @@ fn awaiting_cutover(view: &WindowView) -> Move {
         return Move::End(Ending::Stuck(EndCause::Overdue));
     }
     Move::Wait
+}
+
+/// It is retried until it succeeds. Meanwhile a rollback is still possible: nothing was written on the new schema.
+fn restoring_default(view: &WindowView, schema: SchemaInPlace) -> Move {
+    match view.command {
+        WindowCommand::Rollback if schema == SchemaInPlace::New => Move::End(Ending::Rollback(EndCause::Ordered)),
+        _ if view.stuck && view.last_pod => Move::End(Ending::Stuck(EndCause::Overdue)),
+        _ if view.overdue && !view.stuck => Move::BecomeStuck,
+        _ => Move::Wait,
+    }
 }
 
 #[cfg(test)]
@@ -401,6 +418,20 @@ mod tests {
                 acknowledged(WindowView::starting(Rollback, AwaitingCutover, WindowCommand::UnblockWrites)),
                 finish(New, Ordered),
             ),
+        ]);
+    }
+
+    #[test]
+    fn a_default_that_is_not_restored_is_retried_and_reported_at_the_deadline() {
+        let at = |schema, command| WindowView::starting(Forward, WindowActivity::RestoringDefault { schema }, command);
+        let last = |view| WindowView { last_pod: true, ..view };
+        assert_moves([
+            ("it is retried", at(Old, WindowCommand::BlockWrites), Move::Wait),
+            ("past the deadline it is stuck", overdue(at(Old, WindowCommand::BlockWrites)), Move::BecomeStuck),
+            ("once", stuck(overdue(at(Old, WindowCommand::BlockWrites))), Move::Wait),
+            ("an order to roll back is obeyed", at(New, WindowCommand::Rollback), rollback(Ordered)),
+            ("unless it is done", at(Old, WindowCommand::Rollback), Move::Wait),
+            ("the last pod ends", last(stuck(overdue(at(New, WindowCommand::UnblockWrites)))), end_stuck(Overdue)),
         ]);
     }
 

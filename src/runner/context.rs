@@ -10,10 +10,7 @@ use super::{
     report::Progress,
     settings::Settings,
 };
-use crate::{
-    api::{MigrationRunSpec, Reason, Time, sha256},
-    shared::sql,
-};
+use crate::api::{MigrationRunSpec, Reason, Time};
 
 /// Both SQL texts as they are mounted. Weeks after the up SQL was committed it may have changed or be gone, and so may
 /// the down SQL, which the database keeps: why one cannot be used is an error only for a task that has to run it.
@@ -67,13 +64,9 @@ impl TaskContext<'_> {
 
     /// Reads both SQL texts and splits them.
     pub fn mounted_sql(&self) -> MountedSql {
-        let read = |name: &str, text: String| -> Result<Sql, Failure> {
-            let statements = sql::for_run(&text).map_err(|problem| Failure::of_sql(name, &problem))?;
-            Ok(Sql { statements, sha256: sha256(text.as_bytes()) })
-        };
         MountedSql {
-            up: self.settings.up_sql().and_then(|text| read("up SQL", text)),
-            down: self.settings.down_sql().and_then(|text| read("down SQL", text)),
+            up: self.settings.up_sql().and_then(|text| Sql::read("up SQL", text)),
+            down: self.settings.down_sql().and_then(|text| Sql::read("down SQL", text)),
         }
     }
 }

@@ -26,7 +26,6 @@ use credit_migration::{
         settings::Settings,
         tasks::{backup, cleanup, export_key_users, follow_up, preflight, rehearse, verify_backup},
     },
-    shared::sql,
 };
 use serde_json::{Map, Value, json};
 use tokio_postgres::Client;
@@ -240,12 +239,14 @@ impl World {
         self.context(&Progress::default()).control_spec()
     }
 
-    /// Takes the backup, and runs an up SQL as the window does.
+    /// Takes the backup, and runs an up SQL by the call that the window makes.
     pub async fn cutover(&mut self, up: &str) {
         self.backed_up().await;
-        let sql = Sql { statements: sql::for_run(up).unwrap(), sha256: sha256(up.as_bytes()) };
+        let up = Sql::read("up SQL", up.to_owned()).unwrap();
+        let down = Sql::read("down SQL", "SELECT 1".to_owned()).unwrap();
         let mut client = self.target().connect("window").await.unwrap();
-        let applied = control::run_up(&mut client, &self.control_spec(), &sql, &StopSignal::default()).await.unwrap();
+        let applied =
+            control::run_up(&mut client, &self.control_spec(), &up, &down, &StopSignal::default()).await.unwrap();
         assert!(matches!(applied, Applied::Now { .. }), "{applied:?}");
     }
 

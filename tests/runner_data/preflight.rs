@@ -196,7 +196,8 @@ async fn a_member_that_inherits_nothing() {
 #[tokio::test]
 async fn tables_columns_and_claims() {
     let mut world = World::new().await;
-    world.spec.plan.database.application_roles.push("nobody_here".to_owned());
+    let own = format!("migrator_{}", world.number);
+    world.spec.plan.database.application_roles.extend(["nobody_here".to_owned(), own]);
     world.spec.plan.migration.protected_tables.push("billing.invoices".to_owned());
     world.spec.plan.rehearsal.database = "postgres".to_owned();
     world
@@ -215,6 +216,7 @@ async fn tables_columns_and_claims() {
         &world,
         &[
             ("application role nobody_here", Reason::RoleMissing, "CREATE ROLE \"nobody_here\" LOGIN;"),
+            ("application role migrator_{n}", Reason::RoleMissing, "give the application a role of its own"),
             ("table billing.invoices", Reason::TableMissing, "does not exist"),
             (
                 "column user_credits.user_id",

@@ -14,8 +14,8 @@ use credit_migration::{
 use jiff::Timestamp;
 
 use crate::{
-    harness::{Database, Desk, end, plan, sample_down, sample_up, spec},
-    window::{SLEEPS, back, blocked, ledger, sample, unblocked, writable},
+    harness::{Database, Desk, end, plan, sample_down, sample_up, spec, state_of},
+    window::{SLEEPS, back, blocked, ledger, pausing, sample, unblocked, writable},
 };
 
 /// The sample's SQL, and a statement for ever.
@@ -196,6 +196,181 @@ async fn an_order_that_was_kept_is_obeyed() {
     desk.pass_deadline();
     assert_eq!(end(task).await.progress.state, State::RolledBack);
     writable(&database, false).await;
+}
+
+/// The down SQL is edited or pruned after the first pod has read it, and that pod is killed before the commit.
+#[tokio::test]
+async fn a_fresh_pod_needs_no_down_sql_to_unblock_writes() {
+    let (database, desk) = (Database::new().await, Desk::new());
+    database.prepared(&spec()).await;
+    let plan = plan(Direction::Forward, endless(true), sample_down());
+    let pod = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let first = {
+        let _in_pod = pod.enter();
+        desk.start(&database, &plan)
+    };
+    desk.order(Order::BlockWrites);
+    database.until(SLEEPS).await;
+    pod.shutdown_background();
+    assert!(first.await.is_err());
+    desk.fails(away());
+    desk.pass_deadline();
+    let outcome = end(desk.start(&database, &WindowPlan { up: gone(), down: gone(), ..plan })).await;
+    assert_eq!((outcome.progress.state, outcome.progress.stuck), (State::RolledBack, false), "{outcome:?}");
+    writable(&database, false).await;
+}
+
+/// An error that is no lost connection, before the pod has read what the database records.
+#[tokio::test]
+async fn a_fresh_pod_that_cannot_read_the_record_does_not_give_up_blocked_writes() {
+    let (database, desk) = (Database::new().await, Desk::new());
+    database.prepared(&spec()).await;
+    let first = desk.start(&database, &sample());
+    desk.order(Order::BlockWrites);
+    desk.state(State::Migrated).await;
+    first.abort();
+    assert!(first.await.is_err());
+    let root = database.session("postgres").await;
+    root.batch_execute("REVOKE SELECT ON credit_migration.ledger FROM migrator").await.unwrap();
+    let deadline = Some(Timestamp::from_second(1_790_000_300).unwrap());
+    let known = WindowOrder { command: Order::BlockWrites, deadline };
+    let desk = Desk::new();
+    desk.order(Order::BlockWrites);
+    let task = desk.start(&database, &WindowPlan { order: known, ..sample() });
+    desk.until("the refusal", |_, note| note.is_some_and(|n| n.message.contains("42501"))).await;
+    desk.pass_deadline();
+    desk.stuck().await;
+    root.batch_execute("GRANT SELECT ON credit_migration.ledger TO migrator").await.unwrap();
+    assert_eq!(end(task).await.progress.state, State::RolledBack);
+    writable(&database, false).await;
+}
+
+/// The runner's statement waits for a lock of another session.
+const WAITS: &str = "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database()
+    AND application_name = 'credit-migration/window' AND wait_event_type = 'Lock'";
+
+/// Another session changes a setting of the database at the moment at which the window restores its own.
+#[tokio::test]
+async fn a_default_that_another_session_changes_is_restored_all_the_same() {
+    let (database, desk) = (Database::new().await, Desk::new());
+    database.prepared(&spec()).await;
+    let paused = database.pause_sql().await;
+    let mut up = pausing();
+    up.statements.insert(1, "SELECT 1/0".to_owned());
+    let task = desk.start(&database, &plan(Direction::Forward, up, sample_down()));
+    desk.order(Order::BlockWrites);
+    database.until(SLEEPS).await;
+    let other = database.session("postgres").await;
+    other
+        .batch_execute(&format!("BEGIN READ WRITE; ALTER DATABASE {} SET work_mem = '8MB'", database.name))
+        .await
+        .unwrap();
+    drop(paused);
+    database.until(WAITS).await;
+    // Now the runner's statement fails: tuple concurrently updated.
+    other.batch_execute("COMMIT").await.unwrap();
+    let outcome = end(task).await;
+    let failure = outcome.failure.unwrap();
+    assert_eq!((outcome.progress.state, failure.reason), (State::RolledBack, Reason::SqlFailed), "{failure}");
+    assert_eq!(database.read_only_default().await, "work_mem=8MB");
+    let app = database.session("app").await;
+    assert_eq!(state_of(&app, "UPDATE user_credits SET updated_at = now()").await, "ok");
+}
+
+#[tokio::test]
+async fn a_session_that_changes_the_database_keeps_nobody_from_the_deadline() {
+    let (database, desk) = (Database::new().await, Desk::new());
+    database.prepared(&spec()).await;
+    let paused = database.pause_sql().await;
+    let task = desk.start(&database, &plan(Direction::Forward, pausing(), sample_down()));
+    desk.order(Order::BlockWrites);
+    database.until(SLEEPS).await;
+    let other = database.session("postgres").await;
+    other
+        .batch_execute(&format!("BEGIN READ WRITE; ALTER DATABASE {} SET work_mem = '8MB'", database.name))
+        .await
+        .unwrap();
+    drop(paused);
+    desk.state(State::Migrated).await;
+    desk.pass_deadline();
+    // The down SQL runs, and that new sessions are still read-only is said.
+    desk.until("stuck", |progress, note| {
+        progress.stuck && note.is_some_and(|n| n.message.contains("the window's deadline"))
+    })
+    .await;
+    assert_eq!(ledger(&database).await, "up,down");
+    other.batch_execute("ROLLBACK").await.unwrap();
+    let outcome = end(task).await;
+    assert_eq!((outcome.progress.state, outcome.progress.stuck), (State::RolledBack, false), "{outcome:?}");
+    assert_eq!(outcome.failure.unwrap().reason, Reason::DeadlinePassed);
+    writable(&database, false).await;
+}
+
+/// As a row that is open in a tool that commits by hand.
+#[tokio::test]
+async fn a_locked_window_record_keeps_nobody_from_the_deadline() {
+    let (database, desk) = (Database::new().await, Desk::new());
+    database.prepared(&spec()).await;
+    let task = desk.start(&database, &sample());
+    desk.order(Order::BlockWrites);
+    desk.until("comparison", |progress, _| progress.comparison.is_some()).await;
+    let other = database.session("postgres").await;
+    other.batch_execute("BEGIN READ WRITE; SELECT FROM credit_migration.window_record FOR UPDATE").await.unwrap();
+    desk.order(Order::Switch);
+    let timed_out = |note: Option<&Failure>| note.is_some_and(|n| n.reason == Reason::LockTimeout);
+    let progress = desk.until("the lock's time-out", |_, note| timed_out(note)).await;
+    assert!(!progress.switch_acknowledged);
+    desk.pass_deadline();
+    // Writes are not unblocked before the record says so, and no switch was acknowledged.
+    database.until("SELECT count(*) = 2 FROM credit_migration.ledger").await;
+    other.batch_execute("ROLLBACK").await.unwrap();
+    let outcome = end(task).await;
+    assert_eq!(outcome.progress.state, State::RolledBack, "{outcome:?}");
+    writable(&database, false).await;
+}
+
+#[tokio::test]
+async fn a_switch_is_not_acknowledged_after_writes_were_unblocked_by_hand() {
+    let (database, desk) = (Database::new().await, Desk::new());
+    database.prepared(&spec()).await;
+    let task = desk.start(&database, &sample());
+    desk.order(Order::BlockWrites);
+    desk.until("comparison", |progress, _| progress.comparison.is_some()).await;
+    let root = database.session("postgres").await;
+    root.batch_execute("UPDATE credit_migration.write_block SET blocked = false").await.unwrap();
+    desk.until("the report", |_, note| note.is_some_and(|n| n.reason == Reason::WritesNotBlocked)).await;
+    desk.order(Order::Switch);
+    desk.asked_for_orders(5).await;
+    assert!(!desk.last().switch_acknowledged);
+    desk.pass_deadline();
+    assert_eq!(end(task).await.progress.state, State::RolledBack);
+    writable(&database, false).await;
+}
+
+/// No time-out of the server limits every statement: a COMMIT may wait for a standby.
+#[tokio::test]
+async fn a_control_statement_without_an_answer_is_cancelled() {
+    let database = Database::new().await;
+    let client = database.target().connect("test").await.unwrap();
+    let sleeping = async { client.batch_execute("SELECT pg_sleep(600)").await.map_err(Failure::from) };
+    let bounded = database.target().bounded(client.cancel_token(), Duration::from_millis(200), sleeping).await;
+    assert_eq!(bounded.unwrap_err().reason, Reason::DatabaseUnavailable);
+    client.batch_execute("SELECT 1").await.unwrap();
+}
+
+/// A role that can write the ledger could change what a rollback runs.
+#[tokio::test]
+async fn a_stored_down_sql_that_was_changed_is_not_run() {
+    let database = unblocked().await;
+    database
+        .session("postgres")
+        .await
+        .batch_execute("UPDATE credit_migration.ledger SET down_sql = down_sql || '; DROP TABLE users'")
+        .await
+        .unwrap();
+    let outcome = end(Desk::new().start(&database, &WindowPlan { down: gone(), ..back() })).await;
+    assert_eq!(outcome.failure.unwrap().reason, Reason::SqlChanged);
+    writable(&database, true).await;
 }
 
 fn gone() -> Result<Sql, Failure> {

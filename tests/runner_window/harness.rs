@@ -14,7 +14,7 @@ use std::{
 };
 
 use credit_migration::{
-    api::{CreditMigrationSpec, Direction, RunInputs, WindowCommand, WindowOrder, WindowProgress, WindowState},
+    api::{CreditMigrationSpec, Direction, RunInputs, WindowCommand, WindowOrder, WindowProgress, WindowState, sha256},
     runner::{
         Failure,
         database::{
@@ -39,8 +39,8 @@ pub const PAUSED: &str = "EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisor
 
 /// The server: started by the first test of the process, ended by its own shell when this process ends, however it
 /// does.
-struct Cluster {
-    port: u16,
+pub struct Cluster {
+    pub port: u16,
     made: Mutex<()>,
     // The shell waits for the end of the pipe to it.
     _shell: std::process::Child,
@@ -61,8 +61,9 @@ set -e
 dir=$(mktemp -d /tmp/credit-window-XXXXXX)
 trap 'rm -rf "$dir"' EXIT
 "$1"initdb -D "$dir/data" -U postgres -A trust --no-sync -E UTF8 --locale=C >/dev/null
+if [ -n "$3" ]; then touch "$dir/data/$3.signal"; fi
 "$1"postgres -D "$dir/data" -p "$2" -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off \
-    -c max_connections=200 -c max_prepared_transactions=5 -c autovacuum=off -c deadlock_timeout=200ms >"$dir/log" 2>&1 &
+    -c max_connections=200 -c max_prepared_transactions=5 -c autovacuum_naptime=1s >"$dir/log" 2>&1 &
 server=$!
 echo started
 cat >/dev/null
@@ -72,6 +73,11 @@ wait $server || true
 
 impl Cluster {
     fn start() -> Self {
+        Self::start_as("")
+    }
+
+    /// With `standby` a server that waits for a primary, and can be read.
+    pub fn start_as(signal: &str) -> Self {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let bin = newest_bin().to_str().filter(|bin| !bin.is_empty()).map(|bin| format!("{bin}/")).unwrap_or_default();
         let root = Command::new("id").arg("-u").output().unwrap().stdout == b"0\n";
@@ -81,7 +87,7 @@ impl Cluster {
             command.args(["--reuid", "postgres", "--regid", "postgres", "--clear-groups", "--", "sh"]);
         }
         let mut child = command
-            .args(["-c", START, "sh", &bin, &port.to_string()])
+            .args(["-c", START, "sh", &bin, &port.to_string(), signal])
             .current_dir("/tmp")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -238,7 +244,7 @@ impl Database {
     }
 }
 
-async fn connect(port: u16, role: &str, database: &str) -> Client {
+pub async fn connect(port: u16, role: &str, database: &str) -> Client {
     let start = Instant::now();
     loop {
         let config = format!("host=127.0.0.1 port={port} user={role} dbname={database}");
@@ -313,8 +319,12 @@ pub fn spec() -> ControlSpec {
 }
 
 pub fn sql(statements: &[&str]) -> Sql {
-    let sha256 = format!("sha256:{:064x}", statements.iter().map(|text| text.len()).sum::<usize>());
-    Sql { statements: statements.iter().map(|text| (*text).to_owned()).collect(), sha256 }
+    let text = statements.join(";\n");
+    Sql {
+        statements: statements.iter().map(|text| (*text).to_owned()).collect(),
+        sha256: sha256(text.as_bytes()),
+        text,
+    }
 }
 
 pub fn sample_up() -> Sql {

@@ -8,6 +8,7 @@ mod hang;
 mod harness;
 mod migration;
 mod rollback;
+mod sessions;
 mod sigterm;
 mod take_over;
 mod window;

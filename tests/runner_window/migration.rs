@@ -12,7 +12,7 @@ use tokio_postgres::Client;
 use crate::harness::{Database, sample_down, sample_up, spec, sql};
 
 async fn up(client: &mut Client, spec: &ControlSpec, sql: &Sql) -> Result<Applied, Failure> {
-    control::run_up(client, spec, sql, &StopSignal::default()).await
+    control::run_up(client, spec, sql, &sample_down(), &StopSignal::default()).await
 }
 
 /// Runs an up SQL that must be refused; nothing of it may be left.
@@ -82,6 +82,18 @@ async fn a_table_that_must_be_gone_is_searched_in_every_schema() {
     let failure = refused(&[GONE, "CREATE SCHEMA old; CREATE TABLE old.credit_packages (id int)"]).await;
     assert_eq!(failure.reason, Reason::TablesNotGone);
     assert!(failure.message.contains("old.credit_packages"), "{failure}");
+}
+
+/// A report's temporary table, and another tenant's.
+#[tokio::test]
+async fn tables_of_others_with_such_a_name_may_stay() {
+    let (database, spec) = (Database::new().await, spec());
+    let analyst = database.session("analyst").await;
+    analyst.batch_execute("CREATE TEMP TABLE credit_packages (id int)").await.unwrap();
+    let root = database.session("postgres").await;
+    root.batch_execute("CREATE SCHEMA tenant; CREATE TABLE tenant.credit_packages (id int)").await.unwrap();
+    let mut client = database.prepared(&spec).await;
+    up(&mut client, &spec, &sql(&[GONE])).await.unwrap();
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use credit_migration::{
     api::{Direction, Reason, WindowCommand as Order, WindowState as State},
-    runner::tasks::cleanup::cleanup,
+    runner::{Failure, tasks::cleanup::cleanup},
 };
 
 use crate::{
@@ -41,7 +41,7 @@ async fn past_the_deadline_a_reader_is_waited_for_and_then_ended() {
 }
 
 #[tokio::test]
-async fn a_read_only_default_that_stays_keeps_nobody_from_going_back() {
+async fn writes_are_not_said_to_be_unblocked_before_the_read_only_default_is_restored() {
     let database = Database::new().await;
     database.prepared(&spec()).await;
     let (name, heir) = (&database.name, format!("heir_of_{}", database.name));
@@ -71,14 +71,21 @@ async fn a_read_only_default_that_stays_keeps_nobody_from_going_back() {
     root.batch_execute(&format!("REVOKE {heir} FROM migrator")).await.unwrap();
     desk.state(State::Migrated).await;
     desk.order(Order::Rollback);
-    let outcome = end(task).await;
-    assert_eq!(
-        (outcome.progress.state, outcome.failure.unwrap().reason),
-        (State::RolledBack, Reason::PrivilegeMissing)
-    );
+    let refused = |note: Option<&Failure>| {
+        note.is_some_and(|n| n.reason == Reason::PrivilegeMissing && n.message.contains("RESET default_transaction"))
+    };
+    let progress = desk.until("the refusal", |_, note| refused(note)).await;
+    assert!(!progress.stuck && progress.unblocked_at.is_none(), "{progress:?}");
+    // The down SQL is committed; at the deadline the contacts are notified.
+    desk.pass_deadline();
+    desk.until("stuck", |progress, note| progress.stuck && refused(note)).await;
     assert_eq!(ledger(&database).await, "up,down");
-    assert_eq!(database.value("SELECT blocked FROM credit_migration.write_block").await, "false");
-    assert_eq!(database.read_only_default().await, "default_transaction_read_only=on");
+    assert_eq!(database.value("SELECT finished_at IS NULL FROM credit_migration.window_record").await, "true");
+    // What the message asks for.
+    root.batch_execute(&format!("ALTER DATABASE {name} RESET default_transaction_read_only")).await.unwrap();
+    let outcome = end(task).await;
+    assert_eq!((outcome.progress.state, outcome.progress.stuck), (State::RolledBack, false), "{outcome:?}");
+    writable(&database, false).await;
 }
 
 /// A run that is deleted in `Standby` is followed by Cleanup; its pod may still be on its way.

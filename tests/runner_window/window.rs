@@ -99,11 +99,7 @@ async fn a_window_from_order_to_order() {
     desk.order(Order::BlockWrites);
     let progress = desk.state(State::Migrated).await;
     assert_eq!((progress.terminated_sessions, progress.reconciled_users), (1, Some(1)));
-    assert!(
-        progress.verification.as_ref().unwrap().contains("5 of 5")
-            || progress.verification.as_ref().unwrap().contains("4 of 4"),
-        "{progress:?}"
-    );
+    assert!(progress.verification.as_ref().unwrap().starts_with("4 writes refused, 0 not tried"), "{progress:?}");
     assert!(progress.verification.unwrap().contains("25006"));
     blocked(&database).await;
     assert_eq!(database.read_only_default().await, "", "the restarted application's sessions are ordinary ones");

@@ -155,13 +155,29 @@ fn is_error(line: &str) -> bool {
     ["error:", "ERROR:", "FATAL:"].iter().any(|marker| line.contains(marker))
 }
 
-/// A line without what may quote a row: the server puts values behind `: "`, names elsewhere.
+/// A line without what may quote a row. The message of the server is in a language of its own. In every one it comes
+/// after its severity, a colon and two spaces; values are between quotes or after another colon. What a statement
+/// without data of its own quotes is a name.
 fn harmless(line: &str) -> String {
-    let line = line.split_once("ERROR:").map_or(line.to_owned(), |(before, error)| {
-        let error = error.split_once(": \"").map_or(error, |(before, _)| before);
-        format!("{before}ERROR:{error}")
+    let line = line.split_once(":  ").map_or(line.to_owned(), |(before, message)| {
+        let message = message.split(':').next().unwrap_or_default().trim_end();
+        let of_names = ["could not execute query", "query failed"].iter().any(|statement| before.contains(statement));
+        let message = if of_names { message.to_owned() } else { without_quoted(message) };
+        format!("{before}:  {message}")
     });
     line.chars().take(400).collect()
+}
+
+/// `text` without all between its first and its last quote: a value may hold quotes.
+fn without_quoted(text: &str) -> String {
+    let quote = ['"', '«', '»', '„', '“', '”', '‹', '›', '「', '」'];
+    match (text.find(quote), text.rfind(quote)) {
+        (Some(first), Some(last)) if first < last => {
+            let after = &text[last..];
+            format!("{}…{}", &text[..first], &after[after.chars().next().map_or(0, char::len_utf8)..])
+        }
+        _ => text.to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -177,5 +193,23 @@ mod tests {
             "pg_restore: error: COPY failed for table \"users\": ERROR:  invalid input syntax for type bigint"
         );
         assert_eq!(first_error("pg_dump: warning: circular\n"), None);
+        for (line, want) in [
+            (
+                "pg_restore: error: COPY failed for table \"users\": FEHLER:  ungültige Eingabesyntax für Typ bigint: \
+                 »ann@example.com«",
+                "pg_restore: error: COPY failed for table \"users\": FEHLER:  ungültige Eingabesyntax für Typ bigint",
+            ),
+            (
+                "pg_restore: error: COPY failed for table \"users\": ERREUR:  la valeur « 99999 » est en dehors des \
+                 limites",
+                "pg_restore: error: COPY failed for table \"users\": ERREUR:  la valeur … est en dehors des limites",
+            ),
+            (
+                "pg_restore: error: could not execute query: FEHLER:  Relation »users« existiert nicht",
+                "pg_restore: error: could not execute query: FEHLER:  Relation »users« existiert nicht",
+            ),
+        ] {
+            assert_eq!(harmless(line), want);
+        }
     }
 }

@@ -6,43 +6,89 @@
 //!   on the same machine: tests, or a local proxy that does TLS itself.
 //! - Every session starts with `default_transaction_read_only=off`: with the database's default switched to read-only
 //!   for the window, a session without it could neither migrate nor switch the default back.
+//! - Every session sets all time-outs that its server knows: those of role and database have no effect.
+//! - A session of this program is one with a primary server. Advisory locks work on a standby, too.
 //! - The password is never printed: not by `Debug`, not in a message, not as an argument of a child process.
 
-use std::{fmt, path::Path, sync::Arc, time::Duration};
+use std::{fmt, path::Path, pin::pin, sync::Arc, time::Duration};
 
 use rustls::{ClientConfig, RootCertStore};
 use tokio_postgres::{CancelToken, Client, Config, NoTls, config::ChannelBinding, config::SslMode};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use tracing::Instrument;
 
-use super::connect_error::{ConnectError, ObservedTls, SessionName, TlsState, root_cause};
+use super::{
+    connect_error::{ConnectError, ObservedTls, SessionName, TlsState, root_cause},
+    server_error,
+};
 use crate::{
     api::Reason,
-    runner::{Failure, clients::tls},
+    runner::{Failure, UnlessLost, clients::tls},
 };
 
 /// Longest time for TCP, TLS and log-in together.
 const DB_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long sent data may stay without an answer of the peer's kernel before the connection counts as lost.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(20);
-/// Start-up option of every session, see the head of this file.
+/// Start-up option of every session that works, see the head of this file.
 const LIBPQ_OPTIONS: &str = "-c default_transaction_read_only=off";
 /// Further start-up options of the runner's own sessions: the server must notice a runner that went away without a word
-/// (its locks hold up the pod that takes over), and must not end a session that waits for the controller.
-const SESSION_OPTIONS: &str = "-c default_transaction_read_only=off -c tcp_keepalives_idle=5 -c \
-    tcp_keepalives_interval=3 \
-    -c tcp_keepalives_count=3 -c tcp_user_timeout=20000 -c idle_in_transaction_session_timeout=0";
+/// (its locks hold up the pod that takes over), and must not end a session that waits for the controller. `RESET ALL`
+/// restores start-up options.
+const SESSION_OPTIONS: &str = "-c tcp_keepalives_idle=5 -c tcp_keepalives_interval=3 -c tcp_keepalives_count=3 \
+    -c tcp_user_timeout=20000 -c idle_in_transaction_session_timeout=0";
+/// Longest wait for a lock of a control statement.
+const CONTROL_LOCK_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest run of a control statement.
+const CONTROL_STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time-outs that not every version of the server has. No start-up options: an older server would refuse those.
+const PIN_TIMEOUTS_SQL: &str = "SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings
+    WHERE name IN ('transaction_timeout', 'idle_session_timeout')";
 /// During a statement a server checks whether its client is alive only if it is configured to: from version 14 on, and
-/// not on every platform. No start-up option: an older server would refuse the connection.
+/// not on every platform. No start-up option, as above.
 const CHECK_CLIENT_SQL: &str = "SELECT pg_catalog.set_config(name, '1000', false) FROM pg_catalog.pg_settings
     WHERE name = 'client_connection_check_interval'";
 
-/// Lets the server notice in the middle of a statement that this session's client is gone: its locks block the pod that
-/// takes over. Where it cannot, it stays as it is. To be called again after `RESET ALL`.
-pub(crate) async fn watch_client(client: &Client) {
-    if let Err(error) = client.batch_execute(CHECK_CLIENT_SQL).await {
-        tracing::debug!(error = %Failure::from(&error), "the server does not check for its client during a statement");
+/// What a session is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    /// A step: its statements have no limits but those that it sets.
+    Step,
+    /// Control statements, which are short.
+    Control,
+    /// To observe what an ordinary session meets: the read-only default is that of the database.
+    Observation,
+}
+
+impl Purpose {
+    fn options(self) -> String {
+        let (lock, statement) = match self {
+            Purpose::Step => (Duration::ZERO, Duration::ZERO),
+            Purpose::Control | Purpose::Observation => (CONTROL_LOCK_TIMEOUT, CONTROL_STATEMENT_TIMEOUT),
+        };
+        let read_only = if self == Purpose::Observation { "" } else { LIBPQ_OPTIONS };
+        format!(
+            "{read_only} {SESSION_OPTIONS} -c lock_timeout={} -c statement_timeout={}",
+            lock.as_millis(),
+            statement.as_millis()
+        )
     }
+}
+
+/// Sets what cannot be a start-up option. To be called again after `RESET ALL`.
+///
+/// A server that notices in the middle of a statement that its client is gone releases the locks that the next pod
+/// needs. One that cannot stays as it is.
+///
+/// # Errors
+/// Database errors.
+pub(crate) async fn pin_settings(client: &Client) -> Result<(), Failure> {
+    client.batch_execute(PIN_TIMEOUTS_SQL).await?;
+    match client.batch_execute(CHECK_CLIENT_SQL).await.map_err(Failure::from).unless_lost()? {
+        Ok(()) => {}
+        Err(error) => tracing::debug!(%error, "the server does not check for its client during a statement"),
+    }
+    Ok(())
 }
 
 /// Where and how to connect: the parsed URL and the authorities to trust.
@@ -182,14 +228,49 @@ impl Target {
     /// # Errors
     /// `HostUnreachable`, `CertificateNotTrusted`, `AuthenticationFailed`, `WrongDatabase`, `ConnectionInvalid`.
     pub async fn connect(&self, step: &str) -> Result<Client, Failure> {
-        self.try_connect(step).await.map_err(|error| error.failure)
+        self.primary(step, Purpose::Step).await
     }
 
-    /// The same; the error also says whom it concerns.
+    /// The same, for control statements, which are short: each has a limit, so that none waits without end while writes
+    /// are blocked.
+    ///
+    /// # Errors
+    /// As [`Target::connect`].
+    pub async fn connect_for_control(&self, step: &str) -> Result<Client, Failure> {
+        self.primary(step, Purpose::Control).await
+    }
+
+    /// The same, with the read-only default of any other session.
+    ///
+    /// # Errors
+    /// As [`Target::connect`].
+    pub async fn connect_for_observation(&self, step: &str) -> Result<Client, Failure> {
+        self.primary(step, Purpose::Observation).await
+    }
+
+    /// As [`Target::connect`], also to a standby; the error says whom it concerns.
     ///
     /// # Errors
     /// As [`Target::connect`].
     pub async fn try_connect(&self, step: &str) -> Result<Client, ConnectError> {
+        self.session(step, Purpose::Step).await
+    }
+
+    /// After a failover an address may lead to a standby for a while.
+    async fn primary(&self, step: &str, purpose: Purpose) -> Result<Client, Failure> {
+        let client = self.session(step, purpose).await.map_err(|error| error.failure)?;
+        if client.query_one("SELECT pg_catalog.pg_is_in_recovery()", &[]).await?.get(0) {
+            let message = format!(
+                "{} is a standby, which cannot be written to; it is retried; next: let the address in the URL lead to \
+                 the primary",
+                self.host_port()
+            );
+            return Err(Failure::new(Reason::HostUnreachable, message));
+        }
+        Ok(client)
+    }
+
+    async fn session(&self, step: &str, purpose: Purpose) -> Result<Client, ConnectError> {
         let mut config = Config::new();
         config
             .host(&self.host)
@@ -197,7 +278,7 @@ impl Target {
             .user(&self.user)
             .dbname(&self.database)
             .application_name(format!("credit-migration/{step}"))
-            .options(SESSION_OPTIONS)
+            .options(purpose.options())
             .channel_binding(self.channel_binding)
             .connect_timeout(DB_CONNECT_TIMEOUT)
             // A window must notice a dead server or network within seconds, not after the kernel's two hours.
@@ -211,7 +292,7 @@ impl Target {
         // The crate's own time-out covers TCP only; a server that accepts and then keeps silent must not hang the step.
         let session = async {
             let client = self.open(&mut config).await?;
-            watch_client(&client).await;
+            pin_settings(&client).await?;
             Ok(client)
         };
         tokio::time::timeout(DB_CONNECT_TIMEOUT, session).await.unwrap_or_else(|_| {
@@ -242,6 +323,28 @@ impl Target {
                 Ok(client)
             }
         }
+    }
+
+    /// Awaits a control statement of the token's session, for `limit` at most: then it is cancelled. No setting of the
+    /// server limits a COMMIT that waits for a synchronous standby.
+    ///
+    /// # Errors
+    /// Those of the statement; `ConnectionLost` if the server does not answer the cancellation either.
+    pub async fn bounded<T>(
+        &self,
+        token: CancelToken,
+        limit: Duration,
+        statement: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        let mut statement = pin!(statement);
+        if let Ok(result) = tokio::time::timeout(limit, &mut statement).await {
+            return result;
+        }
+        self.cancel(token).await?;
+        tokio::time::timeout(limit, &mut statement).await.unwrap_or_else(|_| {
+            let message = format!("{} did not answer within {} s", self.host_port(), 2 * limit.as_secs());
+            Err(Failure::new(Reason::ConnectionLost, message))
+        })
     }
 
     /// Asks the server to cancel what the token's session is running. An answer is not waited for: the statement itself
@@ -363,10 +466,11 @@ impl From<&tokio_postgres::Error> for Failure {
             );
         };
         let code = db.code();
-        let message = format!("{} (SQLSTATE {})", safe_message(db), code.code());
+        let message = format!("{} (SQLSTATE {})", server_error::message(db), code.code());
         let reason = match code.code() {
             "55P03" | "40P01" => Reason::LockTimeout,
-            "57P01" | "57P02" | "57P03" | "57P05" => Reason::ConnectionLost,
+            // The last three end the session: a time-out of the server.
+            "57P01" | "57P02" | "57P03" | "57P05" | "25P03" | "25P04" => Reason::ConnectionLost,
             "28P01" | "28000" => Reason::AuthenticationFailed,
             "3D000" => Reason::WrongDatabase,
             other if other.starts_with("08") => Reason::ConnectionLost,
@@ -390,22 +494,6 @@ impl From<tokio_postgres::Error> for Failure {
 pub fn statement_failure(error: &tokio_postgres::Error, number: usize, of: usize) -> Failure {
     let Failure { reason, message } = Failure::from(error);
     Failure::new(reason, format!("statement {number} of {of}: {message}"))
-}
-
-/// The server's message. Errors of class 22 (data) quote the offending value, which may be a person's: it is left out.
-fn safe_message(error: &tokio_postgres::error::DbError) -> String {
-    if !error.code().code().starts_with("22") {
-        return error.message().to_owned();
-    }
-    masked(error.message())
-}
-
-/// `message` without all between its first and its last quote: the value itself may hold quotes.
-fn masked(message: &str) -> String {
-    match (message.find('"'), message.rfind('"')) {
-        (Some(first), Some(last)) if first < last => format!("{}\"…\"{}", &message[..first], &message[last + 1..]),
-        _ => message.to_owned(),
-    }
 }
 
 /// `text` without percent-encoding; `None` if it is none.

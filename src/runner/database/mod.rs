@@ -9,5 +9,6 @@ pub mod connection;
 pub mod control;
 pub mod fingerprint;
 pub mod scratch;
+mod server_error;
 pub mod snapshot;
 pub mod statistics;

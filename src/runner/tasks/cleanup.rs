@@ -7,8 +7,6 @@
 //!   waits for readers, and later sessions wait for it.
 //! - Idempotent; does nothing where nothing is, or where the database belongs to another migration.
 
-use std::time::Instant;
-
 use tokio_postgres::{Client, GenericClient};
 
 use crate::{
@@ -18,7 +16,8 @@ use crate::{
         context::TaskContext,
         database::{
             control::{
-                ControlSpec, LOCK_CHANGE, LOCK_CLASS, Table, exists, ident, jitter, millis, trigger_lock_timeout,
+                ControlSpec, LOCK_CHANGE, LOCK_CLASS, Table, TriggerChange, change_trigger, exists, millis,
+                trigger_lock_timeout,
             },
             scratch::{self, LOCK_REHEARSAL},
         },
@@ -72,7 +71,7 @@ pub async fn cleanup(client: &mut Client, control_spec: &ControlSpec) -> Result<
         .await?;
     for row in &triggers {
         let table = Table { schema: row.get(0), name: row.get(1) };
-        drop_trigger(client, control_spec, &table, row.get(2)).await?;
+        change_trigger(client, control_spec, &table, TriggerChange::Drop(row.get(2))).await?;
     }
     let tx = client.transaction().await?;
     tx.batch_execute(&format!(
@@ -114,41 +113,5 @@ async fn ours(client: &impl GenericClient, control_spec: &ControlSpec) -> Result
             );
             Err(Failure::new(Reason::DatabaseInUse, message))
         }
-    }
-}
-
-async fn drop_trigger(
-    client: &mut Client,
-    control_spec: &ControlSpec,
-    table: &Table,
-    name: &str,
-) -> Result<(), Failure> {
-    let started = Instant::now();
-    loop {
-        // One message, so one implicit transaction: the lock lasts no longer than it takes. The table may be gone.
-        let result = client
-            .batch_execute(&format!(
-                "BEGIN; SET LOCAL client_min_messages = warning; SET LOCAL lock_timeout = {}; DROP TRIGGER IF EXISTS \
-                    {} ON {}; COMMIT",
-                millis(trigger_lock_timeout(control_spec)),
-                ident(name),
-                table.sql()
-            ))
-            .await;
-        let Err(error) = result else { return Ok(()) };
-        client.batch_execute("ROLLBACK").await?;
-        let Failure { reason, message } = error.into();
-        if reason != Reason::LockTimeout {
-            return Err(Failure::new(reason, message));
-        }
-        if started.elapsed() >= control_spec.trigger_timeout {
-            let message = format!(
-                "trigger {name} on {table} could not be dropped within {} s: {message}; next: end long transactions \
-                    on {table}",
-                control_spec.trigger_timeout.as_secs()
-            );
-            return Err(Failure::new(Reason::LockTimeout, message));
-        }
-        tokio::time::sleep(jitter(trigger_lock_timeout(control_spec) * 2)).await;
     }
 }

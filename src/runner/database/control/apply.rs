@@ -21,7 +21,7 @@ use tokio_postgres::{
 use super::{
     ControlSpec, LOCK_CHANGE, LOCK_CLASS, Sql, Table, balances,
     baseline::{compare_with, reconcile, unexplained},
-    literal, millis, protected,
+    literal, millis, protected, quoted,
     schema::check_owner,
     triggers::ensure_triggers_in,
 };
@@ -29,7 +29,7 @@ use crate::{
     api::{Direction, Reason},
     runner::{
         Failure,
-        database::connection::{statement_failure, watch_client},
+        database::connection::{pin_settings, statement_failure},
     },
 };
 
@@ -84,14 +84,20 @@ impl StopSignal {
     }
 }
 
-/// Runs the up SQL.
+/// Runs the up SQL. The transaction also stores the down SQL: see [`super::stored_down_sql`].
 ///
 /// # Errors
 /// `SqlFailed` with the statement's number, `LockTimeout`, `TablesNotGone`, `BalancesUnexplained`, `TableMissing`,
 /// `ColumnMissing`, `DatabaseInUse`, `SqlChanged`, `DeadlinePassed` when stopped: nothing was changed.
 /// `ConnectionLost`: the ledger shows the result.
-pub async fn run_up(client: &mut Client, spec: &ControlSpec, sql: &Sql, stop: &StopSignal) -> Result<Applied, Failure> {
-    run(client, spec, sql, Direction::Forward, stop).await
+pub async fn run_up(
+    client: &mut Client,
+    spec: &ControlSpec,
+    up: &Sql,
+    down: &Sql,
+    stop: &StopSignal,
+) -> Result<Applied, Failure> {
+    run(client, spec, up, Some(down), stop).await
 }
 
 /// Runs the down SQL, if the up SQL has run. Balances written since the cutover must stay, and so must all others.
@@ -99,22 +105,24 @@ pub async fn run_up(client: &mut Client, spec: &ControlSpec, sql: &Sql, stop: &S
 /// # Errors
 /// As [`run_up`]; `VerifyDownFailed` if `verifyDown` answers no row, or a boolean that is not true.
 pub async fn run_down(client: &mut Client, spec: &ControlSpec, sql: &Sql) -> Result<Applied, Failure> {
-    run(client, spec, sql, Direction::Rollback, &StopSignal::default()).await
+    run(client, spec, sql, None, &StopSignal::default()).await
 }
 
 async fn run(
     client: &mut Client,
     spec: &ControlSpec,
     sql: &Sql,
-    direction: Direction,
+    down: Option<&Sql>,
     stop: &StopSignal,
 ) -> Result<Applied, Failure> {
-    let result = transaction(client, spec, sql, direction, stop).await;
+    let result = transaction(client, spec, sql, down, stop).await;
     // The SQL may have set what outlives its transaction; a lost connection has nothing left to reset.
     if let Err(error) = client.batch_execute("RESET SESSION AUTHORIZATION; RESET ALL").await {
         tracing::warn!(error = %Failure::from(&error), "session could not be reset after the SQL");
     }
-    watch_client(client).await;
+    if let Err(error) = pin_settings(client).await {
+        tracing::warn!(%error, "time-outs of the session could not be set after the SQL");
+    }
     result
 }
 
@@ -122,10 +130,11 @@ async fn transaction(
     client: &mut Client,
     spec: &ControlSpec,
     sql: &Sql,
-    direction: Direction,
+    down: Option<&Sql>,
     stop: &StopSignal,
 ) -> Result<Applied, Failure> {
     let start = Instant::now();
+    let direction = if down.is_some() { Direction::Forward } else { Direction::Rollback };
     let tx = client.build_transaction().read_only(false).start().await?;
     tx.batch_execute(&transaction_settings(spec)).await?;
     tx.batch_execute(&format!("SELECT pg_catalog.pg_advisory_xact_lock({LOCK_CLASS}, {LOCK_CHANGE})")).await?;
@@ -135,6 +144,7 @@ async fn transaction(
     check_owner(&tx, spec).await?;
 
     let before = StateBefore::read(&tx, spec).await?;
+    let namesakes = namesakes(&tx, spec).await?;
     lock(&tx, &before.tables).await?;
     let balances_before = balances(&tx, spec, None).await?;
     let reconciled_users = reconcile(&tx, spec, &balances_before).await?;
@@ -160,7 +170,7 @@ async fn transaction(
     }
 
     if direction == Direction::Forward {
-        tables_gone(&tx, spec).await?;
+        tables_gone(&tx, spec, &namesakes).await?;
     }
     let balances_after = balances(&tx, spec, Some(&balances_before.table)).await?;
     let differing = match direction {
@@ -190,8 +200,8 @@ async fn transaction(
     let seconds = start.elapsed().as_secs_f64();
     tx.execute(
         "INSERT INTO credit_migration.ledger (migration_uid, step, sql_sha256, statements, seconds, reconciled_users, \
-            texts)
-         VALUES ($1, $2, $3, $4, $5, $6, $7)",
+            texts, down_sql, started_at, xid)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, pg_catalog.now(), pg_catalog.pg_current_xact_id()::xid::text)",
         &[
             &spec.uid,
             &direction.sql_name(),
@@ -200,6 +210,7 @@ async fn transaction(
             &seconds,
             &i64::try_from(reconciled_users).unwrap_or(i64::MAX),
             &Json(texts),
+            &down.map(|down| down.text.as_str()),
         ],
     )
     .await?;
@@ -293,19 +304,32 @@ async fn lock(tx: &Transaction<'_>, tables: &[Table]) -> Result<(), Failure> {
     })
 }
 
-/// The checklist's count of dropped tables must be 0, in every schema.
-async fn tables_gone(tx: &Transaction<'_>, spec: &ControlSpec) -> Result<(), Failure> {
-    let names: Vec<&str> =
-        spec.tables_gone.iter().map(|name| name.rsplit_once('.').map_or(name.as_str(), |(_, table)| table)).collect();
-    let rows = tx
-        .query(
-            "SELECT n.nspname || '.' || c.relname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = \
-                c.relnamespace
-             WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND c.relname::text = ANY ($1)
-               AND n.nspname NOT IN ('pg_catalog', 'information_schema') ORDER BY 1",
-            &[&names],
-        )
-        .await?;
+/// Relations with a name of `tablesGone`, in any schema. Temporary ones belong to other sessions.
+const NAMED_GONE: &str = "FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND c.relpersistence <> 't' AND c.relname::text = ANY ($1)
+      AND n.nspname NOT IN ('pg_catalog', 'information_schema')";
+
+/// Names of `tablesGone` without their schema.
+fn names_gone(spec: &ControlSpec) -> Vec<&str> {
+    spec.tables_gone.iter().map(|name| name.rsplit_once('.').map_or(name.as_str(), |(_, table)| table)).collect()
+}
+
+/// Relations that were there before the SQL under a name of `tablesGone`, and that the spec does not mean.
+async fn namesakes(tx: &Transaction<'_>, spec: &ControlSpec) -> Result<Vec<u32>, Failure> {
+    let meant: Vec<String> = spec.tables_gone.iter().map(|name| quoted(name)).collect();
+    let query = format!(
+        "SELECT c.oid {NAMED_GONE} AND c.oid NOT IN
+           (SELECT pg_catalog.to_regclass(name)::oid FROM unnest($2::text[]) AS name
+            WHERE pg_catalog.to_regclass(name) IS NOT NULL)"
+    );
+    let rows = tx.query(&query, &[&names_gone(spec), &meant]).await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// The checklist's count of dropped tables must be 0, in every schema: one that was only moved counts.
+async fn tables_gone(tx: &Transaction<'_>, spec: &ControlSpec, namesakes: &[u32]) -> Result<(), Failure> {
+    let query = format!("SELECT n.nspname || '.' || c.relname {NAMED_GONE} AND c.oid <> ALL ($2) ORDER BY 1");
+    let rows = tx.query(&query, &[&names_gone(spec), &namesakes]).await?;
     if rows.is_empty() {
         return Ok(());
     }

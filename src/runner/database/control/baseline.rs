@@ -91,6 +91,22 @@ pub async fn users_written_within(client: &mut Client, spec: &ControlSpec) -> Re
     users_written(&tx, spec).await
 }
 
+/// As [`compare`], while writes are blocked: each statement has the limits of the migration.
+///
+/// # Errors
+/// Those of [`compare`]; `DatabaseUnavailable` if it takes longer.
+pub async fn compare_within(client: &mut Client, spec: &ControlSpec) -> Result<Comparison, Failure> {
+    let tx = client.build_transaction().read_only(true).start().await?;
+    let limits = format!(
+        "SET LOCAL statement_timeout = {}; SET LOCAL lock_timeout = {}",
+        millis(spec.statement_timeout),
+        millis(spec.lock_timeout)
+    );
+    tx.batch_execute(&limits).await?;
+    // Rolled back when it is dropped.
+    compare(&tx, spec).await
+}
+
 /// Distinct users whose balance was written since the change tracking was last emptied: since the cutover, once there
 /// was one.
 ///

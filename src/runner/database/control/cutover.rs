@@ -37,9 +37,8 @@ pub async fn cutover(client: &impl GenericClient, spec: &ControlSpec) -> Result<
     }
     let row = client
         .query_opt(
-            "SELECT u.applied_at - pg_catalog.make_interval(secs => u.seconds), u.xmin::text FROM \
-                credit_migration.ledger u
-             WHERE u.migration_uid = $1 AND u.step = 'up'
+            "SELECT u.started_at, u.xid FROM credit_migration.ledger u
+             WHERE u.migration_uid = $1 AND u.step = 'up' AND u.xid IS NOT NULL
                AND NOT EXISTS (SELECT FROM credit_migration.ledger d WHERE d.migration_uid = $1 AND d.step = 'down')",
             &[&spec.uid],
         )

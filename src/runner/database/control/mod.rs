@@ -44,16 +44,17 @@ use std::{
 
 pub use apply::{Applied, StopSignal, run_down, run_up};
 pub(crate) use baseline::has_baseline;
-pub use baseline::{compare, refresh_baseline, take_baseline, users_written, users_written_within};
+pub use baseline::{compare, compare_within, refresh_baseline, take_baseline, users_written, users_written_within};
 pub use cutover::{Cutover, cutover};
 pub(crate) use cutover::{TransactionsTable, columns, transactions};
 pub use drain::{drain, terminate_comparison};
 pub use spec::{ControlSpec, Sql};
-pub use stored_down_sql::{store_down_sql, stored_down_sql};
+pub use stored_down_sql::stored_down_sql;
 pub(crate) use tables::{BalancesTable, balances, exists, literal, protected, resolve, with_children};
 pub use tables::{Table, ident, quoted};
+pub(crate) use triggers::{TriggerChange, change_trigger};
 pub use triggers::{install, reinstall};
-pub use verify_blocked::verify_writes_blocked;
+pub use verify_blocked::{verify_writes_blocked, verify_writes_unblocked};
 
 /// Name of the control schema.
 pub const SCHEMA: &str = "credit_migration";

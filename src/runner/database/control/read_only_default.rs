@@ -16,6 +16,12 @@ use tokio_postgres::{Client, error::SqlState};
 use super::{ControlSpec, drain::terminate, ident, literal};
 use crate::{api::Reason, runner::Failure};
 
+/// SQL: the read-only default of the database, NULL if it has none.
+pub(super) const SETTING: &str = "(SELECT split_part(c, '=', 2)
+    FROM pg_catalog.pg_db_role_setting s JOIN pg_catalog.pg_database d ON d.oid = s.setdatabase
+    CROSS JOIN unnest(s.setconfig) AS c
+    WHERE d.datname = current_database() AND s.setrole = 0 AND c LIKE 'default_transaction_read_only=%')";
+
 /// Restores the read-only default of before the window, and ends the sessions that were opened meanwhile. Called
 /// again, it ends the rest of those. The write block is not changed.
 ///
@@ -26,8 +32,11 @@ use crate::{api::Reason, runner::Failure};
 pub async fn restore_default(client: &Client, spec: &ControlSpec) -> Result<Option<Timestamp>, Failure> {
     let row = client
         .query_opt(
-            "SELECT prior_read_only, current_database()::text, restored_at, sessions FROM credit_migration.window_record
-             WHERE migration_uid = $1 AND finished_at IS NULL ORDER BY started_at LIMIT 1",
+            &format!(
+                "SELECT prior_read_only, current_database()::text, restored_at, sessions, {SETTING}
+                 FROM credit_migration.window_record
+                 WHERE migration_uid = $1 AND finished_at IS NULL ORDER BY started_at LIMIT 1"
+            ),
             &[&spec.uid],
         )
         .await?;
@@ -37,11 +46,14 @@ pub async fn restore_default(client: &Client, spec: &ControlSpec) -> Result<Opti
         return Ok(Some(restored));
     }
     let database = ident(row.get(1));
-    let sql = match row.get::<_, Option<&str>>(0) {
+    let prior = row.get::<_, Option<&str>>(0);
+    let sql = match prior {
         Some(prior) => format!("ALTER DATABASE {database} SET default_transaction_read_only = {}", literal(prior)),
         None => format!("ALTER DATABASE {database} RESET default_transaction_read_only"),
     };
-    client.batch_execute(&sql).await.map_err(|e| match e.code() {
+    // An operator may have restored it.
+    let needed = row.get::<_, Option<&str>>(4) != prior;
+    client.batch_execute(if needed { &sql } else { "" }).await.map_err(|e| match e.code() {
         Some(&SqlState::INSUFFICIENT_PRIVILEGE) => Failure::new(
             Reason::PrivilegeMissing,
             format!(

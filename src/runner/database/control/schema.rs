@@ -35,9 +35,10 @@ CREATE TABLE IF NOT EXISTS credit_migration.ledger (
     reconciled_users bigint NOT NULL, PRIMARY KEY (migration_uid, step));
 -- Each statement: its number, how it starts, and how long it took.
 ALTER TABLE credit_migration.ledger ADD COLUMN IF NOT EXISTS texts jsonb;
--- The down SQL as it was approved, next to the up SQL.
-ALTER TABLE credit_migration.ledger ADD COLUMN IF NOT EXISTS down_sha256 text, ADD COLUMN IF NOT EXISTS \
-down_statements jsonb;
+-- Of the transaction that ran the SQL: its start and its number, which is the xmin of the rows that it wrote. It
+-- inserts this row, with the down SQL as it was approved.
+ALTER TABLE credit_migration.ledger ADD COLUMN IF NOT EXISTS started_at timestamptz, ADD COLUMN IF NOT EXISTS xid text,
+    ADD COLUMN IF NOT EXISTS down_sql text;
 CREATE TABLE IF NOT EXISTS credit_migration.window_record (
     migration_uid text, direction text CHECK (direction IN ('up', 'down')), attempt integer NOT NULL,
     started_at timestamptz NOT NULL, deadline timestamptz NOT NULL, prior_read_only text, switch_acknowledged_at \

@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use crate::api::{Balances, CreditMigrationSpec};
+use crate::{
+    api::{Balances, CreditMigrationSpec, sha256},
+    runner::Failure,
+    shared::sql,
+};
 
 /// What is migrated, under which names, with which limits: the part of a run's spec that the database needs.
 #[derive(Clone, Debug)]
@@ -57,8 +61,22 @@ impl ControlSpec {
 /// One file of SQL, split into statements.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sql {
+    /// The file.
+    pub text: String,
     /// The statements in their order; none may start or end a transaction.
     pub statements: Vec<String>,
     /// `sha256:` and 64 hex digits of the file.
     pub sha256: String,
+}
+
+impl Sql {
+    /// Splits a file; `name` says in messages which one it is.
+    ///
+    /// # Errors
+    /// `SqlSyntaxError`, `SqlMetaCommand`, `SqlTransactionControl`, `SqlOutsideTransaction`.
+    pub fn read(name: &str, text: String) -> Result<Self, Failure> {
+        let statements = sql::for_run(&text).map_err(|problem| Failure::of_sql(name, &problem))?;
+        let sha256 = sha256(text.as_bytes());
+        Ok(Self { text, statements, sha256 })
+    }
 }

@@ -1,43 +1,27 @@
-//! The approved down SQL, stored where the committed up SQL is recorded: the ConfigMap that it came from may be
-//! pruned by the next release, in the weeks in which a rollback may be needed.
+//! The approved down SQL, stored by the transaction of the up SQL: the ConfigMap that it came from may be pruned by the
+//! next release, in the weeks in which a rollback may be needed.
 
-use tokio_postgres::{Client, types::Json};
+use tokio_postgres::Client;
 
 use super::{ControlSpec, Sql, exists};
 use crate::runner::Failure;
 
-/// Stores it in the ledger's row of the up SQL.
+/// The stored down SQL, if it is the one that is approved now: its digest is computed from the stored text, which
+/// others may have changed.
 ///
 /// # Errors
-/// Database errors.
-pub async fn store_down_sql(client: &Client, spec: &ControlSpec, down: &Sql) -> Result<(), Failure> {
-    client
-        .execute(
-            "UPDATE credit_migration.ledger SET down_sha256 = $2, down_statements = $3 WHERE migration_uid = $1 AND \
-                step = 'up'",
-            &[&spec.uid, &down.sha256, &Json(&down.statements)],
-        )
-        .await?;
-    Ok(())
-}
-
-/// The stored down SQL, if it has the digest that is approved now.
-///
-/// # Errors
-/// Database errors.
+/// Database errors; those of [`Sql::read`].
 pub async fn stored_down_sql(client: &Client, spec: &ControlSpec, approved: &str) -> Result<Option<Sql>, Failure> {
     if !exists(client, "ledger").await? {
         return Ok(None);
     }
     let row = client
         .query_opt(
-            "SELECT down_statements FROM credit_migration.ledger
-             WHERE migration_uid = $1 AND step = 'up' AND down_sha256 = $2 AND down_statements IS NOT NULL",
-            &[&spec.uid, &approved],
+            "SELECT down_sql FROM credit_migration.ledger
+             WHERE migration_uid = $1 AND step = 'up' AND down_sql IS NOT NULL",
+            &[&spec.uid],
         )
         .await?;
-    Ok(row.map(|row| {
-        let Json(statements) = row.get(0);
-        Sql { statements, sha256: approved.to_owned() }
-    }))
+    let stored = row.map(|row| Sql::read("stored down SQL", row.get(0))).transpose()?;
+    Ok(stored.filter(|sql| sql.sha256 == approved))
 }

@@ -6,14 +6,17 @@
 //!   long write transaction makes other writers wait at most that long at a time.
 //! - The write block is not changed.
 
-use std::time::Instant;
+use std::{
+    fmt,
+    time::{Duration, Instant},
+};
 
 use tokio_postgres::{Client, GenericClient};
 
 use super::{
-    BalancesTable, ControlSpec, SCHEMA, Table, balances,
+    BalancesTable, ControlSpec, Table, balances,
     functions::create_track_changes_function,
-    jitter, millis, protected, resolve,
+    ident, jitter, millis, protected, resolve,
     schema::{create_schema, is_migrated},
     trigger_lock_timeout, with_children,
 };
@@ -60,11 +63,11 @@ async fn install_all(client: &mut Client, spec: &ControlSpec, claim: bool) -> Re
     create_schema(client, spec, &balances, claim).await?;
     let tables = protected(client, spec).await?;
     for table in with_children(client, &tables).await? {
-        ensure_trigger(client, spec, &table, TriggerKind::WriteBlock).await?;
+        change_trigger(client, spec, &table, TriggerChange::Ensure(TriggerKind::WriteBlock)).await?;
     }
     for kind in [TriggerKind::TruncateTracking, TriggerKind::ChangeTracking] {
         for table in with_children(client, std::slice::from_ref(&balances.table)).await? {
-            ensure_trigger(client, spec, &table, kind).await?;
+            change_trigger(client, spec, &table, TriggerChange::Ensure(kind)).await?;
         }
     }
     Ok(())
@@ -87,55 +90,136 @@ impl TriggerKind {
         }
     }
 
-    fn definition(self, table: &Table) -> String {
-        let (name, on) = (self.name(), table.sql());
+    fn function(self) -> &'static str {
         match self {
-            TriggerKind::WriteBlock => format!(
-                "CREATE TRIGGER {name} BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {on} FOR EACH STATEMENT \
-                    EXECUTE FUNCTION {SCHEMA}.block_writes()"
-            ),
-            TriggerKind::ChangeTracking => format!(
-                "CREATE TRIGGER {name} AFTER INSERT OR UPDATE OR DELETE ON {on} FOR EACH ROW EXECUTE FUNCTION \
-                    {SCHEMA}.track_changes()"
-            ),
-            TriggerKind::TruncateTracking => format!(
-                "CREATE TRIGGER {name} AFTER TRUNCATE ON {on} FOR EACH STATEMENT EXECUTE FUNCTION \
-                    {SCHEMA}.track_changes()"
-            ),
+            TriggerKind::WriteBlock => "credit_migration.block_writes",
+            TriggerKind::ChangeTracking | TriggerKind::TruncateTracking => "credit_migration.track_changes",
+        }
+    }
+
+    fn definition(self, table: &Table) -> String {
+        let (name, on, function) = (self.name(), table.sql(), self.function());
+        let (events, each) = match self {
+            TriggerKind::WriteBlock => ("BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE", "STATEMENT"),
+            TriggerKind::ChangeTracking => ("AFTER INSERT OR UPDATE OR DELETE", "ROW"),
+            TriggerKind::TruncateTracking => ("AFTER TRUNCATE", "STATEMENT"),
+        };
+        format!("CREATE TRIGGER {name} {events} ON {on} FOR EACH {each} EXECUTE FUNCTION {function}()")
+    }
+}
+
+/// A change of one trigger.
+#[derive(Clone, Copy)]
+pub(crate) enum TriggerChange<'a> {
+    Ensure(TriggerKind),
+    /// Drops the trigger of this name. It, or its table, may be gone.
+    Drop(&'a str),
+}
+
+impl TriggerChange<'_> {
+    fn name(&self) -> &str {
+        match self {
+            TriggerChange::Ensure(kind) => kind.name(),
+            TriggerChange::Drop(name) => name,
+        }
+    }
+
+    async fn apply(&self, tx: &impl GenericClient, table: &Table) -> Result<(), Failure> {
+        match self {
+            TriggerChange::Ensure(kind) => ensure_trigger_in(tx, table, *kind).await,
+            TriggerChange::Drop(name) => {
+                let drop = format!("DROP TRIGGER IF EXISTS {} ON {}", ident(name), table.sql());
+                tx.batch_execute(&drop).await.map_err(Failure::from)
+            }
         }
     }
 }
 
-/// Creates one trigger in a short transaction of its own, retried for `spec.trigger_timeout`.
-async fn ensure_trigger(
+/// Changes one trigger in a short transaction of its own, retried for `spec.trigger_timeout`: the lock lasts no longer
+/// than the change takes, and writers queue behind the wait for it.
+///
+/// # Errors
+/// `LockTimeout` with the sessions that have a lock on the table; database errors.
+pub(crate) async fn change_trigger(
     client: &mut Client,
     spec: &ControlSpec,
     table: &Table,
-    kind: TriggerKind,
+    change: TriggerChange<'_>,
 ) -> Result<(), Failure> {
     let start = Instant::now();
+    let short = trigger_lock_timeout(spec);
+    let (mut lock_timeout, mut vacuum_met) = (short, false);
     loop {
         let tx = client.transaction().await?;
-        tx.batch_execute(&format!("SET LOCAL lock_timeout = {}", millis(trigger_lock_timeout(spec)))).await?;
-        let result = ensure_trigger_in(&tx, table, kind).await;
-        match result {
+        let settings =
+            format!("SET LOCAL client_min_messages = warning; SET LOCAL lock_timeout = {}", millis(lock_timeout));
+        tx.batch_execute(&settings).await?;
+        let message = match change.apply(&tx, table).await {
             Ok(()) => return tx.commit().await.map_err(Failure::from),
-            Err(failure) if failure.reason == Reason::LockTimeout && start.elapsed() < spec.trigger_timeout => {
-                tx.rollback().await?;
-                tokio::time::sleep(jitter(trigger_lock_timeout(spec) * 2)).await;
-            }
-            Err(Failure { reason: Reason::LockTimeout, message }) => {
-                let message = format!(
-                    "trigger {} could not be created on {table} within {} s: {message}; next: end the \
-                     transactions that write to {table} for long",
-                    kind.name(),
-                    spec.trigger_timeout.as_secs()
-                );
-                return Err(Failure::new(Reason::LockTimeout, message));
-            }
+            Err(Failure { reason: Reason::LockTimeout, message }) => message,
             Err(failure) => return Err(failure),
+        };
+        tx.rollback().await?;
+        let holders = holders(client, table, change).await?;
+        if start.elapsed() >= spec.trigger_timeout {
+            let who = if holders.is_empty() {
+                "none that is visible now".to_owned()
+            } else {
+                holders.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+            };
+            let message = format!(
+                "trigger {} on {table} could not be changed within {} s: {message}; sessions with a lock on the table: \
+                 {who}; next: end these transactions, or wait for the vacuum",
+                change.name(),
+                spec.trigger_timeout.as_secs()
+            );
+            return Err(Failure::new(Reason::LockTimeout, message));
+        }
+        // An autovacuum gives way to a waiter after deadlock_timeout. One against wraparound does not: so once.
+        let only_vacuum = !holders.is_empty() && holders.iter().all(|holder| holder.role.is_none());
+        lock_timeout = if only_vacuum && !vacuum_met { deadlock_timeout(client).await? + short } else { short };
+        vacuum_met |= only_vacuum;
+        tokio::time::sleep(jitter(short * 2)).await;
+    }
+}
+
+/// A session that has a lock on a table.
+struct Holder {
+    pid: i32,
+    /// `None` for an autovacuum.
+    role: Option<String>,
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.role {
+            Some(role) => write!(f, "pid {} (role {role})", self.pid),
+            None => write!(f, "pid {} (autovacuum)", self.pid),
         }
     }
+}
+
+/// Other sessions with a lock on a table that a change waits for.
+async fn holders(client: &Client, table: &Table, change: TriggerChange<'_>) -> Result<Vec<Holder>, Failure> {
+    let waits_for_readers = matches!(change, TriggerChange::Drop(_));
+    let rows = client
+        .query(
+            "SELECT DISTINCT a.pid, a.usename::text FROM pg_catalog.pg_locks l
+             JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+             WHERE l.locktype = 'relation' AND l.granted AND l.relation = pg_catalog.to_regclass($1)::oid
+               AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+               AND a.pid <> pg_backend_pid()
+               AND ($2 OR l.mode NOT IN ('AccessShareLock', 'RowShareLock')) ORDER BY 1",
+            &[&table.sql(), &waits_for_readers],
+        )
+        .await?;
+    Ok(rows.iter().map(|row| Holder { pid: row.get(0), role: row.get(1) }).collect())
+}
+
+async fn deadlock_timeout(client: &Client) -> Result<Duration, Failure> {
+    let query = "SELECT setting::bigint FROM pg_catalog.pg_settings WHERE name = 'deadlock_timeout'";
+    let millis: i64 = client.query_one(query, &[]).await?.get(0);
+    Ok(Duration::from_millis(u64::try_from(millis).unwrap_or_default()))
 }
 
 /// Creates one trigger inside the caller's transaction, `ENABLE ALWAYS`: `session_replication_role` must not bypass
@@ -148,17 +232,22 @@ pub(crate) async fn ensure_trigger_in(
 ) -> Result<(), Failure> {
     let state = tx
         .query_opt(
-            "SELECT t.tgenabled = 'A' FROM pg_catalog.pg_trigger t
+            "SELECT t.tgenabled = 'A', t.tgfoid = coalesce(pg_catalog.to_regproc($3)::oid, 0)
+             FROM pg_catalog.pg_trigger t
              WHERE t.tgrelid = pg_catalog.to_regclass($1) AND t.tgname = $2",
-            &[&table.sql(), &kind.name()],
+            &[&table.sql(), &kind.name(), &kind.function()],
         )
         .await?
-        .map(|row| row.get::<_, bool>(0));
-    if state == Some(true) {
-        return Ok(());
-    }
-    if state.is_none() {
-        tx.batch_execute(&kind.definition(table)).await?;
+        .map(|row| (row.get::<_, bool>(0), row.get::<_, bool>(1)));
+    match state {
+        Some((true, true)) => return Ok(()),
+        Some((false, true)) => {}
+        // Of this name, and with another function.
+        Some((_, false)) => {
+            let drop = format!("DROP TRIGGER {} ON {}", kind.name(), table.sql());
+            tx.batch_execute(&format!("{drop}; {}", kind.definition(table))).await?;
+        }
+        None => tx.batch_execute(&kind.definition(table)).await?,
     }
     tx.batch_execute(&format!("ALTER TABLE {} ENABLE ALWAYS TRIGGER {}", table.sql(), kind.name()))
         .await

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio_postgres::{Client, error::SqlState};
 
-use super::{ControlSpec, Table, ident, millis, protected, triggers::WRITE_BLOCK_TRIGGER};
+use super::{ControlSpec, Table, ident, millis, protected, triggers::WRITE_BLOCK_TRIGGER, with_children};
 use crate::{
     api::Reason,
     runner::{Failure, database::connection::Target},
@@ -26,12 +26,14 @@ pub async fn verify_writes_blocked(target: &Target, spec: &ControlSpec) -> Resul
         millis(spec.lock_timeout + Duration::from_secs(5))
     );
     client.batch_execute(&limits).await?;
-    let tables = protected(&client, spec).await?;
+    let tables = with_children(&client, &protected(&client, spec).await?).await?;
     let mut refusals = Vec::new();
+    let mut not_tried = 0;
     for role in &spec.application_roles {
         for table in &tables {
-            if let Some(write) = harmless_write(&client, role, table).await? {
-                refusals.push(expect_refusal(&client, role, table, &write).await?);
+            match harmless_write(&client, role, table).await? {
+                Some(write) => refusals.push(expect_refusal(&client, role, table, &write).await?),
+                None => not_tried += 1,
             }
         }
     }
@@ -46,12 +48,56 @@ pub async fn verify_writes_blocked(target: &Target, spec: &ControlSpec) -> Resul
         }
     }
     match refusals.first() {
-        Some(first) => Ok(format!("{} of {} writes refused; {first}", refusals.len(), refusals.len())),
+        Some(first) => {
+            Ok(format!("{} writes refused, {not_tried} not tried for lack of a right; {first}", refusals.len()))
+        }
         None => Err(Failure::new(
             Reason::WritesNotBlocked,
             "no protected table can be written by the migration role, so the write block cannot be verified",
         )),
     }
+}
+
+/// Verifies that writes go through: in a new session with the database's own read-only default, as each role of the
+/// application on each protected table that it may write. Returns what was tried.
+///
+/// # Errors
+/// `WritesStillBlocked` if a write was refused as the write block does; others if it cannot be verified.
+pub async fn verify_writes_unblocked(target: &Target, spec: &ControlSpec) -> Result<String, Failure> {
+    let client = target.connect_for_observation("verification").await?;
+    // A default that was there before the window is the owner's own, and so is one of the role.
+    let row = client
+        .query_one(
+            "SELECT setting = 'on' AND (source <> 'database' OR coalesce((SELECT prior_read_only::boolean
+                        FROM credit_migration.window_record WHERE migration_uid = $1
+                        ORDER BY started_at LIMIT 1), false))
+             FROM pg_catalog.pg_settings WHERE name = 'default_transaction_read_only'",
+            &[&spec.uid],
+        )
+        .await?;
+    let start = if row.get(0) { "START TRANSACTION READ WRITE" } else { "START TRANSACTION" };
+    let tables = with_children(&client, &protected(&client, spec).await?).await?;
+    let mut tried = 0;
+    for role in &spec.application_roles {
+        for table in &tables {
+            let Some(write) = harmless_write(&client, role, table).await? else { continue };
+            let written = client.batch_execute(&format!("{start}; SET LOCAL ROLE {}; {write}", ident(role))).await;
+            client.batch_execute("ROLLBACK").await?;
+            match written {
+                Ok(()) => tried += 1,
+                Err(e) if e.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION) => {
+                    let message = format!(
+                        "a write of role {role} to {table} is refused although writes were unblocked: {}; next: SHOW \
+                         default_transaction_read_only in a new session, SELECT * FROM credit_migration.write_block",
+                        Failure::from(&e).message
+                    );
+                    return Err(Failure::new(Reason::WritesStillBlocked, message));
+                }
+                Err(e) => return Err(Failure::from(&e)),
+            }
+        }
+    }
+    Ok(format!("{tried} writes of the application succeeded"))
 }
 
 /// A write that changes no row, and that `role` has the privilege for. `None` if it has none.
@@ -62,17 +108,26 @@ async fn harmless_write(client: &Client, role: &str, table: &Table) -> Result<Op
                      WHERE a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' AND \
                      a.attidentity <> 'a'
                        AND has_column_privilege($1, t.oid, a.attnum, 'UPDATE') ORDER BY a.attnum LIMIT 1),
-                    has_table_privilege($1, t.oid, 'DELETE')
+                    has_table_privilege($1, t.oid, 'DELETE'),
+                    (SELECT a.attname::text FROM pg_catalog.pg_attribute a
+                     WHERE a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' AND \
+                     a.attidentity <> 'a'
+                       AND has_column_privilege($1, t.oid, a.attnum, 'INSERT') ORDER BY a.attnum LIMIT 1)
              FROM (SELECT pg_catalog.to_regclass($2)::oid AS oid) AS t",
             &[&role, &table.sql()],
         )
         .await?;
     let column: Option<String> = row.get(0);
     let may_delete: Option<bool> = row.get(1);
-    Ok(match (column, may_delete) {
-        (Some(column), _) => Some(format!("UPDATE {} SET {} = DEFAULT WHERE false", table.sql(), ident(&column))),
-        (None, Some(true)) => Some(format!("DELETE FROM {} WHERE false", table.sql())),
-        _ => None,
+    let insert: Option<String> = row.get(2);
+    Ok(match (column, may_delete, insert) {
+        (Some(column), _, _) => Some(format!("UPDATE {} SET {} = DEFAULT WHERE false", table.sql(), ident(&column))),
+        (None, Some(true), _) => Some(format!("DELETE FROM {} WHERE false", table.sql())),
+        // The usual right on an append-only table.
+        (None, _, Some(column)) => {
+            Some(format!("INSERT INTO {} ({}) SELECT NULL WHERE false", table.sql(), ident(&column)))
+        }
+        (None, _, None) => None,
     })
 }
 

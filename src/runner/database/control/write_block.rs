@@ -13,9 +13,12 @@
 use jiff::Timestamp;
 use tokio_postgres::{Client, types::Json};
 
-use super::{ControlSpec, LOCK_CLASS, LOCK_WRITE_BLOCK, ident, window_record::RecordedEnd};
+use super::{
+    ControlSpec, LOCK_CLASS, LOCK_WRITE_BLOCK, ident, read_only_default::SETTING, schema::check_owner,
+    window_record::RecordedEnd,
+};
 use crate::{
-    api::{Direction, SchemaInPlace, WindowProgress},
+    api::{Direction, Reason, SchemaInPlace, WindowProgress},
     runner::Failure,
 };
 
@@ -25,7 +28,7 @@ use crate::{
 /// Returns when writes were blocked, by the server's clock.
 ///
 /// # Errors
-/// Database errors; nothing was changed.
+/// `DatabaseInUse` if another migration owns the database or blocks its writes; database errors; nothing was changed.
 pub async fn enable(
     client: &mut Client,
     spec: &ControlSpec,
@@ -34,14 +37,14 @@ pub async fn enable(
     deadline: Timestamp,
 ) -> Result<Timestamp, Failure> {
     let tx = client.transaction().await?;
+    check_owner(&tx, spec).await?;
     tx.execute(
-        "INSERT INTO credit_migration.window_record AS i (migration_uid, direction, attempt, started_at, deadline, \
-            sessions, prior_read_only)
+        &format!(
+            "INSERT INTO credit_migration.window_record AS i
+             (migration_uid, direction, attempt, started_at, deadline, sessions, prior_read_only)
          SELECT $1, $2, $3, clock_timestamp(), $4,
                 ARRAY (SELECT a.pid FROM pg_catalog.pg_stat_activity a WHERE a.datname = current_database()),
-                (SELECT split_part(c, '=', 2) FROM pg_catalog.pg_db_role_setting s CROSS JOIN unnest(s.setconfig) AS c
-                 WHERE s.setdatabase = d.oid AND s.setrole = 0 AND c LIKE 'default_transaction_read_only=%')
-         FROM pg_catalog.pg_database d WHERE d.datname = current_database()
+                {SETTING}
          ON CONFLICT (migration_uid, direction) DO UPDATE SET
              attempt = excluded.attempt, deadline = excluded.deadline,
              -- Only a window that ended has put the prior setting back; in one that did not, what is found now is our \
@@ -53,14 +56,15 @@ pub async fn enable(
              restored_at = NULL,
              switch_acknowledged_at = CASE WHEN i.finished_at IS NULL THEN i.switch_acknowledged_at END,
              progress = CASE WHEN i.finished_at IS NULL THEN i.progress END,
-             finished_at = NULL, outcome = NULL, reason = NULL, message = NULL",
+             finished_at = NULL, outcome = NULL, reason = NULL, message = NULL"
+        ),
         &[&spec.uid, &direction.sql_name(), &i32::try_from(attempt).unwrap_or(i32::MAX), &deadline],
     )
     .await?;
     let database: String = tx.query_one("SELECT current_database()::text", &[]).await?.get(0);
     tx.batch_execute(&format!("ALTER DATABASE {} SET default_transaction_read_only = on", ident(&database))).await?;
     let row = tx
-        .query_one(
+        .query_opt(
             "INSERT INTO credit_migration.write_block AS g (blocked, migration_uid, blocked_at, deadline, pid, \
                 backend_start)
              SELECT true, $1, clock_timestamp(), $2, a.pid, a.backend_start FROM \
@@ -70,10 +74,15 @@ pub async fn enable(
                  blocked = true, migration_uid = excluded.migration_uid, deadline = excluded.deadline, pid = \
                  excluded.pid,
                  backend_start = excluded.backend_start, unblocked_at = NULL
+                 WHERE NOT g.blocked OR g.migration_uid = excluded.migration_uid
              RETURNING blocked_at",
             &[&spec.uid, &deadline],
         )
         .await?;
+    let Some(row) = row else {
+        let message = "writes are blocked by another migration; next: let it end its window";
+        return Err(Failure::new(Reason::DatabaseInUse, message));
+    };
     tx.commit().await?;
     Ok(row.get(0))
 }
@@ -169,6 +178,16 @@ pub async fn disable(
         client.query_one("SELECT pg_catalog.pg_advisory_unlock($1, $2)", &[&LOCK_CLASS, &LOCK_WRITE_BLOCK]).await?;
     }
     Ok(unblocked_at)
+}
+
+/// Whether writes are blocked by this migration, and this session is the one that passes.
+///
+/// # Errors
+/// Database errors.
+pub async fn is_held(client: &Client, spec: &ControlSpec) -> Result<bool, Failure> {
+    let query = "SELECT EXISTS (SELECT FROM credit_migration.write_block
+                 WHERE blocked AND migration_uid = $1 AND pid = pg_backend_pid())";
+    Ok(client.query_one(query, &[&spec.uid]).await?.get(0))
 }
 
 /// Whether this session has the lock of the write block exclusively.

@@ -174,6 +174,15 @@ fn own(what: &str, owner: &str, superuser: bool, me: &str) -> String {
 
 /// The role exists, its sessions can be ended, and the migration role can act as it to verify that writes are blocked.
 async fn application_role(target: &Target, client: &Client, application: &str) -> Result<String, Failure> {
+    if application == target.user() {
+        return Err(Failure::new(
+            Reason::RoleMissing,
+            format!(
+                "role {application} is the migration role itself: its sessions look like those of the operator; \
+                 next: give the application a role of its own, or correct spec.database.applicationRoles"
+            ),
+        ));
+    }
     let major = scratch::server_version(client).await? / 10_000;
     // Since 16 membership alone does not allow SET ROLE.
     let right = if major >= 16 { "SET" } else { "MEMBER" };

@@ -37,7 +37,8 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
     let mut findings = Findings::default();
     let target = context.settings.target();
     let client = match &target {
-        Ok(target) => target.connect("preflight").await,
+        // A standby is a finding of its own.
+        Ok(target) => target.try_connect("preflight").await.map_err(|error| error.failure),
         Err(failure) => Err(failure.clone()),
     };
     let describe = |target: &Target| format!("{} as {}", target.host_port(), target.user());

@@ -122,7 +122,8 @@ async fn rehearse(
     baseline(&mut client, &control_spec).await?;
     let before = Fingerprint::take(&mut client).await?;
 
-    let migrate_seconds = seconds(control::run_up(&mut client, &control_spec, &sql.up, &StopSignal::default()).await?)?;
+    let migrate_seconds =
+        seconds(control::run_up(&mut client, &control_spec, &sql.up, &sql.down, &StopSignal::default()).await?)?;
     let started = Instant::now();
     let comparison = control::compare(&client, &control_spec).await?;
     let compare_seconds = started.elapsed().as_secs_f64();

@@ -24,14 +24,19 @@ const SQL_ATTEMPTS: u32 = 3;
 
 impl<C: Channel> WindowTask<'_, C> {
     /// Runs the up SQL; stops it at the deadline, on `Rollback`, or when the run is gone.
-    pub(super) async fn apply_sql(&mut self, mut client: Client, up: &Sql) -> Result<WindowOutcome, Failure> {
+    pub(super) async fn apply_sql(
+        &mut self,
+        mut client: Client,
+        up: &Sql,
+        down: &Sql,
+    ) -> Result<WindowOutcome, Failure> {
         let stop = StopSignal::default();
         let mut attempts = 0;
         loop {
             attempts += 1;
             let token = client.cancel_token();
             let result = {
-                let mut run = pin!(control::run_up(&mut client, self.control_spec(), up, &stop));
+                let mut run = pin!(control::run_up(&mut client, self.control_spec(), up, down, &stop));
                 loop {
                     tokio::select! {
                         result = &mut run => break result,
@@ -79,10 +84,6 @@ impl<C: Channel> WindowTask<'_, C> {
         self.progress.state = self.progress.state.max(WindowState::Migrated);
         self.progress.migrate_seconds = Some(seconds);
         self.progress.reconciled_users = Some(users);
-        self.store_down_sql(client).await?;
-        // The restarted application needs ordinary sessions: the triggers are what blocks writes.
-        self.restore_read_only_default(client).await?;
-        self.save_and_report(client).await?;
         self.await_cutover(client).await
     }
 }

@@ -8,7 +8,7 @@ use tokio_postgres::Client;
 use super::{
     Channel, WindowOutcome,
     background::{comparison, probe},
-    session::{PING_INTERVAL, POLL_INTERVAL, WindowTask, ping},
+    session::{PING_INTERVAL, POLL_INTERVAL, WindowTask},
 };
 use crate::{
     api::{
@@ -17,7 +17,7 @@ use crate::{
     },
     runner::{
         Failure, UnlessLost,
-        database::control::{self, window_record, write_block},
+        database::control::{self, read_only_default, window_record, write_block},
     },
 };
 
@@ -25,15 +25,11 @@ impl<C: Channel> WindowTask<'_, C> {
     /// Waits for the controller with writes blocked. Forward, the full comparison runs in parallel.
     pub(super) async fn await_cutover(&mut self, client: &mut Client) -> Result<WindowOutcome, Failure> {
         let up = self.plan.direction == Direction::Forward;
+        // The restarted application needs ordinary sessions: the triggers are what blocks writes.
+        let mut restored = self.restore_read_only_default(client).await?;
+        self.save_and_report(client).await?;
         if up && !write_block::holds_exclusive_lock(client).await? {
-            // The block is that of an earlier session, whose end released the lock.
-            let blocked_at = self.progress.blocked_at.unwrap_or(Timestamp::UNIX_EPOCH);
-            let drained =
-                control::drain(client, self.control_spec(), blocked_at, self.control_spec().lock_timeout * 3).await;
-            // The row of the write block blocks writes without it: orders and deadline must not wait for the lock.
-            if let Err(failure) = drained.unless_lost()? {
-                tracing::warn!(error = %failure, "the lock of the write block is not taken again");
-            }
+            self.retake_exclusive_lock(client).await?;
         }
         self.unexplained_reported = false;
         let (target, spec, channel) = (self.target, self.control_spec(), self.channel);
@@ -48,9 +44,7 @@ impl<C: Channel> WindowTask<'_, C> {
                     continue;
                 }
                 Move::AcknowledgeSwitch => {
-                    window_record::acknowledge_switch(client, self.control_spec(), self.plan.direction).await?;
-                    self.progress.switch_acknowledged = true;
-                    self.save_and_report(client).await?;
+                    self.acknowledge_switch(client).await?;
                     continue;
                 }
                 Move::ReportUnexplained => {
@@ -76,8 +70,79 @@ impl<C: Channel> WindowTask<'_, C> {
                 _ = tokio::time::timeout(POLL_INTERVAL, self.orders.changed()) => {}
             }
             if pinged.elapsed() > PING_INTERVAL {
-                ping(client).await?;
+                self.holds_block(client).await?;
+                restored = restored || self.restore_read_only_default(client).await?;
+                self.save_again(client).await?;
                 pinged = Instant::now();
+            }
+        }
+    }
+
+    /// Whether the write block is on and this session's own. Reports it if not: it was changed by hand.
+    async fn holds_block(&mut self, client: &Client) -> Result<bool, Failure> {
+        match self.bounded(client, write_block::is_held(client, self.control_spec())).await.unless_lost()? {
+            Ok(true) => return Ok(true),
+            Ok(false) => {
+                let message = "writes are not blocked any more, or not by this session: the row of \
+                    credit_migration.write_block was changed; the switch is not acknowledged; next: order Rollback";
+                tracing::error!("{message}");
+                self.report(Some(Failure::new(Reason::WritesNotBlocked, message)));
+            }
+            Err(failure) => tracing::warn!(error = %failure, "the write block cannot be read"),
+        }
+        Ok(false)
+    }
+
+    /// In the database before it is reported. If that fails, the caller asks the rules again.
+    async fn acknowledge_switch(&mut self, client: &Client) -> Result<(), Failure> {
+        if !self.holds_block(client).await? {
+            self.wait().await;
+            return Ok(());
+        }
+        let acknowledging = window_record::acknowledge_switch(client, self.control_spec(), self.plan.direction);
+        match self.bounded(client, acknowledging).await.unless_lost()? {
+            Ok(()) => {
+                self.progress.switch_acknowledged = true;
+                self.save_and_report(client).await
+            }
+            Err(failure) => {
+                tracing::warn!(error = %failure, "the switch is not acknowledged yet, will be retried");
+                self.report(Some(failure));
+                self.wait().await;
+                Ok(())
+            }
+        }
+    }
+
+    /// The block is that of an earlier session, whose end released the lock. The row of the write block blocks writes
+    /// without it: neither order nor deadline waits for the lock.
+    async fn retake_exclusive_lock(&mut self, client: &Client) -> Result<(), Failure> {
+        let blocked_at = self.progress.blocked_at.unwrap_or(Timestamp::UNIX_EPOCH);
+        let spec = self.control_spec();
+        let mut draining = pin!(control::drain(client, spec, blocked_at, spec.lock_timeout * 3));
+        while self.next_move(WindowActivity::AwaitingCutover) == Move::Wait {
+            tokio::select! {
+                drained = &mut draining => {
+                    if let Err(failure) = drained.unless_lost()? {
+                        tracing::warn!(error = %failure, "the lock of the write block is not taken again");
+                    }
+                    return Ok(());
+                }
+                () = self.wait() => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the default is restored. One that is not must not keep the task from its orders: it is retried here, and
+    /// writes are not unblocked without it.
+    async fn restore_read_only_default(&self, client: &Client) -> Result<bool, Failure> {
+        let restoring = read_only_default::restore_default(client, self.control_spec());
+        match self.bounded(client, restoring).await.unless_lost()? {
+            Ok(_) => Ok(true),
+            Err(failure) => {
+                tracing::error!(error = %failure, "the read-only default is not restored, will be retried");
+                Ok(false)
             }
         }
     }
@@ -91,9 +156,8 @@ impl<C: Channel> WindowTask<'_, C> {
             error = %failure,
             "writes stay blocked: the switch of the application had started; manual intervention required"
         );
-        window_record::save_progress(client, self.control_spec(), self.plan.direction, &self.progress).await?;
         self.report(Some(failure));
-        Ok(())
+        self.save(client).await
     }
 
     /// After unblocking, a rollback would lose what is written from then on: the controller or an operator must order

@@ -7,18 +7,21 @@ use tokio_postgres::Client;
 
 use super::{
     Channel, WindowOutcome,
-    session::{POLL_INTERVAL, WindowTask},
+    session::{CONTROL_LIMIT, POLL_INTERVAL, WindowTask},
 };
 use crate::{
     api::{
-        Direction, SchemaInPlace, WindowState,
+        Direction, Reason, SchemaInPlace, WindowState,
         window_rules::{Move, WindowActivity, when_blocking_failed},
     },
     runner::{
         Failure, UnlessLost,
-        database::control::{self, read_only_default, write_block},
+        database::control::{self, jitter, write_block},
     },
 };
+
+/// Attempts to block writes.
+const BLOCK_ATTEMPTS: u32 = 3;
 
 impl<C: Channel> WindowTask<'_, C> {
     pub(super) async fn block_writes(
@@ -31,23 +34,30 @@ impl<C: Channel> WindowTask<'_, C> {
         self.deadline = Some(deadline);
         // Set before the call: if the connection is lost during it, writes may be blocked.
         self.writes_may_be_blocked = true;
-        let blocked_at = match write_block::enable(
-            &mut client,
-            self.control_spec(),
-            self.plan.direction,
-            self.plan.attempt,
-            deadline,
-        )
-        .await
-        .unless_lost()?
-        {
-            Err(failure) => {
-                // Blocking failed: writes are allowed as before.
-                self.writes_may_be_blocked = false;
-                self.enter(self.plan.direction.schema_before().final_state());
-                return Err(failure);
+        let (spec, direction, attempt) = (self.control_spec(), self.plan.direction, self.plan.attempt);
+        let mut attempts = 0;
+        let blocked_at = loop {
+            attempts += 1;
+            let token = client.cancel_token();
+            let enabling = write_block::enable(&mut client, spec, direction, attempt, deadline);
+            match self.target.bounded(token, CONTROL_LIMIT, enabling).await.unless_lost()? {
+                Ok(blocked_at) => break blocked_at,
+                // Another session changes settings of the database, or one of the control tables.
+                Err(failure)
+                    if matches!(failure.reason, Reason::LockTimeout | Reason::DatabaseUnavailable)
+                        && attempts < BLOCK_ATTEMPTS
+                        && self.next_move(WindowActivity::Standby) == Move::BlockWrites =>
+                {
+                    tracing::warn!(error = %failure, "writes are not blocked yet, will be retried");
+                    tokio::time::sleep(jitter(Duration::from_millis(50))).await;
+                }
+                Err(failure) => {
+                    // Blocking failed: writes are allowed as before.
+                    self.writes_may_be_blocked = false;
+                    self.enter(direction.schema_before().final_state());
+                    return Err(failure);
+                }
             }
-            Ok(blocked_at) => blocked_at,
         };
         self.progress.blocked_at = Some(blocked_at);
         self.secure_block(client, blocked_at).await
@@ -84,9 +94,13 @@ impl<C: Channel> WindowTask<'_, C> {
         self.enter(WindowState::Blocked);
         if self.plan.direction == Direction::Forward {
             self.save_and_report(&client).await?;
-            return match self.approved_up_sql() {
-                Ok(Some(up)) => self.apply_sql(client, up).await,
-                Ok(None) => self.finish(&mut client, SchemaInPlace::Old, None).await,
+            let approved = match self.approved_down_sql(&client).await.unless_lost()? {
+                Ok(down) => self.approved_up_sql().map(|up| (up, down)),
+                Err(failure) => Err(failure),
+            };
+            return match approved {
+                Ok((Some(up), down)) => self.apply_sql(client, up, &down).await,
+                Ok((None, _)) => self.finish(&mut client, SchemaInPlace::Old, None).await,
                 Err(failure) => self.finish(&mut client, SchemaInPlace::Old, Some(failure)).await,
             };
         }
@@ -99,19 +113,7 @@ impl<C: Channel> WindowTask<'_, C> {
                     None
                 }
             };
-        // The old version is about to be started and needs ordinary sessions: the triggers are what blocks writes.
-        self.restore_read_only_default(&client).await?;
-        self.save_and_report(&client).await?;
         self.await_cutover(&mut client).await
-    }
-
-    /// A default that cannot be restored (the SQL gave the database another owner) must not keep the task from its
-    /// orders: `finish` retries it, and reports the failure.
-    pub(super) async fn restore_read_only_default(&self, client: &Client) -> Result<(), Failure> {
-        if let Err(failure) = read_only_default::restore_default(client, self.control_spec()).await.unless_lost()? {
-            tracing::error!(error = %failure, "the read-only default is not restored");
-        }
-        Ok(())
     }
 
     /// Drains the database and verifies the write block. Returns how many sessions were ended, and the verification.

@@ -2,27 +2,29 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio_postgres::Client;
 use tracing::field::display;
 
-use super::{Channel, WindowOutcome, session::WindowTask};
+use super::{
+    Channel, WindowOutcome,
+    session::{CONTROL_LIMIT, WindowTask},
+};
 use crate::{
     api::{
-        Reason, SchemaInPlace,
-        window_rules::{EndCause, Ending},
+        Reason, SchemaInPlace, WindowState,
+        window_rules::{EndCause, Ending, Move, WindowActivity},
     },
     runner::{
         Failure, UnlessLost,
-        database::control::{
-            self, Applied, jitter, read_only_default,
-            window_record::{self, RecordedEnd},
-            write_block,
-        },
+        database::control::{self, Applied, jitter, read_only_default, window_record::RecordedEnd, write_block},
     },
 };
 
 /// Attempts of a rollback that cannot get a lock: a long read must not keep writes blocked.
 const ROLLBACK_ATTEMPTS: u32 = 30;
+/// Pause between two attempts to restore the read-only default.
+const RESTORE_INTERVAL: Duration = Duration::from_millis(200);
 
 impl<C: Channel> WindowTask<'_, C> {
     /// Runs the down SQL and finishes; `cause` is why the window is no success even if this works.
@@ -38,22 +40,26 @@ impl<C: Channel> WindowTask<'_, C> {
             attempts += 1;
             // The comparison may still be reading the tables that the SQL is about to change.
             control::terminate_comparison(client).await?;
-            match control::run_down(client, self.control_spec(), &self.down).await.unless_lost()? {
+            let applied = match self.approved_down_sql(client).await {
+                Ok(down) => control::run_down(client, self.control_spec(), &down).await,
+                Err(failure) => Err(failure),
+            };
+            match applied.unless_lost()? {
                 Ok(Applied::NotApplicable) => return self.finish(client, SchemaInPlace::Old, cause).await,
                 Ok(Applied::Now { .. } | Applied::Earlier { .. }) => return self.rolled_back(client, cause).await,
                 Err(failure) if failure.reason == Reason::LockTimeout && attempts < ROLLBACK_ATTEMPTS => {
                     // Writes are blocked and must not stay so: sessions that hold the tables are ended.
                     self.report(Some(failure));
                     let limit = self.control_spec().lock_timeout * 2;
+                    // By the server's clock: sessions that started since are ordinary ones, of the old version.
+                    let blocked_at = self.progress.blocked_at.unwrap_or(Timestamp::UNIX_EPOCH);
                     // A session that could not be ended blocks the next attempt, too.
-                    let _ =
-                        control::drain(client, self.control_spec(), self.channel.now(), limit).await.unless_lost()?;
+                    let _ = control::drain(client, self.control_spec(), blocked_at, limit).await.unless_lost()?;
                     tokio::time::sleep(jitter(Duration::from_millis(50))).await;
                 }
                 Err(failure) => {
                     self.progress.stuck = true;
-                    window_record::save_progress(client, self.control_spec(), self.plan.direction, &self.progress)
-                        .await?;
+                    self.save(client).await?;
                     return Ok(self.end_stuck(Some(failure)));
                 }
             }
@@ -66,7 +72,7 @@ impl<C: Channel> WindowTask<'_, C> {
         client: &mut Client,
         cause: Option<Failure>,
     ) -> Result<WindowOutcome, Failure> {
-        match control::compare(client, self.control_spec()).await.unless_lost()? {
+        match control::compare_within(client, self.control_spec()).await.unless_lost()? {
             Ok(comparison) => self.progress.comparison = Some(comparison),
             // The transaction compared them, too: only the figures are missing.
             Err(failure) => tracing::warn!(error = %failure, "balances not compared after the rollback"),
@@ -101,7 +107,11 @@ impl<C: Channel> WindowTask<'_, C> {
         self.progress.deadline_passed |= cause == EndCause::Overdue && ending != Ending::NothingBlocked(None, cause);
         match ending {
             Ending::Rollback(_) => self.roll_back(client, failure).await,
-            Ending::Finish(schema, _) => self.finish(client, schema, failure).await,
+            Ending::Finish(schema, _) => match self.restore_default(client, schema, failure.as_ref()).await? {
+                Ok(until) => self.unblock(client, schema, failure, until).await,
+                Err((Ending::Rollback(_), _)) => self.roll_back(client, failure).await,
+                Err((_, stuck)) => Ok(self.end_stuck(Some(stuck))),
+            },
             Ending::Stuck(_) => Ok(self.end_stuck(failure)),
             Ending::NothingBlocked(schema, _) => {
                 if let Some(schema) = schema {
@@ -112,27 +122,88 @@ impl<C: Channel> WindowTask<'_, C> {
         }
     }
 
-    /// Restores the read-only default and unblocks writes; `schema` is the one in place.
+    /// Restores the read-only default and unblocks writes on the old schema.
     pub(super) async fn finish(
         &mut self,
         client: &mut Client,
         schema: SchemaInPlace,
         failure: Option<Failure>,
     ) -> Result<WindowOutcome, Failure> {
-        let restored = read_only_default::restore_default(client, self.control_spec()).await.unless_lost()?;
-        // A default that cannot be restored is no reason to keep writes blocked.
-        let failure = failure.or_else(|| restored.as_ref().err().cloned());
+        match self.restore_default(client, schema, failure.as_ref()).await? {
+            Ok(until) => self.unblock(client, schema, failure, until).await,
+            Err((_, stuck)) => Ok(self.end_stuck(Some(stuck))),
+        }
+    }
+
+    /// Restores the read-only default, until it is restored or the rules end the window in another way: with the
+    /// default that the window has set, every new session of the application is read-only. `cause` is why the window is no
+    /// success.
+    async fn restore_default(
+        &mut self,
+        client: &Client,
+        schema: SchemaInPlace,
+        cause: Option<&Failure>,
+    ) -> Result<Result<Option<Timestamp>, (Ending, Failure)>, Failure> {
+        loop {
+            let restoring = read_only_default::restore_default(client, self.control_spec());
+            let failure = match self.bounded(client, restoring).await.unless_lost()? {
+                Ok(until) => return Ok(Ok(until)),
+                Err(failure) => failure,
+            };
+            tracing::error!(error = %failure, "the read-only default is not restored, will be retried");
+            let both = match cause {
+                Some(cause) => {
+                    Failure::new(failure.reason, format!("{}; the window ends because of {cause}", failure.message))
+                }
+                None => failure,
+            };
+            match self.next_move(WindowActivity::RestoringDefault { schema }) {
+                Move::End(ending) => return Ok(Err((ending, both))),
+                Move::BecomeStuck => {
+                    (self.progress.stuck, self.progress.deadline_passed) = (true, true);
+                    self.save(client).await?;
+                }
+                _ => {}
+            }
+            self.report(Some(both));
+            tokio::time::sleep(jitter(RESTORE_INTERVAL)).await;
+        }
+    }
+
+    /// Unblocks writes; `schema` is the one in place, `until` is when the read-only default was restored.
+    async fn unblock(
+        &mut self,
+        client: &mut Client,
+        schema: SchemaInPlace,
+        failure: Option<Failure>,
+        until: Option<Timestamp>,
+    ) -> Result<WindowOutcome, Failure> {
         self.enter(schema.final_state());
         let end = RecordedEnd { schema, failure };
-        let unblocked_at =
-            write_block::disable(client, self.control_spec(), self.plan.direction, &end, &self.progress).await?;
+        let token = client.cancel_token();
+        let disabling = write_block::disable(client, self.control_spec(), self.plan.direction, &end, &self.progress);
+        let unblocked_at = self.target.bounded(token, CONTROL_LIMIT, disabling).await?;
         self.writes_may_be_blocked = false;
         self.progress.unblocked_at = unblocked_at.or(self.progress.unblocked_at.take());
-        if let Ok(Some(until)) = restored
+        if let Some(until) = until
             && let Err(failure) = read_only_default::terminate_read_only_sessions(client, until).await
         {
             tracing::warn!(error = %failure, "sessions opened inside the window may still be read-only");
         }
-        Ok(WindowOutcome { progress: self.progress.clone(), failure: end.failure })
+        Ok(self.verified_end(end.failure).await)
+    }
+
+    /// The end of a window after which writes are unblocked, as an ordinary session of the application shows. If such a
+    /// session is refused, the window does not claim it.
+    pub(super) async fn verified_end(&mut self, failure: Option<Failure>) -> WindowOutcome {
+        match control::verify_writes_unblocked(self.target, self.control_spec()).await {
+            Ok(evidence) => tracing::info!(evidence, "writes are unblocked"),
+            Err(refused) if refused.reason == Reason::WritesStillBlocked => {
+                self.progress.state = WindowState::Blocked;
+                return self.end_stuck(Some(refused));
+            }
+            Err(failure) => tracing::warn!(error = %failure, "it is not verified that writes are unblocked"),
+        }
+        WindowOutcome { progress: self.progress.clone(), failure }
     }
 }

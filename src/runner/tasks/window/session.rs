@@ -23,11 +23,11 @@ use crate::{
         window_rules::{self, Move, WindowActivity, WindowView},
     },
     runner::{
-        Failure,
+        Failure, UnlessLost,
         database::{
             connection::Target,
             control::{
-                self, ControlSpec, Sql, jitter,
+                self, ControlSpec, jitter,
                 window_record::{self, RecordedEnd, RecordedState},
             },
         },
@@ -42,6 +42,8 @@ pub(super) const PING_INTERVAL: Duration = Duration::from_secs(1);
 const DATABASE_WAIT: Duration = Duration::from_secs(30);
 /// How long the session of another task must have been idle before it is ended, the first time.
 const FIRST_IDLE_LIMIT: Duration = Duration::from_secs(10);
+/// How long the task waits for a control statement. The server's own limits are below it.
+pub(super) const CONTROL_LIMIT: Duration = Duration::from_secs(10);
 
 pub(super) struct WindowTask<'a, C> {
     pub(super) channel: &'a C,
@@ -53,12 +55,13 @@ pub(super) struct WindowTask<'a, C> {
     pub(super) progress: WindowProgress,
     /// Deadline as the database has it, for an order without one.
     pub(super) deadline: Option<Timestamp>,
-    /// Writes are blocked, as far as this task knows.
+    /// Writes are blocked, as far as this task knows. Before it has read the database: an earlier pod may have blocked
+    /// them.
     pub(super) writes_may_be_blocked: bool,
     /// It was reported that writes stay blocked because of unexplained balances.
     pub(super) unexplained_reported: bool,
-    /// The approved down SQL.
-    pub(super) down: Sql,
+    /// The database does not have the progress yet.
+    pub(super) unsaved: bool,
     /// How long the session of another task must have been idle before it is ended.
     pub(super) idle_limit: Duration,
 }
@@ -91,9 +94,9 @@ impl<'a, C: Channel> WindowTask<'a, C> {
             reports,
             progress: WindowProgress::default(),
             deadline: None,
-            writes_may_be_blocked: false,
+            writes_may_be_blocked: plan.order.command > WindowCommand::Standby,
             unexplained_reported: false,
-            down: Sql { statements: vec![], sha256: String::new() },
+            unsaved: false,
             idle_limit: FIRST_IDLE_LIMIT,
         }
     }
@@ -180,26 +183,48 @@ impl<'a, C: Channel> WindowTask<'a, C> {
     }
 
     /// Reports the progress, and stores it in the database for a pod that must resume.
-    pub(super) async fn save_and_report(&self, client: &Client) -> Result<(), Failure> {
+    pub(super) async fn save_and_report(&mut self, client: &Client) -> Result<(), Failure> {
         self.report(None);
-        window_record::save_progress(client, self.control_spec(), self.plan.direction, &self.progress).await
+        self.save(client).await
+    }
+
+    /// Stores the progress. If that fails it is left to [`WindowTask::save_again`]: it must not keep the task from its
+    /// orders.
+    pub(super) async fn save(&mut self, client: &Client) -> Result<(), Failure> {
+        let saving = window_record::save_progress(client, self.control_spec(), self.plan.direction, &self.progress);
+        let saved = self.bounded(client, saving).await.unless_lost()?;
+        self.unsaved = saved.is_err();
+        if let Err(failure) = saved {
+            tracing::warn!(error = %failure, "the progress is not stored, will be retried");
+        }
+        Ok(())
+    }
+
+    /// Stores what [`WindowTask::save`] could not.
+    pub(super) async fn save_again(&mut self, client: &Client) -> Result<(), Failure> {
+        if self.unsaved { self.save(client).await } else { Ok(()) }
+    }
+
+    /// Awaits a control statement of the session, for a few seconds at most.
+    pub(super) async fn bounded<T>(
+        &self,
+        client: &Client,
+        statement: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        self.target.bounded(client.cancel_token(), CONTROL_LIMIT, statement).await
     }
 
     /// The work of one connection. An error is a lost connection, or one that another session may recover from.
     async fn run_session(&mut self) -> Result<WindowOutcome, Failure> {
-        let mut client = self.target.connect("window").await?;
+        let mut client = self.target.connect_for_control("window").await?;
         self.session.set(client.cancel_token());
         self.acquire_worker_lock(&client).await?;
-        let snapshot = match control::exists(&client, "window_record").await? {
-            true => window_record::recorded_state(&client, self.control_spec(), self.plan.direction).await?,
-            false => RecordedState::default(),
-        };
+        let snapshot = self.recorded_state(&client).await?;
         let resume = self.resume_point(&snapshot);
         if matches!(resume, Resume::Standby) {
+            // Without them writes are not blocked. Once they are, each is needed only where it is run.
             self.approved_up_sql()?;
-        }
-        if !matches!(resume, Resume::Done(_)) {
-            self.down = self.approved_down_sql(&client).await?;
+            self.approved_down_sql(&client).await?;
         }
         if snapshot.blocked_at.is_some() {
             self.resume_block(&mut client).await?;
@@ -212,7 +237,7 @@ impl<'a, C: Channel> WindowTask<'a, C> {
                     self.progress.switch_acknowledged = record.switch_acknowledged;
                 }
                 self.enter(schema.final_state());
-                Ok(WindowOutcome { progress: self.progress.clone(), failure })
+                Ok(self.verified_end(failure).await)
             }
             Resume::RolledBack => self.rolled_back(&mut client, None).await,
             Resume::Standby => self.standby(client).await,
@@ -222,6 +247,21 @@ impl<'a, C: Channel> WindowTask<'a, C> {
                 self.sql_applied(&mut client, up).await
             }
         }
+    }
+
+    /// What the database records. From here on the task knows whether writes are blocked.
+    async fn recorded_state(&mut self, client: &Client) -> Result<RecordedState, Failure> {
+        let state = match control::exists(client, "window_record").await? {
+            true => window_record::recorded_state(client, self.control_spec(), self.plan.direction).await,
+            false => Ok(RecordedState::default()),
+        };
+        match &state {
+            Ok(state) => self.writes_may_be_blocked = state.blocked_at.is_some(),
+            // They are blocked by another migration.
+            Err(failure) if failure.reason == Reason::DatabaseInUse => self.writes_may_be_blocked = false,
+            Err(_) => {}
+        }
+        state
     }
 
     fn resume_point(&self, snapshot: &RecordedState) -> Resume {

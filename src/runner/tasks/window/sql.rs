@@ -6,7 +6,7 @@ use super::{Channel, session::WindowTask};
 use crate::{
     api::{Direction, Reason},
     runner::{
-        Failure, UnlessLost,
+        Failure,
         database::control::{self, Sql},
     },
 };
@@ -20,32 +20,24 @@ impl<'a, C: Channel> WindowTask<'a, C> {
         require_approved("up", &self.plan.up, &self.plan.inputs.up_sha256).map(Some)
     }
 
-    /// The down SQL: as mounted, or as the database stored it.
+    /// The down SQL: as mounted, or as the database stored it. Read where it is needed: a pod that has to unblock
+    /// writes needs none.
     pub(super) async fn approved_down_sql(&self, client: &Client) -> Result<Sql, Failure> {
         let approved = &self.plan.inputs.down_sha256;
         let failure = match require_approved("down", &self.plan.down, approved) {
             Ok(mounted) => return Ok(mounted.clone()),
             Err(failure) => failure,
         };
-        match control::stored_down_sql(client, self.control_spec(), approved).await.unless_lost()? {
-            Ok(Some(kept)) => {
+        match control::stored_down_sql(client, self.control_spec(), approved).await? {
+            Some(stored) => {
                 tracing::warn!(
                     error = %failure,
                     "the down SQL is run as it was when the up SQL was committed"
                 );
-                Ok(kept)
+                Ok(stored)
             }
-            _ => Err(failure),
+            None => Err(failure),
         }
-    }
-
-    /// Stores the down SQL in the database: a rollback may be weeks away, and its ConfigMap gone by then. A failure
-    /// is no reason to stop.
-    pub(super) async fn store_down_sql(&self, client: &Client) -> Result<(), Failure> {
-        if let Err(failure) = control::store_down_sql(client, self.control_spec(), &self.down).await.unless_lost()? {
-            tracing::warn!(error = %failure, "the down SQL is not stored");
-        }
-        Ok(())
     }
 }
 

@@ -23,6 +23,8 @@ impl<C: Channel> WindowTask<'_, C> {
     /// Prepares everything, and waits for `BlockWrites`.
     pub(super) async fn standby(&mut self, mut client: Client) -> Result<WindowOutcome, Failure> {
         let spec = self.control_spec();
+        // What is prepared takes its time, and writes are not blocked.
+        client.batch_execute("SET lock_timeout = 0; SET statement_timeout = 0").await?;
         control::reinstall(&mut client, spec).await?;
         if self.plan.direction == Direction::Forward {
             if !control::has_baseline(&client, spec).await? && control::compare(&client, spec).await?.users > 0 {
@@ -43,6 +45,7 @@ impl<C: Channel> WindowTask<'_, C> {
                     let Some(deadline) = self.orders().deadline else {
                         return Err(Failure::new(Reason::Internal, "the order to block writes has no deadline"));
                     };
+                    client.batch_execute("RESET lock_timeout; RESET statement_timeout").await?;
                     return self.block_writes(client, deadline).await;
                 }
                 _ => {}

@@ -9,7 +9,10 @@
 
 use tokio_postgres::Client;
 
-use super::{Channel, session::WindowTask};
+use super::{
+    Channel,
+    session::{CONTROL_LIMIT, WindowTask},
+};
 use crate::{
     api::{
         Reason, Time,
@@ -124,9 +127,9 @@ impl<C: Channel> WindowTask<'_, C> {
 
     /// Writes were blocked by an earlier session: lets this one pass, and takes the lock again.
     pub(super) async fn resume_block(&mut self, client: &mut Client) -> Result<(), Failure> {
-        self.writes_may_be_blocked = true;
-        let blocked_at =
-            write_block::take_over(client, self.control_spec(), self.plan.direction, self.plan.attempt).await?;
+        let (token, limit) = (client.cancel_token(), CONTROL_LIMIT);
+        let taking_over = write_block::take_over(client, self.control_spec(), self.plan.direction, self.plan.attempt);
+        let blocked_at = self.target.bounded(token, limit, taking_over).await?;
         // Read after it was taken over: what the forward window acknowledged binds the rollback.
         if let Some(record) =
             window_record::recorded_state(client, self.control_spec(), self.plan.direction).await?.record
