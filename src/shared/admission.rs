@@ -300,6 +300,14 @@ mod tests {
         assert!(anybody.is_some_and(|why| why.contains("validation")));
     }
 
+    #[test]
+    fn the_deletion_of_migrations_is_guarded() {
+        let unguarded = weakness(&POLICIES[1], |spec| {
+            spec["matchConstraints"]["resourceRules"][0]["operations"] = json!(["CREATE", "UPDATE"])
+        });
+        assert!(unguarded.is_some_and(|why| why.contains("cover DELETE of creditmigrations")));
+    }
+
     /// Each expression of the chart is required, and one that only contains it is a different one.
     #[rstest::rstest]
     fn an_expression_that_is_missing_or_changed_is_noticed(

@@ -1,4 +1,5 @@
-//! `kubectl delete` in each phase: afterwards writes are unblocked, the triggers are removed, and the object is gone.
+//! Deletion in each phase: afterwards writes are unblocked, the triggers are removed, and the object is gone. From the
+//! start of the window to the decision only a deleted namespace deletes; anyone else is told which decision comes first.
 
 use credit_migration::api::{Phase, Step};
 use serde_json::json;
@@ -7,7 +8,14 @@ use super::{
     cluster::{self, eventually},
     harness::{LASTS, Setup, World, e2e},
     latch::Latch,
+    migration::Migration,
 };
+
+/// A deletion is refused, and the refusal names the decision to make first.
+async fn refused(m: &Migration, verb: &str) {
+    let why = m.try_delete().await.expect_err("it was deleted without a decision").to_string();
+    assert!(why.contains("a deletion would decide") && why.contains(verb), "{why}");
+}
 
 #[tokio::test]
 async fn before_the_window() {
@@ -52,7 +60,8 @@ async fn while_the_sql_runs() {
         m.approve().await;
         m.step(Step::Migrate).await;
         world.db.sql_waits(Latch::Migrate).await;
-        m.delete().await;
+        refused(&m, "abort simplify").await;
+        m.delete_with_namespace().await;
         m.gone().await;
         // The SQL was cancelled: it still waits for the latch.
         m.assert_old("").await;
@@ -69,7 +78,8 @@ async fn while_the_application_is_switched() {
         let m = world.migrate("simplify", World::never_switched()).await;
         m.approve().await;
         m.switched().await;
-        m.delete().await;
+        refused(&m, "abort simplify").await;
+        m.delete_with_namespace().await;
         m.gone().await;
         m.assert_old("up,down").await;
         assert_eq!(world.db.triggers().await, 0);
@@ -84,7 +94,8 @@ async fn while_monitoring() {
         let m = world.migrate("simplify", json!({"monitoring": {"duration": LASTS}})).await;
         m.approve().await;
         m.phase(Phase::Monitoring).await;
-        m.delete().await;
+        refused(&m, "rollback simplify").await;
+        m.delete_with_namespace().await;
         m.gone().await;
         m.assert_new().await;
         assert_eq!(world.db.triggers().await, 0);

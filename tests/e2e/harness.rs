@@ -349,7 +349,9 @@ impl World {
 
     /// Deletes all migrations, waits until their finalizers are gone, and removes namespace and database.
     async fn remove(&self) -> Result<(), String> {
-        let migrations = self.api::<CreditMigration>();
+        // In whatever phase the test has left them.
+        let controller = cluster::client(Some(cluster::NAMESPACE_CONTROLLER)).await;
+        let migrations: Api<CreditMigration> = Api::namespaced(controller, &self.namespace);
         let mut result = Ok(());
         let _ = migrations.delete_collection(&DeleteParams::default(), &ListParams::default()).await;
         let started = std::time::Instant::now();
