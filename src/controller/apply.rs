@@ -252,7 +252,8 @@ impl Writer<'_> {
             secondary: None,
         };
         if let Err(error) = self.ctx.events.publish(&kube_event, &self.live.object_ref(&())).await {
-            warn!(%error, reason = %event.reason, "cannot publish an event");
+            // A namespace that is being deleted refuses it: the log is then the only place that has its text.
+            warn!(%error, reason = %event.reason, note = %event.note, "cannot publish an event");
         }
     }
 }

@@ -2,6 +2,8 @@
 //! start of the window to the decision only a deleted namespace deletes; anyone else is told which decision comes first.
 
 use credit_migration::api::{Phase, Step};
+use k8s_openapi::api::core::v1::Namespace;
+use kube::{Api, api::DeleteParams};
 use serde_json::json;
 
 use super::{
@@ -47,6 +49,27 @@ async fn before_the_window() {
             exposed.lines().find(|l| l.contains(&series)).map_or(Ok(()), |l| Err(l.to_owned()))
         })
         .await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn with_its_namespace() {
+    e2e("deleted-with", Setup { replicas: 0, ..Setup::default() }, |world| async move {
+        let m = world.migrate("simplify", json!({})).await;
+        m.phase(Phase::AwaitingApproval).await;
+        let namespaces: Api<Namespace> = Api::all(world.client.clone());
+        namespaces.delete(&world.namespace, &DeleteParams::default()).await.unwrap();
+        // No Cleanup can start there: the migration goes, the triggers stay, and refuse nothing.
+        m.gone().await;
+        eventually("the namespace to go", async || match namespaces.get_opt(&world.namespace).await {
+            Ok(None) => Ok(()),
+            Ok(Some(namespace)) => Err(format!("{:?}", namespace.status)),
+            Err(e) => Err(e.to_string()),
+        })
+        .await;
+        assert!(world.db.triggers().await > 0);
+        world.db.writable().await.unwrap();
     })
     .await;
 }
