@@ -281,3 +281,14 @@ fn who_owns_what() {
     assert_eq!(limits(made(Task::Backup, Some(60))), (Some(0), Some(60), "Never".to_owned()));
     assert_eq!(limits(made(Task::RollbackWindow, None)), (Some(6), None, "OnFailure".to_owned()));
 }
+
+/// A task that the policy on runners does not list could be forged.
+#[test]
+fn the_policy_on_runners_lists_every_task() {
+    let policy = include_str!(
+        "../../../charts/credit-migration-operator/files/admissionpolicies/runners.creditmigration.io.yaml"
+    );
+    let slugs: Vec<&str> = Task::ALL.iter().map(|task| task.slug()).collect();
+    let listed = format!("find('-({})-[0-9]+-[a-z0-9]{{5}}$')", slugs.join("|"));
+    assert!(policy.contains(&listed), "{listed} is not in the policy");
+}
