@@ -17,7 +17,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Resource, ResourceExt,
-    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy},
+    api::{DeleteParams, Patch, PatchParams, Preconditions, PropagationPolicy},
     core::error_boundary::InvalidObject,
     runtime::events::{Event as KubeEvent, EventType},
 };
@@ -25,7 +25,7 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use tracing::{info, warn};
 
-use super::{Context, Error, MANAGER, build};
+use super::{Context, Error, MANAGER, build, post_params};
 use crate::{
     api::{
         CreditMigration, FINALIZER, FLAG_SET_FOR, MigrationRun, RESTARTED_FOR, Step, Task, WindowCommand, WindowOrder,
@@ -153,7 +153,7 @@ impl Writer<'_> {
         K: Namespaced + serde::Serialize,
     {
         let api = self.api::<K>();
-        match api.create(&PostParams::default(), &wanted).await {
+        match api.create(&post_params(), &wanted).await {
             Ok(made) => Ok(made),
             Err(kube::Error::Api(e)) if e.code == 409 => {
                 let name = wanted.name_any();
