@@ -50,7 +50,11 @@ use super::{
         && self.task == oldSelf.task && self.attempt == oldSelf.attempt && self.plan == oldSelf.plan \
         && self.inputs == oldSelf.inputs")
         .message("only spec.window of a MigrationRun may change"),
-    validation = Rule::new("!has(oldSelf.window) || has(self.window)").message("spec.window cannot be taken back")
+    validation = Rule::new("!has(oldSelf.window) || has(self.window)").message("spec.window cannot be taken back"),
+    validation = Rule::new("!has(oldSelf.window) || !has(self.window) || \
+        ['Standby', 'BlockWrites', 'Switch', 'UnblockWrites', 'Rollback'].indexOf(self.window.command) >= \
+        ['Standby', 'BlockWrites', 'Switch', 'UnblockWrites', 'Rollback'].indexOf(oldSelf.window.command)")
+        .message("spec.window.command only moves forward")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct MigrationRunSpec {
@@ -267,5 +271,21 @@ impl WindowProgress {
             WindowState::RolledBack => Some(SchemaInPlace::Old),
             _ => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::CustomResourceExt;
+
+    use super::*;
+
+    /// An order that the rule does not list has the index -1: it would be lower than all others.
+    #[test]
+    fn the_rule_on_orders_lists_them_in_their_order() {
+        let crd = serde_json::to_string(&MigrationRun::crd()).unwrap();
+        let orders: Vec<String> = WindowCommand::ALL.iter().map(|order| format!("'{order}'")).collect();
+        let list = format!("[{}].indexOf(", orders.join(", "));
+        assert_eq!(crd.matches(&list).count(), 2, "{list} is not in the rule of MigrationRun");
     }
 }

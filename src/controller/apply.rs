@@ -17,7 +17,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Resource, ResourceExt,
-    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy},
+    api::{DeleteParams, Patch, PatchParams, Preconditions, PropagationPolicy},
     core::error_boundary::InvalidObject,
     runtime::events::{Event as KubeEvent, EventType},
 };
@@ -25,7 +25,7 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use tracing::{info, warn};
 
-use super::{Context, Error, MANAGER, build};
+use super::{Context, Error, MANAGER, build, post_params};
 use crate::{
     api::{
         CreditMigration, FINALIZER, FLAG_SET_FOR, MigrationRun, RESTARTED_FOR, Step, Task, WindowCommand, WindowOrder,
@@ -153,7 +153,7 @@ impl Writer<'_> {
         K: Namespaced + serde::Serialize,
     {
         let api = self.api::<K>();
-        match api.create(&PostParams::default(), &wanted).await {
+        match api.create(&post_params(), &wanted).await {
             Ok(made) => Ok(made),
             Err(kube::Error::Api(e)) if e.code == 409 => {
                 let name = wanted.name_any();
@@ -252,7 +252,8 @@ impl Writer<'_> {
             secondary: None,
         };
         if let Err(error) = self.ctx.events.publish(&kube_event, &self.live.object_ref(&())).await {
-            warn!(%error, reason = %event.reason, "cannot publish an event");
+            // A namespace that is being deleted refuses it: the log is then the only place that has its text.
+            warn!(%error, reason = %event.reason, note = %event.note, "cannot publish an event");
         }
     }
 }

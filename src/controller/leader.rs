@@ -14,10 +14,10 @@ use k8s_openapi::{
     api::coordination::v1::{Lease, LeaseSpec},
     apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
 };
-use kube::{Api, Client, api::PostParams};
+use kube::{Api, Client};
 use tracing::{debug, warn};
 
-use super::Error;
+use super::{Error, post_params};
 use crate::telemetry;
 
 /// Share of the lease's duration after which a leader stops that could not renew.
@@ -117,7 +117,7 @@ impl Elector {
                 spec.holder_identity = None;
             }
             // Best effort: without it the next replica waits for the expiry.
-            let _ = self.api.replace(&self.name, &PostParams::default(), &lease).await;
+            let _ = self.api.replace(&self.name, &post_params(), &lease).await;
         }
     }
 
@@ -128,7 +128,7 @@ impl Elector {
                 metadata: ObjectMeta { name: Some(self.name.clone()), ..Default::default() },
                 spec: Some(self.record(None)),
             };
-            return self.won(started, self.api.create(&PostParams::default(), &fresh).await);
+            return self.won(started, self.api.create(&post_params(), &fresh).await);
         };
         let version = lease.metadata.resource_version.clone();
         let holder = lease.spec.as_ref().and_then(|s| s.holder_identity.clone()).filter(|h| !h.is_empty());
@@ -140,7 +140,7 @@ impl Elector {
             return Ok(false);
         }
         let taken = Lease { spec: Some(self.record(lease.spec.as_ref())), ..lease };
-        self.won(started, self.api.replace(&self.name, &PostParams::default(), &taken).await)
+        self.won(started, self.api.replace(&self.name, &post_params(), &taken).await)
     }
 
     fn won(&self, started: Instant, result: Result<Lease, kube::Error>) -> Result<bool, kube::Error> {
@@ -162,7 +162,7 @@ impl Elector {
             return Ok(false);
         }
         let renewed = Lease { spec: Some(self.record(lease.spec.as_ref())), ..lease };
-        match self.api.replace(&self.name, &PostParams::default(), &renewed).await {
+        match self.api.replace(&self.name, &post_params(), &renewed).await {
             Ok(_) => Ok(true),
             Err(kube::Error::Api(e)) if e.code == 409 => Ok(false),
             Err(e) => Err(e),

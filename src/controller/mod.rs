@@ -21,7 +21,7 @@ mod watches;
 
 use std::sync::Arc;
 
-use kube::{Client, runtime::events::Reporter};
+use kube::{Client, api::PostParams, runtime::events::Reporter};
 use tracing::info;
 
 use crate::shared::time::to_signed;
@@ -32,6 +32,11 @@ pub use options::ControllerOptions;
 
 /// Field manager of all writes of the controller.
 pub const MANAGER: &str = "credit-migration-operator";
+
+/// Parameters of a write that creates or replaces an object.
+pub(crate) fn post_params() -> PostParams {
+    PostParams { field_manager: Some(MANAGER.into()), ..PostParams::default() }
+}
 
 /// State shared by all reconciliations.
 pub(crate) struct Context {

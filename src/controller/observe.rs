@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::{
     apps::v1::Deployment,
     batch::v1::Job,
-    core::v1::{ConfigMap, Pod},
+    core::v1::{ConfigMap, Namespace, Pod},
 };
 use kube::{
     Api, Client, ResourceExt,
@@ -34,23 +34,27 @@ pub(super) async fn observe(ctx: &Context, migration: &CreditMigration) -> Resul
     let reader = Reader { client: &ctx.client, namespace: &namespace };
     let sql = &migration.spec.migration;
     let flag_ref = &migration.spec.application.flag;
-    let (runs, check_jobs, mut decisions, policy, (flag, rollback_enabled), up, down, workloads) = futures::try_join!(
-        reader.runs(&uid),
-        reader.check_jobs(&uid),
-        reader.decisions(&name, &uid),
-        admission::trust(&ctx.client, &ctx.options.decision_policy),
-        reader.flag(&flag_ref.config_map_key_ref, &flag_ref.rollback_key),
-        reader.sql(&sql.up.config_map_key_ref),
-        reader.sql(&sql.down.config_map_key_ref),
-        reader.workloads(migration),
-    )?;
+    let deleting = migration.metadata.deletion_timestamp.is_some();
+    let (runs, check_jobs, mut decisions, policy, (flag, rollback_enabled), up, down, workloads, namespace_deleting) =
+        futures::try_join!(
+            reader.runs(&uid),
+            reader.check_jobs(&uid),
+            reader.decisions(&name, &uid),
+            admission::trust(&ctx.client, &ctx.options.decision_policy),
+            reader.flag(&flag_ref.config_map_key_ref, &flag_ref.rollback_key),
+            reader.sql(&sql.up.config_map_key_ref),
+            reader.sql(&sql.down.config_map_key_ref),
+            reader.workloads(migration),
+            async { if deleting { reader.namespace_deleting().await } else { Ok(false) } },
+        )?;
     decisions.retain(|decision| is_authenticated(decision, policy.since));
     Ok(Observed {
         namespace: namespace.clone(),
         name,
         uid,
         generation: migration.metadata.generation.unwrap_or_default(),
-        deleting: migration.metadata.deletion_timestamp.is_some(),
+        deleting,
+        namespace_deleting,
         finalizer: migration.finalizers().iter().any(|f| f == FINALIZER),
         runner_image: ctx.options.runner_image.clone(),
         runs,
@@ -73,6 +77,12 @@ struct Reader<'a> {
 impl Reader<'_> {
     fn api<K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>>(&self) -> Api<K> {
         Api::namespaced(self.client.clone(), self.namespace)
+    }
+
+    /// The namespace is being deleted, or is gone.
+    async fn namespace_deleting(&self) -> Result<bool, Error> {
+        let namespace = Api::<Namespace>::all(self.client.clone()).get_metadata_opt(self.namespace).await?;
+        Ok(namespace.is_none_or(|namespace| namespace.metadata.deletion_timestamp.is_some()))
     }
 
     async fn runs(&self, uid: &str) -> Result<Vec<ObservedRun>, Error> {

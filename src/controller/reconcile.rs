@@ -5,7 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use kube::{Api, ResourceExt, api::PostParams, core::DeserializeGuard, runtime::controller::Action};
+use kube::{Api, ResourceExt, core::DeserializeGuard, runtime::controller::Action};
 use tracing::{Instrument, error, warn};
 
 use super::{Context, Error, apply, observe};
@@ -76,7 +76,7 @@ async fn reconcile_live(ctx: &Context, namespace: &str, name: &str) -> Result<Op
         ctx.lease.check()?;
         live.status = Some(status.clone());
         // Carries the resourceVersion that was decided on: a second controller, or a stale read, gets a conflict here.
-        live = match api.replace_status(name, &PostParams::default(), &live).await {
+        live = match api.replace_status(name, &super::post_params(), &live).await {
             Err(kube::Error::Api(e)) if e.code == 409 => return Ok(Some(CONFLICT_REQUEUE)),
             other => other?,
         };

@@ -19,6 +19,9 @@ pub struct Observed {
     pub generation: i64,
     /// It has a deletion timestamp.
     pub deleting: bool,
+    /// Its namespace has a deletion timestamp: the API server refuses new objects there. Read only of a migration that
+    /// is being deleted.
+    pub namespace_deleting: bool,
     /// It carries the operator's finalizer.
     pub finalizer: bool,
     /// Image for new migrations' runners.

@@ -37,12 +37,14 @@ macro_rules! chart_policy {
     };
 }
 
-/// Policies on decisions, on migrations (author and status), and on runs (orders and reports).
-static POLICIES: LazyLock<[ChartPolicy; 3]> = LazyLock::new(|| {
+/// Policies on decisions, on migrations (author and status), on runs (orders and reports), and on the identity of
+/// runners (their pods, Jobs and tokens).
+static POLICIES: LazyLock<[ChartPolicy; 4]> = LazyLock::new(|| {
     [
         chart_policy!("migrationdecisions.creditmigration.io"),
         chart_policy!("creditmigrations.creditmigration.io"),
         chart_policy!("migrationruns.creditmigration.io"),
+        chart_policy!("runners.creditmigration.io"),
     ]
 });
 
@@ -65,9 +67,9 @@ pub struct Installed {
 }
 
 /// Names of the policies and bindings to read; `decision_policy` is the name of those on decisions.
-pub fn names(decision_policy: &str) -> [&str; 3] {
-    let [_, migrations, runs] = &*POLICIES;
-    [decision_policy, migrations.name, runs.name]
+pub fn names(decision_policy: &str) -> [&str; 4] {
+    let [_, migrations, runs, runners] = &*POLICIES;
+    [decision_policy, migrations.name, runs.name, runners.name]
 }
 
 /// Judges policies and bindings, in the order of [`names`].
@@ -141,8 +143,8 @@ fn weak_policy(policy: &ValidatingAdmissionPolicySpec, wanted: &ValidatingAdmiss
     }
     let rules = matched.resource_rules.as_deref().unwrap_or_default();
     let wanted_rules = wanted.match_constraints.iter().flat_map(|m| m.resource_rules.iter().flatten());
-    for (resource, operation) in wanted_rules.flat_map(resource_operations) {
-        if !rules.iter().any(|rule| covers(rule, resource, operation)) {
+    for (group, resource, operation) in wanted_rules.flat_map(resource_operations) {
+        if !rules.iter().any(|rule| covers(rule, group, resource, operation)) {
             return Some(format!("does not cover {operation} of {resource}"));
         }
     }
@@ -162,16 +164,19 @@ fn weak_policy(policy: &ValidatingAdmissionPolicySpec, wanted: &ValidatingAdmiss
     Some(format!("has not the chart's validation `{}`", missing.expression))
 }
 
-/// Each resource of a rule with each operation.
-fn resource_operations(rule: &NamedRuleWithOperations) -> impl Iterator<Item = (&String, &String)> {
-    let operations = rule.operations.iter().flatten();
-    rule.resources.iter().flatten().flat_map(move |resource| operations.clone().map(move |o| (resource, o)))
+/// Each group of a rule with each resource and each operation.
+fn resource_operations(rule: &NamedRuleWithOperations) -> impl Iterator<Item = (&String, &String, &String)> {
+    let (resources, operations) = (rule.resources.iter().flatten(), rule.operations.iter().flatten());
+    rule.api_groups.iter().flatten().flat_map(move |group| {
+        let operations = operations.clone();
+        resources.clone().flat_map(move |resource| operations.clone().map(move |o| (group, resource, o)))
+    })
 }
 
-fn covers(rule: &NamedRuleWithOperations, resource: &str, operation: &str) -> bool {
+fn covers(rule: &NamedRuleWithOperations, group: &str, resource: &str, operation: &str) -> bool {
     let has =
         |list: &Option<Vec<String>>, wanted: &str, all: &str| list.iter().flatten().any(|x| x == wanted || x == all);
-    has(&rule.api_groups, "creditmigration.io", "*")
+    has(&rule.api_groups, group, "*")
         // With one version named here, requests in another version would pass.
         && has(&rule.api_versions, "*", "*")
         // `*` matches no subresource
@@ -212,7 +217,7 @@ mod tests {
 
     use super::*;
 
-    /// The chart's three policies with its default values, as charts/generate renders them.
+    /// The chart's policies with its default values, as charts/generate renders them.
     fn rendered() -> Vec<Value> {
         let text =
             std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/manifests/base/operator.yaml")).unwrap();
@@ -262,7 +267,7 @@ mod tests {
     #[case("/variables", json!([]), "variable")]
     #[case("/validations", json!([{"expression": "true"}]), "validation")]
     fn a_weak_policy_is_not(
-        #[values(0, 1, 2)] policy: usize,
+        #[values(0, 1, 2, 3)] policy: usize,
         #[case] path: &str,
         #[case] value: Value,
         #[case] why: &str,
@@ -300,10 +305,37 @@ mod tests {
         assert!(anybody.is_some_and(|why| why.contains("validation")));
     }
 
+    #[rstest::rstest]
+    #[case(0, "pods/ephemeralcontainers")]
+    #[case(1, "pods/exec")]
+    #[case(2, "serviceaccounts/token")]
+    #[case(3, "jobs")]
+    fn each_way_to_a_runner_is_guarded(#[case] rule: usize, #[case] resource: &str) {
+        let gone = weakness(&POLICIES[3], |spec| {
+            spec["matchConstraints"]["resourceRules"][rule]["resources"]
+                .as_array_mut()
+                .unwrap()
+                .retain(|r| r != resource)
+        });
+        assert!(gone.as_ref().is_some_and(|why| why.ends_with(&format!(" of {resource}"))), "{gone:?}");
+        let elsewhere = weakness(&POLICIES[3], |spec| {
+            spec["matchConstraints"]["resourceRules"][rule]["apiGroups"] = json!(["creditmigration.io"])
+        });
+        assert!(elsewhere.is_some_and(|why| why.contains("cover")));
+    }
+
+    #[test]
+    fn the_deletion_of_migrations_is_guarded() {
+        let unguarded = weakness(&POLICIES[1], |spec| {
+            spec["matchConstraints"]["resourceRules"][0]["operations"] = json!(["CREATE", "UPDATE"])
+        });
+        assert!(unguarded.is_some_and(|why| why.contains("cover DELETE of creditmigrations")));
+    }
+
     /// Each expression of the chart is required, and one that only contains it is a different one.
     #[rstest::rstest]
     fn an_expression_that_is_missing_or_changed_is_noticed(
-        #[values(0, 1, 2)] policy: usize,
+        #[values(0, 1, 2, 3)] policy: usize,
         #[values("validations", "variables")] list: &str,
     ) {
         let policy = &POLICIES[policy];

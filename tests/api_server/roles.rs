@@ -65,6 +65,8 @@ async fn the_operator_can_do_its_work_and_no_more() {
                 ("get", "", "pods/log", "", false),
                 ("update", "", "pods/ephemeralcontainers", "", false),
                 ("create", "", "serviceaccounts/token", "", false),
+                ("get", "", "namespaces", "", true),
+                ("list", "", "namespaces", "", false),
                 ("impersonate", "", "users", "", false),
                 ("impersonate", "", "serviceaccounts", "", false),
                 ("get", "", "nodes", "", false),

@@ -1,5 +1,6 @@
 //! Immutable fields, the status subresource, and the columns of `kubectl get`.
 
+use credit_migration::api::{Phase, WindowCommand};
 use serde_json::{Value, json};
 
 use super::cluster::{OPERATOR, with_cluster};
@@ -12,20 +13,9 @@ fn edit() -> Value {
 #[tokio::test]
 async fn spec_is_immutable_once_the_window_was_opened() {
     with_cluster("immutable", async |w| {
-        let phases = [
-            ("Preparing", true),
-            ("AwaitingApproval", true),
-            ("Failed", true),
-            ("Executing", false),
-            ("Validating", false),
-            ("Monitoring", false),
-            ("RollingBack", false),
-            ("RollbackFailed", false),
-            ("Completed", false),
-            ("RolledBack", false),
-            ("Cancelled", false),
-        ];
-        for (phase, may_change) in phases {
+        for phase in Phase::ALL {
+            let may_change = matches!(phase, Phase::Preparing | Phase::AwaitingApproval | Phase::Failed);
+            let phase = phase.as_str();
             let answer = in_phase(w, phase, &edit()).await;
             assert_eq!(answer.ok(), may_change, "{phase}: {}", answer.message());
             if !may_change {
@@ -120,6 +110,23 @@ async fn only_the_order_of_a_run_changes() {
         }
         let order = json!({"spec": {"window": {"command": "BlockWrites", "deadline": "2030-01-01T00:00:00Z"}}});
         assert_eq!(operator.patch("migrationruns/r", &order).await.object()["spec"]["window"], order["spec"]["window"]);
+        for (i, from) in WindowCommand::ALL.iter().enumerate() {
+            let name = format!("r-{i}");
+            let mut run = w.run(&name);
+            run["spec"]["window"]["command"] = json!(from);
+            operator.create("migrationruns", &run, false).await.object();
+            for to in &WindowCommand::ALL[..i] {
+                let lower = json!({"spec": {"window": {"command": to}}});
+                let back = operator.patch(&format!("migrationruns/{name}"), &lower).await;
+                let text = "spec.window.command only moves forward";
+                assert!(
+                    !back.ok() && back.message().contains(text),
+                    "{from} to {to}: {} {}",
+                    back.code,
+                    back.message()
+                );
+            }
+        }
         let back = operator.patch("migrationruns/r", &json!({"spec": {"window": null}})).await;
         assert!(back.message().contains("spec.window cannot be taken back"), "{} {}", back.code, back.message());
         let unknown = operator.patch("migrationruns/r", &json!({"spec": {"window": {"command": "Shut"}}})).await;

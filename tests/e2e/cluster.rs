@@ -44,6 +44,9 @@ pub async fn client(user: Option<&str>) -> Client {
     Client::try_from(config).unwrap()
 }
 
+/// Deletes what is in a namespace that is being deleted; the policy on migrations excepts it.
+pub const NAMESPACE_CONTROLLER: &str = "system:serviceaccount:kube-system:namespace-controller";
+
 /// A client with a token, optionally impersonating another user.
 pub async fn client_with(token: &str, impersonate: Option<&str>) -> Client {
     let mut config = Config::infer().await.unwrap();

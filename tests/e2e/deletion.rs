@@ -1,13 +1,23 @@
-//! `kubectl delete` in each phase: afterwards writes are unblocked, the triggers are removed, and the object is gone.
+//! Deletion in each phase: afterwards writes are unblocked, the triggers are removed, and the object is gone. From the
+//! start of the window to the decision only a deleted namespace deletes; anyone else is told which decision comes first.
 
 use credit_migration::api::{Phase, Step};
+use k8s_openapi::api::core::v1::Namespace;
+use kube::{Api, api::DeleteParams};
 use serde_json::json;
 
 use super::{
     cluster::{self, eventually},
     harness::{LASTS, Setup, World, e2e},
     latch::Latch,
+    migration::Migration,
 };
+
+/// A deletion is refused, and the refusal names the decision to make first.
+async fn refused(m: &Migration, verb: &str) {
+    let why = m.try_delete().await.expect_err("it was deleted without a decision").to_string();
+    assert!(why.contains("a deletion would decide") && why.contains(verb), "{why}");
+}
 
 #[tokio::test]
 async fn before_the_window() {
@@ -44,6 +54,27 @@ async fn before_the_window() {
 }
 
 #[tokio::test]
+async fn with_its_namespace() {
+    e2e("deleted-with", Setup { replicas: 0, ..Setup::default() }, |world| async move {
+        let m = world.migrate("simplify", json!({})).await;
+        m.phase(Phase::AwaitingApproval).await;
+        let namespaces: Api<Namespace> = Api::all(world.client.clone());
+        namespaces.delete(&world.namespace, &DeleteParams::default()).await.unwrap();
+        // No Cleanup can start there: the migration goes, the triggers stay, and refuse nothing.
+        m.gone().await;
+        eventually("the namespace to go", async || match namespaces.get_opt(&world.namespace).await {
+            Ok(None) => Ok(()),
+            Ok(Some(namespace)) => Err(format!("{:?}", namespace.status)),
+            Err(e) => Err(e.to_string()),
+        })
+        .await;
+        assert!(world.db.triggers().await > 0);
+        world.db.writable().await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn while_the_sql_runs() {
     e2e("deleted-sql", Setup { up: Latch::Migrate.up(), ..Setup::default() }, |world| async move {
         let before = world.db.balances().await;
@@ -52,7 +83,8 @@ async fn while_the_sql_runs() {
         m.approve().await;
         m.step(Step::Migrate).await;
         world.db.sql_waits(Latch::Migrate).await;
-        m.delete().await;
+        refused(&m, "abort simplify").await;
+        m.delete_with_namespace().await;
         m.gone().await;
         // The SQL was cancelled: it still waits for the latch.
         m.assert_old("").await;
@@ -69,7 +101,8 @@ async fn while_the_application_is_switched() {
         let m = world.migrate("simplify", World::never_switched()).await;
         m.approve().await;
         m.switched().await;
-        m.delete().await;
+        refused(&m, "abort simplify").await;
+        m.delete_with_namespace().await;
         m.gone().await;
         m.assert_old("up,down").await;
         assert_eq!(world.db.triggers().await, 0);
@@ -84,7 +117,8 @@ async fn while_monitoring() {
         let m = world.migrate("simplify", json!({"monitoring": {"duration": LASTS}})).await;
         m.approve().await;
         m.phase(Phase::Monitoring).await;
-        m.delete().await;
+        refused(&m, "rollback simplify").await;
+        m.delete_with_namespace().await;
         m.gone().await;
         m.assert_new().await;
         assert_eq!(world.db.triggers().await, 0);

@@ -7,7 +7,7 @@ use k8s_openapi::api::{
     apps::v1::Deployment,
     batch::v1::Job,
     core::v1::{ConfigMap, Event, Namespace, Pod, Secret, Service},
-    rbac::v1::RoleBinding,
+    rbac::v1::{Role, RoleBinding},
 };
 use kube::{
     Api, Client, Resource, ResourceExt,
@@ -170,6 +170,16 @@ impl World {
     }
 
     async fn role_bindings(&self) {
+        // The author names Secrets in the spec, and has to be allowed to read each of them.
+        let rules = json!([{"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"]}]);
+        self.create_object::<Role>(json!({"metadata": {"name": "author-secrets"}, "rules": rules})).await;
+        let group = "rbac.authorization.k8s.io";
+        self.create_object::<RoleBinding>(json!({
+            "metadata": {"name": "author-secrets"},
+            "subjects": [{"kind": "User", "name": AUTHOR, "apiGroup": group}],
+            "roleRef": {"apiGroup": group, "kind": "Role", "name": "author-secrets"},
+        }))
+        .await;
         for (role, users) in
             [("credit-migration-approver", &APPROVERS[..]), ("credit-migration-edit", &[AUTHOR]), ("view", &[AUTHOR])]
         {
@@ -349,7 +359,9 @@ impl World {
 
     /// Deletes all migrations, waits until their finalizers are gone, and removes namespace and database.
     async fn remove(&self) -> Result<(), String> {
-        let migrations = self.api::<CreditMigration>();
+        // In whatever phase the test has left them.
+        let controller = cluster::client(Some(cluster::NAMESPACE_CONTROLLER)).await;
+        let migrations: Api<CreditMigration> = Api::namespaced(controller, &self.namespace);
         let mut result = Ok(());
         let _ = migrations.delete_collection(&DeleteParams::default(), &ListParams::default()).await;
         let started = std::time::Instant::now();

@@ -169,8 +169,23 @@ impl Migration {
     }
 
     /// Deletes it, as `kubectl delete --wait=false` does.
+    ///
+    /// # Errors
+    /// While a decision has to come first.
+    pub async fn try_delete(&self) -> kube::Result<()> {
+        self.api().delete(&self.name, &DeleteParams::default()).await.map(drop)
+    }
+
+    /// Deletes it in a phase in which no decision has to come first.
     pub async fn delete(&self) {
-        self.api().delete(&self.name, &DeleteParams::default()).await.unwrap();
+        self.try_delete().await.unwrap();
+    }
+
+    /// Deletes it as a deleted namespace does, in any phase.
+    pub async fn delete_with_namespace(&self) {
+        let controller = cluster::client(Some(cluster::NAMESPACE_CONTROLLER)).await;
+        let api: Api<CreditMigration> = Api::namespaced(controller, &self.world.namespace);
+        api.delete(&self.name, &DeleteParams::default()).await.unwrap();
     }
 
     /// Waits until it is gone.

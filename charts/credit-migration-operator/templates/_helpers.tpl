@@ -5,6 +5,7 @@
 {{- define "operator.decisionPolicy" -}}migrationdecisions.creditmigration.io{{- end }}
 {{- define "operator.migrationPolicy" -}}creditmigrations.creditmigration.io{{- end }}
 {{- define "operator.runPolicy" -}}migrationruns.creditmigration.io{{- end }}
+{{- define "operator.runnerPolicy" -}}runners.creditmigration.io{{- end }}
 
 {{/* The operator's user name, as the API server knows it. */}}
 {{- define "operator.userName" -}}

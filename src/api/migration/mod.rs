@@ -43,9 +43,8 @@ use crate::api::{CreditMigrationStatus, named::named};
     doc = "A guarded migration of a live credit system on PostgreSQL, from verified backup to monitored cutover.",
     validation = Rule::new("self.metadata.name.size() <= 40")
         .message("metadata.name must have at most 40 characters: names of Jobs are derived from it"),
-    validation = Rule::new("!has(oldSelf.status) || !has(oldSelf.status.phase) || !(oldSelf.status.phase in \
-        ['Executing', 'Validating', 'Monitoring', 'Observing', 'RollingBack', 'RollbackFailed', 'Completed', \
-        'RolledBack', 'Cancelled']) || self.spec == oldSelf.spec")
+    validation = Rule::new("!has(oldSelf.status) || !has(oldSelf.status.phase) || oldSelf.status.phase in \
+        ['Preparing', 'AwaitingApproval', 'Failed'] || self.spec == oldSelf.spec")
         .message("spec is immutable once the migration window has started or the migration has ended; to undo it \
             before it is Completed create a MigrationDecision with decision Rollback, to change course create a new \
             CreditMigration"),

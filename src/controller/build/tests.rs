@@ -281,3 +281,39 @@ fn who_owns_what() {
     assert_eq!(limits(made(Task::Backup, Some(60))), (Some(0), Some(60), "Never".to_owned()));
     assert_eq!(limits(made(Task::RollbackWindow, None)), (Some(6), None, "OnFailure".to_owned()));
 }
+
+/// A Secret that the policy on migrations does not see could be named by a user who may not read it.
+#[test]
+fn the_policy_on_migrations_sees_every_secret() {
+    fn visit(schema: &Value, path: &str, found: &mut Vec<String>) {
+        for (name, property) in schema["properties"].as_object().into_iter().flatten() {
+            let (parent, lower) = (path.rsplit('.').next().unwrap_or_default(), name.to_lowercase());
+            if lower.ends_with("secretref") || lower.ends_with("secrets") {
+                found.push(format!("{parent}.{name}"));
+            }
+            visit(property, &format!("{path}.{name}"), found);
+            visit(&property["items"], &format!("{path}.{name}"), found);
+        }
+    }
+    let crd = serde_json::to_value(<CreditMigration as kube::CustomResourceExt>::crd()).unwrap();
+    let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
+    let mut found = vec![];
+    visit(schema, "spec", &mut found);
+    let policy = include_str!(
+        "../../../charts/credit-migration-operator/files/admissionpolicies/creditmigrations.creditmigration.io.yaml"
+    )
+    .replace('?', "");
+    let missing: Vec<_> = found.iter().filter(|field| !policy.contains(field.as_str())).collect();
+    assert!(found.len() > 10 && missing.is_empty(), "not in the policy: {missing:?}");
+}
+
+/// A task that the policy on runners does not list could be forged.
+#[test]
+fn the_policy_on_runners_lists_every_task() {
+    let policy = include_str!(
+        "../../../charts/credit-migration-operator/files/admissionpolicies/runners.creditmigration.io.yaml"
+    );
+    let slugs: Vec<&str> = Task::ALL.iter().map(|task| task.slug()).collect();
+    let listed = format!("find('-({})-[0-9]+-[a-z0-9]{{5}}$')", slugs.join("|"));
+    assert!(policy.contains(&listed), "{listed} is not in the policy");
+}

@@ -7,6 +7,7 @@ use crate::{
         self, ObservedDecision, Transition,
         faults::{Fault, fault},
     },
+    shared::message::Message,
 };
 
 impl Transition<'_> {
@@ -35,10 +36,18 @@ impl Transition<'_> {
             return Flow::Settled;
         }
         if let Some(r) = reject {
-            self.set_ready(
-                ReadyReason::Rejected,
-                format!("{} rejected {digest}{}; next: change the plan, or abort it", r.by, fmt_reason(&r.reason)),
-            );
+            let why = fmt_reason(&r.reason);
+            let message = match r.digest {
+                Some(_) => {
+                    Message::new(format!("{} rejected {digest}{why}", r.by)).next("change the plan, or abort it")
+                }
+                // It applies to whatever plan follows, so no change of this one helps.
+                None => Message::new(format!("{} rejected every plan of this migration{why}", r.by)).next(format!(
+                    "{}; then create a CreditMigration with another name",
+                    self.observed.plugin("abort", "")
+                )),
+            };
+            self.set_ready(ReadyReason::Rejected, message.to_string());
             return Flow::Settled;
         }
         if approvers.len() < needed {

@@ -3,9 +3,14 @@
 
 use super::Flow;
 use crate::{
-    api::{DecisionKind, Phase, ReadyReason, Step, StepState, Task},
+    api::{Phase, ReadyReason, Step, StepState, Task},
     machine::{RunOutcome, Transition, steps::PlannedRetry},
+    shared::message::Message,
 };
+
+/// Removes all triggers of the operator, with their functions.
+const DROP_TRIGGERS: &str =
+    "DROP FUNCTION IF EXISTS credit_migration.block_writes(), credit_migration.track_changes() CASCADE";
 
 /// Attempts of a clean-up for a deleted migration, after which its triggers stay in the database.
 const DELETED_CLEANUP_ATTEMPTS: u32 = 5;
@@ -21,7 +26,7 @@ impl Transition<'_> {
         }
         if self.phase() == Phase::Failed
             && self.is_cleaned_up()
-            && let Some(request) = self.stop_request(&[DecisionKind::Abort], None)
+            && let Some(request) = self.cancel_request()
         {
             self.enter(Phase::Cancelled);
             self.set_ready(ReadyReason::Aborted, format!("cancelled by {}; nothing was changed", request.by));
@@ -80,6 +85,14 @@ impl Transition<'_> {
                 self.enter(Phase::Completed);
                 self.set_ready(ReadyReason::Deleted, "deleted while it was being watched; the new version stays");
             }
+            // Nothing can be started there, and nobody has to undo what is not under way.
+            Phase::RollingBack if self.observed.namespace_deleting && !self.may_be_blocked() => {
+                self.enter(Phase::Completed);
+                self.set_ready(
+                    ReadyReason::Deleted,
+                    "deleted with its namespace before the rollback blocked writes; the new version stays",
+                );
+            }
             // Executing rolls back by itself; RollingBack ends; RollbackFailed keeps the finalizer: writes may be
             // blocked.
             Phase::Executing | Phase::RollingBack | Phase::RollbackFailed => {}
@@ -95,19 +108,23 @@ impl Transition<'_> {
     /// Says that triggers stay in the database when the finalizer goes without a clean-up.
     pub(crate) fn report_triggers_left(&mut self) {
         if self.observed.finalizer && self.may_remove_finalizer() && !self.is_cleaned_up() {
-            self.event(
-                true,
-                ReadyReason::TriggersLeft,
-                "the database could not be reached; next: drop the triggers named credit_migration_* and \
-                 schema credit_migration by hand",
-            );
+            let why = if self.observed.namespace_deleting {
+                "no Job can be started in a namespace that is being deleted".to_owned()
+            } else {
+                format!("Cleanup failed {} times", self.failures(Step::Cleanup))
+            };
+            let text = format!("{why}; the triggers stay in database {}", self.spec.database.name);
+            let next = format!("run in that database, as its migration role: {DROP_TRIGGERS}");
+            self.event(true, ReadyReason::TriggersLeft, Message::new(text).next(next).to_string());
         }
     }
 
-    /// The finalizer may go.
+    /// The finalizer may go. In a namespace that is being deleted no Cleanup can start: all ended phases have writes
+    /// unblocked, so the triggers that stay refuse nothing.
     pub(crate) fn may_remove_finalizer(&self) -> bool {
         let ended = matches!(self.phase(), Phase::Failed | Phase::Completed | Phase::RolledBack | Phase::Cancelled);
         let tries = self.failures(Step::Cleanup);
-        self.observed.deleting && ended && (self.is_cleaned_up() || tries >= DELETED_CLEANUP_ATTEMPTS)
+        let hopeless = self.observed.namespace_deleting || tries >= DELETED_CLEANUP_ATTEMPTS;
+        self.observed.deleting && ended && (self.is_cleaned_up() || hopeless)
     }
 }

@@ -224,6 +224,7 @@ impl World {
             uid: UID.into(),
             generation: m.value.generation,
             deleting: m.value.deleting,
+            namespace_deleting: false,
             finalizer: m.value.finalizer,
             runner_image: "image".into(),
             runs: self.runs.values().map(|r| r.value.clone()).collect(),

@@ -130,6 +130,7 @@ impl Scenario {
             uid: "uid-1".into(),
             generation: 1,
             deleting: false,
+            namespace_deleting: false,
             finalizer: true,
             runner_image: "image:1".into(),
             runs: vec![],

@@ -308,3 +308,17 @@ fn a_rejected_plan_stays_rejected() {
     s.wait(2).submit("ann", DecisionKind::Approve).submit("bob", DecisionKind::Approve).settle();
     assert_eq!((s.status.phase, ready(&s.status).0.as_str()), (Some(Phase::AwaitingApproval), "Rejected"));
 }
+
+#[test]
+fn a_reject_without_a_digest_says_that_no_change_of_the_plan_helps() {
+    let mut s = awaiting();
+    s.submit("eve", DecisionKind::Reject);
+    let message = ready(&s.decide().status).1;
+    assert!(message.starts_with("eve rejected every plan of this migration; next: "), "{message}");
+    assert!(message.contains("creditmigration -n shop abort m; then create"), "{message}");
+    let mut s = awaiting();
+    let digest = s.status.plan.as_ref().unwrap().digest.clone();
+    s.submit_on("eve", DecisionKind::Reject, digest.as_deref());
+    let message = ready(&s.decide().status).1;
+    assert!(message.ends_with("; next: change the plan, or abort it"), "{message}");
+}

@@ -60,7 +60,20 @@ fn a_failed_preparation_starts_again_when_its_inputs_change() {
     let mut s = failed();
     s.succeed(Task::Cleanup).settle().wait(86_400);
     assert_eq!(s.decide().status.phase, Some(Phase::Failed));
-    s.submit("ann", DecisionKind::Abort);
+    assert_eq!(s.decide().status.phase, Some(Phase::Failed));
+}
+
+/// Not heard at once, it would cancel the corrected plan later.
+#[rstest::rstest]
+fn a_stop_said_in_failed_cancels(
+    #[values(DecisionKind::Abort, DecisionKind::Rollback)] stop: DecisionKind,
+    #[values(false, true)] corrected: bool,
+) {
+    let mut s = failed();
+    s.succeed(Task::Cleanup).settle().submit("ann", stop);
+    if corrected {
+        s.observed.up = ObservedSql::Present("sha256:fixed".into());
+    }
     assert_eq!(s.decide().status.phase, Some(Phase::Cancelled));
 }
 
@@ -128,6 +141,50 @@ fn a_database_that_is_gone_does_not_hold_a_deletion_for_ever() {
     let d = s.reconcile();
     assert_eq!(actions(&d), ["remove finalizer"]);
     assert!(events(&d).contains(&"TriggersLeft"), "{:?}", events(&d));
+}
+
+#[test]
+fn a_deleted_namespace_lets_go_what_has_writes_unblocked() {
+    let asked = || {
+        let mut s = monitoring();
+        s.submit("ann", DecisionKind::Rollback).reconcile();
+        assert_eq!(s.status.phase, Some(Phase::RollingBack));
+        s
+    };
+    // What is given, the phase after it, and whether the finalizer goes.
+    let cases: &[(&str, fn() -> Scenario, Phase, bool)] = &[
+        ("Preparing", rehearsing, Phase::Cancelled, true),
+        ("AwaitingApproval", awaiting, Phase::Cancelled, true),
+        ("Executing, writes not blocked", approved, Phase::Cancelled, true),
+        ("Observing", observing, Phase::Completed, true),
+        ("Completed", completed, Phase::Completed, true),
+        ("Failed", failed, Phase::Failed, true),
+        ("RollingBack, writes not blocked", asked, Phase::Completed, true),
+        ("Executing, writes blocked", blocking, Phase::RollingBack, false),
+        ("RollingBack, writes blocked", blocked_for_rollback, Phase::RollingBack, false),
+        ("RollbackFailed", rollback_failed, Phase::RollbackFailed, false),
+    ];
+    for (name, given, phase, goes) in cases {
+        let mut s = given();
+        (s.observed.deleting, s.observed.namespace_deleting) = (true, true);
+        let d = s.reconcile();
+        assert_eq!(d.status.phase, Some(*phase), "{name}");
+        let actions = actions(&d);
+        assert_eq!(actions == ["remove finalizer"], *goes, "{name}: {actions:?}");
+        assert_eq!(events(&d).contains(&"TriggersLeft"), *goes, "{name}: {:?}", events(&d));
+        assert!(!actions.iter().any(|a| a.starts_with("start ")), "{name}: {actions:?}");
+    }
+    // One statement removes them all.
+    let mut s = awaiting();
+    (s.observed.deleting, s.observed.namespace_deleting) = (true, true);
+    let notes: Vec<String> = s
+        .decide()
+        .effects
+        .into_iter()
+        .filter_map(|e| if let Effect::Event(event) = e { Some(event.note) } else { None })
+        .collect();
+    let drop = "credit_migration.block_writes(), credit_migration.track_changes() CASCADE";
+    assert!(notes.iter().any(|note| note.contains(drop) && note.contains("database shop")), "{notes:?}");
 }
 
 #[test]
