@@ -49,6 +49,7 @@ mod gates;
 mod notices;
 mod observed;
 mod phases;
+mod pods;
 mod status_reason;
 pub mod steps;
 mod transition;
@@ -81,6 +82,8 @@ pub fn decide(spec: &CreditMigrationSpec, status: &CreditMigrationStatus, observ
     phases::advance(&mut transition);
     transition.report_triggers_left();
     transition.plan_checks();
+    transition.report_pods();
+    transition.keep_problems();
     let mut effects = transition.effects();
     conditions::derive(&mut transition);
     effects.extend(transition.events.into_iter().map(Effect::Event));
