@@ -8,8 +8,8 @@ const FOR_DEVELOPERS: &[&str] = &["assert", "debug_assert", "panic", "unreachabl
 /// Numbers of the lines that show a value by `Debug`: in a text, or as a field of a log call.
 fn shown_by_debug(text: &str) -> Vec<usize> {
     let end = text.find("#[cfg(test)]\nmod tests {").unwrap_or(text.len());
-    // What the texts of the lines belong to: the last macro that was opened.
-    let mut opened = "";
+    // What the texts of the lines belong to: the last macro that was started.
+    let mut macro_name = "";
     let mut found = vec![];
     for (n, line) in text[..end].lines().enumerate() {
         let line = if line.trim_start().starts_with("//") { "" } else { line };
@@ -17,9 +17,9 @@ fn shown_by_debug(text: &str) -> Vec<usize> {
         loop {
             let next_macro = rest.find("!(").into_iter().chain(rest.find("#[error(")).min();
             let (before, after) = rest.split_at(next_macro.unwrap_or(rest.len()));
-            let for_developers = FOR_DEVELOPERS.iter().any(|name| opened.starts_with(name));
+            let for_developers = FOR_DEVELOPERS.iter().any(|name| macro_name.starts_with(name));
             let is_field = |part: &str| part.trim().trim_start_matches('%').starts_with('?');
-            let log_field = ["trace", "debug", "info", "warn", "error"].contains(&opened)
+            let log_field = ["trace", "debug", "info", "warn", "error"].contains(&macro_name)
                 && before.split('"').next().unwrap_or_default().split(['(', ',', '=']).any(is_field);
             if !for_developers && (before.contains(":?}") || before.contains(":#?}") || log_field) {
                 found.push(n + 1);
@@ -27,7 +27,7 @@ fn shown_by_debug(text: &str) -> Vec<usize> {
             if next_macro.is_none() {
                 break;
             }
-            opened = before.rsplit(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or_default();
+            macro_name = before.rsplit(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or_default();
             rest = after.split_once('(').map_or("", |(_, inside)| inside);
         }
     }

@@ -3,6 +3,7 @@
 
 use std::{
     collections::HashMap,
+    ops::DerefMut,
     sync::{Mutex, PoisonError},
     time::Instant,
 };
@@ -27,7 +28,7 @@ impl Workqueue {
         self.lock().values().filter(|due| **due <= now).count()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<(String, String), Instant>> {
+    fn lock(&self) -> impl DerefMut<Target = HashMap<(String, String), Instant>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
