@@ -83,9 +83,9 @@ pub fn decide(spec: &CreditMigrationSpec, status: &CreditMigrationStatus, observ
     transition.report_triggers_left();
     transition.plan_checks();
     transition.report_pods();
-    transition.keep_problems();
     let mut effects = transition.effects();
     conditions::derive(&mut transition);
+    transition.keep_problems();
     effects.extend(transition.events.into_iter().map(Effect::Event));
     Decision { status: transition.status, effects, wake_at: transition.wake_at }
 }
