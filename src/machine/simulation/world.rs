@@ -283,12 +283,16 @@ impl World {
         true
     }
 
-    /// An operator who was notified of it sets the flag again, unless the operator in the cluster does.
+    /// An operator who was notified sets the flag again, unless the one in the cluster does, and looks until the status
+    /// says that it is right: another drift before the next decision is the same one for the machine.
     pub(super) fn answer_drift(&mut self) {
-        let (Some(since), Some(m)) = (self.drifted_at, &self.migration) else { return };
-        let asked = m.value.status.notices.iter().map(|n| &n.notice);
-        let asked = asked.filter(|n| n.occasion == Occasion::ManualInterventionRequired && n.at >= since).count() > 0;
-        if asked && m.value.spec.application.flag.on_drift == OnDrift::Alert {
+        let (Some(_), Some(m)) = (self.drifted_at, &self.migration) else { return };
+        let status = &m.value.status;
+        let reported = status.problems.iter().find(|p| p.reason == ReadyReason::FlagDrifted.as_str());
+        let Some(since) = reported.map(|p| p.since) else { return };
+        let notices = status.notices.iter().map(|n| &n.notice);
+        let alerts = notices.filter(|n| n.occasion == Occasion::ManualInterventionRequired && n.at >= since);
+        if alerts.count() > 0 && m.value.spec.application.flag.on_drift == OnDrift::Alert {
             self.write_flag("v2");
             self.drifted_at = None;
         }
