@@ -80,42 +80,68 @@ impl Failed {
 
 /// Failures in a row, by namespace and name.
 #[derive(Default)]
-pub(crate) struct Failures(Mutex<HashMap<(String, String), u32>>);
+pub(crate) struct Failures(Mutex<HashMap<(String, String), Record>>);
+
+/// What is known of one object.
+#[derive(Clone, Copy, Debug, Default)]
+struct Record {
+    in_a_row: u32,
+    /// Longest wait that its last decision allows. The watch may lag behind that decision when requests fail.
+    longest: Option<Duration>,
+}
 
 impl Failures {
-    fn counts(&self) -> MutexGuard<'_, HashMap<(String, String), u32>> {
+    fn records(&self) -> MutexGuard<'_, HashMap<(String, String), Record>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change<T>(&self, namespace: &str, name: &str, change: impl FnOnce(&mut Record) -> T) -> T {
+        change(self.records().entry((namespace.to_owned(), name.to_owned())).or_default())
+    }
+
+    /// Remembers what was decided, before it is persisted.
+    pub(super) fn decided(&self, namespace: &str, name: &str, status: &CreditMigrationStatus) {
+        self.change(namespace, name, |record| record.longest = Some(longest_wait(status)));
     }
 
     /// Counts one more. Gives their number.
     pub(super) fn count(&self, namespace: &str, name: &str) -> u32 {
-        let mut counts = self.counts();
-        let count = counts.entry((namespace.to_owned(), name.to_owned())).or_default();
-        *count = count.saturating_add(1);
-        *count
-    }
-
-    /// Their number.
-    pub(super) fn in_a_row(&self, namespace: &str, name: &str) -> u32 {
-        self.counts().get(&(namespace.to_owned(), name.to_owned())).copied().unwrap_or_default()
+        self.change(namespace, name, |record| {
+            record.in_a_row = record.in_a_row.saturating_add(1);
+            record.in_a_row
+        })
     }
 
     /// Starts anew, after a success.
     pub(super) fn clear(&self, namespace: &str, name: &str) {
-        self.counts().remove(&(namespace.to_owned(), name.to_owned()));
+        self.change(namespace, name, |record| record.in_a_row = 0);
+    }
+
+    /// Forgets an object that is gone.
+    pub(super) fn forget(&self, namespace: &str, name: &str) {
+        self.records().remove(&(namespace.to_owned(), name.to_owned()));
+    }
+
+    /// When the object is reconciled again: after 1, 2, 4 ... s, up to a limit that its last decision sets, or `watched`
+    /// if there was none.
+    pub(super) fn retry_after(&self, namespace: &str, name: &str, watched: Option<&CreditMigrationStatus>) -> Duration {
+        let record = self.change(namespace, name, |record| *record);
+        retry_after(record.in_a_row, record.longest.or(watched.map(longest_wait)).unwrap_or(LONGEST))
     }
 }
 
-/// When a failed reconciliation is retried: after 1, 2, 4 ... s, up to a limit that the status sets.
-pub(super) fn retry_after(in_a_row: u32, status: Option<&CreditMigrationStatus>) -> Duration {
-    let phase = status.and_then(|s| s.phase);
-    let longest = if status.and_then(|s| s.writes) == Some(Writes::Blocked) {
-        LONGEST_IN_WINDOW
-    } else if matches!(phase, Some(Phase::Executing | Phase::Validating | Phase::Monitoring | Phase::RollingBack)) {
-        LONGEST_UNDER_WAY
-    } else {
-        LONGEST
-    };
+/// Longest wait between two attempts.
+fn longest_wait(status: &CreditMigrationStatus) -> Duration {
+    if status.writes == Some(Writes::Blocked) {
+        return LONGEST_IN_WINDOW;
+    }
+    match status.phase {
+        Some(Phase::Executing | Phase::Validating | Phase::Monitoring | Phase::RollingBack) => LONGEST_UNDER_WAY,
+        _ => LONGEST,
+    }
+}
+
+fn retry_after(in_a_row: u32, longest: Duration) -> Duration {
     FIRST_WAIT.saturating_mul(1 << in_a_row.saturating_sub(1).min(16)).min(longest)
 }
 
@@ -129,17 +155,27 @@ mod tests {
 
     #[test]
     fn retries_are_rarer_with_each_failure_but_not_while_writes_are_blocked() {
-        let seconds = |status: Option<&CreditMigrationStatus>| {
-            [0, 1, 2, 3, 5, 9, 10, 1000, u32::MAX].map(|n| retry_after(n, status).as_secs())
+        let seconds = |status: &CreditMigrationStatus| {
+            [0, 1, 2, 3, 5, 9, 10, 1000, u32::MAX].map(|n| retry_after(n, longest_wait(status)).as_secs())
         };
-        assert_eq!(seconds(None), [1, 1, 2, 4, 16, 256, 300, 300, 300]);
-        let waiting = status(Phase::AwaitingApproval, Writes::Open);
-        assert_eq!(seconds(Some(&waiting)), [1, 1, 2, 4, 16, 256, 300, 300, 300]);
-        let watched = status(Phase::Monitoring, Writes::Open);
-        assert_eq!(seconds(Some(&watched)), [1, 1, 2, 4, 15, 15, 15, 15, 15]);
+        assert_eq!(seconds(&CreditMigrationStatus::default()), [1, 1, 2, 4, 16, 256, 300, 300, 300]);
+        assert_eq!(seconds(&status(Phase::AwaitingApproval, Writes::Open)), [1, 1, 2, 4, 16, 256, 300, 300, 300]);
+        assert_eq!(seconds(&status(Phase::Monitoring, Writes::Open)), [1, 1, 2, 4, 15, 15, 15, 15, 15]);
         for phase in [Phase::Executing, Phase::RollingBack, Phase::RollbackFailed] {
-            assert_eq!(seconds(Some(&status(phase, Writes::Blocked))), [1; 9], "{phase}");
+            assert_eq!(seconds(&status(phase, Writes::Blocked)), [1; 9], "{phase}");
         }
+    }
+
+    #[test]
+    fn what_was_decided_counts_more_than_what_the_watch_has_shown() {
+        let failures = Failures::default();
+        let open = status(Phase::AwaitingApproval, Writes::Open);
+        for _ in 0..10 {
+            failures.count("shop", "m");
+        }
+        assert_eq!(failures.retry_after("shop", "m", Some(&open)), LONGEST);
+        failures.decided("shop", "m", &status(Phase::Executing, Writes::Blocked));
+        assert_eq!(failures.retry_after("shop", "m", Some(&open)), LONGEST_IN_WINDOW);
     }
 
     #[test]
@@ -160,6 +196,8 @@ mod tests {
         let failures = Failures::default();
         assert_eq!([failures.count("shop", "a"), failures.count("shop", "a"), failures.count("shop", "b")], [1, 2, 1]);
         failures.clear("shop", "a");
-        assert_eq!((failures.in_a_row("shop", "a"), failures.in_a_row("shop", "b")), (0, 1));
+        assert_eq!([failures.count("shop", "a"), failures.count("shop", "b")], [1, 2]);
+        failures.forget("shop", "a");
+        assert_eq!(failures.records().len(), 1);
     }
 }

@@ -10,7 +10,7 @@ use tracing::{Instrument, error, warn};
 
 use super::{
     Context, Error, apply,
-    failures::{Activity, Failed, retry_after},
+    failures::{Activity, Failed},
     observe,
 };
 use crate::{
@@ -51,9 +51,12 @@ pub(super) async fn reconcile(
     .instrument(telemetry::migration_span(&namespace, &name))
     .await;
     match &result {
-        Ok(_) => {
+        Ok(after) => {
             timer.succeeded();
-            ctx.failures.clear(&namespace, &name);
+            match after {
+                Some(_) => ctx.failures.clear(&namespace, &name),
+                None => ctx.failures.forget(&namespace, &name),
+            }
         }
         Err(Failed { error: Error::Conflict, .. }) => {}
         Err(failed) => {
@@ -83,6 +86,8 @@ async fn reconcile_live(ctx: &Context, namespace: &str, name: &str) -> Result<Op
     let now = telemetry::now();
     let before = live.status.clone().unwrap_or_default();
     let Decision { status, effects, wake_at } = machine::decide(&live.spec, &before, &observed, now);
+
+    ctx.failures.decided(namespace, name, &status);
 
     let mut live = live;
     if status != before {
@@ -116,7 +121,7 @@ fn requeue_after(wake_at: Option<Time>, now: Time, longest: Duration) -> Duratio
     wait.clamp(Duration::from_millis(20), longest)
 }
 
-/// When a failed reconciliation is retried: see [`retry_after`].
+/// When a failed reconciliation is retried: see `failures`.
 pub(super) fn error_policy(object: Arc<DeserializeGuard<CreditMigration>>, error: &Error, ctx: Arc<Context>) -> Action {
     ctx.metrics.failed(error);
     let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
@@ -126,7 +131,7 @@ pub(super) fn error_policy(object: Arc<DeserializeGuard<CreditMigration>>, error
     let span = telemetry::migration_span(&namespace, &name);
     span.in_scope(|| warn!(%error, "reconciliation failed; retried"));
     let status = object.0.as_ref().ok().and_then(|migration| migration.status.as_ref());
-    let after = retry_after(ctx.failures.in_a_row(&namespace, &name), status);
+    let after = ctx.failures.retry_after(&namespace, &name, status);
     requeue(&ctx, &namespace, &name, after)
 }
 

@@ -21,6 +21,8 @@ use crate::{
 
 /// How long triggers may be without a result before people are notified, in seconds.
 const UNMEASURED_LIMIT_SECONDS: i64 = 30;
+/// Of drifts whose flag is set again, one is notified in this time, in seconds.
+const RESTORED_NOTICE_SECONDS: i64 = 600;
 /// How late a result may be, in seconds: its report takes time, and clocks differ.
 const LATE_RESULT_SECONDS: i64 = 5;
 
@@ -155,7 +157,10 @@ impl Transition<'_> {
         };
         let reported = self.report_lasting(ReadyReason::FlagDrifted, text.clone());
         if reported == Reported::Now && !fault(Fault::SilentDrift) {
-            self.notify(Occasion::ManualInterventionRequired, &notice_key("flag", self.now), &text);
+            // A sync from Git may set it back each time that it is set again.
+            let second = self.now.as_second();
+            let key = if self.restores_flag() { second - second % RESTORED_NOTICE_SECONDS } else { second };
+            self.notify(Occasion::ManualInterventionRequired, &format!("flag.{key}"), &text);
         }
     }
 

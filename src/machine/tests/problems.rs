@@ -127,6 +127,17 @@ fn a_flag_that_drifts_is_set_again_only_if_the_spec_says_so() {
         assert_eq!(d.status.phase, Some(Phase::RollingBack));
         assert!(!actions(&d).contains(&flag.to_owned()));
     }
+    // A sync from Git that sets it back each minute.
+    let mut s = monitoring();
+    s.spec.monitoring.duration = std::time::Duration::from_secs(7200).into();
+    s.spec.application.flag.on_drift = OnDrift::Restore;
+    with_channel(&mut s);
+    for _ in 0..60 {
+        s.flag("v1", None);
+        s.wait(60).reconcile();
+        s.reconcile();
+    }
+    assert!((6..=7).contains(&alerts(&s).len()), "{}", alerts(&s).len());
     for broken in
         [ObservedFlag::ConfigMapMissing, ObservedFlag::Value { value: "v1".into(), immutable: true, set_for: None }]
     {

@@ -235,6 +235,8 @@ impl View {
             problems: status
                 .problems
                 .iter()
+                // The others may pass by themselves.
+                .filter(|problem| problem.reported)
                 .map(|problem| ProblemView {
                     reason: problem.reason.clone(),
                     message: problem.message.clone(),
