@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
@@ -91,12 +91,9 @@ struct Record {
 }
 
 impl Failures {
-    fn records(&self) -> MutexGuard<'_, HashMap<(String, String), Record>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn change<T>(&self, namespace: &str, name: &str, change: impl FnOnce(&mut Record) -> T) -> T {
-        change(self.records().entry((namespace.to_owned(), name.to_owned())).or_default())
+        let mut records = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        change(records.entry((namespace.to_owned(), name.to_owned())).or_default())
     }
 
     /// Remembers what was decided, before it is persisted.
@@ -112,14 +109,15 @@ impl Failures {
         })
     }
 
-    /// Starts anew, after a success.
+    /// Starts again from zero, after a success.
     pub(super) fn clear(&self, namespace: &str, name: &str) {
         self.change(namespace, name, |record| record.in_a_row = 0);
     }
 
     /// Forgets an object that is gone.
     pub(super) fn forget(&self, namespace: &str, name: &str) {
-        self.records().remove(&(namespace.to_owned(), name.to_owned()));
+        let mut records = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        records.remove(&(namespace.to_owned(), name.to_owned()));
     }
 
     /// When the object is reconciled again: after 1, 2, 4 ... s, up to a limit that its last decision sets, or `watched`
@@ -198,6 +196,6 @@ mod tests {
         failures.clear("shop", "a");
         assert_eq!([failures.count("shop", "a"), failures.count("shop", "b")], [1, 2]);
         failures.forget("shop", "a");
-        assert_eq!(failures.records().len(), 1);
+        assert_eq!(failures.0.lock().unwrap().len(), 1);
     }
 }

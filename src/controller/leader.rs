@@ -62,7 +62,7 @@ pub(super) struct Elector {
 /// Whether a candidate may take a Lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Standing {
-    /// Nobody else holds it.
+    /// No one else holds it.
     Free,
     /// Another replica holds it, or may still act on it.
     Held,

@@ -289,7 +289,7 @@ fn job_state(job: &Job) -> JobState {
     if is_true("Complete").is_some() { JobState::Complete } else { JobState::Active }
 }
 
-/// Whether the Job's pod is to be looked at: the Job has no running pod, or has failed.
+/// Whether the Job's pod is to be read: the Job has no running pod, or has failed.
 fn pod_may_be_missing(job: &Job) -> bool {
     let ready = job.status.as_ref().and_then(|s| s.ready).unwrap_or_default();
     match job_state(job) {

@@ -1,15 +1,19 @@
 //! Pods of runs that do not start: reported in Kubernetes' own words, so that no step waits in silence.
 
-use super::{Job, JobPod, ObservedRun, StatusReason, Transition, transition::Reported};
+use super::{
+    Job, JobPod, ObservedRun, StatusReason, Transition,
+    steps::{Retention, run_policy},
+    transition::Reported,
+};
 use crate::{
-    api::{Occasion, ReadyReason, Task},
+    api::{Occasion, ReadyReason},
     shared::time::seconds,
 };
 
 /// Seconds after which a pod that does not start is reported. Much of what delays one passes by itself.
 const START_GRACE_SECONDS: i64 = 5;
-/// Seconds between two looks at a pod that is not running: pods are not watched.
-const LOOK_SECONDS: i64 = 5;
+/// Seconds between two readings of a pod that is not running: pods are not watched.
+const READ_SECONDS: i64 = 5;
 
 impl Transition<'_> {
     /// Reports pods that do not start: by one Event for each run, and in `Ready` if the step waits for nothing else.
@@ -17,7 +21,7 @@ impl Transition<'_> {
         let observed = self.observed;
         let starting = observed.runs.iter().filter(|run| is_starting(run) && self.is_wanted(run));
         for run in starting.collect::<Vec<_>>() {
-            self.wake_at(self.now + seconds(LOOK_SECONDS));
+            self.wake_at(self.now + seconds(READ_SECONDS));
             self.report_pod(run);
         }
     }
@@ -35,7 +39,9 @@ impl Transition<'_> {
             self.notify(Occasion::ManualInterventionRequired, &format!("pod.{name}"), &text);
         }
         let waits = self.reason.as_ref().is_none_or(StatusReason::is_under_way);
-        if waits && !matches!(task, Task::Notify | Task::Cleanup) {
+        // No phase waits for a notice, or for what follows its end.
+        let is_awaited = !matches!(run_policy(task).retention, Retention::WhilePending | Retention::Always);
+        if waits && is_awaited {
             self.set_ready(ReadyReason::PodNotStarted, text);
         }
     }

@@ -129,7 +129,7 @@ impl<'a> Transition<'a> {
         reported
     }
 
-    /// Keeps what was found by this call: what was not found again is over.
+    /// Keeps what was found by this call: what was not found again has ended.
     pub(crate) fn keep_problems(&mut self) {
         self.status.problems = std::mem::take(&mut self.problems);
     }

@@ -74,6 +74,7 @@ impl Controller {
             return;
         };
         let decision = decide(&migration.spec, &migration.status, &observed, w.now);
+        w.note_drift_decision(&migration.spec, &decision.status);
         let mut persisted = version;
         if decision.status != migration.status {
             let next = w.bump();

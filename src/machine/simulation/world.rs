@@ -52,6 +52,16 @@ fn with_channel(mut spec: CreditMigrationSpec) -> CreditMigrationSpec {
     spec
 }
 
+/// Whether people were notified of the drift that the status reports.
+fn is_drift_notified(status: &CreditMigrationStatus) -> bool {
+    let reported = status.problems.iter().find(|p| p.reason == ReadyReason::FlagDrifted.as_str());
+    reported.is_some_and(|problem| {
+        let notices = status.notices.iter().map(|n| &n.notice);
+        let mut alerts = notices.filter(|n| n.occasion == Occasion::ManualInterventionRequired);
+        alerts.any(|n| n.at >= problem.since)
+    })
+}
+
 /// Whether a failed rollback is reported by this reason: the task's, or that it could not be started.
 fn calls_for_intervention(reason: &StatusReason) -> bool {
     matches!(reason, StatusReason::Task(_) | StatusReason::Machine(ReadyReason::RollbackNotStarted))
@@ -158,8 +168,10 @@ pub(super) struct World {
     pub(super) maintenance_announced: bool,
     pub(super) verified: bool,
     pub(super) rehearsed: bool,
-    /// When an outsider has set the flag back after the window, as long as nobody has set it since.
+    /// When an outsider has set the flag back after the window, as long as no one has set it since.
     pub(super) drifted_at: Option<Time>,
+    /// Decisions in a row on such a flag that have notified no one.
+    pub(super) silent_decisions: u32,
     /// A broken neighbour was passed by how often.
     pub(super) broken_seen: u32,
 }
@@ -204,6 +216,7 @@ impl World {
             verified: false,
             rehearsed: false,
             drifted_at: None,
+            silent_decisions: 0,
             broken_seen: 0,
         }
     }
@@ -283,19 +296,22 @@ impl World {
         true
     }
 
-    /// An operator who was notified sets the flag again, unless the one in the cluster does, and looks until the status
+    /// An operator who was notified sets the flag again, unless the one in the cluster does, and checks until the status
     /// says that it is right: another drift before the next decision is the same one for the machine.
     pub(super) fn answer_drift(&mut self) {
         let (Some(_), Some(m)) = (self.drifted_at, &self.migration) else { return };
-        let status = &m.value.status;
-        let reported = status.problems.iter().find(|p| p.reason == ReadyReason::FlagDrifted.as_str());
-        let Some(since) = reported.map(|p| p.since) else { return };
-        let notices = status.notices.iter().map(|n| &n.notice);
-        let alerts = notices.filter(|n| n.occasion == Occasion::ManualInterventionRequired && n.at >= since);
-        if alerts.count() > 0 && m.value.spec.application.flag.on_drift == OnDrift::Alert {
+        if is_drift_notified(&m.value.status) && m.value.spec.application.flag.on_drift == OnDrift::Alert {
             self.write_flag("v2");
             self.drifted_at = None;
         }
+    }
+
+    /// Counts the decisions on a drift that notify no one.
+    pub(super) fn note_drift_decision(&mut self, spec: &CreditMigrationSpec, status: &CreditMigrationStatus) {
+        let after = matches!(status.phase, Some(Phase::Validating | Phase::Monitoring | Phase::Observing));
+        let alerts = spec.application.flag.on_drift == OnDrift::Alert;
+        let silent = after && alerts && self.drifted_at.is_some() && !is_drift_notified(status);
+        self.silent_decisions = if silent { self.silent_decisions + 1 } else { 0 };
     }
 
     fn write_flag(&mut self, value: &str) {
@@ -366,6 +382,10 @@ impl World {
             if let Some(p) = self.app.value.pods.iter().find(|p| p.1 == wrong) {
                 return Err(format!("3: writes are open, schema is {:?}, a pod runs {}", db.schema, p.1));
             }
+        }
+        // Some may rest on what was read before.
+        if self.silent_decisions > 20 {
+            return Err(format!("3: the flag was changed, and {} decisions notified no one", self.silent_decisions));
         }
         if db.ups > 0
             && (!self.verified || !self.rehearsed || self.approvers.iter().filter(|s| *s != "author").count() < 2)
