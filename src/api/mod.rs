@@ -8,6 +8,7 @@
     reason = "kube takes each printer column and each rule as an attribute of one name"
 )]
 
+mod clock;
 mod crds;
 mod decision;
 mod digest;
@@ -29,6 +30,7 @@ mod task_spec;
 pub mod window_rules;
 mod window_state;
 
+pub use clock::*;
 pub use crds::{crds, crds_yaml};
 pub use decision::*;
 pub use digest::*;

@@ -85,6 +85,10 @@ ready_reasons! {
     FlagDrifted,
     /// The down SQL is not what was approved.
     DownSqlChanged,
+    /// A run's pod does not start.
+    PodNotStarted,
+    /// Triggers are not measured: no rollback starts by itself.
+    TriggersNotMeasured,
     /// A check was breached.
     CheckBreached,
     /// A stage cannot end: checks do not pass.

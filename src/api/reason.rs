@@ -73,6 +73,8 @@ reasons! {
     TableMissing: May,
     /// A column is missing, or has a wrong type.
     ColumnMissing: May,
+    /// The clocks of controller, runner and database differ by more than 2 s.
+    ClockSkew: May,
     /// Another migration owns the database.
     DatabaseInUse: May,
     /// The scratch database of the rehearsal exists already and is not the operator's.

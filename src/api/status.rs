@@ -90,9 +90,30 @@ pub struct CreditMigrationStatus {
     /// Number of runs of task Notify so far. Their numbers never repeat.
     #[serde(skip_serializing_if = "is_zero")]
     pub notice_runs: u32,
+    /// What is wrong at present. Each is reported by one Event, when it has lasted for long enough.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<Problem>,
     /// Ready, BackupVerified, RehearsalPassed, ChecklistCovered, WritesBlocked; Reconciling and Stalled while true.
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
+}
+
+/// Something that is wrong for as long as it lasts.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Problem {
+    /// Its reason, as in its Event, CamelCase.
+    pub reason: String,
+    /// Name of the run, where several may have the same problem.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subject: Option<String>,
+    /// When it was first observed.
+    pub since: Time,
+    /// An Event reported it. Until then it may pass by itself.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub reported: bool,
+    /// Observed value, limit and next command.
+    pub message: String,
 }
 
 /// Whether the application can write to the protected tables.
@@ -204,9 +225,6 @@ pub struct WindowStatus {
     /// `observedAt` of the probe's answer known at that time, by the runner's clock. Only a later answer is current.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub probed_before: Option<Time>,
-    /// It was reported that the window is past its deadline.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub overdue_reported: bool,
     /// The full comparison after the commit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub comparison: Option<Comparison>,

@@ -25,7 +25,7 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use tracing::{info, warn};
 
-use super::{Context, Error, MANAGER, build, post_params};
+use super::{Context, Error, MANAGER, build, failures::Failed, post_params};
 use crate::{
     api::{
         CreditMigration, FINALIZER, FLAG_SET_FOR, MigrationRun, RESTARTED_FOR, Step, Task, WindowCommand, WindowOrder,
@@ -243,18 +243,24 @@ impl Writer<'_> {
     }
 
     async fn publish(&self, event: &Event) {
-        let action = self.live.status.as_ref().and_then(|s| s.step).map_or("Reconcile", Step::as_str).to_owned();
-        let kube_event = KubeEvent {
-            type_: if event.warning { EventType::Warning } else { EventType::Normal },
-            reason: event.reason.clone(),
-            note: Some(note(&event.note)),
-            action,
-            secondary: None,
-        };
-        if let Err(error) = self.ctx.events.publish(&kube_event, &self.live.object_ref(&())).await {
-            // A namespace that is being deleted refuses it: the log is then the only place that has its text.
-            warn!(%error, reason = %event.reason, note = %event.note, "cannot publish an event");
-        }
+        let action = self.live.status.as_ref().and_then(|s| s.step).map_or("Reconcile", Step::as_str);
+        let type_ = if event.warning { EventType::Warning } else { EventType::Normal };
+        publish(self.ctx, &self.live.object_ref(&()), type_, &event.reason, &event.note, action).await;
+    }
+}
+
+/// Publishes an event; one that cannot be published is in the log alone.
+async fn publish(ctx: &Context, about: &ObjectReference, type_: EventType, reason: &str, text: &str, action: &str) {
+    let event = KubeEvent {
+        type_,
+        reason: reason.to_owned(),
+        note: Some(note(text)),
+        action: action.to_owned(),
+        secondary: None,
+    };
+    if let Err(error) = ctx.events.publish(&event, about).await {
+        // A namespace that is being deleted refuses it: the log is then the only place that has its text.
+        warn!(%error, reason, note = text, "cannot publish an event");
     }
 }
 
@@ -285,10 +291,10 @@ fn ignore_missing(result: Result<(), kube::Error>) -> Result<(), Error> {
     }
 }
 
-/// Reports on the migration why an effect cannot be applied.
-pub(super) async fn report_error(ctx: &Context, live: &CreditMigration, error: &Error) {
-    let writer = Writer { ctx, live, namespace: live.namespace().unwrap_or_default() };
-    writer.publish(&Event { warning: true, reason: "EffectRefused".into(), note: format!("{error}; retried") }).await;
+/// Reports on the migration why its reconciliation fails.
+pub(super) async fn report_failure(ctx: &Context, about: &ObjectReference, failed: &Failed) {
+    let text = format!("{}; retried", failed.error);
+    publish(ctx, about, EventType::Warning, failed.activity.event_reason(), &text, "Reconcile").await;
 }
 
 /// An object that cannot be decoded, as an event names it.
@@ -305,19 +311,11 @@ pub(super) fn reference<K: Resource<DynamicType = ()>>(invalid: &InvalidObject) 
 
 /// Reports to the owner of an object that it cannot be decoded.
 pub(super) async fn report_undecodable<K: Resource<DynamicType = ()>>(ctx: &Context, invalid: &InvalidObject) {
-    let event = KubeEvent {
-        type_: EventType::Warning,
-        reason: "Undecodable".into(),
-        note: Some(note(&format!(
-            "{}; next: correct it (a decision: create another one), or update the operator and its CRDs together",
-            invalid.error
-        ))),
-        action: "Decode".into(),
-        secondary: None,
-    };
-    if let Err(error) = ctx.events.publish(&event, &reference::<K>(invalid)).await {
-        warn!(%error, "cannot publish an event");
-    }
+    let text = format!(
+        "{}; next: correct it (a decision: create another one), or update the operator and its CRDs together",
+        invalid.error
+    );
+    publish(ctx, &reference::<K>(invalid), EventType::Warning, "Undecodable", &text, "Decode").await;
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! Leadership by a Lease, with self-fencing.
 //!
 //! Expiry is judged by locally observed time, as in client-go: a candidate takes a Lease only after it has observed the
-//! same record for the whole duration by its own clock, so the clocks of two nodes need not agree. The leader stops by
+//! same record for the whole duration that the record itself names, by its own clock, so the clocks of two nodes need
+//! not agree. The leader stops by
 //! itself well before that. Leadership avoids duplicate work; that nothing happens twice rests on resourceVersions and
 //! the ledger.
 
@@ -56,6 +57,35 @@ pub(super) struct Elector {
     identity: String,
     duration: Duration,
     lease: LeaseGuard,
+}
+
+/// Whether a candidate may take a Lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// No one else holds it.
+    Free,
+    /// Another replica holds it, or may still act on it.
+    Held,
+    /// Its holder has not renewed it for its whole duration.
+    Expired,
+}
+
+/// Judges a record that has been the same for `unchanged`, by the candidate's own clock. While a new duration is rolled
+/// out the holder acts by the one of its record, and the candidate by its own: the longer one counts.
+fn judge(record: Option<&LeaseSpec>, identity: &str, own_duration: Duration, unchanged: Duration) -> Standing {
+    let holder = record.and_then(|r| r.holder_identity.as_deref()).filter(|holder| !holder.is_empty());
+    if holder.is_none_or(|holder| holder == identity) {
+        return Standing::Free;
+    }
+    let of_record = record.and_then(|r| r.lease_duration_seconds).and_then(|s| u64::try_from(s).ok());
+    let duration = own_duration.max(Duration::from_secs(of_record.unwrap_or_default()));
+    if unchanged > duration { Standing::Expired } else { Standing::Held }
+}
+
+/// Whether a Lease that was read is this replica's to renew.
+fn is_renewable(lease: Option<&Lease>, identity: &str) -> bool {
+    let record = lease.and_then(|lease| lease.spec.as_ref());
+    record.and_then(|record| record.holder_identity.as_deref()) == Some(identity)
 }
 
 /// The record that was last observed, and since when by the local clock.
@@ -131,13 +161,13 @@ impl Elector {
             return self.won(started, self.api.create(&post_params(), &fresh).await);
         };
         let version = lease.metadata.resource_version.clone();
-        let holder = lease.spec.as_ref().and_then(|s| s.holder_identity.clone()).filter(|h| !h.is_empty());
         if seen.as_ref().is_none_or(|s| s.version != version) {
             *seen = Some(SeenLease { version, since: started });
         }
-        let expired = seen.as_ref().is_some_and(|s| s.since.elapsed() > self.duration);
-        if holder.is_some() && holder.as_deref() != Some(&self.identity) && !expired {
-            return Ok(false);
+        let unchanged = seen.as_ref().map_or(Duration::ZERO, |s| s.since.elapsed());
+        match judge(lease.spec.as_ref(), &self.identity, self.duration, unchanged) {
+            Standing::Held => return Ok(false),
+            Standing::Free | Standing::Expired => {}
         }
         let taken = Lease { spec: Some(self.record(lease.spec.as_ref())), ..lease };
         self.won(started, self.api.replace(&self.name, &post_params(), &taken).await)
@@ -157,15 +187,17 @@ impl Elector {
 
     /// `false` when another replica has it.
     async fn renew(&self) -> Result<bool, kube::Error> {
-        let Some(lease) = self.api.get_opt(&self.name).await? else { return Ok(false) };
-        if lease.spec.as_ref().and_then(|s| s.holder_identity.as_deref()) != Some(&self.identity) {
-            return Ok(false);
-        }
-        let renewed = Lease { spec: Some(self.record(lease.spec.as_ref())), ..lease };
-        match self.api.replace(&self.name, &post_params(), &renewed).await {
-            Ok(_) => Ok(true),
-            Err(kube::Error::Api(e)) if e.code == 409 => Ok(false),
-            Err(e) => Err(e),
+        loop {
+            let lease = self.api.get_opt(&self.name).await?;
+            let Some(lease) = lease.filter(|lease| is_renewable(Some(lease), &self.identity)) else { return Ok(false) };
+            let renewed = Lease { spec: Some(self.record(lease.spec.as_ref())), ..lease };
+            match self.api.replace(&self.name, &post_params(), &renewed).await {
+                Ok(_) => return Ok(true),
+                // Not every write is another leader's: a label is one too. What is stored now says so. The caller
+                // bounds the time.
+                Err(kube::Error::Api(e)) if e.code == 409 => {}
+                Err(e) => return Err(e),
+            }
         }
     }
 
@@ -181,5 +213,52 @@ impl Elector {
             lease_transitions: Some(if mine { transitions } else { transitions + 1 }),
             ..Default::default()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(holder: &str, seconds: Option<i32>) -> LeaseSpec {
+        LeaseSpec { holder_identity: Some(holder.into()), lease_duration_seconds: seconds, ..Default::default() }
+    }
+
+    #[rstest::rstest]
+    #[case::given_back("", Some(5), 0, Standing::Free)]
+    #[case::own_of_an_earlier_process("me", Some(5), 0, Standing::Free)]
+    #[case::just_renewed("other", Some(5), 0, Standing::Held)]
+    #[case::at_its_end("other", Some(5), 5, Standing::Held)]
+    #[case::expired("other", Some(5), 6, Standing::Expired)]
+    // Its leader renews every 6 s.
+    #[case::a_longer_one_than_the_own("other", Some(30), 6, Standing::Held)]
+    #[case::a_longer_one_that_expired("other", Some(30), 31, Standing::Expired)]
+    #[case::a_shorter_one_than_the_own("other", Some(1), 4, Standing::Held)]
+    #[case::without_a_duration("other", None, 6, Standing::Expired)]
+    #[case::with_a_broken_duration("other", Some(-1), 4, Standing::Held)]
+    fn a_lease_is_taken_when_its_holder_cannot_act_on_it(
+        #[case] holder: &str,
+        #[case] seconds: Option<i32>,
+        #[case] unchanged: u64,
+        #[case] expected: Standing,
+    ) {
+        let record = record(holder, seconds);
+        let unchanged = Duration::from_secs(unchanged);
+        assert_eq!(judge(Some(&record), "me", Duration::from_secs(5), unchanged), expected);
+    }
+
+    #[test]
+    fn a_lease_without_a_record_is_free() {
+        assert_eq!(judge(None, "me", Duration::from_secs(5), Duration::ZERO), Standing::Free);
+    }
+
+    #[rstest::rstest]
+    #[case::own("me", true)]
+    #[case::taken_by_another("other", false)]
+    #[case::given_back("", false)]
+    fn after_a_conflict_the_stored_record_decides(#[case] holder: &str, #[case] renewable: bool) {
+        let lease = Lease { spec: Some(record(holder, Some(5))), ..Default::default() };
+        assert_eq!(is_renewable(Some(&lease), "me"), renewable);
+        assert!(!is_renewable(None, "me"), "deleted");
     }
 }

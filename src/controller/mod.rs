@@ -11,6 +11,7 @@ mod apply;
 mod client;
 mod error;
 mod events;
+mod failures;
 mod leader;
 mod metrics;
 mod observe;
@@ -43,6 +44,7 @@ pub(crate) struct Context {
     client: Client,
     options: ControllerOptions,
     events: events::Events,
+    failures: failures::Failures,
     lease: leader::LeaseGuard,
     metrics: Arc<metrics::Metrics>,
 }
@@ -70,6 +72,7 @@ pub async fn run(options: ControllerOptions) -> Result<(), Error> {
     let reporter = Reporter { controller: MANAGER.into(), instance: Some(options.identity.clone()) };
     let ctx = Arc::new(Context {
         events: events::Events::new(client.clone(), reporter),
+        failures: failures::Failures::default(),
         client: client.clone(),
         options,
         lease: elector.lease(),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::{
     apps::v1::Deployment,
     batch::v1::Job,
-    core::v1::{ConfigMap, Namespace, Pod},
+    core::v1::{ConfigMap, Event as KubeEvent, Namespace, Pod, PodStatus},
 };
 use kube::{
     Api, Client, ResourceExt,
@@ -21,8 +21,8 @@ use crate::{
         RESTARTED_FOR, Time, UID_LABEL, WorkloadKind, WorkloadRef, sha256,
     },
     machine::{
-        CheckJob, CheckPod, DEADLINE, Job as JobState, Observed, ObservedDecision, ObservedFlag, ObservedRun,
-        ObservedSql, Workload,
+        CheckJob, DEADLINE, Job as JobState, JobPod, Observed, ObservedDecision, ObservedFlag, ObservedRun,
+        ObservedSql, PodReason, Workload,
     },
     shared::deployment,
 };
@@ -89,25 +89,74 @@ impl Reader<'_> {
         let of_uid = ListParams::default().labels(&format!("{}={uid}", UID_LABEL));
         let runs: Api<DeserializeGuard<MigrationRun>> = Api::namespaced(self.client.clone(), self.namespace);
         let (runs, jobs) = futures::try_join!(runs.list(&of_uid), async { self.api::<Job>().list(&of_uid).await })?;
-        let mut states: BTreeMap<String, JobState> = jobs.items.iter().map(|j| (j.name_any(), job_state(j))).collect();
+        let runs = runs.items.into_iter().filter_map(|guarded| match guarded.0 {
+            Ok(run) => Some(run),
+            Err(invalid) => {
+                let name = invalid.metadata.name.as_deref();
+                warn!(run = name, error = %invalid.error, "cannot decode this MigrationRun");
+                None
+            }
+        });
+        // The label selects them, the UID in the spec decides.
+        let runs: Vec<MigrationRun> = runs.filter(|run| run.spec.migration_uid == uid).collect();
+        let jobs: BTreeMap<String, &Job> = jobs.items.iter().map(|job| (job.name_any(), job)).collect();
+        let mut pods = self.pods_of_runs(uid, &runs, &jobs).await?;
         Ok(runs
-            .items
             .into_iter()
-            .filter_map(|guarded| match guarded.0 {
-                Ok(run) => Some(run),
-                Err(invalid) => {
-                    let name = invalid.metadata.name.as_deref();
-                    warn!(run = name, error = %invalid.error, "cannot decode this MigrationRun");
-                    None
-                }
-            })
-            // The label selects them, the UID in the spec decides.
-            .filter(|run| run.spec.migration_uid == uid)
             .map(|run| {
-                let job = states.remove(&run.name_any()).unwrap_or(JobState::Absent);
-                ObservedRun { run, job }
+                let name = run.name_any();
+                let job = jobs.get(&name).map_or(JobState::Absent, |job| job_state(job));
+                let pod = pods.remove(&name).unwrap_or(JobPod::Started);
+                ObservedRun { run, job, pod }
             })
             .collect())
+    }
+
+    /// Pods of runs that have not reported their end, by the name of the run. Those of Jobs with a running pod are
+    /// left out: most of the time there is nothing to ask for.
+    async fn pods_of_runs(
+        &self,
+        uid: &str,
+        runs: &[MigrationRun],
+        jobs: &BTreeMap<String, &Job>,
+    ) -> Result<BTreeMap<String, JobPod>, Error> {
+        let of_open_run = |run: &MigrationRun| (!run.has_ended()).then(|| jobs.get(&run.name_any()).copied()).flatten();
+        let open: Vec<&Job> = runs.iter().filter_map(of_open_run).filter(|job| pod_may_be_missing(job)).collect();
+        if open.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        // After the Jobs, as below.
+        let of_runs = ListParams::default().labels(&format!("{}={uid},!{}", UID_LABEL, CHECK_LABEL));
+        let pods = self.api::<Pod>().list(&of_runs).await?.items;
+        let mut states = BTreeMap::new();
+        for job in open {
+            let name = job.name_any();
+            let pod = newest_pod(&pods, &name);
+            let state = match (pod.map_or(JobPod::Absent, pod_state), pod) {
+                (JobPod::Absent, _) => refused(self.warnings_on(job.uid()).await, &["FailedCreate"], JobPod::Absent),
+                // A volume that cannot be mounted is in the pod's Events alone.
+                (JobPod::Waiting(None), Some(pod)) => {
+                    let reasons = ["FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox", "FailedScheduling"];
+                    refused(self.warnings_on(pod.uid()).await, &reasons, JobPod::Waiting(None))
+                }
+                (state, _) => state,
+            };
+            states.insert(name, state);
+        }
+        Ok(states)
+    }
+
+    /// Warnings on an object. What they explain goes on without them, so that they cannot be read is no error.
+    async fn warnings_on(&self, uid: Option<String>) -> Vec<KubeEvent> {
+        let Some(uid) = uid else { return vec![] };
+        let on_object = ListParams::default().fields(&format!("involvedObject.uid={uid},type=Warning"));
+        match self.api::<KubeEvent>().list(&on_object).await {
+            Ok(events) => events.items,
+            Err(error) => {
+                warn!(%error, "cannot read Events, which say why a pod does not start");
+                vec![]
+            }
+        }
     }
 
     async fn decisions(&self, name: &str, uid: &str) -> Result<Vec<ObservedDecision>, Error> {
@@ -133,7 +182,7 @@ impl Reader<'_> {
         }
         // After the Jobs: the pod of a finished Job is then read in its final state.
         let pods = self.api::<Pod>().list(&of_uid).await?.items;
-        let seen = |j: &Job| CheckJob { name: j.name_any(), job: job_state(j), pod: check_pod(&pods, &j.name_any()) };
+        let seen = |j: &Job| CheckJob { name: j.name_any(), job: job_state(j), pod: pod_of(&pods, &j.name_any()) };
         Ok(jobs.items.iter().map(seen).collect())
     }
 
@@ -250,24 +299,80 @@ fn job_state(job: &Job) -> JobState {
     if is_true("Complete").is_some() { JobState::Complete } else { JobState::Active }
 }
 
-/// State of the newest pod of a check's Job.
-fn check_pod(pods: &[Pod], job: &str) -> CheckPod {
+/// Whether the Job's pod is to be read: the Job has no running pod, or has failed.
+fn pod_may_be_missing(job: &Job) -> bool {
+    let ready = job.status.as_ref().and_then(|s| s.ready).unwrap_or_default();
+    match job_state(job) {
+        JobState::Active => ready == 0,
+        JobState::Failed { .. } => true,
+        JobState::Absent | JobState::Complete => false,
+    }
+}
+
+/// The newest pod of a Job.
+fn newest_pod<'a>(pods: &'a [Pod], job: &str) -> Option<&'a Pod> {
     let of_job = pods.iter().filter(|p| p.owner_references().iter().any(|o| o.kind == "Job" && o.name == job));
-    let Some(pod) = of_job.max_by_key(|p| p.creation_timestamp().map(|t| t.0)) else { return CheckPod::Absent };
+    of_job.max_by_key(|p| p.creation_timestamp().map(|t| t.0))
+}
+
+/// State of the newest pod of a Job.
+fn pod_of(pods: &[Pod], job: &str) -> JobPod {
+    newest_pod(pods, job).map_or(JobPod::Absent, pod_state)
+}
+
+fn pod_state(pod: &Pod) -> JobPod {
     let status = pod.status.clone().unwrap_or_default();
-    let containers = status.container_statuses.unwrap_or_default();
+    let containers = status.container_statuses.as_deref().unwrap_or_default();
     // A container that never started has no id, even if the kubelet writes at the pod's time-out that it was
     // "terminated".
     if containers.iter().any(|c| c.container_id.as_deref().is_some_and(|id| !id.is_empty())) {
-        return CheckPod::Started;
+        return stopped_by(&status).map_or(JobPod::Started, JobPod::Stopped);
     }
-    let waits = containers.into_iter().filter_map(|c| c.state?.waiting?.reason);
-    let unscheduled =
-        status.conditions.into_iter().flatten().filter(|c| c.type_ == "PodScheduled" && c.status == "False");
-    let why = waits.chain(unscheduled.filter_map(|c| c.reason)).chain(status.reason);
+    let reason =
+        |reason: Option<&str>, message: Option<&str>| Some(PodReason::new(reason?, message.unwrap_or_default()));
+    let waits = containers.iter().filter_map(|c| {
+        let waiting = c.state.as_ref()?.waiting.as_ref()?;
+        reason(waiting.reason.as_deref(), waiting.message.as_deref())
+    });
+    let conditions = status.conditions.as_deref().unwrap_or_default();
+    let unscheduled = conditions.iter().filter(|c| c.type_ == "PodScheduled" && c.status == "False");
+    let why = waits
+        .chain(unscheduled.filter_map(|c| reason(c.reason.as_deref(), c.message.as_deref())))
+        .chain(reason(status.reason.as_deref(), status.message.as_deref()));
     // States that every pod goes through, and the time-out itself, explain nothing.
-    let why = why.into_iter().find(|why| !["ContainerCreating", "PodInitializing", DEADLINE].contains(&why.as_str()));
-    CheckPod::Waiting(why.unwrap_or_default())
+    let says_nothing = ["ContainerCreating", "PodInitializing", DEADLINE];
+    JobPod::Waiting(why.into_iter().find(|why| !says_nothing.contains(&why.reason.as_str())))
+}
+
+/// Why the pod's container was ended, if its own program did not end it.
+fn stopped_by(status: &PodStatus) -> Option<PodReason> {
+    let conditions = status.conditions.as_deref().unwrap_or_default();
+    let disrupted = conditions.iter().find(|c| c.type_ == "DisruptionTarget" && c.status == "True");
+    if let Some(condition) = disrupted {
+        let reason = condition.reason.as_deref().unwrap_or("DisruptionTarget");
+        return Some(PodReason::new(reason, condition.message.as_deref().unwrap_or_default()));
+    }
+    if let Some(reason) = status.reason.as_deref().filter(|reason| *reason != DEADLINE) {
+        return Some(PodReason::new(reason, status.message.as_deref().unwrap_or_default()));
+    }
+    let containers = status.container_statuses.as_deref().unwrap_or_default();
+    containers.iter().find_map(|container| {
+        let states = [&container.state, &container.last_state];
+        let ended = states.into_iter().flatten().find_map(|state| state.terminated.as_ref())?;
+        let reason = ended.reason.as_deref().filter(|reason| !["Completed", "Error"].contains(reason))?;
+        Some(PodReason::new(reason, ended.message.as_deref().unwrap_or_default()))
+    })
+}
+
+/// The newest of the warnings that say why a pod does not start; `otherwise` if there is none.
+fn refused(warnings: Vec<KubeEvent>, reasons: &[&str], otherwise: JobPod) -> JobPod {
+    let at = |event: &KubeEvent| {
+        let series = event.series.as_ref().and_then(|s| s.last_observed_time.as_ref()).map(|t| t.0);
+        series.max(event.last_timestamp.as_ref().map(|t| t.0)).max(event.event_time.as_ref().map(|t| t.0))
+    };
+    let known = warnings.into_iter().filter(|e| e.reason.as_deref().is_some_and(|reason| reasons.contains(&reason)));
+    let Some(newest) = known.max_by_key(at) else { return otherwise };
+    JobPod::Waiting(Some(PodReason::new(newest.reason.unwrap_or_default(), newest.message.as_deref().unwrap_or(""))))
 }
 
 fn restarted_for(deployment: &Deployment) -> Option<String> {
@@ -308,37 +413,71 @@ mod tests {
         assert_eq!(decision_for(d, "m", "1").is_some(), counts);
     }
 
+    fn waiting(reason: &str, message: &str) -> JobPod {
+        JobPod::Waiting(Some(PodReason::new(reason, message)))
+    }
+
+    fn stopped(reason: &str, message: &str) -> JobPod {
+        JobPod::Stopped(PodReason::new(reason, message))
+    }
+
     #[rstest::rstest]
-    #[case::none_yet(json!([]), CheckPod::Absent)]
-    #[case::of_another_job(json!([{"job": "k"}]), CheckPod::Absent)]
-    #[case::just_made(json!([{}]), CheckPod::Waiting(String::new()))]
+    #[case::none_yet(json!([]), JobPod::Absent)]
+    #[case::of_another_job(json!([{"job": "k"}]), JobPod::Absent)]
+    #[case::just_made(json!([{}]), JobPod::Waiting(None))]
     #[case::on_its_way(
         json!([{"state": {"waiting": {"reason": "ContainerCreating"}}}]),
-        CheckPod::Waiting(String::new())
+        JobPod::Waiting(None)
     )]
     #[case::no_image(
         json!([{"state": {"waiting": {"reason": "ImagePullBackOff"}}}]),
-        CheckPod::Waiting("ImagePullBackOff".into())
+        waiting("ImagePullBackOff", "")
     )]
     #[case::no_node(
         json!([{"status": {"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}]}}]),
-        CheckPod::Waiting("Unschedulable".into())
+        waiting("Unschedulable", "")
     )]
     #[case::ended_without_a_container(
         json!([{
             "state": {"terminated": {"exitCode": 137, "reason": "ContainerStatusUnknown"}},
             "status": {"reason": "DeadlineExceeded"},
         }]),
-        CheckPod::Waiting(String::new())
+        JobPod::Waiting(None)
     )]
-    #[case::refused_by_its_node(json!([{"status": {"reason": "OutOfcpu"}}]), CheckPod::Waiting("OutOfcpu".into()))]
-    #[case::runs(json!([{"id": "containerd://1", "state": {"running": {}}}]), CheckPod::Started)]
-    #[case::failed(json!([{"id": "containerd://1", "state": {"terminated": {"exitCode": 1}}}]), CheckPod::Started)]
+    #[case::refused_by_its_node(json!([{"status": {"reason": "OutOfcpu"}}]), waiting("OutOfcpu", ""))]
+    #[case::runs(json!([{"id": "containerd://1", "state": {"running": {}}}]), JobPod::Started)]
+    #[case::failed(json!([{"id": "containerd://1", "state": {"terminated": {"exitCode": 1}}}]), JobPod::Started)]
+    #[case::with_the_words_of_the_registry(
+        json!([{"state": {"waiting": {"reason": "ErrImagePull", "message": "not\n found"}}}]),
+        waiting("ErrImagePull", "not found")
+    )]
+    #[case::out_of_memory(
+        json!([{"id": "containerd://1", "state": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}}]),
+        stopped("OOMKilled", "")
+    )]
+    #[case::evicted(
+        json!([{
+            "id": "containerd://1",
+            "state": {"terminated": {"exitCode": 137, "reason": "Error"}},
+            "status": {"reason": "Evicted", "message": "low on memory"},
+        }]),
+        stopped("Evicted", "low on memory")
+    )]
+    #[case::node_lost(
+        json!([{
+            "id": "containerd://1",
+            "state": {"running": {}},
+            "status": {"conditions": [{
+                "type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager", "message": "by taints",
+            }]},
+        }]),
+        stopped("DeletionByTaintManager", "by taints")
+    )]
     #[case::the_newest_counts(
         json!([{"id": "containerd://1", "made": "2030-01-01T00:00:01Z"}, {"made": "2030-01-01T00:00:02Z"}]),
-        CheckPod::Waiting(String::new())
+        JobPod::Waiting(None)
     )]
-    fn a_pod_whose_container_never_started_is_not_one_that_failed(#[case] pods: Value, #[case] seen: CheckPod) {
+    fn a_pod_whose_container_never_started_is_not_one_that_failed(#[case] pods: Value, #[case] seen: JobPod) {
         let pod = |p: &Value| {
             let mut status = if p["status"].is_null() { json!({}) } else { p["status"].clone() };
             if !p["id"].is_null() || !p["state"].is_null() {
@@ -357,7 +496,36 @@ mod tests {
             serde_json::from_value(json!({"metadata": meta, "status": status})).unwrap()
         };
         let pods: Vec<Pod> = pods.as_array().unwrap().iter().map(pod).collect();
-        assert_eq!(check_pod(&pods, "j"), seen);
+        assert_eq!(pod_of(&pods, "j"), seen);
+    }
+
+    #[test]
+    fn the_newest_warning_says_why_there_is_no_pod() {
+        let event = |reason: &str, at: &str, message: &str| -> KubeEvent {
+            let regarding = json!({"kind": "Job", "name": "j"});
+            let value = json!({
+                "metadata": {"name": at}, "involvedObject": regarding, "reason": reason, "message": message,
+                "lastTimestamp": at,
+            });
+            serde_json::from_value(value).unwrap()
+        };
+        let first = event("FailedCreate", "2030-01-01T00:00:01Z", "no account");
+        let last = event("FailedCreate", "2030-01-01T00:00:03Z", "exceeded quota: must specify limits.cpu");
+        let other = event("BackOff", "2030-01-01T00:00:04Z", "other");
+        let seen = refused(vec![first, last, other.clone()], &["FailedCreate"], JobPod::Absent);
+        assert_eq!(seen, waiting("FailedCreate", "exceeded quota: must specify limits.cpu"));
+        assert_eq!(refused(vec![other], &["FailedCreate"], JobPod::Absent), JobPod::Absent);
+    }
+
+    #[rstest::rstest]
+    #[case::starts(json!({"active": 1, "ready": 0}), true)]
+    #[case::runs(json!({"active": 1, "ready": 1}), false)]
+    #[case::has_no_pod(json!({}), true)]
+    #[case::failed(json!({"conditions": [{"type": "Failed", "status": "True"}]}), true)]
+    #[case::complete(json!({"conditions": [{"type": "Complete", "status": "True"}]}), false)]
+    fn only_pods_that_may_be_missing_are_asked_for(#[case] status: Value, #[case] asked: bool) {
+        let job: Job = serde_json::from_value(json!({"metadata": {"name": "j"}, "status": status})).unwrap();
+        assert_eq!(pod_may_be_missing(&job), asked);
     }
 
     #[rstest::rstest]

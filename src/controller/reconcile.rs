@@ -5,10 +5,14 @@
 
 use std::{sync::Arc, time::Duration};
 
-use kube::{Api, ResourceExt, core::DeserializeGuard, runtime::controller::Action};
+use kube::{Api, Resource, ResourceExt, core::DeserializeGuard, runtime::controller::Action};
 use tracing::{Instrument, error, warn};
 
-use super::{Context, Error, apply, observe};
+use super::{
+    Context, Error, apply,
+    failures::{Activity, Failed},
+    observe,
+};
 use crate::{
     api::{CreditMigration, Time, Writes},
     machine::{self, Decision},
@@ -25,8 +29,6 @@ const WINDOW_RESYNC: Duration = Duration::from_millis(500);
 const OVERDUE_REQUEUE: Duration = Duration::from_secs(1);
 /// Time after a conflict: another write was quicker, and the object is read again.
 const CONFLICT_REQUEUE: Duration = Duration::from_millis(50);
-/// Time after another failure.
-const FAILURE_REQUEUE: Duration = Duration::from_secs(1);
 
 /// observe -> decide -> persist -> apply, once.
 pub(super) async fn reconcile(
@@ -44,14 +46,28 @@ pub(super) async fn reconcile(
         }
         tokio::time::timeout(RECONCILE_TIMEOUT, reconcile_live(&ctx, &namespace, &name))
             .await
-            .unwrap_or(Err(Error::Timeout(RECONCILE_TIMEOUT)))
+            .unwrap_or_else(|_| Err(Error::Timeout(RECONCILE_TIMEOUT).into()))
     }
     .instrument(telemetry::migration_span(&namespace, &name))
     .await;
-    if result.is_ok() {
-        timer.succeeded();
+    match &result {
+        Ok(after) => {
+            timer.succeeded();
+            match after {
+                Some(_) => ctx.failures.clear(&namespace, &name),
+                None => ctx.failures.forget(&namespace, &name),
+            }
+        }
+        Err(Failed { error: Error::Conflict, .. }) => {}
+        Err(failed) => {
+            // The object must show why nothing happens: its status may be that of yesterday.
+            if failed.is_reported(ctx.failures.count(&namespace, &name)) {
+                apply::report_failure(&ctx, &object.object_ref(&()), failed).await;
+            }
+        }
     }
-    Ok(result?.map_or_else(Action::await_change, |after| requeue(&ctx, &namespace, &name, after)))
+    let after = result.map_err(|failed| failed.error)?;
+    Ok(after.map_or_else(Action::await_change, |after| requeue(&ctx, &namespace, &name, after)))
 }
 
 fn requeue(ctx: &Context, namespace: &str, name: &str, after: Duration) -> Action {
@@ -60,7 +76,7 @@ fn requeue(ctx: &Context, namespace: &str, name: &str, after: Duration) -> Actio
 }
 
 /// Returns the time to the next reconciliation; `None` if the migration is gone.
-async fn reconcile_live(ctx: &Context, namespace: &str, name: &str) -> Result<Option<Duration>, Error> {
+async fn reconcile_live(ctx: &Context, namespace: &str, name: &str) -> Result<Option<Duration>, Failed> {
     let api: Api<CreditMigration> = Api::namespaced(ctx.client.clone(), namespace);
     let Some(live) = api.get_opt(name).await? else {
         ctx.metrics.forget(namespace, name);
@@ -71,6 +87,8 @@ async fn reconcile_live(ctx: &Context, namespace: &str, name: &str) -> Result<Op
     let before = live.status.clone().unwrap_or_default();
     let Decision { status, effects, wake_at } = machine::decide(&live.spec, &before, &observed, now);
 
+    ctx.failures.decided(namespace, name, &status);
+
     let mut live = live;
     if status != before {
         ctx.lease.check()?;
@@ -78,17 +96,13 @@ async fn reconcile_live(ctx: &Context, namespace: &str, name: &str) -> Result<Op
         // Carries the resourceVersion that was decided on: a second controller, or a stale read, gets a conflict here.
         live = match api.replace_status(name, &super::post_params(), &live).await {
             Err(kube::Error::Api(e)) if e.code == 409 => return Ok(Some(CONFLICT_REQUEUE)),
-            other => other?,
+            Err(error) => return Err(Failed { activity: Activity::PersistStatus, error: error.into() }),
+            Ok(persisted) => persisted,
         };
     }
     ctx.metrics.observe(namespace, &live, &status, now);
-    if let Err(error) = apply::apply(ctx, &live, effects).await {
-        // A refused write is retried for ever; the object must show why nothing happens.
-        if !matches!(error, Error::Conflict | Error::LeaseLost) {
-            apply::report_error(ctx, &live, &error).await;
-        }
-        return Err(error);
-    }
+    let applied = apply::apply(ctx, &live, effects).await;
+    applied.map_err(|error| Failed { activity: Activity::ApplyEffect, error })?;
 
     ctx.metrics.reconciled();
     let in_window = status.writes == Some(Writes::Blocked);
@@ -107,7 +121,7 @@ fn requeue_after(wake_at: Option<Time>, now: Time, longest: Duration) -> Duratio
     wait.clamp(Duration::from_millis(20), longest)
 }
 
-/// When a failed reconciliation is retried.
+/// When a failed reconciliation is retried: see `failures`.
 pub(super) fn error_policy(object: Arc<DeserializeGuard<CreditMigration>>, error: &Error, ctx: Arc<Context>) -> Action {
     ctx.metrics.failed(error);
     let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
@@ -116,7 +130,9 @@ pub(super) fn error_policy(object: Arc<DeserializeGuard<CreditMigration>>, error
     }
     let span = telemetry::migration_span(&namespace, &name);
     span.in_scope(|| warn!(%error, "reconciliation failed; retried"));
-    requeue(&ctx, &namespace, &name, FAILURE_REQUEUE)
+    let status = object.0.as_ref().ok().and_then(|migration| migration.status.as_ref());
+    let after = ctx.failures.retry_after(&namespace, &name, status);
+    requeue(&ctx, &namespace, &name, after)
 }
 
 #[cfg(test)]

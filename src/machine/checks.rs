@@ -1,6 +1,6 @@
 //! Results of checks: what the runner has reported, and what the controller measures itself (workloads and Jobs).
 
-use super::{CheckJobStart, CheckPod, DEADLINE, Effect, Job, Transition};
+use super::{CheckJobStart, DEADLINE, Effect, Job, JobPod, Transition};
 use crate::{
     api::{Check, CheckOutcome, CheckResult, Phase, TRIGGERS, Task, Time},
     shared::{
@@ -137,9 +137,9 @@ impl Transition<'_> {
         match job.map(|j| (&j.job, &j.pod)) {
             Some((Job::Complete, _)) => self.measured(check, CheckOutcome::Pass, format!("Job {name} succeeded")),
             // The pod's own time-out is shorter: at the Job's there was no pod that could have answered.
-            Some((Job::Failed { reason }, pod)) if reason == DEADLINE || matches!(pod, CheckPod::Waiting(_)) => {
+            Some((Job::Failed { reason }, pod)) if reason == DEADLINE || matches!(pod, JobPod::Waiting(_)) => {
                 let why = match pod {
-                    CheckPod::Waiting(why) if !why.is_empty() => format!(", {why}"),
+                    JobPod::Waiting(Some(why)) => format!(", {}", why.reason),
                     _ => {
                         previous.and_then(|p| p.waiting_for.as_ref()).map(|why| format!(", {why}")).unwrap_or_default()
                     }
@@ -158,12 +158,12 @@ impl Transition<'_> {
                 let result = previous.map_or_else(|| self.not_measured(check), |p| self.fresh(check, p));
                 match pod {
                     // Stored for the end: the kubelet forgets what a container waited for when it ends its pod.
-                    CheckPod::Waiting(why) if !why.is_empty() => CheckResult {
-                        waiting_for: Some(why.clone()),
-                        message: format!("waits for Job {name} {why}; next: {}", describe()),
+                    JobPod::Waiting(Some(why)) => CheckResult {
+                        waiting_for: Some(why.reason.clone()),
+                        message: format!("waits for Job {name} {}; next: {}", why.reason, describe()),
                         ..result
                     },
-                    CheckPod::Started if result.waiting_for.is_some() => {
+                    JobPod::Started | JobPod::Stopped(_) if result.waiting_for.is_some() => {
                         CheckResult { waiting_for: None, message: format!("Job {name} is under way"), ..result }
                     }
                     _ => result,

@@ -1,5 +1,6 @@
 //! What users read, derived from the phase in the same patch: printer columns and conditions.
 
+use jiff::SignedDuration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::{
@@ -10,7 +11,7 @@ use super::{
 };
 use crate::api::{Phase, ReadyReason, Writes};
 
-/// Type of the condition, and reason of the event, that report down SQL which was not approved.
+/// Type of the condition that reports down SQL which was not approved.
 const DOWN_CHANGED: &str = ReadyReason::DownSqlChanged.as_str();
 
 pub(super) fn derive(transition: &mut Transition<'_>) {
@@ -39,10 +40,8 @@ pub(super) fn derive(transition: &mut Transition<'_>) {
     set(transition, "Stalled", stalled.then_some(true), reason.as_str(), &message);
 
     let drift = transition.down_drift();
-    if let Some(text) = &drift
-        && transition.status.conditions.iter().all(|c| c.type_ != DOWN_CHANGED)
-    {
-        transition.event(true, DOWN_CHANGED, text.clone());
+    if let Some(text) = &drift {
+        transition.report_problem(ReadyReason::DownSqlChanged, None, text.clone(), SignedDuration::ZERO);
     }
     set(transition, DOWN_CHANGED, drift.is_some().then_some(true), "NotApproved", &drift.unwrap_or_default());
 

@@ -29,10 +29,14 @@ impl Transition<'_> {
             Phase::Preparing => effects.extend(self.start_preparing_run()),
             Phase::Executing => effects.extend(self.window_effects(Task::Window, self.attempt(Step::BlockWrites))),
             Phase::Validating | Phase::Monitoring => {
+                effects.extend(self.restored_flag());
                 effects.extend(self.start_stage_run());
                 effects.extend(self.due_check_jobs());
             }
-            Phase::Observing => effects.extend(self.start_follow_up_run()),
+            Phase::Observing => {
+                effects.extend(self.restored_flag());
+                effects.extend(self.start_follow_up_run());
+            }
             Phase::RollingBack
                 if self.status.step == Some(Step::BlockWritesForRollback)
                     && self.waiting(Step::BlockWritesForRollback) => {}
@@ -53,7 +57,7 @@ impl Transition<'_> {
     }
 
     /// Whether a run still serves the present status, or is kept as a record.
-    fn is_wanted(&self, r: &ObservedRun) -> bool {
+    pub(super) fn is_wanted(&self, r: &ObservedRun) -> bool {
         let spec = &r.run.spec;
         let ordered = spec.window.as_ref().is_some_and(|w| w.command >= WindowCommand::BlockWrites);
         let current = self.is_current(r);
@@ -115,7 +119,7 @@ impl Transition<'_> {
         if self.observed.namespace_deleting {
             return None;
         }
-        if let Some(ObservedRun { run, job }) = self.observed.run(task, attempt)
+        if let Some(ObservedRun { run, job, .. }) = self.observed.run(task, attempt)
             && (run.has_ended() || *job != Job::Absent)
         {
             return None;

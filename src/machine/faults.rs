@@ -13,6 +13,8 @@ pub(super) enum Fault {
     SilentFailure,
     /// 3: the flag is set before the runner has acknowledged that it no longer rolls back by itself.
     UnacknowledgedSwitch,
+    /// 3: a flag that was changed after the window is not notified.
+    SilentDrift,
     /// 4: a person who approves twice counts as two.
     OnePersonTwice,
     /// 6: a Job that ends without a report is waited for.

@@ -49,6 +49,7 @@ mod gates;
 mod notices;
 mod observed;
 mod phases;
+mod pods;
 mod status_reason;
 pub mod steps;
 mod transition;
@@ -81,8 +82,10 @@ pub fn decide(spec: &CreditMigrationSpec, status: &CreditMigrationStatus, observ
     phases::advance(&mut transition);
     transition.report_triggers_left();
     transition.plan_checks();
+    transition.report_pods();
     let mut effects = transition.effects();
     conditions::derive(&mut transition);
+    transition.keep_problems();
     effects.extend(transition.events.into_iter().map(Effect::Event));
     Decision { status: transition.status, effects, wake_at: transition.wake_at }
 }

@@ -1,5 +1,7 @@
 //! Everything that `decide` may consider, as one plain value.
 
+use std::fmt;
+
 use super::faults::{Fault, fault};
 use crate::{
     api::{DecisionKind, MigrationRun, Reason, RunPhase, Task, Time, WindowProgress, WorkloadRef},
@@ -54,6 +56,8 @@ pub struct ObservedRun {
     pub run: MigrationRun,
     /// Its Job.
     pub job: Job,
+    /// The newest pod of its Job. Read while the Job is active, or has failed without a report.
+    pub pod: JobPod,
 }
 
 /// State of a Job.
@@ -80,21 +84,67 @@ pub struct CheckJob {
     /// Its state.
     pub job: Job,
     /// Its newest pod.
-    pub pod: CheckPod,
+    pub pod: JobPod,
 }
 
 /// Reason of a Job, or a pod, that was ended by its time-out.
 pub const DEADLINE: &str = "DeadlineExceeded";
 
-/// The pod of a `job` check's measurement.
+/// The pod of a Job.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum CheckPod {
-    /// Not there: not made yet, refused, or removed.
+pub enum JobPod {
+    /// Not there: not made yet, or removed.
     Absent,
-    /// Its container was never started, and why (`ImagePullBackOff`, `Unschedulable`, ...); empty while it is starting.
-    Waiting(String),
+    /// Its container was never started, and why (`ImagePullBackOff`, `Unschedulable`, or `FailedCreate` if the API
+    /// server refused the pod); `None` while it is starting.
+    Waiting(Option<PodReason>),
     /// Its container runs, or has run.
     Started,
+    /// Its container was ended, not by its own program: `OOMKilled`, `Evicted`, `DeletionByTaintManager`, ...
+    Stopped(PodReason),
+}
+
+/// What Kubernetes says of a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodReason {
+    /// CamelCase, in Kubernetes' words.
+    pub reason: String,
+    /// Details, in one line; may be empty.
+    pub message: String,
+}
+
+impl JobPod {
+    /// What Kubernetes says of it, to be added to a message; empty if it says nothing.
+    pub fn note(&self) -> String {
+        match self {
+            JobPod::Waiting(Some(why)) | JobPod::Stopped(why) => format!("; its pod: {why}"),
+            JobPod::Absent | JobPod::Waiting(None) | JobPod::Started => String::new(),
+        }
+    }
+}
+
+impl PodReason {
+    /// Most characters of a message: an Event and a condition have room for it.
+    const LONGEST_MESSAGE: usize = 400;
+
+    /// A reason with its details, which are made one line of a limited length.
+    pub fn new(reason: impl Into<String>, message: &str) -> Self {
+        let mut message = message.split_whitespace().collect::<Vec<_>>().join(" ");
+        if let Some((end, _)) = message.char_indices().nth(Self::LONGEST_MESSAGE) {
+            message.truncate(end);
+            message.push_str("...");
+        }
+        Self { reason: reason.into(), message }
+    }
+}
+
+impl fmt::Display for PodReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.message.as_str() {
+            "" => f.write_str(&self.reason),
+            message => write!(f, "{}: {message}", self.reason),
+        }
+    }
 }
 
 /// A decision on this migration.
@@ -179,7 +229,7 @@ impl Observed {
 
     /// Result of the run of a task and attempt.
     pub fn outcome(&self, task: Task, attempt: u32) -> RunOutcome<'_> {
-        let Some(ObservedRun { run, job }) = self.run(task, attempt) else { return RunOutcome::Pending };
+        let Some(ObservedRun { run, job, pod }) = self.run(task, attempt) else { return RunOutcome::Pending };
         let status = run.status.as_ref();
         match status.map(|s| s.phase).unwrap_or_default() {
             RunPhase::Succeeded => RunOutcome::Succeeded(run),
@@ -200,8 +250,12 @@ impl Observed {
                 ),
                 Job::Failed { reason } => RunOutcome::Failed(
                     if reason == DEADLINE { Reason::StepTimeout } else { Reason::PodFailed },
-                    Message::new(format!("Job {} failed ({reason}) without a report", self.run_name(task, attempt)))
-                        .next(self.kubectl(&format!("describe job/{}", self.run_name(task, attempt)))),
+                    Message::new(format!(
+                        "Job {} failed ({reason}{}) without a report",
+                        self.run_name(task, attempt),
+                        pod.note()
+                    ))
+                    .next(self.kubectl(&format!("describe job/{}", self.run_name(task, attempt)))),
                 ),
             },
         }

@@ -27,6 +27,25 @@ impl StatusReason {
         }
     }
 
+    /// It says that something is under way, or was tried and failed: what keeps it from going on is worth more.
+    pub(crate) fn is_under_way(&self) -> bool {
+        match self {
+            StatusReason::Machine(reason) => matches!(
+                reason,
+                ReadyReason::Progressing
+                    | ReadyReason::PreparingWindow
+                    | ReadyReason::BlockingWrites
+                    | ReadyReason::WritesBlocked
+                    | ReadyReason::RollingBack
+                    | ReadyReason::BlockingWritesForRollback
+                    | ReadyReason::Observing
+                    | ReadyReason::PodNotStarted
+            ),
+            StatusReason::Task(_) => true,
+            StatusReason::Unknown(_) => false,
+        }
+    }
+
     /// Its name, as users see it.
     pub(crate) fn as_str(&self) -> &str {
         match self {

@@ -1,7 +1,9 @@
 //! One call of `decide` at work: what is given, and what is decided so far.
 
+use jiff::SignedDuration;
+
 use super::{Event, Observed, StatusReason};
-use crate::api::{CreditMigrationSpec, CreditMigrationStatus, Phase, ReadyReason, Step, Time};
+use crate::api::{CreditMigrationSpec, CreditMigrationStatus, Phase, Problem, ReadyReason, Step, Time};
 
 /// One call of [`super::decide`] at work.
 pub(crate) struct Transition<'a> {
@@ -16,6 +18,19 @@ pub(crate) struct Transition<'a> {
     /// When to decide again although nothing happens.
     pub(crate) wake_at: Option<Time>,
     pub(crate) events: Vec<Event>,
+    /// What is wrong now: replaces `status.problems` at the end of the call.
+    problems: Vec<Problem>,
+}
+
+/// How far the report of a problem is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reported {
+    /// It may pass by itself: nothing is reported yet.
+    NotYet,
+    /// By this call.
+    Now,
+    /// By an earlier one.
+    Before,
 }
 
 /// Type of the condition that sums up.
@@ -38,6 +53,7 @@ impl<'a> Transition<'a> {
             message: ready.map(|c| c.message.clone()),
             wake_at: None,
             events: vec![],
+            problems: vec![],
         }
     }
 
@@ -67,11 +83,55 @@ impl<'a> Transition<'a> {
     }
 
     /// Reports what lasts: by an event when it starts, and in the condition `Ready` as long as it lasts.
-    pub(crate) fn report_lasting(&mut self, reason: ReadyReason, message: String) {
-        if self.reason != Some(StatusReason::Machine(reason)) {
-            self.event(true, reason, message.clone());
-        }
+    pub(crate) fn report_lasting(&mut self, reason: ReadyReason, message: String) -> Reported {
+        let reported = self.report_problem(reason, None, message.clone(), SignedDuration::ZERO);
         self.set_ready(reason, message);
+        reported
+    }
+
+    /// Records what is wrong, with the object if there can be several. An Event reports it, once for as long as it
+    /// lasts, when it has lasted for `hold`. Which problems are reported is part of the status: neither a text nor the
+    /// reason of `Ready`, which others set too, says so.
+    pub(crate) fn report_problem(
+        &mut self,
+        reason: ReadyReason,
+        subject: Option<&str>,
+        message: String,
+        hold: SignedDuration,
+    ) -> Reported {
+        let name = reason.as_str();
+        let is_same = |p: &Problem| p.reason == name && p.subject.as_deref() == subject;
+        // Found again in the same call: only the text may differ.
+        if let Some(found) = self.problems.iter_mut().find(|p| is_same(p)) {
+            found.message = message;
+            return if found.reported { Reported::Before } else { Reported::NotYet };
+        }
+        let earlier = self.status.problems.iter().find(|p| is_same(p));
+        let (since, before) = earlier.map_or((self.now, false), |p| (p.since, p.reported));
+        let due = since + hold;
+        let reported = match (before, self.now >= due) {
+            (true, _) => Reported::Before,
+            (false, true) => Reported::Now,
+            (false, false) => Reported::NotYet,
+        };
+        match reported {
+            Reported::Now => self.event(true, reason, message.clone()),
+            Reported::NotYet => self.wake_at(due),
+            Reported::Before => {}
+        }
+        self.problems.push(Problem {
+            reason: name.to_owned(),
+            subject: subject.map(ToOwned::to_owned),
+            since,
+            reported: reported != Reported::NotYet,
+            message,
+        });
+        reported
+    }
+
+    /// Keeps what was found by this call: what was not found again has ended.
+    pub(crate) fn keep_problems(&mut self) {
+        self.status.problems = std::mem::take(&mut self.problems);
     }
 
     pub(crate) fn event(&mut self, warning: bool, reason: impl Into<String>, note: impl Into<String>) {

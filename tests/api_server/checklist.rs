@@ -54,6 +54,7 @@ async fn code_schedule_and_notices() {
             ("spec/code/branch", "a b".into(), "spec.code.branch: Invalid value"),
             ("spec/code/secretRef", Value::Null, "spec.code.secretRef: Required value"),
             ("spec/application/flag/rollbackKey", "".into(), "spec.application.flag.rollbackKey: Invalid value"),
+            ("spec/application/flag/onDrift", "Ignore".into(), "Unsupported value: \"Ignore\""),
             ("spec/backup/keyUsers", json!({"balanceOver": "much"}), "spec.backup.keyUsers.balanceOver: Invalid value"),
             ("spec/backup/keyUsers", json!({"purchasedOver": "0; DROP TABLE users"}),
                 "spec.backup.keyUsers.purchasedOver: Invalid value"),

@@ -101,6 +101,7 @@ async fn the_operator_can_do_its_work_and_no_more() {
                 ("get", "apps", "deployments", "", true),
                 ("patch", "apps", "deployments", "", true),
                 ("list", "", "pods", "", true),
+                ("list", "", "events", "", true),
                 ("create", "batch", "jobs", "", true),
                 ("delete", "batch", "jobs", "", true),
                 ("create", "", "serviceaccounts", "", true),

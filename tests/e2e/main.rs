@@ -29,6 +29,7 @@ mod forward;
 mod harness;
 mod latch;
 mod migration;
+mod nothing_waits;
 mod rollback;
 mod triggers;
 mod window_pods;

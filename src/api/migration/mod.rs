@@ -317,6 +317,30 @@ pub struct Flag {
     #[serde(default = "enable_rollback")]
     #[schemars(length(min = 1, max = 253))]
     pub rollback_key: String,
+    /// What is done when the flag is changed after the window. `Alert` notifies; `Restore` also sets the flag again.
+    // Not serialized while it is the default: the digests of existing plans stay valid.
+    #[serde(default, skip_serializing_if = "OnDrift::is_default")]
+    pub on_drift: OnDrift,
+}
+
+/// What is done when the flag is changed after the window.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum OnDrift {
+    /// Notify.
+    #[default]
+    Alert,
+    /// Notify, and set the flag again.
+    Restore,
+}
+
+named! {
+    OnDrift: Alert, Restore
+}
+
+impl OnDrift {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Kind of workload.

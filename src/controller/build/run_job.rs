@@ -25,7 +25,7 @@ use crate::{
 const UID: i64 = 65532;
 /// The machine retries a pod that prepares; the kubelet restarts a window's pod, which needs no API server.
 const WINDOW_POD_RETRIES: i32 = 6;
-/// Seconds after which a window's pod on a lost node is replaced.
+/// Seconds after which a pinned pod on a lost node is replaced.
 const LOST_NODE_SECONDS: i64 = 10;
 /// Annotation of the cluster autoscaler.
 pub(super) const SAFE_TO_EVICT: &str = "cluster-autoscaler.kubernetes.io/safe-to-evict";
@@ -62,7 +62,7 @@ pub fn job(run: &MigrationRun, image: &str, timeout_seconds: Option<u64>) -> Job
                         .then(|| BTreeMap::from([(SAFE_TO_EVICT.to_owned(), "false".to_owned())])),
                     ..Default::default()
                 }),
-                spec: Some(pod(run, plan, image, in_window)),
+                spec: Some(pod(run, plan, image)),
             },
             ..Default::default()
         }),
@@ -71,7 +71,7 @@ pub fn job(run: &MigrationRun, image: &str, timeout_seconds: Option<u64>) -> Job
 }
 
 /// A pod on a lost node is replaced after [`LOST_NODE_SECONDS`] instead of the default of 300 s: until then no other
-/// pod starts, and 300 s is the default limit of a whole window.
+/// pod starts, 300 s is the default limit of a whole window, and meanwhile no trigger is measured.
 fn tolerations() -> Vec<Toleration> {
     ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"]
         .map(|taint| Toleration {
@@ -84,7 +84,7 @@ fn tolerations() -> Vec<Toleration> {
         .into()
 }
 
-fn pod(run: &MigrationRun, plan: &CreditMigrationSpec, image: &str, in_window: bool) -> PodSpec {
+fn pod(run: &MigrationRun, plan: &CreditMigrationSpec, image: &str) -> PodSpec {
     let (volumes, mounts): (Vec<_>, Vec<_>) = volumes::for_task(plan, run.spec.task).into_iter().unzip();
     let pull = &plan.runner.image_pull_secrets;
     PodSpec {
@@ -92,9 +92,9 @@ fn pod(run: &MigrationRun, plan: &CreditMigrationSpec, image: &str, in_window: b
         image_pull_secrets: (!pull.is_empty())
             .then(|| pull.iter().map(|s| LocalObjectReference { name: s.name.clone() }).collect()),
         // The kubelet restarts a crashed window container in place: faster than a new pod, and without the API server.
-        restart_policy: Some(if in_window { "OnFailure" } else { "Never" }.into()),
+        restart_policy: Some(if run.spec.task.is_window() { "OnFailure" } else { "Never" }.into()),
         termination_grace_period_seconds: Some(run.spec.task.spec().grace_seconds),
-        tolerations: in_window.then(tolerations),
+        tolerations: (run.spec.task.spec().placement == Placement::Pinned).then(tolerations),
         enable_service_links: Some(false),
         security_context: Some(PodSecurityContext {
             run_as_non_root: Some(true),

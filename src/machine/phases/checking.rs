@@ -4,11 +4,27 @@ use super::{Flow, approval::fmt_reason};
 use crate::{
     api::{
         Check, CheckOutcome, CheckResult, DecisionKind, Occasion, OnBreach, Phase, ReadyReason, Reason, RollbackPolicy,
-        Stage, Step, Task, Time,
+        Stage, Step, TRIGGERS, Task, Time,
     },
-    machine::{ObservedDecision, RunOutcome, Transition, notices::notice_key, steps::PlannedRetry},
-    shared::{quoted::Quoted, time::to_signed},
+    machine::{
+        ObservedDecision, RunOutcome, StatusReason, Transition,
+        faults::{Fault, fault},
+        notices::notice_key,
+        steps::{PlannedRetry, run_policy},
+        transition::Reported,
+    },
+    shared::{
+        quoted::Quoted,
+        time::{saturating_add, seconds, to_signed},
+    },
 };
+
+/// How long triggers may be without a result before people are notified, in seconds.
+const UNMEASURED_LIMIT_SECONDS: i64 = 30;
+/// Of drifts whose flag is set again, one is notified in this time, in seconds.
+const RESTORED_NOTICE_SECONDS: i64 = 600;
+/// How late a result may be, in seconds: its report takes time, and clocks differ.
+const LATE_RESULT_SECONDS: i64 = 5;
 
 /// What keeps a stage from ending, or what ends it.
 #[derive(Debug)]
@@ -112,15 +128,40 @@ impl Transition<'_> {
         if self.observed.flag_value() == Some(flag.to.as_str()) {
             return None;
         }
+        let (map, key) = (&flag.config_map_key_ref.name, &flag.config_map_key_ref.key);
         Some(format!(
-            "key {} of ConfigMap {} is {}, the schema is the one of {}; set the key to {3}; \
-             or, to roll back, next: {}",
-            flag.config_map_key_ref.key,
-            flag.config_map_key_ref.name,
+            "key {key} of ConfigMap {map} is {}, the schema is the one of {}; pods that start meanwhile run the wrong \
+             version",
             Quoted(self.observed.flag_value().unwrap_or("missing")),
             Quoted(&flag.to),
-            self.observed.rollback_command()
         ))
+    }
+
+    /// Reports a flag that was changed after the window, and notifies at once: the next pod that starts runs the wrong
+    /// version.
+    pub(crate) fn report_flag_drift(&mut self, drift: &str) {
+        let flag = &self.spec.application.flag;
+        let (map, key) = (&flag.config_map_key_ref.name, &flag.config_map_key_ref.key);
+        let back = self.observed.rollback_command();
+        let text = if self.restores_flag() {
+            let name = self.spec.application.workloads.first().map_or("", |w| w.name.as_str());
+            let restart = self.observed.kubectl(&format!("rollout restart deployment/{name}"));
+            format!(
+                "{drift}; the operator sets it again (spec.application.flag.onDrift: Restore); to roll back: {back}; \
+                 to replace pods that started meanwhile, next: {restart}"
+            )
+        } else {
+            let patch = format!("{{\"data\":{{\"{key}\":\"{}\"}}}}", flag.to);
+            let set = self.observed.kubectl(&format!("patch configmap {map} --type=merge -p '{patch}'"));
+            format!("{drift}; to roll back: {back}; to set it again, next: {set}")
+        };
+        let reported = self.report_lasting(ReadyReason::FlagDrifted, text.clone());
+        if reported == Reported::Now && !fault(Fault::SilentDrift) {
+            // A sync from Git may set it back each time that it is set again.
+            let second = self.now.as_second();
+            let key = if self.restores_flag() { second - second % RESTORED_NOTICE_SECONDS } else { second };
+            self.notify(Occasion::ManualInterventionRequired, &format!("flag.{key}"), &text);
+        }
     }
 
     /// Measures, and does what the first of [`GATES`] that is not passed demands.
@@ -134,11 +175,11 @@ impl Transition<'_> {
             StageVerdict::RunFailed { reason, message } => {
                 self.retry_stage_run(step, reason, &message);
                 match self.flag_drift() {
-                    Some(text) => self.report_lasting(ReadyReason::FlagDrifted, text),
+                    Some(text) => self.report_flag_drift(&text),
                     None => self.set_ready(reason, message),
                 }
             }
-            StageVerdict::FlagDrifted(text) => self.report_lasting(ReadyReason::FlagDrifted, text),
+            StageVerdict::FlagDrifted(text) => self.report_flag_drift(&text),
             StageVerdict::UnderWay { until, text } => {
                 self.wake_at(until);
                 self.set_ready(ReadyReason::Progressing, text);
@@ -152,7 +193,62 @@ impl Transition<'_> {
                 return Flow::Continue;
             }
         }
+        self.report_unmeasured_triggers();
         Flow::Settled
+    }
+
+    /// Reports triggers that are not measured, whatever the cause: no rollback would start by itself.
+    fn report_unmeasured_triggers(&mut self) {
+        let (step, task, _) = self.stage();
+        let triggers: Vec<(Check, CheckResult)> = self
+            .stage_results()
+            .filter(|(check, _)| TRIGGERS.contains(&check.name.as_str()))
+            .map(|(check, result)| (check, result.clone()))
+            .collect();
+        let late_at = |check: &Check, result: &CheckResult| {
+            saturating_add(result.at, to_signed(check.interval) + seconds(LATE_RESULT_SECONDS))
+        };
+        let mut unmeasured = vec![];
+        for (check, result) in &triggers {
+            let last = match result.outcome {
+                _ if result.measured == 0 => "no result".to_owned(),
+                CheckOutcome::Error => format!("error: {}", result.message),
+                _ if late_at(check, result) <= self.now => format!("last result at {:.0}", result.at),
+                CheckOutcome::Pass | CheckOutcome::Fail | CheckOutcome::NoData => {
+                    self.wake_at(late_at(check, result));
+                    continue;
+                }
+            };
+            unmeasured.push(format!("{} ({last})", check.name));
+        }
+        if unmeasured.is_empty() {
+            return;
+        }
+        let name = self.observed.run_name(task, self.attempt(step));
+        let text = format!(
+            "triggers are not measured, so that no rollback starts by itself: {} (limit {UNMEASURED_LIMIT_SECONDS} s \
+             without a result){}; to roll back: {}; next: {}",
+            unmeasured.join(", "),
+            self.pod_note(task),
+            self.observed.rollback_command(),
+            self.observed.kubectl(&format!("describe job/{name}"))
+        );
+        let limit = seconds(UNMEASURED_LIMIT_SECONDS);
+        let reported = self.report_problem(ReadyReason::TriggersNotMeasured, None, text.clone(), limit);
+        if reported == Reported::Now {
+            self.notify(Occasion::ManualInterventionRequired, &notice_key("triggers", self.now), &text);
+        }
+        let drifted = self.reason == Some(StatusReason::Machine(ReadyReason::FlagDrifted));
+        if reported != Reported::NotYet && !drifted {
+            self.set_ready(ReadyReason::TriggersNotMeasured, text);
+        }
+    }
+
+    /// What Kubernetes says of the pod of a task's present run, to be added to a message.
+    pub(crate) fn pod_note(&self, task: Task) -> String {
+        let step = run_policy(task).step;
+        let run = step.and_then(|step| self.observed.run(task, self.attempt(step)));
+        run.map(|run| run.pod.note()).unwrap_or_default()
     }
 
     /// Records what was measured. What a failed run reported last counts, and what the controller measures needs no

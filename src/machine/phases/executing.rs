@@ -98,7 +98,10 @@ impl Transition<'_> {
             let next = self.observed.kubectl(&format!("describe job/{name}"));
             return self.handle_failed_window_run(
                 Reason::PodFailed,
-                &format!("the window's pod was not ready by {ready_by:.0}; next: {next}"),
+                &format!(
+                    "the window's pod was not ready by {ready_by:.0}{}; next: {next}",
+                    self.pod_note(Task::Window)
+                ),
                 progress,
             );
         }

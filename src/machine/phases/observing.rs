@@ -43,7 +43,7 @@ impl Transition<'_> {
         let drift = self.flag_drift();
         let drifted = drift.is_some();
         if let Some(text) = drift {
-            self.report_lasting(ReadyReason::FlagDrifted, text);
+            self.report_flag_drift(&text);
         }
         let (step, task) = match self.status.step {
             Some(Step::Decide) => return self.advance_decide(drifted),

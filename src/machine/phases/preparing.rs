@@ -2,7 +2,10 @@
 
 use super::Flow;
 use crate::{
-    api::{BaselineEvidence, MigrationRun, NoticeState, Occasion, Phase, ReadyReason, Reason, Retry, Step, StepState},
+    api::{
+        BaselineEvidence, CLOCK_SKEW_LIMIT, ClockOffset, MigrationRun, MigrationRunStatus, NoticeState, Occasion,
+        Phase, ReadyReason, Reason, Retry, Step, StepState,
+    },
     machine::{
         RunOutcome, StatusReason, Transition,
         steps::{self, PlannedRetry},
@@ -261,10 +264,20 @@ impl Transition<'_> {
             Recorded::Insufficient(Reason::Internal, Message::new(format!("the run reported success without {what}")))
         };
         match step {
-            Step::Preflight => {
-                let n = status.findings.len();
-                Recorded::Taken(format!("{n} of {n} checks"))
-            }
+            Step::Preflight => match self.runner_clock(&status).and_then(ClockOffset::beyond_limit) {
+                Some(skew) => Recorded::Insufficient(
+                    Reason::ClockSkew,
+                    Message::new(format!(
+                        "the runner's clock is {skew} the controller's (limit {} s)",
+                        CLOCK_SKEW_LIMIT.as_secs()
+                    ))
+                    .next("synchronize the clocks of the cluster's nodes by NTP"),
+                ),
+                None => {
+                    let n = status.findings.len();
+                    Recorded::Taken(format!("{n} of {n} checks"))
+                }
+            },
             Step::CodeBackup => match (status.code_backup, &self.spec.code) {
                 (Some(c), Some(wanted)) if c.commit == wanted.commit => {
                     let note = format!("tag {} and branch {} lead to commit {}", c.tag, c.branch, c.commit);
@@ -314,6 +327,16 @@ impl Transition<'_> {
             },
             _ => missing("evidence"),
         }
+    }
+
+    /// The runner's clock against this one: its run started after the step was, and had ended before this decision. How
+    /// long the pod took to start is not known, so a clock that is behind by less than that is not found.
+    fn runner_clock(&self, status: &MigrationRunStatus) -> Option<ClockOffset> {
+        let ordered = self.started_at(Step::Preflight)?;
+        Some(ClockOffset {
+            at_least: status.finished_at?.duration_since(self.now),
+            at_most: status.started_at?.duration_since(ordered),
+        })
     }
 
     fn enter_approval(&mut self) -> Flow {

@@ -139,7 +139,8 @@ impl Transition<'_> {
             if self.now >= ready_by {
                 let name = self.observed.run_name(Task::RollbackWindow, self.attempt(Step::BlockWritesForRollback));
                 let message = format!(
-                    "the pod of the rollback was not ready by {ready_by:.0}; next: {}",
+                    "the pod of the rollback was not ready by {ready_by:.0}{}; next: {}",
+                    self.pod_note(Task::RollbackWindow),
                     self.observed.kubectl(&format!("describe job/{name}"))
                 );
                 return self.handle_failed_rollback_run(Task::RollbackWindow, Reason::PodFailed, &message, progress);

@@ -11,7 +11,7 @@ use crate::{
         fixtures::{self, SECRET},
         window_rules::{EndCause, Ending, Move, WindowActivity, WindowView, next_move},
     },
-    machine::{Effect, FenceTarget, Job, Observed, ObservedRun, decide},
+    machine::{Effect, FenceTarget, Job, JobPod, Observed, ObservedRun, decide},
 };
 
 /// A controller: what it read (perhaps long ago), then what it still has to do.
@@ -74,6 +74,7 @@ impl Controller {
             return;
         };
         let decision = decide(&migration.spec, &migration.status, &observed, w.now);
+        w.note_drift_decision(&migration.spec, &decision.status);
         let mut persisted = version;
         if decision.status != migration.status {
             let next = w.bump();
@@ -121,7 +122,11 @@ fn apply(w: &mut World, version: u64, effect: &Effect, target: Option<u64>) -> b
             let version = w.bump();
             let entry = w.runs.entry(start.name.clone()).or_insert_with(|| Stored {
                 version,
-                value: ObservedRun { run: MigrationRun::new(&start.name, start.spec.clone()), job: Job::Absent },
+                value: ObservedRun {
+                    run: MigrationRun::new(&start.name, start.spec.clone()),
+                    job: Job::Absent,
+                    pod: JobPod::Started,
+                },
             });
             if entry.value.job == Job::Absent {
                 entry.value.job = Job::Active;
@@ -154,6 +159,7 @@ fn apply(w: &mut World, version: u64, effect: &Effect, target: Option<u64>) -> b
             }
             w.flag.value.before = std::mem::replace(&mut w.flag.value.value, value.clone());
             w.flag.value.marker = Some(marker.clone());
+            w.drifted_at = None;
             w.flag.version = w.bump();
             true
         }

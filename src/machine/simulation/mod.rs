@@ -13,7 +13,7 @@ use world::{Defect, World};
 
 use super::{Job, faults};
 use crate::{
-    api::{DecisionKind, Phase},
+    api::{DecisionKind, OnDrift, Phase},
     shared::time::seconds,
 };
 
@@ -29,6 +29,9 @@ const AFTERMATH: u32 = 120;
 const LATE_LEADERS: u32 = 3;
 /// How often the API server goes away, per schedule.
 const OUTAGES: u32 = 4;
+
+/// How often an outsider sets the flag back after the window, per schedule.
+const DRIFTS: u32 = 2;
 
 /// Acts of pods after which a window past its deadline must have ended, or an alert must be out.
 const IDLE: u32 = 40;
@@ -49,6 +52,10 @@ fn schedule(seed: u64, defect: Defect, own: Option<faults::Fault>, trace: bool) 
     // What this schedule's people and troubles are like.
     let (trouble, stop, delete) = (rng.u8(..), rng.u8(..) < 60, rng.u8(..) < 30);
     let wild_acts = rng.u32(WILD);
+    let mut drifts = 0;
+    if let (true, Some(m)) = (rng.bool(), &mut w.migration) {
+        m.value.spec.application.flag.on_drift = OnDrift::Restore;
+    }
     // Of 256 pods so many read the flag's old value.
     let lag = if rng.bool() { rng.u8(1..80) } else { 0 };
     for act in 0..wild_acts + PEACE {
@@ -83,7 +90,8 @@ fn schedule(seed: u64, defect: Defect, own: Option<faults::Fault>, trace: bool) 
             }
             75..80 => start_pods(&mut w, &mut pods, &mut next_pod, wild && rng.u8(..) < 20),
             80..88 => w.roll(&mut rng, lag),
-            88..92 => w.now += seconds(if wild { rng.i64(1..15) } else { 5 }),
+            88..91 => w.now += seconds(if wild { rng.i64(1..15) } else { 5 }),
+            91 if drifts < DRIFTS && w.api_up && w.drift() => drifts += 1,
             92..95 if !wild => act_as_operators(&mut w, &mut rng, false, false),
             92..94 => act_as_operators(&mut w, &mut rng, wild && stop, wild && delete),
             // Now and then for longer than any window may last.
@@ -171,6 +179,9 @@ fn start_pods(w: &mut World, pods: &mut Vec<Pod>, next: &mut u32, twice: bool) {
 }
 
 fn act_as_operators(w: &mut World, rng: &mut Rng, stop: bool, delete: bool) {
+    if w.api_up {
+        w.answer_drift();
+    }
     // Mostly they answer what they are asked.
     let asked = w.phase();
     match rng.u8(..26) {
@@ -261,6 +272,7 @@ fn each_deliberate_defect_is_found(#[case] defect: Defect, #[case] property: &st
 #[case(faults::Fault::UidOfAttempt, "1:")]
 #[case(faults::Fault::SilentFailure, "2:")]
 #[case(faults::Fault::UnacknowledgedSwitch, "3:")]
+#[case(faults::Fault::SilentDrift, "3:")]
 #[case(faults::Fault::OnePersonTwice, "4:")]
 #[case(faults::Fault::LostJobAwaited, "6:")]
 fn each_deliberate_fault_of_the_machine_is_found(#[case] fault: faults::Fault, #[case] property: &str) {

@@ -10,10 +10,11 @@ mod conditions;
 mod cutover;
 mod notices;
 mod phases;
+mod problems;
 
 use super::{
-    CheckJob, CheckPod, Decision, Effect, Job, Observed, ObservedDecision, ObservedFlag, ObservedRun, ObservedSql,
-    Workload, decide,
+    CheckJob, Decision, Effect, Job, JobPod, Observed, ObservedDecision, ObservedFlag, ObservedRun, ObservedSql,
+    PodReason, Workload, decide,
 };
 use crate::{
     api::{
@@ -175,10 +176,11 @@ impl Scenario {
         match effect {
             Effect::AddFinalizer => self.observed.finalizer = true,
             Effect::RemoveFinalizer => self.observed.finalizer = false,
-            Effect::StartRun(start) => self
-                .observed
-                .runs
-                .push(ObservedRun { run: MigrationRun::new(&start.name, start.spec.clone()), job: Job::Active }),
+            Effect::StartRun(start) => self.observed.runs.push(ObservedRun {
+                run: MigrationRun::new(&start.name, start.spec.clone()),
+                job: Job::Active,
+                pod: JobPod::Started,
+            }),
             Effect::RemoveRun { name } => self.observed.runs.retain(|r| r.run.metadata.name.as_ref() != Some(name)),
             Effect::OrderWindow { name, order } => {
                 let run = self.observed.runs.iter_mut().find(|r| r.run.metadata.name.as_ref() == Some(name)).unwrap();
@@ -188,7 +190,7 @@ impl Scenario {
                 self.observed.check_jobs.push(CheckJob {
                     name: start.name.clone(),
                     job: Job::Active,
-                    pod: CheckPod::Started,
+                    pod: JobPod::Started,
                 });
             }
             Effect::SetFlag { value, marker } => self.flag(value, Some(marker)),

@@ -1,7 +1,7 @@
 //! The switch of the application: flag, restarts, and what shows that the wanted version runs.
 
 use crate::{
-    api::{Direction, ReadyReason, Time, WindowProgress},
+    api::{Direction, OnDrift, ReadyReason, Time, WindowProgress},
     machine::{Effect, ObservedFlag, Transition},
     shared::{quoted::Quoted, time::seconds},
 };
@@ -60,6 +60,22 @@ impl Transition<'_> {
             .filter(|w| w.exists && w.restarted_for.as_deref() != Some(marker.as_str()))
             .map(|w| Effect::Restart { workload: w.reference.clone(), marker: marker.clone() })
             .collect()
+    }
+
+    /// The spec asks for a flag that was changed after the window to be set again, and it can be.
+    pub(crate) fn restores_flag(&self) -> bool {
+        let can_be_set = match &self.observed.flag {
+            ObservedFlag::Value { immutable, .. } => !immutable,
+            ObservedFlag::KeyMissing => true,
+            ObservedFlag::ConfigMapMissing => false,
+        };
+        self.spec.application.flag.on_drift == OnDrift::Restore && can_be_set && self.flag_drift().is_some()
+    }
+
+    /// The forward switch of the flag once more, with its marker: fenced like the first one.
+    pub(crate) fn restored_flag(&self) -> Option<Effect> {
+        let value = self.wanted_version(Direction::Forward).to_owned();
+        self.restores_flag().then(|| Effect::SetFlag { value, marker: self.marker(Direction::Forward) })
     }
 
     fn is_flag_set(&self, direction: Direction) -> bool {

@@ -2,7 +2,7 @@
 
 use crate::{
     api::{Occasion, ReadyReason, Step, Task, Time, WindowProgress, WindowState, WindowStatus},
-    machine::Transition,
+    machine::{Transition, transition::Reported},
     shared::time::{saturating_add, seconds, to_signed},
 };
 
@@ -128,15 +128,12 @@ impl Transition<'_> {
                     }
                 };
                 let text = format!("{message}; its window should have ended by {due:.0}; next: {next}");
-                if !std::mem::replace(&mut self.window_mut().overdue_reported, true) {
-                    self.event(true, ReadyReason::WindowOverdue, text.clone());
+                if self.report_lasting(ReadyReason::WindowOverdue, text.clone()) == Reported::Now {
                     self.notify(Occasion::ManualInterventionRequired, &format!("overdue.{}", due.as_second()), &text);
                 }
-                self.set_ready(ReadyReason::WindowOverdue, text);
             }
             due => {
                 if let Some(due) = due {
-                    self.window_mut().overdue_reported = false;
                     self.wake_at(due);
                 }
                 self.set_ready(reason, message);

@@ -87,6 +87,8 @@ pub(crate) struct View {
     pub(crate) steps: Vec<StepView>,
     /// Conditions.
     pub(crate) conditions: Vec<ConditionView>,
+    /// What is wrong at present.
+    pub(crate) problems: Vec<ProblemView>,
     /// The latest notices.
     pub(crate) notices: Vec<NoticeView>,
     /// Checks of the current or last stage.
@@ -134,6 +136,18 @@ pub(crate) struct ConditionView {
     /// Message.
     pub(crate) message: String,
     /// Seconds since its last change of status.
+    pub(crate) since_seconds: f64,
+}
+
+/// Something that is wrong.
+#[derive(Serialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ProblemView {
+    /// Reason.
+    pub(crate) reason: String,
+    /// Observed value, limit and next command.
+    pub(crate) message: String,
+    /// Seconds since it was first observed.
     pub(crate) since_seconds: f64,
 }
 
@@ -216,6 +230,17 @@ impl View {
                     reason: condition.reason.clone(),
                     message: condition.message.clone(),
                     since_seconds: (now - condition.last_transition_time.0).total(jiff::Unit::Second).unwrap_or(0.0),
+                })
+                .collect(),
+            problems: status
+                .problems
+                .iter()
+                // The others may pass by themselves.
+                .filter(|problem| problem.reported)
+                .map(|problem| ProblemView {
+                    reason: problem.reason.clone(),
+                    message: problem.message.clone(),
+                    since_seconds: (now - problem.since).total(jiff::Unit::Second).unwrap_or(0.0),
                 })
                 .collect(),
             notices: status
@@ -305,6 +330,13 @@ impl View {
                         condition.message.clone(),
                     ]
                 })
+                .collect(),
+        );
+        part(
+            &["PROBLEM", "FOR", "MESSAGE"],
+            self.problems
+                .iter()
+                .map(|p| vec![p.reason.clone(), seconds(p.since_seconds.max(0.0)), p.message.clone()])
                 .collect(),
         );
         part(
@@ -401,6 +433,8 @@ pub(crate) mod tests {
                 "conditions": [{"type": "Ready", "status": "False", "reason": "AwaitingApproval",
                     "message": "1/2 for sha256:9c; next: kubectl creditmigration approve m",
                     "lastTransitionTime": "2030-01-01T00:10:00Z"}],
+                "problems": [{"reason": "PodNotStarted", "subject": "m-notify-1", "since": "2030-01-01T00:11:50Z",
+                    "reported": true, "message": "the pod of Job m-notify-1 does not start: FailedCreate"}],
                 "checks": [{"name": "errors", "outcome": "Pass", "failed": 0, "measured": 3, "breached": false,
                     "message": "0 <= 0", "at": "2030-01-01T00:10:00Z"}],
                 "notices": [{"state": "Pending", "attempt": 1,
@@ -430,6 +464,7 @@ pub(crate) mod tests {
             "Preflight  Succeeded  1m30s  12 of 12 as they should be",
             "Approve    Running    2m     AwaitingApproval",
             "errors  Pass     3         no        0 <= 0",
+            "PodNotStarted  10s  the pod of Job m-notify-1 does not start: FailedCreate",
             "Planned  2030-01-01T00:00:00Z  Pending  team       support (503)",
         ] {
             assert!(screen.contains(part), "{part}:\n{screen}");

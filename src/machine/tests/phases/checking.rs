@@ -458,16 +458,16 @@ fn a_job_check_is_a_job_for_each_measurement() {
 
 #[test]
 fn a_job_whose_container_never_started_is_no_measurement() {
-    let (failed, started) = (|reason: &str| Job::Failed { reason: reason.into() }, || CheckPod::Started);
-    let waiting = |why: &str| CheckPod::Waiting(why.into());
+    let (failed, started) = (|reason: &str| Job::Failed { reason: reason.into() }, || JobPod::Started);
+    let waiting = |why: &str| JobPod::Waiting((!why.is_empty()).then(|| PodReason::new(why, "")));
     let (timeout, limit) = ("DeadlineExceeded", "BackoffLimitExceeded");
     // Job, pod, and what the check of 2 of 2 has to say of two such measurements.
-    let cases: &[(Job, CheckPod, CheckOutcome, &str)] = &[
+    let cases: &[(Job, JobPod, CheckOutcome, &str)] = &[
         (failed(limit), started(), CheckOutcome::Fail, "failed (BackoffLimitExceeded)"),
-        (failed(limit), CheckPod::Absent, CheckOutcome::Fail, "failed (BackoffLimitExceeded)"),
+        (failed(limit), JobPod::Absent, CheckOutcome::Fail, "failed (BackoffLimitExceeded)"),
         (failed(limit), waiting(""), CheckOutcome::Error, "was not started (BackoffLimitExceeded)"),
         (failed(limit), waiting("OutOfcpu"), CheckOutcome::Error, "(BackoffLimitExceeded, OutOfcpu)"),
-        (failed(timeout), CheckPod::Absent, CheckOutcome::Error, "was not started (DeadlineExceeded)"),
+        (failed(timeout), JobPod::Absent, CheckOutcome::Error, "was not started (DeadlineExceeded)"),
         (failed(timeout), waiting("ImagePullBackOff"), CheckOutcome::Error, "(DeadlineExceeded, ImagePullBackOff)"),
         (failed(timeout), started(), CheckOutcome::Error, "(DeadlineExceeded)"),
     ];
@@ -494,16 +494,16 @@ fn a_job_whose_container_never_started_is_no_measurement() {
 fn what_keeps_a_container_from_starting_is_reported_at_once_and_remembered() {
     let mut s = own_image();
     s.settle();
-    s.observed.check_jobs[0].pod = CheckPod::Waiting("ImagePullBackOff".into());
+    s.observed.check_jobs[0].pod = JobPod::Waiting(Some(PodReason::new("ImagePullBackOff", "")));
     s.settle();
     let c = s.status.checks[0].clone();
     assert_eq!((c.outcome, c.measured), (CheckOutcome::NoData, 0));
     assert!(c.message.starts_with("waits for Job m-monitor-c0n1 ImagePullBackOff; next: kubectl"), "{}", c.message);
-    s.observed.check_jobs[0].pod = CheckPod::Started;
+    s.observed.check_jobs[0].pod = JobPod::Started;
     assert_eq!(s.decide().status.checks[0].message, "Job m-monitor-c0n1 is under way");
     // At its time-out the kubelet calls the container terminated, and the reason is gone.
     s.observed.check_jobs[0].job = Job::Failed { reason: "BackoffLimitExceeded".into() };
-    s.observed.check_jobs[0].pod = CheckPod::Waiting(String::new());
+    s.observed.check_jobs[0].pod = JobPod::Waiting(None);
     s.settle();
     let c = &s.status.checks[0];
     assert!(c.message.contains("(BackoffLimitExceeded, ImagePullBackOff)"), "{}", c.message);

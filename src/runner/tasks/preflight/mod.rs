@@ -8,6 +8,7 @@
 //! `clients`, `context` and `failure` of the runner, `api` and `shared`.
 
 mod checks;
+mod clocks;
 mod database;
 
 use std::time::Duration;
@@ -51,6 +52,7 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
     sql(context, client.as_ref(), &mut findings).await;
     if let (Some(client), Ok(target)) = (&client, &target) {
         database::check(context, target, client, &mut findings).await;
+        findings.add("clocks", clocks::check(client).await);
     }
     checks::check(context, client.as_ref(), &mut findings).await;
     store(context, &mut findings).await;

@@ -1,0 +1,201 @@
+//! Reconciliations that fail in a row: when the next one follows, and which are reported on the object.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use super::Error;
+use crate::api::{CreditMigrationStatus, Phase, Writes};
+
+/// Wait after the first failure. It doubles with each further one.
+const FIRST_WAIT: Duration = Duration::from_secs(1);
+/// Longest wait while writes are blocked.
+const LONGEST_IN_WINDOW: Duration = Duration::from_secs(1);
+/// Longest wait while a window is prepared, or the new version is being checked.
+const LONGEST_UNDER_WAY: Duration = Duration::from_secs(15);
+/// Longest wait otherwise: a refused request must not cost an API server that is overloaded already.
+const LONGEST: Duration = Duration::from_secs(300);
+
+/// What failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Activity {
+    /// Reading, or the whole reconciliation by its time-out.
+    Reconcile,
+    /// Writing the status.
+    PersistStatus,
+    /// Applying an effect.
+    ApplyEffect,
+}
+
+impl Activity {
+    /// Reason of its Event.
+    pub(super) fn event_reason(self) -> &'static str {
+        match self {
+            Activity::Reconcile => "ReconcileFailed",
+            Activity::PersistStatus => "StatusRefused",
+            Activity::ApplyEffect => "EffectRefused",
+        }
+    }
+
+    /// Failures in a row from which on it is reported. A failed read mostly succeeds a second later.
+    fn reported_from(self) -> u32 {
+        match self {
+            Activity::Reconcile => 3,
+            Activity::PersistStatus | Activity::ApplyEffect => 1,
+        }
+    }
+}
+
+/// A reconciliation that failed.
+pub(super) struct Failed {
+    /// In what.
+    pub(super) activity: Activity,
+    /// Why.
+    pub(super) error: Error,
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        Self { activity: Activity::Reconcile, error }
+    }
+}
+
+impl From<kube::Error> for Failed {
+    fn from(error: kube::Error) -> Self {
+        Error::from(error).into()
+    }
+}
+
+impl Failed {
+    /// Whether the failure is reported on the object, the last of so many in a row: the first ones, then ever more
+    /// rarely.
+    pub(super) fn is_reported(&self, in_a_row: u32) -> bool {
+        let first = self.activity.reported_from();
+        let due = in_a_row == first || (in_a_row > first && in_a_row.is_power_of_two());
+        due && !matches!(self.error, Error::Conflict | Error::LeaseLost)
+    }
+}
+
+/// Failures in a row, by namespace and name.
+#[derive(Default)]
+pub(crate) struct Failures(Mutex<HashMap<(String, String), Record>>);
+
+/// What is known of one object.
+#[derive(Clone, Copy, Debug, Default)]
+struct Record {
+    in_a_row: u32,
+    /// Longest wait that its last decision allows. The watch may lag behind that decision when requests fail.
+    longest: Option<Duration>,
+}
+
+impl Failures {
+    fn change<T>(&self, namespace: &str, name: &str, change: impl FnOnce(&mut Record) -> T) -> T {
+        let mut records = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        change(records.entry((namespace.to_owned(), name.to_owned())).or_default())
+    }
+
+    /// Remembers what was decided, before it is persisted.
+    pub(super) fn decided(&self, namespace: &str, name: &str, status: &CreditMigrationStatus) {
+        self.change(namespace, name, |record| record.longest = Some(longest_wait(status)));
+    }
+
+    /// Counts one more. Gives their number.
+    pub(super) fn count(&self, namespace: &str, name: &str) -> u32 {
+        self.change(namespace, name, |record| {
+            record.in_a_row = record.in_a_row.saturating_add(1);
+            record.in_a_row
+        })
+    }
+
+    /// Starts again from zero, after a success.
+    pub(super) fn clear(&self, namespace: &str, name: &str) {
+        self.change(namespace, name, |record| record.in_a_row = 0);
+    }
+
+    /// Forgets an object that is gone.
+    pub(super) fn forget(&self, namespace: &str, name: &str) {
+        let mut records = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        records.remove(&(namespace.to_owned(), name.to_owned()));
+    }
+
+    /// When the object is reconciled again: after 1, 2, 4 ... s, up to a limit that its last decision sets, or `watched`
+    /// if there was none.
+    pub(super) fn retry_after(&self, namespace: &str, name: &str, watched: Option<&CreditMigrationStatus>) -> Duration {
+        let record = self.change(namespace, name, |record| *record);
+        retry_after(record.in_a_row, record.longest.or(watched.map(longest_wait)).unwrap_or(LONGEST))
+    }
+}
+
+/// Longest wait between two attempts.
+fn longest_wait(status: &CreditMigrationStatus) -> Duration {
+    if status.writes == Some(Writes::Blocked) {
+        return LONGEST_IN_WINDOW;
+    }
+    match status.phase {
+        Some(Phase::Executing | Phase::Validating | Phase::Monitoring | Phase::RollingBack) => LONGEST_UNDER_WAY,
+        _ => LONGEST,
+    }
+}
+
+fn retry_after(in_a_row: u32, longest: Duration) -> Duration {
+    FIRST_WAIT.saturating_mul(1 << in_a_row.saturating_sub(1).min(16)).min(longest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(phase: Phase, writes: Writes) -> CreditMigrationStatus {
+        CreditMigrationStatus { phase: Some(phase), writes: Some(writes), ..Default::default() }
+    }
+
+    #[test]
+    fn retries_are_rarer_with_each_failure_but_not_while_writes_are_blocked() {
+        let seconds = |status: &CreditMigrationStatus| {
+            [0, 1, 2, 3, 5, 9, 10, 1000, u32::MAX].map(|n| retry_after(n, longest_wait(status)).as_secs())
+        };
+        assert_eq!(seconds(&CreditMigrationStatus::default()), [1, 1, 2, 4, 16, 256, 300, 300, 300]);
+        assert_eq!(seconds(&status(Phase::AwaitingApproval, Writes::Open)), [1, 1, 2, 4, 16, 256, 300, 300, 300]);
+        assert_eq!(seconds(&status(Phase::Monitoring, Writes::Open)), [1, 1, 2, 4, 15, 15, 15, 15, 15]);
+        for phase in [Phase::Executing, Phase::RollingBack, Phase::RollbackFailed] {
+            assert_eq!(seconds(&status(phase, Writes::Blocked)), [1; 9], "{phase}");
+        }
+    }
+
+    #[test]
+    fn what_was_decided_counts_more_than_what_the_watch_has_shown() {
+        let failures = Failures::default();
+        let open = status(Phase::AwaitingApproval, Writes::Open);
+        for _ in 0..10 {
+            failures.count("shop", "m");
+        }
+        assert_eq!(failures.retry_after("shop", "m", Some(&open)), LONGEST);
+        failures.decided("shop", "m", &status(Phase::Executing, Writes::Blocked));
+        assert_eq!(failures.retry_after("shop", "m", Some(&open)), LONGEST_IN_WINDOW);
+    }
+
+    #[test]
+    fn a_failure_that_lasts_is_reported_ever_more_rarely() {
+        let failed = |activity, error| Failed { activity, error };
+        let timeout = || Error::Timeout(Duration::from_secs(30));
+        let reported = |failed: &Failed| (1..=40).filter(|n| failed.is_reported(*n)).collect::<Vec<_>>();
+        assert_eq!(reported(&failed(Activity::ApplyEffect, timeout())), [1, 2, 4, 8, 16, 32]);
+        assert_eq!(reported(&failed(Activity::PersistStatus, timeout())), [1, 2, 4, 8, 16, 32]);
+        assert_eq!(reported(&failed(Activity::Reconcile, timeout())), [3, 4, 8, 16, 32]);
+        for error in [Error::Conflict, Error::LeaseLost] {
+            assert_eq!(reported(&failed(Activity::ApplyEffect, error)), [0; 0], "nothing is wrong with the object");
+        }
+    }
+
+    #[test]
+    fn failures_of_one_object_say_nothing_of_another() {
+        let failures = Failures::default();
+        assert_eq!([failures.count("shop", "a"), failures.count("shop", "a"), failures.count("shop", "b")], [1, 2, 1]);
+        failures.clear("shop", "a");
+        assert_eq!([failures.count("shop", "a"), failures.count("shop", "b")], [1, 2]);
+        failures.forget("shop", "a");
+        assert_eq!(failures.0.lock().unwrap().len(), 1);
+    }
+}

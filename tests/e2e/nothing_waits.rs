@@ -1,0 +1,91 @@
+//! Nothing waits in silence: what keeps a step from going on is in `Ready` within seconds, and is one Event.
+
+use std::time::{Duration, Instant};
+
+use credit_migration::api::{Phase, Step, Task};
+use k8s_openapi::api::core::v1::{ConfigMap, ResourceQuota};
+use kube::api::DeleteParams;
+use serde_json::json;
+
+use super::{
+    cluster::eventually,
+    harness::{APP, FLAG, LASTS, Setup, e2e},
+    migration::ready,
+};
+
+/// Within this time `Ready` names the cause.
+const NAMED_WITHIN: Duration = Duration::from_secs(20);
+
+#[tokio::test]
+async fn a_refused_pod_is_named() {
+    e2e("quota", Setup { replicas: 0, ..Setup::default() }, |world| async move {
+        let quota = json!({"metadata": {"name": "cpu"}, "spec": {"hard": {"limits.cpu": "4"}}});
+        world.create_object::<ResourceQuota>(quota).await;
+        // Until its controller has counted, the quota refuses every pod in other words.
+        eventually("the quota", async || {
+            let status = world.api::<ResourceQuota>().get("cpu").await.map_err(|e| e.to_string())?.status;
+            status.and_then(|s| s.used).map(drop).ok_or_else(|| "not counted".to_owned())
+        })
+        .await;
+        let started = Instant::now();
+        let m = world.migrate("simplify", json!({})).await;
+        let message = m.reason("PodNotStarted").await;
+        let waited = started.elapsed();
+        assert!(waited <= NAMED_WITHIN, "{waited:?}");
+        let job = m.run_name(Task::Preflight);
+        for part in [job.as_str(), "FailedCreate: ", "limits.cpu", "next: kubectl -n ", "describe job/"] {
+            assert!(message.contains(part), "{message} lacks {part}");
+        }
+        m.event("PodNotStarted", "limits.cpu").await;
+
+        // It goes on by itself.
+        world.api::<ResourceQuota>().delete("cpu", &DeleteParams::default()).await.unwrap();
+        let status = m.phase(Phase::AwaitingApproval).await;
+        assert_eq!(status.problems, []);
+        let events = world.events(&m.name).await;
+        assert_eq!(events.iter().filter(|(reason, _)| reason == "PodNotStarted").count(), 1, "{events:?}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn two_breaches_are_two_events() {
+    e2e("breaches", Setup::default(), |world| async move {
+        let check = |name: &str| {
+            json!({"name": name, "interval": "1s", "onBreach": "Warn", "max": "0", "sql": {"query": "SELECT 1"}})
+        };
+        let validation = json!({"duration": "30s", "checks": [check("first"), check("second")]});
+        let m = world.migrate("simplify", json!({"validation": validation})).await;
+        m.approve().await;
+        m.step(Step::Monitor).await;
+        let events = world.events(&m.name).await;
+        let breaches: Vec<_> = events.iter().filter(|(reason, _)| reason == "CheckBreached").collect();
+        assert_eq!(breaches.len(), 2, "{events:?}");
+        for name in ["first: ", "second: "] {
+            assert!(breaches.iter().any(|(_, note)| note.starts_with(name)), "{breaches:?}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_flag_that_drifts_is_set_again() {
+    e2e("drift", Setup::default(), |world| async move {
+        let flag = json!({"onDrift": "Restore"});
+        let spec = json!({"application": {"flag": flag}, "validation": {"duration": LASTS}});
+        let m = world.migrate("simplify", spec).await;
+        m.approve().await;
+        m.step(Step::Validate).await;
+        world.patch::<ConfigMap>(APP, json!({"data": {FLAG: "v1"}})).await;
+        eventually("the flag", async || match world.flag().await.as_str() {
+            "v2" => Ok(()),
+            flag => Err(flag.to_owned()),
+        })
+        .await;
+        m.event("FlagDrifted", "the operator sets it again").await;
+        m.until("the end of the drift", |status| ready(status).0 != "FlagDrifted").await;
+        let workload = world.running().await;
+        assert_eq!(workload, "v2");
+    })
+    .await;
+}
