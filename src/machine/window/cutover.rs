@@ -75,7 +75,7 @@ impl Transition<'_> {
                 self.observed.workloads.iter().any(|workload| {
                     workload.reference == *wanted
                         && workload.restarted_for.as_deref() == Some(marker.as_str())
-                        && workload.settled
+                        && workload.unsettled.is_none()
                         && workload.old_pods == 0
                 })
             })
