@@ -45,6 +45,12 @@ ready_reasons! {
     WorkloadMissing,
     /// No container of a workload reads the flag's key.
     WorkloadDoesNotReadFlag,
+    /// A workload is paused: a restart replaces no pod.
+    WorkloadPaused,
+    /// A workload's rollout is under way or has stopped, or replicas are not available.
+    WorkloadNotSettled,
+    /// Pods that are not a workload's own match its selector.
+    ForeignPods,
     /// An admission policy is missing or weak.
     DecisionPolicyMissing,
     /// The rehearsal predicts a longer window than the spec allows.

@@ -1,9 +1,9 @@
 //! Reads everything that a decision may depend on into one plain value.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::{
-    apps::v1::Deployment,
+    apps::v1::{Deployment, ReplicaSet},
     batch::v1::Job,
     core::v1::{ConfigMap, Event as KubeEvent, Namespace, Pod, PodStatus},
 };
@@ -234,39 +234,72 @@ impl Reader<'_> {
                 exists: false,
                 reads_flag: false,
                 restarted_for: None,
-                settled: false,
+                paused: false,
+                unsettled: None,
                 old_pods: 0,
+                foreign_pods: vec![],
                 available: (0, 0),
             });
         };
         let restarted_for = restarted_for(&deployment);
-        let old_pods = self.old_pods(&deployment, restarted_for.as_deref()).await?;
+        let pods = self.pods(&deployment, restarted_for.as_deref()).await?;
         Ok(Workload {
             reads_flag: deployment::reads_flag(&deployment, &key.name, &key.key),
-            settled: deployment::settled(&deployment),
+            paused: deployment::paused(&deployment),
+            unsettled: deployment::unsettled(&deployment),
             available: deployment::available(&deployment),
             reference,
             exists: true,
             restarted_for,
-            old_pods,
+            old_pods: pods.old,
+            foreign_pods: pods.foreign,
         })
     }
 
-    /// Pods of the Deployment, terminating ones included, whose template had another annotation.
-    async fn old_pods(&self, deployment: &Deployment, marker: Option<&str>) -> Result<u32, Error> {
-        let Some(selector) = deployment.spec.as_ref().map(|s| s.selector.clone()) else { return Ok(0) };
+    /// Pods that the Deployment's selector matches, terminating ones included, by the chain of their owners.
+    async fn pods(&self, deployment: &Deployment, marker: Option<&str>) -> Result<WorkloadPods, Error> {
+        let Some(selector) = deployment.spec.as_ref().map(|s| s.selector.clone()) else {
+            return Ok(WorkloadPods::default());
+        };
         // A selector that cannot be used must not count as "no old pods".
-        let Ok(selector) = Selector::try_from(selector) else { return Ok(u32::MAX) };
-        let pods = self.api::<Pod>().list(&ListParams::default().labels_from(&selector)).await?;
-        let old = pods
-            .items
-            .iter()
-            // A finished pod no longer writes.
-            .filter(|p| !matches!(p.status.as_ref().and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed")))
-            .filter(|p| p.annotations().get(RESTARTED_FOR).map(String::as_str) != marker)
-            .count();
-        Ok(u32::try_from(old).unwrap_or(u32::MAX))
+        let Ok(selector) = Selector::try_from(selector) else {
+            return Ok(WorkloadPods { old: u32::MAX, foreign: vec![] });
+        };
+        let pods = self.api::<Pod>().list(&ListParams::default().labels_from(&selector)).await?.items;
+        // After the pods: a ReplicaSet that is removed in between makes its pods old, never foreign.
+        let names: BTreeSet<&str> = pods.iter().filter_map(deployment::replica_set_of).map(|(name, _)| name).collect();
+        let replica_sets = self.api::<ReplicaSet>();
+        let found = futures::future::try_join_all(names.into_iter().map(|name| replica_sets.get_opt(name))).await?;
+        let found: Vec<ReplicaSet> = found.into_iter().flatten().collect();
+        Ok(count_pods(deployment, marker, &pods, &found))
     }
+}
+
+/// Pods that a Deployment's selector matches.
+#[derive(Debug, Default, PartialEq)]
+struct WorkloadPods {
+    /// Its own that are not of the present marker.
+    old: u32,
+    /// Names of those that are not its own.
+    foreign: Vec<String>,
+}
+
+fn count_pods(
+    deployment: &Deployment,
+    marker: Option<&str>,
+    pods: &[Pod],
+    replica_sets: &[ReplicaSet],
+) -> WorkloadPods {
+    // A finished pod no longer writes.
+    let live = pods
+        .iter()
+        .filter(|p| !matches!(p.status.as_ref().and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed")));
+    let (foreign, own): (Vec<&Pod>, Vec<&Pod>) =
+        live.partition(|pod| deployment::is_foreign(pod, deployment, replica_sets));
+    let old = own.iter().filter(|p| p.annotations().get(RESTARTED_FOR).map(String::as_str) != marker).count();
+    let mut foreign: Vec<String> = foreign.iter().map(|p| p.name_any()).collect();
+    foreign.sort();
+    WorkloadPods { old: u32::try_from(old).unwrap_or(u32::MAX), foreign }
 }
 
 /// A decision, if it is one on this very migration and not on a predecessor of the same name.
@@ -419,6 +452,30 @@ mod tests {
 
     fn stopped(reason: &str, message: &str) -> JobPod {
         JobPod::Stopped(PodReason::new(reason, message))
+    }
+
+    #[test]
+    fn a_pod_of_another_owner_is_named_and_is_not_old() {
+        let owner = |kind: &str, uid: &str| json!([{"apiVersion": "apps/v1", "kind": kind, "name": uid, "uid": uid, "controller": true}]);
+        let pod = |name: &str, marker: &str, owners: Value, phase: &str| -> Pod {
+            let metadata = json!({"name": name, "annotations": {RESTARTED_FOR: marker}, "ownerReferences": owners});
+            serde_json::from_value(json!({"metadata": metadata, "status": {"phase": phase}})).unwrap()
+        };
+        let deployment: Deployment = serde_json::from_value(json!({"metadata": {"name": "shop", "uid": "d"}})).unwrap();
+        let set: ReplicaSet =
+            serde_json::from_value(json!({"metadata": {"uid": "r", "ownerReferences": owner("Deployment", "d")}}))
+                .unwrap();
+        let pods = [
+            pod("shop-new", "1.to", owner("ReplicaSet", "r"), "Running"),
+            pod("shop-old", "", owner("ReplicaSet", "r"), "Running"),
+            pod("shop-done", "", owner("ReplicaSet", "r"), "Succeeded"),
+            pod("shop-of-a-removed-set", "", owner("ReplicaSet", "gone"), "Running"),
+            pod("debug", "", json!([]), "Running"),
+            pod("canary", "1.to", owner("StatefulSet", "s"), "Pending"),
+            pod("report", "", json!([]), "Succeeded"),
+        ];
+        let foreign = vec!["canary".to_owned(), "debug".to_owned()];
+        assert_eq!(count_pods(&deployment, Some("1.to"), &pods, &[set]), WorkloadPods { old: 2, foreign });
     }
 
     #[rstest::rstest]

@@ -11,6 +11,9 @@ use super::{
 };
 use crate::api::{Phase, ReadyReason, Writes};
 
+/// Type of the condition that says whether a rollback could switch the application back.
+const ROLLBACK_READY: &str = "RollbackReady";
+
 /// Type of the condition that reports down SQL which was not approved.
 const DOWN_CHANGED: &str = ReadyReason::DownSqlChanged.as_str();
 
@@ -44,6 +47,15 @@ pub(super) fn derive(transition: &mut Transition<'_>) {
         transition.report_problem(ReadyReason::DownSqlChanged, None, text.clone(), SignedDuration::ZERO);
     }
     set(transition, DOWN_CHANGED, drift.is_some().then_some(true), "NotApproved", &drift.unwrap_or_default());
+
+    let rollback = rollback_ready(transition);
+    if let Some((false, reason, message)) = &rollback
+        && transition.status.conditions.iter().any(|c| c.type_ == ROLLBACK_READY && c.status == "True")
+    {
+        transition.event(true, *reason, message.clone());
+    }
+    let (possible, why, text) = rollback.map_or((None, "", String::new()), |(is, why, text)| (Some(is), why, text));
+    set(transition, ROLLBACK_READY, possible, why, &text);
 
     let backup = match (&transition.status.backup, &transition.status.verification) {
         (Some(b), Some(_)) => (true, "ReadThroughToEnd", format!("{} {} bytes, {}", b.object, b.bytes, b.sha256)),
@@ -91,6 +103,26 @@ pub(super) fn derive(transition: &mut Transition<'_>) {
         (Writes::Open, _) => ("Unblocked", format!("{:.1} s of {limit}", transition.blocked_seconds())),
     };
     set(transition, "WritesBlocked", Some(writes == Writes::Blocked), reason, &message);
+}
+
+/// Whether a rollback could switch the application back, with reason and message, while one may follow or waits.
+fn rollback_ready(transition: &Transition<'_>) -> Option<(bool, &'static str, String)> {
+    let failed = match transition.phase() {
+        Phase::Validating | Phase::Monitoring | Phase::Observing => false,
+        Phase::RollingBack if transition.awaits_rollback_window() => false,
+        Phase::RollbackFailed if !transition.may_be_blocked() => true,
+        _ => return None,
+    };
+    let from = &transition.spec.application.flag.from;
+    Some(match transition.rollback_violation() {
+        Some(violation) => (false, violation.reason.as_str(), violation.message.to_string()),
+        None if failed => (
+            false,
+            ReadyReason::RollbackNotStarted.as_str(),
+            format!("the last one did not start; next: {}", transition.observed.rollback_command()),
+        ),
+        None => (true, "Switchable", format!("flag and workloads can be switched back to {from}")),
+    })
 }
 
 /// Blocked from the moment the order to block may be out, to the moment it is known that they are unblocked.

@@ -17,6 +17,12 @@ pub(super) enum Fault {
     SilentDrift,
     /// 4: a person who approves twice counts as two.
     OnePersonTwice,
+    /// 3: a rollback that is given up does not write the flag once more before it unblocks writes.
+    FlagNotConfirmed,
+    /// 7: a window, or a rollback, blocks writes although it could not be ended.
+    BlocksWithoutExit,
+    /// 7: a rollback whose switch never started is not given up.
+    RollbackNotGivenUp,
     /// 6: a Job that ends without a report is waited for.
     LostJobAwaited,
 }

@@ -202,10 +202,16 @@ pub struct Workload {
     pub reads_flag: bool,
     /// Value of the pod template's annotation [`crate::api::RESTARTED_FOR`].
     pub restarted_for: Option<String>,
-    /// Spec observed, every replica updated and available, none surplus.
-    pub settled: bool,
-    /// Pods, terminating ones included, that were not made from the present template's annotation.
+    /// `spec.paused`: a restart replaces no pod.
+    pub paused: bool,
+    /// What keeps it from being settled: the spec is not observed, or a replica is not updated, not available or
+    /// surplus. `None` when it is settled.
+    pub unsettled: Option<String>,
+    /// Its own pods, terminating ones included, that were not made from the present template's annotation. Its own are
+    /// those of its ReplicaSets.
     pub old_pods: u32,
+    /// Names of the pods that its selector matches and that are not its own, in order.
+    pub foreign_pods: Vec<String>,
     /// Available and wanted replicas.
     pub available: (i32, i32),
 }

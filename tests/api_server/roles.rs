@@ -100,6 +100,8 @@ async fn the_operator_can_do_its_work_and_no_more() {
                 ("patch", "", "configmaps", "", true),
                 ("get", "apps", "deployments", "", true),
                 ("patch", "apps", "deployments", "", true),
+                ("get", "apps", "replicasets", "", true),
+                ("patch", "apps", "replicasets", "", false),
                 ("list", "", "pods", "", true),
                 ("list", "", "events", "", true),
                 ("create", "batch", "jobs", "", true),

@@ -24,6 +24,7 @@ mod checklist;
 mod cluster;
 mod database;
 mod deletion;
+mod exits;
 mod forging;
 mod forward;
 mod harness;

@@ -54,6 +54,12 @@ use crate::api::{CreditMigrationStatus, named::named};
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
     printcolumn(name = "Approvals", type_ = "string", json_path = ".status.approvals"),
     printcolumn(name = "Writes", type_ = "string", json_path = ".status.writes"),
+    printcolumn(
+        name = "Rollback-Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"RollbackReady\")].status",
+        priority = 1
+    ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]

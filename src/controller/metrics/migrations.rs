@@ -28,6 +28,11 @@ pub(super) const FAMILIES: &[(&str, MetricType, &str)] = &[
     ("phase", MetricType::Gauge, "1 for the phase in which the migration is."),
     ("reason", MetricType::Gauge, "1 for the phase and the reason of condition Ready."),
     ("stalled", MetricType::Gauge, "1 while manual intervention is required."),
+    (
+        "rollback_ready",
+        MetricType::Gauge,
+        "Whether a rollback could switch the application back; only from the end of the window until Keep.",
+    ),
     ("step_started_timestamp_seconds", MetricType::Gauge, "Start of the current step."),
     ("step_failures", MetricType::Gauge, "Failed attempts of the current step since the plan was last changed."),
     (
@@ -181,6 +186,9 @@ fn samples(spec: &CreditMigrationSpec, status: &CreditMigrationStatus) -> Vec<Me
         add("reason", &[("phase", phase_name), ("reason", &variant(&ready.reason))], 1.0);
     }
     add("stalled", &[], f64::from(u8::from(condition("Stalled").is_some_and(|c| c.status == "True"))));
+    if let Some(ready) = condition("RollbackReady") {
+        add("rollback_ready", &[], f64::from(u8::from(ready.status == "True")));
+    }
     let step = status.step.and_then(|now| status.steps.iter().find(|x| x.name == now));
     if let Some(step) = step {
         let name = step.name.as_str();

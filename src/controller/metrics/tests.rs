@@ -51,6 +51,8 @@ fn rich() -> Value {
         "phase": "Observing", "step": "Decide", "writes": "Open",
         "approvedBy": ["bob@shop.example"],
         "conditions": [{"type": "Ready", "status": "False", "reason": "DecisionDue", "message": "bob@shop.example",
+                        "lastTransitionTime": "1970-01-02T00:00:00Z"},
+                       {"type": "RollbackReady", "status": "False", "reason": "WorkloadPaused", "message": "",
                         "lastTransitionTime": "1970-01-02T00:00:00Z"}],
         "steps": [{"name": "Decide", "state": "Running", "attempt": 1, "failures": 2,
                    "startedAt": "1970-01-02T00:00:05Z"}],
@@ -94,6 +96,7 @@ fn blocked_writes_grow_older(#[case] blocked: Option<i64>, #[case] deadline: Opt
 #[case("phase", &["phase=\"Observing\"} 1"])]
 #[case("reason", &["phase=\"Observing\",reason=\"DecisionDue\"} 1"])]
 #[case("stalled", &["0"])]
+#[case("rollback_ready", &["0"])]
 #[case("step_started_timestamp_seconds", &["step=\"Decide\"} 86405"])]
 #[case("step_failures", &["step=\"Decide\"} 2"])]
 #[case("writes_blocked_seconds", &["0"])]

@@ -10,43 +10,59 @@ use crate::{
 /// The flag's key is there, at `from`, and can be changed.
 pub(super) fn check(transition: &Transition<'_>) -> Option<Violation> {
     let flag = &transition.spec.application.flag;
-    let r = &flag.config_map_key_ref;
+    can_be_changed(transition, &flag.from).or_else(|| at_from(transition))
+}
+
+/// The flag can be changed back. Its value is no question: a rollback may follow from it.
+pub(super) fn check_for_rollback(transition: &Transition<'_>) -> Option<Violation> {
+    can_be_changed(transition, &transition.spec.application.flag.to)
+}
+
+/// The flag's key is there, and its ConfigMap is mutable. `present` is the value of the version that runs.
+fn can_be_changed(transition: &Transition<'_>, present: &str) -> Option<Violation> {
+    let r = &transition.spec.application.flag.config_map_key_ref;
     let (reason, message) = match &transition.observed.flag {
         ObservedFlag::ConfigMapMissing => (
             ReadyReason::FlagConfigMapMissing,
             Message::new(format!("ConfigMap {} is missing (spec.application.flag)", r.name)).next(
                 transition
                     .observed
-                    .kubectl(&format!("create configmap {} --from-literal={}={}", r.name, r.key, flag.from)),
+                    .kubectl(&format!("create configmap {} --from-literal={}={}", r.name, r.key, present)),
             ),
         ),
         ObservedFlag::KeyMissing => (
             ReadyReason::FlagKeyMissing,
             Message::new(format!("ConfigMap {} has no key {}", r.name, r.key))
-                .next(set_key(transition, &r.name, &r.key, &flag.from)),
+                .next(set_key(transition, &r.name, &r.key, present)),
         ),
         ObservedFlag::Value { immutable: true, .. } => (
             ReadyReason::FlagConfigMapImmutable,
             Message::new(format!("ConfigMap {} is immutable, the flag cannot be switched", r.name))
                 .next("delete it and create it again without immutable: true"),
         ),
-        ObservedFlag::Value { value, .. } if *value != flag.from => (
-            ReadyReason::FlagNotAtFrom,
-            Message::new(format!(
-                "key {} of ConfigMap {} is {}, expected {} (spec.application.flag.from)",
-                r.key,
-                r.name,
-                Quoted(value),
-                Quoted(&flag.from)
-            ))
-            .next(
-                "see which version runs. If it is the new one this migration is done already; \
-                 otherwise correct the spec, or the key",
-            ),
-        ),
         ObservedFlag::Value { .. } => return None,
     };
     Some(Violation { reason, message })
+}
+
+fn at_from(transition: &Transition<'_>) -> Option<Violation> {
+    let flag = &transition.spec.application.flag;
+    let r = &flag.config_map_key_ref;
+    let value = transition.observed.flag_value().filter(|value| *value != flag.from)?;
+    Some(Violation {
+        reason: ReadyReason::FlagNotAtFrom,
+        message: Message::new(format!(
+            "key {} of ConfigMap {} is {}, expected {} (spec.application.flag.from)",
+            r.key,
+            r.name,
+            Quoted(value),
+            Quoted(&flag.from)
+        ))
+        .next(
+            "see which version runs. If it is the new one this migration is done already; \
+             otherwise correct the spec, or the key",
+        ),
+    })
 }
 
 /// The checklist's `ENABLE_ROLLBACK=true`: the release confirms that it can be rolled back.

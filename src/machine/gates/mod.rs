@@ -1,6 +1,7 @@
-//! Gates: what must hold in the cluster before anything is changed. Each is a function that asks and never acts.
+//! Gates: what must hold in the cluster before anything is changed, and before a rollback blocks writes. Each is a function that asks and never acts.
 //!
-//! Called by the phases before the window and by `effects`; `conditions` reports how the SQL differs. Imports `shared`,
+//! Called by the phases before a window and by `effects`; `conditions` reports how the SQL differs, and what a rollback
+//! lacks. Imports `shared`,
 //! `api` and `machine`.
 
 mod flag;
@@ -9,7 +10,10 @@ mod schedule;
 mod sql;
 mod workloads;
 
-use super::Transition;
+use super::{
+    Transition,
+    faults::{Fault, fault},
+};
 use crate::{api::ReadyReason, shared::message::Message};
 
 /// What blocks the migration.
@@ -34,15 +38,35 @@ const GATES: &[Question] = &[
     flag::check_rollback_enabled,
     // A start can be computed.
     schedule::check,
-    // What is restarted exists and reads the flag.
+    // What is restarted exists, reads the flag, and can be restarted.
     workloads::check,
     // Approvals are by those who are named.
     policy::check,
 ];
 
+/// What a rollback after the window needs before it blocks writes again, in order.
+const ROLLBACK_GATES: &[Question] = &[
+    // The flag can be switched back.
+    flag::check_for_rollback,
+    // What is restarted exists, reads the flag, and can be restarted.
+    workloads::check_for_rollback,
+];
+
 impl Transition<'_> {
     /// The first gate that is not passed.
     pub(crate) fn cluster_violation(&self) -> Option<Violation> {
+        if fault(Fault::BlocksWithoutExit) {
+            return None;
+        }
         GATES.iter().find_map(|ask| ask(self))
+    }
+
+    /// The first gate of a rollback that is not passed: with it writes would be blocked, and the flag or the pods could
+    /// not be switched back.
+    pub(crate) fn rollback_violation(&self) -> Option<Violation> {
+        if fault(Fault::BlocksWithoutExit) {
+            return None;
+        }
+        ROLLBACK_GATES.iter().find_map(|ask| ask(self))
     }
 }

@@ -1,31 +1,98 @@
-//! The workloads: are they there, and do their pods read the flag.
+//! The workloads: are they there, do their pods read the flag, and can a restart replace these pods.
 
 use super::Violation;
-use crate::{api::ReadyReason, machine::Transition, shared::message::Message};
+use crate::{
+    api::{ReadyReason, WorkloadRef},
+    machine::{Observed, Transition, Workload},
+    shared::message::Message,
+};
 
-/// Each workload exists, and reads the flag's key into its environment.
+/// What is asked of one workload.
+type Question = fn(&Transition<'_>, &Workload) -> Option<Violation>;
+
+/// Foreign pods that a message names.
+const NAMED_PODS: usize = 3;
+
+/// Each workload exists, reads the flag's key into its environment, and a restart can replace all of its pods.
 pub(super) fn check(transition: &Transition<'_>) -> Option<Violation> {
-    let r = &transition.spec.application.flag.config_map_key_ref;
-    for wanted in &transition.spec.application.workloads {
-        let found = transition.observed.workloads.iter().find(|w| w.reference == *wanted);
-        let kind = wanted.kind.as_str();
-        let Some(found) = found.filter(|w| w.exists) else {
-            return Some(Violation {
-                reason: ReadyReason::WorkloadMissing,
-                message: Message::new(format!("{kind} {} is missing (spec.application.workloads)", wanted.name))
-                    .next(transition.observed.kubectl("get deployments")),
-            });
-        };
-        if !found.reads_flag {
-            return Some(Violation {
-                reason: ReadyReason::WorkloadDoesNotReadFlag,
-                message: Message::new(format!(
-                    "no container of {kind} {} reads key {} of ConfigMap {} into its environment",
-                    wanted.name, r.key, r.name
-                ))
-                .next("add env.valueFrom.configMapKeyRef or envFrom.configMapRef"),
-            });
+    ask_each(transition, &[reads_flag, not_paused, no_foreign_pods, settled])
+}
+
+/// The same for a rollback. A workload that is not settled refuses none: it may be the reason for it.
+pub(super) fn check_for_rollback(transition: &Transition<'_>) -> Option<Violation> {
+    ask_each(transition, &[reads_flag, not_paused, no_foreign_pods])
+}
+
+fn ask_each(transition: &Transition<'_>, questions: &[Question]) -> Option<Violation> {
+    transition.spec.application.workloads.iter().find_map(|wanted| {
+        let found = transition.observed.workloads.iter().find(|w| w.reference == *wanted && w.exists);
+        match found {
+            None => Some(missing(transition.observed, wanted)),
+            Some(workload) => questions.iter().find_map(|ask| ask(transition, workload)),
         }
+    })
+}
+
+fn missing(observed: &Observed, wanted: &WorkloadRef) -> Violation {
+    let (kind, name) = (wanted.kind.as_str(), &wanted.name);
+    Violation {
+        reason: ReadyReason::WorkloadMissing,
+        message: Message::new(format!("{kind} {name} is missing (spec.application.workloads)"))
+            .next(observed.kubectl("get deployments")),
     }
-    None
+}
+
+fn reads_flag(transition: &Transition<'_>, workload: &Workload) -> Option<Violation> {
+    let r = &transition.spec.application.flag.config_map_key_ref;
+    (!workload.reads_flag).then(|| Violation {
+        reason: ReadyReason::WorkloadDoesNotReadFlag,
+        message: Message::new(format!(
+            "no container of {} reads key {} of ConfigMap {} into its environment",
+            title(workload),
+            r.key,
+            r.name
+        ))
+        .next("add env.valueFrom.configMapKeyRef or envFrom.configMapRef"),
+    })
+}
+
+fn not_paused(transition: &Transition<'_>, workload: &Workload) -> Option<Violation> {
+    workload.paused.then(|| Violation {
+        reason: ReadyReason::WorkloadPaused,
+        message: Message::new(format!(
+            "spec.paused of {} is true, expected false: a restart replaces no pod",
+            title(workload)
+        ))
+        .next(transition.observed.kubectl(&format!("rollout resume deployment/{}", workload.reference.name))),
+    })
+}
+
+fn settled(transition: &Transition<'_>, workload: &Workload) -> Option<Violation> {
+    let why = workload.unsettled.as_ref()?;
+    Some(Violation {
+        reason: ReadyReason::WorkloadNotSettled,
+        message: Message::new(format!("{} is not settled: {why}", title(workload)))
+            .next(transition.observed.kubectl(&format!("rollout status deployment/{}", workload.reference.name))),
+    })
+}
+
+fn no_foreign_pods(transition: &Transition<'_>, workload: &Workload) -> Option<Violation> {
+    let all = workload.foreign_pods.len();
+    let named = workload.foreign_pods.get(..all.min(NAMED_PODS)).filter(|named| !named.is_empty())?;
+    let more = if all > named.len() { format!(" and {} more", all - named.len()) } else { String::new() };
+    Some(Violation {
+        reason: ReadyReason::ForeignPods,
+        message: Message::new(format!(
+            "{all} pods (limit 0) match the selector of {} and are of no ReplicaSet of its own: {}{more}; no restart \
+             replaces them; delete them, or give them other labels",
+            title(workload),
+            named.join(", ")
+        ))
+        .next(transition.observed.kubectl(&format!("get pods --show-labels {}", named.join(" ")))),
+    })
+}
+
+/// `Deployment shop`.
+fn title(workload: &Workload) -> String {
+    format!("{} {}", workload.reference.kind.as_str(), workload.reference.name)
 }

@@ -8,11 +8,17 @@ use crate::{
         SchemaInPlace, Step, StepState, Task, WindowProgress, WindowState, WindowStatus,
     },
     machine::{
-        ObservedSql, RunOutcome, StatusReason, Transition, notices::notice_key, steps::PlannedRetry,
-        window::cutover::Rollout,
+        ObservedSql, RunOutcome, StatusReason, Transition,
+        gates::Violation,
+        notices::notice_key,
+        steps::PlannedRetry,
+        window::{cutover::Rollout, given_up::SwitchMove},
     },
     shared::time::{seconds, to_signed},
 };
+
+/// How long a rollback that is given up may take to unblock writes before its window is reported as overdue, in seconds.
+const GIVEN_UP_GRACE_SECONDS: i64 = 30;
 
 /// What is known of the balances at the end of a rollback.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,6 +89,12 @@ impl Transition<'_> {
         }
     }
 
+    /// What the run that rolls back has reported.
+    pub(crate) fn rollback_progress(&self) -> WindowProgress {
+        let (task, attempt) = self.rollback_run();
+        self.observed.progress(task, attempt).cloned().unwrap_or_default()
+    }
+
     pub(crate) fn advance_rolling_back(&mut self) -> Flow {
         // Starts a planned attempt, whose run is another one.
         if self.status.step == Some(Step::BlockWritesForRollback)
@@ -104,6 +116,10 @@ impl Transition<'_> {
         match progress.schema_in_place() {
             Some(SchemaInPlace::Old) if ended => return self.finish_rollback(&progress),
             // The forward window unblocked writes before it could roll back.
+            Some(SchemaInPlace::New) if ended && self.is_given_up() => {
+                self.give_up_rollback();
+                return Flow::Settled;
+            }
             Some(SchemaInPlace::New) if ended => {
                 self.restart_rollback_window("writes were unblocked before the rollback had started");
                 return Flow::Settled;
@@ -121,11 +137,34 @@ impl Transition<'_> {
     }
 
     fn report_rollback(&mut self) {
-        self.report_window(ReadyReason::RollingBack, self.rollback_message());
+        let unblocked_by = self.deadline().map(|deadline| deadline + seconds(GIVEN_UP_GRACE_SECONDS));
+        match unblocked_by {
+            Some(by) if self.is_given_up() && self.now < by => {
+                self.wake_at(by);
+                self.report_lasting(ReadyReason::RollbackNotStarted, self.rollback_message());
+            }
+            _ => self.report_window(ReadyReason::RollingBack, self.rollback_message()),
+        }
+    }
+
+    /// With writes open, what would keep the rollback from switching the application back.
+    fn violation_before_rollback_window(&self) -> Option<Violation> {
+        if self.awaits_rollback_window() { self.rollback_violation() } else { None }
+    }
+
+    /// The rollback waits with writes open. People are notified once for each rollback.
+    fn report_violation_before_rollback_window(&mut self, violation: &Violation) {
+        let to = &self.spec.application.flag.to;
+        let text = format!("the rollback waits, writes are open and the version {to} runs: {}", violation.message);
+        let started = self.status.rollback.as_ref().map_or(self.now, |r| r.started_at);
+        self.notify(Occasion::ManualInterventionRequired, &notice_key("rollback-waits", started), &text);
+        self.report_lasting(violation.reason, text);
     }
 
     fn await_rollback_window(&mut self, progress: &WindowProgress) -> Flow {
-        if progress.state == WindowState::Ready && !progress.stuck && self.deadline().is_none() {
+        let violation = self.violation_before_rollback_window();
+        let ready = progress.state == WindowState::Ready && !progress.stuck;
+        if ready && self.deadline().is_none() && violation.is_none() {
             let deadline = self.now + to_signed(self.spec.window.max_duration);
             let window = self.window_mut();
             window.task = Some(Task::RollbackWindow);
@@ -160,7 +199,10 @@ impl Transition<'_> {
             );
             self.start_step(Step::SwitchBack);
         }
-        self.report_rollback();
+        match violation.filter(|_| self.awaits_rollback_window()) {
+            Some(violation) => self.report_violation_before_rollback_window(&violation),
+            None => self.report_rollback(),
+        }
         Flow::Settled
     }
 
@@ -179,6 +221,16 @@ impl Transition<'_> {
         if !needed {
             self.succeed_step(Step::SwitchBack, format!("flag never left {from}"));
             return self.start_step(Step::RollbackSql);
+        }
+        if task == Task::RollbackWindow && self.is_switched() {
+            match self.switch_move(progress) {
+                SwitchMove::SwitchBack => self.window_mut().unblocking = false,
+                SwitchMove::GiveUp => {
+                    self.window_mut().unblocking = true;
+                    return;
+                }
+                SwitchMove::ConfirmFlag | SwitchMove::UnblockWrites | SwitchMove::Wait => return,
+            }
         }
         if self.is_switched() && self.follow_rollout(Direction::Rollback, progress) == Rollout::Complete {
             self.succeed_step(
@@ -285,6 +337,7 @@ impl Transition<'_> {
             // Undone, or never migrated, and writes are unblocked: that is the rollback, whatever the run's failure
             // was.
             Some(SchemaInPlace::Old) => return self.finish_rollback(progress),
+            Some(SchemaInPlace::New) if self.is_given_up() => self.give_up_rollback(),
             Some(SchemaInPlace::New) => self.restart_rollback_window(message),
             None => self.retry_rollback_run(task, reason, message),
         }
@@ -315,14 +368,30 @@ impl Transition<'_> {
                 "{why}; tried {failures} times; the new version runs and writes are open; fix the cause; next: {}",
                 self.observed.rollback_command()
             );
-            self.fail_step(Step::BlockWritesForRollback, ReadyReason::RollbackNotStarted, text.clone());
-            self.notify(Occasion::ManualInterventionRequired, &notice_key("person", self.now), &text);
-            self.enter(Phase::RollbackFailed);
-            return self.set_ready(ReadyReason::RollbackNotStarted, text);
+            return self.end_in_rollback_failed(Step::BlockWritesForRollback, ReadyReason::RollbackNotStarted, text);
         }
         self.status.step = Some(Step::BlockWritesForRollback);
         let text = format!("{why}; a new window is started for the rollback, writes are open meanwhile");
         self.retry_later(Step::BlockWritesForRollback, ReadyReason::BlockingWritesForRollback, &text);
+    }
+
+    /// Writes are unblocked on the new schema, because the application could not be switched back.
+    fn give_up_rollback(&mut self) {
+        let flag = &self.spec.application.flag;
+        let cause = match self.rollback_violation() {
+            Some(violation) => violation.message.text,
+            None => "the Events say what was refused".to_owned(),
+        };
+        let text = format!(
+            "the application could not be switched back to {} within {}: {cause}; the flag is still {} and every pod \
+             is of that version, so writes are open again after {:.0} s; fix the cause; next: {}",
+            flag.from,
+            self.spec.window.max_duration,
+            flag.to,
+            self.blocked_seconds(),
+            self.observed.rollback_command()
+        );
+        self.end_in_rollback_failed(Step::SwitchBack, ReadyReason::RollbackNotStarted, text);
     }
 
     pub(crate) fn fail_rollback(&mut self, reason: Reason, message: &str) {
@@ -332,12 +401,17 @@ impl Transition<'_> {
              fix the cause (you can correct the down SQL in its ConfigMap); next: {}",
             self.observed.rollback_command()
         );
-        let step = self.status.step.unwrap_or(Step::RollbackSql);
+        self.end_in_rollback_failed(self.status.step.unwrap_or(Step::RollbackSql), reason, text);
+    }
+
+    /// Manual intervention is required, and a new decision.
+    fn end_in_rollback_failed(&mut self, step: Step, reason: impl Into<StatusReason>, text: String) {
+        let reason: StatusReason = reason.into();
         let ignore_decisions_until = self.observed.decisions.iter().map(|d| d.at).max();
         if let Some(r) = &mut self.status.rollback {
             r.ignore_decisions_until = ignore_decisions_until;
         }
-        self.fail_step(step, reason, text.clone());
+        self.fail_step(step, reason.clone(), text.clone());
         self.enter(Phase::RollbackFailed);
         self.notify(Occasion::ManualInterventionRequired, &notice_key("person", self.now), &text);
         self.set_ready(reason, text);
@@ -375,10 +449,13 @@ impl Transition<'_> {
 
     fn rollback_message(&self) -> String {
         let step = self.status.step.map(|s| s.to_string()).unwrap_or_default();
-        let (task, attempt) = self.rollback_run();
-        let progress = self.observed.progress(task, attempt).cloned().unwrap_or_default();
+        let progress = self.rollback_progress();
         let waits = match self.status.step {
             Some(Step::SwitchBack) if !self.is_switched() => "waiting for the runner's acknowledgement".to_owned(),
+            Some(Step::SwitchBack) if self.is_given_up() => format!(
+                "given up, since nothing was switched; waiting for writes to be unblocked on the new schema; {}",
+                self.rollout_message(&progress)
+            ),
             Some(Step::SwitchBack) => self.rollout_message(&progress),
             Some(Step::RollbackSql) => "waiting for the down SQL to commit".to_owned(),
             _ => "under way".to_owned(),

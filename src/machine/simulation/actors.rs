@@ -3,15 +3,15 @@
 
 use fastrand::Rng;
 
-use super::world::{App, Defect, Schema, SimulatedMigration, SimulatedWindow, Stored, World};
+use super::world::{Defect, Schema, SimulatedMigration, SimulatedWindow, Stored, World};
 use crate::{
     api::{
-        CheckOutcome, CheckResult, Comparison, Delivery, DeliveryState, Direction, MigrationRun, MigrationRunStatus,
-        Occasion, Reason, RunPhase, Task, WindowCommand, WindowProgress, WindowState,
+        CheckOutcome, CheckResult, Comparison, CreditMigrationStatus, Delivery, DeliveryState, Direction, MigrationRun,
+        MigrationRunStatus, Occasion, Reason, RunPhase, Task, WindowCommand, WindowProgress, WindowState,
         fixtures::{self, SECRET},
         window_rules::{EndCause, Ending, Move, WindowActivity, WindowView, next_move},
     },
-    machine::{Effect, FenceTarget, Job, JobPod, Observed, ObservedRun, decide},
+    machine::{Effect, FenceTarget, Job, JobPod, Observed, ObservedFlag, ObservedRun, decide},
 };
 
 /// A controller: what it read (perhaps long ago), then what it still has to do.
@@ -56,6 +56,12 @@ impl Controller {
             let version = *version;
             let effect = effects[0].clone();
             if effect.irreversible() && self.target.is_none() {
+                // The target is read first, then the migration. The write, which may come much later, carries the
+                // target's version alone.
+                if w.defect != Defect::UnfencedWrites && w.migration.as_ref().is_none_or(|m| m.version != version) {
+                    self.todo = None;
+                    return;
+                }
                 self.target = Some(target_version(w, &effect));
                 return;
             }
@@ -75,6 +81,7 @@ impl Controller {
         };
         let decision = decide(&migration.spec, &migration.status, &observed, w.now);
         w.note_drift_decision(&migration.spec, &decision.status);
+        let without_exit = starts_window(&migration.status, &decision.status) && is_obstructed(&observed);
         let mut persisted = version;
         if decision.status != migration.status {
             let next = w.bump();
@@ -82,9 +89,23 @@ impl Controller {
             m.value.status = decision.status;
             m.version = next;
             persisted = next;
+            w.blocked_without_exit |= without_exit;
         }
         self.todo = Some((persisted, decision.effects));
     }
+}
+
+/// With writes open it was decided to block them.
+fn starts_window(before: &CreditMigrationStatus, after: &CreditMigrationStatus) -> bool {
+    let was = before.window.clone().unwrap_or_default();
+    let is = after.window.clone().unwrap_or_default();
+    was.deadline.is_none() && was.blocked_at.is_none() && is.deadline.is_some() && is.blocked_at.is_none()
+}
+
+/// The application cannot be switched, as far as that can be observed.
+fn is_obstructed(observed: &Observed) -> bool {
+    !matches!(observed.flag, ObservedFlag::Value { immutable: false, .. })
+        || observed.workloads.iter().any(|w| w.paused || !w.foreign_pods.is_empty())
 }
 
 fn target_version(w: &World, effect: &Effect) -> u64 {
@@ -99,10 +120,6 @@ fn target_version(w: &World, effect: &Effect) -> u64 {
 /// `false`: conflict.
 fn apply(w: &mut World, version: u64, effect: &Effect, target: Option<u64>) -> bool {
     let fenced = w.defect != Defect::UnfencedWrites;
-    let current = w.migration.as_ref().is_some_and(|m| m.version == version);
-    if effect.irreversible() && fenced && !current {
-        return false;
-    }
     let same = |now: u64| !fenced || target == Some(now);
     match effect {
         Effect::AddFinalizer | Effect::RemoveFinalizer => {
@@ -154,7 +171,9 @@ fn apply(w: &mut World, version: u64, effect: &Effect, target: Option<u64>) -> b
             true
         }
         Effect::SetFlag { value, marker } => {
-            if !same(w.flag.version) {
+            let flag = &w.flag.value;
+            let changes = flag.value != *value;
+            if !same(w.flag.version) || flag.missing || flag.refused || (flag.immutable && changes) {
                 return false;
             }
             w.flag.value.before = std::mem::replace(&mut w.flag.value.value, value.clone());
@@ -167,8 +186,7 @@ fn apply(w: &mut World, version: u64, effect: &Effect, target: Option<u64>) -> b
             if !same(w.app.version) {
                 return false;
             }
-            w.app =
-                Stored { version: 0, value: App { template: Some(marker.clone()), pods: w.app.value.pods.clone() } };
+            w.app.value.template = Some(marker.clone());
             w.app.version = w.bump();
             true
         }

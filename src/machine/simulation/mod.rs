@@ -22,7 +22,7 @@ const SCHEDULES: u64 = 10_000;
 /// Wild acts per schedule, before everyone is let work in peace: fewest and most.
 const WILD: std::ops::Range<u32> = 200..900;
 /// Acts in peace, within which each schedule must have ended.
-const PEACE: u32 = 6_000;
+const PEACE: u32 = 8_000;
 /// Acts after the end, in which leaders that fell asleep wake up and finish what they had started.
 const AFTERMATH: u32 = 120;
 /// How often a leader falls asleep between reading a target and writing it, per schedule.
@@ -32,6 +32,12 @@ const OUTAGES: u32 = 4;
 
 /// How often an outsider sets the flag back after the window, per schedule.
 const DRIFTS: u32 = 2;
+/// How often something gets in the way of a switch, per schedule.
+const OBSTRUCTIONS: u32 = 2;
+/// Acts after which operators have fixed it at the latest.
+const LONGEST_OBSTRUCTION: u32 = 1_500;
+/// Acts after which a rollback that keeps writes blocked needlessly must have unblocked them.
+const NEEDLESS: u32 = 300;
 
 /// Acts of pods after which a window past its deadline must have ended, or an alert must be out.
 const IDLE: u32 = 40;
@@ -58,10 +64,15 @@ fn schedule(seed: u64, defect: Defect, own: Option<faults::Fault>, trace: bool) 
     }
     // Of 256 pods so many read the flag's old value.
     let lag = if rng.bool() { rng.u8(1..80) } else { 0 };
+    let (obstructive, repair) = (rng.u8(..) < 128, rng.u8(5..120));
+    let (mut obstructions, mut obstructed_at, mut needless) = (0, 0, 0);
     for act in 0..wild_acts + PEACE {
         let wild = act < wild_acts;
         w.api_up = act >= outage_ends;
-        match rng.u8(..100) {
+        if w.is_obstructed() && act > obstructed_at + LONGEST_OBSTRUCTION {
+            w.repair();
+        }
+        match rng.u8(..104) {
             0..40 => {
                 let i = rng.usize(..2);
                 if asleep[i] <= act {
@@ -100,6 +111,11 @@ fn schedule(seed: u64, defect: Defect, own: Option<faults::Fault>, trace: bool) 
                 let longest = if rng.bool() { 150 } else { 1000 };
                 outage_ends = act + rng.u32(20..longest);
             }
+            100..102 if obstructive && obstructions < OBSTRUCTIONS && ended.is_none() && rng.u8(..) < 30 => {
+                (obstructions, obstructed_at) = (obstructions + 1, act);
+                w.obstruct(&mut rng);
+            }
+            102.. if rng.u8(..) < repair => w.repair(),
             _ if !wild => {}
             94 => asleep[rng.usize(..2)] = act + rng.u32(20..200),
             95 => controllers[rng.usize(..2)].crash(),
@@ -124,6 +140,10 @@ fn schedule(seed: u64, defect: Defect, own: Option<faults::Fault>, trace: bool) 
             98 if trouble < 40 => w.sql.0 = format!("sha256:up{}", rng.u8(..3)),
             99 if trouble < 20 => w.now += seconds(90),
             _ => {}
+        }
+        needless = if w.blocked_needlessly() { needless + 1 } else { 0 };
+        if needless > NEEDLESS {
+            return Err(format!("seed {seed}, act {act}: 7: one version alone serves, and writes stay blocked"));
         }
         w.check().map_err(|e| format!("seed {seed}, act {act}: {e}"))?;
         if trace {
@@ -264,6 +284,7 @@ fn what_must_never_happen_never_happens() {
 #[case(Defect::ForgedNames, "4:")]
 #[case(Defect::RawErrors, "5:")]
 #[case(Defect::StopsAtBroken, "6:")]
+#[case(Defect::PodsByLabels, "7:")]
 fn each_deliberate_defect_is_found(#[case] defect: Defect, #[case] property: &str) {
     assert_found(defect, None, property);
 }
@@ -275,6 +296,9 @@ fn each_deliberate_defect_is_found(#[case] defect: Defect, #[case] property: &st
 #[case(faults::Fault::SilentDrift, "3:")]
 #[case(faults::Fault::OnePersonTwice, "4:")]
 #[case(faults::Fault::LostJobAwaited, "6:")]
+#[case(faults::Fault::FlagNotConfirmed, "3:")]
+#[case(faults::Fault::BlocksWithoutExit, "7:")]
+#[case(faults::Fault::RollbackNotGivenUp, "7:")]
 fn each_deliberate_fault_of_the_machine_is_found(#[case] fault: faults::Fault, #[case] property: &str) {
     assert_found(Defect::None, Some(fault), property);
 }

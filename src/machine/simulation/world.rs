@@ -7,8 +7,8 @@ use fastrand::Rng;
 use crate::{
     api::{
         Audience, CreditMigrationSpec, CreditMigrationStatus, DecisionKind, KeyRef, MigrationRun, NotificationChannel,
-        Occasion, OnDrift, Phase, ReadyReason, SlackChannel, Task, Time, WindowCommand, WindowState, WorkloadKind,
-        WorkloadRef,
+        Occasion, OnDrift, Phase, ReadyReason, SlackChannel, Step, Task, Time, WindowCommand, WindowState,
+        WorkloadKind, WorkloadRef,
         fixtures::{SECRET, spec},
     },
     machine::{Job, Observed, ObservedDecision, ObservedFlag, ObservedRun, ObservedSql, StatusReason, Workload},
@@ -35,6 +35,8 @@ pub(super) enum Defect {
     ForgedNames,
     /// 5: the runner reports the database's raw error.
     RawErrors,
+    /// 7: pods are a Deployment's own by their labels alone.
+    PodsByLabels,
     /// 6: a controller stops at an object that it cannot decode.
     StopsAtBroken,
 }
@@ -125,6 +127,12 @@ pub(super) struct FlagMap {
     pub(super) marker: Option<String>,
     /// The value before the last write, which a lagging node still hands out.
     pub(super) before: String,
+    /// Its data cannot be changed.
+    pub(super) immutable: bool,
+    /// It was removed.
+    pub(super) missing: bool,
+    /// Every write to it is refused.
+    pub(super) refused: bool,
 }
 
 /// The Deployment: its template's annotation, and its pods with theirs and the version they run.
@@ -132,6 +140,10 @@ pub(super) struct FlagMap {
 pub(super) struct App {
     pub(super) template: Option<String>,
     pub(super) pods: Vec<(Option<String>, String)>,
+    /// A restart replaces no pod.
+    pub(super) paused: bool,
+    /// Another owner's pod has the same labels.
+    pub(super) foreign: bool,
 }
 
 /// The `CreditMigration`.
@@ -174,6 +186,8 @@ pub(super) struct World {
     pub(super) silent_decisions: u32,
     /// A broken neighbour was passed by how often.
     pub(super) broken_seen: u32,
+    /// It was decided to block writes although the application could not have been switched.
+    pub(super) blocked_without_exit: bool,
 }
 
 impl World {
@@ -192,10 +206,25 @@ impl World {
             runs: BTreeMap::new(),
             decisions: vec![],
             approvers: BTreeSet::new(),
-            flag: Stored { version: 1, value: FlagMap { value: "v1".into(), marker: None, before: "v1".into() } },
+            flag: Stored {
+                version: 1,
+                value: FlagMap {
+                    value: "v1".into(),
+                    marker: None,
+                    before: "v1".into(),
+                    immutable: false,
+                    missing: false,
+                    refused: false,
+                },
+            },
             app: Stored {
                 version: 1,
-                value: App { template: None, pods: vec![(None, "v1".into()), (None, "v1".into())] },
+                value: App {
+                    template: None,
+                    pods: vec![(None, "v1".into()), (None, "v1".into())],
+                    paused: false,
+                    foreign: false,
+                },
             },
             sql: ("sha256:up".into(), "sha256:down".into()),
             db: SimulatedDatabase {
@@ -218,6 +247,7 @@ impl World {
             drifted_at: None,
             silent_decisions: 0,
             broken_seen: 0,
+            blocked_without_exit: false,
         }
     }
 
@@ -234,6 +264,11 @@ impl World {
     pub(super) fn observe(&self) -> Option<(u64, SimulatedMigration, Observed)> {
         let m = self.migration.clone()?;
         let app = &self.app.value;
+        let flag = &self.flag.value;
+        // By labels alone a foreign pod is one of the Deployment's own that is never replaced.
+        let by_labels = self.defect == Defect::PodsByLabels;
+        let old_pods = app.pods.iter().filter(|p| p.0 != app.template).count() + usize::from(app.foreign && by_labels);
+        let foreign_pods = if app.foreign && !by_labels { vec!["debug".to_owned()] } else { vec![] };
         let settled = app.pods.len() == 2 && app.pods.iter().all(|p| p.0 == app.template);
         let observed = Observed {
             namespace: "shop".into(),
@@ -247,12 +282,15 @@ impl World {
             runs: self.runs.values().map(|r| r.value.clone()).collect(),
             decisions: self.decisions.clone(),
             policy_problem: None,
-            flag: ObservedFlag::Value {
-                value: self.flag.value.value.clone(),
-                immutable: false,
-                set_for: self.flag.value.marker.clone(),
+            flag: match flag.missing {
+                true => ObservedFlag::ConfigMapMissing,
+                false => ObservedFlag::Value {
+                    value: flag.value.clone(),
+                    immutable: flag.immutable,
+                    set_for: flag.marker.clone(),
+                },
             },
-            rollback_enabled: Some("true".into()),
+            rollback_enabled: (!flag.missing).then(|| "true".into()),
             check_jobs: vec![],
             up: ObservedSql::Present(self.sql.0.clone()),
             down: ObservedSql::Present(self.sql.1.clone()),
@@ -261,8 +299,10 @@ impl World {
                 exists: true,
                 reads_flag: true,
                 restarted_for: app.template.clone(),
-                settled,
-                old_pods: u32::try_from(app.pods.iter().filter(|p| p.0 != app.template).count()).unwrap_or(0),
+                paused: app.paused,
+                unsettled: (!settled).then(|| "a pod is old".into()),
+                foreign_pods,
+                old_pods: u32::try_from(old_pods).unwrap_or(0),
                 available: (2, 2),
             }],
         };
@@ -272,6 +312,10 @@ impl World {
     /// One pod of the rollout is replaced; it reads the flag as it starts, from a node that may lag.
     pub(super) fn roll(&mut self, rng: &mut Rng, lag: u8) {
         let flag = &self.flag.value;
+        // A container whose ConfigMap is missing does not start.
+        if self.app.value.paused || flag.missing {
+            return;
+        }
         let value = if rng.u8(..) < lag { flag.before.clone() } else { flag.value.clone() };
         let template = self.app.value.template.clone();
         if let Some(old) = self.app.value.pods.iter_mut().find(|p| p.0 != template) {
@@ -367,9 +411,66 @@ impl World {
         true
     }
 
-    /// The six properties that hold at every moment. `Err` names the broken one.
+    /// Something gets in the way of a switch.
+    pub(super) fn obstruct(&mut self, rng: &mut Rng) {
+        let version = self.bump();
+        let (flag, app) = (&mut self.flag, &mut self.app);
+        match rng.u8(..5) {
+            0 => (flag.value.immutable, flag.version) = (true, version),
+            1 => (flag.value.missing, flag.version) = (true, version),
+            2 => flag.value.refused = true,
+            3 => (app.value.paused, app.version) = (true, version),
+            _ => app.value.foreign = true,
+        }
+    }
+
+    /// Operators fix what was in the way. A ConfigMap that was removed, or is immutable, is created again.
+    pub(super) fn repair(&mut self) {
+        let version = self.bump();
+        let (flag, app) = (&mut self.flag, &mut self.app);
+        if flag.value.immutable || flag.value.missing {
+            flag.value.marker = None;
+            flag.value.before.clone_from(&flag.value.value);
+            flag.version = version;
+        }
+        (flag.value.immutable, flag.value.missing, flag.value.refused) = (false, false, false);
+        if app.value.paused {
+            app.version = version;
+        }
+        (app.value.paused, app.value.foreign) = (false, false);
+    }
+
+    /// Something is in the way of a switch.
+    pub(super) fn is_obstructed(&self) -> bool {
+        let (flag, app) = (&self.flag.value, &self.app.value);
+        flag.immutable || flag.missing || flag.refused || app.paused || app.foreign
+    }
+
+    /// A rollback keeps writes blocked past its deadline although one version alone serves: every pod is of the new one
+    /// and the flag too, or every pod is of the old one.
+    pub(super) fn blocked_needlessly(&self) -> bool {
+        let Some(status) = self.migration.as_ref().map(|m| &m.value.status) else { return false };
+        let window = status.window.clone().unwrap_or_default();
+        let switching = (status.phase, status.step) == (Some(Phase::RollingBack), Some(Step::SwitchBack));
+        let overdue = window.deadline.is_some_and(|deadline| self.now > deadline + seconds(30));
+        let flag = &self.flag.value;
+        let all_run = |version: &str| self.app.value.pods.iter().all(|p| p.1 == version);
+        // A ConfigMap that refuses every write, or is missing, says nothing of a write that may still arrive.
+        let known = !flag.missing && !flag.refused;
+        let new_alone = flag.value == "v2" && all_run("v2");
+        let old_alone = flag.value == "v1" && all_run("v1") && !self.app.value.paused;
+        self.api_up
+            && self.db.blocked_at.is_some()
+            && window.task == Some(Task::RollbackWindow)
+            && (switching && overdue && known && (new_alone || old_alone))
+    }
+
+    /// The properties that hold at every moment. `Err` names the broken one.
     pub(super) fn check(&self) -> Result<(), String> {
         let db = &self.db;
+        if self.blocked_without_exit {
+            return Err("7: writes are blocked although the application could not be switched".into());
+        }
         if db.ups > 1 || db.downs > 1 {
             return Err(format!("1: up took effect {} times, down {} times", db.ups, db.downs));
         }

@@ -147,8 +147,10 @@ impl Scenario {
                 exists: true,
                 reads_flag: true,
                 restarted_for: None,
-                settled: true,
+                paused: false,
+                unsettled: None,
                 old_pods: 0,
+                foreign_pods: vec![],
                 available: (2, 2),
             }],
         };
@@ -324,7 +326,8 @@ impl Scenario {
 
     fn rollout(&mut self, settled: bool, old_pods: u32) -> &mut Self {
         let w = &mut self.observed.workloads[0];
-        (w.settled, w.old_pods) = (settled, old_pods);
+        w.unsettled = (!settled).then(|| "of 2 wanted replicas 1 are updated".into());
+        w.old_pods = old_pods;
         self
     }
 

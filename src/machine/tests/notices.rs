@@ -5,7 +5,7 @@ use serde_json::json;
 use super::*;
 use crate::api::{Audience, KeyRef, NoticeState, NotificationChannel, Occasion, SlackChannel};
 
-fn channel(name: &str, audience: Audience) -> NotificationChannel {
+pub(super) fn channel(name: &str, audience: Audience) -> NotificationChannel {
     let url_secret_ref = KeyRef { name: name.into(), key: "url".into() };
     NotificationChannel {
         name: name.into(),

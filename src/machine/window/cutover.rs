@@ -30,7 +30,7 @@ impl Transition<'_> {
     }
 
     /// Value of the flag's marker: which switch of which migration.
-    fn marker(&self, direction: Direction) -> String {
+    pub(crate) fn marker(&self, direction: Direction) -> String {
         match direction {
             Direction::Forward => format!("{}.to", self.observed.uid),
             Direction::Rollback => format!("{}.rollback", self.observed.uid),
@@ -91,7 +91,7 @@ impl Transition<'_> {
                 self.observed.workloads.iter().any(|workload| {
                     workload.reference == *wanted
                         && workload.restarted_for.as_deref() == Some(marker.as_str())
-                        && workload.settled
+                        && workload.unsettled.is_none()
                         && workload.old_pods == 0
                 })
             })

@@ -4,5 +4,6 @@
 //! reports it. Imports `shared`, `api` and `machine`.
 
 pub(super) mod cutover;
+pub(super) mod given_up;
 mod orders;
 pub(super) mod stage;

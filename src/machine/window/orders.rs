@@ -2,7 +2,7 @@
 
 use crate::{
     api::{Direction, Phase, Step, Task, WindowCommand, WindowOrder},
-    machine::{Effect, Transition},
+    machine::{Effect, Transition, window::given_up::SwitchMove},
 };
 
 impl Transition<'_> {
@@ -13,6 +13,12 @@ impl Transition<'_> {
             _ if deadline.is_none() => WindowCommand::Standby,
             (Phase::Executing, _) if self.is_unblocking() => WindowCommand::UnblockWrites,
             (Phase::Executing, Some(Step::SwitchApplication | Step::UnblockWrites)) => WindowCommand::Switch,
+            (Phase::RollingBack, _) if task == Task::RollbackWindow && self.is_given_up() => {
+                match self.switch_move(&self.rollback_progress()) {
+                    SwitchMove::UnblockWrites => WindowCommand::UnblockWrites,
+                    _ => WindowCommand::BlockWrites,
+                }
+            }
             (Phase::RollingBack, Some(Step::RollbackSql)) => WindowCommand::Rollback,
             (Phase::RollingBack, Some(Step::SwitchBack)) if task == Task::RollbackWindow => WindowCommand::Switch,
             _ => WindowCommand::BlockWrites,
@@ -33,6 +39,11 @@ impl Transition<'_> {
         match (self.phase(), self.status.step) {
             (Phase::Executing, Some(Step::SwitchApplication)) if self.is_switched() => {
                 effects.extend(self.switch_effects(Direction::Forward));
+            }
+            (Phase::RollingBack, Some(Step::SwitchBack)) if self.is_given_up() => {
+                if self.switch_move(&self.rollback_progress()) == SwitchMove::ConfirmFlag {
+                    effects.extend(self.confirm_flag_effects());
+                }
             }
             (Phase::RollingBack, Some(Step::SwitchBack)) if self.is_switched() => {
                 effects.extend(self.switch_effects(Direction::Rollback));

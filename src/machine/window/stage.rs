@@ -1,7 +1,7 @@
 //! The present stage of the window, read from its status.
 
 use crate::{
-    api::{Occasion, ReadyReason, Step, Task, Time, WindowProgress, WindowState, WindowStatus},
+    api::{Occasion, Phase, ReadyReason, Step, Task, Time, WindowProgress, WindowState, WindowStatus},
     machine::{Transition, transition::Reported},
     shared::time::{saturating_add, seconds, to_signed},
 };
@@ -86,6 +86,16 @@ impl Transition<'_> {
     /// The order to unblock writes was, or may have been, given.
     pub(crate) fn is_unblocking(&self) -> bool {
         self.status.window.as_ref().is_some_and(|w| w.unblocking)
+    }
+
+    /// The forward window has ended on the new schema: every pod was of the new version then.
+    pub(crate) fn forward_window_succeeded(&self) -> bool {
+        self.succeeded(Step::UnblockWrites)
+    }
+
+    /// A rollback waits, with writes open, for its window.
+    pub(crate) fn awaits_rollback_window(&self) -> bool {
+        self.phase() == Phase::RollingBack && self.window_stage() == WindowStage::Standby
     }
 
     /// Task that carries the present window.

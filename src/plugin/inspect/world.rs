@@ -115,6 +115,14 @@ pub(crate) fn check_objects(spec: &CreditMigrationSpec, objects: &ClusterObjects
                     key.key, key.name
                 ),
             ),
+            Ok(d) if deployment::paused(d) => item(
+                &what,
+                State::Wrong,
+                format!(
+                    "spec.paused is true, expected false: a restart replaces no pod; next: {}",
+                    kubectl(&objects.namespace, format!("rollout resume {what}"))
+                ),
+            ),
             Ok(d) => {
                 let wanted = d.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1);
                 let ready = d.status.as_ref().and_then(|s| s.available_replicas).unwrap_or(0);

@@ -151,6 +151,13 @@ pub(crate) struct ProblemView {
     pub(crate) since_seconds: f64,
 }
 
+impl ConditionView {
+    /// Of condition `RollbackReady`: `ready`, or what is in its way.
+    fn rollback_text(&self) -> String {
+        if self.status == "True" { "ready".to_owned() } else { format!("not ready, {}: {}", self.reason, self.message) }
+    }
+}
+
 /// A notice.
 #[derive(Serialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
@@ -298,6 +305,7 @@ impl View {
                 (Writes::Blocked, None) | (Writes::Open, _) => writes.to_string(),
             }),
         );
+        line("rollback", self.conditions.iter().find(|c| c.kind == "RollbackReady").map(ConditionView::rollback_text));
         line("approvals", self.approvals.clone());
         line("presence", self.presence.clone());
         line("starts", self.starts_at.map(|t| format!("{t:.0} at the earliest")));

@@ -9,6 +9,7 @@ mod executing;
 mod observing;
 mod preparing;
 mod rollback;
+mod rollback_exit;
 mod scheduling;
 
 use super::{Scenario, each_phase};

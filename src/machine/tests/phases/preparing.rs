@@ -317,7 +317,7 @@ fn preparation_fails_for_good() {
 }
 
 /// Each thing that can be in the way, and what its message must name.
-const VIOLATIONS: &[(&str, When, &str)] = &[
+pub(super) const VIOLATIONS: &[(&str, When, &str)] = &[
     ("SqlMissing", |s| s.observed.up = ObservedSql::Missing, "ConfigMap sql has no key up (spec.migration.up)"),
     ("SqlMissing", |s| s.observed.down = ObservedSql::Missing, "ConfigMap sql has no key down (spec.migration.down)"),
     (
@@ -348,6 +348,25 @@ const VIOLATIONS: &[(&str, When, &str)] = &[
         "WorkloadDoesNotReadFlag",
         |s| s.observed.workloads[0].reads_flag = false,
         "no container of Deployment shop reads key VERSION",
+    ),
+    (
+        "WorkloadPaused",
+        |s| s.observed.workloads[0].paused = true,
+        "spec.paused of Deployment shop is true, expected false: a restart replaces no pod; \
+         next: kubectl -n shop rollout resume deployment/shop",
+    ),
+    (
+        "WorkloadNotSettled",
+        |s| s.observed.workloads[0].unsettled = Some("of 2 wanted replicas 2 are updated and 1 are available".into()),
+        "Deployment shop is not settled: of 2 wanted replicas 2 are updated and 1 are available; \
+         next: kubectl -n shop rollout status deployment/shop",
+    ),
+    (
+        "ForeignPods",
+        |s| s.observed.workloads[0].foreign_pods = ["a", "b", "c", "d"].map(Into::into).into(),
+        "4 pods (limit 0) match the selector of Deployment shop and are of no ReplicaSet of its own: a, b, c and 1 \
+         more; no restart replaces them; delete them, or give them other labels; \
+         next: kubectl -n shop get pods --show-labels a b c",
     ),
     (
         "DecisionPolicyMissing",

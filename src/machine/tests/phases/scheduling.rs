@@ -287,3 +287,25 @@ fn what_was_cancelled_is_not_announced_any_more() {
     );
     assert_eq!(s.status.notices[0].state, crate::api::NoticeState::Undelivered);
 }
+
+#[test]
+fn nothing_may_be_in_the_way_at_the_last_moment() {
+    let violations = super::preparing::VIOLATIONS.iter().filter(|v| v.0 != "SqlMissing");
+    for (reason, harm, _) in violations {
+        let mut s = approved();
+        let healthy = s.observed.clone();
+        harm(s.state(Task::Window, WindowState::Ready));
+        let d = s.reconcile();
+        assert!(events(&d).contains(&"WindowNotStarted"), "{reason}: {:?}", events(&d));
+        assert_eq!((d.status.phase, ready(&d.status).0.as_str()), (Some(Phase::AwaitingApproval), *reason));
+        assert_eq!(d.status.writes, Some(crate::api::Writes::Open), "{reason}");
+        assert!(actions(&d).iter().all(|a| !a.starts_with("order")), "{reason}: {:?}", actions(&d));
+        // Fixed, it continues by itself: the approvals still count.
+        s.observed.flag = healthy.flag;
+        s.observed.workloads = healthy.workloads;
+        s.observed.rollback_enabled = healthy.rollback_enabled;
+        s.observed.policy_problem = None;
+        s.settle();
+        assert_eq!(s.status.phase, Some(Phase::Executing), "{reason}");
+    }
+}

@@ -1,0 +1,135 @@
+//! Writes are blocked only when it is known that the window, or the rollback, can end: what is in the way is named with
+//! writes open, and the migration continues by itself when it is gone.
+
+use credit_migration::api::{CreditMigrationStatus, DecisionKind, Phase, Step, Writes};
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    core::v1::{ConfigMap, Pod},
+};
+use kube::api::{DeleteParams, PostParams};
+use serde_json::json;
+
+use super::{
+    cluster::eventually,
+    harness::{APP, APPROVERS, LASTS, Setup, World, e2e},
+    migration::{Migration, condition, ready},
+};
+
+/// A bare pod with the labels of the application's pods.
+async fn create_foreign_pod(world: &World, name: &str) {
+    let deployment = world.api::<Deployment>().get(APP).await.unwrap();
+    let template = deployment.spec.unwrap().template;
+    let labels = template.metadata.unwrap().labels;
+    let pod = json!({"metadata": {"name": name, "labels": labels}, "spec": template.spec});
+    world.create_object::<Pod>(pod).await;
+}
+
+/// Removes the flag's ConfigMap and creates it again, mutable, with the same data.
+async fn create_flag_again(world: &World) {
+    let maps = world.api::<ConfigMap>();
+    let data = maps.get(APP).await.unwrap().data;
+    maps.delete(APP, &DeleteParams::default()).await.unwrap();
+    let map = serde_json::from_value(json!({"metadata": {"name": APP}, "data": data})).unwrap();
+    eventually("the flag's ConfigMap", async || {
+        maps.create(&PostParams::default(), &map).await.map(drop).map_err(|e| e.to_string())
+    })
+    .await;
+}
+
+/// No window was started.
+fn assert_open(status: &CreditMigrationStatus) {
+    assert_eq!((status.writes, status.window.as_ref()), (Some(Writes::Open), None), "{:?}", ready(status));
+}
+
+/// Approved and refused by a gate, with writes open.
+async fn refused(m: &Migration, reason: &str, names: &str) {
+    let message = m.reason(reason).await;
+    assert!(message.contains(names) && message.contains("next: kubectl"), "{message}");
+    assert_open(&m.status().await);
+    assert_eq!(m.world.db.schema().await, "v1");
+    m.world.db.writable().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_foreign_pod_is_named_before_the_window() {
+    e2e("foreign", Setup::default(), |world| async move {
+        let m = world.migrate("simplify", json!({})).await;
+        m.phase(Phase::AwaitingApproval).await;
+        create_foreign_pod(&world, "debug").await;
+        refused(&m, "ForeignPods", "debug").await;
+        m.approve().await;
+        m.until("both approvals", |s| s.approvals.as_deref() == Some("2/2")).await;
+        refused(&m, "ForeignPods", "debug").await;
+        world.api::<Pod>().delete("debug", &DeleteParams::default().grace_period(0)).await.unwrap();
+        m.completed().await;
+        m.assert_new().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_rollback_waits_with_writes_open_for_a_foreign_pod() {
+    e2e("foreign-rollback", Setup::default(), |world| async move {
+        let m = world.migrate("simplify", json!({"monitoring": {"duration": LASTS}})).await;
+        m.approve().await;
+        m.phase(Phase::Monitoring).await;
+        create_foreign_pod(&world, "debug").await;
+        m.until("RollbackReady", |s| condition(s, "RollbackReady") == "False ForeignPods").await;
+        m.decide(APPROVERS[0], DecisionKind::Rollback, None).await.unwrap();
+        let message = m.reason("ForeignPods").await;
+        assert!(message.contains("writes are open"), "{message}");
+        assert_open(&m.status().await);
+        world.db.writable().await.unwrap();
+        world.api::<Pod>().delete("debug", &DeleteParams::default().grace_period(0)).await.unwrap();
+        m.phase(Phase::RolledBack).await;
+        m.assert_old("up,down").await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_paused_deployment_is_named_before_the_window() {
+    e2e("paused", Setup::default(), |world| async move {
+        let m = world.migrate("simplify", json!({})).await;
+        m.phase(Phase::AwaitingApproval).await;
+        // Before the people are present: the window waits for them, and must not start then.
+        let digest = m.digest().await;
+        for approver in APPROVERS {
+            m.decide(approver, DecisionKind::Approve, Some(&digest)).await.unwrap();
+        }
+        m.step(Step::Schedule).await;
+        world.patch::<Deployment>(APP, json!({"spec": {"paused": true}})).await;
+        m.reason("WorkloadPaused").await;
+        for approver in APPROVERS {
+            m.decide(approver, DecisionKind::Ready, Some(&digest)).await.unwrap();
+        }
+        refused(&m, "WorkloadPaused", "rollout resume").await;
+        world.patch::<Deployment>(APP, json!({"spec": {"paused": false}})).await;
+        m.completed().await;
+        m.assert_new().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_rollback_waits_with_writes_open_for_a_mutable_flag() {
+    e2e("immutable", Setup::default(), |world| async move {
+        let m = world.migrate("simplify", json!({"monitoring": {"duration": LASTS}})).await;
+        m.approve().await;
+        let status = m.phase(Phase::Monitoring).await;
+        assert_eq!(condition(&status, "RollbackReady"), "True Switchable");
+        world.patch::<ConfigMap>(APP, json!({"immutable": true})).await;
+        m.until("RollbackReady", |s| condition(s, "RollbackReady") == "False FlagConfigMapImmutable").await;
+        m.decide(APPROVERS[0], DecisionKind::Rollback, None).await.unwrap();
+        let message = m.reason("FlagConfigMapImmutable").await;
+        assert!(message.contains("writes are open") && message.contains("next:"), "{message}");
+        let status = m.status().await;
+        assert_eq!((status.phase, status.writes), (Some(Phase::RollingBack), Some(Writes::Open)));
+        m.assert_new().await;
+        create_flag_again(&world).await;
+        m.phase(Phase::RolledBack).await;
+        m.assert_old("up,down").await;
+        assert_eq!(world.running().await, "v1");
+    })
+    .await;
+}
