@@ -37,7 +37,7 @@ const OBSTRUCTIONS: u32 = 2;
 /// Acts after which operators have fixed it at the latest.
 const LONGEST_OBSTRUCTION: u32 = 1_500;
 /// Acts after which a rollback that keeps writes blocked needlessly must have unblocked them.
-const NEEDLESS: u32 = 300;
+const NEEDLESS: u32 = 250;
 
 /// Acts of pods after which a window past its deadline must have ended, or an alert must be out.
 const IDLE: u32 = 40;
@@ -64,7 +64,7 @@ fn schedule(seed: u64, defect: Defect, own: Option<faults::Fault>, trace: bool) 
     }
     // Of 256 pods so many read the flag's old value.
     let lag = if rng.bool() { rng.u8(1..80) } else { 0 };
-    let (obstructive, repair) = (rng.u8(..) < 128, rng.u8(5..120));
+    let (obstructive, repair) = (rng.u8(..) < 192, rng.u8(5..40));
     let (mut obstructions, mut obstructed_at, mut needless) = (0, 0, 0);
     for act in 0..wild_acts + PEACE {
         let wild = act < wild_acts;
@@ -83,6 +83,12 @@ fn schedule(seed: u64, defect: Defect, own: Option<faults::Fault>, trace: bool) 
                 let may_sleep = late < LATE_LEADERS && ended.is_none() && asleep[1 - i] <= act;
                 if may_sleep && controllers[i].about_to_write() && rng.u8(..) < 50 {
                     late += 1;
+                    // Then the others may not be able to write it either, until the deadline has passed.
+                    if obstructive && obstructions < OBSTRUCTIONS && w.phase() == Some(Phase::RollingBack) && rng.bool()
+                    {
+                        (obstructions, obstructed_at) = (obstructions + 1, act);
+                        w.flag.value.refused = true;
+                    }
                     asleep[i] = if rng.bool() { u32::MAX } else { act + rng.u32(100..1500) };
                 }
             }
@@ -111,9 +117,13 @@ fn schedule(seed: u64, defect: Defect, own: Option<faults::Fault>, trace: bool) 
                 let longest = if rng.bool() { 150 } else { 1000 };
                 outage_ends = act + rng.u32(20..longest);
             }
-            100..102 if obstructive && obstructions < OBSTRUCTIONS && ended.is_none() && rng.u8(..) < 30 => {
-                (obstructions, obstructed_at) = (obstructions + 1, act);
-                w.obstruct(&mut rng);
+            100..102 if obstructive && obstructions < OBSTRUCTIONS && ended.is_none() => {
+                // Mostly where it matters most.
+                let now = if w.phase() == Some(Phase::RollingBack) { 255 } else { 12 };
+                if rng.u8(..) < now {
+                    (obstructions, obstructed_at) = (obstructions + 1, act);
+                    w.obstruct(&mut rng);
+                }
             }
             102.. if rng.u8(..) < repair => w.repair(),
             _ if !wild => {}
