@@ -136,8 +136,8 @@ impl<C: Channel> WindowTask<'_, C> {
     }
 
     /// Restores the read-only default, until it is restored or the rules end the window in another way: with the
-    /// default that the window has set, every new session of the application is read-only. `cause` is why the window is no
-    /// success.
+    /// default that the window has set, every new session of the application is read-only. `cause` is why the
+    /// window is no success.
     async fn restore_default(
         &mut self,
         client: &Client,
