@@ -1,6 +1,6 @@
 //! Events on migrations, at most one object for each fact. The library merges events of one reason and keeps the first
-//! note, so users would read the evidence of an earlier attempt. Here events with the same note are merged, whatever was
-//! reported in between.
+//! note, so users would read the evidence of an earlier attempt. Here events with the same note are merged, whatever
+//! was reported in between.
 
 use std::{
     collections::{HashMap, VecDeque},

@@ -120,8 +120,8 @@ impl Failures {
         records.remove(&(namespace.to_owned(), name.to_owned()));
     }
 
-    /// When the object is reconciled again: after 1, 2, 4 ... s, up to a limit that its last decision sets, or `watched`
-    /// if there was none.
+    /// When the object is reconciled again: after 1, 2, 4 ... s, up to a limit that its last decision sets, or
+    /// `watched` if there was none.
     pub(super) fn retry_after(&self, namespace: &str, name: &str, watched: Option<&CreditMigrationStatus>) -> Duration {
         let record = self.change(namespace, name, |record| *record);
         retry_after(record.in_a_row, record.longest.or(watched.map(longest_wait)).unwrap_or(LONGEST))

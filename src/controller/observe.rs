@@ -525,10 +525,10 @@ mod tests {
             "id": "containerd://1",
             "state": {"running": {}},
             "status": {"conditions": [{
-                "type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager", "message": "by taints",
+                "type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager", "message": "taint",
             }]},
         }]),
-        stopped("DeletionByTaintManager", "by taints")
+        stopped("DeletionByTaintManager", "taint")
     )]
     #[case::the_newest_counts(
         json!([{"id": "containerd://1", "made": "2030-01-01T00:00:01Z"}, {"made": "2030-01-01T00:00:02Z"}]),

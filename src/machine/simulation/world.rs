@@ -341,8 +341,8 @@ impl World {
         true
     }
 
-    /// An operator who was notified sets the flag again, unless the one in the cluster does, and checks until the status
-    /// says that it is right: another drift before the next decision is the same one for the machine.
+    /// An operator who was notified sets the flag again, unless the one in the cluster does, and checks until the
+    /// status says that it is right: another drift before the next decision is the same one for the machine.
     pub(super) fn answer_drift(&mut self) {
         let (Some(_), Some(m)) = (self.drifted_at, &self.migration) else { return };
         if is_drift_notified(&m.value.status) && m.value.spec.application.flag.on_drift == OnDrift::Alert {
