@@ -113,7 +113,7 @@ impl Transition<'_> {
         self.start_run(Task::Cleanup, step_status.attempt)
     }
 
-    /// The run and its Job, unless both are there or the run has ended. Nothing in a namespace that is being deleted: it
+    /// The run and its Job, unless both are there or the run has ended. None in a namespace that is being deleted: it
     /// would be refused, and with it the effects after it.
     pub(super) fn start_run(&self, task: Task, attempt: u32) -> Option<Effect> {
         if self.observed.namespace_deleting {

@@ -1,5 +1,5 @@
 //! Deletion in each phase: afterwards writes are unblocked, the triggers are removed, and the object is gone. From the
-//! start of the window to the decision only a deleted namespace deletes; anyone else is told which decision comes first.
+//! start of the window to the decision only a deleted namespace deletes; others learn which decision comes first.
 
 use credit_migration::api::{Phase, Step};
 use k8s_openapi::api::core::v1::Namespace;

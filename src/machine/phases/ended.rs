@@ -85,7 +85,7 @@ impl Transition<'_> {
                 self.enter(Phase::Completed);
                 self.set_ready(ReadyReason::Deleted, "deleted while it was being watched; the new version stays");
             }
-            // Nothing can be started there, and nobody has to undo what is not under way.
+            // Nothing can be started there, and no one has to undo what is not under way.
             Phase::RollingBack if self.observed.namespace_deleting && !self.may_be_blocked() => {
                 self.enter(Phase::Completed);
                 self.set_ready(

@@ -63,7 +63,7 @@ fn a_failed_preparation_starts_again_when_its_inputs_change() {
     assert_eq!(s.decide().status.phase, Some(Phase::Failed));
 }
 
-/// Not heard at once, it would cancel the corrected plan later.
+/// Not considered at once, it would cancel the corrected plan later.
 #[rstest::rstest]
 fn a_stop_said_in_failed_cancels(
     #[values(DecisionKind::Abort, DecisionKind::Rollback)] stop: DecisionKind,
