@@ -52,8 +52,8 @@ use super::{
         .message("only spec.window of a MigrationRun may change"),
     validation = Rule::new("!has(oldSelf.window) || has(self.window)").message("spec.window cannot be taken back"),
     validation = Rule::new("!has(oldSelf.window) || !has(self.window) || \
-        ['Standby', 'BlockWrites', 'Switch', 'UnblockWrites', 'Rollback'].indexOf(self.window.command) >= \
-        ['Standby', 'BlockWrites', 'Switch', 'UnblockWrites', 'Rollback'].indexOf(oldSelf.window.command)")
+        {'Standby': 0, 'BlockWrites': 1, 'Switch': 2, 'UnblockWrites': 3, 'Rollback': 4}[self.window.command] >= \
+        {'Standby': 0, 'BlockWrites': 1, 'Switch': 2, 'UnblockWrites': 3, 'Rollback': 4}[oldSelf.window.command]")
         .message("spec.window.command only moves forward")
 )]
 #[serde(rename_all = "camelCase")]
@@ -284,8 +284,9 @@ mod tests {
     #[test]
     fn the_rule_on_orders_lists_them_in_their_order() {
         let crd = serde_json::to_string(&MigrationRun::crd()).unwrap();
-        let orders: Vec<String> = WindowCommand::ALL.iter().map(|order| format!("'{order}'")).collect();
-        let list = format!("[{}].indexOf(", orders.join(", "));
+        let orders: Vec<String> =
+            WindowCommand::ALL.iter().enumerate().map(|(i, order)| format!("'{order}': {i}")).collect();
+        let list = format!("{{{}}}[", orders.join(", "));
         assert_eq!(crd.matches(&list).count(), 2, "{list} is not in the rule of MigrationRun");
     }
 }

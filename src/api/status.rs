@@ -93,8 +93,8 @@ pub struct CreditMigrationStatus {
     /// What is wrong at present. Each is reported by one Event, when it has lasted for long enough.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<Problem>,
-    /// Ready, BackupVerified, RehearsalPassed, ChecklistCovered, WritesBlocked; RollbackReady from the end of the window
-    /// until `Keep`, while writes are open; Reconciling and Stalled while true.
+    /// Ready, BackupVerified, RehearsalPassed, ChecklistCovered, WritesBlocked; RollbackReady from the end of the
+    /// window until `Keep`, while writes are open; Reconciling and Stalled while true.
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
 }
@@ -213,8 +213,8 @@ pub struct WindowStatus {
     /// When writes were unblocked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unblocked_at: Option<Time>,
-    /// Writes may be unblocked on the new schema: the order was, or may have been, given. In a rollback: it is given up,
-    /// because nothing was switched.
+    /// Writes may be unblocked on the new schema: the order was, or may have been, given. In a rollback: it is given
+    /// up, because nothing was switched.
     pub unblocking: bool,
     /// The flag was, or may have been, set: to `to` on the forward path, to `from` in a rollback.
     pub switched: bool,

@@ -218,8 +218,8 @@ fn awaiting_cutover(view: &WindowView) -> Move {
     if unblock && (!forward || view.unexplained_balances == Some(0)) {
         return Move::End(Ending::Finish(SchemaInPlace::New, EndCause::Ordered));
     }
-    // Unblocking waits for the comparison, also past the deadline: once unblocked, a rollback would lose what is written
-    // from then on.
+    // Unblocking waits for the comparison, also past the deadline: once unblocked, a rollback would lose what is
+    // written from then on.
     let comparing = unblock && view.unexplained_balances.is_none();
     if view.overdue && !comparing && !view.stuck {
         return match view.direction {

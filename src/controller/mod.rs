@@ -19,6 +19,7 @@ mod options;
 mod reconcile;
 mod server;
 mod watches;
+mod workload_pods;
 
 use std::sync::Arc;
 

@@ -17,7 +17,7 @@ use crate::{
     shared::time::{seconds, to_signed},
 };
 
-/// How long a rollback that is given up may take to unblock writes before its window is reported as overdue, in seconds.
+/// How long a rollback that is given up may take to unblock writes before its window is overdue, in seconds.
 const GIVEN_UP_GRACE_SECONDS: i64 = 30;
 
 /// What is known of the balances at the end of a rollback.
