@@ -1,4 +1,4 @@
-//! The pods that a Deployment's selector matches, told apart by the chain of their owners. Pure.
+//! The pods that a Deployment's selector matches, counted by the chain of their owners. Pure.
 
 use k8s_openapi::api::{
     apps::v1::{Deployment, ReplicaSet},

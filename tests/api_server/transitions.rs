@@ -190,7 +190,7 @@ async fn columns_of_kubectl_get() {
         w.operator.patch("creditmigrations/m/status", &status).await.object();
         let columns = table(w, "creditmigrations").await;
         let names: Vec<&str> = columns.iter().map(|c| c.0.as_str()).collect();
-        assert_eq!(names, ["Name", "Phase", "Step", "Ready", "Reason", "Approvals", "Writes", "Age"]);
+        assert_eq!(names, ["Name", "Phase", "Step", "Ready", "Reason", "Approvals", "Writes", "Rollback-Ready", "Age"]);
         let cells: Vec<&str> = columns.iter().take(7).map(|c| c.1.as_str().unwrap_or_default()).collect();
         assert_eq!(cells, ["m", "AwaitingApproval", "6/13 Approve", "False", "ApprovalPending", "1/2", "Open"]);
 
