@@ -44,7 +44,10 @@ mod tests {
 
     #[test]
     fn a_pod_of_another_owner_is_named_and_is_not_old() {
-        let owner = |kind: &str, uid: &str| json!([{"apiVersion": "apps/v1", "kind": kind, "name": uid, "uid": uid, "controller": true}]);
+        let owner = |kind: &str, uid: &str| {
+            let owner = json!({"apiVersion": "apps/v1", "kind": kind, "name": uid, "uid": uid, "controller": true});
+            json!([owner])
+        };
         let pod = |name: &str, marker: &str, owners: Value, phase: &str| -> Pod {
             let metadata = json!({"name": name, "annotations": {RESTARTED_FOR: marker}, "ownerReferences": owners});
             serde_json::from_value(json!({"metadata": metadata, "status": {"phase": phase}})).unwrap()

@@ -181,6 +181,8 @@ fn schedule(seed: u64, defect: Defect, own: Option<faults::Fault>, trace: bool) 
             None | Some(Phase::Completed | Phase::RolledBack | Phase::Cancelled | Phase::RollbackFailed)
         );
         match ended {
+            // A rollback that an operator orders after `RollbackFailed` is a new start.
+            Some(_) if !over => ended = None,
             Some(since) if act >= since + AFTERMATH => break,
             Some(_) => {}
             // The end is checked when no one is left who could still write.

@@ -94,10 +94,13 @@ impl Transition<'_> {
         self.phase() == Phase::RollingBack && self.window_task() == Some(Task::RollbackWindow) && self.is_unblocking()
     }
 
-    /// Effects of a rollback that is given up: the flag is written once more.
-    pub(crate) fn confirm_flag_effects(&self) -> Vec<Effect> {
+    /// The effect of a rollback that is given up: the flag is written once more, unless it is already.
+    pub(crate) fn confirm_flag(&self) -> Option<Effect> {
+        if self.switch_move(&self.rollback_progress()) != SwitchMove::ConfirmFlag {
+            return None;
+        }
         let value = self.spec.application.flag.to.clone();
-        vec![Effect::SetFlag { value, marker: self.confirmation_marker() }]
+        Some(Effect::SetFlag { value, marker: self.confirmation_marker() })
     }
 
     /// Of each window another one: a marker that is there already would change nothing, and refuse no late write.

@@ -41,9 +41,7 @@ impl Transition<'_> {
                 effects.extend(self.switch_effects(Direction::Forward));
             }
             (Phase::RollingBack, Some(Step::SwitchBack)) if self.is_given_up() => {
-                if self.switch_move(&self.rollback_progress()) == SwitchMove::ConfirmFlag {
-                    effects.extend(self.confirm_flag_effects());
-                }
+                effects.extend(self.confirm_flag());
             }
             (Phase::RollingBack, Some(Step::SwitchBack)) if self.is_switched() => {
                 effects.extend(self.switch_effects(Direction::Rollback));
