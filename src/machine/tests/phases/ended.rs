@@ -152,7 +152,7 @@ fn a_deleted_namespace_lets_go_what_has_writes_unblocked() {
         s
     };
     // What is given, the phase after it, and whether the finalizer goes.
-    let cases: &[(&str, fn() -> Scenario, Phase, bool)] = &[
+    let cases: &[(&str, Given, Phase, bool)] = &[
         ("Preparing", rehearsing, Phase::Cancelled, true),
         ("AwaitingApproval", awaiting, Phase::Cancelled, true),
         ("Executing, writes not blocked", approved, Phase::Cancelled, true),
