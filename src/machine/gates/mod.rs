@@ -55,18 +55,19 @@ const ROLLBACK_GATES: &[Question] = &[
 impl Transition<'_> {
     /// The first gate that is not passed.
     pub(crate) fn cluster_violation(&self) -> Option<Violation> {
-        if fault(Fault::BlocksWithoutExit) {
-            return None;
-        }
-        GATES.iter().find_map(|ask| ask(self))
+        self.first_violation(GATES)
     }
 
     /// The first gate of a rollback that is not passed: with it writes would be blocked, and the flag or the pods could
     /// not be switched back.
     pub(crate) fn rollback_violation(&self) -> Option<Violation> {
+        self.first_violation(ROLLBACK_GATES)
+    }
+
+    fn first_violation(&self, gates: &[Question]) -> Option<Violation> {
         if fault(Fault::BlocksWithoutExit) {
             return None;
         }
-        ROLLBACK_GATES.iter().find_map(|ask| ask(self))
+        gates.iter().find_map(|ask| ask(self))
     }
 }
