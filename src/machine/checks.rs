@@ -130,10 +130,7 @@ impl Transition<'_> {
         let known = previous.map_or(0, |p| p.measured);
         let name = self.check_job(i, known + 1);
         let job = self.observed.check_jobs.iter().find(|j| j.name == name);
-        let describe = || {
-            let pods = self.observed.kubectl(&format!("describe pods -l job-name={name}"));
-            format!("{}; {pods}", self.observed.kubectl(&format!("describe job/{name}")))
-        };
+        let describe = || self.observed.describe_job_and_pods(&name);
         match job.map(|j| (&j.job, &j.pod)) {
             Some((Job::Complete, _)) => self.measured(check, CheckOutcome::Pass, format!("Job {name} succeeded")),
             // The pod's own time-out is shorter: at the Job's there was no pod that could have answered.

@@ -19,4 +19,20 @@ impl Observed {
     pub(super) fn kubectl(&self, arguments: &str) -> String {
         kubectl(&self.namespace, arguments)
     }
+
+    /// The command that sets a key of a ConfigMap.
+    pub(super) fn set_key_command(&self, map: &str, key: &str, value: &str) -> String {
+        let patch = format!("{{\"data\":{{\"{key}\":\"{value}\"}}}}");
+        self.kubectl(&format!("patch configmap {map} --type=merge -p '{patch}'"))
+    }
+
+    /// The command that shows a Job with its Events.
+    pub(super) fn describe_job(&self, name: &str) -> String {
+        self.kubectl(&format!("describe job/{name}"))
+    }
+
+    /// The commands that show a Job and its pods.
+    pub(super) fn describe_job_and_pods(&self, name: &str) -> String {
+        format!("{}; {}", self.describe_job(name), self.kubectl(&format!("describe pods -l job-name={name}")))
+    }
 }

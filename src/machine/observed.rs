@@ -261,7 +261,7 @@ impl Observed {
                         self.run_name(task, attempt),
                         pod.note()
                     ))
-                    .next(self.kubectl(&format!("describe job/{}", self.run_name(task, attempt)))),
+                    .next(self.describe_job(&self.run_name(task, attempt))),
                 ),
             },
         }

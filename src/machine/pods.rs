@@ -30,9 +30,8 @@ impl Transition<'_> {
         let JobPod::Waiting(Some(why)) = &run.pod else { return };
         let (task, attempt) = (run.run.spec.task, run.run.spec.attempt);
         let name = self.observed.run_name(task, attempt);
-        let next = self.observed.kubectl(&format!("describe job/{name}"));
-        let pods = self.observed.kubectl(&format!("describe pods -l job-name={name}"));
-        let text = format!("the pod of Job {name} does not start: {why}; next: {next}; {pods}");
+        let next = self.observed.describe_job_and_pods(&name);
+        let text = format!("the pod of Job {name} does not start: {why}; next: {next}");
         let grace = seconds(START_GRACE_SECONDS);
         let reported = self.report_problem(ReadyReason::PodNotStarted, Some(&name), text.clone(), grace);
         if reported == Reported::Now && task.is_window() && self.may_be_blocked() {

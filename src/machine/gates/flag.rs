@@ -33,7 +33,7 @@ fn can_be_changed(transition: &Transition<'_>, present: &str) -> Option<Violatio
         ObservedFlag::KeyMissing => (
             ReadyReason::FlagKeyMissing,
             Message::new(format!("ConfigMap {} has no key {}", r.name, r.key))
-                .next(set_key(transition, &r.name, &r.key, present)),
+                .next(transition.observed.set_key_command(&r.name, &r.key, present)),
         ),
         ObservedFlag::Value { immutable: true, .. } => (
             ReadyReason::FlagConfigMapImmutable,
@@ -79,12 +79,6 @@ pub(super) fn check_rollback_enabled(transition: &Transition<'_>) -> Option<Viol
         message: Message::new(format!(
             "key {key} of ConfigMap {map} {found}, expected \"true\" (spec.application.flag.rollbackKey)"
         ))
-        .next(set_key(transition, map, key, "true")),
+        .next(transition.observed.set_key_command(map, key, "true")),
     })
-}
-
-/// The command that sets a key of a ConfigMap.
-fn set_key(transition: &Transition<'_>, map: &str, key: &str, value: &str) -> String {
-    let patch = format!("{{\"data\":{{\"{key}\":\"{value}\"}}}}");
-    transition.observed.kubectl(&format!("patch configmap {map} --type=merge -p '{patch}'"))
 }

@@ -151,8 +151,7 @@ impl Transition<'_> {
                  to replace pods that started meanwhile, next: {restart}"
             )
         } else {
-            let patch = format!("{{\"data\":{{\"{key}\":\"{}\"}}}}", flag.to);
-            let set = self.observed.kubectl(&format!("patch configmap {map} --type=merge -p '{patch}'"));
+            let set = self.observed.set_key_command(map, key, &flag.to);
             format!("{drift}; to roll back: {back}; to set it again, next: {set}")
         };
         let reported = self.report_lasting(ReadyReason::FlagDrifted, text.clone());
@@ -231,7 +230,7 @@ impl Transition<'_> {
             unmeasured.join(", "),
             self.pod_note(task),
             self.observed.rollback_command(),
-            self.observed.kubectl(&format!("describe job/{name}"))
+            self.observed.describe_job(&name)
         );
         let limit = seconds(UNMEASURED_LIMIT_SECONDS);
         let reported = self.report_problem(ReadyReason::TriggersNotMeasured, None, text.clone(), limit);

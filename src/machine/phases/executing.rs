@@ -95,7 +95,7 @@ impl Transition<'_> {
         let ready_by = self.ready_by(started);
         if self.now >= ready_by {
             let name = self.observed.run_name(Task::Window, self.attempt(Step::BlockWrites));
-            let next = self.observed.kubectl(&format!("describe job/{name}"));
+            let next = self.observed.describe_job(&name);
             return self.handle_failed_window_run(
                 Reason::PodFailed,
                 &format!(

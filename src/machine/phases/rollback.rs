@@ -103,7 +103,7 @@ impl Transition<'_> {
             return Flow::Settled;
         }
         let (task, attempt) = self.rollback_run();
-        let progress = self.observed.progress(task, attempt).cloned().unwrap_or_default();
+        let progress = self.rollback_progress();
         if let RunOutcome::Failed(reason, message) = self.observed.outcome(task, attempt) {
             return self.handle_failed_rollback_run(task, reason, &message.to_string(), &progress);
         }
@@ -180,7 +180,7 @@ impl Transition<'_> {
                 let message = format!(
                     "the pod of the rollback was not ready by {ready_by:.0}{}; next: {}",
                     self.pod_note(Task::RollbackWindow),
-                    self.observed.kubectl(&format!("describe job/{name}"))
+                    self.observed.describe_job(&name)
                 );
                 return self.handle_failed_rollback_run(Task::RollbackWindow, Reason::PodFailed, &message, progress);
             }

@@ -132,8 +132,7 @@ impl Transition<'_> {
                         )
                     }
                     _ => {
-                        let command =
-                            self.observed.kubectl(&format!("describe job/{}", self.observed.run_name(task, attempt)));
+                        let command = self.observed.describe_job(&self.observed.run_name(task, attempt));
                         format!("{command}; see that its pod runs")
                     }
                 };
