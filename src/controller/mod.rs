@@ -50,6 +50,15 @@ pub(crate) struct Context {
     metrics: Arc<metrics::Metrics>,
 }
 
+impl Context {
+    /// Forgets a migration that is gone: an alert on it would never resolve, and its failures are not those of a
+    /// successor of the same name.
+    fn forget(&self, namespace: &str, name: &str) {
+        self.metrics.forget(namespace, name);
+        self.failures.forget(namespace, name);
+    }
+}
+
 /// Runs until a signal.
 ///
 /// # Errors

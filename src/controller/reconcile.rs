@@ -53,9 +53,8 @@ pub(super) async fn reconcile(
     match &result {
         Ok(after) => {
             timer.succeeded();
-            match after {
-                Some(_) => ctx.failures.clear(&namespace, &name),
-                None => ctx.failures.forget(&namespace, &name),
+            if after.is_some() {
+                ctx.failures.clear(&namespace, &name);
             }
         }
         Err(Failed { error: Error::Conflict, .. }) => {}
@@ -79,7 +78,7 @@ fn requeue(ctx: &Context, namespace: &str, name: &str, after: Duration) -> Actio
 async fn reconcile_live(ctx: &Context, namespace: &str, name: &str) -> Result<Option<Duration>, Failed> {
     let api: Api<CreditMigration> = Api::namespaced(ctx.client.clone(), namespace);
     let Some(live) = api.get_opt(name).await? else {
-        ctx.metrics.forget(namespace, name);
+        ctx.forget(namespace, name);
         return Ok(None);
     };
     let observed = observe::observe(ctx, &live).await?;

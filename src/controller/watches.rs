@@ -66,12 +66,11 @@ pub(super) async fn run(ctx: Arc<Context>) {
             queued(metrics.clone(), move |deployment| naming(&by_deployment, &deployment, refers_to_deployment)),
         )
         .shutdown_on_signal()
-        .run(reconcile::reconcile, reconcile::error_policy, ctx)
+        .run(reconcile::reconcile, reconcile::error_policy, ctx.clone())
         .for_each(|result| {
-            // Deleted: the next reconciliation, at the latest by its timer, does not find it. An alert on it would
-            // never resolve.
+            // Deleted: the next reconciliation, at the latest by its timer, does not find it.
             if let Err(Error::ObjectNotFound(gone)) = &result {
-                metrics.forget(gone.namespace.as_deref().unwrap_or_default(), &gone.name);
+                ctx.forget(gone.namespace.as_deref().unwrap_or_default(), &gone.name);
             }
             if let Err(Error::QueueError(error)) = &result {
                 metrics.watch_failed(error);
