@@ -124,8 +124,7 @@ pub(crate) fn check_objects(spec: &CreditMigrationSpec, objects: &ClusterObjects
                 ),
             ),
             Ok(d) => {
-                let wanted = d.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1);
-                let ready = d.status.as_ref().and_then(|s| s.available_replicas).unwrap_or(0);
+                let (ready, wanted) = deployment::available(d);
                 item(&what, State::Ok, format!("{ready} of {wanted} replicas available"))
             }
         });
