@@ -147,7 +147,7 @@ impl Fingerprint {
         let settings =
             "SET LOCAL search_path = pg_catalog; SET LOCAL timezone = 'UTC'; SET LOCAL datestyle = 'ISO, YMD';
             SET LOCAL intervalstyle = 'iso_8601'; SET LOCAL extra_float_digits = 1; SET LOCAL bytea_output = 'hex';
-            SET LOCAL row_security = off; SET LOCAL statement_timeout = 0; SET LOCAL quote_all_identifiers = off";
+            SET LOCAL row_security = off; SET LOCAL quote_all_identifiers = off";
         transaction.batch_execute(settings).await?;
         let mut print = Self::default();
         for row in transaction.query(OBJECTS_SQL, &[]).await? {

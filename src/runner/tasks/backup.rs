@@ -68,9 +68,6 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
     control::install(&mut client, &control_spec).await?;
 
     let transaction = snapshot(&mut client, Access::Write).await?;
-    // The snapshot must live as long as the dump takes, whatever the role's or database's defaults say.
-    let limits = "SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0";
-    transaction.batch_execute(limits).await?;
     let row = transaction.query_one("SELECT pg_export_snapshot(), pg_database_size(current_database())", &[]).await?;
     let (snapshot, size): (String, i64) = (row.get(0), row.get(1));
     let mut baseline = evidence(statistics(&transaction, &context.spec.plan.credits, Present::ALL).await?);

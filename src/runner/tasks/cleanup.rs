@@ -34,8 +34,7 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
     cleanup(&mut client, &control_spec).await?;
     // The server may still be at work for a pod that was killed: what it is about to make must not come after this.
     let lock = format!(
-        "SET lock_timeout = {}; SET statement_timeout = 0; SELECT pg_catalog.pg_advisory_lock({LOCK_CLASS}, \
-            {LOCK_REHEARSAL})",
+        "SET lock_timeout = {}; SELECT pg_catalog.pg_advisory_lock({LOCK_CLASS}, {LOCK_REHEARSAL})",
         millis(control_spec.trigger_timeout)
     );
     client.batch_execute(&lock).await.map_err(|e| {

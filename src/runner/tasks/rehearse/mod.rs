@@ -63,9 +63,7 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
         ));
     }
     let admin = target.connect("rehearsal").await?;
-    let lock = format!(
-        "SET lock_timeout = 0; SET statement_timeout = 0; SELECT pg_advisory_lock({LOCK_CLASS}, {LOCK_REHEARSAL})"
-    );
+    let lock = format!("SELECT pg_advisory_lock({LOCK_CLASS}, {LOCK_REHEARSAL})");
     tokio::select! {
         locked = admin.batch_execute(&lock) => locked?,
         () = context.stop.cancelled() => return Err(Failure::terminated()),
@@ -117,7 +115,7 @@ async fn rehearse(
     let mut client = copy.connect("rehearsal-copy").await?;
     let users = same_as_baseline(admin, &client, &control_spec).await?;
     // A restored copy has no statistics; without them its times would say nothing about the real ones.
-    client.batch_execute("SET statement_timeout = 0; ANALYZE; RESET statement_timeout").await?;
+    client.batch_execute("ANALYZE").await?;
     control::install(&mut client, &control_spec).await?;
     baseline(&mut client, &control_spec).await?;
     let before = Fingerprint::take(&mut client).await?;
