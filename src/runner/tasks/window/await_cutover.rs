@@ -17,7 +17,7 @@ use crate::{
     },
     runner::{
         Failure, UnlessLost,
-        database::control::{self, read_only_default, window_record, write_block},
+        database::control::{self, window_record, write_block},
     },
 };
 
@@ -26,7 +26,8 @@ impl<C: Channel> WindowTask<'_, C> {
     pub(super) async fn await_cutover(&mut self, client: &mut Client) -> Result<WindowOutcome, Failure> {
         let up = self.plan.direction == Direction::Forward;
         // The restarted application needs ordinary sessions: the triggers are what blocks writes.
-        let mut restored = self.restore_read_only_default(client).await?;
+        // One that is not restored must not keep the task from its orders: it is retried below.
+        let mut restored = self.try_restore_default(client).await?.is_ok();
         self.save_and_report(client).await?;
         if up && !write_block::holds_exclusive_lock(client).await? {
             self.retake_exclusive_lock(client).await?;
@@ -71,7 +72,7 @@ impl<C: Channel> WindowTask<'_, C> {
             }
             if pinged.elapsed() > PING_INTERVAL {
                 self.holds_block(client).await?;
-                restored = restored || self.restore_read_only_default(client).await?;
+                restored = restored || self.try_restore_default(client).await?.is_ok();
                 self.save_again(client).await?;
                 pinged = Instant::now();
             }
@@ -132,19 +133,6 @@ impl<C: Channel> WindowTask<'_, C> {
             }
         }
         Ok(())
-    }
-
-    /// Whether the default is restored. One that is not must not keep the task from its orders: it is retried here, and
-    /// writes are not unblocked without it.
-    async fn restore_read_only_default(&self, client: &Client) -> Result<bool, Failure> {
-        let restoring = read_only_default::restore_default(client, self.control_spec());
-        match self.bounded(client, restoring).await.unless_lost()? {
-            Ok(_) => Ok(true),
-            Err(failure) => {
-                tracing::error!(error = %failure, "the read-only default is not restored, will be retried");
-                Ok(false)
-            }
-        }
     }
 
     /// Past an acknowledged switch only an order unblocks writes.

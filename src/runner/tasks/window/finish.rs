@@ -145,12 +145,10 @@ impl<C: Channel> WindowTask<'_, C> {
         cause: Option<&Failure>,
     ) -> Result<Result<Option<Timestamp>, (Ending, Failure)>, Failure> {
         loop {
-            let restoring = read_only_default::restore_default(client, self.control_spec());
-            let failure = match self.bounded(client, restoring).await.unless_lost()? {
+            let failure = match self.try_restore_default(client).await? {
                 Ok(until) => return Ok(Ok(until)),
                 Err(failure) => failure,
             };
-            tracing::error!(error = %failure, "the read-only default is not restored, will be retried");
             let both = match cause {
                 Some(cause) => {
                     Failure::new(failure.reason, format!("{}; the window ends because of {cause}", failure.message))
@@ -168,6 +166,20 @@ impl<C: Channel> WindowTask<'_, C> {
             self.report(Some(both));
             tokio::time::sleep(jitter(RESTORE_INTERVAL)).await;
         }
+    }
+
+    /// One attempt to restore the read-only default; writes are not unblocked before one succeeds. Returns when it was
+    /// restored.
+    pub(super) async fn try_restore_default(
+        &self,
+        client: &Client,
+    ) -> Result<Result<Option<Timestamp>, Failure>, Failure> {
+        let restoring = read_only_default::restore_default(client, self.control_spec());
+        let restored = self.bounded(client, restoring).await.unless_lost()?;
+        if let Err(failure) = &restored {
+            tracing::error!(error = %failure, "the read-only default is not restored, will be retried");
+        }
+        Ok(restored)
     }
 
     /// Unblocks writes; `schema` is the one in place, `until` is when the read-only default was restored.
