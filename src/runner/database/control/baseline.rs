@@ -83,12 +83,7 @@ pub async fn refresh_baseline(client: &mut Client, spec: &ControlSpec) -> Result
 /// # Errors
 /// `DatabaseUnavailable` if it takes longer; database errors.
 pub async fn users_written_within(client: &mut Client, spec: &ControlSpec) -> Result<u64, Failure> {
-    let tx = client.build_transaction().read_only(true).start().await?;
-    let limits =
-        format!("SET LOCAL statement_timeout = {0}; SET LOCAL lock_timeout = {0}", millis(USERS_WRITTEN_TIMEOUT));
-    tx.batch_execute(&limits).await?;
-    // Rolled back when it is dropped.
-    users_written(&tx, spec).await
+    users_written(&read_within(client, USERS_WRITTEN_TIMEOUT, USERS_WRITTEN_TIMEOUT).await?, spec).await
 }
 
 /// As [`compare`], while writes are blocked: each statement has the limits of the migration.
@@ -96,15 +91,16 @@ pub async fn users_written_within(client: &mut Client, spec: &ControlSpec) -> Re
 /// # Errors
 /// Those of [`compare`]; `DatabaseUnavailable` if it takes longer.
 pub async fn compare_within(client: &mut Client, spec: &ControlSpec) -> Result<Comparison, Failure> {
+    compare(&read_within(client, spec.statement_timeout, spec.lock_timeout).await?, spec).await
+}
+
+/// A transaction that reads, with limits for each statement and its locks. It is rolled back when it is dropped.
+async fn read_within(client: &mut Client, statement: Duration, lock: Duration) -> Result<Transaction<'_>, Failure> {
     let tx = client.build_transaction().read_only(true).start().await?;
-    let limits = format!(
-        "SET LOCAL statement_timeout = {}; SET LOCAL lock_timeout = {}",
-        millis(spec.statement_timeout),
-        millis(spec.lock_timeout)
-    );
+    let limits =
+        format!("SET LOCAL statement_timeout = {}; SET LOCAL lock_timeout = {}", millis(statement), millis(lock));
     tx.batch_execute(&limits).await?;
-    // Rolled back when it is dropped.
-    compare(&tx, spec).await
+    Ok(tx)
 }
 
 /// Distinct users whose balance was written since the change tracking was last emptied: since the cutover, once there

@@ -102,21 +102,21 @@ pub async fn verify_writes_unblocked(target: &Target, spec: &ControlSpec) -> Res
 
 /// A write that changes no row, and that `role` has the privilege for. `None` if it has none.
 async fn harmless_write(client: &Client, role: &str, table: &Table) -> Result<Option<String>, Failure> {
-    let row = client
-        .query_one(
-            "SELECT (SELECT a.attname::text FROM pg_catalog.pg_attribute a
-                     WHERE a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' AND \
-                     a.attidentity <> 'a'
-                       AND has_column_privilege($1, t.oid, a.attnum, 'UPDATE') ORDER BY a.attnum LIMIT 1),
-                    has_table_privilege($1, t.oid, 'DELETE'),
-                    (SELECT a.attname::text FROM pg_catalog.pg_attribute a
-                     WHERE a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' AND \
-                     a.attidentity <> 'a'
-                       AND has_column_privilege($1, t.oid, a.attnum, 'INSERT') ORDER BY a.attnum LIMIT 1)
-             FROM (SELECT pg_catalog.to_regclass($2)::oid AS oid) AS t",
-            &[&role, &table.sql()],
+    let column_for = |privilege: &str| {
+        format!(
+            "(SELECT a.attname::text FROM pg_catalog.pg_attribute a
+              WHERE a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' AND \
+              a.attidentity <> 'a'
+                AND has_column_privilege($1, t.oid, a.attnum, '{privilege}') ORDER BY a.attnum LIMIT 1)"
         )
-        .await?;
+    };
+    let query = format!(
+        "SELECT {}, has_table_privilege($1, t.oid, 'DELETE'), {}
+         FROM (SELECT pg_catalog.to_regclass($2)::oid AS oid) AS t",
+        column_for("UPDATE"),
+        column_for("INSERT")
+    );
+    let row = client.query_one(&query, &[&role, &table.sql()]).await?;
     let column: Option<String> = row.get(0);
     let may_delete: Option<bool> = row.get(1);
     let insert: Option<String> = row.get(2);
