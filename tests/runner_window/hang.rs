@@ -15,7 +15,7 @@ use jiff::Timestamp;
 
 use crate::{
     harness::{Database, Desk, end, plan, sample_down, sample_up, spec, state_of},
-    window::{SLEEPS, back, blocked, ledger, pausing, sample, unblocked, writable},
+    window::{SLEEPS, back, blocked, compared, ledger, migrated, pausing, sample, unblocked, writable},
 };
 
 /// The sample's SQL, and a statement for ever.
@@ -86,9 +86,7 @@ async fn a_pod_that_receives_sigterm_cancels_its_statement() {
 async fn a_session_that_may_not_be_ended_is_reported() {
     let (database, desk) = (Database::new().await, Desk::new());
     database.prepared(&spec()).await;
-    let first = desk.start(&database, &sample());
-    desk.order(Order::BlockWrites);
-    desk.state(State::Migrated).await;
+    let first = migrated(&database, &desk).await;
     first.abort();
     assert!(first.await.is_err());
     let root = database.session("postgres").await;
@@ -225,9 +223,7 @@ async fn a_fresh_pod_needs_no_down_sql_to_unblock_writes() {
 async fn a_fresh_pod_that_cannot_read_the_record_does_not_give_up_blocked_writes() {
     let (database, desk) = (Database::new().await, Desk::new());
     database.prepared(&spec()).await;
-    let first = desk.start(&database, &sample());
-    desk.order(Order::BlockWrites);
-    desk.state(State::Migrated).await;
+    let first = migrated(&database, &desk).await;
     first.abort();
     assert!(first.await.is_err());
     let root = database.session("postgres").await;
@@ -260,11 +256,7 @@ async fn a_default_that_another_session_changes_is_restored_all_the_same() {
     let task = desk.start(&database, &plan(Direction::Forward, up, sample_down()));
     desk.order(Order::BlockWrites);
     database.until(SLEEPS).await;
-    let other = database.session("postgres").await;
-    other
-        .batch_execute(&format!("BEGIN READ WRITE; ALTER DATABASE {} SET work_mem = '8MB'", database.name))
-        .await
-        .unwrap();
+    let other = database.changing_a_setting().await;
     drop(paused);
     database.until(WAITS).await;
     // Now the runner's statement fails: tuple concurrently updated.
@@ -285,11 +277,7 @@ async fn a_session_that_changes_the_database_keeps_nobody_from_the_deadline() {
     let task = desk.start(&database, &plan(Direction::Forward, pausing(), sample_down()));
     desk.order(Order::BlockWrites);
     database.until(SLEEPS).await;
-    let other = database.session("postgres").await;
-    other
-        .batch_execute(&format!("BEGIN READ WRITE; ALTER DATABASE {} SET work_mem = '8MB'", database.name))
-        .await
-        .unwrap();
+    let other = database.changing_a_setting().await;
     drop(paused);
     desk.state(State::Migrated).await;
     desk.pass_deadline();
@@ -311,9 +299,7 @@ async fn a_session_that_changes_the_database_keeps_nobody_from_the_deadline() {
 async fn a_locked_window_record_keeps_nobody_from_the_deadline() {
     let (database, desk) = (Database::new().await, Desk::new());
     database.prepared(&spec()).await;
-    let task = desk.start(&database, &sample());
-    desk.order(Order::BlockWrites);
-    desk.until("comparison", |progress, _| progress.comparison.is_some()).await;
+    let task = compared(&database, &desk).await;
     let other = database.session("postgres").await;
     other.batch_execute("BEGIN READ WRITE; SELECT FROM credit_migration.window_record FOR UPDATE").await.unwrap();
     desk.order(Order::Switch);
@@ -333,9 +319,7 @@ async fn a_locked_window_record_keeps_nobody_from_the_deadline() {
 async fn a_switch_is_not_acknowledged_after_writes_were_unblocked_by_hand() {
     let (database, desk) = (Database::new().await, Desk::new());
     database.prepared(&spec()).await;
-    let task = desk.start(&database, &sample());
-    desk.order(Order::BlockWrites);
-    desk.until("comparison", |progress, _| progress.comparison.is_some()).await;
+    let task = compared(&database, &desk).await;
     let root = database.session("postgres").await;
     root.batch_execute("UPDATE credit_migration.write_block SET blocked = false").await.unwrap();
     desk.until("the report", |_, note| note.is_some_and(|n| n.reason == Reason::WritesNotBlocked)).await;
@@ -391,9 +375,7 @@ async fn the_up_sql_is_needed_until_it_is_committed() {
     }
     // The next pod of the forward window.
     let desk = Desk::new();
-    let first = desk.start(&database, &sample());
-    desk.order(Order::BlockWrites);
-    desk.state(State::Migrated).await;
+    let first = migrated(&database, &desk).await;
     first.abort();
     assert!(first.await.is_err());
     let task = desk.start(&database, &WindowPlan { up: gone(), down: gone(), ..sample() });

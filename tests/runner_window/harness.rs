@@ -206,6 +206,16 @@ impl Database {
         self.value("SELECT string_agg(user_id || ':' || balance, ',' ORDER BY user_id) FROM user_credits").await
     }
 
+    /// A session that has changed another setting of the database, and has not committed.
+    pub async fn changing_a_setting(&self) -> Client {
+        let session = self.session("postgres").await;
+        session
+            .batch_execute(&format!("BEGIN READ WRITE; ALTER DATABASE {} SET work_mem = '8MB'", self.name))
+            .await
+            .unwrap();
+        session
+    }
+
     /// The read-only default of the database, empty if there is none.
     pub async fn read_only_default(&self) -> String {
         self.value(

@@ -6,8 +6,8 @@ use credit_migration::{
 };
 
 use crate::{
-    harness::{Database, Desk, end, spec},
-    window::{back, blocked, ledger, sample, unblocked, writable},
+    harness::{Desk, end},
+    window::{back, blocked, ledger, left_stuck, unblocked, writable},
 };
 
 #[tokio::test]
@@ -93,16 +93,7 @@ async fn past_the_deadline_of_a_rollback_writes_are_unblocked_or_stay_blocked() 
 /// The flag may be back at the old value already when the forward window ends with writes blocked.
 #[tokio::test]
 async fn a_rollback_that_takes_over_a_window_never_unblocks_on_its_own() {
-    let database = Database::new().await;
-    database.prepared(&spec()).await;
-    let mut plan = sample();
-    plan.down.as_mut().unwrap().statements.push("SELECT 1/0".to_owned());
-    let desk = Desk::new();
-    let task = desk.start(&database, &plan);
-    desk.order(Order::BlockWrites);
-    desk.state(State::Migrated).await;
-    desk.order(Order::Rollback);
-    assert!(end(task).await.progress.stuck);
+    let database = left_stuck().await;
 
     let desk = Desk::new();
     let task = desk.start(&database, &back());

@@ -7,7 +7,7 @@ use credit_migration::{
 
 use crate::{
     harness::{Database, Desk, end, plan, sample_down, sample_up, spec},
-    window::{SLEEPS, back, blocked, ledger, pausing, sample, unblocked, writable},
+    window::{SLEEPS, back, blocked, ledger, migrated, pausing, sample, unblocked, writable},
 };
 
 fn denied() -> ChannelError {
@@ -50,9 +50,7 @@ async fn with_the_run_gone_the_old_state_is_restored() {
 async fn a_refusal_alone_is_no_reason_to_roll_back() {
     let (database, desk) = (Database::new().await, Desk::new());
     database.prepared(&spec()).await;
-    let task = desk.start(&database, &sample());
-    desk.order(Order::BlockWrites);
-    desk.state(State::Migrated).await;
+    let task = migrated(&database, &desk).await;
     desk.fails(denied());
     desk.asked_for_orders(100).await;
     assert!(!task.is_finished());

@@ -7,22 +7,13 @@ use credit_migration::{
 
 use crate::{
     harness::{Database, Desk, end, plan, sample_down, sample_up, spec, state_of},
-    window::{back, blocked, ledger, sample, writable},
+    window::{back, blocked, ledger, left_stuck, writable},
 };
 
 /// A new rollback has no deadline of its own before `BlockWrites`; that of the window it takes over has passed.
 #[tokio::test]
 async fn past_the_deadline_a_reader_is_waited_for_and_then_ended() {
-    let database = Database::new().await;
-    database.prepared(&spec()).await;
-    let mut plan = sample();
-    plan.down.as_mut().unwrap().statements.push("SELECT 1/0".to_owned());
-    let desk = Desk::new();
-    let task = desk.start(&database, &plan);
-    desk.order(Order::BlockWrites);
-    desk.state(State::Migrated).await;
-    desk.order(Order::Rollback);
-    assert!(end(task).await.progress.stuck);
+    let database = left_stuck().await;
 
     let reader = database.session("analyst").await;
     reader.batch_execute("BEGIN; SELECT count(*) FROM user_credits").await.unwrap();

@@ -1,12 +1,16 @@
 //! The window task from order to end, and every way in which it may be interrupted.
 
+use std::sync::Arc;
+
 use credit_migration::{
     api::{Direction, Reason, WindowCommand as Order, WindowState as State},
     runner::{
         database::control::Sql,
-        tasks::window::{ChannelError, WindowPlan},
+        tasks::window::{ChannelError, WindowOutcome, WindowPlan},
     },
 };
+
+use tokio::task::JoinHandle;
 
 use crate::harness::{Database, Desk, PAUSED, end, plan, sample_down, sample_up, spec, sql, state_of};
 
@@ -52,6 +56,35 @@ pub async fn writable(database: &Database, new_schema: bool) {
     );
 }
 
+/// A window of the sample with its SQL committed: the task, which waits for the controller.
+pub async fn migrated(database: &Database, desk: &Arc<Desk>) -> JoinHandle<WindowOutcome> {
+    let task = desk.start(database, &sample());
+    desk.order(Order::BlockWrites);
+    desk.state(State::Migrated).await;
+    task
+}
+
+/// The same with its balances compared, too.
+pub async fn compared(database: &Database, desk: &Arc<Desk>) -> JoinHandle<WindowOutcome> {
+    let task = migrated(database, desk).await;
+    desk.until("comparison", |progress, _| progress.comparison.is_some()).await;
+    task
+}
+
+/// A database whose window ended stuck, with writes blocked on the new schema: its down SQL fails.
+pub async fn left_stuck() -> Database {
+    let (database, desk) = (Database::new().await, Desk::new());
+    database.prepared(&spec()).await;
+    let mut plan = sample();
+    plan.down.as_mut().unwrap().statements.push("SELECT 1/0".to_owned());
+    let task = desk.start(&database, &plan);
+    desk.order(Order::BlockWrites);
+    desk.state(State::Migrated).await;
+    desk.order(Order::Rollback);
+    assert!(end(task).await.progress.stuck);
+    database
+}
+
 pub async fn blocked(database: &Database) {
     let app = database.session("app").await;
     assert_eq!(state_of(&app, "BEGIN READ WRITE; UPDATE user_credits SET updated_at = now()").await, "25006");
@@ -65,9 +98,7 @@ pub async fn ledger(database: &Database) -> String {
 pub async fn unblocked() -> Database {
     let (database, desk) = (Database::new().await, Desk::new());
     database.prepared(&spec()).await;
-    let task = desk.start(&database, &sample());
-    desk.order(Order::BlockWrites);
-    desk.until("comparison", |progress, _| progress.comparison.is_some()).await;
+    let task = compared(&database, &desk).await;
     desk.order(Order::Switch);
     desk.until("acknowledgement", |progress, _| progress.switch_acknowledged).await;
     desk.order(Order::UnblockWrites);
@@ -142,9 +173,7 @@ async fn a_window_from_order_to_order() {
 async fn one_answer_of_one_pod_is_not_the_versions_word() {
     let (database, desk) = (Database::new().await, Desk::new());
     database.prepared(&spec()).await;
-    let task = desk.start(&database, &sample());
-    desk.order(Order::BlockWrites);
-    desk.state(State::Migrated).await;
+    let task = migrated(&database, &desk).await;
     desk.answers("v2 v2 v1");
     let mixed = desk.until("version", |progress, _| progress.observed_version.is_some()).await;
     assert_eq!(mixed.observed_version.as_deref(), Some("v1, v2"));
