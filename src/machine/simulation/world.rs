@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use fastrand::Rng;
 
+use super::outsiders::{Approval, Refused};
 use crate::{
     api::{
         Audience, CreditMigrationSpec, CreditMigrationStatus, DecisionKind, KeyRef, MigrationRun, NotificationChannel,
@@ -11,7 +12,9 @@ use crate::{
         WorkloadKind, WorkloadRef,
         fixtures::{SECRET, spec},
     },
-    machine::{Job, Observed, ObservedDecision, ObservedFlag, ObservedRun, ObservedSql, StatusReason, Workload},
+    machine::{
+        CheckJob, Job, Observed, ObservedDecision, ObservedFlag, ObservedRun, ObservedSql, StatusReason, Workload,
+    },
     shared::time::seconds,
 };
 
@@ -164,8 +167,12 @@ pub(super) struct World {
     pub(super) migration: Option<Stored<SimulatedMigration>>,
     pub(super) runs: BTreeMap<String, Stored<ObservedRun>>,
     pub(super) decisions: Vec<ObservedDecision>,
-    /// People who really spoke; names in decisions may be forged.
-    pub(super) approvers: BTreeSet<String>,
+    /// Approvals that were really given; names in decisions may be forged.
+    pub(super) approvals: Vec<Approval>,
+    /// Jobs of checks.
+    pub(super) check_jobs: Vec<CheckJob>,
+    /// What the API server refuses to write.
+    pub(super) refused: Option<Refused>,
     pub(super) flag: Stored<FlagMap>,
     pub(super) app: Stored<App>,
     pub(super) sql: (String, String),
@@ -205,7 +212,9 @@ impl World {
             migration: Some(Stored { version: 1, value: migration }),
             runs: BTreeMap::new(),
             decisions: vec![],
-            approvers: BTreeSet::new(),
+            approvals: vec![],
+            check_jobs: vec![],
+            refused: None,
             flag: Stored {
                 version: 1,
                 value: FlagMap {
@@ -291,7 +300,7 @@ impl World {
                 },
             },
             rollback_enabled: (!flag.missing).then(|| "true".into()),
-            check_jobs: vec![],
+            check_jobs: self.check_jobs.clone(),
             up: ObservedSql::Present(self.sql.0.clone()),
             down: ObservedSql::Present(self.sql.1.clone()),
             workloads: vec![Workload {
@@ -373,9 +382,9 @@ impl World {
         if decision == DecisionKind::Ready {
             self.present.insert(by.to_owned());
         }
-        // Of those who approve: to be present, or to keep what is there, lets nothing start.
-        if !matches!(decision, DecisionKind::Ready | DecisionKind::Keep) {
-            self.approvers.insert(by.to_owned());
+        let generation = self.migration.as_ref().and_then(|m| m.value.status.plan.as_ref()).map(|p| p.generation);
+        if let (DecisionKind::Approve, Some(generation)) = (decision, generation) {
+            self.approvals.push(Approval { by: by.to_owned(), generation });
         }
         let n = self.decisions.len();
         let digest = of_plan.then_some(digest).flatten();
@@ -402,7 +411,12 @@ impl World {
         }
         let version = self.bump();
         if let Some(run) = self.runs.get_mut(name) {
+            let before = run.value.run.status.clone();
             change(&mut run.value.run);
+            // A write that changes nothing gives an object no new version.
+            if run.value.run.status == before {
+                return true;
+            }
             run.version = version;
             if run.value.run.has_ended() {
                 run.value.job = Job::Complete;
@@ -415,11 +429,13 @@ impl World {
     pub(super) fn obstruct(&mut self, rng: &mut Rng) {
         let version = self.bump();
         let (flag, app) = (&mut self.flag, &mut self.app);
-        match rng.u8(..5) {
+        match rng.u8(..7) {
             0 => (flag.value.immutable, flag.version) = (true, version),
             1 => (flag.value.missing, flag.version) = (true, version),
             2 => flag.value.refused = true,
             3 => (app.value.paused, app.version) = (true, version),
+            4 => self.refused = Some(Refused::Status),
+            5 => self.refused = Some(Refused::Runs),
             _ => app.value.foreign = true,
         }
     }
@@ -438,12 +454,13 @@ impl World {
             app.version = version;
         }
         (app.value.paused, app.value.foreign) = (false, false);
+        self.refused = None;
     }
 
     /// Something is in the way of a switch.
     pub(super) fn is_obstructed(&self) -> bool {
         let (flag, app) = (&self.flag.value, &self.app.value);
-        flag.immutable || flag.missing || flag.refused || app.paused || app.foreign
+        flag.immutable || flag.missing || flag.refused || app.paused || app.foreign || self.refused.is_some()
     }
 
     /// A rollback keeps writes blocked past its deadline although one version alone serves: every pod is of the new one
@@ -456,7 +473,7 @@ impl World {
         let flag = &self.flag.value;
         let all_run = |version: &str| self.app.value.pods.iter().all(|p| p.1 == version);
         // A ConfigMap that refuses every write, or is missing, says nothing of a write that may still arrive.
-        let known = !flag.missing && !flag.refused;
+        let known = !flag.missing && !flag.refused && !self.refuses(Refused::Status);
         let new_alone = flag.value == "v2" && all_run("v2");
         let old_alone = flag.value == "v1" && all_run("v1") && !self.app.value.paused;
         self.api_up
@@ -489,12 +506,12 @@ impl World {
         if self.silent_decisions > 20 {
             return Err(format!("3: the flag was changed, and {} decisions notified no one", self.silent_decisions));
         }
-        if db.ups > 0
-            && (!self.verified || !self.rehearsed || self.approvers.iter().filter(|s| *s != "author").count() < 2)
-        {
+        if db.ups > 0 && (!self.verified || !self.rehearsed || self.approvers_of_spec().len() < 2) {
             return Err(format!(
                 "4: executed with verified={} rehearsed={} by {:?}",
-                self.verified, self.rehearsed, self.approvers
+                self.verified,
+                self.rehearsed,
+                self.approvers_of_spec()
             ));
         }
         if db.ups > 0 && (self.present.len() < 2 || !self.maintenance_announced) {
