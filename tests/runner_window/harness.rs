@@ -101,6 +101,8 @@ impl Cluster {
 /// A database of its own, with the sample application's schema v1.
 pub struct Database {
     pub name: String,
+    /// As which the window connects.
+    pub login: String,
     port: u16,
 }
 
@@ -127,7 +129,12 @@ impl Database {
         })
         .join()
         .unwrap();
-        Self { name, port }
+        Self { name, login: "migrator".to_owned(), port }
+    }
+
+    /// The same database, with another login of the window.
+    pub fn with_login(&self, login: &str) -> Self {
+        Self { name: self.name.clone(), login: login.to_owned(), port: self.port }
     }
 
     /// A session as `role`.
@@ -136,8 +143,8 @@ impl Database {
     }
 
     pub fn target(&self) -> Target {
-        Target::parse(&format!("postgresql://migrator@127.0.0.1:{}/{}?sslmode=disable", self.port, self.name), None)
-            .unwrap()
+        let Self { name, login, port } = self;
+        Target::parse(&format!("postgresql://{login}@127.0.0.1:{port}/{name}?sslmode=disable"), None).unwrap()
     }
 
     /// Triggers installed, baseline taken: as after the Backup step.

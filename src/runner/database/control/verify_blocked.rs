@@ -40,10 +40,10 @@ pub async fn verify_writes_blocked(target: &Target, spec: &ControlSpec) -> Resul
     if refusals.is_empty() {
         // The application may write none of them: the owner takes its place, in a session that the write block does
         // not name.
-        let role = target.user();
+        let role: String = client.query_one("SELECT current_user::text", &[]).await?.get(0);
         for table in &tables {
-            if let Some(write) = harmless_write(&client, role, table).await? {
-                refusals.push(expect_refusal(&client, role, table, &write).await?);
+            if let Some(write) = harmless_write(&client, &role, table).await? {
+                refusals.push(expect_refusal(&client, &role, table, &write).await?);
             }
         }
     }

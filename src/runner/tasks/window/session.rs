@@ -219,6 +219,13 @@ impl<'a, C: Channel> WindowTask<'a, C> {
         let mut client = self.target.connect_for_control("window").await?;
         self.session.set(client.cancel_token());
         self.acquire_worker_lock(&client).await?;
+        if let Err(failure) = control::check_schema(&client, self.control_spec()).await.unless_lost()? {
+            // A window that an earlier pod has begun must not be left.
+            if self.plan.order.command == WindowCommand::Standby {
+                return Err(failure);
+            }
+            tracing::error!(error = %failure, "the control schema is not as it was created");
+        }
         let snapshot = self.recorded_state(&client).await?;
         let resume = self.resume_point(&snapshot);
         if matches!(resume, Resume::Standby) {
