@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod change_tracking;
+mod connections;
 mod hang;
 mod harness;
 mod logins;

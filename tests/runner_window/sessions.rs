@@ -119,10 +119,11 @@ async fn a_table_on_which_the_application_may_only_insert_is_verified() {
         .unwrap();
     let deadline = Timestamp::from_second(1_790_000_300).unwrap();
     write_block::enable(&mut client, &spec, Direction::Forward, 1, deadline).await.unwrap();
-    let verified = control::verify_writes_blocked(&database.target(), &spec).await.unwrap();
+    let verifying = database.target().connect("verification").await.unwrap();
+    let verified = control::verify_writes_blocked(&verifying, &spec).await.unwrap();
     assert!(verified.starts_with("3 writes refused, 1 not tried for lack of a right"), "{verified}");
     root.batch_execute("ALTER TABLE credit_transactions DISABLE TRIGGER ALL").await.unwrap();
-    let failure = control::verify_writes_blocked(&database.target(), &spec).await.unwrap_err();
+    let failure = control::verify_writes_blocked(&verifying, &spec).await.unwrap_err();
     assert!(failure.reason == Reason::WritesNotBlocked && failure.message.contains("credit_transactions"), "{failure}");
 }
 

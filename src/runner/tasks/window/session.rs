@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio_postgres::Client;
 
-use super::{Channel, CurrentSession, Orders, WindowOutcome, WindowPlan, WindowReport};
+use super::{Channel, CurrentSession, Orders, WindowOutcome, WindowPlan, WindowReport, kept::KeptSessions};
 use crate::{
     api::{
         Direction, Reason, SchemaInPlace, WindowCommand, WindowProgress, WindowState,
@@ -50,6 +50,7 @@ pub(super) struct WindowTask<'a, C> {
     pub(super) target: &'a Target,
     pub(super) plan: &'a WindowPlan,
     pub(super) session: &'a CurrentSession,
+    pub(super) kept: KeptSessions,
     pub(super) orders: watch::Receiver<Orders>,
     pub(super) reports: watch::Sender<WindowReport>,
     pub(super) progress: WindowProgress,
@@ -90,6 +91,7 @@ impl<'a, C: Channel> WindowTask<'a, C> {
             target,
             plan,
             session,
+            kept: KeptSessions::new(target),
             orders,
             reports,
             progress: WindowProgress::default(),
