@@ -31,7 +31,7 @@ use crate::{
     api::{Direction, Reason},
     runner::{
         Failure,
-        database::connection::{pin_settings, statement_failure},
+        database::{connection::pin_settings, server_error::statement_failure},
     },
 };
 

@@ -131,8 +131,9 @@ async fn primary(client: &Client) -> Result<String, Failure> {
     let row = one(client, "SELECT pg_is_in_recovery()", &[]).await?;
     if row.get(0) {
         return Err(Failure::new(
-            Reason::ConnectionInvalid,
-            "the connection leads to a standby, which cannot be migrated; next: put the primary's address into the URL",
+            Reason::HostUnreachable,
+            "the connection leads to a standby, which cannot be migrated; it is retried; next: put the primary's \
+             address into the URL",
         ));
     }
     Ok("the server is a primary".to_owned())
