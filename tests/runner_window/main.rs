@@ -4,8 +4,10 @@
 #![allow(clippy::unwrap_used)]
 
 mod change_tracking;
+mod connections;
 mod hang;
 mod harness;
+mod logins;
 mod migration;
 mod rollback;
 mod sessions;

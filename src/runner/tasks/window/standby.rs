@@ -11,13 +11,18 @@ use super::{
 use crate::{
     api::{
         Direction, Reason, WindowState,
-        window_rules::{Move, WindowActivity},
+        window_rules::{Ending, Move, WindowActivity},
     },
-    runner::{Failure, database::control},
+    runner::{
+        Failure, UnlessLost,
+        database::control::{self, jitter},
+    },
 };
 
 /// How often the baseline is brought up to date on standby.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(10);
+/// Pause between two attempts to open a session.
+const RECONNECT_INTERVAL: Duration = Duration::from_millis(200);
 
 impl<C: Channel> WindowTask<'_, C> {
     /// Prepares everything, and waits for `BlockWrites`.
@@ -35,6 +40,9 @@ impl<C: Channel> WindowTask<'_, C> {
             }
             control::refresh_baseline(&mut client, spec).await?;
         }
+        if let Some(ending) = self.open_kept(&client).await? {
+            return self.end(&mut client, ending, None).await;
+        }
         self.enter(WindowState::Ready);
         self.report(None);
         let (mut pinged, mut refreshed) = (Instant::now(), Instant::now());
@@ -45,6 +53,10 @@ impl<C: Channel> WindowTask<'_, C> {
                     let Some(deadline) = self.orders().deadline else {
                         return Err(Failure::new(Reason::Internal, "the order to block writes has no deadline"));
                     };
+                    // One may have been lost since, and an end may have been ordered since.
+                    if let Some(ending) = self.open_kept(&client).await? {
+                        return self.end(&mut client, ending, None).await;
+                    }
                     client.batch_execute("RESET lock_timeout; RESET statement_timeout").await?;
                     return self.block_writes(client, deadline).await;
                 }
@@ -53,12 +65,35 @@ impl<C: Channel> WindowTask<'_, C> {
             self.wait().await;
             if pinged.elapsed() > PING_INTERVAL {
                 ping(&client).await?;
+                match self.kept.open().await.unless_lost() {
+                    Ok(opened) => opened?,
+                    Err(lost) => tracing::warn!(error = %lost, "a session of the window is not open, will be retried"),
+                }
                 pinged = Instant::now();
             }
             if refreshed.elapsed() > REFRESH_INTERVAL && self.plan.direction == Direction::Forward {
                 control::refresh_baseline(&mut client, spec).await?;
                 refreshed = Instant::now();
             }
+        }
+    }
+
+    /// Opens the sessions that the window needs beside its own, until all are open. Nothing is blocked before. Returns
+    /// how the window ends, if it does meanwhile.
+    async fn open_kept(&mut self, client: &Client) -> Result<Option<Ending>, Failure> {
+        loop {
+            match self.kept.open().await.unless_lost() {
+                Ok(opened) => return opened.map(|()| None),
+                Err(lost) => {
+                    tracing::warn!(error = %lost, "a session of the window is not open, will be retried");
+                    self.report(Some(lost));
+                }
+            }
+            if let Move::End(ending) = self.next_move(WindowActivity::Standby) {
+                return Ok(Some(ending));
+            }
+            ping(client).await?;
+            tokio::time::sleep(jitter(RECONNECT_INTERVAL)).await;
         }
     }
 
