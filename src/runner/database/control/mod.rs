@@ -26,6 +26,7 @@ mod baseline;
 mod cutover;
 mod drain;
 mod functions;
+mod obstacles;
 pub mod read_only_default;
 mod schema;
 mod spec;
@@ -48,6 +49,7 @@ pub use baseline::{compare, compare_within, refresh_baseline, take_baseline, use
 pub use cutover::{Cutover, cutover};
 pub(crate) use cutover::{TransactionsTable, columns, transactions};
 pub use drain::{drain, terminate_comparison};
+pub use obstacles::ObstacleFinder;
 pub use spec::{ControlSpec, Sql};
 pub use stored_down_sql::stored_down_sql;
 pub(crate) use tables::{BalancesTable, balances, exists, literal, protected, resolve, with_children};
