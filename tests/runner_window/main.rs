@@ -12,6 +12,7 @@ mod migration;
 mod rollback;
 mod sessions;
 mod sigterm;
+mod standby;
 mod take_over;
 mod window;
 mod write_block;

@@ -10,6 +10,7 @@ use crate::{
     machine::{
         RunOutcome, StatusReason, Transition,
         faults::{Fault, fault},
+        gates::Violation,
         window::cutover::Rollout,
     },
     shared::time::to_signed,
@@ -79,6 +80,12 @@ impl Transition<'_> {
             self.start_step(Step::Approve);
             return Flow::Continue;
         }
+        if progress.state == WindowState::Ready
+            && let Some(violation) = self.standby_violation(progress)
+        {
+            self.await_obstacles(&violation, &digest);
+            return Flow::Settled;
+        }
         if progress.state == WindowState::Ready && !progress.stuck {
             let deadline = self.now + to_signed(self.spec.window.max_duration);
             let window = self.window_mut();
@@ -108,6 +115,16 @@ impl Transition<'_> {
         self.wake_at(ready_by);
         self.set_ready(ReadyReason::PreparingWindow, "the window's pod is being started; writes are open");
         Flow::Settled
+    }
+
+    /// The window waits, with writes open, until what is in its way is gone, or what allowed its start does not apply
+    /// any more.
+    fn await_obstacles(&mut self, violation: &Violation, digest: &str) {
+        let ends_at = self.status.schedule.as_ref().and_then(|schedule| schedule.ends_at);
+        for limit in [ends_at, self.presence(digest).1].into_iter().flatten() {
+            self.wake_at(limit);
+        }
+        self.report_lasting(violation.reason, format!("the window waits, writes are open: {}", violation.message));
     }
 
     fn advance_window(&mut self, progress: &WindowProgress) {
@@ -255,6 +272,12 @@ impl Transition<'_> {
             );
         }
         self.fail_step(step, reason, format!("{message}; nothing was changed, writes are open"));
+        if progress.blocked_at.is_none() && !progress.obstacles.is_empty() {
+            // It found the obstacle itself, at the last moment. The next pod waits for its end.
+            self.status.window = None;
+            self.start_step(Step::BlockWrites);
+            return self.set_ready(ReadyReason::PreparingWindow, format!("{message}; another pod waits for its end"));
+        }
         // No decision up to now counts for the next window, even if its time is later because the API server's clock is
         // ahead of this one.
         let newest = self.observed.decisions.iter().map(|d| d.at).max();

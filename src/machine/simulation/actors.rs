@@ -11,7 +11,8 @@ use super::{
 use crate::{
     api::{
         CheckOutcome, CheckResult, Comparison, CreditMigrationStatus, Delivery, DeliveryState, Direction, MigrationRun,
-        MigrationRunStatus, Occasion, Reason, RunPhase, Task, WindowCommand, WindowProgress, WindowState,
+        MigrationRunStatus, Obstacle, ObstacleKind, Occasion, Reason, RunPhase, Task, WindowCommand, WindowProgress,
+        WindowState,
         fixtures::{self, SECRET},
         window_rules::{EndCause, Ending, Move, WindowActivity, WindowView, next_move},
     },
@@ -111,10 +112,12 @@ fn starts_window(before: &CreditMigrationStatus, after: &CreditMigrationStatus) 
     was.deadline.is_none() && was.blocked_at.is_none() && is.deadline.is_some() && is.blocked_at.is_none()
 }
 
-/// The application cannot be switched, as far as that can be observed.
+/// The application cannot be switched, or the database is in the way, as far as that can be observed.
 fn is_obstructed(observed: &Observed) -> bool {
+    let standby = observed.runs.iter().filter_map(|r| r.run.status.as_ref()?.window.as_ref());
     !matches!(observed.flag, ObservedFlag::Value { immutable: false, .. })
         || observed.workloads.iter().any(|w| w.paused || !w.foreign_pods.is_empty())
+        || standby.filter(|w| w.state == WindowState::Ready).any(|w| !w.obstacles.is_empty())
 }
 
 fn target_version(w: &World, effect: &Effect) -> u64 {
@@ -350,6 +353,10 @@ impl Pod {
             };
             let view = WindowView { overdue, ..WindowView::starting(direction, WindowActivity::Standby, command) };
             return match (next_move(&view), deadline) {
+                // It looks once more, and nothing is blocked.
+                (Move::BlockWrites, Some(_)) if w.db.obstructed => {
+                    self.end(w, run, direction.schema_before().final_state(), Some(Reason::LockTimeout), false)
+                }
                 (Move::BlockWrites, Some(deadline)) => {
                     w.db.windows.insert(task, SimulatedWindow { attempt, deadline, ..SimulatedWindow::default() });
                     w.db.blocked_at = Some(w.now);
@@ -533,6 +540,10 @@ impl Pod {
             observed_version: Some(w.versions_run()),
             observed_at: Some(w.now),
             unblocked_at: (ended && w.db.blocked_at.is_none()).then_some(w.now),
+            obstacles: match w.db.obstructed && !w.db.windows.contains_key(&task) {
+                true => vec![Obstacle::new(ObstacleKind::PreparedTransaction)],
+                false => vec![],
+            },
             deadline_passed: passed,
             ..Default::default()
         }

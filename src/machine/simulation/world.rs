@@ -107,6 +107,8 @@ pub(super) struct SimulatedDatabase {
     /// Pod that holds the worker's lock.
     pub(super) worker: Option<u32>,
     pub(super) triggers_installed: bool,
+    /// A transaction that no window can end has locked a protected table.
+    pub(super) obstructed: bool,
 }
 
 impl SimulatedDatabase {
@@ -193,7 +195,8 @@ pub(super) struct World {
     pub(super) silent_decisions: u32,
     /// A broken neighbour was passed by how often.
     pub(super) broken_seen: u32,
-    /// It was decided to block writes although the application could not have been switched.
+    /// It was decided to block writes although the application could not have been switched, or the database was in
+    /// the way.
     pub(super) blocked_without_exit: bool,
 }
 
@@ -245,6 +248,7 @@ impl World {
                 windows: BTreeMap::new(),
                 worker: None,
                 triggers_installed: false,
+                obstructed: false,
             },
             api_up: true,
             defect,
@@ -429,7 +433,8 @@ impl World {
     pub(super) fn obstruct(&mut self, rng: &mut Rng) {
         let version = self.bump();
         let (flag, app) = (&mut self.flag, &mut self.app);
-        match rng.u8(..7) {
+        match rng.u8(..8) {
+            7 => self.db.obstructed = true,
             0 => (flag.value.immutable, flag.version) = (true, version),
             1 => (flag.value.missing, flag.version) = (true, version),
             2 => flag.value.refused = true,
@@ -455,12 +460,19 @@ impl World {
         }
         (app.value.paused, app.value.foreign) = (false, false);
         self.refused = None;
+        self.db.obstructed = false;
     }
 
     /// Something is in the way of a switch.
     pub(super) fn is_obstructed(&self) -> bool {
         let (flag, app) = (&self.flag.value, &self.app.value);
-        flag.immutable || flag.missing || flag.refused || app.paused || app.foreign || self.refused.is_some()
+        flag.immutable
+            || flag.missing
+            || flag.refused
+            || app.paused
+            || app.foreign
+            || self.refused.is_some()
+            || self.db.obstructed
     }
 
     /// A rollback keeps writes blocked past its deadline although one version alone serves: every pod is of the new one
@@ -486,7 +498,7 @@ impl World {
     pub(super) fn check(&self) -> Result<(), String> {
         let db = &self.db;
         if self.blocked_without_exit {
-            return Err("7: writes are blocked although the application could not be switched".into());
+            return Err("7: writes are blocked although it is known that the window cannot do its work".into());
         }
         if db.ups > 1 || db.downs > 1 {
             return Err(format!("1: up took effect {} times, down {} times", db.ups, db.downs));

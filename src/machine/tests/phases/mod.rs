@@ -11,6 +11,7 @@ mod preparing;
 mod rollback;
 mod rollback_exit;
 mod scheduling;
+mod standby;
 
 use super::{Scenario, each_phase};
 use crate::machine::{

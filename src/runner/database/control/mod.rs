@@ -26,6 +26,7 @@ mod baseline;
 mod cutover;
 mod drain;
 mod functions;
+mod obstacles;
 mod owner;
 pub mod read_only_default;
 mod schema;
@@ -49,6 +50,7 @@ pub use baseline::{compare, compare_within, refresh_baseline, take_baseline, use
 pub use cutover::{Cutover, cutover};
 pub(crate) use cutover::{TransactionsTable, columns, transactions};
 pub use drain::{drain, terminate_comparison};
+pub use obstacles::ObstacleFinder;
 pub(crate) use owner::{check_schema, described_role};
 pub use spec::{ControlSpec, Sql};
 pub use stored_down_sql::stored_down_sql;
