@@ -87,6 +87,8 @@ ready_reasons! {
     WindowOverdue,
     /// Flag and rollout are as wanted, and the version probe answers another version.
     RestartedAgain,
+    /// Pods that a switch started do not become ready.
+    RolloutFailed,
     /// The flag was changed after the window.
     FlagDrifted,
     /// The down SQL is not what was approved.

@@ -2,10 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use k8s_openapi::api::{
-    apps::v1::{Deployment, ReplicaSet},
-    batch::v1::Job,
-    core::v1::{ConfigMap, Event as KubeEvent, Namespace, Pod, PodStatus},
+use k8s_openapi::{
+    api::{
+        apps::v1::{Deployment, ReplicaSet},
+        batch::v1::Job,
+        core::v1::{ConfigMap, Event as KubeEvent, Namespace, Pod, PodStatus},
+    },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::{
     Api, Client, ResourceExt,
@@ -16,7 +19,7 @@ use tracing::warn;
 
 use super::{
     Context, Error, admission,
-    workload_pods::{WorkloadPods, count_pods},
+    workload_pods::{UNKNOWN_POD, WorkloadPods, count_pods, rollout_failure},
 };
 use crate::{
     api::{
@@ -110,7 +113,8 @@ impl Reader<'_> {
                 let name = run.name_any();
                 let job = jobs.get(&name).map_or(JobState::Absent, |job| job_state(job));
                 let pod = pods.remove(&name).unwrap_or(JobPod::Started);
-                ObservedRun { run, job, pod }
+                let written_at = written_at(&run.metadata);
+                ObservedRun { run, job, pod, written_at }
             })
             .collect())
     }
@@ -232,17 +236,7 @@ impl Reader<'_> {
     async fn workload(&self, reference: WorkloadRef, key: &KeyRef) -> Result<Workload, Error> {
         let WorkloadKind::Deployment = reference.kind;
         let Some(deployment) = self.api::<Deployment>().get_opt(&reference.name).await? else {
-            return Ok(Workload {
-                reference,
-                exists: false,
-                reads_flag: false,
-                restarted_for: None,
-                paused: false,
-                unsettled: None,
-                old_pods: 0,
-                foreign_pods: vec![],
-                available: (0, 0),
-            });
+            return Ok(Workload::missing(reference));
         };
         let restarted_for = restarted_for(&deployment);
         let pods = self.pods(&deployment, restarted_for.as_deref()).await?;
@@ -253,8 +247,11 @@ impl Reader<'_> {
             available: deployment::available(&deployment),
             reference,
             exists: true,
+            switched_for: deployment.annotations().get(RESTARTED_FOR).cloned(),
+            old_pods: pods.old(restarted_for.as_deref()),
+            failure: rollout_failure(&deployment).or(pods.failure),
             restarted_for,
-            old_pods: pods.old,
+            pods: pods.own,
             foreign_pods: pods.foreign,
         })
     }
@@ -266,7 +263,7 @@ impl Reader<'_> {
         };
         // A selector that cannot be used must not count as "no old pods".
         let Ok(selector) = Selector::try_from(selector) else {
-            return Ok(WorkloadPods { old: u32::MAX, foreign: vec![] });
+            return Ok(WorkloadPods { own: vec![UNKNOWN_POD], ..WorkloadPods::default() });
         };
         let pods = self.api::<Pod>().list(&ListParams::default().labels_from(&selector)).await?.items;
         // After the pods: a ReplicaSet that is removed in between makes its pods old, never foreign.
@@ -382,6 +379,11 @@ fn refused(warnings: Vec<KubeEvent>, reasons: &[&str], otherwise: JobPod) -> Job
     let known = warnings.into_iter().filter(|e| e.reason.as_deref().is_some_and(|reason| reasons.contains(&reason)));
     let Some(newest) = known.max_by_key(at) else { return otherwise };
     JobPod::Waiting(Some(PodReason::new(newest.reason.unwrap_or_default(), newest.message.as_deref().unwrap_or(""))))
+}
+
+/// When an object was last written, by the API server's clock.
+fn written_at(meta: &ObjectMeta) -> Option<Time> {
+    meta.managed_fields.iter().flatten().filter_map(|entry| Some(entry.time.as_ref()?.0)).max()
 }
 
 fn restarted_for(deployment: &Deployment) -> Option<String> {

@@ -11,12 +11,17 @@ use crate::{
         WorkloadKind, WorkloadRef,
         fixtures::{SECRET, spec},
     },
-    machine::{Job, Observed, ObservedDecision, ObservedFlag, ObservedRun, ObservedSql, StatusReason, Workload},
+    machine::{
+        Job, Observed, ObservedDecision, ObservedFlag, ObservedRun, ObservedSql, PodReason, RolloutFailure,
+        RolloutFailureKind, StatusReason, Workload, WorkloadPod,
+    },
     shared::time::seconds,
 };
 
 pub(super) const NAME: &str = "m";
 pub(super) const UID: &str = "uid-1";
+/// When the world begins.
+const START: Time = Time::constant(1_000_000, 0);
 
 /// A deliberate defect of the world around the machine, one for each property. The machine's own are in
 /// `machine::faults`.
@@ -135,11 +140,17 @@ pub(super) struct FlagMap {
     pub(super) refused: bool,
 }
 
-/// The Deployment: its template's annotation, and its pods with theirs and the version they run.
+/// The Deployment: its template's annotation, and its pods with theirs, the version they run, and their start.
 #[derive(Clone, Debug)]
 pub(super) struct App {
     pub(super) template: Option<String>,
-    pub(super) pods: Vec<(Option<String>, String)>,
+    pub(super) pods: Vec<(Option<String>, String, Time)>,
+    /// Its own annotation.
+    pub(super) switched_for: Option<String>,
+    /// Pods of this version crash as they start.
+    pub(super) crashing: Option<&'static str>,
+    /// The template of which a pod has crashed.
+    pub(super) failed: Option<String>,
     /// A restart replaces no pod.
     pub(super) paused: bool,
     /// Another owner's pod has the same labels.
@@ -200,7 +211,7 @@ impl World {
             finalizer: false,
         };
         Self {
-            now: Time::UNIX_EPOCH + seconds(1_000_000),
+            now: START,
             versions: 1,
             migration: Some(Stored { version: 1, value: migration }),
             runs: BTreeMap::new(),
@@ -221,7 +232,10 @@ impl World {
                 version: 1,
                 value: App {
                     template: None,
-                    pods: vec![(None, "v1".into()), (None, "v1".into())],
+                    pods: vec![(None, "v1".into(), START), (None, "v1".into(), START)],
+                    switched_for: None,
+                    crashing: None,
+                    failed: None,
                     paused: false,
                     foreign: false,
                 },
@@ -295,15 +309,26 @@ impl World {
             up: ObservedSql::Present(self.sql.0.clone()),
             down: ObservedSql::Present(self.sql.1.clone()),
             workloads: vec![Workload {
-                reference: WorkloadRef { kind: WorkloadKind::Deployment, name: "shop".into() },
                 exists: true,
                 reads_flag: true,
                 restarted_for: app.template.clone(),
+                switched_for: app.switched_for.clone(),
                 paused: app.paused,
                 unsettled: (!settled).then(|| "a pod is old".into()),
                 foreign_pods,
                 old_pods: u32::try_from(old_pods).unwrap_or(0),
+                pods: app
+                    .pods
+                    .iter()
+                    .map(|p| WorkloadPod { restarted_for: p.0.clone(), started_at: Some(p.2) })
+                    .collect(),
+                failure: (app.failed.is_some() && app.failed == app.template).then(|| RolloutFailure {
+                    kind: RolloutFailureKind::CrashLoop,
+                    pod: Some("shop-new".into()),
+                    why: PodReason::new("CrashLoopBackOff", "exit code 1"),
+                }),
                 available: (2, 2),
+                ..Workload::missing(WorkloadRef { kind: WorkloadKind::Deployment, name: "shop".into() })
             }],
         };
         Some((m.version, m.value, observed))
@@ -317,10 +342,25 @@ impl World {
             return;
         }
         let value = if rng.u8(..) < lag { flag.before.clone() } else { flag.value.clone() };
-        let template = self.app.value.template.clone();
-        if let Some(old) = self.app.value.pods.iter_mut().find(|p| p.0 != template) {
-            *old = (template, value);
-            self.app.version = self.bump();
+        let now = self.now;
+        let app = &mut self.app.value;
+        let Some(old) = app.pods.iter_mut().find(|p| p.0 != app.template) else { return };
+        if app.crashing.is_some_and(|version| version == value) {
+            // The pod that it would replace stays.
+            app.failed.clone_from(&app.template);
+        } else {
+            *old = (app.template.clone(), value, now);
+            app.failed = None;
+        }
+        self.app.version = self.bump();
+    }
+
+    /// A container is restarted in its pod, and reads the flag again. In a window, where it matters.
+    pub(super) fn restart_container(&mut self, rng: &mut Rng) {
+        let (flag, app) = (&self.flag.value, &mut self.app.value);
+        if self.db.blocked_at.is_some() && !flag.missing && app.crashing.is_none_or(|version| version != flag.value) {
+            let pod = rng.usize(..app.pods.len());
+            (app.pods[pod].1, app.pods[pod].2) = (flag.value.clone(), self.now);
         }
     }
 
@@ -403,6 +443,7 @@ impl World {
         let version = self.bump();
         if let Some(run) = self.runs.get_mut(name) {
             change(&mut run.value.run);
+            run.value.written_at = Some(self.now);
             run.version = version;
             if run.value.run.has_ended() {
                 run.value.job = Job::Complete;
@@ -415,11 +456,12 @@ impl World {
     pub(super) fn obstruct(&mut self, rng: &mut Rng) {
         let version = self.bump();
         let (flag, app) = (&mut self.flag, &mut self.app);
-        match rng.u8(..5) {
+        match rng.u8(..6) {
             0 => (flag.value.immutable, flag.version) = (true, version),
             1 => (flag.value.missing, flag.version) = (true, version),
             2 => flag.value.refused = true,
             3 => (app.value.paused, app.version) = (true, version),
+            4 => app.value.crashing = Some(if rng.bool() { "v1" } else { "v2" }),
             _ => app.value.foreign = true,
         }
     }
@@ -437,13 +479,13 @@ impl World {
         if app.value.paused {
             app.version = version;
         }
-        (app.value.paused, app.value.foreign) = (false, false);
+        (app.value.paused, app.value.foreign, app.value.crashing) = (false, false, None);
     }
 
     /// Something is in the way of a switch.
     pub(super) fn is_obstructed(&self) -> bool {
         let (flag, app) = (&self.flag.value, &self.app.value);
-        flag.immutable || flag.missing || flag.refused || app.paused || app.foreign
+        flag.immutable || flag.missing || flag.refused || app.paused || app.foreign || app.crashing.is_some()
     }
 
     /// A rollback keeps writes blocked past its deadline although one version alone serves: every pod is of the new one
@@ -458,11 +500,20 @@ impl World {
         // A ConfigMap that refuses every write, or is missing, says nothing of a write that may still arrive.
         let known = !flag.missing && !flag.refused;
         let new_alone = flag.value == "v2" && all_run("v2");
-        let old_alone = flag.value == "v1" && all_run("v1") && !self.app.value.paused;
-        self.api_up
-            && self.db.blocked_at.is_some()
-            && window.task == Some(Task::RollbackWindow)
-            && (switching && overdue && known && (new_alone || old_alone))
+        let app = &self.app.value;
+        let old_alone = flag.value == "v1" && all_run("v1") && !app.paused && app.crashing.is_none();
+        let needless = match window.task {
+            Some(Task::RollbackWindow) => switching && overdue && (new_alone || old_alone),
+            // No pod was started since the window began; or those of the forward switch crash, and it is awaited.
+            Some(Task::Window) => {
+                let untouched = flag.value == "v1" && app.pods.iter().all(|p| p.2 == START);
+                let crash = (status.phase, status.step) == (Some(Phase::Executing), Some(Step::SwitchApplication))
+                    && (app.failed.is_some() && app.failed == app.template && window.switched);
+                (switching && untouched) || crash
+            }
+            _ => false,
+        };
+        self.api_up && self.db.blocked_at.is_some() && known && needless
     }
 
     /// The properties that hold at every moment. `Err` names the broken one.
