@@ -51,6 +51,8 @@ ready_reasons! {
     WorkloadNotSettled,
     /// Pods that are not a workload's own match its selector.
     ForeignPods,
+    /// A quota has no room for the pods of a rollout.
+    QuotaExceeded,
     /// An admission policy is missing or weak.
     DecisionPolicyMissing,
     /// The rehearsal predicts a longer window than the spec allows.

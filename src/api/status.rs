@@ -5,8 +5,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    BackupEvidence, BaselineEvidence, CheckResult, CodeBackupEvidence, Comparison, KeyUsersEvidence, NoticeStatus,
-    Phase, RehearsalEvidence, ReportEvidence, Step, Task, Time, VerificationEvidence, named::named,
+    BackupEvidence, BaselineEvidence, CheckResult, CodeBackupEvidence, Comparison, ExpectedWindow, KeyUsersEvidence,
+    NoticeStatus, Phase, RehearsalEvidence, ReportEvidence, Step, Task, Time, VerificationEvidence, named::named,
 };
 
 /// State of a migration.
@@ -131,7 +131,7 @@ named! {
 }
 
 /// What the approvals are for.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct Plan {
     /// SHA-256 of spec, SQL, image, backup and rehearsal. Approvals name it. Absent until the rehearsal has passed.
@@ -143,6 +143,9 @@ pub struct Plan {
     pub up_sha256: String,
     /// SHA-256 of the down SQL.
     pub down_sha256: String,
+    /// How long the window is expected to take. Not part of the digest: it follows the number of pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected_window: Option<ExpectedWindow>,
 }
 
 /// A step that was started.

@@ -6,7 +6,7 @@ use k8s_openapi::{
     api::{
         apps::v1::{Deployment, ReplicaSet},
         batch::v1::Job,
-        core::v1::{ConfigMap, Event as KubeEvent, Namespace, Pod, PodStatus},
+        core::v1::{ConfigMap, Event as KubeEvent, Namespace, Pod, PodStatus, ResourceQuota},
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
@@ -19,6 +19,7 @@ use tracing::warn;
 
 use super::{
     Context, Error, admission,
+    quota::{self, Needs},
     workload_pods::{UNKNOWN_POD, WorkloadPods, count_pods, rollout_failure},
 };
 use crate::{
@@ -41,18 +42,36 @@ pub(super) async fn observe(ctx: &Context, migration: &CreditMigration) -> Resul
     let sql = &migration.spec.migration;
     let flag_ref = &migration.spec.application.flag;
     let deleting = migration.metadata.deletion_timestamp.is_some();
-    let (runs, check_jobs, mut decisions, policy, (flag, rollback_enabled), up, down, workloads, namespace_deleting) =
-        futures::try_join!(
-            reader.runs(&uid),
-            reader.check_jobs(&uid),
-            reader.decisions(&name, &uid),
-            admission::trust(&ctx.client, &ctx.options.decision_policy),
-            reader.flag(&flag_ref.config_map_key_ref, &flag_ref.rollback_key),
-            reader.sql(&sql.up.config_map_key_ref),
-            reader.sql(&sql.down.config_map_key_ref),
-            reader.workloads(migration),
-            async { if deleting { reader.namespace_deleting().await } else { Ok(false) } },
-        )?;
+    let (
+        runs,
+        check_jobs,
+        mut decisions,
+        policy,
+        (flag, rollback_enabled),
+        up,
+        down,
+        workloads,
+        quotas,
+        namespace_deleting,
+    ) = futures::try_join!(
+        reader.runs(&uid),
+        reader.check_jobs(&uid),
+        reader.decisions(&name, &uid),
+        admission::trust(&ctx.client, &ctx.options.decision_policy),
+        reader.flag(&flag_ref.config_map_key_ref, &flag_ref.rollback_key),
+        reader.sql(&sql.up.config_map_key_ref),
+        reader.sql(&sql.down.config_map_key_ref),
+        reader.workloads(migration),
+        reader.quotas(),
+        async { if deleting { reader.namespace_deleting().await } else { Ok(false) } },
+    )?;
+    // The workloads that are restarted are restarted together.
+    let mut surge = Needs::new();
+    let restarted = &migration.spec.application.workloads;
+    workloads
+        .iter()
+        .filter(|(w, _)| restarted.contains(&w.reference))
+        .for_each(|(_, more)| quota::add(&mut surge, more));
     decisions.retain(|decision| is_authenticated(decision, policy.since));
     Ok(Observed {
         namespace: namespace.clone(),
@@ -71,7 +90,8 @@ pub(super) async fn observe(ctx: &Context, migration: &CreditMigration) -> Resul
         check_jobs,
         up,
         down,
-        workloads,
+        quota_shortages: quota::shortages(&quotas, &surge),
+        workloads: workloads.into_iter().map(|(workload, _)| workload).collect(),
     })
 }
 
@@ -215,7 +235,12 @@ impl Reader<'_> {
         Ok(text.map_or(ObservedSql::Missing, |text| ObservedSql::Present(sha256(text.as_bytes()))))
     }
 
-    async fn workloads(&self, migration: &CreditMigration) -> Result<Vec<Workload>, Error> {
+    async fn quotas(&self) -> Result<Vec<ResourceQuota>, Error> {
+        Ok(self.api::<ResourceQuota>().list(&ListParams::default()).await?.items)
+    }
+
+    /// The workloads, each with what the first pod of its restart needs of quotas.
+    async fn workloads(&self, migration: &CreditMigration) -> Result<Vec<(Workload, Needs)>, Error> {
         let mut wanted = migration.spec.application.workloads.clone();
         let checked = migration
             .spec
@@ -233,14 +258,14 @@ impl Reader<'_> {
         futures::future::try_join_all(wanted.into_iter().map(|w| self.workload(w, key))).await
     }
 
-    async fn workload(&self, reference: WorkloadRef, key: &KeyRef) -> Result<Workload, Error> {
+    async fn workload(&self, reference: WorkloadRef, key: &KeyRef) -> Result<(Workload, Needs), Error> {
         let WorkloadKind::Deployment = reference.kind;
         let Some(deployment) = self.api::<Deployment>().get_opt(&reference.name).await? else {
-            return Ok(Workload::missing(reference));
+            return Ok((Workload::missing(reference), Needs::new()));
         };
         let restarted_for = restarted_for(&deployment);
         let pods = self.pods(&deployment, restarted_for.as_deref()).await?;
-        Ok(Workload {
+        let workload = Workload {
             reads_flag: deployment::reads_flag(&deployment, &key.name, &key.key),
             paused: deployment::paused(&deployment),
             unsettled: deployment::unsettled(&deployment),
@@ -251,9 +276,11 @@ impl Reader<'_> {
             old_pods: pods.old(restarted_for.as_deref()),
             failure: rollout_failure(&deployment).or(pods.failure),
             restarted_for,
+            rollout: pods.rollout,
             pods: pods.own,
             foreign_pods: pods.foreign,
-        })
+        };
+        Ok((workload, pods.surge))
     }
 
     /// Pods that the Deployment's selector matches, terminating ones included, by the chain of their owners.

@@ -7,8 +7,12 @@ use k8s_openapi::api::{
 };
 use kube::ResourceExt;
 
+use super::{
+    quota::{Needs, surge_needs},
+    rollout_facts::expected_rollout,
+};
 use crate::{
-    api::{RESTARTED_FOR, Time},
+    api::{ExpectedRollout, RESTARTED_FOR, Time},
     machine::{PodReason, RolloutFailure, RolloutFailureKind, WorkloadPod},
     shared::deployment,
 };
@@ -25,6 +29,10 @@ pub(super) struct WorkloadPods {
     pub(super) failure: Option<RolloutFailure>,
     /// Names of those that are not its own.
     pub(super) foreign: Vec<String>,
+    /// What a restart is expected to take.
+    pub(super) rollout: Option<ExpectedRollout>,
+    /// What the first pod of a restart needs of quotas.
+    pub(super) surge: Needs,
 }
 
 impl WorkloadPods {
@@ -50,11 +58,13 @@ pub(super) fn count_pods(
         live.partition(|pod| deployment::is_foreign(pod, deployment, replica_sets));
     let restarted_for = |pod: &Pod| pod.annotations().get(RESTARTED_FOR).cloned();
     let failure = own.iter().filter(|pod| restarted_for(pod).as_deref() == marker).find_map(|pod| pod_failure(pod));
+    let surge = surge_needs(deployment, own.iter().copied());
+    let rollout = Some(expected_rollout(&deployment.name_any(), deployment, own.iter().copied()));
     let own =
         own.iter().map(|pod| WorkloadPod { restarted_for: restarted_for(pod), started_at: started_at(pod) }).collect();
     let mut foreign: Vec<String> = foreign.iter().map(|p| p.name_any()).collect();
     foreign.sort();
-    WorkloadPods { own, failure, foreign }
+    WorkloadPods { own, failure, foreign, rollout, surge }
 }
 
 /// Latest start of a container of a pod. `None` unless it is ready, stays, and every container of it runs.

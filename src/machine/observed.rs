@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::faults::{Fault, fault};
 use crate::{
-    api::{DecisionKind, MigrationRun, Reason, RunPhase, Task, Time, WindowProgress, WorkloadRef},
+    api::{DecisionKind, ExpectedRollout, MigrationRun, Reason, RunPhase, Task, Time, WindowProgress, WorkloadRef},
     shared::message::Message,
 };
 
@@ -45,8 +45,25 @@ pub struct Observed {
     pub up: ObservedSql,
     /// The down SQL.
     pub down: ObservedSql,
+    /// Quotas that have no room for the pods that a rollout of the workloads creates first.
+    pub quota_shortages: Vec<QuotaShortage>,
     /// Workloads of `spec.application.workloads`, then those that only checks name.
     pub workloads: Vec<Workload>,
+}
+
+/// A quota with less left than is needed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QuotaShortage {
+    /// Name of the ResourceQuota.
+    pub quota: String,
+    /// The resource, as the quota names it.
+    pub resource: String,
+    /// What is used, as a quantity.
+    pub used: String,
+    /// The limit, as a quantity.
+    pub hard: String,
+    /// What is needed in addition, as a quantity.
+    pub needed: String,
 }
 
 /// A run and its Job.
@@ -222,6 +239,8 @@ pub struct Workload {
     pub foreign_pods: Vec<String>,
     /// Available and wanted replicas.
     pub available: (i32, i32),
+    /// What a restart is expected to take.
+    pub rollout: Option<ExpectedRollout>,
 }
 
 impl Workload {
@@ -240,6 +259,7 @@ impl Workload {
             failure: None,
             foreign_pods: vec![],
             available: (0, 0),
+            rollout: None,
         }
     }
 }

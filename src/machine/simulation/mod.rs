@@ -5,6 +5,7 @@
 //! Called by `cargo test` alone. Imports `shared`, `api` and `machine`.
 
 mod actors;
+mod application;
 mod world;
 
 use actors::{Controller, Pod};

@@ -146,6 +146,7 @@ impl Scenario {
             check_jobs: vec![],
             up: ObservedSql::Present("sha256:up".into()),
             down: ObservedSql::Present("sha256:down".into()),
+            quota_shortages: vec![],
             workloads: vec![Workload {
                 exists: true,
                 reads_flag: true,
