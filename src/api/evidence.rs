@@ -142,23 +142,24 @@ pub struct RehearsalEvidence {
     /// the result.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub checks_not_passing: Vec<String>,
-    /// Expected duration of the window in seconds: twice the time of SQL and comparison, plus 10 s for the rollout.
-    pub expected_window_seconds: f64,
+    /// Seconds for the comparison of all balances after the up SQL.
+    #[serde(default)]
+    pub compare_seconds: f64,
 }
 
 impl RehearsalEvidence {
     /// The result in one line.
     pub fn summary(&self) -> String {
         format!(
-            "restored {} users in {:.1} s, migrated in {:.1} s, rolled back in {:.1} s, {} of {4} tables equal; {}; \
-             expected window {:.1} s",
+            "restored {} users in {:.1} s, migrated in {:.1} s, compared in {:.1} s, rolled back in {:.1} s, {} of {5} \
+             tables equal; {}",
             self.users,
             self.restore_seconds,
             self.migrate_seconds,
+            self.compare_seconds,
             self.rollback_seconds,
             self.tables_equal,
             self.checks_summary(),
-            self.expected_window_seconds,
         )
     }
 

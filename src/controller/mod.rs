@@ -18,7 +18,9 @@ mod leader;
 mod metrics;
 mod observe;
 mod options;
+mod quota;
 mod reconcile;
+mod rollout_facts;
 mod server;
 #[cfg(test)]
 mod tests;

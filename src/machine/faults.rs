@@ -25,6 +25,10 @@ pub(super) enum Fault {
     BlocksWithoutExit,
     /// 7: a rollback whose switch never started is not given up.
     RollbackNotGivenUp,
+    /// 7: a window whose new pods crash waits for them until its deadline.
+    FailedRolloutAwaited,
+    /// 3: a pod without the new version's marker counts as the old version, whenever its containers started.
+    OldPodsByMarker,
     /// 6: a Job that ends without a report is waited for.
     LostJobAwaited,
 }

@@ -32,7 +32,7 @@ async fn the_sample_application_is_rehearsed() {
     assert!(outcome.result.is_ok(), "{:?}", outcome.result);
     let evidence: RehearsalEvidence = serde_json::from_value(outcome.noted["rehearsal"].clone()).unwrap();
     assert_eq!((evidence.users, evidence.tables_equal), (USERS, 6));
-    assert!(evidence.expected_window_seconds > 10.0 && evidence.expected_window_seconds < 30.0, "{evidence:?}");
+    assert!(evidence.migrate_seconds > 0.0 && evidence.compare_seconds > 0.0, "{evidence:?}");
     assert!(!world.has_scratch().await);
     // The database itself was not touched.
     assert_eq!(world.count("SELECT count(*) FROM pg_class WHERE relname = 'credit_plans'").await, 0);

@@ -34,10 +34,10 @@ impl Transition<'_> {
             return None;
         };
         Some(Plan {
-            digest: None,
             generation: self.observed.generation,
             up_sha256: up.clone(),
             down_sha256: down.clone(),
+            ..Plan::default()
         })
     }
 

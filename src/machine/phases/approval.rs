@@ -31,6 +31,7 @@ impl Transition<'_> {
         self.status.approvals = Some(format!("{}/{needed}", approvers.len()));
         self.status.approved_by = approvers.clone();
         self.record_presence(&digest);
+        self.record_expected_window();
         if let Some(violation) = self.cluster_violation() {
             self.set_ready(violation.reason, violation.message.to_string());
             return Flow::Settled;

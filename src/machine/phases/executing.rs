@@ -52,7 +52,8 @@ impl Transition<'_> {
         if self.deadline().is_none() {
             return self.await_window_pod(&progress);
         }
-        if let Some((cause, message)) = self.rollback_cause(&progress) {
+        let failure = self.switch_failure();
+        if let Some((cause, message)) = self.rollback_cause(&progress).or(failure) {
             return self.start_rollback(cause, message);
         }
         self.advance_window(&progress);
@@ -154,8 +155,12 @@ impl Transition<'_> {
         if self.status.step == Some(Step::SwitchApplication) {
             // The acknowledgement must be persisted before the flag is set: from then on the runner does not roll back
             // by itself.
-            if progress.switch_acknowledged || fault(Fault::UnacknowledgedSwitch) {
-                self.window_mut().switched = true;
+            let acknowledged = progress.switch_acknowledged || fault(Fault::UnacknowledgedSwitch);
+            if acknowledged && !self.is_switched() {
+                let run = self.observed.run(Task::Window, self.attempt(Step::BlockWrites));
+                let unswitched_until = run.and_then(|run| run.written_at);
+                let window = self.window_mut();
+                (window.switched, window.unswitched_until) = (true, unswitched_until);
             }
             let to = self.spec.application.flag.to.clone();
             if self.is_switched() && self.follow_rollout(Direction::Forward, progress) == Rollout::Complete {
@@ -201,6 +206,18 @@ impl Transition<'_> {
             ));
         }
         None
+    }
+
+    /// The switch cannot settle: the new version's pods do not become ready.
+    fn switch_failure(&mut self) -> Option<(StatusReason, String)> {
+        if self.status.step != Some(Step::SwitchApplication) || !self.is_switched() {
+            return None;
+        }
+        let failure = self.report_rollout_failures(Direction::Forward)?;
+        if fault(Fault::FailedRolloutAwaited) {
+            return None;
+        }
+        Some((ReadyReason::RolloutFailed.into(), format!("the new version does not start: {failure}")))
     }
 
     fn finish_window(&mut self) -> Flow {

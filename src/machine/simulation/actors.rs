@@ -148,13 +148,14 @@ fn apply(w: &mut World, version: u64, effect: &Effect, target: Option<u64>) -> b
             if w.migration.is_none() || w.refuses(Refused::Runs) {
                 return false;
             }
-            let version = w.bump();
+            let (version, now) = (w.bump(), w.now);
             let entry = w.runs.entry(start.name.clone()).or_insert_with(|| Stored {
                 version,
                 value: ObservedRun {
                     run: MigrationRun::new(&start.name, start.spec.clone()),
                     job: Job::Absent,
                     pod: JobPod::Started,
+                    written_at: Some(now),
                 },
             });
             if entry.value.job == Job::Absent {
@@ -204,6 +205,14 @@ fn apply(w: &mut World, version: u64, effect: &Effect, target: Option<u64>) -> b
                 return false;
             }
             w.app.value.template = Some(marker.clone());
+            w.app.version = w.bump();
+            true
+        }
+        Effect::KeepPods { template, marker, .. } => {
+            if !same(w.app.version) {
+                return false;
+            }
+            (w.app.value.template, w.app.value.switched_for) = (template.clone(), Some(marker.clone()));
             w.app.version = w.bump();
             true
         }

@@ -5,6 +5,7 @@
 //! Called by `cargo test` alone. Imports `shared`, `api` and `machine`.
 
 mod actors;
+mod application;
 mod outsiders;
 mod world;
 
@@ -77,6 +78,10 @@ fn schedule(seed: u64, defect: Defect, own: Option<faults::Fault>, trace: bool) 
     }
     // Of 256 pods so many read the flag's old value.
     let lag = if rng.bool() { rng.u8(1..80) } else { 0 };
+    // Without a probe annotations and starts alone say which version a pod runs.
+    if let (true, Some(m)) = (lag == 0 && rng.bool(), &mut w.migration) {
+        m.value.spec.application.version_probe = None;
+    }
     let (obstructive, repair) = (rng.u8(..) < 192, rng.u8(5..40));
     let (mut obstructions, mut obstructed_at, mut needless) = (0, 0, 0);
     let mut last_step = (0, None);
@@ -86,7 +91,7 @@ fn schedule(seed: u64, defect: Defect, own: Option<faults::Fault>, trace: bool) 
         if w.is_obstructed() && act > obstructed_at + LONGEST_OBSTRUCTION {
             w.repair();
         }
-        match rng.u8(..104) {
+        match rng.u8(..106) {
             0..40 => {
                 let i = rng.usize(..2);
                 if asleep[i] <= act {
@@ -143,6 +148,7 @@ fn schedule(seed: u64, defect: Defect, own: Option<faults::Fault>, trace: bool) 
                     w.obstruct(&mut rng);
                 }
             }
+            104.. => w.restart_container(&mut rng),
             102.. if rng.u8(..) < repair => w.repair(),
             99 if edits < EDITS && w.api_up && rng.u8(..) < 20 && w.edit_spec() => edits += 1,
             _ if !wild => {}
@@ -337,6 +343,8 @@ fn each_deliberate_defect_is_found(#[case] defect: Defect, #[case] property: &st
 #[case(faults::Fault::FlagNotConfirmed, "3:")]
 #[case(faults::Fault::BlocksWithoutExit, "7:")]
 #[case(faults::Fault::RollbackNotGivenUp, "7:")]
+#[case(faults::Fault::FailedRolloutAwaited, "7:")]
+#[case(faults::Fault::OldPodsByMarker, "3:")]
 fn each_deliberate_fault_of_the_machine_is_found(#[case] fault: faults::Fault, #[case] property: &str) {
     assert_found(Defect::None, Some(fault), property);
 }

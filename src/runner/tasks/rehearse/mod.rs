@@ -42,8 +42,6 @@ use crate::{
 
 /// Differences that a message names; the log has all.
 const MAX_NAMED_DIFFERENCES: usize = 10;
-/// Seconds that a rollout takes, for the expected window.
-const ROLLOUT_SECONDS: f64 = 10.0;
 
 /// Rehearses. Notes `rehearsal`.
 ///
@@ -168,7 +166,7 @@ async fn rehearse(
         tables_equal: u32::try_from(before.tables.len()).unwrap_or(u32::MAX),
         checks_measured: measured.checks,
         checks_not_passing: measured.not_passing,
-        expected_window_seconds: expected_window(migrate_seconds, compare_seconds),
+        compare_seconds,
     })
 }
 
@@ -185,11 +183,6 @@ async fn check_verify_down(client: &Client, control_spec: &ControlSpec) -> Resul
         "verifyDown: the query has no boolean column, at least 1 is needed: it passes whatever it finds; next: write \
             it as SELECT count(*) = 0 AS good FROM ...",
     ))
-}
-
-/// Expected length of the window in seconds.
-fn expected_window(migrate_seconds: f64, compare_seconds: f64) -> f64 {
-    2.0 * (migrate_seconds + compare_seconds) + ROLLOUT_SECONDS
 }
 
 /// Restores the object as it is in the bucket, with owners and grants: the roles are the same server's. Extensions that
@@ -305,14 +298,4 @@ async fn drop_copy(target: &Target, admin: Client, name: &str) {
         }
     }
     tracing::error!(reason = %failed.reason, error = %failed, database = name, "the scratch database is left");
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_expected_window_is_what_the_documentation_says() {
-        assert!((expected_window(3.0, 1.0) - 18.0).abs() < 1e-9);
-    }
 }
