@@ -69,12 +69,10 @@ impl Transition<'_> {
         // People, hours and backup too: the operator may have been away for hours while the pod waited.
         let still = approvers.len() >= needed && reject.is_none() && self.still_scheduled(&digest);
         if !still || self.inputs_changed() || self.cluster_violation().is_some() {
-            self.event(
-                true,
-                ReadyReason::WindowNotStarted,
-                "a precondition changed after approval (approvals, presence, backup age, schedule, SQL, flag or \
-                 workloads); the window was not started, nothing was changed",
-            );
+            let text = "a precondition changed after approval (approvals, presence, backup age, schedule, SQL, flag or \
+                        workloads); the window was not started, nothing was changed";
+            self.event(true, ReadyReason::WindowNotStarted, text);
+            self.call_off(text);
             self.enter(Phase::AwaitingApproval);
             self.start_step(Step::Approve);
             return Flow::Continue;
@@ -246,6 +244,7 @@ impl Transition<'_> {
     fn end_window_without_effect(&mut self, reason: Reason, message: &str, progress: &WindowProgress) {
         let step = self.status.step.unwrap_or(Step::BlockWrites);
         self.record_window_progress(Task::Window, progress);
+        self.call_off(&format!("{message}; nothing was changed, writes are open"));
         if reason.retry() == Retry::Never {
             self.enter(Phase::Failed);
             return self.fail_step(
