@@ -6,6 +6,7 @@
 mod change_tracking;
 mod hang;
 mod harness;
+mod locks;
 mod migration;
 mod rollback;
 mod sessions;

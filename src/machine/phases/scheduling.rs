@@ -10,7 +10,7 @@
 
 use super::Flow;
 use crate::{
-    api::{DecisionKind, NoticeState, Occasion, Phase, ReadyReason, ScheduleStatus, Step, Time},
+    api::{DecisionKind, NoticeState, Occasion, Phase, ReadyReason, ScheduleStatus, Step, StepState, Time},
     machine::{Transition, next_hours, notices::notice_key},
     shared::{
         message::Message,
@@ -91,6 +91,10 @@ impl Transition<'_> {
         let id = self.notice_id(Occasion::MaintenanceStarts, &key);
         self.status.schedule.get_or_insert_default().notice.clone_from(&id);
         self.request_presence(starts_at);
+        if let Some(text) = self.next_attempt_text() {
+            self.set_ready(ReadyReason::Scheduled, text);
+            return Flow::Settled;
+        }
         if self.now < starts_at {
             self.wake_at(starts_at);
             let text = format!("starts at {starts_at:.0}; {}", self.presence_text());
@@ -119,6 +123,21 @@ impl Transition<'_> {
         Flow::Continue
     }
 
+    /// What is said until the window is tried again; `None` if it is not, or its time has come.
+    fn next_attempt_text(&mut self) -> Option<String> {
+        let schedule = self.status.schedule.as_ref()?;
+        let (at, number) = (schedule.retry_at.filter(|at| self.now < *at)?, schedule.failed_windows + 1);
+        self.wake_at(at);
+        let failed = self.status.steps.iter().filter(|s| s.state == StepState::Failed && !s.superseded);
+        let why = failed.max_by_key(|s| s.finished_at).and_then(|s| s.message.as_deref()).unwrap_or_default();
+        Some(format!(
+            "attempt {number} of {} starts at {at:.0}; the last one: {}; {}",
+            self.spec.window.attempts,
+            Message::parse(why).text,
+            self.presence_text()
+        ))
+    }
+
     fn start_window(&mut self) {
         let evidence = self.start_evidence();
         self.succeed_step(Step::Schedule, evidence);
@@ -144,7 +163,11 @@ impl Transition<'_> {
         self.call_off(&text);
         self.event(true, ReadyReason::StartMissed, text);
         let schedule = self.status.schedule.get_or_insert_default();
-        (schedule.starts_at, schedule.ends_at) = (None, None);
+        *schedule = ScheduleStatus {
+            present: std::mem::take(&mut schedule.present),
+            presence: schedule.presence.take(),
+            ..Default::default()
+        };
     }
 
     /// Asks for people as long as too few are present: in the lead time, at the start, and again after it.

@@ -41,9 +41,10 @@ pub(super) enum Defect {
     StopsAtBroken,
 }
 
-/// With one channel for all, so that there are notices.
+/// With one channel for all, so that there are notices, and with a second attempt of a window that met a lock.
 fn with_channel(mut spec: CreditMigrationSpec) -> CreditMigrationSpec {
     let url_secret_ref = KeyRef { name: "chat".into(), key: "url".into() };
+    spec.window.attempts = 2;
     spec.notifications.channels = vec![NotificationChannel {
         name: "chat".into(),
         audiences: vec![Audience::Team, Audience::Users],

@@ -28,6 +28,7 @@ mod drain;
 mod functions;
 pub mod read_only_default;
 mod schema;
+mod sessions;
 mod spec;
 mod stored_down_sql;
 mod tables;
@@ -48,6 +49,7 @@ pub use baseline::{compare, compare_within, refresh_baseline, take_baseline, use
 pub use cutover::{Cutover, cutover};
 pub(crate) use cutover::{TransactionsTable, columns, transactions};
 pub use drain::{drain, terminate_comparison};
+pub use sessions::LockHolders;
 pub use spec::{ControlSpec, Sql};
 pub use stored_down_sql::stored_down_sql;
 pub(crate) use tables::{BalancesTable, balances, exists, literal, protected, resolve, with_children};
