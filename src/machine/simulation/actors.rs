@@ -11,8 +11,8 @@ use super::{
 use crate::{
     api::{
         CheckOutcome, CheckResult, Comparison, CreditMigrationStatus, Delivery, DeliveryState, Direction, MigrationRun,
-        MigrationRunStatus, Obstacle, ObstacleKind, Occasion, Reason, RunPhase, Task, WindowCommand, WindowProgress,
-        WindowState,
+        MigrationRunStatus, Notice, Obstacle, ObstacleKind, Occasion, Reason, RunPhase, Task, WindowCommand,
+        WindowProgress, WindowState,
         fixtures::{self, SECRET},
         window_rules::{EndCause, Ending, Move, WindowActivity, WindowView, next_move},
     },
@@ -301,9 +301,15 @@ impl Pod {
                 _ => {}
             }
         });
-        let occasion = w.runs.get(name).and_then(|r| r.value.run.spec.inputs.notice.as_ref()).map(|n| n.occasion);
+        let notice = w.runs.get(name).and_then(|r| r.value.run.spec.inputs.notice.clone());
         if reported {
-            w.maintenance_announced |= occasion == Some(Occasion::MaintenanceStarts);
+            if let Some(Notice { occasion, starts_at: Some(starts_at), .. }) = notice {
+                match occasion {
+                    Occasion::MaintenanceStarts => w.announced.insert(starts_at),
+                    Occasion::CalledOff => w.called_off.insert(starts_at),
+                    _ => false,
+                };
+            }
             w.verified |= verified;
             w.rehearsed |= rehearsed;
         }

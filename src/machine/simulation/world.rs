@@ -44,9 +44,10 @@ pub(super) enum Defect {
     StopsAtBroken,
 }
 
-/// With one channel for all, so that there are notices.
+/// With one channel for all, so that there are notices, and with a second attempt of a window that met a lock.
 fn with_channel(mut spec: CreditMigrationSpec) -> CreditMigrationSpec {
     let url_secret_ref = KeyRef { name: "chat".into(), key: "url".into() };
+    spec.window.attempts = 2;
     spec.notifications.channels = vec![NotificationChannel {
         name: "chat".into(),
         audiences: vec![Audience::Team, Audience::Users],
@@ -174,8 +175,10 @@ pub(super) struct World {
     pub(super) events: Vec<String>,
     /// People who really said that they are there.
     pub(super) present: BTreeSet<String>,
-    /// The maintenance notice was taken.
-    pub(super) maintenance_announced: bool,
+    /// Starts whose maintenance notice was taken.
+    pub(super) announced: BTreeSet<Time>,
+    /// Starts whose end without a window was told.
+    pub(super) called_off: BTreeSet<Time>,
     pub(super) verified: bool,
     pub(super) rehearsed: bool,
     /// When an outsider has set the flag back after the window, as long as no one has set it since.
@@ -246,7 +249,8 @@ impl World {
             defect,
             events: vec![],
             present: BTreeSet::new(),
-            maintenance_announced: false,
+            announced: BTreeSet::new(),
+            called_off: BTreeSet::new(),
             verified: false,
             rehearsed: false,
             drifted_at: None,
@@ -424,10 +428,12 @@ impl World {
                 self.approvers_of_spec()
             ));
         }
-        if db.ups > 0 && (self.present.len() < 2 || !self.maintenance_announced) {
+        let start = self.migration.as_ref().and_then(|m| m.value.status.schedule.as_ref()?.starts_at);
+        let announced = start.is_none_or(|at| self.announced.contains(&at) && !self.called_off.contains(&at));
+        if db.ups > 0 && (self.present.len() < 2 || !announced) {
             return Err(format!(
-                "4: executed with {:?} present, maintenance notice taken: {}",
-                self.present, self.maintenance_announced
+                "4: executed at {start:?} with {:?} present, announced: {:?}, called off: {:?}",
+                self.present, self.announced, self.called_off
             ));
         }
         Ok(())
