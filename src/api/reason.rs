@@ -111,6 +111,8 @@ reasons! {
     RollbackNotEqual: Never,
     /// A check cannot be measured on the migrated copy.
     CheckNotMeasurable: Never,
+    /// `verifyUp` answered false, or nothing.
+    VerifyUpFailed: Never,
     /// `verifyDown` answered false, or nothing.
     VerifyDownFailed: Never,
     /// A lock was not granted in time.

@@ -278,6 +278,7 @@ async fn what_the_rehearsal_finds_in_the_up_sql() {
             (slow, "WindowTooShort", &["spec.window.maxDuration is 15.0 s"]),
             (up("midway.sql"), "SqlFailed", &["division by zero", "ConfigMap rehearsed"]),
             (up("nothing.sql"), "TablesNotGone", &["credit_packages"]),
+            (json!({"migration": {"verifyUp": "SELECT count(*) = 0 FROM users"}}), "VerifyUpFailed", &["verifyUp"]),
             (up("greedy.sql"), "BalancesUnexplained", &["1 users"]),
         ],
     )

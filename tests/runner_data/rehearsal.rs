@@ -77,16 +77,24 @@ async fn what_fails_is_named_and_the_copy_is_dropped() {
 #[tokio::test]
 async fn a_verification_that_cannot_fail_is_refused() {
     let mut world = ready(UP, DOWN).await;
-    for (query, good) in [
-        ("SELECT count(*) FROM user_credits WHERE balance < 0", false),
-        ("SELECT count(*), count(*) = 0 FROM user_credits WHERE balance < 0", true),
-    ] {
-        world.spec.plan.migration.verify_down = Some(query.to_owned());
+    let number = "SELECT count(*) FROM user_credits WHERE balance < 0";
+    let good = "SELECT count(*), count(*) = 0 FROM user_credits WHERE balance < 0";
+    let cases = [
+        (good, number, Some((Reason::VerifyDownFailed, "verifyDown: the query has no boolean column"))),
+        (number, good, Some((Reason::VerifyUpFailed, "verifyUp: the query has no boolean column"))),
+        ("SELECT count(*) = 4 AS plans FROM credit_plans", good, Some((Reason::VerifyUpFailed, "column plans"))),
+        ("SELECT count(*) = 3 AS plans FROM credit_plans", good, None),
+    ];
+    for (verify_up, verify_down, failure) in cases {
+        world.spec.plan.migration.verify_up = Some(verify_up.to_owned());
+        world.spec.plan.migration.verify_down = Some(verify_down.to_owned());
         let outcome = world.run(Task::Rehearse).await;
-        assert_eq!(outcome.result.is_ok(), good, "{:?}", outcome.result);
-        if !good {
-            assert_eq!(outcome.failure().reason, Reason::VerifyDownFailed);
-            assert!(outcome.failure().message.contains("no boolean column"), "{}", outcome.failure());
+        match failure {
+            None => assert!(outcome.result.is_ok(), "{:?}", outcome.result),
+            Some((reason, words)) => {
+                assert_eq!(outcome.failure().reason, reason);
+                assert!(outcome.failure().message.contains(words), "{}", outcome.failure());
+            }
         }
         assert!(!world.has_scratch().await);
     }

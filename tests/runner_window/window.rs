@@ -247,6 +247,22 @@ async fn sql_that_fails_leaves_nothing_but_its_reason() {
 }
 
 #[tokio::test]
+async fn a_schema_that_is_not_verified_is_undone_and_writes_are_open() {
+    let (database, desk) = (Database::new().await, Desk::new());
+    database.prepared(&spec()).await;
+    let mut unverified = plan(Direction::Forward, sample_up(), sample_down());
+    unverified.control_spec.verify_up = Some("SELECT count(*) = 4 AS plans FROM credit_plans".to_owned());
+    let task = desk.start(&database, &unverified);
+    desk.order(Order::BlockWrites);
+    let outcome = end(task).await;
+    assert_eq!(outcome.progress.state, State::RolledBack);
+    let failure = outcome.failure.unwrap();
+    assert!(failure.reason == Reason::VerifyUpFailed && failure.message.contains("column plans"), "{failure}");
+    writable(&database, false).await;
+    assert_eq!(ledger(&database).await, "");
+}
+
+#[tokio::test]
 async fn a_lost_connection_at_any_point_is_got_over() {
     for point in ["ready", "sql", "migrated", "acknowledged"] {
         let (database, desk) = (Database::new().await, Desk::new());

@@ -263,6 +263,11 @@ pub struct Migration {
     pub up: SqlSource,
     /// The down SQL, for the rollback. The same rules apply.
     pub down: SqlSource,
+    /// Query that verifies the change, by the same rules as `verifyDown`. It runs in the transaction of the up SQL: if
+    /// it fails, nothing is changed. For example `SELECT count(*) = 3 AS plans FROM credit_plans`.
+    // Not serialized while it is absent: the digests of existing plans stay valid.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verify_up: Option<String>,
     /// Query that verifies the rollback: it must return at least one row, at least one boolean column, and only `true`
     /// in every boolean column. For example `SELECT * FROM verify_rollback()`.
     #[serde(default, skip_serializing_if = "Option::is_none")]

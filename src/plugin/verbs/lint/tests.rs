@@ -211,6 +211,12 @@ fn our_whole_examples_cover_the_checklist(#[case] file: &str) {
     "spec.validation.checks[2].sql.query",
     "holds 2 statements"
 )]
+#[case::two_statements_of_a_verification(
+    "down: {configMapKeyRef: {name: sql, key: down.sql}}",
+    "down: {configMapKeyRef: {name: sql, key: down.sql}}\n    verifyUp: SELECT true; SELECT 1",
+    "spec.migration.verifyUp",
+    "holds 2 statements"
+)]
 #[case::notice_key(
     "MaintenanceStarts.Users.body",
     "MaintenanceStarts.users.body",

@@ -27,6 +27,8 @@ pub struct ControlSpec {
     pub lock_timeout: Duration,
     /// Longest run of one statement.
     pub statement_timeout: Duration,
+    /// Query that verifies the change.
+    pub verify_up: Option<String>,
     /// Query that verifies the rollback.
     pub verify_down: Option<String>,
     /// How long creating or dropping one trigger is retried before it fails.
@@ -52,6 +54,7 @@ impl ControlSpec {
             application_roles: plan.database.application_roles.clone(),
             lock_timeout: migration.lock_timeout.into(),
             statement_timeout: migration.statement_timeout.into(),
+            verify_up: migration.verify_up.clone(),
             verify_down: migration.verify_down.clone(),
             trigger_timeout: Duration::from_secs(60),
         }
