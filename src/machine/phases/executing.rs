@@ -246,13 +246,20 @@ impl Transition<'_> {
     fn end_window_without_effect(&mut self, reason: Reason, message: &str, progress: &WindowProgress) {
         let step = self.status.step.unwrap_or(Step::BlockWrites);
         self.record_window_progress(Task::Window, progress);
-        if reason.retry() == Retry::Never {
-            self.enter(Phase::Failed);
-            return self.fail_step(
-                step,
-                reason,
-                format!("{message}; the transaction was rolled back, nothing was changed, writes are open"),
-            );
+        match reason.retry() {
+            Retry::Never => {
+                self.enter(Phase::Failed);
+                return self.fail_step(
+                    step,
+                    reason,
+                    format!("{message}; the transaction was rolled back, nothing was changed, writes are open"),
+                );
+            }
+            Retry::Prepare => {
+                self.fail_step(step, reason, format!("{message}; nothing was changed, writes are open"));
+                return self.restart(message);
+            }
+            Retry::May => {}
         }
         self.fail_step(step, reason, format!("{message}; nothing was changed, writes are open"));
         // No decision up to now counts for the next window, even if its time is later because the API server's clock is

@@ -64,8 +64,12 @@ fn describe(step: Step, spec: &CreditMigrationSpec, now: Time) -> String {
             spec.backup.key_users.balance_over, spec.backup.key_users.purchased_over
         ),
         Step::Rehearse => format!(
-            "restores the dump into {}, migrates, rolls back, compares every table, drops it",
-            spec.rehearsal.database
+            "restores the dump into {}, migrates, rolls back, compares every table{}, drops it",
+            spec.rehearsal.database,
+            match &spec.rehearsal.writes {
+                Some(_) => ", migrates, runs rehearsal.writes, rolls back",
+                None => "",
+            }
         ),
         Step::Approve => format!("waits for {} approvals other than by {}", spec.approval.required, spec.requested_by),
         Step::Schedule => schedule(spec, now),

@@ -8,6 +8,7 @@ pub mod connect_error;
 pub mod connection;
 pub mod control;
 pub mod fingerprint;
+pub mod schema_objects;
 pub mod scratch;
 mod server_error;
 pub mod snapshot;

@@ -217,6 +217,12 @@ fn our_whole_examples_cover_the_checklist(#[case] file: &str) {
     "spec.migration.verifyUp",
     "holds 2 statements"
 )]
+#[case::writes_that_commit(
+    "requestedBy: alice",
+    "requestedBy: alice\n  rehearsal: {writes: \"DELETE FROM a; COMMIT;\"}",
+    "spec.rehearsal.writes",
+    "line 1: COMMIT"
+)]
 #[case::notice_key(
     "MaintenanceStarts.Users.body",
     "MaintenanceStarts.users.body",

@@ -42,6 +42,10 @@ pub(super) fn check(spec: &CreditMigrationSpec, documents: &[Document], now: Tim
             one_query(path, query, found);
         }
     }
+    if let Some(Err(problem)) = spec.rehearsal.writes.as_deref().map(sql::for_run) {
+        let text = format!("line {}: {}", problem.line, problem.message);
+        found.push(LintProblem::error("spec.rehearsal.writes", text));
+    }
     let stages = [
         ("spec.validation.checks", &spec.validation.checks),
         ("spec.monitoring.checks", &spec.monitoring.checks),

@@ -27,7 +27,10 @@ use crate::{
     api::{Direction, Reason},
     runner::{
         Failure,
-        database::connection::{pin_settings, statement_failure},
+        database::{
+            connection::{pin_settings, statement_failure},
+            schema_objects::require_rehearsed_schema,
+        },
     },
 };
 
@@ -86,7 +89,7 @@ impl StopSignal {
 ///
 /// # Errors
 /// `SqlFailed` with the statement's number, `LockTimeout`, `TablesNotGone`, `BalancesUnexplained`, `VerifyUpFailed` if
-/// `verifyUp` answers no row, or a boolean that is not true, `TableMissing`, `ColumnMissing`, `DatabaseInUse`, `SqlChanged`, `DeadlinePassed` when stopped: nothing was changed.
+/// `verifyUp` answers no row, or a boolean that is not true, `SchemaDrifted`, `TableMissing`, `ColumnMissing`, `DatabaseInUse`, `SqlChanged`, `DeadlinePassed` when stopped: nothing was changed.
 /// `ConnectionLost`: the ledger shows the result.
 pub async fn run_up(
     client: &mut Client,
@@ -144,6 +147,10 @@ async fn transaction(
     let before = StateBefore::read(&tx, spec).await?;
     let namesakes = namesakes(&tx, spec).await?;
     lock(&tx, &before.tables).await?;
+    if direction == Direction::Forward {
+        // After the lock, which keeps the protected tables as they are.
+        require_rehearsed_schema(&tx, spec).await?;
+    }
     let balances_before = balances(&tx, spec, None).await?;
     let reconciled_users = reconcile(&tx, spec, &balances_before).await?;
 

@@ -31,6 +31,9 @@ pub struct ControlSpec {
     pub verify_up: Option<String>,
     /// Query that verifies the rollback.
     pub verify_down: Option<String>,
+    /// SHA-256 of the schema that the window's SQL was rehearsed on: see
+    /// [`SchemaEvidence`](crate::api::SchemaEvidence). `None` where it need not be that one.
+    pub rehearsed_schema: Option<String>,
     /// How long creating or dropping one trigger is retried before it fails.
     pub trigger_timeout: Duration,
 }
@@ -56,6 +59,7 @@ impl ControlSpec {
             statement_timeout: migration.statement_timeout.into(),
             verify_up: migration.verify_up.clone(),
             verify_down: migration.verify_down.clone(),
+            rehearsed_schema: None,
             trigger_timeout: Duration::from_secs(60),
         }
     }

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!  scratch database ─ pg_restore < object ─ counts as in the baseline ─ triggers ─ fingerprint ─┐
-//!  drop it, always ─ fingerprint equal? ─ down SQL, verifyDown ─ checks ─ compare ─ up SQL ─────┘
+//!         ┌─ fingerprint equal? ─ down SQL, verifyDown ─ checks ─ compare ─ up SQL, verifyUp ────┘
+//!         └─ up SQL ─ rehearsal.writes ─ down SQL, verifyDown ─ objects equal? ─ drop it, always
 //! ```
 //!
 //! # Contract
@@ -15,6 +16,7 @@
 
 mod checks;
 mod extensions;
+mod writes;
 
 use std::{path::Path, time::Instant};
 
@@ -34,6 +36,7 @@ use crate::{
             connection::Target,
             control::{self, Applied, ControlSpec, LOCK_CLASS, Sql, StopSignal, quoted},
             fingerprint::Fingerprint,
+            schema_objects::SchemaObjects,
             scratch::{self, LOCK_REHEARSAL},
             snapshot::{Access, snapshot},
         },
@@ -88,15 +91,19 @@ pub struct MigrationSql {
     pub up: Sql,
     /// The rollback.
     pub down: Sql,
+    /// What is written in between.
+    pub writes: Option<Sql>,
 }
 
-/// Both SQL texts, which the rehearsal needs together.
+/// All SQL texts, which the rehearsal needs together.
 ///
 /// # Errors
 /// `SqlChanged` and those of [`sql::for_run`](crate::shared::sql::for_run).
 fn migration_sql(context: &TaskContext<'_>) -> Result<MigrationSql, Failure> {
     let MountedSql { up, down } = context.mounted_sql();
-    Ok(MigrationSql { up: up?, down: down? })
+    let writes = context.spec.plan.rehearsal.writes.clone();
+    let writes = writes.map(|text| Sql::read("spec.rehearsal.writes", text)).transpose()?;
+    Ok(MigrationSql { up: up?, down: down?, writes })
 }
 
 /// Everything that happens on the copy.
@@ -137,23 +144,12 @@ async fn rehearse(
     let measured = checks::measure(context, copy).await?;
     let rollback_seconds = seconds(control::run_down(&mut client, &control_spec, &sql.down).await?)?;
 
-    let differences = before.differences(&Fingerprint::take(&mut client).await?);
-    if !differences.is_empty() {
-        for difference in &differences {
-            tracing::error!(error = difference, "not equal after the rollback");
-        }
-        let more = differences.len().saturating_sub(MAX_NAMED_DIFFERENCES);
-        let more = if more > 0 { format!(" and {more} more, see the log") } else { String::new() };
-        let named: Vec<&str> = differences.iter().take(MAX_NAMED_DIFFERENCES).map(String::as_str).collect();
-        return Err(Failure::new(
-            Reason::RollbackNotEqual,
-            format!(
-                "after the down SQL {} differences: {}{more}; next: correct the down SQL",
-                differences.len(),
-                named.join("; ")
-            ),
-        ));
-    }
+    let after = Fingerprint::take(&mut client).await?;
+    require_equal(&before, &after)?;
+    let writes = match &sql.writes {
+        Some(writes) => Some(writes::rehearse(&mut client, &control_spec, sql, writes).await?),
+        None => None,
+    };
     Ok(RehearsalEvidence {
         users,
         restore_seconds,
@@ -162,8 +158,32 @@ async fn rehearse(
         tables_equal: u32::try_from(before.tables.len()).unwrap_or(u32::MAX),
         checks_measured: measured.checks,
         checks_not_passing: measured.not_passing,
+        writes,
+        schema: SchemaObjects::recorded(admin, &control_spec).await?.evidence(),
         expected_window_seconds: expected_window(migrate_seconds, compare_seconds),
     })
+}
+
+/// The rollback has restored what was there before.
+fn require_equal(before: &Fingerprint, after: &Fingerprint) -> Result<(), Failure> {
+    let differences = before.differences(after);
+    if differences.is_empty() {
+        return Ok(());
+    }
+    for difference in &differences {
+        tracing::error!(error = difference, "not equal after the rollback");
+    }
+    let more = differences.len().saturating_sub(MAX_NAMED_DIFFERENCES);
+    let more = if more > 0 { format!(" and {more} more, see the log") } else { String::new() };
+    let named: Vec<&str> = differences.iter().take(MAX_NAMED_DIFFERENCES).map(String::as_str).collect();
+    Err(Failure::new(
+        Reason::RollbackNotEqual,
+        format!(
+            "after the down SQL {} differences: {}{more}; next: correct the down SQL",
+            differences.len(),
+            named.join("; ")
+        ),
+    ))
 }
 
 /// Expected length of the window in seconds.

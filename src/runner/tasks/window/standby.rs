@@ -13,7 +13,10 @@ use crate::{
         Direction, Reason, WindowState,
         window_rules::{Move, WindowActivity},
     },
-    runner::{Failure, database::control},
+    runner::{
+        Failure,
+        database::{control, schema_objects::require_rehearsed_schema_now},
+    },
 };
 
 /// How often the baseline is brought up to date on standby.
@@ -34,6 +37,8 @@ impl<C: Channel> WindowTask<'_, C> {
                 ));
             }
             control::refresh_baseline(&mut client, spec).await?;
+            // What has changed is found while writes are open; the transaction of the SQL compares once more.
+            require_rehearsed_schema_now(&mut client, spec).await?;
         }
         self.enter(WindowState::Ready);
         self.report(None);
