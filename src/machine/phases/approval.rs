@@ -76,15 +76,12 @@ impl Transition<'_> {
             [] => String::new(),
             some => format!(" ({})", some.join(", ")),
         };
-        let window = match &self.status.rehearsal {
-            Some(r) => {
-                format!(
-                    "; expected window {:.1} s (limit {})",
-                    r.expected_window_seconds, self.spec.window.max_duration
-                )
-            }
-            None => String::new(),
-        };
+        let expected = self.status.plan.as_ref().and_then(|plan| plan.expected_window.as_ref());
+        let window = expected
+            .map(|expected| {
+                format!("; expected window {} s (limit {})", expected.seconds, self.spec.window.max_duration)
+            })
+            .unwrap_or_default();
         let gaps: Vec<String> = self.spec.not_covered().into_iter().map(|gap| gap.what).collect();
         let covered = match gaps.is_empty() {
             true => "every line of the checklist is covered".to_owned(),
