@@ -25,18 +25,24 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use tracing::{info, warn};
 
-use super::{Context, Error, MANAGER, build, failures::Failed, post_params};
+use super::{Context, Error, MANAGER, build, failures::Failed, observe::flag_of, post_params};
 use crate::{
     api::{
         CreditMigration, FINALIZER, FLAG_SET_FOR, MigrationRun, RESTARTED_FOR, Step, Task, WindowCommand, WindowOrder,
         WorkloadRef,
     },
-    machine::{Effect, Event, FenceTarget, StartRun},
+    machine::{Effect, Event, FenceTarget, ObservedFlag, StartRun},
 };
 
-/// Applies the effects of a decision in order. `live` is the migration as persisted with the decision.
-pub(super) async fn apply(ctx: &Context, live: &CreditMigration, effects: Vec<Effect>) -> Result<(), Error> {
-    let writer = Writer { ctx, live, namespace: live.namespace().unwrap_or_default() };
+/// Applies the effects of a decision in order. `live` is the migration as persisted with the decision, `flag` is what
+/// was decided on.
+pub(super) async fn apply(
+    ctx: &Context,
+    live: &CreditMigration,
+    flag: &ObservedFlag,
+    effects: Vec<Effect>,
+) -> Result<(), Error> {
+    let writer = Writer { ctx, live, flag, namespace: live.namespace().unwrap_or_default() };
     let mut result = Ok(());
     for effect in effects {
         // The status that an event or a notice reports is already persisted, so both are sent even if an earlier effect
@@ -70,6 +76,7 @@ impl<K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Deb
 struct Writer<'a> {
     ctx: &'a Context,
     live: &'a CreditMigration,
+    flag: &'a ObservedFlag,
     namespace: String,
 }
 
@@ -80,18 +87,28 @@ impl Writer<'_> {
 
     /// Reads the target of an irreversible effect, then the migration, which must be the one that was decided on.
     async fn fence(&self, target: FenceTarget<'_>) -> Result<Fenced, Error> {
-        let flag = &self.live.spec.application.flag.config_map_key_ref;
         let fenced = match target {
             FenceTarget::Migration => Fenced { resource_version: self.live.resource_version(), run: None },
             FenceTarget::Run(name) => {
                 let run = self.api::<MigrationRun>().get_opt(name).await?;
                 Fenced { resource_version: run.as_ref().and_then(ResourceExt::resource_version), run }
             }
-            FenceTarget::Flag => self.fenced_version::<ConfigMap>(&flag.name).await?,
+            FenceTarget::Flag => self.fence_flag().await?,
             FenceTarget::Workload(workload) => self.fenced_version::<Deployment>(&workload.name).await?,
         };
         let now = self.api::<CreditMigration>().get_metadata(&self.live.name_any()).await?;
         if now.resource_version() == self.live.resource_version() { Ok(fenced) } else { Err(Error::Conflict) }
+    }
+
+    /// The flag must be the one that was decided on: to write it again as it was would be wrong if another leader has
+    /// set it meanwhile, and containers have read that.
+    async fn fence_flag(&self) -> Result<Fenced, Error> {
+        let key = &self.live.spec.application.flag.config_map_key_ref;
+        let map = self.api::<ConfigMap>().get(&key.name).await?;
+        if flag_of(Some(&map), &key.key) != *self.flag {
+            return Err(Error::Conflict);
+        }
+        Ok(Fenced { resource_version: map.resource_version(), run: None })
     }
 
     async fn fenced_version<K: Namespaced>(&self, name: &str) -> Result<Fenced, Error> {

@@ -215,18 +215,9 @@ impl Reader<'_> {
 
     /// The flag, and the value of the key that must be `true`.
     async fn flag(&self, key: &KeyRef, rollback_key: &str) -> Result<(ObservedFlag, Option<String>), Error> {
-        let Some(map) = self.api::<ConfigMap>().get_opt(&key.name).await? else {
-            return Ok((ObservedFlag::ConfigMapMissing, None));
-        };
-        let set_for = map.annotations().get(FLAG_SET_FOR).cloned();
-        let immutable = map.immutable.unwrap_or(false);
-        let mut data = map.data.unwrap_or_default();
-        let rollback_enabled = data.get(rollback_key).cloned();
-        let flag = match data.remove(&key.key) {
-            Some(value) => ObservedFlag::Value { value, immutable, set_for },
-            None => ObservedFlag::KeyMissing,
-        };
-        Ok((flag, rollback_enabled))
+        let map = self.api::<ConfigMap>().get_opt(&key.name).await?;
+        let data = map.as_ref().and_then(|map| map.data.as_ref());
+        Ok((flag_of(map.as_ref(), &key.key), data.and_then(|data| data.get(rollback_key)).cloned()))
     }
 
     async fn sql(&self, key: &KeyRef) -> Result<ObservedSql, Error> {
@@ -321,6 +312,19 @@ fn decision_for(decision: MigrationDecision, name: &str, uid: &str) -> Option<Ob
 fn is_authenticated(decision: &ObservedDecision, since: Option<Time>) -> bool {
     since.is_none_or(|since| decision.at > since)
         || !matches!(decision.decision, DecisionKind::Approve | DecisionKind::Ready | DecisionKind::Keep)
+}
+
+/// The flag in its ConfigMap, as it was read.
+pub(super) fn flag_of(map: Option<&ConfigMap>, key: &str) -> ObservedFlag {
+    let Some(map) = map else { return ObservedFlag::ConfigMapMissing };
+    match map.data.as_ref().and_then(|data| data.get(key)) {
+        Some(value) => ObservedFlag::Value {
+            value: value.clone(),
+            immutable: map.immutable.unwrap_or(false),
+            set_for: map.annotations().get(FLAG_SET_FOR).cloned(),
+        },
+        None => ObservedFlag::KeyMissing,
+    }
 }
 
 fn job_state(job: &Job) -> JobState {

@@ -100,7 +100,7 @@ async fn reconcile_live(ctx: &Context, namespace: &str, name: &str) -> Result<Op
         };
     }
     ctx.metrics.observe(namespace, &live, &status, now);
-    let applied = apply::apply(ctx, &live, effects).await;
+    let applied = apply::apply(ctx, &live, &observed.flag, effects).await;
     applied.map_err(|error| Failed { activity: Activity::ApplyEffect, error })?;
 
     ctx.metrics.reconciled();

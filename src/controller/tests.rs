@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     api::{CreditMigration, FLAG_SET_FOR, RESTARTED_FOR, RunInputs, Task, WindowCommand, WindowOrder, fixtures},
-    machine::{Effect, Event, StartRun},
+    machine::{Effect, Event, ObservedFlag, StartRun},
 };
 
 const MIGRATION: &str = "/apis/creditmigration.io/v1alpha1/namespaces/shop/creditmigrations/m";
@@ -27,6 +27,7 @@ struct Stage {
     elector: Elector,
     ctx: Context,
     live: CreditMigration,
+    flag: ObservedFlag,
 }
 
 async fn stage() -> Stage {
@@ -59,7 +60,8 @@ async fn stage() -> Stage {
         client,
     };
     api.state().forget_writes();
-    Stage { api, elector, ctx, live: serde_json::from_value(live).unwrap() }
+    let flag = ObservedFlag::Value { value: "v1".into(), immutable: false, set_for: None };
+    Stage { api, elector, ctx, live: serde_json::from_value(live).unwrap(), flag }
 }
 
 fn options() -> ControllerOptions {
@@ -125,7 +127,7 @@ fn irreversible() -> [(Effect, &'static str); 5] {
 
 impl Stage {
     async fn apply(&self, effect: Effect) -> Result<(), Error> {
-        apply(&self.ctx, &self.live, vec![effect]).await
+        apply(&self.ctx, &self.live, &self.flag, vec![effect]).await
     }
 }
 
@@ -169,6 +171,16 @@ async fn a_target_that_changes_after_it_was_read_is_left_alone() {
         assert_eq!(left["data"]["VERSION"], if target == FLAG { json!("v1") } else { Value::Null });
         assert!(left["spec"]["template"].take().as_object().is_none_or(serde_json::Map::is_empty));
     }
+}
+
+#[tokio::test]
+async fn a_flag_that_is_not_what_was_decided_on_is_left_alone() {
+    let mut stage = stage().await;
+    stage.flag = ObservedFlag::Value { value: "v2".into(), immutable: false, set_for: Some("uid-m.to".into()) };
+    let confirmed = Effect::SetFlag { value: "v2".into(), marker: "uid-m.given-up.1".into() };
+    assert!(matches!(stage.apply(confirmed).await, Err(Error::Conflict)));
+    assert_eq!(stage.api.object(FLAG)["data"]["VERSION"], "v1");
+    assert_eq!(stage.api.writes(), Vec::<String>::new());
 }
 
 #[tokio::test]
@@ -235,7 +247,7 @@ async fn after_a_refused_effect_people_are_notified_and_nothing_else_happens() {
     let [.., (set_flag, _), (restart, _)] = irreversible();
     let effects =
         vec![set_flag, restart, start(Task::Cleanup, "m-cleanup-1"), start(Task::Notify, "m-notify-1"), event()];
-    let result = apply(&stage.ctx, &stage.live, effects).await;
+    let result = apply(&stage.ctx, &stage.live, &stage.flag, effects).await;
     assert!(matches!(&result, Err(Error::Kube(kube::Error::Api(status))) if status.code == 422));
     let run = |name: &str| stage.api.object(&RUN.replace("m-window-1", name));
     assert_eq!(run("m-cleanup-1"), Value::Null);

@@ -25,6 +25,8 @@ pub(super) struct Controller {
     read: Option<(u64, SimulatedMigration, Observed)>,
     /// Version that the decision was persisted as, and effects left.
     todo: Option<(u64, Vec<Effect>)>,
+    /// The flag that it decided on.
+    flag: Option<ObservedFlag>,
     /// An irreversible effect under way: version of its target, as read.
     target: Option<u64>,
     pub(super) dead: bool,
@@ -65,7 +67,10 @@ impl Controller {
             if effect.irreversible() && self.target.is_none() {
                 // The target is read first, then the migration. The write, which may come much later, carries the
                 // target's version alone.
-                if w.defect != Defect::UnfencedWrites && w.migration.as_ref().is_none_or(|m| m.version != version) {
+                let of_flag = matches!(effect.target(), Some(FenceTarget::Flag));
+                let changed = w.migration.as_ref().is_none_or(|m| m.version != version)
+                    || (of_flag && self.flag != Some(w.observed_flag()));
+                if w.defect != Defect::UnfencedWrites && changed {
                     self.todo = None;
                     return;
                 }
@@ -102,6 +107,7 @@ impl Controller {
             w.blocked_without_exit |= without_exit;
         }
         self.todo = Some((persisted, decision.effects));
+        self.flag = Some(observed.flag);
     }
 }
 

@@ -83,7 +83,9 @@ impl World {
     /// A container is restarted in its pod, and reads the flag again. In a window, where it matters.
     pub(super) fn restart_container(&mut self, rng: &mut Rng) {
         let (flag, app) = (&self.flag.value, &mut self.app.value);
-        if self.db.blocked_at.is_some() && !flag.missing && app.crashing.is_none_or(|version| version != flag.value) {
+        // What an outsider has set is not the operator's fault.
+        let set = self.drifted_at.is_none() && !flag.missing;
+        if self.db.blocked_at.is_some() && set && app.crashing.is_none_or(|version| version != flag.value) {
             let pod = rng.usize(..app.pods.len());
             (app.pods[pod].1, app.pods[pod].2) = (flag.value.clone(), self.now);
         }

@@ -265,6 +265,15 @@ impl World {
         self.versions
     }
 
+    /// The flag, as a controller reads it.
+    pub(super) fn observed_flag(&self) -> ObservedFlag {
+        let FlagMap { value, marker, immutable, missing, .. } = &self.flag.value;
+        match missing {
+            true => ObservedFlag::ConfigMapMissing,
+            false => ObservedFlag::Value { value: value.clone(), immutable: *immutable, set_for: marker.clone() },
+        }
+    }
+
     pub(super) fn phase(&self) -> Option<Phase> {
         self.migration.as_ref()?.value.status.phase
     }
@@ -285,14 +294,7 @@ impl World {
             runs: self.runs.values().map(|r| r.value.clone()).collect(),
             decisions: self.decisions.clone(),
             policy_problem: None,
-            flag: match flag.missing {
-                true => ObservedFlag::ConfigMapMissing,
-                false => ObservedFlag::Value {
-                    value: flag.value.clone(),
-                    immutable: flag.immutable,
-                    set_for: flag.marker.clone(),
-                },
-            },
+            flag: self.observed_flag(),
             rollback_enabled: (!flag.missing).then(|| "true".into()),
             check_jobs: self.check_jobs.clone(),
             up: ObservedSql::Present(self.sql.0.clone()),
