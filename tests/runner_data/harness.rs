@@ -248,6 +248,7 @@ impl World {
         let applied =
             control::run_up(&mut client, &self.control_spec(), &up, &down, &StopSignal::default()).await.unwrap();
         assert!(matches!(applied, Applied::Now { .. }), "{applied:?}");
+        control::keep_snapshot(&client, &self.control_spec()).await.unwrap();
     }
 
     /// Measures until each check that is the runner's was measured so often; the last results.

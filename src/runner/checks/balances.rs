@@ -277,7 +277,7 @@ impl Query<'_> {
             "WITH ids AS MATERIALIZED ({ids}),
                   sums AS (SELECT x.{xuser}::text AS user_id, sum(x.{amount})::numeric AS amount
                            FROM {xtable} x JOIN ids ON x.{xuser} = CAST(ids.user_id AS {xtype})
-                           WHERE {later} AND x.xmin::text <> $4 GROUP BY 1),
+                           WHERE {later} AND {not_by_the_sql} GROUP BY 1),
                   wrong AS (SELECT ids.user_id FROM ids
                             LEFT JOIN credit_migration.baseline b ON b.migration_uid = $1 AND b.user_id = ids.user_id
                             LEFT JOIN {table} t ON t.{user} = CAST(ids.user_id AS {user_type})
@@ -289,10 +289,11 @@ impl Query<'_> {
             xtype = x.user_type,
             amount = x.amount,
             later = x.later("x", "$3"),
+            not_by_the_sql = cutover.not_by_the_sql("x"),
             table = table.sql(),
             limit = MAX_LISTED_USERS + 1,
         );
-        let row = tx.query_one(&query, &[&control_spec.uid, &listed, &cutover.since, &cutover.xmin]).await?;
+        let row = tx.query_one(&query, &[&control_spec.uid, &listed, &cutover.since]).await?;
         Ok((row.get(0), row.get(1)))
     }
 }

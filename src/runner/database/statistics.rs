@@ -156,10 +156,10 @@ pub async fn usage(
     let kind = kind.as_deref().map_or_else(|| "'all'".to_owned(), |kind| format!("coalesce(x.{kind}::text, 'NULL')"));
     let sums = sums(&format!("x.{amount}"));
     let later = found.later("x", "$1");
-    let from = format!("FROM {table} x WHERE {later} AND x.xmin::text <> $2 GROUP BY 1 ORDER BY 1");
+    let from = format!("FROM {table} x WHERE {later} AND {} GROUP BY 1 ORDER BY 1", cutover.not_by_the_sql("x"));
     let rows = async |first: &str| {
         let query = format!("SELECT {first}, {sums} {from}");
-        client.query(&query, &[&cutover.since, &cutover.xmin]).await.map_err(Failure::from)
+        client.query(&query, &[&cutover.since]).await.map_err(Failure::from)
     };
     let transactions = rows(&kind).await?.iter().map(kind_of).collect();
     let days = rows(&found.day("x")).await?;

@@ -16,15 +16,42 @@ pub struct Cutover {
     /// once writes were unblocked, has a time between both. No other transaction committed a write between both:
     /// writes were blocked and the database was drained.
     pub since: Timestamp,
-    /// `xmin` of rows that the SQL itself wrote: they count as written before.
-    pub(crate) xmin: String,
+    /// Number of that transaction; empty if no ledger has it.
+    xid: String,
+    /// What was written before writes were unblocked; `None` until then. Rows that the SQL wrote in a subtransaction
+    /// have a number of their own, which this alone tells from later ones.
+    snapshot: Option<String>,
 }
 
 impl Cutover {
     /// A cutover that no ledger has.
     pub(crate) fn at(since: Timestamp) -> Self {
-        Self { since, xmin: String::new() }
+        Self { since, xid: String::new(), snapshot: None }
     }
+
+    /// SQL: the row of `alias` was not written by the SQL itself, nor before it.
+    pub(crate) fn not_by_the_sql(&self, alias: &str) -> String {
+        let by_it = format!("{alias}.xmin::text = {}", literal(&self.xid));
+        let Some(snapshot) = &self.snapshot else { return format!("NOT {by_it}") };
+        // A row has the lower 32 bits of the number; the others follow from the nearest number to the snapshot's.
+        let snapshot = format!("{}::pg_catalog.pg_snapshot", literal(snapshot));
+        let next = format!("pg_catalog.pg_snapshot_xmax({snapshot})::text::bigint");
+        let ahead = format!("((({alias}.xmin::text::bigint - {next} + 2147483648) & 4294967295) - 2147483648)");
+        let number = format!("greatest({next} + {ahead}, 0)::text::pg_catalog.xid8");
+        format!("NOT ({by_it} OR pg_catalog.pg_visible_in_snapshot({number}, {snapshot}))")
+    }
+}
+
+/// Stores what is visible now as written before the cutover. Writes are still blocked. A snapshot of the SQL's own
+/// transaction would not do: it does not reach to the numbers of its subtransactions.
+///
+/// # Errors
+/// Database errors.
+pub async fn keep_snapshot(client: &impl GenericClient, spec: &ControlSpec) -> Result<(), Failure> {
+    let keep = "UPDATE credit_migration.ledger SET snapshot = pg_catalog.pg_current_snapshot()::text
+        WHERE migration_uid = $1 AND step = 'up' AND snapshot IS NULL";
+    client.execute(keep, &[&spec.uid]).await?;
+    Ok(())
 }
 
 /// When the up SQL was committed. `None` if it never was, or was rolled back.
@@ -37,13 +64,13 @@ pub async fn cutover(client: &impl GenericClient, spec: &ControlSpec) -> Result<
     }
     let row = client
         .query_opt(
-            "SELECT u.started_at, u.xid FROM credit_migration.ledger u
+            "SELECT u.started_at, u.xid, u.snapshot FROM credit_migration.ledger u
              WHERE u.migration_uid = $1 AND u.step = 'up' AND u.xid IS NOT NULL
                AND NOT EXISTS (SELECT FROM credit_migration.ledger d WHERE d.migration_uid = $1 AND d.step = 'down')",
             &[&spec.uid],
         )
         .await?;
-    Ok(row.map(|row| Cutover { since: row.get(0), xmin: row.get(1) }))
+    Ok(row.map(|row| Cutover { since: row.get(0), xid: row.get(1), snapshot: row.get(2) }))
 }
 
 /// Columns of a table of the spec that are there now, with their types. `None` if there is no such table.

@@ -49,7 +49,7 @@ use std::{
 pub use apply::{Applied, StopSignal, run_down, run_up};
 pub(crate) use baseline::has_baseline;
 pub use baseline::{compare, compare_within, refresh_baseline, take_baseline, users_written, users_written_within};
-pub use cutover::{Cutover, cutover};
+pub use cutover::{Cutover, cutover, keep_snapshot};
 pub(crate) use cutover::{TransactionsTable, columns, transactions};
 pub use drain::{drain, terminate_comparison};
 pub use obstacles::ObstacleFinder;

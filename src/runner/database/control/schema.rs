@@ -42,9 +42,9 @@ CREATE TABLE IF NOT EXISTS credit_migration.ledger (
 -- Each statement: its number, how it starts, and how long it took.
 ALTER TABLE credit_migration.ledger ADD COLUMN IF NOT EXISTS texts jsonb;
 -- Of the transaction that ran the SQL: its start and its number, which is the xmin of the rows that it wrote. It
--- inserts this row, with the down SQL as it was approved.
+-- inserts this row, with the down SQL as it was approved. The snapshot is that before writes were unblocked.
 ALTER TABLE credit_migration.ledger ADD COLUMN IF NOT EXISTS started_at timestamptz, ADD COLUMN IF NOT EXISTS xid text,
-    ADD COLUMN IF NOT EXISTS down_sql text;
+    ADD COLUMN IF NOT EXISTS snapshot text, ADD COLUMN IF NOT EXISTS down_sql text;
 CREATE TABLE IF NOT EXISTS credit_migration.window_record (
     migration_uid text, direction text CHECK (direction IN ('up', 'down')), attempt integer NOT NULL,
     started_at timestamptz NOT NULL, deadline timestamptz NOT NULL, prior_read_only text, switch_acknowledged_at \

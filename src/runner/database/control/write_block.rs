@@ -14,8 +14,8 @@ use jiff::Timestamp;
 use tokio_postgres::{Client, types::Json};
 
 use super::{
-    ControlSpec, LOCK_CLASS, LOCK_WRITE_BLOCK, ident, read_only_default::SETTING, schema::check_owner,
-    window_record::RecordedEnd,
+    ControlSpec, LOCK_CLASS, LOCK_WRITE_BLOCK, cutover::keep_snapshot, ident, read_only_default::SETTING,
+    schema::check_owner, window_record::RecordedEnd,
 };
 use crate::{
     api::{Direction, Reason, SchemaInPlace, WindowProgress},
@@ -158,6 +158,7 @@ pub async fn disable(
     progress: &WindowProgress,
 ) -> Result<Option<Timestamp>, Failure> {
     let tx = client.transaction().await?;
+    keep_snapshot(&tx, spec).await?;
     let unblocked_at = tx
         .query_opt(
             "UPDATE credit_migration.write_block SET blocked = false, unblocked_at = clock_timestamp(), pid = NULL
