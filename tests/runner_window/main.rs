@@ -9,6 +9,7 @@ mod hang;
 mod harness;
 mod logins;
 mod migration;
+mod replication;
 mod rollback;
 mod sessions;
 mod sigterm;

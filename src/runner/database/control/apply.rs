@@ -31,7 +31,10 @@ use crate::{
     api::{Direction, Reason},
     runner::{
         Failure,
-        database::{connection::pin_settings, server_error::statement_failure},
+        database::{
+            connection::{PIN_COMMIT_SQL, pin_settings},
+            server_error::statement_failure,
+        },
     },
 };
 
@@ -388,7 +391,7 @@ fn transaction_settings(spec: &ControlSpec) -> String {
     format!(
         "SET LOCAL lock_timeout = {}; SET LOCAL statement_timeout = {}; SET LOCAL idle_in_transaction_session_timeout \
             = 0;
-         SET LOCAL client_min_messages = warning",
+         SET LOCAL client_min_messages = warning; {PIN_COMMIT_SQL}",
         millis(spec.lock_timeout),
         millis(spec.statement_timeout)
     )

@@ -84,6 +84,7 @@ impl<C: Channel> WindowTask<'_, C> {
         self.progress.state = self.progress.state.max(WindowState::Migrated);
         self.progress.migrate_seconds = Some(seconds);
         self.progress.reconciled_users = Some(users);
+        self.record_committed(client).await?;
         self.await_cutover(client).await
     }
 }

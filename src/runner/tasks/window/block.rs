@@ -93,6 +93,7 @@ impl<C: Channel> WindowTask<'_, C> {
             }
             Err((ending, failure)) => return self.end(&mut client, ending, failure).await,
         }
+        self.record_blocked(&client).await?;
         self.enter(WindowState::Blocked);
         if self.plan.direction == Direction::Forward {
             self.save_and_report(&client).await?;
