@@ -77,7 +77,7 @@ pub(in crate::runner) fn window_fields(progress: &WindowProgress) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::{Comparison, RecoveryPoints, Replication, Time, WindowState};
+    use crate::api::{Comparison, Obstacle, ObstacleKind, RecoveryPoints, Replication, Time, WindowState};
 
     #[test]
     fn what_is_absent_clears_what_was_reported_before() {
@@ -86,6 +86,7 @@ mod tests {
         let full = WindowProgress {
             state: WindowState::Migrated,
             stuck: true,
+            obstacles: vec![Obstacle::new(ObstacleKind::Vacuum)],
             blocked_at: now,
             verification: Some("p".into()),
             terminated_sessions: 1,
