@@ -23,12 +23,14 @@ pub(super) struct KeptSessions {
     pub(super) verification: KeptSession,
     /// For the full comparison of balances.
     pub(super) comparison: KeptSession,
+    /// To look up who keeps the SQL waiting for a lock.
+    pub(super) locks: KeptSession,
 }
 
 impl KeptSessions {
     pub(super) fn new(target: &Target) -> Self {
         let session = |step| KeptSession { target: target.clone(), step, client: Arc::default() };
-        Self { verification: session("verification"), comparison: session("comparison") }
+        Self { verification: session("verification"), comparison: session("comparison"), locks: session("locks") }
     }
 
     /// Opens those that are not open.
@@ -36,7 +38,7 @@ impl KeptSessions {
     /// # Errors
     /// Those of [`Target::connect`].
     pub(super) async fn open(&self) -> Result<(), Failure> {
-        for session in [&self.verification, &self.comparison] {
+        for session in [&self.verification, &self.comparison, &self.locks] {
             session.put_back(session.take().await?);
         }
         Ok(())
