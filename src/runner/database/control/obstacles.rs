@@ -171,7 +171,7 @@ impl ObstacleFinder {
             let free = u32::try_from(free).unwrap_or_default().min(Obstacle::CONNECTIONS_NEEDED - 1);
             found.push(Obstacle { free_connections: Some(free), ..Obstacle::new(ObstacleKind::TooFewConnections) });
         }
-        found.sort_by(|a, b| (a.kind, a.since, a.pid).cmp(&(b.kind, b.since, b.pid)));
+        found.sort_by_key(|obstacle| (obstacle.kind, obstacle.since, obstacle.pid));
         found.truncate(Obstacle::MAX_REPORTED);
         Ok(found)
     }

@@ -6,7 +6,7 @@ use tokio_postgres::Client;
 
 use super::{
     Channel, WindowOutcome,
-    session::{POLL_INTERVAL, WindowTask, ping},
+    session::{POLL_INTERVAL, WindowTask},
 };
 use crate::{
     api::{
