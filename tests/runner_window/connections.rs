@@ -18,7 +18,7 @@ async fn limit(database: &Database, connections: i32) {
     database.session("postgres").await.batch_execute(&sql).await.unwrap();
 }
 
-/// Ends a session of the window beside its own.
+/// Ends a session that the window has in addition to its own.
 async fn lose(database: &Database, step: &str) {
     let killed = database
         .value(&format!(

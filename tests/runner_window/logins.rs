@@ -135,7 +135,7 @@ async fn no_other_session_passes_the_write_block_under_any_login() {
     assert!(matches!(applied.unwrap(), Applied::Now { .. }));
 }
 
-/// Whoever may create schemas could put a view in the place of the write block.
+/// A role that may create schemas could put a view in the place of the write block.
 #[rstest::rstest]
 #[case::a_schema_of_the_application("SET ROLE app; CREATE SCHEMA credit_migration", "belongs to role app")]
 #[case::a_schema_of_another("SET ROLE analyst; CREATE SCHEMA credit_migration", "belongs to role analyst")]

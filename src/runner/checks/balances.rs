@@ -187,8 +187,10 @@ async fn percent(
     };
     let query = format!(
         "SELECT CASE WHEN n.total = b.total THEN '0'
-                     ELSE trim_scale(round(abs(n.total - b.total) * 100::numeric / nullif(abs(b.total), 0::numeric), 4))::text END
-         FROM (SELECT coalesce(pg_catalog.sum({}), 0)::numeric AS total FROM {}) n, (SELECT $1::text::numeric AS total) b",
+                     ELSE trim_scale(round(abs(n.total - b.total) * 100::numeric / nullif(abs(b.total), 0::numeric), \
+                     4))::text END
+         FROM (SELECT coalesce(pg_catalog.sum({}), 0)::numeric AS total FROM {}) n,
+              (SELECT $1::text::numeric AS total) b",
         balances.balance,
         balances.table.sql()
     );

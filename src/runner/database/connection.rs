@@ -280,7 +280,7 @@ impl Target {
         }
     }
 
-    /// A session with the first server that is the primary; else with one that answers, and why there is no other.
+    /// A session with the first server that is the primary, otherwise with one that answers, and why there is no other.
     async fn any_session(
         &self,
         step: &str,

@@ -80,7 +80,8 @@ pub async fn statistics(
     };
     let query = format!(
         "SELECT count(DISTINCT {user}), coalesce(pg_catalog.sum({balance}), 0)::text, {purchased},
-                pg_catalog.round(coalesce(pg_catalog.avg({balance}), 0), 4)::text, coalesce(pg_catalog.max({balance}), 0)::text, now()
+                pg_catalog.round(coalesce(pg_catalog.avg({balance}), 0), 4)::text,
+                coalesce(pg_catalog.max({balance}), 0)::text, now()
          FROM {}",
         quoted(&balances.table)
     );

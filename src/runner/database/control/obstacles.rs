@@ -135,7 +135,8 @@ impl Holder {
 }
 
 impl ObstacleFinder {
-    /// Looks once. `sessions_open`: the window has all connections that it needs. The lock of the protected tables is tried, without waiting, and released at once.
+    /// Looks once. `sessions_open`: the window has all connections that it needs. The lock of the protected tables is
+    /// tried, without waiting, and released at once.
     ///
     /// # Errors
     /// Database errors.

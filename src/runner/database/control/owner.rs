@@ -76,8 +76,8 @@ pub(crate) async fn check_schema(client: &impl GenericClient, spec: &ControlSpec
             let (what, owner): (&str, &str) = (row.get(0), row.get(1));
             let more = if rows.len() > 1 { format!(" and {} more", rows.len() - 1) } else { String::new() };
             Err(foreign(&format!(
-                "{what} of role {owner}{more} in schema {SCHEMA} is not what the operator creates: tables and functions \
-                 of the schema's owner"
+                "{what} of role {owner}{more} in schema {SCHEMA} is not what the operator creates: tables and \
+                 functions of the schema's owner"
             )))
         }
     }

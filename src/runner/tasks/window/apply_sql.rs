@@ -6,8 +6,8 @@ use tokio_postgres::Client;
 
 use super::{
     Channel, WindowOutcome,
-    kept::KeptSession,
-    session::{POLL_INTERVAL, WindowTask, ping},
+    kept::{KeptSession, ping},
+    session::{POLL_INTERVAL, WindowTask},
 };
 use crate::{
     api::{

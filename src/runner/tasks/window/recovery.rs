@@ -75,8 +75,8 @@ impl<C: Channel> WindowTask<'_, C> {
         }
         if changed {
             let message = format!(
-                "standbys have not replayed the commit at {committed}: {}, limit 0; the switch waits for them; next: on \
-                 the standby: SELECT pg_wal_replay_resume(), and end queries that conflict",
+                "standbys have not replayed the commit at {committed}: {}, limit 0; the switch waits for them; \
+                 next: on the standby: SELECT pg_wal_replay_resume(), and end queries that conflict",
                 behind.join(", ")
             );
             self.report(Some(Failure::new(Reason::StandbyBehind, message)));

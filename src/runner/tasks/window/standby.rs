@@ -87,10 +87,10 @@ impl<C: Channel> WindowTask<'_, C> {
     }
 
     /// Looks for what would keep writes from being blocked, after it has opened the sessions that the window needs
-    /// beside its own. Returns whether that has changed.
+    /// in addition to its own. Returns whether that has changed.
     async fn look_for_obstacles(&mut self, client: &Client, finder: &mut ObstacleFinder) -> Result<bool, Failure> {
         let sessions_open = match self.kept.open().await.unless_lost() {
-            Ok(opened) => opened.map(|()| true)?,
+            Ok(all) => all.map(|()| true)?,
             Err(lost) => {
                 tracing::warn!(error = %lost, "a session of the window is not open, will be retried");
                 false
