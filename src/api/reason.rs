@@ -130,6 +130,8 @@ reasons! {
     LockTimeout: May,
     /// The server lacks a resource or cancelled the statement: disk, memory, connections, a cancellation, a conflict.
     DatabaseUnavailable: May,
+    /// A streaming standby has not replayed the commit of the up SQL.
+    StandbyBehind: May,
     /// A write succeeded although writes were blocked.
     WritesNotBlocked: May,
     /// A write was refused although writes were unblocked.

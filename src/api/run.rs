@@ -21,8 +21,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     BackupEvidence, BaselineEvidence, CheckResult, CodeBackupEvidence, Comparison, CreditMigrationSpec, Delivery,
-    Finding, KeyUsersEvidence, Notice, Obstacle, Reason, RehearsalEvidence, ReportEvidence, SchemaInPlace, Task, Time,
-    VerificationEvidence, WindowState, named::named,
+    Finding, KeyUsersEvidence, Notice, Obstacle, Reason, RecoveryPoints, RehearsalEvidence, Replication,
+    ReportEvidence, SchemaInPlace, Task, Time, VerificationEvidence, WindowState, named::named,
 };
 
 /// One task of a migration, carried out by one Job.
@@ -266,6 +266,12 @@ pub struct WindowProgress {
     pub unblocked_at: Option<Time>,
     /// The runner ended the window itself because the deadline had passed.
     pub deadline_passed: bool,
+    /// Where a point-in-time recovery can stop.
+    #[serde(skip_serializing_if = "RecoveryPoints::is_empty")]
+    pub recovery: RecoveryPoints,
+    /// The standbys, when they were last waited for: before the switch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replication: Option<Replication>,
 }
 
 impl WindowProgress {

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     BackupEvidence, BaselineEvidence, CheckResult, CodeBackupEvidence, Comparison, ExpectedWindow, KeyUsersEvidence,
-    NoticeStatus, Phase, RehearsalEvidence, ReportEvidence, Step, Task, Time, VerificationEvidence, named::named,
+    NoticeStatus, Phase, RecoveryPoints, RehearsalEvidence, Replication, ReportEvidence, Step, Task, Time,
+    VerificationEvidence, named::named,
 };
 
 /// State of a migration.
@@ -237,6 +238,12 @@ pub struct WindowStatus {
     /// The full comparison after the commit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub comparison: Option<Comparison>,
+    /// Where a point-in-time recovery can stop.
+    #[serde(skip_serializing_if = "RecoveryPoints::is_empty")]
+    pub recovery: RecoveryPoints,
+    /// The standbys before the switch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replication: Option<Replication>,
 }
 
 fn is_zero(n: &u32) -> bool {

@@ -396,7 +396,7 @@ async fn checks_that_cannot_be_measured() {
     .await;
 }
 
-/// Whoever may create schemas could put a view in the place of the write block.
+/// A role that may create schemas could put a view in the place of the write block.
 #[tokio::test]
 async fn a_control_schema_of_another_is_found() {
     let world = World::new().await;

@@ -1,7 +1,9 @@
 //! The sessions that the window needs, on a server that has no connection left.
 
+use std::time::Duration;
+
 use credit_migration::{
-    api::{Direction, WindowCommand as Order, WindowState as State},
+    api::{Direction, ObstacleKind, WindowCommand as Order, WindowState as State},
     runner::Failure,
 };
 
@@ -16,7 +18,7 @@ async fn limit(database: &Database, connections: i32) {
     database.session("postgres").await.batch_execute(&sql).await.unwrap();
 }
 
-/// Ends a session of the window beside its own.
+/// Ends a session that the window has in addition to its own.
 async fn lose(database: &Database, step: &str) {
     let killed = database
         .value(&format!(
@@ -66,9 +68,18 @@ async fn a_window_needs_no_new_connection_once_it_is_ready(#[case] last: Order) 
     assert_eq!(ledger(&database).await, if last == Order::UnblockWrites { "up" } else { "up,down" });
 }
 
+/// Until the window is ready, and waits for connections or for nothing.
+async fn obstructed(desk: &Desk, obstructed: bool) {
+    let kinds: &[ObstacleKind] = if obstructed { &[ObstacleKind::TooFewConnections] } else { &[] };
+    desk.until(&format!("{kinds:?}"), |progress, _| {
+        progress.state == State::Ready && progress.obstacles.iter().map(|o| &o.kind).eq(kinds)
+    })
+    .await;
+}
+
 /// A login's own limit, met before the window is ready.
 #[tokio::test]
-async fn a_window_is_not_ready_before_all_its_sessions_are_open() {
+async fn a_window_waits_until_all_its_sessions_are_open() {
     let (database, desk) = (Database::new().await, Desk::new());
     database.prepared(&spec()).await;
     let login = format!("limited_{}", database.name);
@@ -79,11 +90,10 @@ async fn a_window_is_not_ready_before_all_its_sessions_are_open() {
     .await
     .unwrap();
     let task = desk.start(&database.with_login(&login), &sample());
-    desk.until("the refusal", |_, note| refused(note)).await;
-    assert!(desk.last().state < State::Ready);
+    obstructed(&desk, true).await;
     let pid = window_pid(&database).await;
-    root.batch_execute(&format!("ALTER ROLE {login} CONNECTION LIMIT 3")).await.unwrap();
-    desk.state(State::Ready).await;
+    root.batch_execute(&format!("ALTER ROLE {login} CONNECTION LIMIT 4")).await.unwrap();
+    obstructed(&desk, false).await;
     assert_eq!(window_pid(&database).await, pid, "the window's own session was kept");
     desk.order(Order::BlockWrites);
     desk.until("comparison", |progress, _| progress.comparison.is_some()).await;
@@ -96,12 +106,15 @@ async fn a_window_is_not_ready_before_all_its_sessions_are_open() {
 async fn writes_are_not_blocked_while_a_lost_session_cannot_be_opened_again() {
     let (database, desk) = (Database::new().await, Desk::new());
     database.prepared(&spec()).await;
-    let task = desk.start(&database, &sample());
+    let mut plan = sample();
+    // So long an order waits.
+    plan.control_spec.lock_timeout = Duration::from_secs(60);
+    let task = desk.start(&database, &plan);
     desk.state(State::Ready).await;
     limit(&database, 0).await;
     lose(&database, "comparison").await;
     desk.order(Order::BlockWrites);
-    desk.until("the refusal", |progress, note| progress.state == State::Ready && refused(note)).await;
+    obstructed(&desk, true).await;
     assert_eq!(database.value("SELECT count(*) FROM credit_migration.write_block WHERE blocked").await, "0");
     limit(&database, -1).await;
     desk.state(State::Migrated).await;
@@ -121,7 +134,7 @@ async fn the_verification_is_retried_and_the_window_keeps_its_own_session(#[case
     reader.batch_execute("BEGIN; SELECT count(*) FROM user_credits").await.unwrap();
     let mut plan = plan(Direction::Forward, sample_up(), sample_down());
     // So long is the reader waited for.
-    plan.control_spec.lock_timeout = std::time::Duration::from_secs(60);
+    plan.control_spec.lock_timeout = Duration::from_secs(60);
     let task = desk.start(&database, &plan);
     desk.state(State::Ready).await;
     let pid = window_pid(&database).await;

@@ -61,8 +61,11 @@ const START: &str = r#"
 set -e
 dir=$(mktemp -d /tmp/credit-window-XXXXXX)
 trap 'rm -rf "$dir"' EXIT
-"$1"initdb -D "$dir/data" -U postgres -A trust --no-sync -E UTF8 --locale=C >/dev/null
-if [ -n "$3" ]; then touch "$dir/data/$3.signal"; fi
+case "$3" in
+''|standby) "$1"initdb -D "$dir/data" -U postgres -A trust --no-sync -E UTF8 --locale=C >/dev/null ;;
+*) "$1"pg_basebackup -D "$dir/data" -h 127.0.0.1 -p "$3" -U postgres -R --no-sync -c fast ;;
+esac
+if [ "$3" = standby ]; then touch "$dir/data/standby.signal"; fi
 "$1"postgres -D "$dir/data" -p "$2" -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off \
     -c max_connections=200 -c max_prepared_transactions=5 -c autovacuum_naptime=1s >"$dir/log" 2>&1 &
 server=$!
@@ -73,12 +76,13 @@ wait $server || true
 "#;
 
 impl Cluster {
-    fn start() -> Self {
+    pub fn start() -> Self {
         Self::start_as("")
     }
 
-    /// With `standby` a server that waits for a primary, and can be read.
-    pub fn start_as(signal: &str) -> Self {
+    /// With `standby` a server that waits for a primary, and can be read; with the port of a server a standby that
+    /// streams from it.
+    pub fn start_as(kind: &str) -> Self {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let bin = newest_bin().to_str().filter(|bin| !bin.is_empty()).map(|bin| format!("{bin}/")).unwrap_or_default();
         let root = Command::new("id").arg("-u").output().unwrap().stdout == b"0\n";
@@ -88,7 +92,7 @@ impl Cluster {
             command.args(["--reuid", "postgres", "--regid", "postgres", "--clear-groups", "--", "sh"]);
         }
         let mut child = command
-            .args(["-c", START, "sh", &bin, &port.to_string(), signal])
+            .args(["-c", START, "sh", &bin, &port.to_string(), kind])
             .current_dir("/tmp")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -111,8 +115,18 @@ pub struct Database {
 
 impl Database {
     pub async fn new() -> Self {
-        let (name, port) = std::thread::spawn(|| {
-            let cluster = CLUSTER.get_or_init(Cluster::start);
+        Self::made(|| CLUSTER.get_or_init(Cluster::start))
+    }
+
+    /// On a server of its own.
+    pub async fn on(cluster: &Arc<Cluster>) -> Self {
+        let cluster = cluster.clone();
+        Self::made(move || cluster)
+    }
+
+    fn made<C: std::ops::Deref<Target = Cluster>>(cluster: impl FnOnce() -> C + Send + 'static) -> Self {
+        let (name, port) = std::thread::spawn(move || {
+            let cluster = cluster();
             let number = NEXT.fetch_add(1, Ordering::SeqCst);
             let name = format!("watermark_{number}");
             let made = cluster.made.lock().unwrap();

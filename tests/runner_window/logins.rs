@@ -135,7 +135,7 @@ async fn no_other_session_passes_the_write_block_under_any_login() {
     assert!(matches!(applied.unwrap(), Applied::Now { .. }));
 }
 
-/// Whoever may create schemas could put a view in the place of the write block.
+/// A role that may create schemas could put a view in the place of the write block.
 #[rstest::rstest]
 #[case::a_schema_of_the_application("SET ROLE app; CREATE SCHEMA credit_migration", "belongs to role app")]
 #[case::a_schema_of_another("SET ROLE analyst; CREATE SCHEMA credit_migration", "belongs to role analyst")]
@@ -160,4 +160,59 @@ async fn a_control_schema_of_another_is_refused(#[case] made: &str, #[case] word
     // Neither does the window read it.
     let outcome = end(Desk::new().start(&database, &plan(Direction::Forward, writing(), sample_down()))).await;
     assert!(outcome.failure.as_ref().is_some_and(|f| f.message.contains(words)), "{outcome:?}");
+}
+
+/// The baseline has users and balances.
+#[tokio::test]
+async fn default_privileges_give_nobody_a_right_on_the_control_schema() {
+    let database = Database::new().await;
+    let root = database.session("postgres").await;
+    root.batch_execute(
+        "ALTER DEFAULT PRIVILEGES FOR ROLE migrator GRANT ALL ON SCHEMAS TO analyst WITH GRANT OPTION;
+         ALTER DEFAULT PRIVILEGES FOR ROLE migrator GRANT ALL ON TABLES TO analyst, PUBLIC;
+         ALTER DEFAULT PRIVILEGES FOR ROLE migrator GRANT ALL ON SEQUENCES TO analyst, PUBLIC;
+         ALTER DEFAULT PRIVILEGES FOR ROLE migrator GRANT ALL ON FUNCTIONS TO analyst",
+    )
+    .await
+    .unwrap();
+    database.prepared(&spec()).await;
+    let foreign = "WITH n AS (SELECT oid, nspowner, nspacl FROM pg_namespace WHERE nspname = 'credit_migration'),
+        acl AS (SELECT aclexplode(nspacl) AS item, nspowner AS owner FROM n
+                UNION ALL SELECT aclexplode(relacl), relowner FROM pg_class, n WHERE relnamespace = n.oid
+                UNION ALL SELECT aclexplode(proacl), proowner FROM pg_proc, n WHERE pronamespace = n.oid)
+        SELECT count(*) FROM acl WHERE (item).grantee <> owner";
+    assert_eq!(database.value(foreign).await, "0");
+    let analyst = database.session("analyst").await;
+    assert_eq!(state_of(&analyst, "SELECT * FROM credit_migration.baseline").await, "42501");
+}
+
+/// On version 14 everybody may create functions in `public`, and a better match than the server's own is called.
+#[tokio::test]
+async fn an_operator_of_somebody_else_is_not_called() {
+    let database = Database::new().await;
+    let root = database.session("postgres").await;
+    root.batch_execute(
+        "GRANT CREATE ON SCHEMA public TO analyst;
+         ALTER TABLE user_credits DROP CONSTRAINT user_credits_user_id_fkey;
+         ALTER TABLE user_credits ALTER user_id TYPE varchar(20);
+         SET ROLE analyst;
+         CREATE FUNCTION public.captured(varchar, varchar) RETURNS boolean LANGUAGE plpgsql AS
+             $$BEGIN RAISE EXCEPTION 'captured as %', current_user; END$$;
+         CREATE OPERATOR public.= (LEFTARG = varchar, RIGHTARG = varchar, FUNCTION = public.captured)",
+    )
+    .await
+    .unwrap();
+    let mut client = database.prepared(&spec()).await;
+    let captured = client.query("SELECT FROM user_credits WHERE user_id = '1'::varchar", &[]).await.unwrap_err();
+    assert!(captured.as_db_error().unwrap().message().contains("captured as migrator"));
+    root.batch_execute("RESET ROLE; UPDATE user_credits SET balance = balance + 1 WHERE user_id::text = '7'")
+        .await
+        .unwrap();
+    assert_eq!(control::refresh_baseline(&mut client, &spec()).await.unwrap(), 1);
+    let up =
+        control::Sql::read("up SQL", "DROP TABLE credit_purchases; DROP TABLE credit_packages".to_owned()).unwrap();
+    root.batch_execute("UPDATE user_credits SET balance = balance + 1 WHERE user_id::text = '8'").await.unwrap();
+    let applied = control::run_up(&mut client, &spec(), &up, &sample_down(), &StopSignal::default()).await.unwrap();
+    assert!(matches!(applied, Applied::Now { reconciled_users: 1, .. }), "{applied:?}");
+    assert_eq!(control::compare(&client, &spec()).await.unwrap().unexplained, 0);
 }

@@ -10,6 +10,7 @@ mod harness;
 mod locks;
 mod logins;
 mod migration;
+mod replication;
 mod rollback;
 mod sessions;
 mod sigterm;

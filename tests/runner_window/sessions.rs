@@ -78,7 +78,7 @@ async fn of_several_hosts_the_primary_is_connected_to() {
     let standby = tokio::task::spawn_blocking(|| Cluster::start_as("standby")).await.unwrap();
     let waiting = connect(standby.port, "postgres", "postgres").await;
     let primary = database.value("SELECT current_setting('port')").await;
-    let (standby, nobody) = (format!("127.0.0.1:{}", standby.port), "127.0.0.1:1");
+    let (standby, absent) = (format!("127.0.0.1:{}", standby.port), "127.0.0.1:1");
     let own = format!("localhost:{primary}");
     let at = |hosts: &[&str]| {
         let url = format!("postgresql://postgres@{}/postgres?sslmode=disable", hosts.join(","));
@@ -88,16 +88,16 @@ async fn of_several_hosts_the_primary_is_connected_to() {
         let client = target.connect("test").await?;
         Ok::<_, Failure>(client.query_one("SELECT current_setting('port')", &[]).await.unwrap().get::<_, String>(0))
     };
-    for hosts in [[&standby, nobody, &own], [nobody, &own, &standby], [&own, &standby, nobody]] {
+    for hosts in [[&standby, absent, &own], [absent, &own, &standby], [&own, &standby, absent]] {
         let target = at(&hosts);
         assert_eq!(port(&target).await.unwrap(), primary, "{hosts:?}");
         target.connect_for_observation("test").await.unwrap();
     }
-    let target = at(&[nobody, &standby]);
+    let target = at(&[absent, &standby]);
     let failure = target.connect("test").await.unwrap_err();
     assert!(failure.is_connection_lost(), "{failure}");
     assert!(failure.message.contains(&format!("{standby} is a standby")), "{failure}");
-    assert!(failure.message.contains(&format!("{nobody} cannot be reached")), "{failure}");
+    assert!(failure.message.contains(&format!("{absent} cannot be reached")), "{failure}");
     // A statement that only a primary takes is no wrong SQL.
     for statement in ["START TRANSACTION READ WRITE", "SELECT pg_current_wal_lsn()"] {
         let failure = Failure::from(waiting.batch_execute(statement).await.unwrap_err());

@@ -87,7 +87,8 @@ async fn a_write_block_stops_every_kind_of_write_and_none_when_it_is_off() {
     assert_eq!(
         state_of(
             &owner,
-            "BEGIN READ WRITE; INSERT INTO credit_migration.exempt_transaction SELECT pg_current_xact_id()::text; UPDATE \
+            "BEGIN READ WRITE; INSERT INTO credit_migration.exempt_transaction SELECT pg_current_xact_id()::text; \
+            UPDATE \
             user_credits SET balance = 0"
         )
         .await,

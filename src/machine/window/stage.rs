@@ -168,6 +168,10 @@ impl Transition<'_> {
         window.task = Some(task);
         window.blocked_at = progress.blocked_at;
         window.unblocked_at = progress.unblocked_at;
+        window.recovery.clone_from(&progress.recovery);
+        if progress.replication.is_some() {
+            window.replication.clone_from(&progress.replication);
+        }
         if progress.comparison.is_some() {
             window.comparison.clone_from(&progress.comparison);
         }

@@ -54,6 +54,10 @@ const CONTROL_STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time-outs that not every version of the server has. No start-up options: an older server would refuse those.
 const PIN_TIMEOUTS_SQL: &str = "SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings
     WHERE name IN ('transaction_timeout', 'idle_session_timeout')";
+/// A commit that is reported is on disk, and on the standbys that the server waits for, whatever role or SQL set.
+pub(super) const PIN_COMMIT_SQL: &str = "SELECT pg_catalog.set_config('synchronous_commit',
+    CASE reset_val WHEN 'remote_apply' THEN reset_val ELSE 'on' END, false)
+    FROM pg_catalog.pg_settings WHERE name = 'synchronous_commit'";
 /// During a statement a server checks whether its client is alive only if it is configured to: from version 14 on, and
 /// not on every platform. No start-up option, as above.
 const CHECK_CLIENT_SQL: &str = "SELECT pg_catalog.set_config(name, '1000', false) FROM pg_catalog.pg_settings
@@ -93,7 +97,7 @@ impl Purpose {
 /// # Errors
 /// Database errors.
 pub(crate) async fn pin_settings(client: &Client) -> Result<(), Failure> {
-    client.batch_execute(PIN_TIMEOUTS_SQL).await?;
+    client.batch_execute(&format!("{PIN_TIMEOUTS_SQL}; {PIN_COMMIT_SQL}")).await?;
     match client.batch_execute(CHECK_CLIENT_SQL).await.map_err(Failure::from).unless_lost()? {
         Ok(()) => {}
         Err(error) => tracing::debug!(%error, "the server does not check for its client during a statement"),
@@ -276,7 +280,7 @@ impl Target {
         }
     }
 
-    /// A session with the first server that is the primary; else with one that answers, and why there is no other.
+    /// A session with the first server that is the primary, otherwise with one that answers, and why there is no other.
     async fn any_session(
         &self,
         step: &str,

@@ -106,7 +106,8 @@ pub async fn create(client: &Client, target: &Target, name: &str, uid: &str) -> 
     // As that of the original, so that its tables get their owners, and another login may drop it.
     let owner = row.get::<_, Option<&str>>(5).map_or("CURRENT_USER".to_owned(), ident);
     let mut statement = format!(
-        "CREATE DATABASE {} OWNER {owner} TEMPLATE template0 ALLOW_CONNECTIONS false ENCODING {} LC_COLLATE {} LC_CTYPE {}",
+        "CREATE DATABASE {} OWNER {owner} TEMPLATE template0 ALLOW_CONNECTIONS false ENCODING {} LC_COLLATE {} \
+            LC_CTYPE {}",
         ident(&made),
         text(0),
         text(1),

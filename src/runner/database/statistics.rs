@@ -75,12 +75,13 @@ pub async fn statistics(
     let balances = &credits.balances;
     let (user, balance) = (ident(&balances.user_column), ident(&balances.balance_column));
     let purchased = match present.purchased {
-        true => format!("coalesce(sum({}), 0)::text", ident(&balances.purchased_column)),
+        true => format!("coalesce(pg_catalog.sum({}), 0)::text", ident(&balances.purchased_column)),
         false => "NULL::text".to_owned(),
     };
     let query = format!(
-        "SELECT count(DISTINCT {user}), coalesce(sum({balance}), 0)::text, {purchased},
-                round(coalesce(avg({balance}), 0), 4)::text, coalesce(max({balance}), 0)::text, now()
+        "SELECT count(DISTINCT {user}), coalesce(pg_catalog.sum({balance}), 0)::text, {purchased},
+                pg_catalog.round(coalesce(pg_catalog.avg({balance}), 0), 4)::text,
+                coalesce(pg_catalog.max({balance}), 0)::text, now()
          FROM {}",
         quoted(&balances.table)
     );
@@ -173,7 +174,7 @@ pub async fn usage(
 }
 
 fn sums(amount: &str) -> String {
-    format!("count(*), coalesce(sum(abs({amount})), 0)::text")
+    format!("count(*), coalesce(pg_catalog.sum(pg_catalog.abs({amount})), 0)::text")
 }
 
 fn kind_of(row: &tokio_postgres::Row) -> TransactionStatistics {

@@ -52,7 +52,7 @@ pub(super) fn fields_of(status: &MigrationRunStatus) -> Map<String, Value> {
 /// A window's progress with all of its fields, those that are absent as null: a merge patch leaves alone what it does
 /// not name, and a comparison of the forward path would remain as evidence of the rollback.
 pub(in crate::runner) fn window_fields(progress: &WindowProgress) -> Value {
-    const OPTIONAL_FIELDS: [&str; 9] = [
+    const OPTIONAL_FIELDS: [&str; 11] = [
         "blockedAt",
         "verification",
         "migrateSeconds",
@@ -62,6 +62,8 @@ pub(in crate::runner) fn window_fields(progress: &WindowProgress) -> Value {
         "observedVersion",
         "observedAt",
         "unblockedAt",
+        "recovery",
+        "replication",
     ];
     let mut all = json!(progress);
     if let Some(fields) = all.as_object_mut() {
@@ -75,7 +77,7 @@ pub(in crate::runner) fn window_fields(progress: &WindowProgress) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::{Comparison, Obstacle, ObstacleKind, Time, WindowState};
+    use crate::api::{Comparison, Obstacle, ObstacleKind, RecoveryPoints, Replication, Time, WindowState};
 
     #[test]
     fn what_is_absent_clears_what_was_reported_before() {
@@ -97,6 +99,8 @@ mod tests {
             observed_at: now,
             unblocked_at: now,
             deadline_passed: true,
+            recovery: RecoveryPoints { blocked_lsn: Some("0/1".into()), ..RecoveryPoints::default() },
+            replication: Some(Replication::default()),
         };
         let mut status = window_fields(&full);
         // As the API server merges it.

@@ -105,7 +105,7 @@ fn condition(limits: &KeyUsers, balances: &Balances) -> Result<String, Failure> 
                 format!("spec.backup.keyUsers.{field} {} is no decimal number; next: write it as 1000", Quoted(limit));
             return Err(Failure::new(Reason::Internal, message));
         }
-        Ok(format!("{} > {}::pg_catalog.numeric", ident(column), literal(limit)))
+        Ok(format!("{} OPERATOR(pg_catalog.>) {}::pg_catalog.numeric", ident(column), literal(limit)))
     };
     let balance = over(&balances.balance_column, "balanceOver", &limits.balance_over)?;
     let purchased = over(&balances.purchased_column, "purchasedOver", &limits.purchased_over)?;
@@ -146,8 +146,11 @@ mod tests {
     fn both_limits_are_compared_as_numbers() {
         let limits = KeyUsers { balance_over: "-1.5".to_owned(), purchased_over: "0".to_owned() };
         assert_eq!(
-            condition(&limits, &Balances::default()).unwrap(),
-            r#""balance" > E'-1.5'::pg_catalog.numeric OR "purchased_credits" > E'0'::pg_catalog.numeric"#
+            condition(&limits, &Balances::default()).unwrap().split(" OR ").collect::<Vec<_>>(),
+            [
+                r#""balance" OPERATOR(pg_catalog.>) E'-1.5'::pg_catalog.numeric"#,
+                r#""purchased_credits" OPERATOR(pg_catalog.>) E'0'::pg_catalog.numeric"#,
+            ]
         );
     }
 }

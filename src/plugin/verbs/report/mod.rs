@@ -14,7 +14,7 @@ use serde::Serialize;
 use self::checklist::{Section, checklist};
 use super::{completion, status::current_state, verify::verify};
 use crate::{
-    api::{CreditMigrationStatus, ExpectedWindow, ReportEvidence, Task, Time},
+    api::{CreditMigrationStatus, ExpectedWindow, RecoveryPoints, Replication, ReportEvidence, Task, Time},
     plugin::{
         PluginError,
         connection::ClusterConnection,
@@ -82,6 +82,8 @@ struct WindowLine {
     blocked_seconds: Option<f64>,
     verification: Option<String>,
     users_written_since: Option<u64>,
+    recovery: RecoveryPoints,
+    replication: Option<Replication>,
 }
 
 #[derive(Serialize, Debug)]
@@ -165,8 +167,24 @@ fn windows(record: &Record) -> Vec<WindowLine> {
                 .and_then(|(from, to)| (to - from).total(jiff::Unit::Second).ok()),
             verification: window.verification.clone(),
             users_written_since: window.users_written_since,
+            recovery: window.recovery.clone(),
+            replication: window.replication.clone(),
         })
         .collect()
+}
+
+/// `blocked 0/1, committed 0/2`, as far as they are known.
+fn recovery(points: &RecoveryPoints) -> String {
+    let RecoveryPoints { blocked_lsn, committed_lsn, unblocked_lsn, restore_point } = points;
+    let known = [
+        ("blocked", blocked_lsn),
+        ("committed", committed_lsn),
+        ("unblocked", unblocked_lsn),
+        ("restore point", restore_point),
+    ];
+    let known: Vec<String> =
+        known.into_iter().filter_map(|(what, value)| Some(format!("{what} {}", value.as_ref()?))).collect();
+    known.join(", ")
 }
 
 fn objects(status: &CreditMigrationStatus) -> Vec<Object> {
@@ -244,7 +262,7 @@ fn markdown(report: &MigrationReport) -> String {
     grid(
         &mut text,
         "Windows",
-        &["Run", "Direction", "State", "Blocked", "Unblocked", "Blocked for", "Verified by"],
+        &["Run", "Direction", "State", "Blocked", "Unblocked", "Blocked for", "Verified by", "Recovery points"],
         windows.iter().map(|window| {
             vec![
                 window.run.clone(),
@@ -254,6 +272,7 @@ fn markdown(report: &MigrationReport) -> String {
                 time(&window.unblocked_at),
                 window.blocked_seconds.map(seconds).unwrap_or_default(),
                 window.verification.clone().unwrap_or_default(),
+                recovery(&window.recovery),
             ]
         }),
     );

@@ -30,7 +30,9 @@ use crate::{
     runner::{
         Failure,
         database::{
-            connection::pin_settings, schema_objects::require_rehearsed_schema, server_error::statement_failure,
+            connection::{PIN_COMMIT_SQL, pin_settings},
+            schema_objects::require_rehearsed_schema,
+            server_error::statement_failure,
         },
     },
 };
@@ -358,7 +360,7 @@ fn transaction_settings(spec: &ControlSpec) -> String {
     format!(
         "SET LOCAL lock_timeout = {}; SET LOCAL statement_timeout = {}; SET LOCAL idle_in_transaction_session_timeout \
             = 0;
-         SET LOCAL client_min_messages = warning",
+         SET LOCAL client_min_messages = warning; {PIN_COMMIT_SQL}",
         millis(spec.lock_timeout),
         millis(spec.statement_timeout)
     )

@@ -29,6 +29,7 @@ mod functions;
 mod obstacles;
 mod owner;
 pub mod read_only_default;
+mod replication;
 mod schema;
 mod sessions;
 mod spec;
@@ -54,6 +55,7 @@ pub(crate) use cutover::{TransactionsTable, columns, transactions};
 pub use drain::{drain, terminate_comparison};
 pub use obstacles::ObstacleFinder;
 pub(crate) use owner::{check_schema, described_role};
+pub use replication::{replication, restore_point, wal_position};
 pub use sessions::LockHolders;
 pub use spec::{ControlSpec, Sql};
 pub use stored_down_sql::stored_down_sql;
@@ -75,8 +77,8 @@ pub(crate) const LOCK_WRITE_BLOCK: i32 = 2;
 /// Taken for one transaction that installs, migrates or cleans up.
 pub(crate) const LOCK_CHANGE: i32 = 3;
 
-/// SQL: session `a` is this program's, by its name, and of this login or of another one that may act as the owner of the
-/// control schema: the login may be another one since the last pod.
+/// SQL: session `a` is this program's, by its name, and of this login or of another one that may act as the owner of
+/// the control schema: the login may be another one since the last pod.
 pub(crate) const OWN_SESSION: &str = "(a.application_name LIKE 'credit-migration%' AND EXISTS
     (SELECT FROM pg_catalog.pg_roles own WHERE own.oid = a.usesysid AND (own.rolname = session_user OR NOT own.rolsuper
         AND pg_catalog.pg_has_role(own.oid, (SELECT nspowner FROM pg_catalog.pg_namespace

@@ -13,7 +13,7 @@ use std::{
 use jiff::Timestamp;
 use tokio_postgres::{Client, Row, error::SqlState};
 
-use super::{ControlSpec, Table, protected, triggers::deadlock_timeout, with_children};
+use super::{ControlSpec, OWN_SESSION, Table, protected, triggers::deadlock_timeout, with_children};
 use crate::{
     api::{Direction, Obstacle, ObstacleKind},
     runner::Failure,
@@ -23,7 +23,9 @@ use crate::{
 /// Everybody sees pid, role and name of a session and all locks, but the query and the start of a transaction only of
 /// own roles: so a vacuum against wraparound is known by the age of its table.
 /// A prepared transaction has no process; its number is that of its own lock.
-const HOLDERS: &str = "SELECT DISTINCT ON (l.virtualtransaction, l.pid)
+fn holders_query() -> String {
+    format!(
+        "SELECT DISTINCT ON (l.virtualtransaction, l.pid)
         l.virtualtransaction, l.pid, t.name, coalesce(a.usename, p.owner)::text, a.application_name,
         coalesce(a.xact_start, p.prepared), p.transaction::text, coalesce(r.rolsuper, false),
         a.usename = session_user,
@@ -46,8 +48,10 @@ const HOLDERS: &str = "SELECT DISTINCT ON (l.virtualtransaction, l.pid)
     WHERE l.locktype = 'relation' AND l.granted
       AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
       AND l.pid IS DISTINCT FROM pg_backend_pid()
-      AND NOT coalesce(a.usename = session_user AND a.application_name LIKE 'credit-migration%', false)
-    ORDER BY 1, 2, t.name";
+      AND NOT coalesce({OWN_SESSION}, false)
+    ORDER BY 1, 2, t.name"
+    )
+}
 
 /// Connections that this role may still open. Who is connected is visible to everybody.
 const FREE_CONNECTIONS: &str = "SELECT greatest(0, least(
@@ -131,7 +135,8 @@ impl Holder {
 }
 
 impl ObstacleFinder {
-    /// Looks once. The lock of the protected tables is tried, without waiting, and released at once.
+    /// Looks once. `sessions_open`: the window has all connections that it needs. The lock of the protected tables is
+    /// tried, without waiting, and released at once.
     ///
     /// # Errors
     /// Database errors.
@@ -140,6 +145,7 @@ impl ObstacleFinder {
         client: &Client,
         spec: &ControlSpec,
         direction: Direction,
+        sessions_open: bool,
     ) -> Result<Vec<Obstacle>, Failure> {
         let tables = with_children(client, &protected(client, spec).await?).await?;
         let refused = lock_is_refused(client, &tables).await?;
@@ -160,14 +166,13 @@ impl ObstacleFinder {
                 found.push(Obstacle { since: Some(since), ..Obstacle::new(ObstacleKind::LockRefused) });
             }
         }
-        if direction == Direction::Forward {
+        if direction == Direction::Forward && !sessions_open {
             let free: i64 = client.query_one(FREE_CONNECTIONS, &[]).await?.get(0);
-            let free = u32::try_from(free).unwrap_or_default();
-            if free < Obstacle::CONNECTIONS_NEEDED {
-                found.push(Obstacle { free_connections: Some(free), ..Obstacle::new(ObstacleKind::TooFewConnections) });
-            }
+            // One was refused, whatever is free by now.
+            let free = u32::try_from(free).unwrap_or_default().min(Obstacle::CONNECTIONS_NEEDED - 1);
+            found.push(Obstacle { free_connections: Some(free), ..Obstacle::new(ObstacleKind::TooFewConnections) });
         }
-        found.sort_by(|a, b| (a.kind, a.since, a.pid).cmp(&(b.kind, b.since, b.pid)));
+        found.sort_by_key(|obstacle| (obstacle.kind, obstacle.since, obstacle.pid));
         found.truncate(Obstacle::MAX_REPORTED);
         Ok(found)
     }
@@ -175,7 +180,7 @@ impl ObstacleFinder {
     async fn holders(&mut self, client: &Client, tables: &[Table]) -> Result<Vec<Holder>, Failure> {
         let (sql, names): (Vec<String>, Vec<String>) =
             tables.iter().map(|table| (table.sql(), table.to_string())).unzip();
-        let rows = client.query(HOLDERS, &[&sql, &names]).await?;
+        let rows = client.query(&holders_query(), &[&sql, &names]).await?;
         let mut holders: Vec<Holder> = rows.iter().map(Holder::read).collect();
         self.first_seen.retain(|transaction, _| holders.iter().any(|holder| holder.transaction == *transaction));
         for holder in &mut holders {

@@ -6,7 +6,7 @@
 
 use tokio_postgres::GenericClient;
 
-use super::{ControlSpec, SCHEMA};
+use super::{ControlSpec, SCHEMA, ident};
 use crate::{api::Reason, runner::Failure};
 
 /// SQL: the login of this session may act as the role `o`. Since 16 membership alone does not allow it.
@@ -76,11 +76,39 @@ pub(crate) async fn check_schema(client: &impl GenericClient, spec: &ControlSpec
             let (what, owner): (&str, &str) = (row.get(0), row.get(1));
             let more = if rows.len() > 1 { format!(" and {} more", rows.len() - 1) } else { String::new() };
             Err(foreign(&format!(
-                "{what} of role {owner}{more} in schema {SCHEMA} is not what the operator creates: tables and functions \
-                 of the schema's owner"
+                "{what} of role {owner}{more} in schema {SCHEMA} is not what the operator creates: tables and \
+                 functions of the schema's owner"
             )))
         }
     }
+}
+
+/// Revokes what default privileges have granted on the control schema to whomever they name: the baseline has users and
+/// balances.
+///
+/// # Errors
+/// Database errors.
+pub(super) async fn revoke_foreign_rights(client: &impl GenericClient) -> Result<(), Failure> {
+    let query = "WITH acl AS (
+            SELECT n.nspowner AS owner, pg_catalog.aclexplode(n.nspacl) AS item FROM pg_catalog.pg_namespace n
+            WHERE n.nspname = 'credit_migration'
+            UNION ALL SELECT c.relowner, pg_catalog.aclexplode(c.relacl) FROM pg_catalog.pg_class c
+            JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = 'credit_migration'
+            UNION ALL SELECT p.proowner, pg_catalog.aclexplode(p.proacl) FROM pg_catalog.pg_proc p
+            JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname = 'credit_migration')
+        SELECT DISTINCT r.rolname::text FROM acl LEFT JOIN pg_catalog.pg_roles r ON r.oid = (acl.item).grantee
+        WHERE (acl.item).grantee <> acl.owner";
+    for row in client.query(query, &[]).await? {
+        let role = row.get::<_, Option<&str>>(0).map_or("PUBLIC".to_owned(), ident);
+        let revoke = format!(
+            "REVOKE ALL ON SCHEMA {SCHEMA} FROM {role} CASCADE;
+             REVOKE ALL ON ALL TABLES IN SCHEMA {SCHEMA} FROM {role} CASCADE;
+             REVOKE ALL ON ALL SEQUENCES IN SCHEMA {SCHEMA} FROM {role} CASCADE;
+             REVOKE ALL ON ALL FUNCTIONS IN SCHEMA {SCHEMA} FROM {role} CASCADE"
+        );
+        client.batch_execute(&revoke).await?;
+    }
+    Ok(())
 }
 
 fn foreign(found: &str) -> Failure {

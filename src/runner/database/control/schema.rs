@@ -1,14 +1,14 @@
 //! Schema, tables and functions, and the claim of the database for one migration.
 
-use tokio_postgres::{Client, GenericClient, error::SqlState};
+use tokio_postgres::{Client, GenericClient};
 
 use super::{
-    BalancesTable, ControlSpec, LOCK_CHANGE, LOCK_CLASS, SCHEMA, exists,
+    BalancesTable, ControlSpec, LOCK_CHANGE, LOCK_CLASS, exists,
     functions::{block_writes_function, create_track_changes_function},
     ident,
-    owner::{check_schema, control_role},
+    owner::{check_schema, control_role, revoke_foreign_rights},
 };
-use crate::{api::Reason, runner::Failure};
+use crate::{api::Reason, runner::Failure, shared::quoted::Quoted};
 
 const TABLES: &str = "
 CREATE SCHEMA IF NOT EXISTS credit_migration;
@@ -106,25 +106,14 @@ pub(super) async fn create_schema(
         return Err(Failure::new(Reason::BalancesUnexplained, message));
     }
     tx.batch_execute(TABLES).await?;
-    for role in &spec.application_roles {
-        // Default privileges of the owner may have granted it something.
-        let role = ident(role);
-        tx.batch_execute(&format!(
-            "REVOKE ALL ON SCHEMA {SCHEMA} FROM {role}; REVOKE ALL ON ALL TABLES IN SCHEMA \
-            {SCHEMA} FROM {role}; REVOKE ALL ON ALL SEQUENCES IN SCHEMA {SCHEMA} FROM {role}"
-        ))
-        .await
-        .map_err(|e| match Failure::from(&e) {
-            failure if e.code() == Some(&SqlState::UNDEFINED_OBJECT) => Failure::new(
-                Reason::RoleMissing,
-                format!(
-                    "{}; next: correct \
-                        spec.database.applicationRoles",
-                    failure.message
-                ),
-            ),
-            failure => failure,
-        })?;
+    let missing = "SELECT name FROM unnest($1::text[]) AS name
+        WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_roles r WHERE r.rolname::text = name)";
+    if let Some(row) = tx.query(missing, &[&spec.application_roles]).await?.first() {
+        let message = format!(
+            "role {} does not exist; next: correct spec.database.applicationRoles",
+            Quoted(row.get::<_, &str>(0))
+        );
+        return Err(Failure::new(Reason::RoleMissing, message));
     }
     tx.execute(
         "INSERT INTO credit_migration.claim (migration_uid, migration_name) VALUES ($1, $2) ON CONFLICT DO NOTHING",
@@ -149,6 +138,7 @@ pub(super) async fn create_schema(
     }
     tx.batch_execute(&block_writes_function()).await?;
     create_track_changes_function(&tx, balances).await?;
+    revoke_foreign_rights(&tx).await?;
     tx.commit().await.map_err(Failure::from)
 }
 

@@ -9,10 +9,7 @@ use std::{
 
 use tokio_postgres::{Client, Row};
 
-use crate::{
-    runner::{Failure, database::connection::Target},
-    shared::quoted::Quoted,
-};
+use crate::{runner::Failure, shared::quoted::Quoted};
 
 /// How often the holders of a lock are looked up while a statement waits for it.
 const LOOKUP_INTERVAL: Duration = Duration::from_millis(100);
@@ -55,19 +52,10 @@ impl fmt::Display for Session {
 pub struct LockHolders(Mutex<Vec<String>>);
 
 impl LockHolders {
-    /// Looks up who blocks the session of this pid, on a session of its own, for as long as it is polled. The first
-    /// look-up is after `delay`, so that a statement that does not wait needs no further connection.
-    pub async fn watch(&self, target: &Target, pid: i32, delay: Duration) {
-        tokio::time::sleep(delay).await;
-        let client = loop {
-            match target.connect("locks").await {
-                Ok(client) => break client,
-                Err(failure) => tracing::warn!(error = %failure, "the holders of locks are not looked up yet"),
-            }
-            tokio::time::sleep(LOOKUP_INTERVAL).await;
-        };
+    /// Looks up who blocks the session of this pid, on another session, for as long as it is polled.
+    pub async fn watch(&self, client: &Client, pid: i32) {
         loop {
-            match blockers(&client, pid).await {
+            match blockers(client, pid).await {
                 Ok(found) if found.is_empty() => {}
                 Ok(found) => *self.0.lock().unwrap_or_else(PoisonError::into_inner) = found,
                 // The SQL goes on without the names.

@@ -195,8 +195,8 @@ async fn application_role(target: &Target, client: &Client, application: &str) -
     // Since 16 membership alone does not allow SET ROLE.
     let right = if major >= 16 { "SET" } else { "MEMBER" };
     // Without inheritance the start of its sessions is hidden, and those that must be ended could not be distinguished.
-    let query =
-        "SELECT pg_has_role(session_user, oid, $2), rolsuper, pg_has_role(oid, 'USAGE') OR pg_has_role('pg_read_all_stats', 'USAGE')
+    let query = "SELECT pg_has_role(session_user, oid, $2), rolsuper,
+                        pg_has_role(oid, 'USAGE') OR pg_has_role('pg_read_all_stats', 'USAGE')
                  FROM pg_roles WHERE rolname::text = $1";
     let found = client.query_opt(query, &[&application, &right]).await?;
     let (me, them) = (ident(target.user()), ident(application));

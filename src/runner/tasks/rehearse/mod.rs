@@ -245,7 +245,7 @@ async fn same_as_baseline(admin: &Client, copy: &Client, control_spec: &ControlS
         "SELECT count(*), coalesce(sum(balance), 0)::text FROM credit_migration.baseline WHERE migration_uid = $1";
     let recorded = admin.query_one(query, &[&control_spec.uid]).await?;
     let query = format!(
-        "SELECT count(*), coalesce(sum({}), 0)::numeric::text FROM {}",
+        "SELECT count(*), coalesce(pg_catalog.sum({}), 0)::numeric::text FROM {}",
         control::ident(&control_spec.balances.balance_column),
         quoted(&control_spec.balances.table)
     );

@@ -6,7 +6,8 @@ use tokio_postgres::Client;
 
 use super::{
     Channel, WindowOutcome,
-    session::{POLL_INTERVAL, WindowTask, ping},
+    kept::{KeptSession, ping},
+    session::{POLL_INTERVAL, WindowTask},
 };
 use crate::{
     api::{
@@ -34,7 +35,8 @@ impl<C: Channel> WindowTask<'_, C> {
         let holders = LockHolders::default();
         let pid: i32 = client.query_one("SELECT pg_catalog.pg_backend_pid()", &[]).await.map_err(Failure::from)?.get(0);
         let delay = self.control_spec().lock_timeout / 4;
-        let mut watching = pin!(holders.watch(self.target, pid, delay));
+        let locks = self.kept.locks.clone();
+        let mut watching = pin!(watch_holders(&holders, &locks, pid, delay));
         let mut watched = false;
         let mut attempts = 0;
         loop {
@@ -93,6 +95,20 @@ impl<C: Channel> WindowTask<'_, C> {
         self.progress.state = self.progress.state.max(WindowState::Migrated);
         self.progress.migrate_seconds = Some(seconds);
         self.progress.reconciled_users = Some(users);
+        self.record_committed(client).await?;
         self.await_cutover(client).await
     }
+}
+
+/// Looks up who keeps the session of this pid waiting, once a statement may have waited for `delay`.
+async fn watch_holders(holders: &LockHolders, session: &KeptSession, pid: i32, delay: Duration) {
+    tokio::time::sleep(delay).await;
+    let client = loop {
+        match session.take().await {
+            Ok(client) => break client,
+            Err(failure) => tracing::warn!(error = %failure, "the holders of locks are not looked up yet"),
+        }
+        tokio::time::sleep(jitter(POLL_INTERVAL)).await;
+    };
+    holders.watch(&client, pid).await;
 }

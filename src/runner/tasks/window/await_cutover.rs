@@ -100,6 +100,10 @@ impl<C: Channel> WindowTask<'_, C> {
             self.wait().await;
             return Ok(());
         }
+        if !self.standbys_have_replayed(client).await? {
+            self.wait().await;
+            return Ok(());
+        }
         let acknowledging = window_record::acknowledge_switch(client, self.control_spec(), self.plan.direction);
         match self.bounded(client, acknowledging).await.unless_lost()? {
             Ok(()) => {

@@ -88,11 +88,12 @@ impl<C: Channel> WindowTask<'_, C> {
             Ok((ended, verification)) => {
                 self.progress.terminated_sessions += ended;
                 self.progress.verification = Some(verification);
-                // What kept it from being verified is over.
+                // What kept it from being verified has ended.
                 self.report(None);
             }
             Err((ending, failure)) => return self.end(&mut client, ending, failure).await,
         }
+        self.record_blocked(&client).await?;
         self.enter(WindowState::Blocked);
         if self.plan.direction == Direction::Forward {
             self.save_and_report(&client).await?;
@@ -148,7 +149,7 @@ impl<C: Channel> WindowTask<'_, C> {
     async fn verify_blocked(&self) -> Result<String, Failure> {
         let client = self.kept.verification.take().await?;
         let verified = control::verify_writes_blocked(&client, self.control_spec()).await;
-        self.kept.verification.put_back(client);
+        self.kept.verification.keep(client);
         verified
     }
 }

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     api::{
-        Reason, SchemaInPlace, WindowState,
+        Direction, Reason, SchemaInPlace, WindowState,
         window_rules::{EndCause, Ending, Move, WindowActivity},
     },
     runner::{
@@ -72,6 +72,9 @@ impl<C: Channel> WindowTask<'_, C> {
         client: &mut Client,
         cause: Option<Failure>,
     ) -> Result<WindowOutcome, Failure> {
+        if self.plan.direction == Direction::Rollback {
+            self.record_committed(client).await?;
+        }
         match control::compare_within(client, self.control_spec()).await.unless_lost()? {
             Ok(comparison) => self.progress.comparison = Some(comparison),
             // The transaction compared them, too: only the figures are missing.
@@ -190,6 +193,7 @@ impl<C: Channel> WindowTask<'_, C> {
         failure: Option<Failure>,
         until: Option<Timestamp>,
     ) -> Result<WindowOutcome, Failure> {
+        self.record_unblocked(client).await?;
         self.enter(schema.final_state());
         let end = RecordedEnd { schema, failure };
         let token = client.cancel_token();

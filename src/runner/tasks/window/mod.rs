@@ -35,6 +35,7 @@ mod finish;
 mod kept;
 mod orders;
 mod plan;
+mod recovery;
 mod session;
 mod sql;
 mod standby;

@@ -222,7 +222,7 @@ impl<'a, C: Channel> WindowTask<'a, C> {
         self.session.set(client.cancel_token());
         self.acquire_worker_lock(&client).await?;
         if let Err(failure) = control::check_schema(&client, self.control_spec()).await.unless_lost()? {
-            // A window that an earlier pod has begun must not be left.
+            // A window that an earlier pod has started must not be left.
             if self.plan.order.command == WindowCommand::Standby {
                 return Err(failure);
             }
@@ -299,8 +299,4 @@ impl<'a, C: Channel> WindowTask<'a, C> {
             (Direction::Forward, None, false) | (Direction::Rollback, Some(_), false) => Resume::Standby,
         }
     }
-}
-
-pub(super) async fn ping(client: &Client) -> Result<(), Failure> {
-    client.batch_execute("SELECT 1").await.map_err(Failure::from)
 }

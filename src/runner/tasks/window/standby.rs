@@ -6,17 +6,17 @@ use tokio_postgres::Client;
 
 use super::{
     Channel, WindowOutcome,
-    session::{POLL_INTERVAL, WindowTask, ping},
+    session::{POLL_INTERVAL, WindowTask},
 };
 use crate::{
     api::{
         Direction, ObstacleKind, Reason, WindowState,
-        window_rules::{Ending, Move, WindowActivity},
+        window_rules::{Move, WindowActivity},
     },
     runner::{
         Failure, UnlessLost,
         database::{
-            control::{self, ObstacleFinder, jitter},
+            control::{self, ObstacleFinder},
             schema_objects::require_rehearsed_schema_now,
         },
     },
@@ -26,8 +26,6 @@ use crate::{
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the baseline is brought up to date on standby.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(10);
-/// Pause between two attempts to open a session.
-const RECONNECT_INTERVAL: Duration = Duration::from_millis(200);
 
 impl<C: Channel> WindowTask<'_, C> {
     /// Prepares everything, and waits for `BlockWrites`.
@@ -47,9 +45,6 @@ impl<C: Channel> WindowTask<'_, C> {
             // What has changed is found while writes are open; the transaction of the SQL compares once more.
             require_rehearsed_schema_now(&mut client, spec).await?;
         }
-        if let Some(ending) = self.open_kept(&client).await? {
-            return self.end(&mut client, ending, None).await;
-        }
         let mut finder = ObstacleFinder::default();
         self.look_for_obstacles(&client, &mut finder).await?;
         self.enter(WindowState::Ready);
@@ -62,12 +57,10 @@ impl<C: Channel> WindowTask<'_, C> {
                     let Some(deadline) = self.orders().deadline else {
                         return Err(Failure::new(Reason::Internal, "the order to block writes has no deadline"));
                     };
-                    // One may have been lost since, and an end may have been ordered since.
-                    if let Some(ending) = self.open_kept(&client).await? {
-                        return self.end(&mut client, ending, None).await;
-                    }
                     // Once more: with writes blocked it would be too late.
-                    self.look_for_obstacles(&client, &mut finder).await?;
+                    if self.look_for_obstacles(&client, &mut finder).await? {
+                        self.report(None);
+                    }
                     if self.progress.obstacles.is_empty() {
                         client.batch_execute("RESET lock_timeout; RESET statement_timeout").await?;
                         return self.block_writes(client, deadline).await;
@@ -84,10 +77,6 @@ impl<C: Channel> WindowTask<'_, C> {
                 if self.look_for_obstacles(&client, &mut finder).await? {
                     self.report(None);
                 }
-                match self.kept.open().await.unless_lost() {
-                    Ok(opened) => opened?,
-                    Err(lost) => tracing::warn!(error = %lost, "a session of the window is not open, will be retried"),
-                }
                 looked = Instant::now();
             }
             if refreshed.elapsed() > REFRESH_INTERVAL && self.plan.direction == Direction::Forward {
@@ -97,28 +86,17 @@ impl<C: Channel> WindowTask<'_, C> {
         }
     }
 
-    /// Opens the sessions that the window needs beside its own, until all are open. Nothing is blocked before. Returns
-    /// how the window ends, if it does meanwhile.
-    async fn open_kept(&mut self, client: &Client) -> Result<Option<Ending>, Failure> {
-        loop {
-            match self.kept.open().await.unless_lost() {
-                Ok(opened) => return opened.map(|()| None),
-                Err(lost) => {
-                    tracing::warn!(error = %lost, "a session of the window is not open, will be retried");
-                    self.report(Some(lost));
-                }
-            }
-            if let Move::End(ending) = self.next_move(WindowActivity::Standby) {
-                return Ok(Some(ending));
-            }
-            ping(client).await?;
-            tokio::time::sleep(jitter(RECONNECT_INTERVAL)).await;
-        }
-    }
-
-    /// Looks for what would keep writes from being blocked. Returns whether that has changed.
+    /// Looks for what would keep writes from being blocked, after it has opened the sessions that the window needs
+    /// in addition to its own. Returns whether that has changed.
     async fn look_for_obstacles(&mut self, client: &Client, finder: &mut ObstacleFinder) -> Result<bool, Failure> {
-        let looking = finder.find(client, self.control_spec(), self.plan.direction);
+        let sessions_open = match self.kept.open().await.unless_lost() {
+            Ok(all) => all.map(|()| true)?,
+            Err(lost) => {
+                tracing::warn!(error = %lost, "a session of the window is not open, will be retried");
+                false
+            }
+        };
+        let looking = finder.find(client, self.control_spec(), self.plan.direction, sessions_open);
         match self.bounded(client, looking).await.unless_lost()? {
             Ok(found) if found != self.progress.obstacles => {
                 tracing::info!(obstacles = found.len(), "what keeps writes from being blocked has changed");
