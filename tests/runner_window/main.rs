@@ -8,6 +8,7 @@ mod hang;
 mod harness;
 mod migration;
 mod rollback;
+mod safeguards;
 mod sessions;
 mod sigterm;
 mod standby;
