@@ -14,6 +14,7 @@ mod decision;
 mod digest;
 mod direction;
 mod evidence;
+mod expected_window;
 #[cfg(test)]
 pub(crate) mod fixtures;
 mod migration;
@@ -38,6 +39,7 @@ pub use decision::*;
 pub use digest::*;
 pub use direction::*;
 pub use evidence::*;
+pub use expected_window::*;
 pub use migration::*;
 pub use names::*;
 pub use notice::*;

@@ -51,6 +51,8 @@ ready_reasons! {
     WorkloadNotSettled,
     /// Pods that are not a workload's own match its selector.
     ForeignPods,
+    /// A quota has no room for the pods of a rollout.
+    QuotaExceeded,
     /// An admission policy is missing or weak.
     DecisionPolicyMissing,
     /// The rehearsal predicts a longer window than the spec allows.
@@ -95,6 +97,8 @@ ready_reasons! {
     WindowOverdue,
     /// Flag and rollout are as wanted, and the version probe answers another version.
     RestartedAgain,
+    /// Pods that a switch started do not become ready.
+    RolloutFailed,
     /// The flag was changed after the window.
     FlagDrifted,
     /// The down SQL is not what was approved.

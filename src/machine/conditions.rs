@@ -62,10 +62,10 @@ pub(super) fn derive(transition: &mut Transition<'_>) {
             true,
             "RolledBackEqual",
             format!(
-                "{} tables equal after the rollback; {}; expected window {:.1} s (limit {})",
+                "{} tables equal after the rollback; {}; expected window {} s (limit {})",
                 r.tables_equal,
                 r.checks_summary(),
-                r.expected_window_seconds,
+                transition.expected_window().seconds,
                 transition.spec.window.max_duration
             ),
         ),

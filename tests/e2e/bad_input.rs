@@ -231,7 +231,7 @@ async fn rehearsed(name: &str, cases: Vec<Rehearsed>) {
                 json!({
                     "midway.sql": UP.replace("CREATE TABLE credit_plans", "SELECT 1 / 0;\nCREATE TABLE credit_plans"),
                     "nothing.sql": "SELECT 1;",
-                    "slow.sql": format!("{UP}\nSELECT pg_sleep(4);"),
+                    "slow.sql": format!("{UP}\nSELECT pg_sleep(16);"),
                     "greedy.sql": format!("{UP}\nUPDATE user_credits SET balance = balance + 1 WHERE user_id = 5;"),
                     "down-fails.sql": DOWN.replace("credit_purchases_v1_archive", "no_such_table"),
                     "down-loses.sql": format!("{DOWN}\nDELETE FROM credit_purchases WHERE id = 1;"),
@@ -278,6 +278,7 @@ async fn what_the_rehearsal_finds_in_the_up_sql() {
             (slow, "WindowTooShort", &["spec.window.maxDuration is 15.0 s"]),
             (up("midway.sql"), "SqlFailed", &["division by zero", "ConfigMap rehearsed"]),
             (up("nothing.sql"), "TablesNotGone", &["credit_packages"]),
+            (json!({"migration": {"verifyUp": "SELECT count(*) = 0 FROM users"}}), "VerifyUpFailed", &["verifyUp"]),
             (up("greedy.sql"), "BalancesUnexplained", &["1 users"]),
         ],
     )

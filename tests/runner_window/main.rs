@@ -4,8 +4,11 @@
 #![allow(clippy::unwrap_used)]
 
 mod change_tracking;
+mod connections;
 mod hang;
 mod harness;
+mod locks;
+mod logins;
 mod migration;
 mod rollback;
 mod safeguards;

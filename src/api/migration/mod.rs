@@ -263,6 +263,11 @@ pub struct Migration {
     pub up: SqlSource,
     /// The down SQL, for the rollback. The same rules apply.
     pub down: SqlSource,
+    /// Query that verifies the change, by the same rules as `verifyDown`. It runs in the transaction of the up SQL: if
+    /// it fails, nothing is changed. For example `SELECT count(*) = 3 AS plans FROM credit_plans`.
+    // Not serialized while it is absent: the digests of existing plans stay valid.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verify_up: Option<String>,
     /// Query that verifies the rollback: it must return at least one row, at least one boolean column, and only `true`
     /// in every boolean column. For example `SELECT * FROM verify_rollback()`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -448,11 +453,18 @@ pub struct Rehearsal {
     /// Scratch database on the same server. The operator creates, uses and drops it; it must not exist before.
     #[schemars(length(min = 1, max = 63))]
     pub database: String,
+    /// SQL that writes as the new version does: new users, purchases, deductions. The rehearsal runs it between the up
+    /// and the down SQL, as the first of `database.applicationRoles`, so that a down SQL that fails on new rows is
+    /// found before anybody approves. It is run on the copy alone.
+    // Not serialized while it is absent: the digests of existing plans stay valid.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 16384))]
+    pub writes: Option<String>,
 }
 
 impl Default for Rehearsal {
     fn default() -> Self {
-        Self { database: "test_credit_migration".into() }
+        Self { database: "test_credit_migration".into(), writes: None }
     }
 }
 
@@ -483,11 +495,18 @@ pub struct Window {
             .message("maxDuration must be between 15s and 1h, for example 5m")
     )]
     pub max_duration: Duration,
+    /// How often the window is started on the same approvals, within the same allowed hours, when another session's lock
+    /// or a lack of the server's resources ended it without effect: after 1, 5, then 10 minutes. People must be present
+    /// at each start.
+    // Not serialized while it is the default: the digests of existing plans stay valid.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    #[schemars(range(min = 1, max = 10))]
+    pub attempts: u32,
 }
 
 impl Default for Window {
     fn default() -> Self {
-        Self { max_duration: secs::<300>() }
+        Self { max_duration: secs::<300>(), attempts: one() }
     }
 }
 
@@ -554,6 +573,12 @@ pub struct Rollback {
 /// `N` seconds; a function for serde's defaults.
 fn secs<const N: u64>() -> Duration {
     std::time::Duration::from_secs(N).into()
+}
+fn one() -> u32 {
+    1
+}
+fn is_one(n: &u32) -> bool {
+    *n == 1
 }
 fn v1() -> String {
     "v1".into()

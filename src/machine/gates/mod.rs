@@ -7,8 +7,10 @@
 mod database;
 mod flag;
 mod policy;
+mod quota;
 mod schedule;
 mod sql;
+mod window;
 mod workloads;
 
 use super::{
@@ -41,6 +43,10 @@ const GATES: &[Question] = &[
     schedule::check,
     // What is restarted exists, reads the flag, and can be restarted.
     workloads::check,
+    // The pods of the rollout can be created.
+    quota::check,
+    // The window is long enough for it.
+    window::check,
     // Approvals are by those who are named.
     policy::check,
 ];
@@ -53,6 +59,8 @@ const ROLLBACK_GATES: &[Question] = &[
     workloads::check_for_rollback,
     // There is something to run.
     sql::check_for_rollback,
+    // The pods of the rollout can be created.
+    quota::check,
 ];
 
 impl Transition<'_> {

@@ -3,6 +3,7 @@
 //! Called by `cargo test` alone. Imports `shared`, `api` and `machine`.
 
 mod approval;
+mod attempts;
 mod checking;
 mod ended;
 mod executing;

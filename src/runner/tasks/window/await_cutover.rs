@@ -33,13 +33,13 @@ impl<C: Channel> WindowTask<'_, C> {
             self.retake_exclusive_lock(client).await?;
         }
         self.unexplained_reported = false;
-        let (target, spec, channel) = (self.target, self.control_spec(), self.channel);
-        let mut comparing = pin!(comparison(target, spec));
+        let (session, spec, channel) = (self.kept.comparison.clone(), self.control_spec(), self.channel);
+        let mut comparing = pin!(comparison(&session, spec));
         let mut probing = pin!(probe(channel));
         let (mut pinged, mut compared) = (Instant::now(), self.progress.comparison.is_some());
         loop {
             if compared && self.progress.comparison.is_none() {
-                comparing.set(comparison(target, spec));
+                comparing.set(comparison(&session, spec));
             }
             compared = self.progress.comparison.is_some();
             match self.next_move(WindowActivity::AwaitingCutover) {
@@ -111,14 +111,16 @@ impl<C: Channel> WindowTask<'_, C> {
     /// `false` is reported; order and deadline are not held up.
     async fn verified_again(&mut self) -> bool {
         let asked = self.next_move(WindowActivity::AwaitingCutover);
-        let mut verifying = pin!(control::verify_writes_blocked(self.target, self.control_spec()));
-        let verified = loop {
-            tokio::select! {
-                verified = &mut verifying => break verified,
-                () = tokio::time::sleep(POLL_INTERVAL) => {}
-            }
-            if self.next_move(WindowActivity::AwaitingCutover) != asked {
-                return false;
+        let verified = {
+            let mut verifying = pin!(self.verify_blocked());
+            loop {
+                tokio::select! {
+                    verified = &mut verifying => break verified,
+                    () = tokio::time::sleep(POLL_INTERVAL) => {}
+                }
+                if self.next_move(WindowActivity::AwaitingCutover) != asked {
+                    return false;
+                }
             }
         };
         match verified {

@@ -6,16 +6,19 @@ use tokio_postgres::Client;
 
 use super::{
     Channel, WindowOutcome,
-    session::{POLL_INTERVAL, WindowTask},
+    session::{POLL_INTERVAL, WindowTask, ping},
 };
 use crate::{
     api::{
         Direction, ObstacleKind, Reason, WindowState,
-        window_rules::{Move, WindowActivity},
+        window_rules::{Ending, Move, WindowActivity},
     },
     runner::{
         Failure, UnlessLost,
-        database::control::{self, ObstacleFinder},
+        database::{
+            control::{self, ObstacleFinder, jitter},
+            schema_objects::require_rehearsed_schema_now,
+        },
     },
 };
 
@@ -23,6 +26,8 @@ use crate::{
 const SEARCH_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the baseline is brought up to date on standby.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(10);
+/// Pause between two attempts to open a session.
+const RECONNECT_INTERVAL: Duration = Duration::from_millis(200);
 
 impl<C: Channel> WindowTask<'_, C> {
     /// Prepares everything, and waits for `BlockWrites`.
@@ -39,6 +44,11 @@ impl<C: Channel> WindowTask<'_, C> {
                 ));
             }
             control::refresh_baseline(&mut client, spec).await?;
+            // What has changed is found while writes are open; the transaction of the SQL compares once more.
+            require_rehearsed_schema_now(&mut client, spec).await?;
+        }
+        if let Some(ending) = self.open_kept(&client).await? {
+            return self.end(&mut client, ending, None).await;
         }
         let mut finder = ObstacleFinder::default();
         self.find_obstacles(&client, &mut finder).await?;
@@ -52,6 +62,10 @@ impl<C: Channel> WindowTask<'_, C> {
                     let Some(deadline) = self.orders().deadline else {
                         return Err(Failure::new(Reason::Internal, "the order to block writes has no deadline"));
                     };
+                    // One may have been lost since, and an end may have been ordered since.
+                    if let Some(ending) = self.open_kept(&client).await? {
+                        return self.end(&mut client, ending, None).await;
+                    }
                     // Once more: with writes blocked it would be too late.
                     self.find_obstacles(&client, &mut finder).await?;
                     if self.progress.obstacles.is_empty() {
@@ -70,12 +84,35 @@ impl<C: Channel> WindowTask<'_, C> {
                 if self.find_obstacles(&client, &mut finder).await? {
                     self.report(None);
                 }
+                match self.kept.open().await.unless_lost() {
+                    Ok(opened) => opened?,
+                    Err(lost) => tracing::warn!(error = %lost, "a session of the window is not open, will be retried"),
+                }
                 searched = Instant::now();
             }
             if refreshed.elapsed() > REFRESH_INTERVAL && self.plan.direction == Direction::Forward {
                 control::refresh_baseline(&mut client, spec).await?;
                 refreshed = Instant::now();
             }
+        }
+    }
+
+    /// Opens the sessions that the window needs beside its own, until all are open. Nothing is blocked before. Returns
+    /// how the window ends, if it does meanwhile.
+    async fn open_kept(&mut self, client: &Client) -> Result<Option<Ending>, Failure> {
+        loop {
+            match self.kept.open().await.unless_lost() {
+                Ok(opened) => return opened.map(|()| None),
+                Err(lost) => {
+                    tracing::warn!(error = %lost, "a session of the window is not open, will be retried");
+                    self.report(Some(lost));
+                }
+            }
+            if let Move::End(ending) = self.next_move(WindowActivity::Standby) {
+                return Ok(Some(ending));
+            }
+            ping(client).await?;
+            tokio::time::sleep(jitter(RECONNECT_INTERVAL)).await;
         }
     }
 
