@@ -105,6 +105,20 @@ ready_reasons! {
     DownSqlChanged,
     /// A run's pod does not start.
     PodNotStarted,
+    /// Writes of the application are refused although no window is open.
+    WritesRefused,
+    /// The change-tracking trigger fails, and with it each write of the balances.
+    ChangeTrackingFails,
+    /// A change-tracking trigger is missing or disabled.
+    ChangeTrackingMissing,
+    /// A write-block trigger is missing or disabled.
+    WriteBlockMissing,
+    /// Neither ConfigMap nor database has the down SQL that is approved.
+    DownSqlNotStored,
+    /// The database could not be reached when it was last measured.
+    DatabaseUnreachable,
+    /// What a rollback needs in the database is not measured.
+    SafeguardsNotMeasured,
     /// Triggers are not measured: no rollback starts by itself.
     TriggersNotMeasured,
     /// A check was breached.

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     BackupEvidence, BaselineEvidence, CheckResult, CodeBackupEvidence, Comparison, CreditMigrationSpec, Delivery,
     Finding, KeyUsersEvidence, Notice, Obstacle, Reason, RecoveryPoints, RehearsalEvidence, Replication,
-    ReportEvidence, SchemaInPlace, Task, Time, VerificationEvidence, WindowState, named::named,
+    ReportEvidence, SafeguardReport, SchemaInPlace, Task, Time, VerificationEvidence, WindowState, named::named,
 };
 
 /// One task of a migration, carried out by one Job.
@@ -182,6 +182,9 @@ pub struct MigrationRunStatus {
     /// Users whose balance was written on the new version since the cutover (Validate, Monitor, DayCheck, WeekReview).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub users_written: Option<u64>,
+    /// Whether the database has what a rollback needs (Validate, Monitor, DayCheck, WeekReview).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub safeguards: Option<SafeguardReport>,
     /// Report of DayCheck and WeekReview.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub report: Option<ReportEvidence>,

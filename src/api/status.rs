@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     BackupEvidence, BaselineEvidence, CheckResult, CodeBackupEvidence, Comparison, ExpectedWindow, KeyUsersEvidence,
-    NoticeStatus, Phase, RecoveryPoints, RehearsalEvidence, Replication, ReportEvidence, Step, Task, Time,
-    VerificationEvidence, named::named,
+    NoticeStatus, Phase, RecoveryPoints, RehearsalEvidence, Replication, ReportEvidence, SafeguardReport, Step, Task,
+    Time, VerificationEvidence, named::named,
 };
 
 /// State of a migration.
@@ -74,6 +74,9 @@ pub struct CreditMigrationStatus {
     /// Users whose balance was written on the new version since the cutover, as last counted. A rollback affects them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub users_written: Option<u64>,
+    /// Whether the database has what a rollback needs, as last measured after the window.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub safeguards: Option<SafeguardReport>,
     /// The report after a day.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub day_report: Option<ReportEvidence>,

@@ -6,6 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use super::{
     StatusReason, Transition,
     faults::{Fault, fault},
+    safeguards::RollbackReadiness,
     steps,
     transition::READY,
 };
@@ -48,14 +49,7 @@ pub(super) fn derive(transition: &mut Transition<'_>) {
     }
     set(transition, DOWN_CHANGED, drift.is_some().then_some(true), "NotApproved", &drift.unwrap_or_default());
 
-    let rollback = rollback_ready(transition);
-    if let Some((false, reason, message)) = &rollback
-        && transition.status.conditions.iter().any(|c| c.type_ == ROLLBACK_READY && c.status == "True")
-    {
-        transition.event(true, *reason, message.clone());
-    }
-    let (possible, why, text) = rollback.map_or((None, "", String::new()), |(is, why, text)| (Some(is), why, text));
-    set(transition, ROLLBACK_READY, possible, why, &text);
+    derive_rollback_ready(transition);
 
     let backup = match (&transition.status.backup, &transition.status.verification) {
         (Some(b), Some(_)) => (true, "ReadThroughToEnd", format!("{} {} bytes, {}", b.object, b.bytes, b.sha256)),
@@ -105,25 +99,26 @@ pub(super) fn derive(transition: &mut Transition<'_>) {
     set(transition, "WritesBlocked", Some(writes == Writes::Blocked), reason, &message);
 }
 
-/// Whether a rollback could switch the application back, with reason and message, while one may follow or waits.
-fn rollback_ready(transition: &Transition<'_>) -> Option<(bool, &'static str, String)> {
-    let failed = match transition.phase() {
-        Phase::Validating | Phase::Monitoring | Phase::Observing => false,
-        Phase::RollingBack if transition.awaits_rollback_window() => false,
-        Phase::RollbackFailed if !transition.may_be_blocked() => true,
-        _ => return None,
+/// Whether a rollback could be carried out. What is missing is a problem, too; one that waits is reported by its phase.
+fn derive_rollback_ready(transition: &mut Transition<'_>) {
+    let (status, reason, message) = match transition.rollback_readiness() {
+        Some(RollbackReadiness::Ready(message)) => (Some("True"), "Switchable", message.to_string()),
+        Some(RollbackReadiness::Missing(violation)) => {
+            let (reason, text) = (violation.reason, violation.message.to_string());
+            let known = transition.status.safeguards.iter().flat_map(|report| &report.missing);
+            // Those are reported with their tables.
+            let reported = known.map(|found| found.kind.ready_reason()).any(|known| known == reason);
+            if !reported && !matches!(transition.phase(), Phase::RollingBack | Phase::RollbackFailed) {
+                transition.report_problem(reason, None, text.clone(), SignedDuration::ZERO);
+            }
+            (Some("False"), reason.as_str(), text)
+        }
+        Some(RollbackReadiness::Unknown(violation)) => {
+            (Some("Unknown"), violation.reason.as_str(), violation.message.to_string())
+        }
+        None => (None, "", String::new()),
     };
-    let from = &transition.spec.application.flag.from;
-    let violation = transition.rollback_violation().or_else(|| transition.violation_before_rollback_window());
-    Some(match violation {
-        Some(violation) => (false, violation.reason.as_str(), violation.message.to_string()),
-        None if failed => (
-            false,
-            ReadyReason::RollbackNotStarted.as_str(),
-            format!("the last one did not start; next: {}", transition.observed.rollback_command()),
-        ),
-        None => (true, "Switchable", format!("flag and workloads can be switched back to {from}")),
-    })
+    set_status(transition, ROLLBACK_READY, status, reason, &message);
 }
 
 /// Blocked from the moment the order to block may be out, to the moment it is known that they are unblocked.
@@ -134,8 +129,13 @@ fn writes(transition: &Transition<'_>) -> Writes {
 
 /// Sets or removes (`None`) one condition; others, also those of other writers, stay as they are.
 fn set(transition: &mut Transition<'_>, type_: &str, status: Option<bool>, reason: &str, message: &str) {
+    let status = status.map(|status| if status { "True" } else { "False" });
+    set_status(transition, type_, status, reason, message);
+}
+
+/// The same with a status that may be `Unknown`.
+fn set_status(transition: &mut Transition<'_>, type_: &str, status: Option<&str>, reason: &str, message: &str) {
     let Some(status) = status else { return transition.status.conditions.retain(|c| c.type_ != type_) };
-    let status = if status { "True" } else { "False" };
     let old = transition.status.conditions.iter().position(|c| c.type_ == type_);
     let since = old
         .map(|i| &transition.status.conditions[i])

@@ -50,6 +50,7 @@ mod notices;
 mod observed;
 mod phases;
 mod pods;
+mod safeguards;
 mod status_reason;
 pub mod steps;
 mod transition;
@@ -80,6 +81,7 @@ pub fn decide(spec: &CreditMigrationSpec, status: &CreditMigrationStatus, observ
     transition.advance_deletion();
     transition.advance_notices();
     phases::advance(&mut transition);
+    transition.report_safeguards();
     transition.report_triggers_left();
     transition.plan_checks();
     transition.report_pods();

@@ -121,8 +121,8 @@ async fn a_rollback_waits_with_writes_open_for_a_mutable_flag() {
     e2e("immutable", Setup::default(), |world| async move {
         let m = world.migrate("simplify", json!({"monitoring": {"duration": LASTS}})).await;
         m.approve().await;
-        let status = m.phase(Phase::Monitoring).await;
-        assert_eq!(condition(&status, "RollbackReady"), "True Switchable");
+        m.phase(Phase::Monitoring).await;
+        m.until("RollbackReady", |s| condition(s, "RollbackReady") == "True Switchable").await;
         world.patch::<ConfigMap>(APP, json!({"immutable": true})).await;
         m.until("RollbackReady", |s| condition(s, "RollbackReady") == "False FlagConfigMapImmutable").await;
         m.decide(APPROVERS[0], DecisionKind::Rollback, None).await.unwrap();
@@ -135,6 +135,31 @@ async fn a_rollback_waits_with_writes_open_for_a_mutable_flag() {
         m.phase(Phase::RolledBack).await;
         m.assert_old("up,down").await;
         assert_eq!(world.running().await, "v1");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_a_rollback_lacks_in_the_database_is_reported_after_the_window() {
+    e2e("safeguards", Setup::default(), |world| async move {
+        let m = world.migrate("simplify", json!({"monitoring": {"duration": LASTS}})).await;
+        m.approve().await;
+        m.phase(Phase::Monitoring).await;
+        m.until("RollbackReady", |s| condition(s, "RollbackReady") == "True Switchable").await;
+        let root = world.db.connect().await;
+        root.batch_execute("ALTER TABLE user_credits DISABLE TRIGGER credit_migration_block_writes").await.unwrap();
+        m.until("RollbackReady", |s| condition(s, "RollbackReady") == "False WriteBlockMissing").await;
+        m.event("WriteBlockMissing", "ENABLE ALWAYS TRIGGER").await;
+        root.batch_execute(
+            "ALTER TABLE user_credits ENABLE ALWAYS TRIGGER credit_migration_block_writes;
+             UPDATE credit_migration.write_block SET blocked = true",
+        )
+        .await
+        .unwrap();
+        let message = m.reason("WritesRefused").await;
+        assert!(message.contains("no window is open") && message.contains("next:"), "{message}");
+        root.batch_execute("UPDATE credit_migration.write_block SET blocked = false").await.unwrap();
+        m.until("RollbackReady", |s| condition(s, "RollbackReady") == "True Switchable").await;
     })
     .await;
 }

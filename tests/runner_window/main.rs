@@ -12,6 +12,7 @@ mod logins;
 mod migration;
 mod replication;
 mod rollback;
+mod safeguards;
 mod sessions;
 mod sigterm;
 mod standby;

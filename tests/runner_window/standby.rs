@@ -35,7 +35,7 @@ fn impatient(mut plan: WindowPlan) -> WindowPlan {
     plan
 }
 
-async fn begin(database: &Database, role: &str, statement: &str) -> Client {
+async fn transaction_of(database: &Database, role: &str, statement: &str) -> Client {
     let session = database.session(role).await;
     session.batch_execute(&format!("SET application_name = 'nightly'; BEGIN; {statement}")).await.unwrap();
     session
@@ -79,7 +79,7 @@ async fn an_obstacle_that_comes_with_the_order_blocks_no_writes() {
         }
         let (desk, task) = on_standby(&database, &plan).await;
         found(&desk, &[]).await;
-        let holder = begin(&database, "postgres", "SELECT count(*) FROM user_credits").await;
+        let holder = transaction_of(&database, "postgres", "SELECT count(*) FROM user_credits").await;
         desk.order(Order::BlockWrites);
         let outcome = end(task).await;
         let failure = outcome.failure.unwrap();
@@ -96,8 +96,8 @@ async fn an_obstacle_that_comes_with_the_order_blocks_no_writes() {
 async fn a_long_transaction_of_others_is_waited_for_and_one_of_the_application_is_not() {
     let database = Database::new().await;
     database.prepared(&spec()).await;
-    let report = begin(&database, "analyst", "SELECT count(*) FROM user_credits").await;
-    let _app = begin(&database, "app", "UPDATE user_credits SET balance = balance WHERE user_id = 1").await;
+    let report = transaction_of(&database, "analyst", "SELECT count(*) FROM user_credits").await;
+    let _app = transaction_of(&database, "app", "UPDATE user_credits SET balance = balance WHERE user_id = 1").await;
     // Young transactions end soon.
     let (desk, task) = on_standby(&database, &sample()).await;
     found(&desk, &[]).await;
@@ -118,8 +118,8 @@ async fn a_long_transaction_of_others_is_waited_for_and_one_of_the_application_i
 #[tokio::test]
 async fn a_rollback_waits_only_for_what_it_cannot_end() {
     let database = unblocked().await;
-    let _report = begin(&database, "analyst", "SELECT count(*) FROM user_credits").await;
-    let own = begin(&database, "migrator", "SELECT count(*) FROM user_credits").await;
+    let _report = transaction_of(&database, "analyst", "SELECT count(*) FROM user_credits").await;
+    let own = transaction_of(&database, "migrator", "SELECT count(*) FROM user_credits").await;
     let (desk, task) = on_standby(&database, &impatient(back())).await;
     let obstacle = found(&desk, &[Kind::LongTransaction]).await.remove(0);
     assert_eq!(obstacle.role.as_deref(), Some("migrator"));

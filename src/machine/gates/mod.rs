@@ -1,5 +1,5 @@
-//! Gates: what must hold in the cluster and in the database before anything is changed, and before a rollback blocks writes. Each is a
-//! function that asks and never acts.
+//! Gates: what must hold in the cluster and in the database before anything is changed, and before a rollback blocks
+//! writes. Each is a function that asks and never acts.
 //!
 //! Called by the phases before a window and by `effects`; `conditions` reports how the SQL differs, and what a rollback
 //! lacks. Imports `shared`, `api` and `machine`.
@@ -57,6 +57,8 @@ const ROLLBACK_GATES: &[Question] = &[
     flag::check_for_rollback,
     // What is restarted exists, reads the flag, and can be restarted.
     workloads::check_for_rollback,
+    // There is something to run.
+    sql::check_for_rollback,
     // The pods of the rollout can be created.
     quota::check,
 ];
@@ -71,6 +73,11 @@ impl Transition<'_> {
     /// not be switched back.
     pub(crate) fn rollback_violation(&self) -> Option<Violation> {
         self.first_violation(ROLLBACK_GATES)
+    }
+
+    /// Names in decisions and reports of runners are not authenticated. It refuses no rollback.
+    pub(crate) fn policy_violation(&self) -> Option<Violation> {
+        policy::check(self)
     }
 
     fn first_violation(&self, gates: &[Question]) -> Option<Violation> {

@@ -2,7 +2,7 @@
 
 use super::Violation;
 use crate::{
-    api::{Phase, Plan, ReadyReason},
+    api::{Phase, Plan, ReadyReason, SafeguardKind},
     machine::{
         ObservedSql, Transition,
         faults::{Fault, fault},
@@ -25,6 +25,26 @@ pub(super) fn check(transition: &Transition<'_>) -> Option<Violation> {
         }
     }
     None
+}
+
+/// The down SQL that is approved is in its ConfigMap, or in the database as far as that was measured.
+pub(super) fn check_for_rollback(transition: &Transition<'_>) -> Option<Violation> {
+    let approved = &transition.status.plan.as_ref()?.down_sha256;
+    let mounted = matches!(&transition.observed.down, ObservedSql::Present(found) if found == approved);
+    let missing = transition.status.safeguards.as_ref().map(|report| report.missing.as_slice()).unwrap_or_default();
+    if mounted || missing.iter().all(|found| found.kind != SafeguardKind::StoredDownSql) {
+        return None;
+    }
+    let r = &transition.spec.migration.down.config_map_key_ref;
+    Some(Violation {
+        reason: ReadyReason::DownSqlNotStored,
+        message: Message::new(format!(
+            "key {} of ConfigMap {} (spec.migration.down) is not the down SQL that was approved ({approved}), and the \
+             database does not store that one either",
+            r.key, r.name
+        ))
+        .next(transition.observed.kubectl(&format!("edit configmap {}", r.name))),
+    })
 }
 
 impl Transition<'_> {

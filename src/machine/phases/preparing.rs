@@ -40,6 +40,7 @@ impl Transition<'_> {
         self.status.schedule = None;
         self.status.users_written = None;
         self.status.window = None;
+        self.status.safeguards = None;
         self.status.rollback = None;
         self.status.checks.clear();
         self.status.approved_by.clear();

@@ -143,6 +143,7 @@ impl Transition<'_> {
         self.succeed_step(Step::Schedule, evidence);
         self.enter(Phase::Executing);
         self.status.window = None;
+        self.status.safeguards = None;
         // Lost pods of an earlier window do not count against this one.
         self.ensure_step(Step::BlockWrites).failures = 0;
         self.start_step(Step::BlockWrites);

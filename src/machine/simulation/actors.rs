@@ -374,7 +374,7 @@ impl Pod {
             };
             let view = WindowView { overdue, ..WindowView::starting(direction, WindowActivity::Standby, command) };
             return match (next_move(&view), deadline) {
-                // It looks once more, and nothing is blocked.
+                // It checks once more, and nothing is blocked.
                 (Move::BlockWrites, Some(_)) if w.db.obstructed => {
                     self.end(w, run, direction.schema_before().final_state(), Some(Reason::LockTimeout), false)
                 }

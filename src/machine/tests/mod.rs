@@ -12,6 +12,7 @@ mod notices;
 mod phases;
 mod problems;
 mod replaced_pods;
+mod safeguards;
 
 use super::{
     CheckJob, Decision, Effect, Job, JobPod, Observed, ObservedDecision, ObservedFlag, ObservedRun, ObservedSql,
@@ -19,9 +20,9 @@ use super::{
 };
 use crate::{
     api::{
-        BaselineEvidence, CheckOutcome, CheckResult, Comparison, CreditMigrationSpec, CreditMigrationStatus,
-        DecisionKind, Delivery, DeliveryState, MigrationRun, MigrationRunStatus, Phase, Reason, RunPhase, Step,
-        StepState, Task, Time, VerificationEvidence, WindowProgress, WindowState, WorkloadKind, WorkloadRef, fixtures,
+        CheckOutcome, CheckResult, Comparison, CreditMigrationSpec, CreditMigrationStatus, DecisionKind, Delivery,
+        DeliveryState, MigrationRun, MigrationRunStatus, Phase, Reason, RunPhase, Step, StepState, Task, Time,
+        VerificationEvidence, WindowProgress, WindowState, WorkloadKind, WorkloadRef, fixtures,
     },
     shared::time::seconds,
 };
@@ -243,7 +244,9 @@ impl Scenario {
         self.report(task, |s| {
             s.phase = RunPhase::Succeeded;
             match task {
-                Task::Backup => (s.baseline, s.backup) = (Some(baseline()), Some(fixtures::backup(time(0)))),
+                Task::Backup => {
+                    (s.baseline, s.backup) = (Some(fixtures::baseline(time(0))), Some(fixtures::backup(time(0))))
+                }
                 Task::VerifyBackup => s.verification = Some(fixtures::verification()),
                 Task::ExportKeyUsers => s.key_users = Some(fixtures::key_users(time(0))),
                 Task::DayCheck | Task::WeekReview => s.report = Some(fixtures::report(time(0))),
@@ -361,7 +364,6 @@ impl Scenario {
         })
     }
 
-    /// Two people say that they are there.
     fn confirm_presence(&mut self) -> &mut Self {
         self.submit("dan", DecisionKind::Ready).submit("eve", DecisionKind::Ready)
     }
@@ -382,6 +384,7 @@ impl Scenario {
         let at = self.now;
         self.report(task, |s| {
             s.phase = RunPhase::Running;
+            s.safeguards = Some(safeguards::complete(at));
             s.checks = vec![CheckResult {
                 name: "errors".into(),
                 outcome,
@@ -395,10 +398,6 @@ impl Scenario {
             }];
         })
     }
-}
-
-fn baseline() -> BaselineEvidence {
-    fixtures::baseline(time(0))
 }
 
 /// Preparing: the step's run has been started.
@@ -416,7 +415,8 @@ fn at(step: Step) -> Scenario {
             return s;
         }
         if task == Task::Backup && step == Step::Backup {
-            s.report(Task::Backup, |s| (s.phase, s.baseline) = (RunPhase::Running, Some(baseline()))).settle();
+            s.report(Task::Backup, |s| (s.phase, s.baseline) = (RunPhase::Running, Some(fixtures::baseline(time(0)))))
+                .settle();
             return s;
         }
         s.wait(1).succeed(task).settle();

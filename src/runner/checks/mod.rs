@@ -20,7 +20,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tokio_postgres::Client;
 
-pub use self::watch::watch;
+pub use self::watch::{report_safeguards, watch};
 use self::{
     balances::BalancesSource, evaluator::Measurement, http::ResponseTimes, logs::LogsSource, sequence::Secret,
     sql::SqlQuerySource, statements::StatementsSource,

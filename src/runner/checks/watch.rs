@@ -11,7 +11,7 @@ use tracing::Instrument;
 
 use super::{Session, Source, SourceContext, TargetProvider, evaluator::CheckEvaluator};
 use crate::{
-    api::{Check, CheckResult},
+    api::{Check, CheckResult, SafeguardReport},
     runner::{
         Failure,
         context::TaskContext,
@@ -21,6 +21,8 @@ use crate::{
     telemetry,
 };
 
+/// Time between two measurements of what a rollback needs.
+const SAFEGUARDS_INTERVAL: Duration = Duration::from_secs(15);
 /// Time between two counts of written users.
 const WRITTEN_USERS_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -47,6 +49,7 @@ pub async fn watch(
     drop(sender);
     let counting = count_written_users(TargetProvider::of(context), context.control_spec(), context.progress.clone());
     tasks.spawn(counting.in_current_span());
+    tasks.spawn(Safeguards::of(context).watch().in_current_span());
     let mut latest: Vec<CheckResult> = Vec::new();
     loop {
         let result = tokio::select! {
@@ -87,6 +90,66 @@ async fn count_written_users(target_provider: TargetProvider, control_spec: Cont
             }
         }
     }
+}
+
+/// What a rollback needs in the database: measured in each stage after the window, whatever its checks.
+struct Safeguards {
+    target_provider: TargetProvider,
+    control_spec: ControlSpec,
+    /// Digest of the down SQL.
+    approved: String,
+    progress: Progress,
+}
+
+impl Safeguards {
+    fn of(context: &TaskContext<'_>) -> Self {
+        Self {
+            target_provider: TargetProvider::of(context),
+            control_spec: context.control_spec(),
+            approved: context.spec.inputs.down_sha256.clone(),
+            progress: context.progress.clone(),
+        }
+    }
+
+    /// Measures at intervals. A measurement that fails is repeated, and delays no check.
+    async fn watch(self) {
+        let mut ticks = tokio::time::interval(SAFEGUARDS_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            self.measure().await;
+        }
+    }
+
+    /// One measurement, which is reported.
+    async fn measure(&self) {
+        let measured = async {
+            let target = self.target_provider.target()?;
+            control::missing_safeguards(&target, &self.control_spec, &self.approved).await
+        };
+        let report = |reachable, missing| SafeguardReport { at: telemetry::now(), reachable, missing };
+        let report = match measured.await {
+            Ok(missing) => report(true, missing),
+            Err(failure) if failure.is_connection_lost() => {
+                tracing::warn!(reason = %failure.reason, error = %failure, "the database is not reached");
+                report(false, vec![])
+            }
+            // The last report gets old, which is reported in turn.
+            Err(failure) => {
+                return tracing::warn!(reason = %failure.reason, error = %failure, "what a rollback needs is not \
+                    measured");
+            }
+        };
+        for found in &report.missing {
+            tracing::warn!(kind = %found.kind, table = found.table, detail = found.detail, "missing for a rollback");
+        }
+        self.progress.update(|status| status.safeguards = Some(report));
+    }
+}
+
+/// Measures once what a rollback needs in the database, and reports it.
+pub async fn report_safeguards(context: &TaskContext<'_>) {
+    Safeguards::of(context).measure().await;
 }
 
 /// Measures one check at its interval. Measurements do not pile up when one takes longer than the interval.

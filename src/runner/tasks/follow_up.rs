@@ -61,6 +61,7 @@ pub async fn run(context: &TaskContext<'_>, before: &[CheckResult]) -> Result<St
     let store = StoreClient::open(&plan.backup.store, &context.settings.store_keys()?, STORE_RETRY_TIMEOUT)?;
 
     let checks = plan.checks_of(context.spec.task);
+    checks::report_safeguards(context).await;
     let results = measured(context, &checks, before, follow_up.duration.into()).await?;
     let (statistics, usage) = tokio::select! {
         figures = figures(context) => figures?,

@@ -54,7 +54,7 @@ fn stages() {
             phase: Phase::Monitoring,
             step: Step::Monitor,
             reason: "Progressing",
-            effects: &["start m-monitor-1"],
+            effects: &["remove m-validate-1", "start m-monitor-1"],
             wake: Some(30),
         },
         monitors("passes, not yet over", |s| apply(s.wait(29)), "Progressing", &[], Some(1)),
@@ -64,35 +64,35 @@ fn stages() {
             |s| apply(s.wait(30).report(Task::Monitor, |s| s.checks.clear())),
             "ChecksNotPassing",
             &[],
-            None,
+            Some(60),
         ),
         monitors(
             "NoData at the end",
             |s| apply(s.wait(30).measure(Task::Monitor, CheckOutcome::NoData, false)),
             "ChecksNotPassing",
             &[],
-            None,
+            Some(90),
         ),
         monitors(
             "NoData, long after",
             |s| apply(s.wait(9000).measure(Task::Monitor, CheckOutcome::NoData, false)),
             "ChecksNotPassing",
             &[],
-            None,
+            Some(90),
         ),
         monitors(
             "Error at the end",
             |s| apply(s.wait(30).measure(Task::Monitor, CheckOutcome::Error, false)),
             "ChecksNotPassing",
             &[],
-            None,
+            Some(90),
         ),
         monitors(
             "Fail at the end, not breached",
             |s| apply(s.wait(30).measure(Task::Monitor, CheckOutcome::Fail, false)),
             "ChecksNotPassing",
             &[],
-            None,
+            Some(90),
         ),
         monitors(
             "Fail before the end, not breached",
@@ -129,7 +129,7 @@ fn stages() {
             },
             "ChecksNotPassing",
             &[],
-            None,
+            Some(90),
         ),
         monitors(
             "Hold holds",
@@ -138,7 +138,7 @@ fn stages() {
             },
             "ChecksNotPassing",
             &[],
-            None,
+            Some(90),
         ),
         ends("... until it passes again", |s| {
             on_breach(s, OnBreach::Hold).wait(30).measure(Task::Monitor, CheckOutcome::Pass, true);
@@ -151,28 +151,28 @@ fn stages() {
             |s| apply(s.wait(10).lose_job(Task::Monitor)),
             "PodFailed",
             &[],
-            None,
+            Some(80),
         ),
         monitors(
             "... the stage does not end meanwhile",
             |s| apply(s.wait(30).lose_job(Task::Monitor)),
             "PodFailed",
             &[],
-            None,
+            Some(60),
         ),
         monitors(
             "... by a fresh pod",
             |s| apply(s.wait(10).lose_job(Task::Monitor).settle().wait(2)),
             "PodFailed",
             &["remove m-monitor-1", "start m-monitor-2"],
-            None,
+            Some(78),
         ),
         monitors(
             "... and what it had reported counts: it goes on",
             |s| apply(s.measure(Task::Monitor, CheckOutcome::Pass, false).lose_job(Task::Monitor)),
             "PodFailed",
             &[],
-            None,
+            Some(90),
         ),
         back("breached, and the pod was lost before any decision", |s| {
             apply(s.measure(Task::Monitor, CheckOutcome::Fail, true).lose_job(Task::Monitor));
@@ -330,7 +330,7 @@ fn watching_workload() -> Scenario {
 #[test]
 fn workloads_are_measured_by_what_is_seen() {
     let mut s = watching_workload();
-    assert!(s.observed.runs.iter().all(|r| r.run.spec.task != Task::Monitor), "no pod is needed for it");
+    assert!(s.run(Task::Monitor).run.status.is_none(), "its pod measures only what a rollback needs");
     assert_eq!(s.status.checks[0].outcome, CheckOutcome::Pass);
     // 3 of 3, five seconds apart; deciding more often does not count more.
     s.observed.workloads[0].available = (1, 2);
@@ -429,7 +429,7 @@ fn own_image() -> Scenario {
 fn a_job_check_is_a_job_for_each_measurement() {
     let mut s = own_image();
     let d = s.reconcile();
-    assert_eq!(actions(&d), ["check m-monitor-c0n1"], "no runner is needed for it");
+    assert_eq!(actions(&d), ["remove m-validate-1", "start m-monitor-1", "check m-monitor-c0n1"]);
     assert!(actions(&s.decide()).is_empty(), "it is under way");
     let check = |s: &Scenario| s.status.checks[0].clone();
     assert_eq!(check(&s).outcome, CheckOutcome::NoData);

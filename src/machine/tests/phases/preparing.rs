@@ -52,7 +52,11 @@ fn steps_follow_each_other() {
         case(
             "the baseline is reported while the dump is running",
             || at(Step::Baseline),
-            |s| apply(s.report(Task::Backup, |s| (s.phase, s.baseline) = (RunPhase::Running, Some(baseline())))),
+            |s| {
+                apply(s.report(Task::Backup, |s| {
+                    (s.phase, s.baseline) = (RunPhase::Running, Some(fixtures::baseline(time(0))))
+                }))
+            },
             Step::Backup,
             "Progressing",
             &[],

@@ -1,4 +1,4 @@
-//! The database is looked at before writes are blocked: what the window's pod finds keeps the order back.
+//! The database is checked before writes are blocked: what the window's pod finds keeps the order back.
 
 use super::super::notices::channel;
 use crate::{

@@ -1,4 +1,4 @@
-//! What keeps a window from blocking writes: looked for while they are open.
+//! What keeps a window from blocking writes: searched while they are open.
 //!
 //! A window ends the sessions that are in its way. What it cannot end would be found with writes blocked: a prepared
 //! transaction, a vacuum against wraparound, a superuser's session. Of others that have locked a protected table for
@@ -66,7 +66,7 @@ const FREE_CONNECTIONS: &str = "SELECT greatest(0, least(
          WHERE usename IS NOT NULL AND coalesce(backend_type, 'client backend') = 'client backend') AS s
     WHERE d.datname = current_database() AND r.rolname = session_user";
 
-/// Looks for obstacles, and remembers what only several looks can tell.
+/// Finds obstacles, and remembers what only several searches show.
 #[derive(Default)]
 pub struct ObstacleFinder {
     /// When a transaction was first seen whose start is not visible.
@@ -135,7 +135,7 @@ impl Holder {
 }
 
 impl ObstacleFinder {
-    /// Looks once. `sessions_open`: the window has all connections that it needs. The lock of the protected tables is
+    /// Searches once. `sessions_open`: the window has all connections that it needs. The lock of the protected tables is
     /// tried, without waiting, and released at once.
     ///
     /// # Errors
@@ -197,7 +197,7 @@ async fn lock_is_refused(client: &Client, tables: &[Table]) -> Result<bool, Fail
         return Ok(false);
     }
     let names: Vec<String> = tables.iter().map(Table::sql).collect();
-    // In one message: the lock is held for no round trip.
+    // In one message: the lock lasts for no round trip.
     let attempt = format!("BEGIN; LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE NOWAIT; ROLLBACK", names.join(", "));
     let Err(error) = client.batch_execute(&attempt).await else { return Ok(false) };
     if error.as_db_error().is_some() {

@@ -80,7 +80,7 @@ pub(crate) enum TriggerKind {
 }
 
 impl TriggerKind {
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             TriggerKind::WriteBlock => WRITE_BLOCK_TRIGGER,
             TriggerKind::ChangeTracking => CHANGE_TRACKING_TRIGGER,
@@ -205,6 +205,26 @@ pub(super) async fn deadlock_timeout(client: &Client) -> Result<Duration, Failur
     let query = "SELECT setting::bigint FROM pg_catalog.pg_settings WHERE name = 'deadlock_timeout'";
     let millis: i64 = client.query_one(query, &[]).await?.get(0);
     Ok(Duration::from_millis(u64::try_from(millis).unwrap_or_default()))
+}
+
+/// Those tables on which a trigger is missing, not enabled always, or has another function.
+pub(super) async fn without_trigger(
+    client: &Client,
+    tables: &[Table],
+    kind: TriggerKind,
+) -> Result<Vec<Table>, Failure> {
+    let names: Vec<String> = tables.iter().map(Table::sql).collect();
+    let rows = client
+        .query(
+            "SELECT n.position FROM unnest($1::text[]) WITH ORDINALITY AS n (name, position)
+             WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_trigger t
+                WHERE t.tgrelid = pg_catalog.to_regclass(n.name) AND t.tgname = $2 AND t.tgenabled = 'A'
+                  AND t.tgfoid = coalesce(pg_catalog.to_regproc($3)::oid, 0))",
+            &[&names, &kind.name(), &kind.function()],
+        )
+        .await?;
+    let without = rows.iter().filter_map(|row| tables.get(usize::try_from(row.get::<_, i64>(0)).ok()? - 1));
+    Ok(without.cloned().collect())
 }
 
 /// Creates one trigger inside the caller's transaction, `ENABLE ALWAYS`: `session_replication_role` must not bypass

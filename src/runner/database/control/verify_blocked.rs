@@ -13,8 +13,8 @@ use crate::{
 /// How long a new session is tried to be opened, once writes are unblocked.
 const OBSERVATION_LIMIT: Duration = Duration::from_secs(2);
 
-/// Verifies on another session than that of the window that writes are refused: as each role of the application on
-/// each protected table that it may write. Returns what was tried and observed.
+/// Verifies on another session than that of the window that writes are refused: as each role of the application on each
+/// protected table that it may write. Returns what was tried and observed.
 ///
 /// # Errors
 /// `WritesNotBlocked` if a write went through, or was refused for another cause; `PrivilegeMissing` with the `GRANT`;

@@ -14,8 +14,14 @@ use jiff::Timestamp;
 use tokio_postgres::{Client, types::Json};
 
 use super::{
-    ControlSpec, LOCK_CLASS, LOCK_WRITE_BLOCK, cutover::keep_snapshot, ident, read_only_default::SETTING,
-    schema::check_owner, window_record::RecordedEnd,
+    ControlSpec, LOCK_CLASS, LOCK_WRITE_BLOCK,
+    cutover::keep_snapshot,
+    ident, protected,
+    read_only_default::SETTING,
+    schema::check_owner,
+    triggers::{TriggerKind, without_trigger},
+    window_record::RecordedEnd,
+    with_children,
 };
 use crate::{
     api::{Direction, Reason, SchemaInPlace, WindowProgress},
@@ -193,14 +199,19 @@ pub async fn disable(
     Ok(unblocked_at)
 }
 
-/// Whether writes are blocked by this migration, and this session is the one that passes.
+/// Whether writes are blocked by this migration, this session is the one that passes, and each protected table has its
+/// write-block trigger.
 ///
 /// # Errors
 /// Database errors.
 pub async fn is_held(client: &Client, spec: &ControlSpec) -> Result<bool, Failure> {
     let query = "SELECT EXISTS (SELECT FROM credit_migration.write_block
                  WHERE blocked AND migration_uid = $1 AND pid = pg_backend_pid())";
-    Ok(client.query_one(query, &[&spec.uid]).await?.get(0))
+    if !client.query_one(query, &[&spec.uid]).await?.get::<_, bool>(0) {
+        return Ok(false);
+    }
+    let tables = with_children(client, &protected(client, spec).await?).await?;
+    Ok(without_trigger(client, &tables, TriggerKind::WriteBlock).await?.is_empty())
 }
 
 /// Whether this session has the lock of the write block exclusively.

@@ -12,8 +12,8 @@ use super::{
 };
 use crate::{
     api::{
-        Comparison, Direction, Reason,
-        window_rules::{Move, WindowActivity},
+        Comparison, Direction, Reason, SchemaInPlace,
+        window_rules::{EndCause, Ending, Move, WindowActivity},
     },
     runner::{
         Failure, UnlessLost,
@@ -36,9 +36,19 @@ impl<C: Channel> WindowTask<'_, C> {
         let (session, spec, channel) = (self.kept.comparison.clone(), self.control_spec(), self.channel);
         let mut comparing = pin!(comparison(&session, spec));
         let mut probing = pin!(probe(channel));
-        let mut pinged = Instant::now();
+        let (mut pinged, mut compared) = (Instant::now(), self.progress.comparison.is_some());
         loop {
+            if compared && self.progress.comparison.is_none() {
+                comparing.set(comparison(&session, spec));
+            }
+            compared = self.progress.comparison.is_some();
             match self.next_move(WindowActivity::AwaitingCutover) {
+                Move::End(ending @ Ending::Finish(SchemaInPlace::New, EndCause::Ordered)) if up => {
+                    if self.verified_again().await {
+                        return self.end(client, ending, None).await;
+                    }
+                    continue;
+                }
                 Move::End(ending) => return self.end(client, ending, None).await,
                 Move::BecomeStuck => {
                     self.become_stuck(client).await?;
@@ -79,19 +89,55 @@ impl<C: Channel> WindowTask<'_, C> {
         }
     }
 
-    /// Whether the write block is on and this session's own. Reports it if not: it was changed by hand.
+    /// Whether the write block is on and this session's own. Reports it if not: it was changed by hand. Balances are
+    /// compared again then: what was compared while writes may have gone through says nothing.
     async fn holds_block(&mut self, client: &Client) -> Result<bool, Failure> {
         match self.bounded(client, write_block::is_held(client, self.control_spec())).await.unless_lost()? {
             Ok(true) => return Ok(true),
             Ok(false) => {
                 let message = "writes are not blocked any more, or not by this session: the row of \
-                    credit_migration.write_block was changed; the switch is not acknowledged; next: order Rollback";
+                    credit_migration.write_block was changed, or a write-block trigger is not enabled; the switch is \
+                    not acknowledged, and writes are not unblocked; next: order Rollback";
                 tracing::error!("{message}");
+                self.progress.comparison = None;
                 self.report(Some(Failure::new(Reason::WritesNotBlocked, message)));
             }
             Err(failure) => tracing::warn!(error = %failure, "the write block cannot be read"),
         }
         Ok(false)
+    }
+
+    /// Whether an ordinary session of the application is refused, asked again: the first answer may be minutes old. A
+    /// `false` is reported; order and deadline are not held up.
+    async fn verified_again(&mut self) -> bool {
+        let asked = self.next_move(WindowActivity::AwaitingCutover);
+        let verified = {
+            let mut verifying = pin!(self.verify_blocked());
+            loop {
+                tokio::select! {
+                    verified = &mut verifying => break verified,
+                    () = tokio::time::sleep(POLL_INTERVAL) => {}
+                }
+                if self.next_move(WindowActivity::AwaitingCutover) != asked {
+                    return false;
+                }
+            }
+        };
+        match verified {
+            Ok(verification) => {
+                self.progress.verification = Some(verification);
+                true
+            }
+            Err(failure) => {
+                tracing::error!(error = %failure, "it is not shown again that writes are blocked");
+                if failure.reason == Reason::WritesNotBlocked {
+                    self.progress.comparison = None;
+                }
+                self.report(Some(failure));
+                self.wait().await;
+                false
+            }
+        }
     }
 
     /// In the database before it is reported. If that fails, the caller asks the rules again.
@@ -102,6 +148,9 @@ impl<C: Channel> WindowTask<'_, C> {
         }
         if !self.standbys_have_replayed(client).await? {
             self.wait().await;
+            return Ok(());
+        }
+        if !self.verified_again().await {
             return Ok(());
         }
         let acknowledging = window_record::acknowledge_switch(client, self.control_spec(), self.plan.direction);

@@ -146,7 +146,8 @@ impl<C: Channel> WindowTask<'_, C> {
         }
     }
 
-    async fn verify_blocked(&self) -> Result<String, Failure> {
+    /// Verifies on a session of its own that writes are blocked.
+    pub(super) async fn verify_blocked(&self) -> Result<String, Failure> {
         let client = self.kept.verification.take().await?;
         let verified = control::verify_writes_blocked(&client, self.control_spec()).await;
         self.kept.verification.keep(client);

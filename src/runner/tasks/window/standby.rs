@@ -22,8 +22,8 @@ use crate::{
     },
 };
 
-/// How often it looks for what would keep writes from being blocked. A lost session is noticed by it, too.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// How often it searches for what would keep writes from being blocked. A lost session is noticed by it, too.
+const SEARCH_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the baseline is brought up to date on standby.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -46,10 +46,10 @@ impl<C: Channel> WindowTask<'_, C> {
             require_rehearsed_schema_now(&mut client, spec).await?;
         }
         let mut finder = ObstacleFinder::default();
-        self.look_for_obstacles(&client, &mut finder).await?;
+        self.find_obstacles(&client, &mut finder).await?;
         self.enter(WindowState::Ready);
         self.report(None);
-        let (mut looked, mut refreshed, mut refused) = (Instant::now(), Instant::now(), None);
+        let (mut searched, mut refreshed, mut refused) = (Instant::now(), Instant::now(), None);
         loop {
             match self.next_move(WindowActivity::Standby) {
                 Move::End(ending) => return self.end(&mut client, ending, None).await,
@@ -58,7 +58,7 @@ impl<C: Channel> WindowTask<'_, C> {
                         return Err(Failure::new(Reason::Internal, "the order to block writes has no deadline"));
                     };
                     // Once more: with writes blocked it would be too late.
-                    if self.look_for_obstacles(&client, &mut finder).await? {
+                    if self.find_obstacles(&client, &mut finder).await? {
                         self.report(None);
                     }
                     if self.progress.obstacles.is_empty() {
@@ -73,11 +73,11 @@ impl<C: Channel> WindowTask<'_, C> {
                 _ => {}
             }
             self.wait().await;
-            if looked.elapsed() > LOOK_INTERVAL {
-                if self.look_for_obstacles(&client, &mut finder).await? {
+            if searched.elapsed() > SEARCH_INTERVAL {
+                if self.find_obstacles(&client, &mut finder).await? {
                     self.report(None);
                 }
-                looked = Instant::now();
+                searched = Instant::now();
             }
             if refreshed.elapsed() > REFRESH_INTERVAL && self.plan.direction == Direction::Forward {
                 control::refresh_baseline(&mut client, spec).await?;
@@ -86,9 +86,9 @@ impl<C: Channel> WindowTask<'_, C> {
         }
     }
 
-    /// Looks for what would keep writes from being blocked, after it has opened the sessions that the window needs
-    /// in addition to its own. Returns whether that has changed.
-    async fn look_for_obstacles(&mut self, client: &Client, finder: &mut ObstacleFinder) -> Result<bool, Failure> {
+    /// Finds what would keep writes from being blocked, after it has opened the sessions that the window needs in
+    /// addition to its own. Returns whether that has changed.
+    async fn find_obstacles(&mut self, client: &Client, finder: &mut ObstacleFinder) -> Result<bool, Failure> {
         let sessions_open = match self.kept.open().await.unless_lost() {
             Ok(all) => all.map(|()| true)?,
             Err(lost) => {
@@ -96,8 +96,8 @@ impl<C: Channel> WindowTask<'_, C> {
                 false
             }
         };
-        let looking = finder.find(client, self.control_spec(), self.plan.direction, sessions_open);
-        match self.bounded(client, looking).await.unless_lost()? {
+        let finding = finder.find(client, self.control_spec(), self.plan.direction, sessions_open);
+        match self.bounded(client, finding).await.unless_lost()? {
             Ok(found) if found != self.progress.obstacles => {
                 tracing::info!(obstacles = found.len(), "what keeps writes from being blocked has changed");
                 self.progress.obstacles = found;

@@ -1,0 +1,153 @@
+//! After the window: what a rollback needs, and whether the application's writes are refused. Measured by the pods of
+//! the stages and of the follow-ups, reported as problems and by the condition `RollbackReady`.
+
+use jiff::SignedDuration;
+
+use super::{Transition, gates::Violation, steps::run_policy, transition::Reported};
+use crate::{
+    api::{MissingSafeguard, Occasion, Phase, ReadyReason, SafeguardReport, Task, Time},
+    shared::{message::Message, time::seconds},
+};
+
+/// From when on a report says nothing of now while a pod measures, in seconds.
+const OUTDATED_SECONDS: i64 = 90;
+/// Tasks that measure.
+const MEASURING: [Task; 4] = [Task::Validate, Task::Monitor, Task::DayCheck, Task::WeekReview];
+
+/// Whether a rollback could be carried out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum RollbackReadiness {
+    /// As far as it was measured.
+    Ready(Message),
+    /// What is missing.
+    Missing(Violation),
+    /// It is not known.
+    Unknown(Violation),
+}
+
+impl Transition<'_> {
+    /// The window has ended on the new schema, and no one has decided yet.
+    fn may_be_rolled_back(&self) -> bool {
+        matches!(self.phase(), Phase::Validating | Phase::Monitoring | Phase::Observing)
+    }
+
+    /// Takes what was measured last, and reports what is missing. Refused writes are notified at once.
+    pub(super) fn report_safeguards(&mut self) {
+        if !self.may_be_rolled_back() {
+            return;
+        }
+        self.record_safeguards();
+        if let Some(at) = self.outdated_at().filter(|at| self.now < *at) {
+            self.wake_at(at);
+        }
+        let missing = self.missing_safeguards();
+        for found in &missing {
+            let text = self.safeguard_message(found).to_string();
+            let reason = found.kind.ready_reason();
+            let reported = self.report_problem(reason, found.table.as_deref(), text.clone(), SignedDuration::ZERO);
+            if !found.kind.refuses_writes() {
+                continue;
+            }
+            if reported == Reported::Now {
+                let key = format!("{}.{}", found.kind, self.now.as_second());
+                self.notify(Occasion::ManualInterventionRequired, &key, &text);
+            }
+            self.set_ready(reason, text);
+        }
+    }
+
+    fn record_safeguards(&mut self) {
+        let reports = MEASURING.iter().filter_map(|task| {
+            let step = run_policy(*task).step?;
+            self.observed.run(*task, self.attempt(step))?.run.status.as_ref()?.safeguards.as_ref()
+        });
+        let newest = self.status.safeguards.iter().chain(reports).max_by_key(|report| report.at).cloned();
+        self.status.safeguards = newest;
+    }
+
+    fn missing_safeguards(&self) -> Vec<MissingSafeguard> {
+        self.status.safeguards.as_ref().map(|report| report.missing.clone()).unwrap_or_default()
+    }
+
+    fn safeguard_message(&self, found: &MissingSafeguard) -> Message {
+        let map = &self.spec.migration.down.config_map_key_ref.name;
+        found.message(&self.observed.kubectl(&format!("edit configmap {map}")))
+    }
+
+    /// Whether a rollback could be carried out; `None` in a phase in which none may follow.
+    pub(super) fn rollback_readiness(&self) -> Option<RollbackReadiness> {
+        let waits = self.awaits_rollback_window();
+        let failed = self.phase() == Phase::RollbackFailed && !self.may_be_blocked();
+        if !self.may_be_rolled_back() && !waits && !failed {
+            return None;
+        }
+        let violation = self.rollback_violation().or_else(|| self.violation_before_rollback_window());
+        if let Some(violation) = violation {
+            return Some(RollbackReadiness::Missing(violation));
+        }
+        if failed {
+            let message = Message::new("the last one did not start").next(self.observed.rollback_command());
+            return Some(RollbackReadiness::Missing(Violation { reason: ReadyReason::RollbackNotStarted, message }));
+        }
+        let from = &self.spec.application.flag.from;
+        let ready = format!("flag and workloads can be switched back to {from}");
+        if waits {
+            return Some(RollbackReadiness::Ready(Message::new(ready)));
+        }
+        if let Some(violation) = self.policy_violation() {
+            return Some(RollbackReadiness::Missing(violation));
+        }
+        Some(match self.status.safeguards.clone() {
+            Some(report) if !report.reachable => RollbackReadiness::Missing(self.unreachable(&report)),
+            Some(report) => match report.missing.first() {
+                Some(found) => RollbackReadiness::Missing(Violation {
+                    reason: found.kind.ready_reason(),
+                    message: self.safeguard_message(found),
+                }),
+                None if self.outdated_at().is_some_and(|at| self.now >= at) => {
+                    RollbackReadiness::Unknown(self.unmeasured(Some(report.at)))
+                }
+                None => RollbackReadiness::Ready(Message::new(match self.phase() {
+                    // No pod measures between the follow-ups.
+                    Phase::Observing => {
+                        format!(
+                            "{ready}; the database had what it needs at {:.0}, when it was last measured",
+                            report.at
+                        )
+                    }
+                    _ => format!("{ready}; the database has what it needs"),
+                })),
+            },
+            None => RollbackReadiness::Unknown(self.unmeasured(None)),
+        })
+    }
+
+    /// When the last report says nothing of now any more. In the stages a pod measures all the time.
+    fn outdated_at(&self) -> Option<Time> {
+        let report = self.status.safeguards.as_ref().filter(|_| self.phase() != Phase::Observing)?;
+        Some(report.at + seconds(OUTDATED_SECONDS))
+    }
+
+    fn unmeasured(&self, last: Option<Time>) -> Violation {
+        let last = last.map_or_else(|| "never was".to_owned(), |at| format!("last was at {at:.0}"));
+        let task = if self.phase() == Phase::Monitoring { Task::Monitor } else { Task::Validate };
+        let attempt = run_policy(task).step.map_or(0, |step| self.attempt(step));
+        let name = self.observed.run_name(task, attempt);
+        Violation {
+            reason: ReadyReason::SafeguardsNotMeasured,
+            message: Message::new(format!(
+                "it is not measured whether the database has what a rollback needs, and {last} (limit \
+                 {OUTDATED_SECONDS} s)"
+            ))
+            .next(self.observed.describe_job(&name)),
+        }
+    }
+
+    fn unreachable(&self, report: &SafeguardReport) -> Violation {
+        Violation {
+            reason: ReadyReason::DatabaseUnreachable,
+            message: Message::new(format!("the database could not be reached at {:.0}", report.at))
+                .next("check the server, the network, and the Secret of spec.database.connection"),
+        }
+    }
+}
