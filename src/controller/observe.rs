@@ -20,6 +20,7 @@ use tracing::warn;
 use super::{
     Context, Error, admission,
     quota::{self, Needs},
+    template::template_sha256,
     workload_pods::{UNKNOWN_POD, WorkloadPods, count_pods, rollout_failure},
 };
 use crate::{
@@ -114,7 +115,8 @@ impl Reader<'_> {
     async fn runs(&self, uid: &str) -> Result<Vec<ObservedRun>, Error> {
         let of_uid = ListParams::default().labels(&format!("{}={uid}", UID_LABEL));
         let runs: Api<DeserializeGuard<MigrationRun>> = Api::namespaced(self.client.clone(), self.namespace);
-        let (runs, jobs) = futures::try_join!(runs.list(&of_uid), async { self.api::<Job>().list(&of_uid).await })?;
+        let of_runs = ListParams::default().labels(&format!("{}={uid},!{}", UID_LABEL, CHECK_LABEL));
+        let (runs, jobs) = futures::try_join!(runs.list(&of_uid), async { self.api::<Job>().list(&of_runs).await })?;
         let runs = runs.items.into_iter().filter_map(|guarded| match guarded.0 {
             Ok(run) => Some(run),
             Err(invalid) => {
@@ -277,6 +279,7 @@ impl Reader<'_> {
             failure: rollout_failure(&deployment).or(pods.failure),
             restarted_for,
             rollout: pods.rollout,
+            template_sha256: template_sha256(&deployment),
             pods: pods.own,
             foreign_pods: pods.foreign,
         };

@@ -241,6 +241,8 @@ pub struct Workload {
     pub available: (i32, i32),
     /// What a restart is expected to take.
     pub rollout: Option<ExpectedRollout>,
+    /// SHA-256 of its pod template, without the annotations of restarts.
+    pub template_sha256: Option<String>,
 }
 
 impl Workload {
@@ -260,6 +262,7 @@ impl Workload {
             foreign_pods: vec![],
             available: (0, 0),
             rollout: None,
+            template_sha256: None,
         }
     }
 }

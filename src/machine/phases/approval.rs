@@ -19,6 +19,7 @@ impl Transition<'_> {
             self.restart("spec or SQL changed");
             return Flow::Continue;
         }
+        self.void_other_application();
         // Recomputed, not trusted: evidence and digest must belong together at the moment of counting.
         let Some(digest) =
             self.plan_digest().filter(|d| self.status.plan.as_ref().is_some_and(|p| p.digest.as_ref() == Some(d)))
@@ -56,9 +57,10 @@ impl Transition<'_> {
                 self.start_step(Step::Approve);
             }
             let (next, void) = (self.observed.plugin("approve", ""), self.void_approvals(&digest));
+            let changed = self.changed_application();
             self.set_ready(
                 ReadyReason::ApprovalPending,
-                format!("{} of {needed} people approved {digest}{void}; next: {next}", approvers.len()),
+                format!("{} of {needed} people approved {digest}{void}{changed}; next: {next}", approvers.len()),
             );
             return Flow::Settled;
         }

@@ -69,7 +69,7 @@ impl Transition<'_> {
         let needed = self.spec.approval.required.max(2) as usize;
         // People, hours and backup too: the operator may have been away for hours while the pod waited.
         let still = approvers.len() >= needed && reject.is_none() && self.still_scheduled(&digest);
-        if !still || self.inputs_changed() || self.cluster_violation().is_some() {
+        if !still || self.inputs_changed() || self.application_changed() || self.cluster_violation().is_some() {
             self.event(
                 true,
                 ReadyReason::WindowNotStarted,
