@@ -79,6 +79,14 @@ ready_reasons! {
     PresencePending,
     /// The window's pod is being started.
     PreparingWindow,
+    /// A prepared transaction has locked a protected table.
+    TransactionPrepared,
+    /// A vacuum of a protected table gives way to no lock.
+    VacuumRunning,
+    /// A session has locked a protected table, and cannot be ended, or has done so for long.
+    TableLocked,
+    /// Fewer connections to the database are free than a window needs.
+    TooFewConnections,
     /// A precondition changed at the last moment; the window was not started.
     WindowNotStarted,
     /// The order to block writes is out.

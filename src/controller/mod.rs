@@ -12,6 +12,8 @@ mod client;
 mod error;
 mod events;
 mod failures;
+#[cfg(test)]
+mod fake_api;
 mod leader;
 mod metrics;
 mod observe;
@@ -21,6 +23,8 @@ mod reconcile;
 mod rollout_facts;
 mod server;
 mod template;
+#[cfg(test)]
+mod tests;
 mod watches;
 mod workload_pods;
 

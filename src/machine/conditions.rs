@@ -114,7 +114,8 @@ fn rollback_ready(transition: &Transition<'_>) -> Option<(bool, &'static str, St
         _ => return None,
     };
     let from = &transition.spec.application.flag.from;
-    Some(match transition.rollback_violation() {
+    let violation = transition.rollback_violation().or_else(|| transition.violation_before_rollback_window());
+    Some(match violation {
         Some(violation) => (false, violation.reason.as_str(), violation.message.to_string()),
         None if failed => (
             false,

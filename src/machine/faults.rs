@@ -17,6 +17,8 @@ pub(super) enum Fault {
     SilentDrift,
     /// 4: a person who approves twice counts as two.
     OnePersonTwice,
+    /// 4: evidence and approvals outlast an edit of the spec.
+    EditIgnored,
     /// 3: a rollback that is given up does not write the flag once more before it unblocks writes.
     FlagNotConfirmed,
     /// 7: a window, or a rollback, blocks writes although it could not be ended.

@@ -11,7 +11,7 @@ use crate::{
     api::{
         Delivery, DeliveryState, Notice, NoticeState, NoticeStatus, Occasion, Phase, ReadyReason, Reason, Task, Time,
     },
-    shared::time::seconds,
+    shared::time::{saturating_add, seconds, to_signed},
 };
 
 /// Attempts after which a channel is given up: about an hour with [`RETRY_SECONDS`].
@@ -54,6 +54,28 @@ impl Transition<'_> {
             delivered: vec![],
         };
         self.notice_queue().enqueue(notice);
+    }
+
+    /// Makes a notice now, and another one after each `followUps.reminderInterval` since `since`, for as long as this is
+    /// called.
+    pub(super) fn remind(&mut self, occasion: Occasion, key: &str, since: Time, message: &str) {
+        if self.channels_for(occasion).is_empty() {
+            return;
+        }
+        let interval = to_signed(self.spec.follow_ups.reminder_interval).as_secs().max(1);
+        let number = self.now.duration_since(since).as_secs().max(0) / interval;
+        self.wake_at(saturating_add(since, seconds((number + 1).saturating_mul(interval))));
+        self.notify(occasion, &format!("{key}.{number}"), message);
+    }
+
+    /// The planned start does not take place. Those who may have got its maintenance notice get another one, once.
+    pub(super) fn call_off(&mut self, why: &str) {
+        let Some(schedule) = &mut self.status.schedule else { return };
+        let (Some(id), Some(starts_at)) = (schedule.notice.take(), schedule.starts_at) else { return };
+        if self.notice(&id).is_some_and(NoticeStatus::may_have_reached) {
+            let text = format!("the maintenance of {} at {starts_at:.0} is called off: {why}", self.observed.name);
+            self.notify(Occasion::CalledOff, &notice_key("called-off", starts_at), &text);
+        }
     }
 
     fn notice_queue(&mut self) -> NoticeQueue<'_> {

@@ -2,7 +2,7 @@
 
 use super::Flow;
 use crate::{
-    api::{DecisionKind, Phase, ReadyReason, Step, Time},
+    api::{DecisionKind, Occasion, Phase, ReadyReason, Step, Time},
     machine::{
         self, ObservedDecision, Transition,
         faults::{Fault, fault},
@@ -33,6 +33,7 @@ impl Transition<'_> {
         self.status.approved_by = approvers.clone();
         self.record_presence(&digest);
         self.record_expected_window();
+        self.report_missed_start();
         if let Some(violation) = self.cluster_violation() {
             self.set_ready(violation.reason, violation.message.to_string());
             return Flow::Settled;
@@ -49,6 +50,7 @@ impl Transition<'_> {
                     self.observed.plugin("abort", "")
                 )),
             };
+            self.call_off(&message.text);
             self.set_ready(ReadyReason::Rejected, message.to_string());
             return Flow::Settled;
         }
@@ -56,16 +58,40 @@ impl Transition<'_> {
             if self.status.step != Some(Step::Approve) {
                 self.start_step(Step::Approve);
             }
-            let (next, void) = (self.observed.plugin("approve", ""), self.void_approvals(&digest));
-            let changed = self.changed_application();
-            self.set_ready(
-                ReadyReason::ApprovalPending,
-                format!("{} of {needed} people approved {digest}{void}{changed}; next: {next}", approvers.len()),
-            );
+            let (void, changed) = (self.void_approvals(&digest), self.changed_application());
+            let text = format!("{} of {needed} people approved {digest}{void}{changed}", approvers.len());
+            self.call_off(&text);
+            self.request_approval(&text);
+            let next = self.observed.plugin("approve", "");
+            self.set_ready(ReadyReason::ApprovalPending, format!("{text}; next: {next}"));
             return Flow::Settled;
         }
         self.record_approval(&approvers, &digest);
         self.advance_scheduling(&digest)
+    }
+
+    /// Tells the approvers what waits for them: once for each plan, and again while approvals are missing.
+    fn request_approval(&mut self, approved: &str) {
+        let Some(since) = self.started_at(Step::Approve) else { return };
+        let who = match self.status.approved_by.as_slice() {
+            [] => String::new(),
+            some => format!(" ({})", some.join(", ")),
+        };
+        let expected = self.status.plan.as_ref().and_then(|plan| plan.expected_window.as_ref());
+        let window = expected.map_or_else(String::new, |expected| {
+            format!("; expected window {} (limit {})", expected.summary(), self.spec.window.max_duration)
+        });
+        let gaps: Vec<String> = self.spec.not_covered().into_iter().map(|gap| gap.what).collect();
+        let covered = match gaps.is_empty() {
+            true => "every line of the checklist is covered".to_owned(),
+            false => format!("not covered by the spec: {}", gaps.join(", ")),
+        };
+        let text = format!(
+            "{approved}{who}{window}; {covered}; to read the plan: {}; next: {}",
+            self.observed.plugin("plan", ""),
+            self.observed.plugin("approve", "")
+        );
+        self.remind(Occasion::ApprovalDue, &format!("approval.{}", self.attempt(Step::Approve)), since, &text);
     }
 
     /// Digest of the present plan; `None` until its evidence is complete.
@@ -81,8 +107,9 @@ impl Transition<'_> {
     /// Ends the migration before its window: nothing was changed.
     pub(crate) fn cancel(&mut self, request: &ObservedDecision) -> Flow {
         let step = self.status.step;
-        self.enter(Phase::Cancelled);
         let message = format!("cancelled by {}{}; nothing was changed", request.by, fmt_reason(&request.reason));
+        self.call_off(&message);
+        self.enter(Phase::Cancelled);
         if let Some(step) = step {
             self.fail_step(step, ReadyReason::Aborted, message);
         }
@@ -145,6 +172,7 @@ impl Transition<'_> {
         }
         self.succeed_step(Step::Approve, format!("{} approved {digest}", approvers.join(", ")));
         // A start that was planned for an earlier attempt is planned again.
+        self.call_off("the start is planned again");
         self.status.schedule = None;
         self.start_step(Step::Schedule);
     }

@@ -147,9 +147,12 @@ impl Transition<'_> {
         }
     }
 
-    /// With writes open, what would keep the rollback from switching the application back.
-    fn violation_before_rollback_window(&self) -> Option<Violation> {
-        if self.awaits_rollback_window() { self.rollback_violation() } else { None }
+    /// With writes open, what would keep the rollback from blocking them, or from switching the application back.
+    pub(crate) fn violation_before_rollback_window(&self) -> Option<Violation> {
+        if !self.awaits_rollback_window() {
+            return None;
+        }
+        self.rollback_violation().or_else(|| self.standby_violation(&self.rollback_progress()))
     }
 
     /// The rollback waits with writes open. People are notified once for each rollback.

@@ -3,7 +3,10 @@
 
 use fastrand::Rng;
 
-use super::world::{Defect, START, World};
+use super::{
+    outsiders::Refused,
+    world::{Defect, START, World},
+};
 use crate::{
     api::{Phase, Step, Task, Time, WorkloadKind, WorkloadRef},
     machine::{PodReason, RolloutFailure, RolloutFailureKind, Workload, WorkloadPod},
@@ -90,12 +93,15 @@ impl World {
     pub(super) fn obstruct(&mut self, rng: &mut Rng) {
         let version = self.bump();
         let (flag, app) = (&mut self.flag, &mut self.app);
-        match rng.u8(..6) {
+        match rng.u8(..9) {
             0 => (flag.value.immutable, flag.version) = (true, version),
             1 => (flag.value.missing, flag.version) = (true, version),
             2 => flag.value.refused = true,
             3 => (app.value.paused, app.version) = (true, version),
             4 => app.value.crashing = Some(if rng.bool() { "v1" } else { "v2" }),
+            5 => self.refused = Some(Refused::Status),
+            6 => self.refused = Some(Refused::Runs),
+            7 => self.db.obstructed = true,
             _ => app.value.foreign = true,
         }
     }
@@ -114,12 +120,15 @@ impl World {
             app.version = version;
         }
         (app.value.paused, app.value.foreign, app.value.crashing) = (false, false, None);
+        (self.refused, self.db.obstructed) = (None, false);
     }
 
     /// Something is in the way of a switch.
     pub(super) fn is_obstructed(&self) -> bool {
         let (flag, app) = (&self.flag.value, &self.app.value);
-        flag.immutable || flag.missing || flag.refused || app.paused || app.foreign || app.crashing.is_some()
+        let of_flag = flag.immutable || flag.missing || flag.refused;
+        let of_application = app.paused || app.foreign || app.crashing.is_some();
+        of_flag || of_application || self.refused.is_some() || self.db.obstructed
     }
 
     /// A rollback keeps writes blocked past its deadline although one version alone serves: every pod is of the new one
@@ -132,7 +141,7 @@ impl World {
         let flag = &self.flag.value;
         let all_run = |version: &str| self.app.value.pods.iter().all(|p| p.1 == version);
         // A ConfigMap that refuses every write, or is missing, says nothing of a write that may still arrive.
-        let known = !flag.missing && !flag.refused;
+        let known = !flag.missing && !flag.refused && !self.refuses(Refused::Status);
         let new_alone = flag.value == "v2" && all_run("v2");
         let app = &self.app.value;
         let old_alone = flag.value == "v1" && all_run("v1") && !app.paused && app.crashing.is_none();

@@ -2,14 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::application::App;
+use super::{
+    application::App,
+    outsiders::{Approval, Refused},
+};
 use crate::{
     api::{
         Audience, CreditMigrationSpec, CreditMigrationStatus, DecisionKind, KeyRef, MigrationRun, NotificationChannel,
         Occasion, OnDrift, Phase, ReadyReason, SlackChannel, Task, Time, WindowCommand, WindowState,
         fixtures::{SECRET, spec},
     },
-    machine::{Job, Observed, ObservedDecision, ObservedFlag, ObservedRun, ObservedSql, StatusReason},
+    machine::{CheckJob, Job, Observed, ObservedDecision, ObservedFlag, ObservedRun, ObservedSql, StatusReason},
     shared::time::seconds,
 };
 
@@ -41,9 +44,10 @@ pub(super) enum Defect {
     StopsAtBroken,
 }
 
-/// With one channel for all, so that there are notices.
+/// With one channel for all, so that there are notices, and with a second attempt of a window that met a lock.
 fn with_channel(mut spec: CreditMigrationSpec) -> CreditMigrationSpec {
     let url_secret_ref = KeyRef { name: "chat".into(), key: "url".into() };
+    spec.window.attempts = 2;
     spec.notifications.channels = vec![NotificationChannel {
         name: "chat".into(),
         audiences: vec![Audience::Team, Audience::Users],
@@ -104,6 +108,8 @@ pub(super) struct SimulatedDatabase {
     /// Pod that holds the worker's lock.
     pub(super) worker: Option<u32>,
     pub(super) triggers_installed: bool,
+    /// A transaction that no window can end has locked a protected table.
+    pub(super) obstructed: bool,
 }
 
 impl SimulatedDatabase {
@@ -153,8 +159,12 @@ pub(super) struct World {
     pub(super) migration: Option<Stored<SimulatedMigration>>,
     pub(super) runs: BTreeMap<String, Stored<ObservedRun>>,
     pub(super) decisions: Vec<ObservedDecision>,
-    /// People who really spoke; names in decisions may be forged.
-    pub(super) approvers: BTreeSet<String>,
+    /// Approvals that were really given; names in decisions may be forged.
+    pub(super) approvals: Vec<Approval>,
+    /// Jobs of checks.
+    pub(super) check_jobs: Vec<CheckJob>,
+    /// What the API server refuses to write.
+    pub(super) refused: Option<Refused>,
     pub(super) flag: Stored<FlagMap>,
     pub(super) app: Stored<App>,
     pub(super) sql: (String, String),
@@ -165,8 +175,10 @@ pub(super) struct World {
     pub(super) events: Vec<String>,
     /// People who really said that they are there.
     pub(super) present: BTreeSet<String>,
-    /// The maintenance notice was taken.
-    pub(super) maintenance_announced: bool,
+    /// Starts whose maintenance notice was taken.
+    pub(super) announced: BTreeSet<Time>,
+    /// Starts whose end without a window was told.
+    pub(super) called_off: BTreeSet<Time>,
     pub(super) verified: bool,
     pub(super) rehearsed: bool,
     /// When an outsider has set the flag back after the window, as long as no one has set it since.
@@ -175,7 +187,8 @@ pub(super) struct World {
     pub(super) silent_decisions: u32,
     /// A broken neighbour was passed by how often.
     pub(super) broken_seen: u32,
-    /// It was decided to block writes although the application could not have been switched.
+    /// It was decided to block writes although the application could not have been switched, or the database was in
+    /// the way.
     pub(super) blocked_without_exit: bool,
 }
 
@@ -194,7 +207,9 @@ impl World {
             migration: Some(Stored { version: 1, value: migration }),
             runs: BTreeMap::new(),
             decisions: vec![],
-            approvers: BTreeSet::new(),
+            approvals: vec![],
+            check_jobs: vec![],
+            refused: None,
             flag: Stored {
                 version: 1,
                 value: FlagMap {
@@ -228,12 +243,14 @@ impl World {
                 windows: BTreeMap::new(),
                 worker: None,
                 triggers_installed: false,
+                obstructed: false,
             },
             api_up: true,
             defect,
             events: vec![],
             present: BTreeSet::new(),
-            maintenance_announced: false,
+            announced: BTreeSet::new(),
+            called_off: BTreeSet::new(),
             verified: false,
             rehearsed: false,
             drifted_at: None,
@@ -277,7 +294,7 @@ impl World {
                 },
             },
             rollback_enabled: (!flag.missing).then(|| "true".into()),
-            check_jobs: vec![],
+            check_jobs: self.check_jobs.clone(),
             up: ObservedSql::Present(self.sql.0.clone()),
             down: ObservedSql::Present(self.sql.1.clone()),
             quota_shortages: vec![],
@@ -335,9 +352,9 @@ impl World {
         if decision == DecisionKind::Ready {
             self.present.insert(by.to_owned());
         }
-        // Of those who approve: to be present, or to keep what is there, lets nothing start.
-        if !matches!(decision, DecisionKind::Ready | DecisionKind::Keep) {
-            self.approvers.insert(by.to_owned());
+        let generation = self.migration.as_ref().and_then(|m| m.value.status.plan.as_ref()).map(|p| p.generation);
+        if let (DecisionKind::Approve, Some(generation)) = (decision, generation) {
+            self.approvals.push(Approval { by: by.to_owned(), generation });
         }
         let n = self.decisions.len();
         let digest = of_plan.then_some(digest).flatten();
@@ -364,7 +381,12 @@ impl World {
         }
         let version = self.bump();
         if let Some(run) = self.runs.get_mut(name) {
+            let before = run.value.run.status.clone();
             change(&mut run.value.run);
+            // A write that changes nothing gives an object no new version.
+            if run.value.run.status == before {
+                return true;
+            }
             run.value.written_at = Some(self.now);
             run.version = version;
             if run.value.run.has_ended() {
@@ -378,7 +400,7 @@ impl World {
     pub(super) fn check(&self) -> Result<(), String> {
         let db = &self.db;
         if self.blocked_without_exit {
-            return Err("7: writes are blocked although the application could not be switched".into());
+            return Err("7: writes are blocked although it is known that the window cannot do its work".into());
         }
         if db.ups > 1 || db.downs > 1 {
             return Err(format!("1: up took effect {} times, down {} times", db.ups, db.downs));
@@ -398,18 +420,20 @@ impl World {
         if self.silent_decisions > 20 {
             return Err(format!("3: the flag was changed, and {} decisions notified no one", self.silent_decisions));
         }
-        if db.ups > 0
-            && (!self.verified || !self.rehearsed || self.approvers.iter().filter(|s| *s != "author").count() < 2)
-        {
+        if db.ups > 0 && (!self.verified || !self.rehearsed || self.approvers_of_spec().len() < 2) {
             return Err(format!(
                 "4: executed with verified={} rehearsed={} by {:?}",
-                self.verified, self.rehearsed, self.approvers
+                self.verified,
+                self.rehearsed,
+                self.approvers_of_spec()
             ));
         }
-        if db.ups > 0 && (self.present.len() < 2 || !self.maintenance_announced) {
+        let start = self.migration.as_ref().and_then(|m| m.value.status.schedule.as_ref()?.starts_at);
+        let announced = start.is_none_or(|at| self.announced.contains(&at) && !self.called_off.contains(&at));
+        if db.ups > 0 && (self.present.len() < 2 || !announced) {
             return Err(format!(
-                "4: executed with {:?} present, maintenance notice taken: {}",
-                self.present, self.maintenance_announced
+                "4: executed at {start:?} with {:?} present, announced: {:?}, called off: {:?}",
+                self.present, self.announced, self.called_off
             ));
         }
         Ok(())

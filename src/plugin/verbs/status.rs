@@ -8,7 +8,8 @@ use serde::Serialize;
 use super::completion;
 use crate::{
     api::{
-        CheckOutcome, CreditMigration, DeliveryState, ExpectedWindow, NoticeState, Phase, ReadyReason, StepState, Time,
+        CheckOutcome, CreditMigration, DeliveryState, ExpectedWindow, NoticeState, Phase, ReadyReason, ScheduleStatus,
+        StepState, Time,
         Writes,
     },
     plugin::{
@@ -76,6 +77,8 @@ pub(crate) struct View {
     pub(crate) presence: Option<String>,
     /// Earliest time at which the window may start.
     pub(crate) starts_at: Option<Time>,
+    /// Number of the window's next attempt, of those allowed, and its start; after one that met a lock.
+    pub(crate) attempt: Option<String>,
     /// When the current window must have ended.
     pub(crate) deadline: Option<Time>,
     /// Digest of the plan.
@@ -195,6 +198,12 @@ pub(crate) struct CheckView {
     pub(crate) message: String,
 }
 
+/// `2 of 3, at 2030-01-01T00:01:00Z`; `None` before the first attempt has failed.
+fn attempt_text(schedule: &ScheduleStatus, attempts: u32) -> Option<String> {
+    let at = schedule.retry_at?;
+    Some(format!("{} of {attempts}, at {at:.0}", schedule.failed_windows + 1))
+}
+
 impl View {
     /// The state of a migration at a time.
     pub(crate) fn of(m: &CreditMigration, now: Time) -> Self {
@@ -211,6 +220,7 @@ impl View {
             approvals: status.approvals.clone(),
             presence: status.schedule.as_ref().and_then(|s| s.presence.clone()),
             starts_at: status.schedule.as_ref().and_then(|s| s.starts_at),
+            attempt: status.schedule.as_ref().and_then(|s| attempt_text(s, m.spec.window.attempts)),
             deadline: window.and_then(|w| w.deadline),
             digest: status.plan.as_ref().and_then(|p| p.digest.clone()),
             expected_window: status.plan.as_ref().and_then(|p| p.expected_window.clone()),
@@ -315,6 +325,7 @@ impl View {
         line("approvals", self.approvals.clone());
         line("presence", self.presence.clone());
         line("starts", self.starts_at.map(|t| format!("{t:.0} at the earliest")));
+        line("attempt", self.attempt.clone());
         line("plan", self.digest.clone());
         line("window", self.expected_window.as_ref().map(ExpectedWindow::summary));
         line("now", Some(self.message.clone()));

@@ -8,6 +8,7 @@ pub mod connect_error;
 pub mod connection;
 pub mod control;
 pub mod fingerprint;
+mod hosts;
 pub mod scratch;
 mod server_error;
 pub mod snapshot;

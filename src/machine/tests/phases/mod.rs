@@ -3,6 +3,7 @@
 //! Called by `cargo test` alone. Imports `shared`, `api` and `machine`.
 
 mod approval;
+mod attempts;
 mod checking;
 mod ended;
 mod executing;
@@ -11,6 +12,7 @@ mod preparing;
 mod rollback;
 mod rollback_exit;
 mod scheduling;
+mod standby;
 
 use super::{Scenario, each_phase};
 use crate::machine::{

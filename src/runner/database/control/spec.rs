@@ -31,6 +31,8 @@ pub struct ControlSpec {
     pub verify_down: Option<String>,
     /// How long creating or dropping one trigger is retried before it fails.
     pub trigger_timeout: Duration,
+    /// From when on a transaction that has locked a protected table is waited for before writes are blocked.
+    pub long_transaction: Duration,
 }
 
 impl ControlSpec {
@@ -54,6 +56,7 @@ impl ControlSpec {
             statement_timeout: migration.statement_timeout.into(),
             verify_down: migration.verify_down.clone(),
             trigger_timeout: Duration::from_secs(60),
+            long_transaction: Duration::from_secs(10),
         }
     }
 }

@@ -32,7 +32,7 @@ use crate::{
         context::{MountedSql, TaskContext},
         database::{
             connection::Target,
-            control::{self, Applied, ControlSpec, LOCK_CLASS, Sql, StopSignal, quoted},
+            control::{self, Applied, ControlSpec, LOCK_CLASS, Sql, StopSignal, quoted, write_block},
             fingerprint::Fingerprint,
             scratch::{self, LOCK_REHEARSAL},
             snapshot::{Access, snapshot},
@@ -118,8 +118,11 @@ async fn rehearse(
     baseline(&mut client, &control_spec).await?;
     let before = Fingerprint::take(&mut client).await?;
 
+    // As in the window: the SQL must pass the write block under this very login.
+    write_block::set_in_copy(&client, &control_spec, true).await?;
     let migrate_seconds =
         seconds(control::run_up(&mut client, &control_spec, &sql.up, &sql.down, &StopSignal::default()).await?)?;
+    write_block::set_in_copy(&client, &control_spec, false).await?;
     let started = Instant::now();
     let comparison = control::compare(&client, &control_spec).await?;
     let compare_seconds = started.elapsed().as_secs_f64();
@@ -133,7 +136,9 @@ async fn rehearse(
         ));
     }
     let measured = checks::measure(context, copy).await?;
+    write_block::set_in_copy(&client, &control_spec, true).await?;
     let rollback_seconds = seconds(control::run_down(&mut client, &control_spec, &sql.down).await?)?;
+    write_block::set_in_copy(&client, &control_spec, false).await?;
     check_verify_down(&client, &control_spec).await?;
 
     let differences = before.differences(&Fingerprint::take(&mut client).await?);
