@@ -3,8 +3,8 @@
 use serde_json::json;
 
 use super::{
-    BackupEvidence, BaselineEvidence, CreditMigrationSpec, KeyUsersEvidence, RehearsalEvidence, ReportEvidence, Time,
-    VerificationEvidence,
+    BackupEvidence, BaselineEvidence, CreditMigrationSpec, KeyUsersEvidence, RehearsalEvidence, ReportEvidence,
+    SchemaEvidence, Time, VerificationEvidence,
 };
 
 /// Represents what only the runner may know. It must never appear in an API object.
@@ -89,6 +89,8 @@ pub(crate) fn rehearsal(migrate_seconds: f64) -> RehearsalEvidence {
         checks_measured: 0,
         checks_not_passing: vec![],
         compare_seconds: 0.0,
+        writes: None,
+        schema: Some(SchemaEvidence { sha256: "sha256:schema".into(), objects: 9 }),
     }
 }
 

@@ -90,6 +90,9 @@ pub struct RunInputs {
     /// SHA-256 of that object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backup_sha256: Option<String>,
+    /// SHA-256 of the schema that was rehearsed; for the window.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schema_sha256: Option<String>,
     /// Notice that task `Notify` sends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub notice: Option<Notice>,

@@ -5,7 +5,7 @@ use k8s_openapi::api::{apps::v1::Deployment, core::v1::ConfigMap};
 use serde_json::{Value, json};
 
 use super::{
-    cluster::{eventually, state_file},
+    cluster::state_file,
     database::{DOWN, UP},
     harness::{APP, FLAG, SQL, Setup, World, e2e, merge},
     migration::{Migration, ready},
@@ -278,6 +278,7 @@ async fn what_the_rehearsal_finds_in_the_up_sql() {
             (slow, "WindowTooShort", &["spec.window.maxDuration is 15.0 s"]),
             (up("midway.sql"), "SqlFailed", &["division by zero", "ConfigMap rehearsed"]),
             (up("nothing.sql"), "TablesNotGone", &["credit_packages"]),
+            (json!({"migration": {"verifyUp": "SELECT count(*) = 0 FROM users"}}), "VerifyUpFailed", &["verifyUp"]),
             (up("greedy.sql"), "BalancesUnexplained", &["1 users"]),
         ],
     )

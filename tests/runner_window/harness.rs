@@ -20,6 +20,7 @@ use credit_migration::{
         database::{
             connection::Target,
             control::{self, ControlSpec, Sql},
+            schema_objects::SchemaObjects,
         },
         tasks::window::{self, Channel, ChannelError, WindowOutcome, WindowPlan},
     },
@@ -163,6 +164,17 @@ impl Database {
         assert_eq!(control::take_baseline(&tx, spec).await.unwrap(), u64::try_from(USERS).unwrap());
         tx.commit().await.unwrap();
         client
+    }
+
+    /// As [`Database::prepared`], with the schema that was rehearsed: what the window of a plan is valid for.
+    pub async fn rehearsed(&self, mut plan: WindowPlan) -> WindowPlan {
+        let mut client = self.prepared(&plan.control_spec).await;
+        let tx = client.transaction().await.unwrap();
+        let schema = SchemaObjects::take(&tx).await.unwrap();
+        schema.record(&tx, &plan.control_spec).await.unwrap();
+        tx.commit().await.unwrap();
+        plan.control_spec.rehearsed_schema = Some(schema.evidence().unwrap().sha256);
+        plan
     }
 
     /// One value of a query, as text.

@@ -278,28 +278,38 @@ impl Transition<'_> {
     fn end_window_without_effect(&mut self, reason: Reason, message: &str, progress: &WindowProgress) -> Flow {
         let step = self.status.step.unwrap_or(Step::BlockWrites);
         self.record_window_progress(Task::Window, progress);
-        if let Some(at) = self.next_window_start(reason) {
-            self.retry_window(step, reason, message, at);
-            return Flow::Continue;
-        }
-        self.call_off(&format!("{message}; nothing was changed, writes are open"));
-        if reason.retry() == Retry::Never {
-            self.enter(Phase::Failed);
-            self.fail_step(
-                step,
-                reason,
-                format!("{message}; the transaction was rolled back, nothing was changed, writes are open"),
-            );
-            return Flow::Settled;
-        }
-        self.fail_step(step, reason, format!("{message}; nothing was changed, writes are open"));
+        let unchanged = format!("{message}; nothing was changed, writes are open");
         if progress.blocked_at.is_none() && !progress.obstacles.is_empty() {
             // It found the obstacle itself, at the last moment. The next pod waits for its end.
+            self.fail_step(step, reason, unchanged);
             self.status.window = None;
             self.start_step(Step::BlockWrites);
             self.set_ready(ReadyReason::PreparingWindow, format!("{message}; another pod waits for its end"));
             return Flow::Settled;
         }
+        if let Some(at) = self.next_window_start(reason) {
+            self.retry_window(step, reason, message, at);
+            return Flow::Continue;
+        }
+        self.call_off(&unchanged);
+        match reason.retry() {
+            Retry::Never => {
+                self.enter(Phase::Failed);
+                self.fail_step(
+                    step,
+                    reason,
+                    format!("{message}; the transaction was rolled back, nothing was changed, writes are open"),
+                );
+                return Flow::Settled;
+            }
+            Retry::Prepare => {
+                self.fail_step(step, reason, unchanged);
+                self.restart(message);
+                return Flow::Settled;
+            }
+            Retry::May => {}
+        }
+        self.fail_step(step, reason, unchanged);
         // No decision up to now counts for the next window, even if its time is later because the API server's clock is
         // ahead of this one.
         let newest = self.observed.decisions.iter().map(|d| d.at).max();

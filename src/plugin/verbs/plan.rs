@@ -22,7 +22,7 @@ use serde_json::Value;
 
 use super::{completion, status::current_state};
 use crate::{
-    api::{CreditMigration, CreditMigrationSpec, ExpectedWindow, Gap, Phase, Time},
+    api::{CreditMigration, CreditMigrationSpec, ExpectedWindow, Gap, Phase, Step, Time},
     plugin::{
         PluginError,
         connection::ClusterConnection,
@@ -361,6 +361,10 @@ fn with_states(mut steps: Vec<Planned>, migration: &CreditMigration) -> Vec<Plan
     for planned in &mut steps {
         let of = migration.status.iter().flat_map(|s| &s.steps).find(|s| s.name == planned.step);
         planned.state = of.map(|s| s.state.to_string());
+        let rehearsal = migration.status.as_ref().and_then(|s| s.rehearsal.as_ref());
+        if let (Step::Rehearse, Some(rehearsal)) = (planned.step, rehearsal) {
+            planned.what = format!("{}; {}", planned.what, rehearsal.summary());
+        }
     }
     steps
 }
@@ -411,7 +415,10 @@ fn gaps(spec: &CreditMigrationSpec) -> Vec<CheckedItem> {
 mod tests {
     use super::*;
     use crate::{
-        api::fixtures::spec,
+        api::{
+            CreditMigrationStatus, WritesEvidence,
+            fixtures::{self, spec},
+        },
         plugin::{Exit, verbs::status::tests::time},
     };
 
@@ -481,6 +488,19 @@ mod tests {
         assert_eq!(metadata["resourceVersion"], "7", "nothing that came meanwhile is passed over");
         assert_eq!(metadata["finalizers"][0], "creditmigration.io/window");
         assert_eq!((&metadata["labels"]["by"], &metadata["annotations"]["why"]), (&"argo".into(), &"later".into()));
+    }
+
+    #[test]
+    fn what_the_rehearsal_found_is_shown() {
+        let mut migration = CreditMigration::new("m", spec());
+        let mut rehearsal = fixtures::rehearsal(12.0);
+        rehearsal.writes = Some(WritesEvidence { rows: 7, users: 2, rollback_seconds: 3.0 });
+        migration.status = Some(CreditMigrationStatus { rehearsal: Some(rehearsal), ..Default::default() });
+        let steps = with_states(procedure(&migration.spec, Time::UNIX_EPOCH), &migration);
+        let what = &steps.iter().find(|planned| planned.step == Step::Rehearse).unwrap().what;
+        for part in ["rolled back in 1.0 s", "7 rows and 2 balances written on the new version, rolled back in 3.0 s"] {
+            assert!(what.contains(part), "{what}");
+        }
     }
 
     #[test]

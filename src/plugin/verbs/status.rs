@@ -9,8 +9,7 @@ use super::completion;
 use crate::{
     api::{
         CheckOutcome, CreditMigration, DeliveryState, ExpectedWindow, NoticeState, Phase, ReadyReason, ScheduleStatus,
-        StepState, Time,
-        Writes,
+        StepState, Time, Writes,
     },
     plugin::{
         Exit, PluginError,

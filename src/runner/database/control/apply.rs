@@ -13,10 +13,7 @@ use std::{
 };
 
 use serde_json::json;
-use tokio_postgres::{
-    Client, Row, Transaction,
-    types::{Json, Type},
-};
+use tokio_postgres::{Client, Row, Transaction, types::Json};
 
 use super::{
     ControlSpec, LOCK_CHANGE, LOCK_CLASS, Sql, Table, balances,
@@ -26,12 +23,15 @@ use super::{
     protected, quoted,
     schema::check_owner,
     triggers::ensure_triggers_in,
+    verification::verify,
 };
 use crate::{
     api::{Direction, Reason},
     runner::{
         Failure,
-        database::{connection::pin_settings, server_error::statement_failure},
+        database::{
+            connection::pin_settings, schema_objects::require_rehearsed_schema, server_error::statement_failure,
+        },
     },
 };
 
@@ -89,8 +89,8 @@ impl StopSignal {
 /// Runs the up SQL. The transaction also stores the down SQL: see [`super::stored_down_sql`].
 ///
 /// # Errors
-/// `SqlFailed` with the statement's number, `LockTimeout`, `TablesNotGone`, `BalancesUnexplained`, `TableMissing`,
-/// `ColumnMissing`, `DatabaseInUse`, `SqlChanged`, `DeadlinePassed` when stopped: nothing was changed.
+/// `SqlFailed` with the statement's number, `LockTimeout`, `TablesNotGone`, `BalancesUnexplained`, `VerifyUpFailed` if
+/// `verifyUp` answers no row, or a boolean that is not true, `SchemaDrifted`, `TableMissing`, `ColumnMissing`, `DatabaseInUse`, `SqlChanged`, `DeadlinePassed` when stopped: nothing was changed.
 /// `ConnectionLost`: the ledger shows the result.
 pub async fn run_up(
     client: &mut Client,
@@ -156,6 +156,10 @@ async fn transaction(
     let before = StateBefore::read(&tx, spec).await?;
     let namesakes = namesakes(&tx, spec).await?;
     lock(&tx, &before.tables).await?;
+    if direction == Direction::Forward {
+        // After the lock, which keeps the protected tables as they are.
+        require_rehearsed_schema(&tx, spec).await?;
+    }
     let balances_before = balances(&tx, spec, None).await?;
     let reconciled_users = reconcile(&tx, spec, &balances_before).await?;
 
@@ -196,11 +200,7 @@ async fn transaction(
         );
         return Err(Failure::new(Reason::BalancesUnexplained, message));
     }
-    if direction == Direction::Rollback
-        && let Some(query) = &spec.verify_down
-    {
-        verify_down(&tx, query).await?;
-    }
+    verify(&tx, spec, direction).await?;
     let mut protected = before.new_tables(&tx).await?;
     protected.extend(before.tables.iter().cloned());
     ensure_triggers_in(&tx, &protected, &balances_after).await?;
@@ -351,36 +351,6 @@ async fn tables_gone(tx: &Transaction<'_>, spec: &ControlSpec, namesakes: &[u32]
         left.join(", ")
     );
     Err(Failure::new(Reason::TablesNotGone, message))
-}
-
-/// `verifyDown`: at least one row, and every boolean true. NULL does not count as true. Values are not shown, they
-/// may be personal.
-async fn verify_down(tx: &Transaction<'_>, query: &str) -> Result<(), Failure> {
-    let failed = |message: String| {
-        Failure::new(
-            Reason::VerifyDownFailed,
-            format!(
-                "verifyDown: {message}; next: run the query by hand; correct the down SQL, or spec.migration.verifyDown"
-            ),
-        )
-    };
-    let rows = tx.query(query, &[]).await.map_err(|e| failed(Failure::from(&e).message))?;
-    if rows.is_empty() {
-        return Err(failed("the query answered no row, at least 1 is needed".to_owned()));
-    }
-    for (number, row) in rows.iter().enumerate() {
-        for (index, column) in row.columns().iter().enumerate() {
-            if *column.type_() == Type::BOOL && row.get::<_, Option<bool>>(index) != Some(true) {
-                return Err(failed(format!(
-                    "column {} of row {} of {} is not true",
-                    column.name(),
-                    number + 1,
-                    rows.len()
-                )));
-            }
-        }
-    }
-    Ok(())
 }
 
 /// `SET LOCAL` of the limits that every transaction of a migration has.

@@ -35,6 +35,7 @@ mod spec;
 mod stored_down_sql;
 mod tables;
 mod triggers;
+mod verification;
 mod verify_blocked;
 pub mod window_record;
 pub mod worker_lock;

@@ -31,6 +31,9 @@ CREATE TABLE IF NOT EXISTS credit_migration.changed_users (id bigint GENERATED A
 text UNIQUE);
 CREATE TABLE IF NOT EXISTS credit_migration.baseline (
     migration_uid text, user_id text, balance numeric, PRIMARY KEY (migration_uid, user_id));
+-- The schema that the baseline was taken of: SHA-256 of each object.
+CREATE TABLE IF NOT EXISTS credit_migration.schema_objects (
+    migration_uid text, object text, sha256 text NOT NULL, PRIMARY KEY (migration_uid, object));
 CREATE TABLE IF NOT EXISTS credit_migration.ledger (
     migration_uid text, step text CHECK (step IN ('up', 'down')), sql_sha256 text NOT NULL,
     applied_at timestamptz NOT NULL DEFAULT clock_timestamp(), statements integer NOT NULL, seconds double precision \

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!  scratch database ─ pg_restore < object ─ counts as in the baseline ─ triggers ─ fingerprint ─┐
-//!  drop it, always ─ fingerprint equal? ─ down SQL, verifyDown ─ checks ─ compare ─ up SQL ─────┘
+//!         ┌─ fingerprint equal? ─ down SQL, verifyDown ─ checks ─ compare ─ up SQL, verifyUp ────┘
+//!         └─ up SQL ─ rehearsal.writes ─ down SQL, verifyDown ─ objects equal? ─ drop it, always
 //! ```
 //!
 //! # Contract
@@ -15,10 +16,11 @@
 
 mod checks;
 mod extensions;
+mod writes;
 
 use std::{path::Path, time::Instant};
 
-use tokio_postgres::{Client, types::Type};
+use tokio_postgres::Client;
 
 use crate::{
     api::{Reason, RehearsalEvidence},
@@ -34,6 +36,7 @@ use crate::{
             connection::Target,
             control::{self, Applied, ControlSpec, LOCK_CLASS, Sql, StopSignal, quoted, write_block},
             fingerprint::Fingerprint,
+            schema_objects::SchemaObjects,
             scratch::{self, LOCK_REHEARSAL},
             snapshot::{Access, snapshot},
         },
@@ -86,15 +89,19 @@ pub struct MigrationSql {
     pub up: Sql,
     /// The rollback.
     pub down: Sql,
+    /// What is written in between.
+    pub writes: Option<Sql>,
 }
 
-/// Both SQL texts, which the rehearsal needs together.
+/// All SQL texts, which the rehearsal needs together.
 ///
 /// # Errors
 /// `SqlChanged` and those of [`sql::for_run`](crate::shared::sql::for_run).
 fn migration_sql(context: &TaskContext<'_>) -> Result<MigrationSql, Failure> {
     let MountedSql { up, down } = context.mounted_sql();
-    Ok(MigrationSql { up: up?, down: down? })
+    let writes = context.spec.plan.rehearsal.writes.clone();
+    let writes = writes.map(|text| Sql::read("spec.rehearsal.writes", text)).transpose()?;
+    Ok(MigrationSql { up: up?, down: down?, writes })
 }
 
 /// Everything that happens on the copy.
@@ -139,25 +146,13 @@ async fn rehearse(
     write_block::set_in_copy(&client, &control_spec, true).await?;
     let rollback_seconds = seconds(control::run_down(&mut client, &control_spec, &sql.down).await?)?;
     write_block::set_in_copy(&client, &control_spec, false).await?;
-    check_verify_down(&client, &control_spec).await?;
 
-    let differences = before.differences(&Fingerprint::take(&mut client).await?);
-    if !differences.is_empty() {
-        for difference in &differences {
-            tracing::error!(error = difference, "not equal after the rollback");
-        }
-        let more = differences.len().saturating_sub(MAX_NAMED_DIFFERENCES);
-        let more = if more > 0 { format!(" and {more} more, see the log") } else { String::new() };
-        let named: Vec<&str> = differences.iter().take(MAX_NAMED_DIFFERENCES).map(String::as_str).collect();
-        return Err(Failure::new(
-            Reason::RollbackNotEqual,
-            format!(
-                "after the down SQL {} differences: {}{more}; next: correct the down SQL",
-                differences.len(),
-                named.join("; ")
-            ),
-        ));
-    }
+    let after = Fingerprint::take(&mut client).await?;
+    require_equal(&before, &after)?;
+    let writes = match &sql.writes {
+        Some(writes) => Some(writes::rehearse(&mut client, &control_spec, sql, writes).await?),
+        None => None,
+    };
     Ok(RehearsalEvidence {
         users,
         restore_seconds,
@@ -167,21 +162,30 @@ async fn rehearse(
         checks_measured: measured.checks,
         checks_not_passing: measured.not_passing,
         compare_seconds,
+        writes,
+        schema: SchemaObjects::recorded(admin, &control_spec).await?.evidence(),
     })
 }
 
-/// `verifyDown` can fail: a query without a boolean passes whatever it finds. Checked after the rollback, which may
-/// make what the query calls.
-async fn check_verify_down(client: &Client, control_spec: &ControlSpec) -> Result<(), Failure> {
-    let Some(query) = &control_spec.verify_down else { return Ok(()) };
-    let statement = client.prepare(query).await?;
-    if statement.columns().iter().any(|column| *column.type_() == Type::BOOL) {
+/// The rollback has restored what was there before.
+fn require_equal(before: &Fingerprint, after: &Fingerprint) -> Result<(), Failure> {
+    let differences = before.differences(after);
+    if differences.is_empty() {
         return Ok(());
     }
+    for difference in &differences {
+        tracing::error!(error = difference, "not equal after the rollback");
+    }
+    let more = differences.len().saturating_sub(MAX_NAMED_DIFFERENCES);
+    let more = if more > 0 { format!(" and {more} more, see the log") } else { String::new() };
+    let named: Vec<&str> = differences.iter().take(MAX_NAMED_DIFFERENCES).map(String::as_str).collect();
     Err(Failure::new(
-        Reason::VerifyDownFailed,
-        "verifyDown: the query has no boolean column, at least 1 is needed: it passes whatever it finds; next: write \
-            it as SELECT count(*) = 0 AS good FROM ...",
+        Reason::RollbackNotEqual,
+        format!(
+            "after the down SQL {} differences: {}{more}; next: correct the down SQL",
+            differences.len(),
+            named.join("; ")
+        ),
     ))
 }
 

@@ -15,7 +15,10 @@ use crate::{
     },
     runner::{
         Failure, UnlessLost,
-        database::control::{self, ObstacleFinder, jitter},
+        database::{
+            control::{self, ObstacleFinder, jitter},
+            schema_objects::require_rehearsed_schema_now,
+        },
     },
 };
 
@@ -41,6 +44,8 @@ impl<C: Channel> WindowTask<'_, C> {
                 ));
             }
             control::refresh_baseline(&mut client, spec).await?;
+            // What has changed is found while writes are open; the transaction of the SQL compares once more.
+            require_rehearsed_schema_now(&mut client, spec).await?;
         }
         if let Some(ending) = self.open_kept(&client).await? {
             return self.end(&mut client, ending, None).await;
