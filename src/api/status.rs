@@ -237,8 +237,8 @@ pub struct WindowStatus {
     pub unblocking: bool,
     /// The flag was, or may have been, set: to `to` on the forward path, to `from` in a rollback.
     pub switched: bool,
-    /// The flag was not at `to` until then, by the API server's clock. In a rollback inside the forward window pods that
-    /// were started before are kept; absent: none is.
+    /// The flag was not at `to` until then, by the API server's clock. In a rollback inside the forward window pods
+    /// that were started before are kept; absent: none is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unswitched_until: Option<Time>,
     /// How often the workloads were restarted again because the version probe returned another version.

@@ -4,7 +4,8 @@ use serde_json::json;
 
 use crate::api::{CreditMigrationSpec, CreditMigrationStatus, sha256};
 
-/// SHA-256 of all that is approved: UID, spec, SQL, image, pod templates, backup and rehearsal. `None` until the rehearsal has passed.
+/// SHA-256 of all that is approved: UID, spec, SQL, image, pod templates, backup and rehearsal. `None` until the
+/// rehearsal has passed.
 pub fn plan_digest(uid: &str, spec: &CreditMigrationSpec, status: &CreditMigrationStatus) -> Option<String> {
     let plan = status.plan.as_ref()?;
     let backup = status.backup.as_ref()?;

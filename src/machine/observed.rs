@@ -45,6 +45,8 @@ pub struct Observed {
     pub up: ObservedSql,
     /// The down SQL.
     pub down: ObservedSql,
+    /// Who wrote the ConfigMaps with the SQL, each once.
+    pub sql_authors: Vec<SqlAuthor>,
     /// Quotas that have no room for the pods that a rollout of the workloads creates first.
     pub quota_shortages: Vec<QuotaShortage>,
     /// Workloads of `spec.application.workloads`, then those that only checks name.
@@ -208,6 +210,15 @@ pub enum ObservedSql {
     Missing,
     /// SHA-256 of the text, `sha256:` and 64 hex digits.
     Present(String),
+}
+
+/// Who wrote a ConfigMap with SQL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SqlAuthor {
+    /// Name of the ConfigMap.
+    pub config_map: String,
+    /// The user; `None` if it has no label [`crate::api::SQL_LABEL`], without which no one verifies the name.
+    pub author: Option<String>,
 }
 
 /// A workload.

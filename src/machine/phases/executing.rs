@@ -52,6 +52,9 @@ impl Transition<'_> {
         if self.deadline().is_none() {
             return self.await_window_pod(&progress);
         }
+        if self.status.step == Some(Step::SwitchApplication) && self.is_switched() {
+            self.report_rollout_failures(Direction::Forward);
+        }
         let failure = self.switch_failure();
         if let Some((cause, message)) = self.rollback_cause(&progress).or(failure) {
             return self.start_rollback(cause, message);
@@ -206,12 +209,9 @@ impl Transition<'_> {
         None
     }
 
-    /// The switch cannot settle: the new version's pods do not become ready.
-    fn switch_failure(&mut self) -> Option<(StatusReason, String)> {
-        if self.status.step != Some(Step::SwitchApplication) || !self.is_switched() {
-            return None;
-        }
-        let failure = self.report_rollout_failures(Direction::Forward)?;
+    /// The switch cannot settle: that the new version's pods do not become ready was reported.
+    fn switch_failure(&self) -> Option<(StatusReason, String)> {
+        let failure = self.reported_rollout_failure(Direction::Forward)?;
         if fault(Fault::FailedRolloutAwaited) {
             return None;
         }

@@ -1,6 +1,6 @@
 //! Approvals: who counts, what for, and what calls them off.
 
-use crate::machine::tests::*;
+use crate::machine::{SqlAuthor, tests::*};
 
 fn waits(name: &'static str, when: When, reason: &'static str) -> Case {
     Case {
@@ -380,4 +380,19 @@ fn a_workload_that_is_missing_is_not_another_application() {
     s.observed.workloads = workloads;
     s.settle();
     assert_eq!((s.status.step, s.status.approvals.as_deref()), (Some(Step::Schedule), Some("2/2")));
+}
+
+#[test]
+fn who_wrote_the_sql_does_not_approve_it() {
+    let mut s = awaiting();
+    let by = |author: Option<&str>| SqlAuthor { config_map: "sql".into(), author: author.map(Into::into) };
+    s.observed.sql_authors = vec![by(Some("ann"))];
+    s.submit("ann", DecisionKind::Approve).submit("bob", DecisionKind::Approve).settle();
+    assert_eq!(s.status.approvals.as_deref(), Some("1/2"));
+    assert_eq!(s.status.approved_by, ["bob"]);
+    // Not known: that is said, and any two approve.
+    s.observed.sql_authors = vec![by(None)];
+    s.observed.decisions.pop();
+    let message = ready(&s.settle().status).1;
+    assert!(message.contains("who wrote ConfigMap sql is not known: label it creditmigration.io/sql"), "{message}");
 }
