@@ -10,6 +10,13 @@ use super::{CreditMigration, MigrationDecision, MigrationRun};
 /// A field is limited by its `minimum` and `maximum`.
 const UNKNOWN_FORMATS: &[&str] = &["uint", "uint8", "uint16", "uint32", "uint64", "int8", "int16"];
 
+/// The spec of a kind.
+const SPEC: &str = "/spec/versions/0/schema/openAPIV3Schema/properties/spec";
+
+/// Most characters of a text of a spec that has no limit of its own, such as a query or a body. Every object is kept in
+/// memory, and each run has a copy of its migration's spec.
+const LONGEST_TEXT: u64 = 16_384;
+
 /// The snapshot of a migration's spec in a `MigrationRun`.
 const PLAN: &str = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/plan";
 
@@ -20,6 +27,9 @@ pub fn crds() -> Result<Vec<CustomResourceDefinition>, serde_json::Error> {
         .map(|crd| {
             let mut value = serde_json::to_value(crd)?;
             remove_unknown_formats(&mut value);
+            if let Some(spec) = value.pointer_mut(SPEC) {
+                limit_strings(spec);
+            }
             // The operator's own copy of a spec that was checked and is explained in the CreditMigration. With its
             // texts it would double the size, and client-side `kubectl apply` takes no more than 256 KiB.
             if let Some(plan) = value.pointer_mut(PLAN) {
@@ -57,6 +67,23 @@ fn strip(value: &mut Value) {
     }
 }
 
+/// Gives each text without a limit one.
+fn limit_strings(schema: &mut Value) {
+    match schema {
+        Value::Object(map) => {
+            let is_text = map.get("type").is_some_and(|kind| kind == "string");
+            // A time and a choice limit themselves.
+            let limits_itself = ["maxLength", "enum", "format"].iter().any(|key| map.contains_key(*key));
+            if is_text && !limits_itself {
+                map.insert("maxLength".into(), LONGEST_TEXT.into());
+            }
+            map.values_mut().for_each(limit_strings);
+        }
+        Value::Array(items) => items.iter_mut().for_each(limit_strings),
+        _ => {}
+    }
+}
+
 fn remove_unknown_formats(value: &mut Value) {
     match value {
         Value::Object(map) => {
@@ -73,7 +100,28 @@ fn remove_unknown_formats(value: &mut Value) {
 
 #[cfg(test)]
 mod tests {
-    use super::crds_yaml;
+    use serde_json::Value;
+
+    use super::{SPEC, crds, crds_yaml};
+
+    /// Paths of texts without a limit.
+    fn unlimited(path: &str, schema: &Value, found: &mut Vec<String>) {
+        if schema["type"] == "string" && ["maxLength", "enum", "format"].iter().all(|key| schema.get(key).is_none()) {
+            found.push(path.to_owned());
+        }
+        let fields = schema.as_object().into_iter().flatten();
+        fields.for_each(|(name, inner)| unlimited(&format!("{path}/{name}"), inner, found));
+    }
+
+    #[test]
+    fn every_text_of_a_spec_has_a_limit() {
+        for crd in crds().unwrap() {
+            let value = serde_json::to_value(&crd).unwrap();
+            let mut found = vec![];
+            unlimited("", value.pointer(SPEC).unwrap(), &mut found);
+            assert_eq!(found, Vec::<String>::new(), "{}", crd.spec.names.kind);
+        }
+    }
 
     // kubectl reads YAML 1.1, where these are booleans; what writes the CRDs knows 1.2 and does not quote them.
     #[test]

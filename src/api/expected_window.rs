@@ -112,7 +112,7 @@ mod tests {
     #[case::the_rollout_is_longer(3.2, 1.0, 10, 14)]
     #[case::the_comparison_is_longer(3.0, 60.5, 10, 64)]
     #[case::nothing_is_measured_yet(0.0, 0.0, 10, 10)]
-    fn the_comparison_runs_beside_the_rollout(
+    fn comparison_and_rollout_run_in_parallel(
         #[case] sql: f64,
         #[case] comparison: f64,
         #[case] rollout: u64,

@@ -11,6 +11,11 @@ pub const RESTARTED_FOR: &str = "creditmigration.io/restarted-for";
 /// the value needs no change, so that a late write of a former leader fails on the resourceVersion.
 pub const FLAG_SET_FOR: &str = "creditmigration.io/flag-set-for";
 
+/// Label on a ConfigMap with SQL: the admission policy holds who wrote it to [`SQL_AUTHOR`].
+pub const SQL_LABEL: &str = "creditmigration.io/sql";
+/// Annotation on such a ConfigMap: the user who wrote the SQL.
+pub const SQL_AUTHOR: &str = "creditmigration.io/sql-author";
+
 /// Label with the migration's name, on runs, Jobs and pods.
 pub const MIGRATION_LABEL: &str = "creditmigration.io/migration";
 /// Label with the migration's UID.

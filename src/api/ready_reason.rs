@@ -23,6 +23,8 @@ ready_reasons! {
     Progressing,
     /// The plan changed: earlier evidence and approvals do not count.
     PreparationRestarted,
+    /// The application that was approved is not the one that is there: approvals do not count.
+    ApplicationChanged,
     /// A step's evidence is void because the plan changed.
     Superseded,
     /// The spec does not ask for the step.

@@ -147,9 +147,25 @@ pub struct Plan {
     pub up_sha256: String,
     /// SHA-256 of the down SQL.
     pub down_sha256: String,
+    /// The pod templates of the workloads, in the order of the spec. Part of the digest.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pod_templates: Vec<PodTemplateDigest>,
+    /// Workloads whose pod template has changed since approvals were first asked for: those given before are void.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub changed_workloads: Vec<String>,
     /// How long the window is expected to take. Not part of the digest: it follows the number of pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected_window: Option<ExpectedWindow>,
+}
+
+/// The pod template of a workload, as it was approved.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Default)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PodTemplateDigest {
+    /// Name of the workload.
+    pub workload: String,
+    /// SHA-256 of its pod template, without the annotations of restarts.
+    pub sha256: String,
 }
 
 /// A step that was started.
@@ -225,8 +241,8 @@ pub struct WindowStatus {
     pub unblocking: bool,
     /// The flag was, or may have been, set: to `to` on the forward path, to `from` in a rollback.
     pub switched: bool,
-    /// The flag was not at `to` until then, by the API server's clock. In a rollback inside the forward window pods that
-    /// were started before are kept; absent: none is.
+    /// The flag was not at `to` until then, by the API server's clock. In a rollback inside the forward window pods
+    /// that were started before are kept; absent: none is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unswitched_until: Option<Time>,
     /// How often the workloads were restarted again because the version probe returned another version.

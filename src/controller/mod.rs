@@ -22,6 +22,7 @@ mod quota;
 mod reconcile;
 mod rollout_facts;
 mod server;
+mod template;
 #[cfg(test)]
 mod tests;
 mod watches;
@@ -29,8 +30,9 @@ mod workload_pods;
 
 use std::sync::Arc;
 
-use kube::{Client, api::PostParams, runtime::events::Reporter};
-use tracing::info;
+use k8s_openapi::api::core::v1::Pod;
+use kube::{Api, Client, api::PostParams, runtime::events::Reporter};
+use tracing::{info, warn};
 
 use crate::shared::time::to_signed;
 
@@ -83,6 +85,8 @@ pub async fn run(options: ControllerOptions) -> Result<(), Error> {
         ended = serve => { ended.map_err(|e| Error::Listen(std::io::Error::other(e)))??; return Ok(()) },
         () = elector.acquire() => {}
     }
+    let runner_image = runner_image(&client, &options).await;
+    let options = ControllerOptions { runner_image, ..options };
     info!(lease = %options.lease_name, identity = %options.identity, "leading");
     metrics.leading();
     let reporter = Reporter { controller: MANAGER.into(), instance: Some(options.identity.clone()) };
@@ -100,4 +104,25 @@ pub async fn run(options: ControllerOptions) -> Result<(), Error> {
         () = elector.keep() => return Err(Error::LeaseLost),
     }
     Ok(())
+}
+
+/// The runner's image by the digest that this very pod runs, if it is the same image: what a tag refers to may change
+/// between the rehearsal and the window. As it was given if that cannot be known.
+async fn runner_image(client: &Client, options: &ControllerOptions) -> String {
+    let image = options.runner_image.clone();
+    let pods: Api<Pod> = Api::namespaced(client.clone(), &options.namespace);
+    let pod = match pods.get_opt(&options.identity).await {
+        Ok(pod) => pod,
+        Err(error) => {
+            warn!(%error, "cannot read the operator's own pod: the runner's image is not pinned by its digest");
+            None
+        }
+    };
+    let own = pod
+        .as_ref()
+        .and_then(|pod| pod.spec.as_ref())
+        .is_some_and(|spec| spec.containers.iter().any(|container| container.image.as_deref() == Some(image.as_str())));
+    let statuses = pod.and_then(|pod| pod.status?.container_statuses).unwrap_or_default();
+    let pinned = statuses.iter().find_map(|status| template::by_digest(&image, &status.image_id));
+    pinned.filter(|_| own).unwrap_or(image)
 }

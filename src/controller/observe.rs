@@ -20,16 +20,17 @@ use tracing::warn;
 use super::{
     Context, Error, admission,
     quota::{self, Needs},
+    template::template_sha256,
     workload_pods::{UNKNOWN_POD, WorkloadPods, count_pods, rollout_failure},
 };
 use crate::{
     api::{
         CHECK_LABEL, CreditMigration, DecisionKind, FINALIZER, FLAG_SET_FOR, KeyRef, MigrationDecision, MigrationRun,
-        RESTARTED_FOR, Time, UID_LABEL, WorkloadKind, WorkloadRef, sha256,
+        RESTARTED_FOR, SQL_AUTHOR, SQL_LABEL, Time, UID_LABEL, WorkloadKind, WorkloadRef, sha256,
     },
     machine::{
         CheckJob, DEADLINE, Job as JobState, JobPod, Observed, ObservedDecision, ObservedFlag, ObservedRun,
-        ObservedSql, PodReason, Workload,
+        ObservedSql, PodReason, SqlAuthor, Workload,
     },
     shared::deployment,
 };
@@ -88,8 +89,9 @@ pub(super) async fn observe(ctx: &Context, migration: &CreditMigration) -> Resul
         flag,
         rollback_enabled,
         check_jobs,
-        up,
-        down,
+        up: up.0,
+        down: down.0,
+        sql_authors: if up.1 == down.1 { vec![up.1] } else { vec![up.1, down.1] },
         quota_shortages: quota::shortages(&quotas, &surge),
         workloads: workloads.into_iter().map(|(workload, _)| workload).collect(),
     })
@@ -114,7 +116,8 @@ impl Reader<'_> {
     async fn runs(&self, uid: &str) -> Result<Vec<ObservedRun>, Error> {
         let of_uid = ListParams::default().labels(&format!("{}={uid}", UID_LABEL));
         let runs: Api<DeserializeGuard<MigrationRun>> = Api::namespaced(self.client.clone(), self.namespace);
-        let (runs, jobs) = futures::try_join!(runs.list(&of_uid), async { self.api::<Job>().list(&of_uid).await })?;
+        let of_runs = ListParams::default().labels(&format!("{}={uid},!{}", UID_LABEL, CHECK_LABEL));
+        let (runs, jobs) = futures::try_join!(runs.list(&of_uid), async { self.api::<Job>().list(&of_runs).await })?;
         let runs = runs.items.into_iter().filter_map(|guarded| match guarded.0 {
             Ok(run) => Some(run),
             Err(invalid) => {
@@ -220,10 +223,11 @@ impl Reader<'_> {
         Ok((flag_of(map.as_ref(), &key.key), data.and_then(|data| data.get(rollback_key)).cloned()))
     }
 
-    async fn sql(&self, key: &KeyRef) -> Result<ObservedSql, Error> {
+    async fn sql(&self, key: &KeyRef) -> Result<(ObservedSql, SqlAuthor), Error> {
         let map = self.api::<ConfigMap>().get_opt(&key.name).await?;
+        let author = SqlAuthor { config_map: key.name.clone(), author: map.as_ref().and_then(author_of) };
         let text = map.and_then(|m| m.data).and_then(|mut data| data.remove(&key.key));
-        Ok(text.map_or(ObservedSql::Missing, |text| ObservedSql::Present(sha256(text.as_bytes()))))
+        Ok((text.map_or(ObservedSql::Missing, |text| ObservedSql::Present(sha256(text.as_bytes()))), author))
     }
 
     async fn quotas(&self) -> Result<Vec<ResourceQuota>, Error> {
@@ -268,6 +272,7 @@ impl Reader<'_> {
             failure: rollout_failure(&deployment).or(pods.failure),
             restarted_for,
             rollout: pods.rollout,
+            template_sha256: template_sha256(&deployment),
             pods: pods.own,
             foreign_pods: pods.foreign,
         };
@@ -410,6 +415,11 @@ fn refused(warnings: Vec<KubeEvent>, reasons: &[&str], otherwise: JobPod) -> Job
     let known = warnings.into_iter().filter(|e| e.reason.as_deref().is_some_and(|reason| reasons.contains(&reason)));
     let Some(newest) = known.max_by_key(at) else { return otherwise };
     JobPod::Waiting(Some(PodReason::new(newest.reason.unwrap_or_default(), newest.message.as_deref().unwrap_or(""))))
+}
+
+/// The author of a ConfigMap with SQL, if the admission policy has verified the name.
+fn author_of(map: &ConfigMap) -> Option<String> {
+    map.labels().contains_key(SQL_LABEL).then(|| map.annotations().get(SQL_AUTHOR).cloned()).flatten()
 }
 
 /// When an object was last written, by the API server's clock.

@@ -133,7 +133,8 @@ mod tests {
         let pod = json!({"spec": {
             "initContainers": [{"name": "i", "resources": resources("1500m", "10Mi")}],
             "containers": [
-                {"name": "a", "resources": resources("250m", "64Mi")}, {"name": "b", "resources": resources("1", "1Gi")},
+                {"name": "a", "resources": resources("250m", "64Mi")},
+                {"name": "b", "resources": resources("1", "1Gi")},
             ],
         }});
         let spec = json!({"replicas": 2, "selector": {}, "template": {}, "strategy": strategy});
@@ -156,7 +157,7 @@ mod tests {
     #[case::counted_pods(json!({"count/pods": "2"}), json!({"count/pods": "2"}), Some("1"))]
     #[case::the_init_container_is_larger(json!({"cpu": "4"}), json!({"cpu": "2501m"}), Some("1500m"))]
     #[case::just_enough(json!({"requests.cpu": "4"}), json!({"requests.cpu": "2500m"}), None)]
-    #[case::a_limit_is_a_request(json!({"requests.memory": "2Gi"}), json!({"requests.memory": "1Gi"}), Some("1140850688"))]
+    #[case::a_limit_is_a_request(json!({"memory": "2Gi"}), json!({"memory": "1Gi"}), Some("1140850688"))]
     #[case::limits(json!({"limits.memory": "4Gi"}), json!({"limits.memory": "1Gi"}), None)]
     #[case::of_other_objects(json!({"count/jobs.batch": "1"}), json!({"count/jobs.batch": "1"}), None)]
     fn what_a_quota_has_left(#[case] hard: Value, #[case] used: Value, #[case] needed: Option<&str>) {

@@ -71,7 +71,7 @@ pub(super) fn count_pods(
 fn started_at(pod: &Pod) -> Option<Time> {
     let (spec, status) = (pod.spec.as_ref()?, pod.status.as_ref()?);
     let statuses = status.container_statuses.as_deref().unwrap_or_default();
-    // A sidecar may read the flag too, and is not looked into.
+    // A sidecar may read the flag too, and its start is not read.
     let has_sidecar = spec.init_containers.iter().flatten().any(|c| c.restart_policy.is_some());
     let all_run = is_ready(pod) && statuses.len() == spec.containers.len() && !has_sidecar;
     if pod.metadata.deletion_timestamp.is_some() || !all_run {

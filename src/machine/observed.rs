@@ -45,6 +45,8 @@ pub struct Observed {
     pub up: ObservedSql,
     /// The down SQL.
     pub down: ObservedSql,
+    /// Who wrote the ConfigMaps with the SQL, each once.
+    pub sql_authors: Vec<SqlAuthor>,
     /// Quotas that have no room for the pods that a rollout of the workloads creates first.
     pub quota_shortages: Vec<QuotaShortage>,
     /// Workloads of `spec.application.workloads`, then those that only checks name.
@@ -210,6 +212,15 @@ pub enum ObservedSql {
     Present(String),
 }
 
+/// Who wrote a ConfigMap with SQL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SqlAuthor {
+    /// Name of the ConfigMap.
+    pub config_map: String,
+    /// The user; `None` if it has no label [`crate::api::SQL_LABEL`], without which no one verifies the name.
+    pub author: Option<String>,
+}
+
 /// A workload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Workload {
@@ -241,6 +252,8 @@ pub struct Workload {
     pub available: (i32, i32),
     /// What a restart is expected to take.
     pub rollout: Option<ExpectedRollout>,
+    /// SHA-256 of its pod template, without the annotations of restarts.
+    pub template_sha256: Option<String>,
 }
 
 impl Workload {
@@ -260,6 +273,7 @@ impl Workload {
             foreign_pods: vec![],
             available: (0, 0),
             rollout: None,
+            template_sha256: None,
         }
     }
 }

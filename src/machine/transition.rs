@@ -129,6 +129,12 @@ impl<'a> Transition<'a> {
         reported
     }
 
+    /// This call has found the problem, and it is reported.
+    pub(crate) fn is_reported(&self, reason: ReadyReason, subject: Option<&str>) -> bool {
+        let mut found = self.problems.iter().filter(|p| p.reason == reason.as_str());
+        found.any(|p| p.subject.as_deref() == subject && p.reported)
+    }
+
     /// Keeps what was found by this call: what was not found again has ended.
     pub(crate) fn keep_problems(&mut self) {
         self.status.problems = std::mem::take(&mut self.problems);

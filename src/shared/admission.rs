@@ -38,13 +38,14 @@ macro_rules! chart_policy {
 }
 
 /// Policies on decisions, on migrations (author and status), on runs (orders and reports), and on the identity of
-/// runners (their pods, Jobs and tokens).
-static POLICIES: LazyLock<[ChartPolicy; 4]> = LazyLock::new(|| {
+/// runners (their pods, Jobs and tokens), and on the SQL (its author).
+static POLICIES: LazyLock<[ChartPolicy; 5]> = LazyLock::new(|| {
     [
         chart_policy!("migrationdecisions.creditmigration.io"),
         chart_policy!("creditmigrations.creditmigration.io"),
         chart_policy!("migrationruns.creditmigration.io"),
         chart_policy!("runners.creditmigration.io"),
+        chart_policy!("sql.creditmigration.io"),
     ]
 });
 
@@ -67,9 +68,9 @@ pub struct Installed {
 }
 
 /// Names of the policies and bindings to read; `decision_policy` is the name of those on decisions.
-pub fn names(decision_policy: &str) -> [&str; 4] {
-    let [_, migrations, runs, runners] = &*POLICIES;
-    [decision_policy, migrations.name, runs.name, runners.name]
+pub fn names(decision_policy: &str) -> [&str; 5] {
+    let [_, migrations, runs, runners, sql] = &*POLICIES;
+    [decision_policy, migrations.name, runs.name, runners.name, sql.name]
 }
 
 /// Judges policies and bindings, in the order of [`names`].
@@ -261,13 +262,13 @@ mod tests {
     #[case("/matchConstraints/resourceRules/0/apiVersions", json!(["v1"]), "cover CREATE")]
     #[case("/matchConstraints/resourceRules/0/operations", json!(["UPDATE", "DELETE"]), "cover CREATE")]
     #[case("/matchConstraints/resourceRules/0/operations", json!(["CREATE", "DELETE"]), "cover UPDATE")]
-    #[case("/matchConstraints/resourceRules/0/resources", json!(["configmaps"]), "cover CREATE")]
+    #[case("/matchConstraints/resourceRules/0/resources", json!(["endpoints"]), "cover CREATE")]
     #[case("/matchConstraints/resourceRules/0/resourceNames", json!(["one"]), "cover CREATE")]
     #[case("/matchConstraints/resourceRules/0/scope", json!("Cluster"), "cover CREATE")]
     #[case("/variables", json!([]), "variable")]
     #[case("/validations", json!([{"expression": "true"}]), "validation")]
     fn a_weak_policy_is_not(
-        #[values(0, 1, 2, 3)] policy: usize,
+        #[values(0, 1, 2, 3, 4)] policy: usize,
         #[case] path: &str,
         #[case] value: Value,
         #[case] why: &str,
@@ -335,7 +336,7 @@ mod tests {
     /// Each expression of the chart is required, and one that only contains it is a different one.
     #[rstest::rstest]
     fn an_expression_that_is_missing_or_changed_is_noticed(
-        #[values(0, 1, 2, 3)] policy: usize,
+        #[values(0, 1, 2, 3, 4)] policy: usize,
         #[values("validations", "variables")] list: &str,
     ) {
         let policy = &POLICIES[policy];

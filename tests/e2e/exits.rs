@@ -4,7 +4,7 @@
 use credit_migration::api::{CreditMigrationStatus, DecisionKind, Phase, Step, Writes};
 use k8s_openapi::api::{
     apps::v1::Deployment,
-    core::v1::{ConfigMap, Pod},
+    core::v1::{ConfigMap, Pod, ResourceQuota},
 };
 use kube::{
     ResourceExt,
@@ -160,6 +160,47 @@ async fn what_a_rollback_lacks_in_the_database_is_reported_after_the_window() {
         assert!(message.contains("no window is open") && message.contains("next:"), "{message}");
         root.batch_execute("UPDATE credit_migration.write_block SET blocked = false").await.unwrap();
         m.until("RollbackReady", |s| condition(s, "RollbackReady") == "True Switchable").await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_quota_without_room_is_named_before_the_window() {
+    e2e("quota", Setup::default(), |world| async move {
+        let m = world.migrate("simplify", json!({})).await;
+        m.phase(Phase::AwaitingApproval).await;
+        // Less than the application's present pod has requested already; no task is due before the approvals.
+        let quota = json!({"metadata": {"name": "tight"}, "spec": {"hard": {"requests.memory": "1Mi"}}});
+        world.create_object::<ResourceQuota>(quota).await;
+        let message = m.reason("QuotaExceeded").await;
+        assert!(message.contains("ResourceQuota tight") && message.contains("hard is 1Mi"), "{message}");
+        refused(&m, "QuotaExceeded", "requests.memory").await;
+        world.api::<ResourceQuota>().delete("tight", &DeleteParams::default()).await.unwrap();
+        m.approve().await;
+        m.completed().await;
+        m.assert_new().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn another_application_than_the_approved_one_is_approved_again() {
+    e2e("redeployed", Setup::default(), |world| async move {
+        let m = world.migrate("simplify", json!({})).await;
+        m.phase(Phase::AwaitingApproval).await;
+        let digest = m.digest().await;
+        for approver in APPROVERS {
+            m.decide(approver, DecisionKind::Approve, Some(&digest)).await.unwrap();
+        }
+        m.step(Step::Schedule).await;
+        let template = json!({"metadata": {"annotations": {"deployed": "meanwhile"}}});
+        world.patch::<Deployment>(APP, json!({"spec": {"template": template}})).await;
+        m.until("another digest", |s| s.plan.as_ref().is_some_and(|p| p.digest.as_ref() != Some(&digest))).await;
+        m.event("ApplicationChanged", APP).await;
+        m.until("no approval", |s| s.approvals.as_deref() == Some("0/2")).await;
+        m.approve().await;
+        m.completed().await;
+        m.assert_new().await;
     })
     .await;
 }

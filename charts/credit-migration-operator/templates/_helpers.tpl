@@ -6,6 +6,7 @@
 {{- define "operator.migrationPolicy" -}}creditmigrations.creditmigration.io{{- end }}
 {{- define "operator.runPolicy" -}}migrationruns.creditmigration.io{{- end }}
 {{- define "operator.runnerPolicy" -}}runners.creditmigration.io{{- end }}
+{{- define "operator.sqlPolicy" -}}sql.creditmigration.io{{- end }}
 
 {{/* The operator's user name, as the API server knows it. */}}
 {{- define "operator.userName" -}}

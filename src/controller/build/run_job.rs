@@ -27,8 +27,11 @@ const UID: i64 = 65532;
 const WINDOW_POD_RETRIES: i32 = 6;
 /// Seconds after which a pinned pod on a lost node is replaced.
 const LOST_NODE_SECONDS: i64 = 10;
-/// Annotation of the cluster autoscaler.
-pub(super) const SAFE_TO_EVICT: &str = "cluster-autoscaler.kubernetes.io/safe-to-evict";
+/// Annotations that keep the cluster autoscaler and Karpenter from moving a pod: a task would start again.
+pub(super) const STAYS: [(&str, &str); 2] =
+    [("cluster-autoscaler.kubernetes.io/safe-to-evict", "false"), ("karpenter.sh/do-not-disrupt", "true")];
+/// Memory that a runner may use.
+const MEMORY_LIMIT: &str = "512Mi";
 
 /// The run object.
 pub fn run(migration: &CreditMigration, start: &StartRun) -> MigrationRun {
@@ -58,8 +61,7 @@ pub fn job(run: &MigrationRun, image: &str, timeout_seconds: Option<u64>) -> Job
             template: PodTemplateSpec {
                 metadata: Some(ObjectMeta {
                     labels: Some(labels),
-                    annotations: (task.spec().placement == Placement::Pinned)
-                        .then(|| BTreeMap::from([(SAFE_TO_EVICT.to_owned(), "false".to_owned())])),
+                    annotations: Some(STAYS.map(|(name, value)| (name.to_owned(), value.to_owned())).into()),
                     ..Default::default()
                 }),
                 spec: Some(pod(run, plan, image)),
@@ -124,8 +126,12 @@ fn pod(run: &MigrationRun, plan: &CreditMigrationSpec, image: &str) -> PodSpec {
                 },
             ]),
             resources: Some(ResourceRequirements {
-                requests: Some(BTreeMap::from([quantity("cpu", "50m"), quantity("memory", "64Mi")])),
-                limits: Some(BTreeMap::from([quantity("memory", "512Mi")])),
+                // A node that is short of memory evicts first what uses more than it has requested.
+                requests: Some(BTreeMap::from([
+                    quantity("cpu", "50m"),
+                    quantity("memory", if run.spec.task.is_window() { MEMORY_LIMIT } else { "64Mi" }),
+                ])),
+                limits: Some(BTreeMap::from([quantity("memory", MEMORY_LIMIT)])),
                 ..Default::default()
             }),
             security_context: Some(SecurityContext {

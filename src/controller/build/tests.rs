@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use k8s_openapi::api::batch::v1::Job;
 use serde_json::{Value, json};
 
-use super::{run_job::SAFE_TO_EVICT, *};
+use super::{run_job::STAYS, *};
 use crate::{
     api::{MigrationRunSpec, RunInputs, WindowCommand, WindowOrder},
     machine::{CheckJobStart, StartRun},
@@ -245,10 +245,17 @@ fn neither_a_window_nor_a_trigger_waits_for_a_lost_node() {
         let window = matches!(task, Task::Window | Task::RollbackWindow);
         let pod = template.spec.unwrap();
         let tolerated: Vec<_> = pod.tolerations.iter().flatten().map(|t| t.toleration_seconds).collect();
-        let stays = template.metadata.unwrap().annotations.unwrap_or_default();
+        // No task is moved by an autoscaler, which would start it again and again.
+        let annotations = template.metadata.unwrap().annotations.unwrap_or_default();
+        for (name, value) in STAYS {
+            assert_eq!(annotations.get(name).map(String::as_str), Some(value), "{task:?}");
+        }
+        // A node that is short of memory evicts what uses more than it has requested.
+        let resources = pod.containers[0].resources.clone().unwrap();
+        let (asked, limit) = (&resources.requests.unwrap()["memory"], &resources.limits.unwrap()["memory"]);
+        assert_eq!(asked == limit, window, "{task:?}");
         let stage = matches!(task, Task::Validate | Task::Monitor);
         assert_eq!(tolerated, if window || stage { vec![Some(10); 2] } else { vec![] }, "{task:?}");
-        assert_eq!(stays.get(SAFE_TO_EVICT).map(String::as_str), (window || stage).then_some("false"), "{task:?}");
         // Aborting an upload and rolling back a window take time.
         let grace = pod.termination_grace_period_seconds.unwrap();
         let wanted = if window {

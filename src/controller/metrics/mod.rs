@@ -52,6 +52,7 @@ pub(super) struct Metrics {
     reconciles: Counter,
     failures: Family<[(&'static str, ErrorClass); 1], Counter>,
     in_progress: Gauge,
+    running: Mutex<Vec<Instant>>,
     workqueue: Workqueue,
     workqueue_depth: Gauge,
     durations: Durations<[(&'static str, &'static str); 1]>,
@@ -69,6 +70,7 @@ impl Default for Metrics {
             reconciles: Counter::default(),
             failures: Family::default(),
             in_progress: Gauge::default(),
+            running: Mutex::default(),
             workqueue: Workqueue::default(),
             workqueue_depth: Gauge::default(),
             durations: durations(),
@@ -133,7 +135,15 @@ impl Metrics {
     pub(super) fn reconciling(&self, namespace: &str, name: &str) -> Reconciliation<'_> {
         self.workqueue.remove(namespace, name);
         self.in_progress.inc();
-        Reconciliation { metrics: self, started: Instant::now(), outcome: "failure" }
+        let started = Instant::now();
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).push(started);
+        Reconciliation { metrics: self, started, outcome: "failure" }
+    }
+
+    /// For how long the oldest reconciliation in progress has been running, at `now`.
+    pub(super) fn longest_running(&self, now: Instant) -> Duration {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.iter().min().map_or(Duration::ZERO, |started| now.saturating_duration_since(*started))
     }
 
     pub(super) fn reconciled(&self) {
@@ -195,6 +205,11 @@ impl Reconciliation<'_> {
 impl Drop for Reconciliation<'_> {
     fn drop(&mut self) {
         self.metrics.in_progress.dec();
+        let mut running = self.metrics.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(this) = running.iter().position(|started| *started == self.started) {
+            running.swap_remove(this);
+        }
+        drop(running);
         let durations = self.metrics.durations.get_or_create(&[("outcome", self.outcome)]);
         durations.observe(self.started.elapsed().as_secs_f64());
     }

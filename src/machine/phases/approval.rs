@@ -2,7 +2,7 @@
 
 use super::Flow;
 use crate::{
-    api::{DecisionKind, Occasion, Phase, ReadyReason, Step, Time},
+    api::{DecisionKind, Occasion, Phase, ReadyReason, SQL_LABEL, Step, Time},
     machine::{
         self, ObservedDecision, Transition,
         faults::{Fault, fault},
@@ -19,6 +19,7 @@ impl Transition<'_> {
             self.restart("spec or SQL changed");
             return Flow::Continue;
         }
+        self.void_other_application();
         // Recomputed, not trusted: evidence and digest must belong together at the moment of counting.
         let Some(digest) =
             self.plan_digest().filter(|d| self.status.plan.as_ref().is_some_and(|p| p.digest.as_ref() == Some(d)))
@@ -57,8 +58,9 @@ impl Transition<'_> {
             if self.status.step != Some(Step::Approve) {
                 self.start_step(Step::Approve);
             }
-            let text =
-                format!("{} of {needed} people approved {digest}{}", approvers.len(), self.void_approvals(&digest));
+            let (void, changed) = (self.void_approvals(&digest), self.changed_application());
+            let unknown = self.unknown_authors();
+            let text = format!("{} of {needed} people approved {digest}{void}{changed}{unknown}", approvers.len());
             self.call_off(&text);
             self.request_approval(&text);
             let next = self.observed.plugin("approve", "");
@@ -77,11 +79,9 @@ impl Transition<'_> {
             some => format!(" ({})", some.join(", ")),
         };
         let expected = self.status.plan.as_ref().and_then(|plan| plan.expected_window.as_ref());
-        let window = expected
-            .map(|expected| {
-                format!("; expected window {} s (limit {})", expected.seconds, self.spec.window.max_duration)
-            })
-            .unwrap_or_default();
+        let window = expected.map_or_else(String::new, |expected| {
+            format!("; expected window {} s (limit {})", expected.seconds, self.spec.window.max_duration)
+        });
         let gaps: Vec<String> = self.spec.not_covered().into_iter().map(|gap| gap.what).collect();
         let covered = match gaps.is_empty() {
             true => "every line of the checklist is covered".to_owned(),
@@ -127,11 +127,27 @@ impl Transition<'_> {
         kinds.iter().find_map(|k| self.decisions(*k, after).next()).cloned()
     }
 
-    /// Distinct approvers of this digest after that time, without the author.
+    /// The user wrote the spec or the SQL, and so approves neither.
+    fn is_author(&self, user: &str) -> bool {
+        let mut sql = self.observed.sql_authors.iter().filter_map(|sql| sql.author.as_deref());
+        user == self.spec.requested_by || sql.any(|author| author == user)
+    }
+
+    /// For those who approve: the SQL whose author is not known, and so may be one of them.
+    fn unknown_authors(&self) -> String {
+        let unknown = self.observed.sql_authors.iter().filter(|sql| sql.author.is_none());
+        let names: Vec<&str> = unknown.map(|sql| sql.config_map.as_str()).collect();
+        if names.is_empty() {
+            return String::new();
+        }
+        format!("; who wrote ConfigMap {} is not known: label it {SQL_LABEL}", names.join(", "))
+    }
+
+    /// Distinct approvers of this digest after that time, without the authors of spec and SQL.
     fn approvers(&self, digest: &str, after: Option<Time>) -> Vec<String> {
         let mut approvers: Vec<String> = self
             .decisions(DecisionKind::Approve, after)
-            .filter(|d| d.digest.as_deref() == Some(digest) && d.by != self.spec.requested_by)
+            .filter(|d| d.digest.as_deref() == Some(digest) && !self.is_author(&d.by))
             .map(|d| d.by.clone())
             .collect();
         approvers.sort();
@@ -155,7 +171,7 @@ impl Transition<'_> {
         )
     }
 
-    /// Distinct approvers of this digest, without the author; and a rejection of it.
+    /// Distinct approvers of this digest, without the authors; and a rejection of it.
     pub(crate) fn approvals(&self, digest: &str) -> (Vec<String>, Option<ObservedDecision>) {
         let approvers = self.approvers(digest, self.status.approvals_after);
         // A "no" to this plan stays one, however many windows were tried since.

@@ -52,6 +52,9 @@ impl Transition<'_> {
         if self.deadline().is_none() {
             return self.await_window_pod(&progress);
         }
+        if self.status.step == Some(Step::SwitchApplication) && self.is_switched() {
+            self.report_rollout_failures(Direction::Forward);
+        }
         let failure = self.switch_failure();
         if let Some((cause, message)) = self.rollback_cause(&progress).or(failure) {
             return self.start_rollback(cause, message);
@@ -70,7 +73,7 @@ impl Transition<'_> {
         let needed = self.spec.approval.required.max(2) as usize;
         // People, hours and backup too: the operator may have been away for hours while the pod waited.
         let still = approvers.len() >= needed && reject.is_none() && self.still_scheduled(&digest);
-        if !still || self.inputs_changed() || self.cluster_violation().is_some() {
+        if !still || self.inputs_changed() || self.application_changed() || self.cluster_violation().is_some() {
             let text = "a precondition changed after approval (approvals, presence, backup age, schedule, SQL, flag or \
                         workloads); the window was not started, nothing was changed";
             self.event(true, ReadyReason::WindowNotStarted, text);
@@ -206,12 +209,9 @@ impl Transition<'_> {
         None
     }
 
-    /// The switch cannot settle: the new version's pods do not become ready.
-    fn switch_failure(&mut self) -> Option<(StatusReason, String)> {
-        if self.status.step != Some(Step::SwitchApplication) || !self.is_switched() {
-            return None;
-        }
-        let failure = self.report_rollout_failures(Direction::Forward)?;
+    /// The switch cannot settle: that the new version's pods do not become ready was reported.
+    fn switch_failure(&self) -> Option<(StatusReason, String)> {
+        let failure = self.reported_rollout_failure(Direction::Forward)?;
         if fault(Fault::FailedRolloutAwaited) {
             return None;
         }

@@ -3,6 +3,7 @@
 //! Called by [`super::decide`], by way of [`advance`]; `effects`, `checks` and `window` ask which run a phase has.
 //! Imports `shared`, `api` and `machine`.
 
+mod application;
 mod approval;
 mod checking;
 mod ended;

@@ -358,6 +358,7 @@ impl Transition<'_> {
             return Flow::Settled;
         }
         self.record_expected_window();
+        self.record_pod_templates();
         let digest = self.plan_digest();
         if let Some(plan) = &mut self.status.plan {
             plan.digest = digest;

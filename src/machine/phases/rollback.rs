@@ -246,7 +246,7 @@ impl Transition<'_> {
                 );
                 self.start_step(Step::RollbackSql);
             }
-            Rollout::UnderWay => drop(self.report_rollout_failures(Direction::Rollback)),
+            Rollout::UnderWay => self.report_rollout_failures(Direction::Rollback),
         }
     }
 

@@ -149,7 +149,7 @@ impl World {
         let old_alone = flag.value == "v1" && all_run("v1") && !app.paused && app.crashing.is_none();
         let needless = match window.task {
             Some(Task::RollbackWindow) => switching && overdue && (new_alone || old_alone),
-            // No pod was started since the window began; or those of the forward switch crash, and it is awaited.
+            // No pod was started since the start of the world; or those of the forward switch crash, and it is awaited.
             Some(Task::Window) => {
                 let untouched = flag.value == "v1" && app.pods.iter().all(|p| p.2 == START);
                 let crash = (status.phase, status.step) == (Some(Phase::Executing), Some(Step::SwitchApplication))

@@ -18,7 +18,7 @@ use crate::{
 
 pub(super) const NAME: &str = "m";
 pub(super) const UID: &str = "uid-1";
-/// When the world begins.
+/// Start of the world.
 pub(super) const START: Time = Time::constant(1_000_000, 0);
 
 /// A deliberate defect of the world around the machine, one for each property. The machine's own are in
@@ -299,6 +299,7 @@ impl World {
             check_jobs: self.check_jobs.clone(),
             up: ObservedSql::Present(self.sql.0.clone()),
             down: ObservedSql::Present(self.sql.1.clone()),
+            sql_authors: vec![],
             quota_shortages: vec![],
             workloads: vec![self.workload()],
         };

@@ -8,11 +8,15 @@
 mod commands;
 mod conditions;
 mod cutover;
+mod describe;
+mod expected_window;
 mod notices;
 mod phases;
 mod problems;
 mod replaced_pods;
 mod safeguards;
+
+use describe::{actions, events, ready};
 
 use super::{
     CheckJob, Decision, Effect, Job, JobPod, Observed, ObservedDecision, ObservedFlag, ObservedRun, ObservedSql,
@@ -49,7 +53,7 @@ struct Case {
     step: Step,
     /// Reason of the condition `Ready`.
     reason: &'static str,
-    /// All effects but events, in order, as [`describe_effect`] writes them.
+    /// All effects but events, in order, as [`describe::describe_effect`] writes them.
     effects: &'static [&'static str],
     /// Seconds until the wake-up.
     wake: Option<i64>,
@@ -83,42 +87,6 @@ fn no_event(_: &mut Scenario) {}
 /// Ends a chain of events.
 fn apply(_: &mut Scenario) {}
 
-/// Effects without events.
-fn actions(d: &Decision) -> Vec<String> {
-    d.effects.iter().filter(|e| !matches!(e, Effect::Event(_))).map(describe_effect).collect()
-}
-
-fn describe_effect(effect: &Effect) -> String {
-    match effect {
-        Effect::AddFinalizer => "finalizer".into(),
-        Effect::RemoveFinalizer => "remove finalizer".into(),
-        Effect::StartRun(start) => format!("start {}", start.name),
-        Effect::StartCheckJob(start) => format!("check {}", start.name),
-        Effect::RemoveRun { name } => format!("remove {name}"),
-        Effect::OrderWindow { name, order } => format!("order {name} {:?}", order.command),
-        Effect::SetFlag { value, marker } => format!("flag {value} {marker}"),
-        Effect::Restart { workload, marker } => format!("restart {} {marker}", workload.name),
-        Effect::KeepPods { workload, template, marker } => {
-            format!("keep {} {} {marker}", workload.name, template.as_deref().unwrap_or("-"))
-        }
-        Effect::Event(event) => format!("event {}", event.reason),
-    }
-}
-
-/// Reasons of the events.
-fn events(d: &Decision) -> Vec<&str> {
-    fn reason(effect: &Effect) -> Option<&str> {
-        if let Effect::Event(event) = effect { Some(&event.reason) } else { None }
-    }
-    d.effects.iter().filter_map(reason).collect()
-}
-
-/// Reason and message of the condition `Ready`.
-fn ready(status: &CreditMigrationStatus) -> (String, String) {
-    let c = status.conditions.iter().find(|c| c.type_ == "Ready").unwrap();
-    (c.reason.clone(), c.message.clone())
-}
-
 fn time(s: i64) -> Time {
     Time::UNIX_EPOCH + seconds(1_000_000 + s)
 }
@@ -147,6 +115,7 @@ impl Scenario {
             check_jobs: vec![],
             up: ObservedSql::Present("sha256:up".into()),
             down: ObservedSql::Present("sha256:down".into()),
+            sql_authors: vec![],
             quota_shortages: vec![],
             workloads: vec![Workload {
                 exists: true,

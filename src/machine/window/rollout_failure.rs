@@ -18,17 +18,15 @@ fn grace_seconds(kind: RolloutFailureKind) -> i64 {
         RolloutFailureKind::CrashLoop => 5,
         // The node may not have read yet what the pod needs.
         RolloutFailureKind::ContainerNotCreated => 10,
-        // The kubelet and the ReplicaSet controller try again within 10 s: a registry may answer, or a pod that ends
-        // may leave room in a quota.
+        // The kubelet and the ReplicaSet controller make another attempt within 10 s: a registry may answer, or a pod
+        // that ends may leave room in a quota.
         RolloutFailureKind::ImageNotPulled | RolloutFailureKind::PodsRefused => 15,
     }
 }
 
 impl Transition<'_> {
-    /// Reports each workload whose pods of this switch do not become ready. Gives what has lasted for long enough to
-    /// end the forward window.
-    pub(crate) fn report_rollout_failures(&mut self, direction: Direction) -> Option<String> {
-        let mut lasting = None;
+    /// Reports each workload whose pods of this switch do not become ready.
+    pub(crate) fn report_rollout_failures(&mut self, direction: Direction) {
         for (workload, failure) in self.rollout_failures(direction) {
             let message = self.failure_message(&workload, &failure);
             let text = message.to_string();
@@ -43,11 +41,14 @@ impl Transition<'_> {
                 let text = format!("the old version does not start, writes stay blocked until it does: {text}");
                 self.notify(Occasion::ManualInterventionRequired, &key, &text);
             }
-            if reported != Reported::NotYet {
-                lasting.get_or_insert(message.text);
-            }
         }
-        lasting
+    }
+
+    /// What was reported by this call: it has lasted for long enough to end the forward window.
+    pub(crate) fn reported_rollout_failure(&self, direction: Direction) -> Option<String> {
+        let failures = self.rollout_failures(direction);
+        let reported = failures.iter().find(|(w, _)| self.is_reported(ReadyReason::RolloutFailed, Some(&w.name)));
+        reported.map(|(workload, failure)| self.failure_message(workload, failure).text)
     }
 
     /// Failures of pods that this very switch has started: those of an earlier template say nothing of it.

@@ -330,6 +330,7 @@ mod tests {
             up_sha256: "u".into(),
             down_sha256: "d".into(),
             expected_window: Some(ExpectedWindow::new(12.0, 0.0, vec![])),
+            ..Plan::default()
         };
         let mut m = CreditMigration::new("m", spec());
         m.metadata.namespace = Some("shop".into());

@@ -92,9 +92,8 @@ pub async fn statistics(
             let transactions = &credits.transactions;
             let (kind, amount) = (ident(&transactions.type_column), ident(&transactions.amount_column));
             let from = quoted(&transactions.table);
-            let query =
-                format!("SELECT coalesce({kind}::text, 'NULL'), {} FROM {from} GROUP BY 1 ORDER BY 1", sums(&amount));
-            let kinds = client.query(&query, &[]).await?;
+            let kind = format!("coalesce({kind}::text, 'NULL')");
+            let kinds = client.query(&by_kind(&kind, &amount, &from), &[]).await?;
             Some(kinds.iter().map(kind_of).collect())
         }
     };
@@ -155,15 +154,13 @@ pub async fn usage(
     let Ok(found) = control::transactions(client, &credits.transactions).await? else { return Ok(None) };
     let control::TransactionsTable { table, amount, kind, .. } = &found;
     let kind = kind.as_deref().map_or_else(|| "'all'".to_owned(), |kind| format!("coalesce(x.{kind}::text, 'NULL')"));
-    let sums = sums(&format!("x.{amount}"));
+    let amount = format!("x.{amount}");
+    let sums = sums(&amount);
     let later = found.later("x", "$1");
-    let from = format!("FROM {table} x WHERE {later} AND {} GROUP BY 1 ORDER BY 1", cutover.not_by_the_sql("x"));
-    let rows = async |first: &str| {
-        let query = format!("SELECT {first}, {sums} {from}");
-        client.query(&query, &[&cutover.since]).await.map_err(Failure::from)
-    };
-    let transactions = rows(&kind).await?.iter().map(kind_of).collect();
-    let days = rows(&found.day("x")).await?;
+    let from = format!("{table} x WHERE {later} AND {}", cutover.not_by_the_sql("x"));
+    let rows = async |query: String| client.query(&query, &[&cutover.since]).await.map_err(Failure::from);
+    let transactions = rows(by_kind(&kind, &amount, &from)).await?.iter().map(kind_of).collect();
+    let days = rows(format!("SELECT {}, {sums} FROM {from} GROUP BY 1 ORDER BY 1", found.day("x"))).await?;
     let day = |TransactionStatistics { kind, count, total_amount }| Day { day: kind, count, total_amount };
     Ok(Some(Usage {
         since: cutover.since,
@@ -171,6 +168,24 @@ pub async fn usage(
         transactions,
         days: days.iter().map(kind_of).map(day).collect(),
     }))
+}
+
+/// Most types of transactions that are listed one by one. A column of free text has as many as rows, and a status with
+/// all of them would be too large for the API server.
+const MAX_KINDS: usize = 50;
+/// Most characters of a type.
+const MAX_KIND_LENGTH: usize = 64;
+
+/// Number and sum by type, in order of the type: the most frequent ones, and all others as one of type `other`.
+fn by_kind(kind: &str, amount: &str, from: &str) -> String {
+    format!(
+        "WITH kinds AS (SELECT {kind} AS kind, count(*) AS n, coalesce(sum(abs({amount})), 0) AS total
+                        FROM {from} GROUP BY 1),
+              placed AS (SELECT *, row_number() OVER (ORDER BY n DESC, kind) AS place FROM kinds)
+         SELECT CASE WHEN place <= {MAX_KINDS} THEN left(kind, {MAX_KIND_LENGTH}) ELSE 'other' END,
+                sum(n)::bigint, sum(total)::text
+         FROM placed GROUP BY 1 ORDER BY 1"
+    )
 }
 
 fn sums(amount: &str) -> String {

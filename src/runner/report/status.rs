@@ -29,6 +29,9 @@ const MAX_REPORT_PAUSE: Duration = Duration::from_secs(10);
 /// Longest message; a status is read on a screen.
 const MAX_STATUS_MESSAGE: usize = 2000;
 
+/// Name of the field manager of reports.
+const MANAGER: &str = "credit-migration-runner";
+
 /// Why further reports are useless.
 #[derive(Debug, thiserror::Error)]
 pub enum Unreported {
@@ -105,7 +108,14 @@ impl Reporter {
         let mut fields = fields.clone();
         fields.insert("pod".into(), json!(self.pod));
         let patch = Patch::Merge(json!({ "status": fields }));
-        self.api.patch_status(&self.name, &PatchParams::default(), &patch).await.map(|_| ())
+        self.api
+            .patch_status(
+                &self.name,
+                &PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() },
+                &patch,
+            )
+            .await
+            .map(|_| ())
     }
 
     /// Writes `fields` into the status, tried until the API server has taken them.

@@ -1,6 +1,6 @@
 //! Approvals: who counts, what for, and what calls them off.
 
-use crate::machine::tests::*;
+use crate::machine::{SqlAuthor, tests::*};
 
 fn waits(name: &'static str, when: When, reason: &'static str) -> Case {
     Case {
@@ -321,4 +321,78 @@ fn a_reject_without_a_digest_says_that_no_change_of_the_plan_helps() {
     s.submit_on("eve", DecisionKind::Reject, digest.as_deref());
     let message = ready(&s.decide().status).1;
     assert!(message.ends_with("; next: change the plan, or abort it"), "{message}");
+}
+
+/// Both have approved, and the window waits for its people; the application has a template.
+fn approved_application() -> Scenario {
+    let mut s = Scenario::new();
+    s.observed.workloads[0].template_sha256 = Some("sha256:one".into());
+    s.settle();
+    for task in [Task::Preflight, Task::Backup, Task::VerifyBackup, Task::ExportKeyUsers, Task::Rehearse] {
+        s.wait(1).succeed(task).settle();
+    }
+    s.submit("ann", DecisionKind::Approve).submit("bob", DecisionKind::Approve).settle();
+    assert_eq!((s.status.phase, s.status.step), (Some(Phase::AwaitingApproval), Some(Step::Schedule)));
+    s
+}
+
+#[test]
+fn another_application_than_the_approved_one_voids_the_approvals() {
+    let mut s = approved_application();
+    let approved = s.status.plan.clone().unwrap();
+    s.observed.workloads[0].template_sha256 = Some("sha256:two".into());
+    let d = s.reconcile();
+    let plan = s.status.plan.clone().unwrap();
+    assert_ne!(plan.digest, approved.digest);
+    assert_eq!((s.status.step, s.status.approvals.as_deref()), (Some(Step::Approve), Some("0/2")));
+    assert!(events(&d).contains(&"ApplicationChanged"), "{:?}", events(&d));
+    let (reason, message) = ready(&s.status);
+    assert_eq!(reason, "ApprovalPending");
+    assert!(message.contains("the pod template of shop has changed"), "{message}");
+    assert!(s.status.rehearsal.is_some(), "the SQL was rehearsed all the same");
+    assert!(!events(&s.reconcile()).contains(&"ApplicationChanged"), "once");
+    // As it was: the approvals of that plan count again, for it is what was approved.
+    s.observed.workloads[0].template_sha256 = Some("sha256:one".into());
+    s.settle();
+    assert_eq!(s.status.plan.clone().unwrap().digest, approved.digest);
+    assert_eq!(s.status.step, Some(Step::Schedule));
+}
+
+#[test]
+fn another_application_starts_no_window() {
+    let mut s = approved_application();
+    s.confirm_presence().settle();
+    assert_eq!(s.status.phase, Some(Phase::Executing));
+    s.observed.workloads[0].template_sha256 = Some("sha256:two".into());
+    let d = s.state(Task::Window, WindowState::Ready).reconcile();
+    assert_eq!((s.status.phase, s.status.step), (Some(Phase::AwaitingApproval), Some(Step::Approve)));
+    assert!(actions(&d).iter().all(|a| !a.starts_with("order")), "{:?}", actions(&d));
+    assert!(events(&d).contains(&"WindowNotStarted") && events(&d).contains(&"ApplicationChanged"), "{:?}", events(&d));
+}
+
+#[test]
+fn a_workload_that_is_missing_is_not_another_application() {
+    let mut s = approved_application();
+    let workloads = s.observed.workloads.clone();
+    s.observed.workloads.clear();
+    s.settle();
+    assert_eq!(ready(&s.status).0, "WorkloadMissing");
+    s.observed.workloads = workloads;
+    s.settle();
+    assert_eq!((s.status.step, s.status.approvals.as_deref()), (Some(Step::Schedule), Some("2/2")));
+}
+
+#[test]
+fn who_wrote_the_sql_does_not_approve_it() {
+    let mut s = awaiting();
+    let by = |author: Option<&str>| SqlAuthor { config_map: "sql".into(), author: author.map(Into::into) };
+    s.observed.sql_authors = vec![by(Some("ann"))];
+    s.submit("ann", DecisionKind::Approve).submit("bob", DecisionKind::Approve).settle();
+    assert_eq!(s.status.approvals.as_deref(), Some("1/2"));
+    assert_eq!(s.status.approved_by, ["bob"]);
+    // Not known: that is said, and any two approve.
+    s.observed.sql_authors = vec![by(None)];
+    s.observed.decisions.pop();
+    let message = ready(&s.settle().status).1;
+    assert!(message.contains("who wrote ConfigMap sql is not known: label it creditmigration.io/sql"), "{message}");
 }

@@ -232,7 +232,8 @@ fn markdown(report: &MigrationReport) -> String {
         evidence,
     } = report;
     let mut text = format!(
-        "# Credit migration {name}\n\n- Namespace: {namespace}\n- State: {}\n- Author: {author}\n- Plan: {}\n- Expected window: {}\n",
+        "# Credit migration {name}\n\n- Namespace: {namespace}\n- State: {}\n- Author: {author}\n- Plan: {}\n\
+         - Expected window: {}\n",
         one_line(current_state.clone()),
         digest.as_deref().unwrap_or("none yet"),
         expected_window.as_ref().map_or_else(|| "not known yet".to_owned(), ExpectedWindow::summary)
