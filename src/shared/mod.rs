@@ -9,5 +9,6 @@ pub mod deployment;
 pub mod message;
 pub mod quoted;
 pub mod sql;
+mod sql_effects;
 pub mod tally;
 pub mod time;

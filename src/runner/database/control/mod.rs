@@ -26,6 +26,7 @@ mod baseline;
 mod cutover;
 mod drain;
 mod functions;
+mod outside;
 pub mod read_only_default;
 mod schema;
 mod sessions;
@@ -43,7 +44,7 @@ use std::{
     time::Duration,
 };
 
-pub use apply::{Applied, StopSignal, run_down, run_up};
+pub use apply::{Applied, StopSignal, rehearse_down, run_down, run_up};
 pub(crate) use baseline::has_baseline;
 pub use baseline::{compare, compare_within, refresh_baseline, take_baseline, users_written, users_written_within};
 pub use cutover::{Cutover, cutover};

@@ -135,7 +135,7 @@ async fn rehearse(
         ));
     }
     let measured = checks::measure(context, copy).await?;
-    let rollback_seconds = seconds(control::run_down(&mut client, &control_spec, &sql.down).await?)?;
+    let rollback_seconds = seconds(control::rehearse_down(&mut client, &control_spec, &sql.down).await?)?;
     check_verify_down(&client, &control_spec).await?;
 
     let differences = before.differences(&Fingerprint::take(&mut client).await?);
