@@ -121,6 +121,28 @@ pub struct KeyUsersEvidence {
     pub taken_at: Time,
 }
 
+/// Writes of the new version's kind, and the rollback after them.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct WritesEvidence {
+    /// Rows that were inserted, updated or deleted.
+    pub rows: u64,
+    /// Users whose balance was written.
+    pub users: u64,
+    /// Seconds for the down SQL with its verification, with these rows.
+    pub rollback_seconds: f64,
+}
+
+/// The objects of a schema: tables, columns, constraints, indexes, triggers, views, functions, types, owners, grants.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct SchemaEvidence {
+    /// `sha256:` and 64 hex digits, over the digests of all objects.
+    pub sha256: String,
+    /// Number of objects.
+    pub objects: u32,
+}
+
 /// Result of the rehearsal.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
@@ -142,24 +164,42 @@ pub struct RehearsalEvidence {
     /// the result.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub checks_not_passing: Vec<String>,
-    /// Expected duration of the window in seconds: twice the time of SQL and comparison, plus 10 s for the rollout.
-    pub expected_window_seconds: f64,
+    /// Seconds for the comparison of all balances after the up SQL.
+    #[serde(default)]
+    pub compare_seconds: f64,
+    /// What `rehearsal.writes` wrote on the new version, and the rollback after it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub writes: Option<WritesEvidence>,
+    /// The schema that it is valid for: that of the backup. A window is not opened on another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schema: Option<SchemaEvidence>,
 }
 
 impl RehearsalEvidence {
     /// The result in one line.
     pub fn summary(&self) -> String {
         format!(
-            "restored {} users in {:.1} s, migrated in {:.1} s, rolled back in {:.1} s, {} of {4} tables equal; {}; \
-             expected window {:.1} s",
+            "restored {} users in {:.1} s, migrated in {:.1} s, compared in {:.1} s, rolled back in {:.1} s, {} of {5} \
+             tables equal; {}; {}",
             self.users,
             self.restore_seconds,
             self.migrate_seconds,
+            self.compare_seconds,
             self.rollback_seconds,
             self.tables_equal,
+            self.writes_summary(),
             self.checks_summary(),
-            self.expected_window_seconds,
         )
+    }
+
+    /// What was written on the new version before it was rolled back, in one line.
+    pub fn writes_summary(&self) -> String {
+        match &self.writes {
+            Some(WritesEvidence { rows, users, rollback_seconds }) => format!(
+                "{rows} rows and {users} balances written on the new version, rolled back in {rollback_seconds:.1} s"
+            ),
+            None => "no rows were written on the new version (spec.rehearsal.writes)".to_owned(),
+        }
     }
 
     /// Results of the checks on the migrated copy, in one line.

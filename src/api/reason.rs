@@ -47,6 +47,8 @@ pub enum Retry {
     May,
     /// The same inputs fail again: the SQL or the spec has to be changed.
     Never,
+    /// The evidence is out of date: preparation starts again.
+    Prepare,
 }
 
 impl Reason {
@@ -121,6 +123,10 @@ reasons! {
     RollbackNotEqual: Never,
     /// A check cannot be measured on the migrated copy.
     CheckNotMeasurable: Never,
+    /// The schema has changed since the rehearsal.
+    SchemaDrifted: Prepare,
+    /// `verifyUp` answered false, or nothing.
+    VerifyUpFailed: Never,
     /// `verifyDown` answered false, or nothing.
     VerifyDownFailed: Never,
     /// A lock was not granted in time.

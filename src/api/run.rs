@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     BackupEvidence, BaselineEvidence, CheckResult, CodeBackupEvidence, Comparison, CreditMigrationSpec, Delivery,
-    Finding, KeyUsersEvidence, Notice, Reason, RehearsalEvidence, ReportEvidence, SchemaInPlace, Task, Time,
+    Finding, KeyUsersEvidence, Notice, Obstacle, Reason, RehearsalEvidence, ReportEvidence, SchemaInPlace, Task, Time,
     VerificationEvidence, WindowState, named::named,
 };
 
@@ -90,6 +90,9 @@ pub struct RunInputs {
     /// SHA-256 of that object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backup_sha256: Option<String>,
+    /// SHA-256 of the schema that was rehearsed; for the window.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schema_sha256: Option<String>,
     /// Notice that task `Notify` sends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub notice: Option<Notice>,
@@ -227,6 +230,9 @@ pub struct WindowProgress {
     pub state: WindowState,
     /// Writes stay blocked until an order or manual intervention unblocks them.
     pub stuck: bool,
+    /// What keeps it from blocking writes, as last found on standby.
+    #[schemars(length(max = 8))]
+    pub obstacles: Vec<Obstacle>,
     /// When writes were first refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub blocked_at: Option<Time>,

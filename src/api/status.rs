@@ -5,8 +5,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    BackupEvidence, BaselineEvidence, CheckResult, CodeBackupEvidence, Comparison, KeyUsersEvidence, NoticeStatus,
-    Phase, RehearsalEvidence, ReportEvidence, Step, Task, Time, VerificationEvidence, named::named,
+    BackupEvidence, BaselineEvidence, CheckResult, CodeBackupEvidence, Comparison, ExpectedWindow, KeyUsersEvidence,
+    NoticeStatus, Phase, RehearsalEvidence, ReportEvidence, Step, Task, Time, VerificationEvidence, named::named,
 };
 
 /// State of a migration.
@@ -131,7 +131,7 @@ named! {
 }
 
 /// What the approvals are for.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct Plan {
     /// SHA-256 of spec, SQL, image, backup and rehearsal. Approvals name it. Absent until the rehearsal has passed.
@@ -143,6 +143,9 @@ pub struct Plan {
     pub up_sha256: String,
     /// SHA-256 of the down SQL.
     pub down_sha256: String,
+    /// How long the window is expected to take. Not part of the digest: it follows the number of pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected_window: Option<ExpectedWindow>,
 }
 
 /// A step that was started.
@@ -218,6 +221,10 @@ pub struct WindowStatus {
     pub unblocking: bool,
     /// The flag was, or may have been, set: to `to` on the forward path, to `from` in a rollback.
     pub switched: bool,
+    /// The flag was not at `to` until then, by the API server's clock. In a rollback inside the forward window pods that
+    /// were started before are kept; absent: none is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unswitched_until: Option<Time>,
     /// How often the workloads were restarted again because the version probe returned another version.
     #[serde(skip_serializing_if = "is_zero")]
     pub restarts: u32,

@@ -68,10 +68,10 @@ pub(super) fn derive(transition: &mut Transition<'_>) {
             true,
             "RolledBackEqual",
             format!(
-                "{} tables equal after the rollback; {}; expected window {:.1} s (limit {})",
+                "{} tables equal after the rollback; {}; expected window {} s (limit {})",
                 r.tables_equal,
                 r.checks_summary(),
-                r.expected_window_seconds,
+                transition.expected_window().seconds,
                 transition.spec.window.max_duration
             ),
         ),
@@ -114,7 +114,8 @@ fn rollback_ready(transition: &Transition<'_>) -> Option<(bool, &'static str, St
         _ => return None,
     };
     let from = &transition.spec.application.flag.from;
-    Some(match transition.rollback_violation() {
+    let violation = transition.rollback_violation().or_else(|| transition.violation_before_rollback_window());
+    Some(match violation {
         Some(violation) => (false, violation.reason.as_str(), violation.message.to_string()),
         None if failed => (
             false,

@@ -143,6 +143,12 @@ impl Transition<'_> {
                     down_sha256: plan.map(|p| p.down_sha256.clone()).unwrap_or_default(),
                     backup_object: self.status.backup.as_ref().map(|b| b.object.clone()),
                     backup_sha256: self.status.backup.as_ref().map(|b| b.sha256.clone()),
+                    schema_sha256: self
+                        .status
+                        .rehearsal
+                        .as_ref()
+                        .and_then(|rehearsal| rehearsal.schema.as_ref())
+                        .map(|schema| schema.sha256.clone()),
                     notice: (task == Task::Notify).then(|| self.notice_of(attempt).cloned()).flatten(),
                     cutover_at: self.cutover_at(),
                 },

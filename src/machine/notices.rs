@@ -49,7 +49,7 @@ impl Transition<'_> {
             message: message.into(),
             phase: self.phase(),
             starts_at: self.status.schedule.as_ref().and_then(|s| s.starts_at).or(self.spec.schedule.start_at),
-            expected_window_seconds: self.status.rehearsal.as_ref().map(|r| whole_seconds(r.expected_window_seconds)),
+            expected_window_seconds: self.status.plan.as_ref().and_then(|p| Some(p.expected_window.as_ref()?.seconds)),
             report_object: report.map(|r| r.object.clone()),
             delivered: vec![],
         };
@@ -291,11 +291,6 @@ fn retry_delay(failures: u32) -> jiff::SignedDuration {
 /// Key of a notice that comes about once at a time.
 pub(super) fn notice_key(what: &str, time: Time) -> String {
     format!("{what}.{}", time.as_second())
-}
-
-/// Whole seconds, rounded up; never negative.
-fn whole_seconds(s: f64) -> u64 {
-    std::time::Duration::try_from_secs_f64(s.ceil().max(0.0)).map_or(0, |d| d.as_secs())
 }
 
 #[cfg(test)]

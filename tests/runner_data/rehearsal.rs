@@ -1,6 +1,9 @@
 //! Rehearse.
 
-use credit_migration::api::{Reason, RehearsalEvidence, Task};
+use credit_migration::{
+    api::{Reason, RehearsalEvidence, Task},
+    runner::database::{control::ControlSpec, schema_objects::require_rehearsed_schema_now},
+};
 
 use serde_json::{Value, json};
 
@@ -32,8 +35,18 @@ async fn the_sample_application_is_rehearsed() {
     assert!(outcome.result.is_ok(), "{:?}", outcome.result);
     let evidence: RehearsalEvidence = serde_json::from_value(outcome.noted["rehearsal"].clone()).unwrap();
     assert_eq!((evidence.users, evidence.tables_equal), (USERS, 6));
-    assert!(evidence.expected_window_seconds > 10.0 && evidence.expected_window_seconds < 30.0, "{evidence:?}");
+    assert!(evidence.migrate_seconds > 0.0 && evidence.compare_seconds > 0.0, "{evidence:?}");
     assert!(!world.has_scratch().await);
+    // It is valid for the schema as it is, which none of the tasks has changed.
+    let schema = evidence.schema.unwrap();
+    assert!(schema.objects > 10, "{schema:?}");
+    let rehearsed = ControlSpec { rehearsed_schema: Some(schema.sha256), ..world.control_spec() };
+    let mut client = world.target().connect("test").await.unwrap();
+    require_rehearsed_schema_now(&mut client, &rehearsed).await.unwrap();
+    world.alter("COMMENT ON TABLE users IS 'people'").await;
+    let drifted = require_rehearsed_schema_now(&mut client, &rehearsed).await.unwrap_err();
+    assert_eq!(drifted.reason, Reason::SchemaDrifted);
+    assert!(drifted.message.contains("rehearsal: table public.users changed; limit"), "{drifted}");
     // The database itself was not touched.
     assert_eq!(world.count("SELECT count(*) FROM pg_class WHERE relname = 'credit_plans'").await, 0);
     assert_eq!(world.count("SELECT count(*) FROM credit_migration.ledger").await, 0);
@@ -77,17 +90,70 @@ async fn what_fails_is_named_and_the_copy_is_dropped() {
 #[tokio::test]
 async fn a_verification_that_cannot_fail_is_refused() {
     let mut world = ready(UP, DOWN).await;
-    for (query, good) in [
-        ("SELECT count(*) FROM user_credits WHERE balance < 0", false),
-        ("SELECT count(*), count(*) = 0 FROM user_credits WHERE balance < 0", true),
-    ] {
-        world.spec.plan.migration.verify_down = Some(query.to_owned());
+    let number = "SELECT count(*) FROM user_credits WHERE balance < 0";
+    let good = "SELECT count(*), count(*) = 0 FROM user_credits WHERE balance < 0";
+    let cases = [
+        (good, number, Some((Reason::VerifyDownFailed, "verifyDown: the query has no boolean column"))),
+        (number, good, Some((Reason::VerifyUpFailed, "verifyUp: the query has no boolean column"))),
+        ("SELECT count(*) = 4 AS plans FROM credit_plans", good, Some((Reason::VerifyUpFailed, "column plans"))),
+        ("SELECT count(*) = 3 AS plans FROM credit_plans", good, None),
+    ];
+    for (verify_up, verify_down, failure) in cases {
+        world.spec.plan.migration.verify_up = Some(verify_up.to_owned());
+        world.spec.plan.migration.verify_down = Some(verify_down.to_owned());
         let outcome = world.run(Task::Rehearse).await;
-        assert_eq!(outcome.result.is_ok(), good, "{:?}", outcome.result);
-        if !good {
-            assert_eq!(outcome.failure().reason, Reason::VerifyDownFailed);
-            assert!(outcome.failure().message.contains("no boolean column"), "{}", outcome.failure());
+        match failure {
+            None => assert!(outcome.result.is_ok(), "{:?}", outcome.result),
+            Some((reason, words)) => {
+                assert_eq!(outcome.failure().reason, reason);
+                assert!(outcome.failure().message.contains(words), "{}", outcome.failure());
+            }
         }
+        assert!(!world.has_scratch().await);
+    }
+}
+
+#[tokio::test]
+async fn a_down_sql_that_fails_on_new_rows_is_found() {
+    // Only the new version grants by subscription: no row of the backup violates the constraint.
+    let strict = format!(
+        "{DOWN};\nALTER TABLE credit_transactions ADD CONSTRAINT old CHECK (type <> 'subscription_grant');\n\
+        ALTER TABLE credit_transactions DROP CONSTRAINT old;"
+    );
+    let mut world = ready(UP, &strict).await;
+    assert!(world.run(Task::Rehearse).await.result.is_ok(), "without new rows it passes");
+    let writes = "INSERT INTO credit_transactions (user_id, type, amount) VALUES (7, 'subscription_grant', 3),
+            (8, 'subscription_grant', 4);
+        UPDATE user_credits SET balance = balance + 3 WHERE user_id = 7;
+        UPDATE user_credits SET balance = balance + 4 WHERE user_id = 8;";
+    world.spec.plan.rehearsal.writes = Some(writes.to_owned());
+    let outcome = world.run(Task::Rehearse).await;
+    assert_eq!(outcome.failure().reason, Reason::SqlFailed, "{}", outcome.failure());
+    assert!(outcome.failure().message.starts_with("rehearsal: after spec.rehearsal.writes: statement "));
+    assert!(!world.has_scratch().await);
+
+    world.sql(UP, DOWN);
+    let outcome = world.run(Task::Rehearse).await;
+    assert!(outcome.result.as_ref().is_ok_and(|m| m.contains("4 rows and 2 balances written")), "{:?}", outcome.result);
+    let evidence: RehearsalEvidence = serde_json::from_value(outcome.noted["rehearsal"].clone()).unwrap();
+    assert_eq!(evidence.writes.map(|w| (w.rows, w.users)), Some((4, 2)));
+}
+
+#[tokio::test]
+async fn writes_that_the_application_cannot_make_are_refused() {
+    let mut world = ready(UP, DOWN).await;
+    for (writes, reason, words) in [
+        ("UPDATE users SET email = email WHERE id < 0", Reason::SqlFailed, "no row was written, at least 1"),
+        // The application's role may not.
+        ("DELETE FROM credit_transactions", Reason::SqlFailed, "statement 1 of 1: permission denied"),
+        ("SELECT 1; DELETE FROM credit_purchases", Reason::SqlFailed, "statement 2 of 2: relation"),
+        ("INSERT INTO users (email) VALUES ('a'); COMMIT", Reason::SqlTransactionControl, "line 1"),
+    ] {
+        world.spec.plan.rehearsal.writes = Some(writes.to_owned());
+        let outcome = world.run(Task::Rehearse).await;
+        assert_eq!(outcome.failure().reason, reason, "{}", outcome.failure());
+        let message = &outcome.failure().message;
+        assert!(message.contains("spec.rehearsal.writes") && message.contains(words), "{message}");
         assert!(!world.has_scratch().await);
     }
 }
@@ -250,4 +316,47 @@ async fn an_effect_outside_of_the_database_is_named_and_undone() {
         assert_eq!(world.count(left).await, 0, "nothing of it remains");
         assert!(!world.has_scratch().await);
     }
+}
+
+/// Rotated logins: each acts as the owner, and is none itself.
+#[tokio::test]
+async fn a_login_that_acts_as_the_owner_prepares_and_rehearses() {
+    for inherits in [false, true] {
+        let mut world = World::new().await;
+        world
+            .alter(
+                "CREATE ROLE owner_{n} NOLOGIN CREATEDB; GRANT app_{n}, pg_signal_backend TO owner_{n};
+                 GRANT owner_{n} TO migrator_{n}; ALTER DATABASE shop_{n} OWNER TO owner_{n};
+                 REVOKE app_{n}, pg_signal_backend FROM migrator_{n}; ALTER ROLE migrator_{n} NOCREATEDB;
+                 DO $$ DECLARE c record; BEGIN
+                     FOR c IN SELECT oid::regclass AS name FROM pg_class
+                              WHERE relkind IN ('r', 'p', 'v') AND relnamespace = 'public'::regnamespace
+                     LOOP EXECUTE format('ALTER TABLE %s OWNER TO owner_{n}', c.name); END LOOP; END $$",
+            )
+            .await;
+        let acts = match inherits {
+            true => "ALTER ROLE migrator_{n} CREATEDB",
+            false => "ALTER ROLE migrator_{n} NOINHERIT; ALTER ROLE migrator_{n} SET role = 'owner_{n}'",
+        };
+        world.alter(acts).await;
+        world.sql(&format!("{UP};\nUPDATE user_credits SET balance = balance;"), DOWN);
+        let outcome = world.run(Task::Preflight).await;
+        assert!(outcome.result.is_ok(), "{:?} {:?}", outcome.result, outcome.findings());
+        let said = format!("login migrator_{0} acts as owner_{0}: what the SQL creates belongs to it", world.number);
+        assert!(outcome.findings().iter().any(|f| f.message == said), "{said}: {:?}", outcome.findings());
+        world.backed_up().await;
+        let outcome = world.run(Task::Rehearse).await;
+        assert!(outcome.result.is_ok(), "{:?}", outcome.result);
+    }
+}
+
+/// In the window it would be refused with writes blocked.
+#[tokio::test]
+async fn sql_that_the_write_block_does_not_let_pass_is_refused_before_the_window() {
+    let forgets =
+        format!("DELETE FROM credit_migration.exempt_transaction;\n{UP};\nDELETE FROM user_credits WHERE false;");
+    let world = ready(&forgets, DOWN).await;
+    let outcome = world.run(Task::Rehearse).await;
+    assert_eq!(outcome.failure().reason, Reason::SqlFailed);
+    assert!(outcome.failure().message.contains("are blocked by migration"), "{}", outcome.failure());
 }

@@ -234,21 +234,44 @@ async fn a_change_under_way_while_the_baseline_is_taken_is_not_missed() {
     assert_eq!(control::compare(&client, &spec).await.unwrap().unexplained, 0);
 }
 
+/// Answers that verify nothing, and a word of their message.
+const NOT_VERIFIED: &[(&str, &str)] = &[
+    ("SELECT true WHERE false", "no row"),
+    ("SELECT count(*) FROM users", "no boolean column"),
+    ("SELECT true, 'x'::text AS t UNION ALL SELECT NULL, 'secret'", "row 2 of 2"),
+    ("SELECT false AS good", "column good of row 1 of 1"),
+    ("SELECT * FROM missing", "42P01"),
+];
+
 #[tokio::test]
 async fn verify_down_must_answer_and_be_true() {
     let (database, mut spec) = (Database::new().await, spec());
     let mut client = database.prepared(&spec).await;
     up(&mut client, &spec, &sample_up()).await.unwrap();
-    for (query, word) in [
-        ("SELECT true WHERE false", "no row"),
-        ("SELECT true, 'x'::text AS t UNION ALL SELECT NULL, 'secret'", "row 2 of 2"),
-        ("SELECT false AS good", "column good of row 1 of 1"),
-        ("SELECT * FROM missing", "42P01"),
-    ] {
-        spec.verify_down = Some(query.to_owned());
+    for (query, word) in NOT_VERIFIED {
+        spec.verify_down = Some((*query).to_owned());
         let failure = control::run_down(&mut client, &spec, &sample_down()).await.unwrap_err();
         assert_eq!(failure.reason, Reason::VerifyDownFailed);
         assert!(failure.message.contains(word) && !failure.message.contains("secret"), "{failure}");
     }
     assert_eq!(database.value("SELECT to_regclass('credit_plans')").await, "credit_plans", "still on the new schema");
+}
+
+#[tokio::test]
+async fn verify_up_must_answer_and_be_true() {
+    let (database, mut spec) = (Database::new().await, spec());
+    let mut client = database.prepared(&spec).await;
+    let before = tables(&database).await;
+    for (query, word) in NOT_VERIFIED {
+        spec.verify_up = Some((*query).to_owned());
+        let failure = up(&mut client, &spec, &sample_up()).await.unwrap_err();
+        assert_eq!(failure.reason, Reason::VerifyUpFailed);
+        assert!(failure.message.contains(word) && !failure.message.contains("secret"), "{failure}");
+        assert!(failure.message.contains("correct the up SQL, or spec.migration.verifyUp"), "{failure}");
+    }
+    assert_eq!(tables(&database).await, before, "still on the old schema");
+    assert_eq!(database.value("SELECT count(*) FROM credit_migration.ledger").await, "0");
+    // It sees the new schema.
+    spec.verify_up = Some("SELECT count(*) = 3 AS plans FROM credit_plans".to_owned());
+    up(&mut client, &spec, &sample_up()).await.unwrap();
 }

@@ -263,6 +263,11 @@ pub struct Migration {
     pub up: SqlSource,
     /// The down SQL, for the rollback. The same rules apply.
     pub down: SqlSource,
+    /// Query that verifies the change, by the same rules as `verifyDown`. It runs in the transaction of the up SQL: if
+    /// it fails, nothing is changed. For example `SELECT count(*) = 3 AS plans FROM credit_plans`.
+    // Not serialized while it is absent: the digests of existing plans stay valid.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verify_up: Option<String>,
     /// Query that verifies the rollback: it must return at least one row, at least one boolean column, and only `true`
     /// in every boolean column. For example `SELECT * FROM verify_rollback()`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -448,11 +453,18 @@ pub struct Rehearsal {
     /// Scratch database on the same server. The operator creates, uses and drops it; it must not exist before.
     #[schemars(length(min = 1, max = 63))]
     pub database: String,
+    /// SQL that writes as the new version does: new users, purchases, deductions. The rehearsal runs it between the up
+    /// and the down SQL, as the first of `database.applicationRoles`, so that a down SQL that fails on new rows is
+    /// found before anybody approves. It is run on the copy alone.
+    // Not serialized while it is absent: the digests of existing plans stay valid.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 16384))]
+    pub writes: Option<String>,
 }
 
 impl Default for Rehearsal {
     fn default() -> Self {
-        Self { database: "test_credit_migration".into() }
+        Self { database: "test_credit_migration".into(), writes: None }
     }
 }
 

@@ -31,6 +31,7 @@ impl Transition<'_> {
         self.status.approvals = Some(format!("{}/{needed}", approvers.len()));
         self.status.approved_by = approvers.clone();
         self.record_presence(&digest);
+        self.record_expected_window();
         self.report_missed_start();
         if let Some(violation) = self.cluster_violation() {
             self.set_ready(violation.reason, violation.message.to_string());
@@ -75,15 +76,12 @@ impl Transition<'_> {
             [] => String::new(),
             some => format!(" ({})", some.join(", ")),
         };
-        let window = match &self.status.rehearsal {
-            Some(r) => {
-                format!(
-                    "; expected window {:.1} s (limit {})",
-                    r.expected_window_seconds, self.spec.window.max_duration
-                )
-            }
-            None => String::new(),
-        };
+        let expected = self.status.plan.as_ref().and_then(|plan| plan.expected_window.as_ref());
+        let window = expected
+            .map(|expected| {
+                format!("; expected window {} s (limit {})", expected.seconds, self.spec.window.max_duration)
+            })
+            .unwrap_or_default();
         let gaps: Vec<String> = self.spec.not_covered().into_iter().map(|gap| gap.what).collect();
         let covered = match gaps.is_empty() {
             true => "every line of the checklist is covered".to_owned(),

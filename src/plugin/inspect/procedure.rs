@@ -64,8 +64,12 @@ fn describe(step: Step, spec: &CreditMigrationSpec, now: Time) -> String {
             spec.backup.key_users.balance_over, spec.backup.key_users.purchased_over
         ),
         Step::Rehearse => format!(
-            "restores the dump into {}, migrates, rolls back, compares every table, drops it",
-            spec.rehearsal.database
+            "restores the dump into {}, migrates, rolls back, compares every table{}, drops it",
+            spec.rehearsal.database,
+            match &spec.rehearsal.writes {
+                Some(_) => ", migrates, runs rehearsal.writes, rolls back",
+                None => "",
+            }
         ),
         Step::Approve => format!("waits for {} approvals other than by {}", spec.approval.required, spec.requested_by),
         Step::Schedule => schedule(spec, now),
@@ -85,10 +89,14 @@ fn describe(step: Step, spec: &CreditMigrationSpec, now: Time) -> String {
             duration(migration.lock_timeout),
             duration(migration.statement_timeout)
         ),
-        Step::VerifyMigration => match migration.tables_gone.as_slice() {
-            [] => "compares every balance with the baseline".into(),
-            gone => format!("checks that {} are gone, compares every balance with the baseline", gone.join(", ")),
-        },
+        Step::VerifyMigration => {
+            let gone = match migration.tables_gone.as_slice() {
+                [] => String::new(),
+                gone => format!("checks that {} are gone, ", gone.join(", ")),
+            };
+            let query = if migration.verify_up.is_some() { "runs verifyUp, " } else { "" };
+            format!("{gone}{query}compares every balance with the baseline")
+        }
         Step::SwitchApplication => {
             let names: Vec<&str> = spec.application.workloads.iter().map(|w| w.name.as_str()).collect();
             let probe = match &spec.application.version_probe {
@@ -122,7 +130,10 @@ fn describe(step: Step, spec: &CreditMigrationSpec, now: Time) -> String {
             "runs key {} of ConfigMap {}",
             migration.down.config_map_key_ref.key, migration.down.config_map_key_ref.name
         ),
-        Step::VerifyRollback => "verifies that no credit was lost".into(),
+        Step::VerifyRollback => {
+            let query = if migration.verify_down.is_some() { "runs verifyDown, " } else { "" };
+            format!("{query}verifies that no credit was lost")
+        }
         Step::UnblockWritesAfterRollback => "unblocks writes on the old version".into(),
         Step::Cleanup => "removes the triggers from the database".into(),
     }
@@ -216,6 +227,7 @@ mod tests {
             (Step::Schedule, "at any time; no one is notified: no channel; waits for 2 people"),
             (Step::BlockWrites, "for at most 1m"),
             (Step::SwitchApplication, "from v1 to v2, restarts shop; waits until http://shop/version returns v2"),
+            (Step::VerifyMigration, "compares every balance with the baseline"),
             (Step::Validate, "waits 20s; nothing is measured"),
             (Step::Monitor, "measures for 30s; roll back automatically: errors"),
             (Step::DayCheck, "1m after the cutover: nothing is measured"),
@@ -237,6 +249,8 @@ mod tests {
             ),
             "{text}"
         );
+        spec.migration.verify_up = Some("SELECT true".to_owned());
+        assert!(of(&spec, Step::VerifyMigration).contains("runs verifyUp, compares"));
         spec.rollback.policy = RollbackPolicy::Manual;
         assert!(of(&spec, Step::Monitor).contains("block the stage until an approver decides: errors"));
     }

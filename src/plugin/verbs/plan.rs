@@ -22,7 +22,7 @@ use serde_json::Value;
 
 use super::{completion, status::current_state};
 use crate::{
-    api::{CreditMigration, CreditMigrationSpec, Gap, Phase, Time},
+    api::{CreditMigration, CreditMigrationSpec, ExpectedWindow, Gap, Phase, Step, Time},
     plugin::{
         PluginError,
         connection::ClusterConnection,
@@ -74,6 +74,9 @@ struct PlanView {
     /// State of a migration that is on the server.
     #[serde(skip_serializing_if = "Option::is_none")]
     current_state: Option<String>,
+    /// What the window is expected to take, once the rehearsal has passed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expected_window: Option<ExpectedWindow>,
     steps: Vec<Planned>,
     /// Checked items.
     found: Vec<CheckedItem>,
@@ -122,6 +125,7 @@ pub(crate) async fn run(
         name: migration.name_any(),
         namespace: connection.namespace.clone(),
         current_state: migration.status.is_some().then(|| current_state(&migration)),
+        expected_window: migration.status.as_ref().and_then(|s| s.plan.as_ref()?.expected_window.clone()),
         steps: with_states(procedure(&migration.spec, telemetry::now()), &migration),
         not_covered: gaps(&migration.spec),
         found,
@@ -357,16 +361,24 @@ fn with_states(mut steps: Vec<Planned>, migration: &CreditMigration) -> Vec<Plan
     for planned in &mut steps {
         let of = migration.status.iter().flat_map(|s| &s.steps).find(|s| s.name == planned.step);
         planned.state = of.map(|s| s.state.to_string());
+        let rehearsal = migration.status.as_ref().and_then(|s| s.rehearsal.as_ref());
+        if let (Step::Rehearse, Some(rehearsal)) = (planned.step, rehearsal) {
+            planned.what = format!("{}; {}", planned.what, rehearsal.summary());
+        }
     }
     steps
 }
 
 fn screen(view: &PlanView) -> String {
-    let PlanView { name, namespace, current_state, steps, found, not_covered } = view;
+    let PlanView { name, namespace, current_state, expected_window, steps, found, not_covered } = view;
     let mut text = match current_state {
         Some(current_state) => format!("{namespace}/{current_state}"),
         None => format!("{namespace}/{name}: not on the server, nothing was changed"),
     };
+    if let Some(expected) = expected_window {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "\nexpected window: {}", expected.summary());
+    }
     let begun = steps.iter().any(|s| s.state.is_some());
     let header: &[&str] = if begun { &["", "STEP", "STATE", "WHAT"] } else { &["", "STEP", "WHAT"] };
     let rows = steps.iter().map(|planned| {
@@ -403,7 +415,10 @@ fn gaps(spec: &CreditMigrationSpec) -> Vec<CheckedItem> {
 mod tests {
     use super::*;
     use crate::{
-        api::fixtures::spec,
+        api::{
+            CreditMigrationStatus, WritesEvidence,
+            fixtures::{self, spec},
+        },
         plugin::{Exit, verbs::status::tests::time},
     };
 
@@ -412,6 +427,7 @@ mod tests {
             name: "m".into(),
             namespace: "shop".into(),
             current_state: None,
+            expected_window: None,
             steps: procedure(&spec(), Time::UNIX_EPOCH),
             found,
             not_covered: gaps(&spec()),
@@ -472,6 +488,19 @@ mod tests {
         assert_eq!(metadata["resourceVersion"], "7", "nothing that came meanwhile is passed over");
         assert_eq!(metadata["finalizers"][0], "creditmigration.io/window");
         assert_eq!((&metadata["labels"]["by"], &metadata["annotations"]["why"]), (&"argo".into(), &"later".into()));
+    }
+
+    #[test]
+    fn what_the_rehearsal_found_is_shown() {
+        let mut migration = CreditMigration::new("m", spec());
+        let mut rehearsal = fixtures::rehearsal(12.0);
+        rehearsal.writes = Some(WritesEvidence { rows: 7, users: 2, rollback_seconds: 3.0 });
+        migration.status = Some(CreditMigrationStatus { rehearsal: Some(rehearsal), ..Default::default() });
+        let steps = with_states(procedure(&migration.spec, Time::UNIX_EPOCH), &migration);
+        let what = &steps.iter().find(|planned| planned.step == Step::Rehearse).unwrap().what;
+        for part in ["rolled back in 1.0 s", "7 rows and 2 balances written on the new version, rolled back in 3.0 s"] {
+            assert!(what.contains(part), "{what}");
+        }
     }
 
     #[test]

@@ -8,8 +8,8 @@ use serde::Serialize;
 use super::completion;
 use crate::{
     api::{
-        CheckOutcome, CreditMigration, DeliveryState, NoticeState, Phase, ReadyReason, ScheduleStatus, StepState, Time,
-        Writes,
+        CheckOutcome, CreditMigration, DeliveryState, ExpectedWindow, NoticeState, Phase, ReadyReason, ScheduleStatus,
+        StepState, Time, Writes,
     },
     plugin::{
         Exit, PluginError,
@@ -82,6 +82,8 @@ pub(crate) struct View {
     pub(crate) deadline: Option<Time>,
     /// Digest of the plan.
     pub(crate) digest: Option<String>,
+    /// What the window is expected to take, with its parts.
+    pub(crate) expected_window: Option<ExpectedWindow>,
     /// Reason of `Ready`.
     pub(crate) reason: String,
     /// Message of `Ready`.
@@ -220,6 +222,7 @@ impl View {
             attempt: status.schedule.as_ref().and_then(|s| attempt_text(s, m.spec.window.attempts)),
             deadline: window.and_then(|w| w.deadline),
             digest: status.plan.as_ref().and_then(|p| p.digest.clone()),
+            expected_window: status.plan.as_ref().and_then(|p| p.expected_window.clone()),
             reason: ready.map(|c| c.reason.clone()).unwrap_or_default(),
             next: Message::parse(&message).next,
             message,
@@ -323,6 +326,7 @@ impl View {
         line("starts", self.starts_at.map(|t| format!("{t:.0} at the earliest")));
         line("attempt", self.attempt.clone());
         line("plan", self.digest.clone());
+        line("window", self.expected_window.as_ref().map(ExpectedWindow::summary));
         line("now", Some(self.message.clone()));
         line("next", self.next.clone());
         let mut part = |header: &[&str], rows: Vec<Vec<String>>| {

@@ -28,8 +28,13 @@ pub struct Fingerprint {
     pub sequences: BTreeMap<String, i64>,
 }
 
+/// Texts of dates, floats and names depend on these: states that are compared must be read alike.
+pub(super) const FINGERPRINT_SETTINGS: &str = "SET LOCAL search_path = pg_catalog; SET LOCAL timezone = 'UTC'; SET \
+    LOCAL datestyle = 'ISO, YMD'; SET LOCAL intervalstyle = 'iso_8601'; SET LOCAL extra_float_digits = 1; SET LOCAL \
+    bytea_output = 'hex'; SET LOCAL row_security = off; SET LOCAL quote_all_identifiers = off";
+
 /// Object and line. `pg_catalog` alone is in the search path, so that every name comes out qualified.
-const OBJECTS_SQL: &str = r#"
+pub(super) const OBJECTS_SQL: &str = r#"
 WITH rel AS (
     SELECT c.*, format('%I.%I', n.nspname, c.relname) AS name,
            CASE c.relkind WHEN 'v' THEN 'view ' WHEN 'm' THEN 'materialized view ' WHEN 'S' THEN 'sequence '
@@ -114,6 +119,7 @@ SELECT 'type ' || format('%I.%I', n.nspname, t.typname), format('%s owner %s bas
         FROM pg_enum AS e WHERE e.enumtypid = t.oid))
 FROM pg_type AS t JOIN pg_namespace AS n ON n.oid = t.typnamespace
 WHERE t.typtype IN ('e', 'd') AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'credit_migration')
+  AND n.nspname NOT LIKE 'pg\_temp\_%'
 UNION ALL
 SELECT 'schema ' || quote_ident(n.nspname), 'owner ' || pg_get_userbyid(n.nspowner) || ' grants '
        || (SELECT string_agg(a.grantee::regrole || '=' || a.privilege_type, ','
@@ -142,13 +148,20 @@ impl Fingerprint {
     /// # Errors
     /// Those of a database error: mostly `ConnectionLost`, or `SqlFailed` for a table that cannot be read.
     pub async fn take(client: &mut Client) -> Result<Self, Failure> {
+        Self::read(client, true).await
+    }
+
+    /// The same without rows.
+    ///
+    /// # Errors
+    /// Those of a database error.
+    pub async fn without_rows(client: &mut Client) -> Result<Self, Failure> {
+        Self::read(client, false).await
+    }
+
+    async fn read(client: &mut Client, rows: bool) -> Result<Self, Failure> {
         let transaction = snapshot(client, Access::Read).await?;
-        // Texts of dates, floats and names depend on these; both fingerprints must be made alike.
-        let settings =
-            "SET LOCAL search_path = pg_catalog; SET LOCAL timezone = 'UTC'; SET LOCAL datestyle = 'ISO, YMD';
-            SET LOCAL intervalstyle = 'iso_8601'; SET LOCAL extra_float_digits = 1; SET LOCAL bytea_output = 'hex';
-            SET LOCAL row_security = off; SET LOCAL quote_all_identifiers = off";
-        transaction.batch_execute(settings).await?;
+        transaction.batch_execute(FINGERPRINT_SETTINGS).await?;
         let mut print = Self::default();
         for row in transaction.query(OBJECTS_SQL, &[]).await? {
             print.objects.entry(row.get(0)).or_default().insert(row.get(1));
@@ -156,7 +169,7 @@ impl Fingerprint {
         for row in transaction.query(SEQUENCES_SQL, &[]).await? {
             print.sequences.insert(row.get(0), row.get(1));
         }
-        let tables = transaction.query(TABLES_SQL, &[]).await?;
+        let tables = if rows { transaction.query(TABLES_SQL, &[]).await? } else { vec![] };
         for table in tables.iter().map(|row| row.get::<_, String>(0)) {
             // The name is quoted by the server. Two seeds: 128 bits, so that two differences do not cancel by chance.
             let query = format!(

@@ -9,7 +9,7 @@
 //! - The object appears in the bucket only after `pg_dump` has ended with 0; until then there are parts, and on any
 //!   failure they are removed.
 //! - Nothing is written to the pod's disk; two parts are in memory.
-//! - The baseline counts only if the dump does: it is committed last.
+//! - The baseline counts only if the dump does: it is committed last, with the digests of the schema's objects.
 
 use std::time::Duration;
 
@@ -26,6 +26,7 @@ use crate::{
         database::{
             connection::Target,
             control,
+            schema_objects::SchemaObjects,
             snapshot::{Access, snapshot},
             statistics::{Present, Statistics, statistics},
         },
@@ -75,6 +76,7 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
     baseline.transactions.truncate(MAX_TRANSACTION_KINDS);
     context.progress.update(|status| status.baseline = Some(baseline.clone()));
     control::take_baseline(&transaction, &control_spec).await?;
+    SchemaObjects::take(&transaction).await?.record(&transaction, &control_spec).await?;
 
     let object = store.object(&format!("{}.dump", context.backup_name(complete.taken_at)));
     let statistics_object = store.object(&format!("{}.statistics.json", context.backup_name(complete.taken_at)));

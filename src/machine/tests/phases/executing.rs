@@ -38,7 +38,7 @@ fn the_window_goes_its_way() {
             |s| apply(s.acknowledge(WINDOW)),
             Step::SwitchApplication,
             &["flag v2 uid-1.to"],
-            Some(50),
+            Some(2),
         ),
         case(
             "the flag has the value, but from another hand",
@@ -49,7 +49,7 @@ fn the_window_goes_its_way() {
             },
             Step::SwitchApplication,
             &["flag v2 uid-1.to"],
-            Some(50),
+            Some(2),
         ),
         case(
             "restart only after the flag",
@@ -60,16 +60,16 @@ fn the_window_goes_its_way() {
             },
             Step::SwitchApplication,
             &["restart shop uid-1.to"],
-            Some(50),
+            Some(2),
         ),
-        case("rollout under way", switching, no_event, Step::SwitchApplication, &[], Some(50)),
+        case("rollout under way", switching, no_event, Step::SwitchApplication, &[], Some(2)),
         case(
             "rolled out, an old pod is left",
             switching,
             |s| apply(s.rollout(true, 1).probe(WINDOW, "v2")),
             Step::SwitchApplication,
             &[],
-            Some(50),
+            Some(2),
         ),
         case(
             "no old pod, not settled",
@@ -77,7 +77,7 @@ fn the_window_goes_its_way() {
             |s| apply(s.rollout(false, 0).probe(WINDOW, "v2")),
             Step::SwitchApplication,
             &[],
-            Some(50),
+            Some(2),
         ),
         case(
             "rolled out, the probe answers the old version",
@@ -115,7 +115,7 @@ fn the_window_goes_its_way() {
             },
             Step::SwitchApplication,
             &["restart shop uid-1.to"],
-            Some(50),
+            Some(2),
         ),
         case(
             "the flag was reset",
@@ -125,7 +125,7 @@ fn the_window_goes_its_way() {
             },
             Step::SwitchApplication,
             &["flag v2 uid-1.to"],
-            Some(50),
+            Some(2),
         ),
         case(
             "all run v2, balances not compared",
@@ -141,7 +141,7 @@ fn the_window_goes_its_way() {
             |s| apply(s.compared(WINDOW, 0)),
             Step::SwitchApplication,
             &[],
-            Some(50),
+            Some(2),
         ),
         case(
             "all run v2, all balances equal",
@@ -328,8 +328,29 @@ fn a_window_without_effect_needs_new_approvals() {
 }
 
 #[test]
+fn a_schema_that_changed_since_the_rehearsal_is_rehearsed_again() {
+    // Found on standby, and by the transaction of the SQL.
+    for (before_the_order, mut s) in [(true, approved()), (false, blocking())] {
+        assert_eq!(s.run(WINDOW).run.spec.inputs.schema_sha256.as_deref(), Some("sha256:schema"));
+        if !before_the_order {
+            s.state(WINDOW, WindowState::RolledBack);
+        }
+        s.fail(WINDOW, Reason::SchemaDrifted);
+        let d = s.reconcile();
+        assert_eq!((d.status.phase, d.status.step), (Some(Phase::Preparing), Some(Step::Preflight)));
+        assert_eq!((&d.status.rehearsal, &d.status.backup, &d.status.plan), (&None, &None, &None));
+        assert_eq!(d.status.writes, Some(crate::api::Writes::Open));
+        for reason in ["SchemaDrifted", "PreparationRestarted"] {
+            assert!(events(&d).contains(&reason), "{:?}", events(&d));
+        }
+        s.settle();
+        assert!(s.observed.run(Task::Preflight, 2).is_some(), "it is prepared again");
+    }
+}
+
+#[test]
 fn sql_that_fails_in_the_window_fails_the_migration() {
-    for reason in [Reason::SqlFailed, Reason::TablesNotGone, Reason::BalancesUnexplained] {
+    for reason in [Reason::SqlFailed, Reason::TablesNotGone, Reason::BalancesUnexplained, Reason::VerifyUpFailed] {
         let mut s = blocking();
         s.state(WINDOW, WindowState::Blocked).settle();
         s.state(WINDOW, WindowState::RolledBack).fail(WINDOW, reason);

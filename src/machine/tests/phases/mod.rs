@@ -12,6 +12,7 @@ mod preparing;
 mod rollback;
 mod rollback_exit;
 mod scheduling;
+mod standby;
 
 use super::{Scenario, each_phase};
 use crate::machine::{

@@ -211,6 +211,18 @@ fn our_whole_examples_cover_the_checklist(#[case] file: &str) {
     "spec.validation.checks[2].sql.query",
     "holds 2 statements"
 )]
+#[case::two_statements_of_a_verification(
+    "down: {configMapKeyRef: {name: sql, key: down.sql}}",
+    "down: {configMapKeyRef: {name: sql, key: down.sql}}\n    verifyUp: SELECT true; SELECT 1",
+    "spec.migration.verifyUp",
+    "holds 2 statements"
+)]
+#[case::writes_that_commit(
+    "requestedBy: alice",
+    "requestedBy: alice\n  rehearsal: {writes: \"DELETE FROM a; COMMIT;\"}",
+    "spec.rehearsal.writes",
+    "line 1: COMMIT"
+)]
 #[case::notice_key(
     "MaintenanceStarts.Users.body",
     "MaintenanceStarts.users.body",

@@ -34,8 +34,17 @@ pub(super) fn check(spec: &CreditMigrationSpec, documents: &[Document], now: Tim
     if let Some(probe) = &spec.application.version_probe {
         json_path("spec.application.versionProbe.jsonPath", &probe.json_path, found);
     }
-    if let Some(query) = &spec.migration.verify_down {
-        one_query("spec.migration.verifyDown", query, found);
+    for (path, query) in [
+        ("spec.migration.verifyUp", &spec.migration.verify_up),
+        ("spec.migration.verifyDown", &spec.migration.verify_down),
+    ] {
+        if let Some(query) = query {
+            one_query(path, query, found);
+        }
+    }
+    if let Some(Err(problem)) = spec.rehearsal.writes.as_deref().map(sql::for_run) {
+        let text = format!("line {}: {}", problem.line, problem.message);
+        found.push(LintProblem::error("spec.rehearsal.writes", text));
     }
     let stages = [
         ("spec.validation.checks", &spec.validation.checks),

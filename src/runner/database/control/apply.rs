@@ -13,25 +13,26 @@ use std::{
 };
 
 use serde_json::json;
-use tokio_postgres::{
-    Client, Row, Transaction,
-    types::{Json, Type},
-};
+use tokio_postgres::{Client, Row, Transaction, types::Json};
 
 use super::{
     ControlSpec, LOCK_CHANGE, LOCK_CLASS, Sql, Table, balances,
     baseline::{compare_with, reconcile, unexplained},
-    literal, millis,
+    ident, millis,
     outside::SharedObjects,
+    owner::sql_role,
     protected, quoted,
     schema::check_owner,
     triggers::ensure_triggers_in,
+    verification::verify,
 };
 use crate::{
     api::{Direction, Reason},
     runner::{
         Failure,
-        database::connection::{pin_settings, statement_failure},
+        database::{
+            connection::pin_settings, schema_objects::require_rehearsed_schema, server_error::statement_failure,
+        },
     },
 };
 
@@ -89,7 +90,8 @@ impl StopSignal {
 /// Runs the up SQL. The transaction also stores the down SQL: see [`super::stored_down_sql`].
 ///
 /// # Errors
-/// `SqlFailed` with the statement's number, `SqlOutsideDatabase`, `LockTimeout`, `TablesNotGone`, `BalancesUnexplained`, `TableMissing`,
+/// `SqlFailed` with the statement's number, `SqlOutsideDatabase`, `LockTimeout`, `TablesNotGone`, `BalancesUnexplained`,
+/// `VerifyUpFailed` if `verifyUp` answers no row, or a boolean that is not true, `SchemaDrifted`, `TableMissing`,
 /// `ColumnMissing`, `DatabaseInUse`, `SqlChanged`, `DeadlinePassed` when stopped: nothing was changed.
 /// `ConnectionLost`: the ledger shows the result.
 pub async fn run_up(
@@ -139,7 +141,8 @@ async fn run(
 ) -> Result<Applied, Failure> {
     let result = transaction(client, spec, sql, which, stop).await;
     // The SQL may have set what outlives its transaction; a lost connection has nothing left to reset.
-    if let Err(error) = client.batch_execute("RESET SESSION AUTHORIZATION; RESET ALL").await {
+    // The first also ends the role that the login is configured to act as, and the last leaves it as it is.
+    if let Err(error) = client.batch_execute("RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL").await {
         tracing::warn!(error = %Failure::from(&error), "session could not be reset after the SQL");
     }
     if let Err(error) = pin_settings(client).await {
@@ -162,16 +165,27 @@ async fn transaction(
         Run::RehearsedDown => (Direction::Rollback, None, true),
     };
     let tx = client.build_transaction().read_only(false).start().await?;
-    tx.batch_execute(&transaction_settings(spec)).await?;
+    let act = sql_role(&tx).await?.map_or(String::new(), |role| format!("SET LOCAL ROLE {}; ", ident(&role)));
+    let settings = format!("{act}{}", transaction_settings(spec));
+    tx.batch_execute(&settings).await?;
     tx.batch_execute(&format!("SELECT pg_catalog.pg_advisory_xact_lock({LOCK_CLASS}, {LOCK_CHANGE})")).await?;
     if let Some(applied) = recorded(&tx, spec, sql, direction).await? {
         return Ok(applied);
     }
     check_owner(&tx, spec).await?;
+    // From here on the write block lets this transaction pass, and no other one.
+    tx.batch_execute(
+        "INSERT INTO credit_migration.exempt_transaction (xid) SELECT pg_catalog.pg_current_xact_id()::text",
+    )
+    .await?;
 
     let before = StateBefore::read(&tx, spec).await?;
     let namesakes = namesakes(&tx, spec).await?;
     lock(&tx, &before.tables).await?;
+    if direction == Direction::Forward {
+        // After the lock, which keeps the protected tables as they are.
+        require_rehearsed_schema(&tx, spec).await?;
+    }
     let balances_before = balances(&tx, spec, None).await?;
     let reconciled_users = reconcile(&tx, spec, &balances_before).await?;
     let shared = SharedObjects::read(&tx).await?;
@@ -187,7 +201,7 @@ async fn transaction(
 
     // The SQL may have changed any of these, and what follows must not depend on it.
     tx.execute("SELECT pg_catalog.set_config('search_path', $1, true)", &[&before.search_path]).await?;
-    tx.batch_execute(&format!("RESET SESSION AUTHORIZATION; RESET ROLE; {}", transaction_settings(spec))).await?;
+    tx.batch_execute(&format!("RESET SESSION AUTHORIZATION; RESET ROLE; {settings}")).await?;
     let xid: String = tx.query_one("SELECT pg_catalog.pg_current_xact_id()::text", &[]).await?.get(0);
     if xid != before.xid {
         return Err(Failure::new(
@@ -216,16 +230,13 @@ async fn transaction(
         );
         return Err(Failure::new(Reason::BalancesUnexplained, message));
     }
-    if direction == Direction::Rollback
-        && let Some(query) = &spec.verify_down
-    {
-        verify_down(&tx, query).await?;
-    }
+    verify(&tx, spec, direction).await?;
     let mut protected = before.new_tables(&tx).await?;
     protected.extend(before.tables.iter().cloned());
     ensure_triggers_in(&tx, &protected, &balances_after).await?;
     // From here on the change tracking shows what was written on the new version, or after the rollback.
-    tx.batch_execute("DELETE FROM credit_migration.changed_users").await?;
+    tx.batch_execute("DELETE FROM credit_migration.changed_users; DELETE FROM credit_migration.exempt_transaction")
+        .await?;
 
     let seconds = start.elapsed().as_secs_f64();
     tx.execute(
@@ -372,44 +383,13 @@ async fn tables_gone(tx: &Transaction<'_>, spec: &ControlSpec, namesakes: &[u32]
     Err(Failure::new(Reason::TablesNotGone, message))
 }
 
-/// `verifyDown`: at least one row, and every boolean true. NULL does not count as true. Values are not shown, they
-/// may be personal.
-async fn verify_down(tx: &Transaction<'_>, query: &str) -> Result<(), Failure> {
-    let failed = |message: String| {
-        Failure::new(
-            Reason::VerifyDownFailed,
-            format!(
-                "verifyDown: {message}; next: run the query by hand; correct the down SQL, or spec.migration.verifyDown"
-            ),
-        )
-    };
-    let rows = tx.query(query, &[]).await.map_err(|e| failed(Failure::from(&e).message))?;
-    if rows.is_empty() {
-        return Err(failed("the query answered no row, at least 1 is needed".to_owned()));
-    }
-    for (number, row) in rows.iter().enumerate() {
-        for (index, column) in row.columns().iter().enumerate() {
-            if *column.type_() == Type::BOOL && row.get::<_, Option<bool>>(index) != Some(true) {
-                return Err(failed(format!(
-                    "column {} of row {} of {} is not true",
-                    column.name(),
-                    number + 1,
-                    rows.len()
-                )));
-            }
-        }
-    }
-    Ok(())
-}
-
 /// `SET LOCAL` of the limits that every transaction of a migration has.
 fn transaction_settings(spec: &ControlSpec) -> String {
     format!(
         "SET LOCAL lock_timeout = {}; SET LOCAL statement_timeout = {}; SET LOCAL idle_in_transaction_session_timeout \
             = 0;
-         SET LOCAL client_min_messages = warning; SET LOCAL credit_migration.pass = {}",
+         SET LOCAL client_min_messages = warning",
         millis(spec.lock_timeout),
-        millis(spec.statement_timeout),
-        literal(&spec.uid)
+        millis(spec.statement_timeout)
     )
 }

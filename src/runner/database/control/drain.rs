@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use tokio_postgres::{Client, error::SqlState};
 
 use super::{
-    ControlSpec, LOCK_CLASS, LOCK_WRITE_BLOCK, Table, protected, sessions::Session, with_children,
+    ControlSpec, LOCK_CLASS, LOCK_WRITE_BLOCK, OWN_SESSION, Table, protected, sessions::Session, with_children,
     worker_lock::try_lock,
 };
 use crate::{api::Reason, runner::Failure};
@@ -143,9 +143,10 @@ pub(super) async fn terminate(client: &Client, pid: i32, role: &str, must: bool)
 /// # Errors
 /// Database errors.
 pub async fn terminate_comparison(client: &Client) -> Result<(), Failure> {
-    let own = "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity
-               WHERE application_name = 'credit-migration/comparison' AND datname = current_database() AND usename = \
-               session_user";
-    client.query(own, &[]).await?;
+    let own = format!(
+        "SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_activity a
+         WHERE a.application_name = 'credit-migration/comparison' AND a.datname = current_database() AND {OWN_SESSION}"
+    );
+    client.query(&own, &[]).await?;
     Ok(())
 }

@@ -26,7 +26,9 @@ mod baseline;
 mod cutover;
 mod drain;
 mod functions;
+mod obstacles;
 mod outside;
+mod owner;
 pub mod read_only_default;
 mod schema;
 mod sessions;
@@ -34,6 +36,7 @@ mod spec;
 mod stored_down_sql;
 mod tables;
 mod triggers;
+mod verification;
 mod verify_blocked;
 pub mod window_record;
 pub mod worker_lock;
@@ -50,6 +53,8 @@ pub use baseline::{compare, compare_within, refresh_baseline, take_baseline, use
 pub use cutover::{Cutover, cutover};
 pub(crate) use cutover::{TransactionsTable, columns, transactions};
 pub use drain::{drain, terminate_comparison};
+pub use obstacles::ObstacleFinder;
+pub(crate) use owner::{check_schema, described_role};
 pub use sessions::LockHolders;
 pub use spec::{ControlSpec, Sql};
 pub use stored_down_sql::stored_down_sql;
@@ -70,6 +75,13 @@ pub(crate) const LOCK_WORKER: i32 = 1;
 pub(crate) const LOCK_WRITE_BLOCK: i32 = 2;
 /// Taken for one transaction that installs, migrates or cleans up.
 pub(crate) const LOCK_CHANGE: i32 = 3;
+
+/// SQL: session `a` is this program's, by its name, and of this login or of another one that may act as the owner of the
+/// control schema: the login may be another one since the last pod.
+pub(crate) const OWN_SESSION: &str = "(a.application_name LIKE 'credit-migration%' AND EXISTS
+    (SELECT FROM pg_catalog.pg_roles own WHERE own.oid = a.usesysid AND (own.rolname = session_user OR NOT own.rolsuper
+        AND pg_catalog.pg_has_role(own.oid, (SELECT nspowner FROM pg_catalog.pg_namespace
+                                             WHERE nspname = 'credit_migration'), 'MEMBER'))))";
 
 /// Milliseconds for `SET lock_timeout`; never 0, which would mean "wait forever".
 pub(crate) fn millis(duration: Duration) -> u128 {

@@ -27,10 +27,17 @@ pub struct ControlSpec {
     pub lock_timeout: Duration,
     /// Longest run of one statement.
     pub statement_timeout: Duration,
+    /// Query that verifies the change.
+    pub verify_up: Option<String>,
     /// Query that verifies the rollback.
     pub verify_down: Option<String>,
+    /// SHA-256 of the schema that the window's SQL was rehearsed on: see
+    /// [`SchemaEvidence`](crate::api::SchemaEvidence). `None` where it need not be that one.
+    pub rehearsed_schema: Option<String>,
     /// How long creating or dropping one trigger is retried before it fails.
     pub trigger_timeout: Duration,
+    /// From when on a transaction that has locked a protected table is waited for before writes are blocked.
+    pub long_transaction: Duration,
 }
 
 impl ControlSpec {
@@ -52,8 +59,11 @@ impl ControlSpec {
             application_roles: plan.database.application_roles.clone(),
             lock_timeout: migration.lock_timeout.into(),
             statement_timeout: migration.statement_timeout.into(),
+            verify_up: migration.verify_up.clone(),
             verify_down: migration.verify_down.clone(),
+            rehearsed_schema: None,
             trigger_timeout: Duration::from_secs(60),
+            long_transaction: Duration::from_secs(10),
         }
     }
 }

@@ -201,7 +201,7 @@ async fn holders(client: &Client, table: &Table, change: TriggerChange<'_>) -> R
     Ok(rows.iter().map(Session::read).collect())
 }
 
-async fn deadlock_timeout(client: &Client) -> Result<Duration, Failure> {
+pub(super) async fn deadlock_timeout(client: &Client) -> Result<Duration, Failure> {
     let query = "SELECT setting::bigint FROM pg_catalog.pg_settings WHERE name = 'deadlock_timeout'";
     let millis: i64 = client.query_one(query, &[]).await?.get(0);
     Ok(Duration::from_millis(u64::try_from(millis).unwrap_or_default()))

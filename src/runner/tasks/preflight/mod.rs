@@ -80,7 +80,8 @@ async fn sql(context: &TaskContext<'_>, client: Option<&tokio_postgres::Client>,
             return;
         }
     };
-    for (name, text) in [("up SQL", &texts.up), ("down SQL", &texts.down)] {
+    let writes = context.spec.plan.rehearsal.writes.as_ref().map(|text| ("spec.rehearsal.writes", text));
+    for (name, text) in [("up SQL", &texts.up), ("down SQL", &texts.down)].into_iter().chain(writes) {
         // The server's grammar decides; our parser finds what the server accepts and a migration must not contain.
         let server = match client {
             Some(client) => database::parse(client, name, text).await,

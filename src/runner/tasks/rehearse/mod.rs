@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!  scratch database ─ pg_restore < object ─ counts as in the baseline ─ triggers ─ fingerprint ─┐
-//!  drop it, always ─ fingerprint equal? ─ down SQL, verifyDown ─ checks ─ compare ─ up SQL ─────┘
+//!         ┌─ fingerprint equal? ─ down SQL, verifyDown ─ checks ─ compare ─ up SQL, verifyUp ────┘
+//!         └─ up SQL ─ rehearsal.writes ─ down SQL, verifyDown ─ objects equal? ─ drop it, always
 //! ```
 //!
 //! # Contract
@@ -15,10 +16,11 @@
 
 mod checks;
 mod extensions;
+mod writes;
 
 use std::{path::Path, time::Instant};
 
-use tokio_postgres::{Client, types::Type};
+use tokio_postgres::Client;
 
 use crate::{
     api::{Reason, RehearsalEvidence},
@@ -32,8 +34,9 @@ use crate::{
         context::{MountedSql, TaskContext},
         database::{
             connection::Target,
-            control::{self, Applied, ControlSpec, LOCK_CLASS, Sql, StopSignal, quoted},
+            control::{self, Applied, ControlSpec, LOCK_CLASS, Sql, StopSignal, quoted, write_block},
             fingerprint::Fingerprint,
+            schema_objects::SchemaObjects,
             scratch::{self, LOCK_REHEARSAL},
             snapshot::{Access, snapshot},
         },
@@ -42,8 +45,6 @@ use crate::{
 
 /// Differences that a message names; the log has all.
 const MAX_NAMED_DIFFERENCES: usize = 10;
-/// Seconds that a rollout takes, for the expected window.
-const ROLLOUT_SECONDS: f64 = 10.0;
 
 /// Rehearses. Notes `rehearsal`.
 ///
@@ -88,15 +89,19 @@ pub struct MigrationSql {
     pub up: Sql,
     /// The rollback.
     pub down: Sql,
+    /// What is written in between.
+    pub writes: Option<Sql>,
 }
 
-/// Both SQL texts, which the rehearsal needs together.
+/// All SQL texts, which the rehearsal needs together.
 ///
 /// # Errors
 /// `SqlChanged` and those of [`sql::for_run`](crate::shared::sql::for_run).
 fn migration_sql(context: &TaskContext<'_>) -> Result<MigrationSql, Failure> {
     let MountedSql { up, down } = context.mounted_sql();
-    Ok(MigrationSql { up: up?, down: down? })
+    let writes = context.spec.plan.rehearsal.writes.clone();
+    let writes = writes.map(|text| Sql::read("spec.rehearsal.writes", text)).transpose()?;
+    Ok(MigrationSql { up: up?, down: down?, writes })
 }
 
 /// Everything that happens on the copy.
@@ -120,8 +125,11 @@ async fn rehearse(
     baseline(&mut client, &control_spec).await?;
     let before = Fingerprint::take(&mut client).await?;
 
+    // As in the window: the SQL must pass the write block under this very login.
+    write_block::set_in_copy(&client, &control_spec, true).await?;
     let migrate_seconds =
         seconds(control::run_up(&mut client, &control_spec, &sql.up, &sql.down, &StopSignal::default()).await?)?;
+    write_block::set_in_copy(&client, &control_spec, false).await?;
     let started = Instant::now();
     let comparison = control::compare(&client, &control_spec).await?;
     let compare_seconds = started.elapsed().as_secs_f64();
@@ -135,26 +143,16 @@ async fn rehearse(
         ));
     }
     let measured = checks::measure(context, copy).await?;
+    write_block::set_in_copy(&client, &control_spec, true).await?;
     let rollback_seconds = seconds(control::rehearse_down(&mut client, &control_spec, &sql.down).await?)?;
-    check_verify_down(&client, &control_spec).await?;
+    write_block::set_in_copy(&client, &control_spec, false).await?;
 
-    let differences = before.differences(&Fingerprint::take(&mut client).await?);
-    if !differences.is_empty() {
-        for difference in &differences {
-            tracing::error!(error = difference, "not equal after the rollback");
-        }
-        let more = differences.len().saturating_sub(MAX_NAMED_DIFFERENCES);
-        let more = if more > 0 { format!(" and {more} more, see the log") } else { String::new() };
-        let named: Vec<&str> = differences.iter().take(MAX_NAMED_DIFFERENCES).map(String::as_str).collect();
-        return Err(Failure::new(
-            Reason::RollbackNotEqual,
-            format!(
-                "after the down SQL {} differences: {}{more}; next: correct the down SQL",
-                differences.len(),
-                named.join("; ")
-            ),
-        ));
-    }
+    let after = Fingerprint::take(&mut client).await?;
+    require_equal(&before, &after)?;
+    let writes = match &sql.writes {
+        Some(writes) => Some(writes::rehearse(&mut client, &control_spec, sql, writes).await?),
+        None => None,
+    };
     Ok(RehearsalEvidence {
         users,
         restore_seconds,
@@ -163,28 +161,32 @@ async fn rehearse(
         tables_equal: u32::try_from(before.tables.len()).unwrap_or(u32::MAX),
         checks_measured: measured.checks,
         checks_not_passing: measured.not_passing,
-        expected_window_seconds: expected_window(migrate_seconds, compare_seconds),
+        compare_seconds,
+        writes,
+        schema: SchemaObjects::recorded(admin, &control_spec).await?.evidence(),
     })
 }
 
-/// `verifyDown` can fail: a query without a boolean passes whatever it finds. Checked after the rollback, which may
-/// make what the query calls.
-async fn check_verify_down(client: &Client, control_spec: &ControlSpec) -> Result<(), Failure> {
-    let Some(query) = &control_spec.verify_down else { return Ok(()) };
-    let statement = client.prepare(query).await?;
-    if statement.columns().iter().any(|column| *column.type_() == Type::BOOL) {
+/// The rollback has restored what was there before.
+fn require_equal(before: &Fingerprint, after: &Fingerprint) -> Result<(), Failure> {
+    let differences = before.differences(after);
+    if differences.is_empty() {
         return Ok(());
     }
+    for difference in &differences {
+        tracing::error!(error = difference, "not equal after the rollback");
+    }
+    let more = differences.len().saturating_sub(MAX_NAMED_DIFFERENCES);
+    let more = if more > 0 { format!(" and {more} more, see the log") } else { String::new() };
+    let named: Vec<&str> = differences.iter().take(MAX_NAMED_DIFFERENCES).map(String::as_str).collect();
     Err(Failure::new(
-        Reason::VerifyDownFailed,
-        "verifyDown: the query has no boolean column, at least 1 is needed: it passes whatever it finds; next: write \
-            it as SELECT count(*) = 0 AS good FROM ...",
+        Reason::RollbackNotEqual,
+        format!(
+            "after the down SQL {} differences: {}{more}; next: correct the down SQL",
+            differences.len(),
+            named.join("; ")
+        ),
     ))
-}
-
-/// Expected length of the window in seconds.
-fn expected_window(migrate_seconds: f64, compare_seconds: f64) -> f64 {
-    2.0 * (migrate_seconds + compare_seconds) + ROLLOUT_SECONDS
 }
 
 /// Restores the object as it is in the bucket, with owners and grants: the roles are the same server's. Extensions that
@@ -300,14 +302,4 @@ async fn drop_copy(target: &Target, admin: Client, name: &str) {
         }
     }
     tracing::error!(reason = %failed.reason, error = %failed, database = name, "the scratch database is left");
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_expected_window_is_what_the_documentation_says() {
-        assert!((expected_window(3.0, 1.0) - 18.0).abs() < 1e-9);
-    }
 }

@@ -14,6 +14,7 @@ use crate::{
         Failure,
         clients::http_probe::Prober,
         context::TaskContext,
+        database::control::ControlSpec,
         report::{Reporter, order_cache::OrderCache, window_fields},
         tasks::notify::{self, Alert},
     },
@@ -40,7 +41,10 @@ pub(in crate::runner) async fn run(
     let sql = context.mounted_sql();
     let order = order_of(&context.spec.window);
     let plan = WindowPlan {
-        control_spec: context.control_spec(),
+        control_spec: ControlSpec {
+            rehearsed_schema: context.spec.inputs.schema_sha256.clone(),
+            ..context.control_spec()
+        },
         direction,
         attempt: context.spec.attempt,
         up: sql.up,
