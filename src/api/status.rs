@@ -275,7 +275,7 @@ pub struct ScheduleStatus {
     /// Windows of this start that ended without effect because of a lock or a lack of resources.
     #[serde(skip_serializing_if = "is_zero")]
     pub failed_windows: u32,
-    /// When the next window of this start begins, after such an end.
+    /// When the next window of this start is due, after such an end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry_at: Option<Time>,
     /// Id of the maintenance notice for this start, once it exists.

@@ -297,7 +297,7 @@ async fn what_killed_rehearsals_left_is_dropped_and_nothing_else() {
     assert_eq!(databases(&world).await, others);
 }
 
-/// Dynamic SQL changes what the whole server has: the text does not show it, the transaction does. Nothing of it remains.
+/// Dynamic SQL changes what the whole server has: the transaction shows it, the text does not. Nothing of it remains.
 #[tokio::test]
 async fn an_effect_outside_of_the_database_is_named_and_undone() {
     let settings = "DO $$ BEGIN EXECUTE format('ALTER %s %I SET work_mem = 1024', 'ROLE', current_user); END $$;";

@@ -105,7 +105,7 @@ mod tests {
         }
     }
 
-    /// Whoever reads the page in an emergency finds the step that the status names.
+    /// In an emergency the page has the step that the status names.
     #[test]
     fn the_emergency_page_lists_each_step_in_which_writes_can_stay_blocked() {
         let page = include_str!("../../../docs/emergency.md");

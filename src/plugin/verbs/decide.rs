@@ -348,7 +348,8 @@ fn last_rehearsal(status: &CreditMigrationStatus) -> String {
 fn preview_text(m: &CreditMigration, preview: &Preview) -> String {
     let Preview { done: _, ready, rehearsed, undone, writes_since_cutover, window, next } = preview;
     format!(
-        "{}\nready\n  {ready}\nrehearsed\n  {rehearsed}\nwould undo\n  {}\nat stake\n  {writes_since_cutover}\nwindow\n  {window}\nnothing was done; next: {next}",
+        "{}\nready\n  {ready}\nrehearsed\n  {rehearsed}\nwould undo\n  {}\nat stake\n  {writes_since_cutover}\n\
+         window\n  {window}\nnothing was done; next: {next}",
         current_state(m),
         undone.join("\n  ")
     )

@@ -90,8 +90,8 @@ impl StopSignal {
 /// Runs the up SQL. The transaction also stores the down SQL: see [`super::stored_down_sql`].
 ///
 /// # Errors
-/// `SqlFailed` with the statement's number, `SqlOutsideDatabase`, `LockTimeout`, `TablesNotGone`, `BalancesUnexplained`,
-/// `VerifyUpFailed` if `verifyUp` answers no row, or a boolean that is not true, `SchemaDrifted`, `TableMissing`,
+/// `SqlFailed` with the statement's number, `SqlOutsideDatabase`, `LockTimeout`, `TablesNotGone`,
+/// `BalancesUnexplained`, `VerifyUpFailed` if `verifyUp` answers no row, or a boolean that is not true, `SchemaDrifted`, `TableMissing`,
 /// `ColumnMissing`, `DatabaseInUse`, `SqlChanged`, `DeadlinePassed` when stopped: nothing was changed.
 /// `ConnectionLost`: the ledger shows the result.
 pub async fn run_up(

@@ -1,5 +1,5 @@
 //! What SQL does outside of its database, although its text does not show it: dynamic SQL, functions. The server's
-//! shared catalogs tell: a transaction that writes to one has it locked to its end. So what other sessions do at the
+//! shared catalogs show it: a transaction that writes to one has it locked to its end. So what other sessions do at the
 //! same time does not count.
 
 use std::collections::BTreeSet;
