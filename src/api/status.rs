@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     BackupEvidence, BaselineEvidence, CheckResult, CodeBackupEvidence, Comparison, ExpectedWindow, KeyUsersEvidence,
-    NoticeStatus, Phase, RehearsalEvidence, ReportEvidence, Step, Task, Time, VerificationEvidence, named::named,
+    NoticeStatus, Phase, RehearsalEvidence, ReportEvidence, Step, Task, Time, UnexplainedEvidence,
+    VerificationEvidence, named::named,
 };
 
 /// State of a migration.
@@ -70,6 +71,9 @@ pub struct CreditMigrationStatus {
     pub window: Option<WindowStatus>,
     /// Checks of the current or last stage.
     pub checks: Vec<CheckResult>,
+    /// List of the balances that nothing explains, once a check of balances failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unexplained: Option<UnexplainedEvidence>,
     /// Users whose balance was written on the new version since the cutover, as last counted. A rollback affects them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub users_written: Option<u64>,
