@@ -323,7 +323,8 @@ impl Transition<'_> {
         Flow::Settled
     }
 
-    /// When the next attempt of the window starts on the same approvals, within the same hours; `None` without attempts left.
+    /// When the next attempt of the window starts on the same approvals, within the same hours; `None` without attempts
+    /// left.
     fn next_window_start(&self, reason: Reason) -> Option<Time> {
         let schedule = self.status.schedule.as_ref()?;
         if !reason.is_contention() || schedule.failed_windows + 1 >= self.spec.window.attempts {

@@ -256,19 +256,19 @@ fn people_are_asked_to_be_present() {
 /// What an announced maintenance can meet instead of its start.
 #[test]
 fn each_recipient_of_the_maintenance_notice_is_notified_when_it_is_cancelled() {
-    let in_window = |s: &mut Scenario| {
+    fn in_window(s: &mut Scenario) {
         s.confirm_presence().wait(3600).confirm_presence().settle();
         s.state(Task::Window, WindowState::Ready).settle();
-    };
-    let cases: &[(&str, &dyn Fn(&mut Scenario), &str)] = &[
-        ("an Abort", &|s| apply(s.submit("ann", DecisionKind::Abort)), "cancelled by ann"),
-        ("a Reject", &|s| apply(s.submit_on("ann", DecisionKind::Reject, None)), "ann rejected every plan"),
-        ("other SQL", &|s| s.observed.up = ObservedSql::Present("sha256:other".into()), "spec or SQL changed"),
-        ("a missing approval", &|s| s.observed.decisions.retain(|d| d.by != "bob"), "1 of 2 people approved"),
-        ("a deletion", &|s| s.observed.deleting = true, "was deleted"),
+    }
+    let cases: &[(&str, When, &str)] = &[
+        ("an Abort", |s| apply(s.submit("ann", DecisionKind::Abort)), "cancelled by ann"),
+        ("a Reject", |s| apply(s.submit_on("ann", DecisionKind::Reject, None)), "ann rejected every plan"),
+        ("other SQL", |s| s.observed.up = ObservedSql::Present("sha256:other".into()), "spec or SQL changed"),
+        ("a missing approval", |s| s.observed.decisions.retain(|d| d.by != "bob"), "1 of 2 people approved"),
+        ("a deletion", |s| s.observed.deleting = true, "was deleted"),
         (
             "a lock",
-            &|s| {
+            |s| {
                 in_window(s);
                 s.state(Task::Window, WindowState::RolledBack).fail(Task::Window, Reason::LockTimeout);
             },
@@ -276,7 +276,7 @@ fn each_recipient_of_the_maintenance_notice_is_notified_when_it_is_cancelled() {
         ),
         (
             "SQL that fails",
-            &|s| {
+            |s| {
                 in_window(s);
                 s.state(Task::Window, WindowState::RolledBack).fail(Task::Window, Reason::SqlFailed);
             },
@@ -284,7 +284,7 @@ fn each_recipient_of_the_maintenance_notice_is_notified_when_it_is_cancelled() {
         ),
         (
             "a flag that is changed at the last moment",
-            &|s| {
+            |s| {
                 s.wait(3600).confirm_presence().settle();
                 s.flag("v7", None);
             },

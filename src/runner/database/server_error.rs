@@ -24,8 +24,8 @@ fn message(error: &DbError) -> String {
 }
 
 /// Whether the exception comes from a `DO` block itself, which is part of the SQL, or from the control schema. The
-/// first line of the context is the innermost function. It has the name `inline_code_block` for a `DO` block, and a signature
-/// with parentheses for any other.
+/// first line of the context is the innermost function. It has the name `inline_code_block` for a `DO` block, and a
+/// signature with parentheses for any other.
 fn is_own_raise(context: Option<&str>) -> bool {
     let innermost = context.and_then(|context| context.lines().next()).unwrap_or_default();
     let block = innermost.contains("inline_code_block") && !innermost.contains('(');
