@@ -121,6 +121,20 @@ pub struct KeyUsersEvidence {
     pub taken_at: Time,
 }
 
+/// The list of balances that nothing explains. Its rows are in the bucket and nowhere else.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct UnexplainedEvidence {
+    /// `s3://bucket/key` of the CSV: user, before, transactions since, expected, now.
+    pub object: String,
+    /// Users in it, at most 10,000.
+    pub rows: u64,
+    /// `sha256:` and 64 hex digits.
+    pub sha256: String,
+    /// When it was written.
+    pub taken_at: Time,
+}
+
 /// Writes of the new version's kind, and the rollback after them.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]

@@ -36,7 +36,7 @@ pub enum Occasion {
     /// Too few people have confirmed that they are present at the start.
     PresenceDue,
     /// The maintenance of a `MaintenanceStarts` does not take place, or changed nothing.
-    CalledOff,
+    MaintenanceCancelled,
     /// Writes are unblocked, the new version runs.
     Finished,
     /// A trigger fired, and the rollback has started.
@@ -54,8 +54,8 @@ pub enum Occasion {
 }
 
 named! {
-    Occasion: Planned, ApprovalDue, MaintenanceStarts, PresenceDue, CalledOff, Finished, TriggerFired, RolledBack,
-    ManualInterventionRequired, DayReport, WeekReport, DecisionDue
+    Occasion: Planned, ApprovalDue, MaintenanceStarts, PresenceDue, MaintenanceCancelled, Finished, TriggerFired,
+    RolledBack, ManualInterventionRequired, DayReport, WeekReport, DecisionDue
 }
 
 impl Occasion {
@@ -63,9 +63,10 @@ impl Occasion {
     pub fn audiences(self) -> &'static [Audience] {
         use Audience::{Social, StatusPage, Support, Team, Users};
         match self {
-            Occasion::MaintenanceStarts | Occasion::CalledOff | Occasion::Finished | Occasion::RolledBack => {
-                &[Team, Support, Users, Social, StatusPage]
-            }
+            Occasion::MaintenanceStarts
+            | Occasion::MaintenanceCancelled
+            | Occasion::Finished
+            | Occasion::RolledBack => &[Team, Support, Users, Social, StatusPage],
             Occasion::Planned | Occasion::TriggerFired | Occasion::ManualInterventionRequired => &[Team, Support],
             Occasion::ApprovalDue
             | Occasion::PresenceDue

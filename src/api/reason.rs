@@ -35,6 +35,7 @@ impl From<sql::ProblemKind> for Reason {
             sql::ProblemKind::MetaCommand => Reason::SqlMetaCommand,
             sql::ProblemKind::TransactionControl => Reason::SqlTransactionControl,
             sql::ProblemKind::OutsideTransaction => Reason::SqlOutsideTransaction,
+            sql::ProblemKind::OutsideDatabase => Reason::SqlOutsideDatabase,
         }
     }
 }
@@ -98,6 +99,8 @@ reasons! {
     SqlTransactionControl: Never,
     /// A statement needs to run outside a transaction.
     SqlOutsideTransaction: Never,
+    /// The SQL has an effect outside of the database.
+    SqlOutsideDatabase: Never,
     /// A statement failed.
     SqlFailed: Never,
     /// A table of `tablesGone` is still there.

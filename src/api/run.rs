@@ -22,7 +22,8 @@ use serde::{Deserialize, Serialize};
 use super::{
     BackupEvidence, BaselineEvidence, CheckResult, CodeBackupEvidence, Comparison, CreditMigrationSpec, Delivery,
     Finding, KeyUsersEvidence, Notice, Obstacle, Reason, RecoveryPoints, RehearsalEvidence, Replication,
-    ReportEvidence, SafeguardReport, SchemaInPlace, Task, Time, VerificationEvidence, WindowState, named::named,
+    ReportEvidence, SafeguardReport, SchemaInPlace, Task, Time, UnexplainedEvidence, VerificationEvidence, WindowState,
+    named::named,
 };
 
 /// One task of a migration, carried out by one Job.
@@ -179,6 +180,9 @@ pub struct MigrationRunStatus {
     /// Checks of Validate, Monitor, DayCheck and WeekReview.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub checks: Vec<CheckResult>,
+    /// List of the balances that nothing explains, once a check of balances failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unexplained: Option<UnexplainedEvidence>,
     /// Users whose balance was written on the new version since the cutover (Validate, Monitor, DayCheck, WeekReview).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub users_written: Option<u64>,

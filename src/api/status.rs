@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     BackupEvidence, BaselineEvidence, CheckResult, CodeBackupEvidence, Comparison, ExpectedWindow, KeyUsersEvidence,
     NoticeStatus, Phase, RecoveryPoints, RehearsalEvidence, Replication, ReportEvidence, SafeguardReport, Step, Task,
-    Time, VerificationEvidence, named::named,
+    Time, UnexplainedEvidence, VerificationEvidence, named::named,
 };
 
 /// State of a migration.
@@ -71,6 +71,9 @@ pub struct CreditMigrationStatus {
     pub window: Option<WindowStatus>,
     /// Checks of the current or last stage.
     pub checks: Vec<CheckResult>,
+    /// List of the balances that nothing explains, once a check of balances failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unexplained: Option<UnexplainedEvidence>,
     /// Users whose balance was written on the new version since the cutover, as last counted. A rollback affects them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub users_written: Option<u64>,
@@ -301,7 +304,7 @@ pub struct ScheduleStatus {
     /// Windows of this start that ended without effect because of a lock or a lack of resources.
     #[serde(skip_serializing_if = "is_zero")]
     pub failed_windows: u32,
-    /// When the next window of this start begins, after such an end.
+    /// When the next window of this start is due, after such an end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry_at: Option<Time>,
     /// Id of the maintenance notice for this start, once it exists.

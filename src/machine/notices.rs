@@ -56,7 +56,7 @@ impl Transition<'_> {
         self.notice_queue().enqueue(notice);
     }
 
-    /// Makes a notice now, and another one after each `followUps.reminderInterval` since `since`, for as long as this is
+    /// Makes a notice now, and another one after each `followUps.reminderInterval` since `since`, as long as this is
     /// called.
     pub(super) fn remind(&mut self, occasion: Occasion, key: &str, since: Time, message: &str) {
         if self.channels_for(occasion).is_empty() {
@@ -69,12 +69,12 @@ impl Transition<'_> {
     }
 
     /// The planned start does not take place. Those who may have got its maintenance notice get another one, once.
-    pub(super) fn call_off(&mut self, why: &str) {
+    pub(super) fn cancel_maintenance(&mut self, why: &str) {
         let Some(schedule) = &mut self.status.schedule else { return };
         let (Some(id), Some(starts_at)) = (schedule.notice.take(), schedule.starts_at) else { return };
         if self.notice(&id).is_some_and(NoticeStatus::may_have_reached) {
-            let text = format!("the maintenance of {} at {starts_at:.0} is called off: {why}", self.observed.name);
-            self.notify(Occasion::CalledOff, &notice_key("called-off", starts_at), &text);
+            let text = format!("the maintenance of {} at {starts_at:.0} is cancelled: {why}", self.observed.name);
+            self.notify(Occasion::MaintenanceCancelled, &notice_key("maintenance-cancelled", starts_at), &text);
         }
     }
 

@@ -10,5 +10,6 @@ pub mod message;
 pub mod quantity;
 pub mod quoted;
 pub mod sql;
+mod sql_effects;
 pub mod tally;
 pub mod time;

@@ -8,12 +8,15 @@
 //! - psql commands: they are not SQL, and `psql` would run them on its own machine;
 //! - statements that start or end a transaction: a `COMMIT` in the middle would separate the change from the ledger row
 //!   that makes it run exactly once;
-//! - statements that PostgreSQL runs only outside of a transaction, and `COPY FROM STDIN`, whose data would be missing.
+//! - statements that PostgreSQL runs only outside of a transaction, and `COPY FROM STDIN`, whose data would be missing;
+//! - effects outside of the database: the rehearsal on a copy would have them for good.
 
 use squawk_syntax::{
     Parse, SourceFile, SyntaxKind, SyntaxNode, SyntaxToken,
     ast::{AstNode, Stmt},
 };
+
+use super::sql_effects;
 
 /// One statement.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +38,8 @@ pub enum ProblemKind {
     TransactionControl,
     /// A statement that cannot run inside a transaction.
     OutsideTransaction,
+    /// A statement with an effect outside of the database.
+    OutsideDatabase,
 }
 
 /// Why a text is refused.
@@ -204,7 +209,10 @@ fn refusal(statement: &Stmt) -> Option<(ProblemKind, String)> {
             ProblemKind::OutsideTransaction,
             "COPY FROM STDIN needs data that only psql would send; use INSERT ... VALUES".to_owned(),
         )),
-        _ => None,
+        _ => sql_effects::outside(statement).map(|what| {
+            let message = format!("{what}; run it before or after the migration, and remove it here");
+            (ProblemKind::OutsideDatabase, message)
+        }),
     }
 }
 
@@ -318,7 +326,6 @@ mod tests {
     #[case("DO $$ BEGIN EXECUTE 'VACUUM'; END $$")]
     #[case("REFRESH MATERIALIZED VIEW CONCURRENTLY v")]
     #[case("COMMENT ON COLUMN t.\"a\\b\" IS N'\\x'")]
-    #[case("COPY t TO '/tmp/x'")]
     #[case("ALTER TYPE m ADD VALUE 'x'")]
     #[case("GRANT SELECT ON ALL TABLES IN SCHEMA public TO a")]
     #[case("ALTER TABLE t ADD CONSTRAINT c CHECK (a > 0) NOT VALID")]

@@ -300,8 +300,8 @@ async fn a_tag_on_another_commit_is_left_alone() {
 }
 
 #[tokio::test]
-async fn an_announced_maintenance_is_called_off() {
-    e2e("called-off", Setup { replicas: 0, ..Setup::default() }, |world| async move {
+async fn an_announced_maintenance_is_cancelled() {
+    e2e("cancelled", Setup { replicas: 0, ..Setup::default() }, |world| async move {
         world.further_secrets().await;
         let mut spec = world.everything("");
         spec.as_object_mut().unwrap().remove("code");
@@ -327,13 +327,13 @@ async fn an_announced_maintenance_is_called_off() {
         taken(Occasion::MaintenanceStarts, "customers").await;
         m.decide(APPROVERS[0], DecisionKind::Abort, None).await.unwrap();
         m.phase(Phase::Cancelled).await;
-        let status = taken(Occasion::CalledOff, "customers").await;
+        let status = taken(Occasion::MaintenanceCancelled, "customers").await;
         let starts = |occasion| status.notices.iter().find(|n| n.notice.occasion == occasion).unwrap().notice.starts_at;
-        assert_eq!(starts(Occasion::CalledOff), starts(Occasion::MaintenanceStarts));
+        assert_eq!(starts(Occasion::MaintenanceCancelled), starts(Occasion::MaintenanceStarts));
         eventually("the customers' mails", async || {
             let mails = inbox(&format!("/mail/customers@{}.example.com", world.namespace)).await;
             let of = |words: &str| mails.iter().any(|mail| mail["subject"].as_str().unwrap().contains(words));
-            let both = of("Scheduled maintenance") && of("Maintenance is called off");
+            let both = of("Scheduled maintenance") && of("Maintenance is cancelled");
             if both { Ok(()) } else { Err(format!("{mails:?}")) }
         })
         .await;

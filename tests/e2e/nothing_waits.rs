@@ -103,7 +103,7 @@ async fn a_window_that_met_a_lock_is_tried_again() {
         world.db.run(&format!("CREATE TABLE reports (id int); ALTER TABLE reports OWNER TO {owner}")).await;
         let m = world.migrate("simplify", json!({"window": {"attempts": 2}})).await;
         m.phase(Phase::AwaitingApproval).await;
-        // No protected table: nobody is ended for it.
+        // No protected table: no session is ended for it.
         let holder = world.db.connect().await;
         holder.batch_execute("SET application_name = 'nightly report'; BEGIN; LOCK TABLE reports").await.unwrap();
         let pid: i32 = holder.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);

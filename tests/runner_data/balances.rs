@@ -3,13 +3,19 @@
 use std::time::{Duration, Instant};
 
 use credit_migration::{
-    api::{BalancesCheck, BalancesComparison},
-    runner::checks::{
-        balances::BalancesSource,
-        evaluator::{Measurement, Value},
+    api::{BalancesCheck, BalancesComparison, sha256},
+    runner::{
+        checks::{
+            self,
+            balances::BalancesSource,
+            evaluator::{Measurement, Value},
+        },
+        report::Progress,
     },
 };
+use serde_json::json;
 use tokio_postgres::Client;
+use tokio_util::sync::CancellationToken;
 
 use crate::harness::{UP, World};
 
@@ -245,4 +251,40 @@ async fn a_measurement_costs_what_changed() {
     settled(scanned + 2 * 40 + 20).await;
     assert_eq!(world.count(read).await - before, 0, "rows were read that no index led to");
     assert_eq!(users.measure().await, number("1"));
+}
+
+/// The rows are in the bucket; the status has where, how many and their digest.
+#[tokio::test]
+async fn balances_that_nothing_explains_are_listed_in_the_bucket() {
+    let mut world = World::new().await;
+    world.cutover(UP).await;
+    let app = owner(&world).await;
+    change(&app, 1, 7).await;
+    change(&app, 2, 30).await;
+    app.batch_execute("UPDATE user_credits SET balance = balance + 5 WHERE user_id = 2").await.unwrap();
+    app.batch_execute("DELETE FROM user_credits WHERE user_id = 4").await.unwrap();
+    let check = json!({"name": "balances", "interval": "1s", "balances": {}, "max": "0"});
+    let checks = [serde_json::from_value(check).unwrap()];
+    let (progress, stop) = (Progress::default(), CancellationToken::new());
+    let context = world.context(&progress);
+    let listed = async {
+        loop {
+            if let Some(unexplained) = progress.fields().get("unexplained") {
+                stop.cancel();
+                return unexplained.clone();
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let both = async { tokio::join!(checks::watch(&context, &checks, &[], &stop), listed) };
+    let (watched, unexplained) = tokio::time::timeout(Duration::from_secs(60), both).await.expect("no list");
+    watched.unwrap();
+    let object = unexplained["object"].as_str().unwrap();
+    let dump = world.spec.inputs.backup_object.clone().unwrap();
+    assert_eq!((object, &unexplained["rows"]), (dump.replace(".dump", ".unexplained.csv").as_str(), &json!(2)));
+    let file = std::fs::read(world.file_of(object)).unwrap();
+    assert_eq!(unexplained["sha256"], sha256(&file));
+    let text = String::from_utf8(file).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines, ["user,before,transactions since,expected,now", "\"2\",20,30,50,55", "\"4\",40,0,40,"]);
 }

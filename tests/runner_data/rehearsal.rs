@@ -297,6 +297,27 @@ async fn what_killed_rehearsals_left_is_dropped_and_nothing_else() {
     assert_eq!(databases(&world).await, others);
 }
 
+/// Dynamic SQL changes what the whole server has: the transaction shows it, the text does not. Nothing of it remains.
+#[tokio::test]
+async fn an_effect_outside_of_the_database_is_named_and_undone() {
+    let settings = "DO $$ BEGIN EXECUTE format('ALTER %s %I SET work_mem = 1024', 'ROLE', current_user); END $$;";
+    for (up, down, sql) in [
+        (format!("{UP};\n{settings}"), DOWN.to_owned(), "the up SQL"),
+        (UP.to_owned(), format!("{DOWN};\n{settings}"), "the down SQL"),
+    ] {
+        let world = ready(&up, &down).await;
+        let outcome = world.run(Task::Rehearse).await;
+        let failure = outcome.failure();
+        assert_eq!(failure.reason, Reason::SqlOutsideDatabase, "{failure}");
+        for part in ["pg_db_role_setting", "settings of role migrator_", sql, "next: "] {
+            assert!(failure.message.contains(part), "{part} is not in {failure}");
+        }
+        let left = "SELECT count(*) FROM pg_db_role_setting WHERE setrole = 'migrator_{n}'::regrole";
+        assert_eq!(world.count(left).await, 0, "nothing of it remains");
+        assert!(!world.has_scratch().await);
+    }
+}
+
 /// Rotated logins: each acts as the owner, and is none itself.
 #[tokio::test]
 async fn a_login_that_acts_as_the_owner_prepares_and_rehearses() {

@@ -7,7 +7,7 @@ use crate::{
     window::writable,
 };
 
-/// The table is not protected, so no one is ended for it.
+/// The table is not protected, so no session is ended for it.
 #[tokio::test]
 async fn who_holds_a_lock_that_the_sql_waits_for_is_named() {
     let (database, desk) = (Database::new().await, Desk::new());
@@ -24,7 +24,7 @@ async fn who_holds_a_lock_that_the_sql_waits_for_is_named() {
     let outcome = end(task).await;
     let failure = outcome.failure.unwrap();
     assert_eq!(failure.reason, Reason::LockTimeout, "{failure}");
-    let holder = format!("the lock was held by pid {pid} (role postgres, application \"nightly report\")");
+    let holder = format!("the lock belonged to pid {pid} (role postgres, application \"nightly report\")");
     assert!(failure.message.contains(&holder), "{holder} is not in {failure}");
     assert!(!failure.message.contains("LOCK TABLE"), "what it does is not named: {failure}");
     assert_eq!(outcome.progress.state, State::RolledBack);

@@ -495,9 +495,9 @@ pub struct Window {
             .message("maxDuration must be between 15s and 1h, for example 5m")
     )]
     pub max_duration: Duration,
-    /// How often the window is started on the same approvals, within the same allowed hours, when another session's lock
-    /// or a lack of the server's resources ended it without effect: after 1, 5, then 10 minutes. People must be present
-    /// at each start.
+    /// How often the window is started on the same approvals, within the same allowed hours, when a lock of another
+    /// session or a lack of the server's resources ended it without effect: after 1, 5, then 10 minutes. People must be
+    /// present at each start.
     // Not serialized while it is the default: the digests of existing plans stay valid.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     #[schemars(range(min = 1, max = 10))]

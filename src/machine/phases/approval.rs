@@ -50,7 +50,7 @@ impl Transition<'_> {
                     self.observed.plugin("abort", "")
                 )),
             };
-            self.call_off(&message.text);
+            self.cancel_maintenance(&message.text);
             self.set_ready(ReadyReason::Rejected, message.to_string());
             return Flow::Settled;
         }
@@ -61,7 +61,7 @@ impl Transition<'_> {
             let (void, changed) = (self.void_approvals(&digest), self.changed_application());
             let unknown = self.unknown_authors();
             let text = format!("{} of {needed} people approved {digest}{void}{changed}{unknown}", approvers.len());
-            self.call_off(&text);
+            self.cancel_maintenance(&text);
             self.request_approval(&text);
             let next = self.observed.plugin("approve", "");
             self.set_ready(ReadyReason::ApprovalPending, format!("{text}; next: {next}"));
@@ -71,7 +71,7 @@ impl Transition<'_> {
         self.advance_scheduling(&digest)
     }
 
-    /// Tells the approvers what waits for them: once for each plan, and again while approvals are missing.
+    /// Notifies the approvers of what waits for them: once for each plan, and again while approvals are missing.
     fn request_approval(&mut self, approved: &str) {
         let Some(since) = self.started_at(Step::Approve) else { return };
         let who = match self.status.approved_by.as_slice() {
@@ -109,7 +109,7 @@ impl Transition<'_> {
     pub(crate) fn cancel(&mut self, request: &ObservedDecision) -> Flow {
         let step = self.status.step;
         let message = format!("cancelled by {}{}; nothing was changed", request.by, fmt_reason(&request.reason));
-        self.call_off(&message);
+        self.cancel_maintenance(&message);
         self.enter(Phase::Cancelled);
         if let Some(step) = step {
             self.fail_step(step, ReadyReason::Aborted, message);
@@ -189,7 +189,7 @@ impl Transition<'_> {
         }
         self.succeed_step(Step::Approve, format!("{} approved {digest}", approvers.join(", ")));
         // A start that was planned for an earlier attempt is planned again.
-        self.call_off("the start is planned again");
+        self.cancel_maintenance("the start is planned again");
         self.status.schedule = None;
         self.start_step(Step::Schedule);
     }

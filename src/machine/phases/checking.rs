@@ -260,7 +260,9 @@ impl Transition<'_> {
         let checks = self.spec.checks_of(task);
         self.status.checks = self.results(task, &checks);
         let run = self.observed.run(task, self.attempt(step)).and_then(|r| r.run.status.as_ref());
-        self.status.users_written = run.and_then(|s| s.users_written).or(self.status.users_written);
+        let (written, unexplained) = run.map(|s| (s.users_written, s.unexplained.clone())).unwrap_or_default();
+        self.status.users_written = written.or(self.status.users_written);
+        self.status.unexplained = unexplained.or(self.status.unexplained.take());
         for (check, result) in checks.iter().zip(self.status.checks.clone()).filter(|(_, result)| result.breached) {
             if self.rolls_back(check) {
                 return;

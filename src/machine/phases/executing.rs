@@ -77,7 +77,7 @@ impl Transition<'_> {
             let text = "a precondition changed after approval (approvals, presence, backup age, schedule, SQL, flag or \
                         workloads); the window was not started, nothing was changed";
             self.event(true, ReadyReason::WindowNotStarted, text);
-            self.call_off(text);
+            self.cancel_maintenance(text);
             self.enter(Phase::AwaitingApproval);
             self.start_step(Step::Approve);
             return Flow::Continue;
@@ -291,7 +291,7 @@ impl Transition<'_> {
             self.retry_window(step, reason, message, at);
             return Flow::Continue;
         }
-        self.call_off(&unchanged);
+        self.cancel_maintenance(&unchanged);
         match reason.retry() {
             Retry::Never => {
                 self.enter(Phase::Failed);
@@ -323,7 +323,8 @@ impl Transition<'_> {
         Flow::Settled
     }
 
-    /// When the window is tried again on the same approvals, within the same hours; `None` without attempts left.
+    /// When the next attempt of the window starts on the same approvals, within the same hours; `None` without attempts
+    /// left.
     fn next_window_start(&self, reason: Reason) -> Option<Time> {
         let schedule = self.status.schedule.as_ref()?;
         if !reason.is_contention() || schedule.failed_windows + 1 >= self.spec.window.attempts {

@@ -83,6 +83,7 @@ impl Transition<'_> {
         }
         self.status.checks = status.checks;
         self.status.users_written = status.users_written.or(self.status.users_written);
+        self.status.unexplained = status.unexplained.or(self.status.unexplained.take());
         let text = format!("{}; report: {}", report.summary, report.object);
         self.succeed_step(step, text.clone());
         let attempt = self.attempt(step);

@@ -24,7 +24,7 @@ enum Recorded {
 impl Transition<'_> {
     /// Voids all evidence and restarts with Preflight.
     pub(crate) fn restart(&mut self, why: &str) {
-        self.call_off(&format!("{why}; the preparation starts again"));
+        self.cancel_maintenance(&format!("{why}; the preparation starts again"));
         self.event(
             false,
             ReadyReason::PreparationRestarted,
@@ -39,6 +39,7 @@ impl Transition<'_> {
         self.status.rehearsal = None;
         self.status.schedule = None;
         self.status.users_written = None;
+        self.status.unexplained = None;
         self.status.window = None;
         self.status.safeguards = None;
         self.status.rollback = None;

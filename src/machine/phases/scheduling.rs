@@ -91,7 +91,8 @@ impl Transition<'_> {
         let id = self.notice_id(Occasion::MaintenanceStarts, &key);
         self.status.schedule.get_or_insert_default().notice.clone_from(&id);
         self.request_presence(starts_at);
-        if let Some(text) = self.next_attempt_text() {
+        if let Some((at, text)) = self.next_attempt() {
+            self.wake_at(at);
             self.set_ready(ReadyReason::Scheduled, text);
             return Flow::Settled;
         }
@@ -123,19 +124,19 @@ impl Transition<'_> {
         Flow::Continue
     }
 
-    /// What is said until the window is tried again; `None` if it is not, or its time has come.
-    fn next_attempt_text(&mut self) -> Option<String> {
+    /// When the window's next attempt starts, and what is said until then; `None` if there is none, or it is due.
+    fn next_attempt(&self) -> Option<(Time, String)> {
         let schedule = self.status.schedule.as_ref()?;
         let (at, number) = (schedule.retry_at.filter(|at| self.now < *at)?, schedule.failed_windows + 1);
-        self.wake_at(at);
         let failed = self.status.steps.iter().filter(|s| s.state == StepState::Failed && !s.superseded);
         let why = failed.max_by_key(|s| s.finished_at).and_then(|s| s.message.as_deref()).unwrap_or_default();
-        Some(format!(
+        let text = format!(
             "attempt {number} of {} starts at {at:.0}; the last one: {}; {}",
             self.spec.window.attempts,
             Message::parse(why).text,
             self.presence_text()
-        ))
+        );
+        Some((at, text))
     }
 
     fn start_window(&mut self) {
@@ -161,7 +162,7 @@ impl Transition<'_> {
         }
         let why = Message::parse(self.message.as_deref().unwrap_or_default()).text;
         let text = format!("the hours until {end:.0} have passed: {why}; it waits for the next allowed time");
-        self.call_off(&text);
+        self.cancel_maintenance(&text);
         self.event(true, ReadyReason::StartMissed, text);
         let schedule = self.status.schedule.get_or_insert_default();
         *schedule = ScheduleStatus {

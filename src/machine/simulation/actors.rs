@@ -312,7 +312,7 @@ impl Pod {
             if let Some(Notice { occasion, starts_at: Some(starts_at), .. }) = notice {
                 match occasion {
                     Occasion::MaintenanceStarts => w.announced.insert(starts_at),
-                    Occasion::CalledOff => w.called_off.insert(starts_at),
+                    Occasion::MaintenanceCancelled => w.cancelled_starts.insert(starts_at),
                     _ => false,
                 };
             }

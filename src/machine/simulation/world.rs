@@ -177,8 +177,8 @@ pub(super) struct World {
     pub(super) present: BTreeSet<String>,
     /// Starts whose maintenance notice was taken.
     pub(super) announced: BTreeSet<Time>,
-    /// Starts whose end without a window was told.
-    pub(super) called_off: BTreeSet<Time>,
+    /// Starts whose maintenance was cancelled by a notice.
+    pub(super) cancelled_starts: BTreeSet<Time>,
     pub(super) verified: bool,
     pub(super) rehearsed: bool,
     /// When an outsider has set the flag back after the window, as long as no one has set it since.
@@ -250,7 +250,7 @@ impl World {
             events: vec![],
             present: BTreeSet::new(),
             announced: BTreeSet::new(),
-            called_off: BTreeSet::new(),
+            cancelled_starts: BTreeSet::new(),
             verified: false,
             rehearsed: false,
             drifted_at: None,
@@ -432,11 +432,11 @@ impl World {
             ));
         }
         let start = self.migration.as_ref().and_then(|m| m.value.status.schedule.as_ref()?.starts_at);
-        let announced = start.is_none_or(|at| self.announced.contains(&at) && !self.called_off.contains(&at));
+        let announced = start.is_none_or(|at| self.announced.contains(&at) && !self.cancelled_starts.contains(&at));
         if db.ups > 0 && (self.present.len() < 2 || !announced) {
             return Err(format!(
-                "4: executed at {start:?} with {:?} present, announced: {:?}, called off: {:?}",
-                self.present, self.announced, self.called_off
+                "4: executed at {start:?} with {:?} present, announced: {:?}, cancelled: {:?}",
+                self.present, self.announced, self.cancelled_starts
             ));
         }
         Ok(())

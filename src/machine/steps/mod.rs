@@ -105,6 +105,18 @@ mod tests {
         }
     }
 
+    /// In an emergency the page has the step that the status names.
+    #[test]
+    fn the_emergency_page_lists_each_step_in_which_writes_can_stay_blocked() {
+        let page = include_str!("../../../docs/emergency.md");
+        let (_, section) = page.split_once("## Where writes can stay blocked\n").unwrap();
+        let (section, _) = section.split_once("\n## ").unwrap();
+        let rows = section.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+        let in_window = |row: &&Row| matches!(row.phase, Phase::Executing | Phase::RollingBack);
+        let steps = FORWARD.iter().chain(ROLLBACK).filter(in_window).map(|row| row.step.to_string());
+        assert_eq!(rows.collect::<Vec<_>>(), steps.collect::<Vec<_>>());
+    }
+
     #[test]
     fn waits_between_attempts_have_their_limits() {
         for (step, seconds) in [

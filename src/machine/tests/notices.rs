@@ -253,22 +253,22 @@ fn people_are_asked_to_be_present() {
     assert_eq!(occasions(&s), [Occasion::ApprovalDue, Occasion::MaintenanceStarts]);
 }
 
-/// What an announced maintenance can meet instead of its start, and what those who were told of it hear.
+/// What an announced maintenance can meet instead of its start.
 #[test]
-fn who_was_told_of_the_maintenance_is_told_that_it_is_called_off() {
-    let in_window = |s: &mut Scenario| {
+fn each_recipient_of_the_maintenance_notice_is_notified_when_it_is_cancelled() {
+    fn in_window(s: &mut Scenario) {
         s.confirm_presence().wait(3600).confirm_presence().settle();
         s.state(Task::Window, WindowState::Ready).settle();
-    };
-    let cases: &[(&str, &dyn Fn(&mut Scenario), &str)] = &[
-        ("an Abort", &|s| apply(s.submit("ann", DecisionKind::Abort)), "cancelled by ann"),
-        ("a Reject", &|s| apply(s.submit_on("ann", DecisionKind::Reject, None)), "ann rejected every plan"),
-        ("other SQL", &|s| s.observed.up = ObservedSql::Present("sha256:other".into()), "spec or SQL changed"),
-        ("a missing approval", &|s| s.observed.decisions.retain(|d| d.by != "bob"), "1 of 2 people approved"),
-        ("a deletion", &|s| s.observed.deleting = true, "was deleted"),
+    }
+    let cases: &[(&str, When, &str)] = &[
+        ("an Abort", |s| apply(s.submit("ann", DecisionKind::Abort)), "cancelled by ann"),
+        ("a Reject", |s| apply(s.submit_on("ann", DecisionKind::Reject, None)), "ann rejected every plan"),
+        ("other SQL", |s| s.observed.up = ObservedSql::Present("sha256:other".into()), "spec or SQL changed"),
+        ("a missing approval", |s| s.observed.decisions.retain(|d| d.by != "bob"), "1 of 2 people approved"),
+        ("a deletion", |s| s.observed.deleting = true, "was deleted"),
         (
             "a lock",
-            &|s| {
+            |s| {
                 in_window(s);
                 s.state(Task::Window, WindowState::RolledBack).fail(Task::Window, Reason::LockTimeout);
             },
@@ -276,7 +276,7 @@ fn who_was_told_of_the_maintenance_is_told_that_it_is_called_off() {
         ),
         (
             "SQL that fails",
-            &|s| {
+            |s| {
                 in_window(s);
                 s.state(Task::Window, WindowState::RolledBack).fail(Task::Window, Reason::SqlFailed);
             },
@@ -284,7 +284,7 @@ fn who_was_told_of_the_maintenance_is_told_that_it_is_called_off() {
         ),
         (
             "a flag that is changed at the last moment",
-            &|s| {
+            |s| {
                 s.wait(3600).confirm_presence().settle();
                 s.flag("v7", None);
             },
@@ -298,17 +298,17 @@ fn who_was_told_of_the_maintenance_is_told_that_it_is_called_off() {
         meet(&mut s);
         s.settle();
         take(&mut s);
-        assert_eq!(occasions(&s)[..2], [Occasion::MaintenanceStarts, Occasion::CalledOff], "{name}");
+        assert_eq!(occasions(&s)[..2], [Occasion::MaintenanceStarts, Occasion::MaintenanceCancelled], "{name}");
         let notice = &s.status.notices[1].notice;
         assert_eq!(notice.starts_at, start, "{name}");
         assert!(notice.message.contains(why), "{name}: {}", notice.message);
-        let told = occasions(&s).iter().filter(|o| **o == Occasion::CalledOff).count();
-        assert_eq!(told, 1, "{name}: told once");
+        let sent = occasions(&s).iter().filter(|o| **o == Occasion::MaintenanceCancelled).count();
+        assert_eq!(sent, 1, "{name}: sent once");
     }
 }
 
 #[test]
-fn a_start_that_is_missed_while_something_is_in_the_way_is_called_off() {
+fn a_start_that_is_missed_while_something_is_in_the_way_is_cancelled() {
     let mut s = awaiting_with(Audience::StatusPage);
     let clock = |t: Time| t.strftime("%H:%M").to_string();
     s.spec.schedule = serde_json::from_value(json!({
@@ -327,7 +327,7 @@ fn a_start_that_is_missed_while_something_is_in_the_way_is_called_off() {
     assert_eq!(s.decide().wake_at, planned.ends_at);
     s.now = planned.ends_at.unwrap();
     s.settle();
-    assert_eq!(occasions(&s), [Occasion::MaintenanceStarts, Occasion::CalledOff]);
+    assert_eq!(occasions(&s), [Occasion::MaintenanceStarts, Occasion::MaintenanceCancelled]);
     assert!(
         s.status.notices[1].notice.message.contains("VERSION of ConfigMap shop is \"v7\""),
         "{}",
@@ -336,7 +336,7 @@ fn a_start_that_is_missed_while_something_is_in_the_way_is_called_off() {
 }
 
 #[test]
-fn who_was_not_told_of_the_maintenance_hears_nothing_of_its_end() {
+fn without_a_maintenance_notice_no_one_is_notified_that_it_is_cancelled() {
     // No channel has taken the maintenance notice.
     let mut s = awaiting_with(Audience::StatusPage);
     s.submit("ann", DecisionKind::Approve).submit("bob", DecisionKind::Approve).settle();
@@ -347,5 +347,5 @@ fn who_was_not_told_of_the_maintenance_hears_nothing_of_its_end() {
     let mut s = awaiting_with(Audience::StatusPage);
     s.submit("ann", DecisionKind::Approve).submit("bob", DecisionKind::Approve).settle();
     s.submit("ann", DecisionKind::Abort).settle();
-    assert_eq!(occasions(&s), [Occasion::MaintenanceStarts, Occasion::CalledOff]);
+    assert_eq!(occasions(&s), [Occasion::MaintenanceStarts, Occasion::MaintenanceCancelled]);
 }

@@ -10,13 +10,16 @@ use serde::Serialize;
 
 use super::{completion, status::current_state};
 use crate::{
-    api::{CreditMigration, DecisionKind, MigrationDecision, MigrationDecisionSpec, Phase, ReadyReason, Step, Task},
+    api::{
+        CreditMigration, CreditMigrationStatus, DecisionKind, MigrationDecision, MigrationDecisionSpec, Phase,
+        ReadyReason, Step, Task,
+    },
     plugin::{
         PluginError,
         connection::ClusterConnection,
         output::{Format, Output, duration, seconds},
     },
-    shared::command::plugin,
+    shared::{command::plugin, message::Message},
 };
 
 pub(crate) const APPROVE: &str = "\
@@ -231,6 +234,10 @@ fn rejected(m: &CreditMigration) -> bool {
 struct Preview {
     /// Always false: a preview changes nothing.
     done: bool,
+    /// Whether the rollback could switch the application back, by the condition `RollbackReady`.
+    ready: String,
+    /// When the rollback was last rehearsed, and on what.
+    rehearsed: String,
     /// What would be undone, in order.
     undone: Vec<String>,
     /// Writes that a rollback affects.
@@ -291,8 +298,17 @@ fn preview(m: &CreditMigration) -> Preview {
         ),
         _ => format!("writes are blocked for at most {at_most} before an on-call engineer is notified"),
     };
+    let report = status.week_report.as_ref().or(status.day_report.as_ref());
+    let writes_since_cutover = match report {
+        Some(report) if !in_first_window => {
+            format!("{writes_since_cutover}; the last report: {} ({})", report.summary, report.object)
+        }
+        _ => writes_since_cutover,
+    };
     Preview {
         done: false,
+        ready: readiness(&status),
+        rehearsed: last_rehearsal(&status),
         undone,
         writes_since_cutover,
         window: if in_first_window { "the window is under way: its own run rolls back".into() } else { expected },
@@ -303,10 +319,37 @@ fn preview(m: &CreditMigration) -> Preview {
     }
 }
 
+/// The condition `RollbackReady` in words.
+fn readiness(status: &CreditMigrationStatus) -> String {
+    let Some(condition) = status.conditions.iter().find(|c| c.type_ == "RollbackReady") else {
+        return "not known: it is checked from the end of the window on, while writes are open".to_owned();
+    };
+    let message = Message::parse(&condition.message).text;
+    match condition.status.as_str() {
+        "True" => format!("yes: {message}"),
+        "False" => format!("no, it would wait with writes open: {}: {message}", condition.reason),
+        _ => format!("not known: {}: {message}", condition.reason),
+    }
+}
+
+/// The latest rehearsal of the rollback.
+fn last_rehearsal(status: &CreditMigrationStatus) -> String {
+    match (&status.rehearsal, &status.backup) {
+        (Some(rehearsal), Some(backup)) => format!(
+            "before the window, on {} users of the backup of {:.0}: the down SQL took {}",
+            rehearsal.users,
+            backup.finished_at,
+            seconds(rehearsal.rollback_seconds)
+        ),
+        _ => "never".to_owned(),
+    }
+}
+
 fn preview_text(m: &CreditMigration, preview: &Preview) -> String {
-    let Preview { done: _, undone, writes_since_cutover, window, next } = preview;
+    let Preview { done: _, ready, rehearsed, undone, writes_since_cutover, window, next } = preview;
     format!(
-        "{}\nwould undo\n  {}\nat stake\n  {writes_since_cutover}\nwindow\n  {window}\nnothing was done; next: {next}",
+        "{}\nready\n  {ready}\nrehearsed\n  {rehearsed}\nwould undo\n  {}\nat stake\n  {writes_since_cutover}\n\
+         window\n  {window}\nnothing was done; next: {next}",
         current_state(m),
         undone.join("\n  ")
     )
@@ -317,8 +360,8 @@ mod tests {
     use super::*;
     use crate::{
         api::{
-            CreditMigrationStatus, ExpectedWindow, Plan, RollbackStatus, Time, WindowStatus,
-            fixtures::{rehearsal, spec},
+            ExpectedWindow, Plan, RollbackStatus, Time, WindowStatus,
+            fixtures::{backup, rehearsal, report, spec},
         },
         plugin::commands::sound,
     };
@@ -479,6 +522,39 @@ mod tests {
         m.status.as_mut().unwrap().phase = Some(Phase::RollbackFailed);
         let text = preview_text(&m, &preview(&m));
         assert!(text.contains("7 users were written") && text.contains("its current text"), "{text}");
+    }
+
+    #[test]
+    fn a_preview_says_whether_the_rollback_is_ready_and_when_it_was_rehearsed() {
+        let mut m = migration(Phase::Observing);
+        let text = preview_text(&m, &preview(&m));
+        assert!(text.contains("ready\n  not known") && text.contains("rehearsed\n  never"), "{text}");
+        let status = m.status.as_mut().unwrap();
+        status.rehearsal = Some(rehearsal(12.0));
+        status.backup = Some(backup(Time::UNIX_EPOCH));
+        status.day_report = Some(report(Time::UNIX_EPOCH));
+        let condition = |is: &str, reason: &str, message: &str| {
+            serde_json::from_value(serde_json::json!({"type": "RollbackReady", "status": is, "reason": reason,
+                "message": message, "lastTransitionTime": "2030-01-01T00:00:00Z"}))
+            .unwrap()
+        };
+        for (is, reason, message, words) in [
+            ("True", "Ready", "flag and workloads can be switched", "ready\n  yes: flag and workloads can be switched"),
+            (
+                "False",
+                "WorkloadPaused",
+                "deployment/shop is paused; next: kubectl rollout resume deployment/shop",
+                "ready\n  no, it would wait with writes open: WorkloadPaused: deployment/shop is paused\n",
+            ),
+            ("Unknown", "NotObserved", "the flag was not read", "ready\n  not known: NotObserved"),
+        ] {
+            m.status.as_mut().unwrap().conditions = vec![condition(is, reason, message)];
+            let text = preview_text(&m, &preview(&m));
+            assert!(text.contains(words), "{words}:\n{text}");
+            assert!(text.contains("users of the backup of 1970-01-01T00:00:00Z"), "{text}");
+            assert!(text.contains("the last report: ") && text.contains("s3://b/o.report.json"), "{text}");
+            assert_eq!(sound(&text, "shop"), 1, "the one command to run is the rollback");
+        }
     }
 
     #[test]

@@ -199,6 +199,48 @@ async fn percent(
         .ok_or_else(|| NoValue::NoData("the sum was 0 at the cutover: there is no percentage of it".into()))
 }
 
+/// A balance that nothing explains. Amounts are decimal texts in credits.
+pub(super) struct UnexplainedBalance {
+    pub(super) user: String,
+    /// Of the baseline; `None` for a user who is new.
+    pub(super) before: Option<String>,
+    /// Sum of the transactions since the cutover.
+    pub(super) since: String,
+    /// What the two add up to.
+    pub(super) expected: String,
+    /// `None` for a user who has no balance any more.
+    pub(super) now: Option<String>,
+}
+
+/// The balances that nothing explains, at most `limit`, in the order of their users. None before the cutover, or when
+/// nothing could explain them.
+///
+/// # Errors
+/// Database errors.
+pub(super) async fn unexplained_balances(
+    client: &mut Client,
+    control_spec: &ControlSpec,
+    credits: &Credits,
+    limit: usize,
+) -> Result<Vec<UnexplainedBalance>, Failure> {
+    let listed = async {
+        let tx = start_snapshot(client).await?;
+        let Some(cutover) = control::cutover(&tx, control_spec).await? else { return Ok(vec![]) };
+        let balances = control::balances(&tx, control_spec, None).await?;
+        let Ok(transactions) = control::transactions(&tx, &credits.transactions).await? else { return Ok(vec![]) };
+        Query { tx: &tx, control_spec, cutover, balances, transactions }.list(limit).await
+    };
+    match listed.await {
+        Ok(found) => Ok(found),
+        Err(NoValue::NoData(_)) => Ok(vec![]),
+        Err(NoValue::Failed(failure)) => Err(failure),
+    }
+}
+
+/// Users whose balance was written since the cutover. `$2` is not used, as in [`Query::everyone`].
+const CAPTURED: &str = "SELECT DISTINCT c.user_id FROM credit_migration.changed_users c
+    WHERE c.user_id IS NOT NULL AND $2::text[] IS NOT NULL";
+
 /// What the comparison of users needs.
 struct Query<'a> {
     tx: &'a Transaction<'a>,
@@ -233,9 +275,7 @@ impl Users {
         let (count, unexplained) = if self.all {
             query.unexplained(&query.everyone(), &[]).await?
         } else if listed.len() > MAX_LISTED_USERS {
-            let captured = "SELECT DISTINCT c.user_id FROM credit_migration.changed_users c WHERE c.user_id IS NOT \
-                NULL AND $2::text[] IS NOT NULL";
-            query.unexplained(captured, &[]).await?
+            query.unexplained(CAPTURED, &[]).await?
         } else {
             query.unexplained("SELECT DISTINCT unnest($2::text[]) AS user_id", &listed).await?
         };
@@ -272,20 +312,56 @@ impl Query<'_> {
     /// Among the users that `ids` selects (`$2`: `listed`), those whose balance nothing explains: how many, and at most
     /// [`MAX_LISTED_USERS`] + 1 of them by name.
     async fn unexplained(&self, ids: &str, listed: &[String]) -> Result<(i64, Vec<String>), NoValue> {
-        let Self { tx, control_spec, cutover, balances, transactions } = self;
+        let query = format!(
+            "{} SELECT (SELECT count(*) FROM wrong), ARRAY (SELECT user_id FROM wrong LIMIT {})",
+            self.wrong(ids),
+            MAX_LISTED_USERS + 1
+        );
+        let Self { tx, control_spec, cutover, .. } = self;
+        let row = tx.query_one(&query, &[&control_spec.uid, &listed, &cutover.since]).await?;
+        Ok((row.get(0), row.get(1)))
+    }
+
+    /// Every balance that nothing explains, at most `limit`.
+    async fn list(&self, limit: usize) -> Result<Vec<UnexplainedBalance>, NoValue> {
+        let truncated = "SELECT EXISTS (SELECT FROM credit_migration.changed_users WHERE user_id IS NULL)";
+        let Self { tx, control_spec, cutover, .. } = self;
+        let all: bool = tx.query_one(truncated, &[]).await?.get(0);
+        let query = format!(
+            "{} SELECT user_id, before::text, since::text, (coalesce(before, 0) + since)::text, now::text FROM wrong
+             ORDER BY user_id LIMIT {limit}",
+            self.wrong(&if all { self.everyone() } else { CAPTURED.to_owned() })
+        );
+        let none: &[String] = &[];
+        let rows = tx.query(&query, &[&control_spec.uid, &none, &cutover.since]).await?;
+        let read = |row: &tokio_postgres::Row| UnexplainedBalance {
+            user: row.get(0),
+            before: row.get(1),
+            since: row.get(2),
+            expected: row.get(3),
+            now: row.get(4),
+        };
+        Ok(rows.iter().map(read).collect())
+    }
+
+    /// `WITH ... wrong`: the users among those that `ids` selects whose balance nothing explains, with its parts. Its
+    /// parameters are the migration's UID, the users of `ids` and the cutover.
+    fn wrong(&self, ids: &str) -> String {
+        let Self { balances, transactions, cutover, .. } = self;
         let BalancesTable { table, user, balance, user_type } = balances;
         let x = transactions;
-        let query = format!(
+        format!(
             "WITH ids AS MATERIALIZED ({ids}),
                   sums AS (SELECT x.{xuser}::text AS user_id, pg_catalog.sum(x.{amount})::numeric AS amount
                            FROM {xtable} x JOIN ids ON x.{xuser} OPERATOR(pg_catalog.=) CAST(ids.user_id AS {xtype})
                            WHERE {later} AND {not_by_the_sql} GROUP BY 1),
-                  wrong AS (SELECT ids.user_id FROM ids
+                  wrong AS (SELECT ids.user_id, b.balance AS before, coalesce(s.amount, 0) AS since,
+                                   t.{balance}::numeric AS now
+                            FROM ids
                             LEFT JOIN credit_migration.baseline b ON b.migration_uid = $1 AND b.user_id = ids.user_id
                             LEFT JOIN {table} t ON t.{user} OPERATOR(pg_catalog.=) CAST(ids.user_id AS {user_type})
                             LEFT JOIN sums s ON s.user_id = ids.user_id
-                            WHERE coalesce(b.balance, 0) + coalesce(s.amount, 0) <> coalesce(t.{balance}::numeric, 0))
-             SELECT (SELECT count(*) FROM wrong), ARRAY (SELECT user_id FROM wrong LIMIT {limit})",
+                            WHERE coalesce(b.balance, 0) + coalesce(s.amount, 0) <> coalesce(t.{balance}::numeric, 0))",
             xuser = x.user,
             xtable = x.table,
             xtype = x.user_type,
@@ -293,9 +369,6 @@ impl Query<'_> {
             later = x.later("x", "$3"),
             not_by_the_sql = cutover.not_by_the_sql("x"),
             table = table.sql(),
-            limit = MAX_LISTED_USERS + 1,
-        );
-        let row = tx.query_one(&query, &[&control_spec.uid, &listed, &cutover.since]).await?;
-        Ok((row.get(0), row.get(1)))
+        )
     }
 }

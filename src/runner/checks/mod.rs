@@ -14,6 +14,7 @@ pub mod prometheus;
 pub mod sequence;
 pub mod sql;
 pub mod statements;
+mod unexplained;
 mod watch;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};

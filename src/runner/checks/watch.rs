@@ -3,13 +3,17 @@
 //! The controller measures `workload` and `job` checks itself.
 //! Results are noted whenever one changed; the reporter sends them at most once per second.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
-use tokio::{sync::mpsc, task::JoinSet, time::MissedTickBehavior};
+use tokio::{
+    sync::{Notify, mpsc},
+    task::JoinSet,
+    time::MissedTickBehavior,
+};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use super::{Session, Source, SourceContext, TargetProvider, evaluator::CheckEvaluator};
+use super::{Session, Source, SourceContext, TargetProvider, evaluator::CheckEvaluator, unexplained};
 use crate::{
     api::{Check, CheckResult, SafeguardReport},
     runner::{
@@ -51,12 +55,19 @@ pub async fn watch(
     tasks.spawn(counting.in_current_span());
     tasks.spawn(Safeguards::of(context).watch().in_current_span());
     let mut latest: Vec<CheckResult> = Vec::new();
+    let asked = Notify::new();
+    let mut listing = pin!(unexplained::list_when_asked(context, &asked));
     loop {
         let result = tokio::select! {
             () = stop.cancelled() => return Ok(latest),
+            // It has no end.
+            () = &mut listing => continue,
             // Without a check of ours there is none: the stage is the controller's alone.
             Some(result) = results.recv() => result,
         };
+        if unexplained::concerns(checks, &result) {
+            asked.notify_one();
+        }
         if result.breached {
             tracing::warn!(check = result.name, detail = result.message, "limit breached");
         }

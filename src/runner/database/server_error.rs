@@ -1,17 +1,36 @@
 //! What an error of a running session means, and what may be repeated of the server's message.
 //!
 //! The server writes in a language of its own, with the quotes of that language. So what is left out is decided by the
-//! SQLSTATE, never by the text.
+//! SQLSTATE, by the server's function that reports it, and by the names in its context: never by words.
 
 use tokio_postgres::error::DbError;
 
 use super::connect_error::root_cause;
 use crate::{api::Reason, runner::Failure};
 
+/// Functions of the server that report what PL/pgSQL code says: `RAISE`, whatever its SQLSTATE, and `ASSERT`.
+const RAISING: [&str; 2] = ["exec_stmt_raise", "exec_stmt_assert"];
+
 /// The server's message. One of class 22 (data exception) quotes the value, which may be a person's: then it is the
-/// name of the condition.
+/// name of the condition. What a trigger or function of the application raises may hold anything: it is left out.
 fn message(error: &DbError) -> String {
-    safe(error.code().code(), error.message(), error.routine())
+    let routine = error.routine();
+    let raised = error.code().code() == "P0001" || routine.is_some_and(|routine| RAISING.contains(&routine));
+    if raised && !is_own_raise(error.where_()) {
+        return "a function or trigger raised an exception, whose text may hold personal data: see the server's log"
+            .to_owned();
+    }
+    if raised { error.message().to_owned() } else { safe(error.code().code(), error.message(), routine) }
+}
+
+/// Whether the exception comes from a `DO` block itself, which is part of the SQL, or from the control schema. The
+/// first line of the context is the innermost function. It has the name `inline_code_block` for a `DO` block, and a
+/// signature with parentheses for any other.
+fn is_own_raise(context: Option<&str>) -> bool {
+    let innermost = context.and_then(|context| context.lines().next()).unwrap_or_default();
+    let block = innermost.contains("inline_code_block") && !innermost.contains('(');
+    let control = ["credit_migration.block_writes()", "credit_migration.track_changes()"];
+    block || control.iter().any(|name| innermost.contains(name))
 }
 
 fn safe(code: &str, message: &str, routine: Option<&str>) -> String {
@@ -97,6 +116,24 @@ mod tests {
     fn a_value_is_left_out_in_every_language(#[case] message: &str) {
         assert_eq!(safe("22P02", message, Some("pg_strtoint32_safe")), "a value does not fit its type");
         assert_eq!(safe("22P99", message, Some("any_in")), "data exception, reported by any_in");
+    }
+
+    #[rstest::rstest]
+    #[case::block("PL/pgSQL function inline_code_block line 1 at RAISE", true)]
+    #[case::block_in_german("PL/pgSQL-Funktion inline_code_block Zeile 1 bei RAISE", true)]
+    #[case::control("PL/pgSQL function credit_migration.block_writes() line 9 at RAISE", true)]
+    #[case::trigger("PL/pgSQL function check_balance() line 3 at RAISE", false)]
+    #[case::trigger_in_german("PL/pgSQL-Funktion check_balance() Zeile 3 bei RAISE", false)]
+    #[case::trigger_in_russian("функция PL/pgSQL check_balance(), строка 3, оператор RAISE", false)]
+    #[case::trigger_in_a_block(
+        "PL/pgSQL function check_balance() line 3 at RAISE\nSQL statement \"UPDATE t\"\nPL/pgSQL function \
+         inline_code_block line 1 at SQL statement",
+        false
+    )]
+    #[case::namesake("PL/pgSQL function inline_code_block(text) line 3 at RAISE", false)]
+    #[case::nothing("", false)]
+    fn an_exception_is_repeated_only_if_the_sql_wrote_it(#[case] context: &str, #[case] repeated: bool) {
+        assert_eq!(is_own_raise(Some(context)), repeated);
     }
 
     #[test]

@@ -235,7 +235,7 @@ fn missed_hours_wait_for_the_next_ones() {
     s.status.plan.as_mut().unwrap().digest = crate::machine::plan_digest("uid-1", &s.spec, &s.status);
     s.settle();
     let occasions: Vec<_> = s.status.notices.iter().map(|n| n.notice.occasion).collect();
-    assert_eq!(occasions, [Occasion::MaintenanceStarts, Occasion::CalledOff, Occasion::MaintenanceStarts]);
+    assert_eq!(occasions, [Occasion::MaintenanceStarts, Occasion::MaintenanceCancelled, Occasion::MaintenanceStarts]);
     assert_ne!(s.status.notices[0].notice.id, s.status.notices[2].notice.id);
 }
 

@@ -19,6 +19,7 @@ use super::{
     ControlSpec, LOCK_CHANGE, LOCK_CLASS, Sql, Table, balances,
     baseline::{compare_with, reconcile, unexplained},
     ident, millis,
+    outside::SharedObjects,
     owner::sql_role,
     protected, quoted,
     schema::check_owner,
@@ -91,9 +92,10 @@ impl StopSignal {
 /// Runs the up SQL. The transaction also stores the down SQL: see [`super::stored_down_sql`].
 ///
 /// # Errors
-/// `SqlFailed` with the statement's number, `LockTimeout`, `TablesNotGone`, `BalancesUnexplained`, `VerifyUpFailed` if
-/// `verifyUp` answers no row, or a boolean that is not true, `SchemaDrifted`, `TableMissing`, `ColumnMissing`, `DatabaseInUse`, `SqlChanged`, `DeadlinePassed` when stopped: nothing was changed.
-/// `ConnectionLost`: the ledger shows the result.
+/// `SqlFailed` with the statement's number, `SqlOutsideDatabase`, `LockTimeout`, `TablesNotGone`,
+/// `BalancesUnexplained`, `VerifyUpFailed` if `verifyUp` answers no row, or a boolean that is not true,
+/// `SchemaDrifted`, `TableMissing`, `ColumnMissing`, `DatabaseInUse`, `SqlChanged`, `DeadlinePassed` when stopped:
+/// nothing was changed. `ConnectionLost`: the ledger shows the result.
 pub async fn run_up(
     client: &mut Client,
     spec: &ControlSpec,
@@ -101,7 +103,7 @@ pub async fn run_up(
     down: &Sql,
     stop: &StopSignal,
 ) -> Result<Applied, Failure> {
-    run(client, spec, up, Some(down), stop).await
+    run(client, spec, up, Run::Up { down }, stop).await
 }
 
 /// Runs the down SQL, if the up SQL has run. Balances written since the cutover must stay, and so must all others.
@@ -109,17 +111,37 @@ pub async fn run_up(
 /// # Errors
 /// As [`run_up`]; `VerifyDownFailed` if `verifyDown` answers no row, or a boolean that is not true.
 pub async fn run_down(client: &mut Client, spec: &ControlSpec, sql: &Sql) -> Result<Applied, Failure> {
-    run(client, spec, sql, None, &StopSignal::default()).await
+    run(client, spec, sql, Run::Down, &StopSignal::default()).await
+}
+
+/// [`run_down`] on the rehearsal's copy, where an effect outside of the database is a failure, too. In a window it is
+/// not: writes are blocked until the rollback is done.
+///
+/// # Errors
+/// As [`run_down`]; `SqlOutsideDatabase`.
+pub async fn rehearse_down(client: &mut Client, spec: &ControlSpec, sql: &Sql) -> Result<Applied, Failure> {
+    run(client, spec, sql, Run::RehearsedDown, &StopSignal::default()).await
+}
+
+/// Which SQL is run.
+#[derive(Clone, Copy)]
+enum Run<'a> {
+    Up {
+        /// Stored for the rollback.
+        down: &'a Sql,
+    },
+    Down,
+    RehearsedDown,
 }
 
 async fn run(
     client: &mut Client,
     spec: &ControlSpec,
     sql: &Sql,
-    down: Option<&Sql>,
+    which: Run<'_>,
     stop: &StopSignal,
 ) -> Result<Applied, Failure> {
-    let result = transaction(client, spec, sql, down, stop).await;
+    let result = transaction(client, spec, sql, which, stop).await;
     // The SQL may have set what outlives its transaction; a lost connection has nothing left to reset.
     // The first also ends the role that the login is configured to act as, and the last leaves it as it is.
     if let Err(error) = client.batch_execute("RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL").await {
@@ -135,11 +157,15 @@ async fn transaction(
     client: &mut Client,
     spec: &ControlSpec,
     sql: &Sql,
-    down: Option<&Sql>,
+    which: Run<'_>,
     stop: &StopSignal,
 ) -> Result<Applied, Failure> {
     let start = Instant::now();
-    let direction = if down.is_some() { Direction::Forward } else { Direction::Rollback };
+    let (direction, down, stays_inside) = match which {
+        Run::Up { down } => (Direction::Forward, Some(down), true),
+        Run::Down => (Direction::Rollback, None, false),
+        Run::RehearsedDown => (Direction::Rollback, None, true),
+    };
     let tx = client.build_transaction().read_only(false).start().await?;
     let act = sql_role(&tx).await?.map_or(String::new(), |role| format!("SET LOCAL ROLE {}; ", ident(&role)));
     let settings = format!("{act}{}", transaction_settings(spec));
@@ -164,6 +190,7 @@ async fn transaction(
     }
     let balances_before = balances(&tx, spec, None).await?;
     let reconciled_users = reconcile(&tx, spec, &balances_before).await?;
+    let shared = SharedObjects::read(&tx).await?;
 
     let mut texts = Vec::with_capacity(sql.statements.len());
     for (index, statement) in sql.statements.iter().enumerate() {
@@ -185,6 +212,9 @@ async fn transaction(
         ));
     }
 
+    if stays_inside {
+        shared.check_unchanged(&tx, direction.sql_name()).await?;
+    }
     if direction == Direction::Forward {
         tables_gone(&tx, spec, &namesakes).await?;
     }

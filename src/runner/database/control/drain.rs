@@ -107,7 +107,8 @@ async fn lock_holders(client: &Client, tables: &[Table]) -> Result<Vec<Session>,
     let rows = client
         .query(
             &format!(
-                "SELECT {} {OTHER_SESSIONS} AND EXISTS (SELECT FROM pg_catalog.pg_locks l WHERE l.pid = a.pid AND l.granted
+                "SELECT {} {OTHER_SESSIONS} AND EXISTS (SELECT FROM pg_catalog.pg_locks l WHERE l.pid = a.pid
+                   AND l.granted
                    AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
                    AND (l.locktype = 'relation' AND l.relation = ANY (SELECT pg_catalog.to_regclass(name)::oid FROM \
                    unnest($1::text[]) AS name)

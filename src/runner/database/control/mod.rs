@@ -27,6 +27,7 @@ mod cutover;
 mod drain;
 mod functions;
 mod obstacles;
+mod outside;
 mod owner;
 pub mod read_only_default;
 mod replication;
@@ -48,7 +49,7 @@ use std::{
     time::Duration,
 };
 
-pub use apply::{Applied, StopSignal, run_down, run_up};
+pub use apply::{Applied, StopSignal, rehearse_down, run_down, run_up};
 pub(crate) use baseline::has_baseline;
 pub use baseline::{compare, compare_within, refresh_baseline, take_baseline, users_written, users_written_within};
 pub use cutover::{Cutover, cutover, keep_snapshot};

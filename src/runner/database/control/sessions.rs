@@ -75,7 +75,7 @@ impl LockHolders {
         let Failure { reason, message } = failure;
         Failure::new(
             reason,
-            format!("{message}; the lock was held by {}; next: end that transaction", found.join(", ")),
+            format!("{message}; the lock belonged to {}; next: end that transaction", found.join(", ")),
         )
     }
 }

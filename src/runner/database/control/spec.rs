@@ -83,7 +83,8 @@ impl Sql {
     /// Splits a file; `name` says in messages which one it is.
     ///
     /// # Errors
-    /// `SqlSyntaxError`, `SqlMetaCommand`, `SqlTransactionControl`, `SqlOutsideTransaction`.
+    /// `SqlSyntaxError`, `SqlMetaCommand`, `SqlTransactionControl`, `SqlOutsideTransaction`,
+    /// `SqlOutsideDatabase`.
     pub fn read(name: &str, text: String) -> Result<Self, Failure> {
         let statements = sql::for_run(&text).map_err(|problem| Failure::of_sql(name, &problem))?;
         let sha256 = sha256(text.as_bytes());

@@ -56,8 +56,8 @@ fn team(occasion: Occasion) -> (&'static str, &'static str) {
             "[{{ namespace }}/{{ migration }}] Presence due{% if startsAt %}, start {{ startsAt|time }}{% endif %}",
             facts!("{{ message }}"),
         ),
-        Occasion::CalledOff => (
-            "[{{ namespace }}/{{ migration }}] Maintenance is called off{% if startsAt %}, planned for {{ \
+        Occasion::MaintenanceCancelled => (
+            "[{{ namespace }}/{{ migration }}] Maintenance is cancelled{% if startsAt %}, planned for {{ \
                 startsAt|time }}{% endif %}",
             facts!(
                 "{{ message }}\n\nEverybody who got the maintenance notice gets this one. Another start has a \
@@ -113,11 +113,11 @@ fn support(occasion: Occasion) -> (&'static str, &'static str) {
                     notified when it has ended."
             ),
         ),
-        Occasion::CalledOff => (
-            "Credit system: maintenance is called off{% if startsAt %}, planned for {{ startsAt|time }}{% endif %}",
+        Occasion::MaintenanceCancelled => (
+            "Credit system: maintenance is cancelled{% if startsAt %}, planned for {{ startsAt|time }}{% endif %}",
             facts!(
                 "{{ message }}\n\nBuying and using credits works as before. Customers who got the maintenance notice \
-                    are told, too."
+                    get a message, too."
             ),
         ),
         Occasion::Finished => (
@@ -165,8 +165,8 @@ fn users(occasion: Occasion) -> (&'static str, &'static str) {
                     to do.\n\nWe will let you know when it is done. Thank you for waiting!"
             ),
         ),
-        Occasion::CalledOff => (
-            "Maintenance is called off",
+        Occasion::MaintenanceCancelled => (
+            "Maintenance is cancelled",
             "Hello,\n\nthe maintenance{% if startsAt %} that we planned for {{ startsAt|time }}{% endif %} does not \
                 take place: you can buy and use credits as before, and there is nothing that you have to do.\n\nWe \
                 will let you know before the next one. Sorry for the trouble!",
@@ -197,8 +197,8 @@ fn social(occasion: Occasion) -> (&'static str, &'static str) {
                 ". Your credits are kept. Thanks for bearing with us!"
             ),
         ),
-        Occasion::CalledOff => (
-            "Maintenance is called off",
+        Occasion::MaintenanceCancelled => (
+            "Maintenance is cancelled",
             "The maintenance{% if startsAt %} planned for {{ startsAt|time }}{% endif %} does not take place: you can \
                 buy and use credits as before. We will let you know before the next one.",
         ),
@@ -222,8 +222,8 @@ fn status_page(occasion: Occasion) -> (&'static str, &'static str) {
                 {{ expectedWindowSeconds|duration }}\n{% endif %}Affected: buying and using credits\nNot affected: \
                 signing in, seeing balances",
         ),
-        Occasion::CalledOff => (
-            "Maintenance of credits called off",
+        Occasion::MaintenanceCancelled => (
+            "Maintenance of credits cancelled",
             "{% if startsAt %}Planned start: {{ startsAt|time }}\n{% endif %}Buying and using credits works as before.",
         ),
         Occasion::Finished => ("Maintenance of credits completed", "Buying and using credits works again."),

@@ -335,7 +335,7 @@ mod tests {
                 assert!(body.contains("1970-01-01 00:00 UTC"), "{at}");
                 assert!(body.contains("about a minute") || body.contains("42 s"), "{at}");
             }
-            if notice.occasion == Occasion::CalledOff && notice.starts_at.is_some() {
+            if notice.occasion == Occasion::MaintenanceCancelled && notice.starts_at.is_some() {
                 let all = format!("{} {}", text.subject, text.body);
                 assert!(all.contains("1970-01-01 00:00 UTC"), "{at} does not say which maintenance: {all}");
             }

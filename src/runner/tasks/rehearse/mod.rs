@@ -144,7 +144,7 @@ async fn rehearse(
     }
     let measured = checks::measure(context, copy).await?;
     write_block::set_in_copy(&client, &control_spec, true).await?;
-    let rollback_seconds = seconds(control::run_down(&mut client, &control_spec, &sql.down).await?)?;
+    let rollback_seconds = seconds(control::rehearse_down(&mut client, &control_spec, &sql.down).await?)?;
     write_block::set_in_copy(&client, &control_spec, false).await?;
 
     let after = Fingerprint::take(&mut client).await?;
