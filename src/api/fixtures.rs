@@ -43,7 +43,8 @@ pub(crate) fn spec() -> CreditMigrationSpec {
             "week": {"after": "70s", "duration": "1s"},
             "reminderInterval": "10m",
         },
-        "rollback": {"triggers": {"balanceErrors": {"mode": "Disabled"}, "databaseConnection": {"mode": "Disabled"}}},
+        "rollback": {"triggers": {"balanceErrors": {"mode": "Disabled"}, "databaseConnection": {"mode": "Disabled"}},
+            "rehearsal": {"mode": "Never"}},
     }))
     .expect("the fixture fits the types")
 }

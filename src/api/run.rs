@@ -21,8 +21,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     BackupEvidence, BaselineEvidence, CheckResult, CodeBackupEvidence, Comparison, CreditMigrationSpec, Delivery,
-    Finding, KeyUsersEvidence, Notice, Reason, RehearsalEvidence, ReportEvidence, SchemaInPlace, Task, Time,
-    VerificationEvidence, WindowState, named::named,
+    Finding, KeyUsersEvidence, Notice, Reason, RehearsalEvidence, ReportEvidence, RollbackRehearsalEvidence,
+    SchemaInPlace, Task, Time, VerificationEvidence, WindowState, named::named,
 };
 
 /// One task of a migration, carried out by one Job.
@@ -173,6 +173,9 @@ pub struct MigrationRunStatus {
     /// The rehearsal.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rehearsal: Option<RehearsalEvidence>,
+    /// The rehearsal of the rollback.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rollback_rehearsal: Option<RollbackRehearsalEvidence>,
     /// A window task's progress.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub window: Option<WindowProgress>,

@@ -6,6 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use super::{
     StatusReason, Transition,
     faults::{Fault, fault},
+    phases::Doubt,
     steps,
     transition::READY,
 };
@@ -49,13 +50,14 @@ pub(super) fn derive(transition: &mut Transition<'_>) {
     set(transition, DOWN_CHANGED, drift.is_some().then_some(true), "NotApproved", &drift.unwrap_or_default());
 
     let rollback = rollback_ready(transition);
-    if let Some((false, reason, message)) = &rollback
+    if let Some((status, reason, message)) = &rollback
+        && *status != RollbackPossible::True
         && transition.status.conditions.iter().any(|c| c.type_ == ROLLBACK_READY && c.status == "True")
     {
         transition.event(true, *reason, message.clone());
     }
     let (possible, why, text) = rollback.map_or((None, "", String::new()), |(is, why, text)| (Some(is), why, text));
-    set(transition, ROLLBACK_READY, possible, why, &text);
+    set_status(transition, ROLLBACK_READY, possible.map(RollbackPossible::status), why, &text);
 
     let backup = match (&transition.status.backup, &transition.status.verification) {
         (Some(b), Some(_)) => (true, "ReadThroughToEnd", format!("{} {} bytes, {}", b.object, b.bytes, b.sha256)),
@@ -105,8 +107,26 @@ pub(super) fn derive(transition: &mut Transition<'_>) {
     set(transition, "WritesBlocked", Some(writes == Writes::Blocked), reason, &message);
 }
 
-/// Whether a rollback could switch the application back, with reason and message, while one may follow or waits.
-fn rollback_ready(transition: &Transition<'_>) -> Option<(bool, &'static str, String)> {
+/// Whether a rollback could do its work.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum RollbackPossible {
+    True,
+    False,
+    Unknown,
+}
+
+impl RollbackPossible {
+    fn status(self) -> &'static str {
+        match self {
+            Self::True => "True",
+            Self::False => "False",
+            Self::Unknown => "Unknown",
+        }
+    }
+}
+
+/// Whether a rollback could do its work, with reason and message, while one may follow or waits.
+fn rollback_ready(transition: &Transition<'_>) -> Option<(RollbackPossible, &'static str, String)> {
     let failed = match transition.phase() {
         Phase::Validating | Phase::Monitoring | Phase::Observing => false,
         Phase::RollingBack if transition.awaits_rollback_window() => false,
@@ -114,14 +134,29 @@ fn rollback_ready(transition: &Transition<'_>) -> Option<(bool, &'static str, St
         _ => return None,
     };
     let from = &transition.spec.application.flag.from;
-    Some(match transition.rollback_violation() {
-        Some(violation) => (false, violation.reason.as_str(), violation.message.to_string()),
-        None if failed => (
-            false,
+    Some(match (transition.rollback_violation(), transition.rollback_doubt()) {
+        (Some(violation), _) => (RollbackPossible::False, violation.reason.as_str(), violation.message.to_string()),
+        (None, _) if failed => (
+            RollbackPossible::False,
             ReadyReason::RollbackNotStarted.as_str(),
             format!("the last one did not start; next: {}", transition.observed.rollback_command()),
         ),
-        None => (true, "Switchable", format!("flag and workloads can be switched back to {from}")),
+        (None, Some(doubt)) => {
+            let possible = match doubt {
+                Doubt::Fails(_) => RollbackPossible::False,
+                Doubt::TooOld(_) => RollbackPossible::Unknown,
+            };
+            (possible, doubt.reason().as_str(), doubt.message().to_owned())
+        }
+        (None, None) => {
+            let rehearsals = transition.status.rollback_rehearsal.as_ref();
+            let rehearsed =
+                rehearsals.and_then(|rehearsals| rehearsals.passed.as_ref()).map_or_else(String::new, |passed| {
+                    format!("; rehearsed at {:.0}: {}", passed.finished_at, passed.summary())
+                });
+            let text = format!("flag and workloads can be switched back to {from}{rehearsed}");
+            (RollbackPossible::True, "Switchable", text)
+        }
     })
 }
 
@@ -133,8 +168,13 @@ fn writes(transition: &Transition<'_>) -> Writes {
 
 /// Sets or removes (`None`) one condition; others, also those of other writers, stay as they are.
 fn set(transition: &mut Transition<'_>, type_: &str, status: Option<bool>, reason: &str, message: &str) {
+    let status = status.map(|is| if is { "True" } else { "False" });
+    set_status(transition, type_, status, reason, message);
+}
+
+/// The same with a status that may be `Unknown`.
+fn set_status(transition: &mut Transition<'_>, type_: &str, status: Option<&str>, reason: &str, message: &str) {
     let Some(status) = status else { return transition.status.conditions.retain(|c| c.type_ != type_) };
-    let status = if status { "True" } else { "False" };
     let old = transition.status.conditions.iter().position(|c| c.type_ == type_);
     let since = old
         .map(|i| &transition.status.conditions[i])

@@ -10,6 +10,7 @@ mod observing;
 mod preparing;
 mod rollback;
 mod rollback_exit;
+mod rollback_rehearsal;
 mod scheduling;
 
 use super::{Scenario, each_phase};

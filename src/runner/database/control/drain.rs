@@ -11,6 +11,9 @@ use tokio_postgres::{Client, error::SqlState};
 use super::{ControlSpec, LOCK_CLASS, LOCK_WRITE_BLOCK, Table, protected, with_children, worker_lock::try_lock};
 use crate::{api::Reason, runner::Failure};
 
+/// Sessions of a rehearsal of the rollback, by the name that connections have.
+pub const ROLLBACK_REHEARSAL: &str = "rollback-rehearsal";
+
 /// Sessions of other roles in this database. Of a role that it is no member of, the migration role sees only pid and
 /// name: neither when a session or its transaction started, nor what it does.
 const OTHER_SESSIONS: &str = "SELECT a.pid, a.usename::text FROM pg_catalog.pg_stat_activity a
@@ -132,14 +135,15 @@ pub(super) async fn terminate(client: &Client, pid: i32, role: &str, must: bool)
     }
 }
 
-/// Ends the comparison of balances that may still run in parallel to the window.
+/// Ends what may still read the tables in parallel to the window: the comparison of balances, and a rehearsal of the
+/// rollback whose pod is being removed.
 ///
 /// # Errors
 /// Database errors.
-pub async fn terminate_comparison(client: &Client) -> Result<(), Failure> {
+pub async fn terminate_readers(client: &Client) -> Result<(), Failure> {
+    let names = ["comparison", ROLLBACK_REHEARSAL].map(|step| format!("credit-migration/{step}"));
     let own = "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity
-               WHERE application_name = 'credit-migration/comparison' AND datname = current_database() AND usename = \
-               session_user";
-    client.query(own, &[]).await?;
+               WHERE application_name = ANY ($1) AND datname = current_database() AND usename = session_user";
+    client.query(own, &[&names.as_slice()]).await?;
     Ok(())
 }

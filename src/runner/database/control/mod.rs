@@ -48,7 +48,7 @@ pub(crate) use baseline::has_baseline;
 pub use baseline::{compare, compare_within, refresh_baseline, take_baseline, users_written, users_written_within};
 pub use cutover::{Cutover, cutover};
 pub(crate) use cutover::{TransactionsTable, columns, transactions};
-pub use drain::{drain, terminate_comparison};
+pub use drain::{ROLLBACK_REHEARSAL, drain, terminate_readers};
 pub use spec::{ControlSpec, Sql};
 pub use stored_down_sql::stored_down_sql;
 pub(crate) use tables::{BalancesTable, balances, exists, literal, protected, resolve, with_children};

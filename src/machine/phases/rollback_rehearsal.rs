@@ -1,0 +1,153 @@
+//! The rollback, rehearsed again while the new version runs: at the end of Monitoring, then each day until the decision.
+//!
+//! It follows the observation and blocks nothing of it. A rollback that fails there is a problem, one notice, and
+//! `RollbackReady=False`; without a recent rehearsal `RollbackReady` is `Unknown`. A rehearsal that could not be carried
+//! out says nothing about the rollback: it is retried.
+
+use jiff::SignedDuration;
+
+use crate::{
+    api::{
+        Occasion, Phase, ReadyReason, Reason, Retry, RollbackRehearsalFailure, RollbackRehearsalMode,
+        RollbackRehearsalStatus, Step, StepState, Task, Time,
+    },
+    machine::{RunOutcome, Transition, steps::PlannedRetry, transition::Reported},
+    shared::message::Message,
+};
+
+/// From the end of one rehearsal to the next.
+const INTERVAL: SignedDuration = SignedDuration::from_hours(24);
+/// Age from which a rehearsal says nothing of a rollback now: one day was missed.
+const MAX_AGE: SignedDuration = SignedDuration::from_hours(48);
+
+/// What the rehearsals say against a rollback.
+pub(crate) enum Doubt {
+    /// It failed there.
+    Fails(String),
+    /// It was not rehearsed for long.
+    TooOld(String),
+}
+
+impl Doubt {
+    /// Reason of the condition `RollbackReady`.
+    pub(crate) fn reason(&self) -> ReadyReason {
+        match self {
+            Self::Fails(_) => ReadyReason::RollbackRehearsalFailed,
+            Self::TooOld(_) => ReadyReason::RollbackRehearsalTooOld,
+        }
+    }
+
+    /// Observed value, limit and next command.
+    pub(crate) fn message(&self) -> &str {
+        let (Self::Fails(message) | Self::TooOld(message)) = self;
+        message
+    }
+}
+
+impl Transition<'_> {
+    /// Follows the rehearsals of the rollback, beside the observation.
+    pub(crate) fn advance_rollback_rehearsal(&mut self) {
+        let mode = self.spec.rollback.rehearsal.mode;
+        if mode == RollbackRehearsalMode::Never {
+            return;
+        }
+        // What users read stays the observation.
+        let shown = (self.status.step, self.reason.clone(), self.message.clone());
+        self.follow_rollback_rehearsal(mode);
+        (self.status.step, self.reason, self.message) = shown;
+        self.report_doubt();
+    }
+
+    fn follow_rollback_rehearsal(&mut self, mode: RollbackRehearsalMode) {
+        const STEP: Step = Step::RehearseRollback;
+        let Some(state) = self.step(STEP).map(|step_status| step_status.state) else { return self.start_step(STEP) };
+        if self.start_due_retry(STEP) != PlannedRetry::None || state != StepState::Running {
+            return;
+        }
+        let outcome = match self.observed.outcome(Task::RehearseRollback, self.attempt(STEP)) {
+            RunOutcome::Pending => return,
+            RunOutcome::Failed(reason, message) => Err((reason, message.to_string())),
+            RunOutcome::Succeeded(run) => {
+                let evidence = run.status.as_ref().and_then(|status| status.rollback_rehearsal.clone());
+                evidence.ok_or((Reason::Internal, "the run reported success without a rehearsal".to_owned()))
+            }
+        };
+        let now = self.now;
+        match outcome {
+            Ok(evidence) => {
+                let summary = evidence.summary();
+                self.status.rollback_rehearsal = Some(RollbackRehearsalStatus { passed: Some(evidence), failed: None });
+                self.succeed_step(STEP, summary);
+            }
+            Err((reason, message)) if reason.retry() == Retry::May => return self.retry_later(STEP, reason, &message),
+            Err((reason, message)) => {
+                self.status.rollback_rehearsal.get_or_insert_default().failed =
+                    Some(RollbackRehearsalFailure { reason, message: message.clone(), at: now });
+                self.fail_step(STEP, reason, message);
+            }
+        }
+        let step_status = self.ensure_step(STEP);
+        step_status.failures = 0;
+        // Also after a failure: rows and data change, and so may what fails.
+        step_status.retry_at = (mode == RollbackRehearsalMode::Daily).then_some(now + INTERVAL);
+        if let Some(at) = step_status.retry_at {
+            self.wake_at(at);
+        }
+    }
+
+    /// What the rehearsals say against a rollback; `None` if nothing.
+    pub(crate) fn rollback_doubt(&self) -> Option<Doubt> {
+        let mode = self.spec.rollback.rehearsal.mode;
+        if self.phase() != Phase::Observing || mode == RollbackRehearsalMode::Never {
+            return None;
+        }
+        let rehearsals = self.status.rollback_rehearsal.as_ref();
+        let logs = |attempt: u32| {
+            self.observed.kubectl(&format!("logs job/{}", self.observed.run_name(Task::RehearseRollback, attempt)))
+        };
+        let attempt = self.attempt(Step::RehearseRollback);
+        if let Some(failed) = rehearsals.and_then(|rehearsals| rehearsals.failed.as_ref()) {
+            let text = format!(
+                "the rollback failed in its rehearsal of {:.0} ({}): {}; a rollback now would fail as well",
+                failed.at,
+                failed.reason,
+                Message::parse(&failed.message).text
+            );
+            return Some(Doubt::Fails(Message::new(text).next(logs(attempt)).to_string()));
+        }
+        let last = self.last_rehearsal()?;
+        if mode != RollbackRehearsalMode::Daily || self.now < last + MAX_AGE {
+            return None;
+        }
+        let text = format!(
+            "the rollback was last rehearsed at {last:.0}, more than {} h ago (limit {} h)",
+            MAX_AGE.as_hours(),
+            MAX_AGE.as_hours()
+        );
+        Some(Doubt::TooOld(Message::new(text).next(logs(attempt)).to_string()))
+    }
+
+    /// End of the last rehearsal that passed: without one since the window, of Monitoring, at whose end it was due.
+    fn last_rehearsal(&self) -> Option<Time> {
+        let passed = self.status.rollback_rehearsal.as_ref().and_then(|rehearsals| rehearsals.passed.as_ref());
+        passed.map(|evidence| evidence.finished_at).or_else(|| self.step(Step::Monitor)?.finished_at)
+    }
+
+    /// Reports a doubt, and notifies of it once.
+    fn report_doubt(&mut self) {
+        match (self.rollback_doubt(), self.last_rehearsal()) {
+            (Some(doubt), _) => {
+                let text = doubt.message().to_owned();
+                let reported = self.report_problem(doubt.reason(), None, text.clone(), SignedDuration::ZERO);
+                if reported == Reported::Now {
+                    let key = format!("rollback-rehearsal.{}", self.attempt(Step::RehearseRollback));
+                    self.notify(Occasion::ManualInterventionRequired, &key, &text);
+                }
+            }
+            (None, Some(last)) if self.spec.rollback.rehearsal.mode == RollbackRehearsalMode::Daily => {
+                self.wake_at(last + MAX_AGE);
+            }
+            (None, _) => {}
+        }
+    }
+}
