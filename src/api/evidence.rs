@@ -170,24 +170,25 @@ pub struct RehearsalEvidence {
     /// The schema that it is valid for: that of the backup. A window is not opened on another one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schema: Option<SchemaEvidence>,
-    /// Expected duration of the window in seconds: twice the time of SQL and comparison, plus 10 s for the rollout.
-    pub expected_window_seconds: f64,
+    /// Seconds for the comparison of all balances after the up SQL.
+    #[serde(default)]
+    pub compare_seconds: f64,
 }
 
 impl RehearsalEvidence {
     /// The result in one line.
     pub fn summary(&self) -> String {
         format!(
-            "restored {} users in {:.1} s, migrated in {:.1} s, rolled back in {:.1} s, {} of {4} tables equal; {}; {}; \
-             expected window {:.1} s",
+            "restored {} users in {:.1} s, migrated in {:.1} s, compared in {:.1} s, rolled back in {:.1} s, {} of {5} \
+             tables equal; {}; {}",
             self.users,
             self.restore_seconds,
             self.migrate_seconds,
+            self.compare_seconds,
             self.rollback_seconds,
             self.tables_equal,
             self.writes_summary(),
             self.checks_summary(),
-            self.expected_window_seconds,
         )
     }
 
@@ -230,8 +231,8 @@ pub struct RollbackRehearsalEvidence {
     pub duration_seconds: f64,
     /// Seconds for the down SQL with its verification.
     pub rollback_seconds: f64,
-    /// Expected duration of the rollback's window in seconds, by the same rule as that of the rehearsal.
-    pub expected_window_seconds: f64,
+    /// Seconds for the comparison of all balances after the down SQL.
+    pub compare_seconds: f64,
     /// The schema of the live database, from which it was rolled back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schema: Option<SchemaEvidence>,
@@ -243,14 +244,9 @@ impl RollbackRehearsalEvidence {
     /// The result in one line.
     pub fn summary(&self) -> String {
         format!(
-            "rolled back a copy of {} rows and {} users in {:.1} s, {} users written since the cutover; {}; expected \
-             window {:.1} s",
-            self.rows,
-            self.users,
-            self.rollback_seconds,
-            self.users_written,
-            self.message,
-            self.expected_window_seconds
+            "rolled back a copy of {} rows and {} users in {:.1} s, compared in {:.1} s, {} users written since the \
+             cutover; {}",
+            self.rows, self.users, self.rollback_seconds, self.compare_seconds, self.users_written, self.message
         )
     }
 }

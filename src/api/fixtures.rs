@@ -79,19 +79,19 @@ pub(crate) fn verification() -> VerificationEvidence {
     VerificationEvidence { bytes: 10, sha256: "sha256:dump".into(), entries: 3 }
 }
 
-/// A rehearsal that predicts a window of so many seconds.
-pub(crate) fn rehearsal(expected_window_seconds: f64) -> RehearsalEvidence {
+/// A rehearsal whose SQL took so many seconds.
+pub(crate) fn rehearsal(migrate_seconds: f64) -> RehearsalEvidence {
     RehearsalEvidence {
         users: 2,
         restore_seconds: 1.0,
-        migrate_seconds: 1.0,
+        migrate_seconds,
         rollback_seconds: 1.0,
         tables_equal: 3,
         checks_measured: 0,
         checks_not_passing: vec![],
         writes: None,
         schema: Some(SchemaEvidence { sha256: "sha256:schema".into(), objects: 9 }),
-        expected_window_seconds,
+        compare_seconds: 0.0,
     }
 }
 

@@ -46,6 +46,7 @@ mod tests {
         check(Writes::ALL, Writes::as_str);
         check(WindowState::ALL, WindowState::as_str);
         check(WindowCommand::ALL, WindowCommand::as_str);
+        check(ObstacleKind::ALL, ObstacleKind::as_str);
         check(CheckOutcome::ALL, CheckOutcome::as_str);
         check(DecisionKind::ALL, DecisionKind::as_str);
         check(Occasion::ALL, Occasion::as_str);

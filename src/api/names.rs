@@ -4,7 +4,7 @@
 pub const FINALIZER: &str = "creditmigration.io/writes-unblocked";
 
 /// Pod template annotation that restarts a workload for one switch. Its value names migration and direction, so that
-/// each pod shows after which switch it was started.
+/// each pod shows after which switch it was started. On a workload itself: the switch that has kept its pods.
 pub const RESTARTED_FOR: &str = "creditmigration.io/restarted-for";
 
 /// Annotation on the flag's ConfigMap: migration and direction of the last switch. Every switch writes it, also when

@@ -29,8 +29,14 @@ named! {
 pub enum Occasion {
     /// A migration is being prepared. Says when it may start.
     Planned,
+    /// A plan waits for approvals.
+    ApprovalDue,
     /// Maintenance is about to start, in the lead time.
     MaintenanceStarts,
+    /// Too few people have confirmed that they are present at the start.
+    PresenceDue,
+    /// The maintenance of a `MaintenanceStarts` does not take place, or changed nothing.
+    CalledOff,
     /// Writes are unblocked, the new version runs.
     Finished,
     /// A trigger fired, and the rollback has started.
@@ -48,8 +54,8 @@ pub enum Occasion {
 }
 
 named! {
-    Occasion: Planned, MaintenanceStarts, Finished, TriggerFired, RolledBack, ManualInterventionRequired, DayReport,
-    WeekReport, DecisionDue
+    Occasion: Planned, ApprovalDue, MaintenanceStarts, PresenceDue, CalledOff, Finished, TriggerFired, RolledBack,
+    ManualInterventionRequired, DayReport, WeekReport, DecisionDue
 }
 
 impl Occasion {
@@ -57,11 +63,15 @@ impl Occasion {
     pub fn audiences(self) -> &'static [Audience] {
         use Audience::{Social, StatusPage, Support, Team, Users};
         match self {
-            Occasion::MaintenanceStarts | Occasion::Finished | Occasion::RolledBack => {
+            Occasion::MaintenanceStarts | Occasion::CalledOff | Occasion::Finished | Occasion::RolledBack => {
                 &[Team, Support, Users, Social, StatusPage]
             }
             Occasion::Planned | Occasion::TriggerFired | Occasion::ManualInterventionRequired => &[Team, Support],
-            Occasion::DayReport | Occasion::WeekReport | Occasion::DecisionDue => &[Team],
+            Occasion::ApprovalDue
+            | Occasion::PresenceDue
+            | Occasion::DayReport
+            | Occasion::WeekReport
+            | Occasion::DecisionDue => &[Team],
         }
     }
 
@@ -192,6 +202,11 @@ impl NoticeStatus {
     /// Whether at least one channel accepted it.
     pub fn reached(&self) -> bool {
         self.deliveries.iter().any(|d| d.state == DeliveryState::Delivered)
+    }
+
+    /// Whether a channel may have accepted it: an attempt that is under way has not reported.
+    pub fn may_have_reached(&self) -> bool {
+        self.reached() || (self.state == NoticeState::Pending && self.retry_at.is_none())
     }
 }
 

@@ -51,6 +51,8 @@ ready_reasons! {
     WorkloadNotSettled,
     /// Pods that are not a workload's own match its selector.
     ForeignPods,
+    /// A quota has no room for the pods of a rollout.
+    QuotaExceeded,
     /// An admission policy is missing or weak.
     DecisionPolicyMissing,
     /// The rehearsal predicts a longer window than the spec allows.
@@ -75,6 +77,14 @@ ready_reasons! {
     PresencePending,
     /// The window's pod is being started.
     PreparingWindow,
+    /// A prepared transaction has locked a protected table.
+    TransactionPrepared,
+    /// A vacuum of a protected table gives way to no lock.
+    VacuumRunning,
+    /// A session has locked a protected table, and cannot be ended, or has done so for long.
+    TableLocked,
+    /// Fewer connections to the database are free than a window needs.
+    TooFewConnections,
     /// A precondition changed at the last moment; the window was not started.
     WindowNotStarted,
     /// The order to block writes is out.
@@ -87,6 +97,8 @@ ready_reasons! {
     WindowOverdue,
     /// Flag and rollout are as wanted, and the version probe answers another version.
     RestartedAgain,
+    /// Pods that a switch started do not become ready.
+    RolloutFailed,
     /// The flag was changed after the window.
     FlagDrifted,
     /// The down SQL is not what was approved.

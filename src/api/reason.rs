@@ -50,6 +50,13 @@ pub enum Retry {
     Prepare,
 }
 
+impl Reason {
+    /// Whether other sessions of the database, or a lack of its resources, caused the failure: it may pass in minutes.
+    pub fn is_contention(self) -> bool {
+        matches!(self, Reason::LockTimeout | Reason::DatabaseUnavailable)
+    }
+}
+
 reasons! {
     /// A Secret or one of its keys is missing.
     SecretKeyMissing: May,

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     BackupEvidence, BaselineEvidence, CheckResult, CodeBackupEvidence, Comparison, CreditMigrationSpec, Delivery,
-    Finding, KeyUsersEvidence, Notice, Reason, RehearsalEvidence, ReportEvidence, RollbackRehearsalEvidence,
+    Finding, KeyUsersEvidence, Notice, Obstacle, Reason, RehearsalEvidence, ReportEvidence, RollbackRehearsalEvidence,
     SchemaInPlace, Task, Time, VerificationEvidence, WindowState, named::named,
 };
 
@@ -233,6 +233,9 @@ pub struct WindowProgress {
     pub state: WindowState,
     /// Writes stay blocked until an order or manual intervention unblocks them.
     pub stuck: bool,
+    /// What keeps it from blocking writes, as last found on standby.
+    #[schemars(length(max = 8))]
+    pub obstacles: Vec<Obstacle>,
     /// When writes were first refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub blocked_at: Option<Time>,

@@ -5,8 +5,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    BackupEvidence, BaselineEvidence, CheckResult, CodeBackupEvidence, Comparison, KeyUsersEvidence, NoticeStatus,
-    Phase, Reason, RehearsalEvidence, ReportEvidence, RollbackRehearsalEvidence, Step, Task, Time,
+    BackupEvidence, BaselineEvidence, CheckResult, CodeBackupEvidence, Comparison, ExpectedWindow, KeyUsersEvidence,
+    NoticeStatus, Phase, Reason, RehearsalEvidence, ReportEvidence, RollbackRehearsalEvidence, Step, Task, Time,
     VerificationEvidence, named::named,
 };
 
@@ -135,7 +135,7 @@ named! {
 }
 
 /// What the approvals are for.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct Plan {
     /// SHA-256 of spec, SQL, image, backup and rehearsal. Approvals name it. Absent until the rehearsal has passed.
@@ -147,6 +147,9 @@ pub struct Plan {
     pub up_sha256: String,
     /// SHA-256 of the down SQL.
     pub down_sha256: String,
+    /// How long the window is expected to take. Not part of the digest: it follows the number of pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected_window: Option<ExpectedWindow>,
 }
 
 /// A step that was started.
@@ -222,6 +225,10 @@ pub struct WindowStatus {
     pub unblocking: bool,
     /// The flag was, or may have been, set: to `to` on the forward path, to `from` in a rollback.
     pub switched: bool,
+    /// The flag was not at `to` until then, by the API server's clock. In a rollback inside the forward window pods that
+    /// were started before are kept; absent: none is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unswitched_until: Option<Time>,
     /// How often the workloads were restarted again because the version probe returned another version.
     #[serde(skip_serializing_if = "is_zero")]
     pub restarts: u32,
@@ -266,6 +273,9 @@ pub struct RollbackRehearsalStatus {
     /// The last one that passed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub passed: Option<RollbackRehearsalEvidence>,
+    /// Seconds for which a rollback would block writes, by the last one that passed: rollout, SQL, comparison.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expected_window_seconds: Option<u64>,
     /// Why the last one did not pass; absent if it did. That it could not be carried out is no failure.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failed: Option<RollbackRehearsalFailure>,
@@ -293,6 +303,12 @@ pub struct ScheduleStatus {
     /// End of these hours; absent when they have no end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ends_at: Option<Time>,
+    /// Windows of this start that ended without effect because of a lock or a lack of resources.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub failed_windows: u32,
+    /// When the next window of this start begins, after such an end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_at: Option<Time>,
     /// Id of the maintenance notice for this start, once it exists.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub notice: Option<String>,

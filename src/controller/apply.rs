@@ -121,6 +121,9 @@ impl Writer<'_> {
             Effect::OrderWindow { name, order } => self.order_window(&name, &order, fenced()?).await,
             Effect::SetFlag { value, marker } => self.set_flag(&value, &marker, fenced()?).await,
             Effect::Restart { workload, marker } => self.restart(&workload, &marker, fenced()?).await,
+            Effect::KeepPods { workload, template, marker } => {
+                self.keep_pods(&workload, template.as_deref(), &marker, fenced()?).await
+            }
             Effect::Event(event) => {
                 // An event that cannot be published must not hide or delay what it reports.
                 self.publish(&event).await;
@@ -238,6 +241,20 @@ impl Writer<'_> {
         let patch = json!({
             "metadata": {"resourceVersion": fenced.resource_version},
             "spec": {"template": {"metadata": {"annotations": {RESTARTED_FOR: marker}}}},
+        });
+        ignore_conflict(self.merge::<Deployment>(&workload.name, &patch).await)
+    }
+
+    async fn keep_pods(
+        &self,
+        workload: &WorkloadRef,
+        template: Option<&str>,
+        marker: &str,
+        fenced: Fenced,
+    ) -> Result<(), Error> {
+        let patch = json!({
+            "metadata": {"resourceVersion": fenced.resource_version, "annotations": {RESTARTED_FOR: marker}},
+            "spec": {"template": {"metadata": {"annotations": {RESTARTED_FOR: template}}}},
         });
         ignore_conflict(self.merge::<Deployment>(&workload.name, &patch).await)
     }

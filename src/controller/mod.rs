@@ -12,12 +12,18 @@ mod client;
 mod error;
 mod events;
 mod failures;
+#[cfg(test)]
+mod fake_api;
 mod leader;
 mod metrics;
 mod observe;
 mod options;
+mod quota;
 mod reconcile;
+mod rollout_facts;
 mod server;
+#[cfg(test)]
+mod tests;
 mod watches;
 mod workload_pods;
 

@@ -2,10 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use k8s_openapi::api::{
-    apps::v1::{Deployment, ReplicaSet},
-    batch::v1::Job,
-    core::v1::{ConfigMap, Event as KubeEvent, Namespace, Pod, PodStatus},
+use k8s_openapi::{
+    api::{
+        apps::v1::{Deployment, ReplicaSet},
+        batch::v1::Job,
+        core::v1::{ConfigMap, Event as KubeEvent, Namespace, Pod, PodStatus, ResourceQuota},
+    },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::{
     Api, Client, ResourceExt,
@@ -16,7 +19,8 @@ use tracing::warn;
 
 use super::{
     Context, Error, admission,
-    workload_pods::{WorkloadPods, count_pods},
+    quota::{self, Needs},
+    workload_pods::{UNKNOWN_POD, WorkloadPods, count_pods, rollout_failure},
 };
 use crate::{
     api::{
@@ -38,18 +42,36 @@ pub(super) async fn observe(ctx: &Context, migration: &CreditMigration) -> Resul
     let sql = &migration.spec.migration;
     let flag_ref = &migration.spec.application.flag;
     let deleting = migration.metadata.deletion_timestamp.is_some();
-    let (runs, check_jobs, mut decisions, policy, (flag, rollback_enabled), up, down, workloads, namespace_deleting) =
-        futures::try_join!(
-            reader.runs(&uid),
-            reader.check_jobs(&uid),
-            reader.decisions(&name, &uid),
-            admission::trust(&ctx.client, &ctx.options.decision_policy),
-            reader.flag(&flag_ref.config_map_key_ref, &flag_ref.rollback_key),
-            reader.sql(&sql.up.config_map_key_ref),
-            reader.sql(&sql.down.config_map_key_ref),
-            reader.workloads(migration),
-            async { if deleting { reader.namespace_deleting().await } else { Ok(false) } },
-        )?;
+    let (
+        runs,
+        check_jobs,
+        mut decisions,
+        policy,
+        (flag, rollback_enabled),
+        up,
+        down,
+        workloads,
+        quotas,
+        namespace_deleting,
+    ) = futures::try_join!(
+        reader.runs(&uid),
+        reader.check_jobs(&uid),
+        reader.decisions(&name, &uid),
+        admission::trust(&ctx.client, &ctx.options.decision_policy),
+        reader.flag(&flag_ref.config_map_key_ref, &flag_ref.rollback_key),
+        reader.sql(&sql.up.config_map_key_ref),
+        reader.sql(&sql.down.config_map_key_ref),
+        reader.workloads(migration),
+        reader.quotas(),
+        async { if deleting { reader.namespace_deleting().await } else { Ok(false) } },
+    )?;
+    // The workloads that are restarted are restarted together.
+    let mut surge = Needs::new();
+    let restarted = &migration.spec.application.workloads;
+    workloads
+        .iter()
+        .filter(|(w, _)| restarted.contains(&w.reference))
+        .for_each(|(_, more)| quota::add(&mut surge, more));
     decisions.retain(|decision| is_authenticated(decision, policy.since));
     Ok(Observed {
         namespace: namespace.clone(),
@@ -68,7 +90,8 @@ pub(super) async fn observe(ctx: &Context, migration: &CreditMigration) -> Resul
         check_jobs,
         up,
         down,
-        workloads,
+        quota_shortages: quota::shortages(&quotas, &surge),
+        workloads: workloads.into_iter().map(|(workload, _)| workload).collect(),
     })
 }
 
@@ -110,7 +133,8 @@ impl Reader<'_> {
                 let name = run.name_any();
                 let job = jobs.get(&name).map_or(JobState::Absent, |job| job_state(job));
                 let pod = pods.remove(&name).unwrap_or(JobPod::Started);
-                ObservedRun { run, job, pod }
+                let written_at = written_at(&run.metadata);
+                ObservedRun { run, job, pod, written_at }
             })
             .collect())
     }
@@ -211,7 +235,12 @@ impl Reader<'_> {
         Ok(text.map_or(ObservedSql::Missing, |text| ObservedSql::Present(sha256(text.as_bytes()))))
     }
 
-    async fn workloads(&self, migration: &CreditMigration) -> Result<Vec<Workload>, Error> {
+    async fn quotas(&self) -> Result<Vec<ResourceQuota>, Error> {
+        Ok(self.api::<ResourceQuota>().list(&ListParams::default()).await?.items)
+    }
+
+    /// The workloads, each with what the first pod of its restart needs of quotas.
+    async fn workloads(&self, migration: &CreditMigration) -> Result<Vec<(Workload, Needs)>, Error> {
         let mut wanted = migration.spec.application.workloads.clone();
         let checked = migration
             .spec
@@ -229,34 +258,29 @@ impl Reader<'_> {
         futures::future::try_join_all(wanted.into_iter().map(|w| self.workload(w, key))).await
     }
 
-    async fn workload(&self, reference: WorkloadRef, key: &KeyRef) -> Result<Workload, Error> {
+    async fn workload(&self, reference: WorkloadRef, key: &KeyRef) -> Result<(Workload, Needs), Error> {
         let WorkloadKind::Deployment = reference.kind;
         let Some(deployment) = self.api::<Deployment>().get_opt(&reference.name).await? else {
-            return Ok(Workload {
-                reference,
-                exists: false,
-                reads_flag: false,
-                restarted_for: None,
-                paused: false,
-                unsettled: None,
-                old_pods: 0,
-                foreign_pods: vec![],
-                available: (0, 0),
-            });
+            return Ok((Workload::missing(reference), Needs::new()));
         };
         let restarted_for = restarted_for(&deployment);
         let pods = self.pods(&deployment, restarted_for.as_deref()).await?;
-        Ok(Workload {
+        let workload = Workload {
             reads_flag: deployment::reads_flag(&deployment, &key.name, &key.key),
             paused: deployment::paused(&deployment),
             unsettled: deployment::unsettled(&deployment),
             available: deployment::available(&deployment),
             reference,
             exists: true,
+            switched_for: deployment.annotations().get(RESTARTED_FOR).cloned(),
+            old_pods: pods.old(restarted_for.as_deref()),
+            failure: rollout_failure(&deployment).or(pods.failure),
             restarted_for,
-            old_pods: pods.old,
+            rollout: pods.rollout,
+            pods: pods.own,
             foreign_pods: pods.foreign,
-        })
+        };
+        Ok((workload, pods.surge))
     }
 
     /// Pods that the Deployment's selector matches, terminating ones included, by the chain of their owners.
@@ -266,7 +290,7 @@ impl Reader<'_> {
         };
         // A selector that cannot be used must not count as "no old pods".
         let Ok(selector) = Selector::try_from(selector) else {
-            return Ok(WorkloadPods { old: u32::MAX, foreign: vec![] });
+            return Ok(WorkloadPods { own: vec![UNKNOWN_POD], ..WorkloadPods::default() });
         };
         let pods = self.api::<Pod>().list(&ListParams::default().labels_from(&selector)).await?.items;
         // After the pods: a ReplicaSet that is removed in between makes its pods old, never foreign.
@@ -382,6 +406,11 @@ fn refused(warnings: Vec<KubeEvent>, reasons: &[&str], otherwise: JobPod) -> Job
     let known = warnings.into_iter().filter(|e| e.reason.as_deref().is_some_and(|reason| reasons.contains(&reason)));
     let Some(newest) = known.max_by_key(at) else { return otherwise };
     JobPod::Waiting(Some(PodReason::new(newest.reason.unwrap_or_default(), newest.message.as_deref().unwrap_or(""))))
+}
+
+/// When an object was last written, by the API server's clock.
+fn written_at(meta: &ObjectMeta) -> Option<Time> {
+    meta.managed_fields.iter().flatten().filter_map(|entry| Some(entry.time.as_ref()?.0)).max()
 }
 
 fn restarted_for(deployment: &Deployment) -> Option<String> {

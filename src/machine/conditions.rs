@@ -50,14 +50,26 @@ pub(super) fn derive(transition: &mut Transition<'_>) {
     set(transition, DOWN_CHANGED, drift.is_some().then_some(true), "NotApproved", &drift.unwrap_or_default());
 
     let rollback = rollback_ready(transition);
-    if let Some((status, reason, message)) = &rollback
-        && *status != RollbackPossible::True
+    if let Some(RollbackPossible::No(reason, message)) = &rollback
         && transition.status.conditions.iter().any(|c| c.type_ == ROLLBACK_READY && c.status == "True")
     {
         transition.event(true, *reason, message.clone());
     }
-    let (possible, why, text) = rollback.map_or((None, "", String::new()), |(is, why, text)| (Some(is), why, text));
-    set_status(transition, ROLLBACK_READY, possible.map(RollbackPossible::status), why, &text);
+    match rollback {
+        None => set(transition, ROLLBACK_READY, None, "", ""),
+        Some(RollbackPossible::Yes(text)) => set(transition, ROLLBACK_READY, Some(true), "Switchable", &text),
+        Some(RollbackPossible::No(reason, text)) => {
+            set(transition, ROLLBACK_READY, Some(false), reason.as_str(), &text);
+        }
+        // Reported as a problem.
+        Some(RollbackPossible::Doubtful(doubt)) => {
+            let status = match doubt {
+                Doubt::Fails(_) => "False",
+                Doubt::TooOld(_) => "Unknown",
+            };
+            set_status(transition, ROLLBACK_READY, Some(status), doubt.reason().as_str(), doubt.message());
+        }
+    }
 
     let backup = match (&transition.status.backup, &transition.status.verification) {
         (Some(b), Some(_)) => (true, "ReadThroughToEnd", format!("{} {} bytes, {}", b.object, b.bytes, b.sha256)),
@@ -70,10 +82,10 @@ pub(super) fn derive(transition: &mut Transition<'_>) {
             true,
             "RolledBackEqual",
             format!(
-                "{} tables equal after the rollback; {}; expected window {:.1} s (limit {})",
+                "{} tables equal after the rollback; {}; expected window {} s (limit {})",
                 r.tables_equal,
                 r.checks_summary(),
-                r.expected_window_seconds,
+                transition.expected_window().seconds,
                 transition.spec.window.max_duration
             ),
         ),
@@ -107,55 +119,34 @@ pub(super) fn derive(transition: &mut Transition<'_>) {
     set(transition, "WritesBlocked", Some(writes == Writes::Blocked), reason, &message);
 }
 
-/// Whether a rollback could do its work.
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// Whether a rollback could do its work, with a message.
 enum RollbackPossible {
-    True,
-    False,
-    Unknown,
+    Yes(String),
+    No(ReadyReason, String),
+    /// It could start, and the rehearsals speak against it.
+    Doubtful(Doubt),
 }
 
-impl RollbackPossible {
-    fn status(self) -> &'static str {
-        match self {
-            Self::True => "True",
-            Self::False => "False",
-            Self::Unknown => "Unknown",
-        }
-    }
-}
-
-/// Whether a rollback could do its work, with reason and message, while one may follow or waits.
-fn rollback_ready(transition: &Transition<'_>) -> Option<(RollbackPossible, &'static str, String)> {
+/// Whether a rollback could do its work, while one may follow or waits.
+fn rollback_ready(transition: &Transition<'_>) -> Option<RollbackPossible> {
     let failed = match transition.phase() {
         Phase::Validating | Phase::Monitoring | Phase::Observing => false,
         Phase::RollingBack if transition.awaits_rollback_window() => false,
         Phase::RollbackFailed if !transition.may_be_blocked() => true,
         _ => return None,
     };
-    let from = &transition.spec.application.flag.from;
-    Some(match (transition.rollback_violation(), transition.rollback_doubt()) {
-        (Some(violation), _) => (RollbackPossible::False, violation.reason.as_str(), violation.message.to_string()),
-        (None, _) if failed => (
-            RollbackPossible::False,
-            ReadyReason::RollbackNotStarted.as_str(),
+    let violation = transition.rollback_violation().or_else(|| transition.violation_before_rollback_window());
+    Some(match (violation, transition.rollback_doubt()) {
+        (Some(violation), _) => RollbackPossible::No(violation.reason, violation.message.to_string()),
+        (None, _) if failed => RollbackPossible::No(
+            ReadyReason::RollbackNotStarted,
             format!("the last one did not start; next: {}", transition.observed.rollback_command()),
         ),
-        (None, Some(doubt)) => {
-            let possible = match doubt {
-                Doubt::Fails(_) => RollbackPossible::False,
-                Doubt::TooOld(_) => RollbackPossible::Unknown,
-            };
-            (possible, doubt.reason().as_str(), doubt.message().to_owned())
-        }
+        (None, Some(doubt)) => RollbackPossible::Doubtful(doubt),
         (None, None) => {
-            let rehearsals = transition.status.rollback_rehearsal.as_ref();
-            let rehearsed =
-                rehearsals.and_then(|rehearsals| rehearsals.passed.as_ref()).map_or_else(String::new, |passed| {
-                    format!("; rehearsed at {:.0}: {}", passed.finished_at, passed.summary())
-                });
-            let text = format!("flag and workloads can be switched back to {from}{rehearsed}");
-            (RollbackPossible::True, "Switchable", text)
+            let from = &transition.spec.application.flag.from;
+            let rehearsed = transition.rollback_rehearsed().map_or_else(String::new, |text| format!("; {text}"));
+            RollbackPossible::Yes(format!("flag and workloads can be switched back to {from}{rehearsed}"))
         }
     })
 }

@@ -39,6 +39,16 @@ pub enum Effect {
         /// Value of the annotation.
         marker: String,
     },
+    /// Give a workload's pod template its earlier annotation back, and write the marker to the workload itself: pods of
+    /// that template are kept. Irreversible.
+    KeepPods {
+        /// The workload.
+        workload: WorkloadRef,
+        /// Value of the template's annotation [`crate::api::RESTARTED_FOR`]; `None` removes it.
+        template: Option<String>,
+        /// Value of the workload's own annotation of that name.
+        marker: String,
+    },
     /// Publish an Event.
     Event(Event),
 }
@@ -52,7 +62,9 @@ impl Effect {
             Effect::RemoveFinalizer => Some(FenceTarget::Migration),
             Effect::RemoveRun { name } | Effect::OrderWindow { name, .. } => Some(FenceTarget::Run(name)),
             Effect::SetFlag { .. } => Some(FenceTarget::Flag),
-            Effect::Restart { workload, .. } => Some(FenceTarget::Workload(workload)),
+            Effect::Restart { workload, .. } | Effect::KeepPods { workload, .. } => {
+                Some(FenceTarget::Workload(workload))
+            }
             Effect::AddFinalizer | Effect::StartRun(_) | Effect::StartCheckJob(_) | Effect::Event(_) => None,
         }
     }

@@ -17,12 +17,18 @@ pub(super) enum Fault {
     SilentDrift,
     /// 4: a person who approves twice counts as two.
     OnePersonTwice,
+    /// 4: evidence and approvals outlast an edit of the spec.
+    EditIgnored,
     /// 3: a rollback that is given up does not write the flag once more before it unblocks writes.
     FlagNotConfirmed,
     /// 7: a window, or a rollback, blocks writes although it could not be ended.
     BlocksWithoutExit,
     /// 7: a rollback whose switch never started is not given up.
     RollbackNotGivenUp,
+    /// 7: a window whose new pods crash waits for them until its deadline.
+    FailedRolloutAwaited,
+    /// 3: a pod without the new version's marker counts as the old version, whenever its containers started.
+    OldPodsByMarker,
     /// 6: a Job that ends without a report is waited for.
     LostJobAwaited,
 }

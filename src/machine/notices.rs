@@ -11,7 +11,7 @@ use crate::{
     api::{
         Delivery, DeliveryState, Notice, NoticeState, NoticeStatus, Occasion, Phase, ReadyReason, Reason, Task, Time,
     },
-    shared::time::seconds,
+    shared::time::{saturating_add, seconds, to_signed},
 };
 
 /// Attempts after which a channel is given up: about an hour with [`RETRY_SECONDS`].
@@ -49,11 +49,33 @@ impl Transition<'_> {
             message: message.into(),
             phase: self.phase(),
             starts_at: self.status.schedule.as_ref().and_then(|s| s.starts_at).or(self.spec.schedule.start_at),
-            expected_window_seconds: self.status.rehearsal.as_ref().map(|r| whole_seconds(r.expected_window_seconds)),
+            expected_window_seconds: self.status.plan.as_ref().and_then(|p| Some(p.expected_window.as_ref()?.seconds)),
             report_object: report.map(|r| r.object.clone()),
             delivered: vec![],
         };
         self.notice_queue().enqueue(notice);
+    }
+
+    /// Makes a notice now, and another one after each `followUps.reminderInterval` since `since`, for as long as this is
+    /// called.
+    pub(super) fn remind(&mut self, occasion: Occasion, key: &str, since: Time, message: &str) {
+        if self.channels_for(occasion).is_empty() {
+            return;
+        }
+        let interval = to_signed(self.spec.follow_ups.reminder_interval).as_secs().max(1);
+        let number = self.now.duration_since(since).as_secs().max(0) / interval;
+        self.wake_at(saturating_add(since, seconds((number + 1).saturating_mul(interval))));
+        self.notify(occasion, &format!("{key}.{number}"), message);
+    }
+
+    /// The planned start does not take place. Those who may have got its maintenance notice get another one, once.
+    pub(super) fn call_off(&mut self, why: &str) {
+        let Some(schedule) = &mut self.status.schedule else { return };
+        let (Some(id), Some(starts_at)) = (schedule.notice.take(), schedule.starts_at) else { return };
+        if self.notice(&id).is_some_and(NoticeStatus::may_have_reached) {
+            let text = format!("the maintenance of {} at {starts_at:.0} is called off: {why}", self.observed.name);
+            self.notify(Occasion::CalledOff, &notice_key("called-off", starts_at), &text);
+        }
     }
 
     fn notice_queue(&mut self) -> NoticeQueue<'_> {
@@ -269,11 +291,6 @@ fn retry_delay(failures: u32) -> jiff::SignedDuration {
 /// Key of a notice that comes about once at a time.
 pub(super) fn notice_key(what: &str, time: Time) -> String {
     format!("{what}.{}", time.as_second())
-}
-
-/// Whole seconds, rounded up; never negative.
-fn whole_seconds(s: f64) -> u64 {
-    std::time::Duration::try_from_secs_f64(s.ceil().max(0.0)).map_or(0, |d| d.as_secs())
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::faults::{Fault, fault};
 use crate::{
-    api::{DecisionKind, MigrationRun, Reason, RunPhase, Task, Time, WindowProgress, WorkloadRef},
+    api::{DecisionKind, ExpectedRollout, MigrationRun, Reason, RunPhase, Task, Time, WindowProgress, WorkloadRef},
     shared::message::Message,
 };
 
@@ -45,8 +45,25 @@ pub struct Observed {
     pub up: ObservedSql,
     /// The down SQL.
     pub down: ObservedSql,
+    /// Quotas that have no room for the pods that a rollout of the workloads creates first.
+    pub quota_shortages: Vec<QuotaShortage>,
     /// Workloads of `spec.application.workloads`, then those that only checks name.
     pub workloads: Vec<Workload>,
+}
+
+/// A quota with less left than is needed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QuotaShortage {
+    /// Name of the ResourceQuota.
+    pub quota: String,
+    /// The resource, as the quota names it.
+    pub resource: String,
+    /// What is used, as a quantity.
+    pub used: String,
+    /// The limit, as a quantity.
+    pub hard: String,
+    /// What is needed in addition, as a quantity.
+    pub needed: String,
 }
 
 /// A run and its Job.
@@ -58,6 +75,8 @@ pub struct ObservedRun {
     pub job: Job,
     /// The newest pod of its Job. Read while the Job is active, or has failed without a report.
     pub pod: JobPod,
+    /// When the run was last written, by the API server's clock.
+    pub written_at: Option<Time>,
 }
 
 /// State of a Job.
@@ -207,13 +226,80 @@ pub struct Workload {
     /// What keeps it from being settled: the spec is not observed, or a replica is not updated, not available or
     /// surplus. `None` when it is settled.
     pub unsettled: Option<String>,
+    /// Value of the Deployment's own annotation [`crate::api::RESTARTED_FOR`]: the last switch that wrote it.
+    pub switched_for: Option<String>,
     /// Its own pods, terminating ones included, that were not made from the present template's annotation. Its own are
     /// those of its ReplicaSets.
     pub old_pods: u32,
+    /// Its own pods, terminating ones included.
+    pub pods: Vec<WorkloadPod>,
+    /// What keeps the pods of the present template from becoming ready.
+    pub failure: Option<RolloutFailure>,
     /// Names of the pods that its selector matches and that are not its own, in order.
     pub foreign_pods: Vec<String>,
     /// Available and wanted replicas.
     pub available: (i32, i32),
+    /// What a restart is expected to take.
+    pub rollout: Option<ExpectedRollout>,
+}
+
+impl Workload {
+    /// One that is not there.
+    pub fn missing(reference: WorkloadRef) -> Self {
+        Self {
+            reference,
+            exists: false,
+            reads_flag: false,
+            restarted_for: None,
+            paused: false,
+            unsettled: None,
+            switched_for: None,
+            old_pods: 0,
+            pods: vec![],
+            failure: None,
+            foreign_pods: vec![],
+            available: (0, 0),
+            rollout: None,
+        }
+    }
+}
+
+/// A pod of a workload's own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkloadPod {
+    /// Value of its annotation [`crate::api::RESTARTED_FOR`].
+    pub restarted_for: Option<String>,
+    /// Latest start of a container of it, by its node's clock: a container reads the flag as it starts, also when it
+    /// is restarted in place. `None` unless every container runs and the pod is ready.
+    pub started_at: Option<Time>,
+}
+
+/// What keeps new pods from becoming ready.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RolloutFailure {
+    /// What it is.
+    pub kind: RolloutFailureKind,
+    /// Name of the pod; `None` if there is none.
+    pub pod: Option<String>,
+    /// What Kubernetes says of it.
+    pub why: PodReason,
+}
+
+/// Kinds of what keeps new pods from becoming ready, by how likely they pass by themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RolloutFailureKind {
+    /// The rollout has made no progress for the Deployment's `progressDeadlineSeconds`.
+    NoProgress,
+    /// The image's name is invalid, or it may not be pulled.
+    ImageInvalid,
+    /// The image could not be pulled.
+    ImageNotPulled,
+    /// A container could not be created: a Secret, a ConfigMap or a key is missing.
+    ContainerNotCreated,
+    /// A container has ended twice or more, and the pod is not ready.
+    CrashLoop,
+    /// The API server refuses the pods: a quota or a policy.
+    PodsRefused,
 }
 
 /// Result of a run, from its Job and its report.
@@ -235,7 +321,7 @@ impl Observed {
 
     /// Result of the run of a task and attempt.
     pub fn outcome(&self, task: Task, attempt: u32) -> RunOutcome<'_> {
-        let Some(ObservedRun { run, job, pod }) = self.run(task, attempt) else { return RunOutcome::Pending };
+        let Some(ObservedRun { run, job, pod, .. }) = self.run(task, attempt) else { return RunOutcome::Pending };
         let status = run.status.as_ref();
         match status.map(|s| s.phase).unwrap_or_default() {
             RunPhase::Succeeded => RunOutcome::Succeeded(run),

@@ -39,7 +39,7 @@ pub fn unsettled(d: &Deployment) -> Option<String> {
 }
 
 /// Reason of the condition `Progressing` of a Deployment whose rollout has stopped.
-const DEADLINE_EXCEEDED: &str = "ProgressDeadlineExceeded";
+pub const DEADLINE_EXCEEDED: &str = "ProgressDeadlineExceeded";
 
 /// Whether its rollout is stopped by `spec.paused`: a restart would replace no pod.
 pub fn paused(d: &Deployment) -> bool {

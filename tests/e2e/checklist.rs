@@ -4,7 +4,8 @@
 use std::process::Command;
 
 use credit_migration::api::{
-    CheckOutcome, CheckResult, DeliveryState, NoticeState, NoticeStatus, Occasion, Phase, Step, StepState,
+    CheckOutcome, CheckResult, DecisionKind, Delivery, DeliveryState, NoticeState, NoticeStatus, Occasion, Phase, Step,
+    StepState,
 };
 use k8s_openapi::api::{core::v1::ConfigMap, rbac::v1::RoleBinding};
 use kube::Api;
@@ -194,6 +195,7 @@ async fn everything_configured() {
         // What the recipients have got.
         let occasions = [
             Occasion::Planned,
+            Occasion::ApprovalDue,
             Occasion::MaintenanceStarts,
             Occasion::Finished,
             Occasion::DayReport,
@@ -293,6 +295,49 @@ async fn a_tag_on_another_commit_is_left_alone() {
         assert!(message.contains(&other[..8]) && message.contains("next: "), "{message}");
         assert_eq!(git(&["git", "-C", &folder, "rev-parse", "pre-credit-migration-v1^{commit}"]), other);
         m.assert_old("").await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_announced_maintenance_is_called_off() {
+    e2e("called-off", Setup { replicas: 0, ..Setup::default() }, |world| async move {
+        world.further_secrets().await;
+        let mut spec = world.everything("");
+        spec.as_object_mut().unwrap().remove("code");
+        spec["schedule"] = json!({"leadTime": "1h"});
+        let m = world.migrate("simplify", spec).await;
+        m.phase(Phase::AwaitingApproval).await;
+        let taken = async |occasion, channel| {
+            m.until("a notice that was taken", |s| {
+                let took = |n: &NoticeStatus| {
+                    let taken = |d: &Delivery| d.channel == channel && d.state == DeliveryState::Delivered;
+                    n.notice.occasion == occasion && n.deliveries.iter().any(taken)
+                };
+                s.notices.iter().any(took)
+            })
+            .await
+        };
+        taken(Occasion::ApprovalDue, "mail").await;
+        let digest = m.digest().await;
+        for approver in APPROVERS {
+            m.decide(approver, DecisionKind::Approve, Some(&digest)).await.unwrap();
+        }
+        taken(Occasion::PresenceDue, "mail").await;
+        taken(Occasion::MaintenanceStarts, "customers").await;
+        m.decide(APPROVERS[0], DecisionKind::Abort, None).await.unwrap();
+        m.phase(Phase::Cancelled).await;
+        let status = taken(Occasion::CalledOff, "customers").await;
+        let starts = |occasion| status.notices.iter().find(|n| n.notice.occasion == occasion).unwrap().notice.starts_at;
+        assert_eq!(starts(Occasion::CalledOff), starts(Occasion::MaintenanceStarts));
+        eventually("the customers' mails", async || {
+            let mails = inbox(&format!("/mail/customers@{}.example.com", world.namespace)).await;
+            let of = |words: &str| mails.iter().any(|mail| mail["subject"].as_str().unwrap().contains(words));
+            let both = of("Scheduled maintenance") && of("Maintenance is called off");
+            if both { Ok(()) } else { Err(format!("{mails:?}")) }
+        })
+        .await;
+        m.cleaned().await;
     })
     .await;
 }

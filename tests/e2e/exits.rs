@@ -6,12 +6,17 @@ use k8s_openapi::api::{
     apps::v1::Deployment,
     core::v1::{ConfigMap, Pod},
 };
-use kube::api::{DeleteParams, PostParams};
+use kube::{
+    ResourceExt,
+    api::{DeleteParams, ListParams, PostParams},
+    core::Selector,
+};
 use serde_json::json;
 
 use super::{
     cluster::eventually,
     harness::{APP, APPROVERS, LASTS, Setup, World, e2e},
+    latch::Latch,
     migration::{Migration, condition, ready},
 };
 
@@ -130,6 +135,64 @@ async fn a_rollback_waits_with_writes_open_for_a_mutable_flag() {
         m.phase(Phase::RolledBack).await;
         m.assert_old("up,down").await;
         assert_eq!(world.running().await, "v1");
+    })
+    .await;
+}
+
+/// Names of the application's pods, in order.
+async fn pods(world: &World) -> Vec<String> {
+    let selector = world.api::<Deployment>().get(APP).await.unwrap().spec.unwrap().selector;
+    let selector = Selector::try_from(selector).unwrap();
+    let pods = world.api::<Pod>().list(&ListParams::default().labels_from(&selector)).await.unwrap();
+    let mut names: Vec<String> = pods.iter().map(ResourceExt::name_any).collect();
+    names.sort();
+    names
+}
+
+#[tokio::test]
+async fn a_deployment_paused_inside_the_window_is_back_at_once() {
+    let setup = Setup { up: Latch::Migrate.up(), ..Setup::default() };
+    e2e("paused-inside", setup, |world| async move {
+        let m = world.migrate("simplify", json!({"window": {"maxDuration": "10m"}})).await;
+        let closed = world.db.close(Latch::Migrate).await;
+        m.approve().await;
+        world.db.sql_waits(Latch::Migrate).await;
+        let before = pods(&world).await;
+        world.patch::<Deployment>(APP, json!({"spec": {"paused": true}})).await;
+        drop(closed);
+        m.switched().await;
+        eventually("the flag", async || match world.flag().await.as_str() {
+            "v2" => Ok(()),
+            other => Err(other.to_owned()),
+        })
+        .await;
+        m.decide(APPROVERS[0], DecisionKind::Rollback, None).await.unwrap();
+        // Paused as it is: no pod was started since, so there is none to replace.
+        m.phase(Phase::RolledBack).await;
+        m.assert_old("up,down").await;
+        assert_eq!(pods(&world).await, before);
+        let deployment = world.api::<Deployment>().get(APP).await.unwrap();
+        assert_eq!(deployment.spec.unwrap().paused, Some(true));
+        assert_eq!(world.running().await, "v1");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_new_version_that_crashes_ends_the_window_early() {
+    e2e("crashing", Setup::default(), |world| async move {
+        // The application ends at once with a version that it does not know.
+        let patch = json!({"window": {"maxDuration": "10m"}, "application": {"flag": {"to": "v9"}}});
+        let m = world.migrate("simplify", patch).await;
+        m.phase(Phase::AwaitingApproval).await;
+        let before = pods(&world).await;
+        m.approve().await;
+        let status = m.phase(Phase::RolledBack).await;
+        let rollback = status.rollback.unwrap();
+        assert_eq!(rollback.cause, "RolloutFailed", "{}", rollback.message);
+        assert!(rollback.message.contains("CrashLoopBackOff"), "{}", rollback.message);
+        m.assert_old("up,down").await;
+        assert_eq!(pods(&world).await, before, "the pods of the old version were never replaced");
     })
     .await;
 }

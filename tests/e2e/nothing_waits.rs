@@ -89,3 +89,35 @@ async fn a_flag_that_drifts_is_set_again() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_window_that_met_a_lock_is_tried_again() {
+    let sample = Setup::default();
+    let setup = Setup {
+        up: format!("{}\nALTER TABLE reports ADD COLUMN total int;", sample.up),
+        down: format!("{}\nALTER TABLE reports DROP COLUMN total;", sample.down),
+        ..sample
+    };
+    e2e("attempts", setup, |world| async move {
+        let owner = world.db.migrator();
+        world.db.run(&format!("CREATE TABLE reports (id int); ALTER TABLE reports OWNER TO {owner}")).await;
+        let m = world.migrate("simplify", json!({"window": {"attempts": 2}})).await;
+        m.phase(Phase::AwaitingApproval).await;
+        // No protected table: nobody is ended for it.
+        let holder = world.db.connect().await;
+        holder.batch_execute("SET application_name = 'nightly report'; BEGIN; LOCK TABLE reports").await.unwrap();
+        let pid: i32 = holder.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
+        m.approve().await;
+        let named = m.event("LockTimeout", "nightly report").await;
+        assert!(named.contains(&format!("pid {pid} (role ")) && named.contains("attempt 1 of 2"), "{named}");
+        let status = m.reason("Scheduled").await;
+        assert!(status.contains("attempt 2 of 2 starts at"), "{status}");
+        drop(holder);
+        // After a minute, on the same approvals.
+        let status = m.step(Step::Validate).await;
+        assert_eq!(status.schedule.unwrap().failed_windows, 1);
+        m.completed().await;
+        m.assert_new().await;
+    })
+    .await;
+}

@@ -395,3 +395,12 @@ async fn checks_that_cannot_be_measured() {
     )
     .await;
 }
+
+/// Whoever may create schemas could put a view in the place of the write block.
+#[tokio::test]
+async fn a_control_schema_of_another_is_found() {
+    let world = World::new().await;
+    world.alter("CREATE SCHEMA credit_migration AUTHORIZATION app_{n}").await;
+    finds(&world, &[("migration role", Reason::PrivilegeMissing, "schema credit_migration belongs to role app_{n}")])
+        .await;
+}

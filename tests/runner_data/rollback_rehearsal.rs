@@ -49,7 +49,7 @@ async fn a_rollback_is_rehearsed_on_what_was_written_since() {
     assert!(evidence.rows >= u64::try_from(rows).unwrap(), "{evidence:?}");
     let granted = evidence.transactions.iter().find(|kind| kind.kind == "subscription_grant").unwrap();
     assert_eq!((granted.count, granted.total_amount.as_str()), (2, "200"));
-    assert!(evidence.duration_seconds > evidence.rollback_seconds && evidence.expected_window_seconds > 10.0);
+    assert!(evidence.duration_seconds > evidence.rollback_seconds);
     assert!(evidence.schema.is_some_and(|schema| schema.objects > 10));
     assert_eq!(evidence.message, "each balance kept; each is explained by the transactions since the cutover");
     assert_eq!(world.stored(), stored, "nothing goes into the bucket");

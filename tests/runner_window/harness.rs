@@ -102,6 +102,10 @@ impl Cluster {
 /// A database of its own, with the sample application's schema v1.
 pub struct Database {
     pub name: String,
+    /// As which the window connects.
+    pub login: String,
+    /// Hosts that the window's URL names before the server's own.
+    pub hosts: String,
     port: u16,
 }
 
@@ -128,7 +132,12 @@ impl Database {
         })
         .join()
         .unwrap();
-        Self { name, port }
+        Self { name, login: "migrator".to_owned(), hosts: String::new(), port }
+    }
+
+    /// The same database, with another login of the window.
+    pub fn with_login(&self, login: &str) -> Self {
+        Self { name: self.name.clone(), login: login.to_owned(), hosts: self.hosts.clone(), port: self.port }
     }
 
     /// A session as `role`.
@@ -137,8 +146,9 @@ impl Database {
     }
 
     pub fn target(&self) -> Target {
-        Target::parse(&format!("postgresql://migrator@127.0.0.1:{}/{}?sslmode=disable", self.port, self.name), None)
-            .unwrap()
+        let Self { name, login, hosts, port } = self;
+        let url = format!("postgresql://{login}@{hosts}127.0.0.1:{port}/{name}?sslmode=disable");
+        Target::parse(&url, None).unwrap()
     }
 
     /// Triggers installed, baseline taken: as after the Backup step.

@@ -4,12 +4,16 @@
 #![allow(clippy::unwrap_used)]
 
 mod change_tracking;
+mod connections;
 mod hang;
 mod harness;
+mod locks;
+mod logins;
 mod migration;
 mod rollback;
 mod sessions;
 mod sigterm;
+mod standby;
 mod take_over;
 mod window;
 mod write_block;

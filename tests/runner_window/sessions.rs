@@ -1,8 +1,9 @@
 //! What every session of the runner is like, whatever role and database set.
 
 use credit_migration::{
-    api::{Direction, Reason, SchemaInPlace},
+    api::{Direction, Reason, SchemaInPlace, WindowCommand},
     runner::{
+        Failure,
         database::{
             connection::Target,
             control::{self, StopSignal, read_only_default, window_record::RecordedEnd, write_block},
@@ -12,7 +13,10 @@ use credit_migration::{
 };
 use jiff::Timestamp;
 
-use crate::harness::{Cluster, Database, connect, sample_down, sample_up, spec, state_of};
+use crate::{
+    harness::{Cluster, Database, Desk, connect, end, sample_down, sample_up, spec, state_of},
+    window::{sample, writable},
+};
 
 #[tokio::test]
 async fn every_session_sets_all_time_outs_that_its_server_knows() {
@@ -67,6 +71,59 @@ async fn a_standby_is_not_taken_for_the_primary() {
     target.try_connect("test").await.unwrap();
 }
 
+/// After a failover either of the hosts may be the primary, and the other one down.
+#[tokio::test]
+async fn of_several_hosts_the_primary_is_connected_to() {
+    let database = Database::new().await;
+    let standby = tokio::task::spawn_blocking(|| Cluster::start_as("standby")).await.unwrap();
+    let waiting = connect(standby.port, "postgres", "postgres").await;
+    let primary = database.value("SELECT current_setting('port')").await;
+    let (standby, nobody) = (format!("127.0.0.1:{}", standby.port), "127.0.0.1:1");
+    let own = format!("localhost:{primary}");
+    let at = |hosts: &[&str]| {
+        let url = format!("postgresql://postgres@{}/postgres?sslmode=disable", hosts.join(","));
+        Target::parse(&(url + "&target_session_attrs=read-write"), None).unwrap()
+    };
+    let port = async |target: &Target| {
+        let client = target.connect("test").await?;
+        Ok::<_, Failure>(client.query_one("SELECT current_setting('port')", &[]).await.unwrap().get::<_, String>(0))
+    };
+    for hosts in [[&standby, nobody, &own], [nobody, &own, &standby], [&own, &standby, nobody]] {
+        let target = at(&hosts);
+        assert_eq!(port(&target).await.unwrap(), primary, "{hosts:?}");
+        target.connect_for_observation("test").await.unwrap();
+    }
+    let target = at(&[nobody, &standby]);
+    let failure = target.connect("test").await.unwrap_err();
+    assert!(failure.is_connection_lost(), "{failure}");
+    assert!(failure.message.contains(&format!("{standby} is a standby")), "{failure}");
+    assert!(failure.message.contains(&format!("{nobody} cannot be reached")), "{failure}");
+    // A statement that only a primary takes is no wrong SQL.
+    for statement in ["START TRANSACTION READ WRITE", "SELECT pg_current_wal_lsn()"] {
+        let failure = Failure::from(waiting.batch_execute(statement).await.unwrap_err());
+        assert!(failure.is_connection_lost(), "{failure}");
+        waiting.batch_execute("ROLLBACK").await.unwrap();
+    }
+    // The failover ends.
+    waiting.batch_execute("SELECT pg_promote()").await.unwrap();
+    assert_eq!(format!("127.0.0.1:{}", port(&target).await.unwrap()), standby);
+}
+
+/// The whole window, with a server that is down before its own.
+#[tokio::test]
+async fn a_window_runs_on_the_primary_of_its_hosts() {
+    let mut database = Database::new().await;
+    database.hosts = "127.0.0.1:1,".to_owned();
+    database.prepared(&spec()).await;
+    let desk = Desk::new();
+    let task = desk.start(&database, &sample());
+    desk.order(WindowCommand::BlockWrites);
+    desk.until("comparison", |progress, _| progress.comparison.is_some()).await;
+    desk.order(WindowCommand::Rollback);
+    assert_eq!(end(task).await.failure, None);
+    writable(&database, false).await;
+}
+
 #[tokio::test]
 async fn rows_that_the_sql_writes_have_the_recorded_number() {
     let database = Database::new().await;
@@ -119,10 +176,11 @@ async fn a_table_on_which_the_application_may_only_insert_is_verified() {
         .unwrap();
     let deadline = Timestamp::from_second(1_790_000_300).unwrap();
     write_block::enable(&mut client, &spec, Direction::Forward, 1, deadline).await.unwrap();
-    let verified = control::verify_writes_blocked(&database.target(), &spec).await.unwrap();
+    let verifying = database.target().connect("verification").await.unwrap();
+    let verified = control::verify_writes_blocked(&verifying, &spec).await.unwrap();
     assert!(verified.starts_with("3 writes refused, 1 not tried for lack of a right"), "{verified}");
     root.batch_execute("ALTER TABLE credit_transactions DISABLE TRIGGER ALL").await.unwrap();
-    let failure = control::verify_writes_blocked(&database.target(), &spec).await.unwrap_err();
+    let failure = control::verify_writes_blocked(&verifying, &spec).await.unwrap_err();
     assert!(failure.reason == Reason::WritesNotBlocked && failure.message.contains("credit_transactions"), "{failure}");
 }
 

@@ -87,7 +87,8 @@ async fn a_write_block_stops_every_kind_of_write_and_none_when_it_is_off() {
     assert_eq!(
         state_of(
             &owner,
-            "BEGIN READ WRITE; SET LOCAL credit_migration.pass = 'uid-1'; UPDATE user_credits SET balance = 0"
+            "BEGIN READ WRITE; INSERT INTO credit_migration.exempt_transaction SELECT pg_current_xact_id()::text; UPDATE \
+            user_credits SET balance = 0"
         )
         .await,
         "25006"
@@ -221,11 +222,12 @@ async fn the_application_can_neither_read_nor_disable_the_write_block() {
     assert_eq!(
         state_of(
             &app,
-            "BEGIN READ WRITE; SET LOCAL credit_migration.pass = 'uid-1'; UPDATE user_credits SET balance = 0"
+            "BEGIN READ WRITE; INSERT INTO credit_migration.exempt_transaction SELECT pg_current_xact_id()::text"
         )
         .await,
-        "25006"
+        "42501"
     );
+    assert_eq!(state_of(&app, "ROLLBACK; BEGIN READ WRITE; UPDATE user_credits SET balance = 0").await, "25006");
     open(&mut client, &spec).await;
 }
 

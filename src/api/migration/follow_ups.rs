@@ -15,7 +15,7 @@ pub struct FollowUps {
     /// After one week.
     #[serde(default)]
     pub week: FollowUp,
-    /// Time between two reminders to decide whether to keep the new version or roll back.
+    /// Time between two reminders: to approve, to be present at the start, to keep the new version or roll back.
     #[serde(default = "one_day")]
     #[x_kube(
         validation = Rule::new("duration(self) >= duration('1m')")

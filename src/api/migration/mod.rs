@@ -497,11 +497,18 @@ pub struct Window {
             .message("maxDuration must be between 15s and 1h, for example 5m")
     )]
     pub max_duration: Duration,
+    /// How often the window is started on the same approvals, within the same allowed hours, when another session's lock
+    /// or a lack of the server's resources ended it without effect: after 1, 5, then 10 minutes. People must be present
+    /// at each start.
+    // Not serialized while it is the default: the digests of existing plans stay valid.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    #[schemars(range(min = 1, max = 10))]
+    pub attempts: u32,
 }
 
 impl Default for Window {
     fn default() -> Self {
-        Self { max_duration: secs::<300>() }
+        Self { max_duration: secs::<300>(), attempts: one() }
     }
 }
 
@@ -546,6 +553,12 @@ impl Stage {
 /// `N` seconds; a function for serde's defaults.
 fn secs<const N: u64>() -> Duration {
     std::time::Duration::from_secs(N).into()
+}
+fn one() -> u32 {
+    1
+}
+fn is_one(n: &u32) -> bool {
+    *n == 1
 }
 fn v1() -> String {
     "v1".into()

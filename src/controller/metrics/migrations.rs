@@ -197,8 +197,8 @@ fn samples(spec: &CreditMigrationSpec, status: &CreditMigrationStatus) -> Vec<Me
     }
 
     add("window_limit_seconds", &[], seconds(spec.window.max_duration));
-    if let Some(r) = &status.rehearsal {
-        add("window_expected_seconds", &[], r.expected_window_seconds);
+    if let Some(expected) = status.plan.as_ref().and_then(|p| p.expected_window.as_ref()) {
+        add("window_expected_seconds", &[], std::time::Duration::from_secs(expected.seconds).as_secs_f64());
     }
     let window = status.window.as_ref();
     if let Some((from, to)) = window.and_then(|w| Some((w.blocked_at?, w.unblocked_at?))) {

@@ -59,7 +59,8 @@ fn rich() -> Value {
         "backup": {"object": "s3://b/o", "statisticsObject": "s3://b/s", "bytes": 1, "sha256": "0",
                    "pgDumpVersion": "17", "finishedAt": "1970-01-01T23:00:00Z"},
         "rehearsal": {"users": 1, "restoreSeconds": 1.0, "migrateSeconds": 1.0, "rollbackSeconds": 1.0,
-                      "tablesEqual": 1, "expectedWindowSeconds": 12.5},
+                      "tablesEqual": 1},
+        "plan": {"generation": 1, "upSha256": "u", "downSha256": "d", "expectedWindow": {"seconds": 13}},
         "schedule": {"startsAt": "1970-01-01T23:30:00Z", "present": ["bob@shop.example"]},
         "window": {"blockedAt": "1970-01-02T00:00:00Z", "unblockedAt": "1970-01-02T00:00:03Z",
                    "deadline": "1970-01-02T00:01:00Z"},
@@ -101,7 +102,7 @@ fn blocked_writes_grow_older(#[case] blocked: Option<i64>, #[case] deadline: Opt
 #[case("step_failures", &["step=\"Decide\"} 2"])]
 #[case("writes_blocked_seconds", &["0"])]
 #[case("window_limit_seconds", &["60"])]
-#[case("window_expected_seconds", &["12.5"])]
+#[case("window_expected_seconds", &["13"])]
 #[case("window_seconds", &["3"])]
 #[case::writes_are_open("window_deadline_timestamp_seconds", &[])]
 #[case("window_starts_timestamp_seconds", &["84600"])]

@@ -1,13 +1,16 @@
-//! Gates: what must hold in the cluster before anything is changed, and before a rollback blocks writes. Each is a
+//! Gates: what must hold in the cluster and in the database before anything is changed, and before a rollback blocks writes. Each is a
 //! function that asks and never acts.
 //!
 //! Called by the phases before a window and by `effects`; `conditions` reports how the SQL differs, and what a rollback
 //! lacks. Imports `shared`, `api` and `machine`.
 
+mod database;
 mod flag;
 mod policy;
+mod quota;
 mod schedule;
 mod sql;
+mod window;
 mod workloads;
 
 use super::{
@@ -40,6 +43,10 @@ const GATES: &[Question] = &[
     schedule::check,
     // What is restarted exists, reads the flag, and can be restarted.
     workloads::check,
+    // The pods of the rollout can be created.
+    quota::check,
+    // The window is long enough for it.
+    window::check,
     // Approvals are by those who are named.
     policy::check,
 ];
@@ -50,6 +57,8 @@ const ROLLBACK_GATES: &[Question] = &[
     flag::check_for_rollback,
     // What is restarted exists, reads the flag, and can be restarted.
     workloads::check_for_rollback,
+    // The pods of the rollout can be created.
+    quota::check,
 ];
 
 impl Transition<'_> {

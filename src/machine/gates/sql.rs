@@ -3,7 +3,10 @@
 use super::Violation;
 use crate::{
     api::{Phase, Plan, ReadyReason},
-    machine::{ObservedSql, Transition},
+    machine::{
+        ObservedSql, Transition,
+        faults::{Fault, fault},
+    },
     shared::message::Message,
 };
 
@@ -31,10 +34,10 @@ impl Transition<'_> {
             return None;
         };
         Some(Plan {
-            digest: None,
             generation: self.observed.generation,
             up_sha256: up.clone(),
             down_sha256: down.clone(),
+            ..Plan::default()
         })
     }
 
@@ -44,7 +47,8 @@ impl Transition<'_> {
             // Evidence without its SQL is void as well; without evidence there is nothing to void.
             return self.status.plan.is_some() && self.observed_plan().is_none();
         };
-        (found.generation, &found.up_sha256, &found.down_sha256) != (had.generation, &had.up_sha256, &had.down_sha256)
+        let generation = if fault(Fault::EditIgnored) { had.generation } else { found.generation };
+        (generation, &found.up_sha256, &found.down_sha256) != (had.generation, &had.up_sha256, &had.down_sha256)
     }
 
     /// How the down SQL differs from what was approved, while a rollback would need it.

@@ -2,7 +2,7 @@
 
 use super::Flow;
 use crate::{
-    api::{DecisionKind, Phase, ReadyReason, Step, Time},
+    api::{DecisionKind, Occasion, Phase, ReadyReason, Step, Time},
     machine::{
         self, ObservedDecision, Transition,
         faults::{Fault, fault},
@@ -31,6 +31,8 @@ impl Transition<'_> {
         self.status.approvals = Some(format!("{}/{needed}", approvers.len()));
         self.status.approved_by = approvers.clone();
         self.record_presence(&digest);
+        self.record_expected_window();
+        self.report_missed_start();
         if let Some(violation) = self.cluster_violation() {
             self.set_ready(violation.reason, violation.message.to_string());
             return Flow::Settled;
@@ -47,6 +49,7 @@ impl Transition<'_> {
                     self.observed.plugin("abort", "")
                 )),
             };
+            self.call_off(&message.text);
             self.set_ready(ReadyReason::Rejected, message.to_string());
             return Flow::Settled;
         }
@@ -54,15 +57,42 @@ impl Transition<'_> {
             if self.status.step != Some(Step::Approve) {
                 self.start_step(Step::Approve);
             }
-            let (next, void) = (self.observed.plugin("approve", ""), self.void_approvals(&digest));
-            self.set_ready(
-                ReadyReason::ApprovalPending,
-                format!("{} of {needed} people approved {digest}{void}; next: {next}", approvers.len()),
-            );
+            let text =
+                format!("{} of {needed} people approved {digest}{}", approvers.len(), self.void_approvals(&digest));
+            self.call_off(&text);
+            self.request_approval(&text);
+            let next = self.observed.plugin("approve", "");
+            self.set_ready(ReadyReason::ApprovalPending, format!("{text}; next: {next}"));
             return Flow::Settled;
         }
         self.record_approval(&approvers, &digest);
         self.advance_scheduling(&digest)
+    }
+
+    /// Tells the approvers what waits for them: once for each plan, and again while approvals are missing.
+    fn request_approval(&mut self, approved: &str) {
+        let Some(since) = self.started_at(Step::Approve) else { return };
+        let who = match self.status.approved_by.as_slice() {
+            [] => String::new(),
+            some => format!(" ({})", some.join(", ")),
+        };
+        let expected = self.status.plan.as_ref().and_then(|plan| plan.expected_window.as_ref());
+        let window = expected
+            .map(|expected| {
+                format!("; expected window {} s (limit {})", expected.seconds, self.spec.window.max_duration)
+            })
+            .unwrap_or_default();
+        let gaps: Vec<String> = self.spec.not_covered().into_iter().map(|gap| gap.what).collect();
+        let covered = match gaps.is_empty() {
+            true => "every line of the checklist is covered".to_owned(),
+            false => format!("not covered by the spec: {}", gaps.join(", ")),
+        };
+        let text = format!(
+            "{approved}{who}{window}; {covered}; to read the plan: {}; next: {}",
+            self.observed.plugin("plan", ""),
+            self.observed.plugin("approve", "")
+        );
+        self.remind(Occasion::ApprovalDue, &format!("approval.{}", self.attempt(Step::Approve)), since, &text);
     }
 
     /// Digest of the present plan; `None` until its evidence is complete.
@@ -78,8 +108,9 @@ impl Transition<'_> {
     /// Ends the migration before its window: nothing was changed.
     pub(crate) fn cancel(&mut self, request: &ObservedDecision) -> Flow {
         let step = self.status.step;
-        self.enter(Phase::Cancelled);
         let message = format!("cancelled by {}{}; nothing was changed", request.by, fmt_reason(&request.reason));
+        self.call_off(&message);
+        self.enter(Phase::Cancelled);
         if let Some(step) = step {
             self.fail_step(step, ReadyReason::Aborted, message);
         }
@@ -142,6 +173,7 @@ impl Transition<'_> {
         }
         self.succeed_step(Step::Approve, format!("{} approved {digest}", approvers.join(", ")));
         // A start that was planned for an earlier attempt is planned again.
+        self.call_off("the start is planned again");
         self.status.schedule = None;
         self.start_step(Step::Schedule);
     }

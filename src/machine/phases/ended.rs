@@ -101,6 +101,7 @@ impl Transition<'_> {
     }
 
     fn cancel_deleted(&mut self) {
+        self.call_off("the CreditMigration was deleted before its window; nothing was changed");
         self.enter(Phase::Cancelled);
         self.set_ready(ReadyReason::Deleted, "deleted before its window; nothing was changed");
     }

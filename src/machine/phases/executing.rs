@@ -4,15 +4,16 @@
 use super::{Flow, approval::fmt_reason};
 use crate::{
     api::{
-        DecisionKind, Direction, Occasion, Phase, ReadyReason, Reason, Retry, SchemaInPlace, Step, Task,
+        DecisionKind, Direction, Occasion, Phase, ReadyReason, Reason, Retry, SchemaInPlace, Step, Task, Time,
         WindowProgress, WindowState,
     },
     machine::{
         RunOutcome, StatusReason, Transition,
         faults::{Fault, fault},
+        gates::Violation,
         window::cutover::Rollout,
     },
-    shared::time::to_signed,
+    shared::time::{seconds, to_signed},
 };
 
 /// Attempts of a window run whose pods end without a report, after which manual intervention is required.
@@ -51,7 +52,8 @@ impl Transition<'_> {
         if self.deadline().is_none() {
             return self.await_window_pod(&progress);
         }
-        if let Some((cause, message)) = self.rollback_cause(&progress) {
+        let failure = self.switch_failure();
+        if let Some((cause, message)) = self.rollback_cause(&progress).or(failure) {
             return self.start_rollback(cause, message);
         }
         self.advance_window(&progress);
@@ -69,15 +71,19 @@ impl Transition<'_> {
         // People, hours and backup too: the operator may have been away for hours while the pod waited.
         let still = approvers.len() >= needed && reject.is_none() && self.still_scheduled(&digest);
         if !still || self.inputs_changed() || self.cluster_violation().is_some() {
-            self.event(
-                true,
-                ReadyReason::WindowNotStarted,
-                "a precondition changed after approval (approvals, presence, backup age, schedule, SQL, flag or \
-                 workloads); the window was not started, nothing was changed",
-            );
+            let text = "a precondition changed after approval (approvals, presence, backup age, schedule, SQL, flag or \
+                        workloads); the window was not started, nothing was changed";
+            self.event(true, ReadyReason::WindowNotStarted, text);
+            self.call_off(text);
             self.enter(Phase::AwaitingApproval);
             self.start_step(Step::Approve);
             return Flow::Continue;
+        }
+        if progress.state == WindowState::Ready
+            && let Some(violation) = self.standby_violation(progress)
+        {
+            self.await_obstacles(&violation, &digest);
+            return Flow::Settled;
         }
         if progress.state == WindowState::Ready && !progress.stuck {
             let deadline = self.now + to_signed(self.spec.window.max_duration);
@@ -110,6 +116,16 @@ impl Transition<'_> {
         Flow::Settled
     }
 
+    /// The window waits, with writes open, until what is in its way is gone, or what allowed its start does not apply
+    /// any more.
+    fn await_obstacles(&mut self, violation: &Violation, digest: &str) {
+        let ends_at = self.status.schedule.as_ref().and_then(|schedule| schedule.ends_at);
+        for limit in [ends_at, self.presence(digest).1].into_iter().flatten() {
+            self.wake_at(limit);
+        }
+        self.report_lasting(violation.reason, format!("the window waits, writes are open: {}", violation.message));
+    }
+
     fn advance_window(&mut self, progress: &WindowProgress) {
         if progress.verification.is_some() && !self.succeeded(Step::BlockWrites) {
             let evidence = progress.verification.clone().unwrap_or_default();
@@ -137,8 +153,12 @@ impl Transition<'_> {
         if self.status.step == Some(Step::SwitchApplication) {
             // The acknowledgement must be persisted before the flag is set: from then on the runner does not roll back
             // by itself.
-            if progress.switch_acknowledged || fault(Fault::UnacknowledgedSwitch) {
-                self.window_mut().switched = true;
+            let acknowledged = progress.switch_acknowledged || fault(Fault::UnacknowledgedSwitch);
+            if acknowledged && !self.is_switched() {
+                let run = self.observed.run(Task::Window, self.attempt(Step::BlockWrites));
+                let unswitched_until = run.and_then(|run| run.written_at);
+                let window = self.window_mut();
+                (window.switched, window.unswitched_until) = (true, unswitched_until);
             }
             let to = self.spec.application.flag.to.clone();
             if self.is_switched() && self.follow_rollout(Direction::Forward, progress) == Rollout::Complete {
@@ -186,6 +206,18 @@ impl Transition<'_> {
         None
     }
 
+    /// The switch cannot settle: the new version's pods do not become ready.
+    fn switch_failure(&mut self) -> Option<(StatusReason, String)> {
+        if self.status.step != Some(Step::SwitchApplication) || !self.is_switched() {
+            return None;
+        }
+        let failure = self.report_rollout_failures(Direction::Forward)?;
+        if fault(Fault::FailedRolloutAwaited) {
+            return None;
+        }
+        Some((ReadyReason::RolloutFailed.into(), format!("the new version does not start: {failure}")))
+    }
+
     fn finish_window(&mut self) -> Flow {
         let blocked = self.blocked_seconds();
         for step in [Step::Migrate, Step::VerifyMigration, Step::SwitchApplication] {
@@ -222,7 +254,7 @@ impl Transition<'_> {
             // Only writes that are known to be unblocked again count as "nothing was changed".
             self.replace_window_pod(reason, message);
         } else {
-            self.end_window_without_effect(reason, message, progress);
+            return self.end_window_without_effect(reason, message, progress);
         }
         Flow::Settled
     }
@@ -243,25 +275,41 @@ impl Transition<'_> {
     }
 
     /// The runner has unblocked writes again: nothing was changed.
-    fn end_window_without_effect(&mut self, reason: Reason, message: &str, progress: &WindowProgress) {
+    fn end_window_without_effect(&mut self, reason: Reason, message: &str, progress: &WindowProgress) -> Flow {
         let step = self.status.step.unwrap_or(Step::BlockWrites);
         self.record_window_progress(Task::Window, progress);
+        let unchanged = format!("{message}; nothing was changed, writes are open");
+        if progress.blocked_at.is_none() && !progress.obstacles.is_empty() {
+            // It found the obstacle itself, at the last moment. The next pod waits for its end.
+            self.fail_step(step, reason, unchanged);
+            self.status.window = None;
+            self.start_step(Step::BlockWrites);
+            self.set_ready(ReadyReason::PreparingWindow, format!("{message}; another pod waits for its end"));
+            return Flow::Settled;
+        }
+        if let Some(at) = self.next_window_start(reason) {
+            self.retry_window(step, reason, message, at);
+            return Flow::Continue;
+        }
+        self.call_off(&unchanged);
         match reason.retry() {
             Retry::Never => {
                 self.enter(Phase::Failed);
-                return self.fail_step(
+                self.fail_step(
                     step,
                     reason,
                     format!("{message}; the transaction was rolled back, nothing was changed, writes are open"),
                 );
+                return Flow::Settled;
             }
             Retry::Prepare => {
-                self.fail_step(step, reason, format!("{message}; nothing was changed, writes are open"));
-                return self.restart(message);
+                self.fail_step(step, reason, unchanged);
+                self.restart(message);
+                return Flow::Settled;
             }
             Retry::May => {}
         }
-        self.fail_step(step, reason, format!("{message}; nothing was changed, writes are open"));
+        self.fail_step(step, reason, unchanged);
         // No decision up to now counts for the next window, even if its time is later because the API server's clock is
         // ahead of this one.
         let newest = self.observed.decisions.iter().map(|d| d.at).max();
@@ -272,6 +320,36 @@ impl Transition<'_> {
             reason,
             format!("{message}; nothing was changed; to retry, next: {}", self.observed.plugin("approve", "")),
         );
+        Flow::Settled
+    }
+
+    /// When the window is tried again on the same approvals, within the same hours; `None` without attempts left.
+    fn next_window_start(&self, reason: Reason) -> Option<Time> {
+        let schedule = self.status.schedule.as_ref()?;
+        if !reason.is_contention() || schedule.failed_windows + 1 >= self.spec.window.attempts {
+            return None;
+        }
+        let pause = match schedule.failed_windows {
+            0 => 60,
+            1 => 300,
+            _ => 600,
+        };
+        let at = self.now + seconds(pause);
+        schedule.ends_at.is_none_or(|end| at < end).then_some(at)
+    }
+
+    /// The approvals stay, and so does what was announced: nothing was changed.
+    fn retry_window(&mut self, step: Step, reason: Reason, message: &str, at: Time) {
+        let schedule = self.status.schedule.get_or_insert_default();
+        schedule.failed_windows += 1;
+        schedule.retry_at = Some(at);
+        let (number, attempts) = (schedule.failed_windows, self.spec.window.attempts);
+        let text = format!(
+            "{message}; attempt {number} of {attempts} changed nothing, writes are open; the next one starts at {at:.0}"
+        );
+        self.fail_step(step, reason, text);
+        self.enter(Phase::AwaitingApproval);
+        self.start_step(Step::Schedule);
     }
 
     fn window_message(&self, progress: &WindowProgress) -> String {

@@ -24,6 +24,7 @@ enum Recorded {
 impl Transition<'_> {
     /// Voids all evidence and restarts with Preflight.
     pub(crate) fn restart(&mut self, why: &str) {
+        self.call_off(&format!("{why}; the preparation starts again"));
         self.event(
             false,
             ReadyReason::PreparationRestarted,
@@ -319,7 +320,7 @@ impl Transition<'_> {
             },
             Step::Rehearse => match status.rehearsal {
                 Some(r) => {
-                    let note = format!("{} (limit {})", r.summary(), self.spec.window.max_duration);
+                    let note = r.summary();
                     self.status.rehearsal = Some(r);
                     Recorded::Taken(note)
                 }
@@ -340,7 +341,8 @@ impl Transition<'_> {
     }
 
     fn enter_approval(&mut self) -> Flow {
-        let expected = self.status.rehearsal.as_ref().map_or(f64::MAX, |r| r.expected_window_seconds);
+        // What the SQL alone takes, no change of a workload can shorten.
+        let expected = self.status.rehearsal.as_ref().map_or(f64::MAX, |r| r.migrate_seconds + r.compare_seconds);
         let limit = std::time::Duration::from(self.spec.window.max_duration).as_secs_f64();
         if expected > limit {
             self.fail_preparation(
@@ -354,6 +356,7 @@ impl Transition<'_> {
             );
             return Flow::Settled;
         }
+        self.record_expected_window();
         let digest = self.plan_digest();
         if let Some(plan) = &mut self.status.plan {
             plan.digest = digest;

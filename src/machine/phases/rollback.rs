@@ -147,9 +147,12 @@ impl Transition<'_> {
         }
     }
 
-    /// With writes open, what would keep the rollback from switching the application back.
-    fn violation_before_rollback_window(&self) -> Option<Violation> {
-        if self.awaits_rollback_window() { self.rollback_violation() } else { None }
+    /// With writes open, what would keep the rollback from blocking them, or from switching the application back.
+    pub(crate) fn violation_before_rollback_window(&self) -> Option<Violation> {
+        if !self.awaits_rollback_window() {
+            return None;
+        }
+        self.rollback_violation().or_else(|| self.standby_violation(&self.rollback_progress()))
     }
 
     /// The rollback waits with writes open. People are notified once for each rollback.
@@ -232,12 +235,18 @@ impl Transition<'_> {
                 SwitchMove::ConfirmFlag | SwitchMove::UnblockWrites | SwitchMove::Wait => return,
             }
         }
-        if self.is_switched() && self.follow_rollout(Direction::Rollback, progress) == Rollout::Complete {
-            self.succeed_step(
-                Step::SwitchBack,
-                format!("flag is {from}, rollout complete, no pod of the new version left"),
-            );
-            self.start_step(Step::RollbackSql);
+        if !self.is_switched() {
+            return;
+        }
+        match self.follow_rollout(Direction::Rollback, progress) {
+            Rollout::Complete => {
+                self.succeed_step(
+                    Step::SwitchBack,
+                    format!("flag is {from}, rollout complete, no pod of the new version left"),
+                );
+                self.start_step(Step::RollbackSql);
+            }
+            Rollout::UnderWay => drop(self.report_rollout_failures(Direction::Rollback)),
         }
     }
 
@@ -253,6 +262,7 @@ impl Transition<'_> {
             self.window_mut().switched = true;
             // The run has ended: the probe is not asked any more, and writes are unblocked.
             if !self.is_rolled_out(Direction::Rollback) {
+                self.report_rollout_failures(Direction::Rollback);
                 self.report_rollback();
                 return Flow::Settled;
             }

@@ -76,7 +76,11 @@ impl Transition<'_> {
         match outcome {
             Ok(evidence) => {
                 let summary = evidence.summary();
-                self.status.rollback_rehearsal = Some(RollbackRehearsalStatus { passed: Some(evidence), failed: None });
+                self.status.rollback_rehearsal = Some(RollbackRehearsalStatus {
+                    expected_window_seconds: Some(self.expected_rollback_seconds(&evidence)),
+                    passed: Some(evidence),
+                    failed: None,
+                });
                 self.succeed_step(STEP, summary);
             }
             Err((reason, message)) if reason.retry() == Retry::May => return self.retry_later(STEP, reason, &message),
@@ -125,6 +129,15 @@ impl Transition<'_> {
             MAX_AGE.as_hours()
         );
         Some(Doubt::TooOld(Message::new(text).next(logs(attempt)).to_string()))
+    }
+
+    /// What the last rehearsal that passed has shown.
+    pub(crate) fn rollback_rehearsed(&self) -> Option<String> {
+        let rehearsals = self.status.rollback_rehearsal.as_ref()?;
+        let passed = rehearsals.passed.as_ref()?;
+        let seconds = rehearsals.expected_window_seconds.unwrap_or_default();
+        let (at, summary) = (passed.finished_at, passed.summary());
+        Some(format!("rehearsed at {at:.0}: {summary}; writes would be blocked for about {seconds} s"))
     }
 
     /// End of the last rehearsal that passed: without one since the window, of Monitoring, at whose end it was due.

@@ -10,9 +10,12 @@
 
 use super::Flow;
 use crate::{
-    api::{DecisionKind, NoticeState, Occasion, Phase, ReadyReason, ScheduleStatus, Step, Time},
+    api::{DecisionKind, NoticeState, Occasion, Phase, ReadyReason, ScheduleStatus, Step, StepState, Time},
     machine::{Transition, next_hours, notices::notice_key},
-    shared::time::{saturating_add, seconds, to_signed},
+    shared::{
+        message::Message,
+        time::{saturating_add, seconds, to_signed},
+    },
 };
 
 impl Transition<'_> {
@@ -87,6 +90,11 @@ impl Transition<'_> {
         self.notify(Occasion::MaintenanceStarts, &key, &message);
         let id = self.notice_id(Occasion::MaintenanceStarts, &key);
         self.status.schedule.get_or_insert_default().notice.clone_from(&id);
+        self.request_presence(starts_at);
+        if let Some(text) = self.next_attempt_text() {
+            self.set_ready(ReadyReason::Scheduled, text);
+            return Flow::Settled;
+        }
         if self.now < starts_at {
             self.wake_at(starts_at);
             let text = format!("starts at {starts_at:.0}; {}", self.presence_text());
@@ -115,6 +123,21 @@ impl Transition<'_> {
         Flow::Continue
     }
 
+    /// What is said until the window is tried again; `None` if it is not, or its time has come.
+    fn next_attempt_text(&mut self) -> Option<String> {
+        let schedule = self.status.schedule.as_ref()?;
+        let (at, number) = (schedule.retry_at.filter(|at| self.now < *at)?, schedule.failed_windows + 1);
+        self.wake_at(at);
+        let failed = self.status.steps.iter().filter(|s| s.state == StepState::Failed && !s.superseded);
+        let why = failed.max_by_key(|s| s.finished_at).and_then(|s| s.message.as_deref()).unwrap_or_default();
+        Some(format!(
+            "attempt {number} of {} starts at {at:.0}; the last one: {}; {}",
+            self.spec.window.attempts,
+            Message::parse(why).text,
+            self.presence_text()
+        ))
+    }
+
     fn start_window(&mut self) {
         let evidence = self.start_evidence();
         self.succeed_step(Step::Schedule, evidence);
@@ -129,23 +152,50 @@ impl Transition<'_> {
         self.status.schedule.as_ref()?.starts_at
     }
 
-    /// Plans a start when there is none, or when its hours have passed.
-    fn plan_start(&mut self) {
-        let planned = self.status.schedule.clone().unwrap_or_default();
-        let missed = planned.ends_at.filter(|end| self.now >= *end);
-        if planned.starts_at.is_some() && missed.is_none() {
-            if let Some(end) = planned.ends_at {
-                self.wake_at(end);
-            }
+    /// Drops a planned start whose hours have passed.
+    pub(crate) fn report_missed_start(&mut self) {
+        let Some(end) = self.status.schedule.as_ref().and_then(|s| s.ends_at) else { return };
+        if self.now < end {
+            return self.wake_at(end);
+        }
+        let why = Message::parse(self.message.as_deref().unwrap_or_default()).text;
+        let text = format!("the hours until {end:.0} have passed: {why}; it waits for the next allowed time");
+        self.call_off(&text);
+        self.event(true, ReadyReason::StartMissed, text);
+        let schedule = self.status.schedule.get_or_insert_default();
+        *schedule = ScheduleStatus {
+            present: std::mem::take(&mut schedule.present),
+            presence: schedule.presence.take(),
+            ..Default::default()
+        };
+    }
+
+    /// Asks for people as long as too few are present: in the lead time, at the start, and again after it.
+    fn request_presence(&mut self, starts_at: Time) {
+        if self.status.schedule.as_ref().map_or(0, |s| s.present.len()) >= self.presence_required() {
             return;
         }
-        if let Some(end) = missed {
-            let why = self.message.clone().unwrap_or_default();
-            self.event(
-                true,
-                ReadyReason::StartMissed,
-                format!("the hours until {end:.0} have passed: {why}; it waits for the next allowed time"),
-            );
+        let from = starts_at - to_signed(self.spec.schedule.presence.within);
+        let until = self.status.schedule.as_ref().and_then(|s| s.ends_at);
+        let until = until.map(|end| format!(", and until {end:.0} at the latest")).unwrap_or_default();
+        let text = format!(
+            "the window of {} starts at {starts_at:.0} if {} people confirm by Ready that they are present, after \
+             {from:.0}{until}; {}",
+            self.observed.name,
+            self.presence_required(),
+            self.presence_text()
+        );
+        if self.now < starts_at {
+            self.notify(Occasion::PresenceDue, &notice_key("presence", starts_at), &text);
+        } else {
+            self.remind(Occasion::PresenceDue, &notice_key("presence-missing", starts_at), starts_at, &text);
+        }
+    }
+
+    /// Plans a start when there is none.
+    fn plan_start(&mut self) {
+        if self.planned_start().is_some() {
+            return;
         }
         // Those who get the notice have the lead time to prepare.
         let earliest = self.now + self.lead_time();

@@ -2,12 +2,17 @@
 //! acts.
 
 use fastrand::Rng;
+use jiff::SignedDuration;
 
-use super::world::{Defect, Schema, SimulatedMigration, SimulatedWindow, Stored, World};
+use super::{
+    outsiders::Refused,
+    world::{Defect, Schema, SimulatedMigration, SimulatedWindow, Stored, World},
+};
 use crate::{
     api::{
         CheckOutcome, CheckResult, Comparison, CreditMigrationStatus, Delivery, DeliveryState, Direction, MigrationRun,
-        MigrationRunStatus, Occasion, Reason, RunPhase, Task, WindowCommand, WindowProgress, WindowState,
+        MigrationRunStatus, Notice, Obstacle, ObstacleKind, Occasion, Reason, RunPhase, Task, WindowCommand,
+        WindowProgress, WindowState,
         fixtures::{self, SECRET},
         window_rules::{EndCause, Ending, Move, WindowActivity, WindowView, next_move},
     },
@@ -23,12 +28,14 @@ pub(super) struct Controller {
     /// An irreversible effect under way: version of its target, as read.
     target: Option<u64>,
     pub(super) dead: bool,
+    /// By how much its clock differs from the API server's.
+    pub(super) skew: SignedDuration,
 }
 
 impl Controller {
     /// The process dies and comes back: nothing in memory is left.
     pub(super) fn crash(&mut self) {
-        *self = Self { dead: self.dead, ..Self::default() };
+        *self = Self { dead: self.dead, skew: self.skew, ..Self::default() };
     }
 
     /// The target of an irreversible effect is read; the write is next.
@@ -79,11 +86,14 @@ impl Controller {
             self.read = w.observe();
             return;
         };
-        let decision = decide(&migration.spec, &migration.status, &observed, w.now);
+        let decision = decide(&migration.spec, &migration.status, &observed, w.now + self.skew);
         w.note_drift_decision(&migration.spec, &decision.status);
         let without_exit = starts_window(&migration.status, &decision.status) && is_obstructed(&observed);
         let mut persisted = version;
         if decision.status != migration.status {
+            if w.refuses(Refused::Status) {
+                return;
+            }
             let next = w.bump();
             let Some(m) = w.migration.as_mut().filter(|m| m.version == version) else { return };
             m.value.status = decision.status;
@@ -102,10 +112,12 @@ fn starts_window(before: &CreditMigrationStatus, after: &CreditMigrationStatus) 
     was.deadline.is_none() && was.blocked_at.is_none() && is.deadline.is_some() && is.blocked_at.is_none()
 }
 
-/// The application cannot be switched, as far as that can be observed.
+/// The application cannot be switched, or the database is in the way, as far as that can be observed.
 fn is_obstructed(observed: &Observed) -> bool {
+    let standby = observed.runs.iter().filter_map(|r| r.run.status.as_ref()?.window.as_ref());
     !matches!(observed.flag, ObservedFlag::Value { immutable: false, .. })
         || observed.workloads.iter().any(|w| w.paused || !w.foreign_pods.is_empty())
+        || standby.filter(|w| w.state == WindowState::Ready).any(|w| !w.obstacles.is_empty())
 }
 
 fn target_version(w: &World, effect: &Effect) -> u64 {
@@ -133,16 +145,17 @@ fn apply(w: &mut World, version: u64, effect: &Effect, target: Option<u64>) -> b
             false
         }
         Effect::StartRun(start) => {
-            if w.migration.is_none() {
+            if w.migration.is_none() || w.refuses(Refused::Runs) {
                 return false;
             }
-            let version = w.bump();
+            let (version, now) = (w.bump(), w.now);
             let entry = w.runs.entry(start.name.clone()).or_insert_with(|| Stored {
                 version,
                 value: ObservedRun {
                     run: MigrationRun::new(&start.name, start.spec.clone()),
                     job: Job::Absent,
                     pod: JobPod::Started,
+                    written_at: Some(now),
                 },
             });
             if entry.value.job == Job::Absent {
@@ -150,8 +163,13 @@ fn apply(w: &mut World, version: u64, effect: &Effect, target: Option<u64>) -> b
             }
             true
         }
-        // The simulated migration has no check of that kind.
-        Effect::StartCheckJob(_) => true,
+        Effect::StartCheckJob(start) => {
+            let accepted = !w.refuses(Refused::Runs);
+            if accepted {
+                w.start_check_job(&start.name);
+            }
+            accepted
+        }
         Effect::RemoveRun { name } => {
             let Some(run) = w.runs.get(name) else { return true };
             let window = run.value.run.spec.task.is_window();
@@ -190,6 +208,14 @@ fn apply(w: &mut World, version: u64, effect: &Effect, target: Option<u64>) -> b
             w.app.version = w.bump();
             true
         }
+        Effect::KeepPods { template, marker, .. } => {
+            if !same(w.app.version) {
+                return false;
+            }
+            (w.app.value.template, w.app.value.switched_for) = (template.clone(), Some(marker.clone()));
+            w.app.version = w.bump();
+            true
+        }
         Effect::Event(event) => {
             w.events.push(event.note.clone());
             true
@@ -203,11 +229,12 @@ pub(super) struct Pod {
     pub(super) run: String,
     compared: bool,
     migrated: bool,
+    skew: SignedDuration,
 }
 
 impl Pod {
-    pub(super) fn new(id: u32, run: &str) -> Self {
-        Self { id, run: run.into(), compared: false, migrated: false }
+    pub(super) fn new(id: u32, run: &str, skew: SignedDuration) -> Self {
+        Self { id, run: run.into(), compared: false, migrated: false, skew }
     }
 
     /// One act. `false` when the pod has ended.
@@ -274,9 +301,15 @@ impl Pod {
                 _ => {}
             }
         });
-        let occasion = w.runs.get(name).and_then(|r| r.value.run.spec.inputs.notice.as_ref()).map(|n| n.occasion);
+        let notice = w.runs.get(name).and_then(|r| r.value.run.spec.inputs.notice.clone());
         if reported {
-            w.maintenance_announced |= occasion == Some(Occasion::MaintenanceStarts);
+            if let Some(Notice { occasion, starts_at: Some(starts_at), .. }) = notice {
+                match occasion {
+                    Occasion::MaintenanceStarts => w.announced.insert(starts_at),
+                    Occasion::CalledOff => w.called_off.insert(starts_at),
+                    _ => false,
+                };
+            }
             w.verified |= verified;
             w.rehearsed |= rehearsed;
         }
@@ -329,12 +362,16 @@ impl Pod {
                 return self.end(w, run, WindowState::Unblocked, None, false);
             }
             let (command, overdue) = match deadline {
-                Some(deadline) => (command, w.now >= deadline),
+                Some(deadline) => (command, w.now + self.skew >= deadline),
                 // Without a deadline no order is valid.
                 None => (WindowCommand::Standby, false),
             };
             let view = WindowView { overdue, ..WindowView::starting(direction, WindowActivity::Standby, command) };
             return match (next_move(&view), deadline) {
+                // It looks once more, and nothing is blocked.
+                (Move::BlockWrites, Some(_)) if w.db.obstructed => {
+                    self.end(w, run, direction.schema_before().final_state(), Some(Reason::LockTimeout), false)
+                }
                 (Move::BlockWrites, Some(deadline)) => {
                     w.db.windows.insert(task, SimulatedWindow { attempt, deadline, ..SimulatedWindow::default() });
                     w.db.blocked_at = Some(w.now);
@@ -365,7 +402,7 @@ impl Pod {
         self.compared |= up && has_up;
         let activity = if applying { WindowActivity::ApplyingSql } else { WindowActivity::AwaitingCutover };
         let view = WindowView {
-            overdue: w.now >= deadline.unwrap_or(window.deadline) && w.defect != Defect::DeadlineIgnored,
+            overdue: w.now + self.skew >= deadline.unwrap_or(window.deadline) && w.defect != Defect::DeadlineIgnored,
             switch_acknowledged: window.acknowledged,
             stuck: window.stuck,
             unexplained_balances: self.compared.then_some(0),
@@ -518,6 +555,10 @@ impl Pod {
             observed_version: Some(w.versions_run()),
             observed_at: Some(w.now),
             unblocked_at: (ended && w.db.blocked_at.is_none()).then_some(w.now),
+            obstacles: match w.db.obstructed && !w.db.windows.contains_key(&task) {
+                true => vec![Obstacle::new(ObstacleKind::PreparedTransaction)],
+                false => vec![],
+            },
             deadline_passed: passed,
             ..Default::default()
         }

@@ -5,10 +5,13 @@
 //! Called by `cargo test` alone. Imports `shared`, `api` and `machine`.
 
 mod actors;
+mod application;
+mod outsiders;
 mod world;
 
 use actors::{Controller, Pod};
 use fastrand::Rng;
+use jiff::SignedDuration;
 use world::{Defect, World};
 
 use super::{Job, faults};
@@ -21,8 +24,10 @@ use crate::{
 const SCHEDULES: u64 = 10_000;
 /// Wild acts per schedule, before everyone is let work in peace: fewest and most.
 const WILD: std::ops::Range<u32> = 200..900;
+/// Acts in peace without another step, after which a schedule does not end.
+const STILL: u32 = 4_000;
 /// Acts in peace, within which each schedule must have ended.
-const PEACE: u32 = 8_000;
+const PEACE: u32 = 40_000;
 /// Acts after the end, in which leaders that fell asleep wake up and finish what they had started.
 const AFTERMATH: u32 = 120;
 /// How often a leader falls asleep between reading a target and writing it, per schedule.
@@ -32,6 +37,8 @@ const OUTAGES: u32 = 4;
 
 /// How often an outsider sets the flag back after the window, per schedule.
 const DRIFTS: u32 = 2;
+/// How often the author edits the spec, per schedule.
+const EDITS: u32 = 2;
 /// How often something gets in the way of a switch, per schedule.
 const OBSTRUCTIONS: u32 = 2;
 /// Acts after which operators have fixed it at the latest.
@@ -58,21 +65,33 @@ fn schedule(seed: u64, defect: Defect, own: Option<faults::Fault>, trace: bool) 
     // What this schedule's people and troubles are like.
     let (trouble, stop, delete) = (rng.u8(..), rng.u8(..) < 60, rng.u8(..) < 30);
     let wild_acts = rng.u32(WILD);
-    let mut drifts = 0;
+    let (mut drifts, mut edits) = (0, 0);
+    let clocks_differ = rng.bool();
+    for controller in controllers.iter_mut().filter(|_| clocks_differ) {
+        controller.skew = outsiders::skew(&mut rng);
+    }
+    if rng.bool() {
+        w.add_job_check();
+    }
     if let (true, Some(m)) = (rng.bool(), &mut w.migration) {
         m.value.spec.application.flag.on_drift = OnDrift::Restore;
     }
     // Of 256 pods so many read the flag's old value.
     let lag = if rng.bool() { rng.u8(1..80) } else { 0 };
+    // Without a probe annotations and starts alone say which version a pod runs.
+    if let (true, Some(m)) = (lag == 0 && rng.bool(), &mut w.migration) {
+        m.value.spec.application.version_probe = None;
+    }
     let (obstructive, repair) = (rng.u8(..) < 192, rng.u8(5..40));
     let (mut obstructions, mut obstructed_at, mut needless) = (0, 0, 0);
+    let mut last_step = (0, None);
     for act in 0..wild_acts + PEACE {
         let wild = act < wild_acts;
         w.api_up = act >= outage_ends;
         if w.is_obstructed() && act > obstructed_at + LONGEST_OBSTRUCTION {
             w.repair();
         }
-        match rng.u8(..104) {
+        match rng.u8(..106) {
             0..40 => {
                 let i = rng.usize(..2);
                 if asleep[i] <= act {
@@ -105,7 +124,11 @@ fn schedule(seed: u64, defect: Defect, own: Option<faults::Fault>, trace: bool) 
                     ));
                 }
             }
-            75..80 => start_pods(&mut w, &mut pods, &mut next_pod, wild && rng.u8(..) < 20),
+            75..80 => {
+                w.run_check_jobs(&mut rng);
+                let skew = if clocks_differ { outsiders::skew(&mut rng) } else { SignedDuration::ZERO };
+                start_pods(&mut w, &mut pods, &mut next_pod, wild && rng.u8(..) < 20, skew);
+            }
             80..88 => w.roll(&mut rng, lag),
             88..91 => w.now += seconds(if wild { rng.i64(1..15) } else { 5 }),
             91 if drifts < DRIFTS && w.api_up && w.drift() => drifts += 1,
@@ -125,7 +148,9 @@ fn schedule(seed: u64, defect: Defect, own: Option<faults::Fault>, trace: bool) 
                     w.obstruct(&mut rng);
                 }
             }
+            104.. => w.restart_container(&mut rng),
             102.. if rng.u8(..) < repair => w.repair(),
+            99 if edits < EDITS && w.api_up && rng.u8(..) < 20 && w.edit_spec() => edits += 1,
             _ if !wild => {}
             94 => asleep[rng.usize(..2)] = act + rng.u32(20..200),
             95 => controllers[rng.usize(..2)].crash(),
@@ -176,6 +201,12 @@ fn schedule(seed: u64, defect: Defect, own: Option<faults::Fault>, trace: bool) 
                     .collect::<Vec<_>>()
             );
         }
+        let step = w.migration.as_ref().map(|m| (m.value.status.phase, m.value.status.step));
+        if wild || step != last_step.1 {
+            last_step = (act, step);
+        } else if act > last_step.0 + STILL {
+            break;
+        }
         let over = matches!(
             w.phase(),
             None | Some(Phase::Completed | Phase::RolledBack | Phase::Cancelled | Phase::RollbackFailed)
@@ -199,13 +230,13 @@ fn schedule(seed: u64, defect: Defect, own: Option<faults::Fault>, trace: bool) 
 }
 
 /// The Job controller: a pod for each active Job, and now and then a second one.
-fn start_pods(w: &mut World, pods: &mut Vec<Pod>, next: &mut u32, twice: bool) {
+fn start_pods(w: &mut World, pods: &mut Vec<Pod>, next: &mut u32, twice: bool, skew: SignedDuration) {
     let jobs: Vec<String> = w.runs.iter().filter(|(_, r)| r.value.job == Job::Active).map(|(n, _)| n.clone()).collect();
     for name in jobs {
         let running = pods.iter().filter(|p| p.run == name).count();
         if running == 0 || (twice && running == 1) {
             *next += 1;
-            pods.push(Pod::new(*next, &name));
+            pods.push(Pod::new(*next, &name, skew));
         }
     }
 }
@@ -307,10 +338,13 @@ fn each_deliberate_defect_is_found(#[case] defect: Defect, #[case] property: &st
 #[case(faults::Fault::UnacknowledgedSwitch, "3:")]
 #[case(faults::Fault::SilentDrift, "3:")]
 #[case(faults::Fault::OnePersonTwice, "4:")]
+#[case(faults::Fault::EditIgnored, "4:")]
 #[case(faults::Fault::LostJobAwaited, "6:")]
 #[case(faults::Fault::FlagNotConfirmed, "3:")]
 #[case(faults::Fault::BlocksWithoutExit, "7:")]
 #[case(faults::Fault::RollbackNotGivenUp, "7:")]
+#[case(faults::Fault::FailedRolloutAwaited, "7:")]
+#[case(faults::Fault::OldPodsByMarker, "3:")]
 fn each_deliberate_fault_of_the_machine_is_found(#[case] fault: faults::Fault, #[case] property: &str) {
     assert_found(Defect::None, Some(fault), property);
 }

@@ -2,21 +2,24 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use fastrand::Rng;
-
+use super::{
+    application::App,
+    outsiders::{Approval, Refused},
+};
 use crate::{
     api::{
         Audience, CreditMigrationSpec, CreditMigrationStatus, DecisionKind, KeyRef, MigrationRun, NotificationChannel,
-        Occasion, OnDrift, Phase, ReadyReason, SlackChannel, Step, Task, Time, WindowCommand, WindowState,
-        WorkloadKind, WorkloadRef,
+        Occasion, OnDrift, Phase, ReadyReason, SlackChannel, Task, Time, WindowCommand, WindowState,
         fixtures::{SECRET, spec},
     },
-    machine::{Job, Observed, ObservedDecision, ObservedFlag, ObservedRun, ObservedSql, StatusReason, Workload},
+    machine::{CheckJob, Job, Observed, ObservedDecision, ObservedFlag, ObservedRun, ObservedSql, StatusReason},
     shared::time::seconds,
 };
 
 pub(super) const NAME: &str = "m";
 pub(super) const UID: &str = "uid-1";
+/// When the world begins.
+pub(super) const START: Time = Time::constant(1_000_000, 0);
 
 /// A deliberate defect of the world around the machine, one for each property. The machine's own are in
 /// `machine::faults`.
@@ -41,9 +44,10 @@ pub(super) enum Defect {
     StopsAtBroken,
 }
 
-/// With one channel for all, so that there are notices.
+/// With one channel for all, so that there are notices, and with a second attempt of a window that met a lock.
 fn with_channel(mut spec: CreditMigrationSpec) -> CreditMigrationSpec {
     let url_secret_ref = KeyRef { name: "chat".into(), key: "url".into() };
+    spec.window.attempts = 2;
     spec.notifications.channels = vec![NotificationChannel {
         name: "chat".into(),
         audiences: vec![Audience::Team, Audience::Users],
@@ -104,6 +108,8 @@ pub(super) struct SimulatedDatabase {
     /// Pod that holds the worker's lock.
     pub(super) worker: Option<u32>,
     pub(super) triggers_installed: bool,
+    /// A transaction that no window can end has locked a protected table.
+    pub(super) obstructed: bool,
 }
 
 impl SimulatedDatabase {
@@ -135,17 +141,6 @@ pub(super) struct FlagMap {
     pub(super) refused: bool,
 }
 
-/// The Deployment: its template's annotation, and its pods with theirs and the version they run.
-#[derive(Clone, Debug)]
-pub(super) struct App {
-    pub(super) template: Option<String>,
-    pub(super) pods: Vec<(Option<String>, String)>,
-    /// A restart replaces no pod.
-    pub(super) paused: bool,
-    /// Another owner's pod has the same labels.
-    pub(super) foreign: bool,
-}
-
 /// The `CreditMigration`.
 #[derive(Clone, Debug)]
 pub(super) struct SimulatedMigration {
@@ -164,8 +159,12 @@ pub(super) struct World {
     pub(super) migration: Option<Stored<SimulatedMigration>>,
     pub(super) runs: BTreeMap<String, Stored<ObservedRun>>,
     pub(super) decisions: Vec<ObservedDecision>,
-    /// People who really spoke; names in decisions may be forged.
-    pub(super) approvers: BTreeSet<String>,
+    /// Approvals that were really given; names in decisions may be forged.
+    pub(super) approvals: Vec<Approval>,
+    /// Jobs of checks.
+    pub(super) check_jobs: Vec<CheckJob>,
+    /// What the API server refuses to write.
+    pub(super) refused: Option<Refused>,
     pub(super) flag: Stored<FlagMap>,
     pub(super) app: Stored<App>,
     pub(super) sql: (String, String),
@@ -176,8 +175,10 @@ pub(super) struct World {
     pub(super) events: Vec<String>,
     /// People who really said that they are there.
     pub(super) present: BTreeSet<String>,
-    /// The maintenance notice was taken.
-    pub(super) maintenance_announced: bool,
+    /// Starts whose maintenance notice was taken.
+    pub(super) announced: BTreeSet<Time>,
+    /// Starts whose end without a window was told.
+    pub(super) called_off: BTreeSet<Time>,
     pub(super) verified: bool,
     pub(super) rehearsed: bool,
     /// When an outsider has set the flag back after the window, as long as no one has set it since.
@@ -186,7 +187,8 @@ pub(super) struct World {
     pub(super) silent_decisions: u32,
     /// A broken neighbour was passed by how often.
     pub(super) broken_seen: u32,
-    /// It was decided to block writes although the application could not have been switched.
+    /// It was decided to block writes although the application could not have been switched, or the database was in
+    /// the way.
     pub(super) blocked_without_exit: bool,
 }
 
@@ -200,12 +202,14 @@ impl World {
             finalizer: false,
         };
         Self {
-            now: Time::UNIX_EPOCH + seconds(1_000_000),
+            now: START,
             versions: 1,
             migration: Some(Stored { version: 1, value: migration }),
             runs: BTreeMap::new(),
             decisions: vec![],
-            approvers: BTreeSet::new(),
+            approvals: vec![],
+            check_jobs: vec![],
+            refused: None,
             flag: Stored {
                 version: 1,
                 value: FlagMap {
@@ -221,7 +225,10 @@ impl World {
                 version: 1,
                 value: App {
                     template: None,
-                    pods: vec![(None, "v1".into()), (None, "v1".into())],
+                    pods: vec![(None, "v1".into(), START), (None, "v1".into(), START)],
+                    switched_for: None,
+                    crashing: None,
+                    failed: None,
                     paused: false,
                     foreign: false,
                 },
@@ -236,12 +243,14 @@ impl World {
                 windows: BTreeMap::new(),
                 worker: None,
                 triggers_installed: false,
+                obstructed: false,
             },
             api_up: true,
             defect,
             events: vec![],
             present: BTreeSet::new(),
-            maintenance_announced: false,
+            announced: BTreeSet::new(),
+            called_off: BTreeSet::new(),
             verified: false,
             rehearsed: false,
             drifted_at: None,
@@ -263,13 +272,7 @@ impl World {
     /// What a controller reads.
     pub(super) fn observe(&self) -> Option<(u64, SimulatedMigration, Observed)> {
         let m = self.migration.clone()?;
-        let app = &self.app.value;
         let flag = &self.flag.value;
-        // By labels alone a foreign pod is one of the Deployment's own that is never replaced.
-        let by_labels = self.defect == Defect::PodsByLabels;
-        let old_pods = app.pods.iter().filter(|p| p.0 != app.template).count() + usize::from(app.foreign && by_labels);
-        let foreign_pods = if app.foreign && !by_labels { vec!["debug".to_owned()] } else { vec![] };
-        let settled = app.pods.len() == 2 && app.pods.iter().all(|p| p.0 == app.template);
         let observed = Observed {
             namespace: "shop".into(),
             name: NAME.into(),
@@ -291,37 +294,13 @@ impl World {
                 },
             },
             rollback_enabled: (!flag.missing).then(|| "true".into()),
-            check_jobs: vec![],
+            check_jobs: self.check_jobs.clone(),
             up: ObservedSql::Present(self.sql.0.clone()),
             down: ObservedSql::Present(self.sql.1.clone()),
-            workloads: vec![Workload {
-                reference: WorkloadRef { kind: WorkloadKind::Deployment, name: "shop".into() },
-                exists: true,
-                reads_flag: true,
-                restarted_for: app.template.clone(),
-                paused: app.paused,
-                unsettled: (!settled).then(|| "a pod is old".into()),
-                foreign_pods,
-                old_pods: u32::try_from(old_pods).unwrap_or(0),
-                available: (2, 2),
-            }],
+            quota_shortages: vec![],
+            workloads: vec![self.workload()],
         };
         Some((m.version, m.value, observed))
-    }
-
-    /// One pod of the rollout is replaced; it reads the flag as it starts, from a node that may lag.
-    pub(super) fn roll(&mut self, rng: &mut Rng, lag: u8) {
-        let flag = &self.flag.value;
-        // A container whose ConfigMap is missing does not start.
-        if self.app.value.paused || flag.missing {
-            return;
-        }
-        let value = if rng.u8(..) < lag { flag.before.clone() } else { flag.value.clone() };
-        let template = self.app.value.template.clone();
-        if let Some(old) = self.app.value.pods.iter_mut().find(|p| p.0 != template) {
-            *old = (template, value);
-            self.app.version = self.bump();
-        }
     }
 
     /// The versions that the pods run: `v1`, or `v1, v2`.
@@ -373,9 +352,9 @@ impl World {
         if decision == DecisionKind::Ready {
             self.present.insert(by.to_owned());
         }
-        // Of those who approve: to be present, or to keep what is there, lets nothing start.
-        if !matches!(decision, DecisionKind::Ready | DecisionKind::Keep) {
-            self.approvers.insert(by.to_owned());
+        let generation = self.migration.as_ref().and_then(|m| m.value.status.plan.as_ref()).map(|p| p.generation);
+        if let (DecisionKind::Approve, Some(generation)) = (decision, generation) {
+            self.approvals.push(Approval { by: by.to_owned(), generation });
         }
         let n = self.decisions.len();
         let digest = of_plan.then_some(digest).flatten();
@@ -402,7 +381,13 @@ impl World {
         }
         let version = self.bump();
         if let Some(run) = self.runs.get_mut(name) {
+            let before = run.value.run.status.clone();
             change(&mut run.value.run);
+            // A write that changes nothing gives an object no new version.
+            if run.value.run.status == before {
+                return true;
+            }
+            run.value.written_at = Some(self.now);
             run.version = version;
             if run.value.run.has_ended() {
                 run.value.job = Job::Complete;
@@ -411,65 +396,11 @@ impl World {
         true
     }
 
-    /// Something gets in the way of a switch.
-    pub(super) fn obstruct(&mut self, rng: &mut Rng) {
-        let version = self.bump();
-        let (flag, app) = (&mut self.flag, &mut self.app);
-        match rng.u8(..5) {
-            0 => (flag.value.immutable, flag.version) = (true, version),
-            1 => (flag.value.missing, flag.version) = (true, version),
-            2 => flag.value.refused = true,
-            3 => (app.value.paused, app.version) = (true, version),
-            _ => app.value.foreign = true,
-        }
-    }
-
-    /// Operators fix what was in the way. A ConfigMap that was removed, or is immutable, is created again.
-    pub(super) fn repair(&mut self) {
-        let version = self.bump();
-        let (flag, app) = (&mut self.flag, &mut self.app);
-        if flag.value.immutable || flag.value.missing {
-            flag.value.marker = None;
-            flag.value.before.clone_from(&flag.value.value);
-            flag.version = version;
-        }
-        (flag.value.immutable, flag.value.missing, flag.value.refused) = (false, false, false);
-        if app.value.paused {
-            app.version = version;
-        }
-        (app.value.paused, app.value.foreign) = (false, false);
-    }
-
-    /// Something is in the way of a switch.
-    pub(super) fn is_obstructed(&self) -> bool {
-        let (flag, app) = (&self.flag.value, &self.app.value);
-        flag.immutable || flag.missing || flag.refused || app.paused || app.foreign
-    }
-
-    /// A rollback keeps writes blocked past its deadline although one version alone serves: every pod is of the new one
-    /// and the flag too, or every pod is of the old one.
-    pub(super) fn blocked_needlessly(&self) -> bool {
-        let Some(status) = self.migration.as_ref().map(|m| &m.value.status) else { return false };
-        let window = status.window.clone().unwrap_or_default();
-        let switching = (status.phase, status.step) == (Some(Phase::RollingBack), Some(Step::SwitchBack));
-        let overdue = window.deadline.is_some_and(|deadline| self.now > deadline + seconds(30));
-        let flag = &self.flag.value;
-        let all_run = |version: &str| self.app.value.pods.iter().all(|p| p.1 == version);
-        // A ConfigMap that refuses every write, or is missing, says nothing of a write that may still arrive.
-        let known = !flag.missing && !flag.refused;
-        let new_alone = flag.value == "v2" && all_run("v2");
-        let old_alone = flag.value == "v1" && all_run("v1") && !self.app.value.paused;
-        self.api_up
-            && self.db.blocked_at.is_some()
-            && window.task == Some(Task::RollbackWindow)
-            && (switching && overdue && known && (new_alone || old_alone))
-    }
-
     /// The properties that hold at every moment. `Err` names the broken one.
     pub(super) fn check(&self) -> Result<(), String> {
         let db = &self.db;
         if self.blocked_without_exit {
-            return Err("7: writes are blocked although the application could not be switched".into());
+            return Err("7: writes are blocked although it is known that the window cannot do its work".into());
         }
         if db.ups > 1 || db.downs > 1 {
             return Err(format!("1: up took effect {} times, down {} times", db.ups, db.downs));
@@ -489,18 +420,20 @@ impl World {
         if self.silent_decisions > 20 {
             return Err(format!("3: the flag was changed, and {} decisions notified no one", self.silent_decisions));
         }
-        if db.ups > 0
-            && (!self.verified || !self.rehearsed || self.approvers.iter().filter(|s| *s != "author").count() < 2)
-        {
+        if db.ups > 0 && (!self.verified || !self.rehearsed || self.approvers_of_spec().len() < 2) {
             return Err(format!(
                 "4: executed with verified={} rehearsed={} by {:?}",
-                self.verified, self.rehearsed, self.approvers
+                self.verified,
+                self.rehearsed,
+                self.approvers_of_spec()
             ));
         }
-        if db.ups > 0 && (self.present.len() < 2 || !self.maintenance_announced) {
+        let start = self.migration.as_ref().and_then(|m| m.value.status.schedule.as_ref()?.starts_at);
+        let announced = start.is_none_or(|at| self.announced.contains(&at) && !self.called_off.contains(&at));
+        if db.ups > 0 && (self.present.len() < 2 || !announced) {
             return Err(format!(
-                "4: executed with {:?} present, maintenance notice taken: {}",
-                self.present, self.maintenance_announced
+                "4: executed at {start:?} with {:?} present, announced: {:?}, called off: {:?}",
+                self.present, self.announced, self.called_off
             ));
         }
         Ok(())

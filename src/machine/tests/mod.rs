@@ -11,6 +11,7 @@ mod cutover;
 mod notices;
 mod phases;
 mod problems;
+mod replaced_pods;
 
 use super::{
     CheckJob, Decision, Effect, Job, JobPod, Observed, ObservedDecision, ObservedFlag, ObservedRun, ObservedSql,
@@ -96,6 +97,9 @@ fn describe_effect(effect: &Effect) -> String {
         Effect::OrderWindow { name, order } => format!("order {name} {:?}", order.command),
         Effect::SetFlag { value, marker } => format!("flag {value} {marker}"),
         Effect::Restart { workload, marker } => format!("restart {} {marker}", workload.name),
+        Effect::KeepPods { workload, template, marker } => {
+            format!("keep {} {} {marker}", workload.name, template.as_deref().unwrap_or("-"))
+        }
         Effect::Event(event) => format!("event {}", event.reason),
     }
 }
@@ -142,16 +146,12 @@ impl Scenario {
             check_jobs: vec![],
             up: ObservedSql::Present("sha256:up".into()),
             down: ObservedSql::Present("sha256:down".into()),
+            quota_shortages: vec![],
             workloads: vec![Workload {
-                reference: shop(),
                 exists: true,
                 reads_flag: true,
-                restarted_for: None,
-                paused: false,
-                unsettled: None,
-                old_pods: 0,
-                foreign_pods: vec![],
                 available: (2, 2),
+                ..Workload::missing(shop())
             }],
         };
         Self { spec: fixtures::spec(), status: CreditMigrationStatus::default(), observed, now: time(0) }
@@ -182,6 +182,7 @@ impl Scenario {
                 run: MigrationRun::new(&start.name, start.spec.clone()),
                 job: Job::Active,
                 pod: JobPod::Started,
+                written_at: None,
             }),
             Effect::RemoveRun { name } => self.observed.runs.retain(|r| r.run.metadata.name.as_ref() != Some(name)),
             Effect::OrderWindow { name, order } => {
@@ -199,6 +200,12 @@ impl Scenario {
             Effect::Restart { marker, .. } => {
                 self.observed.workloads[0].restarted_for = Some(marker.clone());
                 self.rollout(false, 2);
+            }
+            Effect::KeepPods { template, marker, .. } => {
+                let workload = &mut self.observed.workloads[0];
+                (workload.restarted_for, workload.switched_for) = (template.clone(), Some(marker.clone()));
+                let old = workload.pods.iter().filter(|pod| pod.restarted_for != *template).count();
+                workload.old_pods = u32::try_from(old).unwrap();
             }
             Effect::Event(_) => {}
         }

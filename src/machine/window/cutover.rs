@@ -11,6 +11,9 @@ const RESTART_AFTER_SECONDS: i64 = 10;
 /// The same after a restart that did not help.
 const NEXT_RESTART_AFTER_SECONDS: i64 = 15;
 
+/// Seconds between two readings of pods during a rollout: pods are not watched.
+const READ_SECONDS: i64 = 2;
+
 /// How far flag, workloads and probe are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rollout {
@@ -39,7 +42,7 @@ impl Transition<'_> {
 
     /// Value of the workloads' marker: the switch, and from the second restart on its number. No number comes twice, or
     /// pods of an earlier restart would pass as new ones.
-    fn restart_marker(&self, direction: Direction) -> String {
+    pub(super) fn restart_marker(&self, direction: Direction) -> String {
         match self.status.window.as_ref().map_or(0, |w| w.restarts) {
             0 => self.marker(direction),
             n => format!("{}.{}", self.marker(direction), n + 1),
@@ -52,13 +55,11 @@ impl Transition<'_> {
             let value = self.wanted_version(direction).to_owned();
             return vec![Effect::SetFlag { value, marker: self.marker(direction) }];
         }
-        let marker = self.restart_marker(direction);
         self.observed
             .workloads
             .iter()
-            .filter(|w| self.spec.application.workloads.contains(&w.reference))
-            .filter(|w| w.exists && w.restarted_for.as_deref() != Some(marker.as_str()))
-            .map(|w| Effect::Restart { workload: w.reference.clone(), marker: marker.clone() })
+            .filter(|w| w.exists && self.spec.application.workloads.contains(&w.reference))
+            .filter_map(|w| self.replacement(direction, w).effect(w))
             .collect()
     }
 
@@ -85,12 +86,11 @@ impl Transition<'_> {
 
     /// Flag and workloads are as wanted, made so by this very switch, and no old pod is left.
     pub(crate) fn is_rolled_out(&self, direction: Direction) -> bool {
-        let marker = self.restart_marker(direction);
         self.is_flag_set(direction)
             && self.spec.application.workloads.iter().all(|wanted| {
                 self.observed.workloads.iter().any(|workload| {
                     workload.reference == *wanted
-                        && workload.restarted_for.as_deref() == Some(marker.as_str())
+                        && self.replacement(direction, workload).is_ordered(workload)
                         && workload.unsettled.is_none()
                         && workload.old_pods == 0
                 })
@@ -105,12 +105,19 @@ impl Transition<'_> {
     pub(crate) fn follow_rollout(&mut self, direction: Direction, progress: &WindowProgress) -> Rollout {
         if !self.is_rolled_out(direction) {
             self.window_mut().settled_at = None;
+            self.wake_at(self.now + seconds(READ_SECONDS));
             return Rollout::UnderWay;
         }
+        let now = self.now;
         if self.spec.application.version_probe.is_none() {
+            let settled_at = *self.window_mut().settled_at.get_or_insert(now);
+            let due = settled_at + self.hold_of_kept_pods(direction);
+            if now < due {
+                self.wake_at(due);
+                return Rollout::UnderWay;
+            }
             return Rollout::Complete;
         }
-        let now = self.now;
         let window = self.window_mut();
         if window.settled_at.is_none() {
             window.probed_before = progress.observed_at;
@@ -140,6 +147,8 @@ impl Transition<'_> {
         let window = self.window_mut();
         window.restarts += 1;
         window.settled_at = None;
+        // What a pod answers outweighs when it started: none is kept from here on.
+        window.unswitched_until = None;
         let version = self.wanted_version(direction).to_owned();
         self.event(
             true,
@@ -164,7 +173,9 @@ impl Transition<'_> {
             .map(|workload| {
                 let (available, wanted) = workload.available;
                 let (name, old) = (&workload.reference.name, workload.old_pods);
-                format!("{name} {available}/{wanted} available, {old} pods to be replaced")
+                let failure =
+                    workload.failure.as_ref().map(|failure| format!(" ({})", failure.why)).unwrap_or_default();
+                format!("{name} {available}/{wanted} available{failure}, {old} pods to be replaced")
             })
             .collect();
         let probe = progress.observed_version.as_deref().unwrap_or("none");

@@ -5,5 +5,7 @@
 
 pub(super) mod cutover;
 pub(super) mod given_up;
+mod kept_pods;
 mod orders;
+mod rollout_failure;
 pub(super) mod stage;

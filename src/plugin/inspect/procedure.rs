@@ -74,9 +74,13 @@ fn describe(step: Step, spec: &CreditMigrationSpec, now: Time) -> String {
         Step::Approve => format!("waits for {} approvals other than by {}", spec.approval.required, spec.requested_by),
         Step::Schedule => schedule(spec, now),
         Step::BlockWrites => format!(
-            "ends sessions of {}, blocks writes for at most {}, verifies it by a refused write",
+            "ends sessions of {}, blocks writes for at most {}, verifies it by a refused write; {}",
             spec.database.application_roles.join(", "),
-            duration(spec.window.max_duration)
+            duration(spec.window.max_duration),
+            match spec.window.attempts {
+                1 => "a lock that it meets ends it, and new approvals are needed".to_owned(),
+                n => format!("a lock that it meets ends it, up to {n} attempts in all on the same approvals"),
+            }
         ),
         Step::Migrate => format!(
             "runs key {} of ConfigMap {} in one transaction; waits at most {} for a lock, a statement runs at most {}",

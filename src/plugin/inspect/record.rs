@@ -132,7 +132,7 @@ pub(crate) mod tests {
         let now = at("2030-01-01T00:00:00Z");
         let mut status = CreditMigrationStatus {
             phase: Some(Phase::Completed),
-            plan: Some(Plan { digest: None, generation: 1, up_sha256: "u".into(), down_sha256: "d".into() }),
+            plan: Some(Plan { generation: 1, up_sha256: "u".into(), down_sha256: "d".into(), ..Plan::default() }),
             baseline: Some(baseline(now)),
             backup: Some(dump(now)),
             verification: Some(verification()),

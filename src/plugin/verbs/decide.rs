@@ -281,14 +281,15 @@ fn preview(m: &CreditMigration) -> Preview {
         }
     };
     let at_most = duration(m.spec.window.max_duration);
-    let expected = match &status.rehearsal {
-        Some(r) => format!(
+    let window = status.plan.as_ref().and_then(|p| p.expected_window.as_ref());
+    let expected = match (&status.rehearsal, window) {
+        (Some(r), Some(expected)) => format!(
             "writes are blocked for about {} (the rollback took {} in the rehearsal), at most {at_most} before an \
              on-call engineer is notified",
-            seconds(r.expected_window_seconds),
+            seconds(std::time::Duration::from_secs(expected.seconds).as_secs_f64()),
             seconds(r.rollback_seconds)
         ),
-        None => format!("writes are blocked for at most {at_most} before an on-call engineer is notified"),
+        _ => format!("writes are blocked for at most {at_most} before an on-call engineer is notified"),
     };
     Preview {
         done: false,
@@ -316,15 +317,20 @@ mod tests {
     use super::*;
     use crate::{
         api::{
-            CreditMigrationStatus, Plan, RollbackStatus, Time, WindowStatus,
+            CreditMigrationStatus, ExpectedWindow, Plan, RollbackStatus, Time, WindowStatus,
             fixtures::{rehearsal, spec},
         },
         plugin::commands::sound,
     };
 
     fn migration(phase: Phase) -> CreditMigration {
-        let plan =
-            Plan { digest: Some("sha256:x".into()), generation: 1, up_sha256: "u".into(), down_sha256: "d".into() };
+        let plan = Plan {
+            digest: Some("sha256:x".into()),
+            generation: 1,
+            up_sha256: "u".into(),
+            down_sha256: "d".into(),
+            expected_window: Some(ExpectedWindow::new(12.0, 0.0, vec![])),
+        };
         let mut m = CreditMigration::new("m", spec());
         m.metadata.namespace = Some("shop".into());
         m.status = Some(CreditMigrationStatus { phase: Some(phase), plan: Some(plan), ..Default::default() });

@@ -22,7 +22,7 @@ use serde_json::Value;
 
 use super::{completion, status::current_state};
 use crate::{
-    api::{CreditMigration, CreditMigrationSpec, Gap, Phase, Step, Time},
+    api::{CreditMigration, CreditMigrationSpec, ExpectedWindow, Gap, Phase, Step, Time},
     plugin::{
         PluginError,
         connection::ClusterConnection,
@@ -74,6 +74,9 @@ struct PlanView {
     /// State of a migration that is on the server.
     #[serde(skip_serializing_if = "Option::is_none")]
     current_state: Option<String>,
+    /// What the window is expected to take, once the rehearsal has passed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expected_window: Option<ExpectedWindow>,
     steps: Vec<Planned>,
     /// Checked items.
     found: Vec<CheckedItem>,
@@ -122,6 +125,7 @@ pub(crate) async fn run(
         name: migration.name_any(),
         namespace: connection.namespace.clone(),
         current_state: migration.status.is_some().then(|| current_state(&migration)),
+        expected_window: migration.status.as_ref().and_then(|s| s.plan.as_ref()?.expected_window.clone()),
         steps: with_states(procedure(&migration.spec, telemetry::now()), &migration),
         not_covered: gaps(&migration.spec),
         found,
@@ -366,11 +370,15 @@ fn with_states(mut steps: Vec<Planned>, migration: &CreditMigration) -> Vec<Plan
 }
 
 fn screen(view: &PlanView) -> String {
-    let PlanView { name, namespace, current_state, steps, found, not_covered } = view;
+    let PlanView { name, namespace, current_state, expected_window, steps, found, not_covered } = view;
     let mut text = match current_state {
         Some(current_state) => format!("{namespace}/{current_state}"),
         None => format!("{namespace}/{name}: not on the server, nothing was changed"),
     };
+    if let Some(expected) = expected_window {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "\nexpected window: {}", expected.summary());
+    }
     let begun = steps.iter().any(|s| s.state.is_some());
     let header: &[&str] = if begun { &["", "STEP", "STATE", "WHAT"] } else { &["", "STEP", "WHAT"] };
     let rows = steps.iter().map(|planned| {
@@ -419,6 +427,7 @@ mod tests {
             name: "m".into(),
             namespace: "shop".into(),
             current_state: None,
+            expected_window: None,
             steps: procedure(&spec(), Time::UNIX_EPOCH),
             found,
             not_covered: gaps(&spec()),

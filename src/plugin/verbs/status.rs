@@ -7,7 +7,10 @@ use serde::Serialize;
 
 use super::completion;
 use crate::{
-    api::{CheckOutcome, CreditMigration, DeliveryState, NoticeState, Phase, ReadyReason, StepState, Time, Writes},
+    api::{
+        CheckOutcome, CreditMigration, DeliveryState, ExpectedWindow, NoticeState, Phase, ReadyReason, ScheduleStatus,
+        StepState, Time, Writes,
+    },
     plugin::{
         Exit, PluginError,
         connection::ClusterConnection,
@@ -73,10 +76,14 @@ pub(crate) struct View {
     pub(crate) presence: Option<String>,
     /// Earliest time at which the window may start.
     pub(crate) starts_at: Option<Time>,
+    /// Number of the window's next attempt, of those allowed, and its start; after one that met a lock.
+    pub(crate) attempt: Option<String>,
     /// When the current window must have ended.
     pub(crate) deadline: Option<Time>,
     /// Digest of the plan.
     pub(crate) digest: Option<String>,
+    /// What the window is expected to take, with its parts.
+    pub(crate) expected_window: Option<ExpectedWindow>,
     /// Reason of `Ready`.
     pub(crate) reason: String,
     /// Message of `Ready`.
@@ -190,6 +197,12 @@ pub(crate) struct CheckView {
     pub(crate) message: String,
 }
 
+/// `2 of 3, at 2030-01-01T00:01:00Z`; `None` before the first attempt has failed.
+fn attempt_text(schedule: &ScheduleStatus, attempts: u32) -> Option<String> {
+    let at = schedule.retry_at?;
+    Some(format!("{} of {attempts}, at {at:.0}", schedule.failed_windows + 1))
+}
+
 impl View {
     /// The state of a migration at a time.
     pub(crate) fn of(m: &CreditMigration, now: Time) -> Self {
@@ -206,8 +219,10 @@ impl View {
             approvals: status.approvals.clone(),
             presence: status.schedule.as_ref().and_then(|s| s.presence.clone()),
             starts_at: status.schedule.as_ref().and_then(|s| s.starts_at),
+            attempt: status.schedule.as_ref().and_then(|s| attempt_text(s, m.spec.window.attempts)),
             deadline: window.and_then(|w| w.deadline),
             digest: status.plan.as_ref().and_then(|p| p.digest.clone()),
+            expected_window: status.plan.as_ref().and_then(|p| p.expected_window.clone()),
             reason: ready.map(|c| c.reason.clone()).unwrap_or_default(),
             next: Message::parse(&message).next,
             message,
@@ -309,7 +324,9 @@ impl View {
         line("approvals", self.approvals.clone());
         line("presence", self.presence.clone());
         line("starts", self.starts_at.map(|t| format!("{t:.0} at the earliest")));
+        line("attempt", self.attempt.clone());
         line("plan", self.digest.clone());
+        line("window", self.expected_window.as_ref().map(ExpectedWindow::summary));
         line("now", Some(self.message.clone()));
         line("next", self.next.clone());
         let mut part = |header: &[&str], rows: Vec<Vec<String>>| {

@@ -61,6 +61,15 @@ pub(super) enum TlsState {
 }
 
 impl ConnectError {
+    /// What the refusals of all servers of a URL mean together. What no retry changes is said before what one may.
+    pub(super) fn of_all(mut refusals: Vec<Self>) -> Self {
+        let concerns_role_alone = refusals.iter().all(|refusal| refusal.concerns_role_alone);
+        refusals.sort_by_key(|refusal| refusal.failure.is_connection_lost());
+        let messages: Vec<String> = refusals.iter().map(|refusal| refusal.failure.message.clone()).collect();
+        let reason = refusals.first().map_or(Reason::HostUnreachable, |refusal| refusal.failure.reason);
+        Self { failure: Failure::new(reason, messages.join("; ")), concerns_role_alone }
+    }
+
     /// What an error of opening a session means.
     pub(super) fn new(session: &SessionName<'_>, error: &tokio_postgres::Error, tls: TlsState) -> Self {
         match error.as_db_error() {

@@ -10,7 +10,17 @@
 //! - A session of this program is one with a primary server. Advisory locks work on a standby, too.
 //! - The password is never printed: not by `Debug`, not in a message, not as an argument of a child process.
 
-use std::{fmt, path::Path, pin::pin, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    net::IpAddr,
+    path::Path,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use rustls::{ClientConfig, RootCertStore};
 use tokio_postgres::{CancelToken, Client, Config, NoTls, config::ChannelBinding, config::SslMode};
@@ -19,7 +29,7 @@ use tracing::Instrument;
 
 use super::{
     connect_error::{ConnectError, ObservedTls, SessionName, TlsState, root_cause},
-    server_error,
+    hosts::{self, Host},
 };
 use crate::{
     api::Reason,
@@ -94,8 +104,10 @@ pub(crate) async fn pin_settings(client: &Client) -> Result<(), Failure> {
 /// Where and how to connect: the parsed URL and the authorities to trust.
 #[derive(Clone)]
 pub struct Target {
-    host: String,
-    port: u16,
+    /// In the order of the URL; at least one.
+    hosts: Vec<Host>,
+    /// Of the one that was the primary the last time: a dead one is not waited for each time.
+    last_primary: Arc<AtomicUsize>,
     user: String,
     password: Option<String>,
     database: String,
@@ -117,15 +129,17 @@ impl fmt::Debug for Target {
 }
 
 impl Target {
-    /// Reads `postgresql://role:password@host:port/database?sslmode=verify-full`.
+    /// Reads `postgresql://role:password@host:port/database?sslmode=verify-full`. There may be several hosts, separated
+    /// by commas: the primary among them is connected to.
     ///
     /// `ca_pem` holds the certificates of the authorities to trust, those of the system are trusted when it is `None`.
     ///
     /// # Errors
     /// `ConnectionInvalid` for a URL that cannot be used as it stands, `CertificateNotTrusted` for unusable `ca_pem`.
     pub fn parse(url: &str, ca_pem: Option<&str>) -> Result<Self, Failure> {
+        let (url, mut hosts) = hosts::split(url.trim()).map_err(invalid)?;
         // The parser's error is not shown in full: nothing of the text but its class may come out, it holds a password.
-        let parsed = url::Url::parse(url.trim()).map_err(|e| {
+        let parsed = url::Url::parse(&url).map_err(|e| {
             invalid(format!(
                 "the connection URL cannot be read: {e}; next: \
                 percent-encode what is special in user and password, / is %2F, @ is %40"
@@ -134,15 +148,11 @@ impl Target {
         if !matches!(parsed.scheme(), "postgresql" | "postgres") {
             return Err(invalid("the connection URL must start with postgresql://"));
         }
-        let host = parsed.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
         let part = |name: &str, text: &str| {
             decode(text).ok_or_else(|| invalid(format!("{name} is not valid percent-encoding of UTF-8")))
         };
-        let host = part("the host", host)?;
-        if host.is_empty() || host.contains(['/', ',']) {
-            return Err(invalid(
-                "the connection URL must name exactly one host; sockets and lists of hosts are not supported",
-            ));
+        for host in &mut hosts {
+            host.name = part("the host", &host.name)?;
         }
         let user = part("the role", parsed.username())?;
         if user.is_empty() {
@@ -156,8 +166,8 @@ impl Target {
         let query = Query::read(&parsed)?;
         let tls = if query.verify { Some(Arc::new(Tls::new(ca_pem)?)) } else { None };
         Ok(Self {
-            host,
-            port: parsed.port().unwrap_or(5432),
+            hosts,
+            last_primary: Arc::default(),
             user,
             password,
             database,
@@ -181,13 +191,13 @@ impl Target {
         &self.user
     }
 
-    /// `host:port`, for messages.
+    /// `host:port`, of each host, for messages.
     pub fn host_port(&self) -> String {
-        if self.host.contains(':') {
-            format!("[{}]:{}", self.host, self.port)
-        } else {
-            format!("{}:{}", self.host, self.port)
-        }
+        self.each_host(ToString::to_string)
+    }
+
+    fn each_host(&self, text: impl Fn(&Host) -> String) -> String {
+        self.hosts.iter().map(text).collect::<Vec<_>>().join(",")
     }
 
     /// The environment in which `pg_dump` and `pg_restore` connect as this target does: nothing of it may be in
@@ -197,8 +207,10 @@ impl Target {
     /// configured to trust those of the system, which it understands from version 16 on.
     pub fn libpq_env(&self, ca_file: Option<&Path>) -> Vec<(&'static str, String)> {
         let mut env = vec![
-            ("PGHOST", self.host.clone()),
-            ("PGPORT", self.port.to_string()),
+            ("PGHOST", self.each_host(|host| host.name.clone())),
+            ("PGPORT", self.each_host(|host| host.port.to_string())),
+            // As here: the primary.
+            ("PGTARGETSESSIONATTRS", "read-write".to_owned()),
             ("PGUSER", self.user.clone()),
             ("PGDATABASE", self.database.clone()),
             ("PGOPTIONS", LIBPQ_OPTIONS.to_owned()),
@@ -248,39 +260,87 @@ impl Target {
         self.primary(step, Purpose::Observation).await
     }
 
-    /// As [`Target::connect`], also to a standby; the error says whom it concerns.
+    /// As [`Target::connect`], also to a standby if no primary answers; the error says whom it concerns.
     ///
     /// # Errors
     /// As [`Target::connect`].
     pub async fn try_connect(&self, step: &str) -> Result<Client, ConnectError> {
-        self.session(step, Purpose::Step).await
+        self.any_session(step, Purpose::Step).await.map(|(client, _)| client).map_err(ConnectError::of_all)
     }
 
     /// After a failover an address may lead to a standby for a while.
     async fn primary(&self, step: &str, purpose: Purpose) -> Result<Client, Failure> {
-        let client = self.session(step, purpose).await.map_err(|error| error.failure)?;
-        if client.query_one("SELECT pg_catalog.pg_is_in_recovery()", &[]).await?.get(0) {
-            let message = format!(
-                "{} is a standby, which cannot be written to; it is retried; next: let the address in the URL lead to \
-                 the primary",
-                self.host_port()
-            );
-            return Err(Failure::new(Reason::HostUnreachable, message));
+        match self.any_session(step, purpose).await {
+            Ok((client, None)) => Ok(client),
+            Ok((_, Some(refusals))) | Err(refusals) => Err(ConnectError::of_all(refusals).failure),
         }
-        Ok(client)
     }
 
-    async fn session(&self, step: &str, purpose: Purpose) -> Result<Client, ConnectError> {
+    /// A session with the first server that is the primary; else with one that answers, and why there is no other.
+    async fn any_session(
+        &self,
+        step: &str,
+        purpose: Purpose,
+    ) -> Result<(Client, Option<Vec<ConnectError>>), Vec<ConnectError>> {
+        let (count, first) = (self.hosts.len(), self.last_primary.load(Ordering::Relaxed));
+        let (mut standby, mut refusals) = (None, Vec::new());
+        for index in (0..count).map(|offset| (first + offset) % count) {
+            let host = &self.hosts[index];
+            let addresses = match host.addresses(DB_CONNECT_TIMEOUT).await {
+                Ok(addresses) => addresses,
+                Err(why) => {
+                    let message = format!("{host} cannot be reached: {why}; next: check host, port and NetworkPolicy");
+                    refusals.push(Failure::new(Reason::HostUnreachable, message).into());
+                    continue;
+                }
+            };
+            // All together no longer than one alone.
+            let limit = DB_CONNECT_TIMEOUT / u32::try_from(count * addresses.len()).unwrap_or(1).min(3);
+            for address in addresses {
+                match self.session(host, address, limit, step, purpose).await {
+                    Ok((client, false)) => {
+                        self.last_primary.store(index, Ordering::Relaxed);
+                        return Ok((client, None));
+                    }
+                    Ok((client, true)) => {
+                        standby.get_or_insert(client);
+                        let message = format!(
+                            "{host} is a standby, which cannot be written to; it is retried; next: let an address in \
+                             the URL lead to the primary"
+                        );
+                        refusals.push(Failure::new(Reason::HostUnreachable, message).into());
+                    }
+                    Err(refusal) => refusals.push(refusal),
+                }
+            }
+        }
+        match standby {
+            Some(client) => Ok((client, Some(refusals))),
+            None => Err(refusals),
+        }
+    }
+
+    /// A session with the server at one address, and whether that is a standby.
+    async fn session(
+        &self,
+        host: &Host,
+        address: IpAddr,
+        limit: Duration,
+        step: &str,
+        purpose: Purpose,
+    ) -> Result<(Client, bool), ConnectError> {
         let mut config = Config::new();
         config
-            .host(&self.host)
-            .port(self.port)
+            // The name is what the certificate is for.
+            .host(&host.name)
+            .hostaddr(address)
+            .port(host.port)
             .user(&self.user)
             .dbname(&self.database)
             .application_name(format!("credit-migration/{step}"))
             .options(purpose.options())
             .channel_binding(self.channel_binding)
-            .connect_timeout(DB_CONNECT_TIMEOUT)
+            .connect_timeout(limit)
             // A window must notice a dead server or network within seconds, not after the kernel's two hours.
             .keepalives_idle(Duration::from_secs(5))
             .keepalives_interval(Duration::from_secs(3))
@@ -291,26 +351,27 @@ impl Target {
         }
         // The crate's own time-out covers TCP only; a server that accepts and then keeps silent must not hang the step.
         let session = async {
-            let client = self.open(&mut config).await?;
+            let client = self.open(host, &mut config).await?;
             pin_settings(&client).await?;
-            Ok(client)
+            let standby = client.query_one("SELECT pg_catalog.pg_is_in_recovery()", &[]).await?.get(0);
+            Ok((client, standby))
         };
-        tokio::time::timeout(DB_CONNECT_TIMEOUT, session).await.unwrap_or_else(|_| {
-            let message = format!("{} did not answer within {} s", self.host_port(), DB_CONNECT_TIMEOUT.as_secs());
+        tokio::time::timeout(limit, session).await.unwrap_or_else(|_| {
+            let message = format!("{host} did not answer within {} s", limit.as_secs());
             Err(Failure::new(Reason::HostUnreachable, message).into())
         })
     }
 
-    fn session_name(&self) -> SessionName<'_> {
-        SessionName { server: self.host_port(), role: &self.user, database: &self.database }
+    fn session_name(&self, host: &Host) -> SessionName<'_> {
+        SessionName { server: host.to_string(), role: &self.user, database: &self.database }
     }
 
-    async fn open(&self, config: &mut Config) -> Result<Client, ConnectError> {
+    async fn open(&self, host: &Host, config: &mut Config) -> Result<Client, ConnectError> {
         match &self.tls {
             None => {
                 let session = config.ssl_mode(SslMode::Disable).connect(NoTls).await;
                 let (client, connection) =
-                    session.map_err(|e| ConnectError::new(&self.session_name(), &e, TlsState::Off))?;
+                    session.map_err(|e| ConnectError::new(&self.session_name(host), &e, TlsState::Off))?;
                 drive(connection);
                 Ok(client)
             }
@@ -318,7 +379,7 @@ impl Target {
                 let connector = ObservedTls::new(MakeRustlsConnect::new(ClientConfig::clone(&tls.client)));
                 let session = config.ssl_mode(SslMode::Require).connect(connector.clone()).await;
                 let (client, connection) =
-                    session.map_err(|e| ConnectError::new(&self.session_name(), &e, connector.state()))?;
+                    session.map_err(|e| ConnectError::new(&self.session_name(host), &e, connector.state()))?;
                 drive(connection);
                 Ok(client)
             }
@@ -454,46 +515,6 @@ impl Query {
         }
         Ok(query)
     }
-}
-
-/// What an error of a running session means. Never its `detail`, which quotes rows.
-impl From<&tokio_postgres::Error> for Failure {
-    fn from(error: &tokio_postgres::Error) -> Self {
-        let Some(db) = error.as_db_error() else {
-            return Failure::new(
-                Reason::ConnectionLost,
-                format!("the connection to PostgreSQL was lost: {}", root_cause(error)),
-            );
-        };
-        let code = db.code();
-        let message = format!("{} (SQLSTATE {})", server_error::message(db), code.code());
-        let reason = match code.code() {
-            "55P03" | "40P01" => Reason::LockTimeout,
-            // The last three end the session: a time-out of the server.
-            "57P01" | "57P02" | "57P03" | "57P05" | "25P03" | "25P04" => Reason::ConnectionLost,
-            "28P01" | "28000" => Reason::AuthenticationFailed,
-            "3D000" => Reason::WrongDatabase,
-            other if other.starts_with("08") => Reason::ConnectionLost,
-            // Serialization, resources, system, internal: the same SQL may work the next time.
-            "40001" | "57014" => Reason::DatabaseUnavailable,
-            other if ["53", "58", "XX"].iter().any(|class| other.starts_with(class)) => Reason::DatabaseUnavailable,
-            _ => Reason::SqlFailed,
-        };
-        Failure::new(reason, message)
-    }
-}
-
-/// For `?`.
-impl From<tokio_postgres::Error> for Failure {
-    fn from(error: tokio_postgres::Error) -> Self {
-        Self::from(&error)
-    }
-}
-
-/// A database error, with the statement's number, counted from 1, in front.
-pub fn statement_failure(error: &tokio_postgres::Error, number: usize, of: usize) -> Failure {
-    let Failure { reason, message } = Failure::from(error);
-    Failure::new(reason, format!("statement {number} of {of}: {message}"))
 }
 
 /// `text` without percent-encoding; `None` if it is none.

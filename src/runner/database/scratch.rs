@@ -95,13 +95,18 @@ pub async fn create(client: &Client, target: &Target, name: &str, uid: &str) -> 
         _ => "'c', NULL::text",
     };
     let query = format!(
-        "SELECT pg_encoding_to_char(encoding)::text, datcollate::text, datctype::text, {icu} FROM pg_database WHERE \
-            datname = current_database()"
+        "SELECT pg_encoding_to_char(encoding)::text, datcollate::text, datctype::text, {icu}, o.rolname::text
+         FROM pg_database AS d
+         LEFT JOIN pg_roles AS o ON o.oid = d.datdba AND pg_has_role(o.oid, CASE WHEN {major} >= 16 THEN 'SET' ELSE \
+         'MEMBER' END)
+         WHERE d.datname = current_database()"
     );
     let row = client.query_one(&query, &[]).await?;
     let text = |index: usize| literal(row.get::<_, &str>(index));
+    // As that of the original, so that its tables get their owners, and another login may drop it.
+    let owner = row.get::<_, Option<&str>>(5).map_or("CURRENT_USER".to_owned(), ident);
     let mut statement = format!(
-        "CREATE DATABASE {} TEMPLATE template0 ALLOW_CONNECTIONS false ENCODING {} LC_COLLATE {} LC_CTYPE {}",
+        "CREATE DATABASE {} OWNER {owner} TEMPLATE template0 ALLOW_CONNECTIONS false ENCODING {} LC_COLLATE {} LC_CTYPE {}",
         ident(&made),
         text(0),
         text(1),
@@ -127,7 +132,12 @@ pub async fn create(client: &Client, target: &Target, name: &str, uid: &str) -> 
     client.batch_execute(&statement).await.map_err(denied)?;
     let execute = async |sql: String| client.batch_execute(&sql).await.map_err(Failure::from);
     execute(format!("COMMENT ON DATABASE {} IS {}", ident(&made), literal(&mark(uid)))).await?;
-    execute(format!("REVOKE ALL ON DATABASE {} FROM PUBLIC", ident(&made))).await?;
+    // A login that inherits nothing acts as the owner only once it is connected.
+    execute(format!(
+        "REVOKE ALL ON DATABASE {0} FROM PUBLIC; GRANT CONNECT ON DATABASE {0} TO SESSION_USER",
+        ident(&made)
+    ))
+    .await?;
     copy_settings(client, &made).await?;
     execute(format!("ALTER DATABASE {} RENAME TO {}", ident(&made), ident(name))).await?;
     execute(format!("ALTER DATABASE {} ALLOW_CONNECTIONS true", ident(name))).await

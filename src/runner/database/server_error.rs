@@ -1,13 +1,16 @@
-//! What may be repeated of a server's message.
+//! What an error of a running session means, and what may be repeated of the server's message.
 //!
 //! The server writes in a language of its own, with the quotes of that language. So what is left out is decided by the
 //! SQLSTATE, never by the text.
 
 use tokio_postgres::error::DbError;
 
+use super::connect_error::root_cause;
+use crate::{api::Reason, runner::Failure};
+
 /// The server's message. One of class 22 (data exception) quotes the value, which may be a person's: then it is the
 /// name of the condition.
-pub(super) fn message(error: &DbError) -> String {
+fn message(error: &DbError) -> String {
     safe(error.code().code(), error.message(), error.routine())
 }
 
@@ -27,6 +30,59 @@ fn safe(code: &str, message: &str, routine: Option<&str>) -> String {
         _ => return format!("data exception, reported by {}", routine.unwrap_or("the server")),
     };
     condition.to_owned()
+}
+
+/// What an error of a running session means. Never its `detail`, which quotes rows.
+impl From<&tokio_postgres::Error> for Failure {
+    fn from(error: &tokio_postgres::Error) -> Self {
+        let Some(db) = error.as_db_error() else {
+            return Failure::new(
+                Reason::ConnectionLost,
+                format!("the connection to PostgreSQL was lost: {}", root_cause(error)),
+            );
+        };
+        let code = db.code();
+        let message = format!("{} (SQLSTATE {})", message(db), code.code());
+        let reason = match code.code() {
+            _ if during_recovery(code.code(), db.routine()) => Reason::ConnectionLost,
+            "55P03" | "40P01" => Reason::LockTimeout,
+            // The last three end the session: a time-out of the server.
+            "57P01" | "57P02" | "57P03" | "57P05" | "25P03" | "25P04" => Reason::ConnectionLost,
+            "28P01" | "28000" => Reason::AuthenticationFailed,
+            "3D000" => Reason::WrongDatabase,
+            other if other.starts_with("08") => Reason::ConnectionLost,
+            // Serialization, resources, system, internal: the same SQL may work the next time.
+            "40001" | "57014" => Reason::DatabaseUnavailable,
+            other if ["53", "58", "XX"].iter().any(|class| other.starts_with(class)) => Reason::DatabaseUnavailable,
+            _ => Reason::SqlFailed,
+        };
+        Failure::new(reason, message)
+    }
+}
+
+/// For `?`.
+impl From<tokio_postgres::Error> for Failure {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self::from(&error)
+    }
+}
+
+/// A database error, with the statement's number, counted from 1, in front.
+pub fn statement_failure(error: &tokio_postgres::Error, number: usize, of: usize) -> Failure {
+    let Failure { reason, message } = Failure::from(error);
+    Failure::new(reason, format!("statement {number} of {of}: {message}"))
+}
+
+/// The server is a standby, and the statement is one for a primary. The routine: the same SQLSTATEs also say that a
+/// statement is wrong.
+fn during_recovery(code: &str, routine: Option<&str>) -> bool {
+    match (code, routine) {
+        ("25006", Some("PreventCommandDuringRecovery")) => true,
+        // START TRANSACTION READ WRITE.
+        ("0A000", Some("call_bool_check_hook")) => true,
+        ("55000", Some("pg_current_wal_lsn" | "pg_create_restore_point")) => true,
+        _ => false,
+    }
 }
 
 #[cfg(test)]

@@ -75,7 +75,7 @@ pub(in crate::runner) fn window_fields(progress: &WindowProgress) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::{Comparison, Time, WindowState};
+    use crate::api::{Comparison, Obstacle, ObstacleKind, Time, WindowState};
 
     #[test]
     fn what_is_absent_clears_what_was_reported_before() {
@@ -84,6 +84,7 @@ mod tests {
         let full = WindowProgress {
             state: WindowState::Migrated,
             stuck: true,
+            obstacles: vec![Obstacle::new(ObstacleKind::Vacuum)],
             blocked_at: now,
             verification: Some("p".into()),
             terminated_sessions: 1,

@@ -16,8 +16,8 @@ use crate::{
         context::TaskContext,
         database::{
             control::{
-                ControlSpec, LOCK_CHANGE, LOCK_CLASS, Table, TriggerChange, change_trigger, exists, millis,
-                trigger_lock_timeout,
+                ControlSpec, LOCK_CHANGE, LOCK_CLASS, Table, TriggerChange, change_trigger, check_schema, exists,
+                millis, trigger_lock_timeout,
             },
             scratch::{self, LOCK_REHEARSAL},
         },
@@ -84,8 +84,9 @@ pub async fn cleanup(client: &mut Client, control_spec: &ControlSpec) -> Result<
         tx.batch_execute(
             "DROP FUNCTION IF EXISTS credit_migration.block_writes();
              DROP FUNCTION IF EXISTS credit_migration.track_changes();
-             DROP TABLE IF EXISTS credit_migration.write_block, credit_migration.changed_users,
-                 credit_migration.baseline, credit_migration.schema_objects, credit_migration.claim",
+             DROP TABLE IF EXISTS credit_migration.write_block, credit_migration.exempt_transaction,
+                 credit_migration.changed_users, credit_migration.baseline, credit_migration.schema_objects,
+                 credit_migration.claim",
         )
         .await?;
     }
@@ -94,6 +95,7 @@ pub async fn cleanup(client: &mut Client, control_spec: &ControlSpec) -> Result<
 
 /// Whether there is something to clean up that is this migration's. Writes must be unblocked.
 async fn ours(client: &impl GenericClient, control_spec: &ControlSpec) -> Result<bool, Failure> {
+    check_schema(client, control_spec).await?;
     if !exists(client, "claim").await? || !exists(client, "write_block").await? {
         return Ok(false);
     }

@@ -38,7 +38,7 @@ fn the_window_goes_its_way() {
             |s| apply(s.acknowledge(WINDOW)),
             Step::SwitchApplication,
             &["flag v2 uid-1.to"],
-            Some(50),
+            Some(2),
         ),
         case(
             "the flag has the value, but from another hand",
@@ -49,7 +49,7 @@ fn the_window_goes_its_way() {
             },
             Step::SwitchApplication,
             &["flag v2 uid-1.to"],
-            Some(50),
+            Some(2),
         ),
         case(
             "restart only after the flag",
@@ -60,16 +60,16 @@ fn the_window_goes_its_way() {
             },
             Step::SwitchApplication,
             &["restart shop uid-1.to"],
-            Some(50),
+            Some(2),
         ),
-        case("rollout under way", switching, no_event, Step::SwitchApplication, &[], Some(50)),
+        case("rollout under way", switching, no_event, Step::SwitchApplication, &[], Some(2)),
         case(
             "rolled out, an old pod is left",
             switching,
             |s| apply(s.rollout(true, 1).probe(WINDOW, "v2")),
             Step::SwitchApplication,
             &[],
-            Some(50),
+            Some(2),
         ),
         case(
             "no old pod, not settled",
@@ -77,7 +77,7 @@ fn the_window_goes_its_way() {
             |s| apply(s.rollout(false, 0).probe(WINDOW, "v2")),
             Step::SwitchApplication,
             &[],
-            Some(50),
+            Some(2),
         ),
         case(
             "rolled out, the probe answers the old version",
@@ -115,7 +115,7 @@ fn the_window_goes_its_way() {
             },
             Step::SwitchApplication,
             &["restart shop uid-1.to"],
-            Some(50),
+            Some(2),
         ),
         case(
             "the flag was reset",
@@ -125,7 +125,7 @@ fn the_window_goes_its_way() {
             },
             Step::SwitchApplication,
             &["flag v2 uid-1.to"],
-            Some(50),
+            Some(2),
         ),
         case(
             "all run v2, balances not compared",
@@ -141,7 +141,7 @@ fn the_window_goes_its_way() {
             |s| apply(s.compared(WINDOW, 0)),
             Step::SwitchApplication,
             &[],
-            Some(50),
+            Some(2),
         ),
         case(
             "all run v2, all balances equal",

@@ -3,6 +3,7 @@
 //! Called by `cargo test` alone. Imports `shared`, `api` and `machine`.
 
 mod approval;
+mod attempts;
 mod checking;
 mod ended;
 mod executing;
@@ -12,6 +13,7 @@ mod rollback;
 mod rollback_exit;
 mod rollback_rehearsal;
 mod scheduling;
+mod standby;
 
 use super::{Scenario, each_phase};
 use crate::machine::{

@@ -1,6 +1,9 @@
 //! Start, the preparing steps, what blocks them in the cluster, and restarts.
 
-use crate::machine::tests::*;
+use crate::{
+    api::{ExpectedRollout, ExpectedWindow, RehearsalEvidence},
+    machine::{QuotaShortage, tests::*},
+};
 
 fn case(
     name: &'static str,
@@ -316,6 +319,38 @@ fn preparation_fails_for_good() {
     assert_eq!(events(&d), ["SqlFailed"]);
 }
 
+pub(super) fn quota_shortage() -> QuotaShortage {
+    let [quota, resource, used, hard, needed] = ["compute", "pods", "10", "10", "1"].map(Into::into);
+    QuotaShortage { quota, resource, used, hard, needed }
+}
+
+#[test]
+fn the_expected_window_is_the_rehearsals_and_the_rollouts() {
+    let mut s = rehearsing();
+    s.observed.workloads[0].rollout = Some(ExpectedRollout::new("shop", 2, 1, 10, 5));
+    s.succeed(Task::Rehearse)
+        .report(Task::Rehearse, |s| {
+            let rehearsal = RehearsalEvidence { compare_seconds: 2.5, ..fixtures::rehearsal(20.2) };
+            s.rehearsal = Some(rehearsal);
+        })
+        .settle();
+    let expected = |s: &Scenario| s.status.plan.clone().unwrap().expected_window.unwrap();
+    let parts = |w: &ExpectedWindow| (w.seconds, w.sql_seconds, w.comparison_seconds, w.rollouts[0].seconds);
+    assert_eq!(parts(&expected(&s)), (46, 21, 3, 25));
+    // It follows the workload, and is no part of what is approved.
+    let digest = s.status.plan.clone().unwrap().digest;
+    s.observed.workloads[0].rollout = Some(ExpectedRollout::new("shop", 3, 1, 10, 5));
+    s.settle();
+    assert_eq!((expected(&s).seconds, s.status.plan.clone().unwrap().digest), (56, digest));
+    s.observed.workloads[0].rollout = Some(ExpectedRollout::new("shop", 4, 1, 10, 5));
+    let (reason, message) = ready(&s.settle().status);
+    assert_eq!(reason, "WindowTooShort");
+    assert!(
+        message.contains("66 s: SQL 21 s, then the longest of comparison 3 s and rollout of shop 45 s"),
+        "{message}"
+    );
+}
+
 /// Each thing that can be in the way, and what its message must name.
 pub(super) const VIOLATIONS: &[(&str, When, &str)] = &[
     ("SqlMissing", |s| s.observed.up = ObservedSql::Missing, "ConfigMap sql has no key up (spec.migration.up)"),
@@ -367,6 +402,18 @@ pub(super) const VIOLATIONS: &[(&str, When, &str)] = &[
         "4 pods (limit 0) match the selector of Deployment shop and are of no ReplicaSet of its own: a, b, c and 1 \
          more; no restart replaces them; delete them, or give them other labels; \
          next: kubectl -n shop get pods --show-labels a b c",
+    ),
+    (
+        "WindowTooShort",
+        |s| s.observed.workloads[0].rollout = Some(ExpectedRollout::new("shop", 8, 1, 45, 30)),
+        "shop 390 s (8 pods, 1 at once, 45 s each until available, up to 30 s to end); \
+         spec.window.maxDuration is 60",
+    ),
+    (
+        "QuotaExceeded",
+        |s| s.observed.quota_shortages = vec![quota_shortage()],
+        "ResourceQuota compute has no room for a pod of the rollout: pods used is 10, hard is 10, 1 more are needed; \
+         next: kubectl -n shop describe resourcequota compute",
     ),
     (
         "DecisionPolicyMissing",

@@ -57,7 +57,7 @@ fn the_rollback_step_by_step() {
             |s| apply(s.acknowledge(BACK)),
             Step::SwitchBack,
             &["flag v1 uid-1.rollback"],
-            59,
+            2,
         ),
         case(
             "restart only after the flag",
@@ -68,7 +68,7 @@ fn the_rollback_step_by_step() {
             },
             Step::SwitchBack,
             &["restart shop uid-1.rollback"],
-            59,
+            2,
         ),
         case(
             "a pod of the new version is left",
@@ -76,7 +76,7 @@ fn the_rollback_step_by_step() {
             |s| apply(s.acknowledge(BACK).settle().rollout(true, 1).probe(BACK, "v1")),
             Step::SwitchBack,
             &[],
-            59,
+            2,
         ),
         case(
             "the probe answers the new version",

@@ -234,8 +234,9 @@ fn missed_hours_wait_for_the_next_ones() {
     s.status.backup.as_mut().unwrap().finished_at = s.now;
     s.status.plan.as_mut().unwrap().digest = crate::machine::plan_digest("uid-1", &s.spec, &s.status);
     s.settle();
-    assert_eq!(s.status.notices.len(), 2);
-    assert_ne!(s.status.notices[0].notice.id, s.status.notices[1].notice.id);
+    let occasions: Vec<_> = s.status.notices.iter().map(|n| n.notice.occasion).collect();
+    assert_eq!(occasions, [Occasion::MaintenanceStarts, Occasion::CalledOff, Occasion::MaintenanceStarts]);
+    assert_ne!(s.status.notices[0].notice.id, s.status.notices[2].notice.id);
 }
 
 #[test]
@@ -305,6 +306,7 @@ fn nothing_may_be_in_the_way_at_the_last_moment() {
         s.observed.workloads = healthy.workloads;
         s.observed.rollback_enabled = healthy.rollback_enabled;
         s.observed.policy_problem = None;
+        s.observed.quota_shortages.clear();
         s.settle();
         assert_eq!(s.status.phase, Some(Phase::Executing), "{reason}");
     }

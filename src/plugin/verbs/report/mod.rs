@@ -14,7 +14,7 @@ use serde::Serialize;
 use self::checklist::{Section, checklist};
 use super::{completion, status::current_state, verify::verify};
 use crate::{
-    api::{CreditMigrationStatus, ReportEvidence, Task, Time},
+    api::{CreditMigrationStatus, ExpectedWindow, ReportEvidence, Task, Time},
     plugin::{
         PluginError,
         connection::ClusterConnection,
@@ -50,6 +50,7 @@ struct MigrationReport {
     current_state: String,
     author: String,
     digest: Option<String>,
+    expected_window: Option<ExpectedWindow>,
     /// The checklist, section by section.
     checklist: Vec<Section>,
     decisions: Vec<DecisionRecord>,
@@ -114,6 +115,7 @@ fn of(record: &Record) -> MigrationReport {
         current_state: current_state(m),
         author: m.spec.requested_by.clone(),
         digest: status.plan.as_ref().and_then(|p| p.digest.clone()),
+        expected_window: status.plan.as_ref().and_then(|p| p.expected_window.clone()),
         checklist: checklist(record, &status),
         decisions: record
             .decisions
@@ -203,6 +205,7 @@ fn markdown(report: &MigrationReport) -> String {
         current_state,
         author,
         digest,
+        expected_window,
         checklist,
         decisions,
         windows,
@@ -211,9 +214,10 @@ fn markdown(report: &MigrationReport) -> String {
         evidence,
     } = report;
     let mut text = format!(
-        "# Credit migration {name}\n\n- Namespace: {namespace}\n- State: {}\n- Author: {author}\n- Plan: {}\n",
+        "# Credit migration {name}\n\n- Namespace: {namespace}\n- State: {}\n- Author: {author}\n- Plan: {}\n- Expected window: {}\n",
         one_line(current_state.clone()),
-        digest.as_deref().unwrap_or("none yet")
+        digest.as_deref().unwrap_or("none yet"),
+        expected_window.as_ref().map_or_else(|| "not known yet".to_owned(), ExpectedWindow::summary)
     );
     for section in checklist {
         let _ = write!(text, "\n## {}\n", section.title);

@@ -18,7 +18,9 @@ use tokio_postgres::{Client, Row, Transaction, types::Json};
 use super::{
     ControlSpec, LOCK_CHANGE, LOCK_CLASS, Sql, Table, balances,
     baseline::{compare_with, reconcile, unexplained},
-    literal, millis, protected, quoted,
+    ident, millis,
+    owner::sql_role,
+    protected, quoted,
     schema::check_owner,
     triggers::ensure_triggers_in,
     verification::verify,
@@ -28,8 +30,7 @@ use crate::{
     runner::{
         Failure,
         database::{
-            connection::{pin_settings, statement_failure},
-            schema_objects::require_rehearsed_schema,
+            connection::pin_settings, schema_objects::require_rehearsed_schema, server_error::statement_failure,
         },
     },
 };
@@ -118,7 +119,8 @@ async fn run(
 ) -> Result<Applied, Failure> {
     let result = transaction(client, spec, sql, down, stop).await;
     // The SQL may have set what outlives its transaction; a lost connection has nothing left to reset.
-    if let Err(error) = client.batch_execute("RESET SESSION AUTHORIZATION; RESET ALL").await {
+    // The first also ends the role that the login is configured to act as, and the last leaves it as it is.
+    if let Err(error) = client.batch_execute("RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL").await {
         tracing::warn!(error = %Failure::from(&error), "session could not be reset after the SQL");
     }
     if let Err(error) = pin_settings(client).await {
@@ -137,12 +139,19 @@ async fn transaction(
     let start = Instant::now();
     let direction = if down.is_some() { Direction::Forward } else { Direction::Rollback };
     let tx = client.build_transaction().read_only(false).start().await?;
-    tx.batch_execute(&transaction_settings(spec)).await?;
+    let act = sql_role(&tx).await?.map_or(String::new(), |role| format!("SET LOCAL ROLE {}; ", ident(&role)));
+    let settings = format!("{act}{}", transaction_settings(spec));
+    tx.batch_execute(&settings).await?;
     tx.batch_execute(&format!("SELECT pg_catalog.pg_advisory_xact_lock({LOCK_CLASS}, {LOCK_CHANGE})")).await?;
     if let Some(applied) = recorded(&tx, spec, sql, direction).await? {
         return Ok(applied);
     }
     check_owner(&tx, spec).await?;
+    // From here on the write block lets this transaction pass, and no other one.
+    tx.batch_execute(
+        "INSERT INTO credit_migration.exempt_transaction (xid) SELECT pg_catalog.pg_current_xact_id()::text",
+    )
+    .await?;
 
     let before = StateBefore::read(&tx, spec).await?;
     let namesakes = namesakes(&tx, spec).await?;
@@ -165,7 +174,7 @@ async fn transaction(
 
     // The SQL may have changed any of these, and what follows must not depend on it.
     tx.execute("SELECT pg_catalog.set_config('search_path', $1, true)", &[&before.search_path]).await?;
-    tx.batch_execute(&format!("RESET SESSION AUTHORIZATION; RESET ROLE; {}", transaction_settings(spec))).await?;
+    tx.batch_execute(&format!("RESET SESSION AUTHORIZATION; RESET ROLE; {settings}")).await?;
     let xid: String = tx.query_one("SELECT pg_catalog.pg_current_xact_id()::text", &[]).await?.get(0);
     if xid != before.xid {
         return Err(Failure::new(
@@ -196,7 +205,8 @@ async fn transaction(
     protected.extend(before.tables.iter().cloned());
     ensure_triggers_in(&tx, &protected, &balances_after).await?;
     // From here on the change tracking shows what was written on the new version, or after the rollback.
-    tx.batch_execute("DELETE FROM credit_migration.changed_users").await?;
+    tx.batch_execute("DELETE FROM credit_migration.changed_users; DELETE FROM credit_migration.exempt_transaction")
+        .await?;
 
     let seconds = start.elapsed().as_secs_f64();
     tx.execute(
@@ -348,9 +358,8 @@ fn transaction_settings(spec: &ControlSpec) -> String {
     format!(
         "SET LOCAL lock_timeout = {}; SET LOCAL statement_timeout = {}; SET LOCAL idle_in_transaction_session_timeout \
             = 0;
-         SET LOCAL client_min_messages = warning; SET LOCAL credit_migration.pass = {}",
+         SET LOCAL client_min_messages = warning",
         millis(spec.lock_timeout),
-        millis(spec.statement_timeout),
-        literal(&spec.uid)
+        millis(spec.statement_timeout)
     )
 }

@@ -8,7 +8,10 @@ use std::{
 use jiff::Timestamp;
 use tokio_postgres::{Client, error::SqlState};
 
-use super::{ControlSpec, LOCK_CLASS, LOCK_WRITE_BLOCK, Table, protected, with_children, worker_lock::try_lock};
+use super::{
+    ControlSpec, LOCK_CLASS, LOCK_WRITE_BLOCK, OWN_SESSION, Table, protected, sessions::Session, with_children,
+    worker_lock::try_lock,
+};
 use crate::{api::Reason, runner::Failure};
 
 /// Sessions of a rehearsal of the rollback, by the name that connections have.
@@ -16,7 +19,7 @@ pub const ROLLBACK_REHEARSAL: &str = "rollback-rehearsal";
 
 /// Sessions of other roles in this database. Of a role that it is no member of, the migration role sees only pid and
 /// name: neither when a session or its transaction started, nor what it does.
-const OTHER_SESSIONS: &str = "SELECT a.pid, a.usename::text FROM pg_catalog.pg_stat_activity a
+const OTHER_SESSIONS: &str = "FROM pg_catalog.pg_stat_activity a
     WHERE a.datname = current_database() AND a.pid <> pg_backend_pid() AND a.usename <> session_user";
 
 /// Ends the application's sessions, then every other session that has had a lock on a protected table since writes
@@ -35,36 +38,35 @@ pub async fn drain(
     let tables = with_children(client, &protected(client, spec).await?).await?;
     // By pid: a session that was signalled may still exist in the next round.
     let mut terminated = BTreeSet::new();
-    for (pid, role) in application_sessions(client, spec, blocked_at, true).await? {
-        if terminate(client, pid, &role, true).await? {
-            terminated.insert(pid);
+    for session in application_sessions(client, spec, blocked_at, true).await? {
+        if terminate(client, session.pid, session.role_name(), true).await? {
+            terminated.insert(session.pid);
         }
     }
-    let holders_at_start: Vec<i32> = lock_holders(client, &tables).await?.into_iter().map(|(pid, _)| pid).collect();
+    let holders_at_start: Vec<i32> = lock_holders(client, &tables).await?.iter().map(|session| session.pid).collect();
     loop {
         // A session that was connecting when writes were blocked may be visible only now.
         let sessions = application_sessions(client, spec, blocked_at, false).await?;
-        for (pid, role) in &sessions {
-            if terminate(client, *pid, role, true).await? {
-                terminated.insert(*pid);
+        for session in &sessions {
+            if terminate(client, session.pid, session.role_name(), true).await? {
+                terminated.insert(session.pid);
             }
         }
         let blockers: Vec<_> = lock_holders(client, &tables)
             .await?
             .into_iter()
-            .filter(|(pid, _)| holders_at_start.contains(pid))
+            .filter(|session| holders_at_start.contains(&session.pid))
             .collect();
         if start.elapsed() >= spec.lock_timeout.min(limit / 2) {
-            for (pid, role) in &blockers {
-                terminate(client, *pid, role, false).await?;
+            for session in &blockers {
+                terminate(client, session.pid, session.role_name(), false).await?;
             }
         }
         if sessions.is_empty() && blockers.is_empty() && try_lock(client, LOCK_WRITE_BLOCK).await? {
             return Ok(u32::try_from(terminated.len()).unwrap_or(u32::MAX));
         }
         if start.elapsed() >= limit {
-            let names: Vec<String> =
-                blockers.iter().chain(&sessions).map(|(pid, role)| format!("pid {pid} (role {role})")).collect();
+            let names: Vec<String> = blockers.iter().chain(&sessions).map(ToString::to_string).collect();
             let who = if names.is_empty() {
                 // Neither is a session of another role.
                 "a prepared transaction (see pg_prepared_xacts), or by another session of the migration role (see \
@@ -89,32 +91,36 @@ async fn application_sessions(
     spec: &ControlSpec,
     blocked_at: Timestamp,
     age_unknown: bool,
-) -> Result<Vec<(i32, String)>, Failure> {
+) -> Result<Vec<Session>, Failure> {
     let rows = client
         .query(
-            &format!("{OTHER_SESSIONS} AND a.usename::text = ANY ($1) AND coalesce(a.backend_start < $2, $3)"),
+            &format!(
+                "SELECT {} {OTHER_SESSIONS} AND a.usename::text = ANY ($1) AND coalesce(a.backend_start < $2, $3)",
+                Session::COLUMNS
+            ),
             &[&spec.application_roles, &blocked_at, &age_unknown],
         )
         .await?;
-    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+    Ok(rows.iter().map(Session::read).collect())
 }
 
 /// Sessions of other roles that have a lock on one of the tables, or share the lock of the write block.
-async fn lock_holders(client: &Client, tables: &[Table]) -> Result<Vec<(i32, String)>, Failure> {
+async fn lock_holders(client: &Client, tables: &[Table]) -> Result<Vec<Session>, Failure> {
     let names: Vec<String> = tables.iter().map(Table::sql).collect();
     let rows = client
         .query(
             &format!(
-                "{OTHER_SESSIONS} AND EXISTS (SELECT FROM pg_catalog.pg_locks l WHERE l.pid = a.pid AND l.granted
+                "SELECT {} {OTHER_SESSIONS} AND EXISTS (SELECT FROM pg_catalog.pg_locks l WHERE l.pid = a.pid AND l.granted
                    AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
                    AND (l.locktype = 'relation' AND l.relation = ANY (SELECT pg_catalog.to_regclass(name)::oid FROM \
                    unnest($1::text[]) AS name)
-                        OR l.locktype = 'advisory' AND l.classid = {LOCK_CLASS} AND l.objid = {LOCK_WRITE_BLOCK}))"
+                        OR l.locktype = 'advisory' AND l.classid = {LOCK_CLASS} AND l.objid = {LOCK_WRITE_BLOCK}))",
+                Session::COLUMNS
             ),
             &[&names],
         )
         .await?;
-    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+    Ok(rows.iter().map(Session::read).collect())
 }
 
 /// Ends a session. If there is no right to, that is an error for a session that `must` end; others are waited for.
@@ -142,8 +148,10 @@ pub(super) async fn terminate(client: &Client, pid: i32, role: &str, must: bool)
 /// Database errors.
 pub async fn terminate_readers(client: &Client) -> Result<(), Failure> {
     let names = ["comparison", ROLLBACK_REHEARSAL].map(|step| format!("credit-migration/{step}"));
-    let own = "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity
-               WHERE application_name = ANY ($1) AND datname = current_database() AND usename = session_user";
-    client.query(own, &[&names.as_slice()]).await?;
+    let own = format!(
+        "SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_activity a
+         WHERE a.application_name = ANY ($1) AND a.datname = current_database() AND {OWN_SESSION}"
+    );
+    client.query(&own, &[&names.as_slice()]).await?;
     Ok(())
 }

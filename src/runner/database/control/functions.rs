@@ -5,12 +5,12 @@ use tokio_postgres::GenericClient;
 use super::{BalancesTable, LOCK_CLASS, LOCK_WRITE_BLOCK};
 use crate::runner::Failure;
 
-/// Function of the write-block trigger. While writes are blocked it lets pass only the server process that the row of
-/// the write block names (by pid *and* start, since pids are reused), logged in as the functions' owner, in a
-/// transaction with the setting `credit_migration.pass`. Each alone could be forged or met by accident: any role may
-/// change a setting, and an operator may be logged in as the owner. A role cannot forge the identity of another
-/// process. The row is read before the lock is tried, so that refused writers never have the lock which the window is
-/// about to take.
+/// Function of the write-block trigger. While writes are blocked it lets pass one transaction: that of the server
+/// process which the row of the write block names, if the transaction has written its own number into
+/// `credit_migration.exempt_transaction`. Only roles that may act as the functions' owner can write there, under
+/// whatever login; no other transaction sees the number, and none gets it again. So neither the name of a login nor
+/// the start of a process matters, which the owner cannot see of a login that it is no member of. The row is read
+/// before the lock is tried, so that refused writers never have the lock which the window is about to take.
 pub(super) fn block_writes_function() -> String {
     format!(
         "CREATE OR REPLACE FUNCTION credit_migration.block_writes() RETURNS trigger
@@ -18,13 +18,12 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $bloc
 DECLARE
     block record;
 BEGIN
-    SELECT g.migration_uid, g.deadline, g.pid, g.backend_start INTO block FROM credit_migration.write_block AS g WHERE \
+    SELECT g.migration_uid, g.deadline, g.pid INTO block FROM credit_migration.write_block AS g WHERE \
     g.blocked;
     IF FOUND THEN
-        IF block.pid = pg_backend_pid() AND session_user = current_user
-           AND current_setting('credit_migration.pass', true) = block.migration_uid
-           AND EXISTS (SELECT FROM pg_stat_get_activity(pg_backend_pid()) AS a WHERE a.backend_start = \
-           block.backend_start) THEN
+        IF block.pid = pg_backend_pid()
+           AND EXISTS (SELECT FROM credit_migration.exempt_transaction AS e
+                       WHERE e.xid = pg_current_xact_id_if_assigned()::text) THEN
             RETURN NULL;
         END IF;
         RAISE EXCEPTION USING ERRCODE = '25006', MESSAGE = format('writes to %I.%I are blocked by migration %s until \

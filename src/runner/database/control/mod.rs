@@ -26,8 +26,11 @@ mod baseline;
 mod cutover;
 mod drain;
 mod functions;
+mod obstacles;
+mod owner;
 pub mod read_only_default;
 mod schema;
+mod sessions;
 mod spec;
 mod stored_down_sql;
 mod tables;
@@ -49,6 +52,9 @@ pub use baseline::{compare, compare_within, refresh_baseline, take_baseline, use
 pub use cutover::{Cutover, cutover};
 pub(crate) use cutover::{TransactionsTable, columns, transactions};
 pub use drain::{ROLLBACK_REHEARSAL, drain, terminate_readers};
+pub use obstacles::ObstacleFinder;
+pub(crate) use owner::{check_schema, described_role};
+pub use sessions::LockHolders;
 pub use spec::{ControlSpec, Sql};
 pub use stored_down_sql::stored_down_sql;
 pub(crate) use tables::{BalancesTable, balances, exists, literal, protected, resolve, with_children};
@@ -68,6 +74,13 @@ pub(crate) const LOCK_WORKER: i32 = 1;
 pub(crate) const LOCK_WRITE_BLOCK: i32 = 2;
 /// Taken for one transaction that installs, migrates or cleans up.
 pub(crate) const LOCK_CHANGE: i32 = 3;
+
+/// SQL: session `a` is this program's, by its name, and of this login or of another one that may act as the owner of the
+/// control schema: the login may be another one since the last pod.
+pub(crate) const OWN_SESSION: &str = "(a.application_name LIKE 'credit-migration%' AND EXISTS
+    (SELECT FROM pg_catalog.pg_roles own WHERE own.oid = a.usesysid AND (own.rolname = session_user OR NOT own.rolsuper
+        AND pg_catalog.pg_has_role(own.oid, (SELECT nspowner FROM pg_catalog.pg_namespace
+                                             WHERE nspname = 'credit_migration'), 'MEMBER'))))";
 
 /// Milliseconds for `SET lock_timeout`; never 0, which would mean "wait forever".
 pub(crate) fn millis(duration: Duration) -> u128 {

@@ -13,7 +13,7 @@
 use jiff::Timestamp;
 use tokio_postgres::{Client, error::SqlState};
 
-use super::{ControlSpec, drain::terminate, ident, literal};
+use super::{ControlSpec, OWN_SESSION, drain::terminate, ident, literal};
 use crate::{api::Reason, runner::Failure};
 
 /// SQL: the read-only default of the database, NULL if it has none.
@@ -96,14 +96,16 @@ async fn terminate_sessions(
     // The runner's own sessions are writable by their start-up options. Other programs of the migration role are not.
     let rows = client
         .query(
-            "SELECT a.pid, coalesce(a.usename::text, ''), coalesce(r.rolsuper, false)
+            &format!(
+                "SELECT a.pid, coalesce(a.usename::text, ''), coalesce(r.rolsuper, false)
              FROM pg_catalog.pg_stat_activity a CROSS JOIN credit_migration.write_block g
              LEFT JOIN pg_catalog.pg_roles r ON r.oid = a.usesysid
              WHERE a.datname = current_database() AND a.pid <> pg_backend_pid()
                AND coalesce(a.backend_type, 'client backend') = 'client backend'
-               AND NOT (a.usename = session_user AND a.application_name LIKE 'credit-migration%')
+               AND NOT {OWN_SESSION}
                AND CASE WHEN a.backend_start IS NULL THEN coalesce(a.pid <> ALL ($2::integer[]), false)
-                        ELSE a.backend_start BETWEEN g.blocked_at AND $1 END",
+                        ELSE a.backend_start BETWEEN g.blocked_at AND $1 END"
+            ),
             &[&until, &present_at_block],
         )
         .await?;

@@ -6,6 +6,7 @@ use super::{
     BalancesTable, ControlSpec, LOCK_CHANGE, LOCK_CLASS, SCHEMA, exists,
     functions::{block_writes_function, create_track_changes_function},
     ident,
+    owner::{check_schema, control_role},
 };
 use crate::{api::Reason, runner::Failure};
 
@@ -21,6 +22,8 @@ CREATE TABLE IF NOT EXISTS credit_migration.write_block (
     blocked boolean NOT NULL, migration_uid text NOT NULL, blocked_at timestamptz, unblocked_at timestamptz, deadline \
     timestamptz,
     pid integer, backend_start timestamptz);
+-- The transaction that may write while writes are blocked: it inserts its number, and deletes it before it commits.
+CREATE TABLE IF NOT EXISTS credit_migration.exempt_transaction (xid text PRIMARY KEY);
 -- One row for each user, with a new number at each write; user_id NULL means every user (TRUNCATE). The key is for \
 logical
 -- replication, which needs one.
@@ -92,6 +95,10 @@ pub(super) async fn create_schema(
         "SET LOCAL client_min_messages = warning; SELECT pg_catalog.pg_advisory_xact_lock({LOCK_CLASS}, {LOCK_CHANGE})"
     ))
     .await?;
+    check_schema(&tx, spec).await?;
+    if let Some(owner) = control_role(&tx, spec).await? {
+        tx.batch_execute(&format!("SET LOCAL ROLE {}", ident(&owner))).await?;
+    }
     // Under the lock under which Cleanup deletes the claim.
     if !claim && !owns_database(&tx, spec).await? {
         let message =

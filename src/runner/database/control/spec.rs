@@ -36,6 +36,8 @@ pub struct ControlSpec {
     pub rehearsed_schema: Option<String>,
     /// How long creating or dropping one trigger is retried before it fails.
     pub trigger_timeout: Duration,
+    /// From when on a transaction that has locked a protected table is waited for before writes are blocked.
+    pub long_transaction: Duration,
 }
 
 impl ControlSpec {
@@ -61,6 +63,7 @@ impl ControlSpec {
             verify_down: migration.verify_down.clone(),
             rehearsed_schema: None,
             trigger_timeout: Duration::from_secs(60),
+            long_transaction: Duration::from_secs(10),
         }
     }
 }

@@ -6,10 +6,7 @@
 //!   long write transaction makes other writers wait at most that long at a time.
 //! - The write block is not changed.
 
-use std::{
-    fmt,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use tokio_postgres::{Client, GenericClient};
 
@@ -18,6 +15,7 @@ use super::{
     functions::create_track_changes_function,
     ident, jitter, millis, protected, resolve,
     schema::{create_schema, is_migrated},
+    sessions::Session,
     trigger_lock_timeout, with_children,
 };
 use crate::{api::Reason, runner::Failure};
@@ -183,40 +181,27 @@ pub(crate) async fn change_trigger(
     }
 }
 
-/// A session that has a lock on a table.
-struct Holder {
-    pid: i32,
-    /// `None` for an autovacuum.
-    role: Option<String>,
-}
-
-impl fmt::Display for Holder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.role {
-            Some(role) => write!(f, "pid {} (role {role})", self.pid),
-            None => write!(f, "pid {} (autovacuum)", self.pid),
-        }
-    }
-}
-
 /// Other sessions with a lock on a table that a change waits for.
-async fn holders(client: &Client, table: &Table, change: TriggerChange<'_>) -> Result<Vec<Holder>, Failure> {
+async fn holders(client: &Client, table: &Table, change: TriggerChange<'_>) -> Result<Vec<Session>, Failure> {
     let waits_for_readers = matches!(change, TriggerChange::Drop(_));
     let rows = client
         .query(
-            "SELECT DISTINCT a.pid, a.usename::text FROM pg_catalog.pg_locks l
+            &format!(
+                "SELECT DISTINCT {} FROM pg_catalog.pg_locks l
              JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
              WHERE l.locktype = 'relation' AND l.granted AND l.relation = pg_catalog.to_regclass($1)::oid
                AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
                AND a.pid <> pg_backend_pid()
                AND ($2 OR l.mode NOT IN ('AccessShareLock', 'RowShareLock')) ORDER BY 1",
+                Session::COLUMNS
+            ),
             &[&table.sql(), &waits_for_readers],
         )
         .await?;
-    Ok(rows.iter().map(|row| Holder { pid: row.get(0), role: row.get(1) }).collect())
+    Ok(rows.iter().map(Session::read).collect())
 }
 
-async fn deadlock_timeout(client: &Client) -> Result<Duration, Failure> {
+pub(super) async fn deadlock_timeout(client: &Client) -> Result<Duration, Failure> {
     let query = "SELECT setting::bigint FROM pg_catalog.pg_settings WHERE name = 'deadlock_timeout'";
     let millis: i64 = client.query_one(query, &[]).await?.get(0);
     Ok(Duration::from_millis(u64::try_from(millis).unwrap_or_default()))

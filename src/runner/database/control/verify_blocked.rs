@@ -1,38 +1,40 @@
 //! Verification that writes are blocked: a write of no row, as a role of the application, must be refused.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio_postgres::{Client, error::SqlState};
 
-use super::{ControlSpec, Table, ident, millis, protected, triggers::WRITE_BLOCK_TRIGGER, with_children};
+use super::{ControlSpec, Table, ident, jitter, millis, protected, triggers::WRITE_BLOCK_TRIGGER, with_children};
 use crate::{
     api::Reason,
     runner::{Failure, database::connection::Target},
 };
 
-/// Verifies on a connection of its own that writes are refused: as each role of the application on each protected table
+/// How long a new session is tried to be opened, once writes are unblocked.
+const OBSERVATION_LIMIT: Duration = Duration::from_secs(2);
+
+/// Verifies on another session than that of the window that writes are refused: as each role of the application on each protected table
 /// that it may write. Returns what was tried and observed.
 ///
 /// # Errors
 /// `WritesNotBlocked` if a write went through, or was refused for another cause; `PrivilegeMissing` with the `GRANT`;
 /// `LockTimeout` if a table is locked against writes: another session changes or indexes it.
-pub async fn verify_writes_blocked(target: &Target, spec: &ControlSpec) -> Result<String, Failure> {
-    let client = target.connect("verification").await?;
+pub async fn verify_writes_blocked(client: &Client, spec: &ControlSpec) -> Result<String, Failure> {
     // The write waits for the lock of the table before the trigger fires; an index that is being built would delay it
     // for minutes.
     let limits = format!(
-        "SET lock_timeout = {}; SET statement_timeout = {}",
+        "ROLLBACK; SET lock_timeout = {}; SET statement_timeout = {}",
         millis(spec.lock_timeout),
         millis(spec.lock_timeout + Duration::from_secs(5))
     );
     client.batch_execute(&limits).await?;
-    let tables = with_children(&client, &protected(&client, spec).await?).await?;
+    let tables = with_children(client, &protected(client, spec).await?).await?;
     let mut refusals = Vec::new();
     let mut not_tried = 0;
     for role in &spec.application_roles {
         for table in &tables {
-            match harmless_write(&client, role, table).await? {
-                Some(write) => refusals.push(expect_refusal(&client, role, table, &write).await?),
+            match harmless_write(client, role, table).await? {
+                Some(write) => refusals.push(expect_refusal(client, role, table, &write).await?),
                 None => not_tried += 1,
             }
         }
@@ -40,10 +42,10 @@ pub async fn verify_writes_blocked(target: &Target, spec: &ControlSpec) -> Resul
     if refusals.is_empty() {
         // The application may write none of them: the owner takes its place, in a session that the write block does
         // not name.
-        let role = target.user();
+        let role: String = client.query_one("SELECT current_user::text", &[]).await?.get(0);
         for table in &tables {
-            if let Some(write) = harmless_write(&client, role, table).await? {
-                refusals.push(expect_refusal(&client, role, table, &write).await?);
+            if let Some(write) = harmless_write(client, &role, table).await? {
+                refusals.push(expect_refusal(client, &role, table, &write).await?);
             }
         }
     }
@@ -64,7 +66,15 @@ pub async fn verify_writes_blocked(target: &Target, spec: &ControlSpec) -> Resul
 /// # Errors
 /// `WritesStillBlocked` if a write was refused as the write block does; others if it cannot be verified.
 pub async fn verify_writes_unblocked(target: &Target, spec: &ControlSpec) -> Result<String, Failure> {
-    let client = target.connect_for_observation("verification").await?;
+    let start = Instant::now();
+    let client = loop {
+        match target.connect_for_observation("verification").await {
+            Err(failure) if failure.is_connection_lost() && start.elapsed() < OBSERVATION_LIMIT => {
+                tokio::time::sleep(jitter(Duration::from_millis(100))).await;
+            }
+            connected => break connected?,
+        }
+    };
     // A default that was there before the window is the owner's own, and so is one of the role.
     let row = client
         .query_one(

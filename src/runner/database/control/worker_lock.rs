@@ -15,8 +15,9 @@ pub struct LockHolder {
     pub pid: i32,
     /// Its role.
     pub role: String,
-    /// For how long it has run the same statement, or none. A healthy task sends a statement every second.
-    pub idle_for: Duration,
+    /// For how long it has run the same statement, or none. A healthy task sends a statement every second. `None`: it
+    /// is another login's, of which this is not visible.
+    pub idle_for: Option<Duration>,
 }
 
 /// Result of ending a session.
@@ -79,8 +80,7 @@ pub async fn lock_holder(client: &Client) -> Result<Option<LockHolder>, Failure>
     Ok(row.map(|row| LockHolder {
         pid: row.get(0),
         role: row.get(1),
-        // For a session of another role it is not visible: no reason to wait for longer.
-        idle_for: row.get::<_, Option<f64>>(2).map_or(Duration::MAX, |s| Duration::from_secs_f64(s.max(0.0))),
+        idle_for: row.get::<_, Option<f64>>(2).map(|s| Duration::from_secs_f64(s.max(0.0))),
     }))
 }
 

@@ -65,15 +65,12 @@ pub async fn enable(
     tx.batch_execute(&format!("ALTER DATABASE {} SET default_transaction_read_only = on", ident(&database))).await?;
     let row = tx
         .query_opt(
-            "INSERT INTO credit_migration.write_block AS g (blocked, migration_uid, blocked_at, deadline, pid, \
-                backend_start)
-             SELECT true, $1, clock_timestamp(), $2, a.pid, a.backend_start FROM \
-             pg_catalog.pg_stat_get_activity(pg_backend_pid()) a
+            "INSERT INTO credit_migration.write_block AS g (blocked, migration_uid, blocked_at, deadline, pid)
+             VALUES (true, $1, clock_timestamp(), $2, pg_backend_pid())
              ON CONFLICT (only_one) DO UPDATE SET
                  blocked_at = CASE WHEN g.blocked THEN g.blocked_at ELSE excluded.blocked_at END,
-                 blocked = true, migration_uid = excluded.migration_uid, deadline = excluded.deadline, pid = \
-                 excluded.pid,
-                 backend_start = excluded.backend_start, unblocked_at = NULL
+                 blocked = true, migration_uid = excluded.migration_uid, deadline = excluded.deadline,
+                 pid = excluded.pid, unblocked_at = NULL
                  WHERE NOT g.blocked OR g.migration_uid = excluded.migration_uid
              RETURNING blocked_at",
             &[&spec.uid, &deadline],
@@ -85,6 +82,23 @@ pub async fn enable(
     };
     tx.commit().await?;
     Ok(row.get(0))
+}
+
+/// Blocks writes of a copy of the database for all other sessions, or unblocks them: in the rehearsal the SQL meets the
+/// write block as in the window. Nothing else of a window is there.
+///
+/// # Errors
+/// Database errors.
+pub(in crate::runner) async fn set_in_copy(client: &Client, spec: &ControlSpec, blocked: bool) -> Result<(), Failure> {
+    client
+        .execute(
+            "INSERT INTO credit_migration.write_block (blocked, migration_uid, blocked_at, deadline, pid)
+             VALUES ($2, $1, clock_timestamp(), clock_timestamp(), pg_backend_pid())
+             ON CONFLICT (only_one) DO UPDATE SET blocked = excluded.blocked, pid = excluded.pid",
+            &[&spec.uid, &blocked],
+        )
+        .await?;
+    Ok(())
 }
 
 /// Takes over the write block of another session: from now on it lets this session pass. The read-only default is
@@ -101,9 +115,8 @@ pub async fn take_over(
     let tx = client.transaction().await?;
     let row = tx
         .query_opt(
-            "UPDATE credit_migration.write_block AS g SET pid = a.pid, backend_start = a.backend_start
-             FROM pg_catalog.pg_stat_get_activity(pg_backend_pid()) a WHERE g.blocked AND g.migration_uid = $1 \
-             RETURNING g.blocked_at",
+            "UPDATE credit_migration.write_block SET pid = pg_backend_pid() WHERE blocked AND migration_uid = $1
+             RETURNING blocked_at",
             &[&spec.uid],
         )
         .await?;
@@ -147,8 +160,7 @@ pub async fn disable(
     let tx = client.transaction().await?;
     let unblocked_at = tx
         .query_opt(
-            "UPDATE credit_migration.write_block SET blocked = false, unblocked_at = clock_timestamp(), pid = NULL, \
-                backend_start = NULL
+            "UPDATE credit_migration.write_block SET blocked = false, unblocked_at = clock_timestamp(), pid = NULL
              WHERE blocked AND migration_uid = $1 RETURNING unblocked_at",
             &[&spec.uid],
         )

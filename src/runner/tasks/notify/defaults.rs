@@ -48,6 +48,22 @@ fn team(occasion: Occasion) -> (&'static str, &'static str) {
             "[{{ namespace }}/{{ migration }}] Migration planned{% if startsAt %} for {{ startsAt|time }}{% endif %}",
             facts!("{{ message }}"),
         ),
+        Occasion::ApprovalDue => (
+            "[{{ namespace }}/{{ migration }}] Approval due",
+            facts!("{{ message }}\n\nThe window is not planned before enough people have approved."),
+        ),
+        Occasion::PresenceDue => (
+            "[{{ namespace }}/{{ migration }}] Presence due{% if startsAt %}, start {{ startsAt|time }}{% endif %}",
+            facts!("{{ message }}"),
+        ),
+        Occasion::CalledOff => (
+            "[{{ namespace }}/{{ migration }}] Maintenance is called off{% if startsAt %}, planned for {{ \
+                startsAt|time }}{% endif %}",
+            facts!(
+                "{{ message }}\n\nEverybody who got the maintenance notice gets this one. Another start has a \
+                notice of its own."
+            ),
+        ),
         Occasion::MaintenanceStarts => (
             "[{{ namespace }}/{{ migration }}] Maintenance starts{% if startsAt %} {{ startsAt|time }}{% endif %}",
             facts!(
@@ -97,6 +113,13 @@ fn support(occasion: Occasion) -> (&'static str, &'static str) {
                     notified when it has ended."
             ),
         ),
+        Occasion::CalledOff => (
+            "Credit system: maintenance is called off{% if startsAt %}, planned for {{ startsAt|time }}{% endif %}",
+            facts!(
+                "{{ message }}\n\nBuying and using credits works as before. Customers who got the maintenance notice \
+                    are told, too."
+            ),
+        ),
         Occasion::Finished => (
             "Credit system: maintenance has ended",
             facts!(
@@ -122,9 +145,11 @@ fn support(occasion: Occasion) -> (&'static str, &'static str) {
                     acted. If no one of the team has answered yet, call."
             ),
         ),
-        Occasion::DayReport | Occasion::WeekReport | Occasion::DecisionDue => {
-            ("Credit system: news of the migration", facts!("{{ message }}"))
-        }
+        Occasion::ApprovalDue
+        | Occasion::PresenceDue
+        | Occasion::DayReport
+        | Occasion::WeekReport
+        | Occasion::DecisionDue => ("Credit system: news of the migration", facts!("{{ message }}")),
     }
 }
 
@@ -139,6 +164,12 @@ fn users(occasion: Occasion) -> (&'static str, &'static str) {
                 ". You can see your balance all the time, your credits are kept, and there is nothing that you have \
                     to do.\n\nWe will let you know when it is done. Thank you for waiting!"
             ),
+        ),
+        Occasion::CalledOff => (
+            "Maintenance is called off",
+            "Hello,\n\nthe maintenance{% if startsAt %} that we planned for {{ startsAt|time }}{% endif %} does not \
+                take place: you can buy and use credits as before, and there is nothing that you have to do.\n\nWe \
+                will let you know before the next one. Sorry for the trouble!",
         ),
         Occasion::Finished => (
             "Maintenance is done",
@@ -166,6 +197,11 @@ fn social(occasion: Occasion) -> (&'static str, &'static str) {
                 ". Your credits are kept. Thanks for bearing with us!"
             ),
         ),
+        Occasion::CalledOff => (
+            "Maintenance is called off",
+            "The maintenance{% if startsAt %} planned for {{ startsAt|time }}{% endif %} does not take place: you can \
+                buy and use credits as before. We will let you know before the next one.",
+        ),
         Occasion::Finished => {
             ("Maintenance is done", "Maintenance is done: you can buy and use credits again. Thanks for waiting!")
         }
@@ -185,6 +221,10 @@ fn status_page(occasion: Occasion) -> (&'static str, &'static str) {
             "{% if startsAt %}Start: {{ startsAt|time }}\n{% endif %}{% if expectedWindowSeconds %}Expected length: \
                 {{ expectedWindowSeconds|duration }}\n{% endif %}Affected: buying and using credits\nNot affected: \
                 signing in, seeing balances",
+        ),
+        Occasion::CalledOff => (
+            "Maintenance of credits called off",
+            "{% if startsAt %}Planned start: {{ startsAt|time }}\n{% endif %}Buying and using credits works as before.",
         ),
         Occasion::Finished => ("Maintenance of credits completed", "Buying and using credits works again."),
         Occasion::RolledBack => (

@@ -335,9 +335,13 @@ mod tests {
                 assert!(body.contains("1970-01-01 00:00 UTC"), "{at}");
                 assert!(body.contains("about a minute") || body.contains("42 s"), "{at}");
             }
+            if notice.occasion == Occasion::CalledOff && notice.starts_at.is_some() {
+                let all = format!("{} {}", text.subject, text.body);
+                assert!(all.contains("1970-01-01 00:00 UTC"), "{at} does not say which maintenance: {all}");
+            }
             seen += 1;
         }
-        assert_eq!(seen, 48, "2 samples of 3 occasions for 5 audiences, of 3 for 2, of 3 for 1");
+        assert_eq!(seen, 62, "2 samples of 4 occasions for 5 audiences, of 3 for 2, of 5 for 1");
     }
 
     #[test]

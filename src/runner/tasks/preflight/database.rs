@@ -10,7 +10,7 @@ use crate::{
         context::TaskContext,
         database::{
             connection::Target,
-            control::{exists, ident, literal, quoted},
+            control::{described_role, exists, ident, literal, quoted},
             scratch,
         },
         tasks::findings::Findings,
@@ -31,6 +31,10 @@ pub async fn check(context: &TaskContext<'_>, target: &Target, client: &Client, 
     for (what, result) in role(target, client).await {
         findings.add(what, result);
     }
+    let described = described_role(client, &context.control_spec()).await;
+    // What a schema of another says is not believed.
+    let schema_refused = described.is_err();
+    findings.add("migration role", described);
     for application in &context.spec.plan.database.application_roles {
         findings.add(format!("application role {application}"), application_role(target, client, application).await);
     }
@@ -42,7 +46,9 @@ pub async fn check(context: &TaskContext<'_>, target: &Target, client: &Client, 
     for (what, result) in columns(context, client).await {
         findings.add(what, result);
     }
-    findings.add("other migrations", claim(context, client).await);
+    if !schema_refused {
+        findings.add("other migrations", claim(context, client).await);
+    }
     let scratch = if name == target.database() {
         Err(Failure::new(
             Reason::ScratchDatabaseExists,
@@ -125,8 +131,9 @@ async fn primary(client: &Client) -> Result<String, Failure> {
     let row = one(client, "SELECT pg_is_in_recovery()", &[]).await?;
     if row.get(0) {
         return Err(Failure::new(
-            Reason::ConnectionInvalid,
-            "the connection leads to a standby, which cannot be migrated; next: put the primary's address into the URL",
+            Reason::HostUnreachable,
+            "the connection leads to a standby, which cannot be migrated; it is retried; next: put the primary's \
+             address into the URL",
         ));
     }
     Ok("the server is a primary".to_owned())
@@ -174,7 +181,8 @@ fn own(what: &str, owner: &str, superuser: bool, me: &str) -> String {
 
 /// The role exists, its sessions can be ended, and the migration role can act as it to verify that writes are blocked.
 async fn application_role(target: &Target, client: &Client, application: &str) -> Result<String, Failure> {
-    if application == target.user() {
+    let own = "SELECT $1 IN (session_user::text, current_user::text)";
+    if one(client, own, &[&application]).await?.get(0) {
         return Err(Failure::new(
             Reason::RoleMissing,
             format!(
@@ -188,7 +196,7 @@ async fn application_role(target: &Target, client: &Client, application: &str) -
     let right = if major >= 16 { "SET" } else { "MEMBER" };
     // Without inheritance the start of its sessions is hidden, and those that must be ended could not be distinguished.
     let query =
-        "SELECT pg_has_role(oid, $2), rolsuper, pg_has_role(oid, 'USAGE') OR pg_has_role('pg_read_all_stats', 'USAGE')
+        "SELECT pg_has_role(session_user, oid, $2), rolsuper, pg_has_role(oid, 'USAGE') OR pg_has_role('pg_read_all_stats', 'USAGE')
                  FROM pg_roles WHERE rolname::text = $1";
     let found = client.query_opt(query, &[&application, &right]).await?;
     let (me, them) = (ident(target.user()), ident(application));

@@ -15,7 +15,7 @@ use crate::{
     },
     runner::{
         Failure, UnlessLost,
-        database::control::{self, Applied, Sql, StopSignal, jitter},
+        database::control::{self, Applied, LockHolders, Sql, StopSignal, jitter},
     },
 };
 
@@ -31,6 +31,11 @@ impl<C: Channel> WindowTask<'_, C> {
         down: &Sql,
     ) -> Result<WindowOutcome, Failure> {
         let stop = StopSignal::default();
+        let holders = LockHolders::default();
+        let pid: i32 = client.query_one("SELECT pg_catalog.pg_backend_pid()", &[]).await.map_err(Failure::from)?.get(0);
+        let delay = self.control_spec().lock_timeout / 4;
+        let mut watching = pin!(holders.watch(self.target, pid, delay));
+        let mut watched = false;
         let mut attempts = 0;
         loop {
             attempts += 1;
@@ -41,6 +46,7 @@ impl<C: Channel> WindowTask<'_, C> {
                     tokio::select! {
                         result = &mut run => break result,
                         () = tokio::time::sleep(POLL_INTERVAL) => {}
+                        () = &mut watching, if !watched => watched = true,
                     }
                     if let Move::End(_) = self.next_move(WindowActivity::ApplyingSql) {
                         stop.request();
@@ -70,7 +76,10 @@ impl<C: Channel> WindowTask<'_, C> {
                 Err(failure) if failure.reason == Reason::LockTimeout && attempts < SQL_ATTEMPTS => {
                     tokio::time::sleep(jitter(Duration::from_millis(50))).await;
                 }
-                Err(failure) => return self.finish(&mut client, SchemaInPlace::Old, Some(failure)).await,
+                Err(failure) => {
+                    let named = if failure.reason == Reason::LockTimeout { holders.name_in(failure) } else { failure };
+                    return self.finish(&mut client, SchemaInPlace::Old, Some(named)).await;
+                }
             }
         }
     }

@@ -33,8 +33,8 @@ impl<C: Channel> WindowTask<'_, C> {
             self.retake_exclusive_lock(client).await?;
         }
         self.unexplained_reported = false;
-        let (target, spec, channel) = (self.target, self.control_spec(), self.channel);
-        let mut comparing = pin!(comparison(target, spec));
+        let (session, spec, channel) = (self.kept.comparison.clone(), self.control_spec(), self.channel);
+        let mut comparing = pin!(comparison(&session, spec));
         let mut probing = pin!(probe(channel));
         let mut pinged = Instant::now();
         loop {

@@ -4,13 +4,10 @@ use std::{collections::BTreeSet, time::Duration};
 
 use jiff::Timestamp;
 
-use super::Channel;
+use super::{Channel, kept::KeptSession};
 use crate::{
     api::Comparison,
-    runner::database::{
-        connection::Target,
-        control::{self, ControlSpec, millis},
-    },
+    runner::database::control::{self, ControlSpec, millis},
 };
 
 /// How often the version probe is asked.
@@ -30,11 +27,11 @@ pub(super) async fn probe<C: Channel>(channel: &C) -> Option<(String, Timestamp)
     Some((versions.into_iter().collect::<Vec<_>>().join(", "), start))
 }
 
-/// The full comparison, on a connection of its own, repeated until it succeeds.
-pub(super) async fn comparison(target: &Target, spec: &ControlSpec) -> Comparison {
+/// The full comparison, on a session of its own, repeated until it succeeds.
+pub(super) async fn comparison(session: &KeptSession, spec: &ControlSpec) -> Comparison {
     loop {
         let once = async {
-            let client = target.connect("comparison").await?;
+            let client = session.take().await?;
             let limit = format!("SET statement_timeout = {}", millis(spec.statement_timeout));
             client.batch_execute(&limit).await?;
             control::compare(&client, spec).await

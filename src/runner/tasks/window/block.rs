@@ -88,6 +88,8 @@ impl<C: Channel> WindowTask<'_, C> {
             Ok((ended, verification)) => {
                 self.progress.terminated_sessions += ended;
                 self.progress.verification = Some(verification);
+                // What kept it from being verified is over.
+                self.report(None);
             }
             Err((ending, failure)) => return self.end(&mut client, ending, failure).await,
         }
@@ -130,6 +132,23 @@ impl<C: Channel> WindowTask<'_, C> {
         });
         let limit = (self.control_spec().lock_timeout * 3 + Duration::from_secs(1)).min(left);
         let ended = control::drain(client, self.control_spec(), blocked_at, limit).await?;
-        Ok((ended, control::verify_writes_blocked(self.target, self.control_spec()).await?))
+        loop {
+            match self.verify_blocked().await.unless_lost() {
+                Ok(verified) => return Ok((ended, verified?)),
+                // This session, which has the locks, is not given up for the other one.
+                Err(lost) => {
+                    tracing::warn!(error = %lost, "the write block is not verified yet, will be retried");
+                    self.report(Some(lost));
+                    tokio::time::sleep(jitter(Duration::from_millis(100))).await;
+                }
+            }
+        }
+    }
+
+    async fn verify_blocked(&self) -> Result<String, Failure> {
+        let client = self.kept.verification.take().await?;
+        let verified = control::verify_writes_blocked(&client, self.control_spec()).await;
+        self.kept.verification.put_back(client);
+        verified
     }
 }

@@ -32,6 +32,7 @@ mod await_cutover;
 mod background;
 mod block;
 mod finish;
+mod kept;
 mod orders;
 mod plan;
 mod session;

@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio_postgres::Client;
 
-use super::{Channel, CurrentSession, Orders, WindowOutcome, WindowPlan, WindowReport};
+use super::{Channel, CurrentSession, Orders, WindowOutcome, WindowPlan, WindowReport, kept::KeptSessions};
 use crate::{
     api::{
         Direction, Reason, SchemaInPlace, WindowCommand, WindowProgress, WindowState,
@@ -50,6 +50,7 @@ pub(super) struct WindowTask<'a, C> {
     pub(super) target: &'a Target,
     pub(super) plan: &'a WindowPlan,
     pub(super) session: &'a CurrentSession,
+    pub(super) kept: KeptSessions,
     pub(super) orders: watch::Receiver<Orders>,
     pub(super) reports: watch::Sender<WindowReport>,
     pub(super) progress: WindowProgress,
@@ -90,6 +91,7 @@ impl<'a, C: Channel> WindowTask<'a, C> {
             target,
             plan,
             session,
+            kept: KeptSessions::new(target),
             orders,
             reports,
             progress: WindowProgress::default(),
@@ -219,6 +221,13 @@ impl<'a, C: Channel> WindowTask<'a, C> {
         let mut client = self.target.connect_for_control("window").await?;
         self.session.set(client.cancel_token());
         self.acquire_worker_lock(&client).await?;
+        if let Err(failure) = control::check_schema(&client, self.control_spec()).await.unless_lost()? {
+            // A window that an earlier pod has begun must not be left.
+            if self.plan.order.command == WindowCommand::Standby {
+                return Err(failure);
+            }
+            tracing::error!(error = %failure, "the control schema is not as it was created");
+        }
         let snapshot = self.recorded_state(&client).await?;
         let resume = self.resume_point(&snapshot);
         if matches!(resume, Resume::Standby) {

@@ -6,21 +6,28 @@ use tokio_postgres::Client;
 
 use super::{
     Channel, WindowOutcome,
-    session::{PING_INTERVAL, POLL_INTERVAL, WindowTask, ping},
+    session::{POLL_INTERVAL, WindowTask, ping},
 };
 use crate::{
     api::{
-        Direction, Reason, WindowState,
-        window_rules::{Move, WindowActivity},
+        Direction, ObstacleKind, Reason, WindowState,
+        window_rules::{Ending, Move, WindowActivity},
     },
     runner::{
-        Failure,
-        database::{control, schema_objects::require_rehearsed_schema_now},
+        Failure, UnlessLost,
+        database::{
+            control::{self, ObstacleFinder, jitter},
+            schema_objects::require_rehearsed_schema_now,
+        },
     },
 };
 
+/// How often it looks for what would keep writes from being blocked. A lost session is noticed by it, too.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the baseline is brought up to date on standby.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(10);
+/// Pause between two attempts to open a session.
+const RECONNECT_INTERVAL: Duration = Duration::from_millis(200);
 
 impl<C: Channel> WindowTask<'_, C> {
     /// Prepares everything, and waits for `BlockWrites`.
@@ -40,9 +47,14 @@ impl<C: Channel> WindowTask<'_, C> {
             // What has changed is found while writes are open; the transaction of the SQL compares once more.
             require_rehearsed_schema_now(&mut client, spec).await?;
         }
+        if let Some(ending) = self.open_kept(&client).await? {
+            return self.end(&mut client, ending, None).await;
+        }
+        let mut finder = ObstacleFinder::default();
+        self.look_for_obstacles(&client, &mut finder).await?;
         self.enter(WindowState::Ready);
         self.report(None);
-        let (mut pinged, mut refreshed) = (Instant::now(), Instant::now());
+        let (mut looked, mut refreshed, mut refused) = (Instant::now(), Instant::now(), None);
         loop {
             match self.next_move(WindowActivity::Standby) {
                 Move::End(ending) => return self.end(&mut client, ending, None).await,
@@ -50,21 +62,87 @@ impl<C: Channel> WindowTask<'_, C> {
                     let Some(deadline) = self.orders().deadline else {
                         return Err(Failure::new(Reason::Internal, "the order to block writes has no deadline"));
                     };
-                    client.batch_execute("RESET lock_timeout; RESET statement_timeout").await?;
-                    return self.block_writes(client, deadline).await;
+                    // One may have been lost since, and an end may have been ordered since.
+                    if let Some(ending) = self.open_kept(&client).await? {
+                        return self.end(&mut client, ending, None).await;
+                    }
+                    // Once more: with writes blocked it would be too late.
+                    self.look_for_obstacles(&client, &mut finder).await?;
+                    if self.progress.obstacles.is_empty() {
+                        client.batch_execute("RESET lock_timeout; RESET statement_timeout").await?;
+                        return self.block_writes(client, deadline).await;
+                    }
+                    if refused.get_or_insert_with(Instant::now).elapsed() >= spec.lock_timeout {
+                        self.enter(self.plan.direction.schema_before().final_state());
+                        return Err(self.obstructed());
+                    }
                 }
                 _ => {}
             }
             self.wait().await;
-            if pinged.elapsed() > PING_INTERVAL {
-                ping(&client).await?;
-                pinged = Instant::now();
+            if looked.elapsed() > LOOK_INTERVAL {
+                if self.look_for_obstacles(&client, &mut finder).await? {
+                    self.report(None);
+                }
+                match self.kept.open().await.unless_lost() {
+                    Ok(opened) => opened?,
+                    Err(lost) => tracing::warn!(error = %lost, "a session of the window is not open, will be retried"),
+                }
+                looked = Instant::now();
             }
             if refreshed.elapsed() > REFRESH_INTERVAL && self.plan.direction == Direction::Forward {
                 control::refresh_baseline(&mut client, spec).await?;
                 refreshed = Instant::now();
             }
         }
+    }
+
+    /// Opens the sessions that the window needs beside its own, until all are open. Nothing is blocked before. Returns
+    /// how the window ends, if it does meanwhile.
+    async fn open_kept(&mut self, client: &Client) -> Result<Option<Ending>, Failure> {
+        loop {
+            match self.kept.open().await.unless_lost() {
+                Ok(opened) => return opened.map(|()| None),
+                Err(lost) => {
+                    tracing::warn!(error = %lost, "a session of the window is not open, will be retried");
+                    self.report(Some(lost));
+                }
+            }
+            if let Move::End(ending) = self.next_move(WindowActivity::Standby) {
+                return Ok(Some(ending));
+            }
+            ping(client).await?;
+            tokio::time::sleep(jitter(RECONNECT_INTERVAL)).await;
+        }
+    }
+
+    /// Looks for what would keep writes from being blocked. Returns whether that has changed.
+    async fn look_for_obstacles(&mut self, client: &Client, finder: &mut ObstacleFinder) -> Result<bool, Failure> {
+        let looking = finder.find(client, self.control_spec(), self.plan.direction);
+        match self.bounded(client, looking).await.unless_lost()? {
+            Ok(found) if found != self.progress.obstacles => {
+                tracing::info!(obstacles = found.len(), "what keeps writes from being blocked has changed");
+                self.progress.obstacles = found;
+                Ok(true)
+            }
+            Ok(_) => Ok(false),
+            // What cannot be seen keeps no window from its start: blocking writes has limits of its own.
+            Err(failure) => {
+                tracing::warn!(error = %failure, "what would keep writes from being blocked cannot be seen");
+                Ok(false)
+            }
+        }
+    }
+
+    /// Why writes are not blocked although it is ordered.
+    fn obstructed(&self) -> Failure {
+        let first = self.progress.obstacles.first();
+        let message = first.map(|obstacle| obstacle.message().to_string()).unwrap_or_default();
+        let reason = match first.map(|obstacle| obstacle.kind) {
+            Some(ObstacleKind::TooFewConnections) => Reason::DatabaseUnavailable,
+            _ => Reason::LockTimeout,
+        };
+        Failure::new(reason, format!("writes were not blocked: {message}"))
     }
 
     /// Waits for an order, for one interval at most.

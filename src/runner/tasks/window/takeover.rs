@@ -7,6 +7,8 @@
 //! ordered, a session that has run the same statement for long is ended. The limit doubles each time: of two healthy
 //! pods one must reach its end.
 
+use std::time::{Duration, Instant};
+
 use tokio_postgres::Client;
 
 use super::{
@@ -33,6 +35,7 @@ impl<C: Channel> WindowTask<'_, C> {
     /// reports so and ends the other session. It is stuck if it has no right to.
     pub(super) async fn acquire_worker_lock(&mut self, client: &Client) -> Result<(), Failure> {
         let mut reported = None;
+        let mut met: Option<(i32, Instant)> = None;
         while !worker_lock::try_acquire(client).await? {
             let blocked_until = self.blocked_until(client).await?;
             self.deadline = blocked_until.or(self.deadline);
@@ -41,14 +44,15 @@ impl<C: Channel> WindowTask<'_, C> {
                 && let Some(holder) = worker_lock::lock_holder(client).await?
             {
                 let pid = holder.pid;
-                let refusal = if holder.idle_for >= self.idle_limit {
-                    self.terminate_other(client, &holder).await?
-                } else {
-                    None
-                };
+                let since = met.filter(|(met, _)| *met == pid).map_or_else(Instant::now, |(_, since)| since);
+                met = Some((pid, since));
+                // What is not visible counts from when it was met.
+                let idle = holder.idle_for.unwrap_or_else(|| since.elapsed());
+                let refusal =
+                    if idle >= self.idle_limit { self.terminate_other(client, &holder, idle).await? } else { None };
                 if reported != Some((pid, refusal.is_some())) {
                     reported = Some((pid, refusal.is_some()));
-                    self.report_waiting(client, &holder, refusal).await?;
+                    self.report_waiting(client, (pid, idle), refusal).await?;
                 }
             }
             let _ = tokio::time::timeout(self.plan.poll, self.orders.changed()).await;
@@ -68,15 +72,16 @@ impl<C: Channel> WindowTask<'_, C> {
     }
 
     /// Ends an idle session; returns why it cannot, if so.
-    async fn terminate_other(&mut self, client: &Client, holder: &LockHolder) -> Result<Option<Failure>, Failure> {
+    async fn terminate_other(
+        &mut self,
+        client: &Client,
+        holder: &LockHolder,
+        idle: Duration,
+    ) -> Result<Option<Failure>, Failure> {
         let pid = holder.pid;
         match worker_lock::terminate(client, holder).await? {
             Termination::Signalled => {
-                tracing::warn!(
-                    pid,
-                    idle_seconds = holder.idle_for.as_secs(),
-                    "the session of the previous pod is ended"
-                );
+                tracing::warn!(pid, idle_seconds = idle.as_secs(), "the session of the previous pod is ended");
                 self.idle_limit *= 2;
                 Ok(None)
             }
@@ -95,7 +100,7 @@ impl<C: Channel> WindowTask<'_, C> {
     async fn report_waiting(
         &mut self,
         client: &Client,
-        holder: &LockHolder,
+        (pid, idle): (i32, Duration),
         refusal: Option<Failure>,
     ) -> Result<(), Failure> {
         // The report of the other pod must not be replaced by an empty one.
@@ -114,8 +119,8 @@ impl<C: Channel> WindowTask<'_, C> {
             let message = format!(
                 "session {} of the previous pod still has the lock of the window, idle for {} s; it is ended after {} \
                     s",
-                holder.pid,
-                holder.idle_for.as_secs(),
+                pid,
+                idle.as_secs(),
                 self.idle_limit.as_secs()
             );
             Failure::new(Reason::ConnectionLost, message)

@@ -1,0 +1,272 @@
+//! What the controller writes, against an API server in memory: the fence of each irreversible effect, the order of
+//! status and effects, adoption.
+
+use std::sync::Arc;
+
+use axum::http::Method;
+use kube::{Client, runtime::events::Reporter};
+use serde_json::{Value, json};
+
+use super::{
+    Context, ControllerOptions, Error, apply::apply, events::Events, fake_api::FakeApi, leader::Elector,
+    metrics::Metrics, reconcile::reconcile,
+};
+use crate::{
+    api::{CreditMigration, FLAG_SET_FOR, RESTARTED_FOR, RunInputs, Task, WindowCommand, WindowOrder, fixtures},
+    machine::{Effect, Event, StartRun},
+};
+
+const MIGRATION: &str = "/apis/creditmigration.io/v1alpha1/namespaces/shop/creditmigrations/m";
+const RUN: &str = "/apis/creditmigration.io/v1alpha1/namespaces/shop/migrationruns/m-window-1";
+const FLAG: &str = "/api/v1/namespaces/shop/configmaps/shop";
+const WORKLOAD: &str = "/apis/apps/v1/namespaces/shop/deployments/shop";
+
+/// A leader, its API server, and the migration that it has read.
+struct Stage {
+    api: FakeApi,
+    elector: Elector,
+    ctx: Context,
+    live: CreditMigration,
+}
+
+async fn stage() -> Stage {
+    let api = FakeApi::default();
+    let spec = serde_json::to_value(fixtures::spec()).unwrap();
+    let live = api.store(
+        MIGRATION,
+        json!({
+            "apiVersion": "creditmigration.io/v1alpha1",
+            "kind": "CreditMigration",
+            "metadata": {"name": "m", "namespace": "shop", "uid": "uid-m", "finalizers": [crate::api::FINALIZER]},
+            "spec": spec,
+        }),
+    );
+    api.store(FLAG, json!({"metadata": {"name": "shop", "namespace": "shop"}, "data": {"VERSION": "v1"}}));
+    api.store(WORKLOAD, json!({"metadata": {"name": "shop", "namespace": "shop"}, "spec": {"template": {}}}));
+    store_run(&api, WindowCommand::Standby);
+
+    let client = Client::new(api.clone(), "shop");
+    let lease = std::time::Duration::from_secs(600);
+    let elector = Elector::new(client.clone(), "shop", "operator", "me", lease);
+    elector.acquire().await;
+    let reporter = Reporter { controller: super::MANAGER.into(), instance: None };
+    let ctx = Context {
+        events: Events::new(client.clone(), reporter),
+        failures: super::failures::Failures::default(),
+        options: options(),
+        lease: elector.lease(),
+        metrics: Arc::new(Metrics::default()),
+        client,
+    };
+    api.state().forget_writes();
+    Stage { api, elector, ctx, live: serde_json::from_value(live).unwrap() }
+}
+
+fn options() -> ControllerOptions {
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: ControllerOptions,
+    }
+    <Line as clap::Parser>::parse_from(["operator", "--runner-image", "runner"]).options
+}
+
+fn store_run(api: &FakeApi, command: WindowCommand) {
+    let spec = run_spec(Task::Window);
+    let mut spec = serde_json::to_value(spec).unwrap();
+    spec["window"] = serde_json::to_value(order(command)).unwrap();
+    let metadata = json!({"name": "m-window-1", "namespace": "shop", "uid": "uid-run"});
+    api.store(
+        RUN,
+        json!({"apiVersion": "creditmigration.io/v1alpha1", "kind": "MigrationRun", "metadata": metadata, "spec": spec}),
+    );
+}
+
+fn run_spec(task: Task) -> crate::api::MigrationRunSpec {
+    crate::api::MigrationRunSpec {
+        migration: "m".into(),
+        migration_uid: "uid-m".into(),
+        task,
+        attempt: 1,
+        plan: fixtures::spec(),
+        inputs: RunInputs::default(),
+        window: None,
+    }
+}
+
+fn order(command: WindowCommand) -> WindowOrder {
+    WindowOrder { command, deadline: Some(jiff::Timestamp::UNIX_EPOCH) }
+}
+
+fn start(task: Task, name: &str) -> Effect {
+    Effect::StartRun(Box::new(StartRun {
+        name: name.into(),
+        spec: run_spec(task),
+        image: "runner".into(),
+        timeout_seconds: None,
+    }))
+}
+
+fn event() -> Effect {
+    Effect::Event(Event { warning: true, reason: "TriggerFired".into(), note: "0.2 > 0.05".into() })
+}
+
+/// The irreversible effects, each with the path of its target.
+fn irreversible() -> [(Effect, &'static str); 5] {
+    let workload = fixtures::spec().application.workloads[0].clone();
+    [
+        (Effect::RemoveFinalizer, MIGRATION),
+        (Effect::RemoveRun { name: "m-window-1".into() }, RUN),
+        (Effect::OrderWindow { name: "m-window-1".into(), order: order(WindowCommand::BlockWrites) }, RUN),
+        (Effect::SetFlag { value: "v2".into(), marker: "uid-m.to".into() }, FLAG),
+        (Effect::Restart { workload, marker: "uid-m.to".into() }, WORKLOAD),
+    ]
+}
+
+impl Stage {
+    async fn apply(&self, effect: Effect) -> Result<(), Error> {
+        apply(&self.ctx, &self.live, vec![effect]).await
+    }
+}
+
+#[tokio::test]
+async fn an_irreversible_effect_is_written_once_its_target_and_the_migration_are_read() {
+    for (effect, target) in irreversible() {
+        assert!(effect.irreversible());
+        let stage = stage().await;
+        let before = stage.api.object(target);
+        stage.apply(effect.clone()).await.unwrap();
+        assert_ne!(stage.api.object(target), before, "{target}");
+    }
+    let stage = stage().await;
+    for (effect, _) in irreversible().into_iter().skip(2) {
+        stage.apply(effect).await.unwrap();
+    }
+    let flag = stage.api.object(FLAG);
+    assert_eq!(
+        (&flag["data"]["VERSION"], &flag["metadata"]["annotations"][FLAG_SET_FOR]),
+        (&json!("v2"), &json!("uid-m.to"))
+    );
+    let template = &stage.api.object(WORKLOAD)["spec"]["template"]["metadata"]["annotations"];
+    assert_eq!(template[RESTARTED_FOR], "uid-m.to");
+    assert_eq!(stage.api.object(RUN)["spec"]["window"]["command"], "BlockWrites");
+}
+
+#[tokio::test]
+async fn a_target_that_changes_after_it_was_read_is_left_alone() {
+    for (effect, target) in irreversible() {
+        let stage = stage().await;
+        // Another leader writes while this one sleeps between its last read and its write.
+        let method = match effect {
+            Effect::RemoveRun { .. } => Method::DELETE,
+            _ => Method::PATCH,
+        };
+        stage.api.before(method, target, move |state| state.touch(target));
+        let refused = stage.apply(effect).await;
+        assert!(matches!(refused, Err(Error::Conflict)), "{target}");
+        let mut left = stage.api.object(target);
+        assert_eq!(left["metadata"]["labels"]["touched"], "true");
+        assert_eq!(left["data"]["VERSION"], if target == FLAG { json!("v1") } else { Value::Null });
+        assert!(left["spec"]["template"].take().as_object().is_none_or(serde_json::Map::is_empty));
+    }
+}
+
+#[tokio::test]
+async fn a_migration_that_changed_since_the_decision_fences_all() {
+    for (effect, target) in irreversible() {
+        let stage = stage().await;
+        stage.api.state().touch(MIGRATION);
+        let before = stage.api.object(target);
+        let refused = stage.apply(effect).await;
+        assert!(matches!(refused, Err(Error::Conflict)), "{target}");
+        assert_eq!(stage.api.object(target), before);
+    }
+}
+
+#[tokio::test]
+async fn without_the_lease_nothing_is_written() {
+    let effects = irreversible().into_iter().map(|(effect, _)| effect);
+    for effect in effects.chain([Effect::AddFinalizer, start(Task::Preflight, "m-preflight-1")]) {
+        let stage = stage().await;
+        stage.elector.release().await;
+        stage.api.state().forget_writes();
+        assert!(matches!(stage.apply(effect).await, Err(Error::LeaseLost)));
+        assert_eq!(stage.api.writes(), Vec::<String>::new());
+    }
+}
+
+#[tokio::test]
+async fn orders_only_move_forward() {
+    let stage = stage().await;
+    store_run(&stage.api, WindowCommand::Switch);
+    let lower = Effect::OrderWindow { name: "m-window-1".into(), order: order(WindowCommand::BlockWrites) };
+    stage.apply(lower).await.unwrap();
+    assert_eq!(stage.api.object(RUN)["spec"]["window"]["command"], "Switch");
+    assert_eq!(stage.api.writes(), Vec::<String>::new());
+
+    let removed = stage.apply(Effect::RemoveRun { name: "m-window-1".into() }).await;
+    assert!(matches!(removed, Err(Error::Conflict)), "a window that may be at work is not removed");
+    assert_ne!(stage.api.object(RUN), Value::Null);
+}
+
+#[tokio::test]
+async fn a_run_is_started_once_and_what_belongs_to_others_is_not_adopted() {
+    let stage = stage().await;
+    let preflight = || start(Task::Preflight, "m-preflight-1");
+    stage.apply(preflight()).await.unwrap();
+    let run = RUN.replace("m-window-1", "m-preflight-1");
+    let made = stage.api.object(&run);
+    stage.apply(preflight()).await.unwrap();
+    assert_eq!(stage.api.object(&run), made);
+
+    let account = "/api/v1/namespaces/shop/serviceaccounts/m-runner";
+    let mut foreign = stage.api.object(account);
+    foreign["metadata"]["ownerReferences"][0]["uid"] = "another".into();
+    stage.api.store(account, foreign);
+    let refused = stage.apply(start(Task::Backup, "m-backup-1")).await;
+    assert!(matches!(refused, Err(Error::NotOwned { kind: "ServiceAccount", .. })));
+    assert_eq!(stage.api.object(&RUN.replace("m-window-1", "m-backup-1")), Value::Null);
+}
+
+#[tokio::test]
+async fn after_a_refused_effect_people_are_notified_and_nothing_else_happens() {
+    let stage = stage().await;
+    stage.api.refuse(Method::PATCH, FLAG, 422);
+    let [.., (set_flag, _), (restart, _)] = irreversible();
+    let effects =
+        vec![set_flag, restart, start(Task::Cleanup, "m-cleanup-1"), start(Task::Notify, "m-notify-1"), event()];
+    let result = apply(&stage.ctx, &stage.live, effects).await;
+    assert!(matches!(&result, Err(Error::Kube(kube::Error::Api(status))) if status.code == 422));
+    let run = |name: &str| stage.api.object(&RUN.replace("m-window-1", name));
+    assert_eq!(run("m-cleanup-1"), Value::Null);
+    assert_ne!(run("m-notify-1"), Value::Null);
+    let writes = stage.api.writes();
+    assert!(writes.iter().any(|write| write.ends_with("/events")), "{writes:?}");
+    assert!(!writes.iter().any(|write| write.contains("/deployments/")), "{writes:?}");
+}
+
+#[tokio::test]
+async fn the_status_is_persisted_before_any_effect() {
+    let stage = stage().await;
+    let object = Arc::new(kube::core::DeserializeGuard(Ok(stage.live.clone())));
+    reconcile(object, Arc::new(stage.ctx)).await.unwrap();
+    let writes = stage.api.writes();
+    assert_eq!(writes.first(), Some(&format!("PUT {MIGRATION}/status")), "{writes:?}");
+    assert!(writes.len() > 1, "{writes:?}");
+}
+
+#[rstest::rstest]
+#[case::another_leader_was_faster(409)]
+#[case::refused(422)]
+#[tokio::test]
+async fn a_status_that_is_not_persisted_has_no_effect(#[case] code: u16) {
+    let stage = stage().await;
+    stage.api.refuse(Method::PUT, "/creditmigrations/m", code);
+    let object = Arc::new(kube::core::DeserializeGuard(Ok(stage.live.clone())));
+    let result = reconcile(object, Arc::new(stage.ctx)).await;
+    assert_eq!(result.is_ok(), code == 409);
+    let (events, effects): (Vec<_>, Vec<_>) =
+        stage.api.writes().into_iter().filter(|w| !w.ends_with("/status")).partition(|w| w.ends_with("/events"));
+    assert_eq!(effects, Vec::<String>::new());
+    assert_eq!(events.is_empty(), code == 409, "a refused status is reported");
+}

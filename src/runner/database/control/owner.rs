@@ -1,0 +1,140 @@
+//! The role that owns the control schema, and that the SQL of a migration acts as.
+//!
+//! A login may be another one since the last pod: a rotated one, or a person's. So what is created must not belong to
+//! a login, but to the role that all of them may act as: the owner of the database. A schema that is there already
+//! keeps its owner. Neither is an owner if a role of the application may act as it: it could unblock writes.
+
+use tokio_postgres::GenericClient;
+
+use super::{ControlSpec, SCHEMA};
+use crate::{api::Reason, runner::Failure};
+
+/// SQL: the login of this session may act as the role `o`. Since 16 membership alone does not allow it.
+const MAY_ACT: &str = "pg_catalog.pg_has_role(session_user, o.oid,
+    CASE WHEN pg_catalog.current_setting('server_version_num')::integer >= 160000 THEN 'SET' ELSE 'MEMBER' END)";
+
+/// The role that creates the control schema, if it is another one than that of the session.
+///
+/// # Errors
+/// Those of [`check_schema`].
+pub(super) async fn control_role(client: &impl GenericClient, spec: &ControlSpec) -> Result<Option<String>, Failure> {
+    let row = client
+        .query_one(
+            &format!(
+                "SELECT o.rolname::text, o.rolname = current_user, pg_catalog.pg_has_role(current_user, o.oid, 'USAGE'),
+                        {MAY_ACT},
+                        EXISTS (SELECT FROM pg_catalog.pg_roles a
+                                WHERE a.rolname::text = ANY ($1) AND pg_catalog.pg_has_role(a.oid, o.oid, 'MEMBER')),
+                        n.oid IS NOT NULL
+                 FROM pg_catalog.pg_database d
+                 LEFT JOIN pg_catalog.pg_namespace n ON n.nspname = '{SCHEMA}'
+                 JOIN pg_catalog.pg_roles o ON o.oid = coalesce(n.nspowner, d.datdba)
+                 WHERE d.datname = current_database()"
+            ),
+            &[&spec.application_roles],
+        )
+        .await?;
+    let (role, own, usage): (String, bool, bool) = (row.get(0), row.get(1), row.get(2));
+    let (may_act, of_application, exists): (bool, bool, bool) = (row.get(3), row.get(4), row.get(5));
+    if own {
+        return Ok(None);
+    }
+    if exists && (!usage || of_application) {
+        let why =
+            if usage { "a role of the application may act as it" } else { "the migration role has not its rights" };
+        return Err(foreign(&format!("schema {SCHEMA} belongs to role {role}, and {why}")));
+    }
+    Ok((usage && may_act && !of_application).then_some(role))
+}
+
+/// The control schema, if it is there, is one that this program has created: what another role has put in its place
+/// would be read by the triggers with the rights of the migration role.
+///
+/// # Errors
+/// `PrivilegeMissing` with what is found; database errors.
+pub(crate) async fn check_schema(client: &impl GenericClient, spec: &ControlSpec) -> Result<(), Failure> {
+    control_role(client, spec).await?;
+    let rows = client
+        .query(
+            "SELECT CASE c.relkind WHEN 'r' THEN 'table' WHEN 'S' THEN 'sequence' WHEN 'v' THEN 'view'
+                                   ELSE 'relation' END || ' ' || c.relname::text,
+                    pg_catalog.pg_get_userbyid(c.relowner)::text
+             FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+             WHERE n.nspname = 'credit_migration' AND c.relkind NOT IN ('i', 'c')
+               AND (c.relowner <> n.nspowner OR c.relkind NOT IN ('r', 'S') OR c.relhasrules)
+             UNION ALL
+             SELECT 'function ' || p.proname::text, pg_catalog.pg_get_userbyid(p.proowner)::text
+             FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+             WHERE n.nspname = 'credit_migration' AND p.proowner <> n.nspowner
+             ORDER BY 1",
+            &[],
+        )
+        .await?;
+    match rows.first() {
+        None => Ok(()),
+        Some(row) => {
+            let (what, owner): (&str, &str) = (row.get(0), row.get(1));
+            let more = if rows.len() > 1 { format!(" and {} more", rows.len() - 1) } else { String::new() };
+            Err(foreign(&format!(
+                "{what} of role {owner}{more} in schema {SCHEMA} is not what the operator creates: tables and functions \
+                 of the schema's owner"
+            )))
+        }
+    }
+}
+
+fn foreign(found: &str) -> Failure {
+    let message = format!(
+        "{found}; next: find out who made it; without a ledger of an earlier migration, as a superuser: DROP SCHEMA \
+         {SCHEMA} CASCADE;"
+    );
+    Failure::new(Reason::PrivilegeMissing, message)
+}
+
+/// The role that the SQL of a migration acts as, if it is another one than that of the session: the owner of the
+/// control schema, if everything that belongs to the session's role or to one of its groups belongs to that one, too.
+/// Then what the SQL creates can be changed by the next login.
+pub(super) async fn sql_role(client: &impl GenericClient) -> Result<Option<String>, Failure> {
+    let row = client.query_opt(&sql_role_query("n.nspowner"), &[]).await?;
+    Ok(row.map(|row| row.get(0)))
+}
+
+fn sql_role_query(owner: &str) -> String {
+    format!(
+        "SELECT o.rolname::text
+         FROM pg_catalog.pg_database d LEFT JOIN pg_catalog.pg_namespace n ON n.nspname = '{SCHEMA}'
+         JOIN pg_catalog.pg_roles o ON o.oid = {owner}
+         WHERE d.datname = current_database() AND o.rolname <> current_user AND {MAY_ACT}
+           AND NOT EXISTS (SELECT FROM pg_catalog.pg_class c
+                           WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND c.relpersistence <> 't'
+                             AND pg_catalog.pg_has_role(current_user, c.relowner, 'USAGE')
+                             AND NOT pg_catalog.pg_has_role(o.oid, c.relowner, 'USAGE'))"
+    )
+}
+
+/// Who is logged in, and to whom it belongs what the SQL creates; for Preflight.
+///
+/// # Errors
+/// Those of [`check_schema`].
+pub(crate) async fn described_role(client: &impl GenericClient, spec: &ControlSpec) -> Result<String, Failure> {
+    check_schema(client, spec).await?;
+    let row = client.query_one("SELECT session_user::text, current_user::text", &[]).await?;
+    let (login, role): (&str, &str) = (row.get(0), row.get(1));
+    let created_by = match control_role(client, spec).await? {
+        Some(owner) => {
+            let row = client
+                .query_opt(
+                    &format!("{} AND o.rolname = $1", sql_role_query("coalesce(n.nspowner, d.datdba)")),
+                    &[&owner],
+                )
+                .await?;
+            row.map(|row| row.get::<_, String>(0))
+        }
+        None => None,
+    };
+    let owner = created_by.as_deref().unwrap_or(role);
+    Ok(match login == owner {
+        true => format!("what the SQL creates belongs to the login {login} itself"),
+        false => format!("login {login} acts as {}: what the SQL creates belongs to it", owner),
+    })
+}
