@@ -164,15 +164,15 @@ pub struct RehearsalEvidence {
     /// the result.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub checks_not_passing: Vec<String>,
+    /// Seconds for the comparison of all balances after the up SQL.
+    #[serde(default)]
+    pub compare_seconds: f64,
     /// What `rehearsal.writes` wrote on the new version, and the rollback after it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub writes: Option<WritesEvidence>,
     /// The schema that it is valid for: that of the backup. A window is not opened on another one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schema: Option<SchemaEvidence>,
-    /// Seconds for the comparison of all balances after the up SQL.
-    #[serde(default)]
-    pub compare_seconds: f64,
 }
 
 impl RehearsalEvidence {

@@ -89,9 +89,9 @@ pub(crate) fn rehearsal(migrate_seconds: f64) -> RehearsalEvidence {
         tables_equal: 3,
         checks_measured: 0,
         checks_not_passing: vec![],
+        compare_seconds: 0.0,
         writes: None,
         schema: Some(SchemaEvidence { sha256: "sha256:schema".into(), objects: 9 }),
-        compare_seconds: 0.0,
     }
 }
 

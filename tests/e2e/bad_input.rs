@@ -5,7 +5,7 @@ use k8s_openapi::api::{apps::v1::Deployment, core::v1::ConfigMap};
 use serde_json::{Value, json};
 
 use super::{
-    cluster::{eventually, state_file},
+    cluster::state_file,
     database::{DOWN, UP},
     harness::{APP, FLAG, SQL, Setup, World, e2e, merge},
     migration::{Migration, ready},

@@ -11,6 +11,6 @@ pub mod fingerprint;
 mod hosts;
 pub mod schema_objects;
 pub mod scratch;
-pub mod server_error;
+pub(super) mod server_error;
 pub mod snapshot;
 pub mod statistics;

@@ -176,9 +176,9 @@ async fn rehearse(
         tables_equal: u32::try_from(before.tables.len()).unwrap_or(u32::MAX),
         checks_measured: measured.checks,
         checks_not_passing: measured.not_passing,
+        compare_seconds,
         writes,
         schema: SchemaObjects::recorded(admin, &control_spec).await?.evidence(),
-        compare_seconds,
     })
 }
 
