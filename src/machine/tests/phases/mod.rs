@@ -13,6 +13,7 @@ mod rollback;
 mod rollback_exit;
 mod rollback_rehearsal;
 mod scheduling;
+mod schema_drift;
 mod standby;
 
 use super::{Scenario, each_phase};

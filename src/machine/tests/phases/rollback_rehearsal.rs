@@ -1,7 +1,7 @@
 //! The rollback, rehearsed again while the new version runs.
 
 use crate::{
-    api::{RollbackRehearsalEvidence, RollbackRehearsalMode},
+    api::{RollbackRehearsalMode, fixtures},
     machine::tests::*,
 };
 
@@ -24,18 +24,7 @@ fn pass(s: &mut Scenario) -> &mut Scenario {
     let finished_at = s.now;
     s.report(TASK, |status| {
         status.phase = RunPhase::Succeeded;
-        status.rollback_rehearsal = Some(RollbackRehearsalEvidence {
-            finished_at,
-            rows: 900,
-            users: 300,
-            users_written: 7,
-            transactions: vec![],
-            duration_seconds: 20.0,
-            rollback_seconds: 2.0,
-            compare_seconds: 1.5,
-            schema: None,
-            message: "each balance kept".into(),
-        });
+        status.rollback_rehearsal = Some(fixtures::rollback_rehearsal(finished_at));
     });
     s.settle()
 }
@@ -61,7 +50,9 @@ fn it_is_rehearsed_at_the_end_of_monitoring_and_each_day() {
     pass(&mut s);
     let (status, _, message) = rollback_ready(&s);
     assert_eq!(status, "True");
-    for part in ["of 900 rows and 300 users in 2.0 s, 7 users written since", "writes would be blocked for about "] {
+    for part in
+        ["of 900 rows and 300 users in 2.0 s, compared in 1.5 s, 7 users written", "writes would be blocked for about "]
+    {
         assert!(message.contains(part), "{message}");
     }
     assert_eq!(s.decide().wake_at, Some(s.now + seconds(DAY)));
