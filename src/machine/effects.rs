@@ -36,7 +36,7 @@ impl Transition<'_> {
             Phase::Observing => {
                 effects.extend(self.restored_flag());
                 effects.extend(self.start_follow_up_run());
-                effects.extend(self.start_run_beside(Step::RehearseRollback, Task::RehearseRollback));
+                effects.extend(self.start_unlisted_run(Step::RehearseRollback, Task::RehearseRollback));
             }
             Phase::RollingBack
                 if self.status.step == Some(Step::BlockWritesForRollback)
@@ -47,7 +47,7 @@ impl Transition<'_> {
             }
             // Triggers are removed only when no run is left that could install them again.
             Phase::Failed | Phase::Completed | Phase::RolledBack | Phase::Cancelled if tidy => {
-                effects.extend(self.start_run_beside(Step::Cleanup, Task::Cleanup));
+                effects.extend(self.start_unlisted_run(Step::Cleanup, Task::Cleanup));
             }
             _ => {}
         }
@@ -107,7 +107,7 @@ impl Transition<'_> {
     }
 
     /// The run of a step that is in no path.
-    fn start_run_beside(&self, step: Step, task: Task) -> Option<Effect> {
+    fn start_unlisted_run(&self, step: Step, task: Task) -> Option<Effect> {
         let step_status = self.step(step)?;
         if step_status.state != StepState::Running || step_status.retry_at.is_some() {
             return None;

@@ -68,7 +68,7 @@ async fn happy_path() {
         assert_eq!(status.rehearsal.as_ref().unwrap().users, 1000);
         let comparison = status.window.as_ref().unwrap().comparison.as_ref().unwrap();
         assert_eq!((comparison.users, comparison.unexplained), (1000, 0));
-        // It is beside the others.
+        // It runs in parallel to the others.
         let steps: Vec<_> = status.steps.iter().filter(|x| x.name != Step::RehearseRollback).collect();
         let order: Vec<Step> = steps.iter().map(|x| x.name).collect();
         let forward: Vec<Step> = credit_migration::machine::steps::FORWARD.iter().map(|r| r.step).collect();

@@ -36,8 +36,8 @@ pub struct Rollback {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Default)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RollbackRehearsal {
-    /// When it is carried out. `Daily`: at the end of Monitoring, and each day until the decision. `Once`: at the end of
-    /// Monitoring. `Never`: not at all.
+    /// When it is carried out. `Daily`: at the end of Monitoring, and each day until the decision. `Once`: at the end
+    /// of Monitoring. `Never`: not at all.
     pub mode: RollbackRehearsalMode,
 }
 

@@ -1,8 +1,9 @@
-//! The rollback, rehearsed again while the new version runs: at the end of Monitoring, then each day until the decision.
+//! The rollback, rehearsed again while the new version runs: at the end of Monitoring, then each day until the
+//! decision.
 //!
-//! It follows the observation and blocks nothing of it. A rollback that fails there is a problem, one notice, and
-//! `RollbackReady=False`; without a recent rehearsal `RollbackReady` is `Unknown`. A rehearsal that could not be carried
-//! out says nothing about the rollback: it is retried.
+//! It runs in parallel to the observation and blocks nothing of it. A rollback that fails there is a problem, one
+//! notice, and `RollbackReady=False`; without a recent rehearsal `RollbackReady` is `Unknown`. A rehearsal that could
+//! not be carried out says nothing about the rollback: it is retried.
 
 use jiff::SignedDuration;
 
@@ -45,7 +46,7 @@ impl Doubt {
 }
 
 impl Transition<'_> {
-    /// Follows the rehearsals of the rollback, beside the observation.
+    /// Follows the rehearsals of the rollback, in parallel to the observation.
     pub(crate) fn advance_rollback_rehearsal(&mut self) {
         let mode = self.spec.rollback.rehearsal.mode;
         if mode == RollbackRehearsalMode::Never {

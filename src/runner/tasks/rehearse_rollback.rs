@@ -30,9 +30,8 @@ use crate::{
         context::TaskContext,
         database::{
             connection::Target,
-            control::{self, ControlSpec, ROLLBACK_REHEARSAL, SCHEMA, Sql, write_block},
+            control::{self, ControlSpec, ROLLBACK_REHEARSAL, SCHEMA, Sql, schema_objects::SchemaObjects, write_block},
             fingerprint::count_rows,
-            schema_objects::SchemaObjects,
             snapshot::{Access, snapshot},
             statistics::{Usage, usage},
         },

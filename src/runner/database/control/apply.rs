@@ -22,6 +22,7 @@ use super::{
     owner::sql_role,
     protected, quoted,
     schema::check_owner,
+    schema_objects::require_rehearsed_schema,
     triggers::ensure_triggers_in,
     verification::verify,
 };
@@ -29,9 +30,7 @@ use crate::{
     api::{Direction, Reason},
     runner::{
         Failure,
-        database::{
-            connection::pin_settings, schema_objects::require_rehearsed_schema, server_error::statement_failure,
-        },
+        database::{connection::pin_settings, server_error::statement_failure},
     },
 };
 

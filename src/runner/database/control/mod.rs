@@ -30,6 +30,7 @@ mod obstacles;
 mod owner;
 pub mod read_only_default;
 mod schema;
+pub mod schema_objects;
 mod sessions;
 mod spec;
 mod stored_down_sql;

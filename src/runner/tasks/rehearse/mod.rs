@@ -36,9 +36,11 @@ use crate::{
         context::{MountedSql, TaskContext},
         database::{
             connection::Target,
-            control::{self, Applied, ControlSpec, LOCK_CLASS, Sql, StopSignal, quoted, write_block},
+            control::{
+                self, Applied, ControlSpec, LOCK_CLASS, Sql, StopSignal, quoted, schema_objects::SchemaObjects,
+                write_block,
+            },
             fingerprint::Fingerprint,
-            schema_objects::SchemaObjects,
             scratch::{self, LOCK_REHEARSAL},
             snapshot::{Access, snapshot},
         },
