@@ -209,7 +209,7 @@ fn approvers_are_asked_once_for_a_plan_and_reminded() {
     let digest = s.status.plan.as_ref().unwrap().digest.clone().unwrap();
     for part in [
         &format!("1 of 2 people approved {digest} (ann)"),
-        "expected window 20.0 s (limit 60s)",
+        "expected window 20 s (limit 60s)",
         "not covered by the spec: tag and branch of the code, ",
         "next: kubectl creditmigration -n shop approve m",
     ] {
