@@ -89,7 +89,8 @@ impl StopSignal {
 ///
 /// # Errors
 /// `SqlFailed` with the statement's number, `LockTimeout`, `TablesNotGone`, `BalancesUnexplained`, `VerifyUpFailed` if
-/// `verifyUp` answers no row, or a boolean that is not true, `SchemaDrifted`, `TableMissing`, `ColumnMissing`, `DatabaseInUse`, `SqlChanged`, `DeadlinePassed` when stopped: nothing was changed.
+/// `verifyUp` answers no row, or a boolean that is not true, `SchemaDrifted`, `TableMissing`, `ColumnMissing`,
+/// `DatabaseInUse`, `SqlChanged`, `DeadlinePassed` when stopped: nothing was changed.
 /// `ConnectionLost`: the ledger shows the result.
 pub async fn run_up(
     client: &mut Client,

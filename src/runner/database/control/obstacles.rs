@@ -167,7 +167,7 @@ impl ObstacleFinder {
                 found.push(Obstacle { free_connections: Some(free), ..Obstacle::new(ObstacleKind::TooFewConnections) });
             }
         }
-        found.sort_by(|a, b| (a.kind, a.since, a.pid).cmp(&(b.kind, b.since, b.pid)));
+        found.sort_by_key(|a| (a.kind, a.since, a.pid));
         found.truncate(Obstacle::MAX_REPORTED);
         Ok(found)
     }

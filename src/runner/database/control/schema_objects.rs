@@ -1,7 +1,8 @@
 //! The objects of a schema by their digests: what the rehearsal is valid for, compared again before the up SQL is run.
 //!
 //! # Contract
-//! - Covers the objects of a [`fingerprint`](crate::runner::database::fingerprint), without rows: only the catalog is read.
+//! - Covers the objects of a [`fingerprint`](crate::runner::database::fingerprint), without rows: only the catalog is
+//!   read.
 //! - The rehearsal's digest is the approved one. The objects that the database keeps serve to name what has changed.
 
 use std::collections::BTreeMap;
