@@ -256,11 +256,12 @@ fn people_are_asked_to_be_present() {
 /// What an announced maintenance can meet instead of its start, and what those who were told of it hear.
 #[test]
 fn who_was_told_of_the_maintenance_is_told_that_it_is_called_off() {
+    type Case<'a> = (&'a str, &'a dyn Fn(&mut Scenario), &'a str);
     let in_window = |s: &mut Scenario| {
         s.confirm_presence().wait(3600).confirm_presence().settle();
         s.state(Task::Window, WindowState::Ready).settle();
     };
-    let cases: &[(&str, &dyn Fn(&mut Scenario), &str)] = &[
+    let cases: &[Case<'_>] = &[
         ("an Abort", &|s| apply(s.submit("ann", DecisionKind::Abort)), "cancelled by ann"),
         ("a Reject", &|s| apply(s.submit_on("ann", DecisionKind::Reject, None)), "ann rejected every plan"),
         ("other SQL", &|s| s.observed.up = ObservedSql::Present("sha256:other".into()), "spec or SQL changed"),
