@@ -59,6 +59,22 @@ impl Transition<'_> {
         self.report_doubt();
     }
 
+    /// Ends what is planned or under way when the observation has ended: its run is removed.
+    pub(crate) fn end_rollback_rehearsal(&mut self) {
+        const STEP: Step = Step::RehearseRollback;
+        let now = self.now;
+        if self.phase() == Phase::Observing || self.step(STEP).is_none() {
+            return;
+        }
+        let step_status = self.ensure_step(STEP);
+        step_status.retry_at = None;
+        if step_status.state == StepState::Running {
+            step_status.state = StepState::Skipped;
+            step_status.finished_at = Some(now);
+            step_status.message = Some("the observation has ended".to_owned());
+        }
+    }
+
     fn follow_rollback_rehearsal(&mut self, mode: RollbackRehearsalMode) {
         const STEP: Step = Step::RehearseRollback;
         let Some(state) = self.step(STEP).map(|step_status| step_status.state) else { return self.start_step(STEP) };

@@ -105,6 +105,8 @@ fn a_rollback_that_would_fail_notifies_once_and_blocks_nothing() {
     s.submit("ann", DecisionKind::Rollback).settle();
     assert_eq!(s.status.phase, Some(Phase::RollingBack));
     assert!(s.observed.run(TASK, 3).is_none(), "no pod of it is left");
+    let step = s.status.steps.iter().find(|step| step.name == Step::RehearseRollback).unwrap();
+    assert_eq!((step.state, step.retry_at), (StepState::Skipped, None));
 }
 
 #[test]
