@@ -226,6 +226,45 @@ impl RehearsalEvidence {
     }
 }
 
+/// Result of a rehearsal of the rollback, on a copy of the live database.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct RollbackRehearsalEvidence {
+    /// Its end.
+    pub finished_at: Time,
+    /// Rows of all tables of the copy.
+    pub rows: u64,
+    /// Users of the copy.
+    pub users: u64,
+    /// Users whose balance was written on the new version since the cutover.
+    pub users_written: u64,
+    /// Transactions since the cutover, by type; at most 20 types.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub transactions: Vec<TransactionStatistics>,
+    /// Seconds of the rehearsal, from the dump to the last comparison.
+    pub duration_seconds: f64,
+    /// Seconds for the down SQL with its verification.
+    pub rollback_seconds: f64,
+    /// Seconds for the comparison of all balances after the down SQL.
+    pub compare_seconds: f64,
+    /// The schema of the live database, from which it was rolled back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schema: Option<SchemaEvidence>,
+    /// What was compared, and what could not be.
+    pub message: String,
+}
+
+impl RollbackRehearsalEvidence {
+    /// The result in one line.
+    pub fn summary(&self) -> String {
+        format!(
+            "rolled back a copy of {} rows and {} users in {:.1} s, compared in {:.1} s, {} users written since the \
+             cutover; {}",
+            self.rows, self.users, self.rollback_seconds, self.compare_seconds, self.users_written, self.message
+        )
+    }
+}
+
 /// The full comparison of every user's balance with the baseline.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]

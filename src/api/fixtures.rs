@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::{
     BackupEvidence, BaselineEvidence, CreditMigrationSpec, KeyUsersEvidence, RehearsalEvidence, ReportEvidence,
-    SchemaEvidence, Time, VerificationEvidence,
+    RollbackRehearsalEvidence, SchemaEvidence, Time, VerificationEvidence,
 };
 
 /// Represents what only the runner may know. It must never appear in an API object.
@@ -43,7 +43,8 @@ pub(crate) fn spec() -> CreditMigrationSpec {
             "week": {"after": "70s", "duration": "1s"},
             "reminderInterval": "10m",
         },
-        "rollback": {"triggers": {"balanceErrors": {"mode": "Disabled"}, "databaseConnection": {"mode": "Disabled"}}},
+        "rollback": {"triggers": {"balanceErrors": {"mode": "Disabled"}, "databaseConnection": {"mode": "Disabled"}},
+            "rehearsal": {"mode": "Never"}},
     }))
     .expect("the fixture fits the types")
 }
@@ -91,6 +92,22 @@ pub(crate) fn rehearsal(migrate_seconds: f64) -> RehearsalEvidence {
         compare_seconds: 0.0,
         writes: None,
         schema: Some(SchemaEvidence { sha256: "sha256:schema".into(), objects: 9 }),
+    }
+}
+
+/// A rollback that works on a copy of the live database.
+pub(crate) fn rollback_rehearsal(finished_at: Time) -> RollbackRehearsalEvidence {
+    RollbackRehearsalEvidence {
+        finished_at,
+        rows: 900,
+        users: 300,
+        users_written: 7,
+        transactions: vec![],
+        duration_seconds: 20.0,
+        rollback_seconds: 2.0,
+        compare_seconds: 1.5,
+        schema: None,
+        message: "each balance kept".into(),
     }
 }
 

@@ -92,6 +92,8 @@ pub enum Step {
     VerifyRollback,
     /// Rollback: writes unblocked.
     UnblockWritesAfterRollback,
+    /// The rollback is rehearsed again on a copy of the live database. It follows the observation, and blocks nothing.
+    RehearseRollback,
     /// Triggers removed from the database.
     Cleanup,
 }
@@ -100,7 +102,7 @@ named! {
     Step: Preflight, NotifyTeam, CodeBackup, Baseline, Backup, VerifyBackup, ExportKeyUsers, Rehearse, Approve,
     Schedule, BlockWrites, Migrate, VerifyMigration, SwitchApplication, UnblockWrites, Validate, Monitor, DayCheck,
     WeekReview, Decide, BlockWritesForRollback, SwitchBack, RollbackSql, VerifyRollback,
-    UnblockWritesAfterRollback, Cleanup
+    UnblockWritesAfterRollback, RehearseRollback, Cleanup
 }
 
 /// What a Job does.
@@ -130,6 +132,8 @@ pub enum Task {
     WeekReview,
     /// The window of a rollback.
     RollbackWindow,
+    /// Copies the live database, rolls the copy back, compares balances.
+    RehearseRollback,
     /// Sends a notice to its channels.
     Notify,
     /// Removes the triggers and releases the database for the next migration.
@@ -138,7 +142,7 @@ pub enum Task {
 
 named! {
     Task: Preflight, CodeBackup, Backup, VerifyBackup, ExportKeyUsers, Rehearse, Window, Validate, Monitor,
-    DayCheck, WeekReview, RollbackWindow, Notify, Cleanup
+    DayCheck, WeekReview, RollbackWindow, RehearseRollback, Notify, Cleanup
 }
 
 impl Task {

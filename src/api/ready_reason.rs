@@ -149,6 +149,10 @@ ready_reasons! {
     BlockingWritesForRollback,
     /// The rollback could not be started.
     RollbackNotStarted,
+    /// The rollback failed in its rehearsal on a copy of the live database.
+    RollbackRehearsalFailed,
+    /// The rollback was not rehearsed for more than two days.
+    RollbackRehearsalTooOld,
     /// Triggers stay in a database that could not be reached.
     TriggersLeft,
 }

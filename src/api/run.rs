@@ -22,8 +22,8 @@ use serde::{Deserialize, Serialize};
 use super::{
     BackupEvidence, BaselineEvidence, CheckResult, CodeBackupEvidence, Comparison, CreditMigrationSpec, Delivery,
     Finding, KeyUsersEvidence, Notice, Obstacle, Reason, RecoveryPoints, RehearsalEvidence, Replication,
-    ReportEvidence, SafeguardReport, SchemaInPlace, Task, Time, UnexplainedEvidence, VerificationEvidence, WindowState,
-    named::named,
+    ReportEvidence, RollbackRehearsalEvidence, SafeguardReport, SchemaInPlace, Task, Time, UnexplainedEvidence,
+    VerificationEvidence, WindowState, named::named,
 };
 
 /// One task of a migration, carried out by one Job.
@@ -174,6 +174,9 @@ pub struct MigrationRunStatus {
     /// The rehearsal.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rehearsal: Option<RehearsalEvidence>,
+    /// The rehearsal of the rollback.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rollback_rehearsal: Option<RollbackRehearsalEvidence>,
     /// A window task's progress.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub window: Option<WindowProgress>,

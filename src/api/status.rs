@@ -6,8 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     BackupEvidence, BaselineEvidence, CheckResult, CodeBackupEvidence, Comparison, ExpectedWindow, KeyUsersEvidence,
-    NoticeStatus, Phase, RecoveryPoints, RehearsalEvidence, Replication, ReportEvidence, SafeguardReport, Step, Task,
-    Time, UnexplainedEvidence, VerificationEvidence, named::named,
+    NoticeStatus, Phase, Reason, RecoveryPoints, RehearsalEvidence, Replication, ReportEvidence,
+    RollbackRehearsalEvidence, SafeguardReport, Step, Task, Time, UnexplainedEvidence, VerificationEvidence,
+    named::named,
 };
 
 /// State of a migration.
@@ -86,6 +87,9 @@ pub struct CreditMigrationStatus {
     /// The report after a week.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub week_report: Option<ReportEvidence>,
+    /// The rollback, rehearsed again on what was written since.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rollback_rehearsal: Option<RollbackRehearsalStatus>,
     /// When approvers were last asked whether to keep the new version or roll back.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reminded_at: Option<Time>,
@@ -289,6 +293,33 @@ pub struct RollbackStatus {
     /// Time of the newest decision that was known when the rollback failed. Only a later `Rollback` starts it again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ignore_decisions_until: Option<Time>,
+}
+
+/// Rehearsals of the rollback while the new version runs.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RollbackRehearsalStatus {
+    /// The last one that passed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub passed: Option<RollbackRehearsalEvidence>,
+    /// Seconds for which a rollback would block writes, by the last one that passed: rollout, SQL, comparison.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expected_window_seconds: Option<u64>,
+    /// Why the last one did not pass; absent if it did. That it could not be carried out is no failure.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failed: Option<RollbackRehearsalFailure>,
+}
+
+/// A rollback that would fail.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct RollbackRehearsalFailure {
+    /// The runner's reason.
+    pub reason: Reason,
+    /// Observed value and limit.
+    pub message: String,
+    /// When it was known.
+    pub at: Time,
 }
 
 /// The planned start.

@@ -94,6 +94,7 @@ impl Task {
             Task::DayCheck       => row("day",       Movable, SHORT,  Handled, &[ChecksOf(&[Task::DayCheck])]),
             Task::WeekReview     => row("week",      Movable, SHORT,  Handled, &[ChecksOf(&[Task::WeekReview])]),
             Task::RollbackWindow => row("rollback",  Pinned,  WINDOW, Handled, &[Channels]),
+            Task::RehearseRollback => row("dryrun", Movable, SHORT, Handled, &[]),
             Task::Notify         => row("notify",    Movable, SHORT,  CutOff,  &[Channels]),
             Task::Cleanup        => row("cleanup",   Movable, SHORT,  CutOff,  &[]),
         }

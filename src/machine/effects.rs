@@ -36,6 +36,7 @@ impl Transition<'_> {
             Phase::Observing => {
                 effects.extend(self.restored_flag());
                 effects.extend(self.start_follow_up_run());
+                effects.extend(self.start_unlisted_run(Step::RehearseRollback, Task::RehearseRollback));
             }
             Phase::RollingBack
                 if self.status.step == Some(Step::BlockWritesForRollback)
@@ -46,7 +47,7 @@ impl Transition<'_> {
             }
             // Triggers are removed only when no run is left that could install them again.
             Phase::Failed | Phase::Completed | Phase::RolledBack | Phase::Cancelled if tidy => {
-                effects.extend(self.start_cleanup_run());
+                effects.extend(self.start_unlisted_run(Step::Cleanup, Task::Cleanup));
             }
             _ => {}
         }
@@ -106,12 +107,13 @@ impl Transition<'_> {
         self.start_run(task, self.attempt(step))
     }
 
-    fn start_cleanup_run(&self) -> Option<Effect> {
-        let step_status = self.step(Step::Cleanup)?;
+    /// The run of a step that is in no path.
+    fn start_unlisted_run(&self, step: Step, task: Task) -> Option<Effect> {
+        let step_status = self.step(step)?;
         if step_status.state != StepState::Running || step_status.retry_at.is_some() {
             return None;
         }
-        self.start_run(Task::Cleanup, step_status.attempt)
+        self.start_run(task, step_status.attempt)
     }
 
     /// The run and its Job, unless both are there or the run has ended. None in a namespace that is being deleted: it

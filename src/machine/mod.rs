@@ -81,6 +81,7 @@ pub fn decide(spec: &CreditMigrationSpec, status: &CreditMigrationStatus, observ
     transition.advance_deletion();
     transition.advance_notices();
     phases::advance(&mut transition);
+    transition.end_rollback_rehearsal();
     transition.report_safeguards();
     transition.report_triggers_left();
     transition.plan_checks();

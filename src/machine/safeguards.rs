@@ -3,7 +3,7 @@
 
 use jiff::SignedDuration;
 
-use super::{Transition, gates::Violation, steps::run_policy, transition::Reported};
+use super::{Transition, gates::Violation, phases::Doubt, steps::run_policy, transition::Reported};
 use crate::{
     api::{MissingSafeguard, Occasion, Phase, ReadyReason, SafeguardReport, Task, Time},
     shared::{message::Message, time::seconds},
@@ -97,7 +97,7 @@ impl Transition<'_> {
         if let Some(violation) = self.policy_violation() {
             return Some(RollbackReadiness::Missing(violation));
         }
-        Some(match self.status.safeguards.clone() {
+        Some(self.with_rehearsals(match self.status.safeguards.clone() {
             Some(report) if !report.reachable => RollbackReadiness::Missing(self.unreachable(&report)),
             Some(report) => match report.missing.first() {
                 Some(found) => RollbackReadiness::Missing(Violation {
@@ -119,7 +119,20 @@ impl Transition<'_> {
                 })),
             },
             None => RollbackReadiness::Unknown(self.unmeasured(None)),
-        })
+        }))
+    }
+
+    /// What was measured, and what the rehearsals of the rollback say.
+    fn with_rehearsals(&self, measured: RollbackReadiness) -> RollbackReadiness {
+        let RollbackReadiness::Ready(ready) = measured else { return measured };
+        match self.rollback_doubt() {
+            Some(Doubt::Fails(violation)) => RollbackReadiness::Missing(violation),
+            Some(Doubt::TooOld(violation)) => RollbackReadiness::Unknown(violation),
+            None => {
+                let rehearsed = self.rollback_rehearsed().map_or_else(String::new, |text| format!("; {text}"));
+                RollbackReadiness::Ready(Message::new(format!("{ready}{rehearsed}")))
+            }
+        }
     }
 
     /// When the last report says nothing of now any more. In the stages a pod measures all the time.

@@ -43,8 +43,8 @@ use self::{
     report::{Progress, Reporter, StatusReporting, Unreported, order_cache::OrderCache},
     settings::Settings,
     tasks::{
-        backup, cleanup, code_backup, export_key_users, follow_up, notify, preflight, rehearse, validate,
-        verify_backup, window::api_channel,
+        backup, cleanup, code_backup, export_key_users, follow_up, notify, preflight, rehearse, rehearse_rollback,
+        validate, verify_backup, window::api_channel,
     },
 };
 use crate::{
@@ -231,6 +231,7 @@ async fn execute_task(
             Task::RollbackWindow => api_channel::run(context, reporter, cache, Direction::Rollback).await,
             Task::Validate | Task::Monitor => validate::run(context, before).await,
             Task::DayCheck | Task::WeekReview => follow_up::run(context, before).await,
+            Task::RehearseRollback => rehearse_rollback::run(context).await,
             Task::Notify => notify::run(context).await,
             Task::Cleanup => cleanup::run(context).await,
         }

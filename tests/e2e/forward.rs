@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use credit_migration::api::{DecisionKind, Phase, Step, StepState, Writes};
+use credit_migration::api::{CreditMigrationStatus, DecisionKind, Phase, Step, StepState, Writes};
 use serde_json::json;
 
 use super::{
@@ -14,7 +14,7 @@ use super::{
 async fn happy_path() {
     e2e("happy", Setup { replicas: 2, ..Setup::default() }, |world| async move {
         let before = world.db.balances().await;
-        let m = world.migrate("simplify", json!({})).await;
+        let m = world.migrate("simplify", json!({"rollback": {"rehearsal": {"mode": "Daily"}}})).await;
 
         let status = m.phase(Phase::AwaitingApproval).await;
         assert_eq!(ready(&status).0, "ApprovalPending");
@@ -44,6 +44,15 @@ async fn happy_path() {
         assert_eq!(world.flag().await, "v1");
         m.decide(bob, DecisionKind::Ready, Some(&digest)).await.unwrap();
 
+        // While the new version runs, a copy of the live database is rolled back.
+        let rehearsed = |s: &CreditMigrationStatus| s.rollback_rehearsal.as_ref().is_some_and(|r| r.passed.is_some());
+        let status = m.until("the rollback rehearsed", rehearsed).await;
+        assert_eq!(condition(&status, "RollbackReady"), "True Switchable");
+        let rehearsals = status.rollback_rehearsal.unwrap();
+        assert!(rehearsals.expected_window_seconds.is_some_and(|seconds| seconds > 0), "{rehearsals:?}");
+        let passed = rehearsals.passed.unwrap();
+        assert!((passed.users, passed.users_written) == (1000, 0) && passed.rows > 1000, "{passed:?}");
+
         let status = m.completed().await;
         m.assert_new().await;
         assert_eq!(world.db.balances().await, before, "a balance changed");
@@ -59,7 +68,9 @@ async fn happy_path() {
         assert_eq!(status.rehearsal.as_ref().unwrap().users, 1000);
         let comparison = status.window.as_ref().unwrap().comparison.as_ref().unwrap();
         assert_eq!((comparison.users, comparison.unexplained), (1000, 0));
-        let order: Vec<Step> = status.steps.iter().map(|x| x.name).collect();
+        // It runs in parallel to the others.
+        let steps: Vec<_> = status.steps.iter().filter(|x| x.name != Step::RehearseRollback).collect();
+        let order: Vec<Step> = steps.iter().map(|x| x.name).collect();
         let forward: Vec<Step> = credit_migration::machine::steps::FORWARD.iter().map(|r| r.step).collect();
         assert_eq!(order[..forward.len()], forward);
         // Steps that are not configured are skipped.
@@ -67,7 +78,7 @@ async fn happy_path() {
             Step::NotifyTeam | Step::CodeBackup => StepState::Skipped,
             _ => StepState::Succeeded,
         };
-        assert!(status.steps[..forward.len()].iter().all(|x| x.state == state(x.name) && x.attempt == 1));
+        assert!(steps[..forward.len()].iter().all(|x| x.state == state(x.name) && x.attempt == 1));
         let covered = status.conditions.iter().find(|c| c.type_ == "ChecklistCovered").unwrap();
         assert!(covered.status == "False" && covered.message.contains("tag and branch"), "{covered:?}");
         let users = status.key_users.as_ref().unwrap().users;

@@ -281,6 +281,7 @@ impl World {
                 {"name": "negative-balances", "interval": "1s", "max": "0",
                  "sql": {"query": "SELECT count(*) FROM user_credits WHERE balance < 0"}}]},
             "followUps": {"day": {"after": "1s", "duration": "1s"}, "week": {"after": "2s", "duration": "1s"}},
+            "rollback": {"rehearsal": {"mode": "Never"}},
         });
         if self.replicas > 0 {
             spec["application"]["versionProbe"] = json!({"url": format!("http://{APP}/version")});

@@ -24,7 +24,7 @@ use credit_migration::{
         },
         report::Progress,
         settings::Settings,
-        tasks::{backup, cleanup, export_key_users, follow_up, preflight, rehearse, verify_backup},
+        tasks::{backup, cleanup, export_key_users, follow_up, preflight, rehearse, rehearse_rollback, verify_backup},
     },
 };
 use serde_json::{Map, Value, json};
@@ -286,6 +286,7 @@ impl World {
             Task::VerifyBackup => verify_backup::run(&context).await,
             Task::ExportKeyUsers => export_key_users::run(&context).await,
             Task::Rehearse => rehearse::run(&context).await,
+            Task::RehearseRollback => rehearse_rollback::run(&context).await,
             Task::Cleanup => cleanup::run(&context).await,
             Task::DayCheck | Task::WeekReview => {
                 assert_eq!(self.spec.task, task);

@@ -1,5 +1,5 @@
 //! The runner's data tasks against a real PostgreSQL, a real S3 server, and real servers of mail and web: Preflight,
-//! Backup, VerifyBackup, ExportKeyUsers, Rehearse, checks, follow-ups, Notify.
+//! Backup, VerifyBackup, ExportKeyUsers, Rehearse, RehearseRollback, checks, follow-ups, Notify.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -15,5 +15,6 @@ mod load;
 mod notify;
 mod preflight;
 mod rehearsal;
+mod rollback_rehearsal;
 mod sequence;
 mod store;

@@ -2,7 +2,7 @@
 
 use credit_migration::{
     api::{Reason, RehearsalEvidence, Task},
-    runner::database::{control::ControlSpec, schema_objects::require_rehearsed_schema_now},
+    runner::database::control::{ControlSpec, schema_objects::require_rehearsed_schema_now},
 };
 
 use serde_json::{Value, json};

@@ -19,8 +19,7 @@ use credit_migration::{
         Failure,
         database::{
             connection::Target,
-            control::{self, ControlSpec, Sql},
-            schema_objects::SchemaObjects,
+            control::{self, ControlSpec, Sql, schema_objects::SchemaObjects},
         },
         tasks::window::{self, Channel, ChannelError, WindowOutcome, WindowPlan},
     },

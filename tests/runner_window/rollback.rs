@@ -40,6 +40,25 @@ async fn the_rollback_keeps_what_was_written_on_the_new_version() {
     writable(&database, false).await;
 }
 
+/// The pod of a rehearsal is removed when a rollback starts; its session may still read every table.
+#[tokio::test]
+async fn a_rollback_does_not_wait_for_its_rehearsal() {
+    let database = unblocked().await;
+    let rehearsal = database.target().connect("rollback-rehearsal").await.unwrap();
+    rehearsal.batch_execute("BEGIN; LOCK TABLE user_credits, credit_plans IN ACCESS SHARE MODE").await.unwrap();
+    let desk = Desk::new();
+    let task = desk.start(&database, &back());
+    desk.order(Order::BlockWrites);
+    desk.state(State::Blocked).await;
+    desk.order(Order::Switch);
+    desk.until("acknowledgement", |progress, _| progress.switch_acknowledged).await;
+    desk.order(Order::Rollback);
+    let outcome = end(task).await;
+    assert_eq!((outcome.progress.state, outcome.failure), (State::RolledBack, None));
+    assert!(rehearsal.batch_execute("SELECT 1").await.is_err(), "its session was ended");
+    writable(&database, false).await;
+}
+
 #[tokio::test]
 async fn a_rollback_that_alters_balances_is_refused_and_stuck() {
     let database = unblocked().await;

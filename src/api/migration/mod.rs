@@ -7,6 +7,7 @@ mod code;
 mod coverage;
 mod follow_ups;
 mod notifications;
+mod rollback;
 mod runner;
 mod schedule;
 mod sources;
@@ -17,6 +18,7 @@ pub use code::*;
 pub use coverage::{Gap, Topic};
 pub use follow_ups::*;
 pub use notifications::*;
+pub use rollback::*;
 pub use runner::*;
 pub use schedule::*;
 pub use sources::*;
@@ -546,28 +548,6 @@ impl Stage {
     fn monitoring() -> Self {
         Self { duration: secs::<7200>(), checks: vec![] }
     }
-}
-
-/// Whether the operator may roll back on its own after the window.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum RollbackPolicy {
-    /// A breached check with `onBreach: Rollback` starts the rollback.
-    #[default]
-    Automatic,
-    /// A breached check blocks the stage until an approver decides.
-    Manual,
-}
-
-/// Effect of a breached check.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Rollback {
-    /// Who starts a rollback. `Automatic`: a breached trigger or check with `onBreach: Rollback`. `Manual`: an approver
-    /// only; a breach is reported and blocks the stage.
-    pub policy: RollbackPolicy,
-    /// The checklist's five triggers, measured in the validation and monitoring stages. Each starts a rollback if
-    /// `policy` allows it.
-    pub triggers: Triggers,
 }
 
 /// `N` seconds; a function for serde's defaults.

@@ -11,7 +11,7 @@ use crate::{
     machine::{CheckJobStart, StartRun},
 };
 
-const TASKS: [Task; 14] = [
+const TASKS: [Task; 15] = [
     Task::Preflight,
     Task::CodeBackup,
     Task::ExportKeyUsers,
@@ -25,6 +25,7 @@ const TASKS: [Task; 14] = [
     Task::Validate,
     Task::Monitor,
     Task::RollbackWindow,
+    Task::RehearseRollback,
     Task::Cleanup,
 ];
 

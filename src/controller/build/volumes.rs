@@ -160,6 +160,7 @@ mod tests {
             (Task::Validate, &["core", "probe"]),
             (Task::Monitor, &["core"]),
             (Task::DayCheck, none),
+            (Task::RehearseRollback, none),
             (Task::Cleanup, none),
             (Task::Preflight, &["ca", "chat", "core", "git", "hook", "probe", "smtp", "token"]),
         ] {

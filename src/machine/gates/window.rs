@@ -2,7 +2,7 @@
 
 use super::Violation;
 use crate::{
-    api::{ExpectedWindow, ReadyReason},
+    api::{ExpectedRollout, ExpectedWindow, ReadyReason, RollbackRehearsalEvidence, WorkloadRef},
     machine::Transition,
     shared::message::Message,
 };
@@ -28,16 +28,25 @@ impl Transition<'_> {
     /// What the window is expected to take, as far as it is known.
     pub(crate) fn expected_window(&self) -> ExpectedWindow {
         let rehearsal = self.status.rehearsal.as_ref();
-        let wanted = &self.spec.application.workloads;
-        let rollouts = wanted.iter().filter_map(|wanted| {
-            let found = self.observed.workloads.iter().find(|w| w.reference == *wanted)?;
-            found.rollout.clone()
-        });
         ExpectedWindow::new(
             rehearsal.map_or(0.0, |r| r.migrate_seconds),
             rehearsal.map_or(0.0, |r| r.compare_seconds),
-            rollouts.collect(),
+            self.rollouts(),
         )
+    }
+
+    /// Seconds that the window of a rollback is expected to take. Its SQL follows the rollout.
+    pub(crate) fn expected_rollback_seconds(&self, rehearsed: &RollbackRehearsalEvidence) -> u64 {
+        let RollbackRehearsalEvidence { rollback_seconds, compare_seconds, .. } = rehearsed;
+        let sql = ExpectedWindow::new(*rollback_seconds, *compare_seconds, vec![]);
+        sql.seconds + self.rollouts().iter().map(|rollout| rollout.seconds).max().unwrap_or_default()
+    }
+
+    /// The rollout of each workload that is restarted, as far as it is known.
+    fn rollouts(&self) -> Vec<ExpectedRollout> {
+        let wanted = &self.spec.application.workloads;
+        let rollout = |wanted: &WorkloadRef| self.observed.workloads.iter().find(|w| w.reference == *wanted);
+        wanted.iter().filter_map(|wanted| rollout(wanted)?.rollout.clone()).collect()
     }
 
     /// Keeps the expected window in the plan, for those who approve it.

@@ -11,7 +11,10 @@ mod executing;
 mod observing;
 mod preparing;
 mod rollback;
+mod rollback_rehearsal;
 mod scheduling;
+
+pub(crate) use rollback_rehearsal::Doubt;
 
 use super::Transition;
 use crate::api::Phase;

@@ -40,6 +40,7 @@ impl Transition<'_> {
             return self
                 .start_rollback(ReadyReason::Rollback, format!("{} by {}{}", d.decision, d.by, fmt_reason(&d.reason)));
         }
+        self.advance_rollback_rehearsal();
         let drift = self.flag_drift();
         let drifted = drift.is_some();
         if let Some(text) = drift {

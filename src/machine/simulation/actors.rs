@@ -286,6 +286,7 @@ impl Pod {
                 Task::ExportKeyUsers => s.key_users = Some(fixtures::key_users(now)),
                 Task::DayCheck | Task::WeekReview => s.report = Some(fixtures::report(now)),
                 Task::Rehearse => s.rehearsal = Some(fixtures::rehearsal(10.0)),
+                Task::RehearseRollback => s.rollback_rehearsal = Some(fixtures::rollback_rehearsal(now)),
                 Task::Notify => {
                     let state = DeliveryState::Delivered;
                     s.deliveries = vec![Delivery { channel: "chat".into(), state, message: "200".into(), at: now }];

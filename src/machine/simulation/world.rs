@@ -9,7 +9,7 @@ use super::{
 use crate::{
     api::{
         Audience, CreditMigrationSpec, CreditMigrationStatus, DecisionKind, KeyRef, MigrationRun, NotificationChannel,
-        Occasion, OnDrift, Phase, ReadyReason, SlackChannel, Task, Time, WindowCommand, WindowState,
+        Occasion, OnDrift, Phase, ReadyReason, RollbackRehearsal, SlackChannel, Task, Time, WindowCommand, WindowState,
         fixtures::{SECRET, spec},
     },
     machine::{CheckJob, Job, Observed, ObservedDecision, ObservedFlag, ObservedRun, ObservedSql, StatusReason},
@@ -192,10 +192,16 @@ pub(super) struct World {
     pub(super) blocked_without_exit: bool,
 }
 
+/// The rollback is rehearsed while the new version runs.
+fn with_rehearsals(mut spec: CreditMigrationSpec) -> CreditMigrationSpec {
+    spec.rollback.rehearsal = RollbackRehearsal::default();
+    spec
+}
+
 impl World {
     pub(super) fn new(defect: Defect) -> Self {
         let migration = SimulatedMigration {
-            spec: with_channel(spec()),
+            spec: with_rehearsals(with_channel(spec())),
             status: CreditMigrationStatus::default(),
             generation: 1,
             deleting: false,

@@ -85,10 +85,10 @@ pub fn task_in(phase: Phase, step: Step) -> Option<Task> {
 
 /// Longest wait between two attempts of a step, in seconds: see [`tasks::RunPolicy`].
 fn longest_retry(step: Step) -> i64 {
-    let rows = FORWARD.iter().chain(ROLLBACK);
-    // Cleanup follows every end and is in neither path.
-    let task = rows.filter(|r| r.step == step).find_map(|r| r.task).unwrap_or(Task::Cleanup);
-    run_policy(task).longest_retry
+    let in_path = FORWARD.iter().chain(ROLLBACK).filter(|r| r.step == step).find_map(|r| r.task);
+    // RehearseRollback and Cleanup are in neither path.
+    let task = in_path.or_else(|| Task::ALL.iter().copied().find(|task| run_policy(*task).step == Some(step)));
+    run_policy(task.unwrap_or(Task::Cleanup)).longest_retry
 }
 
 #[cfg(test)]
@@ -126,6 +126,7 @@ mod tests {
             (Step::BlockWritesForRollback, 60),
             (Step::Monitor, 60),
             (Step::WeekReview, 300),
+            (Step::RehearseRollback, 3600),
             (Step::Cleanup, 300),
         ] {
             assert_eq!(longest_retry(step), seconds, "{step}");

@@ -85,6 +85,10 @@ pub(crate) const fn run_policy(task: Task) -> RunPolicy {
         Task::Monitor        => row(Step::Monitor,        During(Phase::Monitoring), Timeout::None, Operator, 60),
         Task::DayCheck       => row(Step::DayCheck,       Record(Phase::Observing),  FOLLOW_UP,     Operator, 300),
         Task::WeekReview     => row(Step::WeekReview,     Record(Phase::Observing),  FOLLOW_UP,     Operator, 300),
+        // A dump of the whole database: rarely, even if it fails.
+        Task::RehearseRollback => {
+            row(Step::RehearseRollback, Record(Phase::Observing), Timeout::Step, Operator, 3600)
+        }
         Task::Cleanup        => row(Step::Cleanup, Always, Timeout::Seconds(600), Operator, 300),
         Task::Notify         => RunPolicy {
             step: None,

@@ -135,6 +135,7 @@ fn describe(step: Step, spec: &CreditMigrationSpec, now: Time) -> String {
             format!("{query}verifies that no credit was lost")
         }
         Step::UnblockWritesAfterRollback => "unblocks writes on the old version".into(),
+        Step::RehearseRollback => "rolls a copy of the live database back".into(),
         Step::Cleanup => "removes the triggers from the database".into(),
     }
 }

@@ -223,6 +223,22 @@ impl Fingerprint {
     }
 }
 
+/// Rows of all tables, at one moment.
+///
+/// # Errors
+/// Those of a database error.
+pub async fn count_rows(client: &mut Client) -> Result<u64, Failure> {
+    let transaction = snapshot(client, Access::Read).await?;
+    let mut rows = 0;
+    for table in transaction.query(TABLES_SQL, &[]).await? {
+        // The name is quoted by the server.
+        let query = format!("SELECT count(*) FROM ONLY {}", table.get::<_, &str>(0));
+        rows += transaction.query_one(&query, &[]).await?.get::<_, i64>(0);
+    }
+    transaction.commit().await?;
+    Ok(u64::try_from(rows).unwrap_or(0))
+}
+
 /// First words of a line: `column balance` of `column balance bigint not null ...`.
 fn subject(line: &str) -> String {
     let mut words = line.split_whitespace();

@@ -9,7 +9,6 @@ pub mod connection;
 pub mod control;
 pub mod fingerprint;
 mod hosts;
-pub mod schema_objects;
 pub mod scratch;
 pub(super) mod server_error;
 pub mod snapshot;

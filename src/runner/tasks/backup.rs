@@ -25,8 +25,7 @@ use crate::{
         context::TaskContext,
         database::{
             connection::Target,
-            control,
-            schema_objects::SchemaObjects,
+            control::{self, schema_objects::SchemaObjects},
             snapshot::{Access, snapshot},
             statistics::{Present, Statistics, statistics},
         },

@@ -14,6 +14,7 @@ pub mod follow_up;
 pub mod notify;
 pub mod preflight;
 pub mod rehearse;
+pub mod rehearse_rollback;
 pub mod validate;
 pub mod verify_backup;
 pub mod window;

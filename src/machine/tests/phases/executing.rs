@@ -328,27 +328,6 @@ fn a_window_without_effect_needs_new_approvals() {
 }
 
 #[test]
-fn a_schema_that_changed_since_the_rehearsal_is_rehearsed_again() {
-    // Found on standby, and by the transaction of the SQL.
-    for (before_the_order, mut s) in [(true, approved()), (false, blocking())] {
-        assert_eq!(s.run(WINDOW).run.spec.inputs.schema_sha256.as_deref(), Some("sha256:schema"));
-        if !before_the_order {
-            s.state(WINDOW, WindowState::RolledBack);
-        }
-        s.fail(WINDOW, Reason::SchemaDrifted);
-        let d = s.reconcile();
-        assert_eq!((d.status.phase, d.status.step), (Some(Phase::Preparing), Some(Step::Preflight)));
-        assert_eq!((&d.status.rehearsal, &d.status.backup, &d.status.plan), (&None, &None, &None));
-        assert_eq!(d.status.writes, Some(crate::api::Writes::Open));
-        for reason in ["SchemaDrifted", "PreparationRestarted"] {
-            assert!(events(&d).contains(&reason), "{:?}", events(&d));
-        }
-        s.settle();
-        assert!(s.observed.run(Task::Preflight, 2).is_some(), "it is prepared again");
-    }
-}
-
-#[test]
 fn sql_that_fails_in_the_window_fails_the_migration() {
     for reason in [Reason::SqlFailed, Reason::TablesNotGone, Reason::BalancesUnexplained, Reason::VerifyUpFailed] {
         let mut s = blocking();

@@ -11,7 +11,9 @@ mod observing;
 mod preparing;
 mod rollback;
 mod rollback_exit;
+mod rollback_rehearsal;
 mod scheduling;
+mod schema_drift;
 mod standby;
 
 use super::{Scenario, each_phase};

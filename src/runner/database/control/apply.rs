@@ -23,6 +23,7 @@ use super::{
     owner::sql_role,
     protected, quoted,
     schema::check_owner,
+    schema_objects::require_rehearsed_schema,
     triggers::ensure_triggers_in,
     verification::verify,
 };
@@ -32,7 +33,6 @@ use crate::{
         Failure,
         database::{
             connection::{PIN_COMMIT_SQL, pin_settings},
-            schema_objects::require_rehearsed_schema,
             server_error::statement_failure,
         },
     },

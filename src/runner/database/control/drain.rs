@@ -14,6 +14,9 @@ use super::{
 };
 use crate::{api::Reason, runner::Failure};
 
+/// Sessions of a rehearsal of the rollback, by the name that connections have.
+pub const ROLLBACK_REHEARSAL: &str = "rollback-rehearsal";
+
 /// Sessions of other roles in this database. Of a role that it is no member of, the migration role sees only pid and
 /// name: neither when a session or its transaction started, nor what it does.
 const OTHER_SESSIONS: &str = "FROM pg_catalog.pg_stat_activity a
@@ -139,15 +142,17 @@ pub(super) async fn terminate(client: &Client, pid: i32, role: &str, must: bool)
     }
 }
 
-/// Ends the comparison of balances that may still run in parallel to the window.
+/// Ends what may still read the tables in parallel to the window: the comparison of balances, and a rehearsal of the
+/// rollback whose pod is being removed.
 ///
 /// # Errors
 /// Database errors.
-pub async fn terminate_comparison(client: &Client) -> Result<(), Failure> {
+pub async fn terminate_readers(client: &Client) -> Result<(), Failure> {
+    let names = ["comparison", ROLLBACK_REHEARSAL].map(|step| format!("credit-migration/{step}"));
     let own = format!(
         "SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_activity a
-         WHERE a.application_name = 'credit-migration/comparison' AND a.datname = current_database() AND {OWN_SESSION}"
+         WHERE a.application_name = ANY ($1) AND a.datname = current_database() AND {OWN_SESSION}"
     );
-    client.query(&own, &[]).await?;
+    client.query(&own, &[&names.as_slice()]).await?;
     Ok(())
 }

@@ -16,9 +16,12 @@
 
 mod checks;
 mod extensions;
+mod restore;
 mod writes;
 
-use std::{path::Path, time::Instant};
+pub(super) use restore::Restore;
+
+use std::time::Instant;
 
 use tokio_postgres::Client;
 
@@ -29,14 +32,15 @@ use crate::{
         clients::{
             archive,
             object_store::{STORE_RETRY_TIMEOUT, StoreClient},
-            private_folder::PrivateFolder,
         },
         context::{MountedSql, TaskContext},
         database::{
             connection::Target,
-            control::{self, Applied, ControlSpec, LOCK_CLASS, Sql, StopSignal, quoted, write_block},
+            control::{
+                self, Applied, ControlSpec, LOCK_CLASS, Sql, StopSignal, quoted, schema_objects::SchemaObjects,
+                write_block,
+            },
             fingerprint::Fingerprint,
-            schema_objects::SchemaObjects,
             scratch::{self, LOCK_REHEARSAL},
             snapshot::{Access, snapshot},
         },
@@ -56,6 +60,23 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
     let store =
         StoreClient::open(&context.spec.plan.backup.store, &context.settings.store_keys()?, STORE_RETRY_TIMEOUT)?;
     let sql = migration_sql(context)?;
+    let evidence = on_copy(context, &target, async |admin, copy| rehearse(context, &store, admin, copy, &sql).await)
+        .await
+        .map_err(|failure| Failure::new(failure.reason, format!("rehearsal: {}", failure.message)))?;
+    let message = evidence.summary();
+    context.progress.update(|status| status.rehearsal = Some(evidence));
+    Ok(message)
+}
+
+/// Does `work` with the migration role's session and a scratch database, which is dropped afterwards, whatever happens.
+///
+/// # Errors
+/// `ScratchDatabaseExists`; those of `work`, and of the connection.
+pub(in crate::runner::tasks) async fn on_copy<T>(
+    context: &TaskContext<'_>,
+    target: &Target,
+    work: impl AsyncFnOnce(&Client, &Target) -> Result<T, Failure>,
+) -> Result<T, Failure> {
     let name = &context.spec.plan.rehearsal.database;
     if name == target.database() {
         return Err(Failure::new(
@@ -69,18 +90,14 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
         locked = admin.batch_execute(&lock) => locked?,
         () = context.stop.cancelled() => return Err(Failure::terminated()),
     }
-    scratch::create(&admin, &target, name, &context.spec.migration_uid).await?;
+    scratch::create(&admin, target, name, &context.spec.migration_uid).await?;
     let copy = target.with_database(name);
-    let rehearsed = tokio::select! {
-        rehearsed = rehearse(context, &store, &admin, &copy, &sql) => rehearsed,
+    let done = tokio::select! {
+        done = work(&admin, &copy) => done,
         () = context.stop.cancelled() => Err(Failure::terminated()),
     };
-    drop_copy(&target, admin, name).await;
-    let evidence =
-        rehearsed.map_err(|failure| Failure::new(failure.reason, format!("rehearsal: {}", failure.message)))?;
-    let message = evidence.summary();
-    context.progress.update(|status| status.rehearsal = Some(evidence));
-    Ok(message)
+    drop_copy(target, admin, name).await;
+    done
 }
 
 /// Up and down SQL, ready to run.
@@ -199,44 +216,12 @@ async fn restore(context: &TaskContext<'_>, store: &StoreClient, copy: &Target) 
         Err(failure) if failure.reason == Reason::BackupUnreadable => String::new(),
         Err(failure) => return Err(failure),
     };
-    let left_out = extensions::refused(&copy.connect("rehearsal-copy").await?, &list).await?;
-    let folder = PrivateFolder::make(&[Path::new("/dev/shm"), &std::env::temp_dir()])?;
-    let name = copy.database().replace('\\', "\\\\").replace('\'', "\\'");
-    let mut arguments = vec![
-        format!("--dbname=dbname='{name}'"),
-        "--exit-on-error".to_owned(),
-        "--no-password".to_owned(),
-        // A copy must neither feed replicas nor be fed.
-        "--no-publications".to_owned(),
-        "--no-subscriptions".to_owned(),
-        "--no-tablespaces".to_owned(),
-    ];
-    if !left_out.is_empty() {
-        tracing::warn!(
-            extensions = left_out.join(", "),
-            "the role may not create these extensions: the copy goes without"
-        );
-        let list = folder.write("list", &extensions::without(&list, &left_out))?;
-        arguments.push(format!("--use-list={list}"));
-    }
-    let env = copy.libpq_env(context.settings.database_ca_file().as_deref());
-    let running = context.tools.start("pg_restore", &arguments, &env)?;
+    let restore = Restore::start(context, copy, &list).await?;
+    let Restore { running, explain, _folder } = restore;
     let streamed = archive::stream_through(store, object, running).await?;
     // A cut object makes pg_restore fail, too; an altered object is the better explanation.
     archive::check_digest(object, &streamed, expected)?;
-    streamed.ended.map_err(|failure| match left_out.is_empty() {
-        true => failure,
-        false => {
-            let message = format!(
-                "{}; role {} may not create {}, without which the copy was made; next: if what failed needs it, mark \
-                    it as trusted (trusted = true in its control file on the server)",
-                failure.message,
-                copy.user(),
-                left_out.join(", ")
-            );
-            Failure::new(failure.reason, message)
-        }
-    })
+    streamed.ended.map_err(|failure| explain.of(failure))
 }
 
 /// The copy has as many users with the same sum of balances as the baseline, which was taken in the dump's snapshot.
@@ -271,7 +256,7 @@ async fn baseline(client: &mut Client, control_spec: &ControlSpec) -> Result<(),
 }
 
 /// Seconds of SQL that must have run now: the copy is new.
-fn seconds(applied: Applied) -> Result<f64, Failure> {
+pub(super) fn seconds(applied: Applied) -> Result<f64, Failure> {
     match applied {
         Applied::Now { seconds, .. } => Ok(seconds),
         Applied::Earlier { .. } => {

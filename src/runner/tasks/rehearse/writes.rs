@@ -11,7 +11,7 @@ use crate::{
     runner::{
         Failure,
         database::{
-            control::{self, ControlSpec, Sql, StopSignal, ident, millis},
+            control::{self, ControlSpec, Sql, StopSignal, ident, millis, write_block},
             fingerprint::Fingerprint,
             server_error::statement_failure,
         },
@@ -29,14 +29,17 @@ pub(super) async fn rehearse(
     writes: &Sql,
 ) -> Result<WritesEvidence, Failure> {
     // On the copy the first pass may be forgotten.
-    client.batch_execute("DELETE FROM credit_migration.ledger; DELETE FROM credit_migration.changed_users").await?;
+    client.batch_execute("DELETE FROM credit_migration.ledger").await?;
     baseline(client, control_spec).await?;
     let before = Fingerprint::without_rows(client).await?;
+    write_block::set_in_copy(client, control_spec, true).await?;
     control::run_up(client, control_spec, &sql.up, &sql.down, &StopSignal::default()).await?;
+    write_block::set_in_copy(client, control_spec, false).await?;
     let rows = write(client, control_spec, writes).await?;
     let users = control::users_written(client, control_spec).await?;
     let after_writes =
         |failure: Failure| Failure::new(failure.reason, format!("after spec.rehearsal.writes: {}", failure.message));
+    write_block::set_in_copy(client, control_spec, true).await?;
     let applied = control::run_down(client, control_spec, &sql.down).await.map_err(after_writes)?;
     require_equal(&before, &Fingerprint::without_rows(client).await?).map_err(after_writes)?;
     Ok(WritesEvidence { rows, users, rollback_seconds: seconds(applied)? })

@@ -39,7 +39,7 @@ impl<C: Channel> WindowTask<'_, C> {
         loop {
             attempts += 1;
             // The comparison may still be reading the tables that the SQL is about to change.
-            control::terminate_comparison(client).await?;
+            control::terminate_readers(client).await?;
             let applied = match self.approved_down_sql(client).await {
                 Ok(down) => control::run_down(client, self.control_spec(), &down).await,
                 Err(failure) => Err(failure),

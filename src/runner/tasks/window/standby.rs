@@ -15,10 +15,7 @@ use crate::{
     },
     runner::{
         Failure, UnlessLost,
-        database::{
-            control::{self, ObstacleFinder},
-            schema_objects::require_rehearsed_schema_now,
-        },
+        database::control::{self, ObstacleFinder, schema_objects::require_rehearsed_schema_now},
     },
 };
 

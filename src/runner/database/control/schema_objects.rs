@@ -1,21 +1,24 @@
 //! The objects of a schema by their digests: what the rehearsal is valid for, compared again before the up SQL is run.
 //!
 //! # Contract
-//! - Covers the objects of a [`fingerprint`](super::fingerprint), without rows: only the catalog is read.
+//! - Covers the objects of a [`fingerprint`](crate::runner::database::fingerprint), without rows: only the catalog is
+//!   read.
 //! - The rehearsal's digest is the approved one. The objects that the database keeps serve to name what has changed.
 
 use std::collections::BTreeMap;
 
 use tokio_postgres::{Client, GenericClient, Transaction};
 
-use super::{
-    control::{ControlSpec, exists},
-    fingerprint::{FINGERPRINT_SETTINGS, OBJECTS_SQL},
-    snapshot::{Access, snapshot},
-};
+use super::{ControlSpec, exists};
 use crate::{
     api::{Reason, SchemaEvidence, sha256},
-    runner::Failure,
+    runner::{
+        Failure,
+        database::{
+            fingerprint::{FINGERPRINT_SETTINGS, OBJECTS_SQL},
+            snapshot::{Access, snapshot},
+        },
+    },
 };
 
 /// Changed objects that a message names.
