@@ -53,7 +53,7 @@ pub use baseline::{compare, compare_within, refresh_baseline, take_baseline, use
 pub use cutover::{Cutover, cutover};
 pub(crate) use cutover::{TransactionsTable, columns, transactions};
 pub use drain::{drain, terminate_comparison};
-pub use obstacles::ObstacleFinder;
+pub use obstacles::{ObstacleFinder, too_few_connections};
 pub(crate) use owner::{check_schema, described_role};
 pub use safeguards::missing_safeguards;
 pub use sessions::LockHolders;

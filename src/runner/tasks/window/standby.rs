@@ -105,6 +105,8 @@ impl<C: Channel> WindowTask<'_, C> {
                 Ok(opened) => return opened.map(|()| None),
                 Err(lost) => {
                     tracing::warn!(error = %lost, "a session of the window is not open, will be retried");
+                    let too_few = self.bounded(client, control::too_few_connections(client)).await?;
+                    self.progress.obstacles = too_few.into_iter().collect();
                     self.report(Some(lost));
                 }
             }
