@@ -64,7 +64,7 @@ trap 'rm -rf "$dir"' EXIT
 "$1"initdb -D "$dir/data" -U postgres -A trust --no-sync -E UTF8 --locale=C >/dev/null
 if [ -n "$3" ]; then touch "$dir/data/$3.signal"; fi
 "$1"postgres -D "$dir/data" -p "$2" -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off \
-    -c max_connections=200 -c max_prepared_transactions=5 -c autovacuum_naptime=1s >"$dir/log" 2>&1 &
+    -c max_connections=200 -c max_prepared_transactions=5 -c autovacuum_naptime=1s $4 >"$dir/log" 2>&1 &
 server=$!
 echo started
 cat >/dev/null
@@ -79,6 +79,15 @@ impl Cluster {
 
     /// With `standby` a server that waits for a primary, and can be read.
     pub fn start_as(signal: &str) -> Self {
+        Self::start_with(signal, "")
+    }
+
+    /// A server with logical replication.
+    pub fn with_logical_wal() -> Self {
+        Self::start_with("", "-c wal_level=logical")
+    }
+
+    fn start_with(signal: &str, settings: &str) -> Self {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let bin = newest_bin().to_str().filter(|bin| !bin.is_empty()).map(|bin| format!("{bin}/")).unwrap_or_default();
         let root = Command::new("id").arg("-u").output().unwrap().stdout == b"0\n";
@@ -88,7 +97,7 @@ impl Cluster {
             command.args(["--reuid", "postgres", "--regid", "postgres", "--clear-groups", "--", "sh"]);
         }
         let mut child = command
-            .args(["-c", START, "sh", &bin, &port.to_string(), signal])
+            .args(["-c", START, "sh", &bin, &port.to_string(), signal, settings])
             .current_dir("/tmp")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
