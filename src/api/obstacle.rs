@@ -72,8 +72,8 @@ impl ObstacleKind {
 }
 
 impl Obstacle {
-    /// Connections that a window opens at the same time, besides its own.
-    pub const CONNECTIONS_NEEDED: u32 = 3;
+    /// Connections that a window needs besides its own.
+    pub const CONNECTIONS_NEEDED: u32 = 2;
     /// Obstacles that a run reports at most.
     pub const MAX_REPORTED: usize = 8;
 
@@ -165,7 +165,7 @@ mod tests {
                     "session 4711 (role postgres, application psql) has locked public.user_credits"
                 }
                 ObstacleKind::LockRefused => "no session is seen",
-                ObstacleKind::TooFewConnections => "1 connections are free, at least 3 are needed",
+                ObstacleKind::TooFewConnections => "1 connections are free, at least 2 are needed",
             };
             assert!(text.contains(names) && next.is_some(), "{kind}: {text}");
         }

@@ -85,6 +85,8 @@ reasons! {
     ColumnMissing: May,
     /// The clocks of controller, runner and database differ by more than 2 s.
     ClockSkew: May,
+    /// A publication for all tables publishes the operator's own, too.
+    AllTablesPublished: May,
     /// Another migration owns the database.
     DatabaseInUse: May,
     /// The scratch database of the rehearsal exists already and is not the operator's.

@@ -1,7 +1,7 @@
 //! Preflight: each finding, and the command that fixes it.
 
 use credit_migration::{
-    api::{Reason, Task, mounts},
+    api::{AllTablesPublications, Reason, Task, mounts},
     runner::clients::pg_tools::Tools,
 };
 
@@ -170,6 +170,22 @@ async fn a_subscription_to_a_protected_table() {
         replication applies; next: ALTER SUBSCRIPTION \"copy_{n}\" DISABLE;";
     finds(&world, &[("subscriptions", Reason::WritesNotBlocked, next)]).await;
     world.alter("ALTER SUBSCRIPTION \"copy_{n}\" DISABLE").await;
+    finds_nothing(&world).await;
+}
+
+/// What a subscriber makes of the control schema: `runner_window` `a_publication_for_all_tables_stops_its_subscriber`.
+#[tokio::test]
+async fn a_publication_for_all_tables() {
+    let mut world = World::new().await;
+    world.alter("CREATE PUBLICATION listed FOR TABLE user_credits").await;
+    finds_nothing(&world).await;
+    let found = world.run(Task::Preflight).await.findings();
+    let found = found.iter().find(|found| found.name == "publications").unwrap();
+    assert!(found.message.contains("listed (user_credits)"), "{found:?}");
+    world.alter("CREATE PUBLICATION everything FOR ALL TABLES").await;
+    let next = "publication everything is FOR ALL TABLES and publishes schema credit_migration, too";
+    finds(&world, &[("publications", Reason::AllTablesPublished, next)]).await;
+    world.spec.plan.database.all_tables_publications = AllTablesPublications::Allowed;
     finds_nothing(&world).await;
 }
 

@@ -1,8 +1,11 @@
 //! What is noted of writes to balances, and that it costs the writers nothing but a row each.
 
-use credit_migration::runner::database::control;
+use std::time::{Duration, Instant};
 
-use crate::harness::{Database, spec, state_of};
+use credit_migration::runner::database::{connection::Target, control};
+use tokio_postgres::Client;
+
+use crate::harness::{Cluster, Database, connect, spec, state_of};
 
 const ROWS: &str = "SELECT count(*) || ' ' || count(DISTINCT user_id) FROM credit_migration.changed_users";
 
@@ -87,4 +90,61 @@ async fn a_capture_of_an_earlier_version_goes_on() {
         (database.value(ROWS).await.as_str(), control::compare(&client, &spec).await.unwrap().unexplained),
         ("0 0", 0)
     );
+}
+
+/// Why Preflight refuses such a publication, and no other.
+#[tokio::test]
+async fn a_publication_for_all_tables_stops_its_subscriber() {
+    let cluster = tokio::task::spawn_blocking(Cluster::with_logical_wal).await.unwrap();
+    let (port, schema) = (cluster.port, include_str!("../../examples/watermark-remover/db/schema_v1.sql"));
+    let root = connect(port, "postgres", "postgres").await;
+    root.batch_execute("CREATE ROLE app").await.unwrap();
+    let mut sessions = Vec::new();
+    for database in ["publisher", "listed", "everything"] {
+        root.batch_execute(&format!("CREATE DATABASE {database}")).await.unwrap();
+        let session = connect(port, "postgres", database).await;
+        session.batch_execute(schema).await.unwrap();
+        sessions.push(session);
+    }
+    let publisher = sessions.remove(0);
+    publisher
+        .batch_execute(
+            "CREATE PUBLICATION listed FOR TABLE users, user_credits; CREATE PUBLICATION everything FOR ALL TABLES",
+        )
+        .await
+        .unwrap();
+    for (subscriber, name) in sessions.iter().zip(["listed", "everything"]) {
+        let slot = format!("SELECT pg_create_logical_replication_slot('{name}', 'pgoutput')");
+        publisher.query(&slot, &[]).await.unwrap();
+        let subscription = format!(
+            "CREATE SUBSCRIPTION {name} CONNECTION 'host=127.0.0.1 port={port} user=postgres dbname=publisher'
+             PUBLICATION {name} WITH (create_slot = false, slot_name = '{name}', copy_data = false)"
+        );
+        subscriber.batch_execute(&subscription).await.unwrap();
+    }
+    // As the Backup step does.
+    let url = format!("postgresql://postgres@127.0.0.1:{port}/publisher?sslmode=disable");
+    let mut client = Target::parse(&url, None).unwrap().connect("test").await.unwrap();
+    control::install(&mut client, &spec()).await.unwrap();
+    publisher
+        .batch_execute(
+            "INSERT INTO users (email, api_token) VALUES ('a', 'a');
+             INSERT INTO user_credits (user_id, balance) SELECT id, 10 FROM users",
+        )
+        .await
+        .unwrap();
+    let (listed, everything) = (&sessions[0], &sessions[1]);
+    until(listed, "SELECT count(*) = 1 FROM user_credits").await;
+    until(everything, "SELECT sum(apply_error_count) > 0 FROM pg_stat_subscription_stats").await;
+    let arrived: i64 = everything.query_one("SELECT count(*) FROM user_credits", &[]).await.unwrap().get(0);
+    assert_eq!(arrived, 0, "nothing is applied any more");
+}
+
+/// Until `query` is true.
+async fn until(session: &Client, query: &str) {
+    let start = Instant::now();
+    while !session.query_one(query, &[]).await.unwrap().get::<_, Option<bool>>(0).unwrap_or_default() {
+        assert!(start.elapsed() < Duration::from_secs(60), "{query}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }

@@ -66,7 +66,7 @@ case "$3" in
 esac
 if [ "$3" = standby ]; then touch "$dir/data/standby.signal"; fi
 "$1"postgres -D "$dir/data" -p "$2" -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off \
-    -c max_connections=200 -c max_prepared_transactions=5 -c autovacuum_naptime=1s >"$dir/log" 2>&1 &
+    -c max_connections=200 -c max_prepared_transactions=5 -c autovacuum_naptime=1s $4 >"$dir/log" 2>&1 &
 server=$!
 echo started
 cat >/dev/null
@@ -82,6 +82,15 @@ impl Cluster {
     /// With `standby` a server that waits for a primary, and can be read; with the port of a server a standby that
     /// streams from it.
     pub fn start_as(kind: &str) -> Self {
+        Self::start_with(kind, "")
+    }
+
+    /// A server with logical replication.
+    pub fn with_logical_wal() -> Self {
+        Self::start_with("", "-c wal_level=logical")
+    }
+
+    fn start_with(kind: &str, settings: &str) -> Self {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let bin = newest_bin().to_str().filter(|bin| !bin.is_empty()).map(|bin| format!("{bin}/")).unwrap_or_default();
         let root = Command::new("id").arg("-u").output().unwrap().stdout == b"0\n";
@@ -91,7 +100,7 @@ impl Cluster {
             command.args(["--reuid", "postgres", "--regid", "postgres", "--clear-groups", "--", "sh"]);
         }
         let mut child = command
-            .args(["-c", START, "sh", &bin, &port.to_string(), kind])
+            .args(["-c", START, "sh", &bin, &port.to_string(), kind, settings])
             .current_dir("/tmp")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

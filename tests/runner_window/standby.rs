@@ -184,14 +184,17 @@ async fn a_vacuum_against_wraparound_is_found_and_an_ordinary_one_is_not() {
 #[tokio::test]
 async fn a_window_without_free_connections_waits() {
     let database = Database::new().await;
-    database.prepared(&spec()).await;
+    let _prepared = database.prepared(&spec()).await;
     let root = database.session("postgres").await;
-    let sessions = database.value("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()").await;
-    let limit = |n: u32| format!("ALTER DATABASE {} CONNECTION LIMIT {n}", database.name);
-    root.batch_execute(&limit(sessions.parse::<u32>().unwrap() + 2)).await.unwrap();
+    let count = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()";
+    let sessions: i64 = root.query_one(count, &[]).await.unwrap().get(0);
+    let limit = |n: i64| format!("ALTER DATABASE {} CONNECTION LIMIT {n}", database.name);
+    // The window's own, and one of the two beside it.
+    root.batch_execute(&limit(sessions + 2)).await.unwrap();
     let (desk, task) = on_standby(&database, &sample()).await;
-    let obstacle = found(&desk, &[Kind::TooFewConnections]).await.remove(0);
-    assert!(obstacle.free_connections < Some(3), "{obstacle:?}");
+    let waits = |obstacles: &[Obstacle]| obstacles.iter().any(|found| found.kind == Kind::TooFewConnections);
+    let progress = desk.until("it waits", |progress, _| waits(&progress.obstacles)).await;
+    assert!(progress.state < State::Ready && progress.obstacles[0].free_connections < Some(2), "{progress:?}");
     root.batch_execute(&limit(100)).await.unwrap();
     found(&desk, &[]).await;
     desk.order(Order::Rollback);

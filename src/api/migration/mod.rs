@@ -4,6 +4,7 @@
 
 mod checks;
 mod code;
+mod connection;
 mod coverage;
 mod follow_ups;
 mod notifications;
@@ -15,6 +16,7 @@ mod triggers;
 
 pub use checks::*;
 pub use code::*;
+pub use connection::*;
 pub use coverage::{Gap, Topic};
 pub use follow_ups::*;
 pub use notifications::*;
@@ -158,17 +160,10 @@ pub struct Database {
     /// Roles with which the application connects. Their sessions are ended when the window starts.
     #[schemars(length(min = 1, max = 16))]
     pub application_roles: Vec<String>,
-}
-
-/// How the runner connects to the database.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
-#[serde(rename_all = "camelCase")]
-pub struct Connection {
-    /// Secret key with a URL `postgresql://role:password@host:port/database?sslmode=verify-full`.
-    pub secret_ref: KeyRef,
-    /// Secret key with the PEM certificates of the authorities to trust; the public ones when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ca_secret_ref: Option<KeyRef>,
+    /// Whether the database may have a publication `FOR ALL TABLES`. It publishes the operator's schema
+    /// `credit_migration`, too: a subscriber stops applying, and its slot keeps WAL, until it has these tables.
+    #[serde(default)]
+    pub all_tables_publications: AllTablesPublications,
 }
 
 /// Tables and columns that hold the credits. Defaults are the names of the checklist.

@@ -2,7 +2,7 @@
 
 use super::Violation;
 use crate::{
-    api::WindowProgress,
+    api::{WindowProgress, WindowState},
     machine::{
         Transition,
         faults::{Fault, fault},
@@ -17,7 +17,8 @@ impl Transition<'_> {
     /// What the window's pod has found in the database: with it writes would be blocked for nothing, until the attempt
     /// to block them fails.
     pub(crate) fn standby_violation(&self, progress: &WindowProgress) -> Option<Violation> {
-        let (first, more) = progress.obstacles.split_first().filter(|_| !fault(Fault::BlocksWithoutExit))?;
+        let on_standby = progress.state <= WindowState::Ready && !fault(Fault::BlocksWithoutExit);
+        let (first, more) = progress.obstacles.split_first().filter(|_| on_standby)?;
         let Message { mut text, next } = first.message();
         for obstacle in more.iter().take(NAMED_OBSTACLES - 1) {
             text = format!("{text}, {}", obstacle.message().text);

@@ -82,9 +82,7 @@ impl Transition<'_> {
             self.start_step(Step::Approve);
             return Flow::Continue;
         }
-        if progress.state == WindowState::Ready
-            && let Some(violation) = self.standby_violation(progress)
-        {
+        if let Some(violation) = self.standby_violation(progress) {
             self.await_obstacles(&violation, &digest);
             return Flow::Settled;
         }

@@ -174,6 +174,7 @@ impl Transition<'_> {
             window.deadline = Some(deadline);
         }
         if !progress.stuck
+            && violation.is_none()
             && !matches!(progress.state, WindowState::Ready | WindowState::Blocking | WindowState::Blocked)
             && let Some(started) = self.started_at(Step::BlockWritesForRollback)
         {

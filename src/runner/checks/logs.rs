@@ -4,12 +4,19 @@
 //! - Each line is counted once: by the time that the kubelet gave it, and by how many lines of that time were counted.
 //! - Lines older than the source are not counted: before it, writes were blocked, and the application said so.
 //! - What was read when a measurement failed, of another pod's log, is part of the next one that succeeds.
+//! - The pods are the Deployment's own, by their owners: another program's may have the same labels.
 //! - A line of a container that ended is counted if its pod is still there. No line gets into a message.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::Duration,
+};
 
 use futures::{AsyncBufRead, AsyncBufReadExt};
-use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
+use k8s_openapi::api::{
+    apps::v1::{Deployment, ReplicaSet},
+    core::v1::Pod,
+};
 use kube::{
     Api, Client,
     api::{ListParams, LogParams},
@@ -21,6 +28,7 @@ use super::evaluator::{Measurement, Value};
 use crate::{
     api::{LogsCheck, Time, WorkloadRef},
     runner::clients::kubernetes,
+    shared::deployment,
 };
 
 /// Longest time for all logs of one measurement.
@@ -201,10 +209,25 @@ impl LogsSource {
         let WorkloadRef { name, .. } = &self.check.workload;
         let deployments: Api<Deployment> = Api::namespaced(client.clone(), &self.namespace);
         let deployment = deployments.get(name).await.map_err(|e| self.refused(&format!("Deployment {name}"), &e))?;
-        let selector = deployment.spec.map(|spec| spec.selector).unwrap_or_default();
+        let selector = deployment.spec.as_ref().map(|spec| spec.selector.clone()).unwrap_or_default();
         let selector = Selector::try_from(selector).map_err(|e| format!("selector of Deployment {name}: {e}"))?;
         let list = pods.list(&ListParams::default().labels_from(&selector)).await;
-        Ok(list.map_err(|e| self.refused(&format!("pods of Deployment {name}"), &e))?.items)
+        let mut pods = list.map_err(|e| self.refused(&format!("pods of Deployment {name}"), &e))?.items;
+        let sets = self.replica_sets(client, &pods).await?;
+        // Another program's pods may have the same labels.
+        pods.retain(|pod| !deployment::is_foreign(pod, &deployment, &sets));
+        Ok(pods)
+    }
+
+    /// The ReplicaSets of these pods, as far as they exist.
+    async fn replica_sets(&self, client: &Client, pods: &[Pod]) -> Result<Vec<ReplicaSet>, String> {
+        let api: Api<ReplicaSet> = Api::namespaced(client.clone(), &self.namespace);
+        let names: BTreeSet<&str> = pods.iter().filter_map(deployment::replica_set_of).map(|(name, _)| name).collect();
+        let mut sets = Vec::new();
+        for name in names {
+            sets.extend(api.get_opt(name).await.map_err(|e| self.refused(&format!("ReplicaSet {name}"), &e))?);
+        }
+        Ok(sets)
     }
 
     /// The lines of one container after a position. `None` if it has no log (yet, or any more).
@@ -368,7 +391,18 @@ unable to retrieve container logs
     async fn api_server(logs: Arc<Mutex<[String; 2]>>, fails: Arc<AtomicBool>) -> Client {
         let handle = move |uri: axum::http::Uri| async move {
             let path = uri.path();
-            let pod = |name: &str| json!({"metadata": {"name": name}, "spec": {"containers": [{"name": "app"}]}});
+            let owned = |kind: &str, uid: &str| {
+                let owner = json!({"apiVersion": "apps/v1", "kind": kind, "name": uid, "uid": uid, "controller": true});
+                json!([owner])
+            };
+            let pod = |name: &str, set: &str| {
+                let metadata = json!({"name": name, "ownerReferences": owned("ReplicaSet", set)});
+                json!({"metadata": metadata, "spec": {"containers": [{"name": "app"}]}})
+            };
+            let set = |uid: &str, of: &str| {
+                let metadata = json!({"name": uid, "uid": uid, "ownerReferences": owned("Deployment", of)});
+                json!({"metadata": metadata, "spec": {"selector": {}}}).to_string()
+            };
             if path.ends_with("/b/log") && fails.load(Ordering::SeqCst) {
                 return (StatusCode::INTERNAL_SERVER_ERROR, "{}".to_owned());
             }
@@ -376,9 +410,20 @@ unable to retrieve container logs
             let body = match path {
                 "/apis/apps/v1/namespaces/shop/deployments/shop" => {
                     let spec = json!({"selector": {"matchLabels": {"app": "shop"}}, "template": {}});
-                    json!({"metadata": {"name": "shop"}, "spec": spec}).to_string()
+                    json!({"metadata": {"name": "shop", "uid": "shop"}, "spec": spec}).to_string()
                 }
-                "/api/v1/namespaces/shop/pods" => json!({"metadata": {}, "items": [pod("a"), pod("b")]}).to_string(),
+                // Those of another Deployment, and of none, have the same labels. Their logs are not read.
+                "/api/v1/namespaces/shop/pods" => {
+                    let bare = json!({"metadata": {"name": "bare"}, "spec": {"containers": [{"name": "app"}]}});
+                    let items = [pod("a", "old"), pod("b", "gone"), pod("canary", "canary"), bare];
+                    json!({"metadata": {}, "items": items}).to_string()
+                }
+                "/apis/apps/v1/namespaces/shop/replicasets/old" => set("old", "shop"),
+                "/apis/apps/v1/namespaces/shop/replicasets/canary" => set("canary", "shop-canary"),
+                "/apis/apps/v1/namespaces/shop/replicasets/gone" => {
+                    let status = json!({"kind": "Status", "status": "Failure", "code": 404, "reason": "NotFound"});
+                    return (StatusCode::NOT_FOUND, status.to_string());
+                }
                 "/api/v1/namespaces/shop/pods/a/log" => logs[0].clone(),
                 "/api/v1/namespaces/shop/pods/b/log" => logs[1].clone(),
                 other => panic!("{other}"),

@@ -16,7 +16,7 @@ const OBSTACLES: &[(ObstacleKind, &str, &str)] = &[
     (ObstacleKind::SuperuserSession, "TableLocked", "as a superuser, SELECT pg_terminate_backend(4711)"),
     (ObstacleKind::LongTransaction, "TableLocked", "session 4711 (role report, application psql)"),
     (ObstacleKind::LockRefused, "TableLocked", "no session is seen"),
-    (ObstacleKind::TooFewConnections, "TooFewConnections", "1 connections are free, at least 3"),
+    (ObstacleKind::TooFewConnections, "TooFewConnections", "1 connections are free, at least 2"),
 ];
 
 fn obstacle(kind: ObstacleKind) -> Obstacle {
@@ -63,6 +63,27 @@ fn writes_are_not_blocked_while_the_database_is_in_the_way() {
         let d = s.reconcile();
         assert_eq!(actions(&d), ["order m-window-1 BlockWrites"], "{kind}");
         assert_eq!((d.status.approvals_after, d.status.problems.len()), (None, 0), "{kind}");
+    }
+}
+
+#[test]
+fn a_pod_that_lacks_connections_to_become_ready_is_waited_for() {
+    for (mut s, task, phase) in [
+        (approved(), WINDOW, Phase::Executing),
+        (
+            {
+                let mut s = monitoring();
+                s.wait(1).submit("ann", DecisionKind::Rollback).settle();
+                s
+            },
+            BACK,
+            Phase::RollingBack,
+        ),
+    ] {
+        s.wait(1).state(task, WindowState::Starting);
+        find(&mut s, task, vec![obstacle(ObstacleKind::TooFewConnections)]).settle().wait(900).settle();
+        assert_eq!((ready(&s.status).0.as_str(), s.status.phase), ("TooFewConnections", Some(phase)));
+        assert_eq!(s.status.writes, Some(Writes::Open));
     }
 }
 

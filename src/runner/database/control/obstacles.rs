@@ -3,7 +3,7 @@
 //! A window ends the sessions that are in its way. What it cannot end would be found with writes blocked: a prepared
 //! transaction, a vacuum against wraparound, a superuser's session. Of others that have locked a protected table for
 //! long, such as a dump or a report, the forward window waits for the end. A rollback does not wait for those: it is
-//! urgent. Nor does it wait for connections: it ends those of the application.
+//! urgent.
 
 use std::{
     collections::HashMap,
@@ -189,6 +189,17 @@ impl ObstacleFinder {
         }
         Ok(holders)
     }
+}
+
+/// Whether fewer connections are free than a window needs: asked when one could not be opened.
+///
+/// # Errors
+/// Database errors.
+pub async fn too_few_connections(client: &Client) -> Result<Option<Obstacle>, Failure> {
+    let free: i64 = client.query_one(FREE_CONNECTIONS, &[]).await?.get(0);
+    let free = u32::try_from(free).unwrap_or_default();
+    let obstacle = Obstacle { free_connections: Some(free), ..Obstacle::new(ObstacleKind::TooFewConnections) };
+    Ok((free < Obstacle::CONNECTIONS_NEEDED).then_some(obstacle))
 }
 
 /// Whether the lock that the window takes first is refused now.

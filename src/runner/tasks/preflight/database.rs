@@ -3,7 +3,7 @@
 use tokio_postgres::{Client, Row, error::ErrorPosition, types::ToSql};
 
 use crate::{
-    api::Reason,
+    api::{AllTablesPublications, Reason},
     runner::{
         Failure,
         clients::pg_tools::Version,
@@ -42,6 +42,9 @@ pub async fn check(context: &TaskContext<'_>, target: &Target, client: &Client, 
         findings.add(format!("table {table}"), owned_table(target, client, &table).await);
     }
     findings.add("subscriptions", subscriptions(client, &context.control_spec().protected).await);
+    let allowed = context.spec.plan.database.all_tables_publications == AllTablesPublications::Allowed;
+    findings.add("publications", publications(client, &context.control_spec().protected, allowed).await);
+    findings.add("logical slots", logical_slots(client).await);
     findings.add("rights to dump", dumpable(target, client).await);
     for (what, result) in columns(context, client).await {
         findings.add(what, result);
@@ -263,6 +266,57 @@ async fn subscriptions(client: &Client, tables: &[String]) -> Result<String, Fai
             ident(name)
         ),
     ))
+}
+
+/// What publishes a protected table. A publication for all tables also publishes the control schema, which subscribers
+/// do not have: their apply workers stop with an error.
+async fn publications(client: &Client, tables: &[String], all_allowed: bool) -> Result<String, Failure> {
+    let query = "SELECT p.pubname::text, p.puballtables, coalesce(string_agg(DISTINCT t.tablename::text, ', '), '')
+                 FROM pg_publication AS p JOIN pg_publication_tables AS t ON t.pubname = p.pubname
+                 WHERE p.puballtables OR to_regclass(format('%I.%I', t.schemaname, t.tablename))
+                       = ANY (SELECT to_regclass(name) FROM unnest($1::text[]) AS name)
+                 GROUP BY 1, 2 ORDER BY 2 DESC, 1";
+    let names: Vec<String> = tables.iter().map(|name| quoted(name)).collect();
+    let rows = client.query(query, &[&names]).await?;
+    let Some(first) = rows.first() else { return Ok("none publishes a protected table".to_owned()) };
+    if first.get(1) && !all_allowed {
+        let name: &str = first.get(0);
+        return Err(Failure::new(
+            Reason::AllTablesPublished,
+            format!(
+                "publication {name} is FOR ALL TABLES and publishes schema credit_migration, too: a subscriber without \
+                 its tables stops applying, and its slot keeps WAL; next: publish tables or schemas by name, or set \
+                 spec.database.allTablesPublications: Allowed once the subscribers have these tables"
+            ),
+        ));
+    }
+    let named: Vec<String> = rows
+        .iter()
+        .map(|row| match row.get(1) {
+            true => format!("{} (all tables)", row.get::<_, &str>(0)),
+            false => format!("{} ({})", row.get::<_, &str>(0), row.get::<_, &str>(2)),
+        })
+        .collect();
+    Ok(format!("{}; what the up SQL renames or drops has to be changed on the subscribers, too", named.join(", ")))
+}
+
+/// Logical slots with what they keep: a migration that stops their consumers fills the disk with WAL.
+async fn logical_slots(client: &Client) -> Result<String, Failure> {
+    let query = "SELECT slot_name::text, coalesce(plugin::text, ''), active,
+                        coalesce(pg_size_pretty(pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)), 'unknown')
+                 FROM pg_replication_slots WHERE slot_type = 'logical' AND database = current_database() ORDER BY 1";
+    let rows = client.query(query, &[]).await?;
+    if rows.is_empty() {
+        return Ok("none".to_owned());
+    }
+    let slots = rows.iter().map(|row| {
+        let (name, plugin, active, lag): (&str, &str, bool, &str) = (row.get(0), row.get(1), row.get(2), row.get(3));
+        // A plugin without publications decodes each table.
+        let all = if plugin == "pgoutput" { "" } else { ", decodes schema credit_migration, too" };
+        let active = if active { "active" } else { "inactive" };
+        format!("{name} ({plugin}, {active}, {lag} behind{all})")
+    });
+    Ok(slots.collect::<Vec<_>>().join(", "))
 }
 
 /// The table exists, is an ordinary or partitioned one, and belongs to the migration role.
