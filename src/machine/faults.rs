@@ -27,8 +27,6 @@ pub(super) enum Fault {
     RollbackNotGivenUp,
     /// 7: a window whose new pods crash waits for them until its deadline.
     FailedRolloutAwaited,
-    /// 3: a pod without the new version's marker counts as the old version, whenever its containers started.
-    OldPodsByMarker,
     /// 6: a Job that ends without a report is waited for.
     LostJobAwaited,
 }

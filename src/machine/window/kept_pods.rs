@@ -15,10 +15,7 @@ use jiff::SignedDuration;
 
 use crate::{
     api::{Direction, Task, Time},
-    machine::{
-        Effect, Transition, Workload, WorkloadPod,
-        faults::{Fault, fault},
-    },
+    machine::{Effect, Transition, Workload, WorkloadPod},
     shared::time::seconds,
 };
 
@@ -111,5 +108,5 @@ impl Transition<'_> {
 
 /// The pod cannot have read what was set after that time. One whose start is not known may have.
 fn has_not_read(pod: &WorkloadPod, until: Time) -> bool {
-    fault(Fault::OldPodsByMarker) || pod.started_at.is_some_and(|start| start + seconds(CLOCK_SECONDS) <= until)
+    pod.started_at.is_some_and(|start| start + seconds(CLOCK_SECONDS) <= until)
 }
