@@ -7,8 +7,9 @@ use std::{
     collections::BTreeMap,
     convert::Infallible,
     future::Future,
+    ops::DerefMut,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     task::{self, Poll},
 };
 
@@ -162,7 +163,7 @@ fn failure(code: u16, reason: &str) -> Answer {
 }
 
 impl FakeApi {
-    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> impl DerefMut<Target = State> + '_ {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

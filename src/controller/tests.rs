@@ -77,11 +77,9 @@ fn store_run(api: &FakeApi, command: WindowCommand) {
     let spec = run_spec(Task::Window);
     let mut spec = serde_json::to_value(spec).unwrap();
     spec["window"] = serde_json::to_value(order(command)).unwrap();
+    let (version, kind) = ("creditmigration.io/v1alpha1", "MigrationRun");
     let metadata = json!({"name": "m-window-1", "namespace": "shop", "uid": "uid-run"});
-    api.store(
-        RUN,
-        json!({"apiVersion": "creditmigration.io/v1alpha1", "kind": "MigrationRun", "metadata": metadata, "spec": spec}),
-    );
+    api.store(RUN, json!({"apiVersion": version, "kind": kind, "metadata": metadata, "spec": spec}));
 }
 
 fn run_spec(task: Task) -> crate::api::MigrationRunSpec {
@@ -246,11 +244,11 @@ async fn after_a_refused_effect_people_are_notified_and_nothing_else_happens() {
     stage.api.refuse(Method::PATCH, FLAG, 422);
     let [.., (set_flag, _), (restart, _)] = irreversible();
     let effects =
-        vec![set_flag, restart, start(Task::Cleanup, "m-cleanup-1"), start(Task::Notify, "m-notify-1"), event()];
+        vec![set_flag, restart, start(Task::CodeBackup, "m-codebackup-1"), start(Task::Notify, "m-notify-1"), event()];
     let result = apply(&stage.ctx, &stage.live, &stage.flag, effects).await;
     assert!(matches!(&result, Err(Error::Kube(kube::Error::Api(status))) if status.code == 422));
     let run = |name: &str| stage.api.object(&RUN.replace("m-window-1", name));
-    assert_eq!(run("m-cleanup-1"), Value::Null);
+    assert_eq!(run("m-codebackup-1"), Value::Null);
     assert_ne!(run("m-notify-1"), Value::Null);
     let writes = stage.api.writes();
     assert!(writes.iter().any(|write| write.ends_with("/events")), "{writes:?}");

@@ -19,7 +19,7 @@ pub struct Cutover {
     /// Number of that transaction; empty if no ledger has it.
     xid: String,
     /// What was written before writes were unblocked; `None` until then. Rows that the SQL wrote in a subtransaction
-    /// have a number of their own, which this alone tells from later ones.
+    /// have a number of their own: this alone shows that they are not later ones.
     snapshot: Option<String>,
 }
 

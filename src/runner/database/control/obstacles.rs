@@ -135,8 +135,8 @@ impl Holder {
 }
 
 impl ObstacleFinder {
-    /// Searches once. `sessions_open`: the window has all connections that it needs. The lock of the protected tables is
-    /// tried, without waiting, and released at once.
+    /// Searches once. `sessions_open`: the window has all connections that it needs. The lock of the protected tables
+    /// is tried, without waiting, and released at once.
     ///
     /// # Errors
     /// Database errors.
@@ -189,17 +189,6 @@ impl ObstacleFinder {
         }
         Ok(holders)
     }
-}
-
-/// Whether fewer connections are free than a window needs: asked when one could not be opened.
-///
-/// # Errors
-/// Database errors.
-pub async fn too_few_connections(client: &Client) -> Result<Option<Obstacle>, Failure> {
-    let free: i64 = client.query_one(FREE_CONNECTIONS, &[]).await?.get(0);
-    let free = u32::try_from(free).unwrap_or_default();
-    let obstacle = Obstacle { free_connections: Some(free), ..Obstacle::new(ObstacleKind::TooFewConnections) };
-    Ok((free < Obstacle::CONNECTIONS_NEEDED).then_some(obstacle))
 }
 
 /// Whether the lock that the window takes first is refused now.
