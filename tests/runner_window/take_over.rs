@@ -43,9 +43,8 @@ async fn writes_are_not_said_to_be_unblocked_before_the_read_only_default_is_res
     ))
     .await
     .unwrap();
-    // The SQL gives the database away, and ends when its role is no member of the new owner's any more.
+    // The SQL ends when the database belongs to another role, of which its own is no member any more.
     let mut up = sample_up();
-    up.statements.push(format!("ALTER DATABASE {name} OWNER TO {heir}"));
     up.statements.push(format!(
         "DO $$ BEGIN WHILE EXISTS (SELECT FROM pg_auth_members WHERE roleid = '{heir}'::regrole AND member = \
             'migrator'::regrole)
@@ -59,7 +58,7 @@ async fn writes_are_not_said_to_be_unblocked_before_the_read_only_default_is_res
             "SELECT count(*) > 0 FROM pg_stat_activity WHERE query LIKE 'DO %{heir}%' AND state = 'active'"
         ))
         .await;
-    root.batch_execute(&format!("REVOKE {heir} FROM migrator")).await.unwrap();
+    root.batch_execute(&format!("ALTER DATABASE {name} OWNER TO {heir}; REVOKE {heir} FROM migrator")).await.unwrap();
     desk.state(State::Migrated).await;
     desk.order(Order::Rollback);
     let refused = |note: Option<&Failure>| {

@@ -495,8 +495,7 @@ pub struct Window {
     /// How often the window is started on the same approvals, within the same allowed hours, when a lock of another
     /// session or a lack of the server's resources ended it without effect: after 1, 5, then 10 minutes. People must be
     /// present at each start.
-    // Not serialized while it is the default: the digests of existing plans stay valid.
-    #[serde(default = "one", skip_serializing_if = "is_one")]
+    #[serde(default = "one")]
     #[schemars(range(min = 1, max = 10))]
     pub attempts: u32,
 }
@@ -551,9 +550,6 @@ fn secs<const N: u64>() -> Duration {
 }
 fn one() -> u32 {
     1
-}
-fn is_one(n: &u32) -> bool {
-    *n == 1
 }
 fn v1() -> String {
     "v1".into()

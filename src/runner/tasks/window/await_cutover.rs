@@ -1,6 +1,9 @@
 //! Waiting for the controller with writes blocked.
 
-use std::{pin::pin, time::Instant};
+use std::{
+    pin::pin,
+    time::{Duration, Instant},
+};
 
 use jiff::Timestamp;
 use tokio_postgres::Client;
@@ -20,6 +23,9 @@ use crate::{
         database::control::{self, window_record, write_block},
     },
 };
+
+/// How long the switch, or unblocking, waits until it is shown again that writes are blocked.
+const VERIFY_AGAIN_LIMIT: Duration = Duration::from_secs(2);
 
 impl<C: Channel> WindowTask<'_, C> {
     /// Waits for the controller with writes blocked. Forward, the full comparison runs in parallel.
@@ -107,10 +113,10 @@ impl<C: Channel> WindowTask<'_, C> {
         Ok(false)
     }
 
-    /// Whether an ordinary session of the application is refused, asked again: the first answer may be minutes old. A
-    /// `false` is reported; order and deadline are not held up.
+    /// `false` if an ordinary session of the application may write, asked again: the first answer may be minutes old.
+    /// Order and deadline are not held up.
     async fn verified_again(&mut self) -> bool {
-        let asked = self.next_move(WindowActivity::AwaitingCutover);
+        let (asked, started) = (self.next_move(WindowActivity::AwaitingCutover), Instant::now());
         let verified = {
             let mut verifying = pin!(self.verify_blocked());
             loop {
@@ -121,6 +127,9 @@ impl<C: Channel> WindowTask<'_, C> {
                 if self.next_move(WindowActivity::AwaitingCutover) != asked {
                     return false;
                 }
+                if started.elapsed() > VERIFY_AGAIN_LIMIT {
+                    break Err(Failure::new(Reason::LockTimeout, "the second verification takes too long"));
+                }
             }
         };
         match verified {
@@ -128,14 +137,18 @@ impl<C: Channel> WindowTask<'_, C> {
                 self.progress.verification = Some(verification);
                 true
             }
-            Err(failure) => {
-                tracing::error!(error = %failure, "it is not shown again that writes are blocked");
-                if failure.reason == Reason::WritesNotBlocked {
-                    self.progress.comparison = None;
-                }
+            Err(failure) if failure.reason == Reason::WritesNotBlocked => {
+                tracing::error!(error = %failure, "writes are not blocked any more");
+                self.progress.comparison = None;
                 self.report(Some(failure));
                 self.wait().await;
                 false
+            }
+            // Row and triggers of the write block are as they were when it was verified. A lock of another session, or
+            // a lost one, must not keep writes blocked.
+            Err(failure) => {
+                tracing::warn!(error = %failure, "it is not shown again that writes are blocked");
+                true
             }
         }
     }
