@@ -117,6 +117,8 @@ ready_reasons! {
     WriteBlockMissing,
     /// Neither ConfigMap nor database has the down SQL that is approved.
     DownSqlNotStored,
+    /// An object in the control schema is not the operator's.
+    ControlSchemaForeign,
     /// The database could not be reached when it was last measured.
     DatabaseUnreachable,
     /// What a rollback needs in the database is not measured.

@@ -49,10 +49,13 @@ pub enum SafeguardKind {
     WriteBlock,
     /// The down SQL that is approved is not stored.
     StoredDownSql,
+    /// An object in the control schema is not the operator's: a window refuses to start.
+    ControlSchema,
 }
 
 named! {
-    SafeguardKind: UnblockedWrites, WorkingChangeTracking, ChangeTracking, WriteBlock, StoredDownSql
+    SafeguardKind: UnblockedWrites, WorkingChangeTracking, ChangeTracking, WriteBlock, StoredDownSql,
+        ControlSchema
 }
 
 impl SafeguardKind {
@@ -64,6 +67,7 @@ impl SafeguardKind {
             SafeguardKind::ChangeTracking => ReadyReason::ChangeTrackingMissing,
             SafeguardKind::WriteBlock => ReadyReason::WriteBlockMissing,
             SafeguardKind::StoredDownSql => ReadyReason::DownSqlNotStored,
+            SafeguardKind::ControlSchema => ReadyReason::ControlSchemaForeign,
         }
     }
 
@@ -106,6 +110,11 @@ impl MissingSafeguard {
             .next(enable),
             SafeguardKind::StoredDownSql => {
                 Message::new("the database does not store the down SQL that is approved").next(down_sql)
+            }
+            SafeguardKind::ControlSchema => {
+                let found = Message::parse(self.detail.as_deref().unwrap_or_default());
+                let message = Message::new(format!("the window of a rollback would not start: {}", found.text));
+                message.next(found.next.unwrap_or_else(|| "remove it from schema credit_migration".into()))
             }
         }
     }

@@ -7,25 +7,36 @@ use std::collections::BTreeMap;
 use k8s_openapi::{
     api::{
         apps::v1::Deployment,
-        core::v1::{Container, Pod, PodSpec, ResourceQuota},
+        core::v1::{Container, Pod, PodSpec, ResourceQuota, ResourceRequirements},
     },
     apimachinery::pkg::api::resource::Quantity,
 };
 
-use super::rollout_facts::max_unavailable;
-use crate::{machine::QuotaShortage, shared::quantity};
+use super::{build, rollout_facts::max_unavailable};
+use crate::{api::Task, machine::QuotaShortage, shared::quantity};
 
 /// What pods need, by the names that quotas use, in thousandths.
 pub(super) type Needs = BTreeMap<String, i128>;
 
-/// What the first pod of a rollout needs in addition to the present pods; nothing if an old pod may end first.
-pub(super) fn surge_needs<'a>(d: &Deployment, mut pods: impl Iterator<Item = &'a Pod>) -> Needs {
+/// What the first pod of a rollout needs in addition to the present pods; nothing if an old pod may end first, or if the
+/// additional pod is there: a rollout that hangs has its room already.
+pub(super) fn surge_needs<'a>(d: &Deployment, pods: impl Iterator<Item = &'a Pod>) -> Needs {
     let replicas = d.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1);
-    if replicas == 0 || max_unavailable(d) > 0 {
+    let present: Vec<&Pod> = pods.collect();
+    let more_than_wanted = usize::try_from(replicas).is_ok_and(|wanted| present.len() > wanted);
+    if replicas == 0 || more_than_wanted || max_unavailable(d) > 0 {
         return Needs::new();
     }
     let template = d.spec.as_ref().and_then(|s| s.template.spec.as_ref());
-    pods.find_map(|pod| pod.spec.as_ref()).or(template).map(needs_of).unwrap_or_default()
+    present.into_iter().find_map(|pod| pod.spec.as_ref()).or(template).map(needs_of).unwrap_or_default()
+}
+
+/// What the window's own pod needs. Until it is there it counts, too: otherwise it would take the room that the rollout
+/// was found to have, and be in its own way.
+pub(super) fn window_pod_needs() -> Needs {
+    let mut needs = of_resources(&build::resources(Task::Window));
+    needs.insert("pods".to_owned(), 1_000);
+    needs
 }
 
 /// Adds what another pod needs.
@@ -107,8 +118,11 @@ fn needs_of(pod: &PodSpec) -> Needs {
 }
 
 fn of_container(container: &Container) -> Needs {
-    let resources = container.resources.as_ref();
-    let (requests, limits) = (resources.and_then(|r| r.requests.as_ref()), resources.and_then(|r| r.limits.as_ref()));
+    container.resources.as_ref().map(of_resources).unwrap_or_default()
+}
+
+fn of_resources(resources: &ResourceRequirements) -> Needs {
+    let (requests, limits) = (resources.requests.as_ref(), resources.limits.as_ref());
     let mut needs = Needs::new();
     for (resource, amount) in limits.into_iter().flatten() {
         let amount = quantity::milli(&amount.0).unwrap_or(0);
@@ -164,6 +178,23 @@ mod tests {
         let found = shortages(&[quota(json!({}), hard, used)], &surge());
         assert_eq!(found.first().map(|s| s.needed.as_str()), needed);
         assert!(found.iter().all(|s| s.quota == "compute"));
+    }
+
+    #[test]
+    fn a_rollout_that_has_its_additional_pod_needs_no_other() {
+        let strategy = json!({"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}});
+        let spec = json!({"replicas": 1, "selector": {}, "template": {}, "strategy": strategy});
+        let deployment = serde_json::from_value(json!({"metadata": {"name": "shop"}, "spec": spec})).unwrap();
+        let pod: Pod = serde_json::from_value(json!({"spec": {"containers": [{"name": "a"}]}})).unwrap();
+        assert_eq!(surge_needs(&deployment, [&pod].into_iter()).get("pods"), Some(&1_000));
+        assert_eq!(surge_needs(&deployment, [&pod, &pod].into_iter()), Needs::new());
+    }
+
+    #[test]
+    fn the_windows_own_pod_counts() {
+        let needs = window_pod_needs();
+        assert_eq!((needs["pods"], needs["requests.cpu"]), (1_000, 50));
+        assert_eq!(needs["requests.memory"], needs["limits.memory"]);
     }
 
     #[rstest::rstest]

@@ -57,6 +57,9 @@ pub(super) fn derive(transition: &mut Transition<'_>) {
         _ => (false, "NoBackup", "no backup of this plan yet".to_owned()),
     };
     set(transition, "BackupVerified", Some(backup.0), backup.1, &backup.2);
+    // Of the plan: that of the present pods changes with each of them.
+    let expected = transition.status.plan.as_ref().and_then(|plan| plan.expected_window.as_ref());
+    let expected_seconds = expected.map_or_else(|| transition.expected_window().seconds, |expected| expected.seconds);
     let rehearsal = match &transition.status.rehearsal {
         Some(r) => (
             true,
@@ -65,7 +68,7 @@ pub(super) fn derive(transition: &mut Transition<'_>) {
                 "{} tables equal after the rollback; {}; expected window {} s (limit {})",
                 r.tables_equal,
                 r.checks_summary(),
-                transition.expected_window().seconds,
+                expected_seconds,
                 transition.spec.window.max_duration
             ),
         ),

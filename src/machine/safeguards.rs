@@ -12,7 +12,7 @@ use crate::{
 /// From when on a report says nothing of now while a pod measures, in seconds.
 const OUTDATED_SECONDS: i64 = 90;
 /// Tasks that measure.
-const MEASURING: [Task; 4] = [Task::Validate, Task::Monitor, Task::DayCheck, Task::WeekReview];
+const MEASURING: [Task; 5] = [Task::Validate, Task::Monitor, Task::DayCheck, Task::WeekReview, Task::RehearseRollback];
 
 /// Whether a rollback could be carried out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,7 +52,10 @@ impl Transition<'_> {
                 let key = format!("{}.{}", found.kind, self.now.as_second());
                 self.notify(Occasion::ManualInterventionRequired, &key, &text);
             }
-            self.set_ready(reason, text);
+            // A report of yesterday must not hide what is asked now.
+            if self.is_recent() {
+                self.set_ready(reason, text);
+            }
         }
     }
 
@@ -94,10 +97,15 @@ impl Transition<'_> {
         if waits {
             return Some(RollbackReadiness::Ready(Message::new(ready)));
         }
+        // Approvals are in doubt then; a rollback needs none.
         if let Some(violation) = self.policy_violation() {
-            return Some(RollbackReadiness::Missing(violation));
+            return Some(RollbackReadiness::Unknown(violation));
         }
         Some(self.with_rehearsals(match self.status.safeguards.clone() {
+            // Between the follow-ups it may be reachable again.
+            Some(report) if !report.reachable && self.phase() == Phase::Observing => {
+                RollbackReadiness::Unknown(self.unreachable(&report))
+            }
             Some(report) if !report.reachable => RollbackReadiness::Missing(self.unreachable(&report)),
             Some(report) => match report.missing.first() {
                 Some(found) => RollbackReadiness::Missing(Violation {
@@ -133,6 +141,10 @@ impl Transition<'_> {
                 RollbackReadiness::Ready(Message::new(format!("{ready}{rehearsed}")))
             }
         }
+    }
+
+    fn is_recent(&self) -> bool {
+        self.status.safeguards.as_ref().is_some_and(|report| self.now < report.at + seconds(OUTDATED_SECONDS))
     }
 
     /// When the last report says nothing of now any more. In the stages a pod measures all the time.

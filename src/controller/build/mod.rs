@@ -18,6 +18,7 @@ use crate::api::{CreditMigration, MIGRATION_LABEL, TASK_LABEL, Task, UID_LABEL};
 
 pub use check_job::check_job;
 pub use rbac::{role_binding, service_account};
+pub(super) use run_job::resources;
 pub use run_job::{job, run};
 
 /// Selector for everything that the controller creates.

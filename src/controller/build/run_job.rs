@@ -17,7 +17,7 @@ use kube::ResourceExt;
 
 use super::{labels, meta, owner, volumes};
 use crate::{
-    api::{CreditMigration, CreditMigrationSpec, MigrationRun, MigrationRunSpec, Placement, mounts, runner_name},
+    api::{CreditMigration, CreditMigrationSpec, MigrationRun, MigrationRunSpec, Placement, Task, mounts, runner_name},
     machine::StartRun,
 };
 
@@ -125,15 +125,7 @@ fn pod(run: &MigrationRun, plan: &CreditMigrationSpec, image: &str) -> PodSpec {
                     ..Default::default()
                 },
             ]),
-            resources: Some(ResourceRequirements {
-                // A node that is short of memory evicts first what uses more than it has requested.
-                requests: Some(BTreeMap::from([
-                    quantity("cpu", "50m"),
-                    quantity("memory", if run.spec.task.is_window() { MEMORY_LIMIT } else { "64Mi" }),
-                ])),
-                limits: Some(BTreeMap::from([quantity("memory", MEMORY_LIMIT)])),
-                ..Default::default()
-            }),
+            resources: Some(resources(run.spec.task)),
             security_context: Some(SecurityContext {
                 allow_privilege_escalation: Some(false),
                 read_only_root_filesystem: Some(true),
@@ -145,6 +137,17 @@ fn pod(run: &MigrationRun, plan: &CreditMigrationSpec, image: &str) -> PodSpec {
             ..Default::default()
         }],
         volumes: Some(volumes),
+        ..Default::default()
+    }
+}
+
+/// What the pod of a task requests, and its limits.
+pub(in crate::controller) fn resources(task: Task) -> ResourceRequirements {
+    // A node that is short of memory evicts first what uses more than it has requested.
+    let memory = if task.is_window() { MEMORY_LIMIT } else { "64Mi" };
+    ResourceRequirements {
+        requests: Some(BTreeMap::from([quantity("cpu", "50m"), quantity("memory", memory)])),
+        limits: Some(BTreeMap::from([quantity("memory", MEMORY_LIMIT)])),
         ..Default::default()
     }
 }

@@ -187,7 +187,7 @@ fn samples(spec: &CreditMigrationSpec, status: &CreditMigrationStatus) -> Vec<Me
     }
     add("stalled", &[], f64::from(u8::from(condition("Stalled").is_some_and(|c| c.status == "True"))));
     if let Some(ready) = condition("RollbackReady") {
-        add("rollback_ready", &[], f64::from(u8::from(ready.status == "True")));
+        add("rollback_ready", &[], f64::from(u8::from(ready.status != "False")));
     }
     let step = status.step.and_then(|now| status.steps.iter().find(|x| x.name == now));
     if let Some(step) = step {

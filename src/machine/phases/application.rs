@@ -66,9 +66,8 @@ impl Transition<'_> {
             self.observed.plugin("approve", "")
         );
         self.event(true, ReadyReason::ApplicationChanged, text);
-        if self.status.step != Some(Step::Approve) {
-            self.start_step(Step::Approve);
-        }
+        // Also if it is the step already: those who approved are asked again at once.
+        self.start_step(Step::Approve);
     }
 
     /// For those who are asked again: what has changed.

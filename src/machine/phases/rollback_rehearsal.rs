@@ -18,6 +18,8 @@ use crate::{
 
 /// From the end of one rehearsal to the next.
 const INTERVAL: SignedDuration = SignedDuration::from_hours(24);
+/// From a rehearsal that could not be carried out to the next.
+const PAUSE: SignedDuration = SignedDuration::from_hours(1);
 /// Age from which a rehearsal says nothing of a rollback now: one day was missed.
 const MAX_AGE: SignedDuration = SignedDuration::from_hours(48);
 
@@ -91,7 +93,12 @@ impl Transition<'_> {
                 });
                 self.succeed_step(STEP, summary);
             }
-            Err((reason, message)) if reason.retry() == Retry::May => return self.retry_later(STEP, reason, &message),
+            Err((reason, message)) if reason.retry() == Retry::May => {
+                self.retry_later(STEP, reason, &message);
+                // Each attempt dumps the whole database.
+                self.ensure_step(STEP).retry_at = Some(now + PAUSE);
+                return self.wake_at(now + PAUSE);
+            }
             Err((reason, message)) => {
                 self.status.rollback_rehearsal.get_or_insert_default().failed =
                     Some(RollbackRehearsalFailure { reason, message: message.clone(), at: now });

@@ -45,6 +45,12 @@ impl Controller {
         self.target.is_some()
     }
 
+    /// So it is for the flag.
+    pub(super) fn about_to_set_flag(&self) -> bool {
+        let next = self.todo.as_ref().and_then(|(_, effects)| effects.first());
+        self.about_to_write() && matches!(next, Some(Effect::SetFlag { .. }))
+    }
+
     /// One act: read, decide and persist, or one effect (an irreversible one takes two acts: read the target, write).
     pub(super) fn act(&mut self, w: &mut World, rng: &mut Rng) {
         if self.dead || !w.api_up {

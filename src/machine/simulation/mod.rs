@@ -100,12 +100,13 @@ fn schedule(seed: u64, defect: Defect, own: Option<faults::Fault>, trace: bool) 
                 // The worst moment to fall asleep: the target is read, the write is next. Most windows open when the
                 // wild acts have ended, so it happens later too; some sleep until everything has ended.
                 let may_sleep = late < LATE_LEADERS && ended.is_none() && asleep[1 - i] <= act;
-                if may_sleep && controllers[i].about_to_write() && rng.u8(..) < 50 {
+                let switches_back = controllers[i].about_to_set_flag() && w.phase() == Some(Phase::RollingBack);
+                let sleepy = if switches_back { 128 } else { 50 };
+                if may_sleep && controllers[i].about_to_write() && rng.u8(..) < sleepy {
                     late += 1;
                     // Then the others may not be able to write it either, until the deadline has passed.
-                    if obstructive && obstructions < OBSTRUCTIONS && w.phase() == Some(Phase::RollingBack) && rng.bool()
-                    {
-                        (obstructions, obstructed_at) = (obstructions + 1, act);
+                    if obstructive && switches_back && rng.bool() {
+                        obstructed_at = act;
                         w.flag.value.refused = true;
                     }
                     asleep[i] = if rng.bool() { u32::MAX } else { act + rng.u32(100..1500) };

@@ -48,6 +48,7 @@ fn what_is_missing_is_reported_once_and_notified_if_writes_are_refused() {
         (SafeguardKind::ChangeTracking, "ChangeTrackingMissing", "ENABLE ALWAYS TRIGGER"),
         (SafeguardKind::WriteBlock, "WriteBlockMissing", "ENABLE ALWAYS TRIGGER"),
         (SafeguardKind::StoredDownSql, "DownSqlNotStored", "edit configmap sql"),
+        (SafeguardKind::ControlSchema, "ControlSchemaForeign", "remove it"),
     ] {
         let mut s = long_monitoring();
         s.wait(1);
@@ -113,7 +114,9 @@ fn a_database_that_is_not_reached_and_a_missing_policy_make_no_rollback_ready() 
     let mut s = long_monitoring();
     s.observed.policy_problem = Some("policy decisions.creditmigration.io is missing".into());
     let d = s.reconcile();
-    assert_eq!((rollback_ready(&s).1.as_str(), events(&d)), ("DecisionPolicyMissing", vec!["DecisionPolicyMissing"]));
+    let (status, reason, _) = rollback_ready(&s);
+    assert_eq!((status.as_str(), reason.as_str()), ("Unknown", "DecisionPolicyMissing"));
+    assert_eq!(events(&d), Vec::<&str>::new());
     // It refuses no rollback: a forged one is the lesser harm.
     s.wait(1).submit("ann", DecisionKind::Rollback).settle().state(Task::RollbackWindow, WindowState::Ready);
     assert!(actions(&s.reconcile()).contains(&"order m-rollback-1 BlockWrites".to_owned()));

@@ -5,7 +5,7 @@
 
 use crate::{
     api::{Direction, Occasion, ReadyReason, WorkloadRef},
-    machine::{RolloutFailure, RolloutFailureKind, Transition, transition::Reported},
+    machine::{RolloutFailure, RolloutFailureKind, Transition, notices::notice_key, transition::Reported},
     shared::{message::Message, time::seconds},
 };
 
@@ -37,7 +37,9 @@ impl Transition<'_> {
             let reported =
                 self.report_problem(ReadyReason::RolloutFailed, Some(&workload.name), text.clone(), seconds(hold));
             if reported == Reported::Now && direction == Direction::Rollback {
-                let key = format!("rollout.{}.{}", workload.name, self.now.as_second());
+                // Once for each rollback: a pod without a readiness probe is ready between two crashes.
+                let started = self.status.rollback.as_ref().map_or(self.now, |rollback| rollback.started_at);
+                let key = notice_key(&format!("rollout.{}", workload.name), started);
                 let text = format!("the old version does not start, writes stay blocked until it does: {text}");
                 self.notify(Occasion::ManualInterventionRequired, &key, &text);
             }

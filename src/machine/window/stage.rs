@@ -169,7 +169,8 @@ impl Transition<'_> {
         window.blocked_at = progress.blocked_at;
         window.unblocked_at = progress.unblocked_at;
         window.recovery.clone_from(&progress.recovery);
-        if progress.replication.is_some() {
+        // Its bytes change with each report until the switch.
+        if progress.switch_acknowledged && progress.replication.is_some() {
             window.replication.clone_from(&progress.replication);
         }
         if progress.comparison.is_some() {

@@ -327,13 +327,23 @@ fn readiness(status: &CreditMigrationStatus) -> String {
     let message = Message::parse(&condition.message).text;
     match condition.status.as_str() {
         "True" => format!("yes: {message}"),
-        "False" => format!("no, it would wait with writes open: {}: {message}", condition.reason),
+        "False" if condition.reason == ReadyReason::RollbackRehearsalFailed.as_str() => {
+            format!("no, it would block writes and fail: {}: {message}", condition.reason)
+        }
+        "False" => format!("no: {}: {message}", condition.reason),
         _ => format!("not known: {}: {message}", condition.reason),
     }
 }
 
 /// The latest rehearsal of the rollback.
 fn last_rehearsal(status: &CreditMigrationStatus) -> String {
+    let again = status.rollback_rehearsal.as_ref();
+    if let Some(failed) = again.and_then(|rehearsals| rehearsals.failed.as_ref()) {
+        return format!("failed at {:.0}: {}: {}", failed.at, failed.reason, Message::parse(&failed.message).text);
+    }
+    if let Some(passed) = again.and_then(|rehearsals| rehearsals.passed.as_ref()) {
+        return format!("at {:.0}: {}", passed.finished_at, passed.summary());
+    }
     match (&status.rehearsal, &status.backup) {
         (Some(rehearsal), Some(backup)) => format!(
             "before the window, on {} users of the backup of {:.0}: the down SQL took {}",
@@ -544,7 +554,7 @@ mod tests {
                 "False",
                 "WorkloadPaused",
                 "deployment/shop is paused; next: kubectl rollout resume deployment/shop",
-                "ready\n  no, it would wait with writes open: WorkloadPaused: deployment/shop is paused\n",
+                "ready\n  no: WorkloadPaused: deployment/shop is paused\n",
             ),
             ("Unknown", "NotObserved", "the flag was not read", "ready\n  not known: NotObserved"),
         ] {

@@ -99,7 +99,7 @@ fn during_recovery(code: &str, routine: Option<&str>) -> bool {
         ("25006", Some("PreventCommandDuringRecovery")) => true,
         // START TRANSACTION READ WRITE.
         ("0A000", Some("call_bool_check_hook")) => true,
-        ("55000", Some("pg_current_wal_lsn" | "pg_create_restore_point")) => true,
+        ("55000", Some("pg_current_wal_lsn")) => true,
         _ => false,
     }
 }

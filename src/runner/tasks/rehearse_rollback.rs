@@ -23,7 +23,7 @@ use crate::{
     runner::{
         Failure,
         checks::{
-            Source, SourceContext,
+            self, Source, SourceContext,
             evaluator::{Measurement, Value},
         },
         clients::pg_tools::Running,
@@ -51,6 +51,8 @@ const DUMP_LOCK_TIMEOUT: &str = "--lock-wait-timeout=60000";
 /// copy starts with `rehearsal of the rollback: `.
 pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
     let target = context.settings.target()?;
+    // Each day, so that what was missing at a follow-up and is there again does not stay reported.
+    checks::report_safeguards(context).await;
     let evidence = on_copy(context, &target, async |_, copy| rehearse(context, &target, copy).await)
         .await
         .map_err(|failure| Failure::new(failure.reason, format!("rehearsal of the rollback: {}", failure.message)))?;

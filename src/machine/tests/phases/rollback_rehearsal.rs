@@ -113,12 +113,14 @@ fn a_rollback_that_would_fail_notifies_once_and_blocks_nothing() {
 fn without_a_recent_rehearsal_it_is_unknown() {
     let mut s = rehearsed(RollbackRehearsalMode::Daily);
     let due = s.now;
-    // What could not be carried out says nothing, and is retried ever more rarely.
+    // What could not be carried out says nothing, and is retried an hour later: it dumps the whole database.
     s.fail(TASK, Reason::HostUnreachable).settle();
     assert_eq!((ready(&s.status).0.as_str(), rollback_ready(&s).0.as_str()), ("Observing", "True"));
-    s.wait(2).settle();
+    s.wait(3_599).settle();
+    assert_eq!(attempts(&s), 1);
+    s.wait(1).settle();
     assert_eq!(attempts(&s), 2);
-    s.wait(2 * DAY - 3).settle();
+    s.wait(2 * DAY - 3_601).settle();
     assert_eq!(rollback_ready(&s).0, "True");
     assert_eq!(s.decide().wake_at, Some(due + seconds(2 * DAY)));
     s.wait(1);

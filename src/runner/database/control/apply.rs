@@ -190,7 +190,7 @@ async fn transaction(
     }
     let balances_before = balances(&tx, spec, None).await?;
     let reconciled_users = reconcile(&tx, spec, &balances_before).await?;
-    let shared = SharedObjects::read(&tx).await?;
+    let shared = if stays_inside { Some(SharedObjects::read(&tx).await?) } else { None };
 
     let mut texts = Vec::with_capacity(sql.statements.len());
     for (index, statement) in sql.statements.iter().enumerate() {
@@ -212,7 +212,7 @@ async fn transaction(
         ));
     }
 
-    if stays_inside {
+    if let Some(shared) = shared {
         shared.check_unchanged(&tx, direction.sql_name()).await?;
     }
     if direction == Direction::Forward {

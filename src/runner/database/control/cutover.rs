@@ -64,7 +64,7 @@ pub async fn cutover(client: &impl GenericClient, spec: &ControlSpec) -> Result<
     }
     let row = client
         .query_opt(
-            "SELECT u.started_at, u.xid, u.snapshot FROM credit_migration.ledger u
+            "SELECT u.started_at, u.xid, pg_catalog.to_jsonb(u)->>'snapshot' FROM credit_migration.ledger u
              WHERE u.migration_uid = $1 AND u.step = 'up' AND u.xid IS NOT NULL
                AND NOT EXISTS (SELECT FROM credit_migration.ledger d WHERE d.migration_uid = $1 AND d.step = 'down')",
             &[&spec.uid],

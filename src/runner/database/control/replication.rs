@@ -28,7 +28,8 @@ pub async fn wal_position(client: &Client) -> Result<Option<String>, Failure> {
 /// A lost connection.
 pub async fn restore_point(client: &Client, name: &str) -> Result<bool, Failure> {
     let create = async {
-        let may = "SELECT pg_catalog.has_function_privilege('pg_catalog.pg_create_restore_point(text)', 'EXECUTE')";
+        let may = "SELECT pg_catalog.has_function_privilege('pg_catalog.pg_create_restore_point(text)', 'EXECUTE')
+        AND pg_catalog.current_setting('wal_level') <> 'minimal'";
         if !client.query_one(may, &[]).await?.get::<_, bool>(0) {
             return Ok(false);
         }

@@ -5,14 +5,14 @@ use std::time::Duration;
 use tokio_postgres::{Client, Transaction};
 
 use super::{
-    ControlSpec, Table, exists, ident, protected, resolve, stored_down_sql,
+    ControlSpec, Table, check_schema, exists, ident, protected, resolve, stored_down_sql,
     triggers::{TriggerKind, without_trigger},
     verify_blocked::verify_writes_unblocked,
     with_children,
 };
 use crate::{
     api::{MissingSafeguard, Reason, SafeguardKind},
-    runner::{Failure, database::connection::Target},
+    runner::{Failure, UnlessLost, database::connection::Target},
 };
 
 /// Longest that one measurement takes.
@@ -40,6 +40,10 @@ pub async fn missing_safeguards(
         missing.extend(failing_change_tracking(&mut client, spec).await?);
         if stored_down_sql(&client, spec, approved).await?.is_none() {
             missing.push(MissingSafeguard::new(SafeguardKind::StoredDownSql));
+        }
+        if let Err(refused) = check_schema(&client, spec).await.unless_lost()? {
+            let detail = Some(refused.message);
+            missing.push(MissingSafeguard { detail, ..MissingSafeguard::new(SafeguardKind::ControlSchema) });
         }
         missing.sort_by_key(|found| found.kind);
         missing.truncate(MAX_MISSING);

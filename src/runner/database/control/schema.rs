@@ -34,27 +34,23 @@ CREATE TABLE IF NOT EXISTS credit_migration.baseline (
 -- The schema that the baseline was taken of: SHA-256 of each object.
 CREATE TABLE IF NOT EXISTS credit_migration.schema_objects (
     migration_uid text, object text, sha256 text NOT NULL, PRIMARY KEY (migration_uid, object));
+-- texts: of each statement its number, how it starts, and how long it took. started_at, xid: of the transaction that
+-- ran the SQL and inserts this row; xid is the xmin of the rows that it wrote. snapshot: after that transaction.
+-- down_sql: as it was approved. All columns are made here: to add one later would wait for each dump of the database.
 CREATE TABLE IF NOT EXISTS credit_migration.ledger (
     migration_uid text, step text CHECK (step IN ('up', 'down')), sql_sha256 text NOT NULL,
     applied_at timestamptz NOT NULL DEFAULT clock_timestamp(), statements integer NOT NULL, seconds double precision \
     NOT NULL,
-    reconciled_users bigint NOT NULL, PRIMARY KEY (migration_uid, step));
--- Each statement: its number, how it starts, and how long it took.
-ALTER TABLE credit_migration.ledger ADD COLUMN IF NOT EXISTS texts jsonb;
--- Of the transaction that ran the SQL: its start and its number, which is the xmin of the rows that it wrote. It
--- inserts this row, with the down SQL as it was approved. The snapshot is that before writes were unblocked.
-ALTER TABLE credit_migration.ledger ADD COLUMN IF NOT EXISTS started_at timestamptz, ADD COLUMN IF NOT EXISTS xid text,
-    ADD COLUMN IF NOT EXISTS snapshot text, ADD COLUMN IF NOT EXISTS down_sql text;
+    reconciled_users bigint NOT NULL, texts jsonb, started_at timestamptz, xid text, snapshot text, down_sql text,
+    PRIMARY KEY (migration_uid, step));
+-- sessions: that existed when writes were blocked; restored_at: since when the read-only default is restored.
 CREATE TABLE IF NOT EXISTS credit_migration.window_record (
     migration_uid text, direction text CHECK (direction IN ('up', 'down')), attempt integer NOT NULL,
     started_at timestamptz NOT NULL, deadline timestamptz NOT NULL, prior_read_only text, switch_acknowledged_at \
     timestamptz,
-    finished_at timestamptz, outcome text, reason text, message text, progress jsonb, PRIMARY KEY (migration_uid, \
-    direction));
--- Sessions that existed when writes were blocked; since when the read-only default is restored. Only runners read this
--- table: the lock that this takes waits for no other program.
-ALTER TABLE credit_migration.window_record ADD COLUMN IF NOT EXISTS sessions integer[], ADD COLUMN IF NOT EXISTS \
-restored_at timestamptz;
+    finished_at timestamptz, outcome text, reason text, message text, progress jsonb, sessions integer[], \
+    restored_at timestamptz,
+    PRIMARY KEY (migration_uid, direction));
 REVOKE ALL ON SCHEMA credit_migration FROM PUBLIC;
 REVOKE ALL ON ALL TABLES IN SCHEMA credit_migration FROM PUBLIC;
 ";

@@ -95,6 +95,11 @@ impl<C: Channel> WindowTask<'_, C> {
         self.progress.state = self.progress.state.max(WindowState::Migrated);
         self.progress.migrate_seconds = Some(seconds);
         self.progress.reconciled_users = Some(users);
+        // At once: the sessions of the application are ended, so that none has numbers of transactions of before.
+        let keeping = control::keep_snapshot(&*client, self.control_spec());
+        if let Err(failure) = self.bounded(client, keeping).await.unless_lost()? {
+            tracing::warn!(error = %failure, "the snapshot of the cutover is not kept yet");
+        }
         self.record_committed(client).await?;
         self.await_cutover(client).await
     }

@@ -53,6 +53,10 @@ impl<C: Channel> WindowTask<'_, C> {
                     if self.verified_again().await {
                         return self.end(client, ending, None).await;
                     }
+                    // Otherwise the contacts would not be notified: with this order nothing else ends the window.
+                    if self.overdue() && !self.progress.stuck {
+                        self.become_stuck(client).await?;
+                    }
                     continue;
                 }
                 Move::End(ending) => return self.end(client, ending, None).await,
@@ -62,7 +66,10 @@ impl<C: Channel> WindowTask<'_, C> {
                 }
                 Move::AcknowledgeSwitch => {
                     self.acknowledge_switch(client).await?;
-                    continue;
+                    // Comparison and probe go on while it waits for standbys.
+                    if self.progress.switch_acknowledged {
+                        continue;
+                    }
                 }
                 Move::ReportUnexplained => {
                     self.report_unexplained();

@@ -39,7 +39,9 @@ impl<C: Channel> WindowTask<'_, C> {
         loop {
             attempts += 1;
             // The comparison may still be reading the tables that the SQL is about to change.
-            control::terminate_readers(client).await?;
+            if let Err(failure) = control::terminate_readers(client).await.unless_lost()? {
+                tracing::warn!(error = %failure, "readers of the tables are not ended");
+            }
             let applied = match self.approved_down_sql(client).await {
                 Ok(down) => control::run_down(client, self.control_spec(), &down).await,
                 Err(failure) => Err(failure),

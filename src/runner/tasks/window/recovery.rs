@@ -4,7 +4,7 @@ use tokio_postgres::Client;
 
 use super::{Channel, session::WindowTask};
 use crate::{
-    api::{Direction, Reason, Standby},
+    api::{Direction, Reason, Replication, Standby},
     runner::{Failure, UnlessLost, database::control},
 };
 
@@ -68,7 +68,9 @@ impl<C: Channel> WindowTask<'_, C> {
                  pg_read_all_stats TO the role"
             );
         }
-        let changed = self.progress.replication.as_ref() != Some(&replication);
+        // By their names: how many bytes are missing changes each time.
+        let names = |known: &Replication| known.standbys.iter().map(|standby| standby.name.clone()).collect::<Vec<_>>();
+        let changed = self.progress.replication.as_ref().map(names) != Some(names(&replication));
         self.progress.replication = Some(replication);
         if behind.is_empty() {
             return Ok(true);

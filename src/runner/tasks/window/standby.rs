@@ -58,6 +58,10 @@ impl<C: Channel> WindowTask<'_, C> {
                     if self.find_obstacles(&client, &mut finder).await? {
                         self.report(None);
                     }
+                    // It took its time: an end may have been ordered meanwhile.
+                    if self.next_move(WindowActivity::Standby) != Move::BlockWrites {
+                        continue;
+                    }
                     if self.progress.obstacles.is_empty() {
                         client.batch_execute("RESET lock_timeout; RESET statement_timeout").await?;
                         return self.block_writes(client, deadline).await;
