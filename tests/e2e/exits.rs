@@ -247,8 +247,9 @@ async fn a_deployment_paused_inside_the_window_is_back_at_once() {
 #[tokio::test]
 async fn a_new_version_that_crashes_ends_the_window_early() {
     e2e("crashing", Setup::default(), |world| async move {
-        // The application ends at once with a version that it does not know.
-        let patch = json!({"window": {"maxDuration": "10m"}, "application": {"flag": {"to": "v9"}}});
+        // The application ends at once with a version that it does not know; a probe would find that out before.
+        let application = json!({"flag": {"to": "v9"}, "versionProbe": null});
+        let patch = json!({"window": {"maxDuration": "10m"}, "application": application});
         let m = world.migrate("simplify", patch).await;
         m.phase(Phase::AwaitingApproval).await;
         let before = pods(&world).await;

@@ -45,7 +45,9 @@ async fn the_rollback_keeps_what_was_written_on_the_new_version() {
 async fn a_rollback_does_not_wait_for_its_rehearsal() {
     let database = unblocked().await;
     let rehearsal = database.target().connect("rollback-rehearsal").await.unwrap();
-    rehearsal.batch_execute("BEGIN; LOCK TABLE user_credits, credit_plans IN ACCESS SHARE MODE").await.unwrap();
+    // As pg_dump does, which locks the control schema's tables, too.
+    let tables = "user_credits, credit_plans, credit_migration.ledger, credit_migration.window_record";
+    rehearsal.batch_execute(&format!("BEGIN; LOCK TABLE {tables} IN ACCESS SHARE MODE")).await.unwrap();
     let desk = Desk::new();
     let task = desk.start(&database, &back());
     desk.order(Order::BlockWrites);
