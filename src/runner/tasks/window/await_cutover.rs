@@ -44,10 +44,6 @@ impl<C: Channel> WindowTask<'_, C> {
         let mut probing = pin!(probe(channel));
         let (mut pinged, mut compared) = (Instant::now(), self.progress.comparison.is_some());
         loop {
-            if compared && self.progress.comparison.is_none() {
-                comparing.set(comparison(&session, spec));
-            }
-            compared = self.progress.comparison.is_some();
             match self.next_move(WindowActivity::AwaitingCutover) {
                 Move::End(ending @ Ending::Finish(SchemaInPlace::New, EndCause::Ordered)) if up => {
                     if self.verified_again().await {
@@ -77,6 +73,11 @@ impl<C: Channel> WindowTask<'_, C> {
                 }
                 Move::Wait | Move::ReplaceOtherPod | Move::BlockWrites => {}
             }
+            // A result that was discarded since, above or by a ping, is compared anew: the future has ended.
+            if compared && self.progress.comparison.is_none() {
+                comparing.set(comparison(&session, spec));
+            }
+            compared = self.progress.comparison.is_some();
             let compare = up && self.progress.comparison.is_none();
             tokio::select! {
                 comparison = &mut comparing, if compare => {
