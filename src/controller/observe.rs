@@ -325,14 +325,10 @@ fn is_authenticated(decision: &ObservedDecision, since: Option<Time>) -> bool {
 /// The flag in its ConfigMap, as it was read.
 pub(super) fn flag_of(map: Option<&ConfigMap>, key: &str) -> ObservedFlag {
     let Some(map) = map else { return ObservedFlag::ConfigMapMissing };
-    match map.data.as_ref().and_then(|data| data.get(key)) {
-        Some(value) => ObservedFlag::Value {
-            value: value.clone(),
-            immutable: map.immutable.unwrap_or(false),
-            set_for: map.annotations().get(FLAG_SET_FOR).cloned(),
-        },
-        None => ObservedFlag::KeyMissing,
-    }
+    let data = map.data.as_ref();
+    let Some(value) = data.and_then(|data| data.get(key)).cloned() else { return ObservedFlag::KeyMissing };
+    let set_for = map.annotations().get(FLAG_SET_FOR).cloned();
+    ObservedFlag::Value { value, immutable: map.immutable.unwrap_or(false), set_for }
 }
 
 fn job_state(job: &Job) -> JobState {

@@ -18,8 +18,8 @@ use crate::{api::Task, machine::QuotaShortage, shared::quantity};
 /// What pods need, by the names that quotas use, in thousandths.
 pub(super) type Needs = BTreeMap<String, i128>;
 
-/// What the first pod of a rollout needs in addition to the present pods; nothing if an old pod may end first, or if the
-/// additional pod is there: a rollout that hangs has its room already.
+/// What the first pod of a rollout needs in addition to the present pods; nothing if an old pod may end first, or if
+/// the additional pod is there: a rollout that hangs has its room already.
 pub(super) fn surge_needs<'a>(d: &Deployment, pods: impl Iterator<Item = &'a Pod>) -> Needs {
     let replicas = d.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1);
     let present: Vec<&Pod> = pods.collect();

@@ -179,7 +179,8 @@ const MAX_KIND_LENGTH: usize = 64;
 /// Number and sum by type, in order of the type: the most frequent ones, and all others as one of type `other`.
 fn by_kind(kind: &str, amount: &str, from: &str) -> String {
     format!(
-        "WITH kinds AS (SELECT {kind} AS kind, count(*) AS n, coalesce(pg_catalog.sum(pg_catalog.abs({amount})), 0) AS total
+        "WITH kinds AS (SELECT {kind} AS kind, count(*) AS n,
+                               coalesce(pg_catalog.sum(pg_catalog.abs({amount})), 0) AS total
                         FROM {from} GROUP BY 1),
               placed AS (SELECT *, row_number() OVER (ORDER BY n DESC, kind) AS place FROM kinds)
          SELECT CASE WHEN place <= {MAX_KINDS} THEN left(kind, {MAX_KIND_LENGTH}) ELSE 'other' END,

@@ -73,7 +73,7 @@ impl<C: Channel> WindowTask<'_, C> {
                 }
                 Move::Wait | Move::ReplaceOtherPod | Move::BlockWrites => {}
             }
-            // A result that was discarded since, above or by a ping, is compared anew: the future has ended.
+            // A result that was discarded since, above or by a ping, is compared again: the future has ended.
             if compared && self.progress.comparison.is_none() {
                 comparing.set(comparison(&session, spec));
             }
