@@ -221,6 +221,8 @@ fn schedule(seed: u64, defect: Defect, own: Option<faults::Fault>, trace: bool) 
             None if !wild && over && w.check_end().is_ok() => {
                 ended = Some(act);
                 asleep = [0; 2];
+                // Otherwise what they write late would be refused, and show nothing.
+                w.repair();
             }
             None => {}
         }
