@@ -87,9 +87,10 @@ async fn rehearse(
     // A restored copy has no statistics; without them its times would say nothing about the real ones.
     client.batch_execute("ANALYZE").await?;
     let rows = count_rows(&mut client).await?;
-    // As in the window: the SQL must pass the write block under this very login.
-    write_block::set_in_copy(&client, &control_spec, true).await?;
-    let rollback_seconds = seconds(control::run_down(&mut client, &control_spec, &down).await?)?;
+    let rolled_back = write_block::with_blocked_copy(&mut client, &control_spec, async |client| {
+        control::run_down(client, &control_spec, &down).await
+    });
+    let rollback_seconds = seconds(rolled_back.await?)?;
     let comparing = Instant::now();
     let comparison = control::compare(&client, &control_spec).await?;
     let compare_seconds = comparing.elapsed().as_secs_f64();

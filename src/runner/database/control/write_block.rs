@@ -90,12 +90,23 @@ pub async fn enable(
     Ok(row.get(0))
 }
 
-/// Blocks writes of a copy of the database for all other sessions, or unblocks them: in the rehearsal the SQL meets the
-/// write block as in the window. Nothing else of a window is there.
+/// Runs SQL in a copy of the database while writes are blocked there for all other sessions: in a rehearsal the SQL
+/// must pass the write block under this very login, as in the window. Nothing else of a window is there.
 ///
 /// # Errors
-/// Database errors.
-pub(in crate::runner) async fn set_in_copy(client: &Client, spec: &ControlSpec, blocked: bool) -> Result<(), Failure> {
+/// Those of `run`, after which writes stay blocked in the copy; database errors.
+pub(in crate::runner) async fn with_blocked_copy<T>(
+    client: &mut Client,
+    spec: &ControlSpec,
+    run: impl AsyncFnOnce(&mut Client) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    set_in_copy(client, spec, true).await?;
+    let done = run(client).await?;
+    set_in_copy(client, spec, false).await?;
+    Ok(done)
+}
+
+async fn set_in_copy(client: &Client, spec: &ControlSpec, blocked: bool) -> Result<(), Failure> {
     client
         .execute(
             "INSERT INTO credit_migration.write_block (blocked, migration_uid, blocked_at, deadline, pid)

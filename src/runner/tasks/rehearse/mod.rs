@@ -142,11 +142,10 @@ async fn rehearse(
     baseline(&mut client, &control_spec).await?;
     let before = Fingerprint::take(&mut client).await?;
 
-    // As in the window: the SQL must pass the write block under this very login.
-    write_block::set_in_copy(&client, &control_spec, true).await?;
-    let migrate_seconds =
-        seconds(control::run_up(&mut client, &control_spec, &sql.up, &sql.down, &StopSignal::default()).await?)?;
-    write_block::set_in_copy(&client, &control_spec, false).await?;
+    let migrated = write_block::with_blocked_copy(&mut client, &control_spec, async |client| {
+        control::run_up(client, &control_spec, &sql.up, &sql.down, &StopSignal::default()).await
+    });
+    let migrate_seconds = seconds(migrated.await?)?;
     let started = Instant::now();
     let comparison = control::compare(&client, &control_spec).await?;
     let compare_seconds = started.elapsed().as_secs_f64();
@@ -160,9 +159,10 @@ async fn rehearse(
         ));
     }
     let measured = checks::measure(context, copy).await?;
-    write_block::set_in_copy(&client, &control_spec, true).await?;
-    let rollback_seconds = seconds(control::rehearse_down(&mut client, &control_spec, &sql.down).await?)?;
-    write_block::set_in_copy(&client, &control_spec, false).await?;
+    let rolled_back = write_block::with_blocked_copy(&mut client, &control_spec, async |client| {
+        control::rehearse_down(client, &control_spec, &sql.down).await
+    });
+    let rollback_seconds = seconds(rolled_back.await?)?;
 
     let after = Fingerprint::take(&mut client).await?;
     require_equal(&before, &after)?;

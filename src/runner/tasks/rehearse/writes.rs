@@ -32,15 +32,18 @@ pub(super) async fn rehearse(
     client.batch_execute("DELETE FROM credit_migration.ledger").await?;
     baseline(client, control_spec).await?;
     let before = Fingerprint::without_rows(client).await?;
-    write_block::set_in_copy(client, control_spec, true).await?;
-    control::run_up(client, control_spec, &sql.up, &sql.down, &StopSignal::default()).await?;
-    write_block::set_in_copy(client, control_spec, false).await?;
+    let migrated = write_block::with_blocked_copy(client, control_spec, async |client| {
+        control::run_up(client, control_spec, &sql.up, &sql.down, &StopSignal::default()).await
+    });
+    migrated.await?;
     let rows = write(client, control_spec, writes).await?;
     let users = control::users_written(client, control_spec).await?;
     let after_writes =
         |failure: Failure| Failure::new(failure.reason, format!("after spec.rehearsal.writes: {}", failure.message));
-    write_block::set_in_copy(client, control_spec, true).await?;
-    let applied = control::run_down(client, control_spec, &sql.down).await.map_err(after_writes)?;
+    let rolled_back = write_block::with_blocked_copy(client, control_spec, async |client| {
+        control::run_down(client, control_spec, &sql.down).await.map_err(after_writes)
+    });
+    let applied = rolled_back.await?;
     require_equal(&before, &Fingerprint::without_rows(client).await?).map_err(after_writes)?;
     Ok(WritesEvidence { rows, users, rollback_seconds: seconds(applied)? })
 }
