@@ -53,7 +53,7 @@ impl Transition<'_> {
                 self.notify(Occasion::ManualInterventionRequired, &key, &text);
             }
             // A report of yesterday must not hide what is asked now.
-            if self.is_recent() {
+            if self.recent_until().is_some_and(|until| self.now < until) {
                 self.set_ready(reason, text);
             }
         }
@@ -143,14 +143,14 @@ impl Transition<'_> {
         }
     }
 
-    fn is_recent(&self) -> bool {
-        self.status.safeguards.as_ref().is_some_and(|report| self.now < report.at + seconds(OUTDATED_SECONDS))
+    /// Until when the last report says something of now.
+    fn recent_until(&self) -> Option<Time> {
+        Some(self.status.safeguards.as_ref()?.at + seconds(OUTDATED_SECONDS))
     }
 
-    /// When the last report says nothing of now any more. In the stages a pod measures all the time.
+    /// When the last report is outdated, which is reported: in the stages a pod measures all the time.
     fn outdated_at(&self) -> Option<Time> {
-        let report = self.status.safeguards.as_ref().filter(|_| self.phase() != Phase::Observing)?;
-        Some(report.at + seconds(OUTDATED_SECONDS))
+        self.recent_until().filter(|_| self.phase() != Phase::Observing)
     }
 
     fn unmeasured(&self, last: Option<Time>) -> Violation {
