@@ -98,10 +98,7 @@ async fn a_paused_deployment_is_named_before_the_window() {
         let m = world.migrate("simplify", json!({})).await;
         m.phase(Phase::AwaitingApproval).await;
         // Before the people are present: the window waits for them, and must not start then.
-        let digest = m.digest().await;
-        for approver in APPROVERS {
-            m.decide(approver, DecisionKind::Approve, Some(&digest)).await.unwrap();
-        }
+        let digest = m.approve_absent().await;
         m.step(Step::Schedule).await;
         world.patch::<Deployment>(APP, json!({"spec": {"paused": true}})).await;
         m.reason("WorkloadPaused").await;
@@ -188,10 +185,7 @@ async fn another_application_than_the_approved_one_is_approved_again() {
     e2e("redeployed", Setup::default(), |world| async move {
         let m = world.migrate("simplify", json!({})).await;
         m.phase(Phase::AwaitingApproval).await;
-        let digest = m.digest().await;
-        for approver in APPROVERS {
-            m.decide(approver, DecisionKind::Approve, Some(&digest)).await.unwrap();
-        }
+        let digest = m.approve_absent().await;
         m.step(Step::Schedule).await;
         let template = json!({"metadata": {"annotations": {"deployed": "meanwhile"}}});
         world.patch::<Deployment>(APP, json!({"spec": {"template": template}})).await;
