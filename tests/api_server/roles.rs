@@ -1,5 +1,7 @@
 //! Rights of the operator's and the runner's ServiceAccount.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use super::cluster::{OPERATOR, SYSTEM, World, with_cluster};
@@ -162,6 +164,13 @@ async fn a_runner_can_report_and_no_more() {
         let bound = binding("m-runner", "credit-migration-runner", &ns);
         w.admin.send("POST", &path, &json_type, Some(&bound)).await.object();
         let user = format!("system:serviceaccount:{ns}:m-runner");
+        // The API server grants it when its own watch has seen the binding.
+        let granted = async {
+            while !review(w, &user, &ns, &("get", OURS, "migrationruns", "", true)).await {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), granted).await.expect("the binding grants nothing");
         rights(
             w,
             &user,

@@ -42,7 +42,7 @@ impl<C: Channel> WindowTask<'_, C> {
         let (session, spec, channel) = (self.kept.comparison.clone(), self.control_spec(), self.channel);
         let mut comparing = pin!(comparison(&session, spec));
         let mut probing = pin!(probe(channel));
-        let (mut pinged, mut compared) = (Instant::now(), self.progress.comparison.is_some());
+        let mut pinged = Instant::now();
         loop {
             match self.next_move(WindowActivity::AwaitingCutover) {
                 Move::End(ending @ Ending::Finish(SchemaInPlace::New, EndCause::Ordered)) if up => {
@@ -73,15 +73,16 @@ impl<C: Channel> WindowTask<'_, C> {
                 }
                 Move::Wait | Move::ReplaceOtherPod | Move::BlockWrites => {}
             }
-            // A result that was discarded since, above or by a ping, is compared again: the future has ended.
-            if compared && self.progress.comparison.is_none() {
+            // It may have read before a write went through.
+            if std::mem::take(&mut self.comparison_discarded) {
                 comparing.set(comparison(&session, spec));
             }
-            compared = self.progress.comparison.is_some();
             let compare = up && self.progress.comparison.is_none();
             tokio::select! {
-                comparison = &mut comparing, if compare => {
-                    self.progress.comparison = Some(comparison);
+                compared = &mut comparing, if compare => {
+                    // For the case that this result is discarded: the future has ended.
+                    comparing.set(comparison(&session, spec));
+                    self.progress.comparison = Some(compared);
                     self.save_and_report(client).await?;
                 }
                 answers = &mut probing => {
@@ -104,7 +105,7 @@ impl<C: Channel> WindowTask<'_, C> {
     }
 
     /// Whether the write block is on and this session's own. Reports it if not: it was changed by hand. Balances are
-    /// compared again then: what was compared while writes may have gone through says nothing.
+    /// compared again then.
     async fn holds_block(&mut self, client: &Client) -> Result<bool, Failure> {
         match self.bounded(client, write_block::is_held(client, self.control_spec())).await.unless_lost()? {
             Ok(true) => return Ok(true),
@@ -113,12 +114,18 @@ impl<C: Channel> WindowTask<'_, C> {
                     credit_migration.write_block was changed, or a write-block trigger is not enabled; the switch is \
                     not acknowledged, and writes are not unblocked; next: order Rollback";
                 tracing::error!("{message}");
-                self.progress.comparison = None;
+                self.discard_comparison();
                 self.report(Some(Failure::new(Reason::WritesNotBlocked, message)));
             }
             Err(failure) => tracing::warn!(error = %failure, "the write block cannot be read"),
         }
         Ok(false)
+    }
+
+    /// What was compared, or is being compared, while writes may have gone through says nothing.
+    fn discard_comparison(&mut self) {
+        self.progress.comparison = None;
+        (self.comparison_discarded, self.unexplained_reported) = (true, false);
     }
 
     /// `false` if an ordinary session of the application may write, asked again: the first answer may be minutes old.
@@ -147,7 +154,7 @@ impl<C: Channel> WindowTask<'_, C> {
             }
             Err(failure) if failure.reason == Reason::WritesNotBlocked => {
                 tracing::error!(error = %failure, "writes are not blocked any more");
-                self.progress.comparison = None;
+                self.discard_comparison();
                 self.report(Some(failure));
                 self.wait().await;
                 false

@@ -7,7 +7,10 @@ use jiff::Timestamp;
 use super::{Channel, kept::KeptSession};
 use crate::{
     api::Comparison,
-    runner::database::control::{self, ControlSpec, millis},
+    runner::{
+        Failure,
+        database::control::{self, ControlSpec, millis},
+    },
 };
 
 /// How often the version probe is asked.
@@ -34,7 +37,9 @@ pub(super) async fn comparison(session: &KeptSession, spec: &ControlSpec) -> Com
             let client = session.take().await?;
             let limit = format!("SET statement_timeout = {}", millis(spec.statement_timeout));
             client.batch_execute(&limit).await?;
-            control::compare(&client, spec).await
+            let compared = control::compare(&client, spec).await?;
+            session.keep(client);
+            Ok::<_, Failure>(compared)
         };
         match once.await {
             Ok(comparison) => return comparison,

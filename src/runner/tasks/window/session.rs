@@ -61,6 +61,8 @@ pub(super) struct WindowTask<'a, C> {
     pub(super) writes_may_be_blocked: bool,
     /// It was reported that writes stay blocked because of unexplained balances.
     pub(super) unexplained_reported: bool,
+    /// Balances have to be compared anew.
+    pub(super) comparison_discarded: bool,
     /// The database does not have the progress yet.
     pub(super) unsaved: bool,
     /// How long the session of another task must have been idle before it is ended.
@@ -98,6 +100,7 @@ impl<'a, C: Channel> WindowTask<'a, C> {
             deadline: None,
             writes_may_be_blocked: plan.order.command > WindowCommand::Standby,
             unexplained_reported: false,
+            comparison_discarded: false,
             unsaved: false,
             idle_limit: FIRST_IDLE_LIMIT,
         }
