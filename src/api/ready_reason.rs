@@ -55,6 +55,8 @@ ready_reasons! {
     ForeignPods,
     /// A quota has no room for the pods of a rollout.
     QuotaExceeded,
+    /// The operator may not read the quotas.
+    QuotaNotReadable,
     /// An admission policy is missing or weak.
     DecisionPolicyMissing,
     /// The rehearsal predicts a longer window than the spec allows.
@@ -105,6 +107,10 @@ ready_reasons! {
     FlagDrifted,
     /// The down SQL is not what was approved.
     DownSqlChanged,
+    /// The API server refused a write of the operator.
+    EffectRefused,
+    /// Objects cannot be read.
+    ReconcileFailed,
     /// A run's pod does not start.
     PodNotStarted,
     /// Writes of the application are refused although no window is open.

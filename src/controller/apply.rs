@@ -43,7 +43,7 @@ pub(super) async fn apply(
     effects: Vec<Effect>,
 ) -> Result<(), Error> {
     let writer = Writer { ctx, live, flag, namespace: live.namespace().unwrap_or_default() };
-    let mut result = Ok(());
+    let (mut result, mut stopped) = (Ok(()), false);
     for effect in effects {
         // The status that an event or a notice reports is already persisted, so both are sent even if an earlier effect
         // was refused.
@@ -52,8 +52,14 @@ pub(super) async fn apply(
             Effect::StartRun(start) => start.spec.task == Task::Notify,
             _ => false,
         };
-        if result.is_ok() || announces {
-            result = result.and(writer.apply(effect).await);
+        let tidies = matches!(effect, Effect::RemoveRun { .. });
+        if stopped && !announces {
+            continue;
+        }
+        if let Err(error) = writer.apply(effect).await {
+            // A run that cannot be deleted must not hold up the order that unblocks writes.
+            stopped |= !tidies || matches!(error, Error::Conflict | Error::LeaseLost);
+            result = result.and(Err(error));
         }
     }
     result

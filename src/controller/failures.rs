@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::Error;
-use crate::api::{CreditMigrationStatus, Phase, Writes};
+use crate::api::{CreditMigrationStatus, Phase, ReadyReason, Writes};
 
 /// Wait after the first failure. It doubles with each further one.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
@@ -33,17 +33,19 @@ impl Activity {
     /// Reason of its Event.
     pub(super) fn event_reason(self) -> &'static str {
         match self {
-            Activity::Reconcile => "ReconcileFailed",
+            Activity::Reconcile => ReadyReason::ReconcileFailed.as_str(),
             Activity::PersistStatus => "StatusRefused",
-            Activity::ApplyEffect => "EffectRefused",
+            Activity::ApplyEffect => ReadyReason::EffectRefused.as_str(),
         }
     }
 
-    /// Failures in a row from which on it is reported. A failed read mostly succeeds a second later.
-    fn reported_from(self) -> u32 {
+    /// Failures in a row from which on the controller reports it by itself; `None` if the next decision does. A failed
+    /// read mostly succeeds a second later.
+    fn reported_from(self) -> Option<u32> {
         match self {
-            Activity::Reconcile => 3,
-            Activity::PersistStatus | Activity::ApplyEffect => 1,
+            Activity::Reconcile => Some(3),
+            Activity::PersistStatus => Some(1),
+            Activity::ApplyEffect => None,
         }
     }
 }
@@ -72,9 +74,14 @@ impl Failed {
     /// Whether the failure is reported on the object, the last of so many in a row: the first ones, then ever more
     /// rarely.
     pub(super) fn is_reported(&self, in_a_row: u32) -> bool {
-        let first = self.activity.reported_from();
+        let Some(first) = self.activity.reported_from() else { return false };
         let due = in_a_row == first || (in_a_row > first && in_a_row.is_power_of_two());
-        due && !matches!(self.error, Error::Conflict | Error::LeaseLost)
+        due && !self.is_of_no_object()
+    }
+
+    /// Nothing is wrong with the object: another leader was faster.
+    fn is_of_no_object(&self) -> bool {
+        matches!(self.error, Error::Conflict | Error::LeaseLost)
     }
 }
 
@@ -83,9 +90,11 @@ impl Failed {
 pub(crate) struct Failures(Mutex<HashMap<(String, String), Record>>);
 
 /// What is known of one object.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Record {
     in_a_row: u32,
+    /// What the API server refused last, of the effects.
+    refused_effect: Option<String>,
     /// Longest wait that its last decision allows. The watch may lag behind that decision when requests fail.
     longest: Option<Duration>,
 }
@@ -102,16 +111,24 @@ impl Failures {
     }
 
     /// Counts one more. Gives their number.
-    pub(super) fn count(&self, namespace: &str, name: &str) -> u32 {
+    pub(super) fn count(&self, namespace: &str, name: &str, failed: &Failed) -> u32 {
         self.change(namespace, name, |record| {
             record.in_a_row = record.in_a_row.saturating_add(1);
+            if failed.activity == Activity::ApplyEffect && !failed.is_of_no_object() {
+                record.refused_effect = Some(failed.error.to_string());
+            }
             record.in_a_row
         })
     }
 
     /// Starts again from zero, after a success.
     pub(super) fn clear(&self, namespace: &str, name: &str) {
-        self.change(namespace, name, |record| record.in_a_row = 0);
+        self.change(namespace, name, |record| (record.in_a_row, record.refused_effect) = (0, None));
+    }
+
+    /// What the API server refused of the effects of the last decision; `None` once all could be applied.
+    pub(super) fn refused_effect(&self, namespace: &str, name: &str) -> Option<String> {
+        self.change(namespace, name, |record| record.refused_effect.clone())
     }
 
     /// Forgets an object that is gone.
@@ -123,7 +140,7 @@ impl Failures {
     /// When the object is reconciled again: after 1, 2, 4 ... s, up to a limit that its last decision sets, or
     /// `watched` if there was none.
     pub(super) fn retry_after(&self, namespace: &str, name: &str, watched: Option<&CreditMigrationStatus>) -> Duration {
-        let record = self.change(namespace, name, |record| *record);
+        let record = self.change(namespace, name, |record| record.clone());
         retry_after(record.in_a_row, record.longest.or(watched.map(longest_wait)).unwrap_or(LONGEST))
     }
 }
@@ -147,6 +164,14 @@ fn retry_after(in_a_row: u32, longest: Duration) -> Duration {
 mod tests {
     use super::*;
 
+    fn timeout() -> Error {
+        Error::Timeout(Duration::from_secs(30))
+    }
+
+    fn unread() -> Failed {
+        timeout().into()
+    }
+
     fn status(phase: Phase, writes: Writes) -> CreditMigrationStatus {
         CreditMigrationStatus { phase: Some(phase), writes: Some(writes), ..Default::default() }
     }
@@ -169,7 +194,7 @@ mod tests {
         let failures = Failures::default();
         let open = status(Phase::AwaitingApproval, Writes::Open);
         for _ in 0..10 {
-            failures.count("shop", "m");
+            failures.count("shop", "m", &unread());
         }
         assert_eq!(failures.retry_after("shop", "m", Some(&open)), LONGEST);
         failures.decided("shop", "m", &status(Phase::Executing, Writes::Blocked));
@@ -179,22 +204,36 @@ mod tests {
     #[test]
     fn a_failure_that_lasts_is_reported_ever_more_rarely() {
         let failed = |activity, error| Failed { activity, error };
-        let timeout = || Error::Timeout(Duration::from_secs(30));
         let reported = |failed: &Failed| (1..=40).filter(|n| failed.is_reported(*n)).collect::<Vec<_>>();
-        assert_eq!(reported(&failed(Activity::ApplyEffect, timeout())), [1, 2, 4, 8, 16, 32]);
         assert_eq!(reported(&failed(Activity::PersistStatus, timeout())), [1, 2, 4, 8, 16, 32]);
-        assert_eq!(reported(&failed(Activity::Reconcile, timeout())), [3, 4, 8, 16, 32]);
+        assert_eq!(reported(&unread()), [3, 4, 8, 16, 32]);
+        assert_eq!(reported(&failed(Activity::ApplyEffect, timeout())), [0; 0], "the next decision reports it");
         for error in [Error::Conflict, Error::LeaseLost] {
-            assert_eq!(reported(&failed(Activity::ApplyEffect, error)), [0; 0], "nothing is wrong with the object");
+            assert_eq!(reported(&failed(Activity::PersistStatus, error)), [0; 0], "nothing is wrong with the object");
         }
+    }
+
+    #[test]
+    fn a_refused_effect_is_known_until_all_are_applied() {
+        let failures = Failures::default();
+        let refused = || failures.refused_effect("shop", "m");
+        for (error, known) in [(Error::Conflict, false), (timeout(), true), (Error::Conflict, true)] {
+            failures.count("shop", "m", &Failed { activity: Activity::ApplyEffect, error });
+            assert_eq!(refused().is_some(), known);
+        }
+        failures.count("shop", "m", &unread());
+        assert_eq!(refused(), Some(timeout().to_string()));
+        failures.clear("shop", "m");
+        assert_eq!(refused(), None);
     }
 
     #[test]
     fn failures_of_one_object_say_nothing_of_another() {
         let failures = Failures::default();
-        assert_eq!([failures.count("shop", "a"), failures.count("shop", "a"), failures.count("shop", "b")], [1, 2, 1]);
+        let count = |name| failures.count("shop", name, &unread());
+        assert_eq!([count("a"), count("a"), count("b")], [1, 2, 1]);
         failures.clear("shop", "a");
-        assert_eq!([failures.count("shop", "a"), failures.count("shop", "b")], [1, 2]);
+        assert_eq!([count("a"), count("b")], [1, 2]);
         failures.forget("shop", "a");
         assert_eq!(failures.0.lock().unwrap().len(), 1);
     }

@@ -71,10 +71,10 @@ impl State {
         }
         if *method != Method::GET {
             self.writes.push(format!("{method} {}", uri.path()));
-            let refused = |(of, end, _): &&(Method, &str, u16)| of == method && path.ends_with(end);
-            if let Some((_, _, code)) = self.refused.iter().find(refused) {
-                return failure(*code, "Refused");
-            }
+        }
+        let refused = |(of, end, _): &&(Method, &str, u16)| of == method && path.ends_with(end);
+        if let Some((_, _, code)) = self.refused.iter().find(refused) {
+            return failure(*code, "Refused");
         }
         match *method {
             Method::GET if is_collection(&path) => (200, json!({"metadata": {}, "items": self.list(&path, uri)})),
@@ -182,9 +182,14 @@ impl FakeApi {
         self.state().writes.clone()
     }
 
-    /// Refuses writes of this method to paths that end so, with a status.
+    /// Refuses requests of this method to paths that end so, with a status.
     pub(super) fn refuse(&self, method: Method, end: &'static str, code: u16) {
         self.state().refused.push((method, end, code));
+    }
+
+    /// Refuses none any more to paths that end so.
+    pub(super) fn allow(&self, end: &str) {
+        self.state().refused.retain(|(_, refused, _)| *refused != end);
     }
 
     /// Does something right before the next request of this method to a path that ends so.

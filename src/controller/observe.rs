@@ -95,7 +95,8 @@ pub(super) async fn observe(ctx: &Context, migration: &CreditMigration) -> Resul
         up: up.0,
         down: down.0,
         sql_authors: if up.1 == down.1 { vec![up.1] } else { vec![up.1, down.1] },
-        quota_shortages: quota::shortages(&quotas, &surge),
+        quota_shortages: quotas.map(|quotas| quota::shortages(&quotas, &surge)),
+        refused_effect: ctx.failures.refused_effect(&namespace, &migration.name_any()),
         workloads: workloads.into_iter().map(|(workload, _)| workload).collect(),
     })
 }
@@ -233,8 +234,13 @@ impl Reader<'_> {
         Ok((text.map_or(ObservedSql::Missing, |text| ObservedSql::Present(sha256(text.as_bytes()))), author))
     }
 
-    async fn quotas(&self) -> Result<Vec<ResourceQuota>, Error> {
-        Ok(self.api::<ResourceQuota>().list(&ListParams::default()).await?.items)
+    /// The quotas, or why the API server refuses to show them: no window is opened then, and one that is open goes on.
+    async fn quotas(&self) -> Result<Result<Vec<ResourceQuota>, String>, Error> {
+        match self.api::<ResourceQuota>().list(&ListParams::default()).await {
+            Ok(quotas) => Ok(Ok(quotas.items)),
+            Err(kube::Error::Api(refused)) if refused.code == 403 => Ok(Err(refused.message.clone())),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// The workloads, each with what the first pod of its restart needs of quotas.

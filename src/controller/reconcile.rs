@@ -60,13 +60,36 @@ pub(super) async fn reconcile(
         Err(Failed { error: Error::Conflict, .. }) => {}
         Err(failed) => {
             // The object must show why nothing happens: its status may be that of yesterday.
-            if failed.is_reported(ctx.failures.count(&namespace, &name)) {
+            if failed.is_reported(ctx.failures.count(&namespace, &name, failed)) {
                 apply::report_failure(&ctx, &object.object_ref(&()), failed).await;
+                if failed.activity == Activity::Reconcile {
+                    show_unread(&ctx, &namespace, &name, &failed.error).await;
+                }
             }
         }
     }
     let after = result.map_err(|failed| failed.error)?;
     Ok(after.map_or_else(Action::await_change, |after| requeue(&ctx, &namespace, &name, after)))
+}
+
+/// Shows in the status that objects cannot be read. If that fails, too, the Event has to do.
+async fn show_unread(ctx: &Context, namespace: &str, name: &str, error: &Error) {
+    let api: Api<CreditMigration> = Api::namespaced(ctx.client.clone(), namespace);
+    let written = async {
+        let Some(mut live) = api.get_opt(name).await? else { return Ok(()) };
+        let before = live.status.take().unwrap_or_default();
+        let generation = live.metadata.generation.unwrap_or_default();
+        let status = machine::cannot_observe(&before, generation, error.to_string(), telemetry::now());
+        if status != before {
+            ctx.lease.check()?;
+            live.status = Some(status);
+            api.replace_status(name, &super::post_params(), &live).await?;
+        }
+        Ok::<_, Error>(())
+    };
+    if let Err(error) = written.await {
+        warn!(%error, "the status does not show why reconciliations fail");
+    }
 }
 
 fn requeue(ctx: &Context, namespace: &str, name: &str, after: Duration) -> Action {

@@ -112,14 +112,15 @@ fn event() -> Effect {
 }
 
 /// The irreversible effects, each with the path of its target.
-fn irreversible() -> [(Effect, &'static str); 5] {
-    let workload = fixtures::spec().application.workloads[0].clone();
+fn irreversible() -> [(Effect, &'static str); 6] {
+    let workload = || fixtures::spec().application.workloads[0].clone();
     [
         (Effect::RemoveFinalizer, MIGRATION),
         (Effect::RemoveRun { name: "m-window-1".into() }, RUN),
         (Effect::OrderWindow { name: "m-window-1".into(), order: order(WindowCommand::BlockWrites) }, RUN),
         (Effect::SetFlag { value: "v2".into(), marker: "uid-m.to".into() }, FLAG),
-        (Effect::Restart { workload, marker: "uid-m.to".into() }, WORKLOAD),
+        (Effect::KeepPods { workload: workload(), template: None, marker: "uid-m.from".into() }, WORKLOAD),
+        (Effect::Restart { workload: workload(), marker: "uid-m.to".into() }, WORKLOAD),
     ]
 }
 
@@ -242,7 +243,7 @@ async fn a_run_is_started_once_and_what_belongs_to_others_is_not_adopted() {
 async fn after_a_refused_effect_people_are_notified_and_nothing_else_happens() {
     let stage = stage().await;
     stage.api.refuse(Method::PATCH, FLAG, 422);
-    let [.., (set_flag, _), (restart, _)] = irreversible();
+    let [.., (set_flag, _), _, (restart, _)] = irreversible();
     let effects =
         vec![set_flag, restart, start(Task::CodeBackup, "m-codebackup-1"), start(Task::Notify, "m-notify-1"), event()];
     let result = apply(&stage.ctx, &stage.live, &stage.flag, effects).await;
@@ -253,6 +254,75 @@ async fn after_a_refused_effect_people_are_notified_and_nothing_else_happens() {
     let writes = stage.api.writes();
     assert!(writes.iter().any(|write| write.ends_with("/events")), "{writes:?}");
     assert!(!writes.iter().any(|write| write.contains("/deployments/")), "{writes:?}");
+}
+
+#[tokio::test]
+async fn a_run_that_cannot_be_removed_holds_up_no_order() {
+    let stage = stage().await;
+    stage.apply(start(Task::Notify, "m-notify-1")).await.unwrap();
+    stage.api.refuse(Method::DELETE, "/m-notify-1", 500);
+    let set_flag = Effect::SetFlag { value: "v2".into(), marker: "uid-m.to".into() };
+    let effects = vec![Effect::RemoveRun { name: "m-notify-1".into() }, set_flag];
+    assert!(apply(&stage.ctx, &stage.live, &stage.flag, effects).await.is_err());
+    assert_eq!(stage.api.object(FLAG)["data"]["VERSION"], "v2");
+}
+
+#[tokio::test]
+async fn a_run_that_another_leader_has_given_an_order_ends_what_was_decided() {
+    let stage = stage().await;
+    store_run(&stage.api, WindowCommand::BlockWrites);
+    let set_flag = Effect::SetFlag { value: "v2".into(), marker: "uid-m.to".into() };
+    let effects = vec![Effect::RemoveRun { name: "m-window-1".into() }, set_flag];
+    assert!(matches!(apply(&stage.ctx, &stage.live, &stage.flag, effects).await, Err(Error::Conflict)));
+    assert_eq!(stage.api.object(FLAG)["data"]["VERSION"], "v1");
+}
+
+#[tokio::test]
+async fn a_refused_effect_is_in_the_status_until_it_is_applied() {
+    let stage = stage().await;
+    let mut object = stage.api.object(MIGRATION);
+    object["metadata"]["finalizers"] = json!([]);
+    stage.api.store(MIGRATION, object);
+    stage.api.refuse(Method::PATCH, MIGRATION, 403);
+    let ctx = Arc::new(stage.ctx);
+    let again = async || {
+        let live = serde_json::from_value(stage.api.object(MIGRATION)).unwrap();
+        let result = reconcile(Arc::new(kube::core::DeserializeGuard(Ok(live))), ctx.clone()).await;
+        let status = stage.api.object(MIGRATION)["status"].take();
+        let problems: Vec<Value> = status["problems"].as_array().cloned().unwrap_or_default();
+        (result.is_ok(), problems.iter().any(|problem| problem["reason"] == "EffectRefused"))
+    };
+    assert_eq!(again().await, (false, false));
+    assert_eq!(again().await, (false, true));
+    let events = |api: &FakeApi| api.writes().iter().filter(|write| write.ends_with("/events")).count();
+    let reported = events(&stage.api);
+    assert_eq!(again().await, (false, true));
+    assert_eq!(events(&stage.api), reported, "one Event for as long as it lasts");
+    stage.api.allow(MIGRATION);
+    assert!(again().await.0);
+    assert_eq!(again().await, (true, false));
+}
+
+#[tokio::test]
+async fn objects_that_cannot_be_read_are_in_the_status() {
+    let stage = stage().await;
+    stage.api.refuse(Method::GET, FLAG, 403);
+    let ctx = Arc::new(stage.ctx);
+    let mut stalled = vec![];
+    for _ in 0..4 {
+        let live = serde_json::from_value(stage.api.object(MIGRATION)).unwrap();
+        let result = reconcile(Arc::new(kube::core::DeserializeGuard(Ok(live))), ctx.clone()).await;
+        assert!(result.is_err());
+        let conditions = stage.api.object(MIGRATION)["status"]["conditions"].take();
+        let conditions = conditions.as_array().cloned().unwrap_or_default();
+        stalled.push(conditions.iter().any(|c| c["type"] == "Stalled" && c["reason"] == "ReconcileFailed"));
+    }
+    assert_eq!(stalled, [false, false, true, true], "a failed read mostly succeeds a second later");
+    stage.api.allow(FLAG);
+    let live = serde_json::from_value(stage.api.object(MIGRATION)).unwrap();
+    reconcile(Arc::new(kube::core::DeserializeGuard(Ok(live))), ctx).await.unwrap();
+    let status = stage.api.object(MIGRATION)["status"].take();
+    assert!(!status.to_string().contains("ReconcileFailed"), "{status}");
 }
 
 #[tokio::test]

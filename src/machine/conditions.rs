@@ -10,10 +10,13 @@ use super::{
     steps,
     transition::READY,
 };
-use crate::api::{Phase, ReadyReason, Writes};
+use crate::api::{CreditMigrationStatus, Phase, Problem, ReadyReason, Writes};
 
 /// Type of the condition that says whether a rollback could switch the application back.
 const ROLLBACK_READY: &str = "RollbackReady";
+
+/// Type of the condition that says that nothing goes on by itself.
+const STALLED: &str = "Stalled";
 
 /// Type of the condition that reports down SQL which was not approved.
 const DOWN_CHANGED: &str = ReadyReason::DownSqlChanged.as_str();
@@ -41,7 +44,10 @@ pub(super) fn derive(transition: &mut Transition<'_>) {
     set(transition, "Reconciling", busy.then_some(true), reason.as_str(), &message);
     let failed = matches!(phase, Phase::Failed | Phase::RollbackFailed) && !fault(Fault::SilentFailure);
     let stalled = failed || reason == StatusReason::Machine(ReadyReason::WindowOverdue);
-    set(transition, "Stalled", stalled.then_some(true), reason.as_str(), &message);
+    match transition.refused_for_long().filter(|_| !stalled) {
+        Some(refused) => set(transition, STALLED, Some(true), ReadyReason::EffectRefused.as_str(), &refused),
+        None => set(transition, STALLED, stalled.then_some(true), reason.as_str(), &message),
+    }
 
     let drift = transition.down_drift();
     if let Some(text) = &drift {
@@ -139,21 +145,57 @@ fn set(transition: &mut Transition<'_>, type_: &str, status: Option<bool>, reaso
 /// The same with a status that may be `Unknown`.
 fn set_status(transition: &mut Transition<'_>, type_: &str, status: Option<&str>, reason: &str, message: &str) {
     let Some(status) = status else { return transition.status.conditions.retain(|c| c.type_ != type_) };
-    let old = transition.status.conditions.iter().position(|c| c.type_ == type_);
-    let since = old
-        .map(|i| &transition.status.conditions[i])
-        .filter(|c| c.status == status)
-        .map_or(Time(transition.now), |c| c.last_transition_time.clone());
     let condition = Condition {
         type_: type_.into(),
         status: status.into(),
         reason: reason.into(),
         message: message.into(),
-        last_transition_time: since,
+        last_transition_time: Time(transition.now),
         observed_generation: Some(transition.observed.generation),
     };
-    match old {
-        Some(i) => transition.status.conditions[i] = condition,
-        None => transition.status.conditions.push(condition),
+    put(&mut transition.status.conditions, condition);
+}
+
+/// Replaces the condition of that type. The time of its last transition stays if its status is the same.
+fn put(conditions: &mut Vec<Condition>, mut condition: Condition) {
+    match conditions.iter_mut().find(|c| c.type_ == condition.type_) {
+        Some(old) => {
+            if old.status == condition.status {
+                condition.last_transition_time = old.last_transition_time.clone();
+            }
+            *old = condition;
+        }
+        None => conditions.push(condition),
     }
+}
+
+/// The status while the objects of a migration cannot be read: nothing is decided, and the condition `Stalled` and
+/// `status.problems` say why. The next decision removes both.
+pub fn cannot_observe(
+    status: &CreditMigrationStatus,
+    generation: i64,
+    error: String,
+    now: crate::api::Time,
+) -> CreditMigrationStatus {
+    let reason = ReadyReason::ReconcileFailed.as_str();
+    let mut status = status.clone();
+    let since = status.problems.iter().find(|problem| problem.reason == reason).map_or(now, |problem| problem.since);
+    status.problems.retain(|problem| problem.reason != reason);
+    status.problems.push(Problem {
+        reason: reason.to_owned(),
+        subject: None,
+        since,
+        reported: true,
+        message: error.clone(),
+    });
+    let condition = Condition {
+        type_: STALLED.to_owned(),
+        status: "True".to_owned(),
+        reason: reason.to_owned(),
+        message: error,
+        last_transition_time: Time(now),
+        observed_generation: Some(generation),
+    };
+    put(&mut status.conditions, condition);
+    status
 }

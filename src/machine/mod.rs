@@ -62,6 +62,7 @@ mod simulation;
 mod tests;
 
 pub use calendar::next_hours;
+pub use conditions::cannot_observe;
 pub use decision::*;
 pub use digest::plan_digest;
 pub use observed::*;
@@ -86,6 +87,7 @@ pub fn decide(spec: &CreditMigrationSpec, status: &CreditMigrationStatus, observ
     transition.report_triggers_left();
     transition.plan_checks();
     transition.report_pods();
+    transition.report_refused_effect();
     let mut effects = transition.effects();
     conditions::derive(&mut transition);
     transition.keep_problems();

@@ -47,8 +47,11 @@ pub struct Observed {
     pub down: ObservedSql,
     /// Who wrote the ConfigMaps with the SQL, each once.
     pub sql_authors: Vec<SqlAuthor>,
-    /// Quotas that have no room for the pods that a rollout of the workloads creates first.
-    pub quota_shortages: Vec<QuotaShortage>,
+    /// Quotas that have no room for the pods that a rollout of the workloads creates first, or why the API server
+    /// refuses to show the quotas.
+    pub quota_shortages: Result<Vec<QuotaShortage>, String>,
+    /// What the API server refused when the effects of the last decision were applied.
+    pub refused_effect: Option<String>,
     /// Workloads of `spec.application.workloads`, then those that only checks name.
     pub workloads: Vec<Workload>,
 }

@@ -3,7 +3,10 @@
 use jiff::SignedDuration;
 
 use super::{Event, Observed, StatusReason};
-use crate::api::{CreditMigrationSpec, CreditMigrationStatus, Phase, Problem, ReadyReason, Step, Time};
+use crate::{
+    api::{CreditMigrationSpec, CreditMigrationStatus, Phase, Problem, ReadyReason, Step, Time},
+    shared::time::seconds,
+};
 
 /// One call of [`super::decide`] at work.
 pub(crate) struct Transition<'a> {
@@ -32,6 +35,9 @@ pub(crate) enum Reported {
     /// By an earlier one.
     Before,
 }
+
+/// How long an effect is refused until the migration counts as stalled, in seconds.
+const STALLED_AFTER_SECONDS: i64 = 30;
 
 /// Type of the condition that sums up.
 pub(crate) const READY: &str = "Ready";
@@ -127,6 +133,25 @@ impl<'a> Transition<'a> {
             message,
         });
         reported
+    }
+
+    /// The same effects are applied again; until they are, they are not what the status says.
+    pub(crate) fn report_refused_effect(&mut self) {
+        if let Some(refused) = &self.observed.refused_effect {
+            let message = format!("{refused}; retried");
+            self.report_problem(ReadyReason::EffectRefused, None, message, SignedDuration::ZERO);
+        }
+    }
+
+    /// The refused effect, once it is more than a server that was busy for a moment.
+    pub(crate) fn refused_for_long(&mut self) -> Option<String> {
+        let refused = self.problems.iter().find(|p| p.reason == ReadyReason::EffectRefused.as_str())?;
+        let (stalled_at, message) = (refused.since + seconds(STALLED_AFTER_SECONDS), refused.message.clone());
+        if self.now < stalled_at {
+            self.wake_at(stalled_at);
+            return None;
+        }
+        Some(message)
     }
 
     /// This call has found the problem, and it is reported.

@@ -31,7 +31,7 @@ pub(super) const FAMILIES: &[(&str, MetricType, &str)] = &[
     (
         "rollback_ready",
         MetricType::Gauge,
-        "Whether a rollback could switch the application back; only from the end of the window until Keep.",
+        "1 for the status of condition RollbackReady; only from the end of the window until Keep.",
     ),
     ("step_started_timestamp_seconds", MetricType::Gauge, "Start of the current step."),
     ("step_failures", MetricType::Gauge, "Failed attempts of the current step since the plan was last changed."),
@@ -187,7 +187,9 @@ fn samples(spec: &CreditMigrationSpec, status: &CreditMigrationStatus) -> Vec<Me
     }
     add("stalled", &[], f64::from(u8::from(condition("Stalled").is_some_and(|c| c.status == "True"))));
     if let Some(ready) = condition("RollbackReady") {
-        add("rollback_ready", &[], f64::from(u8::from(ready.status != "False")));
+        for status in ["True", "False", "Unknown"] {
+            add("rollback_ready", &[("status", status)], f64::from(u8::from(ready.status == status)));
+        }
     }
     let step = status.step.and_then(|now| status.steps.iter().find(|x| x.name == now));
     if let Some(step) = step {

@@ -97,7 +97,7 @@ fn blocked_writes_grow_older(#[case] blocked: Option<i64>, #[case] deadline: Opt
 #[case("phase", &["phase=\"Observing\"} 1"])]
 #[case("reason", &["phase=\"Observing\",reason=\"DecisionDue\"} 1"])]
 #[case("stalled", &["0"])]
-#[case("rollback_ready", &["0"])]
+#[case("rollback_ready", &["status=\"True\"} 0", "status=\"False\"} 1", "status=\"Unknown\"} 0"])]
 #[case("step_started_timestamp_seconds", &["step=\"Decide\"} 86405"])]
 #[case("step_failures", &["step=\"Decide\"} 2"])]
 #[case("writes_blocked_seconds", &["0"])]

@@ -5,7 +5,16 @@ use crate::{api::ReadyReason, machine::Transition, shared::message::Message};
 
 /// No quota of the namespace refuses the first pods of the rollout.
 pub(super) fn check(transition: &Transition<'_>) -> Option<Violation> {
-    let short = transition.observed.quota_shortages.first()?;
+    let short = match &transition.observed.quota_shortages {
+        Ok(shortages) => shortages.first()?,
+        Err(refused) => {
+            return Some(Violation {
+                reason: ReadyReason::QuotaNotReadable,
+                message: Message::new(format!("the operator cannot read the namespace's ResourceQuotas: {refused}"))
+                    .next("helm upgrade, so that the operator's ClusterRole is that of its version"),
+            });
+        }
+    };
     Some(Violation {
         reason: ReadyReason::QuotaExceeded,
         message: Message::new(format!(

@@ -306,7 +306,8 @@ impl World {
             up: ObservedSql::Present(self.sql.0.clone()),
             down: ObservedSql::Present(self.sql.1.clone()),
             sql_authors: vec![],
-            quota_shortages: vec![],
+            quota_shortages: Ok(vec![]),
+            refused_effect: None,
             workloads: vec![self.workload()],
         };
         Some((m.version, m.value, observed))

@@ -116,7 +116,8 @@ impl Scenario {
             up: ObservedSql::Present("sha256:up".into()),
             down: ObservedSql::Present("sha256:down".into()),
             sql_authors: vec![],
-            quota_shortages: vec![],
+            quota_shortages: Ok(vec![]),
+            refused_effect: None,
             workloads: vec![Workload {
                 exists: true,
                 reads_flag: true,

@@ -84,6 +84,24 @@ fn a_problem_that_others_speak_over_is_reported_once() {
 }
 
 #[test]
+fn a_write_that_is_refused_for_long_stalls_the_migration() {
+    let mut s = monitoring();
+    let stalled =
+        |s: &Scenario| s.status.conditions.iter().any(|c| c.type_ == "Stalled" && c.reason == "EffectRefused");
+    s.observed.refused_effect = Some("a webhook refuses it".into());
+    assert!(events(&s.reconcile()).contains(&"EffectRefused"));
+    for _ in 0..29 {
+        assert!(!events(&s.wait(1).reconcile()).contains(&"EffectRefused"));
+        assert!(!stalled(&s), "a server that is busy for a moment calls nobody");
+    }
+    s.wait(1).reconcile();
+    assert!(stalled(&s));
+    s.observed.refused_effect = None;
+    s.reconcile();
+    assert!(!stalled(&s) && problem(&s, "EffectRefused").is_none());
+}
+
+#[test]
 fn a_flag_that_drifts_notifies_at_once_and_once() {
     for given in [validating as Given, monitoring, observing, deciding] {
         let mut s = given();

@@ -388,9 +388,14 @@ pub(super) const VIOLATIONS: &[(&str, When, &str)] = &[
     ),
     (
         "QuotaExceeded",
-        |s| s.observed.quota_shortages = vec![quota_shortage()],
+        |s| s.observed.quota_shortages = Ok(vec![quota_shortage()]),
         "ResourceQuota compute has no room for a pod of the rollout: pods used is 10, hard is 10, 1 more are needed; \
          next: kubectl -n shop describe resourcequota compute",
+    ),
+    (
+        "QuotaNotReadable",
+        |s| s.observed.quota_shortages = Err("resourcequotas is forbidden".into()),
+        "the operator cannot read the namespace's ResourceQuotas: resourcequotas is forbidden; next: helm upgrade",
     ),
     (
         "DecisionPolicyMissing",

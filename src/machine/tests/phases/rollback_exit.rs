@@ -22,7 +22,7 @@ const OBSTACLES: &[(&str, When, &str)] = &[
     ("WorkloadPaused", |s| s.observed.workloads[0].paused = true, "rollout resume deployment/shop"),
     (
         "QuotaExceeded",
-        |s| s.observed.quota_shortages = vec![super::preparing::quota_shortage()],
+        |s| s.observed.quota_shortages = Ok(vec![super::preparing::quota_shortage()]),
         "describe resourcequota compute",
     ),
     ("ForeignPods", |s| s.observed.workloads[0].foreign_pods = vec!["debug".into()], "debug"),
@@ -64,7 +64,7 @@ fn a_rollback_that_could_not_switch_back_blocks_no_writes() {
         assert_eq!((s.status.phase, interventions(&s)), (Some(Phase::RollingBack), 1), "{reason}");
         // Fixed, it continues by itself.
         (s.observed.flag, s.observed.workloads) = (healthy.flag, healthy.workloads);
-        s.observed.quota_shortages.clear();
+        s.observed.quota_shortages = Ok(vec![]);
         let d = s.reconcile();
         assert!(actions(&d).contains(&"order m-rollback-1 BlockWrites".to_owned()), "{reason}: {:?}", actions(&d));
         assert_eq!((d.status.writes, rollback_ready(&s)), (Some(Writes::Blocked), None), "{reason}");

@@ -306,7 +306,7 @@ fn nothing_may_be_in_the_way_at_the_last_moment() {
         s.observed.workloads = healthy.workloads;
         s.observed.rollback_enabled = healthy.rollback_enabled;
         s.observed.policy_problem = None;
-        s.observed.quota_shortages.clear();
+        s.observed.quota_shortages = Ok(vec![]);
         s.settle();
         assert_eq!(s.status.phase, Some(Phase::Executing), "{reason}");
     }
