@@ -2,7 +2,7 @@
 
 use super::{CheckJobStart, DEADLINE, Effect, Job, JobPod, Transition};
 use crate::{
-    api::{Check, CheckOutcome, CheckResult, Phase, TRIGGERS, Task, Time},
+    api::{Check, CheckOutcome, CheckResult, Phase, Step, TRIGGERS, Task, Time},
     shared::{
         tally::{Sample, Tally},
         time::{saturating_add, seconds, to_signed},
@@ -36,8 +36,7 @@ impl Transition<'_> {
     /// Results in the order of the checks; what was not measured is NoData, which is never success.
     pub(crate) fn results(&self, task: Task, checks: &[Check]) -> Vec<CheckResult> {
         let (step, ..) = self.stage();
-        let run = self.observed.run(task, self.attempt(step));
-        let reported = run.and_then(|r| r.run.status.as_ref()).map(|s| s.checks.as_slice()).unwrap_or_default();
+        let reported = self.reported_checks(task, step);
         checks
             .iter()
             .enumerate()
@@ -48,13 +47,43 @@ impl Transition<'_> {
                 if check.job.is_some() {
                     return self.job_result(check, i);
                 }
-                let known = reported.iter().find(|r| r.name == check.name);
+                let known = reported.iter().find(|r| r.name == check.name).or_else(|| self.validated_trigger(check));
                 let mut result = known.map_or_else(|| self.not_measured(check), |r| self.fresh(check, r));
-                // The judge of a lost run is gone with it; its breach is not.
-                result.breached |= self.previous_result(check).is_some_and(|p| p.breached);
+                // The judge of a lost run is gone with it; its breach is not. Nor is that of a run that goes on.
+                result.breached |= self.previous_result(check).is_some_and(|p| p.breached)
+                    || self.validated_trigger(check).is_some_and(|validated| validated.breached);
                 result
             })
             .collect()
+    }
+
+    fn reported_checks(&self, task: Task, step: Step) -> &[CheckResult] {
+        let run = self.observed.run(task, self.attempt(step));
+        run.and_then(|r| r.run.status.as_ref()).map(|s| s.checks.as_slice()).unwrap_or_default()
+    }
+
+    /// What Validate's run, which goes on for a while, says in Monitoring of a trigger. A breach that was reported in
+    /// Validating is none of Monitoring.
+    fn validated_trigger(&self, check: &Check) -> Option<&CheckResult> {
+        if self.phase() != Phase::Monitoring || !TRIGGERS.contains(&check.name.as_str()) {
+            return None;
+        }
+        let found = self.reported_checks(Task::Validate, Step::Validate).iter().find(|r| r.name == check.name)?;
+        let reported = self.step(Step::Validate).is_some_and(|step| step.reported_breaches.contains(&check.name));
+        (!found.breached || !reported).then_some(found)
+    }
+
+    /// Validate's run goes on until that of Monitoring measures each trigger, and counts no failures of one anew:
+    /// otherwise no rollback would start by itself while the next pod starts.
+    pub(crate) fn validation_goes_on(&self) -> bool {
+        let reported = self.reported_checks(Task::Monitor, Step::Monitor);
+        let taken_over = |check: &Check| {
+            let result = reported.iter().find(|result| result.name == check.name);
+            result.is_some_and(|r| r.measured > 0 && (r.outcome != CheckOutcome::Fail || r.breached))
+        };
+        let triggers = self.spec.checks_of(Task::Monitor);
+        let mut triggers = triggers.iter().filter(|check| TRIGGERS.contains(&check.name.as_str()));
+        self.phase() == Phase::Monitoring && !triggers.all(taken_over)
     }
 
     fn previous_result(&self, check: &Check) -> Option<&CheckResult> {

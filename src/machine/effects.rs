@@ -64,7 +64,10 @@ impl Transition<'_> {
         let current = self.is_current(r);
         match run_policy(spec.task).retention {
             Retention::Always => current,
-            Retention::During(phase) => current && self.phase() == phase,
+            Retention::During(phase) => {
+                let goes_on = spec.task == Task::Validate && self.validation_goes_on();
+                current && (self.phase() == phase || goes_on)
+            }
             Retention::Record(phase) => current && (self.phase() == phase || r.run.has_ended()),
             Retention::Window(phase) => ordered || (current && self.phase() == phase),
             Retention::WhilePending => self.notice_of(spec.attempt).is_some(),

@@ -239,11 +239,57 @@ fn triggered() -> Scenario {
 }
 
 fn trigger(s: &mut Scenario, outcome: CheckOutcome) {
-    s.measure(Task::Monitor, CheckOutcome::Pass, false);
-    s.report(Task::Monitor, |r| {
+    trigger_of(s, Task::Monitor, outcome, false);
+}
+
+fn trigger_of(s: &mut Scenario, task: Task, outcome: CheckOutcome, breached: bool) {
+    s.measure(task, CheckOutcome::Pass, false);
+    s.report(task, |r| {
         let name = "balance-errors".into();
-        r.checks.push(CheckResult { name, outcome, breached: false, ..r.checks[0].clone() });
+        r.checks.push(CheckResult { name, outcome, breached, ..r.checks[0].clone() });
     });
+}
+
+/// Monitoring has begun, and the pod of Validating, which measures a trigger, is there.
+fn handing_over() -> Scenario {
+    let mut s = validating();
+    s.spec.monitoring.duration = std::time::Duration::from_secs(3600).into();
+    s.spec.rollback.triggers.balance_errors.mode = TriggerMode::Enabled;
+    s.wait(20);
+    trigger_of(&mut s, Task::Validate, CheckOutcome::Pass, false);
+    s.settle();
+    assert_eq!(s.status.phase, Some(Phase::Monitoring));
+    s
+}
+
+fn has_run(s: &Scenario, task: Task) -> bool {
+    s.observed.runs.iter().any(|run| run.run.spec.task == task)
+}
+
+#[test]
+fn triggers_are_measured_without_a_gap_between_the_stages() {
+    let mut s = handing_over();
+    for outcome in [CheckOutcome::Pass, CheckOutcome::Fail] {
+        s.wait(5);
+        trigger_of(&mut s, Task::Validate, outcome, false);
+        s.settle();
+        let measured = s.status.checks.iter().find(|check| check.name == "balance-errors").unwrap();
+        assert_eq!((measured.outcome, measured.at), (outcome, s.now));
+        assert!(has_run(&s, Task::Validate) && has_run(&s, Task::Monitor));
+    }
+    // The next pod's first failure is the other's second: that one goes on.
+    trigger(&mut s, CheckOutcome::Fail);
+    s.settle();
+    assert!(has_run(&s, Task::Validate));
+    trigger(&mut s, CheckOutcome::Pass);
+    s.settle();
+    assert!(!has_run(&s, Task::Validate));
+
+    let mut s = handing_over();
+    trigger(&mut s, CheckOutcome::Fail);
+    trigger_of(&mut s, Task::Validate, CheckOutcome::Fail, true);
+    s.settle();
+    assert_eq!(s.status.phase, Some(Phase::RollingBack));
 }
 
 #[test]
