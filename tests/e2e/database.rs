@@ -31,6 +31,13 @@ fn target(user: &str, password: &str, database: &str) -> Target {
     Target::parse(&url, Some(&state_file("pki-services/ca.crt"))).unwrap()
 }
 
+/// A session as any other program's: with the `search_path` of role and database.
+async fn session(target: &Target) -> Result<Client, String> {
+    let client = target.connect("e2e").await.map_err(|failure| failure.message)?;
+    client.batch_execute("RESET search_path").await.map_err(|e| format!("{e:?}"))?;
+    Ok(client)
+}
+
 impl Database {
     /// Creates it as a managed PostgreSQL service would: no role is a superuser.
     pub async fn create(name: &str) -> Self {
@@ -48,7 +55,7 @@ impl Database {
             .await
             .unwrap();
         server.batch_execute(&format!("CREATE DATABASE {name} OWNER {migrator}")).await.unwrap();
-        let owner = target(&migrator, password, name).connect("e2e").await.unwrap();
+        let owner = session(&target(&migrator, password, name)).await.unwrap();
         owner.batch_execute(SCHEMA).await.unwrap();
         owner
             .batch_execute(&format!(
@@ -103,10 +110,7 @@ impl Database {
     /// A session as superuser.
     pub async fn connect(&self) -> Client {
         // The cluster's DNS answers late while the API server is down or the machine is busy.
-        eventually("a connection to PostgreSQL", async || {
-            self.admin.connect("e2e").await.map_err(|failure| failure.message)
-        })
-        .await
+        eventually("a connection to PostgreSQL", async || session(&self.admin).await).await
     }
 
     /// Locks the balances exclusively, or queues for the lock. Dropping the returned session releases it.
@@ -203,7 +207,7 @@ impl Database {
     /// The application's role can write to the credit tables in an ordinary session.
     pub async fn writable(&self) -> Result<(), String> {
         let url = Target::parse(&self.url(&self.app()), Some(&state_file("pki-services/ca.crt"))).unwrap();
-        let client = url.connect("e2e").await.map_err(|e| e.message)?;
+        let client = session(&url).await?;
         let tried = client
             .batch_execute(
                 "BEGIN; UPDATE user_credits SET balance = balance WHERE user_id = 1;

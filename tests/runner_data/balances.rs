@@ -32,7 +32,7 @@ fn number(text: &str) -> Measurement {
 }
 
 async fn owner(world: &World) -> Client {
-    world.target().connect("application").await.unwrap()
+    world.owner().await
 }
 
 /// As the application does it: balance and transaction in one.

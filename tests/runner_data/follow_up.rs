@@ -14,7 +14,7 @@ fn report(world: &World, ending: &str) -> (Value, Vec<u8>) {
 async fn the_report_has_figures_and_checks() {
     let mut world = World::new().await;
     world.cutover(UP).await;
-    let app = world.target().connect("application").await.unwrap();
+    let app = world.owner().await;
     let changes = "UPDATE user_credits SET balance = balance - 2 WHERE user_id <= 3;
         INSERT INTO credit_transactions (user_id, type, amount) SELECT n, 'usage', -2 FROM generate_series(1, 3) n;
         UPDATE user_credits SET balance = balance + 100 WHERE user_id = 4;

@@ -146,7 +146,7 @@ impl World {
             root.batch_execute(&statement).await.unwrap();
         }
         root.batch_execute("SELECT pg_advisory_unlock(1)").await.unwrap();
-        let owner = world.target().connect("fill").await.unwrap();
+        let owner = world.owner().await;
         owner.batch_execute(include_str!("../../examples/watermark-remover/db/schema_v1.sql")).await.unwrap();
         let fill = format!(
             "INSERT INTO users (email, api_token)
@@ -176,6 +176,13 @@ impl World {
         Target::parse(&self.url("migrator-secret"), Some(&ca)).unwrap()
     }
 
+    /// A session of the owner, as any other program's: with the `search_path` of role and database.
+    pub async fn owner(&self) -> Client {
+        let owner = self.target().connect("owner").await.unwrap();
+        owner.batch_execute("RESET search_path").await.unwrap();
+        owner
+    }
+
     pub async fn root_session(&self, database: &str) -> Client {
         let ca = std::fs::read_to_string(servers().dir.join("tls/ca.crt")).unwrap();
         let port = servers().database;
@@ -184,7 +191,10 @@ impl World {
         let started = Instant::now();
         loop {
             match target.connect("test").await {
-                Ok(client) => return client,
+                Ok(client) => {
+                    client.batch_execute("RESET search_path").await.unwrap();
+                    return client;
+                }
                 Err(failure) => assert!(started.elapsed() < SERVER_START_TIMEOUT, "{failure}"),
             }
             tokio::time::sleep(Duration::from_millis(50)).await;

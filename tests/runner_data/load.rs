@@ -109,7 +109,7 @@ async fn statements_are_timed_from_one_measurement_to_the_next() {
     }
     app.query("SELECT count(*) FROM users", &[]).await.unwrap();
     // The operator's own does not count.
-    let own = world.target().connect("own").await.unwrap();
+    let own = world.owner().await;
     own.query("SELECT count(*) FROM user_credits", &[]).await.unwrap();
     let Measurement::Value { value: Value::Number(mean), samples } = statements.measure().await else {
         panic!("no value")

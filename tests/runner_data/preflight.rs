@@ -166,7 +166,7 @@ async fn a_subscription_to_a_protected_table() {
     // It is not enabled.
     finds_nothing(&world).await;
     world.alter("UPDATE pg_subscription SET subenabled = true WHERE subname = 'copy_{n}'").await;
-    let next = "subscription copy_{n} writes to user_credits, and the write block does not stop what logical \
+    let next = "subscription copy_{n} writes to public.user_credits, and the write block does not stop what logical \
         replication applies; next: ALTER SUBSCRIPTION \"copy_{n}\" DISABLE;";
     finds(&world, &[("subscriptions", Reason::WritesNotBlocked, next)]).await;
     world.alter("ALTER SUBSCRIPTION \"copy_{n}\" DISABLE").await;

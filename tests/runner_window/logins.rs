@@ -9,7 +9,7 @@ use credit_migration::{
 use jiff::Timestamp;
 
 use crate::{
-    harness::{Database, Desk, end, plan, sample_down, sample_up, spec, state_of},
+    harness::{Database, Desk, end, plan, sample_down, sample_up, spec, sql, state_of},
     window::{blocked, ledger, writable},
 };
 
@@ -129,8 +129,9 @@ async fn no_other_session_passes_the_write_block_under_any_login() {
     let app = first.session("app").await;
     assert_eq!(state_of(&app, &format!("BEGIN READ WRITE; {own}")).await, "42501");
     // The window's own process passes within the transaction that says so, not in the next one.
-    assert_eq!(state_of(&client, &format!("BEGIN; {own}; DELETE FROM user_credits WHERE false; COMMIT")).await, "ok");
-    assert_eq!(state_of(&client, "DELETE FROM user_credits WHERE false").await, "25006");
+    let delete = "DELETE FROM public.user_credits WHERE false";
+    assert_eq!(state_of(&client, &format!("BEGIN; {own}; {delete}; COMMIT")).await, "ok");
+    assert_eq!(state_of(&client, delete).await, "25006");
     let applied = control::run_up(&mut client, &spec(), &writing(), &sample_down(), &StopSignal::default()).await;
     assert!(matches!(applied.unwrap(), Applied::Now { .. }));
 }
@@ -186,33 +187,84 @@ async fn default_privileges_give_nobody_a_right_on_the_control_schema() {
     assert_eq!(state_of(&analyst, "SELECT * FROM credit_migration.baseline").await, "42501");
 }
 
-/// On version 14 everybody may create functions in `public`, and a better match than the server's own is called.
+/// Before version 15 everybody may create functions in `public`, and a better match than the server's own is called.
+const HOSTILE: &str = "GRANT CREATE ON SCHEMA public TO analyst; SET ROLE analyst;
+    CREATE FUNCTION public.captured(varchar, varchar) RETURNS boolean LANGUAGE plpgsql AS
+        $$BEGIN RAISE EXCEPTION 'captured as %', current_user; END$$;
+    CREATE FUNCTION public.captured(bigint, text) RETURNS bigint LANGUAGE plpgsql AS
+        $$BEGIN RAISE EXCEPTION 'captured as %', current_user; END$$;
+    CREATE OPERATOR public.= (LEFTARG = varchar, RIGHTARG = varchar, FUNCTION = public.captured);
+    CREATE AGGREGATE public.count(text) (SFUNC = public.captured, STYPE = bigint, INITCOND = '0');
+    RESET ROLE";
+
 #[tokio::test]
-async fn an_operator_of_somebody_else_is_not_called() {
-    let database = Database::new().await;
+async fn what_somebody_else_puts_into_public_is_not_called() {
+    let (database, desk) = (Database::new().await, Desk::new());
     let root = database.session("postgres").await;
+    root.batch_execute(HOSTILE).await.unwrap();
     root.batch_execute(
-        "GRANT CREATE ON SCHEMA public TO analyst;
-         ALTER TABLE user_credits DROP CONSTRAINT user_credits_user_id_fkey;
-         ALTER TABLE user_credits ALTER user_id TYPE varchar(20);
-         SET ROLE analyst;
-         CREATE FUNCTION public.captured(varchar, varchar) RETURNS boolean LANGUAGE plpgsql AS
-             $$BEGIN RAISE EXCEPTION 'captured as %', current_user; END$$;
-         CREATE OPERATOR public.= (LEFTARG = varchar, RIGHTARG = varchar, FUNCTION = public.captured)",
+        "ALTER TABLE user_credits DROP CONSTRAINT user_credits_user_id_fkey;
+         ALTER TABLE user_credits ALTER user_id TYPE varchar(20)",
     )
     .await
     .unwrap();
-    let mut client = database.prepared(&spec()).await;
-    let captured = client.query("SELECT FROM user_credits WHERE user_id = '1'::varchar", &[]).await.unwrap_err();
-    assert!(captured.as_db_error().unwrap().message().contains("captured as migrator"));
-    root.batch_execute("RESET ROLE; UPDATE user_credits SET balance = balance + 1 WHERE user_id::text = '7'")
+    let owner = database.session("migrator").await;
+    for called in ["SELECT FROM user_credits WHERE user_id = '1'::varchar", "SELECT count('x'::text)"] {
+        let captured = owner.query(called, &[]).await.unwrap_err();
+        assert!(captured.as_db_error().unwrap().message().contains("captured as migrator"), "{called}");
+    }
+    database.prepared(&spec()).await;
+    let written = |user: i32| format!("UPDATE user_credits SET balance = balance + 1 WHERE user_id::text = '{user}'");
+    root.batch_execute(&written(7)).await.unwrap();
+    // The window, as far as a rollback that gives the balances back.
+    let up = sql(&["DROP TABLE credit_purchases; DROP TABLE credit_packages"]);
+    let down = sql(&["CREATE TABLE credit_purchases (id int); CREATE TABLE credit_packages (id int)"]);
+    let mut plan = plan(Direction::Forward, up, down);
+    plan.control_spec.verify_down = None;
+    let task = desk.start(&database, &plan);
+    desk.state(State::Ready).await;
+    root.batch_execute(&written(8)).await.unwrap();
+    desk.order(Order::BlockWrites);
+    let progress = desk.state(State::Migrated).await;
+    assert_eq!(progress.reconciled_users, Some(1));
+    let compared = desk.until("comparison", |progress, _| progress.comparison.is_some()).await;
+    assert_eq!(compared.comparison.map(|comparison| comparison.unexplained), Some(0));
+    desk.order(Order::Rollback);
+    let outcome = end(task).await;
+    assert_eq!((outcome.failure, outcome.progress.stuck), (None, false));
+    assert!(outcome.progress.unblocked_at.is_some(), "{:?}", outcome.progress);
+}
+
+/// SQL of the spec, and the owner's triggers that it sets off: at once, at the commit, and by the tried writes.
+#[tokio::test]
+async fn sql_and_triggers_of_the_owner_have_the_search_path_of_the_database() {
+    let (database, desk) = (Database::new().await, Desk::new());
+    let root = database.session("postgres").await;
+    root.batch_execute(&format!("ALTER DATABASE {} SET search_path = shop, public", database.name)).await.unwrap();
+    let owner = database.session("migrator").await;
+    owner
+        .batch_execute(
+            "CREATE SCHEMA shop; GRANT USAGE ON SCHEMA shop TO app; CREATE TABLE shop.audit (n int);
+             GRANT SELECT, INSERT ON shop.audit TO app; ALTER TABLE credit_packages SET SCHEMA shop;
+             CREATE FUNCTION shop.audit() RETURNS trigger LANGUAGE plpgsql AS
+                 $$BEGIN INSERT INTO audit VALUES (1); RETURN NULL; END$$;
+             CREATE TRIGGER audit AFTER UPDATE ON user_credits EXECUTE FUNCTION shop.audit();
+             CREATE CONSTRAINT TRIGGER audit AFTER UPDATE ON users DEFERRABLE INITIALLY DEFERRED
+                 FOR EACH ROW EXECUTE FUNCTION shop.audit()",
+        )
         .await
         .unwrap();
-    assert_eq!(control::refresh_baseline(&mut client, &spec()).await.unwrap(), 1);
+    database.prepared(&spec()).await;
     let up =
-        control::Sql::read("up SQL", "DROP TABLE credit_purchases; DROP TABLE credit_packages".to_owned()).unwrap();
-    root.batch_execute("UPDATE user_credits SET balance = balance + 1 WHERE user_id::text = '8'").await.unwrap();
-    let applied = control::run_up(&mut client, &spec(), &up, &sample_down(), &StopSignal::default()).await.unwrap();
-    assert!(matches!(applied, Applied::Now { reconciled_users: 1, .. }), "{applied:?}");
-    assert_eq!(control::compare(&client, &spec()).await.unwrap().unexplained, 0);
+        sql(&["UPDATE users SET email = email WHERE id = 1; DROP TABLE credit_purchases; DROP TABLE credit_packages"]);
+    let mut plan = plan(Direction::Forward, up, sample_down());
+    plan.control_spec.verify_up = Some("SELECT count(*) = 0 AS empty FROM audit".to_owned());
+    let task = desk.start(&database, &plan);
+    desk.order(Order::BlockWrites);
+    desk.until("comparison", |progress, _| progress.comparison.is_some()).await;
+    assert_eq!(database.value("SELECT count(*) FROM shop.audit").await, "1", "at the commit");
+    desk.order(Order::Switch);
+    desk.until("acknowledgement", |progress, _| progress.switch_acknowledged).await;
+    desk.order(Order::UnblockWrites);
+    assert_eq!(end(task).await.failure, None);
 }

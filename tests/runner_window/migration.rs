@@ -140,7 +140,7 @@ async fn settings_of_the_sql_neither_mislead_the_verification_nor_outlive_it() {
     assert!(matches!(up(&mut client, &spec, &hostile).await.unwrap(), Applied::Now { reconciled_users: 0, .. }));
     let role: String =
         client.query_one("SELECT current_user || current_setting('search_path')", &[]).await.unwrap().get(0);
-    assert_eq!(role, "migrator\"$user\", public");
+    assert_eq!(role, "migratorpg_catalog, pg_temp");
 }
 
 #[tokio::test]

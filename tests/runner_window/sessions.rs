@@ -205,7 +205,8 @@ async fn a_write_block_of_another_migration_stays() {
 async fn a_trigger_of_the_same_name_with_another_function_is_replaced() {
     let (database, spec) = (Database::new().await, spec());
     let mut client = database.prepared(&spec).await;
-    client
+    let owner = database.session("migrator").await;
+    owner
         .batch_execute(
             "CREATE FUNCTION nothing() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
              DROP TRIGGER credit_migration_block_writes ON user_credits;

@@ -95,7 +95,7 @@ async fn a_write_block_stops_every_kind_of_write_and_none_when_it_is_off() {
         "25006"
     );
     assert_eq!(
-        state_of(&client, "UPDATE user_credits SET balance = balance").await,
+        state_of(&client, "UPDATE public.user_credits SET balance = balance").await,
         "25006",
         "the window's own session needs to say so"
     );
@@ -297,7 +297,7 @@ async fn one_migration_at_a_time_and_cleanup_gives_the_database_free() {
     let refused = cleanup(&mut client, &first).await.unwrap_err();
     assert_eq!(refused.reason, Reason::DatabaseInUse, "triggers stay while writes are blocked");
     open(&mut client, &first).await;
-    client.batch_execute("DROP TABLE credit_purchases").await.unwrap();
+    client.batch_execute("DROP TABLE public.credit_purchases").await.unwrap();
     for _ in 0..2 {
         cleanup(&mut client, &first).await.unwrap();
         assert_eq!(database.value(triggers).await, "0");
@@ -309,10 +309,10 @@ async fn one_migration_at_a_time_and_cleanup_gives_the_database_free() {
         )
         .await;
     assert_eq!(left, "ledger,window_record");
-    assert_eq!(state_of(&client, "UPDATE user_credits SET balance = balance").await, "ok");
+    assert_eq!(state_of(&client, "UPDATE public.user_credits SET balance = balance").await, "ok");
     let missing = control::install(&mut client, &second).await.unwrap_err();
     assert_eq!(missing.reason, Reason::TableMissing, "{missing}");
-    client.batch_execute("CREATE TABLE credit_purchases ()").await.unwrap();
+    client.batch_execute("CREATE TABLE public.credit_purchases ()").await.unwrap();
     control::install(&mut client, &second).await.unwrap();
 }
 
@@ -325,7 +325,10 @@ async fn cost_of_the_triggers() {
     let bare = [database.update_rate(4), database.update_rate(4)];
     let client = database.prepared(&spec).await;
     let guarded = [database.update_rate(4), database.update_rate(4)];
-    client.batch_execute("ALTER TABLE user_credits DISABLE TRIGGER credit_migration_track_changes").await.unwrap();
+    client
+        .batch_execute("ALTER TABLE public.user_credits DISABLE TRIGGER credit_migration_track_changes")
+        .await
+        .unwrap();
     let write_block_only = [database.update_rate(4), database.update_rate(4)];
     println!(
         "updates per second: bare {bare:.0?}, both triggers {guarded:.0?}, write block alone \

@@ -189,7 +189,7 @@ async fn percent(
         "SELECT CASE WHEN n.total = b.total THEN '0'
                      ELSE trim_scale(round(abs(n.total - b.total) * 100::numeric / nullif(abs(b.total), 0::numeric), \
                      4))::text END
-         FROM (SELECT coalesce(pg_catalog.sum({}), 0)::numeric AS total FROM {}) n,
+         FROM (SELECT coalesce(sum({}), 0)::numeric AS total FROM {}) n,
               (SELECT $1::text::numeric AS total) b",
         balances.balance,
         balances.table.sql()
@@ -352,14 +352,14 @@ impl Query<'_> {
         let x = transactions;
         format!(
             "WITH ids AS MATERIALIZED ({ids}),
-                  sums AS (SELECT x.{xuser}::text AS user_id, pg_catalog.sum(x.{amount})::numeric AS amount
-                           FROM {xtable} x JOIN ids ON x.{xuser} OPERATOR(pg_catalog.=) CAST(ids.user_id AS {xtype})
+                  sums AS (SELECT x.{xuser}::text AS user_id, sum(x.{amount})::numeric AS amount
+                           FROM {xtable} x JOIN ids ON x.{xuser} = CAST(ids.user_id AS {xtype})
                            WHERE {later} AND {not_by_the_sql} GROUP BY 1),
                   wrong AS (SELECT ids.user_id, b.balance AS before, coalesce(s.amount, 0) AS since,
                                    t.{balance}::numeric AS now
                             FROM ids
                             LEFT JOIN credit_migration.baseline b ON b.migration_uid = $1 AND b.user_id = ids.user_id
-                            LEFT JOIN {table} t ON t.{user} OPERATOR(pg_catalog.=) CAST(ids.user_id AS {user_type})
+                            LEFT JOIN {table} t ON t.{user} = CAST(ids.user_id AS {user_type})
                             LEFT JOIN sums s ON s.user_id = ids.user_id
                             WHERE coalesce(b.balance, 0) + coalesce(s.amount, 0) <> coalesce(t.{balance}::numeric, 0))",
             xuser = x.user,

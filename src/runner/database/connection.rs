@@ -7,6 +7,9 @@
 //! - Every session starts with `default_transaction_read_only=off`: with the database's default switched to read-only
 //!   for the window, a session without it could neither migrate nor switch the default back.
 //! - Every session sets all time-outs that its server knows: those of role and database have no effect.
+//! - Every session finds what is named without a schema in `pg_catalog` alone: on a server where everybody may create
+//!   objects in `public`, an operator or function there would run with the rights of the migration role. SQL and names
+//!   of a spec have the `search_path` of role and database, for as long as they run.
 //! - A session of this program is one with a primary server. Advisory locks work on a standby, too.
 //! - The password is never printed: not by `Debug`, not in a message, not as an argument of a child process.
 
@@ -54,6 +57,11 @@ const CONTROL_STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time-outs that not every version of the server has. No start-up options: an older server would refuse those.
 const PIN_TIMEOUTS_SQL: &str = "SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings
     WHERE name IN ('transaction_timeout', 'idle_session_timeout')";
+/// What others have put into `public` or into a temporary schema is not called.
+pub(super) const PIN_SEARCH_PATH_SQL: &str = "SET search_path = pg_catalog, pg_temp";
+/// Until the end of the transaction, or [`PIN_SEARCH_PATH_SQL`]: what SQL of a spec finds, and triggers of the owner
+/// that it sets off.
+pub(crate) const USE_OWN_SEARCH_PATH_SQL: &str = "SET LOCAL search_path TO DEFAULT";
 /// A commit that is reported is on disk, and on the standbys that the server waits for, whatever role or SQL set.
 pub(super) const PIN_COMMIT_SQL: &str = "SELECT pg_catalog.set_config('synchronous_commit',
     CASE reset_val WHEN 'remote_apply' THEN reset_val ELSE 'on' END, false)
@@ -97,7 +105,7 @@ impl Purpose {
 /// # Errors
 /// Database errors.
 pub(crate) async fn pin_settings(client: &Client) -> Result<(), Failure> {
-    client.batch_execute(&format!("{PIN_TIMEOUTS_SQL}; {PIN_COMMIT_SQL}")).await?;
+    client.batch_execute(&format!("{PIN_SEARCH_PATH_SQL}; {PIN_TIMEOUTS_SQL}; {PIN_COMMIT_SQL}")).await?;
     match client.batch_execute(CHECK_CLIENT_SQL).await.map_err(Failure::from).unless_lost()? {
         Ok(()) => {}
         Err(error) => tracing::debug!(%error, "the server does not check for its client during a statement"),

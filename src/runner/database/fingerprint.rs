@@ -29,11 +29,11 @@ pub struct Fingerprint {
 }
 
 /// Texts of dates, floats and names depend on these: states that are compared must be read alike.
-pub(super) const FINGERPRINT_SETTINGS: &str = "SET LOCAL search_path = pg_catalog; SET LOCAL timezone = 'UTC'; SET \
+pub(super) const FINGERPRINT_SETTINGS: &str = "SET LOCAL timezone = 'UTC'; SET \
     LOCAL datestyle = 'ISO, YMD'; SET LOCAL intervalstyle = 'iso_8601'; SET LOCAL extra_float_digits = 1; SET LOCAL \
     bytea_output = 'hex'; SET LOCAL row_security = off; SET LOCAL quote_all_identifiers = off";
 
-/// Object and line. `pg_catalog` alone is in the search path, so that every name comes out qualified.
+/// Object and line. `pg_catalog` alone is in the search path of the session, so that every name comes out qualified.
 pub(super) const OBJECTS_SQL: &str = r#"
 WITH rel AS (
     SELECT c.*, format('%I.%I', n.nspname, c.relname) AS name,

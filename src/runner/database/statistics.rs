@@ -3,7 +3,7 @@
 use serde::Serialize;
 use tokio_postgres::GenericClient;
 
-use super::control::{self, Cutover, ident, quoted};
+use super::control::{self, Cutover, existing, ident};
 use crate::{
     api::{Credits, Time, TransactionStatistics},
     runner::Failure,
@@ -75,15 +75,15 @@ pub async fn statistics(
     let balances = &credits.balances;
     let (user, balance) = (ident(&balances.user_column), ident(&balances.balance_column));
     let purchased = match present.purchased {
-        true => format!("coalesce(pg_catalog.sum({}), 0)::text", ident(&balances.purchased_column)),
+        true => format!("coalesce(sum({}), 0)::text", ident(&balances.purchased_column)),
         false => "NULL::text".to_owned(),
     };
     let query = format!(
-        "SELECT count(DISTINCT {user}), coalesce(pg_catalog.sum({balance}), 0)::text, {purchased},
-                pg_catalog.round(coalesce(pg_catalog.avg({balance}), 0), 4)::text,
-                coalesce(pg_catalog.max({balance}), 0)::text, now()
+        "SELECT count(DISTINCT {user}), coalesce(sum({balance}), 0)::text, {purchased},
+                round(coalesce(avg({balance}), 0), 4)::text,
+                coalesce(max({balance}), 0)::text, now()
          FROM {}",
-        quoted(&balances.table)
+        existing(client, &balances.table).await?.sql()
     );
     let row = client.query_one(&query, &[]).await?;
     let transactions = match present.transactions {
@@ -91,7 +91,7 @@ pub async fn statistics(
         true => {
             let transactions = &credits.transactions;
             let (kind, amount) = (ident(&transactions.type_column), ident(&transactions.amount_column));
-            let from = quoted(&transactions.table);
+            let from = existing(client, &transactions.table).await?.sql();
             let kind = format!("coalesce({kind}::text, 'NULL')");
             let kinds = client.query(&by_kind(&kind, &amount, &from), &[]).await?;
             Some(kinds.iter().map(kind_of).collect())
@@ -180,7 +180,7 @@ const MAX_KIND_LENGTH: usize = 64;
 fn by_kind(kind: &str, amount: &str, from: &str) -> String {
     format!(
         "WITH kinds AS (SELECT {kind} AS kind, count(*) AS n,
-                               coalesce(pg_catalog.sum(pg_catalog.abs({amount})), 0) AS total
+                               coalesce(sum(abs({amount})), 0) AS total
                         FROM {from} GROUP BY 1),
               placed AS (SELECT *, row_number() OVER (ORDER BY n DESC, kind) AS place FROM kinds)
          SELECT CASE WHEN place <= {MAX_KINDS} THEN left(kind, {MAX_KIND_LENGTH}) ELSE 'other' END,
@@ -190,7 +190,7 @@ fn by_kind(kind: &str, amount: &str, from: &str) -> String {
 }
 
 fn sums(amount: &str) -> String {
-    format!("count(*), coalesce(pg_catalog.sum(pg_catalog.abs({amount})), 0)::text")
+    format!("count(*), coalesce(sum(abs({amount})), 0)::text")
 }
 
 fn kind_of(row: &tokio_postgres::Row) -> TransactionStatistics {

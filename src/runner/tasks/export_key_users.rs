@@ -22,7 +22,7 @@ use crate::{
         clients::object_store::{STORE_RETRY_TIMEOUT, StoreClient, Upload},
         context::TaskContext,
         database::{
-            control::{ident, literal, quoted},
+            control::{existing, ident, literal},
             snapshot::{Access, snapshot},
         },
     },
@@ -41,13 +41,13 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
     let target = context.settings.target()?;
     let plan = &context.spec.plan;
     let store = StoreClient::open(&plan.backup.store, &context.settings.store_keys()?, STORE_RETRY_TIMEOUT)?;
-    let (table, condition) =
-        (quoted(&plan.credits.balances.table), condition(&plan.backup.key_users, &plan.credits.balances)?);
+    let condition = condition(&plan.backup.key_users, &plan.credits.balances)?;
     let mut client = target.connect("export-key-users").await?;
     let transaction = snapshot(&mut client, Access::Read).await?;
     // A policy of row security must be an error and not a shorter list.
     let settings = "SET LOCAL lock_timeout = '60s'; SET LOCAL row_security = off";
     transaction.batch_execute(settings).await?;
+    let table = existing(&transaction, &plan.credits.balances.table).await?.sql();
     let count = format!("SELECT count(*), now() FROM {table} WHERE {condition}");
     let row = transaction.query_one(&count, &[]).await?;
     let (users, taken_at): (i64, Time) = (row.get(0), row.get(1));
@@ -105,7 +105,7 @@ fn condition(limits: &KeyUsers, balances: &Balances) -> Result<String, Failure> 
                 format!("spec.backup.keyUsers.{field} {} is no decimal number; next: write it as 1000", Quoted(limit));
             return Err(Failure::new(Reason::Internal, message));
         }
-        Ok(format!("{} OPERATOR(pg_catalog.>) {}::pg_catalog.numeric", ident(column), literal(limit)))
+        Ok(format!("{} > {}::numeric", ident(column), literal(limit)))
     };
     let balance = over(&balances.balance_column, "balanceOver", &limits.balance_over)?;
     let purchased = over(&balances.purchased_column, "purchasedOver", &limits.purchased_over)?;
@@ -147,10 +147,7 @@ mod tests {
         let limits = KeyUsers { balance_over: "-1.5".to_owned(), purchased_over: "0".to_owned() };
         assert_eq!(
             condition(&limits, &Balances::default()).unwrap().split(" OR ").collect::<Vec<_>>(),
-            [
-                r#""balance" OPERATOR(pg_catalog.>) E'-1.5'::pg_catalog.numeric"#,
-                r#""purchased_credits" OPERATOR(pg_catalog.>) E'0'::pg_catalog.numeric"#,
-            ]
+            [r#""balance" > E'-1.5'::numeric"#, r#""purchased_credits" > E'0'::numeric"#,]
         );
     }
 }

@@ -5,7 +5,7 @@
 //! # Contract
 //! - All or nothing. The ledger's row is part of the transaction: after a lost connection the ledger shows which.
 //! - Nothing is run if the ledger has this SQL already, or shows that the migration was rolled back.
-//! - Must be called outside of a transaction; leaves the session's settings, role and `search_path` as they were.
+//! - Must be called outside of a transaction; leaves the session's settings and role as they were.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -21,9 +21,10 @@ use super::{
     ident, millis,
     outside::SharedObjects,
     owner::sql_role,
-    protected, quoted,
+    protected,
     schema::check_owner,
     schema_objects::require_rehearsed_schema,
+    tables::oids,
     triggers::ensure_triggers_in,
     verification::verify,
 };
@@ -32,7 +33,7 @@ use crate::{
     runner::{
         Failure,
         database::{
-            connection::{PIN_COMMIT_SQL, pin_settings},
+            connection::{PIN_COMMIT_SQL, PIN_SEARCH_PATH_SQL, USE_OWN_SEARCH_PATH_SQL, pin_settings},
             server_error::statement_failure,
         },
     },
@@ -192,6 +193,7 @@ async fn transaction(
     let reconciled_users = reconcile(&tx, spec, &balances_before).await?;
     let shared = if stays_inside { Some(SharedObjects::read(&tx).await?) } else { None };
 
+    tx.batch_execute(USE_OWN_SEARCH_PATH_SQL).await?;
     let mut texts = Vec::with_capacity(sql.statements.len());
     for (index, statement) in sql.statements.iter().enumerate() {
         stop.check()?;
@@ -202,8 +204,7 @@ async fn transaction(
     }
 
     // The SQL may have changed any of these, and what follows must not depend on it.
-    tx.execute("SELECT pg_catalog.set_config('search_path', $1, true)", &[&before.search_path]).await?;
-    tx.batch_execute(&format!("RESET SESSION AUTHORIZATION; RESET ROLE; {settings}")).await?;
+    tx.batch_execute(&format!("{PIN_SEARCH_PATH_SQL}; RESET SESSION AUTHORIZATION; RESET ROLE; {settings}")).await?;
     let xid: String = tx.query_one("SELECT pg_catalog.pg_current_xact_id()::text", &[]).await?.get(0);
     if xid != before.xid {
         return Err(Failure::new(
@@ -258,6 +259,8 @@ async fn transaction(
     )
     .await?;
     stop.check()?;
+    // For constraints that are checked only now.
+    tx.batch_execute(USE_OWN_SEARCH_PATH_SQL).await?;
     tx.commit().await?;
     Ok(Applied::Now { seconds, reconciled_users })
 }
@@ -302,7 +305,6 @@ async fn recorded(
 struct StateBefore {
     tables: Vec<Table>,
     oids: Vec<u32>,
-    search_path: String,
     xid: String,
 }
 
@@ -316,10 +318,8 @@ impl StateBefore {
     async fn read(tx: &Transaction<'_>, spec: &ControlSpec) -> Result<Self, Failure> {
         let tables = protected(tx, spec).await?;
         let oids = tx.query(&format!("SELECT c.oid {USER_TABLES}"), &[]).await?;
-        let row = tx
-            .query_one("SELECT pg_catalog.current_setting('search_path'), pg_catalog.pg_current_xact_id()::text", &[])
-            .await?;
-        Ok(Self { tables, oids: oids.iter().map(|row| row.get(0)).collect(), search_path: row.get(0), xid: row.get(1) })
+        let xid = tx.query_one("SELECT pg_catalog.pg_current_xact_id()::text", &[]).await?.get(0);
+        Ok(Self { tables, oids: oids.iter().map(|row| row.get(0)).collect(), xid })
     }
 
     /// Tables that the SQL created.
@@ -359,12 +359,8 @@ fn names_gone(spec: &ControlSpec) -> Vec<&str> {
 
 /// Relations that were there before the SQL under a name of `tablesGone`, and that the spec does not mean.
 async fn namesakes(tx: &Transaction<'_>, spec: &ControlSpec) -> Result<Vec<u32>, Failure> {
-    let meant: Vec<String> = spec.tables_gone.iter().map(|name| quoted(name)).collect();
-    let query = format!(
-        "SELECT c.oid {NAMED_GONE} AND c.oid NOT IN
-           (SELECT pg_catalog.to_regclass(name)::oid FROM unnest($2::text[]) AS name
-            WHERE pg_catalog.to_regclass(name) IS NOT NULL)"
-    );
+    let meant: Vec<u32> = oids(tx, &spec.tables_gone).await?.into_iter().flatten().collect();
+    let query = format!("SELECT c.oid {NAMED_GONE} AND c.oid <> ALL ($2)");
     let rows = tx.query(&query, &[&names_gone(spec), &meant]).await?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }

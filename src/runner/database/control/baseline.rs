@@ -158,7 +158,7 @@ pub(crate) async fn reconcile(
             &format!(
                 "INSERT INTO credit_migration.baseline (migration_uid, user_id, balance)
                  SELECT $1, t.{user}::text, t.{balance}::numeric FROM {} t
-                 WHERE t.{user} OPERATOR(pg_catalog.=) ANY (ARRAY (SELECT DISTINCT CAST(c.user_id AS {user_type}) FROM \
+                 WHERE t.{user} = ANY (ARRAY (SELECT DISTINCT CAST(c.user_id AS {user_type}) FROM \
                  credit_migration.changed_users c))",
                 table.sql()
             ),
@@ -238,7 +238,7 @@ pub(crate) async fn unexplained(
                     credit_migration.changed_users c))) b
                  FULL JOIN
                    (SELECT {user}::text AS id, {balance}::numeric AS balance FROM {}
-                    WHERE {user} OPERATOR(pg_catalog.=) ANY (ARRAY (SELECT DISTINCT \
+                    WHERE {user} = ANY (ARRAY (SELECT DISTINCT \
                     CAST(c.user_id AS {user_type}) FROM \
                     credit_migration.changed_users c))) t
                  ON t.id = b.user_id WHERE b.user_id IS NULL OR t.id IS NULL OR b.balance IS DISTINCT FROM t.balance",

@@ -16,7 +16,8 @@
 //! ```
 //!
 //! # Assumptions
-//! - Tables are named by the spec and resolved once, before any SQL of a migration runs: it may change `search_path`.
+//! - Tables are named by the spec, and found in the `search_path` of role and database; all else has a schema, or is
+//!   the server's own.
 //! - A dump leaves out the *data* of this schema. So a restored copy has triggers and no write block: writes are
 //!   allowed.
 //! - The role is no superuser: owner of database and tables, member of the application's roles, `pg_signal_backend`.
@@ -63,7 +64,7 @@ pub use safeguards::missing_safeguards;
 pub use sessions::LockHolders;
 pub use spec::{ControlSpec, Sql};
 pub use stored_down_sql::stored_down_sql;
-pub(crate) use tables::{BalancesTable, balances, exists, literal, protected, resolve, with_children};
+pub(crate) use tables::{BalancesTable, balances, existing, exists, literal, oids, protected, resolve, with_children};
 pub use tables::{Table, ident, quoted};
 pub(crate) use triggers::{TriggerChange, change_trigger};
 pub use triggers::{install, reinstall};

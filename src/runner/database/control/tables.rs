@@ -2,10 +2,13 @@
 
 use std::fmt;
 
-use tokio_postgres::GenericClient;
+use tokio_postgres::{GenericClient, Row, SimpleQueryMessage};
 
 use super::{ControlSpec, SCHEMA};
-use crate::{api::Reason, runner::Failure};
+use crate::{
+    api::Reason,
+    runner::{Failure, database::connection::PIN_SEARCH_PATH_SQL},
+};
 
 /// A table that exists, by schema and name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,7 +43,7 @@ pub(crate) fn literal(text: &str) -> String {
     format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
 }
 
-/// `table` or `schema.table` of a spec, quoted.
+/// `table` or `schema.table` of a spec, quoted: as SQL that a person runs names it.
 pub fn quoted(name: &str) -> String {
     match name.split_once('.') {
         Some((schema, table)) => format!("{}.{}", ident(schema), ident(table)),
@@ -48,34 +51,66 @@ pub fn quoted(name: &str) -> String {
     }
 }
 
+/// Oids of relations that the spec names, in the order of `names`; `None` where there is none of that name. A name
+/// without a schema is one of the `search_path` that SQL of the spec has.
+pub(crate) async fn oids(client: &impl GenericClient, names: &[String]) -> Result<Vec<Option<u32>>, Failure> {
+    if names.is_empty() {
+        return Ok(vec![]);
+    }
+    let values: Vec<String> = names.iter().map(|name| format!("({})", literal(&quoted(name)))).collect();
+    // One message: the server does all of it or nothing, and the path is pinned again whatever becomes of the caller.
+    let query = format!(
+        "SET search_path TO DEFAULT; SELECT pg_catalog.to_regclass(v.name)::pg_catalog.oid FROM (VALUES {}) AS v (name);
+         {PIN_SEARCH_PATH_SQL}",
+        values.join(", ")
+    );
+    let mut found = Vec::new();
+    for message in client.simple_query(&query).await? {
+        if let SimpleQueryMessage::Row(row) = message {
+            found.push(row.try_get(0)?.and_then(|oid| oid.parse().ok()));
+        }
+    }
+    Ok(found)
+}
+
 /// Finds a table of the spec: an ordinary or partitioned one. `None` if there is none of that name.
 pub(crate) async fn resolve(client: &impl GenericClient, name: &str) -> Result<Option<Table>, Failure> {
-    let row = client
-        .query_opt(
-            "SELECT n.nspname::text, c.relname::text, c.relkind IN ('r', 'p')
-             FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-             WHERE c.oid = pg_catalog.to_regclass($1)",
-            &[&quoted(name)],
-        )
-        .await?;
-    match row {
-        Some(row) if row.get::<_, bool>(2) => Ok(Some(Table { schema: row.get(0), name: row.get(1) })),
-        Some(_) => Err(Failure::new(
-            Reason::TableMissing,
-            format!("{name} is not a table; next: name the table behind it in the spec"),
-        )),
-        None => Ok(None),
-    }
+    Ok(resolve_all(client, &[name.to_owned()]).await?.pop())
+}
+
+/// As [`resolve`]: those that exist, in the order of `names`.
+async fn resolve_all(client: &impl GenericClient, names: &[String]) -> Result<Vec<Table>, Failure> {
+    let query = "SELECT n.nspname::text, c.relname::text, c.relkind IN ('r', 'p'), o.place
+        FROM unnest($1::oid[]) WITH ORDINALITY AS o (oid, place) JOIN pg_class c ON c.oid = o.oid
+        JOIN pg_namespace n ON n.oid = c.relnamespace ORDER BY o.place";
+    let rows = client.query(query, &[&oids(client, names).await?]).await?;
+    let table = |row: &Row| match row.get(2) {
+        true => Ok(Table { schema: row.get(0), name: row.get(1) }),
+        false => {
+            let name = usize::try_from(row.get::<_, i64>(3) - 1).ok().and_then(|index| names.get(index));
+            let name = name.map(String::as_str).unwrap_or_default();
+            let message = format!("{name} is not a table; next: name the table behind it in the spec");
+            Err(Failure::new(Reason::TableMissing, message))
+        }
+    };
+    rows.iter().map(table).collect()
+}
+
+/// What the spec names, to read from it.
+///
+/// # Errors
+/// `TableMissing`; database errors.
+pub(crate) async fn existing(client: &impl GenericClient, name: &str) -> Result<Table, Failure> {
+    let query = "SELECT n.nspname::text, c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE c.oid = ANY ($1)";
+    let row = client.query_opt(query, &[&oids(client, &[name.to_owned()]).await?]).await?;
+    let row = row.ok_or_else(|| missing(name))?;
+    Ok(Table { schema: row.get(0), name: row.get(1) })
 }
 
 /// The tables of the spec that exist now, without doubles.
 pub(crate) async fn protected(client: &impl GenericClient, spec: &ControlSpec) -> Result<Vec<Table>, Failure> {
-    let mut tables = Vec::new();
-    for name in &spec.protected {
-        if let Some(table) = resolve(client, name).await? {
-            tables.push(table);
-        }
-    }
+    let mut tables = resolve_all(client, &spec.protected).await?;
     tables.sort();
     tables.dedup();
     Ok(tables)

@@ -5,7 +5,10 @@ use tokio_postgres::{Row, Transaction, types::Type};
 use super::ControlSpec;
 use crate::{
     api::{Direction, Reason},
-    runner::Failure,
+    runner::{
+        Failure,
+        database::connection::{PIN_SEARCH_PATH_SQL, USE_OWN_SEARCH_PATH_SQL},
+    },
 };
 
 /// Runs the query that verifies a direction's SQL, if there is one: at least one row, at least one boolean, and every
@@ -19,7 +22,12 @@ pub(super) async fn verify(tx: &Transaction<'_>, spec: &ControlSpec, direction: 
         Direction::Rollback => (&spec.verify_down, "verifyDown", Reason::VerifyDownFailed),
     };
     let Some(query) = query else { return Ok(()) };
+    tx.batch_execute(USE_OWN_SEARCH_PATH_SQL).await?;
     let rows = tx.query(query, &[]).await.map_err(|e| Failure::from(&e).message);
+    let rows = match rows {
+        Ok(rows) => tx.batch_execute(PIN_SEARCH_PATH_SQL).await.map(|()| Ok(rows))?,
+        Err(message) => Err(message),
+    };
     rows.and_then(|rows| judge(&rows)).map_err(|message| {
         let next =
             format!("run the query by hand; correct the {} SQL, or spec.migration.{field}", direction.sql_name());

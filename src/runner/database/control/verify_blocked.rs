@@ -7,7 +7,10 @@ use tokio_postgres::{Client, error::SqlState};
 use super::{ControlSpec, Table, ident, jitter, millis, protected, triggers::WRITE_BLOCK_TRIGGER, with_children};
 use crate::{
     api::Reason,
-    runner::{Failure, database::connection::Target},
+    runner::{
+        Failure,
+        database::connection::{Target, USE_OWN_SEARCH_PATH_SQL},
+    },
 };
 
 /// How long a new session is tried to be opened, once writes are unblocked.
@@ -91,7 +94,9 @@ pub async fn verify_writes_unblocked(target: &Target, spec: &ControlSpec) -> Res
     for role in &spec.application_roles {
         for table in &tables {
             let Some(write) = harmless_write(&client, role, table).await? else { continue };
-            let written = client.batch_execute(&format!("{start}; SET LOCAL ROLE {}; {write}", ident(role))).await;
+            let written = client
+                .batch_execute(&format!("{start}; {USE_OWN_SEARCH_PATH_SQL}; SET LOCAL ROLE {}; {write}", ident(role)))
+                .await;
             client.batch_execute("ROLLBACK").await?;
             match written {
                 Ok(()) => tried += 1,
@@ -142,7 +147,7 @@ async fn harmless_write(client: &Client, role: &str, table: &Table) -> Result<Op
 }
 
 async fn expect_refusal(client: &Client, role: &str, table: &Table, write: &str) -> Result<String, Failure> {
-    client.batch_execute("BEGIN READ WRITE").await?;
+    client.batch_execute(&format!("BEGIN READ WRITE; {USE_OWN_SEARCH_PATH_SQL}")).await?;
     let result = match client.batch_execute(&format!("SET LOCAL ROLE {}", ident(role))).await {
         Err(e) if e.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
             let message = format!(

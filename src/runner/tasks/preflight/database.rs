@@ -10,7 +10,7 @@ use crate::{
         context::TaskContext,
         database::{
             connection::Target,
-            control::{described_role, exists, ident, literal, quoted},
+            control::{described_role, exists, ident, literal, oids, quoted},
             scratch,
         },
         tasks::findings::Findings,
@@ -101,6 +101,11 @@ pub async fn parse(client: &Client, name: &str, sql: &str) -> Result<bool, Failu
 
 async fn one(client: &Client, query: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Row, Failure> {
     client.query_one(query, parameters).await.map_err(Failure::from)
+}
+
+/// Of a relation that the spec names.
+async fn oid(client: &Client, name: &str) -> Result<Option<u32>, Failure> {
+    Ok(oids(client, &[name.to_owned()]).await?.into_iter().flatten().next())
 }
 
 async fn version(context: &TaskContext<'_>, client: &Client) -> Result<String, Failure> {
@@ -245,7 +250,7 @@ async fn application_role(target: &Target, client: &Client, application: &str) -
 async fn subscriptions(client: &Client, tables: &[String]) -> Result<String, Failure> {
     // By name: before version 14 an ordinary role may not read the subscription's oid, but that of the view.
     let query = "WITH RECURSIVE tree (oid) AS (
-                     SELECT to_regclass(name)::oid FROM unnest($1::text[]) AS name
+                     SELECT unnest($1::oid[])
                      UNION SELECT i.inhrelid FROM pg_inherits AS i JOIN tree AS t ON i.inhparent = t.oid)
                  SELECT DISTINCT s.subname::text, r.srrelid::regclass::text
                  FROM pg_subscription_rel AS r JOIN tree AS t ON t.oid = r.srrelid
@@ -253,8 +258,7 @@ async fn subscriptions(client: &Client, tables: &[String]) -> Result<String, Fai
                  JOIN pg_subscription AS s ON s.subname = v.subname
                       AND s.subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())
                  WHERE s.subenabled ORDER BY 1, 2";
-    let names: Vec<String> = tables.iter().map(|name| quoted(name)).collect();
-    let rows = client.query(query, &[&names]).await?;
+    let rows = client.query(query, &[&oids(client, tables).await?]).await?;
     let Some(first) = rows.first() else { return Ok("none writes to a protected table".to_owned()) };
     let (name, table): (&str, &str) = (first.get(0), first.get(1));
     let more = if rows.len() > 1 { format!(" and {} more", rows.len() - 1) } else { String::new() };
@@ -273,11 +277,9 @@ async fn subscriptions(client: &Client, tables: &[String]) -> Result<String, Fai
 async fn publications(client: &Client, tables: &[String], all_allowed: bool) -> Result<String, Failure> {
     let query = "SELECT p.pubname::text, p.puballtables, coalesce(string_agg(DISTINCT t.tablename::text, ', '), '')
                  FROM pg_publication AS p JOIN pg_publication_tables AS t ON t.pubname = p.pubname
-                 WHERE p.puballtables OR to_regclass(format('%I.%I', t.schemaname, t.tablename))
-                       = ANY (SELECT to_regclass(name) FROM unnest($1::text[]) AS name)
+                 WHERE p.puballtables OR to_regclass(format('%I.%I', t.schemaname, t.tablename))::oid = ANY ($1)
                  GROUP BY 1, 2 ORDER BY 2 DESC, 1";
-    let names: Vec<String> = tables.iter().map(|name| quoted(name)).collect();
-    let rows = client.query(query, &[&names]).await?;
+    let rows = client.query(query, &[&oids(client, tables).await?]).await?;
     let Some(first) = rows.first() else { return Ok("none publishes a protected table".to_owned()) };
     if first.get(1) && !all_allowed {
         let name: &str = first.get(0);
@@ -323,8 +325,8 @@ async fn logical_slots(client: &Client) -> Result<String, Failure> {
 async fn owned_table(target: &Target, client: &Client, name: &str) -> Result<String, Failure> {
     let query = "SELECT c.relkind IN ('r', 'p'), pg_has_role(c.relowner, 'USAGE'), pg_get_userbyid(c.relowner)::text,
                         (SELECT rolsuper FROM pg_roles AS o WHERE o.oid = c.relowner)
-                 FROM pg_class AS c WHERE c.oid = to_regclass($1)";
-    let found = client.query_opt(query, &[&quoted(name)]).await?;
+                 FROM pg_class AS c WHERE c.oid = $1";
+    let found = client.query_opt(query, &[&oid(client, name).await?]).await?;
     let missing = |what: &str| {
         Failure::new(Reason::TableMissing, format!("table {name} {what}; next: correct spec.credits or spec.migration"))
     };
@@ -393,8 +395,7 @@ async fn columns(context: &TaskContext<'_>, client: &Client) -> Vec<(String, Res
     let mut found = Vec::new();
     for (table, column, kind) in wanted {
         // A missing table is a finding of its own.
-        let there = one(client, "SELECT to_regclass($1) IS NOT NULL", &[&quoted(table)]).await;
-        if matches!(&there, Ok(row) if !row.get::<_, bool>(0)) {
+        if matches!(oid(client, table).await, Ok(None)) {
             continue;
         }
         let mut checked = check_column(client, table, column, kind).await;
@@ -411,8 +412,8 @@ async fn time_zone(client: &Client, table: &str, column: &str, zone: &str) -> Re
     let query = "SELECT coalesce(nullif(t.typbasetype, 0), t.oid) = 'timestamptz'::regtype,
                         EXISTS (SELECT FROM pg_timezone_names WHERE lower(name) = lower($3))
                  FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid
-                 WHERE a.attrelid = to_regclass($1) AND a.attname::text = $2";
-    let row = client.query_one(query, &[&quoted(table), &column, &zone]).await?;
+                 WHERE a.attrelid = $1 AND a.attname::text = $2";
+    let row = client.query_one(query, &[&oid(client, table).await?, &column, &zone]).await?;
     match (row.get(0), row.get(1)) {
         (true, _) => Ok("timestamp with time zone".to_owned()),
         (false, true) => Ok(format!("timestamp without time zone, read as {zone}")),
@@ -446,8 +447,8 @@ async fn check_column(client: &Client, table: &str, column: &str, kind: Kind) ->
                                 AND i.indpred IS NULL AND i.indnkeyatts = 1 AND i.indkey[0] = a.attnum),
                         coalesce(nullif(t.typbasetype, 0), t.oid) IN ('timestamptz'::regtype, 'timestamp'::regtype)
                  FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid
-                 WHERE a.attrelid = to_regclass($1) AND a.attname::text = $2 AND a.attnum > 0 AND NOT a.attisdropped";
-    let found = client.query_opt(query, &[&quoted(table), &column]).await?;
+                 WHERE a.attrelid = $1 AND a.attname::text = $2 AND a.attnum > 0 AND NOT a.attisdropped";
+    let found = client.query_opt(query, &[&oid(client, table).await?, &column]).await?;
     let wrong = |what: String| Failure::new(Reason::ColumnMissing, format!("column {column} of {table} {what}"));
     let Some(found) = found else {
         return Err(wrong("does not exist; next: correct the column's name in spec.credits".to_owned()));

@@ -37,7 +37,7 @@ use crate::{
         database::{
             connection::Target,
             control::{
-                self, Applied, ControlSpec, LOCK_CLASS, Sql, StopSignal, quoted, schema_objects::SchemaObjects,
+                self, Applied, ControlSpec, LOCK_CLASS, Sql, StopSignal, existing, schema_objects::SchemaObjects,
                 write_block,
             },
             fingerprint::Fingerprint,
@@ -230,9 +230,9 @@ async fn same_as_baseline(admin: &Client, copy: &Client, control_spec: &ControlS
         "SELECT count(*), coalesce(sum(balance), 0)::text FROM credit_migration.baseline WHERE migration_uid = $1";
     let recorded = admin.query_one(query, &[&control_spec.uid]).await?;
     let query = format!(
-        "SELECT count(*), coalesce(pg_catalog.sum({}), 0)::numeric::text FROM {}",
+        "SELECT count(*), coalesce(sum({}), 0)::numeric::text FROM {}",
         control::ident(&control_spec.balances.balance_column),
-        quoted(&control_spec.balances.table)
+        existing(copy, &control_spec.balances.table).await?.sql()
     );
     let restored = copy.query_one(&query, &[]).await?;
     let of = |row: &tokio_postgres::Row| (row.get::<_, i64>(0), row.get::<_, String>(1));

@@ -11,6 +11,7 @@ use crate::{
     runner::{
         Failure,
         database::{
+            connection::USE_OWN_SEARCH_PATH_SQL,
             control::{self, ControlSpec, Sql, StopSignal, ident, millis, write_block},
             fingerprint::Fingerprint,
             server_error::statement_failure,
@@ -56,7 +57,7 @@ async fn write(client: &mut Client, control_spec: &ControlSpec, writes: &Sql) ->
         role.ok_or_else(|| failed(Failure::new(Reason::RoleMissing, "spec.database.applicationRoles is empty")))?;
     let tx = client.transaction().await?;
     let limits = format!(
-        "SET LOCAL lock_timeout = {}; SET LOCAL statement_timeout = {}; SET LOCAL ROLE {}",
+        "{USE_OWN_SEARCH_PATH_SQL}; SET LOCAL lock_timeout = {}; SET LOCAL statement_timeout = {}; SET LOCAL ROLE {}",
         millis(control_spec.lock_timeout),
         millis(control_spec.statement_timeout),
         ident(role)
