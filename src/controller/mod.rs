@@ -18,6 +18,7 @@ mod leader;
 mod metrics;
 mod observe;
 mod options;
+mod per_migration;
 mod quota;
 mod reconcile;
 mod rollout_facts;
