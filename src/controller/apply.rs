@@ -137,9 +137,9 @@ impl Writer<'_> {
             Effect::RemoveRun { name } => self.remove_run(&name, fenced()?).await,
             Effect::OrderWindow { name, order } => self.order_window(&name, &order, fenced()?).await,
             Effect::SetFlag { value, marker } => self.set_flag(&value, &marker, fenced()?).await,
-            Effect::Restart { workload, marker } => self.restart(&workload, &marker, fenced()?).await,
+            Effect::Restart { workload, marker } => self.mark(&workload, None, Some(&marker), fenced()?).await,
             Effect::KeepPods { workload, template, marker } => {
-                self.keep_pods(&workload, template.as_deref(), &marker, fenced()?).await
+                self.mark(&workload, Some(&marker), template.as_deref(), fenced()?).await
             }
             Effect::Event(event) => {
                 // An event that cannot be published must not hide or delay what it reports.
@@ -254,23 +254,18 @@ impl Writer<'_> {
         Ok(())
     }
 
-    async fn restart(&self, workload: &WorkloadRef, marker: &str, fenced: Fenced) -> Result<(), Error> {
-        let patch = json!({
-            "metadata": {"resourceVersion": fenced.resource_version},
-            "spec": {"template": {"metadata": {"annotations": {RESTARTED_FOR: marker}}}},
-        });
-        ignore_conflict(self.merge::<Deployment>(&workload.name, &patch).await)
-    }
-
-    async fn keep_pods(
+    /// Writes the marker of a switch: to the workload itself, if given, and to its pod template, from which `None`
+    /// removes it.
+    async fn mark(
         &self,
         workload: &WorkloadRef,
+        own: Option<&str>,
         template: Option<&str>,
-        marker: &str,
         fenced: Fenced,
     ) -> Result<(), Error> {
+        let own = own.map_or_else(|| json!({}), |marker| json!({RESTARTED_FOR: marker}));
         let patch = json!({
-            "metadata": {"resourceVersion": fenced.resource_version, "annotations": {RESTARTED_FOR: marker}},
+            "metadata": {"resourceVersion": fenced.resource_version, "annotations": own},
             "spec": {"template": {"metadata": {"annotations": {RESTARTED_FOR: template}}}},
         });
         ignore_conflict(self.merge::<Deployment>(&workload.name, &patch).await)
