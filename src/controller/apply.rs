@@ -25,11 +25,15 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use tracing::{info, warn};
 
-use super::{Context, Error, MANAGER, build, failures::Failed, observe::flag_of, post_params};
+use super::{
+    Context, Error, MANAGER, build,
+    failures::Failed,
+    flag::{flag_of, flag_patch},
+    post_params,
+};
 use crate::{
     api::{
-        CreditMigration, FINALIZER, FLAG_SET_FOR, MigrationRun, RESTARTED_FOR, Step, Task, WindowCommand, WindowOrder,
-        WorkloadRef,
+        CreditMigration, FINALIZER, MigrationRun, RESTARTED_FOR, Step, Task, WindowCommand, WindowOrder, WorkloadRef,
     },
     machine::{Effect, Event, FenceTarget, ObservedFlag, StartRun},
 };
@@ -245,10 +249,7 @@ impl Writer<'_> {
 
     async fn set_flag(&self, value: &str, marker: &str, fenced: Fenced) -> Result<(), Error> {
         let key = &self.live.spec.application.flag.config_map_key_ref;
-        let patch = json!({
-            "metadata": {"resourceVersion": fenced.resource_version, "annotations": {FLAG_SET_FOR: marker}},
-            "data": {&key.key: value},
-        });
+        let patch = flag_patch(key, value, marker, fenced.resource_version);
         ignore_conflict(self.merge::<ConfigMap>(&key.name, &patch).await)?;
         info!(config_map = %key.name, value, "flag set");
         Ok(())

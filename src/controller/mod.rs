@@ -14,6 +14,7 @@ mod events;
 mod failures;
 #[cfg(test)]
 mod fake_api;
+mod flag;
 mod leader;
 mod metrics;
 mod observe;
@@ -55,6 +56,8 @@ pub(crate) struct Context {
     options: ControllerOptions,
     events: events::Events,
     failures: failures::Failures,
+    /// What the API server answered last to the flag's next write.
+    flag_answers: per_migration::PerMigration<Option<flag::Answer>>,
     lease: leader::LeaseGuard,
     metrics: Arc<metrics::Metrics>,
 }
@@ -65,6 +68,7 @@ impl Context {
     fn forget(&self, namespace: &str, name: &str) {
         self.metrics.forget(namespace, name);
         self.failures.forget(namespace, name);
+        self.flag_answers.forget(namespace, name);
     }
 }
 
@@ -94,6 +98,7 @@ pub async fn run(options: ControllerOptions) -> Result<(), Error> {
     let ctx = Arc::new(Context {
         events: events::Events::new(client.clone(), reporter),
         failures: failures::Failures::default(),
+        flag_answers: per_migration::PerMigration::default(),
         client: client.clone(),
         options,
         lease: elector.lease(),

@@ -13,6 +13,8 @@ mod sql;
 mod window;
 mod workloads;
 
+pub(super) use flag::cannot_be_changed as flag_cannot_be_changed;
+
 use super::{
     Transition,
     faults::{Fault, fault},

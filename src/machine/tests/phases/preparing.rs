@@ -343,6 +343,12 @@ pub(super) const VIOLATIONS: &[(&str, When, &str)] = &[
         |s| s.observed.flag = ObservedFlag::Value { value: "v1".into(), immutable: true, set_for: None },
         "ConfigMap shop is immutable",
     ),
+    (
+        "FlagWriteRefused",
+        |s| s.observed.flag_write = DryRun::Refused("policy freeze denied the request".into()),
+        "ConfigMap shop cannot be changed, the API server refuses the write that switches the flag: policy freeze denied \
+         the request; next: kubectl -n shop get validatingadmissionpolicies,validatingwebhookconfigurations",
+    ),
     ("FlagNotAtFrom", |s| s.flag("v2", None), "key VERSION of ConfigMap shop is \"v2\", expected \"v1\""),
     (
         "RollbackNotEnabled",
