@@ -59,6 +59,8 @@ ready_reasons! {
     ForeignPods,
     /// A quota has no room for the pods of a rollout.
     QuotaExceeded,
+    /// The clocks of controller and API server differ.
+    ControllerClockSkew,
     /// An admission policy is missing or weak.
     DecisionPolicyMissing,
     /// The rehearsal predicts a longer window than the spec allows.

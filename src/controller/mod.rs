@@ -24,6 +24,7 @@ mod quota;
 mod reconcile;
 mod rollout_facts;
 mod server;
+mod server_clock;
 mod template;
 #[cfg(test)]
 mod tests;
@@ -78,7 +79,7 @@ impl Context {
 /// `LeaseLost` when another replica may lead; `Config`, `Listen` or `Kube` when the controller cannot start.
 pub async fn run(options: ControllerOptions) -> Result<(), Error> {
     let metrics = Arc::new(metrics::Metrics::default());
-    let client = client::connect(&metrics.requests()).await?;
+    let client = client::connect(&metrics).await?;
     let serve = server::serve(options.listen, metrics.clone()).await?;
     let duration = to_signed(options.lease_duration).unsigned_abs();
     let elector =

@@ -77,6 +77,7 @@ pub(super) async fn observe(ctx: &Context, migration: &CreditMigration) -> Resul
         runs,
         decisions,
         policy_problem: policy.problem,
+        server_clock: ctx.metrics.server_clock().offset(),
         flag: flag.flag,
         flag_write: flag.write,
         rollback_enabled: flag.rollback_enabled,

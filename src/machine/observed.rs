@@ -4,7 +4,10 @@ use std::fmt;
 
 use super::faults::{Fault, fault};
 use crate::{
-    api::{DecisionKind, ExpectedRollout, MigrationRun, Reason, RunPhase, Task, Time, WindowProgress, WorkloadRef},
+    api::{
+        ClockOffset, DecisionKind, ExpectedRollout, MigrationRun, Reason, RunPhase, Task, Time, WindowProgress,
+        WorkloadRef,
+    },
     shared::message::Message,
 };
 
@@ -35,6 +38,8 @@ pub struct Observed {
     /// Why names and reports cannot be trusted: an admission policy or its binding is missing or weak. `None` when all
     /// are in force.
     pub policy_problem: Option<String>,
+    /// The API server's clock against the controller's; `None` if it is not known.
+    pub server_clock: Option<ClockOffset>,
     /// The flag.
     pub flag: ObservedFlag,
     /// Whether the API server accepts the flag's next write: see [`super::flag_trial`].

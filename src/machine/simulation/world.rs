@@ -302,6 +302,7 @@ impl World {
             runs: self.runs.values().map(|r| r.value.clone()).collect(),
             decisions: self.decisions.clone(),
             policy_problem: None,
+            server_clock: None,
             flag: self.observed_flag(),
             flag_write: DryRun::Untried,
             rollback_enabled: (!flag.missing).then(|| "true".into()),

@@ -111,6 +111,7 @@ impl Scenario {
             runs: vec![],
             decisions: vec![],
             policy_problem: None,
+            server_clock: None,
             flag: ObservedFlag::Value { value: "v1".into(), immutable: false, set_for: None },
             flag_write: DryRun::Accepted,
             rollback_enabled: Some("true".into()),

@@ -1,7 +1,7 @@
 //! Start, the preparing steps, what blocks them in the cluster, and restarts.
 
 use crate::{
-    api::ExpectedRollout,
+    api::{ClockOffset, ExpectedRollout},
     machine::{QuotaShortage, tests::*},
 };
 
@@ -397,6 +397,11 @@ pub(super) const VIOLATIONS: &[(&str, When, &str)] = &[
         |s| s.observed.quota_shortages = vec![quota_shortage()],
         "ResourceQuota compute has no room for a pod of the rollout: pods used is 10, hard is 10, 1 more are needed; \
          next: kubectl -n shop describe resourcequota compute",
+    ),
+    (
+        "ControllerClockSkew",
+        |s| s.observed.server_clock = Some(ClockOffset { at_least: seconds(5), at_most: seconds(6) }),
+        "the API server's clock is 5.0 s ahead of the controller's (limit 2 s)",
     ),
     (
         "DecisionPolicyMissing",

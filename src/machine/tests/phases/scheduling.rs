@@ -305,7 +305,7 @@ fn nothing_may_be_in_the_way_at_the_last_moment() {
         (s.observed.flag, s.observed.flag_write) = (healthy.flag, healthy.flag_write);
         s.observed.workloads = healthy.workloads;
         s.observed.rollback_enabled = healthy.rollback_enabled;
-        s.observed.policy_problem = None;
+        (s.observed.policy_problem, s.observed.server_clock) = (None, None);
         s.observed.quota_shortages.clear();
         s.settle();
         assert_eq!(s.status.phase, Some(Phase::Executing), "{reason}");
