@@ -203,8 +203,8 @@ impl Writer<'_> {
             self.ensure("RoleBinding", binding, &uid).await?;
         }
         let run = self.ensure("MigrationRun", build::run(self.live, start), &uid).await?;
-        self.ensure("Job", build::job(&run, &start.image, start.timeout_seconds), &run.uid().unwrap_or_default())
-            .await?;
+        let job = build::job(&run, &start.image, start.timeout_seconds, &options.window_priority_class_name);
+        self.ensure("Job", job, &run.uid().unwrap_or_default()).await?;
         info!(run = %start.name, "started");
         Ok(())
     }
