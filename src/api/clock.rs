@@ -4,7 +4,7 @@ use std::fmt;
 
 use jiff::SignedDuration;
 
-/// Largest difference between the clocks of controller, runner and database that Preflight accepts.
+/// Largest difference between the clocks of API server, controller, runner and database that is accepted.
 pub const CLOCK_SKEW_LIMIT: SignedDuration = SignedDuration::from_secs(2);
 
 /// Difference of another clock to the own one, between two bounds: a message takes an unknown time.
@@ -17,6 +17,18 @@ pub struct ClockOffset {
 }
 
 impl ClockOffset {
+    /// What two measurements show together; `None` if they contradict each other, because a clock was set meanwhile.
+    pub fn narrowed(self, other: ClockOffset) -> Option<ClockOffset> {
+        let both =
+            ClockOffset { at_least: self.at_least.max(other.at_least), at_most: self.at_most.min(other.at_most) };
+        (both.at_least <= both.at_most).then_some(both)
+    }
+
+    /// The middle between the bounds.
+    pub fn estimate(self) -> SignedDuration {
+        self.at_least + (self.at_most - self.at_least) / 2
+    }
+
     /// By how much the clocks differ for certain, if that is more than [`CLOCK_SKEW_LIMIT`].
     pub fn beyond_limit(self) -> Option<ClockSkew> {
         if self.at_least > CLOCK_SKEW_LIMIT {
@@ -43,6 +55,19 @@ impl fmt::Display for ClockSkew {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn offset(at_least: i64, at_most: i64) -> ClockOffset {
+        ClockOffset { at_least: SignedDuration::from_secs(at_least), at_most: SignedDuration::from_secs(at_most) }
+    }
+
+    #[test]
+    fn two_measurements_show_more_than_one() {
+        assert_eq!(offset(1, 5).narrowed(offset(3, 9)), Some(offset(3, 5)));
+        assert_eq!(offset(1, 5).narrowed(offset(0, 9)), Some(offset(1, 5)));
+        assert_eq!(offset(1, 2).narrowed(offset(3, 4)), None);
+        assert_eq!(offset(3, 5).estimate(), SignedDuration::from_secs(4));
+        assert_eq!(offset(-5, -3).estimate(), SignedDuration::from_secs(-4));
+    }
 
     #[rstest::rstest]
     #[case::equal(-1, 1, None)]

@@ -37,6 +37,10 @@ ready_reasons! {
     FlagKeyMissing,
     /// The flag's ConfigMap is immutable.
     FlagConfigMapImmutable,
+    /// The API server refuses the write that switches the flag.
+    FlagWriteRefused,
+    /// Whether the flag can be switched back is not known: a dry run of the write is not supported.
+    FlagWriteUnknown,
     /// The flag is not at `from`.
     FlagNotAtFrom,
     /// The key that confirms that the release can be rolled back is missing or not `"true"`.
@@ -57,6 +61,8 @@ ready_reasons! {
     QuotaExceeded,
     /// The operator may not read the quotas.
     QuotaNotReadable,
+    /// The clocks of controller and API server differ.
+    ControllerClockSkew,
     /// An admission policy is missing or weak.
     DecisionPolicyMissing,
     /// The rehearsal predicts a longer window than the spec allows.

@@ -4,7 +4,7 @@ use futures::future::try_join_all;
 use k8s_openapi::api::admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding};
 use kube::{Api, Client, api::ListParams};
 
-use super::{Error, client, metrics::RequestDurations};
+use super::{Error, client, metrics::Metrics};
 use crate::{
     api::{CreditMigration, MigrationDecision, MigrationRun},
     shared::admission::{self, DECISIONS, Installed, Trust},
@@ -39,7 +39,7 @@ pub struct InstallCheck {
 /// # Errors
 /// `AdmissionPolicyMissing` with what is missing or weak; `Kube` when a kind is not served.
 pub async fn check_install(options: &InstallCheck) -> Result<String, Error> {
-    let client = client::connect(&RequestDurations::default()).await?;
+    let client = client::connect(&Metrics::default()).await?;
     let (one, namespace) = (ListParams::default().limit(1), &options.namespace);
     Api::<CreditMigration>::namespaced(client.clone(), namespace).list(&one).await?;
     Api::<MigrationDecision>::namespaced(client.clone(), namespace).list(&one).await?;

@@ -25,11 +25,15 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use tracing::{info, warn};
 
-use super::{Context, Error, MANAGER, build, failures::Failed, observe::flag_of, post_params};
+use super::{
+    Context, Error, MANAGER, build,
+    failures::Failed,
+    flag::{flag_of, flag_patch},
+    post_params,
+};
 use crate::{
     api::{
-        CreditMigration, FINALIZER, FLAG_SET_FOR, MigrationRun, RESTARTED_FOR, Step, Task, WindowCommand, WindowOrder,
-        WorkloadRef,
+        CreditMigration, FINALIZER, MigrationRun, RESTARTED_FOR, Step, Task, WindowCommand, WindowOrder, WorkloadRef,
     },
     machine::{Effect, Event, FenceTarget, ObservedFlag, StartRun},
 };
@@ -143,9 +147,9 @@ impl Writer<'_> {
             Effect::RemoveRun { name } => self.remove_run(&name, fenced()?).await,
             Effect::OrderWindow { name, order } => self.order_window(&name, &order, fenced()?).await,
             Effect::SetFlag { value, marker } => self.set_flag(&value, &marker, fenced()?).await,
-            Effect::Restart { workload, marker } => self.restart(&workload, &marker, fenced()?).await,
+            Effect::Restart { workload, marker } => self.mark(&workload, None, Some(&marker), fenced()?).await,
             Effect::KeepPods { workload, template, marker } => {
-                self.keep_pods(&workload, template.as_deref(), &marker, fenced()?).await
+                self.mark(&workload, Some(&marker), template.as_deref(), fenced()?).await
             }
             Effect::Event(event) => {
                 // An event that cannot be published must not hide or delay what it reports.
@@ -205,8 +209,8 @@ impl Writer<'_> {
             self.ensure("RoleBinding", binding, &uid).await?;
         }
         let run = self.ensure("MigrationRun", build::run(self.live, start), &uid).await?;
-        self.ensure("Job", build::job(&run, &start.image, start.timeout_seconds), &run.uid().unwrap_or_default())
-            .await?;
+        let job = build::job(&run, &start.image, start.timeout_seconds, &options.window_priority_class_name);
+        self.ensure("Job", job, &run.uid().unwrap_or_default()).await?;
         info!(run = %start.name, "started");
         Ok(())
     }
@@ -251,32 +255,24 @@ impl Writer<'_> {
 
     async fn set_flag(&self, value: &str, marker: &str, fenced: Fenced) -> Result<(), Error> {
         let key = &self.live.spec.application.flag.config_map_key_ref;
-        let patch = json!({
-            "metadata": {"resourceVersion": fenced.resource_version, "annotations": {FLAG_SET_FOR: marker}},
-            "data": {&key.key: value},
-        });
+        let patch = flag_patch(key, value, marker, fenced.resource_version);
         ignore_conflict(self.merge::<ConfigMap>(&key.name, &patch).await)?;
         info!(config_map = %key.name, value, "flag set");
         Ok(())
     }
 
-    async fn restart(&self, workload: &WorkloadRef, marker: &str, fenced: Fenced) -> Result<(), Error> {
-        let patch = json!({
-            "metadata": {"resourceVersion": fenced.resource_version},
-            "spec": {"template": {"metadata": {"annotations": {RESTARTED_FOR: marker}}}},
-        });
-        ignore_conflict(self.merge::<Deployment>(&workload.name, &patch).await)
-    }
-
-    async fn keep_pods(
+    /// Writes the marker of a switch: to the workload itself, if given, and to its pod template, from which `None`
+    /// removes it.
+    async fn mark(
         &self,
         workload: &WorkloadRef,
+        own: Option<&str>,
         template: Option<&str>,
-        marker: &str,
         fenced: Fenced,
     ) -> Result<(), Error> {
+        let own = own.map_or_else(|| json!({}), |marker| json!({RESTARTED_FOR: marker}));
         let patch = json!({
-            "metadata": {"resourceVersion": fenced.resource_version, "annotations": {RESTARTED_FOR: marker}},
+            "metadata": {"resourceVersion": fenced.resource_version, "annotations": own},
             "spec": {"template": {"metadata": {"annotations": {RESTARTED_FOR: template}}}},
         });
         ignore_conflict(self.merge::<Deployment>(&workload.name, &patch).await)

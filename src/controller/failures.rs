@@ -1,12 +1,8 @@
 //! Reconciliations that fail in a row: when the next one follows, and which are reported on the object.
 
-use std::{
-    collections::HashMap,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
-use super::Error;
+use super::{Error, per_migration::PerMigration};
 use crate::api::{CreditMigrationStatus, Phase, ReadyReason, Writes};
 
 /// Wait after the first failure. It doubles with each further one.
@@ -87,7 +83,7 @@ impl Failed {
 
 /// Failures in a row, by namespace and name.
 #[derive(Default)]
-pub(crate) struct Failures(Mutex<HashMap<(String, String), Record>>);
+pub(crate) struct Failures(PerMigration<Record>);
 
 /// What is known of one object.
 #[derive(Clone, Debug, Default)]
@@ -100,19 +96,14 @@ struct Record {
 }
 
 impl Failures {
-    fn change<T>(&self, namespace: &str, name: &str, change: impl FnOnce(&mut Record) -> T) -> T {
-        let mut records = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        change(records.entry((namespace.to_owned(), name.to_owned())).or_default())
-    }
-
     /// Remembers what was decided, before it is persisted.
     pub(super) fn decided(&self, namespace: &str, name: &str, status: &CreditMigrationStatus) {
-        self.change(namespace, name, |record| record.longest = Some(longest_wait(status)));
+        self.0.change(namespace, name, |record| record.longest = Some(longest_wait(status)));
     }
 
     /// Counts one more. Gives their number.
     pub(super) fn count(&self, namespace: &str, name: &str, failed: &Failed) -> u32 {
-        self.change(namespace, name, |record| {
+        self.0.change(namespace, name, |record| {
             record.in_a_row = record.in_a_row.saturating_add(1);
             if failed.activity == Activity::ApplyEffect && !failed.is_of_no_object() {
                 record.refused_effect = Some(failed.error.to_string());
@@ -123,24 +114,23 @@ impl Failures {
 
     /// Starts again from zero, after a success.
     pub(super) fn clear(&self, namespace: &str, name: &str) {
-        self.change(namespace, name, |record| (record.in_a_row, record.refused_effect) = (0, None));
+        self.0.change(namespace, name, |record| (record.in_a_row, record.refused_effect) = (0, None));
     }
 
     /// What the API server refused of the effects of the last decision; `None` once all could be applied.
     pub(super) fn refused_effect(&self, namespace: &str, name: &str) -> Option<String> {
-        self.change(namespace, name, |record| record.refused_effect.clone())
+        self.0.change(namespace, name, |record| record.refused_effect.clone())
     }
 
     /// Forgets an object that is gone.
     pub(super) fn forget(&self, namespace: &str, name: &str) {
-        let mut records = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        records.remove(&(namespace.to_owned(), name.to_owned()));
+        self.0.forget(namespace, name);
     }
 
     /// When the object is reconciled again: after 1, 2, 4 ... s, up to a limit that its last decision sets, or
     /// `watched` if there was none.
     pub(super) fn retry_after(&self, namespace: &str, name: &str, watched: Option<&CreditMigrationStatus>) -> Duration {
-        let record = self.change(namespace, name, |record| record.clone());
+        let record = self.0.change(namespace, name, |record| record.clone());
         retry_after(record.in_a_row, record.longest.or(watched.map(longest_wait)).unwrap_or(LONGEST))
     }
 }
@@ -235,6 +225,6 @@ mod tests {
         failures.clear("shop", "a");
         assert_eq!([count("a"), count("b")], [1, 2]);
         failures.forget("shop", "a");
-        assert_eq!(failures.0.lock().unwrap().len(), 1);
+        assert_eq!(failures.0.count(|_| true), 1);
     }
 }

@@ -1,5 +1,5 @@
 //! An API server in memory, for tests of what the controller writes: objects by their path, resourceVersions, merge
-//! patches, preconditions, and writes that come between two requests.
+//! patches, dry runs, preconditions, and writes that come between two requests.
 //!
 //! Called by `controller::tests`. Imports nothing of the project.
 
@@ -32,6 +32,7 @@ pub(super) struct State {
     version: u64,
     objects: BTreeMap<String, Value>,
     writes: Vec<String>,
+    dry_runs: Vec<Value>,
     refused: Vec<(Method, &'static str, u16)>,
     hooks: Vec<(Method, &'static str, Hook)>,
 }
@@ -69,7 +70,10 @@ impl State {
             let (_, _, hook) = self.hooks.remove(i);
             hook(self);
         }
-        if *method != Method::GET {
+        let dry_run = uri.query().unwrap_or_default().split('&').any(|parameter| parameter == "dryRun=All");
+        if dry_run {
+            self.dry_runs.push(body.clone());
+        } else if *method != Method::GET {
             self.writes.push(format!("{method} {}", uri.path()));
         }
         let refused = |(of, end, _): &&(Method, &str, u16)| of == method && path.ends_with(end);
@@ -81,6 +85,12 @@ impl State {
             Method::POST => self.create(&path, body),
             _ => match self.objects.get(&path).cloned() {
                 None => failure(404, "NotFound"),
+                Some(found) if dry_run => {
+                    let (stored, version) = (self.objects.clone(), self.version);
+                    let answer = self.on_object(method, &path, found, body);
+                    (self.objects, self.version) = (stored, version);
+                    answer
+                }
                 Some(found) => self.on_object(method, &path, found, body),
             },
         }
@@ -180,6 +190,11 @@ impl FakeApi {
     /// Method and path of each write so far, oldest first, with those that were refused.
     pub(super) fn writes(&self) -> Vec<String> {
         self.state().writes.clone()
+    }
+
+    /// Bodies of the writes so far that were to have no effect, oldest first.
+    pub(super) fn dry_runs(&self) -> Vec<Value> {
+        self.state().dry_runs.clone()
     }
 
     /// Refuses requests of this method to paths that end so, with a status.

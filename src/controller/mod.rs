@@ -14,14 +14,17 @@ mod events;
 mod failures;
 #[cfg(test)]
 mod fake_api;
+mod flag;
 mod leader;
 mod metrics;
 mod observe;
 mod options;
+mod per_migration;
 mod quota;
 mod reconcile;
 mod rollout_facts;
 mod server;
+mod server_clock;
 mod template;
 #[cfg(test)]
 mod tests;
@@ -54,6 +57,8 @@ pub(crate) struct Context {
     options: ControllerOptions,
     events: events::Events,
     failures: failures::Failures,
+    /// What the API server answered last to the flag's next write.
+    flag_answers: per_migration::PerMigration<Option<flag::Answer>>,
     lease: leader::LeaseGuard,
     metrics: Arc<metrics::Metrics>,
 }
@@ -64,6 +69,7 @@ impl Context {
     fn forget(&self, namespace: &str, name: &str) {
         self.metrics.forget(namespace, name);
         self.failures.forget(namespace, name);
+        self.flag_answers.forget(namespace, name);
     }
 }
 
@@ -73,7 +79,7 @@ impl Context {
 /// `LeaseLost` when another replica may lead; `Config`, `Listen` or `Kube` when the controller cannot start.
 pub async fn run(options: ControllerOptions) -> Result<(), Error> {
     let metrics = Arc::new(metrics::Metrics::default());
-    let client = client::connect(&metrics.requests()).await?;
+    let client = client::connect(&metrics).await?;
     let serve = server::serve(options.listen, metrics.clone()).await?;
     let duration = to_signed(options.lease_duration).unsigned_abs();
     let elector =
@@ -93,6 +99,7 @@ pub async fn run(options: ControllerOptions) -> Result<(), Error> {
     let ctx = Arc::new(Context {
         events: events::Events::new(client.clone(), reporter),
         failures: failures::Failures::default(),
+        flag_answers: per_migration::PerMigration::default(),
         client: client.clone(),
         options,
         lease: elector.lease(),

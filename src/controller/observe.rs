@@ -18,19 +18,19 @@ use kube::{
 use tracing::warn;
 
 use super::{
-    Context, Error, admission,
+    Context, Error, admission, flag,
     quota::{self, Needs},
     template::template_sha256,
     workload_pods::{UNKNOWN_POD, WorkloadPods, count_pods, rollout_failure},
 };
 use crate::{
     api::{
-        CHECK_LABEL, CreditMigration, DecisionKind, FINALIZER, FLAG_SET_FOR, KeyRef, MigrationDecision, MigrationRun,
-        RESTARTED_FOR, SQL_AUTHOR, SQL_LABEL, Time, UID_LABEL, WorkloadKind, WorkloadRef, sha256,
+        CHECK_LABEL, CreditMigration, DecisionKind, FINALIZER, KeyRef, MigrationDecision, MigrationRun, RESTARTED_FOR,
+        SQL_AUTHOR, SQL_LABEL, Time, UID_LABEL, WorkloadKind, WorkloadRef, sha256,
     },
     machine::{
-        CheckJob, DEADLINE, Job as JobState, JobPod, Observed, ObservedDecision, ObservedFlag, ObservedRun,
-        ObservedSql, PodReason, SqlAuthor, Workload,
+        CheckJob, DEADLINE, Job as JobState, JobPod, Observed, ObservedDecision, ObservedRun, ObservedSql, PodReason,
+        SqlAuthor, Workload,
     },
     shared::deployment,
 };
@@ -41,25 +41,13 @@ pub(super) async fn observe(ctx: &Context, migration: &CreditMigration) -> Resul
     let (name, uid) = (migration.name_any(), migration.uid().unwrap_or_default());
     let reader = Reader { client: &ctx.client, namespace: &namespace };
     let sql = &migration.spec.migration;
-    let flag_ref = &migration.spec.application.flag;
     let deleting = migration.metadata.deletion_timestamp.is_some();
-    let (
-        runs,
-        check_jobs,
-        mut decisions,
-        policy,
-        (flag, rollback_enabled),
-        up,
-        down,
-        workloads,
-        quotas,
-        namespace_deleting,
-    ) = futures::try_join!(
+    let (runs, check_jobs, mut decisions, policy, flag, up, down, workloads, quotas, namespace_deleting) = futures::try_join!(
         reader.runs(&uid),
         reader.check_jobs(&uid),
         reader.decisions(&name, &uid),
         admission::trust(&ctx.client, &ctx.options.decision_policy),
-        reader.flag(&flag_ref.config_map_key_ref, &flag_ref.rollback_key),
+        flag::observe(ctx, migration),
         reader.sql(&sql.up.config_map_key_ref),
         reader.sql(&sql.down.config_map_key_ref),
         reader.workloads(migration),
@@ -89,8 +77,10 @@ pub(super) async fn observe(ctx: &Context, migration: &CreditMigration) -> Resul
         runs,
         decisions,
         policy_problem: policy.problem,
-        flag,
-        rollback_enabled,
+        server_clock: ctx.metrics.server_clock().offset(),
+        flag: flag.flag,
+        flag_write: flag.write,
+        rollback_enabled: flag.rollback_enabled,
         check_jobs,
         up: up.0,
         down: down.0,
@@ -220,13 +210,6 @@ impl Reader<'_> {
         Ok(jobs.items.iter().map(seen).collect())
     }
 
-    /// The flag, and the value of the key that must be `true`.
-    async fn flag(&self, key: &KeyRef, rollback_key: &str) -> Result<(ObservedFlag, Option<String>), Error> {
-        let map = self.api::<ConfigMap>().get_opt(&key.name).await?;
-        let data = map.as_ref().and_then(|map| map.data.as_ref());
-        Ok((flag_of(map.as_ref(), &key.key), data.and_then(|data| data.get(rollback_key)).cloned()))
-    }
-
     async fn sql(&self, key: &KeyRef) -> Result<(ObservedSql, SqlAuthor), Error> {
         let map = self.api::<ConfigMap>().get_opt(&key.name).await?;
         let author = SqlAuthor { config_map: key.name.clone(), author: map.as_ref().and_then(author_of) };
@@ -326,15 +309,6 @@ fn decision_for(decision: MigrationDecision, name: &str, uid: &str) -> Option<Ob
 fn is_authenticated(decision: &ObservedDecision, since: Option<Time>) -> bool {
     since.is_none_or(|since| decision.at > since)
         || !matches!(decision.decision, DecisionKind::Approve | DecisionKind::Ready | DecisionKind::Keep)
-}
-
-/// The flag in its ConfigMap, as it was read.
-pub(super) fn flag_of(map: Option<&ConfigMap>, key: &str) -> ObservedFlag {
-    let Some(map) = map else { return ObservedFlag::ConfigMapMissing };
-    let data = map.data.as_ref();
-    let Some(value) = data.and_then(|data| data.get(key)).cloned() else { return ObservedFlag::KeyMissing };
-    let set_for = map.annotations().get(FLAG_SET_FOR).cloned();
-    ObservedFlag::Value { value, immutable: map.immutable.unwrap_or(false), set_for }
 }
 
 fn job_state(job: &Job) -> JobState {

@@ -10,6 +10,10 @@ pub struct ControllerOptions {
     /// Image of the runner's pods; new migrations are pinned to it.
     #[arg(long, env = "RUNNER_IMAGE")]
     pub runner_image: String,
+    /// PriorityClass of the pods that must not be preempted or evicted: of a window, and of the stages that watch for
+    /// triggers. Empty: none.
+    #[arg(long, default_value = "")]
+    pub window_priority_class_name: String,
     /// ClusterRole that runner pods are bound to in their namespace.
     #[arg(long, default_value = "credit-migration-runner")]
     pub runner_cluster_role: String,

@@ -12,8 +12,11 @@ use super::{
     metrics::Metrics, reconcile::reconcile,
 };
 use crate::{
-    api::{CreditMigration, FLAG_SET_FOR, RESTARTED_FOR, RunInputs, Task, WindowCommand, WindowOrder, fixtures},
-    machine::{Effect, Event, ObservedFlag, StartRun},
+    api::{
+        CreditMigration, CreditMigrationStatus, FLAG_SET_FOR, Phase, RESTARTED_FOR, RunInputs, Task, WindowCommand,
+        WindowOrder, fixtures,
+    },
+    machine::{DryRun, Effect, Event, ObservedFlag, StartRun},
 };
 
 const MIGRATION: &str = "/apis/creditmigration.io/v1alpha1/namespaces/shop/creditmigrations/m";
@@ -54,6 +57,7 @@ async fn stage() -> Stage {
     let ctx = Context {
         events: Events::new(client.clone(), reporter),
         failures: super::failures::Failures::default(),
+        flag_answers: super::per_migration::PerMigration::default(),
         options: options(),
         lease: elector.lease(),
         metrics: Arc::new(Metrics::default()),
@@ -127,6 +131,10 @@ fn irreversible() -> [(Effect, &'static str); 6] {
 impl Stage {
     async fn apply(&self, effect: Effect) -> Result<(), Error> {
         apply(&self.ctx, &self.live, &self.flag, vec![effect]).await
+    }
+
+    async fn flag_write(&self) -> DryRun {
+        super::flag::observe(&self.ctx, &self.live).await.unwrap().write
     }
 }
 
@@ -323,6 +331,46 @@ async fn objects_that_cannot_be_read_are_in_the_status() {
     reconcile(Arc::new(kube::core::DeserializeGuard(Ok(live))), ctx).await.unwrap();
     let status = stage.api.object(MIGRATION)["status"].take();
     assert!(!status.to_string().contains("ReconcileFailed"), "{status}");
+}
+
+#[tokio::test]
+async fn the_dry_run_of_the_flag_is_its_write_without_effect() {
+    let mut stage = stage().await;
+    stage.live.status = Some(CreditMigrationStatus { phase: Some(Phase::Executing), ..Default::default() });
+    let before = stage.api.object(FLAG);
+    assert_eq!(stage.flag_write().await, DryRun::Accepted);
+    assert_eq!((stage.api.object(FLAG), stage.api.writes()), (before, vec![]));
+    let tried = stage.api.dry_runs();
+    stage.apply(irreversible()[3].0.clone()).await.unwrap();
+    let written = stage.api.object(FLAG);
+    assert_eq!(written["metadata"]["annotations"], tried[0]["metadata"]["annotations"]);
+    assert_eq!(written["data"]["VERSION"], tried[0]["data"]["VERSION"]);
+    // A write in between says nothing of it.
+    stage.api.before(Method::PATCH, FLAG, |state| state.touch(FLAG));
+    assert_eq!(stage.flag_write().await, DryRun::Untried);
+    stage.api.refuse(Method::PATCH, FLAG, 403);
+    assert_eq!(stage.flag_write().await, DryRun::Refused("Refused".into()));
+}
+
+#[tokio::test]
+async fn an_idle_migration_tries_the_flag_rarely_and_one_that_is_refused_each_time() {
+    let mut stage = stage().await;
+    stage.api.refuse(Method::PATCH, FLAG, 403);
+    for tries in 1..=3 {
+        assert_eq!(stage.flag_write().await, DryRun::Refused("Refused".into()));
+        assert_eq!(stage.api.dry_runs().len(), tries);
+    }
+    stage.api.allow(FLAG);
+    for _ in 0..3 {
+        assert_eq!(stage.flag_write().await, DryRun::Accepted);
+    }
+    assert_eq!(stage.api.dry_runs().len(), 4, "the answer is kept");
+    // Another write is another question.
+    stage.live.status = Some(CreditMigrationStatus { phase: Some(Phase::Observing), ..Default::default() });
+    stage.flag_write().await;
+    assert_eq!(stage.api.dry_runs().len(), 5);
+    stage.live.status = Some(CreditMigrationStatus { phase: Some(Phase::Completed), ..Default::default() });
+    assert_eq!((stage.flag_write().await, stage.api.dry_runs().len()), (DryRun::Untried, 5));
 }
 
 #[tokio::test]

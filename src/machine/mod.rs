@@ -67,6 +67,7 @@ pub use decision::*;
 pub use digest::plan_digest;
 pub use observed::*;
 pub(crate) use status_reason::StatusReason;
+pub use window::flag_trial::{FlagTrial, flag_trial};
 
 use transition::Transition;
 

@@ -4,7 +4,10 @@ use std::fmt;
 
 use super::faults::{Fault, fault};
 use crate::{
-    api::{DecisionKind, ExpectedRollout, MigrationRun, Reason, RunPhase, Task, Time, WindowProgress, WorkloadRef},
+    api::{
+        ClockOffset, DecisionKind, ExpectedRollout, MigrationRun, Reason, RunPhase, Task, Time, WindowProgress,
+        WorkloadRef,
+    },
     shared::message::Message,
 };
 
@@ -35,8 +38,12 @@ pub struct Observed {
     /// Why names and reports cannot be trusted: an admission policy or its binding is missing or weak. `None` when all
     /// are in force.
     pub policy_problem: Option<String>,
+    /// The API server's clock against the controller's; `None` if it is not known.
+    pub server_clock: Option<ClockOffset>,
     /// The flag.
     pub flag: ObservedFlag,
+    /// Whether the API server accepts the flag's next write: see [`super::flag_trial`].
+    pub flag_write: DryRun,
     /// Value of `spec.application.flag.rollbackKey` in the flag's ConfigMap; `None` if it is not there.
     pub rollback_enabled: Option<String>,
     /// Jobs of `job` checks, of this UID.
@@ -147,19 +154,24 @@ impl JobPod {
     }
 }
 
-impl PodReason {
-    /// Most characters of a message: an Event and a condition have room for it.
-    const LONGEST_MESSAGE: usize = 400;
+/// Most characters of what Kubernetes says: an Event and a condition have room for it.
+const LONGEST_MESSAGE: usize = 400;
 
+impl PodReason {
     /// A reason with its details, which are made one line of a limited length.
     pub fn new(reason: impl Into<String>, message: &str) -> Self {
-        let mut message = message.split_whitespace().collect::<Vec<_>>().join(" ");
-        if let Some((end, _)) = message.char_indices().nth(Self::LONGEST_MESSAGE) {
-            message.truncate(end);
-            message.push_str("...");
-        }
-        Self { reason: reason.into(), message }
+        Self { reason: reason.into(), message: one_line(message) }
     }
+}
+
+/// What Kubernetes says, as one line of a limited length.
+pub fn one_line(text: &str) -> String {
+    let mut line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    if let Some((end, _)) = line.char_indices().nth(LONGEST_MESSAGE) {
+        line.truncate(end);
+        line.push_str("...");
+    }
+    line
 }
 
 impl fmt::Display for PodReason {
@@ -204,6 +216,20 @@ pub enum ObservedFlag {
         /// Value of the annotation [`crate::api::FLAG_SET_FOR`].
         set_for: Option<String>,
     },
+}
+
+/// What the API server answers to a write that it carries out without effect (`dryRun=All`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum DryRun {
+    /// Not tried, or the answer says nothing of the write: a conflict, a time-out.
+    #[default]
+    Untried,
+    /// The write itself would be accepted.
+    Accepted,
+    /// Refused by a policy, a webhook, or for want of a right: in the API server's words.
+    Refused(String),
+    /// Not carried out, because a webhook does not support it: in the API server's words.
+    Unsupported(String),
 }
 
 /// A ConfigMap key with SQL.

@@ -101,6 +101,9 @@ impl Transition<'_> {
         if let Some(violation) = self.policy_violation() {
             return Some(RollbackReadiness::Unknown(violation));
         }
+        if let Some(violation) = self.unknown_flag_write() {
+            return Some(RollbackReadiness::Unknown(violation));
+        }
         Some(self.with_rehearsals(match self.status.safeguards.clone() {
             // Between the follow-ups it may be reachable again.
             Some(report) if !report.reachable && self.phase() == Phase::Observing => {

@@ -1,13 +1,17 @@
 //! Writes are blocked only when it is known that the window, or the rollback, can end: what is in the way is named with
 //! writes open, and the migration continues by itself when it is gone.
 
+use std::panic::AssertUnwindSafe;
+
 use credit_migration::api::{CreditMigrationStatus, DecisionKind, Phase, Step, Writes};
+use futures::FutureExt;
 use k8s_openapi::api::{
+    admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding},
     apps::v1::Deployment,
     core::v1::{ConfigMap, Pod, ResourceQuota},
 };
 use kube::{
-    ResourceExt,
+    Api, ResourceExt,
     api::{DeleteParams, ListParams, PostParams},
     core::Selector,
 };
@@ -39,6 +43,36 @@ async fn create_flag_again(world: &World) {
         maps.create(&PostParams::default(), &map).await.map(drop).map_err(|e| e.to_string())
     })
     .await;
+}
+
+/// A policy that refuses every update of the flag's ConfigMap while `meanwhile` runs.
+async fn frozen_flag(world: &World, meanwhile: impl Future<Output = ()>) {
+    let (policies, bindings) = (
+        Api::<ValidatingAdmissionPolicy>::all(world.client.clone()),
+        Api::<ValidatingAdmissionPolicyBinding>::all(world.client.clone()),
+    );
+    let name = format!("freeze-{}", world.namespace);
+    let policy = json!({"metadata": {"name": name}, "spec": {
+        "failurePolicy": "Fail",
+        "matchConstraints": {
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": world.namespace}},
+            "resourceRules": [{
+                "apiGroups": [""], "apiVersions": ["v1"], "resources": ["configmaps"], "operations": ["UPDATE"],
+                "resourceNames": [APP],
+            }],
+        },
+        "validations": [{"expression": "false", "message": "the flag is frozen"}],
+    }});
+    let binding = json!({"metadata": {"name": name}, "spec": {"policyName": name, "validationActions": ["Deny"]}});
+    policies.create(&PostParams::default(), &serde_json::from_value(policy).unwrap()).await.unwrap();
+    bindings.create(&PostParams::default(), &serde_json::from_value(binding).unwrap()).await.unwrap();
+    let meanwhile = AssertUnwindSafe(meanwhile).catch_unwind().await;
+    // First of all: a migration could not be rolled back, and the namespace would stay.
+    bindings.delete(&name, &DeleteParams::default()).await.unwrap();
+    policies.delete(&name, &DeleteParams::default()).await.unwrap();
+    if let Err(panic) = meanwhile {
+        std::panic::resume_unwind(panic);
+    }
 }
 
 /// No window was started.
@@ -129,6 +163,50 @@ async fn a_rollback_waits_with_writes_open_for_a_mutable_flag() {
         assert_eq!((status.phase, status.writes), (Some(Phase::RollingBack), Some(Writes::Open)));
         m.assert_new().await;
         create_flag_again(&world).await;
+        m.phase(Phase::RolledBack).await;
+        m.assert_old("up,down").await;
+        assert_eq!(world.running().await, "v1");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_flag_that_refuses_every_write_is_named_before_the_window() {
+    e2e("frozen", Setup::default(), |world| async move {
+        let m = world.migrate("simplify", json!({})).await;
+        m.phase(Phase::AwaitingApproval).await;
+        frozen_flag(&world, async {
+            refused(&m, "FlagWriteRefused", "the flag is frozen").await;
+            m.approve().await;
+            m.until("both approvals", |s| s.approvals.as_deref() == Some("2/2")).await;
+            refused(&m, "FlagWriteRefused", "the flag is frozen").await;
+            assert_eq!(world.flag().await, "v1");
+        })
+        .await;
+        m.completed().await;
+        m.assert_new().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_rollback_waits_with_writes_open_for_a_flag_that_accepts_writes() {
+    e2e("frozen-rollback", Setup::default(), |world| async move {
+        let m = world.migrate("simplify", json!({"monitoring": {"duration": LASTS}})).await;
+        m.approve().await;
+        m.phase(Phase::Monitoring).await;
+        m.until("RollbackReady", |s| condition(s, "RollbackReady") == "True Switchable").await;
+        frozen_flag(&world, async {
+            m.until("RollbackReady", |s| condition(s, "RollbackReady") == "False FlagWriteRefused").await;
+            m.decide(APPROVERS[0], DecisionKind::Rollback, None).await.unwrap();
+            m.phase(Phase::RollingBack).await;
+            let message = m.reason("FlagWriteRefused").await;
+            assert!(message.contains("writes are open") && message.contains("the flag is frozen"), "{message}");
+            assert_open(&m.status().await);
+            world.db.writable().await.unwrap();
+            m.assert_new().await;
+        })
+        .await;
         m.phase(Phase::RolledBack).await;
         m.assert_old("up,down").await;
         assert_eq!(world.running().await, "v1");

@@ -42,8 +42,9 @@ pub fn run(migration: &CreditMigration, start: &StartRun) -> MigrationRun {
     }
 }
 
-/// The Job of a run. It satisfies the Pod Security standard `restricted`.
-pub fn job(run: &MigrationRun, image: &str, timeout_seconds: Option<u64>) -> Job {
+/// The Job of a run. It satisfies the Pod Security standard `restricted`. A pinned pod is of this PriorityClass, unless
+/// its name is empty.
+pub fn job(run: &MigrationRun, image: &str, timeout_seconds: Option<u64>, priority_class: &str) -> Job {
     let MigrationRunSpec { migration, migration_uid, task, attempt: _, plan, inputs: _, window: _ } = &run.spec;
     let labels = labels(migration, migration_uid, Some(*task));
     let in_window = task.is_window();
@@ -64,7 +65,7 @@ pub fn job(run: &MigrationRun, image: &str, timeout_seconds: Option<u64>) -> Job
                     annotations: Some(STAYS.map(|(name, value)| (name.to_owned(), value.to_owned())).into()),
                     ..Default::default()
                 }),
-                spec: Some(pod(run, plan, image)),
+                spec: Some(pod(run, plan, image, priority_class)),
             },
             ..Default::default()
         }),
@@ -86,7 +87,8 @@ fn tolerations() -> Vec<Toleration> {
         .into()
 }
 
-fn pod(run: &MigrationRun, plan: &CreditMigrationSpec, image: &str) -> PodSpec {
+fn pod(run: &MigrationRun, plan: &CreditMigrationSpec, image: &str, priority_class: &str) -> PodSpec {
+    let pinned = run.spec.task.spec().placement == Placement::Pinned;
     let (volumes, mounts): (Vec<_>, Vec<_>) = volumes::for_task(plan, run.spec.task).into_iter().unzip();
     let pull = &plan.runner.image_pull_secrets;
     PodSpec {
@@ -96,7 +98,9 @@ fn pod(run: &MigrationRun, plan: &CreditMigrationSpec, image: &str) -> PodSpec {
         // The kubelet restarts a crashed window container in place: faster than a new pod, and without the API server.
         restart_policy: Some(if run.spec.task.is_window() { "OnFailure" } else { "Never" }.into()),
         termination_grace_period_seconds: Some(run.spec.task.spec().grace_seconds),
-        tolerations: (run.spec.task.spec().placement == Placement::Pinned).then(tolerations),
+        tolerations: pinned.then(tolerations),
+        // A node that is full preempts or evicts others first.
+        priority_class_name: (pinned && !priority_class.is_empty()).then(|| priority_class.to_owned()),
         enable_service_links: Some(false),
         security_context: Some(PodSecurityContext {
             run_as_non_root: Some(true),

@@ -66,6 +66,10 @@ fn made(task: Task, timeout_seconds: Option<u64>) -> Job {
 }
 
 fn made_for(migration: &CreditMigration, task: Task, timeout_seconds: Option<u64>) -> Job {
+    made_of_class(migration, task, timeout_seconds, "migrations")
+}
+
+fn made_of_class(migration: &CreditMigration, task: Task, timeout_seconds: Option<u64>, class: &str) -> Job {
     let in_window = matches!(task, Task::Window | Task::RollbackWindow);
     let start = StartRun {
         name: format!("credit-v2-{}-1", task.slug()),
@@ -87,7 +91,7 @@ fn made_for(migration: &CreditMigration, task: Task, timeout_seconds: Option<u64
     };
     let mut run = run(migration, &start);
     run.metadata.uid = Some("66666666-7777-8888-9999-000000000000".into());
-    job(&run, &start.image, start.timeout_seconds)
+    job(&run, &start.image, start.timeout_seconds, class)
 }
 
 /// Compares with a file of `tests/golden`; `UPDATE_GOLDEN=1` writes it.
@@ -240,7 +244,7 @@ fn without_pull_secrets_the_field_is_left_out() {
 }
 
 #[test]
-fn neither_a_window_nor_a_trigger_waits_for_a_lost_node() {
+fn neither_a_window_nor_a_trigger_waits_for_a_node_that_is_lost_or_full() {
     for task in TASKS {
         let template = made(task, None).spec.unwrap().template;
         let window = matches!(task, Task::Window | Task::RollbackWindow);
@@ -257,6 +261,7 @@ fn neither_a_window_nor_a_trigger_waits_for_a_lost_node() {
         assert_eq!(asked == limit, window, "{task:?}");
         let stage = matches!(task, Task::Validate | Task::Monitor);
         assert_eq!(tolerated, if window || stage { vec![Some(10); 2] } else { vec![] }, "{task:?}");
+        assert_eq!(pod.priority_class_name.as_deref(), (window || stage).then_some("migrations"), "{task:?}");
         // Aborting an upload and rolling back a window take time.
         let grace = pod.termination_grace_period_seconds.unwrap();
         let wanted = if window {
@@ -268,6 +273,12 @@ fn neither_a_window_nor_a_trigger_waits_for_a_lost_node() {
         };
         assert_eq!(grace, wanted, "{task:?}");
     }
+}
+
+#[test]
+fn without_a_priority_class_of_the_values_none_is_named() {
+    let pod = made_of_class(&migration(), Task::Window, None, "").spec.unwrap().template.spec.unwrap();
+    assert_eq!(pod.priority_class_name, None);
 }
 
 #[test]

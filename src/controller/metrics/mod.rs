@@ -2,7 +2,7 @@
 //! of requests to the API server in `requests`. `docs/observability.md` lists all families.
 //!
 //! Called by the controller: `reconcile`, `watches`, `client` and `admission` record, `server` renders. Imports
-//! `shared`, `api` and `error` of the controller.
+//! `shared`, `api`, and of the controller `error` and `server_clock`.
 
 mod migrations;
 mod requests;
@@ -11,7 +11,7 @@ mod tests;
 mod workqueue;
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicU64},
     time::{Duration, Instant},
 };
 
@@ -22,14 +22,14 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::{Error, error::ErrorClass};
+use super::{Error, error::ErrorClass, server_clock::ServerClock};
 use crate::{
     api::{CreditMigration, CreditMigrationStatus},
     shared::time::Time,
 };
 
 use migrations::{Migrations, Snapshot};
-pub(super) use requests::RequestDurations;
+use requests::RequestDurations;
 use workqueue::Workqueue;
 
 /// Prefix of the name of each family.
@@ -58,6 +58,8 @@ pub(super) struct Metrics {
     durations: Durations<[(&'static str, &'static str); 1]>,
     watch_errors: Family<[(&'static str, &'static str); 1], Counter>,
     requests: RequestDurations,
+    server_clock: ServerClock,
+    clock_offset: Gauge<f64, AtomicU64>,
     migrations: Arc<Migrations>,
 }
 
@@ -76,6 +78,8 @@ impl Default for Metrics {
             durations: durations(),
             watch_errors: Family::default(),
             requests: RequestDurations::default(),
+            server_clock: ServerClock::default(),
+            clock_offset: Gauge::default(),
             migrations: Arc::default(),
         };
         // A counter that starts at 1 shows no increase: each exists from the start.
@@ -106,6 +110,11 @@ impl Default for Metrics {
             all.durations.clone(),
         );
         registry.register("watch_errors", "Watches that failed, by stage; each is retried", all.watch_errors.clone());
+        registry.register(
+            "api_server_clock_offset_seconds",
+            "How far the API server's clock is ahead of the controller's; 0 while it is not known",
+            all.clock_offset.clone(),
+        );
         all.requests.register(registry);
         all
     }
@@ -164,6 +173,11 @@ impl Metrics {
         self.requests.clone()
     }
 
+    /// The API server's clock.
+    pub(super) fn server_clock(&self) -> ServerClock {
+        self.server_clock.clone()
+    }
+
     /// Records a migration and its status, as persisted.
     pub(super) fn observe(&self, namespace: &str, live: &CreditMigration, status: &CreditMigrationStatus, now: Time) {
         self.migrations.observe(namespace, live, status, now);
@@ -180,6 +194,8 @@ impl Metrics {
         of_migrations.register_collector(Box::new(Snapshot { migrations: self.migrations.clone(), now }));
         let mut text = String::new();
         self.workqueue_depth.set(self.workqueue.depth(Instant::now()).try_into().unwrap_or(i64::MAX));
+        let offset = self.server_clock.offset().map_or(0.0, |offset| offset.estimate().as_secs_f64());
+        self.clock_offset.set(offset);
         // Writing to a String cannot fail.
         let _ = encode_registry(&mut text, &self.registry)
             .and_then(|()| encode_registry(&mut text, &of_migrations))

@@ -1,35 +1,28 @@
 //! Migrations whose reconciliation is due and has not started. The library's queue cannot be read, so its times are
 //! kept here again: a trigger is due at once, a requeue at its time, and a start takes what was due.
 
-use std::{
-    collections::HashMap,
-    ops::DerefMut,
-    sync::{Mutex, PoisonError},
-    time::Instant,
-};
+use std::time::Instant;
 
-/// When each migration is due, by namespace and name.
+use crate::controller::per_migration::PerMigration;
+
+/// When each migration is due.
 #[derive(Default)]
-pub(super) struct Workqueue(Mutex<HashMap<(String, String), Instant>>);
+pub(super) struct Workqueue(PerMigration<Option<Instant>>);
 
 impl Workqueue {
     /// A migration is due at `at`, or at an earlier time that is known already.
     pub(super) fn add(&self, namespace: &str, name: &str, at: Instant) {
-        self.lock().entry((namespace.into(), name.into())).and_modify(|due| *due = at.min(*due)).or_insert(at);
+        self.0.change(namespace, name, |due| *due = Some(due.map_or(at, |due| due.min(at))));
     }
 
     /// A reconciliation starts, or the migration is gone.
     pub(super) fn remove(&self, namespace: &str, name: &str) {
-        self.lock().remove(&(namespace.into(), name.into()));
+        self.0.forget(namespace, name);
     }
 
     /// Migrations that are due at `now`.
     pub(super) fn depth(&self, now: Instant) -> usize {
-        self.lock().values().filter(|due| **due <= now).count()
-    }
-
-    fn lock(&self) -> impl DerefMut<Target = HashMap<(String, String), Instant>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.count(|due| due.is_some_and(|due| due <= now))
     }
 }
 

@@ -2,25 +2,30 @@
 
 use super::Violation;
 use crate::{
-    api::ReadyReason,
-    machine::{ObservedFlag, Transition},
+    api::{Direction, ReadyReason},
+    machine::{DryRun, ObservedFlag, Transition},
     shared::{message::Message, quoted::Quoted},
 };
 
 /// The flag's key is there, at `from`, and can be changed.
 pub(super) fn check(transition: &Transition<'_>) -> Option<Violation> {
-    let flag = &transition.spec.application.flag;
-    can_be_changed(transition, &flag.from).or_else(|| at_from(transition))
+    cannot_be_changed(transition, Direction::Forward).or_else(|| at_from(transition))
 }
 
 /// The flag can be changed back. Its value is no question: a rollback may follow from it.
 pub(super) fn check_for_rollback(transition: &Transition<'_>) -> Option<Violation> {
-    can_be_changed(transition, &transition.spec.application.flag.to)
+    cannot_be_changed(transition, Direction::Rollback)
 }
 
-/// The flag's key is there, and its ConfigMap is mutable. `present` is the value of the version that runs.
-fn can_be_changed(transition: &Transition<'_>, present: &str) -> Option<Violation> {
-    let r = &transition.spec.application.flag.config_map_key_ref;
+/// The flag's key is there, and its ConfigMap is mutable and accepts the write.
+pub(in crate::machine) fn cannot_be_changed(transition: &Transition<'_>, direction: Direction) -> Option<Violation> {
+    let flag = &transition.spec.application.flag;
+    let r = &flag.config_map_key_ref;
+    // The value of the version that runs.
+    let present = match direction {
+        Direction::Forward => &flag.from,
+        Direction::Rollback => &flag.to,
+    };
     let (reason, message) = match &transition.observed.flag {
         ObservedFlag::ConfigMapMissing => (
             ReadyReason::FlagConfigMapMissing,
@@ -40,9 +45,25 @@ fn can_be_changed(transition: &Transition<'_>, present: &str) -> Option<Violatio
             Message::new(format!("ConfigMap {} is immutable, the flag cannot be switched", r.name))
                 .next("delete it and create it again without immutable: true"),
         ),
-        ObservedFlag::Value { .. } => return None,
+        ObservedFlag::Value { .. } => return refused(transition),
     };
     Some(Violation { reason, message })
+}
+
+/// The API server refuses the flag's next write, by what it answers to a dry run.
+fn refused(transition: &Transition<'_>) -> Option<Violation> {
+    let DryRun::Refused(answer) = &transition.observed.flag_write else { return None };
+    let name = &transition.spec.application.flag.config_map_key_ref.name;
+    Some(Violation {
+        reason: ReadyReason::FlagWriteRefused,
+        message: Message::new(format!(
+            "ConfigMap {name} cannot be changed, the API server refuses the write that switches the flag: {answer}"
+        ))
+        .next(
+            transition.observed.kubectl("get validatingadmissionpolicies,validatingwebhookconfigurations")
+                + "; change what refuses it, or give the operator the right",
+        ),
+    })
 }
 
 fn at_from(transition: &Transition<'_>) -> Option<Violation> {

@@ -4,6 +4,7 @@
 //! Called by the phases before a window and by `effects`; `conditions` reports how the SQL differs, and what a rollback
 //! lacks. Imports `shared`, `api` and `machine`.
 
+mod clock;
 mod database;
 mod flag;
 mod policy;
@@ -12,6 +13,8 @@ mod schedule;
 mod sql;
 mod window;
 mod workloads;
+
+pub(super) use flag::cannot_be_changed as flag_cannot_be_changed;
 
 use super::{
     Transition,
@@ -47,6 +50,8 @@ const GATES: &[Question] = &[
     quota::check,
     // The window is long enough for it.
     window::check,
+    // Its deadline is the one that was meant.
+    clock::check,
     // Approvals are by those who are named.
     policy::check,
 ];

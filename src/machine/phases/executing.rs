@@ -52,8 +52,11 @@ impl Transition<'_> {
         if self.deadline().is_none() {
             return self.await_window_pod(&progress);
         }
-        if self.status.step == Some(Step::SwitchApplication) && self.is_switched() {
-            self.report_rollout_failures(Direction::Forward);
+        if self.status.step == Some(Step::SwitchApplication) {
+            self.report_switch_refusal(Direction::Forward);
+            if self.is_switched() {
+                self.report_rollout_failures(Direction::Forward);
+            }
         }
         let failure = self.switch_failure();
         if let Some((cause, message)) = self.rollback_cause(&progress).or(failure) {
@@ -207,8 +210,12 @@ impl Transition<'_> {
         None
     }
 
-    /// The switch cannot settle: that the new version's pods do not become ready was reported.
+    /// The switch cannot begin, or cannot settle: that the flag's write is refused, or that the new version's pods do
+    /// not become ready, was reported.
     fn switch_failure(&self) -> Option<(StatusReason, String)> {
+        if let Some(Violation { reason, message }) = self.reported_switch_refusal() {
+            return Some((reason.into(), message.text));
+        }
         let failure = self.reported_rollout_failure(Direction::Forward)?;
         if fault(Fault::FailedRolloutAwaited) {
             return None;
@@ -356,9 +363,7 @@ impl Transition<'_> {
         let waits = match self.status.step {
             Some(Step::BlockWrites) => "waiting for the runner to block writes".to_owned(),
             Some(Step::Migrate) => "waiting for the SQL to commit".to_owned(),
-            Some(Step::SwitchApplication) if !progress.switch_acknowledged => {
-                "waiting for the runner's acknowledgement".to_owned()
-            }
+            Some(Step::SwitchApplication) if !progress.switch_acknowledged => self.acknowledgement_message(),
             Some(Step::SwitchApplication) => self.rollout_message(progress),
             Some(Step::UnblockWrites) if progress.comparison.is_none() => {
                 "waiting for the full comparison of balances".to_owned()

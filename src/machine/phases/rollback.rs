@@ -237,7 +237,7 @@ impl Transition<'_> {
             }
         }
         if !self.is_switched() {
-            return;
+            return self.report_switch_refusal(Direction::Rollback);
         }
         match self.follow_rollout(Direction::Rollback, progress) {
             Rollout::Complete => {
@@ -462,7 +462,7 @@ impl Transition<'_> {
         let step = self.status.step.map(|s| s.to_string()).unwrap_or_default();
         let progress = self.rollback_progress();
         let waits = match self.status.step {
-            Some(Step::SwitchBack) if !self.is_switched() => "waiting for the runner's acknowledgement".to_owned(),
+            Some(Step::SwitchBack) if !self.is_switched() => self.acknowledgement_message(),
             Some(Step::SwitchBack) if self.is_given_up() => format!(
                 "given up, since nothing was switched; waiting for writes to be unblocked on the new schema; {}",
                 self.rollout_message(&progress)

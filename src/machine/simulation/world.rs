@@ -12,7 +12,9 @@ use crate::{
         Occasion, OnDrift, Phase, ReadyReason, RollbackRehearsal, SlackChannel, Task, Time, WindowCommand, WindowState,
         fixtures::{SECRET, spec},
     },
-    machine::{CheckJob, Job, Observed, ObservedDecision, ObservedFlag, ObservedRun, ObservedSql, StatusReason},
+    machine::{
+        CheckJob, DryRun, Job, Observed, ObservedDecision, ObservedFlag, ObservedRun, ObservedSql, StatusReason,
+    },
     shared::time::seconds,
 };
 
@@ -300,7 +302,9 @@ impl World {
             runs: self.runs.values().map(|r| r.value.clone()).collect(),
             decisions: self.decisions.clone(),
             policy_problem: None,
+            server_clock: None,
             flag: self.observed_flag(),
+            flag_write: DryRun::Untried,
             rollback_enabled: (!flag.missing).then(|| "true".into()),
             check_jobs: self.check_jobs.clone(),
             up: ObservedSql::Present(self.sql.0.clone()),

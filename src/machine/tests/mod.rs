@@ -10,6 +10,7 @@ mod conditions;
 mod cutover;
 mod describe;
 mod expected_window;
+mod flag_trial;
 mod notices;
 mod phases;
 mod problems;
@@ -19,8 +20,8 @@ mod safeguards;
 use describe::{actions, events, ready};
 
 use super::{
-    CheckJob, Decision, Effect, Job, JobPod, Observed, ObservedDecision, ObservedFlag, ObservedRun, ObservedSql,
-    PodReason, Workload, decide,
+    CheckJob, Decision, DryRun, Effect, Job, JobPod, Observed, ObservedDecision, ObservedFlag, ObservedRun,
+    ObservedSql, PodReason, Workload, decide,
 };
 use crate::{
     api::{
@@ -110,7 +111,9 @@ impl Scenario {
             runs: vec![],
             decisions: vec![],
             policy_problem: None,
+            server_clock: None,
             flag: ObservedFlag::Value { value: "v1".into(), immutable: false, set_for: None },
+            flag_write: DryRun::Accepted,
             rollback_enabled: Some("true".into()),
             check_jobs: vec![],
             up: ObservedSql::Present("sha256:up".into()),

@@ -1,7 +1,7 @@
 //! The switch of the application: flag, restarts, and what shows that the wanted version runs.
 
 use crate::{
-    api::{Direction, OnDrift, ReadyReason, Time, WindowProgress},
+    api::{CreditMigrationSpec, Direction, OnDrift, ReadyReason, Time, WindowProgress},
     machine::{Effect, ObservedFlag, Transition},
     shared::{quoted::Quoted, time::seconds},
 };
@@ -23,21 +23,30 @@ pub(crate) enum Rollout {
     Complete,
 }
 
+/// The flag's value that this direction leads to.
+pub(super) fn flag_value(spec: &CreditMigrationSpec, direction: Direction) -> &str {
+    match direction {
+        Direction::Forward => &spec.application.flag.to,
+        Direction::Rollback => &spec.application.flag.from,
+    }
+}
+
+/// Value of the flag's marker: which switch of which migration.
+pub(super) fn flag_marker(uid: &str, direction: Direction) -> String {
+    match direction {
+        Direction::Forward => format!("{uid}.to"),
+        Direction::Rollback => format!("{uid}.rollback"),
+    }
+}
+
 impl Transition<'_> {
-    /// The flag's value that this direction leads to.
     fn wanted_version(&self, direction: Direction) -> &str {
-        match direction {
-            Direction::Forward => &self.spec.application.flag.to,
-            Direction::Rollback => &self.spec.application.flag.from,
-        }
+        flag_value(self.spec, direction)
     }
 
     /// Value of the flag's marker: which switch of which migration.
     pub(crate) fn marker(&self, direction: Direction) -> String {
-        match direction {
-            Direction::Forward => format!("{}.to", self.observed.uid),
-            Direction::Rollback => format!("{}.rollback", self.observed.uid),
-        }
+        flag_marker(&self.observed.uid, direction)
     }
 
     /// Value of the workloads' marker: the switch, and from the second restart on its number. No number comes twice, or
@@ -79,7 +88,7 @@ impl Transition<'_> {
         self.restores_flag().then(|| Effect::SetFlag { value, marker: self.marker(Direction::Forward) })
     }
 
-    fn is_flag_set(&self, direction: Direction) -> bool {
+    pub(super) fn is_flag_set(&self, direction: Direction) -> bool {
         matches!(&self.observed.flag, ObservedFlag::Value { value, set_for, .. }
             if value == self.wanted_version(direction) && set_for.as_deref() == Some(self.marker(direction).as_str()))
     }

@@ -4,6 +4,7 @@
 //! reports it. Imports `shared`, `api` and `machine`.
 
 pub(super) mod cutover;
+pub(super) mod flag_trial;
 pub(super) mod given_up;
 mod kept_pods;
 mod orders;

@@ -12,7 +12,11 @@ impl Transition<'_> {
         let command = match (self.phase(), self.status.step) {
             _ if deadline.is_none() => WindowCommand::Standby,
             (Phase::Executing, _) if self.is_unblocking() => WindowCommand::UnblockWrites,
-            (Phase::Executing, Some(Step::SwitchApplication | Step::UnblockWrites)) => WindowCommand::Switch,
+            (Phase::Executing, Some(Step::SwitchApplication | Step::UnblockWrites))
+                if self.switch_refusal(Direction::Forward).is_none() =>
+            {
+                WindowCommand::Switch
+            }
             (Phase::RollingBack, _) if task == Task::RollbackWindow && self.is_given_up() => {
                 match self.switch_move(&self.rollback_progress()) {
                     SwitchMove::UnblockWrites => WindowCommand::UnblockWrites,
@@ -20,7 +24,11 @@ impl Transition<'_> {
                 }
             }
             (Phase::RollingBack, Some(Step::RollbackSql)) => WindowCommand::Rollback,
-            (Phase::RollingBack, Some(Step::SwitchBack)) if task == Task::RollbackWindow => WindowCommand::Switch,
+            (Phase::RollingBack, Some(Step::SwitchBack))
+                if task == Task::RollbackWindow && self.switch_refusal(Direction::Rollback).is_none() =>
+            {
+                WindowCommand::Switch
+            }
             _ => WindowCommand::BlockWrites,
         };
         WindowOrder { command, deadline }

@@ -1,7 +1,7 @@
 //! Start, the preparing steps, what blocks them in the cluster, and restarts.
 
 use crate::{
-    api::ExpectedRollout,
+    api::{ClockOffset, ExpectedRollout},
     machine::{QuotaShortage, tests::*},
 };
 
@@ -343,6 +343,12 @@ pub(super) const VIOLATIONS: &[(&str, When, &str)] = &[
         |s| s.observed.flag = ObservedFlag::Value { value: "v1".into(), immutable: true, set_for: None },
         "ConfigMap shop is immutable",
     ),
+    (
+        "FlagWriteRefused",
+        |s| s.observed.flag_write = DryRun::Refused("policy freeze denied the request".into()),
+        "ConfigMap shop cannot be changed, the API server refuses the write that switches the flag: policy freeze denied \
+         the request; next: kubectl -n shop get validatingadmissionpolicies,validatingwebhookconfigurations",
+    ),
     ("FlagNotAtFrom", |s| s.flag("v2", None), "key VERSION of ConfigMap shop is \"v2\", expected \"v1\""),
     (
         "RollbackNotEnabled",
@@ -396,6 +402,11 @@ pub(super) const VIOLATIONS: &[(&str, When, &str)] = &[
         "QuotaNotReadable",
         |s| s.observed.quota_shortages = Err("resourcequotas is forbidden".into()),
         "the operator cannot read the namespace's ResourceQuotas: resourcequotas is forbidden; next: helm upgrade",
+    ),
+    (
+        "ControllerClockSkew",
+        |s| s.observed.server_clock = Some(ClockOffset { at_least: seconds(5), at_most: seconds(6) }),
+        "the API server's clock is 5.0 s ahead of the controller's (limit 2 s)",
     ),
     (
         "DecisionPolicyMissing",

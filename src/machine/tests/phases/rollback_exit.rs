@@ -17,6 +17,11 @@ const OBSTACLES: &[(&str, When, &str)] = &[
     ),
     ("FlagKeyMissing", |s| s.observed.flag = ObservedFlag::KeyMissing, "ConfigMap shop has no key VERSION"),
     ("FlagConfigMapImmutable", make_immutable, "ConfigMap shop is immutable"),
+    (
+        "FlagWriteRefused",
+        |s| s.observed.flag_write = DryRun::Refused("policy freeze denied the request".into()),
+        "policy freeze denied the request",
+    ),
     ("WorkloadMissing", |s| s.observed.workloads[0].exists = false, "Deployment shop is missing"),
     ("WorkloadDoesNotReadFlag", |s| s.observed.workloads[0].reads_flag = false, "no container of Deployment shop"),
     ("WorkloadPaused", |s| s.observed.workloads[0].paused = true, "rollout resume deployment/shop"),
@@ -64,6 +69,7 @@ fn a_rollback_that_could_not_switch_back_blocks_no_writes() {
         assert_eq!((s.status.phase, interventions(&s)), (Some(Phase::RollingBack), 1), "{reason}");
         // Fixed, it continues by itself.
         (s.observed.flag, s.observed.workloads) = (healthy.flag, healthy.workloads);
+        s.observed.flag_write = healthy.flag_write;
         s.observed.quota_shortages = Ok(vec![]);
         let d = s.reconcile();
         assert!(actions(&d).contains(&"order m-rollback-1 BlockWrites".to_owned()), "{reason}: {:?}", actions(&d));

@@ -302,10 +302,10 @@ fn nothing_may_be_in_the_way_at_the_last_moment() {
         assert_eq!(d.status.writes, Some(crate::api::Writes::Open), "{reason}");
         assert!(actions(&d).iter().all(|a| !a.starts_with("order")), "{reason}: {:?}", actions(&d));
         // Fixed, it continues by itself: the approvals still count.
-        s.observed.flag = healthy.flag;
+        (s.observed.flag, s.observed.flag_write) = (healthy.flag, healthy.flag_write);
         s.observed.workloads = healthy.workloads;
         s.observed.rollback_enabled = healthy.rollback_enabled;
-        s.observed.policy_problem = None;
+        (s.observed.policy_problem, s.observed.server_clock) = (None, None);
         s.observed.quota_shortages = Ok(vec![]);
         s.settle();
         assert_eq!(s.status.phase, Some(Phase::Executing), "{reason}");

@@ -1,0 +1,119 @@
+//! Whether the API server accepts the flag's next write. The controller tries it as a dry run, because a ConfigMap that
+//! refuses it may not be found only when writes are blocked.
+//!
+//! ```text
+//!  before the window, after it   at most once a minute    gates, RollbackReady
+//!  pod of a window is there      each time                the order to block writes waits
+//!  writes are blocked            each time                the order Switch waits: until then the runner unblocks
+//!                                                         writes by itself
+//!  Switch is acknowledged        not any more             the write itself says
+//! ```
+
+use std::time::Duration;
+
+use super::{
+    cutover::{flag_marker, flag_value},
+    stage::WindowStage,
+};
+use crate::{
+    api::{CreditMigrationSpec, CreditMigrationStatus, Direction, Phase, ReadyReason, Task},
+    machine::{
+        DryRun, Transition,
+        gates::{Violation, flag_cannot_be_changed},
+    },
+    shared::{message::Message, time::seconds},
+};
+
+/// How old an answer may be while no window is near.
+const IDLE_AGE: Duration = Duration::from_secs(60);
+/// For how long the write has to be refused before it ends the forward window, in seconds: a webhook may be restarting.
+const REFUSED_SECONDS: i64 = 10;
+
+/// The write of the flag that is to be tried.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FlagTrial {
+    /// Value of the flag.
+    pub value: String,
+    /// Value of the annotation [`crate::api::FLAG_SET_FOR`].
+    pub marker: String,
+    /// How old an earlier answer that did not refuse it may be.
+    pub max_age: Duration,
+    /// Writes are, or may be, blocked: an answer that takes long is not waited for.
+    pub in_window: bool,
+}
+
+/// The write that the next switch would begin with; `None` if none may follow, or if it is under way.
+pub fn flag_trial(spec: &CreditMigrationSpec, status: &CreditMigrationStatus, uid: &str) -> Option<FlagTrial> {
+    let window = status.window.as_ref();
+    let near = match status.phase.unwrap_or(Phase::Preparing) {
+        Phase::Preparing
+        | Phase::AwaitingApproval
+        | Phase::Validating
+        | Phase::Monitoring
+        | Phase::Observing
+        | Phase::RollbackFailed => false,
+        Phase::Executing | Phase::RollingBack if window.is_some_and(|w| w.switched) => return None,
+        // The forward window has not set the flag: there is nothing to switch back.
+        Phase::RollingBack if window.is_some_and(|w| w.task == Some(Task::Window)) => return None,
+        Phase::Executing | Phase::RollingBack => true,
+        Phase::Failed | Phase::Completed | Phase::RolledBack | Phase::Cancelled => return None,
+    };
+    let direction = match status.phase.unwrap_or(Phase::Preparing) {
+        Phase::Preparing | Phase::AwaitingApproval | Phase::Executing => Direction::Forward,
+        _ => Direction::Rollback,
+    };
+    Some(FlagTrial {
+        value: flag_value(spec, direction).to_owned(),
+        marker: flag_marker(uid, direction),
+        max_age: if near { Duration::ZERO } else { IDLE_AGE },
+        in_window: near && window.is_some_and(|w| WindowStage::of(w).may_be_blocked()),
+    })
+}
+
+impl Transition<'_> {
+    /// Why the order `Switch` is not given: the flag would not be set. Until it is acknowledged the runner restores
+    /// the state before the window by itself.
+    pub(crate) fn switch_refusal(&self, direction: Direction) -> Option<Violation> {
+        if self.is_switched() || self.is_flag_set(direction) {
+            return None;
+        }
+        flag_cannot_be_changed(self, direction)
+    }
+
+    /// Reports that the order `Switch` waits.
+    pub(crate) fn report_switch_refusal(&mut self, direction: Direction) {
+        let Some(Violation { reason, message }) = self.switch_refusal(direction) else { return };
+        let hold = match direction {
+            Direction::Forward => REFUSED_SECONDS,
+            Direction::Rollback => 0,
+        };
+        self.report_problem(reason, None, message.to_string(), seconds(hold));
+    }
+
+    /// What was reported by this call: it has lasted for long enough to end the forward window.
+    pub(crate) fn reported_switch_refusal(&self) -> Option<Violation> {
+        self.switch_refusal(Direction::Forward).filter(|violation| self.is_reported(violation.reason, None))
+    }
+
+    /// What the switch waits for until the runner has acknowledged it.
+    pub(crate) fn acknowledgement_message(&self) -> String {
+        let direction = if self.phase() == Phase::Executing { Direction::Forward } else { Direction::Rollback };
+        match self.switch_refusal(direction) {
+            Some(violation) => format!("the switch waits: {}", violation.message.text),
+            None => "waiting for the runner's acknowledgement".to_owned(),
+        }
+    }
+
+    /// Whether the flag could be switched back is not known: a dry run is not supported.
+    pub(crate) fn unknown_flag_write(&self) -> Option<Violation> {
+        let DryRun::Unsupported(answer) = &self.observed.flag_write else { return None };
+        let name = &self.spec.application.flag.config_map_key_ref.name;
+        Some(Violation {
+            reason: ReadyReason::FlagWriteUnknown,
+            message: Message::new(format!(
+                "whether ConfigMap {name} can be changed is not known, a dry run is not supported: {answer}"
+            ))
+            .next("let the webhook support dry runs (sideEffects: None or NoneOnDryRun)"),
+        })
+    }
+}
