@@ -238,6 +238,10 @@ pub struct RollbackRehearsalEvidence {
     pub users: u64,
     /// Users whose balance was written on the new version since the cutover.
     pub users_written: u64,
+    /// Credits by which the balances of those users differ from those at the cutover: the sum of absolute differences,
+    /// a decimal text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credits_written: Option<String>,
     /// Transactions since the cutover, by type; at most 20 types.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub transactions: Vec<TransactionStatistics>,
@@ -258,10 +262,23 @@ impl RollbackRehearsalEvidence {
     /// The result in one line.
     pub fn summary(&self) -> String {
         format!(
-            "rolled back a copy of {} rows and {} users in {:.1} s, compared in {:.1} s, {} users written since the \
-             cutover; {}",
-            self.rows, self.users, self.rollback_seconds, self.compare_seconds, self.users_written, self.message
+            "rolled back a copy of {} rows and {} users in {:.1} s, compared in {:.1} s; {} written since the cutover; \
+             {}",
+            self.rows,
+            self.users,
+            self.rollback_seconds,
+            self.compare_seconds,
+            written(self.users_written, self.credits_written.as_deref()),
+            self.message
         )
+    }
+}
+
+/// `7 users and 120 credits`: what was written on the new version.
+pub fn written(users: u64, credits: Option<&str>) -> String {
+    match credits {
+        Some(credits) => format!("{users} users and {credits} credits"),
+        None => format!("{users} users"),
     }
 }
 

@@ -189,6 +189,10 @@ pub struct MigrationRunStatus {
     /// Users whose balance was written on the new version since the cutover (Validate, Monitor, DayCheck, WeekReview).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub users_written: Option<u64>,
+    /// Credits by which the balances of those users differ from those at the cutover: the sum of absolute differences,
+    /// a decimal text (Validate, Monitor, DayCheck, WeekReview).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub credits_written: Option<String>,
     /// Whether the database has what a rollback needs (Validate, Monitor, DayCheck, WeekReview).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub safeguards: Option<SafeguardReport>,

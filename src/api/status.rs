@@ -10,6 +10,7 @@ use super::{
     RollbackRehearsalEvidence, SafeguardReport, Step, Task, Time, UnexplainedEvidence, VerificationEvidence,
     named::named,
 };
+use crate::shared::message::Message;
 
 /// State of a migration.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
@@ -78,6 +79,10 @@ pub struct CreditMigrationStatus {
     /// Users whose balance was written on the new version since the cutover, as last counted. A rollback affects them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub users_written: Option<u64>,
+    /// Credits by which the balances of those users differ from those at the cutover, as last measured: the sum of
+    /// absolute differences, a decimal text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub credits_written: Option<String>,
     /// Whether the database has what a rollback needs, as last measured after the window.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub safeguards: Option<SafeguardReport>,
@@ -308,6 +313,19 @@ pub struct RollbackRehearsalStatus {
     /// Why the last one did not pass; absent if it did. That it could not be carried out is no failure.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failed: Option<RollbackRehearsalFailure>,
+}
+
+impl RollbackRehearsalStatus {
+    /// The last one in one line. `None` before the first.
+    pub fn summary(&self) -> Option<String> {
+        if let Some(RollbackRehearsalFailure { reason, message, at }) = &self.failed {
+            return Some(format!("failed at {at:.0}: {reason}: {}", Message::parse(message).text));
+        }
+        let passed = self.passed.as_ref()?;
+        let window = self.expected_window_seconds;
+        let window = window.map(|seconds| format!("; writes would be blocked for about {seconds} s"));
+        Some(format!("at {:.0}: {}{}", passed.finished_at, passed.summary(), window.unwrap_or_default()))
+    }
 }
 
 /// A rollback that would fail.

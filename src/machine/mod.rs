@@ -44,6 +44,8 @@ mod conditions;
 mod decision;
 mod digest;
 mod effects;
+#[cfg(test)]
+mod emergency_page;
 mod faults;
 mod gates;
 mod notices;

@@ -55,6 +55,11 @@ pub struct Problem {
     pub doubtful: bool,
 }
 
+/// The text without the byte order mark that some editors put before it. `psql` ignores it, too; the server does not.
+pub fn without_mark(sql: &str) -> &str {
+    sql.strip_prefix('\u{feff}').unwrap_or(sql)
+}
+
 /// The statements of a text to run: the whole text as one if only our own parser cannot split it.
 ///
 /// # Errors
@@ -64,7 +69,7 @@ pub fn for_run(sql: &str) -> Result<Vec<String>, Problem> {
         Ok(statements) => Ok(statements.into_iter().map(|statement| statement.text).collect()),
         Err(problems) => match problems.into_iter().find(|problem| !problem.doubtful) {
             Some(problem) => Err(problem),
-            None => Ok(vec![sql.to_owned()]),
+            None => Ok(vec![without_mark(sql).to_owned()]),
         },
     }
 }
@@ -74,6 +79,7 @@ pub fn for_run(sql: &str) -> Result<Vec<String>, Problem> {
 /// # Errors
 /// Every problem of the text; those that cause others come first. An empty text is a problem: `SyntaxError`.
 pub fn read(sql: &str) -> Result<Vec<Statement>, Vec<Problem>> {
+    let sql = without_mark(sql);
     let lines = Lines::of(sql);
     if let Some(offset) = sql.find('\0') {
         return Err(vec![Problem {
@@ -245,6 +251,7 @@ mod tests {
 
     #[rstest]
     #[case::two("SELECT 1;\n-- c\nSELECT 2", &[(1, "SELECT 1"), (3, "SELECT 2")])]
+    #[case::byte_order_mark("\u{feff}SELECT 1;\nSELECT 2", &[(1, "SELECT 1"), (2, "SELECT 2")])]
     #[case::strings(
         "INSERT INTO t VALUES ('a;b', E'c\\';d', \"q;r\");",
         &[(1, "INSERT INTO t VALUES ('a;b', E'c\\';d', \"q;r\")")]

@@ -76,6 +76,51 @@ async fn a_plan_of_a_file_is_what_would_be_applied() {
     .await;
 }
 
+/// What the preview of a rollback shows is what the operator has persisted: these values pass the schema.
+#[tokio::test]
+async fn a_rollback_without_confirmation_shows_its_last_rehearsal() {
+    with_cluster("preview", async |w| {
+        let mut migration = w.migration("m");
+        set(&mut migration, "spec/rollback", json!({"rehearsal": {"mode": "Never"}}));
+        w.admin.create("creditmigrations", &migration, false).await.object();
+        let passed = json!({
+            "finishedAt": "2030-01-02T00:00:00Z", "rows": 900, "users": 300, "usersWritten": 7,
+            "creditsWritten": "120.5", "durationSeconds": 20.0, "rollbackSeconds": 2.0, "compareSeconds": 1.5,
+            "message": "each balance kept",
+        });
+        let status = json!({
+            "phase": "Observing", "usersWritten": 7, "creditsWritten": "120.5",
+            "rollbackRehearsal": {"passed": passed, "expectedWindowSeconds": 33},
+        });
+        w.operator.patch("creditmigrations/m/status", &json!({"status": status})).await.object();
+        let plugin = |words: &[&str]| {
+            let mut plugin = Command::new(env!("CARGO_BIN_EXE_kubectl-creditmigration"));
+            let output = plugin.args(words).args(["-n", &w.admin.namespace]).output().unwrap();
+            assert!(output.status.success(), "{output:?}");
+            String::from_utf8(output.stdout).unwrap()
+        };
+        let text = plugin(&["rollback", "m"]);
+        for part in [
+            "at 2030-01-02T00:00:00Z: rolled back a copy of 900 rows and 300 users in 2.0 s",
+            "7 users and 120.5 credits were written on the new version",
+            "flag: key VERSION of ConfigMap shop from v2 to v1",
+            "writes are blocked for about 33s (as rehearsed at 2030-01-02T00:00:00Z",
+            "nothing was done; next: kubectl creditmigration",
+        ] {
+            assert!(text.contains(part), "{part}:\n{text}");
+        }
+        let preview: Value = serde_json::from_str(&plugin(&["rollback", "m", "-o", "json"])).unwrap();
+        assert_eq!(
+            (&preview["done"], &preview["usersWritten"], &preview["creditsWritten"]),
+            (&json!(false), &json!(7), &json!("120.5"))
+        );
+        let status = plugin(&["status", "m"]);
+        assert!(status.contains("written:   7 users and 120.5 credits since the cutover"), "{status}");
+        assert_eq!(w.admin.get("migrationdecisions").await.object()["items"], json!([]), "nothing was decided");
+    })
+    .await;
+}
+
 /// A caller who may only read: `plan` cannot say whether the object would be accepted, and a decision names who grants
 /// the permission.
 #[tokio::test]

@@ -63,6 +63,8 @@ async fn rejected_migrations() {
                 "spec.database.connection.secretRef.key: Required value"),
             ("spec/database/connection/secretRef/name", "".into(),
                 "spec.database.connection.secretRef.name: Invalid value"),
+            ("spec/database/allTablesPublications", "Ignored".into(),
+                "spec.database.allTablesPublications: Unsupported value"),
             ("spec/database/applicationRoles", json!([]), "spec.database.applicationRoles: Invalid value"),
             ("spec/database/applicationRoles", Value::Null, "spec.database.applicationRoles: Required value"),
             ("spec/credits/balances/table", "".into(), "spec.credits.balances.table: Invalid value"),
@@ -222,6 +224,7 @@ async fn the_minimal_manifest_comes_back_with_the_checklists_values() {
                     ("createdAtTimeZone", "UTC"),
                 ]),
             ),
+            ("database/allTablesPublications", json!("Refused")),
             ("migration/tablesGone", json!([])),
             ("migration/protectedTables", json!([])),
             ("migration/lockTimeout", json!("2s")),
@@ -278,6 +281,7 @@ async fn the_minimal_manifest_comes_back_with_the_checklists_values() {
 
         // Defaults of partial objects.
         let mut partial = w.migration("m");
+        set(&mut partial, "spec/database/allTablesPublications", "Allowed".into());
         set(&mut partial, "spec/application/versionProbe", json!({"url": "http://shop"}));
         set(
             &mut partial,

@@ -6,7 +6,7 @@ use kube::api::PostParams;
 use serde_json::json;
 
 use super::{
-    harness::{APPROVERS, SQL, Setup, e2e},
+    harness::{APPROVERS, LASTS, SQL, Setup, e2e},
     latch::Latch,
     migration::ready,
 };
@@ -141,6 +141,34 @@ async fn an_undecodable_object_affects_no_other() {
         undecodable.event("Undecodable", "next:").await;
         // Other migrations continue.
         m.phase(Phase::AwaitingApproval).await;
+    })
+    .await;
+}
+
+/// What database teams set for a role, and editors put before a text, is met in each task.
+#[tokio::test]
+async fn a_login_that_acts_as_the_owner_with_short_limits() {
+    let sample = Setup::default();
+    // It takes longer than the limits of the role, and writes as the owner.
+    let further = "SELECT pg_sleep(1.5); UPDATE user_credits SET balance = balance;";
+    let setup = Setup { up: format!("\u{feff}{}\n{further}", sample.up), ..sample };
+    e2e("group-role", setup, |world| async move {
+        let before = world.db.balances().await;
+        world.db.give_to_group().await;
+        let migrator = world.db.migrator();
+        let limits = ["transaction_timeout", "statement_timeout", "idle_in_transaction_session_timeout"];
+        for limit in limits {
+            world.db.run(&format!("ALTER ROLE {migrator} SET {limit} = '1s'")).await;
+        }
+        let m = world.migrate("simplify", json!({"monitoring": {"duration": LASTS}})).await;
+        m.approve().await;
+        m.phase(Phase::Monitoring).await;
+        m.assert_new().await;
+        m.decide(APPROVERS[0], DecisionKind::Rollback, None).await.unwrap();
+        m.phase(Phase::RolledBack).await;
+        m.assert_old("up,down").await;
+        assert_eq!(world.db.balances().await, before);
+        m.cleaned().await;
     })
     .await;
 }

@@ -37,7 +37,7 @@ fn git(command: &[&str]) -> String {
 }
 
 /// Messages in the inbox below a path.
-async fn inbox(prefix: &str) -> Vec<Value> {
+pub(super) async fn inbox(prefix: &str) -> Vec<Value> {
     let ca = reqwest::Certificate::from_pem(state_file("pki-services/ca.crt").as_bytes()).unwrap();
     let http = reqwest::Client::builder().add_root_certificate(ca).build().unwrap();
     http.get(format!("https://inbox.inbox{prefix}")).send().await.unwrap().json().await.unwrap()
@@ -45,7 +45,7 @@ async fn inbox(prefix: &str) -> Vec<Value> {
 
 impl World {
     /// Creates the Secrets of git and channels, as `tests/cluster/services connect` does.
-    async fn further_secrets(&self) {
+    pub(super) async fn further_secrets(&self) {
         let ca = state_file("pki-services/ca.crt");
         let read = |name: &str| std::fs::read_to_string(state().join("git-keys").join(name)).unwrap();
         self.secret("code-repository", json!({"ssh-privatekey": read("client"), "known_hosts": read("known_hosts")}))

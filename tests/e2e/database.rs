@@ -78,11 +78,17 @@ impl Database {
     pub async fn remove(&self) {
         let Ok(server) = self.admin.with_database("postgres").connect("e2e").await else { return };
         let (migrator, app) = (self.migrator(), self.app());
-        let copies = format!("SELECT datname::text FROM pg_database WHERE datdba = '{migrator}'::regrole");
+        let owner = self.owner();
+        let copies = format!(
+            "SELECT d.datname::text FROM pg_database d JOIN pg_roles r ON r.oid = d.datdba
+             WHERE r.rolname IN ('{migrator}', '{owner}')"
+        );
         for row in server.query(&copies, &[]).await.unwrap_or_default() {
             let _ = server.batch_execute(&format!("DROP DATABASE {} WITH (FORCE)", row.get::<_, &str>(0))).await;
         }
-        if let Err(error) = server.batch_execute(&format!("DROP ROLE {migrator}; DROP ROLE {app}")).await {
+        if let Err(error) =
+            server.batch_execute(&format!("DROP ROLE {migrator}; DROP ROLE {app}; DROP ROLE IF EXISTS {owner}")).await
+        {
             println!("roles of {} are not removed: {error:?}", self.name);
         }
     }
@@ -90,6 +96,26 @@ impl Database {
     /// Name of the migration's role.
     pub fn migrator(&self) -> String {
         format!("{}_migrator", self.name)
+    }
+
+    /// Name of the group role that owns everything after [`Database::give_to_group`].
+    fn owner(&self) -> String {
+        format!("{}_owner", self.name)
+    }
+
+    /// A group role owns the database and all in it, and the migration's role acts as that group: `SET role`.
+    pub async fn give_to_group(&self) {
+        let (migrator, owner, app) = (self.migrator(), self.owner(), self.app());
+        self.run(&format!(
+            "CREATE ROLE {owner} NOLOGIN CREATEDB; GRANT pg_signal_backend, {app} TO {owner};
+             REASSIGN OWNED BY {migrator} TO {owner}; DROP OWNED BY {migrator};
+             ALTER DEFAULT PRIVILEGES FOR ROLE {owner} IN SCHEMA public
+                 GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO {app};
+             ALTER DEFAULT PRIVILEGES FOR ROLE {owner} IN SCHEMA public GRANT USAGE ON SEQUENCES TO {app};
+             ALTER ROLE {migrator} NOINHERIT; GRANT {owner} TO {migrator};
+             ALTER ROLE {migrator} SET role = '{owner}'"
+        ))
+        .await;
     }
 
     /// Name of the application's role.

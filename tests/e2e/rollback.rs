@@ -1,11 +1,15 @@
 //! Rollback to the old version: by a breached check, by an approver, by the deadline; inside the window and after it.
 
-use credit_migration::api::{DecisionKind, Phase, Step};
-use serde_json::json;
+use std::process::Command;
+
+use credit_migration::api::{DecisionKind, Phase, Reason, Step, Writes};
+use serde_json::{Value, json};
 
 use super::{
+    checklist::inbox,
+    cluster::eventually,
     harness::{APPROVERS, DEADLINE, LASTS, Setup, World, e2e},
-    migration::ready,
+    migration::{condition, ready},
 };
 
 #[tokio::test]
@@ -109,6 +113,58 @@ async fn by_the_deadline_when_the_rollout_hangs() {
         m.assert_old("up,down").await;
         assert_eq!(status.rollback.as_ref().unwrap().cause, "DeadlinePassed");
         m.cleaned().await;
+    })
+    .await;
+}
+
+/// Nothing is refused for it: the approved down SQL is all that a rollback has. But everyone knows before.
+#[tokio::test]
+async fn one_that_would_fail_is_known_before_it_is_ordered() {
+    let sample = Setup::default();
+    let fails = "SELECT 1 / count(*) FILTER (WHERE NOT known) FROM
+        (SELECT EXISTS (SELECT FROM users WHERE email = 'later@example.com') AS known) t;";
+    let setup = Setup { down: format!("{}\n{fails}", sample.down), ..sample };
+    e2e("fails-later", setup, |world| async move {
+        world.further_secrets().await;
+        let key = |key: &str| json!({"name": "notices", "key": key});
+        let slack = json!({"urlSecretRef": key("slack-url"), "caSecretRef": key("ca.crt")});
+        let m = world
+            .migrate(
+                "simplify",
+                json!({
+                    "rollback": {"rehearsal": {"mode": "Daily"}},
+                    "followUps": {"day": {"after": LASTS}, "week": {"after": "48h"}},
+                    "notifications": {"channels": [{"name": "slack", "audiences": ["Team"], "slack": slack}]},
+                }),
+            )
+            .await;
+        m.phase(Phase::AwaitingApproval).await;
+        // After the rehearsal, in which the down SQL has passed.
+        world.db.run("INSERT INTO users (email, api_token) VALUES ('later@example.com', 'later')").await;
+        m.approve().await;
+        let status =
+            m.until("RollbackReady", |s| condition(s, "RollbackReady") == "False RollbackRehearsalFailed").await;
+        assert_eq!((status.phase, status.writes), (Some(Phase::Observing), Some(Writes::Open)));
+        let failed = status.rollback_rehearsal.unwrap().failed.unwrap();
+        assert!(failed.reason == Reason::SqlFailed && failed.message.contains("division by zero"), "{failed:?}");
+        m.event("RollbackRehearsalFailed", "division by zero").await;
+        let notices = format!("/{}/slack", world.namespace);
+        let about = |all: &[Value]| all.iter().filter(|text| text.to_string().contains("division by zero")).count();
+        eventually("the notice", async || match about(&inbox(&notices).await) {
+            1 => Ok(()),
+            n => Err(format!("{n} notices")),
+        })
+        .await;
+        let plugin = env!("CARGO_BIN_EXE_kubectl-creditmigration");
+        let preview = Command::new(plugin).args(["rollback", &m.name, "-n", &world.namespace]).output().unwrap();
+        let preview = String::from_utf8_lossy(&preview.stdout).into_owned();
+        for part in ["no, it would block writes and fail: RollbackRehearsalFailed", "SqlFailed", "nothing was done"] {
+            assert!(preview.contains(part), "{part}:\n{preview}");
+        }
+        m.assert_new().await;
+        let events = world.events(&m.name).await;
+        assert_eq!(events.iter().filter(|(reason, _)| reason == "RollbackRehearsalFailed").count(), 1, "{events:?}");
+        assert_eq!(about(&inbox(&notices).await), 1);
     })
     .await;
 }

@@ -39,6 +39,7 @@ async fn a_rollback_is_rehearsed_on_what_was_written_since() {
     let evidence: RollbackRehearsalEvidence =
         serde_json::from_value(outcome.noted["rollbackRehearsal"].clone()).unwrap();
     assert_eq!((evidence.users, evidence.users_written), (USERS, 2));
+    assert_eq!(evidence.credits_written.as_deref(), Some("200"));
     let rows = world
         .count(
             "SELECT sum(n)::bigint FROM (SELECT count(*) AS n FROM users UNION ALL SELECT count(*) FROM \

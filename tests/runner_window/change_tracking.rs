@@ -34,12 +34,18 @@ async fn a_user_has_one_row_however_often_the_balance_is_written() {
     .unwrap();
     assert_eq!(database.value(ROWS).await, "5 5");
     assert_eq!(control::users_written(&client, &spec).await.unwrap(), 5);
+    let differs = "SELECT sum(abs(coalesce(t.balance, 0) - coalesce(b.balance, 0)))::text FROM user_credits t \
+                   FULL JOIN credit_migration.baseline b ON b.user_id = t.user_id::text";
+    let credits = database.value(differs).await;
+    assert!(credits.parse::<f64>().unwrap() > 0.0, "{credits}");
+    assert_eq!(control::credits_written(&client, &spec).await.unwrap(), credits);
     assert_eq!(control::refresh_baseline(&mut client, &spec).await.unwrap(), 5);
     assert_eq!(database.value(ROWS).await, "0 0");
     assert_eq!(control::compare(&client, &spec).await.unwrap().unexplained, 0);
     root.batch_execute("TRUNCATE user_credits").await.unwrap();
     root.batch_execute("TRUNCATE user_credits").await.unwrap();
     assert_eq!(database.value("SELECT count(*) FROM credit_migration.changed_users WHERE user_id IS NULL").await, "2");
+    assert_eq!(control::credits_written(&client, &spec).await.unwrap(), database.value(differs).await, "each user's");
     control::refresh_baseline(&mut client, &spec).await.unwrap();
     assert_eq!(database.value(ROWS).await, "0 0");
     let compared = control::compare(&client, &spec).await.unwrap();

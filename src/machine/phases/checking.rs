@@ -3,8 +3,8 @@
 use super::{Flow, approval::fmt_reason};
 use crate::{
     api::{
-        Check, CheckOutcome, CheckResult, DecisionKind, Occasion, OnBreach, Phase, ReadyReason, Reason, RollbackPolicy,
-        Stage, Step, TRIGGERS, Task, Time,
+        Check, CheckOutcome, CheckResult, DecisionKind, MigrationRunStatus, Occasion, OnBreach, Phase, ReadyReason,
+        Reason, RollbackPolicy, Stage, Step, TRIGGERS, Task, Time,
     },
     machine::{
         ObservedDecision, RunOutcome, StatusReason, Transition,
@@ -260,15 +260,22 @@ impl Transition<'_> {
         let checks = self.spec.checks_of(task);
         self.status.checks = self.results(task, &checks);
         let run = self.observed.run(task, self.attempt(step)).and_then(|r| r.run.status.as_ref());
-        let (written, unexplained) = run.map(|s| (s.users_written, s.unexplained.clone())).unwrap_or_default();
-        self.status.users_written = written.or(self.status.users_written);
-        self.status.unexplained = unexplained.or(self.status.unexplained.take());
+        self.record_balances(&run.cloned().unwrap_or_default());
         for (check, result) in checks.iter().zip(self.status.checks.clone()).filter(|(_, result)| result.breached) {
             if self.rolls_back(check) {
                 return;
             }
             self.report_breach(step, &check.name, &result.message);
         }
+    }
+
+    /// Records what a run measured of the balances. What it did not measure stays as it was.
+    pub(super) fn record_balances(&mut self, measured: &MigrationRunStatus) {
+        let MigrationRunStatus { users_written, credits_written, unexplained, .. } = measured.clone();
+        let status = &mut self.status;
+        status.users_written = users_written.or(status.users_written);
+        status.credits_written = credits_written.or(status.credits_written.take());
+        status.unexplained = unexplained.or(status.unexplained.take());
     }
 
     /// A breach of this check starts a rollback.

@@ -75,6 +75,7 @@ impl Transition<'_> {
 
     fn record_report(&mut self, step: Step, run: &MigrationRun) -> Flow {
         let status = run.status.clone().unwrap_or_default();
+        self.record_balances(&status);
         let Some(report) = status.report else {
             self.retry_later(step, Reason::Internal, "the run reported success without a report");
             return Flow::Settled;
@@ -83,8 +84,6 @@ impl Transition<'_> {
             self.event(true, ReadyReason::CheckBreached, format!("{step}: {}: {}, {}", r.name, r.outcome, r.message));
         }
         self.status.checks = status.checks;
-        self.status.users_written = status.users_written.or(self.status.users_written);
-        self.status.unexplained = status.unexplained.or(self.status.unexplained.take());
         let text = format!("{}; report: {}", report.summary, report.object);
         self.succeed_step(step, text.clone());
         let attempt = self.attempt(step);

@@ -39,6 +39,7 @@ impl Transition<'_> {
         self.status.rehearsal = None;
         self.status.schedule = None;
         self.status.users_written = None;
+        self.status.credits_written = None;
         self.status.unexplained = None;
         self.status.window = None;
         self.status.safeguards = None;

@@ -86,6 +86,8 @@ impl Transition<'_> {
         match outcome {
             Ok(evidence) => {
                 let summary = evidence.summary();
+                self.status.users_written = Some(evidence.users_written);
+                self.status.credits_written.clone_from(&evidence.credits_written);
                 self.status.rollback_rehearsal = Some(RollbackRehearsalStatus {
                     expected_window_seconds: Some(self.expected_rollback_seconds(&evidence)),
                     passed: Some(evidence),
@@ -150,11 +152,8 @@ impl Transition<'_> {
 
     /// What the last rehearsal that passed has shown.
     pub(crate) fn rollback_rehearsed(&self) -> Option<String> {
-        let rehearsals = self.status.rollback_rehearsal.as_ref()?;
-        let passed = rehearsals.passed.as_ref()?;
-        let seconds = rehearsals.expected_window_seconds.unwrap_or_default();
-        let (at, summary) = (passed.finished_at, passed.summary());
-        Some(format!("rehearsed at {at:.0}: {summary}; writes would be blocked for about {seconds} s"))
+        let summary = self.status.rollback_rehearsal.as_ref()?.summary()?;
+        Some(format!("rehearsed {summary}"))
     }
 
     /// End of the last rehearsal that passed: without one since the window, of Monitoring, at whose end it was due.

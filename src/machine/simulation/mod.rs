@@ -14,7 +14,7 @@ use fastrand::Rng;
 use jiff::SignedDuration;
 use world::{Defect, World};
 
-use super::{Job, faults};
+use super::{Job, emergency_page, faults};
 use crate::{
     api::{DecisionKind, OnDrift, Phase},
     shared::time::seconds,
@@ -180,6 +180,9 @@ fn schedule(seed: u64, defect: Defect, own: Option<faults::Fault>, trace: bool) 
         needless = if w.blocked_needlessly() { needless + 1 } else { 0 };
         if needless > NEEDLESS {
             return Err(format!("seed {seed}, act {act}: 7: one version alone serves, and writes stay blocked"));
+        }
+        if let Some(m) = &w.migration {
+            emergency_page::assert_has(&m.value.status);
         }
         w.check().map_err(|e| format!("seed {seed}, act {act}: {e}"))?;
         if trace {

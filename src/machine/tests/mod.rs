@@ -21,7 +21,7 @@ use describe::{actions, events, ready};
 
 use super::{
     CheckJob, Decision, DryRun, Effect, Job, JobPod, Observed, ObservedDecision, ObservedFlag, ObservedRun,
-    ObservedSql, PodReason, Workload, decide,
+    ObservedSql, PodReason, Workload, decide, emergency_page,
 };
 use crate::{
     api::{
@@ -135,6 +135,7 @@ impl Scenario {
     fn decide(&self) -> Decision {
         let d = decide(&self.spec, &self.status, &self.observed, self.now);
         commands::assert_commands_can_be_copied(&d);
+        emergency_page::assert_has(&d.status);
         d
     }
 

@@ -6,20 +6,20 @@
 use clap::Args;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Api, ResourceExt, api::PostParams};
-use serde::Serialize;
 
-use super::{completion, status::current_state};
+use super::{
+    completion,
+    preview::{preview, preview_text},
+    status::current_state,
+};
 use crate::{
-    api::{
-        CreditMigration, CreditMigrationStatus, DecisionKind, MigrationDecision, MigrationDecisionSpec, Phase,
-        ReadyReason, Step, Task,
-    },
+    api::{CreditMigration, DecisionKind, MigrationDecision, MigrationDecisionSpec, Phase, ReadyReason, Step},
     plugin::{
         PluginError,
         connection::ClusterConnection,
-        output::{Format, Output, duration, seconds},
+        output::{Format, Output},
     },
-    shared::{command::plugin, message::Message},
+    shared::command::plugin,
 };
 
 pub(crate) const APPROVE: &str = "\
@@ -228,168 +228,10 @@ fn rejected(m: &CreditMigration) -> bool {
     conditions.filter(|c| c.type_ == "Ready").any(|c| c.reason == ReadyReason::Rejected.as_str())
 }
 
-/// What a rollback would undo.
-#[derive(Serialize, Debug, PartialEq)]
-#[serde(rename_all = "camelCase")]
-struct Preview {
-    /// Always false: a preview changes nothing.
-    done: bool,
-    /// Whether the rollback could switch the application back, by the condition `RollbackReady`.
-    ready: String,
-    /// When the rollback was last rehearsed, and on what.
-    rehearsed: String,
-    /// What would be undone, in order.
-    undone: Vec<String>,
-    /// Writes that a rollback affects.
-    writes_since_cutover: String,
-    /// How long writes would be blocked.
-    window: String,
-    /// The command that does it.
-    next: String,
-}
-
-fn preview(m: &CreditMigration) -> Preview {
-    let status = m.status.clone().unwrap_or_default();
-    let (flag, sql) = (&m.spec.application.flag, &m.spec.migration);
-    let window = status.window.clone().unwrap_or_default();
-    let in_first_window = window.task == Some(Task::Window) && window.unblocked_at.is_none();
-    let workloads: Vec<String> =
-        m.spec.application.workloads.iter().map(|w| format!("deployment/{}", w.name)).collect();
-    let down = &sql.down.config_map_key_ref;
-    let mut undone = vec![];
-    if in_first_window && !window.switched {
-        undone.push(format!("flag: stays {}, it was not switched", flag.from));
-    } else {
-        undone.push(format!(
-            "flag: key {} of ConfigMap {} from {} to {}; {} restarted",
-            flag.config_map_key_ref.key,
-            flag.config_map_key_ref.name,
-            flag.to,
-            flag.from,
-            workloads.join(", ")
-        ));
-    }
-    let sha = status.plan.as_ref().map_or("not known", |p| p.down_sha256.as_str());
-    // After RollbackFailed the down SQL is read again.
-    let which = match status.phase {
-        Some(Phase::RollbackFailed) => "its current text".to_owned(),
-        _ => sha.to_owned(),
-    };
-    undone.push(format!("schema: key {} of ConfigMap {} is run ({which})", down.key, down.name));
-    let written = status.rollback.as_ref().and_then(|r| r.users_written_since).or(status.users_written);
-    let writes_since_cutover = match written {
-        _ if in_first_window => "none: writes have been blocked since before the change".to_owned(),
-        Some(n) => format!("{n} users were written on the new version; their balances are kept"),
-        None => {
-            "not known yet: the runner counts the users that were written on the new version while it is monitored, \
-                 and again when writes are blocked for the rollback (status.usersWritten, \
-                 status.rollback.usersWrittenSince); their balances are kept"
-                .to_owned()
-        }
-    };
-    let at_most = duration(m.spec.window.max_duration);
-    let window = status.plan.as_ref().and_then(|p| p.expected_window.as_ref());
-    let expected = match (&status.rehearsal, window) {
-        (Some(r), Some(expected)) => format!(
-            "writes are blocked for about {} (the rollback took {} in the rehearsal), at most {at_most} before an \
-             on-call engineer is notified",
-            seconds(std::time::Duration::from_secs(expected.seconds).as_secs_f64()),
-            seconds(r.rollback_seconds)
-        ),
-        _ => format!("writes are blocked for at most {at_most} before an on-call engineer is notified"),
-    };
-    let report = status.week_report.as_ref().or(status.day_report.as_ref());
-    let writes_since_cutover = match report {
-        Some(report) if !in_first_window => {
-            format!("{writes_since_cutover}; the last report: {} ({})", report.summary, report.object)
-        }
-        _ => writes_since_cutover,
-    };
-    Preview {
-        done: false,
-        ready: readiness(&status),
-        rehearsed: last_rehearsal(&status),
-        undone,
-        writes_since_cutover,
-        window: if in_first_window { "the window is under way: its own run rolls back".into() } else { expected },
-        next: plugin(
-            &m.namespace().unwrap_or_default(),
-            format!("rollback {} --confirm --reason \"...\"", m.name_any()),
-        ),
-    }
-}
-
-/// The condition `RollbackReady` in words.
-fn readiness(status: &CreditMigrationStatus) -> String {
-    let Some(condition) = status.conditions.iter().find(|c| c.type_ == "RollbackReady") else {
-        return "not known: it is checked from the end of the window on, while writes are open".to_owned();
-    };
-    let message = Message::parse(&condition.message).text;
-    match condition.status.as_str() {
-        "True" => format!("yes: {message}"),
-        "False" if condition.reason == ReadyReason::RollbackRehearsalFailed.as_str() => {
-            format!("no, it would block writes and fail: {}: {message}", condition.reason)
-        }
-        "False" => format!("no: {}: {message}", condition.reason),
-        _ => format!("not known: {}: {message}", condition.reason),
-    }
-}
-
-/// The latest rehearsal of the rollback.
-fn last_rehearsal(status: &CreditMigrationStatus) -> String {
-    let again = status.rollback_rehearsal.as_ref();
-    if let Some(failed) = again.and_then(|rehearsals| rehearsals.failed.as_ref()) {
-        return format!("failed at {:.0}: {}: {}", failed.at, failed.reason, Message::parse(&failed.message).text);
-    }
-    if let Some(passed) = again.and_then(|rehearsals| rehearsals.passed.as_ref()) {
-        return format!("at {:.0}: {}", passed.finished_at, passed.summary());
-    }
-    match (&status.rehearsal, &status.backup) {
-        (Some(rehearsal), Some(backup)) => format!(
-            "before the window, on {} users of the backup of {:.0}: the down SQL took {}",
-            rehearsal.users,
-            backup.finished_at,
-            seconds(rehearsal.rollback_seconds)
-        ),
-        _ => "never".to_owned(),
-    }
-}
-
-fn preview_text(m: &CreditMigration, preview: &Preview) -> String {
-    let Preview { done: _, ready, rehearsed, undone, writes_since_cutover, window, next } = preview;
-    format!(
-        "{}\nready\n  {ready}\nrehearsed\n  {rehearsed}\nwould undo\n  {}\nat stake\n  {writes_since_cutover}\n\
-         window\n  {window}\nnothing was done; next: {next}",
-        current_state(m),
-        undone.join("\n  ")
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        api::{
-            ExpectedWindow, Plan, RollbackStatus, Time, WindowStatus,
-            fixtures::{backup, rehearsal, report, spec},
-        },
-        plugin::commands::sound,
-    };
-
-    fn migration(phase: Phase) -> CreditMigration {
-        let plan = Plan {
-            digest: Some("sha256:x".into()),
-            generation: 1,
-            up_sha256: "u".into(),
-            down_sha256: "d".into(),
-            expected_window: Some(ExpectedWindow::new(12.0, 0.0, vec![])),
-            ..Plan::default()
-        };
-        let mut m = CreditMigration::new("m", spec());
-        m.metadata.namespace = Some("shop".into());
-        m.status = Some(CreditMigrationStatus { phase: Some(phase), plan: Some(plan), ..Default::default() });
-        m
-    }
+    use crate::plugin::{commands::sound, verbs::preview::tests::migration};
 
     fn at_step(phase: Phase, step: Step) -> CreditMigration {
         let mut m = migration(phase);
@@ -500,80 +342,5 @@ mod tests {
         m.status.as_mut().unwrap().plan.as_mut().unwrap().digest = None;
         let error = decision_on(&m, decision, "ann", None).unwrap_err().to_string();
         assert!(error.contains("no digest"), "{error}");
-    }
-
-    #[test]
-    fn a_preview_says_what_is_at_stake() {
-        let mut m = migration(Phase::Monitoring);
-        let status = m.status.as_mut().unwrap();
-        status.rehearsal = Some(rehearsal(12.0));
-        let text = preview_text(&m, &preview(&m));
-        for part in [
-            "key VERSION of ConfigMap shop from v2 to v1; deployment/shop restarted",
-            "key down of ConfigMap sql is run (d)",
-            "not known yet",
-            "about 12s",
-            "at most 1m",
-            "nothing was done; next: kubectl creditmigration -n shop rollback m --confirm --reason",
-        ] {
-            assert!(text.contains(part), "{part}:\n{text}");
-        }
-        assert_eq!(sound(&text, "shop"), 1);
-        m.status.as_mut().unwrap().users_written = Some(3);
-        let text = preview_text(&m, &preview(&m));
-        assert!(text.contains("3 users were written on the new version"), "{text}");
-        m.status.as_mut().unwrap().rollback = Some(RollbackStatus {
-            cause: "Rollback".into(),
-            message: String::new(),
-            started_at: Time::UNIX_EPOCH,
-            users_written_since: Some(7),
-            ignore_decisions_until: None,
-        });
-        m.status.as_mut().unwrap().phase = Some(Phase::RollbackFailed);
-        let text = preview_text(&m, &preview(&m));
-        assert!(text.contains("7 users were written") && text.contains("its current text"), "{text}");
-    }
-
-    #[test]
-    fn a_preview_says_whether_the_rollback_is_ready_and_when_it_was_rehearsed() {
-        let mut m = migration(Phase::Observing);
-        let text = preview_text(&m, &preview(&m));
-        assert!(text.contains("ready\n  not known") && text.contains("rehearsed\n  never"), "{text}");
-        let status = m.status.as_mut().unwrap();
-        status.rehearsal = Some(rehearsal(12.0));
-        status.backup = Some(backup(Time::UNIX_EPOCH));
-        status.day_report = Some(report(Time::UNIX_EPOCH));
-        let condition = |is: &str, reason: &str, message: &str| {
-            serde_json::from_value(serde_json::json!({"type": "RollbackReady", "status": is, "reason": reason,
-                "message": message, "lastTransitionTime": "2030-01-01T00:00:00Z"}))
-            .unwrap()
-        };
-        for (is, reason, message, words) in [
-            ("True", "Ready", "flag and workloads can be switched", "ready\n  yes: flag and workloads can be switched"),
-            (
-                "False",
-                "WorkloadPaused",
-                "deployment/shop is paused; next: kubectl rollout resume deployment/shop",
-                "ready\n  no: WorkloadPaused: deployment/shop is paused\n",
-            ),
-            ("Unknown", "NotObserved", "the flag was not read", "ready\n  not known: NotObserved"),
-        ] {
-            m.status.as_mut().unwrap().conditions = vec![condition(is, reason, message)];
-            let text = preview_text(&m, &preview(&m));
-            assert!(text.contains(words), "{words}:\n{text}");
-            assert!(text.contains("users of the backup of 1970-01-01T00:00:00Z"), "{text}");
-            assert!(text.contains("the last report: ") && text.contains("s3://b/o.report.json"), "{text}");
-            assert_eq!(sound(&text, "shop"), 1, "the one command to run is the rollback");
-        }
-    }
-
-    #[test]
-    fn inside_the_window_nothing_was_written() {
-        let mut m = migration(Phase::Executing);
-        m.status.as_mut().unwrap().window = Some(WindowStatus { task: Some(Task::Window), ..Default::default() });
-        let text = preview_text(&m, &preview(&m));
-        assert!(text.contains("stays v1") && text.contains("none: writes have been blocked"), "{text}");
-        m.status.as_mut().unwrap().window.as_mut().unwrap().switched = true;
-        assert!(preview_text(&m, &preview(&m)).contains("from v2 to v1"));
     }
 }

@@ -10,6 +10,7 @@ pub(super) mod decide;
 pub(super) mod lint;
 pub(super) mod logs;
 pub(super) mod plan;
+mod preview;
 pub(super) mod report;
 pub(super) mod status;
 pub(super) mod verify;

@@ -8,8 +8,8 @@ use serde::Serialize;
 use super::completion;
 use crate::{
     api::{
-        CheckOutcome, CreditMigration, DeliveryState, ExpectedWindow, NoticeState, Phase, ReadyReason, ScheduleStatus,
-        StepState, Time, Writes,
+        CheckOutcome, CreditMigration, DeliveryState, ExpectedWindow, NoticeState, Phase, ReadyReason,
+        RollbackRehearsalStatus, ScheduleStatus, StepState, Time, Writes, written,
     },
     plugin::{
         Exit, PluginError,
@@ -84,6 +84,12 @@ pub(crate) struct View {
     pub(crate) digest: Option<String>,
     /// What the window is expected to take, with its parts.
     pub(crate) expected_window: Option<ExpectedWindow>,
+    /// Users whose balance was written since the cutover, as last counted.
+    pub(crate) users_written: Option<u64>,
+    /// Credits by which the balances of those users differ from those at the cutover, as last measured.
+    pub(crate) credits_written: Option<String>,
+    /// Rehearsals of the rollback while the new version runs.
+    pub(crate) rollback_rehearsal: Option<RollbackRehearsalStatus>,
     /// Reason of `Ready`.
     pub(crate) reason: String,
     /// Message of `Ready`.
@@ -223,6 +229,9 @@ impl View {
             deadline: window.and_then(|w| w.deadline),
             digest: status.plan.as_ref().and_then(|p| p.digest.clone()),
             expected_window: status.plan.as_ref().and_then(|p| p.expected_window.clone()),
+            users_written: status.users_written,
+            credits_written: status.credits_written.clone(),
+            rollback_rehearsal: status.rollback_rehearsal.clone(),
             reason: ready.map(|c| c.reason.clone()).unwrap_or_default(),
             next: Message::parse(&message).next,
             message,
@@ -321,6 +330,9 @@ impl View {
             }),
         );
         line("rollback", self.conditions.iter().find(|c| c.kind == "RollbackReady").map(ConditionView::rollback_text));
+        line("rehearsed", self.rollback_rehearsal.as_ref().and_then(RollbackRehearsalStatus::summary));
+        let credits = self.credits_written.as_deref();
+        line("written", self.users_written.map(|users| format!("{} since the cutover", written(users, credits))));
         line("approvals", self.approvals.clone());
         line("presence", self.presence.clone());
         line("starts", self.starts_at.map(|t| format!("{t:.0} at the earliest")));

@@ -3,7 +3,11 @@
 //! The controller measures `workload` and `job` checks itself.
 //! Results are noted whenever one changed; the reporter sends them at most once per second.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{
+    pin::pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::{
     sync::{Notify, mpsc},
@@ -27,8 +31,10 @@ use crate::{
 
 /// Time between two measurements of what a rollback needs.
 const SAFEGUARDS_INTERVAL: Duration = Duration::from_secs(15);
-/// Time between two counts of written users.
-const WRITTEN_USERS_INTERVAL: Duration = Duration::from_secs(10);
+/// Least time between two measurements of what was written.
+const WRITTEN_INTERVAL: Duration = Duration::from_secs(10);
+/// Pause after such a measurement, in times of its duration: it takes at most a part of the database's time.
+const WRITTEN_PAUSE: u32 = 20;
 
 /// Measures `checks` at their intervals until `stop`; returns the last result of each that was measured, in the order
 /// of `checks`.
@@ -51,8 +57,8 @@ pub async fn watch(
         tasks.spawn(repeat(check, known, source_context.clone(), sender.clone()).in_current_span());
     }
     drop(sender);
-    let counting = count_written_users(TargetProvider::of(context), context.control_spec(), context.progress.clone());
-    tasks.spawn(counting.in_current_span());
+    let written = measure_written(TargetProvider::of(context), context.control_spec(), context.progress.clone());
+    tasks.spawn(written.in_current_span());
     tasks.spawn(Safeguards::of(context).watch().in_current_span());
     let mut latest: Vec<CheckResult> = Vec::new();
     let asked = Notify::new();
@@ -84,22 +90,27 @@ pub async fn watch(
     }
 }
 
-/// Counts the users whose balance was written since the cutover, for the decision on a rollback. It runs next to the
-/// checks: a count that fails is retried and delays nothing.
-async fn count_written_users(target_provider: TargetProvider, control_spec: ControlSpec, progress: Progress) {
-    let mut ticks = tokio::time::interval(WRITTEN_USERS_INTERVAL);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+/// Measures what was written since the cutover, for the decision on a rollback. It runs next to the checks: a
+/// measurement that fails is repeated and delays nothing.
+async fn measure_written(target_provider: TargetProvider, control_spec: ControlSpec, progress: Progress) {
     let mut session = Session::new(target_provider, "checks");
     loop {
-        ticks.tick().await;
-        let counted = async { control::users_written(&*session.client().await?, &control_spec).await };
-        match counted.await {
-            Ok(users) => progress.update(|status| status.users_written = Some(users)),
+        let started = Instant::now();
+        let measured = async {
+            let client = session.client().await?;
+            let users = control::users_written(&*client, &control_spec).await?;
+            Ok::<_, Failure>((users, control::credits_written(&*client, &control_spec).await?))
+        };
+        match measured.await {
+            Ok((users, credits)) => progress.update(|status| {
+                (status.users_written, status.credits_written) = (Some(users), Some(credits));
+            }),
             Err(failure) => {
                 session.lose();
-                tracing::warn!(reason = %failure.reason, error = %failure, "written users are not counted");
+                tracing::warn!(reason = %failure.reason, error = %failure, "what was written is not measured");
             }
         }
+        tokio::time::sleep(WRITTEN_INTERVAL.max(started.elapsed() * WRITTEN_PAUSE)).await;
     }
 }
 

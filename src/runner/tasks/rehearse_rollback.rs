@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  snapshot of the live database ─ pg_dump │ pg_restore ─> scratch database ─ down SQL, verifyDown ─ compare ─ drop it
-//!                                └─ users written, transactions since the cutover, schema
+//!                                └─ users and credits written, transactions since the cutover, schema
 //! ```
 //!
 //! # Contract
@@ -76,6 +76,7 @@ async fn rehearse(
     copy_live(context, target, copy, row.get(0)).await?;
     let schema = SchemaObjects::take(&tx).await?.evidence();
     let users_written = control::users_written(&tx, &control_spec).await?;
+    let credits_written = Some(control::credits_written(&tx, &control_spec).await?);
     let since = match control::cutover(&tx, &control_spec).await? {
         Some(cutover) => usage(&tx, &context.spec.plan.credits, &cutover).await?,
         None => None,
@@ -106,6 +107,7 @@ async fn rehearse(
         rows,
         users: comparison.users,
         users_written,
+        credits_written,
         transactions,
         duration_seconds: started.elapsed().as_secs_f64(),
         rollback_seconds,

@@ -554,9 +554,11 @@ fn a_trigger_without_data_holds_nothing_and_a_check_does() {
 #[test]
 fn what_a_rollback_would_undo_is_known_before() {
     let mut s = monitoring();
-    s.report(Task::Monitor, |r| r.users_written = Some(3)).settle();
-    assert_eq!(s.status.users_written, Some(3));
-    // A run that has yet to count says nothing of the last one's.
-    s.report(Task::Monitor, |r| r.users_written = None).settle();
-    assert_eq!(s.status.users_written, Some(3));
+    let written = |s: &Scenario| (s.status.users_written, s.status.credits_written.clone());
+    let measured = (Some(3), Some("9.5".to_owned()));
+    s.report(Task::Monitor, |r| (r.users_written, r.credits_written) = measured.clone()).settle();
+    assert_eq!(written(&s), measured);
+    // A run that has yet to measure says nothing of the last one's.
+    s.report(Task::Monitor, |r| (r.users_written, r.credits_written) = (None, None)).settle();
+    assert_eq!(written(&s), measured);
 }

@@ -50,11 +50,14 @@ fn it_is_rehearsed_at_the_end_of_monitoring_and_each_day() {
     pass(&mut s);
     let (status, _, message) = rollback_ready(&s);
     assert_eq!(status, "True");
-    for part in
-        ["of 900 rows and 300 users in 2.0 s, compared in 1.5 s, 7 users written", "writes would be blocked for about "]
-    {
+    for part in [
+        "of 900 rows and 300 users in 2.0 s, compared in 1.5 s; 7 users and 120 credits written",
+        "writes would be blocked for about ",
+    ] {
         assert!(message.contains(part), "{message}");
     }
+    // As measured last.
+    assert_eq!((s.status.users_written, s.status.credits_written.as_deref()), (Some(7), Some("120")));
     assert_eq!(s.decide().wake_at, Some(s.now + seconds(DAY)));
     s.wait(DAY - 1).settle();
     assert_eq!(attempts(&s), 1);

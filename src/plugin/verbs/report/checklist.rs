@@ -3,7 +3,10 @@
 use serde::Serialize;
 
 use crate::{
-    api::{Audience, CreditMigrationStatus, DeliveryState, Finding, Occasion, Step, StepState, Task, Topic},
+    api::{
+        Audience, CreditMigrationStatus, DeliveryState, Finding, Occasion, RollbackRehearsalMode,
+        RollbackRehearsalStatus, Step, StepState, Task, Topic,
+    },
     plugin::inspect::record::Record,
 };
 
@@ -23,6 +26,7 @@ pub(super) struct ChecklistLine {
 /// Titles of the sections that get further lines, or that not every record has.
 const TEST: &str = "Test and application";
 const COMMUNICATION: &str = "Communication";
+const AFTERWARDS: &str = "Afterwards";
 const ROLLBACK: &str = "Rollback";
 
 /// Sections of the checklist, and the steps that check off their lines.
@@ -61,7 +65,7 @@ const SECTIONS: &[(&str, &[(&str, Step)])] = &[
     ("Phase 3: validation", &[("Functions, performance, data", Step::Validate)]),
     ("Phase 4: monitoring", &[("Logs, figures, triggers", Step::Monitor)]),
     (
-        "Afterwards",
+        AFTERWARDS,
         &[
             ("After 24 hours", Step::DayCheck),
             ("After one week", Step::WeekReview),
@@ -88,6 +92,7 @@ pub(super) fn checklist(record: &Record, status: &CreditMigrationStatus) -> Vec<
         match *title {
             TEST => lines.push(both_versions(record)),
             COMMUNICATION => lines.extend([maintenance_notice(status), contacts(record)]),
+            AFTERWARDS => lines.push(rollback_rehearsal(record, status)),
             _ => {}
         }
         Section { title, lines }
@@ -184,6 +189,24 @@ fn step_line(what: &str, step: Step, status: &CreditMigrationStatus) -> Checklis
     ChecklistLine { what: what.into(), done: of.is_some_and(|s| s.state == StepState::Succeeded), evidence }
 }
 
+/// Whether the rollback passed its last rehearsal on what was written since the cutover.
+fn rollback_rehearsal(record: &Record, status: &CreditMigrationStatus) -> ChecklistLine {
+    let mode = record.migration.spec.rollback.rehearsal.mode;
+    let again = status.rollback_rehearsal.as_ref();
+    let evidence = match again.and_then(RollbackRehearsalStatus::summary) {
+        Some(summary) => summary,
+        None if mode == RollbackRehearsalMode::Never => {
+            format!("not configured: spec.rollback.rehearsal.mode is {mode}")
+        }
+        None => "not rehearsed".to_owned(),
+    };
+    ChecklistLine {
+        what: "Rollback, rehearsed on what was written since".into(),
+        done: again.is_some_and(|again| again.passed.is_some() && again.failed.is_none()),
+        evidence,
+    }
+}
+
 /// Whether a channel accepted the maintenance notice.
 fn maintenance_notice(status: &CreditMigrationStatus) -> ChecklistLine {
     let notice = status.notices.iter().rev().find(|n| n.notice.occasion == Occasion::MaintenanceStarts);
@@ -241,6 +264,28 @@ mod tests {
         for step in FORWARD.iter().map(|row| row.step) {
             assert_eq!(lines.iter().filter(|s| **s == step).count(), 1, "{step:?}");
         }
+    }
+
+    #[test]
+    fn the_rollback_is_checked_off_by_its_last_rehearsal() {
+        let mut record = completed();
+        record.migration.spec.rollback.rehearsal.mode = RollbackRehearsalMode::Daily;
+        let mut line = |again: serde_json::Value| {
+            let status = record.migration.status.as_mut().unwrap();
+            status.rollback_rehearsal = serde_json::from_value(again).unwrap();
+            let sections = checklist(&record, &record.migration.status.clone().unwrap());
+            let lines = sections.into_iter().flat_map(|section| section.lines);
+            lines.filter(|line| line.what.starts_with("Rollback, rehearsed")).map(|l| (l.done, l.evidence)).collect()
+        };
+        let none: Vec<(bool, String)> = line(json!(null));
+        assert_eq!(none, [(false, "not rehearsed".to_owned())]);
+        let passed = json!(crate::api::fixtures::rollback_rehearsal(crate::api::Time::UNIX_EPOCH));
+        let (done, evidence) = line(json!({"passed": passed, "expectedWindowSeconds": 33})).remove(0);
+        assert!(done && evidence.contains("900 rows") && evidence.contains("120 credits"), "{evidence}");
+        assert!(evidence.ends_with("writes would be blocked for about 33 s"), "{evidence}");
+        let failed = json!({"reason": "SqlFailed", "message": "m", "at": "2030-01-01T00:00:00Z"});
+        let (done, evidence) = line(json!({"passed": passed, "failed": failed})).remove(0);
+        assert!(!done && evidence == "failed at 2030-01-01T00:00:00Z: SqlFailed: m", "{evidence}");
     }
 
     #[rstest::rstest]

@@ -15,7 +15,7 @@ use crate::{
         },
         tasks::findings::Findings,
     },
-    shared::quoted::Quoted,
+    shared::{quoted::Quoted, sql::without_mark},
 };
 
 /// Oldest version of the server.
@@ -75,7 +75,7 @@ pub async fn check(context: &TaskContext<'_>, target: &Target, client: &Client, 
 pub async fn parse(client: &Client, name: &str, sql: &str) -> Result<bool, Failure> {
     let statement = format!(
         "CREATE FUNCTION pg_temp.credit_migration_parse(anyelement) RETURNS void LANGUAGE sql AS {}",
-        literal(sql)
+        literal(without_mark(sql))
     );
     let start = "BEGIN; SET LOCAL check_function_bodies = on";
     if client.batch_execute(start).await.is_err() {
