@@ -4,14 +4,16 @@
 //!
 //! Called by `cargo test` alone. Imports `shared`, `api` and `machine`.
 
-mod actors;
 mod application;
+mod controllers;
 mod outsiders;
+mod runners;
 mod world;
 
-use actors::{Controller, Pod};
+use controllers::Controller;
 use fastrand::Rng;
 use jiff::SignedDuration;
+use runners::Pod;
 use world::{Defect, World};
 
 use super::{Job, emergency_page, faults};
