@@ -4,7 +4,10 @@ use std::fmt;
 
 use super::faults::{Fault, fault};
 use crate::{
-    api::{DecisionKind, ExpectedRollout, MigrationRun, Reason, RunPhase, Task, Time, WindowProgress, WorkloadRef},
+    api::{
+        DecisionKind, DecisionRef, ExpectedRollout, MigrationRun, Reason, RunPhase, Task, Time, WindowProgress,
+        WorkloadRef,
+    },
     shared::message::Message,
 };
 
@@ -183,6 +186,13 @@ pub struct ObservedDecision {
     pub reason: Option<String>,
     /// Time of the decision, by the API server's clock.
     pub at: Time,
+}
+
+impl ObservedDecision {
+    /// The object.
+    pub(crate) fn reference(&self) -> DecisionRef {
+        DecisionRef { name: self.name.clone(), at: self.at }
+    }
 }
 
 /// The flag's ConfigMap key.
