@@ -47,6 +47,10 @@ pub struct CreditMigrationStatus {
     /// Approvals before this time no longer count: a window was started on them and ended without effect.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub approvals_after: Option<Time>,
+    /// Decisions `Keep` and `Rollback` that were there before such a decision was last asked for: they do not answer it.
+    /// Not a time, because the clocks of the operator and of several API servers differ.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub earlier_decisions: Vec<DecisionRef>,
     /// Tag and branch for the application's code.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub code_backup: Option<CodeBackupEvidence>,
@@ -295,9 +299,16 @@ pub struct RollbackStatus {
     /// Users whose balance was written on the new version before the rollback.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub users_written_since: Option<u64>,
-    /// Time of the newest decision that was known when the rollback failed. Only a later `Rollback` starts it again.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ignore_decisions_until: Option<Time>,
+}
+
+/// One `MigrationDecision`. One that is deleted and made again under the same name has another time.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct DecisionRef {
+    /// Name of the object.
+    pub name: String,
+    /// When it was created, by the API server's clock.
+    pub at: Time,
 }
 
 /// Rehearsals of the rollback while the new version runs.

@@ -5,7 +5,8 @@ use std::fmt;
 use super::faults::{Fault, fault};
 use crate::{
     api::{
-        ClockOffset, DecisionKind, ExpectedRollout, MigrationRun, Reason, RunPhase, Task, Time, WindowProgress,
+        ClockOffset, DecisionKind, DecisionRef, ExpectedRollout, MigrationRun, Reason, RunPhase, Task, Time,
+        WindowProgress,
         WorkloadRef,
     },
     shared::message::Message,
@@ -198,6 +199,13 @@ pub struct ObservedDecision {
     pub reason: Option<String>,
     /// Time of the decision, by the API server's clock.
     pub at: Time,
+}
+
+impl ObservedDecision {
+    /// The object.
+    pub(crate) fn reference(&self) -> DecisionRef {
+        DecisionRef { name: self.name.clone(), at: self.at }
+    }
 }
 
 /// The flag's ConfigMap key.

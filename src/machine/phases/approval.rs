@@ -102,7 +102,7 @@ impl Transition<'_> {
 
     /// The request to stop before the window, if there is one.
     pub(crate) fn cancel_request(&self) -> Option<ObservedDecision> {
-        self.stop_request(&[DecisionKind::Abort, DecisionKind::Rollback], None)
+        self.stop_request(&[DecisionKind::Abort, DecisionKind::Rollback])
     }
 
     /// Ends the migration before its window: nothing was changed.
@@ -123,8 +123,23 @@ impl Transition<'_> {
     }
 
     /// The first decision of these kinds. It counts without the admission policy too: a forged stop is the lesser harm.
-    pub(crate) fn stop_request(&self, kinds: &[DecisionKind], after: Option<Time>) -> Option<ObservedDecision> {
-        kinds.iter().find_map(|k| self.decisions(*k, after).next()).cloned()
+    pub(crate) fn stop_request(&self, kinds: &[DecisionKind]) -> Option<ObservedDecision> {
+        kinds.iter().find_map(|k| self.decisions(*k, None).next()).cloned()
+    }
+
+    /// A decision of this kind is asked for from now on: those that are there do not answer it.
+    pub(crate) fn ask_for(&mut self, kind: DecisionKind) {
+        for d in self.observed.decisions.iter().filter(|d| d.decision == kind) {
+            let earlier = d.reference();
+            if !self.status.earlier_decisions.contains(&earlier) {
+                self.status.earlier_decisions.push(earlier);
+            }
+        }
+    }
+
+    /// Decisions of a kind that were not there when one was last asked for.
+    pub(crate) fn answers(&self, kind: DecisionKind) -> impl Iterator<Item = &ObservedDecision> {
+        self.decisions(kind, None).filter(|d| !self.status.earlier_decisions.contains(&d.reference()))
     }
 
     /// The user wrote the spec or the SQL, and so approves neither.

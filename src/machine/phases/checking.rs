@@ -285,7 +285,7 @@ impl Transition<'_> {
 
     /// The decision to roll back, if there is one.
     pub(crate) fn rollback_request(&self) -> Option<ObservedDecision> {
-        self.stop_request(&[DecisionKind::Rollback, DecisionKind::Abort], None)
+        self.stop_request(&[DecisionKind::Rollback, DecisionKind::Abort])
     }
 
     /// Checks of the present stage with their results.

@@ -196,7 +196,7 @@ impl Transition<'_> {
         if self.observed.deleting {
             return Some((ReadyReason::Deleted.into(), "the CreditMigration was deleted inside its window".into()));
         }
-        if let Some(d) = self.stop_request(&[DecisionKind::Abort, DecisionKind::Rollback], None) {
+        if let Some(d) = self.stop_request(&[DecisionKind::Abort, DecisionKind::Rollback]) {
             return Some((ReadyReason::Stopped.into(), format!("{} by {}{}", d.decision, d.by, fmt_reason(&d.reason))));
         }
         let deadline = self.deadline()?;

@@ -9,7 +9,7 @@ use crate::{
         CheckOutcome, DecisionKind, MigrationRun, Occasion, Phase, ReadyReason, Reason, Step, StepState, Task, Time,
     },
     machine::{RunOutcome, Transition, notices::notice_key, steps::PlannedRetry},
-    shared::time::{saturating_add, seconds, to_signed},
+    shared::time::{saturating_add, to_signed},
 };
 
 impl Transition<'_> {
@@ -94,6 +94,8 @@ impl Transition<'_> {
         } else {
             self.status.week_report = Some(report);
             self.notify(Occasion::WeekReport, &format!("week.{attempt}"), &text);
+            // What was said up to now was said without the report.
+            self.ask_for(DecisionKind::Keep);
             self.start_step(Step::Decide);
         }
         Flow::Continue
@@ -103,12 +105,9 @@ impl Transition<'_> {
     fn advance_decide(&mut self, drifted: bool) -> Flow {
         let Some(asked) = self.started_at(Step::Decide) else { return Flow::Settled };
         let digest = self.status.plan.as_ref().and_then(|p| p.digest.clone());
-        // A decision from before the end of the week was made without its report. Times of decisions are truncated to
-        // whole seconds.
-        let keep = self
-            .decisions(DecisionKind::Keep, Some(asked - seconds(1)))
-            .find(|d| d.digest == digest && d.by != self.spec.requested_by)
-            .cloned();
+        let mut answers = self.answers(DecisionKind::Keep);
+        let keep = answers.find(|d| d.digest == digest && d.by != self.spec.requested_by).cloned();
+        drop(answers);
         if let (Some(d), false) = (keep, drifted) {
             let text = format!("{} keeps the new version{}", d.by, fmt_reason(&d.reason));
             self.succeed_step(Step::Decide, text.clone());

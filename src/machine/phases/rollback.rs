@@ -57,8 +57,8 @@ impl Transition<'_> {
             message: message.clone(),
             started_at: now,
             users_written_since: None,
-            ignore_decisions_until: None,
         });
+        self.ask_for(DecisionKind::Rollback);
         if let Some(step) = self.status.step
             && self.step(step).is_some_and(|step_status| step_status.state == StepState::Running)
         {
@@ -418,10 +418,7 @@ impl Transition<'_> {
     /// Manual intervention is required, and a new decision.
     fn end_in_rollback_failed(&mut self, step: Step, reason: impl Into<StatusReason>, text: String) {
         let reason: StatusReason = reason.into();
-        let ignore_decisions_until = self.observed.decisions.iter().map(|d| d.at).max();
-        if let Some(r) = &mut self.status.rollback {
-            r.ignore_decisions_until = ignore_decisions_until;
-        }
+        self.ask_for(DecisionKind::Rollback);
         self.fail_step(step, reason.clone(), text.clone());
         self.enter(Phase::RollbackFailed);
         self.notify(Occasion::ManualInterventionRequired, &notice_key("person", self.now), &text);
@@ -430,18 +427,7 @@ impl Transition<'_> {
 
     /// A new `Rollback` decision starts the rollback again, with the down SQL as it is now.
     pub(crate) fn advance_rollback_failed(&mut self) -> Flow {
-        // The API server's times are whole seconds: a Rollback in the second of the failure counts as after it.
-        let failed_at = self
-            .status
-            .steps
-            .iter()
-            .filter(|step_status| step_status.reason.is_some())
-            .filter_map(|step_status| step_status.finished_at)
-            .max();
-        let failed_at = failed_at.map(|t| t - seconds(1));
-        // A decision counts once, however much the two clocks differ.
-        let after = failed_at.max(self.status.rollback.as_ref().and_then(|r| r.ignore_decisions_until));
-        let Some(d) = self.stop_request(&[DecisionKind::Rollback], after) else { return Flow::Settled };
+        let Some(d) = self.answers(DecisionKind::Rollback).next().cloned() else { return Flow::Settled };
         if let (ObservedSql::Present(down), Some(plan)) = (&self.observed.down, &mut self.status.plan) {
             plan.down_sha256.clone_from(down);
         }

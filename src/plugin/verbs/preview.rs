@@ -241,7 +241,6 @@ pub(super) mod tests {
             message: String::new(),
             started_at: Time::UNIX_EPOCH,
             users_written_since: Some(7),
-            ignore_decisions_until: None,
         });
         m.status.as_mut().unwrap().phase = Some(Phase::RollbackFailed);
         let text = preview_text(&m, &preview(&m));
