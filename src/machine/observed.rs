@@ -6,8 +6,7 @@ use super::faults::{Fault, fault};
 use crate::{
     api::{
         ClockOffset, DecisionKind, DecisionRef, ExpectedRollout, MigrationRun, Reason, RunPhase, Task, Time,
-        WindowProgress,
-        WorkloadRef,
+        WindowProgress, WorkloadRef,
     },
     shared::message::Message,
 };
