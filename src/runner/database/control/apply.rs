@@ -26,7 +26,7 @@ use super::{
     schema_objects::require_rehearsed_schema,
     tables::oids,
     triggers::ensure_triggers_in,
-    verification::verify,
+    verify_sql::verify,
 };
 use crate::{
     api::{Direction, Reason},

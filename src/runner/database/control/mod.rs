@@ -40,8 +40,8 @@ mod spec;
 mod stored_down_sql;
 mod tables;
 mod triggers;
-mod verification;
-mod verify_blocked;
+mod verify_sql;
+mod verify_writes;
 pub mod window_record;
 pub mod worker_lock;
 pub mod write_block;
@@ -68,7 +68,7 @@ pub(crate) use tables::{BalancesTable, balances, existing, exists, literal, oids
 pub use tables::{Table, ident, quoted};
 pub(crate) use triggers::{TriggerChange, change_trigger};
 pub use triggers::{install, reinstall};
-pub use verify_blocked::{verify_writes_blocked, verify_writes_unblocked};
+pub use verify_writes::{verify_writes_blocked, verify_writes_unblocked};
 
 /// Name of the control schema.
 pub const SCHEMA: &str = "credit_migration";

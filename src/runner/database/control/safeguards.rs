@@ -7,7 +7,7 @@ use tokio_postgres::{Client, Transaction};
 use super::{
     ControlSpec, Table, check_schema, exists, ident, protected, resolve, stored_down_sql,
     triggers::{TriggerKind, without_trigger},
-    verify_blocked::verify_writes_unblocked,
+    verify_writes::verify_writes_unblocked,
     with_children,
 };
 use crate::{
