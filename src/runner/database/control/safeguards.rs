@@ -12,7 +12,10 @@ use super::{
 };
 use crate::{
     api::{MissingSafeguard, Reason, SafeguardKind},
-    runner::{Failure, UnlessLost, database::connection::Target},
+    runner::{
+        Failure, UnlessLost,
+        database::connection::{Target, USE_OWN_SEARCH_PATH_SQL},
+    },
 };
 
 /// Longest that one measurement takes.
@@ -140,6 +143,9 @@ async fn write_one_row(tx: &Transaction<'_>, table: &Table, preferred: &str) -> 
     if tx.query("FETCH 1 FROM credit_migration_trial", &[]).await?.is_empty() {
         return Ok(());
     }
-    let write = format!("UPDATE {name} SET {column} = {column} WHERE CURRENT OF credit_migration_trial");
+    // Triggers of the application run, too.
+    let write = format!(
+        "{USE_OWN_SEARCH_PATH_SQL}; UPDATE {name} SET {column} = {column} WHERE CURRENT OF credit_migration_trial"
+    );
     tx.batch_execute(&write).await
 }
