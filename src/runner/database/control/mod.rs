@@ -51,9 +51,11 @@ use std::{
     time::Duration,
 };
 
-pub use apply::{Applied, StopSignal, rehearse_down, run_down, run_up};
+pub use apply::{Applied, StopSignal, rehearse_down, rehearse_up, run_down, run_up};
 pub(crate) use baseline::has_baseline;
-pub use baseline::{compare, compare_within, refresh_baseline, take_baseline, users_written, users_written_within};
+pub use baseline::{
+    compare, compare_within, list_unexplained, refresh_baseline, take_baseline, users_written, users_written_within,
+};
 pub use cutover::{Cutover, cutover, keep_snapshot};
 pub(crate) use cutover::{TransactionsTable, columns, transactions};
 pub use drain::{ROLLBACK_REHEARSAL, drain, terminate_readers};
