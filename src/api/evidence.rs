@@ -294,6 +294,17 @@ pub struct Comparison {
     pub total_balance: String,
 }
 
+/// SQL: whose balances the last comparison inside a window found to differ, at most 10,000 users. The list stays in the
+/// database: it has personal data.
+pub const UNEXPLAINED_BALANCES: &str = "SELECT * FROM credit_migration.unexplained_balances";
+
+impl Comparison {
+    /// How many users differ, in words.
+    pub fn differences(&self) -> String {
+        format!("{} of {} balances are unexplained (limit 0)", self.unexplained, self.users)
+    }
+}
+
 /// Result of one measurement.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CheckOutcome {

@@ -267,4 +267,6 @@ async fn sql_and_triggers_of_the_owner_have_the_search_path_of_the_database() {
     desk.until("acknowledgement", |progress, _| progress.switch_acknowledged).await;
     desk.order(Order::UnblockWrites);
     assert_eq!(end(task).await.failure, None);
+    let missing = control::missing_safeguards(&database.target(), &plan.control_spec, &plan.inputs.down_sha256).await;
+    assert_eq!(missing.unwrap(), []);
 }

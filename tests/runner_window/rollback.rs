@@ -1,7 +1,7 @@
 //! The window of a rollback: what it keeps, when it is refused, and how it ends past its deadline.
 
 use credit_migration::{
-    api::{Reason, WindowCommand as Order, WindowState as State},
+    api::{Reason, UNEXPLAINED_BALANCES, WindowCommand as Order, WindowState as State},
     runner::tasks::window::WindowPlan,
 };
 
@@ -46,7 +46,7 @@ async fn a_rollback_does_not_wait_for_its_rehearsal() {
     let database = unblocked().await;
     let rehearsal = database.target().connect("rollback-rehearsal").await.unwrap();
     // As pg_dump does, which locks the control schema's tables, too.
-    let tables = "user_credits, credit_plans, credit_migration.ledger, credit_migration.window_record";
+    let tables = "public.user_credits, public.credit_plans, credit_migration.ledger, credit_migration.window_record";
     rehearsal.batch_execute(&format!("BEGIN; LOCK TABLE {tables} IN ACCESS SHARE MODE")).await.unwrap();
     let desk = Desk::new();
     let task = desk.start(&database, &back());
@@ -72,7 +72,11 @@ async fn a_rollback_that_alters_balances_is_refused_and_stuck() {
     desk.state(State::Blocked).await;
     desk.order(Order::Rollback);
     let outcome = end(task).await;
-    assert_eq!((outcome.progress.stuck, outcome.failure.unwrap().reason), (true, Reason::BalancesUnexplained));
+    let failure = outcome.failure.unwrap();
+    assert_eq!((outcome.progress.stuck, failure.reason), (true, Reason::BalancesUnexplained));
+    assert!(failure.message.contains(UNEXPLAINED_BALANCES), "{failure}");
+    let listed = "SELECT user_id || ' ' || expected || ' ' || found FROM credit_migration.unexplained_balances";
+    assert_eq!(database.value(listed).await, "3 1003 0");
     blocked(&database).await;
     assert_eq!(database.value("SELECT to_regclass('credit_plans')").await, "credit_plans");
     // The next attempt takes over while writes are blocked.

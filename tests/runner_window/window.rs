@@ -3,10 +3,14 @@
 use std::sync::Arc;
 
 use credit_migration::{
-    api::{Direction, Reason, WindowCommand as Order, WindowState as State},
+    api::{Direction, Reason, UNEXPLAINED_BALANCES, WindowCommand as Order, WindowState as State},
     runner::{
-        database::control::Sql,
-        tasks::window::{ChannelError, WindowOutcome, WindowPlan},
+        Failure,
+        database::control::{ControlSpec, Sql},
+        tasks::{
+            cleanup::cleanup,
+            window::{ChannelError, WindowOutcome, WindowPlan},
+        },
     },
 };
 
@@ -29,6 +33,9 @@ pub fn pausing() -> Sql {
     pausing.statements.insert(0, wait);
     pausing
 }
+
+/// Those that [`sample_up`] drops.
+const SAMPLE_TABLES: &str = "CREATE TABLE credit_purchases (id int); CREATE TABLE credit_packages (id int)";
 
 /// The SQL waits.
 pub const SLEEPS: &str = "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database()
@@ -433,7 +440,11 @@ async fn past_the_deadline_without_a_migration_writes_are_unblocked() {
     // No orders from the controller any more, and reports that hang.
     desk.hangs();
     desk.pass_deadline();
-    database.until("SELECT NOT blocked FROM credit_migration.write_block").await;
+    // The lock is released after the commit.
+    let unblocked = "SELECT NOT blocked AND NOT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = 2
+        AND mode = 'ExclusiveLock' AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))
+        FROM credit_migration.write_block";
+    database.until(unblocked).await;
     writable(&database, false).await;
     assert_eq!(
         database.value("SELECT outcome || ' ' || reason FROM credit_migration.window_record").await,
@@ -533,13 +544,33 @@ async fn writes_stay_blocked_while_balances_are_unexplained() {
     let task = desk.start(&database, &plan(Direction::Forward, lossy, down));
     desk.order(Order::BlockWrites);
     desk.until("comparison", |progress, _| progress.comparison.as_ref().is_some_and(|c| c.unexplained == 1)).await;
+    // Who it is can be read while writes are blocked, by the owner alone.
+    let listed =
+        "SELECT string_agg(concat_ws(' ', migration_uid, user_id, expected, coalesce(found::text, 'none')), ',')
+        FROM credit_migration.unexplained_balances";
+    assert_eq!(database.value(listed).await, "uid-1 9 1009 none");
+    let app = database.session("app").await;
+    assert_eq!(state_of(&app, UNEXPLAINED_BALANCES).await, "42501");
     desk.order(Order::Switch);
     desk.until("acknowledgement", |progress, _| progress.switch_acknowledged).await;
     desk.order(Order::UnblockWrites);
-    desk.until("refusal", |_, note| note.is_some_and(|note| note.reason == Reason::BalancesUnexplained)).await;
+    let says =
+        |note: &Failure| note.message.contains("1 of 200 balances") && note.message.contains(UNEXPLAINED_BALANCES);
+    desk.until("refusal", |_, note| note.is_some_and(|note| note.reason == Reason::BalancesUnexplained && says(note)))
+        .await;
     assert_eq!(database.value("SELECT blocked FROM credit_migration.write_block").await, "true");
     desk.order(Order::Rollback);
     assert_eq!(end(task).await.progress.state, State::RolledBack);
+    // Nor does the end of the migration take it away; the next backup does.
+    let mut client = database.target().connect("test").await.unwrap();
+    cleanup(&mut client, &spec()).await.unwrap();
+    assert_eq!(database.value(listed).await, "uid-1 9 1009 none");
+    let next = ControlSpec { uid: "uid-2".to_owned(), ..spec() };
+    database.session("migrator").await.batch_execute(SAMPLE_TABLES).await.unwrap();
+    database.prepared(&next).await;
+    assert_eq!(database.value(listed).await, "");
+    cleanup(&mut client, &next).await.unwrap();
+    assert_eq!(database.value("SELECT to_regclass('credit_migration.unexplained_balances')").await, "");
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use super::{Flow, approval::fmt_reason};
 use crate::{
     api::{
         DecisionKind, Direction, Occasion, Phase, ReadyReason, Reason, Retry, SchemaInPlace, Step, Task, Time,
-        WindowProgress, WindowState,
+        UNEXPLAINED_BALANCES, WindowProgress, WindowState,
     },
     machine::{
         RunOutcome, StatusReason, Transition,
@@ -190,7 +190,7 @@ impl Transition<'_> {
         if let Some(c) = progress.comparison.as_ref().filter(|c| c.unexplained > 0) {
             return Some((
                 Reason::BalancesUnexplained.into(),
-                format!("{} of {} balances are unexplained (limit 0)", c.unexplained, c.users),
+                format!("{}, see {UNEXPLAINED_BALANCES}", c.differences()),
             ));
         }
         if self.observed.deleting {

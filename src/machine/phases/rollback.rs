@@ -5,7 +5,7 @@ use super::{Flow, approval::fmt_reason, executing::WINDOW_ATTEMPTS};
 use crate::{
     api::{
         Comparison, DecisionKind, Direction, Occasion, Phase, ReadyReason, Reason, Retry, RollbackStatus,
-        SchemaInPlace, Step, StepState, Task, WindowProgress, WindowState, WindowStatus,
+        SchemaInPlace, Step, StepState, Task, UNEXPLAINED_BALANCES, WindowProgress, WindowState, WindowStatus,
     },
     machine::{
         ObservedSql, RunOutcome, StatusReason, Transition,
@@ -40,7 +40,7 @@ impl Verification {
             Verification::NotCompared => "balances were not compared after the rollback".into(),
             Verification::Equal(_) => "no credit was lost".into(),
             Verification::Unexplained(c) => {
-                format!("{} of {} balances are unexplained (limit 0)", c.unexplained, c.users)
+                format!("{}, see {UNEXPLAINED_BALANCES}", c.differences())
             }
         }
     }
@@ -325,7 +325,7 @@ impl Transition<'_> {
             }
             Verification::Unexplained(c) => {
                 let text = format!(
-                    "{} balances compared, {} unexplained (limit 0); next: {}",
+                    "{} balances compared, {} unexplained (limit 0); next: {UNEXPLAINED_BALANCES}, and {}",
                     c.users,
                     c.unexplained,
                     self.observed.plugin("report", "")

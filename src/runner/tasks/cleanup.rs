@@ -2,7 +2,8 @@
 //! rehearsals that were killed have left.
 //!
 //! # Contract
-//! - Ledger and intent stay: they are the record, and keep the SQL from running again.
+//! - Ledger and window record stay: they are the record, and keep the SQL from running again. So does a list of
+//!   unexplained balances that is not empty.
 //! - Each trigger goes in a transaction of its own under `lock_timeout`, retried after a jittered pause: `DROP TRIGGER`
 //!   waits for readers, and later sessions wait for it.
 //! - Idempotent; does nothing where nothing is, or where the database belongs to another migration.
@@ -81,6 +82,13 @@ pub async fn cleanup(client: &mut Client, control_spec: &ControlSpec) -> Result<
     .await?;
     // Asked again under the lock: another migration may have claimed the database meanwhile.
     if ours(&tx, control_spec).await? {
+        // A person still has to read a list that names users; the next Backup empties it.
+        if exists(&tx, "unexplained_balances").await? {
+            let listed = tx.query_opt("SELECT FROM credit_migration.unexplained_balances LIMIT 1", &[]).await?;
+            if listed.is_none() {
+                tx.batch_execute("DROP TABLE credit_migration.unexplained_balances").await?;
+            }
+        }
         tx.batch_execute(
             "DROP FUNCTION IF EXISTS credit_migration.block_writes();
              DROP FUNCTION IF EXISTS credit_migration.track_changes();

@@ -175,7 +175,8 @@ fn balances_that_the_rollback_left_unexplained_are_reported() {
     let d = s.decide();
     let verified = d.status.steps.iter().find(|step_status| step_status.name == Step::VerifyRollback).unwrap();
     assert_eq!((verified.state, verified.reason.as_deref()), (StepState::Failed, Some("BalancesUnexplained")));
-    let text = "2 balances compared, 2 unexplained (limit 0); next: kubectl creditmigration -n shop report m";
+    let text = "2 balances compared, 2 unexplained (limit 0); next: SELECT * FROM \
+        credit_migration.unexplained_balances, and kubectl creditmigration -n shop report m";
     assert_eq!(verified.message.as_deref(), Some(text));
     let (reason, message) = ready(&d.status);
     assert_eq!((d.status.phase, reason.as_str()), (Some(Phase::RolledBack), "RolledBack"));

@@ -17,7 +17,7 @@ use tokio_postgres::{Client, Row, Transaction, types::Json};
 
 use super::{
     ControlSpec, LOCK_CHANGE, LOCK_CLASS, Sql, Table, balances,
-    baseline::{compare_with, reconcile, unexplained},
+    baseline::{UnexplainedBalances, Users, compare_with, reconcile},
     ident, millis,
     outside::SharedObjects,
     owner::sql_role,
@@ -26,10 +26,10 @@ use super::{
     schema_objects::require_rehearsed_schema,
     tables::oids,
     triggers::ensure_triggers_in,
-    verification::verify,
+    verify_sql::verify,
 };
 use crate::{
-    api::{Direction, Reason},
+    api::{Direction, Reason, UNEXPLAINED_BALANCES},
     runner::{
         Failure,
         database::{
@@ -115,6 +115,14 @@ pub async fn run_down(client: &mut Client, spec: &ControlSpec, sql: &Sql) -> Res
     run(client, spec, sql, Run::Down, &StopSignal::default()).await
 }
 
+/// [`run_up`] on the rehearsal's copy.
+///
+/// # Errors
+/// As [`run_up`].
+pub async fn rehearse_up(client: &mut Client, spec: &ControlSpec, up: &Sql, down: &Sql) -> Result<Applied, Failure> {
+    run(client, spec, up, Run::RehearsedUp { down }, &StopSignal::default()).await
+}
+
 /// [`run_down`] on the rehearsal's copy, where an effect outside of the database is a failure, too. In a window it is
 /// not: writes are blocked until the rollback is done.
 ///
@@ -131,6 +139,9 @@ enum Run<'a> {
         /// Stored for the rollback.
         down: &'a Sql,
     },
+    RehearsedUp {
+        down: &'a Sql,
+    },
     Down,
     RehearsedDown,
 }
@@ -142,7 +153,8 @@ async fn run(
     which: Run<'_>,
     stop: &StopSignal,
 ) -> Result<Applied, Failure> {
-    let result = transaction(client, spec, sql, which, stop).await;
+    let mut unexplained = None;
+    let result = transaction(client, spec, sql, which, stop, &mut unexplained).await;
     // The SQL may have set what outlives its transaction; a lost connection has nothing left to reset.
     // The first also ends the role that the login is configured to act as, and the last leaves it as it is.
     if let Err(error) = client.batch_execute("RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL").await {
@@ -150,6 +162,10 @@ async fn run(
     }
     if let Err(error) = pin_settings(client).await {
         tracing::warn!(%error, "time-outs of the session could not be set after the SQL");
+    }
+    // Only now: the transaction in which they were found has changed nothing.
+    if let Some(list) = unexplained {
+        list.store(client, spec).await;
     }
     result
 }
@@ -160,10 +176,11 @@ async fn transaction(
     sql: &Sql,
     which: Run<'_>,
     stop: &StopSignal,
+    unexplained: &mut Option<UnexplainedBalances>,
 ) -> Result<Applied, Failure> {
     let start = Instant::now();
     let (direction, down, stays_inside) = match which {
-        Run::Up { down } => (Direction::Forward, Some(down), true),
+        Run::Up { down } | Run::RehearsedUp { down } => (Direction::Forward, Some(down), true),
         Run::Down => (Direction::Rollback, None, false),
         Run::RehearsedDown => (Direction::Rollback, None, true),
     };
@@ -220,15 +237,24 @@ async fn transaction(
         tables_gone(&tx, spec, &namesakes).await?;
     }
     let balances_after = balances(&tx, spec, Some(&balances_before.table)).await?;
-    let differing = match direction {
+    let users = match direction {
         // The other users are compared after the commit, during the rollout, while a rollback loses nothing.
-        Direction::Forward => unexplained(&tx, spec, &balances_after).await?,
-        Direction::Rollback => compare_with(&tx, spec, &balances_after).await?.unexplained,
+        Direction::Forward => Users::tracked(&tx).await?,
+        Direction::Rollback => Users::All,
     };
+    let differing = compare_with(&tx, spec, &balances_after, users).await?.unexplained;
     if differing > 0 {
+        let which = match which {
+            // The rehearsal's copy is dropped.
+            Run::RehearsedUp { .. } | Run::RehearsedDown => String::new(),
+            Run::Up { .. } | Run::Down => {
+                *unexplained = UnexplainedBalances::read(&tx, spec, &balances_after, users).await.ok();
+                format!("see which by {UNEXPLAINED_BALANCES}; ")
+            }
+        };
         let message = format!(
-            "the {} SQL changed the balances of {differing} users, limit 0; next: correct the SQL so that it leaves \
-                balances alone",
+            "the {} SQL changed the balances of {differing} users, limit 0; next: {which}correct the SQL so that it \
+                leaves balances alone",
             direction.sql_name()
         );
         return Err(Failure::new(Reason::BalancesUnexplained, message));

@@ -23,6 +23,8 @@ use crate::{
 
 /// Tracking rows that one refresh deletes at most: the next one deletes the rest.
 const MAX_DELETED_PER_REFRESH: i64 = 500_000;
+/// Most users that are listed.
+const MAX_LISTED: usize = 10_000;
 /// How long the window waits for a figure of the report.
 const USERS_WRITTEN_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -38,7 +40,9 @@ pub async fn take_baseline(tx: &Transaction<'_>, spec: &ControlSpec) -> Result<u
     let balances = balances(tx, spec, None).await?;
     // The change tracking is left as it is: deleting it in a transaction as long as a dump would block every writer
     // of those users. Users that it lists needlessly are brought up to date once more.
-    tx.batch_execute("DELETE FROM credit_migration.baseline").await?;
+    // A list of what an earlier window found says nothing of this one.
+    tx.batch_execute("DELETE FROM credit_migration.baseline; DELETE FROM credit_migration.unexplained_balances")
+        .await?;
     record_all(tx, spec, &balances).await
 }
 
@@ -97,10 +101,12 @@ pub async fn compare_within(client: &mut Client, spec: &ControlSpec) -> Result<C
 /// A transaction that reads, with limits for each statement and its locks. It is rolled back when it is dropped.
 async fn read_within(client: &mut Client, statement: Duration, lock: Duration) -> Result<Transaction<'_>, Failure> {
     let tx = client.build_transaction().read_only(true).start().await?;
-    let limits =
-        format!("SET LOCAL statement_timeout = {}; SET LOCAL lock_timeout = {}", millis(statement), millis(lock));
-    tx.batch_execute(&limits).await?;
+    tx.batch_execute(&limits(statement, lock)).await?;
     Ok(tx)
+}
+
+fn limits(statement: Duration, lock: Duration) -> String {
+    format!("SET LOCAL statement_timeout = {}; SET LOCAL lock_timeout = {}", millis(statement), millis(lock))
 }
 
 /// Distinct users whose balance was written since the change tracking was last emptied: since the cutover, once there
@@ -218,62 +224,129 @@ async fn record_all(tx: &impl GenericClient, spec: &ControlSpec, balances: &Bala
 /// `TableMissing`, `ColumnMissing`, database errors.
 pub async fn compare(client: &impl GenericClient, spec: &ControlSpec) -> Result<Comparison, Failure> {
     let balances = balances(client, spec, None).await?;
-    compare_with(client, spec, &balances).await
+    compare_with(client, spec, &balances, Users::All).await
 }
+
+/// Which users are compared.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Users {
+    /// Each one.
+    All,
+    /// Those that are tracked, looked up by index: the others were not written.
+    Tracked,
+}
+
+impl Users {
+    /// The tracked ones; all after a TRUNCATE.
+    pub(crate) async fn tracked(client: &impl GenericClient) -> Result<Self, Failure> {
+        let query = "SELECT EXISTS (SELECT FROM credit_migration.changed_users WHERE user_id IS NULL)";
+        Ok(if client.query_one(query, &[]).await?.get(0) { Self::All } else { Self::Tracked })
+    }
+
+    /// SQL: baseline `b` and balance `t` of each user. `$1` is the migration's UID.
+    fn joined(self, balances: &BalancesTable) -> String {
+        let BalancesTable { table, user, balance, user_type } = balances;
+        let (of_baseline, of_balances) = match self {
+            Self::All => (String::new(), String::new()),
+            Self::Tracked => {
+                let tracked = |id: &str| format!("ARRAY (SELECT DISTINCT {id} FROM credit_migration.changed_users c)");
+                let cast = format!("CAST(c.user_id AS {user_type})");
+                (
+                    format!("AND user_id = ANY ({})", tracked("c.user_id")),
+                    format!("WHERE {user} = ANY ({})", tracked(&cast)),
+                )
+            }
+        };
+        format!(
+            "(SELECT user_id, balance FROM credit_migration.baseline WHERE migration_uid = $1 {of_baseline}) b
+             FULL JOIN (SELECT {user}::text AS id, {balance}::numeric AS balance FROM {} {of_balances}) t
+             ON t.id = b.user_id",
+            table.sql()
+        )
+    }
+}
+
+/// SQL: a row of [`Users::joined`] differs.
+const DIFFERS: &str = "(b.user_id IS NULL OR t.id IS NULL OR b.balance IS DISTINCT FROM t.balance)";
 
 pub(crate) async fn compare_with(
     client: &impl GenericClient,
     spec: &ControlSpec,
     balances: &BalancesTable,
+    users: Users,
 ) -> Result<Comparison, Failure> {
-    let BalancesTable { table, user, balance, .. } = balances;
-    let row = client
-        .query_one(
-            &format!(
-                "SELECT count(*), count(*) FILTER (WHERE b.user_id IS NULL OR t.id IS NULL OR b.balance IS DISTINCT \
-                    FROM t.balance),
-                        coalesce(sum(t.balance), 0)::text
-                 FROM (SELECT user_id, balance FROM credit_migration.baseline WHERE migration_uid = $1) b
-                 FULL JOIN (SELECT {user}::text AS id, {balance}::numeric AS balance FROM {}) t ON t.id = b.user_id",
-                table.sql()
-            ),
-            &[&spec.uid],
-        )
-        .await?;
+    let query = format!(
+        "SELECT count(*), count(*) FILTER (WHERE {DIFFERS}), coalesce(sum(t.balance), 0)::text FROM {}",
+        users.joined(balances)
+    );
+    let row = client.query_one(&query, &[&spec.uid]).await?;
     Ok(Comparison { users: count(&row, 0), unexplained: count(&row, 1), total_balance: row.get(2) })
 }
 
-/// Tracked users whose balance is not that of the baseline.
-pub(crate) async fn unexplained(
-    tx: &impl GenericClient,
-    spec: &ControlSpec,
-    balances: &BalancesTable,
-) -> Result<u64, Failure> {
-    let all =
-        tx.query_one("SELECT EXISTS (SELECT FROM credit_migration.changed_users WHERE user_id IS NULL)", &[]).await?;
-    if all.get(0) {
-        return Ok(compare_with(tx, spec, balances).await?.unexplained);
+/// Users whose balance is not that of the baseline, at most [`MAX_LISTED`].
+#[derive(Debug, Default)]
+pub(crate) struct UnexplainedBalances {
+    users: Vec<String>,
+    expected: Vec<Option<String>>,
+    found: Vec<Option<String>>,
+}
+
+impl UnexplainedBalances {
+    pub(crate) async fn read(
+        client: &impl GenericClient,
+        spec: &ControlSpec,
+        balances: &BalancesTable,
+        users: Users,
+    ) -> Result<Self, Failure> {
+        let query = format!(
+            "SELECT coalesce(b.user_id, t.id), b.balance::text, t.balance::text FROM {} WHERE {DIFFERS}
+             ORDER BY 1 LIMIT {MAX_LISTED}",
+            users.joined(balances)
+        );
+        let mut list = Self::default();
+        for row in client.query(&query, &[&spec.uid]).await? {
+            list.users.push(row.get(0));
+            list.expected.push(row.get(1));
+            list.found.push(row.get(2));
+        }
+        Ok(list)
     }
-    let BalancesTable { table, user, balance, user_type } = balances;
-    let row = tx
-        .query_one(
-            &format!(
-                "SELECT count(*) FROM
-                   (SELECT user_id, balance FROM credit_migration.baseline
-                    WHERE migration_uid = $1 AND user_id = ANY (ARRAY (SELECT DISTINCT c.user_id FROM \
-                    credit_migration.changed_users c))) b
-                 FULL JOIN
-                   (SELECT {user}::text AS id, {balance}::numeric AS balance FROM {}
-                    WHERE {user} = ANY (ARRAY (SELECT DISTINCT \
-                    CAST(c.user_id AS {user_type}) FROM \
-                    credit_migration.changed_users c))) t
-                 ON t.id = b.user_id WHERE b.user_id IS NULL OR t.id IS NULL OR b.balance IS DISTINCT FROM t.balance",
-                table.sql()
-            ),
-            &[&spec.uid],
-        )
-        .await?;
-    Ok(count(&row, 0))
+
+    /// Lists them in the database in place of those of an earlier comparison. It is a help and no evidence, and must
+    /// not keep writes blocked: each statement has the limits of the migration, the commit waits for no standby, and a
+    /// failure is logged.
+    pub(crate) async fn store(&self, client: &mut Client, spec: &ControlSpec) {
+        let store = async {
+            let tx = client.build_transaction().read_only(false).start().await?;
+            tx.batch_execute(&format!(
+                "{}; SET LOCAL synchronous_commit = local; DELETE FROM credit_migration.unexplained_balances",
+                limits(spec.statement_timeout, spec.lock_timeout)
+            ))
+            .await?;
+            let insert = "INSERT INTO credit_migration.unexplained_balances
+                SELECT $1, l.user_id, l.expected::numeric, l.found::numeric, clock_timestamp()
+                FROM unnest($2::text[], $3::text[], $4::text[]) AS l (user_id, expected, found)";
+            tx.execute(insert, &[&spec.uid, &self.users, &self.expected, &self.found]).await?;
+            tx.commit().await.map_err(Failure::from)
+        };
+        match store.await {
+            Ok(()) => tracing::warn!(rows = self.users.len(), "unexplained balances are listed in the database"),
+            Err(error) => tracing::warn!(%error, "unexplained balances are not listed in the database"),
+        }
+    }
+}
+
+/// Lists in the database whose balances a full comparison has found to differ.
+pub async fn list_unexplained(client: &mut Client, spec: &ControlSpec) {
+    let read = async {
+        let tx = read_within(client, spec.statement_timeout, spec.lock_timeout).await?;
+        let balances = balances(&tx, spec, None).await?;
+        UnexplainedBalances::read(&tx, spec, &balances, Users::All).await
+    };
+    match read.await {
+        Ok(list) => list.store(client, spec).await,
+        Err(error) => tracing::warn!(%error, "unexplained balances are not listed in the database"),
+    }
 }
 
 fn count(row: &tokio_postgres::Row, index: usize) -> u64 {

@@ -40,8 +40,8 @@ mod spec;
 mod stored_down_sql;
 mod tables;
 mod triggers;
-mod verification;
-mod verify_blocked;
+mod verify_sql;
+mod verify_writes;
 pub mod window_record;
 pub mod worker_lock;
 pub mod write_block;
@@ -51,10 +51,11 @@ use std::{
     time::Duration,
 };
 
-pub use apply::{Applied, StopSignal, rehearse_down, run_down, run_up};
+pub use apply::{Applied, StopSignal, rehearse_down, rehearse_up, run_down, run_up};
 pub(crate) use baseline::has_baseline;
 pub use baseline::{
-    compare, compare_within, credits_written, refresh_baseline, take_baseline, users_written, users_written_within,
+    compare, compare_within, credits_written, list_unexplained, refresh_baseline, take_baseline, users_written,
+    users_written_within,
 };
 pub use cutover::{Cutover, cutover, keep_snapshot};
 pub(crate) use cutover::{TransactionsTable, columns, transactions};
@@ -70,7 +71,7 @@ pub(crate) use tables::{BalancesTable, balances, existing, exists, literal, oids
 pub use tables::{Table, ident, quoted};
 pub(crate) use triggers::{TriggerChange, change_trigger};
 pub use triggers::{install, reinstall};
-pub use verify_blocked::{verify_writes_blocked, verify_writes_unblocked};
+pub use verify_writes::{verify_writes_blocked, verify_writes_unblocked};
 
 /// Name of the control schema.
 pub const SCHEMA: &str = "credit_migration";

@@ -7,12 +7,15 @@ use tokio_postgres::{Client, Transaction};
 use super::{
     ControlSpec, Table, check_schema, exists, ident, protected, resolve, stored_down_sql,
     triggers::{TriggerKind, without_trigger},
-    verify_blocked::verify_writes_unblocked,
+    verify_writes::verify_writes_unblocked,
     with_children,
 };
 use crate::{
     api::{MissingSafeguard, Reason, SafeguardKind},
-    runner::{Failure, UnlessLost, database::connection::Target},
+    runner::{
+        Failure, UnlessLost,
+        database::connection::{Target, USE_OWN_SEARCH_PATH_SQL},
+    },
 };
 
 /// Longest that one measurement takes.
@@ -140,6 +143,9 @@ async fn write_one_row(tx: &Transaction<'_>, table: &Table, preferred: &str) -> 
     if tx.query("FETCH 1 FROM credit_migration_trial", &[]).await?.is_empty() {
         return Ok(());
     }
-    let write = format!("UPDATE {name} SET {column} = {column} WHERE CURRENT OF credit_migration_trial");
+    // Triggers of the application run, too.
+    let write = format!(
+        "{USE_OWN_SEARCH_PATH_SQL}; UPDATE {name} SET {column} = {column} WHERE CURRENT OF credit_migration_trial"
+    );
     tx.batch_execute(&write).await
 }

@@ -37,8 +37,7 @@ use crate::{
         database::{
             connection::Target,
             control::{
-                self, Applied, ControlSpec, LOCK_CLASS, Sql, StopSignal, existing, schema_objects::SchemaObjects,
-                write_block,
+                self, Applied, ControlSpec, LOCK_CLASS, Sql, existing, schema_objects::SchemaObjects, write_block,
             },
             fingerprint::Fingerprint,
             scratch::{self, LOCK_REHEARSAL},
@@ -143,7 +142,7 @@ async fn rehearse(
     let before = Fingerprint::take(&mut client).await?;
 
     let migrated = write_block::with_blocked_copy(&mut client, &control_spec, async |client| {
-        control::run_up(client, &control_spec, &sql.up, &sql.down, &StopSignal::default()).await
+        control::rehearse_up(client, &control_spec, &sql.up, &sql.down).await
     });
     let migrate_seconds = seconds(migrated.await?)?;
     let started = Instant::now();

@@ -12,7 +12,7 @@ use crate::{
         Failure,
         database::{
             connection::USE_OWN_SEARCH_PATH_SQL,
-            control::{self, ControlSpec, Sql, StopSignal, ident, millis, write_block},
+            control::{self, ControlSpec, Sql, ident, millis, write_block},
             fingerprint::Fingerprint,
             server_error::statement_failure,
         },
@@ -34,7 +34,7 @@ pub(super) async fn rehearse(
     baseline(client, control_spec).await?;
     let before = Fingerprint::without_rows(client).await?;
     let migrated = write_block::with_blocked_copy(client, control_spec, async |client| {
-        control::run_up(client, control_spec, &sql.up, &sql.down, &StopSignal::default()).await
+        control::rehearse_up(client, control_spec, &sql.up, &sql.down).await
     });
     migrated.await?;
     let rows = write(client, control_spec, writes).await?;
@@ -42,7 +42,7 @@ pub(super) async fn rehearse(
     let after_writes =
         |failure: Failure| Failure::new(failure.reason, format!("after spec.rehearsal.writes: {}", failure.message));
     let rolled_back = write_block::with_blocked_copy(client, control_spec, async |client| {
-        control::run_down(client, control_spec, &sql.down).await.map_err(after_writes)
+        control::rehearse_down(client, control_spec, &sql.down).await.map_err(after_writes)
     });
     let applied = rolled_back.await?;
     require_equal(&before, &Fingerprint::without_rows(client).await?).map_err(after_writes)?;

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     api::{
-        Comparison, Direction, Reason, SchemaInPlace,
+        Direction, Reason, SchemaInPlace, UNEXPLAINED_BALANCES,
         window_rules::{EndCause, Ending, Move, WindowActivity},
     },
     runner::{
@@ -232,10 +232,10 @@ impl<C: Channel> WindowTask<'_, C> {
     /// After unblocking, a rollback would lose what is written from then on: the controller or an operator must order
     /// it now.
     fn report_unexplained(&mut self) {
-        if let Some(Comparison { unexplained, users, .. }) = &self.progress.comparison {
+        if let Some(comparison) = &self.progress.comparison {
             let message = format!(
-                "{unexplained} of {users} users have a balance that nothing explains, limit 0: writes stay \
-                 blocked; next: order Rollback"
+                "{}: writes stay blocked; next: see which by {UNEXPLAINED_BALANCES}; order Rollback",
+                comparison.differences()
             );
             self.report(Some(Failure::new(Reason::BalancesUnexplained, message)));
         }

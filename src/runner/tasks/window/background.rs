@@ -34,10 +34,14 @@ pub(super) async fn probe<C: Channel>(channel: &C) -> Option<(String, Timestamp)
 pub(super) async fn comparison(session: &KeptSession, spec: &ControlSpec) -> Comparison {
     loop {
         let once = async {
-            let client = session.take().await?;
+            let mut client = session.take().await?;
             let limit = format!("SET statement_timeout = {}", millis(spec.statement_timeout));
             client.batch_execute(&limit).await?;
             let compared = control::compare(&client, spec).await?;
+            if compared.unexplained > 0 {
+                // Before it is reported: the rollback that follows changes what was found.
+                control::list_unexplained(&mut client, spec).await;
+            }
             session.keep(client);
             Ok::<_, Failure>(compared)
         };

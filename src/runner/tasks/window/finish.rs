@@ -78,7 +78,12 @@ impl<C: Channel> WindowTask<'_, C> {
             self.record_committed(client).await?;
         }
         match control::compare_within(client, self.control_spec()).await.unless_lost()? {
-            Ok(comparison) => self.progress.comparison = Some(comparison),
+            Ok(comparison) => {
+                if comparison.unexplained > 0 {
+                    control::list_unexplained(client, self.control_spec()).await;
+                }
+                self.progress.comparison = Some(comparison);
+            }
             // The transaction compared them, too: only the figures are missing.
             Err(failure) => tracing::warn!(error = %failure, "balances not compared after the rollback"),
         }
