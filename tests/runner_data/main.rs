@@ -13,6 +13,7 @@ mod harness;
 mod key_users;
 mod load;
 mod notify;
+mod occasions;
 mod preflight;
 mod rehearsal;
 mod rollback_rehearsal;

@@ -190,7 +190,7 @@ impl Desk {
     }
 
     /// The result and `channel: Delivered` or `channel: what it answered`.
-    async fn run(&self) -> (Result<String, Failure>, Vec<String>) {
+    pub async fn run(&self) -> (Result<String, Failure>, Vec<String>) {
         let progress = Progress::default();
         let result = notify::run(&self.context(&progress)).await;
         clean(&format!("{result:?} {:?}", progress.fields()));
@@ -242,7 +242,7 @@ pub fn slack(name: &str, audience: &str, key: &str) -> Value {
     }})
 }
 
-fn event(name: &str, audience: &str, key: &str) -> Value {
+pub fn event(name: &str, audience: &str, key: &str) -> Value {
     let mut webhook = slack(name, audience, key)["slack"].clone();
     webhook["authorizationSecretRef"] = json!({"name": "hook", "key": "authorization"});
     json!({"name": name, "audiences": [audience], "webhook": webhook})
