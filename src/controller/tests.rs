@@ -112,12 +112,14 @@ fn event() -> Effect {
 }
 
 /// The irreversible effects, each with the path of its target.
-fn irreversible() -> [(Effect, &'static str); 5] {
+fn irreversible() -> [(Effect, &'static str); 6] {
     let workload = fixtures::spec().application.workloads[0].clone();
+    let (template, marker) = (Some("uid-m.before".into()), "uid-m.rollback".into());
     [
         (Effect::RemoveFinalizer, MIGRATION),
         (Effect::RemoveRun { name: "m-window-1".into() }, RUN),
         (Effect::OrderWindow { name: "m-window-1".into(), order: order(WindowCommand::BlockWrites) }, RUN),
+        (Effect::KeepPods { workload: workload.clone(), template, marker }, WORKLOAD),
         (Effect::SetFlag { value: "v2".into(), marker: "uid-m.to".into() }, FLAG),
         (Effect::Restart { workload, marker: "uid-m.to".into() }, WORKLOAD),
     ]
