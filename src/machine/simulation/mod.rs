@@ -8,6 +8,7 @@ mod application;
 mod controllers;
 mod outsiders;
 mod runners;
+mod safeguards;
 mod world;
 
 use std::collections::BTreeMap;
@@ -48,6 +49,8 @@ const EDITS: u32 = 2;
 const OBSTRUCTIONS: u32 = 2;
 /// How often a pod dies while writes are blocked, per schedule, when the wild acts have ended.
 const DEATHS: u32 = 2;
+/// How often something that a rollback needs is lost after the window, per schedule.
+const LOSSES: u32 = 2;
 /// Acts after which operators have fixed it at the latest.
 const LONGEST_OBSTRUCTION: u32 = 1_500;
 /// Acts after which a rollback that keeps writes blocked needlessly must have unblocked them.
@@ -74,7 +77,7 @@ fn schedule(seed: u64, defect: Defect, own: Option<faults::Fault>, trace: bool) 
     // What this schedule's people and troubles are like.
     let (trouble, stop, delete) = (rng.u8(..), rng.u8(..) < 60, rng.u8(..) < 30);
     let wild_acts = rng.u32(WILD);
-    let (mut drifts, mut edits) = (0, 0);
+    let (mut drifts, mut edits, mut losses) = (0, 0, 0);
     let clocks_differ = rng.bool();
     for controller in controllers.iter_mut().filter(|_| clocks_differ) {
         controller.skew = outsiders::skew(&mut rng);
@@ -102,7 +105,7 @@ fn schedule(seed: u64, defect: Defect, own: Option<faults::Fault>, trace: bool) 
         if w.is_obstructed() && act > obstructed_at + LONGEST_OBSTRUCTION {
             w.repair();
         }
-        match rng.u8(..106) {
+        match rng.u8(..109) {
             0..40 => {
                 let i = rng.usize(..2);
                 if asleep[i] <= act {
@@ -146,8 +149,14 @@ fn schedule(seed: u64, defect: Defect, own: Option<faults::Fault>, trace: bool) 
             91 if drifts < DRIFTS && w.api_up && w.drift() => drifts += 1,
             92..95 if !wild => act_as_operators(&mut w, &mut rng, false, false),
             92..94 => act_as_operators(&mut w, &mut rng, wild && stop, wild && delete),
-            // Now and then for longer than any window may last.
-            97 if trouble < 100 && w.api_up && outages < OUTAGES && ended.is_none() => {
+            // Mostly while writes are blocked, and now and then for longer than any window may last.
+            draw @ (95 | 97)
+                if trouble < 100
+                    && w.api_up
+                    && outages < OUTAGES
+                    && ended.is_none()
+                    && (draw == 97 || (!wild && w.db.blocked_at.is_some())) =>
+            {
                 outages += 1;
                 let longest = if rng.bool() { 150 } else { 1000 };
                 outage_ends = act + rng.u32(20..longest);
@@ -160,8 +169,12 @@ fn schedule(seed: u64, defect: Defect, own: Option<faults::Fault>, trace: bool) 
                     w.obstruct(&mut rng);
                 }
             }
-            104.. => w.restart_container(&mut rng),
-            102.. if rng.u8(..) < repair => w.repair(),
+            108 if w.phase() == Some(Phase::Observing) && rng.u8(..) < 40 => {
+                w.now += SignedDuration::from_hours(rng.i64(20..60));
+            }
+            106..108 if obstructive && losses < LOSSES && rng.u8(..) < 64 && w.lose_safeguard(&mut rng) => losses += 1,
+            104..106 => w.restart_container(&mut rng),
+            102..104 if rng.u8(..) < repair => w.repair(),
             99 if edits < EDITS && w.api_up && rng.u8(..) < 20 && w.edit_spec() => edits += 1,
             96 if !pods.is_empty() && (wild || (deaths < DEATHS && w.db.blocked_at.is_some())) => {
                 deaths += u32::from(!wild);
@@ -357,6 +370,11 @@ fn each_deliberate_defect_is_found(#[case] defect: Defect, #[case] property: &st
 #[case(faults::Fault::BlocksWithoutExit, "7:")]
 #[case(faults::Fault::RollbackNotGivenUp, "7:")]
 #[case(faults::Fault::FailedRolloutAwaited, "7:")]
+#[case(faults::Fault::SafeguardsIgnored, "7: RollbackReady")]
+#[case(faults::Fault::RehearsalsIgnored, "7: RollbackReady")]
+#[case(faults::Fault::DownSqlAssumed, "7:")]
+#[case(faults::Fault::SilentWait, "7: a rollback waits")]
+#[case(faults::Fault::SilentOverdue, "7: a window is past its deadline")]
 fn each_deliberate_fault_of_the_machine_is_found(#[case] fault: faults::Fault, #[case] property: &str) {
     assert_found(Defect::None, Some(fault), property);
 }
