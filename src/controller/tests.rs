@@ -117,14 +117,15 @@ fn event() -> Effect {
 
 /// The irreversible effects, each with the path of its target.
 fn irreversible() -> [(Effect, &'static str); 6] {
-    let workload = || fixtures::spec().application.workloads[0].clone();
+    let workload = fixtures::spec().application.workloads[0].clone();
+    let (template, marker) = (Some("uid-m.before".into()), "uid-m.rollback".into());
     [
         (Effect::RemoveFinalizer, MIGRATION),
         (Effect::RemoveRun { name: "m-window-1".into() }, RUN),
         (Effect::OrderWindow { name: "m-window-1".into(), order: order(WindowCommand::BlockWrites) }, RUN),
+        (Effect::KeepPods { workload: workload.clone(), template, marker }, WORKLOAD),
         (Effect::SetFlag { value: "v2".into(), marker: "uid-m.to".into() }, FLAG),
-        (Effect::KeepPods { workload: workload(), template: None, marker: "uid-m.from".into() }, WORKLOAD),
-        (Effect::Restart { workload: workload(), marker: "uid-m.to".into() }, WORKLOAD),
+        (Effect::Restart { workload, marker: "uid-m.to".into() }, WORKLOAD),
     ]
 }
 
@@ -251,7 +252,7 @@ async fn a_run_is_started_once_and_what_belongs_to_others_is_not_adopted() {
 async fn after_a_refused_effect_people_are_notified_and_nothing_else_happens() {
     let stage = stage().await;
     stage.api.refuse(Method::PATCH, FLAG, 422);
-    let [.., (set_flag, _), _, (restart, _)] = irreversible();
+    let [.., (set_flag, _), (restart, _)] = irreversible();
     let effects =
         vec![set_flag, restart, start(Task::CodeBackup, "m-codebackup-1"), start(Task::Notify, "m-notify-1"), event()];
     let result = apply(&stage.ctx, &stage.live, &stage.flag, effects).await;
@@ -341,7 +342,8 @@ async fn the_dry_run_of_the_flag_is_its_write_without_effect() {
     assert_eq!(stage.flag_write().await, DryRun::Accepted);
     assert_eq!((stage.api.object(FLAG), stage.api.writes()), (before, vec![]));
     let tried = stage.api.dry_runs();
-    stage.apply(irreversible()[3].0.clone()).await.unwrap();
+    let [.., (set_flag, _), _] = irreversible();
+    stage.apply(set_flag).await.unwrap();
     let written = stage.api.object(FLAG);
     assert_eq!(written["metadata"]["annotations"], tried[0]["metadata"]["annotations"]);
     assert_eq!(written["data"]["VERSION"], tried[0]["data"]["VERSION"]);

@@ -27,6 +27,16 @@ pub(super) enum Fault {
     RollbackNotGivenUp,
     /// 7: a window whose new pods crash waits for them until its deadline.
     FailedRolloutAwaited,
+    /// 7: `RollbackReady` does not look at what was measured in the database.
+    SafeguardsIgnored,
+    /// 7: `RollbackReady` does not look at the rehearsals of the rollback.
+    RehearsalsIgnored,
+    /// 7: a rollback blocks writes although its down SQL is nowhere.
+    DownSqlAssumed,
+    /// 7: a rollback that waits with writes open notifies no one.
+    SilentWait,
+    /// 7: a window past its deadline notifies no one.
+    SilentOverdue,
     /// 6: a Job that ends without a report is waited for.
     LostJobAwaited,
 }

@@ -32,7 +32,8 @@ pub(super) fn check_for_rollback(transition: &Transition<'_>) -> Option<Violatio
     let approved = &transition.status.plan.as_ref()?.down_sha256;
     let mounted = matches!(&transition.observed.down, ObservedSql::Present(found) if found == approved);
     let missing = transition.status.safeguards.as_ref().map(|report| report.missing.as_slice()).unwrap_or_default();
-    if mounted || missing.iter().all(|found| found.kind != SafeguardKind::StoredDownSql) {
+    if mounted || fault(Fault::DownSqlAssumed) || missing.iter().all(|found| found.kind != SafeguardKind::StoredDownSql)
+    {
         return None;
     }
     let r = &transition.spec.migration.down.config_map_key_ref;

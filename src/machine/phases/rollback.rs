@@ -9,6 +9,7 @@ use crate::{
     },
     machine::{
         ObservedSql, RunOutcome, StatusReason, Transition,
+        faults::{Fault, fault},
         gates::Violation,
         notices::notice_key,
         steps::PlannedRetry,
@@ -17,8 +18,9 @@ use crate::{
     shared::time::{seconds, to_signed},
 };
 
-/// How long a rollback that is given up may take to unblock writes before its window is overdue, in seconds.
-const GIVEN_UP_GRACE_SECONDS: i64 = 30;
+/// How long a rollback that is given up may take to unblock writes before its window is overdue, which is notified, in
+/// seconds.
+const GIVEN_UP_GRACE_SECONDS: i64 = 10;
 
 /// What is known of the balances at the end of a rollback.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -160,7 +162,9 @@ impl Transition<'_> {
         let to = &self.spec.application.flag.to;
         let text = format!("the rollback waits, writes are open and the version {to} runs: {}", violation.message);
         let started = self.status.rollback.as_ref().map_or(self.now, |r| r.started_at);
-        self.notify(Occasion::ManualInterventionRequired, &notice_key("rollback-waits", started), &text);
+        if !fault(Fault::SilentWait) {
+            self.notify(Occasion::ManualInterventionRequired, &notice_key("rollback-waits", started), &text);
+        }
         self.report_lasting(violation.reason, text);
     }
 

@@ -26,6 +26,8 @@ pub(super) struct App {
     pub(super) failed: Option<String>,
     /// A restart replaces no pod.
     pub(super) paused: bool,
+    /// The Deployment was removed, and its pods were left.
+    pub(super) missing: bool,
     /// Another owner's pod has the same labels.
     pub(super) foreign: bool,
 }
@@ -39,6 +41,10 @@ impl World {
         let old_pods = app.pods.iter().filter(|p| p.0 != app.template).count() + usize::from(app.foreign && by_labels);
         let foreign_pods = if app.foreign && !by_labels { vec!["debug".to_owned()] } else { vec![] };
         let settled = app.pods.len() == 2 && app.pods.iter().all(|p| p.0 == app.template);
+        let reference = WorkloadRef { kind: WorkloadKind::Deployment, name: "shop".into() };
+        if app.missing {
+            return Workload::missing(reference);
+        }
         Workload {
             exists: true,
             reads_flag: true,
@@ -55,7 +61,7 @@ impl World {
                 why: PodReason::new("CrashLoopBackOff", "exit code 1"),
             }),
             available: (2, 2),
-            ..Workload::missing(WorkloadRef { kind: WorkloadKind::Deployment, name: "shop".into() })
+            ..Workload::missing(reference)
         }
     }
 
@@ -63,7 +69,7 @@ impl World {
     pub(super) fn roll(&mut self, rng: &mut Rng, lag: u8) {
         let flag = &self.flag.value;
         // A container whose ConfigMap is missing does not start.
-        if self.app.value.paused || flag.missing {
+        if self.app.value.paused || self.app.value.missing || self.losses.quota || flag.missing {
             return;
         }
         let value = if rng.u8(..) < lag { flag.before.clone() } else { flag.value.clone() };
@@ -95,7 +101,7 @@ impl World {
     pub(super) fn obstruct(&mut self, rng: &mut Rng) {
         let version = self.bump();
         let (flag, app) = (&mut self.flag, &mut self.app);
-        match rng.u8(..9) {
+        match rng.u8(..11) {
             0 => (flag.value.immutable, flag.version) = (true, version),
             1 => (flag.value.missing, flag.version) = (true, version),
             2 => flag.value.refused = true,
@@ -104,6 +110,8 @@ impl World {
             5 => self.refused = Some(Refused::Status),
             6 => self.refused = Some(Refused::Runs),
             7 => self.db.obstructed = true,
+            8 => (app.value.missing, app.version) = (true, version),
+            9 => self.losses.quota = true,
             _ => app.value.foreign = true,
         }
     }
@@ -118,19 +126,21 @@ impl World {
             flag.version = version;
         }
         (flag.value.immutable, flag.value.missing, flag.value.refused) = (false, false, false);
-        if app.value.paused {
+        if app.value.paused || app.value.missing {
             app.version = version;
         }
-        (app.value.paused, app.value.foreign, app.value.crashing) = (false, false, None);
+        (app.value.paused, app.value.missing) = (false, false);
+        (app.value.foreign, app.value.crashing) = (false, None);
         (self.refused, self.db.obstructed) = (None, false);
+        self.restore_safeguards();
     }
 
-    /// Something is in the way of a switch.
+    /// Something is in the way of a switch, or lost.
     pub(super) fn is_obstructed(&self) -> bool {
         let (flag, app) = (&self.flag.value, &self.app.value);
         let of_flag = flag.immutable || flag.missing || flag.refused;
-        let of_application = app.paused || app.foreign || app.crashing.is_some();
-        of_flag || of_application || self.refused.is_some() || self.db.obstructed
+        let of_application = app.paused || app.missing || app.foreign || app.crashing.is_some();
+        of_flag || of_application || self.refused.is_some() || self.db.obstructed || self.has_losses()
     }
 
     /// A rollback keeps writes blocked past its deadline although one version alone serves: every pod is of the new one
@@ -146,7 +156,8 @@ impl World {
         let known = !flag.missing && !flag.refused && !self.refuses(Refused::Status);
         let new_alone = flag.value == "v2" && all_run("v2");
         let app = &self.app.value;
-        let old_alone = flag.value == "v1" && all_run("v1") && !app.paused && app.crashing.is_none();
+        let can_settle = !app.paused && !app.missing && !self.losses.quota && app.crashing.is_none();
+        let old_alone = flag.value == "v1" && all_run("v1") && can_settle;
         let needless = match window.task {
             Some(Task::RollbackWindow) => switching && overdue && (new_alone || old_alone),
             // No pod was started since the start of the world; or those of the forward switch crash, and it is awaited.

@@ -8,10 +8,11 @@ use jiff::SignedDuration;
 
 use super::{
     outsiders::Refused,
+    safeguards::is_obstructed,
     world::{Defect, SimulatedMigration, Stored, World},
 };
 use crate::{
-    api::{CreditMigrationStatus, MigrationRun, WindowCommand, WindowState},
+    api::{CreditMigrationStatus, MigrationRun, WindowCommand},
     machine::{Effect, FenceTarget, Job, JobPod, Observed, ObservedFlag, ObservedRun, decide},
 };
 
@@ -95,19 +96,22 @@ impl Controller {
         };
         let decision = decide(&migration.spec, &migration.status, &observed, w.now + self.skew);
         w.note_drift_decision(&migration.spec, &decision.status);
-        let without_exit = starts_window(&migration.status, &decision.status) && is_obstructed(&observed);
+        let without_exit =
+            starts_window(&migration.status, &decision.status) && is_obstructed(&observed, &decision.status);
         let mut persisted = version;
-        if decision.status != migration.status {
+        let status = decision.status;
+        if status != migration.status {
             if w.refuses(Refused::Status) {
                 return;
             }
             let next = w.bump();
             let Some(m) = w.migration.as_mut().filter(|m| m.version == version) else { return };
-            m.value.status = decision.status;
+            m.value.status = status.clone();
             m.version = next;
             persisted = next;
             w.blocked_without_exit |= without_exit;
         }
+        w.judge_rollback(&observed, &status, w.now + self.skew);
         self.todo = Some((persisted, decision.effects));
         self.flag = Some(observed.flag);
     }
@@ -118,14 +122,6 @@ fn starts_window(before: &CreditMigrationStatus, after: &CreditMigrationStatus) 
     let was = before.window.clone().unwrap_or_default();
     let is = after.window.clone().unwrap_or_default();
     was.deadline.is_none() && was.blocked_at.is_none() && is.deadline.is_some() && is.blocked_at.is_none()
-}
-
-/// The application cannot be switched, or the database is in the way, as far as that can be observed.
-fn is_obstructed(observed: &Observed) -> bool {
-    let standby = observed.runs.iter().filter_map(|r| r.run.status.as_ref()?.window.as_ref());
-    !matches!(observed.flag, ObservedFlag::Value { immutable: false, .. })
-        || observed.workloads.iter().any(|w| w.paused || !w.foreign_pods.is_empty())
-        || standby.filter(|w| w.state == WindowState::Ready).any(|w| !w.obstacles.is_empty())
 }
 
 fn target_version(w: &World, effect: &Effect) -> u64 {
@@ -209,7 +205,7 @@ fn apply(w: &mut World, version: u64, effect: &Effect, target: Option<u64>) -> b
             true
         }
         Effect::Restart { marker, .. } => {
-            if !same(w.app.version) {
+            if !same(w.app.version) || w.app.value.missing {
                 return false;
             }
             w.app.value.template = Some(marker.clone());
@@ -217,7 +213,7 @@ fn apply(w: &mut World, version: u64, effect: &Effect, target: Option<u64>) -> b
             true
         }
         Effect::KeepPods { template, marker, .. } => {
-            if !same(w.app.version) {
+            if !same(w.app.version) || w.app.value.missing {
                 return false;
             }
             (w.app.value.template, w.app.value.switched_for) = (template.clone(), Some(marker.clone()));

@@ -8,7 +8,10 @@ mod application;
 mod controllers;
 mod outsiders;
 mod runners;
+mod safeguards;
 mod world;
+
+use std::collections::BTreeMap;
 
 use controllers::Controller;
 use fastrand::Rng;
@@ -32,7 +35,8 @@ const STILL: u32 = 4_000;
 const PEACE: u32 = 40_000;
 /// Acts after the end, in which leaders that fell asleep wake up and finish what they had started.
 const AFTERMATH: u32 = 120;
-/// How often a leader falls asleep between reading a target and writing it, per schedule.
+/// How often a leader falls asleep between reading a target and writing it: forward, and in a rollback, which would
+/// otherwise find nothing left to happen.
 const LATE_LEADERS: u32 = 3;
 /// How often the API server goes away, per schedule.
 const OUTAGES: u32 = 4;
@@ -41,8 +45,12 @@ const OUTAGES: u32 = 4;
 const DRIFTS: u32 = 2;
 /// How often the author edits the spec, per schedule.
 const EDITS: u32 = 2;
-/// How often something gets in the way of a switch, per schedule.
+/// How often something gets in the way of a switch: forward, and in a rollback.
 const OBSTRUCTIONS: u32 = 2;
+/// How often a pod dies while writes are blocked, per schedule, when the wild acts have ended.
+const DEATHS: u32 = 2;
+/// How often something that a rollback needs is lost after the window, per schedule.
+const LOSSES: u32 = 2;
 /// Acts after which operators have fixed it at the latest.
 const LONGEST_OBSTRUCTION: u32 = 1_500;
 /// Acts after which a rollback that keeps writes blocked needlessly must have unblocked them.
@@ -62,12 +70,14 @@ fn schedule(seed: u64, defect: Defect, own: Option<faults::Fault>, trace: bool) 
     let mut next_pod = 0;
     let mut asleep = [0; 2];
     let mut idle = 0;
-    let (mut late, mut outages, mut outage_ends) = (0, 0, 0);
+    // Forward, and in a rollback.
+    let (mut late, mut obstructions) = ([0; 2], [0; 2]);
+    let (mut deaths, mut outages, mut outage_ends) = (0, 0, 0);
     let mut ended: Option<u32> = None;
     // What this schedule's people and troubles are like.
     let (trouble, stop, delete) = (rng.u8(..), rng.u8(..) < 60, rng.u8(..) < 30);
     let wild_acts = rng.u32(WILD);
-    let (mut drifts, mut edits) = (0, 0);
+    let (mut drifts, mut edits, mut losses) = (0, 0, 0);
     let clocks_differ = rng.bool();
     for controller in controllers.iter_mut().filter(|_| clocks_differ) {
         controller.skew = outsiders::skew(&mut rng);
@@ -85,15 +95,17 @@ fn schedule(seed: u64, defect: Defect, own: Option<faults::Fault>, trace: bool) 
         m.value.spec.application.version_probe = None;
     }
     let (obstructive, repair) = (rng.u8(..) < 192, rng.u8(5..40));
-    let (mut obstructions, mut obstructed_at, mut needless) = (0, 0, 0);
+    let (mut obstructed_at, mut needless) = (0, 0);
     let mut last_step = (0, None);
     for act in 0..wild_acts + PEACE {
         let wild = act < wild_acts;
+        let rolling_back = w.phase() == Some(Phase::RollingBack);
+        let way = usize::from(rolling_back);
         w.api_up = act >= outage_ends;
         if w.is_obstructed() && act > obstructed_at + LONGEST_OBSTRUCTION {
             w.repair();
         }
-        match rng.u8(..106) {
+        match rng.u8(..109) {
             0..40 => {
                 let i = rng.usize(..2);
                 if asleep[i] <= act {
@@ -101,11 +113,11 @@ fn schedule(seed: u64, defect: Defect, own: Option<faults::Fault>, trace: bool) 
                 }
                 // The worst moment to fall asleep: the target is read, the write is next. Most windows open when the
                 // wild acts have ended, so it happens later too; some sleep until everything has ended.
-                let may_sleep = late < LATE_LEADERS && ended.is_none() && asleep[1 - i] <= act;
-                let switches_back = controllers[i].about_to_set_flag() && w.phase() == Some(Phase::RollingBack);
+                let may_sleep = late[way] < LATE_LEADERS && ended.is_none() && asleep[1 - i] <= act;
+                let switches_back = controllers[i].about_to_set_flag() && rolling_back;
                 let sleepy = if switches_back { 128 } else { 50 };
                 if may_sleep && controllers[i].about_to_write() && rng.u8(..) < sleepy {
-                    late += 1;
+                    late[way] += 1;
                     // Then the others may not be able to write it either, until the deadline has passed.
                     if obstructive && switches_back && rng.bool() {
                         obstructed_at = act;
@@ -137,44 +149,40 @@ fn schedule(seed: u64, defect: Defect, own: Option<faults::Fault>, trace: bool) 
             91 if drifts < DRIFTS && w.api_up && w.drift() => drifts += 1,
             92..95 if !wild => act_as_operators(&mut w, &mut rng, false, false),
             92..94 => act_as_operators(&mut w, &mut rng, wild && stop, wild && delete),
-            // Now and then for longer than any window may last.
-            97 if trouble < 100 && w.api_up && outages < OUTAGES && ended.is_none() => {
+            // Mostly while writes are blocked, and now and then for longer than any window may last.
+            draw @ (95 | 97)
+                if trouble < 100
+                    && w.api_up
+                    && outages < OUTAGES
+                    && ended.is_none()
+                    && (draw == 97 || (!wild && w.db.blocked_at.is_some())) =>
+            {
                 outages += 1;
                 let longest = if rng.bool() { 150 } else { 1000 };
                 outage_ends = act + rng.u32(20..longest);
             }
-            100..102 if obstructive && obstructions < OBSTRUCTIONS && ended.is_none() => {
+            100..102 if obstructive && obstructions[way] < OBSTRUCTIONS && ended.is_none() => {
                 // Mostly where it matters most.
-                let now = if w.phase() == Some(Phase::RollingBack) { 255 } else { 12 };
-                if rng.u8(..) < now {
-                    (obstructions, obstructed_at) = (obstructions + 1, act);
+                if rng.u8(..) < if rolling_back { 255 } else { 12 } {
+                    obstructions[way] += 1;
+                    obstructed_at = act;
                     w.obstruct(&mut rng);
                 }
             }
-            104.. => w.restart_container(&mut rng),
-            102.. if rng.u8(..) < repair => w.repair(),
+            108 if w.phase() == Some(Phase::Observing) && rng.u8(..) < 40 => {
+                w.now += SignedDuration::from_hours(rng.i64(20..60));
+            }
+            106..108 if obstructive && losses < LOSSES && rng.u8(..) < 64 && w.lose_safeguard(&mut rng) => losses += 1,
+            104..106 => w.restart_container(&mut rng),
+            102..104 if rng.u8(..) < repair => w.repair(),
             99 if edits < EDITS && w.api_up && rng.u8(..) < 20 && w.edit_spec() => edits += 1,
+            96 if !pods.is_empty() && (wild || (deaths < DEATHS && w.db.blocked_at.is_some())) => {
+                deaths += u32::from(!wild);
+                kill_pod(&mut w, &mut pods, &mut rng);
+            }
             _ if !wild => {}
             94 => asleep[rng.usize(..2)] = act + rng.u32(20..200),
             95 => controllers[rng.usize(..2)].crash(),
-            96 if !pods.is_empty() => {
-                let dead = pods.swap_remove(rng.usize(..pods.len()));
-                if w.db.worker == Some(dead.id) {
-                    w.db.worker = None;
-                }
-                // Some deaths are the last that the Job allows: it fails without a report.
-                if rng.u8(..) < 40
-                    && let Some(run) = w.runs.get_mut(&dead.run)
-                {
-                    run.value.job = Job::Failed { reason: "BackoffLimitExceeded".into() };
-                    // The Job controller ends what is left of a failed Job.
-                    let (left, ended): (Vec<_>, Vec<_>) = pods.drain(..).partition(|p| p.run != dead.run);
-                    pods = left;
-                    if ended.iter().any(|p| w.db.worker == Some(p.id)) {
-                        w.db.worker = None;
-                    }
-                }
-            }
             98 if trouble < 40 => w.sql.0 = format!("sha256:up{}", rng.u8(..3)),
             99 if trouble < 20 => w.now += seconds(90),
             _ => {}
@@ -249,6 +257,20 @@ fn start_pods(w: &mut World, pods: &mut Vec<Pod>, next: &mut u32, twice: bool, s
     }
 }
 
+/// One pod dies. Some deaths are the last that the Job allows: it fails without a report.
+fn kill_pod(w: &mut World, pods: &mut Vec<Pod>, rng: &mut Rng) {
+    let dead = pods.swap_remove(rng.usize(..pods.len()));
+    let mut ended = vec![dead.id];
+    if rng.u8(..) < 40
+        && let Some(run) = w.runs.get_mut(&dead.run)
+    {
+        run.value.job = Job::Failed { reason: "BackoffLimitExceeded".into() };
+        // The Job controller ends what is left of a failed Job.
+        ended.extend(pods.extract_if(.., |pod| pod.run == dead.run).map(|pod| pod.id));
+    }
+    w.db.worker = w.db.worker.filter(|worker| !ended.contains(worker));
+}
+
 fn act_as_operators(w: &mut World, rng: &mut Rng, stop: bool, delete: bool) {
     if w.api_up {
         w.answer_drift();
@@ -280,23 +302,21 @@ fn act_as_operators(w: &mut World, rng: &mut Rng, stop: bool, delete: bool) {
     }
 }
 
-fn run_schedules(
-    defect: Defect,
-    own: Option<faults::Fault>,
-    seeds: std::ops::Range<u64>,
-) -> (std::collections::BTreeMap<String, u64>, Vec<String>) {
+/// How many schedules ended in which phase, and what broke in which, by seed.
+type Outcome = (BTreeMap<String, u64>, BTreeMap<u64, String>);
+
+fn run_schedules(defect: Defect, own: Option<faults::Fault>, seeds: std::ops::Range<u64>) -> Outcome {
     let threads = std::thread::available_parallelism().map_or(2, usize::from) as u64;
-    let parts: Vec<_> = std::thread::scope(|scope| {
+    let parts: Vec<Outcome> = std::thread::scope(|scope| {
         let handles: Vec<_> = (0..threads)
             .map(|t| {
                 let seeds = seeds.clone();
                 scope.spawn(move || {
-                    let mut ends = std::collections::BTreeMap::<String, u64>::new();
-                    let mut broken = vec![];
+                    let (mut ends, mut broken) = Outcome::default();
                     for seed in seeds.filter(|s| s % threads == t) {
                         match schedule(seed, defect, own, false) {
                             Ok(phase) => *ends.entry(format!("{phase:?}")).or_default() += 1,
-                            Err(e) => broken.push(e),
+                            Err(e) => drop(broken.insert(seed, e)),
                         }
                     }
                     (ends, broken)
@@ -305,7 +325,7 @@ fn run_schedules(
             .collect();
         handles.into_iter().map(|h| h.join().unwrap()).collect()
     });
-    let mut all = (std::collections::BTreeMap::new(), vec![]);
+    let mut all = Outcome::default();
     for (ends, broken) in parts {
         for (k, n) in ends {
             *all.0.entry(k).or_default() += n;
@@ -320,7 +340,8 @@ fn what_must_never_happen_never_happens() {
     let n = std::env::var("SIMULATION_SCHEDULES").ok().and_then(|s| s.parse().ok()).unwrap_or(SCHEDULES);
     let (ends, broken) = run_schedules(Defect::None, None, 0..n);
     println!("{n} schedules ended {ends:?}");
-    assert!(broken.is_empty(), "{} of {n} schedules broke, first: {:#?}", broken.len(), &broken[..broken.len().min(8)]);
+    let first: Vec<_> = broken.values().take(8).collect();
+    assert!(broken.is_empty(), "{} of {n} schedules broke, first: {first:#?}", broken.len());
     // Each way to end was really taken, or the schedules would show little.
     for end in [Phase::Completed, Phase::RolledBack, Phase::RollbackFailed, Phase::Cancelled] {
         assert!(ends.get(&format!("{:?}", Some(end))).is_some_and(|n| *n > 20), "{end:?} in {ends:?}");
@@ -352,6 +373,11 @@ fn each_deliberate_defect_is_found(#[case] defect: Defect, #[case] property: &st
 #[case(faults::Fault::BlocksWithoutExit, "7:")]
 #[case(faults::Fault::RollbackNotGivenUp, "7:")]
 #[case(faults::Fault::FailedRolloutAwaited, "7:")]
+#[case(faults::Fault::SafeguardsIgnored, "7: RollbackReady")]
+#[case(faults::Fault::RehearsalsIgnored, "7: RollbackReady")]
+#[case(faults::Fault::DownSqlAssumed, "7:")]
+#[case(faults::Fault::SilentWait, "7: a rollback waits")]
+#[case(faults::Fault::SilentOverdue, "7: a window is past its deadline")]
 fn each_deliberate_fault_of_the_machine_is_found(#[case] fault: faults::Fault, #[case] property: &str) {
     assert_found(Defect::None, Some(fault), property);
 }
@@ -359,14 +385,15 @@ fn each_deliberate_fault_of_the_machine_is_found(#[case] fault: faults::Fault, #
 /// That `property` breaks in some schedule. A schedule ends with the first property that breaks: one that mostly breaks
 /// behind another one takes thousands of schedules to be seen.
 fn assert_found(defect: Defect, fault: Option<faults::Fault>, property: &str) {
-    const BATCH: u64 = 1_000;
+    const BATCH: u64 = 250;
     let mut others = vec![];
     for start in (0..SCHEDULES).step_by(BATCH as usize) {
         let (_, broken) = run_schedules(defect, fault, start..start + BATCH);
         let is_property = |e: &String| e.split_once(": ").is_some_and(|(_, what)| what.starts_with(property));
-        let (found, rest): (Vec<_>, Vec<_>) = broken.into_iter().partition(is_property);
+        let (found, rest): (Vec<_>, Vec<_>) = broken.into_values().partition(is_property);
         if let Some(first) = found.first() {
-            return println!("{defect:?} {fault:?}: {} of {BATCH} schedules, first: {first}", found.len());
+            let all = start + BATCH;
+            return println!("{defect:?} {fault:?}: {} of {all} schedules, first: {first}", found.len());
         }
         others.extend(rest);
     }

@@ -42,28 +42,38 @@ impl Pod {
     fn plain(w: &mut World, rng: &mut Rng, name: &str, task: Task) -> bool {
         let now = w.now;
         let raw = w.defect == Defect::RawErrors;
-        if task == Task::Backup {
-            w.db.triggers_installed = true;
-        }
-        if !matches!(task, Task::Validate | Task::Monitor) && rng.u8(..) < 20 {
+        let rehearsal = task == Task::RehearseRollback;
+        let follows_up = rehearsal || matches!(task, Task::DayCheck | Task::WeekReview);
+        let measures = follows_up || matches!(task, Task::Validate | Task::Monitor);
+        let safeguards = measures.then(|| w.measure_safeguards());
+        let unreachable = follows_up && w.losses.unreachable;
+        let failure = if !matches!(task, Task::Validate | Task::Monitor) && (unreachable || rng.u8(..) < 20) {
             let message = if raw { format!("connection to {SECRET} refused") } else { "connection refused".into() };
-            return !w.report(name, |run| {
+            Some((Reason::HostUnreachable, message))
+        } else {
+            (rehearsal && w.losses.down_sql_fails).then(|| (Reason::SqlFailed, "statement 3 failed".into()))
+        };
+        if let Some((reason, message)) = failure {
+            let reported = w.report(name, |run| {
                 run.status = Some(MigrationRunStatus {
                     phase: RunPhase::Failed,
-                    reason: Some(Reason::HostUnreachable),
+                    reason: Some(reason),
                     message: Some(message),
+                    safeguards,
                     ..Default::default()
                 });
             });
+            if reported {
+                w.note_report(name);
+            }
+            return !reported;
         }
         let (verified, rehearsed) = (task == Task::VerifyBackup, task == Task::Rehearse);
-        if task == Task::Cleanup && w.db.blocked_at.is_none() {
-            w.db.triggers_installed = false;
-        }
         let breach = task == Task::Monitor && rng.u8(..) < 10;
         let reported = w.report(name, |run| {
             let s = run.status.get_or_insert_default();
             s.phase = RunPhase::Succeeded;
+            s.safeguards = safeguards;
             match task {
                 Task::Backup => (s.baseline, s.backup) = (Some(fixtures::baseline(now)), Some(fixtures::backup(now))),
                 Task::VerifyBackup => s.verification = Some(fixtures::verification()),
@@ -94,6 +104,7 @@ impl Pod {
         });
         let notice = w.runs.get(name).and_then(|r| r.value.run.spec.inputs.notice.clone());
         if reported {
+            w.note_report(name);
             if let Some(Notice { occasion, starts_at: Some(starts_at), .. }) = notice {
                 match occasion {
                     Occasion::MaintenanceStarts => w.announced.insert(starts_at),
@@ -119,6 +130,10 @@ impl Pod {
     }
 
     fn window(&mut self, w: &mut World, rng: &mut Rng, run: &MigrationRun) -> bool {
+        // It has no connection yet.
+        if w.losses.unreachable && w.db.blocked_at.is_none() {
+            return true;
+        }
         // The worker's lock: a second pod waits until the first one's session is gone.
         if *w.db.worker.get_or_insert(self.id) != self.id {
             return true;
@@ -254,7 +269,7 @@ impl Pod {
     }
 
     fn undo(&mut self, w: &mut World, rng: &mut Rng, run: &MigrationRun, cause: Option<Reason>) -> bool {
-        if rng.u8(..) < 12 {
+        if rng.u8(..) < 12 || (w.losses.down_sql_fails && run.spec.task == Task::RollbackWindow) {
             let progress = WindowProgress { stuck: true, switch_acknowledged: true, ..Default::default() };
             // Writes stay blocked whichever pod takes over, and the run's end reports it.
             self.change_record(w, run.spec.task, |record| record.acknowledged = true);

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{
     application::App,
     outsiders::{Approval, Refused},
+    safeguards::{Losses, RollbackWatch},
 };
 use crate::{
     api::{
@@ -109,7 +110,6 @@ pub(super) struct SimulatedDatabase {
     pub(super) windows: BTreeMap<Task, SimulatedWindow>,
     /// Pod that holds the worker's lock.
     pub(super) worker: Option<u32>,
-    pub(super) triggers_installed: bool,
     /// A transaction that no window can end has locked a protected table.
     pub(super) obstructed: bool,
 }
@@ -189,9 +189,13 @@ pub(super) struct World {
     pub(super) silent_decisions: u32,
     /// A broken neighbour was passed by how often.
     pub(super) broken_seen: u32,
-    /// It was decided to block writes although the application could not have been switched, or the database was in
-    /// the way.
+    /// It was decided to block writes although the application could not have been switched, the database was in the
+    /// way, or there was no down SQL.
     pub(super) blocked_without_exit: bool,
+    /// What is lost of what a rollback needs.
+    pub(super) losses: Losses,
+    /// What was reported of it, and decided.
+    pub(super) watch: RollbackWatch,
 }
 
 /// The rollback is rehearsed while the new version runs.
@@ -238,6 +242,7 @@ impl World {
                     crashing: None,
                     failed: None,
                     paused: false,
+                    missing: false,
                     foreign: false,
                 },
             },
@@ -250,7 +255,6 @@ impl World {
                 downs: 0,
                 windows: BTreeMap::new(),
                 worker: None,
-                triggers_installed: false,
                 obstructed: false,
             },
             api_up: true,
@@ -265,6 +269,8 @@ impl World {
             silent_decisions: 0,
             broken_seen: 0,
             blocked_without_exit: false,
+            losses: Losses::default(),
+            watch: RollbackWatch::default(),
         }
     }
 
@@ -301,7 +307,7 @@ impl World {
             runner_image: "image".into(),
             runs: self.runs.values().map(|r| r.value.clone()).collect(),
             decisions: self.decisions.clone(),
-            policy_problem: None,
+            policy_problem: self.losses.policy.then(|| "policy decisions.creditmigration.io is missing".into()),
             server_clock: None,
             flag: self.observed_flag(),
             flag_write: DryRun::Untried,
@@ -310,7 +316,7 @@ impl World {
             up: ObservedSql::Present(self.sql.0.clone()),
             down: ObservedSql::Present(self.sql.1.clone()),
             sql_authors: vec![],
-            quota_shortages: Ok(vec![]),
+            quota_shortages: Ok(self.quota_shortages()),
             refused_effect: None,
             workloads: vec![self.workload()],
         };
@@ -412,6 +418,7 @@ impl World {
 
     /// The properties that hold at every moment. `Err` names the broken one.
     pub(super) fn check(&self) -> Result<(), String> {
+        self.check_rollback()?;
         let db = &self.db;
         if self.blocked_without_exit {
             return Err("7: writes are blocked although it is known that the window cannot do its work".into());

@@ -93,6 +93,14 @@ fn what_is_not_measured_is_not_known() {
 }
 
 #[test]
+fn what_a_pod_measured_last_counts_when_another_one_follows_it() {
+    let mut s = long_monitoring();
+    report(&mut s, Task::Monitor, vec![missing(SafeguardKind::ChangeTracking)]);
+    s.lose_job(Task::Monitor).settle();
+    assert_eq!(rollback_ready(&s).1, "ChangeTrackingMissing");
+}
+
+#[test]
 fn between_the_follow_ups_the_last_measurement_counts() {
     let mut s = observing();
     let (status, _, message) = rollback_ready(&s);

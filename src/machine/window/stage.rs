@@ -2,7 +2,11 @@
 
 use crate::{
     api::{Occasion, Phase, ReadyReason, Step, Task, Time, WindowProgress, WindowState, WindowStatus},
-    machine::{Transition, transition::Reported},
+    machine::{
+        Transition,
+        faults::{Fault, fault},
+        transition::Reported,
+    },
     shared::time::{saturating_add, seconds, to_signed},
 };
 
@@ -137,7 +141,8 @@ impl Transition<'_> {
                     }
                 };
                 let text = format!("{message}; its window should have ended by {due:.0}; next: {next}");
-                if self.report_lasting(ReadyReason::WindowOverdue, text.clone()) == Reported::Now {
+                let reported = self.report_lasting(ReadyReason::WindowOverdue, text.clone());
+                if reported == Reported::Now && !fault(Fault::SilentOverdue) {
                     self.notify(Occasion::ManualInterventionRequired, &format!("overdue.{}", due.as_second()), &text);
                 }
             }

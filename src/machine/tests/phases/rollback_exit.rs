@@ -158,6 +158,18 @@ fn a_rollback_whose_switch_never_started_is_given_up_at_the_deadline() {
 }
 
 #[test]
+fn of_a_rollback_that_is_given_up_and_unblocks_no_writes_people_are_notified_within_ten_seconds() {
+    let mut s = switch_refused();
+    s.wait(59);
+    s.status = s.decide().status;
+    for (after, notified) in [(9, 0), (1, 1), (60, 1)] {
+        s.wait(after);
+        s.status = s.decide().status;
+        assert_eq!(interventions(&s), notified, "{after} s later");
+    }
+}
+
+#[test]
 fn a_late_write_that_came_first_is_followed() {
     let mut s = switch_refused();
     s.wait(59);
