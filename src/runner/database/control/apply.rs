@@ -12,7 +12,7 @@ use std::{
     time::Instant,
 };
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio_postgres::{Client, Row, Transaction, types::Json};
 
 use super::{
@@ -192,29 +192,7 @@ async fn transaction(
     let reconciled_users = reconcile(&tx, spec, &balances_before).await?;
     let shared = if stays_inside { Some(SharedObjects::read(&tx).await?) } else { None };
 
-    let mut texts = Vec::with_capacity(sql.statements.len());
-    for (index, statement) in sql.statements.iter().enumerate() {
-        stop.check()?;
-        let statement_start = Instant::now();
-        tx.batch_execute(statement).await.map_err(|e| statement_failure(&e, index + 1, sql.statements.len()))?;
-        let text: String = statement.trim().chars().take(LEDGER_TEXT).collect();
-        texts.push(json!({"number": index + 1, "text": text, "seconds": statement_start.elapsed().as_secs_f64()}));
-    }
-
-    // The SQL may have changed any of these, and what follows must not depend on it.
-    tx.execute("SELECT pg_catalog.set_config('search_path', $1, true)", &[&before.search_path]).await?;
-    tx.batch_execute(&format!("RESET SESSION AUTHORIZATION; RESET ROLE; {settings}")).await?;
-    let xid: String = tx.query_one("SELECT pg_catalog.pg_current_xact_id()::text", &[]).await?.get(0);
-    if xid != before.xid {
-        return Err(Failure::new(
-            Reason::SqlTransactionControl,
-            "the SQL ended the transaction it was run in; next: remove its COMMIT or ROLLBACK",
-        ));
-    }
-
-    if let Some(shared) = shared {
-        shared.check_unchanged(&tx, direction.sql_name()).await?;
-    }
+    let texts = run_statements(&tx, sql, &settings, stop).await?;
     if direction == Direction::Forward {
         tables_gone(&tx, spec, &namesakes).await?;
     }
@@ -258,8 +236,47 @@ async fn transaction(
     )
     .await?;
     stop.check()?;
-    tx.commit().await?;
+    match shared {
+        Some(shared) => shared.commit_unchanged(tx, &format!("the {} SQL", direction.sql_name())).await?,
+        None => tx.commit().await?,
+    }
     Ok(Applied::Now { seconds, reconciled_users })
+}
+
+/// Runs the statements of one SQL text, one by one, in a transaction with these settings (`SET LOCAL`), which hold again
+/// afterwards. Returns what the ledger keeps of each. Windows and rehearsals run all SQL texts by this.
+///
+/// # Errors
+/// `SqlFailed` with the statement's number, `SqlTransactionControl`, `DeadlinePassed` when stopped.
+pub async fn run_statements(
+    tx: &Transaction<'_>,
+    sql: &Sql,
+    settings: &str,
+    stop: &StopSignal,
+) -> Result<Vec<Value>, Failure> {
+    let path_and_number = "SELECT pg_catalog.current_setting('search_path'), pg_catalog.pg_current_xact_id()::text";
+    let before = tx.query_one(path_and_number, &[]).await?;
+    let (search_path, xid): (String, String) = (before.get(0), before.get(1));
+
+    let mut texts = Vec::with_capacity(sql.statements.len());
+    for (index, statement) in sql.statements.iter().enumerate() {
+        stop.check()?;
+        let start = Instant::now();
+        tx.batch_execute(statement).await.map_err(|e| statement_failure(&e, index + 1, sql.statements.len()))?;
+        let text: String = statement.trim().chars().take(LEDGER_TEXT).collect();
+        texts.push(json!({"number": index + 1, "text": text, "seconds": start.elapsed().as_secs_f64()}));
+    }
+
+    // The SQL may have changed any of these, and what follows must not depend on it.
+    tx.execute("SELECT pg_catalog.set_config('search_path', $1, true)", &[&search_path]).await?;
+    tx.batch_execute(&format!("RESET SESSION AUTHORIZATION; RESET ROLE; {settings}")).await?;
+    if tx.query_one(path_and_number, &[]).await?.get::<_, String>(1) != xid {
+        return Err(Failure::new(
+            Reason::SqlTransactionControl,
+            "the SQL ended the transaction it was run in; next: remove its COMMIT or ROLLBACK",
+        ));
+    }
+    Ok(texts)
 }
 
 /// What the ledger has already, `None` if the SQL must be run.
@@ -302,8 +319,6 @@ async fn recorded(
 struct StateBefore {
     tables: Vec<Table>,
     oids: Vec<u32>,
-    search_path: String,
-    xid: String,
 }
 
 /// Ordinary and partitioned tables of users: not the system's, not the control schema's, not temporary ones.
@@ -316,10 +331,7 @@ impl StateBefore {
     async fn read(tx: &Transaction<'_>, spec: &ControlSpec) -> Result<Self, Failure> {
         let tables = protected(tx, spec).await?;
         let oids = tx.query(&format!("SELECT c.oid {USER_TABLES}"), &[]).await?;
-        let row = tx
-            .query_one("SELECT pg_catalog.current_setting('search_path'), pg_catalog.pg_current_xact_id()::text", &[])
-            .await?;
-        Ok(Self { tables, oids: oids.iter().map(|row| row.get(0)).collect(), search_path: row.get(0), xid: row.get(1) })
+        Ok(Self { tables, oids: oids.iter().map(|row| row.get(0)).collect() })
     }
 
     /// Tables that the SQL created.

@@ -50,13 +50,14 @@ use std::{
     time::Duration,
 };
 
-pub use apply::{Applied, StopSignal, rehearse_down, run_down, run_up};
+pub use apply::{Applied, StopSignal, rehearse_down, run_down, run_statements, run_up};
 pub(crate) use baseline::has_baseline;
 pub use baseline::{compare, compare_within, refresh_baseline, take_baseline, users_written, users_written_within};
 pub use cutover::{Cutover, cutover, keep_snapshot};
 pub(crate) use cutover::{TransactionsTable, columns, transactions};
 pub use drain::{ROLLBACK_REHEARSAL, drain, terminate_readers};
 pub use obstacles::ObstacleFinder;
+pub use outside::SharedObjects;
 pub(crate) use owner::{check_schema, described_role};
 pub use replication::{replication, restore_point, wal_position};
 pub use safeguards::missing_safeguards;

@@ -11,9 +11,8 @@ use crate::{
     runner::{
         Failure,
         database::{
-            control::{self, ControlSpec, Sql, StopSignal, ident, millis, write_block},
+            control::{self, ControlSpec, SharedObjects, Sql, StopSignal, ident, millis, write_block},
             fingerprint::Fingerprint,
-            server_error::statement_failure,
         },
     },
 };
@@ -21,7 +20,7 @@ use crate::{
 /// Migrates the copy again, writes on it as the application, and rolls back.
 ///
 /// # Errors
-/// `SqlFailed` if the writes fail, or write nothing; what the down SQL fails with; `RollbackNotEqual`.
+/// `SqlFailed` if the writes fail, or write nothing; `SqlOutsideDatabase`; what the down SQL fails with; `RollbackNotEqual`.
 pub(super) async fn rehearse(
     client: &mut Client,
     control_spec: &ControlSpec,
@@ -41,7 +40,7 @@ pub(super) async fn rehearse(
     let after_writes =
         |failure: Failure| Failure::new(failure.reason, format!("after spec.rehearsal.writes: {}", failure.message));
     let rolled_back = write_block::with_blocked_copy(client, control_spec, async |client| {
-        control::run_down(client, control_spec, &sql.down).await.map_err(after_writes)
+        control::rehearse_down(client, control_spec, &sql.down).await.map_err(after_writes)
     });
     let applied = rolled_back.await?;
     require_equal(&before, &Fingerprint::without_rows(client).await?).map_err(after_writes)?;
@@ -63,16 +62,14 @@ async fn write(client: &mut Client, control_spec: &ControlSpec, writes: &Sql) ->
     );
     let before = written_rows(&tx).await?;
     tx.batch_execute(&limits).await.map_err(|e| failed(e.into()))?;
-    for (index, statement) in writes.statements.iter().enumerate() {
-        let run = tx.batch_execute(statement).await;
-        run.map_err(|e| failed(statement_failure(&e, index + 1, writes.statements.len())))?;
-    }
+    let shared = SharedObjects::read(&tx).await?;
+    control::run_statements(&tx, writes, &limits, &StopSignal::default()).await.map_err(failed)?;
     let rows = written_rows(&tx).await?.saturating_sub(before);
     if rows == 0 {
         let message = "no row was written, at least 1 is needed; next: write as the new version does";
         return Err(failed(Failure::new(Reason::SqlFailed, message)));
     }
-    tx.commit().await.map_err(|e| failed(e.into()))?;
+    shared.commit_unchanged(tx, "the SQL").await.map_err(failed)?;
     Ok(rows)
 }
 
