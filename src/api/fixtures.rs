@@ -102,6 +102,7 @@ pub(crate) fn rollback_rehearsal(finished_at: Time) -> RollbackRehearsalEvidence
         rows: 900,
         users: 300,
         users_written: 7,
+        unexplained: Some(0),
         transactions: vec![],
         duration_seconds: 20.0,
         rollback_seconds: 2.0,
