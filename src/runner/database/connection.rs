@@ -51,9 +51,12 @@ const SESSION_OPTIONS: &str = "-c tcp_keepalives_idle=5 -c tcp_keepalives_interv
 const CONTROL_LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest run of a control statement.
 const CONTROL_STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Time-outs that not every version of the server has. No start-up options: an older server would refuse those.
+/// All time-outs of sessions and transactions that the server knows, such as `idle_session_timeout`, and
+/// `transaction_timeout` from version 17 on. Not those that are set above, or per statement; `wal_sender_timeout`
+/// concerns replication alone. No start-up options: an older server would refuse those.
 const PIN_TIMEOUTS_SQL: &str = "SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings
-    WHERE name IN ('transaction_timeout', 'idle_session_timeout')";
+    WHERE name LIKE '%timeout' AND context = 'user'
+      AND name NOT IN ('statement_timeout', 'lock_timeout', 'tcp_user_timeout', 'wal_sender_timeout')";
 /// A commit that is reported is on disk, and on the standbys that the server waits for, whatever role or SQL set.
 pub(super) const PIN_COMMIT_SQL: &str = "SELECT pg_catalog.set_config('synchronous_commit',
     CASE reset_val WHEN 'remote_apply' THEN reset_val ELSE 'on' END, false)
