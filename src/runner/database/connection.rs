@@ -247,15 +247,15 @@ impl Target {
     /// # Errors
     /// `HostUnreachable`, `CertificateNotTrusted`, `AuthenticationFailed`, `WrongDatabase`, `ConnectionInvalid`.
     pub async fn connect(&self, step: &str) -> Result<Client, Failure> {
-        self.primary(step, Purpose::Step).await
+        self.primary(step, Purpose::Step).await.map_err(|error| error.failure)
     }
 
     /// The same, for control statements, which are short: each has a limit, so that none waits without end while writes
     /// are blocked.
     ///
     /// # Errors
-    /// As [`Target::connect`].
-    pub async fn connect_for_control(&self, step: &str) -> Result<Client, Failure> {
+    /// As [`Target::connect`]; it says whether the server has no connection left.
+    pub async fn connect_for_control(&self, step: &str) -> Result<Client, ConnectError> {
         self.primary(step, Purpose::Control).await
     }
 
@@ -264,7 +264,7 @@ impl Target {
     /// # Errors
     /// As [`Target::connect`].
     pub async fn connect_for_observation(&self, step: &str) -> Result<Client, Failure> {
-        self.primary(step, Purpose::Observation).await
+        self.primary(step, Purpose::Observation).await.map_err(|error| error.failure)
     }
 
     /// As [`Target::connect`], also to a standby if no primary answers; the error says whom it concerns.
@@ -276,10 +276,10 @@ impl Target {
     }
 
     /// After a failover an address may lead to a standby for a while.
-    async fn primary(&self, step: &str, purpose: Purpose) -> Result<Client, Failure> {
+    async fn primary(&self, step: &str, purpose: Purpose) -> Result<Client, ConnectError> {
         match self.any_session(step, purpose).await {
             Ok((client, None)) => Ok(client),
-            Ok((_, Some(refusals))) | Err(refusals) => Err(ConnectError::of_all(refusals).failure),
+            Ok((_, Some(refusals))) | Err(refusals) => Err(ConnectError::of_all(refusals)),
         }
     }
 

@@ -30,24 +30,24 @@ pub(super) async fn probe<C: Channel>(channel: &C) -> Option<(String, Timestamp)
     Some((versions.into_iter().collect::<Vec<_>>().join(", "), start))
 }
 
-/// The full comparison, on a session of its own, repeated until it succeeds.
-pub(super) async fn comparison(session: &KeptSession, spec: &ControlSpec) -> Comparison {
-    loop {
-        let once = async {
-            let client = session.take().await?;
-            let limit = format!("SET statement_timeout = {}", millis(spec.statement_timeout));
-            client.batch_execute(&limit).await?;
-            let compared = control::compare(&client, spec).await?;
-            session.keep(client);
-            Ok::<_, Failure>(compared)
-        };
-        match once.await {
-            Ok(comparison) => return comparison,
-            Err(failure) => {
-                tracing::warn!(reason = %failure.reason, error = %failure, "comparison of balances failed, will be \
-                    retried")
-            }
-        }
-        tokio::time::sleep(Duration::from_secs(1)).await;
-    }
+/// The full comparison, once, on a session of its own, which is kept also if it fails: the server may have no other one.
+/// It starts after `pause`.
+///
+/// # Errors
+/// What it fails with. The caller reports it, and tries again.
+pub(super) async fn comparison(
+    session: &KeptSession,
+    spec: &ControlSpec,
+    pause: Duration,
+) -> Result<Comparison, Failure> {
+    tokio::time::sleep(pause).await;
+    let client = session.take().await?;
+    let compared = async {
+        let limit = format!("SET statement_timeout = {}", millis(spec.statement_timeout));
+        client.batch_execute(&limit).await?;
+        control::compare(&client, spec).await
+    };
+    let compared = compared.await;
+    session.keep(client);
+    compared
 }
