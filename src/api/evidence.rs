@@ -242,6 +242,10 @@ pub struct RollbackRehearsalEvidence {
     /// a decimal text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credits_written: Option<String>,
+    /// Users whose balance the transactions since the cutover do not explain. A rollback keeps these balances as they
+    /// are. Absent: not compared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unexplained: Option<u64>,
     /// Transactions since the cutover, by type; at most 20 types.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub transactions: Vec<TransactionStatistics>,

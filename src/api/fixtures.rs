@@ -103,6 +103,7 @@ pub(crate) fn rollback_rehearsal(finished_at: Time) -> RollbackRehearsalEvidence
         users: 300,
         users_written: 7,
         credits_written: Some("120".into()),
+        unexplained: Some(0),
         transactions: vec![],
         duration_seconds: 20.0,
         rollback_seconds: 2.0,

@@ -22,18 +22,25 @@ pub struct Obstacle {
     /// Role of the session, or owner of the prepared transaction.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub role: Option<String>,
-    /// `application_name` of the session.
+    /// `application_name` of the session, or of the standby.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub application_name: Option<String>,
     /// Number of the prepared transaction.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transaction: Option<String>,
-    /// Start of the transaction; when it was first seen, if its start is not visible.
+    /// Start of the transaction; when it was first seen, if its start is not visible. Of a standby: of what it has not
+    /// replayed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<Time>,
     /// Connections that are free.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub free_connections: Option<u32>,
+    /// Bytes of the write-ahead log that the standby has not replayed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub behind_bytes: Option<u64>,
+    /// Why the search failed, with the next command.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
 }
 
 /// Kind of an obstacle.
@@ -51,10 +58,15 @@ pub enum ObstacleKind {
     LockRefused,
     /// Fewer connections are free than a window needs.
     TooFewConnections,
+    /// A standby does not replay the write-ahead log, or with a delay: the switch would wait for it.
+    StandbyNotReplaying,
+    /// The database could not be searched for what keeps writes from being blocked.
+    SearchFailed,
 }
 
 named! {
-    ObstacleKind: PreparedTransaction, Vacuum, SuperuserSession, LongTransaction, LockRefused, TooFewConnections
+    ObstacleKind: PreparedTransaction, Vacuum, SuperuserSession, LongTransaction, LockRefused, TooFewConnections,
+    StandbyNotReplaying, SearchFailed
 }
 
 impl ObstacleKind {
@@ -67,13 +79,17 @@ impl ObstacleKind {
                 ReadyReason::TableLocked
             }
             ObstacleKind::TooFewConnections => ReadyReason::TooFewConnections,
+            ObstacleKind::StandbyNotReplaying => ReadyReason::StandbyNotReplaying,
+            ObstacleKind::SearchFailed => ReadyReason::DatabaseNotSearched,
         }
     }
 }
 
 impl Obstacle {
-    /// Connections that a window needs besides its own.
-    pub const CONNECTIONS_NEEDED: u32 = 2;
+    /// Connections that a window needs besides its own: the sessions that it keeps.
+    pub const CONNECTIONS_NEEDED: usize = 3;
+    /// Seconds that a standby may take to replay what was committed, before it keeps a window from blocking writes.
+    pub const REPLAY_SECONDS: u64 = 5;
     /// Obstacles that a run reports at most.
     pub const MAX_REPORTED: usize = 8;
 
@@ -88,7 +104,15 @@ impl Obstacle {
             transaction: None,
             since: None,
             free_connections: None,
+            behind_bytes: None,
+            detail: None,
         }
+    }
+
+    /// Of the connections that a window needs so many are free; one was refused, whatever is free by now.
+    pub fn too_few_connections(free: u32) -> Self {
+        let free = free.min(u32::try_from(Self::CONNECTIONS_NEEDED - 1).unwrap_or_default());
+        Self { free_connections: Some(free), ..Self::new(ObstacleKind::TooFewConnections) }
     }
 
     /// What was found, and what ends it.
@@ -127,6 +151,22 @@ impl Obstacle {
                 Self::CONNECTIONS_NEEDED
             ))
             .next("SELECT usename, application_name, count(*) FROM pg_stat_activity GROUP BY 1, 2;"),
+            ObstacleKind::StandbyNotReplaying => Message::new(format!(
+                "standby {} has not replayed what was committed{since}, {} bytes, limit {} s; the switch would wait for it",
+                self.application_name.as_deref().unwrap_or("unknown"),
+                self.behind_bytes.unwrap_or_default(),
+                Self::REPLAY_SECONDS
+            ))
+            .next(
+                "on the standby: SELECT pg_wal_replay_resume(); or set recovery_min_apply_delay to 0, end queries that \
+                 conflict, or detach it",
+            ),
+            ObstacleKind::SearchFailed => {
+                let Message { text, next } = Message::parse(self.detail.as_deref().unwrap_or_default());
+                let text = format!("it cannot be seen what would keep writes from being blocked: {text}");
+                let next = next.unwrap_or_else(|| "SELECT * FROM pg_stat_activity;".to_owned());
+                Message { text, next: Some(next) }
+            }
         }
     }
 
@@ -155,6 +195,8 @@ mod tests {
                 application_name: Some("psql".into()),
                 transaction: Some("762".into()),
                 free_connections: Some(1),
+                behind_bytes: Some(90),
+                detail: Some("permission denied; next: GRANT".into()),
                 ..Obstacle::new(*kind)
             };
             let Message { text, next } = found.message();
@@ -165,7 +207,11 @@ mod tests {
                     "session 4711 (role postgres, application psql) has locked public.user_credits"
                 }
                 ObstacleKind::LockRefused => "no session is seen",
-                ObstacleKind::TooFewConnections => "1 connections are free, at least 2 are needed",
+                ObstacleKind::TooFewConnections => "1 connections are free, at least 3 are needed",
+                ObstacleKind::StandbyNotReplaying => {
+                    "standby psql has not replayed what was committed, 90 bytes, limit 5 s"
+                }
+                ObstacleKind::SearchFailed => "it cannot be seen what would keep writes from being blocked: permission",
             };
             assert!(text.contains(names) && next.is_some(), "{kind}: {text}");
         }

@@ -95,6 +95,12 @@ ready_reasons! {
     TableLocked,
     /// Fewer connections to the database are free than a window needs.
     TooFewConnections,
+    /// A standby does not replay what is committed, or with a delay.
+    StandbyNotReplaying,
+    /// The database cannot be searched for what would keep writes from being blocked.
+    DatabaseNotSearched,
+    /// A window went on although something could not be shown once more.
+    NotShown,
     /// A precondition changed at the last moment; the window was not started.
     WindowNotStarted,
     /// The order to block writes is out.

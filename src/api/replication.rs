@@ -1,7 +1,10 @@
-//! What a window records of the write-ahead log: where a recovery can stop, and how far the standbys are.
+//! What a window records of the write-ahead log: where a recovery can stop, and how far the standbys are; and what it
+//! could not show.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use super::named::named;
 
 /// Positions in the write-ahead log, as in `0/16B3748`: each is a `recovery_target_lsn` of a point-in-time recovery.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Default)]
@@ -25,6 +28,52 @@ impl RecoveryPoints {
     /// Whether nothing is recorded.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
+    }
+}
+
+/// What a window could not show once more, and went on without.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct NotShown {
+    /// What it is.
+    pub proof: Proof,
+    /// Why it was not shown.
+    #[schemars(length(max = 4096))]
+    pub message: String,
+}
+
+/// What a window shows.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proof {
+    /// Before the switch and before the end: an ordinary session of the application is still refused.
+    WritesBlocked,
+    /// Before the switch: each standby has replayed the commit of the up SQL.
+    StandbysReplayed,
+    /// After the end: an ordinary session of the application can write.
+    WritesUnblocked,
+}
+
+named! {
+    Proof: WritesBlocked, StandbysReplayed, WritesUnblocked
+}
+
+impl Proof {
+    /// What was not shown, and what the window rests on instead.
+    pub const fn text(self) -> &'static str {
+        match self {
+            Proof::WritesBlocked => {
+                "it was not shown once more that an ordinary session is refused; it was when writes were blocked, and \
+                 the write block and its triggers were unchanged"
+            }
+            Proof::StandbysReplayed => {
+                "it was not shown that the standbys have replayed the commit of the up SQL; the new version may read \
+                 the old schema from one for a while"
+            }
+            Proof::WritesUnblocked => {
+                "it was not shown that an ordinary session of the application can write; the write block and the \
+                 read-only default are off"
+            }
+        }
     }
 }
 

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     BackupEvidence, BaselineEvidence, CheckResult, CodeBackupEvidence, Comparison, CreditMigrationSpec, Delivery,
-    Finding, KeyUsersEvidence, Notice, Obstacle, Reason, RecoveryPoints, RehearsalEvidence, Replication,
+    Finding, KeyUsersEvidence, NotShown, Notice, Obstacle, Reason, RecoveryPoints, RehearsalEvidence, Replication,
     ReportEvidence, RollbackRehearsalEvidence, SafeguardReport, SchemaInPlace, Task, Time, UnexplainedEvidence,
     VerificationEvidence, WindowState, named::named,
 };
@@ -286,6 +286,9 @@ pub struct WindowProgress {
     /// The standbys, when they were last waited for: before the switch.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replication: Option<Replication>,
+    /// What it could not show, and went on without; one of each kind.
+    #[schemars(length(max = 8))]
+    pub not_shown: Vec<NotShown>,
 }
 
 impl WindowProgress {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     BackupEvidence, BaselineEvidence, CheckResult, CodeBackupEvidence, Comparison, ExpectedWindow, KeyUsersEvidence,
-    NoticeStatus, Phase, Reason, RecoveryPoints, RehearsalEvidence, Replication, ReportEvidence,
+    NotShown, NoticeStatus, Phase, Reason, RecoveryPoints, RehearsalEvidence, Replication, ReportEvidence,
     RollbackRehearsalEvidence, SafeguardReport, Step, Task, Time, UnexplainedEvidence, VerificationEvidence,
     named::named,
 };
@@ -279,6 +279,10 @@ pub struct WindowStatus {
     /// The standbys before the switch.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replication: Option<Replication>,
+    /// What the window could not show, and went on without; one of each kind.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    pub not_shown: Vec<NotShown>,
 }
 
 fn is_zero(n: &u32) -> bool {

@@ -144,11 +144,8 @@ impl Transition<'_> {
         let RollbackReadiness::Ready(ready) = measured else { return measured };
         match self.rollback_doubt().filter(|_| !fault(Fault::RehearsalsIgnored)) {
             Some(Doubt::Fails(violation)) => RollbackReadiness::Missing(violation),
-            Some(Doubt::TooOld(violation)) => RollbackReadiness::Unknown(violation),
-            None => {
-                let rehearsed = self.rollback_rehearsed().map_or_else(String::new, |text| format!("; {text}"));
-                RollbackReadiness::Ready(Message::new(format!("{ready}{rehearsed}")))
-            }
+            Some(Doubt::NotShown(violation)) => RollbackReadiness::Unknown(violation),
+            None => RollbackReadiness::Ready(self.with_rehearsed(ready)),
         }
     }
 

@@ -189,6 +189,29 @@ async fn a_publication_for_all_tables() {
     finds_nothing(&world).await;
 }
 
+/// A consumer that the migration stops would fill the disk; one without publications decodes each table.
+#[tokio::test]
+async fn logical_slots_are_named_with_what_they_keep() {
+    let world = World::new().await;
+    let found = async || {
+        let found = world.run(Task::Preflight).await.findings();
+        found.into_iter().find(|found| found.name == "logical slots").unwrap().message
+    };
+    assert_eq!(found().await, "none");
+    for slot in ["'a_{n}', 'pgoutput'", "'b_{n}', 'test_decoding'"] {
+        world.alter(&format!("SELECT pg_create_logical_replication_slot({slot})")).await;
+    }
+    let message = found().await;
+    let number = world.number;
+    assert!(message.starts_with(&format!("a_{number} (pgoutput, inactive, ")), "{message}");
+    assert!(message.contains(&format!(" behind), b_{number} (test_decoding, inactive, ")), "{message}");
+    assert!(message.ends_with(" behind, decodes schema credit_migration, too)"), "{message}");
+    assert_eq!(message.matches("decodes schema").count(), 1, "{message}");
+    for slot in ["a_{n}", "b_{n}"] {
+        world.alter(&format!("SELECT pg_drop_replication_slot('{slot}')")).await;
+    }
+}
+
 async fn finds_nothing(world: &World) {
     let outcome = world.run(Task::Preflight).await;
     assert!(outcome.result.is_ok(), "{:?} {:?}", outcome.result, outcome.findings());

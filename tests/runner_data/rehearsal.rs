@@ -301,19 +301,49 @@ async fn what_killed_rehearsals_left_is_dropped_and_nothing_else() {
 #[tokio::test]
 async fn an_effect_outside_of_the_database_is_named_and_undone() {
     let settings = "DO $$ BEGIN EXECUTE format('ALTER %s %I SET work_mem = 1024', 'ROLE', current_user); END $$;";
-    for (up, down, sql) in [
-        (format!("{UP};\n{settings}"), DOWN.to_owned(), "the up SQL"),
-        (UP.to_owned(), format!("{DOWN};\n{settings}"), "the down SQL"),
+    let written = "INSERT INTO credit_transactions (user_id, type, amount) VALUES (7, 'subscription_grant', 0);";
+    // No row of the backup shows it: it needs one that only the new version writes.
+    let late = settings
+        .replace(
+            "EXECUTE",
+            "IF EXISTS (SELECT FROM credit_transactions WHERE type = 'subscription_grant') THEN EXECUTE",
+        )
+        .replace("; END $$", "; END IF; END $$");
+    // By the query that verifies the rollback, and by a trigger that is deferred to the commit.
+    let function = "CREATE FUNCTION alters() RETURNS boolean LANGUAGE plpgsql AS $f$ BEGIN
+        EXECUTE format('ALTER %s %I SET work_mem = 1024', 'ROLE', current_user); RETURN true; END $f$;";
+    let deferred = format!(
+        "{function} CREATE FUNCTION later() RETURNS trigger LANGUAGE plpgsql AS $f$ BEGIN PERFORM alters(); RETURN NULL; \
+        END $f$; CREATE CONSTRAINT TRIGGER late AFTER UPDATE ON users DEFERRABLE INITIALLY DEFERRED FOR EACH ROW \
+        EXECUTE FUNCTION later(); UPDATE users SET email = email WHERE id = 7;"
+    );
+    let (up, down) = (UP.to_owned(), DOWN.to_owned());
+    for (up, down, writes, verify_up, sql) in [
+        (format!("{UP};\n{settings}"), down.clone(), None, None, "the up SQL changes"),
+        (format!("{UP};\n{function}"), down.clone(), None, Some("SELECT alters()"), "the up SQL changes"),
+        (format!("{UP};\n{deferred}"), down.clone(), None, None, "the up SQL changes"),
+        (up.clone(), format!("{DOWN};\n{settings}"), None, None, "the down SQL changes"),
+        (
+            up.clone(),
+            format!("{late}\n{DOWN}"),
+            Some(written.to_owned()),
+            None,
+            "after spec.rehearsal.writes: the down SQL changes",
+        ),
+        (up, down, Some(format!("{written} {settings}")), None, "spec.rehearsal.writes: the SQL changes"),
     ] {
-        let world = ready(&up, &down).await;
+        let mut world = ready(&up, &down).await;
+        let role = if sql.contains("writes: the SQL") { "app_" } else { "migrator_" };
+        world.spec.plan.rehearsal.writes = writes;
+        world.spec.plan.migration.verify_up = verify_up.map(str::to_owned);
         let outcome = world.run(Task::Rehearse).await;
         let failure = outcome.failure();
         assert_eq!(failure.reason, Reason::SqlOutsideDatabase, "{failure}");
-        for part in ["pg_db_role_setting", "settings of role migrator_", sql, "next: "] {
+        for part in ["pg_db_role_setting", &format!("settings of role {role}"), sql, "next: "] {
             assert!(failure.message.contains(part), "{part} is not in {failure}");
         }
-        let left = "SELECT count(*) FROM pg_db_role_setting WHERE setrole = 'migrator_{n}'::regrole";
-        assert_eq!(world.count(left).await, 0, "nothing of it remains");
+        let left = format!("SELECT count(*) FROM pg_db_role_setting WHERE setrole = '{role}{{n}}'::regrole");
+        assert_eq!(world.count(&left).await, 0, "nothing of it remains");
         assert!(!world.has_scratch().await);
     }
 }

@@ -24,7 +24,7 @@ chmod 600 pg/server.key
 printf 'root-secret' >pw
 chmod 644 pw
 $as "$1/initdb" -D "$dir/pg/data" -U postgres -A scram-sha-256 --pwfile="$dir/pw" --no-sync -E UTF8 --locale=C >/dev/null
-$as "$1/postgres" -D "$dir/pg/data" -p "$3" -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off -c max_connections=200 -c shared_preload_libraries=pg_stat_statements \
+$as "$1/postgres" -D "$dir/pg/data" -p "$3" -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off -c max_connections=200 -c wal_level=logical -c shared_preload_libraries=pg_stat_statements \
   -c ssl=on -c ssl_cert_file="$dir/pg/server.crt" -c ssl_key_file="$dir/pg/server.key" >pg/log 2>&1 &
 database=$!
 "$2" --quiet --port "127.0.0.1:$4" --access key-id --secret key-secret --cert "$dir/tls/server.crt" --key "$dir/tls/server.key" \

@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use credit_migration::{
-    api::{Direction, ObstacleKind, WindowCommand as Order, WindowState as State},
+    api::{
+        Direction, Obstacle, ObstacleKind, Proof, Reason, WindowCommand as Order, WindowProgress, WindowState as State,
+    },
     runner::Failure,
 };
 
 use crate::{
     harness::{Database, Desk, end, plan, sample_down, sample_up, spec},
-    window::{ledger, sample, writable},
+    window::{SLEEPS, back, ledger, pausing, sample, unblocked, writable},
 };
 
 /// No role but a superuser gets a connection to the database any more, or again.
@@ -68,6 +70,39 @@ async fn a_window_needs_no_new_connection_once_it_is_ready(#[case] last: Order) 
     assert_eq!(ledger(&database).await, if last == Order::UnblockWrites { "up" } else { "up,down" });
 }
 
+/// Waiting takes no approval, however long it lasts.
+#[rstest::rstest]
+#[case::forward(Direction::Forward)]
+#[case::rollback(Direction::Rollback)]
+#[tokio::test]
+async fn a_pod_that_gets_no_connection_at_all_waits_with_writes_open(#[case] direction: Direction) {
+    let (database, plan) = match direction {
+        Direction::Forward => (Database::new().await, sample()),
+        Direction::Rollback => (unblocked().await, back()),
+    };
+    if direction == Direction::Forward {
+        database.prepared(&spec()).await;
+    }
+    let desk = Desk::new();
+    limit(&database, 0).await;
+    let task = desk.start(&database, &plan);
+    let none = [Obstacle::too_few_connections(0)];
+    let progress = desk.until("it waits", |progress, note| progress.obstacles == none && refused(note)).await;
+    assert_eq!(progress.state, State::Starting);
+    limit(&database, -1).await;
+    obstructed(&desk, false).await;
+    // What was free is taken before the order: it is not given up for either direction.
+    limit(&database, 0).await;
+    lose(&database, "verification").await;
+    obstructed(&desk, true).await;
+    desk.order(Order::BlockWrites);
+    let outcome = end(task).await;
+    assert_eq!(outcome.failure.unwrap().reason, Reason::DatabaseUnavailable);
+    assert_eq!((outcome.progress.blocked_at, outcome.progress.obstacles.len()), (None, 1));
+    limit(&database, -1).await;
+    writable(&database, direction == Direction::Rollback).await;
+}
+
 /// Until the window is ready, and waits for connections or for nothing.
 async fn obstructed(desk: &Desk, obstructed: bool) {
     let kinds: &[ObstacleKind] = if obstructed { &[ObstacleKind::TooFewConnections] } else { &[] };
@@ -121,6 +156,71 @@ async fn writes_are_not_blocked_while_a_lost_session_cannot_be_opened_again() {
     desk.order(Order::Rollback);
     assert_eq!(end(task).await.failure, None);
     writable(&database, false).await;
+}
+
+#[tokio::test]
+async fn a_comparison_that_fails_is_reported_and_keeps_its_session() {
+    let (database, desk) = (Database::new().await, Desk::new());
+    database.prepared(&spec()).await;
+    let pause = database.pause_sql().await;
+    let mut plan = plan(Direction::Forward, pausing(), sample_down());
+    plan.control_spec.statement_timeout = Duration::from_secs(5);
+    let task = desk.start(&database, &plan);
+    desk.order(Order::BlockWrites);
+    database.until(SLEEPS).await;
+    // As the new version's own migration at its start: it waits for the commit, and has the table before the comparison.
+    let other = database.session("postgres").await;
+    let lock = other.batch_execute("BEGIN READ WRITE; LOCK TABLE user_credits IN ACCESS EXCLUSIVE MODE");
+    let unpause = async {
+        database.until("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND mode = 'AccessExclusiveLock')").await;
+        drop(pause);
+    };
+    let (locked, ()) = tokio::join!(lock, unpause);
+    locked.unwrap();
+    let pid = "SELECT string_agg(pid::text, ',') FROM pg_stat_activity WHERE datname = current_database()
+        AND application_name = 'credit-migration/comparison'";
+    let session = database.value(pid).await;
+    limit(&database, 0).await;
+    let failed = "the full comparison of balances failed, and is retried: ";
+    desk.until("the failure", |_, note| note.is_some_and(|note| note.message.starts_with(failed))).await;
+    assert_eq!(desk.last().comparison, None);
+    other.batch_execute("ROLLBACK").await.unwrap();
+    desk.until("the comparison", |progress, note| progress.comparison.is_some() && note.is_none()).await;
+    assert_eq!(database.value(pid).await, session, "the same session");
+    limit(&database, -1).await;
+    desk.order(Order::Rollback);
+    assert_eq!(end(task).await.failure, None);
+    writable(&database, false).await;
+}
+
+/// What keeps it from being shown once more keeps no write blocked, and is reported.
+#[tokio::test]
+async fn what_is_not_shown_once_more_is_reported_and_the_window_goes_on() {
+    let (database, desk) = (Database::new().await, Desk::new());
+    database.prepared(&spec()).await;
+    let task = desk.start(&database, &sample());
+    desk.order(Order::BlockWrites);
+    desk.until("comparison", |progress, _| progress.comparison.is_some()).await;
+    let other = database.session("postgres").await;
+    other
+        .batch_execute("BEGIN READ WRITE; REVOKE EXECUTE ON FUNCTION pg_wal_lsn_diff FROM PUBLIC; COMMIT")
+        .await
+        .unwrap();
+    other.batch_execute("BEGIN READ WRITE; LOCK TABLE user_credits IN SHARE MODE").await.unwrap();
+    desk.order(Order::Switch);
+    let progress = desk.until("acknowledgement", |progress, _| progress.switch_acknowledged).await;
+    let proofs = |progress: &WindowProgress| progress.not_shown.iter().map(|n| n.proof).collect::<Vec<_>>();
+    assert_eq!(proofs(&progress), [Proof::StandbysReplayed, Proof::WritesBlocked], "{progress:?}");
+    other.batch_execute("ROLLBACK").await.unwrap();
+    limit(&database, 0).await;
+    desk.order(Order::UnblockWrites);
+    let outcome = end(task).await;
+    assert_eq!((outcome.failure, outcome.progress.state), (None, State::Unblocked));
+    let shown = &outcome.progress.not_shown;
+    assert_eq!(shown.last().map(|n| n.proof), Some(Proof::WritesUnblocked), "{shown:?}");
+    assert!(shown.iter().any(|n| n.message.contains("SQLSTATE 53300")), "{shown:?}");
+    limit(&database, -1).await;
+    writable(&database, true).await;
 }
 
 #[rstest::rstest]

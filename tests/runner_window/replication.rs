@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use credit_migration::{
-    api::{Direction, Reason, WindowCommand as Order, WindowState as State},
+    api::{Direction, ObstacleKind, Reason, WindowCommand as Order, WindowState as State},
     runner::database::control::{self, StopSignal},
 };
 use tokio_postgres::Client;
@@ -72,6 +72,37 @@ async fn the_switch_waits_for_a_standby(#[case] overdue: bool) {
     desk.order(Order::UnblockWrites);
     assert_eq!(end(task).await.failure, None);
     writable(&database, true).await;
+}
+
+/// The switch would wait for it with writes blocked.
+#[rstest::rstest]
+#[case::paused("SELECT pg_wal_replay_pause()", "SELECT pg_wal_replay_resume()")]
+#[case::delayed("ALTER SYSTEM SET recovery_min_apply_delay = '1h'", "ALTER SYSTEM RESET recovery_min_apply_delay")]
+#[tokio::test]
+async fn a_window_waits_with_writes_open_for_a_standby_that_does_not_replay(#[case] stop: &str, #[case] go: &str) {
+    let Replicated { database, standby, _servers } = replicated().await;
+    database.session("postgres").await.batch_execute("GRANT pg_read_all_stats TO migrator").await.unwrap();
+    database.prepared(&spec()).await;
+    database.until("SELECT count(*) = 1 FROM pg_stat_replication WHERE replay_lsn = pg_current_wal_lsn()").await;
+    let set = async |statement: &str| {
+        standby.batch_execute(statement).await.unwrap();
+        standby.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+    };
+    set(stop).await;
+    let desk = Desk::new();
+    let task = desk.start(&database, &sample());
+    let found = desk.until("the standby", |progress, _| !progress.obstacles.is_empty()).await;
+    let obstacle = found.obstacles[0].clone();
+    assert_eq!(obstacle.kind, ObstacleKind::StandbyNotReplaying);
+    assert_eq!(obstacle.application_name.as_deref(), Some("walreceiver"));
+    assert!(obstacle.behind_bytes > Some(0) && found.state <= State::Ready, "{found:?}");
+    desk.state(State::Ready).await;
+    set(go).await;
+    desk.until("nothing in the way", |progress, _| progress.obstacles.is_empty()).await;
+    desk.order(Order::BlockWrites);
+    desk.state(State::Migrated).await;
+    desk.order(Order::Rollback);
+    assert_eq!(end(task).await.failure, None);
 }
 
 #[tokio::test]

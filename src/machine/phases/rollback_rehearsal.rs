@@ -27,13 +27,13 @@ const MAX_AGE: SignedDuration = SignedDuration::from_hours(48);
 pub(crate) enum Doubt {
     /// It failed there.
     Fails(Violation),
-    /// It was not rehearsed for long.
-    TooOld(Violation),
+    /// They do not show whether it works.
+    NotShown(Violation),
 }
 
 impl Doubt {
     fn violation(&self) -> &Violation {
-        let (Self::Fails(violation) | Self::TooOld(violation)) = self;
+        let (Self::Fails(violation) | Self::NotShown(violation)) = self;
         violation
     }
 }
@@ -128,14 +128,21 @@ impl Transition<'_> {
         };
         let attempt = self.attempt(Step::RehearseRollback);
         if let Some(failed) = rehearsals.and_then(|rehearsals| rehearsals.failed.as_ref()) {
+            // A window needs no pg_dump, and lets the down SQL act outside of the database: writes are blocked.
+            let not_shown = matches!(failed.reason, Reason::ServerTooNew | Reason::SqlOutsideDatabase);
+            let now = match not_shown {
+                true => "it does not show whether a rollback now would work",
+                false => "a rollback now would fail as well",
+            };
             let text = format!(
-                "the rollback failed in its rehearsal of {:.0} ({}): {}; a rollback now would fail as well",
+                "the rollback failed in its rehearsal of {:.0} ({}): {}; {now}",
                 failed.at,
                 failed.reason,
                 Message::parse(&failed.message).text
             );
             let message = Message::new(text).next(logs(attempt));
-            return Some(Doubt::Fails(Violation { reason: ReadyReason::RollbackRehearsalFailed, message }));
+            let violation = Violation { reason: ReadyReason::RollbackRehearsalFailed, message };
+            return Some(if not_shown { Doubt::NotShown(violation) } else { Doubt::Fails(violation) });
         }
         let last = self.last_rehearsal()?;
         if mode != RollbackRehearsalMode::Daily || self.now < last + MAX_AGE {
@@ -147,13 +154,20 @@ impl Transition<'_> {
             MAX_AGE.as_hours()
         );
         let message = Message::new(text).next(logs(attempt));
-        Some(Doubt::TooOld(Violation { reason: ReadyReason::RollbackRehearsalTooOld, message }))
+        Some(Doubt::NotShown(Violation { reason: ReadyReason::RollbackRehearsalTooOld, message }))
     }
 
-    /// What the last rehearsal that passed has shown.
-    pub(crate) fn rollback_rehearsed(&self) -> Option<String> {
-        let summary = self.status.rollback_rehearsal.as_ref()?.summary()?;
-        Some(format!("rehearsed {summary}"))
+    /// What the last rehearsal that passed has shown, after what is known already. Balances that nothing explains are a
+    /// finding: a rollback keeps them.
+    pub(crate) fn with_rehearsed(&self, ready: Message) -> Message {
+        let rehearsals = self.status.rollback_rehearsal.as_ref();
+        let Some(summary) = rehearsals.and_then(RollbackRehearsalStatus::summary) else { return ready };
+        let message = Message::new(format!("{}; rehearsed {summary}", ready.text));
+        let passed = rehearsals.and_then(|rehearsals| rehearsals.passed.as_ref());
+        match passed.and_then(|passed| passed.unexplained).unwrap_or_default() {
+            0 => message,
+            _ => message.next(format!("find out what wrote them: {}", self.observed.plugin("report", ""))),
+        }
     }
 
     /// End of the last rehearsal that passed: without one since the window, of Monitoring, at whose end it was due.

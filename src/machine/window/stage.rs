@@ -1,7 +1,7 @@
 //! The present stage of the window, read from its status.
 
 use crate::{
-    api::{Occasion, Phase, ReadyReason, Step, Task, Time, WindowProgress, WindowState, WindowStatus},
+    api::{NotShown, Occasion, Phase, ReadyReason, Step, Task, Time, WindowProgress, WindowState, WindowStatus},
     machine::{
         Transition,
         faults::{Fault, fault},
@@ -180,6 +180,11 @@ impl Transition<'_> {
         }
         if progress.comparison.is_some() {
             window.comparison.clone_from(&progress.comparison);
+        }
+        let known = std::mem::replace(&mut window.not_shown, progress.not_shown.clone());
+        let new = |found: &&NotShown| known.iter().all(|known| known.proof != found.proof);
+        for NotShown { proof, message } in progress.not_shown.iter().filter(new) {
+            self.event(true, ReadyReason::NotShown, format!("{}: {message}", proof.text()));
         }
     }
 

@@ -150,7 +150,8 @@ fn readiness(status: &CreditMigrationStatus) -> String {
     };
     let message = Message::parse(&condition.message).text;
     match condition.status.as_str() {
-        "True" => format!("yes: {message}"),
+        // With the next command of what was found: it keeps no rollback from working.
+        "True" => format!("yes: {}", condition.message),
         "False" if condition.reason == ReadyReason::RollbackRehearsalFailed.as_str() => {
             format!("no, it would block writes and fail: {}: {message}", condition.reason)
         }

@@ -27,11 +27,13 @@ pub struct ConnectError {
     pub failure: Failure,
     /// It concerns this role alone: the server gives connections to others.
     pub concerns_role_alone: bool,
+    /// The server, the database or the role has no connection left.
+    pub none_left: bool,
 }
 
 impl From<Failure> for ConnectError {
     fn from(failure: Failure) -> Self {
-        Self { failure, concerns_role_alone: false }
+        Self { failure, concerns_role_alone: false, none_left: false }
     }
 }
 
@@ -64,10 +66,11 @@ impl ConnectError {
     /// What the refusals of all servers of a URL mean together. What no retry changes is said before what one may.
     pub(super) fn of_all(mut refusals: Vec<Self>) -> Self {
         let concerns_role_alone = refusals.iter().all(|refusal| refusal.concerns_role_alone);
+        let none_left = refusals.iter().any(|refusal| refusal.none_left);
         refusals.sort_by_key(|refusal| refusal.failure.is_connection_lost());
         let messages: Vec<String> = refusals.iter().map(|refusal| refusal.failure.message.clone()).collect();
         let reason = refusals.first().map_or(Reason::HostUnreachable, |refusal| refusal.failure.reason);
-        Self { failure: Failure::new(reason, messages.join("; ")), concerns_role_alone }
+        Self { failure: Failure::new(reason, messages.join("; ")), concerns_role_alone, none_left }
     }
 
     /// What an error of opening a session means.
@@ -83,8 +86,8 @@ impl ConnectError {
 fn refused(session: &SessionName<'_>, db: &DbError) -> ConnectError {
     let code = db.code();
     // The routine: the same SQLSTATE also says that the server or the database has no connection left.
-    let concerns_role_alone =
-        *code == SqlState::TOO_MANY_CONNECTIONS && db.routine() == Some("InitializeSessionUserId");
+    let none_left = *code == SqlState::TOO_MANY_CONNECTIONS;
+    let concerns_role_alone = none_left && db.routine() == Some("InitializeSessionUserId");
     let (reason, next) = if [SqlState::INVALID_PASSWORD, SqlState::INVALID_AUTHORIZATION_SPECIFICATION].contains(code) {
         (Reason::AuthenticationFailed, "next: correct the URL in the Secret of spec.database.connection.secretRef")
     } else if *code == SqlState::INVALID_CATALOG_NAME {
@@ -104,7 +107,7 @@ fn refused(session: &SessionName<'_>, db: &DbError) -> ConnectError {
         db.message(),
         code.code()
     );
-    ConnectError { failure: Failure::new(reason, message), concerns_role_alone }
+    ConnectError { failure: Failure::new(reason, message), concerns_role_alone, none_left }
 }
 
 /// PostgreSQL did not answer the request for a session.

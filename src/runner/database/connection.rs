@@ -54,9 +54,12 @@ const SESSION_OPTIONS: &str = "-c tcp_keepalives_idle=5 -c tcp_keepalives_interv
 const CONTROL_LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest run of a control statement.
 const CONTROL_STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Time-outs that not every version of the server has. No start-up options: an older server would refuse those.
+/// All time-outs of sessions and transactions that the server knows, such as `idle_session_timeout`, and
+/// `transaction_timeout` from version 17 on. Not those that are set above, or per statement; `wal_sender_timeout`
+/// concerns replication alone. No start-up options: an older server would refuse those.
 const PIN_TIMEOUTS_SQL: &str = "SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings
-    WHERE name IN ('transaction_timeout', 'idle_session_timeout')";
+    WHERE name LIKE '%timeout' AND context = 'user'
+      AND name NOT IN ('statement_timeout', 'lock_timeout', 'tcp_user_timeout', 'wal_sender_timeout')";
 /// What others have put into `public` or into a temporary schema is not called.
 pub(super) const PIN_SEARCH_PATH_SQL: &str = "SET search_path = pg_catalog, pg_temp";
 /// Until the end of the transaction, or [`PIN_SEARCH_PATH_SQL`]: what SQL of a spec finds, and triggers of the owner
@@ -252,15 +255,15 @@ impl Target {
     /// # Errors
     /// `HostUnreachable`, `CertificateNotTrusted`, `AuthenticationFailed`, `WrongDatabase`, `ConnectionInvalid`.
     pub async fn connect(&self, step: &str) -> Result<Client, Failure> {
-        self.primary(step, Purpose::Step).await
+        self.primary(step, Purpose::Step).await.map_err(|error| error.failure)
     }
 
     /// The same, for control statements, which are short: each has a limit, so that none waits without end while writes
     /// are blocked.
     ///
     /// # Errors
-    /// As [`Target::connect`].
-    pub async fn connect_for_control(&self, step: &str) -> Result<Client, Failure> {
+    /// As [`Target::connect`]; it says whether the server has no connection left.
+    pub async fn connect_for_control(&self, step: &str) -> Result<Client, ConnectError> {
         self.primary(step, Purpose::Control).await
     }
 
@@ -269,7 +272,7 @@ impl Target {
     /// # Errors
     /// As [`Target::connect`].
     pub async fn connect_for_observation(&self, step: &str) -> Result<Client, Failure> {
-        self.primary(step, Purpose::Observation).await
+        self.primary(step, Purpose::Observation).await.map_err(|error| error.failure)
     }
 
     /// As [`Target::connect`], also to a standby if no primary answers; the error says whom it concerns.
@@ -281,10 +284,10 @@ impl Target {
     }
 
     /// After a failover an address may lead to a standby for a while.
-    async fn primary(&self, step: &str, purpose: Purpose) -> Result<Client, Failure> {
+    async fn primary(&self, step: &str, purpose: Purpose) -> Result<Client, ConnectError> {
         match self.any_session(step, purpose).await {
             Ok((client, None)) => Ok(client),
-            Ok((_, Some(refusals))) | Err(refusals) => Err(ConnectError::of_all(refusals).failure),
+            Ok((_, Some(refusals))) | Err(refusals) => Err(ConnectError::of_all(refusals)),
         }
     }
 

@@ -77,7 +77,9 @@ pub(in crate::runner) fn window_fields(progress: &WindowProgress) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::{Comparison, Obstacle, ObstacleKind, RecoveryPoints, Replication, Time, WindowState};
+    use crate::api::{
+        Comparison, NotShown, Obstacle, ObstacleKind, Proof, RecoveryPoints, Replication, Time, WindowState,
+    };
 
     #[test]
     fn what_is_absent_clears_what_was_reported_before() {
@@ -101,6 +103,7 @@ mod tests {
             deadline_passed: true,
             recovery: RecoveryPoints { blocked_lsn: Some("0/1".into()), ..RecoveryPoints::default() },
             replication: Some(Replication::default()),
+            not_shown: vec![NotShown { proof: Proof::WritesBlocked, message: "m".into() }],
         };
         let mut status = window_fields(&full);
         // As the API server merges it.

@@ -68,7 +68,7 @@ async fn rehearse(
 ) -> Result<RollbackRehearsalEvidence, Failure> {
     let control_spec = context.control_spec();
     let started = Instant::now();
-    let balances = explained_balances(context, target).await?;
+    let (unexplained, balances) = unexplained_balances(context, target).await?;
     let mut live = target.connect(ROLLBACK_REHEARSAL).await?;
     let down = approved_down_sql(context, &live, &control_spec).await?;
     let tx = snapshot(&mut live, Access::Read).await?;
@@ -108,6 +108,7 @@ async fn rehearse(
         users: comparison.users,
         users_written,
         credits_written,
+        unexplained,
         transactions,
         duration_seconds: started.elapsed().as_secs_f64(),
         rollback_seconds,
@@ -117,32 +118,32 @@ async fn rehearse(
     })
 }
 
-/// Compares each written balance of the live database with the transactions since the cutover. What it found, or why
-/// nothing could be compared.
-async fn explained_balances(context: &TaskContext<'_>, target: &Target) -> Result<String, Failure> {
+/// Compares each written balance of the live database with the transactions since the cutover: of how many users they do
+/// not explain it, if it was compared, in words, too. It keeps no rollback from working, which keeps such balances.
+async fn unexplained_balances(context: &TaskContext<'_>, target: &Target) -> Result<(Option<u64>, String), Failure> {
     let check = Check {
         balances: Some(BalancesCheck { compare: BalancesComparison::Users }),
         ..Check::named("rollback-rehearsal")
     };
     let source_context = SourceContext::on(context, target.clone().into())?;
     let measured = Source::new(&check, &source_context).measure(&check, Duration::ZERO, &source_context).await;
-    match measured {
-        Measurement::Value { value: Value::Number(text), .. } if text == "0" => {
-            Ok("each is explained by the transactions since the cutover".to_owned())
-        }
-        Measurement::Value { value: Value::Number(text), .. } => Err(Failure::new(
-            Reason::BalancesUnexplained,
-            format!(
-                "the balances of {text} users are not explained by the transactions since the cutover, limit 0; next: \
-                    find out what wrote them; a rollback keeps them as they are"
-            ),
-        )),
-        Measurement::Value { .. } => Ok("not compared with the transactions since the cutover".to_owned()),
-        Measurement::Failed(detail) => Ok(format!("not compared with the transactions: {detail}")),
+    let users = match &measured {
+        Measurement::Value { value: Value::Number(text), .. } => text.parse().ok(),
+        _ => None,
+    };
+    let found = match measured {
+        _ if users == Some(0) => "each is explained by the transactions since the cutover".to_owned(),
+        Measurement::Value { value: Value::Number(text), .. } => format!(
+            "the balances of {text} users are not explained by the transactions since the cutover, limit 0: a rollback \
+             keeps them as they are"
+        ),
+        Measurement::Value { .. } => "not compared with the transactions since the cutover".to_owned(),
+        Measurement::Failed(detail) => format!("not compared with the transactions: {detail}"),
         Measurement::NoData(detail) | Measurement::Error(detail) => {
-            Ok(format!("not compared with the transactions: {}", detail.text))
+            format!("not compared with the transactions: {}", detail.text)
         }
-    }
+    };
+    Ok((users, found))
 }
 
 /// The down SQL that a rollback would run: as mounted, or as the database keeps it.

@@ -66,6 +66,36 @@ fn it_is_rehearsed_at_the_end_of_monitoring_and_each_day() {
     assert_eq!(rollback_ready(&s).0, "True", "while the next one is under way");
 }
 
+/// A rollback keeps such balances: they are a finding, and no reason not to roll back.
+#[test]
+fn balances_that_nothing_explains_keep_a_rollback_ready() {
+    let mut s = rehearsed(RollbackRehearsalMode::Daily);
+    let mut evidence = fixtures::rollback_rehearsal(s.now);
+    (evidence.unexplained, evidence.message) = (Some(3), "the balances of 3 users are not explained".into());
+    s.report(TASK, |status| {
+        status.phase = RunPhase::Succeeded;
+        status.rollback_rehearsal = Some(evidence.clone());
+    });
+    s.settle();
+    let (status, reason, message) = rollback_ready(&s);
+    assert_eq!((status.as_str(), reason.as_str()), ("True", "Switchable"));
+    assert!(message.contains("the balances of 3 users are not explained"), "{message}");
+    assert!(message.contains("next: find out what wrote them: kubectl creditmigration -n shop report m"), "{message}");
+    assert!(s.status.problems.is_empty(), "{:?}", s.status.problems);
+}
+
+/// What ends the rehearsal ends no window.
+#[test]
+fn a_rehearsal_that_shows_nothing_of_a_rollback_makes_it_unknown() {
+    for reason in [Reason::SqlOutsideDatabase, Reason::ServerTooNew] {
+        let mut s = rehearsed(RollbackRehearsalMode::Daily);
+        s.fail(TASK, reason).settle();
+        let (status, found, message) = rollback_ready(&s);
+        assert_eq!((status.as_str(), found.as_str()), ("Unknown", "RollbackRehearsalFailed"));
+        assert!(message.contains("does not show whether a rollback now would work"), "{message}");
+    }
+}
+
 #[test]
 fn once_is_once_and_never_is_never() {
     for (mode, runs) in [(RollbackRehearsalMode::Once, 1), (RollbackRehearsalMode::Never, 0)] {

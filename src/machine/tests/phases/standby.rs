@@ -2,7 +2,7 @@
 
 use super::super::notices::channel;
 use crate::{
-    api::{Audience, Obstacle, ObstacleKind, Occasion, Writes},
+    api::{Audience, NotShown, Obstacle, ObstacleKind, Occasion, Proof, Writes},
     machine::tests::*,
 };
 
@@ -16,7 +16,9 @@ const OBSTACLES: &[(ObstacleKind, &str, &str)] = &[
     (ObstacleKind::SuperuserSession, "TableLocked", "as a superuser, SELECT pg_terminate_backend(4711)"),
     (ObstacleKind::LongTransaction, "TableLocked", "session 4711 (role report, application psql)"),
     (ObstacleKind::LockRefused, "TableLocked", "no session is seen"),
-    (ObstacleKind::TooFewConnections, "TooFewConnections", "1 connections are free, at least 2"),
+    (ObstacleKind::TooFewConnections, "TooFewConnections", "1 connections are free, at least 3"),
+    (ObstacleKind::StandbyNotReplaying, "StandbyNotReplaying", "standby psql has not replayed what was committed"),
+    (ObstacleKind::SearchFailed, "DatabaseNotSearched", "cannot be seen what would keep writes from being blocked"),
 ];
 
 fn obstacle(kind: ObstacleKind) -> Obstacle {
@@ -85,6 +87,21 @@ fn a_pod_that_lacks_connections_to_become_ready_is_waited_for() {
         assert_eq!((ready(&s.status).0.as_str(), s.status.phase), ("TooFewConnections", Some(phase)));
         assert_eq!(s.status.writes, Some(Writes::Open));
     }
+}
+
+/// The window went on without it.
+#[test]
+fn what_a_window_could_not_show_is_an_event_once() {
+    let mut s = blocking();
+    let missing = |proof: Proof| NotShown { proof, message: "permission denied".into() };
+    s.progress(WINDOW, |w| (w.state, w.not_shown) = (WindowState::Blocked, vec![missing(Proof::StandbysReplayed)]));
+    let d = s.reconcile();
+    assert_eq!(events(&d).iter().filter(|e| **e == "NotShown").count(), 1, "{:?}", events(&d));
+    s.settle();
+    s.progress(WINDOW, |w| w.not_shown.push(missing(Proof::WritesBlocked)));
+    let d = s.reconcile();
+    assert_eq!(events(&d).iter().filter(|e| **e == "NotShown").count(), 1, "{:?}", events(&d));
+    assert_eq!(d.status.window.map(|w| w.not_shown.len()), Some(2));
 }
 
 #[test]

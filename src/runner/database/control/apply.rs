@@ -12,7 +12,7 @@ use std::{
     time::Instant,
 };
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio_postgres::{Client, Row, Transaction, types::Json};
 
 use super::{
@@ -210,29 +210,7 @@ async fn transaction(
     let reconciled_users = reconcile(&tx, spec, &balances_before).await?;
     let shared = if stays_inside { Some(SharedObjects::read(&tx).await?) } else { None };
 
-    tx.batch_execute(USE_OWN_SEARCH_PATH_SQL).await?;
-    let mut texts = Vec::with_capacity(sql.statements.len());
-    for (index, statement) in sql.statements.iter().enumerate() {
-        stop.check()?;
-        let statement_start = Instant::now();
-        tx.batch_execute(statement).await.map_err(|e| statement_failure(&e, index + 1, sql.statements.len()))?;
-        let text: String = statement.trim().chars().take(LEDGER_TEXT).collect();
-        texts.push(json!({"number": index + 1, "text": text, "seconds": statement_start.elapsed().as_secs_f64()}));
-    }
-
-    // The SQL may have changed any of these, and what follows must not depend on it.
-    tx.batch_execute(&format!("{PIN_SEARCH_PATH_SQL}; RESET SESSION AUTHORIZATION; RESET ROLE; {settings}")).await?;
-    let xid: String = tx.query_one("SELECT pg_catalog.pg_current_xact_id()::text", &[]).await?.get(0);
-    if xid != before.xid {
-        return Err(Failure::new(
-            Reason::SqlTransactionControl,
-            "the SQL ended the transaction it was run in; next: remove its COMMIT or ROLLBACK",
-        ));
-    }
-
-    if let Some(shared) = shared {
-        shared.check_unchanged(&tx, direction.sql_name()).await?;
-    }
+    let texts = run_statements(&tx, sql, &settings, stop).await?;
     if direction == Direction::Forward {
         tables_gone(&tx, spec, &namesakes).await?;
     }
@@ -285,10 +263,49 @@ async fn transaction(
     )
     .await?;
     stop.check()?;
-    // For constraints that are checked only now.
-    tx.batch_execute(USE_OWN_SEARCH_PATH_SQL).await?;
-    tx.commit().await?;
+    match shared {
+        Some(shared) => shared.commit_unchanged(tx, &format!("the {} SQL", direction.sql_name())).await?,
+        None => {
+            // For constraints that are checked only now.
+            tx.batch_execute(USE_OWN_SEARCH_PATH_SQL).await?;
+            tx.commit().await?;
+        }
+    }
     Ok(Applied::Now { seconds, reconciled_users })
+}
+
+/// Runs the statements of one SQL text, one by one, in a transaction with these settings (`SET LOCAL`), which hold again
+/// afterwards, and with the session's own `search_path`. Returns what the ledger keeps of each. Windows and rehearsals run all SQL texts by this.
+///
+/// # Errors
+/// `SqlFailed` with the statement's number, `SqlTransactionControl`, `DeadlinePassed` when stopped.
+pub async fn run_statements(
+    tx: &Transaction<'_>,
+    sql: &Sql,
+    settings: &str,
+    stop: &StopSignal,
+) -> Result<Vec<Value>, Failure> {
+    let number = "SELECT pg_catalog.pg_current_xact_id()::text";
+    let xid: String = tx.query_one(number, &[]).await?.get(0);
+    tx.batch_execute(USE_OWN_SEARCH_PATH_SQL).await?;
+    let mut texts = Vec::with_capacity(sql.statements.len());
+    for (index, statement) in sql.statements.iter().enumerate() {
+        stop.check()?;
+        let start = Instant::now();
+        tx.batch_execute(statement).await.map_err(|e| statement_failure(&e, index + 1, sql.statements.len()))?;
+        let text: String = statement.trim().chars().take(LEDGER_TEXT).collect();
+        texts.push(json!({"number": index + 1, "text": text, "seconds": start.elapsed().as_secs_f64()}));
+    }
+
+    // The SQL may have changed any of these, and what follows must not depend on it.
+    tx.batch_execute(&format!("{PIN_SEARCH_PATH_SQL}; RESET SESSION AUTHORIZATION; RESET ROLE; {settings}")).await?;
+    if tx.query_one(number, &[]).await?.get::<_, String>(0) != xid {
+        return Err(Failure::new(
+            Reason::SqlTransactionControl,
+            "the SQL ended the transaction it was run in; next: remove its COMMIT or ROLLBACK",
+        ));
+    }
+    Ok(texts)
 }
 
 /// What the ledger has already, `None` if the SQL must be run.
@@ -331,7 +348,6 @@ async fn recorded(
 struct StateBefore {
     tables: Vec<Table>,
     oids: Vec<u32>,
-    xid: String,
 }
 
 /// Ordinary and partitioned tables of users: not the system's, not the control schema's, not temporary ones.
@@ -344,8 +360,7 @@ impl StateBefore {
     async fn read(tx: &Transaction<'_>, spec: &ControlSpec) -> Result<Self, Failure> {
         let tables = protected(tx, spec).await?;
         let oids = tx.query(&format!("SELECT c.oid {USER_TABLES}"), &[]).await?;
-        let xid = tx.query_one("SELECT pg_catalog.pg_current_xact_id()::text", &[]).await?.get(0);
-        Ok(Self { tables, oids: oids.iter().map(|row| row.get(0)).collect(), xid })
+        Ok(Self { tables, oids: oids.iter().map(|row| row.get(0)).collect() })
     }
 
     /// Tables that the SQL created.

@@ -51,7 +51,7 @@ use std::{
     time::Duration,
 };
 
-pub use apply::{Applied, StopSignal, rehearse_down, rehearse_up, run_down, run_up};
+pub use apply::{Applied, StopSignal, rehearse_down, rehearse_up, run_down, run_statements, run_up};
 pub(crate) use baseline::has_baseline;
 pub use baseline::{
     compare, compare_within, credits_written, list_unexplained, refresh_baseline, take_baseline, users_written,
@@ -61,6 +61,7 @@ pub use cutover::{Cutover, cutover, keep_snapshot};
 pub(crate) use cutover::{TransactionsTable, columns, transactions};
 pub use drain::{ROLLBACK_REHEARSAL, drain, terminate_readers};
 pub use obstacles::ObstacleFinder;
+pub use outside::SharedObjects;
 pub(crate) use owner::{check_schema, described_role};
 pub use replication::{replication, restore_point, wal_position};
 pub use safeguards::missing_safeguards;

@@ -13,9 +13,11 @@ use std::{
 use jiff::Timestamp;
 use tokio_postgres::{Client, Row, error::SqlState};
 
-use super::{ControlSpec, OWN_SESSION, Table, protected, triggers::deadlock_timeout, with_children};
+use super::{
+    ControlSpec, OWN_SESSION, Table, protected, replication::replication, triggers::deadlock_timeout, with_children,
+};
 use crate::{
-    api::{Direction, Obstacle, ObstacleKind},
+    api::{Direction, Obstacle, ObstacleKind, Standby},
     runner::Failure,
 };
 
@@ -66,6 +68,9 @@ const FREE_CONNECTIONS: &str = "SELECT greatest(0, least(
          WHERE usename IS NOT NULL AND coalesce(backend_type, 'client backend') = 'client backend') AS s
     WHERE d.datname = current_database() AND r.rolname = session_user";
 
+/// How long a standby may take to replay what was committed.
+const REPLAY_LIMIT: Duration = Duration::from_secs(Obstacle::REPLAY_SECONDS);
+
 /// Finds obstacles, and remembers what only several searches show.
 #[derive(Default)]
 pub struct ObstacleFinder {
@@ -73,6 +78,8 @@ pub struct ObstacleFinder {
     first_seen: HashMap<String, Timestamp>,
     /// Since when the lock is refused, and no session is seen that has it.
     refused_since: Option<(Instant, Timestamp)>,
+    /// Since when a position in the write-ahead log waits for the standbys.
+    unreplayed: Option<(Instant, Timestamp, String)>,
 }
 
 /// A transaction that has locked a protected table.
@@ -166,15 +173,47 @@ impl ObstacleFinder {
                 found.push(Obstacle { since: Some(since), ..Obstacle::new(ObstacleKind::LockRefused) });
             }
         }
-        if direction == Direction::Forward && !sessions_open {
+        if direction == Direction::Forward {
+            found.extend(self.standbys_behind(client).await?);
+        }
+        if !sessions_open {
             let free: i64 = client.query_one(FREE_CONNECTIONS, &[]).await?.get(0);
-            // One was refused, whatever is free by now.
-            let free = u32::try_from(free).unwrap_or_default().min(Obstacle::CONNECTIONS_NEEDED - 1);
-            found.push(Obstacle { free_connections: Some(free), ..Obstacle::new(ObstacleKind::TooFewConnections) });
+            found.push(Obstacle::too_few_connections(u32::try_from(free).unwrap_or_default()));
         }
         found.sort_by_key(|obstacle| (obstacle.kind, obstacle.since, obstacle.pid));
         found.truncate(Obstacle::MAX_REPORTED);
         Ok(found)
+    }
+
+    /// Whether the first search has yet to show if the standbys replay.
+    pub fn awaits_standbys(&self) -> bool {
+        self.unreplayed.as_ref().is_some_and(|(asked, ..)| asked.elapsed() < REPLAY_LIMIT)
+    }
+
+    /// Standbys for which the switch would wait: they have not replayed what was committed for long. A role that cannot
+    /// see them waits for none.
+    async fn standbys_behind(&mut self, client: &Client) -> Result<Vec<Obstacle>, Failure> {
+        // What a standby with a delay waits with is a commit; the next one ends what comes before it.
+        client.batch_execute("SELECT pg_catalog.pg_current_xact_id()").await?;
+        if self.unreplayed.is_none() {
+            let now = "SELECT clock_timestamp(), pg_catalog.pg_current_wal_insert_lsn()::text";
+            let row = client.query_one(now, &[]).await?;
+            self.unreplayed = Some((Instant::now(), row.get(0), row.get(1)));
+        }
+        let Some((asked, since, position)) = &self.unreplayed else { return Ok(Vec::new()) };
+        let (long, since) = (asked.elapsed() >= REPLAY_LIMIT, *since);
+        let mut behind = replication(client, position).await?.standbys;
+        behind.retain(|standby| standby.behind_bytes > 0);
+        if behind.is_empty() {
+            self.unreplayed = None;
+        }
+        let obstacle = |Standby { name, behind_bytes }| Obstacle {
+            application_name: Some(name),
+            behind_bytes: Some(behind_bytes),
+            since: Some(since),
+            ..Obstacle::new(ObstacleKind::StandbyNotReplaying)
+        };
+        Ok(behind.into_iter().filter(|_| long).map(obstacle).collect())
     }
 
     async fn holders(&mut self, client: &Client, tables: &[Table]) -> Result<Vec<Holder>, Failure> {

@@ -6,7 +6,10 @@ use std::collections::BTreeSet;
 
 use tokio_postgres::Transaction;
 
-use crate::{api::Reason, runner::Failure};
+use crate::{
+    api::Reason,
+    runner::{Failure, database::connection::USE_OWN_SEARCH_PATH_SQL},
+};
 
 /// Catalogs that all databases of a server share, as far as migrations have no business with them.
 const WRITTEN_CATALOGS: &str = "SELECT DISTINCT c.relname::text FROM pg_catalog.pg_locks l
@@ -28,33 +31,44 @@ const SHARED_OBJECTS: &str = "SELECT 'role ' || r.rolname, r::text FROM pg_catal
     FROM pg_catalog.pg_db_role_setting s LEFT JOIN pg_catalog.pg_database d ON d.oid = s.setdatabase";
 
 /// The shared objects of the server at one moment.
-pub(super) struct SharedObjects(BTreeSet<(String, String)>);
+pub struct SharedObjects(BTreeSet<(String, String)>);
 
 impl SharedObjects {
-    pub(super) async fn read(tx: &Transaction<'_>) -> Result<Self, Failure> {
+    /// Reads them at the start of a transaction.
+    ///
+    /// # Errors
+    /// Database errors.
+    pub async fn read(tx: &Transaction<'_>) -> Result<Self, Failure> {
         let rows = tx.query(SHARED_OBJECTS, &[]).await?;
         let line = |row: &tokio_postgres::Row| (row.get(0), row.get::<_, Option<String>>(1).unwrap_or_default());
         Ok(Self(rows.iter().map(line).collect()))
     }
 
-    /// Checks that the transaction has written to no shared catalog.
+    /// Commits a transaction that has written to no shared catalog; `sql` names what was run in it. It is the last check:
+    /// queries and deferred triggers have effects, too.
     ///
     /// # Errors
-    /// `SqlOutsideDatabase` with the names of what differs from this.
-    pub(super) async fn check_unchanged(&self, tx: &Transaction<'_>, sql_name: &str) -> Result<(), Failure> {
+    /// `SqlOutsideDatabase` with the names of what differs from this; what a deferred constraint fails with; database
+    /// errors.
+    pub async fn commit_unchanged(self, tx: Transaction<'_>, sql: &str) -> Result<(), Failure> {
+        // Deferred triggers are the spec's own: they find what its SQL finds.
+        tx.batch_execute(&format!(
+            "{USE_OWN_SEARCH_PATH_SQL}; SET CONSTRAINTS ALL IMMEDIATE; SET LOCAL search_path = pg_catalog"
+        ))
+        .await?;
         let rows = tx.query(WRITTEN_CATALOGS, &[]).await?;
         if rows.is_empty() {
-            return Ok(());
+            return tx.commit().await.map_err(Failure::from);
         }
         let written: Vec<&str> = rows.iter().map(|row| row.get(0)).collect();
-        let now = Self::read(tx).await?;
+        let now = Self::read(&tx).await?;
         let names: BTreeSet<&str> = self.0.symmetric_difference(&now.0).map(|(name, _)| name.as_str()).collect();
         let names = match names.is_empty() {
             true => "no role, membership or setting differs".to_owned(),
             false => names.into_iter().collect::<Vec<_>>().join(", "),
         };
         let message = format!(
-            "the {sql_name} SQL changes what all databases of the server share ({}): {names}; nothing of it remains; \
+            "{sql} changes what all databases of the server share ({}): {names}; nothing of it remains; \
              next: do that before or after the migration, and remove it from the SQL",
             written.join(", ")
         );

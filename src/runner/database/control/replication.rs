@@ -47,7 +47,7 @@ pub async fn restore_point(client: &Client, name: &str) -> Result<bool, Failure>
 /// `pg_receivewal`, and a subscriber of logical replication are none.
 ///
 /// # Errors
-/// A lost connection.
+/// Database errors.
 pub async fn replication(client: &Client, position: &str) -> Result<Replication, Failure> {
     let query = "SELECT coalesce(nullif(r.application_name, ''), host(r.client_addr), 'pid ' || r.pid),
                         greatest(pg_catalog.pg_wal_lsn_diff($1::text::pg_catalog.pg_lsn, r.replay_lsn), 0)::bigint,
@@ -56,13 +56,7 @@ pub async fn replication(client: &Client, position: &str) -> Result<Replication,
                  WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_replication_slots s
                                    WHERE s.active_pid = r.pid AND s.slot_type = 'logical')
                  ORDER BY 1";
-    let rows = match client.query(query, &[&position]).await.map_err(Failure::from).unless_lost()? {
-        Ok(rows) => rows,
-        Err(failure) => {
-            tracing::warn!(error = %failure, "the standbys cannot be seen");
-            return Ok(Replication::default());
-        }
-    };
+    let rows = client.query(query, &[&position]).await?;
     // Of a role without pg_read_all_stats everything but their number is hidden.
     let visible = rows.iter().all(|row| row.get(2));
     let standbys = rows

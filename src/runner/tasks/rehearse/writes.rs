@@ -11,10 +11,8 @@ use crate::{
     runner::{
         Failure,
         database::{
-            connection::USE_OWN_SEARCH_PATH_SQL,
-            control::{self, ControlSpec, Sql, ident, millis, write_block},
+            control::{self, ControlSpec, SharedObjects, Sql, StopSignal, ident, millis, write_block},
             fingerprint::Fingerprint,
-            server_error::statement_failure,
         },
     },
 };
@@ -22,7 +20,7 @@ use crate::{
 /// Migrates the copy again, writes on it as the application, and rolls back.
 ///
 /// # Errors
-/// `SqlFailed` if the writes fail, or write nothing; what the down SQL fails with; `RollbackNotEqual`.
+/// `SqlFailed` if the writes fail, or write nothing; `SqlOutsideDatabase`; what the down SQL fails with; `RollbackNotEqual`.
 pub(super) async fn rehearse(
     client: &mut Client,
     control_spec: &ControlSpec,
@@ -57,23 +55,21 @@ async fn write(client: &mut Client, control_spec: &ControlSpec, writes: &Sql) ->
         role.ok_or_else(|| failed(Failure::new(Reason::RoleMissing, "spec.database.applicationRoles is empty")))?;
     let tx = client.transaction().await?;
     let limits = format!(
-        "{USE_OWN_SEARCH_PATH_SQL}; SET LOCAL lock_timeout = {}; SET LOCAL statement_timeout = {}; SET LOCAL ROLE {}",
+        "SET LOCAL lock_timeout = {}; SET LOCAL statement_timeout = {}; SET LOCAL ROLE {}",
         millis(control_spec.lock_timeout),
         millis(control_spec.statement_timeout),
         ident(role)
     );
     let before = written_rows(&tx).await?;
     tx.batch_execute(&limits).await.map_err(|e| failed(e.into()))?;
-    for (index, statement) in writes.statements.iter().enumerate() {
-        let run = tx.batch_execute(statement).await;
-        run.map_err(|e| failed(statement_failure(&e, index + 1, writes.statements.len())))?;
-    }
+    let shared = SharedObjects::read(&tx).await?;
+    control::run_statements(&tx, writes, &limits, &StopSignal::default()).await.map_err(failed)?;
     let rows = written_rows(&tx).await?.saturating_sub(before);
     if rows == 0 {
         let message = "no row was written, at least 1 is needed; next: write as the new version does";
         return Err(failed(Failure::new(Reason::SqlFailed, message)));
     }
-    tx.commit().await.map_err(|e| failed(e.into()))?;
+    shared.commit_unchanged(tx, "the SQL").await.map_err(failed)?;
     Ok(rows)
 }
 

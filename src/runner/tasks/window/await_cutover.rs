@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     api::{
-        Direction, Reason, SchemaInPlace, UNEXPLAINED_BALANCES,
+        Direction, Proof, Reason, SchemaInPlace, UNEXPLAINED_BALANCES,
         window_rules::{EndCause, Ending, Move, WindowActivity},
     },
     runner::{
@@ -26,6 +26,9 @@ use crate::{
 
 /// How long the switch, or unblocking, waits until it is shown again that writes are blocked.
 const VERIFY_AGAIN_LIMIT: Duration = Duration::from_secs(2);
+
+/// From a comparison that failed to the next one.
+const COMPARISON_PAUSE: Duration = Duration::from_secs(1);
 
 impl<C: Channel> WindowTask<'_, C> {
     /// Waits for the controller with writes blocked. Forward, the full comparison runs in parallel.
@@ -40,7 +43,7 @@ impl<C: Channel> WindowTask<'_, C> {
         }
         self.unexplained_reported = false;
         let (session, spec, channel) = (self.kept.comparison.clone(), self.control_spec(), self.channel);
-        let mut comparing = pin!(comparison(&session, spec));
+        let mut comparing = pin!(comparison(&session, spec, Duration::ZERO));
         let mut probing = pin!(probe(channel));
         let mut pinged = Instant::now();
         loop {
@@ -75,15 +78,20 @@ impl<C: Channel> WindowTask<'_, C> {
             }
             // It may have read before a write went through.
             if std::mem::take(&mut self.comparison_discarded) {
-                comparing.set(comparison(&session, spec));
+                comparing.set(comparison(&session, spec, Duration::ZERO));
             }
             let compare = up && self.progress.comparison.is_none();
             tokio::select! {
                 compared = &mut comparing, if compare => {
-                    // For the case that this result is discarded: the future has ended.
-                    comparing.set(comparison(&session, spec));
-                    self.progress.comparison = Some(compared);
-                    self.save_and_report(client).await?;
+                    // Also for the case that this result is discarded: the future has ended.
+                    comparing.set(comparison(&session, spec, COMPARISON_PAUSE));
+                    match compared {
+                        Ok(compared) => {
+                            self.progress.comparison = Some(compared);
+                            self.save_and_report(client).await?;
+                        }
+                        Err(failure) => self.report_not_compared(failure),
+                    }
                 }
                 answers = &mut probing => {
                     probing.set(probe(channel));
@@ -120,6 +128,13 @@ impl<C: Channel> WindowTask<'_, C> {
             Err(failure) => tracing::warn!(error = %failure, "the write block cannot be read"),
         }
         Ok(false)
+    }
+
+    /// Until it succeeds, writes are not unblocked on the new schema.
+    fn report_not_compared(&self, Failure { reason, message }: Failure) {
+        let message = format!("the full comparison of balances failed, and is retried: {message}");
+        tracing::warn!(%reason, message);
+        self.report(Some(Failure::new(reason, message)));
     }
 
     /// What was compared, or is being compared, while writes may have gone through says nothing.
@@ -162,7 +177,7 @@ impl<C: Channel> WindowTask<'_, C> {
             // Row and triggers of the write block are as they were when it was verified. A lock of another session, or
             // a lost one, must not keep writes blocked.
             Err(failure) => {
-                tracing::warn!(error = %failure, "it is not shown again that writes are blocked");
+                self.note_not_shown(Proof::WritesBlocked, failure);
                 true
             }
         }

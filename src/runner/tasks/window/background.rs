@@ -30,28 +30,29 @@ pub(super) async fn probe<C: Channel>(channel: &C) -> Option<(String, Timestamp)
     Some((versions.into_iter().collect::<Vec<_>>().join(", "), start))
 }
 
-/// The full comparison, on a session of its own, repeated until it succeeds.
-pub(super) async fn comparison(session: &KeptSession, spec: &ControlSpec) -> Comparison {
-    loop {
-        let once = async {
-            let mut client = session.take().await?;
-            let limit = format!("SET statement_timeout = {}", millis(spec.statement_timeout));
-            client.batch_execute(&limit).await?;
-            let compared = control::compare(&client, spec).await?;
-            if compared.unexplained > 0 {
-                // Before it is reported: the rollback that follows changes what was found.
-                control::list_unexplained(&mut client, spec).await;
-            }
-            session.keep(client);
-            Ok::<_, Failure>(compared)
-        };
-        match once.await {
-            Ok(comparison) => return comparison,
-            Err(failure) => {
-                tracing::warn!(reason = %failure.reason, error = %failure, "comparison of balances failed, will be \
-                    retried")
-            }
+/// The full comparison, once, on a session of its own, which is kept also if it fails: the server may have no other one.
+/// It starts after `pause`.
+///
+/// # Errors
+/// What it fails with. The caller reports it, and tries again.
+pub(super) async fn comparison(
+    session: &KeptSession,
+    spec: &ControlSpec,
+    pause: Duration,
+) -> Result<Comparison, Failure> {
+    tokio::time::sleep(pause).await;
+    let mut client = session.take().await?;
+    let compared = async {
+        let limit = format!("SET statement_timeout = {}", millis(spec.statement_timeout));
+        client.batch_execute(&limit).await?;
+        let compared = control::compare(&client, spec).await?;
+        if compared.unexplained > 0 {
+            // Before it is reported: the rollback that follows changes what was found.
+            control::list_unexplained(&mut client, spec).await;
         }
-        tokio::time::sleep(Duration::from_secs(1)).await;
-    }
+        Ok(compared)
+    };
+    let compared = compared.await;
+    session.keep(client);
+    compared
 }

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     api::{
-        Direction, Reason, SchemaInPlace, WindowState,
+        Direction, Proof, Reason, SchemaInPlace, WindowState,
         window_rules::{EndCause, Ending, Move, WindowActivity},
     },
     runner::{
@@ -225,7 +225,7 @@ impl<C: Channel> WindowTask<'_, C> {
                 self.progress.state = WindowState::Blocked;
                 return self.end_stuck(Some(refused));
             }
-            Err(failure) => tracing::warn!(error = %failure, "it is not verified that writes are unblocked"),
+            Err(not_shown) => self.note_not_shown(Proof::WritesUnblocked, not_shown),
         }
         WindowOutcome { progress: self.progress.clone(), failure }
     }

@@ -11,7 +11,10 @@ use std::{
 
 use tokio_postgres::Client;
 
-use crate::runner::{Failure, database::connection::Target};
+use crate::{
+    api::Obstacle,
+    runner::{Failure, database::connection::Target},
+};
 
 /// How long a session may take to answer before it counts as lost.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -37,7 +40,9 @@ impl KeptSessions {
     /// # Errors
     /// Those of [`Target::connect`].
     pub(super) async fn open(&self) -> Result<(), Failure> {
-        for session in [&self.verification, &self.comparison, &self.locks] {
+        let Self { verification, comparison, locks } = self;
+        let all: [&KeptSession; Obstacle::CONNECTIONS_NEEDED] = [verification, comparison, locks];
+        for session in all {
             session.keep(session.take().await?);
         }
         Ok(())

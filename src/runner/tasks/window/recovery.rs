@@ -4,7 +4,7 @@ use tokio_postgres::Client;
 
 use super::{Channel, session::WindowTask};
 use crate::{
-    api::{Direction, Reason, Replication, Standby},
+    api::{Direction, Proof, Reason, Replication, Standby},
     runner::{Failure, UnlessLost, database::control},
 };
 
@@ -55,7 +55,14 @@ impl<C: Channel> WindowTask<'_, C> {
             return Ok(true);
         };
         let asked = self.bounded(client, control::replication(client, &committed)).await.unless_lost()?;
-        let replication = asked.unwrap_or_default();
+        let replication = match asked {
+            Ok(replication) => replication,
+            // A view that cannot be read must not keep writes blocked up to the deadline.
+            Err(failure) => {
+                self.note_not_shown(Proof::StandbysReplayed, failure);
+                return Ok(true);
+            }
+        };
         let behind: Vec<String> = replication
             .standbys
             .iter()

@@ -19,7 +19,7 @@ use tokio_postgres::Client;
 use super::{Channel, CurrentSession, Orders, WindowOutcome, WindowPlan, WindowReport, kept::KeptSessions};
 use crate::{
     api::{
-        Direction, Reason, SchemaInPlace, WindowCommand, WindowProgress, WindowState,
+        Direction, NotShown, Obstacle, Proof, Reason, SchemaInPlace, WindowCommand, WindowProgress, WindowState,
         window_rules::{self, Move, WindowActivity, WindowView},
     },
     runner::{
@@ -119,7 +119,8 @@ impl<'a, C: Channel> WindowTask<'a, C> {
                 Ok(outcome) => return outcome,
                 Err(failure) => failure,
             };
-            if start.elapsed() > PING_INTERVAL {
+            // A server without a free connection is waited for, like any other obstacle.
+            if start.elapsed() > PING_INTERVAL || !self.progress.obstacles.is_empty() {
                 lost_since = Instant::now();
             }
             let interrupted = WindowActivity::Interrupted {
@@ -183,6 +184,13 @@ impl<'a, C: Channel> WindowTask<'a, C> {
         Failure::new(Reason::DeadlinePassed, message)
     }
 
+    /// Notes what could not be shown; the window goes on. It is reported with what comes next.
+    pub(super) fn note_not_shown(&mut self, proof: Proof, failure: Failure) {
+        tracing::warn!(%proof, error = %failure, "not shown");
+        self.progress.not_shown.retain(|known| known.proof != proof);
+        self.progress.not_shown.push(NotShown { proof, message: failure.message });
+    }
+
     pub(super) fn report(&self, note: Option<Failure>) {
         self.reports.send_replace((self.progress.clone(), note));
     }
@@ -221,7 +229,15 @@ impl<'a, C: Channel> WindowTask<'a, C> {
 
     /// The work of one connection. An error is a lost connection, or one that another session may recover from.
     async fn run_session(&mut self) -> Result<WindowOutcome, Failure> {
-        let mut client = self.target.connect_for_control("window").await?;
+        let connected = self.target.connect_for_control("window").await;
+        // What an earlier session has found is found again, or gone.
+        self.progress.obstacles.clear();
+        let mut client = connected.map_err(|refused| {
+            if refused.none_left && !self.writes_may_be_blocked {
+                self.progress.obstacles = vec![Obstacle::too_few_connections(0)];
+            }
+            refused.failure
+        })?;
         self.session.set(client.cancel_token());
         self.acquire_worker_lock(&client).await?;
         if let Err(failure) = control::check_schema(&client, self.control_spec()).await.unless_lost()? {

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     api::{
-        Direction, ObstacleKind, Reason, WindowState,
+        Direction, Obstacle, ObstacleKind, Reason, WindowState,
         window_rules::{Move, WindowActivity},
     },
     runner::{
@@ -44,6 +44,11 @@ impl<C: Channel> WindowTask<'_, C> {
         }
         let mut finder = ObstacleFinder::default();
         self.find_obstacles(&client, &mut finder).await?;
+        // Otherwise the order would come before it is known.
+        while finder.awaits_standbys() {
+            self.wait().await;
+            self.find_obstacles(&client, &mut finder).await?;
+        }
         self.enter(WindowState::Ready);
         self.report(None);
         let (mut searched, mut refreshed, mut refused) = (Instant::now(), Instant::now(), None);
@@ -98,19 +103,16 @@ impl<C: Channel> WindowTask<'_, C> {
             }
         };
         let finding = finder.find(client, self.control_spec(), self.plan.direction, sessions_open);
-        match self.bounded(client, finding).await.unless_lost()? {
-            Ok(found) if found != self.progress.obstacles => {
-                tracing::info!(obstacles = found.len(), "what keeps writes from being blocked has changed");
-                self.progress.obstacles = found;
-                Ok(true)
-            }
-            Ok(_) => Ok(false),
-            // What cannot be seen keeps no window from its start: blocking writes has limits of its own.
-            Err(failure) => {
-                tracing::warn!(error = %failure, "what would keep writes from being blocked cannot be seen");
-                Ok(false)
-            }
+        let found = self.bounded(client, finding).await.unless_lost()?.unwrap_or_else(|failure| {
+            // Writes would be blocked without knowing whether the way out is open.
+            vec![Obstacle { detail: Some(failure.message), ..Obstacle::new(ObstacleKind::SearchFailed) }]
+        });
+        let changed = found != self.progress.obstacles;
+        if changed {
+            tracing::info!(obstacles = found.len(), "what keeps writes from being blocked has changed");
+            self.progress.obstacles = found;
         }
+        Ok(changed)
     }
 
     /// Why writes are not blocked although it is ordered.
@@ -119,6 +121,7 @@ impl<C: Channel> WindowTask<'_, C> {
         let message = first.map(|obstacle| obstacle.message().to_string()).unwrap_or_default();
         let reason = match first.map(|obstacle| obstacle.kind) {
             Some(ObstacleKind::TooFewConnections) => Reason::DatabaseUnavailable,
+            Some(ObstacleKind::StandbyNotReplaying) => Reason::StandbyBehind,
             _ => Reason::LockTimeout,
         };
         Failure::new(reason, format!("writes were not blocked: {message}"))
