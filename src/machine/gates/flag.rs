@@ -2,7 +2,7 @@
 
 use super::Violation;
 use crate::{
-    api::ReadyReason,
+    api::{Direction, ReadyReason},
     machine::{ObservedFlag, Transition},
     shared::{message::Message, quoted::Quoted},
 };
@@ -16,6 +16,13 @@ pub(super) fn check(transition: &Transition<'_>) -> Option<Violation> {
 /// The flag can be changed back. Its value is no question: a rollback may follow from it.
 pub(super) fn check_for_rollback(transition: &Transition<'_>) -> Option<Violation> {
     can_be_changed(transition, &transition.spec.application.flag.to)
+}
+
+/// The same inside a switch.
+pub(super) fn check_in_switch(transition: &Transition<'_>, direction: Direction) -> Option<Violation> {
+    let flag = &transition.spec.application.flag;
+    let present = if direction == Direction::Forward { &flag.from } else { &flag.to };
+    if transition.is_flag_set(direction) { None } else { can_be_changed(transition, present) }
 }
 
 /// The flag's key is there, and its ConfigMap is mutable. `present` is the value of the version that runs.

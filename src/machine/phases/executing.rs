@@ -53,7 +53,7 @@ impl Transition<'_> {
             return self.await_window_pod(&progress);
         }
         if self.status.step == Some(Step::SwitchApplication) && self.is_switched() {
-            self.report_rollout_failures(Direction::Forward);
+            self.report_switch(Direction::Forward);
         }
         let failure = self.switch_failure();
         if let Some((cause, message)) = self.rollback_cause(&progress).or(failure) {
@@ -69,20 +69,15 @@ impl Transition<'_> {
             return self.cancel(&request);
         }
         let digest = self.status.plan.as_ref().and_then(|p| p.digest.clone()).unwrap_or_default();
-        let (approvers, reject) = self.approvals(&digest);
-        let needed = self.spec.approval.required.max(2) as usize;
-        // People, hours and backup too: the operator may have been away for hours while the pod waited.
-        let still = approvers.len() >= needed && reject.is_none() && self.still_scheduled(&digest);
-        if !still || self.inputs_changed() || self.application_changed() || self.cluster_violation().is_some() {
-            let text = "a precondition changed after approval (approvals, presence, backup age, schedule, SQL, flag or \
-                        workloads); the window was not started, nothing was changed";
-            self.event(true, ReadyReason::WindowNotStarted, text);
-            self.cancel_maintenance(text);
+        if let Some(why) = self.lost_precondition(&digest) {
+            let text = format!("{why}; the window was not started, nothing was changed");
+            self.event(true, ReadyReason::WindowNotStarted, text.clone());
+            self.cancel_maintenance(&text);
             self.enter(Phase::AwaitingApproval);
             self.start_step(Step::Approve);
             return Flow::Continue;
         }
-        if let Some(violation) = self.standby_violation(progress) {
+        if let Some(violation) = self.window_obstacle(progress) {
             self.await_obstacles(&violation, &digest);
             return Flow::Settled;
         }
@@ -117,6 +112,26 @@ impl Transition<'_> {
         Flow::Settled
     }
 
+    /// What the start rests on and does not hold any more: without it the window does not start on these approvals.
+    fn lost_precondition(&self, digest: &str) -> Option<String> {
+        let (approvers, reject) = self.approvals(digest);
+        let needed = self.spec.approval.required.max(2) as usize;
+        if let Some(reject) = reject {
+            return Some(format!("{} rejected the plan{}", reject.by, fmt_reason(&reject.reason)));
+        }
+        if approvers.len() < needed {
+            return Some(format!("{} of {needed} people approve {digest}", approvers.len()));
+        }
+        if self.inputs_changed() {
+            return Some("spec or SQL changed".to_owned());
+        }
+        if self.application_changed() {
+            return Some("the pod template of a workload is not the one that was approved".to_owned());
+        }
+        // Hours, people and backup too: the operator may have been away for hours while the pod waited.
+        self.plan_violation().map(|violation| violation.message.to_string()).or_else(|| self.not_scheduled(digest))
+    }
+
     /// The window waits, with writes open, until what is in its way is gone, or what allowed its start does not apply
     /// any more.
     fn await_obstacles(&mut self, violation: &Violation, digest: &str) {
@@ -124,7 +139,7 @@ impl Transition<'_> {
         for limit in [ends_at, self.presence(digest).1].into_iter().flatten() {
             self.wake_at(limit);
         }
-        self.report_lasting(violation.reason, format!("the window waits, writes are open: {}", violation.message));
+        self.report_waiting_window(violation);
     }
 
     fn advance_window(&mut self, progress: &WindowProgress) {

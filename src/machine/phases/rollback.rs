@@ -155,12 +155,13 @@ impl Transition<'_> {
         self.rollback_violation().or_else(|| self.standby_violation(&self.rollback_progress()))
     }
 
-    /// The rollback waits with writes open. People are notified once for each rollback.
+    /// The rollback waits with writes open. People are notified of each cause, once for each rollback.
     fn report_violation_before_rollback_window(&mut self, violation: &Violation) {
         let to = &self.spec.application.flag.to;
         let text = format!("the rollback waits, writes are open and the version {to} runs: {}", violation.message);
         let started = self.status.rollback.as_ref().map_or(self.now, |r| r.started_at);
-        self.notify(Occasion::ManualInterventionRequired, &notice_key("rollback-waits", started), &text);
+        let key = notice_key(&format!("rollback-waits.{}", violation.reason.as_str()), started);
+        self.notify(Occasion::ManualInterventionRequired, &key, &text);
         self.report_lasting(violation.reason, text);
     }
 
@@ -247,7 +248,7 @@ impl Transition<'_> {
                 );
                 self.start_step(Step::RollbackSql);
             }
-            Rollout::UnderWay => self.report_rollout_failures(Direction::Rollback),
+            Rollout::UnderWay => self.report_switch(Direction::Rollback),
         }
     }
 
@@ -263,7 +264,7 @@ impl Transition<'_> {
             self.window_mut().switched = true;
             // The run has ended: the probe is not asked any more, and writes are unblocked.
             if !self.is_rolled_out(Direction::Rollback) {
-                self.report_rollout_failures(Direction::Rollback);
+                self.report_switch(Direction::Rollback);
                 self.report_rollback();
                 return Flow::Settled;
             }
@@ -453,7 +454,11 @@ impl Transition<'_> {
                 "given up, since nothing was switched; waiting for writes to be unblocked on the new schema; {}",
                 self.rollout_message(&progress)
             ),
-            Some(Step::SwitchBack) => self.rollout_message(&progress),
+            Some(Step::SwitchBack) => {
+                let stuck = self.switch_violation(Direction::Rollback);
+                let stuck = stuck.map(|violation| format!("{}; ", violation.message)).unwrap_or_default();
+                format!("{stuck}{}", self.rollout_message(&progress))
+            }
             Some(Step::RollbackSql) => "waiting for the down SQL to commit".to_owned(),
             _ => "under way".to_owned(),
         };
