@@ -1,18 +1,18 @@
 //! The rollback, rehearsed again while the new version runs: at the end of Monitoring, then each day until the
 //! decision.
 //!
-//! It runs in parallel to the observation and blocks nothing of it. A rollback that fails there is a problem, one
-//! notice, and `RollbackReady=False`; without a recent rehearsal `RollbackReady` is `Unknown`. A rehearsal that could
-//! not be carried out says nothing about the rollback: it is retried.
+//! It runs in parallel to the observation and blocks nothing of it. A rollback that fails there is
+//! `RollbackReady=False`; without a recent rehearsal `RollbackReady` is `Unknown`. `machine/safeguards.rs` reports both.
+//! A rehearsal that could not be carried out says nothing about the rollback: it is retried.
 
 use jiff::SignedDuration;
 
 use crate::{
     api::{
-        Occasion, Phase, ReadyReason, Reason, Retry, RollbackRehearsalFailure, RollbackRehearsalMode,
-        RollbackRehearsalStatus, Step, StepState, Task, Time,
+        Phase, ReadyReason, Reason, Retry, RollbackRehearsalFailure, RollbackRehearsalMode, RollbackRehearsalStatus,
+        Step, StepState, Task, Time,
     },
-    machine::{RunOutcome, Transition, gates::Violation, steps::PlannedRetry, transition::Reported},
+    machine::{RunOutcome, Transition, gates::Violation, steps::PlannedRetry},
     shared::message::Message,
 };
 
@@ -31,13 +31,6 @@ pub(crate) enum Doubt {
     TooOld(Violation),
 }
 
-impl Doubt {
-    fn violation(&self) -> &Violation {
-        let (Self::Fails(violation) | Self::TooOld(violation)) = self;
-        violation
-    }
-}
-
 impl Transition<'_> {
     /// Follows the rehearsals of the rollback, in parallel to the observation.
     pub(crate) fn advance_rollback_rehearsal(&mut self) {
@@ -49,7 +42,10 @@ impl Transition<'_> {
         let shown = (self.status.step, self.reason.clone(), self.message.clone());
         self.follow_rollback_rehearsal(mode);
         (self.status.step, self.reason, self.message) = shown;
-        self.report_doubt();
+        let daily = mode == RollbackRehearsalMode::Daily;
+        if let Some(last) = self.last_rehearsal().filter(|last| daily && self.now < *last + MAX_AGE) {
+            self.wake_at(last + MAX_AGE);
+        }
     }
 
     /// Ends what is planned or under way when the observation has ended: its run is removed.
@@ -148,37 +144,22 @@ impl Transition<'_> {
         Some(Doubt::TooOld(Violation { reason: ReadyReason::RollbackRehearsalTooOld, message }))
     }
 
-    /// What the last rehearsal that passed has shown.
-    pub(crate) fn rollback_rehearsed(&self) -> Option<String> {
-        let rehearsals = self.status.rollback_rehearsal.as_ref()?;
-        let passed = rehearsals.passed.as_ref()?;
-        let seconds = rehearsals.expected_window_seconds.unwrap_or_default();
-        let (at, summary) = (passed.finished_at, passed.summary());
-        Some(format!("rehearsed at {at:.0}: {summary}; writes would be blocked for about {seconds} s"))
+    /// What the last rehearsal that passed has shown, and how old it is.
+    pub(crate) fn rollback_rehearsed(&self) -> String {
+        let rehearsals = self.status.rollback_rehearsal.as_ref();
+        if let Some(passed) = rehearsals.and_then(|rehearsals| rehearsals.passed.as_ref()) {
+            let seconds = rehearsals.and_then(|rehearsals| rehearsals.expected_window_seconds).unwrap_or_default();
+            let (at, summary) = (passed.finished_at, passed.summary());
+            return format!("rehearsed at {at:.0}: {summary}; writes would be blocked for about {seconds} s");
+        }
+        let before = self.step(Step::Rehearse).and_then(|step_status| step_status.finished_at);
+        let at = before.map_or_else(String::new, |at| format!(", at {at:.0}"));
+        format!("last rehearsed before the window{at}")
     }
 
     /// End of the last rehearsal that passed: without one since the window, of Monitoring, at whose end it was due.
     fn last_rehearsal(&self) -> Option<Time> {
         let passed = self.status.rollback_rehearsal.as_ref().and_then(|rehearsals| rehearsals.passed.as_ref());
         passed.map(|evidence| evidence.finished_at).or_else(|| self.step(Step::Monitor)?.finished_at)
-    }
-
-    /// Reports a doubt, and notifies of it once.
-    fn report_doubt(&mut self) {
-        match (self.rollback_doubt(), self.last_rehearsal()) {
-            (Some(doubt), _) => {
-                let Violation { reason, message } = doubt.violation();
-                let text = message.to_string();
-                let reported = self.report_problem(*reason, None, text.clone(), SignedDuration::ZERO);
-                if reported == Reported::Now {
-                    let key = format!("rollback-rehearsal.{}", self.attempt(Step::RehearseRollback));
-                    self.notify(Occasion::ManualInterventionRequired, &key, &text);
-                }
-            }
-            (None, Some(last)) if self.spec.rollback.rehearsal.mode == RollbackRehearsalMode::Daily => {
-                self.wake_at(last + MAX_AGE);
-            }
-            (None, _) => {}
-        }
     }
 }
