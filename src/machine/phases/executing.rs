@@ -11,16 +11,19 @@ use crate::{
         RunOutcome, StatusReason, Transition,
         faults::{Fault, fault},
         gates::Violation,
+        notices::notice_key,
         window::cutover::Rollout,
     },
     shared::time::{seconds, to_signed},
 };
 
-/// Attempts of a window run whose pods end without a report, after which manual intervention is required.
+/// Attempts of a window run whose pods end without a report, after which manual intervention is required. While writes
+/// are blocked it is tried again all the same.
 pub(crate) const WINDOW_ATTEMPTS: u32 = 5;
 
 impl Transition<'_> {
     pub(crate) fn advance_executing(&mut self) -> Flow {
+        self.start_due_run(Step::BlockWrites);
         let attempt = self.attempt(Step::BlockWrites);
         let progress = self.observed.progress(Task::Window, attempt).cloned().unwrap_or_default();
         match self.observed.outcome(Task::Window, attempt) {
@@ -265,26 +268,43 @@ impl Transition<'_> {
             self.fail_rollback(reason, message);
         } else if ordered && progress.schema_in_place() != Some(SchemaInPlace::Old) {
             // Only writes that are known to be unblocked again count as "nothing was changed".
-            self.replace_window_pod(reason, message);
+            let hopeless = reason.retry() == Retry::Never && self.failures(Step::BlockWrites) + 1 >= WINDOW_ATTEMPTS;
+            if hopeless {
+                self.enter_rolling_back(reason, message.into());
+                self.fail_rollback(reason, message);
+            } else {
+                self.replace_window_pod(Step::BlockWrites, message);
+            }
         } else {
             return self.end_window_without_effect(reason, message, progress);
         }
         Flow::Settled
     }
 
-    /// Writes may be blocked with no pod at work: the next pod reads the database and continues from there.
-    fn replace_window_pod(&mut self, reason: Reason, message: &str) {
-        self.retry_now(Step::BlockWrites);
-        let attempts = self.failures(Step::BlockWrites);
-        if attempts < WINDOW_ATTEMPTS {
-            return self.event(
-                true,
-                ReadyReason::WindowPodLost,
-                format!("{message}; another pod goes on, try {attempts} of {WINDOW_ATTEMPTS}"),
-            );
+    /// Writes may be blocked with no pod at work: the next pod reads the database and continues from there. The first
+    /// ones follow at once. Then people are notified, and the next ones follow after a backoff: only a pod can unblock
+    /// writes, and it may be a node or a registry that comes back.
+    pub(crate) fn replace_window_pod(&mut self, opener: Step, message: &str) {
+        let failures = self.failures(opener) + 1;
+        if failures < WINDOW_ATTEMPTS {
+            self.retry_now(opener);
+            let text = format!("{message}; another pod goes on, try {failures} of {WINDOW_ATTEMPTS}");
+            return self.event(true, ReadyReason::WindowPodLost, text);
         }
-        self.enter_rolling_back(reason, message.into());
-        self.fail_rollback(reason, message);
+        self.retry_run_later(opener);
+        // An equal Event is counted.
+        let text = format!("{message}; writes may be blocked, and another pod is tried again and again");
+        self.event(true, ReadyReason::WindowPodLost, text);
+        if failures == WINDOW_ATTEMPTS {
+            let text = format!("{message}; writes may be blocked, and {failures} pods were lost; others follow");
+            self.notify(Occasion::ManualInterventionRequired, &notice_key("pods-lost", self.now), &text);
+        }
+    }
+
+    /// When the next pod follows; empty unless it waits for its backoff.
+    pub(crate) fn next_pod(&self, opener: Step) -> String {
+        let at = self.step(opener).and_then(|step_status| step_status.retry_at);
+        at.map_or_else(String::new, |at| format!("; the last pod was lost, the next one starts at {at:.0}"))
     }
 
     /// The runner has unblocked writes again: nothing was changed.
@@ -380,8 +400,9 @@ impl Transition<'_> {
             }
             _ => "waiting for the runner to unblock writes".to_owned(),
         };
+        let pod = self.next_pod(Step::BlockWrites);
         format!(
-            "{step}: {waits}; writes blocked since {} (limit {}); to stop: {}",
+            "{step}: {waits}{pod}; writes blocked since {} (limit {}); to stop: {}",
             self.blocked_since(),
             self.spec.window.max_duration,
             self.observed.plugin("abort", "")

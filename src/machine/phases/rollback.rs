@@ -83,10 +83,13 @@ impl Transition<'_> {
 
     /// Task and attempt of the run that rolls back.
     pub(crate) fn rollback_run(&self) -> (Task, u32) {
-        match self.window_task() {
-            Some(Task::Window) => (Task::Window, self.attempt(Step::BlockWrites)),
-            _ => (Task::RollbackWindow, self.attempt(Step::BlockWritesForRollback)),
-        }
+        let task = if self.window_task() == Some(Task::Window) { Task::Window } else { Task::RollbackWindow };
+        (task, self.attempt(self.opener()))
+    }
+
+    /// The step that counts the attempts of the run that rolls back.
+    fn opener(&self) -> Step {
+        if self.window_task() == Some(Task::Window) { Step::BlockWrites } else { Step::BlockWritesForRollback }
     }
 
     /// What the run that rolls back has reported.
@@ -97,7 +100,9 @@ impl Transition<'_> {
 
     pub(crate) fn advance_rolling_back(&mut self) -> Flow {
         // Starts a planned attempt, whose run is another one.
-        if self.status.step == Some(Step::BlockWritesForRollback)
+        if self.may_be_blocked() {
+            self.start_due_run(self.opener());
+        } else if self.status.step == Some(Step::BlockWritesForRollback)
             && self.start_due_retry(Step::BlockWritesForRollback) == PlannedRetry::NotYet
         {
             return Flow::Settled;
@@ -351,23 +356,23 @@ impl Transition<'_> {
             Some(SchemaInPlace::Old) => return self.finish_rollback(progress),
             Some(SchemaInPlace::New) if self.is_given_up() => self.give_up_rollback(),
             Some(SchemaInPlace::New) => self.restart_rollback_window(message),
-            None => self.retry_rollback_run(task, reason, message),
+            None => self.retry_rollback_run(reason, message, progress.stuck),
         }
         Flow::Settled
     }
 
-    fn retry_rollback_run(&mut self, task: Task, reason: Reason, message: &str) {
-        let opener = if task == Task::Window { Step::BlockWrites } else { Step::BlockWritesForRollback };
+    fn retry_rollback_run(&mut self, reason: Reason, message: &str, stuck: bool) {
+        let (opener, blocked) = (self.opener(), self.may_be_blocked());
         let failures = self.failures(opener) + 1;
-        if reason.retry() == Retry::Never || failures >= WINDOW_ATTEMPTS {
+        // A lost pod says nothing against the next one, and with writes blocked only a pod can unblock them.
+        let ends = failures >= WINDOW_ATTEMPTS && (stuck || !blocked);
+        if reason.retry() == Retry::Never || ends {
             self.ensure_step(opener).failures = failures;
             self.fail_rollback(reason, message);
-        } else if self.status.step == Some(opener) && !self.may_be_blocked() {
+        } else if self.status.step == Some(opener) && !blocked {
             self.retry_later(opener, reason, message);
         } else {
-            // At once: writes are blocked.
-            self.retry_now(opener);
-            self.event(true, reason, format!("{message}; retried ({failures} of {WINDOW_ATTEMPTS})"));
+            self.replace_window_pod(opener, message);
         }
     }
 
@@ -407,10 +412,19 @@ impl Transition<'_> {
     }
 
     pub(crate) fn fail_rollback(&mut self, reason: Reason, message: &str) {
-        let writes = if self.may_be_blocked() { "writes stay blocked" } else { "writes are open" };
+        let (writes, fix) = match reason {
+            // The window has ended: no order of the operator refuses these writes.
+            Reason::WritesStillBlocked => (
+                "the write block is off, and the application's writes are refused all the same",
+                "fix the cause, then writes are open; to roll back",
+            ),
+            _ if self.may_be_blocked() => {
+                ("writes stay blocked", "fix the cause (you can correct the down SQL in its ConfigMap)")
+            }
+            _ => ("writes are open", "fix the cause (you can correct the down SQL in its ConfigMap)"),
+        };
         let text = format!(
-            "{message}; {writes}, manual intervention is required; \
-             fix the cause (you can correct the down SQL in its ConfigMap); next: {}",
+            "{message}; {writes}, manual intervention is required; {fix}; next: {}",
             self.observed.rollback_command()
         );
         self.end_in_rollback_failed(self.status.step.unwrap_or(Step::RollbackSql), reason, text);
@@ -463,6 +477,7 @@ impl Transition<'_> {
             _ => "under way".to_owned(),
         };
         let cause = self.status.rollback.as_ref().map(|r| format!("{}: {}", r.cause, r.message)).unwrap_or_default();
-        format!("{step}: {waits} ({cause}); writes blocked since {}", self.blocked_since())
+        let pod = self.next_pod(self.opener());
+        format!("{step}: {waits}{pod} ({cause}); writes blocked since {}", self.blocked_since())
     }
 }
