@@ -108,26 +108,15 @@ pub(super) fn derive(transition: &mut Transition<'_>) {
     set(transition, "WritesBlocked", Some(writes == Writes::Blocked), reason, &message);
 }
 
-/// Whether a rollback could be carried out. What is missing is a problem, too; one that waits is reported by its phase.
+/// Whether a rollback could be carried out.
 fn derive_rollback_ready(transition: &mut Transition<'_>) {
     let (status, reason, message) = match transition.rollback_readiness() {
-        Some(RollbackReadiness::Ready(message)) => (Some("True"), "Switchable", message.to_string()),
-        Some(RollbackReadiness::Missing(violation)) => {
-            let (reason, text) = (violation.reason, violation.message.to_string());
-            let known = transition.status.safeguards.iter().flat_map(|report| &report.missing);
-            // Those are reported with their tables.
-            let reported = known.map(|found| found.kind.ready_reason()).any(|known| known == reason);
-            if !reported && !matches!(transition.phase(), Phase::RollingBack | Phase::RollbackFailed) {
-                transition.report_problem(reason, None, text.clone(), SignedDuration::ZERO);
-            }
-            (Some("False"), reason.as_str(), text)
-        }
-        Some(RollbackReadiness::Unknown(violation)) => {
-            (Some("Unknown"), violation.reason.as_str(), violation.message.to_string())
-        }
-        None => (None, "", String::new()),
+        Some(RollbackReadiness::Ready(message)) => (Some("True"), "Switchable", message),
+        Some(RollbackReadiness::Missing(violation)) => (Some("False"), violation.reason.as_str(), violation.message),
+        Some(RollbackReadiness::Unknown(violation)) => (Some("Unknown"), violation.reason.as_str(), violation.message),
+        None => return set_status(transition, ROLLBACK_READY, None, "", ""),
     };
-    set_status(transition, ROLLBACK_READY, status, reason, &message);
+    set_status(transition, ROLLBACK_READY, status, reason, &message.to_string());
 }
 
 /// Blocked from the moment the order to block may be out, to the moment it is known that they are unblocked.

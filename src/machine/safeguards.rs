@@ -7,6 +7,7 @@ use super::{
     Transition,
     faults::{Fault, fault},
     gates::Violation,
+    notices::notice_key,
     phases::Doubt,
     steps::run_policy,
     transition::Reported,
@@ -38,7 +39,8 @@ impl Transition<'_> {
         matches!(self.phase(), Phase::Validating | Phase::Monitoring | Phase::Observing)
     }
 
-    /// Takes what was measured last, and reports what is missing. Refused writes are notified at once.
+    /// Takes what was measured last, and reports what keeps a rollback from being carried out, or from being known to
+    /// be possible. People are notified of each cause, once for as long as it lasts.
     pub(super) fn report_safeguards(&mut self) {
         if !self.may_be_rolled_back() {
             return;
@@ -51,18 +53,32 @@ impl Transition<'_> {
         for found in &missing {
             let text = self.safeguard_message(found).to_string();
             let reason = found.kind.ready_reason();
-            let reported = self.report_problem(reason, found.table.as_deref(), text.clone(), SignedDuration::ZERO);
-            if !found.kind.refuses_writes() {
-                continue;
-            }
-            if reported == Reported::Now {
-                let key = format!("{}.{}", found.kind, self.now.as_second());
-                self.notify(Occasion::ManualInterventionRequired, &key, &text);
-            }
+            self.report_unready(reason, found.table.as_deref(), &text, SignedDuration::ZERO);
             // A report of yesterday must not hide what is asked now.
-            if self.recent_until().is_some_and(|until| self.now < until) {
+            if found.kind.refuses_writes() && self.recent_until().is_some_and(|until| self.now < until) {
                 self.set_ready(reason, text);
             }
+        }
+        let (violation, hold) = match self.rollback_readiness() {
+            // The first report may come in a moment.
+            Some(RollbackReadiness::Unknown(violation)) if violation.reason == ReadyReason::SafeguardsNotMeasured => {
+                (violation, seconds(OUTDATED_SECONDS))
+            }
+            Some(RollbackReadiness::Missing(violation) | RollbackReadiness::Unknown(violation)) => {
+                (violation, SignedDuration::ZERO)
+            }
+            Some(RollbackReadiness::Ready(_)) | None => return,
+        };
+        // Those are reported with their tables.
+        if missing.iter().all(|found| found.kind.ready_reason() != violation.reason) {
+            self.report_unready(violation.reason, None, &violation.message.to_string(), hold);
+        }
+    }
+
+    fn report_unready(&mut self, reason: ReadyReason, subject: Option<&str>, text: &str, hold: SignedDuration) {
+        if self.report_problem(reason, subject, text.to_owned(), hold) == Reported::Now {
+            let key = notice_key(&format!("rollback-ready.{}", reason.as_str()), self.now);
+            self.notify(Occasion::ManualInterventionRequired, &key, text);
         }
     }
 

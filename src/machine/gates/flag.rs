@@ -17,6 +17,11 @@ pub(super) fn check_for_rollback(transition: &Transition<'_>) -> Option<Violatio
     cannot_be_changed(transition, Direction::Rollback)
 }
 
+/// The same inside a switch.
+pub(super) fn check_in_switch(transition: &Transition<'_>, direction: Direction) -> Option<Violation> {
+    if transition.is_flag_set(direction) { None } else { cannot_be_changed(transition, direction) }
+}
+
 /// The flag's key is there, and its ConfigMap is mutable and accepts the write.
 pub(in crate::machine) fn cannot_be_changed(transition: &Transition<'_>, direction: Direction) -> Option<Violation> {
     let flag = &transition.spec.application.flag;

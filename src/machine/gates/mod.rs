@@ -20,7 +20,10 @@ use super::{
     Transition,
     faults::{Fault, fault},
 };
-use crate::{api::ReadyReason, shared::message::Message};
+use crate::{
+    api::{Direction, ReadyReason, WindowProgress},
+    shared::message::Message,
+};
 
 /// What blocks the migration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,7 +37,8 @@ pub(crate) struct Violation {
 /// A gate asks: it gives the violation, or `None` when it is passed.
 type Question = fn(&Transition<'_>) -> Option<Violation>;
 
-/// All gates, in order: the first violation decides, and its message is what the user reads.
+/// What was approved does not hold without these, in order: the first violation decides, and its message is what the
+/// user reads. A window that has yet to block writes is taken back.
 const GATES: &[Question] = &[
     // Without SQL there is no plan to speak of.
     sql::check,
@@ -44,16 +48,23 @@ const GATES: &[Question] = &[
     flag::check_rollback_enabled,
     // A start can be computed.
     schedule::check,
-    // What is restarted exists, reads the flag, and can be restarted.
+    // What is restarted exists, and reads the flag.
     workloads::check,
+    // Approvals are by those who are named.
+    policy::check,
+];
+
+/// What is in the way in the cluster and may pass by itself, in order. A window waits for it with writes open, as it
+/// does for what its pod finds in the database.
+const OBSTACLES: &[Question] = &[
+    // A restart can replace the pods.
+    workloads::check_obstacles,
     // The pods of the rollout can be created.
     quota::check,
     // The window is long enough for it.
     window::check,
     // Its deadline is the one that was meant.
     clock::check,
-    // Approvals are by those who are named.
-    policy::check,
 ];
 
 /// What a rollback after the window needs before it blocks writes again, in order.
@@ -69,15 +80,31 @@ const ROLLBACK_GATES: &[Question] = &[
 ];
 
 impl Transition<'_> {
-    /// The first gate that is not passed.
+    /// What keeps a window from being started: the first gate that is not passed, or the first obstacle in the cluster.
     pub(crate) fn cluster_violation(&self) -> Option<Violation> {
+        self.plan_violation().or_else(|| self.first_violation(OBSTACLES))
+    }
+
+    /// The first gate without which what was approved does not hold.
+    pub(crate) fn plan_violation(&self) -> Option<Violation> {
         self.first_violation(GATES)
+    }
+
+    /// What a window that has yet to block writes waits for, in the cluster or in the database.
+    pub(crate) fn window_obstacle(&self, progress: &WindowProgress) -> Option<Violation> {
+        self.first_violation(OBSTACLES).or_else(|| self.standby_violation(progress))
     }
 
     /// The first gate of a rollback that is not passed: with it writes would be blocked, and the flag or the pods could
     /// not be switched back.
     pub(crate) fn rollback_violation(&self) -> Option<Violation> {
         self.first_violation(ROLLBACK_GATES)
+    }
+
+    /// What keeps a switch that has begun from setting the flag, or from replacing pods. Room in a quota is none of it:
+    /// the rollout itself takes it, and a refused pod is a failure of the rollout.
+    pub(crate) fn switch_violation(&self, direction: Direction) -> Option<Violation> {
+        flag::check_in_switch(self, direction).or_else(|| workloads::check_in_switch(self, direction))
     }
 
     /// Names in decisions and reports of runners are not authenticated. It refuses no rollback.

@@ -2,7 +2,7 @@
 
 use super::Violation;
 use crate::{
-    api::{ReadyReason, WorkloadRef},
+    api::{Direction, ReadyReason, WorkloadRef},
     machine::{Observed, Transition, Workload},
     shared::message::Message,
 };
@@ -13,22 +13,39 @@ type Question = fn(&Transition<'_>, &Workload) -> Option<Violation>;
 /// Foreign pods that a message names.
 const NAMED_PODS: usize = 3;
 
-/// Each workload exists, reads the flag's key into its environment, and a restart can replace all of its pods.
+/// Each workload exists, and reads the flag's key into its environment.
 pub(super) fn check(transition: &Transition<'_>) -> Option<Violation> {
-    ask_each(transition, &[reads_flag, not_paused, no_foreign_pods, settled])
+    ask_each(transition, |workload| first(transition, workload, &[reads_flag]))
 }
 
-/// The same for a rollback. A workload that is not settled refuses none: it may be the reason for it.
+/// A restart can replace all pods of each workload, and would do so now.
+pub(super) fn check_obstacles(transition: &Transition<'_>) -> Option<Violation> {
+    ask_each(transition, |workload| first(transition, workload, &[not_paused, no_foreign_pods, settled]))
+}
+
+/// Both, for a rollback. A workload that is not settled refuses none: it may be the reason for it.
 pub(super) fn check_for_rollback(transition: &Transition<'_>) -> Option<Violation> {
-    ask_each(transition, &[reads_flag, not_paused, no_foreign_pods])
+    ask_each(transition, |workload| first(transition, workload, &[reads_flag, not_paused, no_foreign_pods]))
 }
 
-fn ask_each(transition: &Transition<'_>, questions: &[Question]) -> Option<Violation> {
+/// The same inside a switch, for the workloads whose pods it has yet to replace.
+pub(super) fn check_in_switch(transition: &Transition<'_>, direction: Direction) -> Option<Violation> {
+    ask_each(transition, |workload| match transition.awaits_restart(direction, workload) {
+        true => first(transition, workload, &[reads_flag, not_paused, no_foreign_pods]),
+        false => None,
+    })
+}
+
+fn first(transition: &Transition<'_>, workload: &Workload, questions: &[Question]) -> Option<Violation> {
+    questions.iter().find_map(|ask| ask(transition, workload))
+}
+
+fn ask_each(transition: &Transition<'_>, ask: impl Fn(&Workload) -> Option<Violation>) -> Option<Violation> {
     transition.spec.application.workloads.iter().find_map(|wanted| {
         let found = transition.observed.workloads.iter().find(|w| w.reference == *wanted && w.exists);
         match found {
             None => Some(missing(transition.observed, wanted)),
-            Some(workload) => questions.iter().find_map(|ask| ask(transition, workload)),
+            Some(workload) => ask(workload),
         }
     })
 }

@@ -34,9 +34,9 @@ impl Transition<'_> {
         self.record_presence(&digest);
         self.record_expected_window();
         self.report_missed_start();
-        if let Some(violation) = self.cluster_violation() {
-            self.set_ready(violation.reason, violation.message.to_string());
-            return Flow::Settled;
+        let violation = self.cluster_violation();
+        if let Some(violation) = &violation {
+            self.report_lasting(violation.reason, violation.message.to_string());
         }
         if let Some(r) = reject {
             let why = fmt_reason(&r.reason);
@@ -63,12 +63,18 @@ impl Transition<'_> {
             let text = format!("{} of {needed} people approved {digest}{void}{changed}{unknown}", approvers.len());
             self.cancel_maintenance(&text);
             self.request_approval(&text);
-            let next = self.observed.plugin("approve", "");
-            self.set_ready(ReadyReason::ApprovalPending, format!("{text}; next: {next}"));
+            if violation.is_none() {
+                let next = self.observed.plugin("approve", "");
+                self.set_ready(ReadyReason::ApprovalPending, format!("{text}; next: {next}"));
+            }
+            return Flow::Settled;
+        }
+        // With a gate closed approvals are in doubt: those that are not recorded yet wait.
+        if self.plan_violation().is_some() && self.status.step != Some(Step::Schedule) {
             return Flow::Settled;
         }
         self.record_approval(&approvers, &digest);
-        self.advance_scheduling(&digest)
+        self.advance_scheduling(&digest, violation.as_ref())
     }
 
     /// Notifies the approvers of what waits for them: once for each plan, and again while approvals are missing.

@@ -11,16 +11,19 @@ use crate::{
         RunOutcome, StatusReason, Transition,
         faults::{Fault, fault},
         gates::Violation,
+        notices::notice_key,
         window::cutover::Rollout,
     },
     shared::time::{seconds, to_signed},
 };
 
-/// Attempts of a window run whose pods end without a report, after which manual intervention is required.
+/// Attempts of a window run whose pods end without a report, after which manual intervention is required. While writes
+/// are blocked it is tried again all the same.
 pub(crate) const WINDOW_ATTEMPTS: u32 = 5;
 
 impl Transition<'_> {
     pub(crate) fn advance_executing(&mut self) -> Flow {
+        self.start_due_run(Step::BlockWrites);
         let attempt = self.attempt(Step::BlockWrites);
         let progress = self.observed.progress(Task::Window, attempt).cloned().unwrap_or_default();
         match self.observed.outcome(Task::Window, attempt) {
@@ -55,7 +58,7 @@ impl Transition<'_> {
         if self.status.step == Some(Step::SwitchApplication) {
             self.report_switch_refusal(Direction::Forward);
             if self.is_switched() {
-                self.report_rollout_failures(Direction::Forward);
+                self.report_switch(Direction::Forward);
             }
         }
         let failure = self.switch_failure();
@@ -72,20 +75,15 @@ impl Transition<'_> {
             return self.cancel(&request);
         }
         let digest = self.status.plan.as_ref().and_then(|p| p.digest.clone()).unwrap_or_default();
-        let (approvers, reject) = self.approvals(&digest);
-        let needed = self.spec.approval.required.max(2) as usize;
-        // People, hours and backup too: the operator may have been away for hours while the pod waited.
-        let still = approvers.len() >= needed && reject.is_none() && self.still_scheduled(&digest);
-        if !still || self.inputs_changed() || self.application_changed() || self.cluster_violation().is_some() {
-            let text = "a precondition changed after approval (approvals, presence, backup age, schedule, SQL, flag or \
-                        workloads); the window was not started, nothing was changed";
-            self.event(true, ReadyReason::WindowNotStarted, text);
-            self.cancel_maintenance(text);
+        if let Some(why) = self.lost_precondition(&digest) {
+            let text = format!("{why}; the window was not started, nothing was changed");
+            self.event(true, ReadyReason::WindowNotStarted, text.clone());
+            self.cancel_maintenance(&text);
             self.enter(Phase::AwaitingApproval);
             self.start_step(Step::Approve);
             return Flow::Continue;
         }
-        if let Some(violation) = self.standby_violation(progress) {
+        if let Some(violation) = self.window_obstacle(progress) {
             self.await_obstacles(&violation, &digest);
             return Flow::Settled;
         }
@@ -120,6 +118,26 @@ impl Transition<'_> {
         Flow::Settled
     }
 
+    /// What the start rests on and does not hold any more: without it the window does not start on these approvals.
+    fn lost_precondition(&self, digest: &str) -> Option<String> {
+        let (approvers, reject) = self.approvals(digest);
+        let needed = self.spec.approval.required.max(2) as usize;
+        if let Some(reject) = reject {
+            return Some(format!("{} rejected the plan{}", reject.by, fmt_reason(&reject.reason)));
+        }
+        if approvers.len() < needed {
+            return Some(format!("{} of {needed} people approve {digest}", approvers.len()));
+        }
+        if self.inputs_changed() {
+            return Some("spec or SQL changed".to_owned());
+        }
+        if self.application_changed() {
+            return Some("the pod template of a workload is not the one that was approved".to_owned());
+        }
+        // Hours, people and backup too: the operator may have been away for hours while the pod waited.
+        self.plan_violation().map(|violation| violation.message.to_string()).or_else(|| self.not_scheduled(digest))
+    }
+
     /// The window waits, with writes open, until what is in its way is gone, or what allowed its start does not apply
     /// any more.
     fn await_obstacles(&mut self, violation: &Violation, digest: &str) {
@@ -127,7 +145,7 @@ impl Transition<'_> {
         for limit in [ends_at, self.presence(digest).1].into_iter().flatten() {
             self.wake_at(limit);
         }
-        self.report_lasting(violation.reason, format!("the window waits, writes are open: {}", violation.message));
+        self.report_waiting_window(violation);
     }
 
     fn advance_window(&mut self, progress: &WindowProgress) {
@@ -257,26 +275,43 @@ impl Transition<'_> {
             self.fail_rollback(reason, message);
         } else if ordered && progress.schema_in_place() != Some(SchemaInPlace::Old) {
             // Only writes that are known to be unblocked again count as "nothing was changed".
-            self.replace_window_pod(reason, message);
+            let hopeless = reason.retry() == Retry::Never && self.failures(Step::BlockWrites) + 1 >= WINDOW_ATTEMPTS;
+            if hopeless {
+                self.enter_rolling_back(reason, message.into());
+                self.fail_rollback(reason, message);
+            } else {
+                self.replace_window_pod(Step::BlockWrites, message);
+            }
         } else {
             return self.end_window_without_effect(reason, message, progress);
         }
         Flow::Settled
     }
 
-    /// Writes may be blocked with no pod at work: the next pod reads the database and continues from there.
-    fn replace_window_pod(&mut self, reason: Reason, message: &str) {
-        self.retry_now(Step::BlockWrites);
-        let attempts = self.failures(Step::BlockWrites);
-        if attempts < WINDOW_ATTEMPTS {
-            return self.event(
-                true,
-                ReadyReason::WindowPodLost,
-                format!("{message}; another pod goes on, try {attempts} of {WINDOW_ATTEMPTS}"),
-            );
+    /// Writes may be blocked with no pod at work: the next pod reads the database and continues from there. The first
+    /// ones follow at once. Then people are notified, and the next ones follow after a backoff: only a pod can unblock
+    /// writes, and it may be a node or a registry that comes back.
+    pub(crate) fn replace_window_pod(&mut self, opener: Step, message: &str) {
+        let failures = self.failures(opener) + 1;
+        if failures < WINDOW_ATTEMPTS {
+            self.retry_now(opener);
+            let text = format!("{message}; another pod goes on, try {failures} of {WINDOW_ATTEMPTS}");
+            return self.event(true, ReadyReason::WindowPodLost, text);
         }
-        self.enter_rolling_back(reason, message.into());
-        self.fail_rollback(reason, message);
+        self.retry_run_later(opener);
+        // An equal Event is counted.
+        let text = format!("{message}; writes may be blocked, and another pod is tried again and again");
+        self.event(true, ReadyReason::WindowPodLost, text);
+        if failures == WINDOW_ATTEMPTS {
+            let text = format!("{message}; writes may be blocked, and {failures} pods were lost; others follow");
+            self.notify(Occasion::ManualInterventionRequired, &notice_key("pods-lost", self.now), &text);
+        }
+    }
+
+    /// When the next pod follows; empty unless it waits for its backoff.
+    pub(crate) fn next_pod(&self, opener: Step) -> String {
+        let at = self.step(opener).and_then(|step_status| step_status.retry_at);
+        at.map_or_else(String::new, |at| format!("; the last pod was lost, the next one starts at {at:.0}"))
     }
 
     /// The runner has unblocked writes again: nothing was changed.
@@ -370,8 +405,9 @@ impl Transition<'_> {
             }
             _ => "waiting for the runner to unblock writes".to_owned(),
         };
+        let pod = self.next_pod(Step::BlockWrites);
         format!(
-            "{step}: {waits}; writes blocked since {} (limit {}); to stop: {}",
+            "{step}: {waits}{pod}; writes blocked since {} (limit {}); to stop: {}",
             self.blocked_since(),
             self.spec.window.max_duration,
             self.observed.plugin("abort", "")

@@ -85,10 +85,13 @@ impl Transition<'_> {
 
     /// Task and attempt of the run that rolls back.
     pub(crate) fn rollback_run(&self) -> (Task, u32) {
-        match self.window_task() {
-            Some(Task::Window) => (Task::Window, self.attempt(Step::BlockWrites)),
-            _ => (Task::RollbackWindow, self.attempt(Step::BlockWritesForRollback)),
-        }
+        let task = if self.window_task() == Some(Task::Window) { Task::Window } else { Task::RollbackWindow };
+        (task, self.attempt(self.opener()))
+    }
+
+    /// The step that counts the attempts of the run that rolls back.
+    fn opener(&self) -> Step {
+        if self.window_task() == Some(Task::Window) { Step::BlockWrites } else { Step::BlockWritesForRollback }
     }
 
     /// What the run that rolls back has reported.
@@ -99,7 +102,9 @@ impl Transition<'_> {
 
     pub(crate) fn advance_rolling_back(&mut self) -> Flow {
         // Starts a planned attempt, whose run is another one.
-        if self.status.step == Some(Step::BlockWritesForRollback)
+        if self.may_be_blocked() {
+            self.start_due_run(self.opener());
+        } else if self.status.step == Some(Step::BlockWritesForRollback)
             && self.start_due_retry(Step::BlockWritesForRollback) == PlannedRetry::NotYet
         {
             return Flow::Settled;
@@ -157,13 +162,14 @@ impl Transition<'_> {
         self.rollback_violation().or_else(|| self.standby_violation(&self.rollback_progress()))
     }
 
-    /// The rollback waits with writes open. People are notified once for each rollback.
+    /// The rollback waits with writes open. People are notified of each cause, once for each rollback.
     fn report_violation_before_rollback_window(&mut self, violation: &Violation) {
         let to = &self.spec.application.flag.to;
         let text = format!("the rollback waits, writes are open and the version {to} runs: {}", violation.message);
         let started = self.status.rollback.as_ref().map_or(self.now, |r| r.started_at);
+        let key = notice_key(&format!("rollback-waits.{}", violation.reason.as_str()), started);
         if !fault(Fault::SilentWait) {
-            self.notify(Occasion::ManualInterventionRequired, &notice_key("rollback-waits", started), &text);
+            self.notify(Occasion::ManualInterventionRequired, &key, &text);
         }
         self.report_lasting(violation.reason, text);
     }
@@ -251,7 +257,7 @@ impl Transition<'_> {
                 );
                 self.start_step(Step::RollbackSql);
             }
-            Rollout::UnderWay => self.report_rollout_failures(Direction::Rollback),
+            Rollout::UnderWay => self.report_switch(Direction::Rollback),
         }
     }
 
@@ -267,7 +273,7 @@ impl Transition<'_> {
             self.window_mut().switched = true;
             // The run has ended: the probe is not asked any more, and writes are unblocked.
             if !self.is_rolled_out(Direction::Rollback) {
-                self.report_rollout_failures(Direction::Rollback);
+                self.report_switch(Direction::Rollback);
                 self.report_rollback();
                 return Flow::Settled;
             }
@@ -354,23 +360,23 @@ impl Transition<'_> {
             Some(SchemaInPlace::Old) => return self.finish_rollback(progress),
             Some(SchemaInPlace::New) if self.is_given_up() => self.give_up_rollback(),
             Some(SchemaInPlace::New) => self.restart_rollback_window(message),
-            None => self.retry_rollback_run(task, reason, message),
+            None => self.retry_rollback_run(reason, message, progress.stuck),
         }
         Flow::Settled
     }
 
-    fn retry_rollback_run(&mut self, task: Task, reason: Reason, message: &str) {
-        let opener = if task == Task::Window { Step::BlockWrites } else { Step::BlockWritesForRollback };
+    fn retry_rollback_run(&mut self, reason: Reason, message: &str, stuck: bool) {
+        let (opener, blocked) = (self.opener(), self.may_be_blocked());
         let failures = self.failures(opener) + 1;
-        if reason.retry() == Retry::Never || failures >= WINDOW_ATTEMPTS {
+        // A lost pod says nothing against the next one, and with writes blocked only a pod can unblock them.
+        let ends = failures >= WINDOW_ATTEMPTS && (stuck || !blocked);
+        if reason.retry() == Retry::Never || ends {
             self.ensure_step(opener).failures = failures;
             self.fail_rollback(reason, message);
-        } else if self.status.step == Some(opener) && !self.may_be_blocked() {
+        } else if self.status.step == Some(opener) && !blocked {
             self.retry_later(opener, reason, message);
         } else {
-            // At once: writes are blocked.
-            self.retry_now(opener);
-            self.event(true, reason, format!("{message}; retried ({failures} of {WINDOW_ATTEMPTS})"));
+            self.replace_window_pod(opener, message);
         }
     }
 
@@ -410,10 +416,19 @@ impl Transition<'_> {
     }
 
     pub(crate) fn fail_rollback(&mut self, reason: Reason, message: &str) {
-        let writes = if self.may_be_blocked() { "writes stay blocked" } else { "writes are open" };
+        let (writes, fix) = match reason {
+            // The window has ended: no order of the operator refuses these writes.
+            Reason::WritesStillBlocked => (
+                "the write block is off, and the application's writes are refused all the same",
+                "fix the cause, then writes are open; to roll back",
+            ),
+            _ if self.may_be_blocked() => {
+                ("writes stay blocked", "fix the cause (you can correct the down SQL in its ConfigMap)")
+            }
+            _ => ("writes are open", "fix the cause (you can correct the down SQL in its ConfigMap)"),
+        };
         let text = format!(
-            "{message}; {writes}, manual intervention is required; \
-             fix the cause (you can correct the down SQL in its ConfigMap); next: {}",
+            "{message}; {writes}, manual intervention is required; {fix}; next: {}",
             self.observed.rollback_command()
         );
         self.end_in_rollback_failed(self.status.step.unwrap_or(Step::RollbackSql), reason, text);
@@ -457,11 +472,16 @@ impl Transition<'_> {
                 "given up, since nothing was switched; waiting for writes to be unblocked on the new schema; {}",
                 self.rollout_message(&progress)
             ),
-            Some(Step::SwitchBack) => self.rollout_message(&progress),
+            Some(Step::SwitchBack) => {
+                let stuck = self.switch_violation(Direction::Rollback);
+                let stuck = stuck.map(|violation| format!("{}; ", violation.message)).unwrap_or_default();
+                format!("{stuck}{}", self.rollout_message(&progress))
+            }
             Some(Step::RollbackSql) => "waiting for the down SQL to commit".to_owned(),
             _ => "under way".to_owned(),
         };
         let cause = self.status.rollback.as_ref().map(|r| format!("{}: {}", r.cause, r.message)).unwrap_or_default();
-        format!("{step}: {waits} ({cause}); writes blocked since {}", self.blocked_since())
+        let pod = self.next_pod(self.opener());
+        format!("{step}: {waits}{pod} ({cause}); writes blocked since {}", self.blocked_since())
     }
 }

@@ -1,18 +1,18 @@
 //! The rollback, rehearsed again while the new version runs: at the end of Monitoring, then each day until the
 //! decision.
 //!
-//! It runs in parallel to the observation and blocks nothing of it. A rollback that fails there is a problem, one
-//! notice, and `RollbackReady=False`; without a recent rehearsal `RollbackReady` is `Unknown`. A rehearsal that could
-//! not be carried out says nothing about the rollback: it is retried.
+//! It runs in parallel to the observation and blocks nothing of it. A rollback that fails there is
+//! `RollbackReady=False`; without a recent rehearsal `RollbackReady` is `Unknown`. `machine/safeguards.rs` reports both.
+//! A rehearsal that could not be carried out says nothing about the rollback: it is retried.
 
 use jiff::SignedDuration;
 
 use crate::{
     api::{
-        Occasion, Phase, ReadyReason, Reason, Retry, RollbackRehearsalFailure, RollbackRehearsalMode,
-        RollbackRehearsalStatus, Step, StepState, Task, Time,
+        Phase, ReadyReason, Reason, Retry, RollbackRehearsalFailure, RollbackRehearsalMode, RollbackRehearsalStatus,
+        Step, StepState, Task, Time,
     },
-    machine::{RunOutcome, Transition, gates::Violation, steps::PlannedRetry, transition::Reported},
+    machine::{RunOutcome, Transition, gates::Violation, steps::PlannedRetry},
     shared::message::Message,
 };
 
@@ -31,13 +31,6 @@ pub(crate) enum Doubt {
     NotShown(Violation),
 }
 
-impl Doubt {
-    fn violation(&self) -> &Violation {
-        let (Self::Fails(violation) | Self::NotShown(violation)) = self;
-        violation
-    }
-}
-
 impl Transition<'_> {
     /// Follows the rehearsals of the rollback, in parallel to the observation.
     pub(crate) fn advance_rollback_rehearsal(&mut self) {
@@ -49,7 +42,10 @@ impl Transition<'_> {
         let shown = (self.status.step, self.reason.clone(), self.message.clone());
         self.follow_rollback_rehearsal(mode);
         (self.status.step, self.reason, self.message) = shown;
-        self.report_doubt();
+        let daily = mode == RollbackRehearsalMode::Daily;
+        if let Some(last) = self.last_rehearsal().filter(|last| daily && self.now < *last + MAX_AGE) {
+            self.wake_at(last + MAX_AGE);
+        }
     }
 
     /// Ends what is planned or under way when the observation has ended: its run is removed.
@@ -157,12 +153,19 @@ impl Transition<'_> {
         Some(Doubt::NotShown(Violation { reason: ReadyReason::RollbackRehearsalTooOld, message }))
     }
 
-    /// What the last rehearsal that passed has shown, after what is known already. Balances that nothing explains are a
-    /// finding: a rollback keeps them.
+    /// What the last rehearsal that passed has shown, after what is known already, and how old it is. Balances that
+    /// nothing explains are a finding: a rollback keeps them.
     pub(crate) fn with_rehearsed(&self, ready: Message) -> Message {
         let rehearsals = self.status.rollback_rehearsal.as_ref();
-        let Some(summary) = rehearsals.and_then(RollbackRehearsalStatus::summary) else { return ready };
-        let message = Message::new(format!("{}; rehearsed {summary}", ready.text));
+        let rehearsed = match rehearsals.and_then(RollbackRehearsalStatus::summary) {
+            Some(summary) => format!("rehearsed {summary}"),
+            None => {
+                let before = self.step(Step::Rehearse).and_then(|step_status| step_status.finished_at);
+                let at = before.map_or_else(String::new, |at| format!(", at {at:.0}"));
+                format!("last rehearsed before the window{at}")
+            }
+        };
+        let message = Message::new(format!("{}; {rehearsed}", ready.text));
         let passed = rehearsals.and_then(|rehearsals| rehearsals.passed.as_ref());
         match passed.and_then(|passed| passed.unexplained).unwrap_or_default() {
             0 => message,
@@ -174,24 +177,5 @@ impl Transition<'_> {
     fn last_rehearsal(&self) -> Option<Time> {
         let passed = self.status.rollback_rehearsal.as_ref().and_then(|rehearsals| rehearsals.passed.as_ref());
         passed.map(|evidence| evidence.finished_at).or_else(|| self.step(Step::Monitor)?.finished_at)
-    }
-
-    /// Reports a doubt, and notifies of it once.
-    fn report_doubt(&mut self) {
-        match (self.rollback_doubt(), self.last_rehearsal()) {
-            (Some(doubt), _) => {
-                let Violation { reason, message } = doubt.violation();
-                let text = message.to_string();
-                let reported = self.report_problem(*reason, None, text.clone(), SignedDuration::ZERO);
-                if reported == Reported::Now {
-                    let key = format!("rollback-rehearsal.{}", self.attempt(Step::RehearseRollback));
-                    self.notify(Occasion::ManualInterventionRequired, &key, &text);
-                }
-            }
-            (None, Some(last)) if self.spec.rollback.rehearsal.mode == RollbackRehearsalMode::Daily => {
-                self.wake_at(last + MAX_AGE);
-            }
-            (None, _) => {}
-        }
     }
 }

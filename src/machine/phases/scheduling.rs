@@ -11,7 +11,7 @@
 use super::Flow;
 use crate::{
     api::{DecisionKind, NoticeState, Occasion, Phase, ReadyReason, ScheduleStatus, Step, StepState, Time},
-    machine::{Transition, next_hours, notices::notice_key},
+    machine::{Transition, gates::Violation, next_hours, notices::notice_key},
     shared::{
         message::Message,
         time::{saturating_add, seconds, to_signed},
@@ -49,10 +49,23 @@ impl Transition<'_> {
         self.spec.schedule.presence.required.max(2) as usize
     }
 
-    /// Whether what allowed the start still applies: its hours, the people, the age of the backup.
-    pub(crate) fn still_scheduled(&self, digest: &str) -> bool {
-        let in_hours = self.status.schedule.as_ref().is_none_or(|s| s.ends_at.is_none_or(|end| self.now < end));
-        in_hours && self.presence(digest).0.len() >= self.presence_required() && self.outdated_backup().is_none()
+    /// What allowed the start and does not apply any more: its hours, the people, the age of the backup.
+    pub(crate) fn not_scheduled(&self, digest: &str) -> Option<String> {
+        let end = self.status.schedule.as_ref().and_then(|schedule| schedule.ends_at);
+        if let Some(end) = end.filter(|end| self.now >= *end) {
+            return Some(format!("the hours until {end:.0} have passed"));
+        }
+        let (present, needed) = (self.presence(digest).0.len(), self.presence_required());
+        if present < needed {
+            return Some(format!(
+                "{present} of {needed} people are present, by a Ready of the last {}",
+                self.spec.schedule.presence.within
+            ));
+        }
+        self.outdated_backup().map(|taken| {
+            let limit = self.spec.schedule.backup_max_age;
+            format!("the backup is of {taken:.0}, older than {limit} (spec.schedule.backupMaxAge)")
+        })
     }
 
     /// When a backup was taken that is too old by now.
@@ -62,19 +75,22 @@ impl Transition<'_> {
         (self.now.duration_since(taken) > limit).then_some(taken)
     }
 
-    /// Step Schedule: waits for the start, the maintenance notice and the people, then starts the window.
-    pub(crate) fn advance_scheduling(&mut self, digest: &str) -> Flow {
+    /// Step Schedule: waits for the start, the maintenance notice and the people, then starts the window. With a
+    /// violation, which is reported already, all goes on but two: no maintenance is announced, and no window started.
+    pub(crate) fn advance_scheduling(&mut self, digest: &str, violation: Option<&Violation>) -> Flow {
         self.record_presence(digest);
         self.plan_start();
         let Some(starts_at) = self.planned_start() else { return Flow::Settled };
         let lead = starts_at - self.lead_time();
         if self.now < lead {
             self.wake_at(lead);
-            let text = format!(
-                "starts at {starts_at:.0}; people say that they are present in the hour before: {}",
-                self.ready_command()
-            );
-            self.set_ready(ReadyReason::Scheduled, text);
+            if violation.is_none() {
+                let text = format!(
+                    "starts at {starts_at:.0}; people say that they are present in the hour before: {}",
+                    self.ready_command()
+                );
+                self.set_ready(ReadyReason::Scheduled, text);
+            }
             return Flow::Settled;
         }
         if let Some(taken) = self.outdated_backup() {
@@ -87,10 +103,21 @@ impl Transition<'_> {
         }
         let message = format!("maintenance of {} starts at {starts_at:.0}", self.observed.name);
         let key = notice_key("maintenance", starts_at);
-        self.notify(Occasion::MaintenanceStarts, &key, &message);
+        if violation.is_none() {
+            self.notify(Occasion::MaintenanceStarts, &key, &message);
+        }
         let id = self.notice_id(Occasion::MaintenanceStarts, &key);
-        self.status.schedule.get_or_insert_default().notice.clone_from(&id);
+        let announced = id.filter(|id| self.notice(id).is_some());
+        self.status.schedule.get_or_insert_default().notice.clone_from(&announced);
         self.request_presence(starts_at);
+        let due = self.next_attempt().map(|(at, _)| at).unwrap_or(starts_at).max(starts_at);
+        if let Some(violation) = violation {
+            match self.now < due {
+                true => self.wake_at(due),
+                false => self.report_waiting_window(violation),
+            }
+            return Flow::Settled;
+        }
         if let Some((at, text)) = self.next_attempt() {
             self.wake_at(at);
             self.set_ready(ReadyReason::Scheduled, text);
@@ -103,7 +130,7 @@ impl Transition<'_> {
             return Flow::Settled;
         }
         // One channel that took it is enough: the others delay nothing, and are listed in status.notices.
-        if let Some(n) = id.and_then(|id| self.notice(&id)).filter(|n| !n.reached()) {
+        if let Some(n) = announced.and_then(|id| self.notice(&id)).filter(|n| !n.reached()) {
             let next = match n.state {
                 NoticeState::Pending if n.failures == 0 => "it is being sent".to_owned(),
                 _ => format!(
@@ -137,6 +164,15 @@ impl Transition<'_> {
             self.presence_text()
         );
         Some((at, text))
+    }
+
+    /// The start has come, and something is in the way: people are notified of each cause, once for each start.
+    pub(crate) fn report_waiting_window(&mut self, violation: &Violation) {
+        let text = format!("the window waits, writes are open: {}", violation.message);
+        let start = self.planned_start().unwrap_or(self.now);
+        let key = notice_key(&format!("window-waits.{}", violation.reason.as_str()), start);
+        self.notify(Occasion::ManualInterventionRequired, &key, &text);
+        self.report_lasting(violation.reason, text);
     }
 
     fn start_window(&mut self) {

@@ -122,8 +122,8 @@ mod tests {
         for (step, seconds) in [
             (Step::Preflight, 30),
             (Step::Baseline, 300),
-            (Step::BlockWrites, 60),
-            (Step::BlockWritesForRollback, 60),
+            (Step::BlockWrites, 300),
+            (Step::BlockWritesForRollback, 300),
             (Step::Monitor, 60),
             (Step::WeekReview, 300),
             (Step::RehearseRollback, 3600),

@@ -1,5 +1,7 @@
 //! Start, success, failure and retry of a step, in its row of `status.steps`.
 
+use jiff::SignedDuration;
+
 use crate::{
     api::{ReadyReason, Step, StepState, StepStatus, Time},
     machine::{StatusReason, Transition},
@@ -108,11 +110,8 @@ impl Transition<'_> {
         let (now, reason): (_, StatusReason) = (self.now, reason.into());
         let step_status = self.ensure_step(step);
         step_status.failures += 1;
-        let failures = step_status.failures;
-        // 2, 4, 8 ... seconds: soon enough for a short failure, rare enough not to flood a server that is down.
-        let wait = (1i64 << failures.min(10)).min(super::longest_retry(step));
         step_status.state = StepState::Running;
-        step_status.retry_at = Some(now + seconds(wait));
+        step_status.retry_at = Some(now + backoff(step, step_status.failures));
         step_status.reason = Some(reason.clone().into());
         step_status.message = Some(message.into());
         self.set_ready(reason.clone(), message);
@@ -129,6 +128,24 @@ impl Transition<'_> {
         step_status.attempt += 1;
         // Otherwise the next one would be late from its start.
         step_status.started_at = now;
+    }
+
+    /// The same after the step's backoff: the next run has its number already, and is not started before.
+    pub(crate) fn retry_run_later(&mut self, step: Step) {
+        self.retry_now(step);
+        let now = self.now;
+        let step_status = self.ensure_step(step);
+        let at = now + backoff(step, step_status.failures);
+        (step_status.started_at, step_status.retry_at) = (at, Some(at));
+    }
+
+    /// The run that follows after a backoff may be started when that has passed.
+    pub(crate) fn start_due_run(&mut self, step: Step) {
+        let Some(at) = self.step(step).and_then(|step_status| step_status.retry_at) else { return };
+        match self.now < at {
+            true => self.wake_at(at),
+            false => self.ensure_step(step).retry_at = None,
+        }
     }
 
     /// A retry of this step is planned.
@@ -167,4 +184,9 @@ impl Transition<'_> {
     pub(crate) fn started_at(&self, step: Step) -> Option<Time> {
         self.step(step).map(|step_status| step_status.started_at)
     }
+}
+
+/// 2, 4, 8 ... seconds: soon enough for a short failure, rare enough not to flood a server that is down.
+fn backoff(step: Step, failures: u32) -> SignedDuration {
+    seconds((1i64 << failures.min(10)).min(super::longest_retry(step)))
 }

@@ -77,9 +77,9 @@ pub(crate) const fn run_policy(task: Task) -> RunPolicy {
         Task::VerifyBackup   => row(Step::VerifyBackup,   Record(Phase::Preparing),  Timeout::Step, Approved, 300),
         Task::ExportKeyUsers => row(Step::ExportKeyUsers, Record(Phase::Preparing),  Timeout::Step, Approved, 300),
         Task::Rehearse       => row(Step::Rehearse,       Record(Phase::Preparing),  Timeout::Step, Approved, 300),
-        Task::Window         => row(Step::BlockWrites,    Window(Phase::Executing),  Timeout::None, Approved, 60),
+        Task::Window         => row(Step::BlockWrites,    Window(Phase::Executing),  Timeout::None, Approved, 300),
         Task::RollbackWindow => {
-            row(Step::BlockWritesForRollback, Window(Phase::RollingBack), Timeout::None, Approved, 60)
+            row(Step::BlockWritesForRollback, Window(Phase::RollingBack), Timeout::None, Approved, 300)
         }
         Task::Validate       => row(Step::Validate,       During(Phase::Validating), Timeout::None, Operator, 60),
         Task::Monitor        => row(Step::Monitor,        During(Phase::Monitoring), Timeout::None, Operator, 60),

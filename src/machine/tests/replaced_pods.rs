@@ -109,7 +109,7 @@ fn a_rollback_whose_pods_fail_is_reported_at_once_and_goes_on() {
         s.wait(wait).settle();
         assert_eq!((s.status.phase, s.status.step), (Some(Phase::RollingBack), Some(Step::SwitchBack)));
         assert_eq!(s.status.writes, Some(crate::api::Writes::Blocked), "both versions may serve");
-        let alert = |n: &&crate::api::NoticeStatus| n.notice.message.contains("the old version does not start");
+        let alert = |n: &&crate::api::NoticeStatus| n.notice.message.contains("both versions may serve");
         let alerts: Vec<_> = s.status.notices.iter().filter(alert).collect();
         assert_eq!(alerts.len(), 1, "once");
         assert_eq!(alerts[0].notice.occasion, Occasion::ManualInterventionRequired);

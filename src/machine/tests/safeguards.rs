@@ -41,7 +41,7 @@ fn interventions(s: &Scenario) -> usize {
 }
 
 #[test]
-fn what_is_missing_is_reported_once_and_notified_if_writes_are_refused() {
+fn what_is_missing_is_reported_and_notified_of_once() {
     for (kind, reason, next) in [
         (SafeguardKind::UnblockedWrites, "WritesRefused", "docs/emergency.md"),
         (SafeguardKind::WorkingChangeTracking, "ChangeTrackingFails", "spec.credits.balances"),
@@ -58,14 +58,14 @@ fn what_is_missing_is_reported_once_and_notified_if_writes_are_refused() {
         assert_eq!((status.as_str(), found.as_str()), ("False", reason), "{kind}");
         assert!(message.contains("next: ") && message.contains(next), "{kind}: {message}");
         let refused = kind.refuses_writes();
-        assert_eq!((interventions(&s), ready(&s.status).0 == reason), (usize::from(refused), refused), "{kind}");
+        assert_eq!((interventions(&s), ready(&s.status).0 == reason), (1, refused), "{kind}");
         let problems = s.status.problems.iter().filter(|problem| problem.reason == reason);
         assert_eq!(problems.count(), 1, "{kind}: {:?}", s.status.problems);
         for _ in 0..5 {
             s.wait(15);
             report(&mut s, Task::Monitor, vec![missing(kind)]);
             let d = s.reconcile();
-            assert!(!events(&d).contains(&reason) && interventions(&s) == usize::from(refused), "{kind}");
+            assert!(!events(&d).contains(&reason) && interventions(&s) == 1, "{kind}");
         }
         report(&mut s, Task::Monitor, vec![]).settle();
         assert_eq!(rollback_ready(&s).0, "True", "{kind}");
@@ -101,6 +101,36 @@ fn what_a_pod_measured_last_counts_when_another_one_follows_it() {
 }
 
 #[test]
+fn each_cause_that_makes_no_rollback_ready_is_notified_of_once() {
+    let harms: [(&str, When); 7] = [
+        ("FlagConfigMapMissing", |s| s.observed.flag = ObservedFlag::ConfigMapMissing),
+        ("FlagKeyMissing", |s| s.observed.flag = ObservedFlag::KeyMissing),
+        ("WorkloadMissing", |s| s.observed.workloads[0].exists = false),
+        ("WorkloadPaused", |s| s.observed.workloads[0].paused = true),
+        ("ForeignPods", |s| s.observed.workloads[0].foreign_pods = vec!["debug".into()]),
+        ("DecisionPolicyMissing", |s| s.observed.policy_problem = Some("it is missing".into())),
+        ("SafeguardsNotMeasured", no_event),
+    ];
+    for (reason, harm) in harms {
+        let mut s = long_monitoring();
+        report(&mut s, Task::Monitor, vec![]).settle();
+        harm(&mut s);
+        let mut reported = 0;
+        // Longer than a report is recent, and than one may take to come.
+        for _ in 0..20 {
+            s.wait(10);
+            if reason != "SafeguardsNotMeasured" {
+                report(&mut s, Task::Monitor, vec![]);
+            }
+            reported += events(&s.reconcile()).iter().filter(|event| **event == reason).count();
+        }
+        assert_eq!((rollback_ready(&s).1.as_str(), reported), (reason, 1), "{reason}");
+        let notices = s.status.notices.iter().filter(|n| n.notice.id.contains(reason));
+        assert_eq!(notices.count(), 1, "{reason}: {:?}", s.status.notices);
+    }
+}
+
+#[test]
 fn between_the_follow_ups_the_last_measurement_counts() {
     let mut s = observing();
     let (status, _, message) = rollback_ready(&s);
@@ -119,12 +149,13 @@ fn a_database_that_is_not_reached_and_a_missing_policy_make_no_rollback_ready() 
     s.report(Task::Monitor, |run| run.safeguards = Some(SafeguardReport { reachable: false, ..complete(at) }));
     let d = s.reconcile();
     assert_eq!((rollback_ready(&s).1.as_str(), events(&d)), ("DatabaseUnreachable", vec!["DatabaseUnreachable"]));
+    assert_eq!(interventions(&s), 1);
     let mut s = long_monitoring();
     s.observed.policy_problem = Some("policy decisions.creditmigration.io is missing".into());
     let d = s.reconcile();
     let (status, reason, _) = rollback_ready(&s);
     assert_eq!((status.as_str(), reason.as_str()), ("Unknown", "DecisionPolicyMissing"));
-    assert_eq!(events(&d), Vec::<&str>::new());
+    assert_eq!((events(&d), interventions(&s)), (vec!["DecisionPolicyMissing"], 1));
     // It refuses no rollback: a forged one is the lesser harm.
     s.wait(1).submit("ann", DecisionKind::Rollback).settle().state(Task::RollbackWindow, WindowState::Ready);
     assert!(actions(&s.reconcile()).contains(&"order m-rollback-1 BlockWrites".to_owned()));

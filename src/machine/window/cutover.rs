@@ -2,7 +2,7 @@
 
 use crate::{
     api::{CreditMigrationSpec, Direction, OnDrift, ReadyReason, Time, WindowProgress},
-    machine::{Effect, ObservedFlag, Transition},
+    machine::{Effect, ObservedFlag, Transition, Workload},
     shared::{quoted::Quoted, time::seconds},
 };
 
@@ -88,7 +88,8 @@ impl Transition<'_> {
         self.restores_flag().then(|| Effect::SetFlag { value, marker: self.marker(Direction::Forward) })
     }
 
-    pub(super) fn is_flag_set(&self, direction: Direction) -> bool {
+    /// The flag is at the wanted value, set by this very switch.
+    pub(crate) fn is_flag_set(&self, direction: Direction) -> bool {
         matches!(&self.observed.flag, ObservedFlag::Value { value, set_for, .. }
             if value == self.wanted_version(direction) && set_for.as_deref() == Some(self.marker(direction).as_str()))
     }
@@ -97,13 +98,18 @@ impl Transition<'_> {
     pub(crate) fn is_rolled_out(&self, direction: Direction) -> bool {
         self.is_flag_set(direction)
             && self.spec.application.workloads.iter().all(|wanted| {
-                self.observed.workloads.iter().any(|workload| {
-                    workload.reference == *wanted
-                        && self.replacement(direction, workload).is_ordered(workload)
-                        && workload.unsettled.is_none()
-                        && workload.old_pods == 0
-                })
+                self.observed
+                    .workloads
+                    .iter()
+                    .any(|workload| workload.reference == *wanted && self.is_replaced(direction, workload))
             })
+    }
+
+    /// Its pods are as wanted, made so by this very switch, and no old one is left.
+    pub(crate) fn is_replaced(&self, direction: Direction, workload: &Workload) -> bool {
+        self.replacement(direction, workload).is_ordered(workload)
+            && workload.unsettled.is_none()
+            && workload.old_pods == 0
     }
 
     /// Follows the rollout of a direction: flag, workloads and probe must all name the wanted version.

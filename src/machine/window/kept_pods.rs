@@ -76,6 +76,11 @@ impl Transition<'_> {
         }
     }
 
+    /// A restart has to replace pods of it, and has not replaced all of them.
+    pub(crate) fn awaits_restart(&self, direction: Direction, workload: &Workload) -> bool {
+        self.kept_template(direction, workload).is_none() && !self.is_replaced(direction, workload)
+    }
+
     /// For how long a rollout has to be settled before it counts, where no probe is asked.
     pub(super) fn hold_of_kept_pods(&self, direction: Direction) -> SignedDuration {
         let kept = self.observed.workloads.iter().any(|w| self.kept_template(direction, w).is_some());

@@ -2,7 +2,7 @@
 
 use crate::{
     api::{Direction, Phase, Step, Task, WindowCommand, WindowOrder},
-    machine::{Effect, Transition, window::given_up::SwitchMove},
+    machine::{Effect, Transition, steps::run_policy, window::given_up::SwitchMove},
 };
 
 impl Transition<'_> {
@@ -35,7 +35,9 @@ impl Transition<'_> {
     }
 
     pub(crate) fn window_effects(&self, task: Task, attempt: u32) -> Vec<Effect> {
-        let mut effects: Vec<Effect> = self.start_run(task, attempt).into_iter().collect();
+        let waits = run_policy(task).step.is_some_and(|step| self.waiting(step));
+        let start = if waits { None } else { self.start_run(task, attempt) };
+        let mut effects: Vec<Effect> = start.into_iter().collect();
         let wanted = self.wanted_order(task);
         if let Some(r) = self.observed.run(task, attempt) {
             let given = r.run.spec.window.as_ref().map_or(WindowCommand::Standby, |w| w.command);

@@ -1,12 +1,24 @@
-//! A switch that cannot settle: what keeps the pods that it started from becoming ready, in Kubernetes' own words.
+//! A switch that cannot settle, while writes are blocked. There are three causes, and this is the only list of them:
 //!
-//! On the forward path it ends the window before its deadline, by a rollback. A rollback has nowhere else to go: both
-//! versions may serve, so it goes on, and people are notified.
+//! | Cause | Counts |
+//! |---|---|
+//! | The flag cannot be set, or pods cannot be replaced (`switch_violation`) | at once |
+//! | The pods that it started do not become ready, in Kubernetes' own words | at once, or after a grace |
+//! | A rollout of a rollback takes twice as long as expected, and Kubernetes names no cause | then |
+//!
+//! On the forward path the second one ends the window before its deadline, by a rollback; the deadline ends the others.
+//! A rollback has nowhere else to go: both versions may serve, so it goes on. People are notified of each cause when it
+//! counts, once for each switch. A rollout that makes progress is no cause.
+
+use jiff::SignedDuration;
 
 use crate::{
-    api::{Direction, Occasion, ReadyReason, WorkloadRef},
+    api::{Direction, Occasion, ReadyReason, Step, WorkloadRef},
     machine::{RolloutFailure, RolloutFailureKind, Transition, notices::notice_key, transition::Reported},
-    shared::{message::Message, time::seconds},
+    shared::{
+        message::Message,
+        time::{saturating_add, seconds},
+    },
 };
 
 /// For how long a failure has to last before it ends the window, in seconds. Some pass by themselves.
@@ -25,25 +37,82 @@ fn grace_seconds(kind: RolloutFailureKind) -> i64 {
 }
 
 impl Transition<'_> {
-    /// Reports each workload whose pods of this switch do not become ready.
-    pub(crate) fn report_rollout_failures(&mut self, direction: Direction) {
+    /// Reports what keeps the switch from settling.
+    pub(crate) fn report_switch(&mut self, direction: Direction) {
+        if let Some(violation) = self.switch_violation(direction) {
+            let text = violation.message.to_string();
+            let reported = self.report_problem(violation.reason, None, text.clone(), SignedDuration::ZERO);
+            if reported == Reported::Now {
+                self.notify_of_stuck_switch(direction, violation.reason.as_str(), &text);
+            }
+        }
         for (workload, failure) in self.rollout_failures(direction) {
-            let message = self.failure_message(&workload, &failure);
-            let text = message.to_string();
+            let text = self.failure_message(&workload, &failure).to_string();
             let hold = match direction {
                 Direction::Forward => grace_seconds(failure.kind),
                 Direction::Rollback => 0,
             };
             let reported =
                 self.report_problem(ReadyReason::RolloutFailed, Some(&workload.name), text.clone(), seconds(hold));
+            // On the forward path the rollback that follows is notified of.
             if reported == Reported::Now && direction == Direction::Rollback {
-                // Once for each rollback: a pod without a readiness probe is ready between two crashes.
-                let started = self.status.rollback.as_ref().map_or(self.now, |rollback| rollback.started_at);
-                let key = notice_key(&format!("rollout.{}", workload.name), started);
-                let text = format!("the old version does not start, writes stay blocked until it does: {text}");
-                self.notify(Occasion::ManualInterventionRequired, &key, &text);
+                self.notify_of_stuck_switch(direction, &workload.name, &text);
             }
         }
+        for (workload, text) in self.late_rollouts(direction) {
+            let reported =
+                self.report_problem(ReadyReason::RolloutFailed, Some(&workload), text.clone(), SignedDuration::ZERO);
+            if reported == Reported::Now {
+                self.notify_of_stuck_switch(direction, &workload, &text);
+            }
+        }
+    }
+
+    /// Workloads whose rollback takes twice as long as expected without a failure that Kubernetes names: their pods run
+    /// without becoming ready, or find no node.
+    fn late_rollouts(&self, direction: Direction) -> Vec<(String, String)> {
+        let began = self.started_at(Step::SwitchBack).filter(|_| direction == Direction::Rollback);
+        let Some(began) = began else { return vec![] };
+        let wanted = &self.spec.application.workloads;
+        let named = self.observed.workloads.iter().filter(|w| wanted.contains(&w.reference) && w.failure.is_none());
+        let late = named.filter(|w| !self.is_replaced(direction, w)).filter_map(|workload| {
+            let limit = workload.rollout.as_ref()?.seconds.saturating_mul(2);
+            if self.now < saturating_add(began, SignedDuration::from_secs(i64::try_from(limit).unwrap_or(i64::MAX))) {
+                return None;
+            }
+            let (name, (available, replicas)) = (&workload.reference.name, workload.available);
+            let message = Message::new(format!(
+                "the rollout of Deployment {name} has not ended since {began:.0} (limit {limit} s, twice what was \
+                 expected): {available}/{replicas} available, {} pods to be replaced",
+                workload.old_pods
+            ));
+            let next = self.observed.kubectl(&format!("rollout status deployment/{name}"));
+            Some((name.clone(), message.next(next).to_string()))
+        });
+        late.collect()
+    }
+
+    /// Once for each switch and cause: a pod without a readiness probe is ready between two crashes.
+    fn notify_of_stuck_switch(&mut self, direction: Direction, cause: &str, text: &str) {
+        let (what, began) = match direction {
+            Direction::Forward => ("forward", self.status.window.as_ref().and_then(|window| window.blocked_at)),
+            Direction::Rollback => ("back", self.status.rollback.as_ref().map(|rollback| rollback.started_at)),
+        };
+        let key = notice_key(&format!("switch-{what}.{cause}"), began.unwrap_or(self.now));
+        let text = match direction {
+            Direction::Forward => format!(
+                "the application cannot be switched, writes are blocked until the deadline ({}): {text}",
+                self.deadline().map_or_else(String::new, |deadline| format!("{deadline:.0}"))
+            ),
+            Direction::Rollback if self.may_be_blocked() => format!(
+                "the application cannot be switched back, and both versions may serve: writes stay blocked until it \
+                 is: {text}"
+            ),
+            Direction::Rollback => {
+                format!("the application cannot be switched back, and the new version runs on the old schema: {text}")
+            }
+        };
+        self.notify(Occasion::ManualInterventionRequired, &key, &text);
     }
 
     /// What was reported by this call: it has lasted for long enough to end the forward window.

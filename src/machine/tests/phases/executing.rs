@@ -457,33 +457,6 @@ fn the_runner_ended_the_window_by_itself() {
     }
 }
 
-#[test]
-fn a_lost_pod_is_replaced_and_then_manual_intervention_required() {
-    let mut s = migrated();
-    for attempt in 2..6 {
-        s.lose_job(WINDOW);
-        let d = s.reconcile();
-        assert_eq!(d.status.phase, Some(Phase::Executing));
-        assert_eq!(events(&d), ["WindowPodLost"]);
-        s.settle();
-        assert_eq!(s.run(WINDOW).run.spec.attempt, attempt, "the next pod");
-        let order = s.run(WINDOW).run.spec.window.clone().unwrap();
-        assert_eq!(order.command, crate::api::WindowCommand::Switch, "it learns at once how far it may go");
-        assert_eq!(order.deadline, s.status.window.as_ref().unwrap().deadline, "the deadline stays");
-    }
-    s.lose_job(WINDOW);
-    let d = s.decide();
-    assert_eq!((d.status.phase, ready(&d.status).0.as_str()), (Some(Phase::RollbackFailed), "PodFailed"));
-    assert!(
-        ready(&d.status).1.contains(
-            "manual intervention is required; fix the cause (you can correct the down SQL in its ConfigMap); next:"
-        ),
-        "{}",
-        ready(&d.status).1
-    );
-    assert_eq!(d.status.writes, Some(crate::api::Writes::Blocked));
-}
-
 /// The run's pod has never reported: its image is gone, or it is killed as soon as it starts.
 fn silent(s: &mut Scenario) -> &mut Scenario {
     s.run(WINDOW).run.status = None;

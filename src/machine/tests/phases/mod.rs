@@ -7,6 +7,7 @@ mod attempts;
 mod checking;
 mod ended;
 mod executing;
+mod lost_pods;
 mod observing;
 mod preparing;
 mod rollback;

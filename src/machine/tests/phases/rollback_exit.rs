@@ -78,6 +78,24 @@ fn a_rollback_that_could_not_switch_back_blocks_no_writes() {
 }
 
 #[test]
+fn each_cause_that_a_rollback_waits_for_is_notified_of_once() {
+    let mut s = monitoring();
+    s.spec.notifications.channels = vec![channel("chat", Audience::Team)];
+    s.wait(1).submit("ann", DecisionKind::Rollback).settle();
+    s.state(BACK, WindowState::Ready);
+    for (number, (reason, harm, _)) in OBSTACLES.iter().enumerate() {
+        let healthy = s.observed.clone();
+        for _ in 0..3 {
+            harm(&mut s);
+            s.wait(10).reconcile();
+        }
+        assert_eq!((ready(&s.status).0.as_str(), interventions(&s)), (*reason, number + 1));
+        (s.observed.flag, s.observed.workloads) = (healthy.flag, healthy.workloads);
+        s.observed.quota_shortages.clear();
+    }
+}
+
+#[test]
 fn a_workload_that_is_not_settled_refuses_no_rollback() {
     let mut s = monitoring();
     s.rollout(false, 0).submit("ann", DecisionKind::Rollback).settle();
@@ -140,12 +158,13 @@ fn a_rollback_whose_switch_never_started_is_given_up_at_the_deadline() {
     assert_eq!((ready(&d.status).0.as_str(), d.status.writes), ("RollbackNotStarted", Some(Writes::Blocked)));
     s.status = d.status;
     s.observed.flag = ObservedFlag::Value { value: "v2".into(), immutable: true, set_for: Some(marker) };
-    assert_eq!(actions(&s.reconcile()), ["order m-rollback-1 UnblockWrites"]);
+    assert_eq!(actions(&s.reconcile()), ["order m-rollback-1 UnblockWrites", "start m-notify-1"]);
     s.wait(1).state(BACK, WindowState::Unblocked).succeed(BACK).settle();
     let (reason, message) = ready(&s.status);
     assert_eq!((s.status.phase, reason.as_str()), (Some(Phase::RollbackFailed), "RollbackNotStarted"));
     assert!(message.contains("ConfigMap shop is immutable") && message.contains("writes are open again"), "{message}");
-    assert_eq!((s.status.writes, interventions(&s)), (Some(Writes::Open), 1));
+    // One that the flag cannot be set, one that the rollback was given up.
+    assert_eq!((s.status.writes, interventions(&s)), (Some(Writes::Open), 2));
     assert!(rollback_ready(&s).is_some_and(|c| (c.0, c.1) == ("False", "FlagConfigMapImmutable")));
     // A new decision, after the fix, rolls back.
     s.flag("v2", None);
@@ -180,6 +199,79 @@ fn a_late_write_that_came_first_is_followed() {
     assert!(!d.status.window.as_ref().unwrap().unblocking);
     assert!(actions(&d).contains(&"restart shop uid-1.rollback".to_owned()), "{:?}", actions(&d));
     assert_eq!(ready(&d.status).0, "WindowOverdue");
+}
+
+#[test]
+fn a_mixed_state_that_cannot_settle_is_notified_of_at_once_and_once() {
+    // Room in a quota is asked before a switch: the rollout itself takes it.
+    let causes = OBSTACLES.iter().filter(|(reason, ..)| *reason != "QuotaExceeded");
+    for (reason, harm, text) in causes {
+        let inside: Given = || {
+            let mut s = switching();
+            s.submit("ann", DecisionKind::Abort).settle();
+            s
+        };
+        let after: Given = || {
+            let mut s = blocked_for_rollback();
+            s.acknowledge(BACK).settle();
+            s
+        };
+        for given in [inside, after] {
+            let mut s = given();
+            s.spec.notifications.channels = vec![channel("chat", Audience::Team)];
+            assert_eq!(s.status.step, Some(Step::SwitchBack));
+            if reason.starts_with("Flag") {
+                s.flag("v2", None);
+            }
+            harm(&mut s);
+            for wait in [0, 1, 5, 30] {
+                // What the operator orders is refused, or changes nothing.
+                s.wait(wait);
+                s.status = s.decide().status;
+                assert_eq!(s.status.writes, Some(Writes::Blocked), "{reason}");
+                assert_eq!(interventions(&s), 1, "{reason}: {:?}", s.status.notices);
+            }
+            assert!(s.status.notices.iter().any(|n| n.notice.message.contains(text)), "{reason}");
+            assert!(ready(&s.status).1.contains(text), "{reason}: {}", ready(&s.status).1);
+        }
+    }
+}
+
+#[test]
+fn a_rollout_that_makes_progress_alarms_no_one_until_it_takes_twice_as_long_as_expected() {
+    let mut s = blocked_for_rollback();
+    s.spec.notifications.channels = vec![channel("chat", Audience::Team)];
+    s.acknowledge(BACK).settle().rollout(false, 2);
+    s.observed.workloads[0].rollout = Some(crate::api::ExpectedRollout::new("shop", 2, 1, 10, 0));
+    let limit = 2 * i64::try_from(s.observed.workloads[0].rollout.as_ref().unwrap().seconds).unwrap();
+    for _ in 0..limit - 1 {
+        s.wait(1).reconcile();
+        assert_eq!((interventions(&s), s.status.problems.len()), (0, 0));
+    }
+    for _ in 0..3 {
+        s.wait(1).reconcile();
+        assert_eq!(interventions(&s), 1);
+    }
+    let notice = &s.status.notices.last().unwrap().notice.message;
+    assert!(
+        notice.contains("twice what was expected") && notice.contains("rollout status deployment/shop"),
+        "{notice}"
+    );
+}
+
+#[test]
+fn a_forward_switch_that_cannot_begin_is_notified_of_at_once() {
+    let mut s = migrated();
+    s.spec.notifications.channels = vec![channel("chat", Audience::Team)];
+    s.acknowledge(Task::Window);
+    make_immutable(&mut s);
+    for _ in 0..3 {
+        s.wait(1);
+        s.status = s.decide().status;
+    }
+    assert_eq!((s.status.phase, interventions(&s)), (Some(Phase::Executing), 1));
+    let notice = &s.status.notices.last().unwrap().notice.message;
+    assert!(notice.contains("blocked until the deadline") && notice.contains("shop is immutable"), "{notice}");
 }
 
 #[test]

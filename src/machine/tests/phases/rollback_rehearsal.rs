@@ -46,7 +46,7 @@ fn it_is_rehearsed_at_the_end_of_monitoring_and_each_day() {
     assert_eq!(s.status.step, Some(Step::DayCheck), "the observation goes on");
     let (status, reason, message) = rollback_ready(&s);
     assert_eq!((status.as_str(), reason.as_str()), ("True", "Switchable"));
-    assert!(!message.contains("rehearsed"), "{message}");
+    assert!(message.contains("; last rehearsed before the window, at "), "{message}");
     pass(&mut s);
     let (status, _, message) = rollback_ready(&s);
     assert_eq!(status, "True");
@@ -105,7 +105,10 @@ fn once_is_once_and_never_is_never() {
             pass(&mut s);
         }
         s.wait(5 * DAY).settle();
-        assert_eq!((attempts(&s), rollback_ready(&s).0.as_str()), (runs, "True"), "{mode}");
+        let (status, _, message) = rollback_ready(&s);
+        assert_eq!((attempts(&s), status.as_str()), (runs, "True"), "{mode}");
+        // How old it is can be read.
+        assert!(message.contains(if runs > 0 { "; rehearsed at " } else { "; last rehearsed before" }), "{message}");
     }
 }
 
@@ -123,7 +126,9 @@ fn a_rollback_that_would_fail_notifies_once_and_blocks_nothing() {
         "{message}"
     );
     assert_eq!(ready(&s.status).0, "Observing");
-    let notices = |s: &Scenario| s.status.notices.iter().filter(|n| n.notice.id.contains("rollback-rehearsal")).count();
+    let notices = |s: &Scenario| {
+        s.status.notices.iter().filter(|n| n.notice.id.contains("rollback-ready.RollbackRehearsalFailed")).count()
+    };
     let notified = notices(&s);
     // The next day it fails again: the same problem, reported already.
     s.wait(DAY).settle();

@@ -132,6 +132,17 @@ fn scheduled() -> Scenario {
     s
 }
 
+/// A channel for the team; the plan, and what was decided on it, stay what they are.
+fn with_team(s: &mut Scenario) -> &mut Scenario {
+    s.spec.notifications.channels.push(channel("chat", &[Audience::Team]));
+    let digest = crate::machine::plan_digest("uid-1", &s.spec, &s.status);
+    s.status.plan.as_mut().unwrap().digest.clone_from(&digest);
+    for decision in s.observed.decisions.iter_mut().filter(|decision| decision.digest.is_some()) {
+        decision.digest.clone_from(&digest);
+    }
+    s
+}
+
 fn agreed() -> Scenario {
     let mut s = scheduled();
     s.submit("ann", DecisionKind::Approve).submit("bob", DecisionKind::Approve).settle();
@@ -289,16 +300,31 @@ fn what_was_cancelled_is_not_announced_any_more() {
     assert_eq!(s.status.notices[0].state, crate::api::NoticeState::Undelivered);
 }
 
+/// What may pass by itself: the window waits for it.
+const OBSTACLES: [&str; 5] = ["WorkloadPaused", "ForeignPods", "WorkloadNotSettled", "QuotaExceeded", "WindowTooShort"];
+
 #[test]
 fn nothing_may_be_in_the_way_at_the_last_moment() {
     let violations = super::preparing::VIOLATIONS.iter().filter(|v| v.0 != "SqlMissing");
-    for (reason, harm, _) in violations {
+    for (reason, harm, message) in violations {
         let mut s = approved();
         let healthy = s.observed.clone();
         harm(s.state(Task::Window, WindowState::Ready));
         let d = s.reconcile();
-        assert!(events(&d).contains(&"WindowNotStarted"), "{reason}: {:?}", events(&d));
-        assert_eq!((d.status.phase, ready(&d.status).0.as_str()), (Some(Phase::AwaitingApproval), *reason));
+        let waits = OBSTACLES.contains(reason);
+        let taken_back = d.effects.iter().find_map(|effect| match effect {
+            Effect::Event(event) if event.reason == "WindowNotStarted" => Some(event.note.clone()),
+            _ => None,
+        });
+        // The gate's own message says why.
+        let says = |text: &str| text.contains(message.split("; next").next().unwrap());
+        assert_eq!(taken_back.is_none(), waits, "{reason}: {taken_back:?}");
+        assert!(waits || taken_back.as_deref().is_some_and(says), "{reason}: {taken_back:?}");
+        let (found, text) = ready(&d.status);
+        let phase = if waits { Phase::Executing } else { Phase::AwaitingApproval };
+        assert_eq!((d.status.phase, found.as_str()), (Some(phase), *reason));
+        assert!(says(&text), "{reason}: {text}");
+        assert!(d.status.problems.iter().any(|p| p.reason == *reason && p.reported), "{reason}");
         assert_eq!(d.status.writes, Some(crate::api::Writes::Open), "{reason}");
         assert!(actions(&d).iter().all(|a| !a.starts_with("order")), "{reason}: {:?}", actions(&d));
         // Fixed, it continues by itself: the approvals still count.
@@ -310,4 +336,66 @@ fn nothing_may_be_in_the_way_at_the_last_moment() {
         s.settle();
         assert_eq!(s.status.phase, Some(Phase::Executing), "{reason}");
     }
+}
+
+#[test]
+fn what_may_pass_by_itself_takes_no_announced_maintenance_back() {
+    let mut s = agreed();
+    s.deliver(&["status"], &[]).settle();
+    s.wait(3600).confirm_presence().settle();
+    assert_eq!(s.status.phase, Some(Phase::Executing));
+    with_team(&mut s).state(Task::Window, WindowState::Ready);
+    let (starts_at, approved_by) = (s.status.schedule.as_ref().unwrap().starts_at, s.status.approved_by.clone());
+    let sent = |s: &Scenario, occasion| s.status.notices.iter().filter(|n| n.notice.occasion == occasion).count();
+    for (number, harm) in [
+        |s: &mut Scenario| s.observed.workloads[0].unsettled = Some("of 3 wanted replicas 2 are updated".into()),
+        |s: &mut Scenario| s.observed.workloads[0].paused = true,
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let healthy = s.observed.workloads.clone();
+        for wait in [0, 1, 30] {
+            harm(&mut s);
+            s.wait(wait).reconcile();
+            assert_eq!(s.status.phase, Some(Phase::Executing));
+            assert_eq!(sent(&s, Occasion::MaintenanceCancelled), 0);
+            assert_eq!(sent(&s, Occasion::ManualInterventionRequired), number + 1, "once for each cause");
+        }
+        s.observed.workloads = healthy;
+        if number == 0 {
+            // Gone for a moment, and back: the same cause.
+            s.status.problems.clear();
+        }
+    }
+    let d = s.reconcile();
+    assert_eq!(actions(&d).iter().filter(|a| a.starts_with("order")).count(), 1, "{:?}", actions(&d));
+    let schedule = d.status.schedule.as_ref().unwrap();
+    assert_eq!((schedule.starts_at, d.status.approved_by.clone()), (starts_at, approved_by));
+}
+
+#[test]
+fn a_gate_that_closes_while_approvals_are_awaited_is_reported_and_the_rest_goes_on() {
+    let mut s = scheduled();
+    with_team(&mut s);
+    s.observed.workloads[0].foreign_pods = vec!["debug".into()];
+    let d = s.reconcile();
+    assert_eq!(ready(&d.status).0, "ForeignPods");
+    assert_eq!(events(&d).iter().filter(|reason| **reason == "ForeignPods").count(), 1);
+    assert!(d.status.problems.iter().any(|p| p.reason == "ForeignPods" && p.reported));
+    assert!(!events(&s.wait(1).reconcile()).contains(&"ForeignPods"), "reported once");
+    assert!(s.status.notices.iter().any(|n| n.notice.occasion == Occasion::ApprovalDue), "approvals are asked for");
+    let mut rejected = awaiting();
+    rejected.observed.workloads[0].foreign_pods = vec!["debug".into()];
+    rejected.submit("ann", DecisionKind::Reject).settle();
+    assert_eq!(ready(&rejected.status).0, "Rejected");
+    // Approved, nothing is announced while it is in the way, and nothing starts.
+    s.submit("ann", DecisionKind::Approve).submit("bob", DecisionKind::Approve).settle();
+    assert_eq!((s.status.phase, s.status.step), (Some(Phase::AwaitingApproval), Some(Step::Schedule)));
+    let announced = |s: &Scenario| s.status.notices.iter().any(|n| n.notice.occasion == Occasion::MaintenanceStarts);
+    assert!(!announced(&s));
+    s.observed.workloads[0].foreign_pods.clear();
+    s.now = s.status.schedule.as_ref().unwrap().starts_at.unwrap() - seconds(60);
+    s.settle();
+    assert!(announced(&s));
 }

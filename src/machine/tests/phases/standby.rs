@@ -105,6 +105,27 @@ fn what_a_window_could_not_show_is_an_event_once() {
 }
 
 #[test]
+fn each_obstacle_that_a_window_waits_for_is_notified_of_once() {
+    let mut s = approved();
+    s.spec.notifications.channels = vec![channel("chat", Audience::Team)];
+    let digest = crate::machine::plan_digest("uid-1", &s.spec, &s.status);
+    s.status.plan.as_mut().unwrap().digest.clone_from(&digest);
+    for decision in &mut s.observed.decisions {
+        decision.digest.clone_from(&digest);
+    }
+    s.wait(1).state(WINDOW, WindowState::Ready);
+    let mut reasons = std::collections::BTreeSet::new();
+    for (kind, reason, _) in OBSTACLES {
+        find(&mut s, WINDOW, vec![obstacle(*kind)]);
+        for _ in 0..3 {
+            s.wait(1).reconcile();
+        }
+        reasons.insert(*reason);
+        assert_eq!((ready(&s.status).0.as_str(), interventions(&s)), (*reason, reasons.len()), "{kind}");
+    }
+}
+
+#[test]
 fn several_obstacles_are_named_in_one_message() {
     let mut s = approved();
     s.wait(1).state(WINDOW, WindowState::Ready);

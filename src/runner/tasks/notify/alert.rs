@@ -20,7 +20,10 @@ use tracing::Instrument;
 
 use super::send_all;
 use crate::{
-    api::{DeliveryState, MigrationRunSpec, Notice, Occasion, Phase, Task, WindowCommand, WindowOrder, WindowProgress},
+    api::{
+        DeliveryState, MigrationRunSpec, Notice, Occasion, Phase, Reason, Task, WindowCommand, WindowOrder,
+        WindowProgress,
+    },
     runner::{Failure, context::TaskContext, settings::Settings},
     telemetry,
 };
@@ -126,13 +129,17 @@ impl Alert {
         let MigrationRunSpec { migration, migration_uid, task, attempt, .. } = &*self.spec;
         let namespace = &self.namespace;
         let why = note.map_or_else(String::new, |failure| format!(": {}", failure.message));
+        let writes = match note.map(|failure| failure.reason) {
+            Some(Reason::WritesStillBlocked) => "the write block is off, and writes to the credits are refused",
+            _ => "writes to the credits are still blocked",
+        };
         let switch = if progress.switch_acknowledged { "had started" } else { "had not started" };
         Notice {
             id: format!("{migration_uid}-{task}-{attempt}-stuck"),
             occasion: Occasion::ManualInterventionRequired,
             at: telemetry::now(),
             message: format!(
-                "writes to the credits are still blocked{why}. The switch of the application {switch}, and the \
+                "{writes}{why}. The switch of the application {switch}, and the \
                     controller has sent no order since; next: kubectl creditmigration -n {namespace} rollback \
                     {migration} --confirm --reason WHY; if the API server does not answer: docs/emergency.md, \"API \
                     server down\""

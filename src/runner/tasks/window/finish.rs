@@ -223,6 +223,7 @@ impl<C: Channel> WindowTask<'_, C> {
             Ok(evidence) => tracing::info!(evidence, "writes are unblocked"),
             Err(refused) if refused.reason == Reason::WritesStillBlocked => {
                 self.progress.state = WindowState::Blocked;
+                self.progress.unblocked_at = None;
                 return self.end_stuck(Some(refused));
             }
             Err(not_shown) => self.note_not_shown(Proof::WritesUnblocked, not_shown),
