@@ -82,15 +82,20 @@ impl Cluster {
     /// With `standby` a server that waits for a primary, and can be read; with the port of a server a standby that
     /// streams from it.
     pub fn start_as(kind: &str) -> Self {
-        Self::start_with(kind, "")
+        Self::start_with(kind, "", "")
+    }
+
+    /// A server whose messages are in a language, such as `de`; in English if it is empty.
+    pub fn speaking(language: &str) -> Self {
+        Self::start_with("", if language.is_empty() { "" } else { "-c lc_messages=C.UTF-8" }, language)
     }
 
     /// A server with logical replication.
     pub fn with_logical_wal() -> Self {
-        Self::start_with("", "-c wal_level=logical")
+        Self::start_with("", "-c wal_level=logical", "")
     }
 
-    fn start_with(kind: &str, settings: &str) -> Self {
+    fn start_with(kind: &str, settings: &str, language: &str) -> Self {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let bin = newest_bin().to_str().filter(|bin| !bin.is_empty()).map(|bin| format!("{bin}/")).unwrap_or_default();
         let root = Command::new("id").arg("-u").output().unwrap().stdout == b"0\n";
@@ -101,6 +106,7 @@ impl Cluster {
         }
         let mut child = command
             .args(["-c", START, "sh", &bin, &port.to_string(), kind, settings])
+            .env("LANGUAGE", language)
             .current_dir("/tmp")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

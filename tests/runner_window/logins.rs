@@ -198,7 +198,7 @@ const HOSTILE: &str = "GRANT CREATE ON SCHEMA public TO analyst; SET ROLE analys
     RESET ROLE";
 
 #[tokio::test]
-async fn what_somebody_else_puts_into_public_is_not_called() {
+async fn what_another_role_puts_into_public_is_not_called() {
     let (database, desk) = (Database::new().await, Desk::new());
     let root = database.session("postgres").await;
     root.batch_execute(HOSTILE).await.unwrap();

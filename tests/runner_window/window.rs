@@ -3,14 +3,10 @@
 use std::sync::Arc;
 
 use credit_migration::{
-    api::{Direction, Reason, UNEXPLAINED_BALANCES, WindowCommand as Order, WindowState as State},
+    api::{Direction, Reason, WindowCommand as Order, WindowState as State},
     runner::{
-        Failure,
-        database::control::{ControlSpec, Sql},
-        tasks::{
-            cleanup::cleanup,
-            window::{ChannelError, WindowOutcome, WindowPlan},
-        },
+        database::control::Sql,
+        tasks::window::{ChannelError, WindowOutcome, WindowPlan},
     },
 };
 
@@ -33,9 +29,6 @@ pub fn pausing() -> Sql {
     pausing.statements.insert(0, wait);
     pausing
 }
-
-/// Those that [`sample_up`] drops.
-const SAMPLE_TABLES: &str = "CREATE TABLE credit_purchases (id int); CREATE TABLE credit_packages (id int)";
 
 /// The SQL waits.
 pub const SLEEPS: &str = "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database()
@@ -525,52 +518,6 @@ async fn rollback_before_the_sql_unblocks_writes() {
     );
     assert_eq!(ledger(&database).await, "");
     writable(&database, false).await;
-}
-
-#[tokio::test]
-async fn writes_stay_blocked_while_balances_are_unexplained() {
-    let (database, desk) = (Database::new().await, Desk::new());
-    database.prepared(&spec()).await;
-    // A copy that loses a user without change tracking: only the full comparison can find it.
-    let lossy = sql(&[
-        "DROP TABLE credit_purchases; DROP TABLE credit_packages",
-        "ALTER TABLE user_credits RENAME TO old",
-        "CREATE TABLE user_credits AS SELECT * FROM old WHERE user_id <> 9",
-    ]);
-    let down = sql(&[
-        "DROP TABLE user_credits; ALTER TABLE old RENAME TO user_credits",
-        "CREATE FUNCTION verify_rollback() RETURNS boolean LANGUAGE sql AS 'SELECT true'",
-    ]);
-    let task = desk.start(&database, &plan(Direction::Forward, lossy, down));
-    desk.order(Order::BlockWrites);
-    desk.until("comparison", |progress, _| progress.comparison.as_ref().is_some_and(|c| c.unexplained == 1)).await;
-    // Who it is can be read while writes are blocked, by the owner alone.
-    let listed =
-        "SELECT string_agg(concat_ws(' ', migration_uid, user_id, expected, coalesce(found::text, 'none')), ',')
-        FROM credit_migration.unexplained_balances";
-    assert_eq!(database.value(listed).await, "uid-1 9 1009 none");
-    let app = database.session("app").await;
-    assert_eq!(state_of(&app, UNEXPLAINED_BALANCES).await, "42501");
-    desk.order(Order::Switch);
-    desk.until("acknowledgement", |progress, _| progress.switch_acknowledged).await;
-    desk.order(Order::UnblockWrites);
-    let says =
-        |note: &Failure| note.message.contains("1 of 200 balances") && note.message.contains(UNEXPLAINED_BALANCES);
-    desk.until("refusal", |_, note| note.is_some_and(|note| note.reason == Reason::BalancesUnexplained && says(note)))
-        .await;
-    assert_eq!(database.value("SELECT blocked FROM credit_migration.write_block").await, "true");
-    desk.order(Order::Rollback);
-    assert_eq!(end(task).await.progress.state, State::RolledBack);
-    // Nor does the end of the migration take it away; the next backup does.
-    let mut client = database.target().connect("test").await.unwrap();
-    cleanup(&mut client, &spec()).await.unwrap();
-    assert_eq!(database.value(listed).await, "uid-1 9 1009 none");
-    let next = ControlSpec { uid: "uid-2".to_owned(), ..spec() };
-    database.session("migrator").await.batch_execute(SAMPLE_TABLES).await.unwrap();
-    database.prepared(&next).await;
-    assert_eq!(database.value(listed).await, "");
-    cleanup(&mut client, &next).await.unwrap();
-    assert_eq!(database.value("SELECT to_regclass('credit_migration.unexplained_balances')").await, "");
 }
 
 #[tokio::test]

@@ -85,7 +85,7 @@ pub(super) fn is_obstructed(observed: &Observed, status: &CreditMigrationStatus)
     let mounted = matches!(&observed.down, ObservedSql::Present(down) if Some(down.as_str()) == approved);
     !matches!(observed.flag, ObservedFlag::Value { immutable: false, .. })
         || observed.workloads.iter().any(|w| !w.exists || w.paused || !w.foreign_pods.is_empty())
-        || !observed.quota_shortages.is_empty()
+        || observed.quota_shortages.as_ref().map_or(true, |short| !short.is_empty())
         || !(stored || mounted)
         || standby.any(|w| w.state == WindowState::Ready && !w.obstacles.is_empty())
 }

@@ -49,7 +49,8 @@ impl SqlQuerySource {
         single(&check.query)?;
         let client = self.0.client().await?;
         let start = format!(
-            "BEGIN READ ONLY; {USE_OWN_SEARCH_PATH_SQL}; SET LOCAL statement_timeout = {}; SET LOCAL lock_timeout = 1000",
+            "BEGIN READ ONLY; {USE_OWN_SEARCH_PATH_SQL}; SET LOCAL statement_timeout = {}; \
+             SET LOCAL lock_timeout = 1000",
             limit.as_millis()
         );
         client.batch_execute(&start).await?;

@@ -7,9 +7,8 @@
 //! - Every session starts with `default_transaction_read_only=off`: with the database's default switched to read-only
 //!   for the window, a session without it could neither migrate nor switch the default back.
 //! - Every session sets all time-outs that its server knows: those of role and database have no effect.
-//! - Every session finds what is named without a schema in `pg_catalog` alone: on a server where everybody may create
-//!   objects in `public`, an operator or function there would run with the rights of the migration role. SQL and names
-//!   of a spec have the `search_path` of role and database, for as long as they run.
+//! - Every session finds names without a schema in `pg_catalog` alone: no operator or function that others have
+//!   put into `public` runs with its rights. SQL and names of a spec have the `search_path` of role and database.
 //! - A session of this program is one with a primary server. Advisory locks work on a standby, too.
 //! - The password is never printed: not by `Debug`, not in a message, not as an argument of a child process.
 
@@ -62,15 +61,13 @@ const PIN_TIMEOUTS_SQL: &str = "SELECT pg_catalog.set_config(name, '0', false) F
       AND name NOT IN ('statement_timeout', 'lock_timeout', 'tcp_user_timeout', 'wal_sender_timeout')";
 /// What others have put into `public` or into a temporary schema is not called.
 pub(super) const PIN_SEARCH_PATH_SQL: &str = "SET search_path = pg_catalog, pg_temp";
-/// Until the end of the transaction, or [`PIN_SEARCH_PATH_SQL`]: what SQL of a spec finds, and triggers of the owner
-/// that it sets off.
+/// For SQL of a spec and the triggers that it sets off, until the transaction ends or [`PIN_SEARCH_PATH_SQL`] is run.
 pub(crate) const USE_OWN_SEARCH_PATH_SQL: &str = "SET LOCAL search_path TO DEFAULT";
 /// A commit that is reported is on disk, and on the standbys that the server waits for, whatever role or SQL set.
 pub(super) const PIN_COMMIT_SQL: &str = "SELECT pg_catalog.set_config('synchronous_commit',
     CASE reset_val WHEN 'remote_apply' THEN reset_val ELSE 'on' END, false)
     FROM pg_catalog.pg_settings WHERE name = 'synchronous_commit'";
-/// During a statement a server checks whether its client is alive only if it is configured to: from version 14 on, and
-/// not on every platform. No start-up option, as above.
+/// From version 14 on, and not on every platform, a server can check for its client during a statement. As above.
 const CHECK_CLIENT_SQL: &str = "SELECT pg_catalog.set_config(name, '1000', false) FROM pg_catalog.pg_settings
     WHERE name = 'client_connection_check_interval'";
 
@@ -102,8 +99,7 @@ impl Purpose {
 
 /// Sets what cannot be a start-up option. To be called again after `RESET ALL`.
 ///
-/// A server that notices in the middle of a statement that its client is gone releases the locks that the next pod
-/// needs. One that cannot stays as it is.
+/// A server that notices during a statement that its client is gone releases the locks that the next pod needs.
 ///
 /// # Errors
 /// Database errors.
@@ -247,9 +243,7 @@ impl Target {
         env
     }
 
-    /// Opens one connection named `credit-migration/<step>`, with `default_transaction_read_only=off` as start-up
-    /// option.
-    ///
+    /// Opens one connection named `credit-migration/<step>`. Its settings: see the head of this file.
     /// The connection is driven by a task of its own and ends when the returned client is dropped.
     ///
     /// # Errors
@@ -258,8 +252,7 @@ impl Target {
         self.primary(step, Purpose::Step).await.map_err(|error| error.failure)
     }
 
-    /// The same, for control statements, which are short: each has a limit, so that none waits without end while writes
-    /// are blocked.
+    /// The same for control statements: each has a limit, so that none waits without end while writes are blocked.
     ///
     /// # Errors
     /// As [`Target::connect`]; it says whether the server has no connection left.

@@ -20,7 +20,16 @@ fn message(error: &DbError) -> String {
         return "a function or trigger raised an exception, whose text may hold personal data: see the server's log"
             .to_owned();
     }
-    if raised { error.message().to_owned() } else { safe(error.code().code(), error.message(), routine) }
+    match error.code().code() {
+        _ if raised => error.message().to_owned(),
+        // The parser says where; what fails at run time is a value, such as a tsquery.
+        "42601" if error.position().is_none() => reported_by("syntax error", routine),
+        code => safe(code, error.message(), routine),
+    }
+}
+
+fn reported_by(what: &str, routine: Option<&str>) -> String {
+    format!("{what}, reported by {}", routine.unwrap_or("the server"))
 }
 
 /// Whether the exception comes from a `DO` block itself, which is part of the SQL, or from the control schema. The
@@ -46,7 +55,7 @@ fn safe(code: &str, message: &str, routine: Option<&str>) -> String {
         "22021" | "22P05" => "a character is not in the encoding",
         "22023" => "the value of a parameter is invalid",
         "22P02" | "22P03" => "a value does not fit its type",
-        _ => return format!("data exception, reported by {}", routine.unwrap_or("the server")),
+        _ => return reported_by("data exception", routine),
     };
     condition.to_owned()
 }

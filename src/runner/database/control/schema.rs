@@ -31,7 +31,7 @@ CREATE TABLE IF NOT EXISTS credit_migration.changed_users (id bigint GENERATED A
 text UNIQUE);
 CREATE TABLE IF NOT EXISTS credit_migration.baseline (
     migration_uid text, user_id text, balance numeric, PRIMARY KEY (migration_uid, user_id));
--- Users whose balance was not that of the baseline when the window last compared them; at most 10,000. NULL: no balance.
+-- Users whose balance was not that of the baseline when the window last compared it; at most 10,000. NULL: none.
 CREATE TABLE IF NOT EXISTS credit_migration.unexplained_balances (
     migration_uid text, user_id text, expected numeric, found numeric, compared_at timestamptz NOT NULL,
     PRIMARY KEY (migration_uid, user_id));

@@ -1,4 +1,4 @@
-//! Verification that writes are blocked, or that they are not: a write of no row, as a role of the application, is tried.
+//! Verification that writes are blocked, or unblocked: a write of no row, as a role of the application, is tried.
 
 use std::time::{Duration, Instant};
 

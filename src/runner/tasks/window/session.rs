@@ -61,7 +61,7 @@ pub(super) struct WindowTask<'a, C> {
     pub(super) writes_may_be_blocked: bool,
     /// It was reported that writes stay blocked because of unexplained balances.
     pub(super) unexplained_reported: bool,
-    /// Balances have to be compared anew.
+    /// Balances have to be compared again.
     pub(super) comparison_discarded: bool,
     /// The database does not have the progress yet.
     pub(super) unsaved: bool,
