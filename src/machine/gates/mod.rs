@@ -15,6 +15,7 @@ mod window;
 mod workloads;
 
 pub(super) use flag::cannot_be_changed as flag_cannot_be_changed;
+pub(super) use workloads::refused_restart;
 
 use super::{
     Transition,
@@ -67,6 +68,12 @@ const ROLLBACK_GATES: &[Question] = &[
     // The pods of the rollout can be created.
     quota::check,
 ];
+
+/// What shows who refuses a write.
+fn refusal_command(transition: &Transition<'_>) -> String {
+    transition.observed.kubectl("get validatingadmissionpolicies,validatingwebhookconfigurations")
+        + "; change what refuses it, or give the operator the right"
+}
 
 impl Transition<'_> {
     /// The first gate that is not passed.

@@ -374,6 +374,12 @@ pub(super) const VIOLATIONS: &[(&str, When, &str)] = &[
          next: kubectl -n shop rollout resume deployment/shop",
     ),
     (
+        "WorkloadWriteRefused",
+        |s| s.observed.workloads[0].write = DryRun::Refused("policy freeze denied the request".into()),
+        "Deployment shop cannot be restarted, the API server refuses the write: policy freeze denied the request; \
+         next: kubectl -n shop get validatingadmissionpolicies,validatingwebhookconfigurations",
+    ),
+    (
         "WorkloadNotSettled",
         |s| s.observed.workloads[0].unsettled = Some("of 2 wanted replicas 2 are updated and 1 are available".into()),
         "Deployment shop is not settled: of 2 wanted replicas 2 are updated and 1 are available; \
