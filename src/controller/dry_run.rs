@@ -76,7 +76,7 @@ where
             DryRun::Untried
         }
     };
-    // What is refused is tried again: it may be accepted now.
+    // What is refused is asked for each time: it may be accepted now.
     let kept = matches!(answer, DryRun::Accepted | DryRun::Unsupported(_));
     ctx.dry_runs.change(&namespace, &of, |known| match kept {
         true => drop(known.insert(target, Answer { trial, at: Instant::now(), answer: answer.clone() })),

@@ -26,8 +26,8 @@ pub(super) fn template_sha256(d: &Deployment) -> Option<String> {
     Some(sha256(text.as_bytes()))
 }
 
-/// The patch that writes the marker of a switch: to the Deployment itself, if given, and to its pod template, from which
-/// `None` removes it.
+/// The patch that writes the marker of a switch: to the Deployment itself, if given, and to its pod template, from
+/// which `None` removes it.
 pub(super) fn marker_patch(own: Option<&str>, template: Option<&str>, resource_version: Option<String>) -> Value {
     let own = own.map_or_else(|| json!({}), |marker| json!({RESTARTED_FOR: marker}));
     json!({

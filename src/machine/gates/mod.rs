@@ -1,8 +1,8 @@
 //! Gates: what must hold in the cluster and in the database before anything is changed, and before a rollback blocks
 //! writes. Each is a function that asks and never acts.
 //!
-//! Called by the phases before a window and by `effects`; `conditions` reports how the SQL differs, and what a rollback
-//! lacks. Imports `shared`, `api` and `machine`.
+//! Called by the phases before a window, by `window` and by `effects`; `conditions` reports how the SQL differs, and
+//! what a rollback lacks. Imports `shared`, `api` and `machine`.
 
 mod clock;
 mod database;

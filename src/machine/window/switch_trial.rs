@@ -71,8 +71,8 @@ pub fn switch_trial(spec: &CreditMigrationSpec, status: &CreditMigrationStatus, 
 }
 
 impl Transition<'_> {
-    /// Why the order `Switch` is not given: flag or workloads would not be changed. Until it is acknowledged the runner restores
-    /// the state before the window by itself.
+    /// Why the order `Switch` is not given: flag or workloads would not be changed. Until it is acknowledged the runner
+    /// restores the state before the window by itself.
     pub(crate) fn switch_refusal(&self, direction: Direction) -> Option<Violation> {
         if self.is_switched() || self.is_flag_set(direction) {
             return None;

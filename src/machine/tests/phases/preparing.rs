@@ -346,8 +346,8 @@ pub(super) const VIOLATIONS: &[(&str, When, &str)] = &[
     (
         "FlagWriteRefused",
         |s| s.observed.flag_write = DryRun::Refused("policy freeze denied the request".into()),
-        "ConfigMap shop cannot be changed, the API server refuses the write that switches the flag: policy freeze denied \
-         the request; next: kubectl -n shop get validatingadmissionpolicies,validatingwebhookconfigurations",
+        "ConfigMap shop cannot be changed, the API server refuses the write that switches the flag: policy freeze \
+         denied the request; next: kubectl -n shop get validatingadmissionpolicies,validatingwebhookconfigurations",
     ),
     ("FlagNotAtFrom", |s| s.flag("v2", None), "key VERSION of ConfigMap shop is \"v2\", expected \"v1\""),
     (
