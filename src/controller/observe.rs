@@ -44,7 +44,7 @@ pub(super) async fn observe(ctx: &Context, migration: &CreditMigration) -> Resul
     let reader = Reader { client: &ctx.client, namespace: &namespace };
     let sql = &migration.spec.migration;
     let deleting = migration.metadata.deletion_timestamp.is_some();
-    let (runs, check_jobs, mut decisions, policy, flag, up, down, workloads, quotas, namespace_deleting) = futures::try_join!(
+    let read = futures::try_join!(
         reader.runs(&uid),
         reader.check_jobs(&uid),
         reader.decisions(&name, &uid),
@@ -55,7 +55,8 @@ pub(super) async fn observe(ctx: &Context, migration: &CreditMigration) -> Resul
         reader.workloads(ctx, migration),
         reader.quotas(),
         async { if deleting { reader.namespace_deleting().await } else { Ok(false) } },
-    )?;
+    );
+    let (runs, check_jobs, mut decisions, policy, flag, up, down, workloads, quotas, namespace_deleting) = read?;
     // The workloads that are restarted are restarted together.
     let mut surge = Needs::new();
     let restarted = &migration.spec.application.workloads;
