@@ -39,8 +39,8 @@ ready_reasons! {
     FlagConfigMapImmutable,
     /// The API server refuses the write that switches the flag.
     FlagWriteRefused,
-    /// Whether the flag can be switched back is not known: a dry run of the write is not supported.
-    FlagWriteUnknown,
+    /// Whether the application can be switched back is not known: a webhook supports no dry run.
+    DryRunUnsupported,
     /// The flag is not at `from`.
     FlagNotAtFrom,
     /// The key that confirms that the release can be rolled back is missing or not `"true"`.
@@ -53,6 +53,8 @@ ready_reasons! {
     WorkloadDoesNotReadFlag,
     /// A workload is paused: a restart replaces no pod.
     WorkloadPaused,
+    /// The API server refuses the restart of a workload.
+    WorkloadWriteRefused,
     /// A workload's rollout is under way or has stopped, or replicas are not available.
     WorkloadNotSettled,
     /// Pods that are not a workload's own match its selector.

@@ -30,11 +30,10 @@ use super::{
     failures::Failed,
     flag::{flag_of, flag_patch},
     post_params,
+    template::marker_patch,
 };
 use crate::{
-    api::{
-        CreditMigration, FINALIZER, MigrationRun, RESTARTED_FOR, Step, Task, WindowCommand, WindowOrder, WorkloadRef,
-    },
+    api::{CreditMigration, FINALIZER, MigrationRun, Step, Task, WindowCommand, WindowOrder, WorkloadRef},
     machine::{Effect, Event, FenceTarget, ObservedFlag, StartRun},
 };
 
@@ -261,8 +260,7 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Writes the marker of a switch: to the workload itself, if given, and to its pod template, from which `None`
-    /// removes it.
+    /// Writes the marker of a switch, see [`marker_patch`].
     async fn mark(
         &self,
         workload: &WorkloadRef,
@@ -270,11 +268,7 @@ impl Writer<'_> {
         template: Option<&str>,
         fenced: Fenced,
     ) -> Result<(), Error> {
-        let own = own.map_or_else(|| json!({}), |marker| json!({RESTARTED_FOR: marker}));
-        let patch = json!({
-            "metadata": {"resourceVersion": fenced.resource_version, "annotations": own},
-            "spec": {"template": {"metadata": {"annotations": {RESTARTED_FOR: template}}}},
-        });
+        let patch = marker_patch(own, template, fenced.resource_version);
         ignore_conflict(self.merge::<Deployment>(&workload.name, &patch).await)
     }
 

@@ -6,7 +6,8 @@ use kube::{Client, Config, client::ClientBuilder};
 
 use super::{Error, metrics::Metrics};
 
-/// A client whose requests are timed and time out, and whose answers show the server's clock: without a read time-out the operator would hang with the API server.
+/// A client whose requests are timed and time out, and whose answers show the server's clock. Without a read time-out
+/// the operator would hang with the API server.
 ///
 /// # Errors
 /// `Config` without a cluster's configuration, `Kube` when it cannot be used.

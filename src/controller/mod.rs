@@ -9,6 +9,7 @@ pub mod build;
 mod admission;
 mod apply;
 mod client;
+mod dry_run;
 mod error;
 mod events;
 mod failures;
@@ -57,8 +58,8 @@ pub(crate) struct Context {
     options: ControllerOptions,
     events: events::Events,
     failures: failures::Failures,
-    /// What the API server answered last to the flag's next write.
-    flag_answers: per_migration::PerMigration<Option<flag::Answer>>,
+    /// What the API server answered last to the writes of the next switch.
+    dry_runs: per_migration::PerMigration<dry_run::Answers>,
     lease: leader::LeaseGuard,
     metrics: Arc<metrics::Metrics>,
 }
@@ -69,7 +70,7 @@ impl Context {
     fn forget(&self, namespace: &str, name: &str) {
         self.metrics.forget(namespace, name);
         self.failures.forget(namespace, name);
-        self.flag_answers.forget(namespace, name);
+        self.dry_runs.forget(namespace, name);
     }
 }
 
@@ -99,7 +100,7 @@ pub async fn run(options: ControllerOptions) -> Result<(), Error> {
     let ctx = Arc::new(Context {
         events: events::Events::new(client.clone(), reporter),
         failures: failures::Failures::default(),
-        flag_answers: per_migration::PerMigration::default(),
+        dry_runs: per_migration::PerMigration::default(),
         client: client.clone(),
         options,
         lease: elector.lease(),

@@ -18,9 +18,11 @@ use kube::{
 use tracing::warn;
 
 use super::{
-    Context, Error, admission, flag,
+    Context, Error, admission,
+    dry_run::try_patch,
+    flag,
     quota::{self, Needs},
-    template::template_sha256,
+    template::{marker_patch, template_sha256},
     workload_pods::{UNKNOWN_POD, WorkloadPods, count_pods, rollout_failure},
 };
 use crate::{
@@ -29,8 +31,8 @@ use crate::{
         SQL_AUTHOR, SQL_LABEL, Time, UID_LABEL, WorkloadKind, WorkloadRef, sha256,
     },
     machine::{
-        CheckJob, DEADLINE, Job as JobState, JobPod, Observed, ObservedDecision, ObservedRun, ObservedSql, PodReason,
-        SqlAuthor, Workload,
+        CheckJob, DEADLINE, DryRun, Job as JobState, JobPod, Observed, ObservedDecision, ObservedRun, ObservedSql,
+        PodReason, SqlAuthor, Workload,
     },
     shared::deployment,
 };
@@ -42,7 +44,7 @@ pub(super) async fn observe(ctx: &Context, migration: &CreditMigration) -> Resul
     let reader = Reader { client: &ctx.client, namespace: &namespace };
     let sql = &migration.spec.migration;
     let deleting = migration.metadata.deletion_timestamp.is_some();
-    let (runs, check_jobs, mut decisions, policy, flag, up, down, workloads, quotas, namespace_deleting) = futures::try_join!(
+    let read = futures::try_join!(
         reader.runs(&uid),
         reader.check_jobs(&uid),
         reader.decisions(&name, &uid),
@@ -50,10 +52,11 @@ pub(super) async fn observe(ctx: &Context, migration: &CreditMigration) -> Resul
         flag::observe(ctx, migration),
         reader.sql(&sql.up.config_map_key_ref),
         reader.sql(&sql.down.config_map_key_ref),
-        reader.workloads(migration),
+        reader.workloads(ctx, migration),
         reader.quotas(),
         async { if deleting { reader.namespace_deleting().await } else { Ok(false) } },
-    )?;
+    );
+    let (runs, check_jobs, mut decisions, policy, flag, up, down, workloads, quotas, namespace_deleting) = read?;
     // The workloads that are restarted are restarted together.
     let mut surge = Needs::new();
     let restarted = &migration.spec.application.workloads;
@@ -227,7 +230,7 @@ impl Reader<'_> {
     }
 
     /// The workloads, each with what the first pod of its restart needs of quotas.
-    async fn workloads(&self, migration: &CreditMigration) -> Result<Vec<(Workload, Needs)>, Error> {
+    async fn workloads(&self, ctx: &Context, migration: &CreditMigration) -> Result<Vec<(Workload, Needs)>, Error> {
         let mut wanted = migration.spec.application.workloads.clone();
         let checked = migration
             .spec
@@ -242,17 +245,34 @@ impl Reader<'_> {
             }
         }
         let key = &migration.spec.application.flag.config_map_key_ref;
-        futures::future::try_join_all(wanted.into_iter().map(|w| self.workload(w, key))).await
+        futures::future::try_join_all(wanted.into_iter().map(|w| self.workload(ctx, migration, w, key))).await
     }
 
-    async fn workload(&self, reference: WorkloadRef, key: &KeyRef) -> Result<(Workload, Needs), Error> {
+    async fn workload(
+        &self,
+        ctx: &Context,
+        migration: &CreditMigration,
+        reference: WorkloadRef,
+        key: &KeyRef,
+    ) -> Result<(Workload, Needs), Error> {
         let WorkloadKind::Deployment = reference.kind;
         let Some(deployment) = self.api::<Deployment>().get_opt(&reference.name).await? else {
             return Ok((Workload::missing(reference), Needs::new()));
         };
         let restarted_for = restarted_for(&deployment);
         let pods = self.pods(&deployment, restarted_for.as_deref()).await?;
+        let write = match migration.spec.application.workloads.contains(&reference) {
+            true => {
+                try_patch::<Deployment>(ctx, migration, &reference.name, |trial| {
+                    marker_patch(None, Some(&trial.marker), deployment.resource_version())
+                })
+                .await
+            }
+            // Only checks name it: it is not restarted.
+            false => DryRun::Untried,
+        };
         let workload = Workload {
+            write,
             reads_flag: deployment::reads_flag(&deployment, &key.name, &key.key),
             paused: deployment::paused(&deployment),
             unsettled: deployment::unsettled(&deployment),

@@ -2,7 +2,8 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    ops::DerefMut,
+    sync::{Mutex, PoisonError},
 };
 
 type Values<T> = HashMap<(String, String), T>;
@@ -17,16 +18,16 @@ impl<T> Default for PerMigration<T> {
 }
 
 impl<T: Default> PerMigration<T> {
-    fn lock(&self) -> MutexGuard<'_, Values<T>> {
+    fn lock(&self) -> impl DerefMut<Target = Values<T>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads or changes the value of one migration, which begins as the default.
+    /// Reads or changes the value of one migration, which starts as the default.
     pub(super) fn change<R>(&self, namespace: &str, name: &str, change: impl FnOnce(&mut T) -> R) -> R {
         change(self.lock().entry((namespace.to_owned(), name.to_owned())).or_default())
     }
 
-    /// Forgets a migration: a successor of the same name begins anew.
+    /// Forgets a migration: a successor of the same name has a value of its own.
     pub(super) fn forget(&self, namespace: &str, name: &str) {
         self.lock().remove(&(namespace.to_owned(), name.to_owned()));
     }

@@ -1,5 +1,5 @@
-//! The API server's clock against the controller's own, from the header `Date` of its answers: the deadline of a window is
-//! made with the controller's clock, and kept by the runner's.
+//! The API server's clock against the controller's own, from the header `Date` of its answers: the deadline of a window
+//! is made with the controller's clock, and kept by the runner's.
 //!
 //! An answer shows the difference only within a second and the time that it took. Those of up to two periods are
 //! combined: requests are sent at any fraction of a second, so a few of them show it within some milliseconds.

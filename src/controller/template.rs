@@ -1,6 +1,8 @@
-//! The digest of a Deployment's pod template: what runs, as far as the template says it. Pure.
+//! A Deployment's pod template: its digest, which is what runs, as far as the template says it, and the patch that
+//! restarts it. Pure.
 
 use k8s_openapi::api::apps::v1::Deployment;
+use serde_json::{Value, json};
 
 use crate::api::{RESTARTED_FOR, sha256};
 
@@ -22,6 +24,16 @@ pub(super) fn template_sha256(d: &Deployment) -> Option<String> {
     }
     let text = serde_json::to_value(&template).ok()?.to_string();
     Some(sha256(text.as_bytes()))
+}
+
+/// The patch that writes the marker of a switch: to the Deployment itself, if given, and to its pod template, from
+/// which `None` removes it.
+pub(super) fn marker_patch(own: Option<&str>, template: Option<&str>, resource_version: Option<String>) -> Value {
+    let own = own.map_or_else(|| json!({}), |marker| json!({RESTARTED_FOR: marker}));
+    json!({
+        "metadata": {"resourceVersion": resource_version, "annotations": own},
+        "spec": {"template": {"metadata": {"annotations": {RESTARTED_FOR: template}}}},
+    })
 }
 
 /// The image by its digest, if the container's status has it and it is of the same repository; otherwise as it is.

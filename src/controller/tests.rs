@@ -57,7 +57,7 @@ async fn stage() -> Stage {
     let ctx = Context {
         events: Events::new(client.clone(), reporter),
         failures: super::failures::Failures::default(),
-        flag_answers: super::per_migration::PerMigration::default(),
+        dry_runs: super::per_migration::PerMigration::default(),
         options: options(),
         lease: elector.lease(),
         metrics: Arc::new(Metrics::default()),
@@ -352,6 +352,23 @@ async fn the_dry_run_of_the_flag_is_its_write_without_effect() {
     assert_eq!(stage.flag_write().await, DryRun::Untried);
     stage.api.refuse(Method::PATCH, FLAG, 403);
     assert_eq!(stage.flag_write().await, DryRun::Refused("Refused".into()));
+}
+
+#[tokio::test]
+async fn the_dry_run_of_a_restart_is_its_write_without_effect() {
+    let mut stage = stage().await;
+    stage.live.status = Some(CreditMigrationStatus { phase: Some(Phase::Executing), ..Default::default() });
+    let before = stage.api.object(WORKLOAD);
+    let observed = super::observe::observe(&stage.ctx, &stage.live).await.unwrap();
+    assert_eq!(observed.workloads[0].write, DryRun::Accepted);
+    assert_eq!((stage.api.object(WORKLOAD), stage.api.writes()), (before, vec![]));
+    let tried = stage.api.dry_runs().into_iter().find(|patch| patch["spec"] != Value::Null).unwrap();
+    stage.apply(irreversible()[4].0.clone()).await.unwrap();
+    assert_eq!(stage.api.object(WORKLOAD)["spec"]["template"], tried["spec"]["template"]);
+    stage.api.refuse(Method::PATCH, WORKLOAD, 422);
+    let observed = super::observe::observe(&stage.ctx, &stage.live).await.unwrap();
+    let answers = (observed.flag_write, observed.workloads[0].write.clone());
+    assert_eq!(answers, (DryRun::Accepted, DryRun::Refused("Refused".into())));
 }
 
 #[tokio::test]

@@ -69,7 +69,7 @@ pub use decision::*;
 pub use digest::plan_digest;
 pub use observed::*;
 pub(crate) use status_reason::StatusReason;
-pub use window::flag_trial::{FlagTrial, flag_trial};
+pub use window::switch_trial::{SwitchTrial, switch_trial};
 
 use transition::Transition;
 

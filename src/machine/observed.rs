@@ -42,7 +42,7 @@ pub struct Observed {
     pub server_clock: Option<ClockOffset>,
     /// The flag.
     pub flag: ObservedFlag,
-    /// Whether the API server accepts the flag's next write: see [`super::flag_trial`].
+    /// Whether the API server accepts the flag's next write: see [`super::switch_trial`].
     pub flag_write: DryRun,
     /// Value of `spec.application.flag.rollbackKey` in the flag's ConfigMap; `None` if it is not there.
     pub rollback_enabled: Option<String>,
@@ -268,6 +268,8 @@ pub struct Workload {
     pub reads_flag: bool,
     /// Value of the pod template's annotation [`crate::api::RESTARTED_FOR`].
     pub restarted_for: Option<String>,
+    /// Whether the API server accepts its next restart: see [`super::switch_trial`].
+    pub write: DryRun,
     /// `spec.paused`: a restart replaces no pod.
     pub paused: bool,
     /// What keeps it from being settled: the spec is not observed, or a replica is not updated, not available or
@@ -300,6 +302,7 @@ impl Workload {
             exists: false,
             reads_flag: false,
             restarted_for: None,
+            write: DryRun::Untried,
             paused: false,
             unsettled: None,
             switched_for: None,

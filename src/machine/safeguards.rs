@@ -123,7 +123,7 @@ impl Transition<'_> {
         if let Some(violation) = self.policy_violation() {
             return Some(RollbackReadiness::Unknown(violation));
         }
-        if let Some(violation) = self.unknown_flag_write() {
+        if let Some(violation) = self.unsupported_dry_run() {
             return Some(RollbackReadiness::Unknown(violation));
         }
         Some(self.with_rehearsals(match self.status.safeguards.clone() {

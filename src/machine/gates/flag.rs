@@ -1,6 +1,6 @@
 //! The flag: can it be switched, is it at `from`, and does the release confirm that it can be rolled back.
 
-use super::Violation;
+use super::{Violation, refusal_command};
 use crate::{
     api::{Direction, ReadyReason},
     machine::{DryRun, ObservedFlag, Transition},
@@ -64,10 +64,7 @@ fn refused(transition: &Transition<'_>) -> Option<Violation> {
         message: Message::new(format!(
             "ConfigMap {name} cannot be changed, the API server refuses the write that switches the flag: {answer}"
         ))
-        .next(
-            transition.observed.kubectl("get validatingadmissionpolicies,validatingwebhookconfigurations")
-                + "; change what refuses it, or give the operator the right",
-        ),
+        .next(refusal_command(transition)),
     })
 }
 

@@ -1,8 +1,8 @@
 //! Gates: what must hold in the cluster and in the database before anything is changed, and before a rollback blocks
 //! writes. Each is a function that asks and never acts.
 //!
-//! Called by the phases before a window and by `effects`; `conditions` reports how the SQL differs, and what a rollback
-//! lacks. Imports `shared`, `api` and `machine`.
+//! Called by the phases before a window, by `window` and by `effects`; `conditions` reports how the SQL differs, and
+//! what a rollback lacks. Imports `shared`, `api` and `machine`.
 
 mod clock;
 mod database;
@@ -15,6 +15,7 @@ mod window;
 mod workloads;
 
 pub(super) use flag::cannot_be_changed as flag_cannot_be_changed;
+pub(super) use workloads::refused_restart;
 
 use super::{
     Transition,
@@ -78,6 +79,12 @@ const ROLLBACK_GATES: &[Question] = &[
     // The pods of the rollout can be created.
     quota::check,
 ];
+
+/// What shows who refuses a write.
+fn refusal_command(transition: &Transition<'_>) -> String {
+    transition.observed.kubectl("get validatingadmissionpolicies,validatingwebhookconfigurations")
+        + "; change what refuses it, or give the operator the right"
+}
 
 impl Transition<'_> {
     /// What keeps a window from being started: the first gate that is not passed, or the first obstacle in the cluster.

@@ -1,9 +1,9 @@
 //! The workloads: are they there, do their pods read the flag, and can a restart replace these pods.
 
-use super::Violation;
+use super::{Violation, refusal_command};
 use crate::{
     api::{Direction, ReadyReason, WorkloadRef},
-    machine::{Observed, Transition, Workload},
+    machine::{DryRun, Observed, Transition, Workload},
     shared::message::Message,
 };
 
@@ -20,12 +20,12 @@ pub(super) fn check(transition: &Transition<'_>) -> Option<Violation> {
 
 /// A restart can replace all pods of each workload, and would do so now.
 pub(super) fn check_obstacles(transition: &Transition<'_>) -> Option<Violation> {
-    ask_each(transition, |workload| first(transition, workload, &[not_paused, no_foreign_pods, settled]))
+    ask_each(transition, |workload| first(transition, workload, &[not_paused, accepts_restart, no_foreign_pods, settled]))
 }
 
 /// Both, for a rollback. A workload that is not settled refuses none: it may be the reason for it.
 pub(super) fn check_for_rollback(transition: &Transition<'_>) -> Option<Violation> {
-    ask_each(transition, |workload| first(transition, workload, &[reads_flag, not_paused, no_foreign_pods]))
+    ask_each(transition, |workload| first(transition, workload, &[reads_flag, not_paused, accepts_restart, no_foreign_pods]))
 }
 
 /// The same inside a switch, for the workloads whose pods it has yet to replace.
@@ -81,6 +81,23 @@ fn not_paused(transition: &Transition<'_>, workload: &Workload) -> Option<Violat
             title(workload)
         ))
         .next(transition.observed.kubectl(&format!("rollout resume deployment/{}", workload.reference.name))),
+    })
+}
+
+/// The API server accepts the restart of each workload, by what it answers to a dry run.
+pub(in crate::machine) fn refused_restart(transition: &Transition<'_>) -> Option<Violation> {
+    transition.observed.workloads.iter().find_map(|workload| accepts_restart(transition, workload))
+}
+
+fn accepts_restart(transition: &Transition<'_>, workload: &Workload) -> Option<Violation> {
+    let DryRun::Refused(answer) = &workload.write else { return None };
+    Some(Violation {
+        reason: ReadyReason::WorkloadWriteRefused,
+        message: Message::new(format!(
+            "{} cannot be restarted, the API server refuses the write: {answer}",
+            title(workload)
+        ))
+        .next(refusal_command(transition)),
     })
 }
 

@@ -228,7 +228,7 @@ impl Transition<'_> {
         None
     }
 
-    /// The switch cannot begin, or cannot settle: that the flag's write is refused, or that the new version's pods do
+    /// The switch cannot start, or cannot settle: that the flag's write is refused, or that the new version's pods do
     /// not become ready, was reported.
     fn switch_failure(&self) -> Option<(StatusReason, String)> {
         if let Some(Violation { reason, message }) = self.reported_switch_refusal() {

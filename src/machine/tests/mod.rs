@@ -10,12 +10,12 @@ mod conditions;
 mod cutover;
 mod describe;
 mod expected_window;
-mod flag_trial;
 mod notices;
 mod phases;
 mod problems;
 mod replaced_pods;
 mod safeguards;
+mod switch_trial;
 
 use describe::{actions, events, ready};
 

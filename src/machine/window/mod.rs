@@ -4,9 +4,9 @@
 //! reports it. Imports `shared`, `api` and `machine`.
 
 pub(super) mod cutover;
-pub(super) mod flag_trial;
 pub(super) mod given_up;
 mod kept_pods;
 mod orders;
 mod rollout_failure;
 pub(super) mod stage;
+pub(super) mod switch_trial;

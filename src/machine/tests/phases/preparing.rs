@@ -346,8 +346,8 @@ pub(super) const VIOLATIONS: &[(&str, When, &str)] = &[
     (
         "FlagWriteRefused",
         |s| s.observed.flag_write = DryRun::Refused("policy freeze denied the request".into()),
-        "ConfigMap shop cannot be changed, the API server refuses the write that switches the flag: policy freeze denied \
-         the request; next: kubectl -n shop get validatingadmissionpolicies,validatingwebhookconfigurations",
+        "ConfigMap shop cannot be changed, the API server refuses the write that switches the flag: policy freeze \
+         denied the request; next: kubectl -n shop get validatingadmissionpolicies,validatingwebhookconfigurations",
     ),
     ("FlagNotAtFrom", |s| s.flag("v2", None), "key VERSION of ConfigMap shop is \"v2\", expected \"v1\""),
     (
@@ -372,6 +372,12 @@ pub(super) const VIOLATIONS: &[(&str, When, &str)] = &[
         |s| s.observed.workloads[0].paused = true,
         "spec.paused of Deployment shop is true, expected false: a restart replaces no pod; \
          next: kubectl -n shop rollout resume deployment/shop",
+    ),
+    (
+        "WorkloadWriteRefused",
+        |s| s.observed.workloads[0].write = DryRun::Refused("policy freeze denied the request".into()),
+        "Deployment shop cannot be restarted, the API server refuses the write: policy freeze denied the request; \
+         next: kubectl -n shop get validatingadmissionpolicies,validatingwebhookconfigurations",
     ),
     (
         "WorkloadNotSettled",

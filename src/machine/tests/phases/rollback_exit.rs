@@ -22,6 +22,11 @@ const OBSTACLES: &[(&str, When, &str)] = &[
         |s| s.observed.flag_write = DryRun::Refused("policy freeze denied the request".into()),
         "policy freeze denied the request",
     ),
+    (
+        "WorkloadWriteRefused",
+        |s| s.observed.workloads[0].write = DryRun::Refused("policy freeze denied the request".into()),
+        "Deployment shop cannot be restarted",
+    ),
     ("WorkloadMissing", |s| s.observed.workloads[0].exists = false, "Deployment shop is missing"),
     ("WorkloadDoesNotReadFlag", |s| s.observed.workloads[0].reads_flag = false, "no container of Deployment shop"),
     ("WorkloadPaused", |s| s.observed.workloads[0].paused = true, "rollout resume deployment/shop"),

@@ -1,17 +1,17 @@
-//! The flag's next write is tried before it is needed: by which patch, how often, and what follows from a refusal while
-//! writes are blocked.
+//! The writes of the next switch are tried before they are needed: by which patch, how often, and what follows from a
+//! refusal while writes are blocked.
 
 use std::time::Duration;
 
 use crate::{
     api::Writes,
-    machine::{FlagTrial, flag_trial, tests::*},
+    machine::{SwitchTrial, switch_trial, tests::*},
 };
 
 const BACK: Task = Task::RollbackWindow;
 
-fn trial(s: &Scenario) -> Option<FlagTrial> {
-    flag_trial(&s.spec, &s.status, &s.observed.uid)
+fn trial(s: &Scenario) -> Option<SwitchTrial> {
+    switch_trial(&s.spec, &s.status, &s.observed.uid)
 }
 
 fn refuse(s: &mut Scenario) -> &mut Scenario {
@@ -36,8 +36,9 @@ fn what_is_tried_is_the_write_that_would_follow() {
         s.submit("ann", DecisionKind::Rollback).settle();
         s
     };
-    // Value, seconds that an answer may be old, whether writes may be blocked.
-    let cases: [(&str, Given, Option<(&str, u64, bool)>); 17] = [
+    /// Value, seconds that an answer may be old, whether writes may be blocked.
+    type Tried = Option<(&'static str, u64, bool)>;
+    let cases: [(&str, Given, Tried); 17] = [
         ("preparing", preflight, Some(("v2", 60, false))),
         ("waiting for approvals", awaiting, Some(("v2", 60, false))),
         ("the last moment", approved, Some(("v2", 0, false))),
@@ -58,7 +59,7 @@ fn what_is_tried_is_the_write_that_would_follow() {
     ];
     for (name, given, expected) in cases {
         let found = trial(&given());
-        let expected = expected.map(|(value, seconds, in_window)| FlagTrial {
+        let expected = expected.map(|(value, seconds, in_window)| SwitchTrial {
             value: value.into(),
             marker: if value == "v2" { "uid-1.to".into() } else { "uid-1.rollback".into() },
             max_age: Duration::from_secs(seconds),
@@ -108,6 +109,15 @@ fn a_rollback_whose_flag_is_refused_before_the_switch_leaves_the_unblocking_to_i
 }
 
 #[test]
+fn a_restart_that_is_refused_keeps_the_switch_back_as_well() {
+    let mut s = blocking();
+    s.observed.workloads[0].write = DryRun::Refused("policy freeze denied the request".into());
+    assert_eq!(actions(&s.state(Task::Window, WindowState::Migrated).reconcile()), Vec::<String>::new());
+    s.settle().wait(10);
+    assert_eq!(s.reconcile().status.rollback.unwrap().cause, "WorkloadWriteRefused");
+}
+
+#[test]
 fn a_flag_that_a_rollback_has_set_already_needs_no_write() {
     let mut s = blocking_for_rollback();
     s.wait(1).state(BACK, WindowState::Blocked);
@@ -125,7 +135,7 @@ fn a_webhook_without_dry_runs_refuses_nothing_and_leaves_it_unknown() {
     let mut s = monitoring();
     s.observed.flag_write = unsupported();
     s.settle();
-    assert_eq!(rollback_ready(&s), Some(("Unknown", "FlagWriteUnknown")));
+    assert_eq!(rollback_ready(&s), Some(("Unknown", "DryRunUnsupported")));
     s.observed.flag_write = DryRun::Accepted;
     s.settle();
     assert_eq!(rollback_ready(&s), Some(("True", "Switchable")));

@@ -1,5 +1,5 @@
-//! Whether the API server accepts the flag's next write. The controller tries it as a dry run, because a ConfigMap that
-//! refuses it may not be found only when writes are blocked.
+//! Whether the API server accepts the writes of the next switch: the flag's, and the restarts. The controller tries
+//! them as dry runs, because an object that refuses them may not be found only when writes are blocked.
 //!
 //! ```text
 //!  before the window, after it   at most once a minute    gates, RollbackReady
@@ -19,7 +19,7 @@ use crate::{
     api::{CreditMigrationSpec, CreditMigrationStatus, Direction, Phase, ReadyReason, Task},
     machine::{
         DryRun, Transition,
-        gates::{Violation, flag_cannot_be_changed},
+        gates::{Violation, flag_cannot_be_changed, refused_restart},
     },
     shared::{message::Message, time::seconds},
 };
@@ -29,12 +29,12 @@ const IDLE_AGE: Duration = Duration::from_secs(60);
 /// For how long the write has to be refused before it ends the forward window, in seconds: a webhook may be restarting.
 const REFUSED_SECONDS: i64 = 10;
 
-/// The write of the flag that is to be tried.
+/// The switch whose writes are to be tried.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FlagTrial {
+pub struct SwitchTrial {
     /// Value of the flag.
     pub value: String,
-    /// Value of the annotation [`crate::api::FLAG_SET_FOR`].
+    /// Value of the annotations [`crate::api::FLAG_SET_FOR`] and [`crate::api::RESTARTED_FOR`].
     pub marker: String,
     /// How old an earlier answer that did not refuse it may be.
     pub max_age: Duration,
@@ -42,8 +42,8 @@ pub struct FlagTrial {
     pub in_window: bool,
 }
 
-/// The write that the next switch would begin with; `None` if none may follow, or if it is under way.
-pub fn flag_trial(spec: &CreditMigrationSpec, status: &CreditMigrationStatus, uid: &str) -> Option<FlagTrial> {
+/// The next switch; `None` if none may follow, or if it is under way.
+pub fn switch_trial(spec: &CreditMigrationSpec, status: &CreditMigrationStatus, uid: &str) -> Option<SwitchTrial> {
     let window = status.window.as_ref();
     let near = match status.phase.unwrap_or(Phase::Preparing) {
         Phase::Preparing
@@ -62,7 +62,7 @@ pub fn flag_trial(spec: &CreditMigrationSpec, status: &CreditMigrationStatus, ui
         Phase::Preparing | Phase::AwaitingApproval | Phase::Executing => Direction::Forward,
         _ => Direction::Rollback,
     };
-    Some(FlagTrial {
+    Some(SwitchTrial {
         value: flag_value(spec, direction).to_owned(),
         marker: flag_marker(uid, direction),
         max_age: if near { Duration::ZERO } else { IDLE_AGE },
@@ -71,13 +71,13 @@ pub fn flag_trial(spec: &CreditMigrationSpec, status: &CreditMigrationStatus, ui
 }
 
 impl Transition<'_> {
-    /// Why the order `Switch` is not given: the flag would not be set. Until it is acknowledged the runner restores
-    /// the state before the window by itself.
+    /// Why the order `Switch` is not given: flag or workloads would not be changed. Until it is acknowledged the runner
+    /// restores the state before the window by itself.
     pub(crate) fn switch_refusal(&self, direction: Direction) -> Option<Violation> {
         if self.is_switched() || self.is_flag_set(direction) {
             return None;
         }
-        flag_cannot_be_changed(self, direction)
+        flag_cannot_be_changed(self, direction).or_else(|| refused_restart(self))
     }
 
     /// Reports that the order `Switch` waits.
@@ -104,16 +104,18 @@ impl Transition<'_> {
         }
     }
 
-    /// Whether the flag could be switched back is not known: a dry run is not supported.
-    pub(crate) fn unknown_flag_write(&self) -> Option<Violation> {
-        let DryRun::Unsupported(answer) = &self.observed.flag_write else { return None };
-        let name = &self.spec.application.flag.config_map_key_ref.name;
+    /// Whether the application could be switched back is not known: a webhook supports no dry run.
+    pub(crate) fn unsupported_dry_run(&self) -> Option<Violation> {
+        let flag = std::iter::once(&self.observed.flag_write);
+        let mut writes = flag.chain(self.observed.workloads.iter().map(|workload| &workload.write));
+        let answer = writes.find_map(|write| match write {
+            DryRun::Unsupported(answer) => Some(answer),
+            DryRun::Untried | DryRun::Accepted | DryRun::Refused(_) => None,
+        })?;
         Some(Violation {
-            reason: ReadyReason::FlagWriteUnknown,
-            message: Message::new(format!(
-                "whether ConfigMap {name} can be changed is not known, a dry run is not supported: {answer}"
-            ))
-            .next("let the webhook support dry runs (sideEffects: None or NoneOnDryRun)"),
+            reason: ReadyReason::DryRunUnsupported,
+            message: Message::new(format!("whether flag and workloads can be changed is not known: {answer}"))
+                .next("let the webhook support dry runs (sideEffects: None or NoneOnDryRun)"),
         })
     }
 }
