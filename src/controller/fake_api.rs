@@ -131,7 +131,7 @@ impl State {
             Method::PUT => (200, self.store(path, body.clone())),
             Method::PATCH => {
                 let mut merged = found;
-                merge(&mut merged, body);
+                json_patch::merge(&mut merged, body);
                 (200, self.store(path, merged))
             }
             Method::DELETE => {
@@ -148,23 +148,6 @@ fn is_collection(path: &str) -> bool {
     match path.split_once("/namespaces/") {
         Some((_, rest)) => rest.split('/').count() == 2,
         None => false,
-    }
-}
-
-/// A JSON merge patch (RFC 7386).
-fn merge(target: &mut Value, patch: &Value) {
-    let Some(patch) = patch.as_object() else {
-        *target = patch.clone();
-        return;
-    };
-    if !target.is_object() {
-        *target = json!({});
-    }
-    for (key, value) in patch {
-        match value {
-            Value::Null => drop(target.as_object_mut().and_then(|object| object.remove(key))),
-            value => merge(&mut target[key], value),
-        }
     }
 }
 

@@ -35,7 +35,7 @@ pub(super) fn assert_has(status: &CreditMigrationStatus) {
     }
 }
 
-/// Whether the run of a rollback can end with it, and writes stay blocked. Without `_`: a new reason is thought of here.
+/// Whether the run of a rollback can end with it, and writes stay blocked. No `_`: a new reason has to be decided here.
 fn ends_a_rollback(reason: Reason) -> bool {
     match reason {
         Reason::SecretKeyMissing

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::{
     cluster::state_file,
     database::{DOWN, UP},
-    harness::{APP, FLAG, SQL, Setup, World, e2e, merge},
+    harness::{APP, FLAG, SQL, Setup, World, e2e},
     migration::{Migration, ready},
 };
 
@@ -197,8 +197,8 @@ async fn what_preflight_finds() {
 async fn a_fixed_fault_lets_the_migration_continue() {
     e2e("fixed", idle(), |world| async move {
         let mut spec = connection("late", "url");
-        merge(&mut spec, &flag("late", FLAG));
-        merge(&mut spec, &workload("late"));
+        json_patch::merge(&mut spec, &flag("late", FLAG));
+        json_patch::merge(&mut spec, &workload("late"));
         let m = world.migrate("simplify", spec).await;
         m.reason("FlagConfigMapMissing").await;
         world.config_map("late", json!({FLAG: "v1", "ENABLE_ROLLBACK": "true"})).await;
@@ -244,7 +244,7 @@ async fn rehearsed(name: &str, cases: Vec<Rehearsed>) {
         let mut wrong = vec![];
         for (patch, reason, parts) in cases {
             let mut spec = good.clone();
-            merge(&mut spec, &patch);
+            json_patch::merge(&mut spec, &patch);
             let m: Migration = match first.take() {
                 None => world.migrate("simplify", patch).await,
                 Some(m) => m,
@@ -271,7 +271,7 @@ async fn rehearsed(name: &str, cases: Vec<Rehearsed>) {
 async fn what_the_rehearsal_finds_in_the_up_sql() {
     let up = |key: &str| sql("up", "rehearsed", key);
     let mut slow = up("slow.sql");
-    merge(&mut slow, &json!({"window": {"maxDuration": "15s"}}));
+    json_patch::merge(&mut slow, &json!({"window": {"maxDuration": "15s"}}));
     rehearsed(
         "rehearsal-up",
         vec![

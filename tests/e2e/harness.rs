@@ -122,22 +122,6 @@ where
     assert!(left.is_empty(), "{left:?}");
 }
 
-/// Merges as RFC 7386: `null` removes.
-pub fn merge(into: &mut Value, patch: &Value) {
-    let Value::Object(patch) = patch else { return into.clone_from(patch) };
-    if !into.is_object() {
-        *into = json!({});
-    }
-    let object = into.as_object_mut().unwrap();
-    for (key, value) in patch {
-        if value.is_null() {
-            object.remove(key);
-        } else {
-            merge(object.entry(key).or_insert(Value::Null), value);
-        }
-    }
-}
-
 impl World {
     async fn create(name: &str, setup: Setup) -> Self {
         let id: String = std::iter::repeat_with(|| fastrand::char('a'..='z')).take(5).collect();
@@ -286,7 +270,7 @@ impl World {
         if self.replicas > 0 {
             spec["application"]["versionProbe"] = json!({"url": format!("http://{APP}/version")});
         }
-        merge(&mut spec, &patch);
+        json_patch::merge(&mut spec, &patch);
         spec
     }
 

@@ -21,7 +21,7 @@ where
     e2e(name, Setup::default(), |world| async move {
         world.patch::<ConfigMap>(APP, json!({ "data": fault })).await;
         let mut triggers = json!({"balanceErrors": {"mode": "Disabled"}, "databaseConnection": {"mode": "Disabled"}});
-        super::harness::merge(&mut triggers, &trigger);
+        json_patch::merge(&mut triggers, &trigger);
         let spec = json!({"validation": {"duration": LASTS, "checks": []}, "rollback": {"triggers": triggers}});
         let m = world.migrate("simplify", spec).await;
         m.approve().await;

@@ -84,20 +84,6 @@ impl Drop for Start {
     }
 }
 
-/// A JSON merge patch (RFC 7386): null removes a field.
-fn merge(target: &mut Value, patch: &Value) {
-    let (Some(object), Some(fields)) = (target.as_object_mut(), patch.as_object()) else {
-        *target = patch.clone();
-        return;
-    };
-    for (field, value) in fields {
-        match value {
-            Value::Null => drop(object.remove(field)),
-            value => merge(object.entry(field.clone()).or_insert_with(|| Value::Object(Default::default())), value),
-        }
-    }
-}
-
 fn answer_to(shared: &Shared, patch: bool, path: &str, body: &[u8]) -> Response<Body> {
     let mut server = shared.lock().unwrap();
     let error = |code: u16, reason: &str| {
@@ -127,7 +113,7 @@ fn answer_to(shared: &Shared, patch: bool, path: &str, body: &[u8]) -> Response<
     }
     let patch: Value = serde_json::from_slice(body).unwrap();
     let mut status = serde_json::to_value(run.status.clone().unwrap_or_default()).unwrap();
-    merge(&mut status, &patch["status"]);
+    json_patch::merge(&mut status, &patch["status"]);
     let run = MigrationRun { status: Some(serde_json::from_value(status).unwrap()), ..run };
     server.patches.push(patch);
     server.run = Some(run.clone());

@@ -89,6 +89,9 @@ impl Default for Metrics {
         for stage in WATCH_STAGES {
             let _ = all.watch_errors.get_or_create(&[("stage", stage)]);
         }
+        for outcome in ["success", "failure"] {
+            let _ = all.durations.get_or_create(&[("outcome", outcome)]);
+        }
         // The library adds the period.
         let registry = &mut all.registry;
         registry.register("leader", "1 if this replica leads", all.leader.clone());

@@ -24,7 +24,10 @@ struct Labels {
 
 impl Default for RequestDurations {
     fn default() -> Self {
-        Self(durations())
+        let all = durations();
+        // A family without a series is not exposed.
+        let _ = all.get_or_create(&Labels { verb: "get", outcome: "success" });
+        Self(all)
     }
 }
 

@@ -292,8 +292,8 @@ pub(super) mod tests {
             expected_window_seconds: Some(33),
             failed: None,
         });
-        let window = "writes are blocked for about 33s (as rehearsed at 1970-01-01T00:00:00Z: the rollback took 2s, the \
-                      comparison 1.5s), at most 1m";
+        let window = "writes are blocked for about 33s (as rehearsed at 1970-01-01T00:00:00Z: the rollback took 2s, \
+                      the comparison 1.5s), at most 1m";
         let mut failed = again.clone();
         let text = preview_text(&m, &preview(&m));
         for part in [
@@ -309,7 +309,7 @@ pub(super) mod tests {
         assert_eq!(typed, [json!(7), json!("120"), json!(33)]);
         failed.failed = Some(RollbackRehearsalFailure {
             reason: crate::api::Reason::SqlFailed,
-            message: "statement 2: no such table; next: look".into(),
+            message: "statement 2: no such table; next: check".into(),
             at: Time::UNIX_EPOCH,
         });
         m.status.as_mut().unwrap().rollback_rehearsal = Some(failed);
