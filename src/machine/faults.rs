@@ -27,9 +27,9 @@ pub(super) enum Fault {
     RollbackNotGivenUp,
     /// 7: a window whose new pods crash waits for them until its deadline.
     FailedRolloutAwaited,
-    /// 7: `RollbackReady` does not look at what was measured in the database.
+    /// 7: `RollbackReady` ignores what was measured in the database.
     SafeguardsIgnored,
-    /// 7: `RollbackReady` does not look at the rehearsals of the rollback.
+    /// 7: `RollbackReady` ignores the rehearsals of the rollback.
     RehearsalsIgnored,
     /// 7: a rollback blocks writes although its down SQL is nowhere.
     DownSqlAssumed,

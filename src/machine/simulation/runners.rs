@@ -46,7 +46,7 @@ impl Pod {
         let follows_up = rehearsal || matches!(task, Task::DayCheck | Task::WeekReview);
         let measures = follows_up || matches!(task, Task::Validate | Task::Monitor);
         let safeguards = measures.then(|| w.measure_safeguards());
-        let unreachable = follows_up && w.losses.unreachable;
+        let unreachable = (follows_up || task == Task::Cleanup) && w.losses.unreachable;
         let failure = if !matches!(task, Task::Validate | Task::Monitor) && (unreachable || rng.u8(..) < 20) {
             let message = if raw { format!("connection to {SECRET} refused") } else { "connection refused".into() };
             Some((Reason::HostUnreachable, message))

@@ -194,24 +194,24 @@ impl World {
         let waits = (status.phase, status.step) == (Some(Phase::RollingBack), Some(Step::BlockWritesForRollback))
             && window.deadline.is_none()
             && window.blocked_at.is_none();
-        // An attempt that is planned for later looks at nothing yet.
+        // An attempt that is planned for later has checked nothing yet.
         let due = waits && opener.is_none_or(|s| s.retry_at.is_none());
         let started = status.rollback.as_ref().map(|r| r.started_at);
         let notices =
             || status.notices.iter().filter(|n| started.is_none_or(|s| n.notice.at >= s - seconds(SKEW_SECONDS)));
-        let told = notices().any(is_waiting_notice);
-        // A failed rollback has told people, and so has a window past its deadline.
+        let notified = notices().any(is_waiting_notice);
+        // A failed rollback notifies people, and so does a window past its deadline.
         let blocked = matches!(status.phase, Some(Phase::Executing | Phase::RollingBack | Phase::RollbackFailed))
             && window.unblocked_at.is_none();
         let overdue = blocked && window.deadline.is_some_and(|deadline| now >= deadline + seconds(NOTIFIED_SECONDS));
-        let alarmed =
+        let alerted =
             notices().any(|n| n.notice.occasion == Occasion::ManualInterventionRequired && !is_waiting_notice(n));
 
         let watch = &mut self.watch;
         watch.promised |= ready && (obstructed || forged);
         watch.unfounded = count(watch.unfounded, unfounded);
-        watch.silent = count(watch.silent, due && obstructed && !told);
-        watch.silent_overdue = count(watch.silent_overdue, overdue && !alarmed);
+        watch.silent = count(watch.silent, due && obstructed && !notified);
+        watch.silent_overdue = count(watch.silent_overdue, overdue && !alerted);
         watch.waited.extend(started.filter(|_| waits));
         watch.waiting_notices.extend(notices().filter(|n| is_waiting_notice(n)).map(|n| n.notice.id.clone()));
     }
