@@ -76,10 +76,13 @@ impl Transition<'_> {
     }
 
     /// Step Schedule: waits for the start, the maintenance notice and the people, then starts the window. With a
-    /// violation, which is reported already, all goes on but two: no maintenance is announced, and no window started.
+    /// violation, which is reported already, people are asked all the same, but no start is planned or announced, and no
+    /// window started.
     pub(crate) fn advance_scheduling(&mut self, digest: &str, violation: Option<&Violation>) -> Flow {
         self.record_presence(digest);
-        self.plan_start();
+        if violation.is_none() {
+            self.plan_start();
+        }
         let Some(starts_at) = self.planned_start() else { return Flow::Settled };
         let lead = starts_at - self.lead_time();
         if self.now < lead {
@@ -107,8 +110,14 @@ impl Transition<'_> {
             self.notify(Occasion::MaintenanceStarts, &key, &message);
         }
         let id = self.notice_id(Occasion::MaintenanceStarts, &key);
-        let announced = id.filter(|id| self.notice(id).is_some());
-        self.status.schedule.get_or_insert_default().notice.clone_from(&announced);
+        let announced = id.clone().filter(|id| self.notice(id).is_some());
+        let schedule = self.status.schedule.get_or_insert_default();
+        schedule.notice.clone_from(&announced);
+        if violation.is_some() && id.is_some() && announced.is_none() {
+            // Those who get the notice have the whole lead time: the start is planned again.
+            (schedule.starts_at, schedule.ends_at) = (None, None);
+            return Flow::Settled;
+        }
         self.request_presence(starts_at);
         let due = self.next_attempt().map(|(at, _)| at).unwrap_or(starts_at).max(starts_at);
         if let Some(violation) = violation {

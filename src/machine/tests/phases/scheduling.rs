@@ -394,8 +394,22 @@ fn a_gate_that_closes_while_approvals_are_awaited_is_reported_and_the_rest_goes_
     assert_eq!((s.status.phase, s.status.step), (Some(Phase::AwaitingApproval), Some(Step::Schedule)));
     let announced = |s: &Scenario| s.status.notices.iter().any(|n| n.notice.occasion == Occasion::MaintenanceStarts);
     assert!(!announced(&s));
+    let starts_at = |s: &Scenario| s.status.schedule.as_ref().unwrap().starts_at;
+    s.wait(7200).settle();
+    assert_eq!((announced(&s), starts_at(&s)), (false, None));
+    // Those who get the notice have the whole lead time.
     s.observed.workloads[0].foreign_pods.clear();
-    s.now = s.status.schedule.as_ref().unwrap().starts_at.unwrap() - seconds(60);
     s.settle();
-    assert!(announced(&s));
+    assert_eq!((announced(&s), starts_at(&s)), (true, Some(s.now + seconds(3600))));
+    // So they have if it comes before the notice is due.
+    let mut s = scheduled();
+    s.spec.schedule.start_at = Some(s.now + seconds(36_000));
+    with_team(&mut s).submit("ann", DecisionKind::Approve).submit("bob", DecisionKind::Approve).settle();
+    assert_eq!(starts_at(&s), s.spec.schedule.start_at);
+    s.observed.workloads[0].foreign_pods = vec!["debug".into()];
+    s.wait(33_000).settle();
+    assert_eq!((announced(&s), starts_at(&s)), (false, None));
+    s.observed.workloads[0].foreign_pods.clear();
+    s.settle();
+    assert_eq!((announced(&s), starts_at(&s)), (true, Some(s.now + seconds(3600))));
 }
