@@ -7,9 +7,14 @@ use crate::{
     shared::{message::Message, quoted::Quoted},
 };
 
-/// The flag's key is there, at `from`, and can be changed.
+/// The flag's key is there, at `from`, in a ConfigMap that is mutable.
 pub(super) fn check(transition: &Transition<'_>) -> Option<Violation> {
-    cannot_be_changed(transition, Direction::Forward).or_else(|| at_from(transition))
+    cannot_be_written(transition, Direction::Forward).or_else(|| at_from(transition))
+}
+
+/// The API server accepts the write. A webhook that refuses it may be restarting.
+pub(super) fn check_obstacles(transition: &Transition<'_>) -> Option<Violation> {
+    refused(transition)
 }
 
 /// The flag can be changed back. Its value is no question: a rollback may follow from it.
@@ -24,6 +29,10 @@ pub(super) fn check_in_switch(transition: &Transition<'_>, direction: Direction)
 
 /// The flag's key is there, and its ConfigMap is mutable and accepts the write.
 pub(in crate::machine) fn cannot_be_changed(transition: &Transition<'_>, direction: Direction) -> Option<Violation> {
+    cannot_be_written(transition, direction).or_else(|| refused(transition))
+}
+
+fn cannot_be_written(transition: &Transition<'_>, direction: Direction) -> Option<Violation> {
     let flag = &transition.spec.application.flag;
     let r = &flag.config_map_key_ref;
     // The value of the version that runs.
@@ -50,7 +59,7 @@ pub(in crate::machine) fn cannot_be_changed(transition: &Transition<'_>, directi
             Message::new(format!("ConfigMap {} is immutable, the flag cannot be switched", r.name))
                 .next("delete it and create it again without immutable: true"),
         ),
-        ObservedFlag::Value { .. } => return refused(transition),
+        ObservedFlag::Value { .. } => return None,
     };
     Some(Violation { reason, message })
 }

@@ -58,6 +58,8 @@ const GATES: &[Question] = &[
 /// What is in the way in the cluster and may pass by itself, in order. A window waits for it with writes open, as it
 /// does for what its pod finds in the database.
 const OBSTACLES: &[Question] = &[
+    // The flag can be set.
+    flag::check_obstacles,
     // A restart can replace the pods.
     workloads::check_obstacles,
     // The pods of the rollout can be created.

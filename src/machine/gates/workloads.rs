@@ -20,12 +20,16 @@ pub(super) fn check(transition: &Transition<'_>) -> Option<Violation> {
 
 /// A restart can replace all pods of each workload, and would do so now.
 pub(super) fn check_obstacles(transition: &Transition<'_>) -> Option<Violation> {
-    ask_each(transition, |workload| first(transition, workload, &[not_paused, accepts_restart, no_foreign_pods, settled]))
+    ask_each(transition, |workload| {
+        first(transition, workload, &[not_paused, accepts_restart, no_foreign_pods, settled])
+    })
 }
 
 /// Both, for a rollback. A workload that is not settled refuses none: it may be the reason for it.
 pub(super) fn check_for_rollback(transition: &Transition<'_>) -> Option<Violation> {
-    ask_each(transition, |workload| first(transition, workload, &[reads_flag, not_paused, accepts_restart, no_foreign_pods]))
+    ask_each(transition, |workload| {
+        first(transition, workload, &[reads_flag, not_paused, accepts_restart, no_foreign_pods])
+    })
 }
 
 /// The same inside a switch, for the workloads whose pods it has yet to replace.

@@ -96,7 +96,7 @@ fn each_cause_that_a_rollback_waits_for_is_notified_of_once() {
         }
         assert_eq!((ready(&s.status).0.as_str(), interventions(&s)), (*reason, number + 1));
         (s.observed.flag, s.observed.workloads) = (healthy.flag, healthy.workloads);
-        s.observed.quota_shortages = Ok(vec![]);
+        (s.observed.flag_write, s.observed.quota_shortages) = (healthy.flag_write, Ok(vec![]));
     }
 }
 

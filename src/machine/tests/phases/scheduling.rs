@@ -301,7 +301,17 @@ fn what_was_cancelled_is_not_announced_any_more() {
 }
 
 /// What may pass by itself: the window waits for it.
-const OBSTACLES: [&str; 5] = ["WorkloadPaused", "ForeignPods", "WorkloadNotSettled", "QuotaExceeded", "WindowTooShort"];
+const OBSTACLES: [&str; 9] = [
+    "FlagWriteRefused",
+    "WorkloadPaused",
+    "WorkloadWriteRefused",
+    "ForeignPods",
+    "WorkloadNotSettled",
+    "QuotaExceeded",
+    "QuotaNotReadable",
+    "WindowTooShort",
+    "ControllerClockSkew",
+];
 
 #[test]
 fn nothing_may_be_in_the_way_at_the_last_moment() {
