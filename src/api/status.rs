@@ -47,7 +47,7 @@ pub struct CreditMigrationStatus {
     /// Approvals before this time no longer count: a window was started on them and ended without effect.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub approvals_after: Option<Time>,
-    /// Decisions `Keep` and `Rollback` that were there before such a decision was last asked for: they do not answer it.
+    /// Decisions `Keep` and `Rollback` that were there before one was last asked for: they do not answer it.
     /// Not a time, because the clocks of the operator and of several API servers differ.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub earlier_decisions: Vec<DecisionRef>,

@@ -110,7 +110,7 @@ impl Transition<'_> {
         self.first_violation(ROLLBACK_GATES)
     }
 
-    /// What keeps a switch that has begun from setting the flag, or from replacing pods. Room in a quota is none of it:
+    /// What keeps a started switch from setting the flag, or from replacing pods. Room in a quota is not asked:
     /// the rollout itself takes it, and a refused pod is a failure of the rollout.
     pub(crate) fn switch_violation(&self, direction: Direction) -> Option<Violation> {
         flag::check_in_switch(self, direction).or_else(|| workloads::check_in_switch(self, direction))

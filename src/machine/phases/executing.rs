@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Attempts of a window run whose pods end without a report, after which manual intervention is required. While writes
-/// are blocked it is tried again all the same.
+/// are blocked it is retried all the same.
 pub(crate) const WINDOW_ATTEMPTS: u32 = 5;
 
 impl Transition<'_> {
@@ -300,7 +300,7 @@ impl Transition<'_> {
         }
         self.retry_run_later(opener);
         // An equal Event is counted.
-        let text = format!("{message}; writes may be blocked, and another pod is tried again and again");
+        let text = format!("{message}; writes may be blocked, and other pods follow until one works");
         self.event(true, ReadyReason::WindowPodLost, text);
         if failures == WINDOW_ATTEMPTS {
             let text = format!("{message}; writes may be blocked, and {failures} pods were lost; others follow");

@@ -2,7 +2,7 @@
 //! decision.
 //!
 //! It runs in parallel to the observation and blocks nothing of it. A rollback that fails there is
-//! `RollbackReady=False`; without a recent rehearsal `RollbackReady` is `Unknown`. `machine/safeguards.rs` reports both.
+//! `RollbackReady=False`; without a recent rehearsal `RollbackReady` is `Unknown`. `safeguards` reports both.
 //! A rehearsal that could not be carried out says nothing about the rollback: it is retried.
 
 use jiff::SignedDuration;

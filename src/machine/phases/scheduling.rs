@@ -76,7 +76,7 @@ impl Transition<'_> {
     }
 
     /// Step Schedule: waits for the start, the maintenance notice and the people, then starts the window. With a
-    /// violation, which is reported already, people are asked all the same, but no start is planned or announced, and no
+    /// violation, which is reported already, people are asked all the same; no start is planned or announced, and no
     /// window started.
     pub(crate) fn advance_scheduling(&mut self, digest: &str, violation: Option<&Violation>) -> Flow {
         self.record_presence(digest);

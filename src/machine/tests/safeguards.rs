@@ -102,9 +102,8 @@ fn what_a_pod_measured_last_counts_when_another_one_follows_it() {
 
 #[test]
 fn each_cause_that_makes_no_rollback_ready_is_notified_of_once() {
-    let harms: [(&str, When); 7] = [
+    let harms: [(&str, When); 6] = [
         ("FlagConfigMapMissing", |s| s.observed.flag = ObservedFlag::ConfigMapMissing),
-        ("FlagKeyMissing", |s| s.observed.flag = ObservedFlag::KeyMissing),
         ("WorkloadMissing", |s| s.observed.workloads[0].exists = false),
         ("WorkloadPaused", |s| s.observed.workloads[0].paused = true),
         ("ForeignPods", |s| s.observed.workloads[0].foreign_pods = vec!["debug".into()]),

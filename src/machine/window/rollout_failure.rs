@@ -71,18 +71,18 @@ impl Transition<'_> {
     /// Workloads whose rollback takes twice as long as expected without a failure that Kubernetes names: their pods run
     /// without becoming ready, or find no node.
     fn late_rollouts(&self, direction: Direction) -> Vec<(String, String)> {
-        let began = self.started_at(Step::SwitchBack).filter(|_| direction == Direction::Rollback);
-        let Some(began) = began else { return vec![] };
+        let started = self.started_at(Step::SwitchBack).filter(|_| direction == Direction::Rollback);
+        let Some(started) = started else { return vec![] };
         let wanted = &self.spec.application.workloads;
         let named = self.observed.workloads.iter().filter(|w| wanted.contains(&w.reference) && w.failure.is_none());
         let late = named.filter(|w| !self.is_replaced(direction, w)).filter_map(|workload| {
             let limit = workload.rollout.as_ref()?.seconds.saturating_mul(2);
-            if self.now < saturating_add(began, SignedDuration::from_secs(i64::try_from(limit).unwrap_or(i64::MAX))) {
+            if self.now < saturating_add(started, SignedDuration::from_secs(i64::try_from(limit).unwrap_or(i64::MAX))) {
                 return None;
             }
             let (name, (available, replicas)) = (&workload.reference.name, workload.available);
             let message = Message::new(format!(
-                "the rollout of Deployment {name} has not ended since {began:.0} (limit {limit} s, twice what was \
+                "the rollout of Deployment {name} has not ended since {started:.0} (limit {limit} s, twice what was \
                  expected): {available}/{replicas} available, {} pods to be replaced",
                 workload.old_pods
             ));
@@ -94,11 +94,11 @@ impl Transition<'_> {
 
     /// Once for each switch and cause: a pod without a readiness probe is ready between two crashes.
     fn notify_of_stuck_switch(&mut self, direction: Direction, cause: &str, text: &str) {
-        let (what, began) = match direction {
+        let (what, started) = match direction {
             Direction::Forward => ("forward", self.status.window.as_ref().and_then(|window| window.blocked_at)),
             Direction::Rollback => ("back", self.status.rollback.as_ref().map(|rollback| rollback.started_at)),
         };
-        let key = notice_key(&format!("switch-{what}.{cause}"), began.unwrap_or(self.now));
+        let key = notice_key(&format!("switch-{what}.{cause}"), started.unwrap_or(self.now));
         let text = match direction {
             Direction::Forward => format!(
                 "the application cannot be switched, writes are blocked until the deadline ({}): {text}",

@@ -243,7 +243,7 @@ fn a_mixed_state_that_cannot_settle_is_notified_of_at_once_and_once() {
 }
 
 #[test]
-fn a_rollout_that_makes_progress_alarms_no_one_until_it_takes_twice_as_long_as_expected() {
+fn a_rollout_that_makes_progress_alerts_no_one_until_it_takes_twice_as_long_as_expected() {
     let mut s = blocked_for_rollback();
     s.spec.notifications.channels = vec![channel("chat", Audience::Team)];
     s.acknowledge(BACK).settle().rollout(false, 2);
@@ -265,7 +265,7 @@ fn a_rollout_that_makes_progress_alarms_no_one_until_it_takes_twice_as_long_as_e
 }
 
 #[test]
-fn a_forward_switch_that_cannot_begin_is_notified_of_at_once() {
+fn a_forward_switch_that_cannot_start_is_notified_of_at_once() {
     let mut s = migrated();
     s.spec.notifications.channels = vec![channel("chat", Audience::Team)];
     s.acknowledge(Task::Window);

@@ -385,7 +385,7 @@ fn what_may_pass_by_itself_takes_no_announced_maintenance_back() {
 }
 
 #[test]
-fn a_gate_that_closes_while_approvals_are_awaited_is_reported_and_the_rest_goes_on() {
+fn a_violation_while_approvals_are_awaited_is_reported_and_the_rest_goes_on() {
     let mut s = scheduled();
     with_team(&mut s);
     s.observed.workloads[0].foreign_pods = vec!["debug".into()];
