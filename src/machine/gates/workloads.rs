@@ -35,7 +35,7 @@ pub(super) fn check_for_rollback(transition: &Transition<'_>) -> Option<Violatio
 /// The same inside a switch, for the workloads whose pods it has yet to replace.
 pub(super) fn check_in_switch(transition: &Transition<'_>, direction: Direction) -> Option<Violation> {
     ask_each(transition, |workload| match transition.awaits_restart(direction, workload) {
-        true => first(transition, workload, &[reads_flag, not_paused, no_foreign_pods]),
+        true => first(transition, workload, &[reads_flag, not_paused, accepts_restart, no_foreign_pods]),
         false => None,
     })
 }
