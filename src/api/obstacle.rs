@@ -152,7 +152,8 @@ impl Obstacle {
             ))
             .next("SELECT usename, application_name, count(*) FROM pg_stat_activity GROUP BY 1, 2;"),
             ObstacleKind::StandbyNotReplaying => Message::new(format!(
-                "standby {} has not replayed what was committed{since}, {} bytes, limit {} s; the switch would wait for it",
+                "standby {} has not replayed what was committed{since}, {} bytes, limit {} s; the switch would wait \
+                 for it",
                 self.application_name.as_deref().unwrap_or("unknown"),
                 self.behind_bytes.unwrap_or_default(),
                 Self::REPLAY_SECONDS

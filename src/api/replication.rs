@@ -36,7 +36,7 @@ impl RecoveryPoints {
 #[serde(rename_all = "camelCase")]
 pub struct NotShown {
     /// What it is.
-    pub proof: Proof,
+    pub kind: NotShownKind,
     /// Why it was not shown.
     #[schemars(length(max = 4096))]
     pub message: String,
@@ -44,7 +44,7 @@ pub struct NotShown {
 
 /// What a window shows.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Proof {
+pub enum NotShownKind {
     /// Before the switch and before the end: an ordinary session of the application is still refused.
     WritesBlocked,
     /// Before the switch: each standby has replayed the commit of the up SQL.
@@ -54,22 +54,22 @@ pub enum Proof {
 }
 
 named! {
-    Proof: WritesBlocked, StandbysReplayed, WritesUnblocked
+    NotShownKind: WritesBlocked, StandbysReplayed, WritesUnblocked
 }
 
-impl Proof {
+impl NotShownKind {
     /// What was not shown, and what the window rests on instead.
     pub const fn text(self) -> &'static str {
         match self {
-            Proof::WritesBlocked => {
+            NotShownKind::WritesBlocked => {
                 "it was not shown once more that an ordinary session is refused; it was when writes were blocked, and \
                  the write block and its triggers were unchanged"
             }
-            Proof::StandbysReplayed => {
+            NotShownKind::StandbysReplayed => {
                 "it was not shown that the standbys have replayed the commit of the up SQL; the new version may read \
                  the old schema from one for a while"
             }
-            Proof::WritesUnblocked => {
+            NotShownKind::WritesUnblocked => {
                 "it was not shown that an ordinary session of the application can write; the write block and the \
                  read-only default are off"
             }

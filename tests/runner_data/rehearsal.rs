@@ -313,8 +313,9 @@ async fn an_effect_outside_of_the_database_is_named_and_undone() {
     let function = "CREATE FUNCTION alters() RETURNS boolean LANGUAGE plpgsql AS $f$ BEGIN
         EXECUTE format('ALTER %s %I SET work_mem = 1024', 'ROLE', current_user); RETURN true; END $f$;";
     let deferred = format!(
-        "{function} CREATE FUNCTION later() RETURNS trigger LANGUAGE plpgsql AS $f$ BEGIN PERFORM alters(); RETURN NULL; \
-        END $f$; CREATE CONSTRAINT TRIGGER late AFTER UPDATE ON users DEFERRABLE INITIALLY DEFERRED FOR EACH ROW \
+        "{function} CREATE FUNCTION later() RETURNS trigger LANGUAGE plpgsql AS $f$ BEGIN PERFORM alters(); \
+        RETURN NULL; END $f$; CREATE CONSTRAINT TRIGGER late AFTER UPDATE ON users \
+        DEFERRABLE INITIALLY DEFERRED FOR EACH ROW \
         EXECUTE FUNCTION later(); UPDATE users SET email = email WHERE id = 7;"
     );
     let (up, down) = (UP.to_owned(), DOWN.to_owned());

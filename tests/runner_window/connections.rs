@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use credit_migration::{
     api::{
-        Direction, Obstacle, ObstacleKind, Proof, Reason, WindowCommand as Order, WindowProgress, WindowState as State,
+        Direction, NotShownKind, Obstacle, ObstacleKind, Reason, WindowCommand as Order, WindowProgress,
+        WindowState as State,
     },
     runner::Failure,
 };
@@ -168,7 +169,7 @@ async fn a_comparison_that_fails_is_reported_and_keeps_its_session() {
     let task = desk.start(&database, &plan);
     desk.order(Order::BlockWrites);
     database.until(SLEEPS).await;
-    // As the new version's own migration at its start: it waits for the commit, and has the table before the comparison.
+    // As the new version's own migration at its start: it waits for the commit, and is first then.
     let other = database.session("postgres").await;
     let lock = other.batch_execute("BEGIN READ WRITE; LOCK TABLE user_credits IN ACCESS EXCLUSIVE MODE");
     let unpause = async {
@@ -209,15 +210,15 @@ async fn what_is_not_shown_once_more_is_reported_and_the_window_goes_on() {
     other.batch_execute("BEGIN READ WRITE; LOCK TABLE user_credits IN SHARE MODE").await.unwrap();
     desk.order(Order::Switch);
     let progress = desk.until("acknowledgement", |progress, _| progress.switch_acknowledged).await;
-    let proofs = |progress: &WindowProgress| progress.not_shown.iter().map(|n| n.proof).collect::<Vec<_>>();
-    assert_eq!(proofs(&progress), [Proof::StandbysReplayed, Proof::WritesBlocked], "{progress:?}");
+    let proofs = |progress: &WindowProgress| progress.not_shown.iter().map(|n| n.kind).collect::<Vec<_>>();
+    assert_eq!(proofs(&progress), [NotShownKind::StandbysReplayed, NotShownKind::WritesBlocked], "{progress:?}");
     other.batch_execute("ROLLBACK").await.unwrap();
     limit(&database, 0).await;
     desk.order(Order::UnblockWrites);
     let outcome = end(task).await;
     assert_eq!((outcome.failure, outcome.progress.state), (None, State::Unblocked));
     let shown = &outcome.progress.not_shown;
-    assert_eq!(shown.last().map(|n| n.proof), Some(Proof::WritesUnblocked), "{shown:?}");
+    assert_eq!(shown.last().map(|n| n.kind), Some(NotShownKind::WritesUnblocked), "{shown:?}");
     assert!(shown.iter().any(|n| n.message.contains("SQLSTATE 53300")), "{shown:?}");
     limit(&database, -1).await;
     writable(&database, true).await;

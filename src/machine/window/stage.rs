@@ -182,9 +182,9 @@ impl Transition<'_> {
             window.comparison.clone_from(&progress.comparison);
         }
         let known = std::mem::replace(&mut window.not_shown, progress.not_shown.clone());
-        let new = |found: &&NotShown| known.iter().all(|known| known.proof != found.proof);
-        for NotShown { proof, message } in progress.not_shown.iter().filter(new) {
-            self.event(true, ReadyReason::NotShown, format!("{}: {message}", proof.text()));
+        let new = |found: &&NotShown| known.iter().all(|known| known.kind != found.kind);
+        for NotShown { kind, message } in progress.not_shown.iter().filter(new) {
+            self.event(true, ReadyReason::NotShown, format!("{}: {message}", kind.text()));
         }
     }
 

@@ -53,9 +53,8 @@ const SESSION_OPTIONS: &str = "-c tcp_keepalives_idle=5 -c tcp_keepalives_interv
 const CONTROL_LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest run of a control statement.
 const CONTROL_STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
-/// All time-outs of sessions and transactions that the server knows, such as `idle_session_timeout`, and
-/// `transaction_timeout` from version 17 on. Not those that are set above, or per statement; `wal_sender_timeout`
-/// concerns replication alone. No start-up options: an older server would refuse those.
+/// All time-outs of sessions and transactions that the server knows, but those that are set above or per statement, and
+/// that of replication. No start-up options: an older server would refuse those.
 const PIN_TIMEOUTS_SQL: &str = "SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings
     WHERE name LIKE '%timeout' AND context = 'user'
       AND name NOT IN ('statement_timeout', 'lock_timeout', 'tcp_user_timeout', 'wal_sender_timeout')";

@@ -78,7 +78,7 @@ pub(in crate::runner) fn window_fields(progress: &WindowProgress) -> Value {
 mod tests {
     use super::*;
     use crate::api::{
-        Comparison, NotShown, Obstacle, ObstacleKind, Proof, RecoveryPoints, Replication, Time, WindowState,
+        Comparison, NotShown, NotShownKind, Obstacle, ObstacleKind, RecoveryPoints, Replication, Time, WindowState,
     };
 
     #[test]
@@ -103,7 +103,7 @@ mod tests {
             deadline_passed: true,
             recovery: RecoveryPoints { blocked_lsn: Some("0/1".into()), ..RecoveryPoints::default() },
             replication: Some(Replication::default()),
-            not_shown: vec![NotShown { proof: Proof::WritesBlocked, message: "m".into() }],
+            not_shown: vec![NotShown { kind: NotShownKind::WritesBlocked, message: "m".into() }],
         };
         let mut status = window_fields(&full);
         // As the API server merges it.

@@ -118,8 +118,8 @@ async fn rehearse(
     })
 }
 
-/// Compares each written balance of the live database with the transactions since the cutover: of how many users they do
-/// not explain it, if it was compared, in words, too. It keeps no rollback from working, which keeps such balances.
+/// Compares each written balance of the live database with the transactions since the cutover: of how many users they
+/// do not explain it, if it was compared, in words, too. It keeps no rollback from working, which keeps such balances.
 async fn unexplained_balances(context: &TaskContext<'_>, target: &Target) -> Result<(Option<u64>, String), Failure> {
     let check = Check {
         balances: Some(BalancesCheck { compare: BalancesComparison::Users }),

@@ -2,7 +2,7 @@
 
 use super::super::notices::channel;
 use crate::{
-    api::{Audience, NotShown, Obstacle, ObstacleKind, Occasion, Proof, Writes},
+    api::{Audience, NotShown, NotShownKind, Obstacle, ObstacleKind, Occasion, Writes},
     machine::tests::*,
 };
 
@@ -93,12 +93,14 @@ fn a_pod_that_lacks_connections_to_become_ready_is_waited_for() {
 #[test]
 fn what_a_window_could_not_show_is_an_event_once() {
     let mut s = blocking();
-    let missing = |proof: Proof| NotShown { proof, message: "permission denied".into() };
-    s.progress(WINDOW, |w| (w.state, w.not_shown) = (WindowState::Blocked, vec![missing(Proof::StandbysReplayed)]));
+    let missing = |kind: NotShownKind| NotShown { kind, message: "permission denied".into() };
+    s.progress(WINDOW, |w| {
+        (w.state, w.not_shown) = (WindowState::Blocked, vec![missing(NotShownKind::StandbysReplayed)])
+    });
     let d = s.reconcile();
     assert_eq!(events(&d).iter().filter(|e| **e == "NotShown").count(), 1, "{:?}", events(&d));
     s.settle();
-    s.progress(WINDOW, |w| w.not_shown.push(missing(Proof::WritesBlocked)));
+    s.progress(WINDOW, |w| w.not_shown.push(missing(NotShownKind::WritesBlocked)));
     let d = s.reconcile();
     assert_eq!(events(&d).iter().filter(|e| **e == "NotShown").count(), 1, "{:?}", events(&d));
     assert_eq!(d.status.window.map(|w| w.not_shown.len()), Some(2));

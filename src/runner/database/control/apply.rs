@@ -274,8 +274,9 @@ async fn transaction(
     Ok(Applied::Now { seconds, reconciled_users })
 }
 
-/// Runs the statements of one SQL text, one by one, in a transaction with these settings (`SET LOCAL`), which hold again
-/// afterwards, and with the session's own `search_path`. Returns what the ledger keeps of each. Windows and rehearsals run all SQL texts by this.
+/// Runs the statements of one SQL text, one by one, in a transaction with these settings (`SET LOCAL`), which hold
+/// again afterwards, and with the session's own `search_path`. Returns what the ledger keeps of each. Windows and
+/// rehearsals run all SQL texts by this.
 ///
 /// # Errors
 /// `SqlFailed` with the statement's number, `SqlTransactionControl`, `DeadlinePassed` when stopped.

@@ -44,8 +44,8 @@ impl SharedObjects {
         Ok(Self(rows.iter().map(line).collect()))
     }
 
-    /// Commits a transaction that has written to no shared catalog; `sql` names what was run in it. It is the last check:
-    /// queries and deferred triggers have effects, too.
+    /// Commits a transaction that has written to no shared catalog; `sql` names what was run in it. It is the last
+    /// check: queries and deferred triggers have effects, too.
     ///
     /// # Errors
     /// `SqlOutsideDatabase` with the names of what differs from this; what a deferred constraint fails with; database

@@ -20,7 +20,8 @@ use crate::{
 /// Migrates the copy again, writes on it as the application, and rolls back.
 ///
 /// # Errors
-/// `SqlFailed` if the writes fail, or write nothing; `SqlOutsideDatabase`; what the down SQL fails with; `RollbackNotEqual`.
+/// `SqlFailed` if the writes fail, or write nothing; `SqlOutsideDatabase`; what the down SQL fails with;
+/// `RollbackNotEqual`.
 pub(super) async fn rehearse(
     client: &mut Client,
     control_spec: &ControlSpec,

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     api::{
-        Direction, Proof, Reason, SchemaInPlace, UNEXPLAINED_BALANCES,
+        Direction, NotShownKind, Reason, SchemaInPlace, UNEXPLAINED_BALANCES,
         window_rules::{EndCause, Ending, Move, WindowActivity},
     },
     runner::{
@@ -177,7 +177,7 @@ impl<C: Channel> WindowTask<'_, C> {
             // Row and triggers of the write block are as they were when it was verified. A lock of another session, or
             // a lost one, must not keep writes blocked.
             Err(failure) => {
-                self.note_not_shown(Proof::WritesBlocked, failure);
+                self.note_not_shown(NotShownKind::WritesBlocked, failure);
                 true
             }
         }

@@ -30,11 +30,11 @@ pub(super) async fn probe<C: Channel>(channel: &C) -> Option<(String, Timestamp)
     Some((versions.into_iter().collect::<Vec<_>>().join(", "), start))
 }
 
-/// The full comparison, once, on a session of its own, which is kept also if it fails: the server may have no other one.
-/// It starts after `pause`.
+/// The full comparison, once, on a session of its own, which is kept also if it fails: the server may have no other
+/// one. It starts after `pause`.
 ///
 /// # Errors
-/// What it fails with. The caller reports it, and tries again.
+/// What it fails with. The caller reports it, and retries it.
 pub(super) async fn comparison(
     session: &KeptSession,
     spec: &ControlSpec,

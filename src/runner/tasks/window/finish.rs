@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     api::{
-        Direction, Proof, Reason, SchemaInPlace, WindowState,
+        Direction, NotShownKind, Reason, SchemaInPlace, WindowState,
         window_rules::{EndCause, Ending, Move, WindowActivity},
     },
     runner::{
@@ -226,7 +226,7 @@ impl<C: Channel> WindowTask<'_, C> {
                 self.progress.unblocked_at = None;
                 return self.end_stuck(Some(refused));
             }
-            Err(not_shown) => self.note_not_shown(Proof::WritesUnblocked, not_shown),
+            Err(not_shown) => self.note_not_shown(NotShownKind::WritesUnblocked, not_shown),
         }
         WindowOutcome { progress: self.progress.clone(), failure }
     }

@@ -4,7 +4,7 @@ use tokio_postgres::Client;
 
 use super::{Channel, session::WindowTask};
 use crate::{
-    api::{Direction, Proof, Reason, Replication, Standby},
+    api::{Direction, NotShownKind, Reason, Replication, Standby},
     runner::{Failure, UnlessLost, database::control},
 };
 
@@ -59,7 +59,7 @@ impl<C: Channel> WindowTask<'_, C> {
             Ok(replication) => replication,
             // A view that cannot be read must not keep writes blocked up to the deadline.
             Err(failure) => {
-                self.note_not_shown(Proof::StandbysReplayed, failure);
+                self.note_not_shown(NotShownKind::StandbysReplayed, failure);
                 return Ok(true);
             }
         };

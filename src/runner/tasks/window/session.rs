@@ -19,7 +19,7 @@ use tokio_postgres::Client;
 use super::{Channel, CurrentSession, Orders, WindowOutcome, WindowPlan, WindowReport, kept::KeptSessions};
 use crate::{
     api::{
-        Direction, NotShown, Obstacle, Proof, Reason, SchemaInPlace, WindowCommand, WindowProgress, WindowState,
+        Direction, NotShown, NotShownKind, Obstacle, Reason, SchemaInPlace, WindowCommand, WindowProgress, WindowState,
         window_rules::{self, Move, WindowActivity, WindowView},
     },
     runner::{
@@ -185,10 +185,10 @@ impl<'a, C: Channel> WindowTask<'a, C> {
     }
 
     /// Notes what could not be shown; the window goes on. It is reported with what comes next.
-    pub(super) fn note_not_shown(&mut self, proof: Proof, failure: Failure) {
-        tracing::warn!(%proof, error = %failure, "not shown");
-        self.progress.not_shown.retain(|known| known.proof != proof);
-        self.progress.not_shown.push(NotShown { proof, message: failure.message });
+    pub(super) fn note_not_shown(&mut self, kind: NotShownKind, failure: Failure) {
+        tracing::warn!(%kind, error = %failure, "not shown");
+        self.progress.not_shown.retain(|known| known.kind != kind);
+        self.progress.not_shown.push(NotShown { kind, message: failure.message });
     }
 
     pub(super) fn report(&self, note: Option<Failure>) {
