@@ -44,9 +44,8 @@ const DB_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(20);
 /// Start-up option of every session that works, see the head of this file.
 const LIBPQ_OPTIONS: &str = "-c default_transaction_read_only=off";
-/// Further start-up options of the runner's own sessions: the server must notice a runner that went away without a word
-/// (its locks hold up the pod that takes over), and must not end a session that waits for the controller. `RESET ALL`
-/// restores start-up options.
+/// Further start-up options of the runner's own sessions: the server notices a runner that is gone (its locks hold up
+/// the pod that takes over), and does not end a session that waits for the controller. `RESET ALL` restores them.
 const SESSION_OPTIONS: &str = "-c tcp_keepalives_idle=5 -c tcp_keepalives_interval=3 -c tcp_keepalives_count=3 \
     -c tcp_user_timeout=20000 -c idle_in_transaction_session_timeout=0";
 /// Longest wait for a lock of a control statement.
