@@ -117,7 +117,7 @@ async fn reconcile_live(ctx: &Context, namespace: &str, name: &str) -> Result<Op
         live.status = Some(status.clone());
         // Carries the resourceVersion that was decided on: a second controller, or a stale read, gets a conflict here.
         live = match api.replace_status(name, &super::post_params(), &live).await {
-            Err(kube::Error::Api(e)) if e.code == 409 => return Ok(Some(CONFLICT_REQUEUE)),
+            Err(kube::Error::Api(e)) if e.code == 409 => return Err(Error::Conflict.into()),
             Err(error) => return Err(Failed { activity: Activity::PersistStatus, error: error.into() }),
             Ok(persisted) => persisted,
         };

@@ -363,7 +363,8 @@ async fn the_dry_run_of_a_restart_is_its_write_without_effect() {
     assert_eq!(observed.workloads[0].write, DryRun::Accepted);
     assert_eq!((stage.api.object(WORKLOAD), stage.api.writes()), (before, vec![]));
     let tried = stage.api.dry_runs().into_iter().find(|patch| patch["spec"] != Value::Null).unwrap();
-    stage.apply(irreversible()[4].0.clone()).await.unwrap();
+    let [.., (restart, _)] = irreversible();
+    stage.apply(restart).await.unwrap();
     assert_eq!(stage.api.object(WORKLOAD)["spec"]["template"], tried["spec"]["template"]);
     stage.api.refuse(Method::PATCH, WORKLOAD, 422);
     let observed = super::observe::observe(&stage.ctx, &stage.live).await.unwrap();
@@ -411,7 +412,8 @@ async fn a_status_that_is_not_persisted_has_no_effect(#[case] code: u16) {
     stage.api.refuse(Method::PUT, "/creditmigrations/m", code);
     let object = Arc::new(kube::core::DeserializeGuard(Ok(stage.live.clone())));
     let result = reconcile(object, Arc::new(stage.ctx)).await;
-    assert_eq!(result.is_ok(), code == 409);
+    assert_eq!(matches!(result, Err(Error::Conflict)), code == 409);
+    assert!(result.is_err());
     let (events, effects): (Vec<_>, Vec<_>) =
         stage.api.writes().into_iter().filter(|w| !w.ends_with("/status")).partition(|w| w.ends_with("/events"));
     assert_eq!(effects, Vec::<String>::new());

@@ -73,7 +73,7 @@ impl Transition<'_> {
         (!found.breached || !reported).then_some(found)
     }
 
-    /// Validate's run goes on until that of Monitoring measures each trigger, and counts no failures of one anew:
+    /// Validate's run goes on until that of Monitoring measures each trigger, and counts no failures from zero:
     /// otherwise no rollback would start by itself while the next pod starts.
     pub(crate) fn validation_goes_on(&self) -> bool {
         let reported = self.reported_checks(Task::Monitor, Step::Monitor);

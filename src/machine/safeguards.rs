@@ -19,6 +19,9 @@ use crate::{
 
 /// From when on a report says nothing of now while a pod measures, in seconds.
 const OUTDATED_SECONDS: i64 = 90;
+/// For how long what may pass in a moment lasts before people are notified, in seconds: a webhook that restarts, a
+/// quota that another rollout fills, a failover of the database.
+const TRANSIENT_SECONDS: i64 = 30;
 /// Tasks that measure.
 const MEASURING: [Task; 5] = [Task::Validate, Task::Monitor, Task::DayCheck, Task::WeekReview, Task::RehearseRollback];
 
@@ -31,6 +34,27 @@ pub(super) enum RollbackReadiness {
     Missing(Violation),
     /// It is not known.
     Unknown(Violation),
+}
+
+/// Something against a rollback.
+struct Cause {
+    /// It would not work; otherwise that is not known.
+    is_certain: bool,
+    violation: Violation,
+    /// The table, if there can be several.
+    subject: Option<String>,
+    /// For how long it lasts before people are notified.
+    hold: SignedDuration,
+}
+
+impl Cause {
+    fn certain(violation: Violation) -> Self {
+        Self { is_certain: true, violation, subject: None, hold: SignedDuration::ZERO }
+    }
+
+    fn possible(violation: Violation) -> Self {
+        Self { is_certain: false, ..Self::certain(violation) }
+    }
 }
 
 impl Transition<'_> {
@@ -49,29 +73,14 @@ impl Transition<'_> {
         if let Some(at) = self.outdated_at().filter(|at| self.now < *at) {
             self.wake_at(at);
         }
-        let missing = self.missing_safeguards();
-        for found in &missing {
-            let text = self.safeguard_message(found).to_string();
-            let reason = found.kind.ready_reason();
-            self.report_unready(reason, found.table.as_deref(), &text, SignedDuration::ZERO);
-            // A report of yesterday must not hide what is asked now.
-            if found.kind.refuses_writes() && self.recent_until().is_some_and(|until| self.now < until) {
-                self.set_ready(reason, text);
+        // A report of yesterday must not hide what is asked now.
+        if self.recent_until().is_some_and(|until| self.now < until) {
+            for found in self.missing_safeguards().iter().filter(|found| found.kind.refuses_writes()) {
+                self.set_ready(found.kind.ready_reason(), self.safeguard_message(found).to_string());
             }
         }
-        let (violation, hold) = match self.rollback_readiness() {
-            // The first report may come in a moment.
-            Some(RollbackReadiness::Unknown(violation)) if violation.reason == ReadyReason::SafeguardsNotMeasured => {
-                (violation, seconds(OUTDATED_SECONDS))
-            }
-            Some(RollbackReadiness::Missing(violation) | RollbackReadiness::Unknown(violation)) => {
-                (violation, SignedDuration::ZERO)
-            }
-            Some(RollbackReadiness::Ready(_)) | None => return,
-        };
-        // Those are reported with their tables.
-        if missing.iter().all(|found| found.kind.ready_reason() != violation.reason) {
-            self.report_unready(violation.reason, None, &violation.message.to_string(), hold);
+        for Cause { violation, subject, hold, .. } in self.causes_against_rollback() {
+            self.report_unready(violation.reason, subject.as_deref(), &violation.message.to_string(), hold);
         }
     }
 
@@ -119,50 +128,68 @@ impl Transition<'_> {
         if waits {
             return Some(RollbackReadiness::Ready(Message::new(ready)));
         }
-        // Approvals are in doubt then; a rollback needs none.
-        if let Some(violation) = self.policy_violation() {
-            return Some(RollbackReadiness::Unknown(violation));
-        }
-        if let Some(violation) = self.unsupported_dry_run() {
-            return Some(RollbackReadiness::Unknown(violation));
-        }
-        Some(self.with_rehearsals(match self.status.safeguards.clone() {
-            // Between the follow-ups it may be reachable again.
-            Some(report) if !report.reachable && self.phase() == Phase::Observing => {
-                RollbackReadiness::Unknown(self.unreachable(&report))
-            }
-            Some(report) if !report.reachable => RollbackReadiness::Missing(self.unreachable(&report)),
-            Some(report) => match report.missing.first().filter(|_| !fault(Fault::SafeguardsIgnored)) {
-                Some(found) => RollbackReadiness::Missing(Violation {
-                    reason: found.kind.ready_reason(),
-                    message: self.safeguard_message(found),
-                }),
-                None if self.outdated_at().is_some_and(|at| self.now >= at) => {
-                    RollbackReadiness::Unknown(self.unmeasured(Some(report.at)))
-                }
-                None => RollbackReadiness::Ready(Message::new(match self.phase() {
+        let causes = self.causes_against_rollback();
+        let first = |is_certain| causes.iter().find(|cause| cause.is_certain == is_certain);
+        Some(match (first(true), first(false)) {
+            (Some(cause), _) => RollbackReadiness::Missing(cause.violation.clone()),
+            (None, Some(cause)) => RollbackReadiness::Unknown(cause.violation.clone()),
+            (None, None) => {
+                let measured = match (self.phase(), &self.status.safeguards) {
                     // No pod measures between the follow-ups.
-                    Phase::Observing => {
-                        format!(
-                            "{ready}; the database had what it needs at {:.0}, when it was last measured",
-                            report.at
-                        )
+                    (Phase::Observing, Some(report)) => {
+                        format!("the database had what it needs at {:.0}, when it was last measured", report.at)
                     }
-                    _ => format!("{ready}; the database has what it needs"),
-                })),
-            },
-            None => RollbackReadiness::Unknown(self.unmeasured(None)),
-        }))
+                    _ => "the database has what it needs".to_owned(),
+                };
+                RollbackReadiness::Ready(self.with_rehearsed(Message::new(format!("{ready}; {measured}"))))
+            }
+        })
     }
 
-    /// What was measured, and what the rehearsals of the rollback say.
-    fn with_rehearsals(&self, measured: RollbackReadiness) -> RollbackReadiness {
-        let RollbackReadiness::Ready(ready) = measured else { return measured };
-        match self.rollback_doubt().filter(|_| !fault(Fault::RehearsalsIgnored)) {
-            Some(Doubt::Fails(violation)) => RollbackReadiness::Missing(violation),
-            Some(Doubt::NotShown(violation)) => RollbackReadiness::Unknown(violation),
-            None => RollbackReadiness::Ready(self.with_rehearsed(ready)),
+    /// All that is known against a rollback after the window: a cause that lasts must not be hidden by another one, and
+    /// reported again when that one passes.
+    fn causes_against_rollback(&self) -> Vec<Cause> {
+        let mut causes = vec![];
+        if let Some(violation) = self.rollback_violation().or_else(|| self.violation_before_rollback_window()) {
+            let passes = matches!(
+                violation.reason,
+                ReadyReason::FlagWriteRefused | ReadyReason::WorkloadWriteRefused | ReadyReason::QuotaExceeded
+            );
+            let hold = if passes { seconds(TRANSIENT_SECONDS) } else { SignedDuration::ZERO };
+            causes.push(Cause { hold, ..Cause::certain(violation) });
         }
+        // Approvals are in doubt then; a rollback needs none.
+        causes.extend(self.policy_violation().map(Cause::possible));
+        causes.extend(self.unsupported_dry_run().map(Cause::possible));
+        causes.extend(self.measured_causes());
+        match self.rollback_doubt().filter(|_| !fault(Fault::RehearsalsIgnored)) {
+            Some(Doubt::Fails(violation)) => causes.push(Cause::certain(violation)),
+            Some(Doubt::NotShown(violation)) => causes.push(Cause::possible(violation)),
+            None => {}
+        }
+        causes
+    }
+
+    /// What the pods of the stages and of the follow-ups have measured.
+    fn measured_causes(&self) -> Vec<Cause> {
+        // The next report may come in a moment.
+        let not_measured = |last| Cause { hold: seconds(OUTDATED_SECONDS), ..Cause::possible(self.unmeasured(last)) };
+        let Some(report) = &self.status.safeguards else { return vec![not_measured(None)] };
+        if !report.reachable {
+            // Between the follow-ups it may be reachable again.
+            let is_certain = self.phase() != Phase::Observing;
+            let violation = self.unreachable(report);
+            return vec![Cause { is_certain, hold: seconds(TRANSIENT_SECONDS), ..Cause::possible(violation) }];
+        }
+        if report.missing.is_empty() || fault(Fault::SafeguardsIgnored) {
+            let outdated = self.outdated_at().is_some_and(|at| self.now >= at);
+            return outdated.then(|| not_measured(Some(report.at))).into_iter().collect();
+        }
+        let cause = |found: &MissingSafeguard| Cause {
+            subject: found.table.clone(),
+            ..Cause::certain(Violation { reason: found.kind.ready_reason(), message: self.safeguard_message(found) })
+        };
+        report.missing.iter().map(cause).collect()
     }
 
     /// Until when the last report says something of now.

@@ -140,18 +140,17 @@ impl<'a> Transition<'a> {
         if let Some(refused) = &self.observed.refused_effect {
             let message = format!("{refused}; retried");
             self.report_problem(ReadyReason::EffectRefused, None, message, SignedDuration::ZERO);
+            let since = self.problems.iter().find(|p| p.reason == ReadyReason::EffectRefused.as_str()).map(|p| p.since);
+            if let Some(at) = since.map(|since| since + seconds(STALLED_AFTER_SECONDS)).filter(|at| self.now < *at) {
+                self.wake_at(at);
+            }
         }
     }
 
     /// The refused effect, once it is more than a server that was busy for a moment.
-    pub(crate) fn refused_for_long(&mut self) -> Option<String> {
+    pub(crate) fn refused_for_long(&self) -> Option<String> {
         let refused = self.problems.iter().find(|p| p.reason == ReadyReason::EffectRefused.as_str())?;
-        let (stalled_at, message) = (refused.since + seconds(STALLED_AFTER_SECONDS), refused.message.clone());
-        if self.now < stalled_at {
-            self.wake_at(stalled_at);
-            return None;
-        }
-        Some(message)
+        (self.now >= refused.since + seconds(STALLED_AFTER_SECONDS)).then(|| refused.message.clone())
     }
 
     /// This call has found the problem, and it is reported.

@@ -21,6 +21,11 @@ use crate::{
 /// are blocked it is retried all the same.
 pub(crate) const WINDOW_ATTEMPTS: u32 = 5;
 
+/// The run ended without a word: what it reported before says nothing of what the next pod can do.
+pub(crate) fn is_lost_pod(reason: Reason) -> bool {
+    matches!(reason, Reason::PodFailed | Reason::StepTimeout)
+}
+
 impl Transition<'_> {
     pub(crate) fn advance_executing(&mut self) -> Flow {
         self.start_due_run(Step::BlockWrites);
@@ -270,7 +275,7 @@ impl Transition<'_> {
 
     fn handle_failed_window_run(&mut self, reason: Reason, message: &str, progress: &WindowProgress) -> Flow {
         let ordered = self.deadline().is_some();
-        if progress.stuck {
+        if progress.stuck && !is_lost_pod(reason) {
             self.enter_rolling_back(reason, message.into());
             self.fail_rollback(reason, message);
         } else if ordered && progress.schema_in_place() != Some(SchemaInPlace::Old) {

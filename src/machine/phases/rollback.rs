@@ -1,7 +1,11 @@
 //! The rollback. Inside the window the `Window` run itself rolls back; after it a `RollbackWindow` run blocks writes
 //! again.
 
-use super::{Flow, approval::fmt_reason, executing::WINDOW_ATTEMPTS};
+use super::{
+    Flow,
+    approval::fmt_reason,
+    executing::{WINDOW_ATTEMPTS, is_lost_pod},
+};
 use crate::{
     api::{
         Comparison, DecisionKind, Direction, Occasion, Phase, ReadyReason, Reason, Retry, RollbackStatus,
@@ -369,7 +373,7 @@ impl Transition<'_> {
         let (opener, blocked) = (self.opener(), self.may_be_blocked());
         let failures = self.failures(opener) + 1;
         // A lost pod says nothing against the next one, and with writes blocked only a pod can unblock them.
-        let ends = failures >= WINDOW_ATTEMPTS && (stuck || !blocked);
+        let ends = failures >= WINDOW_ATTEMPTS && ((stuck && !is_lost_pod(reason)) || !blocked);
         if reason.retry() == Retry::Never || ends {
             self.ensure_step(opener).failures = failures;
             self.fail_rollback(reason, message);

@@ -92,7 +92,7 @@ fn a_write_that_is_refused_for_long_stalls_the_migration() {
     assert!(events(&s.reconcile()).contains(&"EffectRefused"));
     for _ in 0..29 {
         assert!(!events(&s.wait(1).reconcile()).contains(&"EffectRefused"));
-        assert!(!stalled(&s), "a server that is busy for a moment calls nobody");
+        assert!(!stalled(&s), "a server that is busy for a moment calls no one");
     }
     s.wait(1).reconcile();
     assert!(stalled(&s));
@@ -251,7 +251,7 @@ fn trigger_of(s: &mut Scenario, task: Task, outcome: CheckOutcome, breached: boo
     });
 }
 
-/// Monitoring has begun, and the pod of Validating, which measures a trigger, is there.
+/// Monitoring has started, and the pod of Validating, which measures a trigger, is there.
 fn handing_over() -> Scenario {
     let mut s = validating();
     s.spec.monitoring.duration = std::time::Duration::from_secs(3600).into();

@@ -1,8 +1,9 @@
-//! A switch that cannot settle, while writes are blocked. There are three causes, and this is the only list of them:
+//! A switch that cannot settle, while writes are blocked. There are four causes, and this is the only list of them:
 //!
 //! | Cause | Counts |
 //! |---|---|
 //! | The flag cannot be set, or pods cannot be replaced (`switch_violation`) | at once |
+//! | The API server refuses the write of the flag, or of a restart | after 5 s |
 //! | The pods that it started do not become ready, in Kubernetes' own words | at once, or after a grace |
 //! | A rollout of a rollback takes twice as long as expected, and Kubernetes names no cause | then |
 //!
@@ -20,6 +21,9 @@ use crate::{
         time::{saturating_add, seconds},
     },
 };
+
+/// For how long the API server refuses a write of the switch until people are notified, in seconds.
+const REFUSED_SECONDS: i64 = 5;
 
 /// For how long a failure has to last before it ends the window, in seconds. Some pass by themselves.
 fn grace_seconds(kind: RolloutFailureKind) -> i64 {
@@ -46,6 +50,13 @@ impl Transition<'_> {
                 self.notify_of_stuck_switch(direction, violation.reason.as_str(), &text);
             }
         }
+        if let Some(text) = self.refused_switch(direction) {
+            let reported =
+                self.report_problem(ReadyReason::EffectRefused, None, text.clone(), seconds(REFUSED_SECONDS));
+            if reported == Reported::Now {
+                self.notify_of_stuck_switch(direction, ReadyReason::EffectRefused.as_str(), &text);
+            }
+        }
         for (workload, failure) in self.rollout_failures(direction) {
             let text = self.failure_message(&workload, &failure).to_string();
             let hold = match direction {
@@ -66,6 +77,15 @@ impl Transition<'_> {
                 self.notify_of_stuck_switch(direction, &workload, &text);
             }
         }
+    }
+
+    /// What the API server refuses while the flag, or a restart, is not written.
+    fn refused_switch(&self, direction: Direction) -> Option<String> {
+        let refused = self.observed.refused_effect.as_ref()?;
+        let wanted = &self.spec.application.workloads;
+        let mut named = self.observed.workloads.iter().filter(|w| wanted.contains(&w.reference));
+        let writes = !self.is_flag_set(direction) || named.any(|w| self.awaits_restart(direction, w));
+        writes.then(|| format!("{refused}; retried"))
     }
 
     /// Workloads whose rollback takes twice as long as expected without a failure that Kubernetes names: their pods run

@@ -16,10 +16,12 @@ use super::{
     stage::WindowStage,
 };
 use crate::{
-    api::{CreditMigrationSpec, CreditMigrationStatus, Direction, Phase, ReadyReason, Task},
+    api::{CreditMigrationSpec, CreditMigrationStatus, Direction, Occasion, Phase, ReadyReason, Task},
     machine::{
         DryRun, Transition,
         gates::{Violation, flag_cannot_be_changed, refused_restart},
+        notices::notice_key,
+        transition::Reported,
     },
     shared::{message::Message, time::seconds},
 };
@@ -66,7 +68,7 @@ pub fn switch_trial(spec: &CreditMigrationSpec, status: &CreditMigrationStatus, 
         value: flag_value(spec, direction).to_owned(),
         marker: flag_marker(uid, direction),
         max_age: if near { Duration::ZERO } else { IDLE_AGE },
-        in_window: near && window.is_some_and(|w| WindowStage::of(w).may_be_blocked()),
+        in_window: window.is_some_and(|w| WindowStage::of(w).may_be_blocked()),
     })
 }
 
@@ -87,7 +89,18 @@ impl Transition<'_> {
             Direction::Forward => REFUSED_SECONDS,
             Direction::Rollback => 0,
         };
-        self.report_problem(reason, None, message.to_string(), seconds(hold));
+        let text = message.to_string();
+        let reported = self.report_problem(reason, None, text.clone(), seconds(hold));
+        // On the forward path the rollback that follows is notified of.
+        if reported == Reported::Now && direction == Direction::Rollback {
+            let began = self.status.rollback.as_ref().map_or(self.now, |rollback| rollback.started_at);
+            let key = notice_key(&format!("switch-refused.{}", reason.as_str()), began);
+            let deadline = self.deadline().map_or_else(String::new, |deadline| format!(" ({deadline:.0})"));
+            let text = format!(
+                "the application cannot be switched back, writes are blocked until the deadline{deadline}: {text}"
+            );
+            self.notify(Occasion::ManualInterventionRequired, &key, &text);
+        }
     }
 
     /// What was reported by this call: it has lasted for long enough to end the forward window.
