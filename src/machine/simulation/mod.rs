@@ -161,13 +161,16 @@ fn schedule(seed: u64, defect: Defect, own: Option<faults::Fault>, trace: bool) 
                 let longest = if rng.bool() { 150 } else { 1000 };
                 outage_ends = act + rng.u32(20..longest);
             }
-            100..102 if obstructive && obstructions[way] < OBSTRUCTIONS && ended.is_none() => {
-                // Mostly where it matters most.
-                if rng.u8(..) < if rolling_back { 255 } else { 12 } {
-                    obstructions[way] += 1;
-                    obstructed_at = act;
-                    w.obstruct(&mut rng);
-                }
+            // Mostly where it matters most.
+            100..102
+                if obstructive
+                    && obstructions[way] < OBSTRUCTIONS
+                    && ended.is_none()
+                    && rng.u8(..) < if rolling_back { 255 } else { 12 } =>
+            {
+                obstructions[way] += 1;
+                obstructed_at = act;
+                w.obstruct(&mut rng);
             }
             108 if w.phase() == Some(Phase::Observing) && rng.u8(..) < 40 => {
                 w.now += SignedDuration::from_hours(rng.i64(20..60));
