@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use credit_migration::{
     api::{Direction, Reason, WindowCommand as Order, WindowState as State},
-    runner::database::control::{self, Applied, StopSignal, write_block},
+    runner::{
+        database::control::{self, Applied, StopSignal, write_block},
+        tasks::window::WindowPlan,
+    },
 };
 use jiff::Timestamp;
 
@@ -257,8 +260,11 @@ async fn sql_and_triggers_of_the_owner_have_the_search_path_of_the_database() {
     database.prepared(&spec()).await;
     let up =
         sql(&["UPDATE users SET email = email WHERE id = 1; DROP TABLE credit_purchases; DROP TABLE credit_packages"]);
-    let mut plan = plan(Direction::Forward, up, sample_down());
+    let down = sql(&["UPDATE users SET email = email WHERE id = 1; CREATE TABLE credit_purchases (id int); \
+        CREATE TABLE credit_packages (id int)"]);
+    let mut plan = plan(Direction::Forward, up, down);
     plan.control_spec.verify_up = Some("SELECT count(*) = 0 AS empty FROM audit".to_owned());
+    plan.control_spec.verify_down = Some("SELECT count(*) = 1 AS one FROM audit".to_owned());
     let task = desk.start(&database, &plan);
     desk.order(Order::BlockWrites);
     desk.until("comparison", |progress, _| progress.comparison.is_some()).await;
@@ -269,4 +275,13 @@ async fn sql_and_triggers_of_the_owner_have_the_search_path_of_the_database() {
     assert_eq!(end(task).await.failure, None);
     let missing = control::missing_safeguards(&database.target(), &plan.control_spec, &plan.inputs.down_sha256).await;
     assert_eq!(missing.unwrap(), []);
+
+    let desk = Desk::new();
+    let task = desk.start(&database, &WindowPlan { direction: Direction::Rollback, ..plan });
+    desk.order(Order::BlockWrites);
+    desk.state(State::Blocked).await;
+    desk.order(Order::Rollback);
+    let outcome = end(task).await;
+    assert_eq!((outcome.progress.state, outcome.failure), (State::RolledBack, None));
+    assert_eq!(database.value("SELECT count(*) FROM shop.audit").await, "2", "at the commit of the rollback");
 }

@@ -58,8 +58,8 @@ pub(super) struct RollbackWatch {
     silent: u32,
     /// Decisions in a row on a window past its deadline of which no one was notified.
     silent_overdue: u32,
-    /// Starts of rollbacks that waited, and the notices of that.
-    waited: BTreeSet<Time>,
+    /// Starts of rollbacks that waited, each with its causes, and the notices of that.
+    waited: BTreeSet<(Time, String)>,
     waiting_notices: BTreeSet<String>,
 }
 
@@ -212,7 +212,8 @@ impl World {
         watch.unfounded = count(watch.unfounded, unfounded);
         watch.silent = count(watch.silent, due && obstructed && !notified);
         watch.silent_overdue = count(watch.silent_overdue, overdue && !alerted);
-        watch.waited.extend(started.filter(|_| waits));
+        let cause = status.conditions.iter().find(|c| c.type_ == "Ready").map(|c| c.reason.clone()).unwrap_or_default();
+        watch.waited.extend(started.filter(|_| waits).map(|started| (started, cause)));
         watch.waiting_notices.extend(notices().filter(|n| is_waiting_notice(n)).map(|n| n.notice.id.clone()));
     }
 
@@ -232,7 +233,7 @@ impl World {
         }
         if waiting_notices.len() > waited.len() {
             return Err(format!(
-                "7: rollbacks waited {} times, people were notified of {waiting_notices:?}",
+                "7: rollbacks waited for {} causes, people were notified of {waiting_notices:?}",
                 waited.len()
             ));
         }

@@ -15,6 +15,7 @@ use tokio_postgres::{
     tls::{MakeTlsConnect, TlsConnect},
 };
 
+use super::hosts::Host;
 use crate::{
     api::Reason,
     runner::{Failure, clients::tls},
@@ -29,11 +30,13 @@ pub struct ConnectError {
     pub concerns_role_alone: bool,
     /// The server, the database or the role has no connection left.
     pub none_left: bool,
+    /// The server gave a session, and is a standby.
+    standby: bool,
 }
 
 impl From<Failure> for ConnectError {
     fn from(failure: Failure) -> Self {
-        Self { failure, concerns_role_alone: false, none_left: false }
+        Self { failure, concerns_role_alone: false, none_left: false, standby: false }
     }
 }
 
@@ -66,11 +69,28 @@ impl ConnectError {
     /// What the refusals of all servers of a URL mean together. What no retry changes is said before what one may.
     pub(super) fn of_all(mut refusals: Vec<Self>) -> Self {
         let concerns_role_alone = refusals.iter().all(|refusal| refusal.concerns_role_alone);
-        let none_left = refusals.iter().any(|refusal| refusal.none_left);
+        // A host that is down is no host without a connection left. A standby that answers is not the one that is full.
+        let none_left = refusals.iter().any(|refusal| refusal.none_left)
+            && refusals.iter().all(|refusal| refusal.none_left || refusal.standby);
         refusals.sort_by_key(|refusal| refusal.failure.is_connection_lost());
         let messages: Vec<String> = refusals.iter().map(|refusal| refusal.failure.message.clone()).collect();
         let reason = refusals.first().map_or(Reason::HostUnreachable, |refusal| refusal.failure.reason);
-        Self { failure: Failure::new(reason, messages.join("; ")), concerns_role_alone, none_left }
+        Self { failure: Failure::new(reason, messages.join("; ")), concerns_role_alone, none_left, standby: false }
+    }
+
+    /// Refusals of the addresses of one host, of which some may lead nowhere: one that is full says it of the host.
+    pub(super) fn of_one_host(refusals: &mut [Self]) {
+        let none_left = refusals.iter().any(|refusal| refusal.none_left);
+        refusals.iter_mut().for_each(|refusal| refusal.none_left = none_left);
+    }
+
+    /// A standby, where a primary is needed.
+    pub(super) fn standby(host: &Host) -> Self {
+        let message = format!(
+            "{host} is a standby, which cannot be written to; it is retried; next: let an address in the URL lead to \
+             the primary"
+        );
+        Self { standby: true, ..Failure::new(Reason::HostUnreachable, message).into() }
     }
 
     /// What an error of opening a session means.
@@ -107,7 +127,7 @@ fn refused(session: &SessionName<'_>, db: &DbError) -> ConnectError {
         db.message(),
         code.code()
     );
-    ConnectError { failure: Failure::new(reason, message), concerns_role_alone, none_left }
+    ConnectError { failure: Failure::new(reason, message), concerns_role_alone, none_left, standby: false }
 }
 
 /// PostgreSQL did not answer the request for a session.
@@ -189,5 +209,25 @@ impl<S, T: TlsConnect<S>> TlsConnect<S> for ObservedTls<T> {
     fn connect(self, stream: S) -> Self::Future {
         self.offered.store(true, Ordering::SeqCst);
         self.connector.connect(stream)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[rstest::rstest]
+    #[case::full(&["full"], true)]
+    #[case::both_full(&["full", "full"], true)]
+    #[case::the_other_is_down(&["full", "down"], false)]
+    #[case::the_other_is_a_standby(&["full", "standby"], true)]
+    #[case::standbys(&["standby", "standby"], false)]
+    fn no_connection_is_left_if_no_host_has_one(#[case] hosts: &[&str], #[case] expected: bool) {
+        let refusals = hosts.iter().map(|state| ConnectError {
+            none_left: *state == "full",
+            standby: *state == "standby",
+            ..Failure::new(Reason::HostUnreachable, *state).into()
+        });
+        assert_eq!(ConnectError::of_all(refusals.collect()).none_left, expected);
     }
 }

@@ -52,10 +52,10 @@ const SESSION_OPTIONS: &str = "-c tcp_keepalives_idle=5 -c tcp_keepalives_interv
 const CONTROL_LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest run of a control statement.
 const CONTROL_STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
-/// All time-outs of sessions and transactions that the server knows, but those that are set above or per statement, and
-/// that of replication. No start-up options: an older server would refuse those.
+/// All time-outs of sessions and transactions that the server itself knows, but those that are set above or per
+/// statement, and that of replication. No start-up options: an older server would refuse those.
 const PIN_TIMEOUTS_SQL: &str = "SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings
-    WHERE name LIKE '%timeout' AND context = 'user'
+    WHERE name LIKE '%timeout' AND name NOT LIKE '%.%' AND context = 'user'
       AND name NOT IN ('statement_timeout', 'lock_timeout', 'tcp_user_timeout', 'wal_sender_timeout')";
 /// What others have put into `public` or into a temporary schema is not called.
 pub(super) const PIN_SEARCH_PATH_SQL: &str = "SET search_path = pg_catalog, pg_temp";
@@ -102,10 +102,11 @@ impl Purpose {
 /// # Errors
 /// Database errors.
 pub(crate) async fn pin_settings(client: &Client) -> Result<(), Failure> {
-    client.batch_execute(&format!("{PIN_SEARCH_PATH_SQL}; {PIN_TIMEOUTS_SQL}; {PIN_COMMIT_SQL}")).await?;
-    match client.batch_execute(CHECK_CLIENT_SQL).await.map_err(Failure::from).unless_lost()? {
-        Ok(()) => {}
-        Err(error) => tracing::debug!(%error, "the server does not check for its client during a statement"),
+    // By itself: it holds also if one of the others fails.
+    client.batch_execute(PIN_SEARCH_PATH_SQL).await?;
+    client.batch_execute(&format!("{PIN_TIMEOUTS_SQL}; {PIN_COMMIT_SQL}")).await?;
+    if let Err(error) = client.batch_execute(CHECK_CLIENT_SQL).await.map_err(Failure::from).unless_lost()? {
+        tracing::debug!(%error, "the server does not check for its client during a statement");
     }
     Ok(())
 }
@@ -302,6 +303,7 @@ impl Target {
             };
             // All together no longer than one alone.
             let limit = DB_CONNECT_TIMEOUT / u32::try_from(count * addresses.len()).unwrap_or(1).min(3);
+            let earlier = refusals.len();
             for address in addresses {
                 match self.session(host, address, limit, step, purpose).await {
                     Ok((client, false)) => {
@@ -310,15 +312,12 @@ impl Target {
                     }
                     Ok((client, true)) => {
                         standby.get_or_insert(client);
-                        let message = format!(
-                            "{host} is a standby, which cannot be written to; it is retried; next: let an address in \
-                             the URL lead to the primary"
-                        );
-                        refusals.push(Failure::new(Reason::HostUnreachable, message).into());
+                        refusals.push(ConnectError::standby(host));
                     }
                     Err(refusal) => refusals.push(refusal),
                 }
             }
+            ConnectError::of_one_host(&mut refusals[earlier..]);
         }
         match standby {
             Some(client) => Ok((client, Some(refusals))),

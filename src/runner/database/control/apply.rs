@@ -39,6 +39,8 @@ use crate::{
     },
 };
 
+/// Attempts to reset the session: a late request to cancel the SQL may stop one.
+const RESET_ATTEMPTS: u32 = 3;
 /// Characters of a statement that the ledger keeps.
 const LEDGER_TEXT: usize = 200;
 
@@ -79,7 +81,8 @@ impl StopSignal {
         self.0.load(Ordering::SeqCst)
     }
 
-    fn check(&self) -> Result<(), Failure> {
+    /// An error once [`StopSignal::request`] was called.
+    pub(super) fn check(&self) -> Result<(), Failure> {
         match self.requested() {
             true => Err(Failure::new(
                 Reason::DeadlinePassed,
@@ -155,19 +158,38 @@ async fn run(
 ) -> Result<Applied, Failure> {
     let mut unexplained = None;
     let result = transaction(client, spec, sql, which, stop, &mut unexplained).await;
-    // The SQL may have set what outlives its transaction; a lost connection has nothing left to reset.
-    // The first also ends the role that the login is configured to act as, and the last leaves it as it is.
-    if let Err(error) = client.batch_execute("RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL").await {
-        tracing::warn!(error = %Failure::from(&error), "session could not be reset after the SQL");
-    }
-    if let Err(error) = pin_settings(client).await {
-        tracing::warn!(%error, "time-outs of the session could not be set after the SQL");
+    if let Err(error) = reset(client).await {
+        tracing::warn!(%error, "the session could not be reset after the SQL, and is not used any more");
+        let outcome = match result {
+            Err(lost) if lost.is_connection_lost() => return Err(lost),
+            Err(failure) => failure.message,
+            Ok(_) => "the ledger shows the result".to_owned(),
+        };
+        let message = format!("the session could not be reset after the SQL: {}; {outcome}", error.message);
+        return Err(Failure::new(Reason::ConnectionLost, message));
     }
     // Only now: the transaction in which they were found has changed nothing.
     if let Some(list) = unexplained {
         list.store(client, spec).await;
     }
     result
+}
+
+/// Resets what the SQL may have set to outlive its transaction.
+async fn reset(client: &Client) -> Result<(), Failure> {
+    let mut attempts = 0;
+    loop {
+        attempts += 1;
+        let done = async {
+            // The first also ends the role that the login is configured to act as, and the last leaves it as it is.
+            client.batch_execute("RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL").await?;
+            pin_settings(client).await
+        };
+        match done.await {
+            Err(failure) if attempts < RESET_ATTEMPTS && !failure.is_connection_lost() => {}
+            done => return done,
+        }
+    }
 }
 
 async fn transaction(
@@ -264,10 +286,11 @@ async fn transaction(
     .await?;
     stop.check()?;
     match shared {
-        Some(shared) => shared.commit_unchanged(tx, &format!("the {} SQL", direction.sql_name())).await?,
+        Some(shared) => shared.commit_unchanged(tx, &format!("the {} SQL", direction.sql_name()), stop).await?,
         None => {
             // For constraints that are checked only now.
             tx.batch_execute(USE_OWN_SEARCH_PATH_SQL).await?;
+            stop.check()?;
             tx.commit().await?;
         }
     }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tokio_postgres::{Client, GenericClient, Transaction};
 
-use super::{BalancesTable, ControlSpec, balances, millis};
+use super::{BalancesTable, ControlSpec, balances, exists, millis};
 use crate::{
     api::{Comparison, Reason},
     runner::{
@@ -27,6 +27,8 @@ const MAX_DELETED_PER_REFRESH: i64 = 500_000;
 const MAX_LISTED: usize = 10_000;
 /// How long the window waits for a figure of the report.
 const USERS_WRITTEN_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long each statement of a list of unexplained balances may take: the report of them waits for it.
+const LIST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Records every user's balance as the caller's snapshot shows it. Returns the number of users.
 ///
@@ -40,9 +42,12 @@ pub async fn take_baseline(tx: &Transaction<'_>, spec: &ControlSpec) -> Result<u
     let balances = balances(tx, spec, None).await?;
     // The change tracking is left as it is: deleting it in a transaction as long as a dump would block every writer
     // of those users. Users that it lists needlessly are brought up to date once more.
-    // A list of what an earlier window found says nothing of this one.
-    tx.batch_execute("DELETE FROM credit_migration.baseline; DELETE FROM credit_migration.unexplained_balances")
-        .await?;
+    tx.batch_execute("DELETE FROM credit_migration.baseline").await?;
+    // A list of what an earlier window found says nothing of this one. A copy of a database that an earlier version of
+    // this program has prepared has no such table.
+    if exists(tx, "unexplained_balances").await? {
+        tx.batch_execute("DELETE FROM credit_migration.unexplained_balances").await?;
+    }
     record_all(tx, spec, &balances).await
 }
 
@@ -292,19 +297,24 @@ pub(crate) struct UnexplainedBalances {
 }
 
 impl UnexplainedBalances {
+    /// In: a transaction that does nothing else afterwards. Its limits are set to [`LIST_TIMEOUT`].
+    ///
+    /// # Errors
+    /// `DatabaseUnavailable` if it takes longer; database errors.
     pub(crate) async fn read(
-        client: &impl GenericClient,
+        tx: &Transaction<'_>,
         spec: &ControlSpec,
         balances: &BalancesTable,
         users: Users,
     ) -> Result<Self, Failure> {
         let query = format!(
-            "SELECT coalesce(b.user_id, t.id), b.balance::text, t.balance::text FROM {} WHERE {DIFFERS}
+            "SELECT coalesce(b.user_id, t.id, ''), b.balance::text, t.balance::text FROM {} WHERE {DIFFERS}
              ORDER BY 1 LIMIT {MAX_LISTED}",
             users.joined(balances)
         );
         let mut list = Self::default();
-        for row in client.query(&query, &[&spec.uid]).await? {
+        tx.batch_execute(&limits(LIST_TIMEOUT, LIST_TIMEOUT)).await?;
+        for row in tx.query(&query, &[&spec.uid]).await? {
             list.users.push(row.get(0));
             list.expected.push(row.get(1));
             list.found.push(row.get(2));
@@ -313,19 +323,20 @@ impl UnexplainedBalances {
     }
 
     /// Lists them in the database in place of those of an earlier comparison. It is a help and no evidence, and must
-    /// not keep writes blocked: each statement has the limits of the migration, the commit waits for no standby, and a
+    /// not keep writes blocked: each statement has a limit of [`LIST_TIMEOUT`], the commit waits for no standby, and a
     /// failure is logged.
     pub(crate) async fn store(&self, client: &mut Client, spec: &ControlSpec) {
         let store = async {
             let tx = client.build_transaction().read_only(false).start().await?;
             tx.batch_execute(&format!(
                 "{}; SET LOCAL synchronous_commit = local; DELETE FROM credit_migration.unexplained_balances",
-                limits(spec.statement_timeout, spec.lock_timeout)
+                limits(LIST_TIMEOUT, LIST_TIMEOUT)
             ))
             .await?;
             let insert = "INSERT INTO credit_migration.unexplained_balances
                 SELECT $1, l.user_id, l.expected::numeric, l.found::numeric, clock_timestamp()
-                FROM unnest($2::text[], $3::text[], $4::text[]) AS l (user_id, expected, found)";
+                FROM unnest($2::text[], $3::text[], $4::text[]) AS l (user_id, expected, found)
+                ON CONFLICT DO NOTHING";
             tx.execute(insert, &[&spec.uid, &self.users, &self.expected, &self.found]).await?;
             tx.commit().await.map_err(Failure::from)
         };
@@ -336,10 +347,11 @@ impl UnexplainedBalances {
     }
 }
 
-/// Lists in the database whose balances a full comparison has found to differ.
+/// Lists in the database whose balances a full comparison has found to differ, if that takes no longer than a few
+/// seconds.
 pub async fn list_unexplained(client: &mut Client, spec: &ControlSpec) {
     let read = async {
-        let tx = read_within(client, spec.statement_timeout, spec.lock_timeout).await?;
+        let tx = read_within(client, LIST_TIMEOUT, LIST_TIMEOUT).await?;
         let balances = balances(&tx, spec, None).await?;
         UnexplainedBalances::read(&tx, spec, &balances, Users::All).await
     };

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 
 use tokio_postgres::Transaction;
 
+use super::StopSignal;
 use crate::{
     api::Reason,
     runner::{Failure, database::connection::USE_OWN_SEARCH_PATH_SQL},
@@ -48,9 +49,9 @@ impl SharedObjects {
     /// check: queries and deferred triggers have effects, too.
     ///
     /// # Errors
-    /// `SqlOutsideDatabase` with the names of what differs from this; what a deferred constraint fails with; database
-    /// errors.
-    pub async fn commit_unchanged(self, tx: Transaction<'_>, sql: &str) -> Result<(), Failure> {
+    /// `SqlOutsideDatabase` with the names of what differs from this; what a deferred constraint fails with;
+    /// `DeadlinePassed` when stopped; database errors.
+    pub async fn commit_unchanged(self, tx: Transaction<'_>, sql: &str, stop: &StopSignal) -> Result<(), Failure> {
         // Deferred triggers are the spec's own: they find what its SQL finds.
         tx.batch_execute(&format!(
             "{USE_OWN_SEARCH_PATH_SQL}; SET CONSTRAINTS ALL IMMEDIATE; SET LOCAL search_path = pg_catalog"
@@ -58,6 +59,8 @@ impl SharedObjects {
         .await?;
         let rows = tx.query(WRITTEN_CATALOGS, &[]).await?;
         if rows.is_empty() {
+            // Deferred triggers may have taken long.
+            stop.check()?;
             return tx.commit().await.map_err(Failure::from);
         }
         let written: Vec<&str> = rows.iter().map(|row| row.get(0)).collect();

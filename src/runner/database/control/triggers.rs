@@ -18,7 +18,13 @@ use super::{
     sessions::Session,
     trigger_lock_timeout, with_children,
 };
-use crate::{api::Reason, runner::Failure};
+use crate::{
+    api::Reason,
+    runner::{
+        Failure,
+        database::connection::{PIN_SEARCH_PATH_SQL, USE_OWN_SEARCH_PATH_SQL},
+    },
+};
 
 /// Write-block trigger: refuses each statement that writes while writes are blocked.
 pub(crate) const WRITE_BLOCK_TRIGGER: &str = "credit_migration_block_writes";
@@ -126,11 +132,17 @@ impl TriggerChange<'_> {
         match self {
             TriggerChange::Ensure(kind) => ensure_trigger_in(tx, table, *kind).await,
             TriggerChange::Drop(name) => {
-                let drop = format!("DROP TRIGGER IF EXISTS {} ON {}", ident(name), table.sql());
-                tx.batch_execute(&drop).await.map_err(Failure::from)
+                define(tx, &format!("DROP TRIGGER IF EXISTS {} ON {}", ident(name), table.sql())).await
             }
         }
     }
+}
+
+/// Runs statements that define triggers, in a transaction. They name all with its schema; the database's own event
+/// triggers, which they set off, have the session's own `search_path`.
+async fn define(tx: &impl GenericClient, statements: &str) -> Result<(), Failure> {
+    let statements = format!("{USE_OWN_SEARCH_PATH_SQL}; {statements}; {PIN_SEARCH_PATH_SQL}");
+    tx.batch_execute(&statements).await.map_err(Failure::from)
 }
 
 /// Changes one trigger in a short transaction of its own, retried for `spec.trigger_timeout`: the lock lasts no longer
@@ -244,19 +256,15 @@ pub(crate) async fn ensure_trigger_in(
         )
         .await?
         .map(|row| (row.get::<_, bool>(0), row.get::<_, bool>(1)));
-    match state {
+    let (name, on) = (kind.name(), table.sql());
+    let create = match state {
         Some((true, true)) => return Ok(()),
-        Some((false, true)) => {}
+        Some((false, true)) => String::new(),
         // Of this name, and with another function.
-        Some((_, false)) => {
-            let drop = format!("DROP TRIGGER {} ON {}", kind.name(), table.sql());
-            tx.batch_execute(&format!("{drop}; {}", kind.definition(table))).await?;
-        }
-        None => tx.batch_execute(&kind.definition(table)).await?,
-    }
-    tx.batch_execute(&format!("ALTER TABLE {} ENABLE ALWAYS TRIGGER {}", table.sql(), kind.name()))
-        .await
-        .map_err(Failure::from)
+        Some((_, false)) => format!("DROP TRIGGER {name} ON {on}; {}; ", kind.definition(table)),
+        None => format!("{}; ", kind.definition(table)),
+    };
+    define(tx, &format!("{create}ALTER TABLE {on} ENABLE ALWAYS TRIGGER {name}")).await
 }
 
 /// Inside the migration's transaction, after its SQL: write-block triggers on new tables, all triggers on the

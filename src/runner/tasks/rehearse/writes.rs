@@ -64,13 +64,14 @@ async fn write(client: &mut Client, control_spec: &ControlSpec, writes: &Sql) ->
     let before = written_rows(&tx).await?;
     tx.batch_execute(&limits).await.map_err(|e| failed(e.into()))?;
     let shared = SharedObjects::read(&tx).await?;
-    control::run_statements(&tx, writes, &limits, &StopSignal::default()).await.map_err(failed)?;
+    let stop = StopSignal::default();
+    control::run_statements(&tx, writes, &limits, &stop).await.map_err(failed)?;
     let rows = written_rows(&tx).await?.saturating_sub(before);
     if rows == 0 {
         let message = "no row was written, at least 1 is needed; next: write as the new version does";
         return Err(failed(Failure::new(Reason::SqlFailed, message)));
     }
-    shared.commit_unchanged(tx, "the SQL").await.map_err(failed)?;
+    shared.commit_unchanged(tx, "the SQL", &stop).await.map_err(failed)?;
     Ok(rows)
 }
 

@@ -11,7 +11,7 @@ use tokio_postgres::Client;
 use super::{
     Channel, WindowOutcome,
     background::{comparison, probe},
-    session::{PING_INTERVAL, POLL_INTERVAL, WindowTask},
+    session::{Comparing, PING_INTERVAL, POLL_INTERVAL, WindowTask},
 };
 use crate::{
     api::{
@@ -41,7 +41,7 @@ impl<C: Channel> WindowTask<'_, C> {
         if up && !write_block::holds_exclusive_lock(client).await? {
             self.retake_exclusive_lock(client).await?;
         }
-        self.unexplained_reported = false;
+        (self.unexplained_reported, self.comparing) = (false, Comparing::Counts);
         let (session, spec, channel) = (self.kept.comparison.clone(), self.control_spec(), self.channel);
         let mut comparing = pin!(comparison(&session, spec, Duration::ZERO));
         let mut probing = pin!(probe(channel));
@@ -77,10 +77,12 @@ impl<C: Channel> WindowTask<'_, C> {
                 Move::Wait | Move::ReplaceOtherPod | Move::BlockWrites => {}
             }
             // It may have read before a write went through.
-            if std::mem::take(&mut self.comparison_discarded) {
+            if self.comparing == Comparing::Restart {
                 comparing.set(comparison(&session, spec, Duration::ZERO));
+                self.comparing = Comparing::Counts;
             }
-            let compare = up && self.progress.comparison.is_none();
+            // A discarded one is not awaited: restarted at once it would be discarded again.
+            let compare = up && self.progress.comparison.is_none() && self.comparing == Comparing::Counts;
             tokio::select! {
                 compared = &mut comparing, if compare => {
                     // Also for the case that this result is discarded: the future has ended.
@@ -112,11 +114,16 @@ impl<C: Channel> WindowTask<'_, C> {
         }
     }
 
-    /// Whether the write block is on and this session's own. Reports it if not: it was changed by hand. Balances are
-    /// compared again then.
+    /// Whether the write block is on and this session's own. Reports it if not: it was changed by hand. Once it is
+    /// again, balances are compared again.
     async fn holds_block(&mut self, client: &Client) -> Result<bool, Failure> {
         match self.bounded(client, write_block::is_held(client, self.control_spec())).await.unless_lost()? {
-            Ok(true) => return Ok(true),
+            Ok(true) => {
+                if self.comparing == Comparing::Discarded {
+                    self.comparing = Comparing::Restart;
+                }
+                return Ok(true);
+            }
             Ok(false) => {
                 let message = "writes are not blocked any more, or not by this session: the row of \
                     credit_migration.write_block was changed, or a write-block trigger is not enabled; the switch is \
@@ -140,7 +147,7 @@ impl<C: Channel> WindowTask<'_, C> {
     /// What was compared, or is being compared, while writes may have gone through says nothing.
     fn discard_comparison(&mut self) {
         self.progress.comparison = None;
-        (self.comparison_discarded, self.unexplained_reported) = (true, false);
+        (self.comparing, self.unexplained_reported) = (Comparing::Discarded, false);
     }
 
     /// `false` if an ordinary session of the application may write, asked again: the first answer may be minutes old.

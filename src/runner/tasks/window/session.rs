@@ -61,12 +61,25 @@ pub(super) struct WindowTask<'a, C> {
     pub(super) writes_may_be_blocked: bool,
     /// It was reported that writes stay blocked because of unexplained balances.
     pub(super) unexplained_reported: bool,
-    /// Balances have to be compared again.
-    pub(super) comparison_discarded: bool,
+    /// Whether what is compared counts.
+    pub(super) comparing: Comparing,
     /// The database does not have the progress yet.
     pub(super) unsaved: bool,
     /// How long the session of another task must have been idle before it is ended.
     pub(super) idle_limit: Duration,
+    /// The last connection was refused because none is left.
+    none_left: bool,
+}
+
+/// Whether a comparison of balances counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Comparing {
+    /// As far as is known, writes have been blocked since it started.
+    Counts,
+    /// Writes may have gone through since, and may still.
+    Discarded,
+    /// Writes are blocked again: it is to be restarted.
+    Restart,
 }
 
 /// Where a session resumes.
@@ -100,9 +113,10 @@ impl<'a, C: Channel> WindowTask<'a, C> {
             deadline: None,
             writes_may_be_blocked: plan.order.command > WindowCommand::Standby,
             unexplained_reported: false,
-            comparison_discarded: false,
+            comparing: Comparing::Counts,
             unsaved: false,
             idle_limit: FIRST_IDLE_LIMIT,
+            none_left: false,
         }
     }
 
@@ -120,7 +134,7 @@ impl<'a, C: Channel> WindowTask<'a, C> {
                 Err(failure) => failure,
             };
             // A server without a free connection is waited for, like any other obstacle.
-            if start.elapsed() > PING_INTERVAL || !self.progress.obstacles.is_empty() {
+            if start.elapsed() > PING_INTERVAL || self.none_left {
                 lost_since = Instant::now();
             }
             let interrupted = WindowActivity::Interrupted {
@@ -230,14 +244,16 @@ impl<'a, C: Channel> WindowTask<'a, C> {
     /// The work of one connection. An error is a lost connection, or one that another session may recover from.
     async fn run_session(&mut self) -> Result<WindowOutcome, Failure> {
         let connected = self.target.connect_for_control("window").await;
-        // What an earlier session has found is found again, or gone.
-        self.progress.obstacles.clear();
+        self.none_left = connected.as_ref().is_err_and(|refused| refused.none_left);
         let mut client = connected.map_err(|refused| {
+            // After another refusal what was found before may still be there.
             if refused.none_left && !self.writes_may_be_blocked {
                 self.progress.obstacles = vec![Obstacle::too_few_connections(0)];
             }
             refused.failure
         })?;
+        // What an earlier session has found is found again, or gone.
+        self.progress.obstacles.clear();
         self.session.set(client.cancel_token());
         self.acquire_worker_lock(&client).await?;
         if let Err(failure) = control::check_schema(&client, self.control_spec()).await.unless_lost()? {
