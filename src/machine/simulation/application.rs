@@ -157,7 +157,9 @@ impl World {
         let new_alone = flag.value == "v2" && all_run("v2");
         let app = &self.app.value;
         let can_settle = !app.paused && !app.missing && !self.losses.quota && app.crashing.is_none();
-        let old_alone = flag.value == "v1" && all_run("v1") && can_settle;
+        // Pods of an earlier template have to be replaced: what they have read is not known.
+        let replaced = app.pods.iter().all(|p| p.0 == app.template);
+        let old_alone = flag.value == "v1" && all_run("v1") && replaced && can_settle;
         let needless = match window.task {
             Some(Task::RollbackWindow) => switching && overdue && (new_alone || old_alone),
             // No pod was started since the start of the world; or those of the forward switch crash, and it is awaited.

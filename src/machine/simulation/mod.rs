@@ -201,9 +201,10 @@ fn schedule(seed: u64, defect: Defect, own: Option<faults::Fault>, trace: bool) 
         if trace {
             let m = w.migration.as_ref().map(|m| &m.value.status);
             println!(
-                "{act} {:?} {:?} block={:?} flag={} schema={:?} runs={:?}",
+                "{act} {:?} {:?} {:?} block={:?} flag={} schema={:?} runs={:?}",
                 m.and_then(|m| m.phase),
                 m.and_then(|m| m.step),
+                m.and_then(|m| m.conditions.iter().find(|c| c.type_ == "Ready")).map(|c| (&c.reason, &c.message)),
                 w.db.blocked_at.map(|t| t.as_second()),
                 w.flag.value.value,
                 w.db.schema,

@@ -7,16 +7,13 @@
 //! - Nothing is run if the ledger has this SQL already, or shows that the migration was rolled back.
 //! - Must be called outside of a transaction; leaves the session's settings and role as they were.
 
-use std::{
-    sync::atomic::{AtomicBool, Ordering},
-    time::Instant,
-};
+use std::time::Instant;
 
 use serde_json::{Value, json};
 use tokio_postgres::{Client, Row, Transaction, types::Json};
 
 use super::{
-    ControlSpec, LOCK_CHANGE, LOCK_CLASS, Sql, Table, balances,
+    ControlSpec, LOCK_CHANGE, LOCK_CLASS, Sql, StopSignal, Table, balances,
     baseline::{UnexplainedBalances, Users, compare_with, reconcile},
     ident, millis,
     outside::SharedObjects,
@@ -64,33 +61,6 @@ pub enum Applied {
     },
     /// Forward: the migration was rolled back, and is not run again. Rollback: it never ran. Nothing was run.
     NotApplicable,
-}
-
-/// Lets a caller stop a run between two statements, in addition to cancelling the statement in flight.
-#[derive(Debug, Default)]
-pub struct StopSignal(AtomicBool);
-
-impl StopSignal {
-    /// From now on no further statement is started, and nothing is committed.
-    pub fn request(&self) {
-        self.0.store(true, Ordering::SeqCst);
-    }
-
-    /// Whether [`StopSignal::request`] was called.
-    pub fn requested(&self) -> bool {
-        self.0.load(Ordering::SeqCst)
-    }
-
-    /// An error once [`StopSignal::request`] was called.
-    pub(super) fn check(&self) -> Result<(), Failure> {
-        match self.requested() {
-            true => Err(Failure::new(
-                Reason::DeadlinePassed,
-                "the SQL was stopped before it was done; nothing of it remains",
-            )),
-            false => Ok(()),
-        }
-    }
 }
 
 /// Runs the up SQL. The transaction also stores the down SQL: see [`super::stored_down_sql`].

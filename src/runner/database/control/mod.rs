@@ -37,6 +37,7 @@ mod schema;
 pub mod schema_objects;
 mod sessions;
 mod spec;
+mod stop_signal;
 mod stored_down_sql;
 mod tables;
 mod triggers;
@@ -51,7 +52,7 @@ use std::{
     time::Duration,
 };
 
-pub use apply::{Applied, StopSignal, rehearse_down, rehearse_up, run_down, run_statements, run_up};
+pub use apply::{Applied, rehearse_down, rehearse_up, run_down, run_statements, run_up};
 pub(crate) use baseline::has_baseline;
 pub use baseline::{
     compare, compare_within, credits_written, list_unexplained, refresh_baseline, take_baseline, users_written,
@@ -67,6 +68,7 @@ pub use replication::{replication, restore_point, wal_position};
 pub use safeguards::missing_safeguards;
 pub use sessions::LockHolders;
 pub use spec::{ControlSpec, Sql};
+pub use stop_signal::StopSignal;
 pub use stored_down_sql::stored_down_sql;
 pub(crate) use tables::{BalancesTable, balances, existing, exists, literal, oids, protected, resolve, with_children};
 pub use tables::{Table, ident, quoted};

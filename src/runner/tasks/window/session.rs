@@ -69,6 +69,8 @@ pub(super) struct WindowTask<'a, C> {
     pub(super) idle_limit: Duration,
     /// The last connection was refused because none is left.
     none_left: bool,
+    /// When the present session was connected.
+    connected_at: Option<Instant>,
 }
 
 /// Whether a comparison of balances counts.
@@ -117,6 +119,7 @@ impl<'a, C: Channel> WindowTask<'a, C> {
             unsaved: false,
             idle_limit: FIRST_IDLE_LIMIT,
             none_left: false,
+            connected_at: None,
         }
     }
 
@@ -128,13 +131,13 @@ impl<'a, C: Channel> WindowTask<'a, C> {
     pub(super) async fn run(mut self) -> WindowOutcome {
         let mut lost_since = Instant::now();
         loop {
-            let start = Instant::now();
             let failure = match self.run_session().await {
                 Ok(outcome) => return outcome,
                 Err(failure) => failure,
             };
-            // A server without a free connection is waited for, like any other obstacle.
-            if start.elapsed() > PING_INTERVAL || self.none_left {
+            // A server without a free connection is waited for, like any other obstacle. Time spent connecting in vain
+            // is none in which it was there.
+            if self.none_left || self.connected_at.is_some_and(|at| at.elapsed() > PING_INTERVAL) {
                 lost_since = Instant::now();
             }
             let interrupted = WindowActivity::Interrupted {
@@ -245,6 +248,7 @@ impl<'a, C: Channel> WindowTask<'a, C> {
     async fn run_session(&mut self) -> Result<WindowOutcome, Failure> {
         let connected = self.target.connect_for_control("window").await;
         self.none_left = connected.as_ref().is_err_and(|refused| refused.none_left);
+        self.connected_at = connected.is_ok().then(Instant::now);
         let mut client = connected.map_err(|refused| {
             // After another refusal what was found before may still be there.
             if refused.none_left && !self.writes_may_be_blocked {
