@@ -132,6 +132,7 @@ async fn one_that_would_fail_is_known_before_it_is_ordered() {
             .migrate(
                 "simplify",
                 json!({
+                    "schedule": {"leadTime": "0s"},
                     "rollback": {"rehearsal": {"mode": "Daily"}},
                     "followUps": {"day": {"after": LASTS}, "week": {"after": "48h"}},
                     "notifications": {"channels": [{"name": "slack", "audiences": ["Team"], "slack": slack}]},

@@ -48,7 +48,8 @@ Examples:
   kubectl creditmigration abort simplify-credits --reason \"wrong night\"";
 pub(crate) const ROLLBACK: &str = "\
 Without --confirm the verb only shows what would be undone. With it, and a reason, one person suffices, from the start
-of the window until the new version is kept, and after RollbackFailed.
+of the window until the new version is kept, and after RollbackFailed. One that would not work now (RollbackReady=False)
+is refused without --force.
 
 Examples:
   kubectl creditmigration rollback simplify-credits
@@ -82,6 +83,9 @@ pub(crate) struct RollbackArgs {
     /// Do it. Without this option the verb only shows what would be undone.
     #[arg(long, requires = "reason")]
     confirm: bool,
+    /// Also if it would not work now, as RollbackReady says. It waits then, with writes open, unless the down SQL fails.
+    #[arg(long, requires = "confirm")]
+    force: bool,
 }
 
 /// Creates a decision.
@@ -120,12 +124,30 @@ pub(crate) async fn decide(
 /// Creates a `Rollback`, or shows what it would undo.
 pub(crate) async fn rollback(connection: &ClusterConnection, args: RollbackArgs) -> Result<Output, PluginError> {
     if args.confirm {
+        if !args.force {
+            check_works(&connection.migration(&args.target.name).await?)?;
+        }
         return decide(connection, DecisionKind::Rollback, args.target).await;
     }
     let migration = connection.migration(&args.target.name).await?;
     check_applicable(&migration, DecisionKind::Rollback, "")?;
     let preview = preview(&migration);
     Ok(Output::success(args.target.output.write(&preview, || preview_text(&migration, &preview))?))
+}
+
+/// Checks that a rollback would work now, as far as it is known.
+///
+/// # Errors
+/// `InvalidState` with what is in the way, and what to do.
+fn check_works(m: &CreditMigration) -> Result<(), PluginError> {
+    let conditions = m.status.iter().flat_map(|status| &status.conditions);
+    let mut missing = conditions.filter(|c| c.type_ == "RollbackReady" && c.status == "False");
+    // The last one did not start: this is the next one.
+    let Some(missing) = missing.find(|c| c.reason != ReadyReason::RollbackNotStarted.as_str()) else { return Ok(()) };
+    Err(PluginError::InvalidState(format!(
+        "the rollback would not work now, and is not ordered: {}: {}; to order it all the same: --force",
+        missing.reason, missing.message
+    )))
 }
 
 /// The API server's refusal; if the caller lacks the permission, with who can grant it.
@@ -285,6 +307,30 @@ mod tests {
         let printed = error.to_string().matches("kubectl ").count();
         assert_eq!(sound(&error.to_string(), "shop"), printed);
         assert_eq!(error.exit(), crate::plugin::Exit::InvalidState);
+    }
+
+    #[rstest::rstest]
+    #[case("True", "Switchable", None)]
+    #[case("Unknown", "SafeguardsNotMeasured", None)]
+    #[case::the_next_one("False", "RollbackNotStarted", None)]
+    #[case("False", "WorkloadPaused", Some("not ordered: WorkloadPaused: it is paused; next: resume it"))]
+    #[case("False", "RollbackRehearsalFailed", Some("to order it all the same: --force"))]
+    fn a_rollback_that_would_not_work_is_not_ordered(
+        #[case] status: &str,
+        #[case] reason: &str,
+        #[case] refused: Option<&str>,
+    ) {
+        let mut m = migration(Phase::Observing);
+        let condition = serde_json::json!({
+            "type": "RollbackReady", "status": status, "reason": reason, "message": "it is paused; next: resume it",
+            "lastTransitionTime": "2030-01-01T00:00:00Z",
+        });
+        m.status.as_mut().unwrap().conditions = vec![serde_json::from_value(condition).unwrap()];
+        let answer = check_works(&m).map_err(|error| error.to_string());
+        match refused {
+            Some(why) => assert!(answer.clone().unwrap_err().contains(why), "{answer:?}"),
+            None => assert_eq!(answer, Ok(())),
+        }
     }
 
     #[test]
