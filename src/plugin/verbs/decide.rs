@@ -83,7 +83,7 @@ pub(crate) struct RollbackArgs {
     /// Do it. Without this option the verb only shows what would be undone.
     #[arg(long, requires = "reason")]
     confirm: bool,
-    /// Also if it would not work now, as RollbackReady says. It waits then, with writes open, unless the down SQL fails.
+    /// Also if it would not work now (RollbackReady=False). It then waits with writes open, unless the down SQL fails.
     #[arg(long, requires = "confirm")]
     force: bool,
 }
