@@ -141,22 +141,10 @@ pub async fn users_written(client: &impl GenericClient, spec: &ControlSpec) -> R
 /// # Errors
 /// Database errors.
 pub async fn credits_written(client: &impl GenericClient, spec: &ControlSpec) -> Result<String, Failure> {
-    let BalancesTable { table, user, balance, user_type } = balances(client, spec, None).await?;
-    let table = table.sql();
-    let truncated = "SELECT EXISTS (SELECT FROM credit_migration.changed_users WHERE user_id IS NULL)";
-    let ids = match client.query_one(truncated, &[]).await?.get(0) {
-        true => format!(
-            "SELECT user_id FROM credit_migration.baseline WHERE migration_uid = $1 UNION SELECT {user}::text FROM \
-             {table}"
-        ),
-        false => "SELECT DISTINCT user_id FROM credit_migration.changed_users".to_owned(),
-    };
+    let balances = balances(client, spec, None).await?;
     let query = format!(
-        "SELECT coalesce(pg_catalog.sum(pg_catalog.abs(coalesce(t.{balance}::numeric, 0) - coalesce(b.balance, 0))), \
-                0)::text
-         FROM ({ids}) ids
-         LEFT JOIN credit_migration.baseline b ON b.migration_uid = $1 AND b.user_id = ids.user_id
-         LEFT JOIN {table} t ON t.{user} OPERATOR(pg_catalog.=) CAST(ids.user_id AS {user_type})"
+        "SELECT coalesce(sum(abs(coalesce(t.balance, 0) - coalesce(b.balance, 0))), 0)::text FROM {}",
+        Users::tracked(client).await?.joined(&balances)
     );
     Ok(client.query_one(&query, &[&spec.uid]).await?.get(0))
 }
