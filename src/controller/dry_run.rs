@@ -18,7 +18,7 @@ use tracing::warn;
 
 use super::{Context, MANAGER};
 use crate::{
-    api::CreditMigration,
+    api::{CreditMigration, CreditMigrationStatus},
     machine::{DryRun, SwitchTrial, one_line, switch_trial},
 };
 
@@ -49,8 +49,9 @@ where
     K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned,
 {
     let (namespace, of) = (migration.namespace().unwrap_or_default(), migration.name_any());
-    let status = migration.status.clone().unwrap_or_default();
-    let trial = switch_trial(&migration.spec, &status, &migration.uid().unwrap_or_default());
+    let new = CreditMigrationStatus::default();
+    let status = migration.status.as_ref().unwrap_or(&new);
+    let trial = switch_trial(&migration.spec, status, &migration.uid().unwrap_or_default());
     let Some(trial) = trial else { return DryRun::Untried };
     let target = format!("{} {name}", K::kind(&()));
     let known = ctx.dry_runs.change(&namespace, &of, |known: &mut Answers| {

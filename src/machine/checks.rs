@@ -2,7 +2,7 @@
 
 use super::{CheckJobStart, DEADLINE, Effect, Job, JobPod, Transition};
 use crate::{
-    api::{Check, CheckOutcome, CheckResult, Phase, Step, TRIGGERS, Task, Time},
+    api::{Check, CheckOutcome, CheckResult, Phase, Step, Task, Time},
     shared::{
         tally::{Sample, Tally},
         time::{saturating_add, seconds, to_signed},
@@ -47,11 +47,12 @@ impl Transition<'_> {
                 if check.job.is_some() {
                     return self.job_result(check, i);
                 }
-                let known = reported.iter().find(|r| r.name == check.name).or_else(|| self.validated_trigger(check));
+                let validated = self.validated_trigger(check);
+                let known = reported.iter().find(|r| r.name == check.name).or(validated);
                 let mut result = known.map_or_else(|| self.not_measured(check), |r| self.fresh(check, r));
                 // The judge of a lost run is gone with it; its breach is not. Nor is that of a run that goes on.
                 result.breached |= self.previous_result(check).is_some_and(|p| p.breached)
-                    || self.validated_trigger(check).is_some_and(|validated| validated.breached);
+                    || validated.is_some_and(|validated| validated.breached);
                 result
             })
             .collect()
@@ -65,7 +66,7 @@ impl Transition<'_> {
     /// What Validate's run, which goes on for a while, says in Monitoring of a trigger. A breach that was reported in
     /// Validating is none of Monitoring.
     fn validated_trigger(&self, check: &Check) -> Option<&CheckResult> {
-        if self.phase() != Phase::Monitoring || !TRIGGERS.contains(&check.name.as_str()) {
+        if self.phase() != Phase::Monitoring || !check.is_trigger() {
             return None;
         }
         let found = self.reported_checks(Task::Validate, Step::Validate).iter().find(|r| r.name == check.name)?;
@@ -82,7 +83,7 @@ impl Transition<'_> {
             result.is_some_and(|r| r.measured > 0 && (r.outcome != CheckOutcome::Fail || r.breached))
         };
         let triggers = self.spec.checks_of(Task::Monitor);
-        let mut triggers = triggers.iter().filter(|check| TRIGGERS.contains(&check.name.as_str()));
+        let mut triggers = triggers.iter().filter(|check| check.is_trigger());
         self.phase() == Phase::Monitoring && !triggers.all(taken_over)
     }
 
@@ -112,7 +113,7 @@ impl Transition<'_> {
     /// trigger says when to roll back, not when all is well: it would block a stage for ever, since the spec is
     /// immutable.
     pub(crate) fn idle_trigger(&self, check: &Check, result: &CheckResult) -> bool {
-        TRIGGERS.contains(&check.name.as_str())
+        check.is_trigger()
             && result.outcome == CheckOutcome::NoData
             && Freshness::of(result, check.interval, self.now) == Freshness::Fresh
     }

@@ -135,22 +135,29 @@ impl<'a> Transition<'a> {
         reported
     }
 
+    /// What the API server refuses, in words.
+    pub(crate) fn refused_effect(&self) -> Option<String> {
+        self.observed.refused_effect.as_ref().map(|refused| format!("{refused}; retried"))
+    }
+
     /// The same effects are applied again; until they are, they are not what the status says.
     pub(crate) fn report_refused_effect(&mut self) {
-        if let Some(refused) = &self.observed.refused_effect {
-            let message = format!("{refused}; retried");
-            self.report_problem(ReadyReason::EffectRefused, None, message, SignedDuration::ZERO);
-            let since = self.problems.iter().find(|p| p.reason == ReadyReason::EffectRefused.as_str()).map(|p| p.since);
-            if let Some(at) = since.map(|since| since + seconds(STALLED_AFTER_SECONDS)).filter(|at| self.now < *at) {
-                self.wake_at(at);
-            }
+        let Some(text) = self.refused_effect() else { return };
+        self.report_problem(ReadyReason::EffectRefused, None, text, SignedDuration::ZERO);
+        if let Some((at, _)) = self.stall().filter(|(at, _)| self.now < *at) {
+            self.wake_at(at);
         }
     }
 
     /// The refused effect, once it is more than a server that was busy for a moment.
     pub(crate) fn refused_for_long(&self) -> Option<String> {
+        self.stall().filter(|(at, _)| self.now >= *at).map(|(_, refused)| refused.message.clone())
+    }
+
+    /// From when on the refused effect stalls the migration, and its problem.
+    fn stall(&self) -> Option<(Time, &Problem)> {
         let refused = self.problems.iter().find(|p| p.reason == ReadyReason::EffectRefused.as_str())?;
-        (self.now >= refused.since + seconds(STALLED_AFTER_SECONDS)).then(|| refused.message.clone())
+        Some((refused.since + seconds(STALLED_AFTER_SECONDS), refused))
     }
 
     /// This call has found the problem, and it is reported.

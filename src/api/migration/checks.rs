@@ -115,6 +115,11 @@ pub struct Check {
 }
 
 impl Check {
+    /// It is one of the triggers of `rollback.triggers`.
+    pub fn is_trigger(&self) -> bool {
+        super::TRIGGERS.contains(&self.name.as_str())
+    }
+
     /// A check that has only a name: the caller sets source and limit.
     pub fn named(name: &str) -> Self {
         Self {

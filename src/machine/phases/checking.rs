@@ -4,7 +4,7 @@ use super::{Flow, approval::fmt_reason};
 use crate::{
     api::{
         Check, CheckOutcome, CheckResult, DecisionKind, MigrationRunStatus, Occasion, OnBreach, Phase, ReadyReason,
-        Reason, RollbackPolicy, Stage, Step, TRIGGERS, Task, Time,
+        Reason, RollbackPolicy, Stage, Step, Task, Time,
     },
     machine::{
         ObservedDecision, RunOutcome, StatusReason, Transition,
@@ -201,7 +201,7 @@ impl Transition<'_> {
         let (step, task, _) = self.stage();
         let triggers: Vec<(Check, CheckResult)> = self
             .stage_results()
-            .filter(|(check, _)| TRIGGERS.contains(&check.name.as_str()))
+            .filter(|(check, _)| check.is_trigger())
             .map(|(check, result)| (check, result.clone()))
             .collect();
         let late_at = |check: &Check, result: &CheckResult| {

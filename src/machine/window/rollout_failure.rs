@@ -7,7 +7,7 @@
 //! | The pods that it started do not become ready, in Kubernetes' own words | at once, or after a grace |
 //! | A rollout of a rollback takes twice as long as expected, and Kubernetes names no cause | then |
 //!
-//! On the forward path the second one ends the window before its deadline, by a rollback; the deadline ends the others.
+//! On the forward path failing pods end the window before its deadline, by a rollback; the deadline ends the others.
 //! A rollback has nowhere else to go: both versions may serve, so it goes on. People are notified of each cause when it
 //! counts, once for each switch. A rollout that makes progress is no cause.
 
@@ -43,49 +43,51 @@ fn grace_seconds(kind: RolloutFailureKind) -> i64 {
 impl Transition<'_> {
     /// Reports what keeps the switch from settling.
     pub(crate) fn report_switch(&mut self, direction: Direction) {
+        let now = SignedDuration::ZERO;
         if let Some(violation) = self.switch_violation(direction) {
-            let text = violation.message.to_string();
-            let reported = self.report_problem(violation.reason, None, text.clone(), SignedDuration::ZERO);
-            if reported == Reported::Now {
-                self.notify_of_stuck_switch(direction, violation.reason.as_str(), &text);
-            }
+            self.report_stuck_switch(direction, violation.reason, None, violation.message.to_string(), now);
         }
         if let Some(text) = self.refused_switch(direction) {
-            let reported =
-                self.report_problem(ReadyReason::EffectRefused, None, text.clone(), seconds(REFUSED_SECONDS));
-            if reported == Reported::Now {
-                self.notify_of_stuck_switch(direction, ReadyReason::EffectRefused.as_str(), &text);
-            }
+            self.report_stuck_switch(direction, ReadyReason::EffectRefused, None, text, seconds(REFUSED_SECONDS));
         }
         for (workload, failure) in self.rollout_failures(direction) {
-            let text = self.failure_message(&workload, &failure).to_string();
-            let hold = match direction {
-                Direction::Forward => grace_seconds(failure.kind),
-                Direction::Rollback => 0,
-            };
-            let reported =
-                self.report_problem(ReadyReason::RolloutFailed, Some(&workload.name), text.clone(), seconds(hold));
-            // On the forward path the rollback that follows is notified of.
-            if reported == Reported::Now && direction == Direction::Rollback {
-                self.notify_of_stuck_switch(direction, &workload.name, &text);
+            let (text, name) = (self.failure_message(&workload, &failure).to_string(), Some(workload.name.as_str()));
+            match direction {
+                // The rollback that follows is notified of.
+                Direction::Forward => {
+                    let hold = seconds(grace_seconds(failure.kind));
+                    self.report_problem(ReadyReason::RolloutFailed, name, text, hold);
+                }
+                Direction::Rollback => {
+                    self.report_stuck_switch(direction, ReadyReason::RolloutFailed, name, text, now);
+                }
             }
         }
         for (workload, text) in self.late_rollouts(direction) {
-            let reported =
-                self.report_problem(ReadyReason::RolloutFailed, Some(&workload), text.clone(), SignedDuration::ZERO);
-            if reported == Reported::Now {
-                self.notify_of_stuck_switch(direction, &workload, &text);
-            }
+            self.report_stuck_switch(direction, ReadyReason::RolloutFailed, Some(&workload), text, now);
+        }
+    }
+
+    /// Reports a cause, and notifies of it when it has lasted for `hold`.
+    fn report_stuck_switch(
+        &mut self,
+        direction: Direction,
+        reason: ReadyReason,
+        workload: Option<&str>,
+        text: String,
+        hold: SignedDuration,
+    ) {
+        if self.report_problem(reason, workload, text.clone(), hold) == Reported::Now {
+            self.notify_of_stuck_switch(direction, workload.unwrap_or(reason.as_str()), &text);
         }
     }
 
     /// What the API server refuses while the flag, or a restart, is not written.
     fn refused_switch(&self, direction: Direction) -> Option<String> {
-        let refused = self.observed.refused_effect.as_ref()?;
         let wanted = &self.spec.application.workloads;
         let mut named = self.observed.workloads.iter().filter(|w| wanted.contains(&w.reference));
         let writes = !self.is_flag_set(direction) || named.any(|w| self.awaits_restart(direction, w));
-        writes.then(|| format!("{refused}; retried"))
+        self.refused_effect().filter(|_| writes)
     }
 
     /// Workloads whose rollback takes twice as long as expected without a failure that Kubernetes names: their pods run

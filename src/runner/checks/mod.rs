@@ -33,7 +33,7 @@ use super::{
     database::{connection::Target, control::ControlSpec},
     settings::Settings,
 };
-use crate::api::{Check, Credits, LONGEST_ANSWER, MigrationRunSpec, TRIGGERS, runner_name};
+use crate::api::{Check, Credits, LONGEST_ANSWER, MigrationRunSpec, runner_name};
 
 /// Longest time for the query of a check.
 const MAX_QUERY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -153,7 +153,7 @@ impl Source {
     pub async fn measure(&mut self, check: &Check, interval: Duration, source_context: &SourceContext) -> Measurement {
         let wants_time = check.max.is_some() || check.min.is_some() || check.equals.is_some();
         // A trigger that waits delays the rollback.
-        let trigger = TRIGGERS.contains(&check.name.as_str());
+        let trigger = check.is_trigger();
         match self {
             Self::Http(times) => {
                 if let Some(source) = &check.http {
