@@ -96,6 +96,20 @@ pub fn fake_pg_dump(world: &World, script: &str) -> Tools {
     Tools::in_folder(folder)
 }
 
+/// A transaction with a number would keep the WAL of each logical slot for the hours of a dump.
+#[tokio::test]
+async fn a_dump_holds_no_transaction_number() {
+    let mut world = World::new().await;
+    let (real, seen) = (postgresql_bin(), world.root.join("numbers"));
+    let numbers =
+        "SELECT count(*) FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND datname = current_database()";
+    let script = format!("{0}/psql -XAtc '{numbers}' > {1}\nexec {0}/pg_dump \"$@\"", real.display(), seen.display());
+    world.tools = fake_pg_dump(&world, &script);
+    world.backed_up().await;
+    assert_eq!(std::fs::read_to_string(seen).unwrap(), "0\n");
+    assert_eq!(world.count("SELECT count(*) FROM credit_migration.baseline").await, i64::try_from(USERS).unwrap());
+}
+
 #[tokio::test]
 async fn a_dump_that_fails_midway_leaves_nothing() {
     for script in [

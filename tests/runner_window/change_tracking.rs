@@ -76,6 +76,23 @@ async fn a_refresh_during_writes_loses_no_write() {
     );
 }
 
+/// More than one transaction of a refresh takes, and a TRUNCATE among them.
+#[tokio::test]
+async fn a_refresh_of_many_users_is_complete() {
+    let (database, spec) = (Database::new().await, spec());
+    let mut client = database.prepared(&spec).await;
+    let root = database.session("postgres").await;
+    root.batch_execute(
+        "INSERT INTO users (id, email, api_token) SELECT i, i || '@example.com', i FROM generate_series(1000, 121000) i;
+         INSERT INTO user_credits (user_id, balance) SELECT generate_series(1000, 121000), 1",
+    )
+    .await
+    .unwrap();
+    assert_eq!(control::refresh_baseline(&mut client, &spec).await.unwrap(), 120_001);
+    assert_eq!(database.value(ROWS).await, "0 0");
+    assert_eq!(control::compare(&client, &spec).await.unwrap().unexplained, 0);
+}
+
 /// An operator that is upgraded in the middle of a migration.
 #[tokio::test]
 async fn a_capture_of_an_earlier_version_goes_on() {

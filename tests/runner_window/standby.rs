@@ -165,11 +165,11 @@ async fn a_vacuum_against_wraparound_is_found_and_an_ordinary_one_is_not() {
     found(&desk, &[Kind::Vacuum]).await;
     desk.order(Order::Rollback);
     end(task).await;
-    // Waits until the ordinary one gives way.
-    root.batch_execute("ALTER TABLE pages SET (autovacuum_freeze_max_age = 100000)").await.unwrap();
     root.batch_execute("DO $$ BEGIN FOR n IN 1..110000 LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$")
         .await
         .unwrap();
+    // Waits until the ordinary one gives way. The table is old already: no other ordinary one can follow.
+    root.batch_execute("ALTER TABLE pages SET (autovacuum_freeze_max_age = 100000)").await.unwrap();
     database.until("SELECT count(*) > 0 FROM pg_stat_activity WHERE query LIKE '%pages (to prevent wraparound)'").await;
     let (desk, task) = on_standby(&database, &plan).await;
     let obstacle = found(&desk, &[Kind::Vacuum]).await.remove(0);

@@ -74,8 +74,7 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
     let complete = baseline.clone();
     baseline.transactions.truncate(MAX_TRANSACTION_KINDS);
     context.progress.update(|status| status.baseline = Some(baseline.clone()));
-    control::take_baseline(&transaction, &control_spec).await?;
-    SchemaObjects::take(&transaction).await?.record(&transaction, &control_spec).await?;
+    let objects = SchemaObjects::take(&transaction).await?;
 
     let object = store.object(&format!("{}.dump", context.backup_name(complete.taken_at)));
     let statistics_object = store.object(&format!("{}.statistics.json", context.backup_name(complete.taken_at)));
@@ -92,6 +91,10 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
     };
     let manifest = serde_json::to_vec_pretty(&manifest).map_err(|e| Failure::new(Reason::Internal, e.to_string()))?;
     let finish = async {
+        // In the snapshot of the dump, and after it: logical slots keep the WAL of all transactions since the first
+        // write of this one.
+        control::take_baseline(&transaction, &control_spec).await?;
+        objects.record(&transaction, &control_spec).await?;
         store.put(&statistics_object, manifest).await?;
         dump.upload.complete().await
     };

@@ -21,8 +21,10 @@ use crate::{
     },
 };
 
-/// Tracking rows that one refresh deletes at most: the next one deletes the rest.
-const MAX_DELETED_PER_REFRESH: i64 = 500_000;
+/// Tracking rows that one transaction of a refresh takes.
+const ROWS_PER_PASS: i64 = 100_000;
+/// Tracking rows that one statement deletes: who writes a balance of one of these users waits for its end.
+const ROWS_PER_DELETE: usize = 5_000;
 /// Most users that are listed.
 const MAX_LISTED: usize = 10_000;
 /// How long the window waits for a figure of the report.
@@ -60,30 +62,40 @@ pub(crate) async fn has_baseline(client: &impl GenericClient, spec: &ControlSpec
 }
 
 /// Brings the baseline up to date outside of the window, so that the window has little left to do. Returns the number
-/// of users brought up to date. Writers are not blocked.
+/// of users brought up to date. Writers are not blocked: the transactions that read are as short as
+/// [`ROWS_PER_PASS`], the statements that delete as short as [`ROWS_PER_DELETE`].
 ///
 /// # Errors
 /// Those of [`take_baseline`].
 pub async fn refresh_baseline(client: &mut Client, spec: &ControlSpec) -> Result<u64, Failure> {
     let balances = balances(client, spec, None).await?;
-    let tx = snapshot(client, Access::Write).await?;
-    let users = reconcile(&tx, spec, &balances).await?;
-    let recorded: Vec<i64> = tx
-        .query("SELECT id FROM credit_migration.changed_users LIMIT $1", &[&MAX_DELETED_PER_REFRESH])
-        .await?
-        .iter()
-        .map(|row| row.get(0))
-        .collect();
-    tx.commit().await?;
-    // A row that was written since has another number. One that is being written is skipped: a writer waits for this
-    // statement at most, and this one for no writer, so that neither can be the victim of a deadlock.
-    client
-        .execute(
-            "DELETE FROM credit_migration.changed_users WHERE id IN
-                 (SELECT id FROM credit_migration.changed_users WHERE id = ANY ($1) FOR UPDATE SKIP LOCKED)",
-            &[&recorded],
-        )
-        .await?;
+    // What is written from now on is left to the next refresh: this one ends however much is written.
+    let numbers = "SELECT coalesce(min(id), 0) - 1, coalesce(max(id), 0) FROM credit_migration.changed_users";
+    let row = client.query_one(numbers, &[]).await?;
+    let (mut done, last): (i64, i64) = (row.get(0), row.get(1));
+    let mut users = 0;
+    while done < last {
+        let tx = snapshot(client, Access::Write).await?;
+        let taken = "SELECT id FROM credit_migration.changed_users WHERE id > $1 AND id <= $2 ORDER BY id LIMIT $3";
+        let rows = tx.query(taken, &[&done, &last, &ROWS_PER_PASS]).await?;
+        let recorded: Vec<i64> = rows.iter().map(|row| row.get(0)).collect();
+        let Some(newest) = recorded.last().copied() else { break };
+        let condition = format!("WHERE c.id > {done} AND c.id <= {newest}");
+        users += reconcile_where(&tx, spec, &balances, &condition).await?;
+        tx.commit().await?;
+        for ids in recorded.chunks(ROWS_PER_DELETE) {
+            // A row that was written since has another number. One that is being written is skipped: a writer waits
+            // for this statement at most, and this one for no writer, so that neither can be the victim of a deadlock.
+            client
+                .execute(
+                    "DELETE FROM credit_migration.changed_users WHERE id IN
+                         (SELECT id FROM credit_migration.changed_users WHERE id = ANY ($1) FOR UPDATE SKIP LOCKED)",
+                    &[&ids],
+                )
+                .await?;
+        }
+        done = newest;
+    }
     Ok(users)
 }
 
@@ -158,33 +170,37 @@ pub(crate) async fn reconcile(
     spec: &ControlSpec,
     balances: &BalancesTable,
 ) -> Result<u64, Failure> {
-    let row = tx
-        .query_one(
-            "SELECT count(DISTINCT user_id), coalesce(bool_or(user_id IS NULL), false) FROM \
-                credit_migration.changed_users",
-            &[],
-        )
-        .await?;
+    reconcile_where(tx, spec, balances, "").await
+}
+
+/// [`reconcile`] for the tracking rows `c` that meet a condition (SQL).
+async fn reconcile_where(
+    tx: &impl GenericClient,
+    spec: &ControlSpec,
+    balances: &BalancesTable,
+    condition: &str,
+) -> Result<u64, Failure> {
+    let tracked = format!("FROM credit_migration.changed_users c {condition}");
+    let count_users =
+        format!("SELECT count(DISTINCT c.user_id), coalesce(bool_or(c.user_id IS NULL), false) {tracked}");
+    let row = tx.query_one(&count_users, &[]).await?;
     let (users, all) = (count(&row, 0), row.get::<_, bool>(1));
     if all {
         tx.execute("DELETE FROM credit_migration.baseline WHERE migration_uid = $1", &[&spec.uid]).await?;
         return record_all(tx, spec, balances).await;
     }
     if users > 0 {
-        tx.execute(
+        let delete = format!(
             "DELETE FROM credit_migration.baseline
-             WHERE migration_uid = $1 AND user_id = ANY (ARRAY (SELECT DISTINCT c.user_id FROM \
-             credit_migration.changed_users c))",
-            &[&spec.uid],
-        )
-        .await?;
+             WHERE migration_uid = $1 AND user_id = ANY (ARRAY (SELECT DISTINCT c.user_id {tracked}))"
+        );
+        tx.execute(&delete, &[&spec.uid]).await?;
         let BalancesTable { table, user, balance, user_type } = balances;
         tx.execute(
             &format!(
                 "INSERT INTO credit_migration.baseline (migration_uid, user_id, balance)
                  SELECT $1, t.{user}::text, t.{balance}::numeric FROM {} t
-                 WHERE t.{user} = ANY (ARRAY (SELECT DISTINCT CAST(c.user_id AS {user_type}) FROM \
-                 credit_migration.changed_users c))",
+                 WHERE t.{user} = ANY (ARRAY (SELECT DISTINCT CAST(c.user_id AS {user_type}) {tracked}))",
                 table.sql()
             ),
             &[&spec.uid],

@@ -80,6 +80,8 @@ pub struct ObstacleFinder {
     refused_since: Option<(Instant, Timestamp)>,
     /// Since when a position in the write-ahead log waits for the standbys.
     unreplayed: Option<(Instant, Timestamp, String)>,
+    /// The last search has not shown if the standbys replay.
+    awaits_standbys: bool,
 }
 
 /// A transaction that has locked a protected table.
@@ -154,6 +156,8 @@ impl ObstacleFinder {
         direction: Direction,
         sessions_open: bool,
     ) -> Result<Vec<Obstacle>, Failure> {
+        // A search that fails is an obstacle by itself.
+        self.awaits_standbys = false;
         let tables = with_children(client, &protected(client, spec).await?).await?;
         let refused = lock_is_refused(client, &tables).await?;
         let holders = self.holders(client, &tables).await?;
@@ -185,9 +189,9 @@ impl ObstacleFinder {
         Ok(found)
     }
 
-    /// Whether the first search has yet to show if the standbys replay.
+    /// Whether the next search has yet to show if the standbys replay.
     pub fn awaits_standbys(&self) -> bool {
-        self.unreplayed.as_ref().is_some_and(|(asked, ..)| asked.elapsed() < REPLAY_LIMIT)
+        self.awaits_standbys
     }
 
     /// Standbys for which the switch would wait: they have not replayed what was committed for long. A role that cannot
@@ -204,6 +208,8 @@ impl ObstacleFinder {
         let (long, since) = (asked.elapsed() >= REPLAY_LIMIT, *since);
         let mut behind = replication(client, position).await?.standbys;
         behind.retain(|standby| standby.behind_bytes > 0);
+        // Not asked of the clock again: it may have passed the limit since.
+        self.awaits_standbys = !behind.is_empty() && !long;
         if behind.is_empty() {
             self.unreplayed = None;
         }

@@ -21,6 +21,8 @@ use crate::{
 
 /// How often it searches for what would keep writes from being blocked. A lost session is noticed by it, too.
 const SEARCH_INTERVAL: Duration = Duration::from_secs(1);
+/// Users whose baseline the transaction of the SQL may bring up to date: more are left to another refresh, before.
+const USERS_LEFT: u64 = 10_000;
 /// How often the baseline is brought up to date on standby.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -38,7 +40,16 @@ impl<C: Channel> WindowTask<'_, C> {
                     "no baseline of the balances was taken; next: let the Backup step run again",
                 ));
             }
-            control::refresh_baseline(&mut client, spec).await?;
+            // Each refresh is shorter than the one before, and so is what was written during it. One that is not has
+            // reached what the application writes all the time.
+            let mut before = u64::MAX;
+            loop {
+                let users = control::refresh_baseline(&mut client, spec).await?;
+                if users <= USERS_LEFT || users >= before {
+                    break;
+                }
+                before = users;
+            }
             // What has changed is found while writes are open; the transaction of the SQL compares once more.
             require_rehearsed_schema_now(&mut client, spec).await?;
         }
