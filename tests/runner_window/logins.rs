@@ -123,7 +123,7 @@ async fn no_other_session_passes_the_write_block_under_any_login() {
     let mut client = first.prepared(&spec()).await;
     let deadline = Timestamp::from_second(1_790_000_300).unwrap();
     let at = write_block::enable(&mut client, &spec(), Direction::Forward, 1, deadline).await.unwrap();
-    control::drain(&client, &spec(), at, Duration::from_secs(3)).await.unwrap();
+    control::drain(&client, &spec(), Some(at), Duration::from_secs(3)).await.unwrap();
     let own = "INSERT INTO credit_migration.exempt_transaction SELECT pg_current_xact_id()::text";
     for login in [&first.login, &second.login] {
         let other = first.session(login).await;
