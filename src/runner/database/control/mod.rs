@@ -53,7 +53,7 @@ use std::{
 };
 
 pub use apply::{Applied, rehearse_down, rehearse_up, run_down, run_statements, run_up};
-pub(crate) use baseline::has_baseline;
+pub(crate) use baseline::{WrittenUsers, has_baseline};
 pub use baseline::{
     compare, compare_within, credits_written, list_unexplained, refresh_baseline, take_baseline, users_written,
     users_written_within,
