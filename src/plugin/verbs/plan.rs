@@ -495,9 +495,9 @@ mod tests {
         let rollouts = vec![ExpectedRollout::new("shop", 4, 1, 10, 5), ExpectedRollout::new("worker", 2, 2, 8, 30)];
         let expected_window = Some(ExpectedWindow::new(20.2, 2.5, rollouts));
         let text = screen(&PlanView { expected_window, ..view(vec![]) });
-        let line = "\nexpected window: 66 s: SQL 21 s, then the longest of comparison 3 s and rollout of shop 45 s (4 pods, \
-                    1 at once, 10 s each until available, up to 5 s to end), worker 38 s (2 pods, 2 at once, 8 s each \
-                    until available, up to 30 s to end)\n";
+        let line = "\nexpected window: 66 s: SQL 21 s, then the longest of comparison 3 s and rollout of shop 45 s (4 \
+                    pods, 1 at once, 10 s each until available, up to 5 s to end), worker 38 s (2 pods, 2 at once, 8 s \
+                    each until available, up to 30 s to end)\n";
         assert!(text.contains(line), "{text}");
         assert!(!screen(&view(vec![])).contains("expected window"), "nothing is measured yet");
     }

@@ -518,15 +518,15 @@ pub(crate) mod tests {
         let expected_window = Some(ExpectedWindow::new(20.2, 2.5, rollouts));
         m.status.as_mut().unwrap().plan = Some(Plan { expected_window, ..Plan::default() });
         let screen = View::of(&m, now).screen();
-        let line = "\n  window:    66 s: SQL 21 s, then the longest of comparison 3 s and rollout of shop 45 s (4 pods, 1 at \
-                    once, 10 s each until available, up to 5 s to end)\n";
+        let line = "\n  window:    66 s: SQL 21 s, then the longest of comparison 3 s and rollout of shop 45 s (4 \
+                    pods, 1 at once, 10 s each until available, up to 5 s to end)\n";
         assert!(screen.contains(line), "{screen}");
     }
 
     #[test]
     fn a_pod_that_does_not_start_is_shown_with_its_cause_and_the_next_command() {
-        let text = "the pod of Job m-rehearse-1 does not start: FailedCreate: must specify limits.cpu; next: kubectl -n \
-                    shop describe job m-rehearse-1; kubectl -n shop describe pods -l job-name=m-rehearse-1";
+        let text = "the pod of Job m-rehearse-1 does not start: FailedCreate: must specify limits.cpu; next: \
+                    kubectl -n shop describe job m-rehearse-1; kubectl -n shop describe pods -l job-name=m-rehearse-1";
         let mut m = waiting();
         let status = m.status.as_mut().unwrap();
         (status.problems[0].subject, status.problems[0].message) = (Some("m-rehearse-1".into()), text.into());
