@@ -27,8 +27,8 @@ const REFUSES: &str = "NOT IN ('AccessShareLock', 'RowShareLock')";
 /// Transactions other than the session's that have locked one of the tables of `$1`, each with the first of them.
 /// Everybody sees pid, role and name of a session and all locks, but the query and the start of a transaction only of
 /// own roles: so a vacuum against wraparound is known by the age of its table.
-/// A prepared transaction has no process; its number is that of its own lock. Sessions of the runner's own that only read
-/// are ended by the window.
+/// A prepared transaction has no process; its number is that of its own lock. The window ends sessions of the runner's
+/// own that only read.
 fn holders_query() -> String {
     format!(
         "SELECT DISTINCT ON (l.virtualtransaction, l.pid)
