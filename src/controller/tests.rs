@@ -374,7 +374,7 @@ async fn the_dry_run_of_a_restart_is_its_write_without_effect() {
 
 /// The API server's answer to a dry run is the same for both: code, reason and no details.
 #[tokio::test]
-async fn the_dry_run_of_a_webhook_that_denies_is_told_from_one_without_dry_runs() {
+async fn the_dry_run_of_a_webhook_that_denies_is_not_taken_for_one_without_dry_runs() {
     let mut stage = stage().await;
     stage.live.status = Some(CreditMigrationStatus { phase: Some(Phase::Executing), ..Default::default() });
     stage.api.refuse(Method::PATCH, FLAG, 400);

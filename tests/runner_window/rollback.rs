@@ -76,8 +76,8 @@ async fn sessions_of_the_old_version_stay_through_the_retries_of_a_rollback() {
     let (hidden, bridge) = (format!("hidden_{}", database.name), format!("bridge_{}", database.name));
     let root = database.session("postgres").await;
     root.batch_execute(&format!(
-        "CREATE ROLE {hidden} LOGIN; CREATE ROLE {bridge} NOINHERIT; GRANT {hidden} TO {bridge}; GRANT {bridge} TO \
-         migrator; GRANT SELECT, UPDATE ON ALL TABLES IN SCHEMA public TO {hidden}"
+        "CREATE ROLE {hidden} LOGIN; CREATE ROLE {bridge} NOINHERIT; GRANT {hidden} TO {bridge}; GRANT {bridge} \
+         TO migrator; GRANT SELECT, UPDATE ON ALL TABLES IN SCHEMA public TO {hidden}"
     ))
     .await
     .unwrap();
