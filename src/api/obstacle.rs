@@ -54,7 +54,7 @@ pub enum ObstacleKind {
     SuperuserSession,
     /// A transaction has locked a protected table for long. The window would end it, or could not.
     LongTransaction,
-    /// The lock is refused, and no session is seen that has it.
+    /// The lock is refused for long, and no session is seen that has it.
     LockRefused,
     /// Fewer connections are free than a window needs.
     TooFewConnections,
@@ -90,6 +90,9 @@ impl Obstacle {
     pub const CONNECTIONS_NEEDED: usize = 3;
     /// Seconds that a standby may take to replay what was committed, before it keeps a window from blocking writes.
     pub const REPLAY_SECONDS: u64 = 5;
+    /// Seconds from which on a transaction that has locked a protected table, or a lock that is refused, keeps a window
+    /// from blocking writes.
+    pub const LONG_SECONDS: u64 = 10;
     /// Obstacles that a run reports at most.
     pub const MAX_REPORTED: usize = 8;
 
@@ -139,12 +142,18 @@ impl Obstacle {
                 Message::new(format!("{} has locked {table}{since}, and only a superuser can end it", self.session()))
                     .next(format!("as a superuser, SELECT pg_terminate_backend({pid});"))
             }
-            ObstacleKind::LongTransaction => Message::new(format!("{} has locked {table}{since}", self.session()))
-                .next(format!("wait for it, or SELECT pg_terminate_backend({pid});")),
+            ObstacleKind::LongTransaction => {
+                Message::new(format!("{} has locked {table}{since}, limit {} s", self.session(), Self::LONG_SECONDS))
+                    .next(format!("wait for it, or SELECT pg_terminate_backend({pid});"))
+            }
             ObstacleKind::LockRefused => Message::new(format!(
-                "the lock of the protected tables is refused{since}, and no session is seen that has it"
+                "the lock of the protected tables is refused{since}, limit {} s, and no session is seen that has it",
+                Self::LONG_SECONDS
             ))
-            .next("SELECT * FROM pg_locks WHERE locktype = 'relation';"),
+            .next(
+                "as a superuser, SELECT pid, mode, relation::regclass FROM pg_locks WHERE locktype = 'relation' AND \
+                 granted;",
+            ),
             ObstacleKind::TooFewConnections => Message::new(format!(
                 "{} connections are free, at least {} are needed",
                 self.free_connections.unwrap_or_default(),

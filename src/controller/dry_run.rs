@@ -13,7 +13,7 @@ use kube::{
     core::{NamespaceResourceScope, Status},
 };
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tracing::warn;
 
 use super::{Context, MANAGER};
@@ -64,18 +64,25 @@ where
     let params = PatchParams { dry_run: true, field_manager: Some(MANAGER.into()), ..PatchParams::default() };
     let objects = Api::<K>::namespaced(ctx.client.clone(), &namespace);
     let longest = if trial.in_window { LONGEST_IN_WINDOW } else { LONGEST };
-    let patch = Patch::Merge(patch(&trial));
-    let answer = match tokio::time::timeout(longest, objects.patch(name, &params, &patch)).await {
-        Ok(Ok(_)) => DryRun::Accepted,
-        Ok(Err(kube::Error::Api(status))) => answer_of(&status),
-        Ok(Err(error)) => {
-            warn!(%error, target = %target, "a dry run of the switch failed");
-            DryRun::Untried
-        }
-        Err(_) => {
-            warn!(target = %target, seconds = longest.as_secs(), "a dry run of the switch took too long");
-            DryRun::Untried
-        }
+    let ask =
+        async |patch: Value| match tokio::time::timeout(longest, objects.patch(name, &params, &Patch::Merge(patch)))
+            .await
+        {
+            Ok(Ok(_)) => DryRun::Accepted,
+            Ok(Err(kube::Error::Api(status))) => answer_of(&status),
+            Ok(Err(error)) => {
+                warn!(%error, target = %target, "a dry run of the switch failed");
+                DryRun::Untried
+            }
+            Err(_) => {
+                warn!(target = %target, seconds = longest.as_secs(), "a dry run of the switch took too long");
+                DryRun::Untried
+            }
+        };
+    let answer = match ask(patch(&trial)).await {
+        // A webhook without dry runs is in the way of each one, so also of a patch without a change.
+        DryRun::Unsupported(text) if ask(json!({})).await == DryRun::Accepted => DryRun::Refused(text),
+        answer => answer,
     };
     // What is refused is asked for each time: it may be accepted now.
     let kept = matches!(answer, DryRun::Accepted | DryRun::Unsupported(_));
@@ -89,8 +96,9 @@ where
 /// What an error says of the write itself.
 fn answer_of(status: &Status) -> DryRun {
     match (status.code, status.reason.as_str()) {
-        // A webhook with side effects, by the API server. One that denies has its own reason, or none.
-        (400, "BadRequest") => DryRun::Unsupported(one_line(&status.message)),
+        // The API server's own answer for a webhook with side effects, without details. One that denies has its own
+        // reason, or none; but it may have the same.
+        (400, "BadRequest") if status.details.is_none() => DryRun::Unsupported(one_line(&status.message)),
         // Written or removed by another, or the API server is overloaded or away.
         (404 | 409 | 429, _) => DryRun::Untried,
         (400..=500, _) => DryRun::Refused(one_line(&status.message)),
@@ -115,5 +123,14 @@ mod tests {
     fn only_what_refuses_the_write_itself_counts(#[case] code: u16, #[case] reason: &str, #[case] answer: DryRun) {
         let status = Status { code, reason: reason.into(), message: "no".into(), ..Status::default() };
         assert_eq!(answer_of(&status), answer);
+    }
+
+    #[test]
+    fn a_webhook_that_says_what_it_denies_refuses_the_write() {
+        let status = serde_json::from_value::<Status>(json!({
+            "code": 400, "reason": "BadRequest", "message": "no", "details": {"name": "shop"},
+        }));
+        let status = status.unwrap();
+        assert_eq!(answer_of(&status), DryRun::Refused("no".into()));
     }
 }

@@ -34,6 +34,7 @@ pub(super) struct State {
     writes: Vec<String>,
     dry_runs: Vec<Value>,
     refused: Vec<(Method, &'static str, u16)>,
+    denied: Vec<&'static str>,
     hooks: Vec<(Method, &'static str, Hook)>,
 }
 
@@ -78,7 +79,12 @@ impl State {
         }
         let refused = |(of, end, _): &&(Method, &str, u16)| of == method && path.ends_with(end);
         if let Some((_, _, code)) = self.refused.iter().find(refused) {
-            return failure(*code, "Refused");
+            let reason = if *code == 400 { "BadRequest" } else { "Refused" };
+            return failure(*code, reason);
+        }
+        let changes = *method != Method::GET && *body != json!({});
+        if changes && self.denied.iter().any(|end| path.ends_with(end)) {
+            return failure(400, "BadRequest");
         }
         match *method {
             Method::GET if is_collection(&path) => (200, json!({"metadata": {}, "items": self.list(&path, uri)})),
@@ -185,9 +191,16 @@ impl FakeApi {
         self.state().refused.push((method, end, code));
     }
 
+    /// Refuses what changes objects at paths that end so, as a webhook does that denies with 400 `BadRequest`.
+    pub(super) fn deny_changes(&self, end: &'static str) {
+        self.state().denied.push(end);
+    }
+
     /// Refuses none any more to paths that end so.
     pub(super) fn allow(&self, end: &str) {
-        self.state().refused.retain(|(_, refused, _)| *refused != end);
+        let mut state = self.state();
+        state.refused.retain(|(_, refused, _)| *refused != end);
+        state.denied.retain(|denied| *denied != end);
     }
 
     /// Does something right before the next request of this method to a path that ends so.

@@ -372,6 +372,22 @@ async fn the_dry_run_of_a_restart_is_its_write_without_effect() {
     assert_eq!(answers, (DryRun::Accepted, DryRun::Refused("Refused".into())));
 }
 
+/// The API server's answer to a dry run is the same for both: code, reason and no details.
+#[tokio::test]
+async fn the_dry_run_of_a_webhook_that_denies_is_not_taken_for_one_without_dry_runs() {
+    let mut stage = stage().await;
+    stage.live.status = Some(CreditMigrationStatus { phase: Some(Phase::Executing), ..Default::default() });
+    stage.api.refuse(Method::PATCH, FLAG, 400);
+    assert_eq!(stage.flag_write().await, DryRun::Unsupported("BadRequest".into()));
+    assert_eq!(stage.api.dry_runs()[1..], [json!({})]);
+    stage.api.allow(FLAG);
+    stage.live.status = Some(CreditMigrationStatus { phase: Some(Phase::Observing), ..Default::default() });
+    stage.api.deny_changes(FLAG);
+    assert_eq!(stage.flag_write().await, DryRun::Refused("BadRequest".into()));
+    stage.api.allow(FLAG);
+    assert_eq!(stage.flag_write().await, DryRun::Accepted);
+}
+
 #[tokio::test]
 async fn an_idle_migration_tries_the_flag_rarely_and_one_that_is_refused_each_time() {
     let mut stage = stage().await;

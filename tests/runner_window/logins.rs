@@ -6,7 +6,7 @@ use credit_migration::{
     api::{Direction, Reason, WindowCommand as Order, WindowState as State},
     runner::{
         database::control::{self, Applied, StopSignal, write_block},
-        tasks::window::WindowPlan,
+        tasks::{cleanup::cleanup, window::WindowPlan},
     },
 };
 use jiff::Timestamp;
@@ -123,7 +123,7 @@ async fn no_other_session_passes_the_write_block_under_any_login() {
     let mut client = first.prepared(&spec()).await;
     let deadline = Timestamp::from_second(1_790_000_300).unwrap();
     let at = write_block::enable(&mut client, &spec(), Direction::Forward, 1, deadline).await.unwrap();
-    control::drain(&client, &spec(), at, Duration::from_secs(3)).await.unwrap();
+    control::drain(&client, &spec(), Some(at), Duration::from_secs(3)).await.unwrap();
     let own = "INSERT INTO credit_migration.exempt_transaction SELECT pg_current_xact_id()::text";
     for login in [&first.login, &second.login] {
         let other = first.session(login).await;
@@ -284,4 +284,36 @@ async fn sql_and_triggers_of_the_owner_have_the_search_path_of_the_database() {
     let outcome = end(task).await;
     assert_eq!((outcome.progress.state, outcome.failure), (State::RolledBack, None));
     assert_eq!(database.value("SELECT count(*) FROM shop.audit").await, "2", "at the commit of the rollback");
+}
+
+/// Each statement that makes or removes what is the operator's, from the backup to the end.
+#[tokio::test]
+async fn event_triggers_have_the_search_path_of_the_database() {
+    let (database, desk) = (Database::new().await, Desk::new());
+    let root = database.session("postgres").await;
+    root.batch_execute(&format!("ALTER DATABASE {} SET search_path = public, shop", database.name)).await.unwrap();
+    root.batch_execute(
+        "CREATE SCHEMA shop; CREATE TABLE shop.changes (tag text);
+         GRANT USAGE ON SCHEMA shop TO PUBLIC; GRANT INSERT ON shop.changes TO PUBLIC;
+         CREATE FUNCTION shop.note() RETURNS event_trigger LANGUAGE plpgsql AS
+             $$BEGIN INSERT INTO changes VALUES (tg_event || ' ' || tg_tag); END$$;
+         CREATE EVENT TRIGGER note_ends ON ddl_command_end EXECUTE FUNCTION shop.note();
+         CREATE EVENT TRIGGER note_drops ON sql_drop EXECUTE FUNCTION shop.note()",
+    )
+    .await
+    .unwrap();
+    let mut client = database.prepared(&spec()).await;
+    let task = desk.start(&database, &plan(Direction::Forward, writing(), sample_down()));
+    desk.order(Order::BlockWrites);
+    desk.until("comparison", |progress, _| progress.comparison.is_some()).await;
+    desk.order(Order::Rollback);
+    let outcome = end(task).await;
+    assert_eq!((outcome.progress.state, outcome.failure), (State::RolledBack, None));
+    cleanup(&mut client, &spec()).await.unwrap();
+    for tag in ["CREATE SCHEMA", "CREATE FUNCTION", "CREATE TRIGGER", "REVOKE", "DROP TRIGGER", "DROP FUNCTION"] {
+        let noted = format!("SELECT count(*) > 0 FROM shop.changes WHERE tag = 'ddl_command_end {tag}'");
+        assert_eq!(database.value(&noted).await, "true", "{tag}");
+    }
+    let dropped = "SELECT count(*) > 0 FROM shop.changes WHERE tag = 'sql_drop DROP TABLE'";
+    assert_eq!(database.value(dropped).await, "true");
 }

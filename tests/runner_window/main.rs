@@ -11,6 +11,7 @@ mod languages;
 mod locks;
 mod logins;
 mod migration;
+mod partitions;
 mod replication;
 mod rollback;
 mod safeguards;

@@ -11,7 +11,7 @@ use credit_migration::{
 
 use crate::{
     harness::{Database, Desk, end, plan, spec, sql, state_of},
-    window::{back, blocked, ledger, left_stuck, unblocked, writable},
+    window::{back, blocked, ledger, left_stuck, sample, unblocked, writable},
 };
 
 /// Those that the sample's up SQL drops.
@@ -66,6 +66,55 @@ async fn a_rollback_does_not_wait_for_its_rehearsal() {
     assert_eq!((outcome.progress.state, outcome.failure), (State::RolledBack, None));
     assert!(rehearsal.batch_execute("SELECT 1").await.is_err(), "its session was ended");
     writable(&database, false).await;
+}
+
+/// Pods of the old version may be ready before the down SQL has run: only who has a lock is ended, however often the SQL
+/// is retried, and whether or not the migration role sees when a session started.
+#[tokio::test]
+async fn sessions_of_the_old_version_stay_through_the_retries_of_a_rollback() {
+    let (database, desk) = (Database::new().await, Desk::new());
+    let (hidden, bridge) = (format!("hidden_{}", database.name), format!("bridge_{}", database.name));
+    let root = database.session("postgres").await;
+    root.batch_execute(&format!(
+        "CREATE ROLE {hidden} LOGIN; CREATE ROLE {bridge} NOINHERIT; GRANT {hidden} TO {bridge}; GRANT {bridge} \
+         TO migrator; GRANT SELECT, UPDATE ON ALL TABLES IN SCHEMA public TO {hidden}"
+    ))
+    .await
+    .unwrap();
+    let mut plan = sample();
+    plan.control_spec.application_roles.push(hidden.clone());
+    database.prepared(&plan.control_spec).await;
+    let task = desk.start(&database, &plan);
+    desk.order(Order::BlockWrites);
+    desk.state(State::Migrated).await;
+    let old_version = [database.session("app").await, database.session(&hidden).await];
+    let reader = database.session("app").await;
+    reader.batch_execute("BEGIN; SELECT count(*) FROM user_credits").await.unwrap();
+    // A superuser's: it cannot be ended.
+    root.batch_execute("BEGIN; SELECT count(*) FROM user_credits").await.unwrap();
+    desk.order(Order::Rollback);
+    let waits = "EXISTS (SELECT FROM pg_locks WHERE NOT granted AND mode = 'AccessExclusiveLock' AND database =
+        (SELECT oid FROM pg_database WHERE datname = current_database()))";
+    for _ in 0..3 {
+        database.until(waits).await;
+        database.until(&format!("NOT {waits}")).await;
+        for session in &old_version {
+            let write = "BEGIN READ WRITE; UPDATE user_credits SET updated_at = now() WHERE user_id = 1";
+            assert_eq!((state_of(session, write).await, state_of(session, "ROLLBACK").await), refused());
+        }
+    }
+    assert!(reader.batch_execute("SELECT 1").await.is_err(), "its session was ended");
+    root.batch_execute("ROLLBACK").await.unwrap();
+    let outcome = end(task).await;
+    assert_eq!((outcome.progress.state, outcome.failure), (State::RolledBack, None));
+    for session in &old_version {
+        assert_eq!(state_of(session, "UPDATE user_credits SET updated_at = now() WHERE user_id = 1").await, "ok");
+    }
+    writable(&database, false).await;
+}
+
+fn refused() -> (String, String) {
+    ("25006".to_owned(), "ok".to_owned())
 }
 
 #[tokio::test]

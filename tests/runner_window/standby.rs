@@ -181,6 +181,64 @@ async fn a_vacuum_against_wraparound_is_found_and_an_ordinary_one_is_not() {
     end(task).await;
 }
 
+/// As with a server that hides the locks of others, or a lock that is gone whenever it is asked for.
+#[tokio::test]
+async fn a_lock_that_is_refused_for_long_without_a_holder_is_found() {
+    let database = Database::new().await;
+    database.prepared(&spec()).await;
+    let holder = transaction_of(&database, "analyst", "UPDATE user_credits SET balance = balance").await;
+    let pid: i32 = holder.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
+    let root = database.session("postgres").await;
+    root.batch_execute(&format!(
+        "SET allow_system_table_mods = on; CREATE OR REPLACE VIEW pg_catalog.pg_locks AS
+         SELECT l.* FROM pg_lock_status() AS l WHERE l.pid IS DISTINCT FROM {pid}"
+    ))
+    .await
+    .unwrap();
+    // Its lock is compatible with that of the window, and so no reason for the refusal.
+    let _reader = transaction_of(&database, "app", "SELECT count(*) FROM user_credits").await;
+    // Not for long yet.
+    let (desk, task) = on_standby(&database, &sample()).await;
+    found(&desk, &[]).await;
+    desk.order(Order::Rollback);
+    end(task).await;
+    let (desk, task) = on_standby(&database, &impatient(sample())).await;
+    let obstacle = found(&desk, &[Kind::LockRefused]).await.remove(0);
+    assert!(obstacle.since.is_some() && obstacle.pid.is_none(), "{obstacle:?}");
+    let message = obstacle.message().to_string();
+    for part in ["no session is seen", "limit 10 s", "; next: as a superuser, SELECT"] {
+        assert!(message.contains(part), "{part} is not in {message}");
+    }
+    desk.order(Order::BlockWrites);
+    let outcome = end(task).await;
+    assert_eq!((outcome.failure.unwrap().reason, outcome.progress.blocked_at), (Reason::LockTimeout, None));
+    drop(holder);
+    let (desk, task) = on_standby(&database, &impatient(sample())).await;
+    found(&desk, &[]).await;
+    desk.order(Order::Rollback);
+    end(task).await;
+}
+
+/// A pod that was killed leaves its session behind, with the lock that it had.
+#[tokio::test]
+async fn a_session_of_an_earlier_pod_that_has_the_lock_is_named() {
+    let database = Database::new().await;
+    database.prepared(&spec()).await;
+    let earlier = database.target().connect("backup").await.unwrap();
+    // What only reads, such as a rehearsal of the rollback, is ended by the window.
+    earlier.batch_execute("BEGIN; LOCK TABLE public.user_credits IN ACCESS SHARE MODE").await.unwrap();
+    let (desk, task) = on_standby(&database, &impatient(sample())).await;
+    found(&desk, &[]).await;
+    earlier.batch_execute("LOCK TABLE public.user_credits IN ROW EXCLUSIVE MODE").await.unwrap();
+    let obstacle = found(&desk, &[Kind::LongTransaction]).await.remove(0);
+    let named = (obstacle.role.as_deref(), obstacle.application_name.as_deref());
+    assert_eq!(named, (Some("migrator"), Some("credit-migration/backup")));
+    earlier.batch_execute("ROLLBACK").await.unwrap();
+    found(&desk, &[]).await;
+    desk.order(Order::Rollback);
+    end(task).await;
+}
+
 /// Without it writes would be blocked blindly.
 #[tokio::test]
 async fn a_search_that_fails_keeps_writes_open() {

@@ -1,5 +1,7 @@
 //! What a task meets that takes over, or comes late.
 
+use std::time::Duration;
+
 use credit_migration::{
     api::{Direction, Reason, WindowCommand as Order, WindowState as State},
     runner::{Failure, tasks::cleanup::cleanup},
@@ -7,7 +9,7 @@ use credit_migration::{
 
 use crate::{
     harness::{Database, Desk, end, plan, sample_down, sample_up, spec, state_of},
-    window::{back, blocked, ledger, left_stuck, writable},
+    window::{back, blocked, ledger, left_stuck, sample, writable},
 };
 
 /// A new rollback has no deadline of its own before `BlockWrites`; that of the window it takes over has passed.
@@ -97,4 +99,30 @@ async fn what_cleanup_has_taken_down_stays_down() {
         assert_eq!(database.value("SELECT to_regclass('credit_migration.claim')").await, "");
         assert_eq!(database.value("SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'credit_migration%'").await, "0");
     }
+}
+
+/// The row of the write block blocks writes without the lock, which a session that cannot be ended keeps from being
+/// taken again.
+#[tokio::test]
+async fn a_pod_that_takes_over_obeys_orders_while_it_waits_for_the_lock() {
+    let (database, desk) = (Database::new().await, Desk::new());
+    let mut plan = sample();
+    plan.control_spec.lock_timeout = Duration::from_secs(600);
+    database.prepared(&plan.control_spec).await;
+    let first = desk.start(&database, &plan);
+    desk.order(Order::BlockWrites);
+    desk.until("comparison", |progress, _| progress.comparison.is_some()).await;
+    first.abort();
+    assert!(first.await.is_err());
+    let root = database.session("postgres").await;
+    root.batch_execute("BEGIN; SELECT count(*) FROM user_credits").await.unwrap();
+    let desk = Desk::new();
+    let task = desk.start(&database, &plan);
+    desk.state(State::Migrated).await;
+    desk.order(Order::Switch);
+    desk.until("acknowledgement", |progress, _| progress.switch_acknowledged).await;
+    blocked(&database).await;
+    desk.order(Order::UnblockWrites);
+    assert_eq!(end(task).await.failure, None);
+    writable(&database, true).await;
 }

@@ -26,7 +26,7 @@ async fn close(client: &mut Client, spec: &ControlSpec) -> u32 {
         write_block::enable(client, spec, Direction::Forward, 1, Timestamp::from_second(DEADLINE).unwrap())
             .await
             .unwrap();
-    control::drain(client, spec, blocked_at, Duration::from_secs(3)).await.unwrap()
+    control::drain(client, spec, Some(blocked_at), Duration::from_secs(3)).await.unwrap()
 }
 
 async fn open(client: &mut Client, spec: &ControlSpec) {

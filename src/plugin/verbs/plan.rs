@@ -416,7 +416,7 @@ mod tests {
     use super::*;
     use crate::{
         api::{
-            CreditMigrationStatus, WritesEvidence,
+            CreditMigrationStatus, ExpectedRollout, WritesEvidence,
             fixtures::{self, spec},
         },
         plugin::{Exit, verbs::status::tests::time},
@@ -488,6 +488,18 @@ mod tests {
         assert_eq!(metadata["resourceVersion"], "7", "nothing that came meanwhile is passed over");
         assert_eq!(metadata["finalizers"][0], "creditmigration.io/window");
         assert_eq!((&metadata["labels"]["by"], &metadata["annotations"]["why"]), (&"argo".into(), &"later".into()));
+    }
+
+    #[test]
+    fn the_expected_window_is_shown_with_its_parts() {
+        let rollouts = vec![ExpectedRollout::new("shop", 4, 1, 10, 5), ExpectedRollout::new("worker", 2, 2, 8, 30)];
+        let expected_window = Some(ExpectedWindow::new(20.2, 2.5, rollouts));
+        let text = screen(&PlanView { expected_window, ..view(vec![]) });
+        let line = "\nexpected window: 66 s: SQL 21 s, then the longest of comparison 3 s and rollout of shop 45 s (4 \
+                    pods, 1 at once, 10 s each until available, up to 5 s to end), worker 38 s (2 pods, 2 at once, 8 s \
+                    each until available, up to 30 s to end)\n";
+        assert!(text.contains(line), "{text}");
+        assert!(!screen(&view(vec![])).contains("expected window"), "nothing is measured yet");
     }
 
     #[test]

@@ -445,7 +445,7 @@ pub(crate) mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::api::fixtures::spec;
+    use crate::api::{ExpectedRollout, Plan, fixtures::spec};
 
     pub(crate) fn time(text: &str) -> Time {
         text.parse().unwrap()
@@ -507,6 +507,39 @@ pub(crate) mod tests {
             assert!(screen.contains(part), "{part}:\n{screen}");
         }
         assert!(!view.failed());
+    }
+
+    #[test]
+    fn the_expected_window_is_shown_with_its_parts() {
+        let mut m = waiting();
+        let now = time("2030-01-01T00:12:00Z");
+        assert!(!View::of(&m, now).screen().contains("window:"), "nothing is measured yet");
+        let rollouts = vec![ExpectedRollout::new("shop", 4, 1, 10, 5)];
+        let expected_window = Some(ExpectedWindow::new(20.2, 2.5, rollouts));
+        m.status.as_mut().unwrap().plan = Some(Plan { expected_window, ..Plan::default() });
+        let screen = View::of(&m, now).screen();
+        let line = "\n  window:    66 s: SQL 21 s, then the longest of comparison 3 s and rollout of shop 45 s (4 \
+                    pods, 1 at once, 10 s each until available, up to 5 s to end)\n";
+        assert!(screen.contains(line), "{screen}");
+    }
+
+    #[test]
+    fn a_pod_that_does_not_start_is_shown_with_its_cause_and_the_next_command() {
+        let text = "the pod of Job m-rehearse-1 does not start: FailedCreate: must specify limits.cpu; next: \
+                    kubectl -n shop describe job m-rehearse-1; kubectl -n shop describe pods -l job-name=m-rehearse-1";
+        let mut m = waiting();
+        let status = m.status.as_mut().unwrap();
+        (status.problems[0].subject, status.problems[0].message) = (Some("m-rehearse-1".into()), text.into());
+        (status.conditions[0].reason, status.conditions[0].message) = ("PodNotStarted".into(), text.into());
+        let screen = View::of(&m, time("2030-01-01T00:12:00Z")).screen();
+        for part in [
+            &format!("\n  now:       {text}\n"),
+            "\n  next:      kubectl -n shop describe job m-rehearse-1; kubectl -n shop describe pods -l job-name=",
+            &format!("Ready      False   2m   PodNotStarted  {text}\n"),
+            &format!("\nPodNotStarted  10s  {text}\n"),
+        ] {
+            assert!(screen.contains(part), "{part}:\n{screen}");
+        }
     }
 
     #[test]

@@ -32,7 +32,7 @@ use crate::{
     api::{BalancesCheck, BalancesComparison, Credits, Reason},
     runner::{
         Failure,
-        database::control::{self, BalancesTable, ControlSpec, Cutover, TransactionsTable},
+        database::control::{self, BalancesTable, ControlSpec, Cutover, TransactionsTable, WrittenUsers},
     },
     shared::message::Message,
 };
@@ -67,8 +67,6 @@ struct Users {
     age: Option<u32>,
     /// Unexplained the last time.
     unexplained: Vec<String>,
-    /// Every user: the table was truncated.
-    all: bool,
 }
 
 /// Why there is no value.
@@ -237,10 +235,6 @@ pub(super) async fn unexplained_balances(
     }
 }
 
-/// Users whose balance was written since the cutover. `$2` is not used, as in [`Query::everyone`].
-const CAPTURED: &str = "SELECT DISTINCT c.user_id FROM credit_migration.changed_users c
-    WHERE c.user_id IS NOT NULL AND $2::text[] IS NOT NULL";
-
 /// What the comparison of users needs.
 struct Query<'a> {
     tx: &'a Transaction<'a>,
@@ -256,26 +250,23 @@ impl Users {
         let from = if full { 0 } else { self.seen };
         let last =
             query.tx.query_one("SELECT coalesce(max(id), 0) FROM credit_migration.changed_users", &[]).await?.get(0);
-        // One more than is listed: a TRUNCATE's row, which has no user, counts as well.
         let limit = i64::try_from(MAX_LISTED_USERS + 1).unwrap_or(i64::MAX);
         let captured = query
             .tx
             .query(
-                "SELECT DISTINCT user_id FROM credit_migration.changed_users WHERE id > $1 ORDER BY user_id NULLS \
-                    FIRST LIMIT $2",
+                "SELECT DISTINCT user_id FROM credit_migration.changed_users WHERE id > $1 AND user_id IS NOT NULL \
+                 LIMIT $2",
                 &[&from, &limit],
             )
             .await?;
-        let mut listed: Vec<String> = captured.iter().filter_map(|row| row.get(0)).collect();
-        self.all |= listed.len() < captured.len();
+        let mut listed: Vec<String> = captured.iter().map(|row| row.get(0)).collect();
         if !full {
             // Kept here until there is an answer: a query that fails must not make them forgotten.
             listed.extend_from_slice(&self.unexplained);
         }
-        let (count, unexplained) = if self.all {
-            query.unexplained(&query.everyone(), &[]).await?
-        } else if listed.len() > MAX_LISTED_USERS {
-            query.unexplained(CAPTURED, &[]).await?
+        let written = WrittenUsers::tracked(query.tx).await?;
+        let (count, unexplained) = if matches!(written, WrittenUsers::All) || listed.len() > MAX_LISTED_USERS {
+            query.unexplained(&query.ids(written), &[]).await?
         } else {
             query.unexplained("SELECT DISTINCT unnest($2::text[]) AS user_id", &listed).await?
         };
@@ -297,16 +288,20 @@ impl Users {
 }
 
 impl Query<'_> {
-    /// Every user before, meanwhile and now. `$2` is not used, and named all the same: each query has the same
-    /// parameters.
-    fn everyone(&self) -> String {
+    /// Those users whose balance was written, or every user before, meanwhile and now. `$2` is not used, and named all
+    /// the same: each query has the same parameters.
+    fn ids(&self, written: WrittenUsers) -> String {
+        let captured = "SELECT DISTINCT c.user_id FROM credit_migration.changed_users c
+             WHERE c.user_id IS NOT NULL AND $2::text[] IS NOT NULL";
         let BalancesTable { table, user, .. } = &self.balances;
-        format!(
-            "SELECT b.user_id FROM credit_migration.baseline b WHERE b.migration_uid = $1 AND $2::text[] IS NOT NULL
-             UNION SELECT c.user_id FROM credit_migration.changed_users c WHERE c.user_id IS NOT NULL
-             UNION SELECT t.{user}::text FROM {} t",
-            table.sql()
-        )
+        match written {
+            WrittenUsers::Tracked => captured.to_owned(),
+            WrittenUsers::All => format!(
+                "{captured} UNION SELECT b.user_id FROM credit_migration.baseline b WHERE b.migration_uid = $1
+                 UNION SELECT t.{user}::text FROM {} t",
+                table.sql()
+            ),
+        }
     }
 
     /// Among the users that `ids` selects (`$2`: `listed`), those whose balance nothing explains: how many, and at most
@@ -324,13 +319,12 @@ impl Query<'_> {
 
     /// Every balance that nothing explains, at most `limit`.
     async fn list(&self, limit: usize) -> Result<Vec<UnexplainedBalance>, NoValue> {
-        let truncated = "SELECT EXISTS (SELECT FROM credit_migration.changed_users WHERE user_id IS NULL)";
         let Self { tx, control_spec, cutover, .. } = self;
-        let all: bool = tx.query_one(truncated, &[]).await?.get(0);
+        let written = WrittenUsers::tracked(*tx).await?;
         let query = format!(
             "{} SELECT user_id, before::text, since::text, (coalesce(before, 0) + since)::text, now::text FROM wrong
              ORDER BY user_id LIMIT {limit}",
-            self.wrong(&if all { self.everyone() } else { CAPTURED.to_owned() })
+            self.wrong(&self.ids(written))
         );
         let none: &[String] = &[];
         let rows = tx.query(&query, &[&control_spec.uid, &none, &cutover.since]).await?;

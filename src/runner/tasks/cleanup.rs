@@ -17,8 +17,8 @@ use crate::{
         context::TaskContext,
         database::{
             control::{
-                ControlSpec, LOCK_CHANGE, LOCK_CLASS, Table, TriggerChange, change_trigger, check_schema, exists,
-                millis, trigger_lock_timeout,
+                ControlSpec, LOCK_CHANGE, LOCK_CLASS, Table, TriggerChange, change_trigger, check_schema, define,
+                exists, millis, trigger_lock_timeout,
             },
             scratch::{self, LOCK_REHEARSAL},
         },
@@ -86,10 +86,11 @@ pub async fn cleanup(client: &mut Client, control_spec: &ControlSpec) -> Result<
         if exists(&tx, "unexplained_balances").await? {
             let listed = tx.query_opt("SELECT FROM credit_migration.unexplained_balances LIMIT 1", &[]).await?;
             if listed.is_none() {
-                tx.batch_execute("DROP TABLE credit_migration.unexplained_balances").await?;
+                define(&tx, "DROP TABLE credit_migration.unexplained_balances").await?;
             }
         }
-        tx.batch_execute(
+        define(
+            &tx,
             "DROP FUNCTION IF EXISTS credit_migration.block_writes();
              DROP FUNCTION IF EXISTS credit_migration.track_changes();
              DROP TABLE IF EXISTS credit_migration.write_block, credit_migration.exempt_transaction,

@@ -14,7 +14,7 @@ use tokio_postgres::{Client, Row, Transaction, types::Json};
 
 use super::{
     ControlSpec, LOCK_CHANGE, LOCK_CLASS, Sql, StopSignal, Table, balances,
-    baseline::{UnexplainedBalances, Users, compare_with, reconcile},
+    baseline::{UnexplainedBalances, WrittenUsers, compare_with, reconcile},
     ident, millis,
     outside::SharedObjects,
     owner::sql_role,
@@ -209,8 +209,8 @@ async fn transaction(
     let balances_after = balances(&tx, spec, Some(&balances_before.table)).await?;
     let users = match direction {
         // The other users are compared after the commit, during the rollout, while a rollback loses nothing.
-        Direction::Forward => Users::tracked(&tx).await?,
-        Direction::Rollback => Users::All,
+        Direction::Forward => WrittenUsers::tracked(&tx).await?,
+        Direction::Rollback => WrittenUsers::All,
     };
     let differing = compare_with(&tx, spec, &balances_after, users).await?.unexplained;
     if differing > 0 {

@@ -127,23 +127,16 @@ fn limits(statement: Duration, lock: Duration) -> String {
 }
 
 /// Distinct users whose balance was written since the change tracking was last emptied: since the cutover, once there
-/// was one.
+/// was one. After a TRUNCATE all that are there.
 ///
 /// # Errors
 /// Database errors.
 pub async fn users_written(client: &impl GenericClient, spec: &ControlSpec) -> Result<u64, Failure> {
-    let balances = balances(client, spec, None).await?;
-    let row = client
-        .query_one(
-            &format!(
-                "SELECT CASE WHEN EXISTS (SELECT FROM credit_migration.changed_users WHERE user_id IS NULL)
-                        THEN (SELECT count(*) FROM {}) ELSE (SELECT count(DISTINCT user_id) FROM \
-                        credit_migration.changed_users) END",
-                balances.table.sql()
-            ),
-            &[],
-        )
-        .await?;
+    let query = match WrittenUsers::tracked(client).await? {
+        WrittenUsers::All => format!("SELECT count(*) FROM {}", balances(client, spec, None).await?.table.sql()),
+        WrittenUsers::Tracked => "SELECT count(DISTINCT user_id) FROM credit_migration.changed_users".to_owned(),
+    };
+    let row = client.query_one(&query, &[]).await?;
     Ok(count(&row, 0))
 }
 
@@ -156,7 +149,7 @@ pub async fn credits_written(client: &impl GenericClient, spec: &ControlSpec) ->
     let balances = balances(client, spec, None).await?;
     let query = format!(
         "SELECT coalesce(sum(abs(coalesce(t.balance, 0) - coalesce(b.balance, 0))), 0)::text FROM {}",
-        Users::tracked(client).await?.joined(&balances)
+        WrittenUsers::tracked(client).await?.joined(&balances)
     );
     Ok(client.query_one(&query, &[&spec.uid]).await?.get(0))
 }
@@ -233,19 +226,19 @@ async fn record_all(tx: &impl GenericClient, spec: &ControlSpec, balances: &Bala
 /// `TableMissing`, `ColumnMissing`, database errors.
 pub async fn compare(client: &impl GenericClient, spec: &ControlSpec) -> Result<Comparison, Failure> {
     let balances = balances(client, spec, None).await?;
-    compare_with(client, spec, &balances, Users::All).await
+    compare_with(client, spec, &balances, WrittenUsers::All).await
 }
 
-/// Which users are compared.
+/// Whose balances may have been written.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Users {
+pub(crate) enum WrittenUsers {
     /// Each one.
     All,
     /// Those that are tracked, looked up by index: the others were not written.
     Tracked,
 }
 
-impl Users {
+impl WrittenUsers {
     /// The tracked ones; all after a TRUNCATE.
     pub(crate) async fn tracked(client: &impl GenericClient) -> Result<Self, Failure> {
         let query = "SELECT EXISTS (SELECT FROM credit_migration.changed_users WHERE user_id IS NULL)";
@@ -275,14 +268,14 @@ impl Users {
     }
 }
 
-/// SQL: a row of [`Users::joined`] differs.
+/// SQL: a row of [`WrittenUsers::joined`] differs.
 const DIFFERS: &str = "(b.user_id IS NULL OR t.id IS NULL OR b.balance IS DISTINCT FROM t.balance)";
 
 pub(crate) async fn compare_with(
     client: &impl GenericClient,
     spec: &ControlSpec,
     balances: &BalancesTable,
-    users: Users,
+    users: WrittenUsers,
 ) -> Result<Comparison, Failure> {
     let query = format!(
         "SELECT count(*), count(*) FILTER (WHERE {DIFFERS}), coalesce(sum(t.balance), 0)::text FROM {}",
@@ -309,7 +302,7 @@ impl UnexplainedBalances {
         tx: &Transaction<'_>,
         spec: &ControlSpec,
         balances: &BalancesTable,
-        users: Users,
+        users: WrittenUsers,
     ) -> Result<Self, Failure> {
         let query = format!(
             "SELECT coalesce(b.user_id, t.id, ''), b.balance::text, t.balance::text FROM {} WHERE {DIFFERS}
@@ -357,7 +350,7 @@ pub async fn list_unexplained(client: &mut Client, spec: &ControlSpec) {
     let read = async {
         let tx = read_within(client, LIST_TIMEOUT, LIST_TIMEOUT).await?;
         let balances = balances(&tx, spec, None).await?;
-        UnexplainedBalances::read(&tx, spec, &balances, Users::All).await
+        UnexplainedBalances::read(&tx, spec, &balances, WrittenUsers::All).await
     };
     match read.await {
         Ok(list) => list.store(client, spec).await,

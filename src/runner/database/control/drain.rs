@@ -22,16 +22,19 @@ pub const ROLLBACK_REHEARSAL: &str = "rollback-rehearsal";
 const OTHER_SESSIONS: &str = "FROM pg_catalog.pg_stat_activity a
     WHERE a.datname = current_database() AND a.pid <> pg_backend_pid() AND a.usename <> session_user";
 
-/// Ends the application's sessions, then every other session that has had a lock on a protected table since writes
-/// were blocked (after a grace of one lock time-out), and takes the lock of the write block exclusively. Returns how
+/// Ends the application's sessions that are older than `blocked_at`, then every other session that has a lock on a
+/// protected table (after a grace of one lock time-out), and takes the lock of the write block exclusively. Returns how
 /// many of the application's sessions were ended.
+///
+/// Once writes are blocked there is no `blocked_at`: the application's sessions have been ended, and those that are
+/// there are of the version that is to serve next. Only who has a lock is ended then.
 ///
 /// # Errors
 /// `PrivilegeMissing` with the `GRANT`; `LockTimeout` with the sessions that are left after `limit`.
 pub async fn drain(
     client: &Client,
     spec: &ControlSpec,
-    blocked_at: Timestamp,
+    blocked_at: Option<Timestamp>,
     limit: Duration,
 ) -> Result<u32, Failure> {
     let start = Instant::now();
@@ -89,9 +92,10 @@ pub async fn drain(
 async fn application_sessions(
     client: &Client,
     spec: &ControlSpec,
-    blocked_at: Timestamp,
+    blocked_at: Option<Timestamp>,
     age_unknown: bool,
 ) -> Result<Vec<Session>, Failure> {
+    let Some(blocked_at) = blocked_at else { return Ok(vec![]) };
     let rows = client
         .query(
             &format!(

@@ -2,7 +2,7 @@
 
 use tokio_postgres::GenericClient;
 
-use super::{BalancesTable, LOCK_CLASS, LOCK_WRITE_BLOCK};
+use super::{BalancesTable, LOCK_CLASS, LOCK_WRITE_BLOCK, define};
 use crate::runner::Failure;
 
 /// Function of the write-block trigger. While writes are blocked it lets pass one transaction: that of the server
@@ -99,5 +99,5 @@ pub(super) async fn create_track_changes_function(
             &[],
         )
         .await?;
-    tx.batch_execute(&track_changes_function(balances, row.get(0))).await.map_err(Failure::from)
+    define(tx, &track_changes_function(balances, row.get(0))).await
 }

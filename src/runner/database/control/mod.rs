@@ -52,8 +52,10 @@ use std::{
     time::Duration,
 };
 
+use tokio_postgres::GenericClient;
+
 pub use apply::{Applied, rehearse_down, rehearse_up, run_down, run_statements, run_up};
-pub(crate) use baseline::has_baseline;
+pub(crate) use baseline::{WrittenUsers, has_baseline};
 pub use baseline::{
     compare, compare_within, credits_written, list_unexplained, refresh_baseline, take_baseline, users_written,
     users_written_within,
@@ -76,6 +78,8 @@ pub(crate) use triggers::{TriggerChange, change_trigger};
 pub use triggers::{install, reinstall};
 pub use verify_writes::{verify_writes_blocked, verify_writes_unblocked};
 
+use crate::runner::{Failure, database::connection::PIN_SEARCH_PATH_SQL};
+
 /// Name of the control schema.
 pub const SCHEMA: &str = "credit_migration";
 
@@ -94,6 +98,15 @@ pub(crate) const OWN_SESSION: &str = "(a.application_name LIKE 'credit-migration
     (SELECT FROM pg_catalog.pg_roles own WHERE own.oid = a.usesysid AND (own.rolname = session_user OR NOT own.rolsuper
         AND pg_catalog.pg_has_role(own.oid, (SELECT nspowner FROM pg_catalog.pg_namespace
                                              WHERE nspname = 'credit_migration'), 'MEMBER'))))";
+
+/// Runs statements that define objects of this program, in a transaction. What they name is looked up in `pg_catalog`
+/// first; the database's own event triggers, which they set off, find theirs on the session's own `search_path`.
+pub(crate) async fn define(tx: &impl GenericClient, statements: &str) -> Result<(), Failure> {
+    let own_path = "SELECT set_config('search_path', concat_ws(', ', 'pg_catalog', nullif(reset_val, '')), true)
+        FROM pg_catalog.pg_settings WHERE name = 'search_path'";
+    let statements = format!("{own_path}; {statements}; {PIN_SEARCH_PATH_SQL}");
+    tx.batch_execute(&statements).await.map_err(Failure::from)
+}
 
 /// Milliseconds for `SET lock_timeout`; never 0, which would mean "wait forever".
 pub(crate) fn millis(duration: Duration) -> u128 {

@@ -21,10 +21,14 @@ use crate::{
     runner::Failure,
 };
 
-/// Transactions other than the runner's that have locked one of the tables of `$1`, each with the first of them.
+/// SQL: this mode of a lock keeps the window from taking its first one, `SHARE ROW EXCLUSIVE`.
+const REFUSES: &str = "NOT IN ('AccessShareLock', 'RowShareLock')";
+
+/// Transactions other than the session's that have locked one of the tables of `$1`, each with the first of them.
 /// Everybody sees pid, role and name of a session and all locks, but the query and the start of a transaction only of
 /// own roles: so a vacuum against wraparound is known by the age of its table.
-/// A prepared transaction has no process; its number is that of its own lock.
+/// A prepared transaction has no process; its number is that of its own lock. The window ends sessions of the runner's
+/// own that only read.
 fn holders_query() -> String {
     format!(
         "SELECT DISTINCT ON (l.virtualtransaction, l.pid)
@@ -38,7 +42,8 @@ fn holders_query() -> String {
             OR mxid_age(c.relminmxid) > least(current_setting('autovacuum_multixact_freeze_max_age')::bigint,
                 (SELECT option_value::bigint FROM pg_catalog.pg_options_to_table(c.reloptions)
                  WHERE option_name = 'autovacuum_multixact_freeze_max_age')),
-        clock_timestamp(), a.pid IS NOT NULL
+        clock_timestamp(), a.pid IS NOT NULL,
+        bool_or(l.mode {REFUSES}) OVER (PARTITION BY l.virtualtransaction, l.pid)
     FROM pg_catalog.pg_locks l
     JOIN unnest($1::text[], $2::text[]) AS t (sql, name) ON l.relation = pg_catalog.to_regclass(t.sql)::oid
     JOIN pg_catalog.pg_class c ON c.oid = l.relation
@@ -50,7 +55,7 @@ fn holders_query() -> String {
     WHERE l.locktype = 'relation' AND l.granted
       AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
       AND l.pid IS DISTINCT FROM pg_backend_pid()
-      AND NOT coalesce({OWN_SESSION}, false)
+      AND (l.mode {REFUSES} OR NOT coalesce({OWN_SESSION}, false))
     ORDER BY 1, 2, t.name"
     )
 }
@@ -76,7 +81,7 @@ const REPLAY_LIMIT: Duration = Duration::from_secs(Obstacle::REPLAY_SECONDS);
 pub struct ObstacleFinder {
     /// When a transaction was first seen whose start is not visible.
     first_seen: HashMap<String, Timestamp>,
-    /// Since when the lock is refused, and no session is seen that has it.
+    /// Since when the lock is refused, and nothing is seen that refuses it.
     refused_since: Option<(Instant, Timestamp)>,
     /// Since when a position in the write-ahead log waits for the standbys.
     unreplayed: Option<(Instant, Timestamp, String)>,
@@ -93,6 +98,8 @@ struct Holder {
     old_table: bool,
     /// Its process is seen.
     alive: bool,
+    /// With its lock the one of the window is refused.
+    refuses: bool,
     now: Timestamp,
 }
 
@@ -115,6 +122,7 @@ impl Holder {
             own_role: row.get::<_, Option<bool>>(8).unwrap_or_default(),
             old_table: row.get::<_, Option<bool>>(9).unwrap_or_default(),
             alive: row.get(11),
+            refuses: row.get(12),
             now: row.get(10),
         }
     }
@@ -168,7 +176,7 @@ impl ObstacleFinder {
                 Some(Obstacle { kind: holder.kind(spec, direction, deadlock_timeout)?, ..holder.found.clone() })
             })
             .collect();
-        if !refused || !holders.is_empty() {
+        if !refused || holders.iter().any(|holder| holder.refuses) {
             self.refused_since = None;
         } else {
             let now: Timestamp = client.query_one("SELECT clock_timestamp()", &[]).await?.get(0);

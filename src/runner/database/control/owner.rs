@@ -6,7 +6,7 @@
 
 use tokio_postgres::GenericClient;
 
-use super::{ControlSpec, SCHEMA, ident};
+use super::{ControlSpec, SCHEMA, define, ident};
 use crate::{api::Reason, runner::Failure};
 
 /// SQL: the login of this session may act as the role `o`. Since 16 membership alone does not allow it.
@@ -106,7 +106,7 @@ pub(super) async fn revoke_foreign_rights(client: &impl GenericClient) -> Result
              REVOKE ALL ON ALL SEQUENCES IN SCHEMA {SCHEMA} FROM {role} CASCADE;
              REVOKE ALL ON ALL FUNCTIONS IN SCHEMA {SCHEMA} FROM {role} CASCADE"
         );
-        client.batch_execute(&revoke).await?;
+        define(client, &revoke).await?;
     }
     Ok(())
 }

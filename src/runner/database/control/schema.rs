@@ -3,7 +3,7 @@
 use tokio_postgres::{Client, GenericClient};
 
 use super::{
-    BalancesTable, ControlSpec, LOCK_CHANGE, LOCK_CLASS, exists,
+    BalancesTable, ControlSpec, LOCK_CHANGE, LOCK_CLASS, define, exists,
     functions::{block_writes_function, create_track_changes_function},
     ident,
     owner::{check_schema, control_role, revoke_foreign_rights},
@@ -105,7 +105,7 @@ pub(super) async fn create_schema(
             "triggers and baseline of this migration do not exist any more; next: let the Backup step run again";
         return Err(Failure::new(Reason::BalancesUnexplained, message));
     }
-    tx.batch_execute(TABLES).await?;
+    define(&tx, TABLES).await?;
     let missing = "SELECT name FROM unnest($1::text[]) AS name
         WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_roles r WHERE r.rolname::text = name)";
     if let Some(row) = tx.query(missing, &[&spec.application_roles]).await?.first() {
@@ -136,7 +136,7 @@ pub(super) async fn create_schema(
         );
         return Err(Failure::new(Reason::DatabaseInUse, message));
     }
-    tx.batch_execute(&block_writes_function()).await?;
+    define(&tx, &block_writes_function()).await?;
     create_track_changes_function(&tx, balances).await?;
     revoke_foreign_rights(&tx).await?;
     tx.commit().await.map_err(Failure::from)

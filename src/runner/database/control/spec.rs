@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::{
-    api::{Balances, CreditMigrationSpec, sha256},
+    api::{Balances, CreditMigrationSpec, Obstacle, sha256},
     runner::Failure,
     shared::sql,
 };
@@ -36,7 +36,8 @@ pub struct ControlSpec {
     pub rehearsed_schema: Option<String>,
     /// How long creating or dropping one trigger is retried before it fails.
     pub trigger_timeout: Duration,
-    /// From when on a transaction that has locked a protected table is waited for before writes are blocked.
+    /// From when on a transaction that has locked a protected table, or a lock that is refused, is waited for before
+    /// writes are blocked.
     pub long_transaction: Duration,
 }
 
@@ -63,7 +64,7 @@ impl ControlSpec {
             verify_down: migration.verify_down.clone(),
             rehearsed_schema: None,
             trigger_timeout: Duration::from_secs(60),
-            long_transaction: Duration::from_secs(10),
+            long_transaction: Duration::from_secs(Obstacle::LONG_SECONDS),
         }
     }
 }

@@ -11,20 +11,14 @@ use std::time::{Duration, Instant};
 use tokio_postgres::{Client, GenericClient};
 
 use super::{
-    BalancesTable, ControlSpec, Table, balances,
+    BalancesTable, ControlSpec, Table, balances, define,
     functions::create_track_changes_function,
     ident, jitter, millis, protected, resolve,
     schema::{create_schema, is_migrated},
     sessions::Session,
     trigger_lock_timeout, with_children,
 };
-use crate::{
-    api::Reason,
-    runner::{
-        Failure,
-        database::connection::{PIN_SEARCH_PATH_SQL, USE_OWN_SEARCH_PATH_SQL},
-    },
-};
+use crate::{api::Reason, runner::Failure};
 
 /// Write-block trigger: refuses each statement that writes while writes are blocked.
 pub(crate) const WRITE_BLOCK_TRIGGER: &str = "credit_migration_block_writes";
@@ -136,13 +130,6 @@ impl TriggerChange<'_> {
             }
         }
     }
-}
-
-/// Runs statements that define triggers, in a transaction. They name all with its schema; the database's own event
-/// triggers, which they set off, have the session's own `search_path`.
-async fn define(tx: &impl GenericClient, statements: &str) -> Result<(), Failure> {
-    let statements = format!("{USE_OWN_SEARCH_PATH_SQL}; {statements}; {PIN_SEARCH_PATH_SQL}");
-    tx.batch_execute(&statements).await.map_err(Failure::from)
 }
 
 /// Changes one trigger in a short transaction of its own, retried for `spec.trigger_timeout`: the lock lasts no longer

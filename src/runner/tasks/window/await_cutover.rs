@@ -5,7 +5,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use jiff::Timestamp;
 use tokio_postgres::Client;
 
 use super::{
@@ -221,9 +220,8 @@ impl<C: Channel> WindowTask<'_, C> {
     /// The block is that of an earlier session, whose end released the lock. The row of the write block blocks writes
     /// without it: neither order nor deadline waits for the lock.
     async fn retake_exclusive_lock(&mut self, client: &Client) -> Result<(), Failure> {
-        let blocked_at = self.progress.blocked_at.unwrap_or(Timestamp::UNIX_EPOCH);
         let spec = self.control_spec();
-        let mut draining = pin!(control::drain(client, spec, blocked_at, spec.lock_timeout * 3));
+        let mut draining = pin!(control::drain(client, spec, None, spec.lock_timeout * 3));
         while self.next_move(WindowActivity::AwaitingCutover) == Move::Wait {
             tokio::select! {
                 drained = &mut draining => {

@@ -132,7 +132,7 @@ impl<C: Channel> WindowTask<'_, C> {
             Duration::try_from(deadline.duration_since(self.channel.now())).unwrap_or_default()
         });
         let limit = (self.control_spec().lock_timeout * 3 + Duration::from_secs(1)).min(left);
-        let ended = control::drain(client, self.control_spec(), blocked_at, limit).await?;
+        let ended = control::drain(client, self.control_spec(), Some(blocked_at), limit).await?;
         loop {
             match self.verify_blocked().await.unless_lost() {
                 Ok(verified) => return Ok((ended, verified?)),

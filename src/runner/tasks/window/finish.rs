@@ -53,10 +53,8 @@ impl<C: Channel> WindowTask<'_, C> {
                     // Writes are blocked and must not stay so: sessions that hold the tables are ended.
                     self.report(Some(failure));
                     let limit = self.control_spec().lock_timeout * 2;
-                    // By the server's clock: sessions that started since are ordinary ones, of the old version.
-                    let blocked_at = self.progress.blocked_at.unwrap_or(Timestamp::UNIX_EPOCH);
                     // A session that could not be ended blocks the next attempt, too.
-                    let _ = control::drain(client, self.control_spec(), blocked_at, limit).await.unless_lost()?;
+                    let _ = control::drain(client, self.control_spec(), None, limit).await.unless_lost()?;
                     tokio::time::sleep(jitter(Duration::from_millis(50))).await;
                 }
                 Err(failure) => {
