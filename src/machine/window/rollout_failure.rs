@@ -93,7 +93,8 @@ impl Transition<'_> {
         text: String,
         hold: SignedDuration,
     ) {
-        if self.report_problem(reason, workload, text.clone(), hold) == Reported::Now {
+        // Not only when it is reported: it may have lasted since before this switch, which has a notice of its own.
+        if self.report_problem(reason, workload, text.clone(), hold) != Reported::NotYet {
             self.notify_of_stuck_switch(direction, workload.unwrap_or(reason.as_str()), &text);
         }
     }

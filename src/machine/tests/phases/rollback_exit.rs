@@ -331,6 +331,29 @@ fn a_forward_switch_that_cannot_start_is_notified_of_at_once() {
 }
 
 #[test]
+fn a_cause_that_lasts_over_the_start_of_the_rollback_is_notified_of_for_each_switch() {
+    let causes: [When; 2] = [make_immutable, |s| s.observed.refused_effect = Some("a webhook refuses it".into())];
+    for harm in causes {
+        let mut s = migrated();
+        s.spec.notifications.channels = vec![channel("chat", Audience::Team)];
+        harm(s.acknowledge(Task::Window));
+        let mut decide = |seconds| {
+            for _ in 0..seconds {
+                s.wait(1);
+                s.status = s.decide().status;
+            }
+            let found = s.status.notices.iter().map(|n| &n.notice);
+            let found = found.filter(|n| n.occasion == Occasion::ManualInterventionRequired);
+            (s.status.phase, found.map(|n| n.message.contains("both versions may serve")).collect::<Vec<_>>())
+        };
+        assert_eq!(decide(10), (Some(Phase::Executing), vec![false]));
+        // From the deadline on writes stay blocked until it is fixed.
+        let (phase, notices) = decide(60);
+        assert_eq!((phase, notices.contains(&true)), (Some(Phase::RollingBack), true), "{notices:?}");
+    }
+}
+
+#[test]
 fn writes_stay_blocked_while_both_versions_may_serve() {
     let mixed: [(&str, When); 5] = [
         ("the flag was switched", |s| s.flag("v1", Some("uid-1.rollback"))),
