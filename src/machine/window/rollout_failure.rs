@@ -18,7 +18,11 @@ use jiff::SignedDuration;
 use crate::{
     api::{Direction, Occasion, ReadyReason, Step, WorkloadRef},
     machine::{
-        RolloutFailure, RolloutFailureKind, Transition, gates::Violation, notices::notice_key, transition::Reported,
+        RolloutFailure, RolloutFailureKind, Transition,
+        faults::{Fault, fault},
+        gates::Violation,
+        notices::notice_key,
+        transition::Reported,
     },
     shared::{
         message::Message,
@@ -104,7 +108,7 @@ impl Transition<'_> {
         let wanted = &self.spec.application.workloads;
         let mut named = self.observed.workloads.iter().filter(|w| wanted.contains(&w.reference));
         let writes = !self.is_flag_set(direction) || named.any(|w| self.awaits_restart(direction, w));
-        self.refused_effect().filter(|_| writes)
+        self.refused_effect().filter(|_| writes && !fault(Fault::SilentRefusal))
     }
 
     /// Workloads whose rollback takes twice as long as expected without a failure that Kubernetes names: their pods run
@@ -154,7 +158,9 @@ impl Transition<'_> {
                 format!("the application cannot be switched back, and the new version runs on the old schema: {text}")
             }
         };
-        self.notify(Occasion::ManualInterventionRequired, &key, &text);
+        if !fault(Fault::SilentSwitch) {
+            self.notify(Occasion::ManualInterventionRequired, &key, &text);
+        }
     }
 
     /// What was reported by this call: it has lasted for long enough to end the forward window.
