@@ -1,6 +1,9 @@
 //! Results of checks: what the runner has reported, and what the controller measures itself (workloads and Jobs).
 
-use super::{CheckJobStart, DEADLINE, Effect, Job, JobPod, Transition};
+use super::{
+    CheckJobStart, DEADLINE, Effect, Job, JobPod, Transition,
+    faults::{Fault, fault},
+};
 use crate::{
     api::{Check, CheckOutcome, CheckResult, Phase, Step, Task, Time},
     shared::{
@@ -239,7 +242,9 @@ impl Transition<'_> {
             let measured = self.previous_result(&check).map_or(0, |r| r.measured);
             let name = self.check_job(i, measured + 1);
             let exists = self.observed.check_jobs.iter().any(|j| j.name == name);
-            if self.next_job_check(&check).is_none() && !exists {
+            let given_up = fault(Fault::LostCheckAwaited)
+                && self.previous_result(&check).is_some_and(|r| r.outcome == CheckOutcome::Error);
+            if self.next_job_check(&check).is_none() && !exists && !given_up {
                 effects.push(Effect::StartCheckJob(Box::new(CheckJobStart { name, check: check.name, job })));
             }
         }

@@ -37,8 +37,14 @@ pub(super) enum Fault {
     SilentWait,
     /// 7: a window past its deadline notifies no one.
     SilentOverdue,
+    /// 7: a rollback that cannot switch the application back notifies no one.
+    SilentSwitch,
+    /// 7: of a flag whose write the API server refuses no one is notified.
+    SilentRefusal,
     /// 6: a Job that ends without a report is waited for.
     LostJobAwaited,
+    /// 6: a check whose Job could not be started is not measured again.
+    LostCheckAwaited,
 }
 
 /// Whether the machine of this thread has the fault.

@@ -61,10 +61,7 @@ impl Transition<'_> {
             return self.await_window_pod(&progress);
         }
         if self.status.step == Some(Step::SwitchApplication) {
-            self.report_switch_refusal(Direction::Forward);
-            if self.is_switched() {
-                self.report_switch(Direction::Forward);
-            }
+            self.report_switch(Direction::Forward);
         }
         let failure = self.switch_failure();
         if let Some((cause, message)) = self.rollback_cause(&progress).or(failure) {

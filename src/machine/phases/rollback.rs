@@ -251,7 +251,7 @@ impl Transition<'_> {
             }
         }
         if !self.is_switched() {
-            return self.report_switch_refusal(Direction::Rollback);
+            return self.report_switch(Direction::Rollback);
         }
         match self.follow_rollout(Direction::Rollback, progress) {
             Rollout::Complete => {

@@ -73,7 +73,7 @@ impl World {
             return;
         }
         let value = if rng.u8(..) < lag { flag.before.clone() } else { flag.value.clone() };
-        let now = self.now;
+        let now = self.now + self.node_skew;
         let app = &mut self.app.value;
         let Some(old) = app.pods.iter_mut().find(|p| p.0 != app.template) else { return };
         if app.crashing.is_some_and(|version| version == value) {
@@ -93,7 +93,7 @@ impl World {
         let set = self.drifted_at.is_none() && !flag.missing;
         if self.db.blocked_at.is_some() && set && app.crashing.is_none_or(|version| version != flag.value) {
             let pod = rng.usize(..app.pods.len());
-            (app.pods[pod].1, app.pods[pod].2) = (flag.value.clone(), self.now);
+            (app.pods[pod].1, app.pods[pod].2) = (flag.value.clone(), self.now + self.node_skew);
         }
     }
 
@@ -143,17 +143,18 @@ impl World {
         of_flag || of_application || self.refused.is_some() || self.db.obstructed || self.has_losses()
     }
 
-    /// A rollback keeps writes blocked past its deadline although one version alone serves: every pod is of the new one
-    /// and the flag too, or every pod is of the old one.
+    /// Writes stay blocked past the deadline although one version alone serves, and it is known that they can be
+    /// unblocked: every pod is of the new one and the flag too, or every pod is of the old one.
     pub(super) fn blocked_needlessly(&self) -> bool {
         let Some(status) = self.migration.as_ref().map(|m| &m.value.status) else { return false };
         let window = status.window.clone().unwrap_or_default();
-        let switching = (status.phase, status.step) == (Some(Phase::RollingBack), Some(Step::SwitchBack));
+        let rolling_back = status.phase == Some(Phase::RollingBack);
         let overdue = window.deadline.is_some_and(|deadline| self.now > deadline + seconds(30));
         let flag = &self.flag.value;
         let all_run = |version: &str| self.app.value.pods.iter().all(|p| p.1 == version);
-        // A ConfigMap that refuses every write, or is missing, says nothing of a write that may still arrive.
-        let known = !flag.missing && !flag.refused && !self.refuses(Refused::Status);
+        // A ConfigMap that refuses every write, or is missing, says nothing of a write that may still arrive. Without a
+        // status nothing is ordered, and without a run no pod takes over.
+        let known = !flag.missing && !flag.refused && self.refused.is_none();
         let new_alone = flag.value == "v2" && all_run("v2");
         let app = &self.app.value;
         let can_settle = !app.paused && !app.missing && !self.losses.quota && app.crashing.is_none();
@@ -161,13 +162,14 @@ impl World {
         let replaced = app.pods.iter().all(|p| p.0 == app.template);
         let old_alone = flag.value == "v1" && all_run("v1") && replaced && can_settle;
         let needless = match window.task {
-            Some(Task::RollbackWindow) => switching && overdue && (new_alone || old_alone),
+            Some(Task::RollbackWindow) => rolling_back && overdue && (new_alone || old_alone),
             // No pod was started since the start of the world; or those of the forward switch crash, and it is awaited.
             Some(Task::Window) => {
                 let untouched = flag.value == "v1" && app.pods.iter().all(|p| p.2 == START);
                 let crash = (status.phase, status.step) == (Some(Phase::Executing), Some(Step::SwitchApplication))
                     && (app.failed.is_some() && app.failed == app.template && window.switched);
-                (switching && untouched) || crash
+                let ordered = status.phase == Some(Phase::Executing) && window.unblocking && overdue && new_alone;
+                (rolling_back && untouched) || crash || ordered
             }
             _ => false,
         };

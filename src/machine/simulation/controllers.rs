@@ -26,6 +26,8 @@ pub(super) struct Controller {
     flag: Option<ObservedFlag>,
     /// An irreversible effect under way: version of its target, as read.
     target: Option<u64>,
+    /// What the API server refused last, of the effects.
+    refused: Option<String>,
     pub(super) dead: bool,
     /// By how much its clock differs from the API server's.
     pub(super) skew: SignedDuration,
@@ -62,7 +64,7 @@ impl Controller {
         }
         if let Some((version, effects)) = &mut self.todo {
             if effects.is_empty() {
-                self.todo = None;
+                (self.todo, self.refused) = (None, None);
                 return;
             }
             let version = *version;
@@ -81,19 +83,19 @@ impl Controller {
                 return;
             }
             let target = self.target.take();
-            let done = apply(w, version, &effect, target);
-            match &mut self.todo {
-                // A conflict ends this round: it is read and decided again.
-                Some(_) if !done => self.todo = None,
-                Some((_, effects)) => drop(effects.remove(0)),
-                None => {}
+            match apply(w, version, &effect, target) {
+                Applied::Done => drop(effects.remove(0)),
+                // It is read and decided again.
+                Applied::Conflict => self.todo = None,
+                Applied::Refused => (self.todo, self.refused) = (None, Some("a webhook refuses it".into())),
             }
             return;
         }
-        let Some((version, migration, observed)) = self.read.take() else {
+        let Some((version, migration, mut observed)) = self.read.take() else {
             self.read = w.observe();
             return;
         };
+        observed.refused_effect.clone_from(&self.refused);
         let decision = decide(&migration.spec, &migration.status, &observed, w.now + self.skew);
         w.note_drift_decision(&migration.spec, &decision.status);
         let without_exit =
@@ -112,6 +114,7 @@ impl Controller {
             w.blocked_without_exit |= without_exit;
         }
         w.judge_rollback(&observed, &status, w.now + self.skew);
+        w.judge_checks(&status);
         self.todo = Some((persisted, decision.effects));
         self.flag = Some(observed.flag);
     }
@@ -133,24 +136,35 @@ fn target_version(w: &World, effect: &Effect) -> u64 {
     }
 }
 
-/// `false`: conflict.
-fn apply(w: &mut World, version: u64, effect: &Effect, target: Option<u64>) -> bool {
+/// What became of an effect.
+enum Applied {
+    Done,
+    /// Its target is another one by now, or gone.
+    Conflict,
+    /// By the API server, as a webhook or a quota does.
+    Refused,
+}
+
+fn apply(w: &mut World, version: u64, effect: &Effect, target: Option<u64>) -> Applied {
     let fenced = w.defect != Defect::UnfencedWrites;
     let same = |now: u64| !fenced || target == Some(now);
     match effect {
         Effect::AddFinalizer | Effect::RemoveFinalizer => {
             let next = w.bump();
-            let Some(m) = w.migration.as_mut().filter(|m| m.version == version) else { return false };
+            let Some(m) = w.migration.as_mut().filter(|m| m.version == version) else { return Applied::Conflict };
             m.value.finalizer = matches!(effect, Effect::AddFinalizer);
             m.version = next;
             if m.value.deleting && !m.value.finalizer {
                 w.migration = None;
             }
-            false
+            Applied::Conflict
         }
         Effect::StartRun(start) => {
-            if w.migration.is_none() || w.refuses(Refused::Runs) {
-                return false;
+            if w.migration.is_none() {
+                return Applied::Conflict;
+            }
+            if w.refuses(Refused::Runs) {
+                return Applied::Refused;
             }
             let (version, now) = (w.bump(), w.now);
             let entry = w.runs.entry(start.name.clone()).or_insert_with(|| Stored {
@@ -165,64 +179,67 @@ fn apply(w: &mut World, version: u64, effect: &Effect, target: Option<u64>) -> b
             if entry.value.job == Job::Absent {
                 entry.value.job = Job::Active;
             }
-            true
+            Applied::Done
         }
         Effect::StartCheckJob(start) => {
-            let accepted = !w.refuses(Refused::Runs);
-            if accepted {
-                w.start_check_job(&start.name);
+            if w.refuses(Refused::Runs) {
+                return Applied::Refused;
             }
-            accepted
+            w.start_check_job(&start.name);
+            Applied::Done
         }
         Effect::RemoveRun { name } => {
-            let Some(run) = w.runs.get(name) else { return true };
+            let Some(run) = w.runs.get(name) else { return Applied::Done };
             let window = run.value.run.spec.task.is_window();
             if window && (!same(run.version) || w.order(name).is_some_and(|c| c > WindowCommand::Standby)) {
-                return false;
+                return Applied::Conflict;
             }
             w.runs.remove(name);
-            true
+            Applied::Done
         }
         Effect::OrderWindow { name, order } => {
             let next = w.bump();
-            let Some(run) = w.runs.get_mut(name).filter(|r| same(r.version)) else { return false };
+            let Some(run) = w.runs.get_mut(name).filter(|r| same(r.version)) else { return Applied::Conflict };
             if run.value.run.spec.window.as_ref().is_none_or(|o| o.command < order.command) {
                 run.value.run.spec.window = Some(order.clone());
                 run.version = next;
             }
-            true
+            Applied::Done
         }
         Effect::SetFlag { value, marker } => {
             let flag = &w.flag.value;
             let changes = flag.value != *value;
-            if !same(w.flag.version) || flag.missing || flag.refused || (flag.immutable && changes) {
-                return false;
+            if !same(w.flag.version) || flag.missing {
+                return Applied::Conflict;
+            }
+            if flag.refused || (flag.immutable && changes) {
+                return Applied::Refused;
             }
             w.flag.value.before = std::mem::replace(&mut w.flag.value.value, value.clone());
             w.flag.value.marker = Some(marker.clone());
             w.drifted_at = None;
             w.flag.version = w.bump();
-            true
+            Applied::Done
         }
         Effect::Restart { marker, .. } => {
             if !same(w.app.version) || w.app.value.missing {
-                return false;
+                return Applied::Conflict;
             }
             w.app.value.template = Some(marker.clone());
             w.app.version = w.bump();
-            true
+            Applied::Done
         }
         Effect::KeepPods { template, marker, .. } => {
             if !same(w.app.version) || w.app.value.missing {
-                return false;
+                return Applied::Conflict;
             }
             (w.app.value.template, w.app.value.switched_for) = (template.clone(), Some(marker.clone()));
             w.app.version = w.bump();
-            true
+            Applied::Done
         }
         Effect::Event(event) => {
             w.events.push(event.note.clone());
-            true
+            Applied::Done
         }
     }
 }

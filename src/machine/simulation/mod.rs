@@ -82,6 +82,9 @@ fn schedule(seed: u64, defect: Defect, own: Option<faults::Fault>, trace: bool) 
     for controller in controllers.iter_mut().filter(|_| clocks_differ) {
         controller.skew = outsiders::skew(&mut rng);
     }
+    if clocks_differ {
+        w.node_skew = outsiders::node_skew(&mut rng);
+    }
     if rng.bool() {
         w.add_job_check();
     }
@@ -118,12 +121,13 @@ fn schedule(seed: u64, defect: Defect, own: Option<faults::Fault>, trace: bool) 
                 let sleepy = if switches_back { 128 } else { 50 };
                 if may_sleep && controllers[i].about_to_write() && rng.u8(..) < sleepy {
                     late[way] += 1;
-                    // Then the others may not be able to write it either, until the deadline has passed.
-                    if obstructive && switches_back && rng.bool() {
-                        obstructed_at = act;
+                    asleep[i] = if rng.bool() { u32::MAX } else { act + rng.u32(100..1500) };
+                    // Then the others may not be able to write it either, until the deadline has passed. Nothing else
+                    // gets in the way, which could make the late write a conflict.
+                    if obstructive && switches_back && rng.u8(..) < 192 {
+                        (obstructed_at, obstructions[way], asleep[i]) = (act, OBSTRUCTIONS, u32::MAX);
                         w.flag.value.refused = true;
                     }
-                    asleep[i] = if rng.bool() { u32::MAX } else { act + rng.u32(100..1500) };
                 }
             }
             40..75 if !pods.is_empty() => {
@@ -166,7 +170,12 @@ fn schedule(seed: u64, defect: Defect, own: Option<faults::Fault>, trace: bool) 
                 if obstructive
                     && obstructions[way] < OBSTRUCTIONS
                     && ended.is_none()
-                    && rng.u8(..) < if rolling_back { 255 } else { 12 } =>
+                    && rng.u8(..)
+                        < match w.db.blocked_at {
+                            _ if rolling_back => 255,
+                            Some(_) => 40,
+                            None => 12,
+                        } =>
             {
                 obstructions[way] += 1;
                 obstructed_at = act;
@@ -194,7 +203,8 @@ fn schedule(seed: u64, defect: Defect, own: Option<faults::Fault>, trace: bool) 
         if needless > NEEDLESS {
             return Err(format!("seed {seed}, act {act}: 7: one version alone serves, and writes stay blocked"));
         }
-        if let Some(m) = &w.migration {
+        // The page need not have what only a defect leads to.
+        if let (Some(m), Defect::None, None) = (&w.migration, defect, own) {
             emergency_page::assert_has(&m.value.status);
         }
         w.check().map_err(|e| format!("seed {seed}, act {act}: {e}"))?;
@@ -373,6 +383,7 @@ fn each_deliberate_defect_is_found(#[case] defect: Defect, #[case] property: &st
 #[case(faults::Fault::OnePersonTwice, "4:")]
 #[case(faults::Fault::EditIgnored, "4:")]
 #[case(faults::Fault::LostJobAwaited, "6:")]
+#[case(faults::Fault::LostCheckAwaited, "6: a check is due")]
 #[case(faults::Fault::FlagNotConfirmed, "3:")]
 #[case(faults::Fault::BlocksWithoutExit, "7:")]
 #[case(faults::Fault::RollbackNotGivenUp, "7:")]
@@ -382,6 +393,8 @@ fn each_deliberate_defect_is_found(#[case] defect: Defect, #[case] property: &st
 #[case(faults::Fault::DownSqlAssumed, "7:")]
 #[case(faults::Fault::SilentWait, "7: a rollback waits")]
 #[case(faults::Fault::SilentOverdue, "7: a window is past its deadline")]
+#[case(faults::Fault::SilentSwitch, "7: the application cannot be switched back")]
+#[case(faults::Fault::SilentRefusal, "7: the application cannot be switched back")]
 fn each_deliberate_fault_of_the_machine_is_found(#[case] fault: faults::Fault, #[case] property: &str) {
     assert_found(Defect::None, Some(fault), property);
 }

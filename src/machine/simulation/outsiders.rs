@@ -10,13 +10,17 @@ use jiff::SignedDuration;
 
 use super::world::World;
 use crate::{
-    api::{Check, JobCheck, Phase},
+    api::{Check, CheckResult, CreditMigrationStatus, JobCheck, Phase},
     machine::{CheckJob, DEADLINE, Job, JobPod, PodReason},
     shared::time::seconds,
 };
 
 /// Most seconds by which a clock is ahead or behind.
 const MOST_SKEW_SECONDS: i64 = 10;
+/// Name of the check that is measured by a Job.
+const JOB_CHECK: &str = "smoke";
+/// Seconds between two of its measurements.
+const JOB_CHECK_SECONDS: i64 = 10;
 
 /// An approval by a person.
 #[derive(Clone, Debug)]
@@ -38,6 +42,11 @@ pub(super) enum Refused {
 /// By how much a clock differs from the API server's.
 pub(super) fn skew(rng: &mut Rng) -> SignedDuration {
     seconds(rng.i64(-MOST_SKEW_SECONDS..=MOST_SKEW_SECONDS))
+}
+
+/// By how much the clocks of the nodes differ from it: they are behind by less than what a rollback allows for.
+pub(super) fn node_skew(rng: &mut Rng) -> SignedDuration {
+    seconds(rng.i64(1 - MOST_SKEW_SECONDS..=MOST_SKEW_SECONDS))
 }
 
 impl World {
@@ -67,8 +76,8 @@ impl World {
             timeout: std::time::Duration::from_secs(10).into(),
         };
         let Some(first) = checks.first() else { return };
-        let interval = std::time::Duration::from_secs(10).into();
-        checks.push(Check { name: "smoke".into(), sql: None, max: None, job: Some(job), interval, ..first.clone() });
+        let interval = std::time::Duration::from_secs(JOB_CHECK_SECONDS.unsigned_abs()).into();
+        checks.push(Check { name: JOB_CHECK.into(), sql: None, max: None, job: Some(job), interval, ..first.clone() });
     }
 
     /// One Job of a check goes on: its container starts, or it ends, or it is removed after it has ended.
@@ -90,6 +99,15 @@ impl World {
             (_, _, 0..64) => drop(self.check_jobs.swap_remove(i)),
             _ => {}
         }
+    }
+
+    /// Judges a persisted decision: a check that is due is measured, unless something keeps its Job from being started.
+    pub(super) fn judge_checks(&mut self, status: &CreditMigrationStatus) {
+        let due = |result: &CheckResult| self.now > result.at + seconds(JOB_CHECK_SECONDS + 2 * MOST_SKEW_SECONDS);
+        let late = status.checks.iter().any(|result| result.name == JOB_CHECK && due(result));
+        let under_way = self.check_jobs.iter().any(|job| job.job == Job::Active);
+        let idle = status.phase == Some(Phase::Monitoring) && late && !under_way && !self.is_obstructed();
+        self.unmeasured = if idle { self.unmeasured + 1 } else { 0 };
     }
 
     /// A new Job of a check.

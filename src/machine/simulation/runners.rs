@@ -318,7 +318,7 @@ impl Pod {
         reason: Option<Reason>,
         passed: bool,
     ) -> bool {
-        let window = Self::progress(w, run.spec.task, state, true, passed);
+        let window = self.progress(w, run.spec.task, state, true, passed);
         let reported = w.report(&self.run, |r| {
             r.status = Some(MigrationRunStatus {
                 phase: if reason.is_some() { RunPhase::Failed } else { RunPhase::Succeeded },
@@ -336,7 +336,7 @@ impl Pod {
 
     fn report(&self, w: &mut World, state: WindowState, acknowledged: bool, stuck: bool) {
         let Some(task) = w.runs.get(&self.run).map(|r| r.value.run.spec.task) else { return };
-        let mut window = WindowProgress { stuck, ..Self::progress(w, task, state, acknowledged, stuck) };
+        let mut window = WindowProgress { stuck, ..self.progress(w, task, state, acknowledged, stuck) };
         if !self.compared {
             window.comparison = None;
         }
@@ -347,7 +347,7 @@ impl Pod {
         });
     }
 
-    fn progress(w: &World, task: Task, state: WindowState, acknowledged: bool, passed: bool) -> WindowProgress {
+    fn progress(&self, w: &World, task: Task, state: WindowState, acknowledged: bool, passed: bool) -> WindowProgress {
         let ended = matches!(state, WindowState::Unblocked | WindowState::RolledBack);
         let migrated = w.db.ledger.iter().any(|(_, direction)| *direction == "up");
         WindowProgress {
@@ -359,7 +359,7 @@ impl Pod {
             switch_acknowledged: acknowledged,
             // As if every pod had been asked.
             observed_version: Some(w.versions_run()),
-            observed_at: Some(w.now),
+            observed_at: Some(w.now + self.skew),
             unblocked_at: (ended && w.db.blocked_at.is_none()).then_some(w.now),
             obstacles: match w.db.obstructed && !w.db.windows.contains_key(&task) {
                 true => vec![Obstacle::new(ObstacleKind::PreparedTransaction)],

@@ -8,13 +8,13 @@ use std::collections::BTreeSet;
 use fastrand::Rng;
 use jiff::SignedDuration;
 
-use super::world::World;
+use super::world::{UID, World};
 use crate::{
     api::{
         CreditMigrationStatus, MissingSafeguard, NoticeStatus, Occasion, Phase, SafeguardKind, SafeguardReport, Step,
         Task, Time, WindowState,
     },
-    machine::{Observed, ObservedFlag, ObservedSql, QuotaShortage},
+    machine::{DryRun, Observed, ObservedFlag, ObservedSql, QuotaShortage},
     shared::time::seconds,
 };
 
@@ -22,7 +22,7 @@ use crate::{
 const STALE_DECISIONS: u32 = 20;
 /// The same where people are to be notified: a round that replaces a run reports nothing.
 const SILENT_ROUNDS: u32 = 5;
-/// Seconds after which people know that a window is past its deadline.
+/// Seconds after which people know that a window is past its deadline, or why writes stay blocked before.
 const NOTIFIED_SECONDS: i64 = 10;
 /// Most seconds by which two clocks differ.
 const SKEW_SECONDS: i64 = 20;
@@ -58,6 +58,10 @@ pub(super) struct RollbackWatch {
     silent: u32,
     /// Decisions in a row on a window past its deadline of which no one was notified.
     silent_overdue: u32,
+    /// Since when decisions have read what keeps the application from being switched back.
+    stuck_since: Option<Time>,
+    /// How many of them in a row should have notified people, and have not.
+    silent_switch: u32,
     /// Starts of rollbacks that waited, each with its causes, and the notices of that.
     waited: BTreeSet<(Time, String)>,
     waiting_notices: BTreeSet<String>,
@@ -87,7 +91,30 @@ pub(super) fn is_obstructed(observed: &Observed, status: &CreditMigrationStatus)
         || observed.workloads.iter().any(|w| !w.exists || w.paused || !w.foreign_pods.is_empty())
         || observed.quota_shortages.as_ref().map_or(true, |short| !short.is_empty())
         || !(stored || mounted)
+        || matches!(observed.flag_write, DryRun::Refused(_))
         || standby.any(|w| w.state == WindowState::Ready && !w.obstacles.is_empty())
+}
+
+/// Writes are blocked, both versions may serve, and it is known what keeps the application from being switched back.
+fn is_switch_stuck(observed: &Observed, status: &CreditMigrationStatus) -> bool {
+    let window = status.window.clone().unwrap_or_default();
+    let switches = (status.phase, status.step) == (Some(Phase::RollingBack), Some(Step::SwitchBack))
+        && window.blocked_at.is_some()
+        && window.unblocked_at.is_none()
+        && !window.unblocking
+        && (window.switched || window.task == Some(Task::RollbackWindow));
+    let marker = format!("{UID}.rollback");
+    let is_set = matches!(&observed.flag, ObservedFlag::Value { value, set_for, .. }
+        if value == "v1" && set_for.as_ref() == Some(&marker));
+    let fixed = !matches!(observed.flag, ObservedFlag::Value { immutable: false, .. });
+    let flag =
+        !is_set && (fixed || observed.refused_effect.is_some() || matches!(observed.flag_write, DryRun::Refused(_)));
+    let workload = observed.workloads.iter().any(|w| {
+        let failed = w.failure.is_some() && w.restarted_for.as_ref() == Some(&marker);
+        let paused = w.paused && w.old_pods > 0 && window.task == Some(Task::RollbackWindow);
+        !w.exists || failed || paused
+    });
+    switches && (flag || (window.switched && workload))
 }
 
 impl World {
@@ -206,12 +233,18 @@ impl World {
         let overdue = blocked && window.deadline.is_some_and(|deadline| now >= deadline + seconds(NOTIFIED_SECONDS));
         let alerted =
             notices().any(|n| n.notice.occasion == Occasion::ManualInterventionRequired && !is_waiting_notice(n));
+        let stuck = is_switch_stuck(observed, status);
+        let told = notices().any(|n| n.notice.id.contains(".switch-back."));
+        let true_now = self.now;
 
         let watch = &mut self.watch;
         watch.promised |= ready && (obstructed || forged);
         watch.unfounded = count(watch.unfounded, unfounded);
         watch.silent = count(watch.silent, due && obstructed && !notified);
         watch.silent_overdue = count(watch.silent_overdue, overdue && !alerted);
+        watch.stuck_since = watch.stuck_since.or(Some(true_now)).filter(|_| stuck);
+        let known = |since: Time| true_now > since + seconds(NOTIFIED_SECONDS + SKEW_SECONDS);
+        watch.silent_switch = count(watch.silent_switch, watch.stuck_since.is_some_and(known) && !told);
         let cause = status.conditions.iter().find(|c| c.type_ == "Ready").map(|c| c.reason.clone()).unwrap_or_default();
         watch.waited.extend(started.filter(|_| waits).map(|started| (started, cause)));
         watch.waiting_notices.extend(notices().filter(|n| is_waiting_notice(n)).map(|n| n.notice.id.clone()));
@@ -219,7 +252,9 @@ impl World {
 
     /// What was decided about a rollback follows from what is known.
     pub(super) fn check_rollback(&self) -> Result<(), String> {
-        let RollbackWatch { promised, unfounded, silent, silent_overdue, waited, waiting_notices, .. } = &self.watch;
+        let RollbackWatch {
+            promised, unfounded, silent, silent_overdue, silent_switch, waited, waiting_notices, ..
+        } = &self.watch;
         if *promised {
             return Err("7: RollbackReady is True although a rollback would be refused".into());
         }
@@ -239,6 +274,11 @@ impl World {
         }
         if *silent_overdue > SILENT_ROUNDS {
             return Err(format!("7: a window is past its deadline, and {silent_overdue} decisions notified no one"));
+        }
+        if *silent_switch > SILENT_ROUNDS {
+            return Err(format!(
+                "7: the application cannot be switched back, and {silent_switch} decisions notified no one"
+            ));
         }
         Ok(())
     }

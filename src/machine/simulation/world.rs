@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use jiff::SignedDuration;
+
 use super::{
     application::App,
     outsiders::{Approval, Refused},
@@ -15,6 +17,7 @@ use crate::{
     },
     machine::{
         CheckJob, DryRun, Job, Observed, ObservedDecision, ObservedFlag, ObservedRun, ObservedSql, StatusReason,
+        switch_trial,
     },
     shared::time::seconds,
 };
@@ -165,6 +168,10 @@ pub(super) struct World {
     pub(super) approvals: Vec<Approval>,
     /// Jobs of checks.
     pub(super) check_jobs: Vec<CheckJob>,
+    /// Decisions in a row with a check that is due and has no Job.
+    pub(super) unmeasured: u32,
+    /// By how much the clocks of the nodes differ from the API server's.
+    pub(super) node_skew: SignedDuration,
     /// What the API server refuses to write.
     pub(super) refused: Option<Refused>,
     pub(super) flag: Stored<FlagMap>,
@@ -221,6 +228,8 @@ impl World {
             decisions: vec![],
             approvals: vec![],
             check_jobs: vec![],
+            unmeasured: 0,
+            node_skew: SignedDuration::ZERO,
             refused: None,
             flag: Stored {
                 version: 1,
@@ -310,7 +319,11 @@ impl World {
             policy_problem: self.losses.policy.then(|| "policy decisions.creditmigration.io is missing".into()),
             server_clock: None,
             flag: self.observed_flag(),
-            flag_write: DryRun::Untried,
+            flag_write: match switch_trial(&m.value.spec, &m.value.status, UID) {
+                Some(_) if flag.refused => DryRun::Refused("a webhook refuses it".into()),
+                Some(_) => DryRun::Accepted,
+                None => DryRun::Untried,
+            },
             rollback_enabled: (!flag.missing).then(|| "true".into()),
             check_jobs: self.check_jobs.clone(),
             up: ObservedSql::Present(self.sql.0.clone()),
@@ -419,6 +432,9 @@ impl World {
     /// The properties that hold at every moment. `Err` names the broken one.
     pub(super) fn check(&self) -> Result<(), String> {
         self.check_rollback()?;
+        if self.unmeasured > 10 {
+            return Err(format!("6: a check is due, and {} decisions started no Job of it", self.unmeasured));
+        }
         let db = &self.db;
         if self.blocked_without_exit {
             return Err("7: writes are blocked although it is known that the window cannot do its work".into());

@@ -1,27 +1,38 @@
-//! A switch that cannot settle, while writes are blocked. There are four causes, and this is the only list of them:
+//! A switch that cannot start or cannot settle, while writes are blocked. This is the only list of its causes:
 //!
 //! | Cause | Counts |
 //! |---|---|
+//! | The order `Switch` waits: flag or workloads would not be changed (`switch_refusal`) | forward after 10 s |
 //! | The flag cannot be set, or pods cannot be replaced (`switch_violation`) | at once |
 //! | The API server refuses the write of the flag, or of a restart | after 5 s |
 //! | The pods that it started do not become ready, in Kubernetes' own words | at once, or after a grace |
 //! | A rollout of a rollback takes twice as long as expected, and Kubernetes names no cause | then |
 //!
-//! On the forward path failing pods end the window before its deadline, by a rollback; the deadline ends the others.
-//! A rollback has nowhere else to go: both versions may serve, so it goes on. People are notified of each cause when it
-//! counts, once for each switch. A rollout that makes progress is no cause.
+//! On the forward path an order that waits and failing pods end the window before its deadline, by a rollback, which is
+//! notified of; the deadline ends the others. A rollback has nowhere else to go: both versions may serve, so it goes on.
+//! People are notified of each other cause when it counts, once for each switch, whether it was acknowledged meanwhile
+//! or not. A rollout that makes progress is no cause.
 
 use jiff::SignedDuration;
 
 use crate::{
     api::{Direction, Occasion, ReadyReason, Step, WorkloadRef},
-    machine::{RolloutFailure, RolloutFailureKind, Transition, notices::notice_key, transition::Reported},
+    machine::{
+        RolloutFailure, RolloutFailureKind, Transition,
+        faults::{Fault, fault},
+        gates::Violation,
+        notices::notice_key,
+        transition::Reported,
+    },
     shared::{
         message::Message,
         time::{saturating_add, seconds},
     },
 };
 
+/// For how long the order `Switch` has to wait before that ends the forward window, in seconds: a webhook may be
+/// restarting.
+const WAITING_SECONDS: i64 = 10;
 /// For how long the API server refuses a write of the switch until people are notified, in seconds.
 const REFUSED_SECONDS: i64 = 5;
 
@@ -41,9 +52,19 @@ fn grace_seconds(kind: RolloutFailureKind) -> i64 {
 }
 
 impl Transition<'_> {
-    /// Reports what keeps the switch from settling.
+    /// Reports what keeps the switch from starting, or from settling.
     pub(crate) fn report_switch(&mut self, direction: Direction) {
         let now = SignedDuration::ZERO;
+        if let Some(Violation { reason, message }) = self.switch_refusal(direction) {
+            let text = message.to_string();
+            match direction {
+                Direction::Forward => drop(self.report_problem(reason, None, text, seconds(WAITING_SECONDS))),
+                Direction::Rollback => self.report_stuck_switch(direction, reason, None, text, now),
+            }
+        }
+        if !self.is_switched() {
+            return;
+        }
         if let Some(violation) = self.switch_violation(direction) {
             self.report_stuck_switch(direction, violation.reason, None, violation.message.to_string(), now);
         }
@@ -53,7 +74,6 @@ impl Transition<'_> {
         for (workload, failure) in self.rollout_failures(direction) {
             let (text, name) = (self.failure_message(&workload, &failure).to_string(), Some(workload.name.as_str()));
             match direction {
-                // The rollback that follows is notified of.
                 Direction::Forward => {
                     let hold = seconds(grace_seconds(failure.kind));
                     self.report_problem(ReadyReason::RolloutFailed, name, text, hold);
@@ -77,7 +97,8 @@ impl Transition<'_> {
         text: String,
         hold: SignedDuration,
     ) {
-        if self.report_problem(reason, workload, text.clone(), hold) == Reported::Now {
+        // Not only when it is reported: it may have lasted since before this switch, which has a notice of its own.
+        if self.report_problem(reason, workload, text.clone(), hold) != Reported::NotYet {
             self.notify_of_stuck_switch(direction, workload.unwrap_or(reason.as_str()), &text);
         }
     }
@@ -87,17 +108,18 @@ impl Transition<'_> {
         let wanted = &self.spec.application.workloads;
         let mut named = self.observed.workloads.iter().filter(|w| wanted.contains(&w.reference));
         let writes = !self.is_flag_set(direction) || named.any(|w| self.awaits_restart(direction, w));
-        self.refused_effect().filter(|_| writes)
+        self.refused_effect().filter(|_| writes && !fault(Fault::SilentRefusal))
     }
 
     /// Workloads whose rollback takes twice as long as expected without a failure that Kubernetes names: their pods run
-    /// without becoming ready, or find no node.
+    /// without becoming ready, or find no node. A restart that was not written has started no rollout.
     fn late_rollouts(&self, direction: Direction) -> Vec<(String, String)> {
         let started = self.started_at(Step::SwitchBack).filter(|_| direction == Direction::Rollback);
         let Some(started) = started else { return vec![] };
         let wanted = &self.spec.application.workloads;
         let named = self.observed.workloads.iter().filter(|w| wanted.contains(&w.reference) && w.failure.is_none());
-        let late = named.filter(|w| !self.is_replaced(direction, w)).filter_map(|workload| {
+        let started_by_it = named.filter(|w| self.replacement(direction, w).is_ordered(w));
+        let late = started_by_it.filter(|w| !self.is_replaced(direction, w)).filter_map(|workload| {
             let limit = workload.rollout.as_ref()?.seconds.saturating_mul(2);
             if self.now < saturating_add(started, SignedDuration::from_secs(i64::try_from(limit).unwrap_or(i64::MAX))) {
                 return None;
@@ -121,11 +143,13 @@ impl Transition<'_> {
             Direction::Rollback => ("back", self.status.rollback.as_ref().map(|rollback| rollback.started_at)),
         };
         let key = notice_key(&format!("switch-{what}.{cause}"), started.unwrap_or(self.now));
+        let deadline = self.deadline().map_or_else(String::new, |deadline| format!(" ({deadline:.0})"));
+        let until = format!("writes are blocked until the deadline{deadline}");
         let text = match direction {
-            Direction::Forward => format!(
-                "the application cannot be switched, writes are blocked until the deadline ({}): {text}",
-                self.deadline().map_or_else(String::new, |deadline| format!("{deadline:.0}"))
-            ),
+            Direction::Forward => format!("the application cannot be switched, {until}: {text}"),
+            Direction::Rollback if !self.is_switched() => {
+                format!("the application cannot be switched back, {until}: {text}")
+            }
             Direction::Rollback if self.may_be_blocked() => format!(
                 "the application cannot be switched back, and both versions may serve: writes stay blocked until it \
                  is: {text}"
@@ -134,7 +158,9 @@ impl Transition<'_> {
                 format!("the application cannot be switched back, and the new version runs on the old schema: {text}")
             }
         };
-        self.notify(Occasion::ManualInterventionRequired, &key, &text);
+        if !fault(Fault::SilentSwitch) {
+            self.notify(Occasion::ManualInterventionRequired, &key, &text);
+        }
     }
 
     /// What was reported by this call: it has lasted for long enough to end the forward window.

@@ -16,20 +16,16 @@ use super::{
     stage::WindowStage,
 };
 use crate::{
-    api::{CreditMigrationSpec, CreditMigrationStatus, Direction, Occasion, Phase, ReadyReason, Task},
+    api::{CreditMigrationSpec, CreditMigrationStatus, Direction, Phase, ReadyReason, Task},
     machine::{
         DryRun, Transition,
         gates::{Violation, flag_cannot_be_changed, refused_restart},
-        notices::notice_key,
-        transition::Reported,
     },
-    shared::{message::Message, time::seconds},
+    shared::message::Message,
 };
 
 /// How old an answer may be while no window is near.
 const IDLE_AGE: Duration = Duration::from_secs(60);
-/// For how long the write has to be refused before it ends the forward window, in seconds: a webhook may be restarting.
-const REFUSED_SECONDS: i64 = 10;
 
 /// The switch whose writes are to be tried.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,27 +76,6 @@ impl Transition<'_> {
             return None;
         }
         flag_cannot_be_changed(self, direction).or_else(|| refused_restart(self))
-    }
-
-    /// Reports that the order `Switch` waits.
-    pub(crate) fn report_switch_refusal(&mut self, direction: Direction) {
-        let Some(Violation { reason, message }) = self.switch_refusal(direction) else { return };
-        let hold = match direction {
-            Direction::Forward => REFUSED_SECONDS,
-            Direction::Rollback => 0,
-        };
-        let text = message.to_string();
-        let reported = self.report_problem(reason, None, text.clone(), seconds(hold));
-        // On the forward path the rollback that follows is notified of.
-        if reported == Reported::Now && direction == Direction::Rollback {
-            let began = self.status.rollback.as_ref().map_or(self.now, |rollback| rollback.started_at);
-            let key = notice_key(&format!("switch-refused.{}", reason.as_str()), began);
-            let deadline = self.deadline().map_or_else(String::new, |deadline| format!(" ({deadline:.0})"));
-            let text = format!(
-                "the application cannot be switched back, writes are blocked until the deadline{deadline}: {text}"
-            );
-            self.notify(Occasion::ManualInterventionRequired, &key, &text);
-        }
     }
 
     /// What was reported by this call: it has lasted for long enough to end the forward window.

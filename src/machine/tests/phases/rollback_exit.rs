@@ -266,6 +266,56 @@ fn a_rollout_that_makes_progress_alerts_no_one_until_it_takes_twice_as_long_as_e
 }
 
 #[test]
+fn a_rollout_that_was_not_started_is_not_late() {
+    let not_started: [When; 2] = [
+        |s| {
+            s.flag("v2", None);
+            s.observed.refused_effect = Some("a webhook refuses the flag".into());
+        },
+        |s| {
+            s.observed.workloads[0].restarted_for = None;
+            s.observed.refused_effect = Some("a webhook refuses the restart".into());
+        },
+    ];
+    for harm in not_started {
+        let mut s = blocked_for_rollback();
+        s.spec.notifications.channels = vec![channel("chat", Audience::Team)];
+        s.acknowledge(BACK).settle().rollout(false, 2);
+        s.observed.workloads[0].rollout = Some(crate::api::ExpectedRollout::new("shop", 2, 1, 10, 0));
+        s.observed.workloads[0].restarted_for = None;
+        harm(&mut s);
+        for _ in 0..300 {
+            s.wait(1);
+            s.status = s.decide().status;
+            assert!(s.status.problems.iter().all(|p| p.reason != "RolloutFailed"), "{:?}", s.status.problems);
+        }
+        assert!(s.status.notices.iter().all(|n| !n.notice.message.contains("twice what was expected")));
+    }
+}
+
+#[test]
+fn a_cause_that_comes_back_after_the_acknowledgement_is_notified_of_once() {
+    let mut s = blocking_for_rollback();
+    s.spec.notifications.channels = vec![channel("chat", Audience::Team)];
+    let mutable = s.observed.flag.clone();
+    s.wait(1).state(BACK, WindowState::Blocked);
+    make_immutable(&mut s);
+    s.settle();
+    assert_eq!(interventions(&s), 1, "the order waits");
+    let notice = &s.status.notices.last().unwrap().notice.message;
+    assert!(notice.contains("writes are blocked until the deadline (1970-"), "{notice}");
+    s.observed.flag = mutable;
+    assert_eq!(actions(&s.reconcile()), ["order m-rollback-1 Switch"]);
+    make_immutable(s.acknowledge(BACK));
+    for _ in 0..3 {
+        s.wait(1);
+        s.status = s.decide().status;
+    }
+    let found = s.status.problems.iter().any(|p| p.reason == "FlagConfigMapImmutable" && p.reported);
+    assert_eq!((found, interventions(&s)), (true, 1));
+}
+
+#[test]
 fn a_forward_switch_that_cannot_start_is_notified_of_at_once() {
     let mut s = migrated();
     s.spec.notifications.channels = vec![channel("chat", Audience::Team)];
@@ -278,6 +328,29 @@ fn a_forward_switch_that_cannot_start_is_notified_of_at_once() {
     assert_eq!((s.status.phase, interventions(&s)), (Some(Phase::Executing), 1));
     let notice = &s.status.notices.last().unwrap().notice.message;
     assert!(notice.contains("blocked until the deadline") && notice.contains("shop is immutable"), "{notice}");
+}
+
+#[test]
+fn a_cause_that_lasts_over_the_start_of_the_rollback_is_notified_of_for_each_switch() {
+    let causes: [When; 2] = [make_immutable, |s| s.observed.refused_effect = Some("a webhook refuses it".into())];
+    for harm in causes {
+        let mut s = migrated();
+        s.spec.notifications.channels = vec![channel("chat", Audience::Team)];
+        harm(s.acknowledge(Task::Window));
+        let mut decide = |seconds| {
+            for _ in 0..seconds {
+                s.wait(1);
+                s.status = s.decide().status;
+            }
+            let found = s.status.notices.iter().map(|n| &n.notice);
+            let found = found.filter(|n| n.occasion == Occasion::ManualInterventionRequired);
+            (s.status.phase, found.map(|n| n.message.contains("both versions may serve")).collect::<Vec<_>>())
+        };
+        assert_eq!(decide(10), (Some(Phase::Executing), vec![false]));
+        // From the deadline on writes stay blocked until it is fixed.
+        let (phase, notices) = decide(60);
+        assert_eq!((phase, notices.contains(&true)), (Some(Phase::RollingBack), true), "{notices:?}");
+    }
 }
 
 #[test]
