@@ -266,6 +266,18 @@ fn a_rollout_that_makes_progress_alerts_no_one_until_it_takes_twice_as_long_as_e
 }
 
 #[test]
+fn a_rollout_that_has_not_begun_is_not_late() {
+    let mut s = switch_refused();
+    s.observed.workloads[0].rollout = Some(crate::api::ExpectedRollout::new("shop", 2, 1, 1, 0));
+    for _ in 0..58 {
+        s.wait(1);
+        s.status = s.decide().status;
+        let reasons: Vec<&str> = s.status.problems.iter().map(|p| p.reason.as_str()).collect();
+        assert_eq!((reasons, interventions(&s)), (vec!["FlagConfigMapImmutable"], 1));
+    }
+}
+
+#[test]
 fn a_forward_switch_that_cannot_start_is_notified_of_at_once() {
     let mut s = migrated();
     s.spec.notifications.channels = vec![channel("chat", Audience::Team)];
