@@ -93,9 +93,9 @@ impl Transition<'_> {
     /// Workloads whose rollback takes twice as long as expected without a failure that Kubernetes names: their pods run
     /// without becoming ready, or find no node.
     fn late_rollouts(&self, direction: Direction) -> Vec<(String, String)> {
-        // Before the flag is set no rollout has begun: what refuses the flag is the cause.
-        let begun = direction == Direction::Rollback && self.is_flag_set(direction);
-        let started = self.started_at(Step::SwitchBack).filter(|_| begun);
+        // Before the flag is set no rollout has started: what refuses the flag is the cause.
+        let under_way = direction == Direction::Rollback && self.is_flag_set(direction);
+        let started = self.started_at(Step::SwitchBack).filter(|_| under_way);
         let Some(started) = started else { return vec![] };
         let wanted = &self.spec.application.workloads;
         let named = self.observed.workloads.iter().filter(|w| wanted.contains(&w.reference) && w.failure.is_none());

@@ -266,7 +266,7 @@ fn a_rollout_that_makes_progress_alerts_no_one_until_it_takes_twice_as_long_as_e
 }
 
 #[test]
-fn a_rollout_that_has_not_begun_is_not_late() {
+fn a_rollout_that_has_not_started_is_not_late() {
     let mut s = switch_refused();
     s.observed.workloads[0].rollout = Some(crate::api::ExpectedRollout::new("shop", 2, 1, 1, 0));
     for _ in 0..58 {
