@@ -6,6 +6,7 @@ use kube::api::PostParams;
 use serde_json::json;
 
 use super::{
+    database::DOWN,
     harness::{APPROVERS, LASTS, SQL, Setup, e2e},
     latch::Latch,
     migration::ready,
@@ -169,6 +170,57 @@ async fn a_login_that_acts_as_the_owner_with_short_limits() {
         m.assert_old("up,down").await;
         assert_eq!(world.db.balances().await, before);
         m.cleaned().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_schema_that_changed_since_the_rehearsal_is_rehearsed_again() {
+    e2e("schema-drift", Setup::default(), |world| async move {
+        let m = world.migrate("simplify", json!({})).await;
+        m.phase(Phase::AwaitingApproval).await;
+        let digest = m.digest().await;
+        world.db.run("ALTER TABLE users ADD COLUMN nickname text").await;
+        m.approve().await;
+        let found = m.event("SchemaDrifted", "table public.users changed").await;
+        assert!(found.contains("no SQL was run") && found.contains("limit 0 objects"), "{found}");
+        m.event("PreparationRestarted", "").await;
+        m.until("another plan", |s| {
+            s.phase == Some(Phase::AwaitingApproval)
+                && s.approvals.as_deref() == Some("0/2")
+                && s.plan.as_ref().and_then(|p| p.digest.as_ref()).is_some_and(|d| *d != digest)
+        })
+        .await;
+        m.assert_old("").await;
+        m.approve().await;
+        m.completed().await;
+        m.assert_new().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_down_sql_that_fails_on_new_rows_is_found_before_approval() {
+    // Right for each row of the backup.
+    let strict = "ALTER TABLE credit_transactions ADD CONSTRAINT small CHECK (amount < 1000000);
+        ALTER TABLE credit_transactions DROP CONSTRAINT small;";
+    let sample = Setup::default();
+    let setup = Setup { down: format!("{}\n{strict}", sample.down), replicas: 0, ..sample };
+    e2e("new-rows", setup, |world| async move {
+        let writes =
+            "INSERT INTO credit_transactions (user_id, type, amount) VALUES (7, 'subscription_grant', 1000000);
+            UPDATE user_credits SET balance = balance + 1000000 WHERE user_id = 7;";
+        let m = world.migrate("simplify", json!({"rehearsal": {"writes": writes}})).await;
+        let status = m.phase(Phase::Failed).await;
+        let (reason, message) = ready(&status);
+        assert!(reason == "SqlFailed" && message.contains("after spec.rehearsal.writes: "), "{reason}: {message}");
+        assert_eq!(status.plan.and_then(|plan| plan.digest), None, "there is nothing to approve");
+        m.assert_old("").await;
+        // Corrected, it can be approved, and the evidence is there.
+        world.patch::<ConfigMap>(SQL, json!({"data": {"down.sql": DOWN}})).await;
+        let status = m.until("the plan", |s| s.phase == Some(Phase::AwaitingApproval)).await;
+        let written = status.rehearsal.unwrap().writes.unwrap();
+        assert_eq!((written.rows, written.users), (2, 1));
     })
     .await;
 }

@@ -124,9 +124,24 @@ pub async fn kill_operator(client: &Client, pod: &str) {
 
 /// Adds a tag to the operator's image.
 pub fn tag_operator(tag: &str) {
+    tag_image(OPERATOR, tag);
+}
+
+/// Adds a tag to an image of the node; returns the image's new name.
+pub fn tag_image(name: &str, tag: &str) -> String {
+    let [old, new] = ["dev", tag].map(|tag| format!("localhost/{name}:{tag}"));
+    images(&["tag", "--force", &old, &new]);
+    new
+}
+
+/// Removes an image from the node. No registry has it.
+pub fn remove_image(image: &str) {
+    images(&["remove", "--sync", image]);
+}
+
+fn images(arguments: &[&str]) {
     let socket = state().join("containerd.sock");
-    let [old, new] = ["dev", tag].map(|tag| format!("localhost/{OPERATOR}:{tag}"));
-    run(Command::new("ctr").arg("-a").arg(socket).args(["-n", "k8s.io", "images", "tag", "--force", &old, &new]));
+    run(Command::new("ctr").arg("-a").arg(socket).args(["-n", "k8s.io", "images"]).args(arguments));
 }
 
 /// Upgrades the operator's release to an image of that tag, and waits until its new pods are ready.

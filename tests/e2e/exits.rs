@@ -1,9 +1,9 @@
 //! Writes are blocked only when it is known that the window, or the rollback, can end: what is in the way is named with
 //! writes open, and the migration continues by itself when it is gone.
 
-use std::panic::AssertUnwindSafe;
+use std::{panic::AssertUnwindSafe, process::Command};
 
-use credit_migration::api::{CreditMigrationStatus, DecisionKind, Phase, Step, Writes};
+use credit_migration::api::{CreditMigrationStatus, DecisionKind, MigrationDecision, Phase, Step, Writes};
 use futures::FutureExt;
 use k8s_openapi::api::{
     admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding},
@@ -12,14 +12,14 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api, ResourceExt,
-    api::{DeleteParams, ListParams, PostParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
     core::Selector,
 };
 use serde_json::json;
 
 use super::{
-    cluster::eventually,
-    harness::{APP, APPROVERS, LASTS, Setup, World, e2e},
+    cluster::{eventually, remove_image, tag_image},
+    harness::{APP, APPROVERS, DEADLINE, FLAG, LASTS, Setup, World, e2e},
     latch::Latch,
     migration::{Migration, condition, ready},
 };
@@ -47,6 +47,12 @@ async fn create_flag_again(world: &World) {
 
 /// A policy that refuses every update of the flag's ConfigMap while `meanwhile` runs.
 async fn frozen_flag(world: &World, meanwhile: impl Future<Output = ()>) {
+    frozen_flag_unless(world, "false", meanwhile).await;
+}
+
+/// A policy that refuses updates of the flag's ConfigMap while `meanwhile` runs, except those for which the CEL
+/// expression is true.
+async fn frozen_flag_unless(world: &World, allowed: &str, meanwhile: impl Future<Output = ()>) {
     let (policies, bindings) = (
         Api::<ValidatingAdmissionPolicy>::all(world.client.clone()),
         Api::<ValidatingAdmissionPolicyBinding>::all(world.client.clone()),
@@ -61,7 +67,7 @@ async fn frozen_flag(world: &World, meanwhile: impl Future<Output = ()>) {
                 "resourceNames": [APP],
             }],
         },
-        "validations": [{"expression": "false", "message": "the flag is frozen"}],
+        "validations": [{"expression": allowed, "message": "the flag is frozen"}],
     }});
     let binding = json!({"metadata": {"name": name}, "spec": {"policyName": name, "validationActions": ["Deny"]}});
     policies.create(&PostParams::default(), &serde_json::from_value(policy).unwrap()).await.unwrap();
@@ -244,9 +250,8 @@ async fn a_quota_without_room_is_named_before_the_window() {
     e2e("quota", Setup::default(), |world| async move {
         let m = world.migrate("simplify", json!({})).await;
         m.phase(Phase::AwaitingApproval).await;
-        // Less than the application's present pod has requested already; no task is due before the approvals.
-        let quota = json!({"metadata": {"name": "tight"}, "spec": {"hard": {"requests.memory": "1Mi"}}});
-        world.create_object::<ResourceQuota>(quota).await;
+        // No task is due before the approvals.
+        world.quota("tight", "requests.memory", "1Mi").await;
         let message = m.reason("QuotaExceeded").await;
         assert!(message.contains("ResourceQuota tight") && message.contains("hard is 1Mi"), "{message}");
         refused(&m, "QuotaExceeded", "requests.memory").await;
@@ -277,12 +282,16 @@ async fn another_application_than_the_approved_one_is_approved_again() {
     .await;
 }
 
-/// Names of the application's pods, in order.
-async fn pods(world: &World) -> Vec<String> {
+/// The application's pods.
+async fn pods(world: &World) -> Vec<Pod> {
     let selector = world.api::<Deployment>().get(APP).await.unwrap().spec.unwrap().selector;
     let selector = Selector::try_from(selector).unwrap();
-    let pods = world.api::<Pod>().list(&ListParams::default().labels_from(&selector)).await.unwrap();
-    let mut names: Vec<String> = pods.iter().map(ResourceExt::name_any).collect();
+    world.api::<Pod>().list(&ListParams::default().labels_from(&selector)).await.unwrap().items
+}
+
+/// Their names, in order.
+async fn pod_names(world: &World) -> Vec<String> {
+    let mut names: Vec<String> = pods(world).await.iter().map(ResourceExt::name_any).collect();
     names.sort();
     names
 }
@@ -295,7 +304,7 @@ async fn a_deployment_paused_inside_the_window_is_back_at_once() {
         let closed = world.db.close(Latch::Migrate).await;
         m.approve().await;
         world.db.sql_waits(Latch::Migrate).await;
-        let before = pods(&world).await;
+        let before = pod_names(&world).await;
         world.patch::<Deployment>(APP, json!({"spec": {"paused": true}})).await;
         drop(closed);
         m.switched().await;
@@ -308,12 +317,22 @@ async fn a_deployment_paused_inside_the_window_is_back_at_once() {
         // Paused as it is: no pod was started since, so there is none to replace.
         m.phase(Phase::RolledBack).await;
         m.assert_old("up,down").await;
-        assert_eq!(pods(&world).await, before);
+        assert_eq!(pod_names(&world).await, before);
         let deployment = world.api::<Deployment>().get(APP).await.unwrap();
         assert_eq!(deployment.spec.unwrap().paused, Some(true));
         assert_eq!(world.running().await, "v1");
     })
     .await;
+}
+
+/// The window has ended long before its deadline, because of its new pods, and the old ones have stayed.
+async fn rolled_back_early(m: &Migration, before: &[String], why: &str) {
+    let status = m.phase(Phase::RolledBack).await;
+    let rollback = status.rollback.unwrap();
+    assert_eq!(rollback.cause, "RolloutFailed", "{}", rollback.message);
+    assert!(rollback.message.contains(why), "{}", rollback.message);
+    m.assert_old("up,down").await;
+    assert_eq!(pod_names(&m.world).await, before, "the pods of the old version were never replaced");
 }
 
 #[tokio::test]
@@ -324,14 +343,120 @@ async fn a_new_version_that_crashes_ends_the_window_early() {
         let patch = json!({"window": {"maxDuration": "10m"}, "application": application});
         let m = world.migrate("simplify", patch).await;
         m.phase(Phase::AwaitingApproval).await;
-        let before = pods(&world).await;
+        let before = pod_names(&world).await;
         m.approve().await;
-        let status = m.phase(Phase::RolledBack).await;
-        let rollback = status.rollback.unwrap();
-        assert_eq!(rollback.cause, "RolloutFailed", "{}", rollback.message);
-        assert!(rollback.message.contains("CrashLoopBackOff"), "{}", rollback.message);
+        rolled_back_early(&m, &before, "CrashLoopBackOff").await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_image_that_cannot_be_pulled_ends_the_window_early() {
+    e2e("no-image", Setup::default(), |world| async move {
+        let image = tag_image(APP, &world.namespace);
+        let container = json!({"name": APP, "image": image});
+        let template = json!({"spec": {"template": {"spec": {"containers": [container]}}}});
+        let deployments = world.api::<Deployment>();
+        deployments.patch(APP, &PatchParams::default(), &Patch::Strategic(&template)).await.unwrap();
+        let m = world.migrate("simplify", json!({"window": {"maxDuration": "10m"}})).await;
+        m.phase(Phase::AwaitingApproval).await;
+        let before = eventually("pods of that image alone", async || {
+            let images = pods(&world).await.into_iter().map(|pod| (pod.name_any(), pod.spec.unwrap().containers));
+            let (names, images): (Vec<_>, Vec<_>) = images.map(|(name, c)| (name, c[0].image.clone())).unzip();
+            if images == [Some(image.clone())] { Ok(names) } else { Err(format!("{images:?}")) }
+        })
+        .await;
+        remove_image(&image);
+        m.approve().await;
+        rolled_back_early(&m, &before, "ImagePull").await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn pods_that_are_refused_end_the_window_early() {
+    let setup = Setup { up: Latch::Migrate.up(), ..Setup::default() };
+    e2e("refused-pods", setup, |world| async move {
+        let m = world.migrate("simplify", json!({"window": {"maxDuration": "10m"}})).await;
+        let closed = world.db.close(Latch::Migrate).await;
+        m.approve().await;
+        world.db.sql_waits(Latch::Migrate).await;
+        let before = pod_names(&world).await;
+        // Less than the application's present pod has requested already.
+        world.quota("tight", "requests.memory", "1Mi").await;
+        drop(closed);
+        rolled_back_early(&m, &before, "exceeded quota: tight").await;
+        world.api::<ResourceQuota>().delete("tight", &DeleteParams::default()).await.unwrap();
+        m.cleaned().await;
+    })
+    .await;
+}
+
+/// The dry runs are accepted, so that nothing is known before writes are blocked.
+#[tokio::test]
+async fn a_rollback_whose_switch_is_refused_is_given_up_at_the_deadline() {
+    e2e("given-up", Setup::default(), |world| async move {
+        let spec = json!({"window": {"maxDuration": DEADLINE}, "monitoring": {"duration": LASTS}});
+        let m = world.migrate("simplify", spec).await;
+        m.approve().await;
+        m.phase(Phase::Monitoring).await;
+        let operator = "request.userInfo.username.startsWith('system:serviceaccount:')";
+        let allowed = format!("object.data['{FLAG}'] == 'v2' || (request.dryRun && {operator})");
+        frozen_flag_unless(&world, &allowed, async {
+            let dry_run = PatchParams { dry_run: true, ..PatchParams::default() };
+            let old = Patch::Merge(json!({"data": {FLAG: "v1"}}));
+            eventually("the policy", async || match world.api::<ConfigMap>().patch(APP, &dry_run, &old).await {
+                Err(refusal) if refusal.to_string().contains("the flag is frozen") => Ok(()),
+                other => Err(format!("{other:?}")),
+            })
+            .await;
+            m.decide(APPROVERS[0], DecisionKind::Rollback, None).await.unwrap();
+            let status = m.until("RollbackFailed", |s| s.phase == Some(Phase::RollbackFailed)).await;
+            let (reason, message) = ready(&status);
+            assert_eq!((reason.as_str(), status.writes), ("RollbackNotStarted", Some(Writes::Open)), "{message}");
+            for part in ["could not be switched back to v1 within 60s", "writes are open again", "next: kubectl"] {
+                assert!(message.contains(part), "{message} lacks {part}");
+            }
+            m.event("EffectRefused", "the flag is frozen").await;
+            m.event("RollbackNotStarted", "").await;
+            assert_eq!(world.db.ledger().await, "up");
+            m.assert_new().await;
+        })
+        .await;
+        m.decide(APPROVERS[0], DecisionKind::Rollback, None).await.unwrap();
+        m.until("RolledBack", |s| s.phase == Some(Phase::RolledBack)).await;
         m.assert_old("up,down").await;
-        assert_eq!(pods(&world).await, before, "the pods of the old version were never replaced");
+        assert_eq!(world.running().await, "v1");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_rollback_that_would_wait_weeks_later_is_named_and_not_ordered() {
+    e2e("observing", Setup::default(), |world| async move {
+        let m =
+            world.migrate("simplify", json!({"followUps": {"day": {"after": LASTS}, "week": {"after": "48h"}}})).await;
+        m.approve().await;
+        m.phase(Phase::Observing).await;
+        m.until("RollbackReady", |s| condition(s, "RollbackReady").starts_with("True")).await;
+        world.patch::<ConfigMap>(APP, json!({"immutable": true})).await;
+        m.until("RollbackReady", |s| condition(s, "RollbackReady") == "False FlagConfigMapImmutable").await;
+        m.event("FlagConfigMapImmutable", APP).await;
+        let plugin = Command::new(env!("CARGO_BIN_EXE_kubectl-creditmigration"))
+            .args(["rollback", &m.name, "-n", &world.namespace, "--confirm", "--reason", "e2e"])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&plugin.stderr).into_owned();
+        for part in ["the rollback would not work now, and is not ordered: FlagConfigMapImmutable", "--force"] {
+            assert!(!plugin.status.success() && said.contains(part), "{said} lacks {part}");
+        }
+        let decisions = world.api::<MigrationDecision>().list(&ListParams::default()).await.unwrap();
+        assert!(decisions.iter().all(|d| d.spec.decision != DecisionKind::Rollback), "a rollback was ordered");
+        let status = m.status().await;
+        assert_eq!((status.phase, status.writes), (Some(Phase::Observing), Some(Writes::Open)));
+        m.assert_new().await;
+        create_flag_again(&world).await;
+        m.until("RollbackReady", |s| condition(s, "RollbackReady").starts_with("True")).await;
     })
     .await;
 }

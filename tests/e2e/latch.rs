@@ -112,6 +112,17 @@ impl World {
         self.limit_jobs(0).await;
     }
 
+    /// Creates a quota of pods. Until its controller has counted, it refuses every pod in other words: that is awaited.
+    pub async fn quota(&self, name: &str, resource: &str, hard: &str) {
+        let quota = json!({"metadata": {"name": name}, "spec": {"hard": {resource: hard}}});
+        self.create_object::<ResourceQuota>(quota).await;
+        eventually("the quota", async || {
+            let status = self.api::<ResourceQuota>().get(name).await.map_err(|e| e.to_string())?.status;
+            status.and_then(|s| s.used).map(drop).ok_or_else(|| "not counted".to_owned())
+        })
+        .await;
+    }
+
     /// Lets one more Job start, and waits for it. No other follows, as long as none is removed.
     pub async fn start_job(&self, name: &str) {
         let there = self.api::<Job>().list_metadata(&ListParams::default()).await.unwrap().items.len();

@@ -4,29 +4,25 @@ use std::time::{Duration, Instant};
 
 use credit_migration::api::{Phase, Step, Task};
 use k8s_openapi::api::core::v1::{ConfigMap, ResourceQuota};
-use kube::api::DeleteParams;
-use serde_json::json;
+use kube::{ResourceExt, api::DeleteParams};
+use serde_json::{Value, json};
 
 use super::{
-    cluster::eventually,
+    checklist::inbox,
+    cluster::{self, eventually},
     harness::{APP, FLAG, LASTS, Setup, e2e},
     migration::ready,
 };
 
 /// Within this time `Ready` names the cause.
 const NAMED_WITHIN: Duration = Duration::from_secs(20);
+/// Within this time triggers without a result are reported: 30 s after a result is late, and what a slow machine takes.
+const UNMEASURED_WITHIN: Duration = Duration::from_secs(60);
 
 #[tokio::test]
 async fn a_refused_pod_is_named() {
     e2e("quota", Setup { replicas: 0, ..Setup::default() }, |world| async move {
-        let quota = json!({"metadata": {"name": "cpu"}, "spec": {"hard": {"limits.cpu": "4"}}});
-        world.create_object::<ResourceQuota>(quota).await;
-        // Until its controller has counted, the quota refuses every pod in other words.
-        eventually("the quota", async || {
-            let status = world.api::<ResourceQuota>().get("cpu").await.map_err(|e| e.to_string())?.status;
-            status.and_then(|s| s.used).map(drop).ok_or_else(|| "not counted".to_owned())
-        })
-        .await;
+        world.quota("cpu", "limits.cpu", "4").await;
         let started = Instant::now();
         let m = world.migrate("simplify", json!({})).await;
         let message = m.reason("PodNotStarted").await;
@@ -86,6 +82,76 @@ async fn a_flag_that_drifts_is_set_again() {
         m.until("the end of the drift", |status| ready(status).0 != "FlagDrifted").await;
         let workload = world.running().await;
         assert_eq!(workload, "v2");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_flag_that_drifts_is_left_alone_by_default() {
+    e2e("drift-alert", Setup::default(), |world| async move {
+        world.further_secrets().await;
+        let key = |key: &str| json!({"name": "notices", "key": key});
+        let slack = json!({"urlSecretRef": key("slack-url"), "caSecretRef": key("ca.crt")});
+        let spec = json!({
+            "schedule": {"leadTime": "0s"},
+            "validation": {"duration": LASTS},
+            "notifications": {"channels": [{"name": "slack", "audiences": ["Team"], "slack": slack}]},
+        });
+        let m = world.migrate("simplify", spec).await;
+        m.approve().await;
+        m.step(Step::Validate).await;
+        world.patch::<ConfigMap>(APP, json!({"data": {FLAG: "v1"}})).await;
+        let message = m.reason("FlagDrifted").await;
+        assert!(message.contains("to set it again, next: kubectl"), "{message}");
+        let notices = format!("/{}/slack", world.namespace);
+        let drift = "pods that start meanwhile run the wrong version";
+        let about = |all: &[Value]| all.iter().filter(|text| text.to_string().contains(drift)).count();
+        eventually("the notice", async || match about(&inbox(&notices).await) {
+            1 => Ok(()),
+            n => Err(format!("{n} notices")),
+        })
+        .await;
+        // The Job of the notice came after what the operator does about the flag.
+        assert_eq!(world.flag().await, "v1");
+        let status = m.status().await;
+        assert!(status.problems.iter().any(|p| p.reason == "FlagDrifted"), "{:?}", status.problems);
+        world.patch::<ConfigMap>(APP, json!({"data": {FLAG: "v2"}})).await;
+        let status = m.until("the end of the drift", |status| ready(status).0 != "FlagDrifted").await;
+        assert_eq!((status.problems, world.running().await.as_str()), (vec![], "v2"));
+        let events = world.events(&m.name).await;
+        assert_eq!(events.iter().filter(|(reason, _)| reason == "FlagDrifted").count(), 1, "{events:?}");
+        assert_eq!(about(&inbox(&notices).await), 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn triggers_that_no_pod_measures_are_reported() {
+    e2e("unmeasured", Setup::default(), |world| async move {
+        let m = world.migrate("simplify", json!({"validation": {"duration": LASTS}})).await;
+        m.approve().await;
+        m.step(Step::Validate).await;
+        eventually("measured triggers", async || {
+            let results = m.run(Task::Validate).await.checks;
+            if results.iter().any(|r| r.name == "balance-errors") { Ok(()) } else { Err(format!("{results:?}")) }
+        })
+        .await;
+        // The runner's pods have no such limit: none follows the one that is lost.
+        world.quota("cpu", "limits.cpu", "4").await;
+        for pod in world.pods_of(&m.run_name(Task::Validate)).await {
+            cluster::delete_pod(&world.client, &world.namespace, &pod.name_any()).await;
+        }
+        let started = Instant::now();
+        let message = m.reason("TriggersNotMeasured").await;
+        let waited = started.elapsed();
+        assert!(waited <= UNMEASURED_WITHIN, "{waited:?}");
+        for part in ["balance-errors (", "limit 30 s", "limits.cpu", "next: kubectl"] {
+            assert!(message.contains(part), "{message} lacks {part}");
+        }
+        m.event("TriggersNotMeasured", "no rollback starts by itself").await;
+        world.api::<ResourceQuota>().delete("cpu", &DeleteParams::default()).await.unwrap();
+        m.until("measured triggers", |s| s.problems.is_empty() && ready(s).0 != "TriggersNotMeasured").await;
+        m.assert_new().await;
     })
     .await;
 }

@@ -118,6 +118,7 @@ impl Transition<'_> {
         let Some(started) = started else { return vec![] };
         let wanted = &self.spec.application.workloads;
         let named = self.observed.workloads.iter().filter(|w| wanted.contains(&w.reference) && w.failure.is_none());
+        // Before that the flag, or the restart, is what is refused.
         let started_by_it = named.filter(|w| self.replacement(direction, w).is_ordered(w));
         let late = started_by_it.filter(|w| !self.is_replaced(direction, w)).filter_map(|workload| {
             let limit = workload.rollout.as_ref()?.seconds.saturating_mul(2);
