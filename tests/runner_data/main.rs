@@ -14,6 +14,8 @@ mod key_users;
 mod load;
 mod notify;
 mod preflight;
+#[path = "../postgres/programs.rs"]
+mod programs;
 mod rehearsal;
 mod rollback_rehearsal;
 mod sequence;

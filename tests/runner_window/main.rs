@@ -10,6 +10,8 @@ mod harness;
 mod locks;
 mod logins;
 mod migration;
+#[path = "../postgres/programs.rs"]
+mod programs;
 mod replication;
 mod rollback;
 mod safeguards;
