@@ -6,8 +6,8 @@ use tokio_postgres::Client;
 
 use crate::runner::Failure;
 
-/// Major versions of the server that are supported. The client programs are those of the newest. `tests/habits` compares
-/// all places that name them.
+/// Major versions of the server that are supported. The client programs are those of the newest. `tests/habits`
+/// compares all places that name them.
 pub const SUPPORTED: RangeInclusive<u32> = 13..=18;
 
 /// SQL: the right on another role that allows `SET ROLE`, for `pg_has_role`. Since 16 membership alone does not.
