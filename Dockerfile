@@ -16,7 +16,7 @@ FROM ${RUNTIME_IMAGE}
 # next release of Debian, all else from this one.
 RUN if ! pg_dump --version 2>/dev/null | grep -q ' 18\.' || ! command -v git >/dev/null || ! command -v ssh >/dev/null || [ ! -e /etc/ssl/certs/ca-certificates.crt ]; then \
       sed 's/trixie/forky/g' /etc/apt/sources.list.d/debian.sources >/etc/apt/sources.list.d/forky.sources \
-      && printf 'Package: *\nPin: release n=forky*\nPin-Priority: 100\n\nPackage: postgresql-client-18 postgresql-client-common libpq5\nPin: release n=forky\nPin-Priority: 990\n' >/etc/apt/preferences.d/forky \
+      && printf 'Package: *\nPin: release n=forky*\nPin-Priority: 100\n\nPackage: postgresql-client-18 libpq5\nPin: release n=forky\nPin-Priority: 990\n' >/etc/apt/preferences.d/forky \
       && apt-get update \
       && apt-get install -y --no-install-recommends ca-certificates git openssh-client postgresql-client-18 \
       && rm -rf /var/lib/apt/lists/*; \

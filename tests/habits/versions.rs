@@ -18,9 +18,9 @@ fn the_same_versions_of_postgresql_are_named_everywhere() {
         ("docs/reasons.md", format!("The server is older than {oldest}")),
         ("Dockerfile", format!("grep -q ' {newest}\\.'")),
         ("Dockerfile", format!("openssh-client {client} ")),
-        ("Dockerfile", format!("Package: {client} postgresql-client-common libpq5")),
+        ("Dockerfile", format!("Package: {client} libpq5")),
         ("tests/cluster/containers/base/rootfs", format!("openssh-client,{client} ")),
-        ("tests/cluster/containers/base/rootfs", format!("Package: {client} postgresql-client-common libpq5")),
+        ("tests/cluster/containers/base/rootfs", format!("Package: {client} libpq5")),
     ];
     let files = tree();
     let text = |path: &str| &files.iter().find(|file| file.path == path).unwrap().text;
