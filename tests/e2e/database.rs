@@ -56,7 +56,7 @@ impl Database {
             .await
             .unwrap();
         server.batch_execute(&format!("CREATE DATABASE {name} OWNER {migrator}")).await.unwrap();
-        let owner = target(server, &migrator, password, name).connect("e2e").await.unwrap();
+        let owner = target(db.server, &migrator, password, name).connect("e2e").await.unwrap();
         owner.batch_execute(SCHEMA).await.unwrap();
         owner
             .batch_execute(&format!(
