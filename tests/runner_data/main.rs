@@ -15,6 +15,8 @@ mod load;
 mod notify;
 mod occasions;
 mod preflight;
+#[path = "../postgres/programs.rs"]
+mod programs;
 mod rehearsal;
 mod rollback_rehearsal;
 mod sequence;

@@ -7,7 +7,10 @@ use credit_migration::{
 
 use serde_json::{Value, json};
 
-use crate::harness::{DOWN, UP, USERS, World};
+use crate::{
+    harness::{DOWN, UP, USERS, World},
+    programs::MAJOR,
+};
 
 async fn ready(up: &str, down: &str) -> World {
     let mut world = World::new().await;
@@ -179,6 +182,25 @@ async fn an_extension_that_the_role_may_not_create_is_left_out() {
         assert!(outcome.failure().message.contains(words), "{}", outcome.failure());
     }
     assert!(!world.has_scratch().await);
+}
+
+/// What 18 is the first to have: virtual columns, and NOT NULL as a constraint with a name.
+#[tokio::test]
+async fn new_kinds_of_columns_are_copied_and_compared() {
+    if *MAJOR < 18 {
+        return;
+    }
+    let mut world = World::new().await;
+    world
+        .alter(
+            "ALTER TABLE users ADD half bigint GENERATED ALWAYS AS (id / 2) VIRTUAL, ADD nick text;
+             ALTER TABLE users RENAME CONSTRAINT users_email_not_null TO email_is_there;
+             ALTER TABLE users ADD CONSTRAINT nick_is_there NOT NULL nick NOT VALID",
+        )
+        .await;
+    world.backed_up().await;
+    let outcome = world.run(Task::Rehearse).await;
+    assert!(outcome.result.is_ok(), "{:?}", outcome.result);
 }
 
 /// The stage of a check, and the check.

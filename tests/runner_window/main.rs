@@ -11,6 +11,8 @@ mod languages;
 mod locks;
 mod logins;
 mod migration;
+#[path = "../postgres/programs.rs"]
+mod programs;
 mod replication;
 mod rollback;
 mod safeguards;

@@ -1,5 +1,5 @@
 //! The migrated database: connections, the control schema, fingerprints, statistics, the scratch database of a
-//! rehearsal.
+//! rehearsal, versions of the server.
 //!
 //! Called by `settings`, `context`, `checks` and `tasks`. Imports `failure` and `clients` of the runner, `api` and
 //! `shared`.
@@ -13,3 +13,4 @@ pub mod scratch;
 pub(super) mod server_error;
 pub mod snapshot;
 pub mod statistics;
+pub mod version;

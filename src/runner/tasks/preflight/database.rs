@@ -12,14 +12,13 @@ use crate::{
             connection::Target,
             control::{described_role, exists, ident, literal, oids, quoted},
             scratch,
+            version::{SET_ROLE_RIGHT, SUPPORTED, ServerVersion},
         },
         tasks::findings::Findings,
     },
     shared::{quoted::Quoted, sql::without_mark},
 };
 
-/// Oldest version of the server.
-const MIN_SERVER_VERSION: u32 = 13;
 /// How much of what cannot be dumped is named.
 const MAX_NAMED_OBJECTS: usize = 5;
 
@@ -109,30 +108,31 @@ async fn oid(client: &Client, name: &str) -> Result<Option<u32>, Failure> {
 }
 
 async fn version(context: &TaskContext<'_>, client: &Client) -> Result<String, Failure> {
-    fits(scratch::server_version(client).await? / 10_000, &context.tools.version().await?)
+    fits(ServerVersion::of(client).await?, &context.tools.version().await?)
 }
 
-/// `pg_dump` refuses a server that is newer than itself.
-fn fits(server: u32, tool: &Version) -> Result<String, Failure> {
-    if server > tool.major {
+/// The server's version is supported, and `pg_dump` is not older: it refuses a server that is newer than itself.
+fn fits(server: ServerVersion, tool: &Version) -> Result<String, Failure> {
+    let (oldest, newest) = SUPPORTED.into_inner();
+    let supported = format!("the server is {server}, supported are {oldest} to {newest}");
+    if server.major < oldest {
+        return Err(Failure::new(Reason::ServerTooOld, format!("{supported}; next: upgrade the server")));
+    }
+    if server.major > newest {
+        let next = "use a newer operator that supports it";
+        return Err(Failure::new(Reason::ServerTooNew, format!("{supported}; next: {next}")));
+    }
+    if server.major > tool.major {
         return Err(Failure::new(
             Reason::ServerTooNew,
             format!(
-                "the server is PostgreSQL {server}, pg_dump of this image is {}; next: use an image of the operator \
-                    with pg_dump {server}",
+                "the server is {server}, pg_dump of this image is {}; next: use an image of the operator with pg_dump \
+                    {newest}",
                 tool.text
             ),
         ));
     }
-    if server < MIN_SERVER_VERSION {
-        return Err(Failure::new(
-            Reason::ServerTooOld,
-            format!(
-                "the server is PostgreSQL {server}, at least {MIN_SERVER_VERSION} is needed; next: upgrade the server"
-            ),
-        ));
-    }
-    Ok(format!("PostgreSQL {server}, pg_dump {}", tool.text))
+    Ok(format!("{server}, pg_dump {}", tool.text))
 }
 
 async fn primary(client: &Client) -> Result<String, Failure> {
@@ -199,14 +199,13 @@ async fn application_role(target: &Target, client: &Client, application: &str) -
             ),
         ));
     }
-    let major = scratch::server_version(client).await? / 10_000;
-    // Since 16 membership alone does not allow SET ROLE.
-    let right = if major >= 16 { "SET" } else { "MEMBER" };
     // Without inheritance the start of its sessions is hidden, and those that must be ended could not be distinguished.
-    let query = "SELECT pg_has_role(session_user, oid, $2), rolsuper,
-                        pg_has_role(oid, 'USAGE') OR pg_has_role('pg_read_all_stats', 'USAGE')
-                 FROM pg_roles WHERE rolname::text = $1";
-    let found = client.query_opt(query, &[&application, &right]).await?;
+    let query = format!(
+        "SELECT pg_has_role(session_user, oid, {SET_ROLE_RIGHT}), rolsuper,
+                pg_has_role(oid, 'USAGE') OR pg_has_role('pg_read_all_stats', 'USAGE')
+         FROM pg_roles WHERE rolname::text = $1"
+    );
+    let found = client.query_opt(&query, &[&application]).await?;
     let (me, them) = (ident(target.user()), ident(application));
     let Some(found) = found else {
         return Err(Failure::new(
@@ -504,9 +503,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_that_fit_and_that_do_not() {
-        let tool = Version { text: "15.14".to_owned(), major: 15 };
-        let reason = |server| fits(server, &tool).err().map(|failure| failure.reason);
-        assert_eq!([12, 13, 15, 16].map(reason), [Some(Reason::ServerTooOld), None, None, Some(Reason::ServerTooNew)]);
+    fn each_supported_version_fits_and_no_other() {
+        let reason = |major, tool| {
+            let tool = Version { text: format!("{tool}.1"), major: tool };
+            fits(ServerVersion { major }, &tool).err().map(|failure| failure.reason)
+        };
+        let (oldest, newest) = SUPPORTED.into_inner();
+        for major in SUPPORTED {
+            assert_eq!(reason(major, newest), None, "{major}");
+        }
+        assert_eq!(reason(oldest - 1, newest), Some(Reason::ServerTooOld));
+        assert_eq!(reason(newest + 1, newest + 1), Some(Reason::ServerTooNew), "pg_dump alone is not enough");
+        assert_eq!(reason(newest, newest - 1), Some(Reason::ServerTooNew), "pg_dump is older");
     }
 }
