@@ -1,7 +1,7 @@
 //! What Preflight and its parts find.
 
 use crate::{
-    api::{Finding, Reason},
+    api::{Finding, LeftOutObjects, Reason},
     runner::{Failure, clients::http_probe::SwitchReadiness},
 };
 
@@ -12,20 +12,33 @@ pub struct Findings(Vec<Finding>);
 impl Findings {
     /// Adds what was found under a name.
     pub fn add(&mut self, name: impl Into<String>, result: Result<String, Failure>) {
-        let (reason, message) = match result {
-            Ok(message) => (None, message),
-            Err(failure) => (Some(failure.reason), failure.message),
-        };
-        self.0.push(Finding { name: name.into(), reason, holds_both_versions: None, message });
+        self.push(name, result, None, LeftOutObjects::default());
+    }
+
+    /// Adds what a copy of the database would go without.
+    pub fn add_left_out(&mut self, left_out: LeftOutObjects, result: Result<String, Failure>) {
+        self.push(Finding::COPY, result, None, left_out);
     }
 
     /// Adds what the application says of its versions.
     pub fn add_versions(&mut self, result: Result<SwitchReadiness, Failure>) {
-        let (reason, holds_both_versions, message) = match result {
-            Ok(readiness) => (None, readiness.holds_both_versions, readiness.summary()),
-            Err(failure) => (Some(failure.reason), None, failure.message),
+        let holds_both_versions = result.as_ref().ok().and_then(|readiness| readiness.holds_both_versions);
+        let result = result.map(|readiness| readiness.summary());
+        self.push(Finding::VERSION_PROBE, result, holds_both_versions, LeftOutObjects::default());
+    }
+
+    fn push(
+        &mut self,
+        name: impl Into<String>,
+        result: Result<String, Failure>,
+        holds_both_versions: Option<bool>,
+        left_out: LeftOutObjects,
+    ) {
+        let (reason, message) = match result {
+            Ok(message) => (None, message),
+            Err(failure) => (Some(failure.reason), failure.message),
         };
-        self.0.push(Finding { name: Finding::VERSION_PROBE.to_owned(), reason, holds_both_versions, message });
+        self.0.push(Finding { name: name.into(), reason, holds_both_versions, left_out, message });
     }
 
     /// All of them.

@@ -3,7 +3,7 @@
 use tokio_postgres::{Client, Row, error::ErrorPosition, types::ToSql};
 
 use crate::{
-    api::{AllTablesPublications, Reason},
+    api::{AllTablesPublications, LeftOutObjects, Reason},
     runner::{
         Failure,
         clients::pg_tools::Version,
@@ -11,6 +11,7 @@ use crate::{
         database::{
             connection::Target,
             control::{described_role, exists, ident, literal, quoted},
+            left_out::{self, Facts},
             scratch,
         },
         tasks::findings::Findings,
@@ -46,6 +47,7 @@ pub async fn check(context: &TaskContext<'_>, target: &Target, client: &Client, 
     findings.add("publications", publications(client, &context.control_spec().protected, allowed).await);
     findings.add("logical slots", logical_slots(client).await);
     findings.add("rights to dump", dumpable(target, client).await);
+    copy(context, target, client, findings).await;
     for (what, result) in columns(context, client).await {
         findings.add(what, result);
     }
@@ -376,6 +378,23 @@ async fn dumpable(target: &Target, client: &Client) -> Result<String, Failure> {
     let grants: Vec<_> = rights.iter().map(|right| format!("GRANT {right} TO {};", ident(user))).collect();
     let message = format!("role {user} may not dump {}{more}; next: {}", names.join(", "), grants.join(" "));
     Err(Failure::new(Reason::PrivilegeMissing, message))
+}
+
+/// What a copy of the database would go without. Which extensions the role may create only the copy shows for certain.
+async fn copy(context: &TaskContext<'_>, target: &Target, client: &Client, findings: &mut Findings) {
+    let facts = async {
+        let refused = left_out::untrusted_extensions(client).await?;
+        Facts::read(client, &context.control_spec().protected, &refused).await
+    };
+    let (left_out, result) = match facts.await {
+        Ok(facts) => {
+            let left_out = facts.left_out(vec![]);
+            let summary = left_out.summary().unwrap_or_else(|| "all of it can be restored".to_owned());
+            (left_out, facts.require_restorable(target.user()).map(|()| summary))
+        }
+        Err(failure) => (LeftOutObjects::default(), Err(failure)),
+    };
+    findings.add_left_out(left_out, result);
 }
 
 /// Columns of both credit tables.
