@@ -211,7 +211,7 @@ impl RehearsalEvidence {
             self.tables_equal,
             self.writes_summary(),
             self.checks_summary(),
-            self.left_out.summary().map_or_else(String::new, |left_out| format!("; {left_out}")),
+            self.left_out.appended(),
         )
     }
 
@@ -278,7 +278,7 @@ impl RollbackRehearsalEvidence {
             self.compare_seconds,
             self.users_written,
             self.message,
-            self.left_out.summary().map_or_else(String::new, |left_out| format!("; {left_out}")),
+            self.left_out.appended(),
         )
     }
 }

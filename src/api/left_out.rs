@@ -94,6 +94,11 @@ impl LeftOutObjects {
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         (count > 0).then(|| format!("the copy goes without {count} objects: {}{more}", named.join(", ")))
     }
+
+    /// The same as the end of another line.
+    pub fn appended(&self) -> String {
+        self.summary().map_or_else(String::new, |summary| format!("; {summary}"))
+    }
 }
 
 impl std::fmt::Display for LeftOut {

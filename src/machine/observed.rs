@@ -4,7 +4,9 @@ use std::fmt;
 
 use super::faults::{Fault, fault};
 use crate::{
-    api::{DecisionKind, ExpectedRollout, MigrationRun, Reason, RunPhase, Task, Time, WindowProgress, WorkloadRef},
+    api::{
+        DecisionKind, ExpectedRollout, MigrationRun, Reason, RunPhase, Task, Time, WindowProgress, WorkloadRef, sha256,
+    },
     shared::message::Message,
 };
 
@@ -208,8 +210,21 @@ pub enum ObservedFlag {
 pub enum ObservedSql {
     /// ConfigMap or key missing.
     Missing,
+    /// The key is not UTF-8: `kubectl` stores it as `binaryData`.
+    NotText,
     /// SHA-256 of the text, `sha256:` and 64 hex digits.
     Present(String),
+}
+
+impl ObservedSql {
+    /// A key with its text, or with what is not text.
+    pub fn of(text: Option<&str>, binary: bool) -> Self {
+        match text {
+            Some(text) => Self::Present(sha256(text.as_bytes())),
+            None if binary => Self::NotText,
+            None => Self::Missing,
+        }
+    }
 }
 
 /// Who wrote a ConfigMap with SQL.

@@ -50,7 +50,9 @@ impl Findings {
     pub(super) fn result(&self) -> Result<String, Failure> {
         let wrong: Vec<&Finding> = self.0.iter().filter(|finding| finding.reason.is_some()).collect();
         let Some((first, rest)) = wrong.split_first() else {
-            return Ok(format!("{0} of {0} findings are good", self.0.len()));
+            // Not wrong, and yet people should know it before an hour of dump.
+            let left_out: String = self.0.iter().map(|finding| finding.left_out.appended()).collect();
+            return Ok(format!("{0} of {0} findings are good{left_out}", self.0.len()));
         };
         let more: Vec<&str> = rest.iter().map(|finding| finding.name.as_str()).collect();
         let more = if more.is_empty() { String::new() } else { format!("; also: {}", more.join(", ")) };

@@ -15,8 +15,7 @@ WITH RECURSIVE me AS (
     UNION ALL SELECT 'pg_proc'::regclass, oid, pronamespace, proowner, proacl, acldefault('f', proowner) FROM pg_proc
     UNION ALL SELECT 'pg_type'::regclass, t.oid, typnamespace, typowner, typacl, acldefault('T', typowner)
     FROM pg_type AS t LEFT JOIN pg_class AS c ON c.oid = typrelid
-    WHERE coalesce(relkind = 'c', true) AND typtype <> 'm'
-      AND NOT EXISTS (SELECT FROM pg_type AS e WHERE e.typarray = t.oid)
+    WHERE coalesce(relkind = 'c', true) AND typtype <> 'm' AND typinput <> 'array_in'::regproc
     UNION ALL SELECT 'pg_namespace'::regclass, oid, NULL, nspowner, nspacl, acldefault('n', nspowner) FROM pg_namespace
     UNION ALL SELECT 'pg_language'::regclass, oid, NULL, lanowner, lanacl, acldefault('l', lanowner) FROM pg_language
     UNION ALL SELECT 'pg_foreign_server'::regclass, oid, NULL, srvowner, srvacl, acldefault('S', srvowner)
@@ -40,8 +39,8 @@ WITH RECURSIVE me AS (
     UNION ALL SELECT 'pg_language'::regclass, oid FROM pg_language
     UNION ALL SELECT 'pg_proc'::regclass, p.oid FROM pg_proc AS p JOIN pg_language AS l ON l.oid = prolang
     WHERE NOT lanpltrusted
-    UNION ALL SELECT 'pg_type'::regclass, oid FROM pg_type AS t
-    WHERE typtype IN ('b', 'p') AND NOT EXISTS (SELECT FROM pg_type AS e WHERE e.typarray = t.oid)
+    UNION ALL SELECT 'pg_type'::regclass, oid FROM pg_type
+    WHERE typtype IN ('b', 'p') AND typinput <> 'array_in'::regproc
     UNION ALL SELECT 'pg_cast'::regclass, oid FROM pg_cast
     WHERE castmethod = 'b' OR castsource < 16384 AND casttarget < 16384
     UNION ALL SELECT 'pg_opclass'::regclass, oid FROM pg_opclass
