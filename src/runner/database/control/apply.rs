@@ -200,6 +200,7 @@ async fn transaction(
         let text: String = statement.trim().chars().take(LEDGER_TEXT).collect();
         texts.push(json!({"number": index + 1, "text": text, "seconds": statement_start.elapsed().as_secs_f64()}));
     }
+    check_deferred(&tx, sql.statements.len()).await?;
 
     // The SQL may have changed any of these, and what follows must not depend on it.
     tx.execute("SELECT pg_catalog.set_config('search_path', $1, true)", &[&before.search_path]).await?;
@@ -260,6 +261,15 @@ async fn transaction(
     stop.check()?;
     tx.commit().await?;
     Ok(Applied::Now { seconds, reconciled_users })
+}
+
+/// Checks what the SQL has deferred to the end of the transaction, as the commit would: a constraint that is violated is
+/// the SQL's, and a table with a check that is pending could not be given its triggers.
+async fn check_deferred(tx: &Transaction<'_>, statements: usize) -> Result<(), Failure> {
+    tx.batch_execute("SET CONSTRAINTS ALL IMMEDIATE").await.map_err(|e| {
+        let Failure { reason, message } = Failure::from(&e);
+        Failure::new(reason, format!("deferred constraints, after {statements} statements: {message}"))
+    })
 }
 
 /// What the ledger has already, `None` if the SQL must be run.
