@@ -237,7 +237,7 @@ fn refusal(statement: &Stmt) -> Option<(ProblemKind, String)> {
         Stmt::Discard(_) => outside("DISCARD"),
         Stmt::Copy(_) if says(node, "STDIN") => Some((
             ProblemKind::OutsideTransaction,
-            "COPY FROM STDIN needs data that only psql would send; use INSERT ... VALUES (pg_dump --inserts writes them)"
+            "COPY FROM STDIN needs data that only psql would send; use INSERT ... VALUES, as pg_dump --inserts does"
                 .to_owned(),
         )),
         _ => sql_effects::outside(statement).map(|what| {

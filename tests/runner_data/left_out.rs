@@ -19,7 +19,8 @@ const OTHERS: &str = "
     -- As an extension with a configuration table has it.
     CREATE TABLE settings (id serial, value text); INSERT INTO settings (value) VALUES ('on');
     ALTER TABLE settings ENABLE ROW LEVEL SECURITY; CREATE POLICY all_rows ON settings USING (true);
-    ALTER EXTENSION pg_stat_statements ADD TABLE settings; ALTER EXTENSION pg_stat_statements ADD SEQUENCE settings_id_seq;
+    ALTER EXTENSION pg_stat_statements ADD TABLE settings;
+    ALTER EXTENSION pg_stat_statements ADD SEQUENCE settings_id_seq;
     UPDATE pg_extension SET extcondition = ARRAY['', ''],
         extconfig = ARRAY['settings'::regclass::oid, 'settings_id_seq'::regclass::oid]
         WHERE extname = 'pg_stat_statements';
@@ -124,7 +125,7 @@ async fn a_copy_of_the_live_database_goes_without_the_same() {
     assert_eq!(left_out(&rehearsed.noted["rollbackRehearsal"]).len(), LEFT_OUT.len());
 }
 
-/// Told before the dump, and with the command.
+/// Found before the dump, and with the command.
 #[tokio::test]
 async fn what_the_migration_needs_is_never_left_out() {
     for (sql, words) in [

@@ -90,8 +90,8 @@ async fn what_fails_is_named_and_the_copy_is_dropped() {
 /// Files as editors and frameworks write them.
 #[tokio::test]
 async fn deferred_constraints_and_files_of_windows_are_rehearsed() {
-    let wallets = "CREATE TABLE wallets (id bigint PRIMARY KEY, user_id bigint CONSTRAINT of_user REFERENCES users (id) \
-        DEFERRABLE INITIALLY DEFERRED);\n";
+    let wallets = "CREATE TABLE wallets (id bigint PRIMARY KEY, user_id bigint CONSTRAINT of_user REFERENCES users \
+        (id) DEFERRABLE INITIALLY DEFERRED);\n";
     let windows = |text: &str| format!("\u{feff}{}", text.replace('\n', "\r\n"));
     let down = windows(&format!("{DOWN};\nDROP TABLE wallets;\n"));
     let fill = |user: &str| windows(&format!("{UP};\n{wallets}INSERT INTO wallets SELECT id, {user} FROM users;\n"));

@@ -81,7 +81,7 @@ async fn what_a_trigger_raises_is_not_repeated() {
 const WALLETS: &str = "CREATE TABLE wallets (id bigint PRIMARY KEY, user_id bigint CONSTRAINT of_user REFERENCES users \
     (id) DEFERRABLE INITIALLY DEFERRED)";
 
-/// What is checked at the end of the transaction must not stand in the way of the triggers that the table gets.
+/// What is checked at the end of the transaction does not keep the table from getting its triggers.
 #[tokio::test]
 async fn rows_under_a_deferred_constraint_are_migrated_and_rolled_back() {
     let (database, spec) = (Database::new().await, spec());

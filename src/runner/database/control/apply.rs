@@ -263,8 +263,8 @@ async fn transaction(
     Ok(Applied::Now { seconds, reconciled_users })
 }
 
-/// Checks what the SQL has deferred to the end of the transaction, as the commit would: a constraint that is violated is
-/// the SQL's, and a table with a check that is pending could not be given its triggers.
+/// Checks what the SQL has deferred to the end of the transaction, as the commit would: a constraint that is violated
+/// is the SQL's, and a table with a check that is pending could not be given its triggers.
 async fn check_deferred(tx: &Transaction<'_>, statements: usize) -> Result<(), Failure> {
     tx.batch_execute("SET CONSTRAINTS ALL IMMEDIATE").await.map_err(|e| {
         let Failure { reason, message } = Failure::from(&e);

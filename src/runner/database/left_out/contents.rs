@@ -174,7 +174,7 @@ mod tests {
     #[case::all_of_a_table(
         vec![object(Fate::Member, 1259, 16401, "table", "public", &["config"], "postgres"),
              object(Fate::Member, 1259, 16405, "sequence", "public", &["config_id_seq"], "postgres"),
-             object(Fate::LeftOut(LeftOutKind::Dependent), 3256, 16402, "policy", "public", &["p ON config"], "postgres")],
+             object(Fate::Member, 3256, 16402, "policy", "public", &["p ON config"], "postgres")],
         &[14, 15, 16, 17, 18, 19]
     )]
     #[case::a_server_with_its_users(
@@ -186,7 +186,7 @@ mod tests {
         &[24]
     )]
     #[case::grants_on_a_column(
-        vec![object(Fate::LeftOut(LeftOutKind::Grant), 1259, 16406, "table column", "public", &["config_other.id"], "mig")],
+        vec![object(Fate::LeftOut(LeftOutKind::Grant), 1259, 16406, "column", "public", &["config_other.id"], "mig")],
         &[25]
     )]
     #[case::default_privileges(

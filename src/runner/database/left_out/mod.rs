@@ -82,8 +82,8 @@ pub struct Object {
 pub struct Facts(Vec<Object>);
 
 impl Facts {
-    /// Reads the database that `client` is connected to, as the role that will restore it. `protected` are tables as the
-    /// spec writes them, `refused` are extensions that the role may not create.
+    /// Reads the database that `client` is connected to, as the role that will restore it. `protected` are tables as
+    /// the spec writes them, `refused` are extensions that the role may not create.
     ///
     /// # Errors
     /// Those of a database error.
@@ -213,7 +213,8 @@ fn object(row: &Row) -> Option<Object> {
     })
 }
 
-/// Extensions of the original that the role may not create, by the catalog. Managed PostgreSQL allows more than it says.
+/// Extensions of the original that the role may not create, by the catalog. Managed PostgreSQL allows more than it
+/// says.
 ///
 /// # Errors
 /// Those of a database error.

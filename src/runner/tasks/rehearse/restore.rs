@@ -82,8 +82,8 @@ impl Rest {
         if let Err(failure) = ended {
             let Some(lacks) = self.facts.left_out(vec![]).summary() else { return Err(failure) };
             let message = format!(
-                "{}; {lacks}; next: if what failed needs one of these, mark its extension as trusted (trusted = true in \
-                    its control file on the server), or give it to a role that {} is a member of",
+                "{}; {lacks}; next: if what failed needs one of these, mark its extension as trusted (trusted = true \
+                    in its control file on the server), or give it to a role that {} is a member of",
                 failure.message,
                 self.copy.user()
             );
