@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    ffi::OsStr,
     io::Read,
     net::TcpListener,
     process::{Command, Stdio},
@@ -32,6 +33,8 @@ use crate::programs;
 
 /// Users of the sample data.
 pub const USERS: i64 = 200;
+/// The server of Debian's package: it has messages in other languages.
+const TRANSLATED_SERVER: &str = "/usr/lib/postgresql/15/bin";
 /// Longest wait for anything.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(120);
 /// True in SQL while a session of [`Database::pause_sql`] lives.
@@ -104,9 +107,10 @@ impl Cluster {
 
     fn start_with(kind: &str, settings: &str, language: &str) -> Self {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let server = if language.is_empty() { programs::SERVER.as_os_str() } else { OsStr::new(TRANSLATED_SERVER) };
         let mut child = Command::new("sh")
             .args(["-c", START, "sh"])
-            .args([programs::SERVER.as_os_str(), programs::CLIENT.as_os_str()])
+            .args([server, programs::CLIENT.as_os_str()])
             .args([&port.to_string(), kind, settings])
             .env("LANGUAGE", language)
             .current_dir("/tmp")

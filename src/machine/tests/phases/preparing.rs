@@ -332,11 +332,7 @@ pub(super) fn quota_shortage() -> QuotaShortage {
 pub(super) const VIOLATIONS: &[(&str, When, &str)] = &[
     ("SqlMissing", |s| s.observed.up = ObservedSql::Missing, "ConfigMap sql has no key up (spec.migration.up)"),
     ("SqlMissing", |s| s.observed.down = ObservedSql::Missing, "ConfigMap sql has no key down (spec.migration.down)"),
-    (
-        "SqlMissing",
-        |s| s.observed.up = ObservedSql::of(None, true),
-        "key up of ConfigMap sql (spec.migration.up) is not UTF-8",
-    ),
+    ("SqlMissing", |s| s.observed.up = ObservedSql::of(None, true), "(spec.migration.up) is not UTF-8 text"),
     (
         "FlagConfigMapMissing",
         |s| s.observed.flag = ObservedFlag::ConfigMapMissing,

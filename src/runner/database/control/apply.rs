@@ -257,12 +257,7 @@ async fn transaction(
     stop.check()?;
     match shared {
         Some(shared) => shared.commit_unchanged(tx, &format!("the {} SQL", direction.sql_name()), stop).await?,
-        None => {
-            // For constraints that are checked only now.
-            tx.batch_execute(USE_OWN_SEARCH_PATH_SQL).await?;
-            stop.check()?;
-            tx.commit().await?;
-        }
+        None => tx.commit().await?,
     }
     Ok(Applied::Now { seconds, reconciled_users })
 }

@@ -3,6 +3,7 @@
 //! ```text
 //!  235; 1255 16466 FUNCTION public cf(integer) postgres        dump id; catalog, number, kind, schema, name, owner
 //!  3402; 0 0 COMMENT public FUNCTION cf(a integer) postgres    what is attached has neither catalog nor number
+//!  3294; 0 0 ACL - LARGE OBJECTS 5001..5003 postgres           large objects of one owner with the same grants
 //! ```
 //! What has a number is found by it, whatever its name; what is attached is found by the names of what it belongs to.
 
@@ -35,6 +36,8 @@ struct Entries {
     columns: Vec<String>,
     /// Ends of texts: of the users of a foreign server.
     mappings: Vec<String>,
+    /// Numbers of large objects whose grants are left out.
+    large_objects: HashSet<u32>,
 }
 
 impl Entries {
@@ -80,6 +83,9 @@ impl Entries {
     fn add_attached(&mut self, object: &Object, kinds: &[&str]) {
         let (schema, owner) = (&object.schema, object.owner.as_deref().unwrap_or_default());
         let own = object.kind.to_uppercase();
+        if object.class == PG_LARGEOBJECT {
+            self.large_objects.insert(object.oid);
+        }
         // Grants name views as tables and aggregates as functions; both name domains and servers in their own way.
         let words = [own.as_str(), "TABLE", "FUNCTION", "DOMAIN", "FOREIGN SERVER", "FOREIGN DATA WRAPPER", "COLUMN"];
         for (kind, word) in kinds.iter().flat_map(|kind| words.map(|word| (kind, word))) {
@@ -96,12 +102,19 @@ impl Entries {
         self.rows.contains(&oid)
             || self.texts.contains(text)
             || text.starts_with("USER MAPPING ") && self.mappings.iter().any(|end| text.ends_with(end))
+            || first_large_object(text).is_some_and(|first| self.large_objects.contains(&first))
             || text.contains(" COLUMN ") && self.columns.iter().any(|start| text.starts_with(start))
     }
 }
 
-/// Number of the catalog `pg_class`, the same in all versions.
+/// Numbers of the catalogs `pg_class` and `pg_largeobject`, the same in all versions.
 const PG_CLASS: u32 = 1259;
+const PG_LARGEOBJECT: u32 = 2613;
+
+/// The first large object of an entry with the grants of several: all have the same, and so the same fate.
+fn first_large_object(text: &str) -> Option<u32> {
+    text.strip_prefix("ACL - LARGE OBJECTS ")?.split_once("..")?.0.parse().ok()
+}
 
 /// Catalog, number, and the rest of an entry; `None` for a comment of the list.
 fn entry(line: &str) -> Option<(u32, u32, &str)> {
@@ -154,6 +167,11 @@ mod tests {
 25; 0 0 ACL public COLUMN config_other.id mig
 26; 0 0 COMMENT public TABLE config_other mig
 27; 826 16404 DEFAULT ACL - DEFAULT PRIVILEGES FOR TABLES other
+28; 2613 5001 BLOB METADATA - 5001..5003 postgres
+29; 0 0 COMMENT - LARGE OBJECT 5001 postgres
+30; 0 0 ACL - LARGE OBJECTS 5001..5003 postgres
+31; 0 0 ACL - LARGE OBJECT 6000 mig
+32; 0 0 BLOBS - 5001..5003 postgres
 ";
 
     #[rstest::rstest]
@@ -192,6 +210,15 @@ mod tests {
     #[case::default_privileges(
         vec![object(Fate::LeftOut(LeftOutKind::DefaultPrivileges), 826, 16404, "default acl", "-", &[], "")],
         &[27]
+    )]
+    #[case::grants_on_large_objects(
+        vec![object(Fate::LeftOut(LeftOutKind::Grant), 2613, 5001, "large object", "-", &["5001"], "postgres"),
+             object(Fate::LeftOut(LeftOutKind::Grant), 2613, 5002, "large object", "-", &["5002"], "postgres")],
+        &[30]
+    )]
+    #[case::grants_on_one_large_object(
+        vec![object(Fate::LeftOut(LeftOutKind::Grant), 2613, 6000, "large object", "-", &["6000"], "mig")],
+        &[31]
     )]
     fn is_left_out(#[case] objects: Vec<Object>, #[case] want: &[u32]) {
         let kept = without(LIST, &Facts(objects));
