@@ -12,10 +12,13 @@ RUN if [ ! -f dist/credit-migration-operator ]; then \
     fi
 
 FROM ${RUNTIME_IMAGE}
-# pg_dump refuses a server newer than itself: 17 serves all versions up to 17.
-RUN if ! pg_dump --version 2>/dev/null | grep -q ' 17\.' || ! command -v git >/dev/null || ! command -v ssh >/dev/null || [ ! -e /etc/ssl/certs/ca-certificates.crt ]; then \
-      apt-get update \
-      && apt-get install -y --no-install-recommends ca-certificates git openssh-client postgresql-client-17 \
+# The client programs of the newest supported server dump and restore all older ones. They and their library come from the
+# next release of Debian, all else from this one.
+RUN if ! pg_dump --version 2>/dev/null | grep -q ' 18\.' || ! command -v git >/dev/null || ! command -v ssh >/dev/null || [ ! -e /etc/ssl/certs/ca-certificates.crt ]; then \
+      sed 's/trixie/forky/g' /etc/apt/sources.list.d/debian.sources >/etc/apt/sources.list.d/forky.sources \
+      && printf 'Package: *\nPin: release n=forky*\nPin-Priority: 100\n\nPackage: postgresql-client-18 libpq5\nPin: release n=forky\nPin-Priority: 990\n' >/etc/apt/preferences.d/forky \
+      && apt-get update \
+      && apt-get install -y --no-install-recommends ca-certificates git openssh-client postgresql-client-18 \
       && rm -rf /var/lib/apt/lists/*; \
     fi
 # libpq, git and ssh read the user by number and fail where there is none. The root filesystem may be mounted read-only:

@@ -2,7 +2,7 @@
 # what is slow to build once, into a cache outside of this folder.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help build demo test unit lint drift generate down
+.PHONY: help build demo test matrix unit lint drift generate down
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,6 +17,9 @@ demo: ## Two migrations under traffic in a cluster on this machine: one succeeds
 
 test: ## Run all tests, also those that need PostgreSQL, S3 and the cluster
 	@tests/run all
+
+matrix: ## Run the tests that need PostgreSQL against each supported version
+	@tests/run matrix
 
 unit: ## Run the tests that need neither cluster nor server
 	@tests/run unit

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Reason, Time, named::named};
+use super::{LeftOutObjects, Reason, Time, named::named};
 
 /// Tag and branch, read back from the server.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
@@ -33,6 +33,9 @@ pub struct Finding {
     /// Whether the application says that it holds the old and the new version; absent when it does not say so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub holds_both_versions: Option<bool>,
+    /// What a rehearsal's copy would go without.
+    #[serde(flatten)]
+    pub left_out: LeftOutObjects,
     /// Observed value, and the command that fixes the problem.
     pub message: String,
 }
@@ -40,6 +43,8 @@ pub struct Finding {
 impl Finding {
     /// Name of the finding about the versions that the application reports.
     pub const VERSION_PROBE: &str = "version probe";
+    /// Name of the finding about what a copy of the database goes without.
+    pub const COPY: &str = "copy of the database";
 }
 
 /// Statistics of the credit system, from one snapshot. Amounts are decimal texts in credits.
@@ -187,6 +192,9 @@ pub struct RehearsalEvidence {
     /// The schema that it is valid for: that of the backup. A window is not opened on another one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schema: Option<SchemaEvidence>,
+    /// What the copy went without.
+    #[serde(flatten)]
+    pub left_out: LeftOutObjects,
 }
 
 impl RehearsalEvidence {
@@ -194,7 +202,7 @@ impl RehearsalEvidence {
     pub fn summary(&self) -> String {
         format!(
             "restored {} users in {:.1} s, migrated in {:.1} s, compared in {:.1} s, rolled back in {:.1} s, {} of {5} \
-             tables equal; {}; {}",
+             tables equal; {}; {}{}",
             self.users,
             self.restore_seconds,
             self.migrate_seconds,
@@ -203,6 +211,7 @@ impl RehearsalEvidence {
             self.tables_equal,
             self.writes_summary(),
             self.checks_summary(),
+            self.left_out.appended(),
         )
     }
 
@@ -258,6 +267,9 @@ pub struct RollbackRehearsalEvidence {
     /// The schema of the live database, from which it was rolled back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schema: Option<SchemaEvidence>,
+    /// What the copy went without.
+    #[serde(flatten)]
+    pub left_out: LeftOutObjects,
     /// What was compared, and what could not be.
     pub message: String,
 }
@@ -267,13 +279,14 @@ impl RollbackRehearsalEvidence {
     pub fn summary(&self) -> String {
         format!(
             "rolled back a copy of {} rows and {} users in {:.1} s, compared in {:.1} s; {} written since the cutover; \
-             {}",
+             {}{}",
             self.rows,
             self.users,
             self.rollback_seconds,
             self.compare_seconds,
             written(self.users_written, self.credits_written.as_deref()),
-            self.message
+            self.message,
+            self.left_out.appended(),
         )
     }
 }

@@ -3,8 +3,8 @@
 use serde_json::json;
 
 use super::{
-    BackupEvidence, BaselineEvidence, CreditMigrationSpec, KeyUsersEvidence, RehearsalEvidence, ReportEvidence,
-    RollbackRehearsalEvidence, SchemaEvidence, Time, VerificationEvidence,
+    BackupEvidence, BaselineEvidence, CreditMigrationSpec, KeyUsersEvidence, LeftOutObjects, RehearsalEvidence,
+    ReportEvidence, RollbackRehearsalEvidence, SchemaEvidence, Time, VerificationEvidence,
 };
 
 /// Represents what only the runner may know. It must never appear in an API object.
@@ -92,6 +92,7 @@ pub(crate) fn rehearsal(migrate_seconds: f64) -> RehearsalEvidence {
         compare_seconds: 0.0,
         writes: None,
         schema: Some(SchemaEvidence { sha256: "sha256:schema".into(), objects: 9 }),
+        left_out: LeftOutObjects::default(),
     }
 }
 
@@ -109,6 +110,7 @@ pub(crate) fn rollback_rehearsal(finished_at: Time) -> RollbackRehearsalEvidence
         rollback_seconds: 2.0,
         compare_seconds: 1.5,
         schema: None,
+        left_out: LeftOutObjects::default(),
         message: "each balance kept".into(),
     }
 }

@@ -17,6 +17,7 @@ mod evidence;
 mod expected_window;
 #[cfg(test)]
 pub(crate) mod fixtures;
+mod left_out;
 mod migration;
 pub mod mounts;
 mod named;
@@ -41,6 +42,7 @@ pub use digest::*;
 pub use direction::*;
 pub use evidence::*;
 pub use expected_window::*;
+pub use left_out::*;
 pub use migration::*;
 pub use names::*;
 pub use notice::*;

@@ -48,6 +48,7 @@ mod tests {
         check(WindowCommand::ALL, WindowCommand::as_str);
         check(SafeguardKind::ALL, SafeguardKind::as_str);
         check(ObstacleKind::ALL, ObstacleKind::as_str);
+        check(LeftOutKind::ALL, LeftOutKind::as_str);
         check(CheckOutcome::ALL, CheckOutcome::as_str);
         check(DecisionKind::ALL, DecisionKind::as_str);
         check(Occasion::ALL, Occasion::as_str);

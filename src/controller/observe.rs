@@ -28,7 +28,7 @@ use super::{
 use crate::{
     api::{
         CHECK_LABEL, CreditMigration, DecisionKind, FINALIZER, KeyRef, MigrationDecision, MigrationRun, RESTARTED_FOR,
-        SQL_AUTHOR, SQL_LABEL, Time, UID_LABEL, WorkloadKind, WorkloadRef, sha256,
+        SQL_AUTHOR, SQL_LABEL, Time, UID_LABEL, WorkloadKind, WorkloadRef,
     },
     machine::{
         CheckJob, DEADLINE, DryRun, Job as JobState, JobPod, Observed, ObservedDecision, ObservedRun, ObservedSql,
@@ -216,8 +216,9 @@ impl Reader<'_> {
     async fn sql(&self, key: &KeyRef) -> Result<(ObservedSql, SqlAuthor), Error> {
         let map = self.api::<ConfigMap>().get_opt(&key.name).await?;
         let author = SqlAuthor { config_map: key.name.clone(), author: map.as_ref().and_then(author_of) };
-        let text = map.and_then(|m| m.data).and_then(|mut data| data.remove(&key.key));
-        Ok((text.map_or(ObservedSql::Missing, |text| ObservedSql::Present(sha256(text.as_bytes()))), author))
+        let text = map.as_ref().and_then(|m| m.data.as_ref()?.get(&key.key));
+        let binary = map.as_ref().and_then(|m| m.binary_data.as_ref()?.get(&key.key)).is_some();
+        Ok((ObservedSql::of(text.map(String::as_str), binary), author))
     }
 
     /// The quotas, or why the API server refuses to show them: no window is opened then, and one that is open goes on.

@@ -6,7 +6,7 @@ use super::faults::{Fault, fault};
 use crate::{
     api::{
         ClockOffset, DecisionKind, DecisionRef, ExpectedRollout, MigrationRun, Reason, RunPhase, Task, Time,
-        WindowProgress, WorkloadRef,
+        WindowProgress, WorkloadRef, sha256,
     },
     shared::message::Message,
 };
@@ -244,8 +244,21 @@ pub enum DryRun {
 pub enum ObservedSql {
     /// ConfigMap or key missing.
     Missing,
+    /// The key is not UTF-8: `kubectl` stores it as `binaryData`.
+    NotText,
     /// SHA-256 of the text, `sha256:` and 64 hex digits.
     Present(String),
+}
+
+impl ObservedSql {
+    /// A key with its text, or with what is not text.
+    pub fn of(text: Option<&str>, binary: bool) -> Self {
+        match text {
+            Some(text) => Self::Present(sha256(text.as_bytes())),
+            None if binary => Self::NotText,
+            None => Self::Missing,
+        }
+    }
 }
 
 /// Who wrote a ConfigMap with SQL.

@@ -10,6 +10,8 @@
 //!   that makes it run exactly once;
 //! - statements that PostgreSQL runs only outside of a transaction, and `COPY FROM STDIN`, whose data would be missing;
 //! - effects outside of the database: the rehearsal on a copy would have them for good.
+//!
+//! A byte order mark at the start is left out, as `psql` does; line ends may be those of Windows.
 
 use squawk_syntax::{
     Parse, SourceFile, SyntaxKind, SyntaxNode, SyntaxToken,
@@ -57,7 +59,7 @@ pub struct Problem {
 
 /// The text without the byte order mark that some editors put before it. `psql` ignores it, too; the server does not.
 pub fn without_mark(sql: &str) -> &str {
-    sql.strip_prefix('\u{feff}').unwrap_or(sql)
+    sql.strip_prefix(MARK).unwrap_or(sql)
 }
 
 /// The statements of a text to run: the whole text as one if only our own parser cannot split it.
@@ -73,6 +75,9 @@ pub fn for_run(sql: &str) -> Result<Vec<String>, Problem> {
         },
     }
 }
+
+/// The byte order mark.
+const MARK: char = '\u{feff}';
 
 /// Splits SQL text into its statements.
 ///
@@ -91,7 +96,8 @@ pub fn read(sql: &str) -> Result<Vec<Statement>, Vec<Problem>> {
     }
     let parse: Parse<SourceFile> = SourceFile::parse(sql);
     let file = parse.tree();
-    let mut problems = meta_commands(file.syntax(), sql, &lines);
+    let mut problems = marks(file.syntax(), &lines);
+    problems.extend(meta_commands(file.syntax(), sql, &lines));
     let mut statements = Vec::new();
     for statement in file.stmts() {
         let Some(first) = first_word(statement.syntax()) else { continue };
@@ -106,6 +112,8 @@ pub fn read(sql: &str) -> Result<Vec<Statement>, Vec<Problem>> {
             statements.push(Statement { line, text: text.to_owned() });
         }
     }
+    // The data of a COPY ends with a psql command: the first line has the cause.
+    problems.sort_by_key(|problem| problem.line);
     // Syntax errors come last: a psql command or the data of a COPY produce them too, and say less about the cause.
     problems.extend(parse.errors().iter().map(|error| Problem {
         kind: ProblemKind::SyntaxError,
@@ -131,10 +139,9 @@ fn first_word(node: &SyntaxNode) -> Option<SyntaxToken> {
         .find(|token| !matches!(token.kind(), SyntaxKind::WHITESPACE | SyntaxKind::COMMENT))
 }
 
-/// Psql commands: a backslash outside of strings and comments. One per line.
-fn meta_commands(root: &SyntaxNode, sql: &str, lines: &Lines) -> Vec<Problem> {
-    let mut found: Vec<Problem> = Vec::new();
-    for token in root.descendants_with_tokens().filter_map(|element| element.into_token()) {
+/// Tokens with a character in them, outside of strings, quoted names and comments.
+fn with_character(root: &SyntaxNode, character: char) -> impl Iterator<Item = SyntaxToken> {
+    root.descendants_with_tokens().filter_map(|element| element.into_token()).filter(move |token| {
         let inert = matches!(
             token.kind(),
             SyntaxKind::COMMENT
@@ -145,9 +152,26 @@ fn meta_commands(root: &SyntaxNode, sql: &str, lines: &Lines) -> Vec<Problem> {
                 | SyntaxKind::DOLLAR_QUOTED_STRING
                 | SyntaxKind::WHITESPACE
         ) || token.text().starts_with('"');
-        if inert || !token.text().contains('\\') {
-            continue;
-        }
+        !inert && token.text().contains(character)
+    })
+}
+
+/// Byte order marks inside of the text, which the server takes for part of a name.
+fn marks(root: &SyntaxNode, lines: &Lines) -> Vec<Problem> {
+    let problem = |token: SyntaxToken| Problem {
+        kind: ProblemKind::SyntaxError,
+        line: lines.of_offset(usize::from(token.text_range().start())),
+        message: "a byte order mark (U+FEFF) inside of the text, as files have it that were joined; remove it"
+            .to_owned(),
+        doubtful: false,
+    };
+    with_character(root, MARK).map(problem).collect()
+}
+
+/// Psql commands: a backslash outside of strings and comments. One per line.
+fn meta_commands(root: &SyntaxNode, sql: &str, lines: &Lines) -> Vec<Problem> {
+    let mut found: Vec<Problem> = Vec::new();
+    for token in with_character(root, '\\') {
         let start = usize::from(token.text_range().start()) + token.text().find('\\').unwrap_or(0);
         let line = lines.of_offset(start);
         if found.last().is_some_and(|last| last.line == line) {
@@ -213,7 +237,8 @@ fn refusal(statement: &Stmt) -> Option<(ProblemKind, String)> {
         Stmt::Discard(_) => outside("DISCARD"),
         Stmt::Copy(_) if says(node, "STDIN") => Some((
             ProblemKind::OutsideTransaction,
-            "COPY FROM STDIN needs data that only psql would send; use INSERT ... VALUES".to_owned(),
+            "COPY FROM STDIN needs data that only psql would send; use INSERT ... VALUES, as pg_dump --inserts does"
+                .to_owned(),
         )),
         _ => sql_effects::outside(statement).map(|what| {
             let message = format!("{what}; run it before or after the migration, and remove it here");
@@ -265,6 +290,18 @@ mod tests {
         &[(1, "CREATE FUNCTION f() RETURNS int LANGUAGE plpgsql AS $a$ BEGIN RETURN length($b$;$b$); END $a$")]
     )]
     #[case::comment("/* a; /* b; */ */ SELECT 1 -- x;\n;", &[(1, "SELECT 1 -- x;")])]
+    #[case::mark_before_a_comment("\u{feff}-- c\nSELECT 1;", &[(2, "SELECT 1")])]
+    #[case::mark_in_a_string("SELECT '\u{feff}';", &[(1, "SELECT '\u{feff}'")])]
+    #[case::windows("SELECT 1;\r\n-- c\r\nSELECT\r\n2;\r\n", &[(1, "SELECT 1"), (3, "SELECT\r\n2")])]
+    #[case::windows_in_a_body(
+        "DO $$ BEGIN\r\nPERFORM 1;\r\nEND $$;\r\nSELECT 1;",
+        &[(1, "DO $$ BEGIN\r\nPERFORM 1;\r\nEND $$"), (4, "SELECT 1")]
+    )]
+    #[case::latin_letters("SELECT 'Müller', 1 AS größe;", &[(1, "SELECT 'Müller', 1 AS größe")])]
+    #[case::set_local(
+        "SET LOCAL lock_timeout = '1s';\nSET CONSTRAINTS ALL DEFERRED;",
+        &[(1, "SET LOCAL lock_timeout = '1s'"), (2, "SET CONSTRAINTS ALL DEFERRED")]
+    )]
     #[case::body(
         "CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT 1; SELECT 2; END;",
         &[(1, "CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT 1; SELECT 2; END")]
@@ -310,7 +347,14 @@ mod tests {
     #[case::alter_system("ALTER SYSTEM SET work_mem = '1GB'", ProblemKind::OutsideTransaction, 1)]
     #[case::tablespace("CREATE TABLESPACE s LOCATION '/x'", ProblemKind::OutsideTransaction, 1)]
     #[case::discard("DISCARD ALL", ProblemKind::OutsideTransaction, 1)]
-    #[case::copy("COPY t FROM STDIN;\n1\ta\n\\.\n", ProblemKind::MetaCommand, 3)]
+    #[case::copy("SELECT 1;\nCOPY t FROM STDIN;\n1\ta\n\\.\n", ProblemKind::OutsideTransaction, 2)]
+    #[case::copy_csv(
+        "COPY public.t (a, b) FROM stdin WITH (FORMAT csv);\n1,commit\n\\.\n",
+        ProblemKind::OutsideTransaction,
+        1
+    )]
+    #[case::mark_inside("SELECT 1;\n\u{feff}SELECT 2;", ProblemKind::SyntaxError, 2)]
+    #[case::windows("SELECT 1;\r\n\r\nCOMMIT;\r\n", ProblemKind::TransactionControl, 3)]
     #[case::copy_bare("COPY t (a) FROM STDIN", ProblemKind::OutsideTransaction, 1)]
     #[case::syntax("SELECT 1;\nALTER TABEL t ADD a int;", ProblemKind::SyntaxError, 2)]
     #[case::open_string("SELECT 'abc", ProblemKind::SyntaxError, 1)]

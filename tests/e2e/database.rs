@@ -24,10 +24,18 @@ pub struct Database {
     pub name: String,
     password: String,
     admin: Target,
+    server: &'static str,
 }
 
-fn target(user: &str, password: &str, database: &str) -> Target {
-    let url = format!("postgresql://{user}:{password}@postgres.postgres:5432/{database}?sslmode=verify-full");
+/// Host and port of the cluster's usual server.
+pub const SERVER: &str = "postgres.postgres:5432";
+/// Those of the oldest and of the newest supported version.
+pub const OLDEST: &str = "postgres-oldest.postgres:5432";
+/// See [`OLDEST`].
+pub const NEWEST: &str = "postgres-newest.postgres:5432";
+
+fn target(server: &str, user: &str, password: &str, database: &str) -> Target {
+    let url = format!("postgresql://{user}:{password}@{server}/{database}?sslmode=verify-full");
     Target::parse(&url, Some(&state_file("pki-services/ca.crt"))).unwrap()
 }
 
@@ -40,10 +48,10 @@ async fn session(target: &Target) -> Result<Client, String> {
 
 impl Database {
     /// Creates it as a managed PostgreSQL service would: no role is a superuser.
-    pub async fn create(name: &str) -> Self {
-        let admin = target("postgres", state_file("postgres-superuser-password").trim(), name);
+    pub async fn create(server: &'static str, name: &str) -> Self {
+        let admin = target(server, "postgres", state_file("postgres-superuser-password").trim(), name);
         let password: String = std::iter::repeat_with(fastrand::alphanumeric).take(24).collect();
-        let db = Database { name: name.into(), password, admin };
+        let db = Database { name: name.into(), password, admin, server };
         let (migrator, app, password) = (db.migrator(), db.app(), &db.password);
         let server = db.admin.with_database("postgres").connect("e2e").await.unwrap();
         server
@@ -55,7 +63,7 @@ impl Database {
             .await
             .unwrap();
         server.batch_execute(&format!("CREATE DATABASE {name} OWNER {migrator}")).await.unwrap();
-        let owner = session(&target(&migrator, password, name)).await.unwrap();
+        let owner = session(&target(db.server, &migrator, password, name)).await.unwrap();
         owner.batch_execute(SCHEMA).await.unwrap();
         owner
             .batch_execute(&format!(
@@ -125,7 +133,7 @@ impl Database {
 
     /// URL of one of the two roles.
     pub fn url(&self, role: &str) -> String {
-        self.url_at(role, "postgres.postgres:5432", &self.password)
+        self.url_at(role, self.server, &self.password)
     }
 
     /// URL of a role at the given host, with the given password.

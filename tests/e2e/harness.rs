@@ -18,7 +18,7 @@ use tokio::sync::RwLock;
 
 use super::{
     cluster::{self, MAX_WAIT, SYSTEM, eventually, state_file},
-    database::{DOWN, Database, UP},
+    database::{DOWN, Database, SERVER, UP},
     migration::Migration,
 };
 use credit_migration::api::{CreditMigration, MigrationDecision, MigrationRun};
@@ -52,11 +52,13 @@ pub struct Setup {
     pub up: String,
     /// Down SQL.
     pub down: String,
+    /// Server of the database.
+    pub server: &'static str,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { replicas: 1, exclusive: false, up: UP.into(), down: DOWN.into() }
+        Self { replicas: 1, exclusive: false, up: UP.into(), down: DOWN.into(), server: SERVER }
     }
 }
 
@@ -127,7 +129,7 @@ impl World {
         let id: String = std::iter::repeat_with(|| fastrand::char('a'..='z')).take(5).collect();
         let namespace = format!("e2e-{name}-{id}");
         let client = cluster::client(None).await;
-        let db = Database::create(&namespace.replace('-', "_")).await;
+        let db = Database::create(setup.server, &namespace.replace('-', "_")).await;
         let world = World { namespace, db, client, replicas: setup.replicas };
         let restricted = json!({"metadata": {"name": world.namespace,
             "labels": {"pod-security.kubernetes.io/enforce": "restricted"}}});

@@ -33,4 +33,5 @@ mod migration;
 mod nothing_waits;
 mod rollback;
 mod triggers;
+mod versions;
 mod window_pods;

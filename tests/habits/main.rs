@@ -7,6 +7,7 @@ mod contributing;
 mod lines;
 mod links;
 mod source;
+mod versions;
 mod words;
 
 use std::path::{Path, PathBuf};

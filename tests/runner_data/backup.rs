@@ -8,7 +8,10 @@ use credit_migration::{
 };
 use serde_json::Value;
 
-use crate::harness::{USERS, World, postgresql_bin};
+use crate::{
+    harness::{USERS, World},
+    programs,
+};
 
 #[tokio::test]
 async fn a_backup_can_be_read_back_and_reports_its_statistics() {
@@ -89,7 +92,7 @@ async fn a_cut_or_altered_object_is_noticed() {
 pub fn fake_pg_dump(world: &World, script: &str) -> Tools {
     let folder = world.root.join("bin");
     std::fs::create_dir_all(&folder).unwrap();
-    let real = postgresql_bin().join("pg_dump");
+    let real = programs::CLIENT.join("pg_dump");
     let text = format!("#!/bin/sh\nif [ \"$1\" = --version ]; then exec {0} --version; fi\n{script}\n", real.display());
     std::fs::write(folder.join("pg_dump"), text).unwrap();
     std::fs::set_permissions(folder.join("pg_dump"), std::fs::Permissions::from_mode(0o755)).unwrap();

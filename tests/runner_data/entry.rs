@@ -19,8 +19,9 @@ use credit_migration::api::{
 use serde_json::{Value, json};
 
 use crate::{
-    harness::{UP, World, postgresql_bin},
+    harness::{UP, World},
     notify::Office,
+    programs,
 };
 
 /// One `MigrationRun`, `None` when deleted.
@@ -132,7 +133,7 @@ async fn program(world: &World, shared: &Shared, term: impl Future<Output = ()>)
     let handler = shared.clone();
     let router = Router::new().fallback(move |request| handle(handler.clone(), request));
     let server = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
-    let path = format!("{}:{}", postgresql_bin().display(), std::env::var("PATH").unwrap());
+    let path = format!("{}:{}", programs::CLIENT.display(), std::env::var("PATH").unwrap());
     let child = tokio::process::Command::new(env!("CARGO_BIN_EXE_credit-migration-operator"))
         .arg("runner")
         .env("KUBECONFIG", world.root.join("kubeconfig"))

@@ -31,6 +31,8 @@ use serde_json::{Map, Value, json};
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
+use crate::programs;
+
 /// Users of the sample data.
 pub const USERS: u64 = 300;
 pub const UP: &str = include_str!("../../examples/watermark-remover/db/0003_simplify_credit_system.sql");
@@ -52,7 +54,13 @@ fn start() -> Servers {
     let (database, store) = (port(), port());
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/runner_data/start.sh");
     let mut child = Command::new("sh")
-        .args([script.into(), postgresql_bin(), versitygw(), database.to_string().into(), store.to_string().into()])
+        .args([
+            script.into(),
+            programs::SERVER.clone(),
+            versitygw(),
+            database.to_string().into(),
+            store.to_string().into(),
+        ])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
@@ -70,12 +78,6 @@ fn start() -> Servers {
 
 static SERVERS: OnceLock<Servers> = OnceLock::new();
 static NEXT: AtomicU32 = AtomicU32::new(0);
-
-pub fn postgresql_bin() -> PathBuf {
-    let found = std::fs::read_dir("/usr/lib/postgresql").unwrap().flatten().map(|entry| entry.path());
-    let version = |path: &PathBuf| path.file_name().and_then(|name| name.to_str()?.parse::<u32>().ok());
-    found.filter(|path| path.join("bin/initdb").exists()).max_by_key(version).unwrap().join("bin")
-}
 
 /// `VERSITYGW`, or what `tests/cluster/tools` has built.
 fn versitygw() -> PathBuf {
@@ -125,7 +127,7 @@ impl World {
         let number = NEXT.fetch_add(1, Ordering::SeqCst);
         let root = servers.dir.join(format!("mounts-{number}"));
         let spec = spec(number, servers.store);
-        let world = Self { number, spec, root, tools: Tools::in_folder(postgresql_bin()) };
+        let world = Self { number, spec, root, tools: Tools::in_folder(programs::CLIENT.as_path()) };
         world.mount(mounts::DATABASE_URL, &world.url("migrator-secret"));
         let ca = std::fs::read_to_string(servers.dir.join("tls/ca.crt")).unwrap();
         world.mount(mounts::DATABASE_CA, &ca);

@@ -11,10 +11,13 @@ mod entry;
 mod follow_up;
 mod harness;
 mod key_users;
+mod left_out;
 mod load;
 mod notify;
 mod occasions;
 mod preflight;
+#[path = "../postgres/programs.rs"]
+mod programs;
 mod rehearsal;
 mod rollback_rehearsal;
 mod sequence;

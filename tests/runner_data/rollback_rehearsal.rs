@@ -117,13 +117,3 @@ async fn the_down_sql_that_the_database_keeps_is_rehearsed() {
     assert_eq!(world.run(Task::RehearseRollback).await.failure().reason, Reason::SqlChanged);
     stays_as_it_is(&world).await;
 }
-
-#[tokio::test]
-async fn a_copy_of_the_live_database_goes_without_what_the_role_may_not_create() {
-    let mut world = World::new().await;
-    world.alter("CREATE EXTENSION pg_stat_statements; COMMENT ON EXTENSION pg_stat_statements IS 'slow ones'").await;
-    world.cutover(UP).await;
-    world.sql(UP, DOWN);
-    let outcome = world.run(Task::RehearseRollback).await;
-    assert!(outcome.result.is_ok(), "{:?}", outcome.result);
-}

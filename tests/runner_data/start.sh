@@ -13,6 +13,8 @@ if [ "$(id -u)" = 0 ]; then
 fi
 cd "$dir"
 mkdir tls store store/backups sidecar pg
+# The server's user may not enter the folder of root's cache.
+cp -a "$1/.." programs
 openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=test-authority \
   -keyout tls/ca.key -out tls/ca.crt 2>/dev/null
 openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=localhost -keyout tls/server.key -out tls/server.csr 2>/dev/null
@@ -23,8 +25,8 @@ cp tls/server.crt tls/server.key pg
 chmod 600 pg/server.key
 printf 'root-secret' >pw
 chmod 644 pw
-$as "$1/initdb" -D "$dir/pg/data" -U postgres -A scram-sha-256 --pwfile="$dir/pw" --no-sync -E UTF8 --locale=C >/dev/null
-$as "$1/postgres" -D "$dir/pg/data" -p "$3" -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off -c max_connections=200 -c wal_level=logical -c shared_preload_libraries=pg_stat_statements \
+$as programs/bin/initdb -D "$dir/pg/data" -U postgres -A scram-sha-256 --pwfile="$dir/pw" --no-sync -E UTF8 --locale=C >/dev/null
+$as programs/bin/postgres -D "$dir/pg/data" -p "$3" -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off -c max_connections=200 -c wal_level=logical -c shared_preload_libraries=pg_stat_statements \
   -c ssl=on -c ssl_cert_file="$dir/pg/server.crt" -c ssl_key_file="$dir/pg/server.key" >pg/log 2>&1 &
 database=$!
 "$2" --quiet --port "127.0.0.1:$4" --access key-id --secret key-secret --cert "$dir/tls/server.crt" --key "$dir/tls/server.key" \

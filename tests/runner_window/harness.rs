@@ -2,9 +2,9 @@
 
 use std::{
     collections::VecDeque,
+    ffi::OsStr,
     io::Read,
     net::TcpListener,
-    path::PathBuf,
     process::{Command, Stdio},
     sync::{
         Arc, Mutex, OnceLock,
@@ -29,8 +29,12 @@ use tokio::{sync::watch, task::JoinHandle};
 use tokio_postgres::{Client, NoTls};
 use tokio_util::sync::CancellationToken;
 
+use crate::programs;
+
 /// Users of the sample data.
 pub const USERS: i64 = 200;
+/// The server of Debian's package: it has messages in other languages.
+const TRANSLATED_SERVER: &str = "/usr/lib/postgresql/15/bin";
 /// Longest wait for anything.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(120);
 /// True in SQL while a session of [`Database::pause_sql`] lives.
@@ -49,24 +53,30 @@ pub struct Cluster {
 static CLUSTER: OnceLock<Cluster> = OnceLock::new();
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
-fn newest_bin() -> PathBuf {
-    let found = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
-    let version = |path: &PathBuf| path.file_name().and_then(|name| name.to_str()?.parse::<u32>().ok());
-    let newest = found.map(|entry| entry.path()).filter(|path| path.join("bin/initdb").exists()).max_by_key(version);
-    newest.map(|path| path.join("bin")).unwrap_or_default()
-}
-
+// The programs are copied: the server runs as another user, who may not enter the folder of root's cache.
 const START: &str = r#"
 set -e
 dir=$(mktemp -d /tmp/credit-window-XXXXXX)
 trap 'rm -rf "$dir"' EXIT
-case "$3" in
-''|standby) "$1"initdb -D "$dir/data" -U postgres -A trust --no-sync -E UTF8 --locale=C >/dev/null ;;
-*) "$1"pg_basebackup -D "$dir/data" -h 127.0.0.1 -p "$3" -U postgres -R --no-sync -c fast ;;
+cp -a "$1/.." "$dir/programs"
+as=
+if [ "$(id -u)" = 0 ]; then
+    # PostgreSQL refuses to run as root.
+    as="setpriv --reuid postgres --regid postgres --clear-groups --"
+    chown postgres "$dir"
+fi
+case "$4" in
+''|standby)
+    $as "$dir/programs/bin/initdb" -D "$dir/data" -U postgres -A trust --no-sync -E UTF8 --locale=C >/dev/null ;;
+*)
+    # Without -R, which writes options that an older server does not know.
+    "$2/pg_basebackup" -D "$dir/data" -h 127.0.0.1 -p "$4" -U postgres --no-sync -c fast
+    echo "primary_conninfo = 'host=127.0.0.1 port=$4 user=postgres'" >>"$dir/data/postgresql.auto.conf"
+    [ -z "$as" ] || chown -R postgres "$dir/data" ;;
 esac
-if [ "$3" = standby ]; then touch "$dir/data/standby.signal"; fi
-"$1"postgres -D "$dir/data" -p "$2" -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off \
-    -c max_connections=200 -c max_prepared_transactions=5 -c autovacuum_naptime=1s $4 >"$dir/log" 2>&1 &
+if [ -n "$4" ]; then $as touch "$dir/data/standby.signal"; fi
+$as "$dir/programs/bin/postgres" -D "$dir/data" -p "$3" -c listen_addresses=127.0.0.1 -c unix_socket_directories= \
+    -c fsync=off -c max_connections=200 -c max_prepared_transactions=5 -c autovacuum_naptime=1s $5 >"$dir/log" 2>&1 &
 server=$!
 echo started
 cat >/dev/null
@@ -97,15 +107,11 @@ impl Cluster {
 
     fn start_with(kind: &str, settings: &str, language: &str) -> Self {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let bin = newest_bin().to_str().filter(|bin| !bin.is_empty()).map(|bin| format!("{bin}/")).unwrap_or_default();
-        let root = Command::new("id").arg("-u").output().unwrap().stdout == b"0\n";
-        let mut command = if root { Command::new("setpriv") } else { Command::new("sh") };
-        if root {
-            // PostgreSQL refuses to run as root.
-            command.args(["--reuid", "postgres", "--regid", "postgres", "--clear-groups", "--", "sh"]);
-        }
-        let mut child = command
-            .args(["-c", START, "sh", &bin, &port.to_string(), kind, settings])
+        let server = if language.is_empty() { programs::SERVER.as_os_str() } else { OsStr::new(TRANSLATED_SERVER) };
+        let mut child = Command::new("sh")
+            .args(["-c", START, "sh"])
+            .args([server, programs::CLIENT.as_os_str()])
+            .args([&port.to_string(), kind, settings])
             .env("LANGUAGE", language)
             .current_dir("/tmp")
             .stdin(Stdio::piped())
@@ -225,7 +231,7 @@ impl Database {
             ),
         )
         .unwrap();
-        let output = Command::new(newest_bin().join("pgbench"))
+        let output = Command::new("pgbench")
             .args([
                 "-n",
                 "-M",

@@ -238,7 +238,7 @@ async fn what_another_role_puts_into_public_is_not_called() {
     assert!(outcome.progress.unblocked_at.is_some(), "{:?}", outcome.progress);
 }
 
-/// SQL of the spec, and the owner's triggers that it sets off: at once, at the commit, and by the tried writes.
+/// SQL of the spec, and the owner's triggers that it sets off: at once, deferred, and by the tried writes.
 #[tokio::test]
 async fn sql_and_triggers_of_the_owner_have_the_search_path_of_the_database() {
     let (database, desk) = (Database::new().await, Desk::new());
@@ -263,12 +263,12 @@ async fn sql_and_triggers_of_the_owner_have_the_search_path_of_the_database() {
     let down = sql(&["UPDATE users SET email = email WHERE id = 1; CREATE TABLE credit_purchases (id int); \
         CREATE TABLE credit_packages (id int)"]);
     let mut plan = plan(Direction::Forward, up, down);
-    plan.control_spec.verify_up = Some("SELECT count(*) = 0 AS empty FROM audit".to_owned());
-    plan.control_spec.verify_down = Some("SELECT count(*) = 1 AS one FROM audit".to_owned());
+    plan.control_spec.verify_up = Some("SELECT count(*) = 1 AS one FROM audit".to_owned());
+    plan.control_spec.verify_down = Some("SELECT count(*) = 2 AS two FROM audit".to_owned());
     let task = desk.start(&database, &plan);
     desk.order(Order::BlockWrites);
     desk.until("comparison", |progress, _| progress.comparison.is_some()).await;
-    assert_eq!(database.value("SELECT count(*) FROM shop.audit").await, "1", "at the commit");
+    assert_eq!(database.value("SELECT count(*) FROM shop.audit").await, "1", "deferred");
     desk.order(Order::Switch);
     desk.until("acknowledgement", |progress, _| progress.switch_acknowledged).await;
     desk.order(Order::UnblockWrites);
@@ -283,7 +283,7 @@ async fn sql_and_triggers_of_the_owner_have_the_search_path_of_the_database() {
     desk.order(Order::Rollback);
     let outcome = end(task).await;
     assert_eq!((outcome.progress.state, outcome.failure), (State::RolledBack, None));
-    assert_eq!(database.value("SELECT count(*) FROM shop.audit").await, "2", "at the commit of the rollback");
+    assert_eq!(database.value("SELECT count(*) FROM shop.audit").await, "2", "deferred, in the rollback");
 }
 
 /// Each statement that makes or removes what is the operator's, from the backup to the end.

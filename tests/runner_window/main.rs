@@ -12,6 +12,8 @@ mod locks;
 mod logins;
 mod migration;
 mod partitions;
+#[path = "../postgres/programs.rs"]
+mod programs;
 mod replication;
 mod rollback;
 mod safeguards;

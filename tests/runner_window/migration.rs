@@ -46,6 +46,36 @@ async fn a_statement_that_fails_is_named_and_undone() {
     );
 }
 
+/// As Django makes each foreign key.
+const WALLETS: &str = "CREATE TABLE wallets (id bigint PRIMARY KEY, user_id bigint CONSTRAINT of_user REFERENCES users \
+    (id) DEFERRABLE INITIALLY DEFERRED)";
+
+/// What is checked at the end of the transaction does not keep the table from getting its triggers.
+#[tokio::test]
+async fn rows_under_a_deferred_constraint_are_migrated_and_rolled_back() {
+    let (database, spec) = (Database::new().await, spec());
+    let mut client = database.prepared(&spec).await;
+    let mut statements = sample_up().statements;
+    statements.extend([WALLETS.to_owned(), "INSERT INTO wallets SELECT id, id FROM users".to_owned()]);
+    let statements: Vec<&str> = statements.iter().map(String::as_str).collect();
+    let applied = up(&mut client, &spec, &sql(&statements)).await.unwrap();
+    assert!(matches!(applied, Applied::Now { .. }), "{applied:?}");
+    let mut down = vec!["DROP TABLE wallets", WALLETS, "INSERT INTO wallets SELECT id, id FROM users"];
+    let sample = sample_down().statements;
+    down.extend(sample.iter().map(String::as_str));
+    let applied = control::run_down(&mut client, &spec, &sql(&down)).await.unwrap();
+    assert!(matches!(applied, Applied::Now { .. }), "{applied:?}");
+}
+
+#[tokio::test]
+async fn a_deferred_constraint_that_is_violated_is_named() {
+    let failure = refused(&[GONE, WALLETS, "INSERT INTO wallets VALUES (1, -7)"]).await;
+    assert_eq!(failure.reason, Reason::SqlFailed);
+    for words in ["deferred constraints, after 3 statements: ", "\"of_user\"", "SQLSTATE 23503"] {
+        assert!(failure.message.contains(words), "{failure}");
+    }
+}
+
 #[tokio::test]
 async fn a_changed_balance_is_refused() {
     let failure = refused(&[GONE, "UPDATE user_credits SET balance = balance - 1 WHERE user_id = 7"]).await;

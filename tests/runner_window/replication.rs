@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use credit_migration::{
     api::{Direction, ObstacleKind, Reason, WindowCommand as Order, WindowState as State},
-    runner::database::control::{self, StopSignal},
+    runner::database::control::{self, ControlSpec, StopSignal},
 };
 use tokio_postgres::Client;
 
@@ -142,22 +142,23 @@ async fn a_commit_is_synchronous_whatever_role_and_sql_say() {
         .await
         .unwrap();
     let mut client = database.prepared(&spec()).await;
-    // A deferred trigger runs at the commit.
+    // As the commit finds it, whatever the SQL and its deferred triggers set.
     let owner = database.session("migrator").await;
     owner
         .batch_execute(
-            "CREATE TABLE at_commit (setting text); CREATE TABLE deferred (id int);
-             CREATE FUNCTION at_commit() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN INSERT INTO public.at_commit
-             VALUES (current_setting('synchronous_commit')); RETURN NULL; END$$;
+            "CREATE TABLE deferred (id int);
+             CREATE FUNCTION set_off() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN PERFORM
+             set_config('synchronous_commit', 'off', false); RETURN NULL; END$$;
              CREATE CONSTRAINT TRIGGER t AFTER INSERT ON deferred DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE
-             FUNCTION at_commit()",
+             FUNCTION set_off()",
         )
         .await
         .unwrap();
     let mut up = sample_up();
     up.statements.push("INSERT INTO deferred VALUES (1); SET synchronous_commit = off".to_owned());
-    control::run_up(&mut client, &spec(), &up, &sample_down(), &StopSignal::default()).await.unwrap();
-    assert_eq!(database.value("SELECT setting FROM at_commit").await, "on");
+    let found = "SELECT current_setting('synchronous_commit') = 'on' AS synchronous";
+    let spec = ControlSpec { verify_up: Some(found.to_owned()), ..spec() };
+    control::run_up(&mut client, &spec, &up, &sample_down(), &StopSignal::default()).await.unwrap();
     assert_eq!(shown(&client).await, "on");
 }
 

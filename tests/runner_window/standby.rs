@@ -136,18 +136,22 @@ async fn a_vacuum_against_wraparound_is_found_and_an_ordinary_one_is_not() {
     let database = Database::new().await;
     database.prepared(&spec()).await;
     let root = database.session("postgres").await;
-    // One row on each page, and a pause after each page: a vacuum lasts until it is ended.
-    root.batch_execute(
-        "CREATE TABLE pages AS SELECT n, repeat('x', 7000) AS t FROM generate_series(1, 0) n;
+    // One row on each page, and a pause after each page: a vacuum lasts until it is ended. The session ends, because
+    // before 15 one that stays idle does not report the rows that it has deleted.
+    let session = database.session("postgres").await;
+    session
+        .batch_execute(
+            "CREATE TABLE pages AS SELECT n, repeat('x', 7000) AS t FROM generate_series(1, 0) n;
          ALTER TABLE pages ALTER t SET STORAGE PLAIN;
          INSERT INTO pages SELECT n, repeat('x', 7000) FROM generate_series(1, 400) n;
          ALTER TABLE pages OWNER TO migrator;
          ALTER TABLE pages SET (autovacuum_vacuum_cost_delay = 100, autovacuum_vacuum_cost_limit = 1,
             autovacuum_vacuum_threshold = 0, autovacuum_vacuum_scale_factor = 0);
          DELETE FROM pages WHERE n % 2 = 0",
-    )
-    .await
-    .unwrap();
+        )
+        .await
+        .unwrap();
+    drop(session);
     let vacuums = "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'pages'::regclass AND granted
         AND mode = 'ShareUpdateExclusiveLock')";
     database.until(vacuums).await;

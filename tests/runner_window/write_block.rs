@@ -12,7 +12,10 @@ use credit_migration::{
 use jiff::Timestamp;
 use tokio_postgres::Client;
 
-use crate::harness::{Database, spec, state_of};
+use crate::{
+    harness::{Database, spec, state_of},
+    programs::MAJOR,
+};
 
 const DEADLINE: i64 = 1_790_000_300;
 
@@ -68,7 +71,9 @@ async fn a_write_block_stops_every_kind_of_write_and_none_when_it_is_off() {
             0",
         "COPY credit_purchases (user_id) FROM PROGRAM 'true'",
     ];
-    for write in &writes[..9] {
+    // MERGE is there since 15.
+    let writes = writes.into_iter().filter(|write| !write.starts_with("MERGE") || *MAJOR >= 15);
+    for write in writes.clone().take(9) {
         assert_eq!(state_of(&root, write).await, "ok", "{write}");
     }
     close(&mut client, &spec).await;

@@ -15,14 +15,19 @@ pub(super) fn check(transition: &Transition<'_>) -> Option<Violation> {
     let migration = &transition.spec.migration;
     let observed = transition.observed;
     for (sql, source, what) in [(&observed.up, &migration.up, "up"), (&observed.down, &migration.down, "down")] {
-        if *sql == ObservedSql::Missing {
-            let r = &source.config_map_key_ref;
-            return Some(Violation {
-                reason: ReadyReason::SqlMissing,
-                message: Message::new(format!("ConfigMap {} has no key {} (spec.migration.{what})", r.name, r.key))
-                    .next(observed.kubectl(&format!("create configmap {} --from-file={}", r.name, r.key))),
-            });
-        }
+        let r = &source.config_map_key_ref;
+        let create = observed.kubectl(&format!("create configmap {} --from-file={}", r.name, r.key));
+        let message = match sql {
+            ObservedSql::Present(_) => continue,
+            ObservedSql::Missing => {
+                Message::new(format!("ConfigMap {} has no key {} (spec.migration.{what})", r.name, r.key)).next(create)
+            }
+            ObservedSql::NotText => {
+                Message::new(format!("key {} of ConfigMap {} (spec.migration.{what}) is not UTF-8 text", r.key, r.name))
+                    .next(format!("iconv -f LATIN1 -t UTF-8 (or from the file's own encoding), then {create}"))
+            }
+        };
+        return Some(Violation { reason: ReadyReason::SqlMissing, message });
     }
     None
 }
@@ -82,6 +87,7 @@ impl Transition<'_> {
             ObservedSql::Present(found) if found == approved => return None,
             ObservedSql::Present(found) => found.as_str(),
             ObservedSql::Missing => "missing",
+            ObservedSql::NotText => "not UTF-8 text",
         };
         let r = &self.spec.migration.down.config_map_key_ref;
         Some(format!(

@@ -169,8 +169,14 @@ fn config_map_key(
     };
     let Some(text) = map.data.as_ref().and_then(|d| d.get(&r.key)) else {
         let add = if matches!(lookup, Lookup::InFile(_)) { "add it in the file" } else { add };
-        let text = format!("ConfigMap {} has no key {}; next: {add}", r.name, r.key);
-        return Some(item(what, State::Missing, text));
+        let binary = map.binary_data.as_ref().is_some_and(|data| data.contains_key(&r.key));
+        return Some(match binary {
+            true => {
+                let text = format!("key {} of ConfigMap {} is not UTF-8 text; next: save it as UTF-8", r.key, r.name);
+                item(what, State::Wrong, text)
+            }
+            false => item(what, State::Missing, format!("ConfigMap {} has no key {}; next: {add}", r.name, r.key)),
+        });
     };
     let place = if matches!(lookup, Lookup::InFile(_)) { ", in the given files" } else { "" };
     Some(match problem(text) {

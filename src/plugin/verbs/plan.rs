@@ -416,7 +416,7 @@ mod tests {
     use super::*;
     use crate::{
         api::{
-            CreditMigrationStatus, ExpectedRollout, WritesEvidence,
+            CreditMigrationStatus, ExpectedRollout, LeftOut, LeftOutKind, LeftOutObjects, WritesEvidence,
             fixtures::{self, spec},
         },
         plugin::{Exit, verbs::status::tests::time},
@@ -507,10 +507,21 @@ mod tests {
         let mut migration = CreditMigration::new("m", spec());
         let mut rehearsal = fixtures::rehearsal(12.0);
         rehearsal.writes = Some(WritesEvidence { rows: 7, users: 2, rollback_seconds: 3.0 });
+        let trigger = LeftOut {
+            kind: LeftOutKind::Superuser,
+            name: "event trigger audit".to_owned(),
+            owner: Some("postgres".to_owned()),
+            needs: None,
+        };
+        rehearsal.left_out = LeftOutObjects::new(vec![trigger]);
         migration.status = Some(CreditMigrationStatus { rehearsal: Some(rehearsal), ..Default::default() });
         let steps = with_states(procedure(&migration.spec, Time::UNIX_EPOCH), &migration);
         let what = &steps.iter().find(|planned| planned.step == Step::Rehearse).unwrap().what;
-        for part in ["rolled back in 1.0 s", "7 rows and 2 balances written on the new version, rolled back in 3.0 s"] {
+        for part in [
+            "rolled back in 1.0 s",
+            "7 rows and 2 balances written on the new version, rolled back in 3.0 s",
+            "; the copy goes without 1 objects: event trigger audit (Superuser)",
+        ] {
             assert!(what.contains(part), "{what}");
         }
     }

@@ -1,4 +1,4 @@
-//! `pg_dump` and `pg_restore` as child processes.
+//! `pg_dump`, `pg_restore` and `psql` as child processes.
 //!
 //! # Contract
 //! - Nothing secret is an argument; the environment holds what libpq needs and nothing of the parent's but `PATH`.
@@ -8,7 +8,7 @@
 use std::{path::PathBuf, process::Stdio, time::Duration};
 
 use tokio::{
-    io::{AsyncRead, AsyncReadExt},
+    io::{self, AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader},
     process::{Child, ChildStdin, ChildStdout, Command},
     task::JoinHandle,
 };
@@ -83,7 +83,8 @@ impl Tools {
         let stdin = child.stdin.take();
         let stdout = child.stdout.take().ok_or_else(|| failed(format!("{program} has no standard output")))?;
         let stderr = child.stderr.take().ok_or_else(|| failed(format!("{program} has no standard error")))?;
-        Ok(Running { program, child, stdin, stdout, stderr: tokio::spawn(keep_beginning(stderr)) })
+        let process = Process { program, child, stderr: tokio::spawn(keep_beginning(stderr)) };
+        Ok(Running { stdin, stdout, process, reader: None })
     }
 
     fn command(&self, program: &str) -> Command {
@@ -98,26 +99,56 @@ impl Tools {
     }
 }
 
-/// A child process.
+/// A child process, or two, of which the second reads what the first writes.
 pub struct Running {
-    program: &'static str,
-    child: Child,
-    /// Its standard input; dropped to say that there is no more.
+    /// Standard input of the first; dropped to say that there is no more.
     pub stdin: Option<ChildStdin>,
-    /// Its standard output.
+    /// Standard output of the last.
     pub stdout: ChildStdout,
-    stderr: JoinHandle<String>,
+    process: Process,
+    reader: Option<Process>,
 }
 
 impl Running {
+    /// Passes the SQL that the program writes on to another one, without the line `left_out` of the settings at its
+    /// start.
+    #[must_use]
+    pub fn piped_into(mut self, mut reader: Running, left_out: &'static str) -> Self {
+        let script = std::mem::replace(&mut self.stdout, reader.stdout);
+        if let Some(stdin) = reader.stdin.take() {
+            // Its end closes both pipes. Why it failed, if it did, both programs say themselves.
+            tokio::spawn(pass_script(script, stdin, left_out));
+        }
+        self.reader = Some(reader.process);
+        self
+    }
+
     /// Waits for its end.
     ///
     /// # Errors
-    /// `DumpFailed` if it did not exit with 0, with the line that names the error.
+    /// `DumpFailed` if a program did not exit with 0, with the line that names the error.
     pub async fn end(mut self) -> Result<(), Failure> {
         drop(self.stdin.take());
         // A child that still writes would never end if its output were not read.
         drop(self.stdout);
+        // A reader that failed makes the writer fail, too, and is the better explanation.
+        let read = match self.reader {
+            Some(reader) => reader.end().await,
+            None => Ok(()),
+        };
+        let written = self.process.end().await;
+        read.and(written)
+    }
+}
+
+struct Process {
+    program: &'static str,
+    child: Child,
+    stderr: JoinHandle<String>,
+}
+
+impl Process {
+    async fn end(mut self) -> Result<(), Failure> {
         let status = self.child.wait().await.map_err(|e| failed(format!("{}: {e}", self.program)))?;
         let stderr = self.stderr.await.unwrap_or_default();
         if status.success() {
@@ -129,6 +160,30 @@ impl Running {
         let error = first_error(&stderr).unwrap_or_else(|| "no error message".to_owned());
         Err(failed(format!("{} ended with {status}: {error}", self.program)))
     }
+}
+
+/// Copies a script of `pg_restore` without one line of the settings at its start. After them may come data that reads
+/// like it.
+async fn pass_script(
+    script: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    left_out: &str,
+) -> io::Result<()> {
+    let mut script = BufReader::with_capacity(1 << 16, script);
+    let (mut line, mut settings) = (Vec::new(), true);
+    while settings && script.read_until(b'\n', &mut line).await? > 0 {
+        let text = line.trim_ascii_end();
+        settings = text.is_empty()
+            || [&b"--"[..], b"\\restrict ", b"SET ", b"SELECT pg_catalog.set_config("]
+                .iter()
+                .any(|start| text.starts_with(start));
+        if !(settings && text == left_out.as_bytes()) {
+            to.write_all(&line).await?;
+        }
+        line.clear();
+    }
+    io::copy_buf(&mut script, &mut to).await?;
+    to.shutdown().await
 }
 
 fn failed(message: String) -> Failure {
@@ -157,11 +212,17 @@ fn is_error(line: &str) -> bool {
 
 /// A line without what may quote a row. The message of the server is in a language of its own. In every one it comes
 /// after its severity, a colon and two spaces; values are between quotes or after another colon. What a statement
-/// without data of its own quotes is a name.
+/// without data of its own quotes is a name: which these are `pg_restore` says, and `psql` by the SQLSTATE in front.
 fn harmless(line: &str) -> String {
     let line = line.split_once(":  ").map_or(line.to_owned(), |(before, message)| {
+        let (state, message) = match message.split_once(": ") {
+            Some((state, message)) if before.starts_with("psql:") => (state, message),
+            _ => ("", message),
+        };
         let message = message.split(':').next().unwrap_or_default().trim_end();
-        let of_names = ["could not execute query", "query failed"].iter().any(|statement| before.contains(statement));
+        let of_names = ["could not execute query", "query failed"].iter().any(|statement| before.contains(statement))
+            // Unknown names, missing rights; what the server cannot do.
+            || ["42", "0A"].iter().any(|class| state.starts_with(class));
         let message = if of_names { message.to_owned() } else { without_quoted(message) };
         format!("{before}:  {message}")
     });
@@ -184,6 +245,16 @@ fn without_quoted(text: &str) -> String {
 mod tests {
     use super::*;
 
+    #[tokio::test]
+    async fn a_script_passes_without_one_setting_and_with_all_data() {
+        let settings = "--\n-- PostgreSQL database dump\n\n\\restrict x\n\nSET lock_timeout = 0;\n";
+        let rest = "SELECT pg_catalog.set_config('search_path', '', false);\nSET row_security = on;\n\n-- Name: t\n
+            CREATE TABLE public.t (x text);\nCOPY public.t (x) FROM stdin;\nSET a = 0;\n\\.\n\nSET a = 0;\nno end";
+        let mut passed = Vec::new();
+        pass_script(format!("{settings}SET a = 0;\n{rest}").as_bytes(), &mut passed, "SET a = 0;").await.unwrap();
+        assert_eq!(String::from_utf8(passed).unwrap(), format!("{settings}{rest}"));
+    }
+
     #[test]
     fn repeats_errors_without_values() {
         let stderr = "pg_restore: warning: x\npg_restore: error: COPY failed for table \"users\": ERROR:  invalid \
@@ -203,6 +274,15 @@ mod tests {
                 "pg_restore: error: COPY failed for table \"users\": ERREUR:  la valeur « 99999 » est en dehors des \
                  limites",
                 "pg_restore: error: COPY failed for table \"users\": ERREUR:  la valeur … est en dehors des limites",
+            ),
+            (
+                "psql:<stdin>:9: ERROR:  22P02: invalid input syntax for type bigint: \"ann@example.com\"",
+                "psql:<stdin>:9: ERROR:  invalid input syntax for type bigint",
+            ),
+            ("psql:<stdin>:9: ERROR:  P0001: no \"ann\" here", "psql:<stdin>:9: ERROR:  no … here"),
+            (
+                "psql:<stdin>:9: ERROR:  42P01: relation \"users\" does not exist",
+                "psql:<stdin>:9: ERROR:  relation \"users\" does not exist",
             ),
             (
                 "pg_restore: error: could not execute query: FEHLER:  Relation »users« existiert nicht",

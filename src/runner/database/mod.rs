@@ -1,5 +1,5 @@
 //! The migrated database: connections, the control schema, fingerprints, statistics, the scratch database of a
-//! rehearsal.
+//! rehearsal, what that goes without, versions of the server.
 //!
 //! Called by `settings`, `context`, `checks` and `tasks`. Imports `failure` and `clients` of the runner, `api` and
 //! `shared`.
@@ -9,7 +9,9 @@ pub mod connection;
 pub mod control;
 pub mod fingerprint;
 mod hosts;
+pub mod left_out;
 pub mod scratch;
 pub(super) mod server_error;
 pub mod snapshot;
 pub mod statistics;
+pub mod version;

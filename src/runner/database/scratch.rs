@@ -11,6 +11,7 @@ use tokio_postgres::Client;
 use super::{
     connection::Target,
     control::{ident, literal},
+    version::{SET_ROLE_RIGHT, ServerVersion},
 };
 use crate::{api::Reason, runner::Failure};
 
@@ -87,18 +88,10 @@ pub async fn create(client: &Client, target: &Target, name: &str, uid: &str) -> 
         // What is there now belongs to another owner.
         leftover(client, name, uid).await?;
     }
-    let major = server_version(client).await? / 10_000;
-    // The locale's columns were renamed in 17, and are there since 15.
-    let icu = match major {
-        17.. => "datlocprovider::text, datlocale",
-        15..17 => "datlocprovider::text, daticulocale",
-        _ => "'c', NULL::text",
-    };
+    let locale = ServerVersion::of(client).await?.locale_columns();
     let query = format!(
-        "SELECT pg_encoding_to_char(encoding)::text, datcollate::text, datctype::text, {icu}, o.rolname::text
-         FROM pg_database AS d
-         LEFT JOIN pg_roles AS o ON o.oid = d.datdba AND pg_has_role(o.oid, CASE WHEN {major} >= 16 THEN 'SET' ELSE \
-         'MEMBER' END)
+        "SELECT pg_encoding_to_char(encoding)::text, datcollate::text, datctype::text, {locale}, o.rolname::text
+         FROM pg_database AS d LEFT JOIN pg_roles AS o ON o.oid = d.datdba AND pg_has_role(o.oid, {SET_ROLE_RIGHT})
          WHERE d.datname = current_database()"
     );
     let row = client.query_one(&query, &[]).await?;
@@ -183,13 +176,4 @@ fn quoted_setting(setting: &str) -> String {
 pub async fn remove(client: &Client, name: &str) -> Result<(), Failure> {
     let statement = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", ident(name));
     client.batch_execute(&statement).await.map_err(Failure::from)
-}
-
-/// `server_version_num`: 150014 for 15.14.
-///
-/// # Errors
-/// Those of a database error.
-pub async fn server_version(client: &Client) -> Result<u32, Failure> {
-    let row = client.query_one("SELECT current_setting('server_version_num')::int", &[]).await?;
-    Ok(u32::try_from(row.get::<_, i32>(0)).unwrap_or_default())
 }

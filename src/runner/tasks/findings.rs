@@ -1,7 +1,7 @@
 //! What Preflight and its parts find.
 
 use crate::{
-    api::{Finding, Reason},
+    api::{Finding, LeftOutObjects, Reason},
     runner::{Failure, clients::http_probe::SwitchReadiness},
 };
 
@@ -12,20 +12,33 @@ pub struct Findings(Vec<Finding>);
 impl Findings {
     /// Adds what was found under a name.
     pub fn add(&mut self, name: impl Into<String>, result: Result<String, Failure>) {
-        let (reason, message) = match result {
-            Ok(message) => (None, message),
-            Err(failure) => (Some(failure.reason), failure.message),
-        };
-        self.0.push(Finding { name: name.into(), reason, holds_both_versions: None, message });
+        self.push(name, result, None, LeftOutObjects::default());
+    }
+
+    /// Adds what a copy of the database would go without.
+    pub fn add_left_out(&mut self, left_out: LeftOutObjects, result: Result<String, Failure>) {
+        self.push(Finding::COPY, result, None, left_out);
     }
 
     /// Adds what the application says of its versions.
     pub fn add_versions(&mut self, result: Result<SwitchReadiness, Failure>) {
-        let (reason, holds_both_versions, message) = match result {
-            Ok(readiness) => (None, readiness.holds_both_versions, readiness.summary()),
-            Err(failure) => (Some(failure.reason), None, failure.message),
+        let holds_both_versions = result.as_ref().ok().and_then(|readiness| readiness.holds_both_versions);
+        let result = result.map(|readiness| readiness.summary());
+        self.push(Finding::VERSION_PROBE, result, holds_both_versions, LeftOutObjects::default());
+    }
+
+    fn push(
+        &mut self,
+        name: impl Into<String>,
+        result: Result<String, Failure>,
+        holds_both_versions: Option<bool>,
+        left_out: LeftOutObjects,
+    ) {
+        let (reason, message) = match result {
+            Ok(message) => (None, message),
+            Err(failure) => (Some(failure.reason), failure.message),
         };
-        self.0.push(Finding { name: Finding::VERSION_PROBE.to_owned(), reason, holds_both_versions, message });
+        self.0.push(Finding { name: name.into(), reason, holds_both_versions, left_out, message });
     }
 
     /// All of them.
@@ -37,7 +50,9 @@ impl Findings {
     pub(super) fn result(&self) -> Result<String, Failure> {
         let wrong: Vec<&Finding> = self.0.iter().filter(|finding| finding.reason.is_some()).collect();
         let Some((first, rest)) = wrong.split_first() else {
-            return Ok(format!("{0} of {0} findings are good", self.0.len()));
+            // Not wrong, and yet people should know it before an hour of dump.
+            let left_out: String = self.0.iter().map(|finding| finding.left_out.appended()).collect();
+            return Ok(format!("{0} of {0} findings are good{left_out}", self.0.len()));
         };
         let more: Vec<&str> = rest.iter().map(|finding| finding.name.as_str()).collect();
         let more = if more.is_empty() { String::new() } else { format!("; also: {}", more.join(", ")) };

@@ -19,7 +19,7 @@ use tokio_postgres::Client;
 
 use super::rehearse::{Restore, on_copy, seconds};
 use crate::{
-    api::{BalancesCheck, BalancesComparison, Check, Reason, RollbackRehearsalEvidence},
+    api::{BalancesCheck, BalancesComparison, Check, LeftOutObjects, Reason, RollbackRehearsalEvidence},
     runner::{
         Failure,
         checks::{
@@ -53,9 +53,10 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
     let target = context.settings.target()?;
     // Each day, so that what was missing at a follow-up and is there again does not stay reported.
     checks::report_safeguards(context).await;
-    let evidence = on_copy(context, &target, async |_, copy| rehearse(context, &target, copy).await)
-        .await
-        .map_err(|failure| Failure::new(failure.reason, format!("rehearsal of the rollback: {}", failure.message)))?;
+    let evidence =
+        on_copy(context, &target, async |admin, copy| rehearse(context, &target, admin, copy).await).await.map_err(
+            |failure| Failure::new(failure.reason, format!("rehearsal of the rollback: {}", failure.message)),
+        )?;
     let message = evidence.summary();
     context.progress.update(|status| status.rollback_rehearsal = Some(evidence));
     Ok(message)
@@ -64,6 +65,7 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
 async fn rehearse(
     context: &TaskContext<'_>,
     target: &Target,
+    admin: &Client,
     copy: &Target,
 ) -> Result<RollbackRehearsalEvidence, Failure> {
     let control_spec = context.control_spec();
@@ -73,7 +75,7 @@ async fn rehearse(
     let down = approved_down_sql(context, &live, &control_spec).await?;
     let tx = snapshot(&mut live, Access::Read).await?;
     let row = tx.query_one("SELECT pg_export_snapshot()", &[]).await?;
-    copy_live(context, target, copy, row.get(0)).await?;
+    let left_out = copy_live(context, target, admin, copy, row.get(0)).await?;
     let schema = SchemaObjects::take(&tx).await?.evidence();
     let users_written = control::users_written(&tx, &control_spec).await?;
     let credits_written = Some(control::credits_written(&tx, &control_spec).await?);
@@ -114,6 +116,7 @@ async fn rehearse(
         rollback_seconds,
         compare_seconds,
         schema,
+        left_out,
         message: format!("each balance kept; {balances}"),
     })
 }
@@ -161,8 +164,15 @@ async fn approved_down_sql(
     }
 }
 
-/// Copies one snapshot of the live database into the scratch database, through a pipe.
-async fn copy_live(context: &TaskContext<'_>, target: &Target, copy: &Target, exported: String) -> Result<(), Failure> {
+/// Copies one snapshot of the live database into the scratch database, through a pipe. Returns what the copy goes
+/// without.
+async fn copy_live(
+    context: &TaskContext<'_>,
+    target: &Target,
+    admin: &Client,
+    copy: &Target,
+    exported: String,
+) -> Result<LeftOutObjects, Failure> {
     let dump = || {
         let arguments = [
             "--format=custom".to_owned(),
@@ -187,11 +197,12 @@ async fn copy_live(context: &TaskContext<'_>, target: &Target, copy: &Target, ex
     read.map_err(|e| Failure::new(Reason::DumpFailed, format!("pg_restore --list: {e}")))?;
     contents.end().await?;
 
-    let Restore { mut running, explain, _folder } = Restore::start(context, copy, &list).await?;
+    let Restore { mut running, rest, _folder } = Restore::start(context, admin, copy, &list).await?;
     let piped = pipe(dump()?, running.stdin.take()).await;
     // A dump that was cut makes pg_restore fail, too, and is the better explanation.
-    let restored = running.end().await.map_err(|failure| explain.of(failure));
-    piped.and(restored)
+    let restored = running.end().await;
+    piped?;
+    rest.done(restored).await
 }
 
 /// Passes a program's output on to the input of another one, until either ends. That the reader has ended is no failure

@@ -332,11 +332,8 @@ pub(super) fn quota_shortage() -> QuotaShortage {
 pub(super) const VIOLATIONS: &[(&str, When, &str)] = &[
     ("SqlMissing", |s| s.observed.up = ObservedSql::Missing, "ConfigMap sql has no key up (spec.migration.up)"),
     ("SqlMissing", |s| s.observed.down = ObservedSql::Missing, "ConfigMap sql has no key down (spec.migration.down)"),
-    (
-        "FlagConfigMapMissing",
-        |s| s.observed.flag = ObservedFlag::ConfigMapMissing,
-        "kubectl -n shop create configmap shop --from-literal=VERSION=v1",
-    ),
+    ("SqlMissing", |s| s.observed.up = ObservedSql::of(None, true), "(spec.migration.up) is not UTF-8 text"),
+    ("FlagConfigMapMissing", |s| s.observed.flag = ObservedFlag::ConfigMapMissing, "shop --from-literal=VERSION=v1"),
     ("FlagKeyMissing", |s| s.observed.flag = ObservedFlag::KeyMissing, "ConfigMap shop has no key VERSION"),
     (
         "FlagConfigMapImmutable",

@@ -257,12 +257,7 @@ async fn transaction(
     stop.check()?;
     match shared {
         Some(shared) => shared.commit_unchanged(tx, &format!("the {} SQL", direction.sql_name()), stop).await?,
-        None => {
-            // For constraints that are checked only now.
-            tx.batch_execute(USE_OWN_SEARCH_PATH_SQL).await?;
-            stop.check()?;
-            tx.commit().await?;
-        }
+        None => tx.commit().await?,
     }
     Ok(Applied::Now { seconds, reconciled_users })
 }
@@ -290,6 +285,7 @@ pub async fn run_statements(
         let text: String = statement.trim().chars().take(LEDGER_TEXT).collect();
         texts.push(json!({"number": index + 1, "text": text, "seconds": start.elapsed().as_secs_f64()}));
     }
+    check_deferred(tx, sql.statements.len()).await?;
 
     // The SQL may have changed any of these, and what follows must not depend on it.
     tx.batch_execute(&format!("{PIN_SEARCH_PATH_SQL}; RESET SESSION AUTHORIZATION; RESET ROLE; {settings}")).await?;
@@ -300,6 +296,15 @@ pub async fn run_statements(
         ));
     }
     Ok(texts)
+}
+
+/// Checks what the SQL has deferred to the end of the transaction, as the commit would: a constraint that is violated
+/// is the SQL's, and a table with a check that is pending could not be given its triggers.
+async fn check_deferred(tx: &Transaction<'_>, statements: usize) -> Result<(), Failure> {
+    tx.batch_execute("SET CONSTRAINTS ALL IMMEDIATE").await.map_err(|e| {
+        let Failure { reason, message } = Failure::from(&e);
+        Failure::new(reason, format!("deferred constraints, after {statements} statements: {message}"))
+    })
 }
 
 /// What the ledger has already, `None` if the SQL must be run.

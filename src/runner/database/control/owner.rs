@@ -7,11 +7,10 @@
 use tokio_postgres::GenericClient;
 
 use super::{ControlSpec, SCHEMA, define, ident};
-use crate::{api::Reason, runner::Failure};
-
-/// SQL: the login of this session may act as the role `o`. Since 16 membership alone does not allow it.
-const MAY_ACT: &str = "pg_catalog.pg_has_role(session_user, o.oid,
-    CASE WHEN pg_catalog.current_setting('server_version_num')::integer >= 160000 THEN 'SET' ELSE 'MEMBER' END)";
+use crate::{
+    api::Reason,
+    runner::{Failure, database::version::SET_ROLE_RIGHT},
+};
 
 /// The role that creates the control schema, if it is another one than that of the session.
 ///
@@ -22,7 +21,7 @@ pub(super) async fn control_role(client: &impl GenericClient, spec: &ControlSpec
         .query_one(
             &format!(
                 "SELECT o.rolname::text, o.rolname = current_user, pg_catalog.pg_has_role(current_user, o.oid, 'USAGE'),
-                        {MAY_ACT},
+                        pg_catalog.pg_has_role(session_user, o.oid, {SET_ROLE_RIGHT}),
                         EXISTS (SELECT FROM pg_catalog.pg_roles a
                                 WHERE a.rolname::text = ANY ($1) AND pg_catalog.pg_has_role(a.oid, o.oid, 'MEMBER')),
                         n.oid IS NOT NULL
@@ -132,7 +131,8 @@ fn sql_role_query(owner: &str) -> String {
         "SELECT o.rolname::text
          FROM pg_catalog.pg_database d LEFT JOIN pg_catalog.pg_namespace n ON n.nspname = '{SCHEMA}'
          JOIN pg_catalog.pg_roles o ON o.oid = {owner}
-         WHERE d.datname = current_database() AND o.rolname <> current_user AND {MAY_ACT}
+         WHERE d.datname = current_database() AND o.rolname <> current_user
+           AND pg_catalog.pg_has_role(session_user, o.oid, {SET_ROLE_RIGHT})
            AND NOT EXISTS (SELECT FROM pg_catalog.pg_class c
                            WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND c.relpersistence <> 't'
                              AND pg_catalog.pg_has_role(current_user, c.relowner, 'USAGE')

@@ -3,7 +3,7 @@
 use tokio_postgres::{Client, Row, error::ErrorPosition, types::ToSql};
 
 use crate::{
-    api::{AllTablesPublications, Reason},
+    api::{AllTablesPublications, LeftOutObjects, Reason},
     runner::{
         Failure,
         clients::pg_tools::Version,
@@ -11,15 +11,15 @@ use crate::{
         database::{
             connection::Target,
             control::{described_role, exists, ident, literal, oids, quoted},
+            left_out::{self, Facts},
             scratch,
+            version::{SET_ROLE_RIGHT, SUPPORTED, ServerVersion},
         },
         tasks::findings::Findings,
     },
     shared::{quoted::Quoted, sql::without_mark},
 };
 
-/// Oldest version of the server.
-const MIN_SERVER_VERSION: u32 = 13;
 /// How much of what cannot be dumped is named.
 const MAX_NAMED_OBJECTS: usize = 5;
 
@@ -46,6 +46,7 @@ pub async fn check(context: &TaskContext<'_>, target: &Target, client: &Client, 
     findings.add("publications", publications(client, &context.control_spec().protected, allowed).await);
     findings.add("logical slots", logical_slots(client).await);
     findings.add("rights to dump", dumpable(target, client).await);
+    copy(context, target, client, findings).await;
     for (what, result) in columns(context, client).await {
         findings.add(what, result);
     }
@@ -73,9 +74,10 @@ pub async fn check(context: &TaskContext<'_>, target: &Target, client: &Client, 
 /// # Errors
 /// `SqlSyntaxError` with the line.
 pub async fn parse(client: &Client, name: &str, sql: &str) -> Result<bool, Failure> {
+    let sql = without_mark(sql);
     let statement = format!(
         "CREATE FUNCTION pg_temp.credit_migration_parse(anyelement) RETURNS void LANGUAGE sql AS {}",
-        literal(without_mark(sql))
+        literal(sql)
     );
     let start = "BEGIN; SET LOCAL check_function_bodies = on";
     if client.batch_execute(start).await.is_err() {
@@ -109,30 +111,31 @@ async fn oid(client: &Client, name: &str) -> Result<Option<u32>, Failure> {
 }
 
 async fn version(context: &TaskContext<'_>, client: &Client) -> Result<String, Failure> {
-    fits(scratch::server_version(client).await? / 10_000, &context.tools.version().await?)
+    fits(ServerVersion::of(client).await?, &context.tools.version().await?)
 }
 
-/// `pg_dump` refuses a server that is newer than itself.
-fn fits(server: u32, tool: &Version) -> Result<String, Failure> {
-    if server > tool.major {
+/// The server's version is supported, and `pg_dump` is not older: it refuses a server that is newer than itself.
+fn fits(server: ServerVersion, tool: &Version) -> Result<String, Failure> {
+    let (oldest, newest) = SUPPORTED.into_inner();
+    let supported = format!("the server is {server}, supported are {oldest} to {newest}");
+    if server.major < oldest {
+        return Err(Failure::new(Reason::ServerTooOld, format!("{supported}; next: upgrade the server")));
+    }
+    if server.major > newest {
+        let next = "use a newer operator that supports it";
+        return Err(Failure::new(Reason::ServerTooNew, format!("{supported}; next: {next}")));
+    }
+    if server.major > tool.major {
         return Err(Failure::new(
             Reason::ServerTooNew,
             format!(
-                "the server is PostgreSQL {server}, pg_dump of this image is {}; next: use an image of the operator \
-                    with pg_dump {server}",
+                "the server is {server}, pg_dump of this image is {}; next: use an image of the operator with pg_dump \
+                    {newest}",
                 tool.text
             ),
         ));
     }
-    if server < MIN_SERVER_VERSION {
-        return Err(Failure::new(
-            Reason::ServerTooOld,
-            format!(
-                "the server is PostgreSQL {server}, at least {MIN_SERVER_VERSION} is needed; next: upgrade the server"
-            ),
-        ));
-    }
-    Ok(format!("PostgreSQL {server}, pg_dump {}", tool.text))
+    Ok(format!("{server}, pg_dump {}", tool.text))
 }
 
 async fn primary(client: &Client) -> Result<String, Failure> {
@@ -199,14 +202,13 @@ async fn application_role(target: &Target, client: &Client, application: &str) -
             ),
         ));
     }
-    let major = scratch::server_version(client).await? / 10_000;
-    // Since 16 membership alone does not allow SET ROLE.
-    let right = if major >= 16 { "SET" } else { "MEMBER" };
     // Without inheritance the start of its sessions is hidden, and those that must be ended could not be distinguished.
-    let query = "SELECT pg_has_role(session_user, oid, $2), rolsuper,
-                        pg_has_role(oid, 'USAGE') OR pg_has_role('pg_read_all_stats', 'USAGE')
-                 FROM pg_roles WHERE rolname::text = $1";
-    let found = client.query_opt(query, &[&application, &right]).await?;
+    let query = format!(
+        "SELECT pg_has_role(session_user, oid, {SET_ROLE_RIGHT}), rolsuper,
+                pg_has_role(oid, 'USAGE') OR pg_has_role('pg_read_all_stats', 'USAGE')
+         FROM pg_roles WHERE rolname::text = $1"
+    );
+    let found = client.query_opt(&query, &[&application]).await?;
     let (me, them) = (ident(target.user()), ident(application));
     let Some(found) = found else {
         return Err(Failure::new(
@@ -344,29 +346,42 @@ async fn owned_table(target: &Target, client: &Client, name: &str) -> Result<Str
     Ok("exists and is owned".to_owned())
 }
 
-/// `pg_dump` locks and reads every table, and reads every sequence, also those that the migration leaves alone. What
-/// belongs to an extension it leaves out.
+/// `pg_dump` locks and reads every table, and reads every sequence and large object, also those that the migration
+/// leaves alone, and all rows. What belongs to an extension it leaves out.
 async fn dumpable(target: &Target, client: &Client) -> Result<String, Failure> {
     let query = "SELECT n.nspname::text, c.relname::text, c.relkind = 'S', has_schema_privilege(n.oid, 'USAGE'),
-                        has_table_privilege(c.oid, 'SELECT')
+                        has_table_privilege(c.oid, 'SELECT'), row_security_active(c.oid)
                  FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
                  WHERE c.relkind IN ('r', 'p', 'S') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
                    AND NOT EXISTS (SELECT FROM pg_depend AS d
                                    WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
                  ORDER BY 1, 2";
     let rows = client.query(query, &[]).await?;
+    let me = ident(target.user());
     let mut missing = Vec::new();
     for row in &rows {
         let (schema, name): (&str, &str) = (row.get(0), row.get(1));
-        let usage = (format!("schema {schema}"), format!("USAGE ON SCHEMA {}", ident(schema)));
+        let usage = (format!("schema {schema}"), format!("GRANT USAGE ON SCHEMA {} TO {me};", ident(schema)));
         if !row.get::<_, bool>(3) && !missing.contains(&usage) {
             missing.push(usage);
         }
         if !row.get::<_, bool>(4) {
             let (kind, on) = if row.get(2) { ("sequence", "SEQUENCE") } else { ("table", "TABLE") };
-            let select = format!("SELECT ON {on} {}.{}", ident(schema), ident(name));
+            let select = format!("GRANT SELECT ON {on} {}.{} TO {me};", ident(schema), ident(name));
             missing.push((format!("{kind} {schema}.{name}"), select));
+        } else if row.get(5) {
+            let table = format!("table {schema}.{name} with its row-level security");
+            missing.push((table, format!("ALTER ROLE {me} BYPASSRLS;")));
         }
+    }
+    let query = "SELECT oid FROM pg_largeobject_metadata
+                 WHERE NOT pg_has_role(lomowner, 'USAGE') AND NOT EXISTS (
+                     SELECT FROM aclexplode(lomacl) AS a WHERE a.privilege_type = 'SELECT'
+                     AND CASE a.grantee WHEN 0 THEN true ELSE pg_has_role(a.grantee, 'USAGE') END)
+                 ORDER BY 1";
+    for row in client.query(query, &[]).await? {
+        let object: u32 = row.get(0);
+        missing.push((format!("large object {object}"), format!("GRANT SELECT ON LARGE OBJECT {object} TO {me};")));
     }
     if missing.is_empty() {
         return Ok(format!("{} tables and sequences can be read", rows.len()));
@@ -374,10 +389,27 @@ async fn dumpable(target: &Target, client: &Client) -> Result<String, Failure> {
     let (user, more) = (target.user(), missing.len().saturating_sub(MAX_NAMED_OBJECTS));
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
     missing.truncate(MAX_NAMED_OBJECTS);
-    let (names, rights): (Vec<_>, Vec<_>) = missing.into_iter().unzip();
-    let grants: Vec<_> = rights.iter().map(|right| format!("GRANT {right} TO {};", ident(user))).collect();
-    let message = format!("role {user} may not dump {}{more}; next: {}", names.join(", "), grants.join(" "));
+    let (names, mut statements): (Vec<_>, Vec<_>) = missing.into_iter().unzip();
+    statements.dedup();
+    let message = format!("role {user} may not dump {}{more}; next: {}", names.join(", "), statements.join(" "));
     Err(Failure::new(Reason::PrivilegeMissing, message))
+}
+
+/// What a copy of the database would go without. Which extensions the role may create only the copy shows for certain.
+async fn copy(context: &TaskContext<'_>, target: &Target, client: &Client, findings: &mut Findings) {
+    let facts = async {
+        let refused = left_out::untrusted_extensions(client).await?;
+        Facts::read(client, &context.control_spec().protected, &refused).await
+    };
+    let (left_out, result) = match facts.await {
+        Ok(facts) => {
+            let left_out = facts.left_out(vec![]);
+            let summary = left_out.summary().unwrap_or_else(|| "all of it can be restored".to_owned());
+            (left_out, facts.require_restorable(target.user()).map(|()| summary))
+        }
+        Err(failure) => (LeftOutObjects::default(), Err(failure)),
+    };
+    findings.add_left_out(left_out, result);
 }
 
 /// Columns of both credit tables.
@@ -504,9 +536,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_that_fit_and_that_do_not() {
-        let tool = Version { text: "15.14".to_owned(), major: 15 };
-        let reason = |server| fits(server, &tool).err().map(|failure| failure.reason);
-        assert_eq!([12, 13, 15, 16].map(reason), [Some(Reason::ServerTooOld), None, None, Some(Reason::ServerTooNew)]);
+    fn each_supported_version_fits_and_no_other() {
+        let reason = |major, tool| {
+            let tool = Version { text: format!("{tool}.1"), major: tool };
+            fits(ServerVersion { major }, &tool).err().map(|failure| failure.reason)
+        };
+        let (oldest, newest) = SUPPORTED.into_inner();
+        for major in SUPPORTED {
+            assert_eq!(reason(major, newest), None, "{major}");
+        }
+        assert_eq!(reason(oldest - 1, newest), Some(Reason::ServerTooOld));
+        assert_eq!(reason(newest + 1, newest + 1), Some(Reason::ServerTooNew), "pg_dump alone is not enough");
+        assert_eq!(reason(newest, newest - 1), Some(Reason::ServerTooNew), "pg_dump is older");
     }
 }

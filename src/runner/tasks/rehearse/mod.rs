@@ -15,7 +15,6 @@
 //! `api`.
 
 mod checks;
-mod extensions;
 mod restore;
 mod writes;
 
@@ -26,7 +25,7 @@ use std::time::Instant;
 use tokio_postgres::Client;
 
 use crate::{
-    api::{Reason, RehearsalEvidence},
+    api::{LeftOutObjects, Reason, RehearsalEvidence},
     runner::{
         Failure,
         clients::{
@@ -130,7 +129,7 @@ async fn rehearse(
 ) -> Result<RehearsalEvidence, Failure> {
     let control_spec = context.control_spec();
     let started = Instant::now();
-    restore(context, store, copy).await?;
+    let left_out = restore(context, store, admin, copy).await?;
     let restore_seconds = started.elapsed().as_secs_f64();
 
     let mut client = copy.connect("rehearsal-copy").await?;
@@ -180,6 +179,7 @@ async fn rehearse(
         compare_seconds,
         writes,
         schema: SchemaObjects::recorded(admin, &control_spec).await?.evidence(),
+        left_out,
     })
 }
 
@@ -205,9 +205,13 @@ fn require_equal(before: &Fingerprint, after: &Fingerprint) -> Result<(), Failur
     ))
 }
 
-/// Restores the object as it is in the bucket, with owners and grants: the roles are the same server's. Extensions that
-/// the role may not create are left out.
-async fn restore(context: &TaskContext<'_>, store: &StoreClient, copy: &Target) -> Result<(), Failure> {
+/// Restores the object as it is in the bucket. Returns what the copy goes without.
+async fn restore(
+    context: &TaskContext<'_>,
+    store: &StoreClient,
+    admin: &Client,
+    copy: &Target,
+) -> Result<LeftOutObjects, Failure> {
     let (object, expected) = context.backup_input()?;
     let list = match archive::list(&context.tools, store, object).await {
         Ok(list) => list,
@@ -215,12 +219,12 @@ async fn restore(context: &TaskContext<'_>, store: &StoreClient, copy: &Target) 
         Err(failure) if failure.reason == Reason::BackupUnreadable => String::new(),
         Err(failure) => return Err(failure),
     };
-    let restore = Restore::start(context, copy, &list).await?;
-    let Restore { running, explain, _folder } = restore;
+    let restore = Restore::start(context, admin, copy, &list).await?;
+    let Restore { running, rest, _folder } = restore;
     let streamed = archive::stream_through(store, object, running).await?;
     // A cut object makes pg_restore fail, too; an altered object is the better explanation.
     archive::check_digest(object, &streamed, expected)?;
-    streamed.ended.map_err(|failure| explain.of(failure))
+    rest.done(streamed.ended).await
 }
 
 /// The copy has as many users with the same sum of balances as the baseline, which was taken in the dump's snapshot.

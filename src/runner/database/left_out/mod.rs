@@ -1,0 +1,244 @@
+//! What a copy of the database goes without, because the migration role may not restore it: found in the catalogs of
+//! the original, before anything is dumped or restored.
+//!
+//! Called by Preflight and by both rehearsals. Imports `control`, `scratch` and `failure` of the runner, `api`.
+//!
+//! ```text
+//!  facts.sql ── Facts ─┬─ left_out(): evidence, and what Preflight predicts
+//!                      ├─ require_restorable(): what the migration needs is there
+//!                      ├─ contents::without(): entries of the archive that are restored
+//!                      └─ give(): owners, once all is restored
+//! ```
+//!
+//! # Contract
+//! - The copy is restored without owners (`pg_restore --no-owner`): all belongs to the migration role, and is given to
+//!   its owners afterwards. So an owner that the role may not become keeps nothing from being restored.
+//! - What needs an object that is left out is left out, too, by the server's own record of dependencies.
+
+pub mod contents;
+
+use tokio_postgres::{Client, Row, error::SqlState};
+
+use super::{
+    control::{ident, oids},
+    version::{SET_ROLE_RIGHT, ServerVersion},
+};
+use crate::{
+    api::{LeftOut, LeftOutKind, LeftOutObjects, Reason},
+    runner::Failure,
+};
+
+/// See the file's head.
+const FACTS_SQL: &str = include_str!("facts.sql");
+
+/// Codes of what is not there.
+const UNDEFINED: [SqlState; 4] = [
+    SqlState::UNDEFINED_TABLE,
+    SqlState::UNDEFINED_FUNCTION,
+    SqlState::UNDEFINED_OBJECT,
+    SqlState::INVALID_SCHEMA_NAME,
+];
+
+/// What becomes of an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// The copy goes without it, or has it in another way.
+    LeftOut(LeftOutKind),
+    /// As above, as a member of an extension that is left out.
+    Member,
+    /// It is restored, and then given to its owner.
+    Given,
+}
+
+/// An object that is not simply restored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Object {
+    /// What becomes of it.
+    pub fate: Fate,
+    /// Its catalog.
+    pub class: u32,
+    /// Its number there.
+    pub oid: u32,
+    /// Whether it is evidence: parts of another object that is left out are not.
+    pub shown: bool,
+    /// Whether it is a protected table, or a part of one.
+    pub needed: bool,
+    /// What it is, as the server says: `materialized view`.
+    pub kind: String,
+    /// Its quoted name, with schema.
+    pub identity: String,
+    /// Its schema, `-` for none.
+    pub schema: String,
+    /// Names under which an archive may list what is attached to it: its comment, its grants.
+    pub tags: Vec<String>,
+    /// Its owner.
+    pub owner: Option<String>,
+    /// The object without which it cannot be restored, or the role that granted.
+    pub needs: Option<String>,
+}
+
+/// All objects of a database that are not simply restored.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts(Vec<Object>);
+
+impl Facts {
+    /// Reads the database that `client` is connected to, as the role that will restore it. `protected` are tables as
+    /// the spec writes them, `refused` are extensions that the role may not create.
+    ///
+    /// # Errors
+    /// Those of a database error.
+    pub async fn read(client: &Client, protected: &[String], refused: &[String]) -> Result<Self, Failure> {
+        let major = ServerVersion::of(client).await?.major;
+        let tables: Vec<u32> = oids(client, protected).await?.into_iter().flatten().collect();
+        let query = FACTS_SQL.replace("MAJOR", &major.to_string()).replace("'RIGHT'", SET_ROLE_RIGHT);
+        // To compile a query of this size takes seconds, to run it on 3,000 tables a tenth of one.
+        client.batch_execute("BEGIN READ ONLY; SET LOCAL search_path = pg_catalog; SET LOCAL jit = off").await?;
+        let rows = client.query(&query, &[&tables, &refused]).await;
+        client.batch_execute("ROLLBACK").await?;
+        Ok(Self(rows?.iter().filter_map(object).collect()))
+    }
+
+    /// The objects.
+    pub fn objects(&self) -> &[Object] {
+        &self.0
+    }
+
+    /// Evidence of what the copy goes without; `kept` are further objects that stay with the migration role.
+    pub fn left_out(&self, kept: Vec<LeftOut>) -> LeftOutObjects {
+        let shown = self.0.iter().filter(|object| object.shown).filter_map(Object::left_out);
+        LeftOutObjects::new(shown.chain(kept).collect())
+    }
+
+    /// Nothing that the migration needs is left out.
+    ///
+    /// # Errors
+    /// `PrivilegeMissing` with the first such object.
+    pub fn require_restorable(&self, role: &str) -> Result<(), Failure> {
+        let Some(object) = self.0.iter().find(|object| object.needed && object.shown) else { return Ok(()) };
+        let (kind, identity) = (&object.kind, &object.identity);
+        let needs = object.needs.as_deref().unwrap_or_default();
+        let text = match object.fate {
+            Fate::LeftOut(LeftOutKind::Grant) => format!(
+                "{needs} has granted rights on {kind} {identity}, and role {role} may not grant as it; the rehearsal \
+                    needs the table's rights; next: let the owner grant them, and REVOKE GRANT OPTION FOR ALL \
+                    PRIVILEGES from {needs} with CASCADE"
+            ),
+            _ => format!(
+                "the migration needs {kind} {identity}, which needs {needs}, and role {role} may not create that; \
+                    next: mark an extension as trusted (trusted = true in its control file on the server), or take \
+                    {needs} out of the table"
+            ),
+        };
+        Err(Failure::new(Reason::PrivilegeMissing, text))
+    }
+
+    /// Gives what was restored to its owners. Returns what the server refused: it stays with the migration role.
+    ///
+    /// # Errors
+    /// A lost connection.
+    pub async fn give(&self, copy: &Client) -> Result<Vec<LeftOut>, Failure> {
+        let mut kept = Vec::new();
+        let given = || self.0.iter().filter(|object| object.fate == Fate::Given);
+        // An owner of a table may need the right to create in its schema, and has it as that schema's owner.
+        let (schemas, others): (Vec<_>, Vec<_>) = given().partition(|object| object.kind == "schema");
+        for object in schemas.into_iter().chain(others) {
+            let Some(statement) = object.owner_statement() else { continue };
+            if let Err(error) = copy.batch_execute(&statement).await {
+                // It is newer than the dump.
+                if error.code().is_some_and(|code| UNDEFINED.contains(code)) {
+                    continue;
+                }
+                let error = Failure::from(error);
+                if error.is_connection_lost() {
+                    return Err(error);
+                }
+                tracing::warn!(object = object.identity, %error, "the object stays with the migration role");
+                kept.push(object.described(LeftOutKind::Owner));
+            }
+        }
+        Ok(kept)
+    }
+}
+
+impl Object {
+    fn left_out(&self) -> Option<LeftOut> {
+        match self.fate {
+            Fate::LeftOut(kind) => Some(self.described(kind)),
+            Fate::Member | Fate::Given => None,
+        }
+    }
+
+    fn described(&self, kind: LeftOutKind) -> LeftOut {
+        let word = match self.kind.as_str() {
+            "default acl" => "default privileges",
+            "server" => "foreign server",
+            word => word,
+        };
+        let name = format!("{word} {}", self.identity);
+        LeftOut { kind, name: name.chars().take(512).collect(), owner: self.owner.clone(), needs: self.needs.clone() }
+    }
+
+    fn owner_statement(&self) -> Option<String> {
+        let word = match self.kind.as_str() {
+            "statistics object" => "STATISTICS".to_owned(),
+            "foreign-data wrapper" => "FOREIGN DATA WRAPPER".to_owned(),
+            word => word.to_uppercase(),
+        };
+        self.owner.as_ref().map(|owner| format!("ALTER {word} {} OWNER TO {}", self.identity, ident(owner)))
+    }
+}
+
+/// `None` for a fate that this version does not know: there is none.
+fn object(row: &Row) -> Option<Object> {
+    let fate = match row.get::<_, &str>(0) {
+        "Member" => Fate::Member,
+        "Given" => Fate::Given,
+        name => Fate::LeftOut(*LeftOutKind::ALL.iter().find(|kind| kind.as_str() == name)?),
+    };
+    Some(Object {
+        fate,
+        class: row.get(1),
+        oid: row.get(2),
+        shown: row.get(3),
+        needed: row.get(4),
+        kind: row.get(5),
+        identity: row.get(6),
+        schema: row.get(7),
+        tags: row.get(8),
+        owner: row.get(9),
+        needs: row.get(10),
+    })
+}
+
+/// Extensions of the original that the role may not create, by the catalog. Managed PostgreSQL allows more than it
+/// says.
+///
+/// # Errors
+/// Those of a database error.
+pub async fn untrusted_extensions(client: &Client) -> Result<Vec<String>, Failure> {
+    let query = "SELECT e.extname::text FROM pg_extension AS e
+                 JOIN pg_available_extensions AS a ON a.name = e.extname
+                 JOIN pg_available_extension_versions AS v ON v.name = a.name AND v.version = a.default_version
+                 WHERE v.superuser AND NOT v.trusted AND NOT current_setting('is_superuser')::boolean ORDER BY 1";
+    Ok(client.query(query, &[]).await?.iter().map(|row| row.get(0)).collect())
+}
+
+/// Extensions of `original` that the role may not create in `copy`, by an attempt.
+///
+/// # Errors
+/// Those of a database error.
+pub async fn refused_extensions(original: &Client, copy: &Client) -> Result<Vec<String>, Failure> {
+    let mut refused = Vec::new();
+    for row in original.query("SELECT extname::text FROM pg_extension ORDER BY 1", &[]).await? {
+        let name: String = row.get(0);
+        let create = format!("BEGIN; CREATE EXTENSION IF NOT EXISTS {} CASCADE", ident(&name));
+        let created = copy.batch_execute(&create).await;
+        copy.batch_execute("ROLLBACK").await?;
+        match created {
+            Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => refused.push(name),
+            // Whatever else is wrong pg_restore will say.
+            _ => {}
+        }
+    }
+    Ok(refused)
+}

@@ -1,0 +1,253 @@
+//! What a copy of the database goes without: predicted by Preflight, found by both rehearsals.
+
+use credit_migration::api::{Finding, LeftOut, LeftOutKind, Reason, Task};
+use serde_json::{Value, json};
+
+use crate::{
+    harness::{DOWN, Outcome, UP, World},
+    programs::MAJOR,
+};
+
+/// What a database has that belongs to superusers and to other roles.
+const OTHERS: &str = "
+    CREATE ROLE other_{n}; CREATE ROLE team_{n}; GRANT team_{n} TO migrator_{n};
+    ALTER SCHEMA public OWNER TO postgres; GRANT CREATE, USAGE ON SCHEMA public TO migrator_{n}, team_{n};
+    CREATE FUNCTION on_ddl() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN END $$;
+    CREATE EVENT TRIGGER watch_{n} ON ddl_command_end EXECUTE FUNCTION on_ddl();
+    COMMENT ON EVENT TRIGGER watch_{n} IS 'audited';
+    ALTER DEFAULT PRIVILEGES FOR ROLE postgres IN SCHEMA public GRANT SELECT ON TABLES TO other_{n};
+    CREATE EXTENSION pg_stat_statements;
+    GRANT EXECUTE ON FUNCTION pg_stat_statements_reset TO other_{n};
+    CREATE VIEW slow AS SELECT query FROM pg_stat_statements; GRANT SELECT ON slow TO migrator_{n};
+    -- As an extension with a configuration table has it.
+    CREATE TABLE settings (id serial, value text); INSERT INTO settings (value) VALUES ('on');
+    ALTER TABLE settings ENABLE ROW LEVEL SECURITY; CREATE POLICY all_rows ON settings USING (true);
+    ALTER EXTENSION pg_stat_statements ADD TABLE settings;
+    ALTER EXTENSION pg_stat_statements ADD SEQUENCE settings_id_seq;
+    UPDATE pg_extension SET extcondition = ARRAY['', ''],
+        extconfig = ARRAY['settings'::regclass::oid, 'settings_id_seq'::regclass::oid]
+        WHERE extname = 'pg_stat_statements';
+    GRANT SELECT ON settings, settings_id_seq TO migrator_{n};
+    CREATE TABLE audit (id int GENERATED ALWAYS AS IDENTITY, what text); INSERT INTO audit (what) VALUES ('login');
+    ALTER TABLE audit ENABLE ROW LEVEL SECURITY; CREATE POLICY readers ON audit USING (true);
+    GRANT SELECT ON audit, audit_id_seq TO migrator_{n}; ALTER ROLE migrator_{n} BYPASSRLS;
+    CREATE TABLE teams (id serial); ALTER TABLE teams OWNER TO team_{n};
+    SELECT lo_create(4242); ALTER LARGE OBJECT 4242 OWNER TO other_{n};
+    GRANT SELECT ON LARGE OBJECT 4242 TO migrator_{n};
+    CREATE EXTENSION postgres_fdw; CREATE SERVER \"far away\" FOREIGN DATA WRAPPER postgres_fdw;
+    CREATE USER MAPPING FOR migrator_{n} SERVER \"far away\";
+    CREATE FOREIGN TABLE distant (id int) SERVER \"far away\"; GRANT SELECT ON distant TO migrator_{n};
+    CREATE CAST (bigint AS timestamp) WITHOUT FUNCTION;
+    GRANT EXECUTE ON FUNCTION pg_ls_dir(text) TO other_{n};
+    CREATE EXTENSION pgcrypto; GRANT EXECUTE ON FUNCTION digest(text, text) TO other_{n};
+    CREATE PUBLICATION outbound FOR TABLE audit; COMMENT ON PUBLICATION outbound IS 'to the warehouse'";
+
+/// Kind and name of each object but the schema `public`, sorted.
+const LEFT_OUT: &[(LeftOutKind, &str)] = &[
+    (LeftOutKind::Extension, "extension pg_stat_statements"),
+    (LeftOutKind::Extension, "extension postgres_fdw"),
+    (LeftOutKind::Superuser, "cast (bigint AS timestamp without time zone)"),
+    (LeftOutKind::Superuser, "event trigger watch_{n}"),
+    (LeftOutKind::Dependent, "foreign server \"far away\""),
+    (LeftOutKind::Dependent, "foreign table public.distant"),
+    (LeftOutKind::Dependent, "user mapping migrator_{n} on server far away"),
+    (LeftOutKind::Dependent, "view public.slow"),
+    (LeftOutKind::DefaultPrivileges, "default privileges for role postgres in schema public on tables"),
+    (LeftOutKind::Grant, "function pg_catalog.pg_ls_dir(pg_catalog.text)"),
+    (LeftOutKind::Grant, "function public.digest(pg_catalog.text,pg_catalog.text)"),
+    (LeftOutKind::Publication, "publication outbound"),
+    (LeftOutKind::Owner, "function public.on_ddl()"),
+    (LeftOutKind::Owner, "large object 4242"),
+    (LeftOutKind::Owner, "table public.audit"),
+];
+
+/// Since 15 the owner of a database has its schema `public`, and may give it away. Before, a superuser has it in each
+/// database, and who may use it is not the migration role's to say.
+fn has_owned_public() -> bool {
+    *MAJOR >= 15
+}
+
+fn left_out(evidence: &Value) -> Vec<LeftOut> {
+    serde_json::from_value(evidence["leftOut"].clone()).unwrap_or_default()
+}
+
+/// Preflight's finding about the copy.
+fn predicted(outcome: &Outcome) -> Finding {
+    outcome.findings().into_iter().find(|finding| finding.name == Finding::COPY).unwrap()
+}
+
+#[tokio::test]
+async fn what_a_copy_goes_without_is_predicted_and_said() {
+    let mut world = World::new().await;
+    world.alter(OTHERS).await;
+    let preflight = world.run(Task::Preflight).await;
+    let finding = predicted(&preflight);
+    let names: Vec<(LeftOutKind, String)> =
+        finding.left_out.left_out.iter().map(|object| (object.kind, object.name.clone())).collect();
+    let number = world.number.to_string();
+    let public = if has_owned_public() { LeftOutKind::Owner } else { LeftOutKind::Grant };
+    let mut want: Vec<(LeftOutKind, String)> =
+        LEFT_OUT.iter().map(|(kind, name)| (*kind, name.replace("{n}", &number))).collect();
+    want.push((public, "schema public".to_owned()));
+    want.sort();
+    assert_eq!(names, want);
+    assert_eq!(finding.reason, None, "{}", finding.message);
+
+    // The copy itself: what is not there, and whose the rest is.
+    let one = |name: &str, query: &str| json!({"name": name, "sql": {"query": query}, "min": "1", "max": "1"});
+    let none = |name: &str, query: &str| json!({"name": name, "sql": {"query": query}, "max": "0"});
+    let checks = json!([
+        none("triggers", "SELECT count(*) FROM pg_event_trigger"),
+        none("extensions", "SELECT count(*) FROM pg_extension WHERE extname NOT IN ('plpgsql', 'pgcrypto')"),
+        none("defaults", "SELECT count(*) FROM pg_default_acl"),
+        none("servers", "SELECT count(*) FROM pg_foreign_server"),
+        none("publications", "SELECT count(*) FROM pg_publication"),
+        none("relations", "SELECT count(*) FROM pg_class WHERE relname IN ('slow', 'settings', 'distant')"),
+        none("casts", "SELECT count(*) FROM pg_cast WHERE oid >= 16384"),
+        one("policies", "SELECT count(*) FROM pg_policy"),
+        one("audit", "SELECT count(*) FROM audit"),
+        one("owner", "SELECT count(*) FROM pg_tables WHERE tablename = 'audit' AND tableowner = current_user"),
+        one(
+            "teams",
+            &format!(
+                "SELECT count(*) FROM pg_class WHERE relname = 'teams_id_seq' AND relowner = 'team_{number}'::regrole"
+            )
+        ),
+        one("objects", "SELECT count(*) FROM pg_largeobject_metadata WHERE pg_has_role(lomowner, 'USAGE')"),
+    ]);
+    world.spec.plan.validation.checks = serde_json::from_value(checks).unwrap();
+    world.backed_up().await;
+    let rehearsed = world.run(Task::Rehearse).await;
+    assert!(rehearsed.result.is_ok(), "{:?}", rehearsed.result);
+    let evidence = &rehearsed.noted["rehearsal"];
+    assert_eq!(evidence["checksNotPassing"], Value::Null);
+    assert_eq!(left_out(evidence), finding.left_out.left_out);
+    assert!(rehearsed.result.unwrap().contains("the copy goes without 16 objects: "));
+}
+
+#[tokio::test]
+async fn a_copy_of_the_live_database_goes_without_the_same() {
+    let mut world = World::new().await;
+    world.alter(OTHERS).await;
+    world.cutover(UP).await;
+    world.sql(UP, DOWN);
+    let rehearsed = world.run(Task::RehearseRollback).await;
+    assert!(rehearsed.result.is_ok(), "{:?}", rehearsed.result);
+    assert_eq!(left_out(&rehearsed.noted["rollbackRehearsal"]).len(), LEFT_OUT.len() + 1);
+}
+
+/// As its own user made it: nothing is left out.
+#[tokio::test]
+async fn an_ordinary_database_is_copied_whole() {
+    let mut world = World::new().await;
+    world
+        .alter(
+            "CREATE EXTENSION pgcrypto; CREATE SCHEMA shop AUTHORIZATION migrator_{n}; SET ROLE migrator_{n};
+             CREATE TYPE shop.mood AS ENUM ('ok'); CREATE DOMAIN shop.name AS text NOT NULL;
+             CREATE TABLE shop.orders (id serial PRIMARY KEY, mood shop.mood DEFAULT 'ok', name shop.name);
+             CREATE VIEW shop.moods AS SELECT mood FROM shop.orders; GRANT USAGE ON SCHEMA shop TO app_{n};
+             GRANT SELECT ON shop.orders, shop.moods TO app_{n}; SELECT lo_create(7);
+             GRANT SELECT ON LARGE OBJECT 7 TO app_{n};
+             ALTER DEFAULT PRIVILEGES IN SCHEMA shop GRANT SELECT ON TABLES TO app_{n}; RESET ROLE",
+        )
+        .await;
+    copied_without(&mut world, &[]).await;
+}
+
+/// As on most servers before 15.
+#[tokio::test]
+async fn a_schema_public_in_which_not_everyone_may_create_is_copied() {
+    let mut world = World::new().await;
+    world.alter("REVOKE CREATE ON SCHEMA public FROM PUBLIC; GRANT CREATE ON SCHEMA public TO migrator_{n}").await;
+    let grants = [(LeftOutKind::Grant, "schema public")];
+    copied_without(&mut world, if has_owned_public() { &[] } else { &grants }).await;
+}
+
+/// Client programs of 17 and later keep large objects of one owner with the same grants together.
+#[tokio::test]
+async fn grants_on_large_objects_by_others_are_left_out() {
+    let mut world = World::new().await;
+    world
+        .alter(
+            "CREATE ROLE other_{n}; SELECT lo_create(5001), lo_create(5002), lo_create(6000), lo_create(7000);
+             ALTER LARGE OBJECT 6000 OWNER TO migrator_{n}; ALTER LARGE OBJECT 7000 OWNER TO migrator_{n};
+             ALTER LARGE OBJECT 5001 OWNER TO migrator_{n}; ALTER LARGE OBJECT 5002 OWNER TO migrator_{n};
+             COMMENT ON LARGE OBJECT 5002 IS 'a picture'; GRANT SELECT ON LARGE OBJECT 7000 TO app_{n};
+             GRANT SELECT ON LARGE OBJECT 5001, 5002 TO other_{n} WITH GRANT OPTION;
+             GRANT SELECT, UPDATE ON LARGE OBJECT 6000 TO other_{n} WITH GRANT OPTION; SET ROLE other_{n};
+             GRANT SELECT ON LARGE OBJECT 5001, 5002, 6000 TO app_{n}; RESET ROLE",
+        )
+        .await;
+    let granted =
+        ["large object 5001", "large object 5002", "large object 6000"].map(|name| (LeftOutKind::Grant, name));
+    copied_without(&mut world, &granted).await;
+}
+
+/// Predicted, and rehearsed.
+async fn copied_without(world: &mut World, want: &[(LeftOutKind, &str)]) {
+    let finding = predicted(&world.run(Task::Preflight).await);
+    let names: Vec<(LeftOutKind, &str)> =
+        finding.left_out.left_out.iter().map(|object| (object.kind, object.name.as_str())).collect();
+    assert_eq!((names.as_slice(), finding.reason), (want, None), "{}", finding.message);
+    world.backed_up().await;
+    let rehearsed = world.run(Task::Rehearse).await;
+    assert!(rehearsed.result.is_ok(), "{:?}", rehearsed.result);
+    assert_eq!(left_out(&rehearsed.noted["rehearsal"]), finding.left_out.left_out);
+}
+
+/// Found before the dump, and with the command.
+#[tokio::test]
+async fn what_the_migration_needs_is_never_left_out() {
+    for (sql, words) in [
+        (
+            "CREATE FUNCTION absolute(int) RETURNS int LANGUAGE internal IMMUTABLE AS 'int4abs';
+             ALTER TABLE user_credits ADD CONSTRAINT sane CHECK (absolute(user_id::int) > 0)",
+            "needs table public.user_credits, which needs function public.absolute(integer)",
+        ),
+        (
+            "CREATE EXTENSION pg_stat_statements; CREATE TYPE mood AS ENUM ('ok');
+             ALTER EXTENSION pg_stat_statements ADD TYPE mood;
+             ALTER TABLE credit_transactions ADD feels mood",
+            "needs table public.credit_transactions, which needs extension pg_stat_statements",
+        ),
+        (
+            "CREATE ROLE other_{n}; GRANT SELECT ON user_credits TO other_{n} WITH GRANT OPTION;
+             GRANT USAGE ON SCHEMA public TO other_{n};
+             SET ROLE other_{n}; GRANT SELECT ON user_credits TO app_{n}; RESET ROLE",
+            "has granted rights on table public.user_credits",
+        ),
+    ] {
+        let mut world = World::new().await;
+        world.alter(sql).await;
+        let finding = predicted(&world.run(Task::Preflight).await);
+        assert_eq!(finding.reason, Some(Reason::PrivilegeMissing), "{}", finding.message);
+        assert!(finding.message.contains(words) && finding.message.contains("; next: "), "{}", finding.message);
+        world.backed_up().await;
+        let refused = world.run(Task::Rehearse).await;
+        assert_eq!(refused.failure().reason, Reason::PrivilegeMissing, "{}", refused.failure());
+        assert!(refused.failure().message.contains(words), "{}", refused.failure());
+        assert!(!world.has_scratch().await);
+    }
+}
+
+/// `pg_dump` reads it, or ends.
+#[tokio::test]
+async fn what_cannot_be_dumped_for_its_rows_is_found() {
+    let world = World::new().await;
+    world
+        .alter(
+            "CREATE TABLE audit (id int); ALTER TABLE audit ENABLE ROW LEVEL SECURITY;
+             GRANT SELECT ON audit TO migrator_{n}; SELECT lo_create(77)",
+        )
+        .await;
+    let outcome = world.run(Task::Preflight).await;
+    let finding = outcome.findings().into_iter().find(|finding| finding.name == "rights to dump").unwrap();
+    assert_eq!(finding.reason, Some(Reason::PrivilegeMissing));
+    for words in [
+        "may not dump table public.audit with its row-level security, large object 77; next: ",
+        "BYPASSRLS;",
+        "GRANT SELECT ON LARGE OBJECT 77 TO ",
+    ] {
+        assert!(finding.message.contains(words), "{}", finding.message);
+    }
+}
