@@ -157,6 +157,49 @@ pub struct SchemaEvidence {
     pub objects: u32,
 }
 
+/// Rights on one object that a role of the application had before the up SQL, and has not after it.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct LostRight {
+    /// The role.
+    #[schemars(length(max = 128))]
+    pub role: String,
+    /// The object, as `GRANT` names it: `TABLE public.users`.
+    #[schemars(length(max = 300))]
+    pub object: String,
+    /// `SELECT`; `UPDATE (email)` is the right on a column.
+    #[schemars(length(max = 500))]
+    pub privileges: Vec<String>,
+}
+
+/// Most privileges that a rehearsal may lose: people have to judge them.
+pub const MAX_LOST_RIGHTS: usize = 500;
+
+impl LostRight {
+    /// Entries that a message names.
+    const MAX_NAMED: usize = 10;
+
+    /// The statement that gives them again.
+    fn grant(&self) -> String {
+        format!("GRANT {} ON {} TO {};", self.privileges.join(", "), self.object, self.role)
+    }
+
+    /// The statements that give the first of them again, in one line.
+    pub fn grants(lost: &[Self]) -> String {
+        let mut grants: Vec<String> = lost.iter().take(Self::MAX_NAMED).map(Self::grant).collect();
+        match lost.len().saturating_sub(Self::MAX_NAMED) {
+            0 => {}
+            more => grants.push(format!("and {more} more")),
+        }
+        grants.join(" ")
+    }
+
+    /// How many privileges they are.
+    pub fn count(lost: &[Self]) -> usize {
+        lost.iter().map(|of| of.privileges.len()).sum()
+    }
+}
+
 /// Result of the rehearsal.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
@@ -187,6 +230,11 @@ pub struct RehearsalEvidence {
     /// The schema that it is valid for: that of the backup. A window is not opened on another one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schema: Option<SchemaEvidence>,
+    /// Rights that roles of the application lose by the up SQL, on objects that are there after it. Approved with the
+    /// plan: a window in which others are lost does not commit.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 500))]
+    pub rights_lost: Vec<LostRight>,
 }
 
 impl RehearsalEvidence {
@@ -194,7 +242,7 @@ impl RehearsalEvidence {
     pub fn summary(&self) -> String {
         format!(
             "restored {} users in {:.1} s, migrated in {:.1} s, compared in {:.1} s, rolled back in {:.1} s, {} of {5} \
-             tables equal; {}; {}",
+             tables equal; {}; {}{}",
             self.users,
             self.restore_seconds,
             self.migrate_seconds,
@@ -203,7 +251,15 @@ impl RehearsalEvidence {
             self.tables_equal,
             self.writes_summary(),
             self.checks_summary(),
+            self.rights_summary().map_or_else(String::new, |lost| format!("; {lost}")),
         )
+    }
+
+    /// Which rights are lost, with the statements that keep them, in one line; `None` if none is.
+    pub fn rights_summary(&self) -> Option<String> {
+        let (rights, grants) = (LostRight::count(&self.rights_lost), LostRight::grants(&self.rights_lost));
+        let text = format!("roles of the application lose {rights} rights; to keep them add to the up SQL: {grants}");
+        (rights > 0).then_some(text)
     }
 
     /// What was written on the new version before it was rolled back, in one line.

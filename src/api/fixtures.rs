@@ -92,6 +92,7 @@ pub(crate) fn rehearsal(migrate_seconds: f64) -> RehearsalEvidence {
         compare_seconds: 0.0,
         writes: None,
         schema: Some(SchemaEvidence { sha256: "sha256:schema".into(), objects: 9 }),
+        rights_lost: vec![],
     }
 }
 

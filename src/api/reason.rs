@@ -107,6 +107,8 @@ reasons! {
     SqlFailed: Never,
     /// A table of `tablesGone` is still there.
     TablesNotGone: Never,
+    /// Roles of the application lose rights by the up SQL, and no one has approved it.
+    RightsLost: Never,
     /// Balances changed that nothing explains.
     BalancesUnexplained: Never,
     /// The bucket is missing.

@@ -71,9 +71,10 @@ pub(super) fn derive(transition: &mut Transition<'_>) {
             true,
             "RolledBackEqual",
             format!(
-                "{} tables equal after the rollback; {}; expected window {} s (limit {})",
+                "{} tables equal after the rollback; {}{}; expected window {} s (limit {})",
                 r.tables_equal,
                 r.checks_summary(),
+                r.rights_summary().map_or_else(String::new, |lost| format!("; {lost}")),
                 expected_seconds,
                 transition.spec.window.max_duration
             ),

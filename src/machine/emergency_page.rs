@@ -74,6 +74,7 @@ fn ends_a_rollback(reason: Reason) -> bool {
         | Reason::AllTablesPublished
         | Reason::ScratchDatabaseExists
         | Reason::TablesNotGone
+        | Reason::RightsLost
         | Reason::BucketMissing
         | Reason::BucketDenied
         | Reason::StoreUnreachable

@@ -1,7 +1,7 @@
 //! Rehearse.
 
 use credit_migration::{
-    api::{Reason, RehearsalEvidence, Task},
+    api::{LostRight, Reason, RehearsalEvidence, Task},
     runner::database::control::{ControlSpec, schema_objects::require_rehearsed_schema_now},
 };
 
@@ -179,6 +179,21 @@ async fn an_extension_that_the_role_may_not_create_is_left_out() {
         assert!(outcome.failure().message.contains(words), "{}", outcome.failure());
     }
     assert!(!world.has_scratch().await);
+}
+
+#[tokio::test]
+async fn rights_that_the_application_loses_are_found() {
+    let mut world = World::new().await;
+    let app = format!("app_{}", world.number);
+    let up = format!("{UP};\nREVOKE INSERT, UPDATE ON users FROM {app};");
+    world.sql(&up, &format!("GRANT INSERT, UPDATE ON users TO {app};\n{DOWN}"));
+    world.backed_up().await;
+    let outcome = world.run(Task::Rehearse).await;
+    let reported = format!("to keep them add to the up SQL: GRANT INSERT, UPDATE ON TABLE public.users TO {app};");
+    assert!(outcome.result.as_ref().is_ok_and(|message| message.ends_with(&reported)), "{:?}", outcome.result);
+    let evidence: RehearsalEvidence = serde_json::from_value(outcome.noted["rehearsal"].clone()).unwrap();
+    let privileges = vec!["INSERT".to_owned(), "UPDATE".to_owned()];
+    assert_eq!(evidence.rights_lost, [LostRight { role: app, object: "TABLE public.users".to_owned(), privileges }]);
 }
 
 /// The stage of a check, and the check.

@@ -12,6 +12,7 @@ mod locks;
 mod logins;
 mod migration;
 mod replication;
+mod rights;
 mod rollback;
 mod safeguards;
 mod sessions;

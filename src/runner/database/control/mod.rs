@@ -32,6 +32,7 @@ mod outside;
 mod owner;
 pub mod read_only_default;
 mod replication;
+mod rights;
 mod safeguards;
 mod schema;
 pub mod schema_objects;

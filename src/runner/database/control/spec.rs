@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::{
-    api::{Balances, CreditMigrationSpec, sha256},
+    api::{Balances, CreditMigrationSpec, LostRight, sha256},
     runner::Failure,
     shared::sql,
 };
@@ -34,6 +34,8 @@ pub struct ControlSpec {
     /// SHA-256 of the schema that the window's SQL was rehearsed on: see
     /// [`SchemaEvidence`](crate::api::SchemaEvidence). `None` where it need not be that one.
     pub rehearsed_schema: Option<String>,
+    /// Rights that the application's roles lost in the rehearsal: people have approved it with the plan.
+    pub approved_rights_lost: Vec<LostRight>,
     /// How long creating or dropping one trigger is retried before it fails.
     pub trigger_timeout: Duration,
     /// From when on a transaction that has locked a protected table is waited for before writes are blocked.
@@ -62,6 +64,7 @@ impl ControlSpec {
             verify_up: migration.verify_up.clone(),
             verify_down: migration.verify_down.clone(),
             rehearsed_schema: None,
+            approved_rights_lost: vec![],
             trigger_timeout: Duration::from_secs(60),
             long_transaction: Duration::from_secs(10),
         }
