@@ -162,6 +162,59 @@ pub struct SchemaEvidence {
     pub objects: u32,
 }
 
+/// A pair of queries of `migration.invariants` whose results were equal before and after the up SQL.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct InvariantEvidence {
+    /// Its name.
+    pub name: String,
+    /// Rows that were compared.
+    pub rows: u64,
+}
+
+/// Rights on one object that a role of the application had before the up SQL, and has not after it.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct LostRight {
+    /// The role.
+    #[schemars(length(max = 128))]
+    pub role: String,
+    /// The object, as `GRANT` names it: `TABLE public.users`.
+    #[schemars(length(max = 300))]
+    pub object: String,
+    /// `SELECT`; `UPDATE (email)` is the right on a column.
+    #[schemars(length(max = 500))]
+    pub privileges: Vec<String>,
+}
+
+/// Most privileges that a rehearsal may lose: people have to judge them.
+pub const MAX_LOST_RIGHTS: usize = 500;
+
+impl LostRight {
+    /// Entries that a message names.
+    const MAX_NAMED: usize = 10;
+
+    /// The statement that gives them again.
+    fn grant(&self) -> String {
+        format!("GRANT {} ON {} TO {};", self.privileges.join(", "), self.object, self.role)
+    }
+
+    /// The statements that give the first of them again, in one line.
+    pub fn grants(lost: &[Self]) -> String {
+        let mut grants: Vec<String> = lost.iter().take(Self::MAX_NAMED).map(Self::grant).collect();
+        match lost.len().saturating_sub(Self::MAX_NAMED) {
+            0 => {}
+            more => grants.push(format!("and {more} more")),
+        }
+        grants.join(" ")
+    }
+
+    /// How many privileges they are.
+    pub fn count(lost: &[Self]) -> usize {
+        lost.iter().map(|of| of.privileges.len()).sum()
+    }
+}
+
 /// Result of the rehearsal.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
@@ -195,6 +248,14 @@ pub struct RehearsalEvidence {
     /// What the copy went without.
     #[serde(flatten)]
     pub left_out: LeftOutObjects,
+    /// Rights that roles of the application lose by the up SQL, on objects that are there after it. Approved with the
+    /// plan: a window in which others are lost does not commit.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 500))]
+    pub rights_lost: Vec<LostRight>,
+    /// Invariants that held over the up SQL, each with the rows that were compared. One over no row says nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub invariants: Vec<InvariantEvidence>,
 }
 
 impl RehearsalEvidence {
@@ -211,8 +272,27 @@ impl RehearsalEvidence {
             self.tables_equal,
             self.writes_summary(),
             self.checks_summary(),
-            self.left_out.appended(),
+            self.appended(),
         )
+    }
+
+    /// What the copy went without, which invariants held and which rights are lost, as the end of another line.
+    pub fn appended(&self) -> String {
+        let parts = [self.left_out.summary(), self.invariants_summary(), self.rights_summary()];
+        parts.into_iter().flatten().map(|part| format!("; {part}")).collect()
+    }
+
+    /// Which invariants held, in one line; `None` if there is none.
+    fn invariants_summary(&self) -> Option<String> {
+        let held: Vec<String> = self.invariants.iter().map(|i| format!("{} over {} rows", i.name, i.rows)).collect();
+        (!held.is_empty()).then(|| format!("invariants that held: {}", held.join(", ")))
+    }
+
+    /// Which rights are lost, with the statements that keep them, in one line; `None` if none is.
+    pub fn rights_summary(&self) -> Option<String> {
+        let (rights, grants) = (LostRight::count(&self.rights_lost), LostRight::grants(&self.rights_lost));
+        let text = format!("roles of the application lose {rights} rights; to keep them add to the up SQL: {grants}");
+        (rights > 0).then_some(text)
     }
 
     /// What was written on the new version before it was rolled back, in one line.

@@ -93,6 +93,8 @@ pub(crate) fn rehearsal(migrate_seconds: f64) -> RehearsalEvidence {
         writes: None,
         schema: Some(SchemaEvidence { sha256: "sha256:schema".into(), objects: 9 }),
         left_out: LeftOutObjects::default(),
+        rights_lost: vec![],
+        invariants: vec![],
     }
 }
 

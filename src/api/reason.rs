@@ -107,6 +107,8 @@ reasons! {
     SqlFailed: Never,
     /// A table of `tablesGone` is still there.
     TablesNotGone: Never,
+    /// Roles of the application lose rights by the up SQL, and no one has approved it.
+    RightsLost: Never,
     /// Balances changed that nothing explains.
     BalancesUnexplained: Never,
     /// The bucket is missing.
@@ -131,6 +133,8 @@ reasons! {
     VerifyUpFailed: Never,
     /// `verifyDown` answered false, or nothing.
     VerifyDownFailed: Never,
+    /// An invariant of the spec does not hold over the SQL, or cannot be measured.
+    InvariantBroken: Never,
     /// A lock was not granted in time.
     LockTimeout: May,
     /// The server lacks a resource or cancelled the statement: disk, memory, connections, a cancellation, a conflict.

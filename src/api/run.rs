@@ -21,9 +21,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     BackupEvidence, BaselineEvidence, CheckResult, CodeBackupEvidence, Comparison, CreditMigrationSpec, Delivery,
-    Finding, KeyUsersEvidence, NotShown, Notice, Obstacle, Reason, RecoveryPoints, RehearsalEvidence, Replication,
-    ReportEvidence, RollbackRehearsalEvidence, SafeguardReport, SchemaInPlace, Task, Time, UnexplainedEvidence,
-    VerificationEvidence, WindowState, named::named,
+    Finding, KeyUsersEvidence, LostRight, NotShown, Notice, Obstacle, Reason, RecoveryPoints, RehearsalEvidence,
+    Replication, ReportEvidence, RollbackRehearsalEvidence, SafeguardReport, SchemaInPlace, Task, Time,
+    UnexplainedEvidence, VerificationEvidence, WindowState, named::named,
 };
 
 /// One task of a migration, carried out by one Job.
@@ -94,6 +94,10 @@ pub struct RunInputs {
     /// SHA-256 of the schema that was rehearsed; for the window.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schema_sha256: Option<String>,
+    /// Rights that the application's roles lost in the rehearsal; for the window.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 500))]
+    pub rights_lost: Vec<LostRight>,
     /// Notice that task `Notify` sends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub notice: Option<Notice>,

@@ -74,7 +74,7 @@ pub(super) fn derive(transition: &mut Transition<'_>) {
                 "{} tables equal after the rollback; {}{}; expected window {} s (limit {})",
                 r.tables_equal,
                 r.checks_summary(),
-                r.left_out.appended(),
+                r.appended(),
                 expected_seconds,
                 transition.spec.window.max_duration
             ),

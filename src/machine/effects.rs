@@ -155,6 +155,12 @@ impl Transition<'_> {
                         .as_ref()
                         .and_then(|rehearsal| rehearsal.schema.as_ref())
                         .map(|schema| schema.sha256.clone()),
+                    rights_lost: self
+                        .status
+                        .rehearsal
+                        .as_ref()
+                        .map(|rehearsal| rehearsal.rights_lost.clone())
+                        .unwrap_or_default(),
                     notice: (task == Task::Notify).then(|| self.notice_of(attempt).cloned()).flatten(),
                     cutover_at: self.cutover_at(),
                 },

@@ -59,6 +59,7 @@ fn ends_a_rollback(reason: Reason) -> bool {
         | Reason::SqlFailed
         | Reason::BalancesUnexplained
         | Reason::VerifyDownFailed
+        | Reason::InvariantBroken
         | Reason::LockTimeout
         | Reason::DatabaseUnavailable
         | Reason::WritesNotBlocked
@@ -74,6 +75,7 @@ fn ends_a_rollback(reason: Reason) -> bool {
         | Reason::AllTablesPublished
         | Reason::ScratchDatabaseExists
         | Reason::TablesNotGone
+        | Reason::RightsLost
         | Reason::BucketMissing
         | Reason::BucketDenied
         | Reason::StoreUnreachable

@@ -7,6 +7,7 @@ mod change_tracking;
 mod connections;
 mod hang;
 mod harness;
+mod invariants;
 mod languages;
 mod locks;
 mod logins;
@@ -15,6 +16,7 @@ mod partitions;
 #[path = "../postgres/programs.rs"]
 mod programs;
 mod replication;
+mod rights;
 mod rollback;
 mod safeguards;
 mod sessions;

@@ -212,6 +212,7 @@ async fn a_copy_of_balances_that_loses_one_is_found_by_the_full_comparison() {
         "CREATE TABLE fresh AS SELECT user_id, balance FROM user_credits WHERE user_id <> 9",
         "DROP TABLE user_credits",
         "ALTER TABLE fresh RENAME TO user_credits",
+        "GRANT SELECT, INSERT, UPDATE ON user_credits TO app",
     ]);
     up(&mut client, &spec, &lossy).await.unwrap();
     assert_eq!(control::compare(&client, &spec).await.unwrap().unexplained, 1);

@@ -93,8 +93,11 @@ impl Transition<'_> {
             true => "every line of the checklist is covered".to_owned(),
             false => format!("not covered by the spec: {}", gaps.join(", ")),
         };
+        let rehearsal = self.status.rehearsal.as_ref();
+        let rights = rehearsal.and_then(|rehearsal| rehearsal.rights_summary());
+        let rights = rights.map_or_else(String::new, |lost| format!("; {lost}"));
         let text = format!(
-            "{approved}{who}{window}; {covered}; to read the plan: {}; next: {}",
+            "{approved}{who}{window}; {covered}{rights}; to read the plan: {}; next: {}",
             self.observed.plugin("plan", ""),
             self.observed.plugin("approve", "")
         );

@@ -14,6 +14,7 @@ mod notices;
 mod phases;
 mod problems;
 mod replaced_pods;
+mod rights;
 mod safeguards;
 mod switch_trial;
 

@@ -329,7 +329,14 @@ fn a_window_without_effect_needs_new_approvals() {
 
 #[test]
 fn sql_that_fails_in_the_window_fails_the_migration() {
-    for reason in [Reason::SqlFailed, Reason::TablesNotGone, Reason::BalancesUnexplained, Reason::VerifyUpFailed] {
+    for reason in [
+        Reason::SqlFailed,
+        Reason::TablesNotGone,
+        Reason::RightsLost,
+        Reason::BalancesUnexplained,
+        Reason::VerifyUpFailed,
+        Reason::InvariantBroken,
+    ] {
         let mut s = blocking();
         s.state(WINDOW, WindowState::Blocked).settle();
         s.state(WINDOW, WindowState::RolledBack).fail(WINDOW, reason);

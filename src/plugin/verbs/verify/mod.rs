@@ -166,8 +166,12 @@ fn backup(status: &CreditMigrationStatus) -> Vec<CheckedItem> {
         (Some(r), _) => item(
             what,
             // Passed, but worth a review: a check that fails on the copy may start a rollback on the new version, and
-            // what the copy went without was not rehearsed.
-            if r.checks_not_passing.is_empty() && r.left_out.is_empty() { State::Ok } else { State::Note },
+            // neither what the copy went without nor what takes rights from the application may be a surprise.
+            if r.checks_not_passing.is_empty() && r.left_out.is_empty() && r.rights_lost.is_empty() {
+                State::Ok
+            } else {
+                State::Note
+            },
             format!(
                 "{} users; {} tables equal after the rollback; migration {}, rollback {}; {}; {}{}",
                 r.users,
@@ -176,7 +180,7 @@ fn backup(status: &CreditMigrationStatus) -> Vec<CheckedItem> {
                 seconds(r.rollback_seconds),
                 r.writes_summary(),
                 r.checks_summary(),
-                r.left_out.appended()
+                r.appended()
             ),
         ),
     });

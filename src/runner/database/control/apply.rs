@@ -15,10 +15,11 @@ use tokio_postgres::{Client, Row, Transaction, types::Json};
 use super::{
     ControlSpec, LOCK_CHANGE, LOCK_CLASS, Sql, StopSignal, Table, balances,
     baseline::{UnexplainedBalances, WrittenUsers, compare_with, reconcile},
-    ident, millis,
+    ident, invariants, millis,
     outside::SharedObjects,
     owner::sql_role,
-    protected,
+    protected, rights,
+    rights::Rights,
     schema::check_owner,
     schema_objects::require_rehearsed_schema,
     tables::oids,
@@ -26,7 +27,7 @@ use super::{
     verify_sql::verify,
 };
 use crate::{
-    api::{Direction, Reason, UNEXPLAINED_BALANCES},
+    api::{Direction, InvariantEvidence, LostRight, Reason, UNEXPLAINED_BALANCES},
     runner::{
         Failure,
         database::{
@@ -51,6 +52,10 @@ pub enum Applied {
         /// Users whose baseline was brought up to date: those whose balance was written since it was taken (rollback:
         /// since the cutover).
         reconciled_users: u64,
+        /// Rights that roles of the application have lost by the up SQL.
+        rights_lost: Vec<LostRight>,
+        /// Invariants of the spec that held.
+        invariants: Vec<InvariantEvidence>,
     },
     /// An earlier call did. Nothing was run.
     Earlier {
@@ -67,7 +72,7 @@ pub enum Applied {
 ///
 /// # Errors
 /// `SqlFailed` with the statement's number, `SqlOutsideDatabase`, `LockTimeout`, `TablesNotGone`,
-/// `BalancesUnexplained`, `VerifyUpFailed` if `verifyUp` answers no row, or a boolean that is not true,
+/// `BalancesUnexplained`, `VerifyUpFailed` if `verifyUp` answers no row, or a boolean that is not true, `RightsLost`, `InvariantBroken`,
 /// `SchemaDrifted`, `TableMissing`, `ColumnMissing`, `DatabaseInUse`, `SqlChanged`, `DeadlinePassed` when stopped:
 /// nothing was changed. `ConnectionLost`: the ledger shows the result.
 pub async fn run_up(
@@ -198,13 +203,29 @@ async fn transaction(
         // After the lock, which keeps the protected tables as they are.
         require_rehearsed_schema(&tx, spec).await?;
     }
+    let rights = match direction {
+        Direction::Forward => Some(Rights::read(&tx, spec).await?),
+        // The rehearsals compare all grants after the down SQL; in a rollback writes are blocked until it is done.
+        Direction::Rollback => None,
+    };
     let balances_before = balances(&tx, spec, None).await?;
     let reconciled_users = reconcile(&tx, spec, &balances_before).await?;
     let shared = if stays_inside { Some(SharedObjects::read(&tx).await?) } else { None };
 
+    invariants::record(&tx, spec, direction).await?;
+
     let texts = run_statements(&tx, sql, &settings, stop).await?;
     if direction == Direction::Forward {
         tables_gone(&tx, spec, &namesakes).await?;
+    }
+    let rights_lost = match &rights {
+        Some(rights) => rights.lost(&tx, spec).await?,
+        None => vec![],
+    };
+    match which {
+        Run::Up { .. } => rights::require_approved(&rights_lost, &spec.approved_rights_lost)?,
+        Run::RehearsedUp { .. } => rights::require_few(&rights_lost)?,
+        Run::Down | Run::RehearsedDown => {}
     }
     let balances_after = balances(&tx, spec, Some(&balances_before.table)).await?;
     let users = match direction {
@@ -229,6 +250,7 @@ async fn transaction(
         );
         return Err(Failure::new(Reason::BalancesUnexplained, message));
     }
+    let invariants = invariants::compare(&tx, spec, direction).await?;
     verify(&tx, spec, direction).await?;
     let mut protected = before.new_tables(&tx).await?;
     protected.extend(before.tables.iter().cloned());
@@ -259,7 +281,7 @@ async fn transaction(
         Some(shared) => shared.commit_unchanged(tx, &format!("the {} SQL", direction.sql_name()), stop).await?,
         None => tx.commit().await?,
     }
-    Ok(Applied::Now { seconds, reconciled_users })
+    Ok(Applied::Now { seconds, reconciled_users, rights_lost, invariants })
 }
 
 /// Runs the statements of one SQL text, one by one, in a transaction with these settings (`SET LOCAL`), which hold

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::{
-    api::{Balances, CreditMigrationSpec, Obstacle, sha256},
+    api::{Balances, CreditMigrationSpec, Invariant, LostRight, Obstacle, sha256},
     runner::Failure,
     shared::sql,
 };
@@ -31,9 +31,13 @@ pub struct ControlSpec {
     pub verify_up: Option<String>,
     /// Query that verifies the rollback.
     pub verify_down: Option<String>,
+    /// Pairs of queries whose results the SQL must leave equal.
+    pub invariants: Vec<Invariant>,
     /// SHA-256 of the schema that the window's SQL was rehearsed on: see
     /// [`SchemaEvidence`](crate::api::SchemaEvidence). `None` where it need not be that one.
     pub rehearsed_schema: Option<String>,
+    /// Rights that the application's roles lost in the rehearsal: people have approved it with the plan.
+    pub approved_rights_lost: Vec<LostRight>,
     /// How long creating or dropping one trigger is retried before it fails.
     pub trigger_timeout: Duration,
     /// From when on a transaction that has locked a protected table, or a lock that is refused, is waited for before
@@ -62,7 +66,9 @@ impl ControlSpec {
             statement_timeout: migration.statement_timeout.into(),
             verify_up: migration.verify_up.clone(),
             verify_down: migration.verify_down.clone(),
+            invariants: migration.invariants.clone(),
             rehearsed_schema: None,
+            approved_rights_lost: vec![],
             trigger_timeout: Duration::from_secs(60),
             long_transaction: Duration::from_secs(Obstacle::LONG_SECONDS),
         }

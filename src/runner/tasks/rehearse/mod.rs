@@ -143,7 +143,12 @@ async fn rehearse(
     let migrated = write_block::with_blocked_copy(&mut client, &control_spec, async |client| {
         control::rehearse_up(client, &control_spec, &sql.up, &sql.down).await
     });
-    let migrate_seconds = seconds(migrated.await?)?;
+    let migrated = migrated.await?;
+    let (rights_lost, invariants) = match &migrated {
+        Applied::Now { rights_lost, invariants, .. } => (rights_lost.clone(), invariants.clone()),
+        Applied::Earlier { .. } | Applied::NotApplicable => (vec![], vec![]),
+    };
+    let migrate_seconds = seconds(migrated)?;
     let started = Instant::now();
     let comparison = control::compare(&client, &control_spec).await?;
     let compare_seconds = started.elapsed().as_secs_f64();
@@ -180,6 +185,8 @@ async fn rehearse(
         writes,
         schema: SchemaObjects::recorded(admin, &control_spec).await?.evidence(),
         left_out,
+        rights_lost,
+        invariants,
     })
 }
 

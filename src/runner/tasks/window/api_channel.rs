@@ -43,6 +43,7 @@ pub(in crate::runner) async fn run(
     let plan = WindowPlan {
         control_spec: ControlSpec {
             rehearsed_schema: context.spec.inputs.schema_sha256.clone(),
+            approved_rights_lost: context.spec.inputs.rights_lost.clone(),
             ..context.control_spec()
         },
         direction,

@@ -65,7 +65,7 @@ impl<C: Channel> WindowTask<'_, C> {
                 let _ = ping(&client).await;
             }
             match result.unless_lost()? {
-                Ok(Applied::Now { seconds, reconciled_users } | Applied::Earlier { seconds, reconciled_users }) => {
+                Ok(Applied::Now { seconds, reconciled_users, .. } | Applied::Earlier { seconds, reconciled_users }) => {
                     return self.sql_applied(&mut client, (seconds, reconciled_users)).await;
                 }
                 Ok(Applied::NotApplicable) => return self.finish(&mut client, SchemaInPlace::Old, None).await,
