@@ -11,5 +11,7 @@ pub mod fingerprint;
 mod hosts;
 pub mod scratch;
 pub(super) mod server_error;
+mod server_tls;
 pub mod snapshot;
 pub mod statistics;
+mod target;
