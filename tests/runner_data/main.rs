@@ -17,5 +17,7 @@ mod occasions;
 mod preflight;
 mod rehearsal;
 mod rollback_rehearsal;
+mod secrets;
 mod sequence;
 mod store;
+mod tls;

@@ -1,9 +1,9 @@
 //! Connections to PostgreSQL: TLS as the URL says, one connection per step, errors as [`Failure`]s.
 //!
 //! # Contract
-//! - Only `sslmode=verify-full` (the default here) and `sslmode=disable` are accepted. The modes between them encrypt
-//!   without knowing whom they talk to, and would seem safer in a spec than they are. `disable` is meant for a server
-//!   on the same machine: tests, or a local proxy that does TLS itself.
+//! - Only `sslmode=verify-full` (the default here), `verify-ca` with a private authority, and `disable` are accepted.
+//!   The others encrypt without knowing whom they talk to, and would seem safer in a spec than they are. `disable` is
+//!   meant for a server on the same machine: tests, or a local proxy that does TLS itself.
 //! - Every session starts with `default_transaction_read_only=off`: with the database's default switched to read-only
 //!   for the window, a session without it could neither migrate nor switch the default back.
 //! - Every session sets all time-outs that its server knows: those of role and database have no effect.
@@ -23,18 +23,15 @@ pub use super::target::Target;
 use super::{
     connect_error::{ConnectError, ObservedTls, SessionName, TlsState, root_cause},
     hosts::Host,
+    target::{DB_CONNECT_TIMEOUT, LIBPQ_OPTIONS},
 };
 use crate::{
     api::Reason,
     runner::{Failure, UnlessLost},
 };
 
-/// Longest time for TCP, TLS and log-in together.
-pub(super) const DB_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long sent data may stay without an answer of the peer's kernel before the connection counts as lost.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(20);
-/// Start-up option of every session that works, see the head of this file.
-pub(super) const LIBPQ_OPTIONS: &str = "-c default_transaction_read_only=off";
 /// Further start-up options of the runner's own sessions: the server notices a runner that is gone (its locks hold up
 /// the pod that takes over), and does not end a session that waits for the controller. `RESET ALL` restores them.
 const SESSION_OPTIONS: &str = "-c tcp_keepalives_idle=5 -c tcp_keepalives_interval=3 -c tcp_keepalives_count=3 \
@@ -228,8 +225,8 @@ impl Target {
         })
     }
 
-    fn session_name(&self, host: &Host) -> SessionName<'_> {
-        SessionName { server: host.to_string(), role: &self.user, database: &self.database }
+    fn session_name<'a>(&'a self, host: &'a Host) -> SessionName<'a> {
+        SessionName { host, role: &self.user, database: &self.database }
     }
 
     async fn open(&self, host: &Host, config: &mut Config) -> Result<Client, ConnectError> {
@@ -242,7 +239,7 @@ impl Target {
                 Ok(client)
             }
             Some(tls) => {
-                let connector = ObservedTls::new(MakeRustlsConnect::new(ClientConfig::clone(&tls.client)));
+                let connector = ObservedTls::new(MakeRustlsConnect::new(ClientConfig::clone(&tls.config)));
                 let session = config.ssl_mode(SslMode::Require).connect(connector.clone()).await;
                 let (client, connection) =
                     session.map_err(|e| ConnectError::new(&self.session_name(host), &e, connector.state()))?;
@@ -283,7 +280,7 @@ impl Target {
         let request = async {
             match &self.tls {
                 None => token.cancel_query(NoTls).await,
-                Some(tls) => token.cancel_query(MakeRustlsConnect::new(ClientConfig::clone(&tls.client))).await,
+                Some(tls) => token.cancel_query(MakeRustlsConnect::new(ClientConfig::clone(&tls.config))).await,
             }
         };
         match tokio::time::timeout(Duration::from_secs(5), request).await {

@@ -6,12 +6,13 @@
 
 pub mod connect_error;
 pub mod connection;
+pub(super) mod connection_secret;
 pub mod control;
 pub mod fingerprint;
 mod hosts;
 pub mod scratch;
 pub(super) mod server_error;
-mod server_tls;
+pub(super) mod server_tls;
 pub mod snapshot;
 pub mod statistics;
 mod target;
