@@ -14,6 +14,7 @@ mod key_users;
 mod load;
 mod notify;
 mod occasions;
+mod pooler;
 mod preflight;
 mod rehearsal;
 mod rollback_rehearsal;

@@ -3,6 +3,7 @@
 //! Decided by SQLSTATE and by the kind of error, never by a text: that of the server is in its own language.
 
 use std::{
+    fmt,
     io::{Error as IoError, ErrorKind},
     sync::{
         Arc,
@@ -19,6 +20,7 @@ use super::hosts::Host;
 use crate::{
     api::Reason,
     runner::{Failure, clients::tls},
+    shared::quoted::Quoted,
 };
 
 /// Why no session was opened.
@@ -101,9 +103,26 @@ impl ConnectError {
     }
 }
 
+/// The session would not be one with the server itself.
+pub(in crate::runner) fn pooler(at: impl fmt::Display, seen: &str) -> Failure {
+    Failure::new(
+        Reason::ConnectionInvalid,
+        format!(
+            "{at} is a pooler, and not the server itself: {seen}. Locks and settings of a session do not hold through \
+             it; next: set host and port in the Secret, or spec.database.connection.host, to the server itself \
+             (PgBouncer mostly listens on port 6432, PostgreSQL on 5432)"
+        ),
+    )
+}
+
 /// The server refused the session.
 fn refused(session: &SessionName<'_>, db: &DbError) -> ConnectError {
     let code = db.code();
+    // A server understands what is asked of it.
+    if [SqlState::PROTOCOL_VIOLATION, SqlState::FEATURE_NOT_SUPPORTED].contains(code) {
+        let seen = format!("it answers {} (SQLSTATE {})", Quoted(db.message()), code.code());
+        return pooler(session.host, &seen).into();
+    }
     // The routine: the same SQLSTATE also says that the server or the database has no connection left.
     let none_left = *code == SqlState::TOO_MANY_CONNECTIONS;
     let concerns_role_alone = none_left && db.routine() == Some("InitializeSessionUserId");

@@ -10,18 +10,20 @@
 //! - Every session finds names without a schema in `pg_catalog` alone: no operator or function that others have
 //!   put into `public` runs with its rights. SQL and names of a spec have the `search_path` of role and database.
 //! - A session of this program is one with a primary server. Advisory locks work on a standby, too.
+//! - It is one with the server itself: a pooler that drops start-up options is refused by each session, one that shares
+//!   sessions by Preflight (`tasks/preflight/pooler.rs`).
 //! - The password is never printed: not by `Debug`, not in a message, not as an argument of a child process.
 
 use std::{net::IpAddr, pin::pin, sync::atomic::Ordering, time::Duration};
 
 use rustls::ClientConfig;
-use tokio_postgres::{CancelToken, Client, Config, NoTls, config::SslMode};
+use tokio_postgres::{CancelToken, Client, Config, NoTls, SimpleQueryMessage, config::SslMode};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use tracing::Instrument;
 
 pub use super::target::Target;
 use super::{
-    connect_error::{ConnectError, ObservedTls, SessionName, TlsState, root_cause},
+    connect_error::{ConnectError, ObservedTls, SessionName, TlsState, pooler, root_cause},
     hosts::Host,
     target::{DB_CONNECT_TIMEOUT, LIBPQ_OPTIONS},
 };
@@ -35,7 +37,10 @@ const TCP_USER_TIMEOUT: Duration = Duration::from_secs(20);
 /// Further start-up options of the runner's own sessions: the server notices a runner that is gone (its locks hold up
 /// the pod that takes over), and does not end a session that waits for the controller. `RESET ALL` restores them.
 const SESSION_OPTIONS: &str = "-c tcp_keepalives_idle=5 -c tcp_keepalives_interval=3 -c tcp_keepalives_count=3 \
-    -c tcp_user_timeout=20000 -c idle_in_transaction_session_timeout=0";
+    -c tcp_user_timeout=20000 -c idle_in_transaction_session_timeout=0 -c credit_migration.session=direct";
+/// Whether the server is a standby, and a setting that it knows only if it got the start-up options.
+const LOOK_SQL: &str =
+    "SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('credit_migration.session', true)";
 /// Longest wait for a lock of a control statement.
 const CONTROL_LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest run of a control statement.
@@ -215,8 +220,20 @@ impl Target {
         // The crate's own time-out covers TCP only; a server that accepts and then keeps silent must not hang the step.
         let session = async {
             let client = self.open(host, &mut config).await?;
+            // Before the first setting, which a pooler would hand on to the sessions of others. No prepared statement:
+            // the next message may reach another session.
+            let answer = client.simple_query(LOOK_SQL).await?;
+            let value = |index| {
+                answer.iter().find_map(|message| match message {
+                    SimpleQueryMessage::Row(row) => row.get(index),
+                    _ => None,
+                })
+            };
+            if value(1) != Some("direct") {
+                return Err(pooler(host, "it drops the start-up options of a session").into());
+            }
+            let standby = value(0) == Some("t");
             pin_settings(&client).await?;
-            let standby = client.query_one("SELECT pg_catalog.pg_is_in_recovery()", &[]).await?.get(0);
             Ok((client, standby))
         };
         tokio::time::timeout(limit, session).await.unwrap_or_else(|_| {

@@ -10,6 +10,7 @@
 mod checks;
 mod clocks;
 mod database;
+mod pooler;
 
 use std::time::Duration;
 
@@ -51,6 +52,7 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
     let client = client.ok();
     sql(context, client.as_ref(), &mut findings).await;
     if let (Some(client), Ok(target)) = (&client, &target) {
+        findings.add("direct connection", pooler::check(target, client).await);
         database::check(context, target, client, &mut findings).await;
         findings.add("clocks", clocks::check(client).await);
     }
