@@ -141,6 +141,7 @@ async fn certificates_of_servers() {
             (Err(failure), Some(words)) => {
                 assert_eq!(failure.reason, Reason::CertificateNotTrusted, "{case}: {failure}");
                 assert!(failure.message.contains(words), "{case}: {failure}");
+                assert!(!failure.message.contains("Other"), "{case}: {failure}");
             }
             (result, _) => panic!("{case}: {result:?}"),
         }

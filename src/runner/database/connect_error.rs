@@ -228,6 +228,11 @@ fn tls_refused(host: &Host, refusal: &rustls::Error) -> Failure {
             "switch on TLS 1.2 or 1.3 in the server".to_owned(),
         ),
     };
+    let refusal = match refusal {
+        // Its name alone, not that of what wraps it.
+        Error::InvalidCertificate(Wrong::Other(kind)) => kind.to_string(),
+        other => other.to_string(),
+    };
     Failure::new(reason, format!("{host} {what}: {refusal}; next: {next}"))
 }
 
