@@ -5,7 +5,11 @@
 
 /// Folder of all mounts.
 pub const ROOT: &str = "/etc/credit-migration";
-/// Connection URL, below [`ROOT`].
+/// Folder with the Secret of the connection, or with what of it is used, below [`ROOT`].
+pub const DATABASE: &str = "database";
+/// Keys of that Secret with the certificate of the role and its private key: the first pair that is there is used.
+pub const CLIENT_CERTIFICATE_KEYS: [[&str; 2]; 2] = [["tls.crt", "tls.key"], ["sslcert", "sslkey"]];
+/// Connection URL, below [`ROOT`]; in the Secret's own key, unless the spec names another one.
 pub const DATABASE_URL: &str = "database/url";
 /// PEM certificates of the authorities to trust for the database, below [`ROOT`].
 pub const DATABASE_CA: &str = "database-ca/ca.crt";

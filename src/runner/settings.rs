@@ -9,9 +9,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Failure, clients::object_store::StoreKeys, database::connection::Target};
+use super::{
+    Failure,
+    clients::object_store::StoreKeys,
+    database::{connection::Target, connection_secret::ConnectionSecret},
+};
 use crate::{
-    api::{KeyRef, MigrationRunSpec, Reason, SqlSource, mounts, sha256},
+    api::{ConnectionSecretRef, Database, KeyRef, MigrationRunSpec, Reason, SqlSource, mounts, sha256},
     shared::quoted::Quoted,
 };
 
@@ -50,32 +54,34 @@ impl<'a> Settings<'a> {
     /// Where to connect.
     ///
     /// # Errors
-    /// `SecretKeyMissing`, `ConnectionInvalid`, `CertificateNotTrusted`, and `WrongDatabase` if the URL names another
-    /// database than the spec.
+    /// `SecretKeyMissing`, `ConnectionInvalid`, `CertificateNotTrusted`, and `WrongDatabase` if the Secret names a
+    /// database that is not the spec's.
     pub fn target(&self) -> Result<Target, Failure> {
-        let connection = &self.spec.plan.database.connection;
-        let url = self.secret(
-            mounts::DATABASE_URL,
-            &connection.secret_ref,
-            "postgresql://ROLE:PASSWORD@HOST:5432/DATABASE?sslmode=verify-full",
-        )?;
-        let ca = match &connection.ca_secret_ref {
+        let Database { name: database, connection, .. } = &self.spec.plan.database;
+        let ConnectionSecretRef { name, key } = &connection.secret_ref;
+        let authorities = match &connection.ca_secret_ref {
             Some(reference) => Some(self.secret_file(mounts::DATABASE_CA, reference)?),
             None => None,
         };
-        let target = Target::parse(url.trim(), ca.as_deref())?;
-        let name = &self.spec.plan.database.name;
-        if target.database() != name {
+        if let Some(key) = key {
+            self.secret(
+                mounts::DATABASE_URL,
+                &KeyRef { name: name.clone(), key: key.clone() },
+                "postgresql://ROLE:PASSWORD@HOST:5432/DATABASE?sslmode=verify-full",
+            )?;
+        }
+        let secret = ConnectionSecret::new(&self.root, self.namespace, connection);
+        let (target, found) = secret.target(database, authorities)?;
+        if target.database() != database {
             return Err(Failure::new(
                 Reason::WrongDatabase,
                 format!(
-                    "the URL in key {} of Secret {}/{} leads to database {}, spec.database.name is {}; next: \
-                        correct one of them",
-                    connection.secret_ref.key,
+                    "key {} of Secret {}/{name} leads to database {}, spec.database.name is {}; next: correct one of \
+                        them",
+                    key.as_deref().unwrap_or(found),
                     self.namespace,
-                    connection.secret_ref.name,
                     Quoted(target.database()),
-                    Quoted(name)
+                    Quoted(database)
                 ),
             ));
         }

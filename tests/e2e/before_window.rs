@@ -33,6 +33,20 @@ async fn abort() {
     .await;
 }
 
+/// Its keys are mounted as they are, for the runner and for `pg_dump` and `pg_restore`.
+#[tokio::test]
+async fn a_secret_of_an_operator_for_postgresql() {
+    e2e("secret", idle(), |world| async move {
+        world.secret("credentials", world.db.credentials()).await;
+        let connection = json!({
+            "secretRef": {"name": "credentials", "key": null}, "host": "postgres.postgres", "sslMode": "VerifyCa",
+        });
+        let m = world.migrate("simplify", json!({"database": {"connection": connection}})).await;
+        m.phase(Phase::AwaitingApproval).await;
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn what_was_approved_is_what_runs() {
     e2e("edited", Setup::default(), |world| async move {

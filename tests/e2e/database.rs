@@ -82,6 +82,14 @@ impl Database {
         db
     }
 
+    /// What an operator for PostgreSQL puts into a Secret of the migration role, without a URL and a host.
+    pub fn credentials(&self) -> serde_json::Value {
+        serde_json::json!({
+            "username": self.migrator(), "password": self.password, "port": "5432", "dbname": self.name,
+            "pgpass": "nowhere:5432:*:me:x",
+        })
+    }
+
     /// Removes database, copies and roles.
     pub async fn remove(&self) {
         let Ok(server) = self.admin.with_database("postgres").connect("e2e").await else { return };

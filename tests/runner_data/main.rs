@@ -15,10 +15,13 @@ mod left_out;
 mod load;
 mod notify;
 mod occasions;
+mod pooler;
 mod preflight;
 #[path = "../postgres/programs.rs"]
 mod programs;
 mod rehearsal;
 mod rollback_rehearsal;
+mod secrets;
 mod sequence;
 mod store;
+mod tls;

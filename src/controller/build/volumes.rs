@@ -16,7 +16,7 @@ use crate::api::{
 pub(super) fn for_task(plan: &CreditMigrationSpec, task: Task) -> Vec<(Volume, VolumeMount)> {
     let connection = &plan.database.connection;
     let mut all = vec![
-        secret("database", &connection.secret_ref.name, Some((&connection.secret_ref.key, mounts::DATABASE_URL))),
+        secret(mounts::DATABASE, &connection.secret_ref.name, connection.secret_ref.key.as_deref().map(of_connection)),
         secret("store", &plan.backup.store.secret_ref.name, None),
         sql(&plan.migration.up.config_map_key_ref, &plan.migration.down.config_map_key_ref),
         (
@@ -25,7 +25,7 @@ pub(super) fn for_task(plan: &CreditMigrationSpec, task: Task) -> Vec<(Volume, V
         ),
     ];
     if let Some(KeyRef { name, key }) = &connection.ca_secret_ref {
-        all.push(secret("database-ca", name, Some((key, mounts::DATABASE_CA))));
+        all.push(secret("database-ca", name, Some(vec![item(key, mounts::DATABASE_CA)])));
     }
     for (n, name) in further_secrets(plan, task).into_iter().enumerate() {
         let (volume, mount) = secret(&format!("secret-{n}"), &name, None);
@@ -94,9 +94,18 @@ fn file(path: &str) -> String {
     path.rsplit('/').next().unwrap_or(path).to_owned()
 }
 
-/// A Secret, or one key of it: the runner does not need the other keys.
-fn secret(volume: &str, name: &str, key: Option<(&str, &str)>) -> (Volume, VolumeMount) {
-    let items = key.map(|(key, path)| vec![KeyToPath { key: key.into(), path: file(path), ..Default::default() }]);
+fn item(key: &str, path: &str) -> KeyToPath {
+    KeyToPath { key: key.into(), path: file(path), ..Default::default() }
+}
+
+/// The key with the URL, and the certificate of the role.
+fn of_connection(key: &str) -> Vec<KeyToPath> {
+    let client = mounts::CLIENT_CERTIFICATE_KEYS.into_iter().flatten().map(|key| item(key, key));
+    [item(key, mounts::DATABASE_URL)].into_iter().chain(client).collect()
+}
+
+/// A Secret, or some keys of it: the runner does not need the others.
+fn secret(volume: &str, name: &str, items: Option<Vec<KeyToPath>>) -> (Volume, VolumeMount) {
     let source = SecretVolumeSource {
         secret_name: Some(name.into()),
         optional: Some(true),
@@ -112,7 +121,7 @@ fn sql(up: &KeyRef, down: &KeyRef) -> (Volume, VolumeMount) {
         config_map: Some(ConfigMapProjection {
             name: r.name.clone(),
             optional: Some(true),
-            items: Some(vec![KeyToPath { key: r.key.clone(), path: file(path), ..Default::default() }]),
+            items: Some(vec![item(&r.key, path)]),
         }),
         ..Default::default()
     };
@@ -167,6 +176,17 @@ mod tests {
             let found: Vec<String> = further_secrets(&plan, task).into_iter().collect();
             assert_eq!(found, wanted, "{task:?}");
         }
+    }
+
+    /// Which form it has is known once it is read.
+    #[test]
+    fn of_a_connection_without_a_key_the_whole_secret_is_mounted() {
+        let mounted = |plan: &CreditMigrationSpec| for_task(plan, Task::Backup)[0].0.secret.clone().unwrap().items;
+        let mut plan = plan();
+        let keys: Vec<String> = mounted(&plan).unwrap().into_iter().map(|item| item.key).collect();
+        assert_eq!(keys, ["url", "tls.crt", "tls.key", "sslcert", "sslkey"]);
+        plan.database.connection.secret_ref.key = None;
+        assert_eq!(mounted(&plan), None);
     }
 
     #[test]

@@ -38,7 +38,13 @@ pub(crate) fn needs(spec: &CreditMigrationSpec) -> Needs {
     };
     let connection = &spec.database.connection;
     let key = |r: &KeyRef| (r.name.clone(), r.key.clone());
-    let mut keyed = vec![(key(&connection.secret_ref), "spec.database.connection.secretRef")];
+    let mut keyed = vec![];
+    let field = "spec.database.connection.secretRef";
+    match &connection.secret_ref.key {
+        Some(key) => secret(&connection.secret_ref.name, &[key], field),
+        // Which of its forms the Secret has is Preflight's.
+        None => secret(&connection.secret_ref.name, &[], field),
+    }
     keyed.extend(connection.ca_secret_ref.as_ref().map(|r| (key(r), "spec.database.connection.caSecretRef")));
     for channel in &spec.notifications.channels {
         let field = "spec.notifications.channels";

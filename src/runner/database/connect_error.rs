@@ -3,6 +3,7 @@
 //! Decided by SQLSTATE and by the kind of error, never by a text: that of the server is in its own language.
 
 use std::{
+    fmt,
     io::{Error as IoError, ErrorKind},
     sync::{
         Arc,
@@ -19,6 +20,7 @@ use super::hosts::Host;
 use crate::{
     api::Reason,
     runner::{Failure, clients::tls},
+    shared::quoted::Quoted,
 };
 
 /// Why no session was opened.
@@ -48,8 +50,7 @@ impl From<tokio_postgres::Error> for ConnectError {
 
 /// What is connected to, for messages.
 pub(super) struct SessionName<'a> {
-    /// `host:port`.
-    pub server: String,
+    pub host: &'a Host,
     pub role: &'a str,
     pub database: &'a str,
 }
@@ -102,16 +103,33 @@ impl ConnectError {
     }
 }
 
+/// The session would not be one with the server itself.
+pub(in crate::runner) fn pooler(at: impl fmt::Display, seen: &str) -> Failure {
+    Failure::new(
+        Reason::ConnectionInvalid,
+        format!(
+            "{at} is a pooler, and not the server itself: {seen}. Locks and settings of a session do not hold through \
+             it; next: set host and port in the Secret, or spec.database.connection.host, to the server itself \
+             (PgBouncer mostly listens on port 6432, PostgreSQL on 5432)"
+        ),
+    )
+}
+
 /// The server refused the session.
 fn refused(session: &SessionName<'_>, db: &DbError) -> ConnectError {
     let code = db.code();
+    // A server understands what is asked of it.
+    if [SqlState::PROTOCOL_VIOLATION, SqlState::FEATURE_NOT_SUPPORTED].contains(code) {
+        let seen = format!("it answers {} (SQLSTATE {})", Quoted(db.message()), code.code());
+        return pooler(session.host, &seen).into();
+    }
     // The routine: the same SQLSTATE also says that the server or the database has no connection left.
     let none_left = *code == SqlState::TOO_MANY_CONNECTIONS;
     let concerns_role_alone = none_left && db.routine() == Some("InitializeSessionUserId");
     let (reason, next) = if [SqlState::INVALID_PASSWORD, SqlState::INVALID_AUTHORIZATION_SPECIFICATION].contains(code) {
-        (Reason::AuthenticationFailed, "next: correct the URL in the Secret of spec.database.connection.secretRef")
+        (Reason::AuthenticationFailed, "next: correct the Secret of spec.database.connection.secretRef")
     } else if *code == SqlState::INVALID_CATALOG_NAME {
-        (Reason::WrongDatabase, "next: correct the database's name in the URL of spec.database.connection.secretRef")
+        (Reason::WrongDatabase, "next: correct the database's name in the Secret of spec.database.connection.secretRef")
     } else if *code == SqlState::INSUFFICIENT_PRIVILEGE {
         (Reason::PrivilegeMissing, "next: GRANT CONNECT ON DATABASE to the role")
     } else if concerns_role_alone {
@@ -121,7 +139,7 @@ fn refused(session: &SessionName<'_>, db: &DbError) -> ConnectError {
     };
     let message = format!(
         "{} refused role {} on database {}: {} (SQLSTATE {}); {next}",
-        session.server,
+        session.host,
         session.role,
         session.database,
         db.message(),
@@ -132,13 +150,9 @@ fn refused(session: &SessionName<'_>, db: &DbError) -> ConnectError {
 
 /// PostgreSQL did not answer the request for a session.
 fn not_connected(session: &SessionName<'_>, error: &tokio_postgres::Error, tls: TlsState) -> Failure {
-    let at = &session.server;
+    let at = session.host;
     if let Some(refusal) = tls::find::<rustls::Error>(error) {
-        let message = format!(
-            "the certificate of {at} is not trusted: {refusal}; next: put the authority that signed it into the \
-                Secret key of spec.database.connection.caSecretRef"
-        );
-        return Failure::new(Reason::CertificateNotTrusted, message);
+        return tls_refused(at, refusal);
     }
     let cause = root_cause(error);
     if error.is_closed() || tls::find::<IoError>(error).is_some_and(is_of_the_network) {
@@ -146,17 +160,80 @@ fn not_connected(session: &SessionName<'_>, error: &tokio_postgres::Error, tls: 
         return Failure::new(Reason::HostUnreachable, message);
     }
     if tls == TlsState::NotOffered {
-        let message =
-            format!("{at} offers no TLS, and sslmode=verify-full asks for it; next: switch TLS on in the server");
+        let message = format!("{at} offers no TLS, and sslmode asks for it; next: switch TLS on in the server");
         return Failure::new(Reason::ConnectionInvalid, message);
     }
     // What is left is this side's own: no password, or a method of authentication that cannot be used.
     let message = format!(
-        "{at} cannot authenticate role {}: {cause}; next: correct the URL in the Secret of \
+        "{at} cannot authenticate role {}: {cause}; next: correct the Secret of \
             spec.database.connection.secretRef",
         session.role
     );
     Failure::new(Reason::AuthenticationFailed, message)
+}
+
+/// One side refused the certificate of the other, or both have no way of TLS in common.
+fn tls_refused(host: &Host, refusal: &rustls::Error) -> Failure {
+    use rustls::{AlertDescription as Alert, CertificateError as Wrong, Error};
+    let (reason, what, next) = match refusal {
+        Error::AlertReceived(
+            Alert::BadCertificate
+            | Alert::UnsupportedCertificate
+            | Alert::CertificateRevoked
+            | Alert::CertificateExpired
+            | Alert::CertificateUnknown
+            | Alert::CertificateRequired
+            | Alert::UnknownCA
+            | Alert::AccessDenied
+            | Alert::DecryptError,
+        ) => (
+            Reason::AuthenticationFailed,
+            "refuses the certificate of this client",
+            "put a certificate that the server's ssl_ca_file trusts, and its key, into keys tls.crt and tls.key of the \
+             Secret of spec.database.connection.secretRef"
+                .to_owned(),
+        ),
+        Error::InvalidCertificate(Wrong::NotValidForName | Wrong::NotValidForNameContext { .. }) => (
+            Reason::CertificateNotTrusted,
+            "has a certificate of a trusted authority, for another name",
+            "connect by a name that is in the certificate. If it has none, or none that can be reached, and its \
+             authority signs for this server alone, set sslmode=verify-ca"
+                .to_owned(),
+        ),
+        Error::InvalidCertificate(
+            Wrong::Expired | Wrong::ExpiredContext { .. } | Wrong::NotValidYet | Wrong::NotValidYetContext { .. },
+        ) => (
+            Reason::CertificateNotTrusted,
+            "has a certificate that is not valid at this time",
+            "renew it, or correct the clock that is off".to_owned(),
+        ),
+        Error::InvalidCertificate(Wrong::UnknownIssuer | Wrong::BadSignature | Wrong::Revoked) => (
+            Reason::CertificateNotTrusted,
+            "has a certificate that is not trusted",
+            "put the authority that signed it into the Secret key of spec.database.connection.caSecretRef".to_owned(),
+        ),
+        Error::InvalidCertificate(_) => (
+            Reason::CertificateNotTrusted,
+            "has a certificate that is none of a server by today's rules: X.509 version 3, no authority itself, for \
+             servers, signed with SHA-256 or better by a key of RSA with 2048 bits or more, or of an elliptic curve",
+            format!(
+                "printf 'basicConstraints=CA:FALSE\\nsubjectAltName={}' >ext; openssl x509 -req -in server.csr \
+                 -CA ca.crt -CAkey ca.key -CAcreateserial -days 365 -sha256 -extfile ext -out server.crt",
+                host.alternative_name()
+            ),
+        ),
+        _ => (
+            Reason::CertificateNotTrusted,
+            "and this client do not agree on TLS",
+            "switch on TLS 1.2 or 1.3 in the server".to_owned(),
+        ),
+    };
+    let refusal = match refusal {
+        // Its name alone, not that of what wraps it.
+        Error::InvalidCertificate(Wrong::Other(kind)) => kind.to_string(),
+        other => other.to_string(),
+    };
+    Failure::new(reason, format!("{host} {what}: {refusal}; next: {next}"))
 }
 
 /// The text of the innermost cause.

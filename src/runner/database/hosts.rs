@@ -29,6 +29,12 @@ impl fmt::Display for Host {
 }
 
 impl Host {
+    /// As a certificate names it.
+    pub(super) fn alternative_name(&self) -> String {
+        let kind = if self.name.parse::<IpAddr>().is_ok() { "IP" } else { "DNS" };
+        format!("{kind}:{}", self.name)
+    }
+
     /// Its addresses, within `limit`. The text says why there is none.
     pub(super) async fn addresses(&self, limit: Duration) -> Result<Vec<IpAddr>, String> {
         let found = tokio::time::timeout(limit, lookup_host((self.name.as_str(), self.port))).await;
@@ -54,23 +60,34 @@ pub(super) fn split(url: &str) -> Result<(String, Vec<Host>), &'static str> {
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (authority, rest) = rest.split_at(end);
     let (user, list) = authority.rsplit_once('@').map_or(("", authority), |(user, list)| (user, list));
-    let hosts = list.split(',').map(host).collect::<Result<Vec<_>, _>>()?;
+    let hosts = read(list, None)?;
     let first = list.split(',').next().unwrap_or_default();
     let at = if authority.contains('@') { "@" } else { "" };
     Ok((format!("{scheme}://{user}{at}{first}{rest}"), hosts))
 }
 
-fn host(text: &str) -> Result<Host, &'static str> {
+/// Reads `host:port,host:port`. `ports` are those of hosts that name none, as libpq reads them: one for each, or one
+/// for all.
+///
+/// # Errors
+/// As of [`split`].
+pub(super) fn read(list: &str, ports: Option<&str>) -> Result<Vec<Host>, &'static str> {
+    let ports: Vec<&str> = ports.unwrap_or_default().split(',').map(str::trim).collect();
+    let port = |index: usize| if ports.len() == 1 { ports.first() } else { ports.get(index) };
+    list.split(',').enumerate().map(|(index, text)| host(text.trim(), port(index).copied())).collect()
+}
+
+fn host(text: &str, other_port: Option<&str>) -> Result<Host, &'static str> {
     let (name, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((address, port)) => (address, port.strip_prefix(':')),
         None => text.split_once(':').map_or((text, None), |(name, port)| (name, Some(port))),
     };
-    if name.is_empty() || name.contains("%2F") || name.contains("%2f") {
-        return Err("the connection URL must name each host; sockets are not supported");
+    if name.is_empty() || name.contains('/') || name.contains("%2F") || name.contains("%2f") {
+        return Err("the connection must name each host; sockets are not supported");
     }
-    let port = match port {
+    let port = match port.filter(|port| !port.is_empty()).or(other_port) {
         None | Some("") => DEFAULT_PORT,
-        Some(port) => port.parse().map_err(|_| "the port of a host in the connection URL is no number up to 65535")?,
+        Some(port) => port.parse().map_err(|_| "the port of a host is no number up to 65535")?,
     };
     Ok(Host { name: name.to_owned(), port })
 }
@@ -88,6 +105,16 @@ mod tests {
         let (found, list) = split(url).unwrap();
         let list: Vec<String> = list.iter().map(ToString::to_string).collect();
         assert_eq!((found.as_str(), list.join(" ").as_str()), (rest, hosts));
+    }
+
+    #[rstest::rstest]
+    #[case("h1,h2:1", None, "h1:5432 h2:1")]
+    #[case("h1, h2:1", Some("7"), "h1:7 h2:1")]
+    #[case("h1,h2", Some("7,8"), "h1:7 h2:8")]
+    #[case("[::1]", Some("7"), "[::1]:7")]
+    fn hosts_and_ports_may_be_apart(#[case] list: &str, #[case] ports: Option<&str>, #[case] hosts: &str) {
+        let list: Vec<String> = read(list, ports).unwrap().iter().map(ToString::to_string).collect();
+        assert_eq!(list.join(" "), hosts);
     }
 
     #[rstest::rstest]

@@ -6,12 +6,15 @@
 
 pub mod connect_error;
 pub mod connection;
+pub(super) mod connection_secret;
 pub mod control;
 pub mod fingerprint;
 mod hosts;
 pub mod left_out;
 pub mod scratch;
 pub(super) mod server_error;
+pub(super) mod server_tls;
 pub mod snapshot;
 pub mod statistics;
+mod target;
 pub mod version;

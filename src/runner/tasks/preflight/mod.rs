@@ -11,6 +11,7 @@ mod checks;
 mod clocks;
 mod database;
 mod invariants;
+mod pooler;
 
 use std::time::Duration;
 
@@ -52,6 +53,7 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
     let client = client.ok();
     sql(context, client.as_ref(), &mut findings).await;
     if let (Some(client), Ok(target)) = (&client, &target) {
+        findings.add("direct connection", pooler::check(target, client).await);
         database::check(context, target, client, &mut findings).await;
         invariants::check(context, client, &mut findings).await;
         findings.add("clocks", clocks::check(client).await);
