@@ -103,7 +103,7 @@ pub fn fake_pg_dump(world: &World, script: &str) -> Tools {
 #[tokio::test]
 async fn a_dump_holds_no_transaction_number() {
     let mut world = World::new().await;
-    let (real, seen) = (postgresql_bin(), world.root.join("numbers"));
+    let (real, seen) = (&programs::CLIENT, world.root.join("numbers"));
     let numbers =
         "SELECT count(*) FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND datname = current_database()";
     let script = format!("{0}/psql -XAtc '{numbers}' > {1}\nexec {0}/pg_dump \"$@\"", real.display(), seen.display());

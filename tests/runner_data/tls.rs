@@ -16,7 +16,7 @@ use credit_migration::{
 };
 use tokio_postgres::Client;
 
-use crate::harness::{World, postgresql_bin};
+use crate::{harness::World, programs};
 
 /// A server of its own.
 struct Server {
@@ -36,7 +36,7 @@ impl Server {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/runner_data/tls.sh");
         let mut child = Command::new("sh")
-            .args([script.into(), postgresql_bin(), port.to_string().into()])
+            .args([script.into(), programs::SERVER.clone(), port.to_string().into()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -97,7 +97,7 @@ impl Server {
         let settings = Settings::new(self.dir.join("mounts"), &self.spec, "shop");
         let target = settings.target()?;
         let session = target.connect("test").await;
-        let dump = Tools::in_folder(postgresql_bin()).start(
+        let dump = Tools::in_folder(programs::CLIENT.clone()).start(
             "pg_dump",
             &["--schema-only", "--no-password", "--file=/dev/null"].map(str::to_owned),
             &target.libpq_env(settings.database_ca_file().as_deref()),

@@ -13,6 +13,8 @@ if [ "$(id -u)" = 0 ]; then
 fi
 cd "$dir"
 mkdir pg
+# The server's user may not enter the folder of root's cache.
+cp -a "$1/.." programs
 curve="-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
 # authority NAME
 authority() { openssl req -x509 $curve -days 2 -subj /CN=test-authority -keyout "$1.key" -out "$1.crt" 2>/dev/null; }
@@ -54,9 +56,9 @@ hostssl all all 127.0.0.1/32 trust
 H
 [ -z "$as" ] || chown -R postgres pg
 chmod 600 pg/server.key
-$as "$1/initdb" -D "$dir/pg/data" -U postgres -A trust --no-sync -E UTF8 --locale=C >/dev/null
+$as programs/bin/initdb -D "$dir/pg/data" -U postgres -A trust --no-sync -E UTF8 --locale=C >/dev/null
 echo "ssl_cert_file = '$dir/pg/named'" >>pg/data/postgresql.conf
-$as "$1/postgres" -D "$dir/pg/data" -p "$2" -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off -c hba_file="$dir/pg/hba" \
+$as programs/bin/postgres -D "$dir/pg/data" -p "$2" -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off -c hba_file="$dir/pg/hba" \
   -c ssl=on -c ssl_key_file="$dir/pg/server.key" -c ssl_ca_file="$dir/pg/ca.crt" >pg/log 2>&1 &
 database=$!
 echo "$dir"
