@@ -60,7 +60,7 @@ async fn what_only_the_own_role_is_refused_for_is_no_measurement() {
 
     let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'migrator_{n}'";
     world.alter(&format!("ALTER ROLE migrator_{{n}} PASSWORD 'migrator-secret-2'; {end}")).await;
-    error("next: correct the URL in the Secret").await;
+    error("next: correct the Secret").await;
     assert!(matches!(sql.measure(&query, second, second).await, Measurement::Error(_)));
     // The kubelet brings the new one later.
     world.mount(mounts::DATABASE_URL, &world.url("migrator-secret-2"));

@@ -20,12 +20,15 @@ pub async fn check(target: &Target, client: &Client) -> Result<String, Failure> 
     let asked = "SELECT pg_backend_pid(), to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US')";
     let [first, now] = row(client, asked).await?;
     let second = target.try_connect("preflight").await.map_err(|error| error.failure)?;
+    // A login that acts as another role would not see when its own process started.
     let started = format!(
-        "SELECT pid, backend_start AT TIME ZONE 'UTC' > timestamp '{now}' FROM pg_stat_activity
-         WHERE pid = pg_backend_pid()"
+        "BEGIN; SET LOCAL ROLE NONE;
+         SELECT pid, backend_start AT TIME ZONE 'UTC' < timestamp '{now}' FROM pg_stat_activity
+         WHERE pid = pg_backend_pid();
+         ROLLBACK"
     );
-    let [pid, is_new] = row(&second, &started).await?;
-    if is_new == "t" {
+    let [pid, is_older] = row(&second, &started).await?;
+    if is_older != "t" && pid != first {
         return Ok(format!("each session has its own process of the server, {first} and {pid}"));
     }
     let seen = format!("a session that was opened just now has a process of the server that is older (pid {pid})");
