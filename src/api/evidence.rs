@@ -157,6 +157,16 @@ pub struct SchemaEvidence {
     pub objects: u32,
 }
 
+/// A pair of queries of `migration.invariants` whose results were equal before and after the up SQL.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct InvariantEvidence {
+    /// Its name.
+    pub name: String,
+    /// Rows that were compared.
+    pub rows: u64,
+}
+
 /// Rights on one object that a role of the application had before the up SQL, and has not after it.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
@@ -235,6 +245,9 @@ pub struct RehearsalEvidence {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 500))]
     pub rights_lost: Vec<LostRight>,
+    /// Invariants that held over the up SQL, each with the rows that were compared. One over no row says nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub invariants: Vec<InvariantEvidence>,
 }
 
 impl RehearsalEvidence {
@@ -242,7 +255,7 @@ impl RehearsalEvidence {
     pub fn summary(&self) -> String {
         format!(
             "restored {} users in {:.1} s, migrated in {:.1} s, compared in {:.1} s, rolled back in {:.1} s, {} of {5} \
-             tables equal; {}; {}{}",
+             tables equal; {}; {}{}{}",
             self.users,
             self.restore_seconds,
             self.migrate_seconds,
@@ -251,8 +264,15 @@ impl RehearsalEvidence {
             self.tables_equal,
             self.writes_summary(),
             self.checks_summary(),
+            self.invariants_summary().map_or_else(String::new, |held| format!("; {held}")),
             self.rights_summary().map_or_else(String::new, |lost| format!("; {lost}")),
         )
+    }
+
+    /// Which invariants held, in one line; `None` if there is none.
+    pub fn invariants_summary(&self) -> Option<String> {
+        let held: Vec<String> = self.invariants.iter().map(|i| format!("{} over {} rows", i.name, i.rows)).collect();
+        (!held.is_empty()).then(|| format!("invariants that held: {}", held.join(", ")))
     }
 
     /// Which rights are lost, with the statements that keep them, in one line; `None` if none is.

@@ -93,6 +93,7 @@ pub(crate) fn rehearsal(migrate_seconds: f64) -> RehearsalEvidence {
         writes: None,
         schema: Some(SchemaEvidence { sha256: "sha256:schema".into(), objects: 9 }),
         rights_lost: vec![],
+        invariants: vec![],
     }
 }
 

@@ -133,6 +133,8 @@ reasons! {
     VerifyUpFailed: Never,
     /// `verifyDown` answered false, or nothing.
     VerifyDownFailed: Never,
+    /// An invariant of the spec does not hold over the SQL, or cannot be measured.
+    InvariantBroken: Never,
     /// A lock was not granted in time.
     LockTimeout: May,
     /// The server lacks a resource or cancelled the statement: disk, memory, connections, a cancellation, a conflict.

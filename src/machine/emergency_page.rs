@@ -59,6 +59,7 @@ fn ends_a_rollback(reason: Reason) -> bool {
         | Reason::SqlFailed
         | Reason::BalancesUnexplained
         | Reason::VerifyDownFailed
+        | Reason::InvariantBroken
         | Reason::LockTimeout
         | Reason::DatabaseUnavailable
         | Reason::WritesNotBlocked

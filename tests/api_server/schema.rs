@@ -40,6 +40,10 @@ fn check() -> Value {
     json!({"name": "errors", "sql": {"query": "SELECT 0"}, "max": "0"})
 }
 
+fn invariant(name: &str) -> Value {
+    json!({"name": name, "before": "SELECT 1", "after": "SELECT 1"})
+}
+
 #[tokio::test]
 async fn rejected_migrations() {
     with_cluster("migrations", async |w| {
@@ -79,6 +83,12 @@ async fn rejected_migrations() {
             ("spec/migration/statementTimeout", "0s".into(), "statementTimeout must be more than 0s, for example 10m"),
             ("spec/migration/tablesGone", vec!["t"; 65].into(),
                 "spec.migration.tablesGone: Too many: 65: must have at most 64 items"),
+            ("spec/migration/invariants", json!([invariant("total"), invariant("total")]),
+                "spec.migration.invariants[1]: Duplicate value"),
+            ("spec/migration/invariants", json!([invariant("Total")]),
+                "spec.migration.invariants[0].name: Invalid value"),
+            ("spec/migration/invariants", json!([{"name": "total", "before": "SELECT 1"}]),
+                "spec.migration.invariants[0].after: Required value"),
             ("spec/migration/protectedTables", vec!["t"; 65].into(),
                 "spec.migration.protectedTables: Too many: 65: must have at most 64 items"),
             ("spec/application/flag/to", "v1".into(), "flag.from and flag.to must differ, for example v1 and v2"),

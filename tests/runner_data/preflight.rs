@@ -435,6 +435,30 @@ async fn checks_that_cannot_be_measured() {
     .await;
 }
 
+#[tokio::test]
+async fn invariants_that_cannot_be_run() {
+    let mut world = World::new().await;
+    let pair = |name: &str, before: &str, after: &str| json!({"name": name, "before": before, "after": after});
+    let good = "SELECT count(*) FROM users";
+    let pairs = json!([
+        pair("good", good, "SELECT count(*) FROM accounts"),
+        pair("slip", "SELEC 1", good),
+        pair("two", good, "SELECT 1; SELECT 2"),
+        pair("old", "SELECT count(*) FROM accounts", good),
+    ]);
+    world.spec.plan.migration.invariants = serde_json::from_value(pairs).unwrap();
+    let syntax = Reason::SqlSyntaxError;
+    finds(
+        &world,
+        &[
+            ("invariant slip", syntax, "before, line 1: syntax error at or near \"SELEC\""),
+            ("invariant two", syntax, "after: query: more than one statement"),
+            ("invariant old", Reason::InvariantBroken, "before: relation \"accounts\" does not exist"),
+        ],
+    )
+    .await;
+}
+
 /// A role that may create schemas could put a view in the place of the write block.
 #[tokio::test]
 async fn a_control_schema_of_another_is_found() {

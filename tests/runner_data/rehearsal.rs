@@ -1,7 +1,7 @@
 //! Rehearse.
 
 use credit_migration::{
-    api::{LostRight, Reason, RehearsalEvidence, Task},
+    api::{Invariant, LostRight, Reason, RehearsalEvidence, Task},
     runner::database::control::{ControlSpec, schema_objects::require_rehearsed_schema_now},
 };
 
@@ -194,6 +194,25 @@ async fn rights_that_the_application_loses_are_found() {
     let evidence: RehearsalEvidence = serde_json::from_value(outcome.noted["rehearsal"].clone()).unwrap();
     let privileges = vec!["INSERT".to_owned(), "UPDATE".to_owned()];
     assert_eq!(evidence.rights_lost, [LostRight { role: app, object: "TABLE public.users".to_owned(), privileges }]);
+}
+
+#[tokio::test]
+async fn an_invariant_holds_on_the_copy_or_is_named() {
+    let mut world = ready(UP, DOWN).await;
+    let totals = "SELECT type, count(*), sum(amount) FROM credit_transactions GROUP BY type";
+    let pair = |after: &str| {
+        let pairs = json!([{"name": "totals", "before": totals, "after": after}]);
+        serde_json::from_value::<Vec<Invariant>>(pairs).unwrap()
+    };
+    world.spec.plan.migration.invariants = pair(totals);
+    let outcome = world.run(Task::Rehearse).await;
+    assert!(outcome.result.as_ref().is_ok_and(|m| m.ends_with("held: totals over 2 rows")), "{:?}", outcome.result);
+
+    world.spec.plan.migration.invariants = pair(&format!("{totals} LIMIT 1"));
+    let outcome = world.run(Task::Rehearse).await;
+    assert_eq!(outcome.failure().reason, Reason::InvariantBroken);
+    assert!(outcome.failure().message.starts_with("rehearsal: invariant totals: of 2 rows before the up SQL 1 are"));
+    assert!(!world.has_scratch().await);
 }
 
 /// The stage of a check, and the check.

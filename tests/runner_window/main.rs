@@ -7,6 +7,7 @@ mod change_tracking;
 mod connections;
 mod hang;
 mod harness;
+mod invariants;
 mod languages;
 mod locks;
 mod logins;

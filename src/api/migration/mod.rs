@@ -252,6 +252,25 @@ pub struct SqlSource {
     pub config_map_key_ref: KeyRef,
 }
 
+/// Two queries whose results must be equal: what the change may restructure, and must not alter.
+///
+/// `before` runs before the up SQL, under its locks, `after` after it, in the same transaction; in a rollback `after`
+/// runs before the down SQL, and `before` after it. Both only read. Rows are compared whatever their order and the names
+/// of their columns, and differences are counted, never shown.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Invariant {
+    /// Name, for messages.
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub name: String,
+    /// Query for the old schema: `SELECT user_id, balance FROM user_credits`.
+    #[schemars(length(min = 1, max = 4096))]
+    pub before: String,
+    /// Query for the new schema: `SELECT user_id, sum(amount) FROM credit_entries GROUP BY 1`.
+    #[schemars(length(min = 1, max = 4096))]
+    pub after: String,
+}
+
 /// The SQL in both directions, and how both are verified.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
@@ -269,6 +288,14 @@ pub struct Migration {
     /// in every boolean column. For example `SELECT * FROM verify_rollback()`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verify_down: Option<String>,
+    /// Pairs of queries whose results the change must leave equal.
+    // Not serialized while there are none: the digests of existing plans stay valid.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 16),
+        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"])
+    )]
+    pub invariants: Vec<Invariant>,
     /// Tables that must not exist in any schema after the change.
     #[serde(default)]
     #[schemars(length(max = 64))]

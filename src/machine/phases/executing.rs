@@ -169,11 +169,15 @@ impl Transition<'_> {
                 format!("committed after {:.2} s", progress.migrate_seconds.unwrap_or_default()),
             );
             let gone = self.spec.migration.tables_gone.len();
+            let held = match self.spec.migration.invariants.len() {
+                0 => String::new(),
+                invariants => format!("; {invariants} of {invariants} invariants held"),
+            };
             let changed = progress.reconciled_users.unwrap_or_default();
             self.start_step(Step::VerifyMigration);
             self.succeed_step(
                 Step::VerifyMigration,
-                format!("{gone} of {gone} tables gone; {changed} changed balances compared, 0 unexplained"),
+                format!("{gone} of {gone} tables gone{held}; {changed} changed balances compared, 0 unexplained"),
             );
             self.start_step(Step::SwitchApplication);
         }

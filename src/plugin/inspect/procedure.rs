@@ -95,7 +95,14 @@ fn describe(step: Step, spec: &CreditMigrationSpec, now: Time) -> String {
                 gone => format!("checks that {} are gone, ", gone.join(", ")),
             };
             let query = if migration.verify_up.is_some() { "runs verifyUp, " } else { "" };
-            format!("{gone}{query}compares every balance with the baseline")
+            let invariants = match migration.invariants.as_slice() {
+                [] => String::new(),
+                some => {
+                    let names: Vec<&str> = some.iter().map(|invariant| invariant.name.as_str()).collect();
+                    format!("checks that invariants hold ({}), ", names.join(", "))
+                }
+            };
+            format!("{gone}{invariants}{query}compares every balance with the baseline")
         }
         Step::SwitchApplication => {
             let names: Vec<&str> = spec.application.workloads.iter().map(|w| w.name.as_str()).collect();
@@ -213,7 +220,7 @@ fn follow_up(spec: &CreditMigrationSpec, task: Task, after: String) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::fixtures::spec;
+    use crate::api::{Invariant, fixtures::spec};
 
     #[test]
     fn steps_say_the_specs_values() {
@@ -251,7 +258,10 @@ mod tests {
             "{text}"
         );
         spec.migration.verify_up = Some("SELECT true".to_owned());
-        assert!(of(&spec, Step::VerifyMigration).contains("runs verifyUp, compares"));
+        spec.migration.invariants =
+            vec![Invariant { name: "total".into(), before: "SELECT 1".into(), after: "SELECT 1".into() }];
+        let text = of(&spec, Step::VerifyMigration);
+        assert!(text.contains("checks that invariants hold (total), runs verifyUp, compares"), "{text}");
         spec.rollback.policy = RollbackPolicy::Manual;
         assert!(of(&spec, Step::Monitor).contains("block the stage until an approver decides: errors"));
     }

@@ -335,6 +335,7 @@ fn sql_that_fails_in_the_window_fails_the_migration() {
         Reason::RightsLost,
         Reason::BalancesUnexplained,
         Reason::VerifyUpFailed,
+        Reason::InvariantBroken,
     ] {
         let mut s = blocking();
         s.state(WINDOW, WindowState::Blocked).settle();

@@ -42,6 +42,11 @@ pub(super) fn check(spec: &CreditMigrationSpec, documents: &[Document], now: Tim
             one_query(path, query, found);
         }
     }
+    for (i, invariant) in spec.migration.invariants.iter().enumerate() {
+        for (field, query) in [("before", &invariant.before), ("after", &invariant.after)] {
+            one_query(&format!("spec.migration.invariants[{i}].{field}"), query, found);
+        }
+    }
     if let Some(Err(problem)) = spec.rehearsal.writes.as_deref().map(sql::for_run) {
         let text = format!("line {}: {}", problem.line, problem.message);
         found.push(LintProblem::error("spec.rehearsal.writes", text));

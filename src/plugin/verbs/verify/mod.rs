@@ -168,13 +168,14 @@ fn backup(status: &CreditMigrationStatus) -> Vec<CheckedItem> {
             // Passed, but worth a review: a check that fails on the copy may start a rollback on the new version.
             if r.checks_not_passing.is_empty() && r.rights_lost.is_empty() { State::Ok } else { State::Note },
             format!(
-                "{} users; {} tables equal after the rollback; migration {}, rollback {}; {}; {}{}",
+                "{} users; {} tables equal after the rollback; migration {}, rollback {}; {}; {}{}{}",
                 r.users,
                 r.tables_equal,
                 seconds(r.migrate_seconds),
                 seconds(r.rollback_seconds),
                 r.writes_summary(),
                 r.checks_summary(),
+                r.invariants_summary().map_or_else(String::new, |held| format!("; {held}")),
                 r.rights_summary().map_or_else(String::new, |lost| format!("; {lost}"))
             ),
         ),

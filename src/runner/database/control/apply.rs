@@ -15,7 +15,7 @@ use tokio_postgres::{Client, Row, Transaction, types::Json};
 use super::{
     ControlSpec, LOCK_CHANGE, LOCK_CLASS, Sql, StopSignal, Table, balances,
     baseline::{UnexplainedBalances, Users, compare_with, reconcile},
-    ident, millis,
+    ident, invariants, millis,
     outside::SharedObjects,
     owner::sql_role,
     protected, rights,
@@ -27,7 +27,7 @@ use super::{
     verify_sql::verify,
 };
 use crate::{
-    api::{Direction, LostRight, Reason, UNEXPLAINED_BALANCES},
+    api::{Direction, InvariantEvidence, LostRight, Reason, UNEXPLAINED_BALANCES},
     runner::{
         Failure,
         database::{
@@ -54,6 +54,8 @@ pub enum Applied {
         reconciled_users: u64,
         /// Rights that roles of the application have lost by the up SQL.
         rights_lost: Vec<LostRight>,
+        /// Invariants of the spec that held.
+        invariants: Vec<InvariantEvidence>,
     },
     /// An earlier call did. Nothing was run.
     Earlier {
@@ -71,8 +73,8 @@ pub enum Applied {
 /// # Errors
 /// `SqlFailed` with the statement's number, `SqlOutsideDatabase`, `LockTimeout`, `TablesNotGone`,
 /// `BalancesUnexplained`, `VerifyUpFailed` if `verifyUp` answers no row, or a boolean that is not true, `RightsLost`,
-/// `SchemaDrifted`, `TableMissing`, `ColumnMissing`, `DatabaseInUse`, `SqlChanged`, `DeadlinePassed` when stopped:
-/// nothing was changed. `ConnectionLost`: the ledger shows the result.
+/// `InvariantBroken`, `SchemaDrifted`, `TableMissing`, `ColumnMissing`, `DatabaseInUse`, `SqlChanged`, `DeadlinePassed`
+/// when stopped: nothing was changed. `ConnectionLost`: the ledger shows the result.
 pub async fn run_up(
     client: &mut Client,
     spec: &ControlSpec,
@@ -210,6 +212,8 @@ async fn transaction(
     let reconciled_users = reconcile(&tx, spec, &balances_before).await?;
     let shared = if stays_inside { Some(SharedObjects::read(&tx).await?) } else { None };
 
+    invariants::record(&tx, spec, direction).await?;
+
     let texts = run_statements(&tx, sql, &settings, stop).await?;
     if direction == Direction::Forward {
         tables_gone(&tx, spec, &namesakes).await?;
@@ -246,6 +250,7 @@ async fn transaction(
         );
         return Err(Failure::new(Reason::BalancesUnexplained, message));
     }
+    let invariants = invariants::compare(&tx, spec, direction).await?;
     verify(&tx, spec, direction).await?;
     let mut protected = before.new_tables(&tx).await?;
     protected.extend(before.tables.iter().cloned());
@@ -281,7 +286,7 @@ async fn transaction(
             tx.commit().await?;
         }
     }
-    Ok(Applied::Now { seconds, reconciled_users, rights_lost })
+    Ok(Applied::Now { seconds, reconciled_users, rights_lost, invariants })
 }
 
 /// Runs the statements of one SQL text, one by one, in a transaction with these settings (`SET LOCAL`), which hold

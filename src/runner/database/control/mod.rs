@@ -27,6 +27,7 @@ mod baseline;
 mod cutover;
 mod drain;
 mod functions;
+mod invariants;
 mod obstacles;
 mod outside;
 mod owner;

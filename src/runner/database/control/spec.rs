@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::{
-    api::{Balances, CreditMigrationSpec, LostRight, sha256},
+    api::{Balances, CreditMigrationSpec, Invariant, LostRight, sha256},
     runner::Failure,
     shared::sql,
 };
@@ -31,6 +31,8 @@ pub struct ControlSpec {
     pub verify_up: Option<String>,
     /// Query that verifies the rollback.
     pub verify_down: Option<String>,
+    /// Pairs of queries whose results the SQL must leave equal.
+    pub invariants: Vec<Invariant>,
     /// SHA-256 of the schema that the window's SQL was rehearsed on: see
     /// [`SchemaEvidence`](crate::api::SchemaEvidence). `None` where it need not be that one.
     pub rehearsed_schema: Option<String>,
@@ -63,6 +65,7 @@ impl ControlSpec {
             statement_timeout: migration.statement_timeout.into(),
             verify_up: migration.verify_up.clone(),
             verify_down: migration.verify_down.clone(),
+            invariants: migration.invariants.clone(),
             rehearsed_schema: None,
             approved_rights_lost: vec![],
             trigger_timeout: Duration::from_secs(60),

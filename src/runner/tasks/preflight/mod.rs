@@ -10,6 +10,7 @@
 mod checks;
 mod clocks;
 mod database;
+mod invariants;
 
 use std::time::Duration;
 
@@ -52,6 +53,7 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
     sql(context, client.as_ref(), &mut findings).await;
     if let (Some(client), Ok(target)) = (&client, &target) {
         database::check(context, target, client, &mut findings).await;
+        invariants::check(context, client, &mut findings).await;
         findings.add("clocks", clocks::check(client).await);
     }
     checks::check(context, client.as_ref(), &mut findings).await;

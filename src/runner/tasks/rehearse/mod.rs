@@ -145,9 +145,9 @@ async fn rehearse(
         control::rehearse_up(client, &control_spec, &sql.up, &sql.down).await
     });
     let migrated = migrated.await?;
-    let rights_lost = match &migrated {
-        Applied::Now { rights_lost, .. } => rights_lost.clone(),
-        Applied::Earlier { .. } | Applied::NotApplicable => vec![],
+    let (rights_lost, invariants) = match &migrated {
+        Applied::Now { rights_lost, invariants, .. } => (rights_lost.clone(), invariants.clone()),
+        Applied::Earlier { .. } | Applied::NotApplicable => (vec![], vec![]),
     };
     let migrate_seconds = seconds(migrated)?;
     let started = Instant::now();
@@ -186,6 +186,7 @@ async fn rehearse(
         writes,
         schema: SchemaObjects::recorded(admin, &control_spec).await?.evidence(),
         rights_lost,
+        invariants,
     })
 }
 
